@@ -1,1 +1,1 @@
-"""memkit: does an LLM application's memory in Redis last as long as it was meant to?"""
+"""Does an LLM application's memory in Redis last as long as it was meant to. See README.md."""

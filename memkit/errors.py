@@ -33,7 +33,7 @@ class EncodeError(MemkitError, ValueError):
 
 
 class DecodeError(MemkitError, ValueError):
-    """Stored bytes that are foreign, damaged or newer than this memkit; the message names the key, which is as it was."""
+    """Stored bytes that are foreign, damaged or newer than this memkit; the key, named in the message, is as it was."""
 
 
 class SessionNotFound(MemkitError, LookupError):

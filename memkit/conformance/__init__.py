@@ -1,0 +1,1 @@
+"""Does your store forget: a pytest suite over a small adapter."""

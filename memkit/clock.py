@@ -1,0 +1,187 @@
+"""Move time on a real Redis: the server's own clock where memkit launched it, the keys' deadlines anywhere else."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import redis
+
+from memkit.errors import ClockUnavailable, PolicyError
+from memkit.policy import Duration, duration_ms, human
+
+Item = TypeVar("Item")
+
+KEYS_PER_SCRIPT = 500
+"""Bounds how long the server is busy with one script: 2-6 microseconds a key (measured)."""
+SETTLES_WITHIN_S = 5.0
+SHIFT_DEADLINES = files("memkit").joinpath("lua/shift_deadlines.lua").read_text()
+NOT_SIMULATED = {
+    "preload": ("monotonic timers (timeouts already running, replication heartbeats)",),
+    "deadline shift": (
+        "TIME and whatever computes a deadline from it",
+        "OBJECT IDLETIME, LRU and LFU",
+        "keys that are gone coming back to life",
+    ),
+}
+
+
+class ServerClock:
+    """The clock of one server: ``shift("6d")``, ``move_to(datetime)``, ``now()``.
+
+    ``rung`` is how time is moved. ``"preload"``: the server's wall clock itself, for a server launched with the preload
+    (``offset_file`` is the file it maps). ``"deadline shift"``: the deadlines of the keys under ``prefix`` come nearer
+    by the shift, hash fields' included; ``cannot_simulate`` says what that leaves out. ``spare``: keys to leave alone.
+    """
+
+    def __init__(
+        self,
+        url_or_client: str | redis.Redis,
+        *,
+        offset_file: Path | None = None,
+        prefix: str = "",
+        spare: Iterable[str] = (),
+    ) -> None:
+        self._client = redis.Redis.from_url(url_or_client, db=0) if isinstance(url_or_client, str) else url_or_client
+        self._prefix = prefix
+        self._spare = {key.encode() for key in spare}
+        self._offset_file = offset_file if offset_file and self._preload_works(offset_file) else None
+        self._shifted_ms = 0.0
+
+    @property
+    def rung(self) -> str:
+        """``"preload"`` or ``"deadline shift"``."""
+        return "preload" if self._offset_file else "deadline shift"
+
+    @property
+    def cannot_simulate(self) -> tuple[str, ...]:
+        """What this rung leaves as it is."""
+        return NOT_SIMULATED[self.rung]
+
+    @property
+    def offset(self) -> timedelta:
+        """How far this server's time is from real time."""
+        if self._offset_file:
+            return timedelta(microseconds=_read_ns(self._offset_file) / 1000)
+        return timedelta(milliseconds=self._shifted_ms)
+
+    def now(self) -> datetime:
+        """Return the time that keys expire by, UTC."""
+        seconds, micros = self._client.time()
+        served = datetime.fromtimestamp(seconds, UTC) + timedelta(microseconds=micros)
+        return served if self._offset_file else served + self.offset
+
+    def shift(self, by: Duration) -> None:
+        """Move time by a duration; negative goes back. On return it is in force for the very next command.
+
+        Keys that are gone stay gone. Raises PolicyError for what is no duration.
+        """
+        ms = duration_ms(by)
+        if self._offset_file:
+            _write_ns(self._offset_file, _read_ns(self._offset_file) + round(ms * 1_000_000))
+            self._wait_for_the_command_clock(self._offset_file)
+        else:
+            self._shift_deadlines(ms)
+            self._shifted_ms += ms
+
+    def move_to(self, when: datetime) -> None:
+        """Move time to an instant (timezone-aware). Raises PolicyError for a naive one."""
+        if when.tzinfo is None:
+            raise PolicyError(f"{when!r} has no time zone; give one, such as datetime(..., tzinfo=UTC)")
+        self.shift(when - self.now())
+
+    def _preload_works(self, offset_file: Path) -> bool:
+        """Whether the server follows the file; tried backwards, so that nothing expires by it."""
+        before = _read_ns(offset_file)
+        _write_ns(offset_file, before - 10_000_000_000)
+        try:
+            self._wait_for_the_command_clock(offset_file, within_s=0.1)
+        except ClockUnavailable:
+            return False
+        finally:
+            _write_ns(offset_file, before)
+        self._wait_for_the_command_clock(offset_file)
+        return True
+
+    def _wait_for_the_command_clock(self, offset_file: Path, *, within_s: float = SETTLES_WITHIN_S) -> None:
+        """Return once commands see the time that the file asks for.
+
+        Valkey caches the time that commands see for 1-4 ms (measured on 9.1); INFO's server_time_usec is that very
+        clock, so a value from after the change proves that the next command is past it too.
+        """
+        offset_us = _read_ns(offset_file) // 1000
+        written_us = time.time_ns() // 1000
+
+        def in_force() -> bool:
+            info = self._client.info("server")
+            return bool(written_us <= info["server_time_usec"] - offset_us <= time.time_ns() // 1000)
+
+        _until(in_force, "the server's clock did not follow the preload", within_s)
+
+    def _shift_deadlines(self, ms: float) -> None:
+        dying: list[list[bytes]] = []
+        fields = "1" if _knows(self._client, "hpexpireat") else "0"
+        for keys in _chunks(self._own_keys(), KEYS_PER_SCRIPT):
+            dying += cast("list[list[bytes]]", self._client.eval(SHIFT_DEADLINES, len(keys), *keys, round(ms), fields))
+        for victims in _chunks(iter(dying), KEYS_PER_SCRIPT):
+            _until(partial(self._all_gone, victims), "keys past their shifted deadline did not expire")
+
+    def _own_keys(self) -> Iterator[bytes]:
+        for key in self._client.scan_iter(match=f"{escape_glob(self._prefix)}*", count=1000):
+            raw = key if isinstance(key, bytes) else key.encode()
+            if raw not in self._spare:
+                yield raw
+
+    def _all_gone(self, victims: list[list[bytes]]) -> bool:
+        with self._client.pipeline(transaction=False) as pipe:
+            for victim in victims:
+                pipe.exists(victim[0]) if len(victim) == 1 else pipe.hexists(victim[0], victim[1])
+            return not any(pipe.execute())
+
+    def __repr__(self) -> str:
+        without = "; ".join(self.cannot_simulate)
+        moved = human(self.offset / timedelta(milliseconds=1))
+        return f"<ServerClock by {self.rung}, {moved} from real time; not simulated: {without}>"
+
+
+def escape_glob(text: str) -> str:
+    r"""Return text as a pattern that MATCH takes literally (``\ * ? [ ]`` are escaped)."""
+    return "".join(f"\\{char}" if char in "\\*?[]" else char for char in text)
+
+
+def _read_ns(offset_file: Path) -> int:
+    return int(struct.unpack("q", offset_file.read_bytes())[0])
+
+
+def _write_ns(offset_file: Path, ns: int) -> None:
+    # In place: the server has this very file mapped.
+    with offset_file.open("r+b") as file:
+        file.write(struct.pack("q", ns))
+
+
+def _knows(client: redis.Redis, command: str) -> bool:
+    return bool(cast("dict[str, Any]", client.execute_command("COMMAND", "INFO", command)).get(command))
+
+
+def _chunks(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
+    chunk: list[Item] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _until(condition: Callable[[], bool], otherwise: str, within_s: float = SETTLES_WITHIN_S) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise ClockUnavailable(f"{otherwise} within {within_s:g} s")
