@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -21,6 +22,9 @@ Item = TypeVar("Item")
 KEYS_PER_SCRIPT = 500
 """Bounds how long the server is busy with one script: 2-6 microseconds a key (measured)."""
 SETTLES_WITHIN_S = 5.0
+TRIES_FOR_S = 0.5
+EARLIEST, LATEST = datetime(1970, 1, 2, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
+"""Where a server can be sent: with a clock before 1970, every version refuses to write a TTL (measured)."""
 SHIFT_DEADLINES = files("memkit").joinpath("lua/shift_deadlines.lua").read_text()
 NOT_SIMULATED = {
     "preload": ("monotonic timers (timeouts already running, replication heartbeats)",),
@@ -38,6 +42,8 @@ class ServerClock:
     ``rung`` is how time is moved. ``"preload"``: the server's wall clock itself, for a server launched with the preload
     (``offset_file`` is the file it maps). ``"deadline shift"``: the deadlines of the keys under ``prefix`` come nearer
     by the shift, hash fields' included; ``cannot_simulate`` says what that leaves out. ``spare``: keys to leave alone.
+    Without a ``prefix`` the keys may be anybody's: such a clock tells the time and refuses to move it; ``""`` says that
+    all keys of the database are one's own.
     """
 
     def __init__(
@@ -45,11 +51,12 @@ class ServerClock:
         url_or_client: str | redis.Redis,
         *,
         offset_file: Path | None = None,
-        prefix: str = "",
+        prefix: str | None = None,
         spare: Iterable[str] = (),
     ) -> None:
         self._client = redis.Redis.from_url(url_or_client, db=0) if isinstance(url_or_client, str) else url_or_client
-        self._prefix = prefix
+        # A server with an offset file was launched by memkit: all its keys are its own.
+        self._prefix = "" if offset_file and prefix is None else prefix
         self._spare = {key.encode() for key in spare}
         self._offset_file = offset_file if offset_file and self._preload_works(offset_file) else None
         self._shifted_ms = 0.0
@@ -80,15 +87,19 @@ class ServerClock:
     def shift(self, by: Duration) -> None:
         """Move time by a duration; negative goes back. On return it is in force for the very next command.
 
-        Keys that are gone stay gone. Raises PolicyError for what is no duration.
+        Keys that are gone stay gone. Raises PolicyError for what is no duration or leads before 1970 or after 2200, and
+        ClockUnavailable where the server's keys may be somebody else's.
         """
         ms = duration_ms(by)
         if self._offset_file:
+            self._refuse_far_away(ms)
             _write_ns(self._offset_file, _read_ns(self._offset_file) + round(ms * 1_000_000))
             self._wait_for_the_command_clock(self._offset_file)
         else:
-            self._shift_deadlines(ms)
-            self._shifted_ms += ms
+            total_ms = self._shifted_ms + ms
+            # Deadlines are whole milliseconds: fractions add up instead of being lost.
+            self._shift_deadlines(round(total_ms) - round(self._shifted_ms))
+            self._shifted_ms = total_ms
 
     def move_to(self, when: datetime) -> None:
         """Move time to an instant (timezone-aware). Raises PolicyError for a naive one."""
@@ -96,12 +107,20 @@ class ServerClock:
             raise PolicyError(f"{when!r} has no time zone; give one, such as datetime(..., tzinfo=UTC)")
         self.shift(when - self.now())
 
+    def _refuse_far_away(self, ms: float) -> None:
+        now = self.now()
+        if not (EARLIEST - now) / timedelta(milliseconds=1) <= ms <= (LATEST - now) / timedelta(milliseconds=1):
+            raise PolicyError(
+                f"a shift of {human(ms)} from {now:%Y-%m-%d} leaves what a server's clock can show; "
+                f"expected a time from {EARLIEST:%Y-%m-%d} to {LATEST:%Y-%m-%d}"
+            )
+
     def _preload_works(self, offset_file: Path) -> bool:
         """Whether the server follows the file; tried backwards, so that nothing expires by it."""
         before = _read_ns(offset_file)
-        _write_ns(offset_file, before - 10_000_000_000)
+        _write_ns(offset_file, before - 1_000_000_000)
         try:
-            self._wait_for_the_command_clock(offset_file, within_s=0.1)
+            self._wait_for_the_command_clock(offset_file, within_s=TRIES_FOR_S)
         except ClockUnavailable:
             return False
         finally:
@@ -116,33 +135,39 @@ class ServerClock:
         clock, so a value from after the change proves that the next command is past it too.
         """
         offset_us = _read_ns(offset_file) // 1000
-        written_us = time.time_ns() // 1000
+        written_us = _real_us()
 
         def in_force() -> bool:
             info = self._client.info("server")
-            return bool(written_us <= info["server_time_usec"] - offset_us <= time.time_ns() // 1000)
+            return bool(written_us <= info["server_time_usec"] - offset_us <= _real_us())
 
         _until(in_force, "the server's clock did not follow the preload", within_s)
 
-    def _shift_deadlines(self, ms: float) -> None:
+    def _shift_deadlines(self, ms: int) -> None:
         dying: list[list[bytes]] = []
         fields = "1" if _knows(self._client, "hpexpireat") else "0"
         for keys in _chunks(self._own_keys(), KEYS_PER_SCRIPT):
-            dying += cast("list[list[bytes]]", self._client.eval(SHIFT_DEADLINES, len(keys), *keys, round(ms), fields))
-        for victims in _chunks(iter(dying), KEYS_PER_SCRIPT):
+            dying += cast("list[list[bytes]]", self._client.eval(SHIFT_DEADLINES, len(keys), *keys, ms, fields))
+        for victims in _chunks(dying, KEYS_PER_SCRIPT):
             _until(partial(self._all_gone, victims), "keys past their shifted deadline did not expire")
 
-    def _own_keys(self) -> Iterator[bytes]:
-        for key in self._client.scan_iter(match=f"{escape_glob(self._prefix)}*", count=1000):
-            raw = key if isinstance(key, bytes) else key.encode()
-            if raw not in self._spare:
-                yield raw
+    def _own_keys(self) -> set[bytes]:
+        """Return the keys to shift, each once: SCAN repeats keys while a table shrinks, and a shift adds up."""
+        if self._prefix is None:
+            raise ClockUnavailable(
+                "time is not moved on a server that others may use: this clock has neither a server that memkit "
+                "launched nor a prefix of its own; use a Sandbox's clock, or pass prefix="
+            )
+        found = self._client.scan_iter(match=f"{escape_glob(self._prefix)}*", count=1000)
+        return {key if isinstance(key, bytes) else key.encode() for key in found} - self._spare
 
     def _all_gone(self, victims: list[list[bytes]]) -> bool:
+        """Whether none of the keys and fields is still in its last millisecond (gone, or written anew)."""
         with self._client.pipeline(transaction=False) as pipe:
-            for victim in victims:
-                pipe.exists(victim[0]) if len(victim) == 1 else pipe.hexists(victim[0], victim[1])
-            return not any(pipe.execute())
+            for key, *field in victims:
+                pipe.hpttl(key, *field) if field else pipe.pttl(key)
+            left_ms = [left[0] if isinstance(left, list) else left for left in pipe.execute()]
+        return not any(left in (0, 1) for left in left_ms)
 
     def __repr__(self) -> str:
         without = "; ".join(self.cannot_simulate)
@@ -153,6 +178,22 @@ class ServerClock:
 def escape_glob(text: str) -> str:
     r"""Return text as a pattern that MATCH takes literally (``\ * ? [ ]`` are escaped)."""
     return "".join(f"\\{char}" if char in "\\*?[]" else char for char in text)
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("s", ctypes.c_long), ("ns", ctypes.c_long))
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
+def _real_us() -> int:
+    """Return the real time: a test may hold Python's own clock (time-machine, freezegun) beside the server's."""
+    read = _Timespec()
+    _libc().clock_gettime(time.CLOCK_REALTIME, ctypes.byref(read))
+    return int(read.s * 1_000_000 + read.ns // 1000)
 
 
 def _read_ns(offset_file: Path) -> int:
@@ -166,10 +207,11 @@ def _write_ns(offset_file: Path, ns: int) -> None:
 
 
 def _knows(client: redis.Redis, command: str) -> bool:
-    return bool(cast("dict[str, Any]", client.execute_command("COMMAND", "INFO", command)).get(command))
+    # As one word: redis-py's parser of COMMAND's reply fails on the nil of an unknown command.
+    return bool(cast("Any", client).execute_command("COMMAND INFO", command)[0])
 
 
-def _chunks(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
+def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     chunk: list[Item] = []
     for item in items:
         chunk.append(item)

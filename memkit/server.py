@@ -191,6 +191,7 @@ class RedisServer:
         self._directory: Path | None = None
         self._shell: subprocess.Popen[bytes] | None = None
         self._finalizer: weakref.finalize[[int, subprocess.Popen[bytes], int, str], RedisServer] | None = None
+        self._clock: ServerClock | None = None
         self._pid = 0
         self._said = b""
 
@@ -233,8 +234,10 @@ class RedisServer:
 
     @property
     def clock(self) -> ServerClock:
-        """The server's clock."""
-        return ServerClock(self.url, offset_file=self.directory / "clock" if _shim() else None)
+        """The server's clock, tried out at first use."""
+        if not self._clock:
+            self._clock = ServerClock(self.url, offset_file=self.directory / "clock" if _shim() else None, prefix="")
+        return self._clock
 
     @property
     def running(self) -> bool:
@@ -331,7 +334,7 @@ class RedisServer:
         if self._finalizer:
             self._finalizer()
         self._forget_shell()
-        self._directory = None
+        self._directory = self._clock = None
         self._pid = 0
 
     def kill(self) -> None:
