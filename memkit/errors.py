@@ -62,3 +62,7 @@ class ServerNotFound(ServerError):
 
 class ClockUnavailable(ServerError):
     """Time cannot be moved on this server; the message says why."""
+
+
+class PolicyShortenedWarning(UserWarning):
+    """A store's policy is shorter than the one a living session was written under; the longer deadline was kept."""

