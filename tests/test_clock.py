@@ -1,0 +1,282 @@
+"""A real server's clock moves: on every server, by the preload and by shifting deadlines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from servers import needs
+
+import memkit.server
+from memkit.clock import ServerClock
+from memkit.errors import ClockUnavailable, PolicyError
+from memkit.server import RedisServer
+
+SLACK_MS = 1000
+
+
+@pytest.fixture(params=["preload", "deadline shift"])
+def clock(request: pytest.FixtureRequest, any_server: RedisServer) -> ServerClock:
+    moved = any_server.clock if request.param == "preload" else ServerClock(any_server.url, prefix="session:")
+    assert moved.rung == request.param
+    return moved
+
+
+@pytest.fixture
+def client(any_server: RedisServer) -> Iterator[redis.Redis]:
+    with any_server.client() as client:
+        yield client
+
+
+def last_ms(client: redis.Redis, key: str) -> int | None:
+    """Read a key until 2 ms before its deadline or less; the PTTL of the last reading that still showed its value."""
+    alive = None
+    while alive is None or alive > 2:
+        value, left = client.pipeline().get(key).pttl(key).execute()
+        if value is None:
+            return alive
+        alive = left
+    return alive
+
+
+def test_a_week_is_alive_2_ms_before_its_end_and_gone_2_ms_after(clock: ServerClock, client: redis.Redis) -> None:
+    # Several times, since another process may take the processor for just these milliseconds.
+    took_ms = []
+    for _ in range(10):
+        client.set("session:1", "x", px=timedelta(days=7))
+        begun = time.perf_counter()
+        clock.shift(timedelta(days=7, milliseconds=-10))
+        alive = last_ms(client, "session:1")
+        clock.shift("4ms")
+        gone = client.get("session:1") is None
+        if alive is not None and alive <= 2:
+            took_ms.append((time.perf_counter() - begun) * 1000)
+        assert gone
+    assert min(took_ms) <= 20
+
+
+def test_the_new_time_is_in_force_for_the_next_command(clock: ServerClock, client: redis.Redis) -> None:
+    for _ in range(200):
+        client.set("session:1", "x", ex=100)
+        clock.shift("101s")
+        assert client.get("session:1") is None
+        client.set("session:1", "x", ex=200)
+        clock.shift("-101s")
+        assert client.pttl("session:1") > 300_000
+
+
+def test_what_is_gone_stays_gone_and_what_lives_gets_its_time_back(clock: ServerClock, client: redis.Redis) -> None:
+    client.set("session:short", "x", ex=60)
+    client.set("session:long", "x", ex=3600)
+    client.set("session:ever", "x")
+    clock.shift("30m")
+    assert 1_800_000 - SLACK_MS < client.pttl("session:long") <= 1_800_001
+    clock.shift(timedelta(minutes=-30))
+    assert client.get("session:short") is None
+    assert 3_600_000 - SLACK_MS < client.pttl("session:long") <= 3_600_001
+    assert client.ttl("session:ever") == -1
+
+
+def test_fractions_add_up(clock: ServerClock, client: redis.Redis) -> None:
+    client.set("session:1", "x", ex=3600)
+    before = client.pttl("session:1")
+    begun = time.perf_counter()
+    for _ in range(100):
+        clock.shift(timedelta(microseconds=-100_400))
+    really_ms = (time.perf_counter() - begun) * 1000
+    assert clock.offset == timedelta(microseconds=-10_040_000)
+    # Each of the portable rung's shifts may lose the fraction of the millisecond that it takes itself.
+    assert 10_040 - really_ms - 100 <= client.pttl("session:1") - before <= 10_041
+
+
+def test_now_and_move_to(clock: ServerClock, client: redis.Redis) -> None:
+    client.set("session:1", "x", ex=100)
+    then = datetime.now(UTC) + timedelta(seconds=90)
+    clock.move_to(then)
+    assert timedelta(0) <= clock.now() - then < timedelta(milliseconds=SLACK_MS)
+    assert 10_000 - SLACK_MS < client.pttl("session:1") <= 10_001
+    with pytest.raises(PolicyError, match="no time zone"):
+        clock.move_to(datetime(2026, 1, 1))  # noqa: DTZ001
+    with pytest.raises(PolicyError, match="'soon' is not a duration"):
+        clock.shift("soon")
+
+
+def test_hash_fields_expire_with_the_move(clock: ServerClock, any_server: RedisServer, client: redis.Redis) -> None:
+    needs(any_server, "TTL of hash fields", redis="7.4", valkey="9.0")
+    for key in ("session:1", "session:2"):
+        client.hset(key, mapping={"short": "x", "long": "x", "ever": "x"})
+        client.hpexpire(key, 60_000, "short")
+        client.hpexpire(key, 3_600_000, "long")
+    client.expire("session:2", 1800)
+    clock.shift("20m")
+    assert client.hgetall("session:1") == client.hgetall("session:2") == {b"long": b"x", b"ever": b"x"}
+    assert client.hpttl("session:1", "ever") == [-1]
+    assert 2_400_000 - SLACK_MS < client.hpttl("session:1", "long")[0] <= 2_400_001
+    clock.shift("20m")
+    assert client.hgetall("session:1") == {b"long": b"x", b"ever": b"x"}
+    assert client.exists("session:2") == 0
+
+
+def test_a_shifted_key_expires_and_is_not_deleted(clock: ServerClock, client: redis.Redis) -> None:
+    client.config_set("notify-keyspace-events", "KEgx")
+    with client.pubsub(ignore_subscribe_messages=True) as events:
+        events.psubscribe("__keyevent@0__:*")
+        while events.get_message(timeout=0.05):
+            pass
+        client.set("session:1", "x", ex=100)
+        clock.shift("1h")
+        assert client.get("session:1") is None
+        seen = []
+        while event := events.get_message(timeout=0.5):
+            seen.append(event["channel"].partition(b":")[2])
+            if seen[-1] in (b"expired", b"del"):
+                break
+    assert seen[-1] == b"expired"
+
+
+def test_the_offset_survives_a_restart(any_server: RedisServer) -> None:
+    with RedisServer(binary=any_server._binary.path, persist=True) as server:
+        with server.client() as client:
+            client.set("session:1", "x", ex=7 * 86400)
+        server.clock.shift("6d")
+        for stop in (server.restart, server.kill):
+            stop()
+            server.start()
+            with server.client() as client:
+                assert 86_400_000 - 30_000 < client.pttl("session:1") <= 86_400_000
+            assert abs(server.clock.now() - datetime.now(UTC) - timedelta(days=6)) < timedelta(seconds=1)
+        server.clock.shift("25h")
+        with server.client() as client:
+            assert client.get("session:1") is None
+
+
+def test_only_keys_under_the_prefix_come_nearer(any_server: RedisServer, client: redis.Redis) -> None:
+    clock = ServerClock(any_server.url, prefix="a[b]*\\?:", spare=["a[b]*\\?:lease"])
+    own = ["a[b]*\\?:1", "a[b]*\\?:\n2", "a[b]*\\?:é*"]
+    foreign = ["ab*\\?:1", "a[b]x\\?:1", "a[b]*\\x:1", "A[B]*\\?:1", "a[b]*\\?:lease"]
+    for key in own + foreign:
+        client.set(key, "x", ex=3600)
+    clock.shift("59m")
+    assert all(client.pttl(key) <= 60_001 for key in own)
+    assert all(client.pttl(key) > 3_500_000 for key in foreign)
+
+
+def test_each_key_is_shifted_once_while_the_table_shrinks(client: redis.Redis) -> None:
+    # SCAN shows keys twice when a rehash goes on; two thirds of these die during the first shift.
+    with client.pipeline(transaction=False) as pipe:
+        for n in range(6_000):
+            pipe.set(f"s:{n}", "x", ex=3600 if n % 3 == 0 else 60)
+        pipe.execute()
+    clock = ServerClock(client, prefix="s:")
+    for _ in range(5):
+        clock.shift("5m")
+    with client.pipeline(transaction=False) as pipe:
+        for n in range(0, 6_000, 3):
+            pipe.pttl(f"s:{n}")
+        left = pipe.execute()
+    assert min(left) > 3_600_000 - 1_500_000 - 20_000
+    assert client.dbsize() == 2_000
+
+
+def test_a_key_written_anew_while_it_dies_is_no_hindrance(
+    any_server: RedisServer, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = ServerClock(any_server.url, prefix="session:")
+    client.set("session:1", "old", ex=60)
+    wait = clock._all_gone
+
+    def written_meanwhile(victims: list[list[bytes]]) -> bool:
+        client.set("session:1", "new", ex=60)
+        return wait(victims)
+
+    monkeypatch.setattr(clock, "_all_gone", written_meanwhile)
+    clock.shift("2m")
+    assert client.get("session:1") == b"new"
+
+
+@pytest.mark.parametrize("decode_responses", [True, False])
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_any_client_will_do(any_server: RedisServer, decode_responses: bool, protocol: int) -> None:
+    with any_server.client(decode_responses=decode_responses, protocol=protocol) as client:
+        client.set("session:1", "x", ex=60)
+        clock = ServerClock(client, prefix="session:")
+        clock.shift("61s")
+        assert client.get("session:1") is None
+
+
+def test_without_a_prefix_of_its_own_nothing_moves(any_server: RedisServer, client: redis.Redis) -> None:
+    client.set("somebody:else", "x", ex=3600)
+    clock = ServerClock(any_server.url)
+    with pytest.raises(ClockUnavailable, match=r"others may use.*prefix="):
+        clock.shift("59m")
+    assert client.pttl("somebody:else") > 3_590_000
+    assert clock.offset == timedelta(0)
+    assert abs(clock.now() - datetime.now(UTC)) < timedelta(seconds=1)
+
+
+def test_without_a_compiled_preload_deadlines_are_shifted(
+    any_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memkit.server, "_shim", str)
+    with RedisServer(binary=any_server._binary.path) as server, server.client() as client:
+        client.set("any", "x", ex=3600)
+        assert server.clock.rung == "deadline shift"
+        server.clock.shift("59m")
+        assert client.pttl("any") <= 60_001
+        assert server.clock.offset == timedelta(minutes=59)
+        assert abs(server.clock.now() - datetime.now(UTC) - timedelta(minutes=59)) < timedelta(seconds=1)
+
+
+def test_a_preload_that_the_server_does_not_follow_is_found_out(any_server: RedisServer, tmp_path: Path) -> None:
+    unread = tmp_path / "clock"
+    unread.write_bytes(bytes(8))
+    clock = ServerClock(any_server.url, offset_file=unread)
+    assert clock.rung == "deadline shift"
+    with any_server.client() as client:
+        client.set("any", "x", ex=60)
+        clock.shift("61s")
+        assert client.get("any") is None
+
+
+@pytest.mark.parametrize("far", ["-30000d", "-60w", "100000d", "9e9"])
+def test_times_that_no_server_can_show_are_refused(any_server: RedisServer, far: str) -> None:
+    clock = any_server.clock
+    clock.move_to(datetime(1971, 1, 1, tzinfo=UTC))
+    with pytest.raises(PolicyError, match=r"leaves what a server's clock can show|is not a duration"):
+        clock.shift(far)
+    assert clock.now().year == 1971
+
+
+def test_the_server_moves_where_python_s_own_clock_is_held(
+    any_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def held(*_: Any) -> int:
+        return 1_000_000_000
+
+    for name in ("time", "time_ns", "clock_gettime", "clock_gettime_ns"):
+        monkeypatch.setattr(time, name, held)
+    clock = any_server.clock
+    assert clock.rung == "preload"
+    clock.shift("1d")
+    assert clock.offset == timedelta(days=1)
+
+
+def test_what_moves_and_what_does_not_is_as_said(clock: ServerClock, client: redis.Redis) -> None:
+    client.set("session:1", "x")
+    before, _ = client.time()
+    clock.shift("1h")
+    moved = clock.rung == "preload"
+    assert (client.time()[0] - before >= 3600) == moved
+    deadline = time.monotonic() + 1
+    while (idle := client.object("idletime", "session:1") or 0) < 3600 and time.monotonic() < deadline and moved:
+        pass
+    assert (idle >= 3600) == moved
+    said = repr(clock)
+    assert f"by {clock.rung}, 1h from real time" in said
+    assert all(without in said for without in clock.cannot_simulate)
+    assert ("OBJECT IDLETIME, LRU" in said) == (not moved)
