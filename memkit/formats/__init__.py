@@ -1,0 +1,66 @@
+"""How the memory stores that people run lay out their keys: one module a store, pure decoders, no I/O.
+
+To add a store, write a module with ``STORE``, ``SCANNED`` (whether siblings can only be found by SCAN), ``names``,
+``recognise``, ``wants`` and ``decode`` (see ``model.Format``), list it here, and put a captured session into
+``captures/``: the tests take it from there. No module imports the library whose keys it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+from memkit.formats import (
+    ag2,
+    agent_framework_redis,
+    agno,
+    google_adk_redis,
+    langchain_community,
+    langchain_redis,
+    langgraph_plainredis,
+    langgraph_redis,
+    langgraph_redis_shallow,
+    llama_index,
+    openai_agents,
+    redisvl,
+)
+from memkit.formats.dialogue import Dialogue
+from memkit.formats.model import Format, Hit, Item, Known, Raw
+
+FORMATS: tuple[Format, ...] = cast(
+    "tuple[Format, ...]",
+    (
+        langchain_community,
+        langchain_redis,
+        redisvl,
+        llama_index,
+        openai_agents,
+        agno,
+        google_adk_redis,
+        agent_framework_redis,
+        ag2,
+        langgraph_redis_shallow,
+        langgraph_redis,
+        langgraph_plainredis,
+    ),
+)
+
+
+def recognise(raw: Raw, wanted: str | None = None) -> Hit | None:
+    """Return whose key this is, or None; ``wanted`` is the session id that is looked for, if there is one.
+
+    A claim by payload under any prefix and a claim by a default name cannot both be asked first, so the order of
+    ``FORMATS`` decides between stores; each looks at the payload before it looks at the name.
+    """
+    return next((hit for store in FORMATS if (hit := store.recognise(raw, wanted))), None)
+
+
+def format_of(store: str) -> Format:
+    """Return the module of a store."""
+    return next(module for module in FORMATS if module.STORE == store)
+
+
+def decode(known: Known) -> Iterator[Item]:
+    """Yield a session's dialogue, oldest first, with the problems in it and between its keys."""
+    module = format_of(known.hit.store)
+    return Dialogue(loses_calls=getattr(module, "LOSES_CALLS", False)).follow(module.decode(known))

@@ -1,0 +1,82 @@
+"""agent-framework-redis: one LIST a session; the id stands base32-encoded at the end of the key.
+
+The key is ``chat_messages|v2|<tenant>|<app>|<user>|redis_memory|<session>``; a part that is not set is ``~none``.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from memkit.formats.chat import dumped, flatten, role_of
+from memkit.formats.elements import sample, turns
+from memkit.formats.model import Hit, Item, Known, Raw, Tool, Turn, Want, a_list, text_or_none, to_bytes, to_name
+
+STORE = "agent-framework-redis"
+SCANNED = False
+PREFIX = "chat_messages|"
+ENCODED = "~redis-session-"
+
+
+def names(_session: str) -> Iterable[str]:
+    """Return nothing: the application's name stands in the key and cannot be guessed."""
+    return ()
+
+
+def encoded(session: str) -> str:
+    """Return how an id is written at the end of a key; what SCAN has to look for."""
+    return ENCODED + base64.b32encode(to_bytes(session)).decode().rstrip("=").lower()
+
+
+def recognise(raw: Raw, wanted: str | None) -> Hit | None:
+    """Claim lists of ``{"type": "message", "contents": […]}``, or with the default name."""
+    if raw.kind != "list" or not (raw.name.startswith(PREFIX) or any(map(_is_message, sample(raw)))):
+        return None
+    prefix, mark, tail = raw.name.rpartition(ENCODED)
+    if mark and (session := _decoded(tail)):
+        return Hit(STORE, session, prefix, "primary")
+    if wanted and raw.name.endswith(wanted):
+        return Hit(STORE, wanted, raw.name.removesuffix(wanted), "primary")
+    head, bar, last = raw.name.rpartition("|")
+    return Hit(STORE, last, head + bar, "primary")
+
+
+def wants(known: Known) -> Iterable[Want]:
+    """Return nothing beyond the key that was found: a session has one."""
+    return (Want(name, "primary") for name in known.keys)
+
+
+def decode(known: Known) -> Iterator[Item]:
+    """Yield the list's messages from head to tail."""
+    for raw in known.keys.values():
+        if raw:
+            yield from turns(raw, _turn)
+
+
+def _decoded(tail: str) -> str:
+    try:
+        return to_name(base64.b32decode(tail.upper() + "=" * (-len(tail) % 8)))
+    except (binascii.Error, ValueError):
+        return ""
+
+
+def _is_message(value: dict[str, Any]) -> bool:
+    return value.get("type") == "message" and "contents" in value
+
+
+def _turn(value: dict[str, Any], key: str) -> Turn:
+    contents = [part for part in a_list(value.get("contents")) if isinstance(part, dict)]
+    results = [part for part in contents if part.get("type") == "function_result"]
+    made = [part for part in contents if part.get("type") == "function_call"]
+    shown = [_shown(part) for part in contents if part not in made]
+    tools = tuple(Tool(text_or_none(part.get("name")), text_or_none(part.get("call_id"))) for part in results or made)
+    uid = text_or_none(value.get("message_id"))
+    return Turn("tool" if results else role_of(value.get("role")), flatten(shown), tools, None, uid, key)
+
+
+def _shown(part: dict[str, Any]) -> Any:
+    if part.get("type") != "function_result":
+        return part
+    return flatten(part["items"]) if part.get("items") else dumped(part.get("result"))

@@ -1,0 +1,139 @@
+"""agno's RedisDb: a STRING for the session, a STRING a run, a ZSET that orders the runs, and index SETs.
+
+Keys are ``<prefix>:sessions:<id>``, ``<prefix>:runs:<uuid>``, ``<prefix>:runs:by_session:<id>`` and
+``<prefix>:<table>:index:<field>:<value>``. Each write sets the TTL of the key written: a run's is never renewed, so old
+runs die first, and the index sets never get one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from memkit.formats.chat import chat_turn
+from memkit.formats.documents import peek, read, salvage
+from memkit.formats.model import Hit, Item, Known, Problem, Raw, Turn, Want, a_dict, a_list, quoted, seconds, text_or_none
+
+STORE = "agno"
+SCANNED = False
+PREFIX = "agno:"
+ORDER = "runs:by_session:"
+RUN_INDEX = ("agent_id", "team_id", "workflow_id", "run_type", "session_id", "status", "user_id")
+SESSION_INDEX = ("agent_id", "team_id", "workflow_id", "session_type", "user_id")
+
+
+def names(session: str) -> Iterable[str]:
+    """Return the names of the session, its order and its own index."""
+    return tuple(PREFIX + rest + session for rest in ("sessions:", ORDER, "runs:index:session_id:"))
+
+
+def recognise(raw: Raw, wanted: str | None) -> Hit | None:
+    """Claim runs and sessions by their fields, and the order and the session's own index by the default names."""
+    if raw.kind == "string":
+        return _document(raw, wanted)
+    mark = {"zset": ORDER, "set": "runs:index:session_id:"}.get(raw.kind)
+    prefix, found, session = raw.name.partition(mark) if mark else ("", "", "")
+    if not found or wanted not in (None, session):
+        return None
+    return Hit(STORE, session, prefix, "order" if raw.kind == "zset" else "index")
+
+
+def _document(raw: Raw, wanted: str | None) -> Hit | None:
+    document = peek(raw)
+    if "run_data" in document and isinstance(document.get("session_id"), str):
+        return Hit(STORE, document["session_id"], raw.name.rpartition("runs:")[0], "run")
+    prefix, found, session = raw.name.partition("sessions:")
+    if {"session_id", "session_type"} <= document.keys() or (found and prefix == PREFIX and not document):
+        session = text_or_none(document.get("session_id")) or session
+        return Hit(STORE, session, prefix if found else "", "primary") if wanted in (None, session) else None
+    return None
+
+
+def wants(known: Known) -> Iterable[Want]:
+    """Return session, order, each ordered run, and the index entries that session and runs should have."""
+    hit = known.hit
+    yield Want(f"{hit.prefix}sessions:{hit.session}", "primary")
+    yield Want(hit.prefix + ORDER + hit.session, "order")
+    yield Want(f"{hit.prefix}runs:index:session_id:{hit.session}", "index")
+    for run in _run_ids(known):
+        yield Want(f"{hit.prefix}runs:{run}", "run")
+    for name, ids in _index_entries(known).items():
+        if not name.startswith(f"{hit.prefix}runs:index:session_id:"):
+            yield Want(name, "shared index", tuple(sorted(ids)), shared=True)
+
+
+def _run_ids(known: Known) -> list[str]:
+    """Return the ids of the runs, in the order of the ZSET; those that the index alone knows come last."""
+    order = known.there(known.hit.prefix + ORDER + known.hit.session)
+    listed = dict(sorted(order.scores.items(), key=lambda pair: pair[1])) if order else {}
+    index = known.there(f"{known.hit.prefix}runs:index:session_id:{known.hit.session}")
+    return list(listed) + sorted((index.members if index else frozenset()) - listed.keys())
+
+
+def _index_entries(known: Known) -> dict[str, set[str]]:
+    """Return which members the index sets should have, judging by the documents that can be read."""
+    entries: dict[str, set[str]] = {}
+    base = known.hit.prefix
+    for raw in known.keys.values():
+        document = peek(raw) if raw and raw.kind == "string" else {}
+        is_run = "run_data" in document
+        table, fields = ("runs", RUN_INDEX) if is_run else ("sessions", SESSION_INDEX)
+        member = text_or_none(document.get("run_id" if is_run else "session_id"))
+        for field in fields if member else ():
+            value = text_or_none(document.get(field))
+            if value and member:
+                entries.setdefault(f"{base}{table}:index:{field}:{value}", set()).add(member)
+    return entries
+
+
+def decode(known: Known) -> Iterator[Item]:
+    """Yield the messages of the runs in order, leaving out those that a run repeats from its history."""
+    hit = known.hit
+    session = known.there(f"{hit.prefix}sessions:{hit.session}")
+    if session is None:
+        yield Problem("dangling", f"{hit.prefix}sessions:{hit.session}", "the runs are there and their session is gone")
+    elif session.kind == "string":
+        document, problems = read(session)
+        yield from problems
+        for run in a_list(a_dict(document).get("runs")):  # agno 1 kept the runs inside the session
+            yield from _messages(a_dict(run), session.name)
+    yield from _runs(known)
+    yield from _dangling(known)
+
+
+def _runs(known: Known) -> Iterator[Item]:
+    for run in _run_ids(known):
+        name = f"{known.hit.prefix}runs:{run}"
+        raw = known.there(name)
+        if raw is None:
+            yield Problem("dangling", name, "the session's order lists this run and it is gone, with what was said in it")
+            continue
+        document, problems = read(raw)
+        yield from problems
+        if document is None:
+            yield from (chat_turn(message, name) for message in salvage(raw.data, "messages"))
+        yield from _messages(a_dict(a_dict(document).get("run_data")), name)
+
+
+def _messages(run: dict[str, Any], key: str) -> Iterator[Turn]:
+    for message in a_list(run.get("messages")):
+        if isinstance(message, dict) and not message.get("from_history"):
+            turn = chat_turn(message, key)
+            yield turn._replace(at_s=turn.at_s or seconds(run.get("created_at")))
+
+
+def _dangling(known: Known) -> Iterator[Problem]:
+    order = known.hit.prefix + ORDER + known.hit.session
+    runs = _run_ids(known)
+    if known.there(order) is None:
+        says = "the order of the runs is gone: agno will show an empty session"
+        kept = "; recoverable: the runs are still there, listed in the session's index" if runs else ""
+        members = " ".join(f"{position} {quoted(run)}" for position, run in enumerate(runs))
+        yield Problem("dangling", order, says + kept, f"ZADD {quoted(order)} {members}" if runs else "")
+    for name, ids in _index_entries(known).items():
+        index = known.there(name)
+        missing = ids - (index.members if index else frozenset())
+        if missing:
+            what = "is gone" if index is None else "does not list it"
+            says = f"the index {what}: agno's search by it misses {len(missing)} entries of this session"
+            yield Problem("dangling", name, says)

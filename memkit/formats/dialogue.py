@@ -1,0 +1,104 @@
+"""Checks that hold for any store's dialogue: results follow their calls, nothing is there twice, nothing is cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from memkit.formats.model import Item, Problem, Tool, Turn
+
+_SAID = 5
+
+
+class Dialogue:
+    """Follows one dialogue turn by turn; ``follow`` passes every item on and adds the problems it sees.
+
+    ``loses_calls`` is for stores that drop an assistant's tool calls: there a result needs an assistant's turn before it.
+    """
+
+    def __init__(self, *, loses_calls: bool = False) -> None:
+        self._loses_calls = loses_calls
+        self._names: dict[str, str | None] = {}
+        self._open: dict[str, Turn] = {}
+        self._answered: set[str] = set()
+        self._uids: set[str] = set()
+        self._last: Turn | None = None
+        self._may_answer = False
+        self._count = 0
+        self._found: dict[str, list[Problem]] = {}
+
+    def follow(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield the items as they are (a result gets its tool's name from the call), then the problems between them."""
+        for item in items:
+            if isinstance(item, Turn):
+                self._count += 1
+                yield self._turn(item)
+                self._last = item
+            else:
+                yield item
+        self._end()
+        for found in self._found.values():
+            yield from found[:_SAID]
+            if len(found) > _SAID:
+                yield Problem(found[0].cause, found[_SAID].key, f"… and {len(found) - _SAID:,} more like it")
+
+    def _turn(self, turn: Turn) -> Turn:
+        if turn.uid is not None:
+            self._once(turn, turn.uid)
+        if turn.role == "tool":
+            return self._result(turn)
+        self._may_answer = turn.role == "assistant"
+        if self._count == 1 and turn.role == "assistant" and (turn.tools or not turn.text):
+            self._add("gap", turn, "the dialogue begins with a tool call: what was said before it is gone")
+        for tool in turn.tools:
+            self._call(turn, tool)
+        return turn
+
+    def _once(self, turn: Turn, uid: str) -> None:
+        if uid in self._uids:
+            self._add("duplicate", turn, f"message {self._count:,} has the id of an earlier one")
+        self._uids.add(uid)
+
+    def _call(self, turn: Turn, tool: Tool) -> None:
+        if tool.call_id is None:
+            return
+        if tool.call_id in self._names:
+            self._add("duplicate", turn, f"message {self._count:,} makes a tool call that an earlier one made")
+        self._names[tool.call_id] = tool.name
+        self._open[tool.call_id] = turn
+
+    def _result(self, turn: Turn) -> Turn:
+        if not self._may_answer and not (turn.tools and self._all_called(turn)):
+            self._orphan(turn)
+        elif not self._loses_calls and not self._all_called(turn):
+            self._orphan(turn)
+        for tool in turn.tools:
+            self._answer(turn, tool)
+        named = tuple(tool._replace(name=tool.name or self._names.get(tool.call_id or "")) for tool in turn.tools)
+        return turn._replace(tools=named)
+
+    def _all_called(self, turn: Turn) -> bool:
+        return all(tool.call_id is None or tool.call_id in self._names for tool in turn.tools)
+
+    def _orphan(self, turn: Turn) -> None:
+        says = f"message {self._count:,} is a tool's result and no call before it asks for it"
+        self._add("orphan_tool_result", turn, says)
+
+    def _answer(self, turn: Turn, tool: Tool) -> None:
+        if tool.call_id is None:
+            return
+        self._open.pop(tool.call_id, None)
+        if tool.call_id in self._answered:
+            self._add("duplicate", turn, f"message {self._count:,} answers a tool call that was answered before")
+        self._answered.add(tool.call_id)
+
+    def _end(self) -> None:
+        for turn in self._open.values():
+            where = "the last message" if turn is self._last else "a message"
+            says = f"{where} calls a tool and no result is stored: still running, or lost"
+            self._add("gap", turn, says)
+        last = self._last
+        if self._loses_calls and last and last.role == "assistant" and not last.text:
+            self._add("gap", last, "the last message calls a tool and no result is stored: still running, or lost")
+
+    def _add(self, cause: str, turn: Turn, says: str) -> None:
+        self._found.setdefault(cause, []).append(Problem(cause, turn.key, says))

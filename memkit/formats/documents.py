@@ -1,0 +1,78 @@
+"""Read whole JSON documents, and what is left of broken ones."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from memkit.formats.bounded import Fault, Parsed, parse
+from memkit.formats.guess import encoding_of
+from memkit.formats.model import DOCUMENT_KINDS, Item, Problem, Raw, a_dict
+
+_SALVAGE_BYTES = 4 << 20
+_GAP = re.compile(r"[\s,]*")
+
+
+def peek(raw: Raw) -> dict[str, Any]:
+    """Return the document if it is a JSON object, else an empty one; for recognising, so faults are not told."""
+    if raw.kind not in DOCUMENT_KINDS or raw.data[:1] not in (b"{", b"["):
+        return {}
+    return a_dict(only_one(parse(raw.data).value))
+
+
+def only_one(value: Any) -> Any:
+    """Unwrap what JSON.GET with a path answers: a list with the one document in it."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def read(raw: Raw) -> tuple[dict[str, Any] | None, list[Problem]]:
+    """Return the document, or None and the problem that says which byte is wrong and how much is readable."""
+    if raw.unread:
+        return None, []  # the reader has said why
+    parsed = parse(raw.data)
+    value = only_one(parsed.value)
+    problems = []
+    if parsed.nan:
+        says = "the document holds NaN or Infinity, which is not JSON: other readers will refuse it"
+        problems.append(Problem("nan", raw.name, says))
+    if isinstance(value, dict):
+        return value, problems
+    return None, [*problems, corrupt(raw.name, raw.data, parsed)]
+
+
+def corrupt(name: str, data: bytes, parsed: Parsed) -> Problem:
+    """Return the problem of a document that cannot be parsed."""
+    fault = parsed.fault or Fault("no JSON object", 0)
+    if fault.byte is None:
+        return Problem("truncated", name, f"the document is not shown: {fault.says}")
+    share = fault.byte / len(data) if data else 0
+    looks = encoding_of(data)
+    hint = f"; it looks like {looks}" if looks not in ("text", "binary", "json") else ""
+    where = f"at byte {fault.byte:,} of {len(data):,} ({share:.0%} of it is readable)"
+    return Problem("corrupt", name, f"the document is unreadable: {fault.says} {where}{hint}")
+
+
+def salvage(data: bytes, field: str) -> Iterator[dict[str, Any]]:
+    """Yield the whole objects that a broken document still has in one of its arrays."""
+    text = data[:_SALVAGE_BYTES].decode("utf-8", "replace")
+    start = re.search(rf'"{field}"\s*:\s*\[', text)
+    at = start.end() if start else len(text)
+    decoder = json.JSONDecoder()
+    while at < len(text):
+        gap = _GAP.match(text, at)
+        try:
+            value, at = decoder.raw_decode(text, gap.end() if gap else at)
+        except (ValueError, RecursionError):
+            return
+        if isinstance(value, dict):
+            yield value
+
+
+def unreadable_first(raw: Raw, field: str) -> tuple[dict[str, Any], list[Item]]:
+    """Return a document, or one made of what can be saved of its array ``field``; and the problems."""
+    value, problems = read(raw)
+    if value is not None:
+        return value, list(problems)
+    return {field: list(salvage(raw.data, field))}, list(problems)

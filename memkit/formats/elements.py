@@ -1,0 +1,102 @@
+"""Walk the elements of a list one at a time: each parsed, turned into a message and let go of again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import orjson
+
+from memkit.formats.bounded import Fault, parse
+from memkit.formats.guess import encoding_of
+from memkit.formats.model import Item, Problem, Raw, Turn
+
+SAID_PER_CAUSE = 5
+_SMALL = 64 << 10
+Convert = Callable[[dict[str, Any], str], Turn | None]
+
+
+def sample(raw: Raw) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects among the first and last three elements (the first may be the corrupt one)."""
+    ends = raw.elements[:3] + raw.elements[3:][-3:]
+    for value in (parse(element).value for element in ends):
+        if isinstance(value, dict):
+            yield value
+
+
+def turns(raw: Raw, convert: Convert, *, newest_first: bool = False, skip: int = 0) -> Iterator[Item]:
+    """Yield a list's messages, oldest first, and a problem for each element that is not one.
+
+    ``skip`` leaves out that many elements at the head; an element that ``convert`` answers with None is no message.
+    """
+    elements = raw.elements
+    order = range(len(elements) - 1, skip - 1, -1) if newest_first else range(skip, len(elements))
+    faults = Faults(raw, len(elements) - skip)
+    previous = None
+    for index in order:
+        element = elements[index]
+        value = faults.read(index, element)
+        if value is None:
+            continue
+        turn = convert(value, raw.name)
+        if turn is None:
+            continue
+        if element == previous and len(element) > 2:
+            faults.add("duplicate", index, "is byte for byte the one before it: a write that was sent twice?")
+        previous = element
+        yield turn
+    yield from faults.problems()
+
+
+class Faults:
+    """Collects what is wrong with a list's elements, and says it briefly: five of a cause, then a count."""
+
+    def __init__(self, raw: Raw, count: int) -> None:
+        self._raw, self._count = raw, count
+        self._bad = 0
+        self._said: dict[str, list[str]] = {}
+        self._counted: dict[str, int] = {}
+
+    def read(self, index: int, element: bytes) -> dict[str, Any] | None:
+        """Return the element as a JSON object; else note the fault and return None."""
+        if len(element) < _SMALL:
+            try:
+                value = orjson.loads(element)
+            except orjson.JSONDecodeError:
+                pass
+            else:
+                return value if isinstance(value, dict) else self._corrupt(index, element, Fault("no JSON object", 0))
+        parsed = parse(element)
+        if parsed.nan:
+            self.add("nan", index, "holds NaN or Infinity, which is not JSON: other readers will refuse it")
+        if isinstance(parsed.value, dict):
+            return parsed.value
+        return self._corrupt(index, element, parsed.fault or Fault("no JSON object", 0))
+
+    def _corrupt(self, index: int, element: bytes, fault: Fault) -> None:
+        self._bad += 1
+        cause = "truncated" if fault.byte is None else "corrupt"
+        if len(self._said.get(cause, ())) >= SAID_PER_CAUSE:
+            self._counted[cause] += 1
+            return
+        where = "" if fault.byte is None else f" at byte {fault.byte:,} of {len(element):,}"
+        looks = encoding_of(element)
+        hint = "" if looks in ("text", "binary", "json", "empty") else f"; it looks like {looks}"
+        self.add(cause, index, f"is unreadable: {fault.says}{where}{hint}")
+
+    def add(self, cause: str, index: int, says: str) -> None:
+        """Note one fault of an element."""
+        said = self._said.setdefault(cause, [])
+        self._counted[cause] = self._counted.get(cause, 0) + 1
+        if len(said) < SAID_PER_CAUSE:
+            said.append(f"element {index + self._raw.first:,} of {self._raw.total:,} (counted from the head) {says}")
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what was noted."""
+        for cause, said in self._said.items():
+            readable = f"{self._count - self._bad:,} of {self._count:,} elements are readable"
+            tail = f" ({readable})" if cause in ("corrupt", "truncated") else ""
+            for line in said:
+                yield Problem(cause, self._raw.name, line + tail)
+            if self._counted[cause] > len(said):
+                yield Problem(cause, self._raw.name, f"… and {self._counted[cause] - len(said):,} more elements{tail}")

@@ -1,0 +1,51 @@
+"""langchain-community's RedisChatMessageHistory: one LIST a session, newest first (LPUSH).
+
+The TTL is set by an EXPIRE of its own after each append; when that is lost the session is immortal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from memkit.formats.elements import sample, turns
+from memkit.formats.langchain_message import TYPES, message_turn
+from memkit.formats.model import Hit, Item, Known, Raw, Turn, Want, split
+
+STORE = "langchain-community"
+SCANNED = False
+PREFIX = "message_store:"
+
+
+def names(session: str) -> Iterable[str]:
+    """Return the one key's default name."""
+    return (PREFIX + session,)
+
+
+def recognise(raw: Raw, wanted: str | None) -> Hit | None:
+    """Claim lists whose elements are ``{"type": "human" | "ai" | …, "data": {…}}``, or that have the default name."""
+    if raw.kind != "list" or not (any(map(_is_message, sample(raw))) or raw.name.startswith(PREFIX)):
+        return None
+    prefix, session = split(raw.name, PREFIX, wanted)
+    return Hit(STORE, session, prefix, "primary")
+
+
+def wants(known: Known) -> Iterable[Want]:
+    """Return the one key."""
+    return (Want(known.hit.prefix + known.hit.session, "primary"),)
+
+
+def decode(known: Known) -> Iterator[Item]:
+    """Yield the list's messages from its tail to its head."""
+    for raw in known.keys.values():
+        if raw:
+            yield from turns(raw, _turn, newest_first=True)
+
+
+def _is_message(value: dict[str, Any]) -> bool:
+    return isinstance(value.get("data"), dict) and value.get("type") in TYPES
+
+
+def _turn(value: dict[str, Any], key: str) -> Turn:
+    data = value.get("data")
+    return message_turn(value.get("type"), data if isinstance(data, dict) else {}, key)

@@ -1,0 +1,68 @@
+"""langchain-redis: one JSON document a message, ``chat:<id>:<ULID>``, each with a TTL of its own that nothing renews.
+
+The library drops an assistant's tool calls when it writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from memkit.formats.documents import peek, read
+from memkit.formats.langchain_message import message_turn
+from memkit.formats.model import DOCUMENT_KINDS, Hit, Item, Known, Note, Problem, Raw, Turn, Want, a_dict, seconds
+
+STORE = "langchain-redis"
+SCANNED = True
+LOSES_CALLS = True
+PREFIX = "chat:"
+FIELDS = {"type", "data", "message_id", "session_id"}
+_ULID_CHARS = 26
+
+
+def names(_session: str) -> Iterable[str]:
+    """Return nothing: each message's key ends with a ULID."""
+    return ()
+
+
+def recognise(raw: Raw, wanted: str | None) -> Hit | None:
+    """Claim documents with a type, data, message id and session id; broken ones by their default name."""
+    if raw.kind not in DOCUMENT_KINDS:
+        return None
+    document = peek(raw)
+    head, _, tail = raw.name.rpartition(":")
+    if document.keys() >= FIELDS:
+        session = str(document["session_id"])
+    elif not document and head.startswith(PREFIX) and len(tail) == _ULID_CHARS:
+        session = wanted if wanted and head.endswith(wanted) else head.removeprefix(PREFIX)
+    else:
+        return None
+    return Hit(STORE, session, head.removesuffix(session), "message")
+
+
+def wants(known: Known) -> Iterable[Want]:
+    """Return the messages that were found: nothing lists them."""
+    return (Want(name, "message") for name in known.keys)
+
+
+def decode(known: Known) -> Iterator[Item]:
+    """Yield the messages in the order of their timestamps."""
+    found: list[tuple[float, Turn]] = []
+    for raw in known.keys.values():
+        if raw:
+            turn, problems = _turn(raw)
+            yield from problems
+            if turn:
+                found.append((turn.at_s or 0.0, turn))
+    found.sort(key=lambda pair: (pair[0], pair[1].uid or ""))
+    yield from (turn for _, turn in found)
+    if any(turn.role == "tool" for _, turn in found):
+        yield Note("langchain-redis does not store an assistant's tool calls: results stand alone, which is not damage")
+
+
+def _turn(raw: Raw) -> tuple[Turn | None, list[Problem]]:
+    document, problems = read(raw)
+    if document is None:
+        return None, problems
+    turn = message_turn(document.get("type"), a_dict(document.get("data")), raw.name, seconds(document.get("timestamp")))
+    uid = document.get("message_id")
+    return turn._replace(uid=uid if isinstance(uid, str) else None), problems

@@ -1,0 +1,67 @@
+"""What the three LangGraph savers share: names of keys, the state's messages, chains of checkpoints."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any, NamedTuple
+
+from memkit.formats.chat import chat_turn, looks_like_chat
+from memkit.formats.langchain_message import TYPES, constructed_turn, is_constructed, message_turn
+from memkit.formats.model import Item, Note, Problem, Turn
+
+_SAID = 5
+
+
+class Pieces(NamedTuple):
+    """A key's name taken apart: what stands before the kind, the kind, and what follows it."""
+
+    prefix: str
+    kind: str
+    rest: str
+
+
+def name_parts(name: str, kinds: tuple[str, ...]) -> Pieces | None:
+    """Return the pieces of a key's name, or None when it is of none of these kinds."""
+    found = _kinds(kinds).match(name)
+    return Pieces(found[1], found[2], found[3]) if found else None
+
+
+@cache
+def _kinds(kinds: tuple[str, ...]) -> re.Pattern[str]:
+    # A prefix ends with one of these marks, so that "checkpoint" is not found inside "my_checkpoint".
+    return re.compile(rf"((?:.*?[:/|{{}}.])?)({'|'.join(sorted(kinds, key=len, reverse=True))}):(.*)", re.DOTALL)
+
+
+def message_items(channels: Mapping[str, Any], key: str) -> Iterator[Item]:
+    """Yield the messages of a graph's state: channel ``messages``, else the first that holds some."""
+    for name in sorted(channels, key=lambda channel: channel != "messages"):
+        value = channels[name]
+        if name == "__start__" and isinstance(value, dict):
+            value = value.get("messages")  # the very first checkpoint: the input, not yet taken up
+        found = [_turn(entry, key) for entry in value] if isinstance(value, list) else []
+        if found and all(found):
+            yield from (turn for turn in found if turn)
+            return
+    yield Note("no channel of the graph's state holds messages")
+
+
+def _turn(entry: Any, key: str) -> Turn | None:
+    if is_constructed(entry):
+        return constructed_turn(entry, key)
+    if not isinstance(entry, dict):
+        return None
+    if entry.get("type") in TYPES and "content" in entry:
+        return message_turn(entry["type"], entry, key)
+    return chat_turn(entry, key) if looks_like_chat([entry]) else None
+
+
+def missing_parents(links: Mapping[str, tuple[str, str]]) -> Iterator[Problem]:
+    """Yield a problem for each checkpoint whose parent is gone; ``links`` gives id and parent's id by key."""
+    there = {own for own, _ in links.values()}
+    lost = [(name, parent) for name, (_, parent) in links.items() if parent and parent not in there]
+    for name, _parent in lost[:_SAID]:
+        yield Problem("gap", name, "this checkpoint's parent is gone: the thread cannot be rewound past it")
+    if len(lost) > _SAID:
+        yield Problem("gap", lost[_SAID][0], f"… and {len(lost) - _SAID} more checkpoints whose parents are gone")

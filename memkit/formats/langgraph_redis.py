@@ -1,0 +1,144 @@
+"""langgraph-checkpoint-redis: a JSON document a checkpoint, a pointer to the latest, writes and their lists.
+
+``checkpoint:<thread>:<ns>:<id>``, ``checkpoint_latest:<thread>:<ns>`` (STRING), ``checkpoint_write:…:<task>:<idx>`` and
+``write_keys_zset:<thread>:<ns>:<id>``. ``ns`` is ``__empty__`` for the graph itself. The TTL is given in minutes and set
+by an EXPIRE of its own; old checkpoints are not renewed. Without the pointer the library shows an empty thread although
+everything is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from memkit.formats.documents import peek, read
+from memkit.formats.langgraph import Pieces, message_items, missing_parents, name_parts
+from memkit.formats.model import DOCUMENT_KINDS, Hit, Item, Known, Problem, Raw, Want, a_dict, quoted, to_name
+
+STORE = "langgraph-redis"
+SCANNED = True
+ROOT = "__empty__"
+_PARTS = {"checkpoint": "checkpoint", "checkpoint_write": "write", "checkpoint_latest": "pointer",
+          "write_keys_zset": "write list"}  # fmt: skip
+
+
+def names(session: str) -> Iterable[str]:
+    """Return the pointer of the graph itself; the other keys carry ids of their own."""
+    return (f"checkpoint_latest:{session}:{ROOT}",)
+
+
+def recognise(raw: Raw, wanted: str | None) -> Hit | None:
+    """Claim checkpoints and writes by their fields, pointers and lists by their names."""
+    pieces = name_parts(raw.name, tuple(_PARTS))
+    if pieces is None or raw.kind not in (*DOCUMENT_KINDS, "zset"):
+        return None
+    document = peek(raw) if pieces.kind in ("checkpoint", "checkpoint_write") else {}
+    thread = document.get("thread_id") if isinstance(document.get("thread_id"), str) else _thread(pieces, wanted)
+    if not isinstance(thread, str) or wanted not in (None, thread):
+        return None
+    if pieces.kind == "checkpoint" and pieces.rest in (f"{thread}:", f"{thread}:{document.get('checkpoint_ns')}"):
+        return None  # the shallow saver's one checkpoint
+    return Hit(STORE, thread, pieces.prefix, _PARTS[pieces.kind])
+
+
+def _kind(name: str) -> str:
+    pieces = name_parts(name, tuple(_PARTS))
+    return pieces.kind if pieces else ""
+
+
+def _thread(pieces: Pieces, wanted: str | None) -> str | None:
+    if wanted and pieces.rest.startswith(f"{wanted}:"):
+        return wanted
+    tail = {"checkpoint": 2, "checkpoint_write": 4, "checkpoint_latest": 1, "write_keys_zset": 2}[pieces.kind]
+    thread = pieces.rest.rsplit(":", tail)
+    return thread[0] if len(thread) == tail + 1 else None
+
+
+def wants(known: Known) -> Iterable[Want]:
+    """Return the pointers, and whatever pointers and lists name."""
+    hit = known.hit
+    yield Want(f"{hit.prefix}checkpoint_latest:{hit.session}:{ROOT}", "pointer")
+    for name, raw in known.keys.items():
+        pieces = name_parts(name, tuple(_PARTS))
+        if raw is None or pieces is None:
+            continue
+        if pieces.kind == "checkpoint_latest":
+            yield Want(to_name(raw.data), "checkpoint")
+        if pieces.kind == "write_keys_zset":
+            yield from (Want(member, "write") for member in raw.scores)
+        if pieces.kind == "checkpoint" and peek(raw).get("has_writes") is True:
+            yield Want(f"{hit.prefix}write_keys_zset:{pieces.rest}", "write list")
+
+
+def decode(known: Known) -> Iterator[Item]:
+    """Yield the messages of the latest checkpoint, and what is missing around it."""
+    documents, problems = _documents(known)
+    yield from problems
+    yield from _pointer_problems(known, documents)
+    latest = _latest(known, documents)
+    if latest:
+        values = a_dict(a_dict(documents[latest].get("checkpoint")).get("channel_values"))
+        yield from message_items(values, latest)
+    yield from missing_parents(_links(documents))
+    yield from _write_problems(known)
+
+
+def _documents(known: Known) -> tuple[dict[str, dict[str, Any]], list[Problem]]:
+    """Return the checkpoints that can be read, oldest first; their ids sort by time."""
+    documents: dict[str, dict[str, Any]] = {}
+    problems: list[Problem] = []
+    for name, raw in known.keys.items():
+        if raw and _kind(name) == "checkpoint":
+            document, found = read(raw)
+            problems += found
+            if document is not None:
+                documents[name] = document
+    return dict(sorted(documents.items(), key=lambda pair: str(pair[1].get("checkpoint_id")))), problems
+
+
+def _latest(known: Known, documents: dict[str, dict[str, Any]]) -> str | None:
+    pointer = known.there(f"{known.hit.prefix}checkpoint_latest:{known.hit.session}:{ROOT}")
+    target = to_name(pointer.data) if pointer else ""
+    if target in documents:
+        return target
+    return _newest(documents)
+
+
+def _newest(documents: dict[str, dict[str, Any]]) -> str | None:
+    roots = [name for name, document in documents.items() if document.get("checkpoint_ns") in (ROOT, "", None)]
+    return roots[-1] if roots else next(reversed(documents), None)
+
+
+def _pointer_problems(known: Known, documents: dict[str, dict[str, Any]]) -> Iterator[Problem]:
+    name = f"{known.hit.prefix}checkpoint_latest:{known.hit.session}:{ROOT}"
+    pointer, newest = known.there(name), _newest(documents)
+    option = "KEEPTTL" if pointer else "EX <the checkpoints' TTL in seconds>"
+    repair = f"SET {quoted(name)} {quoted(newest or '')} {option}"
+    if pointer is None:
+        says = "the pointer to the latest checkpoint is gone: the library shows an empty thread"
+    elif known.there(to_name(pointer.data)) is None:
+        says = "the pointer names a checkpoint that is gone: the library shows an empty thread"
+    else:
+        return
+    if newest:
+        says += f"; recoverable: the checkpoints are still there ({len(documents)} of them)"
+    yield Problem("dangling", name, says, repair if newest else "")
+
+
+def _links(documents: dict[str, dict[str, Any]]) -> dict[str, tuple[str, str]]:
+    """Return each checkpoint's own id and its parent's, by key."""
+    return {
+        name: (str(document.get("checkpoint_id") or ""), str(document.get("parent_checkpoint_id") or ""))
+        for name, document in documents.items()
+    }
+
+
+def _write_problems(known: Known) -> Iterator[Problem]:
+    for name, raw in known.keys.items():
+        kind = _kind(name)
+        if raw is None and kind == "checkpoint_write":
+            yield Problem("dangling", name, "a list of pending writes names this write and it is gone")
+        elif raw is None and kind == "write_keys_zset":
+            yield Problem("dangling", name, "a checkpoint says it has writes and the list of them is gone")
+        elif raw and kind == "checkpoint_write":
+            yield from read(raw)[1]

@@ -1,0 +1,54 @@
+"""llama-index-storage-chat-store-redis: one LIST a session whose key is the session's id, without any prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from memkit.formats.chat import answered, calls, flatten, role_of
+from memkit.formats.elements import sample, turns
+from memkit.formats.model import Hit, Item, Known, Raw, Tool, Turn, Want, a_dict, a_list
+
+STORE = "llama-index"
+SCANNED = False
+
+
+def names(session: str) -> Iterable[str]:
+    """Return the one key: the id itself."""
+    return (session,)
+
+
+def recognise(raw: Raw, wanted: str | None) -> Hit | None:
+    """Claim lists of ``{"role", "blocks"}`` (before 0.11: ``{"role", "content"}``) with ``additional_kwargs``."""
+    if raw.kind != "list" or not any(map(_is_message, sample(raw))):
+        return None
+    prefix = raw.name.removesuffix(wanted) if wanted else ""
+    return Hit(STORE, raw.name[len(prefix) :], prefix, "primary")
+
+
+def wants(known: Known) -> Iterable[Want]:
+    """Return the one key."""
+    return (Want(known.hit.prefix + known.hit.session, "primary"),)
+
+
+def decode(known: Known) -> Iterator[Item]:
+    """Yield the list's messages from head to tail."""
+    for raw in known.keys.values():
+        if raw:
+            yield from turns(raw, _turn)
+
+
+def _is_message(value: dict[str, Any]) -> bool:
+    body = value.get("blocks") if "blocks" in value else value.get("content", 0)
+    return "role" in value and "additional_kwargs" in value and isinstance(body, list | str | None)
+
+
+def _turn(value: dict[str, Any], key: str) -> Turn:
+    role, extra = role_of(value.get("role")), a_dict(value.get("additional_kwargs"))
+    blocks = a_list(value.get("blocks"))
+    tools: tuple[Tool, ...] = (answered(extra),) if role == "tool" else calls(extra.get("tool_calls")) or _calls(blocks)
+    return Turn(role, flatten(blocks if "blocks" in value else value.get("content")), tools, None, None, key)
+
+
+def _calls(blocks: list[Any]) -> tuple[Tool, ...]:
+    return calls([block for block in blocks if a_dict(block).get("block_type") == "tool_call"])

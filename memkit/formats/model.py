@@ -1,0 +1,190 @@
+"""What the decoders speak: a key as it was read, the session it belongs to, and the turns and problems found in it.
+
+Pure data. Names of keys are text; bytes that are not UTF-8 are kept as surrogate escapes, so every name goes back to
+Redis exactly as it came.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+JSON_KIND = "ReJSON-RL"
+_PLAIN = re.compile(r"[A-Za-z0-9_:./|~@=+-]+", re.ASCII)
+DOCUMENT_KINDS = ("string", JSON_KIND)
+
+
+def to_name(raw: bytes) -> str:
+    """Return a key or member as text, losing nothing."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def to_bytes(name: str) -> bytes:
+    """Return the bytes of a name made by ``to_name``."""
+    return name.encode("utf-8", "surrogateescape")
+
+
+def quoted(name: str) -> str:
+    """Return a name as redis-cli takes it: bare when it is plain, else in double quotes with every oddity escaped."""
+    if _PLAIN.fullmatch(name):
+        return name
+    shown = (chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\x{byte:02x}" for byte in to_bytes(name))
+    return f'"{"".join(shown)}"'
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """One key as it was read. Of the five values, the one for its kind is filled in.
+
+    ``total`` is how much the key holds (bytes or elements); ``first`` is the index of the first list element that was
+    read; ``unread`` says why nothing was read.
+    """
+
+    name: str
+    kind: str
+    data: bytes = b""
+    elements: list[bytes] = field(default_factory=list)
+    fields: Mapping[str, bytes] = field(default_factory=dict)
+    members: frozenset[str] = frozenset()
+    scores: Mapping[str, float] = field(default_factory=dict)
+    total: int = 0
+    first: int = 0
+    partial: bool = False
+    unread: str = ""
+
+    @property
+    def payloads(self) -> Iterable[bytes]:
+        """Every payload in the key, whatever its kind."""
+        if self.kind in DOCUMENT_KINDS:
+            return (self.data,)
+        return self.elements or self.fields.values()
+
+
+class Tool(NamedTuple):
+    """A tool's name and the id of the call, where the store keeps them."""
+
+    name: str | None
+    call_id: str | None
+
+
+class Turn(NamedTuple):
+    """One message, oldest first. ``tools`` are the calls an assistant makes, or the one call that a tool answers.
+
+    A named tuple, not a dataclass: a session has thousands, and building a frozen dataclass costs four times as much.
+    ``at_s`` is seconds since 1970.
+    """
+
+    role: str
+    text: str
+    tools: tuple[Tool, ...] = ()
+    at_s: float | None = None
+    uid: str | None = None
+    key: str = ""
+
+
+class Problem(NamedTuple):
+    """Something wrong with a session; ``repair`` is a command for a person to judge, which memkit never runs."""
+
+    cause: str
+    key: str
+    says: str
+    repair: str = ""
+
+
+class Note(NamedTuple):
+    """Something worth knowing that is not wrong."""
+
+    says: str
+
+
+Item = Turn | Problem | Note
+
+
+class Hit(NamedTuple):
+    """Whose key it is: the store, the session, the prefix before it, and the part the key plays in it."""
+
+    store: str
+    session: str
+    prefix: str
+    part: str
+
+    @property
+    def group(self) -> tuple[str, str, str]:
+        """Equal for all keys of one session."""
+        return self.store, self.session, self.prefix
+
+
+class Want(NamedTuple):
+    """A key that should belong to a session, by its exact name.
+
+    ``only`` limits what is read of it: members of a set or sorted set, fields of a hash, top-level paths of a document.
+    ``shared`` keys hold other sessions' entries too, and may live for ever.
+    """
+
+    name: str
+    part: str
+    only: tuple[str, ...] = ()
+    shared: bool = False
+
+
+class Known(NamedTuple):
+    """A session's keys as far as they have been read; None stands for a key that was looked for and is not there."""
+
+    hit: Hit
+    keys: Mapping[str, Raw | None]
+
+    def there(self, name: str) -> Raw | None:
+        """Return the key if it exists."""
+        return self.keys.get(name)
+
+
+class Format(Protocol):
+    """What every module of ``memkit.formats`` offers; see the package's docstring."""
+
+    STORE: str
+    SCANNED: bool
+
+    def names(self, session: str) -> Iterable[str]:
+        """Return the exact names a session's keys have under the library's default prefix."""
+
+    def recognise(self, raw: Raw, wanted: str | None) -> Hit | None:
+        """Return whose key this is, by its payload first; ``wanted`` is the id that is looked for, if any."""
+
+    def wants(self, known: Known) -> Iterable[Want]:
+        """Return the keys that this session should have, judging by those read so far."""
+
+    def decode(self, known: Known) -> Iterator[Item]:
+        """Yield the dialogue, oldest first, with what is wrong and what is worth knowing."""
+
+
+def split(name: str, marker: str, wanted: str | None) -> tuple[str, str]:
+    """Return prefix and session of a key that ends with the session's id."""
+    if wanted and name.endswith(wanted):
+        return name[: -len(wanted)], wanted
+    head, found, tail = name.partition(marker)
+    return (head + marker, tail) if found else ("", name)
+
+
+def text_or_none(value: Any) -> str | None:
+    """Return the value if it is non-empty text."""
+    return value if isinstance(value, str) and value else None
+
+
+def a_dict(value: Any) -> dict[str, Any]:
+    """Return the value if it is a JSON object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def a_list(value: Any) -> list[Any]:
+    """Return the value if it is a JSON array, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
+def seconds(value: Any) -> float | None:
+    """Return a plausible time in seconds since 1970 (years 1990 to 2100; milliseconds are recognised)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    scaled = value / 1000 if value > 1e11 else float(value)
+    return scaled if 6.3e8 < scaled < 4.1e9 else None

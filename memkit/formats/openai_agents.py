@@ -1,0 +1,79 @@
+"""openai-agents' RedisSession: a HASH of dates and a LIST of items, both renewed in one MULTI by each append."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from memkit.formats.chat import dumped, flatten, role_of
+from memkit.formats.elements import sample, turns
+from memkit.formats.model import Hit, Item, Known, Note, Problem, Raw, Tool, Turn, Want, split, text_or_none
+
+STORE = "openai-agents"
+SCANNED = False
+PREFIX = "agents:session:"
+LIST = ":messages"
+COUNTER = ":counter"
+_CALLS = frozenset({"function_call", "custom_tool_call", "computer_call", "mcp_call", "shell_call"})
+_RESULTS = frozenset({"function_call_output", "custom_tool_call_output", "computer_call_output", "shell_call_output"})
+_ITEMS = _CALLS | _RESULTS | {"message", "reasoning", "file_search_call", "web_search_call"}
+
+
+def names(session: str) -> Iterable[str]:
+    """Return the names of hash and list."""
+    return (PREFIX + session, PREFIX + session + LIST)
+
+
+def recognise(raw: Raw, wanted: str | None) -> Hit | None:
+    """Claim lists ``…:messages`` of response items, hashes with the three dates' fields, and the default names."""
+    default = raw.name.startswith(PREFIX)
+    if raw.kind == "list" and raw.name.endswith(LIST) and (default or any(map(_is_item, sample(raw)))):
+        part, base = "messages", raw.name.removesuffix(LIST)
+    elif raw.kind == "hash" and (default or {"session_id", "created_at", "updated_at"} <= raw.fields.keys()):
+        part, base = "primary", raw.name
+    else:
+        return None
+    prefix, session = split(base, PREFIX, wanted)
+    if part == "primary" and not prefix:
+        prefix, session = split(base, PREFIX, raw.fields.get("session_id", b"").decode(errors="replace"))
+    return Hit(STORE, session, prefix, part)
+
+
+def wants(known: Known) -> Iterable[Want]:
+    """Return both keys."""
+    base = known.hit.prefix + known.hit.session
+    return (Want(base, "primary"), Want(base + LIST, "messages"))
+
+
+def decode(known: Known) -> Iterator[Item]:
+    """Yield the list's items from head to tail; reasoning and hosted tools' items are noted, not shown."""
+    base = known.hit.prefix + known.hit.session
+    items = known.there(base + LIST)
+    if items:
+        yield from turns(items, _turn)
+        hidden = sum(1 for value in sample(items) if value.get("type") == "reasoning")
+        if hidden:
+            yield Note("reasoning items are not part of the dialogue and are not shown")
+    else:
+        yield Problem("dangling", base + LIST, "the session's dates are there and its list of messages is gone")
+    if items and not known.there(base):
+        yield Problem("dangling", base, "the messages are there and the hash with the session's dates is gone")
+
+
+def _is_item(value: dict[str, Any]) -> bool:
+    return value.get("type") in _ITEMS or ("role" in value and "content" in value and "additional_kwargs" not in value)
+
+
+def _turn(value: dict[str, Any], key: str) -> Turn | None:
+    kind = value.get("type", "message")
+    uid = text_or_none(value.get("id"))
+    if kind in _CALLS:
+        call_id = text_or_none(value.get("call_id")) or uid
+        return Turn("assistant", "", (Tool(text_or_none(value.get("name")), call_id),), None, uid, key)
+    if kind in _RESULTS:
+        output = value.get("output")
+        text = flatten(output) if isinstance(output, list) else dumped(output)
+        return Turn("tool", text, (Tool(None, text_or_none(value.get("call_id"))),), None, uid, key)
+    if "role" not in value:
+        return None
+    return Turn(role_of(value["role"]), flatten(value.get("content")), (), None, uid, key)

@@ -1,0 +1,58 @@
+"""redisvl's MessageHistory: one HASH a message, ``<index>:<session>:<time>:<hash>``; the library has no TTL option."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from memkit.formats.bounded import parse
+from memkit.formats.chat import role_of
+from memkit.formats.model import Hit, Item, Known, Raw, Tool, Turn, Want, a_dict, seconds, text_or_none
+
+STORE = "redisvl"
+SCANNED = True
+FIELDS = {"entry_id", "session_tag", "role"}
+
+
+def names(_session: str) -> Iterable[str]:
+    """Return nothing: each message's key ends with its time and a hash."""
+    return ()
+
+
+def recognise(raw: Raw, wanted: str | None) -> Hit | None:
+    """Claim hashes with an entry id, a session tag and a role."""
+    if raw.kind != "hash" or not FIELDS <= raw.fields.keys():
+        return None
+    session = _text(raw, "session_tag")
+    prefix, found, _ = raw.name.partition(f"{session}:")
+    return Hit(STORE, session, prefix if found else "", "message") if wanted in (None, session) else None
+
+
+def wants(known: Known) -> Iterable[Want]:
+    """Return the messages that were found: nothing lists them."""
+    return (Want(name, "message") for name in known.keys)
+
+
+def decode(known: Known) -> Iterator[Item]:
+    """Yield the messages in the order of their timestamps."""
+    found = [raw for raw in known.keys.values() if raw]
+    for raw in sorted(found, key=lambda raw: (_number(raw) or 0.0, raw.name)):
+        yield _turn(raw)
+
+
+def _turn(raw: Raw) -> Turn:
+    role, call_id = role_of(_text(raw, "role")), text_or_none(_text(raw, "tool_call_id"))
+    call = a_dict(a_dict(parse(raw.fields.get("metadata", b"null")).value).get("tool_call"))
+    name = text_or_none(call.get("name"))
+    tools = (Tool(name, call_id or text_or_none(call.get("id"))),) if call_id or call or role == "tool" else ()
+    return Turn(role, _text(raw, "content"), tools, seconds(_number(raw)), _text(raw, "entry_id"), raw.name)
+
+
+def _text(raw: Raw, field: str) -> str:
+    return raw.fields.get(field, b"").decode("utf-8", "replace")
+
+
+def _number(raw: Raw) -> float | None:
+    try:
+        return float(raw.fields.get("timestamp", b""))
+    except ValueError:
+        return None
