@@ -1,0 +1,398 @@
+"""A key prefix nobody else has, enforced by the server (an ACL user), and removed without a trace.
+
+What a sandbox writes is learnt from the server as it happens (CLIENT TRACKING in broadcast mode, for its prefix
+alone), so that removing it costs the same beside a million foreign keys. A registry, written before the first key, lets
+the next run remove what a killed one left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import socket
+import sys
+import threading
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import redis
+import redis.asyncio
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
+
+from memkit.clock import ServerClock, escape_glob
+from memkit.connect import REGISTRY, AnyClient, connect, guard_write, redact
+from memkit.errors import SandboxError
+from memkit.server import RedisServer
+
+UNKNOWN_COMMAND = re.compile("unknown command", re.IGNORECASE)
+LEASE_S = 60
+RENEW_EVERY_S = 15.0
+NAME = "memkit-test"
+
+# -@dangerous takes KEYS, FLUSH*, SORT, MIGRATE and more; what is left and reaches beyond the prefix or the database is
+# named. COPY goes whole: an ACL cannot forbid its DB option alone. A token that a version does not know is dropped.
+RULES = """
+    -@all +@read +@write +@connection +@transaction +@scripting +@pubsub -@dangerous -@admin
+    -randomkey -select -move -swapdb -copy -function -script +script|load +script|exists +info +restore +time
+    -client +client|setinfo +client|setname +client|getname +client|id +client|info +client|no-touch +client|no-evict
+    +client|reply +client|tracking +client|caching
+""".split()  # noqa: SIM905  # read as the words that redis.conf takes
+
+
+class LeftSandboxError(SandboxError, NoPermissionError):
+    """The server refused a command that would leave the sandbox; also a redis-py NoPermissionError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A sandbox's entry in the registry: whose it is, and until when (server time) where that cannot be asked."""
+
+    user: str
+    prefix: str
+    until_ms: int
+    machine: str
+    pid: int
+    started: str
+
+
+class Sandbox:
+    """A context manager around a key prefix of its own: ``client()``, ``async_client()``, ``prefix``, ``keys()``.
+
+    ``where``: a RedisServer, or the URL of another server, which then has to pass the production guard. Commands on
+    keys outside the prefix, on other databases, and FLUSH*, CONFIG, FUNCTION, ACL or MONITOR are refused by the server
+    with a LeftSandboxError (SandboxError). SCAN is not filtered: it can show foreign names, never values. It protects
+    against accidents, not attackers.
+
+    Raises ProductionGuardError, or SandboxError when the server lets nobody make users.
+    """
+
+    def __init__(self, where: RedisServer | str) -> None:
+        self._server = where if isinstance(where, RedisServer) else None
+        self._admin_url = where.url if isinstance(where, RedisServer) else where
+        token = secrets.token_hex(6)
+        self.prefix = f"{NAME}:{token}:"
+        self._user, self._password = f"{NAME}-{token}", secrets.token_urlsafe(18)
+        self._keeper: _Keeper | None = None
+        self._finalizer: weakref.finalize[..., Sandbox] | None = None
+
+    @property
+    def url(self) -> str:
+        """The URL of the sandbox's own user."""
+        return self._as_user(self._admin_url)
+
+    @property
+    def clock(self) -> ServerClock:
+        """The private server's clock, or else one that shifts the deadlines of this sandbox's keys."""
+        if self._server:
+            return self._server.clock
+        return ServerClock(cast("redis.Redis", connect(self._admin_url)), prefix=self.prefix)
+
+    def open(self) -> Self:
+        """Make the user and start to keep the lease; removes what killed runs left on this server first."""
+        admin = connect(self._admin_url, decode_responses=True)
+        if not self._server:
+            guard_write(admin)
+        reap(admin)
+        self._keeper = _Keeper(admin, self._admin_url, self.prefix, self._user)
+        self._keeper.write_lease()
+        try:
+            _make_user(admin, self._user, self._password, self.prefix, _database(admin))
+        except RedisError as error:
+            admin.hdel(REGISTRY, self._user)
+            raise SandboxError(
+                f"no sandbox on {redact(self._admin_url)}: the server would not make a user ({error}). Expected the "
+                "right to ACL SETUSER; use a private server (no --real-redis) or an account that may"
+            ) from error
+        self._keeper.start()
+        self._finalizer = weakref.finalize(self, _remove_in_owner, self._keeper, os.getpid())
+        return self
+
+    def client(self, *, decode_responses: bool = False, **options: Any) -> AnyClient:
+        """Return a client of the sandbox's user; a MemoryStore on it nests in its ``_test_prefix``."""
+        client = connect(self.url, decode_responses=decode_responses, **options)
+        if isinstance(client, redis.Redis):
+            pool = client.connection_pool
+            pool.connection_class = _explaining(pool.connection_class, self.prefix)
+        client._test_prefix = self.prefix  # type: ignore[union-attr]
+        return client
+
+    def async_client(self, *, decode_responses: bool = False, **options: Any) -> redis.asyncio.Redis:
+        """Return an asyncio client of the sandbox's user; see client()."""
+        client = redis.asyncio.Redis.from_url(self.url, decode_responses=decode_responses, **options)
+        pool = client.connection_pool
+        pool.connection_class = _explaining_async(pool.connection_class, self.prefix)
+        client._test_prefix = self.prefix  # type: ignore[attr-defined]
+        return client
+
+    def keys(self) -> list[str]:
+        """Return the names of the keys in this sandbox, sorted."""
+        return sorted(self._live().existing())
+
+    def close(self) -> None:
+        """Remove the user (which ends its connections), every key, and the registry's entry."""
+        if self._finalizer:
+            self._finalizer()
+
+    def _live(self) -> _Keeper:
+        if not self._keeper or not self._finalizer or not self._finalizer.alive:
+            raise SandboxError("this sandbox is not open; use it in a with statement")
+        return self._keeper
+
+    def _as_user(self, url: str) -> str:
+        parts = urlsplit(url)
+        host = parts.netloc.rpartition("@")[2]
+        query = re.sub(r"(^|&)(username|password)=[^&]*", "", parts.query).lstrip("&")
+        return urlunsplit(parts._replace(netloc=f"{self._user}:{quote(self._password)}@{host}", query=query))
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Sandbox {self.prefix!r} on {redact(self._admin_url)}>"
+
+
+def _remove_in_owner(keeper: _Keeper, pid: int) -> None:
+    # A forked child must not remove what is its parent's; a server that is gone took everything with it.
+    if os.getpid() == pid:
+        with contextlib.suppress(redis.ConnectionError):
+            keeper.remove()
+
+
+class _Keeper(threading.Thread):
+    """Learns the sandbox's keys from the server as they are written, renews the lease, and removes both at the end."""
+
+    def __init__(self, admin: AnyClient, url: str, prefix: str, user: str) -> None:
+        super().__init__(name=f"{user}-keeper", daemon=True)
+        self._admin, self._url, self._prefix, self._user = admin, url, prefix, user
+        self._names: set[bytes] = set()
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._trackers = [_tracker(node, _own_prefixes(prefix), self._names) for node in _primaries(admin)]
+
+    def write_lease(self) -> None:
+        lease = Lease(self._user, self._prefix, _server_ms(self._admin) + LEASE_S * 1000, *_this_process())
+        self._admin.hset(REGISTRY, self._user, json.dumps(asdict(lease)))
+
+    def run(self) -> None:
+        while not self._over.wait(RENEW_EVERY_S):
+            with contextlib.suppress(RedisError):
+                self.write_lease()
+                self.learn()
+
+    def learn(self) -> None:
+        """Take in the names that the server has pushed so far."""
+        with self._lock:
+            for tracker in self._trackers:
+                # Names are pushed at the end of the server's loop in which they were written: the second PONG comes
+                # from a later one.
+                for _ in range(2):
+                    tracker.send_command("PING")
+                    tracker.read_response()
+
+    def existing(self) -> list[str]:
+        self.learn()
+        return [name.decode(errors="backslashreplace") for name in self._names if self._admin.exists(name)]
+
+    def remove(self) -> None:
+        self._over.set()
+        _remove_user(self._admin, self._user)
+        try:
+            self.learn()
+            names: Iterable[bytes] = self._names
+        except RedisError:
+            names = _scan(self._admin, self._prefix)
+        _unlink(self._admin, names)
+        self._admin.hdel(REGISTRY, self._user)
+        for tracker in self._trackers:
+            tracker.disconnect()
+        self._admin.close()
+
+
+def reap(admin: AnyClient) -> list[str]:
+    """Remove the sandboxes of runs that are over; return their prefixes.
+
+    Over: its process on this machine is known to be gone; or, where that cannot be known, its lease has run out. A
+    living process's sandbox is never touched, however late its lease.
+    """
+    reaped = []
+    for entry in cast("dict[str, str]", admin.hgetall(REGISTRY)).values():
+        lease = Lease(**json.loads(entry))
+        if _is_over(lease, admin):
+            _remove_user(admin, lease.user)
+            _unlink(admin, _scan(admin, lease.prefix))
+            admin.hdel(REGISTRY, lease.user)
+            reaped.append(lease.prefix)
+    return reaped
+
+
+def _is_over(lease: Lease, admin: AnyClient) -> bool:
+    machine, _, _ = _this_process()
+    if lease.machine == machine:
+        return _process_started(lease.pid) != lease.started
+    return _server_ms(admin) > lease.until_ms
+
+
+def _this_process() -> tuple[str, int, str]:
+    return _machine(), os.getpid(), _process_started(os.getpid())
+
+
+def _machine() -> str:
+    """Name this machine, boot and PID namespace: where a PID of the registry can be asked for."""
+    name = socket.gethostname()
+    with contextlib.suppress(OSError):
+        name += Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
+        name += str(Path("/proc/self/ns/pid").readlink())
+    return name
+
+
+def _process_started(pid: int) -> str:
+    """Return when a process started, in the kernel's ticks; "" when it is gone. A number is reused, both are not."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            return "" if fields[0] == "Z" else fields[19]
+        return ""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        pass
+    return "alive"
+
+
+def _server_ms(client: AnyClient) -> int:
+    node = _primaries(client)[0]
+    seconds, micros = node.time()
+    return seconds * 1000 + micros // 1000
+
+
+def _primaries(client: AnyClient) -> list[redis.Redis]:
+    if isinstance(client, redis.RedisCluster):
+        return [client.get_redis_connection(node) for node in client.get_primaries()]
+    return [client]
+
+
+def _nodes(client: AnyClient) -> list[redis.Redis]:
+    """All nodes, replicas included: ACL users are not replicated."""
+    if isinstance(client, redis.RedisCluster):
+        return [client.get_redis_connection(node) for node in client.get_nodes()]
+    return [client]
+
+
+def _database(client: AnyClient) -> int:
+    return 0 if isinstance(client, redis.RedisCluster) else int(client.connection_pool.connection_kwargs.get("db") or 0)
+
+
+def _own_prefixes(prefix: str) -> tuple[str, str]:
+    """Name what keys may begin with: a session's is the prefix, its vectors' key has it in a hash tag."""
+    return prefix, "{" + prefix
+
+
+def _make_user(admin: AnyClient, user: str, password: str, prefix: str, database: int) -> None:
+    own = [f"~{pattern}*" for pattern in _own_prefixes(escape_glob(prefix))]
+    channels = ["resetchannels", f"&{prefix}*", f"&__keyspace@{database}__:{prefix}*"]
+    # redis-py selects a database other than 0 when it connects; SELECT of that one alone is allowed.
+    select = [f"+select|{database}"]
+    base = ["reset", "on", f">{password}", *own, *channels]
+    for node in _nodes(admin):
+        try:
+            node.execute_command("ACL", "SETUSER", user, *base, *RULES, *select)
+        except ResponseError as error:
+            if not UNKNOWN_COMMAND.search(str(error)):
+                raise
+            _make_user_by_parts(node, user, [base, *([rule] for rule in [*RULES, *select])])
+
+
+def _make_user_by_parts(node: redis.Redis, user: str, parts: list[list[str]]) -> None:
+    """Make the user on a version that does not know every command in the rules (6.2 has no FUNCTION)."""
+    for part in parts:
+        try:
+            node.execute_command("ACL", "SETUSER", user, *part)
+        except ResponseError as error:
+            if not UNKNOWN_COMMAND.search(str(error)):
+                raise
+
+
+def _remove_user(admin: AnyClient, user: str) -> None:
+    for node in _nodes(admin):
+        node.acl_deluser(user)
+
+
+def _scan(admin: AnyClient, prefix: str) -> Iterator[bytes]:
+    for own in _own_prefixes(prefix):
+        for name in admin.scan_iter(match=f"{escape_glob(own)}*", count=1000):
+            yield name.encode()
+
+
+def _unlink(admin: AnyClient, names: Iterable[bytes]) -> None:
+    if isinstance(admin, redis.RedisCluster):
+        for name in names:
+            admin.unlink(name)
+        return
+    with admin.pipeline(transaction=False) as pipe:
+        for name in names:
+            pipe.unlink(name)
+        pipe.execute()
+
+
+def _tracker(node: redis.Redis, prefixes: tuple[str, ...], names: set[bytes]) -> redis.Connection:
+    """Return a connection on which the server pushes the names of keys that change, which are added to ``names``."""
+    pool = node.connection_pool
+    connection: redis.Connection = pool.connection_class(
+        **pool.connection_kwargs | {"protocol": 3, "decode_responses": False}
+    )
+    connection.connect()
+    parser: Any = connection._parser  # the only way to hear invalidations on a plain connection
+    parser.set_invalidation_push_handler(lambda push: names.update(push[1] or ()))
+    tokens = [token for prefix in prefixes for token in ("PREFIX", prefix)]
+    connection.send_command("CLIENT", "TRACKING", "ON", "BCAST", *tokens)
+    connection.read_response()
+    return connection
+
+
+def _explaining(base: type[Any], prefix: str) -> type[Any]:
+    """Return a connection class whose refusals are told in memkit's words."""
+
+    class Explaining(base):  # type: ignore[misc]
+        def read_response(self, *args: Any, **options: Any) -> Any:
+            try:
+                return super().read_response(*args, **options)
+            except ResponseError as error:
+                raise _told(prefix, error) from error
+
+    return Explaining
+
+
+def _explaining_async(base: type[Any], prefix: str) -> type[Any]:
+    class Explaining(base):  # type: ignore[misc]
+        async def read_response(self, *args: Any, **options: Any) -> Any:
+            try:
+                return await super().read_response(*args, **options)
+            except ResponseError as error:
+                raise _told(prefix, error) from error
+
+    return Explaining
+
+
+def _told(prefix: str, error: ResponseError) -> ResponseError:
+    """Return the refusal in memkit's words, any other error as it is. In a script it is no NoPermissionError."""
+    if not isinstance(error, NoPermissionError) and not re.search(r"NOPERM|can't (run|access)|permission", str(error)):
+        return error
+    return LeftSandboxError(
+        f"outside the sandbox: the server refused it ({error}). Expected keys that begin with {prefix!r}, in this "
+        "database, and no command that reaches beyond them; a MemoryStore on this client nests there by itself"
+    )
