@@ -168,7 +168,7 @@ class ServerClock:
         return {key if isinstance(key, bytes) else key.encode() for key in found} - self._spare
 
     def _all_gone(self, victims: list[list[bytes]]) -> bool:
-        """Whether none of the keys and fields is still in its last millisecond (gone, or written anew)."""
+        """Whether none of the keys and fields is still in its last milliseconds (gone, or written anew)."""
         with self._client.pipeline(transaction=False) as pipe:
             for key, *field in victims:
                 if field:
@@ -180,7 +180,7 @@ class ServerClock:
             said = pipe.execute()
         # Redis 8.2's HPTTL says that a field is gone a millisecond before it is (measured): -2 is no proof.
         left_ms = [left[0] if isinstance(left, list) else left for left in said[1::2]]
-        return not any(there and left in (-2, 0, 1) for there, left in zip(said[::2], left_ms, strict=True))
+        return not any(there and left in (-2, 0, 1, 2) for there, left in zip(said[::2], left_ms, strict=True))
 
     def _bury_the_dead(self) -> None:
         """Let the server remove the keys that are past their deadline, which SCAN does on all versions."""

@@ -120,18 +120,22 @@ def test_hash_fields_expire_with_the_move(clock: ServerClock, any_server: RedisS
     assert client.exists("session:2") == 0
 
 
-def test_a_shifted_key_expires_and_is_not_deleted(clock: ServerClock, client: redis.Redis) -> None:
-    client.config_set("notify-keyspace-events", "KEgx")
+def test_shifted_keys_expire_and_are_not_deleted(clock: ServerClock, client: redis.Redis) -> None:
+    # 500 in one script: on 6.2 and 7.0 the clock goes on meanwhile.
+    client.config_set("notify-keyspace-events", "Egx")
+    keys = [f"session:{n}" for n in range(500)]
     with client.pubsub(ignore_subscribe_messages=True) as events:
         events.psubscribe("__keyevent@0__:expired", "__keyevent@0__:del")
-        client.set("session:1", "x", ex=100)
+        for key in keys:
+            client.set(key, "x", ex=100)
         clock.shift("1h")
-        assert client.get("session:1") is None
+        assert client.exists(*keys) == 0
+        channels: list[bytes] = []
         deadline = time.monotonic() + 5
-        while not (event := events.get_message(timeout=0.1)) and time.monotonic() < deadline:
-            pass
-    assert event
-    assert event["channel"] == b"__keyevent@0__:expired"
+        while len(channels) < 500 and time.monotonic() < deadline:
+            if event := events.get_message(timeout=0.1):
+                channels.append(event["channel"])
+    assert channels == [b"__keyevent@0__:expired"] * 500
 
 
 def test_the_offset_survives_a_restart(any_server: RedisServer) -> None:
