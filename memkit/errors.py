@@ -7,6 +7,7 @@
     ├── EncodeError (ValueError)        a value that cannot be stored exactly; nothing was changed
     ├── DecodeError (ValueError)        bytes that are not what they should be; nothing was changed
     ├── SessionNotFound (LookupError)   there is no such session (any more)
+    ├── AmbiguousSession (LookupError)  an id that fits several stores' sessions; ``keys`` are there to choose from
     ├── Conflict                        somebody wrote since the version that was given
     ├── SandboxError                    a sandbox that cannot be made, or a command that leaves it
     │   └── ProductionGuardError        memkit will not write to a server it was not allowed to
@@ -38,6 +39,14 @@ class DecodeError(MemkitError, ValueError):
 
 class SessionNotFound(MemkitError, LookupError):
     """There is no such session: never saved, expired, evicted or deleted."""
+
+
+class AmbiguousSession(MemkitError, LookupError):
+    """A session id that fits several stores' sessions; ``keys`` holds a full key of each, which always works."""
+
+    def __init__(self, says: str, keys: tuple[str, ...] = ()) -> None:
+        super().__init__(says)
+        self.keys = keys
 
 
 class Conflict(MemkitError):

@@ -21,6 +21,7 @@ from memkit.formats import (
     langgraph_redis,
     langgraph_redis_shallow,
     llama_index,
+    memkit_store,
     openai_agents,
     redisvl,
 )
@@ -30,6 +31,7 @@ from memkit.formats.model import Format, Hit, Item, Known, Raw
 FORMATS: tuple[Format, ...] = cast(
     "tuple[Format, ...]",
     (
+        memkit_store,
         langchain_community,
         langchain_redis,
         redisvl,
@@ -57,7 +59,7 @@ def recognise(raw: Raw, wanted: str | None = None) -> Hit | None:
 
 def format_of(store: str) -> Format:
     """Return the module of a store."""
-    return next(module for module in FORMATS if module.STORE == store)
+    return next(module for module in FORMATS if store == module.STORE)
 
 
 def decode(known: Known) -> Iterator[Item]:

@@ -12,7 +12,20 @@ from typing import Any
 
 from memkit.formats.chat import chat_turn
 from memkit.formats.documents import peek, read, salvage
-from memkit.formats.model import Hit, Item, Known, Problem, Raw, Turn, Want, a_dict, a_list, quoted, seconds, text_or_none
+from memkit.formats.model import (
+    Hit,
+    Item,
+    Known,
+    Problem,
+    Raw,
+    Turn,
+    Want,
+    a_dict,
+    a_list,
+    quoted,
+    seconds,
+    text_or_none,
+)
 
 STORE = "agno"
 SCANNED = False
@@ -106,7 +119,7 @@ def _runs(known: Known) -> Iterator[Item]:
         name = f"{known.hit.prefix}runs:{run}"
         raw = known.there(name)
         if raw is None:
-            yield Problem("dangling", name, "the session's order lists this run and it is gone, with what was said in it")
+            yield Problem("dangling", name, "the order lists this run and it is gone, with what was said in it")
             continue
         document, problems = read(raw)
         yield from problems

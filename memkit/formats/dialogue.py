@@ -12,7 +12,7 @@ _SAID = 5
 class Dialogue:
     """Follows one dialogue turn by turn; ``follow`` passes every item on and adds the problems it sees.
 
-    ``loses_calls`` is for stores that drop an assistant's tool calls: there a result needs an assistant's turn before it.
+    ``loses_calls`` is for stores that drop an assistant's tool calls: a result then needs an assistant before it.
     """
 
     def __init__(self, *, loses_calls: bool = False) -> None:
@@ -67,21 +67,18 @@ class Dialogue:
         self._open[tool.call_id] = turn
 
     def _result(self, turn: Turn) -> Turn:
-        if not self._may_answer and not (turn.tools and self._all_called(turn)):
-            self._orphan(turn)
-        elif not self._loses_calls and not self._all_called(turn):
-            self._orphan(turn)
+        asked = self._may_answer if self._loses_calls or not turn.tools else self._all_called(turn)
+        if not asked:
+            says = f"message {self._count:,} is a tool's result and no call before it asks for it"
+            self._add("orphan_tool_result", turn, says)
         for tool in turn.tools:
             self._answer(turn, tool)
         named = tuple(tool._replace(name=tool.name or self._names.get(tool.call_id or "")) for tool in turn.tools)
         return turn._replace(tools=named)
 
     def _all_called(self, turn: Turn) -> bool:
-        return all(tool.call_id is None or tool.call_id in self._names for tool in turn.tools)
-
-    def _orphan(self, turn: Turn) -> None:
-        says = f"message {self._count:,} is a tool's result and no call before it asks for it"
-        self._add("orphan_tool_result", turn, says)
+        """Return whether each result has its call; one without an id needs an assistant's turn before it."""
+        return all(self._may_answer if tool.call_id is None else tool.call_id in self._names for tool in turn.tools)
 
     def _answer(self, turn: Turn, tool: Tool) -> None:
         if tool.call_id is None:

@@ -65,13 +65,15 @@ class Faults:
             except orjson.JSONDecodeError:
                 pass
             else:
-                return value if isinstance(value, dict) else self._corrupt(index, element, Fault("no JSON object", 0))
+                if isinstance(value, dict):
+                    return value
         parsed = parse(element)
         if parsed.nan:
             self.add("nan", index, "holds NaN or Infinity, which is not JSON: other readers will refuse it")
         if isinstance(parsed.value, dict):
             return parsed.value
-        return self._corrupt(index, element, parsed.fault or Fault("no JSON object", 0))
+        self._corrupt(index, element, parsed.fault or Fault("no JSON object", 0))
+        return None
 
     def _corrupt(self, index: int, element: bytes, fault: Fault) -> None:
         self._bad += 1

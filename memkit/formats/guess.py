@@ -25,7 +25,7 @@ _OPCODES = 2_000
 
 
 def encoding_of(data: bytes) -> str:
-    """Return the guessed encoding, outermost layer first: ``json``, ``gzip > json``, ``base64 > msgpack``, ``pickle``."""
+    """Return the guessed encoding, outermost layer first: ``json``, ``gzip > json``, ``pickle``."""
     layers: list[str] = []
     while True:
         name, inner = _layer(data, outermost=not layers)
@@ -48,7 +48,7 @@ def _layer(data: bytes, *, outermost: bool) -> tuple[str, bytes]:
             inner = unpack(data[:PEEK_BYTES])
             if inner is not None:
                 return name, inner
-    if data[:1] in b"{[\"" and _is_json(data, outermost=outermost):
+    if data[:1] in b'{["' and _is_json(data, outermost=outermost):
         return "json", b""
     return _plain(data)
 

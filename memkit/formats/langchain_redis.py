@@ -63,6 +63,8 @@ def _turn(raw: Raw) -> tuple[Turn | None, list[Problem]]:
     document, problems = read(raw)
     if document is None:
         return None, problems
-    turn = message_turn(document.get("type"), a_dict(document.get("data")), raw.name, seconds(document.get("timestamp")))
+    turn = message_turn(
+        document.get("type"), a_dict(document.get("data")), raw.name, seconds(document.get("timestamp"))
+    )
     uid = document.get("message_id")
     return turn._replace(uid=uid if isinstance(uid, str) else None), problems

@@ -70,11 +70,11 @@ def wants(known: Known) -> Iterable[Want]:
     yield Want(f"{base}threads", "shared index", (order,), shared=True)
     yield Want(f"{base}seq", "shared counter", shared=True)
     listed = known.there(order)
-    for checkpoint in listed.scores if listed else ():
-        yield Want(f"{base}cp:{thread}::{checkpoint}", "checkpoint")
-    for checkpoint in _checkpoints(known)[0].values():
-        yield from (Want(name, "blob") for name in checkpoint.blobs.values())
-        yield Want(f"{base}wr:{thread}::{checkpoint.uid}", "write")
+    for uid in listed.scores if listed else ():
+        yield Want(f"{base}cp:{thread}::{uid}", "checkpoint")
+    for point in _checkpoints(known)[0].values():
+        yield from (Want(name, "blob") for name in point.blobs.values())
+        yield Want(f"{base}wr:{thread}::{point.uid}", "write")
 
 
 class Checkpoint(NamedTuple):
@@ -104,9 +104,7 @@ def _checkpoint(known: Known, value: Mapping[str, Any]) -> Checkpoint:
     base = f"{known.hit.prefix}blob:{known.hit.session}::"
     versions = a_dict(checkpoint.get("channel_versions"))
     blobs = {channel: f"{base}{channel}:{version}" for channel, version in versions.items()}
-    return Checkpoint(
-        str(checkpoint.get("id")), str(value.get("parent_id") or ""), str(metadata.get("source")), blobs
-    )
+    return Checkpoint(str(checkpoint.get("id")), str(value.get("parent_id") or ""), str(metadata.get("source")), blobs)
 
 
 def decode(known: Known) -> Iterator[Item]:
@@ -123,7 +121,7 @@ def _dialogue(known: Known, checkpoints: Mapping[str, Checkpoint]) -> Iterator[I
     blobs, problems = _blobs(known)
     yield from problems
     newest = True
-    for point in reversed(checkpoints.values()):
+    for point in reversed(list(checkpoints.values())):
         name = point.blobs.get("messages", "")
         if name in blobs:
             if not newest:
@@ -154,7 +152,7 @@ def _blobs(known: Known) -> tuple[dict[str, Any], list[Problem]]:
 
 
 def _missing_writes(known: Known, checkpoints: Mapping[str, Checkpoint]) -> Iterator[Problem]:
-    """A step of the loop is made from its parent's writes, so a parent without any has lost them."""
+    """Yield the checkpoints without writes from which a step of the loop was made: they have lost them."""
     stepped = {point.parent for point in checkpoints.values() if point.source == "loop"}
     for point in checkpoints.values():
         name = f"{known.hit.prefix}wr:{known.hit.session}::{point.uid}"
@@ -172,7 +170,8 @@ def _index_problems(known: Known, checkpoints: Mapping[str, Checkpoint]) -> Iter
     listed = known.there(order)
     if listed is None:
         members = " ".join(f"{at} {point.uid}" for at, point in enumerate(checkpoints.values(), 1))
-        says = "the thread's order is gone: the library shows an empty thread; recoverable: the checkpoints are still there"
+        says = "the thread's order is gone: the library shows an empty thread"
+        says += "; recoverable: the checkpoints are still there" if members else ""
         yield Problem("dangling", order, says, f"ZADD {quoted(order)} {members}" if members else "")
     for uid in listed.scores if listed else ():
         name = f"{base}cp:{thread}::{uid}"

@@ -1,9 +1,9 @@
 """langgraph-checkpoint-redis: a JSON document a checkpoint, a pointer to the latest, writes and their lists.
 
-``checkpoint:<thread>:<ns>:<id>``, ``checkpoint_latest:<thread>:<ns>`` (STRING), ``checkpoint_write:…:<task>:<idx>`` and
-``write_keys_zset:<thread>:<ns>:<id>``. ``ns`` is ``__empty__`` for the graph itself. The TTL is given in minutes and set
-by an EXPIRE of its own; old checkpoints are not renewed. Without the pointer the library shows an empty thread although
-everything is there.
+``checkpoint:<thread>:<ns>:<id>``, ``checkpoint_latest:<thread>:<ns>`` (STRING), ``checkpoint_write:…:<task>:<idx>``,
+``write_keys_zset:<thread>:<ns>:<id>``. ``ns`` is ``__empty__`` for the graph itself. The TTL is given in minutes and
+set by an EXPIRE of its own; old checkpoints are not renewed. Without the pointer the library shows an empty thread
+although everything is there.
 """
 
 from __future__ import annotations

@@ -99,7 +99,13 @@ class Note(NamedTuple):
     says: str
 
 
-Item = Turn | Problem | Note
+class Meant(NamedTuple):
+    """How long the session's own payload says it should live, in ms; None: for ever."""
+
+    ttl_ms: int | None
+
+
+Item = Turn | Problem | Note | Meant
 
 
 class Hit(NamedTuple):

@@ -1,4 +1,4 @@
-"""A small, bounded msgpack reader: LangGraph's checkpoints need it, and hostile bytes must not cost more than themselves.
+"""A small, bounded msgpack reader for LangGraph's checkpoints; hostile bytes must not cost more than themselves.
 
 After the specification at https://github.com/msgpack/msgpack/blob/master/spec.md.
 """

@@ -20,7 +20,7 @@ def names(_session: str) -> Iterable[str]:
 
 def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     """Claim hashes with an entry id, a session tag and a role."""
-    if raw.kind != "hash" or not FIELDS <= raw.fields.keys():
+    if raw.kind != "hash" or not raw.fields.keys() >= FIELDS:
         return None
     session = _text(raw, "session_tag")
     prefix, found, _ = raw.name.partition(f"{session}:")

@@ -1,0 +1,363 @@
+"""One session, whatever wrote it: found, decoded, redacted, checked. Read-only; nothing is ever changed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from secrets import token_bytes
+from typing import Any
+
+from memkit import formats
+from memkit.errors import AmbiguousSession, PolicyError, SessionNotFound
+from memkit.formats import ag2, agent_framework_redis, langgraph_redis, langgraph_redis_shallow, redisvl, unknown
+from memkit.formats.capture import load_capture
+from memkit.formats.guess import hex_view
+from memkit.formats.model import Hit, Known, Meant, Note, Problem, Raw, Tool, Turn, Want, to_bytes, to_name
+from memkit.formats.safe import printable
+from memkit.reading import Loaded, Reader, reading
+from memkit.session_report import KeyReport, Message, SessionReport
+
+__all__ = ["SessionReport", "inspect_session", "load_capture"]
+
+SCAN_FREELY_KEYS = 1_000_000
+"""Up to here the database is always searched for further sessions of the same id: under a second of SCAN."""
+MAX_NAMES = 50_000
+BIG_VALUE_BYTES = 1 << 20
+SPREAD_S = 5.0
+SPREAD_SHARE = 0.01
+_WITHOUT_TTL = (redisvl.STORE, ag2.STORE, agent_framework_redis.STORE)
+_ROUNDS = 5
+_SAID = 5
+_STRONG = re.compile(r"(.*[:/|{}.#])?", re.DOTALL)
+Group = tuple[str, str, str]
+_GLOB = re.compile(r"[*?\[\]^\\]")
+
+
+def inspect_session(url_or_client: Any, session_id: str | bytes, *, reveal: bool = False) -> SessionReport:
+    """Find a session by its id or by any of its keys, decode it, and say what is wrong with it.
+
+    Texts, names and ids inside payloads are redacted unless ``reveal``. Reads on a connection of its own, with CLIENT
+    NO-TOUCH where the server has it (7.2, Valkey); where not, a note says how many idle clocks were reset. At most
+    32 MB and 100,000 elements are read. Raises SessionNotFound, and AmbiguousSession when an id fits several stores'
+    sessions (its ``keys`` are the ones to choose from; a full key always works).
+    """
+    wanted = to_name(session_id) if isinstance(session_id, bytes) else session_id
+    if not isinstance(wanted, str) or not wanted:
+        raise PolicyError(f"a session id or key is non-empty text, not {type(session_id).__name__}")
+    try:
+        to_bytes(wanted)
+    except UnicodeEncodeError:
+        raise PolicyError("this session id has a lone surrogate, which no key can have") from None
+    with reading(url_or_client) as reader:
+        return _report(reader, _Search(reader, wanted).run(), reveal=reveal)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The keys of one session; None for a key that should be there. ``notes`` are about the search."""
+
+    hit: Hit
+    keys: Mapping[str, Loaded | None]
+    parts: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+
+class _Search:
+    """Finds the keys of the session that an id or a key means."""
+
+    def __init__(self, reader: Reader, wanted: str) -> None:
+        self._reader, self._wanted = reader, wanted
+        self._loaded: dict[str, Loaded | None] = {}
+        self._there: dict[str, Loaded] = {}
+        self._hits: dict[tuple[str, str | None], Hit | None] = {}
+        self._notes: list[str] = []
+        self._scanned = False
+
+    def run(self) -> _Found:
+        exact = [self._wanted, *(name for store in formats.FORMATS for name in store.names(self._wanted))]
+        self._load(Want(prefix + name, "") for name in exact for prefix in {"", self._reader.prefix})
+        if self._loaded.get(self._wanted):
+            return self._by_key(self._wanted)
+        groups = self._groups()
+        if self._reader.database_keys() <= SCAN_FREELY_KEYS or not groups:
+            self._scan(self._wanted)
+            groups = self._groups()
+        else:
+            self._notes.append(f"over {SCAN_FREELY_KEYS:,} keys: other stores' sessions of this id were not looked for")
+        return self._by_id(groups)
+
+    def _load(self, wants: Iterable[Want]) -> None:
+        new = [want for want in wants if want.name not in self._loaded]
+        if new:
+            loaded = self._reader.load(new)
+            self._loaded |= loaded
+            self._there |= {name: each for name, each in loaded.items() if each}
+
+    def _scan(self, session: str) -> None:
+        """Search the names of the whole database; no key is looked at but those that hold the id."""
+        prefix, self._scanned = _glob(self._reader.prefix), True
+        for part in (session, agent_framework_redis.encoded(session)):
+            names = self._reader.scan(f"{prefix}*{_glob(part)}*", MAX_NAMES)
+            if len(names) == MAX_NAMES:
+                self._notes.append(f"over {MAX_NAMES:,} keys have this id in their name; the others were left out")
+            self._load(Want(name, "") for name in names)
+
+    def _groups(self) -> dict[Group, dict[str, Hit]]:
+        """Return the keys of each session of this id; a strong boundary before the id beats a weak one."""
+        groups: dict[Group, dict[str, Hit]] = {}
+        for name in self._there:
+            hit = self._hit(name, self._wanted)
+            if hit and hit.session == self._wanted:
+                groups.setdefault(hit.group, {})[name] = hit
+        strong = {group: hits for group, hits in groups.items() if _STRONG.fullmatch(group[2])}
+        return _merged(strong or groups)
+
+    def _by_id(self, groups: Mapping[Group, Mapping[str, Hit]]) -> _Found:
+        if len(groups) > 1:
+            raise _ambiguous(self._wanted, [(group[0], next(iter(hits))) for group, hits in groups.items()])
+        if groups:
+            return self._complete(next(iter(next(iter(groups.values())).values())))
+        return self._strangers()
+
+    def _strangers(self) -> _Found:
+        """Return the keys of no known store that have the id in their name."""
+        mine = re.compile(rf"(.*[^\w-])?{re.escape(self._wanted)}([^\w-].*)?", re.DOTALL)
+        names = [name for name in self._there if mine.fullmatch(name) and self._hit(name, None) is None]
+        if not names:
+            raise SessionNotFound(
+                f"no session {printable(self._wanted, 200)!r} here: no known store's key has it, and none of "
+                f"{self._reader.scanned_keys:,} keys has it in its name: expired, evicted, deleted, another database?"
+            )
+        return self._as_unknown(self._wanted, names)
+
+    def _as_unknown(self, session: str, names: list[str]) -> _Found:
+        keys = {name: self._there[name] for name in names}
+        hit = Hit(unknown.STORE, session, "", "unknown")
+        return _Found(hit, keys, dict.fromkeys(names, "unknown"), tuple(self._notes))
+
+    def _by_key(self, name: str) -> _Found:
+        """Return the session that a key belongs to."""
+        hit = self._hit(name, None)
+        if hit is None:
+            return self._as_unknown(name, [name])
+        others = {group[0] for group in self._groups()} - {hit.store}
+        if others:
+            self._notes.append(f"this is a key; as an id it also fits sessions of {', '.join(sorted(others))}")
+        return self._complete(hit)
+
+    def _complete(self, hit: Hit) -> _Found:
+        """Read the siblings: those that can be named, then, for stores that do not list them, those that SCAN finds."""
+        module = formats.format_of(hit.store)
+        if module.SCANNED and not self._scanned:
+            self._scan(hit.session)
+        hits = self._members(hit)
+        hit = next(iter(hits.values()), hit)
+        module = formats.format_of(hit.store)
+        parts = {name: member.part for name, member in hits.items()}
+        for _ in range(_ROUNDS):
+            wants = {want.name: want for want in module.wants(self._known(hit, parts)) if want.name not in parts}
+            # Of shared keys only this session's entries are read, so those must all be known first.
+            new = [want for want in wants.values() if not want.shared] or list(wants.values())
+            if not new:
+                break
+            self._load(new)
+            parts |= {want.name: want.part for want in new}
+        return _Found(hit, {name: self._loaded[name] for name in parts}, parts, tuple(self._notes))
+
+    def _known(self, hit: Hit, names: Iterable[str]) -> Known:
+        return Known(hit, {name: loaded.raw if (loaded := self._loaded[name]) else None for name in names})
+
+    def _members(self, hit: Hit) -> dict[str, Hit]:
+        """Return the keys read so far that belong to the session of a key."""
+        groups: dict[Group, dict[str, Hit]] = {}
+        for name in self._there:
+            member = self._hit(name, hit.session)
+            if member and (member.session, member.prefix) == (hit.session, hit.prefix):
+                groups.setdefault(member.group, {})[name] = member
+        merged = _merged(groups)
+        return merged.get(hit.group) or merged.get(_shallow(hit.group), {})
+
+    def _hit(self, name: str, wanted: str | None) -> Hit | None:
+        if (name, wanted) not in self._hits:
+            self._hits[name, wanted] = formats.recognise(self._there[name].raw, wanted)
+        return self._hits[name, wanted]
+
+
+def _merged(groups: dict[Group, dict[str, Hit]]) -> dict[Group, dict[str, Hit]]:
+    """Give LangGraph's writes, alike in both savers, to the shallow one where nothing else is the full one's."""
+    for group in [group for group, hits in groups.items() if {hit.part for hit in hits.values()} == {"write"}]:
+        owner = _shallow(group)
+        if owner != group and owner in groups:
+            module = langgraph_redis_shallow.STORE
+            groups[owner] |= {name: hit._replace(store=module) for name, hit in groups.pop(group).items()}
+    return groups
+
+
+def _shallow(group: Group) -> Group:
+    return (langgraph_redis_shallow.STORE if group[0] == langgraph_redis.STORE else group[0], *group[1:])
+
+
+def _ambiguous(wanted: str, choices: Sequence[tuple[str, str]]) -> AmbiguousSession:
+    listed = "; ".join(f"{printable(key, 200)} ({store})" for store, key in choices)
+    says = f"{printable(wanted, 200)!r} fits {len(choices)} sessions; give one of these keys: {listed}"
+    return AmbiguousSession(says, tuple(key for _, key in choices))
+
+
+def _glob(text: str) -> str:
+    """Return a text as a glob that matches it alone."""
+    return _GLOB.sub(r"\\\g<0>", text)
+
+
+def _report(reader: Reader, found: _Found, *, reveal: bool) -> SessionReport:
+    known = Known(found.hit, {name: loaded.raw if loaded else None for name, loaded in found.keys.items()})
+    messages, problems, notes, meant = _decoded(known, Veil(reveal=reveal))
+    loaded = {name: loaded for name, loaded in found.keys.items() if loaded}
+    problems += _general_problems(found.hit, loaded, meant)
+    return SessionReport(
+        store=found.hit.store,
+        session=found.hit.session,
+        messages=tuple(messages),
+        keys=tuple(_key_report(name, each, found, reveal=reveal) for name, each in loaded.items()),
+        problems=tuple(problems),
+        notes=(*found.notes, *notes, *_reading_notes(reader)),
+        revealed=reveal,
+    )
+
+
+class Veil:
+    """Takes a turn's text away and leaves a keyed hash; the key is random, and gone with the report's making."""
+
+    def __init__(self, *, reveal: bool) -> None:
+        self._reveal = reveal
+        self._keyed = blake2b(key=token_bytes(32), digest_size=5)
+
+    def message(self, turn: Turn) -> Message:
+        """Return a turn as it may be shown."""
+        role, text, tools, at_s, _, _ = turn
+        data = text.encode("utf-8", "surrogatepass")
+        keyed = self._keyed.copy()
+        keyed.update(data)
+        shown = text if self._reveal or not text else None
+        if tools and not self._reveal:
+            tools = tuple(Tool(self._tag(tool.name), self._tag(tool.call_id)) for tool in tools)
+        return Message(role, shown, len(text), len(data), text.count("\n") + 1, keyed.hexdigest(), tools, at_s)
+
+    def _tag(self, value: str | None) -> str | None:
+        if value is None:
+            return None
+        keyed = self._keyed.copy()
+        keyed.update(value.encode("utf-8", "surrogatepass"))
+        return f"#{keyed.hexdigest()}"
+
+
+def _decoded(known: Known, veil: Veil) -> tuple[list[Message], list[Problem], list[str], Meant | None]:
+    """Run the store's decoder; whatever it meets, what it yielded before stays."""
+    messages: list[Message] = []
+    problems: list[Problem] = []
+    notes: list[str] = []
+    meant = None
+    decode = unknown.decode if known.hit.store == unknown.STORE else formats.decode
+    try:
+        for item in decode(known):
+            if isinstance(item, Turn):
+                messages.append(veil.message(item))
+            elif isinstance(item, Problem):
+                problems.append(item)
+            elif isinstance(item, Note):
+                notes.append(item.says)
+            else:
+                meant = item
+    except Exception as error:  # noqa: BLE001 - hostile bytes must not stop an inspection; the error's text may hold some
+        says = f"this payload could not be decoded any further ({type(error).__name__}); what came before it is shown"
+        problems.append(Problem("corrupt", next(iter(known.keys), ""), says))
+    return messages, problems, notes, meant
+
+
+def _general_problems(hit: Hit, loaded: Mapping[str, Loaded], meant: Meant | None) -> list[Problem]:
+    """Return what is wrong with the keys, whatever store they are of."""
+    own = {name: each for name, each in loaded.items() if not each.shared}
+    problems = [*_lifetimes(hit, own, meant)]
+    for name, each in own.items():
+        if each.raw.unread:
+            problems.append(Problem("unreadable", name, each.raw.unread))
+        elif each.raw.partial:
+            read, total = len(each.raw.elements), each.raw.total
+            problems.append(Problem("truncated", name, f"the first {read:,} of {total:,} elements were read"))
+    big = [problem for name, each in own.items() for problem in _big(name, each.raw)]
+    return problems + _few(big)
+
+
+def _lifetimes(hit: Hit, own: Mapping[str, Loaded], meant: Meant | None) -> list[Problem]:
+    ends = {name: each.meta.ttl_ms / 1000 for name, each in own.items() if each.meta.ttl_ms is not None}
+    problems = _no_ttl(hit, [name for name in own if name not in ends], len(ends), meant)
+    latest = max(ends.values(), default=0.0)
+    early = [name for name, end in ends.items() if latest - end > max(SPREAD_S, SPREAD_SHARE * latest)]
+    for name in sorted(early, key=ends.__getitem__)[:_SAID]:
+        says = f"dies in {_span(ends[name])}, the last part of the session in {_span(latest)}: it will be torn between"
+        problems.append(Problem("mixed_ttl", name, says))
+    if len(early) > _SAID:
+        problems.append(Problem("mixed_ttl", early[_SAID], f"… and {len(early) - _SAID:,} more parts that die early"))
+    if meant and meant.ttl_ms and latest * 1000 > meant.ttl_ms * 1.01:
+        says = f"lives {_span(latest)} more, and its own policy gives it {_span(meant.ttl_ms / 1000)} at most"
+        problems.append(Problem("ttl_too_long", next(iter(ends)), says))
+    return problems
+
+
+def _no_ttl(hit: Hit, without: list[str], with_ttl: int, meant: Meant | None) -> list[Problem]:
+    if not without or (meant and meant.ttl_ms is None):
+        return []
+    if with_ttl:
+        says = "has no TTL while other parts of the session have one: it will stay when they are gone"
+        return _few([Problem("no_ttl", name, says) for name in without])
+    option = f"; {hit.store} has no TTL option" if hit.store in _WITHOUT_TTL else ""
+    count = "it lives" if len(without) == 1 else f"all {len(without):,} keys live"
+    return [
+        Problem(
+            "no_ttl", without[0], f"no part of the session has a TTL: {count} until somebody deletes or evicts{option}"
+        )
+    ]
+
+
+def _big(name: str, raw: Raw) -> list[Problem]:
+    size = max((len(payload) for payload in raw.payloads), default=0)
+    if size <= BIG_VALUE_BYTES:
+        return []
+    says = f"holds a value of {size / 1e6:.1f} MB: each read of it moves that much, and blocks others meanwhile"
+    return [Problem("big_value", name, says)]
+
+
+def _few(problems: list[Problem]) -> list[Problem]:
+    """Return five of many like problems, and a sixth that counts the rest."""
+    if len(problems) <= _SAID:
+        return problems
+    rest = problems[_SAID]._replace(says=f"… and {len(problems) - _SAID:,} more keys like it")
+    return [*problems[:_SAID], rest]
+
+
+def _span(seconds: float) -> str:
+    """Return a length of time as people say it, to three digits."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def _key_report(name: str, each: Loaded, found: _Found, *, reveal: bool) -> KeyReport:
+    meta = each.meta
+    ttl_s = None if meta.ttl_ms is None else meta.ttl_ms / 1000
+    payload = preview = None
+    if found.hit.store == unknown.STORE:
+        payload = unknown.payload_encoding(each.raw) or None
+        preview = hex_view(next(iter(each.raw.payloads), b"")) or None if reveal else None
+    part = found.parts.get(name, "")
+    return KeyReport(
+        name, meta.kind, part, ttl_s, meta.size_bytes, meta.idle_s, meta.encoding, payload, preview or None
+    )
+
+
+def _reading_notes(reader: Reader) -> list[str]:
+    scanned = f"SCAN walked {reader.scanned_keys:,} keys to find it" if reader.scanned_keys else ""
+    touched = f"reading reset the idle clocks of {reader.read_keys:,} keys: {reader.touched_because}"
+    return [note for note in (scanned, touched if reader.touched_because else "") if note]

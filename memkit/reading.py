@@ -1,0 +1,385 @@
+"""Read keys of a live server: on a connection of its own, without touching idle clocks where the server allows.
+
+Only commands that read are sent. Values are read within a budget, so that one session cannot fill this process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import redis
+from redis.cluster import RedisCluster
+
+from memkit.connect import connect
+from memkit.errors import PolicyError
+from memkit.formats.model import JSON_KIND, Raw, Want, to_bytes, to_name
+
+MAX_BYTES = 32 << 20
+MAX_ELEMENTS = 100_000
+PEEK_BYTES = 64 << 10
+_BATCH_KEYS = 500
+_BATCH_BYTES = 4 << 20
+_CHUNK = 1_000
+_SCAN_COUNT = 1_000
+
+Args = tuple[bytes | int, ...]
+
+
+class Meta(NamedTuple):
+    """What the server says of a key without its value; None: no TTL, or the server does not say."""
+
+    kind: str
+    ttl_ms: int | None
+    idle_s: int | None
+    encoding: str | None
+    size_bytes: int | None
+
+
+class Loaded(NamedTuple):
+    """A key with what the server says of it and what was read."""
+
+    raw: Raw
+    meta: Meta
+    shared: bool = False
+
+
+class _Connection(Protocol):
+    """The part of a redis-py connection that is used here."""
+
+    def send_packed_command(self, command: Iterable[bytes], check_health: bool = True) -> None: ...
+    def read_response(self) -> Any: ...
+    def disconnect(self) -> None: ...
+
+
+@dataclass
+class Budget:
+    """How much may still be read."""
+
+    bytes_left: int = MAX_BYTES
+    elements_left: int = MAX_ELEMENTS
+
+    def fits(self, size_bytes: int | None) -> bool:
+        """Return whether a value of this size may be read whole."""
+        return size_bytes is not None and size_bytes <= self.bytes_left and self.elements_left > 0
+
+    def spend(self, size_bytes: int, elements: int) -> None:
+        """Take what was read off the budget."""
+        self.bytes_left -= size_bytes
+        self.elements_left -= elements
+
+
+@dataclass
+class Reader:
+    """Reads keys; made by ``reading``. ``touched_because`` says why idle clocks cannot be spared, if they cannot."""
+
+    connections: Mapping[str, _Connection]
+    route: Callable[[bytes], str]
+    prefix: str = ""
+    touched_because: str = ""
+    read_keys: int = 0
+    scanned_keys: int = 0
+    budget: Budget = field(default_factory=Budget)
+
+    def ask(self, commands: Sequence[tuple[bytes, Args]]) -> list[Any]:
+        """Send commands, each with the key that says which node it goes to; a refusal is returned, not raised."""
+        by_node: dict[str, list[int]] = {}
+        for index, (key, _) in enumerate(commands):
+            by_node.setdefault(self.route(key), []).append(index)
+        answers: list[Any] = [None] * len(commands)
+        for node, indexes in by_node.items():
+            found = _exchange(self.connections[node], [commands[index][1] for index in indexes])
+            for index, answer in zip(indexes, found, strict=True):
+                answers[index] = answer
+        return answers
+
+    def database_keys(self) -> int:
+        """Return how many keys the database has, dead ones that were not yet removed included; 0 if that is refused."""
+        answers = [_exchange(connection, [(b"DBSIZE",)])[0] for connection in self.connections.values()]
+        return sum(answer for answer in answers if isinstance(answer, int))
+
+    def scan(self, pattern: str, limit: int) -> list[str]:
+        """Return up to ``limit`` names that match a glob, in order; walks the whole database, a piece at a time."""
+        found: set[str] = set()
+        for connection in self.connections.values():
+            cursor = b"0"
+            while len(found) < limit:
+                answer = _exchange(connection, [(b"SCAN", cursor, b"MATCH", to_bytes(pattern), b"COUNT", _SCAN_COUNT)])[
+                    0
+                ]
+                if isinstance(answer, Exception):
+                    break
+                cursor, names = answer
+                found.update(map(to_name, names))
+                if cursor == b"0":
+                    break
+        self.scanned_keys = max(self.scanned_keys, self.database_keys())
+        return sorted(found)[:limit]
+
+    def load(self, wants: Iterable[Want]) -> dict[str, Loaded | None]:
+        """Return the keys that were asked for, None for those that are not there."""
+        by_name = {want.name: want for want in wants}
+        loaded: dict[str, Loaded | None] = dict.fromkeys(by_name)
+        names = list(by_name)
+        for start in range(0, len(names), _BATCH_KEYS):
+            there = self._metas(names[start : start + _BATCH_KEYS])
+            for batch in _batches(there):
+                for name, raw in self._values({name: there[name] for name in batch}, by_name).items():
+                    loaded[name] = Loaded(raw, there[name], by_name[name].shared)
+        return loaded
+
+    def _metas(self, names: Sequence[str]) -> dict[str, Meta]:
+        """Ask for type, TTL, idle time, encoding and size, before any value is read."""
+        commands: list[tuple[bytes, Args]] = []
+        for name in names:
+            key = to_bytes(name)
+            commands += [(key, (*question, key)) for question in _QUESTIONS]
+        answers = self.ask(commands)
+        width = len(_QUESTIONS)
+        metas = {name: _meta(answers[at * width : (at + 1) * width]) for at, name in enumerate(names)}
+        return {name: meta for name, meta in metas.items() if meta is not None}
+
+    def _values(self, metas: Mapping[str, Meta], wants: Mapping[str, Want]) -> dict[str, Raw]:
+        plans = {name: _plan(to_bytes(name), meta, wants[name], self.budget) for name, meta in metas.items()}
+        answers = iter(self.ask([(to_bytes(name), args) for name, plan in plans.items() for args in plan]))
+        found = {}
+        for name, plan in plans.items():
+            got = [next(answers) for _ in plan]
+            found[name] = self._raw(name, metas[name], wants[name], got)
+            self.read_keys += 1
+            self.budget.spend(_bytes_in(found[name]), len(found[name].elements))
+        return found
+
+    def _raw(self, name: str, meta: Meta, want: Want, got: list[Any]) -> Raw:
+        refused = next((answer for answer in got if isinstance(answer, Exception)), None)
+        if refused is not None:
+            return Raw(name, meta.kind, unread=f"the server refused to read it ({str(refused).split(' ')[0]})")
+        if not got:
+            return Raw(name, meta.kind, unread=f"keys of type {meta.kind} are not read")
+        if meta.kind == "list" and len(got) == 1:
+            return self._long_list(name, got[0])
+        return _BUILD[meta.kind](name, want, got)
+
+    def _long_list(self, name: str, total: int) -> Raw:
+        """Read a list that may be over the budget from its head, in chunks, until the budget is used up."""
+        elements: list[bytes] = []
+        size, key = 0, to_bytes(name)
+        while len(elements) < min(total, self.budget.elements_left) and size < self.budget.bytes_left:
+            at = len(elements)
+            step = _CHUNK if size < 1 << 20 else max(1, min(_CHUNK, at * (1 << 20) // size))
+            answer = self.ask([(key, (b"LRANGE", key, at, at + step - 1))])[0]
+            if isinstance(answer, Exception) or not answer:
+                break
+            elements += answer
+            size += sum(map(len, answer))
+        return Raw(name, "list", elements=elements, total=total, partial=len(elements) < total)
+
+
+_QUESTIONS: tuple[Args, ...] = (
+    (b"TYPE",),
+    (b"PTTL",),
+    (b"OBJECT", b"IDLETIME"),
+    (b"OBJECT", b"ENCODING"),
+    (b"MEMORY", b"USAGE"),
+)
+
+
+def _meta(answers: Sequence[Any]) -> Meta | None:
+    """Return what the server said, or None where the key is not there (or may not be looked at)."""
+    kind, pttl, idle, encoding, size = answers
+    if not isinstance(kind, bytes) or kind == b"none" or pttl == -2:
+        return None
+    return Meta(
+        kind.decode(),
+        pttl if isinstance(pttl, int) and pttl >= 0 else None,
+        idle if isinstance(idle, int) else None,
+        encoding.decode() if isinstance(encoding, bytes) else None,
+        size if isinstance(size, int) else None,
+    )
+
+
+def _batches(metas: Mapping[str, Meta]) -> Iterator[list[str]]:
+    """Cut keys into batches of about 4 MB, so that no reply waits in memory with all the others."""
+    batch: list[str] = []
+    size = 0
+    for name, meta in metas.items():
+        batch.append(name)
+        size += meta.size_bytes or 0
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _plan(key: bytes, meta: Meta, want: Want, budget: Budget) -> list[Args]:
+    """Return the commands that read a value; a list that is too large, or may be, is asked for its length alone."""
+    only = tuple(to_bytes(part) for part in want.only)
+    fits = budget.fits(meta.size_bytes)
+    if meta.kind == "list":
+        return [(b"LLEN", key), *([(b"LRANGE", key, 0, budget.elements_left)] if fits else [])]
+    if meta.kind == "string":
+        return [(b"STRLEN", key), (b"GET", key) if fits else (b"GETRANGE", key, 0, PEEK_BYTES - 1)]
+    if only and meta.kind in _SOME:
+        return [(_COUNT[meta.kind], key), (*_SOME[meta.kind], key, *only)]
+    if meta.kind in _ALL:
+        return [(_COUNT[meta.kind], key), *([(*_ALL[meta.kind][0], key, *_ALL[meta.kind][1])] if fits else [])]
+    return [(b"JSON.GET", key)] if meta.kind == JSON_KIND and fits else []
+
+
+_COUNT = {"hash": b"HLEN", "set": b"SCARD", "zset": b"ZCARD", "stream": b"XLEN"}
+_SOME: dict[str, Args] = {"hash": (b"HMGET",), "set": (b"SMISMEMBER",), "zset": (b"ZMSCORE",)}
+_ALL: dict[str, tuple[Args, Args]] = {
+    "hash": ((b"HGETALL",), ()),
+    "set": ((b"SMEMBERS",), ()),
+    "zset": ((b"ZRANGE",), (0, -1, b"WITHSCORES")),
+    "stream": ((b"XRANGE",), (b"-", b"+", b"COUNT", 1)),
+}
+
+
+def _string(name: str, _want: Want, got: list[Any]) -> Raw:
+    total, data = got
+    data = data or b""
+    over = "" if len(data) >= total else f"its {total:,} bytes are over the {MAX_BYTES >> 20} MB that are read"
+    return Raw(name, "string", data=data, total=total, unread=over)
+
+
+def _document(name: str, _want: Want, got: list[Any]) -> Raw:
+    data = got[0] or b""
+    return Raw(name, JSON_KIND, data=data, total=len(data))
+
+
+def _list(name: str, _want: Want, got: list[Any]) -> Raw:
+    total, elements = got
+    return Raw(name, "list", elements=elements, total=total, partial=len(elements) < total)
+
+
+def _hash(name: str, want: Want, got: list[Any]) -> Raw:
+    if len(got) == 1:
+        return Raw(name, "hash", total=got[0], unread=_OVER)
+    values = got[1]
+    pairs = (
+        zip(want.only, values, strict=True) if want.only else zip(map(to_name, values[::2]), values[1::2], strict=True)
+    )
+    return Raw(name, "hash", fields={key: value for key, value in pairs if value is not None}, total=got[0])
+
+
+def _set(name: str, want: Want, got: list[Any]) -> Raw:
+    if len(got) == 1:
+        return Raw(name, "set", total=got[0], unread=_OVER)
+    if want.only:
+        members = [member for member, there in zip(want.only, got[1], strict=True) if there]
+    else:
+        members = list(map(to_name, got[1]))
+    return Raw(name, "set", members=frozenset(members), total=got[0])
+
+
+def _zset(name: str, want: Want, got: list[Any]) -> Raw:
+    if len(got) == 1:
+        return Raw(name, "zset", total=got[0], unread=_OVER)
+    values = got[1]
+    pairs = (
+        zip(want.only, values, strict=True) if want.only else zip(map(to_name, values[::2]), values[1::2], strict=True)
+    )
+    return Raw(
+        name, "zset", scores={member: float(score) for member, score in pairs if score is not None}, total=got[0]
+    )
+
+
+def _pairs(want: Want, values: list[Any]) -> Iterator[tuple[str, bytes]]:
+    """Yield keys with their values: those asked for that are there, or all, as RESP2 lists them."""
+    names = want.only or map(to_name, values[::2])
+    there = values if want.only else values[1::2]
+    return ((name, value) for name, value in zip(names, there, strict=True) if value is not None)
+
+
+def _stream(name: str, _want: Want, got: list[Any]) -> Raw:
+    entries = got[1] if len(got) > 1 else []
+    return Raw(name, "stream", elements=[part for _, parts in entries for part in parts or ()], total=got[0])
+
+
+_OVER = f"its elements are over the {MAX_BYTES >> 20} MB that are read"
+_BUILD: dict[str, Callable[[str, Want, list[Any]], Raw]] = {
+    "string": _string,
+    JSON_KIND: _document,
+    "list": _list,
+    "hash": _hash,
+    "set": _set,
+    "zset": _zset,
+    "stream": _stream,
+}
+
+
+def _bytes_in(raw: Raw) -> int:
+    return len(raw.data) + sum(map(len, raw.elements)) + sum(map(len, raw.fields.values()))
+
+
+def _exchange(connection: _Connection, commands: Sequence[Args]) -> list[Any]:
+    """Send commands at once and return their raw answers; packing by hand, for redis-py's is what costs here."""
+    connection.send_packed_command([b"".join(map(_packed, commands))])
+    answers = []
+    for _ in commands:
+        try:
+            answers.append(connection.read_response())
+        except redis.ResponseError as error:
+            answers.append(error)
+    return answers
+
+
+def _packed(args: Args) -> bytes:
+    parts = [arg if isinstance(arg, bytes) else b"%d" % arg for arg in args]
+    return b"*%d\r\n" % len(parts) + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts])
+
+
+@contextmanager
+def reading(target: Any) -> Iterator[Reader]:
+    """Open a reader on a URL or a client; its connections are its own and are closed at the end.
+
+    The client's pool is left alone: NO-TOUCH belongs to a connection and must not leak into the application's.
+    """
+    client, own = (connect(target), True) if isinstance(target, str) else (target, False)
+    reader = None
+    try:
+        reader = _reader(client)
+        reader.touched_because = _spare_idle_clocks(reader)
+        yield reader
+    finally:
+        for connection in reader.connections.values() if reader else ():
+            with suppress(redis.RedisError, OSError):
+                connection.disconnect()
+        if own:
+            client.close()
+
+
+def _reader(client: Any) -> Reader:
+    prefix = getattr(client, "_test_prefix", "")
+    prefix = to_name(prefix) if isinstance(prefix, bytes) else prefix if isinstance(prefix, str) else ""
+    if isinstance(client, RedisCluster):
+        nodes = {node.name: _dedicated(client.get_redis_connection(node)) for node in client.get_primaries()}
+        return Reader(nodes, lambda key: str(client.get_node_from_key(key).name), prefix)
+    if not isinstance(client, redis.Redis):
+        raise PolicyError(f"a Redis URL or a redis.Redis client is expected, not {type(client).__name__}")
+    return Reader({"": _dedicated(client)}, lambda _key: "", prefix)
+
+
+def _dedicated(client: Any) -> _Connection:
+    """Return a connection of the client's own kind (TLS, socket, Sentinel), in RESP2 and undecoded."""
+    pool = client.connection_pool
+    # Maintenance notifications need RESP3 (redis-py 7 and later), and belong to the pool.
+    options = {name: value for name, value in pool.connection_kwargs.items() if not name.startswith("maint_")}
+    connection = pool.connection_class(**{**options, "protocol": 2, "decode_responses": False})
+    connection.connect()
+    return connection  # type: ignore[no-any-return]
+
+
+def _spare_idle_clocks(reader: Reader) -> str:
+    """Switch NO-TOUCH on everywhere; return why that did not work, or nothing."""
+    for connection in reader.connections.values():
+        answer = _exchange(connection, [(b"CLIENT", b"NO-TOUCH", b"ON")])[0]
+        if isinstance(answer, redis.exceptions.NoPermissionError):
+            return "this user may not use CLIENT NO-TOUCH"
+        if isinstance(answer, Exception):
+            return "CLIENT NO-TOUCH needs Redis 7.2 or Valkey"
+    return ""

@@ -1,0 +1,237 @@
+"""What ``inspect_session`` found, and its renderings: JSON, plain text for a terminal, HTML for a notebook, a frame.
+
+Redacted unless it was made with ``reveal``: then, and only then, it holds the texts at all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from memkit.formats.model import Problem, Tool
+from memkit.formats.safe import escaped, printable, width
+
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped]
+
+SCHEMA = 1
+_ROWS = 200
+_CELL_CHARS = 72
+
+
+class Message(NamedTuple):
+    """One message. ``text`` is None where it is redacted; ``hash`` is keyed per report: equal texts have equal hashes.
+
+    ``bytes`` is the text's length in UTF-8. ``tools`` hold hashes instead of names and ids where redacted.
+    """
+
+    role: str
+    text: str | None
+    chars: int
+    bytes: int
+    lines: int
+    hash: str
+    tools: tuple[Tool, ...]
+    at_s: float | None
+
+    @property
+    def at(self) -> datetime | None:
+        """When it was said, as the payload has it."""
+        return None if self.at_s is None else datetime.fromtimestamp(self.at_s, UTC)
+
+    @property
+    def shape(self) -> str:
+        """What can be said of a text without showing any of it."""
+        lines = "line" if self.lines == 1 else "lines"
+        return f"{self.chars:,} chars, {self.bytes:,} bytes, {self.lines:,} {lines}" if self.chars else "empty"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the message as ``inspect --json`` shows it."""
+        tools = [tool._asdict() for tool in self.tools]
+        shown = {
+            "role": self.role,
+            "text": self.text,
+            "chars": self.chars,
+            "tool": tools[0] if tools else None,
+            "at": None if self.at is None else self.at.isoformat().replace("+00:00", "Z"),
+            "hash": self.hash,
+            "shape": self.shape,
+        }
+        return shown | ({"more_tools": tools[1:]} if tools[1:] else {})
+
+
+@dataclass(frozen=True, slots=True)
+class KeyReport:
+    """One key behind the session. ``ttl_s`` None: no TTL. ``payload`` is the guessed encoding, for unknown stores."""
+
+    key: str
+    type: str
+    part: str
+    ttl_s: float | None
+    bytes: int | None
+    idle_s: int | None
+    encoding: str | None
+    payload: str | None = None
+    preview: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the key as ``inspect --json`` shows it."""
+        shown: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__[:7]}
+        optional = {"payload": self.payload, "preview": self.preview}
+        return shown | {name: value for name, value in optional.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class SessionReport:
+    """One session as it was found: its dialogue, the keys behind it, and what is wrong."""
+
+    store: str
+    session: str
+    messages: tuple[Message, ...]
+    keys: tuple[KeyReport, ...]
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+    revealed: bool
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.messages)} messages, {len(self.keys)} keys, {len(self.problems)} problems"
+        return f"<SessionReport {self.store} {printable(self.session, 80)}: {counts}>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the object that ``inspect --json`` prints."""
+        problems = [
+            {"cause": problem.cause, "key": problem.key, "says": problem.says}
+            | ({"repair": problem.repair} if problem.repair else {})
+            for problem in self.problems
+        ]
+        return {
+            "schema": SCHEMA,
+            "store": self.store,
+            "session": self.session,
+            "messages": [message.to_dict() for message in self.messages],
+            "keys": [key.to_dict() for key in self.keys],
+            "problems": problems,
+            "notes": list(self.notes),
+        }
+
+    def to_json(self) -> str:
+        """Return the report as JSON in ASCII: safe in any terminal, and names that are not UTF-8 survive."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def to_frame(self, table: str = "messages") -> pd.DataFrame:
+        """Return one table (``messages``, ``keys`` or ``problems``) as a data frame."""
+        import pandas as pd
+
+        titles, rows = self._tables()[table]
+        return pd.DataFrame(list(rows), columns=[title for title, _ in titles])
+
+    def to_text(self) -> str:
+        """Return the report as plain text that no terminal acts on; at most 200 rows a table, JSON has all."""
+        parts = [f"{self.store} session {printable(self.session, 200)}"]
+        for name, (titles, rows) in self._tables().items():
+            shown = [[_cell(value) for value in row] for row in _limited(rows)]
+            parts.append(_text_table(name, [title for title, _ in titles], shown, self._count(name)))
+        parts += [f"repair, for you to judge: {printable(repair)}" for repair in self._repairs()]
+        parts += [f"note: {printable(note)}" for note in self.notes]
+        parts += [_indented(key.preview) for key in self.keys if key.preview]
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+    def _repr_html_(self) -> str:
+        tables = [_html_table(name, titles, rows, self._count(name)) for name, (titles, rows) in self._tables().items()]
+        repairs = [f"<p>Repair, for you to judge: <code>{escaped(repair)}</code></p>" for repair in self._repairs()]
+        notes = [f"<p>{escaped(note)}</p>" for note in self.notes]
+        previews = [f"<pre>{escaped_lines(key.preview)}</pre>" for key in self.keys if key.preview]
+        head = f"<p><strong>{escaped(self.store)}</strong> session <code>{escaped(self.session, 200)}</code></p>"
+        return f'<div class="memkit">{head}{"".join([*tables, *repairs, *notes, *previews])}</div>'
+
+    def _count(self, table: str) -> int:
+        return len(getattr(self, table))
+
+    def _repairs(self) -> list[str]:
+        return [problem.repair for problem in self.problems if problem.repair]
+
+    def _tables(self) -> dict[str, tuple[_Titles, Iterator[Sequence[Any]]]]:
+        return {
+            "messages": (_MESSAGE_TITLES, map(_message_row, self.messages)),
+            "keys": (_KEY_TITLES, map(_key_row, self.keys)),
+            "problems": (_PROBLEM_TITLES, ((found.cause, found.key, found.says) for found in self.problems)),
+        }
+
+
+_Titles = Sequence[tuple[str, str]]
+_MESSAGE_TITLES: _Titles = (
+    ("role", ""),
+    ("text", ""),
+    ("chars", "characters"),
+    ("tool", ""),
+    ("at", "UTC"),
+    ("hash", ""),
+)
+_KEY_TITLES: _Titles = (
+    ("key", ""), ("type", ""), ("part", ""), ("ttl_s", "s"), ("idle_s", "s"), ("bytes", "B"), ("encoding", ""),
+)  # fmt: skip
+_PROBLEM_TITLES: _Titles = (("cause", ""), ("key", ""), ("says", ""))
+
+
+def _message_row(message: Message) -> Sequence[Any]:
+    text = message.text if message.text is not None else f"[{message.shape}]"
+    tools = ", ".join(f"{tool.name or '?'} ({tool.call_id or 'no id'})" for tool in message.tools)
+    at = None if message.at is None else message.at.isoformat(" ", "seconds").removesuffix("+00:00")
+    return (message.role, text, message.chars, tools or None, at, message.hash)
+
+
+def _key_row(key: KeyReport) -> Sequence[Any]:
+    encoding = key.payload or key.encoding
+    return (key.key, key.type, key.part, key.ttl_s, key.idle_s, key.bytes, encoding)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return printable(value, _CELL_CHARS * 4) if isinstance(value, str) else f"{value:,}"
+
+
+def _limited(rows: Iterable[Sequence[Any]]) -> list[Sequence[Any]]:
+    return [row for row, _ in zip(rows, range(_ROWS), strict=False)]
+
+
+def _text_table(name: str, titles: Sequence[str], rows: Sequence[Sequence[str]], count: int) -> str:
+    if not rows:
+        return f"no {name}"
+    widths = [max(width(cell) for cell in column) for column in zip(titles, *rows, strict=True)]
+    lines = [_padded(titles, widths), *(_padded(row, widths) for row in rows)]
+    more = [f"… and {count - len(rows):,} more; --json has all"] if count > len(rows) else []
+    return "\n".join([f"{count:,} {name if count != 1 else name.removesuffix('s')}", *lines, *more])
+
+
+def _padded(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = (cell + " " * (size - width(cell)) for cell, size in zip(cells, widths, strict=True))
+    return "  ".join(padded).rstrip()
+
+
+def _html_table(name: str, titles: _Titles, rows: Iterable[Sequence[Any]], count: int) -> str:
+    shown = _limited(rows)
+    if not shown:
+        return f"<p>No {name}.</p>"
+    head = "".join(f'<th scope="col">{title}{f" ({unit})" if unit else ""}</th>' for title, unit in titles)
+    body = "".join(f"<tr>{''.join(map(_html_cell, row))}</tr>" for row in shown)
+    more = f", the first {len(shown):,} shown" if count > len(shown) else ""
+    caption = f"<caption>{name.capitalize()}: {count:,}{more}</caption>"
+    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _html_cell(value: Any) -> str:
+    shown = "–" if value is None else escaped(value) if isinstance(value, str) else f"{value:,}"
+    return f'<td style="text-align:left">{shown}</td>'
+
+
+def _indented(preview: str) -> str:
+    return "\n".join(f"    {printable(line)}" for line in preview.splitlines())
+
+
+def escaped_lines(text: str) -> str:
+    """Return a text of several lines for HTML, each made safe."""
+    return "\n".join(escaped(line) for line in text.splitlines())
