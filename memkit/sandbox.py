@@ -7,6 +7,7 @@ the next run remove what a killed one left.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -16,7 +17,7 @@ import socket
 import sys
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -378,7 +379,16 @@ def _explaining(base: type[Any], prefix: str) -> type[Any]:
 
 
 def _explaining_async(base: type[Any], prefix: str) -> type[Any]:
+    """Return the same for asyncio; its connections close with the event loop that they belong to."""
+
     class Explaining(base):  # type: ignore[misc]
+        async def connect(self) -> None:
+            await super().connect()
+            loop = asyncio.get_running_loop()
+            if getattr(self, "loop", None) is not loop:
+                self.loop, self.until_the_loop_ends = loop, _until_the_loop_ends(self)
+                await anext(self.until_the_loop_ends)
+
         async def read_response(self, *args: Any, **options: Any) -> Any:
             try:
                 return await super().read_response(*args, **options)
@@ -386,6 +396,15 @@ def _explaining_async(base: type[Any], prefix: str) -> type[Any]:
                 raise _told(prefix, error) from error
 
     return Explaining
+
+
+async def _until_the_loop_ends(connection: Any) -> AsyncIterator[None]:
+    # asyncio.run() and test runners finish the generators of a loop before they close it; after that, nothing could
+    # close the connection.
+    try:
+        yield
+    finally:
+        await connection.disconnect()
 
 
 def _told(prefix: str, error: ResponseError) -> ResponseError:
