@@ -1,0 +1,206 @@
+"""The command line. Exit codes: 0 nothing wrong, 1 findings, 2 could not do it (one line on stderr)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from memkit.errors import MemkitError
+
+Command = Callable[[argparse.Namespace], int]
+CANNOT = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    given = _parser().parse_args(arguments)
+    try:
+        return int(given.run(given))
+    except (MemkitError, redis.RedisError, OSError) as error:
+        return _cannot(error, getattr(given, "url", None))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return CANNOT
+
+
+def _cannot(error: Exception, url: str | None) -> int:
+    from memkit.connect import redact
+
+    said = " ".join(redact(str(error)).split())
+    where = f" (while talking to {redact(url)})" if url and isinstance(error, redis.RedisError) else ""
+    print(f"memkit: {said or type(error).__name__}{where}", file=sys.stderr)
+    return CANNOT
+
+
+def _parser() -> argparse.ArgumentParser:
+    import memkit
+
+    parser = argparse.ArgumentParser(
+        prog="memkit",
+        description="Does an LLM application's memory in Redis last as long as it was meant to?",
+        epilog="Reading (audit, inspect, triage) never writes. Each command has its own -h with an example.",
+    )
+    parser.add_argument("--version", action="version", version=f"memkit {memkit.__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_lab(commands)
+    _add_server(commands)
+    _add_audit(commands)
+    _add_inspect(commands)
+    _add_triage(commands)
+    _add_conformance(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Command, summary: str, example: str) -> argparse.ArgumentParser:
+    added: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    added.set_defaults(run=run)
+    return added
+
+
+def _add_lab(commands: Any) -> None:
+    lab = _command(
+        commands,
+        "lab",
+        _lab,
+        "open JupyterLab on the notebooks, with a private Redis and the demo incident",
+        "memkit lab",
+    )
+    lab.add_argument("--no-browser", action="store_true", help="print the address instead of opening a browser")
+    lab.add_argument("--dir", type=Path, metavar="D", help="where the notebooks are, or are copied to")
+    lab.add_argument("--port", type=int, metavar="N", help="JupyterLab's port (default: 8888 or the next free one)")
+    lab.add_argument("--url", metavar="URL", help="investigate this Redis, read-only, instead of the demo incident")
+
+
+def _add_server(commands: Any) -> None:
+    server = _command(
+        commands, "server", _server, "run a private Redis until Ctrl-C and print its URL", "memkit server --port 0"
+    )
+    server.add_argument(
+        "--port", type=int, metavar="N", help="a loopback TCP port (0: any free one) beside the unix socket"
+    )
+
+
+def _add_audit(commands: Any) -> None:
+    audit = _command(
+        commands,
+        "audit",
+        _audit,
+        "look, read-only, at a live Redis: which sessions die early, since when, and why",
+        "memkit audit redis://localhost:6379/0 --expect 'chat:*=7d'",
+    )
+    audit.add_argument("url", metavar="URL")
+    audit.add_argument(
+        "--expect",
+        action="append",
+        default=[],
+        metavar="PATTERN=TTL",
+        help="how long keys are meant to live: 'chat:*=7d[,sliding|absolute][,jitter=10%%]'; may be repeated",
+    )
+    audit.add_argument("--expect-file", type=Path, metavar="FILE", help="expectations from a file, one a line")
+    audit.add_argument("--full", action="store_true", help="every key instead of a sample, and checks that read values")
+    audit.add_argument("--touch", action="store_true", help="let --full read values where that resets idle clocks")
+    audit.add_argument(
+        "--duty", type=float, default=0.25, metavar="F", help="share of time spent asking (default 0.25)"
+    )
+    audit.add_argument("--replica", metavar="URL", help="a replica, whose idle times are exact for keys that are read")
+    audit.add_argument(
+        "--acl", action="store_true", help="print the minimal ACL user to run under, and do nothing else"
+    )
+    audit.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_inspect(commands: Any) -> None:
+    inspect = _command(
+        commands,
+        "inspect",
+        _inspect,
+        "show one session, whatever store wrote it: messages, keys, lifetimes, problems; read-only",
+        "memkit inspect redis://localhost:6379/0 user-42",
+    )
+    inspect.add_argument("url", metavar="URL")
+    inspect.add_argument("session", metavar="SESSION_OR_KEY")
+    inspect.add_argument("--reveal", action="store_true", help="show message texts (private: not shown otherwise)")
+    inspect.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_triage(commands: Any) -> None:
+    triage = _command(
+        commands,
+        "triage",
+        _triage,
+        "run the triage notebook and write its report, safe to attach to a ticket; without URL on the demo incident",
+        "memkit triage redis://localhost:6379/0 --expect 'chat:*=7d' -o report.html",
+    )
+    triage.add_argument("url", nargs="?", metavar="URL")
+    triage.add_argument("--expect", action="append", default=[], metavar="PATTERN=TTL", help="as for audit")
+    triage.add_argument("-o", "--output", type=Path, default=Path("triage.html"), metavar="FILE", help="the report")
+
+
+def _add_conformance(commands: Any) -> None:
+    conformance = _command(
+        commands,
+        "conformance",
+        _conformance,
+        "ask any session store, on a private Redis with a movable clock and real faults: does it forget?",
+        "memkit conformance memkit.conformance.adapters.memkit_store:MemkitAdapter",
+    )
+    conformance.add_argument("adapter", metavar="ADAPTER", help="package.module:factory of a StoreAdapter")
+    conformance.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _lab(given: argparse.Namespace) -> int:
+    from memkit.lab import run_lab
+
+    return run_lab(directory=given.dir, port=given.port, browser=not given.no_browser, url=given.url)
+
+
+def _server(given: argparse.Namespace) -> int:
+    from memkit.server import RedisServer
+
+    over = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: over.set())
+    with RedisServer(port=given.port) as server:
+        print(server.url, flush=True)
+        print(
+            f"{server.flavour} {server.version} ({server.source}), private, nothing persists; Ctrl-C ends it",
+            file=sys.stderr,
+        )
+        while server.running and not over.wait(0.2):
+            pass
+        return 0 if over.is_set() else _cannot(MemkitError("the server ended by itself"), None)
+
+
+def _audit(given: argparse.Namespace) -> int:
+    raise NotImplementedError
+
+
+def _inspect(given: argparse.Namespace) -> int:
+    from memkit.inspect import inspect_session
+
+    report = inspect_session(given.url, given.session, reveal=given.reveal)
+    print(json.dumps(report.to_dict(), ensure_ascii=False) if given.json else report.to_text())
+    return 1 if report.problems else 0
+
+
+def _triage(given: argparse.Namespace) -> int:
+    raise NotImplementedError
+
+
+def _conformance(given: argparse.Namespace) -> int:
+    raise NotImplementedError
