@@ -1,1 +1,26 @@
-"""Does your store forget: a pytest suite over a small adapter."""
+"""Does your store forget: cases over a small adapter, asked on a private real server with real faults.
+
+``run("package.module:factory")`` asks them all; ``StoreContract`` is a class to inherit from in a test-suite of your own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from memkit.conformance.adapter import AdapterError, Handle, StoreAdapter
+from memkit.conformance.cases import CASES
+from memkit.conformance.runner import CaseResult, Result, run
+
+if TYPE_CHECKING:
+    from memkit.conformance.contract import StoreContract as StoreContract
+
+__all__ = ["CASES", "AdapterError", "CaseResult", "Handle", "Result", "StoreAdapter", "StoreContract", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    # pytest is needed by those alone who write tests.
+    if name == "StoreContract":
+        from memkit.conformance.contract import StoreContract
+
+        return StoreContract
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,47 @@
+"""A case: a question to a store, with the reason why the wrong answer loses memory and the usual fix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from memkit.conformance.bench import Bench
+
+Question = Callable[["Bench"], str | None]
+"""Raises Forgot or NotAsked; what it returns is a remark on a store that passed."""
+
+
+class Forgot(Exception):
+    """The store gave a wrong answer; the text says what was seen."""
+
+
+class NotAsked(Exception):
+    """The store says, or the server cannot show, what this case asks for; the text is the reason."""
+
+
+class Stalled(Exception):
+    """This machine stood still at the wrong moment, so what was seen proves nothing; ask again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One question: ``name``, ``meaning`` (a sentence), ``why`` a failure loses memory, the usual ``fix``."""
+
+    name: str
+    meaning: str
+    why: str
+    fix: str
+    needs_ttl: bool
+    ask: Question
+
+
+def case(*, why: str, fix: str, needs_ttl: bool = False) -> Callable[[Question], Case]:
+    """Make a function a case; its docstring's first sentence is the meaning."""
+
+    def made(ask: Question) -> Case:
+        meaning = " ".join((ask.__doc__ or "").split())
+        return Case(ask.__name__, meaning, why, fix, needs_ttl, ask)  # type: ignore[attr-defined]
+
+    return made

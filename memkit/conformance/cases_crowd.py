@@ -1,0 +1,208 @@
+# ruff: noqa: D401  # the docstring of a case is its meaning: a sentence about the store
+"""Cases: many writers, a restart, and what a long talk costs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import partial
+from typing import Any, cast
+
+from memkit.conformance.adapter import Messages, one_line
+from memkit.conformance.bench import MARGIN_S, Bench, messages_of
+from memkit.conformance.case import Case, Forgot, case
+from memkit.conformance.cases_expiry import WEEK_S
+from memkit.conformance.crowd import Child, Waiting, together
+from memkit.conformance.talk import Talk, difference
+
+PROCESSES, THREADS, APPENDS = 4, 2, 50
+MEASURED_AT = (10, 500)
+MEASURED_APPENDS = 5
+ABOVE_LINEAR = 3.0
+"""A write at 500 messages that costs this many times one at 10: the whole talk costs more than its length."""
+
+
+@case(
+    why="Two workers answer the same user: each reads, extends and writes back, and the later one erases the other's message.",
+    fix="Append on the server (RPUSH, XADD, a script), or WATCH and try again; a lock in the process does not reach the "
+    "other worker.",
+)
+def eight_writers(bench: Bench) -> str:
+    """8 writers (4 processes of 2 threads) with 50 appends each: nothing lost, nothing twice, each writer's order kept."""
+    talk = Talk(bench)
+    talk.handle  # noqa: B018  # opened before the crowd comes
+    children = [Child(partial(_write, talk, process)) for process in range(PROCESSES)]
+    seen: list[str] = []
+    try:
+        while not all(child.done(within_s=0) for child in children):
+            seen += _torn(talk)
+        outcomes = [child.result() for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    stored = [text for outcome in outcomes for text in outcome["stored"]]
+    raised = [text for outcome in outcomes for text in outcome["raised"]]
+    read = [text for _, text in bench.read(talk.id)]
+    _expect_all_once(stored, raised, read)
+    if seen:
+        raise Forgot(f"read while others write: {seen[0]}")
+    if raised and not stored:
+        raise Forgot(f"all {len(raised)} appends of 8 writers raised, such as {outcomes[0]['errors'][0]}")
+    return (
+        f"{len(raised)} of {len(raised) + len(stored)} appends raised, such as {outcomes[0]['errors'][:1]}"
+        if raised
+        else ""
+    )
+
+
+def _write(talk: Talk, process: int) -> dict[str, list[str]]:
+    outcome: dict[str, list[str]] = {"stored": [], "raised": [], "errors": []}
+
+    def work(thread: int) -> None:
+        handle = talk.reopened()
+        for number in range(APPENDS):
+            text = f"writer {process * THREADS + thread} number {number}"
+            try:
+                handle.append("user", text)
+            except Exception as error:  # noqa: BLE001  # then it is not counted as stored
+                outcome["raised"].append(text)
+                outcome["errors"].append(one_line(error))
+            else:
+                outcome["stored"].append(text)
+
+    together([partial(work, thread) for thread in range(THREADS)])
+    return outcome
+
+
+def _by_writer(texts: list[str]) -> dict[str, list[int]]:
+    numbers: dict[str, list[int]] = {}
+    for text in texts:
+        writer, _, number = text.rpartition(" number ")
+        numbers.setdefault(writer, []).append(int(number))
+    return numbers
+
+
+def _torn(talk: Talk) -> list[str]:
+    """Say what is wrong with a read beside writers: a writer's messages are there up to some point, in order."""
+    try:
+        read = messages_of(talk.handle)
+    except Exception:  # noqa: BLE001  # a reader may raise; it may not be wrong
+        return []
+    for writer, numbers in _by_writer([text for _, text in read]).items():
+        if numbers != sorted(set(numbers)):
+            return [f"{writer} has said {numbers[-5:]}, at the end, in this order"]
+    return []
+
+
+def _expect_all_once(stored: list[str], raised: list[str], read: list[str]) -> None:
+    counts = Counter(read)
+    lost = [text for text in stored if not counts[text]]
+    twice = [text for text in counts if counts[text] > 1]
+    if lost:
+        raise Forgot(f"{len(lost)} of {len(stored)} acknowledged messages of 8 writers are lost, such as {lost[0]!r}")
+    if twice:
+        raise Forgot(f"{len(twice)} messages of 8 writers are stored more than once, such as {twice[0]!r}")
+    strange = set(read) - set(stored) - set(raised)
+    if strange:
+        raise Forgot(f"{len(strange)} messages are read that nobody wrote, such as {min(strange)!r}")
+    for writer, numbers in _by_writer(read).items():
+        if numbers != sorted(numbers):
+            raise Forgot(f"the messages of {writer} are not in the order in which it wrote them")
+
+
+@case(
+    why="After a restart the bot remembers what Redis kept, or it has been answering from somewhere else.",
+    fix="Keep nothing in the process; send a script again when the server has lost it (NOSCRIPT); reconnect or raise.",
+)
+def restart(bench: Bench) -> str:
+    """After the server was killed and started again (AOF), every acknowledged message is there, with its deadline."""
+    with Bench(bench.adapter, persist=True) as other:
+        other.begin()
+        talk, twin = Talk(other, ttl_s=WEEK_S), Talk(other, ttl_s=WEEK_S)
+        for number in range(6):
+            (talk, twin)[number % 2].say(role=("user", "assistant")[number // 2 % 2])
+        talk.expect("before the restart", by=talk.handle)
+        other.server.kill()
+        down = [
+            Waiting(lambda: messages_of(talk.handle)),
+            Waiting(lambda: twin.handle.append("user", "said while down")),
+        ]
+        for waiting in down:
+            waiting.result(within_s=0.2)
+        other.restarted()
+        _expect_no_lie(talk, *(waiting.result(within_s=5.0) for waiting in down), twin=twin)
+        return _after_restart(other, talk, twin)
+
+
+def _expect_no_lie(talk: Talk, read: Any, appended: Any, *, twin: Talk) -> None:
+    if isinstance(read, list) and read != talk.said:
+        raise Forgot(f"while the server was down read() did not raise: {difference(talk.said, cast(Messages, read))}")
+    stored = [("user", "said while down")]
+    now = twin.bench.read(twin.id, WEEK_S)
+    if now != twin.said and now != twin.said + stored:
+        raise Forgot(f"after the restart: {difference(twin.said, now)}")
+    if appended is None and now == twin.said:
+        raise Forgot("an append said that it stored a message while the server was down; it is not there")
+    twin.said = now
+
+
+def _after_restart(bench: Bench, talk: Talk, twin: Talk) -> str:
+    talk.expect("after the restart")
+    errors = [error for _ in range(3) if (error := talk.tried("said after the restart")) is not None]
+    read = bench.read(talk.id, WEEK_S)
+    texts = [text for _, text in read]
+    if texts.count("said after the restart") not in range(3 - len(errors), 4):
+        raise Forgot(f"appended 3 times after the restart, {len(errors)} raised: {difference(talk.said, read)}")
+    talk.said = read
+    if bench.has_ttl:
+        talk.expect_until(WEEK_S, f"{MARGIN_S:g} s before the deadline, after a restart", since=twin.said_at)
+        twin.expect_gone_after(WEEK_S, f"{MARGIN_S:g} s after the deadline, after a restart")
+    return (
+        f"a handle that was open during the restart raises for good: {one_line(errors[-1])}" if len(errors) == 3 else ""
+    )
+
+
+@case(
+    why="A write that moves the whole talk makes each turn dearer than the last; long talks time out first.",
+    fix="Append to a list or stream; do not read and write back the whole dialogue.",
+)
+def growth(bench: Bench) -> str:
+    """What an append costs does not grow with the talk, from 10 to 500 messages (a remark, not a failure)."""
+    talk = Talk(bench)
+    costs = []
+    for target in MEASURED_AT:
+        while len(talk.said) < target - MEASURED_APPENDS:
+            talk.say("a message of a usual length, some eighty characters of text as people write them")
+        costs.append(_cost(bench, talk))
+    (commands, volume), (commands_later, volume_later) = costs
+    if commands_later < ABOVE_LINEAR * max(commands, 1) and volume_later < ABOVE_LINEAR * max(volume, 200):
+        return ""
+    return (
+        f"warning: grows above linearly: an append is {commands:.0f} commands and {volume:,.0f} bytes at {MEASURED_AT[0]} "
+        f"messages, {commands_later:.0f} commands and {volume_later:,.0f} bytes at {MEASURED_AT[1]}"
+    )
+
+
+def _cost(bench: Bench, talk: Talk) -> tuple[float, float]:
+    """Return commands and bytes on the wire of one append, the suite's own traffic taken off."""
+    handle = talk.handle
+    handle.append("user", "warm")
+    talk.said.append(("user", "warm"))
+    idle = _traffic(bench)
+    before = _traffic(bench)
+    for _ in range(MEASURED_APPENDS):
+        handle.append("user", "measured")
+        talk.said.append(("user", "measured"))
+    after = _traffic(bench)
+    own = [b - a for a, b in zip(idle, before, strict=True)]
+    commands, volume = (max(0, c - b - o) / MEASURED_APPENDS for b, c, o in zip(before, after, own, strict=True))
+    return commands, volume
+
+
+def _traffic(bench: Bench) -> tuple[int, int]:
+    stats = cast(dict[str, Any], bench.control.info("stats"))
+    calls = cast(dict[str, Any], bench.control.info("commandstats"))
+    commands = sum(one["calls"] for one in calls.values())
+    return commands, stats["total_net_input_bytes"] + stats["total_net_output_bytes"]
+
+
+CASES: tuple[Case, ...] = (eight_writers, restart, growth)

@@ -1,0 +1,371 @@
+# ruff: noqa: D401  # the docstring of a case is its meaning: a sentence about the store
+"""Cases: under a fault a store raises or is right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import redis
+
+from memkit.conformance.adapter import Handle, Messages, one_line
+from memkit.conformance.bench import MARGIN_S, TTL_S, Bench, Key, messages_of
+from memkit.conformance.case import Case, Forgot, NotAsked, case
+from memkit.conformance.crowd import Child, together
+from memkit.conformance.evidence import Belongings, damage, holds, own_places, shown
+from memkit.conformance.proxy import Loss, Proxy
+from memkit.conformance.talk import Talk, difference
+
+EXPIRE_FAMILY = ("expire", "pexpire", "expireat", "pexpireat", "hexpire", "hpexpire", "hexpireat", "hpexpireat")
+RAISE = "Let the error out of the store; the application can then say so, retry or stop."
+MOST_ROUND_TRIPS = 40
+
+
+def _read(handle: Handle) -> Messages | Exception:
+    """Read under a fault, in which a store may raise."""
+    try:
+        return messages_of(handle)
+    except Exception as error:  # noqa: BLE001  # what a store raises under a fault is its own affair
+        return error
+
+
+def _expect_right_or_raised(talk: Talk, handle: Handle, when: str) -> None:
+    read = _read(handle)
+    if not isinstance(read, Exception) and read != talk.said:
+        raise Forgot(f"{when}: read() did not raise; {difference(talk.said, read)}")
+
+
+def _expect_after(talk: Talk, text: str, error: Exception | None, when: str) -> None:
+    """The fault is over: what was acknowledged is there once; what raised is there once or not."""
+    try:
+        if error is None:
+            talk.expect(f"{when}, append said that it stored the message")
+        else:
+            talk.expect_either(when, text, error)
+    except Forgot:
+        raise
+    except Exception as unreadable:  # noqa: BLE001
+        raise Forgot(f"{when}: afterwards, with the fault over, read() raises {one_line(unreadable)}") from None
+
+
+def _begun(bench: Bench, messages: int = 2, ttl_s: float | None = TTL_S) -> Talk:
+    """A session with some messages in it, its handle open and used."""
+    talk = Talk(bench, ttl_s=ttl_s)
+    for number in range(messages):
+        talk.say(role=("user", "assistant")[number % 2])
+    talk.expect("before the fault", by=talk.handle)
+    return talk
+
+
+# Denied commands
+
+
+@case(
+    why="A crash (or a refusal) between the write and its EXPIRE leaves a session that never dies, and nobody is told.",
+    fix="Write and set the TTL in one script or MULTI, or with SET PX; let the error out. In a script try the TTL before "
+    "the first write: Lua does not roll back.",
+    needs_ttl=True,
+)
+def expire_denied(bench: Bench) -> None:
+    """With EXPIRE and its kin denied, an append raises, or the session has its TTL renewed all the same."""
+    belongings = Belongings(bench)
+    old, new = _begun(bench), Talk(bench)
+    bench.move_to(old.said_at[0] + TTL_S / 2)
+    old.handle, new.handle  # noqa: B018  # opened while all is well
+    with bench.denied(*EXPIRE_FAMILY):
+        errors = {talk: talk.tried("said while EXPIRE is denied") for talk in (new, old)}
+    for talk, error in errors.items():
+        which = "a new session" if talk is new else "a living session"
+        _expect_after(talk, "said while EXPIRE is denied", error, f"EXPIRE denied, {which}")
+        outcome = f"append raised {one_line(error)}" if error else "append said that all is well"
+        belongings.expect_mortal(f"EXPIRE denied, {which} ({outcome})")
+    for talk, error in errors.items():
+        if error is None and (bench.sliding or talk is new):
+            talk.expect_until(
+                TTL_S, f"EXPIRE denied, append said that all is well; {MARGIN_S:g} s before the new deadline"
+            )
+
+
+@case(
+    why="A read that is refused and shown as 'no memory' makes the bot greet an old user as a stranger, and no alarm rings.",
+    fix=RAISE + " Catch only what means 'there is no such session'.",
+)
+def read_denied(bench: Bench) -> None:
+    """When Redis refuses a command that read() needs, read() raises; it does not show an empty or partial memory."""
+    talk = _begun(bench, 4)
+    needed = bench.commands_of(lambda: (messages_of(talk.handle), bench.read(talk.id)))
+    for rules in (("@read",), ("@read", "@scripting"), *((name,) for name in needed)):
+        with _denied_if_known(bench, rules):
+            _expect_right_or_raised(talk, talk.handle, f"{' and '.join(rules)} denied, read by the open handle")
+            handle = _opened(talk)
+            if not isinstance(handle, Exception):
+                _expect_right_or_raised(talk, handle, f"{' and '.join(rules)} denied, read by a new handle")
+    talk.expect("after the fault")
+
+
+def _opened(talk: Talk) -> Handle | Exception:
+    try:
+        return talk.reopened()
+    except Exception as error:  # noqa: BLE001  # a store that checks its connection in open() is right to raise
+        return error
+
+
+@contextmanager
+def _denied_if_known(bench: Bench, rules: tuple[str, ...]) -> Iterator[None]:
+    try:
+        with bench.denied(*rules):
+            yield
+    except NotAsked:
+        pass
+
+
+@case(
+    why="A write that failed and is reported as done is a message that nobody will send again.",
+    fix=RAISE + " Write everything in one MULTI or script, so that a refusal leaves nothing half done.",
+)
+def write_denied(bench: Bench) -> None:
+    """When Redis refuses a command that append() needs, append() raises or has stored the message; nothing is half done."""
+    belongings = Belongings(bench)
+    first = Talk(bench)
+    needed = bench.commands_of(
+        lambda: [(first.handle if n < 2 else first.reopened()).append("user", "x") for n in range(3)]
+    )
+    for rules in (("@write",), ("@write", "@scripting"), *((name,) for name in needed)):
+        for talk in (_begun(bench), Talk(bench)):
+            talk.handle  # noqa: B018  # opened while all is well
+            text = f"said while {' '.join(rules)} is denied"
+            with bench.denied(*rules):
+                error = talk.tried(text)
+            when = f"{' and '.join(rules)} denied, {'a living' if len(talk.said) > 1 else 'a new'} session"
+            _expect_after(talk, text, error, when)
+            belongings.expect_mortal(when)
+
+
+@case(
+    why="A user who asked to be forgotten is told that it is done, and is remembered.",
+    fix=RAISE,
+)
+def clear_denied(bench: Bench) -> None:
+    """When Redis refuses a command that clear() needs, clear() raises or the session is gone."""
+    first = _begun(bench, 3)
+    needed = bench.commands_of(first.handle.clear)
+    for rules in (("@write",), ("@write", "@scripting"), *((name,) for name in needed)):
+        talk = _begun(bench, 3)
+        with bench.denied(*rules):
+            try:
+                talk.handle.clear()
+            except Exception:  # noqa: BLE001, S112  # as it should be
+                continue
+        talk.expect_gone(f"{' and '.join(rules)} denied, clear() did not raise")
+
+
+# The network
+
+
+@case(
+    why="A reply that is lost makes the client send again: without an id the message is stored twice; with the error "
+    "swallowed, not at all.",
+    fix="Give each message an id that the client makes once, and let the script skip one that is there already; or do "
+    "not retry writes, and raise.",
+)
+def lost_reply(bench: Bench) -> None:
+    """When a request or its reply is lost on the way, an append is stored exactly once, or raises."""
+    with Proxy(_port(bench)) as proxy:
+        proxied = Talk(bench)
+        handle = bench.open(proxied.id, url=proxy.url(bench.url))
+        proxied.say(by=handle)
+        proxy.lose(None)
+        proxied.say(by=handle)
+        trips = proxy.requests
+    if not trips:
+        raise NotAsked("the store's traffic does not go by the URL that open() was given")
+    losses: list[tuple[Loss, int]] = [
+        (loss, nth) for loss in ("reply", "request", "reply twice") for nth in range(1, trips + 1)
+    ]
+    together([lambda loss=loss, nth=nth: _lose(bench, loss, nth) for loss, nth in losses])  # type: ignore[misc]
+
+
+def _port(bench: Bench) -> int:
+    return bench.server.port or 0
+
+
+def _lose(bench: Bench, loss: Loss, nth: int) -> None:
+    talk = Talk(bench)
+    with Proxy(_port(bench)) as proxy:
+        handle = bench.open(talk.id, url=proxy.url(bench.url))
+        for _ in range(2):
+            talk.say(by=handle)
+        proxy.lose(loss, nth)
+        error = talk.tried("said while the network fails", by=handle)
+        proxy.lose(None)
+        when = f"the {loss} of round trip {nth} of an append was lost"
+        _expect_after(talk, "said while the network fails", error, when)
+        if error:
+            talk.said = bench.read(talk.id)
+        later = talk.tried("said afterwards", by=handle)
+        _expect_after(talk, "said afterwards", later, f"{when}; one more append by the same handle")
+
+
+@case(
+    why="A process that dies between two commands (a deploy, the OOM killer) leaves half a write: a key without a TTL, an "
+    "index without its message.",
+    fix="Do everything an append does in one MULTI or script.",
+)
+def crash_in_append(bench: Bench) -> None:
+    """When the process is killed in the middle of an append, the session is whole, readable, and every key has its TTL."""
+    belongings = Belongings(bench)
+    for begin in (lambda: _begun(bench), lambda: Talk(bench)):
+        for nth in range(1, MOST_ROUND_TRIPS):
+            if not _crash(bench, belongings, begin(), nth):
+                break
+
+
+def _crash(bench: Bench, belongings: Belongings, talk: Talk, nth: int) -> bool:
+    """Kill a process before the nth request of open() and append(); False when it needs fewer."""
+    text = "said by a process that was killed"
+    with Proxy(_port(bench)) as proxy:
+        proxy.lose("hold", nth)
+        child = Child(
+            lambda: bench.adapter.open(proxy.url(bench.url), talk.id, bench.ttl(talk.ttl_s)).append("user", text)
+        )
+        while not child.done(within_s=0.001) and not proxy.lost.is_set():
+            pass
+        crashed = proxy.lost.is_set()
+        child.kill()
+    when = f"killed before round trip {nth} of opening and appending to {'a living' if talk.said else 'a new'} session"
+    if crashed:
+        _expect_after(talk, text, InterruptedError("killed"), when)
+        belongings.expect_mortal(when)
+    return crashed
+
+
+@case(
+    why="Servers close idle connections, and proxies do. A store that takes that for 'no memory' forgets at every pause.",
+    fix="Reconnect and send again (with ids, so that nothing is stored twice), or raise.",
+)
+def connection_dropped(bench: Bench) -> None:
+    """When the server has closed an idle connection, the next append and the next read are right or raise."""
+    reader, writer = _begun(bench), _begun(bench)
+    bench.control.execute_command("CLIENT", "KILL", "USER", "default")
+    _expect_right_or_raised(reader, reader.handle, "the connection was closed by the server")
+    bench.control.execute_command("CLIENT", "KILL", "USER", "default")
+    error = writer.tried("said after the connection was closed")
+    _expect_after(writer, "said after the connection was closed", error, "the connection was closed by the server")
+
+
+# The server
+
+
+@case(
+    why="Full memory refuses writes but not deletes: DEL and then RPUSH leaves nothing of the talk.",
+    fix="Never delete before the new state is written: append, or replace in one MULTI or script; " + RAISE,
+)
+def full_memory(bench: Bench) -> None:
+    """On a server that is full (maxmemory, noeviction) an append raises, and what was stored stays."""
+    talk, new = _begun(bench, 3), Talk(bench)
+    new.handle  # noqa: B018  # opened while all is well
+    text = "said on a full server"
+    try:
+        bench.control.config_set("maxmemory", 1)
+        errors = [session.tried(text) for session in (talk, new)]
+        _expect_right_or_raised(talk, talk.handle, "the server is full") if errors[0] else None
+    finally:
+        bench.control.config_set("maxmemory", 0)
+    for session, error in zip((talk, new), errors, strict=True):
+        _expect_after(
+            session, text, error, f"the server was full, {'a living' if session is talk else 'a new'} session"
+        )
+
+
+# Damage
+
+
+@case(
+    why="One broken element that hides the others, or is silently left out, is a hole in the memory; a write over it "
+    "destroys what could have been repaired.",
+    fix="Raise, and name the key. Do not catch decoding errors element by element, nor take them for an empty session.",
+)
+def corrupt_element(bench: Bench) -> None:
+    """With one element of a session damaged, read() raises (or is right), and an append does not overwrite the damage."""
+    talk = _begun(bench, 3)
+    shared = bench.keys()
+    probe = _begun(bench, 3)
+    count = len(own_places(bench, probe, shared))
+    if not count:
+        raise NotAsked("the session has no key or field of its own that could be damaged")
+    for number in range(count):
+        _damaged(bench, number)
+    talk.expect("a session beside the damaged ones")
+
+
+def _damaged(bench: Bench, number: int) -> None:
+    shared = bench.keys()
+    talk = _begun(bench, 3)
+    found = own_places(bench, talk, shared)
+    if number >= len(found):
+        return
+    key, kind, where = found[number]
+    with bench.in_db(key[0]) as client:
+        damage(client, key[1], kind, where)
+        when = f"an element of the {kind} {shown(key)} is damaged"
+        _expect_right_or_raised(talk, talk.handle, f"{when}, read by the open handle")
+        _expect_right_or_raised(talk, talk.reopened(), f"{when}, read by a new handle")
+        error = talk.tried("said after the damage")
+        _expect_not_overwritten(talk, error, client, when)
+
+
+def _expect_not_overwritten(talk: Talk, error: Exception | None, client: redis.Redis, when: str) -> None:
+    read = _read(talk.reopened())
+    if isinstance(read, Exception):
+        if not holds(client, b"damaged on purpose"):
+            raise Forgot(f"{when}; an append overwrote the damage, and read() raises {one_line(read)}")
+        return
+    right = [talk.said] if error is None else [talk.said, [*talk.said, ("user", "said after the damage")]]
+    if read not in right:
+        raise Forgot(f"{when}; after an append read() does not raise: {difference(talk.said, read)}")
+
+
+@case(
+    why="A key of another program under the session's name must not read as 'no memory', nor be written over.",
+    fix=RAISE + " WRONGTYPE is an error like any other.",
+)
+def foreign_key(bench: Bench) -> None:
+    """When a key of the session holds another type of value, read() raises (or is right) and append() destroys nothing."""
+    for number in range(len(_own_keys(bench)[1])):
+        talk, keys = _own_keys(bench)
+        key = keys[number]
+        with bench.in_db(key[0]) as client:
+            _replace(client, key[1])
+            before = client.dump(key[1])
+            when = f"the key {shown(key)} holds another type"
+            _expect_right_or_raised(talk, talk.handle, f"{when}, read by the open handle")
+            error = talk.tried("said to a foreign key")
+            if before != client.dump(key[1]) and _read(talk.reopened()) != talk.said:
+                raise Forgot(f"{when}; an append wrote over it {'and raised' if error else 'and said nothing'}")
+
+
+def _own_keys(bench: Bench) -> tuple[Talk, list[Key]]:
+    before = bench.keys()
+    talk = _begun(bench, 2)
+    return talk, sorted(key for key in bench.keys() - before if bench.token in key[1])
+
+
+def _replace(client: redis.Redis, key: bytes) -> None:
+    kind: Any = client.type(key)
+    client.delete(key)
+    client.rpush(key, "another program's") if kind == b"string" else client.set(key, "another program's")
+
+
+CASES: tuple[Case, ...] = (
+    expire_denied,
+    read_denied,
+    write_denied,
+    clear_denied,
+    lost_reply,
+    crash_in_append,
+    connection_dropped,
+    full_memory,
+    corrupt_element,
+    foreign_key,
+)

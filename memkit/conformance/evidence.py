@@ -1,0 +1,158 @@
+"""What a session left on the server: its own keys, those without a TTL, and damage done to them on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import redis
+
+from memkit.conformance.bench import Bench, Key
+from memkit.conformance.case import Forgot
+from memkit.conformance.talk import Talk
+
+WARM_UP_SESSIONS = 3
+MORE_SESSIONS = 24
+"""Enough for each of 8 shards of a shared index to be written again (misses one in 3 of 100 runs, and only then)."""
+GARBAGE = b"\xff\xfe\x00 damaged on purpose \xff\x80"
+"""Neither UTF-8 nor JSON nor a number."""
+
+
+class Belongings:
+    """The keys that the sessions of one case made, told apart from those that all sessions share.
+
+    Made before the case's own sessions: a few others are written first, so that shared keys exist already.
+    """
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._not_ours: set[Key] = set()
+        self._others(WARM_UP_SESSIONS)
+
+    def _others(self, count: int) -> None:
+        before = self._bench.keys()
+        for _ in range(count):
+            talk = Talk(self._bench, "other")
+            talk.say()
+            talk.say(role="assistant")
+            talk.expect("an ordinary session")
+        self._not_ours |= self._bench.keys() - before
+
+    def keys(self) -> set[Key]:
+        """Return the keys that are there now and were not before."""
+        return self._bench.keys() - self._not_ours
+
+    def expect_mortal(self, when: str) -> None:
+        """Raise Forgot if a key that belongs to one session has no TTL, where the store has TTLs at all."""
+        if not self._bench.has_ttl:
+            return
+        for key in sorted(self.keys()):
+            if self._immortal(key) and not self._shared(key):
+                raise Forgot(f"{when}: the key {shown(key)} is left without a TTL; it stays for ever")
+
+    def expect_none(self, when: str) -> None:
+        """Raise Forgot if a key that belongs to one session is left."""
+        left = [key for key in sorted(self.keys()) if not self._shared(key)]
+        if left:
+            raise Forgot(f"{when}: the key {shown(left[0])} is left behind ({len(left)} in all)")
+
+    def _immortal(self, key: Key) -> bool:
+        with self._bench.in_db(key[0]) as client:
+            if cast(int, client.pttl(key[1])) != -1:
+                return False
+            return not (self._bench.has_hash_field_ttl and _fields_expire(client, key[1]))
+
+    def _shared(self, key: Key) -> bool:
+        """Whether other sessions write to this key too, tried with other sessions."""
+        if self._bench.token in key[1]:
+            return False
+        with self._bench.in_db(key[0]) as client:
+            before = client.dump(key[1])
+            self._others(MORE_SESSIONS)
+            return bool(before != client.dump(key[1]))
+
+
+def _fields_expire(client: redis.Redis, key: bytes) -> bool:
+    if client.type(key) != b"hash":
+        return False
+    fields = cast(list[bytes], client.hkeys(key))
+    left = cast(list[int], client.execute_command("HPTTL", key, "FIELDS", len(fields), *fields))
+    return all(ms > 0 for ms in left)
+
+
+def shown(key: Key) -> str:
+    """Return a key as text."""
+    db, name = key
+    text = repr(name.decode(errors="backslashreplace"))
+    return f"{text} (database {db})" if db else text
+
+
+# Damage
+
+
+def places(client: redis.Redis, key: bytes) -> Iterator[tuple[str, Any]]:
+    """Yield the elements of a key that can be damaged one by one: (type, where)."""
+    kind = cast(bytes, client.type(key)).decode()
+    parts: list[Any] = {
+        "list": lambda: list(range(cast(int, client.llen(key)))),
+        "hash": lambda: client.hkeys(key),
+        "zset": lambda: client.zrange(key, 0, -1, withscores=True),
+        "set": lambda: sorted(cast(set[bytes], client.smembers(key))),
+        "stream": lambda: [entry for entry, _ in cast(list[Any], client.xrange(key))],
+    }.get(kind, lambda: [None])()
+    for part in parts:
+        yield kind, part
+
+
+def own_places(bench: Bench, talk: Talk, before: set[Key]) -> list[tuple[Key, str, Any]]:
+    """Return the elements that belong to a session alone: all of its own keys, its fields of shared hashes."""
+    found: list[tuple[Key, str, Any]] = []
+    for key in sorted(bench.keys()):
+        with bench.in_db(key[0]) as client:
+            for kind, where in places(client, key[1]):
+                ours = key not in before or (kind == "hash" and talk.id.encode() in where)
+                found += [(key, kind, where)] if ours else []
+    return found
+
+
+def damage(client: redis.Redis, key: bytes, kind: str, where: Any) -> None:
+    """Put garbage in the place of one element; the key keeps its TTL."""
+    left = cast(int, client.pttl(key))
+    {
+        "list": lambda: client.lset(key, where, GARBAGE),  # type: ignore[arg-type]
+        "hash": lambda: client.hset(key, where, GARBAGE),  # type: ignore[arg-type]
+        "zset": lambda: (client.zrem(key, where[0]), client.zadd(key, {GARBAGE: where[1]})),
+        "set": lambda: (client.srem(key, where), client.sadd(key, GARBAGE)),
+        "stream": lambda: _damage_stream(client, key, where),
+        "ReJSON-RL": lambda: client.execute_command("JSON.SET", key, "$", '"damaged on purpose"'),
+    }.get(kind, lambda: client.set(key, GARBAGE))()
+    if left > 0:
+        client.pexpire(key, left)
+
+
+def _damage_stream(client: redis.Redis, key: bytes, where: bytes) -> None:
+    entries = cast(list[tuple[bytes, dict[Any, Any]]], client.xrange(key))
+    client.delete(key)
+    for entry, fields in entries:
+        client.xadd(key, dict.fromkeys(fields, GARBAGE) if entry == where else fields, id=entry)
+
+
+def holds(client: redis.Redis, needle: bytes) -> bool:
+    """Whether any value of a database holds these bytes as they are."""
+    return any(needle in part for key in client.scan_iter(count=1000) for part in _values(client, key))
+
+
+def _values(client: redis.Redis, key: bytes) -> list[bytes]:
+    kind = cast(bytes, client.type(key)).decode()
+    read = {
+        "string": lambda: [client.get(key) or b""],
+        "list": lambda: client.lrange(key, 0, -1),
+        "hash": lambda: [part for pair in cast(dict[bytes, bytes], client.hgetall(key)).items() for part in pair],
+        "zset": lambda: client.zrange(key, 0, -1),
+        "set": lambda: list(cast(set[bytes], client.smembers(key))),
+        "stream": lambda: [
+            part for _, fields in cast(list[Any], client.xrange(key)) for pair in fields.items() for part in pair
+        ],
+        "ReJSON-RL": lambda: [cast(bytes, client.execute_command("JSON.GET", key))],
+    }.get(kind, lambda: [])
+    return cast(list[bytes], read())

@@ -1,0 +1,106 @@
+"""A TCP proxy before the suite's server that loses one request or one reply, as a network does."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import threading
+from types import TracebackType
+from typing import Literal, Self
+
+Loss = Literal["request", "reply", "reply twice", "hold"]
+"""``request``: it never arrives; ``reply``: it was carried out, and nobody hears; ``reply twice``: the same request's
+retry too; ``hold``: the request stays in the proxy, for the client to be killed meanwhile."""
+
+
+class Proxy:
+    """Forwards connections to a port on loopback; ``lose`` says which request is to go wrong. A context manager."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.requests = 0
+        self.lost = threading.Event()
+        """Set when the request to go wrong has come by."""
+        self._loss: Loss | None = None
+        self._nth = 0
+        self._again = b""
+        self._lock = threading.Lock()
+        self._sockets: list[socket.socket] = []
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True, name="memkit-proxy").start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _shut(self._listener)
+        for one in self._sockets:
+            _shut(one)
+
+    def url(self, url: str) -> str:
+        """Return a URL of the server (TCP, on loopback) as one of the proxy."""
+        return url.replace(f":{self._target}/", f":{self.port}/")
+
+    def lose(self, loss: Loss | None, nth: int = 1) -> None:
+        """Let the nth request from now on go wrong (None: none); ``requests`` counts from zero again."""
+        with self._lock:
+            self._loss, self._nth, self.requests, self._again = loss, nth, 0, b""
+            self.lost.clear()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client = self._listener.accept()[0]
+                server = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:
+                return
+            self._sockets += client, server
+            threading.Thread(target=self._serve, args=(client, server), daemon=True, name="memkit-proxy").start()
+
+    def _serve(self, client: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while self._forwarded(client, server):
+                pass
+        _shut(client)
+        _shut(server)
+
+    def _forwarded(self, client: socket.socket, server: socket.socket) -> bool:
+        ready = select.select([client, server], [], [])[0]
+        if server in ready:
+            reply = server.recv(65536)
+            client.sendall(reply)
+            return bool(reply)
+        request = client.recv(65536)
+        loss = self._fate(request) if request else None
+        if loss in ("reply", "reply twice"):
+            server.sendall(request)
+            select.select([server], [], [], 2)
+        if loss == "hold":
+            select.select([client], [], [])
+        if loss or not request:
+            return False
+        server.sendall(request)
+        return True
+
+    def _fate(self, request: bytes) -> Loss | None:
+        with self._lock:
+            self.requests += 1
+            if self._loss and self.requests == self._nth:
+                self._again = request if self._loss == "reply twice" else b""
+                self.lost.set()
+                return self._loss
+            if self._again and request == self._again:
+                self._again = b""
+                return "reply"
+            return None
+
+
+def _shut(one: socket.socket) -> None:
+    # shutdown first: closing alone does not wake a thread that waits in select or accept.
+    with contextlib.suppress(OSError):
+        one.shutdown(socket.SHUT_RDWR)
+    one.close()

@@ -1,0 +1,63 @@
+"""A result as text, in pytest's form: a line a case, the failures told in full, a summary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from textwrap import fill
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from memkit.conformance.runner import CaseResult, Result
+
+WIDTH = 100
+COLOURS = {"passed": "32", "failed": "31", "skipped": "33"}
+
+
+def to_text(result: Result, *, color: bool = False) -> str:
+    """Return a result as text of up to 100 columns, with ANSI colours if asked for."""
+    return "\n".join(_lines(result, color))
+
+
+def _lines(result: Result, color: bool) -> Iterator[str]:
+    yield _rule("does your store forget?")
+    yield f"store: {result.store}"
+    yield f"server: {result.server}"
+    yield ""
+    for case in result.cases:
+        yield f"{case.name:<26} {_painted(case.outcome.upper(), case.outcome, color)}"
+    failed = [case for case in result.cases if case.outcome == "failed"]
+    if failed:
+        yield _rule("FAILURES")
+    for case in failed:
+        yield _painted(_rule(case.name, "_"), "failed", color)
+        yield failure_text(case)
+    yield from _summary(result)
+    counts = [f"{count} {outcome}" for outcome in ("failed", "passed", "skipped") if (count := result.count(outcome))]  # type: ignore[arg-type]
+    yield _painted(_rule(f"{', '.join(counts)} in {result.took_s:.2f}s"), "failed" if failed else "passed", color)
+
+
+def _summary(result: Result) -> Iterator[str]:
+    noted = [case for case in result.cases if case.outcome != "passed" or case.says != case.meaning]
+    if noted:
+        yield _rule("short test summary info")
+    for case in noted:
+        word = "REMARK" if case.outcome == "passed" else case.outcome.upper()
+        yield f"{word} {case.name} - {case.says}"
+
+
+def failure_text(case: CaseResult) -> str:
+    """Return what is said of a failed case: what it asks, what was seen, why that loses memory, the usual fix."""
+    told = {"asked": case.meaning, "seen": case.says, "why it loses memory": case.why, "usual fix": case.fix}
+    indent = "    "
+    return "\n".join(
+        fill(f"{name}: {text}", WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        for name, text in told.items()
+    )
+
+
+def _rule(title: str, char: str = "=") -> str:
+    return f" {title} ".center(WIDTH, char)
+
+
+def _painted(text: str, outcome: str, color: bool) -> str:
+    return f"\x1b[{COLOURS[outcome]}m{text}\x1b[0m" if color else text

@@ -1,0 +1,302 @@
+"""Ask a store every question, each within its time, and say how it answered."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import IO, Any, Literal
+
+from memkit.conformance.adapter import AdapterError, Handle, StoreAdapter, checked_handle, one_line
+from memkit.conformance.bench import TTL_S, Bench
+from memkit.conformance.case import Case, Forgot, NotAsked, Stalled
+from memkit.conformance.cases import CASES
+from memkit.conformance.report import to_text
+from memkit.errors import MemkitError, ServerError, ServerNotFound
+from memkit.server import READY_WITHIN_S
+
+CASE_LIMIT_S = 15.0
+FIRST_LIMIT_S = 10.0
+"""For one session opened, written, read, cleared and closed, before the cases."""
+IMPORT_LIMIT_S = 60.0
+"""For importing the adapter; heavy libraries take 10 s on a busy machine."""
+MOST_HANGS = 5
+TRIES = 3
+"""How often a case is asked again when this machine stood still at the wrong moment."""
+Outcome = Literal["passed", "failed", "skipped"]
+
+
+@dataclass(frozen=True, slots=True)
+class CaseResult:
+    """How a store answered one case; ``says`` is what was seen, the reason of a skip, or a remark."""
+
+    name: str
+    outcome: Outcome
+    says: str
+    meaning: str
+    why: str
+    fix: str
+    took_s: float
+    hung: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a store answered the suite; ``server`` is the server it was asked on, in words."""
+
+    store: str
+    server: str
+    cases: tuple[CaseResult, ...]
+    took_s: float = field(default=0.0)
+
+    def count(self, outcome: Outcome) -> int:
+        """Return how many cases ended so."""
+        return sum(case.outcome == outcome for case in self.cases)
+
+    @property
+    def exit_code(self) -> int:
+        """0: nothing failed; 1: something did."""
+        return int(self.count("failed") > 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON types: schema, store, passed, failed, skipped, cases, and what it ran on."""
+        counts = {outcome: self.count(outcome) for outcome in ("passed", "failed", "skipped")}  # type: ignore[arg-type]
+        cases = [{name: value for name, value in asdict(case).items() if name != "hung"} for case in self.cases]
+        return {
+            "schema": 1,
+            "store": self.store,
+            **counts,
+            "cases": cases,
+            "server": self.server,
+            "took_s": self.took_s,
+        }
+
+    def to_json(self) -> str:
+        """Return to_dict() as text."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+
+    def to_text(self, *, color: bool = False) -> str:
+        """Return the result in pytest's form; see report.to_text."""
+        return to_text(self, color=color)
+
+
+def limited(work: Callable[[], object], limit_s: float) -> BaseException | None:
+    """Do work in a thread of its own; return what it raised, or TimeoutError when it is still at it.
+
+    A thread cannot be ended: one that hangs is left alone, and whoever owns the process decides what becomes of it.
+    """
+    raised: list[BaseException | None] = []
+
+    def body() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001  # SystemExit of a store included: it is told as a failure
+            raised.append(error)
+        else:
+            raised.append(None)
+
+    thread = threading.Thread(target=body, daemon=True, name="memkit-conformance")
+    thread.start()
+    thread.join(limit_s)
+    return raised[0] if raised else TimeoutError(f"no answer within {limit_s:g} s")
+
+
+def first_contact(bench: Bench, label: str, *, limit_s: float = FIRST_LIMIT_S) -> None:
+    """Open a session once and close it again; raise AdapterError, one line, when that raises or hangs."""
+    step = ["open()"]
+
+    def work() -> None:
+        handle = checked_handle(bench.adapter.open(bench.url, bench.id("first"), bench.ttl(TTL_S)), label)
+        for name, call in _steps(handle):
+            step[0] = name
+            _ignoring_errors(call)
+
+    bench.begin()
+    error = limited(work, limit_s)
+    if isinstance(error, TimeoutError) and step[0] and "no answer within" in str(error):
+        raise AdapterError(f"{label}: {step[0]} hangs: {error}")
+    if isinstance(error, AdapterError):
+        raise error
+    if error:
+        raise AdapterError(f"{label}: {step[0]} raised {one_line(error)}")
+
+
+def _steps(handle: Handle) -> Iterable[tuple[str, Callable[[], object]]]:
+    yield "append()", lambda: handle.append("user", "first contact")
+    yield "read()", handle.read
+    yield "clear()", handle.clear
+    yield "close()", handle.close
+
+
+def _ignoring_errors(call: Callable[[], object]) -> None:
+    try:
+        call()
+    except Exception:  # noqa: BLE001, S110  # the cases tell it better; here only hanging counts
+        pass
+
+
+def ask(case: Case, bench: Bench, *, limit_s: float = CASE_LIMIT_S) -> CaseResult:
+    """Ask a store one case on an emptied server."""
+    began = time.monotonic()
+    remark: list[str] = []
+
+    def work() -> None:
+        bench.begin()
+        remark.append(case.ask(bench) or "")
+
+    error = _reason_not_to(case, bench)
+    for _ in range(TRIES if not error else 0):
+        error = limited(work, limit_s)
+        if not isinstance(error, Stalled):
+            break
+    outcome, says = _verdict(error)
+    hung = isinstance(error, TimeoutError) and "no answer within" in str(error)
+    says = says or (remark[-1] if remark else "") or case.meaning
+    return CaseResult(
+        case.name, outcome, says, case.meaning, case.why, case.fix, round(time.monotonic() - began, 3), hung
+    )
+
+
+def _reason_not_to(case: Case, bench: Bench) -> BaseException | None:
+    return (
+        NotAsked("the store declares that it has no TTL (has_ttl = False)")
+        if case.needs_ttl and not bench.has_ttl
+        else None
+    )
+
+
+def _verdict(error: BaseException | None) -> tuple[Outcome, str]:
+    if error is None:
+        return "passed", ""
+    if isinstance(error, NotAsked):
+        return "skipped", str(error)
+    if isinstance(error, Stalled):
+        return "skipped", f"{error}, {TRIES} times in a row"
+    if isinstance(error, Forgot):
+        return "failed", str(error)
+    return "failed", f"raised with nothing wrong: {one_line(error)}"
+
+
+def ask_all(
+    adapter: StoreAdapter,
+    *,
+    label: str,
+    cases: Iterable[Case] = CASES,
+    limit_s: float = CASE_LIMIT_S,
+    on_case: Callable[[CaseResult], None] = lambda _: None,
+) -> Result:
+    """Ask an adapter in this process; the run ends at the first case that hangs.
+
+    Raises AdapterError when open() raises or hangs, ServerNotFound when there is no server.
+    """
+    began = time.monotonic()
+    answers: list[CaseResult] = []
+    with Bench(adapter) as bench:
+        first_contact(bench, label)
+        server = f"{bench.server.flavour} {bench.server.version} ({bench.server.source}), clock by {bench.clock.rung}"
+        for case in cases:
+            answers.append(ask(case, bench, limit_s=limit_s))
+            on_case(answers[-1])
+            if answers[-1].hung:
+                break
+    return Result(adapter.name, server, tuple(answers), round(time.monotonic() - began, 2))
+
+
+# The run of the command line: in a process of its own, which may hang or crash
+
+
+def run(
+    spec: str,
+    *,
+    limit_s: float = CASE_LIMIT_S,
+    names: Iterable[str] = (),
+    on_case: Callable[[CaseResult], None] = lambda _: None,
+) -> Result:
+    """Ask the store that ``package.module:factory`` makes, in a process of its own; return how it answered.
+
+    ``limit_s``: the time a case may take; one that takes longer is failed and its process ended. ``names``: the cases
+    to ask, all by default. ``on_case`` is called with each answer as it comes.
+
+    Raises AdapterError, one line, when the adapter does not import, lacks a method, raises in open() or hangs at once;
+    ServerNotFound when there is no server to run on.
+    """
+    began = time.monotonic()
+    chosen = set(names)
+    wanted = [case.name for case in CASES if not chosen or case.name in chosen]
+    answers: list[CaseResult] = []
+    told: dict[str, str] = {"store": spec, "server": ""}
+    while len(answers) < len(wanted):
+        count, hangs = len(answers), sum(case.hung for case in answers)
+        if hangs == MOST_HANGS:
+            answers += [_lost(name, f"not asked: {hangs} cases hung before it") for name in wanted[count:]]
+            break
+        # A store that hung once is given less time: the whole run should end, too.
+        for line in _worker(spec, limit_s / 3 if hangs else limit_s, wanted[count:]):
+            _take(line, answers, told, on_case)
+        if len(answers) == count:
+            answers.append(
+                _lost(wanted[count], f"the process ended during this case: {told.get('died') or 'no reason given'}")
+            )
+            on_case(answers[-1])
+    return Result(told["store"], told["server"], tuple(answers), round(time.monotonic() - began, 2))
+
+
+def _take(
+    line: dict[str, Any], answers: list[CaseResult], told: dict[str, str], on_case: Callable[[CaseResult], None]
+) -> None:
+    if "error" in line:
+        kinds: dict[str, type[MemkitError]] = {"ServerNotFound": ServerNotFound, "ServerError": ServerError}
+        raise kinds.get(line["kind"], AdapterError)(line["error"])
+    if "case" in line:
+        answers.append(CaseResult(**line["case"]))
+        on_case(answers[-1])
+    else:
+        told.update(line)
+
+
+def _lost(name: str, says: str) -> CaseResult:
+    case = next(case for case in CASES if case.name == name)
+    return CaseResult(name, "failed", says, case.meaning, case.why, case.fix, 0.0)
+
+
+def _worker(spec: str, limit_s: float, names: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield what a worker says, line by line; end it when it says nothing for longer than it may take."""
+    # -P: the current directory is looked at by load() alone, or a json.py in it would be memkit's.
+    command = [sys.executable, "-P", "-m", "memkit.conformance.worker", spec, str(limit_s), *names]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with tempfile.TemporaryFile() as complaints:
+        worker = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, env=environment
+        )
+        try:
+            yield from _lines(worker.stdout, spec, limit_s)
+        finally:
+            worker.kill()
+            worker.communicate()
+        complaints.seek(0)
+        yield {"died": "".join(complaints.read().decode(errors="replace").strip().splitlines()[-1:])}
+
+
+def _lines(stdout: IO[bytes] | None, spec: str, limit_s: float) -> Iterator[dict[str, Any]]:
+    if stdout is None:
+        return
+    said, patience_s, asked = b"", IMPORT_LIMIT_S, False
+    with selectors.DefaultSelector() as selector:
+        selector.register(stdout, selectors.EVENT_READ)
+        while selector.select(patience_s):
+            part = os.read(stdout.fileno(), 65536)
+            if not part:
+                return
+            *lines, said = (said + part).split(b"\n")
+            for line in lines:
+                yield json.loads(line)
+            patience_s, asked = TRIES * limit_s + FIRST_LIMIT_S + READY_WITHIN_S, True
+    if not asked:
+        raise AdapterError(f"{spec}: the adapter does not import: nothing happened for {patience_s:g} s")
