@@ -91,15 +91,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(f"memkit: {line}")
 
 
-def _started(config: pytest.Config, **options: Any) -> RedisServer:
+def _started(pytest_config: pytest.Config, /, **options: Any) -> RedisServer:
     try:
         server = RedisServer(**options).start()
     except ServerNotFound as error:
-        if config.getoption("--memkit-require-server"):
+        if pytest_config.getoption("--memkit-require-server"):
             pytest.fail(str(error), pytrace=False)
         pytest.skip(str(error))
     clock = server.clock.rung
-    config.stash[RAN_ON].add(f"{server.flavour} {server.version} ({server.source}), private, time moved by {clock}")
+    pytest_config.stash[RAN_ON].add(
+        f"{server.flavour} {server.version} ({server.source}), private, time moved by {clock}"
+    )
     return server
 
 

