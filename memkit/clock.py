@@ -138,14 +138,17 @@ class ServerClock:
         """Return once commands see the time that the file asks for.
 
         Valkey caches the time that commands see for 1-4 ms (measured on 9.1); INFO's server_time_usec is that very
-        clock, so a value from after the change proves that the next command is past it too.
+        clock, so a value from after the change proves that the next command is past it too. Redis caches the clock of
+        idle times (whole seconds, 24 bits of them) until its next timer, which the preload brings about.
         """
         offset_us = _read_ns(offset_file) // 1000
         written_us = _real_us()
 
         def in_force() -> bool:
             info = self._client.info("server")
-            return bool(written_us <= info["server_time_usec"] - offset_us <= _real_us())
+            now_us = info["server_time_usec"]
+            idle_clock_follows = (now_us // 1_000_000 - info["lru_clock"] + 1) % (1 << 24) <= 2
+            return bool(idle_clock_follows and written_us <= now_us - offset_us <= _real_us())
 
         _until(in_force, "the server's clock did not follow the preload", within_s)
 

@@ -1,7 +1,9 @@
 /* Preloaded into a private server: adds an offset to what the server reads as wall-clock time.
  *
  * MEMKIT_CLOCK names a file that holds one int64, nanoseconds. It is mapped, so a new offset counts from the next
- * reading on. Only CLOCK_REALTIME moves; the monotonic clocks stay real, so event loops and timers keep working.
+ * reading on. Only CLOCK_REALTIME moves; the monotonic clocks stay real, so event loops and timers keep working, except
+ * that each move takes them NUDGE_NS ahead: Redis takes idle times from a clock that its 100 ms timer caches, and so
+ * would stamp keys with the time before the move for up to 100 ms after it (measured on 6.2 to 8.2).
  * Raw system calls, no malloc and no dlsym: libfaketime, which uses both, hangs with Debian's redis-server 7.0.
  */
 #ifdef __linux__
@@ -16,6 +18,8 @@
 #include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
+
+#define NUDGE_NS 110000000
 
 static volatile int64_t none = 0;
 static volatile int64_t *offset_ns = &none;
@@ -33,6 +37,15 @@ __attribute__((constructor)) static void map_offset(void) {
 
 int clock_gettime(clockid_t id, struct timespec *ts) {
     int failed = syscall(SYS_clock_gettime, id, ts);
+    if (!failed && id == CLOCK_MONOTONIC) {
+        static int64_t seen_ns = 0, nudged_ns = 0;
+        int64_t asked_ns = *offset_ns;
+        if (__atomic_exchange_n(&seen_ns, asked_ns, __ATOMIC_RELAXED) != asked_ns)
+            __atomic_add_fetch(&nudged_ns, NUDGE_NS, __ATOMIC_RELAXED);
+        int64_t ns = (int64_t)ts->tv_sec * 1000000000 + ts->tv_nsec + __atomic_load_n(&nudged_ns, __ATOMIC_RELAXED);
+        ts->tv_sec = ns / 1000000000;
+        ts->tv_nsec = ns % 1000000000;
+    }
     if (!failed && (id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE)) {
         int64_t ns = (int64_t)ts->tv_sec * 1000000000 + ts->tv_nsec + *offset_ns;
         ts->tv_sec = ns / 1000000000;
