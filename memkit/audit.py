@@ -1,0 +1,290 @@
+"""Read-only: a live server against what its sessions were meant to live. Which die early, since when, and why."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import redis
+
+from memkit.audit_causes import Scene, diagnose, seen_under
+from memkit.audit_evidence import Evidence, counters, look
+from memkit.audit_expect import Expectation, expectations, parse_expectation, read_expectations
+from memkit.audit_report import AuditReport, Finding, Proof, Seen, Verdict, verdict_of
+from memkit.audit_sample import ENOUGH_OF_A_PATTERN, KeyFacts, Progress, Sample, Sampler
+from memkit.audit_server import deleted_finding, server_findings, skewed_ttl
+from memkit.audit_ttl import Server
+from memkit.audit_wire import Pace, Wire
+from memkit.connect import AnyClient, connect, place, redact
+from memkit.errors import PolicyError
+from memkit.policy import Duration, ExpiryPolicy
+
+__all__ = ["AuditReport", "Finding", "acl_rule", "audit", "parse_expectation", "read_expectations"]
+
+Expect = Mapping[str, Duration | ExpiryPolicy | Expectation | None] | Iterable[Expectation]
+
+PATIENCE_S = 5.0
+SECOND_LOOK_KEYS = 1_000
+METADATA = (
+    "+ping +info +time +dbsize +scan +randomkey +type +pttl +pexpiretime +exists +object|idletime +object|encoding "
+    "+memory|usage +config|get +slowlog|get +client|list +client|no-touch +client|no-evict +client|setinfo "
+    "+client|setname +cluster|slots +cluster|shards +cluster|myid +command|info +select +hello"
+)
+VALUES = (
+    "+get +getrange +strlen +lrange +llen +hgetall +hmget +hlen +smembers +smismember +scard +zrange +zmscore +zcard "
+    "+xrange +xlen +json.get"
+)
+
+
+def acl_rule(prefixes: Iterable[str] = ()) -> str:
+    """Return the ACL SETUSER command of the least that an audit needs: names and clocks of keys, no values.
+
+    With ``prefixes`` (literal, such as ``"chat:"``) the values under them may be read too, which ``full`` wants. Needs
+    Redis 7.0 or Valkey (key permissions of their own for reading).
+    """
+    values = "".join(f" (-@all {VALUES} %R~{prefix.removesuffix('*')}*)" for prefix in prefixes)
+    return f"ACL SETUSER memkit-audit reset on >CHANGE-THIS-PASSWORD resetchannels -@all %R~* {METADATA}{values}"
+
+
+def audit(
+    url_or_client: str | AnyClient,
+    *,
+    expect: Expect | None = None,
+    full: bool = False,
+    duty: float = 0.25,
+    replica: str | AnyClient | None = None,
+    touch: bool = False,
+    progress: Progress | None = None,
+) -> AuditReport:
+    """Diagnose a live server, read-only: compare what its keys were given to live with what was meant.
+
+    ``expect``: pattern to TTL (seconds, ``"7d"`` or an ExpiryPolicy), or Expectations; nothing: report what is there.
+    ``full``: every key instead of a sample, and the checks that read values; these need CLIENT NO-TOUCH (Redis 7.2,
+    Valkey) or ``touch=True``, which lets them reset idle clocks. ``duty``: the share of time at work, 0 to 1.
+    ``replica``: read keys there, where reads on the primary have not reset the idle clocks. ``progress(done, of)`` is
+    called now and then. Ctrl-C ends the reading, not the report. Raises PolicyError for what cannot be meant;
+    ``redis.exceptions`` pass through.
+    """
+    if not 0 < duty <= 1:
+        raise PolicyError(f"duty={duty!r} is not a share of time; expected above 0, at most 1 (1: no rests)")
+    meant = expectations(expect or {})
+    with _wires(url_or_client) as primaries, _wires(replica or url_or_client, skip=replica is None) as replicas:
+        run = _Audit(primaries, replicas or primaries, meant, duty=duty, full=full, touch=touch, progress=progress)
+        return run.report(url_or_client)
+
+
+@contextmanager
+def _wires(target: str | AnyClient, *, skip: bool = False) -> Iterator[list[Wire]]:
+    """Open a connection of the audit's own to each primary, or to the one server; the client's pool is left alone."""
+    if skip:
+        yield []
+        return
+    client = (
+        connect(target, socket_timeout=30, socket_connect_timeout=PATIENCE_S) if isinstance(target, str) else target
+    )
+    if not isinstance(client, redis.Redis | redis.RedisCluster):
+        raise PolicyError(f"a Redis URL or client is expected, not {type(client).__name__}")
+    wires: list[Wire] = []
+    try:
+        wires += [Wire(node, name=name) for name, node in _nodes(client)]
+        yield wires
+    finally:
+        for wire in wires:
+            wire.close()
+        if isinstance(target, str):
+            client.close()
+
+
+def _nodes(client: AnyClient) -> Iterator[tuple[str, redis.Redis]]:
+    if isinstance(client, redis.Redis):
+        yield place(client), client
+        return
+    for node in client.get_primaries():
+        yield str(node.name), client.get_redis_connection(node)
+
+
+class _Audit:
+    """One run: evidence, sample, diagnosis, evidence again."""
+
+    def __init__(
+        self,
+        primaries: Sequence[Wire],
+        readers: Sequence[Wire],
+        meant: Sequence[Expectation],
+        *,
+        duty: float,
+        full: bool,
+        touch: bool,
+        progress: Progress | None,
+    ) -> None:
+        self._began = time.monotonic()
+        self._primaries, self._readers, self._meant = primaries, readers, meant
+        self._full, self._touch = full, touch
+        for wire in {*primaries, *readers}:
+            # Refused before 7.2 (NO-TOUCH) and 7.0 (NO-EVICT); nothing below relies on either.
+            wire.ask("CLIENT", "NO-TOUCH", "ON")
+            wire.ask("CLIENT", "NO-EVICT", "ON")
+        self._evidence = [look(wire) for wire in primaries]
+        self._notes = list(dict.fromkeys(f"could not see {what}" for one in self._evidence for what in one.blind))
+        self._sampler = Sampler(
+            readers, pace=Pace(duty, batch=100 if duty < 1 else 500), guard=self._hurt, sizes=full, progress=progress
+        )
+
+    def _hurt(self) -> str | None:
+        """Why the audit should stop: the server began to evict."""
+        for wire, before in zip(self._primaries, self._evidence, strict=True):
+            now = counters(wire).get("evicted_keys")
+            if now is not None and int(now) > (before.number("evicted_keys") or 0):
+                return "the server is evicting keys; the audit adds nothing to that"
+        return None
+
+    def report(self, target: str | AnyClient) -> AuditReport:
+        """Return what was found."""
+        sample = self._sample()
+        findings, seen, sessions = self._diagnose(sample)
+        after = [counters(wire) for wire in self._primaries]
+        for evidence, now in zip(self._evidence, after, strict=True):
+            findings += server_findings(evidence, sample.keys, now)
+        gone = deleted_finding(
+            self._evidence[0], self._meant, sample.keys, self._vanished(sample, after), looked=sessions
+        )
+        findings = _in_order([*findings, *([gone] if gone else [])])
+        self._note_limits(sample)
+        return AuditReport(
+            server=self._server(target),
+            findings=tuple(findings),
+            verdict=verdict_of(
+                findings, self._healthy(sample, sessions), looked=sessions or (0 if self._meant else sample.seen)
+            ),
+            sample=_sample_dict(sample),
+            proof=self._proof(after),
+            notes=tuple(dict.fromkeys(self._notes)),
+            seen=tuple(seen),
+            expected=tuple(map(str, self._meant)),
+            at=datetime.fromtimestamp(self._evidence[0].now_ms / 1000, UTC),
+            keys=sample.keys,
+            counters={
+                name: self._evidence[0].number(name)
+                for name in ("expired_keys", "evicted_keys", "used_memory", "maxmemory")
+            },
+        )
+
+    def _sample(self) -> Sample:
+        cluster = len(self._readers) > 1 or self._evidence[0].is_cluster
+        sample = self._sampler.full() if self._full else self._sampler.sample(cluster=cluster)
+        for meant in self._meant:
+            found = sum(1 for one in sample.keys if meant.matches.fullmatch(one.key))
+            if not sample.complete and not sample.stopped and found < ENOUGH_OF_A_PATTERN / 2 and not self._full:
+                sample.keys += self._sampler.more_of(sample, meant.pattern, meant.matches.fullmatch)
+        return sample
+
+    def _diagnose(self, sample: Sample) -> tuple[list[Finding], list[Seen], int]:
+        scene = Scene(sample.keys, self._server_facts(sample), self._siblings(sample))
+        if not sample.keys and not self._meant:
+            return [_empty_database()], [], 0
+        findings: list[Finding] = []
+        sessions = 0
+        left = list(sample.keys)
+        for meant in self._meant:
+            own = [one for one in left if meant.matches.fullmatch(one.key)]
+            left = [one for one in left if not meant.matches.fullmatch(one.key)] if own else left
+            diagnosis = diagnose(meant, own, scene)
+            findings += [
+                skewed_ttl(self._evidence[0], finding, sample.keys) or finding for finding in diagnosis.findings
+            ]
+            self._notes += diagnosis.notes
+            sessions += diagnosis.sessions
+        return findings, [] if self._meant else seen_under(sample.keys), sessions
+
+    def _server_facts(self, sample: Sample) -> Server:
+        evidence = self._evidence[0]
+        born = [one.born_ms(sample.of) for one in self._evidence]
+        reads = [one.reads for one in self._evidence]
+        return Server(
+            now_ms=evidence.now_ms,
+            born_ms=None if None in born else min(one for one in born if one is not None),
+            reads=None if None in reads else sum(one for one in reads if one is not None),
+            expired=sum(one.number("expired_keys") or 0 for one in self._evidence),
+            idle_known=any(one.touched_ms is not None for one in sample.keys),
+        )
+
+    def _siblings(self, sample: Sample) -> Callable[[Sequence[bytes]], Sequence[KeyFacts]]:
+        """Return a look-up of keys that a sample has missed; none is missing where every key was seen."""
+        if sample.complete and not self._full or len(self._readers) > 1:
+            return lambda names: ()
+        return self._sampler.look_up
+
+    def _vanished(self, sample: Sample, after: Sequence[Mapping[str, str]]) -> list[KeyFacts]:
+        """Return sessions that were there and are gone before their deadline, though nothing was evicted meanwhile."""
+        if len(self._readers) > 1 or _risen(self._evidence, after, "evicted_keys"):
+            return []
+        living = [
+            one
+            for one in sample.keys
+            if (one.left_ms is None or one.left_ms > 600_000)
+            and any(meant.matches.fullmatch(one.key) for meant in self._meant)
+        ][:SECOND_LOOK_KEYS]
+        there = self._sampler.look_again([one.key for one in living])
+        return [one for one, is_there in zip(living, there, strict=True) if not is_there]
+
+    def _note_limits(self, sample: Sample) -> None:
+        self._notes += [f"could not see {one}" for one in sorted(sample.blind) if not one.startswith("pexpiretime")]
+        if sample.stopped:
+            self._notes.append(f"stopped early: {sample.stopped}")
+        if sample.keys and all(one.touched_ms is None for one in sample.keys):
+            self._notes.append("the server does not tell idle times (LFU): TTLs are judged by what is left alone")
+        if not self._full:
+            self._notes.append("not checked without --full: corrupt, dangling, not_refreshed (they read values)")
+
+    def _healthy(self, sample: Sample, sessions: int) -> str:
+        if not self._meant:
+            return f"nothing wrong with the server; {sample.seen:,} keys seen, say what to expect of them with --expect"
+        return f"healthy: {sessions:,} sessions' keys looked at, all as expected ({', '.join(map(str, self._meant))})"
+
+    def _server(self, target: str | AnyClient) -> dict[str, str]:
+        evidence: Evidence = self._evidence[0]
+        url = redact(target) if isinstance(target, str) else self._primaries[0].name
+        return {"flavour": evidence.flavour, "version": evidence.version, "url": url}
+
+    def _proof(self, after: Sequence[Mapping[str, str]]) -> Proof:
+        sent: Counter[str] = Counter()
+        for wire in {*self._primaries, *self._readers}:
+            sent += wire.sent
+        return Proof(
+            commands=sent,
+            writes=0,
+            idle_clocks_touched=0,
+            expired_during_audit=_risen(self._evidence, after, "expired_keys"),
+            evicted_during_audit=_risen(self._evidence, after, "evicted_keys"),
+            seconds=time.monotonic() - self._began,
+        )
+
+
+def _risen(before: Sequence[Evidence], after: Sequence[Mapping[str, str]], name: str) -> int | None:
+    pairs = [(one.number(name), now.get(name)) for one, now in zip(before, after, strict=True)]
+    if any(was is None or now is None for was, now in pairs):
+        return None
+    return sum(int(now or 0) - (was or 0) for was, now in pairs)
+
+
+def _in_order(findings: Sequence[Finding]) -> list[Finding]:
+    """Return findings with the one that matters most first; of equal causes on several nodes, one."""
+    once: dict[tuple[str, str | None], Finding] = {}
+    for finding in findings:
+        once.setdefault((finding.cause, finding.prefix), finding)
+    return sorted(once.values(), key=lambda finding: finding.order)
+
+
+def _sample_dict(sample: Sample) -> dict[str, Any]:
+    return {"keys": sample.seen, "of": sample.of, "method": sample.method, "error_bound": sample.error_bound}
+
+
+def _empty_database() -> Finding:
+    return Finding(
+        "no_data", None, 0, 0, "the database is empty: there is nothing to audit", "proven",
+        next="check the database number and the server in the URL",
+    )  # fmt: skip

@@ -1,0 +1,444 @@
+"""From the keys of one expectation to findings: too short, too long, immortal, torn apart, or somewhere else. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from memkit.audit_expect import Expectation
+from memkit.audit_groups import Group, Member, alike, by_prefix, groups_of, is_content, sessions_of
+from memkit.audit_report import SURE, Finding, Seen, span, utc_text
+from memkit.audit_sample import KeyFacts
+from memkit.audit_ttl import Case, Lives, Server, Since, lives_of, ttl_seen
+
+MIXED_MS = 5_000
+MIXED_SHARE = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What all findings of one audit share."""
+
+    keys: Sequence[KeyFacts]
+    server: Server
+    siblings: Callable[[Sequence[bytes]], Sequence[KeyFacts]]
+
+    @property
+    def sampled(self) -> int:
+        """How many keys were looked at."""
+        return len(self.keys)
+
+
+@dataclass
+class Diagnosis:
+    """The findings of one expectation, and what was left out of them."""
+
+    findings: list[Finding]
+    notes: list[str]
+    sessions: int = 0
+
+
+def diagnose(meant: Expectation, keys: Sequence[KeyFacts], scene: Scene) -> Diagnosis:
+    """Return what is wrong with the keys of one pattern, or that it has none."""
+    if not keys:
+        return Diagnosis([_missing(meant, scene)], [])
+    groups = groups_of(keys, meant.prefix)
+    sessions, beside = _apart(groups)
+    notes = [
+        f"{len(group.members):,} keys {meant.prefix}{group.part} were taken for no sessions, by their name"
+        for group in beside
+    ]
+    if meant.ttl_ms is None:
+        return Diagnosis(_never(meant, sessions, scene), notes, sum(len(group.members) for group in sessions))
+    torn = _torn(meant, [*sessions], scene)
+    cases, strangers = _cases(meant, sessions, scene)
+    notes += [f"keys {meant.prefix}{group.part} live {span(case.ttl_ms)}: not sessions?" for group, case in strangers]
+    findings = [_ttl_finding(meant, case, scene) for case in _merged(cases, torn)]
+    findings += [
+        finding
+        for finding in (_immortal(meant, sessions, scene), torn.finding, _elsewhere(meant, keys, scene))
+        if finding
+    ]
+    return Diagnosis(findings, notes, sum(len(group.members) for group in sessions))
+
+
+def _apart(groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
+    """Separate sessions from what their names say stands beside them; where all do, they are what was meant."""
+    sessions = [group for group in groups if not group.beside]
+    if not sessions:
+        return list(groups), []
+    return sessions, [group for group in groups if group.beside]
+
+
+# -- TTLs --------------------------------------------------------------------------------------------------------------
+
+
+def _cases(
+    meant: Expectation, sessions: Sequence[Group], scene: Scene
+) -> tuple[list[tuple[Group, Case]], list[tuple[Group, Case]]]:
+    """Return what is wrong with each shape of key; a shape that was always short beside healthy ones is a stranger."""
+    found: list[tuple[Group, Case]] = []
+    healthy: list[Group] = []
+    all_short: list[tuple[Group, Case]] = []
+    for group in sessions:
+        lives = Lives(lives_of(group.keys), meant, scene.server)
+        cases = lives.cases()
+        if not any(case.kind == "short" for case in cases) and lives.right:
+            healthy.append(group)
+        for case in cases:
+            alone = case.kind == "short" and not lives.right and case.keys >= 0.9 * len(lives.all)
+            (all_short if alone else found).append((group, case))
+    if not healthy or len(all_short) == len(sessions):
+        return found + all_short, []
+    ids = {member.session for group in healthy for member in group.members}
+    parts = [(group, case) for group, case in all_short if _shares(group, ids)]
+    return found + parts, [pair for pair in all_short if pair not in parts]
+
+
+def _shares(group: Group, ids: set[str]) -> bool:
+    return sum(member.session in ids for member in group.members) > 0.2 * len(group.members)
+
+
+def _merged(cases: Sequence[tuple[Group, Case]], torn: Torn) -> list[Case]:
+    """Return one case a kind: the largest group's, with all keys counted; those torn from their session are not."""
+    merged = []
+    for kind in ("short", "long"):
+        own = [case for group, case in cases if case.kind == kind and not (kind == "short" and torn.explains(group))]
+        if own:
+            largest = max(own, key=lambda case: case.keys)
+            merged.append(replace(largest, keys=sum(case.keys for case in own)))
+    return merged
+
+
+def _ttl_finding(meant: Expectation, case: Case, scene: Scene) -> Finding:
+    assert meant.ttl_ms is not None
+    factor = case.unit_factor(meant.ttl_ms)
+    cause = "unit_mistake" if factor else f"ttl_too_{case.kind}"
+    seen, expected = span(case.ttl_ms), span(meant.ttl_ms)
+    verb = "die after" if case.kind == "short" else "live"
+    since = "" if case.since is None else f" since {_when(case.since)}"
+    tail = f": off by exactly {factor}, {_units(factor, case.kind)}" if factor else ""
+    return Finding(
+        cause,
+        meant.prefix,
+        case.keys,
+        scene.sampled,
+        f"sessions under {meant.prefix} {verb} {seen} instead of {expected}{since}{tail}",
+        case.confidence,
+        meant.ttl_ms / 1000,
+        round(case.ttl_ms / 1000, 3),
+        *_dated(case.since),
+        evidence=_case_evidence(case, scene),
+        next=_next_for_ttl(meant, case),
+    )
+
+
+def _units(factor: int, kind: str) -> str:
+    short = {
+        60: "minutes taken for seconds",
+        1000: "seconds taken for milliseconds",
+        60_000: "minutes taken for milliseconds",
+    }
+    long = {
+        60: "seconds taken for minutes",
+        1000: "milliseconds taken for seconds",
+        60_000: "milliseconds taken for minutes",
+    }
+    return (short if kind == "short" else long)[factor]
+
+
+def _case_evidence(case: Case, scene: Scene) -> tuple[str, ...]:
+    spread = f", give or take {case.jitter:.0%}" if case.jitter else ""
+    lines = [f"{case.keys:,} of {scene.sampled:,} keys looked at were given {span(case.ttl_ms)}{spread}", *case.reasons]
+    if case.since and case.since.bound == "lower bound":
+        lines.append(
+            f"the last write under the expected TTL was at {_at(case.since.at_ms)}: no deadline is later than that allows"
+        )
+    if case.first_seen_ms is not None:
+        lines.append(f"the first write of {span(case.ttl_ms)} that is still there was at {_at(case.first_seen_ms)}")
+    return tuple(lines)
+
+
+def _next_for_ttl(meant: Expectation, case: Case) -> str:
+    around = "" if case.since is None else f" around {_at(case.since.at_ms)}"
+    if case.kind == "long":
+        return f"look at what was released{around} that sets the TTL of {meant.prefix}; memory grows until it is right again"
+    return f"look at what was released{around} that sets the TTL of {meant.prefix}; roll it back, then write or touch living sessions once"
+
+
+def _never(meant: Expectation, sessions: Sequence[Group], scene: Scene) -> list[Finding]:
+    """Return a finding where sessions that should never expire have a deadline."""
+    mortal = [one for group in sessions for one in group.keys if one.deadline_ms is not None]
+    if not mortal:
+        return []
+    ttl = ttl_seen(lives_of(mortal))
+    says = f"sessions under {meant.prefix} should never expire and {len(mortal):,} of them have a deadline"
+    return [
+        Finding(
+            "ttl_too_short", meant.prefix, len(mortal), scene.sampled, says, "proven", None, ttl and round(ttl / 1000, 3),
+            evidence=(says,), next="find what sets the TTL: redis-cli CLIENT LIST shows each client's last command",
+        )
+    ]  # fmt: skip
+
+
+# -- no TTL ------------------------------------------------------------------------------------------------------------
+
+
+def _immortal(meant: Expectation, sessions: Sequence[Group], scene: Scene) -> Finding | None:
+    """Return the finding of sessions that never expire; a lone key that all sessions share may live for ever."""
+    keys: list[KeyFacts] = []
+    parts: list[str] = []
+    for group in sessions:
+        own = [one for one in group.keys if one.deadline_ms is None]
+        if own and (len(group.members) > 1 or len(sessions) == 1) and "*" in group.part:
+            keys += own
+            parts.append(f"{meant.prefix}{group.part}")
+    if not keys:
+        return None
+    since = _immortal_since(meant, keys, [one for group in sessions for one in group.keys], scene)
+    share = "all" if len(keys) == sum(len(group.members) for group in sessions) else f"{len(keys):,}"
+    says = f"{share} of the keys {', '.join(parts[:3])} never expire; expected {span(meant.ttl_ms)}"
+    return Finding(
+        "no_ttl",
+        meant.prefix,
+        len(keys),
+        scene.sampled,
+        says + ("" if since is None else f", since {_when(since)}"),
+        "proven",
+        None if meant.ttl_ms is None else meant.ttl_ms / 1000,
+        None,
+        *_dated(since),
+        evidence=(f"PTTL says so for {len(keys):,} of {scene.sampled:,} keys looked at",),
+        next="find the write that sets no TTL (SET without EX drops one; a crash before EXPIRE leaves none): memkit inspect URL KEY",
+    )
+
+
+def _immortal_since(
+    meant: Expectation, keys: Sequence[KeyFacts], all_keys: Sequence[KeyFacts], scene: Scene
+) -> Since | None:
+    touched = [one.touched_ms for one in keys if one.touched_ms is not None]
+    lives = Lives(lives_of(all_keys), meant, scene.server)
+    last = lives.last_write(lives.right)
+    first = min(touched, default=None)
+    if first is None:
+        return None
+    if last is not None and last <= first + 2_000:
+        return Since(last, "lower bound")
+    return Since(first + 1_000, "upper bound")
+
+
+# -- parts of a session ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Torn:
+    """Sessions whose parts die at different times."""
+
+    finding: Finding | None
+    keys: frozenset[bytes] = frozenset()
+
+    def explains(self, group: Group) -> bool:
+        """Whether most keys of a group are parts of such sessions."""
+        return sum(member.facts.key in self.keys for member in group.members) > 0.5 * len(group.members)
+
+
+def _torn(meant: Expectation, groups: list[Group], scene: Scene) -> Torn:
+    assert meant.ttl_ms is not None
+    _complete(groups, meant, scene)
+    several = list(sessions_of(groups))
+    torn = [members for members in several if _is_torn(members, meant.ttl_ms, meant.jitter)]
+    if not torn or len(torn) < min(3, len(several)) or len(torn) < 0.02 * len(several):
+        return Torn(None)
+    keys = frozenset(member.facts.key for members in torn for member in members)
+    gap, first, last = max((_gap(members) for members in torn), key=lambda one: one[0])
+    shortest = [min(one.facts.set_ms or 0 for one in members if one.facts.deadline_ms) for members in torn]
+    says = (
+        f"{len(torn):,} of {len(several):,} sessions under {meant.prefix} will be torn apart: their parts die up to "
+        f"{span(gap)} from each other ({first} before {last})"
+    )
+    finding = Finding(
+        "mixed_ttl",
+        meant.prefix,
+        len(keys),
+        scene.sampled,
+        says,
+        "proven",
+        meant.ttl_ms / 1000,
+        round(_common(shortest) / 1000, 3),
+        evidence=(f"deadlines of the keys of one session, compared: {len(several):,} sessions have several keys",),
+        next="renew all keys of a session in one write (MULTI or a script): memkit inspect URL SESSION",
+    )
+    return Torn(finding, keys)
+
+
+def _complete(groups: Sequence[Group], meant: Expectation, scene: Scene) -> None:
+    """Look up the siblings that a sample has missed: the same id in the other shapes."""
+    simple = [group for group in groups if group.part.count("*") == 1]
+    wanted: dict[bytes, tuple[Group, str]] = {}
+    for group in simple:
+        have = {member.session for member in group.members}
+        for other in simple:
+            missing = [member.session for member in other.members[:400] if member.session not in have]
+            for session in missing[:200] if other is not group else ():
+                name = f"{meant.prefix}{group.part.replace('*', session)}"
+                wanted[name.encode("utf-8", "surrogateescape")] = (group, session)
+    if not wanted:
+        return
+    for facts in scene.siblings(list(wanted)):
+        group, session = wanted[facts.key]
+        if facts.kind == group.kind:
+            group.members.append(Member(facts, session, group.part))
+
+
+def _is_torn(members: Sequence[Member], ttl_ms: int, jitter: float) -> bool:
+    mortal = [member.facts for member in members if member.facts.deadline_ms is not None]
+    if len(mortal) < 2:
+        return False
+    early = min(mortal, key=lambda one: one.deadline_ms or 0)
+    late = max(mortal, key=lambda one: one.deadline_ms or 0)
+    gap = (late.deadline_ms or 0) - (early.deadline_ms or 0)
+    if gap <= max(MIXED_MS, MIXED_SHARE * ttl_ms):
+        return False
+    if gap > 2.2 * jitter * ttl_ms:
+        return True
+    # Within the jitter: the parts were renewed apart, if the later one was also touched later by as much.
+    touched = [one.touched_ms for one in (early, late)]
+    if touched[0] is None or touched[1] is None:
+        return False
+    return abs((touched[1] - touched[0]) - gap) <= max(3_000, 0.002 * gap)
+
+
+def _gap(members: Sequence[Member]) -> tuple[int, str, str]:
+    mortal = sorted(
+        (member for member in members if member.facts.deadline_ms), key=lambda one: one.facts.deadline_ms or 0
+    )
+    return (mortal[-1].facts.deadline_ms or 0) - (mortal[0].facts.deadline_ms or 0), mortal[0].part, mortal[-1].part
+
+
+def _common(values: Sequence[int]) -> float:
+    """Return the most usual value, to the second, or the middle one where none is usual."""
+    seconds, count = Counter(round(value / 1000) for value in values).most_common(1)[0]
+    return seconds * 1000 if count > 0.2 * len(values) else sorted(values)[len(values) // 2]
+
+
+# -- elsewhere ---------------------------------------------------------------------------------------------------------
+
+
+def _missing(meant: Expectation, scene: Scene) -> Finding:
+    """Return the finding for a pattern without keys: they may be under another prefix."""
+    for prefix, keys in by_prefix(scene.keys).items():
+        confidence = _suspect(meant, prefix, keys, scene)
+        if confidence:
+            return _wrong_prefix(meant, prefix, keys, scene, confidence, since=None)
+    others = ", ".join(
+        f"{prefix or '(no prefix)'}* ({len(keys):,})" for prefix, keys in list(by_prefix(scene.keys).items())[:5]
+    )
+    says = f"no key matches {meant.pattern}"
+    more = f"; there are {others}" if others else "; the database is empty"
+    return Finding(
+        "no_data", meant.prefix, 0, scene.sampled, says + more, "proven",
+        None if meant.ttl_ms is None else meant.ttl_ms / 1000,
+        evidence=(f"{scene.sampled:,} keys looked at",),
+        next="check the pattern, the database number and the server in the URL",
+    )  # fmt: skip
+
+
+def _suspect(meant: Expectation, prefix: str, keys: Sequence[KeyFacts], scene: Scene) -> str | None:
+    """Return how likely it is that these keys are the sessions that are expected elsewhere."""
+    fits = [one for one in keys if is_content(one)]
+    if len(fits) < 3 or any(group.beside for group in groups_of(fits, "")[:1]):
+        return None
+    near = alike(meant.prefix, prefix)
+    lives = lives_of(fits)
+    if meant.ttl_ms is None:
+        return "likely" if near and len(lives) < 0.1 * len(fits) else None
+    sorted_lives = Lives(lives, meant, scene.server)
+    as_meant = len(sorted_lives.right) >= max(3, 0.2 * len(fits))
+    if near:
+        return "proven" if as_meant else "likely"
+    return "possible" if as_meant and scene.server.idle_known else None
+
+
+def _elsewhere(meant: Expectation, keys: Sequence[KeyFacts], scene: Scene) -> Finding | None:
+    """Return the finding of sessions that are written under a similar prefix since they no longer are under this one."""
+    own = Lives(lives_of(keys), meant, scene.server)
+    last = own.last_write(own.right)
+    if last is None or meant.ttl_ms is None:
+        return None
+    foreign = [one for one in scene.keys if not meant.matches.fullmatch(one.key)]
+    for prefix, others in by_prefix(foreign).items():
+        if prefix and alike(meant.prefix, prefix) and _suspect(meant, prefix, others, scene) == "proven":
+            theirs = Lives(lives_of(others), meant, scene.server)
+            first = min(life.deadline - life.set for life in theirs.right)
+            if last <= first + 2_000 and len(theirs.right) >= 0.5 * len(others):
+                return _wrong_prefix(meant, prefix, others, scene, "likely", since=Since(last, "lower bound"))
+    return None
+
+
+def _wrong_prefix(
+    meant: Expectation, prefix: str, keys: Sequence[KeyFacts], scene: Scene, confidence: str, *, since: Since | None
+) -> Finding:
+    lives = lives_of(keys)
+    ttl = ttl_seen(lives)
+    if since is None and lives:
+        since = Since(min(life.deadline - life.set for life in lives) + 1_000, "upper bound")
+    says = f"sessions are written under {prefix or '(no prefix)'} instead of {meant.prefix}"
+    return Finding(
+        "wrong_prefix",
+        meant.prefix,
+        len(keys),
+        scene.sampled,
+        says + ("" if since is None else f" since {_when(since)}"),
+        confidence,
+        None if meant.ttl_ms is None else meant.ttl_ms / 1000,
+        None if ttl is None else round(ttl / 1000, 3),
+        *_dated(since),
+        evidence=(
+            f"{len(keys):,} keys under {prefix or '(no prefix)'}, with {span(ttl)} to live; those expected are not written",
+        ),
+        next=f"compare the prefix in the application's settings with {meant.prefix}: readers and writers must use the same",
+    )
+
+
+# -- without expectations ----------------------------------------------------------------------------------------------
+
+
+def seen_under(keys: Sequence[KeyFacts]) -> list[Seen]:
+    """Return what lives under each prefix, the largest first, and what to expect of it."""
+    found = []
+    for prefix, own in list(by_prefix(keys).items())[:20]:
+        lives = lives_of(own)
+        ttl = ttl_seen(lives)
+        immortal = len(own) - len(lives)
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in Counter(one.kind for one in own).most_common(3))
+        given = f"given {span(ttl)}" if ttl else "of various TTLs" if lives else "that never expire"
+        says = f"{prefix or '(no prefix)'}*: {len(own):,} keys ({kinds}), {given}"
+        says += f", {immortal:,} of them immortal" if immortal and lives else ""
+        says += f"; if that is meant: --expect '{prefix}*={span(ttl)}'" if ttl else ""
+        found.append(Seen(prefix, len(own), kinds, immortal, ttl and round(ttl / 1000, 3), says))
+    return found
+
+
+def best(findings: Sequence[Finding]) -> Finding:
+    """Return the surest of findings of one kind."""
+    return min(findings, key=lambda finding: SURE[finding.confidence])
+
+
+# -- dates -------------------------------------------------------------------------------------------------------------
+
+
+def _dated(since: Since | None) -> tuple[datetime | None, str | None]:
+    return (None, None) if since is None else (datetime.fromtimestamp(since.at_ms / 1000, UTC), since.bound)
+
+
+def _when(since: Since) -> str:
+    if since.bound == "lower bound":
+        return f"{_at(since.at_ms)} or soon after"
+    return f"{_at(math.ceil(since.at_ms / 1000) * 1000)} at the latest"
+
+
+def _at(at_ms: float) -> str:
+    return utc_text(datetime.fromtimestamp(at_ms / 1000, UTC))

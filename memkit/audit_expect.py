@@ -1,0 +1,136 @@
+"""What the sessions of a live server were meant to live: ``chat:*=7d,sliding,jitter=10%``, read and matched. No I/O."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from memkit.errors import PolicyError
+from memkit.policy import Duration, ExpiryPolicy
+
+JITTER = 0.10
+"""Many applications spread deadlines by up to this much, so that keys do not expire together."""
+SHAPE = "expected PATTERN=TTL[,sliding|absolute][,jitter=10%], such as 'chat:*=7d'"
+
+_ENTRY = re.compile(r"(?P<pattern>.+?)=(?P<ttl>[^=,]+)(?P<options>(?:,[^,]+)*)")
+_PERCENT = re.compile(r"jitter=(\d+(?:\.\d+)?) ?%")
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """The policy that keys matching a Redis glob were meant to have; ``jitter`` is a share of the TTL, either way."""
+
+    pattern: str
+    policy: ExpiryPolicy
+    jitter: float = JITTER
+
+    @property
+    def ttl_ms(self) -> int | None:
+        """The expected TTL, or None for never."""
+        return self.policy.ttl_ms
+
+    @property
+    def prefix(self) -> str:
+        """The literal text that every matching key begins with."""
+        literal = re.match(r"(?:[^*?\[\\]|\\.)*", self.pattern, re.DOTALL)
+        return re.sub(r"\\(.)", r"\1", literal[0] if literal else "", flags=re.DOTALL)
+
+    @cached_property
+    def matches(self) -> re.Pattern[bytes]:
+        """The pattern as a regular expression for ``fullmatch``."""
+        return glob_expression(self.pattern)
+
+    def __str__(self) -> str:
+        return f"{self.pattern}={self.policy}"
+
+
+def glob_expression(pattern: str) -> re.Pattern[bytes]:
+    r"""Return a Redis glob (``*``, ``?``, ``[a-z]``, ``[^a]``, ``\x``) as a regular expression over keys' bytes."""
+    parts: list[bytes] = []
+    for token in re.findall(r"\\.|\[\^?(?:\\.|[^\]])*\]|.", pattern, re.DOTALL):
+        if token == "*":
+            parts.append(b".*")
+        elif token == "?":
+            parts.append(b".")
+        elif token.startswith("[") and len(token) > 1:
+            parts.append(token.encode())
+        else:
+            parts.append(re.escape(token.removeprefix("\\") if len(token) > 1 else token).encode())
+    try:
+        return re.compile(b"".join(parts), re.DOTALL)
+    except re.error as error:
+        raise PolicyError(f"{pattern!r} is not a pattern that Redis takes: {error}; {SHAPE}") from None
+
+
+def parse_expectation(text: str) -> Expectation:
+    """Return what one ``--expect`` says; bare means sliding, renewed by every write.
+
+    Raises PolicyError that names the part it could not read.
+    """
+    entry = _ENTRY.fullmatch(text.strip())
+    if not entry:
+        raise PolicyError(f"{text!r} is not an expectation; {SHAPE}")
+    expectation = Expectation(entry["pattern"], _policy(entry["ttl"].strip(), text))
+    for option in filter(None, entry["options"].split(",")):
+        expectation = _with_option(expectation, option.strip(), text)
+    return expectation
+
+
+def _policy(ttl: str, text: str) -> ExpiryPolicy:
+    if ttl == "never":
+        return ExpiryPolicy.never()
+    try:
+        return ExpiryPolicy.sliding(float(ttl) if re.fullmatch(r"[+-]?\d+(\.\d+)?", ttl) else ttl)
+    except PolicyError as error:
+        raise PolicyError(f"in {text!r}: {error}") from None
+
+
+def _with_option(expectation: Expectation, option: str, text: str) -> Expectation:
+    percent = _PERCENT.fullmatch(option)
+    if percent and float(percent[1]) < 100:
+        return replace(expectation, jitter=float(percent[1]) / 100)
+    if option in ("sliding", "absolute"):
+        kind: Literal["sliding", "absolute"] = "sliding" if option == "sliding" else "absolute"
+        policy = expectation.policy
+        return replace(expectation, policy=replace(policy, kind=kind) if policy.ttl_ms else policy)
+    raise PolicyError(f"in {text!r}: {option!r} is not an option; {SHAPE}")
+
+
+def read_expectations(path: str | Path) -> list[Expectation]:
+    """Return the expectations of a file: one a line, ``#`` begins a comment.
+
+    Raises PolicyError that names the line, and for a file that cannot be read or says nothing.
+    """
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PolicyError(f"cannot read expectations from {path}: {error}") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        meant = line.partition("#")[0].strip() if not line.lstrip().startswith("#") else ""
+        if meant:
+            try:
+                found.append(parse_expectation(meant))
+            except PolicyError as error:
+                raise PolicyError(f"{path}, line {number}: {error}") from None
+    if not found:
+        raise PolicyError(f"{path} has no expectation in it; {SHAPE}")
+    return found
+
+
+def expectations(
+    expect: Mapping[str, Duration | ExpiryPolicy | Expectation | None] | Iterable[Expectation],
+) -> list[Expectation]:
+    """Return what ``audit(expect=...)`` was given as expectations, the most specific pattern first."""
+    if isinstance(expect, Mapping):
+        found = [
+            meant if isinstance(meant, Expectation) else Expectation(pattern, ExpiryPolicy.of(meant))
+            for pattern, meant in expect.items()
+        ]
+    else:
+        found = list(expect)
+    return sorted(found, key=lambda one: -len(one.prefix))

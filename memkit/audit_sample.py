@@ -1,0 +1,347 @@
+"""A fair sample of a live keyspace, or all of it: type, deadline, last touch and size of keys, never a value."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import redis
+
+from memkit.audit_wire import Pace, Reply, Wire, packed, refused
+
+ENOUGH_KEYS = 26_500
+"""Bounds every share of the keyspace to 1 % at 99 % confidence, at any size (Dvoretzky-Kiefer-Wolfowitz)."""
+KEPT_OF_ALL = 60_000
+"""How many keys a full pass remembers, whatever the number of keys: memory does not grow with the keyspace."""
+ENOUGH_OF_A_PATTERN = 3_000
+GUARD_EVERY_S = 1.0
+
+Progress = Callable[[int, int], None]
+
+
+class KeyFacts(NamedTuple):
+    """One key, as seen at ``seen_ms`` on the server's clock. A named tuple: there may be 60,000, built in a hurry.
+
+    ``deadline_ms`` None: never expires. ``touched_ms``: last access by its idle clock; None where the server cannot say
+    (LFU, permission). ``size_bytes``: None unless asked for.
+    """
+
+    key: bytes
+    kind: str
+    deadline_ms: int | None
+    touched_ms: int | None
+    seen_ms: int
+    size_bytes: int | None
+
+    @property
+    def left_ms(self) -> int | None:
+        """What was left to live when it was seen."""
+        return None if self.deadline_ms is None else self.deadline_ms - self.seen_ms
+
+    @property
+    def set_ms(self) -> int | None:
+        """Deadline minus last touch: the TTL that was last set, or less if the key was read since."""
+        if self.deadline_ms is None:
+            return None
+        touched = self.seen_ms if self.touched_ms is None else min(self.touched_ms, self.seen_ms)
+        return self.deadline_ms - touched
+
+
+@dataclass
+class Sample:
+    """The keys that were looked at. ``seen`` counts them all; ``keys`` are those remembered."""
+
+    method: str
+    of: int
+    keys: list[KeyFacts] = field(default_factory=list)
+    seen: int = 0
+    immortal: int = 0
+    size_bytes: int = 0
+    complete: bool = False
+    stopped: str | None = None
+    blind: set[str] = field(default_factory=set)
+
+    @property
+    def error_bound(self) -> float:
+        """How far a share in the sample can be from the truth, with 99 % confidence; 0 when every key was seen."""
+        if self.complete and len(self.keys) == self.seen:
+            return 0.0
+        return round(math.sqrt(math.log(2 / 0.01) / (2 * max(len(self.keys), 1))), 4)
+
+
+class Reservoir:
+    """A uniform sample of a stream of unknown length (Li's algorithm L: it draws how many to skip)."""
+
+    def __init__(self, kept: list[KeyFacts], capacity: int, dice: random.Random) -> None:
+        self._kept, self._capacity, self._dice = kept, capacity, dice
+        self._offered = 0
+        self._weight = 1.0
+        self._next = 0
+
+    def offer(self, count: int, build: Callable[[int], KeyFacts | None]) -> None:
+        """Offer ``count`` items, made by ``build(index)`` only when they are taken."""
+        first = self._offered
+        self._offered += count
+        index = 0
+        while index < count and len(self._kept) < self._capacity:
+            self._put(build(index))
+            index += 1
+            self._next = first + index
+            if len(self._kept) == self._capacity:
+                self._skip()
+        while self._next < self._offered and len(self._kept) == self._capacity:
+            self._put(build(self._next - first), at=self._dice.randrange(self._capacity))
+            self._skip()
+
+    def _put(self, item: KeyFacts | None, at: int | None = None) -> None:
+        if item is None:
+            return
+        if at is None:
+            self._kept.append(item)
+        else:
+            self._kept[at] = item
+
+    def _skip(self) -> None:
+        self._weight *= math.exp(math.log(self._dice.random() or 1e-12) / self._capacity)
+        self._next += int(math.log(self._dice.random() or 1e-12) / math.log1p(-self._weight)) + 1
+
+
+class Sampler:
+    """Walks the nodes of one server, or of one cluster, and fills a Sample."""
+
+    def __init__(
+        self,
+        wires: Sequence[Wire],
+        *,
+        pace: Pace,
+        guard: Callable[[], str | None],
+        sizes: bool = False,
+        progress: Progress | None = None,
+        dice: random.Random | None = None,
+    ) -> None:
+        self._wires = wires
+        self._pace = pace
+        self._guard = guard
+        self._guarded_at = time.monotonic()
+        self._progress = progress
+        self._dice = dice or random.Random()  # noqa: S311  # a sample, not a secret
+        self._columns = ["type", "pexpiretime", "object|idletime"] + (["memory|usage"] if sizes else [])
+        self._known: set[bytes] | None = set()
+
+    def sample(self, *, cluster: bool, enough: int = ENOUGH_KEYS) -> Sample:
+        """Return a fair sample of ``enough`` keys, or every key where there are hardly more."""
+        sizes = [_dbsize(wire) for wire in self._wires]
+        total = sum(sizes)
+        sample = Sample("scan", total)
+        if total <= enough * 1.2:
+            self._run(
+                sample,
+                [self._all(wire, sample, Reservoir(sample.keys, total * 2 + 10, self._dice)) for wire in self._wires],
+            )
+            sample.complete = not sample.stopped
+            return sample
+        sample.method = "randomkey" if cluster else "scan"
+        walk = self._random_keys if cluster else self._random_stretch
+        self._run(
+            sample, [walk(wire, sample, enough * size // total) for wire, size in zip(self._wires, sizes, strict=True)]
+        )
+        return sample
+
+    def full(self) -> Sample:
+        """Return every key's facts, counted; at most KEPT_OF_ALL of them, drawn fairly, remembered."""
+        sample = Sample("full", sum(_dbsize(wire) for wire in self._wires))
+        self._known = None
+        reservoir = Reservoir(sample.keys, KEPT_OF_ALL, self._dice)
+        self._run(sample, [self._all(wire, sample, reservoir) for wire in self._wires])
+        sample.complete = not sample.stopped
+        return sample
+
+    def more_of(self, sample: Sample, pattern: str, matches: Callable[[bytes], object]) -> list[KeyFacts]:
+        """Return keys of a pattern that the sample has too few of, found by SCAN MATCH over the whole keyspace."""
+        found = Sample("scan", sample.of)
+        self._known = {facts.key for facts in sample.keys if matches(facts.key)}
+        budget = max(200, sample.of // 1000)
+        self._run(found, [self._matching(wire, found, pattern, budget) for wire in self._wires])
+        sample.seen += len(found.keys)
+        return found.keys
+
+    def look_up(self, names: Sequence[bytes]) -> list[KeyFacts]:
+        """Return the facts of those of the named keys that exist; one node only."""
+        found = Sample("scan", len(names))
+        self._known = None
+        reservoir = Reservoir(found.keys, len(names), self._dice)
+        for start in range(0, len(names), self._pace.batch):
+            began = time.monotonic()
+            batch = names[start : start + self._pace.batch]
+            self._take(self._wires[0], batch, found, reservoir, b"")
+            self._pace.after(time.monotonic() - began, len(batch))
+        return found.keys
+
+    def look_again(self, keys: Sequence[bytes]) -> list[bool]:
+        """Return which of the keys are still there (EXISTS, which touches no idle clock); one node only."""
+        replies = self._wires[0].facts(keys, ["exists"])
+        return [reply != 0 for reply in replies]
+
+    def _run(self, sample: Sample, walks: Sequence[Iterator[int]]) -> None:
+        try:
+            for walk in walks:
+                for _ in walk:
+                    if self._stop(sample):
+                        return
+        except KeyboardInterrupt:
+            sample.stopped = "interrupted (Ctrl-C): findings so far"
+
+    def _stop(self, sample: Sample) -> bool:
+        if self._progress:
+            self._progress(sample.seen, sample.of)
+        if time.monotonic() - self._guarded_at > GUARD_EVERY_S:
+            self._guarded_at = time.monotonic()
+            sample.stopped = self._guard()
+        sample.stopped = sample.stopped or self._pace.stopped
+        return sample.stopped is not None
+
+    def _all(self, wire: Wire, sample: Sample, reservoir: Reservoir) -> Iterator[int]:
+        cursor, keys = _scan(wire, 0, self._pace.batch)
+        while cursor or keys:
+            began = time.monotonic()
+            ahead = _scan_command(wire, cursor, self._pace.batch) if cursor else b""
+            reply = self._take(wire, keys, sample, reservoir, ahead)
+            self._pace.after(time.monotonic() - began, len(keys))
+            yield len(keys)
+            cursor, keys = _page(reply) if ahead else (0, [])
+
+    def _random_stretch(self, wire: Wire, sample: Sample, share: int) -> Iterator[int]:
+        """Scan from a random cursor: keys lie in hash order, so any stretch of a standalone keyspace is a fair sample."""
+        reservoir = Reservoir(sample.keys, share, self._dice)
+        cursor, keys = _scan(wire, self._dice.getrandbits(40), self._pace.batch)
+        while sample.seen < share:
+            began = time.monotonic()
+            reply = self._take(
+                wire, keys[: share - sample.seen], sample, reservoir, _scan_command(wire, cursor, self._pace.batch)
+            )
+            self._pace.after(time.monotonic() - began, len(keys))
+            yield len(keys)
+            cursor, keys = _page(reply)
+
+    def _random_keys(self, wire: Wire, sample: Sample, share: int) -> Iterator[int]:
+        """RANDOMKEY: in a cluster, where hash tags pile keys up in slots, a partial SCAN is worthless (measured)."""
+        reservoir = Reservoir(sample.keys, ENOUGH_KEYS, self._dice)
+        left = share
+        while left > 0:
+            began = time.monotonic()
+            count = min(self._pace.batch, left)
+            wire.sent["randomkey"] += count
+            drawn = [key for key in wire.exchange(packed("RANDOMKEY") * count, count) if isinstance(key, bytes)]
+            self._take(wire, drawn, sample, reservoir, b"")
+            self._pace.after(time.monotonic() - began, count)
+            left -= count
+            yield count
+
+    def _matching(self, wire: Wire, found: Sample, pattern: str, budget: int) -> Iterator[int]:
+        reservoir = Reservoir(found.keys, ENOUGH_OF_A_PATTERN * 10, self._dice)
+        cursor = start = self._dice.getrandbits(40) if found.of > ENOUGH_KEYS else 0
+        wrapped = start == 0
+        for _ in range(budget * 2):
+            began = time.monotonic()
+            cursor, keys = _scan(wire, cursor, 1000, pattern)
+            self._take(wire, keys, found, reservoir, b"")
+            self._pace.after(time.monotonic() - began, max(len(keys), 1000))
+            yield len(keys)
+            if len(found.keys) >= ENOUGH_OF_A_PATTERN or (cursor == 0 and wrapped):
+                return
+            wrapped = wrapped or cursor == 0
+
+    def _take(self, wire: Wire, keys: Sequence[bytes], sample: Sample, reservoir: Reservoir, ahead: bytes) -> Reply:
+        """Ask for the facts of keys, and in the same round trip for what comes next; return that reply."""
+        if self._known is not None:
+            keys = [key for key in dict.fromkeys(keys) if key not in self._known]
+            self._known.update(keys)
+        columns, width = self._columns, len(self._columns)
+        wire.sent["time"] += 1
+        replies = wire.facts(keys, columns, also=packed("TIME") + ahead, replies=2 if ahead else 1)
+        at = len(keys) * width
+        self._drop_what_is_refused(replies[:at], sample)
+        batch = _Batch(keys, columns, replies[:at], _clock_ms(replies[at]))
+        sample.seen += len(keys)
+        sample.immortal += batch.immortal()
+        sample.size_bytes += batch.size_bytes()
+        reservoir.offer(len(keys), batch.facts)
+        return replies[at + 1] if ahead else None
+
+    def _drop_what_is_refused(self, replies: Sequence[Reply], sample: Sample) -> None:
+        """Stop asking what this server or user is refused throughout, and fall back from PEXPIRETIME (7.0) to PTTL."""
+        width = len(self._columns)
+        for index, column in reversed(list(enumerate(self._columns))):
+            answers = replies[index::width]
+            if answers and all(map(refused, answers)):
+                sample.blind.add(f"{column}: {answers[0]}")
+                self._columns = [name for name in self._columns if name != column]
+                if column == "pexpiretime":
+                    self._columns.insert(index, "pttl")
+                elif column in ("type", "pttl"):
+                    raise answers[0]
+
+
+class _Batch:
+    """The replies about some keys."""
+
+    def __init__(self, keys: Sequence[bytes], columns: Sequence[str], replies: Sequence[Reply], seen_ms: int) -> None:
+        width = len(columns)
+        self._keys, self._seen_ms = keys, seen_ms
+        self._column = {name: replies[index::width] for index, name in enumerate(columns)}
+        self._deadlines = self._column.get("pexpiretime", self._column.get("pttl", []))
+
+    def immortal(self) -> int:
+        return self._deadlines.count(-1)
+
+    def size_bytes(self) -> int:
+        return sum(size for size in self._column.get("memory|usage", ()) if isinstance(size, int))
+
+    def facts(self, index: int) -> KeyFacts | None:
+        """Return a key's facts, None for one that is gone."""
+        kind, deadline = self._column["type"][index], self._deadlines[index]
+        if kind == b"none" or not isinstance(deadline, int) or deadline == -2 or not isinstance(kind, bytes):
+            return None
+        relative = "pttl" in self._column
+        at = None if deadline == -1 else deadline + self._seen_ms if relative else deadline
+        idle, size = self._of("object|idletime", index), self._of("memory|usage", index)
+        touched = None if idle is None else self._seen_ms - idle * 1000
+        return KeyFacts(self._keys[index], kind.decode(), at, touched, self._seen_ms, size)
+
+    def _of(self, column: str, index: int) -> int | None:
+        reply = self._column[column][index] if column in self._column else None
+        return reply if isinstance(reply, int) else None
+
+
+def _dbsize(wire: Wire) -> int:
+    reply = wire.ask("DBSIZE")
+    if isinstance(reply, redis.ResponseError):
+        raise reply
+    return int(reply)
+
+
+def _scan_command(wire: Wire, cursor: int, count: int, pattern: str | None = None) -> bytes:
+    wire.sent["scan"] += 1
+    match = ("MATCH", pattern) if pattern else ()
+    return packed("SCAN", cursor, *match, "COUNT", count)
+
+
+def _scan(wire: Wire, cursor: int, count: int, pattern: str | None = None) -> tuple[int, list[bytes]]:
+    return _page(wire.exchange(_scan_command(wire, cursor, count, pattern), 1)[0])
+
+
+def _page(reply: Reply) -> tuple[int, list[bytes]]:
+    if isinstance(reply, redis.ResponseError):
+        raise reply
+    return int(reply[0]), reply[1]
+
+
+def _clock_ms(reply: Reply) -> int:
+    """Return the server's time; this machine's where TIME is refused."""
+    if isinstance(reply, Exception):
+        return time.time_ns() // 1_000_000
+    return int(reply[0]) * 1000 + int(reply[1]) // 1000

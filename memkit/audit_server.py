@@ -1,0 +1,251 @@
+"""From a server's own account of itself to findings: evicted, about to be, not persistent, deleted, clock wrong. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from memkit.audit_evidence import DELETES, FLUSHES, Deletion, Evidence
+from memkit.audit_expect import Expectation
+from memkit.audit_report import Finding, span
+from memkit.audit_sample import KeyFacts
+
+NEAR_FULL = 0.8
+SKEW_MS = 2_000.0
+"""Less is what NTP leaves and what a slow network hides."""
+
+
+def server_findings(evidence: Evidence, keys: Sequence[KeyFacts], counters: Mapping[str, str]) -> list[Finding]:
+    """Return what is wrong with the server as a whole. ``counters`` are INFO's at the end of the audit."""
+    found = [
+        _evicted(evidence, keys, counters) or _eviction_risk(evidence, keys),
+        _persistence(evidence, keys),
+        _skewed(evidence, keys),
+    ]
+    return [finding for finding in found if finding]
+
+
+def _evicted(evidence: Evidence, keys: Sequence[KeyFacts], counters: Mapping[str, str]) -> Finding | None:
+    now = int(counters.get("evicted_keys") or evidence.number("evicted_keys") or 0)
+    if not now or evidence.policy in (None, "noeviction"):
+        return None
+    rising = now > (evidence.number("evicted_keys") or 0)
+    used, limit = _memory(evidence)
+    expired = evidence.number("expired_keys") or 0
+    return Finding(
+        "evicted",
+        None,
+        now,
+        len(keys),
+        f"Redis has evicted {now:,} keys for lack of memory, whatever their TTL ({evidence.policy})",
+        "proven",
+        evidence=(
+            f"evicted_keys {now:,} against expired_keys {expired:,} since the server started",
+            f"evictions went on during the audit: {'yes' if rising else 'no'}",
+            f"memory {used:,} of {limit:,} bytes" if limit else "no memory limit now",
+        ),
+        next="raise maxmemory, or keep sessions on a server of their own with maxmemory-policy noeviction",
+    )
+
+
+def _eviction_risk(evidence: Evidence, keys: Sequence[KeyFacts]) -> Finding | None:
+    used, limit = _memory(evidence)
+    policy = evidence.policy
+    if not limit or used < NEAR_FULL * limit or policy in (None, "noeviction"):
+        return None
+    if str(policy).startswith("volatile") and keys and all(one.deadline_ms is None for one in keys):
+        return None
+    return Finding(
+        "eviction_risk",
+        None,
+        0,
+        len(keys),
+        f"memory is {used / limit:.0%} of maxmemory and {policy} will delete living sessions when it is full",
+        "proven",
+        evidence=(f"used_memory {used:,}, maxmemory {limit:,}, maxmemory-policy {policy}, no key evicted yet",),
+        next="raise maxmemory, or set maxmemory-policy noeviction so that writes fail loudly instead",
+    )
+
+
+def _memory(evidence: Evidence) -> tuple[int, int]:
+    limit = evidence.number("maxmemory")
+    if limit is None:
+        limit = int(evidence.config.get("maxmemory") or 0)
+    used = (evidence.number("used_memory") or 0) - (evidence.number("mem_not_counted_for_evict") or 0)
+    return used, limit
+
+
+def _persistence(evidence: Evidence, keys: Sequence[KeyFacts]) -> Finding | None:
+    # A replica's own files protect nothing: what counts is its primary's.
+    if evidence.is_replica or not evidence.info:
+        return None
+    why = _unsaved(evidence)
+    if not why:
+        return None
+    return Finding(
+        "persistence_risk",
+        None,
+        0,
+        len(keys),
+        f"a restart or crash will lose sessions: {why}",
+        "proven",
+        evidence=(
+            f"aof_enabled {evidence.info.get('aof_enabled', '?')}, save points {evidence.config.get('save', 'unknown')!r}, "
+            f"rdb_last_bgsave_status {evidence.info.get('rdb_last_bgsave_status', '?')}",
+        ),
+        next="redis-cli CONFIG SET appendonly yes (and in redis.conf)",
+    )
+
+
+def _unsaved(evidence: Evidence) -> str | None:
+    info = evidence.info
+    aof = info.get("aof_enabled") == "1"
+    if aof and info.get("aof_last_write_status", "ok") != "ok":
+        return "the last write to the append-only file failed"
+    if info.get("rdb_last_bgsave_status", "ok") != "ok" and not aof:
+        return "the last RDB save failed"
+    if not aof and evidence.config.get("save") == "":
+        return "neither an append-only file nor RDB save points are on"
+    return None
+
+
+def _skewed(evidence: Evidence, keys: Sequence[KeyFacts]) -> Finding | None:
+    skew = evidence.skew_ms
+    if abs(skew) < max(SKEW_MS, 3 * evidence.skew_error_ms) or _moved_on_purpose(evidence, keys):
+        return None
+    way = "ahead of" if skew > 0 else "behind"
+    return Finding(
+        "clock_skew",
+        None,
+        0,
+        len(keys),
+        f"the server's clock is {span(abs(skew))} {way} this machine's: deadlines computed by clients (EXPIREAT) are off by that",
+        "proven",
+        evidence=(
+            f"TIME against this machine's clock: {skew / 1000:+,.3f} s, give or take {evidence.skew_error_ms:.1f} ms",
+        ),
+        next="timedatectl on both machines; let NTP set the one that is wrong; set TTLs relative (EXPIRE, SET EX), not EXPIREAT",
+    )
+
+
+def _moved_on_purpose(evidence: Evidence, keys: Sequence[KeyFacts]) -> bool:
+    """Whether memkit's time machine moved this clock while the keys were there: their own past spans the jump."""
+    moved = evidence.moved_by_ms
+    if not moved or abs(evidence.skew_ms - moved) > SKEW_MS:
+        return False
+    oldest = min((one.touched_ms for one in keys if one.touched_ms is not None), default=evidence.now_ms)
+    return not keys or evidence.now_ms - oldest > abs(moved) / 2
+
+
+def skewed_ttl(evidence: Evidence, finding: Finding, keys: Sequence[KeyFacts]) -> Finding | None:
+    """Return the clock's finding for TTLs that are off by exactly the clock's skew: clients compute the deadlines."""
+    expected, observed = finding.expected_ttl_s, finding.observed_ttl_s
+    if expected is None or observed is None or abs(evidence.skew_ms) < SKEW_MS or _moved_on_purpose(evidence, keys):
+        return None
+    if abs((expected - observed) * 1000 - evidence.skew_ms) > max(2_000.0, 0.002 * abs(evidence.skew_ms)):
+        return None
+    way = "ahead of" if evidence.skew_ms > 0 else "behind"
+    return Finding(
+        "clock_skew",
+        finding.prefix,
+        finding.keys,
+        finding.sampled,
+        f"sessions under {finding.prefix} live {span(observed * 1000)} instead of {span(expected * 1000)}: the server's "
+        f"clock is {span(abs(evidence.skew_ms))} {way} the clients', who compute the deadlines",
+        "likely",
+        expected,
+        observed,
+        evidence=(
+            *finding.evidence,
+            f"TIME against this machine's clock: {evidence.skew_ms / 1000:+,.3f} s, just as much",
+        ),
+        next="let NTP set the clock that is wrong; set TTLs relative (EXPIRE, SET EX), not EXPIREAT",
+    )
+
+
+def deleted_finding(
+    evidence: Evidence,
+    meant: Sequence[Expectation],
+    keys: Sequence[KeyFacts],
+    vanished: Sequence[KeyFacts],
+    *,
+    looked: int,
+) -> Finding | None:
+    """Return the finding of keys that went by DEL, before their deadline; the slow log and a second look name them."""
+    if vanished:
+        return _vanished(meant, keys, vanished, evidence)
+    logged = [one for one in evidence.deletions if _names(one, meant)]
+    if logged:
+        return _logged(meant, keys, logged)
+    return _counted(evidence, meant, keys, looked)
+
+
+def _names(deletion: Deletion, meant: Sequence[Expectation]) -> bool:
+    if deletion.command in FLUSHES:
+        return False
+    return any(one.matches.fullmatch(key) for one in meant for key in deletion.keys)
+
+
+def _vanished(
+    meant: Sequence[Expectation], keys: Sequence[KeyFacts], vanished: Sequence[KeyFacts], evidence: Evidence
+) -> Finding:
+    prefix = next((one.prefix for one in meant if one.matches.fullmatch(vanished[0].key)), None)
+    return Finding(
+        "deleted", prefix, len(vanished), len(keys),
+        f"{len(vanished):,} keys under {prefix} disappeared during the audit, long before their deadline and not by eviction",
+        "proven",
+        evidence=(
+            "they were there at the first look and gone at the second; evicted_keys did not move",
+            *(f"a client whose last command deletes: {client}" for client in evidence.deleters[:3]),
+        ),
+        next="redis-cli CLIENT LIST: whose cmd is del or unlink",
+    )  # fmt: skip
+
+
+def _logged(meant: Sequence[Expectation], keys: Sequence[KeyFacts], logged: Sequence[Deletion]) -> Finding:
+    first = min(logged, key=lambda one: one.at_s)
+    prefix = next(one.prefix for one in meant if any(one.matches.fullmatch(key) for key in first.keys))
+    count = sum(len(one.keys) for one in logged)
+    return Finding(
+        "deleted", prefix, count, len(keys),
+        f"sessions under {prefix} are deleted by {first.command.upper()}, not by their TTL: at least {count:,} keys",
+        "proven", since=datetime.fromtimestamp(first.at_s + 1, UTC), since_is="upper bound",
+        evidence=tuple(f"slow log: {one.command.upper()} of {len(one.keys):,} keys by {one.client or '?'}" for one in logged[:3]),
+        next="redis-cli SLOWLOG GET 128 and CLIENT LIST: who deletes",
+    )  # fmt: skip
+
+
+def _counted(evidence: Evidence, meant: Sequence[Expectation], keys: Sequence[KeyFacts], looked: int) -> Finding | None:
+    """Judge by commandstats alone, which does not say whose keys: a suspicion, where it is large."""
+    calls = {name: evidence.calls.get(name, 0) for name in DELETES}
+    count = max(sum(calls.values()), _keys_by_time(evidence))
+    if not meant or count < max(5, 0.1 * looked) or count > 50 * max(looked, 200):
+        return None
+    # Locks are released by a script that calls DEL.
+    if sum(calls.values()) <= evidence.calls.get("evalsha", 0) + evidence.calls.get("eval", 0):
+        return None
+    prefix = meant[0].prefix if len(meant) == 1 else None
+    said = ", ".join(f"{name} {number:,}" for name, number in calls.items() if number)
+    return Finding(
+        "deleted",
+        prefix,
+        count,
+        len(keys),
+        f"keys are deleted by command, not by their TTL: about {count:,} against {looked:,} sessions that are left",
+        "likely" if evidence.number("expired_keys") == 0 else "possible",
+        evidence=(
+            f"INFO commandstats: {said}; expired_keys {evidence.info.get('expired_keys', '?')}, evicted_keys "
+            f"{evidence.info.get('evicted_keys', '?')}",
+            "the server does not count by prefix: the deleted keys may be others",
+        ),
+        next="redis-cli CLIENT LIST: whose cmd is del or unlink; then search that application for it",
+    )
+
+
+def _keys_by_time(evidence: Evidence) -> int:
+    """Return how many keys DEL and UNLINK took at least, by the time they took: one call can name many."""
+    total = 0
+    for name in DELETES:
+        fields = dict(pair.partition("=")[::2] for pair in evidence.info.get(f"cmdstat_{name}", "").split(","))
+        total += int(float(fields.get("usec", 0) or 0) / 10)
+    return total

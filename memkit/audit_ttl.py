@@ -1,0 +1,425 @@
+"""Infer, from deadlines and idle clocks alone, which TTL sessions were really given and since when. Pure, no I/O.
+
+Of one key the server tells the deadline and the last touch. A write that sets the TTL is a touch, so deadline minus
+last touch is the TTL that was set, or less if the key was read since: never more. What looks like a short life may
+therefore be a read of an old session. Three things tell them apart, in this order of strength:
+
+- deadline and idle clock vary from key to key and their difference does not: reads cannot do that;
+- the key is younger than the server, which has loaded nothing: what is left plus the server's age is below the TTL;
+- many short lives, and hardly any untouched key with the same deadlines, although most other keys are untouched.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from memkit.audit_expect import Expectation
+from memkit.audit_sample import KeyFacts
+
+IDLE_GRAIN_MS = 1_500
+"""The idle clock counts whole seconds at both ends."""
+SURE_NATS = 12.0
+"""Surprise, under "reads only", from which a cluster of short lives is one: chances of 1 in 160,000."""
+UNIT_FACTORS = (60, 1_000, 60_000)
+
+Confidence = Literal["proven", "likely", "possible"]
+
+
+class Life(NamedTuple):
+    """One key with a deadline: what is left, the TTL it was set to or less, and when it dies; milliseconds."""
+
+    left: int
+    set: int
+    deadline: int
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What the analysis must know of the server. ``born_ms``: when an empty server started; None if it loaded data.
+
+    ``reads``: how many reads of values it served since; None if unknown.
+    """
+
+    now_ms: int
+    born_ms: int | None = None
+    reads: int | None = None
+    expired: int = 0
+    idle_known: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Since:
+    """When a change happened, on the server's clock, and which bound that is."""
+
+    at_ms: int
+    bound: Literal["lower bound", "upper bound"]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Keys that live too short or too long: how many, with which TTL, since when, and why that is believed."""
+
+    kind: Literal["short", "long"]
+    ttl_ms: float
+    jitter: float
+    keys: int
+    confidence: Confidence
+    since: Since | None
+    first_seen_ms: int | None
+    reasons: tuple[str, ...]
+    top_ms: float = 0.0
+
+    def unit_factor(self, expected_ms: int) -> int | None:
+        """Return 60, 1000 or 60000 when the TTL is off by exactly that."""
+        for factor in UNIT_FACTORS:
+            meant = expected_ms * factor if self.kind == "long" else expected_ms / factor
+            off = abs(self.ttl_ms - meant)
+            # A cluster without jitter is known to a fraction of a second: 10 minutes is not 604.8 s.
+            near = 0.015 * meant if self.jitter else max(0.002 * meant, min(400.0, 0.06 * meant))
+            if off <= near and off <= abs(self.ttl_ms - rounded(self.ttl_ms)) + near / 8:
+                return factor
+        return None
+
+
+def rounded(ms: float) -> float:
+    """Return the nearest TTL that a person would write: whole seconds, minutes, hours or days in their usual steps."""
+    for unit, steps in ((86_400_000, (1,)), (3_600_000, (1,)), (60_000, (5, 1)), (1_000, (30, 5, 1))):
+        for step in steps:
+            size = unit * step
+            if ms >= size and abs(ms - round(ms / size) * size) <= max(ms * 0.004, 600):
+                return float(round(ms / size) * size)
+    return float(ms)
+
+
+def lives_of(keys: Sequence[KeyFacts]) -> list[Life]:
+    """Return the lives of the keys that have a deadline."""
+    return [Life(one.left_ms or 0, one.set_ms or 0, one.deadline_ms) for one in keys if one.deadline_ms is not None]
+
+
+def ttl_seen(lives: Sequence[Life]) -> float | None:
+    """Return the TTL that these keys seem to be given, in ms, with no expectation to go by; None if there is none."""
+    if len(lives) < 3:
+        return None
+    values = sorted(life.set for life in lives)
+    cluster = _best_cluster(values, spread_over=values[-1])
+    if cluster is None or cluster.count < 0.2 * len(values):
+        return None
+    members = [life for life in lives if cluster.low <= life.set <= cluster.high]
+    return _ttl_of(members, cluster, idle_known=True)[0]
+
+
+class Lives:
+    """The keys of one pattern with a deadline, sorted into what their deadlines can mean under the expected TTL."""
+
+    def __init__(self, lives: Sequence[Life], meant: Expectation, server: Server) -> None:
+        assert meant.ttl_ms is not None
+        self.ttl = meant.ttl_ms
+        self.jitter = max(meant.jitter, 0.01)
+        self.server = server
+        self.floor = self.ttl * (1 - self.jitter) - min(2_000, self.ttl * 0.05)
+        self.ceiling = self.ttl * (1 + self.jitter) + min(2_000, self.ttl * 0.05)
+        self.all = lives
+        self.long = [life for life in lives if life.set > self.ceiling]
+        if not any(life.left > self.ceiling for life in self.long):
+            # An idle clock alone is no proof: keys written within 100 ms after a jump of the clock look too idle.
+            self.long = []
+        self.right = [life for life in lives if self.floor <= life.set and (not self.long or life.set <= self.ceiling)]
+        self.short = sorted((life for life in lives if life.set < self.floor), key=lambda life: life.set)
+
+    def cases(self) -> list[Case]:
+        """Return what is wrong with these lives; nothing, where they may be as they were meant."""
+        return [case for case in (self._too_long(), self._too_short()) if case]
+
+    # -- too long ------------------------------------------------------------------------------------------------------
+
+    def _too_long(self) -> Case | None:
+        """A life over the TTL needs no interpretation: what was set is at least what is seen."""
+        if not self.long or len(self.long) < min(3, len(self.all)):
+            return None
+        values = sorted(life.set for life in self.long)
+        cluster = _best_cluster(values, spread_over=values[-1]) or Cluster(
+            values[0], values[-1], len(values), wide=True
+        )
+        members = [life for life in self.long if cluster.low <= life.set <= cluster.high]
+        ttl, jitter = _ttl_of(members, cluster, idle_known=self.server.idle_known)
+        first = min(life.deadline for life in members) - cluster.low
+        since = _since(self.last_write(self.right), first, slack=2_000 + ttl * jitter * 0.2)
+        reasons = (f"{len(self.long):,} keys have more to live than the TTL allows",)
+        return Case("long", ttl, jitter, len(self.long), "proven", since, round(first), reasons, cluster.high)
+
+    # -- too short -----------------------------------------------------------------------------------------------------
+
+    def _too_short(self) -> Case | None:
+        if len(self.short) < 3:
+            return None
+        for cluster in self._clusters():
+            case = self._judge(cluster)
+            if case:
+                return case
+        return self._drained()
+
+    def _clusters(self) -> list[Cluster]:
+        values = [life.set for life in self.short]
+        found = _clusters(values, spread_over=self.floor)
+        return sorted(found, key=lambda one: -one.count)[:12]
+
+    def _judge(self, cluster: Cluster) -> Case | None:
+        """Decide whether a cluster of short lives is a short TTL or can be sessions that were read."""
+        members = [life for life in self.short if cluster.low <= life.set <= cluster.high]
+        below = [life for life in self.short if life.set <= cluster.high]
+        others = [life for life in self.all if life.set > cluster.high and life.set <= self.ceiling]
+        confidence, reason = self._evidence(cluster, members, others)
+        if confidence is None:
+            return None
+        return self._short_case(cluster, members, below, others, confidence, reason)
+
+    def _evidence(
+        self, cluster: Cluster, members: Sequence[Life], others: Sequence[Life]
+    ) -> tuple[Confidence | None, str]:
+        if self._younger_than_the_server(members):
+            return "proven", "they are younger than the server, which started empty: less was set than expected"
+        lefts = sorted(life.left for life in members)
+        varied = _quantile(lefts, 0.95) - _quantile(lefts, 0.05)
+        width = max(cluster.high - cluster.low, 2 * IDLE_GRAIN_MS)
+        if varied > (1.3 if cluster.wide else 2.5) * width and self.server.idle_known:
+            return self._cancellation(cluster, members, others)
+        reads = self.server.reads
+        if reads is not None and self.server.born_ms is not None and reads < len(members) / 2:
+            return "proven", f"only {reads:,} values were read since the server started: reads do not explain them"
+        return self._burst(cluster, members, others)
+
+    def _younger_than_the_server(self, members: Sequence[Life]) -> bool:
+        if self.server.born_ms is None:
+            return False
+        age = self.server.now_ms - self.server.born_ms
+        return sum(life.left + age < self.floor for life in members) > 0.9 * len(members)
+
+    def _cancellation(
+        self, cluster: Cluster, members: Sequence[Life], others: Sequence[Life]
+    ) -> tuple[Confidence | None, str]:
+        reason = "deadline and idle clock differ from key to key, their difference is one TTL: reads cannot do that"
+        since = self._when(cluster, members, others)
+        one_change = since.bound == "lower bound" or not others
+        # People who come back at the same hour every day make a wide heap of reads; but not one that began when the
+        # writes under the expected TTL ended, and none near the short end.
+        if cluster.wide and not one_change and cluster.low > self.ttl / 10:
+            return None, ""
+        # A job that reads every session a fixed time after its last write makes the same picture, but never for
+        # sessions that are untouched and that old; and its pause is hardly ever more than half the TTL.
+        untouched = any(life.left < cluster.low for life in others if life.set >= self.floor)
+        if cluster.low > self.ttl / 2 and not one_change and not untouched:
+            return None, ""
+        return "proven", reason
+
+    def _burst(
+        self, cluster: Cluster, members: Sequence[Life], others: Sequence[Life]
+    ) -> tuple[Confidence | None, str]:
+        """Keys written in one go, or old keys of one go that were all read in one go?"""
+        first, last = min(life.deadline for life in members), max(life.deadline for life in members)
+        margin = max(2 * IDLE_GRAIN_MS, (last - first) * 0.1)
+        beside = sum(first - margin <= life.deadline <= last + margin for life in self.right)
+        if beside >= 0.1 * len(members) or not self.server.idle_known:
+            return None, ""
+        if not others:
+            lost = self.server.expired >= len(members) / 2 and not cluster.wide
+            return ("likely", "and keys do expire on this server") if lost else (None, "")
+        share = self._read_share(others)
+        if len(members) * -math.log(share) < math.log(10_000):
+            return None, ""
+        return "likely", f"no untouched key has such a deadline, and at most {share:.0%} of the others were read"
+
+    def _read_share(self, others: Sequence[Life]) -> float:
+        """Return which share of keys was read after the last write: judged by those old enough to tell, or exact."""
+        old = [life for life in others if life.left < self.floor]
+        by_age = (sum(life.set < self.floor for life in old) + 1) / (len(old) + 1) if old else 1.0
+        exact = sum(abs(life.set - self.ttl) < 2 * IDLE_GRAIN_MS for life in others)
+        by_value = (len(others) - exact + 1) / (len(others) + 1)
+        return min(by_age, by_value)
+
+    def _drained(self) -> Case | None:
+        """Without idle clocks, or when something read every key: short lives fill the first stretch, then a gap."""
+        others_read = sum(life.set < self.floor for life in self.all) / max(len(self.all), 1)
+        if self.server.idle_known and others_read < 0.9:
+            return None
+        lefts = sorted(life.left for life in self.all if life.set <= self.ceiling)
+        count = _edge(lefts, self.ttl)
+        if not count:
+            return None
+        top = lefts[count - 1]
+        members = [life for life in self.short if life.left <= top]
+        others = [life for life in self.all if top < life.left and life.set <= self.ceiling]
+        if len(members) < count or not (
+            others or self._younger_than_the_server(members) or self.server.expired >= count
+        ):
+            return None
+        cluster = Cluster(_quantile(lefts[:count], 0.5), top, count, wide=True)
+        says = (
+            f"{count:,} keys have under {top / 1000:,.0f} s left, then none up to {lefts[count] / 1000:,.0f} s"
+            if others
+            else "no key has more left"
+        )
+        case = self._short_case(cluster, members, members, others, "likely", says)
+        fits = case.since is None or case.since.bound == "lower bound" or not others
+        snapped = rounded(top * (1 + 1 / count))
+        return (
+            None
+            if not fits
+            else Case("short", snapped, 0.0, count, "likely", case.since, case.first_seen_ms, case.reasons, top)
+        )
+
+    def _short_case(
+        self,
+        cluster: Cluster,
+        members: Sequence[Life],
+        below: Sequence[Life],
+        others: Sequence[Life],
+        confidence: Confidence,
+        reason: str,
+    ) -> Case:
+        ttl, jitter = _ttl_of(members, cluster, idle_known=True)
+        since = self._when(cluster, members, others)
+        first = round(min(life.deadline for life in members) - cluster.low)
+        return Case("short", ttl, jitter, len(below), confidence, since, first, (reason,), cluster.high)
+
+    def _when(self, cluster: Cluster, members: Sequence[Life], others: Sequence[Life]) -> Since:
+        first = min(life.deadline for life in members) - cluster.low
+        return _since(self.last_write(others), first, slack=2_000 + 0.02 * cluster.high + cluster.high - cluster.low)
+
+    def last_write(self, old: Sequence[Life]) -> int | None:
+        """Return a time that the last write under the expected TTL was no earlier than: the cliff in the deadlines."""
+        if not old:
+            return None
+        # Where hardly a life was seen over the expected TTL, there is no jitter above it.
+        over = [life.set for life in old if life.set > self.ttl + IDLE_GRAIN_MS]
+        top = max(over) if len(over) > 0.01 * len(old) else self.ttl
+        return round(max(life.deadline for life in old) - top)
+
+
+class Cluster(NamedTuple):
+    """Lives that agree on a TTL: within the idle clock's grain, or within a jitter (``wide``)."""
+
+    low: float
+    high: float
+    count: int
+    wide: bool
+
+
+def _clusters(values: Sequence[int], spread_over: float) -> list[Cluster]:
+    """Return clusters in sorted values that an even smear, or their neighbourhood's density, does not explain."""
+    narrow = _windows(
+        values, spread_over, lambda low: low + max(2 * IDLE_GRAIN_MS, low * 0.002), at_least=3, wide=False
+    )
+    wide = _windows(values, spread_over, lambda low: low * 1.23 + 2 * IDLE_GRAIN_MS, at_least=5, wide=True)
+    kept = [one for one in wide if not any(_mostly(part, one) for part in narrow)]
+    return narrow + kept
+
+
+def _mostly(part: Cluster, whole: Cluster) -> bool:
+    return part.low >= whole.low - 1 and part.high <= whole.high + 1 and part.count >= 0.4 * whole.count
+
+
+def _windows(
+    values: Sequence[int], spread_over: float, end_of: Callable[[float], float], *, at_least: int, wide: bool
+) -> list[Cluster]:
+    found: list[Cluster] = []
+    for low in _starts(values, wide=wide):
+        high = end_of(low)
+        first, last = bisect_left(values, low), bisect_right(values, high)
+        count = last - first
+        if count < at_least:
+            continue
+        usual = _usual(values, low, high, spread_over)
+        stands_out = count > (2 if wide else 4) * usual
+        if stands_out and count * math.log(count / usual) - (count - usual) > SURE_NATS:
+            found.append(Cluster(values[first], values[last - 1], count, wide))
+    return _best_of_overlapping(found)
+
+
+def _starts(values: Sequence[int], *, wide: bool) -> list[float]:
+    """Return where windows begin: each busy second, or steps of 3 %."""
+    if wide:
+        return sorted({1.03 ** int(math.log(value) / math.log(1.03)) for value in values if value > 1})
+    seconds = Counter(value // 500 for value in values)
+    return sorted(
+        500.0 * second for second, count in seconds.items() if count + seconds[second + 1] + seconds[second + 2] >= 2
+    )
+
+
+def _usual(values: Sequence[int], low: float, high: float, spread_over: float) -> float:
+    """Return how many values a window would have by the densities around it and overall."""
+    width = high - low
+    around = [(max(low - 3 * width, 0), low - 1), (high + 1, high + 3 * width)]
+    densities = [
+        (bisect_right(values, end) - bisect_left(values, start)) / max(end - start, width)
+        for start, end in around
+        if end > start
+    ]
+    overall = len(values) / max(spread_over, width)
+    return max(*densities, overall, 1e-3 / width) * width if densities else max(overall * width, 1e-3)
+
+
+def _best_of_overlapping(found: Sequence[Cluster]) -> list[Cluster]:
+    best: list[Cluster] = []
+    for one in sorted(found, key=lambda cluster: -cluster.count):
+        if all(one.high < other.low or one.low > other.high for other in best):
+            best.append(one)
+    return best
+
+
+def _best_cluster(values: Sequence[int], spread_over: float) -> Cluster | None:
+    found = _clusters(values, spread_over)
+    return max(found, key=lambda one: one.count, default=None)
+
+
+def _ttl_of(members: Sequence[Life], cluster: Cluster, *, idle_known: bool) -> tuple[float, float]:
+    """Return the TTL behind a cluster, in ms, and its jitter as a share (0: none)."""
+    values = sorted(life.set for life in members)
+    if not idle_known:
+        return rounded(values[-1]), 0.0
+    middle = _quantile(values, 0.5)
+    if not cluster.wide:
+        return _sharpened(members, middle), 0.0
+    low, high = _quantile(values, 0.03), _quantile(values, 0.97)
+    center = (low + high) / 2 if len(values) > 30 else middle
+    return rounded(center) if abs(rounded(center) - center) < 0.01 * center else center, (high - low) / 2 / center
+
+
+def _sharpened(members: Sequence[Life], middle: float) -> float:
+    """Return the TTL nearer than the idle clock's grain: nothing has more left than was set, people write round TTLs."""
+    mean = sum(life.set for life in members) / len(members)
+    near = mean if abs(mean - middle) < 700 else middle
+    near = max(near, float(max(life.left for life in members)) if near < 20_000 else near)
+    snapped = rounded(near)
+    return snapped if abs(snapped - near) <= 650 else near
+
+
+def _since(last_former_ms: int | None, first_new_ms: float, *, slack: float) -> Since | None:
+    """Return the change between the last write of the former policy and the first of the new one.
+
+    They may overlap when only some writers changed; then only the first new write is known.
+    """
+    if last_former_ms is not None and last_former_ms <= first_new_ms + slack:
+        return Since(last_former_ms, "lower bound")
+    return Since(math.ceil(first_new_ms), "upper bound")
+
+
+def _edge(lefts: Sequence[int], ttl: int) -> int:
+    """Return how many of the smallest are crowded together before a gap; 0 if there is no such edge."""
+    for index in range(4, len(lefts)):
+        last = index == len(lefts) - 1
+        top, after = lefts[index], ttl if last else lefts[index + 1]
+        count = index + 1
+        crowded = count / max(top, 1) >= 10 * max(len(lefts) - count, 1) / ttl
+        filled = lefts[count // 2] <= 0.8 * top and lefts[count // 2] >= 0.2 * top
+        if top < ttl / 2 and after > 1.5 * top and crowded and filled:
+            return count
+    return 0
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    return values[min(int(share * len(values)), len(values) - 1)]
