@@ -1,0 +1,207 @@
+"""The pytest plugin, as another project's tests use it."""
+
+import pytest
+import redis
+from test_connect import NO_PERSISTENCE, bare_server
+
+pytest_plugins = ("pytester",)
+
+ARTICLE = """
+    from memkit import MemoryStore
+
+    def test_round_trip(redis_memory_store):
+        store = MemoryStore(redis_memory_store, prefix="session:", ttl=60)
+        store.save("s", [{"role": "user", "content": "你好"}])
+        assert store.load("s") == [{"role": "user", "content": "你好"}]
+        assert store.key("s").startswith(redis_memory_store._test_prefix)
+
+    def test_expires(redis_memory_store, memkit_clock):
+        store = MemoryStore(redis_memory_store, prefix="session:", ttl="7d")
+        store.save("s", [])
+        memkit_clock.shift("6d")
+        assert store.load("s") == []
+        memkit_clock.shift("2d")
+        assert store.load("s") is None
+"""
+
+
+@pytest.fixture(autouse=True)
+def _plain(monkeypatch):
+    for name in ("CI", "MEMKIT_REDIS_URL", "MEMKIT_ALLOW", "MEMKIT_REDIS_SERVER"):
+        monkeypatch.delenv(name, raising=False)
+    # Of the plugins that are installed here, only this one: the others take seconds to load.
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p memkit.pytest_plugin -p no:cacheprovider")
+
+
+def test_tests_run_on_a_private_server_and_say_which(pytester, monkeypatch):
+    """Found by its entry point."""
+    monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
+    monkeypatch.delenv("PYTEST_ADDOPTS")
+    pytester.makepyfile(ARTICLE)
+    result = pytester.runpytest_subprocess()
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["memkit: * (*), private, time moved by *"])
+
+
+def test_under_xdist_too(pytester):
+    pytester.makepyfile(ARTICLE)
+    result = pytester.runpytest_subprocess("-p", "xdist", "-n", "2")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["memkit: * (*), private, time moved by *"])
+
+
+def test_a_run_without_memkits_fixtures_says_nothing(pytester):
+    pytester.makepyfile("def test(): pass")
+    result = pytester.runpytest_subprocess()
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("memkit:*")
+
+
+def test_users_of_the_fixtures_are_marked(pytester):
+    pytester.makepyfile("def test_with(memory_store): pass\ndef test_without(): pass")
+    result = pytester.runpytest_subprocess("-m", "redis", "--strict-markers", "-v")
+    result.assert_outcomes(passed=1, deselected=1)
+    result.stdout.fnmatch_lines(["*test_with PASSED*"])
+
+
+def test_every_fixture_is_described(pytester):
+    result = pytester.runpytest_subprocess("--fixtures")
+    for name in ("redis_url", "redis_memory_store", "memkit_server", "memkit_clock", "memkit_sandbox", "memory_store"):
+        result.stdout.fnmatch_lines([f"{name}*"])
+    assert "no docstring available" not in "".join(line for line in result.outlines if "memkit" in line)
+
+
+ASYNCIO = (
+    "-p",
+    "pytest_asyncio.plugin",
+    "-o",
+    "asyncio_mode=auto",
+    "-o",
+    "asyncio_default_fixture_loop_scope=function",
+)
+FIXTURES = """
+    import pytest
+    from memkit import AsyncMemoryStore, MemoryStore, RedisServer, Sandbox, ServerClock
+
+    def test_kinds(memory_store, async_memory_store, memkit_server, memkit_clock, memkit_sandbox, redis_url):
+        assert isinstance(memory_store, MemoryStore)
+        assert isinstance(async_memory_store, AsyncMemoryStore)
+        assert isinstance(memkit_server, RedisServer)
+        assert isinstance(memkit_clock, ServerClock)
+        assert isinstance(memkit_sandbox, Sandbox)
+        assert redis_url.startswith(("redis://", "unix://"))
+        assert memory_store.policy == async_memory_store.policy
+
+    def test_factory(memkit_server_factory, memkit_server):
+        first, second = memkit_server_factory(), memkit_server_factory(config={"maxmemory": "1mb"})
+        assert len({first.pid, second.pid, memkit_server.pid}) == 3
+
+    @pytest.mark.parametrize("n", range(3))
+    def test_each_test_starts_empty(redis_memory_store, memkit_sandbox, n):
+        assert memkit_sandbox.keys() == []
+        redis_memory_store.set(f"{memkit_sandbox.prefix}left", n)
+
+    def test_time_is_set_back_after_a_test_that_moved_it_1(memkit_clock):
+        memkit_clock.shift("5d")
+
+    def test_time_is_set_back_after_a_test_that_moved_it_2(memkit_clock):
+        assert abs(memkit_clock.offset.total_seconds()) < 1
+
+    async def test_asyncio(async_memory_store):
+        await async_memory_store.append("s", {"n": 1})
+        assert await async_memory_store.load("s") == [{"n": 1}]
+"""
+
+
+def test_the_fixtures(pytester):
+    pytester.makepyfile(FIXTURES)
+    pytester.runpytest_subprocess(*ASYNCIO, "-W", "error").assert_outcomes(passed=8)
+
+
+NO_SERVER = """
+    import pytest
+    from memkit import server
+    from memkit.errors import ServerNotFound
+
+    @pytest.fixture(autouse=True, scope="session")
+    def without_a_server():
+        def find():
+            raise ServerNotFound(server.HOW_TO_GET_ONE)
+        server.find_server = find
+"""
+
+
+def test_without_a_server_tests_are_skipped_with_instructions(pytester):
+    pytester.makeconftest(NO_SERVER)
+    pytester.makepyfile(ARTICLE)
+    result = pytester.runpytest_subprocess("-rs")
+    result.assert_outcomes(skipped=2)
+    result.stdout.fnmatch_lines(["*pip install 'redis-memkit[[]server[]]'*"])
+
+
+@pytest.mark.parametrize("how", ["option", "CI"])
+def test_where_a_server_is_required_its_absence_is_red(pytester, monkeypatch, how):
+    if how == "CI":
+        monkeypatch.setenv("CI", "true")
+    pytester.makeconftest(NO_SERVER)
+    pytester.makepyfile(ARTICLE)
+    result = pytester.runpytest_subprocess(*(["--memkit-require-server"] if how == "option" else []))
+    result.assert_outcomes(errors=2)
+    result.stdout.fnmatch_lines(["*pip install 'redis-memkit[[]server[]]'*"])
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    with bare_server(*NO_PERSISTENCE) as port, redis.Redis(port=port, db=15, decode_responses=True) as client:
+        yield client, f"redis://localhost:{port}/15"
+
+
+@pytest.mark.parametrize("how", ["option", "environment"])
+def test_a_real_server_is_used_in_sandboxes_and_left_as_it_was(pytester, prepared, monkeypatch, how):
+    client, url = prepared
+    if how == "environment":
+        monkeypatch.setenv("MEMKIT_REDIS_URL", url)
+    pytester.makepyfile(ARTICLE)
+    result = pytester.runpytest_subprocess(*([f"--real-redis={url}"] if how == "option" else []))
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines([f"memkit: redis * at {url}, in sandboxes, time moved by deadline shift"])
+    assert client.keys("*") == []
+    assert client.acl_users() == ["default"]
+    assert client.info("commandstats")["cmdstat_acl|setuser"]["calls"] > 0
+
+
+def test_the_fixtures_work_on_a_real_server(pytester, prepared):
+    client, url = prepared
+    pytester.makepyfile(FIXTURES)
+    pytester.runpytest_subprocess(f"--real-redis={url}", *ASYNCIO).assert_outcomes(passed=8)
+    assert client.keys("*") == []
+
+
+def test_a_server_that_looks_like_production_is_refused(pytester, prepared, monkeypatch):
+    client, url = prepared
+    client.set("customer:1", "theirs")
+    pytester.makepyfile(ARTICLE)
+    try:
+        result = pytester.runpytest_subprocess(f"--real-redis={url}")
+        result.assert_outcomes(errors=2)
+        result.stdout.fnmatch_lines(["*ProductionGuardError*1 key of others*MEMKIT_ALLOW=*"])
+        assert client.keys("*") == ["customer:1"]
+        monkeypatch.setenv("MEMKIT_ALLOW", url.removeprefix("redis://"))
+        pytester.runpytest_subprocess(f"--real-redis={url}").assert_outcomes(passed=2)
+        assert client.keys("*") == ["customer:1"]
+    finally:
+        client.delete("customer:1")
+
+
+def test_a_real_server_that_is_not_there_is_an_error_not_a_skip(pytester):
+    pytester.makepyfile(ARTICLE)
+    result = pytester.runpytest_subprocess("--real-redis=redis://localhost:1/15")
+    result.assert_outcomes(errors=2)
+
+
+def test_the_plugin_loads_no_heavy_package(pytester):
+    pytester.makepyfile(
+        "import sys\ndef test(): assert not {'pandas', 'matplotlib', 'IPython', 'numpy'} & set(sys.modules)"
+    )
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)
