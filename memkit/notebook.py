@@ -7,11 +7,13 @@ above again. With ``--must-fail`` either passes only when a test fails, and show
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import html
 import io
 import os
 import shlex
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -23,20 +25,33 @@ from IPython.display import display
 import memkit
 from memkit.connect import connect, redact, started_by_memkit
 from memkit.demo import Incident, load_incident
+from memkit.errors import ServerNotFound
 from memkit.server import RedisServer
 
-# A null configuration, so that an inline run does not inherit the options of a project around the notebook.
+DAY_S = 86_400
+
+# A null configuration, so that an inline run does not inherit the options of a project around the notebook. The plugins
+# that are left out have nothing to do here, and Hypothesis's takes longer to load than all else together (measured).
 PYTEST_OPTIONS = shlex.split(
     f"-q --color=no --no-header --disable-warnings -c {os.devnull} -p no:cacheprovider -p no:nbval "
+    "-p no:hypothesispytest -p no:xdist -p no:xdist.looponfail "
     "-o asyncio_default_fixture_loop_scope=function"
 )
 
 
-class InlineTestsFailed(AssertionError):
-    """A ``%%ipytest`` cell that is not green; shown with pytest's report, without this module's frames."""
+class _Brief:
+    """An error that a notebook shows by its message alone, without memkit's frames."""
 
     def _render_traceback_(self) -> list[str]:
         return str(self).splitlines()
+
+
+class InlineTestsFailed(_Brief, AssertionError):
+    """A ``%%ipytest`` cell that is not green; the message is pytest's report."""
+
+
+class _NoServerHere(_Brief, ServerNotFound):
+    """ServerNotFound as a notebook shows it."""
 
 
 @cache
@@ -68,8 +83,12 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     magics: Any = shell.register_magic_function
     magics(_cell_magic, "cell", "ipytest")
     magics(_line_magic, "line", "ipytest")
+    try:
+        status = Status(server())
+    except ServerNotFound as error:
+        raise _NoServerHere(str(error)) from None
     show: Any = display
-    show(Status(server()))
+    show(status)
 
 
 class Status:
@@ -86,6 +105,79 @@ class Status:
 
     def _repr_html_(self) -> str:
         return f'<div style="border-left:4px solid #009E73;padding:2px 8px">{html.escape(self._text)}</div>'
+
+
+class Running:
+    """The Redis servers that this notebook talks to, as a table; asked by INFO, DBSIZE and CONFIG GET alone."""
+
+    CAPTION = "The servers that this notebook talks to"
+    TITLES = ("server", "what it is for", "version", "where it comes from", "keys")
+
+    def __init__(self) -> None:
+        own = server()
+        with own.client() as client:
+            keys = client.dbsize()
+        version = f"{own.flavour} {own.version}"
+        self.rows = [
+            ("this notebook's own", "experiments and inline tests", version, own.source, f"{keys:,}"),
+            ("under investigation", *_investigated(url())),
+        ]
+
+    def __repr__(self) -> str:
+        return "\n".join(", ".join(row) for row in self.rows)
+
+    def _repr_html_(self) -> str:
+        return _table(self.CAPTION, self.TITLES, self.rows)
+
+
+class TimeLeft:
+    """How many of the keys under a prefix have how long to live; asked by SCAN and PTTL alone."""
+
+    TITLES = ("time left", "sessions", "")
+    STEPS_S = (
+        ("up to 5 minutes", 300),
+        ("5 minutes to 12 hours", DAY_S // 2),
+        ("12 hours to 2 days", 2 * DAY_S),
+        *((f"{day} to {day + 1} days", (day + 1) * DAY_S) for day in range(2, 7)),
+    )
+
+    def __init__(self, target: str, prefix: str) -> None:
+        with connect(target) as client, client.pipeline(transaction=False) as asked:
+            keys = [key for key in client.scan_iter(count=1000) if bytes(key).startswith(prefix.encode())]
+            for key in keys:
+                asked.pttl(key)
+            left_s = [left_ms / 1000 for left_ms in asked.execute() if left_ms > 0]
+        step = [bisect.bisect_left([up_to for _, up_to in self.STEPS_S], one) for one in left_s]
+        self.rows = [
+            (title, f"{step.count(place)}", "▪" * round(40 * step.count(place) / max(len(step), 1)))
+            for place, (title, _) in enumerate(self.STEPS_S)
+        ]
+        self.caption = f"{len(left_s)} sessions {prefix}* by the time they have left"
+
+    def __repr__(self) -> str:
+        return "\n".join([self.caption, *(f"{title:>21} {count:>5} {bar}" for title, count, bar in self.rows)])
+
+    def _repr_html_(self) -> str:
+        return _table(self.caption, self.TITLES, self.rows)
+
+
+def _table(caption: str, titles: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = "".join(f"<th>{title}</th>" for title in titles)
+    body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return (
+        f"<table><caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    )
+
+
+def _investigated(target: str) -> tuple[str, str, str, str]:
+    with connect(target) as client:
+        info: dict[str, Any] = client.info("server")
+        keys = client.dbsize()
+        private = started_by_memkit(client)
+    flavour = info.get("server_name", "redis")
+    version = info.get(f"{flavour}_version", info["redis_version"])
+    purpose = "the demo incident, to be looked at" if private else "yours, read-only"
+    return purpose, f"{flavour} {version}", "memkit's, private" if private else redact(target), f"{keys:,}"
 
 
 def _guard() -> str:
@@ -117,6 +209,9 @@ def _run(line: str) -> None:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         code = ipytest.run(*(one for one in arguments if one != "--must-fail"), plugins=[seen], raise_on_error=False)
+    if code == pytest.ExitCode.INTERRUPTED and not seen.errors:
+        print(printed.getvalue())
+        raise KeyboardInterrupt("interrupted while an inline test was running")
     if must_fail:
         _went_red(seen, printed.getvalue())
     elif code or not seen.passed:
@@ -126,12 +221,15 @@ def _run(line: str) -> None:
 
 
 def _why(seen: _Outcomes) -> str:
-    if seen.failed:
-        return f"{len(seen.failed)} of {len(seen.failed) + len(seen.passed)} failed: {', '.join(seen.failed)}"
+    not_green = list(dict.fromkeys([*seen.failed, *seen.errors]))
+    if not_green:
+        return f"{len(not_green)} of {len({*not_green, *seen.passed})} failed: {', '.join(not_green)}"
     return "every test was skipped" if seen.skipped else "no test was found in this cell; a test is a function test_…"
 
 
 def _went_red(seen: _Outcomes, report: str) -> None:
+    if seen.errors:
+        raise InlineTestsFailed(f"expected a failing test; this is an error around one\n{report.strip()}")
     if not seen.failed:
         raise InlineTestsFailed(f"expected a failing test, and none failed\n{report.strip()}")
     print("\n".join([f"{len(seen.failed)} went red, as they must: {', '.join(seen.failed)}", *seen.assertions]))
@@ -142,17 +240,20 @@ def _and_skipped(seen: _Outcomes) -> str:
 
 
 class _Outcomes:
-    """A pytest plugin of one run: which tests passed, failed and were skipped."""
+    """A pytest plugin of one run: which tests passed, failed, were skipped, and had an error around them."""
 
     def __init__(self) -> None:
         self.passed: list[str] = []
         self.failed: list[str] = []
+        self.errors: list[str] = []
         self.skipped: dict[str, str] = {}
         self.assertions: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         name = report.nodeid.rpartition("::")[2]
-        if report.failed:
+        if report.failed and report.when != "call":
+            self.errors.append(name)
+        elif report.failed:
             self.failed.append(name)
             self.assertions += [f"  {row}" for row in report.longreprtext.splitlines() if row.startswith(("E ", ">"))]
         elif report.skipped:
@@ -162,4 +263,4 @@ class _Outcomes:
 
     def pytest_collectreport(self, report: Any) -> None:
         if report.failed:
-            self.failed.append(report.nodeid)
+            self.errors.append(report.nodeid)
