@@ -26,7 +26,7 @@ ARTICLE = """
 
 
 @pytest.fixture(autouse=True)
-def _plain(monkeypatch):
+def _plain(pytester, monkeypatch):  # noqa: ARG001  # pytester unsets PYTEST_ADDOPTS: after it
     for name in ("CI", "MEMKIT_REDIS_URL", "MEMKIT_ALLOW", "MEMKIT_REDIS_SERVER"):
         monkeypatch.delenv(name, raising=False)
     # Of the plugins that are installed here, only this one: the others take seconds to load.
