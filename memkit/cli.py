@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +189,48 @@ def _server(given: argparse.Namespace) -> int:
 
 
 def _audit(given: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from memkit.audit import acl_rule, audit, parse_expectation, read_expectations
+
+    expect = [parse_expectation(text) for text in given.expect]
+    if given.expect_file:
+        expect += read_expectations(given.expect_file)
+    if given.acl:
+        print(acl_rule(expectation.prefix for expectation in expect))
+        return 0
+    with _progress("keys looked at") as progress:
+        report = audit(
+            given.url,
+            expect=expect,
+            full=given.full,
+            duty=given.duty,
+            replica=given.replica,
+            touch=given.touch,
+            progress=progress,
+        )
+    print(report.to_json() if given.json else report.to_text(color=_in_color()))
+    return report.exit_code
+
+
+def _in_color() -> bool:
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Yield what draws a line of progress on a terminal's stderr; None where stderr is none."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+
+    def draw(done: int, of: int) -> None:
+        share = min(done / of, 1) if of else 1
+        bar = "#" * round(30 * share)
+        print(f"\r[{bar:<30}] {done:,} of {of:,} {what} ", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield draw
+    finally:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def _inspect(given: argparse.Namespace) -> int:
@@ -203,4 +246,18 @@ def _triage(given: argparse.Namespace) -> int:
 
 
 def _conformance(given: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from memkit.conformance.cases import CASES
+    from memkit.conformance.runner import CaseResult, run
+
+    asked = 0
+    with _progress("cases asked") as progress:
+
+        def on_case(_: CaseResult) -> None:
+            nonlocal asked
+            asked += 1
+            if progress:
+                progress(asked, len(CASES))
+
+        result = run(given.adapter, on_case=on_case)
+    print(result.to_json() if given.json else result.to_text(color=_in_color()))
+    return result.exit_code
