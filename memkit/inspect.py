@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
-from secrets import token_bytes
 from typing import Any
 
 from memkit import formats
@@ -14,10 +12,10 @@ from memkit.errors import AmbiguousSession, PolicyError, SessionNotFound
 from memkit.formats import ag2, agent_framework_redis, langgraph_redis, langgraph_redis_shallow, redisvl, unknown
 from memkit.formats.capture import load_capture
 from memkit.formats.guess import hex_view
-from memkit.formats.model import Hit, Known, Meant, Note, Problem, Raw, Tool, Turn, Want, to_bytes, to_name
+from memkit.formats.model import Hit, Known, Meant, Note, Problem, Raw, Turn, Want, to_bytes, to_name
 from memkit.formats.safe import printable
 from memkit.reading import Loaded, Reader, reading
-from memkit.session_report import KeyReport, Message, SessionReport
+from memkit.session_report import KeyReport, Message, SessionReport, Veil
 
 __all__ = ["SessionReport", "inspect_session", "load_capture"]
 
@@ -40,7 +38,7 @@ def inspect_session(url_or_client: Any, session_id: str | bytes, *, reveal: bool
 
     Texts, names and ids inside payloads are redacted unless ``reveal``. Reads on a connection of its own, with CLIENT
     NO-TOUCH where the server has it (7.2, Valkey); where not, a note says how many idle clocks were reset. At most
-    32 MB and 100,000 elements are read. Raises SessionNotFound, and AmbiguousSession when an id fits several stores'
+    64 MB and 100,000 elements are read. Raises SessionNotFound, and AmbiguousSession when an id fits several stores'
     sessions (its ``keys`` are the ones to choose from; a full key always works).
     """
     wanted = to_name(session_id) if isinstance(session_id, bytes) else session_id
@@ -212,7 +210,7 @@ def _glob(text: str) -> str:
 
 def _report(reader: Reader, found: _Found, *, reveal: bool) -> SessionReport:
     known = Known(found.hit, {name: loaded.raw if loaded else None for name, loaded in found.keys.items()})
-    messages, problems, notes, meant = _decoded(known, Veil(reveal=reveal))
+    messages, problems, notes, meant = _decoded(known, Veil(reveal=reveal).message)
     loaded = {name: loaded for name, loaded in found.keys.items() if loaded}
     problems += _general_problems(found.hit, loaded, meant)
     return SessionReport(
@@ -226,33 +224,9 @@ def _report(reader: Reader, found: _Found, *, reveal: bool) -> SessionReport:
     )
 
 
-class Veil:
-    """Takes a turn's text away and leaves a keyed hash; the key is random, and gone with the report's making."""
-
-    def __init__(self, *, reveal: bool) -> None:
-        self._reveal = reveal
-        self._keyed = blake2b(key=token_bytes(32), digest_size=5)
-
-    def message(self, turn: Turn) -> Message:
-        """Return a turn as it may be shown."""
-        role, text, tools, at_s, _, _ = turn
-        data = text.encode("utf-8", "surrogatepass")
-        keyed = self._keyed.copy()
-        keyed.update(data)
-        shown = text if self._reveal or not text else None
-        if tools and not self._reveal:
-            tools = tuple(Tool(self._tag(tool.name), self._tag(tool.call_id)) for tool in tools)
-        return Message(role, shown, len(text), len(data), text.count("\n") + 1, keyed.hexdigest(), tools, at_s)
-
-    def _tag(self, value: str | None) -> str | None:
-        if value is None:
-            return None
-        keyed = self._keyed.copy()
-        keyed.update(value.encode("utf-8", "surrogatepass"))
-        return f"#{keyed.hexdigest()}"
-
-
-def _decoded(known: Known, veil: Veil) -> tuple[list[Message], list[Problem], list[str], Meant | None]:
+def _decoded(
+    known: Known, hidden: Callable[[Turn], Message]
+) -> tuple[list[Message], list[Problem], list[str], Meant | None]:
     """Run the store's decoder; whatever it meets, what it yielded before stays."""
     messages: list[Message] = []
     problems: list[Problem] = []
@@ -262,13 +236,14 @@ def _decoded(known: Known, veil: Veil) -> tuple[list[Message], list[Problem], li
     try:
         for item in decode(known):
             if isinstance(item, Turn):
-                messages.append(veil.message(item))
+                messages.append(hidden(item))
             elif isinstance(item, Problem):
                 problems.append(item)
             elif isinstance(item, Note):
                 notes.append(item.says)
             else:
                 meant = item
+            del item  # see elements.turns
     except Exception as error:  # noqa: BLE001 - hostile bytes must not stop an inspection; the error's text may hold some
         says = f"this payload could not be decoded any further ({type(error).__name__}); what came before it is shown"
         problems.append(Problem("corrupt", next(iter(known.keys), ""), says))

@@ -17,7 +17,7 @@ from memkit.connect import connect
 from memkit.errors import PolicyError
 from memkit.formats.model import JSON_KIND, Raw, Want, to_bytes, to_name
 
-MAX_BYTES = 32 << 20
+MAX_BYTES = 64 << 20
 MAX_ELEMENTS = 100_000
 PEEK_BYTES = 64 << 10
 _BATCH_KEYS = 500
@@ -25,7 +25,8 @@ _BATCH_BYTES = 4 << 20
 _CHUNK = 1_000
 _SCAN_COUNT = 1_000
 
-Args = tuple[bytes | int, ...]
+Command = tuple[bytes, bytes]
+"""A key, which says where the command goes, and the command as it is sent."""
 
 
 class Meta(NamedTuple):
@@ -83,8 +84,10 @@ class Reader:
     scanned_keys: int = 0
     budget: Budget = field(default_factory=Budget)
 
-    def ask(self, commands: Sequence[tuple[bytes, Args]]) -> list[Any]:
-        """Send commands, each with the key that says which node it goes to; a refusal is returned, not raised."""
+    def ask(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands, each to its key's node; a refusal is returned, not raised."""
+        if len(self.connections) == 1:
+            return _exchange(next(iter(self.connections.values())), [packed for _, packed in commands])
         by_node: dict[str, list[int]] = {}
         for index, (key, _) in enumerate(commands):
             by_node.setdefault(self.route(key), []).append(index)
@@ -97,7 +100,7 @@ class Reader:
 
     def database_keys(self) -> int:
         """Return how many keys the database has, dead ones that were not yet removed included; 0 if that is refused."""
-        answers = [_exchange(connection, [(b"DBSIZE",)])[0] for connection in self.connections.values()]
+        answers = [_exchange(connection, [_packed(b"DBSIZE")])[0] for connection in self.connections.values()]
         return sum(answer for answer in answers if isinstance(answer, int))
 
     def scan(self, pattern: str, limit: int) -> list[str]:
@@ -106,9 +109,8 @@ class Reader:
         for connection in self.connections.values():
             cursor = b"0"
             while len(found) < limit:
-                answer = _exchange(connection, [(b"SCAN", cursor, b"MATCH", to_bytes(pattern), b"COUNT", _SCAN_COUNT)])[
-                    0
-                ]
+                step = _packed(b"SCAN", cursor, b"MATCH", to_bytes(pattern), b"COUNT", _SCAN_COUNT)
+                answer = _exchange(connection, [step])[0]
                 if isinstance(answer, Exception):
                     break
                 cursor, names = answer
@@ -132,10 +134,11 @@ class Reader:
 
     def _metas(self, names: Sequence[str]) -> dict[str, Meta]:
         """Ask for type, TTL, idle time, encoding and size, before any value is read."""
-        commands: list[tuple[bytes, Args]] = []
+        commands: list[Command] = []
         for name in names:
             key = to_bytes(name)
-            commands += [(key, (*question, key)) for question in _QUESTIONS]
+            last = b"$%d\r\n%b\r\n" % (len(key), key)
+            commands += [(key, question + last) for question in _QUESTIONS]
         answers = self.ask(commands)
         width = len(_QUESTIONS)
         metas = {name: _meta(answers[at * width : (at + 1) * width]) for at, name in enumerate(names)}
@@ -143,7 +146,7 @@ class Reader:
 
     def _values(self, metas: Mapping[str, Meta], wants: Mapping[str, Want]) -> dict[str, Raw]:
         plans = {name: _plan(to_bytes(name), meta, wants[name], self.budget) for name, meta in metas.items()}
-        answers = iter(self.ask([(to_bytes(name), args) for name, plan in plans.items() for args in plan]))
+        answers = iter(self.ask([(to_bytes(name), command) for name, plan in plans.items() for command in plan]))
         found = {}
         for name, plan in plans.items():
             got = [next(answers) for _ in plan]
@@ -157,7 +160,9 @@ class Reader:
         if refused is not None:
             return Raw(name, meta.kind, unread=f"the server refused to read it ({str(refused).split(' ')[0]})")
         if not got:
-            return Raw(name, meta.kind, unread=f"keys of type {meta.kind} are not read")
+            over = f"its {meta.size_bytes:,} bytes are over the {MAX_BYTES >> 20} MB that are read"
+            says = over if meta.kind in _ALL and meta.size_bytes else f"keys of type {meta.kind} are not read"
+            return Raw(name, meta.kind, unread=says)
         if meta.kind == "list" and len(got) == 1:
             return self._long_list(name, got[0])
         return _BUILD[meta.kind](name, want, got)
@@ -169,7 +174,7 @@ class Reader:
         while len(elements) < min(total, self.budget.elements_left) and size < self.budget.bytes_left:
             at = len(elements)
             step = _CHUNK if size < 1 << 20 else max(1, min(_CHUNK, at * (1 << 20) // size))
-            answer = self.ask([(key, (b"LRANGE", key, at, at + step - 1))])[0]
+            answer = self.ask([(key, _packed(b"LRANGE", key, at, at + step - 1))])[0]
             if isinstance(answer, Exception) or not answer:
                 break
             elements += answer
@@ -177,12 +182,13 @@ class Reader:
         return Raw(name, "list", elements=elements, total=total, partial=len(elements) < total)
 
 
-_QUESTIONS: tuple[Args, ...] = (
-    (b"TYPE",),
-    (b"PTTL",),
-    (b"OBJECT", b"IDLETIME"),
-    (b"OBJECT", b"ENCODING"),
-    (b"MEMORY", b"USAGE"),
+# Packed but for their last argument, the key.
+_QUESTIONS = (
+    b"*2\r\n$4\r\nTYPE\r\n",
+    b"*2\r\n$4\r\nPTTL\r\n",
+    b"*3\r\n$6\r\nOBJECT\r\n$8\r\nIDLETIME\r\n",
+    b"*3\r\n$6\r\nOBJECT\r\n$8\r\nENCODING\r\n",
+    b"*3\r\n$6\r\nMEMORY\r\n$5\r\nUSAGE\r\n",
 )
 
 
@@ -214,28 +220,29 @@ def _batches(metas: Mapping[str, Meta]) -> Iterator[list[str]]:
         yield batch
 
 
-def _plan(key: bytes, meta: Meta, want: Want, budget: Budget) -> list[Args]:
+def _plan(key: bytes, meta: Meta, want: Want, budget: Budget) -> list[bytes]:
     """Return the commands that read a value; a list that is too large, or may be, is asked for its length alone."""
     only = tuple(to_bytes(part) for part in want.only)
     fits = budget.fits(meta.size_bytes)
     if meta.kind == "list":
-        return [(b"LLEN", key), *([(b"LRANGE", key, 0, budget.elements_left)] if fits else [])]
+        whole = [_packed(b"LRANGE", key, 0, budget.elements_left)] if fits else []
+        return [_packed(b"LLEN", key), *whole]
     if meta.kind == "string":
-        return [(b"STRLEN", key), (b"GET", key) if fits else (b"GETRANGE", key, 0, PEEK_BYTES - 1)]
+        return [_packed(b"STRLEN", key), _packed(b"GET", key) if fits else _packed(b"GETRANGE", key, 0, PEEK_BYTES - 1)]
     if only and meta.kind in _SOME:
-        return [(_COUNT[meta.kind], key), (*_SOME[meta.kind], key, *only)]
-    if meta.kind in _ALL:
-        return [(_COUNT[meta.kind], key), *([(*_ALL[meta.kind][0], key, *_ALL[meta.kind][1])] if fits else [])]
-    return [(b"JSON.GET", key)] if meta.kind == JSON_KIND and fits else []
+        return [_packed(_SOME[meta.kind], key, *only)]
+    if meta.kind in _ALL and fits:
+        return [_packed(_ALL[meta.kind][0], key, *_ALL[meta.kind][1:])]
+    return []
 
 
-_COUNT = {"hash": b"HLEN", "set": b"SCARD", "zset": b"ZCARD", "stream": b"XLEN"}
-_SOME: dict[str, Args] = {"hash": (b"HMGET",), "set": (b"SMISMEMBER",), "zset": (b"ZMSCORE",)}
-_ALL: dict[str, tuple[Args, Args]] = {
-    "hash": ((b"HGETALL",), ()),
-    "set": ((b"SMEMBERS",), ()),
-    "zset": ((b"ZRANGE",), (0, -1, b"WITHSCORES")),
-    "stream": ((b"XRANGE",), (b"-", b"+", b"COUNT", 1)),
+_SOME = {"hash": b"HMGET", "set": b"SMISMEMBER", "zset": b"ZMSCORE"}
+_ALL: dict[str, tuple[Any, ...]] = {
+    "hash": (b"HGETALL",),
+    "set": (b"SMEMBERS",),
+    "zset": (b"ZRANGE", 0, -1, b"WITHSCORES"),
+    "stream": (b"XRANGE", b"-", b"+", b"COUNT", 1),
+    JSON_KIND: (b"JSON.GET",),
 }
 
 
@@ -257,35 +264,21 @@ def _list(name: str, _want: Want, got: list[Any]) -> Raw:
 
 
 def _hash(name: str, want: Want, got: list[Any]) -> Raw:
-    if len(got) == 1:
-        return Raw(name, "hash", total=got[0], unread=_OVER)
-    values = got[1]
-    pairs = (
-        zip(want.only, values, strict=True) if want.only else zip(map(to_name, values[::2]), values[1::2], strict=True)
-    )
-    return Raw(name, "hash", fields={key: value for key, value in pairs if value is not None}, total=got[0])
+    fields = dict(_pairs(want, got[0]))
+    return Raw(name, "hash", fields=fields, total=len(fields))
 
 
 def _set(name: str, want: Want, got: list[Any]) -> Raw:
-    if len(got) == 1:
-        return Raw(name, "set", total=got[0], unread=_OVER)
     if want.only:
-        members = [member for member, there in zip(want.only, got[1], strict=True) if there]
+        members = [member for member, there in zip(want.only, got[0], strict=True) if there]
     else:
-        members = list(map(to_name, got[1]))
-    return Raw(name, "set", members=frozenset(members), total=got[0])
+        members = list(map(to_name, got[0]))
+    return Raw(name, "set", members=frozenset(members), total=len(members))
 
 
 def _zset(name: str, want: Want, got: list[Any]) -> Raw:
-    if len(got) == 1:
-        return Raw(name, "zset", total=got[0], unread=_OVER)
-    values = got[1]
-    pairs = (
-        zip(want.only, values, strict=True) if want.only else zip(map(to_name, values[::2]), values[1::2], strict=True)
-    )
-    return Raw(
-        name, "zset", scores={member: float(score) for member, score in pairs if score is not None}, total=got[0]
-    )
+    scores = {key: float(score) for key, score in _pairs(want, got[0])}
+    return Raw(name, "zset", scores=scores, total=len(scores))
 
 
 def _pairs(want: Want, values: list[Any]) -> Iterator[tuple[str, bytes]]:
@@ -296,11 +289,10 @@ def _pairs(want: Want, values: list[Any]) -> Iterator[tuple[str, bytes]]:
 
 
 def _stream(name: str, _want: Want, got: list[Any]) -> Raw:
-    entries = got[1] if len(got) > 1 else []
-    return Raw(name, "stream", elements=[part for _, parts in entries for part in parts or ()], total=got[0])
+    elements = [part for _, parts in got[0] for part in parts or ()]
+    return Raw(name, "stream", elements=elements, total=len(elements))
 
 
-_OVER = f"its elements are over the {MAX_BYTES >> 20} MB that are read"
 _BUILD: dict[str, Callable[[str, Want, list[Any]], Raw]] = {
     "string": _string,
     JSON_KIND: _document,
@@ -316,9 +308,9 @@ def _bytes_in(raw: Raw) -> int:
     return len(raw.data) + sum(map(len, raw.elements)) + sum(map(len, raw.fields.values()))
 
 
-def _exchange(connection: _Connection, commands: Sequence[Args]) -> list[Any]:
-    """Send commands at once and return their raw answers; packing by hand, for redis-py's is what costs here."""
-    connection.send_packed_command([b"".join(map(_packed, commands))])
+def _exchange(connection: _Connection, commands: Sequence[bytes]) -> list[Any]:
+    """Send commands at once and return their raw answers."""
+    connection.send_packed_command([b"".join(commands)])
     answers = []
     for _ in commands:
         try:
@@ -328,7 +320,8 @@ def _exchange(connection: _Connection, commands: Sequence[Args]) -> list[Any]:
     return answers
 
 
-def _packed(args: Args) -> bytes:
+def _packed(*args: bytes | int) -> bytes:
+    """Return a command as it is sent; by hand, for redis-py's packing costs as much as all the reading."""
     parts = [arg if isinstance(arg, bytes) else b"%d" % arg for arg in args]
     return b"*%d\r\n" % len(parts) + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts])
 
@@ -377,7 +370,7 @@ def _dedicated(client: Any) -> _Connection:
 def _spare_idle_clocks(reader: Reader) -> str:
     """Switch NO-TOUCH on everywhere; return why that did not work, or nothing."""
     for connection in reader.connections.values():
-        answer = _exchange(connection, [(b"CLIENT", b"NO-TOUCH", b"ON")])[0]
+        answer = _exchange(connection, [_packed(b"CLIENT", b"NO-TOUCH", b"ON")])[0]
         if isinstance(answer, redis.exceptions.NoPermissionError):
             return "this user may not use CLIENT NO-TOUCH"
         if isinstance(answer, Exception):

@@ -9,33 +9,67 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from hashlib import blake2b
+from secrets import token_bytes
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from memkit.formats.model import Problem, Tool
+from memkit.formats.model import Problem, Tool, Turn
 from memkit.formats.safe import escaped, printable, width
 
 if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped]
+    import pandas as pd
 
 SCHEMA = 1
 _ROWS = 200
 _CELL_CHARS = 72
 
 
-class Message(NamedTuple):
-    """One message. ``text`` is None where it is redacted; ``hash`` is keyed per report: equal texts have equal hashes.
+class Veil:
+    """Takes a turn's text away and leaves a hash under a secret of its own, made for one report and never shown."""
 
-    ``bytes`` is the text's length in UTF-8. ``tools`` hold hashes instead of names and ids where redacted.
+    __slots__ = ("_keyed", "_reveal")
+
+    def __init__(self, *, reveal: bool) -> None:
+        self._reveal = reveal
+        self._keyed = blake2b(key=token_bytes(32), digest_size=5)
+
+    def message(self, turn: Turn) -> Message:
+        """Return a turn as it may be shown."""
+        role, text, tools, at_s, _, _ = turn
+        shown = text if self._reveal or not text else None
+        if tools and not self._reveal:
+            tools = tuple([Tool(self._name(name), self._name(call_id)) for name, call_id in tools])
+        return Message(role, shown, len(text), text.count("\n") + 1, hash(text), tools, at_s, self)
+
+    def tag(self, print64: int) -> str:
+        """Return the hash to show for a 64-bit hash, which alone could be guessed where PYTHONHASHSEED is fixed."""
+        keyed = self._keyed.copy()
+        keyed.update(print64.to_bytes(8, "big", signed=True))
+        return keyed.hexdigest()
+
+    def _name(self, value: str | None) -> str | None:
+        return None if value is None else f"#{self.tag(hash(value))}"
+
+
+class Message(NamedTuple):
+    """One message. ``text`` is None where it is redacted; ``tools`` hold hashes then, instead of names and ids.
+
+    ``print64`` is Python's own 64-bit hash of the text; it is shown only through the report's secret, as ``hash``.
     """
 
     role: str
     text: str | None
     chars: int
-    bytes: int
     lines: int
-    hash: str
+    print64: int
     tools: tuple[Tool, ...]
     at_s: float | None
+    veil: Veil
+
+    @property
+    def hash(self) -> str:
+        """A short keyed hash: equal texts have equal hashes within one report, and in no other."""
+        return self.veil.tag(self.print64)
 
     @property
     def at(self) -> datetime | None:
@@ -46,7 +80,7 @@ class Message(NamedTuple):
     def shape(self) -> str:
         """What can be said of a text without showing any of it."""
         lines = "line" if self.lines == 1 else "lines"
-        return f"{self.chars:,} chars, {self.bytes:,} bytes, {self.lines:,} {lines}" if self.chars else "empty"
+        return f"{self.chars:,} chars, {self.lines:,} {lines}" if self.chars else "empty"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the message as ``inspect --json`` shows it."""

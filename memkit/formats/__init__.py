@@ -1,8 +1,8 @@
 """How the memory stores that people run lay out their keys: one module a store, pure decoders, no I/O.
 
-To add a store, write a module with ``STORE``, ``SCANNED`` (whether siblings can only be found by SCAN), ``names``,
-``recognise``, ``wants`` and ``decode`` (see ``model.Format``), list it here, and put a captured session into
-``captures/``: the tests take it from there. No module imports the library whose keys it reads.
+To add a store, write a module with ``STORE``, ``SCANNED`` (whether siblings can only be found by SCAN), ``KINDS`` (the
+types of its own keys), ``names``, ``recognise``, ``wants`` and ``decode`` (see ``model.Format``), list it here, and put
+a captured session into ``captures/``: the tests take it from there. No module imports the library whose keys it reads.
 """
 
 from __future__ import annotations
@@ -47,6 +47,11 @@ FORMATS: tuple[Format, ...] = cast(
     ),
 )
 
+_BY_KIND = {
+    kind: tuple(store for store in FORMATS if kind in store.KINDS)
+    for kind in {k for store in FORMATS for k in store.KINDS}
+}
+
 
 def recognise(raw: Raw, wanted: str | None = None) -> Hit | None:
     """Return whose key this is, or None; ``wanted`` is the session id that is looked for, if there is one.
@@ -54,7 +59,7 @@ def recognise(raw: Raw, wanted: str | None = None) -> Hit | None:
     A claim by payload under any prefix and a claim by a default name cannot both be asked first, so the order of
     ``FORMATS`` decides between stores; each looks at the payload before it looks at the name.
     """
-    return next((hit for store in FORMATS if (hit := store.recognise(raw, wanted))), None)
+    return next((hit for store in _BY_KIND.get(raw.kind, ()) if (hit := store.recognise(raw, wanted))), None)
 
 
 def format_of(store: str) -> Format:

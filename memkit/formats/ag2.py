@@ -11,6 +11,7 @@ from memkit.formats.model import Hit, Item, Known, Raw, Tool, Turn, Want, a_dict
 
 STORE = "ag2"
 SCANNED = False
+KINDS = ("list",)
 PREFIX = "ag2:stream:"
 _ROLES = {"input_events": "user", "TextInput": "user", "HumanMessage": "user", "SystemEvent": "system"}
 _SPOKEN = ("content", "text", "parts", "message")
@@ -23,7 +24,7 @@ def names(session: str) -> Iterable[str]:
 
 def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     """Claim lists of objects with an ``__event__``, or with the default name."""
-    if raw.kind != "list" or not (any("__event__" in value for value in sample(raw)) or raw.name.startswith(PREFIX)):
+    if not (any("__event__" in value for value in sample(raw)) or raw.name.startswith(PREFIX)):
         return None
     prefix, session = split(raw.name, PREFIX, wanted)
     return Hit(STORE, session, prefix, "primary")

@@ -16,6 +16,7 @@ from memkit.formats.model import Hit, Item, Known, Raw, Tool, Turn, Want, a_list
 
 STORE = "agent-framework-redis"
 SCANNED = False
+KINDS = ("list",)
 PREFIX = "chat_messages|"
 ENCODED = "~redis-session-"
 
@@ -32,7 +33,7 @@ def encoded(session: str) -> str:
 
 def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     """Claim lists of ``{"type": "message", "contents": […]}``, or with the default name."""
-    if raw.kind != "list" or not (raw.name.startswith(PREFIX) or any(map(_is_message, sample(raw)))):
+    if not (raw.name.startswith(PREFIX) or any(map(_is_message, sample(raw)))):
         return None
     prefix, mark, tail = raw.name.rpartition(ENCODED)
     if mark and (session := _decoded(tail)):

@@ -29,6 +29,7 @@ from memkit.formats.model import (
 
 STORE = "agno"
 SCANNED = False
+KINDS = ("string", "zset", "set")
 PREFIX = "agno:"
 ORDER = "runs:by_session:"
 RUN_INDEX = ("agent_id", "team_id", "workflow_id", "run_type", "session_id", "status", "user_id")

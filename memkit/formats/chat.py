@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from memkit.formats.model import Tool, Turn, a_dict, a_list, seconds, text_or_none
+from memkit.formats.model import Tool, Turn, a_dict, a_list, one_of, seconds, text_or_none
 
 ROLES = {
     "user": "user", "human": "user", "HumanMessage": "user", "HumanMessageChunk": "user",
@@ -47,7 +47,7 @@ def _part(part: Any) -> str | None:
     if isinstance(text, str):
         return text
     kind = part.get("type") or part.get("block_type") or next((key for key in part if part[key] is not None), "part")
-    if kind in CALL_PARTS:
+    if one_of(kind, CALL_PARTS):
         return None
     return f"[{kind if isinstance(kind, str) and _WORD.fullmatch(kind) else 'part'}]"
 
@@ -71,7 +71,7 @@ def call_parts(content: Any) -> tuple[Tool, ...]:
     """Return the calls that stand among the parts of a content (Anthropic's ``tool_use``)."""
     if not isinstance(content, list):
         return ()
-    return calls([part for part in content if isinstance(part, dict) and part.get("type") in CALL_PARTS])
+    return calls([part for part in content if isinstance(part, dict) and one_of(part.get("type"), CALL_PARTS)])
 
 
 def chat_turn(message: dict[str, Any], key: str) -> Turn:
@@ -82,7 +82,8 @@ def chat_turn(message: dict[str, Any], key: str) -> Turn:
     else:
         tools = calls(message.get("tool_calls")) or call_parts(content)
     at_s = seconds(message.get("created_at", message.get("timestamp")))
-    return Turn(role, flatten(content), tools, at_s, text_or_none(message.get("id")), key)
+    text = content if isinstance(content, str) else flatten(content)
+    return Turn(role, text, tools, at_s, text_or_none(message.get("id")), key)
 
 
 def answered(message: dict[str, Any]) -> Tool:

@@ -18,10 +18,10 @@ class Dialogue:
     def __init__(self, *, loses_calls: bool = False) -> None:
         self._loses_calls = loses_calls
         self._names: dict[str, str | None] = {}
-        self._open: dict[str, Turn] = {}
+        self._open: dict[str, tuple[str, int]] = {}
         self._answered: set[str] = set()
         self._uids: set[str] = set()
-        self._last: Turn | None = None
+        self._empty_at: str | None = None
         self._may_answer = False
         self._count = 0
         self._found: dict[str, list[Problem]] = {}
@@ -29,17 +29,21 @@ class Dialogue:
     def follow(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield the items as they are (a result gets its tool's name from the call), then the problems between them."""
         for item in items:
-            if isinstance(item, Turn):
-                self._count += 1
-                yield self._turn(item)
-                self._last = item
-            else:
-                yield item
+            yield self._seen(item) if isinstance(item, Turn) else item
+            del item  # see elements.turns
         self._end()
         for found in self._found.values():
             yield from found[:_SAID]
             if len(found) > _SAID:
                 yield Problem(found[0].cause, found[_SAID].key, f"… and {len(found) - _SAID:,} more like it")
+
+    def _seen(self, turn: Turn) -> Turn:
+        self._count += 1
+        self._empty_at = turn.key if turn.role == "assistant" and not turn.text else None
+        if turn.uid is None and not turn.tools and turn.role != "tool" and self._count > 1:
+            self._may_answer = turn.role == "assistant"
+            return turn
+        return self._turn(turn)
 
     def _turn(self, turn: Turn) -> Turn:
         if turn.uid is not None:
@@ -48,29 +52,29 @@ class Dialogue:
             return self._result(turn)
         self._may_answer = turn.role == "assistant"
         if self._count == 1 and turn.role == "assistant" and (turn.tools or not turn.text):
-            self._add("gap", turn, "the dialogue begins with a tool call: what was said before it is gone")
+            self._add("gap", turn.key, "the dialogue begins with a tool call: what was said before it is gone")
         for tool in turn.tools:
             self._call(turn, tool)
         return turn
 
     def _once(self, turn: Turn, uid: str) -> None:
         if uid in self._uids:
-            self._add("duplicate", turn, f"message {self._count:,} has the id of an earlier one")
+            self._add("duplicate", turn.key, f"message {self._count:,} has the id of an earlier one")
         self._uids.add(uid)
 
     def _call(self, turn: Turn, tool: Tool) -> None:
         if tool.call_id is None:
             return
         if tool.call_id in self._names:
-            self._add("duplicate", turn, f"message {self._count:,} makes a tool call that an earlier one made")
+            self._add("duplicate", turn.key, f"message {self._count:,} makes a tool call that an earlier one made")
         self._names[tool.call_id] = tool.name
-        self._open[tool.call_id] = turn
+        self._open[tool.call_id] = turn.key, self._count
 
     def _result(self, turn: Turn) -> Turn:
         asked = self._may_answer if self._loses_calls or not turn.tools else self._all_called(turn)
         if not asked:
             says = f"message {self._count:,} is a tool's result and no call before it asks for it"
-            self._add("orphan_tool_result", turn, says)
+            self._add("orphan_tool_result", turn.key, says)
         for tool in turn.tools:
             self._answer(turn, tool)
         named = tuple(tool._replace(name=tool.name or self._names.get(tool.call_id or "")) for tool in turn.tools)
@@ -85,17 +89,16 @@ class Dialogue:
             return
         self._open.pop(tool.call_id, None)
         if tool.call_id in self._answered:
-            self._add("duplicate", turn, f"message {self._count:,} answers a tool call that was answered before")
+            self._add("duplicate", turn.key, f"message {self._count:,} answers a tool call that was answered before")
         self._answered.add(tool.call_id)
 
     def _end(self) -> None:
-        for turn in self._open.values():
-            where = "the last message" if turn is self._last else "a message"
-            says = f"{where} calls a tool and no result is stored: still running, or lost"
-            self._add("gap", turn, says)
-        last = self._last
-        if self._loses_calls and last and last.role == "assistant" and not last.text:
-            self._add("gap", last, "the last message calls a tool and no result is stored: still running, or lost")
+        for key, count in self._open.values():
+            where = "the last message" if count == self._count else f"message {count:,}"
+            self._add("gap", key, f"{where} calls a tool and no result is stored: still running, or lost")
+        if self._loses_calls and self._empty_at is not None:
+            says = "the last message is an assistant's without text, so a tool call, and no result is stored"
+            self._add("gap", self._empty_at, f"{says}: still running, or lost")
 
-    def _add(self, cause: str, turn: Turn, says: str) -> None:
-        self._found.setdefault(cause, []).append(Problem(cause, turn.key, says))
+    def _add(self, cause: str, key: str, says: str) -> None:
+        self._found.setdefault(cause, []).append(Problem(cause, key, says))

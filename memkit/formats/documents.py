@@ -11,7 +11,8 @@ from memkit.formats.bounded import Fault, Parsed, parse
 from memkit.formats.guess import encoding_of
 from memkit.formats.model import DOCUMENT_KINDS, Item, Problem, Raw, a_dict
 
-_SALVAGE_BYTES = 4 << 20
+_SALVAGE_BYTES = 1 << 20
+_SALVAGED = 2_000
 _GAP = re.compile(r"[\s,]*")
 
 
@@ -55,12 +56,12 @@ def corrupt(name: str, data: bytes, parsed: Parsed) -> Problem:
 
 
 def salvage(data: bytes, field: str) -> Iterator[dict[str, Any]]:
-    """Yield the whole objects that a broken document still has in one of its arrays."""
+    """Yield the whole objects that a broken document still has in one of its arrays; 2,000 of its first MB at most."""
     text = data[:_SALVAGE_BYTES].decode("utf-8", "replace")
     start = re.search(rf'"{field}"\s*:\s*\[', text)
     at = start.end() if start else len(text)
     decoder = json.JSONDecoder()
-    while at < len(text):
+    for _ in range(_SALVAGED):
         gap = _GAP.match(text, at)
         try:
             value, at = decoder.raw_decode(text, gap.end() if gap else at)

@@ -11,6 +11,7 @@ from memkit.formats.model import Hit, Item, Known, Raw, Tool, Turn, Want, a_dict
 
 STORE = "google-adk-redis"
 SCANNED = False
+KINDS = ("string",)
 PREFIX = "session:"
 _CALLED, _ANSWERED = ("function_call", "functionCall"), ("function_response", "functionResponse")
 
@@ -22,8 +23,6 @@ def names(_session: str) -> Iterable[str]:
 
 def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     """Claim documents with ``app_name`` and ``events``, and broken ones with a key of the default form."""
-    if raw.kind != "string":
-        return None
     document = peek(raw)
     named = raw.name.startswith(PREFIX) and raw.name.count(":") >= 3
     if not ({"app_name", "events"} <= document.keys() or (named and b'"app_name"' in raw.data[:4096])):

@@ -10,10 +10,11 @@ from typing import Any
 
 from memkit.formats.elements import sample, turns
 from memkit.formats.langchain_message import TYPES, message_turn
-from memkit.formats.model import Hit, Item, Known, Raw, Turn, Want, split
+from memkit.formats.model import Hit, Item, Known, Raw, Turn, Want, one_of, split
 
 STORE = "langchain-community"
 SCANNED = False
+KINDS = ("list",)
 PREFIX = "message_store:"
 
 
@@ -24,7 +25,7 @@ def names(session: str) -> Iterable[str]:
 
 def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     """Claim lists whose elements are ``{"type": "human" | "ai" | …, "data": {…}}``, or that have the default name."""
-    if raw.kind != "list" or not (any(map(_is_message, sample(raw))) or raw.name.startswith(PREFIX)):
+    if not (any(map(_is_message, sample(raw))) or raw.name.startswith(PREFIX)):
         return None
     prefix, session = split(raw.name, PREFIX, wanted)
     return Hit(STORE, session, prefix, "primary")
@@ -43,7 +44,7 @@ def decode(known: Known) -> Iterator[Item]:
 
 
 def _is_message(value: dict[str, Any]) -> bool:
-    return isinstance(value.get("data"), dict) and value.get("type") in TYPES
+    return isinstance(value.get("data"), dict) and one_of(value.get("type"), TYPES)
 
 
 def _turn(value: dict[str, Any], key: str) -> Turn:

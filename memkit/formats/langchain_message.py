@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from memkit.formats.chat import ROLES, answered, call_parts, calls, flatten, role_of
-from memkit.formats.model import Tool, Turn, a_dict, text_or_none
+from memkit.formats.model import Tool, Turn, a_dict, one_of, text_or_none
 
 TYPES = frozenset(name for name in ROLES if not name.endswith("Message")) | {"chat", "remove"}
 
@@ -18,12 +18,15 @@ def message_turn(kind: Any, data: dict[str, Any], key: str, at_s: float | None =
         tools: tuple[Tool, ...] = (answered(data),)
     else:
         tools = _calls(data) or call_parts(content)
-    return Turn(role, flatten(content), tools, at_s, text_or_none(data.get("id")), key)
+    return Turn(
+        role, content if isinstance(content, str) else flatten(content), tools, at_s, text_or_none(data.get("id")), key
+    )
 
 
 def _calls(data: dict[str, Any]) -> tuple[Tool, ...]:
-    found = calls(data.get("tool_calls")) + calls(data.get("invalid_tool_calls"))
-    return found or calls(a_dict(data.get("additional_kwargs")).get("tool_calls"))
+    made, invalid, extra = data.get("tool_calls"), data.get("invalid_tool_calls"), data.get("additional_kwargs")
+    found = calls(made) + calls(invalid) if made or invalid else ()
+    return found or (calls(a_dict(extra).get("tool_calls")) if extra else ())
 
 
 def is_constructed(value: Any) -> bool:
@@ -35,4 +38,4 @@ def constructed_turn(value: dict[str, Any], key: str) -> Turn:
     """Return the message of a constructor form."""
     path, data = value.get("id"), value["kwargs"]
     name = path[-1] if isinstance(path, list) and path else data.get("type")
-    return message_turn(name if name in ROLES or name == "ChatMessage" else data.get("type"), data, key)
+    return message_turn(name if one_of(name, ROLES) or name == "ChatMessage" else data.get("type"), data, key)

@@ -13,6 +13,7 @@ from memkit.formats.model import DOCUMENT_KINDS, Hit, Item, Known, Note, Problem
 
 STORE = "langchain-redis"
 SCANNED = True
+KINDS = DOCUMENT_KINDS
 LOSES_CALLS = True
 PREFIX = "chat:"
 FIELDS = {"type", "data", "message_id", "session_id"}
@@ -26,8 +27,6 @@ def names(_session: str) -> Iterable[str]:
 
 def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     """Claim documents with a type, data, message id and session id; broken ones by their default name."""
-    if raw.kind not in DOCUMENT_KINDS:
-        return None
     document = peek(raw)
     head, _, tail = raw.name.rpartition(":")
     if document.keys() >= FIELDS:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from memkit.formats.chat import chat_turn, looks_like_chat
 from memkit.formats.langchain_message import TYPES, constructed_turn, is_constructed, message_turn
-from memkit.formats.model import Item, Note, Problem, Turn
+from memkit.formats.model import Item, Note, Problem, Turn, one_of
 
 _SAID = 5
 
@@ -34,6 +34,27 @@ def _kinds(kinds: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(rf"((?:.*?[:/|{{}}.])?)({'|'.join(sorted(kinds, key=len, reverse=True))}):(.*)", re.DOTALL)
 
 
+# A subgraph's namespace: ``node:task``, several joined by ``|``; the task is a UUID.
+_SUBGRAPH = r"[^:|]+:[0-9a-fA-F-]{36}(?:\|[^:|]+:[0-9a-fA-F-]{36})*"
+
+
+def thread_of(rest: str, root: str, wanted: str | None) -> str | None:
+    """Return the thread of ``<thread>:<namespace>[:…]``; both may hold colons, so the namespace must look like one.
+
+    ``root`` is how the graph's own namespace is written; ``wanted`` is the thread that is looked for, if any.
+    """
+    if wanted:
+        fits = rest.startswith(f"{wanted}:") and _after(root).match(rest, len(wanted))
+        return wanted if fits else None
+    found = [at.start() for at in _after(root).finditer(rest) if at.start()]
+    return rest[: found[-1]] if found else None
+
+
+@cache
+def _after(root: str) -> re.Pattern[str]:
+    return re.compile(rf":(?={re.escape(root)}(?::|$)|{_SUBGRAPH}(?::|$))")
+
+
 def message_items(channels: Mapping[str, Any], key: str) -> Iterator[Item]:
     """Yield the messages of a graph's state: channel ``messages``, else the first that holds some."""
     for name in sorted(channels, key=lambda channel: channel != "messages"):
@@ -52,7 +73,7 @@ def _turn(entry: Any, key: str) -> Turn | None:
         return constructed_turn(entry, key)
     if not isinstance(entry, dict):
         return None
-    if entry.get("type") in TYPES and "content" in entry:
+    if one_of(entry.get("type"), TYPES) and "content" in entry:
         return message_turn(entry["type"], entry, key)
     return chat_turn(entry, key) if looks_like_chat([entry]) else None
 

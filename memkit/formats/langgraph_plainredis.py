@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 from memkit.formats import msgpack
 from memkit.formats.bounded import Fault, Parsed
 from memkit.formats.documents import corrupt, peek, read
-from memkit.formats.langgraph import message_items, missing_parents, name_parts
+from memkit.formats.langgraph import message_items, missing_parents, name_parts, thread_of
 from memkit.formats.model import Hit, Item, Known, Problem, Raw, Want, a_dict, quoted
 
 STORE = "langgraph-plainredis"
 SCANNED = True
+KINDS = ("string", "hash", "zset")
 _KINDS = ("cp", "blob", "wr", "idx")
 _PARTS = {"cp": "checkpoint", "blob": "blob", "wr": "write", "idx": "order"}
-_TAIL = {"cp": 2, "blob": 3, "wr": 2, "idx": 1}
 _PYDANTIC = (4, 5)
 _BY_KEYWORDS = 2
 MAX_SHELLS = 4  # extensions inside extensions; each is unpacked anew, so depth must be bounded
@@ -37,21 +37,13 @@ def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     pieces = name_parts(raw.name, _KINDS)
     if pieces is None or not _fits(raw, pieces.kind, pieces.prefix):
         return None
-    if wanted:
-        thread = wanted if pieces.rest.startswith(f"{wanted}:") else ""
-    else:
-        thread = pieces.rest.rsplit(":", _thread_tail(pieces.kind, pieces.rest))[0]
+    thread = thread_of(pieces.rest, "", wanted)
     return Hit(STORE, thread, pieces.prefix, _PARTS[pieces.kind]) if thread else None
 
 
 def _kind(name: str) -> str:
     pieces = name_parts(name, _KINDS)
     return pieces.kind if pieces else ""
-
-
-def _thread_tail(kind: str, rest: str) -> int:
-    """Return how many pieces follow the thread; a channel's name may have colons itself (``branch:to:<node>``)."""
-    return _TAIL[kind] + (2 if kind == "blob" and ":branch:to:" in rest else 0)
 
 
 def _fits(raw: Raw, kind: str, prefix: str) -> bool:
@@ -90,8 +82,9 @@ def _checkpoints(known: Known) -> tuple[dict[str, Checkpoint], list[Problem]]:
     """Return the checkpoints that can be read, oldest first, by key; and the problems of the others."""
     found: dict[str, Checkpoint] = {}
     problems: list[Problem] = []
+    root = f"{known.hit.prefix}cp:{known.hit.session}::"  # those of subgraphs are shown as keys and not decoded
     for name, raw in known.keys.items():
-        if raw and _kind(name) == "cp" and raw.kind == "string":
+        if raw and name.startswith(root) and raw.kind == "string":
             value, faults = _value(raw)
             problems += faults
             if isinstance(value, dict):

@@ -12,11 +12,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from memkit.formats.documents import peek, read
-from memkit.formats.langgraph import Pieces, message_items, missing_parents, name_parts
+from memkit.formats.langgraph import message_items, missing_parents, name_parts, thread_of
 from memkit.formats.model import DOCUMENT_KINDS, Hit, Item, Known, Problem, Raw, Want, a_dict, quoted, to_name
 
 STORE = "langgraph-redis"
 SCANNED = True
+KINDS = (*DOCUMENT_KINDS, "zset")
 ROOT = "__empty__"
 _PARTS = {"checkpoint": "checkpoint", "checkpoint_write": "write", "checkpoint_latest": "pointer",
           "write_keys_zset": "write list"}  # fmt: skip
@@ -30,10 +31,11 @@ def names(session: str) -> Iterable[str]:
 def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     """Claim checkpoints and writes by their fields, pointers and lists by their names."""
     pieces = name_parts(raw.name, tuple(_PARTS))
-    if pieces is None or raw.kind not in (*DOCUMENT_KINDS, "zset"):
+    if pieces is None:
         return None
     document = peek(raw) if pieces.kind in ("checkpoint", "checkpoint_write") else {}
-    thread = document.get("thread_id") if isinstance(document.get("thread_id"), str) else _thread(pieces, wanted)
+    thread = document.get("thread_id") if isinstance(document.get("thread_id"), str) else None
+    thread = thread or thread_of(pieces.rest, ROOT, wanted)
     if not isinstance(thread, str) or wanted not in (None, thread):
         return None
     if pieces.kind == "checkpoint" and pieces.rest in (f"{thread}:", f"{thread}:{document.get('checkpoint_ns')}"):
@@ -46,14 +48,6 @@ def _kind(name: str) -> str:
     return pieces.kind if pieces else ""
 
 
-def _thread(pieces: Pieces, wanted: str | None) -> str | None:
-    if wanted and pieces.rest.startswith(f"{wanted}:"):
-        return wanted
-    tail = {"checkpoint": 2, "checkpoint_write": 4, "checkpoint_latest": 1, "write_keys_zset": 2}[pieces.kind]
-    thread = pieces.rest.rsplit(":", tail)
-    return thread[0] if len(thread) == tail + 1 else None
-
-
 def wants(known: Known) -> Iterable[Want]:
     """Return the pointers, and whatever pointers and lists name."""
     hit = known.hit
@@ -64,6 +58,8 @@ def wants(known: Known) -> Iterable[Want]:
             continue
         if pieces.kind == "checkpoint_latest":
             yield Want(to_name(raw.data), "checkpoint")
+        if pieces.kind == "checkpoint_write":
+            yield Want(f"{hit.prefix}write_keys_zset:{pieces.rest.rsplit(':', 2)[0]}", "write list")
         if pieces.kind == "write_keys_zset":
             yield from (Want(member, "write") for member in raw.scores)
         if pieces.kind == "checkpoint" and peek(raw).get("has_writes") is True:
@@ -139,6 +135,6 @@ def _write_problems(known: Known) -> Iterator[Problem]:
         if raw is None and kind == "checkpoint_write":
             yield Problem("dangling", name, "a list of pending writes names this write and it is gone")
         elif raw is None and kind == "write_keys_zset":
-            yield Problem("dangling", name, "a checkpoint says it has writes and the list of them is gone")
+            yield Problem("dangling", name, "a checkpoint has writes and the list of them is gone")
         elif raw and kind == "checkpoint_write":
             yield from read(raw)[1]

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from memkit.formats.documents import peek, read
-from memkit.formats.langgraph import message_items, name_parts
+from memkit.formats.langgraph import message_items, name_parts, thread_of
 from memkit.formats.model import DOCUMENT_KINDS, Hit, Item, Known, Problem, Raw, Want, a_dict, quoted
 
 STORE = "langgraph-redis-shallow"
 SCANNED = True
+KINDS = (*DOCUMENT_KINDS, "zset")
 ROOT = "__empty__"
 _KINDS = ("checkpoint", "checkpoint_write", "write_registry")
 _END = ":shallow"
@@ -33,8 +34,8 @@ def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     if pieces is None:
         return None
     if pieces.kind == "write_registry" and pieces.rest.endswith(_END) and raw.kind == "zset":
-        thread = wanted or pieces.rest.removesuffix(_END).rpartition(":")[0]
-        return Hit(STORE, thread, pieces.prefix, "write list") if pieces.rest.startswith(f"{thread}:") else None
+        listed = thread_of(pieces.rest.removesuffix(_END), ROOT, wanted)
+        return Hit(STORE, listed, pieces.prefix, "write list") if listed else None
     if pieces.kind != "checkpoint" or raw.kind not in DOCUMENT_KINDS:
         return None
     document = peek(raw)

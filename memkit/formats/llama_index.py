@@ -11,6 +11,7 @@ from memkit.formats.model import Hit, Item, Known, Raw, Tool, Turn, Want, a_dict
 
 STORE = "llama-index"
 SCANNED = False
+KINDS = ("list",)
 
 
 def names(session: str) -> Iterable[str]:
@@ -20,7 +21,7 @@ def names(session: str) -> Iterable[str]:
 
 def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     """Claim lists of ``{"role", "blocks"}`` (before 0.11: ``{"role", "content"}``) with ``additional_kwargs``."""
-    if raw.kind != "list" or not any(map(_is_message, sample(raw))):
+    if not any(map(_is_message, sample(raw))):
         return None
     prefix = raw.name.removesuffix(wanted) if wanted else ""
     return Hit(STORE, raw.name[len(prefix) :], prefix, "primary")

@@ -1,22 +1,24 @@
-"""memkit's own MemoryStore: one LIST a session, a header and then its messages; see ``memkit.session``."""
+"""memkit's own MemoryStore: one LIST a session, a header and then what each call added; see ``memkit.session``."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from memkit.errors import DecodeError
+from memkit.formats.bounded import parse
 from memkit.formats.chat import chat_turn
 from memkit.formats.elements import Faults
-from memkit.formats.model import Hit, Item, Known, Meant, Note, Problem, Raw, Turn, Want, split, to_name
-from memkit.session import ID_CHARS, decode_header, is_header
+from memkit.formats.model import Hit, Item, Known, Meant, Note, Problem, Raw, Turn, Want, seconds, split, to_name
+from memkit.session import decode_header, is_header
 from memkit.store import vectors_key
 
 STORE = "memkit"
 SCANNED = False
+KINDS = ("list",)
 PREFIX = "session:"
-_TIME_CHARS = 11
-# A message's "{" stands after its id, its time and 1 to 16 hex digits of version, and a mark.
-_BODY_FROM, _BODY_TO = ID_CHARS + _TIME_CHARS + 2, ID_CHARS + _TIME_CHARS + 18
+_STAMP = re.compile(rb'"([0-9a-f]{1,13})\.([0-9a-f]{1,13})(?:\.([\w.-]+))?",', re.ASCII)
 
 
 def names(session: str) -> Iterable[str]:
@@ -26,9 +28,9 @@ def names(session: str) -> Iterable[str]:
 
 def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     """Claim lists that begin with a header of any schema, or whose other elements are memkit's."""
-    if raw.kind != "list" or not raw.elements:
+    if not raw.elements:
         return None
-    if not (is_header(raw.elements[0]) or any(map(_body, raw.elements[1:4]))):
+    if not (is_header(raw.elements[0]) or any(map(_STAMP.match, raw.elements[1:4]))):
         return None
     prefix, session = split(raw.name, PREFIX, wanted)
     return Hit(STORE, session, prefix, "primary")
@@ -46,7 +48,7 @@ def wants(known: Known) -> Iterable[Want]:
 
 def _vectors(name: str) -> str | None:
     try:
-        return vectors_key(name)
+        return to_name(vectors_key(name))
     except ValueError:
         return None  # a name that is not UTF-8 is none of memkit's
 
@@ -66,7 +68,7 @@ def decode(known: Known) -> Iterator[Item]:
 def _header(raw: Raw) -> Iterator[Item]:
     head = raw.elements[0]
     try:
-        header = decode_header(head, to_name(b"key"))
+        header = decode_header(head, "")
     except (DecodeError, ValueError) as error:
         newer = "newer memkit" in str(error)
         cause = "unknown_schema" if newer else "corrupt"
@@ -74,38 +76,35 @@ def _header(raw: Raw) -> Iterator[Item]:
         yield Problem(cause, raw.name, f"element 0, the header, {says}; the messages after it are readable")
         return
     yield Meant(header.policy.ttl_ms)
-    yield Note(f"the session's own policy: {header.policy}; version {header.version}")
+    yield Note(f"the session's own policy: {header.policy}")
+
+
+def _created_ms(raw: Raw) -> int:
+    try:
+        created_ms = decode_header(raw.elements[0], "").created_ms
+    except (DecodeError, ValueError):
+        return 0
+    return created_ms if isinstance(created_ms, int) else 0
 
 
 def _messages(raw: Raw) -> Iterator[Item]:
-    first = 1 if is_header(raw.elements[0]) or not _body(raw.elements[0]) else 0
+    created_ms = _created_ms(raw)
+    first = 0 if _STAMP.match(raw.elements[0]) else 1
     faults = Faults(raw, len(raw.elements) - first)
     for index in range(first, len(raw.elements)):
         element = raw.elements[index]
-        start = _body(element)
-        message = faults.read(index, element[start:] if start else element)
-        if message is not None and not start:
-            faults.add("corrupt", index, "has no id, time and version before its message: written by something else")
-        if message is not None:
-            yield _turn(message, element, start, raw.name)
+        stamp = _STAMP.match(element)
+        if stamp is None:
+            faults.add("corrupt", index, "has no stamp before its messages: written by something else")
+        value = faults.value(index, element[stamp.end() :] if stamp else element)
+        yield from _turns(value, stamp, created_ms, raw.name)
     yield from faults.problems()
 
 
-def _turn(message: dict[str, object], element: bytes, start: int, key: str) -> Turn:
-    turn = chat_turn(message, key)
-    if not start:
-        return turn
-    stored_ms = int(element[ID_CHARS : ID_CHARS + _TIME_CHARS], 16)
-    return turn._replace(at_s=stored_ms / 1000, uid=to_name(element[:ID_CHARS]))
-
-
-def _body(element: bytes) -> int:
-    """Return where the message's JSON begins, or 0 when the element is not one of memkit's."""
-    start = element.find(b"{", _BODY_FROM, _BODY_TO)
-    if start < 0 or element[start - 1 : start] not in (b" ", b"~"):
-        return 0
-    try:
-        int(element[ID_CHARS : start - 1], 16)
-    except ValueError:
-        return 0
-    return start
+def _turns(value: Any, stamp: re.Match[bytes] | None, created_ms: int, key: str) -> Iterator[Turn]:
+    """Yield an element's messages: one, a list of them, or a text with the JSON of either."""
+    value = parse(value.encode("utf-8", "surrogatepass")).value if isinstance(value, str) else value
+    at_ms = created_ms + int(stamp[2], 16) if stamp and created_ms else None
+    for message in value if isinstance(value, list) else [value]:
+        if isinstance(message, dict):
+            yield chat_turn(message, key)._replace(at_s=seconds(at_ms))

@@ -7,7 +7,7 @@ Redis exactly as it came.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -151,6 +151,7 @@ class Format(Protocol):
 
     STORE: str
     SCANNED: bool
+    KINDS: tuple[str, ...]
 
     def names(self, session: str) -> Iterable[str]:
         """Return the exact names a session's keys have under the library's default prefix."""
@@ -176,6 +177,11 @@ def split(name: str, marker: str, wanted: str | None) -> tuple[str, str]:
 def text_or_none(value: Any) -> str | None:
     """Return the value if it is non-empty text."""
     return value if isinstance(value, str) and value else None
+
+
+def one_of(value: Any, names: Container[str]) -> bool:
+    """Return whether the value is text, and one of these; what comes out of JSON may not even be hashable."""
+    return isinstance(value, str) and value in names
 
 
 def a_dict(value: Any) -> dict[str, Any]:

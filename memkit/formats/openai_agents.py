@@ -7,10 +7,11 @@ from typing import Any
 
 from memkit.formats.chat import dumped, flatten, role_of
 from memkit.formats.elements import sample, turns
-from memkit.formats.model import Hit, Item, Known, Note, Problem, Raw, Tool, Turn, Want, split, text_or_none
+from memkit.formats.model import Hit, Item, Known, Note, Problem, Raw, Tool, Turn, Want, one_of, split, text_or_none
 
 STORE = "openai-agents"
 SCANNED = False
+KINDS = ("list", "hash")
 PREFIX = "agents:session:"
 LIST = ":messages"
 COUNTER = ":counter"
@@ -61,19 +62,21 @@ def decode(known: Known) -> Iterator[Item]:
 
 
 def _is_item(value: dict[str, Any]) -> bool:
-    return value.get("type") in _ITEMS or ("role" in value and "content" in value and "additional_kwargs" not in value)
+    return one_of(value.get("type"), _ITEMS) or (
+        "role" in value and "content" in value and "additional_kwargs" not in value
+    )
 
 
 def _turn(value: dict[str, Any], key: str) -> Turn | None:
-    kind = value.get("type", "message")
+    role, content, kind = value.get("role"), value.get("content"), value.get("type", "message")
     uid = text_or_none(value.get("id"))
-    if kind in _CALLS:
+    if isinstance(role, str) and isinstance(content, str):
+        return Turn(role_of(role), content, (), None, uid, key)
+    if one_of(kind, _CALLS):
         call_id = text_or_none(value.get("call_id")) or uid
         return Turn("assistant", "", (Tool(text_or_none(value.get("name")), call_id),), None, uid, key)
-    if kind in _RESULTS:
+    if one_of(kind, _RESULTS):
         output = value.get("output")
         text = flatten(output) if isinstance(output, list) else dumped(output)
         return Turn("tool", text, (Tool(None, text_or_none(value.get("call_id"))),), None, uid, key)
-    if "role" not in value:
-        return None
-    return Turn(role_of(value["role"]), flatten(value.get("content")), (), None, uid, key)
+    return Turn(role_of(role), flatten(content), (), None, uid, key) if "role" in value else None

@@ -10,6 +10,7 @@ from memkit.formats.model import Hit, Item, Known, Raw, Tool, Turn, Want, a_dict
 
 STORE = "redisvl"
 SCANNED = True
+KINDS = ("hash",)
 FIELDS = {"entry_id", "session_tag", "role"}
 
 
@@ -20,7 +21,7 @@ def names(_session: str) -> Iterable[str]:
 
 def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     """Claim hashes with an entry id, a session tag and a role."""
-    if raw.kind != "hash" or not raw.fields.keys() >= FIELDS:
+    if not raw.fields.keys() >= FIELDS:
         return None
     session = _text(raw, "session_tag")
     prefix, found, _ = raw.name.partition(f"{session}:")
@@ -41,7 +42,7 @@ def decode(known: Known) -> Iterator[Item]:
 
 def _turn(raw: Raw) -> Turn:
     role, call_id = role_of(_text(raw, "role")), text_or_none(_text(raw, "tool_call_id"))
-    call = a_dict(a_dict(parse(raw.fields.get("metadata", b"null")).value).get("tool_call"))
+    call = a_dict(a_dict(parse(raw.fields["metadata"]).value).get("tool_call")) if "metadata" in raw.fields else {}
     name = text_or_none(call.get("name"))
     tools = (Tool(name, call_id or text_or_none(call.get("id"))),) if call_id or call or role == "tool" else ()
     return Turn(role, _text(raw, "content"), tools, seconds(_number(raw)), _text(raw, "entry_id"), raw.name)

@@ -1,0 +1,745 @@
+"""The decoders, without a server: captured sessions of real libraries, damaged ones, and bytes that are hostile."""
+
+from __future__ import annotations
+
+import base64
+import bz2
+import contextlib
+import gzip
+import json
+import pickle
+import struct
+import time
+import tracemalloc
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memkit import formats
+from memkit.formats import agent_framework_redis, bounded, capture, chat, guess, msgpack, safe, unknown
+from memkit.formats.bounded import parse
+from memkit.formats.dialogue import Dialogue
+from memkit.formats.model import Hit, Item, Known, Meant, Note, Problem, Raw, Tool, Turn, quoted, to_bytes, to_name
+
+CAPTURES = capture.names()
+IDS = [
+    "a:b",
+    "a/b",
+    "{a}",
+    "a{b}c",
+    "🧠",
+    "a*b?[c]",
+    "with space",
+    "new\nline",
+    "Ünï",
+    "back\\slash",
+    "x" * 200,
+    ":",
+    "a::b",
+]
+
+
+def raws_of(name: str, session: str = "sess-A") -> list[Raw]:
+    """Return a capture's keys, written for another session id."""
+    kept = capture.capture(name)
+    for entry in kept["keys"]:
+        encoded = agent_framework_redis.encoded("sess-A")
+        entry["key"] = entry["key"].replace(encoded, agent_framework_redis.encoded(session)).replace("sess-A", session)
+        entry["value"] = _renamed(entry["value"], session, in_json=entry["type"] in ("string", "ReJSON-RL", "list"))
+    return [capture.raw_of(entry) for entry in kept["keys"]]
+
+
+def _renamed(value: Any, session: str, *, in_json: bool) -> Any:
+    if isinstance(value, str):
+        # A pointer is a bare key, everything else that is a string is JSON.
+        escaped = json.dumps(session, ensure_ascii=False)[1:-1] if in_json and value[:1] == "{" else session
+        return value.replace("sess-A", escaped)
+    if isinstance(value, list):
+        return [_renamed(each, session, in_json=in_json) for each in value]
+    if isinstance(value, dict):
+        return {
+            _renamed(key, session, in_json=False): _renamed(each, session, in_json=False) for key, each in value.items()
+        }
+    return value
+
+
+def known_of(raws: Iterable[Raw], wanted: str | None = "sess-A") -> Known:
+    raws = list(raws)
+    hits = [hit for raw in raws if (hit := formats.recognise(raw, wanted))]
+    stores = {hit.store for hit in hits}
+    hit = next(hit for hit in hits if hit.store == "langgraph-redis-shallow" or "langgraph-redis-shallow" not in stores)
+    keys: dict[str, Raw | None] = {raw.name: raw for raw in raws}
+    for _ in range(4):
+        wants = formats.format_of(hit.store).wants(Known(hit, keys))
+        keys = {want.name: None for want in list(wants)} | keys
+    return Known(hit, keys)
+
+
+def decoded(raws: Iterable[Raw], wanted: str | None = "sess-A") -> list[Item]:
+    return list(formats.decode(known_of(raws, wanted)))
+
+
+def turns(items: Iterable[Item]) -> list[Turn]:
+    return [item for item in items if isinstance(item, Turn)]
+
+
+def problems(items: Iterable[Item]) -> list[Problem]:
+    return [item for item in items if isinstance(item, Problem)]
+
+
+def plainly(found: Iterable[Turn]) -> list[dict[str, str | None]]:
+    """Return turns as the captures state them."""
+    return [
+        {"role": turn.role, "text": turn.text}
+        | ({"tool": turn.tools[0].name} if turn.tools and turn.role == "assistant" else {})
+        for turn in found
+    ]
+
+
+def list_of(name: str, *elements: Any) -> Raw:
+    packed = [each if isinstance(each, bytes) else json.dumps(each).encode() for each in elements]
+    return Raw(name, "list", elements=packed, total=len(packed))
+
+
+def test_there_is_a_capture_of_every_store_but_memkits_own() -> None:
+    captured = {capture.capture(name)["store"] for name in CAPTURES}
+    assert captured == {store.STORE for store in formats.FORMATS} - {"memkit"}
+
+
+@pytest.mark.parametrize("name", CAPTURES)
+def test_a_capture_decodes_to_the_messages_that_were_written(name: str) -> None:
+    kept = capture.capture(name)
+    known = known_of(raws_of(name))
+    items = list(formats.decode(known))
+    assert known.hit.store == kept["store"]
+    assert plainly(turns(items)) == kept["expected"]
+    assert problems(items) == []
+
+
+@pytest.mark.parametrize("name", CAPTURES)
+def test_the_result_of_a_tool_is_linked_to_its_call(name: str) -> None:
+    *_, result = turns(decoded(raws_of(name)))
+    assert result.tools[0].call_id == "call_1"
+    assert result.tools[0].name == ("get_weather" if name != "langchain-redis" else None)
+
+
+@pytest.mark.parametrize("session", IDS)
+@pytest.mark.parametrize("name", CAPTURES)
+def test_ids_are_opaque(name: str, session: str) -> None:
+    known = known_of(raws_of(name, session), session)
+    assert known.hit.session == session
+    items = list(formats.decode(known))
+    assert plainly(turns(items)) == capture.capture(name)["expected"]
+    assert problems(items) == []
+
+
+@pytest.mark.parametrize("name", CAPTURES)
+def test_an_id_is_never_taken_for_a_longer_one(name: str) -> None:
+    hits = [formats.recognise(raw, "sess-A") for raw in raws_of(name, "sess-A:b")]
+    assert [hit for hit in hits if hit and hit.session == "sess-A"] == []
+
+
+def under(prefix: str, raws: Iterable[Raw]) -> list[Raw]:
+    """Return keys with a prefix before each name, and before each name that a value holds."""
+    put = {raw.name: prefix + raw.name for raw in raws}
+    return [
+        Raw(
+            put[raw.name],
+            raw.kind,
+            data=to_bytes(put.get(to_name(raw.data), "")) or raw.data,
+            elements=raw.elements,
+            fields={put.get(name, name): value for name, value in raw.fields.items()},
+            members=raw.members,
+            scores={put.get(name, name): score for name, score in raw.scores.items()},
+            total=raw.total,
+        )
+        for raw in raws
+    ]
+
+
+@pytest.mark.parametrize("name", CAPTURES)
+def test_a_session_is_recognised_under_another_prefix(name: str) -> None:
+    items = decoded(under("tenant-7:", raws_of(name)))
+    assert plainly(turns(items)) == capture.capture(name)["expected"]
+    assert problems(items) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "mine"),
+    [
+        ("langchain-community", "message_store:", "chats/"),
+        ("openai-agents", "agents:session:", "assistant|"),
+        ("ag2", "ag2:stream:", "events#"),
+        ("google-adk-redis", "session:bot:u1:", "adk/"),
+        ("redisvl", "chat:", "my-index:"),
+        ("langchain-redis", "chat:", "history:"),
+        ("agent-framework-redis", "chat_messages|v2|~none|bot|~none|redis_memory|", "other|"),
+    ],
+)
+def test_a_prefix_of_ones_own_is_recognised_by_the_payload(name: str, key: str, mine: str) -> None:
+    raws = [Raw(**{field: getattr(raw, field) for field in Raw.__slots__} | {"name": raw.name.replace(key, mine)})
+            for raw in raws_of(name)]  # fmt: skip
+    assert plainly(turns(decoded(raws))) == capture.capture(name)["expected"]
+
+
+SIBLINGS = [(name, entry["key"]) for name in CAPTURES for entry in capture.capture(name)["keys"]
+            if len(capture.capture(name)["keys"]) > 1]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "key"), SIBLINGS)
+def test_a_sibling_that_is_gone_is_missed(name: str, key: str) -> None:
+    left = [raw for raw in raws_of(name) if raw.name != key]
+    found = problems(decoded(left))
+    assert found
+    assert {problem.cause for problem in found} <= {"dangling", "gap", "orphan_tool_result"}
+
+
+def test_a_lost_pointer_is_recoverable_and_the_repair_is_said() -> None:
+    pointer = "checkpoint_latest:sess-A:__empty__"
+    left = [raw for raw in raws_of("langgraph-redis") if raw.name != pointer]
+    items = decoded(left)
+    (problem,) = problems(items)
+    assert problem.key == pointer
+    assert "recoverable: the checkpoints are still there" in problem.says
+    newest = max(raw.name for raw in left if raw.name.startswith("checkpoint:"))
+    assert problem.repair.startswith(f"SET {pointer} {newest} ")
+    assert plainly(turns(items)) == capture.capture("langgraph-redis")["expected"]
+
+
+def test_a_lost_order_of_plain_langgraph_is_rebuilt_in_the_order_of_the_checkpoints() -> None:
+    order = next(raw for raw in raws_of("langgraph-plainredis") if raw.kind == "zset")
+    (problem,) = problems(
+        decoded(raw for raw in raws_of("langgraph-plainredis") if raw is not order and raw.kind != "zset")
+    )
+    assert (
+        problem.repair == f"ZADD lg:idx:sess-A: {' '.join(f'{score:.0f} {uid}' for uid, score in order.scores.items())}"
+    )
+
+
+def test_the_last_readable_state_of_plain_langgraph_is_shown() -> None:
+    items = decoded(raw for raw in raws_of("langgraph-plainredis") if raw.name != "lg:blob:sess-A::messages:8")
+    assert plainly(turns(items)) == capture.capture("langgraph-plainredis")["expected"][:2]
+    assert {problem.cause for problem in problems(items)} >= {"dangling", "gap"}
+
+
+LISTS = [name for name in CAPTURES if [raw.kind for raw in raws_of(name)].count("list") == 1]
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+@pytest.mark.parametrize("name", LISTS)
+def test_a_corrupt_element_is_named_with_its_byte_and_the_rest_is_shown(name: str, index: int) -> None:
+    raws = raws_of(name)
+    damaged = next(raw for raw in raws if raw.kind == "list")
+    damaged.elements[index] = damaged.elements[index][:20] + b"\xff" + damaged.elements[index][21:]
+    items = decoded(raws)
+    corrupt = [problem for problem in problems(items) if problem.cause == "corrupt"]
+    (problem,) = corrupt
+    assert f"element {index} of 3" in problem.says
+    assert f"at byte 20 of {len(damaged.elements[index])}" in problem.says
+    assert "2 of 3 elements are readable" in problem.says
+    assert len(turns(items)) == 2
+
+
+DOCUMENTS = [(name, raw.name) for name in CAPTURES for raw in raws_of(name) if raw.data[:1] == b"{"]
+
+
+@pytest.mark.parametrize(("name", "key"), DOCUMENTS)
+def test_a_corrupt_document_is_named_with_its_byte(name: str, key: str) -> None:
+    raws = {raw.name: raw for raw in raws_of(name)}
+    data = raws[key].data[: len(raws[key].data) // 2]
+    raws[key] = Raw(key, raws[key].kind, data=data, total=len(data))
+    corrupt = [problem for problem in problems(decoded(raws.values())) if problem.cause == "corrupt"]
+    assert [problem.key for problem in corrupt] == [key]
+    assert f"of {len(data):,}" in corrupt[0].says
+    assert "% of it is readable" in corrupt[0].says
+
+
+def test_what_stands_before_the_break_of_a_document_is_shown() -> None:
+    (raw,) = raws_of("google-adk-redis")
+    cut = Raw(raw.name, raw.kind, data=raw.data[:-300], total=raw.total)
+    assert plainly(turns(decoded([cut]))) == capture.capture("google-adk-redis")["expected"][:2]
+
+
+def test_a_compressed_element_is_called_so() -> None:
+    (raw,) = raws_of("langchain-community")
+    raw.elements[1] = gzip.compress(raw.elements[1])
+    assert any("it looks like gzip > json" in problem.says for problem in problems(decoded([raw])))
+
+
+def test_hundreds_of_corrupt_elements_are_said_briefly() -> None:
+    (raw,) = raws_of("llama-index")
+    found = problems(decoded([Raw(raw.name, "list", elements=[*raw.elements, *[b"x"] * 900], total=903)]))
+    assert len(found) == 6
+    assert "895 more elements (3 of 903 elements are readable)" in found[-1].says
+
+
+def test_nan_is_not_json_but_is_read() -> None:
+    (raw,) = raws_of("ag2")
+    raw.elements[0] = raw.elements[0].replace(b"1795381676.6998444", b"NaN")
+    items = decoded([raw])
+    assert [problem.cause for problem in problems(items)] == ["nan"]
+    assert plainly(turns(items)) == capture.capture("ag2")["expected"]
+
+
+def test_an_element_that_was_written_twice_is_a_duplicate() -> None:
+    (raw,) = raws_of("llama-index")
+    raw.elements.insert(0, raw.elements[0])
+    assert [problem.cause for problem in problems(decoded([raw]))] == ["duplicate"]
+
+
+# The dialogue, whatever the store
+
+
+def follow(*dialogue: Item, loses_calls: bool = False) -> list[str]:
+    return [item.cause for item in Dialogue(loses_calls=loses_calls).follow(dialogue) if isinstance(item, Problem)]
+
+
+USER, CALL = Turn("user", "hi"), Turn("assistant", "", (Tool("f", "1"),))
+RESULT = Turn("tool", "ok", (Tool(None, "1"),))
+
+
+def test_a_whole_dialogue_has_no_problem() -> None:
+    assert follow(USER, CALL, RESULT, Turn("assistant", "done")) == []
+    assert follow(USER, Turn("assistant", "done"), USER, Turn("assistant", "done")) == []
+    assert follow(Turn("system", "be kind"), USER) == []
+    assert follow(Turn("assistant", "hello!"), USER) == []
+
+
+def test_a_result_without_its_call_is_an_orphan() -> None:
+    assert follow(USER, RESULT) == ["orphan_tool_result"]
+    assert follow(USER, CALL, Turn("tool", "ok", (Tool(None, "2"),))) == ["orphan_tool_result", "gap"]
+    assert follow(USER, RESULT, loses_calls=True) == ["orphan_tool_result"]
+    assert follow(USER, Turn("assistant", ""), RESULT, loses_calls=True) == []
+    assert follow(USER, Turn("tool", "ok", (Tool("f", None),))) == ["orphan_tool_result"]
+
+
+def test_a_call_without_its_result_is_a_gap() -> None:
+    assert follow(USER, CALL) == ["gap"]
+    assert follow(USER, Turn("assistant", ""), loses_calls=True) == ["gap"]
+
+
+def test_a_dialogue_that_begins_with_a_call_has_lost_its_beginning() -> None:
+    assert follow(CALL, RESULT) == ["gap"]
+
+
+def test_the_same_id_twice_is_a_duplicate() -> None:
+    assert follow(USER._replace(uid="7"), USER._replace(uid="7")) == ["duplicate"]
+    assert follow(USER, CALL, CALL, RESULT) == ["duplicate"]
+    assert follow(USER, CALL, RESULT, RESULT) == ["duplicate"]
+
+
+def test_many_problems_of_a_kind_are_said_briefly() -> None:
+    found = list(Dialogue().follow([USER] + [RESULT._replace(tools=(Tool(None, str(at)),)) for at in range(100)]))
+    said = [item.says for item in found if isinstance(item, Problem)]
+    assert len(said) == 6
+    assert said[-1] == "… and 95 more like it"
+
+
+# Vocabulary
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("plain", "plain"),
+        (None, ""),
+        ([], ""),
+        (["a", {"type": "text", "text": "b"}], "a\nb"),
+        (
+            [{"type": "input_text", "text": "a"}, {"type": "image_url", "image_url": {"url": "data:…"}}],
+            "a\n[image_url]",
+        ),
+        ([{"type": "tool_use", "id": "1", "name": "f"}, {"type": "text", "text": "a"}], "a"),
+        ([{"type": "x" * 99}], "[part]"),
+        ([{"type": ["a"]}], "[part]"),
+        ({"text": "a"}, "a"),
+        (7, "7"),
+    ],
+)
+def test_content_of_many_parts_becomes_one_text_with_marks(content: Any, text: str) -> None:
+    assert chat.flatten(content) == text
+
+
+@pytest.mark.parametrize(
+    ("role", "normal"),
+    [("human", "user"), ("ai", "assistant"), ("model", "assistant"), ("llm", "assistant"), ("developer", "system"),
+     ("function", "tool"), ("AIMessageChunk", "assistant"), ("narrator", "other"), (None, "other"), ([], "other")],
+)  # fmt: skip
+def test_roles_are_normalised(role: Any, normal: str) -> None:
+    assert chat.role_of(role) == normal
+
+
+def test_calls_are_found_in_every_form() -> None:
+    openai = {"tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}
+    anthropic = {"content": [{"type": "text", "text": "…"}, {"type": "tool_use", "id": "1", "name": "f", "input": {}}]}
+    for message in (openai, anthropic):
+        assert chat.chat_turn({"role": "assistant"} | message, "k").tools == (Tool("f", "1"),)
+
+
+# memkit's own
+
+
+def memkit_raw(name: str = "session:s", **header: Any) -> Raw:
+    fields = {"memkit": 1, "policy": "sliding 604800000", "born": "a" * 10, "created_ms": 1790000000000, "version": 2}
+    body = json.dumps(fields | {"updated_ms": 1790000000000} | header | {"end": 1}, separators=(",", ":")).encode()
+    elements = [body, b'"1.5.Zk3_x9AbQ1",{"role":"user","content":"hi"}', b'"2.6",[{"role":"x"},{"role":"assistant"}]']
+    elements.append(b'"3.7..Zk3","{\\"role\\":\\"system\\",\\"seed\\":99999999999999999999}"')
+    return Raw(name, "list", elements=elements, total=len(elements))
+
+
+def test_memkits_own_sessions_are_read() -> None:
+    items = decoded([memkit_raw()], "s")
+    assert [turn.role for turn in turns(items)] == ["user", "other", "assistant", "system"]
+    assert turns(items)[0].text == "hi"
+    assert turns(items)[0].at_s == 1790000000.005
+    assert Meant(604800000) in items
+    assert problems(items) == []
+
+
+def test_a_memkit_session_of_a_newer_schema_is_said_and_still_read() -> None:
+    (problem,) = problems(decoded([memkit_raw(memkit=2)], "s"))
+    assert problem.cause == "unknown_schema"
+    assert len(turns(decoded([memkit_raw(memkit=2)], "s"))) == 4
+
+
+def test_a_damaged_header_leaves_the_messages_readable() -> None:
+    raw = memkit_raw()
+    raw.elements[0] = raw.elements[0][:-4]
+    items = decoded([raw], "s")
+    assert [problem.cause for problem in problems(items)] == ["corrupt"]
+    assert len(turns(items)) == 4
+
+
+def test_a_header_is_recognised_by_its_siblings_when_it_is_destroyed() -> None:
+    raw = memkit_raw()
+    raw.elements[0] = b"\x00"
+    assert formats.recognise(raw, "s") == Hit("memkit", "s", "session:", "primary")
+
+
+def test_lost_vectors_are_missed() -> None:
+    (problem,) = problems(decoded([memkit_raw(vectors=1)], "s"))
+    assert (problem.cause, problem.key) == ("dangling", "{session:s}:vectors")
+
+
+def test_a_foreign_element_in_a_memkit_session_is_said() -> None:
+    raw = memkit_raw()
+    raw.elements.append(b'{"role":"user","content":"written by hand"}')
+    items = decoded([raw], "s")
+    assert [problem.cause for problem in problems(items)] == ["corrupt"]
+    assert len(turns(items)) == 5
+
+
+# Guessing, and hostile bytes
+
+
+def chat_json() -> bytes:
+    return json.dumps([{"role": "user", "content": "hi"}] * 3).encode()
+
+
+@pytest.mark.parametrize(
+    ("data", "encoding"),
+    [
+        (b"", "empty"),
+        (b'{"a": 1}', "json"),
+        (b"[1, 2", "text"),
+        (b"plain words", "text"),
+        ("Привет".encode(), "text"),
+        (gzip.compress(chat_json()), "gzip > json"),
+        (zlib.compress(chat_json()), "zlib > json"),
+        (zlib.compress(chat_json() * 9000), "zlib > json"),
+        (base64.b64encode(chat_json()), "base64 > json"),
+        (base64.urlsafe_b64encode(gzip.compress(chat_json())), "base64 > gzip > json"),
+        (b"d41d8cd98f00b204e9800998ecf8427e", "text"),
+        (b"\x83\xa4role\xa4user\xa7content\xa2hi\xa1n\x05", "msgpack"),
+        (pickle.dumps({"role": "user"}), "pickle"),
+        (b"\x08\x96\x01\x12\x07testing", "protobuf?"),
+        (struct.pack("<4f", 0.1, -0.2, 0.3, 7e9), "binary"),
+        (bz2.compress(b"a"), "binary"),
+        (b"\x28\xb5\x2f\xfd" + b"\x00" * 9, "zstd"),
+        (b"\x04\x22\x4d\x18" + b"\x00" * 9, "lz4"),
+    ],
+)
+def test_encodings_are_guessed_layer_by_layer(data: bytes, encoding: str) -> None:
+    assert guess.encoding_of(data).split(" > ")[0] == encoding.split(" > ")[0]
+    if encoding not in ("zstd", "lz4"):
+        assert guess.encoding_of(data) == encoding
+
+
+class Bomb:
+    """Leaves a file when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.trace,))
+
+
+def test_a_pickle_is_disassembled_and_never_loaded(tmp_path: Path) -> None:
+    raw = Raw("k", "string", data=pickle.dumps(Bomb(tmp_path / "ran")), total=9)
+    items = survive(Known(Hit("unknown", "k", "", "unknown"), {"k": raw}))
+    assert [problem.cause for problem in problems(items)] == ["encoded"]
+    assert any("of them call code" in item.says for item in items if isinstance(item, Note))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_unknown_store_of_chat_messages_is_shown() -> None:
+    for raw in (
+        list_of("k", {"role": "user", "content": "hi"}),
+        Raw("k", "string", data=b'{"history": [{"role": "user", "content": "hi"}]}'),
+    ):
+        assert plainly(turns(unknown.decode(Known(Hit("unknown", "k", "", "unknown"), {"k": raw})))) == [
+            {"role": "user", "text": "hi"}
+        ]
+
+
+def nested(depth: int) -> bytes:
+    return b"[" * depth + b"]" * depth
+
+
+HOSTILE = {
+    "zip bomb": zlib.compress(b"0" * 50_000_000),
+    "gzip bomb in gzip": gzip.compress(gzip.compress(b"0" * 50_000_000)),
+    "deep lists": nested(1_000_000),
+    "deep objects": b'{"a":' * 500_000 + b"1" + b"}" * 500_000,
+    "deep but legal": nested(900),
+    "many empty lists": b"[" + b"[]," * 3_000_000 + b"[]]",
+    "many empty objects": b'{"messages":[' + b"{}," * 3_000_000 + b"{}]}",
+    "huge integer": b'{"type":"human","data":{"content":' + b"9" * 5_000_000 + b"}}",
+    "huge exponent": b'{"content":1e999999999}',
+    "NaN": b'{"role":"user","content":NaN,"timestamp":-Infinity}',
+    "lone surrogate": b'{"role":"user","content":"\\ud83d"}',
+    "not UTF-8": b'{"role":"user","content":"\xff\xfe"}',
+    "one long text": b'{"role":"user","content":"' + b"x" * 10_000_000 + b'"}',
+    "emoji, four bytes each in Python": b'{"role":"user","content":"' + "x🧠".encode() * 2_000_000 + b'"}',
+    "one emoji among ten million letters": b'{"role":"user","content":"' + "🧠".encode() + b"x" * 10_000_000 + b'"}',
+    "escaped emoji": b'{"role":"user","content":"\\ud83e\\udde0' + b"x" * 8_000_000 + b'"}',
+    "msgpack of four billion": b"\xdd\xff\xff\xff\xff",
+    "msgpack, deep": b"\x91" * 1_000_000,
+    "msgpack, wide": b"\xdc\xff\xff" + b"\xc0" * 65_535,
+    "long base64": base64.b64encode(b"\x00" * 8_000_000),
+    "pickle of long text": b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7f.",
+    "protobuf": b"\x08\x01" * 3_000_000,
+    "nothing but quotes": b'"' * 5_000_000,
+}
+
+
+def shells(data: bytes) -> Iterable[Known]:
+    """Yield the bytes as a payload of every store."""
+    blob = json.dumps({"t": "msgpack", "d": base64.b64encode(data).decode()}).encode()
+    for name in CAPTURES:
+        known = known_of(raws_of(name))
+        target = next(name for name, raw in known.keys.items() if raw and raw.payloads)
+        payload = blob if name == "langgraph-plainredis" else data
+        yield Known(known.hit, {key: _with(raw, payload) if key == target else raw for key, raw in known.keys.items()})
+    for kind in ("string", "list"):
+        yield Known(
+            Hit("unknown", "k", "", "unknown"), {"k": _with(Raw("k", kind, data=b"x", elements=[b"", b""]), data)}
+        )
+
+
+def _with(raw: Raw | None, data: bytes) -> Raw | None:
+    if raw is None:
+        return None
+    return Raw(
+        raw.name,
+        raw.kind,
+        data=data if raw.data else b"",
+        elements=[data, *raw.elements[1:]] if raw.elements else [],
+        fields=dict.fromkeys(raw.fields, data),
+        members=raw.members,
+        scores=raw.scores,
+        total=raw.total,
+    )
+
+
+def survive(known: Known) -> list[Item]:
+    module = unknown.decode if known.hit.store == "unknown" else formats.decode
+    for raw in known.keys.values():
+        if raw:
+            formats.recognise(raw, "sess-A")
+            unknown.payload_encoding(raw)
+    if known.hit.store != "unknown":
+        list(formats.format_of(known.hit.store).wants(known))
+    kept = []
+    for item in module(known):
+        if not isinstance(item, Turn):
+            kept.append(item)
+        del item
+    return kept
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_bytes_are_survived_in_bounded_time_and_memory(what: str) -> None:
+    data = HOSTILE[what]
+    slowest, store = 0.0, ""
+    for known in shells(data):
+        begun = time.process_time()
+        survive(known)
+        took = time.process_time() - begun
+        slowest, store = max((slowest, store), (took, known.hit.store))
+    assert slowest <= 1.0, store
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_bytes_take_bounded_memory(what: str) -> None:
+    data = HOSTILE[what]
+    document, listed = Raw("k", "string", data=data), Raw("k", "list", elements=[data] * 3)
+    for store, raw in (("unknown", document), ("google-adk-redis", document), ("llama-index", listed)):
+        known = Known(Hit(store, "k", "", "primary"), {"k": raw})
+        tracemalloc.start()
+        survive(known)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak <= (64 << 20) + len(data), store
+
+
+FIELDS = [
+    *(
+        "role",
+        "content",
+        "type",
+        "data",
+        "id",
+        "tool_calls",
+        "name",
+        "function",
+        "text",
+        "parts",
+        "events",
+        "blocks",
+        "t",
+    ),
+    *("contents", "kwargs", "lc", "messages", "channel_values", "checkpoint", "created_at", "timestamp", "d", "output"),
+    *("tool_call_id", "__event__", "result", "call_id", "additional_kwargs", "run_data", "run_id", "session_id"),
+]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=6),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_no_json_stops_a_decoder(data: st.DataObject) -> None:
+    known = known_of(raws_of(data.draw(st.sampled_from(CAPTURES))))
+    target = data.draw(st.sampled_from([name for name, raw in known.keys.items() if raw]))
+    payload = json.dumps(data.draw(JSON)).encode()
+    survive(
+        Known(known.hit, {name: _with(raw, payload) if name == target else raw for name, raw in known.keys.items()})
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_no_mutation_of_a_capture_stops_a_decoder(data: st.DataObject) -> None:
+    known = known_of(raws_of(data.draw(st.sampled_from(CAPTURES))))
+    keys = dict(known.keys)
+    for name in data.draw(st.lists(st.sampled_from([name for name, raw in keys.items() if raw]), max_size=3)):
+        raw = keys[name]
+        payload = bytearray(next(iter(raw.payloads), b"") if raw else b"")
+        for at in data.draw(st.lists(st.integers(0, max(0, len(payload) - 1)), max_size=8)) if payload else []:
+            payload[at] = data.draw(st.integers(0, 255))
+        keys[name] = _with(raw, bytes(payload[: data.draw(st.integers(0, len(payload)))]))
+    survive(Known(known.hit, keys))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=200))
+def test_no_bytes_stop_the_readers(data: bytes) -> None:
+    parse(data)
+    guess.encoding_of(data)
+    guess.pickle_opcodes(data)
+    guess.hex_view(data)
+    with contextlib.suppress(msgpack.MsgpackFault):
+        msgpack.unpack(data)
+
+
+def test_msgpack_reads_every_kind_of_value() -> None:
+    packed = (
+        b"\x8c\xa1a\xc0\xa1b\xc3\xa1c\xcd\x01\x00\xa1d\xff\xa1e\xcb?\xf8\x00\x00\x00\x00\x00\x00\xa1f\xd9\x02hi"
+        b"\xa1g\xc4\x02\x00\x01\xa1h\x92\x01\x02\xa1i\xd4\x05x\xa1j\xdc\x00\x01\xc2\xa1k\xde\x00\x01\xa1z\xd0\x80\xa1l\xc7\x02\x07ab"
+    )
+    assert msgpack.unpack(packed) == {
+        "a": None, "b": True, "c": 256, "d": -1, "e": 1.5, "f": "hi", "g": b"\x00\x01", "h": [1, 2],
+        "i": msgpack.Ext(5, b"x"), "j": [False], "k": {"z": -128}, "l": msgpack.Ext(7, b"ab"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("data", "byte", "says"),
+    [(b"\xa5hi", 1, "cut short"), (b"\xc1", 0, "never uses"), (b"\xc0\xc0", 1, "after the end"),
+     (b"\xa1\xff", 1, "UTF-8"), (b"\x91" * 100, 65, "too deeply"), (b"\xdc\xff\xff", 3, "cut short")],
+)  # fmt: skip
+def test_msgpack_faults_say_where(data: bytes, byte: int, says: str) -> None:
+    with pytest.raises(msgpack.MsgpackFault, match=says) as fault:
+        msgpack.unpack(data)
+    assert fault.value.byte == byte
+
+
+@pytest.mark.parametrize(
+    ("data", "byte", "says"),
+    [(b'{"a": }', 6, "not valid JSON"), ('{"é": }'.encode(), 7, "not valid JSON"), (b'{"a": "\xff"}', 7, "UTF-8"),
+     (nested(100_000), 1024, "too deeply"), (b"", 0, "not valid JSON"), (b'"\\ud83d" x', 9, "not valid JSON")],
+)  # fmt: skip
+def test_json_faults_say_where(data: bytes, byte: int, says: str) -> None:
+    fault = parse(data).fault
+    assert fault is not None
+    assert fault.byte is not None
+    assert abs(fault.byte - byte) <= 1
+    assert says in fault.says
+
+
+def test_the_estimate_of_memory_is_an_upper_bound() -> None:
+    for data in (
+        b"[" + b"[]," * 50_000 + b"[]]",
+        b'{"a":[' + b'{"a":1},' * 50_000 + b"1]}",
+        b"[" + b"1.5," * 50_000 + b"1]",
+    ):
+        tracemalloc.start()
+        value = json.loads(data)
+        taken = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        assert value is not None
+        assert bounded.unfolded_bytes(data) >= taken
+
+
+# Safe to show
+
+
+def test_nothing_that_a_terminal_acts_on_is_shown_as_it_is() -> None:
+    shown = safe.printable("a\x1b[31mred\x07\u202eevil\u2066\x9b\n\r\x00\ud83d\U000e0041z\u2028")
+    assert shown == "a\\x1b[31mred\\x07\\u202eevil\\u2066\\x9b\\n\\x0d\\x00\\ud83d\\U000e0041z\\u2028"
+    assert safe.printable("Привет 👨‍👩‍👧 Zürich 你好 ☀️ é") == "Привет 👨‍👩‍👧 Zürich 你好 ☀️ é"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=40))
+def test_whatever_is_shown_is_one_line_without_controls(text: str) -> None:
+    shown = safe.printable(text)
+    shown.encode()
+    assert not any(
+        char < " " or "\x7f" <= char <= "\x9f" or char in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+        for char in shown
+    )
+
+
+def test_a_long_text_is_cut_and_says_so() -> None:
+    assert safe.printable("x" * 10_000_000) == "x" * 2_000 + "… (10,000,000 characters)"
+    assert safe.escaped('<script>"&') == "&lt;script&gt;&quot;&amp;"
+
+
+def test_width_counts_columns() -> None:
+    assert [safe.width(text) for text in ("abc", "你好", "é", "e\u0301")] == [3, 4, 1, 1]
+
+
+def test_names_survive_and_are_quoted_for_redis_cli() -> None:
+    assert to_bytes(to_name(b"\xff\x00a")) == b"\xff\x00a"
+    assert quoted("lg:idx:a:") == "lg:idx:a:"
+    assert quoted('a "b"\n\udcff$(rm)') == '"a \\x22b\\x22\\x0a\\xff$(rm)"'
