@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
+
+import pytest
 
 CELL_TIMEOUT_S = 60.0
 HERE = Path(__file__).parent
 # Strict: stored outputs are compared. The first failure ends a run: what follows from it says nothing.
 NBVAL = (
     f"--nbval --nbval-current-env -x -q -c {os.devnull} -p nbval_hooks -p no:cacheprovider -p no:xdist "
-    "-o asyncio_default_fixture_loop_scope=function --color=no"
+    "-p no:hypothesispytest -o asyncio_default_fixture_loop_scope=function --color=no"
 ).split()
+Given = TypeVar("Given")
+Run = subprocess.CompletedProcess[str]
 
 
-def run_notebook(
-    notebook: Path, folder: Path, *, cell_timeout_s: float = CELL_TIMEOUT_S, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run a copy of a notebook in ``folder``; the log is in ``stdout``. ``env``: variables beside the usual ones."""
-    copied = shutil.copy(notebook, folder)
-    command = [sys.executable, "-m", "pytest", *NBVAL, f"--nbval-cell-timeout={cell_timeout_s}", str(copied)]
+def run_nbval(notebook: Path, *, cell_timeout_s: float = CELL_TIMEOUT_S, env: dict[str, str] | None = None) -> Run:
+    """Run a notebook where it is, in a folder for it alone; the log is in ``stdout``. ``env``: beside the usual."""
+    command = [sys.executable, "-m", "pytest", *NBVAL, f"--nbval-cell-timeout={cell_timeout_s}", notebook.name]
     return subprocess.run(
         command,
-        cwd=folder,
-        env=own_jupyter(folder) | (env or {}),
+        cwd=notebook.parent,
+        env=own_jupyter(notebook.parent) | (env or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -43,3 +47,19 @@ def own_jupyter(folder: Path) -> dict[str, str]:
     }
     usual = {name: value for name, value in os.environ.items() if not name.startswith(("MEMKIT_LAB", "PYTEST_"))}
     return usual | private | {"PYTHONPATH": str(HERE), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+
+
+@contextlib.contextmanager
+def ahead_of_tests(
+    request: pytest.FixtureRequest, parameter: str, work: Callable[[Given], Run]
+) -> Iterator[Callable[[Given], Run]]:
+    """Yield a function that waits for ``work(value)``: begun, two at a time, for the ``parameter`` of every test here.
+
+    Much of a run is a kernel starting. A worker of xdist knows all tests, but not which will be its own: ahead of none.
+    """
+    here = [item for item in request.session.items if item.path == request.path]
+    values = [] if "PYTEST_XDIST_WORKER" in os.environ else [item.callspec.params[parameter] for item in here]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        begun = {value: pool.submit(work, value) for value in values}
+        yield lambda value: begun[value].result() if value in begun else work(value)
+        pool.shutdown(cancel_futures=True)

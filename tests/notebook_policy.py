@@ -1,4 +1,4 @@
-"""What a notebook of this repository looks like: ``complaints`` says where one differs, ``--write`` strips what differs.
+"""What a notebook of this repository looks like: ``complaints`` says where one differs, ``--write`` strips it.
 
 Contract cells, tagged nbval-check-output, keep their output and execution count: nbval compares nothing where there is
 no count. All other cells keep neither. nbstripout can keep the output of tagged cells, but counts only of all cells or
@@ -18,6 +18,8 @@ from typing import Any
 import nbformat
 
 CONTRACT = "nbval-check-output"
+TAGS = {CONTRACT, "parameters"}
+MARKERS = re.compile(r"# *((?:NBVAL|PYTEST_VALIDATE)_\w+)")
 CELLS, LINES = 15, 12
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -60,13 +62,15 @@ def _of_the_whole(notebook: Any, path: Path) -> Iterator[str]:
 
 def _of_the_cells(notebook: Any) -> Iterator[str]:
     for number, cell in _code_cells(notebook):
-        lines = cell.source.splitlines()
-        if len(lines) > LINES:
-            yield f"code cell {number} has {len(lines)} lines; at most {LINES}"
+        lines = len([line for line in cell.source.splitlines() if line.strip()])
+        if lines > LINES:
+            yield f"code cell {number} has {lines} lines; at most {LINES}"
         if not cell.source.startswith("%%ipytest") and DEFINES.search(cell.source):
             yield f"code cell {number} defines something outside %%ipytest; logic belongs into memkit"
         if set(cell.metadata) - {"tags"}:
             yield f"code cell {number} has metadata besides tags: run with --write"
+        for tag in set(cell.metadata.get("tags", ())) - TAGS | set(MARKERS.findall(cell.source)):
+            yield f"code cell {number} has {tag!r}, which lets nbval look away"
         if cell.source.rstrip().endswith(";"):
             yield f"code cell {number} ends with a semicolon, which hides nothing outside a browser"
 
