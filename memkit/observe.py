@@ -1,0 +1,827 @@
+"""When keys really expired: intervals [last seen, first gone] on the server's own clock.
+
+The ``expired`` event is no expiry time: Redis sends it when it frees the memory, at a sweep or at the first access,
+which may be long after the deadline. It is kept as what it is, an upper bound.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from html import escape
+from itertools import islice
+from posixpath import commonprefix
+from secrets import token_hex
+from ssl import SSLWantReadError
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
+
+import hiredis
+import redis
+
+from memkit.clock import ServerClock, escape_glob
+from memkit.connect import guard_write, started_by_memkit
+from memkit.errors import PolicyError
+from memkit.policy import UNIT_MS, Duration, human, ttl_ms
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+End = Literal["expired", "evicted", "deleted", "evicted or deleted", "alive", "absent"]
+ENDS: Final[tuple[End, ...]] = ("expired", "evicted", "deleted", "evicted or deleted", "alive", "absent")
+EVENTS: Final[Mapping[bytes, End]] = {b"expired": "expired", b"evicted": "evicted", b"del": "deleted"}
+
+GROUP = 100
+"""Keys between two readings of TIME: 0.2 ms of looking (measured), which every interval is wide at least."""
+NEAR_US = 40_000
+ROUND_US = 300_000
+"""What the first round of looks after a jump may take; later ones go by the last."""
+WAIT_LIMIT_MS = 3_600_000
+SWEEP_WITHIN_S = 30.0
+MAX_CHANGES = 1_000
+NONE: Final = -1
+GONE: Final = -2
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """One key's end. ``ttl_ms``: the TTL that was meant; times are the server's; ``event_at`` bounds from above."""
+
+    key: str
+    ttl_ms: int | None
+    begun_at: datetime
+    deadline_at: datetime | None
+    seen_at: datetime
+    gone_at: datetime | None
+    event_at: datetime | None
+    end: End
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlineChange:
+    """A deadline that moved between two looks: from what to what.
+
+    ``kind``: ``renewed`` (later), ``shortened`` (earlier), ``dropped`` (no TTL any more), ``given`` (had none),
+    ``gone`` or ``appeared``. ``was_left_ms``: what the key would still have had; ``is_left_ms``: what it has. None: no
+    TTL, or no key.
+    """
+
+    key: str
+    kind: Literal["renewed", "shortened", "dropped", "given", "gone", "appeared"]
+    after: datetime
+    before: datetime
+    was_left_ms: int | None
+    is_left_ms: int | None
+
+    def __str__(self) -> str:
+        was, now = (about(left) if left is not None else "no TTL" for left in (self.was_left_ms, self.is_left_ms))
+        if self.kind == "gone":
+            said = f"gone with {was} left" if self.was_left_ms is None or self.was_left_ms > 0 else "expired"
+        else:
+            said = f"{self.kind}, from {was} left to {now}"
+        return f"{self.key}: {said}, by {self.before:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def about(ms: float) -> str:
+    """Return a duration in its two largest units: ``6d 23h``, ``5m``, ``2m 5s``, ``1.5s``, ``12ms``."""
+    sign, rest = "-" if ms < 0 else "", round(abs(ms))
+    if rest < 1_000:
+        return f"{sign}{rest}ms"
+    if rest < 60_000:
+        return f"{sign}{rest / 1000:.3g}s"
+    rest = round(rest / 1000)
+    parts: list[str] = []
+    for unit, size in (("w", 604_800), ("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
+        count, rest = divmod(rest, size)
+        if count or parts:
+            parts.append(f"{count}{unit}" if count else "")
+    return sign + " ".join(part for part in parts[:2] if part)
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What the sweep for expired keys had to do: ``live_keys`` with a TTL beside the dead, ``hz``, ``effort``."""
+
+    live_keys: int
+    hz: int
+    effort: int
+
+    @property
+    def bound_s(self) -> float:
+        """The worst lateness to expect: live keys / (hz x (20 + 5 x (effort - 1))), a rule that held when measured."""
+        return self.live_keys / (self.hz * (20 + 5 * (self.effort - 1)))
+
+
+def _column() -> array[int]:
+    return array("q")
+
+
+@dataclass(slots=True)
+class ExpiryLog:
+    """What was observed, a row a key: ``for expiry in log``, ``log.to_frame()``, ``log.verdict``, ``str(log)``.
+
+    ``server`` names the server, ``clock`` how time passed, ``sweep`` what the sweep had to do where the keys were left
+    to it, ``changes`` the deadlines that moved meanwhile (the first 1,000).
+    """
+
+    server: str
+    clock: str
+    resolution_ms: float
+    keys: list[str] = field(default_factory=list)
+    ttl_ms: array[int] = field(default_factory=_column)
+    begun_us: array[int] = field(default_factory=_column)
+    begun_by_us: array[int] = field(default_factory=_column)
+    deadline_us: array[int] = field(default_factory=_column)
+    seen_us: array[int] = field(default_factory=_column)
+    gone_us: array[int] = field(default_factory=_column)
+    event_us: array[int] = field(default_factory=_column)
+    ends: bytearray = field(default_factory=bytearray)
+    changes: list[DeadlineChange] = field(default_factory=list)
+    sweep: Sweep | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> Expiry:
+        return Expiry(
+            self.keys[index],
+            _known(self.ttl_ms[index]),
+            _at(self.begun_us[index]),
+            _at_or_none(self.deadline_us[index]),
+            _at(self.seen_us[index]),
+            _at_or_none(self.gone_us[index]),
+            _at_or_none(self.event_us[index]),
+            ENDS[self.ends[index]],
+        )
+
+    def __iter__(self) -> Iterator[Expiry]:
+        return (self[index] for index in range(len(self)))
+
+    def counts(self) -> dict[End, int]:
+        """Return how many keys came to which end."""
+        found = Counter(self.ends)
+        return {end: found[code] for code, end in enumerate(ENDS) if found[code]}
+
+    @property
+    def exact_to_ms(self) -> tuple[float, float]:
+        """Half the width of the intervals of the keys that went, median and worst; 0 when none went."""
+        pairs = zip(self.seen_us, self.gone_us, strict=True)
+        widths = sorted(gone - seen for seen, gone in pairs if gone != NONE) or [0]
+        return widths[len(widths) // 2] / 2000, widths[-1] / 2000
+
+    def life_ms(self, index: int) -> tuple[float, float]:
+        """Return the least and the most that a key can have lived; infinity for one that still does."""
+        gone = self.gone_us[index]
+        least = max(0, self.seen_us[index] - self.begun_by_us[index]) / 1000
+        return least, float("inf") if gone == NONE else (gone - self.begun_us[index]) / 1000
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a row a key: TTLs and lives in seconds, times in UTC; NaN and NaT for what was not seen."""
+        import numpy as np
+        import pandas as pd
+
+        def seconds(values: array[int], per_s: int) -> Any:
+            numbers = np.array(values, dtype=float)
+            return np.where(numbers == NONE, np.nan, numbers) / per_s
+
+        def times(values: array[int]) -> Any:
+            return pd.to_datetime([None if value == NONE else value for value in values], unit="us", utc=True)
+
+        gone, begun, deadline = (seconds(v, 1_000_000) for v in (self.gone_us, self.begun_us, self.deadline_us))
+        return pd.DataFrame(
+            {
+                "key": self.keys,
+                "configured_ttl_s": seconds(self.ttl_ms, 1000),
+                "granted_ttl_s": deadline - begun,
+                "life_min_s": np.maximum(0, seconds(self.seen_us, 1_000_000) - seconds(self.begun_by_us, 1_000_000)),
+                "life_max_s": gone - begun,
+                "event_late_max_s": seconds(self.event_us, 1_000_000) - deadline,
+                "begun_at": times(self.begun_us),
+                "deadline_at": times(self.deadline_us),
+                "last_seen_at": times(self.seen_us),
+                "first_gone_at": times(self.gone_us),
+                "event_at": times(self.event_us),
+                "end": pd.Categorical.from_codes(list(self.ends), categories=list(ENDS)),
+            }
+        )
+
+    def groups(self) -> list[Group]:
+        """Return the keys by TTL that was meant, shortest first, those of unknown TTL last."""
+        rows: dict[int, list[int]] = {}
+        for index, ttl in enumerate(self.ttl_ms):
+            rows.setdefault(ttl, []).append(index)
+        return [Group.of(self, ttl, rows[ttl]) for ttl in sorted(rows, key=lambda ttl: (ttl == NONE, ttl))]
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: did the keys live as long as was meant? The same words for the same outcome."""
+        groups = self.groups()
+        wrong = [group for group in groups if group.deviates]
+        if wrong:
+            return f"Not as meant: {'; '.join(str(group) for group in wrong)}."
+        unknown = [group for group in groups if group.ttl_ms is None]
+        if unknown or not groups:
+            return f"{_keys(len(self))}: {', '.join(str(group) for group in unknown) or 'nothing to observe'}."
+        meant = human(cast("int", groups[0].ttl_ms))
+        if len(groups) > 1:
+            meant += f" to {human(cast('int', groups[-1].ttl_ms))}"
+        return f"As meant: {_keys(len(self))} lived {'its' if len(self) == 1 else 'their'} TTL of {meant} and expired."
+
+    def __str__(self) -> str:
+        typical, worst = self.exact_to_ms
+        return f"{self.verdict} Seen on {self.server}, {self.clock}, exact to {typical:.3g} ms (worst {worst:.3g} ms)."
+
+    def _repr_html_(self) -> str:
+        head = "".join(
+            f"<th>{name}</th>" for name in ("TTL meant", "keys", "end", "lived", "exact to", "event late by")
+        )
+        body = "".join(
+            f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in group.cells())}</tr>" for group in self.groups()
+        )
+        return (
+            f"<table><caption>{escape(str(self))}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The keys of one TTL: how many came to which end, and the range of their lives (None: all still live)."""
+
+    ttl_ms: int | None
+    keys: int
+    ends: Mapping[End, int]
+    life_ms: tuple[float, float] | None
+    exact_to_ms: float
+    event_late_ms: float | None
+    short: int
+    long: int
+
+    @classmethod
+    def of(cls, log: ExpiryLog, ttl: int, rows: Sequence[int]) -> Group:
+        """Return what a log's rows say; lives are middles of their intervals."""
+        gone = [index for index in rows if log.gone_us[index] != NONE]
+        intervals = [log.life_ms(index) for index in gone]
+        middles = [(least + most) / 2 for least, most in intervals]
+        slack = max(ttl * 0.01, 2.0)
+        late = [
+            (log.event_us[i] - log.deadline_us[i]) / 1000
+            for i in gone
+            if NONE not in (log.event_us[i], log.deadline_us[i])
+        ]
+        known = ttl != NONE
+        ends = Counter(ENDS[log.ends[index]] for index in rows)
+        return cls(
+            ttl if known else None,
+            len(rows),
+            {end: ends[end] for end in ENDS if ends[end]},
+            (min(middles), max(middles)) if middles else None,
+            max((most - least for least, most in intervals), default=0) / 2,
+            max(late, default=None),
+            sum(most < ttl - slack for _, most in intervals) if known else 0,
+            sum(least > ttl + slack for least, _ in map(log.life_ms, rows)) if known else 0,
+        )
+
+    @property
+    def deviates(self) -> bool:
+        """Whether any key of a known TTL lived shorter or longer than that, by more than 1 %, or did not expire."""
+        return self.ttl_ms is not None and bool(self.short or self.long or set(self.ends) - {"expired", "alive"})
+
+    @property
+    def lived(self) -> str:
+        """The range of lives in words."""
+        if self.life_ms is None:
+            return "still live" if "alive" in self.ends else "were not there"
+        low, high = (about(ms) for ms in self.life_ms)
+        return f"lived {low}" if low == high else f"lived {low} to {high}"
+
+    def __str__(self) -> str:
+        ends = ", ".join(f"{count} {end}" for end, count in self.ends.items())
+        meant = f" meant to live {human(self.ttl_ms)}" if self.ttl_ms is not None else ""
+        return f"{_keys(self.keys)}{meant} {self.lived} ({ends})"
+
+    def cells(self) -> tuple[str, ...]:
+        """Return a row of the table."""
+        ends = ", ".join(f"{count} {end}" for end, count in self.ends.items())
+        late = "no event" if self.event_late_ms is None else f"at most {about(self.event_late_ms)}"
+        meant = "unknown" if self.ttl_ms is None else human(self.ttl_ms)
+        return meant, f"{self.keys:,}", ends, self.lived, f"{self.exact_to_ms:.3g} ms", late
+
+
+def _keys(count: int) -> str:
+    return f"{count:,} {'key' if count == 1 else 'keys'}"
+
+
+def _known(value: int) -> int | None:
+    return None if value == NONE else value
+
+
+def _at(us: int) -> datetime:
+    return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=us)
+
+
+def _at_or_none(us: int) -> datetime | None:
+    return None if us == NONE else _at(us)
+
+
+def observe_expiry(
+    client: redis.Redis,
+    *,
+    ttls: Iterable[Duration] = (),
+    keys_per_ttl: int = 1,
+    keys: Iterable[str] | Mapping[str, Duration | None] = (),
+    prefix: str = "memkit-observe:",
+    resolution_ms: float = 5.0,
+    clock: ServerClock | None = None,
+    wait_s: float | None = None,
+    leave_to_sweep: bool = False,
+) -> ExpiryLog:
+    """Observe when keys become unreadable, as intervals on the server's clock.
+
+    ``ttls``: write ``keys_per_ttl`` keys of each (under ``prefix`` and a random token; removed if any is left), which
+    needs the production guard's leave. ``keys``: follow existing ones instead, read-only; a mapping says what TTL each
+    was meant to have. With ``clock`` time jumps to shortly before each deadline; without, it is waited for, ``wait_s``
+    at most. ``resolution_ms``: the step with which a deadline is crossed. ``leave_to_sweep``: look at no key between
+    its deadline and its event, to see how late the server's own sweep is (a look would make it expire at once).
+
+    Events are heard where the server sends them (notify-keyspace-events; switched on for the while on a server that
+    memkit started). Raises PolicyError for what cannot be meant, ProductionGuardError.
+    """
+    wanted, meant = list(ttls), dict(keys) if isinstance(keys, Mapping) else dict.fromkeys(keys)
+    _check(wanted, meant, keys_per_ttl, resolution_ms, clock, wait_s)
+    sandbox = getattr(client, "_test_prefix", "")
+    if wanted and not sandbox:
+        guard_write(client)
+    prefix = prefix if prefix.startswith(sandbox) else sandbox + prefix
+    log = ExpiryLog(_server_name(client), "by jumps" if clock else "in real time", resolution_ms)
+    with ExitStack() as stack:
+        run = _Run(client, log, clock, wait_s, stack.enter_context(_progress()))
+        if wanted:
+            run.name(f"{prefix}{token_hex(4)}:", wanted, keys_per_ttl)
+            stack.callback(run.remove_leftovers)
+        else:
+            run.take(meant)
+        run.events = _Events.open(client, log.keys, stack)
+        if wanted:
+            run.write()
+        (run.leave_to_sweep if leave_to_sweep else run.follow)()
+    return log
+
+
+def watch(client: redis.Redis, keys: Iterable[str], *, for_s: float, every_s: float = 1.0) -> Iterator[DeadlineChange]:
+    """Yield deadlines that move on live sessions, for some time. Read-only: PEXPIRETIME, or PTTL on 6.2."""
+    looker = Watch(client, keys)
+    until = time.monotonic() + for_s
+    while (left := until - time.monotonic()) > 0:
+        time.sleep(min(every_s, left))  # a sampling interval: nothing here waits for an expiry
+        yield from looker.look()
+
+
+class Watch:
+    """The deadlines of some keys as last seen; ``look()`` returns what moved since. Read-only.
+
+    Moves of less than 5 ms are not told apart from the clock's own.
+    """
+
+    def __init__(self, client: redis.Redis, keys: Iterable[str], *, clock: ServerClock | None = None) -> None:
+        self._look = _Look(client, clock)
+        self.keys = list(dict.fromkeys(keys))
+        self._seen = list(self._look.deadlines(self.keys))
+
+    def look(self) -> list[DeadlineChange]:
+        """Look again; return the changes, in the order of the keys."""
+        seen = list(self._look.deadlines(self.keys))
+        pairs = zip(self.keys, self._seen, seen, strict=True)
+        changes = [change for key, was, now in pairs if (change := _change(key, was, now))]
+        self._seen = seen
+        return changes
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A key at one look: between two times of the server; its deadline, NONE (no TTL) or GONE."""
+
+    from_us: int
+    to_us: int
+    deadline_us: int
+
+
+def _change(key: str, was: _Seen, now: _Seen) -> DeadlineChange | None:
+    moved = now.deadline_us - was.deadline_us
+    if GONE in (was.deadline_us, now.deadline_us):
+        kind = None if not moved else "gone" if now.deadline_us == GONE else "appeared"
+    elif NONE in (was.deadline_us, now.deadline_us):
+        kind = None if not moved else "dropped" if now.deadline_us == NONE else "given"
+    else:
+        kind = None if abs(moved) < 5_000 else "renewed" if moved > 0 else "shortened"
+    if not kind:
+        return None
+    left = [round((d - now.to_us) / 1000) if d >= 0 else None for d in (was.deadline_us, now.deadline_us)]
+    return DeadlineChange(key, cast("Any", kind), _at(was.from_us), _at(now.to_us), left[0], left[1])
+
+
+class _Look:
+    """Looks at keys without touching them: deadlines one by one, or how many of a group are there."""
+
+    def __init__(self, client: redis.Redis, clock: ServerClock | None) -> None:
+        self._client = client
+        # Under a deadline shift the server's TIME stays; what has been shifted is what it would have moved.
+        self._virtual = clock if clock and clock.rung != "preload" else None
+        self._exact = bool(cast("Any", client).execute_command("COMMAND INFO", "pexpiretime")[0])
+
+    def now_us(self) -> int:
+        return self.us(self._client.time())
+
+    def deadlines(self, keys: Sequence[str]) -> Iterator[_Seen]:
+        """Yield each key's deadline; 6.2 has no PEXPIRETIME, there it is TIME and PTTL side by side."""
+        each = 1 if not self._exact else GROUP
+        for start in range(0, len(keys), GROUP * 10):
+            part = keys[start : start + GROUP * 10]
+            with self._client.pipeline(transaction=False) as pipe:
+                for index, key in enumerate(part):
+                    if index % each == 0:
+                        pipe.time()
+                    pipe.pexpiretime(key) if self._exact else pipe.pttl(key)
+                pipe.time()
+                yield from self._read(pipe.execute())
+
+    def _read(self, said: list[Any]) -> Iterator[_Seen]:
+        before, waiting = 0, []
+        for one in said:
+            if not isinstance(one, tuple):
+                waiting.append(one)
+                continue
+            now = self.us(one)
+            for ms in waiting:
+                at = ms if ms < 0 else self._deadline_us(ms, before)
+                yield _Seen(before, now, at)
+            before, waiting = now, []
+
+    def _deadline_us(self, ms: int, now_us: int) -> int:
+        return ms * 1000 + self._offset_us() if self._exact else now_us + ms * 1000
+
+    def there(self, keys: Sequence[str]) -> Iterator[tuple[int, int, int]]:
+        """Yield for each GROUP of keys: from when, to when, how many are there. EXISTS touches no idle clock."""
+        for start in range(0, len(keys), GROUP * 10):
+            part = keys[start : start + GROUP * 10]
+            with self._client.pipeline(transaction=False) as pipe:
+                for first in range(0, len(part), GROUP):
+                    pipe.time()
+                    pipe.exists(*part[first : first + GROUP])
+                pipe.time()
+                said = pipe.execute()
+            times = [self.us(one) for one in said[::2]]
+            yield from zip(times[:-1], times[1:], said[1::2], strict=True)
+
+    def us(self, said: tuple[int, int]) -> int:
+        return said[0] * 1_000_000 + said[1] + self._offset_us()
+
+    def _offset_us(self) -> int:
+        return round(self._virtual.offset / timedelta(microseconds=1)) if self._virtual else 0
+
+
+class _Run:
+    """One observation: fills the log's columns."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        log: ExpiryLog,
+        clock: ServerClock | None,
+        wait_s: float | None,
+        show: Callable[[int, int], None],
+    ) -> None:
+        self._client, self._log, self._clock, self._show = client, log, clock, show
+        self._look = _Look(client, clock)
+        self._step_us = round(log.resolution_ms * 1000)
+        self._until = time.monotonic() + wait_s if wait_s is not None else float("inf")
+        self._evicted = _evicted_keys(client)
+        self._jumps_in_vain = 0
+        self._gone = 0
+        self.events: _Events | None = None
+
+    def name(self, prefix: str, ttls: Sequence[Duration], keys_per_ttl: int) -> None:
+        """Make the rows of keys to write: longest TTL first, so that the shortest are fresh when the look begins."""
+        for ttl in sorted((ttl_ms(ttl) for ttl in ttls), reverse=True):
+            for _ in range(keys_per_ttl):
+                self._row(f"{prefix}{human(ttl)}:{len(self._log)}", ttl)
+
+    def take(self, meant: Mapping[str, Duration | None]) -> None:
+        """Make the rows of existing keys, as they are now."""
+        for key, ttl in meant.items():
+            self._row(key, NONE if ttl is None else ttl_ms(ttl))
+        log = self._log
+        for index, seen in enumerate(self._look.deadlines(log.keys)):
+            log.begun_us[index] = log.begun_by_us[index] = log.seen_us[index] = seen.from_us
+            log.deadline_us[index] = max(seen.deadline_us, NONE)
+            if seen.deadline_us == GONE:
+                log.ends[index] = ENDS.index("absent")
+
+    def _row(self, key: str, ttl: int) -> None:
+        log = self._log
+        log.keys.append(key)
+        log.ttl_ms.append(ttl)
+        for column in (log.begun_us, log.begun_by_us, log.deadline_us, log.seen_us, log.gone_us, log.event_us):
+            column.append(NONE)
+        log.ends.append(ENDS.index("alive"))
+
+    def write(self) -> None:
+        """SET the keys, each with its TTL, and read the deadline that it got."""
+        for start in range(0, len(self._log), GROUP):
+            rows = range(start, min(start + GROUP, len(self._log)))
+            with self._client.pipeline(transaction=False) as pipe:
+                pipe.time()
+                for index in rows:
+                    pipe.set(self._log.keys[index], b"x", px=self._log.ttl_ms[index])
+                pipe.time()
+                said = pipe.execute()
+            begun, by = self._look.us(said[0]), self._look.us(said[-1])
+            seen = self._look.deadlines(self._log.keys[start : start + GROUP])
+            for index, one in zip(rows, seen, strict=True):
+                self._log.begun_us[index], self._log.begun_by_us[index] = begun, by
+                self._log.seen_us[index] = begun
+                self._note(index, one)
+
+    def remove_leftovers(self) -> None:
+        """Remove the written keys that still live."""
+        left = [key for key, gone in zip(self._log.keys, self._log.gone_us, strict=True) if gone == NONE]
+        for start in range(0, len(left), GROUP):
+            self._client.unlink(*left[start : start + GROUP])
+
+    def follow(self) -> None:
+        """Cross every deadline in small steps, looking at the keys that are near theirs."""
+        heap = [(deadline, index) for index, deadline in enumerate(self._log.deadline_us) if self._lives(index)]
+        heapq.heapify(heap)
+        ahead_us, round_us = 2 * self._step_us, 0
+        while heap and self._may_go_on():
+            now = self._look.now_us()
+            if heap[0][0] > now + ahead_us:
+                now, round_us = self._approach(heap, ahead_us), ROUND_US
+            # Three rounds ahead: a key whose deadline passes during a round was looked at shortly before.
+            self._see_near(heap, now + ahead_us + self._step_us + 3 * round_us)
+            self._listen()
+            after = self._look.now_us()
+            round_us = after - now
+            if heap and after < heap[0][0]:
+                self._pass_time(self._step_us)
+        self._finish()
+
+    def _approach(self, heap: list[tuple[int, int]], ahead_us: int) -> int:
+        """Let time pass until shortly before the next deadline; return the time."""
+        # A first stop without hurry: should this process be late for the second, no interval is wider than 2 s for it.
+        early_us = max(1_000_000, 10 * ahead_us)
+        self._see_near(heap, self._reach(heap[0][0] - early_us) + 2 * early_us)
+        now = self._reach(heap[0][0] - ahead_us)
+        # The nearest at once: to look at thousands takes longer than they have.
+        self._see_near(heap, now + ahead_us + NEAR_US)
+        return now
+
+    def _see_near(self, heap: list[tuple[int, int]], until_us: int) -> None:
+        due = []
+        while heap and heap[0][0] <= until_us:
+            due.append(heapq.heappop(heap)[1])
+        self._see(due)
+        for index in filter(self._lives, due):
+            heapq.heappush(heap, (self._log.deadline_us[index], index))
+
+    def leave_to_sweep(self) -> None:
+        """Go past the deadlines of keys that end together, look at none of them, and hear when each event comes."""
+        if not self.events:
+            raise PolicyError("leave_to_sweep needs keyspace events; expected notify-keyspace-events to hold K and x")
+        order = sorted(filter(self._lives, range(len(self._log))), key=self._log.deadline_us.__getitem__)
+        while order and self._may_go_on():
+            together = self._log.deadline_us[order[0]] + 10_000_000
+            dead = [index for index in order if self._log.deadline_us[index] <= together]
+            self._reach(self._log.deadline_us[dead[0]] - 2 * self._step_us)
+            self._see(dead)
+            self._reach(self._log.deadline_us[dead[-1]] + 1_000, checkpoints=False)
+            self._log.sweep = _sweep(self._client, len(dead))
+            patience = time.monotonic() + SWEEP_WITHIN_S
+            while any(map(self._lives, dead)) and time.monotonic() < min(patience, self._until):
+                self._listen(0.02, proof=True)
+            order = order[len(dead) :]
+        self._finish()
+
+    def _lives(self, index: int) -> bool:
+        log = self._log
+        return log.gone_us[index] == NONE and log.deadline_us[index] != NONE and ENDS[log.ends[index]] != "absent"
+
+    def _may_go_on(self) -> bool:
+        return time.monotonic() < self._until and self._jumps_in_vain < 100
+
+    def _reach(self, target_us: int, *, checkpoints: bool = True) -> int:
+        """Let time pass until then, with a look at all keys whenever the observation is ten times as old."""
+        begun = min(self._log.begun_us)
+        while (now := self._look.now_us()) < target_us and self._may_go_on():
+            stop = begun + max(1_000_000, 10 * (now - begun)) if checkpoints else target_us
+            self._jumps_in_vain += self._clock is not None
+            self._pass_time(min(stop, target_us) - now)
+            if stop < target_us and self._look.now_us() >= stop:
+                self._see([index for index, gone in enumerate(self._log.gone_us) if gone == NONE])
+        return now
+
+    def _pass_time(self, us: int) -> None:
+        if self._clock:
+            self._clock.shift(timedelta(microseconds=us))
+        else:
+            # In slices: wait_s may end before, and events are to be stamped when they come.
+            self._listen(min(us / 1_000_000, 0.05, max(0.0, self._until - time.monotonic())))
+
+    def _see(self, rows: Sequence[int]) -> None:
+        """Look at keys by groups; one by one where some of a group are gone, or are there after their deadline."""
+        log = self._log
+        doubtful: list[int] = []
+        groups = (rows[start : start + GROUP] for start in range(0, len(rows), GROUP))
+        for group, (since, by, there) in zip(groups, self._look.there([log.keys[i] for i in rows]), strict=True):
+            if not there:
+                for index in group:
+                    self._went(index, by)
+            elif there == len(group) and all(since < log.deadline_us[index] for index in group):
+                for index in group:
+                    log.seen_us[index] = since
+            else:
+                doubtful += group
+        for index, seen in zip(doubtful, self._look.deadlines([log.keys[i] for i in doubtful]), strict=True):
+            self._note(index, seen)
+        self._show(self._gone, len(log))
+
+    def _note(self, index: int, seen: _Seen) -> None:
+        if seen.deadline_us == GONE:
+            self._went(index, seen.to_us)
+            return
+        log = self._log
+        was = _Seen(log.seen_us[index], log.seen_us[index], log.deadline_us[index])
+        log.seen_us[index], log.event_us[index], log.ends[index] = seen.from_us, NONE, ENDS.index("alive")
+        first = was.deadline_us == NONE and log.begun_us[index] == was.from_us
+        change = None if first else _change(log.keys[index], was, seen)
+        if first or change:
+            log.deadline_us[index] = seen.deadline_us
+        if change and len(log.changes) < MAX_CHANGES:
+            log.changes.append(change)
+
+    def _went(self, index: int, by_us: int) -> None:
+        if self._log.gone_us[index] == NONE:
+            self._log.gone_us[index] = by_us
+            self._gone += 1
+            self._jumps_in_vain = 0
+
+    def _listen(self, wait_s: float = 0.0, *, proof: bool = False) -> None:
+        """Stamp the events that have come, GROUP by GROUP; with ``proof`` they say that the key is gone, too."""
+        if not self.events:
+            time.sleep(wait_s)  # between two looks, not for an expiry
+            return
+        heard = self.events.heard(wait_s)
+        while some := list(islice(heard, GROUP)):
+            now = self._look.now_us()
+            for index, end in some:
+                self._log.event_us[index], self._log.ends[index] = now, ENDS.index(end)
+                if proof:
+                    self._went(index, now)
+            self._show(self._gone, len(self._log))
+
+    def _finish(self) -> None:
+        """Look once more at what lives, and name the ends that no event has told."""
+        self._see([index for index, gone in enumerate(self._log.gone_us) if gone == NONE])
+        self._listen(0.05)
+        evicted = _evicted_keys(self._client)
+        early: End = "deleted" if evicted is not None and evicted == self._evicted else "evicted or deleted"
+        log = self._log
+        for index, gone in enumerate(log.gone_us):
+            if gone != NONE and ENDS[log.ends[index]] == "alive":
+                late = NONE != log.deadline_us[index] < gone
+                log.ends[index] = ENDS.index("expired" if late else early)
+
+
+class _Events:
+    """Keyspace events of the observed keys.
+
+    Read from the socket: redis-py's ``get_message(timeout=0)`` raises TimeoutError when a burst ends within a message
+    (8.1), and parses some 30 times slower.
+    """
+
+    def __init__(self, connection: Any, keys: Sequence[str]) -> None:
+        self._socket = connection._sock
+        self._reader = hiredis.Reader()
+        self._index = {key.encode(): index for index, key in enumerate(keys)}
+
+    @classmethod
+    def open(cls, client: redis.Redis, keys: Sequence[str], stack: ExitStack) -> _Events | None:
+        """Subscribe; None where the server sends no such events and is not memkit's to make it."""
+        if not _sends_events(client, stack):
+            return None
+        pool = client.connection_pool
+        options = {name: value for name, value in pool.connection_kwargs.items() if not name.startswith("maint_")}
+        connection = pool.connection_class(**{**options, "protocol": 2})
+        stack.callback(connection.disconnect)
+        connection.connect()
+        channel = f"__keyspace@{options.get('db') or 0}__:"
+        if len(keys) <= GROUP:
+            connection.send_command("SUBSCRIBE", *(channel + key for key in keys))
+        else:
+            connection.send_command("PSUBSCRIBE", escape_glob(channel + commonprefix(keys)) + "*")
+        connection.read_response()
+        return cls(connection, keys)
+
+    def heard(self, wait_s: float) -> Iterator[tuple[int, End]]:
+        """Yield what has come, row and end; wait for the first that long."""
+        self._socket.settimeout(wait_s)
+        # Not ready is BlockingIOError, TimeoutError or, over TLS, SSLWantReadError.
+        with suppress(BlockingIOError, TimeoutError, SSLWantReadError):
+            while data := self._socket.recv(1 << 16):
+                self._reader.feed(data)
+                self._socket.settimeout(0)
+                yield from self._read()
+
+    def _read(self) -> Iterator[tuple[int, End]]:
+        while (message := self._reader.gets()) is not False:
+            if message[0] in (b"message", b"pmessage"):
+                index, end = self._index.get(message[-2].partition(b":")[2]), EVENTS.get(message[-1])
+                if index is not None and end:
+                    yield index, end
+
+
+def _sends_events(client: redis.Redis, stack: ExitStack) -> bool:
+    """Whether keyspace events come; switched on, until the stack is left, on a server that memkit started."""
+    try:
+        flags = _text(cast("dict[Any, Any]", client.config_get("notify-keyspace-events")))
+    except redis.ResponseError:
+        return True  # not allowed to ask: listening does no harm
+    if "K" in flags and ("A" in flags or {"g", "x", "e"} <= set(flags)):
+        return True
+    if not started_by_memkit(client):
+        return False
+    client.config_set("notify-keyspace-events", flags + "Kgxe")
+    stack.callback(client.config_set, "notify-keyspace-events", flags)
+    return True
+
+
+def _text(answer: dict[Any, Any]) -> str:
+    return "".join(value.decode() if isinstance(value, bytes) else str(value) for value in answer.values())
+
+
+def _evicted_keys(client: redis.Redis) -> int | None:
+    try:
+        return cast("int", client.info("stats").get("evicted_keys"))
+    except redis.ResponseError:
+        return None
+
+
+def _sweep(client: redis.Redis, dead: int) -> Sweep:
+    """Return what the sweep has to do; INFO's count includes the dead that it has not removed yet."""
+    database = f"db{client.connection_pool.connection_kwargs.get('db') or 0}"
+    with_ttl = client.info("keyspace").get(database, {}).get("expires", 0)
+    effort = "1"
+    with suppress(redis.ResponseError):
+        effort = _text(cast("dict[Any, Any]", client.config_get("active-expire-effort"))) or "1"
+    return Sweep(max(0, with_ttl - dead), client.info("server").get("hz", 10), int(effort))
+
+
+def _server_name(client: redis.Redis) -> str:
+    info = client.info("server")
+    if "valkey_version" in info:
+        return f"Valkey {info['valkey_version']}"
+    return f"Redis {info.get('redis_version', '(version not told)')}"
+
+
+def _check(
+    ttls: Sequence[Duration],
+    keys: Mapping[str, Duration | None],
+    keys_per_ttl: int,
+    resolution_ms: float,
+    clock: ServerClock | None,
+    wait_s: float | None,
+) -> None:
+    if bool(ttls) == bool(keys):
+        raise PolicyError("observe_expiry takes either ttls=, to write keys, or keys=, to follow existing ones")
+    if keys_per_ttl < 1 or not 0.1 <= resolution_ms <= UNIT_MS["d"]:
+        raise PolicyError(
+            f"keys_per_ttl={keys_per_ttl!r}, resolution_ms={resolution_ms!r}: expected at least one key, and a step of "
+            "0.1 ms to a day"
+        )
+    longest = max((ttl_ms(ttl) for ttl in ttls), default=0)
+    if longest > WAIT_LIMIT_MS and not clock and wait_s is None:
+        raise PolicyError(
+            f"a TTL of {human(longest)} would be waited for; give clock= (a private server's, or a sandbox's) to jump "
+            "there, or wait_s= to see how far it comes"
+        )
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """Show progress on stderr where that is a terminal and tqdm is installed."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield lambda *_: None
+        return
+    with tqdm(desc="observing", unit=" keys", disable=None, leave=False, delay=1) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
