@@ -17,6 +17,8 @@ from typing import Any
 
 import nbformat
 
+from memkit.demo import QUESTIONS
+
 CONTRACT = "nbval-check-output"
 TAGS = {CONTRACT, "parameters"}
 MARKERS = re.compile(r"# *((?:NBVAL|PYTEST_VALIDATE)_\w+)")
@@ -29,6 +31,9 @@ DEFINES = re.compile(r"^\s*(async def|def|class)\b", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#:]+)\)")
 # What differs from one machine or run to the next, or names somebody's machine.
 PLACE = re.compile(r"/home/|/Users/|/root/|/tmp/|memkit-(test:)?[0-9a-f]{8}|0x[0-9a-f]{6,}|\d\d:\d\d:\d\d")
+
+# What people wrote in the demo incident stands for what they write in a real one.
+CANARIES = {text for text in QUESTIONS if len(text) > 8}
 
 
 def complaints(path: Path) -> list[str]:
@@ -85,7 +90,10 @@ def _of_the_outputs(notebook: Any) -> Iterator[str]:
             yield f"code cell {number} is a contract cell and has no output with a count: nothing would be compared"
         if any(output.output_type == "error" for output in cell.outputs):
             yield f"code cell {number} has a stored error"
-        for seen in sorted({match[0] for match in PLACE.finditer(str(cell.outputs))}):
+        stored = str(cell.outputs)
+        for seen in sorted(
+            {match[0] for match in PLACE.finditer(stored)} | {text for text in CANARIES if text in stored}
+        ):
             yield f"code cell {number} has a stored output with {seen!r}, which is private or differs from run to run"
 
 
