@@ -160,20 +160,15 @@ def test_a_run_under_xdist_leaves_nothing(tmp_path):
         "import pytest\n@pytest.mark.parametrize('n', range(4))\n"
         "def test(memkit_server, redis_memory_store, n):\n    print('at', memkit_server.pid, memkit_server.directory)\n"
     )
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-n",
-        "2",
-        "-rP",
-        "-p",
-        "no:cacheprovider",
-        "-c",
-        os.devnull,
-        str(tmp_path),
-    ]
-    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    options = "-p memkit.pytest_plugin -p xdist -n 2 -rP -p no:cacheprovider".split()
+    said = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "-c", os.devnull, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+    ).stdout
     servers = {tuple(line.split()[1:]) for line in said.splitlines() if line.startswith("at ")}
     assert servers
     for pid, directory in servers:
