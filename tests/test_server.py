@@ -160,7 +160,7 @@ def test_a_run_under_xdist_leaves_nothing(tmp_path):
         "import pytest\n@pytest.mark.parametrize('n', range(4))\n"
         "def test(memkit_server, redis_memory_store, n):\n    print('at', memkit_server.pid, memkit_server.directory)\n"
     )
-    options = "-p memkit.pytest_plugin -p xdist -n 2 -rP -p no:cacheprovider".split()
+    options = ["-p", "memkit.pytest_plugin", "-p", "xdist", "-n", "2", "-rP", "-p", "no:cacheprovider"]
     said = subprocess.run(
         [sys.executable, "-m", "pytest", *options, "-c", os.devnull, str(tmp_path)],
         capture_output=True,
