@@ -96,7 +96,7 @@ def about(ms: float) -> str:
         return f"{sign}{rest / 1000:.3g}s"
     rest = round(rest / 1000)
     parts: list[str] = []
-    for unit, size in (("w", 604_800), ("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
         count, rest = divmod(rest, size)
         if count or parts:
             parts.append(f"{count}{unit}" if count else "")
@@ -105,7 +105,7 @@ def about(ms: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What the server's sweep had to do: ``dead_keys`` to find among ``live_keys`` with a TTL, at ``hz`` and ``effort``."""
+    """What the sweep had to do: find ``dead_keys`` among ``live_keys`` with a TTL, at ``hz`` and ``effort``."""
 
     dead_keys: int
     live_keys: int

@@ -1,0 +1,451 @@
+"""Figures: every function takes ``ax=None`` and returns Axes; ``show(ax)`` puts it on a notebook's page with alt text.
+
+Colours are Okabe and Ito's, told apart by markers and line styles too; faces are white, so that a figure reads the same
+in JupyterLab's light and dark themes.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+
+from memkit.observe import ENDS, NONE, ExpiryLog, about
+from memkit.policy import human
+
+INK, GREY, PALE = "#1a1a1a", "#6e6e6e", "#d9d9d9"
+BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
+LINES: Sequence[Any] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
+STYLE: Any = {
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "savefig.facecolor": "white",
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "svg.hashsalt": "memkit",
+    "svg.fonttype": "path",
+}
+TICKS_S = {
+    0.001: "1 ms",
+    0.01: "10 ms",
+    0.1: "100 ms",
+    1: "1 s",
+    10: "10 s",
+    60: "1 min",
+    600: "10 min",
+    3_600: "1 h",
+    21_600: "6 h",
+    86_400: "1 d",
+    604_800: "1 wk",
+    2_592_000: "30 d",
+    31_536_000: "1 y",
+}
+SECONDS_TO_WEEKS = (0.5, 3 * 604_800)
+FEW_TTLS = 12
+FEW_KEYS = 400
+GUIDES = {60: "÷ 60", 1_000: "÷ 1,000"}
+"""Where a TTL lands that was written in minutes or milliseconds and read in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How one outcome is drawn; never by colour alone."""
+
+    name: str
+    colour: str
+    marker: str
+    filled: bool = True
+
+
+KINDS = {
+    "meant": Kind("expired as meant", BLUE, "o"),
+    "short": Kind("died early", VERMILLION, "v"),
+    "long": Kind("outlived its TTL", PURPLE, "^"),
+    "evicted": Kind("evicted", ORANGE, "s"),
+    "deleted": Kind("deleted", GREEN, "X"),
+    "evicted or deleted": Kind("evicted or deleted", ORANGE, "D", filled=False),
+    "alive": Kind("still alive", SKY, "^", filled=False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Points:
+    """A log's rows in seconds: TTL meant (granted where that is unknown), life from and to, outcome."""
+
+    ttl: Any
+    low: Any
+    high: Any
+    kind: Any
+
+    @classmethod
+    def of(cls, log: ExpiryLog) -> _Points:
+        begun, by, seen, gone, deadline = (
+            np.array(column, dtype=float) / 1e6
+            for column in (log.begun_us, log.begun_by_us, log.seen_us, log.gone_us, log.deadline_us)
+        )
+        meant = np.array(log.ttl_ms, dtype=float)
+        ttl = np.where(
+            meant == NONE, np.where(np.array(log.deadline_us) == NONE, np.nan, deadline - begun), meant / 1e3
+        )
+        lives = np.array(log.gone_us) == NONE
+        low = np.maximum(seen - by, 0)
+        high = np.where(lives, np.nan, gone - begun)
+        ends = np.array(ENDS)[np.frombuffer(bytes(log.ends), dtype=np.uint8)]
+        slack = np.maximum(ttl * 0.01, 0.002)
+        kind = np.where(high < ttl - slack, "short", np.where(low > ttl + slack, "long", "meant"))
+        kind = np.where(ends == "expired", kind, ends)
+        rows = ~np.isnan(ttl) & (ends != "absent")
+        return cls(ttl[rows], low[rows], high[rows], kind[rows])
+
+    @property
+    def life(self) -> Any:
+        """The middle of the interval; the least for a key that still lives."""
+        return np.where(np.isnan(self.high), self.low, (self.low + self.high) / 2)
+
+    def where(self, rows: Any) -> _Points:
+        return _Points(self.ttl[rows], self.low[rows], self.high[rows], self.kind[rows])
+
+    def by_ttl_and_kind(self) -> Iterator[tuple[float, str, _Points]]:
+        for ttl in np.unique(self.ttl):
+            for kind in KINDS:
+                rows = (self.ttl == ttl) & (self.kind == kind)
+                if rows.any():
+                    yield float(ttl), kind, self.where(rows)
+
+
+def plot_expiry(log: ExpiryLog, ax: Axes | None = None) -> Axes:
+    """Draw how long keys lived against how long they were meant to; both axes go from seconds to weeks.
+
+    On the line: as meant. Under it: memory that was lost early, with both TTLs named. Up to 12 TTLs are drawn as one
+    mark each, with the range of lives as a bar; more as single intervals, and more than 400 keys as a density.
+    """
+    ax = _axes(ax, (7.2, 6.4))
+    points = _Points.of(log)
+    low, high = _range(np.concatenate([points.ttl, points.life]))
+    ax.plot([low, high], [low, high], color=INK, lw=1, ls="--", zorder=1)
+    ax.fill_between([low, high], [low, high], [low, low], color="#f6f1ee", lw=0, zorder=0)
+    _guides(ax, low, high)
+    if len(np.unique(points.ttl)) <= FEW_TTLS:
+        for ttl, kind, some in points.by_ttl_and_kind():
+            _mark(ax, ttl, KINDS[kind], some)
+        _label_groups(ax, points, low, high)
+    elif len(points.ttl) <= FEW_KEYS:
+        _intervals(ax, points)
+    else:
+        _density(ax, points, low, high)
+    _legend(ax, points)
+    ax.set(xlim=(low, high), ylim=(low, high), xlabel="TTL that was meant", ylabel="life that was observed")
+    ax.set_aspect("equal")
+    _time_axis(ax.xaxis)
+    _time_axis(ax.yaxis)
+    typical, worst = log.exact_to_ms
+    _finish(ax, log.verdict, f"{log.server}, {log.clock}; life exact to {about(typical)} (worst {about(worst)})")
+    ax.set_label(
+        f"Observed life against intended TTL of {len(log):,} keys, log-log, 1 second to weeks. {log.verdict} "
+        f"Observed on {log.server}."
+    )
+    return ax
+
+
+def _mark(ax: Axes, ttl: float, kind: Kind, some: _Points) -> None:
+    """Draw all keys of one TTL and outcome: a mark at the median, a thin bar from least to most, a thick one 5-95 %."""
+    life = some.life
+    least, most = np.nanmin(some.low), np.nanmax(np.where(np.isnan(some.high), some.low, some.high))
+    ax.plot([ttl, ttl], [max(least, 1e-3), most], color=kind.colour, lw=1.2, zorder=3, solid_capstyle="butt")
+    ax.plot([ttl, ttl], np.quantile(life, [0.05, 0.95]), color=kind.colour, lw=4, alpha=0.6, zorder=3)
+    _scatter(ax, [ttl], [np.median(life)], kind, 50 + 18 * np.log10(len(life)))
+
+
+def _scatter(ax: Axes, x: Any, y: Any, kind: Kind, size: float) -> None:
+    face = kind.colour if kind.filled else "white"
+    ax.scatter(
+        x,
+        y,
+        s=size,
+        marker=kind.marker,
+        facecolor=face,
+        edgecolor=kind.colour if not kind.filled else "white",
+        linewidth=1.6 if not kind.filled else 0.6,
+        zorder=4,
+    )
+
+
+def _label_groups(ax: Axes, points: _Points, low: float, high: float) -> None:
+    """Write what each mark stands for beside it; an arrow from the line to what died early."""
+    middle = np.sqrt(low * high)
+    for ttl, kind, some in points.by_ttl_and_kind():
+        life = float(np.median(some.life))
+        keys = f"{len(some.ttl):,} {'key' if len(some.ttl) == 1 else 'keys'}"
+        meant = human(ttl * 1000)
+        left = ttl > middle
+        if kind == "meant":
+            off = about(1000 * float(np.max(np.abs(some.life - ttl))))
+            text, weight, colour = f"{meant}: {keys}, off by {off} at most", "normal", INK
+            at = (-11, 5) if left else (11, -5)
+        else:
+            text, weight, colour = (
+                f"meant {meant}, {_said(kind)} {about(life * 1000)}\n{keys}",
+                "bold",
+                KINDS[kind].colour,
+            )
+            at = (-13, 0) if left else (13, 0)
+            ax.annotate(
+                "",
+                (ttl, life),
+                (ttl, ttl),
+                zorder=2,
+                arrowprops={
+                    "arrowstyle": "-|>",
+                    "color": KINDS[kind].colour,
+                    "lw": 1.2,
+                    "ls": "-",
+                    "shrinkA": 4,
+                    "shrinkB": 7,
+                },
+            )
+        ax.annotate(
+            text,
+            (ttl, life),
+            at,
+            textcoords="offset points",
+            ha="right" if left else "left",
+            va="center",
+            fontsize=9,
+            fontweight=weight,
+            color=colour,
+            zorder=5,
+            bbox={"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 1},
+        )
+
+
+def _said(kind: str) -> str:
+    return {"short": "lived", "long": "lived", "alive": "alive after"}.get(kind, f"{kind} after")
+
+
+def _intervals(ax: Axes, points: _Points) -> None:
+    for name, kind in KINDS.items():
+        some = points.where(points.kind == name)
+        if len(some.ttl):
+            top = np.where(np.isnan(some.high), some.low, some.high)
+            ax.vlines(some.ttl, np.maximum(some.low, 1e-3), top, color=kind.colour, lw=1, alpha=0.7, zorder=3)
+            _scatter(ax, some.ttl, some.life, kind, 22)
+
+
+def _density(ax: Axes, points: _Points, low: float, high: float) -> None:
+    colours = LinearSegmentedColormap.from_list("memkit", ["#cfe3f1", BLUE, "#00253c"])
+    drawn = ax.hexbin(
+        points.ttl,
+        np.maximum(points.life, 1e-3),
+        xscale="log",
+        yscale="log",
+        gridsize=60,
+        bins="log",
+        mincnt=1,
+        extent=(np.log10(low), np.log10(high)) * 2,
+        cmap=colours,
+        linewidths=0.2,
+        zorder=2,
+    )
+    bar = ax.figure.colorbar(drawn, ax=ax, shrink=0.6, pad=0.02)
+    bar.set_label("keys", color=INK)
+    bar.ax.tick_params(colors=INK)
+
+
+def _guides(ax: Axes, low: float, high: float) -> None:
+    for factor, name in GUIDES.items():
+        ax.plot([low, high], [low / factor, high / factor], color=GREY, lw=0.7, ls=":", zorder=1)
+        x = low * factor * 1.25
+        ax.annotate(
+            name,
+            (x, x / factor),
+            (3, -1),
+            textcoords="offset points",
+            fontsize=8,
+            color=GREY,
+            va="top",
+            annotation_clip=True,
+        )
+
+
+def _legend(ax: Axes, points: _Points) -> None:
+    there = [kind for name, kind in KINDS.items() if (points.kind == name).any()]
+    for kind in there:
+        ax.scatter(
+            [],
+            [],
+            s=45,
+            marker=kind.marker,
+            facecolor=kind.colour if kind.filled else "white",
+            edgecolor=kind.colour,
+            label=kind.name,
+        )
+    ax.plot([], [], color=INK, lw=1, ls="--", label="exactly as meant")
+    ax.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=INK, handletextpad=0.6)
+
+
+def plot_survival(log: ExpiryLog, ax: Axes | None = None) -> Axes:
+    """Draw the share of keys that were still readable over the time since they were written, a line for each TTL.
+
+    Dotted: the TTL that was meant. At most six TTLs have a line style of their own; the band is what was not seen.
+    """
+    ax = _axes(ax, (7.6, 4.4))
+    points = _Points.of(log)
+    ttls = [float(ttl) for ttl in np.unique(points.ttl)]
+    low, high = _range(np.concatenate([points.ttl, points.life]))
+    for number, ttl in enumerate(ttls):
+        _survival_line(ax, points.where(points.ttl == ttl), ttl, number, (low, high))
+    ax.set(xscale="log", xlim=(low, high), ylim=(-0.02, 1.09), ylabel="keys still readable")
+    ax.set_xlabel("time since they were written")
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    _time_axis(ax.xaxis)
+    ax.legend(loc="lower left", frameon=False, fontsize=9, labelcolor=INK)
+    _finish(ax, log.verdict, f"{log.server}, {log.clock}; dotted: the end that was meant")
+    ax.set_label(f"Share of {len(log):,} keys still readable over time, a line for each TTL. {log.verdict}")
+    return ax
+
+
+def _survival_line(ax: Axes, some: _Points, ttl: float, number: int, limits: tuple[float, float]) -> None:
+    colour = (
+        VERMILLION if np.isin(some.kind, ["meant", "alive"]).mean() < 0.5 else (BLUE, GREEN, SKY, PURPLE)[number % 4]
+    )
+    style = LINES[number % len(LINES)]
+    share = 1 - np.arange(len(some.ttl) + 1) / len(some.ttl)
+    edges = [np.concatenate([[limits[0]], np.sort(np.where(np.isnan(t), np.inf, t))]) for t in (some.low, some.high)]
+    middle = np.concatenate([[limits[0]], np.sort(np.where(np.isnan(some.high), np.inf, some.life))])
+    shown = middle < np.inf
+    x, y = np.append(middle[shown], limits[1]), np.append(share[shown], share[shown][-1])
+    ax.step(x, y, where="post", color=colour, ls=style, lw=2, label=f"meant {human(ttl * 1000)}")
+    ax.fill_betweenx(
+        share[1:],
+        np.maximum(edges[0][1:], limits[0]),
+        np.minimum(edges[1][1:], limits[1]),
+        step="pre",
+        color=colour,
+        alpha=0.25,
+        lw=0,
+    )
+    ax.axvline(ttl, color=colour, lw=1, ls=":", ymax=0.93)
+    ax.annotate(
+        human(ttl * 1000), (ttl, 1.045), ha="center", va="bottom", fontsize=8, color=colour, annotation_clip=False
+    )
+
+
+def plot_lateness(log: ExpiryLog, ax: Axes | None = None) -> Axes:
+    """Draw how late ``expired`` events came after the deadline (memory is freed then), with the worst to expect.
+
+    Take a log made with ``leave_to_sweep=True``: otherwise the observation itself made the keys expire.
+    """
+    ax = _axes(ax, (7.6, 4.2))
+    late = np.array([(e - d) / 1e6 for e, d in zip(log.event_us, log.deadline_us, strict=True) if NONE not in (e, d)])
+    late = np.sort(np.maximum(late, 1e-4))
+    ax.step(
+        late, np.arange(1, len(late) + 1) / max(len(log), 1), where="post", color=BLUE, lw=2, label="event was sent by"
+    )
+    said = f"{len(late):,} of {len(log):,} events came"
+    if len(late):
+        said += f", half within {about(1000 * float(np.median(late)))}, the last {about(1000 * float(late[-1]))} late"
+    if log.sweep:
+        bound = log.sweep.bound_s
+        ax.axvline(bound, color=VERMILLION, lw=1.5, ls="--", label=f"worst to expect: {about(1000 * bound)}")
+        said += f"; {about(1000 * bound)} is the worst to expect"
+    ax.axvspan(1e-4, 2e-3, color=PALE, alpha=0.6, lw=0, label="already unreadable for every reader")
+    ax.set(xscale="log", ylim=(0, 1.05), ylabel="keys whose event had come")
+    ax.set_xlabel("time after the deadline (log)")
+    ax.set_xlim(1e-3, max(10.0, 2 * float(late[-1]) if len(late) else 1, 2 * log.sweep.bound_s if log.sweep else 1))
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    _time_axis(ax.xaxis)
+    ax.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=INK)
+    beside = f", {log.sweep.dead_keys:,} dead keys beside {log.sweep.live_keys:,} live ones" if log.sweep else ""
+    _finish(ax, f"{said}.", f"{log.server}{beside}")
+    ax.set_label(f"Share of expired events over the time after the deadline. {said}.")
+    return ax
+
+
+def alt_text(ax: Axes) -> str:
+    """Return what a figure shows and concludes, in words."""
+    return str(ax.get_label())
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A figure as a notebook shows it: ``<figure><img alt=...>``; its text form is the alt text."""
+
+    svg: bytes
+    alt: str
+
+    def _repr_html_(self) -> str:
+        data = b64encode(self.svg).decode()
+        return (
+            f'<figure style="margin:0"><img alt="{escape(self.alt)}" style="max-width:100%;background:white" '
+            f'src="data:image/svg+xml;base64,{data}"></figure>'
+        )
+
+    def __repr__(self) -> str:
+        return self.alt
+
+
+def show(ax: Axes) -> Figure:
+    """Render Axes (and all else in their figure) for a notebook: the same bytes for the same figure, with alt text.
+
+    The figure is taken from pyplot's hands, so that it does not appear a second time.
+    """
+    from matplotlib import pyplot as plt
+
+    figure: Any = ax.figure
+    alt = " ".join(filter(None, (alt_text(one) for one in figure.axes if not alt_text(one).startswith("<"))))
+    with mpl.rc_context(STYLE):
+        out = io.BytesIO()
+        figure.savefig(out, format="svg", metadata={"Date": None}, bbox_inches="tight")
+    plt.close(figure)
+    return Figure(out.getvalue(), alt)
+
+
+def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
+    if ax is None:
+        from matplotlib import pyplot as plt
+
+        with mpl.rc_context(STYLE):
+            ax = plt.subplots(figsize=size, layout="constrained")[1]
+    ax.figure.set_facecolor("white")
+    ax.set_facecolor("white")
+    ax.tick_params(colors=INK, which="both")
+    for name, spine in ax.spines.items():
+        spine.set_color(GREY)
+        spine.set_visible(name in ("left", "bottom"))
+    ax.grid(visible=True, color="#ececec", lw=0.8)
+    ax.set_axisbelow(True)
+    return ax
+
+
+def _time_axis(axis: Any) -> None:
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(FixedLocator(list(TICKS_S)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: TICKS_S.get(value, "")))
+    axis.set_minor_locator(NullLocator())
+
+
+def _range(values: Any) -> tuple[float, float]:
+    known = values[np.isfinite(values) & (values > 0)]
+    if not len(known):
+        return SECONDS_TO_WEEKS
+    return min(SECONDS_TO_WEEKS[0], float(known.min()) / 2), max(SECONDS_TO_WEEKS[1], float(known.max()) * 2)
+
+
+def _finish(ax: Axes, conclusion: str, source: str) -> None:
+    """Title: the conclusion; under it, small, where it was seen."""
+    ax.set_title(
+        "\n".join(textwrap.wrap(conclusion, 72)) + "\n", loc="left", fontsize=11.5, fontweight="bold", color=INK
+    )
+    ax.text(0, 1.012, source, transform=ax.transAxes, fontsize=9, color=GREY, va="bottom")
+    ax.xaxis.label.set_color(INK)
+    ax.yaxis.label.set_color(INK)
