@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import heapq
 import time
-from array import array
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from html import escape
+from dataclasses import dataclass
+from datetime import timedelta
 from itertools import islice
 from posixpath import commonprefix
 from secrets import token_hex
 from ssl import SSLWantReadError
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import Any, Final, cast
 
 import hiredis
 import redis
@@ -27,15 +24,10 @@ import redis
 from memkit.clock import ServerClock, escape_glob
 from memkit.connect import guard_write, started_by_memkit
 from memkit.errors import PolicyError
+from memkit.expiry_log import ENDS, NONE, DeadlineChange, End, ExpiryLog, Sweep, at
 from memkit.policy import UNIT_MS, Duration, human, ttl_ms
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-End = Literal["expired", "evicted", "deleted", "evicted or deleted", "alive", "absent"]
-ENDS: Final[tuple[End, ...]] = ("expired", "evicted", "deleted", "evicted or deleted", "alive", "absent")
 EVENTS: Final[Mapping[bytes, End]] = {b"expired": "expired", b"evicted": "evicted", b"del": "deleted"}
-
 GROUP = 100
 """Keys between two readings of TIME: 0.2 ms of looking (measured), which every interval is wide at least."""
 NEAR_US = 40_000
@@ -44,294 +36,8 @@ ROUND_US = 300_000
 WAIT_LIMIT_MS = 3_600_000
 SWEEP_WITHIN_S = 30.0
 MAX_CHANGES = 1_000
-NONE: Final = -1
 GONE: Final = -2
-
-
-@dataclass(frozen=True, slots=True)
-class Expiry:
-    """One key's end. ``ttl_ms``: the TTL that was meant; times are the server's; ``event_at`` bounds from above."""
-
-    key: str
-    ttl_ms: int | None
-    begun_at: datetime
-    deadline_at: datetime | None
-    seen_at: datetime
-    gone_at: datetime | None
-    event_at: datetime | None
-    end: End
-
-
-@dataclass(frozen=True, slots=True)
-class DeadlineChange:
-    """A deadline that moved between two looks: from what to what.
-
-    ``kind``: ``renewed`` (later), ``shortened`` (earlier), ``dropped`` (no TTL any more), ``given`` (had none),
-    ``gone`` or ``appeared``. ``was_left_ms``: what the key would still have had; ``is_left_ms``: what it has. None: no
-    TTL, or no key.
-    """
-
-    key: str
-    kind: Literal["renewed", "shortened", "dropped", "given", "gone", "appeared"]
-    after: datetime
-    before: datetime
-    was_left_ms: int | None
-    is_left_ms: int | None
-
-    def __str__(self) -> str:
-        was, now = (about(left) if left is not None else "no TTL" for left in (self.was_left_ms, self.is_left_ms))
-        if self.kind == "gone":
-            said = f"gone with {was} left" if self.was_left_ms is None or self.was_left_ms > 0 else "expired"
-        else:
-            said = f"{self.kind}, from {was} left to {now}"
-        return f"{self.key}: {said}, by {self.before:%Y-%m-%d %H:%M:%S} UTC"
-
-
-def about(ms: float) -> str:
-    """Return a duration in its two largest units: ``6d 23h``, ``5m``, ``2m 5s``, ``1.5s``, ``12ms``."""
-    sign, rest = "-" if ms < 0 else "", round(abs(ms))
-    if rest < 1_000:
-        return f"{sign}{rest}ms"
-    if rest < 60_000:
-        return f"{sign}{rest / 1000:.3g}s"
-    rest = round(rest / 1000)
-    parts: list[str] = []
-    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
-        count, rest = divmod(rest, size)
-        if count or parts:
-            parts.append(f"{count}{unit}" if count else "")
-    return sign + " ".join(part for part in parts[:2] if part)
-
-
-@dataclass(frozen=True, slots=True)
-class Sweep:
-    """What the sweep had to do: find ``dead_keys`` among ``live_keys`` with a TTL, at ``hz`` and ``effort``."""
-
-    dead_keys: int
-    live_keys: int
-    hz: int
-    effort: int
-
-    @property
-    def bound_s(self) -> float:
-        """The worst lateness to expect of an event.
-
-        Each of ``hz`` runs a second tries 20 + 5 x (effort - 1) keys with a TTL and goes on only where more than a
-        tenth were dead: so one run, a round through the living, and 20,000 dead a second (the least measured; with
-        5,000 live and 100 dead keys 22.7 to 24.9 s on 6.2, 7.0, 8.2 and Valkey 9.1, and 25.1 s are predicted).
-        """
-        return 1 / self.hz + self.dead_keys / 20_000 + self.live_keys / (self.hz * (20 + 5 * (self.effort - 1)))
-
-
-def _column() -> array[int]:
-    return array("q")
-
-
-@dataclass(slots=True)
-class ExpiryLog:
-    """What was observed, a row a key: ``for expiry in log``, ``log.to_frame()``, ``log.verdict``, ``str(log)``.
-
-    ``server`` names the server, ``clock`` how time passed, ``sweep`` what the sweep had to do where the keys were left
-    to it, ``changes`` the deadlines that moved meanwhile (the first 1,000).
-    """
-
-    server: str
-    clock: str
-    resolution_ms: float
-    keys: list[str] = field(default_factory=list)
-    ttl_ms: array[int] = field(default_factory=_column)
-    begun_us: array[int] = field(default_factory=_column)
-    begun_by_us: array[int] = field(default_factory=_column)
-    deadline_us: array[int] = field(default_factory=_column)
-    seen_us: array[int] = field(default_factory=_column)
-    gone_us: array[int] = field(default_factory=_column)
-    event_us: array[int] = field(default_factory=_column)
-    ends: bytearray = field(default_factory=bytearray)
-    changes: list[DeadlineChange] = field(default_factory=list)
-    sweep: Sweep | None = None
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __getitem__(self, index: int) -> Expiry:
-        return Expiry(
-            self.keys[index],
-            _known(self.ttl_ms[index]),
-            _at(self.begun_us[index]),
-            _at_or_none(self.deadline_us[index]),
-            _at(self.seen_us[index]),
-            _at_or_none(self.gone_us[index]),
-            _at_or_none(self.event_us[index]),
-            ENDS[self.ends[index]],
-        )
-
-    def __iter__(self) -> Iterator[Expiry]:
-        return (self[index] for index in range(len(self)))
-
-    def counts(self) -> dict[End, int]:
-        """Return how many keys came to which end."""
-        found = Counter(self.ends)
-        return {end: found[code] for code, end in enumerate(ENDS) if found[code]}
-
-    @property
-    def exact_to_ms(self) -> tuple[float, float]:
-        """Half the width of the intervals of the keys that went, median and worst; 0 when none went."""
-        pairs = zip(self.seen_us, self.gone_us, strict=True)
-        widths = sorted(gone - seen for seen, gone in pairs if gone != NONE) or [0]
-        return widths[len(widths) // 2] / 2000, widths[-1] / 2000
-
-    def life_ms(self, index: int) -> tuple[float, float]:
-        """Return the least and the most that a key can have lived; infinity for one that still does."""
-        gone = self.gone_us[index]
-        least = max(0, self.seen_us[index] - self.begun_by_us[index]) / 1000
-        return least, float("inf") if gone == NONE else (gone - self.begun_us[index]) / 1000
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return a row a key: TTLs and lives in seconds, times in UTC; NaN and NaT for what was not seen."""
-        import numpy as np
-        import pandas as pd
-
-        def seconds(values: array[int], per_s: int) -> Any:
-            numbers = np.array(values, dtype=float)
-            return np.where(numbers == NONE, np.nan, numbers) / per_s
-
-        def times(values: array[int]) -> Any:
-            return pd.to_datetime([None if value == NONE else value for value in values], unit="us", utc=True)
-
-        gone, begun, deadline = (seconds(v, 1_000_000) for v in (self.gone_us, self.begun_us, self.deadline_us))
-        return pd.DataFrame(
-            {
-                "key": self.keys,
-                "configured_ttl_s": seconds(self.ttl_ms, 1000),
-                "granted_ttl_s": deadline - begun,
-                "life_min_s": np.maximum(0, seconds(self.seen_us, 1_000_000) - seconds(self.begun_by_us, 1_000_000)),
-                "life_max_s": gone - begun,
-                "event_late_max_s": seconds(self.event_us, 1_000_000) - deadline,
-                "begun_at": times(self.begun_us),
-                "deadline_at": times(self.deadline_us),
-                "last_seen_at": times(self.seen_us),
-                "first_gone_at": times(self.gone_us),
-                "event_at": times(self.event_us),
-                "end": pd.Categorical.from_codes(list(self.ends), categories=list(ENDS)),
-            }
-        )
-
-    def groups(self) -> list[Group]:
-        """Return the keys by TTL that was meant, shortest first, those of unknown TTL last."""
-        rows: dict[int, list[int]] = {}
-        for index, ttl in enumerate(self.ttl_ms):
-            rows.setdefault(ttl, []).append(index)
-        return [Group.of(self, ttl, rows[ttl]) for ttl in sorted(rows, key=lambda ttl: (ttl == NONE, ttl))]
-
-    @property
-    def verdict(self) -> str:
-        """One sentence: did the keys live as long as was meant? The same words for the same outcome."""
-        groups = self.groups()
-        wrong = [group for group in groups if group.deviates]
-        if wrong:
-            return f"Not as meant: {'; '.join(str(group) for group in wrong)}."
-        unknown = [group for group in groups if group.ttl_ms is None]
-        if unknown or not groups:
-            return f"{_keys(len(self))}: {', '.join(str(group) for group in unknown) or 'nothing to observe'}."
-        meant = human(cast("int", groups[0].ttl_ms))
-        if len(groups) > 1:
-            meant += f" to {human(cast('int', groups[-1].ttl_ms))}"
-        return f"As meant: {_keys(len(self))} lived {'its' if len(self) == 1 else 'their'} TTL of {meant} and expired."
-
-    def __str__(self) -> str:
-        typical, worst = self.exact_to_ms
-        return f"{self.verdict} Seen on {self.server}, {self.clock}, exact to {typical:.3g} ms (worst {worst:.3g} ms)."
-
-    def _repr_html_(self) -> str:
-        head = "".join(
-            f"<th>{name}</th>" for name in ("TTL meant", "keys", "end", "lived", "exact to", "event late by")
-        )
-        body = "".join(
-            f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in group.cells())}</tr>" for group in self.groups()
-        )
-        return (
-            f"<table><caption>{escape(str(self))}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """The keys of one TTL: how many came to which end, and the range of their lives (None: all still live)."""
-
-    ttl_ms: int | None
-    keys: int
-    ends: Mapping[End, int]
-    life_ms: tuple[float, float] | None
-    exact_to_ms: float
-    event_late_ms: float | None
-    short: int
-    long: int
-
-    @classmethod
-    def of(cls, log: ExpiryLog, ttl: int, rows: Sequence[int]) -> Group:
-        """Return what a log's rows say; lives are middles of their intervals."""
-        gone = [index for index in rows if log.gone_us[index] != NONE]
-        intervals = [log.life_ms(index) for index in gone]
-        middles = [(least + most) / 2 for least, most in intervals]
-        slack = max(ttl * 0.01, 2.0)
-        late = [
-            (log.event_us[i] - log.deadline_us[i]) / 1000
-            for i in gone
-            if NONE not in (log.event_us[i], log.deadline_us[i])
-        ]
-        known = ttl != NONE
-        ends = Counter(ENDS[log.ends[index]] for index in rows)
-        return cls(
-            ttl if known else None,
-            len(rows),
-            {end: ends[end] for end in ENDS if ends[end]},
-            (min(middles), max(middles)) if middles else None,
-            max((most - least for least, most in intervals), default=0) / 2,
-            max(late, default=None),
-            sum(most < ttl - slack for _, most in intervals) if known else 0,
-            sum(least > ttl + slack for least, _ in map(log.life_ms, rows)) if known else 0,
-        )
-
-    @property
-    def deviates(self) -> bool:
-        """Whether any key of a known TTL lived shorter or longer than that, by more than 1 %, or did not expire."""
-        return self.ttl_ms is not None and bool(self.short or self.long or set(self.ends) - {"expired", "alive"})
-
-    @property
-    def lived(self) -> str:
-        """The range of lives in words."""
-        if self.life_ms is None:
-            return "still live" if "alive" in self.ends else "were not there"
-        low, high = (about(ms) for ms in self.life_ms)
-        return f"lived {low}" if low == high else f"lived {low} to {high}"
-
-    def __str__(self) -> str:
-        ends = ", ".join(f"{count} {end}" for end, count in self.ends.items())
-        meant = f" meant to live {human(self.ttl_ms)}" if self.ttl_ms is not None else ""
-        return f"{_keys(self.keys)}{meant} {self.lived} ({ends})"
-
-    def cells(self) -> tuple[str, ...]:
-        """Return a row of the table."""
-        ends = ", ".join(f"{count} {end}" for end, count in self.ends.items())
-        late = "no event" if self.event_late_ms is None else f"at most {about(self.event_late_ms)}"
-        meant = "unknown" if self.ttl_ms is None else human(self.ttl_ms)
-        return meant, f"{self.keys:,}", ends, self.lived, f"{self.exact_to_ms:.3g} ms", late
-
-
-def _keys(count: int) -> str:
-    return f"{count:,} {'key' if count == 1 else 'keys'}"
-
-
-def _known(value: int) -> int | None:
-    return None if value == NONE else value
-
-
-def _at(us: int) -> datetime:
-    return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=us)
-
-
-def _at_or_none(us: int) -> datetime | None:
-    return None if us == NONE else _at(us)
+"""Beside NONE, a deadline that is none: the key is not there."""
 
 
 def observe_expiry(
@@ -427,7 +133,7 @@ def _change(key: str, was: _Seen, now: _Seen) -> DeadlineChange | None:
     if not kind:
         return None
     left = [round((d - now.to_us) / 1000) if d >= 0 else None for d in (was.deadline_us, now.deadline_us)]
-    return DeadlineChange(key, cast("Any", kind), _at(was.from_us), _at(now.to_us), left[0], left[1])
+    return DeadlineChange(key, cast("Any", kind), at(was.from_us), at(now.to_us), left[0], left[1])
 
 
 class _Look:
@@ -463,8 +169,7 @@ class _Look:
                 continue
             now = self.us(one)
             for ms in waiting:
-                at = ms if ms < 0 else self._deadline_us(ms, before)
-                yield _Seen(before, now, at)
+                yield _Seen(before, now, ms if ms < 0 else self._deadline_us(ms, before))
             before, waiting = now, []
 
     def _deadline_us(self, ms: int, now_us: int) -> int:

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
-from memkit.observe import ENDS, NONE, ExpiryLog, about
+from memkit.expiry_log import ENDS, NONE, ExpiryLog, about
 from memkit.policy import human
 
 INK, GREY, PALE = "#1a1a1a", "#6e6e6e", "#d9d9d9"

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "memkit"
 ORDER = """
     errors policy clock server connect sandbox session store
     formats reading session_report inspect
-    observe audit_* audit
+    expiry_log observe audit_* audit
     demo semantics conformance
     plot* notebook pytest_plugin lab triage cli
 """.split()  # noqa: SIM905
