@@ -1,20 +1,23 @@
 r"""A session and its stored envelope: bytes to objects and back, with a schema version. No I/O.
 
-A session is one LIST. Element 0 is the header, a JSON object whose fields stand in a fixed order (the scripts in
-``lua/`` read it with one pattern)::
+A session is one LIST. Element 0 is the header, a JSON object whose fields stand in this order (the scripts in ``lua/``
+read it with one pattern); those after ``updated_ms`` are there only when they say something::
 
-    {"memkit":1,"policy":"sliding","ttl_ms":604800000,"refresh_on_read":0,"born":"Zk3_x9AbQ1-","version":3,
-     "created_ms":1790000000000,"updated_ms":1790000000000,"nonces":"","vectors":0,"summary":null,
-     "metadata":{"user":"\"bob\""},"end":1}
+    {"memkit":1,"policy":"sliding 604800000","born":"Zk3_x9AbQ1","created_ms":1790000000000,"version":3,
+     "updated_ms":1790000000000,"vectors":1,"calls":"...","summary":"...","metadata":{"user":"\"bob\""},"end":1}
 
-Values of ``metadata`` are JSON texts, so that a script can merge them without parsing numbers or empty lists. ``end``
-is last, so that a truncated header is known as one. Each further element is a message::
+Values of ``metadata`` are JSON texts, so that a script can merge them without parsing numbers or empty lists. ``calls``
+are the nonces of the last 255 writes that were no appends, each with the version it made. ``end`` is last, so that a
+truncated header is known as one. Each further element is JSON too. What a save stored is lists of messages; what an
+append added is a stamp and a message (or a list of them)::
 
-    Zk3_x9AbQ1-01932f8a1b23 {"role":"user","content":"hi"}
+    [{"role":"system","content":"be kind"},{"role":"user","content":"hi"}]
+    "2f.1a2b.Zk3_x9AbQ1",{"role":"assistant","content":"hello"}
 
-an id of 11 characters (made by the client, ``.`` first where it is derived from the message's own ``"id"``), the
-server's time in ms as 11 hex digits, the session's version in hex, a space (``~`` where an integer is beyond 64 bits)
-and the message. The session's version is the larger of the header's and the last element's.
+A stamp is the session's version (hex), the ms since ``created_ms`` (hex), and an id: the nonce of the append, or, after
+a dot, one derived from the message's own ``"id"`` (such a message has an element of its own, in a save also). A message
+with integers beyond 64 bits stands there as a text that holds its JSON. Elements joined by commas are JSON, so that a
+whole session is parsed at once. The session's version is the larger of the header's and the last stamp's.
 """
 
 from __future__ import annotations
@@ -23,11 +26,13 @@ import json
 import math
 import re
 from base64 import urlsafe_b64encode
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from hashlib import blake2b
-from secrets import token_bytes
+from itertools import chain
+from os import urandom
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import orjson
@@ -40,15 +45,38 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 MAX_BYTES = 16 * 1024 * 1024
-ID_CHARS = 11
+MESSAGES_PER_ELEMENT = 16
+ELEMENT_BYTES = 16 * 1024
+"""An element holds at most so many messages, and several only up to so many bytes: each write looks at the last."""
+DEEPEST = 250
 VECTORS_MARK = b"memkit1 float32 "
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Message = dict[str, Any]
 
 _HEADER_START = re.compile(rb'\{"memkit":(\d+),')
-_HEADER_END = b',"end":1}'
-_ELEMENT = re.compile(rb"([\w.-]{11})([0-9a-f]{11})([0-9a-f]+)([ ~])(\{.*\})", re.DOTALL)
-# The first "{" of an element stands after 11 characters of id, 11 of time and 1 to 16 of version, and a mark.
-_BODY_FROM, _BODY_TO = 24, 40
+_HEADER_END = b'"end":1}'
+# A stamp, or the bracket of a save's list.
+_ELEMENT = re.compile(rb'"([0-9a-f]{1,13})\.([0-9a-f]{1,13})(?:\.([\w.-]+))?",|(?=\[)', re.ASCII)
+
+
+class Version(int):
+    """A session's version: a number that also knows which life of the session it counts.
+
+    A session that expired, or was deleted, and was begun anew counts from 1 again; ``save(version=)`` and
+    ``update(version=)`` do not take one life's number for another's. As a bare int (out of JSON, say) it is a number.
+    """
+
+    born: str = ""
+
+    @classmethod
+    def of(cls, number: int, born: str) -> Version:
+        """Return a version of the session that was begun by the call ``born``."""
+        version = cls(number)
+        version.born = born
+        return version
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Version.of, (int(self), self.born)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,109 +100,174 @@ class Session:
     vectors_lost: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """Element 0 of a stored session."""
+class Header(NamedTuple):
+    """Element 0 of a stored session: a tuple, since every load makes one."""
 
     policy: ExpiryPolicy
     born: str
     version: int
-    created_at: datetime
-    updated_at: datetime
+    created_ms: int
+    updated_ms: int
     vectors: bool
     summary: str | None
     metadata: dict[str, Any]
 
 
 class Element(NamedTuple):
-    """One stored message: its id, when the server stored it, the session's version then, and the message."""
+    """Some messages of a session; of a save's, version, time and id ("") are the header's business."""
 
+    version: int | None
+    at_ms: int | None
     id: str
-    at: datetime
-    version: int
-    message: Message
+    messages: list[Message]
+
+
+def encode_messages(messages: Sequence[object], *, listed: bool = False) -> list[bytes]:
+    """Return what scripts take for messages: the JSON of runs of them, each with an id of its own behind that id.
+
+    ``listed``: runs of one message are lists too. Raises EncodeError, naming the message and why, for what would not
+    come back equal.
+    """
+    encoded: list[bytes] = []
+    start = 0
+    for index, message in enumerate(messages):
+        own = message.get("id") if isinstance(message, dict) else None
+        if own and isinstance(own, str):
+            encoded += _encode_run(messages, start, index, listed)
+            body = encode_message(message, f"message {index}")
+            encoded += own_id(own), body
+            start = index + 1
+    return encoded + _encode_run(messages, start, len(messages), listed)
+
+
+def _encode_run(messages: Sequence[object], start: int, stop: int, listed: bool) -> list[bytes]:
+    """Encode messages without ids of their own, as few elements."""
+    if stop - start > MESSAGES_PER_ELEMENT:
+        parts = range(start, stop, MESSAGES_PER_ELEMENT)
+        ends = (min(part + MESSAGES_PER_ELEMENT, stop) for part in parts)
+        return [
+            body for part, end in zip(parts, ends, strict=True) for body in _encode_run(messages, part, end, listed)
+        ]
+    if stop - start == 1:
+        body = encode_message(messages[start], f"message {start}")
+        return [b"[%b]" % body if listed else body]
+    if stop == start:
+        return []
+    text = _dumped(list(messages[start:stop]))
+    if text is None or len(text) > ELEMENT_BYTES:
+        middle = (start + stop) // 2
+        return _encode_run(messages, start, middle, listed) + _encode_run(messages, middle, stop, listed)
+    return [text]
+
+
+def _dumped(run: list[object]) -> bytes | None:
+    """Return messages as JSON, or None when one of them takes a closer look."""
+    try:
+        text = orjson.dumps(run)
+        back = orjson.loads(text)
+    except (orjson.JSONEncodeError, orjson.JSONDecodeError, RecursionError):
+        return None
+    return text if back == run and set(map(type, back)) == {dict} else None
 
 
 def encode_message(message: object, where: str) -> bytes:
-    """Return a message as stored after its version: a mark and a JSON object that decodes to an equal one.
+    """Return one message as a script takes it. Raises EncodeError, saying where and why."""
+    if not isinstance(message, dict):
+        raise EncodeError(f"{where} is {_kind(message)}; a message is a JSON object (a dict with text keys)")
+    text, big = encode_value(message, where)
+    return orjson.dumps(text.decode()) if big else text
+
+
+def encode_value(value: object, where: str) -> tuple[bytes, bool]:
+    """Return the JSON text of any value that decodes to an equal one, and whether it takes Python's json to do so.
 
     Raises EncodeError, saying where and why, for what JSON would not give back exactly.
     """
-    if not isinstance(message, dict):
-        raise EncodeError(f"{where} is {_kind(message)}; a message is a JSON object (a dict with text keys)")
-    return encode_value(message, where)
-
-
-def encode_value(value: object, where: str) -> bytes:
-    """Return a mark (``" "``, or ``"~"`` for integers beyond 64 bits) and the JSON text of any value."""
     try:
-        text = orjson.dumps(value)
+        text, big = orjson.dumps(value), False
         exact = orjson.loads(text) == value
-        mark = b" "
     except (orjson.JSONEncodeError, RecursionError) as error:
         if "64-bit" not in str(error):
             raise EncodeError(f"{where}: {_why(value, '', 0) or error}") from None
-        text, mark, exact = _encode_big(value, where)
+        text, big, exact = _encode_big(value, where), True, True
     if not exact:
         raise EncodeError(f"{where}: {_why(value, '', 0) or 'it would not come back equal'}")
     if len(text) > MAX_BYTES:
         raise EncodeError(f"{where} takes {len(text):,} bytes as JSON; at most {MAX_BYTES:,} (16 MiB) can be stored")
-    return mark + text
+    return text, big
 
 
-def _encode_big(value: object, where: str) -> tuple[bytes, bytes, bool]:
+def _encode_big(value: object, where: str) -> bytes:
     """Encode what holds integers beyond 64 bits, which orjson refuses; Python's own json keeps them."""
+    why = _why(value, "", 0)
+    if why:
+        raise EncodeError(f"{where}: {why}")
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return text.encode(), b"~", bool(json.loads(text) == value)
+        if json.loads(text) == value:
+            return text.encode()
     except (ValueError, TypeError, RecursionError) as error:
-        raise EncodeError(f"{where}: {_why(value, '', 0) or error}") from None
+        raise EncodeError(f"{where}: {error}") from None
+    raise EncodeError(f"{where}: it would not come back equal")
 
 
-def _why(value: object, path: str, depth: int) -> str | None:  # noqa: C901  # one question a kind of value
+def _why(value: object, path: str, depth: int) -> str | None:
     """Say which part cannot be stored exactly, and why; None when nothing is found. Never shows a text."""
     at = f"at {path}: " if path else ""
-    if depth > 250:
-        return f"{at[:60]}…: nested deeper than 250 levels, or circular; nest less"
+    if depth > DEEPEST:
+        return f"at {path[:60]}…: nested deeper than {DEEPEST} levels, or circular; nest less"
     if isinstance(value, float) and not math.isfinite(value):
         return f"{at}{value} is not a finite number; use None or a text"
     if isinstance(value, str):
         lone = any("\ud800" <= char <= "\udfff" for char in value)
         return f"{at}the text holds a lone surrogate, which UTF-8 has no bytes for" if lone else None
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if not isinstance(key, str):
-                return f"{at}the key {key!r} is {_kind(key)}; keys are text"
-            said = _why(key, f"{path}[key]", depth + 1) or _why(inner, f"{path}[{key!r}]", depth + 1)
-            if said:
-                return said
-        return None
-    if isinstance(value, list):
-        for index, inner in enumerate(value):
-            said = _why(inner, f"{path}[{index}]", depth + 1)
-            if said:
-                return said
-        return None
+    if isinstance(value, dict | list):
+        return next(filter(None, _why_inside(value, path, depth)), None)
     if value is None or isinstance(value, bool | int | float):
         return None
     return f"{at}{_kind(value)} has no exact form in JSON; use dict, list, str, int, float, bool or None"
+
+
+def _why_inside(value: dict[Any, Any] | list[Any], path: str, depth: int) -> Iterator[str | None]:
+    if isinstance(value, list):
+        yield from (_why(inner, f"{path}[{index}]", depth + 1) for index, inner in enumerate(value))
+        return
+    for key, inner in value.items():
+        if not isinstance(key, str):
+            yield f"{f'at {path}: ' if path else ''}the key {key!r} is {_kind(key)}; keys are text"
+        yield _why(key, f"{path}[key]", depth + 1)
+        yield _why(inner, f"{path}[{key!r}]", depth + 1)
 
 
 def _kind(value: object) -> str:
     return f"a {type(value).__name__}" if value is not None else "None"
 
 
-def new_id() -> str:
-    """Return a fresh id for a message or a call: 64 random bits as 11 characters."""
-    return urlsafe_b64encode(token_bytes(8))[:ID_CHARS].decode()
+def new_id() -> bytes:
+    """Return a fresh nonce for a call: 60 random bits as 10 characters."""
+    return urlsafe_b64encode(urandom(9))[:10]
 
 
-def message_id(message: Message) -> str:
-    """Return the id a message is stored under: derived from its own ``"id"`` where that is text, fresh otherwise."""
-    own = message.get("id")
-    if not isinstance(own, str):
-        return new_id()
-    return "." + urlsafe_b64encode(blake2b(own.encode(), digest_size=8).digest())[: ID_CHARS - 1].decode()
+def own_id(text: str) -> bytes:
+    """Return the id that a message is stored under for its own ``"id"``: a dot and 84 bits of a digest."""
+    return b"." + urlsafe_b64encode(blake2b(text.encode(), digest_size=12).digest())[:14]
+
+
+def policy_text(policy: ExpiryPolicy) -> str:
+    """Return a policy as headers hold it, such as ``sliding 604800000``."""
+    if policy.ttl_ms is None:
+        return policy.kind
+    return f"{policy.kind} {policy.ttl_ms}{' reads' if policy.refresh_on_read else ''}"
+
+
+@lru_cache(maxsize=256)
+def policy_of(text: str) -> ExpiryPolicy:
+    """Return the policy that a header's text means. Raises ValueError."""
+    kind, _, rest = text.partition(" ")
+    ttl, _, reads = rest.partition(" ")
+    if reads not in ("", "reads"):
+        raise ValueError(f"the policy {text!r} is not known")
+    return ExpiryPolicy(cast("Any", kind), int(ttl) if ttl else None, reads == "reads")
 
 
 def decode_header(raw: bytes, key: str) -> Header:
@@ -190,76 +283,104 @@ def decode_header(raw: bytes, key: str) -> Header:
         raise DecodeError(f"the header of {key!r} is truncated: {len(raw)} bytes without their end")
     try:
         return _header(orjson.loads(raw))
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise DecodeError(f"the header of {key!r} is damaged: {type(error).__name__}: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DecodeError(f"the header of {key!r} is damaged: {type(error).__name__} in {len(raw)} bytes") from error
 
 
 def _header(fields: dict[str, Any]) -> Header:
+    metadata = fields.get("metadata")
     return Header(
-        policy=ExpiryPolicy(fields["policy"], fields["ttl_ms"], bool(fields["refresh_on_read"])),
+        policy=policy_of(fields["policy"]),
         born=fields["born"],
         version=fields["version"],
-        created_at=_at(fields["created_ms"]),
-        updated_at=_at(fields["updated_ms"]),
-        vectors=bool(fields["vectors"]),
-        summary=fields["summary"],
+        created_ms=fields["created_ms"],
+        updated_ms=fields["updated_ms"],
+        vectors=bool(fields.get("vectors")),
+        summary=fields.get("summary"),
         # Python's json: a value may be an integer beyond 64 bits.
-        metadata={name: json.loads(text) for name, text in fields["metadata"].items()},
+        metadata={name: json.loads(text) for name, text in metadata.items()} if metadata else {},
     )
 
 
-def decode_element(raw: bytes, key: str, index: int) -> Element:
-    """Return a stored message with its id, time and version. Raises DecodeError naming the key and the element."""
-    match = _ELEMENT.fullmatch(raw)
+def stamp(raw: bytes, key: str, index: int) -> tuple[int, int]:
+    """Return an element's version, and the ms after ``created_ms`` at which it was stored; (0, 0) for a save's.
+
+    Raises DecodeError for what is no element.
+    """
+    match = _ELEMENT.match(raw)
     if not match:
-        raise DecodeError(
-            f"element {index} of {key!r} is damaged or foreign ({len(raw)} bytes); `memkit inspect` shows it"
-        )
+        raise _damaged(raw, key, index, "is damaged or foreign")
+    return (int(match[1], 16), int(match[2], 16)) if match[1] else (0, 0)
+
+
+def decode_element(raw: bytes, key: str, index: int, created_ms: int = 0) -> Element:
+    """Return an element's parts. Raises DecodeError naming the key and the element, for a damaged or foreign one.
+
+    ``created_ms``: the header's, from which the element's time counts.
+    """
+    version, after_ms = stamp(raw, key, index)
+    match = cast("re.Match[bytes]", _ELEMENT.match(raw))
     try:
-        message = (json.loads if match[4] == b"~" else orjson.loads)(match[5])
-        at = _at(int(match[2], 16))
-    except (ValueError, RecursionError, OverflowError) as error:
-        raise DecodeError(
-            f"element {index} of {key!r} is damaged: {type(error).__name__} in {len(raw)} bytes"
-        ) from error
-    return Element(match[1].decode(), at, int(match[3], 16), message)
+        messages = _messages(orjson.loads(raw[match.end() :]))
+    except (ValueError, RecursionError) as error:
+        raise _damaged(raw, key, index, "is damaged") from error
+    if messages is None:
+        raise _damaged(raw, key, index, "holds what is no message")
+    at_ms = created_ms + after_ms if version else None
+    return Element(version or None, at_ms, (match[3] or b"").decode(), messages)
+
+
+def _damaged(raw: bytes, key: str, index: int, what: str) -> DecodeError:
+    return DecodeError(f"element {index} of {key!r} {what} ({len(raw)} bytes); `memkit inspect` shows it")
+
+
+def _messages(value: object) -> list[Message] | None:
+    """Return the messages of an element's value, or None when it holds anything else."""
+    items = [
+        json.loads(item) if isinstance(item, str) else item for item in (value if isinstance(value, list) else [value])
+    ]
+    return cast("list[Message]", items) if all(type(item) is dict for item in items) else None
 
 
 def decode_messages(elements: Sequence[bytes], key: str, first: int = 1) -> list[Message]:
     """Return the messages of consecutive elements, of which the first has index ``first``.
 
-    Parses all of them as one JSON list (2x as fast as one by one at 100 messages); what that refuses is looked at
-    element by element, to name the damaged one in a DecodeError.
+    Parses all of them as one JSON list (2x as fast as one by one at 100 messages); what that refuses, and what is
+    unusual, is looked at element by element, to name a damaged one in a DecodeError.
     """
-    bodies, big = [], False
-    for raw in elements:
-        start = raw.find(b"{", _BODY_FROM, _BODY_TO)
-        big |= raw[start - 1] == 0x7E
-        bodies.append(raw[start:])
-    text = b"[" + b",".join(bodies) + b"]"
     try:
-        messages = json.loads(text) if big else orjson.loads(text)
-        if len(messages) == len(elements) and all(type(message) is dict for message in messages):
-            return cast("list[Message]", messages)
+        values = orjson.loads(b"[%b]" % b",".join(elements))
     except (ValueError, RecursionError):
-        pass
-    return [decode_element(raw, key, first + index).message for index, raw in enumerate(elements)]
+        values = []
+    lists = next((at for at, value in enumerate(values) if type(value) is not list), len(values))
+    stamps, bodies = values[lists::2], values[lists + 1 :: 2]
+    if len(values) == lists + 2 * (len(elements) - lists) and set(map(type, stamps)) <= {str}:
+        messages = [*chain.from_iterable(values[:lists]), *bodies] if lists else bodies
+        if set(map(type, messages)) <= {dict}:
+            return messages
+    decoded = (decode_element(raw, key, first + index) for index, raw in enumerate(elements))
+    return [message for element in decoded for message in element.messages]
 
 
-def decode_session(session_id: str, key: str, header: Header, elements: Sequence[bytes], ttl: float | None) -> Session:
-    """Return a whole session from its elements, the header's included. Raises DecodeError."""
-    last = decode_element(elements[-1], key, len(elements) - 1) if len(elements) > 1 else None
-    return Session(
+def decode_session(session_id: str, key: str, elements: Sequence[bytes], ttl: float | None) -> tuple[Session, bool]:
+    """Return a whole session from its elements, the header's included, and whether vectors were stored with it.
+
+    Raises DecodeError.
+    """
+    header = decode_header(elements[0], key)
+    version, after_ms = stamp(elements[-1], key, len(elements) - 1) if len(elements) > 1 else (0, 0)
+    session = Session(
         session_id=session_id,
         messages=decode_messages(elements[1:], key),
         summary=header.summary,
         metadata=header.metadata,
         policy=header.policy,
         ttl=ttl,
-        created_at=header.created_at,
-        updated_at=max(header.updated_at, last.at) if last else header.updated_at,
-        version=max(header.version, last.version) if last else header.version,
+        created_at=_at(header.created_ms),
+        updated_at=_at(max(header.updated_ms, header.created_ms + after_ms)),
+        version=Version.of(max(header.version, version), header.born),
     )
+    return session, header.vectors
 
 
 def encode_vectors(array: Any) -> bytes:
@@ -274,21 +395,25 @@ def encode_vectors(array: Any) -> bytes:
     raw = view.tobytes()
     if len(raw) > MAX_BYTES:
         raise EncodeError(f"the vectors take {len(raw):,} bytes; at most {MAX_BYTES:,} (16 MiB) can be stored")
-    return VECTORS_MARK + " ".join(map(str, view.shape or ())).encode() + b"\n" + raw
+    return " ".join(map(str, view.shape or ())).encode() + b"\n" + raw
 
 
-def decode_vectors(raw: bytes, key: str) -> np.ndarray:
-    """Return the array that encode_vectors was given. Raises DecodeError naming the key."""
+def decode_vectors(raw: bytes, key: str, born: str) -> np.ndarray | None:
+    """Return the array that encode_vectors was given, or None when it is an earlier session's of the same id.
+
+    The store's script puts a mark and the session's ``born`` in front. Raises DecodeError naming the key.
+    """
     import numpy as np
 
     head, newline, body = raw.partition(b"\n")
     try:
         if not head.startswith(VECTORS_MARK) or not newline:
             raise ValueError("no memkit vectors")
-        shape = [int(size) for size in head.removeprefix(VECTORS_MARK).split()]
-        return np.frombuffer(bytearray(body), dtype="<f4").reshape(shape)
+        whose, *shape = head.removeprefix(VECTORS_MARK).decode().split()
+        array = np.frombuffer(bytearray(body), dtype="<f4").reshape([int(size) for size in shape])
     except ValueError as error:
         raise DecodeError(f"{key!r} holds damaged or foreign vectors: {error}") from None
+    return array if whose == born else None
 
 
 def is_header(raw: bytes) -> bool:
@@ -297,4 +422,4 @@ def is_header(raw: bytes) -> bool:
 
 
 def _at(ms: int) -> datetime:
-    return datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=ms)
+    return EPOCH + timedelta(milliseconds=ms)

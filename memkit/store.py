@@ -7,17 +7,16 @@ Each operation is described once, without I/O, as a Read or a Write; the two cla
 
 from __future__ import annotations
 
-import threading
 import warnings
 from binascii import crc_hqx
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from hashlib import sha1
 from importlib.resources import files
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 import redis
 from redis.client import NEVER_DECODE
@@ -36,16 +35,19 @@ from memkit.policy import Duration, ExpiryPolicy
 from memkit.session import (
     Message,
     Session,
+    Version,
     decode_header,
     decode_messages,
     decode_session,
     decode_vectors,
-    encode_message,
+    encode_messages,
     encode_value,
     encode_vectors,
     is_header,
-    message_id,
     new_id,
+    policy_of,
+    policy_text,
+    stamp,
 )
 
 if TYPE_CHECKING:
@@ -54,9 +56,11 @@ if TYPE_CHECKING:
     import redis.asyncio.cluster
 
 T = TypeVar("T")
+Argument = bytes | str | int
 REMEMBERED_SESSIONS: Final = 4096
 """Of how many sessions a store remembers what it last saw, to search only what is newer when it appends."""
-
+OWN_ID: Final = ord(".")
+REFUSAL: Final = ord("!")
 
 RAW: Final = {NEVER_DECODE: True}
 """Replies stay bytes whatever the client's ``decode_responses`` and encoding: damaged ones must be seen as they are."""
@@ -82,29 +86,29 @@ class Script:
 
 @cache
 def script(name: str) -> Script:
-    """Return a script of ``lua/``, with the part that all share in front."""
+    """Return a script of ``lua/``, with the part that all share in front; the usual append before that."""
     folder = files("memkit") / "lua"
-    text = (folder / "session.lua").read_text() + (folder / f"{name}.lua").read_text()
+    parts = ("append_fast", "session", "append") if name == "append" else ("session", name)
+    text = "".join((folder / f"{part}.lua").read_text() for part in parts)
     return Script(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-@dataclass(frozen=True, slots=True)
-class Read(Generic[T]):
+# Tuples, since one is made by every call: a frozen dataclass takes three times as long.
+class Read(NamedTuple, Generic[T]):
     """Plain commands sent together, and what their replies mean."""
 
     key: str
-    commands: tuple[tuple[bytes | str | int, ...], ...]
+    commands: tuple[tuple[Argument, ...], ...]
     decode: Callable[[list[Any]], T]
 
 
-@dataclass(frozen=True, slots=True)
-class Write(Generic[T]):
-    """One script call, and what its reply means. Sent again, it is the same bytes, known by the nonces in it."""
+class Write(NamedTuple, Generic[T]):
+    """One script call, and what its reply means. Sent again, it is the same bytes, known by the nonce in it."""
 
     key: str
     script: Script
-    arguments: tuple[bytes | str | int, ...]
-    decode: Callable[[list[Any]], T]
+    arguments: tuple[Argument, ...]
+    decode: Callable[[bytes], T]
 
 
 class Operations:
@@ -113,9 +117,9 @@ class Operations:
     def __init__(self, prefix: str, policy: ExpiryPolicy, *, shorten: bool) -> None:
         self.prefix = prefix
         self.policy = policy
-        self.shorten = shorten
-        self._seen: dict[str, tuple[bytes, int]] = {}
-        self._lock = threading.Lock()
+        self._policy = f"{'!' if shorten else ''}{policy_text(policy)}".encode()
+        # Threads share these without a lock: each step is atomic, and a lock could be held for ever in a forked child.
+        self._seen: OrderedDict[str, bytes] = OrderedDict()
         self._warned: set[tuple[ExpiryPolicy, ExpiryPolicy]] = set()
 
     def key(self, session_id: str) -> str:
@@ -125,7 +129,7 @@ class Operations:
         return _encodable(self.prefix + session_id)
 
     def load(self, session_id: str, last: int | None) -> Read[list[Message] | None]:
-        """All messages, or the last n: one LRANGE either way."""
+        """All messages, or the last n: one LRANGE either way, since an element holds at least one."""
         if last is not None and (isinstance(last, bool) or not isinstance(last, int) or last < 0):
             raise PolicyError(f"last={last!r}: give a number of messages, 0 or more, or None for all")
         key = self.key(session_id)
@@ -136,10 +140,11 @@ class Operations:
             if not elements:
                 return None
             if start == 0 or is_header(elements[0]):
-                decode_header(elements[0], key)
-                elements = elements[1:]
-            messages = decode_messages(elements, key, first=1 if start == 0 else start)
-            return messages if last != 0 else []
+                self._saw(session_id, _state(elements, key))
+                messages = decode_messages(elements[1:], key)
+            else:
+                messages = decode_messages(elements, key, first=start)
+            return messages if last is None else messages[len(messages) - min(last, len(messages)) :]
 
         return Read(key, (("LRANGE", key.encode(), start, -1),), decode)
 
@@ -154,18 +159,16 @@ class Operations:
             left_ms, elements = replies
             if left_ms == -2 or not elements:
                 return None
-            header = decode_header(elements[0], key)
-            ttl = None if left_ms == -1 else left_ms / 1000
-            session = decode_session(session_id, key, header, elements, ttl)
-            self._saw(session_id, header.born.encode(), session.version)
-            return session, header.vectors
+            found = decode_session(session_id, key, elements, None if left_ms == -1 else left_ms / 1000)
+            self._saw(session_id, _state(elements, key))
+            return found
 
         return Read(key, (("PTTL", key.encode()), ("LRANGE", key.encode(), 0, -1)), decode)
 
     def vectors_lost(self, session: Session) -> Read[Session]:
         """Whether the vectors that were stored with a session are gone."""
         key = self.key(session.session_id)
-        command = ("EXISTS", vectors_key(key).encode())
+        command = ("EXISTS", vectors_key(key))
         return Read(key, (command,), lambda replies: replace(session, vectors_lost=not replies[0]))
 
     def ttl(self, session_id: str) -> Read[float | None]:
@@ -183,20 +186,17 @@ class Operations:
 
     def append(self, session_id: str, messages: tuple[Message, ...], *, create: bool) -> Write[int]:
         """Add what is not among the last 1,024 messages."""
-        key = self.key(session_id)
+        bodies = encode_messages(messages)
         # Ids that callers chose may be older than what this store last saw: search the whole window for them.
-        chosen = any(isinstance(message, dict) and isinstance(message.get("id"), str) for message in messages)
-        born, version = (b"", 0) if chosen else self._seen.get(session_id, (b"", 0))
-        arguments = (int(create), new_id(), born, version, *_encoded(messages))
-        return Write(key, script("append"), (*self._policy(key), *arguments), self._version(session_id, key))
+        chosen = any(body[0] == OWN_ID for body in bodies)
+        seen = b"" if chosen else self._seen.get(session_id, b"")
+        return self._write("append", session_id, b"1" if create else b"0", seen, *bodies)
 
     def save(self, session_id: str, messages: list[Message], *, version: int | None) -> Write[int]:
         """Replace the dialogue."""
-        key = self.key(session_id)
         if not isinstance(messages, list):
             raise EncodeError(f"messages must be a list of JSON objects, not a {type(messages).__name__}")
-        arguments = (_version_argument(version), new_id(), new_id(), *_encoded(messages))
-        return Write(key, script("save"), (*self._policy(key), *arguments), self._version(session_id, key))
+        return self._write("save", session_id, _version_argument(version), *encode_messages(messages, listed=True))
 
     def update(
         self,
@@ -206,80 +206,77 @@ class Operations:
         version: int | None,
     ) -> Write[int]:
         """Change the summary, merge metadata."""
-        key = self.key(session_id)
-        arguments = (_version_argument(version), new_id(), *_summary_arguments(summary))
-        write = (*self._policy(key), *arguments, *_metadata_arguments(metadata or {}))
-        return Write(key, script("update"), write, self._version(session_id, key))
-
-    def touch(self, session_id: str) -> Write[bool]:
-        """Renew the deadline alone."""
-        key = self.key(session_id)
-
-        def decode(reply: list[Any]) -> bool:
-            self._note(session_id, key, reply)
-            return bool(reply[0] == b"ok")
-
-        return Write(key, script("touch"), self._policy(key), decode)
-
-    def delete(self, session_id: str) -> Write[bool]:
-        """Remove the session and its vectors."""
-        key = self.key(session_id)
-        return Write(key, script("delete"), self._policy(key), lambda reply: bool(reply[0] == b"ok"))
+        fields = (*_summary_arguments(summary), *_metadata_arguments(metadata))
+        return self._write("update", session_id, _version_argument(version), *fields)
 
     def put_vectors(self, session_id: str, array: Any) -> Write[int]:
         """Store an array beside the session."""
-        key = self.key(session_id)
-        arguments = (new_id(), encode_vectors(array))
-        return Write(key, script("put_vectors"), (*self._policy(key), *arguments), self._version(session_id, key))
+        return self._write("put_vectors", session_id, encode_vectors(array))
+
+    def touch(self, session_id: str) -> Write[bool]:
+        """Renew the deadline alone."""
+        write = self._write("touch", session_id)
+
+        def decode(reply: bytes) -> bool:
+            return reply[0] != REFUSAL and bool(write.decode(reply))
+
+        return Write(write.key, write.script, write.arguments, decode)
+
+    def delete(self, session_id: str) -> Write[bool]:
+        """Remove the session and its vectors."""
+        write = self._write("delete", session_id)
+        return Write(write.key, write.script, write.arguments, lambda reply: not reply)
 
     def get_vectors(self, session_id: str) -> Read[np.ndarray | None]:
         """Read the array, if session and vectors are there."""
         key = self.key(session_id)
 
         def decode(replies: list[Any]) -> np.ndarray | None:
-            exists, raw = replies
-            return decode_vectors(raw, vectors_key(key)) if exists and raw is not None else None
+            head, raw = replies
+            if head is None:
+                return None
+            header = decode_header(head, key)
+            return decode_vectors(raw, vectors_key(key).decode(), header.born) if header.vectors and raw else None
 
-        return Read(key, (("EXISTS", key.encode()), ("GET", vectors_key(key).encode())), decode)
+        return Read(key, (("LINDEX", key.encode(), 0), ("GET", vectors_key(key))), decode)
 
-    def session_of(self, key: bytes | str) -> str:
-        """Return the session id of a key."""
-        return (key.decode(errors="replace") if isinstance(key, bytes) else key).removeprefix(self.prefix)
+    def pattern(self) -> bytes:
+        """Return what MATCH takes for this store's keys."""
+        return f"{escape_glob(self.prefix)}*".encode()
 
-    def _policy(self, key: str) -> tuple[bytes | str | int, ...]:
-        ttl = "null" if self.policy.ttl_ms is None else self.policy.ttl_ms
-        kind, refresh = self.policy.kind, int(self.policy.refresh_on_read)
-        return (kind, ttl, refresh, int(self.shorten), vectors_key(key).encode())
+    def session_of(self, key: bytes) -> str | None:
+        """Return the session id of a key, or None for a key that no session of this store can have."""
+        try:
+            return key.decode().removeprefix(self.prefix) or None
+        except UnicodeDecodeError:
+            return None
 
-    def _version(self, session_id: str, key: str) -> Callable[[list[Any]], int]:
-        def decode(reply: list[Any]) -> int:
-            status, version = reply[0], reply[1]
-            if status == b"gone":
+    def _write(self, name: str, session_id: str, *arguments: Argument) -> Write[int]:
+        """Return a call whose reply is a version. The nonce is made here, once, however often the call is sent."""
+        key = self.key(session_id)
+        call = (self._policy, vectors_key(key), new_id(), *arguments)
+        return Write(key, script(name), call, lambda reply: self._version(session_id, key, reply))
+
+    def _version(self, session_id: str, key: str, reply: bytes) -> Version:
+        """Read the reply of a write, remember what it says, and warn when a longer policy was kept."""
+        if reply[0] == REFUSAL:
+            if reply == b"!gone":
                 raise _gone(key)
-            if status == b"conflict":
-                raise Conflict(
-                    f"{key!r} is at version {version}, not at the one that was given: somebody wrote since, or it "
-                    "expired; get() it again and decide"
-                )
-            self._note(session_id, key, reply)
-            return int(version)
-
-        return decode
-
-    def _note(self, session_id: str, key: str, reply: list[Any]) -> None:
-        """Remember what was seen, and warn when the session was written under a longer policy."""
-        _, version, born, kept = reply
-        if born:
-            self._saw(session_id, born, version)
+            raise Conflict(
+                f"{key!r} is at version {int(reply.split()[1], 16)}, and that is not the one that was given: somebody "
+                "wrote since, or it expired and was begun anew; get() it again and decide"
+            )
+        born, version, *kept = reply.split(b" ", 2)
+        self._saw(session_id, b"%b %b" % (born, version))
         if kept:
-            self._warn(key, _policy_of(kept))
+            self._warn(key, policy_of(kept[0].decode()))
+        return Version.of(int(version, 16), born.decode())
 
-    def _saw(self, session_id: str, born: bytes, version: int) -> None:
-        with self._lock:
-            self._seen.pop(session_id, None)
-            self._seen[session_id] = born, version
-            if len(self._seen) > REMEMBERED_SESSIONS:
-                del self._seen[next(iter(self._seen))]
+    def _saw(self, session_id: str, state: bytes) -> None:
+        self._seen.pop(session_id, None)
+        self._seen[session_id] = state
+        if len(self._seen) > REMEMBERED_SESSIONS:
+            self._seen.popitem(last=False)
 
     def _warn(self, key: str, written: ExpiryPolicy) -> None:
         if (written, self.policy) in self._warned:
@@ -294,7 +291,8 @@ class Operations:
         )
 
 
-def vectors_key(key: str) -> str:
+@lru_cache(maxsize=4096)
+def vectors_key(key: str) -> bytes:
     """Return the key of a session's vectors: another key in the same cluster slot.
 
     ``{session:42}:vectors`` for ``session:42``. A key that holds a hash tag of its own keeps it in front; one that
@@ -303,19 +301,16 @@ def vectors_key(key: str) -> str:
     start = key.find("{")
     end = key.find("}", start + 1) if start >= 0 else -1
     if end > start + 1:
-        return f"{key}\0vectors"
-    if "}" not in key:
-        return f"{{{key}}}:vectors"
-    return _same_slot(key)
+        return f"{key}\0vectors".encode()
+    return _same_slot(key.encode()) if "}" in key else f"{{{key}}}:vectors".encode()
 
 
-@lru_cache(maxsize=1024)
-def _same_slot(key: str) -> str:
+def _same_slot(key: bytes) -> bytes:
     """Find a suffix by trying: a cluster key's slot is its CRC16 modulo 16384."""
-    slot = crc_hqx(key.encode(), 0) % 16384
-    start = crc_hqx(f"{key}\0vectors".encode(), 0)
+    slot = crc_hqx(key, 0) % 16384
+    start = crc_hqx(key + b"\0vectors", 0)
     suffix = next(n for n in count() if crc_hqx(b"%d" % n, start) % 16384 == slot)
-    return f"{key}\0vectors{suffix}"
+    return b"%b\0vectors%d" % (key, suffix)
 
 
 def _encodable(key: str) -> str:
@@ -326,45 +321,41 @@ def _encodable(key: str) -> str:
     return key
 
 
-def _encoded(messages: Sequence[object]) -> Iterator[str | bytes]:
-    for index, message in enumerate(messages):
-        body = encode_message(message, f"message {index}")
-        yield message_id(message)  # type: ignore[arg-type]  # encode_message has refused what is no dict
-        yield body
+def _state(elements: list[bytes], key: str) -> bytes:
+    """Return what an append may send back of a whole session: whose life it is, and its version."""
+    header = decode_header(elements[0], key)
+    version = stamp(elements[-1], key, len(elements) - 1)[0] if len(elements) > 1 else 0
+    return b"%b %x" % (header.born.encode(), max(header.version, version))
 
 
-def _version_argument(version: int | None) -> int | str:
+def _version_argument(version: int | None) -> bytes:
     if version is None:
-        return ""
+        return b""
     if isinstance(version, bool) or not isinstance(version, int) or version < 0:
         raise PolicyError(f"version={version!r}: give Session.version, 0 for a session that must not exist, or None")
-    return version
+    born = version.born if isinstance(version, Version) else ""
+    return f"{int(version)} {born}".rstrip().encode()
 
 
-def _summary_arguments(summary: str | _Keep | None) -> tuple[int, bytes]:
+def _summary_arguments(summary: str | _Keep | None) -> tuple[bytes, bytes]:
     if isinstance(summary, _Keep):
-        return 0, b""
+        return b"0", b""
     if summary is None:
-        return 2, b""
+        return b"2", b""
     if not isinstance(summary, str):
         raise EncodeError(f"the summary must be a text or None, not a {type(summary).__name__}")
     encode_value(summary, "the summary")
-    return 1, summary.encode()
+    return b"1", summary.encode()
 
 
-def _metadata_arguments(metadata: Mapping[str, Any]) -> Iterator[str | bytes | int]:
-    if not isinstance(metadata, Mapping):
+def _metadata_arguments(metadata: Mapping[str, Any] | None) -> Iterator[bytes]:
+    if metadata is not None and not isinstance(metadata, Mapping):
         raise EncodeError(f"metadata must be a mapping, not a {type(metadata).__name__}")
-    for name, value in metadata.items():
+    for name, value in (metadata or {}).items():
         encode_value({name: value}, "metadata")
-        yield name
-        yield int(value is not None)
-        yield encode_value(value, "metadata")[1:]
-
-
-def _policy_of(kept: list[bytes]) -> ExpiryPolicy:
-    kind, ttl, refresh = (part.decode() for part in kept)
-    return ExpiryPolicy(kind, None if ttl == "null" else int(ttl), refresh == "1")  # type: ignore[arg-type]
+        yield name.encode()
+        yield b"0" if value is None else b"1"
+        yield encode_value(value, "metadata")[0]
 
 
 def _gone(key: str) -> SessionNotFound:
@@ -376,25 +367,20 @@ REFUSALS = {
     "schema": "was written by a newer memkit (schema {0}); upgrade this one",
     "header": "has a damaged header",
     "element": "holds a damaged element, number {0}",
+    "vectors": "has a key that is not memkit's where its vectors belong",
 }
 
 
-@contextmanager
-def _typed(key: str) -> Iterator[None]:
-    """Turn Redis's and the scripts' words about foreign and damaged keys into DecodeError."""
-    try:
-        yield
-    except ResponseError as error:
-        said = str(error)
-        # Redis 6.2 wraps an error that a script meets: "ERR Error running script (...): @user_script:9: WRONGTYPE ...".
-        if "WRONGTYPE" in said:
-            raise DecodeError(f"{key!r} is another type of key, not a memkit session; nothing was changed") from error
-        if not said.startswith("MEMKIT "):
-            raise
+def _refuse(error: ResponseError, key: str) -> None:
+    """Raise the DecodeError that Redis's or the scripts' words about a foreign or damaged key mean."""
+    said = str(error)
+    # Redis 6.2 wraps an error that a script meets: "ERR Error running script (...): @user_script:9: WRONGTYPE ...".
+    if "WRONGTYPE Operation against a key" in said:
+        raise DecodeError(f"{key!r} is another type of key, not a memkit session; nothing was changed") from error
+    if said.startswith("MEMKIT "):
         _, what, *rest = said.split()
-        raise DecodeError(
-            f"{key!r} {REFUSALS[what].format(*rest)}; nothing was changed. `memkit inspect` shows it"
-        ) from error
+        says = REFUSALS[what].format(*rest)
+        raise DecodeError(f"{key!r} {says}; nothing was changed. `memkit inspect` shows it") from error
 
 
 def _operations(client: object, prefix: str, ttl: Duration | ExpiryPolicy | None, shorten: bool) -> Operations:
@@ -519,27 +505,37 @@ class MemoryStore:
 
     def sessions(self) -> Iterator[str]:
         """Yield the ids of this store's sessions, by SCAN: in no order, one that is there all along at least once."""
-        for key in self._client.scan_iter(match=f"{escape_glob(self.prefix)}*", count=1000, _type="list"):
-            yield self._operations.session_of(key)
+        for key in self._client.scan_iter(match=self._operations.pattern(), count=1000, _type="list", **RAW):
+            session_id = self._operations.session_of(key)
+            if session_id:
+                yield session_id
 
     def _read(self, operation: Read[T]) -> T:
-        with _typed(operation.key):
+        try:
             if len(operation.commands) == 1:
-                return operation.decode([self._client.execute_command(*operation.commands[0], **RAW)])
-            with self._client.pipeline(transaction=False) as pipe:
-                for command in operation.commands:
-                    pipe.execute_command(*command, **RAW)
-                return operation.decode(pipe.execute())
+                replies = [self._client.execute_command(*operation.commands[0], **RAW)]
+            else:
+                with self._client.pipeline(transaction=False) as pipe:
+                    for command in operation.commands:
+                        pipe.execute_command(*command, **RAW)
+                    replies = pipe.execute()
+        except ResponseError as error:
+            _refuse(error, operation.key)
+            raise
+        return operation.decode(replies)
 
     def _write(self, operation: Write[T]) -> T:
-        with _typed(operation.key):
-            call, text = (1, operation.key.encode(), *operation.arguments), operation.script.text
+        call = (1, operation.key.encode(), *operation.arguments)
+        try:
             try:
                 reply = self._client.execute_command("EVALSHA", operation.script.sha, *call, **RAW)
             except NoScriptError:
-                # Never loaded, or lost (SCRIPT FLUSH, a restart, a failover): send it whole, with the same nonces.
-                reply = self._client.execute_command("EVAL", text, *call, **RAW)
-            return operation.decode(reply)
+                # Never loaded, or lost (SCRIPT FLUSH, a restart, a failover): send it whole, with the same nonce.
+                reply = self._client.execute_command("EVAL", operation.script.text, *call, **RAW)
+        except ResponseError as error:
+            _refuse(error, operation.key)
+            raise
+        return operation.decode(reply)
 
     def __repr__(self) -> str:
         return f"<MemoryStore {self.prefix!r}, {self.policy}>"
@@ -638,26 +634,36 @@ class AsyncMemoryStore:
 
     async def sessions(self) -> AsyncIterator[str]:
         """See MemoryStore.sessions."""
-        async for key in self._client.scan_iter(match=f"{escape_glob(self.prefix)}*", count=1000, _type="list"):
-            yield self._operations.session_of(key)
+        async for key in self._client.scan_iter(match=self._operations.pattern(), count=1000, _type="list", **RAW):
+            session_id = self._operations.session_of(key)
+            if session_id:
+                yield session_id
 
     async def _read(self, operation: Read[T]) -> T:
-        with _typed(operation.key):
+        try:
             if len(operation.commands) == 1:
-                return operation.decode([await self._client.execute_command(*operation.commands[0], **RAW)])
-            pipe = self._client.pipeline(transaction=False)
-            for command in operation.commands:
-                pipe.execute_command(*command, **RAW)
-            return operation.decode(await pipe.execute())
+                replies = [await self._client.execute_command(*operation.commands[0], **RAW)]
+            else:
+                async with self._client.pipeline(transaction=False) as pipe:
+                    for command in operation.commands:
+                        pipe.execute_command(*command, **RAW)
+                    replies = await pipe.execute()
+        except ResponseError as error:
+            _refuse(error, operation.key)
+            raise
+        return operation.decode(replies)
 
     async def _write(self, operation: Write[T]) -> T:
-        with _typed(operation.key):
-            call, text = (1, operation.key.encode(), *operation.arguments), operation.script.text
+        call = (1, operation.key.encode(), *operation.arguments)
+        try:
             try:
                 reply = await self._client.execute_command("EVALSHA", operation.script.sha, *call, **RAW)
             except NoScriptError:
-                reply = await self._client.execute_command("EVAL", text, *call, **RAW)
-            return operation.decode(reply)
+                reply = await self._client.execute_command("EVAL", operation.script.text, *call, **RAW)
+        except ResponseError as error:
+            _refuse(error, operation.key)
+            raise
+        return operation.decode(reply)
 
     def __repr__(self) -> str:
         return f"<AsyncMemoryStore {self.prefix!r}, {self.policy}>"

@@ -94,7 +94,7 @@ def _messages(raw: Raw) -> Iterator[Item]:
     for index in range(first, len(raw.elements)):
         element = raw.elements[index]
         stamp = _STAMP.match(element)
-        if stamp is None:
+        if stamp is None and not element.startswith(b"["):  # a save's list has none
             faults.add("corrupt", index, "has no stamp before its messages: written by something else")
         value = faults.value(index, element[stamp.end() :] if stamp else element)
         yield from _turns(value, stamp, created_ms, raw.name)
@@ -102,9 +102,9 @@ def _messages(raw: Raw) -> Iterator[Item]:
 
 
 def _turns(value: Any, stamp: re.Match[bytes] | None, created_ms: int, key: str) -> Iterator[Turn]:
-    """Yield an element's messages: one, a list of them, or a text with the JSON of either."""
-    value = parse(value.encode("utf-8", "surrogatepass")).value if isinstance(value, str) else value
+    """Yield an element's messages: one or a list of them, each perhaps as a text that holds its JSON."""
     at_ms = created_ms + int(stamp[2], 16) if stamp and created_ms else None
-    for message in value if isinstance(value, list) else [value]:
+    for item in value if isinstance(value, list) else [value]:
+        message = parse(item.encode("utf-8", "surrogatepass")).value if isinstance(item, str) else item
         if isinstance(message, dict):
             yield chat_turn(message, key)._replace(at_s=seconds(at_ms))

@@ -1,59 +1,56 @@
--- Adds messages that are not there yet. ARGV[6]: create a missing session (0/1); [7]: its birth mark; [8], [9]: the birth
--- mark and version that the caller last saw: its own messages cannot be among elements up to that version, so that only
--- newer ones are searched; [10...]: id, mark and JSON, in turn.
--- Among the last 1,024 messages an id is stored once: a call that is sent again adds nothing (windows of 4 and 64 still
--- doubled messages under dropped replies; 1,024 did not).
+-- Adds messages that are not there yet. ARGV[4]: 0: not to a missing session; [5]: "born version" that the caller last
+-- saw: its own messages cannot be in elements up to that version, so that only newer ones are searched; [6...]: JSON of
+-- messages, after their id where they have one of their own.
+-- In the last 1,024 elements (and as many more as this call adds) an id is stored once: a call that is sent again adds
+-- nothing. Windows of 4 and 64 still doubled messages under dropped replies; 1,024 did not.
 local WINDOW, PORTION = 1024, 64
 
 local h = read()
-if h and h.err then return redis.error_reply(h.err) end
-if not h and ARGV[6] == '0' then return reply('gone', 0) end
-h = h or fresh(ARGV[7])
+if not h then
+  if ARGV[4] == '0' then return GONE end
+  h = fresh()
+end
+if h.err then return h end
 
-local wanted = {}
-for i = 10, #ARGV, 2 do wanted[ARGV[i]] = true end
-local found, found_version = {}, 0
+local found = {} -- ids, and the version that added each
 
-local function search(until_version)
-  local done, last = 0, math.min(WINDOW, h.length)
+local function search(seen)
+  local done, last, portion = 0, math.min(WINDOW + #ARGV - 6, redis.call('LLEN', key) - 1), 4
   while done < last do
-    local raws = redis.call('LRANGE', key, -math.min(done + PORTION, last), -done - 1)
+    local raws = redis.call('LRANGE', key, -math.min(done + portion, last), -done - 1)
     for i = #raws, 1, -1 do
-      local id, version = element(raws[i])
-      if not id then return 'MEMKIT element ' .. h.length - done + i - #raws end
-      if version <= until_version then return end
-      if wanted[id] then found[id], found_version = true, math.max(found_version, version) end
+      local version, id = element(raws[i])
+      if not version then return {err = 'MEMKIT element ' .. -(done + #raws - i + 1)} end
+      if version > 0 and version <= seen then return end
+      found[id] = found[id] or version
     end
-    done = done + #raws
+    done, portion = done + #raws, PORTION
   end
 end
 
-if h.length > 0 then
-  local seen = (ARGV[8] == h.born and tonumber(ARGV[9]) <= h.version) and tonumber(ARGV[9]) or 0
-  if h.last > seen then
-    local damaged = search(seen)
-    if damaged then return redis.error_reply(damaged) end
-  end
+-- Usually nobody wrote since the caller looked, and there is nothing to search.
+if not h.new and ARGV[5] ~= h.born .. string.format(' %x', h.version) then
+  local born, seen = string.match(ARGV[5], '^(%S+) (%x+)$')
+  seen = seen and tonumber(seen, 16)
+  local err = search(born == h.born and seen <= h.version and seen or 0)
+  if err then return err end
+  -- This very call; or, where a save replaced what it added, the trace of it that the save left.
+  local before = found[nonce] or done_before(h, nonce)
+  if before then return reply(h, before) end
 end
 
-local version, elements = h.version + 1, {}
-for i = 10, #ARGV, 2 do
-  local id = ARGV[i]
-  local replaced = done_before(h, id) -- added, and then replaced by somebody's save: not to be added again
-  if replaced then found_version = math.max(found_version, replaced) end
-  if not found[id] and not replaced then
-    found[id] = true
-    elements[#elements + 1] = stamp(id, version, ARGV[i + 1])
-  end
+h.version = h.version + 1
+local elements = elements_of(6, h, nonce, found, h.new and {''} or {})
+if #elements == 0 then -- all are there: answer the version that has them
+  h.version = h.version - 1
 end
-
-local kept, adopted = renew(h)
-if #elements > 0 then h.version = version end
+admit(h)
+local longer, adopted = renew(h)
 if h.new then
-  push({header(h)})
+  elements[1] = header(h)
 elseif adopted then
   redis.call('LSET', key, 0, header(h))
 end
 push(elements)
 finish(h)
-return reply('ok', #elements > 0 and version or (found_version > 0 and found_version or h.version), h, kept)
+return reply(h, h.version, longer)

@@ -1,13 +1,25 @@
--- Stores vectors beside the session. ARGV[6]: this call's nonce; [7]: the bytes.
+-- Stores vectors beside the session. ARGV[4]: their shape and bytes.
+local MARK = 'memkit1 float32 '
 local h = read()
-if not h then return reply('gone', 0) end
-if h.err then return redis.error_reply(h.err) end
-if done_before(h, ARGV[6]) then return reply('ok', done_before(h, ARGV[6]), h) end
-local kept = renew(h)
-h.version, h.vectors = h.version + 1, '1'
-remember(h, ARGV[6], h.version)
--- PX here too, so that a denied PEXPIRE cannot leave vectors that never die.
+if not h then return GONE end
+if h.err then return h end
+local before = done_before(h, nonce)
+if before then return reply(h, before) end
+if redis.call('EXISTS', vectors_key) == 1 and redis.call('GETRANGE', vectors_key, 0, #MARK - 1) ~= MARK then
+  return {err = 'MEMKIT vectors'}
+end
+admit(h)
+local longer = renew(h)
+h.version, h.vectors = h.version + 1, true
+remember(h, nonce, h.version)
+local head = header(h)
+local vectors = MARK .. h.born .. ' ' .. ARGV[4]
+-- PX here too, so that vectors cannot be left that never die.
 local left = redis.call('PTTL', key)
-if left > 0 then redis.call('SET', vectors_key, ARGV[7], 'PX', left) else redis.call('SET', vectors_key, ARGV[7]) end
-redis.call('LSET', key, 0, header(h))
-return reply('ok', h.version, h, kept)
+if left >= 0 then
+  redis.call('SET', vectors_key, vectors, 'PX', math.max(1, left))
+else
+  redis.call('SET', vectors_key, vectors)
+end
+redis.call('LSET', key, 0, head)
+return reply(h, h.version, longer)

@@ -1,29 +1,39 @@
--- Replaces the dialogue. ARGV[6]: the version it must have ("": any; 0: no such session); [7]: birth mark of a new one;
--- [8]: this call's nonce; [9...]: id, mark and JSON, in turn.
-local REMEMBERED = 64
+-- Replaces the dialogue. ARGV[4]: the version it must have ("": any; 0: no such session), "version born" where the caller
+-- knows whose it is; [5...]: JSON of messages, after their id where they have one of their own.
+local PORTION, TRACES = 100, 64
 
 local h = read()
-if h and h.err then return redis.error_reply(h.err) end
-if h and done_before(h, ARGV[8]) then return reply('ok', done_before(h, ARGV[8]), h) end
-if ARGV[6] ~= '' and tonumber(ARGV[6]) ~= (h and h.version or 0) then return reply('conflict', h and h.version or 0, h) end
-h = h or fresh(ARGV[7])
+if h and h.err then return h end
+local before = h and done_before(h, nonce)
+if before then return reply(h, before) end
+local conflict = other(h)
+if conflict then return conflict end
+h = h or fresh()
 
--- What is damaged is not overwritten. The ids of the newest replaced messages are remembered, so that an append of one
--- of them that is sent again after this save does not bring it back.
-local old = h.length > 0 and redis.call('LRANGE', key, 1, -1) or {}
-for i, raw in ipairs(old) do
-  local id, version = element(raw)
-  if not id then return redis.error_reply('MEMKIT element ' .. i) end
-  if i > #old - REMEMBERED and string.sub(id, 1, 1) ~= '.' then remember(h, id, version) end
+-- What is damaged is not overwritten. The nonces of the newest appends are remembered, so that one that is sent again
+-- after this save does not bring back what was replaced; an id of a message's own may be added again.
+local length = h.new and 0 or redis.call('LLEN', key) - 1
+local appends, traced = {}, nil
+for from = 1, length, PORTION do
+  for i, raw in ipairs(redis.call('LRANGE', key, from, math.min(from + PORTION - 1, length))) do
+    local version, id = element(raw)
+    if not version then return {err = 'MEMKIT element ' .. from + i - 1} end
+    if version ~= traced and #id == NONCE then
+      appends[#appends + 1] = {id, version}
+      traced = version
+    end
+  end
 end
 
-local kept = renew(h)
+admit(h)
+local longer = renew(h)
+if not h.new then redis.call('LTRIM', key, 0, -1) end -- denied? then before anything is written
+for i = math.max(1, #appends - TRACES + 1), #appends do remember(h, appends[i][1], appends[i][2]) end
 h.version = h.version + 1
-remember(h, ARGV[8], h.version)
-local elements = {header(h)}
-for i = 9, #ARGV, 2 do elements[#elements + 1] = stamp(ARGV[i], h.version, ARGV[i + 1]) end
--- RPUSH first, then drop the old front: refused whole when memory is full, and the key, with its deadline, never vanishes.
+remember(h, nonce, h.version)
+local elements = elements_of(5, h, nil, {}, {header(h)})
+-- RPUSH first, then drop the old front: the key, with its deadline, never vanishes.
 push(elements)
 if not h.new then redis.call('LTRIM', key, -#elements, -1) end
 finish(h)
-return reply('ok', h.version, h, kept)
+return reply(h, h.version, longer)

@@ -1,107 +1,168 @@
 -- Shared by every script of the store; put in front of each. KEYS[1] is the session.
--- ARGV[1..4]: the store's policy: kind, ttl_ms ("null": never), refresh_on_read (0/1), shorten (0/1). ARGV[5]: the key
--- of the session's vectors, in the same slot; it is no KEYS[2], so that an application whose user may touch its sessions'
--- keys alone needs no more rights while it stores no vectors.
-local key, vectors_key = KEYS[1], ARGV[5]
-local policy = {kind = ARGV[1], ttl = tonumber(ARGV[2]), refresh = ARGV[3]}
-local may_shorten = ARGV[4] == '1'
+-- ARGV[1]: the store's policy as a header holds it, after a "!" where it may shorten lives. ARGV[2]: the key of the
+-- session's vectors, in the same slot; it is no KEYS[2], so that an application whose user may touch its sessions' keys
+-- alone needs no more rights while it stores no vectors. ARGV[3]: this call's nonce.
+local key, vectors_key, nonce = KEYS[1], ARGV[2], ARGV[3]
+local HEADER = '^{"memkit":1,"policy":"((%a+) ?(%d*)[^"]*)","born":"([%w_-]+)","created_ms":(%d+),"version":(%d+),'
+  .. '"updated_ms":%d+,()'
+local KEPT_CALLS, NONCE, CALL = 255, 10, 18
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local HEADER = '^{"memkit":1,"policy":"(%a+)","ttl_ms":(%w+),"refresh_on_read":(%d),"born":"([%w_-]+)","version":(%d+),'
-  .. '"created_ms":(%d+),"updated_ms":(%d+),"nonces":"([%w._-]*)","vectors":(%d),()"summary":'
-local ELEMENT = '^(...........)(%x%x%x%x%x%x%x%x%x%x%x)(%x+)[ ~]{'
-local KEPT_NONCES, NONCE_CHARS = 255, 19
 
 local function whole(n) return string.format('%.0f', n) end
 
+-- An element's version and id, 0 and '' for a save's list; nil for what is no element.
 local function element(raw)
-  local id, _, version = string.match(raw, ELEMENT)
-  if not id or string.sub(raw, -1) ~= '}' then return nil end
-  return id, tonumber(version, 16)
+  local from, closes = string.byte(raw, 1), string.byte(raw, -1)
+  if from == 91 then return closes == 93 and 0 or nil, '' end -- [ and ]
+  local version, id, opens = string.match(raw, '^"(%x+)%.%x+%.?([^"]*)",(.)')
+  -- A message, a list of them, or a text.
+  if version and (opens == '{' and closes == 125 or opens == '[' and closes == 93 or opens == '"' and closes == 34) then
+    return tonumber(version, 16), id
+  end
+end
+
+-- The answer to a caller that gave another version than the session's (or another life's) as ARGV[4]; else nil.
+local function other(h)
+  local wanted, born = string.match(ARGV[4], '^(%d+) ?(%S*)$')
+  if not wanted then return nil end
+  local version = h and h.version or 0
+  if tonumber(wanted) == version and (born == '' or not h or born == h.born) then return nil end
+  return string.format('!conflict %x', version)
+end
+
+local function damaged(head)
+  local schema = string.match(head, '^{"memkit":(%d+),')
+  if not schema then return {err = 'MEMKIT foreign'} end
+  return {err = schema == '1' and 'MEMKIT header' or 'MEMKIT schema ' .. schema}
 end
 
 -- The header as a table, nil when there is no session, or an error reply (err) for a foreign or damaged key.
 local function read()
   local head = redis.call('LINDEX', key, 0)
   if not head then return nil end
-  local schema = string.match(head, '^{"memkit":(%d+),')
-  if not schema then return {err = 'MEMKIT foreign'} end
-  if schema ~= '1' then return {err = 'MEMKIT schema ' .. schema} end
-  local kind, ttl, refresh, born, version, created, updated, nonces, vectors, rest = string.match(head, HEADER)
-  if not kind or string.sub(head, -9) ~= ',"end":1}' then return {err = 'MEMKIT header'} end
-  local h = {kind = kind, ttl = tonumber(ttl), refresh = refresh, born = born, version = tonumber(version),
-    created = created, updated = updated, nonces = nonces, vectors = vectors, rest = string.sub(head, rest),
-    length = redis.call('LLEN', key) - 1}
-  if h.length > 0 then
-    local _, last = element(redis.call('LINDEX', key, -1))
-    if not last then return {err = 'MEMKIT element -1'} end
-    h.last = last
-    h.version = math.max(h.version, last)
+  local policy, kind, ttl, born, created, version, tail = string.match(head, HEADER)
+  if not policy or string.sub(head, -8) ~= '"end":1}' then return damaged(head) end
+  local h = {head = head, tail = tail, policy = policy, kind = kind, ttl = tonumber(ttl), born = born, created = created,
+    version = tonumber(version), vectors = string.sub(head, tail, tail + 11) == '"vectors":1,'}
+  local last = redis.call('LINDEX', key, -1)
+  if last ~= head then
+    local last_version = element(last)
+    if not last_version then return {err = 'MEMKIT element -1'} end
+    h.version = math.max(h.version, last_version)
   end
   return h
 end
 
-local function fresh(born)
-  return {kind = policy.kind, ttl = policy.ttl, refresh = policy.refresh, born = born, version = 0, created = whole(now),
-    nonces = '', vectors = '0', rest = '"summary":null,"metadata":{},"end":1}', length = 0, new = true}
+local function fresh()
+  local policy, kind, ttl = string.match(ARGV[1], '((%a+) ?(%d*).*)$')
+  return {policy = policy, kind = kind, ttl = tonumber(ttl), born = nonce, created = whole(now), version = 0,
+    vectors = false, calls = '', rest = '"end":1}', new = true}
+end
+
+-- Splits what follows the header's first fields: most appends need none of it.
+local function unfold(h)
+  if h.rest then return h end
+  local from = h.tail + (h.vectors and 12 or 0)
+  local calls, rest = '', from
+  if string.sub(h.head, from, from + 8) == '"calls":"' then
+    local to = string.find(h.head, '"', from + 9, true)
+    calls, rest = string.sub(h.head, from + 9, to - 1), to + 2
+  end
+  h.calls, h.rest = calls, string.sub(h.head, rest)
+  return h
 end
 
 local function header(h)
-  return '{"memkit":1,"policy":"' .. h.kind .. '","ttl_ms":' .. (h.ttl and whole(h.ttl) or 'null')
-    .. ',"refresh_on_read":' .. h.refresh .. ',"born":"' .. h.born .. '","version":' .. whole(h.version)
-    .. ',"created_ms":' .. h.created .. ',"updated_ms":' .. whole(now) .. ',"nonces":"' .. h.nonces
-    .. '","vectors":' .. h.vectors .. ',' .. h.rest
+  unfold(h)
+  return '{"memkit":1,"policy":"' .. h.policy .. '","born":"' .. h.born .. '","created_ms":' .. h.created
+    .. ',"version":' .. whole(h.version) .. ',"updated_ms":' .. whole(now) .. ',' .. (h.vectors and '"vectors":1,' or '')
+    .. (h.calls ~= '' and '"calls":"' .. h.calls .. '",' or '') .. h.rest
 end
 
--- A call's nonce and the version it made: a call that is sent again is known by it, and answered as it was.
-local function done_before(h, nonce)
-  local at = string.find(h.nonces, nonce, 1, true)
-  return at and tonumber(string.sub(h.nonces, at + 11, at + 18), 16)
+-- The version that a call made which is sent again; it is answered as it was.
+local function done_before(h, call)
+  local at = string.find(unfold(h).calls, call, 1, true)
+  return at and tonumber(string.sub(h.calls, at + NONCE, at + CALL - 1), 16)
 end
 
-local function remember(h, nonce, version)
-  local nonces = h.nonces .. nonce .. string.format('%08x', version)
-  h.nonces = string.sub(nonces, -KEPT_NONCES * NONCE_CHARS)
+local function remember(h, call, version)
+  h.calls = string.sub(unfold(h).calls .. call .. string.format('%08x', version), -KEPT_CALLS * CALL)
+end
+
+-- Called before any other write, since scripts do not roll back. Refused when memory is full, and changes nothing:
+-- PEXPIRE is let through, and once a script has written, so is the rest of it. (SETNX is an error nowhere; on a key
+-- that is there it does not look at the type.)
+local function admit(h)
+  if h.new then redis.call('RPUSHX', key, '') else redis.call('SETNX', key, '') end
 end
 
 -- Milliseconds from now that a policy gives a session; nil for ever.
 local function life(kind, ttl, created)
-  if not ttl then return nil end
-  return kind == 'absolute' and tonumber(created) + ttl - now or ttl
+  return ttl and kind == 'absolute' and tonumber(created) + ttl - now or ttl
 end
 
--- Renews a living session and adopts the store's policy, or keeps the longer one. A write never shortens a life unless
--- the store may. Called before anything else is written, so that a denied PEXPIRE leaves the session as it was; a session
--- that is not there yet gets its deadline in finish(), and PEXPIRE is only tried here. LMOVE onto itself changes nothing,
--- but is refused when memory is full: PEXPIRE is not, and after a first write a script is let through.
--- Returns the header's policy when it was longer and was kept, so that the client can warn; whether the header changed.
+-- The deadline of a living session under this store's policy.
+local function settle(h)
+  local may_shorten, policy, kind, ttl = string.match(ARGV[1], '^(!?)((%a+) ?(%d*).*)$')
+  ttl, may_shorten = tonumber(ttl), may_shorten == '!'
+  local left, same = redis.call('PTTL', key), policy == h.policy
+  local longer = not same and ttl and (not h.ttl or h.ttl > ttl) and not may_shorten
+  -- A store whose sessions never expire leaves a deadline that is there alone.
+  local adopted = not same and not longer and (ttl or may_shorten)
+  if adopted then h.policy, h.kind, h.ttl = policy, kind, ttl end
+  local want = life(kind, ttl, h.created)
+  if left == -1 and h.ttl then -- its deadline was lost: give it back, and never one that has passed
+    want = life(h.kind, h.ttl, h.created)
+    if want <= 0 then want = h.ttl end
+    redis.call('PEXPIRE', key, whole(want))
+  elseif want and (may_shorten or left >= 0 and want > left) then
+    redis.call('PEXPIRE', key, whole(math.max(1, want)))
+  elseif adopted and not ttl then
+    redis.call('PERSIST', key)
+  end
+  return longer, adopted
+end
+
+-- Renews a living session and adopts the store's policy, or keeps the longer one: a write never shortens a life unless
+-- the store may. Called before anything else is written, so that a denied PEXPIRE leaves the session as it was; a new
+-- session gets its deadline in finish(), and PEXPIRE is only tried here.
+-- Returns whether the header's policy was longer and was kept, so that the client can warn; whether the header changed.
 local function renew(h)
-  redis.call('LMOVE', key, key, 'RIGHT', 'RIGHT')
   if h.new then
-    if policy.ttl then redis.call('PEXPIRE', key, whole(policy.ttl)) end
+    if h.ttl then redis.call('PEXPIRE', key, whole(h.ttl)) end
     return false, false
   end
-  local left = redis.call('PTTL', key)
-  local same = h.kind == policy.kind and h.ttl == policy.ttl and h.refresh == policy.refresh
-  local longer = not same and policy.ttl and (not h.ttl or h.ttl > policy.ttl) and not may_shorten
-  local kept = longer and {h.kind, h.ttl and whole(h.ttl) or 'null', h.refresh}
-  -- A store whose sessions never expire leaves a deadline that is there alone.
-  local adopt = not same and not longer and (policy.ttl or may_shorten)
-  if adopt then h.kind, h.ttl, h.refresh = policy.kind, policy.ttl, policy.refresh end
-  local want = life(policy.kind, policy.ttl, h.created)
-  if left == -1 and h.ttl then want = life(h.kind, h.ttl, h.created) end -- its deadline was lost: give it back
-  if may_shorten and adopt and not want then redis.call('PERSIST', key) end
-  local later = want and (want > left and left ~= -1 or left == -1 and h.ttl)
-  if later or want and may_shorten then redis.call('PEXPIRE', key, whole(math.max(1, want))) end
-  return kept, adopt
+  local longer, adopted = settle(h)
+  if h.vectors then -- their deadline is always the session's
+    local left = redis.call('PTTL', key)
+    if left >= 0 then redis.call('PEXPIRE', vectors_key, math.max(1, left)) else redis.call('PERSIST', vectors_key) end
+  end
+  return longer, adopted
 end
 
--- The deadline of a new session; and that of the vectors, which is always the session's.
 local function finish(h)
   if h.new and h.ttl then redis.call('PEXPIRE', key, whole(h.ttl)) end
-  if h.vectors ~= '1' then return end
-  local left = redis.call('PTTL', key)
-  if left > 0 then redis.call('PEXPIRE', vectors_key, left) else redis.call('PERSIST', vectors_key) end
+end
+
+-- What [from...] of ARGV holds as elements, added to those given. id: for a stamp on all (an append's), or nil: on those
+-- with an id of their own alone (a save's). skip: own ids that are there already; an append stores each once.
+local function elements_of(from, h, id, skip, elements)
+  local stamp = string.format('"%x.%x.', h.version, math.max(0, now - h.created))
+  local front = id and stamp .. id .. '",' or ''
+  local i = from
+  while i <= #ARGV do
+    local own = string.byte(ARGV[i]) == 46 and ARGV[i] -- "."
+    if not own then
+      elements[#elements + 1] = front .. ARGV[i]
+    else
+      i = i + 1
+      if not skip[own] then elements[#elements + 1] = stamp .. own .. '",' .. ARGV[i] end
+      if id then skip[own] = skip[own] or h.version end
+    end
+    i = i + 1
+  end
+  return elements
 end
 
 -- RPUSH in portions: unpack has a limit near 8,000.
@@ -111,10 +172,9 @@ local function push(elements)
   end
 end
 
-local function stamp(id, version, body)
-  return id .. string.format('%011x', now) .. string.format('%x', version) .. body
+-- "born version" (hex), which the client may send back with an append; and the header's policy when it was kept.
+local function reply(h, version, longer)
+  return h.born .. string.format(' %x', version) .. (longer and ' ' .. h.policy or '')
 end
 
-local function reply(status, version, h, kept)
-  return {status, version, h and h.born or '', kept or {}}
-end
+local GONE = '!gone'

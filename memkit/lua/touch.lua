@@ -1,7 +1,7 @@
--- Renews the deadline and changes nothing else: version and policy stay as they were written.
+-- Renews the deadline and changes nothing else: version and policy stay as they were written. Needs no memory, so that a
+-- read that renews works when memory is full.
 local h = read()
-if not h then return reply('gone', 0) end
-if h.err then return redis.error_reply(h.err) end
-local kept = renew(h)
-finish(h)
-return reply('ok', h.version, h, kept)
+if not h then return GONE end
+if h.err then return h end
+local longer = renew(h)
+return reply(h, h.version, longer)

@@ -1,21 +1,26 @@
--- Changes summary and metadata. ARGV[6]: the version it must have ("": any); [7]: this call's nonce; [8]: 0 leave the
--- summary, 1 set it, 2 remove it; [9]: the summary; [10...]: metadata: name, 1 set or 0 remove, JSON text, in turn.
+-- Changes summary and metadata. ARGV[4]: the version it must have, as for a save; [5]: 0 leave the summary, 1 set it,
+-- 2 remove it; [6]: the summary; [7...]: metadata: name, 1 set or 0 remove, JSON text, in turn.
 local h = read()
-if not h then return reply('gone', 0) end
-if h.err then return redis.error_reply(h.err) end
-if done_before(h, ARGV[7]) then return reply('ok', done_before(h, ARGV[7]), h) end
-if ARGV[6] ~= '' and tonumber(ARGV[6]) ~= h.version then return reply('conflict', h.version, h) end
+if not h then return GONE end
+if h.err then return h end
+local before = done_before(h, nonce)
+if before then return reply(h, before) end
+local conflict = other(h)
+if conflict then return conflict end
 
 local ok, rest = pcall(cjson.decode, '{' .. h.rest)
-if not ok or type(rest.metadata) ~= 'table' then return redis.error_reply('MEMKIT header') end
-for i = 10, #ARGV, 3 do rest.metadata[ARGV[i]] = ARGV[i + 1] == '1' and ARGV[i + 2] or nil end
-if ARGV[8] == '1' then rest.summary = ARGV[9] end
-if ARGV[8] == '2' then rest.summary = cjson.null end
-h.rest = '"summary":' .. cjson.encode(rest.summary) .. ',"metadata":' .. cjson.encode(rest.metadata) .. ',"end":1}'
+local metadata = ok and rest.metadata or {}
+if not ok or type(metadata) ~= 'table' then return {err = 'MEMKIT header'} end
+for i = 7, #ARGV, 3 do metadata[ARGV[i]] = ARGV[i + 1] == '1' and ARGV[i + 2] or nil end
+local summary = rest.summary
+if ARGV[5] == '1' then summary = ARGV[6] end
+if ARGV[5] == '2' then summary = nil end
+h.rest = (summary and '"summary":' .. cjson.encode(summary) .. ',' or '')
+  .. (next(metadata) and '"metadata":' .. cjson.encode(metadata) .. ',' or '') .. '"end":1}'
 
-local kept = renew(h)
+admit(h)
+local longer = renew(h)
 h.version = h.version + 1
-remember(h, ARGV[7], h.version)
+remember(h, nonce, h.version)
 redis.call('LSET', key, 0, header(h))
-finish(h)
-return reply('ok', h.version, h, kept)
+return reply(h, h.version, longer)
