@@ -219,8 +219,7 @@ def _why(value: object, path: str, depth: int) -> str | None:
     if isinstance(value, float) and not math.isfinite(value):
         return f"{at}{value} is not a finite number; use None or a text"
     if isinstance(value, str):
-        lone = any("\ud800" <= char <= "\udfff" for char in value)
-        return f"{at}the text holds a lone surrogate, which UTF-8 has no bytes for" if lone else None
+        return None if is_utf8(value) else f"{at}the text holds a lone surrogate, which UTF-8 has no bytes for"
     if isinstance(value, dict | list):
         return next(filter(None, _why_inside(value, path, depth)), None)
     if value is None or isinstance(value, bool | int | float):
@@ -241,6 +240,15 @@ def _why_inside(value: dict[Any, Any] | list[Any], path: str, depth: int) -> Ite
 
 def _kind(value: object) -> str:
     return f"a {type(value).__name__}" if value is not None else "None"
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be stored: lone surrogates cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def new_id() -> bytes:

@@ -44,6 +44,7 @@ from memkit.session import (
     encode_value,
     encode_vectors,
     is_header,
+    is_utf8,
     new_id,
     policy_of,
     policy_text,
@@ -314,10 +315,8 @@ def _same_slot(key: bytes) -> bytes:
 
 
 def _encodable(key: str) -> str:
-    try:
-        key.encode()
-    except UnicodeEncodeError:
-        raise PolicyError(f"the key {key!r} holds a lone surrogate, which UTF-8 has no bytes for") from None
+    if not is_utf8(key):
+        raise PolicyError(f"the key {key!r} holds a lone surrogate, which UTF-8 has no bytes for")
     return key
 
 
