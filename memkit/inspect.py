@@ -12,7 +12,7 @@ from memkit.errors import AmbiguousSession, PolicyError, SessionNotFound
 from memkit.formats import ag2, agent_framework_redis, langgraph_redis, langgraph_redis_shallow, redisvl, unknown
 from memkit.formats.capture import load_capture
 from memkit.formats.guess import hex_view
-from memkit.formats.model import Hit, Known, Meant, Note, Problem, Raw, Turn, Want, to_bytes, to_name
+from memkit.formats.model import SEPARATORS, Hit, Known, Meant, Note, Problem, Raw, Turn, Want, to_bytes, to_name
 from memkit.formats.safe import printable
 from memkit.reading import Loaded, Reader, reading
 from memkit.session_report import KeyReport, Message, SessionReport, Veil
@@ -28,7 +28,7 @@ SPREAD_SHARE = 0.01
 _WITHOUT_TTL = (redisvl.STORE, ag2.STORE, agent_framework_redis.STORE)
 _ROUNDS = 5
 _SAID = 5
-_STRONG = re.compile(r"(.*[:/|{}.#])?", re.DOTALL)
+_LED_TO = 20
 Group = tuple[str, str, str]
 _GLOB = re.compile(r"[*?\[\]^\\]")
 
@@ -59,6 +59,7 @@ class _Found:
     hit: Hit
     keys: Mapping[str, Loaded | None]
     parts: Mapping[str, str]
+    shared: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
 
@@ -107,9 +108,9 @@ class _Search:
         groups: dict[Group, dict[str, Hit]] = {}
         for name in self._there:
             hit = self._hit(name, self._wanted)
-            if hit and hit.session == self._wanted:
+            if hit and hit.session == self._wanted and not hit.prefix[-1:].isalnum():
                 groups.setdefault(hit.group, {})[name] = hit
-        strong = {group: hits for group, hits in groups.items() if _STRONG.fullmatch(group[2])}
+        strong = {group: hits for group, hits in groups.items() if group[2][-1:] in SEPARATORS}
         return _merged(strong or groups)
 
     def _by_id(self, groups: Mapping[Group, Mapping[str, Hit]]) -> _Found:
@@ -126,24 +127,33 @@ class _Search:
         if not names:
             raise SessionNotFound(
                 f"no session {printable(self._wanted, 200)!r} here: no known store's key has it, and none of "
-                f"{self._reader.scanned_keys:,} keys has it in its name: expired, evicted, deleted, another database?"
+                f"{_keys(self._reader.scanned_keys)} has it in its name: expired, evicted, deleted, another database?"
             )
         return self._as_unknown(self._wanted, names)
 
     def _as_unknown(self, session: str, names: list[str]) -> _Found:
         keys = {name: self._there[name] for name in names}
         hit = Hit(unknown.STORE, session, "", "unknown")
-        return _Found(hit, keys, dict.fromkeys(names, "unknown"), tuple(self._notes))
+        return _Found(hit, keys, dict.fromkeys(names, "unknown"), notes=tuple(self._notes))
 
     def _by_key(self, name: str) -> _Found:
         """Return the session that a key belongs to."""
-        hit = self._hit(name, None)
+        hit = self._hit(name, None) or self._led_to(name)
         if hit is None:
             return self._as_unknown(name, [name])
         others = {group[0] for group in self._groups()} - {hit.store}
         if others:
             self._notes.append(f"this is a key; as an id it also fits sessions of {', '.join(sorted(others))}")
         return self._complete(hit)
+
+    def _led_to(self, name: str) -> Hit | None:
+        """Return the session that a shared index lists, if it lists any."""
+        names = formats.leads(self._there[name].raw)[:_LED_TO]
+        self._load(Want(each, "") for each in names)
+        hits = {hit.group: (each, hit) for each in names if each in self._there and (hit := self._hit(each, None))}
+        if len(hits) > 1:
+            raise _ambiguous(name, [(hit.store, each) for each, hit in hits.values()])
+        return next((hit for _, hit in hits.values()), None)
 
     def _complete(self, hit: Hit) -> _Found:
         """Read the siblings: those that can be named, then, for stores that do not list them, those that SCAN finds."""
@@ -162,7 +172,9 @@ class _Search:
                 break
             self._load(new)
             parts |= {want.name: want.part for want in new}
-        return _Found(hit, {name: self._loaded[name] for name in parts}, parts, tuple(self._notes))
+        shared = {want.name for want in module.wants(self._known(hit, parts)) if want.shared}
+        keys = {name: self._loaded[name] for name in parts}
+        return _Found(hit, keys, parts, frozenset(shared), tuple(self._notes))
 
     def _known(self, hit: Hit, names: Iterable[str]) -> Known:
         return Known(hit, {name: loaded.raw if (loaded := self._loaded[name]) else None for name in names})
@@ -212,7 +224,8 @@ def _report(reader: Reader, found: _Found, *, reveal: bool) -> SessionReport:
     known = Known(found.hit, {name: loaded.raw if loaded else None for name, loaded in found.keys.items()})
     messages, problems, notes, meant = _decoded(known, Veil(reveal=reveal).message)
     loaded = {name: loaded for name, loaded in found.keys.items() if loaded}
-    problems += _general_problems(found.hit, loaded, meant)
+    own = {name: each for name, each in loaded.items() if name not in found.shared}
+    problems += _general_problems(found.hit, own, meant)
     return SessionReport(
         store=found.hit.store,
         session=found.hit.session,
@@ -250,9 +263,8 @@ def _decoded(
     return messages, problems, notes, meant
 
 
-def _general_problems(hit: Hit, loaded: Mapping[str, Loaded], meant: Meant | None) -> list[Problem]:
-    """Return what is wrong with the keys, whatever store they are of."""
-    own = {name: each for name, each in loaded.items() if not each.shared}
+def _general_problems(hit: Hit, own: Mapping[str, Loaded], meant: Meant | None) -> list[Problem]:
+    """Return what is wrong with the session's own keys, whatever store they are of."""
     problems = [*_lifetimes(hit, own, meant)]
     for name, each in own.items():
         if each.raw.unread:
@@ -332,7 +344,11 @@ def _key_report(name: str, each: Loaded, found: _Found, *, reveal: bool) -> KeyR
     )
 
 
+def _keys(count: int) -> str:
+    return f"{count:,} {'key' if count == 1 else 'keys'}"
+
+
 def _reading_notes(reader: Reader) -> list[str]:
-    scanned = f"SCAN walked {reader.scanned_keys:,} keys to find it" if reader.scanned_keys else ""
-    touched = f"reading reset the idle clocks of {reader.read_keys:,} keys: {reader.touched_because}"
+    scanned = f"SCAN walked {_keys(reader.scanned_keys)} to find it" if reader.scanned_keys else ""
+    touched = f"reading reset the idle clocks of {_keys(reader.read_keys)}: {reader.touched_because}"
     return [note for note in (scanned, touched if reader.touched_because else "") if note]

@@ -44,7 +44,6 @@ class Loaded(NamedTuple):
 
     raw: Raw
     meta: Meta
-    shared: bool = False
 
 
 class _Connection(Protocol):
@@ -129,7 +128,7 @@ class Reader:
             there = self._metas(names[start : start + _BATCH_KEYS])
             for batch in _batches(there):
                 for name, raw in self._values({name: there[name] for name in batch}, by_name).items():
-                    loaded[name] = Loaded(raw, there[name], by_name[name].shared)
+                    loaded[name] = Loaded(raw, there[name])
         return loaded
 
     def _metas(self, names: Sequence[str]) -> dict[str, Meta]:
@@ -160,20 +159,20 @@ class Reader:
         if refused is not None:
             return Raw(name, meta.kind, unread=f"the server refused to read it ({str(refused).split(' ')[0]})")
         if not got:
-            over = f"its {meta.size_bytes:,} bytes are over the {MAX_BYTES >> 20} MB that are read"
-            says = over if meta.kind in _ALL and meta.size_bytes else f"keys of type {meta.kind} are not read"
+            over = f"its {meta.size_bytes or 0:,} bytes are over the {MAX_BYTES >> 20} MB that are read"
+            says = over if meta.kind in _ALL else f"keys of type {meta.kind} are not read"
             return Raw(name, meta.kind, unread=says)
         if meta.kind == "list" and len(got) == 1:
-            return self._long_list(name, got[0])
+            return self._long_list(name, got[0], meta.size_bytes or 0)
         return _BUILD[meta.kind](name, want, got)
 
-    def _long_list(self, name: str, total: int) -> Raw:
-        """Read a list that may be over the budget from its head, in chunks, until the budget is used up."""
+    def _long_list(self, name: str, total: int, size_bytes: int) -> Raw:
+        """Read a list that may be over the budget from its head, a few MB at a time, until the budget is used up."""
         elements: list[bytes] = []
         size, key = 0, to_bytes(name)
+        step = max(1, min(_CHUNK, total * _BATCH_BYTES // size_bytes)) if size_bytes else _CHUNK
         while len(elements) < min(total, self.budget.elements_left) and size < self.budget.bytes_left:
             at = len(elements)
-            step = _CHUNK if size < 1 << 20 else max(1, min(_CHUNK, at * (1 << 20) // size))
             answer = self.ask([(key, _packed(b"LRANGE", key, at, at + step - 1))])[0]
             if isinstance(answer, Exception) or not answer:
                 break
@@ -224,14 +223,15 @@ def _plan(key: bytes, meta: Meta, want: Want, budget: Budget) -> list[bytes]:
     """Return the commands that read a value; a list that is too large, or may be, is asked for its length alone."""
     only = tuple(to_bytes(part) for part in want.only)
     fits = budget.fits(meta.size_bytes)
+    some_bytes = PEEK_BYTES if meta.size_bytes else budget.bytes_left
     if meta.kind == "list":
-        whole = [_packed(b"LRANGE", key, 0, budget.elements_left)] if fits else []
+        whole = [_packed(b"LRANGE", key, 0, budget.elements_left - 1)] if fits else []
         return [_packed(b"LLEN", key), *whole]
     if meta.kind == "string":
-        return [_packed(b"STRLEN", key), _packed(b"GET", key) if fits else _packed(b"GETRANGE", key, 0, PEEK_BYTES - 1)]
+        return [_packed(b"STRLEN", key), _packed(b"GET", key) if fits else _packed(b"GETRANGE", key, 0, some_bytes - 1)]
     if only and meta.kind in _SOME:
         return [_packed(_SOME[meta.kind], key, *only)]
-    if meta.kind in _ALL and fits:
+    if meta.kind in _ALL and (fits or meta.size_bytes is None):  # MEMORY USAGE may be refused: then it is unknown
         return [_packed(_ALL[meta.kind][0], key, *_ALL[meta.kind][1:])]
     return []
 

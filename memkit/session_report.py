@@ -131,7 +131,7 @@ class SessionReport:
     revealed: bool
 
     def __repr__(self) -> str:
-        counts = f"{len(self.messages)} messages, {len(self.keys)} keys, {len(self.problems)} problems"
+        counts = ", ".join(_counted(len(getattr(self, table)), table) for table in ("messages", "keys", "problems"))
         return f"<SessionReport {self.store} {printable(self.session, 80)}: {counts}>"
 
     def to_dict(self) -> dict[str, Any]:
@@ -238,7 +238,11 @@ def _text_table(name: str, titles: Sequence[str], rows: Sequence[Sequence[str]],
     widths = [max(width(cell) for cell in column) for column in zip(titles, *rows, strict=True)]
     lines = [_padded(titles, widths), *(_padded(row, widths) for row in rows)]
     more = [f"… and {count - len(rows):,} more; --json has all"] if count > len(rows) else []
-    return "\n".join([f"{count:,} {name if count != 1 else name.removesuffix('s')}", *lines, *more])
+    return "\n".join([_counted(count, name), *lines, *more])
+
+
+def _counted(count: int, plural: str) -> str:
+    return f"{count:,} {plural.removesuffix('s') if count == 1 else plural}"
 
 
 def _padded(cells: Sequence[str], widths: Sequence[int]) -> str:

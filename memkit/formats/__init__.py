@@ -62,6 +62,11 @@ def recognise(raw: Raw, wanted: str | None = None) -> Hit | None:
     return next((hit for store in _BY_KIND.get(raw.kind, ()) if (hit := store.recognise(raw, wanted))), None)
 
 
+def leads(raw: Raw) -> tuple[str, ...]:
+    """Return the keys that an index shared by many sessions points to."""
+    return agno.leads(raw) or langgraph_plainredis.leads(raw)
+
+
 def format_of(store: str) -> Format:
     """Return the module of a store."""
     return next(module for module in FORMATS if store == module.STORE)

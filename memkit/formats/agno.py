@@ -63,6 +63,12 @@ def _document(raw: Raw, wanted: str | None) -> Hit | None:
     return None
 
 
+def leads(raw: Raw) -> tuple[str, ...]:
+    """Return the keys that an index set's members name; an index is everybody's, and so belongs to no one session."""
+    table, found, _ = raw.name.partition(":index:")
+    return tuple(f"{table}:{member}" for member in sorted(raw.members)) if found else ()
+
+
 def wants(known: Known) -> Iterable[Want]:
     """Return session, order, each ordered run, and the index entries that session and runs should have."""
     hit = known.hit

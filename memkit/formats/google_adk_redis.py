@@ -13,6 +13,7 @@ STORE = "google-adk-redis"
 SCANNED = False
 KINDS = ("string",)
 PREFIX = "session:"
+_STARTS = (b'{"id"', b'{"app_name"')
 _CALLED, _ANSWERED = ("function_call", "functionCall"), ("function_response", "functionResponse")
 
 
@@ -25,7 +26,7 @@ def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     """Claim documents with ``app_name`` and ``events``, and broken ones with a key of the default form."""
     document = peek(raw)
     named = raw.name.startswith(PREFIX) and raw.name.count(":") >= 3
-    if not ({"app_name", "events"} <= document.keys() or (named and b'"app_name"' in raw.data[:4096])):
+    if not ({"app_name", "events"} <= document.keys() or (named and raw.data.startswith(_STARTS))):
         return None
     session = text_or_none(document.get("id")) or wanted or raw.name.split(":", 3)[-1]
     return Hit(STORE, session, raw.name.removesuffix(session), "primary")

@@ -96,10 +96,12 @@ def _says_something(inner: bytes) -> bool:
 
 
 def _unzlib(data: bytes, wbits: int) -> bytes | None:
+    folded = zlib.decompressobj(wbits)
     try:
-        return zlib.decompressobj(wbits).decompress(data, PEEK_BYTES)
+        inner = folded.decompress(data, PEEK_BYTES)
     except zlib.error:
         return None
+    return inner if inner or folded.eof else None
 
 
 def _by_library(module: str, unpack: Callable[[object, bytes], bytes]) -> Callable[[bytes], bytes | None]:

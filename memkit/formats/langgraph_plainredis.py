@@ -54,6 +54,11 @@ def _fits(raw: Raw, kind: str, prefix: str) -> bool:
     return raw.kind == "string" and ({"t", "d"} <= peek(raw).keys() or prefix.endswith("lg:"))
 
 
+def leads(raw: Raw) -> tuple[str, ...]:
+    """Return the orders that the list of threads names."""
+    return tuple(sorted(raw.fields)) if raw.name.endswith("lg:threads") else ()
+
+
 def wants(known: Known) -> Iterable[Want]:
     """Return the order, the checkpoints it lists, and the blobs and writes that those name."""
     base, thread = known.hit.prefix, known.hit.session

@@ -7,7 +7,7 @@ from typing import Any
 
 from memkit.formats.chat import answered, calls, flatten, role_of
 from memkit.formats.elements import sample, turns
-from memkit.formats.model import Hit, Item, Known, Raw, Tool, Turn, Want, a_dict, a_list
+from memkit.formats.model import SEPARATORS, Hit, Item, Known, Raw, Tool, Turn, Want, a_dict, a_list
 
 STORE = "llama-index"
 SCANNED = False
@@ -24,6 +24,8 @@ def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     if not any(map(_is_message, sample(raw))):
         return None
     prefix = raw.name.removesuffix(wanted) if wanted else ""
+    if prefix[-1:] not in SEPARATORS:
+        return None
     return Hit(STORE, raw.name[len(prefix) :], prefix, "primary")
 
 

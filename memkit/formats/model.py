@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 JSON_KIND = "ReJSON-RL"
+SEPARATORS = ":/|{}.#"
+"""What stands between a prefix and an id; ``-`` and ``_`` may, but stand inside ids as well."""
 _PLAIN = re.compile(r"[A-Za-z0-9_:./|~@=+-]+", re.ASCII)
 DOCUMENT_KINDS = ("string", JSON_KIND)
 
@@ -167,9 +169,13 @@ class Format(Protocol):
 
 
 def split(name: str, marker: str, wanted: str | None) -> tuple[str, str]:
-    """Return prefix and session of a key that ends with the session's id."""
-    if wanted and name.endswith(wanted):
-        return name[: -len(wanted)], wanted
+    """Return prefix and session of a key that ends with the session's id.
+
+    Behind the library's own prefix an id begins after a separator, so that ``A`` is not found in ``sess-A``.
+    """
+    prefix = name.removesuffix(wanted) if wanted else name
+    if wanted and prefix != name and (prefix[-1:] in SEPARATORS or marker not in prefix):
+        return prefix, wanted
     head, found, tail = name.partition(marker)
     return (head + marker, tail) if found else ("", name)
 

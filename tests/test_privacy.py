@@ -1,0 +1,224 @@
+"""Secrets are planted in every place a session has, and looked for in everything that can be shown."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+import redis
+
+from memkit.errors import MemkitError
+from memkit.formats import capture
+from memkit.inspect import SessionReport, inspect_session, load_capture
+from memkit.server import RedisServer
+from memkit.store import MemoryStore
+
+SECRET = "Canary7731"
+ATTACK = f"<script>alert('{SECRET}')</script>\x1b]0;{SECRET}\x07\x1b[2J\u202e{SECRET}\u2066\x9b31m\r\n{SECRET}"
+CAPTURES = capture.names()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with RedisServer(port=0) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: RedisServer) -> Iterator[redis.Redis]:
+    with server.client(decode_responses=True) as client:
+        client.flushall()
+        yield client
+
+
+def plant(value: Any, *, structure: frozenset[str]) -> Any:
+    """Return a JSON value with a secret in place of each text that says something, and structure left alone."""
+    if isinstance(value, str):
+        return (
+            value
+            if value in structure or value.startswith(("sess-A", "agno:", "checkpoint", "lg:", "2026-"))
+            else ATTACK
+        )
+    if isinstance(value, list):
+        return [plant(each, structure=structure) for each in value]
+    if isinstance(value, dict):
+        return {key: plant(each, structure=structure) for key, each in value.items()}
+    return value
+
+
+STRUCTURE = frozenset((
+    *("user", "human", "ai", "assistant", "tool", "system", "model", "function", "message", "text", "tool_call"),
+    *("function_call", "function_call_output", "function_result", "function_response", "constructor", "json", "msgpack"),
+    *("HumanMessage", "AIMessage", "ToolMessage", "langchain", "schema", "messages", "input", "loop", "__empty__"),
+    *("ag2.events.input_events.TextInput", "ag2.events.tool_events.ToolCallEvent"),
+    *("ag2.events.tool_events.ToolResultEvent", "ag2.events.tool_events.ToolResult"),
+))  # fmt: skip
+
+
+def planted(client: redis.Redis, name: str) -> str:
+    """Load a capture whose every text is a secret, but for what gives it its form."""
+    session = load_capture(client, name, json_as_text=True)
+    for entry in capture.capture(name)["keys"]:
+        key, value = entry["key"], entry["value"]
+        if entry["type"] == "list":
+            client.delete(key)
+            client.rpush(key, *[json.dumps(plant(json.loads(each), structure=STRUCTURE)) for each in value])
+        elif entry["type"] == "hash" and name == "redisvl":
+            client.hset(key, "content", ATTACK)
+            client.hset(key, "metadata", json.dumps({"tool_call": {"name": SECRET, "id": SECRET}}))
+        elif isinstance(value, str) and value[:1] == "{" and name != "langgraph-plainredis":
+            ids = frozenset(re.findall(r"[0-9a-f-]{36}|1f1e[0-9a-f-]+|0000[0-9.]+", value)) | {
+                "bot",
+                "u1",
+                "agent",
+                "RUNNING",
+            }
+            client.set(key, json.dumps(plant(json.loads(value), structure=STRUCTURE | ids)), keepttl=True)
+    return session
+
+
+def everything_shown(report: SessionReport) -> Iterator[str]:
+    yield from (report.to_json(), report.to_text(), report._repr_html_(), repr(report), str(report))
+    yield from (repr(report.messages), repr(report.keys), repr(report.problems), repr(report.notes))
+    yield from (report.to_frame(table).to_csv() for table in ("messages", "keys", "problems"))
+    yield repr(report.to_dict())
+
+
+class Tags(HTMLParser):
+    """Collects what a browser would act on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+        self.attributes: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+
+def harmless(report: SessionReport) -> None:
+    tags = Tags()
+    tags.feed(report._repr_html_())
+    assert tags.seen <= {"div", "p", "strong", "code", "table", "caption", "thead", "tbody", "tr", "th", "td", "pre"}
+    assert tags.attributes <= {"class", "scope", "style"}
+    for shown in (report.to_text(), report.to_json(), report._repr_html_(), repr(report)):
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", shown)
+        shown.encode()
+
+
+@pytest.mark.parametrize("name", CAPTURES)
+def test_no_secret_is_shown_unless_asked_for(client: redis.Redis, name: str) -> None:
+    report = inspect_session(client, planted(client, name))
+    if name == "langgraph-plainredis":
+        secrets = ["Zürich", "get_weather", "call_1", "breeze"]
+    else:
+        secrets = [SECRET]
+        assert any(message.chars for message in report.messages)
+    for shown in everything_shown(report):
+        for secret in secrets:
+            assert secret not in shown
+    harmless(report)
+    revealed = inspect_session(client, "sess-A", reveal=True)
+    assert all(
+        secret in revealed.to_json() or secret in json.dumps(revealed.to_dict(), ensure_ascii=False)
+        for secret in secrets
+    )
+    harmless(revealed)
+
+
+@pytest.mark.parametrize("name", CAPTURES)
+def test_no_secret_is_in_what_is_said_of_damage(client: redis.Redis, name: str) -> None:
+    planted(client, name)
+    for entry in capture.capture(name)["keys"]:
+        key = entry["key"]
+        if entry["type"] == "list":
+            for index in range(3):
+                client.lset(key, index, client.lindex(key, index)[:-9] + SECRET)
+        elif isinstance(entry["value"], str) and entry["value"][:1] == "{":
+            client.set(key, (client.get(key) or "")[:-9] + SECRET, keepttl=True)
+    report = inspect_session(client, "sess-A")
+    assert report.problems
+    for shown in everything_shown(report):
+        assert SECRET not in shown
+    harmless(report)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [SECRET.encode() * 9, ATTACK.encode(), pickle.dumps({"text": SECRET}), b"\x00\x01" + SECRET.encode(),
+     json.dumps({"a": ATTACK}).encode(),
+     json.dumps([{"role": SECRET, "content": ATTACK, "name": SECRET}]).encode(), json.dumps([ATTACK]).encode()],
+)  # fmt: skip
+def test_no_secret_of_an_unknown_store_is_shown_unless_asked_for(client: redis.Redis, payload: bytes) -> None:
+    client.set("some:key", payload)
+    report = inspect_session(client, "some:key")
+    for shown in everything_shown(report):
+        assert SECRET not in shown
+        assert SECRET.encode().hex(" ") not in shown
+    harmless(report)
+    harmless(inspect_session(client, "some:key", reveal=True))
+
+
+def test_memkits_own_header_is_not_shown_either(client: redis.Redis) -> None:
+    store = MemoryStore(client, prefix="session:", ttl="7d")
+    store.save("s", [{"role": "user", "content": ATTACK, "id": SECRET, "name": SECRET}])
+    store.update("s", summary=SECRET, metadata={SECRET: SECRET})
+    header = client.lindex("session:s", 0)
+    for damaged in (
+        header,
+        header.replace('"sliding', f'"{SECRET} '),
+        header.replace('"born":"', f'"born":["{SECRET}'),
+        header[:-3],
+    ):
+        client.lset("session:s", 0, damaged)
+        report = inspect_session(client, "s")
+        for shown in everything_shown(report):
+            assert SECRET not in shown
+        harmless(report)
+
+
+def test_a_session_whose_name_is_an_attack_does_no_harm(client: redis.Redis) -> None:
+    name = "</code><script>alert(1)</script>\x1b[2J\u202e"
+    client.rpush(f"message_store:{name}", *capture.capture("langchain-community")["keys"][0]["value"])
+    harmless(inspect_session(client, name))
+    client.rpush(f"x/{name}", *capture.capture("langchain-community")["keys"][0]["value"])
+    for missing in (name, f"{name}?"):
+        with pytest.raises(MemkitError) as refused:
+            inspect_session(client, missing)
+        assert not re.search(r"[\x00-\x1f\u202e]", str(refused.value))
+
+
+def test_equal_texts_are_seen_to_be_equal_within_one_report_alone(client: redis.Redis) -> None:
+    texts = ["yes", "no", "yes", ""]
+    client.rpush(
+        "message_store:s",
+        *[json.dumps({"type": "human", "data": {"content": text}, "n": at}) for at, text in enumerate(texts)],
+    )
+    first, second = ([message.hash for message in inspect_session(client, "s").messages] for _ in range(2))
+    assert first[1] == first[3] != first[2]
+    assert not set(first) & set(second)
+
+
+def test_the_hashes_do_not_depend_on_the_interpreters_seed(server: RedisServer, client: redis.Redis) -> None:
+    client.rpush("message_store:s", json.dumps({"type": "human", "data": {"content": "yes"}}))
+    code = f"from memkit.inspect import inspect_session; print(inspect_session({server.url!r}, 's').messages[0].hash)"
+    python = [sys.executable, "-c", code]
+    runs = [subprocess.run(python, env={"PYTHONHASHSEED": "0"}, capture_output=True, check=True).stdout for _ in "ab"]
+    assert runs[0] != runs[1]
+
+
+@pytest.mark.parametrize("tail", ["localhost:1/0", "localhost:{port}/0", "localhost:x/0", "localhost/a/b", "[::1/0"])
+def test_a_password_in_a_url_is_never_shown(server: RedisServer, tail: str) -> None:
+    url = f"redis://user:{SECRET}@{tail.format(port=server.port)}"
+    with pytest.raises((MemkitError, redis.RedisError, ValueError)) as refused:
+        inspect_session(url, "sess-A")
+    assert SECRET not in "".join(traceback.format_exception(refused.value))
