@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, cast
@@ -49,23 +49,37 @@ class Bench:
         self.token = f"memkit{os.getpid()}".encode()
         """Ends every session id; a key whose name has it belongs to one session."""
 
-    def __enter__(self) -> Self:
-        modules = os.environ.get("MEMKIT_REDIS_MODULES", "").replace(",", ":").split(":")
-        config = {"loadmodule": [path for path in modules if path]} if any(modules) else {}
-        self.server = _started(config, persist=self._persist)
+    def start(self) -> Self:
+        """Start the server; ServerNotFound when there is none."""
+        modules = [path for path in os.environ.get("MEMKIT_REDIS_MODULES", "").split(os.pathsep) if path]
+        self.server = _started({"loadmodule": modules} if modules else {}, persist=self._persist)
         self.control = self._as_control_user()
         # Its own clock, under the suite's user: it has to work while the store's user is denied commands.
         by_preload = self.server.clock.rung == "preload"
-        self.clock = ServerClock(self.control, offset_file=self.server.directory / "clock" if by_preload else None)
+        offset_file = self.server.directory / "clock" if by_preload else None
+        self.clock = ServerClock(self.control, offset_file=offset_file, prefix="")
         self.has_hash_field_ttl = _answers(self.control, "HPTTL", "no such key", "FIELDS", 1, "field")
         return self
+
+    def stop(self) -> None:
+        """Close the handles and stop the server."""
+        self.close_handles()
+        self.control.close()
+        self.server.stop()
+
+    def replace_server(self) -> None:
+        """Go on with another server after a store hung: whatever it still does is done to the old one."""
+        self._open.clear()
+        self.stop()
+        self.start()
+
+    def __enter__(self) -> Self:
+        return self.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close_handles()
-        self.control.close()
-        self.server.stop()
+        self.stop()
 
     def _as_control_user(self) -> redis.Redis:
         with self.server.client() as default:
@@ -122,8 +136,12 @@ class Bench:
         try:
             return messages_of(handle)
         finally:
-            self._open.remove(handle)
-            handle.close()
+            self.close(handle)
+
+    def close(self, handle: Handle) -> None:
+        """Close a handle before the case ends."""
+        self._open.remove(handle)
+        handle.close()
 
     # Time
 
@@ -134,6 +152,16 @@ class Bench:
     def move_to(self, moment_s: float) -> None:
         """Move time to a moment."""
         self.clock.shift(timedelta(seconds=moment_s - self.now_s()))
+
+    @contextlib.contextmanager
+    def moving_deadlines(self) -> Iterator[None]:
+        """Move the keys' deadlines for a while instead of the clock."""
+        self.begin()
+        by_clock, self.clock = self.clock, ServerClock(self.control, prefix="")
+        try:
+            yield
+        finally:
+            self.clock = by_clock
 
     # What the server holds
 
@@ -214,7 +242,7 @@ def _answers(client: redis.Redis, *command: object) -> bool:
     return True
 
 
-def _started(config: dict[str, object], *, persist: bool) -> RedisServer:
+def _started(config: Mapping[str, object], *, persist: bool) -> RedisServer:
     for left in reversed(range(STARTS)):
         server = RedisServer(port=0, persist=persist, config=config)
         try:

@@ -8,6 +8,7 @@ from memkit.conformance.bench import MARGIN_S, TTL_S, Bench
 from memkit.conformance.case import Case, Forgot, NotAsked, case
 from memkit.conformance.evidence import Belongings
 from memkit.conformance.talk import Talk, alive_before
+from memkit.policy import human
 
 MINUTE_S, DAY_S = 60.0, 86_400.0
 WEEK_S = 7 * DAY_S
@@ -31,8 +32,8 @@ def ttl_boundary(bench: Bench) -> None:
         for talk in (read, unread):
             talk.say()
             talk.say(role="assistant")
-        read.expect_until(ttl_s, f"{MARGIN_S:g} s before the deadline of a session of {ttl_s:g} s")
-        unread.expect_gone_after(ttl_s, f"{MARGIN_S:g} s after the deadline of a session of {ttl_s:g} s")
+        read.expect_until(ttl_s, f"{MARGIN_S:g} s before the deadline of a session of {human(ttl_s * 1000)}")
+        unread.expect_gone_after(ttl_s, f"{MARGIN_S:g} s after the deadline of a session of {human(ttl_s * 1000)}")
 
 
 @case(
@@ -83,15 +84,15 @@ def append_renews(bench: Bench) -> None:
     """Each append renews the whole session (or none does, where the store declares expiry = "absolute")."""
     if not bench.sliding:
         return _keeps_its_first_deadline(bench)
-    for pause_s in (10.0, TTL_S / 2, TTL_S - 10):
+    for pause_s, role in ((10.0, "assistant"), (TTL_S / 2, "user"), (TTL_S - 10, "tool"), (120.0, "system")):
         talk, twin = Talk(bench), Talk(bench, "twin")
         for session in (talk, twin):
             session.say()
             session.say(role="assistant")
         bench.move_to(talk.said_at[0] + pause_s)
         for session in (talk, twin):
-            session.say("said later", by=session.reopened() if pause_s == TTL_S / 2 else None)
-        seen = f"written again {pause_s:g} s after the first messages (ttl_s {TTL_S:g})"
+            session.say("said later", role, by=session.reopened() if role == "user" else None)
+        seen = f"written again ({role}) {pause_s:g} s after the first messages, ttl_s {TTL_S:g}"
         talk.expect_until(TTL_S, f"{seen}, {MARGIN_S:g} s before the new deadline")
         twin.expect_gone_after(TTL_S, f"{seen}, {MARGIN_S:g} s after the new deadline")
     return None
@@ -141,7 +142,7 @@ def reads_do_not_shorten(bench: Bench) -> None:
         handle = talk.reopened(ttl_s)
         for _ in range(2):
             talk.expect(f"read by a handle of {ttl_s} s", by=handle)
-        handle.close()
+        bench.close(handle)
     bench.move_to(talk.said_at[1] + SHORT_S + MARGIN_S)
     talk.expect(f"{SHORT_S + MARGIN_S:g} s later: a session of 7 d, read through one of {SHORT_S:g} s")
     talk.expect_until(WEEK_S, f"{MARGIN_S:g} s before the deadline of a session of 7 d that was read")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import redis
@@ -12,7 +13,7 @@ import redis
 from memkit.conformance.adapter import Handle, Messages, one_line
 from memkit.conformance.bench import MARGIN_S, TTL_S, Bench, Key, messages_of
 from memkit.conformance.case import Case, Forgot, NotAsked, case
-from memkit.conformance.crowd import Child, together
+from memkit.conformance.crowd import Child, Waiting, together
 from memkit.conformance.evidence import Belongings, damage, holds, own_places, shown
 from memkit.conformance.proxy import Loss, Proxy
 from memkit.conformance.talk import Talk, difference
@@ -20,6 +21,9 @@ from memkit.conformance.talk import Talk, difference
 EXPIRE_FAMILY = ("expire", "pexpire", "expireat", "pexpireat", "hexpire", "hpexpire", "hexpireat", "hpexpireat")
 RAISE = "Let the error out of the store; the application can then say so, retry or stop."
 MOST_ROUND_TRIPS = 40
+PAUSE_S = 0.1
+QUICK_LOSSES: tuple[Loss, ...] = ("reply", "request", "reply twice")
+SLOW_LOSSES: tuple[Loss, ...] = ("late reply",)
 
 
 def _read(handle: Handle) -> Messages | Exception:
@@ -95,7 +99,7 @@ def read_denied(bench: Bench) -> None:
     """When Redis refuses a command that read() needs, read() raises; it does not show an empty or partial memory."""
     talk = _begun(bench, 4)
     needed = bench.commands_of(lambda: (messages_of(talk.handle), bench.read(talk.id)))
-    for rules in (("@read",), ("@read", "@scripting"), *((name,) for name in needed)):
+    for rules in (("@read",), ("@read", "@scripting"), *_each(needed)):
         with _denied_if_known(bench, rules):
             _expect_right_or_raised(talk, talk.handle, f"{' and '.join(rules)} denied, read by the open handle")
             handle = _opened(talk)
@@ -125,21 +129,39 @@ def _denied_if_known(bench: Bench, rules: tuple[str, ...]) -> Iterator[None]:
     fix=RAISE + " Write everything in one MULTI or script, so that a refusal leaves nothing half done.",
 )
 def write_denied(bench: Bench) -> None:
-    """When Redis refuses a command that append() needs, append() raises or has stored the message; nothing is half done."""
+    """When Redis refuses a command that append() needs, append() raises or has stored the message with its TTL."""
     belongings = Belongings(bench)
     first = Talk(bench)
-    needed = bench.commands_of(
-        lambda: [(first.handle if n < 2 else first.reopened()).append("user", "x") for n in range(3)]
-    )
-    for rules in (("@write",), ("@write", "@scripting"), *((name,) for name in needed)):
+
+    def appends() -> None:
+        for handle in (first.handle, first.handle, first.reopened()):
+            handle.append("user", "an ordinary message")
+
+    for rules in (("@write",), ("@write", "@scripting"), *_each(bench.commands_of(appends))):
         for talk in (_begun(bench), Talk(bench)):
             talk.handle  # noqa: B018  # opened while all is well
-            text = f"said while {' '.join(rules)} is denied"
-            with bench.denied(*rules):
-                error = talk.tried(text)
-            when = f"{' and '.join(rules)} denied, {'a living' if len(talk.said) > 1 else 'a new'} session"
-            _expect_after(talk, text, error, when)
-            belongings.expect_mortal(when)
+            _deny_append(talk, belongings, rules)
+
+
+def _each(commands: list[str]) -> list[tuple[str, ...]]:
+    """One denial a command; EXPIRE and its kin only go together, in a case of their own."""
+    return [(name,) for name in commands if name not in EXPIRE_FAMILY]
+
+
+def _deny_append(talk: Talk, belongings: Belongings, rules: tuple[str, ...]) -> None:
+    text = f"said while {' '.join(rules)} is denied"
+    when = f"{' and '.join(rules)} denied, {'a living' if talk.said else 'a new'} session"
+    with talk.bench.denied(*rules):
+        error = talk.tried(text)
+    if error is None or rules[0].startswith("@"):
+        _expect_after(talk, text, error, when)
+        belongings.expect_mortal(when)
+        return
+    # A script does not roll back: refused in its middle, it may have left a part. That is told aloud twice (append
+    # raised, read raises), and no crash can stop a script there.
+    read = _read(talk.reopened())
+    if not isinstance(read, Exception) and read not in (talk.said, [*talk.said, ("user", text)]):
+        raise Forgot(f"{when} (append raised {one_line(error)}): {difference(talk.said, read)}")
 
 
 @case(
@@ -150,7 +172,7 @@ def clear_denied(bench: Bench) -> None:
     """When Redis refuses a command that clear() needs, clear() raises or the session is gone."""
     first = _begun(bench, 3)
     needed = bench.commands_of(first.handle.clear)
-    for rules in (("@write",), ("@write", "@scripting"), *((name,) for name in needed)):
+    for rules in (("@write",), ("@write", "@scripting"), *_each(needed)):
         talk = _begun(bench, 3)
         with bench.denied(*rules):
             try:
@@ -180,10 +202,8 @@ def lost_reply(bench: Bench) -> None:
         trips = proxy.requests
     if not trips:
         raise NotAsked("the store's traffic does not go by the URL that open() was given")
-    losses: list[tuple[Loss, int]] = [
-        (loss, nth) for loss in ("reply", "request", "reply twice") for nth in range(1, trips + 1)
-    ]
-    together([lambda loss=loss, nth=nth: _lose(bench, loss, nth) for loss, nth in losses])  # type: ignore[misc]
+    for losses in QUICK_LOSSES, SLOW_LOSSES:
+        together([partial(_lose, bench, loss, nth) for loss in losses for nth in range(1, trips + 1)])
 
 
 def _port(bench: Bench) -> int:
@@ -241,17 +261,47 @@ def _crash(bench: Bench, belongings: Belongings, talk: Talk, nth: int) -> bool:
 
 
 @case(
-    why="Servers close idle connections, and proxies do. A store that takes that for 'no memory' forgets at every pause.",
-    fix="Reconnect and send again (with ids, so that nothing is stored twice), or raise.",
+    why="Servers and proxies close connections. A store that takes that for 'no memory' forgets at every pause.",
+    fix="Reconnect and ask again, or raise; a write is only sent again with an id, so that nothing is stored twice.",
 )
-def connection_dropped(bench: Bench) -> None:
-    """When the server has closed an idle connection, the next append and the next read are right or raise."""
-    reader, writer = _begun(bench), _begun(bench)
+def connection_lost(bench: Bench) -> None:
+    """When the connection has been closed, or breaks during a read, the store is right or raises."""
+    reader, writer = _begun(bench, 5), _begun(bench)
     bench.control.execute_command("CLIENT", "KILL", "USER", "default")
-    _expect_right_or_raised(reader, reader.handle, "the connection was closed by the server")
+    _expect_right_or_raised(reader, reader.handle, "an idle connection was closed by the server")
     bench.control.execute_command("CLIENT", "KILL", "USER", "default")
     error = writer.tried("said after the connection was closed")
-    _expect_after(writer, "said after the connection was closed", error, "the connection was closed by the server")
+    _expect_after(writer, "said after the connection was closed", error, "an idle connection was closed by the server")
+    with Proxy(_port(bench)) as proxy:
+        for nth in range(1, MOST_ROUND_TRIPS):
+            handle = bench.open(reader.id, url=proxy.url(bench.url))
+            messages_of(handle)
+            proxy.lose("reply", nth)
+            _expect_right_or_raised(reader, handle, f"the connection broke in round trip {nth} of a read")
+            if not proxy.lost.is_set():
+                break
+            proxy.lose(None)
+
+
+@case(
+    why="What is only in the process when append() returns is lost with the process: a deploy in the middle of a talk.",
+    fix="Return from append() when Redis has answered; no background writer, no buffer.",
+)
+def stored_when_acknowledged(bench: Bench) -> None:
+    """append() does not return while the server takes no writes (CLIENT PAUSE): what is acknowledged is stored."""
+    for talk in (_begun(bench), Talk(bench)):
+        handle = talk.handle
+        bench.control.client_pause(20_000, all=False)
+        try:
+            waiting = Waiting(lambda handle=handle: handle.append("user", "said in a pause"))  # type: ignore[misc]
+            if waiting.result(within_s=PAUSE_S) is None:
+                raise Forgot("append() said that the message is stored while the server was taking no writes")
+        finally:
+            bench.control.client_unpause()
+        outcome = waiting.result(within_s=5.0)
+        error = outcome if isinstance(outcome, Exception) else None
+        talk.said += [] if error else [("user", "said in a pause")]
+        _expect_after(talk, "said in a pause", error, "the server paused")
 
 
 # The server
@@ -364,7 +414,8 @@ CASES: tuple[Case, ...] = (
     clear_denied,
     lost_reply,
     crash_in_append,
-    connection_dropped,
+    connection_lost,
+    stored_when_acknowledged,
     full_memory,
     corrupt_element,
     foreign_key,

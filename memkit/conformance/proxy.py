@@ -9,9 +9,12 @@ import threading
 from types import TracebackType
 from typing import Literal, Self
 
-Loss = Literal["request", "reply", "reply twice", "hold"]
+Loss = Literal["request", "reply", "reply twice", "late reply", "hold"]
 """``request``: it never arrives; ``reply``: it was carried out, and nobody hears; ``reply twice``: the same request's
-retry too; ``hold``: the request stays in the proxy, for the client to be killed meanwhile."""
+retry too; ``late reply``: nobody hears for LATE_S, then the connection breaks; ``hold``: the request stays in the proxy,
+for the client to be killed meanwhile."""
+LATE_S = 2.5
+"""Longer than the timeouts that clients are given in small examples (1 or 2 s)."""
 
 
 class Proxy:
@@ -76,11 +79,11 @@ class Proxy:
             return bool(reply)
         request = client.recv(65536)
         loss = self._fate(request) if request else None
-        if loss in ("reply", "reply twice"):
+        if loss in ("reply", "reply twice", "late reply"):
             server.sendall(request)
             select.select([server], [], [], 2)
-        if loss == "hold":
-            select.select([client], [], [])
+        if loss in ("hold", "late reply"):
+            select.select([client], [], [], LATE_S if loss == "late reply" else None)
         if loss or not request:
             return False
         server.sendall(request)

@@ -46,11 +46,10 @@ def _summary(result: Result) -> Iterator[str]:
 
 
 def failure_text(case: CaseResult) -> str:
-    """Return what is said of a failed case: what it asks, what was seen, why that loses memory, the usual fix."""
-    told = {"asked": case.meaning, "seen": case.says, "why it loses memory": case.why, "usual fix": case.fix}
-    indent = "    "
+    """Return what is said of a failed case: what was seen, what was asked, why that loses memory, the usual fix."""
+    told = {"seen": case.says, "asked": case.meaning, "why it loses memory": case.why, "usual fix": case.fix}
     return "\n".join(
-        fill(f"{name}: {text}", WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        fill(f"{name}: {text}", WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
         for name, text in told.items()
     )
 

@@ -1,0 +1,1113 @@
+"""Session stores that are wrong in one way each, as stores in the field are; ``found_by`` is the case that names it.
+
+Each class is its own factory and its own handle, as in right_stores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import threading
+import time
+import unicodedata
+import uuid
+from typing import Any, ClassVar
+
+import redis
+from redis.exceptions import RedisError, ResponseError
+from right_stores import ListScript, NoTtl, Right, Stream, StringWatch, retrying
+
+Messages = list[tuple[str, str]]
+
+
+def part(item: bytes) -> tuple[str, str]:
+    role, text = json.loads(item[32:])
+    return role, text
+
+
+def packed(role: str, text: str) -> bytes:
+    return uuid.uuid4().hex.encode() + json.dumps([role, text]).encode()
+
+
+# What is said
+
+
+class Strips(ListScript):
+    found_by = "round_trip"
+
+    def append(self, role: str, text: str) -> None:
+        super().append(role, text.strip())
+
+
+class DropsEmpty(ListScript):
+    found_by = "round_trip"
+
+    def append(self, role: str, text: str) -> None:
+        if text:
+            super().append(role, text)
+
+
+class ParsesJson(ListScript):
+    found_by = "round_trip"
+
+    def read(self) -> Messages:
+        return [(role, self.parsed(text)) for role, text in super().read()]
+
+    def parsed(self, text: str) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+
+
+class CutsAtNul(ListScript):
+    found_by = "round_trip"
+
+    def append(self, role: str, text: str) -> None:
+        super().append(role, text.split("\0")[0])
+
+
+class Ascii(ListScript):
+    found_by = "round_trip"
+
+    def append(self, role: str, text: str) -> None:
+        super().append(role, text.encode("ascii", "replace").decode())
+
+
+class Normalises(ListScript):
+    found_by = "round_trip"
+
+    def append(self, role: str, text: str) -> None:
+        super().append(role, unicodedata.normalize("NFC", text))
+
+
+class UniversalNewlines(ListScript):
+    found_by = "round_trip"
+
+    def append(self, role: str, text: str) -> None:
+        super().append(role, text.replace("\r\n", "\n"))
+
+
+class CutsLongTexts(ListScript):
+    found_by = "long_text"
+
+    def append(self, role: str, text: str) -> None:
+        super().append(role, text[:65_536])
+
+
+class DropsRepeats(ListScript):
+    found_by = "identical_messages"
+
+    def append(self, role: str, text: str) -> None:
+        if (role, text) not in self.read()[-1:]:
+            super().append(role, text)
+
+
+class IsASet(Right):
+    found_by = "identical_messages"
+
+    def append(self, role: str, text: str) -> None:
+        with self.r.pipeline() as pipe:
+            pipe.zadd(self.key, {json.dumps([role, text]): time.time_ns()}, nx=True)
+            if self.ttl_ms:
+                pipe.pexpire(self.key, self.ttl_ms, nx=True)
+                pipe.pexpire(self.key, self.ttl_ms, gt=True)
+            pipe.execute()
+
+    def read(self) -> Messages:
+        return [tuple(json.loads(item)) for item in self.r.zrange(self.key, 0, -1)]
+
+
+class TwoRoles(ListScript):
+    found_by = "roles"
+
+    def append(self, role: str, text: str) -> None:
+        super().append("assistant" if role == "assistant" else "user", text)
+
+
+class ForgetsTools(ListScript):
+    found_by = "roles"
+
+    def read(self) -> Messages:
+        return [(role, text) for role, text in super().read() if role != "tool"]
+
+
+class ScoreInSeconds(IsASet):
+    found_by = "order"
+
+    def append(self, role: str, text: str) -> None:
+        with self.r.pipeline() as pipe:
+            pipe.zadd(self.key, {json.dumps([role, text, uuid.uuid4().hex]): int(time.time())})
+            if self.ttl_ms:
+                pipe.pexpire(self.key, self.ttl_ms, nx=True)
+                pipe.pexpire(self.key, self.ttl_ms, gt=True)
+            pipe.execute()
+
+    def read(self) -> Messages:
+        return [tuple(json.loads(item)[:2]) for item in self.r.zrange(self.key, 0, -1)]
+
+
+class NewestFirst(ListScript):
+    found_by = "order"
+
+    def read(self) -> Messages:
+        return super().read()[::-1]
+
+
+class CountsInTheHandle(Right):
+    """The message's number comes from the handle: a new handle begins at 0 and overwrites."""
+
+    found_by = "order"
+    said = 0
+
+    def append(self, role: str, text: str) -> None:
+        with self.r.pipeline() as pipe:
+            pipe.hset(self.key, str(self.said), json.dumps([role, text]))
+            if self.ttl_ms:
+                pipe.pexpire(self.key, self.ttl_ms, nx=True)
+                pipe.pexpire(self.key, self.ttl_ms, gt=True)
+            pipe.execute()
+        self.said += 1
+
+    def read(self) -> Messages:
+        return [tuple(json.loads(v)) for _, v in sorted(self.r.hgetall(self.key).items(), key=lambda kv: int(kv[0]))]
+
+
+class LastHundred(ListScript):
+    found_by = "long_dialogue"
+
+    def read(self) -> Messages:
+        return [part(item) for item in self.r.lrange(self.key, -100, -1)]
+
+
+class Trims(ListScript):
+    found_by = "long_dialogue"
+    script = ListScript.script.replace("return 1", "redis.call('LTRIM', KEYS[1], -250, -1)")
+
+
+class OffByOne(ListScript):
+    found_by = "round_trip"
+
+    def read(self) -> Messages:
+        return [part(item) for item in self.r.lrange(self.key, 1, -1)]
+
+
+# Whose it is
+
+
+class FoldsCase(ListScript):
+    found_by = "ids_apart"
+
+    def key_of(self, session_id: str) -> str:
+        return "wrong:" + session_id.lower()
+
+
+class StripsIds(ListScript):
+    found_by = "ids_apart"
+
+    def key_of(self, session_id: str) -> str:
+        return "wrong:" + session_id.strip()
+
+
+class SlugIds(ListScript):
+    found_by = "ids_apart"
+
+    def key_of(self, session_id: str) -> str:
+        return "wrong:" + re.sub(r"\W", "-", session_id)
+
+
+class CutsIds(ListScript):
+    found_by = "ids_apart"
+
+    def key_of(self, session_id: str) -> str:
+        return "wrong:" + session_id[:255]
+
+
+class NormalisesIds(ListScript):
+    found_by = "ids_apart"
+
+    def key_of(self, session_id: str) -> str:
+        return "wrong:" + unicodedata.normalize("NFC", session_id)
+
+
+class SplitsAtCommas(ListScript):
+    found_by = "ids_apart"
+
+    def key_of(self, session_id: str) -> str:
+        return "wrong:" + session_id.split(",")[0]
+
+
+class FirstMatch(ListScript):
+    """Looks its key up with KEYS, and takes what it finds."""
+
+    found_by = "ids_are_no_patterns"
+
+    def read(self) -> Messages:
+        found = [self.key.encode()] if self.r.exists(self.key) else sorted(self.r.keys(self.key))
+        return [part(item) for item in self.r.lrange(found[0], 0, -1)] if found else []
+
+
+class ClearsByPattern(ListScript):
+    found_by = "clear_nobody_else"
+
+    def clear(self) -> None:
+        for key in list(self.r.scan_iter(self.key)):
+            self.r.delete(key)
+
+
+class ClearsByPrefix(ListScript):
+    found_by = "clear_nobody_else"
+
+    def clear(self) -> None:
+        for key in list(self.r.scan_iter(re.sub(r"([\\*?\[\]])", r"\\\1", self.key) + "*")):
+            self.r.delete(key)
+
+
+class Flushes(ListScript):
+    found_by = "clear_nobody_else"
+
+    def clear(self) -> None:
+        self.r.flushdb()
+
+
+class LeavesMetadata(ListScript):
+    found_by = "clear_all_of_it"
+
+    def append(self, role: str, text: str) -> None:
+        super().append(role, text)
+        self.r.set(self.key + ":seen", role, px=self.ttl_ms or None)
+
+
+class ClearsForItself(ListScript):
+    """clear() only makes this handle forget."""
+
+    found_by = "clear_all_of_it"
+    cleared = False
+
+    def clear(self) -> None:
+        self.cleared = True
+
+    def append(self, role: str, text: str) -> None:
+        if self.cleared:
+            self.r.delete(self.key)
+            self.cleared = False
+        super().append(role, text)
+
+    def read(self) -> Messages:
+        return [] if self.cleared else super().read()
+
+
+class CachesInTheHandle(ListScript):
+    found_by = "second_client"
+    seen: Messages | None = None
+
+    def append(self, role: str, text: str) -> None:
+        super().append(role, text)
+        self.seen = None
+
+    def read(self) -> Messages:
+        if self.seen is None:
+            self.seen = super().read()
+        return list(self.seen)
+
+
+class CachesInTheProcess(ListScript):
+    """Threads of one process agree; the other worker's messages are never seen."""
+
+    found_by = "second_client"
+    cache: ClassVar[dict[tuple[int, str], Messages]] = {}
+
+    @property
+    def place(self) -> tuple[int, str]:
+        return self.r.get_connection_kwargs()["port"], self.key
+
+    def append(self, role: str, text: str) -> None:
+        super().append(role, text)
+        self.cache.pop(self.place, None)
+
+    def clear(self) -> None:
+        super().clear()
+        self.cache.pop(self.place, None)
+
+    def read(self) -> Messages:
+        return list(self.cache.setdefault(self.place, super().read()))
+
+
+class OwnCopy(ListScript):
+    """What this handle has read once it shows again when Redis has nothing."""
+
+    found_by = "no_private_copy"
+    seen: Messages = []  # noqa: RUF012  # the bug
+
+    def read(self) -> Messages:
+        self.seen = super().read() or self.seen
+        return list(self.seen)
+
+    def clear(self) -> None:
+        super().clear()
+        self.seen = []
+
+
+class StaleAfterExpiry(OwnCopy):
+    found_by = "open_handle_sees_expiry"
+
+
+class Buffers(ListScript):
+    """Writes in twos, and on close."""
+
+    found_by = "second_client"
+
+    def open(self, url: str, session_id: str, ttl_s: float | None) -> Right:
+        handle = super().open(url, session_id, ttl_s)
+        handle.buffer = []
+        return handle
+
+    def append(self, role: str, text: str) -> None:
+        self.buffer.append((role, text))
+        if len(self.buffer) == 2:
+            self.flush()
+
+    def flush(self) -> None:
+        for role, text in self.buffer:
+            super().append(role, text)
+        self.buffer = []
+
+    def read(self) -> Messages:
+        return super().read() + self.buffer
+
+    def close(self) -> None:
+        self.flush()
+        super().close()
+
+
+class DatabaseZero(ListScript):
+    found_by = "database_of_the_url"
+
+    def client(self, url: str) -> redis.Redis:
+        return redis.Redis.from_url(re.sub(r"/\d+$", "", url), **retrying())
+
+
+class OneHashForAll(Right):
+    """Every session in one hash whose TTL each of them sets."""
+
+    found_by = "lifetimes_apart"
+
+    def append(self, role: str, text: str) -> None:
+        item = json.dumps([role, text])
+        self.r.eval(
+            """
+            local said = redis.call('HGET', KEYS[1], ARGV[1])
+            said = said and cjson.decode(said) or {}
+            said[#said + 1] = ARGV[2]
+            redis.call('HSET', KEYS[1], ARGV[1], cjson.encode(said))
+            if tonumber(ARGV[3]) > 0 then
+              redis.call('PEXPIRE', KEYS[1], ARGV[3], 'NX')
+              redis.call('PEXPIRE', KEYS[1], ARGV[3], 'GT')
+            end""",
+            1,
+            "wrong:all",
+            self.session_id,
+            item,
+            self.ttl_ms,
+        )
+
+    def read(self) -> Messages:
+        return [tuple(json.loads(item)) for item in json.loads(self.r.hget("wrong:all", self.session_id) or "[]")]
+
+    def clear(self) -> None:
+        self.r.hdel("wrong:all", self.session_id)
+
+
+# How long
+
+
+class IgnoresTtl(ListScript):
+    found_by = "ttl_boundary"
+
+    def ms(self, ttl_s: float | None) -> int:
+        return super().ms(ttl_s) * 0
+
+
+class Minutes(ListScript):
+    found_by = "ttl_boundary"
+
+    def ms(self, ttl_s: float | None) -> int:
+        return super().ms(ttl_s) * 60
+
+
+class SecondsAsMs(ListScript):
+    found_by = "ttl_boundary"
+
+    def ms(self, ttl_s: float | None) -> int:
+        return max(1, super().ms(ttl_s) // 1000) if ttl_s is not None else super().ms(ttl_s)
+
+
+class AtMostAMonth(ListScript):
+    found_by = "ttl_boundary"
+
+    def ms(self, ttl_s: float | None) -> int:
+        return min(super().ms(ttl_s), 30 * 86_400_000)
+
+
+class Jitters(ListScript):
+    found_by = "ttl_boundary"
+
+    def ms(self, ttl_s: float | None) -> int:
+        return round(super().ms(ttl_s) * 0.95)
+
+
+class DefaultHour(ListScript):
+    found_by = "none_means_no_deadline"
+
+    def ms(self, ttl_s: float | None) -> int:
+        return super().ms(3600 if ttl_s is None else ttl_s)
+
+
+class WholeSeconds(ListScript):
+    found_by = "ttl_fraction"
+
+    def ms(self, ttl_s: float | None) -> int:
+        return super().ms(ttl_s) // 1000 * 1000
+
+
+class RoundsUp(ListScript):
+    found_by = "ttl_fraction"
+
+    def ms(self, ttl_s: float | None) -> int:
+        return -(-super().ms(ttl_s) // 1000) * 1000
+
+
+class ZeroIsNever(ListScript):
+    found_by = "ttl_not_positive"
+
+    def ms(self, ttl_s: float | None) -> int:
+        return 0 if ttl_s is None or ttl_s <= 0 else super().ms(ttl_s)
+
+
+class NegativeDeletes(Right):
+    found_by = "ttl_not_positive"
+
+    def ms(self, ttl_s: float | None) -> int:
+        return 0 if ttl_s is None else round(ttl_s * 1000)
+
+    def append(self, role: str, text: str) -> None:
+        with self.r.pipeline() as pipe:
+            pipe.rpush(self.key, json.dumps([role, text]))
+            if self.ttl_ms > 0:
+                pipe.pexpire(self.key, self.ttl_ms, nx=True)
+                pipe.pexpire(self.key, self.ttl_ms, gt=True)
+            elif self.ttl_ms < 0:
+                pipe.pexpire(self.key, self.ttl_ms)
+            pipe.execute()
+
+    def read(self) -> Messages:
+        return [tuple(json.loads(item)) for item in self.r.lrange(self.key, 0, -1)]
+
+
+class TheIncident(ListScript):
+    """The newest TTL counts, and nobody said so."""
+
+    found_by = "reopen_shorter"
+    script = ListScript.script.replace(", 'GT'", "")
+
+
+class KeepsTheOldTtl(ListScript):
+    """Renews with what was set first: a raised TTL never arrives."""
+
+    found_by = "reopen_longer"
+    script = ListScript.script.replace(
+        "redis.call('PEXPIRE', KEYS[1], ttl, 'GT')",
+        "local was = redis.call('GET', KEYS[1] .. ':ttl') or ttl "
+        "redis.call('PEXPIRE', KEYS[1], was, 'GT') redis.call('PEXPIRE', KEYS[1] .. ':ttl', was, 'GT')",
+    ).replace("and new then", "and new then redis.call('SET', KEYS[1] .. ':ttl', ttl, 'PX', ttl)")
+
+    def clear(self) -> None:
+        self.r.delete(self.key, self.key + ":ttl")
+
+
+class OnceOnly(ListScript):
+    """An absolute deadline, and nobody said so."""
+
+    found_by = "append_renews"
+    script = ListScript.script.replace("'GT'", "'NX'")
+
+
+class RenewsLate(ListScript):
+    """Renews when a tenth of the life is left, to save a command."""
+
+    found_by = "append_renews"
+    script = ListScript.script.replace(
+        "if ttl > 0 then redis.call('PEXPIRE', KEYS[1], ttl, 'GT')",
+        "if ttl > 0 and redis.call('PTTL', KEYS[1]) < ttl / 10 then redis.call('PEXPIRE', KEYS[1], ttl, 'GT')",
+    )
+
+
+class ShorterNeverRenews(ListScript):
+    found_by = "reopen_near_the_end"
+    script = ListScript.script.replace(
+        "if ttl > 0 then redis.call('PEXPIRE', KEYS[1], ttl, 'GT')",
+        "local max = tonumber(redis.call('GET', KEYS[1] .. ':max') or 0) "
+        "if ttl > 0 and ttl >= max then redis.call('PEXPIRE', KEYS[1], ttl, 'GT') "
+        "redis.call('SET', KEYS[1] .. ':max', ttl, 'PX', ttl)",
+    )
+
+    def clear(self) -> None:
+        self.r.delete(self.key, self.key + ":max")
+
+
+class ReadSetsTtl(ListScript):
+    found_by = "reads_do_not_shorten"
+
+    def read(self) -> Messages:
+        if self.ttl_ms:
+            self.r.pexpire(self.key, self.ttl_ms)
+        return super().read()
+
+
+class OpenSetsTtl(ListScript):
+    found_by = "reads_do_not_shorten"
+
+    def open(self, url: str, session_id: str, ttl_s: float | None) -> Right:
+        handle = super().open(url, session_id, ttl_s)
+        if handle.ttl_ms:
+            handle.r.pexpire(handle.key, handle.ttl_ms)
+        return handle
+
+
+class SetDropsTtl(StringWatch):
+    """Without a TTL of its own the handle writes with a plain SET."""
+
+    found_by = "none_leaves_the_deadline"
+
+    def expiry_of(self, client: redis.Redis) -> dict[str, object]:
+        expiry = super().expiry_of(client)
+        return expiry if "px" in expiry else {}
+
+
+class NonePersists(ListScript):
+    found_by = "none_leaves_the_deadline"
+
+    def append(self, role: str, text: str) -> None:
+        super().append(role, text)
+        if not self.ttl_ms:
+            self.r.persist(self.key)
+
+
+class ImmortalMetadata(ListScript):
+    found_by = "ttl_on_every_key"
+
+    def append(self, role: str, text: str) -> None:
+        super().append(role, text)
+        self.r.hset(self.key + ":meta", "last", role)
+
+    def clear(self) -> None:
+        self.r.delete(self.key, self.key + ":meta")
+
+
+class MetadataOutlives(ListScript):
+    found_by = "ttl_on_every_key"
+
+    def append(self, role: str, text: str) -> None:
+        super().append(role, text)
+        self.r.set(self.key + ":meta", role, px=self.ttl_ms * 10 or None)
+
+    def clear(self) -> None:
+        self.r.delete(self.key, self.key + ":meta")
+
+
+class OldPartsDie(Right):
+    """A list of numbers and a key a message; only the newest message's key is renewed."""
+
+    found_by = "long_talk_stays_whole"
+
+    def append(self, role: str, text: str) -> None:
+        with self.r.pipeline() as pipe:
+            pipe.watch(self.key)
+            number = pipe.llen(self.key)
+            pipe.multi()
+            pipe.rpush(self.key, number)
+            pipe.set(f"{self.key}|{number}", json.dumps([role, text]), px=self.ttl_ms or None)
+            if self.ttl_ms:
+                pipe.pexpire(self.key, self.ttl_ms, nx=True)
+                pipe.pexpire(self.key, self.ttl_ms, gt=True)
+            pipe.execute()
+
+    def parts(self) -> list[str]:
+        return [f"{self.key}|{int(number)}" for number in self.r.lrange(self.key, 0, -1)]
+
+    def read(self) -> Messages:
+        parts = self.parts()
+        return [tuple(json.loads(item)) for item in self.r.mget(parts) if item] if parts else []
+
+    def clear(self) -> None:
+        self.r.delete(self.key, *self.parts())
+
+
+class AppendNeedsTheSession(Right):
+    """append() adds to what is there (RPUSHX); create happens in open(). To an expired session it adds nothing."""
+
+    found_by = "append_after_expiry"
+    created = False
+
+    def append(self, role: str, text: str) -> None:
+        with self.r.pipeline() as pipe:
+            push = pipe.rpushx if self.created else pipe.rpush
+            push(self.key, json.dumps([role, text]))
+            if self.ttl_ms:
+                pipe.pexpire(self.key, self.ttl_ms, nx=True)
+                pipe.pexpire(self.key, self.ttl_ms, gt=True)
+            pipe.execute()
+        self.created = True
+
+    def read(self) -> Messages:
+        return [tuple(json.loads(item)) for item in self.r.lrange(self.key, 0, -1)]
+
+
+class Resurrects(StringWatch):
+    """Writes back what the handle remembers, and the new message: an expired talk comes back."""
+
+    found_by = "append_after_expiry"
+    remembered: ClassVar[list[list[str]]] = []
+
+    def load(self, client: redis.Redis) -> list[list[str]]:
+        items = super().load(client)
+        self.remembered = items or self.remembered
+        return list(self.remembered)
+
+    def read(self) -> Messages:
+        return [(role, text) for _, role, text in super().load(self.r)]
+
+    def clear(self) -> None:
+        super().clear()
+        self.remembered = []
+
+
+class HandleOutlivesTheSession(ListScript):
+    """Sets the TTL when the handle writes first; what it creates later has none."""
+
+    found_by = "append_after_expiry"
+    wrote = False
+
+    def append(self, role: str, text: str) -> None:
+        with self.r.pipeline() as pipe:
+            pipe.rpush(self.key, packed(role, text))
+            if self.ttl_ms and not self.wrote:
+                pipe.pexpire(self.key, self.ttl_ms, nx=True)
+            if self.ttl_ms:
+                pipe.pexpire(self.key, self.ttl_ms, gt=True)
+            pipe.execute()
+        self.wrote = True
+
+
+# Faults
+
+
+class TwoCommands(Right):
+    """RPUSH, then PEXPIRE; the error is raised, and the key stays for ever."""
+
+    found_by = "expire_denied"
+    options: ClassVar[dict[str, object]] = {}
+
+    def append(self, role: str, text: str) -> None:
+        new = not self.r.exists(self.key)
+        self.r.rpush(self.key, packed(role, text))
+        if self.ttl_ms:
+            self.r.pexpire(self.key, self.ttl_ms, nx=new, gt=not new)
+
+    def read(self) -> Messages:
+        return [part(item) for item in self.r.lrange(self.key, 0, -1)]
+
+
+class CrashLeavesImmortal(TwoCommands):
+    """The same, told by a process that is killed between the two."""
+
+    found_by = "crash_in_append"
+
+
+class RenewalSwallowed(Right):
+    """A new session is right; when a renewal fails, the append says that all is well."""
+
+    found_by = "expire_denied"
+
+    def append(self, role: str, text: str) -> None:
+        if self.r.exists(self.key):
+            self.r.rpush(self.key, packed(role, text))
+            with contextlib.suppress(ResponseError):
+                if self.ttl_ms:
+                    self.r.pexpire(self.key, self.ttl_ms, gt=True)
+            return
+        with self.r.pipeline() as pipe:
+            pipe.rpush(self.key, packed(role, text))
+            if self.ttl_ms:
+                pipe.pexpire(self.key, self.ttl_ms)
+            pipe.execute()
+
+    def read(self) -> Messages:
+        return [part(item) for item in self.r.lrange(self.key, 0, -1)]
+
+
+class ReadErrorIsEmpty(ListScript):
+    found_by = "read_denied"
+
+    def read(self) -> Messages:
+        try:
+            return super().read()
+        except RedisError:
+            return []
+
+
+class ReadErrorLeavesOut(Right):
+    """A hash of texts beside a list of roles; texts that cannot be read are empty."""
+
+    found_by = "read_denied"
+
+    def append(self, role: str, text: str) -> None:
+        with self.r.pipeline() as pipe:
+            number = uuid.uuid4().hex
+            pipe.rpush(self.key, json.dumps([role, number]))
+            pipe.hset(self.key + ":texts", number, text)
+            for key in (self.key, self.key + ":texts") if self.ttl_ms else ():
+                pipe.pexpire(key, self.ttl_ms, nx=True)
+                pipe.pexpire(key, self.ttl_ms, gt=True)
+            pipe.execute()
+
+    def read(self) -> Messages:
+        roles = [json.loads(item) for item in self.r.lrange(self.key, 0, -1)]
+        try:
+            texts = self.r.hgetall(self.key + ":texts")
+        except ResponseError:
+            texts = {}
+        return [(role, texts.get(number.encode(), b"").decode()) for role, number in roles]
+
+    def clear(self) -> None:
+        self.r.delete(self.key, self.key + ":texts")
+
+
+class WriteErrorSwallowed(ListScript):
+    found_by = "write_denied"
+
+    def append(self, role: str, text: str) -> None:
+        with contextlib.suppress(RedisError):
+            super().append(role, text)
+
+
+class IndexErrorSwallowed(Right):
+    """The message is written, its place in the index is not, and nobody is told."""
+
+    found_by = "write_denied"
+
+    def append(self, role: str, text: str) -> None:
+        number = uuid.uuid4().hex
+        with self.r.pipeline() as pipe:
+            pipe.hset(self.key, number, json.dumps([role, text]))
+            if self.ttl_ms:
+                pipe.pexpire(self.key, self.ttl_ms, nx=True)
+                pipe.pexpire(self.key, self.ttl_ms, gt=True)
+            pipe.execute()
+        with contextlib.suppress(ResponseError), self.r.pipeline() as pipe:
+            pipe.rpush(self.key + ":order", number)
+            if self.ttl_ms:
+                pipe.pexpire(self.key + ":order", self.ttl_ms, nx=True)
+                pipe.pexpire(self.key + ":order", self.ttl_ms, gt=True)
+            pipe.execute()
+
+    def read(self) -> Messages:
+        order = self.r.lrange(self.key + ":order", 0, -1)
+        return [tuple(json.loads(item)) for item in self.r.hmget(self.key, order)] if order else []
+
+    def clear(self) -> None:
+        self.r.delete(self.key, self.key + ":order")
+
+
+class ClearErrorSwallowed(ListScript):
+    found_by = "clear_denied"
+
+    def clear(self) -> None:
+        with contextlib.suppress(RedisError):
+            super().clear()
+
+
+class Retries(NoTtl):
+    """RPUSH with redis-py's retries: a lost reply stores the message twice."""
+
+    found_by = "lost_reply"
+    options: ClassVar[dict[str, object]] = retrying()
+
+
+class RetriesAStream(Stream):
+    found_by = "lost_reply"
+    has_ttl = False
+
+    def append(self, role: str, text: str) -> None:
+        for _ in range(3):
+            with contextlib.suppress(redis.ConnectionError):
+                self.r.xadd(self.key, {"role": role, "text": text})
+                return
+        raise redis.ConnectionError("three times")
+
+
+class LooksAtTheLastOnly(ListScript):
+    """Skips a message whose text is the last one's: right for a retry, and wrong for a person."""
+
+    found_by = "identical_messages"
+
+    def append(self, role: str, text: str) -> None:
+        for _ in range(3):
+            with contextlib.suppress(redis.ConnectionError):
+                if self.read()[-1:] != [(role, text)]:
+                    super().append(role, text)
+                return
+
+
+class NetworkErrorSwallowed(ListScript):
+    """Whatever goes wrong on the network is logged, and the request is lost."""
+
+    found_by = "lost_reply"
+    options: ClassVar[dict[str, object]] = {"retry": None}
+
+    def append(self, role: str, text: str) -> None:
+        with contextlib.suppress(redis.ConnectionError):
+            super().append(role, text)
+
+
+class NoConnectionNoMemory(ListScript):
+    """Holds one connection and reads from it; when that is gone, there is no memory."""
+
+    found_by = "connection_lost"
+    connection: Any = None
+
+    def read(self) -> Messages:
+        self.connection = self.connection or self.r.connection_pool.get_connection()
+        try:
+            self.connection.send_command("LRANGE", self.key, 0, -1)
+            return [part(item) for item in self.connection.read_response()]
+        except redis.ConnectionError:
+            return []
+
+
+class HalfAnAnswer(ListScript):
+    """Reads page by page, a connection a page; a page that does not come is the last one."""
+
+    found_by = "connection_lost"
+    options: ClassVar[dict[str, object]] = {"retry": None}
+
+    def read(self) -> Messages:
+        found: list[bytes] = []
+        with contextlib.suppress(redis.ConnectionError):
+            while page := self.r.lrange(self.key, len(found), len(found) + 1):
+                found += page
+        return [part(item) for item in found]
+
+
+class RetriesTimeouts(NoTtl):
+    """Retries when the answer takes too long, and only then."""
+
+    found_by = "lost_reply"
+    options: ClassVar[dict[str, object]] = {"socket_timeout": 1.0, "retry": None}
+
+    def append(self, role: str, text: str) -> None:
+        for _ in range(3):
+            with contextlib.suppress(redis.TimeoutError):
+                super().append(role, text)
+                return
+        raise redis.TimeoutError("three times")
+
+
+class WritesBehind(ListScript):
+    """A thread does the writing; append() returns when the message is in its queue."""
+
+    found_by = "stored_when_acknowledged"
+
+    def append(self, role: str, text: str) -> None:
+        threading.Thread(target=super().append, args=(role, text), daemon=True).start()
+
+
+class FallsBack(ListScript):
+    """Without Redis it remembers in the process."""
+
+    found_by = "restart"
+    options: ClassVar[dict[str, object]] = {"retry": None}
+    local: Any = None
+
+    def open(self, url: str, session_id: str, ttl_s: float | None) -> Right:
+        handle = super().open(url, session_id, ttl_s)
+        try:
+            handle.r.ping()
+        except redis.ConnectionError:
+            handle.local = []
+        return handle
+
+    def append(self, role: str, text: str) -> None:
+        super().append(role, text) if self.local is None else self.local.append((role, text))
+
+    def read(self) -> Messages:
+        return super().read() if self.local is None else list(self.local)
+
+
+class UserRenews(ListScript):
+    """Only what the user says renews; a long answer does not."""
+
+    found_by = "append_renews"
+
+    def append(self, role: str, text: str) -> None:
+        ttl_ms, new = self.ttl_ms, not self.r.exists(self.key)
+        self.ttl_ms = ttl_ms if new or role == "user" else 0
+        super().append(role, text)
+        self.ttl_ms = ttl_ms
+
+
+class DeletesFirst(StringWatch):
+    """A list that is rewritten whole at each append, DEL first, outside MULTI."""
+
+    found_by = "full_memory"
+    options: ClassVar[dict[str, object]] = {}
+
+    def append(self, role: str, text: str) -> None:
+        items, left = self.r.lrange(self.key, 0, -1), self.r.pttl(self.key)
+        self.r.delete(self.key)
+        with self.r.pipeline() as pipe:
+            pipe.rpush(self.key, *items, packed(role, text))
+            if left > 0 or (left == -2 and self.ttl_ms):
+                pipe.pexpire(self.key, max(left, self.ttl_ms))
+            pipe.execute()
+
+    def read(self) -> Messages:
+        return [part(item) for item in self.r.lrange(self.key, 0, -1)]
+
+
+class SkipsDamage(ListScript):
+    found_by = "corrupt_element"
+
+    def read(self) -> Messages:
+        found = []
+        for item in self.r.lrange(self.key, 0, -1):
+            with contextlib.suppress(ValueError):
+                found.append(part(item))
+        return found
+
+
+class DamageIsEmpty(StringWatch):
+    """A string that does not decode is taken for none, and written over."""
+
+    found_by = "corrupt_element"
+
+    def decode(self, raw: bytes) -> list[list[str]]:
+        try:
+            return super().decode(raw)
+        except ValueError:
+            return []
+
+
+class Mojibake(Stream):
+    found_by = "corrupt_element"
+
+    def read(self) -> Messages:
+        return [
+            (f[b"role"].decode(errors="replace"), f[b"text"].decode(errors="replace"))
+            for _, f in self.r.xrange(self.key)
+        ]
+
+
+class WrongTypeIsEmpty(ListScript):
+    found_by = "foreign_key"
+
+    def read(self) -> Messages:
+        return super().read() if self.r.type(self.key) == b"list" else []
+
+
+class OverwritesForeign(StringWatch):
+    """A value of another type is replaced."""
+
+    found_by = "foreign_key"
+
+    def tried(self, item: list[str]) -> bool:
+        if self.r.type(self.key) not in (b"string", b"none"):
+            self.r.delete(self.key)
+        return super().tried(item)
+
+
+# Crowds and restarts
+
+
+class ReadModifyWrite(StringWatch):
+    found_by = "eight_writers"
+
+    def append(self, role: str, text: str) -> None:
+        items, expiry = self.load(self.r), self.expiry_of(self.r)
+        self.r.set(self.key, self.encode([*items, [uuid.uuid4().hex, role, text]]), **expiry)
+
+
+class LockInTheProcess(ReadModifyWrite):
+    """A lock that the other worker does not know."""
+
+    found_by = "eight_writers"
+    lock = threading.Lock()
+
+    def append(self, role: str, text: str) -> None:
+        with self.lock:
+            super().append(role, text)
+
+
+class NumberedByLength(Right):
+    """The message's number is HLEN, asked for in a command of its own: two writers, one number."""
+
+    found_by = "eight_writers"
+
+    def append(self, role: str, text: str) -> None:
+        number = self.r.hlen(self.key)
+        with self.r.pipeline() as pipe:
+            pipe.hset(self.key, number, json.dumps([role, text]))
+            if self.ttl_ms:
+                pipe.pexpire(self.key, self.ttl_ms, nx=True)
+                pipe.pexpire(self.key, self.ttl_ms, gt=True)
+            pipe.execute()
+
+    def read(self) -> Messages:
+        return [tuple(json.loads(v)) for _, v in sorted(self.r.hgetall(self.key).items(), key=lambda kv: int(kv[0]))]
+
+
+class ReadsPages(NoTtl):
+    """Reads newest first in pages of ten, each a command: what is written meanwhile pushes messages over the edge."""
+
+    found_by = "eight_writers"
+
+    def append(self, role: str, text: str) -> None:
+        self.r.lpush(self.key, json.dumps([role, text]))
+
+    def read(self) -> Messages:
+        found: list[Any] = []
+        while page := self.r.lrange(self.key, len(found), len(found) + 9):
+            found += page
+        return [tuple(json.loads(item)) for item in reversed(found)]
+
+
+class LosesItsScript(ListScript):
+    """Keeps the script's hash for the process's life; when the server has lost it, says nothing."""
+
+    found_by = "restart"
+    sha = ""
+
+    def append(self, role: str, text: str) -> None:
+        if not self.sha:
+            self.sha = self.r.script_load(self.script)
+        with contextlib.suppress(redis.exceptions.NoScriptError):
+            self.r.evalsha(self.sha, 1, self.key, packed(role, text), self.ttl_ms)
+
+
+class DownIsEmpty(ListScript):
+    """A server that does not answer has no memory."""
+
+    found_by = "restart"
+    options: ClassVar[dict[str, object]] = {"retry": None}
+
+    def read(self) -> Messages:
+        try:
+            return super().read()
+        except redis.ConnectionError:
+            return []
+
+
+MUTANTS: tuple[type[Any], ...] = tuple(
+    one for one in list(globals().values()) if "found_by" in getattr(one, "__dict__", ())
+)
