@@ -185,15 +185,22 @@ class ExpiryLog:
         """One sentence: did the keys live as long as was meant? The same words for the same outcome."""
         groups = self.groups()
         wrong = [group for group in groups if group.odd]
-        if wrong:
-            return f"Not as meant: {'; '.join(str(group) for group in wrong)}."
-        unknown = [group for group in groups if group.ttl_ms is None]
-        if unknown or not groups:
-            return f"{_keys(len(self))}: {', '.join(str(group) for group in unknown) or 'nothing to observe'}."
-        meant = human(cast("int", groups[0].ttl_ms))
-        if len(groups) > 1:
-            meant += f" to {human(cast('int', groups[-1].ttl_ms))}"
-        return f"As meant: {_keys(len(self))} lived {'its' if len(self) == 1 else 'their'} TTL of {meant} and expired."
+        if wrong or any(group.ttl_ms is None for group in groups):
+            said = "; ".join(str(group) for group in wrong or groups)
+            return f"Not as meant: {said}." if wrong else f"{said}."
+        return self._as_meant(groups) if groups else "No keys to observe."
+
+    def _as_meant(self, groups: Sequence[Group]) -> str:
+        alive = self.counts().get("alive", 0)
+        on = f"{_keys(alive)} {'lives' if alive == 1 else 'live'} on."
+        expired = [group for group in groups if group.life_ms]
+        if not expired:
+            return f"As meant so far: {on}"
+        gone = len(self) - alive
+        ttls = " to ".join(dict.fromkeys(human(cast("int", group.ttl_ms)) for group in (expired[0], expired[-1])))
+        keys = _keys(gone) if not alive else f"{gone:,} of {_keys(len(self))}"
+        said = f"As meant: {keys} lived {'its' if gone == 1 else 'their'} TTL of {ttls} and expired"
+        return f"{said}; {on}" if alive else f"{said}."
 
     def __str__(self) -> str:
         typical, worst = self.exact_to_ms
@@ -297,7 +304,7 @@ def about(ms: float) -> str:
     sign, rest = "-" if ms < 0 else "", round(abs(ms))
     if rest < 1_000:
         return f"{sign}{rest}ms"
-    if rest < 60_000:
+    if rest < 59_950:
         return f"{sign}{rest / 1000:.3g}s"
     rest = round(rest / 1000)
     parts: list[str] = []

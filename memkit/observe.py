@@ -85,9 +85,11 @@ def observe_expiry(
 
 
 def watch(client: redis.Redis, keys: Iterable[str], *, for_s: float, every_s: float = 1.0) -> Iterator[DeadlineChange]:
-    """Yield deadlines that move on live sessions, for some time. Read-only: PEXPIRETIME, or PTTL on 6.2."""
-    looker = Watch(client, keys)
-    until = time.monotonic() + for_s
+    """Yield deadlines that move on live sessions from now on, for some time. Read-only: PEXPIRETIME, or PTTL on 6.2."""
+    return _watch(Watch(client, keys), time.monotonic() + for_s, every_s)
+
+
+def _watch(looker: Watch, until: float, every_s: float) -> Iterator[DeadlineChange]:
     while (left := until - time.monotonic()) > 0:
         time.sleep(min(every_s, left))  # a sampling interval: nothing here waits for an expiry
         yield from looker.look()
@@ -286,7 +288,7 @@ class _Run:
         # A first stop without hurry: should this process be late for the second, no interval is wider than 2 s for it.
         early_us = max(1_000_000, 10 * ahead_us)
         self._see_near(heap, self._reach(heap[0][0] - early_us) + 2 * early_us)
-        now = self._reach(heap[0][0] - ahead_us)
+        now = self._reach(heap[0][0] - ahead_us) if heap else self._look.now_us()
         # The nearest at once: to look at thousands takes longer than they have.
         self._see_near(heap, now + ahead_us + NEAR_US)
         return now
@@ -322,6 +324,10 @@ class _Run:
         log = self._log
         return log.gone_us[index] == NONE and log.deadline_us[index] != NONE and ENDS[log.ends[index]] != "absent"
 
+    def _not_gone(self) -> list[int]:
+        absent, log = ENDS.index("absent"), self._log
+        return [index for index, gone in enumerate(log.gone_us) if gone == NONE and log.ends[index] != absent]
+
     def _may_go_on(self) -> bool:
         return time.monotonic() < self._until and self._jumps_in_vain < 100
 
@@ -333,7 +339,7 @@ class _Run:
             self._jumps_in_vain += self._clock is not None
             self._pass_time(min(stop, target_us) - now)
             if stop < target_us and self._look.now_us() >= stop:
-                self._see([index for index, gone in enumerate(self._log.gone_us) if gone == NONE])
+                self._see(self._not_gone())
         return now
 
     def _pass_time(self, us: int) -> None:
@@ -397,7 +403,7 @@ class _Run:
 
     def _finish(self) -> None:
         """Look once more at what lives, and name the ends that no event has told."""
-        self._see([index for index, gone in enumerate(self._log.gone_us) if gone == NONE])
+        self._see(self._not_gone())
         self._listen(0.05)
         evicted = _evicted_keys(self._client)
         early: End = "deleted" if evicted is not None and evicted == self._evicted else "evicted or deleted"
