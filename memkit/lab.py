@@ -9,14 +9,15 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from importlib import resources, util
 from pathlib import Path
 
 from memkit.connect import connect, redact
 from memkit.demo import load_incident
 from memkit.errors import MemkitError
-from memkit.server import RedisServer
+from memkit.server import RedisServer, find_server
 
 NEEDED = ("jupyterlab", "ipytest", "pandas", "matplotlib")
 # Nothing is fetched from or sent to elsewhere: no news, no extension manager.
@@ -25,7 +26,27 @@ JUPYTER_OPTIONS = (
     "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
     "--LabApp.extension_manager=readonly",
     "--ServerApp.terminals_enabled=False",
+    "--LabApp.default_url=/lab/tree/00_start_here.ipynb",
+    "--log-level=WARN",
 )
+
+# JupyterLab is the child of a tiny shell in a session of its own, as the servers are: however this process ends, the
+# read returns, and JupyterLab is asked to end, then made to. Its kernels end with it (each looks for its parent once a
+# second), and their servers with them.
+WATCHDOG = """
+runtime=$1; shift
+exec 3<&0
+"$@" 3<&- & lab=$!
+{ read -r order <&3
+  kill $lab
+  for tenth in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do sleep 0.1; kill -0 $lab || exit; done
+  kill -9 $lab
+} 2>/dev/null & guard=$!
+wait $lab; code=$?
+kill $guard 2>/dev/null
+rm -rf "$runtime"
+exit $code
+"""
 
 
 def run_lab(*, directory: Path | None, port: int | None, browser: bool, url: str | None) -> int:
@@ -37,15 +58,19 @@ def run_lab(*, directory: Path | None, port: int | None, browser: bool, url: str
     missing = [name for name in NEEDED if not util.find_spec(name)]
     if missing:
         raise MemkitError(f"{', '.join(missing)} not installed; type: pip install 'redis-memkit[lab,server]'")
-    if port is not None and not _is_free(port):
-        raise MemkitError(f"port {port} is taken; type: memkit lab --port {port + 1}, or leave --port away")
+    if port and not _is_free(port):
+        raise MemkitError(f"port {port} is taken; type: memkit lab, which takes a free one, or another --port")
+    find_server()
     folder = prepare(directory)
     with contextlib.ExitStack() as stack:
-        target = url or stack.enter_context(_demo())
         if url:
             connect(url).ping()
-        print(f"memkit lab: notebooks in {folder}; investigating {redact(target)}", file=sys.stderr, flush=True)
-        return _jupyter(folder, port, browser, {"MEMKIT_LAB_URL": target})
+        target = url or stack.enter_context(_demo())
+        what = f"{redact(url)}, read-only" if url else "the demo incident, on a private Redis"
+        print(
+            f"memkit lab: notebooks in {folder}; to be looked at: {what}. Ctrl-C ends it", file=sys.stderr, flush=True
+        )
+        return _jupyter(folder, port, browser, target)
 
 
 def notebooks() -> Path:
@@ -75,17 +100,47 @@ def _demo() -> Iterator[str]:
         yield load_incident(server).url
 
 
-def _jupyter(folder: Path, port: int | None, browser: bool, environment: dict[str, str]) -> int:
+def _jupyter(folder: Path, port: int | None, browser: bool, investigated: str) -> int:
+    runtime = tempfile.mkdtemp(prefix="memkit-lab-")
     command = [sys.executable, "-m", "jupyterlab", str(folder), *JUPYTER_OPTIONS]
     command += [f"--port={port}", "--port-retries=0"] if port else []
     command += [] if browser else ["--no-browser"]
     command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    # In a session of its own: Ctrl-C reaches JupyterLab through this process once, as SIGTERM, without its question.
-    lab = subprocess.Popen(command, env=os.environ | environment, start_new_session=True)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: lab.terminate())
-    code = lab.wait()
-    return 0 if code in (0, -signal.SIGTERM) else code
+    read_end, write_end = os.pipe()
+    try:
+        watchdog = subprocess.Popen(
+            ["/bin/sh", "-c", WATCHDOG, "memkit-lab-watchdog", runtime, *command],
+            stdin=read_end,
+            env=os.environ | {"MEMKIT_LAB_URL": investigated, "JUPYTER_RUNTIME_DIR": runtime},
+            start_new_session=True,
+        )
+    finally:
+        os.close(read_end)
+    with _ended_by_signals(lambda: os.close(write_end)) as asked:
+        code = watchdog.wait()
+    if code and not asked:
+        raise MemkitError(f"JupyterLab ended with exit code {code}; what it said is above")
+    return 0
+
+
+@contextlib.contextmanager
+def _ended_by_signals(end: Callable[[], None]) -> Iterator[list[int]]:
+    """Call ``end`` once: at the first signal that asks this process to end, or afterwards. Yields those signals."""
+    asked: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        if not asked:
+            end()
+        asked.append(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if not asked:
+            end()
 
 
 def _is_free(port: int) -> bool:
@@ -93,6 +148,8 @@ def _is_free(port: int) -> bool:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError):
+        except OSError:
             return False
+        except OverflowError:
+            raise MemkitError(f"{port} is no port; expected 1 to 65535, or leave --port away") from None
     return True

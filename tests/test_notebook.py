@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from jupyter_client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 from nbval_run import own_jupyter
 from test_connect import bare_server
@@ -28,6 +29,18 @@ def test_a_week(memory_store, memkit_clock):
 RED = "%%ipytest\ndef test_ttl():\n    ttl_s = 300\n    assert ttl_s == 604800"
 
 
+def run_cell(client: BlockingKernelClient, code: str) -> str:
+    shown: list[str] = []
+
+    def take(message: dict) -> None:
+        content = message["content"]
+        shown.append(content.get("text") or content.get("data", {}).get("text/plain", ""))
+        shown.extend(content.get("traceback", ()))
+
+    reply = client.execute_interactive(code, timeout=WITHIN_S, output_hook=take, allow_stdin=False)
+    return "\n".join([*filter(None, shown), *(["FAILED"] if reply["content"]["status"] != "ok" else [])])
+
+
 class Kernel:
     """A kernel, and what a notebook's cells show."""
 
@@ -41,15 +54,7 @@ class Kernel:
 
     def run(self, code: str) -> str:
         """Run a cell and return what it shows, with a last line FAILED where it did."""
-        shown: list[str] = []
-
-        def take(message: dict) -> None:
-            content = message["content"]
-            shown.append(content.get("text") or content.get("data", {}).get("text/plain", ""))
-            shown.extend(content.get("traceback", ()))
-
-        reply = self.client.execute_interactive(code, timeout=WITHIN_S, output_hook=take, allow_stdin=False)
-        return "\n".join([*filter(None, shown), *(["FAILED"] if reply["content"]["status"] != "ok" else [])])
+        return run_cell(self.client, code)
 
     def server(self, which: str = "n.server()") -> tuple[int, Path]:
         """Return the process and the directory of this notebook's server."""
@@ -88,10 +93,8 @@ def wait_until_gone(pid: int, directory: Path) -> None:
 
 def alive(pid: int) -> bool:
     """Whether a process runs: a zombie does not."""
-    try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return bool(state.strip()) and not state.startswith("Z")
 
 
 def wait_until(true: Callable[[], bool], *, within_s: float = WITHIN_S) -> None:
