@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import weakref
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +29,7 @@ import redis.asyncio
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from memkit.clock import ServerClock, escape_glob
-from memkit.connect import REGISTRY, AnyClient, connect, guard_write, redact
+from memkit.connect import REGISTRY, AnyAsyncClient, AnyClient, connect, connect_async, guard_write, redact
 from memkit.errors import SandboxError
 from memkit.server import RedisServer
 
@@ -45,6 +45,7 @@ RULES = """
     -randomkey -select -move -swapdb -copy -function -script +script|load +script|exists +info +restore +time
     -client +client|setinfo +client|setname +client|getname +client|id +client|info +client|no-touch +client|no-evict
     +client|reply +client|tracking +client|caching
+    -cluster +cluster|slots +cluster|shards +cluster|nodes +cluster|info +cluster|myid +cluster|keyslot
 """.split()  # noqa: SIM905  # read as the words that redis.conf takes
 
 
@@ -122,14 +123,18 @@ class Sandbox:
         if isinstance(client, redis.Redis):
             pool = client.connection_pool
             pool.connection_class = _explaining(pool.connection_class, self.prefix)
+        else:
+            # A cluster's client makes its pools anew whenever the topology changes.
+            client.execute_command = _explained(client.execute_command, self.prefix)  # type: ignore[method-assign]
         client._test_prefix = self.prefix  # type: ignore[union-attr]
         return client
 
-    def async_client(self, *, decode_responses: bool = False, **options: Any) -> redis.asyncio.Redis:
+    def async_client(self, *, decode_responses: bool = False, **options: Any) -> AnyAsyncClient:
         """Return an asyncio client of the sandbox's user; see client()."""
-        client = redis.asyncio.Redis.from_url(self.url, decode_responses=decode_responses, **options)
-        pool = client.connection_pool
-        pool.connection_class = _explaining_async(pool.connection_class, self.prefix)
+        client = connect_async(self.url, decode_responses=decode_responses, **options)
+        if isinstance(client, redis.asyncio.Redis):
+            pool = client.connection_pool
+            pool.connection_class = _explaining_async(pool.connection_class, self.prefix)
         client._test_prefix = self.prefix  # type: ignore[attr-defined]
         return client
 
@@ -376,6 +381,16 @@ def _explaining(base: type[Any], prefix: str) -> type[Any]:
                 raise _told(prefix, error) from error
 
     return Explaining
+
+
+def _explained(call: Callable[..., Any], prefix: str) -> Callable[..., Any]:
+    def execute_command(*args: Any, **options: Any) -> Any:
+        try:
+            return call(*args, **options)
+        except ResponseError as error:
+            raise _told(prefix, error) from error
+
+    return execute_command
 
 
 def _explaining_async(base: type[Any], prefix: str) -> type[Any]:

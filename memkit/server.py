@@ -153,9 +153,13 @@ def _short_directory() -> Path:
 
 def free_port() -> int:
     """Return a TCP port of the loopback interface that was free a moment ago."""
-    with socket.socket() as probe_socket:
-        probe_socket.bind(("127.0.0.1", 0))
-        return int(probe_socket.getsockname()[1])
+    while True:
+        with socket.socket() as probe_socket:
+            probe_socket.bind(("127.0.0.1", 0))
+            port = int(probe_socket.getsockname()[1])
+        # A cluster's nodes also listen 10,000 ports higher.
+        if port <= 55_535:
+            return port
 
 
 def _shim() -> str:
