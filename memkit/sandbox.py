@@ -135,7 +135,7 @@ class Sandbox:
         if isinstance(client, redis.asyncio.Redis):
             pool = client.connection_pool
             pool.connection_class = _explaining_async(pool.connection_class, self.prefix)
-        client._test_prefix = self.prefix  # type: ignore[attr-defined]
+        client._test_prefix = self.prefix  # type: ignore[union-attr]
         return client
 
     def keys(self) -> list[str]:

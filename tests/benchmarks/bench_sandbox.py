@@ -1,0 +1,36 @@
+"""What it costs to remove a sandbox of 200 keys beside 200,000 foreign ones, against beside none.
+
+    python tests/benchmarks/bench_sandbox.py
+
+Prints the medians of 21 removals each, taken in turn on two servers, and their ratio (to be at most 3).
+"""
+
+import statistics
+import time
+
+from memkit import RedisServer, Sandbox
+
+RUNS, OWN, FOREIGN = 21, 200, 200_000
+
+
+def removal_ms(server):
+    sandbox = Sandbox(server).open()
+    with sandbox.client() as client:
+        client.mset({f"{sandbox.prefix}{n}": n for n in range(OWN)})
+        began = time.perf_counter()
+        sandbox.close()
+        return (time.perf_counter() - began) * 1000
+
+
+def main():
+    with RedisServer() as empty, RedisServer() as full, full.client() as client:
+        client.eval(f"for i = 1, {FOREIGN} do redis.call('SET', 'foreign:' .. i, i) end", 0)
+        pairs = [(removal_ms(empty), removal_ms(full)) for _ in range(RUNS)]
+        assert client.dbsize() == FOREIGN
+        alone, beside = (statistics.median(column) for column in zip(*pairs, strict=True))
+        print(f"{full.flavour} {full.version}; medians of {RUNS} removals of {OWN} keys")
+        print(f"beside none {alone:.2f} ms, beside {FOREIGN:,} {beside:.2f} ms, ratio {beside / alone:.2f}")
+
+
+if __name__ == "__main__":
+    main()
