@@ -187,17 +187,24 @@ class Operations:
 
     def append(self, session_id: str, messages: tuple[Message, ...], *, create: bool) -> Write[int]:
         """Add what is not among the last 1,024 messages."""
+        key = self.key(session_id)
         bodies = encode_messages(messages)
         # Ids that callers chose may be older than what this store last saw: search the whole window for them.
         chosen = any(body[0] == OWN_ID for body in bodies)
         seen = b"" if chosen else self._seen.get(session_id, b"")
-        return self._write("append", session_id, b"1" if create else b"0", seen, *bodies)
+        return self._write("append", session_id, key, b"1" if create else b"0", seen, *bodies)
 
     def save(self, session_id: str, messages: list[Message], *, version: int | None) -> Write[int]:
         """Replace the dialogue."""
         if not isinstance(messages, list):
             raise EncodeError(f"messages must be a list of JSON objects, not a {type(messages).__name__}")
-        return self._write("save", session_id, _version_argument(version), *encode_messages(messages, listed=True))
+        return self._write(
+            "save",
+            session_id,
+            self.key(session_id),
+            _version_argument(version),
+            *encode_messages(messages, listed=True),
+        )
 
     def update(
         self,
@@ -208,24 +215,27 @@ class Operations:
     ) -> Write[int]:
         """Change the summary, merge metadata."""
         fields = (*_summary_arguments(summary), *_metadata_arguments(metadata))
-        return self._write("update", session_id, _version_argument(version), *fields)
+        return self._write("update", session_id, self.key(session_id), _version_argument(version), *fields)
 
     def put_vectors(self, session_id: str, array: Any) -> Write[int]:
         """Store an array beside the session."""
-        return self._write("put_vectors", session_id, encode_vectors(array))
+        return self._write("put_vectors", session_id, self.key(session_id), encode_vectors(array))
 
     def touch(self, session_id: str) -> Write[bool]:
         """Renew the deadline alone."""
-        write = self._write("touch", session_id)
+        write = self._write("touch", session_id, self.key(session_id))
 
         def decode(reply: bytes) -> bool:
-            return reply[0] != REFUSAL and bool(write.decode(reply))
+            if reply[0] == REFUSAL:
+                return False
+            self._version(session_id, write.key, reply)
+            return True
 
         return Write(write.key, write.script, write.arguments, decode)
 
     def delete(self, session_id: str) -> Write[bool]:
         """Remove the session and its vectors."""
-        write = self._write("delete", session_id)
+        write = self._write("delete", session_id, self.key(session_id))
         return Write(write.key, write.script, write.arguments, lambda reply: not reply)
 
     def get_vectors(self, session_id: str) -> Read[np.ndarray | None]:
@@ -252,9 +262,8 @@ class Operations:
         except UnicodeDecodeError:
             return None
 
-    def _write(self, name: str, session_id: str, *arguments: Argument) -> Write[int]:
+    def _write(self, name: str, session_id: str, key: str, *arguments: Argument) -> Write[int]:
         """Return a call whose reply is a version. The nonce is made here, once, however often the call is sent."""
-        key = self.key(session_id)
         call = (self._policy, vectors_key(key), new_id(), *arguments)
         return Write(key, script(name), call, lambda reply: self._version(session_id, key, reply))
 

@@ -41,8 +41,10 @@ end
 
 h.version = h.version + 1
 local elements = elements_of(6, h, nonce, found, h.new and {''} or {})
-if #elements == 0 then -- all are there: answer the version that has them
-  h.version = h.version - 1
+local answer = h.version
+if #elements == 0 then -- all are there: answer the version that added them, and stay at the session's
+  h.version, answer = h.version - 1, nil
+  for i = 6, #ARGV, 2 do answer = math.max(answer or 0, found[ARGV[i]]) end
 end
 admit(h)
 local longer, adopted = renew(h)
@@ -53,4 +55,4 @@ elseif adopted then
 end
 push(elements)
 finish(h)
-return reply(h, h.version, longer)
+return reply(h, answer or h.version, longer)
