@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -20,15 +21,22 @@ from memkit.errors import MemkitError
 from memkit.server import RedisServer, find_server
 
 NEEDED = ("jupyterlab", "ipytest", "pandas", "matplotlib")
-# Nothing is fetched from or sent to elsewhere: no news, no extension manager.
+# Nothing is fetched from or sent to elsewhere: no news, no extension manager. Kernels listen on unix sockets in the
+# lab's own directory instead of on TCP ports.
 JUPYTER_OPTIONS = (
     "--LabApp.news_url=None",
     "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
     "--LabApp.extension_manager=readonly",
-    "--ServerApp.terminals_enabled=False",
     "--LabApp.default_url=/lab/tree/00_start_here.ipynb",
-    "--log-level=WARN",
+    "--ServerApp.terminals_enabled=False",
+    "--KernelManager.transport=ipc",
+    "--Application.log_level=ERROR",
 )
+# Defaults, under whatever the user's own settings say: no question about news; names of notebooks in full.
+JUPYTER_DEFAULTS = {
+    "page_config.json": {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}},
+    "default_setting_overrides.json": {"@jupyterlab/filebrowser-extension:browser": {"showLastModifiedColumn": False}},
+}
 
 # JupyterLab is the child of a tiny shell in a session of its own, as the servers are: however this process ends, the
 # read returns, and JupyterLab is asked to end, then made to. Its kernels end with it (each looks for its parent once a
@@ -37,13 +45,14 @@ WATCHDOG = """
 runtime=$1; shift
 exec 3<&0
 "$@" 3<&- & lab=$!
+exec >/dev/null 2>&1
 { read -r order <&3
   kill $lab
   for tenth in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do sleep 0.1; kill -0 $lab || exit; done
   kill -9 $lab
-} 2>/dev/null & guard=$!
+} & guard=$!
 wait $lab; code=$?
-kill $guard 2>/dev/null
+kill $guard
 rm -rf "$runtime"
 exit $code
 """
@@ -101,7 +110,7 @@ def _demo() -> Iterator[str]:
 
 
 def _jupyter(folder: Path, port: int | None, browser: bool, investigated: str) -> int:
-    runtime = tempfile.mkdtemp(prefix="memkit-lab-")
+    runtime = _runtime()
     command = [sys.executable, "-m", "jupyterlab", str(folder), *JUPYTER_OPTIONS]
     command += [f"--port={port}", "--port-retries=0"] if port else []
     command += [] if browser else ["--no-browser"]
@@ -109,9 +118,14 @@ def _jupyter(folder: Path, port: int | None, browser: bool, investigated: str) -
     read_end, write_end = os.pipe()
     try:
         watchdog = subprocess.Popen(
-            ["/bin/sh", "-c", WATCHDOG, "memkit-lab-watchdog", runtime, *command],
+            ["/bin/sh", "-c", WATCHDOG, "memkit-lab-watchdog", str(runtime), *command],
             stdin=read_end,
-            env=os.environ | {"MEMKIT_LAB_URL": investigated, "JUPYTER_RUNTIME_DIR": runtime},
+            env=os.environ
+            | {
+                "MEMKIT_LAB_URL": investigated,
+                "JUPYTER_RUNTIME_DIR": str(runtime),
+                "JUPYTER_CONFIG_PATH": os.pathsep.join([str(runtime), os.environ.get("JUPYTER_CONFIG_PATH", "")]),
+            },
             start_new_session=True,
         )
     finally:
@@ -121,6 +135,17 @@ def _jupyter(folder: Path, port: int | None, browser: bool, investigated: str) -
     if code and not asked:
         raise MemkitError(f"JupyterLab ended with exit code {code}; what it said is above")
     return 0
+
+
+def _runtime() -> Path:
+    """Return a new directory for what JupyterLab needs while it runs; the watchdog removes it."""
+    # A kernel's sockets add 50 bytes, of the 103 that macOS has for all.
+    base = tempfile.gettempdir() if len(os.fsencode(tempfile.gettempdir())) < 32 else "/tmp"  # noqa: S108
+    directory = Path(tempfile.mkdtemp(prefix="memkit-lab-", dir=base))
+    (directory / "labconfig").mkdir()
+    for name, content in JUPYTER_DEFAULTS.items():
+        (directory / "labconfig" / name).write_text(json.dumps(content))
+    return directory
 
 
 @contextlib.contextmanager

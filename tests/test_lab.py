@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,8 +34,8 @@ class Lab:
 
     def __init__(self, folder: Path, *options: str) -> None:
         self.log = folder / "log"
-        self.temporary = folder / "t"
-        self.temporary.mkdir()
+        # Short enough for unix sockets.
+        self.temporary = Path(tempfile.mkdtemp(prefix="lab-", dir="/tmp"))
         command = [sys.executable, "-m", "memkit", "lab", "--no-browser", f"--dir={folder / 'notebooks'}", *options]
         env = own_jupyter(folder) | {"TMPDIR": str(self.temporary)}
         with self.log.open("w") as log:
@@ -75,6 +76,12 @@ class Lab:
             return mine or str((process / "cwd").readlink()).startswith(str(self.temporary))
         return False
 
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        wait_until(lambda: not self.left())
+        self.temporary.rmdir()
+
     def left(self) -> list[Any]:
         """Return what is there of it: processes and directories."""
         return [*self.processes(), *self.temporary.iterdir()]
@@ -90,8 +97,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Lab]]:
 
     yield start
     for one in started:
-        one.process.kill()
-        one.process.wait()
+        one.end()
 
 
 LOAD = "%load_ext memkit\nimport memkit.notebook as n"
@@ -99,7 +105,7 @@ PID = "print(n.server().pid)"
 
 
 @linux
-def test_killed_with_a_busy_kernel_nothing_stays(start: Callable[..., Lab]) -> None:
+def test_killed_with_a_busy_kernel_nothing_stays(start: Callable[..., Lab], tmp_path: Path) -> None:
     lab = start()
     name = lab.ask("POST", "kernels")["id"]
     with lab.kernel(name) as client:
@@ -108,7 +114,7 @@ def test_killed_with_a_busy_kernel_nothing_stays(start: Callable[..., Lab]) -> N
         old = int(run_cell(client, PID))
         lab.ask("POST", f"kernels/{name}/restart")
         wait_until(lambda: not alive(old), within_s=GONE_WITHIN_S)
-    busy = lab.temporary.parent / "busy"
+    busy = tmp_path / "busy"
     with lab.kernel(name) as client:
         run_cell(client, LOAD)
         assert int(run_cell(client, PID)) != old
