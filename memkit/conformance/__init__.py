@@ -1,6 +1,6 @@
 """Does your store forget: cases over a small adapter, asked on a private real server with real faults.
 
-``run("package.module:factory")`` asks them all; ``StoreContract`` is a class to inherit from in a test-suite of your own.
+``run("package.module:factory")`` asks them all; ``StoreContract`` is a class to inherit from in your own tests.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Self
 
 import redis
 
@@ -25,7 +25,9 @@ MARGIN_S = 2.0
 """How far from a deadline the suite looks, either side."""
 STARTS = 5
 """Tries to start the server: a TCP port that was free a moment ago may be taken."""
-HANDSHAKE = frozenset("hello auth client select ping echo quit reset command info config acl".split())
+HANDSHAKE = frozenset(
+    ("hello", "auth", "client", "select", "ping", "echo", "quit", "reset", "command", "info", "config", "acl")
+)
 """Commands of a connection, not of a store; denying one proves nothing."""
 Key = tuple[int, bytes]
 """A database and a key in it."""
@@ -168,7 +170,7 @@ class Bench:
     def keys(self) -> set[Key]:
         """Return every living key of every database."""
         found: set[Key] = set()
-        for name in cast(dict[str, Any], self.control.info("keyspace")):
+        for name in self.control.info("keyspace"):
             db = int(name.removeprefix("db"))
             with self.in_db(db) as client:
                 found |= {(db, key) for key in client.scan_iter(count=1000)}
@@ -193,14 +195,16 @@ class Bench:
     def deadline_ms(self, key: Key) -> int | None:
         """Return when a key expires, in milliseconds since 1970 on the server's clock; None for never or gone."""
         with self.in_db(key[0]) as client, client.pipeline() as pipe:
-            (seconds, micros), left = pipe.time().pttl(key[1]).execute()
+            pipe.time()
+            pipe.pttl(key[1])
+            (seconds, micros), left = pipe.execute()
         return None if left < 0 else seconds * 1000 + micros // 1000 + left
 
     def commands_of(self, work: Callable[[], object]) -> list[str]:
         """Return the commands that the server ran for some work of the store, those inside scripts included."""
         self.control.config_resetstat()
         work()
-        ran = cast(dict[str, Any], self.control.info("commandstats"))
+        ran = self.control.info("commandstats")
         names = sorted(name.removeprefix("cmdstat_") for name in ran)
         return [name for name in names if name.split("|")[0] not in HANDSHAKE]
 

@@ -22,7 +22,7 @@ class NotAsked(Exception):
 
 
 class Stalled(Exception):
-    """This machine stood still at the wrong moment, so what was seen proves nothing; ask again."""
+    """The machine stood still at the wrong moment, so what was seen proves nothing; ask again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,6 @@ def case(*, why: str, fix: str, needs_ttl: bool = False) -> Callable[[Question],
 
     def made(ask: Question) -> Case:
         meaning = " ".join((ask.__doc__ or "").split())
-        return Case(ask.__name__, meaning, why, fix, needs_ttl, ask)  # type: ignore[attr-defined]
+        return Case(ask.__name__, meaning, why, fix, needs_ttl, ask)
 
     return made

@@ -125,7 +125,7 @@ def order(bench: Bench) -> None:
 
 
 @case(
-    why="The beginning of a talk holds who the user is and what was agreed. Trimmed or left off a page, it is forgotten.",
+    why="The beginning of a talk holds who the user is and what was agreed; trimmed or left off a page, it is lost.",
     fix="Read the whole list (LRANGE 0 -1, every page of a scan), and trim only where the application asked for it.",
 )
 def long_dialogue(bench: Bench) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import partial
-from typing import Any, cast
 
-from memkit.conformance.adapter import Messages, one_line
+from memkit.conformance.adapter import one_line
 from memkit.conformance.bench import MARGIN_S, Bench, messages_of
 from memkit.conformance.case import Case, Forgot, case
 from memkit.conformance.cases_expiry import WEEK_S
@@ -22,12 +21,12 @@ ABOVE_LINEAR = 3.0
 
 
 @case(
-    why="Two workers answer the same user: each reads, extends and writes back, and the later one erases the other's message.",
-    fix="Append on the server (RPUSH, XADD, a script), or WATCH and try again; a lock in the process does not reach the "
-    "other worker.",
+    why="Two workers answer the same user: each reads, extends, writes back; the later one erases the other's message.",
+    fix="Append on the server (RPUSH, XADD, a script), or WATCH and try again; a lock in the process is unknown "
+    "to the other worker.",
 )
 def eight_writers(bench: Bench) -> str:
-    """8 writers (4 processes of 2 threads) with 50 appends each: nothing lost, nothing twice, each writer's order kept."""
+    """8 writers (4 processes, 2 threads each), 50 appends each: nothing lost or twice, each writer's order kept."""
     talk = Talk(bench)
     talk.handle  # noqa: B018  # opened before the crowd comes
     children = [Child(partial(_write, talk, process)) for process in range(PROCESSES)]
@@ -182,8 +181,8 @@ def growth(bench: Bench) -> str:
     if commands_later < ABOVE_LINEAR * max(commands, 1) and volume_later < ABOVE_LINEAR * max(volume, 200):
         return ""
     return (
-        f"warning: grows above linearly: an append is {commands:.0f} commands and {volume:,.0f} bytes at {MEASURED_AT[0]} "
-        f"messages, {commands_later:.0f} commands and {volume_later:,.0f} bytes at {MEASURED_AT[1]}"
+        f"warning: grows above linearly: an append is {commands:.0f} commands and {volume:,.0f} bytes "
+        f"at {MEASURED_AT[0]} messages, {commands_later:.0f} commands and {volume_later:,.0f} bytes at {MEASURED_AT[1]}"
     )
 
 
@@ -204,8 +203,8 @@ def _cost(bench: Bench, talk: Talk) -> tuple[float, float]:
 
 
 def _traffic(bench: Bench) -> tuple[int, int]:
-    stats = cast(dict[str, Any], bench.control.info("stats"))
-    calls = cast(dict[str, Any], bench.control.info("commandstats"))
+    stats = bench.control.info("stats")
+    calls = bench.control.info("commandstats")
     commands = sum(one["calls"] for one in calls.values())
     return commands, stats["total_net_input_bytes"] + stats["total_net_output_bytes"]
 

@@ -80,7 +80,7 @@ def _remark(refused: dict[str, str]) -> str:
     "pattern query in which *, ?, [, {, or a comma mean something.",
 )
 def ids_apart(bench: Bench) -> str:
-    """Ids that differ in case, by a suffix, a separator, white space, an accent or far behind each have their own memory."""
+    """Ids that differ in case, by a suffix, a separator, white space, an accent or far behind have memories apart."""
     talks, refused = _written(bench, IDS)
     for talk in talks:
         talk.expect(f"the session {talk.id[:40]!r} beside {len(talks) - 1} others")
@@ -136,7 +136,7 @@ def clear_nobody_else(bench: Bench) -> str:
     for database in (0, OTHER_DATABASE):
         with bench.in_db(database) as client:
             client.set(FOREIGN, "not the store's")
-    deadlines = {key: bench.deadline_ms(key) for key in bench.keys()}
+    deadlines = {key: bench.deadline_ms(key) for key in sorted(bench.keys())}
     victims = {talk.id: talk for talk in talks if talk.id in VICTIMS}
     for session_id in (*UNWRITTEN, *victims):
         if _accepted(bench, session_id):
@@ -156,7 +156,7 @@ def _expect_foreign_keys(bench: Bench, session_id: str) -> None:
         with bench.in_db(database) as client:
             if not client.exists(FOREIGN):
                 raise Forgot(
-                    f"clear() of the session {session_id!r} deleted a key in database {database} that is not the store's"
+                    f"clear() of the session {session_id!r} deleted another program's key in database {database}"
                 )
 
 
@@ -200,7 +200,7 @@ def _say_elsewhere(talk: Talk) -> None:
 
 
 @case(
-    why="A copy outlives what it was copied from: the bot remembers what was deleted, expired or evicted, until it restarts.",
+    why="A copy outlives its original: the bot remembers what was deleted, expired or evicted, until it restarts.",
     fix="Keep no messages in the process; or check on every read that the session in Redis is still the one copied.",
 )
 def no_private_copy(bench: Bench) -> None:
@@ -241,7 +241,7 @@ def lifetimes_apart(bench: Bench) -> None:
 
 
 @case(
-    why="Staging and production, or two tenants, share a server by database number: in the wrong one they share memories.",
+    why="Staging and production share a server by database number: in the wrong one they share their memories.",
     fix="Connect with the whole URL (Redis.from_url), so that its database counts.",
 )
 def database_of_the_url(bench: Bench) -> None:

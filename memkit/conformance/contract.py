@@ -18,7 +18,7 @@ from memkit.errors import ServerNotFound
 
 
 class StoreContract:
-    """Inherit, set ``store`` to a factory, and every case is a test: ``test_round_trip``, ``test_ttl_boundary``, …
+    """Inherit, set ``store`` to a factory, and every case is a test: ``test_round_trip`` and so on.
 
     ``store``: an adapter class, a function that makes an adapter, or ``"package.module:factory"``. ``limit_s``: seconds
     a case may take. Works in a test module and in ``%%ipytest``. Each class has a private server of its own.

@@ -25,6 +25,7 @@ class Child:
     def __init__(self, work: Callable[[], object]) -> None:
         if not hasattr(os, "fork"):
             raise NotAsked("this platform cannot fork a process")
+        self._read_end: int
         self._read_end, write_end = os.pipe()
         with warnings.catch_warnings():
             # Python 3.12+ warns of forking beside threads; the child calls the store alone and ends by _exit.

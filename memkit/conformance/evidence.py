@@ -58,7 +58,7 @@ class Belongings:
 
     def _immortal(self, key: Key) -> bool:
         with self._bench.in_db(key[0]) as client:
-            if cast(int, client.pttl(key[1])) != -1:
+            if client.pttl(key[1]) != -1:
                 return False
             return not (self._bench.has_hash_field_ttl and _fields_expire(client, key[1]))
 
@@ -90,18 +90,26 @@ def shown(key: Key) -> str:
 # Damage
 
 
-def places(client: redis.Redis, key: bytes) -> Iterator[tuple[str, Any]]:
+def places(client: Any, key: bytes) -> Iterator[tuple[str, Any]]:
     """Yield the elements of a key that can be damaged one by one: (type, where)."""
-    kind = cast(bytes, client.type(key)).decode()
-    parts: list[Any] = {
-        "list": lambda: list(range(cast(int, client.llen(key)))),
-        "hash": lambda: client.hkeys(key),
-        "zset": lambda: client.zrange(key, 0, -1, withscores=True),
-        "set": lambda: sorted(cast(set[bytes], client.smembers(key))),
-        "stream": lambda: [entry for entry, _ in cast(list[Any], client.xrange(key))],
-    }.get(kind, lambda: [None])()
-    for part in parts:
-        yield kind, part
+    kind = client.type(key).decode()
+    for where in _wheres(client, key, kind):
+        yield kind, where
+
+
+def _wheres(client: Any, key: bytes, kind: str) -> list[Any]:
+    found: list[Any] = [None]
+    if kind == "list":
+        found = list(range(client.llen(key)))
+    elif kind == "hash":
+        found = client.hkeys(key)
+    elif kind == "zset":
+        found = client.zrange(key, 0, -1, withscores=True)
+    elif kind == "set":
+        found = sorted(client.smembers(key))
+    elif kind == "stream":
+        found = [entry for entry, _ in client.xrange(key)]
+    return found
 
 
 def own_places(bench: Bench, talk: Talk, before: set[Key]) -> list[tuple[Key, str, Any]]:
@@ -115,23 +123,31 @@ def own_places(bench: Bench, talk: Talk, before: set[Key]) -> list[tuple[Key, st
     return found
 
 
-def damage(client: redis.Redis, key: bytes, kind: str, where: Any) -> None:
+def damage(client: Any, key: bytes, kind: str, where: Any) -> None:
     """Put garbage in the place of one element; the key keeps its TTL."""
-    left = cast(int, client.pttl(key))
-    {
-        "list": lambda: client.lset(key, where, GARBAGE),  # type: ignore[arg-type]
-        "hash": lambda: client.hset(key, where, GARBAGE),  # type: ignore[arg-type]
-        "zset": lambda: (client.zrem(key, where[0]), client.zadd(key, {GARBAGE: where[1]})),
-        "set": lambda: (client.srem(key, where), client.sadd(key, GARBAGE)),
-        "stream": lambda: _damage_stream(client, key, where),
-        "ReJSON-RL": lambda: client.execute_command("JSON.SET", key, "$", '"damaged on purpose"'),
-    }.get(kind, lambda: client.set(key, GARBAGE))()
+    left = client.pttl(key)
+    if kind == "list":
+        client.lset(key, where, GARBAGE)
+    elif kind == "hash":
+        client.hset(key, where, GARBAGE)
+    elif kind == "zset":
+        client.zrem(key, where[0])
+        client.zadd(key, {GARBAGE: where[1]})
+    elif kind == "set":
+        client.srem(key, where)
+        client.sadd(key, GARBAGE)
+    elif kind == "stream":
+        _damage_stream(client, key, where)
+    elif kind == "ReJSON-RL":
+        client.execute_command("JSON.SET", key, "$", '"damaged on purpose"')
+    else:
+        client.set(key, GARBAGE)
     if left > 0:
         client.pexpire(key, left)
 
 
-def _damage_stream(client: redis.Redis, key: bytes, where: bytes) -> None:
-    entries = cast(list[tuple[bytes, dict[Any, Any]]], client.xrange(key))
+def _damage_stream(client: Any, key: bytes, where: bytes) -> None:
+    entries = client.xrange(key)
     client.delete(key)
     for entry, fields in entries:
         client.xadd(key, dict.fromkeys(fields, GARBAGE) if entry == where else fields, id=entry)
@@ -142,17 +158,21 @@ def holds(client: redis.Redis, needle: bytes) -> bool:
     return any(needle in part for key in client.scan_iter(count=1000) for part in _values(client, key))
 
 
-def _values(client: redis.Redis, key: bytes) -> list[bytes]:
-    kind = cast(bytes, client.type(key)).decode()
-    read = {
-        "string": lambda: [client.get(key) or b""],
-        "list": lambda: client.lrange(key, 0, -1),
-        "hash": lambda: [part for pair in cast(dict[bytes, bytes], client.hgetall(key)).items() for part in pair],
-        "zset": lambda: client.zrange(key, 0, -1),
-        "set": lambda: list(cast(set[bytes], client.smembers(key))),
-        "stream": lambda: [
-            part for _, fields in cast(list[Any], client.xrange(key)) for pair in fields.items() for part in pair
-        ],
-        "ReJSON-RL": lambda: [cast(bytes, client.execute_command("JSON.GET", key))],
-    }.get(kind, lambda: [])
-    return cast(list[bytes], read())
+def _values(client: Any, key: bytes) -> list[bytes]:
+    kind = client.type(key).decode()
+    found: list[bytes] = []
+    if kind == "string":
+        found = [client.get(key)]
+    elif kind == "list":
+        found = client.lrange(key, 0, -1)
+    elif kind == "hash":
+        found = [part for pair in client.hgetall(key).items() for part in pair]
+    elif kind == "zset":
+        found = client.zrange(key, 0, -1)
+    elif kind == "set":
+        found = list(client.smembers(key))
+    elif kind == "stream":
+        found = [part for _, fields in client.xrange(key) for pair in fields.items() for part in pair]
+    elif kind == "ReJSON-RL":
+        found = [client.execute_command("JSON.GET", key)]
+    return [part for part in found if isinstance(part, bytes)]

@@ -11,8 +11,8 @@ from typing import Literal, Self
 
 Loss = Literal["request", "reply", "reply twice", "late reply", "hold"]
 """``request``: it never arrives; ``reply``: it was carried out, and nobody hears; ``reply twice``: the same request's
-retry too; ``late reply``: nobody hears for LATE_S, then the connection breaks; ``hold``: the request stays in the proxy,
-for the client to be killed meanwhile."""
+retry too; ``late reply``: nobody hears for LATE_S, then the connection breaks; ``hold``: the request stays in the
+proxy, for the client to be killed meanwhile."""
 LATE_S = 2.5
 """Longer than the timeouts that clients are given in small examples (1 or 2 s)."""
 

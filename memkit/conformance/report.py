@@ -19,7 +19,7 @@ def to_text(result: Result, *, color: bool = False) -> str:
 
 
 def _lines(result: Result, color: bool) -> Iterator[str]:
-    yield _rule("does your store forget?")
+    yield rule("does your store forget?")
     yield f"store: {result.store}"
     yield f"server: {result.server}"
     yield ""
@@ -27,19 +27,20 @@ def _lines(result: Result, color: bool) -> Iterator[str]:
         yield f"{case.name:<26} {_painted(case.outcome.upper(), case.outcome, color)}"
     failed = [case for case in result.cases if case.outcome == "failed"]
     if failed:
-        yield _rule("FAILURES")
+        yield rule("FAILURES")
     for case in failed:
-        yield _painted(_rule(case.name, "_"), "failed", color)
+        yield _painted(rule(case.name, "_"), "failed", color)
         yield failure_text(case)
     yield from _summary(result)
-    counts = [f"{count} {outcome}" for outcome in ("failed", "passed", "skipped") if (count := result.count(outcome))]  # type: ignore[arg-type]
-    yield _painted(_rule(f"{', '.join(counts)} in {result.took_s:.2f}s"), "failed" if failed else "passed", color)
+    counts = {outcome: result.count(outcome) for outcome in ("failed", "passed", "skipped")}
+    told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
+    yield _painted(rule(f"{told} in {result.took_s:.2f}s"), "failed" if failed else "passed", color)
 
 
 def _summary(result: Result) -> Iterator[str]:
     noted = [case for case in result.cases if case.outcome != "passed" or case.says != case.meaning]
     if noted:
-        yield _rule("short test summary info")
+        yield rule("short test summary info")
     for case in noted:
         word = "REMARK" if case.outcome == "passed" else case.outcome.upper()
         yield f"{word} {case.name} - {case.says}"
@@ -54,7 +55,8 @@ def failure_text(case: CaseResult) -> str:
     )
 
 
-def _rule(title: str, char: str = "=") -> str:
+def rule(title: str, char: str = "=") -> str:
+    """Return a title in the middle of a line."""
     return f" {title} ".center(WIDTH, char)
 
 

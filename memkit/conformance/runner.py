@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -73,7 +74,7 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON types: schema, store, passed, failed, skipped, cases, and what it ran on."""
-        counts = {outcome: self.count(outcome) for outcome in ("passed", "failed", "skipped")}  # type: ignore[arg-type]
+        counts = {outcome: self.count(outcome) for outcome in ("passed", "failed", "skipped")}
         cases = [{name: value for name, value in asdict(case).items() if name != "hung"} for case in self.cases]
         return {
             "schema": 1,
@@ -145,10 +146,9 @@ def _steps(handle: Handle) -> Iterable[tuple[str, Callable[[], object]]]:
 
 
 def _ignoring_errors(call: Callable[[], object]) -> None:
-    try:
+    # The cases tell an error better; here only hanging counts.
+    with contextlib.suppress(Exception):
         call()
-    except Exception:  # noqa: BLE001, S110  # the cases tell it better; here only hanging counts
-        pass
 
 
 def ask(case: Case, bench: Bench, *, limit_s: float = CASE_LIMIT_S) -> CaseResult:
