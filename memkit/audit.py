@@ -18,10 +18,12 @@ from memkit.audit_report import AuditReport, Finding, Proof, Seen, Verdict, verd
 from memkit.audit_sample import ENOUGH_OF_A_PATTERN, KeyFacts, Progress, Sample, Sampler
 from memkit.audit_server import deleted_finding, server_findings, skewed_ttl
 from memkit.audit_ttl import Server
+from memkit.audit_values import check_values
 from memkit.audit_wire import Pace, Wire
 from memkit.connect import AnyClient, connect, place, redact
 from memkit.errors import PolicyError
 from memkit.policy import Duration, ExpiryPolicy
+from memkit.reading import reading
 
 __all__ = ["AuditReport", "Finding", "acl_rule", "audit", "parse_expectation", "read_expectations"]
 
@@ -29,6 +31,8 @@ Expect = Mapping[str, Duration | ExpiryPolicy | Expectation | None] | Iterable[E
 
 PATIENCE_S = 5.0
 SECOND_LOOK_KEYS = 1_000
+BYTES_A_KEY = 10_000
+"""A twentieth of the room below maxmemory is enough for the query and reply buffers of one batch (500 bytes a key)."""
 METADATA = (
     "+ping +info +time +dbsize +scan +randomkey +type +pttl +pexpiretime +exists +object|idletime +object|encoding "
     "+memory|usage +config|get +slowlog|get +client|list +client|no-touch +client|no-evict +client|setinfo "
@@ -122,6 +126,8 @@ class _Audit:
         progress: Progress | None,
     ) -> None:
         self._began = time.monotonic()
+        self._touched = 0
+        self._values_sent: Counter[str] = Counter()
         self._primaries, self._readers, self._meant = primaries, readers, meant
         self._full, self._touch = full, touch
         for wire in {*primaries, *readers}:
@@ -131,7 +137,7 @@ class _Audit:
         self._evidence = [look(wire) for wire in primaries]
         self._notes = list(dict.fromkeys(f"could not see {what}" for one in self._evidence for what in one.blind))
         self._sampler = Sampler(
-            readers, pace=Pace(duty, batch=100 if duty < 1 else 500), guard=self._hurt, sizes=full, progress=progress
+            readers, pace=Pace(duty, batch=_batch(self._evidence, duty)), guard=self._hurt, sizes=full, progress=progress
         )
 
     def _hurt(self) -> str | None:
@@ -146,6 +152,7 @@ class _Audit:
         """Return what was found."""
         sample = self._sample()
         findings, seen, sessions = self._diagnose(sample)
+        findings += self._values(target, sample, findings)
         after = [counters(wire) for wire in self._primaries]
         for evidence, now in zip(self._evidence, after, strict=True):
             findings += server_findings(evidence, sample.keys, now)
@@ -200,9 +207,26 @@ class _Audit:
             sessions += diagnosis.sessions
         return findings, [] if self._meant else seen_under(sample.keys), sessions
 
+    def _values(self, target: str | AnyClient, sample: Sample, findings: Sequence[Finding]) -> list[Finding]:
+        """Return what values show, where they may be read without resetting idle clocks, or that is allowed."""
+        if not self._full or not self._meant or sample.stopped:
+            return []
+        with reading(target) as reader:
+            if reader.touched_because and not self._touch:
+                self._notes.append(f"not checked: corrupt, dangling, not_refreshed ({reader.touched_because}); --touch allows it")
+                return []
+            values = check_values(reader, self._meant, sample.keys, short=_too_short_by(findings))
+            self._touched = values.read if reader.touched_because else 0
+        self._notes += values.notes
+        self._values_sent = values.sent
+        torn = {finding.prefix for finding in findings if finding.cause == "mixed_ttl"}
+        return [one for one in values.findings if one.cause != "not_refreshed" or one.prefix not in torn]
+
     def _server_facts(self, sample: Sample) -> Server:
         evidence = self._evidence[0]
         born = [one.born_ms(sample.of) for one in self._evidence]
+        if any(one.touched_ms is not None and one.touched_ms < (born[0] or 0) for one in sample.keys):
+            born = [None]
         reads = [one.reads for one in self._evidence]
         return Server(
             now_ms=evidence.now_ms,
@@ -254,14 +278,36 @@ class _Audit:
         sent: Counter[str] = Counter()
         for wire in {*self._primaries, *self._readers}:
             sent += wire.sent
+        sent += self._values_sent
         return Proof(
             commands=sent,
             writes=0,
-            idle_clocks_touched=0,
+            idle_clocks_touched=self._touched,
             expired_during_audit=_risen(self._evidence, after, "expired_keys"),
             evicted_during_audit=_risen(self._evidence, after, "evicted_keys"),
             seconds=time.monotonic() - self._began,
         )
+
+
+def _too_short_by(findings: Sequence[Finding]) -> Callable[[KeyFacts], bool]:
+    """Return whether a key is one of those whose TTL alone explains its early end."""
+    tops = [
+        (finding.prefix or "", (finding.observed_ttl_s or 0) * 1100 + 2_000)
+        for finding in findings
+        if finding.cause in ("ttl_too_short", "unit_mistake") and finding.observed_ttl_s
+    ]
+
+    def short(one: KeyFacts) -> bool:
+        return any(one.key.startswith(prefix.encode()) and (one.set_ms or 0) <= top for prefix, top in tops)
+
+    return short
+
+
+def _batch(evidence: Sequence[Evidence], duty: float) -> int:
+    """Return how many keys to ask about at once: fewer, where the buffers could push a nearly full server to evict."""
+    room = [(one.number("maxmemory") or 0) - (one.number("used_memory") or 0) for one in evidence if one.number("maxmemory")]
+    usual = 100 if duty < 1 else 500
+    return max(10, min(usual, min(room, default=usual * BYTES_A_KEY) // BYTES_A_KEY))
 
 
 def _risen(before: Sequence[Evidence], after: Sequence[Mapping[str, str]], name: str) -> int | None:

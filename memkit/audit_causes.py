@@ -12,7 +12,7 @@ from memkit.audit_expect import Expectation
 from memkit.audit_groups import Group, Member, alike, by_prefix, groups_of, is_content, sessions_of
 from memkit.audit_report import SURE, Finding, Seen, span, utc_text
 from memkit.audit_sample import KeyFacts
-from memkit.audit_ttl import Case, Lives, Server, Since, lives_of, ttl_seen
+from memkit.audit_ttl import IDLE_RANGE_MS, Case, Lives, Server, Since, lives_of, rounded, ttl_seen
 
 MIXED_MS = 5_000
 MIXED_SHARE = 0.01
@@ -116,6 +116,10 @@ def _merged(cases: Sequence[tuple[Group, Case]], torn: Torn) -> list[Case]:
 def _ttl_finding(meant: Expectation, case: Case, scene: Scene) -> Finding:
     assert meant.ttl_ms is not None
     factor = case.unit_factor(meant.ttl_ms)
+    if factor:
+        case = replace(case, ttl_ms=meant.ttl_ms * factor if case.kind == "long" else meant.ttl_ms / factor)
+    elif not case.jitter:
+        case = replace(case, ttl_ms=rounded(case.ttl_ms))
     cause = "unit_mistake" if factor else f"ttl_too_{case.kind}"
     seen, expected = span(case.ttl_ms), span(meant.ttl_ms)
     verb = "die after" if case.kind == "short" else "live"
@@ -219,9 +223,10 @@ def _immortal(meant: Expectation, sessions: Sequence[Group], scene: Scene) -> Fi
 def _immortal_since(
     meant: Expectation, keys: Sequence[KeyFacts], all_keys: Sequence[KeyFacts], scene: Scene
 ) -> Since | None:
-    touched = [one.touched_ms for one in keys if one.touched_ms is not None]
+    known = (one for one in keys if one.touched_ms is not None and one.seen_ms - one.touched_ms < IDLE_RANGE_MS)
+    touched = [one.touched_ms for one in known if one.touched_ms is not None]
     lives = Lives(lives_of(all_keys), meant, scene.server)
-    last = lives.last_write(lives.right)
+    last = lives.last_write(lives.within)
     first = min(touched, default=None)
     if first is None:
         return None
@@ -365,7 +370,7 @@ def _suspect(meant: Expectation, prefix: str, keys: Sequence[KeyFacts], scene: S
 def _elsewhere(meant: Expectation, keys: Sequence[KeyFacts], scene: Scene) -> Finding | None:
     """Return the finding of sessions that are written under a similar prefix since they no longer are under this one."""
     own = Lives(lives_of(keys), meant, scene.server)
-    last = own.last_write(own.right)
+    last = own.last_write(own.within)
     if last is None or meant.ttl_ms is None:
         return None
     foreign = [one for one in scene.keys if not meant.matches.fullmatch(one.key)]

@@ -260,17 +260,24 @@ class Sampler:
         if self._known is not None:
             keys = [key for key in dict.fromkeys(keys) if key not in self._known]
             self._known.update(keys)
-        columns, width = self._columns, len(self._columns)
-        wire.sent["time"] += 1
-        replies = wire.facts(keys, columns, also=packed("TIME") + ahead, replies=2 if ahead else 1)
-        at = len(keys) * width
-        self._drop_what_is_refused(replies[:at], sample)
+        replies, columns = self._ask(wire, keys, sample, ahead)
+        at = len(keys) * len(columns)
         batch = _Batch(keys, columns, replies[:at], _clock_ms(replies[at]))
         sample.seen += len(keys)
         sample.immortal += batch.immortal()
         sample.size_bytes += batch.size_bytes()
         reservoir.offer(len(keys), batch.facts)
         return replies[at + 1] if ahead else None
+
+    def _ask(self, wire: Wire, keys: Sequence[bytes], sample: Sample, ahead: bytes) -> tuple[list[Reply], list[str]]:
+        """Ask the columns of keys, then TIME, then what comes next; once more where a column was refused for all."""
+        columns = list(self._columns)
+        wire.sent["time"] += 1
+        replies = wire.facts(keys, columns, also=packed("TIME") + ahead, replies=2 if ahead else 1)
+        self._drop_what_is_refused(replies[: len(keys) * len(columns)], sample)
+        if self._columns == columns:
+            return replies, columns
+        return self._ask(wire, keys, sample, b"")[0] + replies[len(keys) * len(columns) + 1 :], self._columns
 
     def _drop_what_is_refused(self, replies: Sequence[Reply], sample: Sample) -> None:
         """Stop asking what this server or user is refused throughout, and fall back from PEXPIRETIME (7.0) to PTTL."""

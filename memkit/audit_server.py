@@ -219,7 +219,7 @@ def _counted(evidence: Evidence, meant: Sequence[Expectation], keys: Sequence[Ke
     """Judge by commandstats alone, which does not say whose keys: a suspicion, where it is large."""
     calls = {name: evidence.calls.get(name, 0) for name in DELETES}
     count = max(sum(calls.values()), _keys_by_time(evidence))
-    if not meant or count < max(5, 0.1 * looked) or count > 50 * max(looked, 200):
+    if not meant or count < max(10, 0.15 * looked) or count > 50 * max(looked, 200):
         return None
     # Locks are released by a script that calls DEL.
     if sum(calls.values()) <= evidence.calls.get("evalsha", 0) + evidence.calls.get("eval", 0):

@@ -23,8 +23,10 @@ from memkit.audit_sample import KeyFacts
 
 IDLE_GRAIN_MS = 1_500
 """The idle clock counts whole seconds at both ends."""
-SURE_NATS = 12.0
-"""Surprise, under "reads only", from which a cluster of short lives is one: chances of 1 in 160,000."""
+SURE_NATS = 10.0
+"""Surprise, under "reads only", that makes a cluster: a chance of 1 in 20,000 that any of all windows has as many."""
+IDLE_RANGE_MS = 8_388_600_000
+"""The idle clock has 24 bits of seconds; half of that is what RESTORE writes for idle times it cannot express."""
 UNIT_FACTORS = (60, 1_000, 60_000)
 
 Confidence = Literal["proven", "likely", "possible"]
@@ -78,20 +80,20 @@ class Case:
         """Return 60, 1000 or 60000 when the TTL is off by exactly that."""
         for factor in UNIT_FACTORS:
             meant = expected_ms * factor if self.kind == "long" else expected_ms / factor
-            off = abs(self.ttl_ms - meant)
             # A cluster without jitter is known to a fraction of a second: 10 minutes is not 604.8 s.
-            near = 0.015 * meant if self.jitter else max(0.002 * meant, min(400.0, 0.06 * meant))
-            if off <= near and off <= abs(self.ttl_ms - rounded(self.ttl_ms)) + near / 8:
+            near = 0.015 * meant if self.jitter else max(0.002 * meant, min(700.0, 0.08 * meant))
+            off = abs(self.ttl_ms - meant)
+            if off <= near and not (self.jitter and abs(self.ttl_ms - rounded(self.ttl_ms)) < off):
                 return factor
         return None
 
 
 def rounded(ms: float) -> float:
-    """Return the nearest TTL that a person would write: whole seconds, minutes, hours or days in their usual steps."""
+    """Return the nearest TTL that a person would write, where it is within the grain; else the same."""
     for unit, steps in ((86_400_000, (1,)), (3_600_000, (1,)), (60_000, (5, 1)), (1_000, (30, 5, 1))):
         for step in steps:
             size = unit * step
-            if ms >= size and abs(ms - round(ms / size) * size) <= max(ms * 0.004, 600):
+            if ms >= size and abs(ms - round(ms / size) * size) <= max(ms * 0.002, 650):
                 return float(round(ms / size) * size)
     return float(ms)
 
@@ -110,7 +112,7 @@ def ttl_seen(lives: Sequence[Life]) -> float | None:
     if cluster is None or cluster.count < 0.2 * len(values):
         return None
     members = [life for life in lives if cluster.low <= life.set <= cluster.high]
-    return _ttl_of(members, cluster, idle_known=True)[0]
+    return rounded(_ttl_of(members, cluster, idle_known=True)[0])
 
 
 class Lives:
@@ -123,13 +125,22 @@ class Lives:
         self.server = server
         self.floor = self.ttl * (1 - self.jitter) - min(2_000, self.ttl * 0.05)
         self.ceiling = self.ttl * (1 + self.jitter) + min(2_000, self.ttl * 0.05)
-        self.all = lives
+        self.all = lives = [self._in_range(life) for life in lives]
         self.long = [life for life in lives if life.set > self.ceiling]
         if not any(life.left > self.ceiling for life in self.long):
             # An idle clock alone is no proof: keys written within 100 ms after a jump of the clock look too idle.
             self.long = []
         self.right = [life for life in lives if self.floor <= life.set and (not self.long or life.set <= self.ceiling)]
         self.short = sorted((life for life in lives if life.set < self.floor), key=lambda life: life.set)
+
+    def _in_range(self, life: Life) -> Life:
+        """Untouched for longer than the idle clock can tell is untouched since the last write."""
+        return life._replace(set=self.ttl) if life.set - life.left >= IDLE_RANGE_MS and life.left < self.ttl else life
+
+    @property
+    def within(self) -> list[Life]:
+        """The lives that are not longer than was meant."""
+        return [life for life in self.all if life.set <= self.ceiling or not self.long]
 
     def cases(self) -> list[Case]:
         """Return what is wrong with these lives; nothing, where they may be as they were meant."""
@@ -141,16 +152,23 @@ class Lives:
         """A life over the TTL needs no interpretation: what was set is at least what is seen."""
         if not self.long or len(self.long) < min(3, len(self.all)):
             return None
-        values = sorted(life.set for life in self.long)
-        cluster = _best_cluster(values, spread_over=values[-1]) or Cluster(
-            values[0], values[-1], len(values), wide=True
-        )
+        cluster = _longest(sorted(life.set for life in self.long))
         members = [life for life in self.long if cluster.low <= life.set <= cluster.high]
         ttl, jitter = _ttl_of(members, cluster, idle_known=self.server.idle_known)
         first = min(life.deadline for life in members) - cluster.low
-        since = _since(self.last_write(self.right), first, slack=2_000 + ttl * jitter * 0.2)
+        since = _since(self._end_of_the_right(first), first, slack=2_000)
         reasons = (f"{len(self.long):,} keys have more to live than the TTL allows",)
         return Case("long", ttl, jitter, len(self.long), "proven", since, round(first), reasons, cluster.high)
+
+    def _end_of_the_right(self, first_new_ms: float) -> int | None:
+        """Return a lower bound of the last write of the expected TTL, where the longer one is not in the way."""
+        # A key of the longer TTL that was read looks like one of the expected: only exact ones count, and of these
+        # only those from before.
+        exact = [life for life in self.right if abs(life.set - self.ttl) <= IDLE_GRAIN_MS]
+        before = [life for life in exact if life.deadline - self.ttl <= first_new_ms + 2_000]
+        if 2 * len(exact) <= len(self.right) or len(exact) - len(before) > max(2, 0.05 * len(exact)):
+            return None
+        return self.last_write(before)
 
     # -- too short -----------------------------------------------------------------------------------------------------
 
@@ -165,7 +183,9 @@ class Lives:
 
     def _clusters(self) -> list[Cluster]:
         values = [life.set for life in self.short]
-        found = _clusters(values, spread_over=self.floor)
+        # Keys written together and read together are one witness of a TTL with jitter, not many.
+        apart = {(life.set // 4_000, life.deadline // 4_000): life.set for life in self.short}
+        found = _clusters(values, sorted(apart.values()), spread_over=self.floor)
         return sorted(found, key=lambda one: -one.count)[:12]
 
     def _judge(self, cluster: Cluster) -> Case | None:
@@ -194,10 +214,14 @@ class Lives:
         return self._burst(cluster, members, others)
 
     def _younger_than_the_server(self, members: Sequence[Life]) -> bool:
+        """Whether the server is too young for these keys to be old ones that were read."""
         if self.server.born_ms is None:
             return False
         age = self.server.now_ms - self.server.born_ms
-        return sum(life.left + age < self.floor for life in members) > 0.9 * len(members)
+        young = [life for life in self.short if life.left + age < self.floor]
+        own = sum(life.left + age < self.floor for life in members)
+        # One wrong TTL explains most of them; keys of all ages mean that the server's age is not what it says.
+        return own > 0.9 * len(members) and len(members) > 0.3 * len(young)
 
     def _cancellation(
         self, cluster: Cluster, members: Sequence[Life], others: Sequence[Life]
@@ -226,7 +250,8 @@ class Lives:
         if beside >= 0.1 * len(members) or not self.server.idle_known:
             return None, ""
         if not others:
-            lost = self.server.expired >= len(members) / 2 and not cluster.wide
+            all_alike = len(members) >= 0.8 * len(self.all) and not cluster.wide
+            lost = all_alike and self.server.expired >= len(members) / 2
             return ("likely", "and keys do expire on this server") if lost else (None, "")
         share = self._read_share(others)
         if len(members) * -math.log(share) < math.log(10_000):
@@ -253,11 +278,10 @@ class Lives:
         top = lefts[count - 1]
         members = [life for life in self.short if life.left <= top]
         others = [life for life in self.all if top < life.left and life.set <= self.ceiling]
-        if len(members) < count or not (
-            others or self._younger_than_the_server(members) or self.server.expired >= count
-        ):
-            return None
         cluster = Cluster(_quantile(lefts[:count], 0.5), top, count, wide=True)
+        young = self._younger_than_the_server(members)
+        if len(members) < count or not (others or young or self.server.expired >= count):
+            return None
         says = (
             f"{count:,} keys have under {top / 1000:,.0f} s left, then none up to {lefts[count] / 1000:,.0f} s"
             if others
@@ -294,9 +318,9 @@ class Lives:
         """Return a time that the last write under the expected TTL was no earlier than: the cliff in the deadlines."""
         if not old:
             return None
-        # Where hardly a life was seen over the expected TTL, there is no jitter above it.
-        over = [life.set for life in old if life.set > self.ttl + IDLE_GRAIN_MS]
-        top = max(over) if len(over) > 0.01 * len(old) else self.ttl
+        # Where no life was seen over the expected TTL, there is no jitter above it.
+        over = max(life.set for life in old) > self.ttl + 2 * IDLE_GRAIN_MS
+        top = max(self.ttl * (1 + self.jitter), *(life.set for life in old)) if over else self.ttl
         return round(max(life.deadline for life in old) - top)
 
 
@@ -309,12 +333,12 @@ class Cluster(NamedTuple):
     wide: bool
 
 
-def _clusters(values: Sequence[int], spread_over: float) -> list[Cluster]:
+def _clusters(values: Sequence[int], apart: Sequence[int], spread_over: float) -> list[Cluster]:
     """Return clusters in sorted values that an even smear, or their neighbourhood's density, does not explain."""
     narrow = _windows(
-        values, spread_over, lambda low: low + max(2 * IDLE_GRAIN_MS, low * 0.002), at_least=3, wide=False
+        values, spread_over, lambda low: low + 2 * IDLE_GRAIN_MS, at_least=3, wide=False
     )
-    wide = _windows(values, spread_over, lambda low: low * 1.23 + 2 * IDLE_GRAIN_MS, at_least=5, wide=True)
+    wide = _windows(apart, spread_over, lambda low: low * 1.23 + 2 * IDLE_GRAIN_MS, at_least=8, wide=True)
     kept = [one for one in wide if not any(_mostly(part, one) for part in narrow)]
     return narrow + kept
 
@@ -333,9 +357,13 @@ def _windows(
         count = last - first
         if count < at_least:
             continue
-        usual = _usual(values, low, high, spread_over)
-        stands_out = count > (2 if wide else 4) * usual
-        if stands_out and count * math.log(count / usual) - (count - usual) > SURE_NATS:
+        around = _around(values, low, high, spread_over, wide=wide)
+        usual = max(around.below, around.overall) if wide else max(around)
+        surprise = count * math.log(count / usual) - (count - usual)
+        enough = SURE_NATS + math.log(max(spread_over / (high - low), 1))
+        # Reads smear a TTL downwards only: its upper edge is sharp.
+        stands_out = count > 1.7 * usual and count > 5 * around.above if wide else count > 4 * usual
+        if stands_out and surprise > enough:
             found.append(Cluster(values[first], values[last - 1], count, wide))
     return _best_of_overlapping(found)
 
@@ -350,17 +378,21 @@ def _starts(values: Sequence[int], *, wide: bool) -> list[float]:
     )
 
 
-def _usual(values: Sequence[int], low: float, high: float, spread_over: float) -> float:
-    """Return how many values a window would have by the densities around it and overall."""
+class _Around(NamedTuple):
+    """How many values a window would have by the density below it, above it, and overall."""
+
+    below: float
+    above: float
+    overall: float
+
+
+def _around(values: Sequence[int], low: float, high: float, spread_over: float, *, wide: bool) -> _Around:
     width = high - low
-    around = [(max(low - 3 * width, 0), low - 1), (high + 1, high + 3 * width)]
-    densities = [
-        (bisect_right(values, end) - bisect_left(values, start)) / max(end - start, width)
-        for start, end in around
-        if end > start
-    ]
-    overall = len(values) / max(spread_over, width)
-    return max(*densities, overall, 1e-3 / width) * width if densities else max(overall * width, 1e-3)
+    reach = width if wide else 3 * width
+    first = max(low - reach, 0)
+    below = (bisect_left(values, low) - bisect_left(values, first)) / max(low - first, width)
+    above = (bisect_right(values, high + reach) - bisect_right(values, high)) / reach
+    return _Around(below * width, above * width, len(values) / max(spread_over, width) * width)
 
 
 def _best_of_overlapping(found: Sequence[Cluster]) -> list[Cluster]:
@@ -371,8 +403,22 @@ def _best_of_overlapping(found: Sequence[Cluster]) -> list[Cluster]:
     return best
 
 
+def _longest(values: Sequence[int]) -> Cluster:
+    """Return where the most of sorted long lives agree: to the grain, where a good part does, else to a jitter."""
+    grain, spread = (_densest(values, ratio, 2 * IDLE_GRAIN_MS) for ratio in (1.0, 1.222))
+    return grain if grain.count >= max(3, 0.2 * len(values)) or len(values) < 3 else spread._replace(wide=True)
+
+
+def _densest(values: Sequence[int], ratio: float, more_ms: float) -> Cluster:
+    best = (0, 0, 0)
+    for first, low in enumerate(values):
+        last = bisect_right(values, low * ratio + more_ms)
+        best = max(best, (last - first, first, last))
+    return Cluster(values[best[1]], values[best[2] - 1], best[0], wide=False)
+
+
 def _best_cluster(values: Sequence[int], spread_over: float) -> Cluster | None:
-    found = _clusters(values, spread_over)
+    found = _clusters(values, values, spread_over)
     return max(found, key=lambda one: one.count, default=None)
 
 
@@ -384,18 +430,26 @@ def _ttl_of(members: Sequence[Life], cluster: Cluster, *, idle_known: bool) -> t
     middle = _quantile(values, 0.5)
     if not cluster.wide:
         return _sharpened(members, middle), 0.0
-    low, high = _quantile(values, 0.03), _quantile(values, 0.97)
-    center = (low + high) / 2 if len(values) > 30 else middle
-    return rounded(center) if abs(rounded(center) - center) < 0.01 * center else center, (high - low) / 2 / center
+    low, high = _crowded(values)
+    center = (low + high) / 2
+    return center, (high - low) / 2 / center
+
+
+def _crowded(values: Sequence[int]) -> tuple[float, float]:
+    """Return where sorted values stand densely, without the thin smear of reads before and after."""
+    bins = max(3, min(16, len(values) // 4))
+    width = (values[-1] - values[0]) / bins or 1.0
+    counts = Counter(min(int((value - values[0]) / width), bins - 1) for value in values)
+    dense = [index for index, count in counts.items() if count >= 0.45 * len(values) / bins]
+    inside = [value for value in values if min(dense) <= min(int((value - values[0]) / width), bins - 1) <= max(dense)]
+    return float(inside[0]), float(inside[-1])
 
 
 def _sharpened(members: Sequence[Life], middle: float) -> float:
     """Return the TTL nearer than the idle clock's grain: nothing has more left than was set, people write round TTLs."""
     mean = sum(life.set for life in members) / len(members)
     near = mean if abs(mean - middle) < 700 else middle
-    near = max(near, float(max(life.left for life in members)) if near < 20_000 else near)
-    snapped = rounded(near)
-    return snapped if abs(snapped - near) <= 650 else near
+    return max(near, float(max(life.left for life in members))) if near < 20_000 else near
 
 
 def _since(last_former_ms: int | None, first_new_ms: float, *, slack: float) -> Since | None:

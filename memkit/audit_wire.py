@@ -144,4 +144,3 @@ class Pace:
 def refused(reply: Reply) -> bool:
     """Whether a reply is a refusal."""
     return isinstance(reply, Exception)
-

@@ -1,0 +1,367 @@
+"""What only values show: payloads that are broken, pointers to keys that are gone, writes that renewed no deadline.
+
+Values are read on connections with CLIENT NO-TOUCH; known stores are decoded by ``memkit.formats``, which also says
+which keys belong together; of others, what most payloads of one shape are is what all of them should be.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from memkit import formats
+from memkit.audit_expect import Expectation
+from memkit.audit_report import Finding, span, utc_text
+from memkit.audit_sample import KeyFacts
+from memkit.audit_wire import packed
+from memkit.formats.model import Hit, Known, Problem, Raw, Turn, Want, seconds, to_bytes, to_name
+from memkit.reading import Budget, Reader
+
+MOST_VALUES = 20_000
+MOST_INDEXES = 300
+MOST_MEMBERS = 20_000
+BATCH_KEYS = 200
+LATE_MS = 5_000
+POINTER_BYTES = 300
+
+_TIME_NAME = re.compile(r"(^|_)(ts|at|time|timestamp|date|created|updated|datetime)s?$", re.IGNORECASE)
+_ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d")
+_COMMAND = re.compile(rb"\*\d+\r\n\$\d+\r\n([A-Za-z.]{2,20})\r\n(?:\$\d+\r\n([A-Z-]{3,20})\r\n)?")
+
+
+@dataclass
+class Values:
+    """What was read: per expectation the broken keys, the dates, and the pointers to nowhere."""
+
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    read: int = 0
+    sent: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class _Session:
+    """One key of an expectation with what its payload says."""
+
+    facts: KeyFacts
+    raw: Raw
+    dates: list[float] = field(default_factory=list)
+
+
+def check_values(
+    reader: Reader, meant: Sequence[Expectation], keys: Sequence[KeyFacts], *, short: Callable[[KeyFacts], bool]
+) -> Values:
+    """Read values and return what they show. ``short``: keys whose TTL alone is already known to be too short."""
+    found = Values()
+    _count_commands(reader, found.sent)
+    there = {to_name(one.key): one for one in keys}
+    for one in meant:
+        own = [facts for facts in keys if one.matches.fullmatch(facts.key)]
+        if len(own) > MOST_VALUES:
+            found.notes.append(f"values of {MOST_VALUES:,} of {len(own):,} keys under {one.prefix} were read")
+        sessions, problems = _read(reader, own[:MOST_VALUES])
+        broken = _broken(sessions, problems)
+        dangling = [problem for problem in problems if problem.cause == "dangling"]
+        found.findings += [finding for finding in (
+            _corrupt(one, broken, len(sessions)),
+            _dangling(one, dangling, len(sessions)),
+            _not_refreshed(one, [session for session in sessions if not short(session.facts)], found.notes),
+        ) if finding]  # fmt: skip
+    if not any(finding.cause == "dangling" for finding in found.findings):
+        found.findings += _indexes(reader, meant, keys, there)
+    found.read = reader.read_keys
+    return found
+
+
+def _count_commands(reader: Reader, sent: Counter[str]) -> None:
+    """Count what a reader sends: the proof lists every command."""
+    for connection in reader.connections.values():
+        send = connection.send_packed_command
+
+        def counted(command: Iterable[bytes], check_health: bool = True, send: Any = send) -> None:
+            parts = list(command)
+            for name, sub in _COMMAND.findall(b"".join(parts)):
+                word = name.decode().lower()
+                sent[f"{word}|{sub.decode().lower()}" if word in ("object", "memory", "client") else word] += 1
+            send(parts, check_health)
+
+        connection.send_packed_command = counted  # type: ignore[method-assign]
+
+
+def _read(reader: Reader, keys: Sequence[KeyFacts]) -> tuple[list[_Session], list[Problem]]:
+    sessions: list[_Session] = []
+    groups: defaultdict[tuple[str, str, str], dict[str, tuple[Hit, Raw]]] = defaultdict(dict)
+    for start in range(0, len(keys), BATCH_KEYS):
+        batch = {to_name(one.key): one for one in keys[start : start + BATCH_KEYS]}
+        reader.budget = Budget()
+        for name, loaded in reader.load(Want(name, "") for name in batch).items():
+            if loaded is None or loaded.raw.unread:
+                continue
+            sessions.append(_Session(batch[name], loaded.raw, list(_dates(loaded.raw))))
+            hit = formats.recognise(loaded.raw)
+            if hit:
+                groups[hit.group][name] = (hit, loaded.raw)
+    return sessions, list(_problems(reader, groups))
+
+
+def _problems(
+    reader: Reader, groups: Mapping[tuple[str, str, str], Mapping[str, tuple[Hit, Raw]]]
+) -> Iterator[Problem]:
+    """Yield what the known stores' own decoders find wrong with each session, its missing keys looked up first."""
+    wants: dict[str, Want] = {}
+    for members in groups.values():
+        known = _known(members)
+        wants |= {want.name: want for want in formats.format_of(known.hit.store).wants(known) if want.name not in members}
+    reader.budget = Budget()
+    siblings = reader.load(list(wants.values())[:MOST_VALUES])
+    for members in groups.values():
+        known = _known(members)
+        also = {want.name: siblings.get(want.name) for want in formats.format_of(known.hit.store).wants(known)}
+        keys = {**{name: one.raw if one else None for name, one in also.items()}, **known.keys}
+        yield from (item for item in formats.decode(Known(known.hit, keys)) if isinstance(item, Problem))
+
+
+def _known(members: Mapping[str, tuple[Hit, Raw]]) -> Known:
+    return Known(next(iter(members.values()))[0], {name: raw for name, (_, raw) in members.items()})
+
+
+# -- corrupt -----------------------------------------------------------------------------------------------------------
+
+
+def _broken(sessions: Sequence[_Session], problems: Iterable[Problem]) -> dict[str, str]:
+    """Return the keys with a payload that cannot be read, and why."""
+    broken = {problem.key: problem.says for problem in problems if problem.cause == "corrupt"}
+    by_kind: defaultdict[str, list[_Session]] = defaultdict(list)
+    for session in sessions:
+        by_kind[session.raw.kind].append(session)
+    for kind, own in by_kind.items():
+        if kind in ("set", "zset", "stream"):
+            continue
+        unreadable = {session.raw.name: _unreadable(session.raw) for session in own}
+        as_json = sum(why == "" for why in unreadable.values())
+        for name, why in unreadable.items():
+            # What begins like JSON and is none is broken; what is something else, only where its neighbours are JSON.
+            if why and (why.startswith("begins") or as_json > 0.6 * len(own)):
+                broken.setdefault(name, why)
+    return broken
+
+
+def _unreadable(raw: Raw) -> str:
+    """Return why a key's payloads are no JSON; nothing where all that should be are."""
+    payloads = list(raw.payloads)
+    if not payloads:
+        return ""
+    faults = [fault for fault in map(_fault, payloads) if fault]
+    begun = next((fault for fault in faults if fault.startswith("begins")), "")
+    # A hash has plain fields beside its documents.
+    return begun or (faults[0] if len(faults) == len(payloads) or raw.kind == "list" and faults else "")
+
+
+def _fault(payload: bytes) -> str:
+    try:
+        json.loads(payload)
+    except (ValueError, RecursionError):
+        start = payload.lstrip()[:1]
+        return "begins like JSON and breaks off" if start in (b"{", b"[") and payload[1:2] not in b"\x80\x81" else "is no JSON"
+    return ""
+
+
+def _corrupt(meant: Expectation, broken: Mapping[str, str], looked: int) -> Finding | None:
+    if not broken:
+        return None
+    reasons = Counter(broken.values()).most_common(3)
+    return Finding(
+        "corrupt",
+        meant.prefix,
+        len(broken),
+        looked,
+        f"{len(broken):,} of {looked:,} keys under {meant.prefix} hold a payload that cannot be read",
+        "proven",
+        None if meant.ttl_ms is None else meant.ttl_ms / 1000,
+        evidence=tuple(f"{count:,} times: {why}" for why, count in reasons),
+        next="memkit inspect URL KEY says which element and byte, and how much is readable",
+    )
+
+
+# -- not refreshed -----------------------------------------------------------------------------------------------------
+
+
+def _dates(raw: Raw) -> Iterator[float]:
+    """Yield the times, in ms, that a key's payloads give themselves: of a list, its two ends."""
+    payloads = list(raw.payloads)
+    if raw.kind == "list" and len(payloads) > 6:
+        payloads = payloads[:3] + payloads[-3:]
+    for payload in payloads:
+        if len(payload) < 1 << 16:
+            try:
+                yield from _dates_in(json.loads(payload), "", 0)
+            except (ValueError, RecursionError):
+                continue
+    for name, value in raw.fields.items():
+        if _TIME_NAME.search(name) and len(value) < 40:
+            yield from _date(value.decode(errors="replace"))
+    hit = formats.recognise(raw)
+    if hit and hit.store == "memkit":
+        items = formats.decode(Known(hit, {raw.name: raw}))
+        yield from (item.at_s * 1000 for item in items if isinstance(item, Turn) and item.at_s is not None)
+
+
+def _dates_in(value: Any, name: str, depth: int) -> Iterator[float]:
+    if depth > 6:
+        return
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _dates_in(inner, key, depth + 1)
+    elif isinstance(value, list):
+        for inner in value[:3] + value[3:][-3:]:
+            yield from _dates_in(inner, name, depth + 1)
+    elif _TIME_NAME.search(name):
+        yield from _date(value)
+
+
+def _date(value: Any) -> Iterator[float]:
+    if isinstance(value, str):
+        if _ISO.match(value):
+            try:
+                at = datetime.fromisoformat(value.replace("Z", "+00:00"))
+            except ValueError:
+                return
+            yield (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000
+            return
+        value = float(value) if re.fullmatch(r"\d{9,17}(\.\d+)?", value) else None
+    found = seconds(value)
+    if found is not None:
+        yield found * 1000
+
+
+def _not_refreshed(meant: Expectation, sessions: Sequence[_Session], notes: list[str]) -> Finding | None:
+    """Compare each session's newest date with its deadline: a write that renews leaves a whole TTL after it."""
+    if meant.policy.kind != "sliding" or meant.ttl_ms is None:
+        return None
+    dated = [(one, newest) for one in sessions if one.facts.deadline_ms and (newest := _newest(one)) is not None]
+    if not dated:
+        notes.append(f"not_refreshed: no payload under {meant.prefix} tells when it was written")
+        return None
+    tolerance = LATE_MS + 1.1 * meant.jitter * meant.ttl_ms
+    late = [(one, at) for one, at in dated if at - ((one.facts.deadline_ms or 0) - meant.ttl_ms) > tolerance]
+    if len(late) < max(min(3, len(dated)), 0.05 * len(dated)):
+        return None
+    left = sorted((one.facts.deadline_ms or 0) - at for one, at in late)[len(late) // 2]
+    first = min(at for _, at in late)
+    return Finding(
+        "not_refreshed",
+        meant.prefix,
+        len(late),
+        len(sessions),
+        f"writes under {meant.prefix} do not renew the deadline: after its last message a session has {span(left)} "
+        f"instead of {span(meant.ttl_ms)} (median of {len(late):,})",
+        "proven",
+        meant.ttl_ms / 1000,
+        meant.ttl_ms / 1000,
+        datetime.fromtimestamp(first / 1000, UTC),
+        "upper bound",
+        evidence=(
+            f"{len(late):,} of {len(dated):,} sessions whose payload tells when it was written",
+            f"the first such write that is still there was at {utc_text(datetime.fromtimestamp(first / 1000, UTC))}",
+        ),
+        next="set the TTL in the same command or transaction as every write (EXPIRE after RPUSH, or SET with EX)",
+    )
+
+
+def _newest(session: _Session) -> float | None:
+    """Return the newest date of a payload that is not in the future."""
+    past = [at for at in session.dates if at <= session.facts.seen_ms + 60_000]
+    return max(past, default=None)
+
+
+# -- dangling ----------------------------------------------------------------------------------------------------------
+
+
+def _dangling(meant: Expectation, problems: Sequence[Problem], looked: int) -> Finding | None:
+    if not problems:
+        return None
+    keys = {problem.key for problem in problems}
+    says = Counter(problem.says for problem in problems).most_common(3)
+    return Finding(
+        "dangling",
+        meant.prefix,
+        len(keys),
+        looked,
+        f"{len(keys):,} keys that sessions under {meant.prefix} point to are gone",
+        "proven",
+        None if meant.ttl_ms is None else meant.ttl_ms / 1000,
+        evidence=tuple(f"{count:,} times: {text}" for text, count in says),
+        next="memkit inspect URL SESSION says what is recoverable and prints the repair",
+    )
+
+
+def _indexes(
+    reader: Reader, meant: Sequence[Expectation], keys: Sequence[KeyFacts], there: Mapping[str, KeyFacts]
+) -> list[Finding]:
+    """Return findings of sets, sorted sets and short values that name sessions which are not there."""
+    candidates = [one for one in keys if one.kind in ("set", "zset")][:MOST_INDEXES]
+    pointers = [
+        one
+        for one in keys
+        if one.kind in ("string", "hash") and not any(want.matches.fullmatch(one.key) for want in meant)
+        and (one.size_bytes or 0) < POINTER_BYTES
+    ][: MOST_INDEXES * 10]  # fmt: skip
+    reader.budget = Budget()
+    loaded = [one.raw for one in reader.load(Want(to_name(one.key), "") for one in candidates + pointers).values() if one]
+    return [finding for one in meant if (finding := _index_of(reader, one, loaded, there))]
+
+
+def _index_of(reader: Reader, meant: Expectation, loaded: Sequence[Raw], there: Mapping[str, KeyFacts]) -> Finding | None:
+    gone: list[str] = []
+    holders: list[str] = []
+    for raw in loaded:
+        names = list(_names_in(raw, meant))[:MOST_MEMBERS]
+        missing = _missing(reader, names, there)
+        full_names = raw.kind not in ("set", "zset") or any(member.startswith(meant.prefix) for member in _members(raw))
+        # Members that are bare ids prove to be sessions' by those of them that are there.
+        if missing and (full_names or len(missing) < len(names)):
+            gone += missing
+            holders.append(raw.name)
+    if not gone:
+        return None
+    return Finding(
+        "dangling",
+        meant.prefix,
+        len(gone),
+        sum(len(list(_names_in(raw, meant))) for raw in loaded),
+        f"{len(gone):,} sessions under {meant.prefix} are still listed and gone",
+        "proven",
+        None if meant.ttl_ms is None else meant.ttl_ms / 1000,
+        evidence=tuple(f"listed in {holder}" for holder in holders[:3]),
+        next="give the list the sessions' lifetime, or remove an entry when its session goes; readers must expect both",
+    )
+
+
+def _members(raw: Raw) -> list[str]:
+    return [*raw.members, *raw.scores] or [to_name(payload) for payload in raw.payloads]
+
+
+def _names_in(raw: Raw, meant: Expectation) -> Iterator[str]:
+    """Yield the names of sessions' keys that a value holds, or may hold."""
+    for member in _members(raw):
+        if len(member) > POINTER_BYTES or member[:1] in ("{", "[") or "\n" in member:
+            continue
+        if meant.prefix and member.startswith(meant.prefix):
+            yield member
+        elif raw.kind in ("set", "zset") and meant.prefix:
+            yield meant.prefix + member
+
+
+def _missing(reader: Reader, names: Sequence[str], there: Mapping[str, KeyFacts]) -> list[str]:
+    unknown = [name for name in names if name not in there]
+    found = []
+    for start in range(0, len(unknown), 1000):
+        batch = [to_bytes(name) for name in unknown[start : start + 1000]]
+        answers = reader.ask([(name, packed("EXISTS", name)) for name in batch])
+        found += [name for name, answer in zip(unknown[start:], answers, strict=False) if answer == 0]
+    return found
