@@ -311,8 +311,8 @@ class _Run:
             dead = [index for index in order if self._log.deadline_us[index] <= together]
             self._reach(self._log.deadline_us[dead[0]] - 2 * self._step_us)
             self._see(dead)
-            self._reach(self._log.deadline_us[dead[-1]] + 1_000, checkpoints=False)
             self._log.sweep = _sweep(self._client, len(dead))
+            self._reach(self._log.deadline_us[dead[-1]] + 1_000, checkpoints=False)
             patience = time.monotonic() + SWEEP_WITHIN_S
             while any(map(self._lives, dead)) and time.monotonic() < min(patience, self._until):
                 self._listen(0.02, proof=True)
@@ -489,7 +489,7 @@ def _evicted_keys(client: redis.Redis) -> int | None:
 
 
 def _sweep(client: redis.Redis, dead: int) -> Sweep:
-    """Return what the sweep has to do; INFO's count includes the dead that it has not removed yet."""
+    """Return what the sweep will have to do; the dead-to-be are still in INFO's count."""
     database = f"db{client.connection_pool.connection_kwargs.get('db') or 0}"
     with_ttl = client.info("keyspace").get(database, {}).get("expires", 0)
     effort = "1"
