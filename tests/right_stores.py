@@ -207,7 +207,7 @@ class FewTries(StringWatch):
 
 
 class HashWithIndex(Right):
-    """A hash of messages, a zset that orders them, a set of all sessions without a TTL; MULTI, no scripts, no retries."""
+    """A hash of messages, a zset that orders them, a set of all sessions without a TTL; WATCH and MULTI."""
 
     @property
     def keys(self) -> tuple[str, str]:
@@ -250,7 +250,7 @@ class HashWithIndex(Right):
 
 
 class Stream(Right):
-    """A stream of raw fields; XADD and PEXPIRE, NX on a new key and GT on an old one, in one MULTI; raises when in doubt."""
+    """A stream of raw fields; XADD and PEXPIRE (NX on a new key, GT on an old one) in one MULTI; gives up aloud."""
 
     def append(self, role: str, text: str) -> None:
         with self.r.pipeline() as pipe:

@@ -28,7 +28,7 @@ from memkit.server import READY_WITHIN_S
 CASE_LIMIT_S = 15.0
 FIRST_LIMIT_S = 10.0
 """For one session opened, written, read, cleared and closed, before the cases."""
-IMPORT_LIMIT_S = 60.0
+IMPORT_LIMIT_S = 30.0
 """For importing the adapter; heavy libraries take 10 s on a busy machine."""
 MOST_HANGS = 5
 OWN_CLOCK = (

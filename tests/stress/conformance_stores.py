@@ -53,16 +53,15 @@ def _as_it_should(store: type[Any], number: int, *, every_case: bool) -> bool:
     result = ask_all(store(), label=store.__name__, cases=cases)
     failed = [case.name for case in result.cases if case.outcome == "failed"]
     right = found_by in failed if found_by else not failed
-    print(
-        f"{number} {'ok   ' if right else 'WRONG'} {store.__name__:<26} {result.took_s:6.2f} s  {_told(result, failed)}",
-        flush=True,
-    )
+    mark = "ok   " if right else "WRONG"
+    print(f"{number} {mark} {store.__name__:<26} {result.took_s:6.2f} s  {_told(result, failed)}", flush=True)
     return right
 
 
 def _told(result: Result, failed: list[str]) -> str:
     says = next((case.says for case in result.cases if case.outcome == "failed"), "")
-    return f"{result.server.split(',')[0]}: {result.count('passed')} passed, {result.count('skipped')} skipped; {', '.join(failed)} {says[:120]}"
+    counts = f"{result.count('passed')} passed, {result.count('skipped')} skipped"
+    return f"{result.server.split(',')[0]}: {counts}; {', '.join(failed)} {says[:120]}"
 
 
 if __name__ == "__main__":

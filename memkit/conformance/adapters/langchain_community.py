@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from memkit.conformance.adapter import Messages
@@ -18,9 +19,8 @@ class LangchainCommunity:
 
     def open(self, url: str, session_id: str, ttl_s: float | None) -> LangchainHandle:
         """Return a handle with a history, and so a client, of its own."""
-        from langchain_community.chat_message_histories import RedisChatMessageHistory
-
-        return LangchainHandle(RedisChatMessageHistory(session_id, url=url, ttl=whole_seconds(ttl_s)))
+        library = import_module("langchain_community.chat_message_histories")
+        return LangchainHandle(library.RedisChatMessageHistory(session_id, url=url, ttl=whole_seconds(ttl_s)))
 
 
 class LangchainHandle:
@@ -48,8 +48,7 @@ class LangchainHandle:
 
 def message(role: str, text: str) -> Any:
     """Return a langchain message of a role."""
-    from langchain_core import messages
-
+    messages = import_module("langchain_core.messages")
     if role == "tool":
         return messages.ToolMessage(text, tool_call_id="call-1")
     kinds = {"user": messages.HumanMessage, "assistant": messages.AIMessage, "system": messages.SystemMessage}
