@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,10 @@ from memkit.errors import AmbiguousSession, PolicyError, SessionNotFound
 from memkit.formats import ag2, agent_framework_redis, langgraph_redis, langgraph_redis_shallow, redisvl, unknown
 from memkit.formats.capture import load_capture
 from memkit.formats.guess import hex_view
-from memkit.formats.model import SEPARATORS, Hit, Known, Meant, Note, Problem, Raw, Turn, Want, to_bytes, to_name
+from memkit.formats.model import SEPARATORS, Hit, Known, Meant, Note, Problem, Raw, Run, Turn, Want, to_bytes, to_name
 from memkit.formats.safe import printable
 from memkit.reading import Loaded, Reader, reading
-from memkit.session_report import KeyReport, Message, SessionReport, Veil
+from memkit.session_report import KeyReport, Messages, SessionReport, Veil
 
 __all__ = ["SessionReport", "inspect_session", "load_capture"]
 
@@ -222,14 +222,15 @@ def _glob(text: str) -> str:
 
 def _report(reader: Reader, found: _Found, *, reveal: bool) -> SessionReport:
     known = Known(found.hit, {name: loaded.raw if loaded else None for name, loaded in found.keys.items()})
-    messages, problems, notes, meant = _decoded(known, Veil(reveal=reveal).message)
+    veil = Veil(reveal=reveal)
+    problems, notes, meant = _decoded(known, veil)
     loaded = {name: loaded for name, loaded in found.keys.items() if loaded}
     own = {name: each for name, each in loaded.items() if name not in found.shared}
     problems += _general_problems(found.hit, own, meant)
     return SessionReport(
         store=found.hit.store,
         session=found.hit.session,
-        messages=tuple(messages),
+        messages=Messages(veil),
         keys=tuple(_key_report(name, each, found, reveal=reveal) for name, each in loaded.items()),
         problems=tuple(problems),
         notes=(*found.notes, *notes, *_reading_notes(reader)),
@@ -237,19 +238,16 @@ def _report(reader: Reader, found: _Found, *, reveal: bool) -> SessionReport:
     )
 
 
-def _decoded(
-    known: Known, hidden: Callable[[Turn], Message]
-) -> tuple[list[Message], list[Problem], list[str], Meant | None]:
+def _decoded(known: Known, veil: Veil) -> tuple[list[Problem], list[str], Meant | None]:
     """Run the store's decoder; whatever it meets, what it yielded before stays."""
-    messages: list[Message] = []
     problems: list[Problem] = []
     notes: list[str] = []
     meant = None
     decode = unknown.decode if known.hit.store == unknown.STORE else formats.decode
     try:
         for item in decode(known):
-            if isinstance(item, Turn):
-                messages.append(hidden(item))
+            if isinstance(item, Turn | Run):
+                veil.add(item)
             elif isinstance(item, Problem):
                 problems.append(item)
             elif isinstance(item, Note):
@@ -260,7 +258,7 @@ def _decoded(
     except Exception as error:  # noqa: BLE001 - hostile bytes must not stop an inspection; the error's text may hold some
         says = f"this payload could not be decoded any further ({type(error).__name__}); what came before it is shown"
         problems.append(Problem("corrupt", next(iter(known.keys), ""), says))
-    return messages, problems, notes, meant
+    return problems, notes, meant
 
 
 def _general_problems(hit: Hit, own: Mapping[str, Loaded], meant: Meant | None) -> list[Problem]:

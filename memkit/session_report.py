@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
 from secrets import token_bytes
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
-from memkit.formats.model import Problem, Tool, Turn
+from memkit.formats.model import Problem, Run, Tool, Turn
 from memkit.formats.safe import escaped, printable, width
 
 if TYPE_CHECKING:
@@ -22,33 +22,6 @@ if TYPE_CHECKING:
 SCHEMA = 1
 _ROWS = 200
 _CELL_CHARS = 72
-
-
-class Veil:
-    """Takes a turn's text away and leaves a hash under a secret of its own, made for one report and never shown."""
-
-    __slots__ = ("_keyed", "_reveal")
-
-    def __init__(self, *, reveal: bool) -> None:
-        self._reveal = reveal
-        self._keyed = blake2b(key=token_bytes(32), digest_size=5)
-
-    def message(self, turn: Turn) -> Message:
-        """Return a turn as it may be shown."""
-        role, text, tools, at_s, _, _ = turn
-        shown = text if self._reveal or not text else None
-        if tools and not self._reveal:
-            tools = tuple([Tool(self._name(name), self._name(call_id)) for name, call_id in tools])
-        return Message(role, shown, len(text), text.count("\n") + 1, hash(text), tools, at_s, self)
-
-    def tag(self, print64: int) -> str:
-        """Return the hash to show for a 64-bit hash, which alone could be guessed where PYTHONHASHSEED is fixed."""
-        keyed = self._keyed.copy()
-        keyed.update(print64.to_bytes(8, "big", signed=True))
-        return keyed.hexdigest()
-
-    def _name(self, value: str | None) -> str | None:
-        return None if value is None else f"#{self.tag(hash(value))}"
 
 
 class Message(NamedTuple):
@@ -97,6 +70,91 @@ class Message(NamedTuple):
         return shown | ({"more_tools": tools[1:]} if tools[1:] else {})
 
 
+class Veil:
+    """Takes messages' texts away and leaves hashes under a secret of its own, made for one report and never shown."""
+
+    __slots__ = ("_keyed", "_reveal", "rows")
+
+    def __init__(self, *, reveal: bool) -> None:
+        self._reveal = reveal
+        self._keyed = blake2b(key=token_bytes(32), digest_size=5)
+        self.rows: list[_Rows] = []
+
+    def add(self, item: Turn | Run) -> None:
+        """Take in what was said, as it may be shown."""
+        if isinstance(item, Run):
+            roles, texts, _, at_s = item
+            tools: tuple[Tool, ...] = ()
+        else:
+            role, text, tools, at_s, _, _ = item
+            roles, texts = [role], [text]
+        if tools and not self._reveal:
+            tools = tuple([Tool(self._name(name), self._name(call_id)) for name, call_id in tools])
+        shown = texts if self._reveal else None
+        lines = [text.count("\n") + 1 for text in texts]
+        self.rows.append(_Rows(roles, shown, list(map(len, texts)), lines, list(map(hash, texts)), tools, at_s))
+
+    def tag(self, print64: int) -> str:
+        """Return the hash to show for a 64-bit hash, which alone could be guessed where PYTHONHASHSEED is fixed."""
+        keyed = self._keyed.copy()
+        keyed.update(print64.to_bytes(8, "big", signed=True))
+        return keyed.hexdigest()
+
+    def _name(self, value: str | None) -> str | None:
+        return None if value is None else f"#{self.tag(hash(value))}"
+
+
+class _Rows(NamedTuple):
+    """Messages as columns; ``tools`` and ``at_s`` are those of each."""
+
+    roles: list[str]
+    texts: list[str] | None
+    chars: list[int]
+    lines: list[int]
+    prints: list[int]
+    tools: tuple[Tool, ...]
+    at_s: float | None
+
+
+class Messages(Sequence[Message]):
+    """A report's messages, oldest first; made of columns when the first is looked at."""
+
+    __slots__ = ("_count", "_made", "_veil")
+
+    def __init__(self, veil: Veil) -> None:
+        self._veil = veil
+        self._count = sum(len(rows.roles) for rows in veil.rows)
+        self._made: list[Message] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Message: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Message]: ...
+    def __getitem__(self, index: int | slice) -> Message | list[Message]:
+        return self._all()[index]
+
+    def __iter__(self) -> Iterator[Message]:
+        return iter(self._all())
+
+    def __repr__(self) -> str:
+        return repr(self._all())
+
+    def _all(self) -> list[Message]:
+        if self._made is None:
+            self._made = [message for rows in self._veil.rows for message in _unrolled(rows, self._veil)]
+        return self._made
+
+
+def _unrolled(rows: _Rows, veil: Veil) -> Iterator[Message]:
+    # An empty text hides nothing.
+    texts: Sequence[str | None] = rows.texts or ["" if chars == 0 else None for chars in rows.chars]
+    for role, text, chars, lines, print64 in zip(rows.roles, texts, rows.chars, rows.lines, rows.prints, strict=True):
+        yield Message(role, text, chars, lines, print64, rows.tools, rows.at_s, veil)
+
+
 @dataclass(frozen=True, slots=True)
 class KeyReport:
     """One key behind the session. ``ttl_s`` None: no TTL. ``payload`` is the guessed encoding, for unknown stores."""
@@ -124,7 +182,7 @@ class SessionReport:
 
     store: str
     session: str
-    messages: tuple[Message, ...]
+    messages: Sequence[Message]
     keys: tuple[KeyReport, ...]
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]

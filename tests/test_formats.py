@@ -24,7 +24,7 @@ from memkit import formats
 from memkit.formats import agent_framework_redis, bounded, capture, chat, guess, msgpack, safe, unknown
 from memkit.formats.bounded import parse
 from memkit.formats.dialogue import Dialogue
-from memkit.formats.model import Hit, Item, Known, Meant, Note, Problem, Raw, Tool, Turn, quoted, to_bytes, to_name
+from memkit.formats.model import Hit, Item, Known, Meant, Note, Problem, Raw, Run, Tool, Turn, quoted, to_bytes, to_name
 
 CAPTURES = capture.names()
 IDS = [
@@ -85,7 +85,13 @@ def decoded(raws: Iterable[Raw], wanted: str | None = "sess-A") -> list[Item]:
 
 
 def turns(items: Iterable[Item]) -> list[Turn]:
-    return [item for item in items if isinstance(item, Turn)]
+    found: list[Turn] = []
+    for item in items:
+        if isinstance(item, Turn):
+            found.append(item)
+        if isinstance(item, Run):
+            found += [Turn(role, text, (), item.at_s) for role, text in zip(item.roles, item.texts, strict=True)]
+    return found
 
 
 def problems(items: Iterable[Item]) -> list[Problem]:
@@ -568,7 +574,7 @@ def survive(known: Known) -> list[Item]:
         list(formats.format_of(known.hit.store).wants(known))
     kept = []
     for item in module(known):
-        if not isinstance(item, Turn):
+        if not isinstance(item, Turn | Run):
             kept.append(item)
         del item
     return kept

@@ -56,9 +56,9 @@ def plant(value: Any, *, structure: frozenset[str]) -> Any:
 
 STRUCTURE = frozenset((
     *("user", "human", "ai", "assistant", "tool", "system", "model", "function", "message", "text", "tool_call"),
-    *("function_call", "function_call_output", "function_result", "function_response", "constructor", "json", "msgpack"),
+    *("function_call", "function_call_output", "function_result", "function_response", "constructor", "json"),
     *("HumanMessage", "AIMessage", "ToolMessage", "langchain", "schema", "messages", "input", "loop", "__empty__"),
-    *("ag2.events.input_events.TextInput", "ag2.events.tool_events.ToolCallEvent"),
+    *("msgpack", "ag2.events.input_events.TextInput", "ag2.events.tool_events.ToolCallEvent"),
     *("ag2.events.tool_events.ToolResultEvent", "ag2.events.tool_events.ToolResult"),
 ))  # fmt: skip
 

@@ -74,6 +74,24 @@ def call_parts(content: Any) -> tuple[Tool, ...]:
     return calls([part for part in content if isinstance(part, dict) and one_of(part.get("type"), CALL_PARTS)])
 
 
+Columns = tuple[list[str], list[str]]
+
+
+def columns(roles: list[Any], texts: list[Any]) -> Columns | None:
+    """Return normalised roles with their texts, or None where a text is none or a tool has a part."""
+    normal = [ROLES.get(role, "other") for role in roles]
+    if "tool" in normal or set(map(type, texts)) != {str}:
+        return None
+    return normal, texts
+
+
+def chat_columns(messages: list[Any]) -> Columns | None:
+    """Return the columns of messages that are a role and a content and nothing else."""
+    if set(map(len, messages)) != {2}:
+        return None
+    return columns([message["role"] for message in messages], [message["content"] for message in messages])
+
+
 def chat_turn(message: dict[str, Any], key: str) -> Turn:
     """Return a message in the form of the chat APIs: role, content, tool_calls or tool_call_id."""
     role, content = role_of(message.get("role")), message.get("content")

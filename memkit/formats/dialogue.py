@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from memkit.formats.model import Item, Problem, Tool, Turn
+from memkit.formats.model import Item, Problem, Run, Tool, Turn
 
 _SAID = 5
 
@@ -29,6 +29,8 @@ class Dialogue:
     def follow(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield the items as they are (a result gets its tool's name from the call), then the problems between them."""
         for item in items:
+            if isinstance(item, Run):
+                self._run(item)
             yield self._seen(item) if isinstance(item, Turn) else item
             del item  # see elements.turns
         self._end()
@@ -36,6 +38,16 @@ class Dialogue:
             yield from found[:_SAID]
             if len(found) > _SAID:
                 yield Problem(found[0].cause, found[_SAID].key, f"… and {len(found) - _SAID:,} more like it")
+
+    def _run(self, run: Run) -> None:
+        if self._count == 0 and run.roles[0] == "assistant" and not run.texts[0]:
+            self._begins_with_a_call(run.key)
+        self._count += len(run.roles)
+        self._may_answer = run.roles[-1] == "assistant"
+        self._empty_at = run.key if self._may_answer and not run.texts[-1] else None
+
+    def _begins_with_a_call(self, key: str) -> None:
+        self._add("gap", key, "the dialogue begins with a tool call: what was said before it is gone")
 
     def _seen(self, turn: Turn) -> Turn:
         self._count += 1
@@ -52,7 +64,7 @@ class Dialogue:
             return self._result(turn)
         self._may_answer = turn.role == "assistant"
         if self._count == 1 and turn.role == "assistant" and (turn.tools or not turn.text):
-            self._add("gap", turn.key, "the dialogue begins with a tool call: what was said before it is gone")
+            self._begins_with_a_call(turn.key)
         for tool in turn.tools:
             self._call(turn, tool)
         return turn

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from memkit.formats.chat import Columns, columns
 from memkit.formats.elements import sample, turns
 from memkit.formats.langchain_message import TYPES, message_turn
 from memkit.formats.model import Hit, Item, Known, Raw, Turn, Want, one_of, split
@@ -40,11 +41,19 @@ def decode(known: Known) -> Iterator[Item]:
     """Yield the list's messages from its tail to its head."""
     for raw in known.keys.values():
         if raw:
-            yield from turns(raw, _turn, newest_first=True)
+            yield from turns(raw, _turn, plain=_plain, newest_first=True)
 
 
 def _is_message(value: dict[str, Any]) -> bool:
     return isinstance(value.get("data"), dict) and one_of(value.get("type"), TYPES)
+
+
+def _plain(values: list[Any]) -> Columns | None:
+    fields = [value["data"] for value in values]
+    if any(each.get("tool_calls") or each.get("additional_kwargs") or each.get("id") for each in fields):
+        return None
+    roles = [value["type"] for value in values]
+    return None if "chat" in roles else columns(roles, [each["content"] for each in fields])
 
 
 def _turn(value: dict[str, Any], key: str) -> Turn:

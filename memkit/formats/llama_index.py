@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from memkit.formats.chat import answered, calls, flatten, role_of
+from memkit.formats.chat import Columns, answered, calls, columns, flatten, role_of
 from memkit.formats.elements import sample, turns
 from memkit.formats.model import SEPARATORS, Hit, Item, Known, Raw, Tool, Turn, Want, a_dict, a_list
 
@@ -38,12 +38,21 @@ def decode(known: Known) -> Iterator[Item]:
     """Yield the list's messages from head to tail."""
     for raw in known.keys.values():
         if raw:
-            yield from turns(raw, _turn)
+            yield from turns(raw, _turn, plain=_plain)
 
 
 def _is_message(value: dict[str, Any]) -> bool:
     body = value.get("blocks") if "blocks" in value else value.get("content", 0)
     return "role" in value and "additional_kwargs" in value and isinstance(body, list | str | None)
+
+
+def _plain(values: list[Any]) -> Columns | None:
+    if any(value["additional_kwargs"] for value in values):
+        return None
+    blocks = [block for value in values for block in value["blocks"]]
+    if len(blocks) != len(values) or {block["block_type"] for block in blocks} != {"text"}:
+        return None
+    return columns([value["role"] for value in values], [block["text"] for block in blocks])
 
 
 def _turn(value: dict[str, Any], key: str) -> Turn:

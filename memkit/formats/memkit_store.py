@@ -8,9 +8,9 @@ from typing import Any
 
 from memkit.errors import DecodeError
 from memkit.formats.bounded import parse
-from memkit.formats.chat import chat_turn
+from memkit.formats.chat import Columns, chat_columns, chat_turn
 from memkit.formats.elements import Faults
-from memkit.formats.model import Hit, Item, Known, Meant, Note, Problem, Raw, Turn, Want, seconds, split, to_name
+from memkit.formats.model import Hit, Item, Known, Meant, Note, Problem, Raw, Run, Turn, Want, seconds, split, to_name
 from memkit.session import decode_header, is_header
 from memkit.store import vectors_key
 
@@ -101,10 +101,22 @@ def _messages(raw: Raw) -> Iterator[Item]:
     yield from faults.problems()
 
 
-def _turns(value: Any, stamp: re.Match[bytes] | None, created_ms: int, key: str) -> Iterator[Turn]:
+def _turns(value: Any, stamp: re.Match[bytes] | None, created_ms: int, key: str) -> Iterator[Turn | Run]:
     """Yield an element's messages: one or a list of them, each perhaps as a text that holds its JSON."""
-    at_ms = created_ms + int(stamp[2], 16) if stamp and created_ms else None
-    for item in value if isinstance(value, list) else [value]:
+    at_s = seconds(created_ms + int(stamp[2], 16)) if stamp and created_ms else None
+    items = value if isinstance(value, list) else [value]
+    columns = _columns(items)
+    if columns:
+        yield Run(*columns, key, at_s)
+        return
+    for item in items:
         message = parse(item.encode("utf-8", "surrogatepass")).value if isinstance(item, str) else item
         if isinstance(message, dict):
-            yield chat_turn(message, key)._replace(at_s=seconds(at_ms))
+            yield chat_turn(message, key)._replace(at_s=at_s)
+
+
+def _columns(items: list[Any]) -> Columns | None:
+    try:
+        return chat_columns(items)
+    except (KeyError, TypeError):
+        return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from memkit.formats.chat import dumped, flatten, role_of
+from memkit.formats.chat import chat_columns, dumped, flatten, role_of
 from memkit.formats.elements import sample, turns
 from memkit.formats.model import Hit, Item, Known, Note, Problem, Raw, Tool, Turn, Want, one_of, split, text_or_none
 
@@ -51,7 +51,7 @@ def decode(known: Known) -> Iterator[Item]:
     base = known.hit.prefix + known.hit.session
     items = known.there(base + LIST)
     if items:
-        yield from turns(items, _turn)
+        yield from turns(items, _turn, plain=chat_columns)
         hidden = sum(1 for value in sample(items) if value.get("type") == "reasoning")
         if hidden:
             yield Note("reasoning items are not part of the dialogue and are not shown")
@@ -68,10 +68,7 @@ def _is_item(value: dict[str, Any]) -> bool:
 
 
 def _turn(value: dict[str, Any], key: str) -> Turn | None:
-    role, content, kind = value.get("role"), value.get("content"), value.get("type", "message")
-    uid = text_or_none(value.get("id"))
-    if isinstance(role, str) and isinstance(content, str):
-        return Turn(role_of(role), content, (), None, uid, key)
+    kind, uid = value.get("type", "message"), text_or_none(value.get("id"))
     if one_of(kind, _CALLS):
         call_id = text_or_none(value.get("call_id")) or uid
         return Turn("assistant", "", (Tool(text_or_none(value.get("name")), call_id),), None, uid, key)
@@ -79,4 +76,6 @@ def _turn(value: dict[str, Any], key: str) -> Turn | None:
         output = value.get("output")
         text = flatten(output) if isinstance(output, list) else dumped(output)
         return Turn("tool", text, (Tool(None, text_or_none(value.get("call_id"))),), None, uid, key)
-    return Turn(role_of(role), flatten(content), (), None, uid, key) if "role" in value else None
+    if "role" not in value:
+        return None
+    return Turn(role_of(value["role"]), flatten(value.get("content")), (), None, uid, key)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from memkit.formats.bounded import parse
-from memkit.formats.chat import chat_turn, looks_like_chat
+from memkit.formats.chat import chat_columns, chat_turn, looks_like_chat
 from memkit.formats.elements import sample, turns
 from memkit.formats.guess import encoding_of, is_packed, pickle_opcodes
 from memkit.formats.model import DOCUMENT_KINDS, Item, Known, Note, Problem, Raw, Turn, a_dict
@@ -27,7 +27,7 @@ def decode(known: Known) -> Iterator[Item]:
         if raw is None or raw.unread:
             continue
         if raw.kind == "list" and looks_like_chat(sample(raw)):
-            yield from turns(raw, chat_turn)
+            yield from turns(raw, chat_turn, plain=chat_columns)
         elif raw.kind in DOCUMENT_KINDS and (found := _chat(raw)):
             yield from found
         else:

@@ -1,0 +1,82 @@
+"""How long an inspection takes, as a multiple of reading the same bytes with redis-py.
+
+    python tests/benchmarks/bench_inspect.py [--messages 10000]
+
+Each figure is the least of several runs, interleaved with the reading they are compared with. The texts have the sizes
+of a chat's (200 bytes), a model's answer (1.2 KB) and a page (4 KB).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+
+import redis
+
+from memkit.inspect import inspect_session
+from memkit.server import RedisServer
+from memkit.store import MemoryStore
+
+ROUNDS = 7
+
+
+def load(client: redis.Redis, count: int, size: int) -> dict[str, Callable[[], object]]:
+    """Write one session a store; return what reads its bytes, by key."""
+    client.flushall()
+    texts = [(f"{at} " + "lorem ipsum dolor sit amet " * (size // 27 + 1))[:size] for at in range(count)]
+    roles = ["user" if at % 2 == 0 else "assistant" for at in range(count)]
+    kinds = {"user": "human", "assistant": "ai"}
+    extra = {"additional_kwargs": {}, "response_metadata": {}, "name": None, "id": None}
+    pairs = list(zip(roles, texts, strict=True))
+    client.rpush("agents:session:s:messages", *[json.dumps({"role": role, "content": text}) for role, text in pairs])
+    messages = [{"type": kinds[role], "data": {"content": text, "type": kinds[role]} | extra} for role, text in pairs]
+    client.lpush("message_store:s", *map(json.dumps, messages))
+    MemoryStore(client, prefix="session:", ttl="7d").save(
+        "s", [{"role": role, "content": text} for role, text in pairs]
+    )
+    pipe = client.pipeline(transaction=False)
+    for at, (role, text) in enumerate(pairs):
+        fields = {
+            "entry_id": f"v:{at}",
+            "role": role,
+            "content": text,
+            "session_tag": "v",
+            "timestamp": str(1.7e9 + at),
+        }
+        pipe.hset(f"chat:v:{1_700_000_000 + at}:{at:08x}", mapping=fields)
+    pipe.execute()
+    lists = ("agents:session:s:messages", "message_store:s", "session:s")
+    return {name: lambda name=name: client.lrange(name, 0, -1) for name in lists} | {"v": lambda: hashes(client)}
+
+
+def hashes(client: redis.Redis) -> object:
+    pipe = client.pipeline(transaction=False)
+    for name in client.scan_iter("chat:v:*", count=1000):
+        pipe.hgetall(name)
+    return pipe.execute()
+
+
+def timed_ms(call: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    call()
+    return (time.perf_counter() - begun) * 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure inspect_session against reading the same bytes.")
+    parser.add_argument("--messages", type=int, default=10_000)
+    count = parser.parse_args().messages
+    with RedisServer() as server, server.client() as client:
+        print(f"{server.flavour} {server.version}, {count:,} messages")
+        for size in (200, 1200, 4000):
+            for key, read in load(client, count, size).items():
+                runs = [(timed_ms(read), timed_ms(lambda key=key: inspect_session(client, key))) for _ in range(ROUNDS)]
+                reading, inspecting = (min(column) for column in zip(*runs, strict=True))
+                ratio = inspecting / reading
+                print(f"{size:5} B  {key:26} read {reading:7.1f} ms  inspect {inspecting:7.1f} ms  {ratio:5.1f} x")
+
+
+if __name__ == "__main__":
+    main()
