@@ -82,17 +82,20 @@ class Veil:
 
     def add(self, item: Turn | Run) -> None:
         """Take in what was said, as it may be shown."""
-        if isinstance(item, Run):
-            roles, texts, _, at_s = item
-            tools: tuple[Tool, ...] = ()
-        else:
-            role, text, tools, at_s, _, _ = item
-            roles, texts = [role], [text]
+        self.rows.append(self._run(item) if isinstance(item, Run) else self._turn(item))
+
+    def _run(self, run: Run) -> _Rows:
+        roles, texts, _, at_s = run
+        lines = [text.count("\n") + 1 for text in texts]
+        shown = texts if self._reveal else None
+        return _Rows(roles, shown, list(map(len, texts)), lines, list(map(hash, texts)), (), at_s)
+
+    def _turn(self, turn: Turn) -> _Rows:
+        role, text, tools, at_s, _, _ = turn
         if tools and not self._reveal:
             tools = tuple([Tool(self._name(name), self._name(call_id)) for name, call_id in tools])
-        shown = texts if self._reveal else None
-        lines = [text.count("\n") + 1 for text in texts]
-        self.rows.append(_Rows(roles, shown, list(map(len, texts)), lines, list(map(hash, texts)), tools, at_s))
+        shown = [text] if self._reveal else None
+        return _Rows([role], shown, [len(text)], [text.count("\n") + 1], [hash(text)], tools, at_s)
 
     def tag(self, print64: int) -> str:
         """Return the hash to show for a 64-bit hash, which alone could be guessed where PYTHONHASHSEED is fixed."""

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stress.fuzz_formats import Fuzzer
 
 from memkit import formats
 from memkit.formats import agent_framework_redis, bounded, capture, chat, guess, msgpack, safe, unknown
@@ -749,3 +750,12 @@ def test_names_survive_and_are_quoted_for_redis_cli() -> None:
     assert to_bytes(to_name(b"\xff\x00a")) == b"\xff\x00a"
     assert quoted("lg:idx:a:") == "lg:idx:a:"
     assert quoted('a "b"\n\udcff$(rm)') == '"a \\x22b\\x22\\x0a\\xff$(rm)"'
+
+
+def test_a_few_hundred_steps_of_the_fuzzer_find_nothing() -> None:
+    fuzzer = Fuzzer(seed=20261124)
+    reached = len(fuzzer.edges)
+    for _ in range(300):
+        fuzzer.step()
+    assert fuzzer.failures == []
+    assert len(fuzzer.edges) > reached + 500

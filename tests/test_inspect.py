@@ -499,3 +499,30 @@ def test_the_time_of_a_long_session_is_linear(client: redis.Redis) -> None:
             best.append(time.process_time() - begun)
         took[count] = min(best)
     assert took[10_000] <= 10 * took[2_000]
+
+
+# Cluster
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RedisServer]:
+    """A cluster of one master, which has all the slots."""
+    with RedisServer(port=0, config={"cluster-enabled": "yes"}) as running:
+        with running.client() as client:
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            deadline = time.monotonic() + 20
+            while b"cluster_state:ok" not in client.execute_command("CLUSTER", "INFO"):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        yield running
+
+
+def test_a_cluster_is_read_through_its_masters(cluster: RedisServer) -> None:
+    with redis.RedisCluster(host="127.0.0.1", port=cluster.port) as client:
+        for name in ("openai-agents", "langgraph-plainredis"):
+            client.flushall()
+            load_capture(cluster.client(), name)
+            for target in (client, f"redis+cluster://127.0.0.1:{cluster.port}"):
+                report = inspect_session(target, "sess-A", reveal=True)
+                assert plainly(report) == capture.capture(name)["expected"]
+                assert report.problems == ()
