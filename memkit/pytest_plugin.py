@@ -37,7 +37,7 @@ FIXTURES = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --real-redis and --memkit-require-server."""
+    """Add --real-redis, --memkit-require-server and --memkit-store."""
     group = parser.getgroup("memkit", "memory stores on a real Redis")
     group.addoption(
         "--real-redis",
@@ -53,6 +53,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=bool(os.environ.get("CI")),
         help="fail, rather than skip, where there is no Redis server to launch (the default when CI is set)",
     )
+    group.addoption(
+        "--memkit-store",
+        metavar="ADAPTER",
+        help="add the conformance cases for the session store that package.module:factory makes",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -62,8 +67,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[RAN_ON] = set()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that uses one of the fixtures."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
+    """Add the cases for --memkit-store; mark every test that uses one of the fixtures."""
+    store = session.config.getoption("--memkit-store")
+    if store:
+        from memkit.conformance.contract import StoreSuite
+
+        items += StoreSuite.of(session, store).collect()
     for item in items:
         if FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.redis)
