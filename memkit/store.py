@@ -130,24 +130,26 @@ class Operations:
         return _encodable(self.prefix + session_id)
 
     def load(self, session_id: str, last: int | None) -> Read[list[Message] | None]:
-        """All messages, or the last n: one LRANGE either way, since an element holds at least one."""
+        """All messages, or the last n: in as many elements, since each holds one or more, under a header that is read."""
         if last is not None and (isinstance(last, bool) or not isinstance(last, int) or last < 0):
             raise PolicyError(f"last={last!r}: give a number of messages, 0 or more, or None for all")
         key = self.key(session_id)
         start = 0 if last is None else -max(1, last)
 
         def decode(replies: list[Any]) -> list[Message] | None:
-            elements = replies[0]
+            head, elements = replies[0], replies[-1]
             if not elements:
                 return None
             if start == 0 or is_header(elements[0]):
                 self._saw(session_id, _state(elements, key))
                 messages = decode_messages(elements[1:], key)
             else:
+                decode_header(head or b"", key)
                 messages = decode_messages(elements, key, first=start)
             return messages if last is None else messages[len(messages) - min(last, len(messages)) :]
 
-        return Read(key, (("LRANGE", key.encode(), start, -1),), decode)
+        whole = ("LRANGE", key.encode(), start, -1)
+        return Read(key, (whole,) if last is None else (("LINDEX", key.encode(), 0), whole), decode)
 
     def get(self, session_id: str) -> Read[tuple[Session, bool] | None]:
         """Read the session, and whether vectors were stored with it.

@@ -3,8 +3,9 @@
 -- session's vectors, in the same slot; it is no KEYS[2], so that an application whose user may touch its sessions' keys
 -- alone needs no more rights while it stores no vectors. ARGV[3]: this call's nonce.
 local key, vectors_key, nonce = KEYS[1], ARGV[2], ARGV[3]
-local HEADER = '^{"memkit":1,"policy":"((%a+) ?(%d*)[^"]*)","born":"([%w_-]+)","created_ms":(%d+),"version":(%d+),'
+local HEADER = '^{"memkit":1,"policy":"((%l+) ?(%d*)[ reads]*)","born":"([%w_-]+)","created_ms":(%d+),"version":(%d+),'
   .. '"updated_ms":%d+,()'
+local LIVES = {sliding = true, absolute = true, never = false} -- and whether each has a TTL
 local KEPT_CALLS, NONCE, CALL = 255, 10, 18
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -42,7 +43,7 @@ local function read()
   local head = redis.call('LINDEX', key, 0)
   if not head then return nil end
   local policy, kind, ttl, born, created, version, tail = string.match(head, HEADER)
-  if not policy or string.sub(head, -8) ~= '"end":1}' then return damaged(head) end
+  if not policy or LIVES[kind] ~= (ttl ~= '') or string.sub(head, -8) ~= '"end":1}' then return damaged(head) end
   local h = {head = head, tail = tail, policy = policy, kind = kind, ttl = tonumber(ttl), born = born, created = created,
     version = tonumber(version), vectors = string.sub(head, tail, tail + 11) == '"vectors":1,'}
   local last = redis.call('LINDEX', key, -1)
