@@ -15,7 +15,7 @@ from memkit.formats.guess import hex_view
 from memkit.formats.model import SEPARATORS, Hit, Known, Meant, Note, Problem, Raw, Run, Turn, Want, to_bytes, to_name
 from memkit.formats.safe import printable
 from memkit.reading import Loaded, Reader, reading
-from memkit.session_report import KeyReport, Messages, SessionReport, Veil
+from memkit.session_report import KeyReport, Messages, SessionReport, Veil, early_ends, span
 
 __all__ = ["SessionReport", "inspect_session", "load_capture"]
 
@@ -23,8 +23,6 @@ SCAN_FREELY_KEYS = 1_000_000
 """Up to here the database is always searched for further sessions of the same id: under a second of SCAN."""
 MAX_NAMES = 50_000
 BIG_VALUE_BYTES = 1 << 20
-SPREAD_S = 5.0
-SPREAD_SHARE = 0.01
 _WITHOUT_TTL = (redisvl.STORE, ag2.STORE, agent_framework_redis.STORE)
 _ROUNDS = 5
 _SAID = 5
@@ -278,14 +276,14 @@ def _lifetimes(hit: Hit, own: Mapping[str, Loaded], meant: Meant | None) -> list
     ends = {name: each.meta.ttl_ms / 1000 for name, each in own.items() if each.meta.ttl_ms is not None}
     problems = _no_ttl(hit, [name for name in own if name not in ends], len(ends), meant)
     latest = max(ends.values(), default=0.0)
-    early = [name for name, end in ends.items() if latest - end > max(SPREAD_S, SPREAD_SHARE * latest)]
-    for name in sorted(early, key=ends.__getitem__)[:_SAID]:
-        says = f"dies in {_span(ends[name])}, the last part of the session in {_span(latest)}: it will be torn between"
+    early = early_ends(ends)
+    for name in early[:_SAID]:
+        says = f"dies in {span(ends[name])}, the last part of the session in {span(latest)}: it will be torn between"
         problems.append(Problem("mixed_ttl", name, says))
     if len(early) > _SAID:
         problems.append(Problem("mixed_ttl", early[_SAID], f"… and {len(early) - _SAID:,} more parts that die early"))
     if meant and meant.ttl_ms and latest * 1000 > meant.ttl_ms * 1.01:
-        says = f"lives {_span(latest)} more, and its own policy gives it {_span(meant.ttl_ms / 1000)} at most"
+        says = f"lives {span(latest)} more, and its own policy gives it {span(meant.ttl_ms / 1000)} at most"
         problems.append(Problem("ttl_too_long", next(iter(ends)), says))
     return problems
 
@@ -319,14 +317,6 @@ def _few(problems: list[Problem]) -> list[Problem]:
         return problems
     rest = problems[_SAID]._replace(says=f"… and {len(problems) - _SAID:,} more keys like it")
     return [*problems[:_SAID], rest]
-
-
-def _span(seconds: float) -> str:
-    """Return a length of time as people say it, to three digits."""
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} s"
 
 
 def _key_report(name: str, each: Loaded, found: _Found, *, reveal: bool) -> KeyReport:

@@ -7,6 +7,7 @@ in JupyterLab's light and dark themes.
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,9 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
 from memkit.expiry_log import ENDS, NONE, ExpiryLog, about
+from memkit.formats.safe import printable
 from memkit.policy import human
+from memkit.session_report import SHARED, KeyReport, SessionReport, early_ends, span
 
 INK, GREY, PALE = "#1a1a1a", "#6e6e6e", "#d9d9d9"
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
@@ -53,7 +56,8 @@ TICKS_S = {
 SECONDS_TO_WEEKS = (0.5, 3 * 604_800)
 FEW_TTLS = 12
 FEW_KEYS = 400
-GUIDES = {60: "÷ 60", 1_000: "÷ 1,000"}
+MOST_LIFETIMES = 24
+GUIDES = {60: "60 times too short", 1_000: "1,000 times too short"}
 """Where a TTL lands that was written in minutes or milliseconds and read in seconds."""
 
 
@@ -134,7 +138,8 @@ def plot_expiry(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     low, high = _range(np.concatenate([points.ttl, points.life]))
     ax.plot([low, high], [low, high], color=INK, lw=1, ls="--", zorder=1)
     ax.fill_between([low, high], [low, high], [low, low], color="#f6f1ee", lw=0, zorder=0)
-    _guides(ax, low, high)
+    if (points.kind == "short").any():
+        _guides(ax, low, high)
     if len(np.unique(points.ttl)) <= FEW_TTLS:
         for ttl, kind, some in points.by_ttl_and_kind():
             _mark(ax, ttl, KINDS[kind], some)
@@ -189,8 +194,7 @@ def _label_groups(ax: Axes, points: _Points, low: float, high: float) -> None:
         meant = human(ttl * 1000)
         left = ttl > middle
         if kind == "meant":
-            off = about(1000 * float(np.max(np.abs(some.life - ttl))))
-            text, weight, colour = f"{meant}: {keys}, off by {off} at most", "normal", INK
+            text, weight, colour = f"{meant}: {keys}, {_within(some)}", "normal", INK
             at = (-11, 5) if left else (11, -5)
         else:
             text, weight, colour = (
@@ -261,19 +265,28 @@ def _density(ax: Axes, points: _Points, low: float, high: float) -> None:
     bar.ax.tick_params(colors=INK)
 
 
+def _within(some: _Points) -> str:
+    """How far a life can be from its TTL at most; of many keys, 99 in 100."""
+    off_ms = 1000 * np.maximum(np.abs(some.low - some.ttl), np.abs(some.high - some.ttl))
+    if len(off_ms) < 200:
+        return f"within {about(float(off_ms.max()))}"
+    return f"99 % within {about(float(np.quantile(off_ms, 0.99)))}"
+
+
 def _guides(ax: Axes, low: float, high: float) -> None:
     for factor, name in GUIDES.items():
-        ax.plot([low, high], [low / factor, high / factor], color=GREY, lw=0.7, ls=":", zorder=1)
-        x = low * factor * 1.25
+        ax.plot([low, high], [low / factor, high / factor], color=GREY, lw=0.8, ls=":", zorder=1)
+        x = low * factor * 4
         ax.annotate(
             name,
             (x, x / factor),
-            (3, -1),
+            (4, 0),
             textcoords="offset points",
             fontsize=8,
             color=GREY,
+            rotation=45,
+            rotation_mode="anchor",
             va="top",
-            annotation_clip=True,
         )
 
 
@@ -444,8 +457,112 @@ def _range(values: Any) -> tuple[float, float]:
 def _finish(ax: Axes, conclusion: str, source: str) -> None:
     """Title: the conclusion; under it, small, where it was seen."""
     ax.set_title(
-        "\n".join(textwrap.wrap(conclusion, 72)) + "\n", loc="left", fontsize=11.5, fontweight="bold", color=INK
+        "\n".join(textwrap.wrap(conclusion, 62)) + "\n", loc="left", fontsize=11.5, fontweight="bold", color=INK
     )
     ax.text(0, 1.012, source, transform=ax.transAxes, fontsize=9, color=GREY, va="bottom")
     ax.xaxis.label.set_color(INK)
     ax.yaxis.label.set_color(INK)
+
+
+def plot_lifetimes(report: SessionReport, ax: Axes | None = None) -> Axes:
+    """Draw how long the keys behind a session have left, a line each; like keys share one, with their number.
+
+    A triangle points down where a key dies before the others, an open one to the right where a key has no TTL.
+    """
+    rows = _lifetime_rows(report)
+    ends = [row.ttl_s for row in rows if row.ttl_s]
+    low, high = min([0.5, *(end / 2 for end in ends)]), 3 * max([10.0, *ends])
+    ax = _axes(ax, (8.4, 1.6 + 0.32 * len(rows)))
+    for place, row in enumerate(rows):
+        colour, marker = _lifetime_look(row)
+        end = row.ttl_s or high
+        ax.hlines(place, low, end, color=colour, lw=2, ls="-" if row.ttl_s else ":")
+        face = colour if row.ttl_s else "white"
+        ax.plot(end, place, marker, color=colour, mfc=face, ms=8, mew=1.5, clip_on=False)
+        said = span(row.ttl_s) if row.ttl_s else "no TTL"
+        ax.annotate(
+            said,
+            (end, place),
+            (9, 0),
+            "data",
+            "offset points",
+            va="center",
+            fontsize=9,
+            color=INK,
+            annotation_clip=False,
+        )
+    ax.set(
+        xlim=(low, high), ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)), yticklabels=[row.label for row in rows]
+    )
+    for label in ax.get_yticklabels():
+        label.set_parse_math(False)  # a key may have a dollar sign
+    ax.set_xlabel("time left (log)")
+    _time_axis(ax.xaxis)
+    conclusion = _lifetime_conclusion(report)
+    _finish(ax, conclusion, f"{report.store} session {printable(report.session, 40)}".replace("$", r"\$"))
+    ax.set_label(f"Time left of the {len(report.keys):,} keys of a session of {report.store}. {conclusion}")
+    return ax
+
+
+def _lifetime_look(row: _Lifetime) -> tuple[str, str]:
+    if row.early:
+        return VERMILLION, "v"
+    if row.ttl_s:
+        return BLUE, "o"
+    return (GREY if row.label.startswith(SHARED) else ORANGE), ">"
+
+
+@dataclass(frozen=True, slots=True)
+class _Lifetime:
+    """One line of the figure; ``ttl_s`` None: no TTL."""
+
+    label: str
+    ttl_s: float | None
+    early: bool
+
+
+def _lifetime_rows(report: SessionReport) -> list[_Lifetime]:
+    early = set(_early_keys(report))
+    alike: dict[tuple[str, bool, int | None], list[KeyReport]] = {}
+    for key in report.keys:
+        # TTLs within about 3 % of one another stand on one line.
+        step = None if not key.ttl_s else round(math.log(key.ttl_s) * 30)
+        alike.setdefault((key.part, key.key in early, step), []).append(key)
+    rows = [
+        _Lifetime(
+            f"{part}  {_short(keys[0].key)}" if len(keys) == 1 else f"{part}  × {len(keys):,}",
+            None if step is None else min(key.ttl_s or 0 for key in keys),
+            is_early,
+        )
+        for (part, is_early, step), keys in alike.items()
+    ]
+    rows.sort(key=lambda row: (row.ttl_s or math.inf, row.label))
+    return rows[:MOST_LIFETIMES]
+
+
+def _short(name: str) -> str:
+    """Return a key's name short enough for an axis: its ends, which say more than its middle."""
+    shown = printable(name, 500)
+    return shown if len(shown) <= 28 else f"{shown[:15]}…{shown[-12:]}"
+
+
+def _early_keys(report: SessionReport) -> list[str]:
+    return early_ends({key.key: key.ttl_s for key in report.keys if key.ttl_s is not None and _own(key)})
+
+
+def _own(key: KeyReport) -> bool:
+    return not key.part.startswith(SHARED)
+
+
+def _lifetime_conclusion(report: SessionReport) -> str:
+    own = [key for key in report.keys if _own(key)]
+    ends = [key.ttl_s for key in own if key.ttl_s is not None]
+    early = len(_early_keys(report))
+    if not ends:
+        return "No key has a TTL: this session lives until it is deleted or evicted."
+    if early:
+        soonest = f"die in {span(min(ends))}" if early > 1 else f"dies in {span(min(ends))}"
+        return f"{early} of {len(own)} keys {soonest}, the last in {span(max(ends))}: the session will be torn."
+    immortal = len(own) - len(ends)
+    together = f"All {len(ends)} keys with a TTL die together" if len(ends) > 1 else "The session dies"
+    return f"{together}, in {span(max(ends))}." + (f" {immortal} more never will." if immortal else "")

@@ -6,7 +6,7 @@ Redacted unless it was made with ``reveal``: then, and only then, it holds the t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 1
+SPREAD_S = 5.0
+SPREAD_SHARE = 0.01
+SHARED = "shared"
+"""How the parts begin that hold other sessions' entries too, and may live for ever."""
 _ROWS = 200
 _CELL_CHARS = 72
 
@@ -254,6 +258,24 @@ class SessionReport:
             "keys": (_KEY_TITLES, map(_key_row, self.keys)),
             "problems": (_PROBLEM_TITLES, ((found.cause, found.key, found.says) for found in self.problems)),
         }
+
+
+def early_ends(ends_s: Mapping[str, float]) -> list[str]:
+    """Return the keys that die so long before the last that it is no matter of when they were written: soonest first.
+
+    Parts written by commands of their own die milliseconds apart, and a slow answer lies between two writes.
+    """
+    latest = max(ends_s.values(), default=0.0)
+    early = [name for name, end in ends_s.items() if latest - end > max(SPREAD_S, SPREAD_SHARE * latest)]
+    return sorted(early, key=ends_s.__getitem__)
+
+
+def span(seconds: float) -> str:
+    """Return a length of time as people say it, to three digits."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
 
 
 _Titles = Sequence[tuple[str, str]]

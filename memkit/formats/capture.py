@@ -48,7 +48,7 @@ def raw_of(entry: dict[str, Any]) -> Raw:
 
 
 def load_capture(client: Any, name: str, *, json_as_text: bool = False) -> str:
-    """Write a captured session to a Redis, by value, with its TTLs; return the session's id.
+    """Write a captured session to a Redis, by value, with its TTLs, in place of what was there; return its id.
 
     Keys of the JSON module need a server that has it (MemkitError otherwise); ``json_as_text`` writes them as plain
     strings instead, which no library would do but ``inspect_session`` reads alike. It writes: the caller answers for
@@ -79,4 +79,4 @@ def _commands(entry: dict[str, Any], *, json_as_text: bool) -> list[tuple[Any, .
         JSON_KIND: lambda: ("SET", name, value) if json_as_text else ("JSON.SET", name, "$", value),
     }
     expiry = [("PEXPIRE", name, entry["pttl"])] if entry["pttl"] > 0 else []
-    return [writes[kind](), *expiry]
+    return [("UNLINK", name), writes[kind](), *expiry]
