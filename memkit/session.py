@@ -14,8 +14,9 @@ append added is a stamp and a message (or a list of them)::
     [{"role":"system","content":"be kind"},{"role":"user","content":"hi"}]
     "2f.1a2b.Zk3_x9AbQ1",{"role":"assistant","content":"hello"}
 
-A stamp is the session's version (hex), the ms since ``created_ms`` (hex), and an id: the nonce of the append, or, after
-a dot, one derived from the message's own ``"id"`` (such a message has an element of its own, in a save also). A message
+A stamp is the session's version (hex), the ms since ``created_ms`` (hex), the nonce of the append, and, after another
+dot, what is derived from the message's own ``"id"`` (such a message has an element of its own, in a save also, then
+without a nonce). A message
 with integers beyond 64 bits stands there as a text that holds its JSON. Elements joined by commas are JSON, so that a
 whole session is parsed at once. The session's version is the larger of the header's and the last stamp's.
 """
@@ -114,7 +115,7 @@ class Header(NamedTuple):
 
 
 class Element(NamedTuple):
-    """Some messages of a session; of a save's, version, time and id ("") are the header's business."""
+    """Some messages of a session; what a save stored has no version, time and id ("") of its own."""
 
     version: int | None
     at_ms: int | None

@@ -130,7 +130,7 @@ class Operations:
         return _encodable(self.prefix + session_id)
 
     def load(self, session_id: str, last: int | None) -> Read[list[Message] | None]:
-        """All messages, or the last n: in as many elements, since each holds one or more, under a header that is read."""
+        """All messages, or the last n: in the last n elements, since each holds at least one; the header is read."""
         if last is not None and (isinstance(last, bool) or not isinstance(last, int) or last < 0):
             raise PolicyError(f"last={last!r}: give a number of messages, 0 or more, or None for all")
         key = self.key(session_id)

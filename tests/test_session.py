@@ -61,7 +61,7 @@ def stored(bodies: list[bytes], *, saved: bool) -> list[bytes]:
         if body.startswith(b"."):
             own = body
             continue
-        stamp = b'"2f.1a2b.%b",' % (own or b"Zk3_x9AbQ1")
+        stamp = b'"2f.1a2b.%b%b",' % (b"" if saved else b"Zk3_x9AbQ1", own)
         elements.append(body if saved and not own else stamp + body)
         own = b""
     return elements

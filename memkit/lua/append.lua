@@ -12,17 +12,17 @@ if not h then
 end
 if h.err then return h end
 
-local found = {} -- ids, and the version that added each
+local found = {} -- nonces and own ids, and the version that added each
 
 local function search(seen)
   local done, last, portion = 0, math.min(WINDOW + #ARGV - 6, redis.call('LLEN', key) - 1), 4
   while done < last do
     local raws = redis.call('LRANGE', key, -math.min(done + portion, last), -done - 1)
     for i = #raws, 1, -1 do
-      local version, id = element(raws[i])
+      local version, call, own = element(raws[i])
       if not version then return {err = 'MEMKIT element ' .. -(done + #raws - i + 1)} end
       if version > 0 and version <= seen then return end
-      found[id] = found[id] or version
+      found[call], found[own] = found[call] or version, found[own] or version
     end
     done, portion = done + #raws, PORTION
   end
@@ -40,7 +40,7 @@ if not h.new and ARGV[5] ~= h.born .. string.format(' %x', h.version) then
 end
 
 h.version = h.version + 1
-local elements = elements_of(6, h, nonce, found, h.new and {''} or {})
+local elements = elements_of(6, h, true, found, h.new and {''} or {})
 local answer = h.version
 if #elements == 0 then -- all are there: answer the version that added them, and stay at the session's
   h.version, answer = h.version - 1, nil

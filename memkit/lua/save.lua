@@ -11,15 +11,15 @@ if conflict then return conflict end
 h = h or fresh()
 
 -- What is damaged is not overwritten. The nonces of the newest appends are remembered, so that one that is sent again
--- after this save does not bring back what was replaced; an id of a message's own may be added again.
+-- after this save does not bring back what was replaced; an id of a message's own may be added again by another call.
 local length = h.new and 0 or redis.call('LLEN', key) - 1
 local appends, traced = {}, nil
 for from = 1, length, PORTION do
   for i, raw in ipairs(redis.call('LRANGE', key, from, math.min(from + PORTION - 1, length))) do
-    local version, id = element(raw)
+    local version, call = element(raw)
     if not version then return {err = 'MEMKIT element ' .. from + i - 1} end
-    if version ~= traced and #id == NONCE then
-      appends[#appends + 1] = {id, version}
+    if version ~= traced and call ~= '' then
+      appends[#appends + 1] = {call, version}
       traced = version
     end
   end
@@ -31,7 +31,7 @@ if not h.new then redis.call('LTRIM', key, 0, -1) end -- denied? then before any
 for i = math.max(1, #appends - TRACES + 1), #appends do remember(h, appends[i][1], appends[i][2]) end
 h.version = h.version + 1
 remember(h, nonce, h.version)
-local elements = elements_of(5, h, nil, {}, {header(h)})
+local elements = elements_of(5, h, false, {}, {header(h)})
 -- RPUSH first, then drop the old front: the key, with its deadline, never vanishes.
 push(elements)
 if not h.new then redis.call('LTRIM', key, -#elements, -1) end

@@ -12,14 +12,15 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 local function whole(n) return string.format('%.0f', n) end
 
--- An element's version and id, 0 and '' for a save's list; nil for what is no element.
+-- An element's version, the nonce of the append that added it (''), the message's own id (''); version 0 for a save's
+-- list; nil for what is no element.
 local function element(raw)
   local from, closes = string.byte(raw, 1), string.byte(raw, -1)
-  if from == 91 then return closes == 93 and 0 or nil, '' end -- [ and ]
-  local version, id, opens = string.match(raw, '^"(%x+)%.%x+%.?([^"]*)",(.)')
+  if from == 91 then return closes == 93 and 0 or nil, '', '' end -- [ and ]
+  local version, id, own, opens = string.match(raw, '^"(%x+)%.%x+%.?([%w_-]*)(%.?[%w_-]*)",(.)')
   -- A message, a list of them, or a text.
   if version and (opens == '{' and closes == 125 or opens == '[' and closes == 93 or opens == '"' and closes == 34) then
-    return tonumber(version, 16), id
+    return tonumber(version, 16), id, own
   end
 end
 
@@ -146,11 +147,11 @@ local function finish(h)
   if h.new and h.ttl then redis.call('PEXPIRE', key, whole(h.ttl)) end
 end
 
--- What [from...] of ARGV holds as elements, added to those given. id: for a stamp on all (an append's), or nil: on those
--- with an id of their own alone (a save's). skip: own ids that are there already; an append stores each once.
-local function elements_of(from, h, id, skip, elements)
-  local stamp = string.format('"%x.%x.', h.version, math.max(0, now - h.created))
-  local front = id and stamp .. id .. '",' or ''
+-- What [from...] of ARGV holds as elements, added to those given. append: with this call's nonce on all, and each own
+-- id stored once; else as a save has them. skip: own ids that are there already.
+local function elements_of(from, h, append, skip, elements)
+  local stamp = string.format('"%x.%x.', h.version, math.max(0, now - h.created)) .. (append and nonce or '')
+  local front = append and stamp .. '",' or ''
   local i = from
   while i <= #ARGV do
     local own = string.byte(ARGV[i]) == 46 and ARGV[i] -- "."
@@ -159,7 +160,7 @@ local function elements_of(from, h, id, skip, elements)
     else
       i = i + 1
       if not skip[own] then elements[#elements + 1] = stamp .. own .. '",' .. ARGV[i] end
-      if id then skip[own] = skip[own] or h.version end
+      if append then skip[own] = skip[own] or h.version end
     end
     i = i + 1
   end
