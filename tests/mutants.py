@@ -920,7 +920,11 @@ class WritesBehind(ListScript):
     found_by = "stored_when_acknowledged"
 
     def append(self, role: str, text: str) -> None:
-        threading.Thread(target=super().append, args=(role, text), daemon=True).start()
+        threading.Thread(target=self.later, args=(role, text), daemon=True).start()
+
+    def later(self, role: str, text: str) -> None:
+        with contextlib.suppress(RedisError):
+            super().append(role, text)
 
 
 class FallsBack(ListScript):

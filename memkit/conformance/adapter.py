@@ -42,7 +42,8 @@ class StoreAdapter(Protocol):
 
     Attributes an adapter may set, and what they are when it does not: ``has_ttl`` (True), ``may_shorten`` (False: a
     session that is opened again with a shorter ttl_s keeps its longer life), ``expiry`` ("sliding": each append
-    renews the session; "absolute": its deadline is set once).
+    renews the session; "absolute": its deadline is set once), ``roles`` (user, assistant, system, tool; where it has
+    fewer, the first of its own stands in).
     """
 
     name: str

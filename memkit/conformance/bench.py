@@ -13,13 +13,14 @@ from typing import Self
 import redis
 
 from memkit.clock import ServerClock
-from memkit.conformance.adapter import Handle, Messages, StoreAdapter, checked_handle
+from memkit.conformance.adapter import Handle, Messages, StoreAdapter, checked_handle, one_line
 from memkit.conformance.case import NotAsked
 from memkit.errors import ServerError
 from memkit.server import RedisServer
 
 CONTROL_USER = "memkit-suite"
 CONTROL_PASSWORD = "suite"  # noqa: S105  # of a private server on loopback
+ROLES = ("user", "assistant", "system", "tool")
 TTL_S = 600.0
 MARGIN_S = 2.0
 """How far from a deadline the suite looks, either side."""
@@ -45,6 +46,7 @@ class Bench:
         self.has_ttl: bool = getattr(adapter, "has_ttl", True)
         self.may_shorten: bool = getattr(adapter, "may_shorten", False)
         self.sliding: bool = getattr(adapter, "expiry", "sliding") == "sliding"
+        self.roles: tuple[str, ...] = tuple(getattr(adapter, "roles", ROLES))
         self._persist = persist
         self._open: list[Handle] = []
         self._ids = itertools.count(1)
@@ -131,6 +133,14 @@ class Bench:
         handle = checked_handle(self.adapter.open(url or self.url, session_id, self.ttl(ttl_s)), self.adapter.name)
         self._open.append(handle)
         return handle
+
+    def refuses_none(self) -> str:
+        """Return what the store raises when it is opened without a TTL, or nothing when it is not."""
+        try:
+            self.open(self.id("none"), None)
+        except Exception as error:  # noqa: BLE001  # refused aloud
+            return one_line(error)
+        return ""
 
     def read(self, session_id: str, ttl_s: float | None = TTL_S, *, url: str | None = None) -> Messages:
         """Return what a fresh handle reads, closed again at once."""

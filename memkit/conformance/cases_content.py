@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from memkit.conformance.bench import Bench
+from memkit.conformance.bench import ROLES, Bench
 from memkit.conformance.case import Case, Forgot, case
 from memkit.conformance.talk import Talk, difference
 
@@ -44,7 +44,6 @@ TEXTS = (
     "==base64==",
     "gASVBQAAAAAAAACMAXiULg==",
 )
-ROLES = ("user", "assistant", "system", "tool")
 LONG = 1_000_000
 
 
@@ -100,12 +99,13 @@ def identical_messages(bench: Bench) -> None:
     why="A tool's result that comes back as the user's words, or not at all, makes the model remember another talk.",
     fix="Store the role as it was given, and give back every role.",
 )
-def roles(bench: Bench) -> None:
+def roles(bench: Bench) -> str:
     """Messages of every role (user, assistant, system, tool) come back with that role."""
     talk = Talk(bench)
-    for role in (*ROLES, *reversed(ROLES)):
+    for role in (*bench.roles, *reversed(bench.roles)):
         talk.say(role=role)
     talk.expect("every role")
+    return "" if set(bench.roles) == set(ROLES) else f"the store declares that its roles are {', '.join(bench.roles)}"
 
 
 @case(

@@ -37,6 +37,12 @@ OWN_CLOCK = (
 )
 TRIES = 3
 """How often a case is asked again when this machine stood still at the wrong moment."""
+
+
+class Hung(Exception):
+    """The store was still at it when its time was over."""
+
+
 Outcome = Literal["passed", "failed", "skipped"]
 
 
@@ -95,7 +101,7 @@ class Result:
 
 
 def limited(work: Callable[[], object], limit_s: float) -> BaseException | None:
-    """Do work in a thread of its own; return what it raised, or TimeoutError when it is still at it.
+    """Do work in a thread of its own; return what it raised, or Hung when it is still at it.
 
     A thread cannot be ended: one that hangs is left alone, and whoever owns the process decides what becomes of it.
     """
@@ -115,7 +121,7 @@ def limited(work: Callable[[], object], limit_s: float) -> BaseException | None:
         warnings.simplefilter("ignore")
         thread.start()
         thread.join(limit_s)
-    return raised[0] if raised else TimeoutError(f"no answer within {limit_s:g} s")
+    return raised[0] if raised else Hung(f"no answer within {limit_s:g} s")
 
 
 def first_contact(bench: Bench, label: str, *, limit_s: float = FIRST_LIMIT_S) -> None:
@@ -130,7 +136,7 @@ def first_contact(bench: Bench, label: str, *, limit_s: float = FIRST_LIMIT_S) -
 
     bench.begin()
     error = limited(work, limit_s)
-    if isinstance(error, TimeoutError) and step[0] and "no answer within" in str(error):
+    if isinstance(error, Hung):
         raise AdapterError(f"{label}: {step[0]} hangs: {error}")
     if isinstance(error, AdapterError):
         raise error
@@ -166,7 +172,7 @@ def ask(case: Case, bench: Bench, *, limit_s: float = CASE_LIMIT_S) -> CaseResul
             error = _asked(work, limit_s)
         remark.append(OWN_CLOCK)
     outcome, says = _verdict(error)
-    hung = isinstance(error, TimeoutError) and "no answer within" in str(error)
+    hung = isinstance(error, Hung)
     says = says or (remark[-1] if remark else "") or case.meaning
     return CaseResult(
         case.name, outcome, says, case.meaning, case.why, case.fix, round(time.monotonic() - began, 3), hung
@@ -214,7 +220,7 @@ def _verdict(error: BaseException | None) -> tuple[Outcome, str]:
         return "skipped", str(error)
     if isinstance(error, Stalled):
         return "skipped", f"{error}, {TRIES} times in a row"
-    if isinstance(error, Forgot):
+    if isinstance(error, Forgot | Hung):
         return "failed", str(error)
     return "failed", f"raised with nothing wrong: {one_line(error)}"
 

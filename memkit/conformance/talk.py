@@ -44,6 +44,7 @@ class Talk:
     def say_exactly(self, text: str, role: str = "user", *, by: Handle | None = None) -> None:
         """Append a message whose text may be empty."""
         handle = by or self.handle
+        role = role if role in self.bench.roles else self.bench.roles[0]
         began = self.bench.now_s()
         handle.append(role, text)
         self._said_at = began, self.bench.now_s()
