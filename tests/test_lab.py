@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,12 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="looks for what is le
 class Lab:
     """A running ``memkit lab --no-browser``."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, env: Mapping[str, str] | None = None) -> None:
         self.log = folder / "log"
         # Short enough for unix sockets.
         self.temporary = Path(tempfile.mkdtemp(prefix="lab-", dir="/tmp"))
         command = [sys.executable, "-m", "memkit", "lab", "--no-browser", f"--dir={folder / 'notebooks'}", *options]
-        env = own_jupyter(folder) | {"TMPDIR": str(self.temporary)}
+        env = own_jupyter(folder) | {"TMPDIR": str(self.temporary)} | dict(env or {})
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         wait_until(lambda: "token=" in self.log.read_text() or self.process.poll() is not None)

@@ -1,0 +1,187 @@
+"""Every notebook as people see it: `memkit lab` in headless Chromium, Run All, in light and in dark.
+
+Screenshots go to MEMKIT_ARTEFACTS, or else stay in pytest's temporary directory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from test_lab import Lab, linux
+from test_notebooks import NOTEBOOKS
+
+from memkit.demo import QUESTIONS
+
+pytestmark = linux
+WITHIN_MS = 90_000
+WIDTH, TALLEST = 1280, 14_000
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-background-networking"]
+LAB_CONFIG = {"LabApp": {"expose_app_in_browser": True}}
+# Every cell is in the page, wherever it is scrolled to.
+TRACKER = {"windowingMode": "none"}
+READY = "window.jupyterapp && window.jupyterapp.restored.then(() => true)"
+RUN_ALL = """async path => {
+    const app = window.jupyterapp
+    const panel = await app.commands.execute('docmanager:open', {path})
+    await panel.context.ready
+    await panel.sessionContext.ready
+    await app.commands.execute('notebook:run-all-cells')
+    const images = [...panel.content.node.querySelectorAll('.jp-OutputArea-output img, .jp-OutputArea-output svg')]
+    const named = image => (image.getAttribute('alt') || image.getAttribute('aria-label') || '').trim()
+    return {
+        cells: [...panel.content.model.cells].filter(cell => cell.type == 'code').map(cell => cell.toJSON()),
+        images: images.map(named),
+        text: [...panel.content.node.querySelectorAll('.jp-OutputArea-output')].map(out => out.innerText).join('\\n'),
+    }
+}"""
+SHOW = """async ([path, theme]) => {
+    const app = window.jupyterapp
+    await app.commands.execute('apputils:change-theme', {theme})
+    const panel = await app.commands.execute('docmanager:open', {path})
+    panel.content.activeCellIndex = 0
+    panel.content.node.querySelector('.jp-WindowedPanel-outer').scrollTop = 0
+    return panel.content.node.querySelector('.jp-WindowedPanel-viewport').scrollHeight
+}"""
+CLOSE = """async path => {
+    const panel = await window.jupyterapp.commands.execute('docmanager:open', {path})
+    await panel.sessionContext.shutdown()
+    panel.dispose()
+}"""
+# Playwright waits for a promise as long as it takes.
+IN_TIME = "value => Promise.race([({script})(value), new Promise((_, no) => setTimeout(no, {ms}, new Error('hangs')))])"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What there was to see of a notebook after Run All: code cells with outputs, each image's alt text, all text."""
+
+    cells: list[dict[str, Any]]
+    images: list[str]
+    text: str
+
+
+class Elsewhere:
+    """A proxy that answers nobody: whoever asks it wanted to leave this machine."""
+
+    def __init__(self) -> None:
+        self.asked: list[bytes] = []
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        while True:
+            connection, _ = self._socket.accept()
+            with connection:
+                self.asked.append(connection.recv(1024))
+
+    def environment(self) -> dict[str, str]:
+        proxies = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), f"http://127.0.0.1:{self.port}")
+        return proxies | {"no_proxy": "127.0.0.1,localhost"}
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What one visit to the lab saw: each notebook, and every address asked for that is not this machine's."""
+
+    seen: dict[str, Seen]
+    left: list[str]
+
+
+@pytest.fixture(scope="module")
+def visit(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Visit:
+    playwright = _playwright()
+    elsewhere = Elsewhere()
+    folder = tmp_path_factory.mktemp("browser")
+    configure(folder)
+    shots = Path(os.environ.get("MEMKIT_ARTEFACTS") or folder) / "screenshots"
+    shots.mkdir(parents=True, exist_ok=True)
+    here = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    names = [item.callspec.params["notebook"].name for item in here]
+    lab = Lab(folder, env=elsewhere.environment())
+    try:
+        with playwright() as driver:
+            return Visitor(driver, lab, shots, folder).look_at(names, elsewhere)
+    finally:
+        lab.end()
+
+
+def _playwright() -> Any:
+    """Return playwright's entry point; say aloud what is missing here, and fail where CI has to have it."""
+    missing = pytest.fail if os.environ.get("CI") else pytest.skip
+    if not CHROMIUM:
+        missing("no Chromium on PATH: apt install chromium")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing("no playwright: pip install playwright")
+    return sync_playwright
+
+
+def configure(folder: Path) -> None:
+    """Write the settings of a Jupyter of its own: see own_jupyter."""
+    settings = folder / "jupyter_config_dir/lab/user-settings/@jupyterlab/notebook-extension"
+    settings.mkdir(parents=True)
+    (settings / "tracker.jupyterlab-settings").write_text(json.dumps(TRACKER))
+    (folder / "jupyter_config_dir/jupyter_lab_config.json").write_text(json.dumps(LAB_CONFIG))
+
+
+class Visitor:
+    """A browser in the lab."""
+
+    def __init__(self, driver: Any, lab: Lab, shots: Path, home: Path) -> None:
+        self.shots = shots
+        self.left: list[str] = []
+        browser = driver.chromium.launch(
+            executable_path=CHROMIUM, args=FLAGS, env=dict(os.environ) | {"XDG_CONFIG_HOME": str(home)}
+        )
+        self.page = browser.new_page(viewport={"width": WIDTH, "height": 900})
+        self.page.set_default_timeout(WITHIN_MS)
+        self.page.on("request", self._asked)
+        self.page.goto(f"{lab.url}lab?token={lab.token}")
+        self.page.wait_for_function(READY)
+
+    def _asked(self, request: Any) -> None:
+        parts = urlsplit(request.url)
+        if parts.scheme not in ("data", "blob") and parts.hostname != "127.0.0.1":
+            self.left.append(request.url)
+
+    def look_at(self, names: list[str], elsewhere: Elsewhere) -> Visit:
+        seen = {name: self._run(name) for name in names}
+        return Visit(seen, [*self.left, *map(str, elsewhere.asked)])
+
+    def _run(self, name: str) -> Seen:
+        seen = Seen(**self._evaluate(RUN_ALL, name))
+        for theme in ("JupyterLab Light", "JupyterLab Dark"):
+            height = self._evaluate(SHOW, [name, theme])
+            self.page.set_viewport_size({"width": WIDTH, "height": min(height + 150, TALLEST)})
+            self.page.screenshot(path=self.shots / f"{name.removesuffix('.ipynb')}-{theme.split()[1].lower()}.png")
+        self._evaluate(CLOSE, name)
+        return seen
+
+    def _evaluate(self, script: str, value: Any) -> Any:
+        return self.page.evaluate(IN_TIME.format(script=script, ms=WITHIN_MS), value)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_run_all_shows_no_error_and_every_image_has_a_text(notebook: Path, visit: Visit) -> None:
+    seen = visit.seen[notebook.name]
+    assert all(cell["execution_count"] for cell in seen.cells)
+    errors = [out for cell in seen.cells for out in cell["outputs"] if out["output_type"] == "error"]
+    assert not errors, "\n".join(errors[0]["traceback"])
+    assert all(len(text) > 20 for text in seen.images), seen.images
+    assert not [text for text in QUESTIONS if len(text) > 8 and text in seen.text]
+
+
+def test_nothing_leaves_this_machine(visit: Visit) -> None:
+    assert visit.left == []
