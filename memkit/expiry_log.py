@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 End = Literal["expired", "evicted", "deleted", "evicted or deleted", "alive", "absent"]
 ENDS: Final[tuple[End, ...]] = ("expired", "evicted", "deleted", "evicted or deleted", "alive", "absent")
+MAX_ROWS = 20
 NONE: Final = -1
 """In a column: not known, or not so far."""
 
@@ -186,8 +187,7 @@ class ExpiryLog:
         groups = self.groups()
         wrong = [group for group in groups if group.odd]
         if wrong or any(group.ttl_ms is None for group in groups):
-            said = "; ".join(str(group) for group in wrong or groups)
-            return f"Not as meant: {said}." if wrong else f"{said}."
+            return f"Not as meant: {_told(wrong)}." if wrong else f"{_told(groups)}."
         return self._as_meant(groups) if groups else "No keys to observe."
 
     def _as_meant(self, groups: Sequence[Group]) -> str:
@@ -197,7 +197,7 @@ class ExpiryLog:
         if not expired:
             return f"As meant so far: {on}"
         gone = len(self) - alive
-        ttls = " to ".join(dict.fromkeys(human(cast("int", group.ttl_ms)) for group in (expired[0], expired[-1])))
+        ttls = " to ".join(dict.fromkeys(_ttl(cast("int", group.ttl_ms)) for group in (expired[0], expired[-1])))
         keys = _keys(gone) if not alive else f"{gone:,} of {_keys(len(self))}"
         said = f"As meant: {keys} lived {'its' if gone == 1 else 'their'} TTL of {ttls} and expired"
         return f"{said}; {on}" if alive else f"{said}."
@@ -210,9 +210,11 @@ class ExpiryLog:
         head = "".join(
             f"<th>{name}</th>" for name in ("TTL meant", "keys", "end", "lived", "exact to", "event late by")
         )
-        body = "".join(
-            f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in group.cells())}</tr>" for group in self.groups()
-        )
+        groups = self.groups()
+        rows = [group.cells() for group in groups[:MAX_ROWS]]
+        if len(groups) > MAX_ROWS:
+            rows.append((f"{len(groups) - MAX_ROWS:,} more TTLs", "", "", "", "", ""))
+        body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
         return (
             f"<table><caption>{escape(str(self))}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         )
@@ -262,17 +264,44 @@ class Group:
 
     def __str__(self) -> str:
         told, whole = (self.odd, f" of {self.keys:,}") if self.odd and self.odd.keys < self.keys else (self, "")
-        ends = ", ".join(f"{count:,} {end}" for end, count in told.ends.items())
         keys = f"{told.keys:,}{whole} {'key' if self.keys == 1 else 'keys'}"
-        meant = f" meant to live {human(self.ttl_ms)}" if self.ttl_ms is not None else ""
-        return f"{keys}{meant} {told.lived} ({ends})"
+        meant = f" meant to live {_ttl(self.ttl_ms)}" if self.ttl_ms is not None else ""
+        return f"{keys}{meant} {told.lived} ({told.ended})"
+
+    @property
+    def ended(self) -> str:
+        """How they ended, with counts where there is more than one way."""
+        if len(self.ends) == 1:
+            return next(iter(self.ends))
+        return ", ".join(f"{count:,} {end}" for end, count in self.ends.items())
+
+    @property
+    def how_odd(self) -> float:
+        """By what factor a life missed its TTL at worst."""
+        if self.ttl_ms is None or self.life_ms is None:
+            return 1.0
+        low, high = (max(life, 1.0) / self.ttl_ms for life in self.life_ms)
+        return max(1 / low, high)
 
     def cells(self) -> tuple[str, ...]:
         """Return a row of the table."""
-        ends = ", ".join(f"{count:,} {end}" for end, count in self.ends.items())
         late = "no event" if self.event_late_ms is None else f"at most {about(self.event_late_ms)}"
-        meant = "unknown" if self.ttl_ms is None else human(self.ttl_ms)
-        return meant, f"{self.keys:,}", ends, self.lived, f"{self.exact_to_ms:.3g} ms", late
+        meant = "unknown" if self.ttl_ms is None else _ttl(self.ttl_ms)
+        return meant, f"{self.keys:,}", self.ended, self.lived, f"{self.exact_to_ms:.3g} ms", late
+
+
+def _told(groups: Sequence[Group]) -> str:
+    """Three groups in full; of more their number and the worst."""
+    if len(groups) <= 3:
+        return "; ".join(map(str, groups))
+    keys = sum((group.odd or group).keys for group in groups)
+    worst = max(groups, key=lambda group: group.how_odd)
+    return f"{_keys(keys)} of {len(groups):,} TTLs, at worst {worst}"
+
+
+def _ttl(ms: int) -> str:
+    exact = human(ms)
+    return about(ms) if exact.endswith("ms") and ms > 1000 else exact
 
 
 def _keys(count: int) -> str:

@@ -285,9 +285,9 @@ class _Run:
 
     def _approach(self, heap: list[tuple[int, int]], ahead_us: int) -> int:
         """Let time pass until shortly before the next deadline; return the time."""
-        # A first stop without hurry: should this process be late for the second, no interval is wider than 2 s for it.
+        # A first stop without hurry, so that no interval is wide should this process be late for the second.
         early_us = max(1_000_000, 10 * ahead_us)
-        self._see_near(heap, self._reach(heap[0][0] - early_us) + 2 * early_us)
+        self._see_near(heap, self._reach(heap[0][0] - early_us) + 60 * early_us)
         now = self._reach(heap[0][0] - ahead_us) if heap else self._look.now_us()
         # The nearest at once: to look at thousands takes longer than they have.
         self._see_near(heap, now + ahead_us + NEAR_US)

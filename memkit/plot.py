@@ -23,12 +23,11 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentF
 
 from memkit.expiry_log import ENDS, NONE, ExpiryLog, about
 from memkit.formats.safe import printable
-from memkit.policy import human
 from memkit.session_report import SHARED, KeyReport, SessionReport, early_ends, span
 
 INK, GREY, PALE = "#1a1a1a", "#6e6e6e", "#d9d9d9"
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
-LINES: Sequence[Any] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
+LINES: Sequence[Any] = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (2, 1)))
 STYLE: Any = {
     "figure.facecolor": "white",
     "axes.facecolor": "white",
@@ -191,7 +190,7 @@ def _label_groups(ax: Axes, points: _Points, low: float, high: float) -> None:
     for ttl, kind, some in points.by_ttl_and_kind():
         life = float(np.median(some.life))
         keys = f"{len(some.ttl):,} {'key' if len(some.ttl) == 1 else 'keys'}"
-        meant = human(ttl * 1000)
+        meant = about(ttl * 1000)
         left = ttl > middle
         if kind == "meant":
             text, weight, colour = f"{meant}: {keys}, {_within(some)}", "normal", INK
@@ -314,43 +313,42 @@ def plot_survival(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     ax = _axes(ax, (7.6, 4.4))
     points = _Points.of(log)
     ttls = [float(ttl) for ttl in np.unique(points.ttl)]
-    low, high = _range(np.concatenate([points.ttl, points.life]))
-    for number, ttl in enumerate(ttls):
-        _survival_line(ax, points.where(points.ttl == ttl), ttl, number, (low, high))
-    ax.set(xscale="log", xlim=(low, high), ylim=(-0.02, 1.09), ylabel="keys still readable")
+    limits = low, high = _range(np.concatenate([points.ttl, points.life]))
+    if len(ttls) > len(LINES):
+        _survival_line(ax, points, f"TTLs {about(1000 * ttls[0])} to {about(1000 * ttls[-1])}", 0, limits)
+    for number, ttl in enumerate(ttls if len(ttls) <= len(LINES) else []):
+        _survival_line(ax, points.where(points.ttl == ttl), f"meant {about(1000 * ttl)}", number, limits)
+    ax.set(xscale="log", xlim=(low, high), ylim=(-0.02, 1.05), ylabel="keys still readable")
     ax.set_xlabel("time since they were written")
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     _time_axis(ax.xaxis)
-    ax.legend(loc="lower left", frameon=False, fontsize=9, labelcolor=INK)
+    ax.legend(loc="lower left", framealpha=0.85, edgecolor="none", facecolor="white", fontsize=9, labelcolor=INK)
     _finish(ax, log.verdict, f"{log.server}, {log.clock}; dotted: the end that was meant")
     ax.set_label(f"Share of {len(log):,} keys still readable over time, a line for each TTL. {log.verdict}")
     return ax
 
 
-def _survival_line(ax: Axes, some: _Points, ttl: float, number: int, limits: tuple[float, float]) -> None:
-    colour = (
-        VERMILLION if np.isin(some.kind, ["meant", "alive"]).mean() < 0.5 else (BLUE, GREEN, SKY, PURPLE)[number % 4]
-    )
-    style = LINES[number % len(LINES)]
-    share = 1 - np.arange(len(some.ttl) + 1) / len(some.ttl)
-    edges = [np.concatenate([[limits[0]], np.sort(np.where(np.isnan(t), np.inf, t))]) for t in (some.low, some.high)]
-    middle = np.concatenate([[limits[0]], np.sort(np.where(np.isnan(some.high), np.inf, some.life))])
-    shown = middle < np.inf
-    x, y = np.append(middle[shown], limits[1]), np.append(share[shown], share[shown][-1])
-    ax.step(x, y, where="post", color=colour, ls=style, lw=2, label=f"meant {human(ttl * 1000)}")
-    ax.fill_betweenx(
-        share[1:],
-        np.maximum(edges[0][1:], limits[0]),
-        np.minimum(edges[1][1:], limits[1]),
-        step="pre",
-        color=colour,
-        alpha=0.25,
-        lw=0,
-    )
-    ax.axvline(ttl, color=colour, lw=1, ls=":", ymax=0.93)
-    ax.annotate(
-        human(ttl * 1000), (ttl, 1.045), ha="center", va="bottom", fontsize=8, color=colour, annotation_clip=False
-    )
+def _survival_line(ax: Axes, some: _Points, label: str, number: int, limits: tuple[float, float]) -> None:
+    early = np.isin(some.kind, ["meant", "alive"]).mean() < 0.5
+    colour = VERMILLION if early else (BLUE, GREEN, SKY, PURPLE)[number % 4]
+    share, middle, meant, least, most = _steps(some, limits)
+    ax.step(middle, share, where="post", color=colour, ls=LINES[number], lw=2, label=label)
+    ax.step(meant, share, where="post", color=colour, ls=":", lw=1.2)
+    ax.fill_betweenx(share, least, most, step="pre", color=colour, alpha=0.2, lw=0)
+
+
+def _steps(some: _Points, limits: tuple[float, float]) -> tuple[Any, ...]:
+    """Return shares and the times when they were reached: observed, meant, earliest, latest; 400 steps at most."""
+    count = len(some.ttl)
+    rows = np.unique(np.linspace(0, count, min(count, 400) + 1).astype(int))
+    ends = np.isnan(some.high)
+
+    def reached(values: Any) -> Any:
+        ordered = np.concatenate([[limits[0]], np.sort(values)])[rows]
+        return np.clip(ordered, *limits)
+
+    times = (np.where(ends, np.inf, some.life), some.ttl, some.low, np.where(ends, np.inf, some.high))
+    return (1 - rows / count, *map(reached, times))
 
 
 def plot_lateness(log: ExpiryLog, ax: Axes | None = None) -> Axes:

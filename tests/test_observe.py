@@ -165,7 +165,7 @@ def test_deadlines_that_move_are_followed_and_told(
     assert [expiry.end for expiry in log] == ["expired", "expired", "alive", "expired"]
     lives = [round(sum(log.life_ms(i)) / 2 / 1000) for i in (0, 1, 3)]
     assert lives[0] < 3600  # seen gone at a stop between, not near the deadline that it had meant
-    assert lives[1:] == [14 * 86400, 7 * 86400]
+    assert lives[1:] == pytest.approx([14 * 86400, 7 * 86400], abs=5)
     told = {(change.key, change.kind) for change in log.changes}
     assert told == {("renewed", "renewed"), ("dropped", "dropped")}
 
@@ -313,14 +313,18 @@ def made_log(rows: list[tuple[int, float, float, str]]) -> ExpiryLog:
         ([(WEEK_MS, WEEK_MS - 5, WEEK_MS + 5, "expired")], "As meant: 1 key lived its TTL of 7d and expired."),
         (
             [(WEEK_MS, 299_995, 300_005, "expired")] * 3 + [(WEEK_MS, WEEK_MS - 5, WEEK_MS + 5, "expired")],
-            "Not as meant: 3 of 4 keys meant to live 7d lived 5m (3 expired).",
+            "Not as meant: 3 of 4 keys meant to live 7d lived 5m (expired).",
         ),
         (
             [(1000, 60_000, 60_010, "expired"), (WEEK_MS, 7_195_000, 7_205_000, "evicted")],
-            "Not as meant: 1 key meant to live 1s lived 1m (1 expired); 1 key meant to live 7d lived 2h (1 evicted).",
+            "Not as meant: 1 key meant to live 1s lived 1m (expired); 1 key meant to live 7d lived 2h (evicted).",
         ),
         ([(-1, 59_990, 60_010, "expired"), (-1, 1, 2, "deleted")], "2 keys lived 2ms to 1m (1 expired, 1 deleted)."),
         ([(WEEK_MS, 100, 0, "alive")], "As meant so far: 1 key lives on."),
+        (
+            [(n * 1000, n * 1000 / (20 if n == 7 else 10), n * 1000 / 10 + 1, "expired") for n in range(1, 9)],
+            "Not as meant: 8 keys of 8 TTLs, at worst 1 key meant to live 7s lived 526ms (expired).",
+        ),
         ([], "No keys to observe."),
     ],
 )
@@ -350,7 +354,7 @@ def test_a_frame_carries_units_and_a_table_is_escaped() -> None:
     assert str(frame["deadline_at"].dt.tz) == "UTC"
     log.server = "<script>"
     html = log._repr_html_()
-    assert "<caption>Not as meant: 1 key meant to live 7d lived 5m (1 expired). Seen on &lt;script&gt;" in html
+    assert "<caption>Not as meant: 1 key meant to live 7d lived 5m (expired). Seen on &lt;script&gt;" in html
     assert html.count("<tr>") == 3
 
 
