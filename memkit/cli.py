@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -237,7 +236,7 @@ def _inspect(given: argparse.Namespace) -> int:
     from memkit.inspect import inspect_session
 
     report = inspect_session(given.url, given.session, reveal=given.reveal)
-    print(json.dumps(report.to_dict(), ensure_ascii=False) if given.json else report.to_text())
+    print(report.to_json() if given.json else report.to_text())
     return 1 if report.problems else 0
 
 

@@ -90,7 +90,7 @@ class _Search:
         if new:
             loaded = self._reader.load(new)
             self._loaded |= loaded
-            self._there |= {name: each for name, each in loaded.items() if each}
+            self._there |= {name: each for name, each in sorted(loaded.items()) if each}
 
     def _scan(self, session: str) -> None:
         """Search the names of the whole database; no key is looked at but those that hold the id."""
@@ -99,7 +99,8 @@ class _Search:
             names = self._reader.scan(f"{prefix}*{_glob(part)}*", MAX_NAMES)
             if len(names) == MAX_NAMES:
                 self._notes.append(f"over {MAX_NAMES:,} keys have this id in their name; the others were left out")
-            self._load(Want(name, "") for name in names)
+            # Names end with times and counters: read the newest first, for the budget may not last.
+            self._load(Want(name, "") for name in reversed(names))
 
     def _groups(self) -> dict[Group, dict[str, Hit]]:
         """Return the keys of each session of this id; a strong boundary before the id beats a weak one."""
@@ -262,10 +263,9 @@ def _decoded(known: Known, veil: Veil) -> tuple[list[Problem], list[str], Meant 
 def _general_problems(hit: Hit, own: Mapping[str, Loaded], meant: Meant | None) -> list[Problem]:
     """Return what is wrong with the session's own keys, whatever store they are of."""
     problems = [*_lifetimes(hit, own, meant)]
+    problems += _few([Problem("unreadable", name, each.raw.unread) for name, each in own.items() if each.raw.unread])
     for name, each in own.items():
-        if each.raw.unread:
-            problems.append(Problem("unreadable", name, each.raw.unread))
-        elif each.raw.partial:
+        if each.raw.partial:
             read, total = len(each.raw.elements), each.raw.total
             problems.append(Problem("truncated", name, f"the first {read:,} of {total:,} elements were read"))
     big = [problem for name, each in own.items() for problem in _big(name, each.raw)]

@@ -14,7 +14,7 @@ from secrets import token_bytes
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from memkit.formats.model import Problem, Run, Tool, Turn
-from memkit.formats.safe import escaped, printable, width
+from memkit.formats.safe import SHOWN_CHARS, escaped, printable, width
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,7 @@ SPREAD_SHARE = 0.01
 SHARED = "shared"
 """How the parts begin that hold other sessions' entries too, and may live for ever."""
 _ROWS = 200
-_CELL_CHARS = 72
+_CELL_CHARS = 300
 
 
 class Message(NamedTuple):
@@ -231,7 +231,7 @@ class SessionReport:
         """Return the report as plain text that no terminal acts on; at most 200 rows a table, JSON has all."""
         parts = [f"{self.store} session {printable(self.session, 200)}"]
         for name, (titles, rows) in self._tables().items():
-            shown = [[_cell(value) for value in row] for row in _limited(rows)]
+            shown = [[_cell(value, self.revealed) for value in row] for row in _limited(rows)]
             parts.append(_text_table(name, [title for title, _ in titles], shown, self._count(name)))
         parts += [f"repair, for you to judge: {printable(repair)}" for repair in self._repairs()]
         parts += [f"note: {printable(note)}" for note in self.notes]
@@ -305,10 +305,11 @@ def _key_row(key: KeyReport) -> Sequence[Any]:
     return (key.key, key.type, key.part, key.ttl_s, key.idle_s, key.bytes, encoding)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, revealed: bool) -> str:
     if value is None:
         return "–"
-    return printable(value, _CELL_CHARS * 4) if isinstance(value, str) else f"{value:,}"
+    limit = SHOWN_CHARS if revealed else _CELL_CHARS
+    return printable(value, limit) if isinstance(value, str) else f"{value:,}"
 
 
 def _limited(rows: Iterable[Sequence[Any]]) -> list[Sequence[Any]]:

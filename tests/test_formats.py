@@ -759,3 +759,35 @@ def test_a_few_hundred_steps_of_the_fuzzer_find_nothing() -> None:
         fuzzer.step()
     assert fuzzer.failures == []
     assert len(fuzzer.edges) > reached + 500
+
+
+def test_a_newer_schema_is_said_and_read_as_far_as_it_goes() -> None:
+    for name in ("langgraph-redis", "langgraph-redis-shallow"):
+        raws = [_with(raw, raw.data.replace(b'"v":4', b'"v":9')) or raw for raw in raws_of(name)]
+        items = decoded(raws)
+        assert [problem.cause for problem in problems(items)] == ["unknown_schema"]
+        assert plainly(turns(items)) == capture.capture(name)["expected"]
+    (raw,) = raws_of("agent-framework-redis")
+    (problem,) = problems(decoded([Raw(raw.name.replace("|v2|", "|v3|"), "list", elements=raw.elements, total=3)]))
+    assert problem.cause == "unknown_schema"
+
+
+def test_runs_that_are_gone_with_all_that_named_them_leave_a_gap() -> None:
+    lost = "f082bd82-75bf-46ce-8948-423d61b19d2b"
+    raws = [
+        Raw(raw.name, raw.kind, data=raw.data, members=raw.members - {lost}, total=raw.total,
+            scores={member: score for member, score in raw.scores.items() if member != lost})
+        for raw in raws_of("agno") if lost not in raw.name
+    ]  # fmt: skip
+    assert "run 2 is the next after 1 runs: 1 before it are gone" in [
+        problem.says for problem in problems(decoded(raws))
+    ]
+
+
+def test_an_order_that_is_not_the_clocks_is_said() -> None:
+    now = 1_790_000_000.0
+    assert follow(USER._replace(at_s=now), USER._replace(at_s=now - 60)) == ["out_of_order"]
+    assert follow(USER._replace(at_s=now), USER._replace(at_s=now - 1)) == []
+    (raw,) = raws_of("ag2")
+    raw.elements[0] = raw.elements[0].replace(b"17953816", b"17963816")
+    assert [problem.cause for problem in problems(decoded([raw]))] == ["out_of_order", "out_of_order"]

@@ -7,18 +7,34 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from memkit.formats.chat import dumped, flatten, role_of
 from memkit.formats.elements import sample, turns
-from memkit.formats.model import Hit, Item, Known, Raw, Tool, Turn, Want, a_list, text_or_none, to_bytes, to_name
+from memkit.formats.model import (
+    Hit,
+    Item,
+    Known,
+    Problem,
+    Raw,
+    Tool,
+    Turn,
+    Want,
+    a_list,
+    text_or_none,
+    to_bytes,
+    to_name,
+)
 
 STORE = "agent-framework-redis"
 SCANNED = False
 KINDS = ("list",)
 PREFIX = "chat_messages|"
 ENCODED = "~redis-session-"
+KNOWN_VERSION = 2
+_VERSION = re.compile(r"chat_messages\|v(\d{1,9})\|", re.ASCII)
 
 
 def names(_session: str) -> Iterable[str]:
@@ -53,6 +69,10 @@ def decode(known: Known) -> Iterator[Item]:
     """Yield the list's messages from head to tail."""
     for raw in known.keys.values():
         if raw:
+            version = _VERSION.match(raw.name)
+            if version and int(version[1]) > KNOWN_VERSION:
+                says = f"the key is of layout version {int(version[1])}, and those up to {KNOWN_VERSION} are known here"
+                yield Problem("unknown_schema", raw.name, says)
             yield from turns(raw, _turn)
 
 

@@ -7,7 +7,7 @@ runs die first, and the index sets never get one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from memkit.formats.chat import chat_turn
@@ -122,6 +122,7 @@ def decode(known: Known) -> Iterator[Item]:
 
 
 def _runs(known: Known) -> Iterator[Item]:
+    documents: dict[str, dict[str, Any]] = {}
     for run in _run_ids(known):
         name = f"{known.hit.prefix}runs:{run}"
         raw = known.there(name)
@@ -132,7 +133,22 @@ def _runs(known: Known) -> Iterator[Item]:
         yield from problems
         if document is None:
             yield from (chat_turn(message, name) for message in salvage(raw.data, "messages"))
-        yield from _messages(a_dict(a_dict(document).get("run_data")), name)
+        documents[name] = document or {}
+        yield from _messages(a_dict(documents[name].get("run_data")), name)
+    if all(documents.values()) and len(documents) == len(_run_ids(known)):
+        yield from _gaps(documents)
+
+
+def _gaps(documents: Mapping[str, Mapping[str, Any]]) -> Iterator[Problem]:
+    """Yield a problem where the runs' own numbers leave some out: those were lost with all that named them."""
+    numbered = {name: each["run_index"] for name, each in documents.items() if isinstance(each.get("run_index"), int)}
+    expected = 0
+    for name, number in sorted(numbered.items(), key=lambda pair: pair[1]):
+        if number > expected:
+            yield Problem(
+                "gap", name, f"run {number} is the next after {expected} runs: {number - expected} before it are gone"
+            )
+        expected = max(expected, number + 1)
 
 
 def _messages(run: dict[str, Any], key: str) -> Iterator[Turn]:

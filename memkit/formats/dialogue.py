@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from memkit.formats.model import Item, Problem, Run, Tool, Turn
 
 _SAID = 5
+SKEW_S = 5.0
+"""Writers' clocks differ; an order that is wrong by less is none."""
 
 
 class Dialogue:
@@ -22,6 +24,7 @@ class Dialogue:
         self._answered: set[str] = set()
         self._uids: set[str] = set()
         self._empty_at: str | None = None
+        self._at_s = 0.0
         self._may_answer = False
         self._count = 0
         self._found: dict[str, list[Problem]] = {}
@@ -51,11 +54,19 @@ class Dialogue:
 
     def _seen(self, turn: Turn) -> Turn:
         self._count += 1
+        self._in_time(turn)
         self._empty_at = turn.key if turn.role == "assistant" and not turn.text else None
         if turn.uid is None and not turn.tools and turn.role != "tool" and self._count > 1:
             self._may_answer = turn.role == "assistant"
             return turn
         return self._turn(turn)
+
+    def _in_time(self, turn: Turn) -> None:
+        if turn.at_s is None:
+            return
+        if turn.at_s < self._at_s - SKEW_S:
+            self._add("out_of_order", turn.key, f"message {self._count:,} was said before the one before it")
+        self._at_s = max(self._at_s, turn.at_s)
 
     def _turn(self, turn: Turn) -> Turn:
         if turn.uid is not None:

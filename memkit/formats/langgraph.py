@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from memkit.formats.chat import chat_turn, looks_like_chat
 from memkit.formats.langchain_message import TYPES, constructed_turn, is_constructed, message_turn
-from memkit.formats.model import Item, Note, Problem, Turn, one_of
+from memkit.formats.model import DOCUMENT_KINDS, Item, Known, Note, Problem, Turn, one_of
 
+KNOWN_VERSION = 4
 _SAID = 5
 
 
@@ -78,11 +79,22 @@ def _turn(entry: Any, key: str) -> Turn | None:
     return chat_turn(entry, key) if looks_like_chat([entry]) else None
 
 
-def missing_parents(links: Mapping[str, tuple[str, str]]) -> Iterator[Problem]:
-    """Yield a problem for each checkpoint whose parent is gone; ``links`` gives id and parent's id by key."""
-    there = {own for own, _ in links.values()}
-    lost = [(name, parent) for name, (_, parent) in links.items() if parent and parent not in there]
-    for name, _parent in lost[:_SAID]:
+def missing_parents(known: Known, parents: Mapping[str, str]) -> Iterator[Problem]:
+    """Yield a problem for each checkpoint whose parent is gone; ``parents`` gives the parent's id by key.
+
+    A checkpoint's id ends its key, so that one which is there and cannot be read is not taken for gone.
+    """
+    there = {name.rpartition(":")[2] for name, raw in known.keys.items() if raw and raw.kind in DOCUMENT_KINDS}
+    lost = [name for name, parent in parents.items() if parent and parent not in there]
+    for name in lost[:_SAID]:
         yield Problem("gap", name, "this checkpoint's parent is gone: the thread cannot be rewound past it")
     if len(lost) > _SAID:
-        yield Problem("gap", lost[_SAID][0], f"… and {len(lost) - _SAID} more checkpoints whose parents are gone")
+        yield Problem("gap", lost[_SAID], f"… and {len(lost) - _SAID} more checkpoints whose parents are gone")
+
+
+def newer_schema(checkpoint: Mapping[str, Any], key: str) -> Iterator[Problem]:
+    """Yield a problem for a checkpoint in a version of LangGraph's format that is not known here."""
+    version = checkpoint.get("v")
+    if isinstance(version, int) and version > KNOWN_VERSION:
+        says = f"the checkpoint's format has version {version}, and those up to {KNOWN_VERSION} are known here"
+        yield Problem("unknown_schema", key, says)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from memkit.formats import msgpack
 from memkit.formats.bounded import Fault, Parsed
 from memkit.formats.documents import corrupt, peek, read
-from memkit.formats.langgraph import message_items, missing_parents, name_parts, thread_of
+from memkit.formats.langgraph import message_items, missing_parents, name_parts, newer_schema, thread_of
 from memkit.formats.model import Hit, Item, Known, Problem, Raw, Want, a_dict, quoted
 
 STORE = "langgraph-plainredis"
@@ -94,6 +94,7 @@ def _checkpoints(known: Known) -> tuple[dict[str, Checkpoint], list[Problem]]:
             problems += faults
             if isinstance(value, dict):
                 found[name] = _checkpoint(known, value)
+                problems += newer_schema(a_dict(value.get("checkpoint")), name)
     return dict(sorted(found.items(), key=lambda pair: pair[1].uid)), problems
 
 
@@ -110,7 +111,7 @@ def decode(known: Known) -> Iterator[Item]:
     checkpoints, problems = _checkpoints(known)
     yield from problems
     yield from _dialogue(known, checkpoints)
-    yield from missing_parents({name: (point.uid, point.parent) for name, point in checkpoints.items()})
+    yield from missing_parents(known, {name: point.parent for name, point in checkpoints.items()})
     yield from _missing_writes(known, checkpoints)
     yield from _index_problems(known, checkpoints)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from memkit.formats.documents import peek, read
-from memkit.formats.langgraph import message_items, missing_parents, name_parts, thread_of
+from memkit.formats.langgraph import message_items, missing_parents, name_parts, newer_schema, thread_of
 from memkit.formats.model import DOCUMENT_KINDS, Hit, Item, Known, Problem, Raw, Want, a_dict, quoted, to_name
 
 STORE = "langgraph-redis"
@@ -73,9 +73,12 @@ def decode(known: Known) -> Iterator[Item]:
     yield from _pointer_problems(known, documents)
     latest = _latest(known, documents)
     if latest:
-        values = a_dict(a_dict(documents[latest].get("checkpoint")).get("channel_values"))
-        yield from message_items(values, latest)
-    yield from missing_parents(_links(documents))
+        checkpoint = a_dict(documents[latest].get("checkpoint"))
+        yield from newer_schema(checkpoint, latest)
+        yield from message_items(a_dict(checkpoint.get("channel_values")), latest)
+    yield from missing_parents(
+        known, {name: str(each.get("parent_checkpoint_id") or "") for name, each in documents.items()}
+    )
     yield from _write_problems(known)
 
 
@@ -119,14 +122,6 @@ def _pointer_problems(known: Known, documents: dict[str, dict[str, Any]]) -> Ite
     if newest:
         says += f"; recoverable: the checkpoints are still there ({len(documents)} of them)"
     yield Problem("dangling", name, says, repair if newest else "")
-
-
-def _links(documents: dict[str, dict[str, Any]]) -> dict[str, tuple[str, str]]:
-    """Return each checkpoint's own id and its parent's, by key."""
-    return {
-        name: (str(document.get("checkpoint_id") or ""), str(document.get("parent_checkpoint_id") or ""))
-        for name, document in documents.items()
-    }
 
 
 def _write_problems(known: Known) -> Iterator[Problem]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from memkit.formats.documents import peek, read
-from memkit.formats.langgraph import message_items, name_parts, thread_of
+from memkit.formats.langgraph import message_items, name_parts, newer_schema, thread_of
 from memkit.formats.model import DOCUMENT_KINDS, Hit, Item, Known, Problem, Raw, Want, a_dict, quoted
 
 STORE = "langgraph-redis-shallow"
@@ -67,7 +67,9 @@ def decode(known: Known) -> Iterator[Item]:
         document, problems = read(raw)
         yield from problems
         if document is not None:
-            yield from message_items(a_dict(a_dict(document.get("checkpoint")).get("channel_values")), name)
+            checkpoint = a_dict(document.get("checkpoint"))
+            yield from newer_schema(checkpoint, name)
+            yield from message_items(a_dict(checkpoint.get("channel_values")), name)
     yield from _write_problems(known)
 
 
