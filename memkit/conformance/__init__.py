@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from memkit.conformance.adapter import AdapterError, Handle, StoreAdapter
+from memkit.conformance.answers import Matrix
 from memkit.conformance.cases import CASES
 from memkit.conformance.runner import CaseResult, Result, run
 
 if TYPE_CHECKING:
     from memkit.conformance.contract import StoreContract as StoreContract
 
-__all__ = ["CASES", "AdapterError", "CaseResult", "Handle", "Result", "StoreAdapter", "StoreContract", "run"]
+__all__ = ["CASES", "AdapterError", "CaseResult", "Handle", "Matrix", "Result", "StoreAdapter", "StoreContract", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """A session store of a library: ``requirements`` are pip's; ``needs_modules``: RedisJSON and RediSearch."""
+    """A session store of a library: ``requirements`` are pip's (none: this environment will do).
+
+    ``needs_modules``: RedisJSON and RediSearch.
+    """
 
     store: str
     version_of: str
@@ -19,6 +22,7 @@ class Library:
 _HERE = "memkit.conformance.adapters"
 
 LIBRARIES = (
+    Library("memkit", "redis-memkit", f"{_HERE}.memkit_store:MemkitAdapter", ()),
     Library(
         "langchain-community",
         "langchain-community",

@@ -17,19 +17,19 @@ import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import memkit
+from memkit.conformance.answers import Matrix
 from memkit.conformance.cases import CASES
 from memkit.conformance.libraries import LIBRARIES, Library
 from memkit.conformance.report import rule
 from memkit.errors import MemkitError
 from memkit.server import find_server
 
-SHIPPED = Path(__file__).parent / "matrix.json"
 LIMIT_S = 60.0
 """A case may take this long: libraries of several layers are ten times slower than a list and a script."""
 ASK = """
@@ -41,7 +41,6 @@ said = lambda case: print(case.outcome, case.name, file=sys.stderr, flush=True)
 answer = run(spec, limit_s=float(limit_s), names=names, on_case=said).to_dict()
 print(json.dumps(answer | {"version": version(distribution)}))
 """
-MARKS = {"passed": "ok", "failed": "FAILS", "skipped": "-"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _tell(answers[-1])
     if given.output:
         given.output.write_text(json.dumps({"schema": 1, "stores": answers}, indent=1, ensure_ascii=False) + "\n")
-    print("\n".join(table(answers)))
+    print(Matrix(answers))
     return 2 if any("error" in answer for answer in answers) else 0
 
 
@@ -97,6 +96,8 @@ def ask_library(library: Library, cache: Path, *, names: Sequence[str] = ()) -> 
 
 def environment(library: Library, cache: Path) -> Path:
     """Return the Python of a library's environment, made at first use; memkit is copied into it each time."""
+    if not library.requirements:
+        return Path(sys.executable)
     folder = cache / library.store
     python = folder / "bin" / "python"
     wanted = "\n".join((sys.version, *library.requirements))
@@ -131,27 +132,6 @@ def _asked(python: Path, library: Library, names: Sequence[str]) -> dict[str, An
 def _tell(answer: dict[str, Any]) -> None:
     for case in answer.get("cases", ()):
         print(f"{answer['store']} {answer['version']}, {case['name']}: {case['outcome']}\n  {case['says']}")
-
-
-def shipped() -> dict[str, Any]:
-    """Return the matrix that comes with memkit: ``{"schema": 1, "stores": [...]}``."""
-    matrix: dict[str, Any] = json.loads(SHIPPED.read_text())
-    return matrix
-
-
-def table(answers: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Yield the matrix as lines of text: a row a case, a column a store."""
-    asked = [answer for answer in answers if "cases" in answer]
-    for answer in answers:
-        if "error" in answer:
-            yield f"{answer['store']}: not asked: {answer['error']}"
-    for number, answer in enumerate(asked, 1):
-        yield f"({number}) {answer['store']} {answer['version']} on {answer['server']}, {answer['date']}"
-    outcomes = [{case["name"]: case["outcome"] for case in answer["cases"]} for answer in asked]
-    yield " " * 26 + "".join(f"{f'({number})':^7}" for number in range(1, len(asked) + 1))
-    for case in CASES:
-        if any(case.name in one for one in outcomes):
-            yield f"{case.name:<26}" + "".join(f"{MARKS.get(one.get(case.name, ''), ''):^7}" for one in outcomes)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from html import escape
 from textwrap import fill
 from typing import TYPE_CHECKING
 
@@ -62,3 +63,20 @@ def rule(title: str, char: str = "=") -> str:
 
 def _painted(text: str, outcome: str, color: bool) -> str:
     return f"\x1b[{COLOURS[outcome]}m{text}\x1b[0m" if color else text
+
+
+def to_html(result: Result) -> str:
+    """Return a result as a table: each case that did not pass plainly, its outcome in words, and what was seen."""
+    rows = [case for case in result.cases if case.outcome != "passed" or case.says != case.meaning]
+    counts = {outcome: result.count(outcome) for outcome in ("passed", "failed", "skipped")}
+    told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
+    head = "".join(f'<th style="text-align:left">{title}</th>' for title in ("case", "outcome", "seen", "usual fix"))
+    body = "".join(_row(case) for case in rows)
+    caption = f'<caption style="text-align:left">{escape(result.store)}: {told}; on {escape(result.server)}</caption>'
+    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _row(case: CaseResult) -> str:
+    word = f"<b>{case.outcome}</b>" if case.outcome == "failed" else case.outcome
+    cells = (escape(case.name), word, escape(case.says), escape(case.fix) if case.outcome == "failed" else "")
+    return "<tr>" + "".join(f'<td style="text-align:left">{cell}</td>' for cell in cells) + "</tr>"

@@ -20,7 +20,7 @@ from memkit.conformance.adapter import AdapterError, Handle, StoreAdapter, check
 from memkit.conformance.bench import TTL_S, Bench
 from memkit.conformance.case import Case, Forgot, NotAsked, Stalled
 from memkit.conformance.cases import CASES
-from memkit.conformance.report import to_text
+from memkit.conformance.report import to_html, to_text
 from memkit.conformance.talk import Talk
 from memkit.errors import MemkitError, ServerError, ServerNotFound
 from memkit.server import READY_WITHIN_S
@@ -98,6 +98,12 @@ class Result:
     def to_text(self, *, color: bool = False) -> str:
         """Return the result in pytest's form; see report.to_text."""
         return to_text(self, color=color)
+
+    def __repr__(self) -> str:
+        return to_text(self)
+
+    def _repr_html_(self) -> str:
+        return to_html(self)
 
 
 def limited(work: Callable[[], object], limit_s: float) -> BaseException | None:

@@ -60,19 +60,26 @@ class Talk:
 
     def expect(self, when: str, *, by: Handle | None = None) -> None:
         """Raise Forgot unless exactly what was said is read, by a fresh handle unless one is given."""
-        read = messages_of(by) if by else self.bench.read(self.id, self.ttl_s)
+        read = self._read(when, by)
         if read != self.said:
             raise Forgot(f"{when}: {difference(self.said, read)}")
 
+    def _read(self, when: str, by: Handle | None) -> Messages:
+        try:
+            return messages_of(by) if by else self.bench.read(self.id, self.ttl_s)
+        except Exception as error:  # noqa: BLE001  # no case reads so while a fault lasts
+            raise Forgot(f"{when}: read() raises {one_line(error)}") from None
+
     def expect_either(self, when: str, maybe: str, error: Exception) -> None:
         """As expect, for an append that raised: the message may be there, once, at the end, or not at all."""
-        read = self.bench.read(self.id, self.ttl_s)
+        when = f"{when} (append raised {one_line(error)})"
+        read = self._read(when, None)
         if read not in (self.said, [*self.said, ("user", maybe)]):
-            raise Forgot(f"{when} (append raised {one_line(error)}): {difference(self.said, read)}")
+            raise Forgot(f"{when}: {difference(self.said, read)}")
 
     def expect_gone(self, when: str, *, by: Handle | None = None) -> None:
         """Raise Forgot unless the session reads as empty."""
-        read = messages_of(by) if by else self.bench.read(self.id, self.ttl_s)
+        read = self._read(when, by)
         if read:
             raise Forgot(f"{when}: {len(read)} of {len(self.said)} messages can still be read")
 
