@@ -135,19 +135,12 @@ def plot_expiry(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     ax = _axes(ax, (7.2, 6.4))
     points = _Points.of(log)
     low, high = _range(np.concatenate([points.ttl, points.life]))
-    ax.plot([low, high], [low, high], color=INK, lw=1, ls="--", zorder=1)
     ax.fill_between([low, high], [low, high], [low, low], color="#f6f1ee", lw=0, zorder=0)
+    ax.plot([low, high], [low, high], color=INK, lw=1, ls="--", zorder=1, label="exactly as meant")
     if (points.kind == "short").any():
         _guides(ax, low, high)
-    if len(np.unique(points.ttl)) <= FEW_TTLS:
-        for ttl, kind, some in points.by_ttl_and_kind():
-            _mark(ax, ttl, KINDS[kind], some)
-        _label_groups(ax, points, low, high)
-    elif len(points.ttl) <= FEW_KEYS:
-        _intervals(ax, points)
-    else:
-        _density(ax, points, low, high)
-    _legend(ax, points)
+    _draw_keys(ax, points, low, high)
+    ax.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=INK, handletextpad=0.6)
     ax.set(xlim=(low, high), ylim=(low, high), xlabel="TTL that was meant", ylabel="life that was observed")
     ax.set_aspect("equal")
     _time_axis(ax.xaxis)
@@ -155,10 +148,26 @@ def plot_expiry(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     typical, worst = log.exact_to_ms
     _finish(ax, log.verdict, f"{log.server}, {log.clock}; life exact to {about(typical)} (worst {about(worst)})")
     ax.set_label(
-        f"Observed life against intended TTL of {len(log):,} keys, log-log, 1 second to weeks. {log.verdict} "
-        f"Observed on {log.server}."
+        f"Observed life against the TTL that was meant, both from seconds to weeks on logarithmic axes. {log.verdict} "
+        f"Seen on {log.server}."
     )
     return ax
+
+
+def _draw_keys(ax: Axes, points: _Points, low: float, high: float) -> None:
+    many_ttls = len(np.unique(points.ttl)) > FEW_TTLS
+    if many_ttls and len(points.ttl) > FEW_KEYS:
+        _density(ax, points, low, high)
+        return
+    if many_ttls:
+        _intervals(ax, points)
+    else:
+        for ttl, name, some in points.by_ttl_and_kind():
+            _mark(ax, ttl, KINDS[name], some)
+            _label(ax, ttl, name, some, left=ttl > np.sqrt(low * high))
+    for name, kind in KINDS.items():
+        if (points.kind == name).any():
+            _scatter(ax, [], [], kind, 45, label=kind.name)
 
 
 def _mark(ax: Axes, ttl: float, kind: Kind, some: _Points) -> None:
@@ -167,68 +176,34 @@ def _mark(ax: Axes, ttl: float, kind: Kind, some: _Points) -> None:
     least, most = np.nanmin(some.low), np.nanmax(np.where(np.isnan(some.high), some.low, some.high))
     ax.plot([ttl, ttl], [max(least, 1e-3), most], color=kind.colour, lw=1.2, zorder=3, solid_capstyle="butt")
     ax.plot([ttl, ttl], np.quantile(life, [0.05, 0.95]), color=kind.colour, lw=4, alpha=0.6, zorder=3)
-    _scatter(ax, [ttl], [np.median(life)], kind, 50 + 18 * np.log10(len(life)))
+    _scatter(ax, [ttl], [np.median(life)], kind, 70 + 15 * np.log10(len(life)))
 
 
-def _scatter(ax: Axes, x: Any, y: Any, kind: Kind, size: float) -> None:
-    face = kind.colour if kind.filled else "white"
-    ax.scatter(
-        x,
-        y,
-        s=size,
-        marker=kind.marker,
-        facecolor=face,
-        edgecolor=kind.colour if not kind.filled else "white",
-        linewidth=1.6 if not kind.filled else 0.6,
-        zorder=4,
-    )
+def _scatter(ax: Axes, x: Any, y: Any, kind: Kind, size: float, label: str = "") -> None:
+    face, edge, width = (kind.colour, "white", 0.6) if kind.filled else ("white", kind.colour, 1.6)
+    ax.scatter(x, y, s=size, marker=kind.marker, facecolor=face, edgecolor=edge, linewidth=width, zorder=4, label=label)
 
 
-def _label_groups(ax: Axes, points: _Points, low: float, high: float) -> None:
-    """Write what each mark stands for beside it; an arrow from the line to what died early."""
-    middle = np.sqrt(low * high)
-    for ttl, kind, some in points.by_ttl_and_kind():
-        life = float(np.median(some.life))
-        keys = f"{len(some.ttl):,} {'key' if len(some.ttl) == 1 else 'keys'}"
-        meant = about(ttl * 1000)
-        left = ttl > middle
-        if kind == "meant":
-            text, weight, colour = f"{meant}: {keys}, {_within(some)}", "normal", INK
-            at = (-11, 5) if left else (11, -5)
-        else:
-            text, weight, colour = (
-                f"meant {meant}, {_said(kind)} {about(life * 1000)}\n{keys}",
-                "bold",
-                KINDS[kind].colour,
-            )
-            at = (-13, 0) if left else (13, 0)
-            ax.annotate(
-                "",
-                (ttl, life),
-                (ttl, ttl),
-                zorder=2,
-                arrowprops={
-                    "arrowstyle": "-|>",
-                    "color": KINDS[kind].colour,
-                    "lw": 1.2,
-                    "ls": "-",
-                    "shrinkA": 4,
-                    "shrinkB": 7,
-                },
-            )
-        ax.annotate(
-            text,
-            (ttl, life),
-            at,
-            textcoords="offset points",
-            ha="right" if left else "left",
-            va="center",
-            fontsize=9,
-            fontweight=weight,
-            color=colour,
-            zorder=5,
-            bbox={"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 1},
-        )
+def _label(ax: Axes, ttl: float, name: str, some: _Points, *, left: bool) -> None:
+    """Write what a mark stands for beside it; an arrow from the line leads to what is not as meant."""
+    life, colour = float(np.median(some.life)), KINDS[name].colour
+    keys = f"{len(some.ttl):,} {'key' if len(some.ttl) == 1 else 'keys'}"
+    style: Any = {
+        "textcoords": "offset points",
+        "ha": "right" if left else "left",
+        "va": "center",
+        "fontsize": 9,
+        "zorder": 5,
+        "bbox": {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 1},
+    }
+    if name == "meant":
+        text = f"{about(ttl * 1000)}: {keys}, {_within(some)}"
+        ax.annotate(text, (ttl, life), (-12, 5) if left else (12, -5), color=INK, **style)
+        return
+    text = f"meant {about(ttl * 1000)}, {_said(name)} {about(life * 1000)}\n{keys}"
+    ax.annotate(text, (ttl, life), (-14, 0) if left else (14, 0), color=colour, fontweight="bold", **style)
+    arrow = {"arrowstyle": "-|>", "color": colour, "lw": 1.2, "shrinkA": 4, "shrinkB": 8}
+    ax.annotate("", (ttl, life), (ttl, ttl), zorder=2, arrowprops=arrow)
 
 
 def _said(kind: str) -> str:
@@ -289,22 +264,6 @@ def _guides(ax: Axes, low: float, high: float) -> None:
         )
 
 
-def _legend(ax: Axes, points: _Points) -> None:
-    there = [kind for name, kind in KINDS.items() if (points.kind == name).any()]
-    for kind in there:
-        ax.scatter(
-            [],
-            [],
-            s=45,
-            marker=kind.marker,
-            facecolor=kind.colour if kind.filled else "white",
-            edgecolor=kind.colour,
-            label=kind.name,
-        )
-    ax.plot([], [], color=INK, lw=1, ls="--", label="exactly as meant")
-    ax.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=INK, handletextpad=0.6)
-
-
 def plot_survival(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     """Draw the share of keys that were still readable over the time since they were written, a line for each TTL.
 
@@ -322,7 +281,8 @@ def plot_survival(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     ax.set_xlabel("time since they were written")
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     _time_axis(ax.xaxis)
-    ax.legend(loc="lower left", framealpha=0.85, edgecolor="none", facecolor="white", fontsize=9, labelcolor=INK)
+    if ttls:
+        ax.legend(loc="lower left", framealpha=0.85, edgecolor="none", facecolor="white", fontsize=9, labelcolor=INK)
     _finish(ax, log.verdict, f"{log.server}, {log.clock}; dotted: the end that was meant")
     ax.set_label(f"Share of {len(log):,} keys still readable over time, a line for each TTL. {log.verdict}")
     return ax

@@ -11,16 +11,15 @@ from typing import Any
 
 import pytest
 import redis
+from expiry_logs import WEEK_MS, Row, made_log
 
 import memkit.observe
 from memkit.clock import ServerClock
 from memkit.errors import PolicyError, ProductionGuardError
-from memkit.expiry_log import ENDS, DeadlineChange, ExpiryLog, Sweep, about
+from memkit.expiry_log import DeadlineChange, Sweep, about
 from memkit.observe import Watch, observe_expiry, watch
 from memkit.sandbox import Sandbox
 from memkit.server import RedisServer
-
-WEEK_MS = 7 * 86_400_000
 
 
 @pytest.fixture
@@ -291,22 +290,6 @@ def test_watch_for_a_while(client: redis.Redis) -> None:
     assert [change.kind for change in seen] == ["renewed", "shortened", "renewed"]
 
 
-def made_log(rows: list[tuple[int, float, float, str]]) -> ExpiryLog:
-    """A log as an observation would fill it: TTL meant (ms), seen and gone (ms after the start), end."""
-    log = ExpiryLog("Redis 0", "by jumps", 5)
-    for number, (ttl, seen, gone, end) in enumerate(rows):
-        log.keys.append(f"chat:<{number}>")
-        log.ttl_ms.append(ttl)
-        log.begun_us.append(0)
-        log.begun_by_us.append(0)
-        log.deadline_us.append(round(gone * 1000) - 1)
-        log.seen_us.append(round(seen * 1000))
-        log.gone_us.append(-1 if end == "alive" else round(gone * 1000))
-        log.event_us.append(-1)
-        log.ends.append(ENDS.index(end))  # type: ignore[arg-type]
-    return log
-
-
 @pytest.mark.parametrize(
     ("rows", "verdict"),
     [
@@ -328,7 +311,7 @@ def made_log(rows: list[tuple[int, float, float, str]]) -> ExpiryLog:
         ([], "No keys to observe."),
     ],
 )
-def test_the_verdict_is_one_sentence(rows: list[tuple[int, float, float, str]], verdict: str) -> None:
+def test_the_verdict_is_one_sentence(rows: list[Row], verdict: str) -> None:
     assert made_log(rows).verdict == verdict
 
 
