@@ -13,8 +13,10 @@ import html
 import io
 import os
 import shlex
+import textwrap
 from collections.abc import Iterable
 from functools import cache
+from math import ceil
 from typing import Any
 
 import ipytest
@@ -148,8 +150,9 @@ class TimeLeft:
                 asked.pttl(key)
             left_s = [left_ms / 1000 for left_ms in asked.execute() if left_ms > 0]
         step = [bisect.bisect_left([up_to for _, up_to in self.STEPS_S], one) for one in left_s]
+        most = max((step.count(place) for place in step), default=1)
         self.rows = [
-            (title, f"{step.count(place)}", "▪" * round(40 * step.count(place) / max(len(step), 1)))
+            (title, f"{step.count(place)}", "▪" * ceil(20 * step.count(place) / most))
             for place, (title, _) in enumerate(self.STEPS_S)
         ]
         self.caption = f"{len(left_s)} sessions {prefix}* by the time they have left"
@@ -162,11 +165,16 @@ class TimeLeft:
 
 
 def _table(caption: str, titles: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head = "".join(f"<th>{title}</th>" for title in titles)
-    body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return (
-        f"<table><caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    )
+    """Return a table as HTML: figures to the right, as JupyterLab sets everything, text to the left."""
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    head = "".join(f'<th style="text-align:left">{title}</th>' for title in titles)
+    top = f'<caption style="text-align:left">{html.escape(caption)}</caption><thead><tr>{head}</tr></thead>'
+    return f"<table>{top}<tbody>{body}</tbody></table>"
+
+
+def _cell(text: str) -> str:
+    side = "right" if text.replace(",", "").isdecimal() else "left"
+    return f'<td style="text-align:{side}">{html.escape(text)}</td>'
 
 
 def _investigated(target: str) -> tuple[str, str, str, str]:
@@ -217,13 +225,13 @@ def _run(line: str) -> None:
     elif code or not seen.passed:
         raise InlineTestsFailed(f"{_why(seen)}\n{printed.getvalue().strip()}")
     else:
-        print(f"{len(seen.passed)} passed: {', '.join(seen.passed)}" + _and_skipped(seen))
+        print(_named(f"{len(seen.passed)} passed", seen.passed) + _and_skipped(seen))
 
 
 def _why(seen: _Outcomes) -> str:
     not_green = list(dict.fromkeys([*seen.failed, *seen.errors]))
     if not_green:
-        return f"{len(not_green)} of {len({*not_green, *seen.passed})} failed: {', '.join(not_green)}"
+        return _named(f"{len(not_green)} of {len({*not_green, *seen.passed})} failed", not_green)
     return "every test was skipped" if seen.skipped else "no test was found in this cell; a test is a function test_…"
 
 
@@ -232,7 +240,17 @@ def _went_red(seen: _Outcomes, report: str) -> None:
         raise InlineTestsFailed(f"expected a failing test; this is an error around one\n{report.strip()}")
     if not seen.failed:
         raise InlineTestsFailed(f"expected a failing test, and none failed\n{report.strip()}")
-    print("\n".join([f"{len(seen.failed)} went red, as they must: {', '.join(seen.failed)}", *seen.assertions]))
+    print("\n".join([_named(f"{len(seen.failed)} went red, as they must", seen.failed), *seen.assertions]))
+
+
+def _named(what: str, tests: list[str]) -> str:
+    """Return ``what: test_a, test_b[1, 2]``, the cases of a parametrized test together, in lines as wide as a cell."""
+    cases: dict[str, list[str]] = {}
+    for test in tests:
+        name, _, case = test.partition("[")
+        cases.setdefault(name, []).append(case.removesuffix("]"))
+    names = [f"{name}[{', '.join(some)}]" if some[0] else name for name, some in cases.items()]
+    return textwrap.fill(f"{what}: {', '.join(names)}", 96, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _and_skipped(seen: _Outcomes) -> str:

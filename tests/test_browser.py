@@ -44,18 +44,15 @@ RUN_ALL = """async path => {
         text: [...panel.content.node.querySelectorAll('.jp-OutputArea-output')].map(out => out.innerText).join('\\n'),
     }
 }"""
-SHOW = """async ([path, theme]) => {
-    const app = window.jupyterapp
-    await app.commands.execute('apputils:change-theme', {theme})
-    const panel = await app.commands.execute('docmanager:open', {path})
+SHOW = """async path => {
+    const panel = await window.jupyterapp.commands.execute('docmanager:open', {path})
     panel.content.activeCellIndex = 0
     panel.content.node.querySelector('.jp-WindowedPanel-outer').scrollTop = 0
     return panel.content.node.querySelector('.jp-WindowedPanel-viewport').scrollHeight
 }"""
-CLOSE = """async path => {
-    const panel = await window.jupyterapp.commands.execute('docmanager:open', {path})
-    await panel.sessionContext.shutdown()
-    panel.dispose()
+THEME = """async theme => {
+    await window.jupyterapp.commands.execute('apputils:change-theme', {theme})
+    while (document.querySelector('#jupyterlab-splash')) await new Promise(requestAnimationFrame)
 }"""
 # Playwright waits for a promise as long as it takes.
 IN_TIME = "value => Promise.race([({script})(value), new Promise((_, no) => setTimeout(no, {ms}, new Error('hangs')))])"
@@ -157,17 +154,20 @@ class Visitor:
             self.left.append(request.url)
 
     def look_at(self, names: list[str], elsewhere: Elsewhere) -> Visit:
-        seen = {name: self._run(name) for name in names}
+        seen = {}
+        for name in names:
+            seen[name] = Seen(**self._evaluate(RUN_ALL, name))
+            self._shoot(name, "light")
+        # Switching once is quicker: JupyterLab loads a theme's style sheets and fades.
+        self._evaluate(THEME, "JupyterLab Dark")
+        for name in names:
+            self._shoot(name, "dark")
         return Visit(seen, [*self.left, *map(str, elsewhere.asked)])
 
-    def _run(self, name: str) -> Seen:
-        seen = Seen(**self._evaluate(RUN_ALL, name))
-        for theme in ("JupyterLab Light", "JupyterLab Dark"):
-            height = self._evaluate(SHOW, [name, theme])
-            self.page.set_viewport_size({"width": WIDTH, "height": min(height + 150, TALLEST)})
-            self.page.screenshot(path=self.shots / f"{name.removesuffix('.ipynb')}-{theme.split()[1].lower()}.png")
-        self._evaluate(CLOSE, name)
-        return seen
+    def _shoot(self, name: str, theme: str) -> None:
+        height = self._evaluate(SHOW, name)
+        self.page.set_viewport_size({"width": WIDTH, "height": min(height + 150, TALLEST)})
+        self.page.screenshot(path=self.shots / f"{name.removesuffix('.ipynb')}-{theme}.png")
 
     def _evaluate(self, script: str, value: Any) -> Any:
         return self.page.evaluate(IN_TIME.format(script=script, ms=WITHIN_MS), value)

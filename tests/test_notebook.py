@@ -121,6 +121,11 @@ def test_a_green_cell_says_the_same_each_time(kernel: Kernel) -> None:
     assert kernel.run(GREEN) == kernel.run(GREEN) == "1 passed: test_a_week\n"
 
 
+def test_the_cases_of_a_test_are_named_together(kernel: Kernel) -> None:
+    cell = "%%ipytest\nimport pytest\n@pytest.mark.parametrize('store', ['ag2', 'agno'])\ndef test_a(store): pass"
+    assert kernel.run(cell + "\ndef test_b(): pass") == "3 passed: test_a[ag2, agno], test_b\n"
+
+
 def test_the_line_runs_the_tests_above_again(kernel: Kernel) -> None:
     kernel.run(GREEN)
     assert kernel.run("%ipytest") == "1 passed: test_a_week\n"
@@ -238,7 +243,7 @@ def test_running_names_both_servers_and_escapes_what_it_shows(monkeypatch: pytes
         assert running.rows[1][-1] == "1"
         assert f"{server.flavour} {server.version}" in running.rows[1]
         assert "&#x27;s own" in running._repr_html_()
-        assert "<caption>" in running._repr_html_()
+        assert "<caption " in running._repr_html_()
 
 
 def test_time_left_counts_by_what_is_left(memkit_server_factory: Callable[..., RedisServer]) -> None:
