@@ -12,14 +12,14 @@ from typing import Any
 import redis
 
 from memkit.audit_causes import Scene, diagnose, seen_under
-from memkit.audit_evidence import Evidence, counters, look
+from memkit.audit_evidence import Evidence, counters, in_cluster, look
 from memkit.audit_expect import Expectation, expectations, parse_expectation, read_expectations
-from memkit.audit_report import AuditReport, Finding, Proof, Seen, Verdict, verdict_of
+from memkit.audit_report import AuditReport, Finding, Proof, Seen, verdict_of
 from memkit.audit_sample import ENOUGH_OF_A_PATTERN, KeyFacts, Progress, Sample, Sampler
 from memkit.audit_server import deleted_finding, server_findings, skewed_ttl
 from memkit.audit_ttl import Server
 from memkit.audit_values import check_values
-from memkit.audit_wire import Pace, Wire
+from memkit.audit_wire import Pace, Wire, refused
 from memkit.connect import AnyClient, connect, place, redact
 from memkit.errors import PolicyError
 from memkit.policy import Duration, ExpiryPolicy
@@ -34,24 +34,30 @@ SECOND_LOOK_KEYS = 1_000
 BYTES_A_KEY = 10_000
 """A twentieth of the room below maxmemory is enough for the query and reply buffers of one batch (500 bytes a key)."""
 METADATA = (
-    "+ping +info +time +dbsize +scan +randomkey +type +pttl +pexpiretime +exists +object|idletime +object|encoding "
-    "+memory|usage +config|get +slowlog|get +client|list +client|no-touch +client|no-evict +client|setinfo "
-    "+client|setname +cluster|slots +cluster|shards +cluster|myid +command|info +select +hello"
+    "+ping +info +time +dbsize +scan +randomkey +type +pttl +exists +object|idletime +object|encoding +memory|usage "
+    "+config|get +slowlog|get +client|list +client|setname +cluster|slots +cluster|myid +command +select +hello +auth"
+)
+NEWER = (
+    ("Redis 7.0", "+pexpiretime +client|no-evict"),
+    ("Redis 7.2, Valkey", "+client|no-touch +client|setinfo"),
 )
 VALUES = (
     "+get +getrange +strlen +lrange +llen +hgetall +hmget +hlen +smembers +smismember +scard +zrange +zmscore +zcard "
-    "+xrange +xlen +json.get"
+    "+xrange +xlen"
 )
 
 
 def acl_rule(prefixes: Iterable[str] = ()) -> str:
-    """Return the ACL SETUSER command of the least that an audit needs: names and clocks of keys, no values.
+    """Return the ACL commands of the least that an audit needs: names and clocks of keys, no command that writes.
 
-    With ``prefixes`` (literal, such as ``"chat:"``) the values under them may be read too, which ``full`` wants. Needs
-    Redis 7.0 or Valkey (key permissions of their own for reading).
+    One command a line; the first does on every server, the others give what newer ones can. With ``prefixes`` (literal,
+    such as ``"chat:"``) the values under them may be read too, which ``full`` wants (Redis 7.0: permissions by key).
     """
-    values = "".join(f" (-@all {VALUES} %R~{prefix.removesuffix('*')}*)" for prefix in prefixes)
-    return f"ACL SETUSER memkit-audit reset on >CHANGE-THIS-PASSWORD resetchannels -@all %R~* {METADATA}{values}"
+    user = "ACL SETUSER memkit-audit"
+    lines = [f"{user} reset on >CHANGE-THIS-PASSWORD ~* resetchannels -@all {METADATA}"]
+    lines += [f"{user} {commands}" for _, commands in NEWER]
+    lines += [f"{user} ({VALUES} %R~{prefix.removesuffix('*')}*)" for prefix in prefixes]
+    return "\n".join(lines)
 
 
 def audit(
@@ -88,13 +94,16 @@ def _wires(target: str | AnyClient, *, skip: bool = False) -> Iterator[list[Wire
         yield []
         return
     client = (
-        connect(target, socket_timeout=30, socket_connect_timeout=PATIENCE_S) if isinstance(target, str) else target
+        connect(target, socket_timeout=PATIENCE_S, socket_connect_timeout=PATIENCE_S)
+        if isinstance(target, str)
+        else target
     )
     if not isinstance(client, redis.Redis | redis.RedisCluster):
         raise PolicyError(f"a Redis URL or client is expected, not {type(client).__name__}")
     wires: list[Wire] = []
     try:
         wires += [Wire(node, name=name) for name, node in _nodes(client)]
+        wires += _other_primaries(wires[0], client) if isinstance(client, redis.Redis) else []
         yield wires
     finally:
         for wire in wires:
@@ -109,6 +118,18 @@ def _nodes(client: AnyClient) -> Iterator[tuple[str, redis.Redis]]:
         return
     for node in client.get_primaries():
         yield str(node.name), client.get_redis_connection(node)
+
+
+def _other_primaries(wire: Wire, client: redis.Redis) -> Iterator[Wire]:
+    """Open a connection to the other primaries of a cluster, of which one node's URL was given."""
+    options = client.connection_pool.connection_kwargs
+    if "host" not in options or not in_cluster(wire) or refused(slots := wire.ask("CLUSTER", "SLOTS")):
+        return
+    addresses = {(entry[2][0].decode() or options["host"], int(entry[2][1])) for entry in slots}
+    own = {(entry[2][0].decode(), int(entry[2][1])) for entry in slots if entry[2][2] == wire.ask("CLUSTER", "MYID")}
+    for host, port in sorted(addresses - own):
+        pool = redis.ConnectionPool(client.connection_pool.connection_class, **{**options, "host": host, "port": port})
+        yield Wire(redis.Redis(connection_pool=pool), name=f"{host}:{port}")
 
 
 class _Audit:
@@ -137,7 +158,11 @@ class _Audit:
         self._evidence = [look(wire) for wire in primaries]
         self._notes = list(dict.fromkeys(f"could not see {what}" for one in self._evidence for what in one.blind))
         self._sampler = Sampler(
-            readers, pace=Pace(duty, batch=_batch(self._evidence, duty)), guard=self._hurt, sizes=full, progress=progress
+            readers,
+            pace=Pace(duty, batch=_batch(self._evidence, duty)),
+            guard=self._hurt,
+            sizes=full,
+            progress=progress,
         )
 
     def _hurt(self) -> str | None:
@@ -213,13 +238,15 @@ class _Audit:
             return []
         with reading(target) as reader:
             if reader.touched_because and not self._touch:
-                self._notes.append(f"not checked: corrupt, dangling, not_refreshed ({reader.touched_because}); --touch allows it")
+                self._notes.append(
+                    f"not checked: corrupt, dangling, not_refreshed ({reader.touched_because}); --touch allows it"
+                )
                 return []
             values = check_values(reader, self._meant, sample.keys, short=_too_short_by(findings))
             self._touched = values.read if reader.touched_because else 0
         self._notes += values.notes
         self._values_sent = values.sent
-        torn = {finding.prefix for finding in findings if finding.cause == "mixed_ttl"}
+        torn = {finding.prefix for finding in [*findings, *values.findings] if finding.cause == "mixed_ttl"}
         return [one for one in values.findings if one.cause != "not_refreshed" or one.prefix not in torn]
 
     def _server_facts(self, sample: Sample) -> Server:
@@ -238,7 +265,7 @@ class _Audit:
 
     def _siblings(self, sample: Sample) -> Callable[[Sequence[bytes]], Sequence[KeyFacts]]:
         """Return a look-up of keys that a sample has missed; none is missing where every key was seen."""
-        if sample.complete and not self._full or len(self._readers) > 1:
+        if (sample.complete and not self._full) or len(self._readers) > 1:
             return lambda names: ()
         return self._sampler.look_up
 
@@ -305,7 +332,9 @@ def _too_short_by(findings: Sequence[Finding]) -> Callable[[KeyFacts], bool]:
 
 def _batch(evidence: Sequence[Evidence], duty: float) -> int:
     """Return how many keys to ask about at once: fewer, where the buffers could push a nearly full server to evict."""
-    room = [(one.number("maxmemory") or 0) - (one.number("used_memory") or 0) for one in evidence if one.number("maxmemory")]
+    room = [
+        (one.number("maxmemory") or 0) - (one.number("used_memory") or 0) for one in evidence if one.number("maxmemory")
+    ]
     usual = 100 if duty < 1 else 500
     return max(10, min(usual, min(room, default=usual * BYTES_A_KEY) // BYTES_A_KEY))
 

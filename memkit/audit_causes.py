@@ -12,10 +12,8 @@ from memkit.audit_expect import Expectation
 from memkit.audit_groups import Group, Member, alike, by_prefix, groups_of, is_content, sessions_of
 from memkit.audit_report import SURE, Finding, Seen, span, utc_text
 from memkit.audit_sample import KeyFacts
+from memkit.audit_torn import Torn, torn_sessions
 from memkit.audit_ttl import IDLE_RANGE_MS, Case, Lives, Server, Since, lives_of, rounded, ttl_seen
-
-MIXED_MS = 5_000
-MIXED_SHARE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,45 +236,9 @@ def _immortal_since(
 # -- parts of a session ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Torn:
-    """Sessions whose parts die at different times."""
-
-    finding: Finding | None
-    keys: frozenset[bytes] = frozenset()
-
-    def explains(self, group: Group) -> bool:
-        """Whether most keys of a group are parts of such sessions."""
-        return sum(member.facts.key in self.keys for member in group.members) > 0.5 * len(group.members)
-
-
 def _torn(meant: Expectation, groups: list[Group], scene: Scene) -> Torn:
-    assert meant.ttl_ms is not None
     _complete(groups, meant, scene)
-    several = list(sessions_of(groups))
-    torn = [members for members in several if _is_torn(members, meant.ttl_ms, meant.jitter)]
-    if not torn or len(torn) < min(3, len(several)) or len(torn) < 0.02 * len(several):
-        return Torn(None)
-    keys = frozenset(member.facts.key for members in torn for member in members)
-    gap, first, last = max((_gap(members) for members in torn), key=lambda one: one[0])
-    shortest = [min(one.facts.set_ms or 0 for one in members if one.facts.deadline_ms) for members in torn]
-    says = (
-        f"{len(torn):,} of {len(several):,} sessions under {meant.prefix} will be torn apart: their parts die up to "
-        f"{span(gap)} from each other ({first} before {last})"
-    )
-    finding = Finding(
-        "mixed_ttl",
-        meant.prefix,
-        len(keys),
-        scene.sampled,
-        says,
-        "proven",
-        meant.ttl_ms / 1000,
-        round(_common(shortest) / 1000, 3),
-        evidence=(f"deadlines of the keys of one session, compared: {len(several):,} sessions have several keys",),
-        next="renew all keys of a session in one write (MULTI or a script): memkit inspect URL SESSION",
-    )
-    return Torn(finding, keys)
+    return torn_sessions(meant, list(sessions_of(groups)), sampled=scene.sampled)
 
 
 def _complete(groups: Sequence[Group], meant: Expectation, scene: Scene) -> None:
@@ -288,7 +250,7 @@ def _complete(groups: Sequence[Group], meant: Expectation, scene: Scene) -> None
         for other in simple:
             missing = [member.session for member in other.members[:400] if member.session not in have]
             for session in missing[:200] if other is not group else ():
-                name = f"{meant.prefix}{group.part.replace('*', session)}"
+                name = f"{meant.prefix}{group.part.replace('*', session, 1)}"
                 wanted[name.encode("utf-8", "surrogateescape")] = (group, session)
     if not wanted:
         return
@@ -296,37 +258,6 @@ def _complete(groups: Sequence[Group], meant: Expectation, scene: Scene) -> None
         group, session = wanted[facts.key]
         if facts.kind == group.kind:
             group.members.append(Member(facts, session, group.part))
-
-
-def _is_torn(members: Sequence[Member], ttl_ms: int, jitter: float) -> bool:
-    mortal = [member.facts for member in members if member.facts.deadline_ms is not None]
-    if len(mortal) < 2:
-        return False
-    early = min(mortal, key=lambda one: one.deadline_ms or 0)
-    late = max(mortal, key=lambda one: one.deadline_ms or 0)
-    gap = (late.deadline_ms or 0) - (early.deadline_ms or 0)
-    if gap <= max(MIXED_MS, MIXED_SHARE * ttl_ms):
-        return False
-    if gap > 2.2 * jitter * ttl_ms:
-        return True
-    # Within the jitter: the parts were renewed apart, if the later one was also touched later by as much.
-    touched = [one.touched_ms for one in (early, late)]
-    if touched[0] is None or touched[1] is None:
-        return False
-    return abs((touched[1] - touched[0]) - gap) <= max(3_000, 0.002 * gap)
-
-
-def _gap(members: Sequence[Member]) -> tuple[int, str, str]:
-    mortal = sorted(
-        (member for member in members if member.facts.deadline_ms), key=lambda one: one.facts.deadline_ms or 0
-    )
-    return (mortal[-1].facts.deadline_ms or 0) - (mortal[0].facts.deadline_ms or 0), mortal[0].part, mortal[-1].part
-
-
-def _common(values: Sequence[int]) -> float:
-    """Return the most usual value, to the second, or the middle one where none is usual."""
-    seconds, count = Counter(round(value / 1000) for value in values).most_common(1)[0]
-    return seconds * 1000 if count > 0.2 * len(values) else sorted(values)[len(values) // 2]
 
 
 # -- elsewhere ---------------------------------------------------------------------------------------------------------

@@ -16,14 +16,83 @@ LRU_CLOCK_WITHIN_S = 0.5
 DELETES = ("del", "unlink", "getdel")
 FLUSHES = ("flushall", "flushdb")
 VALUE_READS = frozenset(
-    "get mget getrange substr strlen getex lrange llen lindex lpos hget hgetall hmget hlen hkeys hvals hexists hscan "
-    "hstrlen smembers sismember smismember scard sscan sinter sunion zrange zrangebyscore zrevrange zrevrangebyscore "
-    "zrangebylex zscore zmscore zcard zcount zrank zscan xrange xrevrange xlen xread xreadgroup json.get json.mget "
-    "touch copy dump sort sort_ro bitcount getbit type_touch".split()
+    [
+        "get",
+        "mget",
+        "getrange",
+        "substr",
+        "strlen",
+        "getex",
+        "lrange",
+        "llen",
+        "lindex",
+        "lpos",
+        "hget",
+        "hgetall",
+        "hmget",
+        "hlen",
+        "hkeys",
+        "hvals",
+        "hexists",
+        "hscan",
+        "hstrlen",
+        "smembers",
+        "sismember",
+        "smismember",
+        "scard",
+        "sscan",
+        "sinter",
+        "sunion",
+        "zrange",
+        "zrangebyscore",
+        "zrevrange",
+        "zrevrangebyscore",
+        "zrangebylex",
+        "zscore",
+        "zmscore",
+        "zcard",
+        "zcount",
+        "zrank",
+        "zscan",
+        "xrange",
+        "xrevrange",
+        "xlen",
+        "xread",
+        "xreadgroup",
+        "json.get",
+        "json.mget",
+        "touch",
+        "copy",
+        "dump",
+        "sort",
+        "sort_ro",
+        "bitcount",
+        "getbit",
+        "type_touch",
+    ]
 )
 VALUE_WRITES = frozenset(
-    "set setex psetex setnx mset getset append rpush lpush rpushx lpushx hset hmset hsetnx hsetex sadd zadd xadd "
-    "json.set".split()
+    [
+        "set",
+        "setex",
+        "psetex",
+        "setnx",
+        "mset",
+        "getset",
+        "append",
+        "rpush",
+        "lpush",
+        "rpushx",
+        "lpushx",
+        "hset",
+        "hmset",
+        "hsetnx",
+        "hsetex",
+        "sadd",
+        "zadd",
+        "xadd",
+        "json.set",
+    ]
 )
 
 
@@ -136,6 +205,11 @@ def _wait_for_the_idle_clock(wire: Wire) -> None:
 def counters(wire: Wire) -> dict[str, str]:
     """Return INFO's counters as they are now; empty where INFO is refused."""
     return _lines(wire.ask("INFO", "stats"))
+
+
+def in_cluster(wire: Wire) -> bool:
+    """Whether the server is a node of a cluster; False where INFO is refused."""
+    return _lines(wire.ask("INFO", "cluster")).get("cluster_enabled") == "1"
 
 
 def _info(wire: Wire, blind: list[str]) -> dict[str, str]:

@@ -14,9 +14,59 @@ from dataclasses import dataclass, field
 from memkit.audit_sample import KeyFacts
 
 BESIDE = frozenset(
-    "lock locks mutex lease semaphore cache cached rate ratelimit limit limits limiter throttle counter counters count "
-    "counts cnt hits seq typing presence online nonce csrf otp tmp temp queue job jobs stats metrics index idx indexes "
-    "config settings version schema seen dedup dedupe idempotency heartbeat health flag flags pubsub token tokens".split()
+    [
+        "lock",
+        "locks",
+        "mutex",
+        "lease",
+        "semaphore",
+        "cache",
+        "cached",
+        "rate",
+        "ratelimit",
+        "limit",
+        "limits",
+        "limiter",
+        "throttle",
+        "counter",
+        "counters",
+        "count",
+        "counts",
+        "cnt",
+        "hits",
+        "seq",
+        "typing",
+        "presence",
+        "online",
+        "nonce",
+        "csrf",
+        "otp",
+        "tmp",
+        "temp",
+        "queue",
+        "job",
+        "jobs",
+        "stats",
+        "metrics",
+        "index",
+        "idx",
+        "indexes",
+        "config",
+        "settings",
+        "version",
+        "schema",
+        "seen",
+        "dedup",
+        "dedupe",
+        "idempotency",
+        "heartbeat",
+        "health",
+        "flag",
+        "flags",
+        "pubsub",
+        "token",
+        "tokens",
+    ]
 )
 """Words in a key's name that say it is not a session: its TTL is its own affair."""
 
@@ -88,14 +138,14 @@ def _constants(names: Iterable[Sequence[str]]) -> set[tuple[int, int, str]]:
 
 
 def _session_and_part(tokens: Sequence[str], constants: set[tuple[int, int, str]]) -> tuple[str, str]:
-    """Return the id (the first token that varies) and the name with what varies as ``*``."""
-    session, shown = "", []
+    """Return the id (all that varies: a user's sessions are several) and the name with what varies as ``*``."""
+    ids, shown = [], []
     for at, token in enumerate(tokens):
         fixed = at % 2 == 1 or (len(tokens), at, token) in constants
-        if not fixed and not session:
-            session = token
+        if not fixed:
+            ids.append(token)
         shown.append(token if fixed else "*")
-    return session, "".join(shown)
+    return ":".join(ids), "".join(shown)
 
 
 def sessions_of(groups: Iterable[Group]) -> Iterator[list[Member]]:

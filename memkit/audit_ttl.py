@@ -335,9 +335,7 @@ class Cluster(NamedTuple):
 
 def _clusters(values: Sequence[int], apart: Sequence[int], spread_over: float) -> list[Cluster]:
     """Return clusters in sorted values that an even smear, or their neighbourhood's density, does not explain."""
-    narrow = _windows(
-        values, spread_over, lambda low: low + 2 * IDLE_GRAIN_MS, at_least=3, wide=False
-    )
+    narrow = _windows(values, spread_over, lambda low: low + 2 * IDLE_GRAIN_MS, at_least=3, wide=False)
     wide = _windows(apart, spread_over, lambda low: low * 1.23 + 2 * IDLE_GRAIN_MS, at_least=8, wide=True)
     kept = [one for one in wide if not any(_mostly(part, one) for part in narrow)]
     return narrow + kept

@@ -16,10 +16,12 @@ from typing import Any
 
 from memkit import formats
 from memkit.audit_expect import Expectation
+from memkit.audit_groups import Member
 from memkit.audit_report import Finding, span, utc_text
 from memkit.audit_sample import KeyFacts
+from memkit.audit_torn import torn_sessions
 from memkit.audit_wire import packed
-from memkit.formats.model import Hit, Known, Problem, Raw, Turn, Want, seconds, to_bytes, to_name
+from memkit.formats.model import JSON_KIND, Hit, Known, Problem, Raw, Turn, Want, seconds, to_bytes, to_name
 from memkit.reading import Budget, Reader
 
 MOST_VALUES = 20_000
@@ -28,6 +30,7 @@ MOST_MEMBERS = 20_000
 BATCH_KEYS = 200
 LATE_MS = 5_000
 POINTER_BYTES = 300
+BEGUN, FOREIGN = "begins like JSON and breaks off", "is no JSON, as its neighbours are"
 
 _TIME_NAME = re.compile(r"(^|_)(ts|at|time|timestamp|date|created|updated|datetime)s?$", re.IGNORECASE)
 _ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d")
@@ -64,12 +67,14 @@ def check_values(
         own = [facts for facts in keys if one.matches.fullmatch(facts.key)]
         if len(own) > MOST_VALUES:
             found.notes.append(f"values of {MOST_VALUES:,} of {len(own):,} keys under {one.prefix} were read")
-        sessions, problems = _read(reader, own[:MOST_VALUES])
+        sessions, groups = _read(reader, own[:MOST_VALUES])
+        problems = list(_problems(reader, groups))
         broken = _broken(sessions, problems)
         dangling = [problem for problem in problems if problem.cause == "dangling"]
         found.findings += [finding for finding in (
             _corrupt(one, broken, len(sessions)),
             _dangling(one, dangling, len(sessions)),
+            _torn_by_store(one, groups, there, len(sessions)),
             _not_refreshed(one, [session for session in sessions if not short(session.facts)], found.notes),
         ) if finding]  # fmt: skip
     if not any(finding.cause == "dangling" for finding in found.findings):
@@ -93,7 +98,11 @@ def _count_commands(reader: Reader, sent: Counter[str]) -> None:
         connection.send_packed_command = counted  # type: ignore[method-assign]
 
 
-def _read(reader: Reader, keys: Sequence[KeyFacts]) -> tuple[list[_Session], list[Problem]]:
+Groups = Mapping[tuple[str, str, str], Mapping[str, tuple[Hit, Raw]]]
+
+
+def _read(reader: Reader, keys: Sequence[KeyFacts]) -> tuple[list[_Session], Groups]:
+    """Return the keys with their values, and those of known stores by session."""
     sessions: list[_Session] = []
     groups: defaultdict[tuple[str, str, str], dict[str, tuple[Hit, Raw]]] = defaultdict(dict)
     for start in range(0, len(keys), BATCH_KEYS):
@@ -106,17 +115,27 @@ def _read(reader: Reader, keys: Sequence[KeyFacts]) -> tuple[list[_Session], lis
             hit = formats.recognise(loaded.raw)
             if hit:
                 groups[hit.group][name] = (hit, loaded.raw)
-    return sessions, list(_problems(reader, groups))
+    return sessions, groups
 
 
-def _problems(
-    reader: Reader, groups: Mapping[tuple[str, str, str], Mapping[str, tuple[Hit, Raw]]]
-) -> Iterator[Problem]:
+def _torn_by_store(meant: Expectation, groups: Groups, there: Mapping[str, KeyFacts], looked: int) -> Finding | None:
+    """Return the finding of sessions in parts that only the payload shows to be one session's."""
+    several = [
+        [Member(there[name], hit.session, hit.part) for name, (hit, _) in members.items() if name in there]
+        for members in groups.values()
+        if len(members) > 1
+    ]
+    return torn_sessions(meant, several, sampled=looked).finding if meant.ttl_ms else None
+
+
+def _problems(reader: Reader, groups: Groups) -> Iterator[Problem]:
     """Yield what the known stores' own decoders find wrong with each session, its missing keys looked up first."""
     wants: dict[str, Want] = {}
     for members in groups.values():
         known = _known(members)
-        wants |= {want.name: want for want in formats.format_of(known.hit.store).wants(known) if want.name not in members}
+        wants |= {
+            want.name: want for want in formats.format_of(known.hit.store).wants(known) if want.name not in members
+        }
     reader.budget = Budget()
     siblings = reader.load(list(wants.values())[:MOST_VALUES])
     for members in groups.values():
@@ -136,39 +155,35 @@ def _known(members: Mapping[str, tuple[Hit, Raw]]) -> Known:
 def _broken(sessions: Sequence[_Session], problems: Iterable[Problem]) -> dict[str, str]:
     """Return the keys with a payload that cannot be read, and why."""
     broken = {problem.key: problem.says for problem in problems if problem.cause == "corrupt"}
-    by_kind: defaultdict[str, list[_Session]] = defaultdict(list)
+    places: defaultdict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
     for session in sessions:
-        by_kind[session.raw.kind].append(session)
-    for kind, own in by_kind.items():
-        if kind in ("set", "zset", "stream"):
-            continue
-        unreadable = {session.raw.name: _unreadable(session.raw) for session in own}
-        as_json = sum(why == "" for why in unreadable.values())
-        for name, why in unreadable.items():
+        for field_name, payload in _payloads(session.raw):
+            if (fault := _fault(payload)) is not None:
+                places[session.raw.kind, field_name].append((session.raw.name, fault))
+    for found in places.values():
+        documents = sum(fault == "" for _, fault in found)
+        for name, fault in found:
             # What begins like JSON and is none is broken; what is something else, only where its neighbours are JSON.
-            if why and (why.startswith("begins") or as_json > 0.6 * len(own)):
-                broken.setdefault(name, why)
+            if fault == BEGUN or (fault == FOREIGN and documents > 0.6 * len(found)):
+                broken.setdefault(name, fault)
     return broken
 
 
-def _unreadable(raw: Raw) -> str:
-    """Return why a key's payloads are no JSON; nothing where all that should be are."""
-    payloads = list(raw.payloads)
-    if not payloads:
-        return ""
-    faults = [fault for fault in map(_fault, payloads) if fault]
-    begun = next((fault for fault in faults if fault.startswith("begins")), "")
-    # A hash has plain fields beside its documents.
-    return begun or (faults[0] if len(faults) == len(payloads) or raw.kind == "list" and faults else "")
+def _payloads(raw: Raw) -> Iterator[tuple[str, bytes]]:
+    """Yield the payloads that may be documents, each with the place that its neighbours in other keys have too."""
+    if raw.kind in ("string", JSON_KIND, "list"):
+        yield from (("", payload) for payload in raw.payloads)
+    elif raw.kind == "hash":
+        yield from raw.fields.items()
 
 
-def _fault(payload: bytes) -> str:
+def _fault(payload: bytes) -> str | None:
+    """Return why a payload is no JSON document: empty where it is one, None where it is a plain value."""
+    begins = payload.lstrip()[:1] in (b"{", b"[")
     try:
-        json.loads(payload)
+        return "" if isinstance(json.loads(payload), dict | list) else None
     except (ValueError, RecursionError):
-        start = payload.lstrip()[:1]
-        return "begins like JSON and breaks off" if start in (b"{", b"[") and payload[1:2] not in b"\x80\x81" else "is no JSON"
-    return ""
+        return BEGUN if begins and payload[1:2] not in b"\x80\x81" else FOREIGN
 
 
 def _corrupt(meant: Expectation, broken: Mapping[str, str], looked: int) -> Finding | None:
@@ -312,11 +327,15 @@ def _indexes(
         and (one.size_bytes or 0) < POINTER_BYTES
     ][: MOST_INDEXES * 10]  # fmt: skip
     reader.budget = Budget()
-    loaded = [one.raw for one in reader.load(Want(to_name(one.key), "") for one in candidates + pointers).values() if one]
+    loaded = [
+        one.raw for one in reader.load(Want(to_name(one.key), "") for one in candidates + pointers).values() if one
+    ]
     return [finding for one in meant if (finding := _index_of(reader, one, loaded, there))]
 
 
-def _index_of(reader: Reader, meant: Expectation, loaded: Sequence[Raw], there: Mapping[str, KeyFacts]) -> Finding | None:
+def _index_of(
+    reader: Reader, meant: Expectation, loaded: Sequence[Raw], there: Mapping[str, KeyFacts]
+) -> Finding | None:
     gone: list[str] = []
     holders: list[str] = []
     for raw in loaded:

@@ -15,6 +15,8 @@ import hiredis
 import redis
 
 READ_BYTES = 1 << 17
+ANSWER_WITHIN_S = 30.0
+"""Longer than connecting may take: a batch behind somebody's slow command is no reason to give up."""
 
 FACTS = {
     "type": b"*2\r\n$4\r\nTYPE\r\n$%d\r\n%b\r\n",
@@ -46,6 +48,7 @@ class Wire:
         self._connection.connect()
         # The socket itself: reading reply by reply through the connection costs more than the whole budget.
         self._socket = self._connection._sock
+        self._socket.settimeout(ANSWER_WITHIN_S)
         self._reader = hiredis.Reader(protocolError=redis.InvalidResponse, replyError=redis.ResponseError)
         self.name = name
         self.sent: Counter[str] = Counter()

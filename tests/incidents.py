@@ -236,7 +236,16 @@ def _changed(dice: Dice, ttl: float, cause: str, observed: float, *, factor: boo
     if rng.random() < 0.2:
         old = []
     last = min((write.age_s for write in old), default=None)
-    truth = Truth(cause, dice.prefix, dice.ttl, observed, changed if old else max(w.age_s for w in new), last, jitter, dice.ttl / dice.count)
+    truth = Truth(
+        cause,
+        dice.prefix,
+        dice.ttl,
+        observed,
+        changed if old else max(w.age_s for w in new),
+        last,
+        jitter,
+        dice.ttl / dice.count,
+    )
     return Incident(cause, truth, dice.expect, old + new + dice.beside())
 
 
@@ -265,7 +274,9 @@ def no_ttl(dice: Dice) -> Incident:
     changed = rng.uniform(0.05, 0.9) * oldest
     old = dice.sessions(dice.count, changed, oldest, dice.ttl)
     new = dice.sessions(max(3, dice.count // 3), 0, changed, None, first=dice.count)
-    truth = Truth("no_ttl", dice.prefix, dice.ttl, None, changed, min(w.age_s for w in old), dice.jitter, dice.ttl / dice.count)
+    truth = Truth(
+        "no_ttl", dice.prefix, dice.ttl, None, changed, min(w.age_s for w in old), dice.jitter, dice.ttl / dice.count
+    )
     return Incident("no_ttl", truth, dice.expect, old + new + dice.beside())
 
 
@@ -320,11 +331,15 @@ def eviction_risk(dice: Dice) -> Incident:
             client.config_set("maxmemory", round(client.info("memory")["used_memory"] / share))
 
     config = {"maxmemory-policy": policy}
-    return Incident("eviction_risk", Truth("eviction_risk"), dice.expect, dice.steady() + dice.beside(), config, after=fill)
+    return Incident(
+        "eviction_risk", Truth("eviction_risk"), dice.expect, dice.steady() + dice.beside(), config, after=fill
+    )
 
 
 def persistence_risk(dice: Dice) -> Incident:
-    return Incident("persistence_risk", Truth("persistence_risk"), dice.expect, dice.steady() + dice.beside(), persist=False)
+    return Incident(
+        "persistence_risk", Truth("persistence_risk"), dice.expect, dice.steady() + dice.beside(), persist=False
+    )
 
 
 def deleted(dice: Dice) -> Incident:
@@ -472,7 +487,9 @@ def healthy_batches(dice: Dice) -> Incident:
 def healthy_no_limit(dice: Dice) -> Incident:
     """Close to maxmemory, but writes would fail rather than keys be evicted."""
     near = eviction_risk(dice)
-    return Incident("healthy_no_limit", HEALTHY, dice.expect, near.writes, {"maxmemory-policy": "noeviction"}, after=near.after)
+    return Incident(
+        "healthy_no_limit", HEALTHY, dice.expect, near.writes, {"maxmemory-policy": "noeviction"}, after=near.after
+    )
 
 
 def healthy_room(dice: Dice) -> Incident:
@@ -482,13 +499,19 @@ def healthy_room(dice: Dice) -> Incident:
 
 def healthy_rdb(dice: Dice) -> Incident:
     """No append-only file, but save points."""
-    return Incident("healthy_rdb", HEALTHY, dice.expect, dice.steady() + dice.beside(), {"save": "3600 1"}, persist=False)
+    return Incident(
+        "healthy_rdb", HEALTHY, dice.expect, dice.steady() + dice.beside(), {"save": "3600 1"}, persist=False
+    )
 
 
 def healthy_after_restart(dice: Dice) -> Incident:
     """A restart has set every idle clock to zero."""
     return Incident(
-        "healthy_after_restart", HEALTHY, dice.expect, dice.steady() + dice.beside(), after=lambda server: server.restart()
+        "healthy_after_restart",
+        HEALTHY,
+        dice.expect,
+        dice.steady() + dice.beside(),
+        after=lambda server: server.restart(),
     )
 
 

@@ -26,7 +26,10 @@ def run(name: str, seed: int, lane: str) -> list[str]:
     with RedisServer(binary=binary.path, config=incident.config, persist=incident.persist) as server:
         incident.play(server)
         report = audit(server.url, expect=incident.expect, full=incident.full, duty=1, touch=True)
-        return [f"{one}  [{'travelled' if incident.travelled else 'restored'}, {dict(incident.expect)}]" for one in complaints(report, incident.truth)]
+        return [
+            f"{one}  [{'travelled' if incident.travelled else 'restored'}, {dict(incident.expect)}]"
+            for one in complaints(report, incident.truth)
+        ]
 
 
 def main(seeds: int, names: list[str]) -> int:

@@ -1,0 +1,130 @@
+"""Speed of the audit on a million keys: ``python tests/benchmarks/bench_audit.py [keys]`` (default 1,000,000).
+
+Redis on a unix socket, sessions as lists. All figures are wall time against a bare SCAN COUNT 1000 in the same run,
+each the best of a few; a neighbour's GET latency is measured during the full pass at the default duty.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from shutil import which
+
+import redis
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from servers import every_server
+
+from memkit.audit import audit
+from memkit.audit_wire import Wire
+from memkit.server import RedisServer
+
+
+def fill(client: redis.Redis, keys: int) -> None:
+    script = """
+    for i = ARGV[1], ARGV[2] do
+      local key = 'chat:user-' .. i
+      redis.call('RPUSH', key, '{"type":"human","data":{"content":"hello"}}')
+      redis.call('PEXPIRE', key, 604800000 - (i * 7919 % 500000000))
+    end"""
+    for first in range(1, keys + 1, 20_000):
+        client.eval(script, 0, first, min(first + 19_999, keys))
+
+
+def bare_scan(url: str) -> None:
+    wire = Wire(redis.Redis.from_url(url))
+    cursor, count = b"0", 0
+    while True:
+        cursor, keys = wire.ask("SCAN", cursor, "COUNT", 1000)
+        count += len(keys)
+        if cursor == b"0":
+            break
+    wire.close()
+
+
+def best(what: Callable[[], object], times: int) -> float:
+    taken = []
+    for _ in range(times):
+        began = time.perf_counter()
+        what()
+        taken.append(time.perf_counter() - began)
+    return min(taken)
+
+
+def neighbour(url: str, during: Callable[[], object] | None) -> float:
+    """Return the p99 of a neighbour's GET, in ms: idle, or while something runs."""
+    client, taken, over = redis.Redis.from_url(url), [], threading.Event()
+    worker = threading.Thread(target=lambda: (during() if during else time.sleep(3), over.set()))
+    worker.start()
+    while not over.is_set():
+        began = time.perf_counter()
+        client.get("no-such-key")
+        taken.append(time.perf_counter() - began)
+        time.sleep(0.001)
+    worker.join()
+    return sorted(taken)[int(len(taken) * 0.99)] * 1000
+
+
+def redis_cli(server: RedisServer, option: str) -> float | None:
+    cli = which("redis-cli")
+    if not cli:
+        return None
+    return best(lambda: subprocess.run([cli, "-s", server.socket_path, option], capture_output=True, check=True), 1)
+
+
+def separately(code: str, *arguments: str) -> str:
+    """Run code in a process of its own: its memory, and its interpreter lock, are not ours."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+PEAK = """
+import resource, sys
+from memkit.audit import audit
+audit(sys.argv[1], expect={"chat:*": "7d"}, full=sys.argv[2] == "full", duty=float(sys.argv[3]))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def main(keys: int) -> None:
+    binary = every_server()["redis-8.2"] or every_server()["redis-7.0"]
+    assert binary
+    with RedisServer(binary=binary.path) as server, server.client() as client:
+        print(f"{server.flavour} {server.version}, {keys:,} keys, unix socket")
+        fill(client, keys // 10)
+        small = separately(PEAK, server.url, "full", "1")
+        fill(client, keys)
+        base = best(lambda: bare_scan(server.url), 3)
+        print(f"bare SCAN COUNT 1000: {base:.2f} s")
+        expect = {"chat:*": "7d"}
+        for name, what, times in (
+            ("sampled, throttle off", lambda: audit(server.url, expect=expect, duty=1), 5),
+            ("sampled, default duty", lambda: audit(server.url, expect=expect), 2),
+            ("full, throttle off", lambda: audit(server.url, expect=expect, full=True, duty=1), 2),
+        ):
+            took = best(what, times)
+            print(f"audit, {name}: {took:.2f} s, {took / base:.2f} x", flush=True)
+        for option in ("--bigkeys", "--memkeys"):
+            took_cli = redis_cli(server, option)
+            print(
+                f"redis-cli {option}: "
+                + ("not here" if took_cli is None else f"{took_cli:.2f} s, {took_cli / base:.2f} x")
+            )
+        idle = neighbour(server.url, None)
+        busy = neighbour(server.url, lambda: separately(PEAK, server.url, "full", "0.25"))
+        print(f"neighbour's GET p99: {idle:.2f} ms idle, {busy:.2f} ms during a full pass: {busy / idle:.1f} x")
+        print(
+            f"peak memory: {small} MB at {keys // 10:,} keys, {separately(PEAK, server.url, 'full', '1')} MB at {keys:,}"
+        )
+        print(f"this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MB")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if sys.argv[1:] else 1_000_000)
