@@ -1,0 +1,252 @@
+"""The store on a real cluster of three primaries with replicas: one slot a session, all are listed, failover."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import pytest
+import redis
+import redis.cluster
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from servers import LANES, every_server
+from stress.chaos import Chaos
+from stress.exactly_once import TIMEOUT_S, Plan, retry, run
+from test_store import STRANGE, calls
+from topology import Cluster, cluster, wait_for
+
+from memkit.connect import connect, connect_async
+from memkit.errors import Conflict, DecodeError, PolicyShortenedWarning
+from memkit.policy import ExpiryPolicy
+from memkit.store import AsyncMemoryStore, MemoryStore, vectors_key
+
+HI = {"role": "user", "content": "hi"}
+ROUND_ROBIN = redis.cluster.LoadBalancingStrategy.ROUND_ROBIN
+
+
+@pytest.fixture(scope="module", params=every_server())
+def nodes(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    binary = every_server()[request.param]
+    if not binary:
+        pytest.skip(f"no {request.param} on this machine: {LANES[request.param]}")
+    with cluster(binary.path) as made:
+        yield made
+
+
+@pytest.fixture
+def client(
+    nodes: Cluster, request: pytest.FixtureRequest, record_property: Callable[[str, object], None]
+) -> Iterator[redis.RedisCluster]:
+    record_property("server", request.node.callspec.params["nodes"])
+    for server in nodes.servers:
+        with server.client() as node:
+            if node.info("replication")["role"] == "master":
+                node.flushall()
+    with connect(nodes.url) as client:
+        assert isinstance(client, redis.RedisCluster)
+        yield client
+
+
+@pytest.fixture
+def store(client: redis.RedisCluster) -> MemoryStore:
+    return MemoryStore(client, prefix="session:", ttl="7d")
+
+
+def test_everything_works_on_a_cluster(store: MemoryStore, client: redis.RedisCluster) -> None:
+    slots = set()
+    for n in range(30):
+        session_id = str(n)
+        store.append(session_id, HI, {"n": n})
+        store.update(session_id, summary="s", metadata={"k": n})
+        store.put_vectors(session_id, np.full(2, n, dtype="float32"))
+        version = store.save(session_id, [{"n": n}])
+        with pytest.raises(Conflict):
+            store.save(session_id, [], version=version - 1)
+        found = store.get(session_id)
+        vectors = store.get_vectors(session_id)
+        assert found is not None
+        assert vectors is not None
+        assert (found.messages, found.metadata, found.vectors_lost) == ([{"n": n}], {"k": n}, False)
+        assert vectors.tolist() == [n, n]
+        assert store.load(session_id, 1) == [{"n": n}]
+        assert store.ttl(session_id) is not None
+        slots.add(client.get_node_from_key(f"session:{session_id}").port)
+    assert len(slots) == 3
+    assert sorted(store.sessions(), key=int) == [str(n) for n in range(30)]
+    for n in range(30):
+        assert store.delete(str(n)) is True
+    assert list(store.sessions()) == []
+    assert client.dbsize(target_nodes=redis.RedisCluster.PRIMARIES) == 0
+
+
+@pytest.mark.parametrize("name", sorted(calls(MemoryStore(redis.Redis(), prefix=""))))
+def test_a_call_that_is_sent_again_changes_nothing(store: MemoryStore, name: str) -> None:
+    store.append("a", HI)
+    write = calls(store)[name]()
+    store._write(write)
+    before = store._client.lrange("session:a", 0, -1)
+    store._write(write)
+    assert store._client.lrange("session:a", 0, -1) == before
+
+
+@pytest.mark.parametrize(
+    "options", [{"decode_responses": True}, {"protocol": 3}, {"load_balancing_strategy": ROUND_ROBIN}]
+)
+def test_any_cluster_client_will_do(nodes: Cluster, options: dict[str, Any]) -> None:
+    with nodes.client(**options) as other:
+        store = MemoryStore(other, prefix="ü:", ttl="7d")
+        store.save("🦜", [HI])
+        with nodes.serving("ü:🦜").client() as node:
+            node.execute_command("WAIT", 1, 500)
+        wait_for(lambda: store.load("🦜") == [HI], "message on the replica")
+        assert list(store.sessions()) == ["🦜"]
+        store.delete("🦜")
+
+
+def test_policies_and_damage_are_told_here_too(store: MemoryStore, client: redis.RedisCluster) -> None:
+    store.append("a", HI)
+    with pytest.warns(PolicyShortenedWarning):
+        MemoryStore(client, prefix="session:", ttl=ExpiryPolicy.absolute("5m")).append("a", HI)
+    client.set("session:b", "x")
+    for call in (
+        lambda: store.append("b", HI),
+        lambda: store.load("b"),
+        lambda: store.get("b"),
+        lambda: store.ttl("b"),
+    ):
+        with pytest.raises(DecodeError, match="another type of key"):
+            call()
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1) | st.text("{}ab", min_size=1, max_size=8))
+@example("{")
+@example("}")
+@example("{}")
+@example("{}{a}")
+@example("}{a}")
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_vectors_are_in_the_session_s_slot(client: redis.RedisCluster, key: str) -> None:
+    vectors = vectors_key(key)
+    assert vectors != key.encode()
+    node = client.get_redis_connection(client.get_primaries()[0])
+    assert node.execute_command("CLUSTER KEYSLOT", vectors) == node.execute_command("CLUSTER KEYSLOT", key.encode())
+
+
+def test_strange_ids_have_vectors(store: MemoryStore) -> None:
+    for n, session_id in enumerate(STRANGE):
+        store.append(session_id, HI)
+        store.put_vectors(session_id, np.full(1, n, dtype="float32"))
+    for n, session_id in enumerate(STRANGE):
+        vectors = store.get_vectors(session_id)
+        assert vectors is not None
+        assert vectors.tolist() == [n]
+    assert sorted(store.sessions()) == sorted(STRANGE)
+
+
+def test_retries_says_what_the_client_really_does(nodes: Cluster) -> None:
+    for options, expected in [({}, None), ({"retry": Retry(NoBackoff(), 2)}, 2)]:
+        with nodes.client(**options) as client:
+            client.retry._backoff = NoBackoff()
+            store = MemoryStore(client, prefix="session:")
+            sent = 0
+
+            def broken(*_: Any, **__: Any) -> None:
+                nonlocal sent
+                sent += 1
+                raise redis.ConnectionError("broken")
+
+            for node in client.get_nodes():
+                client.get_redis_connection(node).connection_pool.get_connection = broken  # type: ignore[method-assign]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(client.nodes_manager, "initialize", lambda *_, **__: None)
+                with pytest.raises(redis.RedisError):
+                    client.execute_command("GET", "session:a")
+            assert store.retries == sent - 1
+            assert expected is None or store.retries == expected
+
+
+async def test_the_async_store_works_on_a_cluster(nodes: Cluster, client: redis.RedisCluster) -> None:
+    assert client.ping()
+    async_client = connect_async(nodes.url)
+    try:
+        store = AsyncMemoryStore(async_client, prefix="session:", ttl="7d")
+        for n in range(20):
+            await store.append(str(n), HI, {"n": n})
+            await store.put_vectors(str(n), np.full(1, n, dtype="float32"))
+        assert sorted([session_id async for session_id in store.sessions()], key=int) == [str(n) for n in range(20)]
+        for n in range(20):
+            found = await store.get(str(n))
+            vectors = await store.get_vectors(str(n))
+            assert found is not None
+            assert vectors is not None
+            assert (found.messages, found.vectors_lost, vectors.tolist()) == ([HI, {"n": n}], False, [n])
+            assert await store.load(str(n), 1) == [{"n": n}]
+    finally:
+        await async_client.aclose()
+
+
+def test_after_a_failover_what_the_replica_had_is_there_and_writes_go_on(nodes: Cluster) -> None:
+    """Replication is asynchronous: what WAIT has confirmed is promised, no more."""
+    with nodes.client(retry=retry(), socket_timeout=1) as client:
+        store = MemoryStore(client, prefix="session:", ttl="7d")
+        for n in range(20):
+            store.append("failover", {"n": n})
+        victim = nodes.serving("session:failover")
+        with victim.client() as node:
+            assert node.execute_command("WAIT", 1, 2_000) == 1
+        victim.kill()
+        wait_for(lambda: goes_on(store), "write after the failover")
+        assert (store.load("failover") or [])[:20] == [{"n": n} for n in range(20)]
+        assert (store.load("failover") or [])[20:] == [{"id": "after"}]
+        wait_for(lambda: nodes.serving("session:failover") is not victim, "view of the new primary")
+        victim.start()
+
+
+def goes_on(store: MemoryStore) -> bool:
+    try:
+        store.append("failover", {"id": "after"})
+    except redis.RedisError:
+        return False
+    return True
+
+
+def test_exactly_once_on_a_cluster_while_everything_goes_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    name = next((name for name in ("redis-8.2", "valkey-9", "redis-7.0") if every_server().get(name)), None)
+    binary = every_server()[name] if name else None
+    if not binary:
+        pytest.skip("no server for a cluster on this machine")
+    plan = Plan(writer="cluster", seconds=2, acknowledged=50, faults=10, writers=3)
+    with capsys.disabled():
+        result = stressed(plan, binary.path)
+        print(f"\n{name} cluster: {result}", file=sys.stderr)
+    assert result.clean, result
+
+
+def stressed(plan: Plan, binary: Any) -> Any:
+    """Three primaries, each behind a proxy that clients are told about; no replicas, since they promise nothing."""
+    with ExitStack() as stack:
+        proxies: list[Chaos] = []
+        made = stack.enter_context(cluster(binary, replicas=False, persist=True, node_timeout_ms=10_000))
+        for server in made.servers:
+            proxy = stack.enter_context(Chaos(server.socket_path, rate=plan.rate, delay_s=1.5 * TIMEOUT_S))
+            proxies.append(proxy)
+            with server.client() as node:
+                node.config_set("cluster-announce-port", proxy.port)
+        wait_for(lambda: announced(made, proxies), "cluster that tells the proxies' ports")
+        with made.client(retry=retry()) as client:
+            return run(plan, made.servers, proxies, client)
+
+
+def announced(made: Cluster, proxies: list[Chaos]) -> bool:
+    ports = {proxy.port for proxy in proxies}
+    seen = []
+    for server in made.servers:
+        with server.client(decode_responses=True) as node:
+            seen += [{range_[2][1] for range_ in node.execute_command("CLUSTER SLOTS")}]
+    return all(one == ports for one in seen)

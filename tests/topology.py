@@ -1,0 +1,192 @@
+"""A real cluster and a real Sentinel, each in a second or two, gone with the ``with`` block (or the process)."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from hashlib import sha1
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import redis
+import redis.cluster
+
+from memkit.server import RedisServer, free_port
+
+READY_WITHIN_S = 15.0
+PRIMARIES = 3
+SLOTS = 16384
+
+
+def wait_for(done: Callable[[], bool], what: str, within_s: float = READY_WITHIN_S) -> None:
+    deadline = time.monotonic() + within_s
+    while not done():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"after {within_s} s still no {what}")
+        time.sleep(0.005)
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Three primaries, and as many replicas or none."""
+
+    servers: list[RedisServer]
+
+    @property
+    def primaries(self) -> list[RedisServer]:
+        return self.servers[:PRIMARIES]
+
+    @property
+    def url(self) -> str:
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in self.servers)
+
+    def client(self, **options: Any) -> redis.RedisCluster:
+        nodes = [redis.cluster.ClusterNode("127.0.0.1", server.port or 0) for server in self.servers]
+        return redis.RedisCluster(startup_nodes=nodes, **options)
+
+    def serving(self, key: str | bytes) -> RedisServer:
+        """Return the server that now has the slot of a key."""
+        with self.client() as client:
+            port = client.get_node_from_key(key).port
+        return next(server for server in self.servers if server.port == port)
+
+
+@contextmanager
+def cluster(
+    binary: Path | str, *, replicas: bool = True, persist: bool = False, node_timeout_ms: int = 1_000
+) -> Iterator[Cluster]:
+    """Start a cluster. ``node_timeout_ms``: after so long a silence a replica takes over."""
+    number = 2 * PRIMARIES if replicas else PRIMARIES
+    ports = list(cluster_ports(number))
+    told, buses = [port for port, _ in ports], [bus for _, bus in ports]
+    with TemporaryDirectory(prefix="memkit-nodes-") as folder, ExitStack() as stack:
+        servers = []
+        for index, port in enumerate(told):
+            nodes = Path(folder, f"{index}.conf")
+            nodes.write_text(known_nodes(told, buses, index))
+            settings: dict[str, object] = {
+                "cluster-enabled": "yes",
+                "cluster-config-file": nodes,
+                "cluster-node-timeout": node_timeout_ms,
+                "repl-diskless-sync-delay": 0,
+            }
+            server = RedisServer(binary=binary, port=0, config=settings, persist=persist)
+            server.port = port
+            servers.append(stack.enter_context(server))
+        made = Cluster(servers)
+        for server in servers:
+            # A primary waits 2 s before it takes writes: let its clock go on by as much.
+            server.clock.shift("3s")
+        wait_for(lambda: all(map(is_ready, servers)), "cluster that is ok")
+        yield made
+
+
+def cluster_ports(number: int) -> Iterator[tuple[int, int]]:
+    """Yield free ports whose bus port, 10,000 above, is free as well (6.2 cannot be told another)."""
+    found: set[int] = set()
+    while len(found) < number:
+        port = free_port()
+        if port < 55_000 and port not in found and can_listen(port + 10_000):
+            found.add(port)
+            yield port, port + 10_000
+
+
+def can_listen(port: int) -> bool:
+    with socket.socket() as probe, contextlib.suppress(OSError):
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False
+
+
+def known_nodes(ports: Sequence[int], buses: Sequence[int], myself: int) -> str:
+    """Return a nodes.conf in which everybody knows everybody: no introductions, no epochs to settle."""
+    ends = [SLOTS * n // PRIMARIES for n in range(PRIMARIES + 1)]
+    slots = [f"{start}-{end - 1}" for start, end in pairwise(ends)]
+    ids = [sha1(b"%d" % n, usedforsecurity=False).hexdigest() for n in range(len(ports))]
+    lines = []
+    for n, (port, bus) in enumerate(zip(ports, buses, strict=True)):
+        primary = n < PRIMARIES
+        role = "master -" if primary else f"slave {ids[n - PRIMARIES]}"
+        flags, _, of = role.partition(" ")
+        mine = "myself," if n == myself else ""
+        epoch, served = n % PRIMARIES + 1, slots[n] if primary else ""
+        lines.append(f"{ids[n]} 127.0.0.1:{port}@{bus} {mine}{flags} {of} 0 0 {epoch} connected {served}".rstrip())
+    return "\n".join([*lines, f"vars currentEpoch {PRIMARIES} lastVoteEpoch 0", ""])
+
+
+def is_ready(server: RedisServer) -> bool:
+    with server.client(decode_responses=True) as client:
+        replication = client.info("replication")
+        linked = replication["role"] == "master" or replication["master_link_status"] == "up"
+        state = client.execute_command("CLUSTER INFO")
+        return linked and "ok" in (state.get("cluster_state") if isinstance(state, dict) else state)
+
+
+class SentinelServer(RedisServer):
+    """The same binary as a Sentinel: it wants a file of its own to write to."""
+
+    def __init__(self, *, binary: Path | str, lines: Sequence[str]) -> None:
+        super().__init__(binary=binary, port=0)
+        self._lines = lines
+
+    def _directives(self) -> Iterator[str]:
+        own = [f"port {self.port}", f"unixsocket {self.socket_path}", f"dir {self.directory}", "bind 127.0.0.1"]
+        file = self.directory / "sentinel.conf"
+        file.write_text("\n".join([*own, f"logfile {self.directory}/log", *self._lines, ""]))
+        yield from (str(file), "--sentinel")
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A primary, its replica, and the Sentinel that watches them as ``service``."""
+
+    servers: list[RedisServer]
+    sentinel: RedisServer
+    service: str = "mem"
+
+    @property
+    def url(self) -> str:
+        return f"redis+sentinel://127.0.0.1:{self.sentinel.port}/{self.service}/0"
+
+    def primary(self) -> RedisServer:
+        """Return the server that Sentinel now names."""
+        with self.sentinel.client() as client:
+            port = int(client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service)[1])
+        return next(server for server in self.servers if server.port == port)
+
+
+@contextmanager
+def watched(binary: Path | str, *, persist: bool = False) -> Iterator[Watched]:
+    """Start a primary, a replica and a Sentinel that fails over after 300 ms."""
+    with ExitStack() as stack:
+        settings = {"repl-diskless-sync-delay": 0}
+        primary = stack.enter_context(RedisServer(binary=binary, port=0, config=settings, persist=persist))
+        follows = settings | {"replicaof": f"127.0.0.1 {primary.port}"}
+        replica = stack.enter_context(RedisServer(binary=binary, port=0, config=follows, persist=persist))
+        lines = [
+            f"sentinel monitor mem 127.0.0.1 {primary.port} 1",
+            "sentinel down-after-milliseconds mem 300",
+            "sentinel failover-timeout mem 2000",
+        ]
+        sentinel = stack.enter_context(SentinelServer(binary=binary, lines=lines))
+        made = Watched([primary, replica], sentinel)
+        wait_for(lambda: is_linked(replica), "replica that has caught up")
+        wait_for(lambda: knows_replica(sentinel), "Sentinel that knows the replica")
+        yield made
+
+
+def is_linked(server: RedisServer) -> bool:
+    with server.client() as client:
+        return bool(client.info("replication").get("master_link_status") == "up")
+
+
+def knows_replica(sentinel: RedisServer) -> bool:
+    with sentinel.client() as client:
+        seen = client.sentinel_slaves("mem")
+        return bool(seen and seen[0]["master-link-status"] == "ok" and not seen[0]["is_sdown"])
