@@ -11,7 +11,7 @@ from memkit.conformance.adapter import one_line
 from memkit.conformance.bench import MARGIN_S, Bench, messages_of
 from memkit.conformance.case import Case, Forgot, case
 from memkit.conformance.cases_expiry import WEEK_S
-from memkit.conformance.crowd import Child, Waiting, together
+from memkit.conformance.crowd import LONGEST_S, Child, Waiting, together
 from memkit.conformance.talk import Talk, difference
 
 PROCESSES, THREADS, APPENDS = 4, 2, 50
@@ -33,8 +33,9 @@ def eight_writers(bench: Bench) -> str:
     talk.handle  # noqa: B018  # opened before the crowd comes
     children = [Child(partial(_write, talk, process)) for process in range(PROCESSES)]
     seen: list[str] = []
+    deadline = time.monotonic() + LONGEST_S
     try:
-        while not all(child.done(within_s=0) for child in children):
+        while not all(child.done(within_s=0) for child in children) and time.monotonic() < deadline:
             seen += _torn(talk)
         outcomes = [child.result() for child in children]
     finally:

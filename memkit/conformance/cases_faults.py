@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,7 +14,7 @@ import redis
 from memkit.conformance.adapter import Handle, Messages, one_line
 from memkit.conformance.bench import MARGIN_S, TTL_S, Bench, Key, messages_of
 from memkit.conformance.case import Case, Forgot, NotAsked, case
-from memkit.conformance.crowd import Child, Waiting, together
+from memkit.conformance.crowd import LONGEST_S, Child, Waiting, together
 from memkit.conformance.evidence import Belongings, damage, holds, own_places, shown
 from memkit.conformance.proxy import Loss, Proxy
 from memkit.conformance.talk import Talk, difference
@@ -246,7 +247,8 @@ def _crash(bench: Bench, belongings: Belongings, talk: Talk, nth: int) -> bool:
     with Proxy(_port(bench)) as proxy:
         proxy.lose("hold", nth)
         child = Child(partial(_open_and_append, bench, proxy.url(bench.url), talk, text))
-        while not child.done(within_s=0.001) and not proxy.lost.is_set():
+        deadline = time.monotonic() + LONGEST_S
+        while not child.done(within_s=0.001) and not proxy.lost.is_set() and time.monotonic() < deadline:
             pass
         crashed = proxy.lost.is_set()
         child.kill()
