@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,21 @@ from memkit.errors import AmbiguousSession, PolicyError, SessionNotFound
 from memkit.formats import ag2, agent_framework_redis, langgraph_redis, langgraph_redis_shallow, redisvl, unknown
 from memkit.formats.capture import load_capture
 from memkit.formats.guess import hex_view
-from memkit.formats.model import SEPARATORS, Hit, Known, Meant, Note, Problem, Raw, Run, Turn, Want, to_bytes, to_name
+from memkit.formats.model import (
+    SEPARATORS,
+    Hit,
+    Known,
+    Meant,
+    Note,
+    Problem,
+    Raw,
+    Run,
+    Turn,
+    Want,
+    is_uuid,
+    to_bytes,
+    to_name,
+)
 from memkit.formats.safe import printable
 from memkit.reading import Loaded, Reader, reading
 from memkit.session_report import KeyReport, Messages, SessionReport, Veil, early_ends, span
@@ -28,6 +42,8 @@ _ROUNDS = 5
 _SAID = 5
 _LED_TO = 20
 Group = tuple[str, str, str]
+_WORDS = re.compile(r"([:|/{}\0]+)")
+_MADE = re.compile(r"[:|/{}\0]*|[0-9]{1,6}", re.ASCII)
 _GLOB = re.compile(r"[*?\[\]^\\]")
 
 
@@ -54,6 +70,7 @@ def inspect_session(url_or_client: Any, session_id: str | bytes, *, reveal: bool
 class _Found:
     """The keys of one session; None for a key that should be there. ``notes`` are about the search."""
 
+    wanted: str
     hit: Hit
     keys: Mapping[str, Loaded | None]
     parts: Mapping[str, str]
@@ -133,7 +150,7 @@ class _Search:
     def _as_unknown(self, session: str, names: list[str]) -> _Found:
         keys = {name: self._there[name] for name in names}
         hit = Hit(unknown.STORE, session, "", "unknown")
-        return _Found(hit, keys, dict.fromkeys(names, "unknown"), notes=tuple(self._notes))
+        return _Found(self._wanted, hit, keys, dict.fromkeys(names, "unknown"), notes=tuple(self._notes))
 
     def _by_key(self, name: str) -> _Found:
         """Return the session that a key belongs to."""
@@ -173,7 +190,7 @@ class _Search:
             parts |= {want.name: want.part for want in new}
         shared = {want.name for want in module.wants(self._known(hit, parts)) if want.shared}
         keys = {name: self._loaded[name] for name in parts}
-        return _Found(hit, keys, parts, frozenset(shared), tuple(self._notes))
+        return _Found(self._wanted, hit, keys, parts, frozenset(shared), tuple(self._notes))
 
     def _known(self, hit: Hit, names: Iterable[str]) -> Known:
         return Known(hit, {name: loaded.raw if (loaded := self._loaded[name]) else None for name in names})
@@ -226,15 +243,34 @@ def _report(reader: Reader, found: _Found, *, reveal: bool) -> SessionReport:
     loaded = {name: loaded for name, loaded in found.keys.items() if loaded}
     own = {name: each for name, each in loaded.items() if name not in found.shared}
     problems += _general_problems(found.hit, own, meant)
+    mask = (lambda name: name) if reveal else _mask(loaded, found.wanted)
     return SessionReport(
         store=found.hit.store,
-        session=found.hit.session,
+        session=mask(found.hit.session),
         messages=Messages(veil),
         keys=tuple(_key_report(name, each, found, reveal=reveal) for name, each in loaded.items()),
-        problems=tuple(problems),
+        problems=tuple(problem._replace(key=mask(problem.key)) for problem in problems),
         notes=(*found.notes, *notes, *_reading_notes(reader)),
         revealed=reveal,
     )
+
+
+def _mask(names: Iterable[str], wanted: str) -> Callable[[str], str]:
+    """Return what hides, in the name of a key that is not there, the words that only a payload can have told.
+
+    Words of names that are there, of the id that was asked for, and those that the libraries make are shown.
+    """
+    there = set(names)
+    words = {word for name in (*there, wanted) for word in _WORDS.split(name)} | formats.VOCABULARY
+
+    def masked(name: str) -> str:
+        if name in there or name == wanted:
+            return name
+        return "".join(
+            word if word in words or _MADE.fullmatch(word) or is_uuid(word) else "…" for word in _WORDS.split(name)
+        )
+
+    return masked
 
 
 def _decoded(known: Known, veil: Veil) -> tuple[list[Problem], list[str], Meant | None]:
@@ -266,8 +302,9 @@ def _general_problems(hit: Hit, own: Mapping[str, Loaded], meant: Meant | None) 
     problems += _few([Problem("unreadable", name, each.raw.unread) for name, each in own.items() if each.raw.unread])
     for name, each in own.items():
         if each.raw.partial:
-            read, total = len(each.raw.elements), each.raw.total
-            problems.append(Problem("truncated", name, f"the first {read:,} of {total:,} elements were read"))
+            read = len(each.raw.elements) + len(each.raw.scores)
+            of = f" of {each.raw.total:,}" if each.raw.total > read else ""
+            problems.append(Problem("truncated", name, f"only the first {read:,}{of} elements were read"))
     big = [problem for name, each in own.items() for problem in _big(name, each.raw)]
     return problems + _few(big)
 

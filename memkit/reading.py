@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import redis
@@ -23,6 +23,7 @@ PEEK_BYTES = 64 << 10
 _BATCH_KEYS = 500
 _BATCH_BYTES = 4 << 20
 _CHUNK = 1_000
+_MANY_BYTES = 1 << 20  # a hash or set of this size may have too many elements: it is asked how many before it is read
 _SCAN_COUNT = 1_000
 
 Command = tuple[bytes, bytes]
@@ -151,7 +152,7 @@ class Reader:
             got = [next(answers) for _ in plan]
             found[name] = self._raw(name, metas[name], wants[name], got)
             self.read_keys += 1
-            self.budget.spend(_bytes_in(found[name]), len(found[name].elements))
+            self.budget.spend(_bytes_in(found[name]), _elements_in(found[name]))
         return found
 
     def _raw(self, name: str, meta: Meta, want: Want, got: list[Any]) -> Raw:
@@ -164,7 +165,13 @@ class Reader:
             return Raw(name, meta.kind, unread=says)
         if meta.kind == "list" and len(got) == 1:
             return self._long_list(name, got[0], meta.size_bytes or 0)
-        return _BUILD[meta.kind](name, want, got)
+        if meta.kind in _COUNT and isinstance(got[0], int):
+            if got[0] > self.budget.elements_left:
+                over = f"its {got[0]:,} elements are over the {MAX_ELEMENTS:,} that are read"
+                return Raw(name, meta.kind, total=got[0], unread=over)
+            got = self.ask([(to_bytes(name), _packed(_ALL[meta.kind][0], to_bytes(name)))])
+        raw = _BUILD[meta.kind](name, want, got)
+        return replace(raw, partial=True) if len(raw.scores) >= self.budget.elements_left else raw
 
     def _long_list(self, name: str, total: int, size_bytes: int) -> Raw:
         """Read a list that may be over the budget from its head, a few MB at a time, until the budget is used up."""
@@ -231,11 +238,16 @@ def _plan(key: bytes, meta: Meta, want: Want, budget: Budget) -> list[bytes]:
         return [_packed(b"STRLEN", key), _packed(b"GET", key) if fits else _packed(b"GETRANGE", key, 0, some_bytes - 1)]
     if only and meta.kind in _SOME:
         return [_packed(_SOME[meta.kind], key, *only)]
+    if meta.kind in _COUNT and (meta.size_bytes or 0) > _MANY_BYTES and fits:
+        return [_packed(_COUNT[meta.kind], key)]
+    if meta.kind == "zset" and fits:
+        return [_packed(b"ZRANGE", key, 0, budget.elements_left - 1, b"WITHSCORES")]
     if meta.kind in _ALL and (fits or meta.size_bytes is None):  # MEMORY USAGE may be refused: then it is unknown
         return [_packed(_ALL[meta.kind][0], key, *_ALL[meta.kind][1:])]
     return []
 
 
+_COUNT = {"hash": b"HLEN", "set": b"SCARD"}
 _SOME = {"hash": b"HMGET", "set": b"SMISMEMBER", "zset": b"ZMSCORE"}
 _ALL: dict[str, tuple[Any, ...]] = {
     "hash": (b"HGETALL",),
@@ -302,6 +314,12 @@ _BUILD: dict[str, Callable[[str, Want, list[Any]], Raw]] = {
     "zset": _zset,
     "stream": _stream,
 }
+
+
+def _elements_in(raw: Raw) -> int:
+    """Return what a key counts for; one message kept as a small hash counts for one."""
+    many = len(raw.fields) + len(raw.members) + len(raw.scores)
+    return len(raw.elements) + (many if many > _CHUNK else 1)
 
 
 def _bytes_in(raw: Raw) -> int:

@@ -356,6 +356,11 @@ def test_what_is_over_the_limits_is_cut_and_said(client: redis.Redis) -> None:
         client.rpush("message_store:big", "x" * (8 << 20))
     report = inspect_session(client, "big")
     assert "truncated" in causes(report)
+    client.zadd("z", {f"member {at}": at for at in range(120_000)})
+    assert causes(inspect_session(client, "z")) == ["no_ttl", "truncated"]
+    client.hset("h", mapping={f"field {at}": at for at in range(120_000)})
+    (_, problem) = inspect_session(client, "h").problems
+    assert problem.says == "its 120,000 elements are over the 100,000 that are read"
     client.set("k", b"\x00" * (65 << 20))
     assert causes(inspect_session(client, "k")) == ["no_ttl", "unreadable"]
 

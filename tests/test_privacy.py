@@ -222,3 +222,33 @@ def test_a_password_in_a_url_is_never_shown(server: RedisServer, tail: str) -> N
     with pytest.raises((MemkitError, redis.RedisError, ValueError)) as refused:
         inspect_session(url, "sess-A")
     assert SECRET not in "".join(traceback.format_exception(refused.value))
+
+
+def test_ids_that_only_a_payload_tells_are_not_shown(client: redis.Redis) -> None:
+    session = load_capture(client, "agno")
+    run = "agno:runs:f082bd82-75bf-46ce-8948-423d61b19d2b"
+    document = json.loads(client.get(run) or "")
+    client.set(run, json.dumps(document | {"user_id": SECRET, "agent_id": f"a:{SECRET}"}), keepttl=True)
+    client.zadd(f"agno:runs:by_session:{session}", {SECRET: 9})
+    client.delete("agno:runs:index:status:RUNNING")
+    report = inspect_session(client, session)
+    for shown in everything_shown(report):
+        assert SECRET not in shown
+    keys = {problem.key for problem in report.problems}
+    assert {"agno:runs:index:user_id:…", "agno:runs:…", "agno:runs:index:status:RUNNING"} <= keys
+    client.delete(f"agno:runs:by_session:{session}")
+    client.sadd(f"agno:runs:index:session_id:{session}", SECRET)
+    assert not [shown for shown in everything_shown(inspect_session(client, session)) if SECRET in shown]
+    assert SECRET in inspect_session(client, session, reveal=True).to_json()
+
+
+@pytest.mark.parametrize("store", ["google-adk-redis", "redisvl", "langchain-redis"])
+def test_a_session_id_that_only_the_payload_tells_is_not_shown(client: redis.Redis, store: str) -> None:
+    load_capture(client, store, json_as_text=True)
+    for entry in capture.capture(store)["keys"]:
+        if entry["type"] == "hash":
+            client.hset(entry["key"], "session_tag", SECRET)
+        else:
+            client.set(entry["key"], entry["value"].replace('"sess-A"', f'"{SECRET}"'))
+        for shown in everything_shown(inspect_session(client, entry["key"])):
+            assert SECRET not in shown

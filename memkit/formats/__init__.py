@@ -47,6 +47,28 @@ FORMATS: tuple[Format, ...] = cast(
     ),
 )
 
+VOCABULARY = frozenset(
+    (
+        *(
+            "agents",
+            "session",
+            "messages",
+            "message_store",
+            "vectors",
+            "ag2",
+            "stream",
+            "chat",
+            "chat_messages",
+            "shallow",
+        ),
+        *("checkpoint", "checkpoint_latest", "checkpoint_write", "write_keys_zset", "write_registry", "__empty__"),
+        *("lg", "cp", "blob", "wr", "idx", "threads", "seq", "__start__", "branch", "to"),
+        *("agno", "runs", "sessions", "by_session", "index", "agent", "team", "workflow", *agno.RUN_INDEX),
+        *(*agno.SESSION_INDEX, "PENDING", "RUNNING", "PAUSED", "COMPLETED", "CANCELLED", "ERROR"),
+    )
+)
+"""The words of which the stores' own key names are made; what else a name holds, somebody put there."""
+
 _BY_KIND = {
     kind: tuple(store for store in FORMATS if kind in store.KINDS)
     for kind in {k for store in FORMATS for k in store.KINDS}

@@ -22,6 +22,7 @@ from memkit.formats.model import (
     Want,
     a_dict,
     a_list,
+    is_uuid,
     quoted,
     seconds,
     text_or_none,
@@ -165,7 +166,12 @@ def _dangling(known: Known) -> Iterator[Problem]:
         says = "the order of the runs is gone: agno will show an empty session"
         kept = "; recoverable: the runs are still there, listed in the session's index" if runs else ""
         members = " ".join(f"{position} {quoted(run)}" for position, run in enumerate(runs))
-        yield Problem("dangling", order, says + kept, f"ZADD {quoted(order)} {members}" if runs else "")
+        yield Problem(
+            "dangling",
+            order,
+            says + kept,
+            f"ZADD {quoted(order)} {members}" if all(map(is_uuid, runs)) and runs else "",
+        )
     for name, ids in _index_entries(known).items():
         index = known.there(name)
         missing = ids - (index.members if index else frozenset())

@@ -15,7 +15,7 @@ from memkit.formats import msgpack
 from memkit.formats.bounded import Fault, Parsed
 from memkit.formats.documents import corrupt, peek, read
 from memkit.formats.langgraph import message_items, missing_parents, name_parts, newer_schema, thread_of
-from memkit.formats.model import Hit, Item, Known, Problem, Raw, Want, a_dict, quoted
+from memkit.formats.model import Hit, Item, Known, Problem, Raw, Want, a_dict, is_uuid, quoted
 
 STORE = "langgraph-plainredis"
 SCANNED = True
@@ -93,17 +93,17 @@ def _checkpoints(known: Known) -> tuple[dict[str, Checkpoint], list[Problem]]:
             value, faults = _value(raw)
             problems += faults
             if isinstance(value, dict):
-                found[name] = _checkpoint(known, value)
+                found[name] = _checkpoint(known, value, name.removeprefix(root))
                 problems += newer_schema(a_dict(value.get("checkpoint")), name)
     return dict(sorted(found.items(), key=lambda pair: pair[1].uid)), problems
 
 
-def _checkpoint(known: Known, value: Mapping[str, Any]) -> Checkpoint:
+def _checkpoint(known: Known, value: Mapping[str, Any], uid: str) -> Checkpoint:
     checkpoint, metadata = a_dict(value.get("checkpoint")), a_dict(value.get("metadata"))
     base = f"{known.hit.prefix}blob:{known.hit.session}::"
     versions = a_dict(checkpoint.get("channel_versions"))
     blobs = {channel: f"{base}{channel}:{version}" for channel, version in versions.items()}
-    return Checkpoint(str(checkpoint.get("id")), str(value.get("parent_id") or ""), str(metadata.get("source")), blobs)
+    return Checkpoint(uid, str(value.get("parent_id") or ""), str(metadata.get("source")), blobs)
 
 
 def decode(known: Known) -> Iterator[Item]:
@@ -171,7 +171,14 @@ def _index_problems(known: Known, checkpoints: Mapping[str, Checkpoint]) -> Iter
         members = " ".join(f"{at} {point.uid}" for at, point in enumerate(checkpoints.values(), 1))
         says = "the thread's order is gone: the library shows an empty thread"
         says += "; recoverable: the checkpoints are still there" if members else ""
-        yield Problem("dangling", order, says, f"ZADD {quoted(order)} {members}" if members else "")
+        yield Problem(
+            "dangling",
+            order,
+            says,
+            f"ZADD {quoted(order)} {members}"
+            if all(is_uuid(point.uid) for point in checkpoints.values()) and members
+            else "",
+        )
     for uid in listed.scores if listed else ():
         name = f"{base}cp:{thread}::{uid}"
         if known.there(name) is None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 JSON_KIND = "ReJSON-RL"
 SEPARATORS = ":/|{}.#"
 """What stands between a prefix and an id; ``-`` and ``_`` may, but stand inside ids as well."""
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _PLAIN = re.compile(r"[A-Za-z0-9_:./|~@=+-]+", re.ASCII)
 DOCUMENT_KINDS = ("string", JSON_KIND)
 
@@ -201,6 +202,11 @@ def text_or_none(value: Any) -> str | None:
 def one_of(value: Any, names: Container[str]) -> bool:
     """Return whether the value is text, and one of these; what comes out of JSON may not even be hashable."""
     return isinstance(value, str) and value in names
+
+
+def is_uuid(text: str) -> bool:
+    """Return whether a text is a UUID, which a library made and nobody's name is in."""
+    return _UUID.fullmatch(text) is not None
 
 
 def a_dict(value: Any) -> dict[str, Any]:
