@@ -137,7 +137,7 @@ def server_with_hash_ttls() -> RedisServer:
 
 
 def crowd_out(client: redis.Redis) -> dict[str, int]:
-    """Let memory run out for the time of one write, under volatile-ttl; return how many keys expired and were evicted."""
+    """Let memory run out for one write, under volatile-ttl; return how many keys expired and how many were evicted."""
     guard_write(client)
     before = client.info("stats")
     with _full(client, "volatile-ttl", 0), suppress(redis.ResponseError):
