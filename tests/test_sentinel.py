@@ -1,0 +1,74 @@
+"""The store behind a real Sentinel: it follows a failover; what a replica had not yet is not promised."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from servers import LANES, every_server
+from topology import Watched, wait_for, watched
+
+from memkit.connect import connect, connect_async
+from memkit.store import AsyncMemoryStore, MemoryStore
+
+HI = {"role": "user", "content": "hi"}
+
+
+@pytest.fixture(params=every_server())
+def service(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Iterator[Watched]:
+    binary = every_server()[request.param]
+    if not binary:
+        pytest.skip(f"no {request.param} on this machine: {LANES[request.param]}")
+    record_property("server", request.param)
+    with watched(binary.path) as made:
+        yield made
+
+
+def replicated(service: Watched) -> None:
+    with service.primary().client() as node:
+        assert node.execute_command("WAIT", 1, 5_000) == 1
+
+
+def persistently(do: Callable[[], object]) -> bool:
+    """Be an application that tries again: its message has an id of its own, so that this adds nothing."""
+    try:
+        do()
+    except redis.RedisError:
+        return False
+    return True
+
+
+def test_a_store_follows_the_failover(service: Watched) -> None:
+    client = connect(service.url, retry=Retry(NoBackoff(), 1), socket_timeout=1)
+    assert isinstance(client, redis.Redis)
+    with client:
+        store = MemoryStore(client, prefix="session:", ttl="7d")
+        assert store.retries == 1
+        for n in range(20):
+            store.append("a", {"n": n})
+        replicated(service)
+        before = service.primary()
+        before.kill()
+        wait_for(lambda: persistently(lambda: store.append("a", {"id": "after"})), "write after the failover")
+        assert store.load("a") == [*({"n": n} for n in range(20)), {"id": "after"}]
+        assert service.primary() is not before
+        assert (store.ttl("a") or 0) > 604_700
+        assert list(store.sessions()) == ["a"]
+
+
+async def test_an_async_store_goes_where_sentinel_says(service: Watched) -> None:
+    client = connect_async(service.url)
+    assert isinstance(client, redis.asyncio.Redis)
+    async with client:
+        store = AsyncMemoryStore(client, prefix="session:", ttl="7d")
+        await asyncio.gather(*(store.append("a", {"n": n}) for n in range(10)))
+        assert sorted(message["n"] for message in await store.load("a") or []) == list(range(10))
+        with service.primary().client() as node:
+            assert node.exists("session:a") == 1
+        # redis-py leaves the connections to the Sentinels themselves open.
+        for sentinel in client.connection_pool.sentinel_manager.sentinels:  # type: ignore[attr-defined]
+            await sentinel.aclose()

@@ -1,0 +1,232 @@
+"""AsyncMemoryStore: the same names, the same operations and the same guarantees as MemoryStore."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import redis
+import redis.asyncio
+import redis.asyncio.retry
+from redis.backoff import NoBackoff
+from servers import every_server, start
+
+from memkit.errors import Conflict, DecodeError, EncodeError, PolicyError, PolicyShortenedWarning, SessionNotFound
+from memkit.policy import ExpiryPolicy
+from memkit.server import RedisServer
+from memkit.store import AsyncMemoryStore, MemoryStore
+
+HI = {"role": "user", "content": "hi"}
+HELLO = {"role": "assistant", "content": "hello"}
+
+
+@pytest.fixture(scope="module", params=every_server())
+def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    with start(request.param) as server:
+        yield server
+
+
+@pytest.fixture
+async def client(
+    server: RedisServer, request: pytest.FixtureRequest, record_property: Callable[[str, object], None]
+) -> AsyncIterator[redis.asyncio.Redis]:
+    record_property("server", request.node.callspec.params["server"])
+    async with server.async_client() as client:
+        await client.flushall()
+        yield client
+
+
+@pytest.fixture
+def store(client: redis.asyncio.Redis) -> AsyncMemoryStore:
+    return AsyncMemoryStore(client, prefix="session:", ttl="7d")
+
+
+def test_both_faces_have_the_same_names_and_parameters() -> None:
+    for name, member in inspect.getmembers(MemoryStore):
+        if not name.startswith("_") or name == "__init__":
+            other = getattr(AsyncMemoryStore, name)
+            assert type(member) is type(other), name
+            if inspect.isfunction(member):
+                parameters = [dict(inspect.signature(one).parameters) for one in (member, other)]
+                for one in parameters:
+                    one.pop("client", None)  # of another kind
+                assert parameters[0] == parameters[1], name
+    assert {name for name in dir(MemoryStore) if name[0] != "_"} == {
+        name for name in dir(AsyncMemoryStore) if name[0] != "_"
+    }
+
+
+async def test_everything_works(store: AsyncMemoryStore) -> None:
+    assert await store.load("a") is None
+    assert await store.get("a") is None
+    assert await store.append("a", HI) == 1
+    assert await store.append("a", HELLO, {"id": "x"}) == 2
+    assert await store.append("a", {"id": "x"}) == 2
+    assert await store.update("a", summary="s", metadata={"k": 1}) == 3
+    assert await store.put_vectors("a", np.ones((2, 2), dtype="float32")) == 4
+    found = await store.get("a")
+    vectors = await store.get_vectors("a")
+    assert found is not None
+    assert vectors is not None
+    assert (found.messages, found.summary, found.metadata) == ([HI, HELLO, {"id": "x"}], "s", {"k": 1})
+    assert (found.version, found.vectors_lost, vectors.tolist()) == (4, False, [[1, 1], [1, 1]])
+    assert await store.save("a", [HELLO], version=found.version) == 5
+    assert (await store.load("a"), await store.load("a", 0), await store.load("a", 5)) == ([HELLO], [], [HELLO])
+    assert await store.touch("a") is True
+    assert 604_700 < (await store.ttl("a") or 0) <= 604_800
+    assert [session_id async for session_id in store.sessions()] == ["a"]
+    assert await store.delete("a") is True
+    assert await store.touch("a") is await store.delete("a") is False
+    assert (store.prefix, store.policy, store.key("a")) == ("session:", ExpiryPolicy.sliding("7d"), "session:a")
+
+
+async def test_errors_are_the_same(store: AsyncMemoryStore, client: redis.asyncio.Redis) -> None:
+    for missing in (store.ttl("a"), store.update("a"), store.append("a", create=False)):
+        with pytest.raises(SessionNotFound):
+            await missing
+    await store.append("a", HI)
+    for conflict in (store.save("a", [], version=5), store.update("a", version=0)):
+        with pytest.raises(Conflict):
+            await conflict
+    for bad in (store.append("a", {1: 2}), store.save("a", [HI, "x"])):  # type: ignore[dict-item, list-item]
+        with pytest.raises(EncodeError):
+            await bad
+    with pytest.raises(PolicyError):
+        await store.load("")
+    await client.set("session:b", "x")
+    await client.rpush("session:c", "x")
+    for session_id in "bc":
+        for call in (
+            store.load(session_id),
+            store.get(session_id),
+            store.append(session_id, HI),
+            store.ttl(session_id),
+        ):
+            with pytest.raises(DecodeError, match=f"'session:{session_id}'"):
+                await call
+    assert await client.get("session:b") == b"x"
+
+
+async def test_both_faces_read_what_the_other_wrote(store: AsyncMemoryStore, server: RedisServer) -> None:
+    with server.client() as client:
+        sync = MemoryStore(client, prefix="session:", ttl="7d")
+        sync.append("a", HI)
+        await store.append("a", HELLO)
+        assert sync.load("a") == await store.load("a") == [HI, HELLO]
+
+
+async def test_a_warning_names_the_caller_s_line(client: redis.asyncio.Redis, store: AsyncMemoryStore) -> None:
+    await store.append("a", HI)
+    short = AsyncMemoryStore(client, prefix="session:", ttl="5m")
+    with pytest.warns(PolicyShortenedWarning) as seen:
+        await short.append("a", HI)
+    assert seen[0].filename == __file__
+
+
+async def test_reads_renew_where_they_were_meant_to(client: redis.asyncio.Redis, server: RedisServer) -> None:
+    store = AsyncMemoryStore(client, prefix="session:", ttl=ExpiryPolicy.sliding("7d", refresh_on_read=True))
+    await store.append("a", HI)
+    for read in (store.load, store.get):
+        server.clock.shift("6d")
+        await read("a")  # type: ignore[operator]
+        assert await client.pttl("session:a") > 604_700_000
+
+
+async def test_tasks_may_share_a_store(store: AsyncMemoryStore) -> None:
+    async def work(writer: int) -> None:
+        for n in range(50):
+            await store.append(f"{n % 2}", {"writer": writer, "n": n})
+
+    await asyncio.gather(*(work(writer) for writer in range(10)))
+    for session_id in "01":
+        messages = await store.load(session_id) or []
+        assert len(messages) == 250
+        for writer in range(10):
+            mine = [message["n"] for message in messages if message["writer"] == writer]
+            assert mine == list(range(int(session_id), 50, 2))
+
+
+async def test_a_cancelled_call_is_done_or_not_and_disturbs_no_other(server: RedisServer) -> None:
+    async with server.async_client(single_connection_client=False, max_connections=2) as client:
+        store = AsyncMemoryStore(client, prefix="session:", ttl="7d")
+        await store.delete("c")
+        for n in range(60):
+            task = asyncio.create_task(store.append("c", {"id": str(n)}))
+            for _ in range(n % 12):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert await store.append("c", {"id": str(n)}) > 0
+        assert await store.load("c") == [{"id": str(n)} for n in range(60)]
+
+
+async def test_a_flushed_script_is_sent_again(store: AsyncMemoryStore, client: redis.asyncio.Redis) -> None:
+    for n in range(3):
+        await store.append("a", {"n": n})
+        await client.script_flush()
+    assert await store.load("a") == [{"n": n} for n in range(3)]
+
+
+@pytest.mark.parametrize("options", [{"decode_responses": True}, {"protocol": 3}, {"encoding": "latin-1"}])
+async def test_any_client_will_do(server: RedisServer, options: dict[str, Any]) -> None:
+    async with server.async_client(**options) as client:
+        store = AsyncMemoryStore(client, prefix="größe:", ttl="7d")
+        await store.save("🦜", [{"ö": "🦜"}])
+        await store.update("🦜", metadata={"ä": "ö🦜"})
+        found = await store.get("🦜")
+        assert found is not None
+        assert (found.messages, found.metadata) == ([{"ö": "🦜"}], {"ä": "ö🦜"})
+        assert [session_id async for session_id in store.sessions()] == ["🦜"]
+        await store.delete("🦜")
+
+
+async def test_pool_exhaustion_and_timeouts_are_redis_s_own_errors(server: RedisServer) -> None:
+    pool = redis.asyncio.ConnectionPool.from_url(server.url, max_connections=1)
+    async with redis.asyncio.Redis(connection_pool=pool) as client:
+        store = AsyncMemoryStore(client, prefix="session:", ttl="7d")
+        busy = await pool.get_connection()
+        with pytest.raises(redis.ConnectionError, match=r"Too many connections|No connection available"):
+            await store.append("a", HI)
+        await pool.release(busy)
+    await pool.aclose()
+    async with server.async_client(socket_timeout=0.05) as slow:
+        await slow.client_pause(200)
+        with pytest.raises(redis.TimeoutError):
+            await AsyncMemoryStore(slow, prefix="session:", ttl="7d").append("a", HI)
+
+
+async def test_retries_says_what_the_client_really_does(server: RedisServer) -> None:
+    path = server.socket_path
+    for made, expected in [
+        (redis.asyncio.Redis(unix_socket_path=path), None),
+        (redis.asyncio.Redis(unix_socket_path=path, retry=redis.asyncio.retry.Retry(NoBackoff(), 3)), 3),
+        (redis.asyncio.Redis(unix_socket_path=path, retry=None), 0),
+        (server.async_client(), 0),
+        (server.async_client(retry=redis.asyncio.retry.Retry(NoBackoff(), 2)), 2),
+    ]:
+        async with made:
+            store = AsyncMemoryStore(made, prefix="x")
+            assert store.retries == await attempts(made) - 1
+            assert expected is None or store.retries == expected
+
+
+async def attempts(client: redis.asyncio.Redis) -> int:
+    """Count how often a command is really sent when every connection breaks."""
+    sent = 0
+    connection = await client.connection_pool.get_connection()
+    connection.retry._backoff = NoBackoff()
+
+    async def broken(*_: Any, **__: Any) -> None:
+        nonlocal sent
+        sent += 1
+        raise redis.ConnectionError("broken")
+
+    connection.send_command = broken
+    await client.connection_pool.release(connection)
+    with pytest.raises(redis.ConnectionError):
+        await client.ping()
+    return sent
