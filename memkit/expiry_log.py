@@ -258,7 +258,8 @@ class Group:
     def lived(self) -> str:
         """The range of lives in words."""
         if self.life_ms is None:
-            return "still live" if "alive" in self.ends else "were not there"
+            has, was = ("has", "was") if self.keys == 1 else ("have", "were")
+            return f"{has} not expired" if "alive" in self.ends else f"{was} not there"
         low, high = (about(ms) for ms in self.life_ms)
         return f"lived {low}" if low == high else f"lived {low} to {high}"
 

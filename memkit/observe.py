@@ -403,11 +403,15 @@ class _Run:
 
     def _finish(self) -> None:
         """Look once more at what lives, and name the ends that no event has told."""
+        log = self._log
+        immortal = [i for i in self._not_gone() if log.deadline_us[i] == NONE != log.ttl_ms[i]]
+        if immortal and self._clock:
+            # Meant to expire, and nothing will make them: seen alive at twice their TTL, that is shown.
+            self._reach(max(log.begun_us[i] + 2_000 * log.ttl_ms[i] for i in immortal))
         self._see(self._not_gone())
         self._listen(0.05)
         evicted = _evicted_keys(self._client)
         early: End = "deleted" if evicted is not None and evicted == self._evicted else "evicted or deleted"
-        log = self._log
         for index, gone in enumerate(log.gone_us):
             if gone != NONE and ENDS[log.ends[index]] == "alive":
                 late = NONE != log.deadline_us[index] < gone

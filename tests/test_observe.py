@@ -165,6 +165,8 @@ def test_deadlines_that_move_are_followed_and_told(
     lives = [round(sum(log.life_ms(i)) / 2 / 1000) for i in (0, 1, 3)]
     assert lives[0] < 3600  # seen gone at a stop between, not near the deadline that it had meant
     assert lives[1:] == pytest.approx([14 * 86400, 7 * 86400], abs=5)
+    assert log.life_ms(2)[0] >= 14 * 86_400_000
+    assert "3 of 4 keys meant to live 7d" in log.verdict
     told = {(change.key, change.kind) for change in log.changes}
     assert told == {("renewed", "renewed"), ("dropped", "dropped")}
 
@@ -178,7 +180,7 @@ def test_existing_keys_are_only_looked_at(client: redis.Redis) -> None:
     assert [expiry.end for expiry in log] == ["alive", "alive", "absent"]
     assert writes(client) <= {"config|set", "config|resetstat", "unsubscribe"}
     assert (client.dump("chat:1"), client.dump("chat:2")) == before
-    assert log.verdict == "3 keys still live (2 alive, 1 absent)."
+    assert log.verdict == "3 keys have not expired (2 alive, 1 absent)."
 
 
 def test_deadlines_are_crossed_by_shifting_them_too(any_server: RedisServer, client: redis.Redis) -> None:
