@@ -85,7 +85,7 @@ def _column() -> array[int]:
     return array("q")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class ExpiryLog:
     """What was observed, a row a key: ``for expiry in log``, ``log.to_frame()``, ``log.verdict``, ``str(log)``.
 
@@ -205,6 +205,8 @@ class ExpiryLog:
     def __str__(self) -> str:
         typical, worst = self.exact_to_ms
         return f"{self.verdict} Seen on {self.server}, {self.clock}, exact to {typical:.3g} ms (worst {worst:.3g} ms)."
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         head = "".join(

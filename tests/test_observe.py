@@ -76,6 +76,7 @@ def test_a_thousand_keys_are_each_seen_shortly_before_their_end(any_server: Redi
     typical, worst = log.exact_to_ms
     assert typical < 100
     assert worst < 1_500  # the first stop, should this process not run for a second
+    assert repr(log) == str(log)
     assert "exact to" in str(log)
 
 
