@@ -209,8 +209,9 @@ class _Audit:
         cluster = len(self._readers) > 1 or self._evidence[0].is_cluster
         sample = self._sampler.full() if self._full else self._sampler.sample(cluster=cluster)
         for meant in self._meant:
-            found = sum(1 for one in sample.keys if meant.matches.fullmatch(one.key))
-            if not sample.complete and not sample.stopped and found < ENOUGH_OF_A_PATTERN / 2 and not self._full:
+            if sample.complete or sample.stopped or self._full:
+                break
+            if len(meant.of(sample.keys)) < ENOUGH_OF_A_PATTERN / 2:
                 sample.keys += self._sampler.more_of(sample, meant.pattern, meant.matches.fullmatch)
         return sample
 
@@ -220,10 +221,10 @@ class _Audit:
             return [_empty_database()], [], 0
         findings: list[Finding] = []
         sessions = 0
-        left = list(sample.keys)
+        taken: set[bytes] = set()
         for meant in self._meant:
-            own = [one for one in left if meant.matches.fullmatch(one.key)]
-            left = [one for one in left if not meant.matches.fullmatch(one.key)] if own else left
+            own = [one for one in meant.of(sample.keys) if one.key not in taken]
+            taken.update([one.key for one in own] if len(self._meant) > 1 else ())
             diagnosis = diagnose(meant, own, scene)
             findings += [
                 skewed_ttl(self._evidence[0], finding, sample.keys) or finding for finding in diagnosis.findings
@@ -242,7 +243,9 @@ class _Audit:
                     f"not checked: corrupt, dangling, not_refreshed ({reader.touched_because}); --touch allows it"
                 )
                 return []
-            values = check_values(reader, self._meant, sample.keys, short=_too_short_by(findings))
+            values = check_values(
+                reader, self._meant, sample.keys, short=_too_short_by(findings), within_s=(time.monotonic() - self._began) / 4
+            )
             self._touched = values.read if reader.touched_because else 0
         self._notes += values.notes
         self._values_sent = values.sent
@@ -273,12 +276,8 @@ class _Audit:
         """Return sessions that were there and are gone before their deadline, though nothing was evicted meanwhile."""
         if len(self._readers) > 1 or _risen(self._evidence, after, "evicted_keys"):
             return []
-        living = [
-            one
-            for one in sample.keys
-            if (one.left_ms is None or one.left_ms > 600_000)
-            and any(meant.matches.fullmatch(one.key) for meant in self._meant)
-        ][:SECOND_LOOK_KEYS]
+        sessions = (one for meant in self._meant for one in meant.of(sample.keys))
+        living = [one for one in sessions if one.left_ms is None or one.left_ms > 600_000][:SECOND_LOOK_KEYS]
         there = self._sampler.look_again([one.key for one in living])
         return [one for one, is_there in zip(living, there, strict=True) if not is_there]
 

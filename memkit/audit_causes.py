@@ -300,13 +300,18 @@ def _suspect(meant: Expectation, prefix: str, keys: Sequence[KeyFacts], scene: S
 
 def _elsewhere(meant: Expectation, keys: Sequence[KeyFacts], scene: Scene) -> Finding | None:
     """Return the finding of sessions that are written under a similar prefix since they no longer are under this one."""
-    own = Lives(lives_of(keys), meant, scene.server)
-    last = own.last_write(own.within)
-    if last is None or meant.ttl_ms is None:
+    if meant.ttl_ms is None or len(keys) == len(scene.keys):
         return None
-    foreign = [one for one in scene.keys if not meant.matches.fullmatch(one.key)]
-    for prefix, others in by_prefix(foreign).items():
-        if prefix and alike(meant.prefix, prefix) and _suspect(meant, prefix, others, scene) == "proven":
+    own_keys = {one.key for one in keys}
+    near = {
+        prefix: others
+        for prefix, others in by_prefix([one for one in scene.keys if one.key not in own_keys]).items()
+        if prefix and alike(meant.prefix, prefix)
+    }
+    own = Lives(lives_of(keys), meant, scene.server) if near else None
+    last = own.last_write(own.within) if own else None
+    for prefix, others in near.items() if last is not None else ():
+        if _suspect(meant, prefix, others, scene) == "proven":
             theirs = Lives(lives_of(others), meant, scene.server)
             first = min(life.deadline - life.set for life in theirs.right)
             if last <= first + 2_000 and len(theirs.right) >= 0.5 * len(others):

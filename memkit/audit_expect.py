@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from memkit.audit_sample import KeyFacts
 from memkit.errors import PolicyError
 from memkit.policy import Duration, ExpiryPolicy
 
@@ -43,6 +44,14 @@ class Expectation:
     def matches(self) -> re.Pattern[bytes]:
         """The pattern as a regular expression for ``fullmatch``."""
         return glob_expression(self.pattern)
+
+    def of(self, keys: Iterable[KeyFacts]) -> list[KeyFacts]:
+        """Return the keys that match."""
+        if self.pattern == f"{self.prefix}*":
+            begin = self.prefix.encode("utf-8", "surrogateescape")
+            return [one for one in keys if one.key.startswith(begin)]
+        matches = self.matches.fullmatch
+        return [one for one in keys if matches(one.key)]
 
     def __str__(self) -> str:
         return f"{self.pattern}={self.policy}"

@@ -10,6 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from memkit.audit_sample import KeyFacts
 
@@ -75,8 +76,7 @@ _WORD = re.compile(r"[A-Za-z_-]{2,24}")
 _KINDS_WITH_CONTENT = frozenset(("list", "hash", "string", "stream", "zset", "set", "ReJSON-RL"))
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """A key with the session it belongs to and the part it plays there (its name without the id)."""
 
     facts: KeyFacts
@@ -105,19 +105,30 @@ class Group:
 
 def groups_of(keys: Sequence[KeyFacts], prefix: str) -> list[Group]:
     """Return the keys under a literal prefix in groups of one shape and type, the largest first."""
-    split = [(facts, _tokens(facts.key, prefix)) for facts in keys]
-    constants = _constants([tokens for _, tokens in split])
     found: dict[tuple[str, str], Group] = {}
+    split: list[tuple[KeyFacts, list[str]]] = []
+    for facts in keys:
+        name = _name(facts.key, prefix)
+        if _DELIMITER.search(name) or name.lower() in BESIDE:
+            split.append((facts, _DELIMITER.split(name)))
+        else:
+            _put(found, facts, name, "*")
+    constants = _constants([tokens for _, tokens in split])
     for facts, tokens in split:
-        session, part = _session_and_part(tokens, constants)
-        group = found.setdefault((part, facts.kind), Group(part, facts.kind))
-        group.members.append(Member(facts, session, part))
+        _put(found, facts, *_session_and_part(tokens, constants))
     return sorted(found.values(), key=lambda group: -len(group.members))
 
 
-def _tokens(key: bytes, prefix: str) -> list[str]:
-    name = key.decode("utf-8", "surrogateescape").replace("{", "").replace("}", "")
-    return _DELIMITER.split(name.removeprefix(prefix))
+def _put(found: dict[tuple[str, str], Group], facts: KeyFacts, session: str, part: str) -> None:
+    group = found.get((part, facts.kind))
+    if group is None:
+        group = found[part, facts.kind] = Group(part, facts.kind)
+    group.members.append(Member(facts, session, part))
+
+
+def _name(key: bytes, prefix: str) -> str:
+    name = key.decode("utf-8", "surrogateescape")
+    return (name.replace("{", "").replace("}", "") if "{" in name else name).removeprefix(prefix)
 
 
 def _constants(names: Iterable[Sequence[str]]) -> set[tuple[int, int, str]]:
@@ -151,6 +162,9 @@ def _session_and_part(tokens: Sequence[str], constants: set[tuple[int, int, str]
 def sessions_of(groups: Iterable[Group]) -> Iterator[list[Member]]:
     """Yield the keys of each session that has more than one."""
     by_session: defaultdict[str, list[Member]] = defaultdict(list)
+    groups = list(groups)
+    if len(groups) == 1:
+        return iter(())  # an id is all that varies in a name, so no two keys of one shape have the same
     for group in groups:
         for member in group.members:
             if member.session:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from memkit.audit_wire import Pace, Reply, Wire, packed, refused
 
 ENOUGH_KEYS = 26_500
 """Bounds every share of the keyspace to 1 % at 99 % confidence, at any size (Dvoretzky-Kiefer-Wolfowitz)."""
-KEPT_OF_ALL = 60_000
+KEPT_OF_ALL = 50_000
 """How many keys a full pass remembers, whatever the number of keys: memory does not grow with the keyspace."""
 ENOUGH_OF_A_PATTERN = 3_000
 GUARD_EVERY_S = 1.0
@@ -82,28 +82,23 @@ class Reservoir:
         self._weight = 1.0
         self._next = 0
 
-    def offer(self, count: int, build: Callable[[int], KeyFacts | None]) -> None:
-        """Offer ``count`` items, made by ``build(index)`` only when they are taken."""
+    def offer(self, batch: _Batch) -> None:
+        """Offer a batch; facts are only made of what is taken."""
         first = self._offered
-        self._offered += count
-        index = 0
-        while index < count and len(self._kept) < self._capacity:
-            self._put(build(index))
-            index += 1
-            self._next = first + index
-            if len(self._kept) == self._capacity:
-                self._skip()
-        while self._next < self._offered and len(self._kept) == self._capacity:
-            self._put(build(self._next - first), at=self._dice.randrange(self._capacity))
-            self._skip()
-
-    def _put(self, item: KeyFacts | None, at: int | None = None) -> None:
-        if item is None:
+        self._offered += batch.count
+        if len(self._kept) + batch.count <= self._capacity:
+            self._kept += batch.all()
+            self._next = self._offered
             return
-        if at is None:
-            self._kept.append(item)
-        else:
-            self._kept[at] = item
+        if len(self._kept) < self._capacity:
+            self._kept += batch.all()[: self._capacity - len(self._kept)]
+            self._next = self._offered
+            self._skip()
+        while self._next < self._offered:
+            taken = batch.at(self._next - first)
+            if taken:
+                self._kept[self._dice.randrange(self._capacity)] = taken
+            self._skip()
 
     def _skip(self) -> None:
         self._weight *= math.exp(math.log(self._dice.random() or 1e-12) / self._capacity)
@@ -183,8 +178,8 @@ class Sampler:
 
     def look_again(self, keys: Sequence[bytes]) -> list[bool]:
         """Return which of the keys are still there (EXISTS, which touches no idle clock); one node only."""
-        replies = self._wires[0].facts(keys, ["exists"])
-        return [reply != 0 for reply in replies]
+        (there,), _ = self._wires[0].facts(keys, ["exists"])
+        return [reply != 0 for reply in there]
 
     def _run(self, sample: Sample, walks: Sequence[Iterator[int]]) -> None:
         try:
@@ -260,68 +255,78 @@ class Sampler:
         if self._known is not None:
             keys = [key for key in dict.fromkeys(keys) if key not in self._known]
             self._known.update(keys)
-        replies, columns = self._ask(wire, keys, sample, ahead)
-        at = len(keys) * len(columns)
-        batch = _Batch(keys, columns, replies[:at], _clock_ms(replies[at]))
+        columns, more = self._ask(wire, keys, sample, ahead)
+        batch = _Batch(keys, columns, _clock_ms(more[0]))
         sample.seen += len(keys)
         sample.immortal += batch.immortal()
         sample.size_bytes += batch.size_bytes()
-        reservoir.offer(len(keys), batch.facts)
-        return replies[at + 1] if ahead else None
+        reservoir.offer(batch)
+        return more[1] if ahead else None
 
-    def _ask(self, wire: Wire, keys: Sequence[bytes], sample: Sample, ahead: bytes) -> tuple[list[Reply], list[str]]:
+    def _ask(
+        self, wire: Wire, keys: Sequence[bytes], sample: Sample, ahead: bytes
+    ) -> tuple[dict[str, list[Reply]], list[Reply]]:
         """Ask the columns of keys, then TIME, then what comes next; once more where a column was refused for all."""
-        columns = list(self._columns)
+        names = list(self._columns)
         wire.sent["time"] += 1
-        replies = wire.facts(keys, columns, also=packed("TIME") + ahead, replies=2 if ahead else 1)
-        self._drop_what_is_refused(replies[: len(keys) * len(columns)], sample)
-        if self._columns == columns:
-            return replies, columns
-        return self._ask(wire, keys, sample, b"")[0] + replies[len(keys) * len(columns) + 1 :], self._columns
+        columns, more = wire.facts(keys, names, also=packed("TIME") + ahead, replies=2 if ahead else 1)
+        self._drop_what_is_refused(dict(zip(names, columns, strict=True)), sample)
+        if self._columns != names:
+            return self._ask(wire, keys, sample, b"")[0], more
+        return dict(zip(names, columns, strict=True)), more
 
-    def _drop_what_is_refused(self, replies: Sequence[Reply], sample: Sample) -> None:
+    def _drop_what_is_refused(self, columns: Mapping[str, Sequence[Reply]], sample: Sample) -> None:
         """Stop asking what this server or user is refused throughout, and fall back from PEXPIRETIME (7.0) to PTTL."""
-        width = len(self._columns)
-        for index, column in reversed(list(enumerate(self._columns))):
-            answers = replies[index::width]
-            if answers and all(map(refused, answers)):
-                sample.blind.add(f"{column}: {answers[0]}")
-                self._columns = [name for name in self._columns if name != column]
-                if column == "pexpiretime":
-                    self._columns.insert(index, "pttl")
-                elif column in ("type", "pttl"):
-                    raise answers[0]
+        for name, answers in columns.items():
+            if not answers or not refused(answers[0]) or not all(map(refused, answers)):
+                continue
+            if name in ("type", "pttl"):
+                raise answers[0]
+            sample.blind.add(f"{name}: {answers[0]}")
+            self._columns = [one for one in self._columns if one != name]
+            if name == "pexpiretime":
+                self._columns.append("pttl")
 
 
 class _Batch:
     """The replies about some keys."""
 
-    def __init__(self, keys: Sequence[bytes], columns: Sequence[str], replies: Sequence[Reply], seen_ms: int) -> None:
-        width = len(columns)
-        self._keys, self._seen_ms = keys, seen_ms
-        self._column = {name: replies[index::width] for index, name in enumerate(columns)}
-        self._deadlines = self._column.get("pexpiretime", self._column.get("pttl", []))
+    def __init__(self, keys: Sequence[bytes], columns: Mapping[str, list[Reply]], seen_ms: int) -> None:
+        self.count = len(keys)
+        self._seen_ms = seen_ms
+        self._relative = "pttl" in columns
+        self._deadlines = columns["pttl" if self._relative else "pexpiretime"]
+        self._sizes = columns.get("memory|usage", [None] * self.count)
+        idle = columns.get("object|idletime", [None] * self.count)
+        self._rows = (keys, columns["type"], self._deadlines, idle, self._sizes)
 
     def immortal(self) -> int:
         return self._deadlines.count(-1)
 
     def size_bytes(self) -> int:
-        return sum(size for size in self._column.get("memory|usage", ()) if isinstance(size, int))
+        return sum(size for size in self._sizes if isinstance(size, int))
 
-    def facts(self, index: int) -> KeyFacts | None:
+    def all(self) -> list[KeyFacts]:
+        """Return the facts of every key that is there."""
+        found = [self._facts(*row) for row in zip(*self._rows, strict=True)]
+        return [facts for facts in found if facts]
+
+    def at(self, index: int) -> KeyFacts | None:
         """Return a key's facts, None for one that is gone."""
-        kind, deadline = self._column["type"][index], self._deadlines[index]
-        if kind == b"none" or not isinstance(deadline, int) or deadline == -2 or not isinstance(kind, bytes):
-            return None
-        relative = "pttl" in self._column
-        at = None if deadline == -1 else deadline + self._seen_ms if relative else deadline
-        idle, size = self._of("object|idletime", index), self._of("memory|usage", index)
-        touched = None if idle is None else self._seen_ms - idle * 1000
-        return KeyFacts(self._keys[index], kind.decode(), at, touched, self._seen_ms, size)
+        keys, kinds, deadlines, idle, sizes = self._rows
+        return self._facts(keys[index], kinds[index], deadlines[index], idle[index], sizes[index])
 
-    def _of(self, column: str, index: int) -> int | None:
-        reply = self._column[column][index] if column in self._column else None
-        return reply if isinstance(reply, int) else None
+    def _facts(self, key: bytes, kind: Reply, deadline: Reply, idle: Reply, size: Reply) -> KeyFacts | None:
+        name = KINDS.get(kind) if kind.__class__ is bytes else None
+        if deadline.__class__ is not int or deadline == -2 or (name is None and (kind == b"none" or refused(kind))):
+            return None
+        seen = self._seen_ms
+        at = None if deadline == -1 else deadline + seen if self._relative else deadline
+        touched = seen - idle * 1000 if idle.__class__ is int else None
+        return KeyFacts(key, name or kind.decode(), at, touched, seen, size if size.__class__ is int else None)
+
+
+KINDS = {kind.encode(): kind for kind in ("string", "list", "hash", "set", "zset", "stream", "ReJSON-RL")}
 
 
 def _dbsize(wire: Wire) -> int:

@@ -25,6 +25,7 @@ IDLE_GRAIN_MS = 1_500
 """The idle clock counts whole seconds at both ends."""
 SURE_NATS = 10.0
 """Surprise, under "reads only", that makes a cluster: a chance of 1 in 20,000 that any of all windows has as many."""
+ENOUGH_SHORT = 5_000
 IDLE_RANGE_MS = 8_388_600_000
 """The idle clock has 24 bits of seconds; half of that is what RESTORE writes for idle times it cannot express."""
 UNIT_FACTORS = (60, 1_000, 60_000)
@@ -100,7 +101,12 @@ def rounded(ms: float) -> float:
 
 def lives_of(keys: Sequence[KeyFacts]) -> list[Life]:
     """Return the lives of the keys that have a deadline."""
-    return [Life(one.left_ms or 0, one.set_ms or 0, one.deadline_ms) for one in keys if one.deadline_ms is not None]
+    lives = []
+    for _, _, deadline, touched, seen, _ in keys:
+        if deadline is not None:
+            since = seen if touched is None or touched > seen else touched
+            lives.append(Life(deadline - seen, deadline - since, deadline))
+    return lives
 
 
 def ttl_seen(lives: Sequence[Life]) -> float | None:
@@ -125,7 +131,9 @@ class Lives:
         self.server = server
         self.floor = self.ttl * (1 - self.jitter) - min(2_000, self.ttl * 0.05)
         self.ceiling = self.ttl * (1 + self.jitter) + min(2_000, self.ttl * 0.05)
-        self.all = lives = [self._in_range(life) for life in lives]
+        if any(life.set - life.left >= IDLE_RANGE_MS for life in lives):
+            lives = [self._in_range(life) for life in lives]
+        self.all = lives
         self.long = [life for life in lives if life.set > self.ceiling]
         if not any(life.left > self.ceiling for life in self.long):
             # An idle clock alone is no proof: keys written within 100 ms after a jump of the clock look too idle.
@@ -184,7 +192,8 @@ class Lives:
     def _clusters(self) -> list[Cluster]:
         values = [life.set for life in self.short]
         # Keys written together and read together are one witness of a TTL with jitter, not many.
-        apart = {(life.set // 4_000, life.deadline // 4_000): life.set for life in self.short}
+        some = self.short[:: len(self.short) // ENOUGH_SHORT + 1]
+        apart = {(life.set // 4_000, life.deadline // 4_000): life.set for life in some}
         found = _clusters(values, sorted(apart.values()), spread_over=self.floor)
         return sorted(found, key=lambda one: -one.count)[:12]
 

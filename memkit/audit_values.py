@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,8 @@ from memkit.audit_wire import packed
 from memkit.formats.model import JSON_KIND, Hit, Known, Problem, Raw, Turn, Want, seconds, to_bytes, to_name
 from memkit.reading import Budget, Reader
 
-MOST_VALUES = 20_000
+FEWEST_VALUES = 5_000
+MOST_SIBLINGS = 20_000
 MOST_INDEXES = 300
 MOST_MEMBERS = 20_000
 BATCH_KEYS = 200
@@ -57,17 +59,25 @@ class _Session:
 
 
 def check_values(
-    reader: Reader, meant: Sequence[Expectation], keys: Sequence[KeyFacts], *, short: Callable[[KeyFacts], bool]
+    reader: Reader,
+    meant: Sequence[Expectation],
+    keys: Sequence[KeyFacts],
+    *,
+    short: Callable[[KeyFacts], bool],
+    within_s: float = 0.0,
 ) -> Values:
-    """Read values and return what they show. ``short``: keys whose TTL alone is already known to be too short."""
+    """Read values and return what they show. ``short``: keys whose TTL alone is already known to be too short.
+
+    Values of the first FEWEST_VALUES keys of an expectation are always read; of more as long as ``within_s`` lasts.
+    """
     found = Values()
     _count_commands(reader, found.sent)
     there = {to_name(one.key): one for one in keys}
     for one in meant:
-        own = [facts for facts in keys if one.matches.fullmatch(facts.key)]
-        if len(own) > MOST_VALUES:
-            found.notes.append(f"values of {MOST_VALUES:,} of {len(own):,} keys under {one.prefix} were read")
-        sessions, groups = _read(reader, own[:MOST_VALUES])
+        own = one.of(keys)
+        sessions, groups, tried = _read(reader, own, within_s=within_s)
+        if tried < len(own):
+            found.notes.append(f"values of {tried:,} of {len(own):,} keys under {one.prefix} were read")
         problems = list(_problems(reader, groups))
         broken = _broken(sessions, problems)
         dangling = [problem for problem in problems if problem.cause == "dangling"]
@@ -101,12 +111,16 @@ def _count_commands(reader: Reader, sent: Counter[str]) -> None:
 Groups = Mapping[tuple[str, str, str], Mapping[str, tuple[Hit, Raw]]]
 
 
-def _read(reader: Reader, keys: Sequence[KeyFacts]) -> tuple[list[_Session], Groups]:
-    """Return the keys with their values, and those of known stores by session."""
+def _read(reader: Reader, keys: Sequence[KeyFacts], *, within_s: float) -> tuple[list[_Session], Groups, int]:
+    """Return the keys with their values, those of known stores by session, and how many were tried."""
+    until, tried = time.monotonic() + max(within_s, 1.0), 0
     sessions: list[_Session] = []
     groups: defaultdict[tuple[str, str, str], dict[str, tuple[Hit, Raw]]] = defaultdict(dict)
     for start in range(0, len(keys), BATCH_KEYS):
+        if tried >= FEWEST_VALUES and time.monotonic() > until:
+            break
         batch = {to_name(one.key): one for one in keys[start : start + BATCH_KEYS]}
+        tried += len(batch)
         reader.budget = Budget()
         for name, loaded in reader.load(Want(name, "") for name in batch).items():
             if loaded is None or loaded.raw.unread:
@@ -115,7 +129,7 @@ def _read(reader: Reader, keys: Sequence[KeyFacts]) -> tuple[list[_Session], Gro
             hit = formats.recognise(loaded.raw)
             if hit:
                 groups[hit.group][name] = (hit, loaded.raw)
-    return sessions, groups
+    return sessions, groups, tried
 
 
 def _torn_by_store(meant: Expectation, groups: Groups, there: Mapping[str, KeyFacts], looked: int) -> Finding | None:
@@ -137,7 +151,7 @@ def _problems(reader: Reader, groups: Groups) -> Iterator[Problem]:
             want.name: want for want in formats.format_of(known.hit.store).wants(known) if want.name not in members
         }
     reader.budget = Budget()
-    siblings = reader.load(list(wants.values())[:MOST_VALUES])
+    siblings = reader.load(list(wants.values())[:MOST_SIBLINGS])
     for members in groups.values():
         known = _known(members)
         also = {want.name: siblings.get(want.name) for want in formats.format_of(known.hit.store).wants(known)}

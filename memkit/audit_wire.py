@@ -19,12 +19,12 @@ ANSWER_WITHIN_S = 30.0
 """Longer than connecting may take: a batch behind somebody's slow command is no reason to give up."""
 
 FACTS = {
-    "type": b"*2\r\n$4\r\nTYPE\r\n$%d\r\n%b\r\n",
-    "pexpiretime": b"*2\r\n$11\r\nPEXPIRETIME\r\n$%d\r\n%b\r\n",
-    "pttl": b"*2\r\n$4\r\nPTTL\r\n$%d\r\n%b\r\n",
-    "object|idletime": b"*3\r\n$6\r\nOBJECT\r\n$8\r\nIDLETIME\r\n$%d\r\n%b\r\n",
-    "memory|usage": b"*3\r\n$6\r\nMEMORY\r\n$5\r\nUSAGE\r\n$%d\r\n%b\r\n",
-    "exists": b"*2\r\n$6\r\nEXISTS\r\n$%d\r\n%b\r\n",
+    "type": b"*2\r\n$4\r\nTYPE\r\n",
+    "pexpiretime": b"*2\r\n$11\r\nPEXPIRETIME\r\n",
+    "pttl": b"*2\r\n$4\r\nPTTL\r\n",
+    "object|idletime": b"*3\r\n$6\r\nOBJECT\r\n$8\r\nIDLETIME\r\n",
+    "memory|usage": b"*3\r\n$6\r\nMEMORY\r\n$5\r\nUSAGE\r\n",
+    "exists": b"*2\r\n$6\r\nEXISTS\r\n",
 }
 """Commands about one key that leave its idle clock alone on Redis 6.2 to 8.2 and Valkey 9 (measured)."""
 
@@ -59,13 +59,14 @@ class Wire:
         try:
             self._socket.sendall(payload)
             found: list[Reply] = []
+            gets, take = reader.gets, found.append
             while len(found) < replies:
-                reply = reader.gets()
+                reply = gets()
                 # False is what the reader says when it needs more bytes.
                 if reply is False:
                     self._feed()
                 else:
-                    found.append(reply)
+                    take(reply)
         except TimeoutError:
             raise redis.TimeoutError(
                 f"{self.name or 'the server'} stopped answering in the middle of the audit"
@@ -87,14 +88,20 @@ class Wire:
 
     def facts(
         self, keys: Sequence[bytes], commands: Sequence[str], *, also: bytes = b"", replies: int = 0
-    ) -> list[Reply]:
-        """Ask each command of FACTS of each key, key by key; ``also`` are more packed commands, answered last."""
-        template = b"".join([FACTS[command] for command in commands])
-        twice = len(commands)
-        payload = b"".join([template % ((len(key), key) * twice) for key in keys])
+    ) -> tuple[list[list[Reply]], list[Reply]]:
+        """Ask each command of FACTS of all keys; return a column of replies each, and those to ``also``.
+
+        ``also`` are more packed commands, sent in the same round trip.
+        """
+        named = [b"$%d\r\n%b\r\n" % (len(key), key) for key in keys]
+        # Joining is what makes this fast: the head of a command before each name.
+        payload = b"".join([FACTS[command].join([b"", *named]) for command in commands])
         for command in commands:
             self.sent[command] += len(keys)
-        return self.exchange(payload + also, len(keys) * twice + replies)
+        count = len(keys)
+        found = self.exchange(payload + also, count * len(commands) + replies)
+        columns = [found[at * count : (at + 1) * count] for at in range(len(commands))]
+        return columns, found[count * len(commands) :]
 
     def close(self) -> None:
         """Give the connection back to nobody."""
