@@ -1,11 +1,11 @@
-"""Every notebook, run top to bottom under nbval: a failing inline test or a stored output that is not so fails it."""
+"""Every notebook, run all twice under nbval: a failing inline test or a stored output that is not so fails it."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import nbformat
 import pytest
 from nbval_run import Run, ahead_of_tests, run_nbval
 
@@ -14,12 +14,17 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 @pytest.fixture(scope="module")
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], Run]]:
-    """Run a copy, so that nothing is left in the checkout."""
+    """Run a copy, so that nothing is left in the checkout; in it, every cell is there twice, as in a second Run All."""
 
-    def of_a_copy(notebook: Path) -> Run:
-        return run_nbval(Path(shutil.copy(notebook, tmp_path_factory.mktemp(notebook.stem))))
+    def twice(notebook: Path) -> Run:
+        content = nbformat.read(notebook, as_version=4)
+        again = [nbformat.from_dict(cell | {"id": f"again-{number}"}) for number, cell in enumerate(content.cells)]
+        content.cells += again
+        copy = tmp_path_factory.mktemp(notebook.stem) / notebook.name
+        nbformat.write(content, copy)
+        return run_nbval(copy)
 
-    with ahead_of_tests(request, "notebook", of_a_copy) as run:
+    with ahead_of_tests(request, "notebook", twice) as run:
         yield run
 
 
