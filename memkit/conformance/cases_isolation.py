@@ -252,6 +252,7 @@ def database_of_the_url(bench: Bench) -> None:
     keys = bench.keys()
     try:
         handle = bench.open(before.id, url=other)
+        handle.read()
     except Exception as error:  # noqa: BLE001  # search indexes exist in database 0 only
         raise NotAsked(f"the store refuses database {OTHER_DATABASE}: {one_line(error)}") from None
     before.expect_gone(f"the same id in database {OTHER_DATABASE}", by=handle)
