@@ -394,8 +394,8 @@ def test_calls_are_found_in_every_form() -> None:
 def memkit_raw(name: str = "session:s", **header: Any) -> Raw:
     fields = {"memkit": 1, "policy": "sliding 604800000", "born": "a" * 10, "created_ms": 1790000000000, "version": 2}
     body = json.dumps(fields | {"updated_ms": 1790000000000} | header | {"end": 1}, separators=(",", ":")).encode()
-    elements = [body, b'"1.5.Zk3_x9AbQ1",{"role":"user","content":"hi"}', b'"2.6",[{"role":"x"},{"role":"assistant"}]']
-    elements.append(b'"3.7..Zk3","{\\"role\\":\\"system\\",\\"seed\\":99999999999999999999}"')
+    elements = [body, b'"Zk3_x9AbQ1.5",{"role":"user","content":"hi"}', b'[{"role":"x"},{"role":"assistant"}]']
+    elements.append(b'".........3.7.Zk3","{\\"role\\":\\"system\\",\\"seed\\":99999999999999999999}"')
     return Raw(name, "list", elements=elements, total=len(elements))
 
 
@@ -537,9 +537,16 @@ HOSTILE = {
 
 
 def shells(data: bytes) -> Iterable[Known]:
-    """Yield the bytes as a payload of every store."""
+    """Yield the bytes as a payload of a store of each kind: lists, documents, msgpack, hashes, unknown."""
     blob = json.dumps({"t": "msgpack", "d": base64.b64encode(data).decode()}).encode()
-    for name in CAPTURES:
+    for name in (
+        "langchain-community",
+        "agno",
+        "google-adk-redis",
+        "langgraph-redis",
+        "langgraph-plainredis",
+        "redisvl",
+    ):
         known = known_of(raws_of(name))
         target = next(name for name, raw in known.keys.items() if raw and raw.payloads)
         payload = blob if name == "langgraph-plainredis" else data
@@ -791,3 +798,77 @@ def test_an_order_that_is_not_the_clocks_is_said() -> None:
     (raw,) = raws_of("ag2")
     raw.elements[0] = raw.elements[0].replace(b"17953816", b"17963816")
     assert [problem.cause for problem in problems(decoded([raw]))] == ["out_of_order", "out_of_order"]
+
+
+def test_what_stands_where_fields_should_is_no_message_and_no_harm() -> None:
+    for fields in (None, 7, "x", [], True):
+        raw = list_of("message_store:s", {"type": "human", "data": {"content": "hi"}}, {"type": "ai", "data": fields})
+        assert [turn.text for turn in turns(decoded([raw], "s"))] == ["", "hi"]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"type": "human", "content": "hi", "id": "1"},
+        {"role": "user", "content": "hi"},
+        {"lc": 1, "type": "constructor", "id": ["langchain", "HumanMessage"], "kwargs": {"content": "hi"}},
+        {"lc": 1, "type": "constructor", "id": [["HumanMessage"]], "kwargs": {"content": "hi", "type": "human"}},
+    ],
+)
+def test_langgraphs_messages_may_have_any_form(entry: dict[str, Any]) -> None:
+    document = {"thread_id": "s", "checkpoint_ns": "__empty__", "checkpoint": {"channel_values": {"history": [entry]}}}
+    raw = Raw("checkpoint:s:", "ReJSON-RL", data=json.dumps(document).encode())
+    (turn,) = turns(decoded([raw], "s"))
+    assert (turn.role, turn.text) == ("user", "hi")
+
+
+def test_a_graph_without_messages_is_no_damage() -> None:
+    document = {"thread_id": "s", "checkpoint_ns": "__empty__", "checkpoint": {"channel_values": {"count": [1, 2]}}}
+    items = decoded([Raw("checkpoint:s:", "ReJSON-RL", data=json.dumps(document).encode())], "s")
+    assert Note("no channel of the graph's state holds messages") in items
+
+
+def test_bad_base64_and_bad_msgpack_are_told_apart() -> None:
+    key = "lg:blob:sess-A::messages:8"
+    for data, says in ((b"!!", "not valid base64"), (b"kQ==", "msgpack cut short at its byte 1")):
+        raws = [_with(raw, json.dumps({"t": "msgpack", "d": data.decode()}).encode()) if raw.name == key else raw
+                for raw in raws_of("langgraph-plainredis")]  # fmt: skip
+        corrupt = [problem for problem in problems(decoded(filter(None, raws))) if problem.cause == "corrupt"]
+        assert [problem.key for problem in corrupt] == [key]
+        assert says in corrupt[0].says
+
+
+def test_llama_indexs_plain_and_other_messages() -> None:
+    def block(**fields: Any) -> dict[str, Any]:
+        return {"role": "user", "additional_kwargs": {}, "blocks": [fields]}
+
+    plain = [block(block_type="text", text=f"{at}") for at in range(150)]
+    image = block(block_type="image", url="x")
+    call = block(block_type="tool_call", tool_call_id="1", tool_name="f") | {"role": "assistant"}
+    old = {"role": "assistant", "content": "old", "additional_kwargs": {}}
+    found = turns(decoded([list_of("s", *plain, image, call, old)], "s"))
+    assert [turn.text for turn in found[-4:]] == ["149", "[image]", "", "old"]
+    assert found[-2].tools == (Tool("f", "1"),)
+
+
+def test_reasoning_is_noted_and_not_shown() -> None:
+    items = [{"role": "user", "content": "hi"}, {"type": "reasoning", "id": "r", "summary": []}]
+    items.append(
+        {"type": "message", "role": "assistant", "id": "m", "content": [{"type": "output_text", "text": "ho"}]}
+    )
+    hashed = Raw("agents:session:s", "hash", fields={"created_at": b"1"})
+    found = decoded([list_of("agents:session:s:messages", *items), hashed], "s")
+    assert [turn.text for turn in turns(found)] == ["hi", "ho"]
+    assert any("reasoning" in item.says for item in found if isinstance(item, Note))
+
+
+def test_agent_framework_sessions_with_keys_of_their_own() -> None:
+    (raw,) = raws_of("agent-framework-redis")
+    for name, wanted, session in (
+        ("chat_messages|v2|s7", None, "s7"),
+        ("x|s7", "s7", "s7"),
+        ("chat_messages|~redis-session-!", None, "~redis-session-!"),
+    ):
+        hit = formats.recognise(Raw(name, "list", elements=raw.elements), wanted)
+        assert hit is not None
+        assert hit.session == session

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import redis
 from servers import every_server, start
+from topology import Cluster, cluster, watched
 
 from memkit.errors import AmbiguousSession, MemkitError, PolicyError, SessionNotFound
-from memkit.formats import capture
+from memkit.formats import capture, langchain_community
 from memkit.formats.model import JSON_KIND
 from memkit.inspect import SessionReport, inspect_session, load_capture
-from memkit.server import RedisServer
+from memkit.server import RedisServer, find_server
 from memkit.store import MemoryStore
 
 CAPTURES = capture.names()
@@ -108,7 +109,7 @@ def _digest(client: redis.Redis) -> dict[str, tuple[Any, ...]]:
     }
 
 
-@pytest.mark.parametrize("name", ["agno", "openai-agents", "langgraph-plainredis", "redisvl"])
+@pytest.mark.parametrize("name", ["agno", "openai-agents"])
 def test_no_idle_clock_is_touched_where_the_server_allows_and_it_is_said_where_not(
     any_server: RedisServer, name: str
 ) -> None:
@@ -506,28 +507,44 @@ def test_the_time_of_a_long_session_is_linear(client: redis.Redis) -> None:
     assert took[10_000] <= 10 * took[2_000]
 
 
-# Cluster
+# Cluster and Sentinel
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[RedisServer]:
-    """A cluster of one master, which has all the slots."""
-    with RedisServer(port=0, config={"cluster-enabled": "yes"}) as running:
-        with running.client() as client:
-            client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-            deadline = time.monotonic() + 20
-            while b"cluster_state:ok" not in client.execute_command("CLUSTER", "INFO"):
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+def nodes() -> Iterator[Cluster]:
+    """Three masters, without replicas."""
+    with cluster(find_server().path, replicas=False) as running:
         yield running
 
 
-def test_a_cluster_is_read_through_its_masters(cluster: RedisServer) -> None:
-    with redis.RedisCluster(host="127.0.0.1", port=cluster.port) as client:
-        for name in ("openai-agents", "langgraph-plainredis"):
-            client.flushall()
-            load_capture(cluster.client(), name)
-            for target in (client, f"redis+cluster://127.0.0.1:{cluster.port}"):
-                report = inspect_session(target, "sess-A", reveal=True)
-                assert plainly(report) == capture.capture(name)["expected"]
-                assert report.problems == ()
+@pytest.mark.parametrize("name", ["openai-agents", "langgraph-plainredis", "redisvl"])
+def test_a_cluster_is_read_through_its_masters(nodes: Cluster, name: str) -> None:
+    with nodes.client() as client:
+        client.flushall(target_nodes="primaries")
+        load_capture(client, name)
+        for target in (client, nodes.url):
+            report = inspect_session(target, "sess-A", reveal=True)
+            assert plainly(report) == capture.capture(name)["expected"]
+            assert causes(report) == BY_NATURE.get(name, [])
+            assert len(report.keys) == len(capture.capture(name)["keys"])
+
+
+def test_a_watched_server_is_read_through_sentinel() -> None:
+    with watched(find_server().path) as service, service.primary().client() as client:
+        load_capture(client, "openai-agents")
+        report = inspect_session(service.url, "sess-A", reveal=True)
+        assert plainly(report) == capture.capture("openai-agents")["expected"]
+
+
+def test_a_decoder_that_fails_does_not_end_the_inspection(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> bool:
+        raise ZeroDivisionError("with a secret in it")
+
+    load(client, "langchain-community")
+    monkeypatch.setattr(langchain_community, "_turn", fail)
+    (problem,) = inspect_session(client, "sess-A").problems
+    assert problem.cause == "corrupt"
+    assert (
+        problem.says
+        == "this payload could not be decoded any further (ZeroDivisionError); what came before it is shown"
+    )

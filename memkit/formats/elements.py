@@ -56,7 +56,7 @@ def _columns(block: list[bytes], previous: bytes, plain: Plain | None) -> Column
         return None
     try:
         return plain(list(map(orjson.loads, block)))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
