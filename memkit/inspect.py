@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from memkit import formats
 from memkit.errors import AmbiguousSession, PolicyError, SessionNotFound
@@ -41,6 +41,7 @@ _WITHOUT_TTL = (redisvl.STORE, ag2.STORE, agent_framework_redis.STORE)
 _ROUNDS = 5
 _SAID = 5
 _LED_TO = 20
+T = TypeVar("T")
 Group = tuple[str, str, str]
 _WORDS = re.compile(r"([:|/{}\0]+)")
 _MADE = re.compile(r"[:|/{}\0]*|[0-9]{1,6}", re.ASCII)
@@ -113,7 +114,9 @@ class _Search:
         """Search the names of the whole database; no key is looked at but those that hold the id."""
         prefix, self._scanned = _glob(self._reader.prefix), True
         for part in (session, agent_framework_redis.encoded(session)):
-            names = self._reader.scan(f"{prefix}*{_glob(part)}*", MAX_NAMES)
+            # "1" is in nearly every name: only where it stands by itself is a key looked at.
+            alone = re.compile(rf"(?:^|[\W_]){re.escape(part)}(?:$|[^\w-])")
+            names = self._reader.scan(f"{prefix}*{_glob(part)}*", alone, MAX_NAMES)
             if len(names) == MAX_NAMES:
                 self._notes.append(f"over {MAX_NAMES:,} keys have this id in their name; the others were left out")
             # Names end with times and counters: read the newest first, for the budget may not last.
@@ -173,27 +176,26 @@ class _Search:
 
     def _complete(self, hit: Hit) -> _Found:
         """Read the siblings: those that can be named, then, for stores that do not list them, those that SCAN finds."""
-        module = formats.format_of(hit.store)
-        if module.SCANNED and not self._scanned:
+        if formats.format_of(hit.store).SCANNED and not self._scanned:
             self._scan(hit.session)
         hits = self._members(hit)
         hit = next(iter(hits.values()), hit)
-        module = formats.format_of(hit.store)
         parts = {name: member.part for name, member in hits.items()}
         for _ in range(_ROUNDS):
-            wants = {want.name: want for want in module.wants(self._known(hit, parts)) if want.name not in parts}
+            wants = {want.name: want for want in self._wants(hit, parts) if want.name not in parts}
             # Of shared keys only this session's entries are read, so those must all be known first.
             new = [want for want in wants.values() if not want.shared] or list(wants.values())
             if not new:
                 break
             self._load(new)
             parts |= {want.name: want.part for want in new}
-        shared = {want.name for want in module.wants(self._known(hit, parts)) if want.shared}
+        shared = {want.name for want in self._wants(hit, parts) if want.shared}
         keys = {name: self._loaded[name] for name in parts}
         return _Found(self._wanted, hit, keys, parts, frozenset(shared), tuple(self._notes))
 
-    def _known(self, hit: Hit, names: Iterable[str]) -> Known:
-        return Known(hit, {name: loaded.raw if (loaded := self._loaded[name]) else None for name in names})
+    def _wants(self, hit: Hit, names: Iterable[str]) -> list[Want]:
+        known = Known(hit, {name: loaded.raw if (loaded := self._loaded[name]) else None for name in names})
+        return _shielded(lambda: list(formats.format_of(hit.store).wants(known)), [])
 
     def _members(self, hit: Hit) -> dict[str, Hit]:
         """Return the keys read so far that belong to the session of a key."""
@@ -207,8 +209,17 @@ class _Search:
 
     def _hit(self, name: str, wanted: str | None) -> Hit | None:
         if (name, wanted) not in self._hits:
-            self._hits[name, wanted] = formats.recognise(self._there[name].raw, wanted)
+            raw = self._there[name].raw
+            self._hits[name, wanted] = _shielded(lambda: formats.recognise(raw, wanted), None)
         return self._hits[name, wanted]
+
+
+def _shielded(call: Callable[[], T], otherwise: T) -> T:
+    """Return what a decoder answers; hostile bytes must not stop an inspection, whatever they do to a decoder."""
+    try:
+        return call()
+    except Exception:  # noqa: BLE001 - none is known; the fuzzer looks for them
+        return otherwise
 
 
 def _merged(groups: dict[Group, dict[str, Hit]]) -> dict[Group, dict[str, Hit]]:

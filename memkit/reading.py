@@ -5,6 +5,7 @@ Only commands that read are sent. Values are read within a budget, so that one s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -103,8 +104,8 @@ class Reader:
         answers = [_exchange(connection, [_packed(b"DBSIZE")])[0] for connection in self.connections.values()]
         return sum(answer for answer in answers if isinstance(answer, int))
 
-    def scan(self, pattern: str, limit: int) -> list[str]:
-        """Return up to ``limit`` names that match a glob, in order; walks the whole database, a piece at a time."""
+    def scan(self, pattern: str, keep: re.Pattern[str], limit: int) -> list[str]:
+        """Return up to ``limit`` names that match a glob and ``keep``, in order; walks the database in pieces."""
         found: set[str] = set()
         for connection in self.connections.values():
             cursor = b"0"
@@ -114,7 +115,7 @@ class Reader:
                 if isinstance(answer, Exception):
                     break
                 cursor, names = answer
-                found.update(map(to_name, names))
+                found.update(name for name in map(to_name, names) if keep.search(name))
                 if cursor == b"0":
                     break
         self.scanned_keys = max(self.scanned_keys, self.database_keys())

@@ -297,23 +297,21 @@ def test_a_lost_ttl_is_found(client: redis.Redis, name: str) -> None:
     assert PRIMARY[name] in [problem.key for problem in problems]
 
 
-@pytest.mark.parametrize("name", CAPTURES)
+@pytest.mark.parametrize("name", [name for name in CAPTURES if name != "redisvl"])  # whose fields are plain text
 def test_a_corrupt_element_is_found(client: redis.Redis, server: RedisServer, name: str) -> None:
     session = load(client, name)
-    entry = next(entry for entry in capture.capture(name)["keys"] if entry["type"] in ("list", "string", JSON_KIND))\
-        if name != "redisvl" else None  # fmt: skip
-    if entry is None:
-        pytest.skip("redisvl keeps plain fields: there is nothing to parse")
+    entries = capture.capture(name)["keys"]
+    entry = next(entry for entry in entries if entry["type"] in ("list", "string", JSON_KIND))
     if entry["type"] == "list":
         client.lset(entry["key"], 1, entry["value"][1][:25])
     else:
         client.set(entry["key"], entry["value"][:25], keepttl=True)
     report = inspect_session(server.url, session)
-    corrupt = [problem for problem in report.problems if problem.cause == "corrupt"]
-    assert [problem.key for problem in corrupt] == [entry["key"]]
-    assert "at byte 25 of 25" in corrupt[0].says or "at byte 24 of 25" in corrupt[0].says
+    (problem,) = [problem for problem in report.problems if problem.cause == "corrupt"]
+    assert problem.key == entry["key"]
+    assert "at byte 25 of 25" in problem.says or "at byte 24 of 25" in problem.says
     if entry["type"] == "list":
-        assert "element 1 of 3" in corrupt[0].says
+        assert "element 1 of 3" in problem.says
         assert len(report.messages) == 2
 
 
@@ -534,6 +532,26 @@ def test_a_watched_server_is_read_through_sentinel() -> None:
         load_capture(client, "openai-agents")
         report = inspect_session(service.url, "sess-A", reveal=True)
         assert plainly(report) == capture.capture("openai-agents")["expected"]
+
+
+def test_a_short_id_looks_at_no_key_that_is_not_its_own(client: redis.Redis) -> None:
+    for at in range(300):
+        client.set(f"other:{at}1{at}", "x" * 1000)
+    client.rpush("message_store:1", *capture.capture("langchain-community")["keys"][0]["value"])
+    before = (
+        client.info("commandstats")["cmdstat_type"]["calls"] if "cmdstat_type" in client.info("commandstats") else 0
+    )
+    assert len(inspect_session(client, "1").messages) == 3
+    assert client.info("commandstats")["cmdstat_type"]["calls"] - before < 50
+
+
+def test_recognition_that_fails_is_no_recognition(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    load(client, "langchain-community")
+    monkeypatch.setattr("memkit.formats.recognise", fail)
+    assert inspect_session(client, "message_store:sess-A").store == "unknown"
 
 
 def test_a_decoder_that_fails_does_not_end_the_inspection(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
