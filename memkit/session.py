@@ -3,7 +3,7 @@ r"""A session and its stored envelope: bytes to objects and back, with a schema 
 A session is one LIST. Element 0 is the header, a JSON object whose fields stand in this order (the scripts in ``lua/``
 read it with one pattern); those after ``updated_ms`` are there only when they say something::
 
-    {"memkit":1,"policy":"sliding 604800000","born":"Zk3_x9AbQ1","created_ms":1790000000000,"version":3,
+    {"memkit":1,"policy":"sliding 604800000","born":"Zk3_x9AbQ","created_ms":1790000000000,"version":3,
      "updated_ms":1790000000000,"vectors":1,"calls":"...","summary":"...","metadata":{"user":"\"bob\""},"end":1}
 
 Values of ``metadata`` are JSON texts, so that a script can merge them without parsing numbers or empty lists. ``calls``
@@ -12,11 +12,11 @@ truncated header is known as one. Each further element is JSON too. What a save 
 append added is a stamp and a message (or a list of them)::
 
     [{"role":"system","content":"be kind"},{"role":"user","content":"hi"}]
-    "2f.1a2b.Zk3_x9AbQ1",{"role":"assistant","content":"hello"}
+    "Zk3_x9AbQ2f.1a2b",{"role":"assistant","content":"hello"}
 
-A stamp is the session's version (hex), the ms since ``created_ms`` (hex), the nonce of the append, and, after another
-dot, what is derived from the message's own ``"id"`` (such a message has an element of its own, in a save also, then
-without a nonce). A message
+A stamp is the nonce of the append, nine characters (dots in what a save stored), the session's version (hex), the ms
+since ``created_ms`` (hex), and, after another dot, what is derived from the message's own ``"id"``: such a message has
+an element of its own, and a stamp, in a save also. A message
 with integers beyond 64 bits stands there as a text that holds its JSON. Elements joined by commas are JSON, so that a
 whole session is parsed at once. The session's version is the larger of the header's and the last stamp's.
 """
@@ -27,6 +27,7 @@ import json
 import math
 import re
 from base64 import urlsafe_b64encode
+from binascii import b2a_base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -46,18 +47,19 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 MAX_BYTES = 16 * 1024 * 1024
-MESSAGES_PER_ELEMENT = 16
-ELEMENT_BYTES = 16 * 1024
-"""An element holds at most so many messages, and several only up to so many bytes: each write looks at the last."""
+ELEMENT_BYTES = 7_900
+"""Several messages share an element up to about so many bytes: each write looks at the last element, and Redis keeps
+up to 8,192 bytes of a list together (list-max-listpack-size), in memory that comes in steps of 1,024."""
 DEEPEST = 250
 VECTORS_MARK = b"memkit1 float32 "
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Message = dict[str, Any]
 
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _HEADER_START = re.compile(rb'\{"memkit":(\d+),')
 _HEADER_END = b'"end":1}'
 # A stamp, or the bracket of a save's list.
-_ELEMENT = re.compile(rb'"([0-9a-f]{1,13})\.([0-9a-f]{1,13})(?:\.([\w.-]+))?",|(?=\[)', re.ASCII)
+_ELEMENT = re.compile(rb'"([\w.-]{9})([0-9a-f]{1,13})\.([0-9a-f]{1,13})(\.[\w-]+)?",|(?=\[)', re.ASCII)
 
 
 class Version(int):
@@ -115,11 +117,11 @@ class Header(NamedTuple):
 
 
 class Element(NamedTuple):
-    """Some messages of a session; what a save stored has no version, time and id ("") of its own."""
+    """Some messages of a session; a save's lists have no version and time; ``own_id`` is "" without an id."""
 
     version: int | None
     at_ms: int | None
-    id: str
+    own_id: str
     messages: list[Message]
 
 
@@ -129,13 +131,14 @@ def encode_messages(messages: Sequence[object], *, listed: bool = False) -> list
     ``listed``: runs of one message are lists too. Raises EncodeError, naming the message and why, for what would not
     come back equal.
     """
+    owning = [index for index, message in enumerate(messages) if isinstance(message, dict) and "id" in message]
     encoded: list[bytes] = []
     start = 0
-    for index, message in enumerate(messages):
-        own = message.get("id") if isinstance(message, dict) else None
+    for index in owning:
+        own = cast("Message", messages[index])["id"]
         if own and isinstance(own, str):
             encoded += _encode_run(messages, start, index, listed)
-            body = encode_message(message, f"message {index}")
+            body = encode_message(messages[index], f"message {index}")
             encoded += own_id(own), body
             start = index + 1
     return encoded + _encode_run(messages, start, len(messages), listed)
@@ -143,22 +146,16 @@ def encode_messages(messages: Sequence[object], *, listed: bool = False) -> list
 
 def _encode_run(messages: Sequence[object], start: int, stop: int, listed: bool) -> list[bytes]:
     """Encode messages without ids of their own, as few elements."""
-    if stop - start > MESSAGES_PER_ELEMENT:
-        parts = range(start, stop, MESSAGES_PER_ELEMENT)
-        ends = (min(part + MESSAGES_PER_ELEMENT, stop) for part in parts)
-        return [
-            body for part, end in zip(parts, ends, strict=True) for body in _encode_run(messages, part, end, listed)
-        ]
-    if stop - start == 1:
-        body = encode_message(messages[start], f"message {start}")
-        return [b"[%b]" % body if listed else body]
-    if stop == start:
-        return []
-    text = _dumped(list(messages[start:stop]))
-    if text is None or len(text) > ELEMENT_BYTES:
-        middle = (start + stop) // 2
-        return _encode_run(messages, start, middle, listed) + _encode_run(messages, middle, stop, listed)
-    return [text]
+    run = list(messages[start:stop])
+    text = _dumped(run) if len(run) > 1 else None
+    if text is None:
+        bodies = [encode_message(message, f"message {start + index}") for index, message in enumerate(run)]
+        return [b"[%b]" % body for body in bodies] if listed else bodies
+    if len(text) <= ELEMENT_BYTES:
+        return [text]
+    count = max(1, ELEMENT_BYTES * len(run) // len(text))
+    parts = [run[at : at + count] for at in range(0, len(run), count)]
+    return [orjson.dumps(part if listed or len(part) > 1 else part[0]) for part in parts]
 
 
 def _dumped(run: list[object]) -> bytes | None:
@@ -168,7 +165,8 @@ def _dumped(run: list[object]) -> bytes | None:
         back = orjson.loads(text)
     except (orjson.JSONEncodeError, orjson.JSONDecodeError, RecursionError):
         return None
-    return text if back == run and set(map(type, back)) == {dict} else None
+    right = back == run and set(map(type, back)) == {dict}
+    return text if right and len(text) <= MAX_BYTES else None
 
 
 def encode_message(message: object, where: str) -> bytes:
@@ -253,8 +251,8 @@ def is_utf8(text: str) -> bool:
 
 
 def new_id() -> bytes:
-    """Return a fresh nonce for a call: 60 random bits as 10 characters."""
-    return urlsafe_b64encode(urandom(9))[:10]
+    """Return a fresh nonce for a call: 54 random bits as 9 characters. From the system: forks never share any."""
+    return b2a_base64(urandom(7), newline=False)[:9].translate(_URL_SAFE)
 
 
 def own_id(text: str) -> bytes:
@@ -319,7 +317,7 @@ def stamp(raw: bytes, key: str, index: int) -> tuple[int, int]:
     match = _ELEMENT.match(raw)
     if not match:
         raise _damaged(raw, key, index, "is damaged or foreign")
-    return (int(match[1], 16), int(match[2], 16)) if match[1] else (0, 0)
+    return (int(match[2], 16), int(match[3], 16)) if match[1] else (0, 0)
 
 
 def decode_element(raw: bytes, key: str, index: int, created_ms: int = 0) -> Element:
@@ -336,7 +334,7 @@ def decode_element(raw: bytes, key: str, index: int, created_ms: int = 0) -> Ele
     if messages is None:
         raise _damaged(raw, key, index, "holds what is no message")
     at_ms = created_ms + after_ms if version else None
-    return Element(version or None, at_ms, (match[3] or b"").decode(), messages)
+    return Element(version or None, at_ms, (match[4] or b"").decode(), messages)
 
 
 def _damaged(raw: bytes, key: str, index: int, what: str) -> DecodeError:

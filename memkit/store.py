@@ -279,13 +279,12 @@ class Operations:
                 "wrote since, or it expired and was begun anew; get() it again and decide"
             )
         born, version, *kept = reply.split(b" ", 2)
-        self._saw(session_id, b"%b %b" % (born, version))
+        self._saw(session_id, b"%b %b" % (born, version) if kept else reply)
         if kept:
             self._warn(key, policy_of(kept[0].decode()))
         return Version.of(int(version, 16), born.decode())
 
     def _saw(self, session_id: str, state: bytes) -> None:
-        self._seen.pop(session_id, None)
         self._seen[session_id] = state
         if len(self._seen) > REMEMBERED_SESSIONS:
             self._seen.popitem(last=False)

@@ -339,7 +339,7 @@ FOREIGN = {
     "raw json": [b'{"role":"user","content":"hi"}'],
     "empty element": [b""],
     "bytes": [b"\xff\xfe\x00", b"x"],
-    "looks like one": [b'{"memkit":"1"}', b'"1.0.aaaaaaaaaa",{"a":1}'],
+    "looks like one": [b'{"memkit":"1"}', b'"aaaaaaaaa1.0",{"a":1}'],
 }
 
 
@@ -415,13 +415,13 @@ def test_a_damaged_last_message_is_left_alone(told: redis.Redis, garbage: bytes 
                 operation()
             assert told.dump("session:a") == before, name
         for read in (other.load, other.get):
-            with pytest.raises(DecodeError, match=r"element 5 of 'session:a'"):
+            with pytest.raises(DecodeError, match=r"element 3 of 'session:a'"):
                 read("a")
         with pytest.raises(DecodeError, match=r"element -1 of 'session:a'"):
             other.load("a", 1)
 
 
-@pytest.mark.parametrize("index", [1, 3, 4])
+@pytest.mark.parametrize("index", [1, 2])
 def test_a_damaged_message_in_the_middle_is_not_overwritten(told: redis.Redis, index: int) -> None:
     store = seeded(told)
     told.lset("session:a", index, told.lindex("session:a", index)[:-1])
@@ -436,8 +436,8 @@ def test_a_damaged_message_in_the_middle_is_not_overwritten(told: redis.Redis, i
 
 def test_a_damaged_message_in_the_window_is_not_searched_past(told: redis.Redis) -> None:
     store = seeded(told)
-    told.lset("session:a", 3, b"garbage")
-    with pytest.raises(DecodeError, match="number -3"):
+    told.lset("session:a", 2, b"garbage")
+    with pytest.raises(DecodeError, match="number -2"):
         MemoryStore(told, prefix="session:", ttl="7d").append("a", {"id": "new"})
     assert store.append("a", HI) == 5
 

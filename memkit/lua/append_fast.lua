@@ -6,7 +6,7 @@ do
   if head and #ARGV == 6 and ARGV[5] ~= '' then
     local policy, kind, ttl, born, created, version, rest = string.match(head, '^{"memkit":1,"policy":"((%a+) ?(%d*)[^"]*)",'
       .. '"born":"([^"]+)","created_ms":(%d+),"version":(%d+),"updated_ms":%d+,"(.)')
-    local seen, ends = string.match(last, '^"(%x+)%.'), string.byte(last, -1)
+    local seen, ends = string.match(last, '^"[%w_-]........(%x+)%.'), string.byte(last, -1)
     if policy == ARGV[1] and seen and rest ~= 'v' and ARGV[5] == born .. ' ' .. seen and (ends == 125 or ends == 93)
       and string.sub(head, -8) == '"end":1}' and tonumber(seen, 16) >= tonumber(version) then
       redis.call('SETNX', key, '')
@@ -16,7 +16,7 @@ do
         local time = redis.call('TIME')
         local after = math.max(0, time[1] * 1000 + math.floor(time[2] / 1000) - created)
         local made = string.format('%x', tonumber(seen, 16) + 1)
-        redis.call('RPUSH', key, '"' .. made .. string.format('.%x.', after) .. ARGV[3] .. '",' .. ARGV[6])
+        redis.call('RPUSH', key, '"' .. ARGV[3] .. made .. string.format('.%x",', after) .. ARGV[6])
         return born .. ' ' .. made
       end
     end

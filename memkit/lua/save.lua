@@ -18,7 +18,7 @@ for from = 1, length, PORTION do
   for i, raw in ipairs(redis.call('LRANGE', key, from, math.min(from + PORTION - 1, length))) do
     local version, call = element(raw)
     if not version then return {err = 'MEMKIT element ' .. from + i - 1} end
-    if version ~= traced and call ~= '' then
+    if version ~= traced and call ~= NO_NONCE then
       appends[#appends + 1] = {call, version}
       traced = version
     end

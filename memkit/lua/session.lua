@@ -6,21 +6,22 @@ local key, vectors_key, nonce = KEYS[1], ARGV[2], ARGV[3]
 local HEADER = '^{"memkit":1,"policy":"((%l+) ?(%d*)[ reads]*)","born":"([%w_-]+)","created_ms":(%d+),"version":(%d+),'
   .. '"updated_ms":%d+,()'
 local LIVES = {sliding = true, absolute = true, never = false} -- and whether each has a TTL
-local KEPT_CALLS, NONCE, CALL = 255, 10, 18
+local KEPT_CALLS, NONCE, CALL = 255, 9, 17
+local NO_NONCE = '.........' -- in the stamps of a save
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 local function whole(n) return string.format('%.0f', n) end
 
--- An element's version, the nonce of the append that added it (''), the message's own id (''); version 0 for a save's
--- list; nil for what is no element.
+-- An element's version (0 for a save's list), the nonce of the call that added it, the message's own id (''); nil for
+-- what is no element.
 local function element(raw)
   local from, closes = string.byte(raw, 1), string.byte(raw, -1)
-  if from == 91 then return closes == 93 and 0 or nil, '', '' end -- [ and ]
-  local version, id, own, opens = string.match(raw, '^"(%x+)%.%x+%.?([%w_-]*)(%.?[%w_-]*)",(.)')
+  if from == 91 then return closes == 93 and 0 or nil, NO_NONCE, '' end -- [ and ]
+  local call, version, own, opens = string.match(raw, '^"([%w._-][%w._-][%w._-][%w._-][%w._-][%w._-][%w._-][%w._-][%w._-])(%x+)%.%x+(%.?[%w_-]*)",(.)')
   -- A message, a list of them, or a text.
   if version and (opens == '{' and closes == 125 or opens == '[' and closes == 93 or opens == '"' and closes == 34) then
-    return tonumber(version, 16), id, own
+    return tonumber(version, 16), call, own
   end
 end
 
@@ -150,7 +151,7 @@ end
 -- What [from...] of ARGV holds as elements, added to those given. append: with this call's nonce on all, and each own
 -- id stored once; else as a save has them. skip: own ids that are there already.
 local function elements_of(from, h, append, skip, elements)
-  local stamp = string.format('"%x.%x.', h.version, math.max(0, now - h.created)) .. (append and nonce or '')
+  local stamp = '"' .. (append and nonce or NO_NONCE) .. string.format('%x.%x', h.version, math.max(0, now - h.created))
   local front = append and stamp .. '",' or ''
   local i = from
   while i <= #ARGV do
