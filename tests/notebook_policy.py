@@ -22,6 +22,7 @@ from memkit.demo import QUESTIONS
 CONTRACT = "nbval-check-output"
 TAGS = {CONTRACT, "parameters"}
 MARKERS = re.compile(r"# *((?:NBVAL|PYTEST_VALIDATE)_\w+)")
+NOTEBOOKS = 7
 CELLS, LINES = 15, 12
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -58,8 +59,9 @@ def _of_the_whole(notebook: Any, path: Path) -> Iterator[str]:
         yield f"{sum(map(len, prose))} characters of text for {sum(map(len, code))} of code; at least as many"
     if not code or "%load_ext memkit" not in code[0].splitlines() or len(code[0].splitlines()) > 2:
         yield "the first code cell is not the two lines of set-up, %load_ext memkit and one import"
-    if last.cell_type != "markdown" or not re.search(r"\]\(0\d_\w+\.ipynb\)", last.source):
-        yield "the last cell has no link to the next notebook"
+    following = f"{(int(path.name[:2]) + 1) % NOTEBOOKS:02}_"
+    if last.cell_type != "markdown" or f"]({following}" not in last.source:
+        yield f"the last cell has no link to the next notebook, {following}…"
     for target in (match[1] for text in prose for match in LINK.finditer(text)):
         if not (path.parent / target).exists():
             yield f"a link to {target}, which is not there"
