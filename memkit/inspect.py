@@ -34,7 +34,9 @@ from memkit.session_report import KeyReport, Messages, SessionReport, Veil, earl
 __all__ = ["SessionReport", "inspect_session", "load_capture"]
 
 SCAN_FREELY_KEYS = 1_000_000
-"""Up to here the database is always searched for further sessions of the same id: under a second of SCAN."""
+"""Up to here the database is always searched for further sessions of the same id: about a second of SCAN."""
+SCAN_TWICE_KEYS = 100_000
+"""Up to here it is always searched again for the one store that encodes the id in its keys."""
 MAX_NAMES = 50_000
 BIG_VALUE_BYTES = 1 << 20
 _WITHOUT_TTL = (redisvl.STORE, ag2.STORE, agent_framework_redis.STORE)
@@ -95,10 +97,13 @@ class _Search:
         self._load(Want(prefix + name, "") for name in exact for prefix in {"", self._reader.prefix})
         if self._loaded.get(self._wanted):
             return self._by_key(self._wanted)
-        groups = self._groups()
-        if self._reader.database_keys() <= SCAN_FREELY_KEYS or not groups:
+        groups, size = self._groups(), self._reader.database_keys()
+        if size <= SCAN_FREELY_KEYS or not groups:
             self._scan(self._wanted)
             groups = self._groups()
+            if size <= SCAN_TWICE_KEYS or not groups:
+                self._scan(agent_framework_redis.encoded(self._wanted))
+                groups = self._groups()
         else:
             self._notes.append(f"over {SCAN_FREELY_KEYS:,} keys: other stores' sessions of this id were not looked for")
         return self._by_id(groups)
@@ -110,17 +115,16 @@ class _Search:
             self._loaded |= loaded
             self._there |= {name: each for name, each in sorted(loaded.items()) if each}
 
-    def _scan(self, session: str) -> None:
+    def _scan(self, part: str) -> None:
         """Search the names of the whole database; no key is looked at but those that hold the id."""
-        prefix, self._scanned = _glob(self._reader.prefix), True
-        for part in (session, agent_framework_redis.encoded(session)):
-            # "1" is in nearly every name: only where it stands by itself is a key looked at.
-            alone = re.compile(rf"(?:^|[\W_]){re.escape(part)}(?:$|[^\w-])")
-            names = self._reader.scan(f"{prefix}*{_glob(part)}*", alone, MAX_NAMES)
-            if len(names) == MAX_NAMES:
-                self._notes.append(f"over {MAX_NAMES:,} keys have this id in their name; the others were left out")
-            # Names end with times and counters: read the newest first, for the budget may not last.
-            self._load(Want(name, "") for name in reversed(names))
+        # "1" is in nearly every name: only where it stands by itself is a key looked at.
+        alone = re.compile(rf"(?:^|[\W_]){re.escape(part)}(?:$|[^\w-])")
+        names = self._reader.scan(f"{_glob(self._reader.prefix)}*{_glob(part)}*", alone, MAX_NAMES)
+        self._scanned = True
+        if len(names) == MAX_NAMES:
+            self._notes.append(f"over {MAX_NAMES:,} keys have this id in their name; the others were left out")
+        # Names end with times and counters: read the newest first, for the budget may not last.
+        self._load(Want(name, "") for name in reversed(names))
 
     def _groups(self) -> dict[Group, dict[str, Hit]]:
         """Return the keys of each session of this id; a strong boundary before the id beats a weak one."""
