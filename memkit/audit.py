@@ -151,10 +151,6 @@ class _Audit:
         self._values_sent: Counter[str] = Counter()
         self._primaries, self._readers, self._meant = primaries, readers, meant
         self._full, self._touch = full, touch
-        for wire in {*primaries, *readers}:
-            # Refused before 7.2 (NO-TOUCH) and 7.0 (NO-EVICT); nothing below relies on either.
-            wire.ask("CLIENT", "NO-TOUCH", "ON")
-            wire.ask("CLIENT", "NO-EVICT", "ON")
         self._evidence = [look(wire) for wire in primaries]
         self._notes = list(dict.fromkeys(f"could not see {what}" for one in self._evidence for what in one.blind))
         self._sampler = Sampler(

@@ -5,22 +5,24 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import redis
 
-from memkit.audit_wire import Pace, Reply, Wire, packed, refused
+from memkit.audit_wire import Pace, Reply, Ticket, Wire, packed, refused
 
 ENOUGH_KEYS = 26_500
 """Bounds every share of the keyspace to 1 % at 99 % confidence, at any size (Dvoretzky-Kiefer-Wolfowitz)."""
 KEPT_OF_ALL = 50_000
 """How many keys a full pass remembers, whatever the number of keys: memory does not grow with the keyspace."""
 ENOUGH_OF_A_PATTERN = 3_000
+MOST_AT_FIRST = 20
 GUARD_EVERY_S = 1.0
 
 Progress = Callable[[int, int], None]
+Walk = Generator[int, None, None]
 
 
 class KeyFacts(NamedTuple):
@@ -172,57 +174,82 @@ class Sampler:
         for start in range(0, len(names), self._pace.batch):
             began = time.monotonic()
             batch = names[start : start + self._pace.batch]
-            self._take(self._wires[0], batch, found, reservoir, b"")
+            self._take(self._wires[0], batch, found, reservoir)
             self._pace.after(time.monotonic() - began, len(batch))
         return found.keys
 
     def look_again(self, keys: Sequence[bytes]) -> list[bool]:
         """Return which of the keys are still there (EXISTS, which touches no idle clock); one node only."""
-        (there,), _ = self._wires[0].facts(keys, ["exists"])
-        return [reply != 0 for reply in there]
+        wire = self._wires[0]
+        columns, _ = wire.collect(wire.post(keys, ["exists"]))
+        return [reply != 0 for reply in columns["exists"]]
 
-    def _run(self, sample: Sample, walks: Sequence[Iterator[int]]) -> None:
+    def _run(self, sample: Sample, walks: Sequence[Walk]) -> None:
         try:
             for walk in walks:
                 for _ in walk:
-                    if self._stop(sample):
-                        return
+                    if self._progress:
+                        self._progress(sample.seen, sample.of)
+                if self._told_to_stop(sample):
+                    return
         except KeyboardInterrupt:
             sample.stopped = "interrupted (Ctrl-C): findings so far"
+            for walk in walks:
+                walk.close()
+            for wire in self._wires:
+                wire.reconnect()
 
-    def _stop(self, sample: Sample) -> bool:
-        if self._progress:
-            self._progress(sample.seen, sample.of)
+    def _told_to_stop(self, sample: Sample) -> bool:
+        """Ask now and then whether the server suffers; only when nothing is under way on its connection."""
         if time.monotonic() - self._guarded_at > GUARD_EVERY_S:
             self._guarded_at = time.monotonic()
-            sample.stopped = self._guard()
+            sample.stopped = sample.stopped or self._guard()
         sample.stopped = sample.stopped or self._pace.stopped
         return sample.stopped is not None
 
-    def _all(self, wire: Wire, sample: Sample, reservoir: Reservoir) -> Iterator[int]:
-        cursor, keys = _scan(wire, 0, self._pace.batch)
-        while cursor or keys:
-            began = time.monotonic()
-            ahead = _scan_command(wire, cursor, self._pace.batch) if cursor else b""
-            reply = self._take(wire, keys, sample, reservoir, ahead)
-            self._pace.after(time.monotonic() - began, len(keys))
-            yield len(keys)
-            cursor, keys = _page(reply) if ahead else (0, [])
+    def _all(self, wire: Wire, sample: Sample, reservoir: Reservoir) -> Walk:
+        return self._walk(wire, sample, reservoir, 0, sample.of * 2 + 1_000_000)
 
-    def _random_stretch(self, wire: Wire, sample: Sample, share: int) -> Iterator[int]:
-        """Scan from a random cursor: keys lie in hash order, so any stretch of a standalone keyspace is a fair sample."""
-        reservoir = Reservoir(sample.keys, share, self._dice)
-        cursor, keys = _scan(wire, self._dice.getrandbits(40), self._pace.batch)
-        while sample.seen < share:
-            began = time.monotonic()
-            reply = self._take(
-                wire, keys[: share - sample.seen], sample, reservoir, _scan_command(wire, cursor, self._pace.batch)
-            )
-            self._pace.after(time.monotonic() - began, len(keys))
-            yield len(keys)
-            cursor, keys = _page(reply)
+    def _random_stretch(self, wire: Wire, sample: Sample, share: int) -> Walk:
+        """Scan from a random cursor: keys lie in hash order, so a stretch of a standalone keyspace is a fair sample."""
+        start = self._dice.getrandbits(40)
+        yield from self._walk(wire, sample, Reservoir(sample.keys, share, self._dice), start, share)
+        if sample.seen < share and not sample.stopped:
+            yield from self._walk(wire, sample, Reservoir(sample.keys, share, self._dice), 0, share)
 
-    def _random_keys(self, wire: Wire, sample: Sample, share: int) -> Iterator[int]:
+    def _walk(self, wire: Wire, sample: Sample, reservoir: Reservoir, cursor: int, enough: int) -> Walk:
+        """Scan from a cursor to the end, or until enough keys were seen.
+
+        Without rests, a batch is digested while the server works on the next one: two cores, two thirds of the time.
+        """
+        cursor, keys = _scan(wire, cursor, self._pace.batch)
+        self._take(wire, self._new(keys[:MOST_AT_FIRST]), sample, reservoir)  # learns what this server refuses
+        pending: Ticket | None = self._post(wire, keys[MOST_AT_FIRST:], cursor)
+        try:
+            while pending:
+                began, now = time.monotonic(), pending
+                pending = None
+                columns, more = wire.collect(now)
+                cursor, keys = _page(more[1]) if now.replies > 1 else (0, [])
+                left = bool(cursor or keys) and sample.seen + len(now.keys) < enough and not self._told_to_stop(sample)
+                if left and self._pace.restless:
+                    pending = self._post(wire, keys, cursor)
+                self._digest(_Batch(now.keys, columns, _clock_ms(more[0])), sample, reservoir)
+                self._pace.after(time.monotonic() - began, len(now.keys))
+                if left and not pending:
+                    pending = self._post(wire, keys, cursor)
+                yield len(now.keys)
+        finally:
+            if pending:
+                wire.collect(pending)
+
+    def _post(self, wire: Wire, keys: Sequence[bytes], cursor: int) -> Ticket:
+        """Ask for the facts of keys, the time, and the next page of the scan, where there is one."""
+        ahead = _scan_command(wire, cursor, self._pace.batch) if cursor else b""
+        wire.sent["time"] += 1
+        return wire.post(self._new(keys), self._columns, also=packed("TIME") + ahead, replies=2 if ahead else 1)
+
+    def _random_keys(self, wire: Wire, sample: Sample, share: int) -> Walk:
         """RANDOMKEY: in a cluster, where hash tags pile keys up in slots, a partial SCAN is worthless (measured)."""
         reservoir = Reservoir(sample.keys, ENOUGH_KEYS, self._dice)
         left = share
@@ -231,49 +258,51 @@ class Sampler:
             count = min(self._pace.batch, left)
             wire.sent["randomkey"] += count
             drawn = [key for key in wire.exchange(packed("RANDOMKEY") * count, count) if isinstance(key, bytes)]
-            self._take(wire, drawn, sample, reservoir, b"")
+            self._take(wire, self._new(drawn), sample, reservoir)
             self._pace.after(time.monotonic() - began, count)
             left -= count
             yield count
+            if self._told_to_stop(sample):
+                return
 
-    def _matching(self, wire: Wire, found: Sample, pattern: str, budget: int) -> Iterator[int]:
+    def _matching(self, wire: Wire, found: Sample, pattern: str, budget: int) -> Walk:
         reservoir = Reservoir(found.keys, ENOUGH_OF_A_PATTERN * 10, self._dice)
         cursor = start = self._dice.getrandbits(40) if found.of > ENOUGH_KEYS else 0
         wrapped = start == 0
         for _ in range(budget * 2):
             began = time.monotonic()
             cursor, keys = _scan(wire, cursor, 1000, pattern)
-            self._take(wire, keys, found, reservoir, b"")
+            self._take(wire, self._new(keys), found, reservoir)
             self._pace.after(time.monotonic() - began, max(len(keys), 1000))
             yield len(keys)
-            if len(found.keys) >= ENOUGH_OF_A_PATTERN or (cursor == 0 and wrapped):
+            if len(found.keys) >= ENOUGH_OF_A_PATTERN or (cursor == 0 and wrapped) or self._told_to_stop(found):
                 return
             wrapped = wrapped or cursor == 0
 
-    def _take(self, wire: Wire, keys: Sequence[bytes], sample: Sample, reservoir: Reservoir, ahead: bytes) -> Reply:
-        """Ask for the facts of keys, and in the same round trip for what comes next; return that reply."""
-        if self._known is not None:
-            keys = [key for key in dict.fromkeys(keys) if key not in self._known]
-            self._known.update(keys)
-        columns, more = self._ask(wire, keys, sample, ahead)
-        batch = _Batch(keys, columns, _clock_ms(more[0]))
-        sample.seen += len(keys)
+    def _new(self, keys: Sequence[bytes]) -> list[bytes]:
+        """Return the keys that were not seen yet: SCAN repeats some while a table grows or shrinks."""
+        if self._known is None:
+            return list(keys)
+        found = [key for key in dict.fromkeys(keys) if key not in self._known]
+        self._known.update(found)
+        return found
+
+    def _take(self, wire: Wire, keys: Sequence[bytes], sample: Sample, reservoir: Reservoir) -> None:
+        """Ask for the facts of keys; once more where a column was refused for all of them."""
+        names = list(self._columns)
+        wire.sent["time"] += 1
+        columns, more = wire.collect(wire.post(keys, names, also=packed("TIME"), replies=1))
+        self._drop_what_is_refused(columns, sample)
+        if self._columns != names:
+            self._take(wire, keys, sample, reservoir)
+        else:
+            self._digest(_Batch(keys, columns, _clock_ms(more[0])), sample, reservoir)
+
+    def _digest(self, batch: _Batch, sample: Sample, reservoir: Reservoir) -> None:
+        sample.seen += batch.count
         sample.immortal += batch.immortal()
         sample.size_bytes += batch.size_bytes()
         reservoir.offer(batch)
-        return more[1] if ahead else None
-
-    def _ask(
-        self, wire: Wire, keys: Sequence[bytes], sample: Sample, ahead: bytes
-    ) -> tuple[dict[str, list[Reply]], list[Reply]]:
-        """Ask the columns of keys, then TIME, then what comes next; once more where a column was refused for all."""
-        names = list(self._columns)
-        wire.sent["time"] += 1
-        columns, more = wire.facts(keys, names, also=packed("TIME") + ahead, replies=2 if ahead else 1)
-        self._drop_what_is_refused(dict(zip(names, columns, strict=True)), sample)
-        if self._columns != names:
-            return self._ask(wire, keys, sample, b"")[0], more
-        return dict(zip(names, columns, strict=True)), more
 
     def _drop_what_is_refused(self, columns: Mapping[str, Sequence[Reply]], sample: Sample) -> None:
         """Stop asking what this server or user is refused throughout, and fall back from PEXPIRETIME (7.0) to PTTL."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import hiredis
 import redis
@@ -37,6 +37,14 @@ def packed(*args: str | bytes | int) -> bytes:
     return b"*%d\r\n" % len(parts) + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts])
 
 
+class Ticket(NamedTuple):
+    """Commands under way: of which keys, which, and how many replies come after theirs."""
+
+    keys: tuple[bytes, ...]
+    commands: tuple[str, ...]
+    replies: int
+
+
 class Wire:
     """A connection of the audit's own, made the way the client makes its own (TLS, socket, user), in RESP2."""
 
@@ -45,38 +53,56 @@ class Wire:
         # Maintenance notifications need RESP3 (redis-py 7 and later) and belong to the client's own pool.
         options = {key: value for key, value in pool.connection_kwargs.items() if not key.startswith("maint_")}
         self._connection: Any = pool.connection_class(**{**options, "protocol": 2, "decode_responses": False})
+        self.name = name
+        self.sent: Counter[str] = Counter()
+        self.reconnect()
+
+    def reconnect(self) -> None:
+        """Connect, or connect anew when replies under way are no longer wanted; idle clocks are spared where possible."""
+        self._connection.disconnect()
         self._connection.connect()
         # The socket itself: reading reply by reply through the connection costs more than the whole budget.
         self._socket = self._connection._sock
         self._socket.settimeout(ANSWER_WITHIN_S)
         self._reader = hiredis.Reader(protocolError=redis.InvalidResponse, replyError=redis.ResponseError)
-        self.name = name
-        self.sent: Counter[str] = Counter()
+        # Refused before 7.2 (NO-TOUCH) and 7.0 (NO-EVICT); no command of the audit's sampling relies on either.
+        self.ask("CLIENT", "NO-TOUCH", "ON")
+        self.ask("CLIENT", "NO-EVICT", "ON")
 
     def exchange(self, payload: bytes, replies: int) -> list[Reply]:
         """Send packed commands and return as many replies; a refusal is an item of the list, not raised."""
-        reader = self._reader
+        self._send(payload)
+        return self._receive(replies)
+
+    def _send(self, payload: bytes) -> None:
         try:
             self._socket.sendall(payload)
-            found: list[Reply] = []
-            gets, take = reader.gets, found.append
-            while len(found) < replies:
-                reply = gets()
-                # False is what the reader says when it needs more bytes.
-                if reply is False:
-                    self._feed()
-                else:
-                    take(reply)
-        except TimeoutError:
-            raise redis.TimeoutError(
-                f"{self.name or 'the server'} stopped answering in the middle of the audit"
-            ) from None
         except OSError as error:
-            raise redis.ConnectionError(f"the connection broke in the middle of the audit: {error}") from None
+            raise self._broken(error) from None
+
+    def _receive(self, replies: int) -> list[Reply]:
+        found: list[Reply] = []
+        gets, take = self._reader.gets, found.append
+        while len(found) < replies:
+            reply = gets()
+            # False is what the reader says when it needs more bytes.
+            if reply is False:
+                self._feed()
+            else:
+                take(reply)
         return found
 
+    def _broken(self, error: OSError) -> redis.RedisError:
+        where = self.name or "the server"
+        if isinstance(error, TimeoutError):
+            return redis.TimeoutError(f"{where} stopped answering in the middle of the audit")
+        return redis.ConnectionError(f"the connection to {where} broke in the middle of the audit: {error}")
+
     def _feed(self) -> None:
-        part = self._socket.recv(READ_BYTES)
+        try:
+            part = self._socket.recv(READ_BYTES)
+        except OSError as error:
+            raise self._broken(error) from None
         if not part:
             raise redis.ConnectionError("the server closed the connection in the middle of the audit")
         self._reader.feed(part)
@@ -86,22 +112,22 @@ class Wire:
         self.sent[_name(args)] += 1
         return self.exchange(packed(*args), 1)[0]
 
-    def facts(
-        self, keys: Sequence[bytes], commands: Sequence[str], *, also: bytes = b"", replies: int = 0
-    ) -> tuple[list[list[Reply]], list[Reply]]:
-        """Ask each command of FACTS of all keys; return a column of replies each, and those to ``also``.
-
-        ``also`` are more packed commands, sent in the same round trip.
-        """
+    def post(self, keys: Sequence[bytes], commands: Sequence[str], *, also: bytes = b"", replies: int = 0) -> Ticket:
+        """Send each command of FACTS for all keys, then ``also`` (packed, with so many replies); to be collected."""
         named = [b"$%d\r\n%b\r\n" % (len(key), key) for key in keys]
         # Joining is what makes this fast: the head of a command before each name.
         payload = b"".join([FACTS[command].join([b"", *named]) for command in commands])
         for command in commands:
             self.sent[command] += len(keys)
-        count = len(keys)
-        found = self.exchange(payload + also, count * len(commands) + replies)
-        columns = [found[at * count : (at + 1) * count] for at in range(len(commands))]
-        return columns, found[count * len(commands) :]
+        self._send(payload + also)
+        return Ticket(tuple(keys), tuple(commands), replies)
+
+    def collect(self, ticket: Ticket) -> tuple[dict[str, list[Reply]], list[Reply]]:
+        """Return a column of replies for each command that was posted, and the replies to ``also``."""
+        count = len(ticket.keys)
+        found = self._receive(count * len(ticket.commands) + ticket.replies)
+        columns = {name: found[at * count : (at + 1) * count] for at, name in enumerate(ticket.commands)}
+        return columns, found[count * len(ticket.commands) :]
 
     def close(self) -> None:
         """Give the connection back to nobody."""
@@ -124,6 +150,7 @@ class Pace:
 
     def __init__(self, duty: float, *, batch: int) -> None:
         self._rest = 1 / duty - 1
+        self.restless = self._rest == 0
         self.batch = self._full_batch = batch
         self._usual_s = 0.0
         self._strikes = 0
