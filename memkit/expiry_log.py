@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from html import escape
@@ -209,17 +209,11 @@ class ExpiryLog:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head = "".join(
-            f"<th>{name}</th>" for name in ("TTL meant", "keys", "end", "lived", "exact to", "event late by")
-        )
         groups = self.groups()
         rows = [group.cells() for group in groups[:MAX_ROWS]]
         if len(groups) > MAX_ROWS:
             rows.append((f"{len(groups) - MAX_ROWS:,} more TTLs", "", "", "", "", ""))
-        body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-        return (
-            f"<table><caption>{escape(str(self))}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        )
+        return html_table(str(self), ("TTL meant", "keys", "end", "lived", "exact to", "event late by"), rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +284,23 @@ class Group:
         """Return a row of the table."""
         late = "no event" if self.event_late_ms is None else f"at most {about(self.event_late_ms)}"
         meant = "unknown" if self.ttl_ms is None else _ttl(self.ttl_ms)
-        return meant, f"{self.keys:,}", self.ended, self.lived, f"{self.exact_to_ms:.3g} ms", late
+        return (
+            meant,
+            f"{self.keys:,}",
+            self.ended,
+            self.lived.removeprefix("lived "),
+            f"{self.exact_to_ms:.3g} ms",
+            late,
+        )
+
+
+def html_table(caption: str, titles: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a table as HTML, escaped; its text is set to the left, where JupyterLab sets all to the right."""
+    left = ' style="text-align:left"'
+    head = "".join(f"<th{left}>{escape(title)}</th>" for title in titles)
+    body = "".join(f"<tr>{''.join(f'<td{left}>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    top = f"<caption{left}>{escape(caption)}</caption><thead><tr>{head}</tr></thead>"
+    return f"<table>{top}<tbody>{body}</tbody></table>"
 
 
 def _told(groups: Sequence[Group]) -> str:

@@ -56,9 +56,10 @@ def observe_expiry(
 
     ``ttls``: write ``keys_per_ttl`` keys of each (under ``prefix`` and a random token; removed if any is left), which
     needs the production guard's leave. ``keys``: follow existing ones instead, read-only; a mapping says what TTL each
-    was meant to have. With ``clock`` time jumps to shortly before each deadline; without, it is waited for, ``wait_s``
-    at most. ``resolution_ms``: the step with which a deadline is crossed. ``leave_to_sweep``: look at no key between
-    its deadline and its event, to see how late the server's own sweep is (a look would make it expire at once).
+    was meant to have (a key that has it still, but for 1 %, counts as written then; any other, as written now). With
+    ``clock`` time jumps to shortly before each deadline; without, it is waited for, ``wait_s`` at most.
+    ``resolution_ms``: the step with which a deadline is crossed. ``leave_to_sweep``: look at no key between its
+    deadline and its event, to see how late the server's own sweep is (a look would make it expire at once).
 
     Events are heard where the server sends them (notify-keyspace-events; switched on for the while on a server that
     memkit started). Raises PolicyError for what cannot be meant, ProductionGuardError.
@@ -136,6 +137,13 @@ def _change(key: str, was: _Seen, now: _Seen) -> DeadlineChange | None:
         return None
     left = [round((d - now.to_us) / 1000) if d >= 0 else None for d in (was.deadline_us, now.deadline_us)]
     return DeadlineChange(key, cast("Any", kind), at(was.from_us), at(now.to_us), left[0], left[1])
+
+
+def _begun_us(seen: _Seen, ttl: int) -> int:
+    """When the life of an existing key began: with the observation, or with its TTL where that was set just before."""
+    age_us = ttl * 1000 - (seen.deadline_us - seen.from_us)
+    fresh = ttl != NONE and seen.deadline_us > 0 and 0 <= age_us <= ttl * 10
+    return seen.from_us - age_us if fresh else seen.from_us
 
 
 class _Look:
@@ -229,8 +237,8 @@ class _Run:
             self._row(key, NONE if ttl is None else ttl_ms(ttl))
         log = self._log
         for index, seen in enumerate(self._look.deadlines(log.keys)):
-            log.begun_us[index] = log.begun_by_us[index] = log.seen_us[index] = seen.from_us
-            log.deadline_us[index] = max(seen.deadline_us, NONE)
+            log.seen_us[index], log.deadline_us[index] = seen.from_us, max(seen.deadline_us, NONE)
+            log.begun_us[index] = log.begun_by_us[index] = _begun_us(seen, log.ttl_ms[index])
             if seen.deadline_us == GONE:
                 log.ends[index] = ENDS.index("absent")
 

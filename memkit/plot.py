@@ -25,7 +25,7 @@ from memkit.expiry_log import ENDS, NONE, ExpiryLog, about
 from memkit.formats.safe import printable
 from memkit.session_report import SHARED, KeyReport, SessionReport, early_ends, span
 
-INK, GREY, PALE = "#1a1a1a", "#6e6e6e", "#d9d9d9"
+INK, GREY, PALE, RUST = "#1a1a1a", "#6e6e6e", "#d9d9d9", "#a84600"
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
 LINES: Sequence[Any] = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (2, 1)))
 STYLE: Any = {
@@ -201,7 +201,9 @@ def _label(ax: Axes, ttl: float, name: str, some: _Points, *, left: bool) -> Non
         ax.annotate(text, (ttl, life), (-12, 5) if left else (12, -5), color=INK, **style)
         return
     text = f"meant {about(ttl * 1000)}, {_said(name)} {about(life * 1000)}\n{keys}"
-    ax.annotate(text, (ttl, life), (-14, 0) if left else (14, 0), color=colour, fontweight="bold", **style)
+    style["va"] = "bottom" if life > ttl else "center"
+    ink = RUST if name == "short" else INK
+    ax.annotate(text, (ttl, life), (-14, 0) if left else (14, 0), color=ink, fontweight="bold", **style)
     arrow = {"arrowstyle": "-|>", "color": colour, "lw": 1.2, "shrinkA": 4, "shrinkB": 8}
     ax.annotate("", (ttl, life), (ttl, ttl), zorder=2, arrowprops=arrow)
 

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from html import escape
 from typing import Any
 
 import redis
 
 from memkit.connect import guard_write
 from memkit.errors import ServerNotFound
+from memkit.expiry_log import html_table
 from memkit.server import OLDEST, RedisServer, ServerBinary, installed_servers
 
 # Commands as people type them; the last key is the one whose TTL is looked at.
@@ -82,10 +82,7 @@ class Table:
         return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{escape(title)}</th>" for title in self.titles)
-        body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in self.rows)
-        caption = f"<caption>{escape(self.caption)}</caption>"
-        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return html_table(self.caption, self.titles, self.rows)
 
 
 def ttl_rules(client: redis.Redis) -> Table:

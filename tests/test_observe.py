@@ -172,6 +172,19 @@ def test_deadlines_that_move_are_followed_and_told(
     assert told == {("renewed", "renewed"), ("dropped", "dropped")}
 
 
+def test_an_existing_key_lives_since_its_ttl_was_set_where_that_was_just_now(
+    any_server: RedisServer, client: redis.Redis
+) -> None:
+    client.set("fresh", "x", ex=1000)
+    client.set("old", "x", ex=1000)
+    any_server.clock.shift("5s")
+    client.expire("old", 500)
+    log = observe_expiry(client, keys={"fresh": 1000, "old": 1000}, clock=any_server.clock)
+    lives_s = [sum(log.life_ms(index)) / 2000 for index in (0, 1)]
+    assert lives_s == pytest.approx([1000, 500], abs=2)
+    assert log.verdict == "Not as meant: 1 of 2 keys meant to live 1000s lived 8m 20s (expired)."
+
+
 def test_existing_keys_are_only_looked_at(client: redis.Redis) -> None:
     client.set("chat:1", "x", px=WEEK_MS)
     client.rpush("chat:2", "x")
@@ -340,8 +353,9 @@ def test_a_frame_carries_units_and_a_table_is_escaped() -> None:
     assert str(frame["deadline_at"].dt.tz) == "UTC"
     log.server = "<script>"
     html = log._repr_html_()
-    assert "<caption>Not as meant: 1 key meant to live 7d lived 5m (expired). Seen on &lt;script&gt;" in html
+    assert ">Not as meant: 1 key meant to live 7d lived 5m (expired). Seen on &lt;script&gt;" in html
     assert html.count("<tr>") == 3
+    assert "chat:<" not in html
 
 
 @pytest.mark.parametrize(
