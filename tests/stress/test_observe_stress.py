@@ -1,4 +1,4 @@
-"""100,000 keys observed: on every server, in bounded memory. Run: pytest -o addopts= tests/stress/test_observe_stress.py."""
+"""100,000 keys observed on every server, in bounded memory: pytest -o addopts= tests/stress/test_observe_stress.py."""
 
 from __future__ import annotations
 
