@@ -193,9 +193,17 @@ class _Search:
                 break
             self._load(new)
             parts |= {want.name: want.part for want in new}
+        hit = self._named(hit, parts)
         shared = {want.name for want in self._wants(hit, parts) if want.shared}
         keys = {name: self._loaded[name] for name in parts}
         return _Found(self._wanted, hit, keys, parts, frozenset(shared), tuple(self._notes))
+
+    def _named(self, hit: Hit, names: Iterable[str]) -> Hit:
+        """Return the hit with the session's own id, where only a sibling of the key that was given tells it."""
+        hits = (self._hit(name, None) for name in names if name in self._there)
+        same = (each for each in hits if each and each.store == hit.store and each.prefix)
+        base = hit.prefix + hit.session
+        return next((each for each in same if not hit.prefix and each.prefix + each.session == base), hit)
 
     def _wants(self, hit: Hit, names: Iterable[str]) -> list[Want]:
         known = Known(hit, {name: loaded.raw if (loaded := self._loaded[name]) else None for name in names})

@@ -165,6 +165,22 @@ def test_it_works_while_the_clients_pool_is_used_up(client: redis.Redis, server:
 # Finding
 
 
+def test_the_id_that_only_a_sibling_tells_is_found_from_any_key(client: redis.Redis) -> None:
+    load(client, "openai-agents")
+    for suffix in ("", ":messages"):
+        client.rename(f"agents:session:sess-A{suffix}", f"my:own:sess-A{suffix}")
+    for key in ("sess-A", "my:own:sess-A", "my:own:sess-A:messages"):
+        report = inspect_session(client, key)
+        assert (report.store, report.session, report.problems) == ("openai-agents", "sess-A", ())
+
+
+def test_an_agno_session_without_any_run_yet_is_sound(client: redis.Redis) -> None:
+    load(client, "agno")
+    for key in client.keys("agno:runs:*"):
+        client.delete(key)
+    assert causes(inspect_session(client, "sess-A")) == []
+
+
 def test_an_id_of_several_stores_is_ambiguous_and_any_key_resolves_it(client: redis.Redis) -> None:
     names = [
         name for name in CAPTURES if name not in ("llama-index", "langgraph-redis-refresh", "langgraph-redis-shallow")

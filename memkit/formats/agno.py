@@ -162,15 +162,15 @@ def _messages(run: dict[str, Any], key: str) -> Iterator[Turn]:
 def _dangling(known: Known) -> Iterator[Problem]:
     order = known.hit.prefix + ORDER + known.hit.session
     runs = _run_ids(known)
-    if known.there(order) is None:
+    if known.there(order) is None and runs:  # a session without any run has no order yet
         says = "the order of the runs is gone: agno will show an empty session"
-        kept = "; recoverable: the runs are still there, listed in the session's index" if runs else ""
+        kept = "; recoverable: the runs are still there, listed in the session's index"
         members = " ".join(f"{position} {quoted(run)}" for position, run in enumerate(runs))
         yield Problem(
             "dangling",
             order,
             says + kept,
-            f"ZADD {quoted(order)} {members}" if all(map(is_uuid, runs)) and runs else "",
+            f"ZADD {quoted(order)} {members}" if all(map(is_uuid, runs)) else "",
         )
     for name, ids in _index_entries(known).items():
         index = known.there(name)
