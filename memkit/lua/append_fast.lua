@@ -9,10 +9,12 @@ do
     local seen, ends = string.match(last, '^"[%w_-]........(%x+)%.'), string.byte(last, -1)
     if policy == ARGV[1] and seen and rest ~= 'v' and ARGV[5] == born .. ' ' .. seen and (ends == 125 or ends == 93)
       and string.sub(head, -8) == '"end":1}' and tonumber(seen, 16) >= tonumber(version) then
-      redis.call('SETNX', key, '')
       local left = kind == 'never' and 0 or redis.call('PTTL', key)
       if left >= 0 then
-        if kind == 'sliding' and left < tonumber(ttl) then redis.call('PEXPIRE', key, ttl) end
+        if kind == 'sliding' and left < tonumber(ttl) then
+          redis.call('SETNX', key, '') -- refused when memory is full, as in admit(); RPUSH as the first write is by itself
+          redis.call('PEXPIRE', key, ttl)
+        end
         local time = redis.call('TIME')
         local after = math.max(0, time[1] * 1000 + math.floor(time[2] / 1000) - created)
         local made = string.format('%x', tonumber(seen, 16) + 1)

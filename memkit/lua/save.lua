@@ -2,17 +2,14 @@
 -- knows whose it is; [5...]: JSON of messages, after their id where they have one of their own.
 local PORTION, TRACES = 100, 64
 
-local h = read()
+local h = read(true)
 if h and h.err then return h end
 local before = h and done_before(h, nonce)
 if before then return reply(h, before) end
-local conflict = other(h)
-if conflict then return conflict end
-h = h or fresh()
 
 -- What is damaged is not overwritten. The nonces of the newest appends are remembered, so that one that is sent again
 -- after this save does not bring back what was replaced; an id of a message's own may be added again by another call.
-local length = h.new and 0 or redis.call('LLEN', key) - 1
+local length = h and redis.call('LLEN', key) - 1 or 0
 local appends, traced = {}, nil
 for from = 1, length, PORTION do
   for i, raw in ipairs(redis.call('LRANGE', key, from, math.min(from + PORTION - 1, length))) do
@@ -22,9 +19,13 @@ for from = 1, length, PORTION do
       appends[#appends + 1] = {call, version}
       traced = version
     end
+    h.version = math.max(h.version, version)
   end
 end
 
+local conflict = other(h)
+if conflict then return conflict end
+h = h or fresh()
 admit(h)
 local longer = renew(h)
 if not h.new then redis.call('LTRIM', key, 0, -1) end -- denied? then before anything is written
