@@ -148,6 +148,23 @@ class ScoreInSeconds(IsASet):
         return [tuple(json.loads(item)[:2]) for item in self.r.zrange(self.key, 0, -1)]
 
 
+class ScoreInMs(IsASet):
+    """Two messages in a millisecond are ordered by their spelling."""
+
+    found_by = "order"
+
+    def append(self, role: str, text: str) -> None:
+        with self.r.pipeline() as pipe:
+            pipe.zadd(self.key, {json.dumps([role, text, uuid.uuid4().hex]): int(time.time() * 1000)})
+            if self.ttl_ms:
+                pipe.pexpire(self.key, self.ttl_ms, nx=True)
+                pipe.pexpire(self.key, self.ttl_ms, gt=True)
+            pipe.execute()
+
+    def read(self) -> Messages:
+        return [tuple(json.loads(item)[:2]) for item in self.r.zrange(self.key, 0, -1)]
+
+
 class NewestFirst(ListScript):
     found_by = "order"
 
@@ -419,6 +436,33 @@ class OneHashForAll(Right):
         self.r.hdel("wrong:all", self.session_id)
 
 
+class SelectsOnce(ListScript):
+    """SELECT when it opens; redis-py does not repeat that when it reconnects."""
+
+    found_by = "database_of_the_url"
+
+    def client(self, url: str) -> redis.Redis:
+        base, _, database = url.rpartition("/")
+        client = redis.Redis.from_url(base, single_connection_client=True, **retrying())
+        client.execute_command("SELECT", database)
+        return client
+
+
+class OneTtlForAll(ListScript):
+    """The TTL is kept in the class: the handle that was opened last decides for all."""
+
+    found_by = "lifetimes_apart"
+
+    def open(self, url: str, session_id: str, ttl_s: float | None) -> Right:
+        handle = super().open(url, session_id, ttl_s)
+        type(self).last_ms = handle.ttl_ms
+        return handle
+
+    def append(self, role: str, text: str) -> None:
+        self.ttl_ms = self.last_ms
+        super().append(role, text)
+
+
 # How long
 
 
@@ -642,6 +686,65 @@ class OldPartsDie(Right):
 
     def clear(self) -> None:
         self.r.delete(self.key, *self.parts())
+
+
+class Chunks(Right):
+    """A list a hundred messages; the last one alone is renewed."""
+
+    found_by = "long_dialogue_lives_as_one"
+
+    def chunk(self, number: int) -> str:
+        return f"{self.key}|{number}"
+
+    def append(self, role: str, text: str) -> None:
+        said = len(self.read())
+        with self.r.pipeline() as pipe:
+            pipe.rpush(self.chunk(said // 100), json.dumps([role, text]))
+            if self.ttl_ms:
+                pipe.pexpire(self.chunk(said // 100), self.ttl_ms, nx=True)
+                pipe.pexpire(self.chunk(said // 100), self.ttl_ms, gt=True)
+            pipe.execute()
+
+    def read(self) -> Messages:
+        chunks = [self.r.lrange(self.chunk(number), 0, -1) for number in range(10)]
+        return [tuple(json.loads(item)) for chunk in chunks for item in chunk]
+
+    def clear(self) -> None:
+        self.r.delete(*map(self.chunk, range(10)))
+
+
+class ClearsTheFirstChunk(Chunks):
+    found_by = "long_dialogue_lives_as_one"
+
+    def clear(self) -> None:
+        self.r.delete(self.chunk(0))
+
+
+class LongTextsElsewhere(ListScript):
+    """A long text has a key of its own, and that key no TTL."""
+
+    found_by = "ttl_on_every_key"
+
+    def append(self, role: str, text: str) -> None:
+        if len(text) > 100_000:
+            self.r.set(f"{self.key}:{uuid.uuid4().hex}", text)
+        super().append(role, text)
+
+    def clear(self) -> None:
+        self.r.delete(self.key, *self.r.keys(f"{self.key}:*"))
+
+
+class ReadCreates(ListScript):
+    """Looking at a session that is not there makes a key for it."""
+
+    found_by = "ttl_on_every_key"
+
+    def read(self) -> Messages:
+        self.r.hset(f"{self.key}:seen", "count", 1)
+        return super().read()
+
+    def clear(self) -> None:
+        self.r.delete(self.key, f"{self.key}:seen")
 
 
 class AppendNeedsTheSession(Right):
@@ -959,6 +1062,40 @@ class UserRenews(ListScript):
         self.ttl_ms = ttl_ms if new or role == "user" else 0
         super().append(role, text)
         self.ttl_ms = ttl_ms
+
+
+class ImpatientReader(ListScript):
+    """No answer within a second: no memory."""
+
+    found_by = "lost_reply"
+    options: ClassVar[dict[str, object]] = {"socket_timeout": 1.0, "retry": None}
+
+    def read(self) -> Messages:
+        try:
+            return super().read()
+        except redis.TimeoutError:
+            return []
+
+
+class OpensElsewhere(ListScript):
+    """When it may not write, it keeps the messages in the handle."""
+
+    found_by = "write_denied"
+    local: Any = None
+
+    def open(self, url: str, session_id: str, ttl_s: float | None) -> Right:
+        handle = super().open(url, session_id, ttl_s)
+        try:
+            handle.r.set("wrong:probe", 1, px=1)
+        except RedisError:
+            handle.local = []
+        return handle
+
+    def append(self, role: str, text: str) -> None:
+        super().append(role, text) if self.local is None else self.local.append((role, text))
+
+    def read(self) -> Messages:
+        return super().read() if self.local is None else list(self.local)
 
 
 class DeletesFirst(StringWatch):

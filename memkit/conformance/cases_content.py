@@ -117,11 +117,16 @@ def order(bench: Bench) -> None:
     talk = Talk(bench)
     handles = [talk.handle, talk.reopened(), talk.reopened()]
     for number in range(60):
-        # Counting down, and with as many digits as fit: no order of the texts themselves is the right one.
+        # Counting about: no order of the texts themselves is the right one.
         talk.say(f"{(60 - number) * 7 % 61} of the order", ROLES[number % 3], by=handles[number // 2 % 3])
     for number in range(3):
         talk.say(f"{number} by a client of its own", by=talk.reopened())
-    talk.expect("63 messages, written one after the other")
+    # As fast as it goes: several in a millisecond.
+    for number in range(200):
+        text = f"{(200 - number) * 7 % 211} in quick succession"
+        talk.handle.append("user", text)
+        talk.said.append(("user", text))
+    talk.expect(f"{len(talk.said)} messages, written one after the other")
 
 
 @case(

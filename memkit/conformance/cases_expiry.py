@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from memkit.conformance.adapter import one_line
-from memkit.conformance.bench import MARGIN_S, TTL_S, Bench
+from memkit.conformance.bench import MARGIN_S, ROLES, TTL_S, Bench
 from memkit.conformance.case import Case, Forgot, NotAsked, case
 from memkit.conformance.evidence import Belongings
 from memkit.conformance.talk import Talk
@@ -13,6 +13,8 @@ from memkit.policy import human
 MINUTE_S, DAY_S = 60.0, 86_400.0
 WEEK_S = 7 * DAY_S
 SHORT_S = 300.0
+LONG_TEXT = "a pasted document " * 20_000
+MANY = 300
 LEFT_BEHIND_AFTER_S = 60.0
 NARROW_S = 0.25
 """How far from a deadline that is a fraction of a second the suite looks."""
@@ -65,11 +67,11 @@ def ttl_on_every_key(bench: Bench) -> None:
     """Every key of a session has a TTL from the first append on, and nothing is left when the session has expired."""
     belongings = Belongings(bench, at_rest=True)
     talk = Talk(bench)
-    bench.open(talk.id)
-    belongings.expect_mortal("opened")
-    for number in range(4):
-        talk.say(role=("user", "assistant")[number % 2], by=talk.reopened() if number == 2 else None)
-        belongings.expect_mortal(f"after append number {number + 1}")
+    talk.expect_gone("opened and read before the first message", by=talk.reopened())
+    belongings.expect_mortal("opened and read before the first message")
+    for number, role in enumerate((*ROLES, "user")):
+        talk.say(LONG_TEXT if number == 4 else "", role, by=talk.reopened() if number == 2 else None)
+        belongings.expect_mortal(f"after append number {number + 1} ({role}, {len(talk.said[-1][1])} characters)")
     talk.expect("read meanwhile", by=talk.handle)
     belongings.expect_mortal("after a read")
     bench.move_to(bench.now_s() + TTL_S + LEFT_BEHIND_AFTER_S)
@@ -128,6 +130,32 @@ def long_talk_stays_whole(bench: Bench) -> None:
         bench.move_to(talk.said_at[0] + TTL_S * 0.7)
         talk.expect(f"after turn {turn + 1}, {0.7 * TTL_S:g} s apart (ttl_s {TTL_S:g})")
         belongings.expect_mortal(f"after turn {turn + 1}")
+
+
+@case(
+    why="Long talks are cut into chunks or a key a message; the old ones are forgotten by EXPIRE, or by clear().",
+    fix="Renew and delete every chunk of the session, or keep it in one key.",
+    needs_ttl=True,
+)
+def long_dialogue_lives_as_one(bench: Bench) -> None:
+    """A dialogue of 300 messages is renewed as a whole, expires as a whole, and is cleared as a whole."""
+    belongings = Belongings(bench)
+    talk, cleared = Talk(bench), Talk(bench, "cleared")
+    for session in (talk, cleared):
+        for _ in range(MANY):
+            session.append_only()
+    began = bench.now_s()
+    belongings.expect_mortal(f"with {MANY} messages")
+    cleared.handle.clear()
+    cleared.expect_gone(f"after clear() of {MANY} messages")
+    bench.move_to(began + TTL_S / 2)
+    talk.say()
+    if bench.sliding:
+        talk.expect_until(TTL_S, f"{MANY} messages and a later one, {MARGIN_S:g} s before the new deadline")
+    # From now on, since a read may rightly have extended it.
+    bench.move_to(bench.now_s() + TTL_S + LEFT_BEHIND_AFTER_S)
+    talk.expect_gone(f"{MANY} messages, after the deadline")
+    belongings.expect_none(f"{LEFT_BEHIND_AFTER_S:g} s after a deadline, and after clear(), of {MANY} messages each")
 
 
 @case(
@@ -335,6 +363,7 @@ CASES: tuple[Case, ...] = (
     ttl_on_every_key,
     append_renews,
     long_talk_stays_whole,
+    long_dialogue_lives_as_one,
     reads_do_not_shorten,
     reopen_shorter,
     reopen_near_the_end,

@@ -24,7 +24,6 @@ RAISE = "Let the error out of the store; the application can then say so, retry 
 MOST_ROUND_TRIPS = 40
 PAUSE_S = 0.1
 QUICK_LOSSES: tuple[Loss, ...] = ("reply", "request", "reply twice")
-SLOW_LOSSES: tuple[Loss, ...] = ("late reply",)
 
 
 def _read(handle: Handle) -> Messages | Exception:
@@ -135,7 +134,6 @@ def write_denied(bench: Bench) -> None:
 
     for rules in (("@write",), ("@write", "@scripting"), *_each(bench.commands_of(appends))):
         for talk in (_begun(bench), Talk(bench)):
-            talk.handle  # noqa: B018  # opened while all is well
             _deny_append(talk, belongings, rules)
 
 
@@ -148,7 +146,8 @@ def _deny_append(talk: Talk, belongings: Belongings, rules: tuple[str, ...]) -> 
     text = f"said while {' '.join(rules)} is denied"
     when = f"{' and '.join(rules)} denied, {'a living' if talk.said else 'a new'} session"
     with talk.bench.denied(*rules):
-        error = talk.tried(text)
+        handle = talk.handle if talk.said else _opened(talk)
+        error = handle if isinstance(handle, Exception) else talk.tried(text, by=handle)
     if error is None or rules[0].startswith("@"):
         _expect_after(talk, text, error, when)
         belongings.expect_mortal(when)
@@ -198,8 +197,9 @@ def lost_reply(bench: Bench) -> None:
         trips = proxy.requests
     if not trips:
         raise NotAsked("the store's traffic does not go by the URL that open() was given")
-    for losses in QUICK_LOSSES, SLOW_LOSSES:
-        together([partial(_lose, bench, loss, nth) for loss in losses for nth in range(1, trips + 1)])
+    together([partial(_lose, bench, loss, nth) for loss in QUICK_LOSSES for nth in range(1, trips + 1)])
+    slow = [partial(_lose, bench, "late reply", nth) for nth in range(1, trips + 1)]
+    together([*slow, partial(_late_read, bench)])
 
 
 def _port(bench: Bench) -> int:
@@ -221,6 +221,16 @@ def _lose(bench: Bench, loss: Loss, nth: int) -> None:
             talk.said = bench.read(talk.id)
         later = talk.tried("said afterwards", by=handle)
         _expect_after(talk, "said afterwards", later, f"{when}; one more append by the same handle")
+
+
+def _late_read(bench: Bench) -> None:
+    """Read while the first reply does not come: time-outs are a fault like any other."""
+    talk = _begun(bench, 3)
+    with Proxy(_port(bench)) as proxy:
+        handle = bench.open(talk.id, url=proxy.url(bench.url))
+        messages_of(handle)
+        proxy.lose("late reply")
+        _expect_right_or_raised(talk, handle, "the reply to a read did not come for some seconds")
 
 
 @case(

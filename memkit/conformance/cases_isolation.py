@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 
-from memkit.conformance.adapter import one_line
+from memkit.conformance.adapter import Handle, one_line
 from memkit.conformance.bench import MARGIN_S, TTL_S, Bench
 from memkit.conformance.case import Case, Forgot, NotAsked, case
 from memkit.conformance.crowd import in_process
@@ -227,7 +228,10 @@ def lifetimes_apart(bench: Bench) -> None:
     """Each session lives by its own TTL, whatever is written to the others meanwhile."""
     quiet, busy = Talk(bench, "user1"), Talk(bench, "user10")
     durable, brief = Talk(bench, "durable", 7 * 86_400.0), Talk(bench, "brief", 300.0)
+    # All are opened before any is written to: what handles share is the last one's.
     for talk in (durable, brief, busy, quiet):
+        talk.handle  # noqa: B018
+    for talk in (durable, quiet, brief, busy):
         talk.say()
     quiet_at = quiet.said_at
     began = bench.now_s()
@@ -262,6 +266,19 @@ def database_of_the_url(bench: Bench) -> None:
         where = shown(stray[0]) if stray else "no new key"
         raise Forgot(f"the URL names database {OTHER_DATABASE}, but the message went to {where} in database 0")
     before.expect("in database 0")
+    _append_after_a_break(bench, handle)
+    before.expect("in database 0")
+
+
+def _append_after_a_break(bench: Bench, handle: Handle) -> None:
+    """The database has to be the URL's after a reconnect, too; a store may also raise."""
+    before = bench.keys()
+    bench.control.execute_command("CLIENT", "KILL", "USER", "default")
+    with contextlib.suppress(Exception):
+        handle.append("user", "in another database, after a break")
+    stray = sorted(key for key in bench.keys() - before if key[0] != OTHER_DATABASE)
+    if stray:
+        raise Forgot(f"after a lost connection, a message for database {OTHER_DATABASE} went to {shown(stray[0])}")
 
 
 CASES: tuple[Case, ...] = (
