@@ -164,7 +164,7 @@ def _draw_keys(ax: Axes, points: _Points, low: float, high: float) -> None:
     else:
         for ttl, name, some in points.by_ttl_and_kind():
             _mark(ax, ttl, KINDS[name], some)
-            _label(ax, ttl, name, some, left=ttl > np.sqrt(low * high))
+            _label(ax, ttl, name, some, (low, high))
     for name, kind in KINDS.items():
         if (points.kind == name).any():
             _scatter(ax, [], [], kind, 45, label=kind.name)
@@ -184,9 +184,10 @@ def _scatter(ax: Axes, x: Any, y: Any, kind: Kind, size: float, label: str = "")
     ax.scatter(x, y, s=size, marker=kind.marker, facecolor=face, edgecolor=edge, linewidth=width, zorder=4, label=label)
 
 
-def _label(ax: Axes, ttl: float, name: str, some: _Points, *, left: bool) -> None:
+def _label(ax: Axes, ttl: float, name: str, some: _Points, limits: tuple[float, float]) -> None:
     """Write what a mark stands for beside it; an arrow from the line leads to what is not as meant."""
     life, colour = float(np.median(some.life)), KINDS[name].colour
+    left = ttl > 3 * np.sqrt(limits[0] * limits[1])
     keys = f"{len(some.ttl):,} {'key' if len(some.ttl) == 1 else 'keys'}"
     style: Any = {
         "textcoords": "offset points",
@@ -201,7 +202,7 @@ def _label(ax: Axes, ttl: float, name: str, some: _Points, *, left: bool) -> Non
         ax.annotate(text, (ttl, life), (-12, 5) if left else (12, -5), color=INK, **style)
         return
     text = f"meant {about(ttl * 1000)}, {_said(name)} {about(life * 1000)}\n{keys}"
-    style["va"] = "bottom" if life > ttl else "center"
+    style["va"] = "bottom" if ttl < life < limits[1] / 10 else "center"
     ink = RUST if name == "short" else INK
     ax.annotate(text, (ttl, life), (-14, 0) if left else (14, 0), color=ink, fontweight="bold", **style)
     arrow = {"arrowstyle": "-|>", "color": colour, "lw": 1.2, "shrinkA": 4, "shrinkB": 8}
