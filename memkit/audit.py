@@ -193,6 +193,7 @@ class _Audit:
             notes=tuple(dict.fromkeys(self._notes)),
             seen=tuple(seen),
             expected=tuple(map(str, self._meant)),
+            expectations=tuple(one.text for one in self._meant),
             at=datetime.fromtimestamp(self._evidence[0].now_ms / 1000, UTC),
             keys=sample.keys,
             counters={
@@ -240,7 +241,11 @@ class _Audit:
                 )
                 return []
             values = check_values(
-                reader, self._meant, sample.keys, short=_too_short_by(findings), within_s=(time.monotonic() - self._began) / 4
+                reader,
+                self._meant,
+                sample.keys,
+                short=_too_short_by(findings),
+                within_s=(time.monotonic() - self._began) / 4,
             )
             self._touched = values.read if reader.touched_because else 0
         self._notes += values.notes
@@ -265,7 +270,7 @@ class _Audit:
     def _siblings(self, sample: Sample) -> Callable[[Sequence[bytes]], Sequence[KeyFacts]]:
         """Return a look-up of keys that a sample has missed; none is missing where every key was seen."""
         if (sample.complete and not self._full) or len(self._readers) > 1:
-            return lambda names: ()
+            return _nobody
         return self._sampler.look_up
 
     def _vanished(self, sample: Sample, after: Sequence[Mapping[str, str]]) -> list[KeyFacts]:
@@ -323,6 +328,10 @@ def _too_short_by(findings: Sequence[Finding]) -> Callable[[KeyFacts], bool]:
         return any(one.key.startswith(prefix.encode()) and (one.set_ms or 0) <= top for prefix, top in tops)
 
     return short
+
+
+def _nobody(_names: Sequence[bytes]) -> Sequence[KeyFacts]:
+    return ()
 
 
 def _batch(evidence: Sequence[Evidence], duty: float) -> int:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from memkit.audit_expect import Expectation
 from memkit.audit_groups import Group, Member, alike, by_prefix, groups_of, is_content, sessions_of
-from memkit.audit_report import SURE, Finding, Seen, span, utc_text
+from memkit.audit_report import Finding, Seen, span, utc_text
 from memkit.audit_sample import KeyFacts
 from memkit.audit_torn import Torn, torn_sessions
 from memkit.audit_ttl import IDLE_RANGE_MS, Case, Lives, Server, Since, lives_of, rounded, ttl_seen
@@ -112,14 +112,14 @@ def _merged(cases: Sequence[tuple[Group, Case]], torn: Torn) -> list[Case]:
 
 
 def _ttl_finding(meant: Expectation, case: Case, scene: Scene) -> Finding:
-    assert meant.ttl_ms is not None
-    factor = case.unit_factor(meant.ttl_ms)
+    expected_ms = meant.ttl_ms or 0
+    factor = case.unit_factor(expected_ms)
     if factor:
-        case = replace(case, ttl_ms=meant.ttl_ms * factor if case.kind == "long" else meant.ttl_ms / factor)
+        case = replace(case, ttl_ms=expected_ms * factor if case.kind == "long" else expected_ms / factor)
     elif not case.jitter:
         case = replace(case, ttl_ms=rounded(case.ttl_ms))
     cause = "unit_mistake" if factor else f"ttl_too_{case.kind}"
-    seen, expected = span(case.ttl_ms), span(meant.ttl_ms)
+    seen, expected = span(case.ttl_ms), span(expected_ms)
     verb = "die after" if case.kind == "short" else "live"
     since = "" if case.since is None else f" since {_when(case.since)}"
     tail = f": off by exactly {factor}, {_units(factor, case.kind)}" if factor else ""
@@ -130,7 +130,7 @@ def _ttl_finding(meant: Expectation, case: Case, scene: Scene) -> Finding:
         scene.sampled,
         f"sessions under {meant.prefix} {verb} {seen} instead of {expected}{since}{tail}",
         case.confidence,
-        meant.ttl_ms / 1000,
+        expected_ms / 1000,
         round(case.ttl_ms / 1000, 3),
         *_dated(case.since),
         evidence=_case_evidence(case, scene),
@@ -157,7 +157,7 @@ def _case_evidence(case: Case, scene: Scene) -> tuple[str, ...]:
     lines = [f"{case.keys:,} of {scene.sampled:,} keys looked at were given {span(case.ttl_ms)}{spread}", *case.reasons]
     if case.since and case.since.bound == "lower bound":
         lines.append(
-            f"the last write under the expected TTL was at {_at(case.since.at_ms)}: no deadline is later than that allows"
+            f"the last write under the expected TTL was at {_at(case.since.at_ms)}: no deadline allows a later one"
         )
     if case.first_seen_ms is not None:
         lines.append(f"the first write of {span(case.ttl_ms)} that is still there was at {_at(case.first_seen_ms)}")
@@ -166,9 +166,8 @@ def _case_evidence(case: Case, scene: Scene) -> tuple[str, ...]:
 
 def _next_for_ttl(meant: Expectation, case: Case) -> str:
     around = "" if case.since is None else f" around {_at(case.since.at_ms)}"
-    if case.kind == "long":
-        return f"look at what was released{around} that sets the TTL of {meant.prefix}; memory grows until it is right again"
-    return f"look at what was released{around} that sets the TTL of {meant.prefix}; roll it back, then write or touch living sessions once"
+    then = "memory grows until it is right again" if case.kind == "long" else "roll it back, then renew living sessions"
+    return f"look at what was released{around} that sets the TTL of {meant.prefix}; {then}"
 
 
 def _never(meant: Expectation, sessions: Sequence[Group], scene: Scene) -> list[Finding]:
@@ -178,12 +177,18 @@ def _never(meant: Expectation, sessions: Sequence[Group], scene: Scene) -> list[
         return []
     ttl = ttl_seen(lives_of(mortal))
     says = f"sessions under {meant.prefix} should never expire and {len(mortal):,} of them have a deadline"
-    return [
-        Finding(
-            "ttl_too_short", meant.prefix, len(mortal), scene.sampled, says, "proven", None, ttl and round(ttl / 1000, 3),
-            evidence=(says,), next="find what sets the TTL: redis-cli CLIENT LIST shows each client's last command",
-        )
-    ]  # fmt: skip
+    finding = Finding(
+        "ttl_too_short",
+        meant.prefix,
+        len(mortal),
+        scene.sampled,
+        says,
+        "proven",
+        observed_ttl_s=ttl and round(ttl / 1000, 3),
+        evidence=(says,),
+        next="find what sets the TTL: redis-cli CLIENT LIST shows each client's last command",
+    )
+    return [finding]
 
 
 # -- no TTL ------------------------------------------------------------------------------------------------------------
@@ -214,7 +219,7 @@ def _immortal(meant: Expectation, sessions: Sequence[Group], scene: Scene) -> Fi
         None,
         *_dated(since),
         evidence=(f"PTTL says so for {len(keys):,} of {scene.sampled:,} keys looked at",),
-        next="find the write that sets no TTL (SET without EX drops one; a crash before EXPIRE leaves none): memkit inspect URL KEY",
+        next="find the write that leaves no TTL (SET without EX; a crash before EXPIRE): memkit inspect URL KEY",
     )
 
 
@@ -299,7 +304,7 @@ def _suspect(meant: Expectation, prefix: str, keys: Sequence[KeyFacts], scene: S
 
 
 def _elsewhere(meant: Expectation, keys: Sequence[KeyFacts], scene: Scene) -> Finding | None:
-    """Return the finding of sessions that are written under a similar prefix since they no longer are under this one."""
+    """Return the finding of sessions that are written under a similar prefix now, and no longer under this one."""
     if meant.ttl_ms is None or len(keys) == len(scene.keys):
         return None
     own_keys = {one.key for one in keys}
@@ -308,9 +313,11 @@ def _elsewhere(meant: Expectation, keys: Sequence[KeyFacts], scene: Scene) -> Fi
         for prefix, others in by_prefix([one for one in scene.keys if one.key not in own_keys]).items()
         if prefix and alike(meant.prefix, prefix)
     }
-    own = Lives(lives_of(keys), meant, scene.server) if near else None
-    last = own.last_write(own.within) if own else None
-    for prefix, others in near.items() if last is not None else ():
+    own = Lives(lives_of(keys), meant, scene.server)
+    last = own.last_write(own.within) if near else None
+    if last is None:
+        return None
+    for prefix, others in near.items():
         if _suspect(meant, prefix, others, scene) == "proven":
             theirs = Lives(lives_of(others), meant, scene.server)
             first = min(life.deadline - life.set for life in theirs.right)
@@ -338,9 +345,9 @@ def _wrong_prefix(
         None if ttl is None else round(ttl / 1000, 3),
         *_dated(since),
         evidence=(
-            f"{len(keys):,} keys under {prefix or '(no prefix)'}, with {span(ttl)} to live; those expected are not written",
+            f"{len(keys):,} keys under {prefix or '(no prefix)'}, given {span(ttl)}; those expected are not written",
         ),
-        next=f"compare the prefix in the application's settings with {meant.prefix}: readers and writers must use the same",
+        next=f"compare the prefix in the application's settings with {meant.prefix}; readers and writers need the same",
     )
 
 
@@ -361,11 +368,6 @@ def seen_under(keys: Sequence[KeyFacts]) -> list[Seen]:
         says += f"; if that is meant: --expect '{prefix}*={span(ttl)}'" if ttl else ""
         found.append(Seen(prefix, len(own), kinds, immortal, ttl and round(ttl / 1000, 3), says))
     return found
-
-
-def best(findings: Sequence[Finding]) -> Finding:
-    """Return the surest of findings of one kind."""
-    return min(findings, key=lambda finding: SURE[finding.confidence])
 
 
 # -- dates -------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a server says of itself in a few cheap answers: INFO, CONFIG, SLOWLOG, CLIENT LIST, and its clock against ours."""
+"""What a server says of itself in a few cheap answers: INFO, CONFIG, SLOWLOG, CLIENT LIST, and its clock."""
 
 from __future__ import annotations
 
@@ -263,8 +263,8 @@ def _config(wire: Wire, blind: list[str]) -> dict[str, str]:
 
 
 def _skew(wire: Wire) -> tuple[float, float, int]:
-    """Return how far the server's clock is ahead of ours, how uncertain that is, and the server's time; milliseconds."""
-    best: tuple[float, float, int] | None = None
+    """Return how far the server's clock is ahead of ours, how uncertain that is, and its time; milliseconds."""
+    best = (0.0, float("inf"), 0)
     for _ in range(3):
         before = time.time_ns()
         reply = wire.ask("TIME")
@@ -273,9 +273,8 @@ def _skew(wire: Wire) -> tuple[float, float, int]:
             return 0.0, float("inf"), after // 1_000_000
         server_us = int(reply[0]) * 1_000_000 + int(reply[1])
         unsure = (after - before) / 2e6
-        if best is None or unsure < best[1]:
+        if unsure < best[1]:
             best = (server_us / 1000 - (before + after) / 2e6, unsure, server_us // 1000)
-    assert best is not None
     return best
 
 

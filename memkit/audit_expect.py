@@ -11,7 +11,7 @@ from typing import Literal
 
 from memkit.audit_sample import KeyFacts
 from memkit.errors import PolicyError
-from memkit.policy import Duration, ExpiryPolicy
+from memkit.policy import Duration, ExpiryPolicy, human
 
 JITTER = 0.10
 """Many applications spread deadlines by up to this much, so that keys do not expire together."""
@@ -45,6 +45,13 @@ class Expectation:
         """The pattern as a regular expression for ``fullmatch``."""
         return glob_expression(self.pattern)
 
+    @property
+    def text(self) -> str:
+        """The expectation as ``parse_expectation`` reads it."""
+        kind = "" if self.policy.ttl_ms is None else f",{self.policy.kind}"
+        ttl = "never" if self.policy.ttl_ms is None else human(self.policy.ttl_ms)
+        return f"{self.pattern}={ttl}{kind},jitter={100 * self.jitter:g}%"
+
     def of(self, keys: Iterable[KeyFacts]) -> list[KeyFacts]:
         """Return the keys that match."""
         if self.pattern == f"{self.prefix}*":
@@ -60,15 +67,15 @@ class Expectation:
 def glob_expression(pattern: str) -> re.Pattern[bytes]:
     r"""Return a Redis glob (``*``, ``?``, ``[a-z]``, ``[^a]``, ``\x``) as a regular expression over keys' bytes."""
     parts: list[bytes] = []
-    for token in re.findall(r"\\.|\[\^?(?:\\.|[^\]])*\]|.", pattern, re.DOTALL):
-        if token == "*":
+    for part in re.findall(r"\\.|\[\^?(?:\\.|[^\]])*\]|.", pattern, re.DOTALL):
+        if part == "*":
             parts.append(b".*")
-        elif token == "?":
+        elif part == "?":
             parts.append(b".")
-        elif token.startswith("[") and len(token) > 1:
-            parts.append(token.encode())
+        elif part.startswith("[") and len(part) > 1:
+            parts.append(part.encode())
         else:
-            parts.append(re.escape(token.removeprefix("\\") if len(token) > 1 else token).encode())
+            parts.append(re.escape(part.removeprefix("\\") if len(part) > 1 else part).encode())
     try:
         return re.compile(b"".join(parts), re.DOTALL)
     except re.error as error:

@@ -199,7 +199,7 @@ def is_content(facts: KeyFacts) -> bool:
 
 
 def alike(expected: str, seen: str) -> bool:
-    """Whether two prefixes may be the same one, written differently: case, separators, plural, an environment before."""
+    """Whether two prefixes may be one, written differently: case, separators, plural, an environment before it."""
     one, other = (re.sub(r"[^a-z0-9]", "", text.lower()) for text in (expected, seen))
     if not one or not other:
         return False

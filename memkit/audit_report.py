@@ -146,6 +146,7 @@ class AuditReport:
     notes: tuple[str, ...] = ()
     seen: tuple[Seen, ...] = ()
     expected: tuple[str, ...] = ()
+    expectations: tuple[str, ...] = ()
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
     keys: Sequence[KeyFacts] = ()
     counters: Mapping[str, int | None] = field(default_factory=dict)
@@ -238,22 +239,24 @@ class AuditReport:
         )
         return (
             f"looked at {self.sample['keys']:,} of {self.sample['of']:,} keys in {proof.seconds:.1f} s with "
-            f"{sum(proof.commands.values()):,} commands: {proof.writes} writes, {proof.idle_clocks_touched} idle clocks "
-            f"touched{meanwhile}"
+            f"{sum(proof.commands.values()):,} commands: {proof.writes} writes, {proof.idle_clocks_touched} idle "
+            f"clocks touched{meanwhile}"
         )
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{finding.severity}</td><td>{finding.cause}</td>"
-            f"<td>{html.escape(_shown('whole server' if finding.prefix is None else finding.prefix))}</td><td>{_html(finding)}</td></tr>"
-            for finding in self.findings
-        )
-        head = "<tr><th>severity</th><th>cause</th><th>prefix</th><th>what shows it</th></tr>"
-        table = f"<table><caption>Findings: {len(self.findings)}</caption><thead>{head}</thead><tbody>{rows}</tbody></table>"
+        rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in _cells(one))}</tr>" for one in self.findings)
+        head = "".join(f'<th scope="col">{title}</th>' for title in ("severity", "cause", "prefix", "what shows it"))
+        caption = f"<caption>Findings: {len(self.findings)}</caption>"
+        table = f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
         notes = "".join(f"<p>Note: {html.escape(_shown(note))}</p>" for note in self.notes)
         verdict = f"<p><strong>{html.escape(_shown(self.verdict.sentence))}</strong></p>"
         proof = f"<p>{html.escape(self.proof_sentence())}</p>"
         return f'<div class="memkit">{verdict}{table if rows else ""}{notes}{proof}</div>'
+
+
+def _cells(finding: Finding) -> tuple[str, str, str, str]:
+    scope = "whole server" if finding.prefix is None else _shown(finding.prefix)
+    return finding.severity, finding.cause, html.escape(scope), _html(finding)
 
 
 def verdict_of(findings: Sequence[Finding], healthy: str, *, looked: int) -> Verdict:

@@ -1,4 +1,4 @@
-"""From a server's own account of itself to findings: evicted, about to be, not persistent, deleted, clock wrong. Pure."""
+"""From a server's own account of itself to findings: evicted, or soon, not persistent, deleted, clock wrong. Pure."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _persistence(evidence: Evidence, keys: Sequence[KeyFacts]) -> Finding | None
         f"a restart or crash will lose sessions: {why}",
         "proven",
         evidence=(
-            f"aof_enabled {evidence.info.get('aof_enabled', '?')}, save points {evidence.config.get('save', 'unknown')!r}, "
+            f"aof_enabled {evidence.info.get('aof_enabled', '?')}, save points {evidence.config.get('save', '?')!r}, "
             f"rdb_last_bgsave_status {evidence.info.get('rdb_last_bgsave_status', '?')}",
         ),
         next="redis-cli CONFIG SET appendonly yes (and in redis.conf)",
@@ -119,12 +119,12 @@ def _skewed(evidence: Evidence, keys: Sequence[KeyFacts]) -> Finding | None:
         None,
         0,
         len(keys),
-        f"the server's clock is {span(abs(skew))} {way} this machine's: deadlines computed by clients (EXPIREAT) are off by that",
+        f"the server's clock is {span(abs(skew))} {way} this machine's: deadlines that clients compute are off by that",
         "proven",
         evidence=(
             f"TIME against this machine's clock: {skew / 1000:+,.3f} s, give or take {evidence.skew_error_ms:.1f} ms",
         ),
-        next="timedatectl on both machines; let NTP set the one that is wrong; set TTLs relative (EXPIRE, SET EX), not EXPIREAT",
+        next="timedatectl on both machines; let NTP set the one that is wrong; use EXPIRE or SET EX, not EXPIREAT",
     )
 
 
@@ -150,8 +150,8 @@ def skewed_ttl(evidence: Evidence, finding: Finding, keys: Sequence[KeyFacts]) -
         finding.prefix,
         finding.keys,
         finding.sampled,
-        f"sessions under {finding.prefix} live {span(observed * 1000)} instead of {span(expected * 1000)}: the server's "
-        f"clock is {span(abs(evidence.skew_ms))} {way} the clients', who compute the deadlines",
+        f"sessions under {finding.prefix} live {span(observed * 1000)} instead of {span(expected * 1000)}: the "
+        f"server's clock is {span(abs(evidence.skew_ms))} {way} the clients', who compute the deadlines",
         "likely",
         expected,
         observed,
@@ -192,7 +192,7 @@ def _vanished(
     prefix = next((one.prefix for one in meant if one.matches.fullmatch(vanished[0].key)), None)
     return Finding(
         "deleted", prefix, len(vanished), len(keys),
-        f"{len(vanished):,} keys under {prefix} disappeared during the audit, long before their deadline and not by eviction",
+        f"{len(vanished):,} keys under {prefix} disappeared during the audit, long before their deadline",
         "proven",
         evidence=(
             "they were there at the first look and gone at the second; evicted_keys did not move",
@@ -210,7 +210,7 @@ def _logged(meant: Sequence[Expectation], keys: Sequence[KeyFacts], logged: Sequ
         "deleted", prefix, count, len(keys),
         f"sessions under {prefix} are deleted by {first.command.upper()}, not by their TTL: at least {count:,} keys",
         "proven", since=datetime.fromtimestamp(first.at_s + 1, UTC), since_is="upper bound",
-        evidence=tuple(f"slow log: {one.command.upper()} of {len(one.keys):,} keys by {one.client or '?'}" for one in logged[:3]),
+        evidence=tuple(f"slow log: {one.command} of {len(one.keys):,} keys by {one.client}" for one in logged[:3]),
         next="redis-cli SLOWLOG GET 128 and CLIENT LIST: who deletes",
     )  # fmt: skip
 

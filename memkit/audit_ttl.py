@@ -15,11 +15,12 @@ import math
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from memkit.audit_expect import Expectation
 from memkit.audit_sample import KeyFacts
+from memkit.policy import MAX_TTL_MS
 
 IDLE_GRAIN_MS = 1_500
 """The idle clock counts whole seconds at both ends."""
@@ -125,8 +126,7 @@ class Lives:
     """The keys of one pattern with a deadline, sorted into what their deadlines can mean under the expected TTL."""
 
     def __init__(self, lives: Sequence[Life], meant: Expectation, server: Server) -> None:
-        assert meant.ttl_ms is not None
-        self.ttl = meant.ttl_ms
+        self.ttl = meant.ttl_ms or MAX_TTL_MS
         self.jitter = max(meant.jitter, 0.01)
         self.server = server
         self.floor = self.ttl * (1 - self.jitter) - min(2_000, self.ttl * 0.05)
@@ -157,7 +157,7 @@ class Lives:
     # -- too long ------------------------------------------------------------------------------------------------------
 
     def _too_long(self) -> Case | None:
-        """A life over the TTL needs no interpretation: what was set is at least what is seen."""
+        """Return the case of lives over the TTL: what was set is at least what is seen."""
         if not self.long or len(self.long) < min(3, len(self.all)):
             return None
         cluster = _longest(sorted(life.set for life in self.long))
@@ -252,7 +252,7 @@ class Lives:
     def _burst(
         self, cluster: Cluster, members: Sequence[Life], others: Sequence[Life]
     ) -> tuple[Confidence | None, str]:
-        """Keys written in one go, or old keys of one go that were all read in one go?"""
+        """Decide between keys written in one go and old ones of one go that were all read in one go."""
         first, last = min(life.deadline for life in members), max(life.deadline for life in members)
         margin = max(2 * IDLE_GRAIN_MS, (last - first) * 0.1)
         beside = sum(first - margin <= life.deadline <= last + margin for life in self.right)
@@ -333,7 +333,8 @@ class Lives:
         return round(max(life.deadline for life in old) - top)
 
 
-class Cluster(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Cluster:
     """Lives that agree on a TTL: within the idle clock's grain, or within a jitter (``wide``)."""
 
     low: float
@@ -413,7 +414,7 @@ def _best_of_overlapping(found: Sequence[Cluster]) -> list[Cluster]:
 def _longest(values: Sequence[int]) -> Cluster:
     """Return where the most of sorted long lives agree: to the grain, where a good part does, else to a jitter."""
     grain, spread = (_densest(values, ratio, 2 * IDLE_GRAIN_MS) for ratio in (1.0, 1.222))
-    return grain if grain.count >= max(3, 0.2 * len(values)) or len(values) < 3 else spread._replace(wide=True)
+    return grain if grain.count >= max(3, 0.2 * len(values)) or len(values) < 3 else replace(spread, wide=True)
 
 
 def _densest(values: Sequence[int], ratio: float, more_ms: float) -> Cluster:
@@ -453,13 +454,13 @@ def _crowded(values: Sequence[int]) -> tuple[float, float]:
 
 
 def _sharpened(members: Sequence[Life], middle: float) -> float:
-    """Return the TTL nearer than the idle clock's grain: nothing has more left than was set, people write round TTLs."""
+    """Return the TTL more exactly than the idle clock's grain: its error evens out, and no key has more left."""
     mean = sum(life.set for life in members) / len(members)
     near = mean if abs(mean - middle) < 700 else middle
     return max(near, float(max(life.left for life in members))) if near < 20_000 else near
 
 
-def _since(last_former_ms: int | None, first_new_ms: float, *, slack: float) -> Since | None:
+def _since(last_former_ms: int | None, first_new_ms: float, *, slack: float) -> Since:
     """Return the change between the last write of the former policy and the first of the new one.
 
     They may overlap when only some writers changed; then only the first new write is known.

@@ -257,7 +257,7 @@ def _date(value: Any) -> Iterator[float]:
     if isinstance(value, str):
         if _ISO.match(value):
             try:
-                at = datetime.fromisoformat(value.replace("Z", "+00:00"))
+                at = datetime.fromisoformat(value)
             except ValueError:
                 return
             yield (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000

@@ -58,7 +58,7 @@ class Wire:
         self.reconnect()
 
     def reconnect(self) -> None:
-        """Connect, or connect anew when replies under way are no longer wanted; idle clocks are spared where possible."""
+        """Connect, or connect anew when replies under way are no longer wanted; idle clocks are spared."""
         self._connection.disconnect()
         self._connection.connect()
         # The socket itself: reading reply by reply through the connection costs more than the whole budget.

@@ -212,8 +212,8 @@ class Dice:
             found.append(Write(f"lock:job:{n}", dice.uniform(0, 8), 10.0, kind="string", value="1"))
             found.append(Write(f"counter:user:{n}", dice.uniform(0, DAY), None, kind="string", value="17"))
         if dice.random() < 0.5:
-            for n in range(dice.randrange(3, 20)):
-                found.append(Write(f"{self.prefix}lock:{n}", dice.uniform(0, 20), 30.0, kind="string", value="1"))
+            locks = [f"{self.prefix}lock:{n}" for n in range(dice.randrange(3, 20))]
+            found += [Write(key, dice.uniform(0, 20), 30.0, kind="string", value="1") for key in locks]
         if dice.random() < 0.5:
             found.append(Write(f"{self.prefix}index", 10, None, kind="set", value="user-1"))
         return found
@@ -222,7 +222,7 @@ class Dice:
 # -- causes ------------------------------------------------------------------------------------------------------------
 
 
-def _changed(dice: Dice, ttl: float, cause: str, observed: float, *, factor: bool = False) -> Incident:
+def _changed(dice: Dice, cause: str, observed: float, *, factor: bool = False) -> Incident:
     """A release changed the TTL from ``dice.ttl`` to another, some time ago."""
     rng = dice.dice
     jitter = 0.0 if factor else dice.jitter
@@ -254,18 +254,18 @@ def ttl_too_short(dice: Dice) -> Incident:
     observed = dice.dice.choice([*choices, float(dice.dice.randrange(20, int(dice.ttl * 0.5)))])
     while any(abs(observed * factor - dice.ttl) < 0.03 * dice.ttl for factor in (60, 1000, 60000)):
         observed = float(dice.dice.randrange(20, int(dice.ttl * 0.5)))
-    return _changed(dice, dice.ttl, "ttl_too_short", observed)
+    return _changed(dice, "ttl_too_short", observed)
 
 
 def ttl_too_long(dice: Dice) -> Incident:
     observed = dice.ttl * dice.dice.choice((1.5, 2, 4.3, 12, 30))
-    return _changed(dice, dice.ttl, "ttl_too_long", observed)
+    return _changed(dice, "ttl_too_long", observed)
 
 
 def unit_mistake(dice: Dice) -> Incident:
     factor = dice.dice.choice([f for f in (60, 1000, 60_000) if dice.ttl / f >= 3])
     longer = dice.dice.random() < 0.3 and dice.ttl * factor < 3_000 * 365 * DAY
-    return _changed(dice, dice.ttl, "unit_mistake", dice.ttl * factor if longer else dice.ttl / factor, factor=True)
+    return _changed(dice, "unit_mistake", dice.ttl * factor if longer else dice.ttl / factor, factor=True)
 
 
 def no_ttl(dice: Dice) -> Incident:
