@@ -14,7 +14,6 @@ import io
 import os
 import shlex
 import textwrap
-from collections.abc import Iterable
 from functools import cache
 from math import ceil
 from typing import Any
@@ -28,6 +27,7 @@ import memkit
 from memkit.connect import connect, redact, started_by_memkit
 from memkit.demo import Incident, load_incident
 from memkit.errors import ServerNotFound
+from memkit.expiry_log import html_table
 from memkit.server import RedisServer
 
 DAY_S = 86_400
@@ -129,7 +129,7 @@ class Running:
         return "\n".join(", ".join(row) for row in self.rows)
 
     def _repr_html_(self) -> str:
-        return _table(self.CAPTION, self.TITLES, self.rows)
+        return html_table(self.CAPTION, self.TITLES, self.rows)
 
 
 class TimeLeft:
@@ -161,20 +161,7 @@ class TimeLeft:
         return "\n".join([self.caption, *(f"{title:>21} {count:>5} {bar}" for title, count, bar in self.rows)])
 
     def _repr_html_(self) -> str:
-        return _table(self.caption, self.TITLES, self.rows)
-
-
-def _table(caption: str, titles: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Return a table as HTML: figures to the right, as JupyterLab sets everything, text to the left."""
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
-    head = "".join(f'<th style="text-align:left">{title}</th>' for title in titles)
-    top = f'<caption style="text-align:left">{html.escape(caption)}</caption><thead><tr>{head}</tr></thead>'
-    return f"<table>{top}<tbody>{body}</tbody></table>"
-
-
-def _cell(text: str) -> str:
-    side = "right" if text.replace(",", "").isdecimal() else "left"
-    return f'<td style="text-align:{side}">{html.escape(text)}</td>'
+        return html_table(self.caption, self.TITLES, self.rows)
 
 
 def _investigated(target: str) -> tuple[str, str, str, str]:

@@ -10,12 +10,15 @@ import os
 import shutil
 import socket
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import nbformat
 import pytest
+from notebook_policy import METADATA
 from test_lab import Lab, linux
 from test_notebooks import NOTEBOOKS
 
@@ -71,7 +74,7 @@ class Elsewhere:
     """A proxy that answers nobody: whoever asks it wanted to leave this machine."""
 
     def __init__(self) -> None:
-        self.asked: list[bytes] = []
+        self.asked: list[object] = []
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
         threading.Thread(target=self._listen, daemon=True).start()
@@ -87,28 +90,20 @@ class Elsewhere:
         return proxies | {"no_proxy": "127.0.0.1,localhost"}
 
 
-@dataclass(frozen=True)
-class Visit:
-    """What one visit to the lab saw: each notebook, and every address asked for that is not this machine's."""
-
-    seen: dict[str, Seen]
-    left: list[str]
-
-
 @pytest.fixture(scope="module")
-def visit(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Visit:
+def visitor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visitor]:
     playwright = _playwright()
     elsewhere = Elsewhere()
     folder = tmp_path_factory.mktemp("browser")
     configure(folder)
     shots = Path(os.environ.get("MEMKIT_ARTEFACTS") or folder) / "screenshots"
     shots.mkdir(parents=True, exist_ok=True)
-    here = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
-    names = [item.callspec.params["notebook"].name for item in here]
     lab = Lab(folder, env=elsewhere.environment())
     try:
         with playwright() as driver:
-            return Visitor(driver, lab, shots, folder).look_at(names, elsewhere)
+            visitor = Visitor(driver, lab, shots, folder, elsewhere)
+            yield visitor
+            visitor.look_again_in_the_dark()
     finally:
         lab.end()
 
@@ -136,9 +131,11 @@ def configure(folder: Path) -> None:
 class Visitor:
     """A browser in the lab."""
 
-    def __init__(self, driver: Any, lab: Lab, shots: Path, home: Path) -> None:
+    def __init__(self, driver: Any, lab: Lab, shots: Path, home: Path, elsewhere: Elsewhere) -> None:
         self.shots = shots
-        self.left: list[str] = []
+        self.notebooks = home / "notebooks"
+        self.seen: list[str] = []
+        self.left_for: list[object] = elsewhere.asked
         browser = driver.chromium.launch(
             executable_path=CHROMIUM, args=FLAGS, env=dict(os.environ) | {"XDG_CONFIG_HOME": str(home)}
         )
@@ -151,18 +148,19 @@ class Visitor:
     def _asked(self, request: Any) -> None:
         parts = urlsplit(request.url)
         if parts.scheme not in ("data", "blob") and parts.hostname != "127.0.0.1":
-            self.left.append(request.url)
+            self.left_for.append(request.url)
 
-    def look_at(self, names: list[str], elsewhere: Elsewhere) -> Visit:
-        seen = {}
-        for name in names:
-            seen[name] = Seen(**self._evaluate(RUN_ALL, name))
-            self._shoot(name, "light")
-        # Switching once is quicker: JupyterLab loads a theme's style sheets and fades.
+    def run_all(self, name: str) -> Seen:
+        seen = Seen(**self._evaluate(RUN_ALL, name))
+        self.seen.append(name)
+        self._shoot(name, "light")
+        return seen
+
+    def look_again_in_the_dark(self) -> None:
+        """Switch once: JupyterLab loads a theme's style sheets and fades."""
         self._evaluate(THEME, "JupyterLab Dark")
-        for name in names:
+        for name in self.seen:
             self._shoot(name, "dark")
-        return Visit(seen, [*self.left, *map(str, elsewhere.asked)])
 
     def _shoot(self, name: str, theme: str) -> None:
         height = self._evaluate(SHOW, name)
@@ -173,15 +171,35 @@ class Visitor:
         return self.page.evaluate(IN_TIME.format(script=script, ms=WITHIN_MS), value)
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_run_all_shows_no_error_and_every_image_has_a_text(notebook: Path, visit: Visit) -> None:
-    seen = visit.seen[notebook.name]
-    assert all(cell["execution_count"] for cell in seen.cells)
+def wrong_with(seen: Seen) -> list[str]:
     errors = [out for cell in seen.cells for out in cell["outputs"] if out["output_type"] == "error"]
-    assert not errors, "\n".join(errors[0]["traceback"])
-    assert all(len(text) > 20 for text in seen.images), seen.images
-    assert not [text for text in QUESTIONS if len(text) > 8 and text in seen.text]
+    return [
+        *(f"code cell {number} did not run" for number, cell in enumerate(seen.cells) if not cell["execution_count"]),
+        *("\n".join(error["traceback"]) for error in errors),
+        *(f"an image whose text is {text!r}" for text in seen.images if len(text) < 20),
+        *(f"a message of somebody's: {text}" for text in QUESTIONS if len(text) > 8 and text in seen.text),
+    ]
 
 
-def test_nothing_leaves_this_machine(visit: Visit) -> None:
-    assert visit.left == []
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_run_all_shows_no_error_and_nothing_leaves_the_machine(notebook: Path, visitor: Visitor) -> None:
+    assert not wrong_with(visitor.run_all(notebook.name))
+    assert visitor.left_for == []
+
+
+def test_whatever_is_wrong_would_be_seen(visitor: Visitor) -> None:
+    wrong = (
+        "from IPython.display import HTML\nHTML('<img src=\"http://example.com/spy.png\">Where is my order?')",
+        "import urllib.request\nurllib.request.urlopen('http://example.com/spy')",
+        "1",
+    )
+    cells = [nbformat.v4.new_code_cell(source) for source in wrong]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=METADATA), visitor.notebooks / "wrong.ipynb")
+    seen = visitor.run_all("wrong.ipynb")
+    left_for, visitor.left_for[:] = [str(one) for one in visitor.left_for], []
+    not_run, error, image, message = wrong_with(seen)
+    assert not_run == "code cell 2 did not run"
+    assert "urlopen" in error
+    assert image.startswith("an image whose text is ")
+    assert message == "a message of somebody's: Where is my order?"
+    assert {address[:26] for address in left_for} == {"b'GET http://example.com/s", "http://example.com/spy.png"}
