@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 from memkit import formats
@@ -200,10 +201,11 @@ class _Search:
 
     def _named(self, hit: Hit, names: Iterable[str]) -> Hit:
         """Return the hit with the session's own id, where only a sibling of the key that was given tells it."""
+        if hit.prefix:
+            return hit
         hits = (self._hit(name, None) for name in names if name in self._there)
         same = (each for each in hits if each and each.store == hit.store and each.prefix)
-        base = hit.prefix + hit.session
-        return next((each for each in same if not hit.prefix and each.prefix + each.session == base), hit)
+        return next((each for each in same if each.prefix + each.session == hit.session), hit)
 
     def _wants(self, hit: Hit, names: Iterable[str]) -> list[Want]:
         known = Known(hit, {name: loaded.raw if (loaded := self._loaded[name]) else None for name in names})
@@ -284,11 +286,15 @@ def _mask(names: Iterable[str], wanted: str) -> Callable[[str], str]:
     Words of names that are there, of the id that was asked for, and those that the libraries make are shown.
     """
     there = set(names)
-    words = {word for name in (*there, wanted) for word in _WORDS.split(name)} | formats.VOCABULARY
+
+    @cache
+    def known_words() -> frozenset[str]:
+        return formats.VOCABULARY.union(*(_WORDS.split(name) for name in (*there, wanted)))
 
     def masked(name: str) -> str:
         if name in there or name == wanted:
             return name
+        words = known_words()
         return "".join(
             word if word in words or _MADE.fullmatch(word) or is_uuid(word) else "…" for word in _WORDS.split(name)
         )
