@@ -12,7 +12,8 @@ import threading
 import time
 import uuid
 import zlib
-from typing import ClassVar
+from collections.abc import Coroutine
+from typing import Any, ClassVar
 
 import redis
 import redis.asyncio
@@ -358,6 +359,32 @@ class Async(Right):
         super().close()
 
 
+class LoopInAThread(Right):
+    """An asyncio client in a loop that a thread of the process runs from the start: nothing answers after a fork."""
+
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+
+    def wait(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+    def open(self, url: str, session_id: str, ttl_s: float | None) -> Right:
+        handle = super().open(url, session_id, ttl_s)
+        handle.a = redis.asyncio.Redis.from_url(url)
+        return handle
+
+    def append(self, role: str, text: str) -> None:
+        item = uuid.uuid4().hex.encode() + json.dumps([role, text]).encode()
+        self.wait(self.a.eval(ListScript.script, 1, self.key, item, self.ttl_ms))
+
+    def read(self) -> list[tuple[str, str]]:
+        return [tuple(json.loads(e[32:])) for e in self.wait(self.a.lrange(self.key, 0, -1))]
+
+    def close(self) -> None:
+        self.wait(self.a.aclose())
+        super().close()
+
+
 class Locked(StringWatch):
     """Read, extend, write back, under a lock in Redis; two commands, so SET PX carries the TTL."""
 
@@ -440,6 +467,18 @@ class ClientClock(StringWatch):
 
 RIGHT = (
     *(ListScript, Resp3Text, SharedPool, HashedKeys, RenewsOnRead, WholeSecondsOnly, PlainIdsOnly, StringWatch),
-    *(Compressed, FewTries, HashWithIndex, Stream, RawList, KeyPerMessage, Async, Locked, NoTtl, SharedHash),
+    *(
+        Compressed,
+        FewTries,
+        HashWithIndex,
+        Stream,
+        RawList,
+        KeyPerMessage,
+        Async,
+        LoopInAThread,
+        Locked,
+        NoTtl,
+        SharedHash,
+    ),
     *(Absolute, MayShorten, ClientClock),
 )

@@ -47,6 +47,8 @@ class Bench:
         self.may_shorten: bool = getattr(adapter, "may_shorten", False)
         self.sliding: bool = getattr(adapter, "expiry", "sliding") == "sliding"
         self.roles: tuple[str, ...] = tuple(getattr(adapter, "roles", ROLES))
+        self.forks: bool | None = None
+        """Whether the store answers in a forked process; None: not tried yet."""
         self._persist = persist
         self._open: list[Handle] = []
         self._ids = itertools.count(1)

@@ -11,7 +11,7 @@ from memkit.conformance.adapter import one_line
 from memkit.conformance.bench import MARGIN_S, Bench, messages_of
 from memkit.conformance.case import Case, Forgot, case
 from memkit.conformance.cases_expiry import WEEK_S
-from memkit.conformance.crowd import LONGEST_S, Child, Waiting, together
+from memkit.conformance.crowd import LONGEST_S, Child, Waiting, together, works_when_forked
 from memkit.conformance.talk import Talk, difference
 
 PROCESSES, THREADS, APPENDS = 4, 2, 50
@@ -31,29 +31,36 @@ def eight_writers(bench: Bench) -> str:
     """8 writers (4 processes, 2 threads each), 50 appends each: nothing lost or twice, each writer's order kept."""
     talk = Talk(bench)
     talk.handle  # noqa: B018  # opened before the crowd comes
+    outcomes, torn = _crowd(talk) if works_when_forked(bench) else (_crowd_of_threads(talk), "")
+    stored = [text for outcome in outcomes for text in outcome["stored"]]
+    raised = [text for outcome in outcomes for text in outcome["raised"]]
+    _expect_all_once(stored, raised, [text for _, text in bench.read(talk.id)])
+    if torn:
+        raise Forgot(f"read while others write: {torn}")
+    such = next((f", such as {outcome['errors'][0]}" for outcome in outcomes if outcome["errors"]), "")
+    if not stored:
+        raise Forgot(f"all {len(raised)} appends of 8 writers raised{such}")
+    return f"{len(raised)} of {len(raised) + len(stored)} appends raised{such}" if raised else ""
+
+
+def _crowd(talk: Talk) -> tuple[list[dict[str, list[str]]], str]:
+    """Write in other processes and read meanwhile; return what they did, and what was wrong with a read."""
     children = [Child(partial(_write, talk, process)) for process in range(PROCESSES)]
-    seen: list[str] = []
+    torn: list[str] = []
     deadline = time.monotonic() + LONGEST_S
     try:
         while not all(child.done(within_s=0) for child in children) and time.monotonic() < deadline:
-            seen += _torn(talk)
-        outcomes = [child.result() for child in children]
+            torn += _torn(talk)
+        return [child.result() for child in children], "".join(torn[:1])
     finally:
         for child in children:
             child.kill()
-    stored = [text for outcome in outcomes for text in outcome["stored"]]
-    raised = [text for outcome in outcomes for text in outcome["raised"]]
-    read = [text for _, text in bench.read(talk.id)]
-    _expect_all_once(stored, raised, read)
-    if seen:
-        raise Forgot(f"read while others write: {seen[0]}")
-    if raised and not stored:
-        raise Forgot(f"all {len(raised)} appends of 8 writers raised, such as {outcomes[0]['errors'][0]}")
-    return (
-        f"{len(raised)} of {len(raised) + len(stored)} appends raised, such as {outcomes[0]['errors'][:1]}"
-        if raised
-        else ""
-    )
+
+
+def _crowd_of_threads(talk: Talk) -> list[dict[str, list[str]]]:
+    outcomes: list[dict[str, list[str]]] = []
+    together([lambda process=process: outcomes.append(_write(talk, process)) for process in range(PROCESSES)])  # type: ignore[misc]
+    return outcomes
 
 
 def _write(talk: Talk, process: int) -> dict[str, list[str]]:

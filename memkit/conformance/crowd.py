@@ -11,14 +11,20 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from memkit.conformance.adapter import one_line
+from memkit.conformance.bench import Bench
 from memkit.conformance.case import NotAsked
 
 LIMIT_S = 10.0
 LONGEST_S = 120.0
 """A process that works for longer than this ends by itself."""
+
+
+class NotAnswered(RuntimeError):
+    """A forked process did not say anything in time, or ended without a word."""
 
 
 class Child:
@@ -38,14 +44,16 @@ class Child:
         os.close(write_end)
 
     def result(self, *, limit_s: float = LIMIT_S) -> Any:
-        """Return what the work returned (as JSON types); raise RuntimeError when it raised or is not done in time."""
+        """Return what the work returned (as JSON types); raise RuntimeError when it raised, NotAnswered when late."""
         said = b""
         try:
             for part in _parts(self._read_end, limit_s):
                 said += part
         finally:
             self.kill()
-        outcome = json.loads(said) if said else {"error": f"another process did not answer within {limit_s:g} s"}
+        if not said:
+            raise NotAnswered(f"another process did not answer within {limit_s:g} s")
+        outcome = json.loads(said)
         if "error" in outcome:
             raise RuntimeError(outcome["error"])
         return outcome["result"]
@@ -103,6 +111,22 @@ def _parts(read_end: int, limit_s: float) -> Iterator[bytes]:
 def in_process(work: Callable[[], object], *, limit_s: float = LIMIT_S) -> Any:
     """Do work in a forked process and return its result."""
     return Child(work).result(limit_s=limit_s)
+
+
+def works_when_forked(bench: Bench) -> bool:
+    """Whether the store answers in a forked process; one with a thread or loop from before the fork may not."""
+    if bench.forks is None:
+        try:
+            in_process(partial(_open_and_append, bench, bench.id("forked")))
+        except NotAnswered:
+            bench.forks = False
+        else:
+            bench.forks = True
+    return bench.forks
+
+
+def _open_and_append(bench: Bench, session_id: str) -> None:
+    bench.open(session_id).append("user", "said by a forked process")
 
 
 def together(works: Sequence[Callable[[], None]]) -> None:

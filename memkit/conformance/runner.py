@@ -27,7 +27,7 @@ from memkit.conformance.talk import Talk
 from memkit.errors import MemkitError, ServerError, ServerNotFound
 from memkit.server import READY_WITHIN_S
 
-CASE_LIMIT_S = 15.0
+CASE_LIMIT_S = 20.0
 FIRST_LIMIT_S = 10.0
 """For one session opened, written, read, cleared and closed, before the cases."""
 IMPORT_LIMIT_S = 30.0
