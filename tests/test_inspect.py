@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -402,6 +405,44 @@ def test_a_user_who_may_do_little_still_gets_what_there_is(client: redis.Redis, 
     assert len(report.messages) == 3
     assert any("reset the idle clocks of 1 key: " in note for note in report.notes)
     client.acl_deluser("poor")
+
+
+MEASURE = """
+import resource, sys, time
+from memkit.inspect import inspect_session
+url, key = sys.argv[1:]
+inspect_session(url, "warm")
+before = resource.getrusage(resource.RUSAGE_SELF)
+report = inspect_session(url, key)
+after = resource.getrusage(resource.RUSAGE_SELF)
+print(after.ru_utime - before.ru_utime, (after.ru_maxrss - before.ru_maxrss) * 1024, len(report.problems))
+"""
+
+
+@pytest.mark.parametrize("what", ["brackets", "bomb", "empty objects", "one document", "small elements"])
+def test_a_hostile_session_takes_a_second_and_64_mb_at_most(
+    client: redis.Redis, server: RedisServer, what: str
+) -> None:
+    document = b'{"id":"s","app_name":"a","events":[' + b'{"content":{"parts":[{"text":"a"}]}},' * 400_000 + b"{}]}"
+    payloads = {
+        "brackets": b"[" * 30_000_000,
+        "bomb": zlib.compress(b"0" * 200_000_000),
+        "empty objects": b'{"messages":[' + b"{}," * 5_000_000 + b"{}]}",
+        "one document": document,
+        "small elements": b"",
+    }
+    client.set("warm", "x")
+    key = "session:a:u:s"
+    if payloads[what]:
+        client.set(key, payloads[what])
+    else:
+        client.rpush(key, *[json.dumps({"type": "human", "data": {"content": f"{at} 🧠"}}) for at in range(90_000)])
+    payload_bytes = client.memory_usage(key, samples=0)
+    python = [sys.executable, "-c", MEASURE, server.url, key]
+    took_s, more_bytes, found = map(float, subprocess.run(python, capture_output=True, check=True).stdout.split())
+    assert found
+    assert took_s <= 1
+    assert more_bytes <= (64 << 20) + payload_bytes
 
 
 # Unknown stores
