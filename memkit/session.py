@@ -132,6 +132,8 @@ def encode_messages(messages: Sequence[object], *, listed: bool = False) -> list
     come back equal.
     """
     owning = [index for index, message in enumerate(messages) if isinstance(message, dict) and "id" in message]
+    if not owning:
+        return _encode_run(messages, 0, len(messages), listed)
     encoded: list[bytes] = []
     start = 0
     for index in owning:
@@ -146,15 +148,15 @@ def encode_messages(messages: Sequence[object], *, listed: bool = False) -> list
 
 def _encode_run(messages: Sequence[object], start: int, stop: int, listed: bool) -> list[bytes]:
     """Encode messages without ids of their own, as few elements."""
-    run = list(messages[start:stop])
-    text = _dumped(run) if len(run) > 1 else None
+    run = messages[start:stop]
+    text = _dumped(list(run)) if len(run) > 1 else None
     if text is None:
         bodies = [encode_message(message, f"message {start + index}") for index, message in enumerate(run)]
         return [b"[%b]" % body for body in bodies] if listed else bodies
     if len(text) <= ELEMENT_BYTES:
         return [text]
     count = max(1, ELEMENT_BYTES * len(run) // len(text))
-    parts = [run[at : at + count] for at in range(0, len(run), count)]
+    parts = [list(run[at : at + count]) for at in range(0, len(run), count)]
     return [orjson.dumps(part if listed or len(part) > 1 else part[0]) for part in parts]
 
 

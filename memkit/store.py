@@ -127,7 +127,9 @@ class Operations:
         """Return the session's key. Raises PolicyError for an id that is no key."""
         if not isinstance(session_id, str) or not session_id:
             raise PolicyError(f"a session id is a text of at least one character, not {session_id!r}")
-        return _encodable(self.prefix + session_id)
+        key = self.prefix + session_id
+        encoded(key)
+        return key
 
     def load(self, session_id: str, last: int | None) -> Read[list[Message] | None]:
         """All messages, or the last n: in the last n elements, since each holds at least one; the header is read."""
@@ -148,8 +150,8 @@ class Operations:
                 messages = decode_messages(elements, key, first=start)
             return messages if last is None else messages[len(messages) - min(last, len(messages)) :]
 
-        whole = ("LRANGE", key.encode(), start, -1)
-        return Read(key, (whole,) if last is None else (("LINDEX", key.encode(), 0), whole), decode)
+        whole = ("LRANGE", encoded(key), start, -1)
+        return Read(key, (whole,) if last is None else (("LINDEX", encoded(key), 0), whole), decode)
 
     def get(self, session_id: str) -> Read[tuple[Session, bool] | None]:
         """Read the session, and whether vectors were stored with it.
@@ -166,7 +168,7 @@ class Operations:
             self._saw(session_id, _state(elements, key))
             return found
 
-        return Read(key, (("PTTL", key.encode()), ("LRANGE", key.encode(), 0, -1)), decode)
+        return Read(key, (("PTTL", key.encode()), ("LRANGE", encoded(key), 0, -1)), decode)
 
     def vectors_lost(self, session: Session) -> Read[Session]:
         """Whether the vectors that were stored with a session are gone."""
@@ -185,14 +187,14 @@ class Operations:
             decode_header(head, key)
             return None if left_ms == -1 else left_ms / 1000
 
-        return Read(key, (("PTTL", key.encode()), ("LINDEX", key.encode(), 0)), decode)
+        return Read(key, (("PTTL", key.encode()), ("LINDEX", encoded(key), 0)), decode)
 
     def append(self, session_id: str, messages: tuple[Message, ...], *, create: bool) -> Write[int]:
         """Add what is not among the last 1,024 messages."""
         key = self.key(session_id)
         bodies = encode_messages(messages)
         # Ids that callers chose may be older than what this store last saw: search the whole window for them.
-        chosen = any(body[0] == OWN_ID for body in bodies)
+        chosen = len(bodies) > 1 and any(body[0] == OWN_ID for body in bodies)
         seen = b"" if chosen else self._seen.get(session_id, b"")
         return self._write("append", session_id, key, b"1" if create else b"0", seen, *bodies)
 
@@ -251,7 +253,7 @@ class Operations:
             header = decode_header(head, key)
             return decode_vectors(raw, vectors_key(key).decode(), header.born) if header.vectors and raw else None
 
-        return Read(key, (("LINDEX", key.encode(), 0), ("GET", vectors_key(key))), decode)
+        return Read(key, (("LINDEX", encoded(key), 0), ("GET", vectors_key(key))), decode)
 
     def pattern(self) -> bytes:
         """Return what MATCH takes for this store's keys."""
@@ -302,7 +304,15 @@ class Operations:
         )
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=REMEMBERED_SESSIONS)
+def encoded(key: str) -> bytes:
+    """Return a key's bytes. Raises PolicyError for what has none."""
+    if not is_utf8(key):
+        raise PolicyError(f"the key {key!r} holds a lone surrogate, which UTF-8 has no bytes for")
+    return key.encode()
+
+
+@lru_cache(maxsize=REMEMBERED_SESSIONS)
 def vectors_key(key: str) -> bytes:
     """Return the key of a session's vectors: another key in the same cluster slot.
 
@@ -322,12 +332,6 @@ def _same_slot(key: bytes) -> bytes:
     start = crc_hqx(key + b"\0vectors", 0)
     suffix = next(n for n in count() if crc_hqx(b"%d" % n, start) % 16384 == slot)
     return b"%b\0vectors%d" % (key, suffix)
-
-
-def _encodable(key: str) -> str:
-    if not is_utf8(key):
-        raise PolicyError(f"the key {key!r} holds a lone surrogate, which UTF-8 has no bytes for")
-    return key
 
 
 def _state(elements: list[bytes], key: str) -> bytes:
@@ -398,7 +402,8 @@ def _operations(client: object, prefix: str, ttl: Duration | ExpiryPolicy | None
     # A sandbox's client carries its prefix: production code under test stays inside without a change.
     sandbox = getattr(client, "_test_prefix", "")
     nested = prefix if prefix.startswith(sandbox) else sandbox + prefix
-    return Operations(_encodable(nested), ExpiryPolicy.of(ttl), shorten=shorten)
+    encoded(nested)
+    return Operations(nested, ExpiryPolicy.of(ttl), shorten=shorten)
 
 
 class MemoryStore:
@@ -534,7 +539,7 @@ class MemoryStore:
         return operation.decode(replies)
 
     def _write(self, operation: Write[T]) -> T:
-        call = (1, operation.key.encode(), *operation.arguments)
+        call = (1, encoded(operation.key), *operation.arguments)
         try:
             try:
                 reply = self._client.execute_command("EVALSHA", operation.script.sha, *call, **RAW)
@@ -663,7 +668,7 @@ class AsyncMemoryStore:
         return operation.decode(replies)
 
     async def _write(self, operation: Write[T]) -> T:
-        call = (1, operation.key.encode(), *operation.arguments)
+        call = (1, encoded(operation.key), *operation.arguments)
         try:
             try:
                 reply = await self._client.execute_command("EVALSHA", operation.script.sha, *call, **RAW)

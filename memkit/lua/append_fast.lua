@@ -2,7 +2,7 @@
 -- the caller saw it last, under the store's own policy, without vectors. Whatever is unusual falls through to append.lua;
 -- until then nothing is written but a deadline that was due anyway. (Half the time of the general way: measured.)
 do
-  local key, head, last = KEYS[1], redis.call('LINDEX', KEYS[1], 0), redis.call('LINDEX', KEYS[1], -1)
+  local key, head, last = KEYS[1], redis.call('LINDEX', KEYS[1], '0'), redis.call('LINDEX', KEYS[1], '-1')
   if head and #ARGV == 6 and ARGV[5] ~= '' then
     local policy, kind, ttl, born, created, version, rest = string.match(head, '^{"memkit":1,"policy":"((%a+) ?(%d*)[^"]*)",'
       .. '"born":"([^"]+)","created_ms":(%d+),"version":(%d+),"updated_ms":%d+,"(.)')

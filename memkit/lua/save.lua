@@ -28,7 +28,7 @@ if conflict then return conflict end
 h = h or fresh()
 admit(h)
 local longer = renew(h)
-if not h.new then redis.call('LTRIM', key, 0, -1) end -- denied? then before anything is written
+if not h.new then redis.call('LTRIM', key, '0', '-1') end -- denied? then before anything is written
 for i = math.max(1, #appends - TRACES + 1), #appends do remember(h, appends[i][1], appends[i][2]) end
 h.version = h.version + 1
 remember(h, nonce, h.version)

@@ -43,13 +43,13 @@ end
 -- The header as a table, nil when there is no session, or an error reply (err) for a foreign or damaged key. alone: the
 -- caller looks at every element, and at their versions, itself.
 local function read(alone)
-  local head = redis.call('LINDEX', key, 0)
+  local head = redis.call('LINDEX', key, '0')
   if not head then return nil end
   local policy, kind, ttl, born, created, version, tail = string.match(head, HEADER)
   if not policy or LIVES[kind] ~= (ttl ~= '') or string.sub(head, -8) ~= '"end":1}' then return damaged(head) end
   local h = {head = head, tail = tail, policy = policy, kind = kind, ttl = tonumber(ttl), born = born, created = created,
     version = tonumber(version), vectors = string.sub(head, tail, tail + 11) == '"vectors":1,'}
-  local last = not alone and redis.call('LINDEX', key, -1)
+  local last = not alone and redis.call('LINDEX', key, '-1')
   if last and last ~= head then
     local last_version = element(last)
     if not last_version then return {err = 'MEMKIT element -1'} end
