@@ -241,7 +241,19 @@ def _inspect(given: argparse.Namespace) -> int:
 
 
 def _triage(given: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from memkit.triage import triage
+
+    if not given.output.absolute().parent.is_dir():
+        raise MemkitError(f"there is no folder {given.output.parent} for the report; make it, or give -o another file")
+    if sys.stderr.isatty():
+        print("running the triage notebook, some 10 s …", end="", file=sys.stderr, flush=True)
+    try:
+        report = triage(given.url, expect=given.expect, output=given.output)
+    finally:
+        if sys.stderr.isatty():
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+    print(f"{report.sentence}\nreport: {report.path}")
+    return report.exit_code
 
 
 def _conformance(given: argparse.Namespace) -> int:

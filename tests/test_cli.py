@@ -63,6 +63,9 @@ def test_wrong_use_is_exit_2(capsys, arguments):
         ["audit", "redis://localhost:1", "--expect", "chat:*=soon"],
         ["audit", "redis://localhost:1", "--expect-file", "/no/such/file"],
         ["audit", "redis://localhost:1", "--duty", "7"],
+        ["triage", "redis://u:hunter2@localhost:1/0"],
+        ["triage", "redis://localhost:1", "--expect", "chat"],
+        ["triage", "-o", "/no/such/folder/report.html"],
         ["conformance", "no.such:thing"],
         ["conformance", "nocolon"],
     ],
@@ -133,6 +136,13 @@ def test_audit_prints_the_user_to_make(capsys):
     assert code == 0
     assert out.startswith("ACL SETUSER ")
     assert "%R~chat:*" in out
+
+
+def test_triage_of_the_demo_incident_writes_a_report(capsys, tmp_path):
+    code, out, _ = say(capsys, "triage", "-o", str(tmp_path / "report.html"))
+    assert code == 1
+    assert "chat:" in out.splitlines()[0]
+    assert (tmp_path / "report.html").read_text("utf-8").startswith("<!DOCTYPE html>")
 
 
 def test_conformance_of_memkits_own_store(capsys):
