@@ -22,13 +22,15 @@ from memkit.server import RedisServer, find_server
 
 NEEDED = ("jupyterlab", "ipytest", "pandas", "matplotlib")
 # Nothing is fetched from or sent to elsewhere: no news, no extension manager. Kernels listen on unix sockets in the
-# lab's own directory instead of on TCP ports.
+# lab's own directory instead of on TCP ports. The browser is given an address: those in a snap cannot read the file in
+# a temporary directory that it would be given otherwise.
 JUPYTER_OPTIONS = (
     "--LabApp.news_url=None",
     "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
     "--LabApp.extension_manager=readonly",
     "--LabApp.default_url=/lab/tree/00_start_here.ipynb",
     "--ServerApp.terminals_enabled=False",
+    "--ServerApp.use_redirect_file=False",
     "--KernelManager.transport=ipc",
     "--Application.log_level=ERROR",
 )
@@ -111,21 +113,12 @@ def _demo() -> Iterator[str]:
 
 def _jupyter(folder: Path, port: int | None, browser: bool, investigated: str) -> int:
     runtime = _runtime()
-    command = [sys.executable, "-m", "jupyterlab", str(folder), *JUPYTER_OPTIONS]
-    command += [f"--port={port}", "--port-retries=0"] if port else []
-    command += [] if browser else ["--no-browser"]
-    command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     read_end, write_end = os.pipe()
     try:
         watchdog = subprocess.Popen(
-            ["/bin/sh", "-c", WATCHDOG, "memkit-lab-watchdog", str(runtime), *command],
+            ["/bin/sh", "-c", WATCHDOG, "memkit-lab-watchdog", str(runtime), *_command(folder, port, browser)],
             stdin=read_end,
-            env=os.environ
-            | {
-                "MEMKIT_LAB_URL": investigated,
-                "JUPYTER_RUNTIME_DIR": str(runtime),
-                "JUPYTER_CONFIG_PATH": os.pathsep.join([str(runtime), os.environ.get("JUPYTER_CONFIG_PATH", "")]),
-            },
+            env=_environment(runtime, investigated),
             start_new_session=True,
         )
     finally:
@@ -135,6 +128,22 @@ def _jupyter(folder: Path, port: int | None, browser: bool, investigated: str) -
     if code and not asked:
         raise MemkitError(f"JupyterLab ended with exit code {code}; what it said is above")
     return 0
+
+
+def _command(folder: Path, port: int | None, browser: bool) -> list[str]:
+    command = [sys.executable, "-m", "jupyterlab", str(folder), *JUPYTER_OPTIONS]
+    command += [f"--port={port}", "--port-retries=0"] if port else []
+    command += [] if browser else ["--no-browser"]
+    return command + (["--allow-root"] if os.geteuid() == 0 else [])
+
+
+def _environment(runtime: Path, investigated: str) -> dict[str, str]:
+    paths = filter(None, (str(runtime), os.environ.get("JUPYTER_CONFIG_PATH")))
+    return os.environ | {
+        "MEMKIT_LAB_URL": investigated,
+        "JUPYTER_RUNTIME_DIR": str(runtime),
+        "JUPYTER_CONFIG_PATH": os.pathsep.join(paths),
+    }
 
 
 def _runtime() -> Path:
