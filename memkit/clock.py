@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -51,13 +52,14 @@ class ServerClock:
 
     def __init__(
         self,
-        url_or_client: str | redis.Redis,
+        url_or_client: str | redis.Redis | redis.RedisCluster,
         *,
         offset_file: Path | None = None,
         prefix: str | None = None,
         spare: Iterable[str] = (),
     ) -> None:
-        self._client = redis.Redis.from_url(url_or_client, db=0) if isinstance(url_or_client, str) else url_or_client
+        client = redis.Redis.from_url(url_or_client, db=0) if isinstance(url_or_client, str) else url_or_client
+        self._client = cast("redis.Redis", client)
         # A server with an offset file was launched by memkit: all its keys are its own.
         self._prefix = "" if offset_file and prefix is None else prefix
         self._spare = {key.encode() for key in spare}
@@ -154,11 +156,24 @@ class ServerClock:
 
     def _shift_deadlines(self, ms: int) -> None:
         dying: list[list[bytes]] = []
-        fields = "1" if _knows(self._client, "hpexpireat") else "0"
-        for keys in _chunks(self._own_keys(), KEYS_PER_SCRIPT):
+        fields = "1" if knows(self._client, "hpexpireat") else "0"
+        for keys in self._batches():
             dying += cast("list[list[bytes]]", self._client.eval(SHIFT_DEADLINES, len(keys), *keys, ms, fields))
         for victims in _chunks(dying, KEYS_PER_SCRIPT):
             _until(partial(self._all_gone, victims), "keys past their shifted deadline did not expire")
+
+    def _batches(self) -> Iterator[list[bytes]]:
+        """Yield the keys in batches for one script each; in a cluster a script's keys are all of one slot."""
+        slots: dict[int, list[bytes]] = {}
+        for key in self._own_keys():
+            slots.setdefault(self._cluster.keyslot(key) if self._cluster else 0, []).append(key)
+        for keys in slots.values():
+            yield from _chunks(keys, KEYS_PER_SCRIPT)
+
+    @property
+    def _cluster(self) -> redis.RedisCluster | None:
+        client: object = self._client
+        return client if isinstance(client, redis.RedisCluster) else None
 
     def _own_keys(self) -> set[bytes]:
         """Return the keys to shift, each once: SCAN repeats keys while a table shrinks, and a shift adds up."""
@@ -167,7 +182,9 @@ class ServerClock:
                 "time is not moved on a server that others may use: this clock has neither a server that memkit "
                 "launched nor a prefix of its own; use a Sandbox's clock, or pass prefix="
             )
-        found = self._client.scan_iter(match=f"{escape_glob(self._prefix)}*", count=1000)
+        # A session's vectors have the prefix in a hash tag.
+        starts = [self._prefix, "{" + self._prefix] if self._prefix else [""]
+        found = chain.from_iterable(self._client.scan_iter(f"{escape_glob(own)}*", count=1000) for own in starts)
         return {key if isinstance(key, bytes) else key.encode() for key in found} - self._spare
 
     def _all_gone(self, victims: list[list[bytes]]) -> bool:
@@ -227,9 +244,11 @@ def _write_ns(offset_file: Path, ns: int) -> None:
         file.write(struct.pack("q", ns))
 
 
-def _knows(client: redis.Redis, command: str) -> bool:
+def knows(client: redis.Redis | redis.RedisCluster, command: str) -> bool:
+    """Return whether a server has a command."""
+    one = client.get_redis_connection(client.get_random_node()) if isinstance(client, redis.RedisCluster) else client
     # As one word: redis-py's parser of COMMAND's reply fails on the nil of an unknown command.
-    return bool(cast("Any", client).execute_command("COMMAND INFO", command)[0])
+    return bool(cast("Any", one).execute_command("COMMAND INFO", command)[0])
 
 
 def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

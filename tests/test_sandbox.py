@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from array import array
 
 import pytest
 import redis
@@ -114,6 +115,21 @@ def test_a_stores_prefix_nests_and_nests_once(memkit_server):
         inside = MemoryStore(client, prefix="a:")
         assert inside.prefix == f"{sandbox.prefix}a:"
         assert MemoryStore(client, prefix=inside.prefix).prefix == inside.prefix
+
+
+def test_on_another_server_its_clock_shifts_its_own_keys_vectors_included(memkit_server):
+    with memkit_server.client() as admin, Sandbox(memkit_server.url) as sandbox, sandbox.client() as client:
+        admin.set("foreign", 1, ex=60)
+        store = MemoryStore(client, prefix="session:", ttl="1h")
+        store.save("s", [{"n": 1}])
+        store.put_vectors("s", array("f", [1.0]))
+        assert sandbox.clock.rung == "deadline shift"
+        sandbox.clock.shift("50m")
+        assert [client.ttl(key) for key in sandbox.keys()] == [600, 600]
+        sandbox.clock.shift("11m")
+        assert sandbox.keys() == []
+        assert admin.ttl("foreign") > 50
+        admin.delete("foreign")
 
 
 def test_asyncio_clients_are_held_too_and_close_with_their_loop(memkit_server):
