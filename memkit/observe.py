@@ -21,7 +21,7 @@ from typing import Any, Final, cast
 import hiredis
 import redis
 
-from memkit.clock import ServerClock, escape_glob
+from memkit.clock import ServerClock, escape_glob, knows
 from memkit.connect import guard_write, started_by_memkit
 from memkit.errors import PolicyError
 from memkit.expiry_log import ENDS, NONE, DeadlineChange, End, ExpiryLog, Sweep, at
@@ -158,7 +158,7 @@ class _Look:
         self._client = client
         # Under a deadline shift the server's TIME stays; what has been shifted is what it would have moved.
         self._virtual = clock if clock and clock.rung != "preload" else None
-        self._exact = bool(cast("Any", client).execute_command("COMMAND INFO", "pexpiretime")[0])
+        self._exact = knows(client, "pexpiretime")
 
     def now_us(self) -> int:
         return self.us(self._client.time())

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import redis
 from servers import needs
+from topology import cluster
 
 import memkit.server
 from memkit.clock import ServerClock
 from memkit.errors import ClockUnavailable, PolicyError
-from memkit.server import RedisServer
+from memkit.server import RedisServer, find_server
 
 SLACK_MS = 1000
 
@@ -168,7 +169,7 @@ def test_only_keys_under_the_prefix_come_nearer(any_server: RedisServer, client:
 def test_a_key_that_scan_shows_twice_is_shifted_once(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     # Redis allows itself to: "a given element may be returned multiple times" (the documentation of SCAN).
     scan = client.scan_iter
-    monkeypatch.setattr(client, "scan_iter", lambda **options: [*scan(**options), *scan(**options)])
+    monkeypatch.setattr(client, "scan_iter", lambda *what, **how: [*scan(*what, **how), *scan(*what, **how)])
     for n in range(1_200):
         client.set(f"s:{n}", "x", ex=3600)
     ServerClock(client, prefix="s:").shift("25m")
@@ -199,6 +200,17 @@ def test_any_client_will_do(any_server: RedisServer, decode_responses: bool, pro
         clock = ServerClock(client, prefix="session:")
         clock.shift("61s")
         assert client.get("session:1") is None
+
+
+def test_deadlines_are_shifted_in_a_cluster() -> None:
+    with cluster(find_server().path) as nodes, nodes.client() as client:
+        for number in range(60):
+            client.set(f"session:{number}", "x", ex=3600 if number % 2 else 60)
+        clock = ServerClock(client, prefix="session:")
+        clock.shift("30m")
+        left = [client.ttl(f"session:{number}") for number in range(60)]
+    assert left[::2] == [-2] * 30
+    assert all(1700 < one <= 1801 for one in left[1::2])
 
 
 def test_without_a_prefix_of_its_own_nothing_moves(any_server: RedisServer, client: redis.Redis) -> None:
