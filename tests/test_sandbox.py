@@ -125,7 +125,8 @@ def test_on_another_server_its_clock_shifts_its_own_keys_vectors_included(memkit
         store.put_vectors("s", array("f", [1.0]))
         assert sandbox.clock.rung == "deadline shift"
         sandbox.clock.shift("50m")
-        assert [client.ttl(key) for key in sandbox.keys()] == [600, 600]
+        names = sandbox.keys()
+        assert [client.ttl(name) for name in names] == [600, 600]
         sandbox.clock.shift("11m")
         assert sandbox.keys() == []
         assert admin.ttl("foreign") > 50
