@@ -3,10 +3,15 @@
 One LIST a session (see memkit.session). Reads are plain commands; every write is one script that carries its TTL
 and may be sent twice, so that retries, redis-py's or the application's, neither lose nor double a message.
 Each operation is described once, without I/O, as a Read or a Write; the two classes send it.
+
+A user whose rights are limited (ACL) needs, on the sessions' keys, DEL EVAL EVALSHA LINDEX LLEN LRANGE LSET LTRIM
+PERSIST PEXPIRE PTTL RPUSH RPUSHX SETNX TIME; for vectors EXISTS GET GETRANGE SET on theirs; and SCAN for
+``sessions()``. A command that is denied is an error and changes nothing.
 """
 
 from __future__ import annotations
 
+import re
 import warnings
 from binascii import crc_hqx
 from collections import OrderedDict
@@ -62,6 +67,7 @@ REMEMBERED_SESSIONS: Final = 4096
 """Of how many sessions a store remembers what it last saw, to search only what is newer when it appends."""
 OWN_ID: Final = ord(".")
 REFUSAL: Final = ord("!")
+BORN: Final = re.compile(rb'"born":"([\w-]+)",', re.ASCII)
 
 RAW: Final = {NEVER_DECODE: True}
 """Replies stay bytes whatever the client's ``decode_responses`` and encoding: damaged ones must be seen as they are."""
@@ -237,10 +243,22 @@ class Operations:
 
         return Write(write.key, write.script, write.arguments, decode)
 
-    def delete(self, session_id: str) -> Write[bool]:
-        """Remove the session and its vectors."""
-        write = self._write("delete", session_id, self.key(session_id))
-        return Write(write.key, write.script, write.arguments, lambda reply: not reply)
+    def life(self, session_id: str) -> Read[bytes | None]:
+        """Read what tells this life of a session from its next: b"" when that is damaged, None without a session."""
+        key = self.key(session_id)
+
+        def decode(replies: list[Any]) -> bytes | None:
+            if replies[0] is not None and not is_header(replies[0]):
+                decode_header(replies[0], key)
+            born = BORN.search(replies[0] or b"")
+            return born[1] if born else replies[0] and b""
+
+        return Read(key, (("LINDEX", encoded(key), 0),), decode)
+
+    def delete(self, session_id: str, life: bytes) -> Write[bool]:
+        """Remove that life of the session, and its vectors."""
+        write = self._write("delete", session_id, self.key(session_id), life)
+        return Write(write.key, write.script, write.arguments, lambda _: True)
 
     def get_vectors(self, session_id: str) -> Read[np.ndarray | None]:
         """Read the array, if session and vectors are there."""
@@ -515,7 +533,8 @@ class MemoryStore:
 
     def delete(self, session_id: str) -> bool:
         """Remove a session and its vectors; return whether it was there."""
-        return self._write(self._operations.delete(session_id))
+        life = self._read(self._operations.life(session_id))
+        return life is not None and self._write(self._operations.delete(session_id, life))
 
     def sessions(self) -> Iterator[str]:
         """Yield the ids of this store's sessions, by SCAN: in no order, one that is there all along at least once."""
@@ -644,7 +663,8 @@ class AsyncMemoryStore:
 
     async def delete(self, session_id: str) -> bool:
         """See MemoryStore.delete."""
-        return await self._write(self._operations.delete(session_id))
+        life = await self._read(self._operations.life(session_id))
+        return life is not None and await self._write(self._operations.delete(session_id, life))
 
     async def sessions(self) -> AsyncIterator[str]:
         """See MemoryStore.sessions."""

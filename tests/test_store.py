@@ -305,6 +305,17 @@ def test_a_session_begun_anew_is_another_one(store: MemoryStore, client: redis.R
     assert (store.load("a") or []).count(HELLO) == 1
 
 
+def test_a_delete_that_is_sent_again_spares_what_was_begun_in_between(store: MemoryStore, client: redis.Redis) -> None:
+    store.append("a", HI)
+    life = store._read(store._operations.life("a"))
+    assert life
+    write = store._operations.delete("a", life)
+    assert store._write(write) is True
+    MemoryStore(client, prefix="session:", ttl="7d").append("a", HELLO)
+    assert store._write(write) is True
+    assert store.load("a") == [HELLO]
+
+
 # Versions
 
 

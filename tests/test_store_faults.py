@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import pytest
 import redis
 from servers import every_server, start
 
+import memkit.store
 from memkit.errors import DecodeError, SessionNotFound
 from memkit.policy import ExpiryPolicy
 from memkit.server import RedisServer
@@ -219,6 +221,26 @@ def test_keys_of_its_own_are_all_the_rights_a_store_without_vectors_needs(
         with pytest.raises(redis.ResponseError, match=r"permission|can't access|No permissions"):
             store.put_vectors("a", VECTORS)
         assert client.lrange("session:a", 0, -1) == before
+        assert store.delete("a") is True
+
+
+def test_the_rights_that_are_named_are_enough(client: redis.Redis, any_server: RedisServer) -> None:
+    assert memkit.store.__doc__
+    named = re.findall(r"\b[A-Z]{3,}\b", memkit.store.__doc__.partition("needs,")[2])
+    commands = [f"+{name.lower()}" for name in named] + ["+select", "+client|setinfo", "+client|setname", "+hello"]
+    commands = [command for command in commands if "|" not in command or any_server.version >= "7.0"]
+    keys = ["session:*", "{session:*"]
+    client.acl_setuser("limited", reset=True, enabled=True, nopass=True, keys=keys, commands=commands)
+    with any_server.client(username="limited", password="x") as limited:
+        store = MemoryStore(limited, prefix="session:", ttl="7d")
+        for _ in range(2):
+            for write in writes(store).values():
+                write()
+        MemoryStore(limited, prefix="session:", shorten=True).append("a", HI)
+        assert store.get("a")
+        assert store.get_vectors("a") is not None
+        assert list(store.sessions()) == ["a"]
+        assert store.ttl("a") is None
         assert store.delete("a") is True
 
 
