@@ -155,6 +155,8 @@ class _Look:
     """Looks at keys without touching them: deadlines one by one, or how many of a group are there."""
 
     def __init__(self, client: redis.Redis, clock: ServerClock | None) -> None:
+        if isinstance(client, redis.RedisCluster):
+            raise PolicyError("a cluster has no one clock; give the client of one node: get_redis_connection(node)")
         self._client = client
         # Under a deadline shift the server's TIME stays; what has been shifted is what it would have moved.
         self._virtual = clock if clock and clock.rung != "preload" else None

@@ -186,14 +186,16 @@ def test_an_existing_key_lives_since_its_ttl_was_set_where_that_was_just_now(
     assert log.verdict == "Not as meant: 1 of 2 keys meant to live 1000s lived 8m 20s (expired)."
 
 
-def test_existing_keys_are_only_looked_at(client: redis.Redis) -> None:
+def test_existing_keys_are_only_looked_at(any_server: RedisServer, client: redis.Redis) -> None:
     client.set("chat:1", "x", px=WEEK_MS)
     client.rpush("chat:2", "x")
     before = client.dump("chat:1"), client.dump("chat:2")
+    any_server.clock.shift("1h")
     client.config_resetstat()
     log = observe_expiry(client, keys=["chat:1", "chat:2", "chat:none"], wait_s=0.1)
     assert [expiry.end for expiry in log] == ["alive", "alive", "absent"]
     assert writes(client) <= {"config|set", "config|resetstat", "unsubscribe"}
+    assert client.object("idletime", "chat:1") >= 3600
     assert (client.dump("chat:1"), client.dump("chat:2")) == before
     assert log.verdict == "3 keys have not expired (2 alive, 1 absent)."
 
