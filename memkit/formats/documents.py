@@ -71,7 +71,7 @@ def salvage(data: bytes, field: str) -> Iterator[dict[str, Any]]:
             yield value
 
 
-def unreadable_first(raw: Raw, field: str) -> tuple[dict[str, Any], list[Item]]:
+def read_or_salvage(raw: Raw, field: str) -> tuple[dict[str, Any], list[Item]]:
     """Return a document, or one made of what can be saved of its array ``field``; and the problems."""
     value, problems = read(raw)
     if value is not None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from memkit.formats.chat import dumped, flatten, role_of
-from memkit.formats.documents import peek, unreadable_first
+from memkit.formats.documents import peek, read_or_salvage
 from memkit.formats.model import Hit, Item, Known, Raw, Tool, Turn, Want, a_dict, a_list, seconds, text_or_none
 
 STORE = "google-adk-redis"
@@ -41,7 +41,7 @@ def decode(known: Known) -> Iterator[Item]:
     """Yield the events that say something, oldest first; of a broken document those before the break."""
     for raw in known.keys.values():
         if raw:
-            document, problems = unreadable_first(raw, "events")
+            document, problems = read_or_salvage(raw, "events")
             yield from problems
             for event in a_list(document.get("events")):
                 turn = _turn(event, raw.name) if isinstance(event, dict) else None
