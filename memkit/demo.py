@@ -6,8 +6,10 @@ release each write renewed seven days; since then, five minutes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -16,6 +18,7 @@ import redis
 from memkit.server import RedisServer
 
 WEEK_S, FIVE_MINUTES_S = 604_800, 300
+CHATS_A_MINUTE = 4
 QUESTIONS = ("Where is my order?", "Can I change the address?", "我的订单什么时候到？", "Thanks! One more question:")
 
 
@@ -27,6 +30,11 @@ class Incident:
     prefix: str
     expected: str
     released_at: datetime
+
+
+def demo_server() -> RedisServer:
+    """Return a server for the incident, not started. It persists as most people's do: without would be a finding."""
+    return RedisServer(persist=True, config={"appendfsync": "everysec"})
 
 
 def load_incident(server: RedisServer, *, sessions: int = 600, minutes_since: int = 25, seed: int = 7) -> Incident:
@@ -45,12 +53,28 @@ def load_incident(server: RedisServer, *, sessions: int = 600, minutes_since: in
             _say(client, number, dice, WEEK_S)
         for minute in range(minutes_since):
             clock.move_to(released_at + timedelta(minutes=minute))
-            for _ in range(4):
+            for _ in range(CHATS_A_MINUTE):
                 _say(client, dice.randrange(sessions - 100, sessions + 30), dice, FIVE_MINUTES_S)
             client.set(f"cache:answer:{minute % 5}", "…", ex=600)
             client.incr("stats:requests")
         clock.shift(-clock.offset)
     return Incident(server.url, "chat:", "7d", released_at)
+
+
+def keep_talking(url: str, *, sessions: int = 600, every_s: float = 60 / CHATS_A_MINUTE) -> threading.Event:
+    """Go on with the incident in real time, in a thread, until the event is set or the server is gone.
+
+    Five minutes after its replay the sessions that die early would all be dead, and nothing would be left to find.
+    """
+    over, dice = threading.Event(), random.Random()  # noqa: S311  # chats, not secrets
+
+    def talk() -> None:
+        with redis.Redis.from_url(url) as client, contextlib.suppress(redis.RedisError):
+            while not over.wait(every_s):
+                _say(client, dice.randrange(sessions - 100, sessions + 30), dice, FIVE_MINUTES_S)
+
+    threading.Thread(target=talk, name="memkit-demo", daemon=True).start()
+    return over
 
 
 def _say(client: redis.Redis, number: int, dice: random.Random, ttl_s: int) -> None:

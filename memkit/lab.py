@@ -16,9 +16,9 @@ from importlib import resources, util
 from pathlib import Path
 
 from memkit.connect import connect, redact
-from memkit.demo import load_incident
+from memkit.demo import demo_server, keep_talking, load_incident
 from memkit.errors import MemkitError
-from memkit.server import RedisServer, find_server
+from memkit.server import find_server
 
 NEEDED = ("jupyterlab", "ipytest", "pandas", "matplotlib")
 # Nothing is fetched from or sent to elsewhere: no news, no extension manager. Kernels listen on unix sockets in the
@@ -107,8 +107,11 @@ def prepare(directory: Path | None) -> Path:
 
 @contextlib.contextmanager
 def _demo() -> Iterator[str]:
-    with RedisServer(persist=True, config={"appendfsync": "everysec"}) as server:
-        yield load_incident(server).url
+    with demo_server() as server:
+        url = load_incident(server).url
+        over = keep_talking(url)
+        yield url
+        over.set()
 
 
 def _jupyter(folder: Path, port: int | None, browser: bool, investigated: str) -> int:

@@ -25,7 +25,7 @@ from IPython.display import display
 
 import memkit
 from memkit.connect import connect, redact, started_by_memkit
-from memkit.demo import Incident, load_incident
+from memkit.demo import Incident, demo_server, keep_talking, load_incident
 from memkit.errors import ServerNotFound
 from memkit.expiry_log import html_table
 from memkit.server import RedisServer
@@ -64,19 +64,27 @@ def server() -> RedisServer:
 
 @cache
 def incident_server() -> RedisServer:
-    """Return the private server of the demo incident. Every write is fsynced once a second, as most people's are."""
-    return RedisServer(persist=True, config={"appendfsync": "everysec"}).start()
+    """Return the private server of the demo incident."""
+    return demo_server().start()
 
 
 @cache
 def incident() -> Incident:
-    """Return the demo incident, replayed on a private server of its own at the first call."""
-    return load_incident(incident_server())
+    """Return the demo incident, replayed on a private server of its own at the first call; it goes on from there."""
+    replayed = load_incident(incident_server())
+    keep_talking(replayed.url)
+    return replayed
 
 
 def url() -> str:
     """Return the URL of the Redis under investigation: what `memkit lab` was given, else the demo incident."""
     return os.environ.get("MEMKIT_LAB_URL") or incident().url
+
+
+def is_demo() -> bool:
+    """Whether the Redis under investigation is a demo, the lab's or the notebook's: nobody's, and its clock moves."""
+    with connect(url()) as client:
+        return started_by_memkit(client)
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:

@@ -6,13 +6,11 @@ The file loads nothing, shows no message, no password and no name of a session.
 from __future__ import annotations
 
 import html
-import os
 import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from importlib.resources import as_file, files
 from pathlib import Path
 from secrets import token_bytes
 from typing import Any
@@ -21,7 +19,9 @@ from memkit.audit import audit, parse_expectation
 from memkit.audit_report import AuditReport, span
 from memkit.audit_sample import KeyFacts
 from memkit.connect import redact
+from memkit.demo import demo_server, load_incident
 from memkit.errors import MemkitError
+from memkit.lab import notebooks
 
 NOTEBOOK = "02_incident_triage.ipynb"
 MOST_ROWS = 20
@@ -82,11 +82,15 @@ def triage(url: str | None, *, expect: Sequence[str] = (), output: str | Path = 
 def _run(parameters: dict[str, Any]) -> Any:
     """Return the notebook with its outputs; what was run is kept nowhere, for its parameters hold the URL."""
     try:
+        import logging
+
         import papermill
         from papermill.exceptions import PapermillExecutionError
     except ImportError:
         raise MemkitError("triage runs a notebook: pip install 'redis-memkit[lab]'") from None
-    with tempfile.TemporaryDirectory() as folder, as_file(files("memkit.notebooks") / NOTEBOOK) as source:
+    source = notebooks() / NOTEBOOK
+    with tempfile.TemporaryDirectory() as folder:
+        logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns that it cannot guess a parameter's type
         try:
             return papermill.execute_notebook(
                 str(source),
@@ -96,6 +100,7 @@ def _run(parameters: dict[str, Any]) -> Any:
                 progress_bar=False,
                 cwd=folder,
                 execution_timeout=WITHIN_S,
+                extra_arguments=["--IPKernelApp.log_level=40"],
             )
         except PapermillExecutionError as error:
             said = redact(f"{error.ename}: {error.evalue}".splitlines()[0])
@@ -118,7 +123,8 @@ def _body(notebook: Any) -> str:
 
     # Text, tables and images alone: a script in an output would load what it likes.
     order = ["text/html", "image/png", "text/plain"]
-    exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_input_prompt=True)
+    make: Any = HTMLExporter
+    exporter = make(template_name="basic", exclude_input=True, exclude_input_prompt=True)
     exporter.exclude_output_prompt = True
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
@@ -190,18 +196,23 @@ class ServerCard:
         return "\n".join(f"{name}: {value}" for name, value in self.rows)
 
     def _repr_html_(self) -> str:
-        body = "".join(f"<tr><th scope='row'>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in self.rows)
+        body = "".join(
+            f"<tr><th scope='row'>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in self.rows
+        )
         return f"<table><caption>The server under investigation</caption><tbody>{body}</tbody></table>"
 
 
 def five_minutes_later(url: str, expectations: Iterable[str]) -> str:
-    """Move the demo server's clock by five minutes and say what that did; on any other server, do nothing."""
+    """Say what five more minutes do to the demo: to a copy, whose clock is moved. About any other server, nothing."""
     from memkit import notebook
 
-    if url or os.environ.get("MEMKIT_LAB_URL"):
+    if url or not notebook.is_demo():
         return "This is your server: its clock is its own, and nothing was done."
-    before = examine(notebook.url(), expectations)
-    notebook.incident_server().clock.shift("5m")
-    after = examine(notebook.url(), expectations)
+    with demo_server() as server:
+        copy = load_incident(server).url
+        before = examine(copy, expectations)
+        server.clock.shift("5m")
+        after = examine(copy, expectations)
     lost = sum(finding.keys for finding in before.findings if finding.cause == "ttl_too_short")
-    return f"Five minutes later: {len(before.keys) - len(after.keys):,} keys are gone, the {lost:,} dying sessions among them."
+    gone = len(before.keys) - len(after.keys)
+    return f"Five minutes later: {gone:,} keys are gone, the {lost:,} dying sessions among them."
