@@ -376,6 +376,7 @@ class _Run:
         else:
             # In slices: wait_s may end before, and events are to be stamped when they come.
             self._listen(min(us / 1_000_000, 0.05, max(0.0, self._until - time.monotonic())))
+            self._show(self._gone, len(self._log))
 
     def _see(self, rows: Sequence[int]) -> None:
         """Look at keys by groups; one by one where some of a group are gone, or are there after their deadline."""

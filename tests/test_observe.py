@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+import termios
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from importlib import import_module
@@ -373,6 +377,23 @@ def test_about(ms: float, said: str) -> None:
 def test_nothing_is_shown_where_stderr_is_no_terminal(client: redis.Redis, capfd: pytest.CaptureFixture[str]) -> None:
     observe_expiry(client, ttls=["10ms"])
     assert capfd.readouterr() == ("", "")
+
+
+def test_progress_is_shown_on_a_terminal_after_a_second(memkit_server: RedisServer) -> None:
+    code = "import redis, sys; from memkit.observe import observe_expiry\n"
+    code += "observe_expiry(redis.Redis.from_url(sys.argv[1]), ttls=['1500ms'])"
+    terminal, its_end = os.openpty()
+    termios.tcsetwinsize(its_end, (24, 80))
+    with os.fdopen(terminal, "rb", buffering=0) as screen:
+        done = subprocess.run(
+            [sys.executable, "-c", code, memkit_server.url], stdout=its_end, stderr=its_end, check=False
+        )
+        os.set_blocking(terminal, False)
+        shown = screen.read(4096) or b""
+        os.close(its_end)
+    assert done.returncode == 0, shown
+    assert b"observing" in shown
+    assert b"keys" in shown
 
 
 def test_keys_go_in_the_order_of_their_deadlines(client: redis.Redis) -> None:
