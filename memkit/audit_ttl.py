@@ -366,11 +366,12 @@ def _windows(
         if count < at_least:
             continue
         around = _around(values, low, high, spread_over, wide=wide)
-        usual = max(around.below, around.overall) if wide else max(around)
+        # Reads smear a TTL downwards only, so its upper edge is sharp. Near the grain, that is all there is to see.
+        by_edge = wide or low < 20 * IDLE_GRAIN_MS
+        usual = max(around.below, around.overall) if by_edge else max(around)
         surprise = count * math.log(count / usual) - (count - usual)
         enough = SURE_NATS + math.log(max(spread_over / (high - low), 1))
-        # Reads smear a TTL downwards only: its upper edge is sharp.
-        stands_out = count > 1.7 * usual and count > 5 * around.above if wide else count > 4 * usual
+        stands_out = count > 1.7 * usual and count > 5 * around.above if by_edge else count > 4 * usual
         if stands_out and surprise > enough:
             found.append(Cluster(values[first], values[last - 1], count, wide))
     return _best_of_overlapping(found)

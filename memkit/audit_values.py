@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from memkit import formats
 from memkit.audit_expect import Expectation
@@ -26,7 +26,6 @@ from memkit.formats.model import JSON_KIND, Hit, Known, Problem, Raw, Turn, Want
 from memkit.reading import Budget, Reader
 
 FEWEST_VALUES = 5_000
-MOST_SIBLINGS = 20_000
 MOST_INDEXES = 300
 MOST_MEMBERS = 20_000
 BATCH_KEYS = 200
@@ -49,13 +48,22 @@ class Values:
     sent: Counter[str] = field(default_factory=Counter)
 
 
-@dataclass
-class _Session:
-    """One key of an expectation with what its payload says."""
+class _Dated(NamedTuple):
+    """A key with the newest date that its payload gives itself, ms; None where it gives none."""
 
     facts: KeyFacts
-    raw: Raw
-    dates: list[float] = field(default_factory=list)
+    newest: float | None
+
+
+@dataclass
+class _Looked:
+    """What the values of one expectation showed; the values themselves are let go, batch by batch."""
+
+    tried: int = 0
+    dated: list[_Dated] = field(default_factory=list)
+    faults: defaultdict[tuple[str, str], list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
+    problems: dict[tuple[str, str], Problem] = field(default_factory=dict)
+    members: defaultdict[tuple[str, str, str], list[Member]] = field(default_factory=lambda: defaultdict(list))
 
 
 def check_values(
@@ -75,17 +83,16 @@ def check_values(
     there = {to_name(one.key): one for one in keys}
     for one in meant:
         own = one.of(keys)
-        sessions, groups, tried = _read(reader, own, within_s=within_s)
-        if tried < len(own):
-            found.notes.append(f"values of {tried:,} of {len(own):,} keys under {one.prefix} were read")
-        problems = list(_problems(reader, groups))
-        broken = _broken(sessions, problems)
-        dangling = [problem for problem in problems if problem.cause == "dangling"]
+        looked = _read(reader, own, within_s=within_s)
+        if looked.tried < len(own):
+            found.notes.append(f"values of {looked.tried:,} of {len(own):,} keys under {one.prefix} were read")
+        problems = list(looked.problems.values())
+        dated = [session for session in looked.dated if not short(session.facts)]
         found.findings += [finding for finding in (
-            _corrupt(one, broken, len(sessions)),
-            _dangling(one, dangling, len(sessions)),
-            _torn_by_store(one, groups, there, len(sessions)),
-            _not_refreshed(one, [session for session in sessions if not short(session.facts)], found.notes),
+            _corrupt(one, _broken(looked), len(looked.dated)),
+            _dangling(one, [problem for problem in problems if problem.cause == "dangling"], len(looked.dated)),
+            _torn_by_store(one, looked),
+            _not_refreshed(one, dated, found.notes),
         ) if finding]  # fmt: skip
     if not any(finding.cause == "dangling" for finding in found.findings):
         found.findings += _indexes(reader, meant, keys, there)
@@ -108,73 +115,68 @@ def _count_commands(reader: Reader, sent: Counter[str]) -> None:
         connection.send_packed_command = counted  # type: ignore[method-assign]
 
 
-Groups = Mapping[tuple[str, str, str], Mapping[str, tuple[Hit, Raw]]]
-
-
-def _read(reader: Reader, keys: Sequence[KeyFacts], *, within_s: float) -> tuple[list[_Session], Groups, int]:
-    """Return the keys with their values, those of known stores by session, and how many were tried."""
-    until, tried = time.monotonic() + max(within_s, 1.0), 0
-    sessions: list[_Session] = []
-    groups: defaultdict[tuple[str, str, str], dict[str, tuple[Hit, Raw]]] = defaultdict(dict)
-    for start in range(0, len(keys), BATCH_KEYS):
-        if tried >= FEWEST_VALUES and time.monotonic() > until:
+def _read(reader: Reader, keys: Sequence[KeyFacts], *, within_s: float) -> _Looked:
+    """Read values batch by batch, in the order of names, so that a session's keys are together; keep what they show."""
+    until = time.monotonic() + max(within_s, 1.0)
+    looked = _Looked()
+    in_order = sorted(keys)
+    for start in range(0, len(in_order), BATCH_KEYS):
+        if looked.tried >= FEWEST_VALUES and time.monotonic() > until:
             break
-        batch = {to_name(one.key): one for one in keys[start : start + BATCH_KEYS]}
-        tried += len(batch)
+        batch = {to_name(one.key): one for one in in_order[start : start + BATCH_KEYS]}
+        looked.tried += len(batch)
         reader.budget = Budget()
-        for name, loaded in reader.load(Want(name, "") for name in batch).items():
-            if loaded is None or loaded.raw.unread:
-                continue
-            sessions.append(_Session(batch[name], loaded.raw, list(_dates(loaded.raw))))
-            hit = formats.recognise(loaded.raw)
-            if hit:
-                groups[hit.group][name] = (hit, loaded.raw)
-    return sessions, groups, tried
+        loaded = reader.load(Want(name, "") for name in batch)
+        raws = [one.raw for one in loaded.values() if one is not None and not one.raw.unread]
+        _note(looked, raws, batch)
+        _decode(reader, looked, raws, batch)
+    return looked
 
 
-def _torn_by_store(meant: Expectation, groups: Groups, there: Mapping[str, KeyFacts], looked: int) -> Finding | None:
-    """Return the finding of sessions in parts that only the payload shows to be one session's."""
-    several = [
-        [Member(there[name], hit.session, hit.part) for name, (hit, _) in members.items() if name in there]
-        for members in groups.values()
-        if len(members) > 1
+def _note(looked: _Looked, raws: Sequence[Raw], batch: Mapping[str, KeyFacts]) -> None:
+    for raw in raws:
+        facts = batch[raw.name]
+        looked.dated.append(_Dated(facts, _newest(raw, facts)))
+        for place, payload in _payloads(raw):
+            if (fault := _fault(payload)) is not None:
+                looked.faults[raw.kind, place].append((raw.name, fault))
+
+
+def _decode(reader: Reader, looked: _Looked, raws: Sequence[Raw], batch: Mapping[str, KeyFacts]) -> None:
+    """Note what the known stores' own decoders find wrong with each session, its missing keys looked up first."""
+    groups: defaultdict[tuple[str, str, str], dict[str, tuple[Hit, Raw]]] = defaultdict(dict)
+    for raw in raws:
+        hit = formats.recognise(raw)
+        if hit:
+            groups[hit.group][raw.name] = (hit, raw)
+            looked.members[hit.group].append(Member(batch[raw.name], hit.session, hit.part))
+    sessions = [
+        Known(next(iter(of.values()))[0], {name: raw for name, (_, raw) in of.items()}) for of in groups.values()
     ]
-    return torn_sessions(meant, several, sampled=looked).finding if meant.ttl_ms else None
+    wants = [
+        [want for want in formats.format_of(one.hit.store).wants(one) if want.name not in one.keys] for one in sessions
+    ]
+    siblings = reader.load({want.name: want for of in wants for want in of}.values())
+    for known, missing in zip(sessions, wants, strict=True):
+        also = {want.name: one.raw if (one := siblings.get(want.name)) else None for want in missing}
+        for item in formats.decode(Known(known.hit, {**known.keys, **also})):
+            if isinstance(item, Problem):
+                looked.problems[item.cause, item.key] = item
 
 
-def _problems(reader: Reader, groups: Groups) -> Iterator[Problem]:
-    """Yield what the known stores' own decoders find wrong with each session, its missing keys looked up first."""
-    wants: dict[str, Want] = {}
-    for members in groups.values():
-        known = _known(members)
-        wants |= {
-            want.name: want for want in formats.format_of(known.hit.store).wants(known) if want.name not in members
-        }
-    reader.budget = Budget()
-    siblings = reader.load(list(wants.values())[:MOST_SIBLINGS])
-    for members in groups.values():
-        known = _known(members)
-        also = {want.name: siblings.get(want.name) for want in formats.format_of(known.hit.store).wants(known)}
-        keys = {**{name: one.raw if one else None for name, one in also.items()}, **known.keys}
-        yield from (item for item in formats.decode(Known(known.hit, keys)) if isinstance(item, Problem))
-
-
-def _known(members: Mapping[str, tuple[Hit, Raw]]) -> Known:
-    return Known(next(iter(members.values()))[0], {name: raw for name, (_, raw) in members.items()})
+def _torn_by_store(meant: Expectation, looked: _Looked) -> Finding | None:
+    """Return the finding of sessions in parts that only the payload shows to be one session's."""
+    several = [members for members in looked.members.values() if len(members) > 1]
+    return torn_sessions(meant, several, sampled=len(looked.dated)).finding if meant.ttl_ms else None
 
 
 # -- corrupt -----------------------------------------------------------------------------------------------------------
 
 
-def _broken(sessions: Sequence[_Session], problems: Iterable[Problem]) -> dict[str, str]:
+def _broken(looked: _Looked) -> dict[str, str]:
     """Return the keys with a payload that cannot be read, and why."""
-    broken = {problem.key: problem.says for problem in problems if problem.cause == "corrupt"}
-    places: defaultdict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
-    for session in sessions:
-        for field_name, payload in _payloads(session.raw):
-            if (fault := _fault(payload)) is not None:
-                places[session.raw.kind, field_name].append((session.raw.name, fault))
-    for found in places.values():
+    broken = {problem.key: problem.says for problem in looked.problems.values() if problem.cause == "corrupt"}
+    for found in looked.faults.values():
         documents = sum(fault == "" for _, fault in found)
         for name, fault in found:
             # What begins like JSON and is none is broken; what is something else, only where its neighbours are JSON.
@@ -268,19 +270,19 @@ def _date(value: Any) -> Iterator[float]:
         yield found * 1000
 
 
-def _not_refreshed(meant: Expectation, sessions: Sequence[_Session], notes: list[str]) -> Finding | None:
+def _not_refreshed(meant: Expectation, sessions: Sequence[_Dated], notes: list[str]) -> Finding | None:
     """Compare each session's newest date with its deadline: a write that renews leaves a whole TTL after it."""
-    if meant.policy.kind != "sliding" or meant.ttl_ms is None:
+    if meant.policy.kind != "sliding" or meant.ttl_ms is None or not sessions:
         return None
-    dated = [(one, newest) for one in sessions if one.facts.deadline_ms and (newest := _newest(one)) is not None]
+    dated = [(facts, newest) for facts, newest in sessions if facts.deadline_ms and newest is not None]
     if not dated:
         notes.append(f"not_refreshed: no payload under {meant.prefix} tells when it was written")
         return None
     tolerance = LATE_MS + 1.1 * meant.jitter * meant.ttl_ms
-    late = [(one, at) for one, at in dated if at - ((one.facts.deadline_ms or 0) - meant.ttl_ms) > tolerance]
+    late = [(one, at) for one, at in dated if at - ((one.deadline_ms or 0) - meant.ttl_ms) > tolerance]
     if len(late) < max(min(3, len(dated)), 0.05 * len(dated)):
         return None
-    left = sorted((one.facts.deadline_ms or 0) - at for one, at in late)[len(late) // 2]
+    left = sorted((one.deadline_ms or 0) - at for one, at in late)[len(late) // 2]
     first = min(at for _, at in late)
     return Finding(
         "not_refreshed",
@@ -302,10 +304,9 @@ def _not_refreshed(meant: Expectation, sessions: Sequence[_Session], notes: list
     )
 
 
-def _newest(session: _Session) -> float | None:
-    """Return the newest date of a payload that is not in the future."""
-    past = [at for at in session.dates if at <= session.facts.seen_ms + 60_000]
-    return max(past, default=None)
+def _newest(raw: Raw, facts: KeyFacts) -> float | None:
+    """Return the newest date of a payload that is not in the future, in ms."""
+    return max((at for at in _dates(raw) if at <= facts.seen_ms + 60_000), default=None)
 
 
 # -- dangling ----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -29,7 +30,7 @@ def plot_ttl_now(report: AuditReport, ax: Axes | None = None) -> Axes:
     left = left[left > 0]
     low = max(0.5, left.min() / 2) if len(left) else 0.5
     high = max(3 * (_expected_s(report) or 1.0), 2 * left.max() if len(left) else 60.0)
-    ax.hist(left, bins=np.geomspace(low, high, 60), color=SKY, edgecolor=BLUE, lw=0.6)
+    ax.hist(left, bins=np.geomspace(low, high, 60).tolist(), color=SKY, edgecolor=BLUE, lw=0.6)
     expected = _expected_s(report)
     if expected:
         ax.axvline(expected, color=GREEN, lw=2, ls="--")
@@ -54,7 +55,7 @@ def plot_deadlines(report: AuditReport, ax: Axes | None = None) -> Axes:
     days = np.array([((one.deadline_ms or 0) / 1000 - now_s) / DAY_S for one in _mortal(report)])
     expected = _expected_s(report)
     horizon = 1.15 * max([(expected or DAY_S) / DAY_S, *days[days < 400]])
-    ax.hist(np.clip(days, 0, horizon), bins=np.linspace(0, horizon, 80), color=SKY, edgecolor=BLUE, lw=0.6)
+    ax.hist(np.clip(days, 0, horizon), bins=np.linspace(0, horizon, 80).tolist(), color=SKY, edgecolor=BLUE, lw=0.6)
     conclusion = "deadlines reach as far as the expected TTL"
     if expected:
         ax.axvline(expected / DAY_S, color=GREEN, lw=2, ls="--")
@@ -83,7 +84,9 @@ def plot_future(report: AuditReport, ax: Axes | None = None) -> Axes:
     if expected:
         ideal = np.clip(1 - times / expected, 0, 1)
         ax.plot(times, ideal, color=GREEN, lw=2, ls="--", label="steady traffic under the expected TTL")
-    ax.set(xscale="log", xlim=(low, high), ylim=(-0.02, 1.05), xlabel="time from now (log)", ylabel="sessions still there")
+    ax.set(
+        xscale="log", xlim=(low, high), ylim=(-0.02, 1.05), xlabel="time from now (log)", ylabel="sessions still there"
+    )
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     _time_axis(ax.xaxis)
     ax.legend(loc="lower left", framealpha=0.85, edgecolor="none", facecolor="white", fontsize=9, labelcolor=INK)
@@ -104,13 +107,17 @@ def plot_ends(report: AuditReport, ax: Axes | None = None) -> Axes:
     ax.set(yticks=[0, 1], yticklabels=["expired", "evicted"], xlabel="keys since the server started")
     ax.set_xlim(0, max(1, *counts) * 1.15)
     ax.invert_yaxis()
-    conclusion = "keys are evicted for lack of memory" if counts[1] else "nothing was evicted: what is gone expired or was deleted"
+    conclusion = (
+        "keys are evicted for lack of memory"
+        if counts[1]
+        else "nothing was evicted: what is gone expired or was deleted"
+    )
     _finish(ax, conclusion, _source(report))
     ax.set_label(f"Expired: {counts[0]:,} keys; evicted: {counts[1]:,} keys. {conclusion}.")
     return ax
 
 
-def _near(ax: Axes) -> dict[str, object]:
+def _near(ax: Axes) -> dict[str, Any]:
     return {
         "xycoords": ax.get_xaxis_transform(),
         "textcoords": "offset points",
@@ -143,7 +150,7 @@ def _shortened(report: AuditReport) -> Finding | None:
     return next((finding for finding in report.findings if finding.cause in causes), None)
 
 
-def _share_below(left: np.ndarray, expected: float | None) -> str:
+def _share_below(left: Any, expected: float | None) -> str:
     if not len(left):
         return "none has one"
     edge = 600.0 if expected is None or expected > 1_200 else expected / 2
@@ -152,11 +159,11 @@ def _share_below(left: np.ndarray, expected: float | None) -> str:
 
 def _source(report: AuditReport) -> str:
     server = report.server
-    grey = f"{server['flavour']} {server['version']}, {report.sample['keys']:,} of {report.sample['of']:,} keys looked at"
+    grey = (
+        f"{server['flavour']} {server['version']}, {report.sample['keys']:,} of {report.sample['of']:,} keys looked at"
+    )
     return f"{grey}, {_minute(report.at)}"
 
 
 def _minute(at: datetime) -> str:
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
-
-

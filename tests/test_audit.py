@@ -25,10 +25,12 @@ from memkit.server import RedisServer, free_port
 
 LANES = [name for name, binary in every_server().items() if binary]
 HARMLESS = {
-    "auth", "client", "client|list", "client|no-evict", "client|no-touch", "client|setinfo", "config|get", "dbsize", "exists",
+    "auth", "client", "client|list", "client|no-evict", "client|no-touch", "client|setinfo", "config|get", "dbsize",
+    "exists",
     "get", "getrange", "hello", "hgetall", "hlen", "hmget", "info", "llen", "lrange", "memory|usage", "object|encoding",
     "object|idletime", "pexpiretime", "ping", "pttl", "randomkey", "scan", "scard", "select", "slowlog|get", "smembers",
-    "smismember", "strlen", "time", "type", "zcard", "zmscore", "zrange", "command", "config", "memory", "object", "slowlog",
+    "smismember", "strlen", "time", "type", "zcard", "zmscore", "zrange", "command", "config", "memory", "object",
+    "slowlog",
 }  # fmt: skip
 
 
@@ -264,8 +266,8 @@ def test_expectations_are_read_as_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "key", "matches"),
-    [("a*c", b"abc", True), ("a?c", b"abc", True), ("a[^b]c", b"abc", False), ("a[a-c]c", b"abc", True), (r"a\*c", b"abc", False),
-     ("*", b"\xff\n", True), ("a.c", b"abc", False)],
+    [("a*c", b"abc", True), ("a?c", b"abc", True), ("a[^b]c", b"abc", False), ("a[a-c]c", b"abc", True),
+     (r"a\*c", b"abc", False), ("*", b"\xff\n", True), ("a.c", b"abc", False)],
 )  # fmt: skip
 def test_patterns_match_as_redis_matches(pattern: str, key: bytes, matches: bool) -> None:
     assert bool(glob_expression(pattern).fullmatch(key)) is matches
@@ -368,7 +370,7 @@ def test_sessions_deleted_during_the_audit_are_missed() -> None:
         for number in range(300):
             client.set(f"chat:{number}", "x", ex=604_800)
 
-        def delete(done: int, of: int) -> None:
+        def delete(_done: int, _of: int) -> None:
             client.unlink(*[f"chat:{number}" for number in range(0, 300, 3)])
 
         report = audit(server.url, expect={"chat:*": "7d"}, progress=delete)

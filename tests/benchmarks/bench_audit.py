@@ -120,9 +120,8 @@ def main(keys: int) -> None:
         idle = neighbour(server.url, None)
         busy = neighbour(server.url, lambda: separately(PEAK, server.url, "full", "0.25"))
         print(f"neighbour's GET p99: {idle:.2f} ms idle, {busy:.2f} ms during a full pass: {busy / idle:.1f} x")
-        print(
-            f"peak memory: {small} MB at {keys // 10:,} keys, {separately(PEAK, server.url, 'full', '1')} MB at {keys:,}"
-        )
+        large = separately(PEAK, server.url, "full", "1")
+        print(f"peak memory: {small} MB at {keys // 10:,} keys, {large} MB at {keys:,}")
         print(f"this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MB")
 
 
