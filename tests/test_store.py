@@ -584,11 +584,14 @@ def test_shorten_may_also_lift_the_deadline(client: redis.Redis) -> None:
     assert left_ms(client) == -1
 
 
-def test_a_deadline_that_others_shortened_is_renewed(client: redis.Redis) -> None:
-    store = policed(client, "7d")
+@pytest.mark.parametrize("policy", ["7d", ExpiryPolicy.absolute("7d")])
+@pytest.mark.parametrize("name", WRITES)
+def test_a_deadline_that_others_shortened_is_renewed(client: redis.Redis, policy: Any, name: str) -> None:
+    store = policed(client, policy)
+    store.append("a", {"id": "x"})
     store.append("a", HI)
     client.expire("session:a", 5)
-    store.append("a", HI)
+    writes(store)[name]()
     assert left_ms(client) > 604_790_000
 
 

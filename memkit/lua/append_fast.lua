@@ -1,24 +1,26 @@
--- The usual append, in front of everything else because it is most of a store's life: one element to a session that is as
--- the caller saw it last, under the store's own policy, without vectors. Whatever is unusual falls through to append.lua;
--- until then nothing is written but a deadline that was due anyway. (Half the time of the general way: measured.)
+-- The usual append, in front of everything else because it is most of a store's life: one element to a session that is
+-- as the caller saw it last, under the store's own policy, without vectors. Whatever is unusual falls through to
+-- append.lua, and until then nothing is written. (Half the time of the general way: measured.)
 do
   local key, head, last = KEYS[1], redis.call('LINDEX', KEYS[1], '0'), redis.call('LINDEX', KEYS[1], '-1')
   if head and #ARGV == 6 and ARGV[5] ~= '' then
-    local policy, kind, ttl, born, created, version, rest = string.match(head, '^{"memkit":1,"policy":"((%a+) ?(%d*)[^"]*)",'
-      .. '"born":"([^"]+)","created_ms":(%d+),"version":(%d+),"updated_ms":%d+,"(.)')
+    local policy, kind, ttl, born, created, version, rest = string.match(head, '^{"memkit":1,"policy":'
+      .. '"((%a+) ?(%d*)[^"]*)","born":"([^"]+)","created_ms":(%d+),"version":(%d+),"updated_ms":%d+,"(.)')
     local seen, ends = string.match(last, '^"[%w_-]........(%x+)%.'), string.byte(last, -1)
     if policy == ARGV[1] and seen and rest ~= 'v' and ARGV[5] == born .. ' ' .. seen and (ends == 125 or ends == 93)
       and string.sub(head, -8) == '"end":1}' and tonumber(seen, 16) >= tonumber(version) then
-      local left = kind == 'never' and 0 or redis.call('PTTL', key)
+      local time = redis.call('TIME')
+      local age = time[1] * 1000 + math.floor(time[2] / 1000) - created
+      local want = kind == 'absolute' and ttl - age or tonumber(ttl)
+      local left = want and redis.call('PTTL', key) or 0
       if left >= 0 then
-        if kind == 'sliding' and left < tonumber(ttl) then
-          redis.call('SETNX', key, '') -- refused when memory is full, as in admit(); RPUSH as the first write is by itself
-          redis.call('PEXPIRE', key, ttl)
+        if want and left < want then
+          -- As in admit(): refused when memory is full. Where RPUSH is the first write, it is so itself.
+          redis.call('SETNX', key, '')
+          redis.call('PEXPIRE', key, string.format('%.0f', want))
         end
-        local time = redis.call('TIME')
-        local after = math.max(0, time[1] * 1000 + math.floor(time[2] / 1000) - created)
         local made = string.format('%x', tonumber(seen, 16) + 1)
-        redis.call('RPUSH', key, '"' .. ARGV[3] .. made .. string.format('.%x",', after) .. ARGV[6])
+        redis.call('RPUSH', key, '"' .. ARGV[3] .. made .. string.format('.%x",', math.max(0, age)) .. ARGV[6])
         return born .. ' ' .. made
       end
     end

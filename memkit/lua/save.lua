@@ -1,5 +1,5 @@
--- Replaces the dialogue. ARGV[4]: the version it must have ("": any; 0: no such session), "version born" where the caller
--- knows whose it is; [5...]: JSON of messages, after their id where they have one of their own.
+-- Replaces the dialogue. ARGV[4]: the version it must have ("": any; 0: no such session), "version born" where the
+-- caller knows whose it is; [5...]: JSON of messages, after their id where they have one of their own.
 local PORTION, TRACES = 100, 64
 
 local h = read(true)

@@ -7,7 +7,8 @@ local HEADER = '^{"memkit":1,"policy":"((%l+) ?(%d*)[ reads]*)","born":"([%w_-]+
   .. '"updated_ms":%d+,()'
 local LIVES = {sliding = true, absolute = true, never = false} -- and whether each has a TTL
 local KEPT_CALLS, NONCE, CALL = 255, 9, 17
-local NO_NONCE = '.........' -- in the stamps of a save
+local NO_NONCE = string.rep('.', NONCE) -- in the stamps of a save
+local ELEMENT = '^"(' .. string.rep('[%w._-]', NONCE) .. ')(%x+)%.%x+(%.?[%w_-]*)",(.)'
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
@@ -18,7 +19,7 @@ local function whole(n) return string.format('%.0f', n) end
 local function element(raw)
   local from, closes = string.byte(raw, 1), string.byte(raw, -1)
   if from == 91 then return closes == 93 and 0 or nil, NO_NONCE, '' end -- [ and ]
-  local call, version, own, opens = string.match(raw, '^"([%w._-][%w._-][%w._-][%w._-][%w._-][%w._-][%w._-][%w._-][%w._-])(%x+)%.%x+(%.?[%w_-]*)",(.)')
+  local call, version, own, opens = string.match(raw, ELEMENT)
   -- A message, a list of them, or a text.
   if version and (opens == '{' and closes == 125 or opens == '[' and closes == 93 or opens == '"' and closes == 34) then
     return tonumber(version, 16), call, own
@@ -47,8 +48,8 @@ local function read(alone)
   if not head then return nil end
   local policy, kind, ttl, born, created, version, tail = string.match(head, HEADER)
   if not policy or LIVES[kind] ~= (ttl ~= '') or string.sub(head, -8) ~= '"end":1}' then return damaged(head) end
-  local h = {head = head, tail = tail, policy = policy, kind = kind, ttl = tonumber(ttl), born = born, created = created,
-    version = tonumber(version), vectors = string.sub(head, tail, tail + 11) == '"vectors":1,'}
+  local h = {head = head, tail = tail, policy = policy, kind = kind, ttl = tonumber(ttl), born = born,
+    created = created, version = tonumber(version), vectors = string.sub(head, tail, tail + 11) == '"vectors":1,'}
   local last = not alone and redis.call('LINDEX', key, '-1')
   if last and last ~= head then
     local last_version = element(last)

@@ -1,5 +1,5 @@
--- Renews the deadline and changes nothing else: version and policy stay as they were written. Needs no memory, so that a
--- read that renews works when memory is full.
+-- Renews the deadline and changes nothing else: version and policy stay as they were written. Needs no memory, so that
+-- a read that renews works when memory is full.
 local h = read()
 if not h then return GONE end
 if h.err then return h end
