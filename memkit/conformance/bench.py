@@ -75,7 +75,7 @@ class Bench:
 
     def replace_server(self) -> None:
         """Go on with another server after a store hung: whatever it still does is done to the old one."""
-        self._open.clear()
+        self.abandon_handles()
         self.stop()
         self.start()
 
@@ -108,6 +108,10 @@ class Bench:
         while self._open:
             with contextlib.suppress(Exception):
                 self._open.pop().close()
+
+    def abandon_handles(self) -> None:
+        """Leave the open handles as they are: those of a store that hung may hang again."""
+        self._open.clear()
 
     def restarted(self) -> None:
         """Start the server again after a kill, and connect to it anew."""

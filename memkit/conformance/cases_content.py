@@ -122,8 +122,8 @@ def order(bench: Bench) -> None:
     for number in range(3):
         talk.say(f"{number} by a client of its own", by=talk.reopened())
     # As fast as it goes: several in a millisecond.
-    for number in range(200):
-        text = f"{(200 - number) * 7 % 211} in quick succession"
+    for number in range(100):
+        text = f"{(100 - number) * 7 % 101} in quick succession"
         talk.handle.append("user", text)
         talk.said.append(("user", text))
     talk.expect(f"{len(talk.said)} messages, written one after the other")

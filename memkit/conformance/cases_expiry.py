@@ -14,7 +14,7 @@ MINUTE_S, DAY_S = 60.0, 86_400.0
 WEEK_S = 7 * DAY_S
 SHORT_S = 300.0
 LONG_TEXT = "a pasted document " * 20_000
-MANY = 300
+MANY = 150
 LEFT_BEHIND_AFTER_S = 60.0
 NARROW_S = 0.25
 """How far from a deadline that is a fraction of a second the suite looks."""
@@ -138,7 +138,7 @@ def long_talk_stays_whole(bench: Bench) -> None:
     needs_ttl=True,
 )
 def long_dialogue_lives_as_one(bench: Bench) -> None:
-    """A dialogue of 300 messages is renewed as a whole, expires as a whole, and is cleared as a whole."""
+    """A dialogue of 150 messages is renewed as a whole, expires as a whole, and is cleared as a whole."""
     belongings = Belongings(bench)
     talk, cleared = Talk(bench), Talk(bench, "cleared")
     for session in (talk, cleared):

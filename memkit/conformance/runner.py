@@ -255,6 +255,7 @@ def ask_all(
             answers.append(ask(case, bench, limit_s=limit_s))
             on_case(answers[-1])
             if answers[-1].hung:
+                bench.abandon_handles()
                 break
     return Result(adapter.name, server, tuple(answers), round(time.monotonic() - began, 2))
 
@@ -283,19 +284,36 @@ def run(
     answers: list[CaseResult] = []
     told: dict[str, str] = {"store": spec, "server": ""}
     while len(answers) < len(wanted):
-        count, hangs = len(answers), sum(case.hung for case in answers)
+        hangs = sum(case.hung for case in answers)
         if hangs == MOST_HANGS:
-            answers += [_lost(name, f"not asked: {hangs} cases hung before it") for name in wanted[count:]]
-            break
-        # A store that hung once is given less time: the whole run should end, too.
-        for line in _worker(spec, limit_s / 3 if hangs else limit_s, wanted[count:]):
-            _take(line, answers, told, on_case)
-        if len(answers) == count:
-            answers.append(
-                _lost(wanted[count], f"the process ended during this case: {told.get('died') or 'no reason given'}")
-            )
-            on_case(answers[-1])
+            answers += [_lost(name, f"not asked: {hangs} cases hung before it") for name in wanted[len(answers) :]]
+        else:
+            # A store that hung once is given less time: the whole run should end, too.
+            _go_on(spec, limit_s / 3 if hangs else limit_s, wanted[len(answers) :], answers, told, on_case)
     return Result(told["store"], told["server"], tuple(answers), round(time.monotonic() - began, 2))
+
+
+def _go_on(
+    spec: str,
+    limit_s: float,
+    names: list[str],
+    answers: list[CaseResult],
+    told: dict[str, str],
+    on_case: Callable[[CaseResult], None],
+) -> None:
+    """Ask from the first of the cases on, until the process hangs or dies or all are answered; at least one is."""
+    count = len(answers)
+    try:
+        for line in _worker(spec, limit_s, names):
+            _take(line, answers, told, on_case)
+    except AdapterError as error:
+        if not count:
+            raise
+        told["died"] = str(error)
+    if len(answers) == count:
+        why = told.get("died") or "no reason given"
+        answers.append(_lost(names[0], f"the process ended during this case: {why}"))
+        on_case(answers[-1])
 
 
 def _take(
