@@ -133,7 +133,7 @@ def test_ended_by_ctrl_c_it_succeeds_and_nothing_stays(start: Callable[..., Lab]
     lab.ask("POST", "kernels")
     lab.process.send_signal(signal.SIGINT)
     assert lab.process.wait(GONE_WITHIN_S) == 0
-    assert lab.left() == []
+    wait_until(lambda: not lab.left(), within_s=GONE_WITHIN_S)
 
 
 @linux
