@@ -113,11 +113,15 @@ class Talk:
 
 def alive_before(bench: Bench, deadline_s: float, look: Callable[[], None], *, margin_s: float = MARGIN_S) -> None:
     """Look just before a deadline; raise Stalled when this machine was too slow for that."""
+    latest_s = deadline_s - min(CLOCK_STEP_S, margin_s / 4)
+    # Time can be moved back, but what has expired meanwhile stays gone.
+    if bench.now_s() > latest_s:
+        raise Stalled("the machine was busy across a deadline")
     bench.move_to(deadline_s - margin_s)
     try:
         look()
     except Exception:
-        if bench.now_s() > deadline_s - min(CLOCK_STEP_S, margin_s / 4):
+        if bench.now_s() > latest_s:
             raise Stalled("the machine was busy across a deadline") from None
         raise
 
