@@ -130,7 +130,7 @@ def test_policies_and_damage_are_told_here_too(store: MemoryStore, client: redis
 @example("{}")
 @example("{}{a}")
 @example("}{a}")
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_vectors_are_in_the_session_s_slot(client: redis.RedisCluster, key: str) -> None:
     vectors = vectors_key(key)
     assert vectors != key.encode()

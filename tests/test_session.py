@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memkit import session
@@ -72,6 +72,7 @@ def exactly(value: Any) -> str:
     return repr(value)
 
 
+@settings(max_examples=50)
 @given(st.lists(messages, max_size=40), st.booleans())
 def test_messages_come_back_exactly(dialogue: list[dict[str, Any]], saved: bool) -> None:
     elements = stored(encode_messages(dialogue, listed=saved), saved=saved)
@@ -80,6 +81,7 @@ def test_messages_come_back_exactly(dialogue: list[dict[str, Any]], saved: bool)
     assert exactly(one_by_one) == exactly(dialogue)
 
 
+@settings(max_examples=50)
 @given(st.lists(messages, max_size=20), st.lists(messages, max_size=20))
 def test_what_was_appended_to_a_save_comes_behind_it(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> None:
     elements = stored(encode_messages(before, listed=True), saved=True) + stored(encode_messages(after), saved=False)

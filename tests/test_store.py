@@ -199,26 +199,37 @@ def calls(store: MemoryStore) -> dict[str, Callable[[], Write[int]]]:
 
 
 @pytest.mark.parametrize("name", sorted(calls(MemoryStore(redis.Redis(), prefix=""))))
-@pytest.mark.parametrize("seen", [True, False])
-@pytest.mark.parametrize("between", ["nothing", "appends", "updates"])
+@pytest.mark.parametrize(
+    ("seen", "between"), [(True, "nothing"), (False, "nothing"), (True, "appends"), (True, "updates")]
+)
 def test_a_call_that_is_sent_again_changes_nothing(store: MemoryStore, name: str, seen: bool, between: str) -> None:
     MemoryStore(store._client, prefix="session:", ttl="7d").append("a", HI)
     if seen:
         store.load("a")
     write = calls(store)[name]()
     first = store._write(write)
-    if between == "appends":
-        others = MemoryStore(store._client, prefix="session:", ttl="7d")
-        for n in range(100):
-            others.append("a", {"other": n})
-    if between == "updates":
-        for n in range(254):
-            MemoryStore(store._client, prefix="session:", ttl="7d").update("a", summary=str(n))
+    others = MemoryStore(store._client, prefix="session:", ttl="7d")
+    for n in range(100 if between == "appends" else 0):
+        others.append("a", {"other": n})
+    for n in range(30 if between == "updates" else 0):
+        others.update("a", summary=str(n))
     before = store._client.lrange("session:a", 0, -1)
     again = store._write(write)
     assert store._client.lrange("session:a", 0, -1) == before
     if name != "append of nothing":
         assert again == first
+
+
+@pytest.mark.parametrize("name", ["save", "update", "put_vectors"])
+def test_a_call_is_known_for_255_writes(store: MemoryStore, name: str) -> None:
+    store.append("a", HI)
+    write = calls(store)[name]()
+    first = store._write(write)
+    for n in range(254):
+        store.update("a", summary=str(n))
+    before = store._client.lrange("session:a", 0, -1)
+    assert store._write(write) == first
+    assert store._client.lrange("session:a", 0, -1) == before
 
 
 @pytest.mark.parametrize("name", ["append", "append of several", "append with own id", "save", "update", "put_vectors"])
@@ -1004,11 +1015,11 @@ class Model(RuleBasedStateMachine):
 @pytest.mark.usefixtures("client")
 def test_a_session_is_what_a_model_says(server: RedisServer) -> None:
     machine = type("Machine", (Model,), {"server": server})
-    run_state_machine_as_test(machine, settings=settings(max_examples=8, stateful_step_count=25, deadline=None))
+    run_state_machine_as_test(machine, settings=settings(max_examples=5, stateful_step_count=25, deadline=None))
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_id_is_listed_and_found(client: redis.Redis, session_id: str) -> None:
     store = MemoryStore(client, prefix="any:", ttl="7d")
     store.save(session_id, [HI])

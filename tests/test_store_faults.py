@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +17,10 @@ import redis
 from servers import every_server, start
 
 import memkit.store
-from memkit.errors import DecodeError, SessionNotFound
+from memkit.connect import connect
+from memkit.errors import DecodeError, ServerError, SessionNotFound
 from memkit.policy import ExpiryPolicy
-from memkit.server import RedisServer
+from memkit.server import RedisServer, free_port
 from memkit.store import MemoryStore
 
 HI = {"role": "user", "content": "hi"}
@@ -487,3 +491,25 @@ def test_a_server_of_another_lane_is_started_by_name() -> None:
             with start(name) as server, server.client() as client:
                 info = client.info("server")
                 assert (info.get("valkey_version") or info["redis_version"]) == binary.version
+
+
+def test_a_tls_url_will_do(any_server: RedisServer, tmp_path: Path) -> None:
+    openssl = shutil.which("openssl")
+    if not openssl:
+        pytest.skip("no openssl on PATH to make a certificate with")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    make = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    subprocess.run([*make, *names, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    port = free_port()
+    tls = {"tls-port": port, "tls-cert-file": certificate, "tls-key-file": key, "tls-ca-cert-file": certificate}
+    try:
+        server = RedisServer(binary=any_server._binary.path, config={**tls, "tls-auth-clients": "no"}).start()
+    except ServerError:
+        pytest.skip(f"{any_server.flavour} {any_server.version} from {any_server.source} was built without TLS")
+    with server, connect(f"rediss://127.0.0.1:{port}/0", ssl_ca_certs=str(certificate)) as client:
+        store = MemoryStore(client, prefix="session:", ttl="7d")
+        store.append("a", HI)
+        assert store.load("a") == [HI]
+        with pytest.raises(redis.ConnectionError), connect(f"redis://127.0.0.1:{port}/0") as plain:
+            plain.ping()

@@ -9,7 +9,7 @@ from servers import every_server
 from stress.exactly_once import CONTROLS, Plan, run_standalone
 
 FIRST = next((name for name in ("redis-8.2", "valkey-9", "redis-7.0") if every_server().get(name)), "redis-8.2")
-SHORT = Plan(FIRST, seconds=3, acknowledged=100, faults=20, writers=4, rate=0.05)
+SHORT = Plan(FIRST, seconds=2, acknowledged=100, faults=20, writers=4, rate=0.05)
 
 
 @pytest.mark.parametrize("writer", ["sync", "async"])
@@ -23,7 +23,7 @@ def test_exactly_once_while_everything_goes_wrong(writer: str, capsys: pytest.Ca
 @pytest.mark.parametrize("says", sorted(CONTROLS))
 def test_the_harness_sees(says: str) -> None:
     for seed in range(5):
-        result = run_standalone(replace(CONTROLS[says], server=FIRST, seconds=1.2, acknowledged=50, seed=seed))
+        result = run_standalone(replace(CONTROLS[says], server=FIRST, seconds=0.8, acknowledged=50, seed=seed))
         if not result.clean:
             return
     pytest.fail(f"{says}, but it was not seen: {result}")
