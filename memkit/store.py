@@ -5,12 +5,12 @@ and may be sent twice, so that retries, redis-py's or the application's, neither
 Each operation is described once, without I/O, as a Read or a Write; the two classes send it.
 
 Promised: a write that is sent again, however often, is done once, while fewer than 255 other writes of its session come
-in between (an append: 1,024); a message with an ``"id"`` of its own is stored once in its session's last 1,024. An
-append that a later save replaced does not come back. Each writer's messages keep their order. Everything acknowledged
-survives a crash with ``appendonly yes`` and ``appendfsync always``. Not promised, since replication is asynchronous: that a
-replica which takes over (Sentinel, Cluster) has what was acknowledged last (``WAIT`` tells), or knows a call that was
-under way; nor what became of a call that raised redis-py's ConnectionError or TimeoutError when its retries were over:
-it was done once or not at all, and with ids of their own its messages may be appended again.
+in between (an append: 1,024); a message with an ``"id"`` of its own is stored once in its session's last 1,024. What a
+later save replaced does not come back (its last 64 appends). Each writer's messages keep their order. Everything
+acknowledged survives a crash with ``appendonly yes`` and ``appendfsync always``. Not promised, since replication is
+asynchronous: that a replica which takes over (Sentinel, Cluster) has what was acknowledged last (``WAIT`` tells), or
+knows a call that was under way. A call that raises redis-py's ConnectionError or TimeoutError when its retries are over
+was done once or not at all; messages with ids of their own may then be appended again.
 
 A user whose rights are limited (ACL) needs, on the sessions' keys, DEL EVAL EVALSHA LINDEX LLEN LRANGE LSET LTRIM
 PERSIST PEXPIRE PTTL RPUSH RPUSHX SETNX TIME; for vectors EXISTS GET GETRANGE SET on theirs; and SCAN for
