@@ -176,7 +176,7 @@ class _Audit:
         findings += self._values(target, sample, findings)
         after = [counters(wire) for wire in self._primaries]
         for evidence, now in zip(self._evidence, after, strict=True):
-            findings += server_findings(evidence, sample.keys, now)
+            findings += server_findings(evidence, sample.keys, now, self._meant)
         gone = deleted_finding(
             self._evidence[0], self._meant, sample.keys, self._vanished(sample, after), looked=sessions
         )
@@ -223,9 +223,7 @@ class _Audit:
             own = [one for one in meant.of(sample.keys) if one.key not in taken]
             taken.update([one.key for one in own] if len(self._meant) > 1 else ())
             diagnosis = diagnose(meant, own, scene)
-            findings += [
-                skewed_ttl(self._evidence[0], finding, sample.keys) or finding for finding in diagnosis.findings
-            ]
+            findings += [skewed_ttl(self._evidence[0], finding) or finding for finding in diagnosis.findings]
             self._notes += diagnosis.notes
             sessions += diagnosis.sessions
         return findings, [] if self._meant else seen_under(sample.keys), sessions
@@ -258,7 +256,7 @@ class _Audit:
         born = [one.born_ms(sample.of) for one in self._evidence]
         if any(one.touched_ms is not None and one.touched_ms < (born[0] or 0) for one in sample.keys):
             born = [None]
-        reads = [one.reads for one in self._evidence]
+        reads = [one.idle_touches for one in self._evidence]
         return Server(
             now_ms=evidence.now_ms,
             born_ms=None if None in born else min(one for one in born if one is not None),

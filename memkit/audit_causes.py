@@ -235,7 +235,7 @@ def _immortal_since(
         return None
     if last is not None and last <= first + 2_000:
         return Since(last, "lower bound")
-    return Since(first + 1_000, "upper bound")
+    return Since(min(first + 1_000, scene.server.now_ms), "upper bound")
 
 
 # -- parts of a session ------------------------------------------------------------------------------------------------
@@ -332,7 +332,8 @@ def _wrong_prefix(
     lives = lives_of(keys)
     ttl = ttl_seen(lives)
     if since is None and lives:
-        since = Since(min(life.deadline - life.set for life in lives) + 1_000, "upper bound")
+        first = min(life.deadline - life.set for life in lives) + 1_000
+        since = Since(min(first, scene.server.now_ms), "upper bound")
     says = f"sessions are written under {prefix or '(no prefix)'} instead of {meant.prefix}"
     return Finding(
         "wrong_prefix",

@@ -13,6 +13,7 @@ from memkit.audit_wire import Reply, Wire, refused
 
 CONFIG_NAMES = ("maxmemory", "maxmemory-policy", "save", "appendonly")
 LRU_CLOCK_WITHIN_S = 0.5
+RENEWALS = ("expire", "pexpire", "expireat", "pexpireat", "getex", "set", "setex", "psetex", "setnx", "mset")
 DELETES = ("del", "unlink", "getdel")
 FLUSHES = ("flushall", "flushdb")
 VALUE_READS = frozenset(
@@ -152,9 +153,33 @@ class Evidence:
         return self.config.get("maxmemory-policy") or self.info.get("maxmemory_policy")
 
     @property
-    def reads(self) -> int | None:
-        """How many commands read values since the server started, or its statistics were reset."""
-        return sum(self.calls.get(name, 0) for name in VALUE_READS) if self.calls else None
+    def idle_touches(self) -> int | None:
+        """How many commands may have touched a key without renewing its TTL, since the start or the last reset."""
+        if not self.calls:
+            return None
+        reads = sum(self.calls.get(name, 0) for name in VALUE_READS)
+        renewals = sum(self.calls.get(name, 0) for name in RENEWALS)
+        return reads + max(0, self.writes - renewals)
+
+    @property
+    def writes(self) -> int:
+        """How many commands wrote values, as far as they are known by name."""
+        return sum(self.calls.get(name, 0) for name in VALUE_WRITES)
+
+    @property
+    def unexplained_changes(self) -> int:
+        """How many changes since the last save no known write made; 0 where there was a save since the start."""
+        if self.number("rdb_saves"):
+            return 0
+        deadlines = sum(self.calls.get(name, 0) for name in ("expire", "pexpire", "expireat", "pexpireat", "persist"))
+        return max(0, (self.number("rdb_changes_since_last_save") or 0) - self.writes - deadlines)
+
+    @property
+    def deadlines_by_clients(self) -> bool:
+        """Whether deadlines may have been computed by clients: absolute ones were set, or SET did not say how."""
+        absolute = any(self.calls.get(name) for name in ("expireat", "pexpireat"))
+        relative = any(self.calls.get(name) for name in ("expire", "pexpire", "setex", "psetex"))
+        return absolute or (bool(self.calls.get("set")) and not relative)
 
     def born_ms(self, keys: int) -> int | None:
         """Return when the server started, if it surely started empty; keys cannot be older than that."""
@@ -165,8 +190,7 @@ class Evidence:
         if {"config|resetstat", "config", "restore", "restore-asking"} & self.calls.keys():
             return None
         may_have_loaded = self.info.get("aof_enabled") != "0" or "rdb_last_load_keys_loaded" not in self.info
-        written = sum(self.calls.get(name, 0) for name in VALUE_WRITES)
-        if may_have_loaded and written < keys:
+        if may_have_loaded and self.writes < keys:
             return None
         return self.now_ms - (uptime + 1) * 1000
 

@@ -11,16 +11,19 @@ from memkit.audit_report import Finding, span
 from memkit.audit_sample import KeyFacts
 
 NEAR_FULL = 0.8
+LEAST_US_A_KEY = 0.7
 SKEW_MS = 2_000.0
 """Less is what NTP leaves and what a slow network hides."""
 
 
-def server_findings(evidence: Evidence, keys: Sequence[KeyFacts], counters: Mapping[str, str]) -> list[Finding]:
+def server_findings(
+    evidence: Evidence, keys: Sequence[KeyFacts], counters: Mapping[str, str], meant: Sequence[Expectation]
+) -> list[Finding]:
     """Return what is wrong with the server as a whole. ``counters`` are INFO's at the end of the audit."""
     found = [
         _evicted(evidence, keys, counters) or _eviction_risk(evidence, keys),
         _persistence(evidence, keys),
-        _skewed(evidence, keys),
+        _skewed(evidence, keys, meant),
     ]
     return [finding for finding in found if finding]
 
@@ -109,9 +112,9 @@ def _unsaved(evidence: Evidence) -> str | None:
     return None
 
 
-def _skewed(evidence: Evidence, keys: Sequence[KeyFacts]) -> Finding | None:
+def _skewed(evidence: Evidence, keys: Sequence[KeyFacts], meant: Sequence[Expectation]) -> Finding | None:
     skew = evidence.skew_ms
-    if abs(skew) < max(SKEW_MS, 3 * evidence.skew_error_ms) or _moved_on_purpose(evidence, keys):
+    if abs(skew) < max(SKEW_MS, 3 * evidence.skew_error_ms) or _moved_on_purpose(evidence, keys, meant):
         return None
     way = "ahead of" if skew > 0 else "behind"
     return Finding(
@@ -128,19 +131,31 @@ def _skewed(evidence: Evidence, keys: Sequence[KeyFacts]) -> Finding | None:
     )
 
 
-def _moved_on_purpose(evidence: Evidence, keys: Sequence[KeyFacts]) -> bool:
+def _moved_on_purpose(evidence: Evidence, keys: Sequence[KeyFacts], meant: Sequence[Expectation]) -> bool:
     """Whether memkit's time machine moved this clock while the keys were there: their own past spans the jump."""
     moved = evidence.moved_by_ms
     if not moved or abs(evidence.skew_ms - moved) > SKEW_MS:
         return False
-    oldest = min((one.touched_ms for one in keys if one.touched_ms is not None), default=evidence.now_ms)
-    return not keys or evidence.now_ms - oldest > abs(moved) / 2
+    return not keys or evidence.now_ms - _oldest_ms(evidence, keys, meant) > abs(moved) / 2
 
 
-def skewed_ttl(evidence: Evidence, finding: Finding, keys: Sequence[KeyFacts]) -> Finding | None:
+def _oldest_ms(evidence: Evidence, keys: Sequence[KeyFacts], meant: Sequence[Expectation]) -> int:
+    """Return the earliest time that keys tell of: a last touch, or the write that the expected TTL implies."""
+    touched = [one.touched_ms for one in keys if one.touched_ms is not None]
+    written = [
+        one.deadline_ms - expectation.ttl_ms
+        for expectation in meant
+        if expectation.ttl_ms
+        for one in expectation.of(keys)
+        if one.deadline_ms and (one.set_ms or 0) < expectation.ttl_ms * (1 - expectation.jitter)
+    ]
+    return min([evidence.now_ms, *touched, *written])
+
+
+def skewed_ttl(evidence: Evidence, finding: Finding) -> Finding | None:
     """Return the clock's finding for TTLs that are off by exactly the clock's skew: clients compute the deadlines."""
     expected, observed = finding.expected_ttl_s, finding.observed_ttl_s
-    if expected is None or observed is None or abs(evidence.skew_ms) < SKEW_MS or _moved_on_purpose(evidence, keys):
+    if expected is None or observed is None or abs(evidence.skew_ms) < SKEW_MS or not evidence.deadlines_by_clients:
         return None
     if abs((expected - observed) * 1000 - evidence.skew_ms) > max(2_000.0, 0.002 * abs(evidence.skew_ms)):
         return None
@@ -243,9 +258,12 @@ def _counted(evidence: Evidence, meant: Sequence[Expectation], keys: Sequence[Ke
 
 
 def _keys_by_time(evidence: Evidence) -> int:
-    """Return how many keys DEL and UNLINK took at least, by the time they took: one call can name many."""
-    total = 0
+    """Return how many keys DEL and UNLINK took at least: one call can name many, which shows in the time it took.
+
+    The server counts changes since its last save; those that no known write made are an upper bound.
+    """
+    took_us = 0.0
     for name in DELETES:
         fields = dict(pair.partition("=")[::2] for pair in evidence.info.get(f"cmdstat_{name}", "").split(","))
-        total += int(float(fields.get("usec", 0) or 0) / 10)
-    return total
+        took_us += float(fields.get("usec", 0) or 0)
+    return min(evidence.unexplained_changes, int(took_us / LEAST_US_A_KEY))
