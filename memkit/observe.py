@@ -337,9 +337,9 @@ class _Run:
         while order and self._may_go_on():
             together = self._log.deadline_us[order[0]] + 10_000_000
             dead = [index for index in order if self._log.deadline_us[index] <= together]
+            self._log.sweep = _sweep(self._client, len(dead))
             self._reach(self._log.deadline_us[dead[0]] - 2 * self._step_us)
             self._see(dead)
-            self._log.sweep = _sweep(self._client, len(dead))
             self._reach(self._log.deadline_us[dead[-1]] + 1_000, checkpoints=False)
             patience = time.monotonic() + SWEEP_WITHIN_S
             while any(map(self._lives, dead)) and time.monotonic() < min(patience, self._until):

@@ -187,7 +187,7 @@ def test_an_existing_key_lives_since_its_ttl_was_set_where_that_was_just_now(
     log = observe_expiry(client, keys={"fresh": 1000, "old": 1000}, clock=any_server.clock)
     lives_s = [sum(log.life_ms(index)) / 2000 for index in (0, 1)]
     assert lives_s == pytest.approx([1000, 500], abs=2)
-    assert log.verdict == "Not as meant: 1 of 2 keys meant to live 1000s lived 8m 20s (expired)."
+    assert log.verdict.startswith("Not as meant: 1 of 2 keys meant to live 1000s lived 8m ")
 
 
 def test_existing_keys_are_only_looked_at(any_server: RedisServer, client: redis.Redis) -> None:
