@@ -18,7 +18,7 @@ from test_connect import bare_server
 from memkit import notebook
 from memkit.server import RedisServer
 
-WITHIN_S = 30
+WITHIN_S = 120
 GONE_WITHIN_S = 3
 GREEN = """%%ipytest
 def test_a_week(memory_store, memkit_clock):
