@@ -167,10 +167,16 @@ class Evidence:
         return sum(self.calls.get(name, 0) for name in VALUE_WRITES)
 
     @property
-    def unexplained_changes(self) -> int:
-        """How many changes since the last save no known write made; 0 where there was a save since the start."""
-        if self.number("rdb_saves"):
-            return 0
+    def started_s(self) -> int | None:
+        """When the server started, by its own clock."""
+        uptime = self.number("uptime_in_seconds")
+        return None if uptime is None else self.now_ms // 1000 - uptime
+
+    @property
+    def unexplained_changes(self) -> int | None:
+        """How many changes since the start no known write made; None where a save has reset the count."""
+        if self.number("rdb_saves") != 0 and self.number("rdb_last_save_time") != self.started_s:
+            return None
         deadlines = sum(self.calls.get(name, 0) for name in ("expire", "pexpire", "expireat", "pexpireat", "persist"))
         return max(0, (self.number("rdb_changes_since_last_save") or 0) - self.writes - deadlines)
 

@@ -12,6 +12,7 @@ from memkit.audit_sample import KeyFacts
 
 NEAR_FULL = 0.8
 LEAST_US_A_KEY = 0.7
+A_LONG_CALL_US = 12.0
 SKEW_MS = 2_000.0
 """Less is what NTP leaves and what a slow network hides."""
 
@@ -233,8 +234,8 @@ def _logged(meant: Sequence[Expectation], keys: Sequence[KeyFacts], logged: Sequ
 def _counted(evidence: Evidence, meant: Sequence[Expectation], keys: Sequence[KeyFacts], looked: int) -> Finding | None:
     """Judge by commandstats alone, which does not say whose keys: a suspicion, where it is large."""
     calls = {name: evidence.calls.get(name, 0) for name in DELETES}
-    count = max(sum(calls.values()), _keys_by_time(evidence))
-    if not meant or count < max(10, 0.15 * looked) or count > 50 * max(looked, 200):
+    count = _deleted_keys(evidence, sum(calls.values()))
+    if not meant or count < max(15, 0.15 * looked) or count > 50 * max(looked, 200):
         return None
     # Locks are released by a script that calls DEL.
     if sum(calls.values()) <= evidence.calls.get("evalsha", 0) + evidence.calls.get("eval", 0):
@@ -257,13 +258,16 @@ def _counted(evidence: Evidence, meant: Sequence[Expectation], keys: Sequence[Ke
     )
 
 
-def _keys_by_time(evidence: Evidence) -> int:
-    """Return how many keys DEL and UNLINK took at least: one call can name many, which shows in the time it took.
+def _deleted_keys(evidence: Evidence, calls: int) -> int:
+    """Return how many keys DEL and UNLINK took away, as near as can be told.
 
-    The server counts changes since its last save; those that no known write made are an upper bound.
+    One call can name many keys, which shows in the time it took; or none that was there. The server counts changes
+    since its last save, and those that no known write made are an upper bound.
     """
     took_us = 0.0
     for name in DELETES:
         fields = dict(pair.partition("=")[::2] for pair in evidence.info.get(f"cmdstat_{name}", "").split(","))
         took_us += float(fields.get("usec", 0) or 0)
-    return min(evidence.unexplained_changes, int(took_us / LEAST_US_A_KEY))
+    many = int(took_us / LEAST_US_A_KEY) if calls and took_us / calls > A_LONG_CALL_US else 0
+    unexplained = evidence.unexplained_changes
+    return max(calls, many) if unexplained is None and calls else min(max(calls, many), unexplained or 0)

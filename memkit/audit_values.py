@@ -23,6 +23,7 @@ from memkit.audit_sample import KeyFacts
 from memkit.audit_torn import torn_sessions
 from memkit.audit_wire import packed
 from memkit.formats.model import JSON_KIND, Hit, Known, Problem, Raw, Turn, Want, seconds, to_bytes, to_name
+from memkit.inspect import _merged as one_store_a_session
 from memkit.reading import Budget, Reader
 
 FEWEST_VALUES = 5_000
@@ -139,29 +140,38 @@ def _note(looked: _Looked, raws: Sequence[Raw], batch: Mapping[str, KeyFacts]) -
         looked.dated.append(_Dated(facts, _newest(raw, facts)))
         for place, payload in _payloads(raw):
             if (fault := _fault(payload)) is not None:
-                looked.faults[raw.kind, place].append((raw.name, fault))
+                looked.faults[_shape(raw), place].append((raw.name, fault))
+
+
+def _shape(raw: Raw) -> str:
+    """Return what keys of one kind have in common, roughly: type, first words, number of parts."""
+    words = re.match(r"([A-Za-z_-]+[:/|])*", raw.name)
+    return f"{raw.kind} {words[0] if words else ''} {len(re.findall('[:/|]', raw.name))}"
 
 
 def _decode(reader: Reader, looked: _Looked, raws: Sequence[Raw], batch: Mapping[str, KeyFacts]) -> None:
     """Note what the known stores' own decoders find wrong with each session, its missing keys looked up first."""
-    groups: defaultdict[tuple[str, str, str], dict[str, tuple[Hit, Raw]]] = defaultdict(dict)
+    hits: defaultdict[tuple[str, str, str], dict[str, Hit]] = defaultdict(dict)
     for raw in raws:
         hit = formats.recognise(raw)
         if hit:
-            groups[hit.group][raw.name] = (hit, raw)
-            looked.members[hit.group].append(Member(batch[raw.name], hit.session, hit.part))
-    sessions = [
-        Known(next(iter(of.values()))[0], {name: raw for name, (_, raw) in of.items()}) for of in groups.values()
-    ]
-    wants = [
-        [want for want in formats.format_of(one.hit.store).wants(one) if want.name not in one.keys] for one in sessions
-    ]
+            hits[hit.group][raw.name] = hit
+    by_name = {raw.name: raw for raw in raws}
+    groups = one_store_a_session(dict(hits))
+    sessions = [Known(next(iter(of.values())), {name: by_name[name] for name in of}) for of in groups.values()]
+    wants = [[want for want in _wants(one) if want.name not in one.keys] for one in sessions]
     siblings = reader.load({want.name: want for of in wants for want in of}.values())
     for known, missing in zip(sessions, wants, strict=True):
         also = {want.name: one.raw if (one := siblings.get(want.name)) else None for want in missing}
         for item in formats.decode(Known(known.hit, {**known.keys, **also})):
             if isinstance(item, Problem):
                 looked.problems[item.cause, item.key] = item
+    for group, of in groups.items():
+        looked.members[group] += [Member(batch[name], hit.session, hit.part) for name, hit in of.items()]
+
+
+def _wants(known: Known) -> Iterable[Want]:
+    return formats.format_of(known.hit.store).wants(known)
 
 
 def _torn_by_store(meant: Expectation, looked: _Looked) -> Finding | None:
