@@ -292,7 +292,7 @@ class _Audit:
     def _healthy(self, sample: Sample, sessions: int) -> str:
         if not self._meant:
             return f"nothing wrong with the server; {sample.seen:,} keys seen, say what to expect of them with --expect"
-        return f"healthy: {sessions:,} sessions' keys looked at, all as expected ({', '.join(map(str, self._meant))})"
+        return f"{sessions:,} keys of sessions looked at, all as expected ({', '.join(map(str, self._meant))})"
 
     def _server(self, target: str | AnyClient) -> dict[str, str]:
         evidence: Evidence = self._evidence[0]

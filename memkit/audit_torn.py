@@ -16,14 +16,16 @@ MIXED_SHARE = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Torn:
-    """The finding, if there is one, and the keys of the sessions in it."""
+    """The finding, if there is one, the keys of the sessions in it, and those of all sessions with several keys."""
 
     finding: Finding | None
     keys: frozenset[bytes] = frozenset()
+    compared: frozenset[bytes] = frozenset()
 
     def explains(self, group: Group) -> bool:
-        """Whether most keys of a group are parts of such sessions."""
-        return sum(member.facts.key in self.keys for member in group.members) > 0.5 * len(group.members)
+        """Whether most keys of a group that could be compared with their siblings are parts of such sessions."""
+        compared = [member.facts.key for member in group.members if member.facts.key in self.compared]
+        return sum(key in self.keys for key in compared) > 0.5 * len(compared)
 
 
 def torn_sessions(meant: Expectation, several: Sequence[Sequence[Member]], *, sampled: int) -> Torn:
@@ -51,7 +53,8 @@ def torn_sessions(meant: Expectation, several: Sequence[Sequence[Member]], *, sa
         evidence=(f"deadlines of the keys of one session, compared: {len(several):,} sessions have several keys",),
         next="renew all keys of a session in one write (MULTI or a script): memkit inspect URL SESSION",
     )
-    return Torn(finding, keys)
+    compared = frozenset(member.facts.key for members in several for member in members)
+    return Torn(finding, keys, compared)
 
 
 def is_torn(members: Sequence[Member], ttl_ms: int, jitter: float) -> bool:

@@ -218,7 +218,8 @@ class Lives:
         if varied > (1.3 if cluster.wide else 2.5) * width and self.server.idle_known:
             return self._cancellation(cluster, members, others)
         reads = self.server.reads
-        if reads is not None and self.server.born_ms is not None and reads < len(members) / 2:
+        told = self.server.idle_known and self.server.born_ms is not None and reads is not None
+        if told and (reads or 0) < len(members) / 2:
             return "proven", f"only {reads:,} values were read since the server started: reads do not explain them"
         return self._burst(cluster, members, others)
 
@@ -298,7 +299,8 @@ class Lives:
         )
         case = self._short_case(cluster, members, members, others, "likely", says)
         fits = case.since is None or case.since.bound == "lower bound" or not others
-        snapped = rounded(top * (1 + 1 / count))
+        # Of evenly spread lives the longest is short of the TTL by one part; unless it is a round one already.
+        snapped = rounded(top) if rounded(top) != top else rounded(top * (1 + 1 / count))
         return (
             None
             if not fits
