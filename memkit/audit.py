@@ -31,6 +31,7 @@ Expect = Mapping[str, Duration | ExpiryPolicy | Expectation | None] | Iterable[E
 
 PATIENCE_S = 5.0
 SECOND_LOOK_KEYS = 1_000
+COUNTERS = ("expired_keys", "evicted_keys", "used_memory", "maxmemory")
 BYTES_A_KEY = 10_000
 """A twentieth of the room below maxmemory is enough for the query and reply buffers of one batch (500 bytes a key)."""
 METADATA = (
@@ -196,10 +197,7 @@ class _Audit:
             expectations=tuple(one.text for one in self._meant),
             at=datetime.fromtimestamp(self._evidence[0].now_ms / 1000, UTC),
             keys=sample.keys,
-            counters={
-                name: self._evidence[0].number(name)
-                for name in ("expired_keys", "evicted_keys", "used_memory", "maxmemory")
-            },
+            counters={name: self._evidence[0].number(name) for name in COUNTERS},
         )
 
     def _sample(self) -> Sample:

@@ -16,85 +16,18 @@ LRU_CLOCK_WITHIN_S = 0.5
 RENEWALS = ("expire", "pexpire", "expireat", "pexpireat", "getex", "set", "setex", "psetex", "setnx", "mset")
 DELETES = ("del", "unlink", "getdel")
 FLUSHES = ("flushall", "flushdb")
-VALUE_READS = frozenset(
-    [
-        "get",
-        "mget",
-        "getrange",
-        "substr",
-        "strlen",
-        "getex",
-        "lrange",
-        "llen",
-        "lindex",
-        "lpos",
-        "hget",
-        "hgetall",
-        "hmget",
-        "hlen",
-        "hkeys",
-        "hvals",
-        "hexists",
-        "hscan",
-        "hstrlen",
-        "smembers",
-        "sismember",
-        "smismember",
-        "scard",
-        "sscan",
-        "sinter",
-        "sunion",
-        "zrange",
-        "zrangebyscore",
-        "zrevrange",
-        "zrevrangebyscore",
-        "zrangebylex",
-        "zscore",
-        "zmscore",
-        "zcard",
-        "zcount",
-        "zrank",
-        "zscan",
-        "xrange",
-        "xrevrange",
-        "xlen",
-        "xread",
-        "xreadgroup",
-        "json.get",
-        "json.mget",
-        "touch",
-        "copy",
-        "dump",
-        "sort",
-        "sort_ro",
-        "bitcount",
-        "getbit",
-        "type_touch",
-    ]
-)
-VALUE_WRITES = frozenset(
-    [
-        "set",
-        "setex",
-        "psetex",
-        "setnx",
-        "mset",
-        "getset",
-        "append",
-        "rpush",
-        "lpush",
-        "rpushx",
-        "lpushx",
-        "hset",
-        "hmset",
-        "hsetnx",
-        "hsetex",
-        "sadd",
-        "zadd",
-        "xadd",
-        "json.set",
-    ]
-)
+_VALUE_READS = """
+get mget getrange substr strlen getex lrange llen lindex lpos hget hgetall hmget hlen hkeys hvals hexists hscan
+hstrlen smembers sismember smismember scard sscan sinter sunion zrange zrangebyscore zrevrange zrevrangebyscore
+zrangebylex zscore zmscore zcard zcount zrank zscan xrange xrevrange xlen xread xreadgroup json.get json.mget
+touch copy dump sort sort_ro bitcount getbit type_touch
+"""
+VALUE_READS = frozenset(_VALUE_READS.split())
+_VALUE_WRITES = """
+set setex psetex setnx mset getset append rpush lpush rpushx lpushx hset hmset hsetnx hsetex sadd zadd xadd
+json.set
+"""
+VALUE_WRITES = frozenset(_VALUE_WRITES.split())
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,61 +14,13 @@ from typing import NamedTuple
 
 from memkit.audit_sample import KeyFacts
 
-BESIDE = frozenset(
-    [
-        "lock",
-        "locks",
-        "mutex",
-        "lease",
-        "semaphore",
-        "cache",
-        "cached",
-        "rate",
-        "ratelimit",
-        "limit",
-        "limits",
-        "limiter",
-        "throttle",
-        "counter",
-        "counters",
-        "count",
-        "counts",
-        "cnt",
-        "hits",
-        "seq",
-        "typing",
-        "presence",
-        "online",
-        "nonce",
-        "csrf",
-        "otp",
-        "tmp",
-        "temp",
-        "queue",
-        "job",
-        "jobs",
-        "stats",
-        "metrics",
-        "index",
-        "idx",
-        "indexes",
-        "config",
-        "settings",
-        "version",
-        "schema",
-        "seen",
-        "dedup",
-        "dedupe",
-        "idempotency",
-        "heartbeat",
-        "health",
-        "flag",
-        "flags",
-        "pubsub",
-        "token",
-        "tokens",
-    ]
-)
+_BESIDE = """
+lock locks mutex lease semaphore cache cached rate ratelimit limit limits limiter throttle counter counters
+count counts cnt hits seq typing presence online nonce csrf otp tmp temp queue job jobs stats metrics index idx
+indexes config settings version schema seen dedup dedupe idempotency heartbeat health flag flags pubsub token
+tokens
+"""
+BESIDE = frozenset(_BESIDE.split())
 """Words in a key's name that say it is not a session: its TTL is its own affair."""
 
 _DELIMITER = re.compile(r"([:/|#])")

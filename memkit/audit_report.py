@@ -244,9 +244,11 @@ class AuditReport:
         )
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in _cells(one))}</tr>" for one in self.findings)
-        head = "".join(f'<th scope="col">{title}</th>' for title in ("severity", "cause", "prefix", "what shows it"))
-        caption = f"<caption>Findings: {len(self.findings)}</caption>"
+        left = ' style="text-align:left"'  # JupyterLab sets all to the right
+        rows = "".join(f"<tr>{''.join(f'<td{left}>{cell}</td>' for cell in _cells(one))}</tr>" for one in self.findings)
+        titles = ("severity", "cause", "prefix", "what shows it")
+        head = "".join(f'<th scope="col"{left}>{title}</th>' for title in titles)
+        caption = f"<caption{left}>Findings: {len(self.findings)}</caption>"
         table = f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
         notes = "".join(f"<p>Note: {html.escape(_shown(note))}</p>" for note in self.notes)
         verdict = f"<p><strong>{html.escape(_shown(self.verdict.sentence))}</strong></p>"

@@ -87,18 +87,23 @@ def check_values(
         looked = _read(reader, own, within_s=within_s)
         if looked.tried < len(own):
             found.notes.append(f"values of {looked.tried:,} of {len(own):,} keys under {one.prefix} were read")
-        problems = list(looked.problems.values())
         dated = [session for session in looked.dated if not short(session.facts)]
-        found.findings += [finding for finding in (
-            _corrupt(one, _broken(looked), len(looked.dated)),
-            _dangling(one, [problem for problem in problems if problem.cause == "dangling"], len(looked.dated)),
-            _torn_by_store(one, looked),
-            _not_refreshed(one, dated, found.notes),
-        ) if finding]  # fmt: skip
+        found.findings += _findings(one, looked, dated, found.notes)
     if not any(finding.cause == "dangling" for finding in found.findings):
         found.findings += _indexes(reader, meant, keys, there)
     found.read = reader.read_keys
     return found
+
+
+def _findings(meant: Expectation, looked: _Looked, dated: Sequence[_Dated], notes: list[str]) -> list[Finding]:
+    dangling = [problem for problem in looked.problems.values() if problem.cause == "dangling"]
+    found = (
+        _corrupt(meant, _broken(looked), len(looked.dated)),
+        _dangling(meant, dangling, len(looked.dated)),
+        _torn_by_store(meant, looked),
+        _not_refreshed(meant, dated, notes),
+    )
+    return [finding for finding in found if finding]
 
 
 def _count_commands(reader: Reader, sent: Counter[str]) -> None:
@@ -292,23 +297,28 @@ def _not_refreshed(meant: Expectation, sessions: Sequence[_Dated], notes: list[s
     late = [(one, at) for one, at in dated if at - ((one.deadline_ms or 0) - meant.ttl_ms) > tolerance]
     if len(late) < max(min(3, len(dated)), 0.05 * len(dated)):
         return None
+    return _late_finding(meant, late, dated=len(dated), looked=len(sessions))
+
+
+def _late_finding(meant: Expectation, late: Sequence[tuple[KeyFacts, float]], *, dated: int, looked: int) -> Finding:
+    ttl_ms = meant.ttl_ms or 0
     left = sorted((one.deadline_ms or 0) - at for one, at in late)[len(late) // 2]
-    first = min(at for _, at in late)
+    first = datetime.fromtimestamp(min(at for _, at in late) / 1000, UTC)
     return Finding(
         "not_refreshed",
         meant.prefix,
         len(late),
-        len(sessions),
+        looked,
         f"writes under {meant.prefix} do not renew the deadline: after its last message a session has {span(left)} "
-        f"instead of {span(meant.ttl_ms)} (median of {len(late):,})",
+        f"instead of {span(ttl_ms)} (median of {len(late):,})",
         "proven",
-        meant.ttl_ms / 1000,
-        meant.ttl_ms / 1000,
-        datetime.fromtimestamp(first / 1000, UTC),
+        ttl_ms / 1000,
+        ttl_ms / 1000,
+        first,
         "upper bound",
         evidence=(
-            f"{len(late):,} of {len(dated):,} sessions whose payload tells when it was written",
-            f"the first such write that is still there was at {utc_text(datetime.fromtimestamp(first / 1000, UTC))}",
+            f"{len(late):,} of {dated:,} sessions whose payload tells when it was written",
+            f"the first such write that is still there was at {utc_text(first)}",
         ),
         next="set the TTL in the same command or transaction as every write (EXPIRE after RPUSH, or SET with EX)",
     )

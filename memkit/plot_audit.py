@@ -124,6 +124,7 @@ def _near(ax: Axes) -> dict[str, Any]:
         "fontsize": 9,
         "color": INK,
         "va": "top",
+        "bbox": {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1},
     }
 
 

@@ -21,6 +21,7 @@ from memkit.audit_sample import KeyFacts
 from memkit.connect import redact
 from memkit.demo import demo_server, load_incident
 from memkit.errors import MemkitError
+from memkit.expiry_log import html_table
 from memkit.lab import notebooks
 
 NOTEBOOK = "02_incident_triage.ipynb"
@@ -167,10 +168,9 @@ class Affected:
         return "\n".join("  ".join(row) for row in (self.TITLES, *self.rows))
 
     def _repr_html_(self) -> str:
-        head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in self.TITLES)
-        body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in self.rows)
-        caption = f"<caption>The {len(self.rows)} sessions with the least time left (names hashed)</caption>"
-        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return html_table(
+            f"The {len(self.rows)} sessions with the least time left (names hashed)", self.TITLES, self.rows
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,10 +196,7 @@ class ServerCard:
         return "\n".join(f"{name}: {value}" for name, value in self.rows)
 
     def _repr_html_(self) -> str:
-        body = "".join(
-            f"<tr><th scope='row'>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in self.rows
-        )
-        return f"<table><caption>The server under investigation</caption><tbody>{body}</tbody></table>"
+        return html_table("The server under investigation", ("what", "seen"), self.rows)
 
 
 def five_minutes_later(url: str, expectations: Iterable[str]) -> str:
