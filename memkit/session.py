@@ -53,13 +53,15 @@ up to 8,192 bytes of a list together (list-max-listpack-size), in memory that co
 DEEPEST = 250
 VECTORS_MARK = b"memkit1 float32 "
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+LATEST_MS = 10**14
+"""The year 5138: later times, and greater versions, are damage."""
 Message = dict[str, Any]
 
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _HEADER_START = re.compile(rb'\{"memkit":(\d+),')
 _HEADER_END = b'"end":1}'
 # A stamp, or the bracket of a save's list.
-_ELEMENT = re.compile(rb'"([\w.-]{9})([0-9a-f]{1,13})\.([0-9a-f]{1,13})(\.[\w-]+)?",|(?=\[)', re.ASCII)
+_ELEMENT = re.compile(rb'"([\w.-]{9})([0-9a-f]{1,13})\.([0-9a-f]{1,11})(\.[\w-]+)?",|(?=\[)', re.ASCII)
 
 
 class Version(int):
@@ -297,7 +299,12 @@ def decode_header(raw: bytes, key: str) -> Header:
 
 
 def _header(fields: dict[str, Any]) -> Header:
-    metadata = fields.get("metadata")
+    metadata, summary = fields.get("metadata"), fields.get("summary")
+    numbers = (fields["version"], fields["created_ms"], fields["updated_ms"])
+    if set(map(type, numbers)) != {int} or not 0 <= min(numbers) <= max(numbers) < LATEST_MS:
+        raise ValueError("a number that is none")
+    if not isinstance(fields["born"], str) or not isinstance(summary, str | None):
+        raise TypeError("a text that is none")
     return Header(
         policy=policy_of(fields["policy"]),
         born=fields["born"],
@@ -305,7 +312,7 @@ def _header(fields: dict[str, Any]) -> Header:
         created_ms=fields["created_ms"],
         updated_ms=fields["updated_ms"],
         vectors=bool(fields.get("vectors")),
-        summary=fields.get("summary"),
+        summary=summary,
         # Python's json: a value may be an integer beyond 64 bits.
         metadata={name: json.loads(text) for name, text in metadata.items()} if metadata else {},
     )

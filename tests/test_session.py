@@ -230,6 +230,10 @@ def test_after_an_update_the_header_has_the_version() -> None:
         (HEADER.replace(b"sliding 604800000", b"sliding x"), "is damaged: ValueError"),
         (HEADER.replace(b"sliding 604800000", b"sliding 5 often"), "is damaged: ValueError"),
         (HEADER.replace(b'"version":3', b'"vers":3'), "is damaged: KeyError"),
+        (HEADER.replace(b'"version":3', b'"version":null'), "is damaged: ValueError"),
+        (HEADER.replace(b'"version":3', b'"version":-3'), "is damaged: ValueError"),
+        (HEADER.replace(b'"updated_ms":1', b'"updated_ms":99991'), "is damaged: ValueError"),
+        (HEADER.replace(b'"short"', b"5"), "is damaged: TypeError"),
         (HEADER.replace(b'"\\"bob\\""', b"5"), "is damaged: TypeError"),
         (HEADER.replace(b'"\\"bob\\""', b'"bob"'), "is damaged: JSONDecodeError"),
         (HEADER.replace(b'{"user":"\\"bob\\"","big":"1180591620717411303424"}', b"[1]"), "is damaged: AttributeError"),
@@ -285,6 +289,11 @@ def test_a_truncated_session_is_never_taken_for_a_whole_one(data: st.DataObject)
     elements[index] = elements[index][:cut]
     with pytest.raises(DecodeError):
         decode_session("42", KEY, elements, None)
+
+
+def test_a_stamp_of_no_time_is_damage() -> None:
+    with pytest.raises(DecodeError, match="element 1 of 'session:42'"):
+        decode_session("42", KEY, [HEADER, b'"Zk3_x9AbQ2f.ffffffffffff",{}'], None)
 
 
 def test_vectors_come_back_with_shape_and_bits() -> None:
