@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import redis
 
 from memkit.audit_causes import Scene, diagnose, seen_under
-from memkit.audit_evidence import Evidence, counters, in_cluster, look
+from memkit.audit_evidence import FLUSHES, Evidence, counters, in_cluster, look
 from memkit.audit_expect import Expectation, expectations, parse_expectation, read_expectations
 from memkit.audit_report import AuditReport, Finding, Proof, Seen, verdict_of
 from memkit.audit_sample import ENOUGH_OF_A_PATTERN, KeyFacts, Progress, Sample, Sampler
@@ -103,7 +104,8 @@ def _wires(target: str | AnyClient, *, skip: bool = False) -> Iterator[list[Wire
         raise PolicyError(f"a Redis URL or client is expected, not {type(client).__name__}")
     wires: list[Wire] = []
     try:
-        wires += [Wire(node, name=name) for name, node in _nodes(client)]
+        for name, node in _nodes(client):
+            wires.append(_open(node, name, target))
         wires += _other_primaries(wires[0], client) if isinstance(client, redis.Redis) else []
         yield wires
     finally:
@@ -111,6 +113,15 @@ def _wires(target: str | AnyClient, *, skip: bool = False) -> Iterator[list[Wire
             wire.close()
         if isinstance(target, str):
             client.close()
+
+
+def _open(node: redis.Redis, name: str, target: str | AnyClient) -> Wire:
+    try:
+        return Wire(node, name=name)
+    except (redis.TimeoutError, redis.ConnectionError) as error:
+        if isinstance(error, redis.AuthenticationError) or not str(target).startswith("rediss"):
+            raise
+        raise type(error)(f"{error}: does that port speak TLS? redis:// is without") from None
 
 
 def _nodes(client: AnyClient) -> Iterator[tuple[str, redis.Redis]]:
@@ -280,12 +291,24 @@ class _Audit:
 
     def _note_limits(self, sample: Sample) -> None:
         self._notes += [f"could not see {one}" for one in sorted(sample.blind) if not one.startswith("pexpiretime")]
+        if not sample.keys:
+            self._notes += self._elsewhere()
         if sample.stopped:
             self._notes.append(f"stopped early: {sample.stopped}")
         if sample.keys and all(one.touched_ms is None for one in sample.keys):
             self._notes.append("the server does not tell idle times (LFU): TTLs are judged by what is left alone")
         if not self._full:
             self._notes.append("not checked without --full: corrupt, dangling, not_refreshed (they read values)")
+
+    def _elsewhere(self) -> list[str]:
+        """Return where the keys of an empty database may be, or have gone."""
+        evidence = self._evidence[0]
+        others = [
+            f"{name} ({text.split(',')[0]})" for name, text in evidence.info.items() if re.fullmatch(r"db\d+", name)
+        ]
+        flushes = sum(evidence.calls.get(name, 0) for name in FLUSHES)
+        found = [f"other databases have keys: {', '.join(others)}"] if others else []
+        return found + ([f"FLUSHALL or FLUSHDB was called {flushes:,} times since the start"] if flushes else [])
 
     def _healthy(self, sample: Sample, sessions: int) -> str:
         if not self._meant:

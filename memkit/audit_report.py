@@ -293,10 +293,10 @@ def span(ms: float | None) -> str:
 
 def _rows(finding: Finding) -> list[tuple[str, str]]:
     rows = [("what", finding.sentence)]
-    if finding.expected_ttl_s is not None or finding.observed_ttl_s is not None:
-        expected, observed = (
-            None if one is None else one * 1000 for one in (finding.expected_ttl_s, finding.observed_ttl_s)
-        )
+    expected, observed = (
+        None if one is None else one * 1000 for one in (finding.expected_ttl_s, finding.observed_ttl_s)
+    )
+    if observed is not None or finding.cause == "no_ttl":
         rows.append(("TTL", f"expected {span(expected)}, seen {span(observed)}"))
     if finding.since:
         rows.append(("since", f"{utc_text(finding.since, up=finding.since_is == 'upper bound')} ({finding.since_is})"))
