@@ -17,7 +17,7 @@ LOOKS: dict[str, dict[str, Any]] = {
         "marker": "_",
         "color": GREY,
         "markersize": 8,
-        "label": "not asked: the store says it does not do this",
+        "label": "not asked, or not judged; the answer says why",
     },
 }
 

@@ -249,7 +249,7 @@ def ask_all(
     began = time.monotonic()
     answers: list[CaseResult] = []
     with Bench(adapter) as bench:
-        first_contact(bench, label, limit_s=min(FIRST_LIMIT_S, limit_s))
+        first_contact(bench, label, limit_s=min(limit_s, max(FIRST_LIMIT_S, limit_s / 2)))
         server = f"{bench.server.flavour} {bench.server.version} ({bench.server.source}), clock by {bench.clock.rung}"
         for case in cases:
             answers.append(ask(case, bench, limit_s=limit_s))
