@@ -352,6 +352,7 @@ def test_every_write_raises_the_version_by_one(store: MemoryStore) -> None:
 def test_reads_and_touch_and_known_messages_leave_the_version(store: MemoryStore) -> None:
     store.append("a", {"id": "x"})
     store.touch("a")
+    assert store._operations._seen["a"].endswith(b" 1")
     store.load("a")
     assert store.append("a", {"id": "x"}) == store.append("a") == 1
     found = store.get("a")
@@ -630,7 +631,8 @@ def test_vectors_come_back_and_share_the_session_s_life(
     assert back is not None
     assert (back.shape, back.tobytes()) == (array.shape, array.tobytes())
     server.clock.shift("6d")
-    for renew in (lambda: store.append("a", HI), lambda: store.save("a", [HI]), lambda: store.touch("a")):
+    append = lambda: store.append("a", HI)  # noqa: E731
+    for renew in (append, append, lambda: store.save("a", [HI]), lambda: store.touch("a")):
         client.pexpire("{session:a}:vectors", 5_000)
         renew()
         assert abs(client.pttl("{session:a}:vectors") - left_ms(client)) <= 20

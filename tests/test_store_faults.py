@@ -446,6 +446,20 @@ def test_a_damaged_last_message_is_left_alone(told: redis.Redis, garbage: bytes 
             other.load("a", 1)
 
 
+def test_damage_is_seen_by_the_store_that_wrote_last(told: redis.Redis) -> None:
+    store = seeded(told)
+    store.append("a", HI)
+    for index, cut in ((-1, 5), (0, 1)):
+        whole = told.lindex("session:a", index)
+        told.lset("session:a", index, whole[:-cut])
+        before = told.dump("session:a")
+        with pytest.raises(DecodeError):
+            store.append("a", HI)
+        assert told.dump("session:a") == before
+        told.lset("session:a", index, whole)
+        store.append("a", HI)
+
+
 @pytest.mark.parametrize("index", [1, 2])
 def test_a_damaged_message_in_the_middle_is_not_overwritten(told: redis.Redis, index: int) -> None:
     store = seeded(told)
