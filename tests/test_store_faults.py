@@ -408,6 +408,8 @@ def test_a_foreign_list_is_left_alone(told: redis.Redis, store: MemoryStore, kin
     unchanged(told, store)
     with pytest.raises(DecodeError):
         store.delete("a")
+    with pytest.raises(DecodeError):  # put there after the delete had looked
+        store._write(store._operations.delete("a", b""))
 
 
 def test_a_newer_schema_is_left_alone(told: redis.Redis) -> None:
