@@ -166,6 +166,21 @@ def test_what_is_denied_is_said_and_the_rest_still_found(denied: str, says: str,
     assert report.findings[0].cause == "ttl_too_short" or denied in ("object", "info")
 
 
+def test_locks_caches_and_counters_beside_the_sessions_are_no_finding() -> None:
+    with RedisServer(persist=True) as server, server.client() as client:
+        for number in range(40):
+            client.rpush(f"chat:{number}", "{}")
+            client.expire(f"chat:{number}", 604_800)
+            client.set(f"chat:lock:{number}", "1", ex=30)
+            client.set(f"chat:typing:{number}", "1", ex=5)
+            client.incr(f"chat:counter:{number}")
+            client.set(f"cache:{number}", "x", ex=60)
+        client.sadd("chat:index", *range(40))
+        report = audit(server.url, expect={"chat:*": "7d"}, duty=1)
+        assert report.findings == ()
+        assert any("lock" in note for note in report.notes)
+
+
 # -- replica and cluster -----------------------------------------------------------------------------------------------
 
 
