@@ -39,6 +39,7 @@ OF_OTHER_DESIGNS = [
     in {"HashWithIndex", "StringWatch", "Stream", "RawList", "KeyPerMessage", "SharedHash", "Absolute"}
 ]
 TESTS = Path(__file__).parent
+QUICKER = ["-p", "no:hypothesispytest", "-p", "no:nbval", "-p", "no:xdist"]
 
 
 def failures(result: Result) -> dict[str, str]:
@@ -461,7 +462,7 @@ class TestUnset(StoreContract):
 
 def run_pytest(folder: Path, *arguments: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", *arguments]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *QUICKER, "-rA", *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     return done.stdout + done.stderr
 
