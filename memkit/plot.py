@@ -201,7 +201,8 @@ def _label(ax: Axes, ttl: float, name: str, some: _Points, limits: tuple[float, 
         text = f"{about(ttl * 1000)}: {keys}, {_within(some)}"
         ax.annotate(text, (ttl, life), (-12, 5) if left else (12, -5), color=INK, **style)
         return
-    text = f"meant {about(ttl * 1000)}, {_said(name)} {about(life * 1000)}\n{keys}"
+    said = f"meant {about(ttl * 1000)}, {_said(name)} {about(life * 1000)}"
+    text = f"{said if len(said) < 28 else said.replace(', ', chr(10))}\n{keys}"
     style["va"] = "bottom" if ttl < life < limits[1] / 10 else "center"
     ink = RUST if name == "short" else INK
     ax.annotate(text, (ttl, life), (-14, 0) if left else (14, 0), color=ink, fontweight="bold", **style)
