@@ -15,7 +15,7 @@ from memkit.audit_wire import Pace, Reply, Ticket, Wire, packed, refused
 
 ENOUGH_KEYS = 26_500
 """Bounds every share of the keyspace to 1 % at 99 % confidence, at any size (Dvoretzky-Kiefer-Wolfowitz)."""
-KEPT_OF_ALL = 50_000
+KEPT_OF_ALL = 40_000
 """How many keys a full pass remembers, whatever the number of keys: memory does not grow with the keyspace."""
 ENOUGH_OF_A_PATTERN = 3_000
 MOST_AT_FIRST = 20
@@ -26,7 +26,7 @@ Walk = Generator[int, None, None]
 
 
 class KeyFacts(NamedTuple):
-    """One key, as seen at ``seen_ms`` on the server's clock. A named tuple: there may be 60,000, built in a hurry.
+    """One key, as seen at ``seen_ms`` on the server's clock. A named tuple: there may be 40,000, built in a hurry.
 
     ``deadline_ms`` None: never expires. ``touched_ms``: last access by its idle clock; None where the server cannot say
     (LFU, permission). ``size_bytes``: None unless asked for.

@@ -123,7 +123,7 @@ def _count_commands(reader: Reader, sent: Counter[str]) -> None:
 
 def _read(reader: Reader, keys: Sequence[KeyFacts], *, within_s: float) -> _Looked:
     """Read values batch by batch, in the order of names, so that a session's keys are together; keep what they show."""
-    until = time.monotonic() + max(within_s, 1.0)
+    until = time.monotonic() + max(within_s, 0.5)
     looked = _Looked()
     in_order = sorted(keys)
     for start in range(0, len(in_order), BATCH_KEYS):
