@@ -267,7 +267,7 @@ def processes(marker: str) -> list[str]:
     return found
 
 
-def wait_until(condition: Callable[[], bool], *, within_s: float = 15.0) -> None:
+def wait_until(condition: Callable[[], bool], *, within_s: float = 60.0) -> None:
     deadline = threading.Event()
     timer = threading.Timer(within_s, deadline.set)
     timer.start()

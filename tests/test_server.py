@@ -33,7 +33,7 @@ def alive(pid):
     """Whether a process runs; a zombie, which answers kill -0, does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the second when it goes while its file is read
         return False
 
 
