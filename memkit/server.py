@@ -113,7 +113,7 @@ def installed_servers() -> Iterator[ServerBinary]:
     """Yield every server binary found, in the order in which memkit prefers them, whatever its version."""
     named = os.environ.get("MEMKIT_REDIS_SERVER")
     if named:
-        binary = probe(Path(named), "MEMKIT_REDIS_SERVER")
+        binary = probe(Path(named).absolute(), "MEMKIT_REDIS_SERVER")
         if not binary:
             raise ServerNotFound(f"MEMKIT_REDIS_SERVER={named} is not a Redis or Valkey server that runs here")
         yield binary

@@ -59,7 +59,7 @@ def test_the_figure_is_what_the_kit_draws_of_the_incident():
 def test_the_first_screen_has_the_two_commands_each_on_a_line_of_its_own():
     first, second = blocks("sh")[:2]
     assert README.index(second) < 3000
-    for command, program in ((first, "memkit lab"), (second, "pytest")):
+    for command, program in ((first, "memkit lab"), (second, "pytest -n 2")):
         assert command.count("\n") == 1
         assert command.startswith("python3 -m venv .venv && ")
         assert command.rstrip().endswith(f"uv run {program}")
