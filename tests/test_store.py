@@ -963,6 +963,9 @@ class Model(RuleBasedStateMachine):
                 new.append(message)
         if new or self.messages is None:
             self.wrote(version)
+        if not new:
+            # It left no trace, and so it may take effect when it is sent again after a save: exactly once, then.
+            self.sent.pop()
         self.messages = [*(self.messages or []), *new]
 
     @rule(by=st.integers(0, 1), batch=st.lists(with_ids, max_size=40), versioned=st.booleans())
