@@ -23,7 +23,7 @@ from memkit.audit_sample import KeyFacts
 from memkit.audit_torn import torn_sessions
 from memkit.audit_wire import packed
 from memkit.formats.model import JSON_KIND, Hit, Known, Problem, Raw, Turn, Want, seconds, to_bytes, to_name
-from memkit.inspect import _merged as one_store_a_session
+from memkit.inspect import one_store_a_session
 from memkit.reading import Budget, Reader
 
 FEWEST_VALUES = 5_000

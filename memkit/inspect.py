@@ -135,7 +135,7 @@ class _Search:
             if hit and hit.session == self._wanted and not hit.prefix[-1:].isalnum():
                 groups.setdefault(hit.group, {})[name] = hit
         strong = {group: hits for group, hits in groups.items() if group[2][-1:] in SEPARATORS}
-        return _merged(strong or groups)
+        return one_store_a_session(strong or groups)
 
     def _by_id(self, groups: Mapping[Group, Mapping[str, Hit]]) -> _Found:
         if len(groups) > 1:
@@ -218,7 +218,7 @@ class _Search:
             member = self._hit(name, hit.session)
             if member and (member.session, member.prefix) == (hit.session, hit.prefix):
                 groups.setdefault(member.group, {})[name] = member
-        merged = _merged(groups)
+        merged = one_store_a_session(groups)
         return merged.get(hit.group) or merged.get(_shallow(hit.group), {})
 
     def _hit(self, name: str, wanted: str | None) -> Hit | None:
@@ -236,7 +236,7 @@ def _shielded(call: Callable[[], T], otherwise: T) -> T:
         return otherwise
 
 
-def _merged(groups: dict[Group, dict[str, Hit]]) -> dict[Group, dict[str, Hit]]:
+def one_store_a_session(groups: dict[Group, dict[str, Hit]]) -> dict[Group, dict[str, Hit]]:
     """Give LangGraph's writes, alike in both savers, to the shallow one where nothing else is the full one's."""
     for group in [group for group, hits in groups.items() if {hit.part for hit in hits.values()} == {"write"}]:
         owner = _shallow(group)

@@ -132,7 +132,7 @@ def plot_expiry(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     On the line: as meant. Under it: memory that was lost early, with both TTLs named. Up to 12 TTLs are drawn as one
     mark each, with the range of lives as a bar; more as single intervals, and more than 400 keys as a density.
     """
-    ax = _axes(ax, (7.2, 6.4))
+    ax = own_axes(ax, (7.2, 6.4))
     points = _Points.of(log)
     low, high = _range(np.concatenate([points.ttl, points.life]))
     ax.fill_between([low, high], [low, high], [low, low], color="#f6f1ee", lw=0, zorder=0)
@@ -143,10 +143,10 @@ def plot_expiry(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     ax.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=INK, handletextpad=0.6)
     ax.set(xlim=(low, high), ylim=(low, high), xlabel="TTL that was meant", ylabel="life that was observed")
     ax.set_aspect("equal")
-    _time_axis(ax.xaxis)
-    _time_axis(ax.yaxis)
+    time_axis(ax.xaxis)
+    time_axis(ax.yaxis)
     typical, worst = log.exact_to_ms
-    _finish(ax, log.verdict, f"{log.server}, {log.clock}; life exact to {about(typical)} (worst {about(worst)})")
+    finish(ax, log.verdict, f"{log.server}, {log.clock}; life exact to {about(typical)} (worst {about(worst)})")
     ax.set_label(
         f"Observed life against the TTL that was meant, both from seconds to weeks on logarithmic axes. {log.verdict} "
         f"Seen on {log.server}."
@@ -273,7 +273,7 @@ def plot_survival(log: ExpiryLog, ax: Axes | None = None) -> Axes:
 
     Dotted: the TTL that was meant. At most six TTLs have a line style of their own; the band is what was not seen.
     """
-    ax = _axes(ax, (7.6, 4.4))
+    ax = own_axes(ax, (7.6, 4.4))
     points = _Points.of(log)
     ttls = [float(ttl) for ttl in np.unique(points.ttl)]
     limits = low, high = _range(np.concatenate([points.ttl, points.life]))
@@ -284,10 +284,10 @@ def plot_survival(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     ax.set(xscale="log", xlim=(low, high), ylim=(-0.02, 1.05), ylabel="keys still readable")
     ax.set_xlabel("time since they were written")
     ax.yaxis.set_major_formatter(PercentFormatter(1))
-    _time_axis(ax.xaxis)
+    time_axis(ax.xaxis)
     if ttls:
         ax.legend(loc="lower left", framealpha=0.85, edgecolor="none", facecolor="white", fontsize=9, labelcolor=INK)
-    _finish(ax, log.verdict, f"{log.server}, {log.clock}; dotted: the end that was meant")
+    finish(ax, log.verdict, f"{log.server}, {log.clock}; dotted: the end that was meant")
     ax.set_label(f"Share of {len(log):,} keys still readable over time, a line for each TTL. {log.verdict}")
     return ax
 
@@ -320,7 +320,7 @@ def plot_lateness(log: ExpiryLog, ax: Axes | None = None) -> Axes:
 
     Take a log made with ``leave_to_sweep=True``: otherwise the observation itself made the keys expire.
     """
-    ax = _axes(ax, (7.6, 4.2))
+    ax = own_axes(ax, (7.6, 4.2))
     late = np.array([(e - d) / 1e6 for e, d in zip(log.event_us, log.deadline_us, strict=True) if NONE not in (e, d)])
     late = np.sort(np.maximum(late, 1e-4))
     ax.step(
@@ -338,10 +338,10 @@ def plot_lateness(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     ax.set_xlabel("time after the deadline (log)")
     ax.set_xlim(1e-3, max(10.0, 2 * float(late[-1]) if len(late) else 1, 2 * log.sweep.bound_s if log.sweep else 1))
     ax.yaxis.set_major_formatter(PercentFormatter(1))
-    _time_axis(ax.xaxis)
+    time_axis(ax.xaxis)
     ax.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=INK)
     beside = f", {log.sweep.dead_keys:,} dead keys beside {log.sweep.live_keys:,} live ones" if log.sweep else ""
-    _finish(ax, f"{said}.", f"{log.server}{beside}")
+    finish(ax, f"{said}.", f"{log.server}{beside}")
     ax.set_label(f"Share of expired events over the time after the deadline. {said}.")
     return ax
 
@@ -385,7 +385,8 @@ def show(ax: Axes) -> Figure:
     return Figure(out.getvalue(), alt)
 
 
-def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
+def own_axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
+    """Return the axes to draw on, new ones of this size (inches) where none are given, in memkit's style."""
     if ax is None:
         from matplotlib import pyplot as plt
 
@@ -402,7 +403,8 @@ def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
     return ax
 
 
-def _time_axis(axis: Any) -> None:
+def time_axis(axis: Any) -> None:
+    """Make an axis of seconds logarithmic, with ticks in the units that people say."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     axis.set_major_locator(FixedLocator(list(TICKS_S)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: TICKS_S.get(value, "")))
@@ -416,7 +418,7 @@ def _range(values: Any) -> tuple[float, float]:
     return min(SECONDS_TO_WEEKS[0], float(known.min()) / 2), max(SECONDS_TO_WEEKS[1], float(known.max()) * 2)
 
 
-def _finish(ax: Axes, conclusion: str, source: str) -> None:
+def finish(ax: Axes, conclusion: str, source: str) -> None:
     """Title: the conclusion; under it, small, where it was seen."""
     ax.set_title(
         "\n".join(textwrap.wrap(conclusion, 62)) + "\n", loc="left", fontsize=11.5, fontweight="bold", color=INK
@@ -434,7 +436,7 @@ def plot_lifetimes(report: SessionReport, ax: Axes | None = None) -> Axes:
     rows = _lifetime_rows(report)
     ends = [row.ttl_s for row in rows if row.ttl_s]
     low, high = min([0.5, *(end / 2 for end in ends)]), 3 * max([10.0, *ends])
-    ax = _axes(ax, (8.4, 1.6 + 0.32 * len(rows)))
+    ax = own_axes(ax, (8.4, 1.6 + 0.32 * len(rows)))
     for place, row in enumerate(rows):
         colour, marker = _lifetime_look(row)
         end = row.ttl_s or high
@@ -459,9 +461,9 @@ def plot_lifetimes(report: SessionReport, ax: Axes | None = None) -> Axes:
     for label in ax.get_yticklabels():
         label.set_parse_math(False)  # a key may have a dollar sign
     ax.set_xlabel("time left (log)")
-    _time_axis(ax.xaxis)
+    time_axis(ax.xaxis)
     conclusion = _lifetime_conclusion(report)
-    _finish(ax, conclusion, f"{report.store} session {printable(report.session, 40)}".replace("$", r"\$"))
+    finish(ax, conclusion, f"{report.store} session {printable(report.session, 40)}".replace("$", r"\$"))
     ax.set_label(f"Time left of the {len(report.keys):,} keys of a session of {report.store}. {conclusion}")
     return ax
 

@@ -18,14 +18,14 @@ from memkit.audit_expect import Expectation, parse_expectation
 from memkit.audit_report import AuditReport, Finding
 from memkit.audit_report import span as said
 from memkit.audit_sample import KeyFacts
-from memkit.plot import BLUE, GREEN, INK, ORANGE, SKY, VERMILLION, _axes, _finish, _time_axis
+from memkit.plot import BLUE, GREEN, INK, ORANGE, SKY, VERMILLION, finish, own_axes, time_axis
 
 DAY_S = 86_400.0
 
 
 def plot_ttl_now(report: AuditReport, ax: Axes | None = None) -> Axes:
     """Draw how many sessions have how long to live now, on a log axis; dashed: the TTL that was expected."""
-    ax = _axes(ax, (8.0, 4.0))
+    ax = own_axes(ax, (8.0, 4.0))
     left = np.array([(one.left_ms or 0) / 1000 for one in _mortal(report)])
     left = left[left > 0]
     low = max(0.5, left.min() / 2) if len(left) else 0.5
@@ -41,16 +41,16 @@ def plot_ttl_now(report: AuditReport, ax: Axes | None = None) -> Axes:
         text = f"given now: {said(short.observed_ttl_s * 1000)}"
         ax.annotate(text, (short.observed_ttl_s, 0.95), (4, 0), **_near(ax))
     ax.set(xlabel="time left (log)", ylabel="keys", xlim=(low, high))
-    _time_axis(ax.xaxis)
+    time_axis(ax.xaxis)
     conclusion = f"{len(left):,} keys with a deadline; {_share_below(left, expected)}"
-    _finish(ax, conclusion, _source(report))
+    finish(ax, conclusion, _source(report))
     ax.set_label(f"How long the sessions have left. {conclusion}. {report.verdict.sentence}")
     return ax
 
 
 def plot_deadlines(report: AuditReport, ax: Axes | None = None) -> Axes:
     """Draw when the sessions will die; a cliff shows when writes stopped getting the expected TTL."""
-    ax = _axes(ax, (8.0, 4.0))
+    ax = own_axes(ax, (8.0, 4.0))
     now_s = report.at.timestamp()
     days = np.array([((one.deadline_ms or 0) / 1000 - now_s) / DAY_S for one in _mortal(report)])
     expected = _expected_s(report)
@@ -67,14 +67,14 @@ def plot_deadlines(report: AuditReport, ax: Axes | None = None) -> Axes:
         ax.annotate("the cliff: the last\nwrite that got it", (cliff, 0.62), (-4, 0), **_near(ax), ha="right")
         conclusion = f"no deadline after the cliff: writes get another TTL since {_minute(short.since)}"
     ax.set(xlabel="deadline (days from the audit)", ylabel="keys", xlim=(0, horizon))
-    _finish(ax, conclusion, _source(report))
+    finish(ax, conclusion, _source(report))
     ax.set_label(f"When the sessions will die. {conclusion}.")
     return ax
 
 
 def plot_future(report: AuditReport, ax: Axes | None = None) -> Axes:
     """Draw which share of today's sessions is still there after a time in which nobody writes: survival."""
-    ax = _axes(ax, (8.0, 4.0))
+    ax = own_axes(ax, (8.0, 4.0))
     left = np.sort([(one.left_ms or 0) / 1000 for one in _mortal(report)])
     expected = _expected_s(report)
     low, high = 1.0, 2 * max([expected or 60.0, *left[-1:]])
@@ -88,18 +88,18 @@ def plot_future(report: AuditReport, ax: Axes | None = None) -> Axes:
         xscale="log", xlim=(low, high), ylim=(-0.02, 1.05), xlabel="time from now (log)", ylabel="sessions still there"
     )
     ax.yaxis.set_major_formatter(PercentFormatter(1))
-    _time_axis(ax.xaxis)
+    time_axis(ax.xaxis)
     ax.legend(loc="lower left", framealpha=0.85, edgecolor="none", facecolor="white", fontsize=9, labelcolor=INK)
     soon = float(np.mean(left < 600)) if len(left) else 0.0
     conclusion = f"{soon:.0%} of the sessions will be gone in ten minutes, unless they are renewed"
-    _finish(ax, conclusion, _source(report))
+    finish(ax, conclusion, _source(report))
     ax.set_label(f"Which share of the sessions is still there after a time. {conclusion}.")
     return ax
 
 
 def plot_ends(report: AuditReport, ax: Axes | None = None) -> Axes:
     """Draw how many keys the server says have expired, and how many it has evicted."""
-    ax = _axes(ax, (8.0, 2.4))
+    ax = own_axes(ax, (8.0, 2.4))
     counts = [report.counters.get(name) or 0 for name in ("expired_keys", "evicted_keys")]
     ax.barh([0, 1], counts, color=[SKY, ORANGE], edgecolor=INK, hatch=["", "//"], height=0.6)
     for place, count in enumerate(counts):
@@ -112,7 +112,7 @@ def plot_ends(report: AuditReport, ax: Axes | None = None) -> Axes:
         if counts[1]
         else "nothing was evicted: what is gone expired or was deleted"
     )
-    _finish(ax, conclusion, _source(report))
+    finish(ax, conclusion, _source(report))
     ax.set_label(f"Expired: {counts[0]:,} keys; evicted: {counts[1]:,} keys. {conclusion}.")
     return ax
 

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import pytest
-import redis
 
 from memkit.clock import ServerClock
-from memkit.connect import redact
+from memkit.connect import connect, redact
 from memkit.errors import ServerNotFound
 from memkit.sandbox import Sandbox
 from memkit.server import RedisServer
@@ -127,8 +126,8 @@ class Target:
 @pytest.fixture(scope="session")
 def memkit_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     """A private real server for the whole run, whatever --real-redis says; started when first used."""
-    with contextlib.closing(contextlib.ExitStack()) as stack:
-        yield stack.enter_context(_started(request.config))
+    with _started(request.config) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -137,7 +136,7 @@ def _memkit_target(request: pytest.FixtureRequest) -> Target:
     if not real:
         server = cast("RedisServer", request.getfixturevalue("memkit_server"))
         return Target(server, server.url)
-    with redis.Redis.from_url(real) as client:
+    with connect(real) as client:
         info = cast("dict[str, Any]", client.info("server"))
     request.config.stash[RAN_ON].add(
         f"{info.get('server_name', 'redis')} {info.get('valkey_version', info['redis_version'])} at {redact(real)}, "
