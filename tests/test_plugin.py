@@ -3,6 +3,9 @@
 import pytest
 import redis
 from test_connect import NO_PERSISTENCE, bare_server
+from topology import cluster
+
+from memkit.server import find_server
 
 pytest_plugins = ("pytester",)
 
@@ -176,6 +179,13 @@ def test_the_fixtures_work_on_a_real_server(pytester, prepared):
     pytester.makepyfile(FIXTURES)
     pytester.runpytest_subprocess(f"--real-redis={url}", *ASYNCIO).assert_outcomes(passed=8)
     assert client.keys("*") == []
+
+
+def test_a_cluster_may_be_the_real_server(pytester):
+    pytester.makepyfile(ARTICLE)
+    with cluster(find_server().path) as nodes, nodes.client() as client:
+        pytester.runpytest_subprocess(f"--real-redis={nodes.url}").assert_outcomes(passed=2)
+        assert list(client.scan_iter()) == []
 
 
 def test_a_server_that_looks_like_production_is_refused(pytester, prepared, monkeypatch):
