@@ -94,8 +94,13 @@ def test_it_goes_with_its_process_on_every_signal(spawn, number):
 
 
 def test_ctrl_c_in_the_terminal_does_not_reach_it(spawn):
-    body = f"signal.signal(signal.SIGINT, lambda *_: print(server.client().ping(), flush=True))\n{WAIT}"
+    body = f"""
+    signal.signal(signal.SIGINT, lambda *_: print(server.client().ping(), flush=True))
+    print("ready", flush=True)
+    {WAIT}
+    """
     process, pid, directory = spawn(body, start_new_session=True)
+    assert process.stdout.readline() == "ready\n"
     os.killpg(process.pid, signal.SIGINT)
     assert process.stdout.readline() == "True\n"
     process.kill()
