@@ -68,12 +68,23 @@ def connect_async(url: str, **options: Any) -> AnyAsyncClient:
         return redis.asyncio.cluster.RedisCluster(startup_nodes=nodes, **address.options | options)
     if topology == "sentinel":
         address = _address(url)
-        sentinel = redis.asyncio.sentinel.Sentinel(list(address.hosts), **address.options | options)
-        return cast("redis.asyncio.Redis", sentinel.master_for(*_service(address)))
+        watchers = redis.asyncio.sentinel.Sentinel(list(address.hosts), **address.options | options)
+        primary = watchers.master_for(*_service(address), connection_pool_class=_SentinelPool)
+        return cast("redis.asyncio.Redis", primary)
     try:
         return redis.asyncio.Redis.from_url(url, **options)
     except ValueError as error:
         raise _no_url(url, error) from None
+
+
+class _SentinelPool(redis.asyncio.sentinel.SentinelConnectionPool):
+    """Closes the connections to the Sentinels too, which redis-py leaves to the garbage collector, with a warning."""
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        await super().disconnect(inuse_connections)
+        if inuse_connections:  # else it only goes to another primary
+            for sentinel in self.sentinel_manager.sentinels:
+                await sentinel.aclose()
 
 
 def redact(url: str) -> str:

@@ -3,7 +3,7 @@ r"""A session and its stored envelope: bytes to objects and back, with a schema 
 A session is one LIST. Element 0 is the header, a JSON object whose fields stand in this order (the scripts in ``lua/``
 read it with one pattern); those after ``updated_ms`` are there only when they say something::
 
-    {"memkit":1,"policy":"sliding 604800000","born":"Zk3_x9AbQ","created_ms":1790000000000,"version":3,
+    {"memkit":1,"policy":"sliding 604800000","born":"Zk3_x9Ab","created_ms":1790000000000,"version":3,
      "updated_ms":1790000000000,"vectors":1,"calls":"...","summary":"...","metadata":{"user":"\"bob\""},"end":1}
 
 Values of ``metadata`` are JSON texts, so that a script can merge them without parsing numbers or empty lists. ``calls``
@@ -12,9 +12,9 @@ truncated header is known as one. Each further element is JSON too. What a save 
 append added is a stamp and a message (or a list of them)::
 
     [{"role":"system","content":"be kind"},{"role":"user","content":"hi"}]
-    "Zk3_x9AbQ2f.1a2b",{"role":"assistant","content":"hello"}
+    "Zk3_x9Ab2f.1a2b",{"role":"assistant","content":"hello"}
 
-A stamp is the nonce of the append, nine characters (dots in what a save stored), the session's version (hex), the ms
+A stamp is the nonce of the append, eight characters (dots in what a save stored), the session's version (hex), the ms
 since ``created_ms`` (hex), and, after another dot, what is derived from the message's own ``"id"``: such a message has
 an element of its own, and a stamp, in a save also. A message
 with integers beyond 64 bits stands there as a text that holds its JSON. Elements joined by commas are JSON, so that a
@@ -60,8 +60,9 @@ Message = dict[str, Any]
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _HEADER_START = re.compile(rb'\{"memkit":(\d+),')
 _HEADER_END = b'"end":1}'
+_EXACT = {str, int, bool, type(None)}
 # A stamp, or the bracket of a save's list.
-_ELEMENT = re.compile(rb'"([\w.-]{9})([0-9a-f]{1,13})\.([0-9a-f]{1,11})(\.[\w-]+)?",|(?=\[)', re.ASCII)
+_ELEMENT = re.compile(rb'"([\w.-]{8})([0-9a-f]{1,13})\.([0-9a-f]{1,11})(\.[\w-]+)?",|(?=\[)', re.ASCII)
 
 
 class Version(int):
@@ -166,11 +167,19 @@ def _dumped(run: list[object]) -> bytes | None:
     """Return messages as JSON, or None when one of them takes a closer look."""
     try:
         text = orjson.dumps(run)
-        back = orjson.loads(text)
+        right = _is_plain(run) or (orjson.loads(text) == run and set(map(type, run)) == {dict})
     except (orjson.JSONEncodeError, orjson.JSONDecodeError, RecursionError):
         return None
-    right = back == run and set(map(type, back)) == {dict}
     return text if right and len(text) <= MAX_BYTES else None
+
+
+def _is_plain(run: list[Any]) -> bool:
+    """Whether orjson gives messages back equal or refuses them, so that nothing need be read again to know it.
+
+    It changes NaN, tuples, and objects of other types; never what it takes of these.
+    """
+    values = chain.from_iterable(map(dict.values, run)) if set(map(type, run)) == {dict} else [run]
+    return set(map(type, values)) <= _EXACT
 
 
 def encode_message(message: object, where: str) -> bytes:
@@ -255,8 +264,8 @@ def is_utf8(text: str) -> bool:
 
 
 def new_id() -> bytes:
-    """Return a fresh nonce for a call: 54 random bits as 9 characters. From the system: forks never share any."""
-    return b2a_base64(urandom(7), newline=False)[:9].translate(_URL_SAFE)
+    """Return a fresh nonce for a call: 48 random bits as 8 characters. From the system: forks never share any."""
+    return b2a_base64(urandom(6), newline=False).translate(_URL_SAFE)
 
 
 def own_id(text: str) -> bytes:

@@ -392,10 +392,10 @@ def test_calls_are_found_in_every_form() -> None:
 
 
 def memkit_raw(name: str = "session:s", **header: Any) -> Raw:
-    fields = {"memkit": 1, "policy": "sliding 604800000", "born": "a" * 10, "created_ms": 1790000000000, "version": 2}
+    fields = {"memkit": 1, "policy": "sliding 604800000", "born": "a" * 8, "created_ms": 1790000000000, "version": 2}
     body = json.dumps(fields | {"updated_ms": 1790000000000} | header | {"end": 1}, separators=(",", ":")).encode()
-    elements = [body, b'"Zk3_x9AbQ1.5",{"role":"user","content":"hi"}', b'[{"role":"x"},{"role":"assistant"}]']
-    elements.append(b'".........3.7.Zk3","{\\"role\\":\\"system\\",\\"seed\\":99999999999999999999}"')
+    elements = [body, b'"Zk3_x9Ab1.5",{"role":"user","content":"hi"}', b'[{"role":"x"},{"role":"assistant"}]']
+    elements.append(b'"........3.7.Zk3","{\\"role\\":\\"system\\",\\"seed\\":99999999999999999999}"')
     return Raw(name, "list", elements=elements, total=len(elements))
 
 

@@ -18,7 +18,7 @@ STORE = "memkit"
 SCANNED = False
 KINDS = ("list",)
 PREFIX = "session:"
-_STAMP = re.compile(rb'"[\w.-]{9}([0-9a-f]{1,13})\.([0-9a-f]{1,13})(?:\.[\w-]+)?",', re.ASCII)
+_STAMP = re.compile(rb'"[\w.-]{8}([0-9a-f]{1,13})\.([0-9a-f]{1,13})(?:\.[\w-]+)?",', re.ASCII)
 
 
 def names(session: str) -> Iterable[str]:

@@ -6,7 +6,7 @@ do
   if head and #ARGV == 6 and ARGV[5] ~= '' then
     local policy, kind, ttl, born, created, version, rest = string.match(head, '^{"memkit":1,"policy":'
       .. '"((%a+) ?(%d*)[^"]*)","born":"([^"]+)","created_ms":(%d+),"version":(%d+),"updated_ms":%d+,"(.)')
-    local seen, ends = string.match(last, '^"[%w_-]........(%x+)%.'), string.byte(last, -1)
+    local seen, ends = string.match(last, '^"[%w_-].......(%x+)%.'), string.byte(last, -1)
     if policy == ARGV[1] and seen and rest ~= 'v' and ARGV[5] == born .. ' ' .. seen and (ends == 125 or ends == 93)
       and string.sub(head, -8) == '"end":1}' and tonumber(seen, 16) >= tonumber(version) then
       local time = redis.call('TIME')

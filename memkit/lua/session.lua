@@ -6,7 +6,7 @@ local key, vectors_key, nonce = KEYS[1], ARGV[2], ARGV[3]
 local HEADER = '^{"memkit":1,"policy":"((%l+) ?(%d*)[ reads]*)","born":"([%w_-]+)","created_ms":(%d+),"version":(%d+),'
   .. '"updated_ms":%d+,()'
 local LIVES = {sliding = true, absolute = true, never = false} -- and whether each has a TTL
-local KEPT_CALLS, NONCE, CALL = 255, 9, 17
+local KEPT_CALLS, NONCE, CALL = 255, 8, 16
 local NO_NONCE = string.rep('.', NONCE) -- in the stamps of a save
 local ELEMENT = '^"(' .. string.rep('[%w._-]', NONCE) .. ')(%x+)%.%x+(%.?[%w_-]*)",(.)'
 local time = redis.call('TIME')

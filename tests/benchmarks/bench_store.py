@@ -16,11 +16,13 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import count as count_from
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve()
-MESSAGE = {"role": "user", "content": "x" * 268}
+MESSAGE = {"role": "user", "content": "x" * 272}
+"""300 bytes as JSON."""
 ROUNDS, BEST = 150, 7
 
 
@@ -80,7 +82,11 @@ def store_against_redis(client: Any) -> bool:
         if count == 100:
             save = partial(store.save, "saved", dialogue)
             put = partial(client.set, "blob", blob, ex=604_800)
-            met &= ratio("save of 100 / SET of the same bytes", 2.5, save, put, calls)
+            names = (f"new {number}" for number in count_from(0))
+            new = lambda: store.save(next(names), dialogue)  # noqa: B023, E731
+            fresh = lambda: client.set(next(names), blob, ex=604_800)  # noqa: B023, E731
+            met &= ratio("save of 100, new / SET of the same bytes", 2.5, new, fresh, calls)
+            met &= ratio("save of 100 over 100 / SET of the same", 2.5, save, put, calls)
     return met
 
 
