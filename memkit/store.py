@@ -12,8 +12,8 @@ asynchronous: that a replica which takes over (Sentinel, Cluster) has what was a
 knows a call that was under way. A call that raises redis-py's ConnectionError or TimeoutError when its retries are over
 was done once or not at all; messages with ids of their own may then be appended again.
 
-A user whose rights are limited (ACL) needs, on the sessions' keys, DEL EVAL EVALSHA LINDEX LLEN LRANGE LSET LTRIM
-PERSIST PEXPIRE PTTL RPUSH RPUSHX SETNX TIME; for vectors EXISTS GET GETRANGE SET on theirs; and SCAN for
+A user whose rights are limited (ACL) needs, on the sessions' keys, DEL EVAL EVALSHA LINDEX LLEN LPOS LRANGE LSET
+LTRIM PERSIST PEXPIRE PTTL RPUSH RPUSHX SETNX TIME; for vectors EXISTS GET GETRANGE SET on theirs; and SCAN for
 ``sessions()``. A command that is denied is an error and changes nothing.
 """
 

@@ -475,6 +475,20 @@ def test_a_damaged_message_in_the_middle_is_not_overwritten(told: redis.Redis, i
     assert store.delete("a") is True
 
 
+@pytest.mark.parametrize("index", [1, 2, 40, 64, 65, 80])
+def test_damage_is_seen_by_a_save_of_the_very_same_dialogue(told: redis.Redis, index: int) -> None:
+    store = MemoryStore(told, prefix="session:", ttl="7d")
+    dialogue = [{"role": "user", "content": "x" * 7_000, "turn": turn // 3} for turn in range(80)]
+    version = store.save("a", dialogue)
+    assert told.llen("session:a") == 81
+    assert store.save("a", dialogue) == version + 1
+    told.lset("session:a", index, told.lindex("session:a", index)[:-1])
+    before = told.dump("session:a")
+    with pytest.raises(DecodeError, match=rf"'session:a' holds a damaged element, number {index}"):
+        store.save("a", dialogue)
+    assert told.dump("session:a") == before
+
+
 def test_a_damaged_message_in_the_window_is_not_searched_past(told: redis.Redis) -> None:
     store = seeded(told)
     told.lset("session:a", 2, b"garbage")
