@@ -370,7 +370,7 @@ def _no_ttl(hit: Hit, without: list[str], with_ttl: int, meant: Meant | None) ->
 
 
 def _big(name: str, raw: Raw) -> list[Problem]:
-    size = max((len(payload) for payload in raw.payloads), default=0)
+    size = max(map(len, raw.payloads), default=0)
     if size <= BIG_VALUE_BYTES:
         return []
     says = f"holds a value of {size / 1e6:.1f} MB: each read of it moves that much, and blocks others meanwhile"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import redis
@@ -172,7 +172,7 @@ class Reader:
                 return Raw(name, meta.kind, total=got[0], unread=over)
             got = self.ask([(to_bytes(name), _packed(_ALL[meta.kind][0], to_bytes(name)))])
         raw = _BUILD[meta.kind](name, want, got)
-        return replace(raw, partial=True) if len(raw.scores) >= self.budget.elements_left else raw
+        return raw._replace(partial=True) if len(raw.scores) >= self.budget.elements_left else raw
 
     def _long_list(self, name: str, total: int, size_bytes: int) -> Raw:
         """Read a list that may be over the budget from its head, a few MB at a time, until the budget is used up."""
@@ -381,7 +381,9 @@ def _dedicated(client: Any) -> _Connection:
     pool = client.connection_pool
     # Maintenance notifications need RESP3 (redis-py 7 and later), and belong to the pool.
     options = {name: value for name, value in pool.connection_kwargs.items() if not name.startswith("maint_")}
-    connection = pool.connection_class(**{**options, "protocol": 2, "decode_responses": False})
+    # redis-py 7.2 and later looks its own version up on disk for each connection: as long as 2,000 messages take.
+    unnamed = {"driver_info": None} if hasattr(redis, "DriverInfo") else {}
+    connection = pool.connection_class(**{**unnamed, **options, "protocol": 2, "decode_responses": False})
     connection.connect()
     return connection  # type: ignore[no-any-return]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from itertools import repeat
 from typing import Any
 
 from memkit.formats.model import Tool, Turn, a_dict, a_list, one_of, seconds, text_or_none
@@ -79,7 +80,7 @@ Columns = tuple[list[str], list[str]]
 
 def columns(roles: list[Any], texts: list[Any]) -> Columns | None:
     """Return normalised roles with their texts, or None where a text is none or a tool has a part."""
-    normal = [ROLES.get(role, "other") for role in roles]
+    normal = list(map(ROLES.get, roles, repeat("other")))
     if "tool" in normal or set(map(type, texts)) != {str}:
         return None
     return normal, texts

@@ -23,7 +23,7 @@ Plain = Callable[[list[Any]], Columns | None]
 
 def sample(raw: Raw) -> Iterator[dict[str, Any]]:
     """Yield the JSON objects among the first and last three elements: one may be corrupt, one may be huge."""
-    ends = raw.elements[:3] + raw.elements[3:][-3:]
+    ends = [*raw.elements[:3], *raw.elements[3:][-3:]]
     ends = [element for element in ends if len(element) <= _SMALL] or ends[:1]
     for value in (parse(element).value for element in ends):
         if isinstance(value, dict):
@@ -37,10 +37,11 @@ def turns(raw: Raw, convert: Convert, *, plain: Plain | None = None, newest_firs
     elements that are nothing but that, and with None where one of them is more.
     """
     faults = Faults(raw, len(raw.elements))
-    indexes = range(len(raw.elements))[:: -1 if newest_first else 1]
+    step = -1 if newest_first else 1
+    elements, indexes = raw.elements[::step], range(len(raw.elements))[::step]
     previous = b""
-    for start in range(0, len(indexes), _BLOCK):
-        block = [raw.elements[index] for index in indexes[start : start + _BLOCK]]
+    for start in range(0, len(elements), _BLOCK):
+        block = elements[start : start + _BLOCK]
         columns = _columns(block, previous, plain)
         if columns:
             yield Run(*columns, raw.name)
@@ -50,7 +51,7 @@ def turns(raw: Raw, convert: Convert, *, plain: Plain | None = None, newest_firs
     yield from faults.problems()
 
 
-def _columns(block: list[bytes], previous: bytes, plain: Plain | None) -> Columns | None:
+def _columns(block: Sequence[bytes], previous: bytes, plain: Plain | None) -> Columns | None:
     """Return the roles and texts of a block of elements, where all are well-formed, plain, small and different."""
     if plain is None or sum(map(len, block)) > _BLOCK_BYTES or previous == block[0] or any(map(eq, block, block[1:])):
         return None
@@ -61,7 +62,7 @@ def _columns(block: list[bytes], previous: bytes, plain: Plain | None) -> Column
 
 
 def _one_by_one(
-    block: list[bytes], indexes: Sequence[int], faults: Faults, convert: Convert, previous: bytes
+    block: Sequence[bytes], indexes: Sequence[int], faults: Faults, convert: Convert, previous: bytes
 ) -> Iterator[Turn]:
     for index, element in zip(indexes, block, strict=True):
         value = faults.read(index, element)

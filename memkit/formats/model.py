@@ -7,8 +7,8 @@ Redis exactly as it came.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 JSON_KIND = "ReJSON-RL"
@@ -17,6 +17,7 @@ SEPARATORS = ":/|{}.#"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _PLAIN = re.compile(r"[A-Za-z0-9_:./|~@=+-]+", re.ASCII)
 DOCUMENT_KINDS = ("string", JSON_KIND)
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 def to_name(raw: bytes) -> str:
@@ -37,8 +38,7 @@ def quoted(name: str) -> str:
     return f'"{"".join(shown)}"'
 
 
-@dataclass(frozen=True, slots=True)
-class Raw:
+class Raw(NamedTuple):
     """One key as it was read. Of the five values, the one for its kind is filled in.
 
     ``total`` is how much the key holds (bytes or elements); ``first`` is the index of the first list element that was
@@ -48,10 +48,10 @@ class Raw:
     name: str
     kind: str
     data: bytes = b""
-    elements: list[bytes] = field(default_factory=list)
-    fields: Mapping[str, bytes] = field(default_factory=dict)
+    elements: Sequence[bytes] = ()
+    fields: Mapping[str, bytes] = _EMPTY
     members: frozenset[str] = frozenset()
-    scores: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, float] = _EMPTY
     total: int = 0
     first: int = 0
     partial: bool = False

@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -110,7 +110,7 @@ class Fuzzer:
 
     def _mutated_key(self, raw: Raw) -> Raw:
         if self.random.random() < 0.03:
-            return replace(raw, kind=self.random.choice(KINDS))
+            return raw._replace(kind=self.random.choice(KINDS))
         elements = [self._bytes(each) if self.random.random() < 0.5 else each for each in raw.elements]
         if elements and self.random.random() < 0.2:
             elements.append(self.random.choice(elements))
@@ -118,7 +118,7 @@ class Fuzzer:
         fields = {
             name: self._bytes(value) if self.random.random() < 0.5 else value for name, value in raw.fields.items()
         }
-        return replace(raw, data=data, elements=elements, fields=fields)
+        return raw._replace(data=data, elements=elements, fields=fields)
 
     def _packed(self, data: bytes) -> bytes:
         """Mutate inside plain LangGraph's base64 as well as around it."""
