@@ -87,7 +87,7 @@ class Veil:
         self._reveal = reveal
         self._keyed = blake2b(key=token_bytes(32), digest_size=5)
         self._roles: list[str] = []
-        self._texts: list[str | None] = []
+        self._texts: list[str] = []
         self._chars: list[int] = []
         self._lines: list[int] = []
         self._prints: list[int] = []
@@ -101,7 +101,7 @@ class Veil:
         """Take in what was said, as it may be shown."""
         if isinstance(item, Run):
             roles, texts, _, at_s = item
-            self._said(roles, texts, repeat((), len(roles)), repeat(at_s, len(roles)))
+            self._said(roles, texts, repeat((), len(roles)), at_s or repeat(None, len(roles)))
         else:
             self._said((item.role,), (item.text,), (self._veiled(item.tools),), (item.at_s,))
 
@@ -113,8 +113,8 @@ class Veil:
         at_s: Iterable[float | None],
     ) -> None:
         self._roles += roles
-        # An empty text hides nothing.
-        self._texts += texts if self._reveal else ["" if not text else None for text in texts]
+        if self._reveal:
+            self._texts += texts
         self._chars += map(len, texts)
         # Most have one line, and ``in`` sees that ten times as fast as ``count``.
         self._lines += [text.count("\n") + 1 if "\n" in text else 1 for text in texts]
@@ -124,8 +124,10 @@ class Veil:
 
     def messages(self) -> Iterator[Message]:
         """Yield the messages that were taken in."""
-        texts, at_s = self._texts, self._at_s
-        return map(Message, self._roles, texts, self._chars, self._lines, self._prints, self._tools, at_s, repeat(self))
+        # An empty text hides nothing.
+        texts = self._texts if self._reveal else [None if chars else "" for chars in self._chars]
+        columns = (self._roles, texts, self._chars, self._lines, self._prints, self._tools, self._at_s)
+        return map(Message, *columns, repeat(self))
 
     def tag(self, print64: int) -> str:
         """Return the hash to show for a 64-bit hash, which alone could be guessed where PYTHONHASHSEED is fixed."""

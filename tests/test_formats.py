@@ -91,7 +91,8 @@ def turns(items: Iterable[Item]) -> list[Turn]:
         if isinstance(item, Turn):
             found.append(item)
         if isinstance(item, Run):
-            found += [Turn(role, text, (), item.at_s) for role, text in zip(item.roles, item.texts, strict=True)]
+            times = item.at_s or [None] * len(item.roles)
+            found += [Turn(role, text, (), at_s) for role, text, at_s in zip(*item[:2], times, strict=True)]
     return found
 
 
@@ -189,8 +190,7 @@ def test_a_session_is_recognised_under_another_prefix(name: str) -> None:
     ],
 )
 def test_a_prefix_of_ones_own_is_recognised_by_the_payload(name: str, key: str, mine: str) -> None:
-    raws = [Raw(**{field: getattr(raw, field) for field in Raw.__slots__} | {"name": raw.name.replace(key, mine)})
-            for raw in raws_of(name)]  # fmt: skip
+    raws = [raw._replace(name=raw.name.replace(key, mine)) for raw in raws_of(name)]
     assert plainly(turns(decoded(raws))) == capture.capture(name)["expected"]
 
 

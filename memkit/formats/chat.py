@@ -81,7 +81,7 @@ Columns = tuple[list[str], list[str]]
 def columns(roles: list[Any], texts: list[Any]) -> Columns | None:
     """Return normalised roles with their texts, or None where a text is none or a tool has a part."""
     normal = list(map(ROLES.get, roles, repeat("other")))
-    if "tool" in normal or set(map(type, texts)) != {str}:
+    if "tool" in set(normal) or set(map(type, texts)) != {str}:
         return None
     return normal, texts
 

@@ -15,7 +15,7 @@ from memkit.formats.model import Item, Problem, Raw, Run, Turn
 
 SAID_PER_CAUSE = 5
 _SMALL = 64 << 10
-_BLOCK = 100
+BLOCK = 100
 _BLOCK_BYTES = 1 << 20
 Convert = Callable[[dict[str, Any], str], Turn | None]
 Plain = Callable[[list[Any]], Columns | None]
@@ -40,24 +40,40 @@ def turns(raw: Raw, convert: Convert, *, plain: Plain | None = None, newest_firs
     step = -1 if newest_first else 1
     elements, indexes = raw.elements[::step], range(len(raw.elements))[::step]
     previous = b""
-    for start in range(0, len(elements), _BLOCK):
-        block = elements[start : start + _BLOCK]
+    for start in range(0, len(elements), BLOCK):
+        block = elements[start : start + BLOCK]
         columns = _columns(block, previous, plain)
         if columns:
             yield Run(*columns, raw.name)
         else:
-            yield from _one_by_one(block, indexes[start : start + _BLOCK], faults, convert, previous)
+            yield from _one_by_one(block, indexes[start : start + BLOCK], faults, convert, previous)
         previous = block[-1]
     yield from faults.problems()
 
 
 def _columns(block: Sequence[bytes], previous: bytes, plain: Plain | None) -> Columns | None:
     """Return the roles and texts of a block of elements, where all are well-formed, plain, small and different."""
-    if plain is None or sum(map(len, block)) > _BLOCK_BYTES or previous == block[0] or any(map(eq, block, block[1:])):
+    if plain is None or previous == block[0] or any(map(eq, block, block[1:])):
+        return None
+    values = parsed(block)
+    return None if values is None else plain_columns(values, plain)
+
+
+def parsed(block: Sequence[bytes]) -> list[Any] | None:
+    """Return a block of elements parsed, or None where one is not well-formed or they are large."""
+    if sum(map(len, block)) > _BLOCK_BYTES:
         return None
     try:
-        return plain(list(map(orjson.loads, block)))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return list(map(orjson.loads, block))
+    except ValueError:
+        return None
+
+
+def plain_columns(values: list[Any], plain: Plain) -> Columns | None:
+    """Return what ``plain`` makes of parsed elements; None where one of them has another form."""
+    try:
+        return plain(values)
+    except (KeyError, TypeError, AttributeError):
         return None
 
 

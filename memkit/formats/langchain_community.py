@@ -6,6 +6,7 @@ The TTL is set by an EXPIRE of its own after each append; when that is lost the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import repeat
 from typing import Any
 
 from memkit.formats.chat import Columns, columns
@@ -50,7 +51,7 @@ def _is_message(value: dict[str, Any]) -> bool:
 
 def _plain(values: list[Any]) -> Columns | None:
     fields = [value["data"] for value in values]
-    if any(each.get("tool_calls") or each.get("additional_kwargs") or each.get("id") for each in fields):
+    if any(any(map(dict.get, fields, repeat(more))) for more in ("tool_calls", "additional_kwargs", "id")):
         return None
     roles = [value["type"] for value in values]
     return None if "chat" in roles else columns(roles, [each["content"] for each in fields])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 from memkit.errors import DecodeError
 from memkit.formats.bounded import parse
-from memkit.formats.chat import Columns, chat_columns, chat_turn
-from memkit.formats.elements import Faults
+from memkit.formats.chat import chat_columns, chat_turn
+from memkit.formats.elements import BLOCK, Faults, parsed, plain_columns
 from memkit.formats.model import Hit, Item, Known, Meant, Note, Problem, Raw, Run, Turn, Want, seconds, split, to_name
 from memkit.session import decode_header, is_header
 from memkit.store import vectors_key
@@ -91,32 +92,53 @@ def _messages(raw: Raw) -> Iterator[Item]:
     created_ms = _created_ms(raw)
     first = 0 if _STAMP.match(raw.elements[0]) else 1
     faults = Faults(raw, len(raw.elements) - first)
-    for index in range(first, len(raw.elements)):
-        element = raw.elements[index]
-        stamp = _STAMP.match(element)
-        if stamp is None and not element.startswith(b"["):  # a save's list has none
-            faults.add("corrupt", index, "has no stamp before its messages: written by something else")
-        value = faults.value(index, element[stamp.end() :] if stamp else element)
-        yield from _turns(value, stamp, created_ms, raw.name)
+    for start in range(first, len(raw.elements), BLOCK):
+        block = [_element(element, created_ms) for element in raw.elements[start : start + BLOCK]]
+        run = _run(block, raw.name)
+        if run:
+            yield run
+            continue
+        for index, element in enumerate(block, start):
+            if not element.marked:
+                faults.add("corrupt", index, "has no stamp before its messages: written by something else")
+            yield from _turns(faults.value(index, element.body), element.at_s, raw.name)
     yield from faults.problems()
 
 
-def _turns(value: Any, stamp: re.Match[bytes] | None, created_ms: int, key: str) -> Iterator[Turn | Run]:
+class _Element(NamedTuple):
+    """An element's messages, still JSON, and what its stamp says; ``marked``: it has one, or is a save's list."""
+
+    body: bytes
+    at_s: float | None
+    marked: bool
+
+
+def _element(element: bytes, created_ms: int) -> _Element:
+    stamp = _STAMP.match(element)
+    if stamp is None:
+        return _Element(element, None, element.startswith(b"["))
+    return _Element(element[stamp.end() :], seconds(created_ms + int(stamp[2], 16)) if created_ms else None, True)
+
+
+def _run(block: list[_Element], key: str) -> Run | None:
+    """Return a block's messages, where all are a role and a text."""
+    values = parsed([element.body for element in block]) if all(element.marked for element in block) else None
+    if values is None:
+        return None
+    items = [value if isinstance(value, list) else [value] for value in values]
+    columns = plain_columns(list(chain.from_iterable(items)), chat_columns)
+    at_s = [element.at_s for element, each in zip(block, items, strict=True) for _ in each]
+    return Run(*columns, key, at_s) if columns else None
+
+
+def _turns(value: Any, at_s: float | None, key: str) -> Iterator[Turn | Run]:
     """Yield an element's messages: one or a list of them, each perhaps as a text that holds its JSON."""
-    at_s = seconds(created_ms + int(stamp[2], 16)) if stamp and created_ms else None
     items = value if isinstance(value, list) else [value]
-    columns = _columns(items)
+    columns = plain_columns(items, chat_columns)
     if columns:
-        yield Run(*columns, key, at_s)
+        yield Run(*columns, key, [at_s] * len(items))
         return
     for item in items:
         message = parse(item.encode("utf-8", "surrogatepass")).value if isinstance(item, str) else item
         if isinstance(message, dict):
             yield chat_turn(message, key)._replace(at_s=at_s)
-
-
-def _columns(items: list[Any]) -> Columns | None:
-    try:
-        return chat_columns(items)
-    except (KeyError, TypeError):
-        return None

@@ -97,7 +97,7 @@ class Run(NamedTuple):
     roles: list[str]
     texts: list[str]
     key: str
-    at_s: float | None = None
+    at_s: list[float | None] | None = None
 
 
 class Problem(NamedTuple):
