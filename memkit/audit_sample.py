@@ -181,8 +181,7 @@ class Sampler:
     def look_again(self, keys: Sequence[bytes]) -> list[bool]:
         """Return which of the keys are still there (EXISTS, which touches no idle clock); one node only."""
         wire = self._wires[0]
-        columns, _ = wire.collect(wire.post(keys, ["exists"]))
-        return [reply != 0 for reply in columns["exists"]]
+        return [reply != 0 for reply in wire.collect(wire.post(keys, ["exists"]))["exists"]]
 
     def _run(self, sample: Sample, walks: Sequence[Walk]) -> None:
         try:
@@ -194,18 +193,19 @@ class Sampler:
                     return
         except KeyboardInterrupt:
             sample.stopped = "interrupted (Ctrl-C): findings so far"
-            for walk in walks:
-                walk.close()
             for wire in self._wires:
                 wire.reconnect()
 
     def _told_to_stop(self, sample: Sample) -> bool:
         """Ask now and then whether the server suffers; only when nothing is under way on its connection."""
-        if time.monotonic() - self._guarded_at > GUARD_EVERY_S:
+        if self._guard_is_due():
             self._guarded_at = time.monotonic()
             sample.stopped = sample.stopped or self._guard()
         sample.stopped = sample.stopped or self._pace.stopped
         return sample.stopped is not None
+
+    def _guard_is_due(self) -> bool:
+        return time.monotonic() - self._guarded_at > GUARD_EVERY_S
 
     def _all(self, wire: Wire, sample: Sample, reservoir: Reservoir) -> Walk:
         return self._walk(wire, sample, reservoir, 0, sample.of * 2 + 1_000_000)
@@ -220,34 +220,30 @@ class Sampler:
     def _walk(self, wire: Wire, sample: Sample, reservoir: Reservoir, cursor: int, enough: int) -> Walk:
         """Scan from a cursor to the end, or until enough keys were seen.
 
-        Without rests, a batch is digested while the server works on the next one: two cores, two thirds of the time.
+        Without rests, the next batch is sent as soon as its page is there, which the server answers first: it works on
+        that batch while this one is read and digested.
         """
         cursor, keys = _scan(wire, cursor, self._pace.batch)
         self._take(wire, self._new(keys[:MOST_AT_FIRST]), sample, reservoir)  # learns what this server refuses
-        pending: Ticket | None = self._post(wire, keys[MOST_AT_FIRST:], cursor)
-        try:
-            while pending:
-                began, now = time.monotonic(), pending
-                pending = None
-                columns, more = wire.collect(now)
-                cursor, keys = _page(more[1]) if now.replies > 1 else (0, [])
-                left = bool(cursor or keys) and sample.seen + len(now.keys) < enough and not self._told_to_stop(sample)
-                if left and self._pace.restless:
-                    pending = self._post(wire, keys, cursor)
-                self._digest(_Batch(now.keys, columns, _clock_ms(more[0])), sample, reservoir)
-                self._pace.after(time.monotonic() - began, len(now.keys))
-                if left and not pending:
-                    pending = self._post(wire, keys, cursor)
-                yield len(now.keys)
-        finally:
-            if pending:
-                wire.collect(pending)
+        ahead: Ticket | None = self._post(wire, keys[MOST_AT_FIRST:], cursor)
+        while ahead:
+            began, now, ahead = time.monotonic(), ahead, None
+            clock, *page = wire.receive(now.first)
+            cursor, keys = _page(page[0]) if page else (0, [])
+            left = bool(cursor or keys) and sample.seen + len(now.keys) < enough
+            if left and self._pace.restless and not self._guard_is_due():
+                ahead = self._post(wire, keys, cursor)
+            self._digest(_Batch(now.keys, wire.collect(now), _clock_ms(clock)), sample, reservoir)
+            self._pace.after(time.monotonic() - began, len(now.keys))
+            if left and not ahead and not self._told_to_stop(sample):
+                ahead = self._post(wire, keys, cursor)
+            yield len(now.keys)
 
     def _post(self, wire: Wire, keys: Sequence[bytes], cursor: int) -> Ticket:
-        """Ask for the facts of keys, the time, and the next page of the scan, where there is one."""
-        ahead = _scan_command(wire, cursor, self._pace.batch) if cursor else b""
+        """Ask for the time, the next page of the scan where there is one, and the facts of keys."""
+        ahead = [_scan_command(wire, cursor, self._pace.batch)] if cursor else []
         wire.sent["time"] += 1
-        return wire.post(self._new(keys), self._columns, also=packed("TIME") + ahead, replies=2 if ahead else 1)
+        return wire.post(self._new(keys), self._columns, first=[packed("TIME"), *ahead])
 
     def _random_keys(self, wire: Wire, sample: Sample, share: int) -> Walk:
         """RANDOMKEY: in a cluster, where hash tags pile keys up in slots, a partial SCAN is worthless (measured)."""
@@ -291,12 +287,14 @@ class Sampler:
         """Ask for the facts of keys; once more where a column was refused for all of them."""
         names = list(self._columns)
         wire.sent["time"] += 1
-        columns, more = wire.collect(wire.post(keys, names, also=packed("TIME"), replies=1))
+        ticket = wire.post(keys, names, first=[packed("TIME")])
+        (clock,) = wire.receive(ticket.first)
+        columns = wire.collect(ticket)
         self._drop_what_is_refused(columns, sample)
         if self._columns != names:
             self._take(wire, keys, sample, reservoir)
         else:
-            self._digest(_Batch(keys, columns, _clock_ms(more[0])), sample, reservoir)
+            self._digest(_Batch(keys, columns, _clock_ms(clock)), sample, reservoir)
 
     def _digest(self, batch: _Batch, sample: Sample, reservoir: Reservoir) -> None:
         sample.seen += batch.count

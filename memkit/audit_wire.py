@@ -38,11 +38,11 @@ def packed(*args: str | bytes | int) -> bytes:
 
 
 class Ticket(NamedTuple):
-    """Commands under way: of which keys, which, and how many replies come after theirs."""
+    """Commands under way: how many replies come first, then the columns: of which keys, which commands."""
 
-    keys: tuple[bytes, ...]
+    keys: Sequence[bytes]
     commands: tuple[str, ...]
-    replies: int
+    first: int
 
 
 class Wire:
@@ -72,7 +72,7 @@ class Wire:
     def exchange(self, payload: bytes, replies: int) -> list[Reply]:
         """Send packed commands and return as many replies; a refusal is an item of the list, not raised."""
         self._send(payload)
-        return self._receive(replies)
+        return self.receive(replies)
 
     def _send(self, payload: bytes) -> None:
         try:
@@ -80,7 +80,8 @@ class Wire:
         except OSError as error:
             raise self._broken(error) from None
 
-    def _receive(self, replies: int) -> list[Reply]:
+    def receive(self, replies: int) -> list[Reply]:
+        """Return the next replies of what is under way."""
         found: list[Reply] = []
         gets, take = self._reader.gets, found.append
         while len(found) < replies:
@@ -112,22 +113,20 @@ class Wire:
         self.sent[_name(args)] += 1
         return self.exchange(packed(*args), 1)[0]
 
-    def post(self, keys: Sequence[bytes], commands: Sequence[str], *, also: bytes = b"", replies: int = 0) -> Ticket:
-        """Send each command of FACTS for all keys, then ``also`` (packed, with so many replies); to be collected."""
+    def post(self, keys: Sequence[bytes], commands: Sequence[str], *, first: Sequence[bytes] = ()) -> Ticket:
+        """Send the packed commands ``first``, then each command of FACTS for all keys; to be received and collected."""
         named = [b"$%d\r\n%b\r\n" % (len(key), key) for key in keys]
         # Joining is what makes this fast: the head of a command before each name.
-        payload = b"".join([FACTS[command].join([b"", *named]) for command in commands])
+        self._send(b"".join([*first, *(FACTS[command].join([b"", *named]) for command in commands)]))
         for command in commands:
             self.sent[command] += len(keys)
-        self._send(payload + also)
-        return Ticket(tuple(keys), tuple(commands), replies)
+        return Ticket(keys, tuple(commands), len(first))
 
-    def collect(self, ticket: Ticket) -> tuple[dict[str, list[Reply]], list[Reply]]:
-        """Return a column of replies for each command that was posted, and the replies to ``also``."""
+    def collect(self, ticket: Ticket) -> dict[str, list[Reply]]:
+        """Return a column of replies for each command that was posted, once the ``first`` ones were received."""
         count = len(ticket.keys)
-        found = self._receive(count * len(ticket.commands) + ticket.replies)
-        columns = {name: found[at * count : (at + 1) * count] for at, name in enumerate(ticket.commands)}
-        return columns, found[count * len(ticket.commands) :]
+        found = self.receive(count * len(ticket.commands))
+        return {name: found[at * count : (at + 1) * count] for at, name in enumerate(ticket.commands)}
 
     def close(self) -> None:
         """Give the connection back to nobody."""

@@ -410,6 +410,19 @@ REFUSALS = {
 }
 
 
+def _explain(error: redis.RedisError, key: str, client: Any) -> None:
+    """Add to an error of the connection how busy its pool is; raise what one of a key means."""
+    if isinstance(error, ResponseError):
+        _refuse(error, key)
+    pool: Any = getattr(client, "connection_pool", None)  # a cluster's client has one for each node
+    if isinstance(error, redis.ConnectionError | redis.TimeoutError) and hasattr(pool, "get_connection_count"):
+        idle, busy = (count for count, _ in pool.get_connection_count())
+        error.add_note(
+            f"memkit, at {key!r}: of at most {pool.max_connections} connections in the client's pool, {busy} in use "
+            f"and {idle} idle; a command whose connection is lost is sent again {_retries(client)} times"
+        )
+
+
 def _refuse(error: ResponseError, key: str) -> None:
     """Raise the DecodeError that Redis's or the scripts' words about a foreign or damaged key mean."""
     said = str(error)
@@ -560,8 +573,8 @@ class MemoryStore:
                     for command in operation.commands:
                         pipe.execute_command(*command, **RAW)
                     replies = pipe.execute()
-        except ResponseError as error:
-            _refuse(error, operation.key)
+        except redis.RedisError as error:
+            _explain(error, operation.key, self._client)
             raise
         return operation.decode(replies)
 
@@ -573,8 +586,8 @@ class MemoryStore:
             except NoScriptError:
                 # Never loaded, or lost (SCRIPT FLUSH, a restart, a failover): send it whole, with the same nonce.
                 reply = self._client.execute_command("EVAL", operation.script.text, *call, **RAW)
-        except ResponseError as error:
-            _refuse(error, operation.key)
+        except redis.RedisError as error:
+            _explain(error, operation.key, self._client)
             raise
         return operation.decode(reply)
 
@@ -690,8 +703,8 @@ class AsyncMemoryStore:
                     for command in operation.commands:
                         pipe.execute_command(*command, **RAW)
                     replies = await pipe.execute()
-        except ResponseError as error:
-            _refuse(error, operation.key)
+        except redis.RedisError as error:
+            _explain(error, operation.key, self._client)
             raise
         return operation.decode(replies)
 
@@ -702,8 +715,8 @@ class AsyncMemoryStore:
                 reply = await self._client.execute_command("EVALSHA", operation.script.sha, *call, **RAW)
             except NoScriptError:
                 reply = await self._client.execute_command("EVAL", operation.script.text, *call, **RAW)
-        except ResponseError as error:
-            _refuse(error, operation.key)
+        except redis.RedisError as error:
+            _explain(error, operation.key, self._client)
             raise
         return operation.decode(reply)
 

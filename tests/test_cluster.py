@@ -221,7 +221,7 @@ def test_exactly_once_on_a_cluster_while_everything_goes_wrong(capsys: pytest.Ca
     binary = every_server()[name] if name else None
     if not binary:
         pytest.skip("no server for a cluster on this machine")
-    plan = Plan(writer="cluster", seconds=2, acknowledged=50, faults=10, writers=3)
+    plan = Plan(writer="cluster", seconds=5, acknowledged=50, faults=10, writers=3)
     with capsys.disabled():
         result = stressed(plan, binary.path)
         print(f"\n{name} cluster: {result}", file=sys.stderr)
