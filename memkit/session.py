@@ -28,7 +28,7 @@ import math
 import re
 from base64 import urlsafe_b64encode
 from binascii import b2a_base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -200,10 +200,10 @@ def encode_value(value: object, where: str) -> tuple[bytes, bool]:
         exact = orjson.loads(text) == value
     except (orjson.JSONEncodeError, RecursionError) as error:
         if "64-bit" not in str(error):
-            raise EncodeError(f"{where}: {_why(value, '', 0) or error}") from None
+            raise EncodeError(f"{where}: {_why(value) or error}") from None
         text, big, exact = _encode_big(value, where), True, True
     if not exact:
-        raise EncodeError(f"{where}: {_why(value, '', 0) or 'it would not come back equal'}")
+        raise EncodeError(f"{where}: {_why(value) or 'it would not come back equal'}")
     if len(text) > MAX_BYTES:
         raise EncodeError(f"{where} takes {len(text):,} bytes as JSON; at most {MAX_BYTES:,} (16 MiB) can be stored")
     return text, big
@@ -211,7 +211,7 @@ def encode_value(value: object, where: str) -> tuple[bytes, bool]:
 
 def _encode_big(value: object, where: str) -> bytes:
     """Encode what holds integers beyond 64 bits, which orjson refuses; Python's own json keeps them."""
-    why = _why(value, "", 0)
+    why = _why(value)
     if why:
         raise EncodeError(f"{where}: {why}")
     try:
@@ -223,31 +223,37 @@ def _encode_big(value: object, where: str) -> bytes:
     raise EncodeError(f"{where}: it would not come back equal")
 
 
-def _why(value: object, path: str, depth: int) -> str | None:
-    """Say which part cannot be stored exactly, and why; None when nothing is found. Never shows a text."""
-    at = f"at {path}: " if path else ""
-    if depth > DEEPEST:
-        return f"at {path[:60]}…: nested deeper than {DEEPEST} levels, or circular; nest less"
+def _why(whole: object) -> str | None:
+    """Say which part cannot be stored exactly, and why; None when nothing is found. Never shows a text.
+
+    With a list of what is to be looked at: recursion would end early where the caller's own stack is deep.
+    """
+    todo: list[tuple[object, str, int]] = [(whole, "", 0)]
+    while todo:
+        value, path, depth = todo.pop()
+        if depth > DEEPEST:
+            return f"at {path[:60]}…: nested deeper than {DEEPEST} levels, or circular; nest less"
+        why = _why_itself(value)
+        if why:
+            return f"at {path}: {why}" if path else why
+        inside = enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else ()
+        keys = [(key, f"{path}[key]", depth + 1) for key in value] if isinstance(value, dict) else []
+        todo += reversed(keys + [(inner, f"{path}[{name!r}]", depth + 1) for name, inner in inside])
+    return None
+
+
+def _why_itself(value: object) -> str | None:
     if isinstance(value, float) and not math.isfinite(value):
-        return f"{at}{value} is not a finite number; use None or a text"
+        return f"{value} is not a finite number; use None or a text"
     if isinstance(value, str):
-        return None if is_utf8(value) else f"{at}the text holds a lone surrogate, which UTF-8 has no bytes for"
-    if isinstance(value, dict | list):
-        return next(filter(None, _why_inside(value, path, depth)), None)
-    if value is None or isinstance(value, bool | int | float):
+        return None if is_utf8(value) else "the text holds a lone surrogate, which UTF-8 has no bytes for"
+    if isinstance(value, dict):
+        return next(
+            (f"the key {key!r} is {_kind(key)}; keys are text" for key in value if not isinstance(key, str)), None
+        )
+    if value is None or isinstance(value, bool | int | float | list):
         return None
-    return f"{at}{_kind(value)} has no exact form in JSON; use dict, list, str, int, float, bool or None"
-
-
-def _why_inside(value: dict[Any, Any] | list[Any], path: str, depth: int) -> Iterator[str | None]:
-    if isinstance(value, list):
-        yield from (_why(inner, f"{path}[{index}]", depth + 1) for index, inner in enumerate(value))
-        return
-    for key, inner in value.items():
-        if not isinstance(key, str):
-            yield f"{f'at {path}: ' if path else ''}the key {key!r} is {_kind(key)}; keys are text"
-        yield _why(key, f"{path}[key]", depth + 1)
-        yield _why(inner, f"{path}[{key!r}]", depth + 1)
+    return f"{_kind(value)} has no exact form in JSON; use dict, list, str, int, float, bool or None"
 
 
 def _kind(value: object) -> str:

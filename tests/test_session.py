@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import enum
+import inspect
 import json
 import math
+import sys
 import uuid
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -169,6 +171,22 @@ def test_what_json_would_not_give_back_is_refused_saying_where(value: Any, says:
         assert str(caught.value).startswith("message 1")
         assert says in str(caught.value)
         assert len(str(caught.value)) < 400
+
+
+def test_what_is_nested_too_deep_is_said_from_a_deep_stack_too() -> None:
+    deep: Any = []
+    for _ in range(400):
+        deep = [deep]
+
+    def under(frames: int) -> None:
+        if frames:
+            under(frames - 1)
+        else:
+            encode_messages([{"a": deep}])
+
+    used = len(inspect.stack())
+    with pytest.raises(EncodeError, match="nested deeper than 250 levels"):
+        under(sys.getrecursionlimit() - used - 60)
 
 
 def test_a_refusal_never_shows_a_text() -> None:
