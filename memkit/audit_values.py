@@ -416,6 +416,6 @@ def _missing(reader: Reader, names: Sequence[str], there: Mapping[str, KeyFacts]
     found = []
     for start in range(0, len(unknown), 1000):
         batch = [to_bytes(name) for name in unknown[start : start + 1000]]
-        answers = reader.ask([(name, packed("EXISTS", name)) for name in batch])
-        found += [name for name, answer in zip(unknown[start:], answers, strict=False) if answer == 0]
+        answers = reader.ask([(name, [packed("EXISTS", name)]) for name in batch])
+        found += [name for name, answer in zip(unknown[start:], answers, strict=False) if answer == [0]]
     return found

@@ -89,7 +89,7 @@ class _Search:
         self._reader, self._wanted = reader, wanted
         self._loaded: dict[str, Loaded | None] = {}
         self._there: dict[str, Loaded] = {}
-        self._hits: dict[tuple[str, str | None], Hit | None] = {}
+        self._hits: dict[str | None, dict[str, Hit | None]] = {}
         self._notes: list[str] = []
         self._scanned = False
 
@@ -100,24 +100,24 @@ class _Search:
             return self._by_key(self._wanted)
         groups, size = self._groups(), self._reader.database_keys()
         if size <= SCAN_FREELY_KEYS or not groups:
-            self._scan(self._wanted)
-            groups = self._groups()
+            groups = self._groups() if self._scan(self._wanted) else groups
             if size <= SCAN_TWICE_KEYS or not groups:
-                self._scan(agent_framework_redis.encoded(self._wanted))
-                groups = self._groups()
+                groups = self._groups() if self._scan(agent_framework_redis.encoded(self._wanted)) else groups
         else:
             self._notes.append(f"over {SCAN_FREELY_KEYS:,} keys: other stores' sessions of this id were not looked for")
         return self._by_id(groups)
 
-    def _load(self, wants: Iterable[Want]) -> None:
+    def _load(self, wants: Iterable[Want]) -> bool:
+        """Read the keys that were not yet asked for; return whether there were any."""
         new = [want for want in wants if want.name not in self._loaded]
         if new:
             loaded = self._reader.load(new)
             self._loaded |= loaded
             self._there |= {name: each for name, each in sorted(loaded.items()) if each}
+        return bool(new)
 
-    def _scan(self, part: str) -> None:
-        """Search the names of the whole database; no key is looked at but those that hold the id."""
+    def _scan(self, part: str) -> bool:
+        """Search the names of the whole database; no key is looked at but those that hold the id, and that are new."""
         # "1" is in nearly every name: only where it stands by itself is a key looked at.
         alone = re.compile(rf"(?:^|[\W_]){re.escape(part)}(?:$|[^\w-])")
         names = self._reader.scan(f"{_glob(self._reader.prefix)}*{_glob(part)}*", alone, MAX_NAMES)
@@ -125,7 +125,7 @@ class _Search:
         if len(names) == MAX_NAMES:
             self._notes.append(f"over {MAX_NAMES:,} keys have this id in their name; the others were left out")
         # Names end with times and counters: read the newest first, for the budget may not last.
-        self._load(Want(name, "") for name in reversed(names))
+        return self._load(Want(name, "") for name in reversed(names))
 
     def _groups(self) -> dict[Group, dict[str, Hit]]:
         """Return the keys of each session of this id; a strong boundary before the id beats a weak one."""
@@ -222,10 +222,11 @@ class _Search:
         return merged.get(hit.group) or merged.get(_shallow(hit.group), {})
 
     def _hit(self, name: str, wanted: str | None) -> Hit | None:
-        if (name, wanted) not in self._hits:
+        seen = self._hits.setdefault(wanted, {})
+        if name not in seen:
             raw = self._there[name].raw
-            self._hits[name, wanted] = _shielded(lambda: formats.recognise(raw, wanted), None)
-        return self._hits[name, wanted]
+            seen[name] = _shielded(lambda: formats.recognise(raw, wanted), None)
+        return seen[name]
 
 
 def _shielded(call: Callable[[], T], otherwise: T) -> T:

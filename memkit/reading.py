@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 import redis
@@ -21,15 +22,16 @@ from memkit.formats.model import JSON_KIND, Raw, Want, to_bytes, to_name
 MAX_BYTES = 64 << 20
 MAX_ELEMENTS = 100_000
 PEEK_BYTES = 64 << 10
-_BATCH_KEYS = 500
+_BATCH_KEYS = 5_000
+_STEP_KEYS = 200
 _BATCH_BYTES = 4 << 20
 _CHUNK = 1_000
 _READ_BYTES = 256 << 10  # redis-py's 64 KB take a tenth longer
 _MANY_BYTES = 1 << 20  # a hash or set of this size may have too many elements: it is asked how many before it is read
 _SCAN_COUNT = 1_000
 
-Command = tuple[bytes, bytes]
-"""A key, which says where the command goes, and the command as it is sent."""
+Command = tuple[bytes, Sequence[bytes]]
+"""A key, which says where its commands go, and the commands as they are sent."""
 
 
 class Meta(NamedTuple):
@@ -86,14 +88,14 @@ class Reader:
     scanned_keys: int = 0
     budget: Budget = field(default_factory=Budget)
 
-    def ask(self, commands: Sequence[Command]) -> list[Any]:
-        """Send commands, each to its key's node; a refusal is returned, not raised."""
+    def ask(self, commands: Sequence[Command]) -> list[list[Any]]:
+        """Send commands, each key's to its node, and return each key's answers; a refusal is returned, not raised."""
         if len(self.connections) == 1:
             return _exchange(next(iter(self.connections.values())), [packed for _, packed in commands])
         by_node: dict[str, list[int]] = {}
         for index, (key, _) in enumerate(commands):
             by_node.setdefault(self.route(key), []).append(index)
-        answers: list[Any] = [None] * len(commands)
+        answers: list[list[Any]] = [[]] * len(commands)
         for node, indexes in by_node.items():
             found = _exchange(self.connections[node], [commands[index][1] for index in indexes])
             for index, answer in zip(indexes, found, strict=True):
@@ -102,7 +104,7 @@ class Reader:
 
     def database_keys(self) -> int:
         """Return how many keys the database has, dead ones that were not yet removed included; 0 if that is refused."""
-        answers = [_exchange(connection, [_packed(b"DBSIZE")])[0] for connection in self.connections.values()]
+        answers = [_answer(connection, _packed(b"DBSIZE")) for connection in self.connections.values()]
         return sum(answer for answer in answers if isinstance(answer, int))
 
     def scan(self, pattern: str, keep: re.Pattern[str], limit: int) -> list[str]:
@@ -112,7 +114,7 @@ class Reader:
             cursor = b"0"
             while len(found) < limit:
                 step = _packed(b"SCAN", cursor, b"MATCH", to_bytes(pattern), b"COUNT", _SCAN_COUNT)
-                answer = _exchange(connection, [step])[0]
+                answer = _answer(connection, step)
                 if isinstance(answer, Exception):
                     break
                 cursor, names = answer
@@ -136,31 +138,26 @@ class Reader:
 
     def _metas(self, names: Sequence[str]) -> dict[str, Meta]:
         """Ask for type, TTL, idle time, encoding and size, before any value is read."""
-        commands: list[Command] = []
-        for name in names:
-            key = to_bytes(name)
-            last = b"$%d\r\n%b\r\n" % (len(key), key)
-            commands += [(key, question + last) for question in _QUESTIONS]
-        answers = self.ask(commands)
-        width = len(_QUESTIONS)
-        metas = {name: _meta(answers[at * width : (at + 1) * width]) for at, name in enumerate(names)}
-        return {name: meta for name, meta in metas.items() if meta is not None}
+        answers = self.ask([_questions(to_bytes(name)) for name in names])
+        metas = zip(names, map(_meta, answers), strict=True)
+        return {name: meta for name, meta in metas if meta is not None}
 
     def _values(self, metas: Mapping[str, Meta], wants: Mapping[str, Want]) -> dict[str, Raw]:
-        plans = {name: _plan(to_bytes(name), meta, wants[name], self.budget) for name, meta in metas.items()}
-        answers = iter(self.ask([(to_bytes(name), command) for name, plan in plans.items() for command in plan]))
+        keys = map(to_bytes, metas)
+        plans = [
+            (key, _plan(key, metas[name], wants[name], self.budget)) for name, key in zip(metas, keys, strict=True)
+        ]
         found = {}
-        for name, plan in plans.items():
-            got = [next(answers) for _ in plan]
-            found[name] = self._raw(name, metas[name], wants[name], got)
+        for (name, meta), got in zip(metas.items(), self.ask(plans), strict=True):
+            found[name] = self._raw(name, meta, wants[name], got)
             self.read_keys += 1
             self.budget.spend(_bytes_in(found[name]), _elements_in(found[name]))
         return found
 
     def _raw(self, name: str, meta: Meta, want: Want, got: list[Any]) -> Raw:
-        refused = next((answer for answer in got if isinstance(answer, Exception)), None)
-        if refused is not None:
-            return Raw(name, meta.kind, unread=f"the server refused to read it ({str(refused).split(' ')[0]})")
+        refused = [answer for answer in got if isinstance(answer, Exception)]
+        if refused:
+            return Raw(name, meta.kind, unread=f"the server refused to read it ({str(refused[0]).split(' ')[0]})")
         if not got:
             over = f"its {meta.size_bytes or 0:,} bytes are over the {MAX_BYTES >> 20} MB that are read"
             says = over if meta.kind in _ALL else f"keys of type {meta.kind} are not read"
@@ -171,7 +168,7 @@ class Reader:
             if got[0] > self.budget.elements_left:
                 over = f"its {got[0]:,} elements are over the {MAX_ELEMENTS:,} that are read"
                 return Raw(name, meta.kind, total=got[0], unread=over)
-            got = self.ask([(to_bytes(name), _packed(_ALL[meta.kind][0], to_bytes(name)))])
+            got = self.ask([(to_bytes(name), [_packed(_ALL[meta.kind][0], to_bytes(name))])])[0]
         raw = _BUILD[meta.kind](name, want, got)
         return raw._replace(partial=True) if len(raw.scores) >= self.budget.elements_left else raw
 
@@ -182,7 +179,7 @@ class Reader:
         step = max(1, min(_CHUNK, total * _BATCH_BYTES // size_bytes)) if size_bytes else _CHUNK
         while len(elements) < min(total, self.budget.elements_left) and size < self.budget.bytes_left:
             at = len(elements)
-            answer = self.ask([(key, _packed(b"LRANGE", key, at, at + step - 1))])[0]
+            answer = self.ask([(key, [_packed(b"LRANGE", key, at, at + step - 1)])])[0][0]
             if isinstance(answer, Exception) or not answer:
                 break
             elements += answer
@@ -198,6 +195,11 @@ _QUESTIONS = (
     b"*3\r\n$6\r\nOBJECT\r\n$8\r\nENCODING\r\n",
     b"*3\r\n$6\r\nMEMORY\r\n$5\r\nUSAGE\r\n",
 )
+
+
+def _questions(key: bytes) -> Command:
+    last = b"$%d\r\n%b\r\n" % (len(key), key)
+    return key, [question + last for question in _QUESTIONS]
 
 
 def _meta(answers: Sequence[Any]) -> Meta | None:
@@ -278,7 +280,7 @@ def _list(name: str, _want: Want, got: list[Any]) -> Raw:
 
 
 def _hash(name: str, want: Want, got: list[Any]) -> Raw:
-    fields = dict(_pairs(want, got[0]))
+    fields = _pairs(want, got[0])
     return Raw(name, "hash", fields=fields, total=len(fields))
 
 
@@ -291,15 +293,15 @@ def _set(name: str, want: Want, got: list[Any]) -> Raw:
 
 
 def _zset(name: str, want: Want, got: list[Any]) -> Raw:
-    scores = {key: float(score) for key, score in _pairs(want, got[0])}
+    scores = {key: float(score) for key, score in _pairs(want, got[0]).items()}
     return Raw(name, "zset", scores=scores, total=len(scores))
 
 
-def _pairs(want: Want, values: list[Any]) -> Iterator[tuple[str, bytes]]:
-    """Yield keys with their values: those asked for that are there, or all, as RESP2 lists them."""
-    names = want.only or map(to_name, values[::2])
-    there = values if want.only else values[1::2]
-    return ((name, value) for name, value in zip(names, there, strict=True) if value is not None)
+def _pairs(want: Want, values: list[Any]) -> dict[str, bytes]:
+    """Return keys with their values: those asked for that are there, or all, as RESP2 lists them."""
+    if want.only:
+        return {name: value for name, value in zip(want.only, values, strict=True) if value is not None}
+    return dict(zip(map(to_name, values[::2]), values[1::2], strict=True))
 
 
 def _stream(name: str, _want: Want, got: list[Any]) -> Raw:
@@ -325,19 +327,32 @@ def _elements_in(raw: Raw) -> int:
 
 
 def _bytes_in(raw: Raw) -> int:
-    return len(raw.data) + sum(map(len, raw.elements)) + sum(map(len, raw.fields.values()))
+    return sum(map(len, raw.payloads))
 
 
-def _exchange(connection: _Connection, commands: Sequence[bytes]) -> list[Any]:
-    """Send commands at once and return their raw answers."""
-    connection.send_packed_command([b"".join(commands)])
+def _exchange(connection: _Connection, commands: Sequence[Sequence[bytes]]) -> list[list[Any]]:
+    """Send commands and return their raw answers; while some answers are read, the server is at the next commands."""
+    steps = [commands[at : at + _STEP_KEYS] for at in range(0, len(commands), _STEP_KEYS)]
     answers = []
-    for _ in commands:
+    for step, following in zip([[], *steps], [*steps, []], strict=True):
+        if following:
+            connection.send_packed_command([b"".join(chain.from_iterable(following))])
+        answers += [_answers(connection, len(each)) for each in step]
+    return answers
+
+
+def _answers(connection: _Connection, count: int) -> list[Any]:
+    answers: list[Any] = []
+    for _ in range(count):
         try:
             answers.append(connection.read_response())
         except redis.ResponseError as error:
             answers.append(error)
     return answers
+
+
+def _answer(connection: _Connection, command: bytes) -> Any:
+    return _exchange(connection, [[command]])[0][0]
 
 
 def _packed(*args: bytes | int) -> bytes:
@@ -393,7 +408,7 @@ def _dedicated(client: Any) -> _Connection:
 def _spare_idle_clocks(reader: Reader) -> str:
     """Switch NO-TOUCH on everywhere; return why that did not work, or nothing."""
     for connection in reader.connections.values():
-        answer = _exchange(connection, [_packed(b"CLIENT", b"NO-TOUCH", b"ON")])[0]
+        answer = _answer(connection, _packed(b"CLIENT", b"NO-TOUCH", b"ON"))
         if isinstance(answer, redis.exceptions.NoPermissionError):
             return "this user may not use CLIENT NO-TOUCH"
         if isinstance(answer, Exception):

@@ -45,6 +45,7 @@ class Dialogue:
     def _run(self, run: Run) -> None:
         if self._count == 0 and run.roles[0] == "assistant" and not run.texts[0]:
             self._begins_with_a_call(run.key)
+        self._times(run)
         self._count += len(run.roles)
         self._may_answer = run.roles[-1] == "assistant"
         self._empty_at = run.key if self._may_answer and not run.texts[-1] else None
@@ -54,19 +55,27 @@ class Dialogue:
 
     def _seen(self, turn: Turn) -> Turn:
         self._count += 1
-        self._in_time(turn)
+        self._in_time(turn.at_s, self._count, turn.key)
         self._empty_at = turn.key if turn.role == "assistant" and not turn.text else None
         if turn.uid is None and not turn.tools and turn.role != "tool" and self._count > 1:
             self._may_answer = turn.role == "assistant"
             return turn
         return self._turn(turn)
 
-    def _in_time(self, turn: Turn) -> None:
-        if turn.at_s is None:
+    def _times(self, run: Run) -> None:
+        times = [at_s for at_s in run.at_s or () if at_s is not None]
+        if times and times[0] >= self._at_s and times == sorted(times):
+            self._at_s = times[-1]
+        elif times and run.at_s:
+            for count, at_s in enumerate(run.at_s, self._count + 1):
+                self._in_time(at_s, count, run.key)
+
+    def _in_time(self, at_s: float | None, count: int, key: str) -> None:
+        if at_s is None:
             return
-        if turn.at_s < self._at_s - SKEW_S:
-            self._add("out_of_order", turn.key, f"message {self._count:,} was said before the one before it")
-        self._at_s = max(self._at_s, turn.at_s)
+        if at_s < self._at_s - SKEW_S:
+            self._add("out_of_order", key, f"message {count:,} was said before the one before it")
+        self._at_s = max(self._at_s, at_s)
 
     def _turn(self, turn: Turn) -> Turn:
         if turn.uid is not None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from operator import itemgetter
 
 from memkit.formats.bounded import parse
-from memkit.formats.chat import role_of
-from memkit.formats.model import Hit, Item, Known, Raw, Tool, Turn, Want, a_dict, seconds, text_or_none
+from memkit.formats.chat import ROLES, role_of
+from memkit.formats.elements import BLOCK
+from memkit.formats.model import Hit, Item, Known, Raw, Run, Tool, Turn, Want, a_dict, seconds, text_or_none
 
 STORE = "redisvl"
 SCANNED = True
 KINDS = ("hash",)
 FIELDS = {"entry_id", "session_tag", "role"}
+_PLAIN = FIELDS | {"content", "timestamp"}
 
 
 def names(_session: str) -> Iterable[str]:
@@ -35,9 +38,28 @@ def wants(known: Known) -> Iterable[Want]:
 
 def decode(known: Known) -> Iterator[Item]:
     """Yield the messages in the order of their timestamps."""
-    found = [raw for raw in known.keys.values() if raw]
-    for raw in sorted(found, key=lambda raw: (_number(raw) or 0.0, raw.name)):
-        yield _turn(raw)
+    found = [(_number(raw) or 0.0, raw.name, raw) for raw in known.keys.values() if raw]
+    found.sort(key=itemgetter(0, 1))
+    raws = [raw for _, _, raw in found]
+    once = len({raw.fields.get("entry_id") for raw in raws}) == len(raws)
+    for start in range(0, len(raws), BLOCK):
+        block = raws[start : start + BLOCK]
+        run = _run(block) if once else None
+        yield from (run,) if run else map(_turn, block)
+
+
+def _run(block: list[Raw]) -> Run | None:
+    """Return messages that are a role, a text and a time and nothing else; None where one of them is more."""
+    fields = [raw.fields for raw in block]
+    if not all(map(_PLAIN.issuperset, fields)):
+        return None
+    try:
+        roles = [ROLES.get(each["role"].decode("utf-8", "replace"), "other") for each in fields]
+        texts = [each["content"].decode("utf-8", "replace") for each in fields]
+    except KeyError:
+        return None
+    at_s = [seconds(_number(raw)) for raw in block]
+    return None if "tool" in roles else Run(roles, texts, block[0].name, at_s)
 
 
 def _turn(raw: Raw) -> Turn:
