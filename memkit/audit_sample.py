@@ -198,14 +198,13 @@ class Sampler:
 
     def _told_to_stop(self, sample: Sample) -> bool:
         """Ask now and then whether the server suffers; only when nothing is under way on its connection."""
-        if self._guard_is_due():
+        if self._must_pause():
             self._guarded_at = time.monotonic()
-            sample.stopped = sample.stopped or self._guard()
-        sample.stopped = sample.stopped or self._pace.stopped
+            sample.stopped = sample.stopped or self._pace.stopped or self._guard()
         return sample.stopped is not None
 
-    def _guard_is_due(self) -> bool:
-        return time.monotonic() - self._guarded_at > GUARD_EVERY_S
+    def _must_pause(self) -> bool:
+        return self._pace.stopped is not None or time.monotonic() - self._guarded_at > GUARD_EVERY_S
 
     def _all(self, wire: Wire, sample: Sample, reservoir: Reservoir) -> Walk:
         return self._walk(wire, sample, reservoir, 0, sample.of * 2 + 1_000_000)
@@ -231,7 +230,7 @@ class Sampler:
             clock, *page = wire.receive(now.first)
             cursor, keys = _page(page[0]) if page else (0, [])
             left = bool(cursor or keys) and sample.seen + len(now.keys) < enough
-            if left and self._pace.restless and not self._guard_is_due():
+            if left and self._pace.restless and not self._must_pause():
                 ahead = self._post(wire, keys, cursor)
             self._digest(_Batch(now.keys, wire.collect(now), _clock_ms(clock)), sample, reservoir)
             self._pace.after(time.monotonic() - began, len(now.keys))
