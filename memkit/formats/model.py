@@ -221,7 +221,7 @@ def a_list(value: Any) -> list[Any]:
 
 def seconds(value: Any) -> float | None:
     """Return a plausible time in seconds since 1970 (years 1990 to 2100; milliseconds are recognised)."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if type(value) not in (int, float):
         return None
     scaled = value / 1000 if value > 1e11 else float(value)
     return scaled if 6.3e8 < scaled < 4.1e9 else None

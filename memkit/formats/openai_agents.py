@@ -15,6 +15,7 @@ KINDS = ("list", "hash")
 PREFIX = "agents:session:"
 LIST = ":messages"
 COUNTER = ":counter"
+_DATES = frozenset({"session_id", "created_at", "updated_at"})
 _CALLS = frozenset({"function_call", "custom_tool_call", "computer_call", "mcp_call", "shell_call"})
 _RESULTS = frozenset({"function_call_output", "custom_tool_call_output", "computer_call_output", "shell_call_output"})
 _ITEMS = _CALLS | _RESULTS | {"message", "reasoning", "file_search_call", "web_search_call"}
@@ -30,7 +31,7 @@ def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     default = raw.name.startswith(PREFIX)
     if raw.kind == "list" and raw.name.endswith(LIST) and (default or any(map(_is_item, sample(raw)))):
         part, base = "messages", raw.name.removesuffix(LIST)
-    elif raw.kind == "hash" and (default or {"session_id", "created_at", "updated_at"} <= raw.fields.keys()):
+    elif raw.kind == "hash" and (default or raw.fields.keys() >= _DATES):
         part, base = "primary", raw.name
     else:
         return None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from operator import itemgetter
+from collections.abc import Iterable, Iterator, Sequence
 
 from memkit.formats.bounded import parse
 from memkit.formats.chat import ROLES, role_of
@@ -31,24 +30,23 @@ def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     return Hit(STORE, session, prefix if found else "", "message") if wanted in (None, session) else None
 
 
-def wants(known: Known) -> Iterable[Want]:
-    """Return the messages that were found: nothing lists them."""
-    return (Want(name, "message") for name in known.keys)
+def wants(_known: Known) -> Iterable[Want]:
+    """Return nothing beyond the messages that were found: nothing lists them."""
+    return ()
 
 
 def decode(known: Known) -> Iterator[Item]:
     """Yield the messages in the order of their timestamps."""
-    found = [(_number(raw) or 0.0, raw.name, raw) for raw in known.keys.values() if raw]
-    found.sort(key=itemgetter(0, 1))
-    raws = [raw for _, _, raw in found]
-    once = len({raw.fields.get("entry_id") for raw in raws}) == len(raws)
-    for start in range(0, len(raws), BLOCK):
-        block = raws[start : start + BLOCK]
-        run = _run(block) if once else None
+    found = [(_number(raw), raw.name, raw) for raw in known.keys.values() if raw]
+    found.sort(key=lambda each: (each[0] or 0.0, each[1]))
+    once = len({raw.fields.get("entry_id") for _, _, raw in found}) == len(found)
+    for start in range(0, len(found), BLOCK):
+        numbers, _, block = zip(*found[start : start + BLOCK], strict=True)
+        run = _run(block, numbers) if once else None
         yield from (run,) if run else map(_turn, block)
 
 
-def _run(block: list[Raw]) -> Run | None:
+def _run(block: Sequence[Raw], numbers: Sequence[float | None]) -> Run | None:
     """Return messages that are a role, a text and a time and nothing else; None where one of them is more."""
     fields = [raw.fields for raw in block]
     if not all(map(_PLAIN.issuperset, fields)):
@@ -58,8 +56,7 @@ def _run(block: list[Raw]) -> Run | None:
         texts = [each["content"].decode("utf-8", "replace") for each in fields]
     except KeyError:
         return None
-    at_s = [seconds(_number(raw)) for raw in block]
-    return None if "tool" in roles else Run(roles, texts, block[0].name, at_s)
+    return None if "tool" in roles else Run(roles, texts, block[0].name, list(map(seconds, numbers)))
 
 
 def _turn(raw: Raw) -> Turn:
