@@ -91,11 +91,21 @@ class Reader:
     read_keys: int = 0
     scanned_keys: int = 0
     budget: Budget = field(default_factory=Budget)
+    awaited: list[Sequence[bytes]] = field(default_factory=list, init=False)
+    came: list[list[Any]] = field(default_factory=list, init=False)
 
-    def ask(self, commands: Sequence[Command]) -> list[list[Any]]:
-        """Send commands, each key's to its node, and return each key's answers; a refusal is returned, not raised."""
+    def ask(self, commands: Sequence[Command], *, ahead: Sequence[Command] = ()) -> list[list[Any]]:
+        """Send commands, each key's to its node, and return each key's answers; a refusal is returned, not raised.
+
+        ``ahead`` is sent too, where there is one node, and its answers are for ``_came`` to take: the server is at them
+        while this process is at the first ones.
+        """
         if len(self.connections) == 1:
-            return _exchange(next(iter(self.connections.values())), [packed for _, packed in commands])
+            connection = next(iter(self.connections.values()))
+            self.came += _answers(connection, self.awaited)
+            _send(connection, [packed for _, packed in (*commands, *ahead)])
+            self.awaited = [packed for _, packed in ahead]
+            return _answers(connection, [packed for _, packed in commands])
         by_node: dict[str, list[int]] = {}
         for index, (key, _) in enumerate(commands):
             by_node.setdefault(self.route(key), []).append(index)
@@ -133,26 +143,37 @@ class Reader:
         by_name = {want.name: want for want in wants}
         loaded: dict[str, Loaded | None] = dict.fromkeys(by_name)
         names = list(by_name)
-        for start in range(0, len(names), _BATCH_KEYS):
-            there = self._metas(names[start : start + _BATCH_KEYS])
-            for batch in _batches(there):
-                loaded |= self._values({name: there[name] for name in batch}, by_name)
+        steps = [names[start : start + _BATCH_KEYS] for start in range(0, len(names), _BATCH_KEYS)]
+        for step, following in zip(steps, [*steps[1:], []], strict=False):
+            there = self._metas(step)
+            batches = list(_batches(there))
+            for batch in batches:
+                ahead = list(map(_questions, following)) if batch is batches[-1] else []
+                loaded |= self._values({name: there[name] for name in batch}, by_name, ahead)
         return loaded
 
     def _metas(self, names: Sequence[str]) -> dict[str, Meta]:
         """Ask for type, TTL, idle time, encoding and size, before any value is read."""
-        answers = self.ask([_questions(to_bytes(name)) for name in names])
+        answers = self._came() or self.ask(list(map(_questions, names)))
         metas = zip(names, map(_meta, answers), strict=True)
         return {name: meta for name, meta in metas if meta is not None}
 
-    def _values(self, metas: Mapping[str, Meta], wants: Mapping[str, Want]) -> dict[str, Loaded]:
-        keys = map(to_bytes, metas)
-        plans = [
-            (key, _plan(key, meta, wants[name], self.budget))
-            for key, (name, meta) in zip(keys, metas.items(), strict=True)
-        ]
+    def _came(self) -> list[list[Any]]:
+        """Return the answers to what was asked ahead."""
+        if self.awaited:
+            self.ask(())
+        came, self.came = self.came, []
+        return came
+
+    def _values(
+        self, metas: Mapping[str, Meta], wants: Mapping[str, Want], ahead: Sequence[Command]
+    ) -> dict[str, Loaded]:
+        plans = []
+        for name, meta in metas.items():
+            key = to_bytes(name)
+            plans.append((key, _plan(key, meta, wants[name], self.budget)))
         found = {}
-        for (name, meta), got in zip(metas.items(), self.ask(plans), strict=True):
+        for (name, meta), got in zip(metas.items(), self.ask(plans, ahead=ahead), strict=True):
             raw = self._raw(name, meta, wants[name], got)
             found[name] = Loaded(raw, meta)
             self.read_keys += 1
@@ -202,7 +223,8 @@ _QUESTIONS = (
 )
 
 
-def _questions(key: bytes) -> Command:
+def _questions(name: str) -> Command:
+    key = to_bytes(name)
     last = b"$%d\r\n%b\r\n" % (len(key), key)
     return key, [question + last for question in _QUESTIONS]
 
@@ -344,8 +366,17 @@ def _bytes_in(raw: Raw) -> int:
 
 
 def _exchange(connection: _Connection, commands: Sequence[Sequence[bytes]]) -> list[list[Any]]:
-    """Send commands at once and return their raw answers."""
-    connection.send_packed_command([b"".join(chain.from_iterable(commands))])
+    _send(connection, commands)
+    return _answers(connection, commands)
+
+
+def _send(connection: _Connection, commands: Sequence[Sequence[bytes]]) -> None:
+    if commands:
+        connection.send_packed_command([b"".join(chain.from_iterable(commands))])
+
+
+def _answers(connection: _Connection, commands: Sequence[Sequence[bytes]]) -> list[list[Any]]:
+    """Return the raw answers to commands that were sent."""
     arrived = _arrived(connection)
     answers: list[list[Any]] = []
     for each in commands:
