@@ -17,6 +17,7 @@ import redis
 from servers import every_server, start
 from topology import Cluster, cluster, watched
 
+from memkit import reading
 from memkit.errors import AmbiguousSession, MemkitError, PolicyError, SessionNotFound
 from memkit.formats import capture, langchain_community
 from memkit.formats.model import JSON_KIND
@@ -381,6 +382,52 @@ def test_what_is_over_the_limits_is_cut_and_said(client: redis.Redis) -> None:
     assert problem.says == "its 120,000 elements are over the 100,000 that are read"
     client.set("k", b"\x00" * (65 << 20))
     assert causes(inspect_session(client, "k")) == ["no_ttl", "unreadable"]
+
+
+def hashes(client: redis.Redis, texts: list[str], **more: str) -> None:
+    """Write a message a hash, as redisvl does; ``more`` are further fields of each."""
+    pipe = client.pipeline(transaction=False)
+    for at, text in enumerate(texts):
+        fields = {
+            "entry_id": f"v:{at}",
+            "role": "user",
+            "content": text,
+            "session_tag": "v",
+            "timestamp": f"{1.7e9 + at}",
+        }
+        pipe.hset(f"chat:v:{1_700_000_000 + at}", mapping=fields | more)
+    pipe.execute()
+
+
+@pytest.mark.parametrize("all_at_once", [True, False])
+def test_answers_stay_with_their_keys_when_a_value_is_asked_for_twice(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch, all_at_once: bool
+) -> None:
+    """A hash of over 1 MB is first asked how long it is, while what is known of the next keys is on its way."""
+    if not all_at_once:
+        monkeypatch.setattr(reading, "_MORE", None)  # a redis-py whose parser is not known
+    texts = [f"message {at}" for at in range(1_700)]
+    texts[900] = texts[400] = "x" * 1_100_000
+    hashes(client, texts)
+    client.expire(f"chat:v:{1_700_000_000 + 1_650}", 1_000)
+    report = inspect_session(client, "v", reveal=True)
+    assert [message.text for message in report.messages] == texts
+    assert [key.key for key in report.keys if key.ttl_s is not None] == ["chat:v:1700001650"]
+    assert [key.bytes is not None and key.bytes > 1e6 for key in report.keys if key.key[-4:] in ("0400", "0900")] == [
+        True,
+        True,
+    ]
+
+
+def test_messages_as_columns_are_the_messages_one_by_one(client: redis.Redis) -> None:
+    texts = [f"message {at}\n{'line' * (at % 3)}" for at in range(250)]
+    hashes(client, texts)
+    columns = inspect_session(client, "v", reveal=True)
+    client.flushall()
+    hashes(client, texts, metadata="{}")
+    singly = inspect_session(client, "v", reveal=True)
+    assert [message[:7] for message in columns.messages] == [message[:7] for message in singly.messages]
+    assert [problem.cause for problem in columns.problems] == [problem.cause for problem in singly.problems]
 
 
 def test_a_refused_key_is_said_and_the_rest_is_shown(client: redis.Redis, server: RedisServer) -> None:
