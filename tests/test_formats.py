@@ -872,3 +872,29 @@ def test_agent_framework_sessions_with_keys_of_their_own() -> None:
         hit = formats.recognise(Raw(name, "list", elements=raw.elements), wanted)
         assert hit is not None
         assert hit.session == session
+
+
+def test_times_that_run_backwards_are_found_in_columns_too() -> None:
+    def said(*times: float | None) -> list[str]:
+        run = Run(["user"] * len(times), ["hi"] * len(times), "k", list(times))
+        return [f"{problem.cause}: {problem.says}" for problem in problems(Dialogue().follow([run]))]
+
+    late = "out_of_order: message 3 was said before the one before it"
+    assert said(1e9, None, 1e9 + 60) == said(1e9, 1e9 + 60, 1e9 + 56) == said(None, None) == []
+    assert said(1e9, 1e9 + 60, 1e9 + 50) == said(None, 1e9 + 60, 1e9 + 50) == [late]
+
+
+def _sessions(elements: list[bytes]) -> Raw:
+    head = memkit_raw().elements[0]
+    return Raw("session:s", "list", elements=[head, *elements], total=len(elements) + 1)
+
+
+def test_memkits_elements_are_the_same_in_blocks_and_one_by_one() -> None:
+    stamped = [b'"Zk3_x9Ab%x.%x",{"role":"user","content":"hi %d"}' % (at, at * 1_000, at) for at in range(150)]
+    listed = b'[{"role":"system","content":"be kind"},{"role":"user","content":"a\\nb"}]'
+    odd = b'"Zk3_x9Abff.ff",{"role":"user","content":"hi","name":"bob"}'
+    plain = decoded([_sessions([listed, *stamped])], "s")
+    singly = decoded([_sessions([listed, *(each for one in stamped for each in (one, odd))])], "s")
+    told = [turn for turn in turns(singly) if turn.text != "hi"]
+    assert [turn[:4] for turn in turns(plain)] == [turn[:4] for turn in told]
+    assert len(told) == 152
