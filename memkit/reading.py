@@ -451,7 +451,7 @@ def _dedicated(client: Any) -> _Connection:
     pool = client.connection_pool
     # Maintenance notifications need RESP3 (redis-py 7 and later), and belong to the pool.
     options = {name: value for name, value in pool.connection_kwargs.items() if not name.startswith("maint_")}
-    # redis-py 7.2 and later looks its own version up on disk for each connection: as long as 2,000 messages take.
+    # redis-py 8.1 looks its own version up on disk for each connection: as long as 2,000 messages take.
     unnamed = {"driver_info": None} if hasattr(redis, "DriverInfo") else {}
     own = {"protocol": 2, "decode_responses": False, "socket_read_size": _READ_BYTES}
     connection = pool.connection_class(**unnamed | options | own)
