@@ -181,7 +181,8 @@ class Sampler:
     def look_again(self, keys: Sequence[bytes]) -> list[bool]:
         """Return which of the keys are still there (EXISTS, which touches no idle clock); one node only."""
         wire = self._wires[0]
-        return [reply != 0 for reply in wire.collect(wire.post(keys, ["exists"]))["exists"]]
+        columns, _ = wire.collect(wire.post(keys, ["exists"]))
+        return [reply != 0 for reply in columns["exists"]]
 
     def _run(self, sample: Sample, walks: Sequence[Walk]) -> None:
         try:
@@ -224,25 +225,29 @@ class Sampler:
         """
         cursor, keys = _scan(wire, cursor, self._pace.batch)
         self._take(wire, self._new(keys[:MOST_AT_FIRST]), sample, reservoir)  # learns what this server refuses
-        ahead: Ticket | None = self._post(wire, keys[MOST_AT_FIRST:], cursor)
+        ahead: Ticket | None = self._post(wire, self._new(keys[MOST_AT_FIRST:]), cursor)
         while ahead:
             began, now, ahead = time.monotonic(), ahead, None
-            clock, *page = wire.receive(now.first)
+            page = wire.receive(now.first)
             cursor, keys = _page(page[0]) if page else (0, [])
             left = bool(cursor or keys) and sample.seen + len(now.keys) < enough
             if left and self._pace.restless and not self._must_pause():
-                ahead = self._post(wire, keys, cursor)
-            self._digest(_Batch(now.keys, wire.collect(now), _clock_ms(clock)), sample, reservoir)
+                ahead = self._post(wire, self._new(keys), cursor)
+            columns, clock = wire.collect(now)
+            self._digest(_Batch(now.keys, columns, _clock_ms(clock[0])), sample, reservoir)
             self._pace.after(time.monotonic() - began, len(now.keys))
             if left and not ahead and not self._told_to_stop(sample):
-                ahead = self._post(wire, keys, cursor)
+                ahead = self._post(wire, self._new(keys), cursor)
             yield len(now.keys)
 
     def _post(self, wire: Wire, keys: Sequence[bytes], cursor: int) -> Ticket:
-        """Ask for the time, the next page of the scan where there is one, and the facts of keys."""
+        """Ask for the next page of the scan where there is one, the facts of keys, and the time.
+
+        The time comes last: deadline minus time plus idle time may be less than the TTL that was set, never more.
+        """
         ahead = [_scan_command(wire, cursor, self._pace.batch)] if cursor else []
         wire.sent["time"] += 1
-        return wire.post(self._new(keys), self._columns, first=[packed("TIME"), *ahead])
+        return wire.post(keys, self._columns, first=ahead, last=[packed("TIME")])
 
     def _random_keys(self, wire: Wire, sample: Sample, share: int) -> Walk:
         """RANDOMKEY: in a cluster, where hash tags pile keys up in slots, a partial SCAN is worthless (measured)."""
@@ -285,15 +290,12 @@ class Sampler:
     def _take(self, wire: Wire, keys: Sequence[bytes], sample: Sample, reservoir: Reservoir) -> None:
         """Ask for the facts of keys; once more where a column was refused for all of them."""
         names = list(self._columns)
-        wire.sent["time"] += 1
-        ticket = wire.post(keys, names, first=[packed("TIME")])
-        (clock,) = wire.receive(ticket.first)
-        columns = wire.collect(ticket)
+        columns, clock = wire.collect(self._post(wire, keys, 0))
         self._drop_what_is_refused(columns, sample)
         if self._columns != names:
             self._take(wire, keys, sample, reservoir)
         else:
-            self._digest(_Batch(keys, columns, _clock_ms(clock)), sample, reservoir)
+            self._digest(_Batch(keys, columns, _clock_ms(clock[0])), sample, reservoir)
 
     def _digest(self, batch: _Batch, sample: Sample, reservoir: Reservoir) -> None:
         sample.seen += batch.count

@@ -38,11 +38,12 @@ def packed(*args: str | bytes | int) -> bytes:
 
 
 class Ticket(NamedTuple):
-    """Commands under way: how many replies come first, then the columns: of which keys, which commands."""
+    """Commands under way: about which keys, which, and how many replies come before theirs and after."""
 
     keys: Sequence[bytes]
     commands: tuple[str, ...]
     first: int
+    last: int
 
 
 class Wire:
@@ -113,20 +114,23 @@ class Wire:
         self.sent[_name(args)] += 1
         return self.exchange(packed(*args), 1)[0]
 
-    def post(self, keys: Sequence[bytes], commands: Sequence[str], *, first: Sequence[bytes] = ()) -> Ticket:
-        """Send the packed commands ``first``, then each command of FACTS for all keys; to be received and collected."""
+    def post(
+        self, keys: Sequence[bytes], commands: Sequence[str], *, first: Sequence[bytes] = (), last: Sequence[bytes] = ()
+    ) -> Ticket:
+        """Send packed commands and, between them, each command of FACTS for all keys; to be received and collected."""
         named = [b"$%d\r\n%b\r\n" % (len(key), key) for key in keys]
         # Joining is what makes this fast: the head of a command before each name.
-        self._send(b"".join([*first, *(FACTS[command].join([b"", *named]) for command in commands)]))
+        self._send(b"".join([*first, *(FACTS[command].join([b"", *named]) for command in commands), *last]))
         for command in commands:
             self.sent[command] += len(keys)
-        return Ticket(keys, tuple(commands), len(first))
+        return Ticket(keys, tuple(commands), len(first), len(last))
 
-    def collect(self, ticket: Ticket) -> dict[str, list[Reply]]:
-        """Return a column of replies for each command that was posted, once the ``first`` ones were received."""
+    def collect(self, ticket: Ticket) -> tuple[dict[str, list[Reply]], list[Reply]]:
+        """Return a column of replies a command, and the ``last`` ones, once the ``first`` ones were received."""
         count = len(ticket.keys)
-        found = self.receive(count * len(ticket.commands))
-        return {name: found[at * count : (at + 1) * count] for at, name in enumerate(ticket.commands)}
+        found = self.receive(count * len(ticket.commands) + ticket.last)
+        columns = {name: found[at * count : (at + 1) * count] for at, name in enumerate(ticket.commands)}
+        return columns, found[count * len(ticket.commands) :]
 
     def close(self) -> None:
         """Give the connection back to nobody."""
@@ -142,10 +146,7 @@ CONTAINERS = frozenset({"client", "config", "memory", "object", "latency", "slow
 
 
 class Pace:
-    """Works a share of the time (``duty``), in smaller batches when the server slows, and says when to stop.
-
-    COUNT 100 with four commands a key keeps a neighbour's p99 under 1 ms; COUNT 1000 does not (measured).
-    """
+    """Works a share of the time (``duty``), in smaller batches when the server slows, and says when to stop."""
 
     def __init__(self, duty: float, *, batch: int) -> None:
         self._rest = 1 / duty - 1

@@ -19,6 +19,7 @@ from memkit.audit_expect import glob_expression
 from memkit.audit_groups import alike, by_prefix
 from memkit.audit_report import span
 from memkit.audit_sample import KeyFacts
+from memkit.audit_wire import Pace
 from memkit.errors import PolicyError, ServerError
 from memkit.policy import ExpiryPolicy
 from memkit.server import RedisServer, free_port
@@ -364,20 +365,57 @@ def test_names_of_keys_cannot_act_on_a_terminal_or_a_page() -> None:
         assert list(report.to_frame()["cause"]) == [finding.cause for finding in report.findings]
 
 
-def test_ctrl_c_gives_the_findings_so_far() -> None:
+def with_short_sessions(client: redis.Redis) -> None:
+    pipe = client.pipeline(transaction=False)
+    for number in range(3_000):
+        pipe.set(f"chat:{number}", "x", ex=300)
+    pipe.execute()
+
+
+@pytest.mark.parametrize("duty", [0.25, 1])
+def test_ctrl_c_gives_the_findings_so_far(duty: float) -> None:
     with start(LANES[-1]) as server, server.client() as client:
-        pipe = client.pipeline(transaction=False)
-        for number in range(3_000):
-            pipe.set(f"chat:{number}", "x", ex=300)
-        pipe.execute()
+        with_short_sessions(client)
 
         def interrupt(done: int, of: int) -> None:
             if done > of / 2:
                 raise KeyboardInterrupt
 
-        report = audit(server.url, expect={"chat:*": "7d"}, progress=interrupt)
+        report = audit(server.url, expect={"chat:*": "7d"}, progress=interrupt, duty=duty)
         assert report.verdict.cause == "ttl_too_short"
         assert any("Ctrl-C" in note for note in report.notes)
+        assert report.sample["keys"] < 3_000
+
+
+@pytest.mark.parametrize("duty", [0.25, 1])
+def test_a_server_that_evicts_is_left_alone(duty: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memkit.audit_sample.GUARD_EVERY_S", 0)
+    with start(LANES[-1]) as server, server.client() as client:
+        with_short_sessions(client)
+        client.config_set("maxmemory-policy", "allkeys-random")
+
+        def fill(_done: int, _of: int) -> None:
+            client.config_set("maxmemory", client.info("memory")["used_memory"])
+            client.set("large", bytes(100_000))
+
+        report = audit(server.url, expect={"chat:*": "7d"}, progress=fill, duty=duty)
+        assert any("the server is evicting keys" in note for note in report.notes)
+        assert report.sample["keys"] < 3_000
+
+
+def test_batches_shrink_while_the_server_is_slow_and_it_is_left_alone_if_it_stays_so() -> None:
+    pace = Pace(1, batch=200)
+    for _ in range(5):
+        pace.after(0.002, 200)
+    pace.after(0.1, 200)
+    assert (pace.batch, pace.halved, pace.stopped) == (100, 1, None)
+    for _ in range(20):
+        pace.after(0.002, 200)
+    assert (pace.batch, pace.stopped) == (200, None)
+    for _ in range(8):
+        pace.after(0.5, pace.batch)
+    assert pace.batch == 10
+    assert pace.stopped
 
 
 def test_sessions_deleted_during_the_audit_are_missed() -> None:
