@@ -416,16 +416,18 @@ def _best_of_overlapping(found: Sequence[Cluster]) -> list[Cluster]:
 
 def _longest(values: Sequence[int]) -> Cluster:
     """Return where the most of sorted long lives agree: to the grain, where a good part does, else to a jitter."""
-    grain, spread = (_densest(values, ratio, 2 * IDLE_GRAIN_MS) for ratio in (1.0, 1.222))
+    grain = _densest(values, 1.0, 2 * IDLE_GRAIN_MS)
+    # From 40 keys of a TTL of 10 % jitter, 6 of 810 are more than 2 % off; by the fullest window 24 (simulated).
+    spread = _densest(values, 1.222, 2 * IDLE_GRAIN_MS, nearly=0.95)
     return grain if grain.count >= max(3, 0.2 * len(values)) or len(values) < 3 else replace(spread, wide=True)
 
 
-def _densest(values: Sequence[int], ratio: float, more_ms: float) -> Cluster:
-    best = (0, 0, 0)
-    for first, low in enumerate(values):
-        last = bisect_right(values, low * ratio + more_ms)
-        best = max(best, (last - first, first, last))
-    return Cluster(values[best[1]], values[best[2] - 1], best[0], wide=False)
+def _densest(values: Sequence[int], ratio: float, more_ms: float, *, nearly: float = 1.0) -> Cluster:
+    """Return the window with the most values; of those with nearly as many the highest, for reads only lower lives."""
+    windows = [(bisect_right(values, low * ratio + more_ms) - first, first) for first, low in enumerate(values)]
+    most, _ = max(windows)
+    first, count = max((first, count) for count, first in windows if count >= nearly * most)
+    return Cluster(values[first], values[first + count - 1], count, wide=False)
 
 
 def _best_cluster(values: Sequence[int], spread_over: float) -> Cluster | None:
