@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from servers import LANES
 
 from memkit import MemoryStore, RedisServer
 from memkit.cli import _parser
@@ -63,6 +64,15 @@ def test_the_first_screen_has_the_two_commands_each_on_a_line_of_its_own():
         assert command.count("\n") == 1
         assert command.startswith("python3 -m venv .venv && ")
         assert command.rstrip().endswith(f"uv run {program}")
+
+
+def test_under_each_command_stands_what_it_says():
+    _, tests = blocks("text")[:2]  # the first is held by test_lab.py
+    *servers, last = tests.splitlines()
+    for line in servers:
+        lane = re.fullmatch(r"server (\S+) \(.*\): \d+ passed, 0 failed, \d+ skipped", line)[1]
+        assert lane in LANES
+    assert re.fullmatch(r"=+ \d+ passed, \d+ skipped in .*s \(.*\) =+", last)
 
 
 def test_ci_runs_the_readmes_test_command():

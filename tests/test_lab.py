@@ -26,6 +26,7 @@ from memkit import lab
 from memkit.cli import main
 from memkit.server import free_port
 
+README = Path(__file__).parent.parent / "README.md"
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks for what is left in /proc")
 
 
@@ -116,6 +117,9 @@ PID = "print(n.server().pid)"
 @linux
 def test_killed_with_a_busy_kernel_nothing_stays(start: Callable[..., Lab], tmp_path: Path) -> None:
     lab = start()
+    shown = re.findall(r"```text\n(memkit lab: .*?)```", README.read_text(), re.DOTALL)[0].splitlines()
+    for line in shown:
+        assert re.search(re.escape(line.strip()).replace("…", ".*"), lab.said()), line
     name = lab.ask("POST", "kernels")["id"]
     with lab.kernel(name) as client:
         assert run_cell(client, LOAD).endswith("beside the demo incident")
