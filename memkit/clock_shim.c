@@ -4,10 +4,13 @@
  * reading on. Only CLOCK_REALTIME moves; the monotonic clocks stay real, so event loops and timers keep working, except
  * that each move takes them NUDGE_NS ahead: Redis takes idle times from a clock that its 100 ms timer caches, and so
  * would stamp keys with the time before the move for up to 100 ms after it (measured on 6.2 to 8.2).
- * Raw system calls, no malloc and no dlsym: libfaketime, which uses both, hangs with Debian's redis-server 7.0.
+ * libfaketime hangs with Debian's redis-server 7.0, whose malloc looks at the clock while it starts, before libfaketime
+ * has looked up the C library's own functions, for which it takes malloc. Here a raw system call serves until then, and
+ * only until then: TIME in a script took 1.1 to 1.4 us with it, 0.5 us with the C library's, as without a preload.
  */
 #ifdef __linux__
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdint.h>
@@ -23,8 +26,10 @@
 
 static volatile int64_t none = 0;
 static volatile int64_t *offset_ns = &none;
+static int (*libc_clock_gettime)(clockid_t, struct timespec *) = NULL;
 
-__attribute__((constructor)) static void map_offset(void) {
+__attribute__((constructor)) static void start(void) {
+    libc_clock_gettime = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
     const char *path = getenv("MEMKIT_CLOCK");
     /* The server's parent is memkit's watchdog, a shell of one thread: the server goes if somebody kills it. */
     if (path) prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -36,7 +41,7 @@ __attribute__((constructor)) static void map_offset(void) {
 }
 
 int clock_gettime(clockid_t id, struct timespec *ts) {
-    int failed = syscall(SYS_clock_gettime, id, ts);
+    int failed = libc_clock_gettime ? libc_clock_gettime(id, ts) : (int)syscall(SYS_clock_gettime, id, ts);
     if (!failed && id == CLOCK_MONOTONIC) {
         static int64_t seen_ns = 0, nudged_ns = 0;
         int64_t asked_ns = *offset_ns;
