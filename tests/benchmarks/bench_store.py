@@ -2,8 +2,7 @@
 
 ``python tests/benchmarks/bench_store.py`` prints each ratio beside its target, on a unix socket and on TCP;
 ``--peer NAME=PYTHON`` runs this file with another interpreter, in whose environment NAME is installed, on the same
-server: langchain-community, openai-agents or llama-index. The servers are started without the clock's preload, which
-makes every look at the clock a system call: a script looks more often than a plain command.
+server: langchain-community, openai-agents or llama-index.
 """
 
 from __future__ import annotations
@@ -199,7 +198,6 @@ def main() -> int:
 
     import memkit.server
 
-    memkit.server._shim = str  # type: ignore[assignment]
     met = True
     for name in options.server or ["redis-8.2", "redis-7.0", "valkey-9"]:
         binary = every_server()[name]
