@@ -60,6 +60,7 @@ Message = dict[str, Any]
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _HEADER_START = re.compile(rb'\{"memkit":(\d+),')
 _HEADER_END = b'"end":1}'
+# Of these orjson gives back what it was given, or refuses it: nothing need be read again to know.
 _EXACT = {str, int, bool, type(None)}
 # A stamp, or the bracket of a save's list.
 _ELEMENT = re.compile(rb'"([\w.-]{8})([0-9a-f]{1,13})\.([0-9a-f]{1,11})(\.[\w-]+)?",|(?=\[)', re.ASCII)
@@ -174,12 +175,9 @@ def _dumped(run: list[object]) -> bytes | None:
 
 
 def _is_plain(run: list[Any]) -> bool:
-    """Whether orjson gives messages back equal or refuses them, so that nothing need be read again to know it.
-
-    It changes NaN, tuples, and objects of other types; never what it takes of these.
-    """
-    values = chain.from_iterable(map(dict.values, run)) if set(map(type, run)) == {dict} else [run]
-    return set(map(type, values)) <= _EXACT
+    if set(map(type, run)) != {dict}:
+        return False
+    return _EXACT.issuperset(map(type, chain.from_iterable(map(dict.values, run))))
 
 
 def encode_message(message: object, where: str) -> bytes:
@@ -197,7 +195,7 @@ def encode_value(value: object, where: str) -> tuple[bytes, bool]:
     """
     try:
         text, big = orjson.dumps(value), False
-        exact = orjson.loads(text) == value
+        exact = (type(value) is dict and _EXACT.issuperset(map(type, value.values()))) or orjson.loads(text) == value
     except (orjson.JSONEncodeError, RecursionError) as error:
         if "64-bit" not in str(error):
             raise EncodeError(f"{where}: {_why(value) or error}") from None

@@ -17,7 +17,7 @@ do
         if want and left < want then
           -- As in admit(): refused when memory is full. Where RPUSH is the first write, it is so itself.
           redis.call('SETNX', key, '')
-          redis.call('PEXPIRE', key, string.format('%.0f', want))
+          redis.call('PEXPIRE', key, want)
         end
         local made = string.format('%x', tonumber(seen, 16) + 1)
         redis.call('RPUSH', key, '"' .. ARGV[3] .. made .. string.format('.%x",', math.max(0, age)) .. ARGV[6])
