@@ -1,9 +1,7 @@
 """Speed of the audit on a million keys: ``python tests/benchmarks/bench_audit.py [keys]`` (default 1,000,000).
 
-Redis on a unix socket, sessions as lists, launched as anybody launches it: under the clock preload of RedisServer each
-reading of the clock is a system call, which doubles the server's time for a command and leaves SCAN's as it is. All
-figures are wall time against a bare SCAN COUNT 1000 in the same run, each the best of a few; a neighbour's GET latency
-is measured idle and during full passes, in turns.
+Redis on a unix socket, sessions as lists. All figures are wall time against a bare SCAN COUNT 1000 in the same run,
+each the best of a few; a neighbour's GET latency is measured idle and during full passes, in turns.
 """
 
 from __future__ import annotations
@@ -11,11 +9,9 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from shutil import which
 
@@ -27,22 +23,7 @@ from servers import every_server
 
 from memkit.audit import audit
 from memkit.audit_wire import Wire
-
-
-@contextmanager
-def plain_server(binary: Path) -> Iterator[str]:
-    """Launch a server and yield the path of its socket."""
-    with tempfile.TemporaryDirectory() as directory:
-        path = f"{directory}/redis.sock"
-        command = [str(binary), "--port", "0", "--unixsocket", path, "--save", "", "--dir", directory]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-            try:
-                while not Path(path).exists():
-                    assert process.poll() is None, "the server did not start"
-                    time.sleep(0.01)
-                yield path
-            finally:
-                process.terminate()
+from memkit.server import RedisServer
 
 
 def fill(client: redis.Redis, keys: int) -> None:
@@ -142,9 +123,8 @@ def harm(url: str) -> None:
 def main(keys: int) -> None:
     binary = every_server()["redis-8.2"] or every_server()["redis-7.0"]
     assert binary
-    with plain_server(binary.path) as path:
-        url = f"unix://{path}?db=0"
-        client = redis.Redis.from_url(url)
+    with RedisServer(binary=binary.path) as server, server.client() as client:
+        url, path = server.url, server.socket_path
         print(f"{binary.flavour} {binary.version}, {keys:,} keys, unix socket")
         fill(client, keys // 10)
         small = separately(PEAK, url, "full", "1")
