@@ -13,7 +13,7 @@ from memkit.audit_groups import Group, Member, alike, by_prefix, groups_of, is_c
 from memkit.audit_report import Finding, Seen, span, utc_text
 from memkit.audit_sample import KeyFacts
 from memkit.audit_torn import Torn, torn_sessions
-from memkit.audit_ttl import IDLE_RANGE_MS, Case, Lives, Server, Since, lives_of, rounded, ttl_seen
+from memkit.audit_ttl import IDLE_RANGE_MS, Case, Life, Lives, Server, Since, lives_of, rounded, ttl_seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,18 +156,20 @@ def _case_evidence(case: Case, scene: Scene) -> tuple[str, ...]:
     spread = f", give or take {case.jitter:.0%}" if case.jitter else ""
     lines = [f"{case.keys:,} of {scene.sampled:,} keys looked at were given {span(case.ttl_ms)}{spread}", *case.reasons]
     if case.since and case.since.bound == "lower bound":
-        lines.append(
-            f"the last write under the expected TTL was at {_at(case.since.at_ms)}: no deadline allows a later one"
-        )
+        lines.append(f"the last write that got the expected TTL was at {_at(case.since.at_ms)}, by the latest deadline")
     if case.first_seen_ms is not None:
-        lines.append(f"the first write of {span(case.ttl_ms)} that is still there was at {_at(case.first_seen_ms)}")
+        lines.append(f"the oldest of them that still lives was written at {_at(case.first_seen_ms)}")
     return tuple(lines)
 
 
 def _next_for_ttl(meant: Expectation, case: Case) -> str:
     around = "" if case.since is None else f" around {_at(case.since.at_ms)}"
-    then = "memory grows until it is right again" if case.kind == "long" else "roll it back, then renew living sessions"
-    return f"look at what was released{around} that sets the TTL of {meant.prefix}; {then}"
+    then = (
+        "memory grows until it is right again"
+        if case.kind == "long"
+        else "roll it back; the next write renews a living session"
+    )
+    return f"look for the release{around} that changed the TTL of {meant.pattern}; {then}"
 
 
 def _never(meant: Expectation, sessions: Sequence[Group], scene: Scene) -> list[Finding]:
@@ -299,7 +301,8 @@ def _suspect(meant: Expectation, prefix: str, keys: Sequence[KeyFacts], scene: S
     sorted_lives = Lives(lives, meant, scene.server)
     as_meant = len(sorted_lives.right) >= max(3, 0.2 * len(fits))
     if near:
-        return "proven" if as_meant else "likely"
+        # Never proven: the one who types an expectation mistypes it, too.
+        return "likely" if as_meant else "possible"
     return "possible" if as_meant and scene.server.idle_known else None
 
 
@@ -318,7 +321,7 @@ def _elsewhere(meant: Expectation, keys: Sequence[KeyFacts], scene: Scene) -> Fi
     if last is None:
         return None
     for prefix, others in near.items():
-        if _suspect(meant, prefix, others, scene) == "proven":
+        if _suspect(meant, prefix, others, scene) == "likely":
             theirs = Lives(lives_of(others), meant, scene.server)
             first = min(life.deadline - life.set for life in theirs.right)
             if last <= first + 2_000 and len(theirs.right) >= 0.5 * len(others):
@@ -348,7 +351,8 @@ def _wrong_prefix(
         evidence=(
             f"{len(keys):,} keys under {prefix or '(no prefix)'}, given {span(ttl)}; those expected are not written",
         ),
-        next=f"compare the prefix in the application's settings with {meant.prefix}; readers and writers need the same",
+        next=f"compare the prefix in the application's settings with {meant.prefix} (and this expectation with both): "
+        "readers and writers need the same one",
     )
 
 
@@ -363,12 +367,21 @@ def seen_under(keys: Sequence[KeyFacts]) -> list[Seen]:
         ttl = ttl_seen(lives)
         immortal = len(own) - len(lives)
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in Counter(one.kind for one in own).most_common(3))
-        given = f"given {span(ttl)}" if ttl else "of various TTLs" if lives else "that never expire"
-        says = f"{prefix or '(no prefix)'}*: {len(own):,} keys ({kinds}), {given}"
+        given = _given(ttl, lives)
+        says = f"{prefix or '(no prefix)'}*: {len(own):,} key{'s' if len(own) > 1 else ''} ({kinds}), {given}"
         says += f", {immortal:,} of them immortal" if immortal and lives else ""
         says += f"; if that is meant: --expect '{prefix}*={span(ttl)}'" if ttl else ""
         found.append(Seen(prefix, len(own), kinds, immortal, ttl and round(ttl / 1000, 3), says))
     return found
+
+
+def _given(ttl: float | None, lives: Sequence[Life]) -> str:
+    if not lives:
+        return "that never expire"
+    if not ttl:
+        return "of various TTLs"
+    longest = max(life.left for life in lives)
+    return f"given {span(ttl)}" + (f", others more: up to {span(longest)} left" if longest > 1.1 * ttl else "")
 
 
 # -- dates -------------------------------------------------------------------------------------------------------------

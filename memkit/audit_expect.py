@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -91,6 +92,9 @@ def parse_expectation(text: str) -> Expectation:
     if not entry:
         raise PolicyError(f"{text!r} is not an expectation; {SHAPE}")
     expectation = Expectation(entry["pattern"], _policy(entry["ttl"].strip(), text))
+    if expectation.pattern[-1] in ":/|#" and expectation.pattern == expectation.prefix:
+        begins = expectation.pattern
+        raise PolicyError(f"in {text!r}: {begins!r} names one key; for all that begin so: '{begins}*={entry['ttl']}'")
     for option in filter(None, entry["options"].split(",")):
         expectation = _with_option(expectation, option.strip(), text)
     return expectation
@@ -141,7 +145,10 @@ def read_expectations(path: str | Path) -> list[Expectation]:
 def expectations(
     expect: Mapping[str, Duration | ExpiryPolicy | Expectation | None] | Iterable[Expectation],
 ) -> list[Expectation]:
-    """Return what ``audit(expect=...)`` was given as expectations, the most specific pattern first."""
+    """Return what ``audit(expect=...)`` was given as expectations, the most specific pattern first.
+
+    Raises PolicyError for two of one pattern.
+    """
     if isinstance(expect, Mapping):
         found = [
             meant if isinstance(meant, Expectation) else Expectation(pattern, ExpiryPolicy.of(meant))
@@ -149,4 +156,7 @@ def expectations(
         ]
     else:
         found = list(expect)
+    twice = [pattern for pattern, count in Counter(one.pattern for one in found).items() if count > 1]
+    if twice:
+        raise PolicyError(f"{twice[0]!r} is expected twice; say once what its keys were meant to live")
     return sorted(found, key=lambda one: -len(one.prefix))

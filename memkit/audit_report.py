@@ -246,14 +246,21 @@ class AuditReport:
     def _repr_html_(self) -> str:
         left = ' style="text-align:left"'  # JupyterLab sets all to the right
         rows = "".join(f"<tr>{''.join(f'<td{left}>{cell}</td>' for cell in _cells(one))}</tr>" for one in self.findings)
-        titles = ("severity", "cause", "prefix", "what shows it")
-        head = "".join(f'<th scope="col"{left}>{title}</th>' for title in titles)
+        head = "".join(f'<th scope="col"{left}>{title}</th>' for title in _TITLES)
         caption = f"<caption{left}>Findings: {len(self.findings)}</caption>"
-        table = f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-        notes = "".join(f"<p>Note: {html.escape(_shown(note))}</p>" for note in self.notes)
-        verdict = f"<p><strong>{html.escape(_shown(self.verdict.sentence))}</strong></p>"
-        proof = f"<p>{html.escape(self.proof_sentence())}</p>"
-        return f'<div class="memkit">{verdict}{table if rows else ""}{notes}{proof}</div>'
+        table = f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>" if rows else ""
+        says = [self.verdict.sentence, *(f"Next: {one.next}" for one in self.findings[:1])]
+        verdict = "<br>".join(f"<strong>{html.escape(_shown(line))}</strong>" for line in says)
+        below = [*(f"Seen: {one.says}" for one in self.seen), *(f"Note: {note}" for note in self.notes)]
+        below.append(self.proof_sentence())
+        return f'<div class="memkit"><p>{verdict}</p>{table}{"".join(map(_paragraph, below))}</div>'
+
+
+_TITLES = ("severity", "cause", "prefix", "what shows it")
+
+
+def _paragraph(text: str) -> str:
+    return f"<p>{html.escape(_shown(text))}</p>"
 
 
 def _cells(finding: Finding) -> tuple[str, str, str, str]:
@@ -300,12 +307,14 @@ def _rows(finding: Finding) -> list[tuple[str, str]]:
         rows.append(("TTL", f"expected {span(expected)}, seen {span(observed)}"))
     if finding.since:
         rows.append(("since", f"{utc_text(finding.since, up=finding.since_is == 'upper bound')} ({finding.since_is})"))
-    rows.append(("keys", f"{finding.keys:,} of {finding.sampled:,} looked at"))
+    if finding.keys:
+        rows.append(("keys", f"{finding.keys:,} of {finding.sampled:,} looked at"))
     return [*rows, *(("evidence", one) for one in finding.evidence), ("next", finding.next)]
 
 
 def _html(finding: Finding) -> str:
-    return "<br>".join(f"{name}: {html.escape(_shown(value))}" for name, value in _rows(finding))
+    rows = [("sure", finding.confidence), *_rows(finding)]
+    return "<br>".join(f"{name}: {html.escape(_shown(value))}" for name, value in rows)
 
 
 def _painted(text: str, severity: str, *, color: bool) -> str:

@@ -42,7 +42,7 @@ def plot_ttl_now(report: AuditReport, ax: Axes | None = None) -> Axes:
         ax.annotate(text, (short.observed_ttl_s, 0.95), (4, 0), **_near(ax))
     ax.set(xlabel="time left (log)", ylabel="keys", xlim=(low, high))
     time_axis(ax.xaxis)
-    conclusion = f"{len(left):,} keys with a deadline; {_share_below(left, expected)}"
+    conclusion = _shortened_share(report) or f"{_which(report)} with a deadline: {_share_below(left, expected)}"
     finish(ax, conclusion, _source(report))
     ax.set_label(f"How long the sessions have left. {conclusion}. {report.verdict.sentence}")
     return ax
@@ -56,8 +56,9 @@ def plot_deadlines(report: AuditReport, ax: Axes | None = None) -> Axes:
     expected = _expected_s(report)
     horizon = 1.15 * max([(expected or DAY_S) / DAY_S, *days[days < 400]])
     ax.hist(np.clip(days, 0, horizon), bins=np.linspace(0, horizon, 80).tolist(), color=SKY, edgecolor=BLUE, lw=0.6)
-    conclusion = "deadlines reach as far as the expected TTL"
+    conclusion = f"{_which(report)}: the last deadline is in {said(1000 * DAY_S * max([0.0, *days]))}"
     if expected:
+        conclusion = "deadlines reach as far as the expected TTL"
         ax.axvline(expected / DAY_S, color=GREEN, lw=2, ls="--")
         ax.annotate("a write now should\nend here", (expected / DAY_S, 0.95), (-4, 0), **_near(ax), ha="right")
     short = _shortened(report)
@@ -90,8 +91,11 @@ def plot_future(report: AuditReport, ax: Axes | None = None) -> Axes:
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     time_axis(ax.xaxis)
     ax.legend(loc="lower left", framealpha=0.85, edgecolor="none", facecolor="white", fontsize=9, labelcolor=INK)
-    soon = float(np.mean(left < 600)) if len(left) else 0.0
-    conclusion = f"{soon:.0%} of the sessions will be gone in ten minutes, unless they are renewed"
+    soon = int(np.sum(left < 600))
+    conclusion = f"{soon:,} of {len(left):,} sessions will be gone in ten minutes, unless they are renewed"
+    short = _shortened(report)
+    if short and short.observed_ttl_s:
+        conclusion += f"; so will all that are written now, {said(1000 * short.observed_ttl_s)} later"
     finish(ax, conclusion, _source(report))
     ax.set_label(f"Which share of the sessions is still there after a time. {conclusion}.")
     return ax
@@ -139,6 +143,20 @@ def _mortal(report: AuditReport) -> list[KeyFacts]:
         if own:
             return own
     return [one for one in report.keys if one.deadline_ms is not None]
+
+
+def _which(report: AuditReport) -> str:
+    """Return how many keys the figures show, and which."""
+    pattern = next((meant.pattern for meant in _meant(report) if meant.of(report.keys)), None)
+    return f"{len(_mortal(report)):,} keys{f' {pattern}' if pattern else ''}"
+
+
+def _shortened_share(report: AuditReport) -> str | None:
+    short = _shortened(report)
+    if not short or not short.observed_ttl_s or not short.expected_ttl_s:
+        return None
+    given, meant = said(1000 * short.observed_ttl_s), said(1000 * short.expected_ttl_s)
+    return f"{short.keys:,} of {_which(report)} were given {given} instead of {meant}"
 
 
 def _expected_s(report: AuditReport) -> float | None:

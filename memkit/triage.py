@@ -16,7 +16,7 @@ from secrets import token_bytes
 from typing import Any
 
 from memkit.audit import audit, parse_expectation
-from memkit.audit_report import AuditReport, span
+from memkit.audit_report import AuditReport
 from memkit.audit_sample import KeyFacts
 from memkit.connect import redact
 from memkit.demo import demo_server, load_incident
@@ -70,6 +70,8 @@ def triage(url: str | None, *, expect: Sequence[str] = (), output: str | Path = 
     """
     for text in expect:
         parse_expectation(text)
+    if Path(output).is_dir():
+        raise MemkitError(f"{output} is a folder; give -o the name of the file, such as {Path(output) / 'triage.html'}")
     if url:
         examine(url, expect)  # what cannot be reached is said here in one line, not by a notebook's traceback
     expectations = list(expect) or ([] if url else ["chat:*=7d"])
@@ -126,7 +128,7 @@ def _body(notebook: Any) -> str:
     order = ["text/html", "image/png", "text/plain"]
     make: Any = HTMLExporter
     exporter = make(template_name="basic", exclude_input=True, exclude_input_prompt=True)
-    exporter.exclude_output_prompt = True
+    exporter.exclude_output_prompt = exporter.exclude_anchor_links = True
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
             data = output.get("data")
@@ -134,7 +136,9 @@ def _body(notebook: Any) -> str:
                 output["data"] = {kind: data[kind] for kind in order if kind in data}
         cell.get("attachments", {}).clear()
     body, _ = exporter.from_notebook_node(notebook)
-    return re.sub(r"<script\b.*?</script\s*>", "", body, flags=re.DOTALL | re.IGNORECASE)
+    body = re.sub(r"<script\b.*?</script\s*>", "", body, flags=re.DOTALL | re.IGNORECASE)
+    # The other notebooks are not there where a ticket is read.
+    return re.sub(r'<a href="[^"]*\.ipynb">(.*?)</a>', r"\1", body, flags=re.DOTALL)
 
 
 # -- what the notebook shows -------------------------------------------------------------------------------------------
@@ -142,35 +146,44 @@ def _body(notebook: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Affected:
-    """The sessions that die first, as a table; their names are hashed, with a key of this table's own."""
+    """The sessions that die first, as a table; their names are hashed, with a key of this table's own.
+
+    ``reveal`` shows the names, for ``memkit inspect``.
+    """
 
     report: AuditReport
+    reveal: bool = False
     salt: bytes = field(default_factory=lambda: token_bytes(8))
 
-    TITLES = ("session", "type", "left", "last given, at least", "dies at (UTC)")
+    TITLES = ("session", "type", "left", "last given", "dies at (UTC)")
 
     @property
     def rows(self) -> list[tuple[str, ...]]:
         """Return the rows: at most MOST_ROWS, those with the least time left first."""
         meant = [parse_expectation(text) for text in self.report.expectations]
         own = {one.key: one for expectation in meant for one in expectation.of(self.report.keys)}
-        mortal = [one for one in own.values() if one.deadline_ms is not None]
+        shown = own.values() if meant else self.report.keys
+        mortal = [one for one in shown if one.deadline_ms is not None]
         return [self._row(one) for one in sorted(mortal, key=lambda one: one.deadline_ms or 0)[:MOST_ROWS]]
 
     def _row(self, one: KeyFacts) -> tuple[str, ...]:
         from datetime import UTC, datetime
 
-        name = blake2b(one.key, key=self.salt, digest_size=4).hexdigest()
+        hashed = "#" + blake2b(one.key, key=self.salt, digest_size=4).hexdigest()
+        name = ascii(one.key.decode("utf-8", "surrogateescape"))[1:-1] if self.reveal else hashed
         at = datetime.fromtimestamp((one.deadline_ms or 0) / 1000, UTC)
-        return f"#{name}", one.kind, span(one.left_ms), span(one.set_ms), f"{at:%Y-%m-%d %H:%M:%S}"
+        return name, one.kind, clock_text(one.left_ms), clock_text(one.set_ms), f"{at:%Y-%m-%d %H:%M:%S}"
 
     def __repr__(self) -> str:
         return "\n".join("  ".join(row) for row in (self.TITLES, *self.rows))
 
     def _repr_html_(self) -> str:
-        return html_table(
-            f"The {len(self.rows)} sessions with the least time left (names hashed)", self.TITLES, self.rows
+        names = "" if self.reveal else ", names hashed"
+        title = (
+            f"The {len(self.rows)} sessions with the least time left{names}; last given: to a second, "
+            "or less where it was read since"
         )
+        return html_table(title, self.TITLES, self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +223,20 @@ def five_minutes_later(url: str, expectations: Iterable[str]) -> str:
         before = examine(copy, expectations)
         server.clock.shift("5m")
         after = examine(copy, expectations)
-    lost = sum(finding.keys for finding in before.findings if finding.cause == "ttl_too_short")
-    gone = len(before.keys) - len(after.keys)
-    return f"Five minutes later: {gone:,} keys are gone, the {lost:,} dying sessions among them."
+    meant = [parse_expectation(text) for text in before.expectations]
+    left = {one.key for one in after.keys}
+    there = {one.key for expectation in meant for one in expectation.of(before.keys)}
+    return (
+        f"On a copy of the demo, five minutes later: {len(there - left):,} of its {len(there):,} sessions are gone; "
+        f"{sum(finding.keys for finding in before.findings if finding.cause == 'ttl_too_short'):,} were dying."
+    )
+
+
+def clock_text(ms: float | None) -> str:
+    """Return a duration in its two largest units, such as ``2m 13s`` or ``6d 4h``: to be compared down a column."""
+    if ms is None:
+        return "unknown"
+    whole = round(ms / 1000)
+    units = (("d", whole // 86_400), ("h", whole // 3_600 % 24), ("m", whole // 60 % 60), ("s", whole % 60))
+    first = next((place for place, (_, count) in enumerate(units) if count), 3)
+    return " ".join(f"{count}{unit}" for unit, count in units[first : first + 2])
