@@ -23,6 +23,9 @@ CANNOT = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     given = _parser().parse_args(arguments)
+    if "run" not in given:
+        _parser().print_help(sys.stderr)
+        return CANNOT
     try:
         return int(given.run(given))
     except (MemkitError, redis.RedisError, OSError) as error:
@@ -51,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Reading (audit, inspect, triage) never writes. Each command has its own -h with an example.",
     )
     parser.add_argument("--version", action="version", version=f"memkit {memkit.__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_lab(commands)
     _add_server(commands)
     _add_audit(commands)
@@ -149,7 +152,14 @@ def _add_triage(commands: Any) -> None:
     )
     triage.add_argument("url", nargs="?", metavar="URL")
     triage.add_argument("--expect", action="append", default=[], metavar="PATTERN=TTL", help="as for audit")
-    triage.add_argument("-o", "--output", type=Path, default=Path("triage.html"), metavar="FILE", help="the report")
+    triage.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("triage.html"),
+        metavar="FILE",
+        help="the report (default triage.html)",
+    )
 
 
 def _add_conformance(commands: Any) -> None:

@@ -93,12 +93,19 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     magics: Any = shell.register_magic_function
     magics(_cell_magic, "cell", "ipytest")
     magics(_line_magic, "line", "ipytest")
+    # IPython would answer the second Run All with "already loaded" instead of the status line.
+    shell.events.register("post_run_cell", _may_be_loaded_again)
     try:
         status = Status(server())
     except ServerNotFound as error:
         raise _NoServerHere(str(error)) from None
     show: Any = display
     show(status)
+
+
+def _may_be_loaded_again(_: object) -> None:
+    shell: Any = InteractiveShell.instance()
+    shell.extension_manager.loaded.discard("memkit")
 
 
 class Status:

@@ -15,7 +15,7 @@ from incidents import CAUSES, HEALTHIES, Incident, complaints, draw, restore
 from servers import every_server, start
 
 from memkit.audit import acl_rule, audit, parse_expectation, read_expectations
-from memkit.audit_expect import glob_expression
+from memkit.audit_expect import expectations, glob_expression
 from memkit.audit_groups import alike, by_prefix
 from memkit.audit_report import span
 from memkit.audit_sample import KeyFacts
@@ -258,6 +258,7 @@ def test_a_cluster_is_one_keyspace() -> None:
         "chat:*=-5m",
         "chat:*=7d,jitter=x",
         "chat:*=7d,soon",
+        "chat:=7d",
     ],
 )
 def test_an_unreadable_expectation_says_what_was_expected(text: str) -> None:
@@ -278,6 +279,14 @@ def test_expectations_are_read_as_written(tmp_path: Path) -> None:
         read_expectations(file)
     with pytest.raises(PolicyError, match="cannot read"):
         read_expectations(tmp_path / "none")
+
+
+def test_what_names_one_key_or_is_said_twice_is_refused() -> None:
+    with pytest.raises(PolicyError, match=r"'chat:' names one key; for all that begin so: 'chat:\*=7d'"):
+        parse_expectation("chat:=7d,absolute")
+    assert parse_expectation("the-only-session=7d").pattern == "the-only-session"
+    with pytest.raises(PolicyError, match=r"'chat:\*' is expected twice"):
+        expectations([parse_expectation("chat:*=7d"), parse_expectation("chat:*=5m")])
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,12 @@ def test_help_names_every_command(capsys):
     assert all(command in out for command in COMMANDS)
 
 
+def test_alone_it_lists_the_commands(capsys):
+    code, out, err = say(capsys)
+    assert (code, out) == (2, "")
+    assert all(command in err for command in COMMANDS)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_commands_help_has_an_example(capsys, command):
     with pytest.raises(SystemExit):
@@ -44,9 +50,7 @@ def test_each_commands_help_has_an_example(capsys, command):
     assert f"example:\n  memkit {command}" in out
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["nonsense"], ["audit"], ["inspect", "redis://h"], ["server", "--port", "x"]]
-)
+@pytest.mark.parametrize("arguments", [["nonsense"], ["audit"], ["inspect", "redis://h"], ["server", "--port", "x"]])
 def test_wrong_use_is_exit_2(capsys, arguments):
     with pytest.raises(SystemExit) as ended:
         main(arguments)

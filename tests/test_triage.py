@@ -10,7 +10,7 @@ import redis
 from incidents import Incident, draw
 
 from memkit.audit import AuditReport, audit
-from memkit.errors import PolicyError
+from memkit.errors import MemkitError, PolicyError
 from memkit.server import RedisServer
 
 SECRET, NAME, TEXT = "hunter2-secret", "somebodys-name", "what somebody said"
@@ -55,8 +55,9 @@ def test_the_report_of_a_live_server_is_safe_to_pass_on(tmp_path: Path) -> None:
     assert (done.cause, done.exit_code) == ("ttl_too_short", 1)
     assert done.sentence in page
     assert page.count("<img alt=") == 4
-    for unwanted in (SECRET, NAME, TEXT, "<script", "http://", "https://"):
+    for unwanted in (SECRET, NAME, TEXT, "<script", "http://", "https://", ".ipynb", "&#182;", "¶"):
         assert unwanted not in page
+    assert "20 of 40 keys chat:* were given 5m instead of 7d" in page
 
 
 def test_what_cannot_be_done_is_said_before_a_notebook_is_run(tmp_path: Path) -> None:
@@ -66,4 +67,29 @@ def test_what_cannot_be_done_is_said_before_a_notebook_is_run(tmp_path: Path) ->
         triage(None, expect=["chat"], output=tmp_path / "report.html")
     with pytest.raises(redis.ConnectionError):
         triage("redis://127.0.0.1:1/0", output=tmp_path / "report.html")
+    with pytest.raises(MemkitError, match="is a folder; give -o the name of the file"):
+        triage(None, output=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_without_an_expectation_what_is_seen_is_shown_and_what_to_expect(memkit_server: RedisServer) -> None:
+    triage = pytest.importorskip("memkit.triage")
+    with memkit_server.client() as client:
+        for number in range(60):
+            client.set(f"chat:{NAME}-{number}", "{}", ex=604_800 if number < 20 else 300)
+    report = triage.examine(memkit_server.url)
+    shown = report._repr_html_()
+    assert "Seen: chat:*: 60 keys (string 60), given 5m, others more: up to 7d left; if that is meant" in shown
+    affected = triage.Affected(report)
+    assert len(affected.rows) == triage.MOST_ROWS
+    assert NAME not in affected._repr_html_()
+    assert all(row[3] in ("5m 0s", "5m 1s", "4m 59s") for row in affected.rows)
+    assert f"chat:{NAME}-" in triage.Affected(report, reveal=True).rows[0][0]
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [(None, "unknown"), (0, "0s"), (59_400, "59s"), (133_000, "2m 13s"), (604_799_999, "7d 0h"), (90_000_000, "1d 1h")],
+)
+def test_durations_are_told_in_two_units(ms: float | None, text: str) -> None:
+    assert pytest.importorskip("memkit.triage").clock_text(ms) == text
