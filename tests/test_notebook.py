@@ -37,8 +37,11 @@ def run_cell(client: BlockingKernelClient, code: str) -> str:
         shown.append(content.get("text") or content.get("data", {}).get("text/plain", ""))
         shown.extend(content.get("traceback", ()))
 
-    reply = client.execute_interactive(code, timeout=WITHIN_S, output_hook=take, allow_stdin=False)
-    return "\n".join([*filter(None, shown), *(["FAILED"] if reply["content"]["status"] != "ok" else [])])
+    status = "aborted"
+    while status == "aborted":  # a kernel drops what is sent to it while it still ends a cell that failed
+        reply = client.execute_interactive(code, timeout=WITHIN_S, output_hook=take, allow_stdin=False)
+        status = reply["content"]["status"]
+    return "\n".join([*filter(None, shown), *(["FAILED"] if status != "ok" else [])])
 
 
 class Kernel:
