@@ -236,7 +236,8 @@ def clock_text(ms: float | None) -> str:
     """Return a duration in its two largest units, such as ``2m 13s`` or ``6d 4h``: to be compared down a column."""
     if ms is None:
         return "unknown"
-    whole = round(ms / 1000)
+    grain = 3_600 if ms > 84_600_000 else 60 if ms > 3_570_000 else 1
+    whole = round(ms / 1000 / grain) * grain
     units = (("d", whole // 86_400), ("h", whole // 3_600 % 24), ("m", whole // 60 % 60), ("s", whole % 60))
     first = next((place for place, (_, count) in enumerate(units) if count), 3)
     return " ".join(f"{count}{unit}" for unit, count in units[first : first + 2])

@@ -89,7 +89,15 @@ def test_without_an_expectation_what_is_seen_is_shown_and_what_to_expect(memkit_
 
 @pytest.mark.parametrize(
     ("ms", "text"),
-    [(None, "unknown"), (0, "0s"), (59_400, "59s"), (133_000, "2m 13s"), (604_799_999, "7d 0h"), (90_000_000, "1d 1h")],
+    [
+        (None, "unknown"),
+        (0, "0s"),
+        (59_400, "59s"),
+        (133_000, "2m 13s"),
+        (604_790_000, "7d 0h"),
+        (90_000_000, "1d 1h"),
+        (3_599_000, "1h 0m"),
+    ],
 )
 def test_durations_are_told_in_two_units(ms: float | None, text: str) -> None:
     assert pytest.importorskip("memkit.triage").clock_text(ms) == text
