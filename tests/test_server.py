@@ -59,8 +59,10 @@ def spawn():
 
 def _spawn(body, **options):
     """A Python process that starts a server, prints its PID and directory, and goes on with ``body``."""
-    head = "import os, signal, sys, threading\nfrom memkit import RedisServer\nserver = RedisServer().start()\n"
-    script = head + "print(server.pid, server.directory, flush=True)\n" + textwrap.dedent(body)
+    # A shell that runs the tests in the background makes them, and all they start, ignore SIGINT.
+    head = "import os, signal, sys, threading\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    start = "from memkit import RedisServer\nserver = RedisServer().start()\n"
+    script = head + start + "print(server.pid, server.directory, flush=True)\n" + textwrap.dedent(body)
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, **options)
     pid, directory = process.stdout.readline().split()
     return process, int(pid), directory
