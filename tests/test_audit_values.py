@@ -77,7 +77,7 @@ DATED = [
 
 
 def written_twice(server: RedisServer, write: Writer, *, renew: int = 0) -> None:
-    """Write sessions five days ago with a week to live, and again now; only the first ``renew`` live a week from now."""
+    """Write sessions five days ago with a week to live, and again now, which renews the first ``renew``."""
     now = server.clock.now()
     with server.client() as client:
         server.clock.move_to(now - timedelta(days=5))
@@ -196,9 +196,7 @@ def test_a_connection_that_breaks_is_said_to_have_broken_in_the_middle(server: R
             audit(server.url, expect={"chat:*": "7d"}, progress=kill, duty=1)
 
 
-def test_a_server_that_stops_answering_is_not_waited_for_without_end(
-    server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_stops_answering_is_not_waited_for_without_end(server: RedisServer) -> None:
     with server.client() as client:
         wire = Wire(client, name="here")
         # What was sent is held back: the server does what it was told after the pause.
