@@ -233,6 +233,18 @@ def test_what_the_slow_log_says_of_other_keys_is_no_finding(server: RedisServer)
         assert only(audit(server.url, expect={"chat:*": "7d"}, duty=1), "deleted") == []
 
 
+def test_a_flush_of_another_database_deleted_no_session(server: RedisServer) -> None:
+    with server.client() as client:
+        with_sessions(client, short=0)
+        client.config_set("slowlog-log-slower-than", 0)
+        client.select(1)
+        client.flushdb(asynchronous=True)
+        client.select(0)
+        client.config_set("slowlog-log-slower-than", -1)
+        # ASYNC is no key, though the pattern matches it.
+        assert only(audit(server.url, expect={"*": "7d"}, duty=1), "deleted") == []
+
+
 def test_locks_that_scripts_release_are_no_deleted_sessions(server: RedisServer) -> None:
     with server.client() as client:
         with_sessions(client, short=0)
