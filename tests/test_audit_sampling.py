@@ -53,11 +53,11 @@ def test_a_third_of_40000_keys_is_a_third_of_the_sample(any_server: RedisServer)
         fill(client, "chat:", range(30_000), WEEK_S)
         fill(client, "chat:", range(30_000, 45_000), MINUTES_S)
         report = audit(any_server.url, expect={"chat:*": "7d"}, duty=1)
-    assert 26_000 <= report.sample["keys"] < 30_000
+    assert 25_000 <= report.sample["keys"] < 32_000
     assert (report.sample["of"], report.sample["method"]) == (45_000, "scan")
-    assert report.sample["error_bound"] == pytest.approx(0.01, rel=0.02)
+    assert report.sample["error_bound"] == pytest.approx(0.01, rel=0.05)
     found = report.findings[0]
-    assert (found.cause, found.observed_ttl_s) == ("ttl_too_short", MINUTES_S)
+    assert (found.cause, found.observed_ttl_s) == ("ttl_too_short", pytest.approx(MINUTES_S, rel=0.02))
     assert found.keys / found.sampled == pytest.approx(1 / 3, abs=0.02)
 
 
@@ -123,7 +123,7 @@ def test_keys_of_a_cluster_that_pile_up_in_slots_are_drawn_at_random() -> None:
     # Drawn with repeats, which count once: 40,000 * (1 - exp(-26,500 / 40,000)).
     assert report.sample["keys"] == pytest.approx(19_400, rel=0.03)
     found = report.findings[0]
-    assert (found.cause, found.observed_ttl_s) == ("ttl_too_short", MINUTES_S)
+    assert (found.cause, found.observed_ttl_s) == ("ttl_too_short", pytest.approx(MINUTES_S, rel=0.02))
     assert found.keys / found.sampled == pytest.approx(1 / 4, abs=0.03)
 
 

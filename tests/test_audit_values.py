@@ -165,7 +165,7 @@ def test_full_names_are_sessions_though_none_is_left(server: RedisServer) -> Non
     assert [one.keys for one in of(full(server), "dangling")] == [8]
 
 
-def test_a_known_stores_own_pointers_are_followed(server: RedisServer) -> None:
+def test_lists_of_a_known_store_that_name_what_is_gone_are_found(server: RedisServer) -> None:
     with server.client() as client:
         session = load_capture(client, "langgraph-redis", json_as_text=True)
         blobs = list(client.scan_iter("checkpoint_write:*"))
