@@ -100,6 +100,10 @@ def parse_expectation(text: str) -> Expectation:
     return expectation
 
 
+def _meant(meant: Duration | ExpiryPolicy | None) -> ExpiryPolicy:
+    return ExpiryPolicy.never() if meant == "never" else ExpiryPolicy.of(meant)
+
+
 def _policy(ttl: str, text: str) -> ExpiryPolicy:
     if ttl == "never":
         return ExpiryPolicy.never()
@@ -151,7 +155,7 @@ def expectations(
     """
     if isinstance(expect, Mapping):
         found = [
-            meant if isinstance(meant, Expectation) else Expectation(pattern, ExpiryPolicy.of(meant))
+            meant if isinstance(meant, Expectation) else Expectation(pattern, _meant(meant))
             for pattern, meant in expect.items()
         ]
     else:

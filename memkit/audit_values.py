@@ -22,7 +22,7 @@ from memkit.audit_report import Finding, span, utc_text
 from memkit.audit_sample import KeyFacts
 from memkit.audit_torn import torn_sessions
 from memkit.audit_wire import packed
-from memkit.formats.model import JSON_KIND, Hit, Known, Problem, Raw, Turn, Want, seconds, to_bytes, to_name
+from memkit.formats.model import JSON_KIND, Hit, Known, Problem, Raw, Run, Turn, Want, seconds, to_bytes, to_name
 from memkit.inspect import one_store_a_session
 from memkit.reading import Budget, Reader
 
@@ -253,8 +253,9 @@ def _dates(raw: Raw) -> Iterator[float]:
             yield from _date(value.decode(errors="replace"))
     hit = formats.recognise(raw)
     if hit and hit.store == "memkit":
-        items = formats.decode(Known(hit, {raw.name: raw}))
-        yield from (item.at_s * 1000 for item in items if isinstance(item, Turn) and item.at_s is not None)
+        for item in formats.decode(Known(hit, {raw.name: raw})):
+            times = item.at_s if isinstance(item, Run) else [item.at_s] if isinstance(item, Turn) else None
+            yield from (at_s * 1000 for at_s in times or () if at_s is not None)
 
 
 def _dates_in(value: Any, name: str, depth: int) -> Iterator[float]:

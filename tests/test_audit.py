@@ -285,6 +285,7 @@ def test_what_names_one_key_or_is_said_twice_is_refused() -> None:
     with pytest.raises(PolicyError, match=r"'chat:' names one key; for all that begin so: 'chat:\*=7d'"):
         parse_expectation("chat:=7d,absolute")
     assert parse_expectation("the-only-session=7d").pattern == "the-only-session"
+    assert [one.policy for one in expectations({"chat:*": "never"})] == [ExpiryPolicy.never()]
     with pytest.raises(PolicyError, match=r"'chat:\*' is expected twice"):
         expectations([parse_expectation("chat:*=7d"), parse_expectation("chat:*=5m")])
 

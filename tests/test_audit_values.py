@@ -10,7 +10,7 @@ import pytest
 import redis
 from servers import every_server
 
-from memkit import ExpiryPolicy
+from memkit import ExpiryPolicy, MemoryStore
 from memkit.audit import AuditReport, audit
 from memkit.audit_report import Finding
 from memkit.audit_wire import Wire
@@ -205,3 +205,17 @@ def test_a_server_that_stops_answering_is_not_waited_for_without_end(server: Red
         with pytest.raises(redis.TimeoutError, match="here stopped answering"):
             wire.ask("TIME")
         wire.close()
+
+
+def test_memkits_own_messages_tell_when_they_were_written(server: RedisServer) -> None:
+    now = server.clock.now()
+    with server.client() as client:
+        store = MemoryStore(client, prefix="chat:", ttl=ExpiryPolicy.absolute("7d"))
+        server.clock.move_to(now - timedelta(days=5))
+        client.set("untouched-since", "x")
+        for n in range(SESSIONS):
+            store.append(f"user-{n}", {"role": "user", "content": "first"})
+        server.clock.move_to(now)
+        for n in range(SESSIONS):
+            store.append(f"user-{n}", {"role": "user", "content": "second"})
+    assert [one.keys for one in of(full(server), "not_refreshed")] == [SESSIONS]
