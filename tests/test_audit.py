@@ -13,6 +13,7 @@ import pytest
 import redis
 from incidents import CAUSES, HEALTHIES, Incident, complaints, draw, restore
 from servers import every_server, start
+from topology import cluster_ports
 
 from memkit.audit import acl_rule, audit, parse_expectation, read_expectations
 from memkit.audit_expect import expectations, glob_expression
@@ -212,13 +213,12 @@ def until(condition: object, within_s: float = 20) -> None:
 
 @contextmanager
 def a_cluster(lane: str) -> Iterator[tuple[list[RedisServer], redis.RedisCluster]]:
-    """Three primaries; ports below 55536, for the bus listens 10,000 higher."""
+    """Three primaries."""
     binary = every_server()[lane]
     assert binary
     with ExitStack() as stack:
         nodes = []
-        for _ in range(3):
-            port = next(port for _ in range(200) if (port := free_port()) < 55_000)
+        for port, _ in cluster_ports(3):
             config = {"cluster-enabled": "yes", "cluster-node-timeout": "5000", "cluster-config-file": "nodes.conf"}
             nodes.append(stack.enter_context(RedisServer(binary=binary.path, port=port, config=config, persist=True)))
         clients = [stack.enter_context(node.client()) for node in nodes]
