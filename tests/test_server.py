@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -325,6 +326,15 @@ def test_start_and_stop_may_be_repeated():
     with server.start():
         assert server.running
         assert server.pid != first
+
+
+def test_where_no_port_is_free_it_says_so(monkeypatch):
+    def taken(*_):
+        raise OSError("Address already in use")
+
+    monkeypatch.setattr(socket.socket, "bind", taken)
+    with pytest.raises(ServerError, match=r"no free port on 127\.0\.0\.1"):
+        RedisServer(port=0)
 
 
 def test_many_at_once_do_not_meet(memkit_server_factory):
