@@ -174,7 +174,7 @@ def _dumped(run: list[object]) -> bytes | None:
     return text if right and len(text) <= MAX_BYTES else None
 
 
-def _is_plain(run: list[Any]) -> bool:
+def _is_plain(run: Sequence[Any]) -> bool:
     if set(map(type, run)) != {dict}:
         return False
     return _EXACT.issuperset(map(type, chain.from_iterable(map(dict.values, run))))
@@ -195,7 +195,7 @@ def encode_value(value: object, where: str) -> tuple[bytes, bool]:
     """
     try:
         text, big = orjson.dumps(value), False
-        exact = (type(value) is dict and _EXACT.issuperset(map(type, value.values()))) or orjson.loads(text) == value
+        exact = _is_plain([value]) or orjson.loads(text) == value
     except (orjson.JSONEncodeError, RecursionError) as error:
         if "64-bit" not in str(error):
             raise EncodeError(f"{where}: {_why(value) or error}") from None

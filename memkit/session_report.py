@@ -241,9 +241,7 @@ class SessionReport:
 
     def to_text(self) -> str:
         """Return the report as plain text that no terminal acts on; at most 200 rows a table, JSON has all."""
-        name = printable(self.session, 200)
-        store = "in a format that memkit does not know:" if self.store == "unknown" else self.store
-        parts = [f"{store} session {name}"]
+        parts = [f"{self._store} session {printable(self.session, 200)}"]
         for name, (titles, rows) in self._tables().items():
             shown = [[_cell(value, self.revealed) for value in row] for row in _limited(rows)]
             parts.append(_text_table(name, [title for title, _ in titles], shown, self._count(name)))
@@ -257,9 +255,12 @@ class SessionReport:
         repairs = [f"<p>Repair, for you to judge: <code>{escaped(repair)}</code></p>" for repair in self._repairs()]
         notes = [f"<p>{escaped(note)}</p>" for note in self.notes]
         previews = [f"<pre>{escaped_lines(key.preview)}</pre>" for key in self.keys if key.preview]
-        store = "In a format that memkit does not know:" if self.store == "unknown" else self.store
-        head = f"<p><strong>{escaped(store)}</strong> session <code>{escaped(self.session, 200)}</code></p>"
+        head = f"<p><strong>{escaped(self._store)}</strong> session <code>{escaped(self.session, 200)}</code></p>"
         return f'<div class="memkit">{head}{"".join([*tables, *repairs, *notes, *previews])}</div>'
+
+    @property
+    def _store(self) -> str:
+        return "In a format that memkit does not know:" if self.store == "unknown" else self.store
 
     def _count(self, table: str) -> int:
         return len(getattr(self, table))

@@ -22,6 +22,8 @@ from memkit.connect import redact
 from memkit.demo import demo_server, load_incident
 from memkit.errors import MemkitError
 from memkit.expiry_log import html_table
+from memkit.formats.model import to_name
+from memkit.formats.safe import printable
 from memkit.lab import notebooks
 
 NOTEBOOK = "02_incident_triage.ipynb"
@@ -170,7 +172,7 @@ class Affected:
         from datetime import UTC, datetime
 
         hashed = "#" + blake2b(one.key, key=self.salt, digest_size=4).hexdigest()
-        name = ascii(one.key.decode("utf-8", "surrogateescape"))[1:-1] if self.reveal else hashed
+        name = printable(to_name(one.key)) if self.reveal else hashed
         at = datetime.fromtimestamp((one.deadline_ms or 0) / 1000, UTC)
         return name, one.kind, clock_text(one.left_ms), clock_text(one.set_ms), f"{at:%Y-%m-%d %H:%M:%S}"
 

@@ -85,6 +85,11 @@ def test_without_an_expectation_what_is_seen_is_shown_and_what_to_expect(memkit_
     assert NAME not in affected._repr_html_()
     assert all(row[3] in ("5m 0s", "5m 1s", "4m 59s") for row in affected.rows)
     assert f"chat:{NAME}-" in triage.Affected(report, reveal=True).rows[0][0]
+    with memkit_server.client() as client:
+        client.set("chat:🦊\x1b[2J", "{}", ex=60)
+    named = triage.Affected(triage.examine(memkit_server.url), reveal=True).rows[0][0]
+    assert named.startswith("chat:🦊")
+    assert named.isprintable()
 
 
 @pytest.mark.parametrize(
