@@ -19,6 +19,14 @@ def any_server(request: pytest.FixtureRequest, record_property: Callable[[str, o
         yield server
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes are named by their parameter, not by what is in them: that may hold the time or a random number.
+
+    Workers that collect different names run no test at all.
+    """
+    return argname if isinstance(val, bytes | bytearray) else None
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     counts = Counter(
         (dict(report.user_properties).get("server"), outcome)
