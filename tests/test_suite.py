@@ -1,4 +1,4 @@
-"""The suite itself: workers run nothing unless they all collect the same names, whatever the second and the hash seed."""
+"""The suite itself: workers that collect different names run no test at all."""
 
 from __future__ import annotations
 
