@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -37,6 +38,8 @@ class Lab:
         self.log = folder / "log"
         # Short enough for unix sockets.
         self.temporary = Path(tempfile.mkdtemp(prefix="lab-", dir="/tmp"))
+        # The default port may be taken by another worker's lab in the moment between JupyterLab's look and its own use.
+        options = options if "--port" in str(options) else (*options, f"--port={free_port()}")
         command = [sys.executable, "-m", "memkit", "lab", "--no-browser", f"--dir={folder / 'notebooks'}", *options]
         env = own_jupyter(folder) | {"TMPDIR": str(self.temporary)} | dict(env or {})
         with self.log.open("w") as log:
@@ -45,6 +48,8 @@ class Lab:
         self.url, self.token = re.findall(r"(http://127\S+?/)lab/tree/00_start_here.ipynb\?token=(\S+)", self.said())[
             -1
         ]
+        # It prints its address before it listens there.
+        wait_until(lambda: listens(self.url) or self.process.poll() is not None)
 
     def said(self) -> str:
         return self.log.read_text()
@@ -101,6 +106,12 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Lab]]:
         one.end()
 
 
+def listens(url: str) -> bool:
+    address = urllib.parse.urlsplit(url)
+    with socket.socket() as probe:
+        return probe.connect_ex((address.hostname, address.port)) == 0
+
+
 def answers(client: BlockingKernelClient) -> bool:
     """Whether a kernel is ready: on a busy machine one heartbeat is missed, and the client takes it for dead."""
     try:
@@ -152,7 +163,7 @@ def test_ended_by_ctrl_c_it_succeeds_and_nothing_stays(start: Callable[..., Lab]
 @linux
 def test_on_a_redis_of_yours_it_shows_no_password_and_ends_from_its_menu(start: Callable[..., Lab]) -> None:
     with bare_server("--requirepass", "s3cret-canary") as port:
-        lab = start(f"--url=redis://:s3cret-canary@127.0.0.1:{port}/0", f"--port={free_port()}")
+        lab = start(f"--url=redis://:s3cret-canary@127.0.0.1:{port}/0")
         name = lab.ask("POST", "kernels")["id"]
         with lab.kernel(name) as client:
             assert run_cell(client, LOAD).endswith(f"read-only on redis://:***@127.0.0.1:{port}/0")
