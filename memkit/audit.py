@@ -12,7 +12,8 @@ from typing import Any
 
 import redis
 
-from memkit.audit_causes import Scene, diagnose, seen_under
+from memkit.audit_beside import Scene
+from memkit.audit_causes import diagnose, seen_under
 from memkit.audit_evidence import FLUSHES, Evidence, counters, in_cluster, look
 from memkit.audit_expect import Expectation, expectations, parse_expectation, read_expectations
 from memkit.audit_report import AuditReport, Finding, Proof, Seen, verdict_of
@@ -20,7 +21,7 @@ from memkit.audit_sample import ENOUGH_OF_A_PATTERN, KeyFacts, Progress, Sample,
 from memkit.audit_server import deleted_finding, server_findings, skewed_ttl
 from memkit.audit_ttl import Server
 from memkit.audit_values import check_values
-from memkit.audit_wire import Pace, Wire, refused
+from memkit.audit_wire import Pace, Wire, packed, refused
 from memkit.connect import AnyClient, connect, place, redact
 from memkit.errors import PolicyError
 from memkit.policy import Duration, ExpiryPolicy
@@ -164,6 +165,7 @@ class _Audit:
     ) -> None:
         self._began = time.monotonic()
         self._touched = 0
+        self._aside = 0
         self._values_sent: Counter[str] = Counter()
         self._primaries, self._readers, self._meant = primaries, readers, meant
         self._full, self._touch = full, touch
@@ -226,7 +228,13 @@ class _Audit:
         return sample
 
     def _diagnose(self, sample: Sample) -> tuple[list[Finding], list[Seen], int]:
-        scene = Scene(sample.keys, self._server_facts(sample), self._siblings(sample))
+        scene = Scene(
+            sample.keys,
+            self._server_facts(sample),
+            self._siblings(sample),
+            len(self._readers) == 1 or sample.complete,
+            self._weigh,
+        )
         if not sample.keys and not self._meant:
             return [_empty_database()], [], 0
         findings: list[Finding] = []
@@ -239,6 +247,7 @@ class _Audit:
             findings += [skewed_ttl(self._evidence[0], finding) or finding for finding in diagnosis.findings]
             self._notes += diagnosis.notes
             sessions += diagnosis.sessions
+            self._aside += diagnosis.aside
         return findings, [] if self._meant else seen_under(sample.keys), sessions
 
     def _values(self, target: str | AnyClient, sample: Sample, findings: Sequence[Finding]) -> list[Finding]:
@@ -284,6 +293,19 @@ class _Audit:
             return _nobody
         return self._sampler.look_up
 
+    def _weigh(self, names: Sequence[bytes]) -> list[int]:
+        """Return the bytes that values take, 0 for an integer; of the keys whose node would say."""
+        weights: dict[bytes, int] = {}
+        for wire in self._readers:
+            asked = b"".join(packed("OBJECT", "ENCODING", name) for name in names)
+            wire.sent["object|encoding"] += len(names)
+            encodings = wire.exchange(asked, len(names))
+            sizes = wire.collect(wire.post(names, ["memory|usage"]))[0]["memory|usage"]
+            for name, encoding, size in zip(names, encodings, sizes, strict=True):
+                if encoding == b"int" or isinstance(size, int):
+                    weights[name] = 0 if encoding == b"int" else size - len(name)
+        return list(weights.values())
+
     def _vanished(self, sample: Sample, after: Sequence[Mapping[str, str]]) -> list[KeyFacts]:
         """Return sessions that were there and are gone before their deadline, though nothing was evicted meanwhile."""
         if len(self._readers) > 1 or _risen(self._evidence, after, "evicted_keys"):
@@ -317,7 +339,8 @@ class _Audit:
     def _healthy(self, sample: Sample, sessions: int) -> str:
         if not self._meant:
             return f"nothing wrong with the server; {sample.seen:,} keys seen, say what to expect of them with --expect"
-        return f"{sessions:,} keys of sessions looked at, all as expected ({', '.join(map(str, self._meant))})"
+        says = f"{sessions:,} keys of sessions looked at, all as expected ({', '.join(map(str, self._meant))})"
+        return says + (f"; {self._aside:,} that live shorter were taken for no sessions" if self._aside else "")
 
     def _server(self, target: str | AnyClient) -> dict[str, str]:
         evidence: Evidence = self._evidence[0]

@@ -4,39 +4,27 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from memkit.audit_beside import Scene, beside_sessions, is_other_shape, longest_given
 from memkit.audit_expect import Expectation
 from memkit.audit_groups import Group, Member, alike, by_prefix, groups_of, is_content, sessions_of
 from memkit.audit_report import Finding, Seen, span, utc_text
 from memkit.audit_sample import KeyFacts
 from memkit.audit_torn import Torn, torn_sessions
-from memkit.audit_ttl import IDLE_RANGE_MS, Case, Life, Lives, Server, Since, lives_of, rounded, ttl_seen
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """What all findings of one audit share."""
-
-    keys: Sequence[KeyFacts]
-    server: Server
-    siblings: Callable[[Sequence[bytes]], Sequence[KeyFacts]]
-
-    @property
-    def sampled(self) -> int:
-        """How many keys were looked at."""
-        return len(self.keys)
+from memkit.audit_ttl import IDLE_RANGE_MS, Case, Confidence, Life, Lives, Since, lives_of, rounded, ttl_seen
 
 
 @dataclass
 class Diagnosis:
-    """The findings of one expectation, and what was left out of them."""
+    """The findings of one expectation, and what was left out of them: ``aside`` keys live shorter, as no sessions."""
 
     findings: list[Finding]
     notes: list[str]
     sessions: int = 0
+    aside: int = 0
 
 
 def diagnose(meant: Expectation, keys: Sequence[KeyFacts], scene: Scene) -> Diagnosis:
@@ -45,22 +33,37 @@ def diagnose(meant: Expectation, keys: Sequence[KeyFacts], scene: Scene) -> Diag
         return Diagnosis([_missing(meant, scene)], [])
     groups = groups_of(keys, meant.prefix)
     sessions, beside = _apart(groups)
-    notes = [
-        f"{len(group.members):,} keys {meant.prefix}{group.part} were taken for no sessions, by their name"
-        for group in beside
-    ]
+    notes = [f"{_many(meant, group)} were taken for no sessions, by their name" for group in beside]
     if meant.ttl_ms is None:
-        return Diagnosis(_never(meant, sessions, scene), notes, sum(len(group.members) for group in sessions))
-    torn = _torn(meant, [*sessions], scene)
+        return Diagnosis(_never(meant, sessions, scene), notes, _count(sessions))
+    _complete(sessions, meant, scene)
+    helpers = beside_sessions(meant, sessions, scene)
+    sessions = [group for group in sessions if group not in helpers]
+    torn = torn_sessions(meant, list(sessions_of(sessions)), sampled=scene.sampled)
     cases, strangers = _cases(meant, sessions, scene)
-    notes += [f"keys {meant.prefix}{group.part} live {span(case.ttl_ms)}: not sessions?" for group, case in strangers]
+    notes += [_helper_note(meant, group) for group in helpers]
+    notes += [f"{_many(meant, group)} live {span(case.ttl_ms)}: not sessions?" for group, case in strangers]
     findings = [_ttl_finding(meant, case, scene) for case in _merged(cases, torn)]
     findings += [
         finding
         for finding in (_immortal(meant, sessions, scene), torn.finding, _elsewhere(meant, keys, scene))
         if finding
     ]
-    return Diagnosis(findings, notes, sum(len(group.members) for group in sessions))
+    aside = _count([*helpers, *(group for group, _ in strangers)])
+    return Diagnosis(findings, notes, _count(sessions) + _count(helpers) - aside, aside)
+
+
+def _count(groups: Iterable[Group]) -> int:
+    return sum(len(group.members) for group in groups)
+
+
+def _many(meant: Expectation, group: Group) -> str:
+    return f"{len(group.members):,} keys {meant.prefix}{group.part}"
+
+
+def _helper_note(meant: Expectation, group: Group) -> str:
+    longest = span(longest_given(group.keys))
+    return f"{_many(meant, group)} live up to {longest} beside their sessions: taken for flags, locks or caches of them"
 
 
 def _apart(groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
@@ -77,27 +80,55 @@ def _apart(groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
 def _cases(
     meant: Expectation, sessions: Sequence[Group], scene: Scene
 ) -> tuple[list[tuple[Group, Case]], list[tuple[Group, Case]]]:
-    """Return what is wrong with each shape of key; a shape that was always short beside healthy ones is a stranger."""
+    """Return what is wrong with each shape of key, and the shapes that were always short and may be no sessions."""
     found: list[tuple[Group, Case]] = []
-    healthy: list[Group] = []
+    healthy: list[tuple[Group, Lives]] = []
     all_short: list[tuple[Group, Case]] = []
     for group in sessions:
         lives = Lives(lives_of(group.keys), meant, scene.server)
         cases = lives.cases()
         if not any(case.kind == "short" for case in cases) and lives.right:
-            healthy.append(group)
+            healthy.append((group, lives))
         for case in cases:
             alone = case.kind == "short" and not lives.right and case.keys >= 0.9 * len(lives.all)
             (all_short if alone else found).append((group, case))
     if not healthy or len(all_short) == len(sessions):
         return found + all_short, []
-    ids = {member.session for group in healthy for member in group.members}
-    parts = [(group, case) for group, case in all_short if _shares(group, ids)]
-    return found + parts, [pair for pair in all_short if pair not in parts]
+    parts, strangers = _strangers(all_short, healthy, scene)
+    return found + parts, strangers
+
+
+def _strangers(
+    all_short: Sequence[tuple[Group, Case]], healthy: Sequence[tuple[Group, Lives]], scene: Scene
+) -> tuple[list[tuple[Group, Case]], list[tuple[Group, Case]]]:
+    """Separate parts of healthy sessions and sessions of another shape from what may be no sessions."""
+    ids = {member.session for group, _ in healthy for member in group.members}
+    found, strangers = [], []
+    for group, case in all_short:
+        if _shares(group, ids):
+            found.append((group, case))
+        elif is_other_shape(group, [one for one, _ in healthy], scene):
+            found.append((group, _as_new_shape(case, [lives for _, lives in healthy])))
+        else:
+            strangers.append((group, case))
+    return found, strangers
+
+
+def _as_new_shape(case: Case, healthy: Sequence[Lives]) -> Case:
+    """Return the case of sessions of a new shape: likely where the old one is not written since."""
+    last = max((at for lives in healthy if (at := lives.last_write(lives.within))), default=None)
+    like = "their type and size are those of the sessions that live as expected, whose ids they do not share"
+    if last is None or case.first_seen_ms is None or last > case.first_seen_ms + 2_000:
+        return replace(case, confidence="possible", reasons=(*case.reasons, like, "both shapes are written"))
+    reasons = (*case.reasons, like, "the other shape is not written since")
+    confidence: Confidence = "possible" if case.confidence == "possible" else "likely"
+    return replace(case, confidence=confidence, since=Since(last, "lower bound"), reasons=reasons)
 
 
 def _shares(group: Group, ids: set[str]) -> bool:
-    return sum(member.session in ids for member in group.members) > 0.2 * len(group.members)
+    # Of a sample's keys the siblings of the first 200 were looked up.
+    looked = group.members[:200]
+    return sum(member.session in ids for member in looked) > 0.2 * len(looked)
 
 
 def _merged(cases: Sequence[tuple[Group, Case]], torn: Torn) -> list[Case]:
@@ -241,11 +272,6 @@ def _immortal_since(
 
 
 # -- parts of a session ------------------------------------------------------------------------------------------------
-
-
-def _torn(meant: Expectation, groups: list[Group], scene: Scene) -> Torn:
-    _complete(groups, meant, scene)
-    return torn_sessions(meant, list(sessions_of(groups)), sampled=scene.sampled)
 
 
 def _complete(groups: Sequence[Group], meant: Expectation, scene: Scene) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -154,6 +156,112 @@ def test_short_keys_of_other_ids_beside_healthy_sessions_are_noted_only(server: 
     report = audited(server, writes, {"chat:*": "7d"})
     assert report.findings == ()
     assert any("preview" in note for note in report.notes)
+
+
+# -- sessions of another shape, and what is none -----------------------------------------------------------------------
+
+
+JSON = json.dumps([{"role": "user", "content": "what did we say of it yesterday? " * 4}])
+
+
+def shaped(shape: str, count: int, newest_s: float, oldest_s: float, ttl_s: float, **given: Any) -> list[Write]:
+    """Return keys of a shape such as ``chat:v2:{}``, last written at even distances of time."""
+    step = (oldest_s - newest_s) / count
+    return [Write(shape.format(n), newest_s + n * step, ttl_s, **given) for n in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["list", "hash", "string"])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("chat:{}", "chat:v2:n{}"), ("chat:user-{}", "chat:tenant-7:user-n{}"), ("chat:{}", "chat:acme/n{}")],
+)
+def test_a_release_that_changes_the_shape_of_keys_and_their_ttl(
+    old: str, new: str, kind: str, server: RedisServer
+) -> None:
+    writes = shaped(old, 120, 5 * MINUTE, 6.5 * DAY, WEEK, kind=kind, value=JSON)
+    writes += shaped(new, 60, 0, 5 * MINUTE * 0.95, 5 * MINUTE, kind=kind, value=JSON)
+    report = audited(server, writes, {"chat:*": "7d"})
+    found = the_finding(report)
+    assert (found.cause, found.keys, found.confidence) == ("ttl_too_short", 60, "likely")
+    assert (found.observed_ttl_s, found.since_is) == (5 * MINUTE, "lower bound")
+    assert found.since
+    assert (report.at - found.since).total_seconds() == pytest.approx(5 * MINUTE, abs=5)
+
+
+def test_short_sessions_of_a_shape_beside_another_that_is_still_written_are_possible(server: RedisServer) -> None:
+    writes = shaped("chat:{}", 120, 0, 6.5 * DAY, WEEK) + shaped("chat:acme/n{}", 60, 0, 280, 5 * MINUTE)
+    found = the_finding(audited(server, writes, {"chat:*": "7d"}))
+    assert (found.cause, found.keys, found.confidence) == ("ttl_too_short", 60, "possible")
+
+
+@pytest.mark.parametrize(("kind", "value", "count"), [("string", "17", 60), ("string", "on", 60), ("hash", "x", 60)])
+def test_short_keys_of_another_type_or_size_are_no_sessions_and_not_called_as_expected(
+    kind: str, value: str, count: int, server: RedisServer
+) -> None:
+    writes = shaped("chat:{}", 120, 0, 6.5 * DAY, WEEK, kind="string", value=JSON)
+    writes += shaped("chat:n{}:hint", count, 0, 280, 5 * MINUTE, kind=kind, value=value)
+    report = audited(server, writes, {"chat:*": "7d"})
+    assert report.findings == ()
+    assert (
+        f"120 keys of sessions looked at, all as expected (chat:*=sliding 7d); {count} that" in report.verdict.sentence
+    )
+    assert any("hint" in note for note in report.notes)
+
+
+HELPERS = ["chat:{}:stop", "chat:{}:unread", "chat:mutexes:{}", "chat:answers:{}"]
+
+
+@pytest.mark.parametrize("shape", HELPERS)
+@pytest.mark.parametrize("kind", ["list", "string"])
+def test_flags_set_with_each_message_of_a_session_are_no_parts_of_it(
+    shape: str, kind: str, server: RedisServer
+) -> None:
+    writes = shaped("chat:{}", 200, 0, 6.5 * DAY, WEEK, kind=kind, value=JSON)
+    now = shaped("chat:{}", 12, 0, 25, WEEK, kind=kind, value=JSON)
+    flags = shaped(shape, 12, 0, 25, 30, kind="string", value="yes")
+    report = audited(server, [*now, *writes[12:], *flags], {"chat:*": "7d"})
+    assert report.findings == ()
+    assert any("beside their sessions" in note for note in report.notes)
+    assert "200 keys of sessions looked at" in report.verdict.sentence
+
+
+@pytest.mark.parametrize("value", ["7", "typing since 12:04"])
+def test_flags_of_various_lives_and_times_are_no_parts_of_sessions(value: str, server: RedisServer) -> None:
+    dice = random.Random(value)
+    writes = shaped("chat:{}", 200, 0, 6.5 * DAY, WEEK)
+    for n in dice.sample(range(200), 60):
+        ttl = dice.choice((30, 60, 300))
+        writes.append(Write(f"chat:{n}:draft", dice.uniform(0, ttl), ttl, kind="string", value=value))
+    assert audited(server, writes, {"chat:*": "7d"}).findings == ()
+
+
+@pytest.mark.parametrize("at_its_message", [True, False])
+def test_a_cache_of_a_few_sessions_is_no_part_of_them(at_its_message: bool, server: RedisServer) -> None:
+    # A list of the sessions' own type and size, an hour long: only that it is there for few of them, or comes when
+    # nothing is written to them, tells.
+    writes = shaped("chat:{}", 800, 0, 6.5 * DAY, WEEK, read_s=1.0)
+    caches = []
+    for n in range(0, 6, 2) if at_its_message else range(3, 200, 4):
+        age_s = n * 6.5 * DAY / 800 if at_its_message else n * 17.0
+        caches.append(Write(f"chat:{n}:answers", age_s, HOUR))
+    assert audited(server, writes + caches, {"chat:*": "7d"}).findings == ()
+
+
+@pytest.mark.parametrize("ttl_s", [20, 5 * MINUTE, DAY])
+@pytest.mark.parametrize(("kind", "value"), [("list", "x"), ("string", JSON)])
+def test_a_part_that_is_written_with_every_message_and_dies_before_it_is_torn_off(
+    ttl_s: float, kind: str, value: str, server: RedisServer
+) -> None:
+    newest = shaped("chat:{}", 40, 0, ttl_s * 0.95, WEEK, read_s=0.5)
+    parts = shaped("chat:{}:summary", 40, 0, ttl_s * 0.95, ttl_s, kind=kind, value=value)
+    others = shaped("chat:old-{}", 100, ttl_s, 6.5 * DAY, WEEK)
+    found = the_finding(audited(server, newest + parts + others, {"chat:*": "7d"}))
+    assert (found.cause, found.keys, found.observed_ttl_s) == ("mixed_ttl", 80, ttl_s)
+
+
+def test_a_part_that_is_not_renewed_is_torn_off(server: RedisServer) -> None:
+    writes = shaped("chat:{}", 60, 0, 2 * DAY, WEEK) + shaped("chat:{}:summary", 60, 3 * DAY, 6.5 * DAY, WEEK)
+    assert the_finding(audited(server, writes, {"chat:*": "7d"})).cause == "mixed_ttl"
 
 
 # -- without idle clocks -----------------------------------------------------------------------------------------------
