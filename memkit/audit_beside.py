@@ -93,13 +93,17 @@ class _Beside:
 
     def is_so(self) -> bool:
         """Whether the group lives short, beside sessions that do not, and is no part of them."""
-        if not self.pairs or not self._lives_short():
+        if not self.pairs or any(one.deadline_ms is None for one in self.group.keys):
             return False
-        return self._is_flag() or not self._written_together() or not self._wherever_written()
+        if self._own_bytes == 0:
+            return True  # an integer is nobody's memory of a dialogue
+        return self._lives_short() and (self._is_flag() or not self._written_together() or not self._wherever_written())
+
+    @cached_property
+    def _own_bytes(self) -> int | None:
+        return usual_bytes(self.group.keys, self.scene) if self.group.kind == "string" else None
 
     def _lives_short(self) -> bool:
-        if any(one.deadline_ms is None for one in self.group.keys):
-            return False
         lives = Lives(lives_of(self.group.keys), self.meant, self.scene.server)
         if lives.right:
             return False
@@ -108,13 +112,9 @@ class _Beside:
         return short >= 0.9 * len(lives.all) or self.top <= self.ttl / 20
 
     def _is_flag(self) -> bool:
-        """Whether the values are integers, or tiny beside the sessions' and gone within minutes."""
-        if self.group.kind != "string":
-            return False
-        own = usual_bytes(self.group.keys, self.scene)
-        if own == 0:
-            return True
-        if self.top > min(FLAG_MS, self.ttl / 20) or (own or 0) > FLAG_BYTES:
+        """Whether the values are tiny beside the sessions' and gone within minutes."""
+        own = self._own_bytes
+        if self.group.kind != "string" or self.top > min(FLAG_MS, self.ttl / 20) or (own or 0) > FLAG_BYTES:
             return False
         mains = [pair.main.facts for pair in self.pairs]
         if any(one.kind != "string" for one in mains):
@@ -163,11 +163,10 @@ class _Beside:
         return found >= (0.7 if len(recent) >= 5 else 0.5) * len(recent)
 
     def _recent(self) -> list[Member]:
-        """Return sessions that were written to since the oldest of these keys, with a margin at both ends."""
+        """Return sessions that were written to since the oldest of these keys, with a margin."""
         first = min(_deadline(one) for one in self.group.keys) - self.top - TOGETHER_MS
-        last = self.scene.server.now_ms - 0.1 * self.top
         since = max(first, self.scene.server.now_ms - 0.9 * self.top)
-        return [one for one in self._mains if since <= (self._written(one.facts) or 0) <= last][:ENOUGH_RECENT]
+        return [one for one in self._mains if since <= (self._written(one.facts) or 0)][:ENOUGH_RECENT]
 
     def _names(self, sessions: Sequence[str]) -> list[bytes]:
         if self.group.part.count("*") != 1:

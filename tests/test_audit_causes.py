@@ -237,13 +237,13 @@ def test_flags_of_various_lives_and_times_are_no_parts_of_sessions(value: str, s
 
 @pytest.mark.parametrize("at_its_message", [True, False])
 def test_a_cache_of_a_few_sessions_is_no_part_of_them(at_its_message: bool, server: RedisServer) -> None:
-    # A list of the sessions' own type and size, an hour long: only that it is there for few of them, or comes when
+    # A list of the sessions' own type and size, some hours long: only that it is there for few of them, or comes when
     # nothing is written to them, tells.
     writes = shaped("chat:{}", 800, 0, 6.5 * DAY, WEEK, read_s=1.0)
     caches = []
-    for n in range(0, 6, 2) if at_its_message else range(3, 200, 4):
+    for n in range(0, 27, 3) if at_its_message else range(3, 200, 4):
         age_s = n * 6.5 * DAY / 800 if at_its_message else n * 17.0
-        caches.append(Write(f"chat:{n}:answers", age_s, HOUR))
+        caches.append(Write(f"chat:{n}:answers", age_s, 6 * HOUR))
     assert audited(server, writes + caches, {"chat:*": "7d"}).findings == ()
 
 
