@@ -1,7 +1,8 @@
 """What only values show: payloads that are broken, pointers to keys that are gone, writes that renewed no deadline.
 
-Values are read on connections with CLIENT NO-TOUCH; known stores are decoded by ``memkit.formats``, which also says
-which keys belong together; of others, what most payloads of one shape are is what all of them should be.
+Values are read on connections with CLIENT NO-TOUCH. Known stores are decoded by ``memkit.formats``, session by session
+(``audit_parts``); of others, what most payloads of one shape are is what all of them should be. What names sessions and
+is none of theirs is looked at by ``audit_indexes``.
 """
 
 from __future__ import annotations
@@ -18,20 +19,17 @@ from typing import Any, NamedTuple
 from memkit import formats
 from memkit.audit_expect import Expectation
 from memkit.audit_groups import Member
+from memkit.audit_indexes import lists_of_the_gone
+from memkit.audit_parts import Loads, Parts
 from memkit.audit_report import Finding, span, utc_text
 from memkit.audit_sample import KeyFacts
 from memkit.audit_torn import torn_sessions
-from memkit.audit_wire import packed
-from memkit.formats.model import JSON_KIND, Hit, Known, Problem, Raw, Run, Turn, Want, seconds, to_bytes, to_name
-from memkit.inspect import one_store_a_session
-from memkit.reading import Budget, Reader
+from memkit.formats.model import JSON_KIND, Known, Problem, Raw, Run, Turn, Want, seconds, to_bytes, to_name
+from memkit.reading import Reader
 
 FEWEST_VALUES = 5_000
-MOST_INDEXES = 300
-MOST_MEMBERS = 20_000
 BATCH_KEYS = 200
 LATE_MS = 5_000
-POINTER_BYTES = 300
 BEGUN, FOREIGN = "begins like JSON and breaks off", "is no JSON, as its neighbours are"
 
 _TIME_NAME = re.compile(r"(^|_)(ts|at|time|timestamp|date|created|updated|datetime)s?$", re.IGNORECASE)
@@ -63,8 +61,8 @@ class _Looked:
     tried: int = 0
     dated: list[_Dated] = field(default_factory=list)
     faults: defaultdict[tuple[str, str], list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
-    problems: dict[tuple[str, str], Problem] = field(default_factory=dict)
-    members: defaultdict[tuple[str, str, str], list[Member]] = field(default_factory=lambda: defaultdict(list))
+    parts: Parts = field(default_factory=Parts)
+    notes: list[str] = field(default_factory=list)
 
 
 def check_values(
@@ -79,28 +77,43 @@ def check_values(
 
     Values of the first FEWEST_VALUES keys of an expectation are always read; of more as long as ``within_s`` lasts.
     """
-    found = Values()
+    found, loads = Values(), Loads(reader)
     _count_commands(reader, found.sent)
     there = {to_name(one.key): one for one in keys}
-    for one in meant:
-        own = one.of(keys)
-        looked = _read(reader, own, within_s=within_s)
-        if looked.tried < len(own):
-            found.notes.append(f"values of {looked.tried:,} of {len(own):,} keys under {one.prefix} were read")
+    looks = [_read(loads, one, one.of(keys), within_s=max(within_s, 0.5)) for one in meant]
+    _tell_once(meant, looks)
+    for one, looked in zip(meant, looks, strict=True):
+        found.notes += looked.notes
         dated = [session for session in looked.dated if not short(session.facts)]
-        found.findings += _findings(one, looked, dated, found.notes)
-    if not any(finding.cause == "dangling" for finding in found.findings):
-        found.findings += _indexes(reader, meant, keys, there)
-    found.read = reader.read_keys
+        found.findings += _findings(one, looked, dated, there, found.notes)
+    torn = {finding.prefix for finding in found.findings if finding.cause == "dangling"}
+    found.findings += lists_of_the_gone(loads, [one for one in meant if one.prefix not in torn], meant, keys)
+    found.read = len(loads.names)
     return found
 
 
-def _findings(meant: Expectation, looked: _Looked, dated: Sequence[_Dated], notes: list[str]) -> list[Finding]:
-    dangling = [problem for problem in looked.problems.values() if problem.cause == "dangling"]
+def _tell_once(meant: Sequence[Expectation], looks: Sequence[_Looked]) -> None:
+    """Give each problem to the expectation that its key matches: parts of one session may be several's."""
+    found = {key: (at, problem) for at, one in enumerate(looks) for key, problem in one.parts.problems.items()}
+    for looked in looks:
+        looked.parts.problems = {}
+    for key, (at, problem) in found.items():
+        matching = (n for n, one in enumerate(meant) if one.matches.fullmatch(to_bytes(problem.key)))
+        looks[next(matching, at)].parts.problems[key] = problem
+
+
+def _findings(
+    meant: Expectation,
+    looked: _Looked,
+    dated: Sequence[_Dated],
+    there: Mapping[str, KeyFacts],
+    notes: list[str],
+) -> list[Finding]:
+    dangling = [problem for problem in looked.parts.problems.values() if problem.cause == "dangling"]
     found = (
         _corrupt(meant, _broken(looked), len(looked.dated)),
         _dangling(meant, dangling, len(looked.dated)),
-        _torn_by_store(meant, looked),
+        _torn_by_store(meant, looked, there),
         _not_refreshed(meant, dated, notes),
     )
     return [finding for finding in found if finding]
@@ -121,21 +134,24 @@ def _count_commands(reader: Reader, sent: Counter[str]) -> None:
         connection.send_packed_command = counted  # type: ignore[method-assign]
 
 
-def _read(reader: Reader, keys: Sequence[KeyFacts], *, within_s: float) -> _Looked:
-    """Read values batch by batch, in the order of names, so that a session's keys are together; keep what they show."""
-    until = time.monotonic() + max(within_s, 0.5)
+def _read(loads: Loads, meant: Expectation, keys: Sequence[KeyFacts], *, within_s: float) -> _Looked:
+    """Read values batch by batch and keep what they show; then those sessions whose parts were not in one batch."""
+    until = time.monotonic() + within_s
     looked = _Looked()
-    in_order = sorted(keys)
+    in_order = sorted(keys)  # by name, so that most sessions' keys are together
     for start in range(0, len(in_order), BATCH_KEYS):
         if looked.tried >= FEWEST_VALUES and time.monotonic() > until:
+            looked.notes.append(f"values of {looked.tried:,} of {len(keys):,} keys under {meant.prefix} were read")
             break
         batch = {to_name(one.key): one for one in in_order[start : start + BATCH_KEYS]}
         looked.tried += len(batch)
-        reader.budget = Budget()
-        loaded = reader.load(Want(name, "") for name in batch)
-        raws = [one.raw for one in loaded.values() if one is not None and not one.raw.unread]
+        loads.afresh()
+        raws = [raw for raw in loads.load(Want(name, "") for name in batch).values() if raw and not raw.unread]
         _note(looked, raws, batch)
-        _decode(reader, looked, raws, batch)
+        looked.parts.note(raws)
+    done, of = looked.parts.close(loads, {to_name(one.key): one for one in keys}, within_s=within_s)
+    if done < of:
+        looked.notes.append(f"parts of {done:,} of {of:,} sessions under {meant.prefix} were looked for")
     return looked
 
 
@@ -154,34 +170,13 @@ def _shape(raw: Raw) -> str:
     return f"{raw.kind} {words[0] if words else ''} {len(re.findall('[:/|]', raw.name))}"
 
 
-def _decode(reader: Reader, looked: _Looked, raws: Sequence[Raw], batch: Mapping[str, KeyFacts]) -> None:
-    """Note what the known stores' own decoders find wrong with each session, its missing keys looked up first."""
-    hits: defaultdict[tuple[str, str, str], dict[str, Hit]] = defaultdict(dict)
-    for raw in raws:
-        hit = formats.recognise(raw)
-        if hit:
-            hits[hit.group][raw.name] = hit
-    by_name = {raw.name: raw for raw in raws}
-    groups = one_store_a_session(dict(hits))
-    sessions = [Known(next(iter(of.values())), {name: by_name[name] for name in of}) for of in groups.values()]
-    wants = [[want for want in _wants(one) if want.name not in one.keys] for one in sessions]
-    siblings = reader.load({want.name: want for of in wants for want in of}.values())
-    for known, missing in zip(sessions, wants, strict=True):
-        also = {want.name: one.raw if (one := siblings.get(want.name)) else None for want in missing}
-        for item in formats.decode(Known(known.hit, {**known.keys, **also})):
-            if isinstance(item, Problem):
-                looked.problems[item.cause, item.key] = item
-    for group, of in groups.items():
-        looked.members[group] += [Member(batch[name], hit.session, hit.part) for name, hit in of.items()]
-
-
-def _wants(known: Known) -> Iterable[Want]:
-    return formats.format_of(known.hit.store).wants(known)
-
-
-def _torn_by_store(meant: Expectation, looked: _Looked) -> Finding | None:
+def _torn_by_store(meant: Expectation, looked: _Looked, there: Mapping[str, KeyFacts]) -> Finding | None:
     """Return the finding of sessions in parts that only the payload shows to be one session's."""
-    several = [members for members in looked.members.values() if len(members) > 1]
+    sessions = [
+        [Member(there[name], hit.session, hit.part) for name, hit in hits.items() if name in there]
+        for hits in looked.parts.hits.values()
+    ]
+    several = [members for members in sessions if len(members) > 1]
     return torn_sessions(meant, several, sampled=len(looked.dated)).finding if meant.ttl_ms else None
 
 
@@ -190,7 +185,7 @@ def _torn_by_store(meant: Expectation, looked: _Looked) -> Finding | None:
 
 def _broken(looked: _Looked) -> dict[str, str]:
     """Return the keys with a payload that cannot be read, and why."""
-    broken = {problem.key: problem.says for problem in looked.problems.values() if problem.cause == "corrupt"}
+    broken = {problem.key: problem.says for problem in looked.parts.problems.values() if problem.cause == "corrupt"}
     for found in looked.faults.values():
         documents = sum(fault == "" for _, fault in found)
         for name, fault in found:
@@ -349,74 +344,3 @@ def _dangling(meant: Expectation, problems: Sequence[Problem], looked: int) -> F
         evidence=tuple(f"{count:,} times: {text}" for text, count in says),
         next="memkit inspect URL SESSION says what is recoverable and prints the repair",
     )
-
-
-def _indexes(
-    reader: Reader, meant: Sequence[Expectation], keys: Sequence[KeyFacts], there: Mapping[str, KeyFacts]
-) -> list[Finding]:
-    """Return findings of sets, sorted sets and short values that name sessions which are not there."""
-    candidates = [one for one in keys if one.kind in ("set", "zset")][:MOST_INDEXES]
-    pointers = [
-        one
-        for one in keys
-        if one.kind in ("string", "hash") and not any(want.matches.fullmatch(one.key) for want in meant)
-        and (one.size_bytes or 0) < POINTER_BYTES
-    ][: MOST_INDEXES * 10]  # fmt: skip
-    reader.budget = Budget()
-    loaded = [
-        one.raw for one in reader.load(Want(to_name(one.key), "") for one in candidates + pointers).values() if one
-    ]
-    return [finding for one in meant if (finding := _index_of(reader, one, loaded, there))]
-
-
-def _index_of(
-    reader: Reader, meant: Expectation, loaded: Sequence[Raw], there: Mapping[str, KeyFacts]
-) -> Finding | None:
-    gone: list[str] = []
-    holders: list[str] = []
-    for raw in loaded:
-        names = list(_names_in(raw, meant))[:MOST_MEMBERS]
-        missing = _missing(reader, names, there)
-        full_names = raw.kind not in ("set", "zset") or any(member.startswith(meant.prefix) for member in _members(raw))
-        # Members that are bare ids prove to be sessions' by those of them that are there.
-        if missing and (full_names or len(missing) < len(names)):
-            gone += missing
-            holders.append(raw.name)
-    if not gone:
-        return None
-    return Finding(
-        "dangling",
-        meant.prefix,
-        len(gone),
-        sum(len(list(_names_in(raw, meant))) for raw in loaded),
-        f"{len(gone):,} sessions under {meant.prefix} are still listed and gone",
-        "proven",
-        None if meant.ttl_ms is None else meant.ttl_ms / 1000,
-        evidence=tuple(f"listed in {holder}" for holder in holders[:3]),
-        next="give the list the sessions' lifetime, or remove an entry when its session goes; readers must expect both",
-    )
-
-
-def _members(raw: Raw) -> list[str]:
-    return [*raw.members, *raw.scores] or [to_name(payload) for payload in raw.payloads]
-
-
-def _names_in(raw: Raw, meant: Expectation) -> Iterator[str]:
-    """Yield the names of sessions' keys that a value holds, or may hold."""
-    for member in _members(raw):
-        if len(member) > POINTER_BYTES or member[:1] in ("{", "[") or "\n" in member:
-            continue
-        if meant.prefix and member.startswith(meant.prefix):
-            yield member
-        elif raw.kind in ("set", "zset") and meant.prefix:
-            yield meant.prefix + member
-
-
-def _missing(reader: Reader, names: Sequence[str], there: Mapping[str, KeyFacts]) -> list[str]:
-    unknown = [name for name in names if name not in there]
-    found = []
-    for start in range(0, len(unknown), 1000):
-        batch = [to_bytes(name) for name in unknown[start : start + 1000]]
-        answers = reader.ask([(name, [packed("EXISTS", name)]) for name in batch])
-        found += [name for name, answer in zip(unknown[start:], answers, strict=False) if answer == [0]]
-    return found

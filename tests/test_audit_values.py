@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import re
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 import redis
@@ -12,9 +15,15 @@ from servers import every_server
 
 from memkit import ExpiryPolicy, MemoryStore
 from memkit.audit import AuditReport, audit
+from memkit.audit_parts import Loads, Parts
 from memkit.audit_report import Finding
 from memkit.audit_wire import Wire
+from memkit.formats import capture
+from memkit.formats.agent_framework_redis import encoded
 from memkit.formats.capture import load_capture
+from memkit.formats.model import Raw, Want
+from memkit.inspect import inspect_session
+from memkit.reading import reading
 from memkit.server import RedisServer
 
 LANES = [name for name, binary in every_server().items() if binary]
@@ -179,6 +188,283 @@ def test_lists_of_a_known_store_that_name_what_is_gone_are_found(server: RedisSe
     found = of(after, "dangling")
     assert [one.prefix for one in found] == [prefix]
     assert found[0].keys >= 1
+
+
+# -- sessions of known stores, many of them ----------------------------------------------------------------------------
+
+SEVERAL_PARTS = [
+    "agno", "langgraph-plainredis", "langgraph-redis", "langgraph-redis-refresh", "langgraph-redis-shallow",
+    "openai-agents",
+]  # fmt: skip
+RUN_ID = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{8})[0-9a-f]{4}")
+
+
+def renamed(value: Any, text: Callable[[str], str]) -> Any:
+    if isinstance(value, list):
+        return [renamed(each, text) for each in value]
+    if isinstance(value, dict):
+        return {text(name): renamed(each, text) for name, each in value.items()}
+    return text(value) if isinstance(value, str) else value
+
+
+def write(client: Any, kind: str, key: str, value: Any) -> None:
+    if kind == "list":
+        client.rpush(key, *value)
+    elif kind == "hash":
+        client.hset(key, mapping=value)
+    elif kind == "set":
+        client.sadd(key, *value)
+    elif kind == "zset":
+        client.zadd(key, dict(value))
+    else:
+        client.set(key, value)
+
+
+def copy_of(client: redis.Redis, store: str, n: int, *, prefix: str = "") -> list[str]:
+    """Store a captured session as ``sess-<n>`` under a prefix, with a week to live; return its keys."""
+    entries = capture.capture(store)["keys"]
+    names = {entry["key"] for entry in entries}
+
+    def text(was: str) -> str:
+        mine = was.replace("sess-A", f"sess-{n}").replace(encoded("sess-A"), encoded(f"sess-{n}"))
+        mine = RUN_ID.sub(rf"\g<1>{n:04x}", mine) if store == "agno" else mine
+        return prefix + mine if was in names else mine
+
+    pipe = client.pipeline(transaction=False)
+    for entry in entries:
+        key, value = text(entry["key"]), renamed(entry["value"], text)
+        write(pipe, entry["type"], key, value)
+        if entry["pttl"] > 0:
+            pipe.expire(key, WEEK_S)
+    pipe.execute()
+    return [text(entry["key"]) for entry in entries]
+
+
+def all_of(server: RedisServer, pattern: str, store: str) -> AuditReport:
+    mortal = any(entry["pttl"] > 0 for entry in capture.capture(store)["keys"])
+    return audit(server.url, expect={pattern: "7d" if mortal else None}, full=True, duty=1)
+
+
+@pytest.mark.parametrize(("count", "prefix"), [(1, "acme:"), (2, ""), (10, "acme:"), (60, "acme:")])
+@pytest.mark.parametrize("store", capture.names())
+def test_many_healthy_sessions_of_a_known_store_miss_nothing(
+    store: str, count: int, prefix: str, server: RedisServer
+) -> None:
+    with server.client() as client:
+        keys = [copy_of(client, store, n, prefix=prefix) for n in range(count)]
+        report = all_of(server, f"{prefix}*", store)
+        assert report.findings == ()
+        assert client.exists(*(key for of_one in keys for key in of_one)) == sum(map(len, keys))
+    assert report.proof.idle_clocks_touched == 0
+
+
+def shared(name: str) -> bool:
+    return "index:" in name or name.endswith((":threads", ":seq"))
+
+
+@pytest.mark.parametrize("prefix", ["", "acme:"])
+@pytest.mark.parametrize("store", SEVERAL_PARTS)
+def test_what_one_session_of_many_has_lost_is_all_that_is_found(store: str, prefix: str, server: RedisServer) -> None:
+    with server.client() as client:
+        parts = [copy_of(client, store, n, prefix=prefix) for n in range(12)][3]
+        dropped = 0
+        for name in parts[:: 1 if len(parts) < 12 else 3]:
+            if shared(name):
+                continue
+            value, left = client.dump(name), client.pttl(name)
+            client.delete(name)
+            # One session by itself is the judge: a checkpoint in the middle, say, is a gap and nothing points to it.
+            another = next(each for each in parts if each != name and not shared(each))
+            alone = {one.key for one in inspect_session(client, another).problems if one.cause == "dangling"}
+            report = all_of(server, f"{prefix}*", store)
+            assert [one.keys for one in of(report, "dangling")] == ([len(alone)] if alone else []), name
+            assert {one.cause for one in report.findings} <= {"dangling", "deleted"}, name
+            dropped += len(alone)
+            client.restore(name, max(left, 0), value)
+    assert dropped > 1
+
+
+@pytest.mark.parametrize("then", ["is there", "has died"])
+def test_what_is_missing_is_looked_for_twice(then: str, server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with server.client() as client:
+        sessions = [copy_of(client, "agno", n) for n in range(5)]
+        order = "agno:runs:by_session:sess-3"
+        value = client.dump(order)
+        client.delete(order)
+        assert [one.keys for one in of(all_of(server, "agno:*", "agno"), "dangling")] == [1]
+        load = Loads.load
+
+        def loaded_while_somebody_writes(loads: Loads, wants: Iterable[Want]) -> dict[str, Raw | None]:
+            found = load(loads, wants)
+            if order in found and not client.exists(order):
+                if then == "is there":
+                    client.restore(order, WEEK_S * 1000, value)
+                else:
+                    client.delete(*sessions[3])
+            return found
+
+        monkeypatch.setattr(Loads, "load", loaded_while_somebody_writes)
+        if then == "has died":  # what everybody shares goes on
+            for name in filter(shared, sessions[0]):
+                client.srem(name, *client.smembers(name))
+        report = all_of(server, "agno:*", "agno")
+    assert of(report, "dangling") == []
+
+
+def test_sessions_in_parts_are_read_as_long_as_there_is_time(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memkit.audit_parts.TOGETHER_KEYS", 1)
+    monkeypatch.setattr("memkit.audit_parts.FEWEST_SESSIONS", 2)
+    with server.client() as client, reading(client) as reader:
+        names = [name for n in range(5) for name in copy_of(client, "agno", n)]
+        loads, parts = Loads(reader), Parts()
+        parts.note([raw for raw in loads.load(Want(name, "") for name in names if not shared(name)).values() if raw])
+        assert parts.close(loads, {}, within_s=-1) == (2, 5)
+        assert parts.close(loads, {}, within_s=60) == (5, 5)
+
+
+def test_a_key_that_is_read_twice_has_one_idle_clock() -> None:
+    binary = every_server()["redis-7.0"]
+    if not binary:
+        pytest.skip("no Redis 7.0 on this machine")
+    with RedisServer(binary=binary.path) as server, server.client() as client:
+        names = {name for n in range(3) for name in copy_of(client, "agno", n)}
+        report = audit(server.url, expect={"agno:*": "7d"}, full=True, touch=True, duty=1)
+    assert report.proof.idle_clocks_touched == len(names)
+
+
+def test_parts_that_are_two_patterns_are_told_of_once(server: RedisServer) -> None:
+    with server.client() as client:
+        parts = [copy_of(client, "langgraph-redis", n) for n in range(5)][2]
+        client.delete(next(name for name in parts if name.startswith("checkpoint_write:")))
+    report = audit(server.url, expect={"checkpoint*": "7d", "write_*": "7d"}, full=True, duty=1)
+    assert [(one.prefix, one.keys) for one in of(report, "dangling")] == [("checkpoint", 1)]
+
+
+def test_writes_alone_are_not_taken_for_a_thread_that_lost_its_pointer(server: RedisServer) -> None:
+    with server.client() as client:
+        for n in range(5):
+            copy_of(client, "langgraph-redis-shallow", n)
+    report = audit(server.url, expect={"checkpoint_write:*": "7d"}, full=True, duty=1)
+    assert of(report, "dangling") == []
+
+
+# -- what lists sessions and what does not -----------------------------------------------------------------------------
+
+UUIDS = [str(uuid.UUID(int=n * 0x9E3779B97F4A7C15F39CC0605CEDC835 % (1 << 128))) for n in range(400)]
+Fill = Callable[[redis.Redis], object]
+
+
+def sessions_called(client: redis.Redis, ids: Sequence[object], rest: str = "") -> None:
+    pipe = client.pipeline(transaction=False)
+    for each in ids:
+        pipe.set(f"chat:{each}{rest}", "{}", ex=WEEK_S)
+    pipe.execute()
+
+
+OTHER_THINGS: dict[str, Fill] = {
+    "products": lambda client: client.zadd("shop:bestsellers", {str(n * 7): n for n in range(100)}),
+    "users": lambda client: client.sadd("beta-users", *range(150, 400)),
+    "all users": lambda client: client.sadd("users", *range(400)),
+    "rooms": lambda client: [client.sadd(f"room:{n}:members", 1, 2, 900 + n) for n in range(5)],
+    "members of chats": lambda client: [client.sadd(f"chat:{n}:members", n, n + 1, n + 300) for n in range(200)],
+    "numbers of messages": lambda client: [client.zadd(f"chat:{n}:index", {str(n): 1, "250": 2}) for n in range(200)],
+    "ratings": lambda client: client.zadd("chat:ratings", {str(n): n for n in range(11)}),
+    "a leaderboard": lambda client: client.zadd("chat:leaderboard", {str(n): n for n in range(400)}),
+    "rights": lambda client: client.sadd("scopes", "chat:read", "chat:write"),
+    "a queue and a session": lambda client: client.hset("job:1", mapping={"queue": "chat:mails", "id": "chat:17"}),
+    "a model": lambda client: client.set("model", "chat:gpt-4"),
+    "what was deleted": lambda client: client.sadd("deleted-chats", "chat:300", "chat:301"),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_THINGS)
+def test_numbers_and_words_of_other_things_are_no_sessions(what: str, server: RedisServer) -> None:
+    with server.client() as client:
+        sessions_called(client, range(200))
+        OTHER_THINGS[what](client)
+    assert of(full(server), "dangling") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "members"), [("premium", UUIDS[150:300]), ("users", UUIDS), ("chat:admins", UUIDS[190:210])]
+)
+def test_users_with_chats_and_without_are_no_list_of_sessions(
+    name: str, members: list[str], server: RedisServer
+) -> None:
+    with server.client() as client:
+        sessions_called(client, UUIDS[:200])
+        client.sadd(name, *members)
+    assert of(full(server), "dangling") == []
+
+
+def test_a_few_words_in_common_are_no_list_of_sessions(server: RedisServer) -> None:
+    with server.client() as client:
+        sessions_called(client, ["en", "de", "fr"])
+        client.sadd("languages", "en", "de", "fr", "it")
+    assert of(full(server), "dangling") == []
+
+
+LISTS: dict[str, Fill] = {
+    "chats": lambda client: client.sadd("chats", *range(230)),
+    "chat:index": lambda client: client.zadd("chat:index", {str(n): n for n in range(230)}),
+    "active": lambda client: client.sadd("active", *range(230)),
+    "user:*:chats": lambda client: [client.sadd(f"user:{u}:chats", *range(u * 23, u * 23 + 23)) for u in range(10)],
+    "sessions:user:*": lambda client: [
+        client.sadd(f"sessions:user:{u}", *range(u * 23, u * 23 + 23)) for u in range(10)
+    ],
+    "x": lambda client: client.sadd("x", *(f"chat:{n}" for n in range(190, 230))),
+    "user:current": lambda client: client.hset("user:current", mapping={f"u{n}": f"chat:{n}" for n in range(230)}),
+    "latest:*": lambda client: [client.set(f"latest:{n}", f"chat:{n + 30}") for n in range(200)],
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_of_numbered_sessions_are_known_by_name_and_by_what_they_list(name: str, server: RedisServer) -> None:
+    with server.client() as client:
+        sessions_called(client, range(200))
+        LISTS[name](client)
+    (found,) = of(full(server), "dangling")
+    assert (found.keys, found.confidence, found.evidence) == (30, "proven", (f"listed in {name}",))
+
+
+@pytest.mark.parametrize(
+    ("name", "members", "gone", "confidence"),
+    [
+        ("recent-sessions", UUIDS[190:210], 10, "proven"),
+        ("sessions", UUIDS, 200, "proven"),
+        ("crm:export", UUIDS[20:230], 30, "likely"),
+    ],
+)
+def test_lists_of_sessions_that_have_ids_of_their_own(
+    name: str, members: list[str], gone: int, confidence: str, server: RedisServer
+) -> None:
+    with server.client() as client:
+        sessions_called(client, UUIDS[:200])
+        client.zadd(name, dict.fromkeys(members, 1.0))
+    assert [(one.keys, one.confidence) for one in of(full(server), "dangling")] == [(gone, confidence)]
+
+
+@pytest.mark.parametrize("begin", ["", "chat:"])
+@pytest.mark.parametrize(("listed", "gone"), [(200, 0), (230, 30)])
+def test_a_session_whose_parts_are_there_is_there(begin: str, listed: int, gone: int, server: RedisServer) -> None:
+    with server.client() as client:
+        sessions_called(client, range(200), ":messages")
+        client.sadd("chats", *(f"{begin}{n}" for n in range(listed)))
+    assert [one.keys for one in of(full(server), "dangling")] == ([gone] if gone else [])
+
+
+def test_a_session_that_began_after_its_list_was_read_is_there(server: RedisServer) -> None:
+    with server.client() as client:
+        sessions_called(client, range(200))
+        client.sadd("chats", *range(230))
+
+        def begin(_done: int, _of: int) -> None:
+            sessions_called(client, range(200, 230))
+
+        report = audit(server.url, expect={"chat:*": "7d"}, full=True, progress=begin, duty=1)
+    assert of(report, "dangling") == []
 
 
 # -- the connection ----------------------------------------------------------------------------------------------------
