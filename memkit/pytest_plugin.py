@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 
 from memkit.clock import ServerClock
-from memkit.connect import connect, redact
+from memkit.connect import NAME, connect, redact
 from memkit.errors import ServerNotFound
 from memkit.sandbox import Sandbox
 from memkit.server import RedisServer
@@ -136,7 +136,7 @@ def _memkit_target(request: pytest.FixtureRequest) -> Target:
     if not real:
         server = cast("RedisServer", request.getfixturevalue("memkit_server"))
         return Target(server, server.url)
-    with connect(real) as client:
+    with connect(real, client_name=NAME) as client:
         info = cast("dict[str, Any]", client.info("server"))
     request.config.stash[RAN_ON].add(
         f"{info.get('server_name', 'redis')} {info.get('valkey_version', info['redis_version'])} at {redact(real)}, "

@@ -29,14 +29,26 @@ import redis.asyncio
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from memkit.clock import ServerClock, escape_glob
-from memkit.connect import REGISTRY, AnyAsyncClient, AnyClient, connect, connect_async, guard_write, redact
+from memkit.connect import (
+    NAME,
+    REGISTRY,
+    AnyAsyncClient,
+    AnyClient,
+    connect,
+    connect_async,
+    guard_write,
+    own_prefixes,
+    primaries,
+    redact,
+    sandboxes,
+    scan,
+)
 from memkit.errors import SandboxError
 from memkit.server import RedisServer
 
 UNKNOWN_COMMAND = re.compile("unknown command", re.IGNORECASE)
 LEASE_S = 60
 RENEW_EVERY_S = 15.0
-NAME = "memkit-test"
 
 # -@dangerous takes KEYS, FLUSH*, SORT, MIGRATE and more; what is left and reaches beyond the prefix or the database is
 # named. COPY goes whole: an ACL cannot forbid its DB option alone. A token that a version does not know is dropped.
@@ -95,15 +107,15 @@ class Sandbox:
         """The private server's clock, or else one that shifts the deadlines of this sandbox's keys."""
         if self._server:
             return self._server.clock
-        return ServerClock(cast("redis.Redis", connect(self._admin_url)), prefix=self.prefix)
+        return ServerClock(self._admin(), prefix=self.prefix)
 
     def open(self) -> Self:
         """Make the user and start to keep the lease; removes what killed runs left on this server first."""
-        admin = connect(self._admin_url, decode_responses=True)
+        admin = self._admin()
         if not self._server:
-            guard_write(admin)
+            guard_write(admin)  # first: not even what is memkit's own is removed where memkit may not write
         reap(admin)
-        self._keeper = _Keeper(admin, self._admin_url, self.prefix, self._user)
+        self._keeper = _Keeper(admin, self.prefix, self._user)
         self._keeper.write_lease()
         try:
             _make_user(admin, self._user, self._password, self.prefix, _database(admin))
@@ -152,6 +164,13 @@ class Sandbox:
             raise SandboxError("this sandbox is not open; use it in a with statement")
         return self._keeper
 
+    def _admin(self) -> AnyClient:
+        """Connect as who opened the sandbox, under its name, by which the production guard knows memkit's own."""
+        client = connect(self._admin_url, client_name=self._user)
+        if isinstance(client, redis.Redis):
+            client.connection_pool.connection_kwargs["client_name"] = self._user  # whatever the URL says
+        return client
+
     def _as_user(self, url: str) -> str:
         parts = urlsplit(url)
         host = parts.netloc.rpartition("@")[2]
@@ -180,51 +199,88 @@ def _remove_in_owner(keeper: _Keeper, pid: int) -> None:
 class _Keeper(threading.Thread):
     """Learns the sandbox's keys from the server as they are written, renews the lease, and removes both at the end."""
 
-    def __init__(self, admin: AnyClient, url: str, prefix: str, user: str) -> None:
+    def __init__(self, admin: AnyClient, prefix: str, user: str) -> None:
         super().__init__(name=f"{user}-keeper", daemon=True)
-        self._admin, self._url, self._prefix, self._user = admin, url, prefix, user
-        self._names: set[bytes] = set()
+        self._admin, self._prefix, self._user = admin, prefix, user
         self._lock = threading.Lock()
         self._over = threading.Event()
-        self._trackers = [_tracker(node, _own_prefixes(prefix), self._names) for node in _primaries(admin)]
+        self._trackers = [_Tracker(node, own_prefixes(prefix)) for node in primaries(admin)]
 
     def write_lease(self) -> None:
-        lease = Lease(self._user, self._prefix, _server_ms(self._admin) + LEASE_S * 1000, *_this_process())
-        self._admin.hset(REGISTRY, self._user, json.dumps(asdict(lease)))
+        with self._lock:
+            if not self._over.is_set():
+                lease = Lease(self._user, self._prefix, _server_ms(self._admin) + LEASE_S * 1000, *_this_process())
+                self._admin.hset(REGISTRY, self._user, json.dumps(asdict(lease)))
 
     def run(self) -> None:
         while not self._over.wait(RENEW_EVERY_S):
             with contextlib.suppress(RedisError):
                 self.write_lease()
-                self.learn()
+                self.names()
 
-    def learn(self) -> None:
-        """Take in the names that the server has pushed so far."""
+    def names(self) -> set[bytes]:
+        """Return the names that the server has told so far; after a lost connection, those that are there as well."""
         with self._lock:
-            for tracker in self._trackers:
-                # Names are pushed at the end of the server's loop in which they were written: the second PONG comes
-                # from a later one.
-                for _ in range(2):
-                    tracker.send_command("PING")
-                    tracker.read_response()
+            told = [tracker.told() for tracker in self._trackers]
+            missed = any(tracker.missed for tracker in self._trackers)
+        return set().union(*told, _scan(self._admin, self._prefix) if missed else ())
 
     def existing(self) -> list[str]:
-        self.learn()
-        return [name.decode(errors="backslashreplace") for name in self._names if self._admin.exists(name)]
+        return [name.decode(errors="backslashreplace") for name in self.names() if self._admin.exists(name)]
 
     def remove(self) -> None:
         self._over.set()
         _remove_user(self._admin, self._user)
         try:
-            self.learn()
-            names: Iterable[bytes] = self._names
+            names: Iterable[bytes] = self.names()
         except RedisError:
             names = _scan(self._admin, self._prefix)
         _unlink(self._admin, names)
-        self._admin.hdel(REGISTRY, self._user)
+        with self._lock:  # a lease that is just being written would stay for ever
+            self._admin.hdel(REGISTRY, self._user)
         for tracker in self._trackers:
-            tracker.disconnect()
+            tracker.close()
         self._admin.close()
+
+
+class _Tracker:
+    """A connection on which the server pushes the names of keys that change. ``missed``: it has been lost meanwhile."""
+
+    def __init__(self, node: redis.Redis, prefixes: tuple[str, ...]) -> None:
+        pool = node.connection_pool
+        options = pool.connection_kwargs | {"protocol": 3, "decode_responses": False}
+        self._connection: redis.Connection = pool.connection_class(**options)
+        self._prefixes = [token for prefix in prefixes for token in ("PREFIX", prefix)]
+        self._names: set[bytes] = set()
+        self._listens = self.missed = False
+        parser: Any = self._connection._parser  # the only way to hear invalidations on a plain connection
+        parser.set_invalidation_push_handler(lambda push: self._names.update(push[1] or ()))
+        # redis-py connects a lost connection anew by itself, and to a connection of that kind nothing is told.
+        self._connection.register_connect_callback(self._listen)
+        self._connection.connect()
+
+    def told(self) -> set[bytes]:
+        """Return the names that have been pushed so far."""
+        try:
+            self._hear()
+        except (redis.ConnectionError, redis.TimeoutError):
+            self._hear()
+        return set(self._names)
+
+    def close(self) -> None:
+        self._connection.disconnect()
+
+    def _hear(self) -> None:
+        # Names are pushed at the end of the server's loop in which they were written: the second PONG comes from a
+        # later one.
+        for _ in range(2):
+            self._connection.send_command("PING")
+            self._connection.read_response()
+
+    def _listen(self, _: object) -> None:
+        self.missed, self._listens = self._listens, True
+        self._connection.send_command("CLIENT", "TRACKING", "ON", "BCAST", *self._prefixes)
+        self._connection.read_response()
 
 
 def reap(admin: AnyClient) -> list[str]:
@@ -234,13 +290,15 @@ def reap(admin: AnyClient) -> list[str]:
     living process's sandbox is never touched, however late its lease.
     """
     reaped = []
-    for entry in cast("dict[str, str]", admin.hgetall(REGISTRY)).values():
-        lease = Lease(**json.loads(entry))
-        if _is_over(lease, admin):
-            _remove_user(admin, lease.user)
-            _unlink(admin, _scan(admin, lease.prefix))
-            admin.hdel(REGISTRY, lease.user)
-            reaped.append(lease.prefix)
+    for prefix in sandboxes(admin):
+        user = prefix.rstrip(":").replace(":", "-")
+        entry = admin.hget(REGISTRY, user)
+        lease = Lease(**json.loads(cast("bytes", entry))) if entry else None  # its owner may just have closed it
+        if lease and lease.prefix == prefix and _is_over(lease, admin):
+            _remove_user(admin, user)
+            _unlink(admin, _scan(admin, prefix))
+            admin.hdel(REGISTRY, user)
+            reaped.append(prefix)
     return reaped
 
 
@@ -281,15 +339,9 @@ def _process_started(pid: int) -> str:
 
 
 def _server_ms(client: AnyClient) -> int:
-    node = _primaries(client)[0]
+    node = primaries(client)[0]
     seconds, micros = node.time()
     return seconds * 1000 + micros // 1000
-
-
-def _primaries(client: AnyClient) -> list[redis.Redis]:
-    if isinstance(client, redis.RedisCluster):
-        return [client.get_redis_connection(node) for node in client.get_primaries()]
-    return [client]
 
 
 def _nodes(client: AnyClient) -> list[redis.Redis]:
@@ -303,13 +355,8 @@ def _database(client: AnyClient) -> int:
     return 0 if isinstance(client, redis.RedisCluster) else int(client.connection_pool.connection_kwargs.get("db") or 0)
 
 
-def _own_prefixes(prefix: str) -> tuple[str, str]:
-    """Name what keys may begin with: a session's is the prefix, its vectors' key has it in a hash tag."""
-    return prefix, "{" + prefix
-
-
 def _make_user(admin: AnyClient, user: str, password: str, prefix: str, database: int) -> None:
-    own = [f"~{pattern}*" for pattern in _own_prefixes(escape_glob(prefix))]
+    own = [f"~{pattern}*" for pattern in own_prefixes(escape_glob(prefix))]
     channels = ["resetchannels", f"&{prefix}*", f"&__keyspace@{database}__:{prefix}*"]
     # redis-py selects a database other than 0 when it connects; SELECT of that one alone is allowed.
     select = [f"+select|{database}"]
@@ -339,9 +386,9 @@ def _remove_user(admin: AnyClient, user: str) -> None:
 
 
 def _scan(admin: AnyClient, prefix: str) -> Iterator[bytes]:
-    for own in _own_prefixes(prefix):
-        for name in admin.scan_iter(match=f"{escape_glob(own)}*", count=1000):
-            yield name.encode()
+    for node in primaries(admin):
+        for own in own_prefixes(prefix):
+            yield from scan(node, f"{escape_glob(own)}*")
 
 
 def _unlink(admin: AnyClient, names: Iterable[bytes]) -> None:
@@ -353,21 +400,6 @@ def _unlink(admin: AnyClient, names: Iterable[bytes]) -> None:
         for name in names:
             pipe.unlink(name)
         pipe.execute()
-
-
-def _tracker(node: redis.Redis, prefixes: tuple[str, ...], names: set[bytes]) -> redis.Connection:
-    """Return a connection on which the server pushes the names of keys that change, which are added to ``names``."""
-    pool = node.connection_pool
-    connection: redis.Connection = pool.connection_class(
-        **pool.connection_kwargs | {"protocol": 3, "decode_responses": False}
-    )
-    connection.connect()
-    parser: Any = connection._parser  # the only way to hear invalidations on a plain connection
-    parser.set_invalidation_push_handler(lambda push: names.update(push[1] or ()))
-    tokens = [token for prefix in prefixes for token in ("PREFIX", prefix)]
-    connection.send_command("CLIENT", "TRACKING", "ON", "BCAST", *tokens)
-    connection.read_response()
-    return connection
 
 
 def _explaining(base: type[Any], prefix: str) -> type[Any]:

@@ -1,5 +1,9 @@
 """The pytest plugin, as another project's tests use it."""
 
+import signal
+import subprocess
+import sys
+
 import pytest
 import redis
 from test_connect import NO_PERSISTENCE, bare_server
@@ -179,6 +183,46 @@ def test_the_fixtures_work_on_a_real_server(pytester, prepared):
     pytester.makepyfile(FIXTURES)
     pytester.runpytest_subprocess(f"--real-redis={url}", *ASYNCIO).assert_outcomes(passed=8)
     assert client.keys("*") == []
+
+
+SIDE_BY_SIDE = """
+    import pytest
+
+    @pytest.mark.parametrize("n", range(24))
+    def test_one(memory_store, n):
+        memory_store.save("s", [{"n": n}])
+        assert memory_store.load("s") == [{"n": n}]
+"""
+
+
+def test_workers_and_runs_side_by_side_share_a_real_server(pytester, prepared):
+    client, url = prepared
+    pytester.makepyfile(SIDE_BY_SIDE)
+    other = [sys.executable, "-m", "pytest", "-q", f"--real-redis={url}"]
+    with subprocess.Popen(other, cwd=pytester.path, stdout=subprocess.DEVNULL) as process:
+        pytester.runpytest_subprocess("-p", "xdist", "-n", "4", f"--real-redis={url}").assert_outcomes(passed=24)
+        assert process.wait(30) == 0
+    assert client.keys("*") == []
+    assert client.acl_users() == ["default"]
+
+
+def test_a_run_after_one_that_was_killed_passes_and_removes_what_it_left(pytester, prepared):
+    client, url = prepared
+    pytester.makepyfile(
+        test_killed="""
+            import os, signal
+
+            def test_killed(memory_store):
+                memory_store.save("s", [])
+                os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        test_next=ARTICLE,
+    )
+    assert pytester.runpytest_subprocess("test_killed.py", f"--real-redis={url}").ret == -signal.SIGKILL
+    assert len(client.keys("memkit-test:*")) == 1
+    pytester.runpytest_subprocess("test_next.py", f"--real-redis={url}").assert_outcomes(passed=2)
+    assert client.keys("*") == []
+    assert client.acl_users() == ["default"]
 
 
 def test_a_cluster_may_be_the_real_server(pytester):

@@ -1,6 +1,7 @@
 """A prefix nobody else has, enforced by the server, removed without a trace."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -9,13 +10,15 @@ import sys
 import threading
 import time
 from array import array
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
+from test_connect import NO_PERSISTENCE, bare_server
 
 from memkit import AsyncMemoryStore, MemoryStore, Sandbox
 from memkit.connect import REGISTRY
-from memkit.errors import SandboxError
+from memkit.errors import ProductionGuardError, SandboxError
 from memkit.sandbox import Lease, _this_process, reap
 
 
@@ -181,15 +184,16 @@ def test_removal_looks_at_no_foreign_key(memkit_server_factory):
     assert not {"cmdstat_scan", "cmdstat_keys"} & set(alone)
 
 
-def killed_run(server, *, keys=50):
+def killed_run(url, *, keys=50):
     """A process that fills a sandbox and is SIGKILLed; returns its prefix."""
     script = (
         "import os, signal, sys\nfrom memkit import Sandbox\nsandbox = Sandbox(sys.argv[1]).open()\n"
         "client = sandbox.client()\n"
         f"for n in range({keys}): client.set(f'{{sandbox.prefix}}{{n}}', n)\n"
+        "client.set(sandbox.prefix.encode() + b'\\xff', 'no UTF-8')\n"
         "print(sandbox.prefix, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
     )
-    done = subprocess.run([sys.executable, "-c", script, server.url], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", script, url], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     return done.stdout.strip()
 
@@ -197,8 +201,8 @@ def killed_run(server, *, keys=50):
 def test_a_killed_runs_sandbox_is_reaped_by_the_next_and_a_living_neighbours_is_not(memkit_server):
     with memkit_server.client(decode_responses=True) as admin, Sandbox(memkit_server) as neighbour:
         neighbour.client().set(f"{neighbour.prefix}k", 1)
-        dead = killed_run(memkit_server)
-        assert len(list(admin.scan_iter(match=f"{dead}*"))) == 50
+        dead = killed_run(memkit_server.url, keys=49)
+        assert admin.dbsize() == 50 + len(["the neighbour's", REGISTRY])
         with Sandbox(memkit_server):
             assert list(admin.scan_iter(match=f"{dead}*")) == []
             assert neighbour.keys() == [f"{neighbour.prefix}k"]
@@ -207,10 +211,10 @@ def test_a_killed_runs_sandbox_is_reaped_by_the_next_and_a_living_neighbours_is_
             assert len(users) == 3
 
 
-def lease_of(prefix, **changed):
+def lease_of(user, prefix, **changed):
     machine, pid, started = _this_process()
     fields = {"machine": machine, "pid": pid, "started": started, "until_ms": 0} | changed
-    return json.dumps({"user": f"user-of-{prefix}", "prefix": prefix, **fields})
+    return json.dumps({"user": user, "prefix": prefix, **fields})
 
 
 @pytest.mark.parametrize(
@@ -224,12 +228,24 @@ def lease_of(prefix, **changed):
     ],
 )
 def test_who_is_reaped(memkit_server, changed, over):
+    user, prefix = "memkit-test-0123456789ab", "memkit-test:0123456789ab:"
     with memkit_server.client(decode_responses=True) as admin:
-        admin.set("left:1", 1)
-        admin.hset(REGISTRY, "user-of-left:", lease_of("left:", **changed))
-        assert reap(admin) == (["left:"] if over else [])
-        assert admin.exists("left:1") == (not over)
-        admin.delete("left:1", REGISTRY)
+        admin.set(f"{prefix}1", 1)
+        admin.hset(REGISTRY, user, lease_of(user, prefix, **changed))
+        assert reap(admin) == ([prefix] if over else [])
+        assert admin.exists(f"{prefix}1") == (not over)
+        admin.delete(f"{prefix}1", REGISTRY)
+
+
+@pytest.mark.parametrize("prefix", ["", "session:", "memkit-test:", "memkit-test:ffffffffffff:"])
+def test_an_entry_of_the_registry_that_is_no_sandboxs_removes_nothing(memkit_server, prefix):
+    user = "memkit-test-0123456789ab"
+    with memkit_server.client(decode_responses=True) as admin:
+        admin.set(f"{prefix}1", "theirs")
+        admin.hset(REGISTRY, user, lease_of(user, prefix, started="1"))
+        assert reap(admin) == []
+        assert admin.exists(f"{prefix}1")
+        admin.delete(f"{prefix}1", REGISTRY)
 
 
 def test_the_lease_is_renewed(memkit_server, monkeypatch):
@@ -270,3 +286,125 @@ def test_a_forked_child_does_not_remove_its_parents(memkit_server):
             os._exit(0)
         os.waitpid(pid, 0)
         assert sandbox.keys() == [f"{sandbox.prefix}k"]
+
+
+@pytest.fixture(scope="module")
+def bare():
+    with bare_server(*NO_PERSISTENCE) as port, redis.Redis(port=port, db=15, decode_responses=True) as client:
+        yield client, f"redis://127.0.0.1:{port}/15"
+
+
+@pytest.fixture
+def real(bare, monkeypatch):
+    """An empty loopback server that memkit did not start, and its URL: nothing has to be allowed."""
+    client, url = bare
+    monkeypatch.delenv("MEMKIT_ALLOW", raising=False)
+    yield client, url
+    assert client.keys("*") == []
+    assert client.acl_users() == ["default"]
+
+
+def test_memkits_own_sandboxes_are_nobodys_sign_of_use(real):
+    client, url = real
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):  # each with three connections and more
+            sandbox = stack.enter_context(Sandbox(url))
+            mine = stack.enter_context(sandbox.client())
+            store = MemoryStore(mine, prefix="a:", ttl=60)
+            store.save("s", [])
+            store.put_vectors("s", array("f", [1.0]))
+            assert sandbox.clock.now()
+        assert client.dbsize() == 4 * 2 + len([REGISTRY])
+
+
+def test_sandboxes_that_come_and_go_side_by_side_never_take_each_other_for_foreign(real):
+    _, url = real
+
+    def come_and_go(_):
+        for _ in range(8):
+            with Sandbox(url) as sandbox, sandbox.client() as client:
+                client.set(f"{sandbox.prefix}k", 1)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(come_and_go, range(6)))
+
+
+@pytest.mark.parametrize(
+    "name", ["theirs", "memkit-test:fedcba987654:k", "memkit-test:k", "memkit-sandboxes2", b"\xff"]
+)
+def test_beside_a_sandbox_foreign_keys_are_still_seen_and_nothing_is_reaped(real, name):
+    client, url = real
+    dead = killed_run(url)
+    client.set(name, 1)
+    before = client.dbsize()
+    with pytest.raises(ProductionGuardError, match="it has 1 key of others.*MEMKIT_ALLOW=127"), Sandbox(url):
+        pass
+    assert client.dbsize() == before
+    assert len(client.acl_users()) == 2
+    client.delete(name)
+    with Sandbox(url):
+        assert list(client.scan_iter(f"{dead}*")) == []
+
+
+def test_beside_a_sandbox_a_crowd_is_still_seen(real):
+    client, url = real
+    with Sandbox(url), contextlib.ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(redis.Redis.from_url(url)).ping()
+        assert client.ping()
+        with pytest.raises(ProductionGuardError, match="it has 5 other clients.") as caught, Sandbox(url):
+            pass
+        assert "keys of others" not in str(caught.value)
+
+
+def test_very_many_keys_are_not_counted_to_the_end(real):
+    client, url = real
+    client.eval("for i = 1, 20000 do redis.call('SET', 'foreign:' .. i, i) end", 0)
+    client.config_resetstat()
+    with pytest.raises(ProductionGuardError, match="more than 1,000 keys of others"), Sandbox(url):
+        pass
+    assert client.info("commandstats")["cmdstat_scan"]["calls"] < 5
+    client.flushdb()
+
+
+def cut_off(server):
+    """Be a network that drops every connection."""
+    with server.client() as admin:
+        assert admin.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes") > 1
+
+
+def test_keys_written_while_the_connections_were_lost_are_known_and_removed(any_server, admin):
+    with Sandbox(any_server) as sandbox:
+        for name in "abc":
+            with sandbox.client() as client:
+                client.set(f"{sandbox.prefix}{name}", 1)
+            if name == "a":
+                cut_off(any_server)
+            else:
+                assert sandbox.keys() == [f"{sandbox.prefix}{letter}" for letter in "abc" if letter <= name]
+    assert admin.keys("*") == ["foreign"]
+    assert admin.acl_users() == ["default"]
+
+
+def test_the_keeper_listens_again_by_itself_and_has_missed_nothing(any_server, admin, monkeypatch):
+    monkeypatch.setattr("memkit.sandbox.RENEW_EVERY_S", 0.01)
+    with Sandbox(any_server) as sandbox:
+        cut_off(any_server)
+        with sandbox.client() as client:
+            client.set(f"{sandbox.prefix}meanwhile", 1)
+        deadline = time.monotonic() + 10
+        while not any("B" in one["flags"] for one in admin.client_list()):  # a broadcast to a tracking client
+            assert time.monotonic() < deadline
+        with sandbox.client() as client:
+            client.set(f"{sandbox.prefix}after", 1)
+    assert admin.keys("*") == ["foreign"]
+    assert admin.acl_users() == ["default"]
+
+
+def test_a_sandbox_that_is_closed_at_once_after_the_loss_is_removed_too(any_server, admin):
+    with Sandbox(any_server) as sandbox:
+        cut_off(any_server)
+        with sandbox.client() as client:
+            client.set(f"{sandbox.prefix}k", 1)
+    assert admin.keys("*") == ["foreign"]
+    assert admin.acl_users() == ["default"]
