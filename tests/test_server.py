@@ -3,10 +3,12 @@
 import gc
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -15,7 +17,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from memkit import RedisServer
+import memkit.server
+from memkit import RedisServer, Sandbox
 from memkit.errors import ServerError, ServerNotFound
 from memkit.server import find_server, installed_servers
 
@@ -231,6 +234,88 @@ def test_configuration_reaches_it(memkit_server_factory):
     assert {name: set_to[name] for name in expected} == expected
 
 
+def test_values_hold_spaces_quotes_and_what_else_there_is(any_server):
+    password = "two words \"and\" 'quotes' \\ \n # --port 1"
+    config = {"requirepass": password, "save": "900 1", "rename-command": ['FLUSHALL ""', "FLUSHDB none"]}
+    config["client-output-buffer-limit"] = "normal 1mb 0 0"
+    with RedisServer(binary=any_server._binary.path, config=config) as server, server.client() as client:
+        assert client.config_get("requirepass")["requirepass"] == password
+        assert client.config_get("save")["save"] == "900 1"
+        assert "normal 1048576 0 0" in client.config_get("client-output-buffer-limit")["client-output-buffer-limit"]
+        with pytest.raises(redis.ResponseError, match="unknown command"):
+            client.flushall()
+
+
+@pytest.mark.parametrize("port", [None, 0])
+def test_one_with_a_password_starts_at_once_and_is_reached(any_server, port):
+    with RedisServer(binary=any_server._binary.path, port=port, persist=True, config={"requirepass": "p/w:@ x"}) as it:
+        with it.client() as client, redis.Redis.from_url(it.url) as by_url:
+            assert client.info("server")["process_id"] == it.pid
+            client.set("a", 1)
+            before = it.clock.now()
+            it.clock.shift("1d")
+            assert (it.clock.now() - before).days == 1
+            assert by_url.get("a") == b"1"
+            it.kill()
+            it.start()
+            assert by_url.get("a") == b"1"
+            it.restart()
+            assert by_url.get("a") == b"1"
+        with Sandbox(it) as sandbox:
+            sandbox.client().set(sandbox.prefix, 1)
+            assert sandbox.keys() == [sandbox.prefix]
+        assert "***@" in repr(it)
+        assert not any(secret in repr(it) for secret in ("p/w", "p%2Fw"))
+
+
+def test_one_with_a_password_in_an_acl_starts_at_once(any_server):
+    config = {"user": "default on >secret ~* &* +@all"}
+    with RedisServer(binary=any_server._binary.path, config=config) as server:
+        with server.client() as client, pytest.raises(redis.AuthenticationError):
+            client.ping()
+        with server.client(password="secret") as client:
+            assert client.info("server")["process_id"] == server.pid
+
+
+def test_a_password_is_not_in_what_it_said():
+    with pytest.raises(ServerError, match="did not start") as caught:
+        RedisServer(config={"requirepass": "swordfish", "no-such-directive": "swordfish"}).start()
+    assert "swordfish" not in str(caught.value)
+
+
+@pytest.fixture
+def odd_directory():
+    """A short one, whose name has what separates words, preloads and URLs' parts."""
+    with tempfile.TemporaryDirectory(prefix="my tmp:50%20#?'\"") as made:
+        yield Path(made)
+
+
+def test_the_temporary_directory_may_have_spaces(any_server, odd_directory, monkeypatch):
+    rung = any_server.clock.rung
+    monkeypatch.setattr("tempfile.tempdir", str(odd_directory))
+    with RedisServer(binary=any_server._binary.path, persist=True) as server, server.client() as client:
+        assert server.directory.parent == odd_directory
+        client.set("a", 1)
+        server.restart()
+        assert client.get("a") == b"1"
+        assert server.clock.rung == rung
+        with Sandbox(server) as sandbox:
+            assert sandbox.client().set(sandbox.prefix, 1)
+    assert list(odd_directory.iterdir()) == []
+
+
+@pytest.mark.skipif(not memkit.server._shim(), reason="no preload here (macOS, no compiler)")
+def test_the_preload_may_lie_where_the_path_has_spaces(any_server, odd_directory, monkeypatch):
+    shim = shutil.copy(memkit.server._shim(), odd_directory)
+    monkeypatch.setattr(memkit.server, "_shim", lambda: shim)
+    with RedisServer(binary=any_server._binary.path) as other:
+        assert other.clock.rung == "preload"
+        other.restart()
+        other.clock.shift("1d")
+        assert other.clock.offset.days == 1
+    assert Path(shim).exists()
+
+
 def test_one_that_cannot_start_says_why_with_its_log_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(ServerError, match="(?s)did not start.*no-such-directive"):
@@ -238,6 +323,11 @@ def test_one_that_cannot_start_says_why_with_its_log_and_leaves_nothing(tmp_path
     with pytest.raises(ServerError, match="(?s)did not start.*(?i:memory|argument|parse)"):
         RedisServer(config={"maxmemory": "a lot"}).start()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_quote_left_open_is_named():
+    with pytest.raises(ServerError, match="'user': No closing quotation"):
+        RedisServer(config={"user": "default on >it's"})
 
 
 def test_a_taken_port_is_named_by_the_log():
