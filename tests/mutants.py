@@ -398,6 +398,25 @@ class Buffers(ListScript):
         super().close()
 
 
+class PythonsHash(ListScript):
+    """The key is hash(id), which differs from process to process; a fork has its parent's."""
+
+    found_by = "second_client"
+
+    def key_of(self, session_id: str) -> str:
+        return f"wrong:{hash(session_id)}"
+
+
+class NamedByTheProcess(ListScript):
+    """A prefix that is made when the module is imported: after a deploy everybody is new."""
+
+    found_by = "second_client"
+    prefix = uuid.uuid4().hex
+
+    def key_of(self, session_id: str) -> str:
+        return f"wrong:{self.prefix}:{session_id}"
+
+
 class DatabaseZero(ListScript):
     found_by = "database_of_the_url"
 

@@ -50,7 +50,8 @@ def failures(result: Result) -> dict[str, str]:
 def test_mutant_is_found_by_the_case_that_names_its_fault(
     mutant: type[Any], record_property: Callable[[str, object], None]
 ) -> None:
-    result = ask_all(mutant(), label=mutant.__name__, cases=[NAMES[mutant.found_by]])
+    spec = f"mutants:{mutant.__name__}"
+    result = ask_all(mutant(), label=spec, spec=spec, cases=[NAMES[mutant.found_by]])
     record_property("took_s", result.took_s)
     assert list(failures(result)) == [mutant.found_by]
 
@@ -75,6 +76,17 @@ def test_right_store_of_any_design_passes_the_quick_cases(store: type[Any]) -> N
     result = ask_all(store(), label=store.__name__, cases=[case for case in CASES if case.name not in SLOW])
     assert failures(result) == {}
     assert result.count("passed") > 15
+
+
+def test_without_a_name_to_import_a_second_process_is_a_fork_and_that_is_said() -> None:
+    wrong = next(mutant for mutant in MUTANTS if mutant.__name__ == "PythonsHash")
+    result = ask_all(wrong(), label="x", cases=[NAMES["second_client"]])
+    assert result.cases[0].outcome == "passed"
+    assert result.cases[0].says.startswith("another process is a fork here")
+    asked = ask_all(ListScript(), label="x", spec="right_stores:ListScript", cases=[NAMES["second_client"]])
+    assert asked.cases[0].says == NAMES["second_client"].meaning
+    lost = ask_all(ListScript(), label="x", spec="no_such_module:X", cases=[NAMES["second_client"]])
+    assert lost.cases[0].says.startswith("not asked from a fresh process: no_such_module:X: the adapter does not")
 
 
 def test_what_a_store_declares_it_does_not_do_is_skipped_and_counted() -> None:

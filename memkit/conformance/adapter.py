@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,14 @@ def load(spec: str) -> StoreAdapter:
     except Exception as error:  # whatever a foreign factory raises is reported in one line
         raise AdapterError(f"{spec}: the factory raised {one_line(error)}") from error
     return checked(adapter, spec)
+
+
+def search_path() -> str:
+    """Return PYTHONPATH for a process that imports what this one does.
+
+    Without the current directory, which load() alone looks at: a json.py in it would be memkit's.
+    """
+    return os.pathsep.join(path for path in sys.path if path and path != str(Path.cwd()))
 
 
 def _imported(spec: str, module_name: str, attribute: str) -> Callable[[], object]:

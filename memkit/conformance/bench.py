@@ -39,10 +39,13 @@ class Bench:
 
     The store connects as the default user, so commands can be denied to it at any moment; the suite itself works
     under a user of its own. ``begin`` empties the server, gives everything back and returns to real time.
+    ``spec`` is the adapter's package.module:factory, by which a fresh interpreter can import it; where the adapter was
+    given as an object there is none.
     """
 
-    def __init__(self, adapter: StoreAdapter, *, persist: bool = False) -> None:
+    def __init__(self, adapter: StoreAdapter, *, spec: str = "", persist: bool = False) -> None:
         self.adapter = adapter
+        self.spec = spec
         self.has_ttl: bool = getattr(adapter, "has_ttl", True)
         self.may_shorten: bool = getattr(adapter, "may_shorten", False)
         self.sliding: bool = getattr(adapter, "expiry", "sliding") == "sliding"

@@ -10,8 +10,9 @@ from memkit.conformance.adapter import Handle, one_line
 from memkit.conformance.bench import MARGIN_S, TTL_S, Bench
 from memkit.conformance.case import Case, Forgot, NotAsked, case
 from memkit.conformance.crowd import in_process, works_when_forked
+from memkit.conformance.elsewhere import Fresh, NotStarted
 from memkit.conformance.evidence import Belongings, holds, shown
-from memkit.conformance.talk import Talk, alive_before
+from memkit.conformance.talk import Talk, alive_before, difference
 
 LONG_ID = "tenant-" + "0123456789" * 29
 IDS = (
@@ -174,6 +175,17 @@ def _expect_deadlines(bench: Bench, before: dict[tuple[int, bytes], int | None])
 )
 def second_client(bench: Bench) -> str:
     """What one client stores is seen at once by every other: opened before or after, in this process or another."""
+    # Started first: Python and the adapter's imports take their time.
+    fresh = Fresh(bench.spec) if bench.spec else None
+    try:
+        talk, remark = _among_clients(bench)
+        return "; ".join(filter(None, (remark, _in_a_fresh_process(talk, fresh))))
+    finally:
+        if fresh:
+            fresh.stop()
+
+
+def _among_clients(bench: Bench) -> tuple[Talk, str]:
     talk = Talk(bench)
     early = talk.reopened()
     talk.expect_gone("before the first message", by=early)
@@ -184,10 +196,27 @@ def second_client(bench: Bench) -> str:
     talk.say(by=talk.reopened())
     talk.expect("seen by the first handle", by=talk.handle)
     if not works_when_forked(bench):
-        return "not asked from another process: the store does not answer in a forked one"
+        return talk, "not asked from a forked process: the store does not answer in one"
     _say_elsewhere(talk)
     for name, handle in (("the first handle", talk.handle), ("a handle opened before", early), ("a new handle", None)):
         talk.expect(f"written by another process, read by {name}", by=handle)
+    return talk, ""
+
+
+def _in_a_fresh_process(talk: Talk, fresh: Fresh | None) -> str:
+    if fresh is None:
+        return "another process is a fork here: a fresh one imports the adapter by package.module:factory"
+    role, text = talk.role("user"), f"from a fresh process to {talk.id}"
+    try:
+        read = fresh.read_and_append(
+            url=talk.bench.url, session_id=talk.id, ttl_s=talk.bench.ttl(), role=role, text=text
+        )
+    except NotStarted as error:
+        return f"not asked from a fresh process: {error}"
+    if read != talk.said:
+        raise Forgot(f"read by a process that was started anew: {difference(talk.said, read)}")
+    talk.said.append((role, text))
+    talk.expect("written by a process that was started anew, read by the first handle", by=talk.handle)
     return ""
 
 

@@ -31,7 +31,7 @@ class StoreContract:
     @classmethod
     def memkit_bench(cls, request: pytest.FixtureRequest) -> Iterator[Bench]:
         """Start a private server for the store; skip, with instructions, where there is none."""
-        bench = Bench(_adapter(request.cls))
+        bench = Bench(_adapter(request.cls), spec=_spec(request.cls))
         _entered(bench, request.cls.__name__, request.config)
         yield bench
         bench.stop()
@@ -44,9 +44,18 @@ class StoreContract:
         _tell(answer)
 
 
-def _adapter(cls: type[StoreContract]) -> StoreAdapter:
+def _store(cls: type[StoreContract]) -> Any:
     # Looked up in the class: a plain function as attribute would be bound to the test's instance.
-    store = next(vars(one)["store"] for one in cls.__mro__ if "store" in vars(one))
+    return next(vars(one)["store"] for one in cls.__mro__ if "store" in vars(one))
+
+
+def _spec(cls: type[StoreContract]) -> str:
+    store = _store(cls)
+    return store if isinstance(store, str) else ""
+
+
+def _adapter(cls: type[StoreContract]) -> StoreAdapter:
+    store = _store(cls)
     if store is None:
         raise pytest.UsageError(
             f"{cls.__name__}.store is not set; expected an adapter class or 'package.module:factory'"
@@ -101,7 +110,7 @@ class StoreSuite(pytest.Collector):
         except AdapterError as error:
             raise pytest.UsageError(f"--memkit-store={error}") from None
         suite: StoreSuite = cls.from_parent(session, name=spec, nodeid=spec, path=Path(__file__))
-        suite.bench = Bench(adapter)
+        suite.bench = Bench(adapter, spec=spec)
         return suite
 
     bench: Bench

@@ -47,7 +47,7 @@ class Child:
         """Return what the work returned (as JSON types); raise RuntimeError when it raised, NotAnswered when late."""
         said = b""
         try:
-            for part in _parts(self._read_end, limit_s):
+            for part in parts_of(self._read_end, limit_s):
                 said += part
         finally:
             self.kill()
@@ -97,7 +97,8 @@ def _end_with(parent: int) -> None:
     os._exit(0)
 
 
-def _parts(read_end: int, limit_s: float) -> Iterator[bytes]:
+def parts_of(read_end: int, limit_s: float, *, until: bytes = b"") -> Iterator[bytes]:
+    """Yield what comes out of a pipe until its end (or a part that ends with ``until``), or a time is over."""
     deadline = time.monotonic() + limit_s
     with selectors.DefaultSelector() as selector:
         selector.register(read_end, selectors.EVENT_READ)
@@ -106,6 +107,8 @@ def _parts(read_end: int, limit_s: float) -> Iterator[bytes]:
             if not part:
                 return
             yield part
+            if until and part.endswith(until):
+                return
 
 
 def in_process(work: Callable[[], object], *, limit_s: float = LIMIT_S) -> Any:

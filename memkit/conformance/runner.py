@@ -18,7 +18,7 @@ from typing import IO, Any, Literal
 
 import redis
 
-from memkit.conformance.adapter import AdapterError, Handle, StoreAdapter, checked_handle, one_line
+from memkit.conformance.adapter import AdapterError, Handle, StoreAdapter, checked_handle, one_line, search_path
 from memkit.conformance.bench import TTL_S, Bench
 from memkit.conformance.case import Case, Forgot, NotAsked, Stalled
 from memkit.conformance.cases import CASES
@@ -238,17 +238,20 @@ def ask_all(
     adapter: StoreAdapter,
     *,
     label: str,
+    spec: str = "",
     cases: Iterable[Case] = CASES,
     limit_s: float = CASE_LIMIT_S,
     on_case: Callable[[CaseResult], None] = lambda _: None,
 ) -> Result:
     """Ask an adapter in this process; the run ends at the first case that hangs.
 
+    ``spec``: its package.module:factory, by which a fresh interpreter can import it too.
+
     Raises AdapterError when open() raises or hangs, ServerNotFound when there is no server.
     """
     began = time.monotonic()
     answers: list[CaseResult] = []
-    with Bench(adapter) as bench:
+    with Bench(adapter, spec=spec) as bench:
         first_contact(bench, label, limit_s=min(limit_s, max(FIRST_LIMIT_S, limit_s / 2)))
         server = f"{bench.server.flavour} {bench.server.version} ({bench.server.source}), clock by {bench.clock.rung}"
         for case in cases:
@@ -338,7 +341,7 @@ def _worker(spec: str, limit_s: float, names: list[str]) -> Iterator[dict[str, A
     """Yield what a worker says, line by line; end it when it says nothing for longer than it may take."""
     # -P: the current directory is looked at by load() alone, or a json.py in it would be memkit's.
     command = [sys.executable, "-P", "-m", "memkit.conformance.worker", spec, str(limit_s), *names]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment = os.environ | {"PYTHONPATH": search_path()}
     with tempfile.TemporaryFile() as complaints:
         worker = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, env=environment

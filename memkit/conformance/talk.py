@@ -44,11 +44,15 @@ class Talk:
     def say_exactly(self, text: str, role: str = "user", *, by: Handle | None = None) -> None:
         """Append a message whose text may be empty."""
         handle = by or self.handle
-        role = role if role in self.bench.roles else self.bench.roles[0]
+        role = self.role(role)
         began = self.bench.now_s()
         handle.append(role, text)
         self._said_at = began, self.bench.now_s()
         self.said.append((role, text))
+
+    def role(self, role: str) -> str:
+        """Return a role as the store has it: where it has fewer, the first of its own stands in."""
+        return role if role in self.bench.roles else self.bench.roles[0]
 
     def append_only(self) -> None:
         """Append a message as fast as can be: nothing else is asked of the server."""

@@ -33,7 +33,12 @@ def main(arguments: list[str]) -> None:
             say(store=adapter.name)
             cases = [case for case in CASES if case.name in names]
             result = ask_all(
-                adapter, label=spec, cases=cases, limit_s=float(limit_s), on_case=lambda case: say(case=asdict(case))
+                adapter,
+                label=spec,
+                spec=spec,
+                cases=cases,
+                limit_s=float(limit_s),
+                on_case=lambda case: say(case=asdict(case)),
             )
             say(server=result.server)
         except MemkitError as error:

@@ -50,7 +50,7 @@ def _arguments() -> argparse.Namespace:
 def _as_it_should(store: type[Any], number: int, *, every_case: bool) -> bool:
     found_by = getattr(store, "found_by", None)
     cases = [case for case in CASES if every_case or found_by in (None, case.name)]
-    result = ask_all(store(), label=store.__name__, cases=cases)
+    result = ask_all(store(), label=store.__name__, spec=f"{store.__module__}:{store.__name__}", cases=cases)
     failed = [case.name for case in result.cases if case.outcome == "failed"]
     right = found_by in failed if found_by else not failed
     mark = "ok   " if right else "WRONG"
