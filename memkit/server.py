@@ -317,10 +317,14 @@ class RedisServer:
             (self.directory / PRELOAD).symlink_to(shim)
 
     def _watchdog_arguments(self) -> list[str]:
-        settings = self.directory / "redis.conf"
-        settings.write_bytes(b"".join(map(_line, self._directives())))
         preload = PRELOAD if (self.directory / PRELOAD).exists() else ""
-        return [str(self.directory), f"{self.directory}/clock", preload, str(self._binary.path), str(settings)]
+        return [str(self.directory), f"{self.directory}/clock", preload, str(self._binary.path), *self._arguments()]
+
+    def _arguments(self) -> list[str]:
+        """Write the server's redis.conf and return how it is told of it."""
+        file = self.directory / "redis.conf"
+        file.write_bytes(b"".join(map(_line, self._directives())))
+        return [str(file)]
 
     def _directives(self) -> Iterator[list[str]]:
         """Yield each directive and its words."""

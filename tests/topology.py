@@ -140,11 +140,12 @@ class SentinelServer(RedisServer):
         super().__init__(binary=binary, port=0)
         self._lines = lines
 
-    def _directives(self) -> Iterator[str]:
+    def _arguments(self) -> list[str]:
         own = [f"port {self.port}", f"unixsocket {self.socket_path}", f"dir {self.directory}", "bind 127.0.0.1"]
+        own += [f"logfile {self.directory}/log", f"pidfile {self.directory}/pid"]
         file = self.directory / "sentinel.conf"
-        file.write_text("\n".join([*own, f"logfile {self.directory}/log", *self._lines, ""]))
-        yield from (str(file), "--sentinel")
+        file.write_text("\n".join([*own, *self._lines, ""]))
+        return [str(file), "--sentinel"]
 
 
 @dataclass(frozen=True, slots=True)
