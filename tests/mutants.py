@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import redis
 from redis.exceptions import RedisError, ResponseError
-from right_stores import ListScript, NoTtl, Right, Stream, StringWatch, retrying
+from right_stores import KeyPerMessage, ListScript, NoTtl, RawList, Right, Stream, StringWatch, retrying
 
 Messages = list[tuple[str, str]]
 
@@ -165,6 +165,28 @@ class ScoreInMs(IsASet):
         return [tuple(json.loads(item)[:2]) for item in self.r.zrange(self.key, 0, -1)]
 
 
+class BeginsWithTheUser(ListScript):
+    """What was said before the user's first word is left out, as some trimmers do; a greeting is lost."""
+
+    found_by = "roles"
+
+    def read(self) -> Messages:
+        said = super().read()
+        return next((said[at:] for at, (role, _) in enumerate(said) if role == "user"), said)
+
+
+class DropsTheFirstPrompt(ListScript):
+    """System messages at the beginning are 'the prompt', and left out."""
+
+    found_by = "roles"
+
+    def read(self) -> Messages:
+        said = super().read()
+        while said and said[0][0] == "system":
+            said = said[1:]
+        return said
+
+
 class NewestFirst(ListScript):
     found_by = "order"
 
@@ -201,6 +223,13 @@ class LastHundred(ListScript):
 class Trims(ListScript):
     found_by = "long_dialogue"
     script = ListScript.script.replace("return 1", "redis.call('LTRIM', KEYS[1], -250, -1)")
+
+
+class ClearsAHundred(NoTtl):
+    found_by = "long_dialogue"
+
+    def clear(self) -> None:
+        self.r.lpop(self.key, 100)
 
 
 class OffByOne(ListScript):
@@ -527,6 +556,16 @@ class DefaultHour(ListScript):
         return super().ms(3600 if ttl_s is None else ttl_s)
 
 
+class NoTtlButAnHour(RawList):
+    """Says that it has no TTL, and forgets after an hour of silence."""
+
+    found_by = "none_means_no_deadline"
+    has_ttl = False
+
+    def ms(self, ttl_s: float | None) -> int:
+        return 3_600_000
+
+
 class WholeSeconds(ListScript):
     found_by = "ttl_fraction"
 
@@ -730,6 +769,91 @@ class Chunks(Right):
 
     def clear(self) -> None:
         self.r.delete(*map(self.chunk, range(10)))
+
+
+class ToolResultsDie(ListScript):
+    """A tool's result has a key of its own, whose TTL is set once; a missing one is left out."""
+
+    found_by = "append_renews"
+    options: ClassVar[dict[str, object]] = {"retry": None}
+
+    def apart(self, role: str, text: str) -> bool:
+        return role == "tool"
+
+    def part(self, number: str) -> str:
+        return f"wrong-part:{self.session_id}:{number}"
+
+    def append(self, role: str, text: str) -> None:
+        number, item = uuid.uuid4().hex, json.dumps([role, text])
+        if self.apart(role, text):
+            item = json.dumps([role, {"in": number}])
+        with self.r.pipeline() as pipe:
+            if self.apart(role, text):
+                pipe.set(self.part(number), text.encode(), px=self.ttl_ms or None)
+            pipe.eval(self.script, 1, self.key, number + item, self.ttl_ms)
+            pipe.execute()
+
+    def read(self) -> Messages:
+        said = [(role, self.text_of(text)) for role, text in super().read()]
+        return [(role, text) for role, text in said if text is not None]
+
+    def text_of(self, text: Any) -> Any:
+        raw = self.r.get(self.part(text["in"])) if isinstance(text, dict) else text
+        return raw.decode() if isinstance(raw, bytes) else raw
+
+    def clear(self) -> None:
+        parts = [self.part(text["in"]) for _, text in super().read() if isinstance(text, dict)]
+        self.r.delete(self.key, *parts)
+
+
+class PromptsDie(ToolResultsDie):
+    """The same with the system prompt."""
+
+    found_by = "long_talk_stays_whole"
+
+    def apart(self, role: str, text: str) -> bool:
+        return role == "system"
+
+
+class LongTextsDie(ToolResultsDie):
+    """The same with a long text."""
+
+    found_by = "long_talk_stays_whole"
+
+    def apart(self, role: str, text: str) -> bool:
+        return len(text) > 10_000
+
+
+class CompactionDropsTheTtl(ListScript):
+    """Every 64th append writes the list anew, without its TTL; the next one sets it again."""
+
+    found_by = "long_dialogue_lives_as_one"
+    script = ListScript.script.replace(
+        "if ttl > 0 then redis.call('PEXPIRE', KEYS[1], ttl, 'GT') end",
+        "if ttl > 0 and redis.call('PTTL', KEYS[1]) == -1 then redis.call('PEXPIRE', KEYS[1], ttl) end "
+        "if ttl > 0 then redis.call('PEXPIRE', KEYS[1], ttl, 'GT') end",
+    ).replace(
+        "return 1",
+        "if redis.call('LLEN', KEYS[1]) % 64 == 0 then "
+        "local all = redis.call('LRANGE', KEYS[1], 0, -1) redis.call('DEL', KEYS[1]) "
+        "for _, e in ipairs(all) do redis.call('RPUSH', KEYS[1], e) end end return 1",
+    )
+
+
+class ShortensAPart(KeyPerMessage):
+    """May shorten, and says so: the messages get the shorter TTL, the list that orders them keeps the longer one."""
+
+    found_by = "reopen_shorter"
+    may_shorten = True
+    script = KeyPerMessage.script.replace(
+        "redis.call('ZADD'",
+        "if ttl > 0 then for _, key in ipairs(redis.call('LRANGE', KEYS[1], 0, 0)) do "
+        "redis.call('PEXPIRE', key, ttl) end end redis.call('ZADD'",
+    )
+
+    def read(self) -> Messages:
+        parts = self.r.lrange(self.key, 0, -1)
+        return [tuple(json.loads(item)) for item in self.r.mget(parts) if item] if parts else []
 
 
 class ClearsTheFirstChunk(Chunks):

@@ -100,11 +100,16 @@ def identical_messages(bench: Bench) -> None:
     fix="Store the role as it was given, and give back every role.",
 )
 def roles(bench: Bench) -> str:
-    """Messages of every role (user, assistant, system, tool) come back with that role."""
+    """Messages of every role (user, assistant, system, tool) come back with that role, whichever begins the talk."""
     talk = Talk(bench)
     for role in (*bench.roles, *reversed(bench.roles)):
         talk.say(role=role)
     talk.expect("every role")
+    for first in bench.roles:
+        talk = Talk(bench, f"begun-by-{first}")
+        for role in (first, first, *bench.roles):
+            talk.say(role=role)
+            talk.expect(f"a session that begins with a message of the role {first}")
     return "" if set(bench.roles) == set(ROLES) else f"the store declares that its roles are {', '.join(bench.roles)}"
 
 
@@ -134,13 +139,15 @@ def order(bench: Bench) -> None:
     fix="Read the whole list (LRANGE 0 -1, every page of a scan), and trim only where the application asked for it.",
 )
 def long_dialogue(bench: Bench) -> None:
-    """A dialogue of 500 messages comes back whole: nothing trimmed, no page left off."""
+    """A dialogue of 500 messages comes back whole, nothing trimmed, no page left off, and clear() removes it all."""
     talk = Talk(bench)
     for _ in range(500):
         talk.say()
     read = bench.read(talk.id)
     if read != talk.said:
         raise Forgot(difference(talk.said, read))
+    talk.handle.clear()
+    talk.expect_gone(f"after clear() of {len(talk.said)} messages")
 
 
 CASES: tuple[Case, ...] = (round_trip, long_text, identical_messages, roles, order, long_dialogue)

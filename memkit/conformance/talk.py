@@ -9,6 +9,7 @@ from memkit.conformance.adapter import Handle, Messages, one_line
 from memkit.conformance.bench import MARGIN_S, TTL_S, Bench, messages_of
 from memkit.conformance.case import Forgot, Stalled
 
+LONG_TEXT = "a pasted document " * 20_000
 CLOCK_STEP_S = 0.05
 """A server reads its clock once an event loop: what it calls now may be this old on a busy machine."""
 
@@ -49,6 +50,12 @@ class Talk:
         handle.append(role, text)
         self._said_at = began, self.bench.now_s()
         self.said.append((role, text))
+
+    def say_every_kind(self) -> None:
+        """Append a message of each role, and a long one: a store may keep some of them in keys of their own."""
+        for role in ("system", "user", "assistant", "tool"):
+            self.say(role=role)
+        self.say(LONG_TEXT)
 
     def role(self, role: str) -> str:
         """Return a role as the store has it: where it has fewer, the first of its own stands in."""
