@@ -259,3 +259,43 @@ def test_the_plugin_loads_no_heavy_package(pytester):
         "import sys\ndef test(): assert not {'pandas', 'matplotlib', 'IPython', 'numpy'} & set(sys.modules)"
     )
     pytester.runpytest_subprocess().assert_outcomes(passed=1)
+
+
+WITHOUT_PRELOAD = """
+    from memkit import server
+
+    server._shim = str
+"""
+MOVED = """
+    from datetime import UTC, datetime, timedelta
+    from memkit import MemoryStore
+
+    def test_moves(memory_store, memkit_clock):
+        assert memkit_clock.rung == "deadline shift"
+        memory_store.save("a", [])
+        memkit_clock.shift("8d")
+        assert memory_store.load("a") is None
+
+    def test_finds_time_set_back(memkit_clock):
+        assert abs(memkit_clock.now() - datetime.now(UTC)) < timedelta(seconds=5)
+
+    def test_moves_to_an_instant(memory_store, memkit_clock):
+        memory_store.save("a", [])
+        memkit_clock.move_to(datetime.now(UTC) + timedelta(days=6))
+        assert 0.9 < memory_store.ttl("a") / 86400 <= 1
+
+    def test_deadlines_of_the_whole_server_go_back_1(redis_url, memkit_server, memkit_clock):
+        MemoryStore(memkit_server.client(), prefix="all:", ttl="7d").save("a", [])
+        memkit_clock.shift("6d")
+
+    def test_deadlines_of_the_whole_server_go_back_2(memkit_server):
+        assert 6.9 < MemoryStore(memkit_server.client(), prefix="all:").ttl("a") / 86400 <= 7
+"""
+
+
+def test_without_the_preload_time_is_set_back_too(pytester):
+    pytester.makeconftest(WITHOUT_PRELOAD)
+    pytester.makepyfile(MOVED)
+    result = pytester.runpytest_subprocess()
+    result.assert_outcomes(passed=5)
+    result.stdout.fnmatch_lines(["memkit: *, private, time moved by deadline shift"])
