@@ -19,6 +19,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -136,8 +137,9 @@ class Sandbox:
             pool = client.connection_pool
             pool.connection_class = _explaining(pool.connection_class, self.prefix)
         else:
-            # A cluster's client makes its pools anew whenever the topology changes.
-            client.execute_command = _explained(client.execute_command, self.prefix)  # type: ignore[method-assign]
+            # A cluster's client makes its pools anew whenever the topology changes, and tells of each connection.
+            client.user_on_connect_func = partial(_explain, prefix=self.prefix, then=client.user_on_connect_func)
+            client.disconnect_connection_pools()
         client._test_prefix = self.prefix  # type: ignore[union-attr]
         return client
 
@@ -147,6 +149,11 @@ class Sandbox:
         if isinstance(client, redis.asyncio.Redis):
             pool = client.connection_pool
             pool.connection_class = _explaining_async(pool.connection_class, self.prefix)
+        else:
+            nodes, options = client.nodes_manager.startup_nodes.values(), client.connection_kwargs
+            options["connection_class"] = _explaining_async(options["connection_class"], self.prefix)
+            for node in nodes:
+                node.connection_class = options["connection_class"]
         client._test_prefix = self.prefix  # type: ignore[union-attr]
         return client
 
@@ -407,22 +414,41 @@ def _explaining(base: type[Any], prefix: str) -> type[Any]:
 
     class Explaining(base):  # type: ignore[misc]
         def read_response(self, *args: Any, **options: Any) -> Any:
-            try:
-                return super().read_response(*args, **options)
-            except ResponseError as error:
-                raise _told(prefix, error) from error
+            with _in_our_words(prefix):
+                return _each_told(prefix, super().read_response(*args, **options))
 
     return Explaining
 
 
-def _explained(call: Callable[..., Any], prefix: str) -> Callable[..., Any]:
-    def execute_command(*args: Any, **options: Any) -> Any:
-        try:
-            return call(*args, **options)
-        except ResponseError as error:
-            raise _told(prefix, error) from error
+def _explain(connection: Any, *, prefix: str, then: Callable[[Any], None] | None) -> None:
+    """Let a connection that has just been made tell refusals in memkit's words."""
+    plain = type(connection).read_response  # the class's: a connection that is made anew is not wrapped twice
 
-    return execute_command
+    def read_response(*args: Any, **options: Any) -> Any:
+        with _in_our_words(prefix):
+            return _each_told(prefix, plain(connection, *args, **options))
+
+    connection.read_response = read_response
+    if then:
+        then(connection)
+
+
+@contextlib.contextmanager
+def _in_our_words(prefix: str) -> Iterator[None]:
+    try:
+        yield
+    except ResponseError as error:
+        told = _told(prefix, error)
+        if told is error:
+            raise
+        raise told from error
+
+
+def _each_told(prefix: str, answer: Any) -> Any:
+    """Return an answer; what EXEC was refused is not raised by redis-py's connections, but in its list."""
+    if isinstance(answer, list) and any(isinstance(one, ResponseError) for one in answer):
+        return [_told(prefix, one) if isinstance(one, ResponseError) else one for one in answer]
+    return answer
 
 
 def _explaining_async(base: type[Any], prefix: str) -> type[Any]:
@@ -437,10 +463,8 @@ def _explaining_async(base: type[Any], prefix: str) -> type[Any]:
                 await anext(self.until_the_loop_ends)
 
         async def read_response(self, *args: Any, **options: Any) -> Any:
-            try:
-                return await super().read_response(*args, **options)
-            except ResponseError as error:
-                raise _told(prefix, error) from error
+            with _in_our_words(prefix):
+                return _each_told(prefix, await super().read_response(*args, **options))
 
     return Explaining
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -18,12 +19,14 @@ from redis.retry import Retry
 from servers import LANES, every_server
 from stress.chaos import Chaos
 from stress.exactly_once import TIMEOUT_S, Plan, retry, run
+from test_sandbox import assert_told, assert_told_async
 from test_store import STRANGE, calls
 from topology import Cluster, cluster, wait_for
 
 from memkit.connect import connect, connect_async
-from memkit.errors import Conflict, DecodeError, PolicyShortenedWarning
+from memkit.errors import Conflict, DecodeError, PolicyShortenedWarning, SandboxError
 from memkit.policy import ExpiryPolicy
+from memkit.sandbox import Sandbox
 from memkit.store import AsyncMemoryStore, MemoryStore, vectors_key
 
 HI = {"role": "user", "content": "hi"}
@@ -189,6 +192,20 @@ async def test_the_async_store_works_on_a_cluster(nodes: Cluster, client: redis.
             assert await store.load(str(n), 1) == [{"n": n}]
     finally:
         await async_client.aclose()
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_a_sandboxs_refusal_is_told_in_memkits_words(nodes: Cluster, client: redis.RedisCluster, protocol: int) -> None:
+    with Sandbox(nodes.url) as sandbox:
+        assert_told(sandbox, protocol=protocol)
+        asyncio.run(assert_told_async(sandbox, protocol=protocol))
+        again = sandbox.client()
+        again.disconnect_connection_pools()  # type: ignore[union-attr]
+        with pytest.raises(SandboxError) as caught:
+            again.set("foreign", 1)
+        assert str(caught.value).count("outside") == 1
+        again.close()
+    assert client.dbsize(target_nodes=redis.RedisCluster.PRIMARIES) == 0
 
 
 def test_after_a_failover_what_the_replica_had_is_there_and_writes_go_on(nodes: Cluster) -> None:

@@ -55,16 +55,47 @@ def test_nothing_outside_can_be_reached(any_server, admin):
     assert admin.get("foreign") == "theirs"
 
 
-def test_the_refusal_is_told_in_memkits_words(memkit_server):
-    with Sandbox(memkit_server) as sandbox, sandbox.client() as client:
-        for refused in (
-            lambda: client.set("foreign", 1),
-            lambda: client.pipeline().set("foreign", 1).execute(),
-            lambda: client.eval("return redis.call('GET', 'foreign')", 0),
-            client.flushall,
-        ):
-            with pytest.raises(SandboxError, match=f"outside the sandbox.*{sandbox.prefix}"):
-                refused()
+def refused(client, own):
+    """What leaves the sandbox, each in another way that redis-py has of sending a command and reading its answer."""
+    script = "return redis.call('GET', 'foreign')"
+    return [
+        lambda: client.set("foreign", 1),
+        lambda: client.pipeline().set("foreign", 1).execute(),
+        lambda: client.pipeline().set(own, 1).set("foreign", 1).execute(),
+        lambda: client.pipeline(transaction=True).set("foreign", 1).execute(),
+        lambda: client.pipeline(transaction=True).execute_command("EVAL", script, 1, own).execute(),
+        lambda: client.eval(script, 1, own),
+        client.flushall,
+    ]
+
+
+def assert_told(sandbox, **options):
+    with sandbox.client(**options) as client:
+        for call in refused(client, f"{sandbox.prefix}own"):
+            with pytest.raises(SandboxError, match=f"outside the sandbox.*{sandbox.prefix}") as caught:
+                call()
+            assert str(caught.value).count("outside") == 1
+        client.set(f"{sandbox.prefix}own", 1)
+        with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+            client.pipeline().rpush(f"{sandbox.prefix}own", 1).execute()
+
+
+async def assert_told_async(sandbox, **options):
+    async with sandbox.async_client(**options) as client:
+        for call in refused(client, f"{sandbox.prefix}own"):
+            with pytest.raises(SandboxError, match=f"outside the sandbox.*{sandbox.prefix}") as caught:
+                await call()
+            assert str(caught.value).count("outside") == 1
+        await client.set(f"{sandbox.prefix}own", 1)
+        with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+            await client.pipeline().rpush(f"{sandbox.prefix}own", 1).execute()
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_the_refusal_is_told_in_memkits_words(any_server, protocol):
+    with Sandbox(any_server) as sandbox:
+        assert_told(sandbox, protocol=protocol)
+        asyncio.run(assert_told_async(sandbox, protocol=protocol))
 
 
 def test_what_tests_need_is_allowed(any_server):
