@@ -563,7 +563,7 @@ class NoTtlButAnHour(RawList):
     has_ttl = False
 
     def ms(self, ttl_s: float | None) -> int:
-        return 3_600_000
+        return super().ms(ttl_s) or 3_600_000
 
 
 class WholeSeconds(ListScript):
@@ -777,18 +777,18 @@ class ToolResultsDie(ListScript):
     found_by = "append_renews"
     options: ClassVar[dict[str, object]] = {"retry": None}
 
-    def apart(self, role: str, text: str) -> bool:
-        return role == "tool"
+    def apart(self, message: tuple[str, str]) -> bool:
+        return message[0] == "tool"
 
     def part(self, number: str) -> str:
         return f"wrong-part:{self.session_id}:{number}"
 
     def append(self, role: str, text: str) -> None:
         number, item = uuid.uuid4().hex, json.dumps([role, text])
-        if self.apart(role, text):
+        if self.apart((role, text)):
             item = json.dumps([role, {"in": number}])
         with self.r.pipeline() as pipe:
-            if self.apart(role, text):
+            if self.apart((role, text)):
                 pipe.set(self.part(number), text.encode(), px=self.ttl_ms or None)
             pipe.eval(self.script, 1, self.key, number + item, self.ttl_ms)
             pipe.execute()
@@ -811,8 +811,8 @@ class PromptsDie(ToolResultsDie):
 
     found_by = "long_talk_stays_whole"
 
-    def apart(self, role: str, text: str) -> bool:
-        return role == "system"
+    def apart(self, message: tuple[str, str]) -> bool:
+        return message[0] == "system"
 
 
 class LongTextsDie(ToolResultsDie):
@@ -820,8 +820,8 @@ class LongTextsDie(ToolResultsDie):
 
     found_by = "long_talk_stays_whole"
 
-    def apart(self, role: str, text: str) -> bool:
-        return len(text) > 10_000
+    def apart(self, message: tuple[str, str]) -> bool:
+        return len(message[1]) > 10_000
 
 
 class CompactionDropsTheTtl(ListScript):
@@ -1269,6 +1269,61 @@ class SkipsDamage(ListScript):
             with contextlib.suppress(ValueError):
                 found.append(part(item))
         return found
+
+
+class SkipsBadJson(ListScript):
+    """decode_responses raises for what is not UTF-8; what is not JSON is left out."""
+
+    found_by = "corrupt_element"
+    options: ClassVar[dict[str, object]] = {**retrying(), "decode_responses": True}
+
+    def read(self) -> Messages:
+        found = []
+        for item in self.r.lrange(self.key, 0, -1):
+            with contextlib.suppress(json.JSONDecodeError):
+                found.append(tuple(json.loads(item[32:])))
+        return found
+
+
+class SkipsStrangeShapes(RawList):
+    """JSON objects that are no messages are left out."""
+
+    found_by = "corrupt_element"
+    options: ClassVar[dict[str, object]] = {"retry": None, "decode_responses": True}
+
+    def append(self, role: str, text: str) -> None:
+        with self.r.pipeline() as pipe:
+            pipe.rpush(self.key, json.dumps({"role": role, "content": text}))
+            if self.ttl_ms:
+                pipe.pexpire(self.key, self.ttl_ms, nx=True)
+                pipe.pexpire(self.key, self.ttl_ms, gt=True)
+            pipe.execute()
+
+    def read(self) -> Messages:
+        found = [json.loads(item) for item in self.r.lrange(self.key, 0, -1)]
+        return [(item["role"], item["content"]) for item in found if self.is_message(item)]
+
+    def is_message(self, item: Any) -> bool:
+        return "role" in item
+
+
+class SkipsNumbers(SkipsStrangeShapes):
+    """Whatever is no JSON object is left out."""
+
+    found_by = "corrupt_element"
+
+    def is_message(self, item: Any) -> bool:
+        return isinstance(item, dict)
+
+
+class StrangeShapesAreBlank(SkipsStrangeShapes):
+    """An object without a role and a text is shown as an empty message."""
+
+    found_by = "corrupt_element"
+
+    def read(self) -> Messages:
+        found = [json.loads(item) for item in self.r.lrange(self.key, 0, -1)]
+        return [(item.get("role", "user"), item.get("content", "")) for item in found]
 
 
 class DamageIsEmpty(StringWatch):

@@ -119,7 +119,7 @@ def _keeps_its_first_deadline(bench: Bench) -> None:
     needs_ttl=True,
 )
 def long_talk_stays_whole(bench: Bench) -> None:
-    """A talk with a message now and then, for five times its TTL, keeps all its messages, of whatever role and length."""
+    """A talk with a message now and then, for five times its TTL, keeps all messages, of whatever role and length."""
     if not bench.sliding:
         raise NotAsked('the store declares that appends do not renew (expiry = "absolute")')
     belongings = Belongings(bench)

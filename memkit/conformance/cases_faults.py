@@ -15,7 +15,7 @@ from memkit.conformance.adapter import Handle, Messages, one_line
 from memkit.conformance.bench import MARGIN_S, TTL_S, Bench, Key, messages_of
 from memkit.conformance.case import Case, Forgot, NotAsked, case
 from memkit.conformance.crowd import LONGEST_S, Child, Waiting, together, works_when_forked
-from memkit.conformance.evidence import Belongings, damage, holds, own_places, shown
+from memkit.conformance.evidence import Belongings, damage, elements, holds, own_places, shown
 from memkit.conformance.proxy import Loss, Proxy
 from memkit.conformance.talk import Talk, difference
 
@@ -352,7 +352,7 @@ def full_memory(bench: Bench) -> None:
     fix="Raise, and name the key. Do not catch decoding errors element by element, nor take them for an empty session.",
 )
 def corrupt_element(bench: Bench) -> None:
-    """With one element of a session damaged, read() raises (or is right), and an append does not write over it."""
+    """With one element damaged or cut short, read() raises or shows all the others; an append leaves it there."""
     talk = _begun(bench, 3)
     shared = bench.keys()
     probe = _begun(bench, 3)
@@ -361,6 +361,8 @@ def corrupt_element(bench: Bench) -> None:
         raise NotAsked("the session has no key or field of its own that could be damaged")
     for number in range(count):
         _damaged(bench, number)
+        for damage_done in MILD:
+            _mildly_damaged(bench, number, damage_done)
     talk.expect("a session beside the damaged ones")
 
 
@@ -378,6 +380,62 @@ def _damaged(bench: Bench, number: int) -> None:
         _expect_right_or_raised(talk, talk.reopened(), f"{when}, read by a new handle")
         error = talk.tried("said after the damage")
         _expect_not_overwritten(talk, error, client, when)
+
+
+MILD: tuple[tuple[str, bytes], ...] = (("cut short", b""), ("replaced by {}", b"{}"), ("replaced by a number", b"7"))
+
+
+def _mildly_damaged(bench: Bench, number: int, done: tuple[str, bytes]) -> None:
+    """Damage that is valid UTF-8, and JSON perhaps, in the place of an element that holds a message's text.
+
+    A store for which any bytes are a text cannot know; it shows them where the message was, and all the others.
+    """
+    shared = bench.keys()
+    talk = _begun(bench, 3)
+    found = own_places(bench, talk, shared)
+    if number >= len(found):
+        return
+    key, kind, where = found[number]
+    with bench.in_db(key[0]) as client:
+        value, text = _mild_value(talk, elements(client, key[1], kind, where), done[1])
+        if not value:
+            return
+        damage(client, key[1], kind, where, value, instead_of=text)
+        when = f"an element of the {kind} {shown(key)} is {done[0]}"
+        _expect_at_most_one_altered(talk.said, _read(talk.handle), value, f"{when}, read by the open handle")
+        _expect_at_most_one_altered(talk.said, _read(talk.reopened()), value, f"{when}, read by a new handle")
+        error = talk.tried("said after the damage")
+        read = _read(talk.reopened())
+        maybe = [*talk.said, (talk.role("user"), "said after the damage")] if error else talk.said
+        said = maybe if not isinstance(read, Exception) and len(read) == len(maybe) else talk.said
+        _expect_at_most_one_altered(said, read, value, f"{when}; after an append")
+        if isinstance(read, Exception) and not holds(client, value):
+            raise Forgot(f"{when}; an append overwrote it, and read() raises {one_line(read)}")
+
+
+def _mild_value(talk: Talk, parts: list[bytes], value: bytes) -> tuple[bytes, bytes]:
+    """Return what to put in an element's place and the text it held, or nothing when it holds none as it is.
+
+    What holds several messages is only cut: an empty object in the place of a whole session is an empty session.
+    """
+    held = [(part, text.encode()) for part in parts for _, text in talk.said if text.encode() in part]
+    if not held or (value and len(held) > 1):
+        return b"", b""
+    part, text = held[-1]
+    return value or part[: part.index(text) + len(text) // 2], text
+
+
+def _expect_at_most_one_altered(said: Messages, read: Messages | Exception, value: bytes, when: str) -> None:
+    if isinstance(read, Exception) or read == said:
+        return
+    altered = [(was, now) for was, now in zip(said, read, strict=False) if was != now]
+    if len(read) != len(said) or len(altered) > 1 or not _is_the_damage(*altered[0], value.decode(errors="replace")):
+        raise Forgot(f"{when}: read() did not raise; {difference(said, read)}")
+
+
+def _is_the_damage(was: tuple[str, str], now: tuple[object, object], value: str) -> bool:
+    text = str(now[1])
+    return value in (text, str(now[0])) or bool(text and was[1].startswith(text))
 
 
 def _expect_not_overwritten(talk: Talk, error: Exception | None, client: redis.Redis, when: str) -> None:

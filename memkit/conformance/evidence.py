@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import redis
@@ -132,34 +132,56 @@ def own_places(bench: Bench, talk: Talk, before: set[Key]) -> list[tuple[Key, st
     return found
 
 
-def damage(client: Any, key: bytes, kind: str, where: Any) -> None:
-    """Put garbage in the place of one element; the key keeps its TTL."""
+def damage(client: Any, key: bytes, kind: str, where: Any, value: bytes = GARBAGE, *, instead_of: bytes = b"") -> None:
+    """Put garbage, or another value, in the place of one element; the key keeps its TTL.
+
+    Of a stream's entry all fields are replaced, or those alone that hold ``instead_of``.
+    """
     left = client.pttl(key)
     if kind == "list":
-        client.lset(key, where, GARBAGE)
+        client.lset(key, where, value)
     elif kind == "hash":
-        client.hset(key, where, GARBAGE)
+        client.hset(key, where, value)
     elif kind == "zset":
         client.zrem(key, where[0])
-        client.zadd(key, {GARBAGE: where[1]})
+        client.zadd(key, {value: where[1]})
     elif kind == "set":
         client.srem(key, where)
-        client.sadd(key, GARBAGE)
+        client.sadd(key, value)
     elif kind == "stream":
-        _damage_stream(client, key, where)
+        _damage_stream(client, key, where, lambda field: value if instead_of in field else field)
     elif kind == "ReJSON-RL":
         client.execute_command("JSON.SET", key, "$", '"damaged on purpose"')
     else:
-        client.set(key, GARBAGE)
+        client.set(key, value)
     if left > 0:
         client.pexpire(key, left)
 
 
-def _damage_stream(client: Any, key: bytes, where: bytes) -> None:
+def _damage_stream(client: Any, key: bytes, where: bytes, changed: Callable[[bytes], bytes]) -> None:
     entries = client.xrange(key)
     client.delete(key)
     for entry, fields in entries:
-        client.xadd(key, dict.fromkeys(fields, GARBAGE) if entry == where else fields, id=entry)
+        new = {name: changed(field) for name, field in fields.items()} if entry == where else fields
+        client.xadd(key, new, id=entry)
+
+
+def elements(client: Any, key: bytes, kind: str, where: Any) -> list[bytes]:
+    """Return the bytes at the place of one element: one value, or the fields of a stream's entry."""
+    found: list[bytes | None] = []
+    if kind == "list":
+        found = [client.lindex(key, where)]
+    elif kind == "hash":
+        found = [client.hget(key, where)]
+    elif kind == "zset":
+        found = [where[0]]
+    elif kind == "set":
+        found = [where]
+    elif kind == "stream":
+        found = [field for _, fields in client.xrange(key, where, where) for field in fields.values()]
+    elif kind == "string":
+        found = [client.get(key)]
+    return [one for one in found if isinstance(one, bytes)]
 
 
 def holds(client: redis.Redis, needle: bytes) -> bool:
