@@ -14,11 +14,12 @@ import redis
 
 from memkit.audit_beside import Scene
 from memkit.audit_causes import diagnose, seen_under
+from memkit.audit_deleted import Looked, deleted_finding
 from memkit.audit_evidence import FLUSHES, Evidence, counters, in_cluster, look
 from memkit.audit_expect import Expectation, expectations, parse_expectation, read_expectations
 from memkit.audit_report import AuditReport, Finding, Proof, Seen, verdict_of
 from memkit.audit_sample import ENOUGH_OF_A_PATTERN, KeyFacts, Progress, Sample, Sampler
-from memkit.audit_server import deleted_finding, server_findings, skewed_ttl
+from memkit.audit_server import server_findings, skewed_ttl
 from memkit.audit_ttl import Server
 from memkit.audit_values import check_values
 from memkit.audit_wire import Pace, Wire, packed, refused
@@ -195,10 +196,10 @@ class _Audit:
         after = [counters(wire) for wire in self._primaries]
         for evidence, now in zip(self._evidence, after, strict=True):
             findings += server_findings(evidence, sample.keys, now, self._meant)
-        gone = deleted_finding(
-            self._evidence[0], self._meant, sample.keys, self._vanished(sample, after), looked=sessions
-        )
-        findings = _in_order([*findings, *([gone] if gone else [])])
+        looked = Looked(sample.keys, sample.of, sessions)
+        gone = deleted_finding(self._evidence[0], self._meant, self._vanished(sample, after), looked)
+        self._notes += [gone] if isinstance(gone, str) else []
+        findings = _in_order([*findings, *([gone] if isinstance(gone, Finding) else [])])
         self._note_limits(sample)
         return AuditReport(
             server=self._server(target),

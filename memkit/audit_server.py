@@ -1,18 +1,15 @@
-"""From a server's own account of itself to findings: evicted, or soon, not persistent, deleted, clock wrong. Pure."""
+"""From a server's own account of itself to findings: evicted, or soon, not persistent, clock wrong. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 
-from memkit.audit_evidence import DELETES, FLUSHES, Deletion, Evidence
+from memkit.audit_evidence import Evidence
 from memkit.audit_expect import Expectation
 from memkit.audit_report import Finding, span
 from memkit.audit_sample import KeyFacts
 
 NEAR_FULL = 0.8
-LEAST_US_A_KEY = 0.7
-A_LONG_CALL_US = 12.0
 SKEW_MS = 2_000.0
 """Less is what NTP leaves and what a slow network hides."""
 
@@ -177,97 +174,3 @@ def skewed_ttl(evidence: Evidence, finding: Finding) -> Finding | None:
         ),
         next="let NTP set the clock that is wrong; set TTLs relative (EXPIRE, SET EX), not EXPIREAT",
     )
-
-
-def deleted_finding(
-    evidence: Evidence,
-    meant: Sequence[Expectation],
-    keys: Sequence[KeyFacts],
-    vanished: Sequence[KeyFacts],
-    *,
-    looked: int,
-) -> Finding | None:
-    """Return the finding of keys that went by DEL, before their deadline; the slow log and a second look name them."""
-    if vanished:
-        return _vanished(meant, keys, vanished, evidence)
-    logged = [one for one in evidence.deletions if _names(one, meant)]
-    if logged:
-        return _logged(meant, keys, logged)
-    return _counted(evidence, meant, keys, looked)
-
-
-def _names(deletion: Deletion, meant: Sequence[Expectation]) -> bool:
-    if deletion.command in FLUSHES:
-        return False
-    return any(one.matches.fullmatch(key) for one in meant for key in deletion.keys)
-
-
-def _vanished(
-    meant: Sequence[Expectation], keys: Sequence[KeyFacts], vanished: Sequence[KeyFacts], evidence: Evidence
-) -> Finding:
-    prefix = next((one.prefix for one in meant if one.matches.fullmatch(vanished[0].key)), None)
-    return Finding(
-        "deleted", prefix, len(vanished), len(keys),
-        f"{len(vanished):,} keys under {prefix} disappeared during the audit, long before their deadline",
-        "proven",
-        evidence=(
-            "they were there at the first look and gone at the second; evicted_keys did not move",
-            *(f"a client whose last command deletes: {client}" for client in evidence.deleters[:3]),
-        ),
-        next="redis-cli CLIENT LIST: whose cmd is del or unlink",
-    )  # fmt: skip
-
-
-def _logged(meant: Sequence[Expectation], keys: Sequence[KeyFacts], logged: Sequence[Deletion]) -> Finding:
-    first = min(logged, key=lambda one: one.at_s)
-    prefix = next(one.prefix for one in meant if any(one.matches.fullmatch(key) for key in first.keys))
-    count = sum(len(one.keys) for one in logged)
-    return Finding(
-        "deleted", prefix, count, len(keys),
-        f"sessions under {prefix} are deleted by {first.command.upper()}, not by their TTL: at least {count:,} keys",
-        "proven", since=datetime.fromtimestamp(first.at_s + 1, UTC), since_is="upper bound",
-        evidence=tuple(f"slow log: {one.command} of {len(one.keys):,} keys by {one.client}" for one in logged[:3]),
-        next="redis-cli SLOWLOG GET 128 and CLIENT LIST: who deletes",
-    )  # fmt: skip
-
-
-def _counted(evidence: Evidence, meant: Sequence[Expectation], keys: Sequence[KeyFacts], looked: int) -> Finding | None:
-    """Judge by commandstats alone, which does not say whose keys: a suspicion, where it is large."""
-    calls = {name: evidence.calls.get(name, 0) for name in DELETES}
-    count = _deleted_keys(evidence, sum(calls.values()))
-    if not meant or count < max(15, 0.15 * looked) or count > 50 * max(looked, 200):
-        return None
-    # Locks are released by a script that calls DEL.
-    if sum(calls.values()) <= evidence.calls.get("evalsha", 0) + evidence.calls.get("eval", 0):
-        return None
-    prefix = meant[0].prefix if len(meant) == 1 else None
-    said = ", ".join(f"{name} {number:,}" for name, number in calls.items() if number)
-    return Finding(
-        "deleted",
-        prefix,
-        count,
-        len(keys),
-        f"keys are deleted by command, not by their TTL: about {count:,} against {looked:,} sessions that are left",
-        "likely" if evidence.number("expired_keys") == 0 else "possible",
-        evidence=(
-            f"INFO commandstats: {said}; expired_keys {evidence.info.get('expired_keys', '?')}, evicted_keys "
-            f"{evidence.info.get('evicted_keys', '?')}",
-            "the server does not count by prefix: the deleted keys may be others",
-        ),
-        next="redis-cli CLIENT LIST: whose cmd is del or unlink; then search that application for it",
-    )
-
-
-def _deleted_keys(evidence: Evidence, calls: int) -> int:
-    """Return how many keys DEL and UNLINK took away, as near as can be told.
-
-    One call can name many keys, which shows in the time it took; or none that was there. The server counts changes
-    since its last save, and those that no known write made are an upper bound.
-    """
-    took_us = 0.0
-    for name in DELETES:
-        fields = dict(pair.partition("=")[::2] for pair in evidence.info.get(f"cmdstat_{name}", "").split(","))
-        took_us += float(fields.get("usec", 0) or 0)
-    many = int(took_us / LEAST_US_A_KEY) if calls and took_us / calls > A_LONG_CALL_US else 0
-    unexplained = evidence.unexplained_changes
-    return max(calls, many) if unexplained is None and calls else min(max(calls, many), unexplained or 0)
