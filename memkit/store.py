@@ -29,7 +29,7 @@ from functools import cache, lru_cache
 from hashlib import sha1
 from importlib.resources import files
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, ParamSpec, TypeVar
 
 import redis
 from redis.client import NEVER_DECODE
@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     import redis.asyncio.cluster
 
 T = TypeVar("T")
+P = ParamSpec("P")
 Argument = bytes | str | int
 REMEMBERED_SESSIONS: Final = 4096
 """Of how many sessions a store remembers what it last saw, to search only what is newer when it appends."""
@@ -206,7 +207,7 @@ class Operations:
     def append(self, session_id: str, messages: tuple[Message, ...], *, create: bool) -> Write[int]:
         """Add what is not among the last 1,024 messages."""
         key = self.key(session_id)
-        bodies = encode_messages(messages)
+        bodies = _for(key, encode_messages, messages)
         # Ids that callers chose may be older than what this store last saw: search the whole window for them.
         chosen = len(bodies) > 1 and any(body[0] == OWN_ID for body in bodies)
         seen = b"" if chosen else self._seen.get(session_id, b"")
@@ -214,15 +215,8 @@ class Operations:
 
     def save(self, session_id: str, messages: list[Message], *, version: int | None) -> Write[int]:
         """Replace the dialogue."""
-        if not isinstance(messages, list):
-            raise EncodeError(f"messages must be a list of JSON objects, not a {type(messages).__name__}")
-        return self._write(
-            "save",
-            session_id,
-            self.key(session_id),
-            _version_argument(version),
-            *encode_messages(messages, listed=True),
-        )
+        key = self.key(session_id)
+        return self._write("save", session_id, key, _version_argument(version), *_for(key, _dialogue, messages))
 
     def update(
         self,
@@ -232,12 +226,14 @@ class Operations:
         version: int | None,
     ) -> Write[int]:
         """Change the summary, merge metadata."""
-        fields = (*_summary_arguments(summary), *_metadata_arguments(metadata))
-        return self._write("update", session_id, self.key(session_id), _version_argument(version), *fields)
+        key = self.key(session_id)
+        fields = (*_for(key, _summary_arguments, summary), *_for(key, _metadata_arguments, metadata))
+        return self._write("update", session_id, key, _version_argument(version), *fields)
 
     def put_vectors(self, session_id: str, array: Any) -> Write[int]:
         """Store an array beside the session."""
-        return self._write("put_vectors", session_id, self.key(session_id), encode_vectors(array))
+        key = self.key(session_id)
+        return self._write("put_vectors", session_id, key, _for(key, encode_vectors, array))
 
     def touch(self, session_id: str) -> Write[bool]:
         """Renew the deadline alone."""
@@ -376,6 +372,20 @@ def _version_argument(version: int | None) -> bytes:
     return f"{int(version)} {born}".rstrip().encode()
 
 
+def _for(key: str, encode: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Encode what is meant for a key, which the error names."""
+    try:
+        return encode(*args, **kwargs)
+    except EncodeError as error:
+        raise EncodeError(f"{key!r}: {error}") from None
+
+
+def _dialogue(messages: object) -> list[bytes]:
+    if not isinstance(messages, list):
+        raise EncodeError(f"messages must be a list of JSON objects, not a {type(messages).__name__}")
+    return encode_messages(messages, listed=True)
+
+
 def _summary_arguments(summary: str | _Keep | None) -> tuple[bytes, bytes]:
     if isinstance(summary, _Keep):
         return b"0", b""
@@ -387,14 +397,14 @@ def _summary_arguments(summary: str | _Keep | None) -> tuple[bytes, bytes]:
     return b"1", summary.encode()
 
 
-def _metadata_arguments(metadata: Mapping[str, Any] | None) -> Iterator[bytes]:
+def _metadata_arguments(metadata: Mapping[str, Any] | None) -> list[bytes]:
     if metadata is not None and not isinstance(metadata, Mapping):
         raise EncodeError(f"metadata must be a mapping, not a {type(metadata).__name__}")
+    arguments = []
     for name, value in (metadata or {}).items():
         encode_value({name: value}, "metadata")
-        yield name.encode()
-        yield b"0" if value is None else b"1"
-        yield encode_value(value, "metadata")[0]
+        arguments += [name.encode(), b"0" if value is None else b"1", encode_value(value, "metadata")[0]]
+    return arguments
 
 
 def _gone(key: str) -> SessionNotFound:

@@ -749,7 +749,9 @@ def test_what_is_no_id_is_refused(store: MemoryStore, session_id: Any) -> None:
         (lambda store: store.update("a", metadata=[1]), EncodeError),
         (lambda store: store.update("a", metadata={1: 2}), EncodeError),
         (lambda store: store.update("a", metadata={"a": (1,)}), EncodeError),
+        (lambda store: store.update("a", summary="x" * 2**24), EncodeError),
         (lambda store: store.put_vectors("a", [1.0]), EncodeError),
+        (lambda store: store.put_vectors("a", np.zeros(2**22 + 1, dtype="float32")), EncodeError),
         (lambda store: store.save("a", [HI], version=-1), PolicyError),
         (lambda store: store.save("a", [HI], version="1"), PolicyError),
         (lambda store: store.update("a", version=True), PolicyError),
@@ -761,9 +763,10 @@ def test_what_is_no_id_is_refused(store: MemoryStore, session_id: Any) -> None:
 def test_bad_input_changes_nothing(store: MemoryStore, call: Callable[[Any], object], error: type[Exception]) -> None:
     store.save("a", [HI])
     before = store._client.dump("session:a")
-    with pytest.raises(error):
+    with pytest.raises(error) as caught:
         call(store)
     assert store._client.dump("session:a") == before
+    assert error is PolicyError or str(caught.value).startswith("'session:a': ")
 
 
 @pytest.mark.parametrize(

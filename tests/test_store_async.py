@@ -92,8 +92,14 @@ async def test_errors_are_the_same(store: AsyncMemoryStore, client: redis.asynci
     for conflict in (store.save("a", [], version=5), store.update("a", version=0)):
         with pytest.raises(Conflict):
             await conflict
-    for bad in (store.append("a", {1: 2}), store.save("a", [HI, "x"])):  # type: ignore[dict-item, list-item]
-        with pytest.raises(EncodeError):
+    unfit: tuple[Any, ...] = ({1: 2}, [HI, "x"], 5, [1.0])
+    for bad in (
+        store.append("a", unfit[0]),
+        store.save("a", unfit[1]),
+        store.update("a", summary=unfit[2]),
+        store.put_vectors("a", unfit[3]),
+    ):
+        with pytest.raises(EncodeError, match="^'session:a': "):
             await bad
     with pytest.raises(PolicyError):
         await store.load("")
