@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +24,13 @@ from stress.chaos import Chaos
 from stress.exactly_once import TIMEOUT_S, Plan, retry, run
 from test_sandbox import assert_told, assert_told_async
 from test_store import STRANGE, calls
-from topology import Cluster, cluster, wait_for
+from topology import PRIMARIES, Cluster, cluster, cluster_ports, known_nodes, wait_for
 
 from memkit.connect import connect, connect_async
-from memkit.errors import Conflict, DecodeError, PolicyShortenedWarning, SandboxError
+from memkit.errors import Conflict, DecodeError, PolicyShortenedWarning, ProductionGuardError, SandboxError
 from memkit.policy import ExpiryPolicy
 from memkit.sandbox import Sandbox
+from memkit.server import find_server
 from memkit.store import AsyncMemoryStore, MemoryStore, vectors_key
 
 HI = {"role": "user", "content": "hi"}
@@ -206,6 +210,58 @@ def test_a_sandboxs_refusal_is_told_in_memkits_words(nodes: Cluster, client: red
         assert str(caught.value).count("outside") == 1
         again.close()
     assert client.dbsize(target_nodes=redis.RedisCluster.PRIMARIES) == 0
+
+
+@contextmanager
+def foreign_cluster(folder: Path, binary: Path | str) -> Iterator[str]:
+    """Start three primaries that memkit did not start; yields the URL of one. They take 2 s to take writes."""
+    pairs = list(cluster_ports(PRIMARIES))
+    ports, buses = [port for port, _ in pairs], [bus for _, bus in pairs]
+    with ExitStack() as stack:
+        for index, port in enumerate(ports):
+            home = folder / str(port)
+            home.mkdir()
+            (home / "nodes.conf").write_text(known_nodes(ports, buses, index))
+            options = f"--port {port} --bind 127.0.0.1 --cluster-enabled yes --save --dir".split()
+            process = subprocess.Popen([binary, *options, home], stdout=subprocess.DEVNULL)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        wait_for(lambda: all(map(takes_writes, ports)), "cluster that is ok")
+        yield f"redis+cluster://127.0.0.1:{ports[1]}"
+
+
+def takes_writes(port: int) -> bool:
+    try:
+        with redis.Redis(port=port) as node:
+            return bool(re.search(r"cluster_state\W+ok", str(node.execute_command("CLUSTER INFO"))))  # text or dict
+    except redis.ConnectionError:
+        return False
+
+
+def test_a_cluster_that_memkit_did_not_start_is_guarded_over_all_its_primaries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MEMKIT_ALLOW", raising=False)
+    with foreign_cluster(tmp_path, find_server().path) as url, connect(url) as theirs:
+        assert isinstance(theirs, redis.RedisCluster)
+        with Sandbox(url) as sandbox, Sandbox(url) as neighbour, sandbox.client() as mine, neighbour.client() as others:
+            for n in range(20):
+                mine.set(f"{sandbox.prefix}{n}", n)
+                others.set(f"{neighbour.prefix}{n}", n)
+            with Sandbox(url):
+                assert len(sandbox.keys()) == 20
+        assert theirs.dbsize(target_nodes=redis.RedisCluster.PRIMARIES) == 0
+        theirs.mset_nonatomic({f"customer:{n}": n for n in range(20)})
+        with pytest.raises(ProductionGuardError, match="it has 20 keys of others in this database") as caught:
+            Sandbox(url).open()
+        assert theirs.dbsize(target_nodes=redis.RedisCluster.PRIMARIES) == 20
+        value = str(caught.value).rpartition("MEMKIT_ALLOW=")[2]
+        for allowed in (value, url.removeprefix("redis+cluster://") + "/0"):
+            monkeypatch.setenv("MEMKIT_ALLOW", allowed)
+            with Sandbox(url) as sandbox, sandbox.client() as mine:
+                mine.set(f"{sandbox.prefix}k", 1)
+        assert theirs.dbsize(target_nodes=redis.RedisCluster.PRIMARIES) == 20
+        assert all(theirs.acl_users(target_nodes=node) == ["default"] for node in theirs.get_nodes())
 
 
 def test_after_a_failover_what_the_replica_had_is_there_and_writes_go_on(nodes: Cluster) -> None:

@@ -6,9 +6,10 @@ import sys
 
 import pytest
 import redis
+from test_cluster import foreign_cluster
 from test_connect import NO_PERSISTENCE, bare_server
-from topology import cluster
 
+from memkit.connect import connect
 from memkit.server import find_server
 
 pytest_plugins = ("pytester",)
@@ -225,10 +226,10 @@ def test_a_run_after_one_that_was_killed_passes_and_removes_what_it_left(pyteste
     assert client.acl_users() == ["default"]
 
 
-def test_a_cluster_may_be_the_real_server(pytester):
+def test_a_cluster_may_be_the_real_server(pytester, tmp_path):
     pytester.makepyfile(ARTICLE)
-    with cluster(find_server().path) as nodes, nodes.client() as client:
-        pytester.runpytest_subprocess(f"--real-redis={nodes.url}").assert_outcomes(passed=2)
+    with foreign_cluster(tmp_path, find_server().path) as url, connect(url) as client:
+        pytester.runpytest_subprocess(f"--real-redis={url}").assert_outcomes(passed=2)
         assert list(client.scan_iter()) == []
 
 
