@@ -272,6 +272,267 @@ def test_what_stands_before_the_break_of_a_document_is_shown() -> None:
     assert plainly(turns(decoded([cut]))) == capture.capture("google-adk-redis")["expected"][:2]
 
 
+# What is JSON and of another shape
+
+
+def listed(name: str) -> tuple[list[Raw], Raw]:
+    """Return a capture's keys, and the one of them that is a list."""
+    raws = raws_of(name)
+    return raws, next(raw for raw in raws if raw.kind == "list")
+
+
+# llama-index reads a bare role and content as well: a user's message of openai-agents is no damage there.
+FOREIGN = [
+    (name, other)
+    for name in LISTS
+    for other in LISTS
+    if name != other and (name, other) != ("llama-index", "openai-agents")
+]
+
+
+@pytest.mark.parametrize("at", [0, 1, 3])
+@pytest.mark.parametrize(("name", "other"), FOREIGN)
+def test_one_element_of_another_store_leaves_the_session_its_own(name: str, other: str, at: int) -> None:
+    raws, raw = listed(name)
+    foreign = listed(other)[1].elements[-1 if other == "langchain-community" else 0]
+    raw.elements.insert(at, foreign)
+    raws = [each._replace(total=4) if each.kind == "list" else each for each in raws]
+    for wanted in ("sess-A", None):
+        known = known_of(raws, wanted)
+        assert known.hit.store == name
+        items = list(formats.decode(known))
+        (problem,) = [problem for problem in problems(items) if problem.cause == "corrupt"]
+        assert f"element {at} of 4 (counted from the head) is no message of {name}: it has no " in problem.says
+        assert f"it looks like one of {other} (3 of 4 elements are readable)" in problem.says
+        assert plainly(turns(items)) == capture.capture(name)["expected"]
+
+
+@pytest.mark.parametrize(
+    "foreign", [b'"Zk3_x9Ab1.5",{"role":"user","content":"hi"}', b'{"memkit":1,"policy":"x","end":1}']
+)
+@pytest.mark.parametrize("name", LISTS)
+def test_one_element_of_memkits_own_leaves_the_session_its_own(name: str, foreign: bytes) -> None:
+    raws, raw = listed(name)
+    raw.elements.insert(0, foreign)
+    assert known_of(raws).hit.store == name
+
+
+def test_elements_of_another_store_leave_a_memkit_session_its_own() -> None:
+    raw = memkit_raw()
+    raw.elements.insert(1, listed("langchain-community")[1].elements[0])
+    known = known_of([raw], "s")
+    assert known.hit.store == "memkit"
+    assert [problem.cause for problem in problems(formats.decode(known))] == ["corrupt"]
+
+
+JUNK = [{}, {"foo": 1}, {"type": "human"}, {"role": "user"}, {"role": 7, "content": "x"}, {"type": "ai", "data": {}},
+        7, None, "x", [], [1], True]  # fmt: skip
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=json.dumps)
+@pytest.mark.parametrize("name", LISTS)
+def test_an_element_of_the_wrong_shape_is_corrupt_and_the_rest_is_shown(name: str, junk: Any) -> None:
+    raws, raw = listed(name)
+    raw.elements[1] = json.dumps(junk).encode()
+    items = decoded(raws)
+    (problem,) = [problem for problem in problems(items) if problem.cause == "corrupt"]
+    assert problem.says.startswith("element 1 of 3 (counted from the head) is ")
+    assert "2 of 3 elements are readable" in problem.says
+    assert [turn.role for turn in turns(items)] == (["user", "tool"])
+
+
+@pytest.mark.parametrize(
+    ("name", "element", "says"),
+    [
+        ("langchain-community", {"type": "human", "data": {"content": 7}}, "its content is a number"),
+        ("langchain-community", {"type": "human", "data": {"content": None}}, "it has no content"),
+        ("llama-index", {"role": "user", "additional_kwargs": {}, "blocks": "hi"}, "its blocks is text, not an array"),
+        ("openai-agents", {"role": "user", "content": True}, "its content is a boolean"),
+        ("openai-agents", {"type": "function_call", "name": "f"}, "it has no call_id"),
+        ("openai-agents", {"type": "function_call_output", "call_id": "1"}, "it has no output"),
+        ("agent-framework-redis", {"type": "message", "role": "user", "contents": {}}, "its contents is an object"),
+        ("ag2", {"__event__": "ag2.events.input_events.TextInput"}, "it has no content"),
+        ("ag2", {"__event__": "ag2.events.tool_events.ToolCallEvent", "id": "1"}, "it has no name"),
+        ("ag2", {"__event__": "ag2.events.tool_events.ToolResultEvent", "result": 1}, "it has no parent_id"),
+        ("ag2", {"__event__": "ag2.events.tool_events.ToolResultEvent", "parent_id": "1"}, "it has no result"),
+    ],
+)
+def test_what_an_element_lacks_is_said(name: str, element: dict[str, Any], says: str) -> None:
+    raws, raw = listed(name)
+    raw.elements[1] = json.dumps(element).encode()
+    corrupt = [problem.says for problem in problems(decoded(raws)) if problem.cause == "corrupt"]
+    assert len(corrupt) == 1
+    assert says in corrupt[0]
+
+
+CALLED = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+
+
+@pytest.mark.parametrize(
+    ("name", "element"),
+    [
+        ("langchain-community", {"type": "ai", "data": {"tool_calls": [{"name": "f", "id": "1"}]}}),
+        ("langchain-community", {"type": "ai", "data": {"content": None, "additional_kwargs": {"tool_calls": CALLED}}}),
+        ("llama-index", {"role": "assistant", "content": None, "additional_kwargs": {"tool_calls": CALLED}}),
+        ("llama-index", {"role": "assistant", "blocks": [], "additional_kwargs": {"tool_calls": CALLED}}),
+        ("openai-agents", {"role": "assistant", "tool_calls": CALLED}),
+        ("openai-agents", {"type": "web_search_call", "id": "w"}),
+        ("openai-agents", {"type": "some_new_tool_call_output", "id": "w"}),
+        ("agent-framework-redis", {"type": "message", "role": "assistant", "contents": []}),
+        ("ag2", {"__event__": "ag2.events.model_events.ModelResponse", "message": None}),
+    ],
+)
+def test_a_message_that_legitimately_has_no_content_is_no_problem(name: str, element: dict[str, Any]) -> None:
+    raws, raw = listed(name)
+    raw.elements[:] = [json.dumps(element).encode()]
+    found = [problem for problem in problems(decoded(raws)) if problem.cause == "corrupt"]
+    assert found == []
+
+
+PARTS = [
+    ("google-adk-redis", "session:bot:u1:sess-A"),
+    ("agno", "agno:sessions:sess-A"),
+    ("agno", "agno:runs:f082bd82-75bf-46ce-8948-423d61b19d2b"),
+    ("langchain-redis", "chat:sess-A:01M82HPQ1167C4WN418C6KQH10"),
+    ("langgraph-redis-shallow", "checkpoint:sess-A:"),
+    ("langgraph-redis", max(raw.name for raw in raws_of("langgraph-redis") if raw.name.startswith("checkpoint:"))),
+    ("langgraph-redis", next(raw.name for raw in raws_of("langgraph-redis") if "checkpoint_write:" in raw.name)),
+    ("langgraph-plainredis", max(raw.name for raw in raws_of("langgraph-plainredis") if raw.name.startswith("lg:cp:"))),
+    ("langgraph-plainredis", "lg:blob:sess-A::messages:8"),
+]
+
+
+@pytest.mark.parametrize("data", [b"", b"null", b"{}", b"[]"])
+@pytest.mark.parametrize(("name", "key"), PARTS)
+def test_a_document_of_the_wrong_shape_is_corrupt(name: str, key: str, data: bytes) -> None:
+    raws = [raw._replace(data=data, total=len(data)) if raw.name == key else raw for raw in raws_of(name)]
+    for wanted in ("sess-A", None):
+        known = known_of(raws, wanted)
+        assert (known.hit.store, known.hit.session) == (name, "sess-A")
+        corrupt = [problem for problem in problems(formats.decode(known)) if problem.cause == "corrupt"]
+        assert [problem.key for problem in corrupt] == [key]
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "lost", "says"),
+    [
+        ("google-adk-redis", PARTS[0][1], '"events"', "it has no events"),
+        ("google-adk-redis", PARTS[0][1], '"author"', ""),
+        ("agno", PARTS[1][1], '"session_id"', "it has no session_id"),
+        ("agno", PARTS[2][1], '"run_data"', "it has no run_data"),
+        ("agno", PARTS[2][1], '"role"', "message 0 of 1 (from 0) is none: it has no role"),
+        ("langchain-redis", PARTS[3][1], '"type"', "it has no type"),
+        ("langchain-redis", PARTS[3][1], '"data"', "it has no data"),
+        ("langchain-redis", PARTS[3][1], '"content"', "it has no content"),
+        ("langchain-redis", PARTS[3][1], '"session_id"', "it has no session_id"),
+        ("langgraph-redis-shallow", PARTS[4][1], '"checkpoint"', "it has no checkpoint"),
+        ("langgraph-redis-shallow", PARTS[4][1], '"content"', "message 0 of 3 (from 0) is none: it has no content"),
+        ("langgraph-redis", PARTS[5][1], '"checkpoint"', "it has no checkpoint"),
+        ("langgraph-redis", PARTS[6][1], '"channel"', "it has no channel"),
+        ("langgraph-plainredis", PARTS[7][1], '"d"', "it has no d"),
+        ("langgraph-plainredis", PARTS[8][1], '"t"', "it has no t"),
+    ],
+)  # fmt: skip
+def test_what_a_document_lacks_is_said(name: str, key: str, lost: str, says: str) -> None:
+    renamed = lost.replace('"', '"x_', 1).encode()
+    raws = [raw._replace(data=raw.data.replace(lost.encode() + b":", renamed + b":")) if raw.name == key else raw
+            for raw in raws_of(name)]  # fmt: skip
+    corrupt = [problem for problem in problems(decoded(raws)) if problem.cause == "corrupt"]
+    assert {problem.key for problem in corrupt} == ({key} if says else set())
+    assert says in " ".join(problem.says for problem in corrupt)
+
+
+EVENTS = [{}, {"foo": 1}, {"author": "user", "content": "hi"}, {"author": "user", "content": {"parts": 7}},
+          {"author": "user", "content": {"parts": [7]}}, 7, None]  # fmt: skip
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=json.dumps)
+def test_an_event_of_the_wrong_shape_is_corrupt(event: Any) -> None:
+    (raw,) = raws_of("google-adk-redis")
+    document = json.loads(raw.data)
+    document["events"][1] = event
+    items = decoded([raw._replace(data=json.dumps(document).encode())])
+    (problem,) = [problem for problem in problems(items) if problem.cause == "corrupt"]
+    assert "event 1 of 3 (from 0) is none: " in problem.says
+    assert len(turns(items)) == 2
+
+
+def test_a_state_without_the_latest_checkpoint_says_so() -> None:
+    key = PARTS[5][1]
+    items = decoded(raw._replace(data=b"{}") if raw.name == key else raw for raw in raws_of("langgraph-redis"))
+    assert plainly(turns(items)) == capture.capture("langgraph-redis")["expected"]
+    assert any("the newest state that can be" in item.says for item in items if isinstance(item, Note))
+
+
+SEVERAL = ("openai-agents", "agno", "langgraph-redis", "langgraph-redis-shallow", "langgraph-plainredis")
+OTHER_KIND = [(name, raw.name) for name in SEVERAL for raw in raws_of(name) if "checkpoint_write" not in raw.name]
+
+
+@pytest.mark.parametrize(("name", "key"), OTHER_KIND)
+def test_a_key_that_was_overwritten_by_another_type_is_corrupt(name: str, key: str) -> None:
+    whole = known_of(raws_of(name))
+    raw = whole.keys[key]
+    assert raw is not None
+    other = Raw(key, "stream", elements=[b"x"], total=1)
+    found = [problem for problem in problems(formats.decode(whole._replace(keys={**whole.keys, key: other})))
+             if problem.cause == "corrupt" and problem.key == key]  # fmt: skip
+    assert len(found) == 1
+    assert "this key is of type stream, and a" in found[0].says
+
+
+@pytest.mark.parametrize("field", ["role", "content", "entry_id", "session_tag", "timestamp"])
+def test_a_hash_without_a_field_is_corrupt(field: str) -> None:
+    raws = raws_of("redisvl")
+    fields = dict(raws[1].fields)
+    del fields[field]
+    raws[1] = raws[1]._replace(fields=fields)
+    for wanted in ("sess-A", None):
+        assert formats.recognise(raws[1], wanted) == Hit("redisvl", "sess-A", "chat:", "message")
+    items = decoded(raws)
+    (problem,) = [problem for problem in problems(items) if problem.cause == "corrupt"]
+    assert problem.key == raws[1].name
+    assert f"this message has no {field}" in problem.says
+    assert len(turns(items)) == (2 if field == "content" else 3)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [("content", b"a\xff\xfe", "content of this message is not valid UTF-8 at byte 1 of 3"), ("role", b"\xff", "UTF-8"),
+     ("role", b"", "the role of this message is empty"), ("timestamp", b"x", "no number")],
+)  # fmt: skip
+def test_a_hash_with_a_damaged_field_is_corrupt(field: str, value: bytes, says: str) -> None:
+    raws = raws_of("redisvl")[:1]
+    raws[0] = raws[0]._replace(fields={**raws[0].fields, field: value})
+    (problem,) = problems(decoded(raws))
+    assert (problem.cause, problem.key) == ("corrupt", raws[0].name)
+    assert says in problem.says
+
+
+def test_a_hash_of_somebody_elses_is_not_claimed() -> None:
+    for fields in ({"role": b"a", "content": b"b"}, {"role": b"a", "content": b"b", "timestamp": b"1"}):
+        assert formats.recognise(Raw("users:1", "hash", fields=fields)) is None
+
+
+def test_damage_by_the_hundred_is_said_briefly_in_documents_and_hashes_too() -> None:
+    hashes = [
+        Raw(f"chat:s:{at}:aa", "hash", fields={"entry_id": b"s:1:aa", "session_tag": b"s", "content": b"hi"})
+        for at in range(300)
+    ]
+    found = [problem for problem in problems(decoded(hashes, "s")) if problem.cause == "corrupt"]
+    assert (len(found), found[-1].says) == (6, "… and 295 more messages like it")
+    adk = {"id": "s", "app_name": "a", "events": [{}] * 300}
+    found = problems(decoded([Raw("session:a:u:s", "string", data=json.dumps(adk).encode())], "s"))
+    assert (len(found), found[-1].says) == (6, "… and 295 more like it")
+
+
+def test_memkits_messages_may_be_any_objects_and_nothing_else() -> None:
+    odd = [b'"Zk3_x9Ab1.5",{}', b'"Zk3_x9Ab2.6",{"q":"why","a":7}', b'["x",{"role":"user","content":"hi"}]']
+    items = decoded([_sessions(odd)], "s")
+    assert [turn.text for turn in turns(items)] == ["{}", '{"q": "why", "a": 7}', "hi"]
+    (problem,) = problems(items)
+    assert "a message in it is no JSON object" in problem.says
+
+
 def test_a_compressed_element_is_called_so() -> None:
     (raw,) = raws_of("langchain-community")
     raw.elements[1] = gzip.compress(raw.elements[1], mtime=0)
@@ -803,7 +1064,9 @@ def test_an_order_that_is_not_the_clocks_is_said() -> None:
 def test_what_stands_where_fields_should_is_no_message_and_no_harm() -> None:
     for fields in (None, 7, "x", [], True):
         raw = list_of("message_store:s", {"type": "human", "data": {"content": "hi"}}, {"type": "ai", "data": fields})
-        assert [turn.text for turn in turns(decoded([raw], "s"))] == ["", "hi"]
+        items = decoded([raw], "s")
+        assert [turn.text for turn in turns(items)] == ["hi"]
+        assert [problem.cause for problem in problems(items)] == ["corrupt"]
 
 
 @pytest.mark.parametrize(

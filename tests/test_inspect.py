@@ -663,7 +663,7 @@ def test_a_decoder_that_fails_does_not_end_the_inspection(client: redis.Redis, m
         raise ZeroDivisionError("with a secret in it")
 
     load(client, "langchain-community")
-    monkeypatch.setattr(langchain_community, "_turn", fail)
+    monkeypatch.setattr(langchain_community, "typed_turn", fail)
     (problem,) = inspect_session(client, "sess-A").problems
     assert problem.cause == "corrupt"
     assert (

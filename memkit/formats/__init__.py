@@ -8,7 +8,7 @@ an assistant's tool calls when it writes. No module imports the library whose ke
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import cast
 
 from memkit.formats import (
@@ -27,6 +27,8 @@ from memkit.formats import (
     redisvl,
 )
 from memkit.formats.dialogue import Dialogue
+from memkit.formats.documents import wrong_kind
+from memkit.formats.elements import votes
 from memkit.formats.model import Format, Hit, Item, Known, Raw
 
 FORMATS: tuple[Format, ...] = cast(
@@ -79,10 +81,22 @@ _BY_KIND = {
 def recognise(raw: Raw, wanted: str | None = None) -> Hit | None:
     """Return whose key this is, or None; ``wanted`` is the session id that is looked for, if there is one.
 
-    A claim by payload under any prefix and a claim by a default name cannot both be asked first, so the order of
-    ``FORMATS`` decides between stores; each looks at the payload before it looks at the name.
+    Each store looks at the payload before it looks at the name, and the order of ``FORMATS`` decides between them. Of a
+    list the most elements decide, and its name counts as one more: one foreign element changes nothing.
     """
-    return next((hit for store in _BY_KIND.get(raw.kind, ()) if (hit := store.recognise(raw, wanted))), None)
+    stores = _BY_KIND.get(raw.kind, ())
+    hits = (hit for store in stores if (hit := store.recognise(raw, wanted)))
+    if raw.kind != "list":
+        return next(hits, None)
+    claims = list(hits)
+    return claims[0] if len(claims) == 1 else max(claims, key=_likeness(raw), default=None)
+
+
+def _likeness(raw: Raw) -> Callable[[Hit], tuple[int, bool]]:
+    named = {store.STORE for store in FORMATS if raw.name.startswith(getattr(store, "PREFIX", "\0"))}
+    found = votes(raw)
+    found[memkit_store.STORE] = len(raw.elements)  # its own claim has been weighed against the others'
+    return lambda hit: (found[hit.store] + (hit.store in named), hit.store in named)
 
 
 def leads(raw: Raw) -> tuple[str, ...]:
@@ -98,4 +112,8 @@ def format_of(store: str) -> Format:
 def decode(known: Known) -> Iterator[Item]:
     """Yield a session's dialogue, oldest first, with the problems in it and between its keys."""
     module = format_of(known.hit.store)
-    return Dialogue(loses_calls=getattr(module, "LOSES_CALLS", False)).follow(module.decode(known))
+    yield from Dialogue(loses_calls=getattr(module, "LOSES_CALLS", False)).follow(module.decode(known))
+    for want in {want.name: want for want in module.wants(known)}.values():
+        raw = known.there(want.name)
+        if raw and want.kind and raw.kind != want.kind and not raw.unread:
+            yield wrong_kind(raw, f"a {want.kind}")

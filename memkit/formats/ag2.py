@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from memkit.formats.chat import answered, call_parts, calls, dumped, flatten
-from memkit.formats.elements import sample, turns
+from memkit.formats.elements import turns, votes
 from memkit.formats.model import Hit, Item, Known, Raw, Tool, Turn, Want, a_dict, seconds, split, text_or_none
+from memkit.formats.shapes import missing
 
 STORE = "ag2"
 SCANNED = False
@@ -24,7 +25,7 @@ def names(session: str) -> Iterable[str]:
 
 def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     """Claim lists of objects with an ``__event__``, or with the default name."""
-    if not (any("__event__" in value for value in sample(raw)) or raw.name.startswith(PREFIX)):
+    if not (votes(raw)[STORE] or raw.name.startswith(PREFIX)):
         return None
     prefix, session = split(raw.name, PREFIX, wanted)
     return Hit(STORE, session, prefix, "primary")
@@ -39,33 +40,41 @@ def decode(known: Known) -> Iterator[Item]:
     """Yield the events that are part of the dialogue, oldest first."""
     for raw in known.keys.values():
         if raw:
-            yield from turns(raw, _turn)
+            yield from turns(raw, _turn, store=STORE)
 
 
-def _turn(event: dict[str, Any], key: str) -> Turn | None:
-    path = event.get("__event__")
-    name = path.rpartition(".")[2] if isinstance(path, str) else ""
-    at_s = seconds(event.get("created_at"))
+def _turn(event: dict[str, Any], key: str) -> Turn | str | None:
+    lacks = missing(event, ("__event__",))
+    if lacks:
+        return lacks
+    path: str = event["__event__"]
+    name, at_s = path.rpartition(".")[2], seconds(event.get("created_at"))
     if name == "ToolCallEvent":
         tool = Tool(text_or_none(event.get("name")), text_or_none(event.get("id")))
-        return Turn("assistant", "", (tool,), at_s, None, key)
+        return missing(event, ("id", "name")) or Turn("assistant", "", (tool,), at_s, None, key)
     if "ToolResult" in name or "ToolError" in name:
-        result = event.get("result", event.get("content"))
-        parts = a_dict(a_dict(result).get("data")).get("parts", a_dict(result).get("parts"))
-        text = flatten(parts) if parts is not None else dumped(result)
-        tool = answered(event)._replace(call_id=text_or_none(event.get("parent_id")))
-        return Turn("tool", text, (tool,), at_s, None, key)
-    return _spoken(event, name, at_s, key)
+        return _result(event, name, at_s, key)
+    return _spoken(event, path, at_s, key)
 
 
-def _spoken(event: dict[str, Any], name: str, at_s: float | None, key: str) -> Turn | None:
-    path = event.get("__event__")
-    where = path.split(".") if isinstance(path, str) else []
+def _result(event: dict[str, Any], name: str, at_s: float | None, key: str) -> Turn | str:
+    lacks = missing(event, ("parent_id",)) if name == "ToolResultEvent" else None
+    if lacks or (name == "ToolResultEvent" and "result" not in event):
+        return lacks or "it has no result"
+    result = event.get("result", event.get("content"))
+    parts = a_dict(a_dict(result).get("data")).get("parts", a_dict(result).get("parts"))
+    text = flatten(parts) if parts is not None else dumped(result)
+    tool = answered(event)._replace(call_id=text_or_none(event.get("parent_id")))
+    return Turn("tool", text, (tool,), at_s, None, key)
+
+
+def _spoken(event: dict[str, Any], path: str, at_s: float | None, key: str) -> Turn | str | None:
+    *_, name = where = path.split(".")
     role = next((_ROLES[part] for part in where if part in _ROLES), None)
-    if role is None:
-        role = "assistant" if name.startswith("Model") else "other"
     body = next((event[field] for field in _SPOKEN if event.get(field) is not None), None)
     tools = calls(event.get("tool_calls")) or call_parts(body)
     if body is None and not tools:
-        return None  # an event about the run, not of the dialogue
+        # Without a role it is an event about the run, not of the dialogue.
+        return "it has no content" if role else None
+    role = role or ("assistant" if name.startswith("Model") else "other")
     return Turn(role, flatten(body), tools, at_s, None, key)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from memkit.formats.chat import dumped, flatten, role_of
-from memkit.formats.elements import sample, turns
+from memkit.formats.elements import turns, votes
 from memkit.formats.model import (
     Hit,
     Item,
@@ -27,6 +27,7 @@ from memkit.formats.model import (
     to_bytes,
     to_name,
 )
+from memkit.formats.shapes import missing
 
 STORE = "agent-framework-redis"
 SCANNED = False
@@ -49,7 +50,7 @@ def encoded(session: str) -> str:
 
 def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     """Claim lists of ``{"type": "message", "contents": […]}``, or with the default name."""
-    if not (raw.name.startswith(PREFIX) or any(map(_is_message, sample(raw)))):
+    if not (raw.name.startswith(PREFIX) or votes(raw)[STORE]):
         return None
     prefix, mark, tail = raw.name.rpartition(ENCODED)
     if mark and (session := _decoded(tail)):
@@ -73,7 +74,7 @@ def decode(known: Known) -> Iterator[Item]:
             if version and int(version[1]) > KNOWN_VERSION:
                 says = f"the key is of layout version {int(version[1])}, and those up to {KNOWN_VERSION} are known here"
                 yield Problem("unknown_schema", raw.name, says)
-            yield from turns(raw, _turn)
+            yield from turns(raw, _turn, store=STORE)
 
 
 def _decoded(tail: str) -> str:
@@ -83,11 +84,10 @@ def _decoded(tail: str) -> str:
         return ""
 
 
-def _is_message(value: dict[str, Any]) -> bool:
-    return value.get("type") == "message" and "contents" in value
-
-
-def _turn(value: dict[str, Any], key: str) -> Turn:
+def _turn(value: dict[str, Any], key: str) -> Turn | str:
+    lacks = missing(value, ("role",)) or missing(value, ("contents",), kind=list)
+    if lacks:
+        return lacks
     contents = [part for part in a_list(value.get("contents")) if isinstance(part, dict)]
     results = [part for part in contents if part.get("type") == "function_result"]
     made = [part for part in contents if part.get("type") == "function_call"]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from memkit.formats.chat import chat_turn
-from memkit.formats.documents import peek, read, salvage
+from memkit.formats.documents import messages, misshapen, peek, read, salvage
 from memkit.formats.model import (
     Hit,
     Item,
@@ -27,6 +27,7 @@ from memkit.formats.model import (
     seconds,
     text_or_none,
 )
+from memkit.formats.shapes import kind_of, missing, missing_content
 
 STORE = "agno"
 SCANNED = False
@@ -74,13 +75,13 @@ def wants(known: Known) -> Iterable[Want]:
     """Return session, order, each ordered run, and the index entries that session and runs should have."""
     hit = known.hit
     yield Want(f"{hit.prefix}sessions:{hit.session}", "primary")
-    yield Want(hit.prefix + ORDER + hit.session, "order")
-    yield Want(f"{hit.prefix}runs:index:session_id:{hit.session}", "index")
+    yield Want(hit.prefix + ORDER + hit.session, "order", kind="zset")
+    yield Want(f"{hit.prefix}runs:index:session_id:{hit.session}", "index", kind="set")
     for run in _run_ids(known):
         yield Want(f"{hit.prefix}runs:{run}", "run")
     for name, ids in _index_entries(known).items():
         if not name.startswith(f"{hit.prefix}runs:index:session_id:"):
-            yield Want(name, "shared index", tuple(sorted(ids)), shared=True)
+            yield Want(name, "shared index", tuple(sorted(ids)), shared=True, kind="set")
 
 
 def _run_ids(known: Known) -> list[str]:
@@ -113,9 +114,10 @@ def decode(known: Known) -> Iterator[Item]:
     session = known.there(f"{hit.prefix}sessions:{hit.session}")
     if session is None:
         yield Problem("dangling", f"{hit.prefix}sessions:{hit.session}", "the runs are there and their session is gone")
-    elif session.kind == "string":
+    else:
         document, problems = read(session)
-        yield from problems
+        lacks = None if document is None else missing(document, ("session_id",))
+        yield from [*problems, misshapen(session.name, lacks)] if lacks else problems
         for run in a_list(a_dict(document).get("runs")):  # agno 1 kept the runs inside the session
             yield from _messages(a_dict(run), session.name)
     yield from _runs(known)
@@ -133,10 +135,13 @@ def _runs(known: Known) -> Iterator[Item]:
         document, problems = read(raw)
         yield from problems
         if document is None:
-            yield from (chat_turn(message, name) for message in salvage(raw.data, "messages"))
-        documents[name] = document or {}
-        yield from _messages(a_dict(documents[name].get("run_data")), name)
-    if all(documents.values()) and len(documents) == len(_run_ids(known)):
+            yield from messages(list(salvage(raw.data, "messages")), name, _turn)
+        elif lacks := missing(document, ("run_data",), kind=dict):
+            yield misshapen(name, lacks)
+        else:
+            documents[name] = document
+            yield from _messages(document["run_data"], name)
+    if len(documents) == len(_run_ids(known)):
         yield from _gaps(documents)
 
 
@@ -152,11 +157,20 @@ def _gaps(documents: Mapping[str, Mapping[str, Any]]) -> Iterator[Problem]:
         expected = max(expected, number + 1)
 
 
-def _messages(run: dict[str, Any], key: str) -> Iterator[Turn]:
-    for message in a_list(run.get("messages")):
-        if isinstance(message, dict) and not message.get("from_history"):
-            turn = chat_turn(message, key)
-            yield turn._replace(at_s=turn.at_s or seconds(run.get("created_at")))
+def _messages(run: dict[str, Any], key: str) -> Iterator[Item]:
+    said = run.get("messages")
+    if not isinstance(said, list | None):
+        yield misshapen(key, f"its messages are {kind_of(said)}")
+    for item in messages(a_list(said), key, _turn):
+        if isinstance(item, Turn) and item.at_s is None:
+            item = item._replace(at_s=seconds(run.get("created_at")))
+        yield item
+
+
+def _turn(message: dict[str, Any], key: str) -> Turn | str | None:
+    if message.get("from_history"):
+        return None
+    return missing(message, ("role",)) or missing_content(message) or chat_turn(message, key)
 
 
 def _dangling(known: Known) -> Iterator[Problem]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from memkit.formats.bounded import Fault, Parsed, parse
 from memkit.formats.guess import encoding_of
-from memkit.formats.model import DOCUMENT_KINDS, Item, Problem, Raw, a_dict
+from memkit.formats.model import DOCUMENT_KINDS, Item, Problem, Raw, Turn, a_dict
+from memkit.formats.shapes import kind_of
 
 _SALVAGE_BYTES = 1 << 20
 _SALVAGED = 2_000
+_SAID = 5
 _GAP = re.compile(r"[\s,]*")
 
 
@@ -32,6 +34,8 @@ def read(raw: Raw) -> tuple[dict[str, Any] | None, list[Problem]]:
     """Return the document, or None and the problem that says which byte is wrong and how much is readable."""
     if raw.unread:
         return None, []  # the reader has said why
+    if raw.kind not in DOCUMENT_KINDS:
+        return None, [wrong_kind(raw, "a document")]
     parsed = parse(raw.data)
     value = only_one(parsed.value)
     problems = []
@@ -50,9 +54,36 @@ def corrupt(name: str, data: bytes, parsed: Parsed) -> Problem:
         return Problem("truncated", name, f"the document is not shown: {fault.says}")
     share = fault.byte / len(data) if data else 0
     looks = encoding_of(data)
-    hint = f"; it looks like {looks}" if looks not in ("text", "binary", "json") else ""
+    hint = f"; it looks like {looks}" if looks not in ("text", "binary", "json", "empty") else ""
     where = f"at byte {fault.byte:,} of {len(data):,} ({share:.0%} of it is readable)"
     return Problem("corrupt", name, f"the document is unreadable: {fault.says} {where}{hint}")
+
+
+def wrong_kind(raw: Raw, expected: str) -> Problem:
+    """Return the problem of a key that holds another type than the store gives it."""
+    return Problem("corrupt", raw.name, f"this key is of type {raw.kind}, and {expected} belongs here: overwritten?")
+
+
+def misshapen(name: str, lacks: str) -> Problem:
+    """Return the problem of a document that is JSON and not what the store writes."""
+    return Problem("corrupt", name, f"the document is JSON of another shape than the store's: {lacks}")
+
+
+def messages(
+    entries: Sequence[Any], key: str, convert: Callable[[dict[str, Any], str], Turn | str | None], what: str = "message"
+) -> Iterator[Turn | Problem]:
+    """Yield the messages of a document's array, and a problem for each entry that is none; see ``elements.turns``."""
+    bad = 0
+    for index, entry in enumerate(entries):
+        turn = convert(entry, key) if isinstance(entry, dict) else f"it is {kind_of(entry)}"
+        if isinstance(turn, Turn):
+            yield turn
+        elif turn is not None:
+            bad += 1
+            if bad <= _SAID:
+                yield Problem("corrupt", key, f"{what} {index:,} of {len(entries):,} (from 0) is none: {turn}")
+    if bad > _SAID:
+        yield Problem("corrupt", key, f"… and {bad - _SAID:,} more like it")
 
 
 def salvage(data: bytes, field: str) -> Iterator[dict[str, Any]]:

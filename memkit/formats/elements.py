@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from operator import eq
 from typing import Any
@@ -12,12 +13,13 @@ from memkit.formats.bounded import Fault, parse
 from memkit.formats.chat import Columns
 from memkit.formats.guess import encoding_of
 from memkit.formats.model import Item, Problem, Raw, Run, Turn
+from memkit.formats.shapes import store_of
 
 SAID_PER_CAUSE = 5
 _SMALL = 64 << 10
 BLOCK = 100
 _BLOCK_BYTES = 1 << 20
-Convert = Callable[[dict[str, Any], str], Turn | None]
+Convert = Callable[[dict[str, Any], str], Turn | str | None]
 Plain = Callable[[list[Any]], Columns | None]
 
 
@@ -30,13 +32,21 @@ def sample(raw: Raw) -> Iterator[dict[str, Any]]:
             yield value
 
 
-def turns(raw: Raw, convert: Convert, *, plain: Plain | None = None, newest_first: bool = False) -> Iterator[Item]:
+def votes(raw: Raw) -> Counter[str]:
+    """Return how many of a list's sampled elements look like each store's."""
+    return Counter(store for value in sample(raw) if (store := store_of(value)))
+
+
+def turns(
+    raw: Raw, convert: Convert, *, store: str = "", plain: Plain | None = None, newest_first: bool = False
+) -> Iterator[Item]:
     """Yield a list's messages, oldest first, and a problem for each element that is not one.
 
-    An element that ``convert`` answers with None is no message. ``plain`` answers with the roles and texts of parsed
-    elements that are nothing but that, and with None where one of them is more.
+    ``convert`` answers with None where an element of ``store`` is no part of the dialogue, and with words where it
+    lacks something. ``plain`` answers with the roles and texts of parsed elements that are nothing but that, and with
+    None where one of them is more.
     """
-    faults = Faults(raw, len(raw.elements))
+    faults = Faults(raw, len(raw.elements), store)
     step = -1 if newest_first else 1
     elements, indexes = raw.elements[::step], range(len(raw.elements))[::step]
     previous = b""
@@ -83,7 +93,9 @@ def _one_by_one(
     for index, element in zip(indexes, block, strict=True):
         value = faults.read(index, element)
         turn = convert(value, faults.key) if value is not None else None
-        if turn is not None:
+        if isinstance(turn, str):
+            faults.foreign(index, value, turn)
+        elif turn is not None:
             if element == previous:
                 faults.add("duplicate", index, "is byte for byte the one before it: a write that was sent twice?")
             yield turn
@@ -94,9 +106,9 @@ def _one_by_one(
 class Faults:
     """Collects what is wrong with a list's elements, and says it briefly: five of a cause, then a count."""
 
-    def __init__(self, raw: Raw, count: int) -> None:
+    def __init__(self, raw: Raw, count: int, store: str) -> None:
         self.key = raw.name
-        self._raw, self._count = raw, count
+        self._raw, self._count, self._store = raw, count, store
         self._bad = 0
         self._said: dict[str, list[str]] = {}
         self._counted: dict[str, int] = {}
@@ -120,15 +132,30 @@ class Faults:
         return parsed.value
 
     def _corrupt(self, index: int, element: bytes, fault: Fault) -> None:
-        self._bad += 1
         cause = "truncated" if fault.byte is None else "corrupt"
-        if len(self._said.get(cause, ())) >= SAID_PER_CAUSE:
-            self._counted[cause] += 1
+        if self._enough(cause):
             return
         where = "" if fault.byte is None else f" at byte {fault.byte:,} of {len(element):,}"
         looks = encoding_of(element)
         hint = "" if looks in ("text", "binary", "json", "empty") else f"; it looks like {looks}"
         self.add(cause, index, f"is unreadable: {fault.says}{where}{hint}")
+
+    def foreign(self, index: int, value: Any, lacks: str) -> None:
+        """Note an element that is JSON and no message of this store."""
+        if self._enough("corrupt"):
+            return
+        looks = store_of(value)
+        hint = f"; it looks like one of {looks}" if looks and looks != self._store else ""
+        of = f" of {self._store}" if self._store else ""
+        self.add("corrupt", index, f"is no message{of}: {lacks}{hint}")
+
+    def _enough(self, cause: str) -> bool:
+        """Count an element that cannot be read; return whether enough is said of such."""
+        self._bad += 1
+        enough = len(self._said.get(cause, ())) >= SAID_PER_CAUSE
+        if enough:
+            self._counted[cause] += 1
+        return enough
 
     def add(self, cause: str, index: int, says: str) -> None:
         """Note one fault of an element."""

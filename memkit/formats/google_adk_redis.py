@@ -6,14 +6,16 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from memkit.formats.chat import dumped, flatten, role_of
-from memkit.formats.documents import peek, read_or_salvage
+from memkit.formats.documents import messages, misshapen, peek, read_or_salvage
 from memkit.formats.model import Hit, Item, Known, Raw, Tool, Turn, Want, a_dict, a_list, seconds, text_or_none
+from memkit.formats.shapes import kind_of, missing
 
 STORE = "google-adk-redis"
 SCANNED = False
 KINDS = ("string",)
 PREFIX = "session:"
 _STARTS = (b'{"id"', b'{"app_name"')
+_NOTHING = (b"", b"null", b"{}", b"[]")
 _CALLED, _ANSWERED = ("function_call", "functionCall"), ("function_response", "functionResponse")
 
 
@@ -23,13 +25,21 @@ def names(_session: str) -> Iterable[str]:
 
 
 def recognise(raw: Raw, wanted: str | None) -> Hit | None:
-    """Claim documents with ``app_name`` and ``events``, and broken ones with a key of the default form."""
+    """Claim documents with ``app_name`` and ``events``, and broken or empty ones with a key of the default form."""
     document = peek(raw)
-    named = raw.name.startswith(PREFIX) and raw.name.count(":") >= 3
-    if not ({"app_name", "events"} <= document.keys() or (named and raw.data.startswith(_STARTS))):
+    if not ({"app_name", "events"} <= document.keys() or (_is_named(raw) and _is_broken(raw))):
         return None
-    session = text_or_none(document.get("id")) or wanted or raw.name.split(":", 3)[-1]
+    mine = wanted if wanted and raw.name.endswith(f":{wanted}") else None
+    session = text_or_none(document.get("id")) or mine or raw.name.split(":", 3)[-1]
     return Hit(STORE, session, raw.name.removesuffix(session), "primary")
+
+
+def _is_named(raw: Raw) -> bool:
+    return raw.name.startswith(PREFIX) and raw.name.count(":") >= 3
+
+
+def _is_broken(raw: Raw) -> bool:
+    return raw.data.startswith(_STARTS) or (raw.data.strip() in _NOTHING and not raw.unread)
 
 
 def wants(known: Known) -> Iterable[Want]:
@@ -43,17 +53,29 @@ def decode(known: Known) -> Iterator[Item]:
         if raw:
             document, problems = read_or_salvage(raw, "events")
             yield from problems
-            for event in a_list(document.get("events")):
-                turn = _turn(event, raw.name) if isinstance(event, dict) else None
-                if turn:
-                    yield turn
+            lacks = missing(document, ("events",), kind=list)
+            if lacks:
+                yield misshapen(raw.name, lacks)
+            yield from messages(a_list(document.get("events")), raw.name, _turn, "event")
 
 
-def _turn(event: dict[str, Any], key: str) -> Turn | None:
+def _lacks(event: dict[str, Any]) -> str | None:
+    content = event.get("content")
+    if content is None:  # a change of state, not a message
+        return None if event.get("author") or event.get("actions") else "it has no content and no author"
+    parts = content.get("parts") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not isinstance(parts, list | None):
+        return f"its content is {kind_of(content)}" if parts is None else f"its parts are {kind_of(parts)}"
+    wrong = next((part for part in parts or () if not isinstance(part, dict)), None)
+    return None if wrong is None else f"a part of it is {kind_of(wrong)}"
+
+
+def _turn(event: dict[str, Any], key: str) -> Turn | str | None:
+    lacks = _lacks(event)
     content = a_dict(event.get("content"))
-    parts = [part for part in a_list(content.get("parts")) if isinstance(part, dict)]
-    if not parts:
-        return None  # a change of state, not a message
+    parts = a_list(content.get("parts"))
+    if lacks or not parts:
+        return lacks
     made, answered = _tools(parts, _CALLED), _tools(parts, _ANSWERED)
     role = "tool" if answered else role_of(content.get("role") or event.get("author"))
     shown = [_shown(part) for part in parts if not any(field in part for field in _CALLED)]

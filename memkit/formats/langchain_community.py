@@ -10,9 +10,9 @@ from itertools import repeat
 from typing import Any
 
 from memkit.formats.chat import Columns, columns
-from memkit.formats.elements import sample, turns
-from memkit.formats.langchain_message import TYPES, message_turn
-from memkit.formats.model import Hit, Item, Known, Raw, Turn, Want, one_of, split
+from memkit.formats.elements import turns, votes
+from memkit.formats.langchain_message import typed_turn
+from memkit.formats.model import Hit, Item, Known, Raw, Want, split
 
 STORE = "langchain-community"
 SCANNED = False
@@ -27,7 +27,7 @@ def names(session: str) -> Iterable[str]:
 
 def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     """Claim lists whose elements are ``{"type": "human" | "ai" | …, "data": {…}}``, or that have the default name."""
-    if not (any(map(_is_message, sample(raw))) or raw.name.startswith(PREFIX)):
+    if not (votes(raw)[STORE] or raw.name.startswith(PREFIX)):
         return None
     prefix, session = split(raw.name, PREFIX, wanted)
     return Hit(STORE, session, prefix, "primary")
@@ -42,11 +42,7 @@ def decode(known: Known) -> Iterator[Item]:
     """Yield the list's messages from its tail to its head."""
     for raw in known.keys.values():
         if raw:
-            yield from turns(raw, _turn, plain=_plain, newest_first=True)
-
-
-def _is_message(value: dict[str, Any]) -> bool:
-    return isinstance(value.get("data"), dict) and one_of(value.get("type"), TYPES)
+            yield from turns(raw, typed_turn, store=STORE, plain=_plain, newest_first=True)
 
 
 def _plain(values: list[Any]) -> Columns | None:
@@ -55,8 +51,3 @@ def _plain(values: list[Any]) -> Columns | None:
         return None
     roles = [value["type"] for value in values]
     return None if "chat" in roles else columns(roles, [each["content"] for each in fields])
-
-
-def _turn(value: dict[str, Any], key: str) -> Turn:
-    data = value.get("data")
-    return message_turn(value.get("type"), data if isinstance(data, dict) else {}, key)

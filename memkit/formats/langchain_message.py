@@ -6,8 +6,13 @@ from typing import Any
 
 from memkit.formats.chat import ROLES, answered, call_parts, calls, flatten, role_of
 from memkit.formats.model import Tool, Turn, a_dict, one_of, text_or_none
+from memkit.formats.shapes import missing, missing_content
 
-TYPES = frozenset(name for name in ROLES if not name.endswith("Message")) | {"chat", "remove"}
+
+def typed_turn(value: dict[str, Any], key: str, at_s: float | None = None) -> Turn | str:
+    """Return the message of a ``{"type", "data"}``, or what it lacks to be one."""
+    lacks = missing(value, ("type",)) or missing(value, ("data",), kind=dict) or missing_content(value["data"])
+    return lacks or message_turn(value["type"], value["data"], key, at_s)
 
 
 def message_turn(kind: Any, data: dict[str, Any], key: str, at_s: float | None = None) -> Turn:
@@ -34,8 +39,11 @@ def is_constructed(value: Any) -> bool:
     return isinstance(value, dict) and "lc" in value and isinstance(value.get("kwargs"), dict)
 
 
-def constructed_turn(value: dict[str, Any], key: str) -> Turn:
-    """Return the message of a constructor form."""
+def constructed_turn(value: dict[str, Any], key: str) -> Turn | str:
+    """Return the message of a constructor form, or what it lacks to be one."""
     path, data = value.get("id"), value["kwargs"]
+    lacks = missing_content(data)
+    if lacks:
+        return lacks
     name = path[-1] if isinstance(path, list) and path else data.get("type")
     return message_turn(name if one_of(name, ROLES) or name == "ChatMessage" else data.get("type"), data, key)

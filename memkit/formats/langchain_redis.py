@@ -5,11 +5,13 @@ The library drops an assistant's tool calls when it writes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
-from memkit.formats.documents import peek, read
-from memkit.formats.langchain_message import message_turn
-from memkit.formats.model import DOCUMENT_KINDS, Hit, Item, Known, Note, Problem, Raw, Turn, Want, a_dict, seconds
+from memkit.formats.documents import misshapen, peek, read
+from memkit.formats.langchain_message import typed_turn
+from memkit.formats.model import DOCUMENT_KINDS, Hit, Item, Known, Note, Problem, Raw, Turn, Want, seconds, text_or_none
+from memkit.formats.shapes import missing
 
 STORE = "langchain-redis"
 SCANNED = True
@@ -17,7 +19,7 @@ KINDS = DOCUMENT_KINDS
 LOSES_CALLS = True
 PREFIX = "chat:"
 FIELDS = {"type", "data", "message_id", "session_id"}
-_ULID_CHARS = 26
+_ULID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}", re.ASCII)
 
 
 def names(_session: str) -> Iterable[str]:
@@ -26,13 +28,14 @@ def names(_session: str) -> Iterable[str]:
 
 
 def recognise(raw: Raw, wanted: str | None) -> Hit | None:
-    """Claim documents with a type, data, message id and session id; broken ones by their default name."""
+    """Claim documents with a type, data, message id and session id; others by their name, which ends with a ULID."""
     document = peek(raw)
     head, _, tail = raw.name.rpartition(":")
+    asked = bool(wanted) and head.endswith(f":{wanted}")
     if document.keys() >= FIELDS:
         session = str(document["session_id"])
-    elif not document and head.startswith(PREFIX) and len(tail) == _ULID_CHARS:
-        session = wanted if wanted and head.endswith(wanted) else head.removeprefix(PREFIX)
+    elif _ULID.fullmatch(tail) and (asked or head.startswith(PREFIX)):
+        session = wanted if wanted and asked else head.removeprefix(PREFIX)
     else:
         return None
     return Hit(STORE, session, head.removesuffix(session), "message")
@@ -62,8 +65,8 @@ def _turn(raw: Raw) -> tuple[Turn | None, list[Problem]]:
     document, problems = read(raw)
     if document is None:
         return None, problems
-    turn = message_turn(
-        document.get("type"), a_dict(document.get("data")), raw.name, seconds(document.get("timestamp"))
-    )
-    uid = document.get("message_id")
-    return turn._replace(uid=uid if isinstance(uid, str) else None), problems
+    turn = typed_turn(document, raw.name, seconds(document.get("timestamp")))
+    lacks = turn if isinstance(turn, str) else missing(document, ("message_id", "session_id"))
+    if lacks:
+        problems.append(misshapen(raw.name, lacks))
+    return None if isinstance(turn, str) else turn._replace(uid=text_or_none(document.get("message_id"))), problems

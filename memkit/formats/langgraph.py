@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
-from memkit.formats.chat import chat_turn, looks_like_chat
-from memkit.formats.langchain_message import TYPES, constructed_turn, is_constructed, message_turn
-from memkit.formats.model import DOCUMENT_KINDS, Item, Known, Note, Problem, Turn, one_of
+from memkit.formats.chat import chat_turn
+from memkit.formats.documents import messages, misshapen, read
+from memkit.formats.langchain_message import constructed_turn, is_constructed, message_turn
+from memkit.formats.model import DOCUMENT_KINDS, Item, Known, Note, Problem, Raw, Turn, a_dict, one_of
+from memkit.formats.shapes import TYPES, missing, missing_content
 
 KNOWN_VERSION = 4
 _SAID = 5
@@ -62,21 +64,36 @@ def message_items(channels: Mapping[str, Any], key: str) -> Iterator[Item]:
         value = channels[name]
         if name == "__start__" and isinstance(value, dict):
             value = value.get("messages")  # the very first checkpoint: the input, not yet taken up
-        found = [_turn(entry, key) for entry in value] if isinstance(value, list) else []
-        if found and all(found):
-            yield from (turn for turn in found if turn)
+        if isinstance(value, list) and _are_messages(value, name):
+            yield from messages(value, key, _turn)
             return
     yield Note("no channel of the graph's state holds messages")
 
 
-def _turn(entry: Any, key: str) -> Turn | None:
+def _are_messages(entries: list[Any], channel: str) -> bool:
+    """Return whether a channel holds messages; in the one of that name some may be damaged."""
+    judged = [_is_message(entry) or entry == {} for entry in entries]
+    return any(judged) if channel in ("messages", "__start__") else bool(judged) and all(judged)
+
+
+def _is_message(entry: Any) -> bool:
+    return is_constructed(entry) or (isinstance(entry, dict) and (one_of(entry.get("type"), TYPES) or "role" in entry))
+
+
+def _turn(entry: dict[str, Any], key: str) -> Turn | str:
     if is_constructed(entry):
         return constructed_turn(entry, key)
-    if not isinstance(entry, dict):
+    typed = one_of(entry.get("type"), TYPES)
+    lacks = missing(entry, ("type" if typed else "role",)) or missing_content(entry)
+    return lacks or (message_turn(entry["type"], entry, key) if typed else chat_turn(entry, key))
+
+
+def missing_channels(document: Mapping[str, Any]) -> str | None:
+    """Return what a document lacks to be a checkpoint."""
+    fields = a_dict(document.get("checkpoint"))
+    if any(isinstance(fields.get(field), dict) for field in ("channel_values", "channel_versions")):
         return None
-    if one_of(entry.get("type"), TYPES) and "content" in entry:
-        return message_turn(entry["type"], entry, key)
-    return chat_turn(entry, key) if looks_like_chat([entry]) else None
+    return missing(document, ("checkpoint",), kind=dict) or "its checkpoint has no channel_values"
 
 
 def missing_parents(known: Known, parents: Mapping[str, str]) -> Iterator[Problem]:
@@ -98,3 +115,12 @@ def newer_schema(checkpoint: Mapping[str, Any], key: str) -> Iterator[Problem]:
     if isinstance(version, int) and version > KNOWN_VERSION:
         says = f"the checkpoint's format has version {version}, and those up to {KNOWN_VERSION} are known here"
         yield Problem("unknown_schema", key, says)
+
+
+def write_problems(raw: Raw) -> Iterator[Problem]:
+    """Yield what is wrong with a pending write's document."""
+    document, problems = read(raw)
+    yield from problems
+    lacks = None if document is None else missing(document, ("channel",))
+    if lacks:
+        yield misshapen(raw.name, lacks)

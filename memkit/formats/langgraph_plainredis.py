@@ -13,9 +13,17 @@ from typing import Any, NamedTuple
 
 from memkit.formats import msgpack
 from memkit.formats.bounded import Fault, Parsed
-from memkit.formats.documents import corrupt, peek, read
-from memkit.formats.langgraph import message_items, missing_parents, name_parts, newer_schema, thread_of
+from memkit.formats.documents import corrupt, misshapen, peek, read
+from memkit.formats.langgraph import (
+    message_items,
+    missing_channels,
+    missing_parents,
+    name_parts,
+    newer_schema,
+    thread_of,
+)
 from memkit.formats.model import Hit, Item, Known, Problem, Raw, Want, a_dict, is_uuid, quoted
+from memkit.formats.shapes import kind_of, missing
 
 STORE = "langgraph-plainredis"
 SCANNED = True
@@ -63,15 +71,15 @@ def wants(known: Known) -> Iterable[Want]:
     """Return the order, the checkpoints it lists, and the blobs and writes that those name."""
     base, thread = known.hit.prefix, known.hit.session
     order = f"{base}idx:{thread}:"
-    yield Want(order, "order")
-    yield Want(f"{base}threads", "shared index", (order,), shared=True)
-    yield Want(f"{base}seq", "shared counter", shared=True)
+    yield Want(order, "order", kind="zset")
+    yield Want(f"{base}threads", "shared index", (order,), shared=True, kind="hash")
+    yield Want(f"{base}seq", "shared counter", shared=True, kind="string")
     listed = known.there(order)
     for uid in listed.scores if listed else ():
         yield Want(f"{base}cp:{thread}::{uid}", "checkpoint")
     for point in _checkpoints(known)[0].values():
         yield from (Want(name, "blob") for name in point.blobs.values())
-        yield Want(f"{base}wr:{thread}::{point.uid}", "write")
+        yield Want(f"{base}wr:{thread}::{point.uid}", "write", kind="hash")
 
 
 class Checkpoint(NamedTuple):
@@ -89,10 +97,11 @@ def _checkpoints(known: Known) -> tuple[dict[str, Checkpoint], list[Problem]]:
     problems: list[Problem] = []
     root = f"{known.hit.prefix}cp:{known.hit.session}::"  # those of subgraphs are shown as keys and not decoded
     for name, raw in known.keys.items():
-        if raw and name.startswith(root) and raw.kind == "string":
+        if raw and name.startswith(root):
             value, faults = _value(raw)
-            problems += faults
-            if isinstance(value, dict):
+            lacks = missing_channels(value) if isinstance(value, dict) else f"it holds {kind_of(value)}"
+            problems += [*faults, *([misshapen(name, lacks)] if lacks and not faults and not raw.unread else [])]
+            if isinstance(value, dict) and not lacks:
                 found[name] = _checkpoint(known, value, name.removeprefix(root))
                 problems += newer_schema(a_dict(value.get("checkpoint")), name)
     return dict(sorted(found.items(), key=lambda pair: pair[1].uid)), problems
@@ -142,7 +151,7 @@ def _blobs(known: Known) -> tuple[dict[str, Any], list[Problem]]:
     values: dict[str, Any] = {}
     problems: list[Problem] = []
     for name, raw in known.keys.items():
-        if raw and _kind(name) == "blob" and raw.kind == "string":
+        if raw and _kind(name) == "blob":
             value, faults = _value(raw)
             problems += faults
             if not faults:
@@ -193,10 +202,13 @@ def _index_problems(known: Known, checkpoints: Mapping[str, Checkpoint]) -> Iter
 def _value(raw: Raw) -> tuple[Any, list[Problem]]:
     """Return what a ``{"t": …, "d": base64}`` document holds, messages as plain objects."""
     document, problems = read(raw)
-    if document is None or document.get("t") != "msgpack":
+    lacks = missing(document, ("t", "d")) if document is not None else None
+    if lacks:
+        problems.append(misshapen(raw.name, lacks))
+    if document is None or lacks or document["t"] != "msgpack":
         return None, problems
     try:
-        data = base64.b64decode(str(document.get("d")), validate=True)
+        data = base64.b64decode(document["d"], validate=True)
         return _plain(msgpack.unpack(data)), problems
     except msgpack.MsgpackFault as error:
         cause = Parsed(None, Fault(f"msgpack {error.says} at its byte {error.byte:,}", error.byte))

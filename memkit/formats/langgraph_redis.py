@@ -11,9 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from memkit.formats.documents import peek, read
-from memkit.formats.langgraph import message_items, missing_parents, name_parts, newer_schema, thread_of
-from memkit.formats.model import DOCUMENT_KINDS, Hit, Item, Known, Problem, Raw, Want, a_dict, quoted, to_name
+from memkit.formats.documents import misshapen, peek, read
+from memkit.formats.langgraph import (
+    message_items,
+    missing_channels,
+    missing_parents,
+    name_parts,
+    newer_schema,
+    thread_of,
+    write_problems,
+)
+from memkit.formats.model import DOCUMENT_KINDS, Hit, Item, Known, Note, Problem, Raw, Want, a_dict, quoted, to_name
 
 STORE = "langgraph-redis"
 SCANNED = True
@@ -51,7 +59,7 @@ def _kind(name: str) -> str:
 def wants(known: Known) -> Iterable[Want]:
     """Return the pointers, and whatever pointers and lists name."""
     hit = known.hit
-    yield Want(f"{hit.prefix}checkpoint_latest:{hit.session}:{ROOT}", "pointer")
+    yield Want(f"{hit.prefix}checkpoint_latest:{hit.session}:{ROOT}", "pointer", kind="string")
     for name, raw in known.keys.items():
         pieces = name_parts(name, tuple(_PARTS))
         if raw is None or pieces is None:
@@ -59,11 +67,11 @@ def wants(known: Known) -> Iterable[Want]:
         if pieces.kind == "checkpoint_latest":
             yield Want(to_name(raw.data), "checkpoint")
         if pieces.kind == "checkpoint_write":
-            yield Want(f"{hit.prefix}write_keys_zset:{pieces.rest.rsplit(':', 2)[0]}", "write list")
+            yield Want(f"{hit.prefix}write_keys_zset:{pieces.rest.rsplit(':', 2)[0]}", "write list", kind="zset")
         if pieces.kind == "write_keys_zset":
             yield from (Want(member, "write") for member in raw.scores)
         if pieces.kind == "checkpoint" and peek(raw).get("has_writes") is True:
-            yield Want(f"{hit.prefix}write_keys_zset:{pieces.rest}", "write list")
+            yield Want(f"{hit.prefix}write_keys_zset:{pieces.rest}", "write list", kind="zset")
 
 
 def decode(known: Known) -> Iterator[Item]:
@@ -73,6 +81,8 @@ def decode(known: Known) -> Iterator[Item]:
     yield from _pointer_problems(known, documents)
     latest = _latest(known, documents)
     if latest:
+        if problems and latest != _pointed(known):
+            yield Note("the latest checkpoint cannot be read; this is the newest state that can be")
         checkpoint = a_dict(documents[latest].get("checkpoint"))
         yield from newer_schema(checkpoint, latest)
         yield from message_items(a_dict(checkpoint.get("channel_values")), latest)
@@ -90,17 +100,22 @@ def _documents(known: Known) -> tuple[dict[str, dict[str, Any]], list[Problem]]:
         if raw and _kind(name) == "checkpoint":
             document, found = read(raw)
             problems += found
-            if document is not None:
+            lacks = None if document is None else missing_channels(document)
+            if lacks:
+                problems.append(misshapen(name, lacks))
+            elif document is not None:
                 documents[name] = document
     return dict(sorted(documents.items(), key=lambda pair: str(pair[1].get("checkpoint_id")))), problems
 
 
 def _latest(known: Known, documents: dict[str, dict[str, Any]]) -> str | None:
+    target = _pointed(known)
+    return target if target in documents else _newest(documents)
+
+
+def _pointed(known: Known) -> str:
     pointer = known.there(f"{known.hit.prefix}checkpoint_latest:{known.hit.session}:{ROOT}")
-    target = to_name(pointer.data) if pointer else ""
-    if target in documents:
-        return target
-    return _newest(documents)
+    return to_name(pointer.data) if pointer else ""
 
 
 def _newest(documents: dict[str, dict[str, Any]]) -> str | None:
@@ -132,4 +147,4 @@ def _write_problems(known: Known) -> Iterator[Problem]:
         elif raw is None and kind == "write_keys_zset":
             yield Problem("dangling", name, "a checkpoint has writes and the list of them is gone")
         elif raw and kind == "checkpoint_write":
-            yield from read(raw)[1]
+            yield from write_problems(raw)

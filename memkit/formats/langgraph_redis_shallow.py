@@ -8,8 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from memkit.formats.documents import peek, read
-from memkit.formats.langgraph import message_items, name_parts, newer_schema, thread_of
+from memkit.formats.documents import misshapen, peek, read
+from memkit.formats.langgraph import (
+    message_items,
+    missing_channels,
+    name_parts,
+    newer_schema,
+    thread_of,
+    write_problems,
+)
 from memkit.formats.model import DOCUMENT_KINDS, Hit, Item, Known, Problem, Raw, Want, a_dict, quoted
 
 STORE = "langgraph-redis-shallow"
@@ -50,7 +57,7 @@ def wants(known: Known) -> Iterable[Want]:
     """Return checkpoint and list, and the writes that the list names."""
     hit = known.hit
     yield Want(f"{hit.prefix}checkpoint:{hit.session}:", "checkpoint")
-    yield Want(f"{hit.prefix}write_registry:{hit.session}:{ROOT}{_END}", "write list")
+    yield Want(f"{hit.prefix}write_registry:{hit.session}:{ROOT}{_END}", "write list", kind="zset")
     for raw in known.keys.values():
         if raw and raw.kind == "zset":
             yield from (Want(member, "write") for member in raw.scores)
@@ -66,7 +73,10 @@ def decode(known: Known) -> Iterator[Item]:
     else:
         document, problems = read(raw)
         yield from problems
-        if document is not None:
+        lacks = None if document is None else missing_channels(document)
+        if lacks:
+            yield misshapen(name, lacks)
+        elif document is not None:
             checkpoint = a_dict(document.get("checkpoint"))
             yield from newer_schema(checkpoint, name)
             yield from message_items(a_dict(checkpoint.get("channel_values")), name)
@@ -89,4 +99,4 @@ def _write_problems(known: Known) -> Iterator[Problem]:
         if raw is None:
             yield Problem("dangling", name, "the list of pending writes names this write and it is gone")
         else:
-            yield from read(raw)[1]
+            yield from write_problems(raw)

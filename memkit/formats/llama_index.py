@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from memkit.formats.chat import Columns, answered, calls, columns, flatten, role_of
-from memkit.formats.elements import sample, turns
+from memkit.formats.elements import turns, votes
 from memkit.formats.model import SEPARATORS, Hit, Item, Known, Raw, Tool, Turn, Want, a_dict, a_list
+from memkit.formats.shapes import missing, missing_content
 
 STORE = "llama-index"
 SCANNED = False
@@ -21,7 +22,7 @@ def names(session: str) -> Iterable[str]:
 
 def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     """Claim lists of ``{"role", "blocks"}`` (before 0.11: ``{"role", "content"}``) with ``additional_kwargs``."""
-    if not any(map(_is_message, sample(raw))):
+    if not votes(raw)[STORE]:
         return None
     prefix = raw.name.removesuffix(wanted) if wanted else ""
     if prefix[-1:] not in SEPARATORS:
@@ -38,12 +39,7 @@ def decode(known: Known) -> Iterator[Item]:
     """Yield the list's messages from head to tail."""
     for raw in known.keys.values():
         if raw:
-            yield from turns(raw, _turn, plain=_plain)
-
-
-def _is_message(value: dict[str, Any]) -> bool:
-    body = value.get("blocks") if "blocks" in value else value.get("content", 0)
-    return "role" in value and "additional_kwargs" in value and isinstance(body, list | str | None)
+            yield from turns(raw, _turn, store=STORE, plain=_plain)
 
 
 def _plain(values: list[Any]) -> Columns | None:
@@ -55,11 +51,16 @@ def _plain(values: list[Any]) -> Columns | None:
     return columns([value["role"] for value in values], [block["text"] for block in blocks])
 
 
-def _turn(value: dict[str, Any], key: str) -> Turn:
+def _turn(value: dict[str, Any], key: str) -> Turn | str:
+    in_blocks = "blocks" in value or "content" not in value
+    lacks = missing(value, ("role",))
+    lacks = lacks or (missing(value, ("blocks",), kind=list) if in_blocks else missing_content(value))
+    if lacks:
+        return lacks
     role, extra = role_of(value.get("role")), a_dict(value.get("additional_kwargs"))
     blocks = a_list(value.get("blocks"))
     tools: tuple[Tool, ...] = (answered(extra),) if role == "tool" else calls(extra.get("tool_calls")) or _calls(blocks)
-    return Turn(role, flatten(blocks if "blocks" in value else value.get("content")), tools, None, None, key)
+    return Turn(role, flatten(blocks if in_blocks else value["content"]), tools, None, None, key)
 
 
 def _calls(blocks: list[Any]) -> tuple[Tool, ...]:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from memkit.errors import DecodeError
 from memkit.formats.bounded import parse
-from memkit.formats.chat import chat_columns, chat_turn
-from memkit.formats.elements import BLOCK, Faults, parsed, plain_columns
+from memkit.formats.chat import chat_columns, chat_turn, dumped
+from memkit.formats.elements import BLOCK, Faults, parsed, plain_columns, votes
 from memkit.formats.model import Hit, Item, Known, Meant, Note, Problem, Raw, Run, Turn, Want, seconds, split, to_name
 from memkit.session import decode_header, is_header
 from memkit.store import vectors_key
@@ -28,10 +28,12 @@ def names(session: str) -> Iterable[str]:
 
 
 def recognise(raw: Raw, wanted: str | None) -> Hit | None:
-    """Claim lists that begin with a header of any schema, or whose other elements are memkit's."""
-    if not raw.elements:
-        return None
-    if not (is_header(raw.elements[0]) or any(map(_STAMP.match, raw.elements[1:4]))):
+    """Claim lists that begin with a header of any schema, or whose other elements are memkit's, unless most are not."""
+    ends = [*raw.elements[:3], *raw.elements[3:][-3:]]
+    begins = bool(ends) and is_header(ends[0])
+    stamped = begins + sum(1 for element in ends if _STAMP.match(element))
+    saved = sum(1 for element in ends if element.startswith(b"["))
+    if not stamped or stamped + saved + begins <= votes(raw).total():
         return None
     prefix, session = split(raw.name, PREFIX, wanted)
     return Hit(STORE, session, prefix, "primary")
@@ -44,7 +46,7 @@ def wants(known: Known) -> Iterable[Want]:
     raw = known.there(name)
     vectors = _vectors(name)
     if raw and vectors and b'"vectors":1' in raw.elements[0][:4096]:
-        yield Want(vectors, "vectors")
+        yield Want(vectors, "vectors", kind="string")
 
 
 def _vectors(name: str) -> str | None:
@@ -91,7 +93,7 @@ def _created_ms(raw: Raw) -> int:
 def _messages(raw: Raw) -> Iterator[Item]:
     created_ms = _created_ms(raw)
     first = 0 if _STAMP.match(raw.elements[0]) else 1
-    faults = Faults(raw, len(raw.elements) - first)
+    faults = Faults(raw, len(raw.elements) - first, STORE)
     for start in range(first, len(raw.elements), BLOCK):
         block = [_element(element, created_ms) for element in raw.elements[start : start + BLOCK]]
         run = _run(block, raw.name)
@@ -101,7 +103,11 @@ def _messages(raw: Raw) -> Iterator[Item]:
         for index, element in enumerate(block, start):
             if not element.marked:
                 faults.add("corrupt", index, "has no stamp before its messages: written by something else")
-            yield from _turns(faults.value(index, element.body), element.at_s, raw.name)
+            for item in _turns(faults.value(index, element.body), element.at_s, raw.name):
+                if isinstance(item, str):
+                    faults.foreign(index, {}, item)
+                else:
+                    yield item
     yield from faults.problems()
 
 
@@ -131,8 +137,10 @@ def _run(block: list[_Element], key: str) -> Run | None:
     return Run(*columns, key, at_s) if columns else None
 
 
-def _turns(value: Any, at_s: float | None, key: str) -> Iterator[Turn | Run]:
+def _turns(value: Any, at_s: float | None, key: str) -> Iterator[Turn | Run | str]:
     """Yield an element's messages: one or a list of them, each perhaps as a text that holds its JSON."""
+    if value is None:
+        return
     items = value if isinstance(value, list) else [value]
     columns = plain_columns(items, chat_columns)
     if columns:
@@ -140,5 +148,11 @@ def _turns(value: Any, at_s: float | None, key: str) -> Iterator[Turn | Run]:
         return
     for item in items:
         message = parse(item.encode("utf-8", "surrogatepass")).value if isinstance(item, str) else item
-        if isinstance(message, dict):
-            yield chat_turn(message, key)._replace(at_s=at_s)
+        yield _turn(message, at_s, key) if isinstance(message, dict) else "a message in it is no JSON object"
+
+
+def _turn(message: dict[str, Any], at_s: float | None, key: str) -> Turn:
+    """Return a message; one without content is any object that an application keeps, and shown as it stands."""
+    turn = chat_turn(message, key)
+    text = turn.text if turn.tools or message.get("content") is not None else dumped(message)
+    return turn._replace(at_s=at_s, text=text)

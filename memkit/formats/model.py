@@ -142,13 +142,15 @@ class Want(NamedTuple):
     """A key that should belong to a session, by its exact name.
 
     ``only`` limits what is read of it: members of a set or sorted set, fields of a hash, top-level paths of a document.
-    ``shared`` keys hold other sessions' entries too, and may live for ever.
+    ``shared`` keys hold other sessions' entries too, and may live for ever. ``kind`` is the type that the key should
+    have, where its decoder would not see that it has another.
     """
 
     name: str
     part: str
     only: tuple[str, ...] = ()
     shared: bool = False
+    kind: str = ""
 
 
 class Known(NamedTuple):

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from memkit.formats.chat import chat_columns, dumped, flatten, role_of
-from memkit.formats.elements import sample, turns
+from memkit.formats.elements import sample, turns, votes
 from memkit.formats.model import Hit, Item, Known, Note, Problem, Raw, Tool, Turn, Want, one_of, split, text_or_none
+from memkit.formats.shapes import CALLS, RESULTS, is_item, missing, missing_content
 
 STORE = "openai-agents"
 SCANNED = False
@@ -16,9 +17,6 @@ PREFIX = "agents:session:"
 LIST = ":messages"
 COUNTER = ":counter"
 _DATES = frozenset({"session_id", "created_at", "updated_at"})
-_CALLS = frozenset({"function_call", "custom_tool_call", "computer_call", "mcp_call", "shell_call"})
-_RESULTS = frozenset({"function_call_output", "custom_tool_call_output", "computer_call_output", "shell_call_output"})
-_ITEMS = _CALLS | _RESULTS | {"message", "reasoning", "file_search_call", "web_search_call"}
 
 
 def names(session: str) -> Iterable[str]:
@@ -29,7 +27,7 @@ def names(session: str) -> Iterable[str]:
 def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     """Claim lists ``…:messages`` of response items, hashes with the three dates' fields, and the default names."""
     default = raw.name.startswith(PREFIX)
-    if raw.kind == "list" and raw.name.endswith(LIST) and (default or any(map(_is_item, sample(raw)))):
+    if raw.kind == "list" and raw.name.endswith(LIST) and (default or votes(raw)[STORE]):
         part, base = "messages", raw.name.removesuffix(LIST)
     elif raw.kind == "hash" and (default or raw.fields.keys() >= _DATES):
         part, base = "primary", raw.name
@@ -44,39 +42,38 @@ def recognise(raw: Raw, wanted: str | None) -> Hit | None:
 def wants(known: Known) -> Iterable[Want]:
     """Return both keys."""
     base = known.hit.prefix + known.hit.session
-    return (Want(base, "primary"), Want(base + LIST, "messages"))
+    return (Want(base, "primary", kind="hash"), Want(base + LIST, "messages", kind="list"))
 
 
 def decode(known: Known) -> Iterator[Item]:
     """Yield the list's items from head to tail; reasoning and hosted tools' items are noted, not shown."""
     base = known.hit.prefix + known.hit.session
     items = known.there(base + LIST)
-    if items:
-        yield from turns(items, _turn, plain=chat_columns)
+    if items and items.kind == "list":
+        yield from turns(items, _turn, store=STORE, plain=chat_columns)
         hidden = sum(1 for value in sample(items) if value.get("type") == "reasoning")
         if hidden:
             yield Note("reasoning items are not part of the dialogue and are not shown")
-    else:
+    elif items is None:
         yield Problem("dangling", base + LIST, "the session's dates are there and its list of messages is gone")
     if items and not known.there(base):
         yield Problem("dangling", base, "the messages are there and the hash with the session's dates is gone")
 
 
-def _is_item(value: dict[str, Any]) -> bool:
-    return one_of(value.get("type"), _ITEMS) or (
-        "role" in value and "content" in value and "additional_kwargs" not in value
-    )
-
-
-def _turn(value: dict[str, Any], key: str) -> Turn | None:
+def _turn(value: dict[str, Any], key: str) -> Turn | str | None:
     kind, uid = value.get("type", "message"), text_or_none(value.get("id"))
-    if one_of(kind, _CALLS):
+    if one_of(kind, CALLS):
         call_id = text_or_none(value.get("call_id")) or uid
+        if call_id is None:
+            return "it has no call_id"
         return Turn("assistant", "", (Tool(text_or_none(value.get("name")), call_id),), None, uid, key)
-    if one_of(kind, _RESULTS):
-        output = value.get("output")
+    if one_of(kind, RESULTS):
+        if "output" not in value:
+            return "it has no output"
+        output = value["output"]
         text = flatten(output) if isinstance(output, list) else dumped(output)
         return Turn("tool", text, (Tool(None, text_or_none(value.get("call_id"))),), None, uid, key)
-    if "role" not in value:
+    if is_item(kind):
         return None
-    return Turn(role_of(value["role"]), flatten(value.get("content")), (), None, uid, key)
+    lacks = missing(value, ("role",)) or missing_content(value)
+    return lacks or Turn(role_of(value["role"]), flatten(value.get("content")), (), None, uid, key)

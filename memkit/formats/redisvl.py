@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from memkit.formats.bounded import parse
 from memkit.formats.chat import ROLES, role_of
 from memkit.formats.elements import BLOCK
-from memkit.formats.model import Hit, Item, Known, Raw, Run, Tool, Turn, Want, a_dict, seconds, text_or_none
+from memkit.formats.model import Hit, Item, Known, Problem, Raw, Run, Tool, Turn, Want, a_dict, seconds, text_or_none
 
 STORE = "redisvl"
 SCANNED = True
 KINDS = ("hash",)
-FIELDS = {"entry_id", "session_tag", "role"}
-_PLAIN = FIELDS | {"content", "timestamp"}
+FIELDS = frozenset({"entry_id", "session_tag", "role", "content", "timestamp"})
+_SAID = 5
+_ENOUGH = 3  # of these fields: what lacks one or two is a damaged message, what has only two is somebody else's
 
 
 def names(_session: str) -> Iterable[str]:
@@ -22,12 +23,21 @@ def names(_session: str) -> Iterable[str]:
 
 
 def recognise(raw: Raw, wanted: str | None) -> Hit | None:
-    """Claim hashes with an entry id, a session tag and a role."""
-    if not raw.fields.keys() >= FIELDS:
+    """Claim hashes with an entry id, a session tag, a role, a content and a time, one or two of which may be lost."""
+    there = FIELDS & raw.fields.keys()
+    if len(there) < _ENOUGH or not there & {"entry_id", "session_tag"}:
         return None
-    session = _text(raw, "session_tag")
+    session = _session(raw, wanted)
     prefix, found, _ = raw.name.partition(f"{session}:")
     return Hit(STORE, session, prefix if found else "", "message") if wanted in (None, session) else None
+
+
+def _session(raw: Raw, wanted: str | None) -> str:
+    """Return the session's id: its tag, or what the entry's id begins with; time and hash are its last two parts."""
+    if "session_tag" in raw.fields:
+        return _text(raw, "session_tag")
+    entry = _text(raw, "entry_id")
+    return wanted if wanted and entry.startswith(f"{wanted}:") else entry.rsplit(":", 2)[0]
 
 
 def wants(_known: Known) -> Iterable[Want]:
@@ -40,23 +50,48 @@ def decode(known: Known) -> Iterator[Item]:
     found = [(_number(raw), raw.name, raw) for raw in known.keys.values() if raw]
     found.sort(key=lambda each: (each[0] or 0.0, each[1]))
     once = len({raw.fields.get("entry_id") for _, _, raw in found}) == len(found)
+    lost: list[Problem] = []
     for start in range(0, len(found), BLOCK):
         numbers, _, block = zip(*found[start : start + BLOCK], strict=True)
         run = _run(block, numbers) if once else None
-        yield from (run,) if run else map(_turn, block)
+        if run:
+            yield run
+        else:
+            lost += [Problem("corrupt", raw.name, says) for raw in block if (says := _lacks(raw))]
+            yield from (_turn(raw) for raw in block if "content" in raw.fields)
+    yield from lost[:_SAID]
+    if len(lost) > _SAID:
+        yield lost[_SAID]._replace(says=f"… and {len(lost) - _SAID:,} more messages like it")
 
 
 def _run(block: Sequence[Raw], numbers: Sequence[float | None]) -> Run | None:
-    """Return messages that are a role, a text and a time and nothing else; None where one of them is more."""
+    """Return messages that are a role, a text and a time and nothing else; None where one of them is more, or less."""
     fields = [raw.fields for raw in block]
-    if not all(map(_PLAIN.issuperset, fields)):
+    if any(each.keys() != FIELDS for each in fields) or None in numbers:
         return None
     try:
-        roles = [ROLES.get(each["role"].decode("utf-8", "replace"), "other") for each in fields]
-        texts = [each["content"].decode("utf-8", "replace") for each in fields]
-    except KeyError:
+        roles = [ROLES.get(each["role"].decode(), "other") for each in fields]
+        texts = [each["content"].decode() for each in fields]
+    except UnicodeDecodeError:
         return None
-    return None if "tool" in roles else Run(roles, texts, block[0].name, list(map(seconds, numbers)))
+    plain = "tool" not in roles and all(each["role"] for each in fields)
+    return Run(roles, texts, block[0].name, list(map(seconds, numbers))) if plain else None
+
+
+def _lacks(raw: Raw) -> str | None:
+    """Return what is wrong with a message's fields."""
+    if raw.unread:
+        return None
+    for field in ("role", "content", "entry_id", "session_tag", "timestamp"):
+        if field not in raw.fields:
+            return f"this message has no {field}" + (", and is not shown" if field == "content" else "")
+        try:
+            text = raw.fields[field].decode()
+        except UnicodeDecodeError as error:
+            return f"the {field} of this message is not valid UTF-8 at byte {error.start:,} of {len(error.object):,}"
+        if not text and field != "content":
+            return f"the {field} of this message is empty"
+    return None if _number(raw) is not None else "the timestamp of this message is no number: its place is unknown"
 
 
 def _turn(raw: Raw) -> Turn:
