@@ -13,20 +13,28 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from memkit.audit_cluster import (
+    IDLE_GRAIN_MS,
+    SURE_NATS,
+    Cluster,
+    best_cluster,
+    clusters,
+    longest,
+    plateau,
+    quantile,
+    start_of,
+    surprise,
+)
 from memkit.audit_expect import Expectation
 from memkit.audit_sample import KeyFacts
 from memkit.policy import MAX_TTL_MS
 
-IDLE_GRAIN_MS = 1_500
-"""The idle clock counts whole seconds at both ends."""
-SURE_NATS = 10.0
-"""Surprise, under "reads only", that makes a cluster: a chance of 1 in 20,000 that any of all windows has as many."""
 ENOUGH_SHORT = 5_000
+PAIRED = 600
 IDLE_RANGE_MS = 8_388_600_000
 """The idle clock has 24 bits of seconds; half of that is what RESTORE writes for idle times it cannot express."""
 UNIT_FACTORS = (60, 1_000, 60_000)
@@ -115,7 +123,7 @@ def ttl_seen(lives: Sequence[Life]) -> float | None:
     if len(lives) < 3:
         return None
     values = sorted(life.set for life in lives)
-    cluster = _best_cluster(values, spread_over=values[-1])
+    cluster = best_cluster(values, spread_over=values[-1])
     if cluster is None or cluster.count < 0.2 * len(values):
         return None
     members = [life for life in lives if cluster.low <= life.set <= cluster.high]
@@ -160,7 +168,7 @@ class Lives:
         """Return the case of lives over the TTL: what was set is at least what is seen."""
         if not self.long or len(self.long) < min(3, len(self.all)):
             return None
-        cluster = _longest(sorted(life.set for life in self.long))
+        cluster = longest(sorted(life.set for life in self.long))
         members = [life for life in self.long if cluster.low <= life.set <= cluster.high]
         ttl, jitter = _ttl_of(members, cluster, idle_known=self.server.idle_known)
         first = min(life.deadline for life in members) - cluster.low
@@ -183,8 +191,9 @@ class Lives:
     def _too_short(self) -> Case | None:
         if len(self.short) < 3:
             return None
-        for cluster in self._clusters():
-            case = self._judge(cluster)
+        found = self._clusters()
+        for cluster in found:
+            case = self._judge(cluster, found)
             if case:
                 return case
         return self._drained()
@@ -194,10 +203,10 @@ class Lives:
         # Keys written together and read together are one witness of a TTL with jitter, not many.
         some = self.short[:: len(self.short) // ENOUGH_SHORT + 1]
         apart = {(life.set // 4_000, life.deadline // 4_000): life.set for life in some}
-        found = _clusters(values, sorted(apart.values()), spread_over=self.floor)
-        return sorted(found, key=lambda one: -one.count)[:12]
+        found = clusters(values, sorted(apart.values()), spread_over=self.floor)
+        return sorted(found, key=lambda one: (one.wide, -one.count))[:12]
 
-    def _judge(self, cluster: Cluster) -> Case | None:
+    def _judge(self, cluster: Cluster, found: Sequence[Cluster]) -> Case | None:
         """Decide whether a cluster of short lives is a short TTL or can be sessions that were read."""
         members = [life for life in self.short if cluster.low <= life.set <= cluster.high]
         below = [life for life in self.short if life.set <= cluster.high]
@@ -205,6 +214,9 @@ class Lives:
         confidence, reason = self._evidence(cluster, members, others)
         if confidence is None:
             return None
+        sharp = _top_of(cluster, members, found)
+        if sharp is not cluster:
+            cluster, members = sharp, [life for life in members if sharp.low <= life.set <= sharp.high]
         return self._short_case(cluster, members, below, others, confidence, reason)
 
     def _evidence(
@@ -212,16 +224,23 @@ class Lives:
     ) -> tuple[Confidence | None, str]:
         if self._younger_than_the_server(members):
             return "proven", "they are younger than the server, which started empty: less was set than expected"
-        lefts = sorted(life.left for life in members)
-        varied = _quantile(lefts, 0.95) - _quantile(lefts, 0.05)
-        width = max(cluster.high - cluster.low, 2 * IDLE_GRAIN_MS)
-        if varied > (1.3 if cluster.wide else 2.5) * width and self.server.idle_known:
+        if self.server.idle_known and self._is_no_chance(cluster, members):
             return self._cancellation(cluster, members, others)
         reads = self.server.reads
         told = self.server.idle_known and self.server.born_ms is not None and reads is not None
         if told and (reads or 0) < len(members) / 2:
             return "proven", f"only {reads:,} values were read since the server started: reads do not explain them"
         return self._burst(cluster, members, others)
+
+    def _is_no_chance(self, cluster: Cluster, members: Sequence[Life]) -> bool:
+        """Whether reads that know nothing of the writes before them would not put so many keys here.
+
+        Every deadline is paired with every touch: what is written on a grid and read on a grid (each hour, each day,
+        all at once) has many pairs there, and a TTL has few, for deadline and touch are one moment there.
+        """
+        touches = [life.deadline - life.set for life in self.short]
+        usual = _paired([life.deadline for life in self.short], touches, cluster, self.floor) * len(self.short)
+        return len(members) > 1.7 * usual and surprise(len(members), usual) > SURE_NATS
 
     def _younger_than_the_server(self, members: Sequence[Life]) -> bool:
         """Whether the server is too young for these keys to be old ones that were read."""
@@ -237,8 +256,7 @@ class Lives:
         self, cluster: Cluster, members: Sequence[Life], others: Sequence[Life]
     ) -> tuple[Confidence | None, str]:
         reason = "deadline and idle clock differ from key to key, their difference is one TTL: reads cannot do that"
-        since = self._when(cluster, members, others)
-        one_change = since.bound == "lower bound" or not others
+        one_change = not others or self._when(members, others).bound == "lower bound"
         # People who come back at the same hour every day make a wide heap of reads; but not one that began when the
         # writes under the expected TTL ended, and none near the short end.
         if cluster.wide and not one_change and cluster.low > self.ttl / 10:
@@ -254,10 +272,13 @@ class Lives:
         self, cluster: Cluster, members: Sequence[Life], others: Sequence[Life]
     ) -> tuple[Confidence | None, str]:
         """Decide between keys written in one go and old ones of one go that were all read in one go."""
-        first, last = min(life.deadline for life in members), max(life.deadline for life in members)
-        margin = max(2 * IDLE_GRAIN_MS, (last - first) * 0.1)
-        beside = sum(first - margin <= life.deadline <= last + margin for life in self.right)
-        if beside >= 0.1 * len(members) or not self.server.idle_known:
+        if not self.server.idle_known or self._is_one_reading(members):
+            return None, ""
+        if self._is_unlike(cluster, members, others):
+            return "likely", "readers of the other sessions would not have met so many with such deadlines"
+        touches = sorted(life.deadline - life.set for life in members)
+        spread = cluster.wide and quantile(touches, 0.95) - quantile(touches, 0.05) > 0.05 * cluster.low
+        if spread or self._has_untouched(members):
             return None, ""
         if not others:
             all_alike = len(members) >= 0.8 * len(self.all) and not cluster.wide
@@ -267,6 +288,41 @@ class Lives:
         if len(members) * -math.log(share) < math.log(10_000):
             return None, ""
         return "likely", f"no untouched key has such a deadline, and at most {share:.0%} of the others were read"
+
+    def _is_one_reading(self, members: Sequence[Life]) -> bool:
+        """Whether these were touched at one moment, and most of what was touched then is none of them."""
+        written = [life.deadline - life.set for life in members]
+        first, last = min(written), max(written)
+        moment = sum(first - IDLE_GRAIN_MS <= life.deadline - life.set <= last + IDLE_GRAIN_MS for life in self.short)
+        return not _is_spread(written) and len(members) < 0.6 * moment
+
+    def _is_unlike(self, cluster: Cluster, members: Sequence[Life], others: Sequence[Life]) -> bool:
+        """Whether readers of sessions like the others would not have met so many with such deadlines.
+
+        Not for what was written in one go and touched in one go: one event, however many keys.
+        """
+        first = _onset(members)
+        written = [life.deadline - life.set for life in members]
+        if len(others) < 10 or not (_is_spread(written) or _is_spread([life.deadline for life in members])):
+            return False
+        renewed = sum(life.deadline - life.set > first + 2 * IDLE_GRAIN_MS for life in others if life.set >= self.floor)
+        if renewed > 0.15 * len(members):
+            return False
+        touches = [life.deadline - life.set for life in self.short if life.deadline - life.set >= first]
+        usual = _paired([life.deadline for life in others], touches, cluster, self.floor) * len(touches)
+        count = sum(one >= first for one in written)
+        return count > 1.7 * usual and surprise(count, usual) > SURE_NATS
+
+    def _has_untouched(self, members: Sequence[Life]) -> bool:
+        """Whether sessions of the expected TTL have these deadlines and were not touched since: more than by chance."""
+        deadlines = sorted(life.deadline for life in members)
+        first, last = deadlines[0], deadlines[-1]
+        margin = max(2 * IDLE_GRAIN_MS, (last - first) * 0.1)
+        right = [life.deadline for life in self.right]
+        beside = sum(first - margin <= one <= last + margin for one in right)
+        stretch = max(right, default=0) - min(right, default=0)
+        chance = (len(right) - beside) * (last - first + 2 * margin) / stretch if stretch else 0.0
+        return beside > 0 and (beside >= 0.1 * len(members) or surprise(beside, chance) > 3)
 
     def _read_share(self, others: Sequence[Life]) -> float:
         """Return which share of keys was read after the last write: judged by those old enough to tell, or exact."""
@@ -288,7 +344,7 @@ class Lives:
         top = lefts[count - 1]
         members = [life for life in self.short if life.left <= top]
         others = [life for life in self.all if top < life.left and life.set <= self.ceiling]
-        cluster = Cluster(_quantile(lefts[:count], 0.5), top, count, wide=True)
+        cluster = Cluster(quantile(lefts[:count], 0.5), top, count, wide=True)
         young = self._younger_than_the_server(members)
         if len(members) < count or not (others or young or self.server.expired >= count):
             return None
@@ -317,122 +373,63 @@ class Lives:
         reason: str,
     ) -> Case:
         ttl, jitter = _ttl_of(members, cluster, idle_known=True)
-        since = self._when(cluster, members, others)
-        first = round(min(life.deadline for life in members) - cluster.low)
+        since = self._when(members, others)
+        first = round(_onset(members))
         return Case("short", ttl, jitter, len(below), confidence, since, first, (reason,), cluster.high)
 
-    def _when(self, cluster: Cluster, members: Sequence[Life], others: Sequence[Life]) -> Since:
-        first = min(life.deadline for life in members) - cluster.low
-        return _since(self.last_write(others), first, slack=2_000 + 0.02 * cluster.high + cluster.high - cluster.low)
+    def _when(self, members: Sequence[Life], others: Sequence[Life]) -> Since:
+        """Return since when lives are short: after the last write of the former TTL, or no later than the first seen.
+
+        The former only where such writes have stopped since: a lucky pause of one of two kinds of writers is not that.
+        """
+        first = _onset(members)
+        upper = Since(math.ceil(first), "upper bound")
+        # Of a jittered new TTL some lives are over the cluster: only those that fit the former are surely of it.
+        right = [life for life in others if life.set >= self.floor]
+        old = right if len(right) >= 3 else others
+        last = self.last_write(old)
+        if last is None:
+            return upper
+        blur = _spacing([life.deadline for life in old]) if self._is_jittered(old) else 0.0
+        after = sum(life.deadline - life.set > last + blur for life in members)
+        stopped = after >= max(min(7, len(members)), 3, 0.8 * len(members))
+        return Since(last, "lower bound") if last + blur <= first + 2_000 and stopped else upper
+
+    def _is_jittered(self, old: Sequence[Life]) -> bool:
+        """Whether the expected TTL has jitter: a life over it was seen."""
+        return max(life.set for life in old) > self.ttl + 2 * IDLE_GRAIN_MS
 
     def last_write(self, old: Sequence[Life]) -> int | None:
         """Return a time that the last write under the expected TTL was no earlier than: the cliff in the deadlines."""
         if not old:
             return None
-        # Where no life was seen over the expected TTL, there is no jitter above it.
-        over = max(life.set for life in old) > self.ttl + 2 * IDLE_GRAIN_MS
+        over = self._is_jittered(old)
         top = max(self.ttl * (1 + self.jitter), *(life.set for life in old)) if over else self.ttl
         return round(max(life.deadline for life in old) - top)
 
 
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """Lives that agree on a TTL: within the idle clock's grain, or within a jitter (``wide``)."""
-
-    low: float
-    high: float
-    count: int
-    wide: bool
-
-
-def _clusters(values: Sequence[int], apart: Sequence[int], spread_over: float) -> list[Cluster]:
-    """Return clusters in sorted values that an even smear, or their neighbourhood's density, does not explain."""
-    narrow = _windows(values, spread_over, lambda low: low + 2 * IDLE_GRAIN_MS, at_least=3, wide=False)
-    wide = _windows(apart, spread_over, lambda low: low * 1.23 + 2 * IDLE_GRAIN_MS, at_least=8, wide=True)
-    kept = [one for one in wide if not any(_mostly(part, one) for part in narrow)]
-    return narrow + kept
+def _paired(deadlines: Sequence[int], touches: Sequence[int], cluster: Cluster, floor: float) -> float:
+    """Return which share of all pairs of a deadline and a touch that make a short life lies in a cluster."""
+    ends = deadlines[:: len(deadlines) // PAIRED + 1]
+    times = sorted(touches[:: len(touches) // PAIRED + 1])
+    low, high = cluster.low - IDLE_GRAIN_MS, cluster.high + IDLE_GRAIN_MS
+    inside = between = 0
+    for end in ends:
+        between += bisect_left(times, end) - bisect_right(times, end - floor)
+        inside += bisect_right(times, end - low) - bisect_left(times, end - high)
+    return inside / max(between, 1)
 
 
-def _mostly(part: Cluster, whole: Cluster) -> bool:
-    return part.low >= whole.low - 1 and part.high <= whole.high + 1 and part.count >= 0.4 * whole.count
+def _is_spread(times: Sequence[int]) -> bool:
+    ordered = sorted(times)
+    return quantile(ordered, 0.95) - quantile(ordered, 0.05) > 30_000
 
 
-def _windows(
-    values: Sequence[int], spread_over: float, end_of: Callable[[float], float], *, at_least: int, wide: bool
-) -> list[Cluster]:
-    found: list[Cluster] = []
-    for low in _starts(values, wide=wide):
-        high = end_of(low)
-        first, last = bisect_left(values, low), bisect_right(values, high)
-        count = last - first
-        if count < at_least:
-            continue
-        around = _around(values, low, high, spread_over, wide=wide)
-        # Reads smear a TTL downwards only, so its upper edge is sharp. Near the grain, that is all there is to see.
-        by_edge = wide or low < 20 * IDLE_GRAIN_MS
-        usual = max(around.below, around.overall) if by_edge else max(around)
-        surprise = count * math.log(count / usual) - (count - usual)
-        enough = SURE_NATS + math.log(max(spread_over / (high - low), 1))
-        stands_out = count > 1.7 * usual and count > 5 * around.above if by_edge else count > 4 * usual
-        if stands_out and surprise > enough:
-            found.append(Cluster(values[first], values[last - 1], count, wide))
-    return _best_of_overlapping(found)
-
-
-def _starts(values: Sequence[int], *, wide: bool) -> list[float]:
-    """Return where windows begin: each busy second, or steps of 3 %."""
-    if wide:
-        return sorted({1.03 ** int(math.log(value) / math.log(1.03)) for value in values if value > 1})
-    seconds = Counter(value // 500 for value in values)
-    return sorted(
-        500.0 * second for second, count in seconds.items() if count + seconds[second + 1] + seconds[second + 2] >= 2
-    )
-
-
-class _Around(NamedTuple):
-    """How many values a window would have by the density below it, above it, and overall."""
-
-    below: float
-    above: float
-    overall: float
-
-
-def _around(values: Sequence[int], low: float, high: float, spread_over: float, *, wide: bool) -> _Around:
-    width = high - low
-    reach = width if wide else 3 * width
-    first = max(low - reach, 0)
-    below = (bisect_left(values, low) - bisect_left(values, first)) / max(low - first, width)
-    above = (bisect_right(values, high + reach) - bisect_right(values, high)) / reach
-    return _Around(below * width, above * width, len(values) / max(spread_over, width) * width)
-
-
-def _best_of_overlapping(found: Sequence[Cluster]) -> list[Cluster]:
-    best: list[Cluster] = []
-    for one in sorted(found, key=lambda cluster: -cluster.count):
-        if all(one.high < other.low or one.low > other.high for other in best):
-            best.append(one)
-    return best
-
-
-def _longest(values: Sequence[int]) -> Cluster:
-    """Return where the most of sorted long lives agree: to the grain, where a good part does, else to a jitter."""
-    grain = _densest(values, 1.0, 2 * IDLE_GRAIN_MS)
-    # From 40 keys of a TTL of 10 % jitter, 6 of 810 are more than 2 % off; by the fullest window 24 (simulated).
-    spread = _densest(values, 1.222, 2 * IDLE_GRAIN_MS, nearly=0.95)
-    return grain if grain.count >= max(3, 0.2 * len(values)) or len(values) < 3 else replace(spread, wide=True)
-
-
-def _densest(values: Sequence[int], ratio: float, more_ms: float, *, nearly: float = 1.0) -> Cluster:
-    """Return the window with the most values; of those with nearly as many the highest, for reads only lower lives."""
-    windows = [(bisect_right(values, low * ratio + more_ms) - first, first) for first, low in enumerate(values)]
-    most, _ = max(windows)
-    first, count = max((first, count) for count, first in windows if count >= nearly * most)
-    return Cluster(values[first], values[first + count - 1], count, wide=False)
-
-
-def _best_cluster(values: Sequence[int], spread_over: float) -> Cluster | None:
-    found = _clusters(values, values, spread_over)
-    return max(found, key=lambda one: one.count, default=None)
+def _top_of(cluster: Cluster, members: Sequence[Life], found: Sequence[Cluster]) -> Cluster:
+    """Return the sharp cluster at the upper edge of a wide one, where there is one: reads smear a TTL downwards."""
+    inside = (one for one in found if not one.wide and cluster.low <= one.low and one.high <= cluster.high)
+    tops = (one for one in inside if sum(life.set > one.high for life in members) <= 0.05 * len(members))
+    return max(tops, key=lambda one: one.high, default=cluster) if cluster.wide else cluster
 
 
 def _ttl_of(members: Sequence[Life], cluster: Cluster, *, idle_known: bool) -> tuple[float, float]:
@@ -440,22 +437,12 @@ def _ttl_of(members: Sequence[Life], cluster: Cluster, *, idle_known: bool) -> t
     values = sorted(life.set for life in members)
     if not idle_known:
         return rounded(values[-1]), 0.0
-    middle = _quantile(values, 0.5)
+    middle = quantile(values, 0.5)
     if not cluster.wide:
         return _sharpened(members, middle), 0.0
-    low, high = _crowded(values)
+    low, high = plateau(values)
     center = (low + high) / 2
     return center, (high - low) / 2 / center
-
-
-def _crowded(values: Sequence[int]) -> tuple[float, float]:
-    """Return where sorted values stand densely, without the thin smear of reads before and after."""
-    bins = max(3, min(16, len(values) // 4))
-    width = (values[-1] - values[0]) / bins or 1.0
-    counts = Counter(min(int((value - values[0]) / width), bins - 1) for value in values)
-    dense = [index for index, count in counts.items() if count >= 0.45 * len(values) / bins]
-    inside = [value for value in values if min(dense) <= min(int((value - values[0]) / width), bins - 1) <= max(dense)]
-    return float(inside[0]), float(inside[-1])
 
 
 def _sharpened(members: Sequence[Life], middle: float) -> float:
@@ -467,6 +454,18 @@ def _sharpened(members: Sequence[Life], middle: float) -> float:
     # Both ends of the idle clock err in one direction where the server is busy: 301 s is nobody's TTL, five minutes is.
     minutes = float(round(near / 60_000) * 60_000)
     return minutes if minutes and abs(near - minutes) <= min(IDLE_GRAIN_MS, 0.004 * near) else near
+
+
+def _onset(members: Sequence[Life]) -> float:
+    """Return when the first of these was written, without a few that were read before: those are old ones by chance."""
+    touches = sorted(life.deadline - life.set for life in members)
+    return start_of(touches) if len(touches) >= 8 else float(touches[0])
+
+
+def _spacing(deadlines: Sequence[int]) -> float:
+    """Return how far beyond the latest deadline one more could have been: three times what lies between the last."""
+    last = sorted(deadlines)[-11:]
+    return 3 * (last[-1] - last[0]) / max(len(last) - 1, 1)
 
 
 def _since(last_former_ms: int | None, first_new_ms: float, *, slack: float) -> Since:
@@ -490,7 +489,3 @@ def _edge(lefts: Sequence[int], ttl: int) -> int:
         if top < ttl / 2 and after > 1.5 * top and crowded and filled:
             return count
     return 0
-
-
-def _quantile(values: Sequence[float], share: float) -> float:
-    return values[min(int(share * len(values)), len(values) - 1)]

@@ -1,0 +1,202 @@
+"""Where lives agree: windows that hold more of them than a smear of reads puts there, and their edges. Pure, no I/O."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+IDLE_GRAIN_MS = 1_500
+"""The idle clock counts whole seconds at both ends."""
+SURE_NATS = 10.0
+"""Surprise, under "reads only", that makes a cluster: a chance of 1 in 20,000 that any of all windows has as many."""
+EDGES = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Lives that agree on a TTL: within the idle clock's grain, or within a jitter (``wide``).
+
+    ``usual``: how many of them the smear around would have put there.
+    """
+
+    low: float
+    high: float
+    count: int
+    wide: bool
+    usual: float = 0.0
+
+
+def surprise(count: int, usual: float) -> float:
+    """Return by how many nats a count is more than a Poisson's of this mean; 0 where it is not more."""
+    usual = max(usual, 1e-9)
+    return count * math.log(count / usual) - (count - usual) if count > usual else 0.0
+
+
+def clusters(values: Sequence[int], apart: Sequence[int], spread_over: float) -> list[Cluster]:
+    """Return clusters in sorted values that an even smear, or their neighbourhood's density, does not explain.
+
+    ``apart``: the values with those written and read together counted once; only these can show a jitter.
+    """
+    narrow = _windows(values, spread_over, lambda low: low + 2 * IDLE_GRAIN_MS, at_least=3, wide=False)
+    wide = _windows(apart, spread_over, lambda low: low * 1.23 + 2 * IDLE_GRAIN_MS, at_least=8, wide=True)
+    kept = [one for one in wide if not any(_mostly(part, one) for part in narrow)]
+    return narrow + kept
+
+
+def _mostly(part: Cluster, whole: Cluster) -> bool:
+    """Whether a narrow cluster is what a wide one is made of; reads only lower lives, so its upper edge may be all."""
+    if part.low < whole.low - 1 or part.high > whole.high + 1:
+        return False
+    return part.count >= 0.4 * whole.count
+
+
+def _windows(
+    values: Sequence[int], spread_over: float, end_of: Callable[[float], float], *, at_least: int, wide: bool
+) -> list[Cluster]:
+    found: list[Cluster] = []
+    full = []
+    for low in _starts(values, wide=wide):
+        high = end_of(low)
+        first, last = bisect_left(values, low), bisect_right(values, high)
+        if last - first >= at_least:
+            full.append((last - first, low, high))
+    peers = [] if wide else _apart(full)
+    for count, low, high in full:
+        first, last = bisect_left(values, low), bisect_right(values, high)
+        others = [other for other, at, end in peers if end < 0.8 * low or high < at]
+        peer = sum(others[:4]) / 4 if len(others) >= 4 else 0.0
+        around = _around(values, low, high, spread_over, wide=wide)
+        # Reads smear a TTL downwards only, so what is below a sharp edge may be its own; a jitter has no sharp edge.
+        usual = (
+            max(around.below, around.overall) if wide and high >= spread_over / 2 else max(around.above, around.overall)
+        )
+        enough = SURE_NATS + math.log(max(spread_over / (high - low), 1))
+        # Many come back soon, and then fewer: reads alone make more lives the nearer to the TTL.
+        steep = 1.2 if wide and high < spread_over / 2 else 1.7
+        stands_out = count > steep * around.below and count > (5 * around.above if wide else 4 * usual)
+        sharp = wide or surprise(count, around.below) > 5
+        if stands_out and sharp and surprise(count, usual) > enough and surprise(count, peer) > SURE_NATS:
+            found.append(Cluster(values[first], values[last - 1], count, wide, usual))
+    return _best_of_overlapping(found)
+
+
+def _starts(values: Sequence[int], *, wide: bool) -> list[float]:
+    """Return where windows begin: each busy second, or steps of 3 %."""
+    if wide:
+        return sorted({1.03 ** int(math.log(value) / math.log(1.03)) for value in values if value > 1})
+    seconds = Counter(value // 500 for value in values)
+    return sorted(
+        500.0 * second for second, count in seconds.items() if count + seconds[second + 1] + seconds[second + 2] >= 2
+    )
+
+
+class _Around(NamedTuple):
+    """How many values a window would have by the density below it, above it, and overall."""
+
+    below: float
+    above: float
+    overall: float
+
+
+def _around(values: Sequence[int], low: float, high: float, spread_over: float, *, wide: bool) -> _Around:
+    width = high - low
+    reach = width if wide else 3 * width
+    first = max(low - reach, 0)
+    below = (bisect_left(values, low) - bisect_left(values, first)) / max(low - first, width)
+    above = (bisect_right(values, high + reach) - bisect_right(values, high)) / reach
+    return _Around(below * width, above * width, len(values) / max(spread_over, width) * width)
+
+
+def _apart(full: Sequence[tuple[int, float, float]]) -> list[tuple[int, float, float]]:
+    """Return the fullest windows that do not overlap, forty at most: writes and reads on a grid have many alike."""
+    best: list[tuple[int, float, float]] = []
+    for one in sorted(full, reverse=True):
+        if len(best) < 40 and all(one[2] < low or high < one[1] for _, low, high in best):
+            best.append(one)
+    return best
+
+
+def _best_of_overlapping(found: Sequence[Cluster]) -> list[Cluster]:
+    best: list[Cluster] = []
+    for one in sorted(found, key=lambda cluster: -cluster.count):
+        if all(one.high < other.low or one.low > other.high for other in best):
+            best.append(one)
+    return best
+
+
+def longest(values: Sequence[int]) -> Cluster:
+    """Return where the most of sorted long lives agree: to the grain, where a good part does, else to a jitter."""
+    grain = _densest(values, 1.0, 2 * IDLE_GRAIN_MS)
+    # From 40 keys of a TTL of 10 % jitter, 6 of 810 are more than 2 % off; by the fullest window 24 (simulated).
+    spread = _densest(values, 1.222, 2 * IDLE_GRAIN_MS, nearly=0.95)
+    return grain if grain.count >= max(3, 0.2 * len(values)) or len(values) < 3 else replace(spread, wide=True)
+
+
+def _densest(values: Sequence[int], ratio: float, more_ms: float, *, nearly: float = 1.0) -> Cluster:
+    """Return the window with the most values; of those with nearly as many the highest, for reads only lower lives."""
+    windows = [(bisect_right(values, low * ratio + more_ms) - first, first) for first, low in enumerate(values)]
+    most, _ = max(windows)
+    first, count = max((first, count) for count, first in windows if count >= nearly * most)
+    return Cluster(values[first], values[first + count - 1], count, wide=False)
+
+
+def best_cluster(values: Sequence[int], spread_over: float) -> Cluster | None:
+    """Return the fullest cluster of sorted values, if there is one."""
+    found = clusters(values, values, spread_over)
+    return max(found, key=lambda one: one.count, default=None)
+
+
+def plateau(values: Sequence[int]) -> tuple[float, float]:
+    """Return where sorted values stand evenly and densest, without the thinner smear of reads before and after.
+
+    The likeliest two edges between three even densities; at most 60 places are tried for each.
+    """
+    step = max(len(values) // EDGES, 1)
+    places = sorted({*range(0, len(values), step), len(values) - 1})
+    least = max((values[-1] - values[0]) / 10, 1.0)
+    best = (-math.inf, 0, len(values) - 1)
+    for first in places:
+        for last in reversed(places):
+            if values[last] - values[first] < least:
+                break
+            likely = _likelihood(values, first, last)
+            best = max(best, (likely, first, last))
+    return float(values[best[1]]), float(values[best[2]])
+
+
+def start_of(values: Sequence[int]) -> float:
+    """Return where sorted values begin to stand densely, without the few that are scattered before."""
+    step = max(len(values) // EDGES, 1)
+    whole = _fit(len(values), values[-1] - values[0])
+    best = (whole + 2 * math.log(len(values)), 0)
+    for first in range(step, len(values) - 2, step):
+        before = _fit(first, values[first] - values[0])
+        since = _fit(len(values) - first, values[-1] - values[first])
+        if (len(values) - first) * (values[first] - values[0]) > first * (values[-1] - values[first]):
+            best = max(best, (before + since, first))
+    return float(values[best[1]])
+
+
+def _fit(count: int, width: float) -> float:
+    """Return the log likelihood of so many values spread evenly over a width."""
+    return count * math.log(count / max(width, 2 * IDLE_GRAIN_MS)) if count else 0.0
+
+
+def _likelihood(values: Sequence[int], first: int, last: int) -> float:
+    """Return the log likelihood of three even densities with these edges, less what edges by chance would gain."""
+    pieces = (
+        (first, values[first] - values[0]),
+        (last - first + 1, values[last] - values[first]),
+        (len(values) - 1 - last, values[-1] - values[last]),
+    )
+    edges = (first > 0) + (last < len(values) - 1)
+    return sum(_fit(count, width) for count, width in pieces) - 1.5 * edges * math.log(len(values))
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """Return the value at a share of sorted values."""
+    return values[min(int(share * len(values)), len(values) - 1)]
