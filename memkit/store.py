@@ -74,6 +74,9 @@ P = ParamSpec("P")
 Argument = bytes | str | int
 REMEMBERED_SESSIONS: Final = 4096
 """Of how many sessions a store remembers what it last saw, to search only what is newer when it appends."""
+READS_AGAIN: Final = 5
+"""How often a read is repeated that others wrote in between; what comes then is answered with the shorter life."""
+SAME_MOMENT_MS: Final = 10
 OWN_ID: Final = ord(".")
 REFUSAL: Final = ord("!")
 BORN: Final = re.compile(rb'"born":"([\w-]+)",', re.ASCII)
@@ -109,13 +112,18 @@ def script(name: str) -> Script:
     return Script(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
+def _whole(_: list[Any]) -> bool:
+    return False
+
+
 # Tuples, since one is made by every call: a frozen dataclass takes three times as long.
 class Read(NamedTuple, Generic[T]):
-    """Plain commands sent together, and what their replies mean."""
+    """Plain commands sent together, and what their replies mean; whether others wrote in between: then read again."""
 
     key: str
     commands: tuple[tuple[Argument, ...], ...]
     decode: Callable[[list[Any]], T]
+    torn: Callable[[list[Any]], bool] = _whole
 
 
 class Write(NamedTuple, Generic[T]):
@@ -125,6 +133,19 @@ class Write(NamedTuple, Generic[T]):
     script: Script
     arguments: tuple[Argument, ...]
     decode: Callable[[bytes], T]
+
+
+class Renewed(NamedTuple):
+    """Whose life was renewed, and the seconds it then had left; None: it never expires."""
+
+    born: str
+    ttl: float | None
+
+
+def _renewed(session: Session, renewed: Renewed | None) -> Session:
+    """Return a session with the life it has since it was read, unless that is another session's of the same id."""
+    same = renewed and isinstance(session.version, Version) and renewed.born == session.version.born
+    return replace(session, ttl=renewed.ttl) if renewed and same else session
 
 
 class Operations:
@@ -155,13 +176,14 @@ class Operations:
 
         def decode(replies: list[Any]) -> list[Message] | None:
             head, elements = replies[0], replies[-1]
-            if not elements:
+            # Each of the two says that there was no such session at its moment.
+            if not elements or head is None:
                 return None
             if start == 0 or is_header(elements[0]):
                 self._saw(session_id, _state(elements, key))
                 messages = decode_messages(elements[1:], key)
             else:
-                decode_header(head or b"", key)
+                decode_header(head, key)
                 messages = decode_messages(elements, key, first=start)
             return messages if last is None else messages[len(messages) - min(last, len(messages)) :]
 
@@ -171,19 +193,21 @@ class Operations:
     def get(self, session_id: str) -> Read[tuple[Session, bool] | None]:
         """Read the session, and whether vectors were stored with it.
 
-        PTTL first: a session that expires in between is gone, never a session without a deadline.
+        PTTL on both sides: only when they agree is it known whose life it is.
         """
         key = self.key(session_id)
 
         def decode(replies: list[Any]) -> tuple[Session, bool] | None:
-            left_ms, elements = replies
-            if left_ms == -2 or not elements:
+            before_ms, elements, after_ms = replies
+            if -2 in (before_ms, after_ms) or not elements:
                 return None
-            found = decode_session(session_id, key, elements, None if left_ms == -1 else left_ms / 1000)
+            left_ms = min((left for left in (before_ms, after_ms) if left >= 0), default=None)
+            found = decode_session(session_id, key, elements, None if left_ms is None else left_ms / 1000)
             self._saw(session_id, _state(elements, key))
             return found
 
-        return Read(key, (("PTTL", key.encode()), ("LRANGE", encoded(key), 0, -1)), decode)
+        left = ("PTTL", encoded(key))
+        return Read(key, (left, ("LRANGE", encoded(key), 0, -1), left), decode, _torn)
 
     def vectors_lost(self, session: Session) -> Read[Session]:
         """Whether the vectors that were stored with a session are gone."""
@@ -202,7 +226,7 @@ class Operations:
             decode_header(head, key)
             return None if left_ms == -1 else left_ms / 1000
 
-        return Read(key, (("PTTL", key.encode()), ("LINDEX", encoded(key), 0)), decode)
+        return Read(key, (("PTTL", encoded(key)), ("LINDEX", encoded(key), 0)), decode)
 
     def append(self, session_id: str, messages: tuple[Message, ...], *, create: bool) -> Write[int]:
         """Add what is not among the last 1,024 messages."""
@@ -235,15 +259,16 @@ class Operations:
         key = self.key(session_id)
         return self._write("put_vectors", session_id, key, _for(key, encode_vectors, array))
 
-    def touch(self, session_id: str) -> Write[bool]:
+    def touch(self, session_id: str) -> Write[Renewed | None]:
         """Renew the deadline alone."""
         write = self._write("touch", session_id, self.key(session_id))
 
-        def decode(reply: bytes) -> bool:
+        def decode(reply: bytes) -> Renewed | None:
             if reply[0] == REFUSAL:
-                return False
-            self._version(session_id, write.key, reply)
-            return True
+                return None
+            left_ms, _, version = reply.partition(b" ")
+            born = self._version(session_id, write.key, version).born
+            return Renewed(born, None if left_ms == b"-1" else int(left_ms) / 1000)
 
         return Write(write.key, write.script, write.arguments, decode)
 
@@ -354,6 +379,11 @@ def _same_slot(key: bytes) -> bytes:
     start = crc_hqx(key + b"\0vectors", 0)
     suffix = next(n for n in count() if crc_hqx(b"%d" % n, start) % 16384 == slot)
     return b"%b\0vectors%d" % (key, suffix)
+
+
+def _torn(replies: list[Any]) -> bool:
+    """Whether the life left is another one after a read than before it: renewed, shortened or begun anew meanwhile."""
+    return bool(abs(replies[0] - replies[-1]) > SAME_MOMENT_MS)
 
 
 def _state(elements: list[bytes], key: str) -> bytes:
@@ -525,9 +555,9 @@ class MemoryStore:
         found = self._read(self._operations.get(session_id))
         if found is None:
             return None
-        if self.policy.refresh_on_read:
-            self.touch(session_id)
         session, vectors = found
+        if self.policy.refresh_on_read:
+            session = _renewed(session, self._write(self._operations.touch(session_id)))
         if vectors:
             session = self._read(self._operations.vectors_lost(session))
         return session
@@ -556,7 +586,7 @@ class MemoryStore:
 
     def touch(self, session_id: str) -> bool:
         """Renew a sliding deadline; return whether there is such a session."""
-        return self._write(self._operations.touch(session_id))
+        return self._write(self._operations.touch(session_id)) is not None
 
     def ttl(self, session_id: str) -> float | None:
         """Return the seconds it has left, None when it never expires. Raises SessionNotFound."""
@@ -575,18 +605,24 @@ class MemoryStore:
                 yield session_id
 
     def _read(self, operation: Read[T]) -> T:
+        replies = self._replies(operation)
+        for _ in range(READS_AGAIN):
+            if not operation.torn(replies):
+                break
+            replies = self._replies(operation)
+        return operation.decode(replies)
+
+    def _replies(self, operation: Read[T]) -> list[Any]:
         try:
             if len(operation.commands) == 1:
-                replies = [self._client.execute_command(*operation.commands[0], **RAW)]
-            else:
-                with self._client.pipeline(transaction=False) as pipe:
-                    for command in operation.commands:
-                        pipe.execute_command(*command, **RAW)
-                    replies = pipe.execute()
+                return [self._client.execute_command(*operation.commands[0], **RAW)]
+            with self._client.pipeline(transaction=False) as pipe:
+                for command in operation.commands:
+                    pipe.execute_command(*command, **RAW)
+                return list(pipe.execute())
         except redis.RedisError as error:
             _explain(error, operation.key, self._client)
             raise
-        return operation.decode(replies)
 
     def _write(self, operation: Write[T]) -> T:
         call = (1, encoded(operation.key), *operation.arguments)
@@ -658,9 +694,9 @@ class AsyncMemoryStore:
         found = await self._read(self._operations.get(session_id))
         if found is None:
             return None
-        if self.policy.refresh_on_read:
-            await self.touch(session_id)
         session, vectors = found
+        if self.policy.refresh_on_read:
+            session = _renewed(session, await self._write(self._operations.touch(session_id)))
         if vectors:
             session = await self._read(self._operations.vectors_lost(session))
         return session
@@ -686,7 +722,7 @@ class AsyncMemoryStore:
 
     async def touch(self, session_id: str) -> bool:
         """See MemoryStore.touch."""
-        return await self._write(self._operations.touch(session_id))
+        return await self._write(self._operations.touch(session_id)) is not None
 
     async def ttl(self, session_id: str) -> float | None:
         """See MemoryStore.ttl."""
@@ -705,18 +741,24 @@ class AsyncMemoryStore:
                 yield session_id
 
     async def _read(self, operation: Read[T]) -> T:
+        replies = await self._replies(operation)
+        for _ in range(READS_AGAIN):
+            if not operation.torn(replies):
+                break
+            replies = await self._replies(operation)
+        return operation.decode(replies)
+
+    async def _replies(self, operation: Read[T]) -> list[Any]:
         try:
             if len(operation.commands) == 1:
-                replies = [await self._client.execute_command(*operation.commands[0], **RAW)]
-            else:
-                async with self._client.pipeline(transaction=False) as pipe:
-                    for command in operation.commands:
-                        pipe.execute_command(*command, **RAW)
-                    replies = await pipe.execute()
+                return [await self._client.execute_command(*operation.commands[0], **RAW)]
+            async with self._client.pipeline(transaction=False) as pipe:
+                for command in operation.commands:
+                    pipe.execute_command(*command, **RAW)
+                return list(await pipe.execute())
         except redis.RedisError as error:
             _explain(error, operation.key, self._client)
             raise
-        return operation.decode(replies)
 
     async def _write(self, operation: Write[T]) -> T:
         call = (1, encoded(operation.key), *operation.arguments)

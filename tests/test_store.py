@@ -684,6 +684,125 @@ def test_another_application_s_key_where_vectors_belong_is_left_alone(store: Mem
     assert store.get_vectors("a") is None
 
 
+# Reads that others write in between
+
+
+def halting(server: RedisServer, word: bytes, between: Callable[[], object], times: int = 1) -> redis.Redis:
+    """Return a client on a slow network: in front of a command, ``between`` happens when all before it is done."""
+    left = [times]
+
+    class Halting(redis.UnixDomainSocketConnection):
+        def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+            whole = command if isinstance(command, bytes) else b"".join(command)
+            at = whole.rfind(b"*", 0, max(0, whole.rfind(word)))
+            if at <= 0 or not left[0]:
+                super().send_packed_command(command, check_health)
+                return
+            left[0] -= 1
+            super().send_packed_command([whole[:at]], check_health)
+            assert self.can_read(timeout=5)
+            between()
+            super().send_packed_command([whole[at:]], check_health)
+
+    return redis.Redis(connection_pool=redis.ConnectionPool(connection_class=Halting, path=server.socket_path))
+
+
+def born_anew(client: redis.Redis, ttl: Any, *contents: str) -> None:
+    policed(client, ttl).delete("a")
+    for content in contents:
+        policed(client, ttl).append("a", {"content": content})
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("last", [1, 2, 3])
+def test_the_last_of_a_session_begun_meanwhile_are_its_last_or_none(
+    server: RedisServer, client: redis.Redis, count: int, last: int
+) -> None:
+    contents = [str(n) for n in range(count)]
+    with halting(server, b"LRANGE", lambda: born_anew(client, "7d", *contents)) as slow:
+        found = policed(slow, "7d").load("a", last=last)
+        assert found in (None, [{"content": content} for content in contents][-last:])
+        assert policed(slow, "7d").load("a", last=last) == [{"content": content} for content in contents][-last:]
+
+
+@pytest.mark.parametrize("word", [b"LRANGE", b"PTTL"])
+@pytest.mark.parametrize(("first", "then"), [("7d", "5m"), ("5m", "7d"), (None, "7d"), ("7d", None)])
+def test_the_life_that_is_told_is_the_session_s_that_is_told(
+    server: RedisServer, client: redis.Redis, first: Any, then: Any, word: bytes
+) -> None:
+    born_anew(client, first, "old")
+    with halting(server, word, lambda: born_anew(client, then, "new")) as slow:
+        found = policed(slow, "7d").get("a")
+    assert found is not None
+    assert found.messages == [{"content": "new"}]
+    assert found.policy == ExpiryPolicy.of(then)
+    assert (found.ttl is None) == (then is None)
+    assert not found.ttl or abs(found.ttl * 1000 - left_ms(client)) < 1_000
+
+
+@pytest.mark.parametrize("word", [b"LRANGE", b"PTTL"])
+def test_a_session_begun_or_deleted_meanwhile_is_whole_or_none(
+    server: RedisServer, client: redis.Redis, word: bytes
+) -> None:
+    with halting(server, word, lambda: born_anew(client, "5m", "new")) as slow:
+        found = policed(slow, "7d").get("a")
+    assert found is None or (found.messages, found.policy) == ([{"content": "new"}], ExpiryPolicy.sliding("5m"))
+    with halting(server, word, lambda: client.delete("session:a")) as slow:
+        assert policed(slow, "7d").get("a") is None
+
+
+def test_a_read_that_is_disturbed_for_ever_ends_with_the_shorter_life(server: RedisServer, client: redis.Redis) -> None:
+    lives = iter(range(1, 1_000))
+    between = lambda: born_anew(client, timedelta(days=next(lives)), "new")  # noqa: E731
+    born_anew(client, 60, "old")
+    with halting(server, b"LRANGE", between, times=1_000) as slow:
+        found = policed(slow, "7d").get("a")
+    assert found is not None
+    assert found.ttl is not None
+    assert found.ttl * 1000 < left_ms(client)
+    assert next(lives) < 10
+
+
+def test_what_a_read_renews_is_told_as_renewed(client: redis.Redis, server: RedisServer) -> None:
+    store = policed(client, ExpiryPolicy.sliding("7d", refresh_on_read=True))
+    store.append("a", HI)
+    server.clock.shift("6d")
+    found = store.get("a")
+    assert found is not None
+    assert found.ttl is not None
+    assert abs(found.ttl * 1000 - left_ms(client)) < 1_000
+    assert found.ttl > WEEK_S - 10
+
+
+def test_what_never_expires_is_renewed_too(client: redis.Redis) -> None:
+    policed(client, None).append("a", HI)
+    assert policed(client, None).touch("a") is True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PolicyShortenedWarning)
+        found = policed(client, ExpiryPolicy.sliding("7d", refresh_on_read=True)).get("a")
+    assert found is not None
+    assert found.ttl is None
+
+
+def test_what_a_read_renewed_is_not_told_of_a_session_begun_anew(client: redis.Redis, server: RedisServer) -> None:
+    reads = ExpiryPolicy.sliding("7d", refresh_on_read=True)
+    policed(client, reads).append("a", HI)
+    server.clock.shift("6d")
+    store = policed(client, reads)
+    renew = store._operations.touch
+
+    def renew_another(session_id: str) -> Any:
+        born_anew(client, reads, "new")
+        return renew(session_id)
+
+    store._operations.touch = renew_another  # type: ignore[method-assign]
+    found = store.get("a")
+    assert found is not None
+    assert found.messages == [HI]
+    assert found.ttl is not None
+    assert found.ttl < 86_400 + 10
+
+
 # Ids, prefixes and clients
 
 STRANGE = [

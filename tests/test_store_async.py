@@ -238,3 +238,43 @@ async def attempts(client: redis.asyncio.Redis) -> int:
     with pytest.raises(redis.ConnectionError):
         await client.ping()
     return sent
+
+
+async def test_a_life_that_changes_while_it_is_read_is_read_again(server: RedisServer) -> None:
+    with server.client() as other:
+        store, halted = MemoryStore(other, prefix="session:", ttl="5m"), []
+
+        class Halting(redis.asyncio.UnixDomainSocketConnection):
+            async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+                whole = command if isinstance(command, bytes) else b"".join(command)
+                at = whole.rfind(b"*", 0, max(0, whole.rfind(b"LRANGE")))
+                if at <= 0 or halted:
+                    await super().send_packed_command(command, check_health)
+                    return
+                halted.append(at)
+                await super().send_packed_command([whole[:at]], check_health)
+                while not other.info("commandstats").get("cmdstat_pttl", {}).get("calls"):
+                    await asyncio.sleep(0)
+                store.delete("a")
+                store.append("a", HELLO)
+                await super().send_packed_command([whole[at:]], check_health)
+
+        MemoryStore(other, prefix="session:", ttl="7d").append("a", HI)
+        other.config_resetstat()
+        pool = redis.asyncio.ConnectionPool(connection_class=Halting, path=server.socket_path)
+        async with redis.asyncio.Redis.from_pool(pool) as slow:
+            found = await AsyncMemoryStore(slow, prefix="session:", ttl="7d").get("a")
+        assert halted
+        assert found is not None
+        assert (found.messages, found.policy) == ([HELLO], ExpiryPolicy.sliding("5m"))
+        assert 290 < (found.ttl or 0) <= 300
+
+
+async def test_what_a_read_renews_is_told_as_renewed(client: redis.asyncio.Redis, server: RedisServer) -> None:
+    policy = ExpiryPolicy.sliding("7d", refresh_on_read=True)
+    store = AsyncMemoryStore(client, prefix="session:", ttl=policy)
+    await store.append("a", HI)
+    server.clock.shift("6d")
+    found = await store.get("a")
+    assert found is not None
+    assert 604_700 < (found.ttl or 0) <= 604_800
