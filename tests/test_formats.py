@@ -42,6 +42,10 @@ IDS = [
     "x" * 200,
     ":",
     "a::b",
+    "checkpoint:1",
+    "checkpoint_latest:1",
+    "write_registry:x",
+    "cp:1",
 ]
 
 
@@ -144,6 +148,19 @@ def test_ids_are_opaque(name: str, session: str) -> None:
     items = list(formats.decode(known))
     assert plainly(turns(items)) == capture.capture(name)["expected"]
     assert problems(items) == []
+
+
+@pytest.mark.parametrize(
+    "session", ["checkpoint:1", "write_keys_zset:1", "write_registry:x", "checkpoint_write:a:b", "lg:cp:1"]
+)
+@pytest.mark.parametrize("name", [name for name in CAPTURES if name.startswith("langgraph")])
+def test_a_thread_that_is_called_like_a_key_is_told_by_any_of_its_keys(name: str, session: str) -> None:
+    own = [raw for raw in raws_of(name, session) if raw.name not in ("lg:seq", "lg:threads")]
+    for wanted in (session, None):
+        hits = [formats.recognise(raw, wanted) for raw in own]
+        assert {(hit and hit.session, hit and hit.prefix) for hit in hits} == {
+            (session, "lg:" if "plain" in name else "")
+        }
 
 
 @pytest.mark.parametrize("name", CAPTURES)

@@ -14,6 +14,8 @@ from memkit.formats.model import DOCUMENT_KINDS, Item, Known, Note, Problem, Raw
 from memkit.formats.shapes import TYPES, missing, missing_content
 
 KNOWN_VERSION = 4
+REDIS_KINDS = ("checkpoint", "checkpoint_write", "checkpoint_latest", "write_keys_zset", "write_registry")
+"""The kinds of keys of langgraph-checkpoint-redis' full saver and of its shallow one."""
 _SAID = 5
 
 
@@ -26,7 +28,10 @@ class Pieces(NamedTuple):
 
 
 def name_parts(name: str, kinds: tuple[str, ...]) -> Pieces | None:
-    """Return the pieces of a key's name, or None when it is of none of these kinds."""
+    """Return the pieces of a key's name, or None when it is of none of these kinds.
+
+    The first word that is a kind is the key's: a thread may be called ``checkpoint:1``.
+    """
     found = _kinds(kinds).match(name)
     return Pieces(found[1], found[2], found[3]) if found else None
 
@@ -34,7 +39,7 @@ def name_parts(name: str, kinds: tuple[str, ...]) -> Pieces | None:
 @cache
 def _kinds(kinds: tuple[str, ...]) -> re.Pattern[str]:
     # A prefix ends with one of these marks, so that "checkpoint" is not found inside "my_checkpoint".
-    return re.compile(rf"((?:.*?[:/|{{}}.])?)({'|'.join(sorted(kinds, key=len, reverse=True))}):(.*)", re.DOTALL)
+    return re.compile(rf"((?:.*?[:/|{{}}.])??)({'|'.join(sorted(kinds, key=len, reverse=True))}):(.*)", re.DOTALL)
 
 
 # A subgraph's namespace: ``node:task``, several joined by ``|``; the task is a UUID.

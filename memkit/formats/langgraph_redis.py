@@ -13,6 +13,7 @@ from typing import Any
 
 from memkit.formats.documents import misshapen, peek, read
 from memkit.formats.langgraph import (
+    REDIS_KINDS,
     message_items,
     missing_channels,
     missing_parents,
@@ -38,8 +39,8 @@ def names(session: str) -> Iterable[str]:
 
 def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     """Claim checkpoints and writes by their fields, pointers and lists by their names."""
-    pieces = name_parts(raw.name, tuple(_PARTS))
-    if pieces is None:
+    pieces = name_parts(raw.name, REDIS_KINDS)
+    if pieces is None or pieces.kind not in _PARTS:
         return None
     document = peek(raw) if pieces.kind in ("checkpoint", "checkpoint_write") else {}
     thread = document.get("thread_id") if isinstance(document.get("thread_id"), str) else None
@@ -52,7 +53,7 @@ def recognise(raw: Raw, wanted: str | None) -> Hit | None:
 
 
 def _kind(name: str) -> str:
-    pieces = name_parts(name, tuple(_PARTS))
+    pieces = name_parts(name, REDIS_KINDS)
     return pieces.kind if pieces else ""
 
 
@@ -61,7 +62,7 @@ def wants(known: Known) -> Iterable[Want]:
     hit = known.hit
     yield Want(f"{hit.prefix}checkpoint_latest:{hit.session}:{ROOT}", "pointer", kind="string")
     for name, raw in known.keys.items():
-        pieces = name_parts(name, tuple(_PARTS))
+        pieces = name_parts(name, REDIS_KINDS)
         if raw is None or pieces is None:
             continue
         if pieces.kind == "checkpoint_latest":

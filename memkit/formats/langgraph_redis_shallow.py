@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from memkit.formats.documents import misshapen, peek, read
 from memkit.formats.langgraph import (
+    REDIS_KINDS,
     message_items,
     missing_channels,
     name_parts,
@@ -23,7 +24,6 @@ STORE = "langgraph-redis-shallow"
 SCANNED = True
 KINDS = (*DOCUMENT_KINDS, "zset")
 ROOT = "__empty__"
-_KINDS = ("checkpoint", "checkpoint_write", "write_registry")
 _END = ":shallow"
 
 
@@ -37,7 +37,7 @@ def recognise(raw: Raw, wanted: str | None) -> Hit | None:
 
     A write looks the same in the full saver; it is found through the list.
     """
-    pieces = name_parts(raw.name, _KINDS)
+    pieces = name_parts(raw.name, REDIS_KINDS)
     if pieces is None:
         return None
     if pieces.kind == "write_registry" and pieces.rest.endswith(_END) and raw.kind == "zset":
@@ -84,7 +84,7 @@ def decode(known: Known) -> Iterator[Item]:
 
 
 def _is_write(name: str) -> bool:
-    pieces = name_parts(name, _KINDS)
+    pieces = name_parts(name, REDIS_KINDS)
     return pieces is not None and pieces.kind == "checkpoint_write"
 
 
