@@ -30,6 +30,7 @@ from hashlib import sha1
 from importlib.resources import files
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 import redis
 from redis.client import NEVER_DECODE
@@ -69,6 +70,9 @@ if TYPE_CHECKING:
     import redis.asyncio
     import redis.asyncio.cluster
 
+Warned = tuple[str, ExpiryPolicy, ExpiryPolicy]
+_warned_of: WeakKeyDictionary[object, set[Warned]] = WeakKeyDictionary()
+"""What each client's stores have warned of: an application may make a store for every request."""
 T = TypeVar("T")
 P = ParamSpec("P")
 Argument = bytes | str | int
@@ -151,13 +155,13 @@ def _renewed(session: Session, renewed: Renewed | None) -> Session:
 class Operations:
     """What a store does, without I/O: each method returns a Read or a Write for a face to send."""
 
-    def __init__(self, prefix: str, policy: ExpiryPolicy, *, shorten: bool) -> None:
+    def __init__(self, prefix: str, policy: ExpiryPolicy, *, shorten: bool, warned: set[Warned]) -> None:
         self.prefix = prefix
         self.policy = policy
         self._policy = f"{'!' if shorten else ''}{policy_text(policy)}".encode()
         # Threads share these without a lock: each step is atomic, and a lock could be held for ever in a forked child.
         self._seen: OrderedDict[str, bytes] = OrderedDict()
-        self._warned: set[tuple[ExpiryPolicy, ExpiryPolicy]] = set()
+        self._warned = warned
 
     def key(self, session_id: str) -> str:
         """Return the session's key. Raises PolicyError for an id that is no key."""
@@ -339,9 +343,10 @@ class Operations:
             self._seen.popitem(last=False)
 
     def _warn(self, key: str, written: ExpiryPolicy) -> None:
-        if (written, self.policy) in self._warned:
+        warning = (self.prefix, written, self.policy)
+        if warning in self._warned:
             return
-        self._warned.add((written, self.policy))
+        self._warned.add(warning)
         warnings.warn(
             f"{key!r} was written under a longer policy ({written}) than this store's ({self.policy}); its deadline "
             "was kept. Sessions made from now on live shorter: if that is not meant, change ttl= back; if it is, "
@@ -482,7 +487,11 @@ def _operations(client: object, prefix: str, ttl: Duration | ExpiryPolicy | None
     sandbox = getattr(client, "_test_prefix", "")
     nested = prefix if prefix.startswith(sandbox) else sandbox + prefix
     encoded(nested)
-    return Operations(nested, ExpiryPolicy.of(ttl), shorten=shorten)
+    try:
+        warned = _warned_of.setdefault(client, set())
+    except TypeError:  # a wrapper that has no hash or no weak references
+        warned = set()
+    return Operations(nested, ExpiryPolicy.of(ttl), shorten=shorten, warned=warned)
 
 
 class MemoryStore:
@@ -491,7 +500,8 @@ class MemoryStore:
     ``client``: a redis-py client, standalone, sentinel or cluster; its pool, retries and decoding are the caller's.
     ``prefix``: in front of every session id, as given. ``ttl``: seconds, ``"7d"``, a timedelta (sliding: renewed by
     every write), an ExpiryPolicy, or None (never expires). ``shorten``: let a shorter policy shorten the life of living
-    sessions; otherwise their longer deadline is kept, with a PolicyShortenedWarning.
+    sessions; otherwise their longer deadline is kept, with a PolicyShortenedWarning (one for each client, prefix
+    and pair of policies).
 
     Raises PolicyError for a ttl, prefix, session id or version that cannot be meant; EncodeError for what cannot be
     stored exactly; DecodeError for a foreign, damaged or newer key; what Redis raises passes through. When a call

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -503,6 +505,52 @@ def test_a_write_under_a_shorter_policy_keeps_the_longer_life_and_warns(
     found = store.get("a")
     assert found is not None
     assert found.policy == ExpiryPolicy.sliding("7d")
+
+
+def test_an_application_that_makes_a_store_for_every_request_is_told_once(
+    client: redis.Redis, server: RedisServer
+) -> None:
+    for session_id in "abc":
+        policed(client, "7d").append(session_id, HI)
+    MemoryStore(client, prefix="other:", ttl="7d").append("a", HI)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for session_id in "abc":
+            policed(client, 300).append(session_id, HI)
+        assert len(seen) == 1
+        policed(client, 200).append("a", HI)
+        assert len(seen) == 2
+        MemoryStore(client, prefix="other:", ttl=300).append("a", HI)
+        assert len(seen) == 3
+        with server.client() as another:
+            policed(another, 300).append("a", HI)
+        assert len(seen) == 4
+
+
+def test_a_client_is_not_kept_by_what_its_stores_warned_of() -> None:
+    client = redis.Redis()
+    gone = weakref.finalize(client, lambda: None)
+    policed(client, 300)
+    del client
+    gc.collect()
+    assert not gone.alive
+
+
+def test_a_client_without_weak_references_or_hash_will_do(client: redis.Redis) -> None:
+    class Wrapper:
+        __slots__ = ("_client",)
+        __hash__ = None  # type: ignore[assignment]
+
+        def __init__(self) -> None:
+            self._client = client
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._client, name)
+
+    wrapped: Any = Wrapper()
+    policed(wrapped, "7d").append("a", HI)
+    with pytest.warns(PolicyShortenedWarning):
+        policed(wrapped, 300).append("a", HI)
 
 
 def test_near_its_end_a_longer_life_is_still_renewed_by_the_shorter_policy(
