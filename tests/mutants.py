@@ -1003,6 +1003,28 @@ class ReadErrorIsEmpty(ListScript):
             return []
 
 
+class ReadErrorIsTheLastCopy(ListScript):
+    """What cannot be read is shown as it was read last, by this handle; another worker has written since."""
+
+    found_by = "read_denied"
+    copy: Any = None
+
+    def read(self) -> Messages:
+        try:
+            self.copy = super().read()
+        except RedisError:
+            if self.copy is None:
+                raise
+        return list(self.copy)
+
+
+class OfflineIsTheLastCopy(ReadErrorIsTheLastCopy):
+    """The same, told by a broken connection."""
+
+    found_by = "connection_lost"
+    options: ClassVar[dict[str, object]] = {"retry": None}
+
+
 class ReadErrorLeavesOut(Right):
     """A hash of texts beside a list of roles; texts that cannot be read are empty."""
 
@@ -1072,6 +1094,50 @@ class ClearErrorSwallowed(ListScript):
     def clear(self) -> None:
         with contextlib.suppress(RedisError):
             super().clear()
+
+
+class ClearsWhenOnline(ListScript):
+    """A clear() that does not reach the server is logged, and done for the user."""
+
+    found_by = "connection_lost"
+
+    def clear(self) -> None:
+        with contextlib.suppress(redis.ConnectionError, redis.TimeoutError):
+            super().clear()
+
+
+class TwoTrips(Right):
+    """Roles in one list, texts in another, a command each: a crash between them shifts every role after it."""
+
+    found_by = "crash_in_append"
+    options: ClassVar[dict[str, object]] = {"retry": None}
+
+    @property
+    def keys(self) -> tuple[str, str]:
+        return self.key + "|roles", self.key + "|texts"
+
+    def append(self, role: str, text: str) -> None:
+        for key, value in zip(self.keys, (role, text), strict=True):
+            with self.r.pipeline() as pipe:
+                pipe.rpush(key, value)
+                if self.ttl_ms:
+                    pipe.pexpire(key, self.ttl_ms, nx=True)
+                    pipe.pexpire(key, self.ttl_ms, gt=True)
+                pipe.execute()
+
+    def read(self) -> Messages:
+        with self.r.pipeline() as pipe:
+            roles, texts = pipe.lrange(self.keys[0], 0, -1).lrange(self.keys[1], 0, -1).execute()
+        return [(role.decode(), text.decode()) for role, text in zip(roles, texts, strict=False)]
+
+    def clear(self) -> None:
+        self.r.delete(*self.keys)
+
+
+class TwoTripsApart(TwoTrips):
+    """The same, told by a request that is lost."""
+
+    found_by = "lost_reply"
 
 
 class Retries(NoTtl):

@@ -130,6 +130,7 @@ def restart(bench: Bench) -> str:
         for number in range(6):
             (talk, twin)[number % 2].say(role=("user", "assistant")[number // 2 % 2])
         talk.expect("before the restart", by=talk.handle)
+        talk.say_elsewhere()
         other.server.kill()
         new = Talk(other, ttl_s=WEEK_S)
         reading = Waiting(lambda: messages_of(talk.handle))

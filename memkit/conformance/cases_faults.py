@@ -22,8 +22,11 @@ from memkit.conformance.talk import Talk, difference
 EXPIRE_FAMILY = ("expire", "pexpire", "expireat", "pexpireat", "hexpire", "hpexpire", "hexpireat", "hpexpireat")
 RAISE = "Let the error out of the store; the application can then say so, retry or stop."
 MOST_ROUND_TRIPS = 40
+MOST_LOST_CLEARS = 8
 PAUSE_S = 0.1
 PATIENCE_S = 4.0
+LOCKS_END_AFTER_S = 60.0
+DOWN_FOR_S = 0.3
 QUICK_LOSSES: tuple[Loss, ...] = ("reply", "request", "reply twice")
 
 
@@ -41,12 +44,12 @@ def _expect_right_or_raised(talk: Talk, handle: Handle, when: str) -> None:
         raise Forgot(f"{when}: read() did not raise; {difference(talk.said, read)}")
 
 
-def _expect_after(talk: Talk, text: str, error: Exception | None, when: str) -> None:
+def _expect_after(talk: Talk, text: str, error: Exception | None, when: str, role: str = "user") -> None:
     """The fault is over: what was acknowledged is there once; what raised is there once or not."""
     if error is None:
         talk.expect(f"{when}, append said that it stored the message")
     else:
-        talk.expect_either(when, text, error)
+        talk.expect_either(when, text, error, role)
 
 
 def _begun(bench: Bench, messages: int = 2, ttl_s: float | None = TTL_S) -> Talk:
@@ -96,6 +99,7 @@ def read_denied(bench: Bench) -> None:
     talk = _begun(bench, 4)
     needed = bench.commands_of(lambda: (messages_of(talk.handle), bench.read(talk.id)))
     for rules in (("@read",), ("@read", "@scripting"), *_each(needed)):
+        talk.say_elsewhere()
         with _denied_if_known(bench, rules):
             _expect_right_or_raised(talk, talk.handle, f"{' and '.join(rules)} denied, read by the open handle")
             handle = _opened(talk)
@@ -217,10 +221,10 @@ def _lose(bench: Bench, loss: Loss, nth: int) -> None:
         for _ in range(2):
             talk.say(by=handle)
         proxy.lose(loss, nth)
-        error = talk.tried("said while the network fails", by=handle)
+        error = talk.tried("said while the network fails", "assistant", by=handle)
         proxy.lose(None)
         when = f"the {loss} of round trip {nth} of an append was lost"
-        _expect_after(talk, "said while the network fails", error, when)
+        _expect_after(talk, "said while the network fails", error, when, "assistant")
         if error:
             talk.said = bench.read(talk.id)
         later = talk.tried("said afterwards", by=handle)
@@ -233,6 +237,7 @@ def _late_read(bench: Bench) -> None:
     with Proxy(_port(bench)) as proxy:
         handle = bench.open(talk.id, url=proxy.url(bench.url))
         messages_of(handle)
+        talk.say_elsewhere()
         proxy.lose("late reply")
         _expect_right_or_raised(talk, handle, "the reply to a read did not come for some seconds")
 
@@ -243,7 +248,7 @@ def _late_read(bench: Bench) -> None:
     fix="Do everything an append does in one MULTI or script.",
 )
 def crash_in_append(bench: Bench) -> None:
-    """When the process is killed in the middle of an append, the session is readable and every key has its TTL."""
+    """When the process is killed in the middle of an append, the session goes on as it was, every key with its TTL."""
     if not works_when_forked(bench):
         raise NotAsked("the store does not answer in a forked process, which is what is killed here")
     belongings = Belongings(bench)
@@ -254,7 +259,7 @@ def crash_in_append(bench: Bench) -> None:
 
 
 def _open_and_append(bench: Bench, url: str, talk: Talk, text: str) -> None:
-    bench.adapter.open(url, talk.id, bench.ttl(talk.ttl_s)).append("user", text)
+    bench.adapter.open(url, talk.id, bench.ttl(talk.ttl_s)).append(talk.role("tool"), text)
 
 
 def _crash(bench: Bench, belongings: Belongings, talk: Talk, nth: int) -> bool:
@@ -270,9 +275,22 @@ def _crash(bench: Bench, belongings: Belongings, talk: Talk, nth: int) -> bool:
         child.kill()
     when = f"killed before round trip {nth} of opening and appending to {'a living' if talk.said else 'a new'} session"
     if crashed:
-        _expect_after(talk, text, InterruptedError("killed"), when)
+        _expect_after(talk, text, InterruptedError("killed"), when, "tool")
         belongings.expect_mortal(when)
+        _goes_on(talk, when)
     return crashed
+
+
+def _goes_on(talk: Talk, when: str) -> None:
+    talk.said = talk.bench.read(talk.id)
+    # A lock that the dead process held is waited for by the clock, not by us.
+    talk.bench.move_to(talk.bench.now_s() + LOCKS_END_AFTER_S)
+    for role in ("user", "assistant"):
+        text = f"said by the {role} afterwards"
+        error = talk.tried(text, role, by=talk.reopened())
+        _expect_after(talk, text, error, f"{when}; one more append ({role})", role)
+        talk.said = talk.bench.read(talk.id)
+    talk.bench.move_to(talk.bench.now_s() - LOCKS_END_AFTER_S)
 
 
 @case(
@@ -280,8 +298,9 @@ def _crash(bench: Bench, belongings: Belongings, talk: Talk, nth: int) -> bool:
     fix="Reconnect and ask again, or raise; a write is only sent again with an id, so that nothing is stored twice.",
 )
 def connection_lost(bench: Bench) -> None:
-    """When the connection has been closed, or breaks during a read, the store is right or raises."""
+    """When the connection has been closed, or breaks during a read or a clear(), the store is right or raises."""
     reader, writer = _begun(bench, 5), _begun(bench)
+    reader.say_elsewhere()
     bench.control.execute_command("CLIENT", "KILL", "USER", "default")
     _expect_right_or_raised(reader, reader.handle, "an idle connection was closed by the server")
     bench.control.execute_command("CLIENT", "KILL", "USER", "default")
@@ -291,11 +310,39 @@ def connection_lost(bench: Bench) -> None:
         for nth in range(1, MOST_ROUND_TRIPS):
             handle = bench.open(reader.id, url=proxy.url(bench.url))
             messages_of(handle)
+            reader.say_elsewhere()
             proxy.lose("reply", nth)
             _expect_right_or_raised(reader, handle, f"the connection broke in round trip {nth} of a read")
             if not proxy.lost.is_set():
                 break
             proxy.lose(None)
+    _lost_clears(bench)
+
+
+def _lost_clears(bench: Bench) -> None:
+    talk = _begun(bench, 3)
+    with Proxy(_port(bench)) as proxy:
+        handle = bench.open(talk.id, url=proxy.url(bench.url))
+        messages_of(handle)
+        proxy.lose(None)
+        handle.clear()
+        trips = min(proxy.requests, MOST_LOST_CLEARS)
+    losses: tuple[Loss, ...] = ("request", "reply")
+    works = [partial(_lost_clear, bench, loss, nth) for loss in losses for nth in range(1, trips + 1)]
+    together([*works, partial(_lost_clear, bench, "every request", 1)] if trips else [])
+
+
+def _lost_clear(bench: Bench, loss: Loss, nth: int) -> None:
+    talk = _begun(bench, 3)
+    with Proxy(_port(bench)) as proxy:
+        handle = bench.open(talk.id, url=proxy.url(bench.url))
+        messages_of(handle)
+        proxy.lose(loss, nth)
+        clearing = Waiting(handle.clear)
+        clearing.result(within_s=DOWN_FOR_S)
+        proxy.lose(None)
+        if not isinstance(clearing.result(within_s=PATIENCE_S), Exception):
+            talk.expect_gone(f"{loss} {nth} of a clear() was lost on the network, clear() did not raise")
 
 
 @case(

@@ -9,10 +9,10 @@ import threading
 from types import TracebackType
 from typing import Literal, Self
 
-Loss = Literal["request", "reply", "reply twice", "late reply", "hold"]
+Loss = Literal["request", "reply", "reply twice", "late reply", "hold", "every request"]
 """``request``: it never arrives; ``reply``: it was carried out, and nobody hears; ``reply twice``: the same request's
 retry too; ``late reply``: nobody hears for LATE_S, then the connection breaks; ``hold``: the request stays in the
-proxy, for the client to be killed meanwhile."""
+proxy, for the client to be killed meanwhile; ``every request``: the network is down."""
 LATE_S = 2.5
 """Longer than the timeouts that clients are given in small examples (1 or 2 s)."""
 
@@ -92,7 +92,7 @@ class Proxy:
     def _fate(self, request: bytes) -> Loss | None:
         with self._lock:
             self.requests += 1
-            if self._loss and self.requests == self._nth:
+            if self._loss == "every request" or (self._loss and self.requests == self._nth):
                 self._again = request if self._loss == "reply twice" else b""
                 self.lost.set()
                 return self._loss

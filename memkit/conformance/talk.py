@@ -61,16 +61,22 @@ class Talk:
         """Return a role as the store has it: where it has fewer, the first of its own stands in."""
         return role if role in self.bench.roles else self.bench.roles[0]
 
+    def say_elsewhere(self) -> None:
+        """Append by a client of its own: what another has read before is out of date."""
+        handle = self.reopened()
+        self.say(by=handle)
+        self.bench.close(handle)
+
     def append_only(self) -> None:
         """Append a message as fast as can be: nothing else is asked of the server."""
         text = f"message {len(self.said) + 1} of {self.id}"
         self.handle.append("user", text)
         self.said.append(("user", text))
 
-    def tried(self, text: str, *, by: Handle | None = None) -> Exception | None:
+    def tried(self, text: str, role: str = "user", *, by: Handle | None = None) -> Exception | None:
         """Append under a fault; return what the store raised, or None when it said that the message is stored."""
         try:
-            self.say(text, by=by)
+            self.say(text, role, by=by)
         except Exception as error:  # noqa: BLE001  # under a fault a store may raise what it likes
             return error
         return None
@@ -87,11 +93,11 @@ class Talk:
         except Exception as error:  # noqa: BLE001  # no case reads so while a fault lasts
             raise Forgot(f"{when}: read() raises {one_line(error)}") from None
 
-    def expect_either(self, when: str, maybe: str, error: Exception) -> None:
+    def expect_either(self, when: str, maybe: str, error: Exception, role: str = "user") -> None:
         """As expect, for an append that raised: the message may be there, once, at the end, or not at all."""
         when = f"{when} (append raised {one_line(error)})"
         read = self._read(when, None)
-        if read not in (self.said, [*self.said, ("user", maybe)]):
+        if read not in (self.said, [*self.said, (self.role(role), maybe)]):
             raise Forgot(f"{when}: {difference(self.said, read)}")
 
     def expect_gone(self, when: str, *, by: Handle | None = None) -> None:
