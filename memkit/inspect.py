@@ -27,6 +27,7 @@ from memkit.formats.model import (
     is_uuid,
     to_bytes,
     to_name,
+    unquoted,
 )
 from memkit.formats.safe import printable
 from memkit.reading import Loaded, Reader, reading
@@ -48,6 +49,8 @@ T = TypeVar("T")
 Group = tuple[str, str, str]
 _WORDS = re.compile(r"([:|/{}\0]+)")
 _MADE = re.compile(r"[:|/{}\0]*|[0-9]{1,6}", re.ASCII)
+_COMMAND_WORD = re.compile(r'"[^"]*"|<[^>]*>|\S+')
+_COMMAND_WORDS = ("SET", "ZADD", "EX", "KEEPTTL")
 _GLOB = re.compile(r"[*?\[\]^\\]")
 
 
@@ -60,8 +63,10 @@ def inspect_session(url_or_client: Any, session_id: str | bytes, *, reveal: bool
     sessions (its ``keys`` are the ones to choose from; a full key always works).
     """
     wanted = to_name(session_id) if isinstance(session_id, bytes) else session_id
-    if not isinstance(wanted, str) or not wanted:
+    if not isinstance(wanted, str):
         raise PolicyError(f"a session id or key is non-empty text, not {type(session_id).__name__}")
+    if not wanted:
+        raise PolicyError("a session id or key is non-empty text, got an empty one")
     try:
         to_bytes(wanted)
     except UnicodeEncodeError:
@@ -275,7 +280,9 @@ def _report(reader: Reader, found: _Found, *, reveal: bool) -> SessionReport:
         session=mask(found.hit.session),
         messages=Messages(veil),
         keys=tuple(_key_report(name, each, found, reveal=reveal) for name, each in loaded.items()),
-        problems=tuple(problem._replace(key=mask(problem.key)) for problem in problems),
+        problems=tuple(
+            problem._replace(key=mask(problem.key), repair=_masked_repair(problem.repair, mask)) for problem in problems
+        ),
         notes=(*found.notes, *notes, *_reading_notes(reader)),
         revealed=reveal,
     )
@@ -301,6 +308,20 @@ def _mask(names: Iterable[str], wanted: str) -> Callable[[str], str]:
         )
 
     return masked
+
+
+def _masked_repair(repair: str, mask: Callable[[str], str]) -> str:
+    """Return a command whose names are masked as keys are; then it cannot be pasted, and says where it can be had."""
+
+    def shown(found: re.Match[str]) -> str:
+        word = found[0]
+        if word in _COMMAND_WORDS or word[0] == "<":
+            return word
+        name = unquoted(word)
+        return word if mask(name) == name else mask(name)
+
+    masked = _COMMAND_WORD.sub(shown, repair)
+    return masked if masked == repair else f"{masked} (names in it are hidden; --reveal, or reveal=True, prints them)"
 
 
 def _decoded(known: Known, veil: Veil) -> tuple[list[Problem], list[str], Meant | None]:

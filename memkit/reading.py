@@ -13,6 +13,7 @@ from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 import redis
+import redis.asyncio
 from redis.cluster import RedisCluster
 
 from memkit.connect import connect
@@ -441,6 +442,8 @@ def _reader(client: Any) -> Reader:
     if isinstance(client, RedisCluster):
         nodes = {node.name: _dedicated(client.get_redis_connection(node)) for node in client.get_primaries()}
         return Reader(nodes, lambda key: str(client.get_node_from_key(key).name), prefix)
+    if isinstance(client, redis.asyncio.Redis | redis.asyncio.RedisCluster):
+        raise PolicyError("this client is asynchronous; a Redis URL or a synchronous redis.Redis client is expected")
     if not isinstance(client, redis.Redis):
         raise PolicyError(f"a Redis URL or a redis.Redis client is expected, not {type(client).__name__}")
     return Reader({"": _dedicated(client)}, lambda _key: "", prefix)

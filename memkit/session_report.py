@@ -233,11 +233,11 @@ class SessionReport:
         return json.dumps(self.to_dict(), indent=2)
 
     def to_frame(self, table: str = "messages") -> pd.DataFrame:
-        """Return one table (``messages``, ``keys`` or ``problems``) as a data frame."""
+        """Return one table (``messages``, ``keys`` or ``problems``) as a data frame; no terminal acts on its texts."""
         import pandas as pd
 
         titles, rows = self._tables()[table]
-        return pd.DataFrame(list(rows), columns=[title for title, _ in titles])
+        return pd.DataFrame([list(map(_harmless, row)) for row in rows], columns=[title for title, _ in titles])
 
     def to_text(self) -> str:
         """Return the report as plain text that no terminal acts on; at most 200 rows a table, JSON has all."""
@@ -326,6 +326,13 @@ def _cell(value: Any, revealed: bool) -> str:
         return "–"
     limit = SHOWN_CHARS if revealed else _CELL_CHARS
     return printable(value, limit) if isinstance(value, str) else f"{value:,}"
+
+
+def _harmless(value: Any) -> Any:
+    """Return a text whole, but what a terminal might act on written out, save line breaks; other values as they are."""
+    if not isinstance(value, str):
+        return value
+    return "\n".join(printable(line, len(line)) for line in value.split("\n"))
 
 
 def _limited(rows: Iterable[Sequence[Any]]) -> list[Sequence[Any]]:

@@ -25,7 +25,22 @@ from memkit import formats
 from memkit.formats import agent_framework_redis, bounded, capture, chat, guess, msgpack, safe, unknown
 from memkit.formats.bounded import parse
 from memkit.formats.dialogue import Dialogue
-from memkit.formats.model import Hit, Item, Known, Meant, Note, Problem, Raw, Run, Tool, Turn, quoted, to_bytes, to_name
+from memkit.formats.model import (
+    Hit,
+    Item,
+    Known,
+    Meant,
+    Note,
+    Problem,
+    Raw,
+    Run,
+    Tool,
+    Turn,
+    quoted,
+    to_bytes,
+    to_name,
+    unquoted,
+)
 
 CAPTURES = capture.names()
 IDS = [
@@ -742,6 +757,13 @@ def chat_json() -> bytes:
         (b"d41d8cd98f00b204e9800998ecf8427e", "text"),
         (b"\x83\xa4role\xa4user\xa7content\xa2hi\xa1n\x05", "msgpack"),
         (pickle.dumps({"role": "user"}), "pickle"),
+        (pickle.dumps({"role": "user", "content": ["hi", 7]}, protocol=0), "pickle"),
+        (pickle.dumps(["hi", 7.5], protocol=1), "pickle"),
+        (pickle.dumps("hi", protocol=0), "pickle"),
+        (base64.b64encode(pickle.dumps({"role": "user"}, protocol=0)), "base64 > pickle"),
+        (b"(see above).", "text"),
+        (b"I am here.", "text"),
+        (b"Very well.\nYes.", "text"),
         (b"\x08\x96\x01\x12\x07testing", "protobuf?"),
         (struct.pack("<4f", 0.1, -0.2, 0.3, 7e9), "binary"),
         (bz2.compress(b"a"), "binary"),
@@ -765,8 +787,9 @@ class Bomb:
         return (Path.touch, (self.trace,))
 
 
-def test_a_pickle_is_disassembled_and_never_loaded(tmp_path: Path) -> None:
-    raw = Raw("k", "string", data=pickle.dumps(Bomb(tmp_path / "ran")), total=9)
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_is_disassembled_and_never_loaded(tmp_path: Path, protocol: int) -> None:
+    raw = Raw("k", "string", data=pickle.dumps(Bomb(tmp_path / "ran"), protocol), total=9)
     items = survive(Known(Hit("unknown", "k", "", "unknown"), {"k": raw}))
     assert [problem.cause for problem in problems(items)] == ["encoded"]
     assert any("of them call code" in item.says for item in items if isinstance(item, Note))
@@ -1025,6 +1048,12 @@ def test_whatever_is_shown_is_one_line_without_controls(text: str) -> None:
 def test_a_long_text_is_cut_and_says_so() -> None:
     assert safe.printable("x" * 10_000_000) == "x" * 2_000 + "… (10,000,000 characters)"
     assert safe.escaped('<script>"&') == "&lt;script&gt;&quot;&amp;"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=30))
+def test_a_name_that_was_quoted_is_had_back(name: bytes) -> None:
+    assert unquoted(quoted(to_name(name))) == to_name(name)
 
 
 def test_width_counts_columns() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import redis
+import redis.asyncio
 from servers import every_server, start
 from topology import Cluster, cluster, watched
 
@@ -248,6 +249,18 @@ def test_what_is_not_there_is_not_found(client: redis.Redis) -> None:
 def test_what_cannot_be_an_id_is_refused(client: redis.Redis, session: Any) -> None:
     with pytest.raises(PolicyError):
         inspect_session(client, session)
+
+
+def test_an_empty_id_is_refused_in_so_many_words(client: redis.Redis) -> None:
+    for session in ("", b""):
+        with pytest.raises(PolicyError, match="a session id or key is non-empty text, got an empty one"):
+            inspect_session(client, session)
+
+
+def test_an_asynchronous_client_is_refused_in_so_many_words(server: RedisServer) -> None:
+    client = redis.asyncio.Redis(unix_socket_path=server.socket_path)
+    with pytest.raises(PolicyError, match=r"this client is asynchronous; a Redis URL or a synchronous redis\.Redis"):
+        inspect_session(client, "sess-A")
 
 
 def test_what_is_no_client_is_refused() -> None:

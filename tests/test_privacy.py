@@ -88,6 +88,7 @@ def planted(client: redis.Redis, name: str) -> str:
 def everything_shown(report: SessionReport) -> Iterator[str]:
     yield from (report.to_json(), report.to_text(), report._repr_html_(), repr(report), str(report))
     yield from (repr(report.messages), repr(report.keys), repr(report.problems), repr(report.notes))
+    yield from (problem.repair for problem in report.problems)
     yield from (report.to_frame(table).to_csv() for table in ("messages", "keys", "problems"))
     yield repr(report.to_dict())
 
@@ -110,7 +111,11 @@ def harmless(report: SessionReport) -> None:
     tags.feed(report._repr_html_())
     assert tags.seen <= {"div", "p", "strong", "code", "table", "caption", "thead", "tbody", "tr", "th", "td", "pre"}
     assert tags.attributes <= {"class", "scope", "style"}
-    for shown in (report.to_text(), report.to_json(), report._repr_html_(), repr(report)):
+    frames = [report.to_frame(table) for table in ("messages", "keys", "problems")]
+    cells = [cell for frame in frames for column in frame for cell in frame[column] if isinstance(cell, str)]
+    # A frame keeps line breaks, which pandas writes out.
+    broken = [line for cell in cells for line in cell.split("\n")]
+    for shown in (report.to_text(), report.to_json(), report._repr_html_(), repr(report), *broken):
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", shown)
         shown.encode()
 
@@ -252,3 +257,48 @@ def test_a_session_id_that_only_the_payload_tells_is_not_shown(client: redis.Red
             client.set(entry["key"], entry["value"].replace('"sess-A"', f'"{SECRET}"'))
         for shown in everything_shown(inspect_session(client, entry["key"])):
             assert SECRET not in shown
+
+
+@pytest.mark.parametrize("thread", [SECRET, f"a b {SECRET}", f"{SECRET}:1"])
+def test_a_thread_that_only_the_payload_tells_is_not_shown_in_a_repair(client: redis.Redis, thread: str) -> None:
+    load_capture(client, "langgraph-redis", json_as_text=True)
+    key = max(name for name in client.keys("checkpoint:*"))
+    client.set(key, (client.get(key) or "").replace('"sess-A"', json.dumps(thread)), keepttl=True)
+    report = inspect_session(client, key)
+    for shown in everything_shown(report):
+        assert SECRET not in shown
+    (repair,) = [problem.repair for problem in report.problems if problem.repair]
+    assert repair.startswith("SET checkpoint_latest:")
+    assert repair.endswith(
+        f" {key} EX <the checkpoints' TTL in seconds> (names in it are hidden; --reveal, or reveal=True, prints them)"
+    )
+    (revealed,) = [problem.repair for problem in inspect_session(client, key, reveal=True).problems if problem.repair]
+    assert SECRET in revealed
+    assert "hidden" not in revealed
+
+
+def test_a_repair_whose_names_are_all_known_is_shown_whole(client: redis.Redis) -> None:
+    for name, lost in (
+        ("langgraph-redis", "checkpoint_latest:sess-A:__empty__"),
+        ("agno", "agno:runs:by_session:sess-A"),
+        ("langgraph-plainredis", "lg:idx:sess-A:"),
+        ("langgraph-redis-shallow", "write_registry:sess-A:__empty__:shallow"),
+    ):
+        client.flushall()
+        load_capture(client, name, json_as_text=True)
+        client.delete(lost)
+        hidden, revealed = (
+            [problem.repair for problem in inspect_session(client, "sess-A", reveal=reveal).problems if problem.repair]
+            for reveal in (False, True)
+        )
+        assert hidden == revealed != []
+
+
+def test_a_frame_holds_nothing_that_a_terminal_acts_on(client: redis.Redis) -> None:
+    client.rpush(
+        "message_store:\x1b[2Ja", json.dumps({"type": "human", "data": {"content": "two\nlines \x1b[31m\u202e"}})
+    )
+    report = inspect_session(client, "\x1b[2Ja", reveal=True)
+    assert report.to_frame("keys").key[0] == "message_store:\\x1b[2Ja"
+    assert report.to_frame().text[0] == "two\nlines \\x1b[31m\\u202e"
+    assert report.messages[0].text == "two\nlines \x1b[31m\u202e"

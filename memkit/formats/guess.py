@@ -22,6 +22,8 @@ PEEK_BYTES = 64 << 10
 HEX_BYTES = 256
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{16,}={0,2}")
 _OPCODES = 2_000
+_OLD_PICKLES = b"(]})cVSUXILFG"
+"""What a pickle of protocol 0 or 1 of more than one plain value begins with: a mark, a container, a class, a scalar."""
 
 
 def encoding_of(data: bytes) -> str:
@@ -136,8 +138,17 @@ _COMPRESSED: tuple[tuple[str, bytes, Callable[[bytes], bytes | None]], ...] = (
 
 
 def _is_pickle(data: bytes) -> bool:
-    """Return whether the bytes are a pickle of protocol 2 or later, by its frame alone."""
-    return len(data) > 2 and data[0] == 0x80 and 2 <= data[1] <= 5 and (data[-1:] == b"." or len(data) > PEEK_BYTES)
+    """Return whether the bytes are a pickle: by its frame from protocol 2 on, before that by its opcodes to the end."""
+    if len(data) <= 2 or not (data[-1:] == b"." or len(data) > PEEK_BYTES):
+        return False
+    return (data[0] == 0x80 and 2 <= data[1] <= 5) or (data[0] in _OLD_PICKLES and _is_old_pickle(data))
+
+
+def _is_old_pickle(data: bytes) -> bool:
+    """Return whether bytes, which may be words, are a pickle of protocol 0 or 1: such a one fills a memo."""
+    found = pickle_opcodes(data)
+    ended = found["STOP"] == 1 or len(data) > PEEK_BYTES or found.total() == _OPCODES
+    return ended and bool(found["PUT"] or found["BINPUT"])
 
 
 def pickle_opcodes(data: bytes) -> Counter[str]:

@@ -38,6 +38,14 @@ def quoted(name: str) -> str:
     return f'"{"".join(shown)}"'
 
 
+def unquoted(word: str) -> str:
+    """Return the name that ``quoted`` wrote."""
+    if word[:1] != '"':
+        return word
+    raw = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), word[1:-1].encode())
+    return to_name(raw)
+
+
 class Raw(NamedTuple):
     """One key as it was read. Of the five values, the one for its kind is filled in.
 
