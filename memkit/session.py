@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import orjson
 
-from memkit.errors import DecodeError, EncodeError
+from memkit.errors import DecodeError, EncodeError, MemkitError
 from memkit.policy import ExpiryPolicy
 
 if TYPE_CHECKING:
@@ -430,10 +430,16 @@ def encode_vectors(array: Any) -> bytes:
 def decode_vectors(raw: bytes, key: str, born: str) -> np.ndarray | None:
     """Return the array that encode_vectors was given, or None when it is an earlier session's of the same id.
 
-    The store's script puts a mark and the session's ``born`` in front. Raises DecodeError naming the key.
+    The store's script puts a mark and the session's ``born`` in front. Raises DecodeError naming the key; MemkitError
+    without numpy.
     """
-    import numpy as np
-
+    try:
+        import numpy as np
+    except ModuleNotFoundError:
+        raise MemkitError(
+            f"{key!r} is read as a numpy array, and numpy is not installed: pip install 'redis-memkit[lab]', or numpy "
+            "alone. The vectors are as they were"
+        ) from None
     head, newline, body = raw.partition(b"\n")
     try:
         if not head.startswith(VECTORS_MARK) or not newline:

@@ -29,7 +29,7 @@ from functools import cache, lru_cache
 from hashlib import sha1
 from importlib.resources import files
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, ParamSpec, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import redis
@@ -78,6 +78,8 @@ P = ParamSpec("P")
 Argument = bytes | str | int
 REMEMBERED_SESSIONS: Final = 4096
 """Of how many sessions a store remembers what it last saw, to search only what is newer when it appends."""
+MOST_ELEMENTS: Final = 2**32
+"""More than a Redis list has; greater numbers than 64 bits it refuses."""
 READS_AGAIN: Final = 5
 """How often a read is repeated that others wrote in between; what comes then is answered with the shorter life."""
 SAME_MOMENT_MS: Final = 10
@@ -176,7 +178,7 @@ class Operations:
         if last is not None and (isinstance(last, bool) or not isinstance(last, int) or last < 0):
             raise PolicyError(f"last={last!r}: give a number of messages, 0 or more, or None for all")
         key = self.key(session_id)
-        start = 0 if last is None else -max(1, last)
+        start = 0 if last is None else -min(max(1, last), MOST_ELEMENTS)
 
         def decode(replies: list[Any]) -> list[Message] | None:
             head, elements = replies[0], replies[-1]
@@ -451,7 +453,7 @@ REFUSALS = {
     "schema": "was written by a newer memkit (schema {0}); upgrade this one",
     "header": "has a damaged header",
     "element": "holds a damaged element, number {0}",
-    "vectors": "has a key that is not memkit's where its vectors belong",
+    "vectors": "cannot have vectors: {vectors!r}, where they belong, is not memkit's",
 }
 
 
@@ -468,15 +470,25 @@ def _explain(error: redis.RedisError, key: str, client: Any) -> None:
         )
 
 
+def _answered(operation: Read[Any], replies: list[Any]) -> list[Any]:
+    """Return the replies; raise the first error, which may be about another key than the session's own."""
+    for command, reply in zip(operation.commands, replies, strict=True):
+        if isinstance(reply, ResponseError):
+            _refuse(reply, cast("bytes", command[1]).decode())
+        if isinstance(reply, Exception):
+            raise reply
+    return replies
+
+
 def _refuse(error: ResponseError, key: str) -> None:
     """Raise the DecodeError that Redis's or the scripts' words about a foreign or damaged key mean."""
     said = str(error)
     # Redis 6.2 wraps an error that a script meets: "ERR Error running script (...): @user_script:9: WRONGTYPE ...".
     if "WRONGTYPE Operation against a key" in said:
-        raise DecodeError(f"{key!r} is another type of key, not a memkit session; nothing was changed") from error
+        raise DecodeError(f"{key!r} is another type of key than memkit keeps there; nothing was changed") from error
     if said.startswith("MEMKIT "):
         _, what, *rest = said.split()
-        says = REFUSALS[what].format(*rest)
+        says = REFUSALS[what].format(*rest, vectors=vectors_key(key).decode())
         raise DecodeError(f"{key!r} {says}; nothing was changed. `memkit inspect` shows it") from error
 
 
@@ -587,11 +599,17 @@ class MemoryStore:
         return self._write(self._operations.update(session_id, summary, metadata, version))
 
     def put_vectors(self, session_id: str, array: Any) -> int:
-        """Store a float32 array beside the session, with its deadline; return the new version. SessionNotFound."""
+        """Store a float32 array beside the session, with its deadline; return the new version. SessionNotFound.
+
+        Any buffer of float32 will do (``array.array("f")``); to read it back takes numpy.
+        """
         return self._write(self._operations.put_vectors(session_id, array))
 
     def get_vectors(self, session_id: str) -> np.ndarray | None:
-        """Return the array, shape and bytes as stored; None without one, or when it was evicted."""
+        """Return the array, shape and bytes as stored; None without one, or when it was evicted.
+
+        Raises MemkitError where numpy, which the extra ``lab`` brings, is not installed.
+        """
         return self._read(self._operations.get_vectors(session_id))
 
     def touch(self, session_id: str) -> bool:
@@ -629,7 +647,7 @@ class MemoryStore:
             with self._client.pipeline(transaction=False) as pipe:
                 for command in operation.commands:
                     pipe.execute_command(*command, **RAW)
-                return list(pipe.execute())
+                return _answered(operation, pipe.execute(raise_on_error=False))
         except redis.RedisError as error:
             _explain(error, operation.key, self._client)
             raise
@@ -765,7 +783,7 @@ class AsyncMemoryStore:
             async with self._client.pipeline(transaction=False) as pipe:
                 for command in operation.commands:
                     pipe.execute_command(*command, **RAW)
-                return list(await pipe.execute())
+                return _answered(operation, await pipe.execute(raise_on_error=False))
         except redis.RedisError as error:
             _explain(error, operation.key, self._client)
             raise

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import threading
 import warnings
 import weakref
+from array import array
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -25,6 +27,7 @@ from memkit.errors import (
     Conflict,
     DecodeError,
     EncodeError,
+    MemkitError,
     PolicyError,
     PolicyShortenedWarning,
     SessionNotFound,
@@ -715,6 +718,20 @@ def test_vectors_of_an_evicted_session_are_not_the_next_one_s(store: MemoryStore
     assert found.vectors_lost is False
 
 
+def test_without_numpy_vectors_are_stored_and_what_reading_takes_is_said(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.append("a", HI)
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "numpy", None)
+        store.put_vectors("a", array("f", [1, 2]))
+        with pytest.raises(MemkitError, match=r"'{session:a}:vectors'.* pip install 'redis-memkit\[lab\]'"):
+            store.get_vectors("a")
+    back = store.get_vectors("a")
+    assert back is not None
+    assert back.tolist() == [1, 2]
+
+
 @pytest.mark.parametrize("policy", [None, "7d"])
 def test_vectors_never_outlive_or_die_before_a_session(client: redis.Redis, policy: Any) -> None:
     store = policed(client, policy)
@@ -726,10 +743,45 @@ def test_vectors_never_outlive_or_die_before_a_session(client: redis.Redis, poli
 def test_another_application_s_key_where_vectors_belong_is_left_alone(store: MemoryStore, client: redis.Redis) -> None:
     store.append("a", HI)
     client.set("{session:a}:vectors", "mine")
-    with pytest.raises(DecodeError, match="not memkit's where its vectors belong"):
+    with pytest.raises(DecodeError, match="'{session:a}:vectors', where they belong, is not memkit's"):
         store.put_vectors("a", np.zeros(3, dtype="float32"))
     assert client.get("{session:a}:vectors") == b"mine"
     assert store.get_vectors("a") is None
+
+
+FOREIGN: dict[str, tuple[Any, ...]] = {
+    "string": ("SET", "{session:a}:vectors", "mine"),
+    "empty": ("SET", "{session:a}:vectors", ""),
+    "list": ("RPUSH", "{session:a}:vectors", "mine"),
+    "hash": ("HSET", "{session:a}:vectors", "f", "mine"),
+}
+
+
+@pytest.mark.parametrize("foreign", FOREIGN.values(), ids=FOREIGN)
+@pytest.mark.parametrize("policy", ["7d", None])
+def test_a_foreign_key_in_the_place_of_lost_vectors_is_named_and_never_touched(
+    client: redis.Redis, foreign: tuple[Any, ...], policy: Any
+) -> None:
+    store = policed(client, policy)
+    store.append("a", HI)
+    store.put_vectors("a", np.zeros(3, dtype="float32"))
+    client.delete("{session:a}:vectors")
+    client.execute_command(*foreign)
+    before, left = client.dump("{session:a}:vectors"), 10**9 if policy is None else -1
+    if policy is None:
+        client.pexpire("{session:a}:vectors", left)
+    for write in (lambda: store.append("a", HI), lambda: store.save("a", [HI]), lambda: store.touch("a")):
+        write()
+    with pytest.raises(DecodeError, match="'{session:a}:vectors', where they belong, is not memkit's"):
+        store.put_vectors("a", np.zeros(3, dtype="float32"))
+    if foreign[-1]:
+        with pytest.raises(DecodeError, match="^'{session:a}:vectors' "):
+            store.get_vectors("a")
+    assert store.load("a") == [HI]
+    assert store.delete("a") is True
+    assert client.dump("{session:a}:vectors") == before
+    assert abs(client.pttl("{session:a}:vectors") - left) < 10_000
+    assert client.exists("session:a") == 0
 
 
 # Reads that others write in between
@@ -934,6 +986,13 @@ def test_bad_input_changes_nothing(store: MemoryStore, call: Callable[[Any], obj
         call(store)
     assert store._client.dump("session:a") == before
     assert error is PolicyError or str(caught.value).startswith("'session:a': ")
+
+
+def test_more_than_there_can_be_are_all(store: MemoryStore) -> None:
+    store.append("a", HI)
+    store.append("a", HELLO)
+    for last in (2**31, 2**63, 2**64, 10**30):
+        assert store.load("a", last=last) == [HI, HELLO]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,6 @@ local head = redis.call('LINDEX', key, '0')
 if not head then return '' end
 if not string.find(head, '^{"memkit":%d+,') then return {err = 'MEMKIT foreign'} end
 if ARGV[4] ~= '' and not string.find(head, '"born":"' .. ARGV[4] .. '",', 1, true) then return '' end
-if string.find(head, '"vectors":1,', 1, true) then redis.call('DEL', vectors_key) end
+if string.find(head, '"vectors":1,', 1, true) and own_vectors() then redis.call('DEL', vectors_key) end
 redis.call('DEL', key)
 return ''

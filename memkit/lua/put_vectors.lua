@@ -1,13 +1,10 @@
 -- Stores vectors beside the session. ARGV[4]: their shape and bytes.
-local MARK = 'memkit1 float32 '
 local h = read()
 if not h then return GONE end
 if h.err then return h end
 local before = done_before(h, nonce)
 if before then return reply(h, before) end
-if redis.call('EXISTS', vectors_key) == 1 and redis.call('GETRANGE', vectors_key, 0, #MARK - 1) ~= MARK then
-  return {err = 'MEMKIT vectors'}
-end
+if redis.call('EXISTS', vectors_key) == 1 and not own_vectors() then return {err = 'MEMKIT vectors'} end
 admit(h)
 local longer = renew(h)
 h.version, h.vectors = h.version + 1, true

@@ -9,6 +9,7 @@ local LIVES = {sliding = true, absolute = true, never = false} -- and whether ea
 local KEPT_CALLS, NONCE, CALL = 255, 8, 16
 local NO_NONCE = string.rep('.', NONCE) -- in the stamps of a save
 local ELEMENT = '^"(' .. string.rep('[%w._-]', NONCE) .. ')(%x+)%.%x+(%.?[%w_-]*)",(.)'
+local MARK = 'memkit1 float32 ' -- in front of vectors: what they are
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
@@ -107,6 +108,15 @@ local function admit(h)
   if h.new then redis.call('RPUSHX', key, '') else redis.call('SETNX', key, '') end
 end
 
+-- Whether vectors lie where a session's belong; another application's key there is left alone, whatever its type.
+local function own_vectors()
+  local mark = redis.pcall('GETRANGE', vectors_key, '0', tostring(#MARK - 1))
+  if type(mark) == 'table' and not string.find(mark.err, 'WRONGTYPE', 1, true) then
+    redis.call('GETRANGE', vectors_key, '0', '0') -- denied? then as an error, before anything is written
+  end
+  return mark == MARK
+end
+
 -- Milliseconds from now that a policy gives a session; nil for ever.
 local function life(kind, ttl, created)
   return ttl and kind == 'absolute' and tonumber(created) + ttl - now or ttl
@@ -143,8 +153,9 @@ local function renew(h)
     if h.ttl then redis.call('PEXPIRE', key, whole(h.ttl)) end
     return false, false
   end
+  local vectors = h.vectors and own_vectors()
   local longer, adopted = settle(h)
-  if h.vectors then -- their deadline is always the session's
+  if vectors then -- their deadline is always the session's
     local left = redis.call('PTTL', key)
     if left >= 0 then redis.call('PEXPIRE', vectors_key, math.max(1, left)) else redis.call('PERSIST', vectors_key) end
   end
