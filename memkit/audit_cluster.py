@@ -172,7 +172,7 @@ def start_of(values: Sequence[int]) -> float:
     """Return where sorted values begin to stand densely, without the few that are scattered before."""
     step = max(len(values) // EDGES, 1)
     whole = _fit(len(values), values[-1] - values[0])
-    best = (whole + 2 * math.log(len(values)), 0)
+    best = (whole + math.log(len(values)), 0)
     for first in range(step, len(values) - 2, step):
         before = _fit(first, values[first] - values[0])
         since = _fit(len(values) - first, values[-1] - values[first])

@@ -35,6 +35,7 @@ from memkit.policy import MAX_TTL_MS
 
 ENOUGH_SHORT = 5_000
 PAIRED = 600
+CHANCE = 0.05
 IDLE_RANGE_MS = 8_388_600_000
 """The idle clock has 24 bits of seconds; half of that is what RESTORE writes for idle times it cannot express."""
 UNIT_FACTORS = (60, 1_000, 60_000)
@@ -256,7 +257,7 @@ class Lives:
         self, cluster: Cluster, members: Sequence[Life], others: Sequence[Life]
     ) -> tuple[Confidence | None, str]:
         reason = "deadline and idle clock differ from key to key, their difference is one TTL: reads cannot do that"
-        one_change = not others or self._when(members, others).bound == "lower bound"
+        one_change = not others or self._when(cluster, members, others).bound == "lower bound"
         # People who come back at the same hour every day make a wide heap of reads; but not one that began when the
         # writes under the expected TTL ended, and none near the short end.
         if cluster.wide and not one_change and cluster.low > self.ttl / 10:
@@ -301,7 +302,7 @@ class Lives:
 
         Not for what was written in one go and touched in one go: one event, however many keys.
         """
-        first = _onset(members)
+        first = _onset(cluster, members)
         written = [life.deadline - life.set for life in members]
         if len(others) < 10 or not (_is_spread(written) or _is_spread([life.deadline for life in members])):
             return False
@@ -373,16 +374,16 @@ class Lives:
         reason: str,
     ) -> Case:
         ttl, jitter = _ttl_of(members, cluster, idle_known=True)
-        since = self._when(members, others)
-        first = round(_onset(members))
+        since = self._when(cluster, members, others)
+        first = round(_onset(cluster, members))
         return Case("short", ttl, jitter, len(below), confidence, since, first, (reason,), cluster.high)
 
-    def _when(self, members: Sequence[Life], others: Sequence[Life]) -> Since:
+    def _when(self, cluster: Cluster, members: Sequence[Life], others: Sequence[Life]) -> Since:
         """Return since when lives are short: after the last write of the former TTL, or no later than the first seen.
 
         The former only where such writes have stopped since: a lucky pause of one of two kinds of writers is not that.
         """
-        first = _onset(members)
+        first = _onset(cluster, members)
         upper = Since(math.ceil(first), "upper bound")
         # Of a jittered new TTL some lives are over the cluster: only those that fit the former are surely of it.
         right = [life for life in others if life.set >= self.floor]
@@ -390,10 +391,14 @@ class Lives:
         last = self.last_write(old)
         if last is None:
             return upper
-        blur = _spacing([life.deadline for life in old]) if self._is_jittered(old) else 0.0
-        after = sum(life.deadline - life.set > last + blur for life in members)
+        # The same, as late as it may have been.
+        latest = last
+        if self._is_jittered(old):
+            ends = [life.deadline for life in old]
+            latest = round(max(ends) - max(life.set for life in old) + _spacing(ends))
+        after = sum(life.deadline - life.set > latest for life in members)
         stopped = after >= max(min(7, len(members)), 3, 0.8 * len(members))
-        return Since(last, "lower bound") if last + blur <= first + 2_000 and stopped else upper
+        return Since(last, "lower bound") if latest <= first + 2_000 and stopped else upper
 
     def _is_jittered(self, old: Sequence[Life]) -> bool:
         """Whether the expected TTL has jitter: a life over it was seen."""
@@ -456,10 +461,12 @@ def _sharpened(members: Sequence[Life], middle: float) -> float:
     return minutes if minutes and abs(near - minutes) <= min(IDLE_GRAIN_MS, 0.004 * near) else near
 
 
-def _onset(members: Sequence[Life]) -> float:
+def _onset(cluster: Cluster, members: Sequence[Life]) -> float:
     """Return when the first of these was written, without a few that were read before: those are old ones by chance."""
     touches = sorted(life.deadline - life.set for life in members)
-    return start_of(touches) if len(touches) >= 8 else float(touches[0])
+    if len(touches) < 8:
+        return float(touches[0])
+    return max(start_of(touches), quantile(touches, CHANCE)) if cluster.wide else start_of(touches)
 
 
 def _spacing(deadlines: Sequence[int]) -> float:
