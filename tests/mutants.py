@@ -6,6 +6,7 @@ Each class is its own factory and its own handle, as in right_stores.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 import threading
@@ -282,6 +283,74 @@ class SplitsAtCommas(ListScript):
 
     def key_of(self, session_id: str) -> str:
         return "wrong:" + session_id.split(",")[0]
+
+
+class PartsNamedLikeSessions(Right):
+    """Message n of the session "user" has the key of the session "user:n"; WRONGTYPE tells, sometimes."""
+
+    found_by = "ids_apart"
+    options: ClassVar[dict[str, object]] = {"retry": None}
+    first = 1
+    script = """
+        local ttl, left = tonumber(ARGV[2]), redis.call('PTTL', KEYS[1])
+        if ttl > 0 then redis.call('PEXPIRE', KEYS[1], ttl, 'GT') end
+        local part = KEYS[1] .. ':' .. (redis.call('LLEN', KEYS[1]) + tonumber(ARGV[3]))
+        redis.call('RPUSH', KEYS[1], part)
+        if ttl > 0 and left == -2 then redis.call('PEXPIRE', KEYS[1], ttl) end
+        redis.call('SET', part, ARGV[1])
+        local to = redis.call('PTTL', KEYS[1])
+        for _, k in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do if to > 0 then redis.call('PEXPIRE', k, to) end end"""
+
+    def append(self, role: str, text: str) -> None:
+        self.r.eval(self.script, 1, self.key, json.dumps([role, text]), self.ttl_ms, self.first)
+
+    def parts(self) -> Any:
+        return self.r.lrange(self.key, 0, -1)
+
+    def read(self) -> Messages:
+        parts = self.parts()
+        return [tuple(json.loads(item)) for item in self.r.mget(parts)] if parts else []
+
+    def clear(self) -> None:
+        self.r.delete(self.key, *self.parts())
+
+
+class PartsFromZero(PartsNamedLikeSessions):
+    """The same, counted from 0: only the second message collides, and writes over another session."""
+
+    found_by = "ids_apart"
+    first = 0
+
+
+class TextsByContent(ListScript):
+    """Each text is kept once, for all sessions; clear() deletes those of the session."""
+
+    found_by = "clear_nobody_else"
+    options: ClassVar[dict[str, object]] = {"retry": None}
+    script = """
+        local ttl, left = tonumber(ARGV[2]), redis.call('PTTL', KEYS[1])
+        if ttl > 0 then redis.call('PEXPIRE', KEYS[1], ttl, 'GT') end
+        redis.call('RPUSH', KEYS[1], ARGV[1])
+        if ttl > 0 and left == -2 then redis.call('PEXPIRE', KEYS[1], ttl) end
+        if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('SET', KEYS[2], ARGV[3], 'PX', 1) end
+        local to = redis.call('PTTL', KEYS[1])
+        for _, e in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
+          local k = string.match(e, '[^ ]+$')
+          if to > 0 then redis.call('PEXPIRE', k, to, 'GT') else redis.call('PERSIST', k) end
+        end"""
+
+    def append(self, role: str, text: str) -> None:
+        place = "wrong-text:" + hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+        self.r.eval(self.script, 2, self.key, place, f"{role} {place}", self.ttl_ms, text)
+
+    def places(self) -> list[list[str]]:
+        return [item.decode().split() for item in self.r.lrange(self.key, 0, -1)]
+
+    def read(self) -> Messages:
+        return [(role, self.r.get(place).decode()) for role, place in self.places()]
+
+    def clear(self) -> None:
+        self.r.delete(self.key, *[place for _, place in self.places()])
 
 
 class FirstMatch(ListScript):
@@ -1452,6 +1521,24 @@ class LockInTheProcess(ReadModifyWrite):
     def append(self, role: str, text: str) -> None:
         with self.lock:
             super().append(role, text)
+
+
+class BeginsAnew(ListScript):
+    """The first message of a session clears the way for it: two first messages, and one is lost."""
+
+    found_by = "eight_writers"
+    options: ClassVar[dict[str, object]] = {"retry": None}
+
+    def append(self, role: str, text: str) -> None:
+        if self.r.exists(self.key):
+            super().append(role, text)
+            return
+        with self.r.pipeline() as pipe:
+            pipe.delete(self.key)
+            pipe.rpush(self.key, packed(role, text))
+            if self.ttl_ms:
+                pipe.pexpire(self.key, self.ttl_ms)
+            pipe.execute()
 
 
 class NumberedByLength(Right):

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from functools import partial
+from typing import Any
 
-from memkit.conformance.adapter import one_line
+from memkit.conformance.adapter import Handle, one_line
 from memkit.conformance.bench import MARGIN_S, Bench, messages_of
 from memkit.conformance.case import Case, Forgot, case
 from memkit.conformance.cases_expiry import WEEK_S
@@ -15,6 +17,13 @@ from memkit.conformance.crowd import LONGEST_S, Child, Waiting, together, works_
 from memkit.conformance.talk import Talk, difference
 
 PROCESSES, THREADS, APPENDS = 4, 2, 50
+WRITERS = PROCESSES * THREADS
+NEWCOMERS = 6
+"""New sessions that all writers begin at the same time, before their appends to the common one."""
+GATES, GATE_LIMIT_S = 15, 3
+"""The database in which the writers wait for each other, and seconds that they do."""
+Done = dict[str, list[Any]]
+"""What a writer's process did: stored and raised, each (number of the session, text), and errors."""
 MEASURED_AT = (10, 500)
 MEASURED_APPENDS = 5
 GROWS_FOR_S = 5.0
@@ -28,13 +37,15 @@ ABOVE_LINEAR = 3.0
     "to the other worker.",
 )
 def eight_writers(bench: Bench) -> str:
-    """8 writers (4 processes, 2 threads each), 50 appends each: nothing lost or twice, each writer's order kept."""
-    talk = Talk(bench)
-    talk.handle  # noqa: B018  # opened before the crowd comes
-    outcomes, torn = _crowd(talk) if works_when_forked(bench) else (_crowd_of_threads(talk), "")
-    stored = [text for outcome in outcomes for text in outcome["stored"]]
-    raised = [text for outcome in outcomes for text in outcome["raised"]]
-    _expect_all_once(stored, raised, [text for _, text in bench.read(talk.id)])
+    """8 writers at once (4 processes, 2 threads each), to new sessions, then 50 appends each: none lost, none twice."""
+    talks = [Talk(bench), *(Talk(bench, "begun-by-all") for _ in range(NEWCOMERS))]
+    talks[0].handle  # noqa: B018  # opened before the crowd comes
+    outcomes, torn = _crowd(talks) if works_when_forked(bench) else (_crowd_of_threads(talks), "")
+    stored, raised = ([said for outcome in outcomes for said in outcome[what]] for what in ("stored", "raised"))
+    for number, talk in enumerate(talks):
+        kept, refused = ([text for session, text in said if session == number] for said in (stored, raised))
+        read = [text for _, text in bench.read(talk.id)]
+        _expect_all_once(kept, refused, read, " who begin a session" if number else "")
     if torn:
         raise Forgot(f"read while others write: {torn}")
     such = next((f", such as {outcome['errors'][0]}" for outcome in outcomes if outcome["errors"]), "")
@@ -43,43 +54,58 @@ def eight_writers(bench: Bench) -> str:
     return f"{len(raised)} of {len(raised) + len(stored)} appends raised{such}" if raised else ""
 
 
-def _crowd(talk: Talk) -> tuple[list[dict[str, list[str]]], str]:
+def _crowd(talks: list[Talk]) -> tuple[list[Done], str]:
     """Write in other processes and read meanwhile; return what they did, and what was wrong with a read."""
-    children = [Child(partial(_write, talk, process)) for process in range(PROCESSES)]
+    children = [Child(partial(_write, talks, process)) for process in range(PROCESSES)]
     torn: list[str] = []
     deadline = time.monotonic() + LONGEST_S
     try:
         while not all(child.done(within_s=0) for child in children) and time.monotonic() < deadline:
-            torn += _torn(talk)
+            torn += _torn(talks[0])
         return [child.result() for child in children], "".join(torn[:1])
     finally:
         for child in children:
             child.kill()
 
 
-def _crowd_of_threads(talk: Talk) -> list[dict[str, list[str]]]:
-    outcomes: list[dict[str, list[str]]] = []
-    together([lambda process=process: outcomes.append(_write(talk, process)) for process in range(PROCESSES)])  # type: ignore[misc]
+def _crowd_of_threads(talks: list[Talk]) -> list[Done]:
+    outcomes: list[Done] = []
+    together([lambda process=process: outcomes.append(_write(talks, process)) for process in range(PROCESSES)])  # type: ignore[misc]
     return outcomes
 
 
-def _write(talk: Talk, process: int) -> dict[str, list[str]]:
-    outcome: dict[str, list[str]] = {"stored": [], "raised": [], "errors": []}
+def _write(talks: list[Talk], process: int) -> Done:
+    done: Done = {"stored": [], "raised": [], "errors": []}
+    together([partial(_writer, talks, f"writer {process * THREADS + thread}", done) for thread in range(THREADS)])
+    return done
 
-    def work(thread: int) -> None:
-        handle = talk.reopened()
-        for number in range(APPENDS):
-            text = f"writer {process * THREADS + thread} number {number}"
-            try:
-                handle.append("user", text)
-            except Exception as error:  # noqa: BLE001  # then it is not counted as stored
-                outcome["raised"].append(text)
-                outcome["errors"].append(one_line(error))
-            else:
-                outcome["stored"].append(text)
 
-    together([partial(work, thread) for thread in range(THREADS)])
-    return outcome
+def _writer(talks: list[Talk], name: str, done: Done) -> None:
+    with talks[0].bench.in_db(GATES) as gates:
+        for session in (*range(1, len(talks)), 0):
+            handle = talks[session].reopened()
+            with contextlib.suppress(Exception):
+                messages_of(handle)  # connected, and the session seen as it is
+            _meet(gates, session)
+            for number in range(1 if session else APPENDS):
+                _append(handle, (session, f"{name} number {number}"), done)
+
+
+def _append(handle: Handle, said: tuple[int, str], done: Done) -> None:
+    try:
+        handle.append("user", said[1])
+    except Exception as error:  # noqa: BLE001  # then it is not counted as stored
+        done["raised"].append(said)
+        done["errors"].append(one_line(error))
+    else:
+        done["stored"].append(said)
+
+
+def _meet(gates: Any, number: int) -> None:
+    """Wait for the other writers, so that all go on at once; not for long, since one may have failed."""
+    if gates.incr(f"gate-{number}") == WRITERS:
+        gates.rpush(f"open-{number}", *range(WRITERS))
+    gates.blpop([f"open-{number}"], timeout=GATE_LIMIT_S)
 
 
 def _by_writer(texts: list[str]) -> dict[str, list[int]]:
@@ -102,14 +128,15 @@ def _torn(talk: Talk) -> list[str]:
     return []
 
 
-def _expect_all_once(stored: list[str], raised: list[str], read: list[str]) -> None:
+def _expect_all_once(stored: list[str], raised: list[str], read: list[str], who: str) -> None:
     counts = Counter(read)
     lost = [text for text in stored if not counts[text]]
     twice = [text for text in counts if counts[text] > 1]
     if lost:
-        raise Forgot(f"{len(lost)} of {len(stored)} acknowledged messages of 8 writers are lost, such as {lost[0]!r}")
+        seen = f"{len(lost)} of {len(stored)} acknowledged messages of 8 writers{who} are lost"
+        raise Forgot(f"{seen}, such as {lost[0]!r}")
     if twice:
-        raise Forgot(f"{len(twice)} messages of 8 writers are stored more than once, such as {twice[0]!r}")
+        raise Forgot(f"{len(twice)} messages of 8 writers{who} are stored more than once, such as {twice[0]!r}")
     strange = set(read) - set(stored) - set(raised)
     if strange:
         raise Forgot(f"{len(strange)} messages are read that nobody wrote, such as {min(strange)!r}")

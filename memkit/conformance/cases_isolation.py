@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable
 
-from memkit.conformance.adapter import Handle, one_line
+from memkit.conformance.adapter import Handle, Messages, one_line
 from memkit.conformance.bench import MARGIN_S, TTL_S, Bench
 from memkit.conformance.case import Case, Forgot, NotAsked, case
 from memkit.conformance.crowd import in_process, works_when_forked
@@ -47,7 +47,10 @@ OTHER_DATABASE = 3
 
 
 def _written(bench: Bench, ids: Iterable[str]) -> tuple[list[Talk], dict[str, str]]:
-    """Write a message to each id; give back the sessions, and what was raised for ids that the store refuses."""
+    """Write three messages to each id; give back the sessions, and what was raised for ids that the store refuses.
+
+    The second and third are the same in every session: what is shared by content is not anybody's.
+    """
     talks, refused = [], {}
     for session_id in ids:
         talk = Talk(bench, session_id=session_id)
@@ -61,7 +64,18 @@ def _written(bench: Bench, ids: Iterable[str]) -> tuple[list[Talk], dict[str, st
         raise Forgot(
             f"{len(refused)} of {len(refused) + len(talks)} ids are refused, such as {next(iter(refused.items()))}"
         )
+    for message in (("assistant", "the same in every session"), ("user", "and the same once more")):
+        for talk in talks:
+            _say_more(talk, *message)
     return talks, refused
+
+
+def _say_more(talk: Talk, role: str, text: str) -> None:
+    try:
+        talk.handle.append(talk.role(role), text)
+    except Exception as error:  # noqa: BLE001  # an id is refused at once, or not
+        raise Forgot(f"the session {talk.id!r} beside others: append() raises {one_line(error)}") from None
+    talk.said.append((talk.role(role), text))
 
 
 def _accepted(bench: Bench, session_id: str) -> bool:
@@ -72,7 +86,18 @@ def _accepted(bench: Bench, session_id: str) -> bool:
     return True
 
 
-def _remark(refused: dict[str, str]) -> str:
+def _remark(bench: Bench, refused: dict[str, str]) -> str:
+    """Say which ids are refused, after all else: an id that is refused is refused on an empty server too."""
+    bench.delete_all_keys()
+    for session_id, error in refused.items():
+        alone = Talk(bench, session_id=session_id)
+        if alone.tried("alone") is None:
+            raise Forgot(f"the session {session_id!r} beside others: append() raises {error}; alone it does not")
+        stored: Messages = []
+        with contextlib.suppress(Exception):
+            stored = bench.read(session_id)
+        if stored:
+            raise Forgot(f"the session {session_id!r} is refused ({error}), and its message is stored")
     return f"refuses {len(refused)} ids, aloud: {', '.join(map(repr, refused))[:200]}" if refused else ""
 
 
@@ -86,7 +111,7 @@ def ids_apart(bench: Bench) -> str:
     talks, refused = _written(bench, IDS)
     for talk in talks:
         talk.expect(f"the session {talk.id[:40]!r} beside {len(talks) - 1} others")
-    return _remark(refused)
+    return _remark(bench, refused)
 
 
 @case(
@@ -150,7 +175,7 @@ def clear_nobody_else(bench: Bench) -> str:
         else:
             talk.expect(f"the session {talk.id[:40]!r} after clear() of {len(victims)} others")
     _expect_deadlines(bench, deadlines)
-    return _remark(refused)
+    return _remark(bench, refused)
 
 
 def _expect_foreign_keys(bench: Bench, session_id: str) -> None:
