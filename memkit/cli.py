@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 import threading
@@ -18,6 +19,23 @@ from memkit.errors import MemkitError
 
 Command = Callable[[argparse.Namespace], int]
 CANNOT = 2
+REDIS_ERRORS = (redis.RedisError, redis.exceptions.RedisClusterException)
+"""The latter is of no family in redis-py 8."""
+ADVICE = (
+    (
+        "noauth|wrongpass|invalid username-password|authentication required|without any password|invalid password",
+        "check the user and the password in the URL (redis://USER:PASSWORD@HOST, percent-encoded)",
+    ),
+    ("noperm|no permissions", "use another user, or create the one that memkit audit URL --acl prints"),
+    ("db index|select is not allowed", "the number at the end of the URL is the database's; /0 is always there"),
+    ("name or service|name resolution|nodename", "no such host is known here: check the name in the URL"),
+    ("cluster mode is not enabled", "this is no cluster: redis:// instead of redis+cluster://"),
+    (
+        "no master found",
+        "do the Sentinels of the URL answer, and know this name? try: redis-cli -p PORT sentinel masters",
+    ),
+)
+"""What the server, or the way to it, said, and what to do about it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return CANNOT
     try:
         return int(given.run(given))
-    except (MemkitError, redis.RedisError, OSError) as error:
+    except (MemkitError, *REDIS_ERRORS, OSError) as error:
         return _cannot(error, getattr(given, "url", None))
     except KeyboardInterrupt:
         return 130
@@ -39,10 +57,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _cannot(error: Exception, url: str | None) -> int:
     from memkit.connect import redact
 
-    said = " ".join(redact(str(error)).split())
-    where = f" (while talking to {redact(url)})" if url and isinstance(error, redis.RedisError) else ""
-    print(f"memkit: {said or type(error).__name__}{where}", file=sys.stderr)
+    # memkit's own say nothing secret, and what they say of URLs is no URL.
+    said = str(error) if isinstance(error, MemkitError) else redact(str(error))
+    said = " ".join(said.partition(" : <redis")[0].split()) or type(error).__name__
+    if url and isinstance(error, REDIS_ERRORS):
+        said += f" (while talking to {redact(url)}); {_next_step(error, redact(url))}"
+    print(f"memkit: {said}", file=sys.stderr)
     return CANNOT
+
+
+def _next_step(error: Exception, url: str) -> str:
+    """Return what to do about a server that could not be talked to; ``url`` is shown, so it has no password."""
+    said = str(error).lower()
+    for words, advice in ADVICE:
+        if re.search(words, said):
+            return advice
+    scheme, _, rest = url.partition("://")
+    ping = f"redis-cli -u '{scheme.partition('+')[0]}://{rest.partition(',')[0]}' ping"
+    if scheme == "unix":
+        ping = f"redis-cli -s {rest.rpartition('@')[2].partition('?')[0]} ping"
+    if isinstance(error, redis.TimeoutError):
+        return f"is it busy, or a firewall in between? try: {ping}"
+    return f"is it running, and is this its {'socket' if scheme == 'unix' else 'port'}? try: {ping}"
 
 
 def _parser() -> argparse.ArgumentParser:

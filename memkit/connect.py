@@ -24,7 +24,7 @@ import redis.cluster
 import redis.sentinel
 from redis.client import NEVER_DECODE
 
-from memkit.errors import ProductionGuardError, ServerError
+from memkit.errors import PolicyError, ProductionGuardError, ServerError
 
 REGISTRY = "memkit-sandboxes"
 """The one key of memkit's own in a database: a hash with a field for each sandbox, the name of its user."""
@@ -54,7 +54,10 @@ class Address:
 
 
 def connect(url: str, **options: Any) -> AnyClient:
-    """Return a synchronous client; ``options`` go to redis-py. Raises ServerError for what is no such URL."""
+    """Return a synchronous client; ``options`` go to redis-py.
+
+    Raises ServerError for what is no such URL, PolicyError for a path that is no database number.
+    """
     topology = _topology(url)
     if topology == "cluster":
         address = _address(url)
@@ -65,9 +68,14 @@ def connect(url: str, **options: Any) -> AnyClient:
         sentinel = redis.sentinel.Sentinel(address.hosts, **address.options | options)
         return cast("redis.Redis", sentinel.master_for(*_service(address)))
     try:
-        return redis.Redis.from_url(url, **options)
+        client = redis.Redis.from_url(url, **options)
+        pool = client.connection_pool
+        pool.connection_class(**pool.connection_kwargs)  # not connected; redis-py takes any option until then
     except ValueError as error:
-        raise _no_url(url, error) from None
+        raise _no_url(url, _why(error)) from None
+    except TypeError as error:
+        raise _no_url(url, f"it has an option that redis-py does not know: {str(error).rpartition(' ')[2]}") from None
+    return client
 
 
 def connect_async(url: str, **options: Any) -> AnyAsyncClient:
@@ -85,7 +93,7 @@ def connect_async(url: str, **options: Any) -> AnyAsyncClient:
     try:
         return redis.asyncio.Redis.from_url(url, **options)
     except ValueError as error:
-        raise _no_url(url, error) from None
+        raise _no_url(url, _why(error)) from None
 
 
 class _SentinelPool(redis.asyncio.sentinel.SentinelConnectionPool):
@@ -99,8 +107,12 @@ class _SentinelPool(redis.asyncio.sentinel.SentinelConnectionPool):
 
 
 def redact(url: str) -> str:
-    """Return a URL without its password, to be shown."""
-    return re.sub(r"(password=)[^&#]*", r"\1***", re.sub(r"(://[^/@:?#]*):.*@", r"\1:***@", url), flags=re.IGNORECASE)
+    """Return a URL, or a text with one in it, without its password, to be shown."""
+    shown = re.sub(r"(://[^/@:?#]*):.*@", r"\1:***@", url, flags=re.DOTALL)
+    if "@" not in shown and re.fullmatch(r"[\w+]+://\S*", shown):
+        # What stands after a host and is no port may be a password whose host was forgotten.
+        shown = re.sub(r"(://[^/@:?#,\[]*):(?!\d{1,5}(?![^/?#,]))[^/?#,].*", r"\1:***", shown)
+    return re.sub(r"(password=)[^&#\s]*", r"\1***", shown, flags=re.IGNORECASE)
 
 
 def place(client: AnyClient) -> str:
@@ -284,18 +296,53 @@ def _is_loopback(where: str) -> bool:
 
 
 def _topology(url: str) -> str:
-    scheme = url.partition("://")[0]
-    if scheme in ("redis", "rediss", "unix"):
-        return "standalone"
+    """Return what kind of URL this is, once it says surely what was meant."""
+    scheme, separator, rest = url.partition("://")
     base, _, topology = scheme.partition("+")
-    if base in ("redis", "rediss") and topology in ("cluster", "sentinel"):
-        return topology
-    raise _no_url(url, f"its scheme is {scheme!r}" if "://" in url else "it has no scheme")
+    if scheme not in ("redis", "rediss", "unix") and (
+        base not in ("redis", "rediss") or topology not in ("cluster", "sentinel")
+    ):
+        raise _no_url(url, f"its scheme is {scheme!r}" if separator else "it has no scheme")
+    parts = re.fullmatch(r"([^/?#]*)([^?#]*)(?:\?([^#]*))?(.*)", rest, re.DOTALL)
+    authority, path, query, fragment = parts.groups(default="") if parts else ("", "", "", rest)
+    _refuse_what_is_not_encoded(scheme, authority, path, query, fragment)
+    if scheme in ("redis", "rediss") and not re.fullmatch(r"/?|/\d+", path):
+        raise PolicyError(f"{path!r} in the URL is no database number; expected /0, as in redis://host:6379/0")
+    if topology == "cluster" and path not in ("", "/", "/0"):
+        raise PolicyError(f"{path!r} in the URL: a cluster has database 0 alone; leave it away")
+    return topology or "standalone"
+
+
+def _refuse_what_is_not_encoded(scheme: str, authority: str, path: str, query: str, fragment: str) -> None:
+    """Raise ServerError, showing no part of the URL, where a password may have been cut into other parts."""
+    credentials, _, host = authority.rpartition("@")
+    standalone = "+" not in scheme and scheme != "unix"
+    cut = (
+        fragment
+        or "@" in credentials
+        or re.search(r"\s", authority)
+        or (host if scheme == "unix" else "@" in path)
+        or (standalone and not re.fullmatch(r"(\[[^\[\]]*\]|[^:\[\]]*)(:\d*)?", host))
+        or any(not _is_option(pair) for pair in query.split("&") if pair)
+    )
+    if cut:
+        raise ServerError(
+            f"this {scheme}:// URL cannot be read: its password must be percent-encoded (@ as %40, / as %2F, # as %23, "
+            f"? as %3F), and host, port and database number be where they are expected: {EXPECTED}"
+        )
+
+
+def _is_option(pair: str) -> bool:
+    name, equals, value = pair.partition("=")
+    return bool(equals) and "@" not in name and ("@" not in value or name.endswith(("password", "username")))
 
 
 def _address(url: str) -> Address:
     """Read a URL with several hosts. Credentials and ``?sentinel_password=`` may be percent-encoded."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise _no_url(url, "its host cannot be read") from None
     credentials, _, hosts = parts.netloc.rpartition("@")
     options: dict[str, Any] = {"ssl": True} if parts.scheme.startswith("rediss") else {}
     if credentials:
@@ -313,7 +360,7 @@ def _address(url: str) -> Address:
 def _host_port(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ValueError(f"{text!r} is no host:port")
+        raise ValueError("each host needs its port, as host:port")
     return host.strip("[]"), int(port)
 
 
@@ -325,5 +372,12 @@ def _service(address: Address) -> tuple[str]:
     return (address.path[0],)
 
 
+def _why(error: ValueError) -> str:
+    """Return what redis-py says of an option, by its name; of other parts it quotes what may be of a password."""
+    said = str(error)
+    return said if said.startswith("Invalid value for") else "its host or port cannot be read"
+
+
 def _no_url(url: str, why: object) -> ServerError:
-    return ServerError(f"{redact(url)!r} is not a Redis URL: {why}; expected {EXPECTED}")
+    shown = redact(url) if "://" in url else f"***@{url.rpartition('@')[2]}" if "@" in url else url
+    return ServerError(f"{shown!r} is not a Redis URL: {why}; expected {EXPECTED}")

@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
-from memkit import MemoryStore
+from memkit import MemoryStore, RedisServer, connect
 from memkit.cli import main
 from memkit.formats.capture import load_capture
+from memkit.server import free_port
 
 COMMANDS = ["lab", "server", "audit", "inspect", "triage", "conformance"]
 
@@ -80,6 +81,86 @@ def test_what_cannot_be_done_is_said_in_one_line_without_a_traceback(capsys, arg
     assert err.startswith("memkit: ")
     assert err.count("\n") == 1
     assert "hunter2" not in err
+
+
+REACH = [
+    ("redis://127.0.0.1:{free}/0", "is this its port? try: redis-cli -u 'redis://127.0.0.1:{free}/0' ping"),
+    ("redis://u:hunter2@127.0.0.1:{free}/0", "try: redis-cli -u 'redis://u:***@127.0.0.1:{free}/0' ping"),
+    ("redis://no-such-host.invalid/0", "check the name in the URL"),
+    ("unix:///no/such.sock", "is this its socket? try: redis-cli -s /no/such.sock ping"),
+    ("redis://u:hunter2@127.0.0.1:{port}/0", "check the user and the password in the URL"),
+    ("redis://noscan:hunter2@127.0.0.1:{port}/0", "the one that memkit audit URL --acl prints"),
+    ("redis://127.0.0.1:{port}/99", "the database's; /0 is always there"),
+    ("redis+cluster://127.0.0.1:{free}", "try: redis-cli -u 'redis://127.0.0.1:{free}' ping"),
+    ("redis+cluster://127.0.0.1:{port}", "redis:// instead of redis+cluster://"),
+    ("redis+sentinel://127.0.0.1:{free}/svc", "redis-cli -p PORT sentinel masters"),
+]
+
+
+@pytest.fixture(scope="module")
+def ports():
+    with RedisServer(port=0) as server, server.client() as client:
+        client.execute_command(
+            "ACL", "SETUSER", "noscan", "on", ">hunter2", "~*", "+@all", "-dbsize", "-scan", "-exists"
+        )
+        client.set("s", "x")
+        yield {"port": server.port, "free": free_port()}
+
+
+# Sentinels are asked for seconds, and inspect reads what it may.
+ASKED = [
+    (command, *one)
+    for one in REACH
+    for command in ("audit", "inspect", "triage")
+    if command == "audit" or not ("sentinel" in one[0] or (command == "inspect" and "noscan" in one[0]))
+]
+
+
+@pytest.mark.parametrize(("command", "url", "advice"), ASKED)
+def test_a_server_that_cannot_be_read_is_said_with_what_to_do_next(capsys, ports, tmp_path, command, url, advice):
+    more = {"inspect": ["s"], "triage": ["-o", str(tmp_path / "report.html")], "audit": ["--expect", "chat:*=7d"]}
+    code, out, err = say(capsys, command, url.format(**ports), *more[command])
+    assert (code, out) == (2, "")
+    assert err.startswith("memkit: ")
+    assert err.count("\n") == 1
+    assert advice.format(**ports) in err
+    assert "hunter2" not in err
+    assert "<redis" not in err
+
+
+UNENCODED = [
+    "redis://u:hun@ter#ca?ts@127.0.0.1:{free}/0", "redis://u:hun/ter@127.0.0.1:{free}/0", "redis://:hun?ter@h/0",
+    "redis://u:hun#ter@127.0.0.1:{free}", "redis://u:hun#ter", "redis://u:12345/hunter@h", "redis://u:hun ter@h",
+    "redis://u:hun\nter@h:1/0", "unix://u:hun/ter@/no/such.sock", "unix://u:hun#ter@/no/such.sock", "redis://u:hunter",
+    "redis+cluster://u:hun@ter@127.0.0.1:{free}", "redis+cluster://u:hunter", "redis+sentinel://u:hun/ter@h:1/svc",
+    "redis://h:1/0?password=hun#ter", "redis://u:1?hun=ter@h:1/0", "redis://u:hun[ter@h:1/0", "u:hunter@h:1",
+    "redis://u:hun\u2100ter@h:1/0", "redis://u:pw@h:hunter/0",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["audit", "inspect", "triage"])
+@pytest.mark.parametrize("url", UNENCODED)
+def test_no_piece_of_a_password_that_is_not_encoded_is_shown(capsys, ports, command, url):
+    code, out, err = say(capsys, command, url.format(**ports), *(["s"] if command == "inspect" else []))
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert not any(piece in err for piece in ("hun", "ter@", "ter#", "ca?ts", "123"))
+
+
+def test_a_password_that_is_encoded_is_read_as_it_was():
+    with connect("redis://u:hun%40ter%2F%23%3F@127.0.0.1/3") as client:
+        options = client.connection_pool.connection_kwargs
+    assert (options["password"], options["host"], options["db"]) == ("hun@ter/#?", "127.0.0.1", 3)
+
+
+@pytest.mark.parametrize("command", ["audit", "inspect", "triage"])
+@pytest.mark.parametrize("path", ["abc", "1/2", "-1", "0x1", "%31"])
+def test_a_path_that_is_no_database_number_is_named(capsys, ports, command, path):
+    code, out, err = say(
+        capsys, command, f"redis://127.0.0.1:{ports['port']}/{path}", *(["s"] if command == "inspect" else [])
+    )
+    assert (code, out) == (2, "")
+    assert f"'/{path}' in the URL is no database number; expected /0" in err
 
 
 @pytest.mark.parametrize("name", ["langchain-community", "llama-index", "openai-agents"])
