@@ -11,6 +11,7 @@ import threading
 import time
 from array import array
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 
 import pytest
 import redis
@@ -345,6 +346,7 @@ def test_memkits_own_sandboxes_are_nobodys_sign_of_use(real):
             store.save("s", [])
             store.put_vectors("s", array("f", [1.0]))
             assert sandbox.clock.now()
+            assert stack.enter_context(redis.Redis.from_url(sandbox.url)).ping()
         assert client.dbsize() == 4 * 2 + len([REGISTRY])
 
 
@@ -358,6 +360,31 @@ def test_sandboxes_that_come_and_go_side_by_side_never_take_each_other_for_forei
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(come_and_go, range(6)))
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_sandbox_that_opens_while_the_guard_looks_is_known(real, monkeypatch, closes):
+    _, url = real
+    connect = import_module("memkit.connect")
+    scan, neighbours = connect.scan, [Sandbox(url)]
+
+    def scan_while_a_neighbour_comes(node):
+        neighbour = neighbours.pop()
+        monkeypatch.setattr(connect, "scan", scan)
+        with neighbour.open().client() as client:
+            client.set(f"{neighbour.prefix}k", 1)
+        names = list(scan(node))
+        if closes:
+            neighbour.close()
+        else:
+            stack.callback(neighbour.close)
+        assert f"{neighbour.prefix}k".encode() in names
+        yield from names
+
+    with contextlib.ExitStack() as stack:
+        monkeypatch.setattr(connect, "scan", scan_while_a_neighbour_comes)
+        stack.enter_context(Sandbox(url))
+    assert not neighbours
 
 
 @pytest.mark.parametrize(
