@@ -225,7 +225,7 @@ class Lives:
     ) -> tuple[Confidence | None, str]:
         if self._younger_than_the_server(members):
             return "proven", "they are younger than the server, which started empty: less was set than expected"
-        if self.server.idle_known and self._is_no_chance(cluster, members):
+        if self.server.idle_known and self._is_no_chance(cluster):
             return self._cancellation(cluster, members, others)
         reads = self.server.reads
         told = self.server.idle_known and self.server.born_ms is not None and reads is not None
@@ -233,15 +233,18 @@ class Lives:
             return "proven", f"only {reads:,} values were read since the server started: reads do not explain them"
         return self._burst(cluster, members, others)
 
-    def _is_no_chance(self, cluster: Cluster, members: Sequence[Life]) -> bool:
+    def _is_no_chance(self, cluster: Cluster) -> bool:
         """Whether reads that know nothing of the writes before them would not put so many keys here.
 
         Every deadline is paired with every touch: what is written on a grid and read on a grid (each hour, each day,
-        all at once) has many pairs there, and a TTL has few, for deadline and touch are one moment there.
+        all at once) has many pairs there, and a TTL has few, for deadline and touch are one moment there. Keys written
+        at one moment and touched at one moment are one event.
         """
-        touches = [life.deadline - life.set for life in self.short]
-        usual = _paired([life.deadline for life in self.short], touches, cluster, self.floor) * len(self.short)
-        return len(members) > 1.7 * usual and surprise(len(members), usual) > SURE_NATS
+        events = _events(self.short)
+        count = sum(cluster.low <= life.set <= cluster.high for life in events)
+        touches = [life.deadline - life.set for life in events]
+        usual = _paired([life.deadline for life in events], touches, cluster, self.floor) * len(events)
+        return count > 1.7 * usual and surprise(count, usual) > SURE_NATS
 
     def _younger_than_the_server(self, members: Sequence[Life]) -> bool:
         """Whether the server is too young for these keys to be old ones that were read."""
@@ -411,6 +414,12 @@ class Lives:
         over = self._is_jittered(old)
         top = max(self.ttl * (1 + self.jitter), *(life.set for life in old)) if over else self.ttl
         return round(max(life.deadline for life in old) - top)
+
+
+def _events(lives: Sequence[Life]) -> list[Life]:
+    """Return one life of each moment of writing and touching."""
+    apart = {(life.deadline // 4_000, (life.deadline - life.set) // 4_000): life for life in lives}
+    return list(apart.values())
 
 
 def _paired(deadlines: Sequence[int], touches: Sequence[int], cluster: Cluster, floor: float) -> float:
