@@ -299,7 +299,8 @@ class PartsNamedLikeSessions(Right):
         if ttl > 0 and left == -2 then redis.call('PEXPIRE', KEYS[1], ttl) end
         redis.call('SET', part, ARGV[1])
         local to = redis.call('PTTL', KEYS[1])
-        for _, k in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do if to > 0 then redis.call('PEXPIRE', k, to) end end"""
+        local parts = to > 0 and redis.call('LRANGE', KEYS[1], 0, -1) or {}
+        for _, k in ipairs(parts) do redis.call('PEXPIRE', k, to) end"""
 
     def append(self, role: str, text: str) -> None:
         self.r.eval(self.script, 1, self.key, json.dumps([role, text]), self.ttl_ms, self.first)

@@ -456,6 +456,112 @@ class MayShorten(ListScript):
         return 1"""
 
 
+class TwoLists(Right):
+    """Roles in one list, texts in another, written and read in one MULTI; any bytes are a text."""
+
+    options: ClassVar[dict[str, object]] = {"retry": None}
+
+    @property
+    def keys(self) -> tuple[str, str]:
+        return f"right-roles:{self.session_id}", f"right-texts:{self.session_id}"
+
+    def append(self, role: str, text: str) -> None:
+        with self.r.pipeline() as pipe:
+            for key, value in zip(self.keys, (role, text), strict=True):
+                pipe.rpush(key, value)
+                if self.ttl_ms:
+                    pipe.pexpire(key, self.ttl_ms, nx=True)
+                    pipe.pexpire(key, self.ttl_ms, gt=True)
+            pipe.execute()
+
+    def read(self) -> list[tuple[str, str]]:
+        with self.r.pipeline() as pipe:
+            roles, texts = pipe.lrange(self.keys[0], 0, -1).lrange(self.keys[1], 0, -1).execute()
+        return [(role.decode(), text.decode()) for role, text in zip(roles, texts, strict=True)]
+
+    def clear(self) -> None:
+        self.r.delete(*self.keys)
+
+
+class CheckedCache(ListScript):
+    """A copy in the handle, shown while Redis says that length and last message are those of the copy."""
+
+    seen: Any = None
+    copy: tuple[tuple[str, str], ...] = ()
+
+    def read(self) -> list[tuple[str, str]]:
+        with self.r.pipeline() as pipe:
+            now = pipe.llen(self.key).lindex(self.key, -1).execute()
+        if now != self.seen:
+            self.seen, self.copy = now, tuple(super().read())
+        return list(self.copy)
+
+
+class PartsApart(Right):
+    """Long texts and tools' results have keys of their own, named by content within the session, all renewed together.
+
+    The id's length stands before it, so that no part of one session has the name of another's.
+    """
+
+    options: ClassVar[dict[str, object]] = {"retry": None}
+    script = """
+        local ttl, left = tonumber(ARGV[2]), redis.call('PTTL', KEYS[1])
+        if ttl > 0 then redis.call('PEXPIRE', KEYS[1], ttl, 'GT') end
+        redis.call('RPUSH', KEYS[1], ARGV[1])
+        if ttl > 0 and left == -2 then redis.call('PEXPIRE', KEYS[1], ttl) end
+        if KEYS[2] then redis.call('SADD', KEYS[1] .. '|parts', KEYS[2]) redis.call('SET', KEYS[2], ARGV[3]) end
+        local at = redis.call('PEXPIRETIME', KEYS[1])
+        if at > 0 then
+          redis.call('PEXPIREAT', KEYS[1] .. '|parts', at)
+          for _, key in ipairs(redis.call('SMEMBERS', KEYS[1] .. '|parts')) do redis.call('PEXPIREAT', key, at) end
+        end"""
+
+    def key_of(self, session_id: str) -> str:
+        return f"right:{len(session_id)}:{session_id}"
+
+    def append(self, role: str, text: str) -> None:
+        if role != "tool" and len(text) < 1000:
+            self.r.eval(self.script, 1, self.key, json.dumps([role, text]), self.ttl_ms)
+            return
+        place = f"{self.key}|{hashlib.sha256(text.encode()).hexdigest()}"
+        self.r.eval(self.script, 2, self.key, place, json.dumps([role, {"in": place}]), self.ttl_ms, text)
+
+    def read(self) -> list[tuple[str, str]]:
+        return [(role, self.text_of(text)) for role, text in map(json.loads, self.r.lrange(self.key, 0, -1))]
+
+    def text_of(self, text: Any) -> str:
+        if isinstance(text, str):
+            return text
+        raw = self.r.get(text["in"])
+        if raw is None:
+            raise ValueError("a text is missing")
+        return raw.decode()
+
+    def clear(self) -> None:
+        script = "redis.call('DEL', KEYS[1], KEYS[1] .. '|parts', unpack(redis.call('SMEMBERS', KEYS[1] .. '|parts')))"
+        self.r.eval(script, 1, self.key)
+
+
+class Compacts(ListScript):
+    """Every 64th append writes the list anew, with the TTL it had."""
+
+    script = ListScript.script.replace(
+        "return 1",
+        "if redis.call('LLEN', KEYS[1]) % 64 == 0 then "
+        "local all, to = redis.call('LRANGE', KEYS[1], 0, -1), redis.call('PEXPIRETIME', KEYS[1]) "
+        "redis.call('DEL', KEYS[1]) for _, e in ipairs(all) do redis.call('RPUSH', KEYS[1], e) end "
+        "if to > 0 then redis.call('PEXPIREAT', KEYS[1], to) end end return 1",
+    )
+
+
+class BeginsOnce(StringWatch):
+    """A new session is SET NX; who comes second goes on as with any other."""
+
+    def tried(self, item: list[str]) -> bool:
+        first = self.r.set(self.key, self.encode([item]), nx=True, px=self.ttl_ms or None)
+        return bool(first) or super().tried(item)
+
+
 class ClientClock(StringWatch):
     """Deadlines computed from the client's clock, which the suite cannot move."""
 
@@ -480,5 +586,5 @@ RIGHT = (
         NoTtl,
         SharedHash,
     ),
-    *(Absolute, MayShorten, ClientClock),
+    *(Absolute, MayShorten, TwoLists, CheckedCache, PartsApart, Compacts, BeginsOnce, ClientClock),
 )

@@ -156,7 +156,16 @@ class OpenRaises:
     name = "OpenRaises"
     def open(self, url, session_id, ttl_s): raise RuntimeError("no such\\nthing")
 
+class OpenEnds(ListScript):
+    def open(self, url, session_id, ttl_s): os._exit(3)
+
 def factory_raises(): raise ValueError("not today")
+
+def factory_exits(): sys.exit(4)
+
+def factory_is_interrupted(): raise KeyboardInterrupt
+
+def factory_ends(): os._exit(5)
 
 not_callable = 5
 """
@@ -167,6 +176,8 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapters")
     (folder / "adapters_to_try.py").write_text(ADAPTERS)
     (folder / "broken_adapters.py").write_text("raise OSError('no wheel')")
+    (folder / "exits_when_imported.py").write_text("import sys; sys.exit(9)")
+    (folder / "interrupted_when_imported.py").write_text("raise KeyboardInterrupt")
     return folder
 
 
@@ -201,6 +212,10 @@ def test_modules_of_the_current_directory_do_not_replace_the_standard_librarys(t
         ("adapters_to_try:Nothing", "does not import: AttributeError"),
         ("adapters_to_try:not_callable", "not a factory"),
         ("adapters_to_try:factory_raises", "the factory raised ValueError: not today"),
+        ("adapters_to_try:factory_exits", "the factory raised SystemExit: 4"),
+        ("adapters_to_try:factory_is_interrupted", "the factory raised KeyboardInterrupt"),
+        ("exits_when_imported:X", "does not import: SystemExit: 9"),
+        ("interrupted_when_imported:X", "does not import: KeyboardInterrupt"),
         ("adapters_to_try:NoOpen", "lacks the method open"),
         ("adapters_to_try:NoName", "lacks a name"),
     ],
@@ -221,6 +236,8 @@ def test_adapter_that_cannot_be_loaded_says_why_in_one_line(spec: str, says: str
         ("adapters_to_try:NoMethods", "lacks append, read, clear, close"),
         ("adapters_to_try:OpenRaises", "open() raised RuntimeError: no such thing"),
         ("adapters_to_try:HangsAtOnce", "open() hangs: no answer within 1 s"),
+        ("adapters_to_try:factory_ends", "the process ended while the adapter was imported: exit status 5"),
+        ("adapters_to_try:OpenEnds", "the process ended at the first contact: "),
     ],
 )
 def test_run_that_cannot_be_done_says_why_in_one_line(spec: str, says: str) -> None:
@@ -251,6 +268,14 @@ def test_store_that_hangs_or_dies_fails_the_case_and_the_run_goes_on(store: str,
 def test_what_a_store_prints_does_not_reach_the_result(capfd: pytest.CaptureFixture[str]) -> None:
     assert run("adapters_to_try:Shouts", names=["roles"]).exit_code == 0
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("in_adapters")
+def test_no_server_is_left_behind_when_open_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMKIT_TEST_ENDS", str(os.getpid()))
+    with pytest.raises(AdapterError, match=r"adapters_to_try:OpenEnds: .*: exit status 3$"):
+        run("adapters_to_try:OpenEnds")
+    wait_until(lambda: not processes(f"MEMKIT_TEST_ENDS={os.getpid()}"))
 
 
 @pytest.mark.usefixtures("in_adapters")
@@ -470,6 +495,21 @@ class TestByFunction(StoreContract):
 class TestUnset(StoreContract):
     pass
 """
+USERS_BROKEN_TESTS = """
+import sys
+import pytest
+from memkit.conformance import StoreContract
+import right_stores
+
+class TestRaises(StoreContract):
+    def store(): raise KeyError("boom")
+
+class TestExits(StoreContract):
+    def store(): sys.exit(4)
+
+class TestSkips(StoreContract):
+    def store(): pytest.skip("no library here")
+"""
 
 
 def run_pytest(folder: Path, *arguments: str) -> str:
@@ -490,6 +530,16 @@ def test_contract_class_works_in_a_users_own_suite(tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
+def test_contract_class_whose_factory_fails_says_so_once(tmp_path: Path) -> None:
+    (tmp_path / "test_mine.py").write_text(USERS_BROKEN_TESTS)
+    said = run_pytest(tmp_path)
+    assert "FAILED test_mine.py::TestRaises::test_round_trip - Failed: TestRaises: " in said
+    assert "FAILED test_mine.py::TestExits::test_round_trip - Failed: TestExits: " in said
+    assert "TestRaises: TestRaises.store() raised KeyError: 'boom'" in said
+    assert "no library here" in said
+    assert f"2 failed, {3 * len(CASES) - 2} skipped" in said
+
+
 def test_option_adds_the_suite_to_a_run(tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text("def test_mine(): pass")
     said = run_pytest(tmp_path, "--memkit-store=mutants:TheIncident", "-k", "reopen_shorter or mine or roles")
@@ -497,3 +547,7 @@ def test_option_adds_the_suite_to_a_run(tmp_path: Path) -> None:
     assert "PASSED mutants:TheIncident::roles" in said
     assert "FAILED mutants:TheIncident::reopen_shorter - Failed: seen: " in said
     assert "no_such_module:X: the adapter does not import" in run_pytest(tmp_path, "--memkit-store=no_such_module:X")
+    (tmp_path / "mine.py").write_text("class Mine:\n    name = 'Mine'\n    def open(self, *_): raise OSError('no')")
+    said = run_pytest(tmp_path, "--memkit-store=mine:Mine")
+    assert "FAILED mine:Mine::round_trip - Failed: mine:Mine: open() raised OSError: no" in said
+    assert f"1 failed, 1 passed, {len(CASES) - 1} skipped" in said

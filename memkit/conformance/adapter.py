@@ -67,7 +67,7 @@ def load(spec: str) -> StoreAdapter:
     factory = _imported(spec, module_name, attribute)
     try:
         adapter = factory()
-    except Exception as error:  # whatever a foreign factory raises is reported in one line
+    except BaseException as error:  # whatever a foreign factory raises is reported in one line, sys.exit() too
         raise AdapterError(f"{spec}: the factory raised {one_line(error)}") from error
     return checked(adapter, spec)
 
@@ -85,7 +85,7 @@ def _imported(spec: str, module_name: str, attribute: str) -> Callable[[], objec
         found: object = importlib.import_module(module_name)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
+    except BaseException as error:  # a module may raise anything while it is imported, sys.exit() too
         raise AdapterError(f"{spec}: the adapter does not import: {one_line(error)}") from error
     if not callable(found):
         raise AdapterError(f"{spec}: {attribute} is {type(found).__name__}, not a factory to call")

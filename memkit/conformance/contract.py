@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from memkit.conformance.adapter import AdapterError, StoreAdapter, checked, load
+from memkit.conformance.adapter import AdapterError, StoreAdapter, checked, load, one_line
 from memkit.conformance.bench import Bench
 from memkit.conformance.case import Case
 from memkit.conformance.cases import CASES
@@ -29,14 +29,21 @@ class StoreContract:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def memkit_bench(cls, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    def memkit_bench(cls, request: pytest.FixtureRequest) -> Iterator[Bench | Unusable]:
         """Start a private server for the store; skip, with instructions, where there is none."""
-        bench = Bench(_adapter(request.cls), spec=_spec(request.cls))
-        _entered(bench, request.cls.__name__, request.config)
+        try:
+            bench = Bench(_adapter(request.cls), spec=_spec(request.cls))
+            _enter(bench, request.cls.__name__, request.config)
+        except AdapterError as error:
+            yield Unusable(str(error))
+            return
         yield bench
         bench.stop()
 
-    def _test(self, case: Case, bench: Bench) -> None:
+    def _test(self, case: Case, bench: Bench | Unusable) -> None:
+        if isinstance(bench, Unusable):
+            bench.tell()
+            return
         # The class's own server is started again after a hang: what hangs may still be writing to it.
         answer = ask(case, bench, limit_s=self.limit_s)
         if answer.hung:
@@ -57,16 +64,39 @@ def _spec(cls: type[StoreContract]) -> str:
 def _adapter(cls: type[StoreContract]) -> StoreAdapter:
     store = _store(cls)
     if store is None:
-        raise pytest.UsageError(
-            f"{cls.__name__}.store is not set; expected an adapter class or 'package.module:factory'"
-        )
+        raise AdapterError(f"{cls.__name__}.store is not set; expected an adapter class or 'package.module:factory'")
     if isinstance(store, str):
         return load(store)
-    made = store.__func__() if isinstance(store, staticmethod) else store() if callable(store) else store
-    return checked(made, cls.__name__)
+    store = store.__func__ if isinstance(store, staticmethod) else store
+    return checked(_made(store, cls.__name__) if callable(store) else store, cls.__name__)
 
 
-def _entered(bench: Bench, label: str, config: pytest.Config) -> None:
+def _made(factory: Callable[[], object], label: str) -> object:
+    try:
+        return factory()
+    except (pytest.skip.Exception, pytest.fail.Exception, pytest.exit.Exception):
+        raise
+    except BaseException as error:  # whatever a factory raises is reported in one line, sys.exit() too
+        name = getattr(factory, "__qualname__", type(factory).__name__)
+        raise AdapterError(f"{label}: {name}() raised {one_line(error)}") from error
+
+
+class Unusable:
+    """What there is instead of a bench for an adapter that cannot be asked: the first test says why, once."""
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+        self._told = False
+
+    def tell(self) -> None:
+        """Fail the first test, skip the others."""
+        if self._told:
+            pytest.skip("not asked: the adapter cannot be used, see the first test")
+        self._told = True
+        pytest.fail(self._why, pytrace=False)
+
+
+def _enter(bench: Bench, label: str, config: pytest.Config) -> None:
     try:
         bench.start()
         first_contact(bench, label)
@@ -74,9 +104,9 @@ def _entered(bench: Bench, label: str, config: pytest.Config) -> None:
         if config.getoption("--memkit-require-server", default=False):
             pytest.fail(str(error), pytrace=False)
         pytest.skip(str(error))
-    except AdapterError as error:
+    except AdapterError:
         bench.stop()
-        pytest.fail(str(error), pytrace=False)
+        raise
 
 
 def _tell(answer: CaseResult) -> None:
@@ -86,8 +116,8 @@ def _tell(answer: CaseResult) -> None:
         pytest.fail(failure_text(answer), pytrace=False)
 
 
-def _test_of(case: Case) -> Callable[[StoreContract, Bench], None]:
-    def test(self: StoreContract, memkit_bench: Bench) -> None:
+def _test_of(case: Case) -> Callable[[StoreContract, Bench | Unusable], None]:
+    def test(self: StoreContract, memkit_bench: Bench | Unusable) -> None:
         self._test(case, memkit_bench)
 
     test.__name__, test.__qualname__ = f"test_{case.name}", f"StoreContract.test_{case.name}"
@@ -114,6 +144,7 @@ class StoreSuite(pytest.Collector):
         return suite
 
     bench: Bench
+    unusable: Unusable | None = None
 
     def collect(self) -> Iterable[pytest.Item]:
         """Yield the cases."""
@@ -124,11 +155,15 @@ class StoreSuite(pytest.Collector):
 
     def setup(self) -> None:
         """Start the server before the first case."""
-        _entered(self.bench, self.name, self.config)
+        try:
+            _enter(self.bench, self.name, self.config)
+        except AdapterError as error:
+            self.unusable = Unusable(str(error))
 
     def teardown(self) -> None:
         """Stop it after the last."""
-        self.bench.stop()
+        if not self.unusable:
+            self.bench.stop()
 
 
 class StoreItem(pytest.Item):
@@ -140,6 +175,9 @@ class StoreItem(pytest.Item):
         """Ask the case."""
         suite = self.parent
         if isinstance(suite, StoreSuite):
+            if suite.unusable:
+                suite.unusable.tell()
+                return
             answer = ask(self.case, suite.bench)
             if answer.hung:
                 suite.bench.replace_server()

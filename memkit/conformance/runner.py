@@ -33,6 +33,8 @@ FIRST_LIMIT_S = 10.0
 IMPORT_LIMIT_S = 30.0
 """For importing the adapter; heavy libraries take 10 s on a busy machine."""
 MOST_HANGS = 5
+ENDING_S = 1.0
+"""For a process that has closed its stdout to be over."""
 OWN_CLOCK = (
     "deadlines come from the client's clock, not the server's: right only while the two agree; asked by moving the "
     "keys' deadlines instead of the clock"
@@ -241,11 +243,13 @@ def ask_all(
     spec: str = "",
     cases: Iterable[Case] = CASES,
     limit_s: float = CASE_LIMIT_S,
+    on_contact: Callable[[], None] = lambda: None,
     on_case: Callable[[CaseResult], None] = lambda _: None,
 ) -> Result:
     """Ask an adapter in this process; the run ends at the first case that hangs.
 
-    ``spec``: its package.module:factory, by which a fresh interpreter can import it too.
+    ``spec``: its package.module:factory, by which a fresh interpreter can import it too. ``on_contact`` is called when
+    a session was opened and closed once, before the cases.
 
     Raises AdapterError when open() raises or hangs, ServerNotFound when there is no server.
     """
@@ -253,6 +257,7 @@ def ask_all(
     answers: list[CaseResult] = []
     with Bench(adapter, spec=spec) as bench:
         first_contact(bench, label, limit_s=min(limit_s, max(FIRST_LIMIT_S, limit_s / 2)))
+        on_contact()
         server = f"{bench.server.flavour} {bench.server.version} ({bench.server.source}), clock by {bench.clock.rung}"
         for case in cases:
             answers.append(ask(case, bench, limit_s=limit_s))
@@ -278,14 +283,14 @@ def run(
     ``limit_s``: the time a case may take; one that takes longer is failed and its process ended. ``names``: the cases
     to ask, all by default. ``on_case`` is called with each answer as it comes.
 
-    Raises AdapterError, one line, when the adapter does not import, lacks a method, raises in open() or hangs at once;
-    ServerNotFound when there is no server to run on.
+    Raises AdapterError, one line, when the adapter does not import, lacks a method, raises in open(), hangs at once or
+    ends its process before the first case; ServerNotFound when there is no server to run on.
     """
     began = time.monotonic()
     chosen = set(names)
     wanted = [case.name for case in CASES if not chosen or case.name in chosen]
     answers: list[CaseResult] = []
-    told: dict[str, str] = {"store": spec, "server": ""}
+    told: dict[str, str] = {"store": spec, "server": "", "step": "while the adapter was imported"}
     while len(answers) < len(wanted):
         hangs = sum(case.hung for case in answers)
         if hangs == MOST_HANGS:
@@ -315,6 +320,8 @@ def _go_on(
         told["died"] = str(error)
     if len(answers) == count:
         why = told.get("died") or "no reason given"
+        if told["step"] and not count:
+            raise AdapterError(f"{spec}: the process ended {told['step']}: {why}")
         answers.append(_lost(names[0], f"the process ended during this case: {why}"))
         on_case(answers[-1])
 
@@ -348,11 +355,18 @@ def _worker(spec: str, limit_s: float, names: list[str]) -> Iterator[dict[str, A
         )
         try:
             yield from _lines(worker.stdout, spec, limit_s)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.wait(ENDING_S)
         finally:
             worker.kill()
             worker.communicate()
         complaints.seek(0)
-        yield {"died": "".join(complaints.read().decode(errors="replace").strip().splitlines()[-1:])}
+        last = complaints.read().decode(errors="replace").strip().splitlines()[-1:]
+        yield {"died": ", ".join((_end_of(worker.returncode), *last))}
+
+
+def _end_of(code: int) -> str:
+    return f"exit status {code}" if code >= 0 else f"signal {-code}"
 
 
 def _lines(stdout: IO[bytes] | None, spec: str, limit_s: float) -> Iterator[dict[str, Any]]:

@@ -16,6 +16,8 @@ from memkit.conformance.cases import CASES
 from memkit.conformance.runner import ask_all
 from memkit.errors import MemkitError
 
+FIRST_CONTACT = "at the first contact: open(), append(), read(), clear(), close()"
+
 
 def main(arguments: list[str]) -> None:
     """Ask the named cases and end without asking the store's own threads."""
@@ -30,7 +32,7 @@ def main(arguments: list[str]) -> None:
         spec, limit_s, *names = arguments
         try:
             adapter = load(spec)
-            say(store=adapter.name)
+            say(store=adapter.name, step=FIRST_CONTACT)
             cases = [case for case in CASES if case.name in names]
             result = ask_all(
                 adapter,
@@ -38,6 +40,7 @@ def main(arguments: list[str]) -> None:
                 spec=spec,
                 cases=cases,
                 limit_s=float(limit_s),
+                on_contact=lambda: say(step=""),
                 on_case=lambda case: say(case=asdict(case)),
             )
             say(server=result.server)
