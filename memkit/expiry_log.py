@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 End = Literal["expired", "evicted", "deleted", "evicted or deleted", "alive", "absent"]
 ENDS: Final[tuple[End, ...]] = ("expired", "evicted", "deleted", "evicted or deleted", "alive", "absent")
+Hearing = Literal["heard", "lost", "not sent", "not known"]
+UNHEARD: Final[Mapping[Hearing, str]] = {
+    "lost": "the subscription was lost",
+    "not sent": "the server sends none",
+    "not known": "whether the server sends any is not known",
+}
 MAX_ROWS = 20
 NONE: Final = -1
 """In a column: not known, or not so far."""
@@ -90,7 +96,8 @@ class ExpiryLog:
     """What was observed, a row a key: ``for expiry in log``, ``log.to_frame()``, ``log.verdict``, ``str(log)``.
 
     ``server`` names the server, ``clock`` how time passed, ``sweep`` what the sweep had to do where the keys were left
-    to it, ``changes`` the deadlines that moved meanwhile (the first 1,000).
+    to it, ``changes`` the deadlines that moved meanwhile (the first 1,000), ``events`` whether the server's events were
+    heard: ``lost`` is a subscription that the server ended, so that what is missing may have been sent.
     """
 
     server: str
@@ -107,6 +114,7 @@ class ExpiryLog:
     ends: bytearray = field(default_factory=bytearray)
     changes: list[DeadlineChange] = field(default_factory=list)
     sweep: Sweep | None = None
+    events: Hearing = "heard"
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -137,6 +145,16 @@ class ExpiryLog:
         pairs = zip(self.seen_us, self.gone_us, strict=True)
         widths = sorted(gone - seen for seen, gone in pairs if gone != NONE) or [0]
         return widths[len(widths) // 2] / 2000, widths[-1] / 2000
+
+    @property
+    def events_said(self) -> str:
+        """How many events were heard, and why no more where that is not the server's silence."""
+        heard = sum(1 for event in self.event_us if event != NONE)
+        if self.events == "heard":
+            return f"{heard:,} of {len(self):,} events came"
+        if heard:
+            return f"{heard:,} of {len(self):,} events heard; then {UNHEARD[self.events]}"
+        return f"events not heard: {UNHEARD[self.events]}"
 
     def life_ms(self, index: int) -> tuple[float, float]:
         """Return the least and the most that a key can have lived; infinity for one that still does."""
@@ -204,7 +222,8 @@ class ExpiryLog:
 
     def __str__(self) -> str:
         typical, worst = self.exact_to_ms
-        return f"{self.verdict} Seen on {self.server}, {self.clock}, exact to {typical:.3g} ms (worst {worst:.3g} ms)."
+        said = f"{self.verdict} Seen on {self.server}, {self.clock}, exact to {typical:.3g} ms (worst {worst:.3g} ms)."
+        return said if self.events == "heard" else f"{said} {self.events_said.capitalize()}."
 
     __repr__ = __str__
 
@@ -229,6 +248,7 @@ class Group:
     life_ms: tuple[float, float] | None
     exact_to_ms: float
     event_late_ms: float | None
+    heard: bool = True
     odd: Group | None = None
 
     @classmethod
@@ -247,6 +267,7 @@ class Group:
             (min(middles), max(middles)) if middles else None,
             max((most - least for least, most in intervals), default=0) / 2,
             max(((log.event_us[i] - log.deadline_us[i]) / 1000 for i in timed), default=None),
+            log.events == "heard",
             cls.of(log, ttl, odd, compare=False) if odd else None,
         )
 
@@ -282,7 +303,8 @@ class Group:
 
     def cells(self) -> tuple[str, ...]:
         """Return a row of the table."""
-        late = "no event" if self.event_late_ms is None else f"at most {about(self.event_late_ms)}"
+        none = "no event" if self.heard else "not heard"
+        late = none if self.event_late_ms is None else f"at most {about(self.event_late_ms)}"
         meant = "unknown" if self.ttl_ms is None else _ttl(self.ttl_ms)
         return (
             meant,

@@ -24,7 +24,7 @@ import redis
 from memkit.clock import ServerClock, escape_glob, knows
 from memkit.connect import guard_write, started_by_memkit
 from memkit.errors import PolicyError
-from memkit.expiry_log import ENDS, NONE, DeadlineChange, End, ExpiryLog, Sweep, at
+from memkit.expiry_log import ENDS, NONE, DeadlineChange, End, ExpiryLog, Hearing, Sweep, at
 from memkit.policy import UNIT_MS, Duration, human, ttl_ms
 
 EVENTS: Final[Mapping[bytes, End]] = {b"expired": "expired", b"evicted": "evicted", b"del": "deleted"}
@@ -36,6 +36,7 @@ ROUND_US = 300_000
 BLUR_US = 1_500
 WAIT_LIMIT_MS = 3_600_000
 SWEEP_WITHIN_S = 30.0
+PONG_WITHIN_S = 5.0
 MAX_CHANGES = 1_000
 GONE: Final = -2
 """Beside NONE, a deadline that is none: the key is not there."""
@@ -63,7 +64,9 @@ def observe_expiry(
     deadline and its event, to see how late the server's own sweep is (a look would make it expire at once).
 
     Events are heard where the server sends them (notify-keyspace-events; switched on for the while on a server that
-    memkit started). Raises PolicyError for what cannot be meant, ProductionGuardError.
+    memkit started); ``log.events`` says whether they were.
+
+    Raises PolicyError for what cannot be meant, ProductionGuardError.
     """
     wanted, meant = list(ttls), dict(keys) if isinstance(keys, Mapping) else dict.fromkeys(keys)
     _check(wanted, meant, keys_per_ttl, resolution_ms, clock, wait_s)
@@ -79,7 +82,7 @@ def observe_expiry(
             stack.callback(run.remove_leftovers)
         else:
             run.take(meant)
-        run.events = _Events.open(client, log.keys, stack)
+        run.subscribe(stack)
         if wanted:
             run.write()
         (run.leave_to_sweep if leave_to_sweep else run.follow)()
@@ -243,6 +246,7 @@ class _Run:
         self._evicted = _evicted_keys(client)
         self._jumps_in_vain = 0
         self._gone = 0
+        self._events_prove = False
         self.events: _Events | None = None
 
     def name(self, prefix: str, ttls: Sequence[Duration], keys_per_ttl: int) -> None:
@@ -270,6 +274,12 @@ class _Run:
             column.append(NONE)
         log.ends.append(ENDS.index("alive"))
 
+    def subscribe(self, stack: ExitStack) -> None:
+        """Hear the keys' events from now on, where the server sends them."""
+        self._log.events = _hearing(self._client, stack)
+        if self._log.events != "not sent":
+            self.events = _Events.open(self._client, self._log.keys, stack)
+
     def write(self) -> None:
         """SET the keys, each with its TTL, and read the deadline that it got."""
         for start in range(0, len(self._log), GROUP):
@@ -286,6 +296,7 @@ class _Run:
                 self._log.begun_us[index], self._log.begun_by_us[index] = begun, by
                 self._log.seen_us[index] = begun
                 self._note(index, one)
+            self._listen(all_sent=True)  # each TTL that is set is an event, too
 
     def remove_leftovers(self) -> None:
         """Remove the written keys that still live."""
@@ -333,6 +344,7 @@ class _Run:
         """Go past the deadlines of keys that end together, look at none of them, and hear when each event comes."""
         if not self.events:
             raise PolicyError("leave_to_sweep needs keyspace events; expected notify-keyspace-events to hold K and x")
+        self._events_prove = True
         order = sorted(filter(self._lives, range(len(self._log))), key=self._log.deadline_us.__getitem__)
         while order and self._may_go_on():
             together = self._log.deadline_us[order[0]] + 10_000_000
@@ -341,12 +353,15 @@ class _Run:
             self._reach(self._log.deadline_us[dead[0]] - 2 * self._step_us)
             self._see(dead)
             self._reach(self._log.deadline_us[dead[-1]] + 1_000, checkpoints=False)
-            patience = time.monotonic() + SWEEP_WITHIN_S
-            while any(map(self._lives, dead)) and time.monotonic() < min(patience, self._until):
-                self._listen(0.02, proof=True)
+            self._hear_of(dead)
             order = order[len(dead) :]
         self.events = None  # what comes now comes because of the last look
         self._finish()
+
+    def _hear_of(self, dead: Sequence[int]) -> None:
+        patience = min(time.monotonic() + SWEEP_WITHIN_S, self._until)
+        while self._log.events != "lost" and any(map(self._lives, dead)) and time.monotonic() < patience:
+            self._listen(0.02)
 
     def _lives(self, index: int) -> bool:
         log = self._log
@@ -379,6 +394,16 @@ class _Run:
             self._show(self._gone, len(self._log))
 
     def _see(self, rows: Sequence[int]) -> None:
+        """Look at keys, and hear meanwhile: Redis drops a subscriber that leaves 8 MB unread for 60 s of its clock.
+
+        A jump is more than 60 s, and 100,000 keys that die send some 10 MB.
+        """
+        for start in range(0, len(rows), GROUP * 10):
+            self._see_some(rows[start : start + GROUP * 10])
+            if len(rows) > GROUP:
+                self._listen(all_sent=True)
+
+    def _see_some(self, rows: Sequence[int]) -> None:
         """Look at keys by groups; one by one where some of a group are gone, or are there after their deadline."""
         log = self._log
         doubtful: list[int] = []
@@ -416,19 +441,22 @@ class _Run:
             self._gone += 1
             self._jumps_in_vain = 0
 
-    def _listen(self, wait_s: float = 0.0, *, proof: bool = False) -> None:
-        """Stamp the events that have come, GROUP by GROUP; with ``proof`` they say that the key is gone, too."""
-        if not self.events:
+    def _listen(self, wait_s: float = 0.0, *, all_sent: bool = False) -> None:
+        """Stamp the events that have come, GROUP by GROUP; left to the sweep, they say that the key is gone, too."""
+        if not self.events or self.events.lost:
             time.sleep(wait_s)  # between two looks, not for an expiry
             return
-        heard = self.events.heard(wait_s)
+        heard = self.events.heard(wait_s, all_sent=all_sent)
         while some := list(islice(heard, GROUP)):
             now = self._look.now_us()
             for index, end in some:
                 self._log.event_us[index], self._log.ends[index] = now, ENDS.index(end)
-                if proof:
+                if self._events_prove:
                     self._went(index, now)
+            self._log.events = "heard"
             self._show(self._gone, len(self._log))
+        if self.events.lost:
+            self._log.events = "lost"
 
     def _finish(self) -> None:
         """Look once more at what lives, and name the ends that no event has told."""
@@ -438,7 +466,7 @@ class _Run:
             # Meant to expire, and nothing will make them: seen alive at twice their TTL, that is shown.
             self._reach(max(log.begun_us[i] + 2_000 * log.ttl_ms[i] for i in immortal))
         self._see(self._not_gone())
-        self._listen(0.05)
+        self._listen(all_sent=True)
         evicted = _evicted_keys(self._client)
         early: End = "deleted" if evicted is not None and evicted == self._evicted else "evicted or deleted"
         for index, gone in enumerate(log.gone_us):
@@ -451,19 +479,19 @@ class _Events:
     """Keyspace events of the observed keys.
 
     Read from the socket: redis-py's ``get_message(timeout=0)`` raises TimeoutError when a burst ends within a message
-    (8.1), and parses some 30 times slower.
+    (8.1), and parses some 30 times slower. ``lost``: the server has ended the subscription, or its end is not there.
     """
 
     def __init__(self, connection: Any, keys: Sequence[str]) -> None:
-        self._socket = connection._sock
+        self._connection, self._socket = connection, connection._sock
         self._reader = hiredis.Reader()
         self._index = {key.encode(): index for index, key in enumerate(keys)}
+        self._pong_is_due = False
+        self.lost = False
 
     @classmethod
-    def open(cls, client: redis.Redis, keys: Sequence[str], stack: ExitStack) -> _Events | None:
-        """Subscribe; None where the server sends no such events and is not memkit's to make it."""
-        if not _sends_events(client, stack):
-            return None
+    def open(cls, client: redis.Redis, keys: Sequence[str], stack: ExitStack) -> _Events:
+        """Subscribe, on a connection of its own."""
         pool = client.connection_pool
         options = {name: value for name, value in pool.connection_kwargs.items() if not name.startswith("maint_")}
         connection = pool.connection_class(**{**options, "protocol": 2})
@@ -477,37 +505,61 @@ class _Events:
         connection.read_response()
         return cls(connection, keys)
 
-    def heard(self, wait_s: float) -> Iterator[tuple[int, End]]:
-        """Yield what has come, row and end; wait for the first that long."""
-        self._socket.settimeout(wait_s)
+    def heard(self, wait_s: float, *, all_sent: bool = False) -> Iterator[tuple[int, End]]:
+        """Yield what has come, row and end; wait for the first that long, or for all that were sent until now."""
+        if all_sent:
+            self._ping()
         # Not ready is BlockingIOError, TimeoutError or, over TLS, SSLWantReadError.
         with suppress(BlockingIOError, TimeoutError, SSLWantReadError):
-            while data := self._socket.recv(1 << 16):
+            while data := self._receive(wait_s):
                 self._reader.feed(data)
-                self._socket.settimeout(0)
                 yield from self._read()
+                wait_s = 0
+
+    def _ping(self) -> None:
+        """Have the server answer behind its events: a socket that is empty may only be waiting for the next of them."""
+        self._socket.settimeout(PONG_WITHIN_S)
+        try:
+            self._connection.send_packed_command(self._connection.pack_command("PING"), check_health=False)
+            self._pong_is_due = True
+        except redis.RedisError:
+            self.lost = True
+
+    def _receive(self, wait_s: float) -> bytes:
+        """Return the next bytes; none when the subscription is lost."""
+        if self.lost:
+            return b""
+        self._socket.settimeout(PONG_WITHIN_S if self._pong_is_due else wait_s)
+        try:
+            data = cast("bytes", self._socket.recv(1 << 16))
+        except ConnectionError:
+            data = b""
+        self.lost = not data
+        return data
 
     def _read(self) -> Iterator[tuple[int, End]]:
         while (message := self._reader.gets()) is not False:
+            if message[0] == b"pong":
+                self._pong_is_due = False
             if message[0] in (b"message", b"pmessage"):
                 index, end = self._index.get(message[-2].partition(b":")[2]), EVENTS.get(message[-1])
                 if index is not None and end:
                     yield index, end
 
 
-def _sends_events(client: redis.Redis, stack: ExitStack) -> bool:
+def _hearing(client: redis.Redis, stack: ExitStack) -> Hearing:
     """Whether keyspace events come; switched on, until the stack is left, on a server that memkit started."""
     try:
         flags = _text(cast("dict[Any, Any]", client.config_get("notify-keyspace-events")))
     except redis.ResponseError:
-        return True  # not allowed to ask: listening does no harm
+        return "not known"  # not allowed to ask: listening does no harm
     if "K" in flags and ("A" in flags or {"g", "x", "e"} <= set(flags)):
-        return True
+        return "heard"
     if not started_by_memkit(client):
-        return False
+        return "not sent"
     client.config_set("notify-keyspace-events", flags + "Kgxe")
     stack.callback(client.config_set, "notify-keyspace-events", flags)
-    return True
+    return "heard"
 
 
 def _text(answer: dict[Any, Any]) -> str:

@@ -326,7 +326,7 @@ def plot_lateness(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     ax.step(
         late, np.arange(1, len(late) + 1) / max(len(log), 1), where="post", color=BLUE, lw=2, label="event was sent by"
     )
-    said = f"{len(late):,} of {len(log):,} events came"
+    said = log.events_said
     if len(late):
         said += f", half within {about(1000 * float(np.median(late)))}, the last {about(1000 * float(late[-1]))} late"
     if log.sweep:
@@ -341,8 +341,9 @@ def plot_lateness(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     time_axis(ax.xaxis)
     ax.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=INK)
     beside = f", {log.sweep.dead_keys:,} dead keys beside {log.sweep.live_keys:,} live ones" if log.sweep else ""
-    finish(ax, f"{said}.", f"{log.server}{beside}")
-    ax.set_label(f"Share of expired events over the time after the deadline. {said}.")
+    conclusion = f"{said[:1].upper()}{said[1:]}."
+    finish(ax, conclusion, f"{log.server}{beside}")
+    ax.set_label(f"Share of expired events over the time after the deadline. {conclusion}")
     return ax
 
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from importlib import import_module
@@ -247,6 +248,33 @@ def test_the_sweep_cannot_be_heard_without_events(client: redis.Redis, monkeypat
     with pytest.raises(PolicyError, match="notify-keyspace-events to hold K and x"):
         observe_expiry(client, ttls=["10ms"], leave_to_sweep=True)
     assert client.dbsize() == 0
+
+
+def test_events_are_heard_while_keys_are_written_and_looked_at(any_server: RedisServer, client: redis.Redis) -> None:
+    # Names of 1,500 bytes are in each event twice: 24 MB, of which a subscriber here may leave 8 MB unread.
+    client.config_set("client-output-buffer-limit", f"pubsub {8 << 20} 0 0")
+    log = observe_expiry(client, ttls=["1h"], keys_per_ttl=8_000, prefix="long" * 375, clock=any_server.clock)
+    assert log.counts() == {"expired": 8_000}
+    assert log.events == "heard"
+    assert log.events_said == "8,000 of 8,000 events came"
+
+
+def test_a_lost_subscription_is_said(any_server: RedisServer, client: redis.Redis, monkeypatch: Any) -> None:
+    clock = at_first_shift(monkeypatch, any_server.clock, lambda: client.client_kill_filter(_type="pubsub"))
+    log = observe_expiry(client, ttls=["1h"], keys_per_ttl=3, clock=clock)
+    assert log.counts() == {"expired": 3}
+    assert log.events == "lost"
+    assert log.events_said == "events not heard: the subscription was lost"
+    assert str(log).endswith(" Events not heard: the subscription was lost.")
+    assert "no event" not in log._repr_html_()
+
+
+def test_a_lost_subscription_is_not_waited_for(any_server: RedisServer, client: redis.Redis, monkeypatch: Any) -> None:
+    clock = at_first_shift(monkeypatch, any_server.clock, lambda: client.client_kill_filter(_type="pubsub"))
+    begun = time.monotonic()
+    log = observe_expiry(client, ttls=["1h"], clock=clock, leave_to_sweep=True)
+    assert log.events == "lost"
+    assert time.monotonic() - begun < memkit.observe.SWEEP_WITHIN_S / 2
 
 
 def test_writing_passes_the_production_guard(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,6 +142,14 @@ def test_lateness_shows_the_worst_to_expect_and_events_that_did_not_come() -> No
     assert ax.get_xlim()[1] > 25.1
 
 
+def test_lateness_blames_no_server_for_events_that_were_not_heard() -> None:
+    log = late_log([0.5, 2])
+    log.events = "lost"
+    assert "2 of 2 events heard; then the subscription was lost, half within" in alt_text(plot_lateness(log))
+    log.event_us[:] = made_log([as_meant(1000)] * 2).event_us
+    assert "deadline. Events not heard: the subscription was lost; " in alt_text(plot_lateness(log))
+
+
 @pytest.mark.parametrize("draw", [plot_expiry, plot_survival, plot_lateness])
 def test_nothing_at_all_is_drawn_without_a_crash(draw: object) -> None:
     ax = draw(ExpiryLog("Redis 0", "by jumps", 5))  # type: ignore[operator]
