@@ -237,7 +237,7 @@ class ExpiryLog:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The keys of one TTL: how many came to which end, and the range of their lives (None: all still live).
+    """The keys of one TTL: how many came to which end, and the range of the lives that ended (None: none did).
 
     ``odd`` are those that lived shorter or longer than their TTL by over 1 %, or ended otherwise than by it.
     """
@@ -273,25 +273,35 @@ class Group:
 
     @property
     def lived(self) -> str:
-        """The range of lives in words."""
+        """The range of the lives that ended, in words."""
         if self.life_ms is None:
-            has, was = ("has", "was") if self.keys == 1 else ("have", "were")
-            return f"{has} not expired" if "alive" in self.ends else f"{was} not there"
+            return "not expired" if "alive" in self.ends else "not there"
         low, high = (about(ms) for ms in self.life_ms)
         return f"lived {low}" if low == high else f"lived {low} to {high}"
 
     def __str__(self) -> str:
         told, whole = (self.odd, f" of {self.keys:,}") if self.odd and self.odd.keys < self.keys else (self, "")
-        keys = f"{told.keys:,}{whole} {'key' if self.keys == 1 else 'keys'}"
+        (count, fate), *others = told.fates()
+        # One of two keys, but one key of one.
+        noun = "key" if (self.keys if whole or not others else count) == 1 else "keys"
         meant = f" meant to live {_ttl(self.ttl_ms)}" if self.ttl_ms is not None else ""
-        return f"{keys}{meant} {told.lived} ({told.ended})"
+        return ", ".join([f"{count:,}{whole} {noun}{meant} {fate}", *(f"{more:,} {then}" for more, then in others)])
+
+    def fates(self) -> list[tuple[int, str]]:
+        """What became of how many: those whose lives ended and how, those that live on, those that were never there."""
+        alive, absent = self.ends.get("alive", 0), self.ends.get("absent", 0)
+        ended = {end: count for end, count in self.ends.items() if end not in ("alive", "absent")}
+        found = [
+            (sum(ended.values()), f"{self.lived} ({_counted(ended)})"),
+            (alive, f"{'has' if alive == 1 else 'have'} not expired (alive)"),
+            (absent, f"{'was' if absent == 1 else 'were'} not there"),
+        ]
+        return [fate for fate in found if fate[0]]
 
     @property
     def ended(self) -> str:
         """How they ended, with counts where there is more than one way."""
-        if len(self.ends) == 1:
-            return next(iter(self.ends))
-        return ", ".join(f"{count:,} {end}" for end, count in self.ends.items())
+        return _counted(self.ends)
 
     @property
     def how_odd(self) -> float:
@@ -332,6 +342,12 @@ def _told(groups: Sequence[Group]) -> str:
     keys = sum((group.odd or group).keys for group in groups)
     worst = max(groups, key=lambda group: group.how_odd)
     return f"{_keys(keys)} of {len(groups):,} TTLs, at worst {worst}"
+
+
+def _counted(ends: Mapping[End, int]) -> str:
+    if len(ends) == 1:
+        return next(iter(ends))
+    return ", ".join(f"{count:,} {end}" for end, count in ends.items())
 
 
 def _ttl(ms: int) -> str:

@@ -19,7 +19,7 @@ def made_log(rows: list[Row]) -> ExpiryLog:
         log.begun_by_us.append(0)
         log.deadline_us.append(round(gone * 1000) - 1)
         log.seen_us.append(round(seen * 1000))
-        log.gone_us.append(-1 if end == "alive" else round(gone * 1000))
+        log.gone_us.append(-1 if end in ("alive", "absent") else round(gone * 1000))
         log.event_us.append(-1)
         log.ends.append(ENDS.index(end))  # type: ignore[arg-type]
     return log

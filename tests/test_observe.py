@@ -173,7 +173,8 @@ def test_deadlines_that_move_are_followed_and_told(
     assert lives[0] < 3600  # seen gone at a stop between, not near the deadline that it had meant
     assert lives[1:] == pytest.approx([14 * 86400, 7 * 86400], abs=5)
     assert log.life_ms(2)[0] >= 14 * 86_400_000
-    assert "3 of 4 keys meant to live 7d" in log.verdict
+    assert log.verdict.startswith("Not as meant: 2 of 4 keys meant to live 7d lived ")
+    assert log.verdict.endswith(" to 14d (expired), 1 has not expired (alive).")
     told = {(change.key, change.kind) for change in log.changes}
     assert told == {("renewed", "renewed"), ("dropped", "dropped")}
 
@@ -202,7 +203,7 @@ def test_existing_keys_are_only_looked_at(any_server: RedisServer, client: redis
     assert writes(client) <= {"config|set", "config|resetstat", "unsubscribe"}
     assert client.object("idletime", "chat:1") >= 3600
     assert (client.dump("chat:1"), client.dump("chat:2")) == before
-    assert log.verdict == "3 keys have not expired (2 alive, 1 absent)."
+    assert log.verdict == "2 keys have not expired (alive), 1 was not there."
 
 
 def test_deadlines_are_crossed_by_shifting_them_too(any_server: RedisServer, client: redis.Redis) -> None:
@@ -355,6 +356,16 @@ def test_watch_for_a_while(client: redis.Redis) -> None:
         ),
         ([(-1, 59_990, 60_010, "expired"), (-1, 1, 2, "deleted")], "2 keys lived 2ms to 1m (1 expired, 1 deleted)."),
         ([(WEEK_MS, 100, 0, "alive")], "As meant so far: 1 key lives on."),
+        (
+            [(WEEK_MS, 299_995, 300_005, "expired"), (WEEK_MS, 0, 0, "absent")],
+            "Not as meant: 1 key meant to live 7d lived 5m (expired), 1 was not there.",
+        ),
+        (
+            [(-1, n * 1000, n * 1000, "expired") for n in (1, 2, 3)] + [(-1, 9, 0, "alive"), (-1, 0, 0, "absent")],
+            "3 keys lived 1s to 3s (expired), 1 has not expired (alive), 1 was not there.",
+        ),
+        ([(-1, 1000, 1000, "expired"), (-1, 9, 0, "alive")], "1 key lived 1s (expired), 1 has not expired (alive)."),
+        ([(WEEK_MS, 0, 0, "absent")] * 2, "Not as meant: 2 keys meant to live 7d were not there."),
         (
             [(n * 1000, n * 1000 / (20 if n == 7 else 10), n * 1000 / 10 + 1, "expired") for n in range(1, 9)],
             "Not as meant: 8 keys of 8 TTLs, at worst 1 key meant to live 7s lived 526ms (expired).",
