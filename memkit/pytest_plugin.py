@@ -8,14 +8,15 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
+import redis
 
 from memkit.clock import ServerClock
 from memkit.connect import NAME, connect, redact
-from memkit.errors import ServerNotFound
+from memkit.errors import MemkitError, ServerNotFound
 from memkit.sandbox import Sandbox
 from memkit.server import RedisServer
 from memkit.store import AsyncMemoryStore, MemoryStore
@@ -62,8 +63,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and what the run's summary will say."""
     config.addinivalue_line("markers", "redis: needs a real Redis (set by itself on tests that use memkit's fixtures)")
-    config.stash[REAL_URL] = config.getoption("--real-redis")
+    config.stash[REAL_URL] = _url(config.getoption("--real-redis"))
     config.stash[RAN_ON] = set()
+
+
+def _url(given: str | None) -> str | None:
+    """Return what --real-redis was given; ``pytest --real-redis test_x.py`` gives it the file."""
+    if given and "://" not in given:
+        shown = redact(f"://{given}")[3:]
+        raise pytest.UsageError(
+            f"--real-redis was given {shown!r}, which is no URL. Name the server as --real-redis=URL, such as "
+            f"--real-redis={DEFAULT_REAL}; without a URL ({DEFAULT_REAL} is meant), put it behind the files"
+        )
+    return given
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -120,7 +132,7 @@ class Target:
     """Where this run's tests go: a private server, or a real one by URL."""
 
     server: RedisServer | None
-    url: str
+    url: str = field(repr=False)
 
 
 @pytest.fixture(scope="session")
@@ -130,14 +142,27 @@ def memkit_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
         yield server
 
 
+def _asked(real: str) -> dict[str, Any]:
+    """Return what a real server says it is; fail in one line when it says nothing."""
+    try:
+        with connect(real, client_name=NAME) as client:
+            return cast("dict[str, Any]", client.info("server"))
+    except (redis.RedisError, MemkitError, OSError) as error:
+        said = redact(str(error))
+    pytest.fail(
+        f"no answer from {redact(real)}, which --real-redis or MEMKIT_REDIS_URL names ({said}): start it, name "
+        "another, or leave both out for a private server",
+        pytrace=False,
+    )
+
+
 @pytest.fixture(scope="session")
 def _memkit_target(request: pytest.FixtureRequest) -> Target:
     real = request.config.stash[REAL_URL]
     if not real:
         server = cast("RedisServer", request.getfixturevalue("memkit_server"))
         return Target(server, server.url)
-    with connect(real, client_name=NAME) as client:
-        info = cast("dict[str, Any]", client.info("server"))
+    info = _asked(real)
     request.config.stash[RAN_ON].add(
         f"{info.get('server_name', 'redis')} {info.get('valkey_version', info['redis_version'])} at {redact(real)}, "
         "in sandboxes, time moved by deadline shift"

@@ -251,8 +251,23 @@ def test_a_server_that_looks_like_production_is_refused(pytester, prepared, monk
 
 def test_a_real_server_that_is_not_there_is_an_error_not_a_skip(pytester):
     pytester.makepyfile(ARTICLE)
-    result = pytester.runpytest_subprocess("--real-redis=redis://localhost:1/15")
+    result = pytester.runpytest_subprocess("--real-redis=redis://:secret@localhost:1/15")
     result.assert_outcomes(errors=2)
+    result.stdout.fnmatch_lines(["no answer from redis://:[*][*][*]@localhost:1/15, which --real-redis *start it*"])
+    assert len(result.outlines) < 30
+    assert "secret" not in result.stdout.str()
+
+
+@pytest.mark.parametrize("how", ["file", "environment"])
+def test_what_is_no_url_of_a_real_server_is_a_usage_error(pytester, monkeypatch, how):
+    given = pytester.makepyfile(ARTICLE).name if how == "file" else ":secret@localhost:6379"
+    if how == "environment":
+        monkeypatch.setenv("MEMKIT_REDIS_URL", given)
+    result = pytester.runpytest_subprocess(*(["--real-redis", given] if how == "file" else []))
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        [f"ERROR: *'{given.replace('secret', '[*][*][*]')}'*no URL*--real-redis=URL*redis://localhost:6379/15*"]
+    )
 
 
 def test_the_plugin_loads_no_heavy_package(pytester):
