@@ -1242,6 +1242,13 @@ class LooksAtTheLastOnly(ListScript):
                 return
 
 
+class LooksForItsIdInTheLastOnly(ListScript):
+    """Skips a message whose id is the last one's: another client wrote before the retry, and it is stored twice."""
+
+    found_by = "lost_reply"
+    script = ListScript.script.replace("-200", "-1")
+
+
 class NetworkErrorSwallowed(ListScript):
     """Whatever goes wrong on the network is logged, and the request is lost."""
 

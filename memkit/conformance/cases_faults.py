@@ -203,10 +203,12 @@ def lost_reply(bench: Bench) -> None:
     if not trips:
         raise NotAsked("the store's traffic does not go by the URL that open() was given")
     began = time.monotonic()
-    together([partial(_lose, bench, loss, nth) for loss in QUICK_LOSSES for nth in range(1, trips + 1)])
+    nths = range(1, trips + 1)
+    works = [partial(_lose, bench, loss, nth) for loss in QUICK_LOSSES for nth in nths]
+    together([*works, *(partial(_lose_while_another_writes, bench, nth) for nth in nths)])
     # A store that waited for a lock which a lost reply left behind has time-outs longer than LATE_S anyway.
     hasty = time.monotonic() < began + PATIENCE_S
-    late = [partial(_lose, bench, "late reply", nth) for nth in range(1, trips + 1) if hasty]
+    late = [partial(_lose, bench, "late reply", nth) for nth in nths if hasty]
     together([*late, partial(_late_read, bench)])
 
 
@@ -229,6 +231,42 @@ def _lose(bench: Bench, loss: Loss, nth: int) -> None:
             talk.said = bench.read(talk.id)
         later = talk.tried("said afterwards", by=handle)
         _expect_after(talk, "said afterwards", later, f"{when}; one more append by the same handle")
+
+
+def _lose_while_another_writes(bench: Bench, nth: int) -> None:
+    """A retry that comes after another client's message finds its own no longer at the end."""
+    talk = _begun(bench)
+    mine, other = (talk.role("assistant"), "said while the network fails"), (talk.role("user"), "said by another")
+    others = talk.reopened()
+    with Proxy(_port(bench)) as proxy:
+        handle = bench.open(talk.id, url=proxy.url(bench.url))
+        messages_of(handle)
+        writing: list[Waiting] = []
+
+        def write() -> None:
+            # Not waited for long: a lock may be held that only the other can give back.
+            writing.append(Waiting(partial(others.append, *other)))
+            writing[0].result(within_s=PAUSE_S)
+
+        proxy.lose("reply", nth, meanwhile=write)
+        mine_stored = _appended(handle, *mine)
+        proxy.lose(None)
+    others_stored = bool(writing) and writing[0].result(within_s=PATIENCE_S) is None
+    when = f"the reply of round trip {nth} of an append was lost, and another client wrote before it was sent again"
+    read = bench.read(talk.id)
+    added = read[len(talk.said) :]
+    surely = [one for one, stored in ((mine, mine_stored), (other, others_stored)) if stored]
+    for one in (mine, other):
+        if read[: len(talk.said)] != talk.said or added.count(one) > 1 or (one in surely and one not in added):
+            raise Forgot(f"{when}: {difference([*talk.said, *surely], read)}")
+
+
+def _appended(handle: Handle, role: str, text: str) -> bool:
+    try:
+        handle.append(role, text)
+    except Exception:  # noqa: BLE001  # under a fault a store may raise
+        return False
+    return True
 
 
 def _late_read(bench: Bench) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import select
 import socket
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Literal, Self
 
@@ -30,6 +31,7 @@ class Proxy:
         self._loss: Loss | None = None
         self._nth = 0
         self._again = b""
+        self._meanwhile: Callable[[], object] | None = None
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
 
@@ -48,9 +50,13 @@ class Proxy:
         """Return a URL of the server (TCP, on loopback) as one of the proxy."""
         return url.replace(f":{self._target}/", f":{self.port}/")
 
-    def lose(self, loss: Loss | None, nth: int = 1) -> None:
-        """Let the nth request from now on go wrong (None: none); ``requests`` counts from zero again."""
+    def lose(self, loss: Loss | None, nth: int = 1, *, meanwhile: Callable[[], object] | None = None) -> None:
+        """Let the nth request from now on go wrong (None: none); ``requests`` counts from zero again.
+
+        ``meanwhile`` is called when a reply is lost, before the client hears of it.
+        """
         with self._lock:
+            self._meanwhile = meanwhile
             self._loss, self._nth, self.requests, self._again = loss, nth, 0, b""
             self.lost.clear()
 
@@ -82,6 +88,8 @@ class Proxy:
         if loss in ("reply", "reply twice", "late reply"):
             server.sendall(request)
             select.select([server], [], [], 2)
+            if self._meanwhile:
+                self._meanwhile()
         if loss in ("hold", "late reply"):
             select.select([client], [], [], LATE_S if loss == "late reply" else None)
         if loss or not request:
