@@ -51,6 +51,7 @@ class Evidence:
     skew_ms: float = 0.0
     skew_error_ms: float = 0.0
     moved_by_ms: float = 0.0
+    moved_at_ms: float | None = None
     blind: tuple[str, ...] = ()
     now_ms: int = 0
     calls: Mapping[str, int] = field(default_factory=dict)
@@ -148,7 +149,7 @@ def look(wire: Wire) -> Evidence:
         tuple(_deleters(wire, blind)),
         skew,
         unsure,
-        _moved_by_ms(info),
+        *_moved(info),
         tuple(blind),
         now_ms,
         _calls(info),
@@ -241,14 +242,20 @@ def _skew(wire: Wire) -> tuple[float, float, int]:
     return best
 
 
-def _moved_by_ms(info: Mapping[str, str]) -> float:
-    """Return how far memkit moved this server's clock: the preload maps the file that says so into the process."""
+def _moved(info: Mapping[str, str]) -> tuple[float, float | None]:
+    """Return how far memkit moved this server's clock, and when last, by that clock; milliseconds.
+
+    The preload maps the file that says so into the process.
+    """
     try:
         maps = Path(f"/proc/{int(info.get('process_id', '0'))}/maps").read_text()
         mapped = re.search(r"\S*/memkit-[^/]+/clock$", maps, re.MULTILINE)
-        return float(unpack("q", Path(mapped[0]).read_bytes()[:8])[0]) / 1e6 if mapped else 0.0
+        if not mapped:
+            return 0.0, None
+        by_ms = float(unpack("q", Path(mapped[0]).read_bytes()[:8])[0]) / 1e6
+        return by_ms, Path(mapped[0]).stat().st_mtime * 1000 + by_ms
     except (OSError, ValueError, error):
-        return 0.0
+        return 0.0, None
 
 
 def _deletions(wire: Wire, blind: list[str]) -> Iterable[Deletion]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from memkit.audit_evidence import Evidence
 from memkit.audit_expect import Expectation
@@ -130,24 +130,31 @@ def _skewed(evidence: Evidence, keys: Sequence[KeyFacts], meant: Sequence[Expect
 
 
 def _moved_on_purpose(evidence: Evidence, keys: Sequence[KeyFacts], meant: Sequence[Expectation]) -> bool:
-    """Whether memkit's time machine moved this clock while the keys were there: their own past spans the jump."""
+    """Whether memkit's time machine moved this clock while the keys were there: they are older than its last move."""
     moved = evidence.moved_by_ms
     if not moved or abs(evidence.skew_ms - moved) > SKEW_MS:
         return False
-    return not keys or evidence.now_ms - _oldest_ms(evidence, keys, meant) > abs(moved) / 2
+    oldest = _oldest_ms(evidence, keys, meant)
+    before = evidence.moved_at_ms is not None and oldest < evidence.moved_at_ms - 2 * SKEW_MS
+    return not keys or before or evidence.now_ms - oldest > abs(moved) / 2
 
 
-def _oldest_ms(evidence: Evidence, keys: Sequence[KeyFacts], meant: Sequence[Expectation]) -> int:
+def _oldest_ms(evidence: Evidence, keys: Sequence[KeyFacts], meant: Sequence[Expectation]) -> float:
     """Return the earliest time that keys tell of: a last touch, or the write that the expected TTL implies."""
     touched = [one.touched_ms for one in keys if one.touched_ms is not None]
-    written = [
-        one.deadline_ms - expectation.ttl_ms
-        for expectation in meant
-        if expectation.ttl_ms
-        for one in expectation.of(keys)
-        if one.deadline_ms and (one.set_ms or 0) < expectation.ttl_ms * (1 - expectation.jitter)
-    ]
+    written = [at for one in meant if one.ttl_ms for at in _written_ms(evidence, one.of(keys), one, one.ttl_ms)]
     return min([evidence.now_ms, *touched, *written])
+
+
+def _written_ms(evidence: Evidence, keys: Sequence[KeyFacts], meant: Expectation, ttl_ms: int) -> Iterator[int]:
+    """Yield when keys were written, by their deadlines: surely, or as surely as no jitter and no client moved these."""
+    lives = [(one.deadline_ms, one.set_ms or 0) for one in keys if one.deadline_ms is not None]
+    over = sum(given > ttl_ms + SKEW_MS for _, given in lives)
+    by_clients = any(evidence.calls.get(name) for name in ("expireat", "pexpireat"))
+    exact = over <= 0.05 * len(lives) and not by_clients
+    for deadline, given in lives:
+        if exact or given < ttl_ms * (1 - meant.jitter) - SKEW_MS:
+            yield deadline - ttl_ms
 
 
 def skewed_ttl(evidence: Evidence, finding: Finding) -> Finding | None:

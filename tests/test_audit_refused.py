@@ -179,6 +179,44 @@ def test_only_a_clock_that_memkit_moved_as_far_as_it_is_off_is_no_finding(moved_
     assert [one.cause for one in server_findings(evidence, keys, {}, [])] == (["clock_skew"] if found else [])
 
 
+@pytest.mark.parametrize("by_s", [90, 7_200, 43_200, 54_000])
+@pytest.mark.parametrize("kind", ["list", "string"])
+def test_a_clock_that_memkit_moved_after_the_keys_were_written_is_no_finding(
+    kind: str, by_s: int, server: RedisServer
+) -> None:
+    with server.client() as client:
+        for number in range(100):
+            with client.pipeline() as pipe:
+                _ = pipe.set(f"chat:{number}", "{}") if kind == "string" else pipe.rpush(f"chat:{number}", "{}")
+                pipe.expire(f"chat:{number}", WEEK_S)
+                pipe.execute()
+        server.clock.shift(by_s)
+        for number in range(100):
+            _ = client.get(f"chat:{number}") if kind == "string" else client.lrange(f"chat:{number}", 0, -1)
+    assert only(audit(server.url, expect={"chat:*": "7d"}, duty=1), "clock_skew") == []
+
+
+def test_a_clock_that_memkit_moves_on_between_writes_is_no_finding_however_far_it_was_before(
+    server: RedisServer,
+) -> None:
+    server.clock.shift("9d")
+    with server.client() as client:
+        for number in range(60):
+            server.clock.shift("1m")
+            client.set(f"chat:{number}", "{}", ex=7_200)
+    assert only(audit(server.url, expect={"chat:*": "2h"}, duty=1), "clock_skew") == []
+
+
+@pytest.mark.parametrize("by_s", [-600, 30, 3_600, 9 * 86_400])
+def test_a_clock_that_was_off_before_the_first_write_is_off(by_s: int, server: RedisServer) -> None:
+    server.clock.shift(by_s)
+    with server.client() as client:
+        with_sessions(client, short=0)
+        for number in range(30):
+            client.get(f"chat:{number}")
+    assert len(only(audit(server.url, expect={"chat:*": "7d"}, duty=1), "clock_skew")) == 1
+
+
 def test_deadlines_that_clients_computed_by_another_clock_are_off_by_its_skew(server: RedisServer) -> None:
     server.clock.shift("10m")
     with server.client() as client:
