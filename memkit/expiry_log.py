@@ -26,14 +26,20 @@ UNHEARD: Final[Mapping[Hearing, str]] = {
 MAX_ROWS = 20
 NONE: Final = -1
 """In a column: not known, or not so far."""
+NEVER: Final = -2
+"""In the column of TTLs: meant to have none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expiry:
-    """One key's end. ``ttl_ms``: the TTL that was meant; times are the server's; ``event_at`` bounds from above."""
+    """One key's end. Times are the server's; ``event_at`` bounds from above.
+
+    ``ttl_ms``: the TTL that was meant; infinity: to live for ever; None: not known. ``key``: bytes that are no text are
+    escaped.
+    """
 
     key: str
-    ttl_ms: int | None
+    ttl_ms: float | None
     begun_at: datetime
     deadline_at: datetime | None
     seen_at: datetime
@@ -122,7 +128,7 @@ class ExpiryLog:
     def __getitem__(self, index: int) -> Expiry:
         return Expiry(
             self.keys[index],
-            _known(self.ttl_ms[index]),
+            _meant(self.ttl_ms[index]),
             at(self.begun_us[index]),
             _at_or_none(self.deadline_us[index]),
             at(self.seen_us[index]),
@@ -163,7 +169,10 @@ class ExpiryLog:
         return least, float("inf") if gone == NONE else (gone - self.begun_us[index]) / 1000
 
     def to_frame(self) -> pd.DataFrame:
-        """Return a row a key: TTLs and lives in seconds, times in UTC; NaN and NaT for what was not seen."""
+        """Return a row a key: TTLs and lives in seconds, times in UTC; NaN and NaT for what was not seen.
+
+        ``configured_ttl_s`` is infinity where the key was meant to live for ever.
+        """
         import numpy as np
         import pandas as pd
 
@@ -174,11 +183,13 @@ class ExpiryLog:
         def times(values: array[int]) -> Any:
             return pd.to_datetime([None if value == NONE else value for value in values], unit="us", utc=True)
 
+        configured = seconds(self.ttl_ms, 1000)
+        configured[configured == NEVER / 1000] = np.inf
         gone, begun, deadline = (seconds(v, 1_000_000) for v in (self.gone_us, self.begun_us, self.deadline_us))
         return pd.DataFrame(
             {
                 "key": self.keys,
-                "configured_ttl_s": seconds(self.ttl_ms, 1000),
+                "configured_ttl_s": configured,
                 "granted_ttl_s": deadline - begun,
                 "life_min_s": np.maximum(0, seconds(self.seen_us, 1_000_000) - seconds(self.begun_by_us, 1_000_000)),
                 "life_max_s": gone - begun,
@@ -193,11 +204,11 @@ class ExpiryLog:
         )
 
     def groups(self) -> list[Group]:
-        """Return the keys by TTL that was meant, shortest first, those of unknown TTL last."""
+        """Return the keys by TTL that was meant, shortest first, then those meant to have none, those not known."""
         rows: dict[int, list[int]] = {}
         for index, ttl in enumerate(self.ttl_ms):
             rows.setdefault(ttl, []).append(index)
-        return [Group.of(self, ttl, rows[ttl]) for ttl in sorted(rows, key=lambda ttl: (ttl == NONE, ttl))]
+        return [Group.of(self, ttl, rows[ttl]) for ttl in sorted(rows, key=lambda ttl: (ttl < 0, ttl))]
 
     @property
     def verdict(self) -> str:
@@ -215,7 +226,7 @@ class ExpiryLog:
         if not expired:
             return f"As meant so far: {on}"
         gone = len(self) - alive
-        ttls = " to ".join(dict.fromkeys(_ttl(cast("int", group.ttl_ms)) for group in (expired[0], expired[-1])))
+        ttls = " to ".join(dict.fromkeys(_ttl(cast("float", group.ttl_ms)) for group in (expired[0], expired[-1])))
         keys = _keys(gone) if not alive else f"{gone:,} of {_keys(len(self))}"
         said = f"As meant: {keys} lived {'its' if gone == 1 else 'their'} TTL of {ttls} and expired"
         return f"{said}; {on}" if alive else f"{said}."
@@ -239,10 +250,12 @@ class ExpiryLog:
 class Group:
     """The keys of one TTL: how many came to which end, and the range of the lives that ended (None: none did).
 
-    ``odd`` are those that lived shorter or longer than their TTL by over 1 %, or ended otherwise than by it.
+    ``ttl_ms``: infinity: meant to live for ever; None: not known. ``odd`` are those that
+    lived shorter or longer than their TTL by over 1 %, or ended otherwise than by it, or have one and were meant to
+    have none.
     """
 
-    ttl_ms: int | None
+    ttl_ms: float | None
     keys: int
     ends: Mapping[End, int]
     life_ms: tuple[float, float] | None
@@ -261,7 +274,7 @@ class Group:
         ends = Counter(ENDS[log.ends[index]] for index in rows)
         odd = [index for index in rows if _odd(log, index, ttl)] if compare and ttl != NONE else []
         return cls(
-            None if ttl == NONE else ttl,
+            _meant(ttl),
             len(rows),
             {end: ends[end] for end in ENDS if ends[end]},
             (min(middles), max(middles)) if middles else None,
@@ -284,19 +297,23 @@ class Group:
         (count, fate), *others = told.fates()
         # One of two keys, but one key of one.
         noun = "key" if (self.keys if whole or not others else count) == 1 else "keys"
-        meant = f" meant to live {_ttl(self.ttl_ms)}" if self.ttl_ms is not None else ""
+        meant = f" meant to {_live(self.ttl_ms)}" if self.ttl_ms is not None else ""
         return ", ".join([f"{count:,}{whole} {noun}{meant} {fate}", *(f"{more:,} {then}" for more, then in others)])
 
     def fates(self) -> list[tuple[int, str]]:
-        """What became of how many: those whose lives ended and how, those that live on, those that were never there."""
+        """Return what became of how many: those whose lives ended and how, those that live on, those never there."""
         alive, absent = self.ends.get("alive", 0), self.ends.get("absent", 0)
         ended = {end: count for end, count in self.ends.items() if end not in ("alive", "absent")}
         found = [
             (sum(ended.values()), f"{self.lived} ({_counted(ended)})"),
-            (alive, f"{'has' if alive == 1 else 'have'} not expired (alive)"),
+            (alive, f"{'has' if alive == 1 else 'have'} {self._life_so_far} (alive)"),
             (absent, f"{'was' if absent == 1 else 'were'} not there"),
         ]
         return [fate for fate in found if fate[0]]
+
+    @property
+    def _life_so_far(self) -> str:
+        return "a TTL" if self.ttl_ms == float("inf") and not self.odd else "not expired"
 
     @property
     def ended(self) -> str:
@@ -306,7 +323,7 @@ class Group:
     @property
     def how_odd(self) -> float:
         """By what factor a life missed its TTL at worst."""
-        if self.ttl_ms is None or self.life_ms is None:
+        if not self.ttl_ms or self.life_ms is None:
             return 1.0
         low, high = (max(life, 1.0) / self.ttl_ms for life in self.life_ms)
         return max(1 / low, high)
@@ -315,7 +332,7 @@ class Group:
         """Return a row of the table."""
         none = "no event" if self.heard else "not heard"
         late = none if self.event_late_ms is None else f"at most {about(self.event_late_ms)}"
-        meant = "unknown" if self.ttl_ms is None else _ttl(self.ttl_ms)
+        meant = "unknown" if self.ttl_ms is None else _ttl(self.ttl_ms) if self.ttl_ms < float("inf") else "never ends"
         return (
             meant,
             f"{self.keys:,}",
@@ -350,7 +367,11 @@ def _counted(ends: Mapping[End, int]) -> str:
     return ", ".join(f"{count:,} {end}" for end, count in ends.items())
 
 
-def _ttl(ms: int) -> str:
+def _live(ttl_ms: float) -> str:
+    return f"live {_ttl(ttl_ms)}" if ttl_ms < float("inf") else "live for ever"
+
+
+def _ttl(ms: float) -> str:
     exact = human(ms)
     return about(ms) if exact.endswith("ms") and ms > 1000 else exact
 
@@ -359,8 +380,8 @@ def _keys(count: int) -> str:
     return f"{count:,} {'key' if count == 1 else 'keys'}"
 
 
-def _known(value: int) -> int | None:
-    return None if value == NONE else value
+def _meant(ttl: int) -> float | None:
+    return {NONE: None, NEVER: float("inf")}.get(ttl, ttl)
 
 
 def at(us: int) -> datetime:
@@ -374,6 +395,8 @@ def _at_or_none(us: int) -> datetime | None:
 
 def _odd(log: ExpiryLog, index: int, ttl: int) -> bool:
     end = ENDS[log.ends[index]]
+    if ttl == NEVER:
+        return end != "alive" or log.deadline_us[index] != NONE
     least, most = log.life_ms(index)
     slack = max(ttl * 0.01, 2.0)
     return end not in ("expired", "alive") or most < ttl - slack or least > ttl + slack

@@ -24,7 +24,7 @@ import redis
 from memkit.clock import ServerClock, escape_glob, knows
 from memkit.connect import guard_write, started_by_memkit
 from memkit.errors import PolicyError
-from memkit.expiry_log import ENDS, NONE, DeadlineChange, End, ExpiryLog, Hearing, Sweep, at
+from memkit.expiry_log import ENDS, NEVER, NONE, DeadlineChange, End, ExpiryLog, Hearing, Sweep, at
 from memkit.policy import UNIT_MS, Duration, human, ttl_ms
 
 EVENTS: Final[Mapping[bytes, End]] = {b"expired": "expired", b"evicted": "evicted", b"del": "deleted"}
@@ -40,6 +40,8 @@ PONG_WITHIN_S = 5.0
 MAX_CHANGES = 1_000
 GONE: Final = -2
 """Beside NONE, a deadline that is none: the key is not there."""
+Names = Iterable[str] | Iterable[bytes]
+"""Keys as an application or redis-py names them: ``["a"]``, ``client.scan_iter("chat:*")``."""
 
 
 def observe_expiry(
@@ -47,7 +49,7 @@ def observe_expiry(
     *,
     ttls: Iterable[Duration] = (),
     keys_per_ttl: int = 1,
-    keys: Iterable[str] | Mapping[str, Duration | None] = (),
+    keys: Names | Mapping[str, Duration | None] | Mapping[bytes, Duration | None] = (),
     prefix: str = "memkit-observe:",
     resolution_ms: float = 5.0,
     clock: ServerClock | None = None,
@@ -57,8 +59,9 @@ def observe_expiry(
     """Observe when keys become unreadable, as intervals on the server's clock.
 
     ``ttls``: write ``keys_per_ttl`` keys of each (under ``prefix`` and a random token; removed if any is left), which
-    needs the production guard's leave. ``keys``: follow existing ones instead, read-only; a mapping says what TTL each
-    was meant to have (a key that has it still, but for 1 %, counts as written then; any other, as written now). With
+    needs the production guard's leave. ``keys``: follow existing ones instead, read-only, named by text or, as redis-py
+    gives them, by bytes; a mapping says what TTL each was meant to have, None, as everywhere: that it never expires (a
+    key that has its TTL still, but for 1 %, counts as written then; any other, as written now). With
     ``clock`` time jumps to shortly before each deadline; without, it is waited for, ``wait_s`` at most.
     ``resolution_ms``: the step with which a deadline is crossed. ``leave_to_sweep``: look at no key between its
     deadline and its event, to see how late the server's own sweep is (a look would make it expire at once).
@@ -68,7 +71,7 @@ def observe_expiry(
 
     Raises PolicyError for what cannot be meant, ProductionGuardError.
     """
-    wanted, meant = list(ttls), dict(keys) if isinstance(keys, Mapping) else dict.fromkeys(keys)
+    wanted, meant = list(ttls), _meant(keys)
     _check(wanted, meant, keys_per_ttl, resolution_ms, clock, wait_s)
     sandbox = getattr(client, "_test_prefix", "")
     if wanted and not sandbox:
@@ -89,7 +92,7 @@ def observe_expiry(
     return log
 
 
-def watch(client: redis.Redis, keys: Iterable[str], *, for_s: float, every_s: float = 1.0) -> Iterator[DeadlineChange]:
+def watch(client: redis.Redis, keys: Names, *, for_s: float, every_s: float = 1.0) -> Iterator[DeadlineChange]:
     """Yield deadlines that move on live sessions from now on, for some time. Read-only: PEXPIRETIME, or PTTL on 6.2."""
     return _watch(Watch(client, keys), time.monotonic() + for_s, every_s)
 
@@ -106,18 +109,45 @@ class Watch:
     Moves of less than 5 ms are not told apart from the clock's own.
     """
 
-    def __init__(self, client: redis.Redis, keys: Iterable[str], *, clock: ServerClock | None = None) -> None:
+    def __init__(self, client: redis.Redis, keys: Names, *, clock: ServerClock | None = None) -> None:
         self._look = _Look(client, clock)
-        self.keys = list(dict.fromkeys(keys))
-        self._seen = list(self._look.deadlines(self.keys))
+        self._names = list(_named(keys))
+        self.keys = [shown(name) for name in self._names]
+        self._seen = list(self._look.deadlines(self._names))
 
     def look(self) -> list[DeadlineChange]:
         """Look again; return the changes, in the order of the keys."""
-        seen = list(self._look.deadlines(self.keys))
+        seen = list(self._look.deadlines(self._names))
         pairs = zip(self.keys, self._seen, seen, strict=True)
         changes = [change for key, was, now in pairs if (change := _change(key, was, now))]
         self._seen = seen
         return changes
+
+
+def _meant(keys: Names | Mapping[str, Duration | None] | Mapping[bytes, Duration | None]) -> dict[bytes, int]:
+    """Return what TTL each key is meant to have, ms: NEVER where that is none, NONE where it is not said."""
+    if not isinstance(keys, Mapping):
+        return dict.fromkeys(_named(keys), NONE)
+    ttls = [NEVER if ttl is None else ttl_ms(ttl) for ttl in keys.values()]
+    return dict(zip(_named(keys, unique=False), ttls, strict=True))
+
+
+def _named(keys: Iterable[Any], *, unique: bool = True) -> list[bytes]:
+    """Return the names of keys as the server has them."""
+    if isinstance(keys, str | bytes):
+        raise PolicyError(f"keys={keys!r} is one text; expected several names, such as keys=[{keys!r}] or scan_iter()")
+    names = list(keys)
+    for name in names:
+        if not isinstance(name, str | bytes):
+            raise PolicyError(f"{name!r} names no key; expected text or bytes")
+    # As redis-py sends text through hiredis (8.1): in UTF-8, whatever the client's encoding.
+    encoded = [name if isinstance(name, bytes) else name.encode() for name in names]
+    return list(dict.fromkeys(encoded)) if unique else encoded
+
+
+def shown(name: bytes) -> str:
+    """Return a key's name as text; bytes that are none are escaped."""
+    return name.decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +180,7 @@ def _change(key: str, was: _Seen, now: _Seen) -> DeadlineChange | None:
 def _begun_us(seen: _Seen, ttl: int) -> int:
     """When the life of an existing key began: with the observation, or with its TTL where that was set just before."""
     age_us = ttl * 1000 - (seen.deadline_us - seen.from_us)
-    fresh = ttl != NONE and seen.deadline_us > 0 and 0 <= age_us <= ttl * 10
+    fresh = ttl > 0 and seen.deadline_us > 0 and 0 <= age_us <= ttl * 10
     return seen.from_us - age_us if fresh else seen.from_us
 
 
@@ -168,7 +198,7 @@ class _Look:
     def now_us(self) -> int:
         return self.us(self._client.time())
 
-    def deadlines(self, keys: Sequence[str]) -> Iterator[_Seen]:
+    def deadlines(self, keys: Sequence[bytes]) -> Iterator[_Seen]:
         """Yield each key's deadline; 6.2 has no PEXPIRETIME, there it is TIME and PTTL side by side."""
         for start in range(0, len(keys), GROUP * 10):
             part = keys[start : start + GROUP * 10]
@@ -177,20 +207,20 @@ class _Look:
                 self._sharpen(part, seen)
             yield from seen
 
-    def _sharpen(self, keys: Sequence[str], seen: list[_Seen]) -> None:
+    def _sharpen(self, keys: Sequence[bytes], seen: list[_Seen]) -> None:
         """Ask again where the server was busy elsewhere between TIME and PTTL: their sum is off by as much."""
         for _ in range(5):
             blurred = [index for index, one in enumerate(seen) if one.deadline_us >= 0 and one.width_us > BLUR_US]
             for index, again in zip(blurred, self._ask([keys[index] for index in blurred]), strict=True):
                 seen[index] = min(again, seen[index], key=lambda one: one.width_us)
 
-    def _ask(self, keys: Sequence[str]) -> Iterator[_Seen]:
+    def _ask(self, keys: Sequence[bytes]) -> Iterator[_Seen]:
         each = GROUP if self._exact else 1
         with self._client.pipeline(transaction=False) as pipe:
             for index, key in enumerate(keys):
                 if index % each == 0:
                     pipe.time()
-                pipe.pexpiretime(key) if self._exact else pipe.pttl(key)
+                pipe.execute_command("PEXPIRETIME" if self._exact else "PTTL", key)
             pipe.time()
             yield from self._read(pipe.execute())
 
@@ -208,7 +238,7 @@ class _Look:
     def _deadline_us(self, ms: int, now_us: int) -> int:
         return ms * 1000 + self._offset_us() if self._exact else now_us + ms * 1000
 
-    def there(self, keys: Sequence[str]) -> Iterator[tuple[int, int, int]]:
+    def there(self, keys: Sequence[bytes]) -> Iterator[tuple[int, int, int]]:
         """Yield for each GROUP of keys: from when, to when, how many are there. EXISTS touches no idle clock."""
         for start in range(0, len(keys), GROUP * 10):
             part = keys[start : start + GROUP * 10]
@@ -241,6 +271,7 @@ class _Run:
     ) -> None:
         self._client, self._log, self._clock, self._show = client, log, clock, show
         self._look = _Look(client, clock)
+        self._names: list[bytes] = []
         self._step_us = round(log.resolution_ms * 1000)
         self._until = time.monotonic() + wait_s if wait_s is not None else float("inf")
         self._evicted = _evicted_keys(client)
@@ -253,22 +284,23 @@ class _Run:
         """Make the rows of keys to write: longest TTL first, so that the shortest are fresh when the look begins."""
         for ttl in sorted((ttl_ms(ttl) for ttl in ttls), reverse=True):
             for _ in range(keys_per_ttl):
-                self._row(f"{prefix}{human(ttl)}:{len(self._log)}", ttl)
+                self._row(f"{prefix}{human(ttl)}:{len(self._log)}".encode(), ttl)
 
-    def take(self, meant: Mapping[str, Duration | None]) -> None:
+    def take(self, meant: Mapping[bytes, int]) -> None:
         """Make the rows of existing keys, as they are now."""
-        for key, ttl in meant.items():
-            self._row(key, NONE if ttl is None else ttl_ms(ttl))
+        for name, ttl in meant.items():
+            self._row(name, ttl)
         log = self._log
-        for index, seen in enumerate(self._look.deadlines(log.keys)):
+        for index, seen in enumerate(self._look.deadlines(self._names)):
             log.seen_us[index], log.deadline_us[index] = seen.from_us, max(seen.deadline_us, NONE)
             log.begun_us[index] = log.begun_by_us[index] = _begun_us(seen, log.ttl_ms[index])
             if seen.deadline_us == GONE:
                 log.ends[index] = ENDS.index("absent")
 
-    def _row(self, key: str, ttl: int) -> None:
+    def _row(self, name: bytes, ttl: int) -> None:
         log = self._log
-        log.keys.append(key)
+        self._names.append(name)
+        log.keys.append(shown(name))
         log.ttl_ms.append(ttl)
         for column in (log.begun_us, log.begun_by_us, log.deadline_us, log.seen_us, log.gone_us, log.event_us):
             column.append(NONE)
@@ -278,7 +310,7 @@ class _Run:
         """Hear the keys' events from now on, where the server sends them."""
         self._log.events = _hearing(self._client, stack)
         if self._log.events != "not sent":
-            self.events = _Events.open(self._client, self._log.keys, stack)
+            self.events = _Events.open(self._client, self._names, stack)
 
     def write(self) -> None:
         """SET the keys, each with its TTL, and read the deadline that it got."""
@@ -287,11 +319,11 @@ class _Run:
             with self._client.pipeline(transaction=False) as pipe:
                 pipe.time()
                 for index in rows:
-                    pipe.set(self._log.keys[index], b"x", px=self._log.ttl_ms[index])
+                    pipe.set(self._names[index], b"x", px=self._log.ttl_ms[index])
                 pipe.time()
                 said = pipe.execute()
             begun, by = self._look.us(said[0]), self._look.us(said[-1])
-            seen = self._look.deadlines(self._log.keys[start : start + GROUP])
+            seen = self._look.deadlines(self._names[start : start + GROUP])
             for index, one in zip(rows, seen, strict=True):
                 self._log.begun_us[index], self._log.begun_by_us[index] = begun, by
                 self._log.seen_us[index] = begun
@@ -300,7 +332,7 @@ class _Run:
 
     def remove_leftovers(self) -> None:
         """Remove the written keys that still live."""
-        left = [key for key, gone in zip(self._log.keys, self._log.gone_us, strict=True) if gone == NONE]
+        left = [name for name, gone in zip(self._names, self._log.gone_us, strict=True) if gone == NONE]
         for start in range(0, len(left), GROUP):
             self._client.unlink(*left[start : start + GROUP])
 
@@ -408,7 +440,7 @@ class _Run:
         log = self._log
         doubtful: list[int] = []
         groups = (rows[start : start + GROUP] for start in range(0, len(rows), GROUP))
-        for group, (since, by, there) in zip(groups, self._look.there([log.keys[i] for i in rows]), strict=True):
+        for group, (since, by, there) in zip(groups, self._look.there([self._names[i] for i in rows]), strict=True):
             if not there:
                 for index in group:
                     self._went(index, by)
@@ -417,7 +449,7 @@ class _Run:
                     log.seen_us[index] = since
             else:
                 doubtful += group
-        for index, seen in zip(doubtful, self._look.deadlines([log.keys[i] for i in doubtful]), strict=True):
+        for index, seen in zip(doubtful, self._look.deadlines([self._names[i] for i in doubtful]), strict=True):
             self._note(index, seen)
         self._show(self._gone, len(log))
 
@@ -461,7 +493,7 @@ class _Run:
     def _finish(self) -> None:
         """Look once more at what lives, and name the ends that no event has told."""
         log = self._log
-        immortal = [i for i in self._not_gone() if log.deadline_us[i] == NONE != log.ttl_ms[i]]
+        immortal = [i for i in self._not_gone() if log.deadline_us[i] == NONE and log.ttl_ms[i] > 0]
         if immortal and self._clock:
             # Meant to expire, and nothing will make them: seen alive at twice their TTL, that is shown.
             self._reach(max(log.begun_us[i] + 2_000 * log.ttl_ms[i] for i in immortal))
@@ -482,28 +514,30 @@ class _Events:
     (8.1), and parses some 30 times slower. ``lost``: the server has ended the subscription, or its end is not there.
     """
 
-    def __init__(self, connection: Any, keys: Sequence[str]) -> None:
+    def __init__(self, connection: Any, names: Sequence[bytes]) -> None:
         self._connection, self._socket = connection, connection._sock
         self._reader = hiredis.Reader()
-        self._index = {key.encode(): index for index, key in enumerate(keys)}
+        self._index = {name: index for index, name in enumerate(names)}
         self._pong_is_due = False
         self.lost = False
 
     @classmethod
-    def open(cls, client: redis.Redis, keys: Sequence[str], stack: ExitStack) -> _Events:
+    def open(cls, client: redis.Redis, names: Sequence[bytes], stack: ExitStack) -> _Events:
         """Subscribe, on a connection of its own."""
         pool = client.connection_pool
         options = {name: value for name, value in pool.connection_kwargs.items() if not name.startswith("maint_")}
         connection = pool.connection_class(**{**options, "protocol": 2})
         stack.callback(connection.disconnect)
         connection.connect()
-        channel = f"__keyspace@{options.get('db') or 0}__:"
-        if len(keys) <= GROUP:
-            connection.send_command("SUBSCRIBE", *(channel + key for key in keys))
+        channel = f"__keyspace@{options.get('db') or 0}__:".encode()
+        if len(names) <= GROUP:
+            connection.send_command("SUBSCRIBE", *(channel + name for name in names))
         else:
-            connection.send_command("PSUBSCRIBE", escape_glob(channel + commonprefix(keys)) + "*")
+            # Latin-1 is a character a byte: names need not be text.
+            begin = escape_glob((channel + cast("bytes", commonprefix(names))).decode("latin-1")).encode("latin-1")
+            connection.send_command("PSUBSCRIBE", begin + b"*")
         connection.read_response()
-        return cls(connection, keys)
+        return cls(connection, names)
 
     def heard(self, wait_s: float, *, all_sent: bool = False) -> Iterator[tuple[int, End]]:
         """Yield what has come, row and end; wait for the first that long, or for all that were sent until now."""
@@ -592,7 +626,7 @@ def _server_name(client: redis.Redis) -> str:
 
 def _check(
     ttls: Sequence[Duration],
-    keys: Mapping[str, Duration | None],
+    keys: Mapping[bytes, int],
     keys_per_ttl: int,
     resolution_ms: float,
     clock: ServerClock | None,

@@ -107,7 +107,7 @@ class _Points:
         slack = np.maximum(ttl * 0.01, 0.002)
         kind = np.where(high < ttl - slack, "short", np.where(low > ttl + slack, "long", "meant"))
         kind = np.where(ends == "expired", kind, ends)
-        rows = ~np.isnan(ttl) & (ends != "absent")
+        rows = (ttl > 0) & (ends != "absent")  # without a TTL to compare with, there is no place on the axis
         return cls(ttl[rows], low[rows], high[rows], kind[rows])
 
     @property

@@ -206,6 +206,47 @@ def test_existing_keys_are_only_looked_at(any_server: RedisServer, client: redis
     assert log.verdict == "2 keys have not expired (alive), 1 was not there."
 
 
+@pytest.mark.parametrize("options", [{}, {"decode_responses": True}, {"protocol": 3}, {"encoding": "latin-1"}])
+def test_keys_are_taken_as_redis_py_gives_them(
+    memkit_server: RedisServer, memkit_clock: ServerClock, options: dict[str, Any]
+) -> None:
+    with memkit_server.client(**options) as client:
+        for number in range(150):
+            client.set(f"observed:{number}:ä", "x", ex=3600)
+        log = observe_expiry(client, keys=client.scan_iter("observed:*"), clock=memkit_clock)
+        assert log.counts() == {"expired": 150}
+        assert log.events_said == "150 of 150 events came"
+        client.set("observed:ä", "x", ex=3600)
+        log = observe_expiry(client, keys={"observed:ä": "1h"}, clock=memkit_clock)
+        assert log.verdict == "As meant: 1 key lived its TTL of 1h and expired."
+
+
+def test_names_that_are_no_text_are_escaped(any_server: RedisServer, client: redis.Redis) -> None:
+    names = [b"\xff", "ä".encode(), b"*[\\"]
+    for name in names:
+        client.set(name, "x", ex=300)
+    looker = Watch(client, iter(names))
+    log = observe_expiry(client, keys=dict.fromkeys(names, "5m"), clock=any_server.clock)
+    assert log.keys == looker.keys == ["\\xff", "ä", "*[\\"]
+    assert log.verdict == "As meant: 3 keys lived their TTL of 5m and expired."
+    assert log.events_said == "3 of 3 events came"
+    assert str(looker.look()[0]).startswith("\\xff: expired, by ")
+
+
+def test_none_means_never_as_in_a_store(any_server: RedisServer, client: redis.Redis) -> None:
+    client.set("kept", "x")
+    client.set("dies", "x", ex=3600)
+    assert observe_expiry(client, keys={"kept": None}, wait_s=0).verdict == "As meant so far: 1 key lives on."
+    log = observe_expiry(client, keys={"kept": None, "dies": None}, wait_s=0)
+    assert log.verdict == "Not as meant: 1 of 2 keys meant to live for ever has a TTL (alive)."
+    log = observe_expiry(client, keys={"kept": None, "dies": None}, clock=any_server.clock)
+    assert log.verdict.startswith("Not as meant: 1 of 2 keys meant to live for ever lived ")
+    assert [expiry.ttl_ms for expiry in log] == [float("inf")] * 2
+    assert log.to_frame()["configured_ttl_s"].tolist() == [float("inf")] * 2
+    assert ">never ends<" in log._repr_html_()
+    assert observe_expiry(client, keys=["kept"], wait_s=0)[0].ttl_ms is None
+
+
 def test_deadlines_are_crossed_by_shifting_them_too(any_server: RedisServer, client: redis.Redis) -> None:
     clock = ServerClock(any_server.url, prefix="memkit-observe:")
     log = observe_expiry(client, ttls=["5m", "7d"], keys_per_ttl=3, clock=clock)
@@ -295,6 +336,9 @@ def test_writing_passes_the_production_guard(client: redis.Redis, monkeypatch: p
         ({"ttls": ["1s"], "keys_per_ttl": 0}, "at least one key"),
         ({"ttls": ["1s"], "resolution_ms": 0}, "0.1 ms to a day"),
         ({"ttls": ["7d"]}, "7d would be waited for; give clock="),
+        ({"keys": "abc"}, r"keys='abc' is one text; expected several names, such as keys=\['abc'\]"),
+        ({"keys": b"abc"}, r"keys=b'abc' is one text"),
+        ({"keys": [0]}, "0 names no key; expected text or bytes"),
         ({"ttls": [0], "wait_s": 1}, "0 seconds would expire at once"),
     ],
 )
