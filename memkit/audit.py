@@ -16,7 +16,7 @@ from memkit.audit_beside import Scene
 from memkit.audit_causes import diagnose, seen_under
 from memkit.audit_deleted import Looked, deleted_finding
 from memkit.audit_evidence import FLUSHES, Evidence, counters, in_cluster, look
-from memkit.audit_expect import Expectation, expectations, parse_expectation, read_expectations
+from memkit.audit_expect import Expect, Expectation, expectations, parse_expectation, read_expectations
 from memkit.audit_report import AuditReport, Finding, Proof, Seen, verdict_of
 from memkit.audit_sample import ENOUGH_OF_A_PATTERN, KeyFacts, Progress, Sample, Sampler
 from memkit.audit_server import server_findings, skewed_ttl
@@ -25,12 +25,9 @@ from memkit.audit_values import check_values
 from memkit.audit_wire import Pace, Wire, packed, refused
 from memkit.connect import AnyClient, connect, place, redact
 from memkit.errors import PolicyError
-from memkit.policy import Duration, ExpiryPolicy
 from memkit.reading import reading
 
 __all__ = ["AuditReport", "Finding", "acl_rule", "audit", "parse_expectation", "read_expectations"]
-
-Expect = Mapping[str, Duration | ExpiryPolicy | Expectation | None] | Iterable[Expectation]
 
 PATIENCE_S = 5.0
 SECOND_LOOK_KEYS = 1_000
@@ -80,7 +77,8 @@ def audit(
 ) -> AuditReport:
     """Diagnose a live server, read-only: compare what its keys were given to live with what was meant.
 
-    ``expect``: pattern to TTL (seconds, ``"7d"`` or an ExpiryPolicy), or Expectations; nothing: report what is there.
+    ``expect``: pattern to TTL (seconds, ``"7d"`` or an ExpiryPolicy), or Expectations or their texts (``"chat:*=7d"``);
+    nothing: report what is there.
     ``full``: every key instead of a sample, and the checks that read values; these need CLIENT NO-TOUCH (Redis 7.2,
     Valkey) or ``touch=True``, which lets them reset idle clocks. ``duty``: the share of time at work, 0 to 1.
     ``replica``: read keys there, where reads on the primary have not reset the idle clocks. ``progress(done, of)`` is
@@ -89,7 +87,7 @@ def audit(
     """
     if not 0 < duty <= 1:
         raise PolicyError(f"duty={duty!r} is not a share of time; expected above 0, at most 1 (1: no rests)")
-    meant = expectations(expect or {})
+    meant = expectations(() if expect is None else expect)
     with _wires(url_or_client) as primaries, _wires(replica or url_or_client, skip=replica is None) as replicas:
         run = _Audit(primaries, replicas or primaries, meant, duty=duty, full=full, touch=touch, progress=progress)
         return run.report(url_or_client)
@@ -256,6 +254,8 @@ class _Audit:
         if not self._full or not self._meant or sample.stopped:
             return []
         with reading(target) as reader:
+            # Refused once, it is not asked of the other nodes.
+            self._values_sent["client|no-touch"] += 1 if reader.touched_because else len(reader.connections)
             if reader.touched_because and not self._touch:
                 self._notes.append(
                     f"not checked: corrupt, dangling, not_refreshed ({reader.touched_because}); --touch allows it"
@@ -270,7 +270,7 @@ class _Audit:
             )
             self._touched = values.read if reader.touched_because else 0
         self._notes += values.notes
-        self._values_sent = values.sent
+        self._values_sent += values.sent
         torn = {finding.prefix for finding in [*findings, *values.findings] if finding.cause == "mixed_ttl"}
         return [one for one in values.findings if one.cause != "not_refreshed" or one.prefix not in torn]
 
@@ -323,7 +323,9 @@ class _Audit:
         if sample.stopped:
             self._notes.append(f"stopped early: {sample.stopped}")
         if sample.keys and all(one.touched_ms is None for one in sample.keys):
-            self._notes.append("the server does not tell idle times (LFU): TTLs are judged by what is left alone")
+            lfu = "lfu" in (self._evidence[0].policy or "") or any("LFU" in one for one in sample.blind)
+            why = "LFU" if lfu else "OBJECT IDLETIME is refused to this user"
+            self._notes.append(f"the server does not tell idle times ({why}): TTLs are judged by what is left alone")
         if not self._full:
             self._notes.append("not checked without --full: corrupt, dangling, not_refreshed (they read values)")
 

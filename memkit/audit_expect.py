@@ -65,6 +65,10 @@ class Expectation:
         return f"{self.pattern}={self.policy}"
 
 
+Expect = str | Mapping[str, Duration | ExpiryPolicy | Expectation | None] | Iterable[Expectation | str]
+"""Pattern to TTL, or expectations as parse_expectation reads or returns them."""
+
+
 def glob_expression(pattern: str) -> re.Pattern[bytes]:
     r"""Return a Redis glob (``*``, ``?``, ``[a-z]``, ``[^a]``, ``\x``) as a regular expression over keys' bytes."""
     parts: list[bytes] = []
@@ -146,21 +150,36 @@ def read_expectations(path: str | Path) -> list[Expectation]:
     return found
 
 
-def expectations(
-    expect: Mapping[str, Duration | ExpiryPolicy | Expectation | None] | Iterable[Expectation],
-) -> list[Expectation]:
+def expectations(expect: Expect) -> list[Expectation]:
     """Return what ``audit(expect=...)`` was given as expectations, the most specific pattern first.
 
-    Raises PolicyError for two of one pattern.
+    Raises PolicyError for what is none, and for two of one pattern.
     """
     if isinstance(expect, Mapping):
-        found = [
-            meant if isinstance(meant, Expectation) else Expectation(pattern, _meant(meant))
-            for pattern, meant in expect.items()
-        ]
+        found = [_of_pair(pattern, meant) for pattern, meant in expect.items()]
+    elif isinstance(expect, str):
+        found = [parse_expectation(expect)]
+    elif isinstance(expect, Iterable) and not isinstance(expect, bytes):
+        found = [_of_item(one) for one in expect]
     else:
-        found = list(expect)
+        raise PolicyError(f"{expect!r} is no expectation; expected {{pattern: TTL}}, such as {{'chat:*': '7d'}}")
     twice = [pattern for pattern, count in Counter(one.pattern for one in found).items() if count > 1]
     if twice:
         raise PolicyError(f"{twice[0]!r} is expected twice; say once what its keys were meant to live")
     return sorted(found, key=lambda one: -len(one.prefix))
+
+
+def _of_pair(pattern: object, meant: Duration | ExpiryPolicy | Expectation | None) -> Expectation:
+    if isinstance(meant, Expectation):
+        return meant
+    if not isinstance(pattern, str) or not pattern:
+        raise PolicyError(f"{pattern!r} is no pattern; expected text, as in {{'chat:*': '7d'}}")
+    return Expectation(pattern, _meant(meant))
+
+
+def _of_item(one: object) -> Expectation:
+    if isinstance(one, Expectation):
+        return one
+    if isinstance(one, str):
+        return parse_expectation(one)
+    raise PolicyError(f"{one!r} is no expectation; {SHAPE}, or {{'chat:*': '7d'}}")

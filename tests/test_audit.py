@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 from incidents import CAUSES, HEALTHIES, Incident, complaints, draw, restore
-from servers import every_server, start
+from servers import every_server, needs, start
 from topology import cluster_ports
 
 from memkit.audit import acl_rule, audit, parse_expectation, read_expectations
@@ -288,6 +289,45 @@ def test_what_names_one_key_or_is_said_twice_is_refused() -> None:
     assert [one.policy for one in expectations({"chat:*": "never"})] == [ExpiryPolicy.never()]
     with pytest.raises(PolicyError, match=r"'chat:\*' is expected twice"):
         expectations([parse_expectation("chat:*=7d"), parse_expectation("chat:*=5m")])
+
+
+def test_expectations_are_taken_as_a_mapping_or_as_their_texts() -> None:
+    with start(LANES[-1]) as server:
+        for expect in ({"chat:*": "7d"}, "chat:*=7d", ["chat:*=7d"], (parse_expectation(one) for one in ["chat:*=7d"])):
+            assert audit(server.url, expect=expect, duty=1).expected == ("chat:*=sliding 7d",)
+
+
+@pytest.mark.parametrize(
+    "expect", ["chat:*", "", ["chat:*"], [("chat:*", "7d")], b"chat:*=7d", 7, {b"chat:*": "7d"}, {"": "7d"}, [None]]
+)
+def test_what_is_no_expectation_is_refused_with_what_was_expected(expect: Any) -> None:
+    with pytest.raises(PolicyError, match="expected"):
+        audit("redis://127.0.0.1:1/0", expect=expect)
+
+
+def test_why_idle_times_are_not_told_is_said_as_it_is(any_server: RedisServer) -> None:
+    with any_server.client() as client:
+        for number in range(30):
+            client.set(f"chat:{number}", "x", ex=300)
+        client.execute_command("ACL", "SETUSER", "limited", "on", ">pw", "~*", "+@all", "-object")
+        url = any_server.url.replace("unix://", "unix://limited:pw@")
+        notes = " ".join(audit(url, expect={"chat:*": "7d"}, duty=1).notes)
+        assert "OBJECT IDLETIME is refused to this user" in notes
+        assert "LFU" not in notes
+        client.config_set("maxmemory-policy", "allkeys-lfu")
+        notes = " ".join(audit(any_server.url, expect={"chat:*": "7d"}, duty=1).notes)
+        assert "idle times (LFU)" in notes
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_the_proof_counts_no_touch_on_every_connection(any_server: RedisServer, full: bool) -> None:
+    needs(any_server, "CLIENT NO-TOUCH", redis="7.2")
+    with any_server.client() as client:
+        for number in range(30):
+            client.set(f"chat:{number}", "x", ex=604_800)
+        client.config_resetstat()
+        report = audit(any_server.url, expect={"chat:*": "7d"}, full=full, duty=1)
+        assert report.proof.commands["client|no-touch"] == calls(client)["client|no-touch"] == (2 if full else 1)
 
 
 @pytest.mark.parametrize(
