@@ -34,8 +34,8 @@ NEVER: Final = -2
 class Expiry:
     """One key's end. Times are the server's; ``event_at`` bounds from above.
 
-    ``ttl_ms``: the TTL that was meant; infinity: to live for ever; None: not known. ``key``: bytes that are no text are
-    escaped.
+    ``ttl_ms``: the TTL that was meant; infinity: to live for ever; None: not known. ``deadline_at``: the last one, None
+    where there was none, or one that was set and passed between two looks. ``key``: bytes that are no text are escaped.
     """
 
     key: str
@@ -53,8 +53,8 @@ class DeadlineChange:
     """A deadline that moved between two looks: from what to what.
 
     ``kind``: ``renewed`` (later), ``shortened`` (earlier), ``dropped`` (no TTL any more), ``given`` (had none),
-    ``gone`` or ``appeared``. ``was_left_ms``: what the key would still have had; ``is_left_ms``: what it has. None: no
-    TTL, or no key.
+    ``gone`` or ``appeared``. ``was_left_ms``: what the key would still have had; ``is_left_ms``: what it has (0: it has
+    expired meanwhile). None: no TTL, or no key.
     """
 
     key: str
@@ -193,7 +193,7 @@ class ExpiryLog:
                 "granted_ttl_s": deadline - begun,
                 "life_min_s": np.maximum(0, seconds(self.seen_us, 1_000_000) - seconds(self.begun_by_us, 1_000_000)),
                 "life_max_s": gone - begun,
-                "event_late_max_s": seconds(self.event_us, 1_000_000) - deadline,
+                "event_late_max_s": np.maximum(0, seconds(self.event_us, 1_000_000) - deadline),
                 "begun_at": times(self.begun_us),
                 "deadline_at": times(self.deadline_us),
                 "last_seen_at": times(self.seen_us),
@@ -279,7 +279,8 @@ class Group:
             {end: ends[end] for end in ENDS if ends[end]},
             (min(middles), max(middles)) if middles else None,
             max((most - least for least, most in intervals), default=0) / 2,
-            max(((log.event_us[i] - log.deadline_us[i]) / 1000 for i in timed), default=None),
+            # 6.2 tells a deadline to some milliseconds: an event may seem to come before it.
+            max((max(0, log.event_us[i] - log.deadline_us[i]) / 1000 for i in timed), default=None),
             log.events == "heard",
             cls.of(log, ttl, odd, compare=False) if odd else None,
         )

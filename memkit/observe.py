@@ -34,10 +34,12 @@ NEAR_US = 40_000
 ROUND_US = 300_000
 """What the first round of looks after a jump may take; later ones go by the last."""
 BLUR_US = 1_500
+SAME_US = 5_000
 WAIT_LIMIT_MS = 3_600_000
 SWEEP_WITHIN_S = 30.0
 PONG_WITHIN_S = 5.0
 MAX_CHANGES = 1_000
+ALIVE: Final = ENDS.index("alive")
 GONE: Final = -2
 """Beside NONE, a deadline that is none: the key is not there."""
 Names = Iterable[str] | Iterable[bytes]
@@ -170,7 +172,7 @@ def _change(key: str, was: _Seen, now: _Seen) -> DeadlineChange | None:
     elif NONE in (was.deadline_us, now.deadline_us):
         kind = None if not moved else "dropped" if now.deadline_us == NONE else "given"
     else:
-        kind = None if abs(moved) < 5_000 else "renewed" if moved > 0 else "shortened"
+        kind = None if abs(moved) < SAME_US else "renewed" if moved > 0 else "shortened"
     if not kind:
         return None
     left = [round((d - now.to_us) / 1000) if d >= 0 else None for d in (was.deadline_us, now.deadline_us)]
@@ -304,7 +306,7 @@ class _Run:
         log.ttl_ms.append(ttl)
         for column in (log.begun_us, log.begun_by_us, log.deadline_us, log.seen_us, log.gone_us, log.event_us):
             column.append(NONE)
-        log.ends.append(ENDS.index("alive"))
+        log.ends.append(ALIVE)
 
     def subscribe(self, stack: ExitStack) -> None:
         """Hear the keys' events from now on, where the server sends them."""
@@ -446,7 +448,7 @@ class _Run:
                     self._went(index, by)
             elif there == len(group) and all(since < log.deadline_us[index] for index in group):
                 for index in group:
-                    log.seen_us[index] = since
+                    log.seen_us[index], log.event_us[index], log.ends[index] = since, NONE, ALIVE
             else:
                 doubtful += group
         for index, seen in zip(doubtful, self._look.deadlines([self._names[i] for i in doubtful]), strict=True):
@@ -459,7 +461,7 @@ class _Run:
             return
         log = self._log
         was = _Seen(log.seen_us[index], log.seen_us[index], log.deadline_us[index])
-        log.seen_us[index], log.event_us[index], log.ends[index] = seen.from_us, NONE, ENDS.index("alive")
+        log.seen_us[index], log.event_us[index], log.ends[index] = seen.from_us, NONE, ALIVE
         first = was.deadline_us == NONE and log.begun_us[index] == was.from_us
         change = None if first else _change(log.keys[index], was, seen)
         if first or change:
@@ -505,6 +507,21 @@ class _Run:
             if gone != NONE and ENDS[log.ends[index]] == "alive":
                 late = NONE != log.deadline_us[index] < gone
                 log.ends[index] = ENDS.index("expired" if late else early)
+            self._note_an_end_before_the_deadline(index)
+
+    def _note_an_end_before_the_deadline(self, index: int) -> None:
+        """Redis expires no key before its deadline: one that did had another by then, which nobody saw."""
+        log = self._log
+        seen, event, deadline = log.seen_us[index], log.event_us[index], log.deadline_us[index]
+        if seen < event < log.gone_us[index]:
+            log.gone_us[index] = event
+        gone = log.gone_us[index]
+        if NONE in (gone, event, deadline) or ENDS[log.ends[index]] != "expired" or gone > deadline - SAME_US:
+            return
+        log.deadline_us[index] = NONE
+        if len(log.changes) < MAX_CHANGES:
+            left_ms = round((deadline - gone) / 1000)
+            log.changes.append(DeadlineChange(log.keys[index], "shortened", at(seen), at(gone), left_ms, 0))
 
 
 class _Events:

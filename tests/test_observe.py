@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from importlib import import_module
 from itertools import pairwise
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -176,7 +178,49 @@ def test_deadlines_that_move_are_followed_and_told(
     assert log.verdict.startswith("Not as meant: 2 of 4 keys meant to live 7d lived ")
     assert log.verdict.endswith(" to 14d (expired), 1 has not expired (alive).")
     told = {(change.key, change.kind) for change in log.changes}
-    assert told == {("renewed", "renewed"), ("dropped", "dropped")}
+    assert told == {("renewed", "renewed"), ("dropped", "dropped"), ("shortened", "shortened")}
+
+
+def test_a_deadline_that_was_shortened_and_passed_unseen_is_told(
+    any_server: RedisServer, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("shortened", "as it was"):
+        client.set(key, "x", ex=3600)
+    clock = at_first_shift(monkeypatch, any_server.clock, lambda: client.expire("shortened", 1))
+    log = observe_expiry(client, keys=dict.fromkeys(("shortened", "as it was"), "1h"), clock=clock)
+    assert log.counts() == {"expired": 2}
+    (change,) = log.changes
+    assert (change.key, change.kind, change.is_left_ms) == ("shortened", "shortened", 0)
+    assert re.match(r"shortened: shortened, from (59m \d+s|1h|\d+m \d+s) left to 0ms, by 20", str(change))
+    assert log[0].deadline_at is None
+    late_s = log.to_frame()["event_late_max_s"].tolist()
+    assert math.isnan(late_s[0])
+    assert late_s[1] >= 0
+    assert "at most -" not in log._repr_html_()
+
+
+def test_an_event_between_two_looks_bounds_a_life(client: redis.Redis) -> None:
+    client.set("k", "x", px=1_500)
+    other = Timer(0.3, client.pexpire, ["k", 300])
+    other.start()
+    log = observe_expiry(client, keys={"k": "1500ms"})
+    other.join()
+    assert log.changes[-1].kind == "shortened"
+    assert log.life_ms(0)[1] < 1_400
+    assert log.verdict.startswith("Not as meant: 1 key meant to live 1.5s lived ")
+
+
+def test_a_key_that_is_back_has_not_ended(client: redis.Redis) -> None:
+    def replace() -> None:
+        client.delete("k")
+        client.set("k", "x", ex=3600)
+
+    replace()
+    other = Timer(0.1, replace)
+    other.start()
+    log = observe_expiry(client, keys={"k": "1h"}, wait_s=0.4)
+    other.join()
+    assert (log[0].end, log[0].event_at) == ("alive", None)
 
 
 def test_an_existing_key_lives_since_its_ttl_was_set_where_that_was_just_now(
