@@ -91,7 +91,7 @@ class Veil:
         self._chars: list[int] = []
         self._lines: list[int] = []
         self._prints: list[int] = []
-        self._tools: list[tuple[Tool, ...]] = []
+        self._tools: list[tuple[Any, ...]] = []
         self._at_s: list[float | None] = []
 
     def __len__(self) -> int:
@@ -100,10 +100,10 @@ class Veil:
     def add(self, item: Turn | Run) -> None:
         """Take in what was said, as it may be shown."""
         if isinstance(item, Run):
-            roles, texts, _, at_s = item
-            self._said(roles, texts, repeat((), len(roles)), at_s or repeat(None, len(roles)))
+            roles, texts, _, at_s, tools, _ = item
+            self._said(roles, texts, tools or repeat((), len(roles)), at_s or repeat(None, len(roles)))
         else:
-            self._said((item.role,), (item.text,), (self._veiled(item.tools),), (item.at_s,))
+            self._said((item.role,), (item.text,), (item.tools,), (item.at_s,))
 
     def _said(
         self,
@@ -119,14 +119,17 @@ class Veil:
         # Most have one line, and ``in`` sees that ten times as fast as ``count``.
         self._lines += [text.count("\n") + 1 if "\n" in text else 1 for text in texts]
         self._prints += map(hash, texts)
-        self._tools += tools
+        self._tools += tools if self._reveal else [_prints_of(used) if used else () for used in tools]
         self._at_s += at_s
 
     def messages(self) -> Iterator[Message]:
         """Yield the messages that were taken in."""
         # An empty text hides nothing.
         texts = self._texts if self._reveal else [None if chars else "" for chars in self._chars]
-        columns = (self._roles, texts, self._chars, self._lines, self._prints, self._tools, self._at_s)
+        tools = (
+            self._tools if self._reveal else [tuple(map(self._veiled, used)) if used else () for used in self._tools]
+        )
+        columns = (self._roles, texts, self._chars, self._lines, self._prints, tools, self._at_s)
         return map(Message, *columns, repeat(self))
 
     def tag(self, print64: int) -> str:
@@ -135,13 +138,17 @@ class Veil:
         keyed.update(print64.to_bytes(8, "big", signed=True))
         return keyed.hexdigest()
 
-    def _veiled(self, tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
-        if self._reveal:
-            return tools
-        return tuple([Tool(self._name(name), self._name(call_id)) for name, call_id in tools])
+    def _veiled(self, prints: tuple[int | None, int | None]) -> Tool:
+        name, call_id = prints
+        return Tool(self._name(name), self._name(call_id))
 
-    def _name(self, value: str | None) -> str | None:
-        return None if value is None else f"#{self.tag(hash(value))}"
+    def _name(self, print64: int | None) -> str | None:
+        return None if print64 is None else f"#{self.tag(print64)}"
+
+
+def _prints_of(tools: Iterable[Tool]) -> tuple[tuple[int | None, int | None], ...]:
+    """Return Python's own hashes in place of names and ids; the report shows them through its secret."""
+    return tuple([(None if name is None else hash(name), None if uid is None else hash(uid)) for name, uid in tools])
 
 
 class Messages(Sequence[Message]):

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from stress.fuzz_formats import Fuzzer
 
 from memkit import formats
-from memkit.formats import agent_framework_redis, bounded, capture, chat, guess, msgpack, safe, unknown
+from memkit.formats import agent_framework_redis, bounded, capture, chat, elements, guess, msgpack, safe, unknown
 from memkit.formats.bounded import parse
 from memkit.formats.dialogue import Dialogue
 from memkit.formats.model import (
@@ -110,8 +110,9 @@ def turns(items: Iterable[Item]) -> list[Turn]:
         if isinstance(item, Turn):
             found.append(item)
         if isinstance(item, Run):
-            times = item.at_s or [None] * len(item.roles)
-            found += [Turn(role, text, (), at_s) for role, text, at_s in zip(*item[:2], times, strict=True)]
+            none = [None] * len(item.roles)
+            columns = (item.roles, item.texts, item.tools or [()] * len(none), item.at_s or none, item.uids or none)
+            found += map(Turn, *columns)
     return found
 
 
@@ -133,9 +134,8 @@ def list_of(name: str, *elements: Any) -> Raw:
     return Raw(name, "list", elements=packed, total=len(packed))
 
 
-def test_there_is_a_capture_of_every_store_but_memkits_own() -> None:
-    captured = {capture.capture(name)["store"] for name in CAPTURES}
-    assert captured == {store.STORE for store in formats.FORMATS} - {"memkit"}
+def test_there_is_a_capture_of_every_store() -> None:
+    assert {capture.capture(name)["store"] for name in CAPTURES} == {store.STORE for store in formats.FORMATS}
 
 
 @pytest.mark.parametrize("name", CAPTURES)
@@ -266,7 +266,8 @@ def test_the_last_readable_state_of_plain_langgraph_is_shown() -> None:
     assert {problem.cause for problem in problems(items)} >= {"dangling", "gap"}
 
 
-LISTS = [name for name in CAPTURES if [raw.kind for raw in raws_of(name)].count("list") == 1]
+# memkit's own elements are no JSON objects, but a stamp and one: they have tests of their own.
+LISTS = [name for name in CAPTURES if name != "memkit" and [raw.kind for raw in raws_of(name)].count("list") == 1]
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
@@ -726,6 +727,17 @@ def test_lost_vectors_are_missed() -> None:
     assert (problem.cause, problem.key) == ("dangling", "{session:s}:vectors")
 
 
+def test_a_corrupt_element_of_memkits_is_named_with_its_byte() -> None:
+    raw = memkit_raw()
+    raw.elements[1] = raw.elements[1][:30] + b"\xff" + raw.elements[1][31:]
+    (problem,) = problems(decoded([raw], "s"))
+    assert (
+        f"element 1 of 4 (counted from the head) is unreadable: not valid UTF-8 at byte 30 of {len(raw.elements[1])}"
+        in problem.says
+    )
+    assert "2 of 3 elements are readable" in problem.says
+
+
 def test_a_foreign_element_in_a_memkit_session_is_said() -> None:
     raw = memkit_raw()
     raw.elements.append(b'{"role":"user","content":"written by hand"}')
@@ -974,6 +986,62 @@ def test_no_bytes_stop_the_readers(data: bytes) -> None:
     guess.hex_view(data)
     with contextlib.suppress(msgpack.MsgpackFault):
         msgpack.unpack(data)
+
+
+def both_ways(raws: list[Raw]) -> list[tuple[list[Turn], list[Problem]]]:
+    """Return a session decoded in blocks, and message by message; without keys, which a run has one of."""
+    ways = []
+    for block in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            if not block:
+                patch.setattr(elements, "_run", lambda *_: None)
+            items = decoded(raws)
+        ways.append(([turn._replace(key="") for turn in turns(items)], sorted(problems(items))))
+    return ways
+
+
+def repeated(raw: Raw, count: int) -> list[bytes]:
+    """Return a list's elements again and again, each with ids of its own."""
+    return [
+        element.replace(b"call_1", b"call_%d" % at).replace(b'"id": null', b'"id": "m%d%d"' % (at, part)).replace(
+            b"weather", b"weather %d" % at)
+        for at in range(count) for part, element in enumerate(raw.elements)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_messages_in_blocks_are_the_messages_one_by_one(name: str) -> None:
+    raws, raw = listed(name)
+    # 350 messages: blocks that begin with a user, a call and a result; then the same calls, ids and times once more.
+    order = -1 if name == "langchain-community" else 1
+    whole = repeated(raw._replace(elements=raw.elements[::order]), 117)
+    again = [*whole, whole[0], *whole[40:45], b"{}", *whole[100:102]]
+    for said in (whole[:-1], again):
+        raw.elements[:] = said[::order]
+        fast, slow = both_ways(raws)
+        assert fast == slow
+    assert len(fast[0]) == len(again) - 1
+    assert {problem.cause for problem in fast[1]} >= {"duplicate", "corrupt"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_no_json_is_another_message_in_a_block_than_alone(data: st.DataObject) -> None:
+    raws, raw = listed(data.draw(st.sampled_from(LISTS)))
+    values = [json.loads(element) for element in raw.elements]
+    for _ in range(data.draw(st.integers(1, 3))):
+        holder: Any = values
+        while isinstance(holder, dict | list) and holder:
+            key = data.draw(st.sampled_from(sorted(holder))) if isinstance(holder, dict) else data.draw(
+                st.integers(0, len(holder) - 1))  # fmt: skip
+            if data.draw(st.booleans()) or not isinstance(holder[key], dict | list):
+                holder[key] = data.draw(JSON)
+                break
+            holder = holder[key]
+    raw.elements[:] = [json.dumps(value).encode() for value in values]
+    if any(formats.recognise(each, "sess-A") for each in raws):
+        fast, slow = both_ways(raws)
+        assert fast == slow
 
 
 def test_msgpack_reads_every_kind_of_value() -> None:

@@ -63,6 +63,15 @@ STRUCTURE = frozenset((
 ))  # fmt: skip
 
 
+def planted_element(element: str) -> str:
+    """Return an element with secrets; before memkit's own stands a stamp, and its header has its form."""
+    stamp, _, body = element.partition('",{')
+    if stamp[:1] == '"' and " " not in stamp:
+        return f'{stamp}",{json.dumps(plant(json.loads("{" + body), structure=STRUCTURE))}'
+    header = element.startswith('{"memkit"')
+    return element if header else json.dumps(plant(json.loads(element), structure=STRUCTURE))
+
+
 def planted(client: redis.Redis, name: str) -> str:
     """Load a capture whose every text is a secret, but for what gives it its form."""
     session = load_capture(client, name, json_as_text=True)
@@ -70,7 +79,7 @@ def planted(client: redis.Redis, name: str) -> str:
         key, value = entry["key"], entry["value"]
         if entry["type"] == "list":
             client.delete(key)
-            client.rpush(key, *[json.dumps(plant(json.loads(each), structure=STRUCTURE)) for each in value])
+            client.rpush(key, *map(planted_element, value))
         elif entry["type"] == "hash" and name == "redisvl":
             client.hset(key, "content", ATTACK)
             client.hset(key, "metadata", json.dumps({"tool_call": {"name": SECRET, "id": SECRET}}))

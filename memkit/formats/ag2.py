@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from memkit.formats.chat import answered, call_parts, calls, dumped, flatten
+from memkit.formats.chat import Columns, answered, call_parts, calls, columns, dumped, flatten
 from memkit.formats.elements import turns, votes
-from memkit.formats.model import Hit, Item, Known, Raw, Tool, Turn, Want, a_dict, seconds, split, text_or_none
+from memkit.formats.model import (
+    Hit,
+    Item,
+    Known,
+    Raw,
+    Tool,
+    Turn,
+    Want,
+    a_dict,
+    many_seconds,
+    seconds,
+    split,
+    text_or_none,
+)
 from memkit.formats.shapes import missing
 
 STORE = "ag2"
@@ -40,7 +53,25 @@ def decode(known: Known) -> Iterator[Item]:
     """Yield the events that are part of the dialogue, oldest first."""
     for raw in known.keys.values():
         if raw:
-            yield from turns(raw, _turn, store=STORE)
+            yield from turns(raw, _turn, store=STORE, plain=_plain)
+
+
+_Row = tuple[str, Any, tuple[Tool, ...]]
+_ROWS: dict[str, Callable[[dict[str, Any]], _Row]] = {
+    "ag2.events.input_events.TextInput": lambda event: ("user", event["content"], ()),
+    "ag2.events.tool_events.ToolCallEvent": lambda event: ("assistant", "", (Tool(event["name"], event["id"]),)),
+    "ag2.events.tool_events.ToolResultEvent": lambda event: (
+        "tool", flatten(event["result"]["data"]["parts"]), (Tool(event["name"], event["parent_id"]),),
+    ),
+}  # fmt: skip
+
+
+def _plain(events: list[Any]) -> Columns | None:
+    """Return the columns of what users said, tool calls and their results."""
+    rows = [_ROWS[event["__event__"]](event) for event in events]
+    roles, texts, tools = map(list, zip(*rows, strict=True))
+    made = columns(roles, texts, tools)
+    return made and made._replace(at_s=many_seconds([event["created_at"] for event in events]))
 
 
 def _turn(event: dict[str, Any], key: str) -> Turn | str | None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from memkit.formats.chat import dumped, flatten, role_of
+from memkit.formats.chat import ROLES, Columns, columns, dumped, flatten, role_of
 from memkit.formats.elements import turns, votes
 from memkit.formats.model import (
     Hit,
@@ -74,7 +74,7 @@ def decode(known: Known) -> Iterator[Item]:
             if version and int(version[1]) > KNOWN_VERSION:
                 says = f"the key is of layout version {int(version[1])}, and those up to {KNOWN_VERSION} are known here"
                 yield Problem("unknown_schema", raw.name, says)
-            yield from turns(raw, _turn, store=STORE)
+            yield from turns(raw, _turn, store=STORE, plain=_plain)
 
 
 def _decoded(tail: str) -> str:
@@ -82,6 +82,24 @@ def _decoded(tail: str) -> str:
         return to_name(base64.b32decode(tail.upper() + "=" * (-len(tail) % 8)))
     except (binascii.Error, ValueError):
         return ""
+
+
+_Row = tuple[str, Any, tuple[Tool, ...]]
+_ROWS: dict[str, Callable[[Any, dict[str, Any]], _Row]] = {
+    "text": lambda role, part: (ROLES[role], part["text"], ()),
+    "function_call": lambda role, part: (ROLES[role], "", (Tool(part["name"], part["call_id"]),)),
+    "function_result": lambda _, part: ("tool", _shown(part), (Tool(None, part["call_id"]),)),
+}
+
+
+def _plain(values: list[Any]) -> Columns | None:
+    """Return the columns of messages that have one part each: a text, a tool's call or its result."""
+    contents = [value["contents"] for value in values]
+    if set(map(type, contents)) != {list} or set(map(len, contents)) != {1}:
+        return None
+    rows = [_ROWS[part["type"]](value["role"], part) for value, (part,) in zip(values, contents, strict=True)]
+    roles, texts, tools = map(list, zip(*rows, strict=True))
+    return columns(roles, texts, tools, [value.get("message_id") for value in values])
 
 
 def _turn(value: dict[str, Any], key: str) -> Turn | str:

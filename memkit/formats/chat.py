@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from itertools import repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 from memkit.formats.model import Tool, Turn, a_dict, a_list, one_of, seconds, text_or_none
 
@@ -75,22 +74,46 @@ def call_parts(content: Any) -> tuple[Tool, ...]:
     return calls([part for part in content if isinstance(part, dict) and one_of(part.get("type"), CALL_PARTS)])
 
 
-Columns = tuple[list[str], list[str]]
+class Columns(NamedTuple):
+    """What a ``Run`` is made of."""
+
+    roles: list[str]
+    texts: list[str]
+    at_s: list[float | None] | None = None
+    tools: list[tuple[Tool, ...]] | None = None
+    uids: list[str | None] | None = None
 
 
-def columns(roles: list[Any], texts: list[Any]) -> Columns | None:
-    """Return normalised roles with their texts, or None where a text is none or a tool has a part."""
-    normal = list(map(ROLES.get, roles, repeat("other")))
-    if "tool" in set(normal) or set(map(type, texts)) != {str}:
+def roles_of(values: Iterable[Any]) -> list[str]:
+    """Return the normalised roles of many messages; raises KeyError or TypeError where one is not known."""
+    return [ROLES[value] for value in values]
+
+
+def columns(
+    roles: list[str], texts: list[Any], tools: list[tuple[Tool, ...]] | None = None, uids: list[Any] | None = None
+) -> Columns | None:
+    """Return messages as columns, or None where a text is none or a tool's call has no id: those need a closer look."""
+    flat = [tool for used in tools for tool in used] if tools else []
+    if set(map(type, texts)) != {str} or not _all_text({tool.call_id for tool in flat}):
         return None
-    return normal, texts
+    if not _all_text({tool.name for tool in flat} - {None}):
+        return None
+    if "tool" in roles and not (tools and all(used for role, used in zip(roles, tools, strict=True) if role == "tool")):
+        return None
+    named = set(uids or ()) - {None}
+    return Columns(roles, texts, None, tools, uids if named else None) if _all_text(named) else None
+
+
+def _all_text(values: set[Any]) -> bool:
+    return set(map(type, values)) <= {str} and "" not in values
 
 
 def chat_columns(messages: list[Any]) -> Columns | None:
     """Return the columns of messages that are a role and a content and nothing else."""
     if set(map(len, messages)) != {2}:
         return None
-    return columns([message["role"] for message in messages], [message["content"] for message in messages])
+    roles = roles_of([message["role"] for message in messages])
+    return columns(roles, [message["content"] for message in messages])
 
 
 def chat_turn(message: dict[str, Any], key: str) -> Turn:

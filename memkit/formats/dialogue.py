@@ -33,8 +33,9 @@ class Dialogue:
         """Yield the items as they are (a result gets its tool's name from the call), then the problems between them."""
         for item in items:
             if isinstance(item, Run):
-                self._run(item)
-            yield self._seen(item) if isinstance(item, Turn) else item
+                yield self._run(item)
+            else:
+                yield self._seen(item) if isinstance(item, Turn) else item
             del item  # see elements.turns
         self._end()
         for found in self._found.values():
@@ -42,13 +43,41 @@ class Dialogue:
             if len(found) > _SAID:
                 yield Problem(found[0].cause, found[_SAID].key, f"… and {len(found) - _SAID:,} more like it")
 
-    def _run(self, run: Run) -> None:
-        if self._count == 0 and run.roles[0] == "assistant" and not run.texts[0]:
+    def _run(self, run: Run) -> Run:
+        calls = bool(run.tools and run.tools[0]) or not run.texts[0]
+        if self._count == 0 and run.roles[0] == "assistant" and calls:
             self._begins_with_a_call(run.key)
         self._times(run)
+        self._ids(run)
+        tools = self._used(run, run.tools) if run.tools else None
         self._count += len(run.roles)
-        self._may_answer = run.roles[-1] == "assistant"
-        self._empty_at = run.key if self._may_answer and not run.texts[-1] else None
+        spoke = next((role for role in reversed(run.roles) if role != "tool"), None)
+        self._may_answer = spoke == "assistant" if spoke else self._may_answer
+        self._empty_at = run.key if run.roles[-1] == "assistant" and not run.texts[-1] else None
+        return run._replace(tools=tools) if tools else run
+
+    def _ids(self, run: Run) -> None:
+        uids = [uid for uid in run.uids or () if uid is not None]
+        new = set(uids)
+        if len(new) == len(uids) and new.isdisjoint(self._uids):
+            self._uids |= new
+            return
+        for count, uid in enumerate(run.uids or (), self._count + 1):
+            if uid is not None:
+                self._once(run.key, uid, count)
+
+    def _used(self, run: Run, tools: Iterable[tuple[Tool, ...]]) -> list[tuple[Tool, ...]]:
+        """Follow the tools of a run, each of which has an id; return them with the names that their calls gave them."""
+        named = []
+        for count, (role, used) in enumerate(zip(run.roles, tools, strict=True), self._count + 1):
+            if used and role == "tool":
+                if not all(call_id in self._names for _, call_id in used):
+                    self._orphan(run.key, count)
+                used = self._results(run.key, used, count)
+            elif used:
+                self._calls(run.key, used, count)
+            named.append(used)
+        return named
 
     def _begins_with_a_call(self, key: str) -> None:
         self._add("gap", key, "the dialogue begins with a tool call: what was said before it is gone")
@@ -79,50 +108,52 @@ class Dialogue:
 
     def _turn(self, turn: Turn) -> Turn:
         if turn.uid is not None:
-            self._once(turn, turn.uid)
+            self._once(turn.key, turn.uid, self._count)
         if turn.role == "tool":
             return self._result(turn)
         self._may_answer = turn.role == "assistant"
         if self._count == 1 and turn.role == "assistant" and (turn.tools or not turn.text):
             self._begins_with_a_call(turn.key)
-        for tool in turn.tools:
-            self._call(turn, tool)
+        self._calls(turn.key, turn.tools, self._count)
         return turn
 
-    def _once(self, turn: Turn, uid: str) -> None:
+    def _once(self, key: str, uid: str, count: int) -> None:
         if uid in self._uids:
-            self._add("duplicate", turn.key, f"message {self._count:,} has the id of an earlier one")
+            self._add("duplicate", key, f"message {count:,} has the id of an earlier one")
         self._uids.add(uid)
 
-    def _call(self, turn: Turn, tool: Tool) -> None:
-        if tool.call_id is None:
-            return
-        if tool.call_id in self._names:
-            self._add("duplicate", turn.key, f"message {self._count:,} makes a tool call that an earlier one made")
-        self._names[tool.call_id] = tool.name
-        self._open[tool.call_id] = turn.key, self._count
+    def _calls(self, key: str, tools: Iterable[Tool], count: int) -> None:
+        for name, call_id in tools:
+            if call_id is None:
+                continue
+            if call_id in self._names:
+                self._add("duplicate", key, f"message {count:,} makes a tool call that an earlier one made")
+            self._names[call_id] = name
+            self._open[call_id] = key, count
 
     def _result(self, turn: Turn) -> Turn:
         asked = self._may_answer if self._loses_calls or not turn.tools else self._all_called(turn)
         if not asked:
-            says = f"message {self._count:,} is a tool's result and no call before it asks for it"
-            self._add("orphan_tool_result", turn.key, says)
-        for tool in turn.tools:
-            self._answer(turn, tool)
-        named = tuple(tool._replace(name=tool.name or self._names.get(tool.call_id or "")) for tool in turn.tools)
-        return turn._replace(tools=named)
+            self._orphan(turn.key, self._count)
+        return turn._replace(tools=self._results(turn.key, turn.tools, self._count))
+
+    def _orphan(self, key: str, count: int) -> None:
+        self._add("orphan_tool_result", key, f"message {count:,} is a tool's result and no call before it asks for it")
 
     def _all_called(self, turn: Turn) -> bool:
         """Return whether each result has its call; one without an id needs an assistant's turn before it."""
         return all(self._may_answer if tool.call_id is None else tool.call_id in self._names for tool in turn.tools)
 
-    def _answer(self, turn: Turn, tool: Tool) -> None:
-        if tool.call_id is None:
-            return
-        self._open.pop(tool.call_id, None)
-        if tool.call_id in self._answered:
-            self._add("duplicate", turn.key, f"message {self._count:,} answers a tool call that was answered before")
-        self._answered.add(tool.call_id)
+    def _results(self, key: str, tools: Iterable[Tool], count: int) -> tuple[Tool, ...]:
+        """Take in what tools answered; return them with the names that their calls gave them."""
+        for _, call_id in tools:
+            if call_id is None:
+                continue
+            self._open.pop(call_id, None)
+            if call_id in self._answered:
+                self._add("duplicate", key, f"message {count:,} answers a tool call that was answered before")
+            self._answered.add(call_id)
+        return tuple([tool if tool.name else Tool(self._names.get(tool.call_id or ""), tool.call_id) for tool in tools])
 
     def _end(self) -> None:
         for key, count in self._open.values():

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from memkit.formats.bounded import Fault, parse
-from memkit.formats.chat import Columns
+from memkit.formats.chat import Columns, columns
 from memkit.formats.guess import encoding_of
 from memkit.formats.model import Item, Problem, Raw, Run, Turn
 from memkit.formats.shapes import store_of
@@ -43,8 +43,8 @@ def turns(
     """Yield a list's messages, oldest first, and a problem for each element that is not one.
 
     ``convert`` answers with None where an element of ``store`` is no part of the dialogue, and with words where it
-    lacks something. ``plain`` answers with the roles and texts of parsed elements that are nothing but that, and with
-    None where one of them is more.
+    lacks something. ``plain`` answers with the columns of parsed elements that all have the shapes that the library
+    writes, and with None where it is not sure.
     """
     faults = Faults(raw, len(raw.elements), store)
     step = -1 if newest_first else 1
@@ -52,21 +52,40 @@ def turns(
     previous = b""
     for start in range(0, len(elements), BLOCK):
         block = elements[start : start + BLOCK]
-        columns = _columns(block, previous, plain)
-        if columns:
-            yield Run(*columns, raw.name)
+        run = _run(block, previous, raw.name, convert, plain)
+        if run:
+            yield run
         else:
             yield from _one_by_one(block, indexes[start : start + BLOCK], faults, convert, previous)
         previous = block[-1]
     yield from faults.problems()
 
 
-def _columns(block: Sequence[bytes], previous: bytes, plain: Plain | None) -> Columns | None:
-    """Return the roles and texts of a block of elements, where all are well-formed, plain, small and different."""
-    if plain is None or previous == block[0] or any(map(eq, block, block[1:])):
+def _run(block: Sequence[bytes], previous: bytes, key: str, convert: Convert, plain: Plain | None) -> Run | None:
+    """Return a block of elements as columns, where all are well-formed messages, small and different."""
+    if previous == block[0] or any(map(eq, block, block[1:])):
         return None
     values = parsed(block)
-    return None if values is None else plain_columns(values, plain)
+    if values is None:
+        return None
+    columns = (plain and plain_columns(values, plain)) or _converted(values, key, convert)
+    if columns is None:
+        return None
+    roles, texts, at_s, tools, uids = columns
+    return Run(roles, texts, key, at_s, tools, uids)
+
+
+def _converted(values: list[Any], key: str, convert: Convert) -> Columns | None:
+    """Return what ``convert`` makes of parsed elements, as columns; None where one of them needs a closer look."""
+    if set(map(type, values)) != {dict}:
+        return None
+    found = [convert(value, key) for value in values]
+    said = [turn for turn in found if isinstance(turn, Turn)]
+    if not said or len(said) + found.count(None) < len(found):
+        return None
+    roles, texts, tools, at_s, uids, _ = map(list, zip(*said, strict=True))
+    made = columns(roles, texts, tools, uids)
+    return made and made._replace(at_s=None if at_s.count(None) == len(at_s) else at_s)
 
 
 def parsed(block: Sequence[bytes]) -> list[Any] | None:
@@ -83,7 +102,7 @@ def plain_columns(values: list[Any], plain: Plain) -> Columns | None:
     """Return what ``plain`` makes of parsed elements; None where one of them has another form."""
     try:
         return plain(values)
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, IndexError):
         return None
 
 
@@ -121,21 +140,21 @@ class Faults:
         self._corrupt(index, element, Fault("no JSON object", 0))
         return None
 
-    def value(self, index: int, element: bytes) -> Any:
-        """Return the element's JSON object, array or text; else note the fault and return None."""
+    def value(self, index: int, element: bytes, *, after: int = 0) -> Any:
+        """Return the element's JSON object, array or text, which begins ``after`` bytes; else note the fault."""
         parsed = parse(element)
         if parsed.nan:
             self.add("nan", index, "holds NaN or Infinity, which is not JSON: other readers will refuse it")
         if parsed.fault or not isinstance(parsed.value, dict | list | str):
-            self._corrupt(index, element, parsed.fault or Fault("no JSON object", 0))
+            self._corrupt(index, element, parsed.fault or Fault("no JSON object", 0), after)
             return None
         return parsed.value
 
-    def _corrupt(self, index: int, element: bytes, fault: Fault) -> None:
+    def _corrupt(self, index: int, element: bytes, fault: Fault, after: int = 0) -> None:
         cause = "truncated" if fault.byte is None else "corrupt"
         if self._enough(cause):
             return
-        where = "" if fault.byte is None else f" at byte {fault.byte:,} of {len(element):,}"
+        where = "" if fault.byte is None else f" at byte {fault.byte + after:,} of {len(element) + after:,}"
         looks = encoding_of(element)
         hint = "" if looks in ("text", "binary", "json", "empty") else f"; it looks like {looks}"
         self.add(cause, index, f"is unreadable: {fault.says}{where}{hint}")

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 from itertools import repeat
 from typing import Any
 
-from memkit.formats.chat import Columns, columns
+from memkit.formats.chat import Columns, columns, roles_of
 from memkit.formats.elements import turns, votes
-from memkit.formats.langchain_message import typed_turn
+from memkit.formats.langchain_message import tools_of, typed_turn
 from memkit.formats.model import Hit, Item, Known, Raw, Want, split
 
 STORE = "langchain-community"
@@ -46,8 +46,9 @@ def decode(known: Known) -> Iterator[Item]:
 
 
 def _plain(values: list[Any]) -> Columns | None:
-    fields = [value["data"] for value in values]
-    if any(any(map(dict.get, fields, repeat(more))) for more in ("tool_calls", "additional_kwargs", "id")):
+    kinds, fields = [value["type"] for value in values], [value["data"] for value in values]
+    if "chat" in kinds:
         return None
-    roles = [value["type"] for value in values]
-    return None if "chat" in roles else columns(roles, [each["content"] for each in fields])
+    roles, texts = roles_of(kinds), [each["content"] for each in fields]
+    tools = [tools_of(*each) for each in zip(roles, fields, strict=True)]
+    return columns(roles, texts, tools, list(map(dict.get, fields, repeat("id"))))

@@ -19,19 +19,19 @@ def message_turn(kind: Any, data: dict[str, Any], key: str, at_s: float | None =
     """Return a message of a type (``human``, ``ai``, ``tool``, …; class names too) and its fields."""
     role = role_of(data.get("role") if kind in ("chat", "ChatMessage") else kind)
     content = data.get("content")
-    if role == "tool":
-        tools: tuple[Tool, ...] = (answered(data),)
-    else:
-        tools = _calls(data) or call_parts(content)
+    tools = tools_of(role, data)
     return Turn(
         role, content if isinstance(content, str) else flatten(content), tools, at_s, text_or_none(data.get("id")), key
     )
 
 
-def _calls(data: dict[str, Any]) -> tuple[Tool, ...]:
+def tools_of(role: str, data: dict[str, Any]) -> tuple[Tool, ...]:
+    """Return the call that a tool's result answers, or the calls that any other message makes."""
+    if role == "tool":
+        return (answered(data),)
     made, invalid, extra = data.get("tool_calls"), data.get("invalid_tool_calls"), data.get("additional_kwargs")
     found = calls(made) + calls(invalid) if made or invalid else ()
-    return found or (calls(a_dict(extra).get("tool_calls")) if extra else ())
+    return found or (calls(a_dict(extra).get("tool_calls")) if extra else ()) or call_parts(data.get("content"))
 
 
 def is_constructed(value: Any) -> bool:

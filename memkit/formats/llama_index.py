@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from memkit.formats.chat import Columns, answered, calls, columns, flatten, role_of
+from memkit.formats.chat import Columns, answered, calls, columns, flatten, role_of, roles_of
 from memkit.formats.elements import turns, votes
 from memkit.formats.model import SEPARATORS, Hit, Item, Known, Raw, Tool, Turn, Want, a_dict, a_list
 from memkit.formats.shapes import missing, missing_content
@@ -43,12 +43,21 @@ def decode(known: Known) -> Iterator[Item]:
 
 
 def _plain(values: list[Any]) -> Columns | None:
-    if any(value["additional_kwargs"] for value in values):
+    blocks = [value["blocks"] for value in values]
+    if (
+        set(map(type, blocks)) != {list}
+        or set(map(len, blocks)) != {1}
+        or {block["block_type"] for (block,) in blocks} != {"text"}
+    ):
         return None
-    blocks = [block for value in values for block in value["blocks"]]
-    if len(blocks) != len(values) or {block["block_type"] for block in blocks} != {"text"}:
-        return None
-    return columns([value["role"] for value in values], [block["text"] for block in blocks])
+    roles, texts = roles_of([value["role"] for value in values]), [block["text"] for (block,) in blocks]
+    extras = [value["additional_kwargs"] for value in values]
+    tools = [_tools(*each) if each[1] or each[0] == "tool" else () for each in zip(roles, extras, strict=True)]
+    return columns(roles, texts, tools)
+
+
+def _tools(role: str, extra: dict[str, Any]) -> tuple[Tool, ...]:
+    return (answered(extra),) if role == "tool" else calls(extra.get("tool_calls"))
 
 
 def _turn(value: dict[str, Any], key: str) -> Turn | str:
@@ -59,7 +68,7 @@ def _turn(value: dict[str, Any], key: str) -> Turn | str:
         return lacks
     role, extra = role_of(value.get("role")), a_dict(value.get("additional_kwargs"))
     blocks = a_list(value.get("blocks"))
-    tools: tuple[Tool, ...] = (answered(extra),) if role == "tool" else calls(extra.get("tool_calls")) or _calls(blocks)
+    tools = _tools(role, extra) or _calls(blocks)
     return Turn(role, flatten(blocks if in_blocks else value["content"]), tools, None, None, key)
 
 

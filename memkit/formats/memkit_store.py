@@ -103,7 +103,8 @@ def _messages(raw: Raw) -> Iterator[Item]:
         for index, element in enumerate(block, start):
             if not element.marked:
                 faults.add("corrupt", index, "has no stamp before its messages: written by something else")
-            for item in _turns(faults.value(index, element.body), element.at_s, raw.name):
+            value = faults.value(index, element.body, after=len(raw.elements[index]) - len(element.body))
+            for item in _turns(value, element.at_s, raw.name):
                 if isinstance(item, str):
                     faults.foreign(index, {}, item)
                 else:
@@ -134,7 +135,7 @@ def _run(block: list[_Element], key: str) -> Run | None:
     items = [value if isinstance(value, list) else [value] for value in values]
     columns = plain_columns(list(chain.from_iterable(items)), chat_columns)
     at_s = [element.at_s for element, each in zip(block, items, strict=True) for _ in each]
-    return Run(*columns, key, at_s) if columns else None
+    return Run(columns.roles, columns.texts, key, at_s) if columns else None
 
 
 def _turns(value: Any, at_s: float | None, key: str) -> Iterator[Turn | Run | str]:
@@ -144,7 +145,7 @@ def _turns(value: Any, at_s: float | None, key: str) -> Iterator[Turn | Run | st
     items = value if isinstance(value, list) else [value]
     columns = plain_columns(items, chat_columns)
     if columns:
-        yield Run(*columns, key, [at_s] * len(items))
+        yield Run(columns.roles, columns.texts, key, [at_s] * len(items))
         return
     for item in items:
         message = parse(item.encode("utf-8", "surrogatepass")).value if isinstance(item, str) else item

@@ -17,6 +17,7 @@ SEPARATORS = ":/|{}.#"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _PLAIN = re.compile(r"[A-Za-z0-9_:./|~@=+-]+", re.ASCII)
 DOCUMENT_KINDS = ("string", JSON_KIND)
+_FIRST_S, _LAST_S = 6.3e8, 4.1e9
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -96,16 +97,18 @@ class Turn(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Consecutive messages that are a role and a text and nothing else, oldest first, as columns.
+    """Consecutive messages, oldest first, as columns: what ``Turn`` has, an empty column being None.
 
-    Most messages are such, and this is four times as fast as a ``Turn`` each: 10,000 are looked at in the time that
-    reading them takes.
+    Most messages have the shape that their library always writes, and this is four times as fast as a ``Turn`` each.
+    Every tool of a run has the id of its call.
     """
 
     roles: list[str]
     texts: list[str]
     key: str
     at_s: list[float | None] | None = None
+    tools: list[tuple[Tool, ...]] | None = None
+    uids: list[str | None] | None = None
 
 
 class Problem(NamedTuple):
@@ -229,9 +232,16 @@ def a_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
+def many_seconds(values: list[Any]) -> list[float | None]:
+    """Return ``seconds`` of each; in no time where all are plain."""
+    if set(map(type, values)) == {float} and min(values) > _FIRST_S and max(values) < _LAST_S:
+        return values
+    return list(map(seconds, values))
+
+
 def seconds(value: Any) -> float | None:
     """Return a plausible time in seconds since 1970 (years 1990 to 2100; milliseconds are recognised)."""
     if type(value) not in (int, float):
         return None
     scaled = value / 1000 if value > 1e11 else float(value)
-    return scaled if 6.3e8 < scaled < 4.1e9 else None
+    return scaled if _FIRST_S < scaled < _LAST_S else None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
 from typing import Any
 
-from memkit.formats.chat import chat_columns, dumped, flatten, role_of
+from memkit.formats.chat import ROLES, Columns, columns, dumped, flatten, role_of, roles_of
 from memkit.formats.elements import sample, turns, votes
 from memkit.formats.model import Hit, Item, Known, Note, Problem, Raw, Tool, Turn, Want, one_of, split, text_or_none
 from memkit.formats.shapes import CALLS, RESULTS, is_item, missing, missing_content
@@ -50,7 +51,7 @@ def decode(known: Known) -> Iterator[Item]:
     base = known.hit.prefix + known.hit.session
     items = known.there(base + LIST)
     if items and items.kind == "list":
-        yield from turns(items, _turn, store=STORE, plain=chat_columns)
+        yield from turns(items, _turn, store=STORE, plain=_plain)
         hidden = sum(1 for value in sample(items) if value.get("type") == "reasoning")
         if hidden:
             yield Note("reasoning items are not part of the dialogue and are not shown")
@@ -58,6 +59,36 @@ def decode(known: Known) -> Iterator[Item]:
         yield Problem("dangling", base + LIST, "the session's dates are there and its list of messages is gone")
     if items and not known.there(base):
         yield Problem("dangling", base, "the messages are there and the hash with the session's dates is gone")
+
+
+def _plain(values: list[Any]) -> Columns | None:
+    """Return the columns of messages, function calls and their results, the items that most sessions are made of."""
+    kinds = [value.get("type", "message") for value in values]
+    if not _PLAIN.issuperset(kinds):
+        return None
+    if set(kinds) == {"message"}:
+        contents = [value["content"] for value in values]
+        return columns(roles_of([value["role"] for value in values]), list(map(_text, contents)), None, _ids(values))
+    rows = [_ROWS[kind](value) for kind, value in zip(kinds, values, strict=True)]
+    roles, texts, tools = map(list, zip(*rows, strict=True))
+    return columns(roles, texts, tools, _ids(values))
+
+
+def _ids(values: list[Any]) -> list[Any]:
+    return list(map(dict.get, values, repeat("id")))
+
+
+def _text(content: Any) -> Any:
+    return flatten(content) if isinstance(content, list) else content
+
+
+_Row = tuple[str, Any, tuple[Tool, ...]]
+_ROWS: dict[str, Callable[[dict[str, Any]], _Row]] = {
+    "message": lambda value: (ROLES[value["role"]], _text(value["content"]), ()),
+    "function_call": lambda value: ("assistant", "", (Tool(value["name"], value["call_id"]),)),
+    "function_call_output": lambda value: ("tool", value["output"], (Tool(None, value["call_id"]),)),
+}
+_PLAIN = frozenset(_ROWS)
 
 
 def _turn(value: dict[str, Any], key: str) -> Turn | str | None:
