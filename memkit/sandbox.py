@@ -20,6 +20,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -50,6 +51,9 @@ from memkit.server import RedisServer
 UNKNOWN_COMMAND = re.compile("unknown command", re.IGNORECASE)
 LEASE_S = 60
 RENEW_EVERY_S = 15.0
+LISTENS_PER_LEASE = 15
+"""What the server has pushed waits in its memory, which is not memkit's to fill, until it is read."""
+KEYS_PER_PIPELINE = 1_000
 
 # -@dangerous takes KEYS, FLUSH*, SORT, MIGRATE and more; what is left and reaches beyond the prefix or the database is
 # named. COPY goes whole: an ACL cannot forbid its DB option alone. A token that a version does not know is dropped.
@@ -220,10 +224,18 @@ class _Keeper(threading.Thread):
                 self._admin.hset(REGISTRY, self._user, json.dumps(asdict(lease)))
 
     def run(self) -> None:
-        while not self._over.wait(RENEW_EVERY_S):
+        for turn in count(1):
+            if self._over.wait(RENEW_EVERY_S / LISTENS_PER_LEASE):
+                return
             with contextlib.suppress(RedisError):
-                self.write_lease()
-                self.names()
+                if turn % LISTENS_PER_LEASE == 0:
+                    self.write_lease()
+                self._listen()
+
+    def _listen(self) -> None:
+        with self._lock:
+            for tracker in self._trackers if not self._over.is_set() else ():
+                tracker.listen()
 
     def names(self) -> set[bytes]:
         """Return the names that the server has told so far; after a lost connection, those that are there as well."""
@@ -233,7 +245,9 @@ class _Keeper(threading.Thread):
         return set().union(*told, _scan(self._admin, self._prefix) if missed else ())
 
     def existing(self) -> list[str]:
-        return [name.decode(errors="backslashreplace") for name in self.names() if self._admin.exists(name)]
+        names = list(self.names())
+        there = _each(self._admin, "EXISTS", names)
+        return [name.decode(errors="backslashreplace") for name, is_there in zip(names, there, strict=True) if is_there]
 
     def remove(self) -> None:
         self._over.set()
@@ -243,10 +257,10 @@ class _Keeper(threading.Thread):
         except RedisError:
             names = _scan(self._admin, self._prefix)
         _unlink(self._admin, names)
-        with self._lock:  # a lease that is just being written would stay for ever
+        with self._lock:  # a lease that is just being written would stay for ever, a tracker that listens connect anew
             self._admin.hdel(REGISTRY, self._user)
-        for tracker in self._trackers:
-            tracker.close()
+            for tracker in self._trackers:
+                tracker.close()
         self._admin.close()
 
 
@@ -255,13 +269,15 @@ class _Tracker:
 
     def __init__(self, node: redis.Redis, prefixes: tuple[str, ...]) -> None:
         pool = node.connection_pool
-        options = pool.connection_kwargs | {"protocol": 3, "decode_responses": False}
+        # redis-py reads the answer to a health check of its own without taking in the pushes before it one by one.
+        own = {"protocol": 3, "decode_responses": False, "health_check_interval": 0}
+        options = pool.connection_kwargs | own
         self._connection: redis.Connection = pool.connection_class(**options)
         self._prefixes = [token for prefix in prefixes for token in ("PREFIX", prefix)]
         self._names: set[bytes] = set()
         self._listens = self.missed = False
         parser: Any = self._connection._parser  # the only way to hear invalidations on a plain connection
-        parser.set_invalidation_push_handler(lambda push: self._names.update(push[1] or ()))
+        parser.set_invalidation_push_handler(lambda push: push)
         # redis-py connects a lost connection anew by itself, and to a connection of that kind nothing is told.
         self._connection.register_connect_callback(self._listen)
         self._connection.connect()
@@ -274,6 +290,14 @@ class _Tracker:
             self._hear()
         return set(self._names)
 
+    def listen(self) -> None:
+        """Take in what has been pushed meanwhile; a lost connection is made anew by the next call."""
+        try:
+            while self._connection.can_read():
+                self._read()
+        except redis.ConnectionError:
+            self._connection.disconnect()
+
     def close(self) -> None:
         self._connection.disconnect()
 
@@ -281,13 +305,23 @@ class _Tracker:
         # Names are pushed at the end of the server's loop in which they were written: the second PONG comes from a
         # later one.
         for _ in range(2):
-            self._connection.send_command("PING")
-            self._connection.read_response()
+            self._ask("PING", expected=b"PONG")
 
     def _listen(self, _: object) -> None:
         self.missed, self._listens = self._listens, True
-        self._connection.send_command("CLIENT", "TRACKING", "ON", "BCAST", *self._prefixes)
-        self._connection.read_response()
+        self._ask("CLIENT", "TRACKING", "ON", "BCAST", *self._prefixes, expected=b"OK")
+
+    def _ask(self, *command: str, expected: bytes) -> None:
+        self._connection.send_command(*command)
+        while self._read() != expected:
+            pass
+
+    def _read(self) -> Any:
+        """Read one answer or push. Unless it returns each push, redis-py 8.1 recurses once for every one in a row."""
+        said = self._connection.read_response(push_request=True)
+        if isinstance(said, list) and said[0] == b"invalidate":
+            self._names.update(said[1] or ())
+        return said
 
 
 def reap(admin: AnyClient) -> list[str]:
@@ -399,14 +433,22 @@ def _scan(admin: AnyClient, prefix: str) -> Iterator[bytes]:
 
 
 def _unlink(admin: AnyClient, names: Iterable[bytes]) -> None:
+    for _ in _each(admin, "UNLINK", names):
+        pass
+
+
+def _each(admin: AnyClient, command: str, names: Iterable[bytes]) -> Iterator[int]:
+    """Run a command on each key; yield the answers."""
     if isinstance(admin, redis.RedisCluster):
         for name in names:
-            admin.unlink(name)
+            yield admin.execute_command(command, name)
         return
+    left = iter(names)
     with admin.pipeline(transaction=False) as pipe:
-        for name in names:
-            pipe.unlink(name)
-        pipe.execute()
+        while some := list(islice(left, KEYS_PER_PIPELINE)):
+            for name in some:
+                pipe.execute_command(command, name)
+            yield from pipe.execute()
 
 
 def _explaining(base: type[Any], prefix: str) -> type[Any]:

@@ -466,3 +466,46 @@ def test_a_sandbox_that_is_closed_at_once_after_the_loss_is_removed_too(any_serv
             client.set(f"{sandbox.prefix}k", 1)
     assert admin.keys("*") == ["foreign"]
     assert admin.acl_users() == ["default"]
+
+
+def write_each(client, prefix, number, *, keys):
+    """Write one key at a time, each in a turn of the server's own, so that it is pushed alone; no answer is read."""
+    connection = client.connection_pool.get_connection()
+    for n in range(number):
+        connection.send_command("SET", f"{prefix}{n % keys}", n)
+        connection.read_response()
+    client.connection_pool.release(connection)
+
+
+@pytest.mark.parametrize("keys", [1, 3_000])
+def test_thousands_of_writes_between_two_looks_are_taken_in(real, keys, monkeypatch):
+    """Over 1,000: as many pushes in a row are more than redis-py's own reading of them lets Python nest."""
+    client, url = real
+    monkeypatch.setattr("memkit.sandbox.RENEW_EVERY_S", 3600)
+    with Sandbox(f"{url}?health_check_interval=1") as sandbox, sandbox.client() as mine:
+        write_each(mine, sandbox.prefix, 3_000, keys=keys)
+        sandbox._keeper._trackers[0]._connection.next_health_check = 0  # the moment has come
+        assert len(sandbox.keys()) == keys
+        write_each(mine, f"{sandbox.prefix}more:", 3_000, keys=keys)
+        assert client.dbsize() == 2 * keys + len([REGISTRY])
+
+
+def test_the_lease_is_renewed_and_nothing_piles_up_while_thousands_write(any_server, admin, monkeypatch):
+    monkeypatch.setattr("memkit.sandbox.RENEW_EVERY_S", 3.0)
+    with Sandbox(any_server) as sandbox, sandbox.client() as client:
+        write_each(client, sandbox.prefix, 3_000, keys=1)
+        deadline = time.monotonic() + 10
+        while any(int(one["omem"]) for one in admin.client_list()) or not sandbox._keeper._trackers[0]._names:
+            assert time.monotonic() < deadline
+        assert sandbox._keeper.is_alive()
+    assert admin.keys("*") == ["foreign"]
+
+
+def test_a_long_chat_leaves_nothing_behind(real):
+    client, url = real
+    with Sandbox(url) as sandbox, sandbox.client(decode_responses=True) as mine:
+        store = MemoryStore(mine, prefix="session:", ttl="7d")
+        for n in range(1_500):
+            store.append("s", {"role": "user", "content": str(n)})
+        assert len(store.load("s")) == 1_500
+    assert client.dbsize() == 0
