@@ -44,6 +44,8 @@ VICTIMS = (
 )
 FOREIGN = "memkit-foreign"
 OTHER_DATABASE = 3
+STARTS_WITHIN = 0.6
+"""The part of a case's time in which Python has to start and import the adapter; else it is not asked so."""
 
 
 def _written(bench: Bench, ids: Iterable[str]) -> tuple[list[Talk], dict[str, str]]:
@@ -233,9 +235,8 @@ def _in_a_fresh_process(talk: Talk, fresh: Fresh | None) -> str:
         return "another process is a fork here: a fresh one imports the adapter by package.module:factory"
     role, text = talk.role("user"), f"from a fresh process to {talk.id}"
     try:
-        read = fresh.read_and_append(
-            url=talk.bench.url, session_id=talk.id, ttl_s=talk.bench.ttl(), role=role, text=text
-        )
+        job = {"url": talk.bench.url, "session_id": talk.id, "ttl_s": talk.bench.ttl(), "role": role, "text": text}
+        read = fresh.read_and_append(limit_s=talk.bench.limit_s * STARTS_WITHIN, **job)
     except NotStarted as error:
         return f"not asked from a fresh process: {error}"
     if read != talk.said:

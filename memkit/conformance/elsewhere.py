@@ -17,9 +17,6 @@ from typing import Any
 from memkit.conformance.adapter import AdapterError, Messages, StoreAdapter, load, one_line, search_path
 from memkit.conformance.crowd import LONGEST_S, parts_of
 
-START_LIMIT_S = 12.0
-"""For starting Python and importing the adapter, over and above the time since it was started."""
-
 
 class NotStarted(RuntimeError):
     """The process said nothing in time, or cannot import the adapter; that says nothing of the store."""
@@ -39,7 +36,7 @@ class Fresh:
             env=os.environ | {"PYTHONPATH": search_path(), "PYTHONHASHSEED": seed},
         )
 
-    def read_and_append(self, **job: object) -> Messages:
+    def read_and_append(self, *, limit_s: float, **job: object) -> Messages:
         """Have it open a session, read it and append a message; return what it read.
 
         ``job``: url, session_id, ttl_s, role, text. Raises RuntimeError with what the store raised, NotStarted when
@@ -52,9 +49,9 @@ class Fresh:
             self._process.stdin.flush()
         except BrokenPipeError:
             raise NotStarted("a fresh process ended at once") from None
-        said = b"".join(parts_of(self._process.stdout.fileno(), START_LIMIT_S, until=b"\n"))
+        said = b"".join(parts_of(self._process.stdout.fileno(), limit_s, until=b"\n"))
         if not said.endswith(b"\n"):
-            raise NotStarted(f"a fresh process said nothing within {START_LIMIT_S:g} s")
+            raise NotStarted(f"a fresh process said nothing within {limit_s:.2g} s")
         outcome = json.loads(said)
         if "unable" in outcome:
             raise NotStarted(outcome["unable"])

@@ -170,6 +170,7 @@ def _ignoring_errors(call: Callable[[], object]) -> None:
 def ask(case: Case, bench: Bench, *, limit_s: float = CASE_LIMIT_S) -> CaseResult:
     """Ask a store one case on an emptied server."""
     began = time.monotonic()
+    bench.limit_s = limit_s
     remark: list[str] = []
 
     def work() -> None:
