@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 
 End = Literal["expired", "evicted", "deleted", "evicted or deleted", "alive", "absent"]
 ENDS: Final[tuple[End, ...]] = ("expired", "evicted", "deleted", "evicted or deleted", "alive", "absent")
-Hearing = Literal["heard", "lost", "not sent", "not known"]
+Hearing = Literal["heard", "lost", "refused", "not sent", "not known"]
 UNHEARD: Final[Mapping[Hearing, str]] = {
     "lost": "the subscription was lost",
+    "refused": "the subscription was refused",
     "not sent": "the server sends none",
     "not known": "whether the server sends any is not known",
 }
+UNKNOWN_MS = 5_000
+"""Beyond twice its TTL, how late a key may be seen gone: what a busy machine takes for a look."""
 MAX_ROWS = 20
 NONE: Final = -1
 """In a column: not known, or not so far."""
@@ -212,11 +215,16 @@ class ExpiryLog:
 
     @property
     def verdict(self) -> str:
-        """One sentence: did the keys live as long as was meant? The same words for the same outcome."""
+        """One sentence: did the keys live as long as was meant? The same words for the same outcome.
+
+        "Not known" where none was odd, but the ends of some were seen so late that they may have lived twice as long.
+        """
         groups = self.groups()
         wrong = [group for group in groups if group.odd]
         if wrong or any(group.ttl_ms is None for group in groups):
             return f"Not as meant: {_told(wrong)}." if wrong else f"{_told(groups)}."
+        if unknown := sum(group.unknown for group in groups):
+            return f"Not known: {_keys(unknown)} may have lived more than twice as long as meant; seen gone too late."
         return self._as_meant(groups) if groups else "No keys to observe."
 
     def _as_meant(self, groups: Sequence[Group]) -> str:
@@ -252,7 +260,7 @@ class Group:
 
     ``ttl_ms``: infinity: meant to live for ever; None: not known. ``odd`` are those that
     lived shorter or longer than their TTL by over 1 %, or ended otherwise than by it, or have one and were meant to
-    have none.
+    have none; ``unknown`` those that were seen gone so late that their lives may have been twice as long.
     """
 
     ttl_ms: float | None
@@ -262,6 +270,7 @@ class Group:
     exact_to_ms: float
     event_late_ms: float | None
     heard: bool = True
+    unknown: int = 0
     odd: Group | None = None
 
     @classmethod
@@ -282,6 +291,7 @@ class Group:
             # 6.2 tells a deadline to some milliseconds: an event may seem to come before it.
             max((max(0, log.event_us[i] - log.deadline_us[i]) / 1000 for i in timed), default=None),
             log.events == "heard",
+            sum(1 for index, (_, most) in zip(gone, intervals, strict=True) if most > 2 * ttl + UNKNOWN_MS),
             cls.of(log, ttl, odd, compare=False) if odd else None,
         )
 

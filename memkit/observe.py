@@ -24,7 +24,7 @@ import redis
 from memkit.clock import ServerClock, escape_glob, knows
 from memkit.connect import guard_write, started_by_memkit
 from memkit.errors import PolicyError
-from memkit.expiry_log import ENDS, NEVER, NONE, DeadlineChange, End, ExpiryLog, Hearing, Sweep, at
+from memkit.expiry_log import ENDS, NEVER, NONE, UNHEARD, DeadlineChange, End, ExpiryLog, Hearing, Sweep, at
 from memkit.policy import UNIT_MS, Duration, human, ttl_ms
 
 EVENTS: Final[Mapping[bytes, End]] = {b"expired": "expired", b"evicted": "evicted", b"del": "deleted"}
@@ -37,7 +37,7 @@ BLUR_US = 1_500
 SAME_US = 5_000
 WAIT_LIMIT_MS = 3_600_000
 SWEEP_WITHIN_S = 30.0
-PONG_WITHIN_S = 5.0
+PONG_WITHIN_S = PROBE_WITHIN_S = 5.0
 MAX_CHANGES = 1_000
 ALIVE: Final = ENDS.index("alive")
 GONE: Final = -2
@@ -88,6 +88,8 @@ def observe_expiry(
         else:
             run.take(meant)
         run.subscribe(stack)
+        if leave_to_sweep:
+            run.refuse_to_wait_in_vain(may_write=bool(wanted))
         if wanted:
             run.write()
         (run.leave_to_sweep if leave_to_sweep else run.follow)()
@@ -312,7 +314,28 @@ class _Run:
         """Hear the keys' events from now on, where the server sends them."""
         self._log.events = _hearing(self._client, stack)
         if self._log.events != "not sent":
-            self.events = _Events.open(self._client, self._names, stack)
+            try:
+                self.events = _Events.open(self._client, self._names, stack)
+            except redis.ResponseError:
+                self._log.events = "refused"
+
+    def refuse_to_wait_in_vain(self, *, may_write: bool) -> None:
+        """Raise PolicyError where no events can come, or where that is neither told nor to be found out."""
+        log = self._log
+        if log.events == "not known" and may_write:
+            log.events = "heard" if self._hears_a_key_die() else "not sent"
+        if log.events != "heard":
+            raise PolicyError(
+                f"leave_to_sweep needs keyspace events: {UNHEARD[log.events]}; expected notify-keyspace-events to hold "
+                "K, g, x and e, CONFIG GET to be allowed or ttls= to try it with, and the user to reach __keyspace@*"
+            )
+
+    def _hears_a_key_die(self) -> bool:
+        events, deadline = cast("_Events", self.events), time.monotonic() + PROBE_WITHIN_S
+        self._client.set(self._names[0], b"x", px=1)
+        while self._client.exists(self._names[0]) and time.monotonic() < deadline:
+            pass
+        return (0, "expired") in events.heard(0, all_sent=True)
 
     def write(self) -> None:
         """SET the keys, each with its TTL, and read the deadline that it got."""
@@ -376,8 +399,6 @@ class _Run:
 
     def leave_to_sweep(self) -> None:
         """Go past the deadlines of keys that end together, look at none of them, and hear when each event comes."""
-        if not self.events:
-            raise PolicyError("leave_to_sweep needs keyspace events; expected notify-keyspace-events to hold K and x")
         self._events_prove = True
         order = sorted(filter(self._lives, range(len(self._log))), key=self._log.deadline_us.__getitem__)
         while order and self._may_go_on():

@@ -331,9 +331,42 @@ def test_how_late_the_sweep_is(any_server: RedisServer, client: redis.Redis) -> 
 
 def test_the_sweep_cannot_be_heard_without_events(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memkit.observe, "started_by_memkit", lambda _: False)
-    with pytest.raises(PolicyError, match="notify-keyspace-events to hold K and x"):
+    with pytest.raises(
+        PolicyError, match="the server sends none; expected notify-keyspace-events to hold K, g, x and e"
+    ):
         observe_expiry(client, ttls=["10ms"], leave_to_sweep=True)
     assert client.dbsize() == 0
+
+
+def test_the_sweep_is_not_waited_for_where_no_events_come(any_server: RedisServer) -> None:
+    begun = time.monotonic()
+    with Sandbox(any_server) as sandbox:
+        client: Any = sandbox.client()
+        with pytest.raises(PolicyError, match="leave_to_sweep needs keyspace events: the server sends none"):
+            observe_expiry(client, ttls=["1s"], leave_to_sweep=True)
+        client.set(f"{sandbox.prefix}a", "x", ex=1)
+        with pytest.raises(PolicyError, match="whether the server sends any is not known"):
+            observe_expiry(client, keys=[f"{sandbox.prefix}a"], leave_to_sweep=True)
+    assert time.monotonic() - begun < memkit.observe.SWEEP_WITHIN_S / 2
+
+
+def test_the_sweep_is_heard_in_a_sandbox_where_events_come(any_server: RedisServer, client: redis.Redis) -> None:
+    client.config_set("notify-keyspace-events", "KA")
+    with Sandbox(any_server) as sandbox:
+        sandboxed: Any = sandbox.client()
+        log = observe_expiry(sandboxed, ttls=["1s"], keys_per_ttl=3, leave_to_sweep=True, clock=sandbox.clock)
+        assert log.events_said == "3 of 3 events came"
+        assert log.verdict == "As meant: 3 keys lived their TTL of 1s and expired."
+
+
+def test_a_user_who_may_not_subscribe_observes_without_events(any_server: RedisServer, client: redis.Redis) -> None:
+    client.acl_setuser("deaf", enabled=True, nopass=True, keys=["*"], commands=["+@all"], reset_channels=True)
+    with any_server.client(username="deaf", password="any") as deaf:
+        log = observe_expiry(deaf, ttls=["1h"], clock=any_server.clock)
+        assert log.verdict == "As meant: 1 key lived its TTL of 1h and expired."
+        assert log.events_said == "events not heard: the subscription was refused"
+        with pytest.raises(PolicyError, match="the subscription was refused"):
+            observe_expiry(deaf, ttls=["1h"], clock=any_server.clock, leave_to_sweep=True)
 
 
 def test_events_are_heard_while_keys_are_written_and_looked_at(any_server: RedisServer, client: redis.Redis) -> None:
@@ -453,6 +486,10 @@ def test_watch_for_a_while(client: redis.Redis) -> None:
             "3 keys lived 1s to 3s (expired), 1 has not expired (alive), 1 was not there.",
         ),
         ([(-1, 1000, 1000, "expired"), (-1, 9, 0, "alive")], "1 key lived 1s (expired), 1 has not expired (alive)."),
+        (
+            [(1000, 990, 31_000, "expired"), (1000, 990, 1_010, "expired")],
+            "Not known: 1 key may have lived more than twice as long as meant; seen gone too late.",
+        ),
         ([(WEEK_MS, 0, 0, "absent")] * 2, "Not as meant: 2 keys meant to live 7d were not there."),
         (
             [(n * 1000, n * 1000 / (20 if n == 7 else 10), n * 1000 / 10 + 1, "expired") for n in range(1, 9)],
