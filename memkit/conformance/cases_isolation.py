@@ -201,7 +201,7 @@ def _expect_deadlines(bench: Bench, before: dict[tuple[int, bytes], int | None])
     fix="Read from Redis at every read(), write to it before append() returns; if you cache, check a version in Redis.",
 )
 def second_client(bench: Bench) -> str:
-    """What one client stores is seen at once by every other: opened before or after, in this process or another."""
+    """What one client stores all others see at once: in this process, a fork, or (imported by its name) a fresh one."""
     # Started first: Python and the adapter's imports take their time.
     fresh = Fresh(bench.spec) if bench.spec else None
     try:

@@ -21,7 +21,8 @@ class StoreContract:
     """Inherit, set ``store`` to a factory, and every case is a test: ``test_round_trip`` and so on.
 
     ``store``: an adapter class, a function that makes an adapter, or ``"package.module:factory"``. ``limit_s``: seconds
-    a case may take. Works in a test module and in ``%%ipytest``. Each class has a private server of its own.
+    a case may take. Works in a test module and in ``%%ipytest``. Each class has a private server of its own. A second
+    process is a fork; only for a store named as ``"package.module:factory"`` it is a fresh interpreter, too.
     """
 
     store: ClassVar[Any] = None
