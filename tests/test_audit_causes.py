@@ -247,16 +247,18 @@ def test_a_cache_of_a_few_sessions_is_no_part_of_them(at_its_message: bool, serv
     assert audited(server, writes + caches, {"chat:*": "7d"}).findings == ()
 
 
-@pytest.mark.parametrize("ttl_s", [20, 5 * MINUTE, DAY])
+@pytest.mark.parametrize("ttl_s", [MINUTE, 5 * MINUTE, DAY])
 @pytest.mark.parametrize(("kind", "value"), [("list", "x"), ("string", JSON)])
 def test_a_part_that_is_written_with_every_message_and_dies_before_it_is_torn_off(
     ttl_s: float, kind: str, value: str, server: RedisServer
 ) -> None:
-    newest = shaped("chat:{}", 40, 0, ttl_s * 0.95, WEEK, read_s=0.5)
-    parts = shaped("chat:{}:summary", 40, 0, ttl_s * 0.95, ttl_s, kind=kind, value=value)
+    newest = shaped("chat:{}", 40, 0, ttl_s * 0.9, WEEK, read_s=0.5)
+    parts = shaped("chat:{}:summary", 40, 0, ttl_s * 0.9, ttl_s, kind=kind, value=value)
     others = shaped("chat:old-{}", 100, ttl_s, 6.5 * DAY, WEEK)
     found = the_finding(audited(server, newest + parts + others, {"chat:*": "7d"}))
-    assert (found.cause, found.keys, found.observed_ttl_s) == ("mixed_ttl", 80, ttl_s)
+    assert (found.cause, found.keys) == ("mixed_ttl", 80)
+    # The idle clock counts whole seconds, and writing these takes a part of one.
+    assert found.observed_ttl_s == pytest.approx(ttl_s, abs=1.5)
 
 
 def test_a_part_that_is_not_renewed_is_torn_off(server: RedisServer) -> None:
