@@ -19,7 +19,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import count, islice
 from pathlib import Path
 from types import TracebackType
@@ -100,6 +100,7 @@ class Sandbox:
         self.prefix = f"{NAME}:{token}:"
         self._user, self._password = f"{NAME}-{token}", secrets.token_urlsafe(18)
         self._keeper: _Keeper | None = None
+        self._clock: ServerClock | None = None
         self._finalizer: weakref.finalize[..., Sandbox] | None = None
 
     @property
@@ -112,11 +113,13 @@ class Sandbox:
         """The private server's clock, or else one that shifts the deadlines of this sandbox's keys."""
         if self._server:
             return self._server.clock
-        return ServerClock(self._admin(), prefix=self.prefix)
+        if not self._clock:  # one alone: it counts how far it has moved the deadlines
+            self._clock = ServerClock(self._admin, prefix=self.prefix)
+        return self._clock
 
     def open(self) -> Self:
         """Make the user and start to keep the lease; removes what killed runs left on this server first."""
-        admin = self._admin()
+        admin = self._admin
         if not self._server:
             guard_write(admin)  # first: not even what is memkit's own is removed where memkit may not write
         reap(admin)
@@ -175,6 +178,7 @@ class Sandbox:
             raise SandboxError("this sandbox is not open; use it in a with statement")
         return self._keeper
 
+    @cached_property
     def _admin(self) -> AnyClient:
         """Connect as who opened the sandbox, under its name, by which the production guard knows memkit's own."""
         client = connect(self._admin_url, client_name=self._user)

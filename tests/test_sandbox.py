@@ -11,6 +11,7 @@ import threading
 import time
 from array import array
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from importlib import import_module
 
 import pytest
@@ -166,6 +167,21 @@ def test_on_another_server_its_clock_shifts_its_own_keys_vectors_included(memkit
         assert sandbox.keys() == []
         assert admin.ttl("foreign") > 50
         admin.delete("foreign")
+
+
+def test_a_sandbox_has_one_clock_that_knows_how_far_it_was_moved(real):
+    client, url = real
+    with Sandbox(url) as sandbox, sandbox.client() as mine:
+        mine.set(f"{sandbox.prefix}k", 1, ex=8 * 86_400)
+        sandbox.clock.shift("1d")
+        assert sandbox.clock.offset == timedelta(days=1)
+        then = sandbox.clock.now() + timedelta(days=1)
+        sandbox.clock.move_to(then)
+        sandbox.clock.move_to(then)
+        assert 6 * 86_400 - 60 < mine.ttl(f"{sandbox.prefix}k") <= 6 * 86_400
+    deadline = time.monotonic() + 5
+    while [one for one in client.client_list() if one["name"].startswith("memkit-test-")]:
+        assert time.monotonic() < deadline
 
 
 def test_asyncio_clients_are_held_too_and_close_with_their_loop(memkit_server):
