@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 import redis
 
 from memkit.errors import ClockUnavailable, PolicyError
-from memkit.policy import Duration, duration_ms, human
+from memkit.policy import UNIT_MS, Duration, duration_ms, human
 
 Item = TypeVar("Item")
 
@@ -97,8 +97,8 @@ class ServerClock:
         somebody else's.
         """
         ms = duration_ms(by)
+        self._refuse_far_away(ms)
         if self._offset_file:
-            self._refuse_far_away(ms)
             if ms < 0:
                 self._bury_the_dead()
             _write_ns(self._offset_file, _read_ns(self._offset_file) + round(ms * 1_000_000))
@@ -110,16 +110,19 @@ class ServerClock:
             self._shifted_ms = total_ms
 
     def move_to(self, when: datetime) -> None:
-        """Move time to an instant (timezone-aware). Raises PolicyError for a naive one."""
-        if when.tzinfo is None:
+        """Move time to an instant (timezone-aware). Raises PolicyError for a naive one, and as shift() does."""
+        if not isinstance(when, datetime):
+            raise PolicyError(f"{when!r} is no instant but {type(when).__name__}; give a datetime(..., tzinfo=UTC)")
+        if when.utcoffset() is None:
             raise PolicyError(f"{when!r} has no time zone; give one, such as datetime(..., tzinfo=UTC)")
         self.shift(when - self.now())
 
     def _refuse_far_away(self, ms: float) -> None:
         now = self.now()
         if not (EARLIEST - now) / timedelta(milliseconds=1) <= ms <= (LATEST - now) / timedelta(milliseconds=1):
+            far = human(ms) if abs(ms) < 1e15 else f"{ms / UNIT_MS['d']:.3g} days"
             raise PolicyError(
-                f"a shift of {human(ms)} from {now:%Y-%m-%d} leaves what a server's clock can show; "
+                f"a shift of {far} from {now:%Y-%m-%d} leaves what a server's clock can show; "
                 f"expected a time from {EARLIEST:%Y-%m-%d} to {LATEST:%Y-%m-%d}"
             )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -247,13 +247,30 @@ def test_a_preload_that_the_server_does_not_follow_is_found_out(any_server: Redi
         assert client.get("any") is None
 
 
-@pytest.mark.parametrize("far", ["-30000d", "-60w", "100000d", "9e9"])
-def test_times_that_no_server_can_show_are_refused(any_server: RedisServer, far: str) -> None:
-    clock = any_server.clock
+@pytest.mark.parametrize("far", ["-30000d", "-60w", "100000d", "-90000000000d", f"{'9' * 400}d", 1e300])
+def test_times_that_no_server_can_show_are_refused(clock: ServerClock, client: redis.Redis, far: str | float) -> None:
     clock.move_to(datetime(1971, 1, 1, tzinfo=UTC))
-    with pytest.raises(PolicyError, match=r"leaves what a server's clock can show|is not a duration"):
+    client.set("session:1", "x", ex=3600)
+    with pytest.raises(PolicyError, match="leaves what a server's clock can show"):
         clock.shift(far)
     assert clock.now().year == 1971
+    assert client.ttl("session:1") > 3500
+    assert "from real time" in repr(clock)
+
+
+@pytest.mark.parametrize(
+    "when",
+    ["2027-01-01", 1_800_000_000, None, date(2027, 1, 1), datetime(2027, 1, 1), datetime.max],  # noqa: DTZ001, DTZ901
+)
+def test_what_is_no_instant_is_refused(clock: ServerClock, when: Any) -> None:
+    with pytest.raises(PolicyError, match=r"datetime\(.*tzinfo=UTC\)"):
+        clock.move_to(when)
+
+
+@pytest.mark.parametrize("when", [datetime.min, datetime.max])  # noqa: DTZ901
+def test_the_first_and_the_last_instant_are_refused_as_too_far(clock: ServerClock, when: datetime) -> None:
+    with pytest.raises(PolicyError, match="leaves what a server's clock can show"):
+        clock.move_to(when.replace(tzinfo=UTC))
 
 
 def test_the_server_moves_where_python_s_own_clock_is_held(
