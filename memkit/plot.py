@@ -130,7 +130,8 @@ def plot_expiry(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     """Draw how long keys lived against how long they were meant to; both axes go from seconds to weeks.
 
     On the line: as meant. Under it: memory that was lost early, with both TTLs named. Up to 12 TTLs are drawn as one
-    mark each, with the range of lives as a bar; more as single intervals, and more than 400 keys as a density.
+    mark each, with the range of lives as a bar; more as single intervals, and more than 400 keys as a density of those
+    as meant, with all others marked on it and told: a mark stands for the keys that lie close together.
     """
     ax = own_axes(ax, (7.2, 6.4))
     points = _Points.of(log)
@@ -157,10 +158,11 @@ def plot_expiry(log: ExpiryLog, ax: Axes | None = None) -> Axes:
 def _draw_keys(ax: Axes, points: _Points, low: float, high: float) -> None:
     many_ttls = len(np.unique(points.ttl)) > FEW_TTLS
     if many_ttls and len(points.ttl) > FEW_KEYS:
-        _density(ax, points, low, high)
+        _many(ax, points, low, high)
         return
     if many_ttls:
         _intervals(ax, points)
+        _tell(ax, points, low, high)
     else:
         for ttl, name, some in points.by_ttl_and_kind():
             _mark(ax, ttl, KINDS[name], some)
@@ -188,7 +190,7 @@ def _label(ax: Axes, ttl: float, name: str, some: _Points, limits: tuple[float, 
     """Write what a mark stands for beside it; an arrow from the line leads to what is not as meant."""
     life, colour = float(np.median(some.life)), KINDS[name].colour
     left = ttl > 3 * np.sqrt(limits[0] * limits[1])
-    keys = f"{len(some.ttl):,} {'key' if len(some.ttl) == 1 else 'keys'}"
+    keys = _keys(some)
     style: Any = {
         "textcoords": "offset points",
         "ha": "right" if left else "left",
@@ -221,6 +223,66 @@ def _intervals(ax: Axes, points: _Points) -> None:
             top = np.where(np.isnan(some.high), some.low, some.high)
             ax.vlines(some.ttl, np.maximum(some.low, 1e-3), top, color=kind.colour, lw=1, alpha=0.7, zorder=3)
             _scatter(ax, some.ttl, some.life, kind, 22)
+
+
+def _many(ax: Axes, points: _Points, low: float, high: float) -> None:
+    """Draw what is as meant as a density, which would hide a few among many, and what is not by its own marks."""
+    meant = points.where(points.kind == "meant")
+    if len(meant.ttl):
+        _density(ax, meant, low, high)
+        label = f"{KINDS['meant'].name}: {_keys(meant)}"
+        ax.scatter([], [], s=70, marker="h", facecolor=BLUE, edgecolor="white", label=label)
+    for name, kind in KINDS.items():
+        some = points.where(points.kind == name)
+        if name != "meant" and len(some.ttl):
+            for part in _close_together(some, (high / low) ** (1 / 40)):
+                place = np.median(part.ttl), np.median(part.life)
+                _scatter(ax, [place[0]], [max(place[1], 1e-3)], kind, 45 + 20 * np.log10(len(part.ttl)))
+            _scatter(ax, [], [], kind, 45, label=f"{kind.name}: {_keys(some)}")
+    _tell(ax, points, low, high)
+
+
+def _close_together(some: _Points, step: float) -> Iterator[_Points]:
+    """Yield the keys by cells of a grid that is that factor wide."""
+    cells = [np.round(np.log(np.maximum(values, 1e-3)) / np.log(step)) for values in (some.ttl, some.life)]
+    _, cell = np.unique(np.stack(cells), axis=1, return_inverse=True)
+    for number in np.unique(cell):
+        yield some.where(cell.ravel() == number)
+
+
+def _tell(ax: Axes, points: _Points, low: float, high: float) -> None:
+    """Write beside the keys of each kind that is not as meant how many they are, and how long they lived."""
+    for name in KINDS:
+        some = points.where(points.kind == name)
+        if name != "meant" and len(some.ttl):
+            middle = np.argsort(some.ttl)[len(some.ttl) // 2]
+            x, y = float(some.ttl[middle]), max(float(some.life[middle]), 1e-3)
+            # Above the line the legend is on the left; the title is over both.
+            left = x > low * (high / low) ** (0.5 if y < x else 0.75)
+            down = -26 if y < x else -22 if name == "long" else 4
+            ax.annotate(
+                f"{_keys(some)} meant {_span(some.ttl)},\n{_said(name)} {_span(some.life)}",
+                (x, y),
+                (-40 if left else 40, down),
+                textcoords="offset points",
+                ha="right" if left else "left",
+                va="center",
+                fontsize=9,
+                fontweight="bold",
+                color=RUST if name == "short" else INK,
+                zorder=5,
+                bbox={"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 1},
+                arrowprops={"arrowstyle": "-|>", "color": KINDS[name].colour, "lw": 1.2, "shrinkB": 6},
+            )
+
+
+def _keys(some: _Points) -> str:
+    return f"{len(some.ttl):,} {'key' if len(some.ttl) == 1 else 'keys'}"
+
+
+def _span(values_s: Any) -> str:
+    ends = (about(1000 * float(values_s.min())), about(1000 * float(values_s.max())))
+    return " to ".join(dict.fromkeys(ends))
 
 
 def _density(ax: Axes, points: _Points, low: float, high: float) -> None:

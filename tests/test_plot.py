@@ -18,6 +18,7 @@ from memkit.plot import KINDS, alt_text, plot_expiry, plot_lateness, plot_surviv
 
 mpl.use("agg")
 from matplotlib import pyplot as plt
+from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgb
 
 INCIDENT = [as_meant(WEEK_MS)] * 9 + [early(WEEK_MS, 300_000)] * 3
@@ -101,10 +102,44 @@ def test_many_ttls_become_a_density_and_some_are_single_intervals() -> None:
     (colourbar,) = (one for one in ax.figure.axes if one is not ax)
     assert colourbar.get_ylabel() == "keys"
     counted = sum(float(np.nansum(drawn.get_array())) for drawn in ax.collections if drawn.get_array() is not None)
-    assert counted == 2_000
+    assert counted == 1_800
     assert "at worst 1 key meant to live" in alt_text(ax)
     ax = plot_expiry(made_log([as_meant(ttl) for ttl in ttls[:100]]))
     assert ax.figure.axes == [ax]
+
+
+def marks_at(ax: plt.Axes, x: float, y: float) -> list[float]:
+    """Return the sizes of the filled marks at a place."""
+    drawn = [one for one in ax.collections if isinstance(one, PathCollection)]
+    places = [(at, float(one.get_sizes()[0])) for one in drawn for at in np.asarray(one.get_offsets())]
+    return [size for at, size in places if tuple(at) == pytest.approx((x, y), rel=0.2)]
+
+
+def test_a_few_of_many_thousands_that_are_not_as_meant_stand_out() -> None:
+    rows: list[Row] = [as_meant((3_600 + n % 500 * 1_000) * 1000) for n in range(20_000)]
+    for n, end in ((5, "expired"), (6, "evicted"), (7, "deleted")):
+        rows[n] = (rows[n][0], 299_000, 301_000, end)
+    rows[300] = (rows[300][0], rows[300][0] * 20, 0, "alive")
+    rows[400] = early(rows[400][0], rows[400][0] * 3)
+    ax = plot_expiry(made_log(rows))
+    said = texts(ax)
+    assert "1 key meant 2h 23m,\nlived 5m" in said
+    assert "1 key meant 2h 40m,\nevicted after 5m" in said
+    assert "1 key meant 2h 56m,\ndeleted after 5m" in said
+    assert {"died early: 1 key", "evicted: 1 key", "deleted: 1 key", "outlived its TTL: 1 key"} <= set(said)
+    assert "expired as meant: 19,995 keys" in said
+    assert "60 times too short" in said
+    assert min(marks_at(ax, 8_600, 300)) >= 45
+    assert len(show(ax).svg) < 400_000
+
+
+def test_many_that_are_not_as_meant_share_marks_by_their_place() -> None:
+    dice = random.Random(1)
+    ttls = [round(10 ** dice.uniform(6, 8.7)) for _ in range(20_000)]
+    ax = plot_expiry(made_log([early(ttl, 300_000) if n % 2 else as_meant(ttl) for n, ttl in enumerate(ttls)]))
+    assert len([one for one in ax.collections if len(one.get_offsets()) == 1]) < 60
+    assert "died early: 10,000 keys" in texts(ax)
+    assert any(re.fullmatch(r"10,000 keys meant 16m \d+s to 5d \d+h,\nlived 5m", text) for text in texts(ax))
 
 
 def test_many_keys_stay_a_small_figure() -> None:
