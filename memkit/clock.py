@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from importlib.resources import files
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import redis
+from redis.client import NEVER_DECODE
 
+from memkit.connect import guard_write, own_prefixes, primaries, sandboxes, scan
 from memkit.errors import ClockUnavailable, PolicyError
 from memkit.policy import UNIT_MS, Duration, duration_ms, human
 
@@ -47,7 +48,7 @@ class ServerClock:
     (``offset_file`` is the file it maps). ``"deadline shift"``: the deadlines of the keys under ``prefix`` come nearer
     by the shift, hash fields' included; ``cannot_simulate`` says what that leaves out. ``spare``: keys to leave alone.
     Without a ``prefix`` the keys may be anybody's: such a clock tells the time and refuses to move it; ``""`` says that
-    all keys of the database are one's own.
+    all keys of the database are one's own. Unless the prefix is a sandbox's, the production guard has to agree.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class ServerClock:
     ) -> None:
         client = redis.Redis.from_url(url_or_client, db=0) if isinstance(url_or_client, str) else url_or_client
         self._client = cast("redis.Redis", client)
-        # A server with an offset file was launched by memkit: all its keys are its own.
+        # A server that follows an offset file was launched by memkit: all its keys are its own.
         self._prefix = "" if offset_file and prefix is None else prefix
         self._spare = {key.encode() for key in spare}
         self._offset_file = offset_file if offset_file and self._preload_works(offset_file) else None
@@ -75,6 +76,19 @@ class ServerClock:
     def cannot_simulate(self) -> tuple[str, ...]:
         """What this rung leaves as it is."""
         return NOT_SIMULATED[self.rung]
+
+    def require_preload(self) -> None:
+        """Raise ClockUnavailable, saying what it takes, where the server's own clock does not move.
+
+        For what a deadline shift gets wrong: absolute policies (their deadlines are computed from TIME), keys that are
+        past their deadline and not removed yet.
+        """
+        if self.rung != "preload":
+            raise ClockUnavailable(
+                f"this needs a server whose own clock moves, and here time is moved by {self.rung}, without "
+                f"{'; '.join(self.cannot_simulate)}. Expected: a private server on Linux, with memkit installed where "
+                "there is a C compiler"
+            )
 
     @property
     def offset(self) -> timedelta:
@@ -93,8 +107,8 @@ class ServerClock:
         """Move time by a duration; negative goes back. On return it is in force for the very next command.
 
         Keys that are gone stay gone; hash fields that nothing has touched since may come back. Raises PolicyError for
-        what is no duration or leads before 1970 or after 2200, and ClockUnavailable where the server's keys may be
-        somebody else's.
+        what is no duration or leads before 1970 or after 2200; ClockUnavailable, or ProductionGuardError with the value
+        that allows it, where the server's keys may be somebody else's.
         """
         ms = duration_ms(by)
         self._refuse_far_away(ms)
@@ -104,6 +118,7 @@ class ServerClock:
             _write_ns(self._offset_file, _read_ns(self._offset_file) + round(ms * 1_000_000))
             self._wait_for_the_command_clock(self._offset_file)
         else:
+            self._refuse_keys_of_others()
             total_ms = self._shifted_ms + ms
             # Deadlines are whole milliseconds: fractions add up instead of being lost.
             self._shift_deadlines(round(total_ms) - round(self._shifted_ms))
@@ -116,6 +131,18 @@ class ServerClock:
         if when.utcoffset() is None:
             raise PolicyError(f"{when!r} has no time zone; give one, such as datetime(..., tzinfo=UTC)")
         self.shift(when - self.now())
+
+    def _refuse_keys_of_others(self) -> None:
+        """Raise unless the keys are of a sandbox (registered, or the client cannot leave it), or memkit may write."""
+        if self._prefix is None:
+            raise ClockUnavailable(
+                "time is not moved on a server that others may use: this clock has neither a server that memkit "
+                "launched nor a prefix of its own; use a Sandbox's clock, or pass prefix= and name the server in "
+                "MEMKIT_ALLOW"
+            )
+        own = [getattr(self._client, "_test_prefix", ""), *sandboxes(self._client)]
+        if not any(prefix and self._prefix.startswith(prefix) for prefix in own):
+            guard_write(self._client)
 
     def _refuse_far_away(self, ms: float) -> None:
         now = self.now()
@@ -161,7 +188,8 @@ class ServerClock:
         dying: list[list[bytes]] = []
         fields = "1" if knows(self._client, "hpexpireat") else "0"
         for keys in self._batches():
-            dying += cast("list[list[bytes]]", self._client.eval(SHIFT_DEADLINES, len(keys), *keys, ms, fields))
+            script = ("EVAL", SHIFT_DEADLINES, len(keys), *keys, ms, fields)
+            dying += cast("Any", self._client).execute_command(*script, **{NEVER_DECODE: []})
         for victims in _chunks(dying, KEYS_PER_SCRIPT):
             _until(partial(self._all_gone, victims), "keys past their shifted deadline did not expire")
 
@@ -180,15 +208,11 @@ class ServerClock:
 
     def _own_keys(self) -> set[bytes]:
         """Return the keys to shift, each once: SCAN repeats keys while a table shrinks, and a shift adds up."""
-        if self._prefix is None:
-            raise ClockUnavailable(
-                "time is not moved on a server that others may use: this clock has neither a server that memkit "
-                "launched nor a prefix of its own; use a Sandbox's clock, or pass prefix="
-            )
-        # A session's vectors have the prefix in a hash tag.
-        starts = [self._prefix, "{" + self._prefix] if self._prefix else [""]
-        found = chain.from_iterable(self._client.scan_iter(f"{escape_glob(own)}*", count=1000) for own in starts)
-        return {key if isinstance(key, bytes) else key.encode() for key in found} - self._spare
+        starts = own_prefixes(self._prefix) if self._prefix else [""]
+        patterns = [f"{escape_glob(start)}*" for start in starts]
+        return {
+            key for node in primaries(self._client) for match in patterns for key in scan(node, match)
+        } - self._spare
 
     def _all_gone(self, victims: list[list[bytes]]) -> bool:
         """Whether none of the keys and fields is still in its last milliseconds (gone, or written anew)."""

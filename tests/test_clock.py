@@ -6,16 +6,19 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis
 from servers import needs
+from test_connect import NO_PERSISTENCE, bare_server
 from topology import cluster
 
 import memkit.server
 from memkit.clock import ServerClock
-from memkit.errors import ClockUnavailable, PolicyError
+from memkit.connect import place, scan
+from memkit.errors import ClockUnavailable, PolicyError, ProductionGuardError
+from memkit.sandbox import Sandbox
 from memkit.server import RedisServer, find_server
 
 SLACK_MS = 1000
@@ -168,8 +171,7 @@ def test_only_keys_under_the_prefix_come_nearer(any_server: RedisServer, client:
 
 def test_a_key_that_scan_shows_twice_is_shifted_once(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     # Redis allows itself to: "a given element may be returned multiple times" (the documentation of SCAN).
-    scan = client.scan_iter
-    monkeypatch.setattr(client, "scan_iter", lambda *what, **how: [*scan(*what, **how), *scan(*what, **how)])
+    monkeypatch.setattr("memkit.clock.scan", lambda *what: [*scan(*what), *scan(*what)])
     for n in range(1_200):
         client.set(f"s:{n}", "x", ex=3600)
     ServerClock(client, prefix="s:").shift("25m")
@@ -223,6 +225,63 @@ def test_without_a_prefix_of_its_own_nothing_moves(any_server: RedisServer, clie
     assert abs(clock.now() - datetime.now(UTC)) < timedelta(seconds=1)
 
 
+@pytest.fixture(scope="module")
+def foreign() -> Iterator[redis.Redis]:
+    with bare_server(*NO_PERSISTENCE) as port, redis.Redis(port=port, db=3) as client:
+        yield client
+
+
+@pytest.mark.parametrize("prefix", ["session:", "", "memkit-test:", "memkit-test:0123456789ab:"])
+def test_somebody_else_s_keys_are_not_moved(foreign: redis.Redis, monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
+    here = place(foreign)
+    monkeypatch.setenv("MEMKIT_ALLOW", here.replace("/3", "/0"))
+    for number in range(50):
+        foreign.set(f"{prefix}{number}", "theirs", ex=7 * 86_400)
+    url = f"redis://{here}"
+    for clock in (ServerClock(url, prefix=prefix), ServerClock(foreign, prefix=prefix), ServerClock(url)):
+        with pytest.raises((ProductionGuardError, ClockUnavailable), match=f"MEMKIT_ALLOW(={here})?"):
+            clock.shift("8d")
+        assert clock.offset == timedelta(0)
+        assert clock.now()
+    assert foreign.ttl(f"{prefix}1") > 7 * 86_400 - 60
+    monkeypatch.setenv("MEMKIT_ALLOW", here)
+    ServerClock(url, prefix=prefix).shift("8d")
+    assert foreign.dbsize() == 0
+
+
+def test_a_file_that_a_foreign_server_does_not_follow_opens_nothing(foreign: redis.Redis, tmp_path: Path) -> None:
+    (tmp_path / "clock").write_bytes(bytes(8))
+    foreign.set("theirs", 1, ex=60)
+    clock = ServerClock(foreign, offset_file=tmp_path / "clock")
+    with pytest.raises(ProductionGuardError):
+        clock.shift("2m")
+    assert foreign.delete("theirs") == 1
+
+
+@pytest.mark.parametrize("decode_responses", [True, False])
+def test_a_sandbox_s_own_keys_are_moved_beside_others(
+    foreign: redis.Redis, monkeypatch: pytest.MonkeyPatch, decode_responses: bool
+) -> None:
+    monkeypatch.setenv("MEMKIT_ALLOW", place(foreign))
+    with Sandbox(f"redis://{place(foreign)}") as sandbox, sandbox.client(decode_responses=decode_responses) as client:
+        monkeypatch.delenv("MEMKIT_ALLOW")
+        foreign.set("theirs", 1, ex=3600)
+        client = cast("redis.Redis", client)
+        for clock in (
+            sandbox.clock,
+            ServerClock(foreign, prefix=sandbox.prefix),
+            ServerClock(foreign, prefix=f"{sandbox.prefix}session:"),
+            ServerClock(client, prefix=sandbox.prefix),
+        ):
+            client.set(f"{sandbox.prefix}session:1", 1, ex=3600)
+            clock.shift("59m")
+            assert 0 < client.pttl(f"{sandbox.prefix}session:1") <= 60_001
+            clock.shift("2m")
+            assert not client.exists(f"{sandbox.prefix}session:1")
+        assert 3_000 < cast("int", foreign.ttl("theirs")) <= 3600
+        foreign.delete("theirs")
+
+
 def test_without_a_compiled_preload_deadlines_are_shifted(
     any_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +293,17 @@ def test_without_a_compiled_preload_deadlines_are_shifted(
         assert client.pttl("any") <= 60_001
         assert server.clock.offset == timedelta(minutes=59)
         assert abs(server.clock.now() - datetime.now(UTC) - timedelta(minutes=59)) < timedelta(seconds=1)
+
+
+def test_what_takes_the_preload_says_so_without_it(any_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    if any_server.clock.rung == "preload":
+        any_server.clock.require_preload()
+    monkeypatch.setattr(memkit.server, "_shim", str)
+    with (
+        RedisServer(binary=any_server._binary.path) as server,
+        pytest.raises(ClockUnavailable, match="by deadline shift, without TIME and .* Linux, with .* a C compiler"),
+    ):
+        server.clock.require_preload()
 
 
 def test_a_preload_that_the_server_does_not_follow_is_found_out(any_server: RedisServer, tmp_path: Path) -> None:
