@@ -119,7 +119,7 @@ class Veil:
         # Most have one line, and ``in`` sees that ten times as fast as ``count``.
         self._lines += [text.count("\n") + 1 if "\n" in text else 1 for text in texts]
         self._prints += map(hash, texts)
-        self._tools += tools if self._reveal else [_prints_of(used) if used else () for used in tools]
+        self._tools += tools if self._reveal else _prints_of(tools)
         self._at_s += at_s
 
     def messages(self) -> Iterator[Message]:
@@ -146,9 +146,14 @@ class Veil:
         return None if print64 is None else f"#{self.tag(print64)}"
 
 
-def _prints_of(tools: Iterable[Tool]) -> tuple[tuple[int | None, int | None], ...]:
+def _prints_of(tools: Iterable[tuple[Tool, ...]]) -> list[tuple[tuple[int | None, int | None], ...]]:
     """Return Python's own hashes in place of names and ids; the report shows them through its secret."""
-    return tuple([(None if name is None else hash(name), None if uid is None else hash(uid)) for name, uid in tools])
+    return [
+        tuple([(None if name is None else hash(name), None if uid is None else hash(uid)) for name, uid in used])
+        if used
+        else ()
+        for used in tools
+    ]
 
 
 class Messages(Sequence[Message]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from memkit.formats.model import Item, Problem, Run, Tool, Turn
@@ -28,6 +29,7 @@ class Dialogue:
         self._may_answer = False
         self._count = 0
         self._found: dict[str, list[Problem]] = {}
+        self._counts: Counter[str] = Counter()
 
     def follow(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield the items as they are (a result gets its tool's name from the call), then the problems between them."""
@@ -38,10 +40,10 @@ class Dialogue:
                 yield self._seen(item) if isinstance(item, Turn) else item
             del item  # see elements.turns
         self._end()
-        for found in self._found.values():
+        for cause, found in self._found.items():
             yield from found[:_SAID]
             if len(found) > _SAID:
-                yield Problem(found[0].cause, found[_SAID].key, f"… and {len(found) - _SAID:,} more like it")
+                yield found[_SAID]._replace(says=f"… and {self._counts[cause] - _SAID:,} more like it")
 
     def _run(self, run: Run) -> Run:
         calls = bool(run.tools and run.tools[0]) or not run.texts[0]
@@ -71,7 +73,7 @@ class Dialogue:
         named = []
         for count, (role, used) in enumerate(zip(run.roles, tools, strict=True), self._count + 1):
             if used and role == "tool":
-                if not all(call_id in self._names for _, call_id in used):
+                if [call_id for _, call_id in used if call_id not in self._names]:
                     self._orphan(run.key, count)
                 used = self._results(run.key, used, count)
             elif used:
@@ -103,7 +105,7 @@ class Dialogue:
         if at_s is None:
             return
         if at_s < self._at_s - SKEW_S:
-            self._add("out_of_order", key, f"message {count:,} was said before the one before it")
+            self._add("out_of_order", key, "message {:,} was said before the one before it", count)
         self._at_s = max(self._at_s, at_s)
 
     def _turn(self, turn: Turn) -> Turn:
@@ -119,7 +121,7 @@ class Dialogue:
 
     def _once(self, key: str, uid: str, count: int) -> None:
         if uid in self._uids:
-            self._add("duplicate", key, f"message {count:,} has the id of an earlier one")
+            self._add("duplicate", key, "message {:,} has the id of an earlier one", count)
         self._uids.add(uid)
 
     def _calls(self, key: str, tools: Iterable[Tool], count: int) -> None:
@@ -127,7 +129,7 @@ class Dialogue:
             if call_id is None:
                 continue
             if call_id in self._names:
-                self._add("duplicate", key, f"message {count:,} makes a tool call that an earlier one made")
+                self._add("duplicate", key, "message {:,} makes a tool call that an earlier one made", count)
             self._names[call_id] = name
             self._open[call_id] = key, count
 
@@ -138,7 +140,7 @@ class Dialogue:
         return turn._replace(tools=self._results(turn.key, turn.tools, self._count))
 
     def _orphan(self, key: str, count: int) -> None:
-        self._add("orphan_tool_result", key, f"message {count:,} is a tool's result and no call before it asks for it")
+        self._add("orphan_tool_result", key, "message {:,} is a tool's result and no call before it asks for it", count)
 
     def _all_called(self, turn: Turn) -> bool:
         """Return whether each result has its call; one without an id needs an assistant's turn before it."""
@@ -151,7 +153,7 @@ class Dialogue:
                 continue
             self._open.pop(call_id, None)
             if call_id in self._answered:
-                self._add("duplicate", key, f"message {count:,} answers a tool call that was answered before")
+                self._add("duplicate", key, "message {:,} answers a tool call that was answered before", count)
             self._answered.add(call_id)
         return tuple([tool if tool.name else Tool(self._names.get(tool.call_id or ""), tool.call_id) for tool in tools])
 
@@ -163,5 +165,8 @@ class Dialogue:
             says = "the last message is an assistant's without text, so a tool call, and no result is stored"
             self._add("gap", self._empty_at, f"{says}: still running, or lost")
 
-    def _add(self, cause: str, key: str, says: str) -> None:
-        self._found.setdefault(cause, []).append(Problem(cause, key, says))
+    def _add(self, cause: str, key: str, says: str, count: int = 0) -> None:
+        """Note a problem of message ``count``; of those that nobody will read, only how many there are."""
+        self._counts[cause] += 1
+        if self._counts[cause] <= _SAID + 1:
+            self._found.setdefault(cause, []).append(Problem(cause, key, says.format(count)))

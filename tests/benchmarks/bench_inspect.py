@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import redis
 
+from memkit.formats import capture
 from memkit.inspect import inspect_session
 from memkit.server import RedisServer
 from memkit.store import MemoryStore
@@ -51,6 +52,25 @@ def load(client: redis.Redis, count: int, size: int) -> dict[str, Callable[[], o
     return {name: lambda name=name: client.lrange(name, 0, -1) for name in lists} | {"v": lambda: hashes(client)}
 
 
+def load_captures(client: redis.Redis, count: int) -> dict[str, Callable[[], object]]:
+    """Write each captured list's own elements again and again, with ids of their own: question, call of a tool, result."""
+    client.flushall()
+    reads: dict[str, Callable[[], object]] = {}
+    for name in capture.names():
+        entry = next((entry for entry in capture.capture(name)["keys"] if entry["type"] == "list"), None)
+        if entry is None or name == "memkit":  # whose messages' ids are stamps; it is measured above
+            continue
+        newest_first = name == "langchain-community"
+        elements = entry["value"][::-1] if newest_first else entry["value"]
+        said = [
+            elements[at % 3].replace("call_1", f"call_{at // 3}").replace("weather in", f"weather {at} in")
+            for at in range(count)
+        ]
+        (client.lpush if newest_first else client.rpush)(entry["key"], *said)
+        reads[entry["key"]] = lambda key=entry["key"]: client.lrange(key, 0, -1)
+    return reads
+
+
 def hashes(client: redis.Redis) -> object:
     pipe = client.pipeline(transaction=False)
     for name in client.scan_iter("chat:v:*", count=1000):
@@ -71,11 +91,16 @@ def main() -> None:
     with RedisServer() as server, server.client() as client:
         print(f"{server.flavour} {server.version}, {count:,} messages")
         for size in (200, 1200, 4000):
-            for key, read in load(client, count, size).items():
-                runs = [(timed_ms(read), timed_ms(lambda key=key: inspect_session(client, key))) for _ in range(ROUNDS)]
-                reading, inspecting = (min(column) for column in zip(*runs, strict=True))
-                ratio = inspecting / reading
-                print(f"{size:5} B  {key:26} read {reading:7.1f} ms  inspect {inspecting:7.1f} ms  {ratio:5.1f} x")
+            report(client, f"{size} B", load(client, count, size))
+        report(client, "captured", load_captures(client, count))
+
+
+def report(client: redis.Redis, what: str, reads: dict[str, Callable[[], object]]) -> None:
+    for key, read in reads.items():
+        runs = [(timed_ms(read), timed_ms(lambda key=key: inspect_session(client, key))) for _ in range(ROUNDS)]
+        reading, inspecting = (min(column) for column in zip(*runs, strict=True))
+        ratio = inspecting / reading
+        print(f"{what:>8}  {key[:26]:26} read {reading:7.1f} ms  inspect {inspecting:7.1f} ms  {ratio:5.1f} x")
 
 
 if __name__ == "__main__":
