@@ -84,25 +84,28 @@ class Incident:
 
 def restore(server: RedisServer, client: redis.Redis, writes: list[Write]) -> None:
     """Put the keys that are still alive there, each with its deadline and its idle time."""
-    dumps: dict[tuple[str, str], bytes] = {}
-    now_ms = round(server.clock.now().timestamp() * 1000)
-    pipe = client.pipeline(transaction=False)
-    for number, write in enumerate(one for one in writes if one.alive):
-        kind = (write.kind, write.value)
-        if kind not in dumps:
-            _write(client, "template", write)
-            dumps[kind] = client.dump("template") or b""
-            # Not by DEL, which would be evidence.
-            client.pexpire("template", 1)
-            while client.exists("template"):
-                pass
-        deadline = 0 if write.ttl_s is None else now_ms + round((write.ttl_s - write.age_s) * 1000)
-        idle = round(write.age_s if write.read_s is None else min(write.read_s, write.age_s))
-        pipe.execute_command("RESTORE", write.key, deadline, dumps[kind], "REPLACE", "ABSTTL", "IDLETIME", idle)
-        if number % 1000 == 999:
-            pipe.execute()
-            now_ms = round(server.clock.now().timestamp() * 1000)
-    pipe.execute()
+    alive = [one for one in writes if one.alive]
+    dumps = {kind: _dump(client, write) for kind, write in {(one.kind, one.value): one for one in alive}.items()}
+    for start in range(0, len(alive), 100):
+        # Deadlines count from here and idle times from their RESTORE: little may lie between.
+        pipe = client.pipeline(transaction=False)
+        now_ms = round(server.clock.now().timestamp() * 1000)
+        for write in alive[start : start + 100]:
+            deadline = 0 if write.ttl_s is None else now_ms + round((write.ttl_s - write.age_s) * 1000)
+            idle = round(write.age_s if write.read_s is None else min(write.read_s, write.age_s))
+            dump = dumps[write.kind, write.value]
+            pipe.execute_command("RESTORE", write.key, deadline, dump, "REPLACE", "ABSTTL", "IDLETIME", idle)
+        pipe.execute()
+
+
+def _dump(client: redis.Redis, write: Write) -> bytes:
+    _write(client, "template", write)
+    dump = client.dump("template") or b""
+    # Not by DEL, which would be evidence.
+    client.pexpire("template", 1)
+    while client.exists("template"):
+        pass
+    return dump
 
 
 def travel(server: RedisServer, client: redis.Redis, writes: list[Write], changed_s: float | None) -> None:
