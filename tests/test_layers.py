@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "memkit"
 ORDER = """
-    errors policy clock server connect sandbox session store
+    errors policy connect clock server sandbox session store
     formats reading session_report inspect
     expiry_log observe audit_* audit
     demo semantics conformance
