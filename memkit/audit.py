@@ -233,6 +233,7 @@ class _Audit:
             self._siblings(sample),
             len(self._readers) == 1 or sample.complete,
             self._weigh,
+            self._unclaimed(sample) if len(self._meant) > 1 else None,
         )
         if not sample.keys and not self._meant:
             return [_empty_database()], [], 0
@@ -248,6 +249,10 @@ class _Audit:
             sessions += diagnosis.sessions
             self._aside += diagnosis.aside
         return findings, [] if self._meant else seen_under(sample.keys), sessions
+
+    def _unclaimed(self, sample: Sample) -> list[KeyFacts]:
+        claimed = {one.key for meant in self._meant for one in meant.of(sample.keys)}
+        return [one for one in sample.keys if one.key not in claimed]
 
     def _values(self, target: str | AnyClient, sample: Sample, findings: Sequence[Finding]) -> list[Finding]:
         """Return what values show, where they may be read without resetting idle clocks, or that is allowed."""

@@ -32,7 +32,8 @@ class Scene:
     """What all findings of one audit share.
 
     ``siblings`` looks keys up that a sample has missed, and ``sees_siblings`` says whether it can. ``weigh`` returns
-    the bytes that values take, 0 for an integer, of those keys of which the server tells.
+    the bytes that values take, 0 for an integer, of those keys of which the server tells. ``unclaimed`` are the keys
+    that no expectation is about; None: all.
     """
 
     keys: Sequence[KeyFacts]
@@ -40,6 +41,12 @@ class Scene:
     siblings: Callable[[Sequence[bytes]], Sequence[KeyFacts]]
     sees_siblings: bool = True
     weigh: Callable[[Sequence[bytes]], Sequence[int]] = lambda _: ()
+    unclaimed: Sequence[KeyFacts] | None = None
+
+    @property
+    def strangers(self) -> Sequence[KeyFacts]:
+        """The keys among which sessions may be that are expected elsewhere."""
+        return self.keys if self.unclaimed is None else self.unclaimed
 
     @property
     def sampled(self) -> int:

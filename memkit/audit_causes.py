@@ -298,7 +298,7 @@ def _complete(groups: Sequence[Group], meant: Expectation, scene: Scene) -> None
 
 def _missing(meant: Expectation, scene: Scene) -> Finding:
     """Return the finding for a pattern without keys: they may be under another prefix."""
-    for prefix, keys in by_prefix(scene.keys).items():
+    for prefix, keys in by_prefix(scene.strangers).items():
         confidence = _suspect(meant, prefix, keys, scene)
         if confidence:
             return _wrong_prefix(meant, prefix, keys, scene, confidence, since=None)
@@ -339,7 +339,7 @@ def _elsewhere(meant: Expectation, keys: Sequence[KeyFacts], scene: Scene) -> Fi
     own_keys = {one.key for one in keys}
     near = {
         prefix: others
-        for prefix, others in by_prefix([one for one in scene.keys if one.key not in own_keys]).items()
+        for prefix, others in by_prefix([one for one in scene.strangers if one.key not in own_keys]).items()
         if prefix and alike(meant.prefix, prefix)
     }
     own = Lives(lives_of(keys), meant, scene.server)

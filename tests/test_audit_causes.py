@@ -124,6 +124,12 @@ def test_a_similar_prefix_beside_one_that_is_still_written_is_no_finding(server:
 # -- units -------------------------------------------------------------------------------------------------------------
 
 
+def test_what_another_expectation_is_about_did_not_move_there(server: RedisServer) -> None:
+    writes = spread("chat:", 60, DAY, 6 * DAY, WEEK) + spread("chats:", 60, 0, DAY, WEEK)
+    assert the_finding(audited(server, writes, {"chat:*": "7d"})).cause == "wrong_prefix"
+    assert audit(server.url, expect={"chat:*": "7d", "chats:*": "7d"}, duty=1).findings == ()
+
+
 @pytest.mark.parametrize(
     ("expected", "given_s"),
     [("30m", 30 * HOUR), ("1h", 1_000 * HOUR), ("7d", WEEK / 60), ("7d", WEEK / 1_000), ("30d", 30 * DAY / 60_000)],
