@@ -31,6 +31,7 @@ EVENTS: Final[Mapping[bytes, End]] = {b"expired": "expired", b"evicted": "evicte
 GROUP = 100
 """Keys between two readings of TIME: 0.2 ms of looking (measured), which every interval is wide at least."""
 NEAR_US = 40_000
+BEFORE_THE_SWEEP_US = 500_000
 ROUND_US = 300_000
 """What the first round of looks after a jump may take; later ones go by the last."""
 BLUR_US = 1_500
@@ -405,7 +406,8 @@ class _Run:
             together = self._log.deadline_us[order[0]] + 10_000_000
             dead = [index for index in order if self._log.deadline_us[index] <= together]
             self._log.sweep = _sweep(self._client, len(dead))
-            self._reach(self._log.deadline_us[dead[0]] - 2 * self._step_us)
+            # Early enough that a busy machine does not look after the deadline, which would make the keys expire.
+            self._reach(self._log.deadline_us[dead[0]] - max(BEFORE_THE_SWEEP_US, 2 * self._step_us))
             self._see(dead)
             self._reach(self._log.deadline_us[dead[-1]] + 1_000, checkpoints=False)
             self._hear_of(dead)
@@ -417,6 +419,7 @@ class _Run:
         patience = min(time.monotonic() + SWEEP_WITHIN_S, self._until)
         while self._log.events != "lost" and any(map(self._lives, dead)) and time.monotonic() < patience:
             self._listen(0.02)
+        self._listen(all_sent=True)
 
     def _lives(self, index: int) -> bool:
         log = self._log
