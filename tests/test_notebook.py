@@ -13,6 +13,7 @@ import pytest
 from jupyter_client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 from nbval_run import own_jupyter
+from servers import LANES, every_server
 from test_connect import bare_server
 
 from memkit import notebook
@@ -25,6 +26,10 @@ def test_a_week(memory_store, memkit_clock):
     memory_store.save("mia", [{"role": "user", "content": "hi"}])
     memkit_clock.shift("6d")
     assert memory_store.load("mia")
+"""
+TAKES_GT = """%%ipytest
+def test_it(redis_memory_store):
+    assert not redis_memory_store.expire(f"{redis_memory_store._test_prefix}k", 9, gt=True)
 """
 RED = "%%ipytest\ndef test_ttl():\n    ttl_s = 300\n    assert ttl_s == 604800"
 
@@ -218,6 +223,22 @@ def test_killed_it_leaves_nothing(start: Callable[..., Kernel]) -> None:
     os.kill(kernel.manager.provisioner.pid, signal.SIGKILL)
     for pid, directory in servers:
         wait_until_gone(pid, directory)
+
+
+def test_what_an_old_server_lacks_is_said_and_asked_on_another(start: Callable[..., Kernel]) -> None:
+    old = every_server()["redis-6.2"]
+    if not old:
+        pytest.skip(f"no redis-6.2 on this machine: {LANES['redis-6.2']}")
+    kernel = start(MEMKIT_REDIS_SERVER=str(old.path))
+    status = kernel.run("%load_ext memkit")
+    assert "; not on this server: EXPIRE with NX, XX, GT, LT (Redis 7.0); asked on redis " in status
+    assert len(status.splitlines()) == 1
+    kernel.run("import memkit.notebook as n")
+    assert kernel.run("print(n.server_with_expire_options().client().expire('k', 9, gt=True))") == "False\n"
+    assert kernel.run(TAKES_GT).endswith("FAILED")
+    assert kernel.run("n.use_expire_options()") == f"not on{status.partition('; not on')[2]}\n"
+    assert kernel.run("n.use_expire_options()") == ""
+    assert kernel.run(TAKES_GT) == "1 passed: test_it\n"
 
 
 def test_no_server_here_is_said_without_a_traceback(start: Callable[..., Kernel]) -> None:

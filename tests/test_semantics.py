@@ -54,6 +54,15 @@ def test_what_expire_s_options_do(any_server: RedisServer, client: redis.Redis) 
     assert options["SET k 1; EXPIRE k 200 LT"] == ("1", "200")
 
 
+def test_options_that_a_server_lacks_are_said_to_be_missing(any_server: RedisServer, client: redis.Redis) -> None:
+    options = semantics.expire_rules(client)
+    lacking = semantics.lacks_expire_options(any_server)
+    assert lacking == (any_server.version < "7")
+    assert (options["SET k 1; EXPIRE k 200 GT"] == ("not on this server", "-1")) == lacking
+    assert (options["SET k 1 EX 100; EXPIRE k 200 NX"] == ("not on this server", "100")) == lacking
+    assert options["SET k 1 EX 100; EXPIRE k -1"] == ("1", "-2")
+
+
 def test_a_past_deadline_is_a_deletion_that_valkey_calls_expired(any_server: RedisServer, client: redis.Redis) -> None:
     (case,) = (case for case in semantics.CASES if case.does == "the event of EXPIRE k -1")
     assert semantics._said(case, client) == ("expired" if any_server.flavour == "valkey" else "del")
