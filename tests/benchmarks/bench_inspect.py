@@ -3,7 +3,12 @@
     python tests/benchmarks/bench_inspect.py [--messages 10000]
 
 Each figure is the least of several runs, interleaved with the reading they are compared with. The texts have the sizes
-of a chat's (200 bytes), a model's answer (1.2 KB) and a page (4 KB).
+of a chat's (200 bytes), a model's answer (1.2 KB) and a page (4 KB); the captures' own elements have 120 to 290 bytes.
+
+Processor time of 10,000 captured elements, Redis 7.0.15, redis-py 8.1, orjson 3.11: reading 0.8 to 1.8 ms; orjson alone
+4 to 18 ms, so parsing is where most of the rest goes; inspecting texts 11 to 19 ms, and tools' calls and results, two of
+three elements, 31 to 48 ms (one object a message took 85 to 112 ms). On two busy cores that is 12 to 16 and 21 to 31
+times the reading: three times is met from 1.2 KB a message on, and not below.
 """
 
 from __future__ import annotations
@@ -53,7 +58,7 @@ def load(client: redis.Redis, count: int, size: int) -> dict[str, Callable[[], o
 
 
 def load_captures(client: redis.Redis, count: int) -> dict[str, Callable[[], object]]:
-    """Write each captured list's own elements again and again, with ids of their own: question, call of a tool, result."""
+    """Write each captured list's own elements again and again: a question, the call of a tool, its result."""
     client.flushall()
     reads: dict[str, Callable[[], object]] = {}
     for name in capture.names():
