@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 import redis
 from redis.client import NEVER_DECODE
 
-from memkit.connect import guard_write, own_prefixes, primaries, sandboxes, scan
+from memkit.connect import guard_write, own_prefixes, primaries, sandboxes, scan, started_by_memkit
 from memkit.errors import ClockUnavailable, PolicyError
 from memkit.policy import UNIT_MS, Duration, duration_ms, human
 
@@ -48,7 +48,8 @@ class ServerClock:
     (``offset_file`` is the file it maps). ``"deadline shift"``: the deadlines of the keys under ``prefix`` come nearer
     by the shift, hash fields' included; ``cannot_simulate`` says what that leaves out. ``spare``: keys to leave alone.
     Without a ``prefix`` the keys may be anybody's: such a clock tells the time and refuses to move it; ``""`` says that
-    all keys of the database are one's own. Unless the prefix is a sandbox's, the production guard has to agree.
+    all keys of the database are one's own (of a server that memkit launched: of all databases). Unless the prefix is a
+    sandbox's, the production guard has to agree.
     """
 
     def __init__(
@@ -185,18 +186,33 @@ class ServerClock:
         _until(in_force, "the server's clock did not follow the preload", within_s)
 
     def _shift_deadlines(self, ms: int) -> None:
-        dying: list[list[bytes]] = []
         fields = "1" if knows(self._client, "hpexpireat") else "0"
-        for keys in self._batches():
-            script = ("EVAL", SHIFT_DEADLINES, len(keys), *keys, ms, fields)
-            dying += cast("Any", self._client).execute_command(*script, **{NEVER_DECODE: []})
-        for victims in _chunks(dying, KEYS_PER_SCRIPT):
-            _until(partial(self._all_gone, victims), "keys past their shifted deadline did not expire")
+        for client in self._databases():
+            dying: list[list[bytes]] = []
+            for keys in self._batches(client):
+                script = ("EVAL", SHIFT_DEADLINES, len(keys), *keys, ms, fields)
+                dying += cast("Any", client).execute_command(*script, **{NEVER_DECODE: []})
+            for victims in _chunks(dying, KEYS_PER_SCRIPT):
+                _until(partial(self._all_gone, client, victims), "keys past their shifted deadline did not expire")
 
-    def _batches(self) -> Iterator[list[bytes]]:
+    def _databases(self) -> Iterator[redis.Redis]:
+        """Yield a client for each database that moves: all that have keys where the server is memkit's, else the one.
+
+        On any other server the production guard has agreed to one alone.
+        """
+        if self._cluster or not (self._offset_file or (self._prefix == "" and started_by_memkit(self._client))):
+            yield self._client
+            return
+        pool = self._client.connection_pool
+        for name in self._client.info("keyspace"):
+            options = pool.connection_kwargs | {"db": int(name.removeprefix("db"))}
+            with redis.Redis.from_pool(redis.ConnectionPool(pool.connection_class, **options)) as client:
+                yield client
+
+    def _batches(self, client: redis.Redis) -> Iterator[list[bytes]]:
         """Yield the keys in batches for one script each; in a cluster a script's keys are all of one slot."""
         slots: dict[int, list[bytes]] = {}
-        for key in self._own_keys():
+        for key in self._own_keys(client):
             slots.setdefault(self._cluster.keyslot(key) if self._cluster else 0, []).append(key)
         for keys in slots.values():
             yield from _chunks(keys, KEYS_PER_SCRIPT)
@@ -206,17 +222,15 @@ class ServerClock:
         client: object = self._client
         return client if isinstance(client, redis.RedisCluster) else None
 
-    def _own_keys(self) -> set[bytes]:
+    def _own_keys(self, client: redis.Redis) -> set[bytes]:
         """Return the keys to shift, each once: SCAN repeats keys while a table shrinks, and a shift adds up."""
         starts = own_prefixes(self._prefix) if self._prefix else [""]
         patterns = [f"{escape_glob(start)}*" for start in starts]
-        return {
-            key for node in primaries(self._client) for match in patterns for key in scan(node, match)
-        } - self._spare
+        return {key for node in primaries(client) for match in patterns for key in scan(node, match)} - self._spare
 
-    def _all_gone(self, victims: list[list[bytes]]) -> bool:
+    def _all_gone(self, client: redis.Redis, victims: list[list[bytes]]) -> bool:
         """Whether none of the keys and fields is still in its last milliseconds (gone, or written anew)."""
-        with self._client.pipeline(transaction=False) as pipe:
+        with client.pipeline(transaction=False) as pipe:
             for key, *field in victims:
                 if field:
                     pipe.hexists(key, field[0])
@@ -231,8 +245,9 @@ class ServerClock:
 
     def _bury_the_dead(self) -> None:
         """Let the server remove the keys that are past their deadline, which SCAN does on all versions."""
-        for _ in self._client.scan_iter(count=1000):
-            pass
+        for client in self._databases():
+            for _ in scan(client):
+                pass
 
     def __repr__(self) -> str:
         without = "; ".join(self.cannot_simulate)

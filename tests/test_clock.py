@@ -86,6 +86,22 @@ def test_what_is_gone_stays_gone_and_what_lives_gets_its_time_back(clock: Server
     assert client.ttl("session:ever") == -1
 
 
+@pytest.mark.parametrize("decode_responses", [True, False])
+def test_what_is_gone_stays_gone_in_every_database(any_server: RedisServer, decode_responses: bool) -> None:
+    # 2,000 living ones: the server's own sweep has not found the dead one yet.
+    with any_server.client(decode_responses=decode_responses) as client:
+        clock = ServerClock(client, offset_file=any_server.directory / "clock")
+        assert clock.rung == "preload"
+        for number in (0, 3, 15):
+            fill = "redis.call('SET', 'd', 1, 'EX', 5) for i = 1, 2000 do redis.call('SET', i, i, 'EX', 1000000) end"
+            client.eval(f"redis.call('SELECT', {number}) redis.call('SET', '\\255', 1) {fill}", 0)
+        clock.shift("1h")
+        clock.shift("-1h")
+        for number in (0, 3, 15):
+            read = "return {redis.call('EXISTS', 'd'), redis.call('DBSIZE')}"
+            assert client.eval(f"redis.call('SELECT', {number}) {read}", 0) == [0, 2001]
+
+
 def test_fractions_add_up(clock: ServerClock, client: redis.Redis) -> None:
     client.set("session:1", "x", ex=3600)
     before, begun = client.pttl("session:1"), time.perf_counter()
@@ -185,9 +201,9 @@ def test_a_key_written_anew_while_it_dies_is_no_hindrance(
     client.set("session:1", "old", ex=60)
     wait = clock._all_gone
 
-    def written_meanwhile(victims: list[list[bytes]]) -> bool:
+    def written_meanwhile(by: redis.Redis, victims: list[list[bytes]]) -> bool:
         client.set("session:1", "new", ex=60)
-        return wait(victims)
+        return wait(by, victims)
 
     monkeypatch.setattr(clock, "_all_gone", written_meanwhile)
     clock.shift("2m")
@@ -229,6 +245,19 @@ def test_without_a_prefix_of_its_own_nothing_moves(any_server: RedisServer, clie
 def foreign() -> Iterator[redis.Redis]:
     with bare_server(*NO_PERSISTENCE) as port, redis.Redis(port=port, db=3) as client:
         yield client
+
+
+def test_on_a_foreign_server_no_database_is_moved_but_the_one_that_was_named(
+    foreign: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEMKIT_ALLOW", place(foreign))
+    foreign.set("k", 1, ex=3600)
+    foreign.eval("redis.call('SELECT', 5) redis.call('SET', 'k', 1, 'EX', 3600)", 0)
+    ServerClock(foreign, prefix="").shift("59m")
+    assert cast("int", foreign.ttl("k")) <= 60
+    read = "redis.call('SELECT', 5) local left = redis.call('TTL', 'k') redis.call('DEL', 'k') return left"
+    assert cast("int", foreign.eval(read, 0)) > 3500
+    foreign.delete("k")
 
 
 @pytest.mark.parametrize("prefix", ["session:", "", "memkit-test:", "memkit-test:0123456789ab:"])
@@ -288,9 +317,11 @@ def test_without_a_compiled_preload_deadlines_are_shifted(
     monkeypatch.setattr(memkit.server, "_shim", str)
     with RedisServer(binary=any_server._binary.path) as server, server.client() as client:
         client.set("any", "x", ex=3600)
+        client.eval("redis.call('SELECT', 3) redis.call('SET', 'any', 'x', 'EX', 3600)", 0)
         assert server.clock.rung == "deadline shift"
         server.clock.shift("59m")
         assert client.pttl("any") <= 60_001
+        assert client.eval("redis.call('SELECT', 3) return redis.call('PTTL', 'any')", 0) <= 60_001
         assert server.clock.offset == timedelta(minutes=59)
         assert abs(server.clock.now() - datetime.now(UTC) - timedelta(minutes=59)) < timedelta(seconds=1)
 
