@@ -29,6 +29,7 @@ class Belongings:
     def __init__(self, bench: Bench, *, at_rest: bool = False) -> None:
         self._bench = bench
         self._not_ours: set[Key] = set()
+        self._known_shared: set[Key] = set()
         self._others(WARM_UP_SESSIONS)
         self._tells = bench.has_ttl and (at_rest or self._mortal_at_rest())
 
@@ -75,10 +76,14 @@ class Belongings:
         """Whether other sessions write to this key too, tried with other sessions."""
         if self._bench.token in key[1]:
             return False
+        if key in self._known_shared:
+            return True
         with self._bench.in_db(key[0]) as client:
             before = client.dump(key[1])
             self._others(MORE_SESSIONS)
-            return bool(before != client.dump(key[1]))
+            shared = bool(before != client.dump(key[1]))
+        self._known_shared |= {key} if shared else set()
+        return shared
 
 
 def _fields_expire(client: redis.Redis, key: bytes) -> bool:
@@ -174,9 +179,9 @@ def elements(client: Any, key: bytes, kind: str, where: Any) -> list[bytes]:
     elif kind == "hash":
         found = [client.hget(key, where)]
     elif kind == "zset":
-        found = [where[0]]
+        found = client.zrangebyscore(key, where[1], where[1])
     elif kind == "set":
-        found = [where]
+        found = [where] if client.sismember(key, where) else list(client.smembers(key))
     elif kind == "stream":
         found = [field for _, fields in client.xrange(key, where, where) for field in fields.values()]
     elif kind == "string":
