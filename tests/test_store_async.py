@@ -259,6 +259,7 @@ async def test_a_life_that_changes_while_it_is_read_is_read_again(server: RedisS
                 store.append("a", HELLO)
                 await super().send_packed_command([whole[at:]], check_health)
 
+        other.flushall()
         MemoryStore(other, prefix="session:", ttl="5m").append("a", HI)
         other.config_resetstat()
         pool = redis.asyncio.ConnectionPool(connection_class=Halting, path=server.socket_path)
