@@ -93,12 +93,20 @@ def notebooks() -> Path:
 
 
 def prepare(directory: Path | None) -> Path:
-    """Return the folder to open: the checkout's notebooks, or a copy, which overwrites nothing that is there."""
+    """Return the folder to open: the checkout's notebooks, or a copy, which overwrites nothing that is there.
+
+    Raises MemkitError where no such folder can be made.
+    """
     source = notebooks()
     if directory is None and os.access(source, os.W_OK) and source.parent.name != "memkit":
         return source
     target = directory or Path.cwd() / "memkit-notebooks"
-    target.mkdir(parents=True, exist_ok=True)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise MemkitError(
+            f"{target} is a file or under one; expected a folder for the notebooks; type: memkit lab --dir FOLDER"
+        ) from None
     for notebook in sorted(source.glob("*.ipynb")):
         if not (target / notebook.name).exists():
             shutil.copy(notebook, target / notebook.name)

@@ -34,11 +34,12 @@ from memkit.server import RedisServer, ServerBinary, find_server
 DAY_S = 86_400
 
 # A null configuration, so that an inline run does not inherit the options of a project around the notebook. The plugins
-# that are left out have nothing to do here, and Hypothesis's takes longer to load than all else together (measured).
+# that are left out have nothing to do here, and Hypothesis's takes longer to load than all else together (measured). A
+# test that returns False instead of asserting it fails.
 PYTEST_OPTIONS = shlex.split(
     f"-q --color=no --no-header --disable-warnings -c {os.devnull} -p no:cacheprovider -p no:nbval "
     "-p no:hypothesispytest -p no:xdist -p no:xdist.looponfail "
-    "-o asyncio_default_fixture_loop_scope=function"
+    "-o asyncio_default_fixture_loop_scope=function -W error::pytest.PytestReturnNotNoneWarning"
 )
 
 
@@ -246,6 +247,8 @@ def _run(line: str) -> None:
     if code == pytest.ExitCode.INTERRUPTED and not seen.errors:
         print(printed.getvalue())
         raise KeyboardInterrupt("interrupted while an inline test was running")
+    if seen.not_run and not (seen.failed or seen.errors):
+        raise InlineTestsFailed(_named(f"pytest was ended before {len(seen.not_run)} had run", seen.not_run))
     if must_fail:
         _went_red(seen, printed.getvalue())
     elif code or not seen.passed:
@@ -283,8 +286,12 @@ def _and_skipped(seen: _Outcomes) -> str:
     return "".join(f"\nskipped {name}: {why}" for name, why in seen.skipped.items())
 
 
+def _name(nodeid: str) -> str:
+    return nodeid.rpartition("::")[2]
+
+
 class _Outcomes:
-    """A pytest plugin of one run: which tests passed, failed, were skipped, and had an error around them."""
+    """A pytest plugin of one run: which tests passed, failed, were skipped, had an error around them, never ended."""
 
     def __init__(self) -> None:
         self.passed: list[str] = []
@@ -292,9 +299,15 @@ class _Outcomes:
         self.errors: list[str] = []
         self.skipped: dict[str, str] = {}
         self.assertions: list[str] = []
+        self.not_run: list[str] = []
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.not_run = [_name(item.nodeid) for item in session.items]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        name = report.nodeid.rpartition("::")[2]
+        name = _name(report.nodeid)
+        if report.when == "teardown" and name in self.not_run:
+            self.not_run.remove(name)
         if report.failed and report.when != "call":
             self.errors.append(name)
         elif report.failed:

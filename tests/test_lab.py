@@ -225,6 +225,18 @@ def test_notebooks_are_copied_and_nothing_is_overwritten(tmp_path: Path) -> None
     assert {path.name for path in mine.iterdir()} == names
 
 
+@pytest.mark.parametrize("below", ["", "notebooks"])
+def test_a_file_in_place_of_the_folder_is_said_in_one_line(
+    below: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    said = said_by(capsys, f"--dir={file / below}")
+    assert f"{file / below} is a file or under one; expected a folder" in said
+    assert said.endswith("type: memkit lab --dir FOLDER\n")
+    assert file.read_text() == "mine"
+
+
 def test_an_installed_package_opens_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed = tmp_path / "site-packages" / "memkit" / "notebooks"
     shutil.copytree(lab.notebooks(), installed)

@@ -31,6 +31,12 @@ TAKES_GT = """%%ipytest
 def test_it(redis_memory_store):
     assert not redis_memory_store.expire(f"{redis_memory_store._test_prefix}k", 9, gt=True)
 """
+ENDS_EARLY = """%%ipytest
+import pytest
+def test_a(): pass
+def test_exit(): pytest.exit("enough", returncode=0)
+def test_c(): assert 0
+"""
 RED = "%%ipytest\ndef test_ttl():\n    ttl_s = 300\n    assert ttl_s == 604800"
 
 
@@ -157,6 +163,10 @@ def test_the_line_runs_the_tests_above_again(kernel: Kernel) -> None:
             "2 of 2 failed",
         ),
         ("%%ipytest --must-fail\ndef test_ttl():\n    pass", "expected a failing test, and none failed"),
+        (ENDS_EARLY, "pytest was ended before 2 had run: test_exit, test_c"),
+        (ENDS_EARLY.replace("ipytest", "ipytest --must-fail", 1), "pytest was ended before 2 had run"),
+        ("%%ipytest\ndef test_ttl():\n    return 300 == 604800", "1 of 1 failed: test_ttl"),
+        ("%%ipytest\ndef test_ttl():\n    return 300 == 604800", "returned <class 'bool'>"),
         ("%%ipytest --must-fail\ndef test_ttl(nothing):\n    pass", "expected a failing test; this is an error around"),
     ],
 )
