@@ -2,8 +2,9 @@
 
 To add a store, write a module with ``STORE``, ``SCANNED`` (whether siblings can only be found by SCAN), ``KINDS`` (the
 types of its own keys), ``names``, ``recognise``, ``wants`` and ``decode`` (see ``model.Format``), list it here, and put
-a captured session into ``captures/``: the tests take it from there. ``LOSES_CALLS = True`` says that the library drops
-an assistant's tool calls when it writes. No module imports the library whose keys it reads.
+a captured session into ``captures/``: the tests take it from there. A store of lists also has the look of its elements
+in ``shapes.SHAPES``. ``LOSES_CALLS = True`` says that the library drops an assistant's tool calls when it writes. No
+module imports the library whose keys it reads.
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@
 Each figure is the least of several runs, interleaved with the reading they are compared with. The texts have the sizes
 of a chat's (200 bytes), a model's answer (1.2 KB) and a page (4 KB); the captures' own elements have 120 to 290 bytes.
 
-Processor time of 10,000 captured elements, Redis 7.0.15, redis-py 8.1, orjson 3.11: reading 0.8 to 1.8 ms; orjson alone
-4 to 18 ms, so parsing is where most of the rest goes; inspecting texts 11 to 19 ms, and tools' calls and results, two of
-three elements, 31 to 48 ms (one object a message took 85 to 112 ms). On two busy cores that is 12 to 16 and 21 to 31
-times the reading: three times is met from 1.2 KB a message on, and not below.
+Processor time of 10,000 captured elements (Redis 7.0.15, redis-py 8.1, orjson 3.11): reading 0.8 to 1.8 ms, parsing
+alone 4 to 18 ms; inspecting texts 11 to 19 ms, and where two of three are tools' calls and results 31 to 48 ms (one
+object a message: 85 to 112 ms). On two busy cores that is 12 to 16 and 21 to 31 times the reading; from 1.2 KB a
+message on it is less than three times.
 """
 
 from __future__ import annotations
