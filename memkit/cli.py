@@ -46,12 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return CANNOT
     try:
         return int(given.run(given))
+    except BrokenPipeError:
+        # Who read it has gone; the interpreter's own last flush must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CANNOT
     except (MemkitError, *REDIS_ERRORS, OSError) as error:
         return _cannot(error, getattr(given, "url", None))
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        return CANNOT
 
 
 def _cannot(error: Exception, url: str | None) -> int:
