@@ -562,6 +562,21 @@ class BeginsOnce(StringWatch):
         return bool(first) or super().tried(item)
 
 
+class NewestOnTheLeft(RawList):
+    """LPUSH, and read from the right."""
+
+    def append(self, role: str, text: str) -> None:
+        with self.r.pipeline() as pipe:
+            pipe.lpush(self.key, json.dumps([role, text]))
+            if self.ttl_ms:
+                pipe.pexpire(self.key, self.ttl_ms, nx=True)
+                pipe.pexpire(self.key, self.ttl_ms, gt=True)
+            pipe.execute()
+
+    def read(self) -> list[tuple[str, str]]:
+        return [tuple(json.loads(item)) for item in reversed(self.r.lrange(self.key, 0, -1))]
+
+
 class ClientClock(StringWatch):
     """Deadlines computed from the client's clock, which the suite cannot move."""
 
@@ -586,5 +601,5 @@ RIGHT = (
         NoTtl,
         SharedHash,
     ),
-    *(Absolute, MayShorten, TwoLists, CheckedCache, PartsApart, Compacts, BeginsOnce, ClientClock),
+    *(Absolute, MayShorten, TwoLists, CheckedCache, PartsApart, Compacts, BeginsOnce, NewestOnTheLeft, ClientClock),
 )

@@ -179,9 +179,9 @@ def elements(client: Any, key: bytes, kind: str, where: Any) -> list[bytes]:
     elif kind == "hash":
         found = [client.hget(key, where)]
     elif kind == "zset":
-        found = client.zrangebyscore(key, where[1], where[1])
+        found = [where[0]]
     elif kind == "set":
-        found = [where] if client.sismember(key, where) else list(client.smembers(key))
+        found = [where]
     elif kind == "stream":
         found = [field for _, fields in client.xrange(key, where, where) for field in fields.values()]
     elif kind == "string":
@@ -191,10 +191,11 @@ def elements(client: Any, key: bytes, kind: str, where: Any) -> list[bytes]:
 
 def holds(client: redis.Redis, needle: bytes) -> bool:
     """Whether any value of a database holds these bytes as they are."""
-    return any(needle in part for key in client.scan_iter(count=1000) for part in _values(client, key))
+    return any(needle in part for key in client.scan_iter(count=1000) for part in values(client, key))
 
 
-def _values(client: Any, key: bytes) -> list[bytes]:
+def values(client: Any, key: bytes) -> list[bytes]:
+    """Return what a key holds, as bytes."""
     kind = client.type(key).decode()
     found: list[bytes] = []
     if kind == "string":
