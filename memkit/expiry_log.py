@@ -86,12 +86,13 @@ class Sweep:
     effort: int
 
     @property
-    def bound_s(self) -> float:
-        """The worst lateness to expect of an event.
+    def predicted_s(self) -> float:
+        """The lateness that is predicted for the last event; no bound.
 
         Each of ``hz`` runs a second tries 20 + 5 x (effort - 1) keys with a TTL and goes on only where more than a
         tenth were dead: so one run, a round through the living, and 20,000 dead a second (the least measured; with
-        5,000 live and 100 dead keys 22.7 to 24.9 s on 6.2, 7.0, 8.2 and Valkey 9.1, and 25.1 s are predicted).
+        5,000 live and 100 dead keys 22.7 to 24.9 s on 6.2, 7.0, 8.2 and Valkey 9.1, and 25.1 s are predicted). On a
+        machine that was busy, with 1,000 to 20,000 dead keys, the last event took up to twice as long.
         """
         return 1 / self.hz + self.dead_keys / 20_000 + self.live_keys / (self.hz * (20 + 5 * (self.effort - 1)))
 

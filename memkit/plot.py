@@ -141,6 +141,7 @@ def plot_expiry(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     if (points.kind == "short").any():
         _guides(ax, low, high)
     _draw_keys(ax, points, low, high)
+    _say_what_is_not_drawn(ax, log, points)
     ax.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=INK, handletextpad=0.6)
     ax.set(xlim=(low, high), ylim=(low, high), xlabel="TTL that was meant", ylabel="life that was observed")
     ax.set_aspect("equal")
@@ -153,6 +154,13 @@ def plot_expiry(log: ExpiryLog, ax: Axes | None = None) -> Axes:
         f"Seen on {log.server}."
     )
     return ax
+
+
+def _say_what_is_not_drawn(ax: Axes, log: ExpiryLog, points: _Points) -> None:
+    left_out = len(log) - len(points.ttl)
+    if left_out:
+        said = f"not drawn: {left_out:,} {'key' if left_out == 1 else 'keys'} without a known TTL, or not there"
+        ax.text(0.99, 0.02, said, transform=ax.transAxes, fontsize=9, color=INK, ha="right", zorder=5)
 
 
 def _draw_keys(ax: Axes, points: _Points, low: float, high: float) -> None:
@@ -333,7 +341,8 @@ def _guides(ax: Axes, low: float, high: float) -> None:
 def plot_survival(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     """Draw the share of keys that were still readable over the time since they were written, a line for each TTL.
 
-    Dotted: the TTL that was meant. At most six TTLs have a line style of their own; the band is what was not seen.
+    Dotted: the TTL that was meant. A line ends level where keys live on. At most six TTLs have a line style of their
+    own; the band is what was not seen.
     """
     ax = own_axes(ax, (7.6, 4.4))
     points = _Points.of(log)
@@ -343,6 +352,7 @@ def plot_survival(log: ExpiryLog, ax: Axes | None = None) -> Axes:
         _survival_line(ax, points, f"TTLs {about(1000 * ttls[0])} to {about(1000 * ttls[-1])}", 0, limits)
     for number, ttl in enumerate(ttls if len(ttls) <= len(LINES) else []):
         _survival_line(ax, points.where(points.ttl == ttl), f"meant {about(1000 * ttl)}", number, limits)
+    _say_what_is_not_drawn(ax, log, points)
     ax.set(xscale="log", xlim=(low, high), ylim=(-0.02, 1.05), ylabel="keys still readable")
     ax.set_xlabel("time since they were written")
     ax.yaxis.set_major_formatter(PercentFormatter(1))
@@ -358,47 +368,62 @@ def _survival_line(ax: Axes, some: _Points, label: str, number: int, limits: tup
     early = np.isin(some.kind, ["meant", "alive"]).mean() < 0.5
     colour = VERMILLION if early else (BLUE, GREEN, SKY, PURPLE)[number % 4]
     share, middle, meant, least, most = _steps(some, limits)
-    ax.step(middle, share, where="post", color=colour, ls=LINES[number], lw=2, label=label)
+    ended = np.isfinite(middle)
+    times, shares = middle[ended], share[ended]
+    if not ended.all():
+        times, shares = np.append(times, limits[1]), np.append(shares, shares[-1])
+    ax.step(times, shares, where="post", color=colour, ls=LINES[number], lw=2, label=label)
     ax.step(meant, share, where="post", color=colour, ls=":", lw=1.2)
-    ax.fill_betweenx(share, least, most, step="pre", color=colour, alpha=0.2, lw=0)
+    ax.fill_betweenx(share[ended], least[ended], most[ended], step="pre", color=colour, alpha=0.2, lw=0)
 
 
 def _steps(some: _Points, limits: tuple[float, float]) -> tuple[Any, ...]:
-    """Return shares and the times when they were reached: observed, meant, earliest, latest; 400 steps at most."""
+    """Return shares and the times when they were reached: observed, meant, earliest, latest; 400 steps at most.
+
+    Infinity: not reached, since keys live on.
+    """
     count = len(some.ttl)
-    rows = np.unique(np.linspace(0, count, min(count, 400) + 1).astype(int))
-    ends = np.isnan(some.high)
+    lives = np.isnan(some.high)
+    # The share at which those that live on begin is a step of its own.
+    rows = np.unique(np.append(np.linspace(0, count, min(count, 400) + 1).astype(int), count - int(lives.sum())))
 
     def reached(values: Any) -> Any:
         ordered = np.concatenate([[limits[0]], np.sort(values)])[rows]
-        return np.clip(ordered, *limits)
+        return np.where(np.isfinite(ordered), np.clip(ordered, *limits), np.inf)
 
-    times = (np.where(ends, np.inf, some.life), some.ttl, some.low, np.where(ends, np.inf, some.high))
+    times = (np.where(lives, np.inf, some.life), some.ttl, some.low, np.where(lives, np.inf, some.high))
     return (1 - rows / count, *map(reached, times))
 
 
 def plot_lateness(log: ExpiryLog, ax: Axes | None = None) -> Axes:
-    """Draw how late ``expired`` events came after the deadline (memory is freed then), with the worst to expect.
+    """Draw how late ``expired`` events came after the deadline (memory is freed then), with what is predicted.
 
+    The prediction is no bound: it is what the sweep takes for one round of the keys, on a machine that is not busy.
     Take a log made with ``leave_to_sweep=True``: otherwise the observation itself made the keys expire.
     """
     ax = own_axes(ax, (7.6, 4.2))
     late = np.array([(e - d) / 1e6 for e, d in zip(log.event_us, log.deadline_us, strict=True) if NONE not in (e, d)])
     late = np.sort(np.maximum(late, 1e-4))
-    ax.step(
-        late, np.arange(1, len(late) + 1) / max(len(log), 1), where="post", color=BLUE, lw=2, label="event was sent by"
-    )
+    bound_s = log.sweep.predicted_s if log.sweep else 1.0
+    limits = 1e-3, max(10.0, 2 * bound_s, 2 * float(late[-1]) if len(late) else 1)
+    if len(late):
+        # From the left edge to the right one: the step of a single event is a line, too.
+        times = np.concatenate([[limits[0] / 10], late, [limits[1]]])
+        share = np.arange(len(late) + 1) / len(log)
+        ax.step(times, [*share, share[-1]], where="post", color=BLUE, lw=2, label="event was sent by")
     said = log.events_said
     if len(late):
         said += f", half within {about(1000 * float(np.median(late)))}, the last {about(1000 * float(late[-1]))} late"
     if log.sweep:
-        bound = log.sweep.bound_s
-        ax.axvline(bound, color=VERMILLION, lw=1.5, ls="--", label=f"worst to expect: {about(1000 * bound)}")
-        said += f"; {about(1000 * bound)} is the worst to expect"
+        predicted = about(1000 * log.sweep.predicted_s)
+        ax.axvline(
+            log.sweep.predicted_s, color=VERMILLION, lw=1.5, ls="--", label=f"predicted for the last: {predicted}"
+        )
+        said += f"; {predicted} is predicted for the last"
     ax.axvspan(1e-4, 2e-3, color=PALE, alpha=0.6, lw=0, label="already unreadable for every reader")
     ax.set(xscale="log", ylim=(0, 1.05), ylabel="keys whose event had come")
     ax.set_xlabel("time after the deadline (log)")
-    ax.set_xlim(1e-3, max(10.0, 2 * float(late[-1]) if len(late) else 1, 2 * log.sweep.bound_s if log.sweep else 1))
+    ax.set_xlim(limits)
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     time_axis(ax.xaxis)
     ax.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=INK)

@@ -162,19 +162,33 @@ def test_survival_has_a_line_style_for_each_ttl_and_the_end_that_was_meant() -> 
 
 def test_survival_of_what_lives_on_and_of_many_ttls() -> None:
     ax = plot_survival(made_log([(WEEK_MS, 100, 0, "alive"), as_meant(60_000)]))
-    assert min(min(line.get_ydata()) for line in ax.lines) == 0
+    (of_a_minute,), (alive,) = ([one for one in ax.lines if one.get_label() == f"meant {ttl}"] for ttl in ("1m", "7d"))
+    assert list(of_a_minute.get_ydata()) == [1, 0]
+    assert list(alive.get_ydata()) == [1, 1]
+    assert alive.get_xdata()[-1] == ax.get_xlim()[1]
+    ax = plot_survival(made_log([(WEEK_MS, 100, 0, "alive")] * 3_000 + [early(WEEK_MS, 300_000)] * 1_000))
+    assert min(ax.lines[0].get_ydata()) == 0.75
     ax = plot_survival(made_log([as_meant(1000 * n) for n in range(1, 50)]))
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["TTLs 1s to 49s"]
 
 
-def test_lateness_shows_the_worst_to_expect_and_events_that_did_not_come() -> None:
+def test_lateness_shows_what_is_predicted_and_events_that_did_not_come() -> None:
     log = late_log([0.5, 2, 12, 20])
     log.event_us[0] = -1
     ax = plot_lateness(log)
-    assert "worst to expect: 25.1s" in texts(ax)
-    assert "3 of 4 events came, half within 12s, the last 20s late; 25.1s is the worst to expect." in alt_text(ax)
+    assert "predicted for the last: 25.1s" in texts(ax)
+    assert "3 of 4 events came, half within 12s, the last 20s late; 25.1s is predicted for the last." in alt_text(ax)
     assert max(ax.lines[0].get_ydata()) == 0.75
     assert ax.get_xlim()[1] > 25.1
+
+
+def test_the_lateness_of_a_single_event_is_a_line() -> None:
+    (line,) = (line for line in plot_lateness(late_log([3])).lines if line.get_linestyle() == "-")
+    x, y = line.get_data()
+    assert list(y) == [0, 1, 1]
+    assert x[1] == pytest.approx(3)
+    assert x[2] > 3
+    assert not [line for line in plot_lateness(made_log([as_meant(1000)])).lines if line.get_linestyle() == "-"]
 
 
 def test_lateness_blames_no_server_for_events_that_were_not_heard() -> None:
@@ -183,6 +197,14 @@ def test_lateness_blames_no_server_for_events_that_were_not_heard() -> None:
     assert "2 of 2 events heard; then the subscription was lost, half within" in alt_text(plot_lateness(log))
     log.event_us[:] = made_log([as_meant(1000)] * 2).event_us
     assert "deadline. Events not heard: the subscription was lost; " in alt_text(plot_lateness(log))
+
+
+@pytest.mark.parametrize("draw", [plot_expiry, plot_survival])
+def test_keys_that_have_no_place_on_the_axis_are_said(draw: object) -> None:
+    log = made_log([(-1, 100, 0, "alive"), (-2, 100, 0, "alive"), (WEEK_MS, 0, 0, "absent"), as_meant(1000)])
+    log.deadline_us[0] = -1
+    said = [text.get_text() for text in draw(log).texts]  # type: ignore[operator]
+    assert "not drawn: 3 keys without a known TTL, or not there" in said
 
 
 @pytest.mark.parametrize("draw", [plot_expiry, plot_survival, plot_lateness])
