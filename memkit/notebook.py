@@ -29,7 +29,7 @@ from memkit.connect import connect, redact, started_by_memkit
 from memkit.demo import Incident, demo_server, keep_talking, load_incident
 from memkit.errors import ServerNotFound
 from memkit.expiry_log import html_table
-from memkit.server import RedisServer, ServerBinary, find_server
+from memkit.server import RedisServer
 
 DAY_S = 86_400
 
@@ -71,15 +71,7 @@ def server_with_expire_options() -> RedisServer:
     return RedisServer(binary=binary.path).start() if binary else server()
 
 
-def use_expire_options() -> None:
-    """Let what starts servers of its own, from here on start one whose EXPIRE takes conditions; say so if it must."""
-    if lacking := _lacking(find_server()):
-        print(lacking)
-        if binary := semantics.binary_with_expire_options():
-            os.environ["MEMKIT_REDIS_SERVER"] = str(binary.path)
-
-
-def _lacking(here: RedisServer | ServerBinary) -> str:
+def _lacking(here: RedisServer) -> str:
     if not semantics.lacks_expire_options(here):
         return ""
     other = semantics.binary_with_expire_options()

@@ -63,10 +63,11 @@ class ListAndScript(ListThenExpire):
         for _, item in ipairs(redis.call('LRANGE', KEYS[1], -1000, -1)) do
           if string.sub(item, 1, 32) == string.sub(ARGV[1], 1, 32) then return end
         end
-        local ttl_ms, new = tonumber(ARGV[2]), redis.call('EXISTS', KEYS[1]) == 0
-        if ttl_ms > 0 then redis.call('PEXPIRE', KEYS[1], ttl_ms, 'GT') end
+        local ttl_ms, left_ms = tonumber(ARGV[2]), redis.call('PTTL', KEYS[1])
+        local renew = ttl_ms > 0 and left_ms ~= -1 and left_ms < ttl_ms
+        if renew then redis.call('PEXPIRE', KEYS[1], ttl_ms) end
         redis.call('RPUSH', KEYS[1], ARGV[1])
-        if ttl_ms > 0 and new then redis.call('PEXPIRE', KEYS[1], ttl_ms) end"""
+        if renew and left_ms == -2 then redis.call('PEXPIRE', KEYS[1], ttl_ms) end"""
 
     def open(self, url: str, session_id: str, ttl_s: float | None) -> Self:
         """Return a handle on a session; ValueError for a TTL that is not above zero."""
