@@ -83,6 +83,8 @@ MOST_ELEMENTS: Final = 2**32
 READS_AGAIN: Final = 5
 """How often a read is repeated that others wrote in between; what comes then is answered with the shorter life."""
 SAME_MOMENT_MS: Final = 10
+ONE_READ_MS: Final = 1_000
+"""What may pass while one session is read: 100 MB take less than half of it."""
 OWN_ID: Final = ord(".")
 REFUSAL: Final = ord("!")
 BORN: Final = re.compile(rb'"born":"([\w-]+)",', re.ASCII)
@@ -390,7 +392,8 @@ def _same_slot(key: bytes) -> bytes:
 
 def _torn(replies: list[Any]) -> bool:
     """Whether the life left is another one after a read than before it: renewed, shortened or begun anew meanwhile."""
-    return bool(abs(replies[0] - replies[-1]) > SAME_MOMENT_MS)
+    passed = replies[0] - replies[-1]
+    return not -SAME_MOMENT_MS <= passed <= ONE_READ_MS
 
 
 def _state(elements: list[bytes], key: str) -> bytes:
