@@ -153,6 +153,12 @@ class _Search:
         """Return the keys of no known store that have the id in their name."""
         mine = re.compile(rf"(.*[^\w-])?{re.escape(self._wanted)}([^\w-].*)?", re.DOTALL)
         names = [name for name in self._there if mine.fullmatch(name) and self._hit(name, None) is None]
+        if not names and self._reader.scan_refused:
+            raise SessionNotFound(
+                f"no known store's default key has {printable(self._wanted, 200)!r}, and others cannot be looked for: "
+                f"the server refused SCAN ({self._reader.scan_refused}). Give a full key, or a user that may scan: "
+                "`memkit audit URL --acl` prints one"
+            )
         if not names:
             raise SessionNotFound(
                 f"no session {printable(self._wanted, 200)!r} here: no known store's key has it, and none of "

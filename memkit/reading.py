@@ -91,6 +91,7 @@ class Reader:
     touched_because: str = ""
     read_keys: int = 0
     scanned_keys: int = 0
+    scan_refused: str = ""
     budget: Budget = field(default_factory=Budget)
     awaited: list[Sequence[bytes]] = field(default_factory=list, init=False)
     came: list[list[Any]] = field(default_factory=list, init=False)
@@ -131,6 +132,7 @@ class Reader:
                 step = _packed(b"SCAN", cursor, b"MATCH", to_bytes(pattern), b"COUNT", _SCAN_COUNT)
                 answer = _one(connection, step)
                 if isinstance(answer, Exception):
+                    self.scan_refused = str(answer).split(" ")[0]
                     break
                 cursor, names = answer
                 found.update(name for name in map(to_name, names) if keep.search(name))

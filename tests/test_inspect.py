@@ -467,6 +467,20 @@ def test_a_user_who_may_do_little_still_gets_what_there_is(client: redis.Redis, 
     client.acl_deluser("poor")
 
 
+def test_where_scan_is_refused_it_is_not_said_that_there_is_no_session(
+    client: redis.Redis, server: RedisServer
+) -> None:
+    load(client, "langchain-community")
+    client.rename("message_store:sess-A", "custom:sess-A")
+    client.acl_setuser("poor", enabled=True, nopass=True, keys=["*"], commands=["+@read", "-scan"])
+    with (
+        redis.Redis(unix_socket_path=server.socket_path, username="poor", password="x") as mine,
+        pytest.raises(SessionNotFound, match=r"the server refused SCAN \(.+\)\. Give a full key"),
+    ):
+        inspect_session(mine, "sess-A")
+    client.acl_deluser("poor")
+
+
 MEASURE = """
 import resource, sys, time
 from memkit.inspect import inspect_session
