@@ -38,9 +38,14 @@ RED = "%%ipytest\ndef test_ttl():\n    ttl_s = 300\n    assert ttl_s == 604800"
 
 def run_cell(client: BlockingKernelClient, code: str) -> str:
     shown: list[str] = []
+    streams: list[str] = []  # which one the last thing shown came from
 
     def take(message: dict) -> None:
         content = message["content"]
+        if message["msg_type"] == "stream" and streams[-1:] == [content["name"]]:
+            shown[-1] += content["text"]  # what is printed may come in pieces
+            return
+        streams.append(content.get("name", ""))
         shown.append(content.get("text") or content.get("data", {}).get("text/plain", ""))
         shown.extend(content.get("traceback", ()))
 
