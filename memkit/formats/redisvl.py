@@ -24,9 +24,10 @@ def names(_session: str) -> Iterable[str]:
 
 def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     """Claim hashes with an entry id, a session tag, a role, a content and a time, one or two of which may be lost."""
-    there = FIELDS & raw.fields.keys()
-    if len(there) < _ENOUGH or not there & {"entry_id", "session_tag"}:
-        return None
+    if raw.fields.keys() != FIELDS:
+        there = FIELDS & raw.fields.keys()
+        if len(there) < _ENOUGH or not there & {"entry_id", "session_tag"}:
+            return None
     session = _session(raw, wanted)
     prefix, found, _ = raw.name.partition(f"{session}:")
     return Hit(STORE, session, prefix if found else "", "message") if wanted in (None, session) else None
@@ -49,7 +50,7 @@ def decode(known: Known) -> Iterator[Item]:
     """Yield the messages in the order of their timestamps."""
     found = [(_number(raw), raw.name, raw) for raw in known.keys.values() if raw]
     found.sort(key=lambda each: (each[0] or 0.0, each[1]))
-    once = len({raw.fields.get("entry_id") for _, _, raw in found}) == len(found)
+    once = len({raw.fields.get("entry_id") for *_, raw in found}) == len(found)
     lost: list[Problem] = []
     for start in range(0, len(found), BLOCK):
         numbers, _, block = zip(*found[start : start + BLOCK], strict=True)
