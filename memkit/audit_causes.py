@@ -349,7 +349,7 @@ def _elsewhere(meant: Expectation, keys: Sequence[KeyFacts], scene: Scene) -> Fi
     for prefix, others in near.items():
         if _suspect(meant, prefix, others, scene) == "likely":
             theirs = Lives(lives_of(others), meant, scene.server)
-            first = min(life.deadline - life.set for life in theirs.right)
+            first = min(life.touched for life in theirs.right)
             if last <= first + 2_000 and len(theirs.right) >= 0.5 * len(others):
                 return _wrong_prefix(meant, prefix, others, scene, "likely", since=Since(last, "lower bound"))
     return None
@@ -361,7 +361,7 @@ def _wrong_prefix(
     lives = lives_of(keys)
     ttl = ttl_seen(lives)
     if since is None and lives:
-        first = min(life.deadline - life.set for life in lives) + 1_000
+        first = min(life.touched for life in lives) + 1_000
         since = Since(min(first, scene.server.now_ms), "upper bound")
     says = f"sessions are written under {prefix or '(no prefix)'} instead of {meant.prefix}"
     return Finding(

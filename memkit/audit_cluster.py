@@ -18,16 +18,12 @@ EDGES = 60
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Lives that agree on a TTL: within the idle clock's grain, or within a jitter (``wide``).
-
-    ``usual``: how many of them the smear around would have put there.
-    """
+    """Lives that agree on a TTL: within the idle clock's grain, or within a jitter (``wide``)."""
 
     low: float
     high: float
     count: int
     wide: bool
-    usual: float = 0.0
 
 
 def surprise(count: int, usual: float) -> float:
@@ -80,7 +76,7 @@ def _windows(
         stands_out = count > steep * around.below and count > (5 * around.above if wide else 4 * usual)
         sharp = wide or surprise(count, around.below) > 5
         if stands_out and sharp and surprise(count, usual) > enough and surprise(count, peer) > SURE_NATS:
-            found.append(Cluster(values[first], values[last - 1], count, wide, usual))
+            found.append(Cluster(values[first], values[last - 1], count, wide))
     return _best_of_overlapping(found)
 
 

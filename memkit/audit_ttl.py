@@ -15,6 +15,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 from memkit.audit_cluster import (
@@ -49,6 +50,11 @@ class Life(NamedTuple):
     left: int
     set: int
     deadline: int
+
+    @property
+    def touched(self) -> int:
+        """When it was written or read last, on the server's clock."""
+        return self.deadline - self.set
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +239,12 @@ class Lives:
             return "proven", f"only {reads:,} values were read since the server started: reads do not explain them"
         return self._burst(cluster, members, others)
 
+    @cached_property
+    def _events(self) -> list[Life]:
+        """One short life of each moment of writing and touching."""
+        apart = {(life.deadline // 4_000, life.touched // 4_000): life for life in self.short}
+        return list(apart.values())
+
     def _is_no_chance(self, cluster: Cluster) -> bool:
         """Whether reads that know nothing of the writes before them would not put so many keys here.
 
@@ -240,9 +252,9 @@ class Lives:
         all at once) has many pairs there, and a TTL has few, for deadline and touch are one moment there. Keys written
         at one moment and touched at one moment are one event.
         """
-        events = _events(self.short)
+        events = self._events
         count = sum(cluster.low <= life.set <= cluster.high for life in events)
-        touches = [life.deadline - life.set for life in events]
+        touches = [life.touched for life in events]
         usual = _paired([life.deadline for life in events], touches, cluster, self.floor) * len(events)
         return count > 1.7 * usual and surprise(count, usual) > SURE_NATS
 
@@ -280,7 +292,7 @@ class Lives:
             return None, ""
         if self._is_unlike(cluster, members, others):
             return "likely", "readers of the other sessions would not have met so many with such deadlines"
-        touches = sorted(life.deadline - life.set for life in members)
+        touches = sorted(life.touched for life in members)
         spread = cluster.wide and quantile(touches, 0.95) - quantile(touches, 0.05) > 0.05 * cluster.low
         if spread or self._has_untouched(members):
             return None, ""
@@ -295,9 +307,9 @@ class Lives:
 
     def _is_one_reading(self, members: Sequence[Life]) -> bool:
         """Whether these were touched at one moment, and most of what was touched then is none of them."""
-        written = [life.deadline - life.set for life in members]
+        written = [life.touched for life in members]
         first, last = min(written), max(written)
-        moment = sum(first - IDLE_GRAIN_MS <= life.deadline - life.set <= last + IDLE_GRAIN_MS for life in self.short)
+        moment = sum(first - IDLE_GRAIN_MS <= life.touched <= last + IDLE_GRAIN_MS for life in self.short)
         return not _is_spread(written) and len(members) < 0.6 * moment
 
     def _is_unlike(self, cluster: Cluster, members: Sequence[Life], others: Sequence[Life]) -> bool:
@@ -306,13 +318,13 @@ class Lives:
         Not for what was written in one go and touched in one go: one event, however many keys.
         """
         first = _onset(cluster, members)
-        written = [life.deadline - life.set for life in members]
+        written = [life.touched for life in members]
         if len(others) < 10 or not (_is_spread(written) or _is_spread([life.deadline for life in members])):
             return False
-        renewed = sum(life.deadline - life.set > first + 2 * IDLE_GRAIN_MS for life in others if life.set >= self.floor)
+        renewed = sum(life.touched > first + 2 * IDLE_GRAIN_MS for life in others if life.set >= self.floor)
         if renewed > 0.15 * len(members):
             return False
-        touches = [life.deadline - life.set for life in self.short if life.deadline - life.set >= first]
+        touches = [life.touched for life in self.short if life.touched >= first]
         usual = _paired([life.deadline for life in others], touches, cluster, self.floor) * len(touches)
         count = sum(one >= first for one in written)
         return count > 1.7 * usual and surprise(count, usual) > SURE_NATS
@@ -399,7 +411,7 @@ class Lives:
         if self._is_jittered(old):
             ends = [life.deadline for life in old]
             latest = round(max(ends) - max(life.set for life in old) + _spacing(ends))
-        after = sum(life.deadline - life.set > latest for life in members)
+        after = sum(life.touched > latest for life in members)
         stopped = after >= max(min(7, len(members)), 3, 0.8 * len(members))
         return Since(last, "lower bound") if latest <= first + 2_000 and stopped else upper
 
@@ -414,12 +426,6 @@ class Lives:
         over = self._is_jittered(old)
         top = max(self.ttl * (1 + self.jitter), *(life.set for life in old)) if over else self.ttl
         return round(max(life.deadline for life in old) - top)
-
-
-def _events(lives: Sequence[Life]) -> list[Life]:
-    """Return one life of each moment of writing and touching."""
-    apart = {(life.deadline // 4_000, (life.deadline - life.set) // 4_000): life for life in lives}
-    return list(apart.values())
 
 
 def _paired(deadlines: Sequence[int], touches: Sequence[int], cluster: Cluster, floor: float) -> float:
@@ -472,7 +478,7 @@ def _sharpened(members: Sequence[Life], middle: float) -> float:
 
 def _onset(cluster: Cluster, members: Sequence[Life]) -> float:
     """Return when the first of these was written, without a few that were read before: those are old ones by chance."""
-    touches = sorted(life.deadline - life.set for life in members)
+    touches = sorted(life.touched for life in members)
     if len(touches) < 8:
         return float(touches[0])
     return max(start_of(touches), quantile(touches, CHANCE)) if cluster.wide else start_of(touches)
