@@ -5,13 +5,13 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from memkit.clock import ServerClock
 from memkit.connect import connect
 from memkit.policy import ExpiryPolicy
-from memkit.sandbox import Sandbox
-from memkit.server import RedisServer
-from memkit.session import Session
-from memkit.store import AsyncMemoryStore, MemoryStore
+from memkit.server.clock import ServerClock
+from memkit.server.launcher import RedisServer
+from memkit.server.sandbox import Sandbox
+from memkit.store.encoding import Session
+from memkit.store.store import AsyncMemoryStore, MemoryStore
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -30,7 +30,7 @@ __all__ = [
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
-    """``%load_ext memkit``: see memkit.notebook."""
-    from memkit.notebook import load_ipython_extension
+    """``%load_ext memkit``: see memkit.notebook.extension."""
+    from memkit.notebook.extension import load_ipython_extension
 
     load_ipython_extension(shell)

@@ -206,14 +206,14 @@ def _add_conformance(commands: Any) -> None:
         "conformance",
         _conformance,
         "ask any session store, on a private Redis with a movable clock and real faults: does it forget?",
-        "memkit conformance memkit.conformance.adapters.memkit_store:MemkitAdapter",
+        "memkit conformance memkit.conformance.memkit_adapter:MemkitAdapter",
     )
     conformance.add_argument("adapter", metavar="ADAPTER", help="package.module:factory of a StoreAdapter")
     conformance.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _lab(given: argparse.Namespace) -> int:
-    from memkit.lab import run_lab
+    from memkit.notebook.lab import run_lab
 
     return run_lab(directory=given.dir, port=given.port, browser=not given.no_browser, url=given.url)
 
@@ -236,7 +236,7 @@ def _server(given: argparse.Namespace) -> int:
 
 
 def _audit(given: argparse.Namespace) -> int:
-    from memkit.audit import acl_rule, audit, parse_expectation, read_expectations
+    from memkit.audit.run import acl_rule, audit, parse_expectation, read_expectations
 
     expect = [parse_expectation(text) for text in given.expect]
     if given.expect_file:
@@ -289,7 +289,7 @@ def _inspect(given: argparse.Namespace) -> int:
 
 
 def _triage(given: argparse.Namespace) -> int:
-    from memkit.triage import triage
+    from memkit.notebook.triage import triage
 
     if not given.output.absolute().parent.is_dir():
         raise MemkitError(f"there is no folder {given.output.parent} for the report; make it, or give -o another file")
@@ -305,7 +305,7 @@ def _triage(given: argparse.Namespace) -> int:
 
 
 def _conformance(given: argparse.Namespace) -> int:
-    from memkit.conformance.cases import CASES
+    from memkit.conformance.cases.all_cases import CASES
     from memkit.conformance.runner import CaseResult, run
 
     asked = 0

@@ -14,12 +14,12 @@ from typing import Any, cast
 import pytest
 import redis
 
-from memkit.clock import ServerClock
 from memkit.connect import NAME, connect, redact
 from memkit.errors import MemkitError, ServerNotFound
-from memkit.sandbox import Sandbox
-from memkit.server import RedisServer
-from memkit.store import AsyncMemoryStore, MemoryStore
+from memkit.server.clock import ServerClock
+from memkit.server.launcher import RedisServer
+from memkit.server.sandbox import Sandbox
+from memkit.store.store import AsyncMemoryStore, MemoryStore
 
 DEFAULT_REAL = "redis://localhost:6379/15"
 REAL_URL = pytest.StashKey[str | None]()
@@ -83,7 +83,7 @@ def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.It
     """Add the cases for --memkit-store; mark every test that uses one of the fixtures."""
     store = session.config.getoption("--memkit-store")
     if store:
-        from memkit.conformance.contract import StoreSuite
+        from memkit.conformance.pytest_suite import StoreSuite
 
         items += StoreSuite.of(session, store).collect()
     for item in items:

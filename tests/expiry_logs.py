@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memkit.expiry_log import ENDS, ExpiryLog
+from memkit.observe.log import ENDS, ExpiryLog
 
 WEEK_MS = 7 * 86_400_000
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import redis
 
-from memkit.audit import AuditReport
+from memkit.audit.run import AuditReport
 from memkit.server import RedisServer
 
 MINUTE, HOUR, DAY = 60.0, 3_600.0, 86_400.0

@@ -17,7 +17,7 @@ from typing import Any
 
 import nbformat
 
-from memkit.demo import QUESTIONS
+from memkit.notebook.demo import QUESTIONS
 
 CONTRACT = "nbval-check-output"
 TAGS = {CONTRACT, "parameters"}

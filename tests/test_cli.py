@@ -231,7 +231,7 @@ def test_triage_of_the_demo_incident_writes_a_report(capsys, tmp_path):
 
 
 def test_conformance_of_memkits_own_store(capsys):
-    code, out, _ = say(capsys, "conformance", "memkit.conformance.adapters.memkit_store:MemkitAdapter", "--json")
+    code, out, _ = say(capsys, "conformance", "memkit.conformance.memkit_adapter:MemkitAdapter", "--json")
     report = json.loads(out)
     failed = [case for case in report["cases"] if case["outcome"] == "failed"]
     assert (code, report["schema"], failed) == (0, 1, [])

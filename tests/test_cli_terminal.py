@@ -71,7 +71,7 @@ def test_ctrl_c_is_exit_130_without_a_traceback(server: RedisServer, monkeypatch
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("memkit.inspect.inspect_session", interrupted)
+    monkeypatch.setattr("memkit.inspect.search.inspect_session", interrupted)
     assert main(["inspect", server.url, "chat:1"]) == 130
 
 

@@ -29,9 +29,8 @@ from topology import PRIMARIES, Cluster, cluster, cluster_ports, known_nodes, wa
 from memkit.connect import connect, connect_async
 from memkit.errors import Conflict, DecodeError, PolicyShortenedWarning, ProductionGuardError, SandboxError
 from memkit.policy import ExpiryPolicy
-from memkit.sandbox import Sandbox
-from memkit.server import find_server
-from memkit.store import AsyncMemoryStore, MemoryStore, vectors_key
+from memkit.server import Sandbox, find_server
+from memkit.store.store import AsyncMemoryStore, MemoryStore, vectors_key
 
 HI = {"role": "user", "content": "hi"}
 ROUND_ROBIN = redis.cluster.LoadBalancingStrategy.ROUND_ROBIN

@@ -129,14 +129,14 @@ def test_the_fixtures(pytester):
 
 NO_SERVER = """
     import pytest
-    from memkit import server
+    from memkit.server import launcher
     from memkit.errors import ServerNotFound
 
     @pytest.fixture(autouse=True, scope="session")
     def without_a_server():
         def find():
-            raise ServerNotFound(server.HOW_TO_GET_ONE)
-        server.find_server = find
+            raise ServerNotFound(launcher.HOW_TO_GET_ONE)
+        launcher.find_server = find
 """
 
 
@@ -278,9 +278,9 @@ def test_the_plugin_loads_no_heavy_package(pytester):
 
 
 WITHOUT_PRELOAD = """
-    from memkit import server
+    from memkit.server import launcher
 
-    server._shim = str
+    launcher._shim = str
 """
 MOVED = """
     from datetime import UTC, datetime, timedelta

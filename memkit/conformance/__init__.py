@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from memkit.conformance.adapter import AdapterError, Handle, StoreAdapter
-from memkit.conformance.answers import Matrix
-from memkit.conformance.cases import CASES
+from memkit.conformance.cases.all_cases import CASES
+from memkit.conformance.matrix import Matrix
 from memkit.conformance.runner import CaseResult, Result, run
 
 if TYPE_CHECKING:
-    from memkit.conformance.contract import StoreContract as StoreContract
+    from memkit.conformance.pytest_suite import StoreContract as StoreContract
 
 __all__ = ["CASES", "AdapterError", "CaseResult", "Handle", "Matrix", "Result", "StoreAdapter", "StoreContract", "run"]
 
@@ -21,7 +21,7 @@ __all__ = ["CASES", "AdapterError", "CaseResult", "Handle", "Matrix", "Result", 
 def __getattr__(name: str) -> Any:
     # pytest is needed by those alone who write tests.
     if name == "StoreContract":
-        from memkit.conformance.contract import StoreContract
+        from memkit.conformance.pytest_suite import StoreContract
 
         return StoreContract
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from memkit.conformance.bench import Bench
+    from memkit.conformance.environment import Bench
 
 Question = Callable[["Bench"], str | None]
 """Raises Forgot or NotAsked; what it returns is a remark on a store that passed."""

@@ -19,13 +19,13 @@ from typing import IO, Any, Literal
 import redis
 
 from memkit.conformance.adapter import AdapterError, Handle, StoreAdapter, checked_handle, one_line, search_path
-from memkit.conformance.bench import TTL_S, Bench
 from memkit.conformance.case import Case, Forgot, NotAsked, Stalled
-from memkit.conformance.cases import CASES
+from memkit.conformance.cases.all_cases import CASES
+from memkit.conformance.environment import TTL_S, Bench
 from memkit.conformance.report import to_html, to_text
-from memkit.conformance.talk import Talk
+from memkit.conformance.trial import Talk
 from memkit.errors import MemkitError, ServerError, ServerNotFound
-from memkit.server import READY_WITHIN_S
+from memkit.server.launcher import READY_WITHIN_S
 
 CASE_LIMIT_S = 20.0
 FIRST_LIMIT_S = 10.0

@@ -12,7 +12,7 @@ import threading
 from dataclasses import asdict
 
 from memkit.conformance.adapter import load
-from memkit.conformance.cases import CASES
+from memkit.conformance.cases.all_cases import CASES
 from memkit.conformance.runner import ask_all
 from memkit.errors import MemkitError
 

@@ -27,10 +27,10 @@ from memkit.formats import (
     openai_agents,
     redisvl,
 )
-from memkit.formats.dialogue import Dialogue
-from memkit.formats.documents import wrong_kind
-from memkit.formats.elements import votes
 from memkit.formats.model import Format, Hit, Item, Known, Raw
+from memkit.formats.parsing.dialogue_checks import Dialogue
+from memkit.formats.parsing.documents import wrong_kind
+from memkit.formats.parsing.list_elements import votes
 
 FORMATS: tuple[Format, ...] = cast(
     "tuple[Format, ...]",

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from memkit.formats.chat import Columns, answered, call_parts, calls, columns, dumped, flatten
-from memkit.formats.elements import turns, votes
 from memkit.formats.model import (
     Hit,
     Item,
@@ -21,7 +19,9 @@ from memkit.formats.model import (
     split,
     text_or_none,
 )
-from memkit.formats.shapes import missing
+from memkit.formats.parsing.chat import Columns, answered, call_parts, calls, columns, dumped, flatten
+from memkit.formats.parsing.element_shapes import missing
+from memkit.formats.parsing.list_elements import turns, votes
 
 STORE = "ag2"
 SCANNED = False

@@ -11,8 +11,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from memkit.formats.chat import ROLES, Columns, columns, dumped, flatten, role_of
-from memkit.formats.elements import turns, votes
 from memkit.formats.model import (
     Hit,
     Item,
@@ -27,7 +25,9 @@ from memkit.formats.model import (
     to_bytes,
     to_name,
 )
-from memkit.formats.shapes import missing
+from memkit.formats.parsing.chat import ROLES, Columns, columns, dumped, flatten, role_of
+from memkit.formats.parsing.element_shapes import missing
+from memkit.formats.parsing.list_elements import turns, votes
 
 STORE = "agent-framework-redis"
 SCANNED = False

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from memkit.formats.chat import chat_turn
-from memkit.formats.documents import messages, misshapen, peek, read, salvage
 from memkit.formats.model import (
     Hit,
     Item,
@@ -27,7 +25,9 @@ from memkit.formats.model import (
     seconds,
     text_or_none,
 )
-from memkit.formats.shapes import kind_of, missing, missing_content
+from memkit.formats.parsing.chat import chat_turn
+from memkit.formats.parsing.documents import messages, misshapen, peek, read, salvage
+from memkit.formats.parsing.element_shapes import kind_of, missing, missing_content
 
 STORE = "agno"
 SCANNED = False

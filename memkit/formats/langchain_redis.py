@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from memkit.formats.documents import misshapen, peek, read
-from memkit.formats.langchain_message import typed_turn
 from memkit.formats.model import DOCUMENT_KINDS, Hit, Item, Known, Note, Problem, Raw, Turn, Want, seconds, text_or_none
-from memkit.formats.shapes import missing
+from memkit.formats.parsing.documents import misshapen, peek, read
+from memkit.formats.parsing.element_shapes import missing
+from memkit.formats.parsing.langchain_message import typed_turn
 
 STORE = "langchain-redis"
 SCANNED = True

@@ -11,10 +11,12 @@ import binascii
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from memkit.formats import msgpack
-from memkit.formats.bounded import Fault, Parsed
-from memkit.formats.documents import corrupt, misshapen, peek, read
-from memkit.formats.langgraph import (
+from memkit.formats.model import Hit, Item, Known, Problem, Raw, Want, a_dict, is_uuid, quoted
+from memkit.formats.parsing import msgpack
+from memkit.formats.parsing.bounded_json import Fault, Parsed
+from memkit.formats.parsing.documents import corrupt, misshapen, peek, read
+from memkit.formats.parsing.element_shapes import kind_of, missing
+from memkit.formats.parsing.langgraph_common import (
     message_items,
     missing_channels,
     missing_parents,
@@ -22,8 +24,6 @@ from memkit.formats.langgraph import (
     newer_schema,
     thread_of,
 )
-from memkit.formats.model import Hit, Item, Known, Problem, Raw, Want, a_dict, is_uuid, quoted
-from memkit.formats.shapes import kind_of, missing
 
 STORE = "langgraph-plainredis"
 SCANNED = True

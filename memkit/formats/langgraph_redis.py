@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from memkit.formats.documents import misshapen, peek, read
-from memkit.formats.langgraph import (
+from memkit.formats.model import DOCUMENT_KINDS, Hit, Item, Known, Note, Problem, Raw, Want, a_dict, quoted, to_name
+from memkit.formats.parsing.documents import misshapen, peek, read
+from memkit.formats.parsing.langgraph_common import (
     REDIS_KINDS,
     message_items,
     missing_channels,
@@ -22,7 +23,6 @@ from memkit.formats.langgraph import (
     thread_of,
     write_problems,
 )
-from memkit.formats.model import DOCUMENT_KINDS, Hit, Item, Known, Note, Problem, Raw, Want, a_dict, quoted, to_name
 
 STORE = "langgraph-redis"
 SCANNED = True

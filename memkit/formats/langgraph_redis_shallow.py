@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from memkit.formats.documents import misshapen, peek, read
-from memkit.formats.langgraph import (
+from memkit.formats.model import DOCUMENT_KINDS, Hit, Item, Known, Problem, Raw, Want, a_dict, quoted
+from memkit.formats.parsing.documents import misshapen, peek, read
+from memkit.formats.parsing.langgraph_common import (
     REDIS_KINDS,
     message_items,
     missing_channels,
@@ -18,7 +19,6 @@ from memkit.formats.langgraph import (
     thread_of,
     write_problems,
 )
-from memkit.formats.model import DOCUMENT_KINDS, Hit, Item, Known, Problem, Raw, Want, a_dict, quoted
 
 STORE = "langgraph-redis-shallow"
 SCANNED = True

@@ -1,4 +1,4 @@
-"""memkit's own MemoryStore: one LIST a session, a header and then what each call added; see ``memkit.session``."""
+"""memkit's own MemoryStore: one LIST a session, a header and then what each call added; see memkit.store.encoding."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from memkit.errors import DecodeError
-from memkit.formats.bounded import parse
-from memkit.formats.chat import chat_columns, chat_turn, dumped
-from memkit.formats.elements import BLOCK, Faults, parsed, plain_columns, votes
 from memkit.formats.model import Hit, Item, Known, Meant, Note, Problem, Raw, Run, Turn, Want, seconds, split, to_name
-from memkit.session import decode_header, is_header
-from memkit.store import vectors_key
+from memkit.formats.parsing.bounded_json import parse
+from memkit.formats.parsing.chat import chat_columns, chat_turn, dumped
+from memkit.formats.parsing.list_elements import BLOCK, Faults, parsed, plain_columns, votes
+from memkit.store.encoding import decode_header, is_header
+from memkit.store.store import vectors_key
 
 STORE = "memkit"
 SCANNED = False

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from servers import every_server
 
 from memkit.audit import audit
-from memkit.audit_wire import Wire
+from memkit.readonly import Wire
 from memkit.server import RedisServer
 
 

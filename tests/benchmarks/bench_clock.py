@@ -20,9 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from servers import every_server
 
-from memkit.clock import ServerClock
 from memkit.observe import observe_expiry
-from memkit.server import RedisServer, ServerBinary
+from memkit.server import RedisServer, ServerBinary, ServerClock
 
 TIMES = 101
 

@@ -196,13 +196,13 @@ def main() -> int:
     sys.path.insert(0, str(HERE.parents[1]))
     from servers import every_server
 
-    import memkit.server
+    import memkit.server.launcher
 
     met = True
     for name in options.server or ["redis-8.2", "redis-7.0", "valkey-9"]:
         binary = every_server()[name]
         for transport, port in (("unix socket", None), ("TCP", 0)):
-            with memkit.server.RedisServer(binary=binary.path if binary else None, port=port) as server:
+            with memkit.server.launcher.RedisServer(binary=binary.path if binary else None, port=port) as server:
                 print(f"{server.flavour} {server.version}, {transport}", flush=True)
                 with server.client() as client:
                     met &= store_against_redis(client)

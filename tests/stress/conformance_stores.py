@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from mutants import MUTANTS
 from right_stores import RIGHT
 
-from memkit.conformance.adapters.memkit_store import MemkitAdapter
-from memkit.conformance.cases import CASES
+from memkit.conformance.cases.all_cases import CASES
+from memkit.conformance.memkit_adapter import MemkitAdapter
 from memkit.conformance.runner import Result, ask_all
 from memkit.server import installed_servers
 

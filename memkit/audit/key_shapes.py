@@ -1,0 +1,171 @@
+"""Which keys are sessions, which are parts of one session, and which only stand beside them; by their names. Pure.
+
+Names alone, because a sampled audit reads no value; what the payloads of known stores say of themselves is
+``memkit.formats``' and is asked in a full audit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from memkit.audit.sampling import KeyFacts
+
+_BESIDE = """
+lock locks mutex lease semaphore cache cached rate ratelimit limit limits limiter throttle counter counters
+count counts cnt hits seq typing presence online nonce csrf otp tmp temp queue job jobs stats metrics index idx
+indexes config settings version schema seen dedup dedupe idempotency heartbeat health flag flags pubsub token
+tokens
+"""
+BESIDE = frozenset(_BESIDE.split())
+"""Words in a key's name that say it is not a session: its TTL is its own affair."""
+
+_DELIMITER = re.compile(r"([:/|#])")
+_WORD = re.compile(r"[A-Za-z_-]{2,24}")
+_KINDS_WITH_CONTENT = frozenset(("list", "hash", "string", "stream", "zset", "set", "ReJSON-RL"))
+
+
+class Member(NamedTuple):
+    """A key with the session it belongs to and the part it plays there (its name without the id)."""
+
+    facts: KeyFacts
+    session: str
+    part: str
+
+
+@dataclass
+class Group:
+    """Keys of one shape and type, such as ``chat:*:messages``, a list."""
+
+    part: str
+    kind: str
+    members: list[Member] = field(default_factory=list)
+
+    @property
+    def keys(self) -> list[KeyFacts]:
+        """The facts of the keys."""
+        return [member.facts for member in self.members]
+
+    @property
+    def beside(self) -> bool:
+        """Whether the name says that these are locks, caches, counters or the like."""
+        return any(word.lower() in BESIDE for word in re.split(r"[^A-Za-z]+", self.part))
+
+
+def groups_of(keys: Sequence[KeyFacts], prefix: str) -> list[Group]:
+    """Return the keys under a literal prefix in groups of one shape and type, the largest first."""
+    found: dict[tuple[str, str], Group] = {}
+    split: list[tuple[KeyFacts, list[str]]] = []
+    for facts in keys:
+        name = _name(facts.key, prefix)
+        if _DELIMITER.search(name) or name.lower() in BESIDE:
+            split.append((facts, _DELIMITER.split(name)))
+        else:
+            _put(found, facts, name, "*")
+    constants = _constants([tokens for _, tokens in split])
+    for facts, tokens in split:
+        _put(found, facts, *_session_and_part(tokens, constants))
+    return sorted(found.values(), key=lambda group: -len(group.members))
+
+
+def _put(found: dict[tuple[str, str], Group], facts: KeyFacts, session: str, part: str) -> None:
+    group = found.get((part, facts.kind))
+    if group is None:
+        group = found[part, facts.kind] = Group(part, facts.kind)
+    group.members.append(Member(facts, session, part))
+
+
+def _name(key: bytes, prefix: str) -> str:
+    name = key.decode("utf-8", "surrogateescape")
+    return (name.replace("{", "").replace("}", "") if "{" in name else name).removeprefix(prefix)
+
+
+def _constants(names: Iterable[Sequence[str]]) -> set[tuple[int, int, str]]:
+    """Return the tokens that stand in many names at the same place: words of the layout, not ids."""
+    counts: Counter[tuple[int, int, str]] = Counter()
+    places: Counter[tuple[int, int]] = Counter()
+    for tokens in names:
+        for at, token in enumerate(tokens):
+            counts[len(tokens), at, token] += 1
+            places[len(tokens), at] += 1
+    words: defaultdict[tuple[int, int], list[tuple[int, int, str]]] = defaultdict(list)
+    for (length, at, token), count in counts.items():
+        often = count >= 3 and count >= 0.02 * places[length, at]
+        if _WORD.fullmatch(token) and (often or token.lower() in BESIDE):
+            words[length, at].append((length, at, token))
+    # Many different words in one place are ids after all (user names).
+    return {one for found in words.values() if len(found) <= 8 for one in found}
+
+
+def _session_and_part(tokens: Sequence[str], constants: set[tuple[int, int, str]]) -> tuple[str, str]:
+    """Return the id (all that varies: a user's sessions are several) and the name with what varies as ``*``."""
+    ids, shown = [], []
+    for at, token in enumerate(tokens):
+        fixed = at % 2 == 1 or (len(tokens), at, token) in constants
+        if not fixed:
+            ids.append(token)
+        shown.append(token if fixed else "*")
+    return ":".join(ids), "".join(shown)
+
+
+def sessions_of(groups: Iterable[Group]) -> Iterator[list[Member]]:
+    """Yield the keys of each session that has more than one."""
+    by_session: defaultdict[str, list[Member]] = defaultdict(list)
+    groups = list(groups)
+    if len(groups) == 1:
+        return iter(())  # an id is all that varies in a name, so no two keys of one shape have the same
+    for group in groups:
+        for member in group.members:
+            if member.session:
+                by_session[member.session].append(member)
+    return (members for members in by_session.values() if len(members) > 1)
+
+
+def by_prefix(keys: Iterable[KeyFacts]) -> dict[str, list[KeyFacts]]:
+    """Return keys by the literal beginning they share with others: up to the id, at most three words deep."""
+    found: dict[str, list[KeyFacts]] = {}
+    _deepen("", [(_DELIMITER.split(one.key.decode("utf-8", "surrogateescape")), one) for one in keys], 0, found)
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+
+
+def _deepen(
+    prefix: str, split: Sequence[tuple[list[str], KeyFacts]], depth: int, found: dict[str, list[KeyFacts]]
+) -> None:
+    heads: defaultdict[str, list[tuple[list[str], KeyFacts]]] = defaultdict(list)
+    for tokens, one in split:
+        head = "".join(tokens[:2]) if len(tokens) > 2 and (depth == 0 or _WORD.fullmatch(tokens[0])) else ""
+        heads[head].append((tokens, one))
+    for head, inside in heads.items():
+        if head and depth < 3 and (depth == 0 or len(inside) >= max(3, 0.02 * len(split))):
+            _deepen(prefix + head, [(tokens[2:], one) for tokens, one in inside], depth + 1, found)
+        else:
+            found.setdefault(prefix, []).extend(one for _, one in inside)
+
+
+def is_content(facts: KeyFacts) -> bool:
+    """Whether a key's type can hold a dialogue."""
+    return facts.kind in _KINDS_WITH_CONTENT
+
+
+def alike(expected: str, seen: str) -> bool:
+    """Whether two prefixes may be one, written differently: case, separators, plural, an environment before it."""
+    one, other = (re.sub(r"[^a-z0-9]", "", text.lower()) for text in (expected, seen))
+    if not one or not other:
+        return False
+    if one in other or (other in one and len(other) >= 3):
+        return True
+    return _edits(one, other) <= max(1, len(one) // 4)
+
+
+def _edits(one: str, other: str) -> int:
+    """Return the Levenshtein distance."""
+    before = list(range(len(other) + 1))
+    for row, char in enumerate(one, 1):
+        now = [row]
+        for column, against in enumerate(other, 1):
+            now.append(min(before[column] + 1, now[-1] + 1, before[column - 1] + (char != against)))
+        before = now
+    return before[-1]

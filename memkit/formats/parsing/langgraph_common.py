@@ -1,0 +1,131 @@
+"""What the three LangGraph savers share: names of keys, the state's messages, chains of checkpoints."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any, NamedTuple
+
+from memkit.formats.model import DOCUMENT_KINDS, Item, Known, Note, Problem, Raw, Turn, a_dict, one_of
+from memkit.formats.parsing.chat import chat_turn
+from memkit.formats.parsing.documents import messages, misshapen, read
+from memkit.formats.parsing.element_shapes import TYPES, missing, missing_content
+from memkit.formats.parsing.langchain_message import constructed_turn, is_constructed, message_turn
+
+KNOWN_VERSION = 4
+REDIS_KINDS = ("checkpoint", "checkpoint_write", "checkpoint_latest", "write_keys_zset", "write_registry")
+"""The kinds of keys of langgraph-checkpoint-redis' full saver and of its shallow one."""
+_SAID = 5
+
+
+class Pieces(NamedTuple):
+    """A key's name taken apart: what stands before the kind, the kind, and what follows it."""
+
+    prefix: str
+    kind: str
+    rest: str
+
+
+def name_parts(name: str, kinds: tuple[str, ...]) -> Pieces | None:
+    """Return the pieces of a key's name, or None when it is of none of these kinds.
+
+    The first word that is a kind is the key's: a thread may be called ``checkpoint:1``.
+    """
+    found = _kinds(kinds).match(name)
+    return Pieces(found[1], found[2], found[3]) if found else None
+
+
+@cache
+def _kinds(kinds: tuple[str, ...]) -> re.Pattern[str]:
+    # A prefix ends with one of these marks, so that "checkpoint" is not found inside "my_checkpoint".
+    return re.compile(rf"((?:.*?[:/|{{}}.])??)({'|'.join(sorted(kinds, key=len, reverse=True))}):(.*)", re.DOTALL)
+
+
+# A subgraph's namespace: ``node:task``, several joined by ``|``; the task is a UUID.
+_SUBGRAPH = r"[^:|]+:[0-9a-fA-F-]{36}(?:\|[^:|]+:[0-9a-fA-F-]{36})*"
+
+
+def thread_of(rest: str, root: str, wanted: str | None) -> str | None:
+    """Return the thread of ``<thread>:<namespace>[:…]``; both may hold colons, so the namespace must look like one.
+
+    ``root`` is how the graph's own namespace is written; ``wanted`` is the thread that is looked for, if any.
+    """
+    if wanted:
+        fits = rest.startswith(f"{wanted}:") and _after(root).match(rest, len(wanted))
+        return wanted if fits else None
+    found = [at.start() for at in _after(root).finditer(rest) if at.start()]
+    return rest[: found[-1]] if found else None
+
+
+@cache
+def _after(root: str) -> re.Pattern[str]:
+    return re.compile(rf":(?={re.escape(root)}(?::|$)|{_SUBGRAPH}(?::|$))")
+
+
+def message_items(channels: Mapping[str, Any], key: str) -> Iterator[Item]:
+    """Yield the messages of a graph's state: channel ``messages``, else the first that holds some."""
+    for name in sorted(channels, key=lambda channel: channel != "messages"):
+        value = channels[name]
+        if name == "__start__" and isinstance(value, dict):
+            value = value.get("messages")  # the very first checkpoint: the input, not yet taken up
+        if isinstance(value, list) and _are_messages(value, name):
+            yield from messages(value, key, _turn)
+            return
+    yield Note("no channel of the graph's state holds messages")
+
+
+def _are_messages(entries: list[Any], channel: str) -> bool:
+    """Return whether a channel holds messages; in the one of that name some may be damaged."""
+    judged = [_is_message(entry) or entry == {} for entry in entries]
+    return any(judged) if channel in ("messages", "__start__") else bool(judged) and all(judged)
+
+
+def _is_message(entry: Any) -> bool:
+    return is_constructed(entry) or (isinstance(entry, dict) and (one_of(entry.get("type"), TYPES) or "role" in entry))
+
+
+def _turn(entry: dict[str, Any], key: str) -> Turn | str:
+    if is_constructed(entry):
+        return constructed_turn(entry, key)
+    typed = one_of(entry.get("type"), TYPES)
+    lacks = missing(entry, ("type" if typed else "role",)) or missing_content(entry)
+    return lacks or (message_turn(entry["type"], entry, key) if typed else chat_turn(entry, key))
+
+
+def missing_channels(document: Mapping[str, Any]) -> str | None:
+    """Return what a document lacks to be a checkpoint."""
+    fields = a_dict(document.get("checkpoint"))
+    if any(isinstance(fields.get(field), dict) for field in ("channel_values", "channel_versions")):
+        return None
+    return missing(document, ("checkpoint",), kind=dict) or "its checkpoint has no channel_values"
+
+
+def missing_parents(known: Known, parents: Mapping[str, str]) -> Iterator[Problem]:
+    """Yield a problem for each checkpoint whose parent is gone; ``parents`` gives the parent's id by key.
+
+    A checkpoint's id ends its key, so that one which is there and cannot be read is not taken for gone.
+    """
+    there = {name.rpartition(":")[2] for name, raw in known.keys.items() if raw and raw.kind in DOCUMENT_KINDS}
+    lost = [name for name, parent in parents.items() if parent and parent not in there]
+    for name in lost[:_SAID]:
+        yield Problem("gap", name, "this checkpoint's parent is gone: the thread cannot be rewound past it")
+    if len(lost) > _SAID:
+        yield Problem("gap", lost[_SAID], f"… and {len(lost) - _SAID} more checkpoints whose parents are gone")
+
+
+def newer_schema(checkpoint: Mapping[str, Any], key: str) -> Iterator[Problem]:
+    """Yield a problem for a checkpoint in a version of LangGraph's format that is not known here."""
+    version = checkpoint.get("v")
+    if isinstance(version, int) and version > KNOWN_VERSION:
+        says = f"the checkpoint's format has version {version}, and those up to {KNOWN_VERSION} are known here"
+        yield Problem("unknown_schema", key, says)
+
+
+def write_problems(raw: Raw) -> Iterator[Problem]:
+    """Yield what is wrong with a pending write's document."""
+    document, problems = read(raw)
+    yield from problems
+    lacks = None if document is None else missing(document, ("channel",))
+    if lacks:
+        yield misshapen(raw.name, lacks)

@@ -1,0 +1,39 @@
+"""Notebooks: ``%load_ext memkit``, ``memkit lab``, triage, the demo incident, the TTL semantics cases."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memkit.notebook.extension import InlineTestsFailed as InlineTestsFailed
+    from memkit.notebook.extension import Running as Running
+    from memkit.notebook.extension import Status as Status
+    from memkit.notebook.extension import TimeLeft as TimeLeft
+    from memkit.notebook.extension import incident as incident
+    from memkit.notebook.extension import incident_server as incident_server
+    from memkit.notebook.extension import is_demo as is_demo
+    from memkit.notebook.extension import server as server
+    from memkit.notebook.extension import server_with_expire_options as server_with_expire_options
+    from memkit.notebook.extension import url as url
+
+__all__ = [
+    "InlineTestsFailed",
+    "Running",
+    "Status",
+    "TimeLeft",
+    "incident",
+    "incident_server",
+    "is_demo",
+    "server",
+    "server_with_expire_options",
+    "url",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # `memkit lab` needs neither IPython nor pytest.
+    if name in __all__:
+        from memkit.notebook import extension
+
+        return getattr(extension, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

