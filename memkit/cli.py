@@ -306,7 +306,8 @@ def _triage(given: argparse.Namespace) -> int:
 
 def _conformance(given: argparse.Namespace) -> int:
     from memkit.conformance.cases.all_cases import CASES
-    from memkit.conformance.runner import CaseResult, run
+    from memkit.conformance.result import CaseResult
+    from memkit.conformance.runner import run
 
     asked = 0
     with _progress("cases asked") as progress:

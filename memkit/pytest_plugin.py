@@ -14,9 +14,10 @@ from typing import Any, cast
 import pytest
 import redis
 
-from memkit.connect import NAME, connect, redact
+from memkit.connect import connect, redact
 from memkit.errors import MemkitError, ServerNotFound
 from memkit.server.clock import ServerClock
+from memkit.server.guard import NAME
 from memkit.server.launcher import RedisServer
 from memkit.server.sandbox import Sandbox
 from memkit.store.store import AsyncMemoryStore, MemoryStore

@@ -5,6 +5,10 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
+from datetime import UTC, datetime
+from math import ceil
+
+from memkit.policy import human
 
 SHOWN_CHARS = 2_000
 # Controls, format characters (bidi overrides, invisible tags), surrogates, private use and unassigned. Joiners stay: an
@@ -50,3 +54,22 @@ def _columns(char: str) -> int:
     if unicodedata.combining(char) or unicodedata.category(char) in ("Mn", "Me", "Cf"):
         return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def utc_text(at: datetime, *, up: bool = False) -> str:
+    """Return a time as ``2026-11-22T02:17:03Z``; an upper bound is rounded up, so that it stays one."""
+    whole = datetime.fromtimestamp(ceil(at.timestamp()) if up else int(at.timestamp()), UTC)
+    return whole.isoformat().replace("+00:00", "Z")
+
+
+def span(ms: float | None) -> str:
+    """Return a TTL for people: exact where it is round, else to three digits."""
+    if ms is None:
+        return "no TTL"
+    text = human(round(ms, -3) if ms >= 10_000 and abs(ms - round(ms, -3)) < 400 else ms)
+    if len(text) <= 4:
+        return text
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)):
+        if ms >= size * 1.5:
+            return f"{ms / size:.3g}{unit}"
+    return f"{ms:.0f}ms"

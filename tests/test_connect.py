@@ -7,9 +7,10 @@ import pytest
 import redis
 
 from memkit import Sandbox, connect
-from memkit.connect import guard_write, place, redact, started_by_memkit
+from memkit.connect import place, redact
 from memkit.errors import MemkitError, ProductionGuardError, ServerError
 from memkit.server import find_server, free_port
+from memkit.server.guard import guard_write, started_by_memkit
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from test_connect import bare_server
 
-from memkit.connect import guard_write
+from memkit.server.guard import guard_write
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

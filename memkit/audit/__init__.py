@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from memkit.audit.expectations import Expectation, parse_expectation, read_expectations
-from memkit.audit.report import AuditReport, Finding
+from memkit.audit.finding import Finding
+from memkit.audit.report import AuditReport
 from memkit.audit.run import acl_rule, audit
 
 __all__ = ["AuditReport", "Expectation", "Finding", "acl_rule", "audit", "parse_expectation", "read_expectations"]

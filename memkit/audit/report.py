@@ -7,95 +7,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from math import ceil
 from typing import TYPE_CHECKING, Any
 
+from memkit.audit.finding import Finding, Seen, Verdict
 from memkit.audit.sampling import KeyFacts
-from memkit.policy import human
+from memkit.render import span, utc_text
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SEVERITIES = {
-    "ttl_too_short": "critical",
-    "unit_mistake": "critical",
-    "mixed_ttl": "critical",
-    "not_refreshed": "critical",
-    "evicted": "critical",
-    "deleted": "critical",
-    "dangling": "critical",
-    "corrupt": "critical",
-    "wrong_prefix": "critical",
-    "no_ttl": "warning",
-    "ttl_too_long": "warning",
-    "eviction_risk": "warning",
-    "persistence_risk": "warning",
-    "clock_skew": "warning",
-    "no_data": "info",
-}
-RANK = {"critical": 0, "warning": 1, "info": 2}
-SURE = {"proven": 0, "likely": 1, "possible": 2}
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One cause that shortens (or needlessly prolongs) lives, with what shows it and what to type next.
-
-    ``keys`` of ``sampled`` keys looked at are hurt; ``prefix`` None: the whole server. TTLs in seconds. ``since`` is
-    on the server's clock; ``since_is``: ``"exact"``, ``"lower bound"`` (it happened no earlier), ``"upper bound"``.
-    ``confidence``: ``"proven"``, ``"likely"`` or ``"possible"``.
-    """
-
-    cause: str
-    prefix: str | None
-    keys: int
-    sampled: int
-    sentence: str
-    confidence: str
-    expected_ttl_s: float | None = None
-    observed_ttl_s: float | None = None
-    since: datetime | None = None
-    since_is: str | None = None
-    evidence: tuple[str, ...] = ()
-    next: str = ""
-
-    @property
-    def severity(self) -> str:
-        """``"critical"`` (memory is being lost), ``"warning"`` (it will be, or grows for ever) or ``"info"``."""
-        return SEVERITIES[self.cause]
-
-    @property
-    def order(self) -> tuple[int, int, int, int]:
-        """Sorts the one that matters most first."""
-        return RANK[self.severity], -self.keys, SURE[self.confidence], list(SEVERITIES).index(self.cause)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the finding as ``audit --json`` shows it."""
-        return {
-            "cause": self.cause,
-            "severity": self.severity,
-            "prefix": self.prefix,
-            "keys": self.keys,
-            "sampled": self.sampled,
-            "expected_ttl_s": _plain(self.expected_ttl_s),
-            "observed_ttl_s": _plain(self.observed_ttl_s),
-            "since": None if self.since is None else utc_text(self.since, up=self.since_is == "upper bound"),
-            "since_is": self.since_is,
-            "confidence": self.confidence,
-            "says": self.sentence,
-            "evidence": list(self.evidence),
-            "next": self.next,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The one sentence: the most severe finding, or that all is well."""
-
-    cause: str
-    sentence: str
-    prefix: str | None
-    confidence: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,18 +39,6 @@ class Proof:
             "evicted_during_audit": self.evicted_during_audit,
             "seconds": round(self.seconds, 2),
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What lives under one prefix: how many keys, of which types, and the TTL they seem to be given."""
-
-    prefix: str
-    keys: int
-    kinds: str
-    immortal: int
-    ttl_s: float | None
-    says: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,36 +175,6 @@ def _cells(finding: Finding) -> tuple[str, str, str, str]:
     return finding.severity, finding.cause, html.escape(scope), _html(finding)
 
 
-def verdict_of(findings: Sequence[Finding], healthy: str, *, looked: int) -> Verdict:
-    """Return the most severe finding's verdict; where no key was there to look at, a mere risk is not the verdict."""
-    first = findings[0] if findings else None
-    empty = next((finding for finding in findings if finding.cause == "no_data"), None)
-    if empty and not looked and first and first.severity != "critical":
-        first = empty
-    if first is None:
-        return Verdict("healthy", healthy, None, "proven")
-    return Verdict(first.cause, first.sentence, first.prefix, first.confidence)
-
-
-def utc_text(at: datetime, *, up: bool = False) -> str:
-    """Return a time as ``2026-11-22T02:17:03Z``; an upper bound is rounded up, so that it stays one."""
-    whole = datetime.fromtimestamp(ceil(at.timestamp()) if up else int(at.timestamp()), UTC)
-    return whole.isoformat().replace("+00:00", "Z")
-
-
-def span(ms: float | None) -> str:
-    """Return a TTL for people: exact where it is round, else to three digits."""
-    if ms is None:
-        return "no TTL"
-    text = human(round(ms, -3) if ms >= 10_000 and abs(ms - round(ms, -3)) < 400 else ms)
-    if len(text) <= 4:
-        return text
-    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)):
-        if ms >= size * 1.5:
-            return f"{ms / size:.3g}{unit}"
-    return f"{ms:.0f}ms"
-
-
 def _rows(finding: Finding) -> list[tuple[str, str]]:
     rows = [("what", finding.sentence)]
     expected, observed = (
@@ -325,9 +202,3 @@ def _painted(text: str, severity: str, *, color: bool) -> str:
 def _shown(text: str) -> str:
     """Return text that no terminal acts on: names of keys are anybody's."""
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
-
-
-def _plain(seconds: float | None) -> float | int | None:
-    if seconds is None:
-        return None
-    return int(seconds) if seconds == int(seconds) else round(seconds, 3)

@@ -19,7 +19,8 @@ from memkit.audit.checks.server import server_findings, skewed_ttl
 from memkit.audit.checks.ttl import diagnose, seen_under
 from memkit.audit.checks.ttl_inference import Server
 from memkit.audit.expectations import Expect, Expectation, expectations, parse_expectation, read_expectations
-from memkit.audit.report import AuditReport, Finding, Proof, Seen, verdict_of
+from memkit.audit.finding import Finding, Seen, verdict_of
+from memkit.audit.report import AuditReport, Proof
 from memkit.audit.sampling import ENOUGH_OF_A_PATTERN, KeyFacts, Progress, Sample, Sampler
 from memkit.audit.server_info import FLUSHES, Evidence, counters, in_cluster, look
 from memkit.connect import AnyClient, connect, place, redact

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from memkit.conformance.adapter import AdapterError, Handle, StoreAdapter
 from memkit.conformance.cases.all_cases import CASES
 from memkit.conformance.matrix import Matrix
-from memkit.conformance.runner import CaseResult, Result, run
+from memkit.conformance.result import CaseResult, Result
+from memkit.conformance.runner import run
 
 if TYPE_CHECKING:
     from memkit.conformance.pytest_suite import StoreContract as StoreContract

@@ -13,18 +13,6 @@ Question = Callable[["Bench"], str | None]
 """Raises Forgot or NotAsked; what it returns is a remark on a store that passed."""
 
 
-class Forgot(Exception):
-    """The store gave a wrong answer; the text says what was seen."""
-
-
-class NotAsked(Exception):
-    """The store says, or the server cannot show, what this case asks for; the text is the reason."""
-
-
-class Stalled(Exception):
-    """The machine stood still at the wrong moment, so what was seen proves nothing; ask again."""
-
-
 @dataclass(frozen=True, slots=True)
 class Case:
     """One question: ``name``, ``meaning`` (a sentence), ``why`` a failure loses memory, the usual ``fix``."""

@@ -13,7 +13,7 @@ from typing import Self
 import redis
 
 from memkit.conformance.adapter import Handle, Messages, StoreAdapter, checked_handle, one_line
-from memkit.conformance.case import NotAsked
+from memkit.conformance.outcomes import NotAsked
 from memkit.errors import ServerError
 from memkit.server.clock import ServerClock
 from memkit.server.launcher import RedisServer

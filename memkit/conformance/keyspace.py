@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import redis
 
-from memkit.conformance.case import Forgot
 from memkit.conformance.environment import Bench, Key
+from memkit.conformance.outcomes import Forgot
 from memkit.conformance.trial import Talk
 
 WARM_UP_SESSIONS = 3

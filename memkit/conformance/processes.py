@@ -15,8 +15,8 @@ from functools import partial
 from typing import Any
 
 from memkit.conformance.adapter import one_line
-from memkit.conformance.case import NotAsked
 from memkit.conformance.environment import Bench
+from memkit.conformance.outcomes import NotAsked
 
 LIMIT_S = 10.0
 LONGEST_S = 120.0

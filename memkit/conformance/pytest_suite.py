@@ -12,8 +12,8 @@ from memkit.conformance.adapter import AdapterError, StoreAdapter, checked, load
 from memkit.conformance.case import Case
 from memkit.conformance.cases.all_cases import CASES
 from memkit.conformance.environment import Bench
-from memkit.conformance.report import failure_text
-from memkit.conformance.runner import CASE_LIMIT_S, CaseResult, ask, first_contact
+from memkit.conformance.result import CaseResult, failure_text
+from memkit.conformance.runner import CASE_LIMIT_S, ask, first_contact
 from memkit.errors import ServerNotFound
 
 

@@ -13,16 +13,16 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import redis
 
 from memkit.conformance.adapter import AdapterError, Handle, StoreAdapter, checked_handle, one_line, search_path
-from memkit.conformance.case import Case, Forgot, NotAsked, Stalled
+from memkit.conformance.case import Case
 from memkit.conformance.cases.all_cases import CASES
 from memkit.conformance.environment import TTL_S, Bench
-from memkit.conformance.report import to_html, to_text
+from memkit.conformance.outcomes import Forgot, NotAsked, Stalled
+from memkit.conformance.result import CaseResult, Outcome, Result
 from memkit.conformance.trial import Talk
 from memkit.errors import MemkitError, ServerError, ServerNotFound
 from memkit.server.launcher import READY_WITHIN_S
@@ -45,69 +45,6 @@ TRIES = 3
 
 class Hung(Exception):
     """The store was still at it when its time was over."""
-
-
-Outcome = Literal["passed", "failed", "skipped"]
-
-
-@dataclass(frozen=True, slots=True)
-class CaseResult:
-    """How a store answered one case; ``says`` is what was seen, the reason of a skip, or a remark."""
-
-    name: str
-    outcome: Outcome
-    says: str
-    meaning: str
-    why: str
-    fix: str
-    took_s: float
-    hung: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """How a store answered the suite; ``server`` is the server it was asked on, in words."""
-
-    store: str
-    server: str
-    cases: tuple[CaseResult, ...]
-    took_s: float = field(default=0.0)
-
-    def count(self, outcome: Outcome) -> int:
-        """Return how many cases ended so."""
-        return sum(case.outcome == outcome for case in self.cases)
-
-    @property
-    def exit_code(self) -> int:
-        """0: nothing failed; 1: something did."""
-        return int(self.count("failed") > 0)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON types: schema, store, passed, failed, skipped, cases, and what it ran on."""
-        counts = {outcome: self.count(outcome) for outcome in ("passed", "failed", "skipped")}
-        cases = [{name: value for name, value in asdict(case).items() if name != "hung"} for case in self.cases]
-        return {
-            "schema": 1,
-            "store": self.store,
-            **counts,
-            "cases": cases,
-            "server": self.server,
-            "took_s": self.took_s,
-        }
-
-    def to_json(self) -> str:
-        """Return to_dict() as text."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
-
-    def to_text(self, *, color: bool = False) -> str:
-        """Return the result in pytest's form; see report.to_text."""
-        return to_text(self, color=color)
-
-    def __repr__(self) -> str:
-        return to_text(self)
-
-    def _repr_html_(self) -> str:
-        return to_html(self)
 
 
 def limited(work: Callable[[], object], limit_s: float) -> BaseException | None:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import partial
 
 from memkit.conformance.adapter import Handle, Messages, one_line
-from memkit.conformance.case import Forgot, Stalled
 from memkit.conformance.environment import MARGIN_S, TTL_S, Bench, messages_of
+from memkit.conformance.outcomes import Forgot, Stalled
 
 LONG_TEXT = "a pasted document " * 20_000
 CLOCK_STEP_S = 0.05

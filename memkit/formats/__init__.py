@@ -27,10 +27,11 @@ from memkit.formats import (
     openai_agents,
     redisvl,
 )
-from memkit.formats.model import Format, Hit, Item, Known, Raw
+from memkit.formats.model import Format, Hit, Item, Known
 from memkit.formats.parsing.dialogue_checks import Dialogue
 from memkit.formats.parsing.documents import wrong_kind
 from memkit.formats.parsing.list_elements import votes
+from memkit.readonly.values import Raw
 
 FORMATS: tuple[Format, ...] = cast(
     "tuple[Format, ...]",

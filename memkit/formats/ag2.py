@@ -5,23 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from memkit.formats.model import (
-    Hit,
-    Item,
-    Known,
-    Raw,
-    Tool,
-    Turn,
-    Want,
-    a_dict,
-    many_seconds,
-    seconds,
-    split,
-    text_or_none,
-)
+from memkit.formats.model import Hit, Item, Known, Tool, Turn, a_dict, many_seconds, seconds, split, text_or_none
 from memkit.formats.parsing.chat import Columns, answered, call_parts, calls, columns, dumped, flatten
 from memkit.formats.parsing.element_shapes import missing
 from memkit.formats.parsing.list_elements import turns, votes
+from memkit.readonly.values import Raw, Want
 
 STORE = "ag2"
 SCANNED = False

@@ -11,23 +11,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from memkit.formats.model import (
-    Hit,
-    Item,
-    Known,
-    Problem,
-    Raw,
-    Tool,
-    Turn,
-    Want,
-    a_list,
-    text_or_none,
-    to_bytes,
-    to_name,
-)
+from memkit.formats.model import Hit, Item, Known, Problem, Tool, Turn, a_list, text_or_none
 from memkit.formats.parsing.chat import ROLES, Columns, columns, dumped, flatten, role_of
 from memkit.formats.parsing.element_shapes import missing
 from memkit.formats.parsing.list_elements import turns, votes
+from memkit.readonly.values import Raw, Want, to_bytes, to_name
 
 STORE = "agent-framework-redis"
 SCANNED = False

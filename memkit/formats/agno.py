@@ -10,24 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from memkit.formats.model import (
-    Hit,
-    Item,
-    Known,
-    Problem,
-    Raw,
-    Turn,
-    Want,
-    a_dict,
-    a_list,
-    is_uuid,
-    quoted,
-    seconds,
-    text_or_none,
-)
+from memkit.formats.model import Hit, Item, Known, Problem, Turn, a_dict, a_list, is_uuid, quoted, seconds, text_or_none
 from memkit.formats.parsing.chat import chat_turn
 from memkit.formats.parsing.documents import messages, misshapen, peek, read, salvage
 from memkit.formats.parsing.element_shapes import kind_of, missing, missing_content
+from memkit.readonly.values import Raw, Want
 
 STORE = "agno"
 SCANNED = False

@@ -12,7 +12,7 @@ from importlib import resources
 from typing import Any
 
 from memkit.errors import DecodeError, MemkitError
-from memkit.formats.model import JSON_KIND, Raw, to_bytes
+from memkit.readonly.values import JSON_KIND, Raw, to_bytes
 
 
 @cache

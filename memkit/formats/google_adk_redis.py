@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from memkit.formats.model import Hit, Item, Known, Raw, Tool, Turn, Want, a_dict, a_list, seconds, text_or_none
+from memkit.formats.model import Hit, Item, Known, Tool, Turn, a_dict, a_list, seconds, text_or_none
 from memkit.formats.parsing.chat import dumped, flatten, role_of
 from memkit.formats.parsing.documents import messages, misshapen, peek, read_or_salvage
 from memkit.formats.parsing.element_shapes import kind_of, missing
+from memkit.readonly.values import Raw, Want
 
 STORE = "google-adk-redis"
 SCANNED = False

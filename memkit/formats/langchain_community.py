@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator
 from itertools import repeat
 from typing import Any
 
-from memkit.formats.model import Hit, Item, Known, Raw, Want, split
+from memkit.formats.model import Hit, Item, Known, split
 from memkit.formats.parsing.chat import Columns, columns, roles_of
 from memkit.formats.parsing.langchain_message import tools_of, typed_turn
 from memkit.formats.parsing.list_elements import turns, votes
+from memkit.readonly.values import Raw, Want
 
 STORE = "langchain-community"
 SCANNED = False

@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from memkit.formats.model import DOCUMENT_KINDS, Hit, Item, Known, Note, Problem, Raw, Turn, Want, seconds, text_or_none
+from memkit.formats.model import Hit, Item, Known, Note, Problem, Turn, seconds, text_or_none
 from memkit.formats.parsing.documents import misshapen, peek, read
 from memkit.formats.parsing.element_shapes import missing
 from memkit.formats.parsing.langchain_message import typed_turn
+from memkit.readonly.values import DOCUMENT_KINDS, Raw, Want
 
 STORE = "langchain-redis"
 SCANNED = True

@@ -11,7 +11,7 @@ import binascii
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from memkit.formats.model import Hit, Item, Known, Problem, Raw, Want, a_dict, is_uuid, quoted
+from memkit.formats.model import Hit, Item, Known, Problem, a_dict, is_uuid, quoted
 from memkit.formats.parsing import msgpack
 from memkit.formats.parsing.bounded_json import Fault, Parsed
 from memkit.formats.parsing.documents import corrupt, misshapen, peek, read
@@ -24,6 +24,7 @@ from memkit.formats.parsing.langgraph_common import (
     newer_schema,
     thread_of,
 )
+from memkit.readonly.values import Raw, Want
 
 STORE = "langgraph-plainredis"
 SCANNED = True

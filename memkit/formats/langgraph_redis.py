@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from memkit.formats.model import DOCUMENT_KINDS, Hit, Item, Known, Note, Problem, Raw, Want, a_dict, quoted, to_name
+from memkit.formats.model import Hit, Item, Known, Note, Problem, a_dict, quoted
 from memkit.formats.parsing.documents import misshapen, peek, read
 from memkit.formats.parsing.langgraph_common import (
     REDIS_KINDS,
@@ -23,6 +23,7 @@ from memkit.formats.parsing.langgraph_common import (
     thread_of,
     write_problems,
 )
+from memkit.readonly.values import DOCUMENT_KINDS, Raw, Want, to_name
 
 STORE = "langgraph-redis"
 SCANNED = True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from memkit.formats.model import DOCUMENT_KINDS, Hit, Item, Known, Problem, Raw, Want, a_dict, quoted
+from memkit.formats.model import Hit, Item, Known, Problem, a_dict, quoted
 from memkit.formats.parsing.documents import misshapen, peek, read
 from memkit.formats.parsing.langgraph_common import (
     REDIS_KINDS,
@@ -19,6 +19,7 @@ from memkit.formats.parsing.langgraph_common import (
     thread_of,
     write_problems,
 )
+from memkit.readonly.values import DOCUMENT_KINDS, Raw, Want
 
 STORE = "langgraph-redis-shallow"
 SCANNED = True

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from memkit.formats.model import SEPARATORS, Hit, Item, Known, Raw, Tool, Turn, Want, a_dict, a_list
+from memkit.formats.model import SEPARATORS, Hit, Item, Known, Tool, Turn, a_dict, a_list
 from memkit.formats.parsing.chat import Columns, answered, calls, columns, flatten, role_of, roles_of
 from memkit.formats.parsing.element_shapes import missing, missing_content
 from memkit.formats.parsing.list_elements import turns, votes
+from memkit.readonly.values import Raw, Want
 
 STORE = "llama-index"
 SCANNED = False

@@ -8,10 +8,11 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from memkit.errors import DecodeError
-from memkit.formats.model import Hit, Item, Known, Meant, Note, Problem, Raw, Run, Turn, Want, seconds, split, to_name
+from memkit.formats.model import Hit, Item, Known, Meant, Note, Problem, Run, Turn, seconds, split
 from memkit.formats.parsing.bounded_json import parse
 from memkit.formats.parsing.chat import chat_columns, chat_turn, dumped
 from memkit.formats.parsing.list_elements import BLOCK, Faults, parsed, plain_columns, votes
+from memkit.readonly.values import Raw, Want, to_name
 from memkit.store.encoding import decode_header, is_header
 from memkit.store.store import vectors_key
 

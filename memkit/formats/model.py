@@ -7,28 +7,16 @@ Redis exactly as it came.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
-JSON_KIND = "ReJSON-RL"
+from memkit.readonly.values import Raw, Want, to_bytes, to_name
+
 SEPARATORS = ":/|{}.#"
 """What stands between a prefix and an id; ``-`` and ``_`` may, but stand inside ids as well."""
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _PLAIN = re.compile(r"[A-Za-z0-9_:./|~@=+-]+", re.ASCII)
-DOCUMENT_KINDS = ("string", JSON_KIND)
 _FIRST_S, _LAST_S = 6.3e8, 4.1e9
-_EMPTY: Mapping[str, Any] = MappingProxyType({})
-
-
-def to_name(raw: bytes) -> str:
-    """Return a key or member as text, losing nothing."""
-    return raw.decode("utf-8", "surrogateescape")
-
-
-def to_bytes(name: str) -> bytes:
-    """Return the bytes of a name made by ``to_name``."""
-    return name.encode("utf-8", "surrogateescape")
 
 
 def quoted(name: str) -> str:
@@ -45,33 +33,6 @@ def unquoted(word: str) -> str:
         return word
     raw = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), word[1:-1].encode())
     return to_name(raw)
-
-
-class Raw(NamedTuple):
-    """One key as it was read. Of the five values, the one for its kind is filled in.
-
-    ``total`` is how much the key holds (bytes or elements); ``first`` is the index of the first list element that was
-    read; ``unread`` says why nothing was read.
-    """
-
-    name: str
-    kind: str
-    data: bytes = b""
-    elements: Sequence[bytes] = ()
-    fields: Mapping[str, bytes] = _EMPTY
-    members: frozenset[str] = frozenset()
-    scores: Mapping[str, float] = _EMPTY
-    total: int = 0
-    first: int = 0
-    partial: bool = False
-    unread: str = ""
-
-    @property
-    def payloads(self) -> Iterable[bytes]:
-        """Every payload in the key, whatever its kind."""
-        if self.kind in DOCUMENT_KINDS:
-            return (self.data,)
-        return self.elements or self.fields.values()
 
 
 class Tool(NamedTuple):
@@ -147,21 +108,6 @@ class Hit(NamedTuple):
     def group(self) -> tuple[str, str, str]:
         """Equal for all keys of one session."""
         return self.store, self.session, self.prefix
-
-
-class Want(NamedTuple):
-    """A key that should belong to a session, by its exact name.
-
-    ``only`` limits what is read of it: members of a set or sorted set, fields of a hash, top-level paths of a document.
-    ``shared`` keys hold other sessions' entries too, and may live for ever. ``kind`` is the type that the key should
-    have, where its decoder would not see that it has another.
-    """
-
-    name: str
-    part: str
-    only: tuple[str, ...] = ()
-    shared: bool = False
-    kind: str = ""
 
 
 class Known(NamedTuple):

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
 from typing import Any
 
-from memkit.formats.model import Hit, Item, Known, Note, Problem, Raw, Tool, Turn, Want, one_of, split, text_or_none
+from memkit.formats.model import Hit, Item, Known, Note, Problem, Tool, Turn, one_of, split, text_or_none
 from memkit.formats.parsing.chat import ROLES, Columns, columns, dumped, flatten, role_of, roles_of
 from memkit.formats.parsing.element_shapes import CALLS, RESULTS, is_item, missing, missing_content
 from memkit.formats.parsing.list_elements import sample, turns, votes
+from memkit.readonly.values import Raw, Want
 
 STORE = "openai-agents"
 SCANNED = False

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from memkit.formats.model import Hit, Item, Known, Problem, Raw, Run, Tool, Turn, Want, a_dict, seconds, text_or_none
+from memkit.formats.model import Hit, Item, Known, Problem, Run, Tool, Turn, a_dict, seconds, text_or_none
 from memkit.formats.parsing.bounded_json import parse
 from memkit.formats.parsing.chat import ROLES, role_of
 from memkit.formats.parsing.list_elements import BLOCK
+from memkit.readonly.values import Raw, Want
 
 STORE = "redisvl"
 SCANNED = True

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from memkit.formats.model import DOCUMENT_KINDS, Item, Known, Note, Problem, Raw, Turn, a_dict
+from memkit.formats.model import Item, Known, Note, Problem, Turn, a_dict
 from memkit.formats.parsing.bounded_json import parse
 from memkit.formats.parsing.chat import chat_columns, chat_turn, looks_like_chat
 from memkit.formats.parsing.encodings import encoding_of, is_packed, pickle_opcodes
 from memkit.formats.parsing.list_elements import sample, turns
+from memkit.readonly.values import DOCUMENT_KINDS, Raw
 
 STORE = "unknown"
 _CHAT_FIELDS = ("messages", "history", "chat_history", "conversation")

@@ -12,25 +12,11 @@ from memkit import formats
 from memkit.errors import AmbiguousSession, PolicyError, SessionNotFound
 from memkit.formats import ag2, agent_framework_redis, langgraph_redis, langgraph_redis_shallow, redisvl, unknown
 from memkit.formats.capture import load_capture
-from memkit.formats.model import (
-    SEPARATORS,
-    Hit,
-    Known,
-    Meant,
-    Note,
-    Problem,
-    Raw,
-    Run,
-    Turn,
-    Want,
-    is_uuid,
-    to_bytes,
-    to_name,
-    unquoted,
-)
+from memkit.formats.model import SEPARATORS, Hit, Known, Meant, Note, Problem, Run, Turn, is_uuid, unquoted
 from memkit.formats.parsing.encodings import hex_view
 from memkit.inspect.report import KeyReport, Messages, SessionReport, Veil, early_ends, span
 from memkit.readonly.reader import Loaded, Reader, reading
+from memkit.readonly.values import Raw, Want, to_bytes, to_name
 from memkit.render import printable
 
 __all__ = ["SessionReport", "inspect_session", "load_capture"]

@@ -24,11 +24,12 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import display
 
 import memkit
-from memkit.connect import connect, redact, started_by_memkit
+from memkit.connect import connect, redact
 from memkit.errors import ServerNotFound
 from memkit.notebook import ttl_semantics as semantics
 from memkit.notebook.demo import Incident, demo_server, keep_talking, load_incident
 from memkit.observe.log import html_table
+from memkit.server.guard import started_by_memkit
 from memkit.server.launcher import RedisServer
 
 DAY_S = 86_400

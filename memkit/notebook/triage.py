@@ -20,10 +20,10 @@ from memkit.audit.run import audit, parse_expectation
 from memkit.audit.sampling import KeyFacts
 from memkit.connect import redact
 from memkit.errors import MemkitError
-from memkit.formats.model import to_name
 from memkit.notebook.demo import demo_server, load_incident
 from memkit.notebook.lab import notebooks
 from memkit.observe.log import html_table
+from memkit.readonly.values import to_name
 from memkit.render import printable
 
 NOTEBOOK = "02_incident_triage.ipynb"

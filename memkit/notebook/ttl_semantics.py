@@ -14,9 +14,9 @@ from typing import Any, cast
 
 import redis
 
-from memkit.connect import guard_write
 from memkit.errors import ServerNotFound
 from memkit.observe.log import html_table
+from memkit.server.guard import guard_write
 from memkit.server.launcher import OLDEST, RedisServer, ServerBinary, installed_servers
 
 # Commands as people type them; the last key is the one whose TTL is looked at.

@@ -21,11 +21,11 @@ from typing import Any, Final, cast
 import hiredis
 import redis
 
-from memkit.connect import guard_write, started_by_memkit
 from memkit.errors import PolicyError
 from memkit.observe.log import ENDS, NEVER, NONE, UNHEARD, DeadlineChange, End, ExpiryLog, Hearing, Sweep, at
 from memkit.policy import UNIT_MS, Duration, human, ttl_ms
 from memkit.server.clock import ServerClock, escape_glob, knows
+from memkit.server.guard import guard_write, started_by_memkit
 
 EVENTS: Final[Mapping[bytes, End]] = {b"expired": "expired", b"evicted": "evicted", b"del": "deleted"}
 GROUP = 100

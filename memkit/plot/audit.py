@@ -15,10 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from memkit.audit.expectations import Expectation, parse_expectation
-from memkit.audit.report import AuditReport, Finding
-from memkit.audit.report import span as said
+from memkit.audit.finding import Finding
+from memkit.audit.report import AuditReport
 from memkit.audit.sampling import KeyFacts
 from memkit.plot.expiry import BLUE, GREEN, INK, ORANGE, SKY, VERMILLION, finish, own_axes, time_axis
+from memkit.render import span as said
 
 DAY_S = 86_400.0
 

@@ -18,7 +18,7 @@ from redis.cluster import RedisCluster
 
 from memkit.connect import connect
 from memkit.errors import PolicyError
-from memkit.formats.model import JSON_KIND, Raw, Want, to_bytes, to_name
+from memkit.readonly.values import JSON_KIND, Raw, Want, to_bytes, to_name
 
 MAX_BYTES = 64 << 20
 MAX_ELEMENTS = 100_000

@@ -15,9 +15,10 @@ from typing import Any, TypeVar, cast
 import redis
 from redis.client import NEVER_DECODE
 
-from memkit.connect import guard_write, own_prefixes, primaries, sandboxes, scan, started_by_memkit
+from memkit.connect import primaries, scan
 from memkit.errors import ClockUnavailable, PolicyError
 from memkit.policy import UNIT_MS, Duration, duration_ms, human
+from memkit.server.guard import guard_write, own_prefixes, sandboxes, started_by_memkit
 
 Item = TypeVar("Item")
 

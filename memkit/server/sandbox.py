@@ -30,22 +30,10 @@ import redis
 import redis.asyncio
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from memkit.connect import (
-    NAME,
-    REGISTRY,
-    AnyAsyncClient,
-    AnyClient,
-    connect,
-    connect_async,
-    guard_write,
-    own_prefixes,
-    primaries,
-    redact,
-    sandboxes,
-    scan,
-)
+from memkit.connect import AnyAsyncClient, AnyClient, connect, connect_async, primaries, redact, scan
 from memkit.errors import SandboxError
 from memkit.server.clock import ServerClock, escape_glob
+from memkit.server.guard import NAME, REGISTRY, guard_write, own_prefixes, sandboxes
 from memkit.server.launcher import RedisServer
 
 UNKNOWN_COMMAND = re.compile("unknown command", re.IGNORECASE)

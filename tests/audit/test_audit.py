@@ -18,12 +18,12 @@ from topology import cluster_ports
 
 from memkit.audit.expectations import expectations, glob_expression
 from memkit.audit.key_shapes import alike, by_prefix
-from memkit.audit.report import span
 from memkit.audit.run import acl_rule, audit, parse_expectation, read_expectations
 from memkit.audit.sampling import KeyFacts
 from memkit.errors import PolicyError, ServerError
 from memkit.policy import ExpiryPolicy
 from memkit.readonly.connection import Pace
+from memkit.render import span
 from memkit.server import RedisServer, free_port
 
 LANES = [name for name, binary in every_server().items() if binary]

@@ -20,9 +20,9 @@ from memkit.audit.run import AuditReport, audit
 from memkit.formats import capture
 from memkit.formats.agent_framework_redis import encoded
 from memkit.formats.capture import load_capture
-from memkit.formats.model import Raw, Want
 from memkit.inspect import inspect_session
 from memkit.readonly import Wire, reading
+from memkit.readonly.values import Raw, Want
 from memkit.server import RedisServer
 
 LANES = [name for name, binary in every_server().items() if binary]

@@ -20,11 +20,11 @@ from run_libraries import main as matrix_command
 
 from memkit.conformance import CASES, AdapterError, Matrix, Result, StoreContract, run
 from memkit.conformance.adapter import load
-from memkit.conformance.case import NotAsked, Stalled
 from memkit.conformance.environment import Bench
 from memkit.conformance.examples import ListAndScript, ListThenExpire
 from memkit.conformance.fault_proxy import Proxy
 from memkit.conformance.memkit_adapter import MemkitAdapter
+from memkit.conformance.outcomes import NotAsked, Stalled
 from memkit.conformance.processes import Child, in_process
 from memkit.conformance.runner import ask, ask_all
 from memkit.server import RedisServer

@@ -21,10 +21,11 @@ from run_libraries import main as matrix_command
 from servers import every_server, needs, start
 
 from memkit.conformance import AdapterError, run
-from memkit.conformance.case import Case, Forgot
+from memkit.conformance.case import Case
 from memkit.conformance.cases.all_cases import CASES
 from memkit.conformance.environment import Bench
 from memkit.conformance.keyspace import GARBAGE, Belongings, damage, elements, holds, places, values
+from memkit.conformance.outcomes import Forgot
 from memkit.conformance.runner import ask, ask_all, first_contact
 from memkit.formats.parsing.encodings import encoding_of, is_packed, pickle_opcodes
 from memkit.server import RedisServer

@@ -23,25 +23,11 @@ from stress.fuzz_formats import Fuzzer
 
 from memkit import formats, render
 from memkit.formats import agent_framework_redis, capture, unknown
-from memkit.formats.model import (
-    Hit,
-    Item,
-    Known,
-    Meant,
-    Note,
-    Problem,
-    Raw,
-    Run,
-    Tool,
-    Turn,
-    quoted,
-    to_bytes,
-    to_name,
-    unquoted,
-)
+from memkit.formats.model import Hit, Item, Known, Meant, Note, Problem, Run, Tool, Turn, quoted, unquoted
 from memkit.formats.parsing import bounded_json, chat, encodings, list_elements, msgpack
 from memkit.formats.parsing.bounded_json import parse
 from memkit.formats.parsing.dialogue_checks import Dialogue
+from memkit.readonly.values import Raw, to_bytes, to_name
 
 CAPTURES = capture.names()
 IDS = [

@@ -20,8 +20,9 @@ from topology import Cluster, cluster, watched
 
 from memkit.errors import AmbiguousSession, MemkitError, PolicyError, SessionNotFound
 from memkit.formats import capture, langchain_community
-from memkit.formats.model import JSON_KIND
 from memkit.inspect.search import SessionReport, inspect_session, load_capture
+from memkit.readonly import reader
+from memkit.readonly.values import JSON_KIND
 from memkit.server import RedisServer, find_server
 from memkit.store import MemoryStore
 

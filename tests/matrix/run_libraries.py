@@ -27,7 +27,7 @@ from libraries import LIBRARIES, Library
 import memkit
 from memkit.conformance.cases.all_cases import CASES
 from memkit.conformance.matrix import Matrix
-from memkit.conformance.report import rule
+from memkit.conformance.result import rule
 from memkit.errors import MemkitError
 from memkit.server import find_server
 

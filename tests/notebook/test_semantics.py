@@ -85,7 +85,7 @@ def test_fields_with_ttls(any_server: RedisServer, client: redis.Redis) -> None:
 
 
 def test_only_where_memkit_may_write(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module("memkit.connect"), "started_by_memkit", lambda _: False)
+    monkeypatch.setattr(import_module("memkit.server.guard"), "started_by_memkit", lambda _: False)
     client.set("k", "somebody's")
     for run in (semantics.ttl_rules, semantics.expire_rules, semantics.crowd_out):
         with pytest.raises(ProductionGuardError):

@@ -395,7 +395,7 @@ def test_a_lost_subscription_is_not_waited_for(any_server: RedisServer, client: 
 
 
 def test_writing_passes_the_production_guard(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module("memkit.connect"), "started_by_memkit", lambda _: False)
+    monkeypatch.setattr(import_module("memkit.server.guard"), "started_by_memkit", lambda _: False)
     client.set("somebody:else", "x")
     with pytest.raises(ProductionGuardError):
         observe_expiry(client, ttls=["1s"])

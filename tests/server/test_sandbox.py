@@ -19,8 +19,8 @@ import redis
 from test_connect import NO_PERSISTENCE, bare_server
 
 from memkit import AsyncMemoryStore, MemoryStore, Sandbox
-from memkit.connect import REGISTRY
 from memkit.errors import ProductionGuardError, SandboxError
+from memkit.server.guard import REGISTRY
 from memkit.server.sandbox import Lease, _this_process, reap
 
 
@@ -381,7 +381,7 @@ def test_sandboxes_that_come_and_go_side_by_side_never_take_each_other_for_forei
 @pytest.mark.parametrize("closes", [False, True])
 def test_a_sandbox_that_opens_while_the_guard_looks_is_known(real, monkeypatch, closes):
     _, url = real
-    connect = import_module("memkit.connect")
+    connect = import_module("memkit.server.guard")
     scan, neighbours = connect.scan, [Sandbox(url)]
 
     def scan_while_a_neighbour_comes(node):

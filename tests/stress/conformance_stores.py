@@ -21,7 +21,8 @@ from right_stores import RIGHT
 
 from memkit.conformance.cases.all_cases import CASES
 from memkit.conformance.memkit_adapter import MemkitAdapter
-from memkit.conformance.runner import Result, ask_all
+from memkit.conformance.result import Result
+from memkit.conformance.runner import ask_all
 from memkit.server import installed_servers
 
 

@@ -22,7 +22,8 @@ from typing import Any
 
 from memkit import formats
 from memkit.formats import capture, unknown
-from memkit.formats.model import Hit, Known, Raw
+from memkit.formats.model import Hit, Known
+from memkit.readonly.values import Raw
 
 MAX_CPU_S = 1.0
 TOKENS = (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from memkit.audit.expectations import Expectation
-from memkit.audit.report import Finding
+from memkit.audit.finding import Finding
 from memkit.audit.sampling import KeyFacts
 from memkit.audit.server_info import DELETES, FLUSHES, Deletion, Evidence
 

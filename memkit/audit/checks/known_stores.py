@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from memkit import formats
 from memkit.audit.sampling import KeyFacts
 from memkit.formats import langgraph_redis, langgraph_redis_shallow
-from memkit.formats.model import Hit, Known, Problem, Raw, Want
+from memkit.formats.model import Hit, Known, Problem
 from memkit.inspect.search import one_store_a_session
 from memkit.readonly.reader import Budget, Reader
+from memkit.readonly.values import Raw, Want
 
 TOGETHER_KEYS = 200
 TOGETHER_BYTES = 8 << 20

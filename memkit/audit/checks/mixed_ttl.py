@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memkit.audit.expectations import Expectation
+from memkit.audit.finding import Finding
 from memkit.audit.key_shapes import Group, Member
-from memkit.audit.report import Finding, span
+from memkit.render import span
 
 MIXED_MS = 5_000
 MIXED_SHARE = 0.01

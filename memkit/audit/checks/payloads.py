@@ -21,11 +21,13 @@ from memkit.audit.checks.known_stores import Loads, Parts
 from memkit.audit.checks.mixed_ttl import torn_sessions
 from memkit.audit.checks.session_indexes import lists_of_the_gone
 from memkit.audit.expectations import Expectation
+from memkit.audit.finding import Finding
 from memkit.audit.key_shapes import Member
-from memkit.audit.report import Finding, span, utc_text
 from memkit.audit.sampling import KeyFacts
-from memkit.formats.model import JSON_KIND, Known, Problem, Raw, Run, Turn, Want, seconds, to_bytes, to_name
+from memkit.formats.model import Known, Problem, Run, Turn, seconds
 from memkit.readonly.reader import Reader
+from memkit.readonly.values import JSON_KIND, Raw, Want, to_bytes, to_name
+from memkit.render import span, utc_text
 
 FEWEST_VALUES = 5_000
 BATCH_KEYS = 200

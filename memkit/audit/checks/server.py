@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from memkit.audit.expectations import Expectation
-from memkit.audit.report import Finding, span
+from memkit.audit.finding import Finding
 from memkit.audit.sampling import KeyFacts
 from memkit.audit.server_info import Evidence
+from memkit.render import span
 
 NEAR_FULL = 0.8
 SKEW_MS = 2_000.0

@@ -14,11 +14,12 @@ from typing import NamedTuple
 
 from memkit.audit.checks.known_stores import Loads
 from memkit.audit.expectations import Expectation
+from memkit.audit.finding import Finding
 from memkit.audit.key_shapes import Group, groups_of
-from memkit.audit.report import Finding
 from memkit.audit.sampling import KeyFacts
-from memkit.formats.model import Raw, Want, is_uuid, to_bytes, to_name
+from memkit.formats.model import is_uuid
 from memkit.readonly.connection import packed
+from memkit.readonly.values import Raw, Want, to_bytes, to_name
 
 MOST_LISTS = 300
 MOST_POINTERS = 3_000

@@ -22,9 +22,10 @@ from memkit.audit.checks.ttl_inference import (
     ttl_seen,
 )
 from memkit.audit.expectations import Expectation
+from memkit.audit.finding import Finding, Seen
 from memkit.audit.key_shapes import Group, Member, alike, by_prefix, groups_of, is_content, sessions_of
-from memkit.audit.report import Finding, Seen, span, utc_text
 from memkit.audit.sampling import KeyFacts
+from memkit.render import span, utc_text
 
 
 @dataclass

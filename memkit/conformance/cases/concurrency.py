@@ -10,9 +10,10 @@ from functools import partial
 from typing import Any
 
 from memkit.conformance.adapter import Handle, one_line
-from memkit.conformance.case import Case, Forgot, case
+from memkit.conformance.case import Case, case
 from memkit.conformance.cases.expiry import WEEK_S
 from memkit.conformance.environment import MARGIN_S, Bench, messages_of
+from memkit.conformance.outcomes import Forgot
 from memkit.conformance.processes import LONGEST_S, Child, Waiting, together, works_when_forked
 from memkit.conformance.trial import Talk, difference
 

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from memkit.conformance.case import Case, Forgot, case
+from memkit.conformance.case import Case, case
 from memkit.conformance.environment import ROLES, Bench
+from memkit.conformance.outcomes import Forgot
 from memkit.conformance.trial import Talk, difference
 
 TEXTS = (

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from memkit.conformance.adapter import one_line
-from memkit.conformance.case import Case, Forgot, NotAsked, case
+from memkit.conformance.case import Case, case
 from memkit.conformance.environment import MARGIN_S, ROLES, TTL_S, Bench
 from memkit.conformance.keyspace import Belongings
+from memkit.conformance.outcomes import Forgot, NotAsked
 from memkit.conformance.trial import LONG_TEXT, Talk
 from memkit.policy import human
 

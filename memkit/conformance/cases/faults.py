@@ -12,10 +12,11 @@ from typing import Any
 import redis
 
 from memkit.conformance.adapter import Handle, Messages, one_line
-from memkit.conformance.case import Case, Forgot, NotAsked, case
+from memkit.conformance.case import Case, case
 from memkit.conformance.environment import MARGIN_S, TTL_S, Bench, Key, messages_of
 from memkit.conformance.fault_proxy import Loss, Proxy
 from memkit.conformance.keyspace import Belongings, damage, elements, holds, own_places, shown, values
+from memkit.conformance.outcomes import Forgot, NotAsked
 from memkit.conformance.processes import LONGEST_S, Child, Waiting, together, works_when_forked
 from memkit.conformance.trial import Talk, difference
 

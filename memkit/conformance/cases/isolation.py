@@ -7,10 +7,11 @@ import contextlib
 from collections.abc import Iterable
 
 from memkit.conformance.adapter import Handle, Messages, one_line
-from memkit.conformance.case import Case, Forgot, NotAsked, case
+from memkit.conformance.case import Case, case
 from memkit.conformance.environment import MARGIN_S, TTL_S, Bench
 from memkit.conformance.fresh_process import Fresh, NotStarted
 from memkit.conformance.keyspace import Belongings, holds, shown
+from memkit.conformance.outcomes import Forgot, NotAsked
 from memkit.conformance.processes import in_process, works_when_forked
 from memkit.conformance.trial import Talk, alive_before, difference
 

@@ -7,10 +7,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from memkit.formats.model import DOCUMENT_KINDS, Item, Problem, Raw, Turn, a_dict
+from memkit.formats.model import Item, Problem, Turn, a_dict
 from memkit.formats.parsing.bounded_json import Fault, Parsed, parse
 from memkit.formats.parsing.element_shapes import kind_of
 from memkit.formats.parsing.encodings import encoding_of
+from memkit.readonly.values import DOCUMENT_KINDS, Raw
 
 _SALVAGE_BYTES = 1 << 20
 _SALVAGED = 2_000

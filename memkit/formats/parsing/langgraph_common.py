@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
-from memkit.formats.model import DOCUMENT_KINDS, Item, Known, Note, Problem, Raw, Turn, a_dict, one_of
+from memkit.formats.model import Item, Known, Note, Problem, Turn, a_dict, one_of
 from memkit.formats.parsing.chat import chat_turn
 from memkit.formats.parsing.documents import messages, misshapen, read
 from memkit.formats.parsing.element_shapes import TYPES, missing, missing_content
 from memkit.formats.parsing.langchain_message import constructed_turn, is_constructed, message_turn
+from memkit.readonly.values import DOCUMENT_KINDS, Raw
 
 KNOWN_VERSION = 4
 REDIS_KINDS = ("checkpoint", "checkpoint_write", "checkpoint_latest", "write_keys_zset", "write_registry")

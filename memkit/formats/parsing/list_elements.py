@@ -9,11 +9,12 @@ from typing import Any
 
 import orjson
 
-from memkit.formats.model import Item, Problem, Raw, Run, Turn
+from memkit.formats.model import Item, Problem, Run, Turn
 from memkit.formats.parsing.bounded_json import Fault, parse
 from memkit.formats.parsing.chat import Columns, columns
 from memkit.formats.parsing.element_shapes import store_of
 from memkit.formats.parsing.encodings import encoding_of
+from memkit.readonly.values import Raw
 
 SAID_PER_CAUSE = 5
 _SMALL = 64 << 10

@@ -1,14 +1,13 @@
-"""A result as text, in pytest's form: a line a case, the failures told in full, a summary."""
+"""The result of a conformance run, and its text in pytest's form: a line a case, each failure in full, a summary."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from html import escape
 from textwrap import fill
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from memkit.conformance.runner import CaseResult, Result
+from typing import Any, Literal
 
 WIDTH = 100
 COLOURS = {"passed": "32", "failed": "31", "skipped": "33"}
@@ -80,3 +79,66 @@ def _row(case: CaseResult) -> str:
     word = f"<b>{case.outcome}</b>" if case.outcome == "failed" else case.outcome
     cells = (escape(case.name), word, escape(case.says), escape(case.fix) if case.outcome == "failed" else "")
     return "<tr>" + "".join(f'<td style="text-align:left">{cell}</td>' for cell in cells) + "</tr>"
+
+
+Outcome = Literal["passed", "failed", "skipped"]
+
+
+@dataclass(frozen=True, slots=True)
+class CaseResult:
+    """How a store answered one case; ``says`` is what was seen, the reason of a skip, or a remark."""
+
+    name: str
+    outcome: Outcome
+    says: str
+    meaning: str
+    why: str
+    fix: str
+    took_s: float
+    hung: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a store answered the suite; ``server`` is the server it was asked on, in words."""
+
+    store: str
+    server: str
+    cases: tuple[CaseResult, ...]
+    took_s: float = field(default=0.0)
+
+    def count(self, outcome: Outcome) -> int:
+        """Return how many cases ended so."""
+        return sum(case.outcome == outcome for case in self.cases)
+
+    @property
+    def exit_code(self) -> int:
+        """0: nothing failed; 1: something did."""
+        return int(self.count("failed") > 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON types: schema, store, passed, failed, skipped, cases, and what it ran on."""
+        counts = {outcome: self.count(outcome) for outcome in ("passed", "failed", "skipped")}
+        cases = [{name: value for name, value in asdict(case).items() if name != "hung"} for case in self.cases]
+        return {
+            "schema": 1,
+            "store": self.store,
+            **counts,
+            "cases": cases,
+            "server": self.server,
+            "took_s": self.took_s,
+        }
+
+    def to_json(self) -> str:
+        """Return to_dict() as text."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+
+    def to_text(self, *, color: bool = False) -> str:
+        """Return the result in pytest's form; see report.to_text."""
+        return to_text(self, color=color)
+
+    def __repr__(self) -> str:
+        return to_text(self)
+
+    def _repr_html_(self) -> str:
+        return to_html(self)
