@@ -76,7 +76,7 @@ class Finding:
             "sampled": self.sampled,
             "expected_ttl_s": _plain(self.expected_ttl_s),
             "observed_ttl_s": _plain(self.observed_ttl_s),
-            "since": None if self.since is None else utc_text(self.since, up=self.since_is == "upper bound"),
+            "since": None if self.since is None else utc_text(self.since, round_up=self.since_is == "upper bound"),
             "since_is": self.since_is,
             "confidence": self.confidence,
             "says": self.sentence,

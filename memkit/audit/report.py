@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from memkit.audit.finding import Finding, Seen, Verdict
 from memkit.audit.sampling import KeyFacts
-from memkit.render import span, utc_text
+from memkit.render import duration, utc_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -181,9 +181,11 @@ def _rows(finding: Finding) -> list[tuple[str, str]]:
         None if one is None else one * 1000 for one in (finding.expected_ttl_s, finding.observed_ttl_s)
     )
     if observed is not None or finding.cause == "no_ttl":
-        rows.append(("TTL", f"expected {span(expected)}, seen {span(observed)}"))
+        rows.append(("TTL", f"expected {duration(expected)}, seen {duration(observed)}"))
     if finding.since:
-        rows.append(("since", f"{utc_text(finding.since, up=finding.since_is == 'upper bound')} ({finding.since_is})"))
+        rows.append(
+            ("since", f"{utc_text(finding.since, round_up=finding.since_is == 'upper bound')} ({finding.since_is})")
+        )
     if finding.keys:
         rows.append(("keys", f"{finding.keys:,} of {finding.sampled:,} looked at"))
     return [*rows, *(("evidence", one) for one in finding.evidence), ("next", finding.next)]

@@ -19,7 +19,7 @@ from memkit.audit.finding import Finding
 from memkit.audit.report import AuditReport
 from memkit.audit.sampling import KeyFacts
 from memkit.plot.expiry import BLUE, GREEN, INK, ORANGE, SKY, VERMILLION, finish, own_axes, time_axis
-from memkit.render import span as said
+from memkit.render import duration as said
 
 DAY_S = 86_400.0
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from memkit.audit.expectations import Expectation
 from memkit.audit.finding import Finding
 from memkit.audit.key_shapes import Group, Member
-from memkit.render import span
+from memkit.render import duration
 
 MIXED_MS = 5_000
 MIXED_SHARE = 0.01
@@ -40,7 +40,7 @@ def torn_sessions(meant: Expectation, several: Sequence[Sequence[Member]], *, sa
     shortest = [min(one.facts.set_ms or 0 for one in members if one.facts.deadline_ms) for members in torn]
     says = (
         f"{len(torn):,} of {len(several):,} sessions under {meant.prefix} will be torn apart: their parts die up to "
-        f"{span(gap)} from each other ({first} before {last})"
+        f"{duration(gap)} from each other ({first} before {last})"
     )
     finding = Finding(
         "mixed_ttl",

@@ -27,7 +27,7 @@ from memkit.audit.sampling import KeyFacts
 from memkit.formats.model import Known, Problem, Run, Turn, seconds
 from memkit.readonly.reader import Reader
 from memkit.readonly.values import JSON_KIND, Raw, Want, to_bytes, to_name
-from memkit.render import span, utc_text
+from memkit.render import duration, utc_text
 
 FEWEST_VALUES = 5_000
 BATCH_KEYS = 200
@@ -307,8 +307,8 @@ def _late_finding(meant: Expectation, late: Sequence[tuple[KeyFacts, float]], *,
         meant.prefix,
         len(late),
         looked,
-        f"writes under {meant.prefix} do not renew the deadline: after its last message a session has {span(left)} "
-        f"instead of {span(ttl_ms)} (median of {len(late):,})",
+        f"writes under {meant.prefix} do not renew the deadline: after its last message a session has {duration(left)} "
+        f"instead of {duration(ttl_ms)} (median of {len(late):,})",
         "proven",
         ttl_ms / 1000,
         ttl_ms / 1000,

@@ -8,7 +8,7 @@ from memkit.audit.expectations import Expectation
 from memkit.audit.finding import Finding
 from memkit.audit.sampling import KeyFacts
 from memkit.audit.server_info import Evidence
-from memkit.render import span
+from memkit.render import duration
 
 NEAR_FULL = 0.8
 SKEW_MS = 2_000.0
@@ -121,7 +121,8 @@ def _skewed(evidence: Evidence, keys: Sequence[KeyFacts], meant: Sequence[Expect
         None,
         0,
         len(keys),
-        f"the server's clock is {span(abs(skew))} {way} this machine's: deadlines that clients compute are off by that",
+        f"the server's clock is {duration(abs(skew))} {way} this machine's: "
+        "deadlines that clients compute are off by that",
         "proven",
         evidence=(
             f"TIME against this machine's clock: {skew / 1000:+,.3f} s, give or take {evidence.skew_error_ms:.1f} ms",
@@ -171,8 +172,8 @@ def skewed_ttl(evidence: Evidence, finding: Finding) -> Finding | None:
         finding.prefix,
         finding.keys,
         finding.sampled,
-        f"sessions under {finding.prefix} live {span(observed * 1000)} instead of {span(expected * 1000)}: the "
-        f"server's clock is {span(abs(evidence.skew_ms))} {way} the clients', who compute the deadlines",
+        f"sessions under {finding.prefix} live {duration(observed * 1000)} instead of {duration(expected * 1000)}: the "
+        f"server's clock is {duration(abs(evidence.skew_ms))} {way} the clients', who compute the deadlines",
         "likely",
         expected,
         observed,

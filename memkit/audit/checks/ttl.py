@@ -25,7 +25,7 @@ from memkit.audit.expectations import Expectation
 from memkit.audit.finding import Finding, Seen
 from memkit.audit.key_shapes import Group, Member, alike, by_prefix, groups_of, is_content, sessions_of
 from memkit.audit.sampling import KeyFacts
-from memkit.render import span, utc_text
+from memkit.render import duration, utc_text
 
 
 @dataclass
@@ -53,7 +53,7 @@ def diagnose(meant: Expectation, keys: Sequence[KeyFacts], scene: Scene) -> Diag
     torn = torn_sessions(meant, list(sessions_of(sessions)), sampled=scene.sampled)
     cases, strangers = _cases(meant, sessions, scene)
     notes += [_helper_note(meant, group) for group in helpers]
-    notes += [f"{_many(meant, group)} live {span(case.ttl_ms)}: not sessions?" for group, case in strangers]
+    notes += [f"{_many(meant, group)} live {duration(case.ttl_ms)}: not sessions?" for group, case in strangers]
     findings = [_ttl_finding(meant, case, scene) for case in _merged(cases, torn)]
     findings += [
         finding
@@ -73,7 +73,7 @@ def _many(meant: Expectation, group: Group) -> str:
 
 
 def _helper_note(meant: Expectation, group: Group) -> str:
-    longest = span(longest_given(group.keys))
+    longest = duration(longest_given(group.keys))
     return f"{_many(meant, group)} live up to {longest} beside their sessions: taken for flags, locks or caches of them"
 
 
@@ -161,7 +161,7 @@ def _ttl_finding(meant: Expectation, case: Case, scene: Scene) -> Finding:
     elif not case.jitter:
         case = replace(case, ttl_ms=rounded(case.ttl_ms))
     cause = "unit_mistake" if factor else f"ttl_too_{case.kind}"
-    seen, expected = span(case.ttl_ms), span(expected_ms)
+    seen, expected = duration(case.ttl_ms), duration(expected_ms)
     verb = "die after" if case.kind == "short" else "live"
     since = "" if case.since is None else f" since {_when(case.since)}"
     tail = f": off by exactly {factor}, {_units(factor, case.kind)}" if factor else ""
@@ -196,7 +196,10 @@ def _units(factor: int, kind: str) -> str:
 
 def _case_evidence(case: Case, scene: Scene) -> tuple[str, ...]:
     spread = f", give or take {case.jitter:.0%}" if case.jitter else ""
-    lines = [f"{case.keys:,} of {scene.sampled:,} keys looked at were given {span(case.ttl_ms)}{spread}", *case.reasons]
+    lines = [
+        f"{case.keys:,} of {scene.sampled:,} keys looked at were given {duration(case.ttl_ms)}{spread}",
+        *case.reasons,
+    ]
     if case.since and case.since.bound == "lower bound":
         lines.append(f"the last write that got the expected TTL was at {_at(case.since.at_ms)}, by the latest deadline")
     if case.first_seen_ms is not None:
@@ -251,7 +254,7 @@ def _immortal(meant: Expectation, sessions: Sequence[Group], scene: Scene) -> Fi
         return None
     since = _immortal_since(meant, keys, [one for group in sessions for one in group.keys], scene)
     share = "all" if len(keys) == sum(len(group.members) for group in sessions) else f"{len(keys):,}"
-    says = f"{share} of the keys {', '.join(parts[:3])} never expire; expected {span(meant.ttl_ms)}"
+    says = f"{share} of the keys {', '.join(parts[:3])} never expire; expected {duration(meant.ttl_ms)}"
     return Finding(
         "no_ttl",
         meant.prefix,
@@ -386,7 +389,8 @@ def _wrong_prefix(
         None if ttl is None else round(ttl / 1000, 3),
         *_dated(since),
         evidence=(
-            f"{len(keys):,} keys under {prefix or '(no prefix)'}, given {span(ttl)}; those expected are not written",
+            f"{len(keys):,} keys under {prefix or '(no prefix)'}, given {duration(ttl)}; "
+            "those expected are not written",
         ),
         next=f"compare the prefix in the application's settings with {meant.prefix} (and this expectation with both): "
         "readers and writers need the same one",
@@ -407,7 +411,7 @@ def seen_under(keys: Sequence[KeyFacts]) -> list[Seen]:
         given = _given(ttl, lives)
         says = f"{prefix or '(no prefix)'}*: {len(own):,} key{'s' if len(own) > 1 else ''} ({kinds}), {given}"
         says += f", {immortal:,} of them immortal" if immortal and lives else ""
-        says += f"; if that is meant: --expect '{prefix}*={span(ttl)}'" if ttl else ""
+        says += f"; if that is meant: --expect '{prefix}*={duration(ttl)}'" if ttl else ""
         found.append(Seen(prefix, len(own), kinds, immortal, ttl and round(ttl / 1000, 3), says))
     return found
 
@@ -418,7 +422,7 @@ def _given(ttl: float | None, lives: Sequence[Life]) -> str:
     if not ttl:
         return "of various TTLs"
     longest = max(life.left for life in lives)
-    return f"given {span(ttl)}" + (f", others more: up to {span(longest)} left" if longest > 1.1 * ttl else "")
+    return f"given {duration(ttl)}" + (f", others more: up to {duration(longest)} left" if longest > 1.1 * ttl else "")
 
 
 # -- dates -------------------------------------------------------------------------------------------------------------

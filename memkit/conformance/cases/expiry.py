@@ -1,4 +1,4 @@
-# ruff: noqa: D401  # the docstring of a case is its meaning: a sentence about the store
+# the docstring of a case is its meaning: a sentence about the store
 """Cases: a session lives as long as it was meant to, no less and no more."""
 
 from __future__ import annotations

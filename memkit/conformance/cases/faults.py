@@ -1,4 +1,4 @@
-# ruff: noqa: D401  # the docstring of a case is its meaning: a sentence about the store
+# the docstring of a case is its meaning: a sentence about the store
 """Cases: under a fault a store raises or is right."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# ruff: noqa: D401  # the docstring of a case is its meaning: a sentence about the store
+# the docstring of a case is its meaning: a sentence about the store
 """Cases: a session is its own, wherever it is seen from."""
 
 from __future__ import annotations
