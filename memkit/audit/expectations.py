@@ -12,7 +12,7 @@ from typing import Literal
 
 from memkit.audit.sampling import KeyFacts
 from memkit.errors import PolicyError
-from memkit.policy import Duration, ExpiryPolicy, human
+from memkit.policy import Duration, ExpiryPolicy, ttl_text
 
 JITTER = 0.10
 """Many applications spread deadlines by up to this much, so that keys do not expire together."""
@@ -50,7 +50,7 @@ class Expectation:
     def text(self) -> str:
         """The expectation as ``parse_expectation`` reads it."""
         kind = "" if self.policy.ttl_ms is None else f",{self.policy.kind}"
-        ttl = "never" if self.policy.ttl_ms is None else human(self.policy.ttl_ms)
+        ttl = "never" if self.policy.ttl_ms is None else ttl_text(self.policy.ttl_ms)
         return f"{self.pattern}={ttl}{kind},jitter={100 * self.jitter:g}%"
 
     def of(self, keys: Iterable[KeyFacts]) -> list[KeyFacts]:
