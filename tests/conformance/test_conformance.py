@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import redis
-from memkit.conformance.libraries import LIBRARIES
+from libraries import LIBRARIES
 from mutants import MUTANTS
 from right_stores import RIGHT, ListScript, NoTtl
 from run_libraries import main as matrix_command
@@ -38,7 +38,7 @@ OF_OTHER_DESIGNS = [
     if store.__name__
     in {"HashWithIndex", "StringWatch", "Stream", "RawList", "KeyPerMessage", "SharedHash", "Absolute"}
 ]
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 QUICKER = ["-p", "no:hypothesispytest", "-p", "no:nbval", "-p", "no:xdist"]
 
 
