@@ -29,7 +29,11 @@ def alive(pid: int) -> bool:
 def processes_of(temporary: Path) -> dict[int, str]:
     """Return the processes that were started with a TMPDIR, or that work below it, and their command lines."""
     every = (Path(path) for path in Path("/proc").glob("[0-9]*"))
-    return {int(one.name): _text(one / "cmdline").replace("\0", " ").strip() for one in every if _belongs_to(one, temporary) and alive(int(one.name))}
+    return {
+        int(one.name): _text(one / "cmdline").replace("\0", " ").strip()
+        for one in every
+        if _belongs_to(one, temporary) and alive(int(one.name))
+    }
 
 
 def servers_of(temporary: Path) -> dict[int, str]:
