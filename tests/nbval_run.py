@@ -15,10 +15,12 @@ import pytest
 
 CELL_TIMEOUT_S = 300.0
 HERE = Path(__file__).parent
-# Strict: stored outputs are compared, but for pytest's own words (nbval_sanitize.cfg). The first failure ends a run: what follows from it says nothing.
+SANITIZE = HERE / "nbval_sanitize.cfg"
+# Strict: stored outputs are compared, but for pytest's own words. The first failure ends a run: what follows from it
+# says nothing.
 NBVAL = (
-    f"--nbval --nbval-sanitize-with {HERE / 'nbval_sanitize.cfg'} --nbval-current-env -x -q -c {os.devnull} -p nbval_hooks -p no:cacheprovider -p no:xdist "
-    "-p no:hypothesispytest -o asyncio_default_fixture_loop_scope=function --color=no"
+    f"--nbval --nbval-current-env --nbval-sanitize-with {SANITIZE} -x -q -c {os.devnull} -p nbval_hooks "
+    "-p no:cacheprovider -p no:xdist -p no:hypothesispytest -o asyncio_default_fixture_loop_scope=function --color=no"
 ).split()
 Given = TypeVar("Given")
 Run = subprocess.CompletedProcess[str]

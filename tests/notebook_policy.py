@@ -31,9 +31,7 @@ METADATA = {
 DEFINES = re.compile(r"^\s*(async def|def|class)\b", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#:]+)\)")
 # What differs from one machine or run to the next, or names somebody's machine.
-PLACE = re.compile(
-    r"/(home|Users|root|tmp)/|memkit-(test:)?[0-9a-f]{8}|0x[0-9a-f]{6,}|\d\d:\d\d:\d\d|\b\d+\.\d+\.\d+"
-)
+PLACE = re.compile(r"/(home|Users|root|tmp)/|memkit-(test:)?[0-9a-f]{8}|0x[0-9a-f]{6,}|\d\d:\d\d:\d\d|\b\d+\.\d+\.\d+")
 IMPORTS = re.compile(r"^\s*(?:import|from) +(\w+)", re.MULTILINE)
 OWN = {"memkit", *sys.stdlib_module_names}
 
