@@ -23,6 +23,7 @@ from memkit.audit.sampling import KeyFacts
 from memkit.errors import PolicyError, ServerError
 from memkit.policy import ExpiryPolicy
 from memkit.readonly.connection import Pace
+from memkit.render import duration as span
 from memkit.server import RedisServer, free_port
 
 LANES = [name for name, binary in every_server().items() if binary]
@@ -489,3 +490,11 @@ def test_a_key_is_not_its_own_prefix() -> None:
     assert alike("chat:", "chats:")
     assert alike("chat:", "prod:chat:")
     assert not alike("chat:", "user:")
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [(604_800_000, "7d"), (300_000, "5m"), (604_800, "605s"), (10_080_000, "168m"), (1_400, "1400ms"), (9_900, "9.9s")],
+)
+def test_a_ttl_is_said_as_people_say_it(ms: float, text: str) -> None:
+    assert span(ms) == text
