@@ -136,14 +136,21 @@ class Sampler:
         if total <= enough * 1.2:
             self._run(
                 sample,
-                [self._all(connection, sample, Reservoir(sample.keys, total * 2 + 10, self._dice)) for connection in self._connections],
+                [
+                    self._all(connection, sample, Reservoir(sample.keys, total * 2 + 10, self._dice))
+                    for connection in self._connections
+                ],
             )
             sample.complete = not sample.stopped
             return sample
         sample.method = "randomkey" if cluster else "scan"
         walk = self._random_keys if cluster else self._random_stretch
         self._run(
-            sample, [walk(connection, sample, enough * size // total) for connection, size in zip(self._connections, sizes, strict=True)]
+            sample,
+            [
+                walk(connection, sample, enough * size // total)
+                for connection, size in zip(self._connections, sizes, strict=True)
+            ],
         )
         return sample
 
@@ -215,37 +222,38 @@ class Sampler:
         if sample.seen < share and not sample.stopped:
             yield from self._walk(connection, sample, Reservoir(sample.keys, share, self._dice), 0, share)
 
-    def _walk(self, connection: ReadOnlyConnection, sample: Sample, reservoir: Reservoir, cursor: int, enough: int) -> Walk:
+    def _walk(
+        self, connection: ReadOnlyConnection, sample: Sample, reservoir: Reservoir, cursor: int, enough: int
+    ) -> Walk:
         """Scan from a cursor to the end, or until enough keys were seen.
 
-        Without rests, the next batch is sent as soon as its page is there, which the server answers first: it works on
-        that batch while this one is read and digested.
+        Without rests, the next batch is sent as soon as its page has arrived, which the server answers first: the
+        server works on that batch while this process digests the one before.
         """
         cursor, keys = _scan(connection, cursor, self._pace.batch)
         self._take(connection, self._new(keys[:MOST_AT_FIRST]), sample, reservoir)  # learns what this server refuses
-        ahead: Ticket | None = self._post(connection, self._new(keys[MOST_AT_FIRST:]), cursor)
+        ahead: _Request | None = self._send(connection, self._new(keys[MOST_AT_FIRST:]), cursor)
         while ahead:
             began, now, ahead = time.monotonic(), ahead, None
-            page = connection.receive(now.first)
-            cursor, keys = _page(page[0]) if page else (0, [])
-            left = bool(cursor or keys) and sample.seen + len(now.keys) < enough
+            cursor, keys = _page(now.replies.take(1)[0]) if now.has_page else (0, [])
+            count = len(now.commands.keys)
+            left = bool(cursor or keys) and sample.seen + count < enough
             if left and not self._pace.rests and not self._must_pause():
-                ahead = self._post(connection, self._new(keys), cursor)
-            columns, clock = connection.collect(now)
-            self._digest(_Batch(now.keys, columns, _clock_ms(clock[0])), sample, reservoir)
-            self._pace.after(time.monotonic() - began, len(now.keys))
+                ahead = self._send(connection, self._new(keys), cursor)
+            self._digest(now.batch(), sample, reservoir)
+            self._pace.after(time.monotonic() - began, count)
             if left and not ahead and not self._must_stop(sample):
-                ahead = self._post(connection, self._new(keys), cursor)
-            yield len(now.keys)
+                ahead = self._send(connection, self._new(keys), cursor)
+            yield count
 
-    def _post(self, connection: ReadOnlyConnection, keys: Sequence[bytes], cursor: int) -> Ticket:
-        """Ask for the next page of the scan where there is one, the facts of keys, and the time.
+    def _send(self, connection: ReadOnlyConnection, keys: Sequence[bytes], cursor: int) -> _Request:
+        """Ask for the next page of the scan if there is one, the facts of keys, and the time.
 
         The time comes last: deadline minus time plus idle time may be less than the TTL that was set, never more.
         """
-        ahead = [_scan_command(connection, cursor, self._pace.batch)] if cursor else []
-        connection.sent["time"] += 1
-        return connection.post(keys, self._columns, first=ahead, last=[packed("TIME")])
+        page = [_scan_command(cursor, self._pace.batch)] if cursor else []
+        commands = KeyCommands(keys, tuple(self._columns))
+        return _Request(commands, connection.send(page, commands, [command("TIME")]), bool(page))
 
     def _random_keys(self, connection: ReadOnlyConnection, sample: Sample, share: int) -> Walk:
         """RANDOMKEY: in a cluster, where hash tags pile keys up in slots, a partial SCAN is worthless (measured)."""
@@ -254,8 +262,8 @@ class Sampler:
         while left > 0:
             began = time.monotonic()
             count = min(self._pace.batch, left)
-            connection.sent["randomkey"] += count
-            drawn = [key for key in connection.exchange(packed("RANDOMKEY") * count, count) if isinstance(key, bytes)]
+            replies = connection.send([command("RANDOMKEY")] * count).take()
+            drawn = [key for key in replies if isinstance(key, bytes)]
             self._take(connection, self._new(drawn), sample, reservoir)
             self._pace.after(time.monotonic() - began, count)
             left -= count
@@ -285,15 +293,17 @@ class Sampler:
         self._known.update(found)
         return found
 
-    def _take(self, connection: ReadOnlyConnection, keys: Sequence[bytes], sample: Sample, reservoir: Reservoir) -> None:
+    def _take(
+        self, connection: ReadOnlyConnection, keys: Sequence[bytes], sample: Sample, reservoir: Reservoir
+    ) -> None:
         """Ask for the facts of keys; once more where a column was refused for all of them."""
-        names = list(self._columns)
-        columns, clock = connection.collect(self._post(connection, keys, 0))
-        self._drop_what_is_refused(columns, sample)
-        if self._columns != names:
+        request = self._send(connection, keys, 0)
+        batch = request.batch()
+        self._drop_what_is_refused(batch.columns, sample)
+        if tuple(self._columns) != request.commands.names:
             self._take(connection, keys, sample, reservoir)
         else:
-            self._digest(_Batch(keys, columns, _clock_ms(clock[0])), sample, reservoir)
+            self._digest(batch, sample, reservoir)
 
     def _digest(self, batch: _Batch, sample: Sample, reservoir: Reservoir) -> None:
         sample.seen += batch.count
@@ -312,17 +322,31 @@ class Sampler:
                 self._columns.append("pttl")
 
 
+class _Request(NamedTuple):
+    """What was asked about some keys."""
+
+    commands: KeyCommands
+    replies: PendingReplies
+    has_page: bool
+
+    def batch(self) -> _Batch:
+        """Receive the replies; the page of the scan was taken before."""
+        columns = self.replies.columns(self.commands)
+        return _Batch(self.commands.keys, columns, _clock_ms(self.replies.take(1)[0]))
+
+
 class _Batch:
     """The replies about some keys."""
 
     def __init__(self, keys: Sequence[bytes], columns: Mapping[str, list[Reply]], seen_ms: int) -> None:
         self.count = len(keys)
+        self.columns = columns
         self._seen_ms = seen_ms
         self._relative = "pttl" in columns
-        self._deadlines = columns["pttl" if self._relative else "pexpiretime"]
-        self._sizes = columns.get("memory|usage", [None] * self.count)
+        deadlines = columns["pttl" if self._relative else "pexpiretime"]
+        sizes = columns.get("memory|usage", [None] * self.count)
         idle = columns.get("object|idletime", [None] * self.count)
-        self._rows = (keys, columns["type"], self._deadlines, idle, self._sizes)
+        self._rows = (keys, columns["type"], deadlines, idle, sizes)
 
     def all(self) -> list[KeyFacts]:
         """Return the facts of every key that is there."""
@@ -354,14 +378,15 @@ def _dbsize(connection: ReadOnlyConnection) -> int:
     return int(reply)
 
 
-def _scan_command(connection: ReadOnlyConnection, cursor: int, count: int, pattern: str | None = None) -> bytes:
-    connection.sent["scan"] += 1
+def _scan_command(cursor: int, count: int, pattern: str | None = None) -> Command:
     match = ("MATCH", pattern) if pattern else ()
-    return packed("SCAN", cursor, *match, "COUNT", count)
+    return command("SCAN", cursor, *match, "COUNT", count)
 
 
-def _scan(connection: ReadOnlyConnection, cursor: int, count: int, pattern: str | None = None) -> tuple[int, list[bytes]]:
-    return _page(connection.exchange(_scan_command(connection, cursor, count, pattern), 1)[0])
+def _scan(
+    connection: ReadOnlyConnection, cursor: int, count: int, pattern: str | None = None
+) -> tuple[int, list[bytes]]:
+    return _page(connection.send([_scan_command(cursor, count, pattern)]).take()[0])
 
 
 def _page(reply: Reply) -> tuple[int, list[bytes]]:

@@ -19,6 +19,8 @@ READ_BYTES = 1 << 17
 REPLY_TIMEOUT_S = 30.0
 """More than the time to connect: a slow command of another client may delay a batch, which is no reason to give up."""
 
+NO_TOUCH_NEEDS = "CLIENT NO-TOUCH needs Redis 7.2 or Valkey"
+
 _CONTAINERS = frozenset({"client", "config", "memory", "object", "latency", "slowlog", "cluster", "acl"})
 _KEY_COMMANDS = {
     name: b"*%d\r\n" % (len(words) + 1) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
@@ -96,7 +98,7 @@ class ReadOnlyConnection:
     messages are no replies.
     """
 
-    def __init__(self, client: redis.Redis, *, name: str = "") -> None:
+    def __init__(self, client: redis.Redis, *, name: str = "", keep_idle_times: bool = True) -> None:
         pool = client.connection_pool
         # Maintenance notifications need RESP3 (redis-py 7 and later) and belong to the client's own pool.
         options = {key: value for key, value in pool.connection_kwargs.items() if not key.startswith("maint_")}
@@ -104,6 +106,7 @@ class ReadOnlyConnection:
         options |= {"driver_info": None} if hasattr(redis, "DriverInfo") and "driver_info" not in options else {}
         self._connection: Any = pool.connection_class(**{**options, "protocol": 2, "decode_responses": False})
         self.name = name
+        self._keep_idle_times = keep_idle_times
         self.sent: Counter[str] = Counter()
         self.reconnect()
 
@@ -115,17 +118,18 @@ class ReadOnlyConnection:
         self.socket.settimeout(REPLY_TIMEOUT_S)
         self.reader = hiredis.Reader(protocolError=redis.InvalidResponse, replyError=redis.ResponseError)
         self._pending: deque[PendingReplies] = deque()
-        reply = self.ask("CLIENT", "NO-TOUCH", "ON")
-        self.touches_because = ""
-        if refused(reply):
+        self.touches_because = "CLIENT NO-TOUCH was not sent"
+        if self._keep_idle_times:
+            reply = self.ask("CLIENT", "NO-TOUCH", "ON")
+            if str(reply).startswith("NOAUTH"):
+                raise redis.AuthenticationError(str(reply))
             no_permission = str(reply).startswith("NOPERM")
-            self.touches_because = (
+            why = (
                 "this user may not use CLIENT NO-TOUCH"
                 if no_permission
                 else "CLIENT NO-TOUCH needs Redis 7.2 or Valkey"
             )
-        # Before Redis 7.0 this is refused; nothing relies on it.
-        self.ask("CLIENT", "NO-EVICT", "ON")
+            self.touches_because = why if refused(reply) else ""
 
     def ask(self, *args: str | bytes | int) -> Reply:
         """Send one command and return its reply."""

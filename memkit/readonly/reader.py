@@ -106,7 +106,7 @@ class Reader:
         names = list(by_name)
         steps = [names[start : start + _BATCH_KEYS] for start in range(0, len(names), _BATCH_KEYS)]
         sent = self._send(list(map(to_bytes, steps[0])), _METADATA) if steps else []
-        for step, following in zip(steps, [*steps[1:], []], strict=True):
+        for step, following in zip(steps, [*steps[1:], []], strict=False):
             columns = _columns(sent, len(step), _METADATA)
             answers = zip(step, *columns.values(), strict=True)
             metadata = {name: found for name, *each in answers if (found := _metadata(*each))}
@@ -144,9 +144,7 @@ class Reader:
     ) -> list[tuple[PendingReplies, int]]:
         """Send the commands that read values; return, for each name, where its replies are and how many there are."""
         keys = list(map(to_bytes, names))
-        plans = [
-            _plan(key, metadata[name], requests[name], self.budget) for key, name in zip(keys, names, strict=True)
-        ]
+        plans = [_plan(key, metadata[name], requests[name], self.budget) for key, name in zip(keys, names, strict=True)]
         where: dict[int, tuple[PendingReplies, int]] = {}
         for connection, positions in self._routed(keys):
             pending = connection.send([each for at in positions for each in plans[at]])

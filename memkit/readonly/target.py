@@ -75,8 +75,9 @@ def open_target(url_or_client: str | Any) -> Iterator[Target]:
 
 
 def _open_cluster(client: RedisCluster, opened: list[ReadOnlyConnection]) -> Callable[[bytes], ReadOnlyConnection]:
-    for node in client.get_primaries():
-        opened.append(ReadOnlyConnection(client.get_redis_connection(node), name=str(node.name)))
+    opened.extend(
+        ReadOnlyConnection(client.get_redis_connection(node), name=str(node.name)) for node in client.get_primaries()
+    )
     by_name = {connection.name: connection for connection in opened}
     return lambda key: by_name[str(client.get_node_from_key(key).name)]
 
