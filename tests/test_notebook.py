@@ -167,7 +167,7 @@ def test_the_line_runs_the_tests_above_again(kernel: Kernel) -> None:
         (ENDS_EARLY, "pytest was ended before 2 had run: test_exit, test_c"),
         (ENDS_EARLY.replace("ipytest", "ipytest --must-fail", 1), "pytest was ended before 2 had run"),
         ("%%ipytest\ndef test_ttl():\n    return 300 == 604800", "1 of 1 failed: test_ttl"),
-        ("%%ipytest\ndef test_ttl():\n    return 300 == 604800", "returned <class 'bool'>"),
+        ("%%ipytest\ndef test_ttl():\n    return 300 == 604800", "PytestReturnNotNoneWarning"),
         ("%%ipytest --must-fail\ndef test_ttl(nothing):\n    pass", "expected a failing test; this is an error around"),
     ],
 )
