@@ -34,7 +34,7 @@ from memkit.store.store import AsyncMemoryStore, MemoryStore
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from memkit.audit.expectations import Expectation
+    from memkit.config import Expectation
     from memkit.inspect import inspect_session
     from memkit.observe import observe_expiry
 
@@ -69,7 +69,7 @@ __all__ = [
 ]
 # Loaded at first use: they take longer to import than the store (inspect_session 40 ms).
 _LAZY = {
-    "Expectation": "memkit.audit.expectations",
+    "Expectation": "memkit.config",
     "inspect_session": "memkit.inspect",
     "observe_expiry": "memkit.observe",
 }

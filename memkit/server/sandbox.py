@@ -133,7 +133,9 @@ class Sandbox:
         try:
             host.add(self._user, self._password, self.prefix)
         except RedisError as error:
-            host.remove(self._user, self.prefix, close=not self._shared_host)
+            host.forget(self._user, self.prefix)
+            if not self._shared_host:
+                host.close()
             raise SandboxError(
                 f"no sandbox on {redact(host.url)}: the server did not make a user ({error}). Expected the right to "
                 "ACL SETUSER; use a private server (no --real-redis) or an account with that right"
@@ -282,13 +284,17 @@ class SandboxHost:
         except RedisError:
             names = _scan(self.admin, prefix)
         _unlink(self.admin, names)
+        self.forget(user, prefix)
+        if close:
+            self.close()
+
+    def forget(self, user: str, prefix: str) -> None:
+        """Remove a sandbox's entry in the registry, and the names of its keys."""
         with self._lock:  # a lease that is being written would remain for ever
             self._prefixes.pop(user, None)
             self.admin.hdel(REGISTRY, user)
             for tracker in self._trackers:
                 tracker.forget(own_prefixes(prefix))
-        if close:
-            self.close()
 
     def close(self) -> None:
         """Close the connections."""
@@ -326,7 +332,7 @@ class _Tracker:
             "decode_responses": False,
             # redis-py reads the reply to its own health check without returning each push before it.
             "health_check_interval": 0,
-            "parser_class": _parser_that_returns_pushes,
+            "parser_class": _pushing_parser,
         }
         self._connection: redis.Connection = pool.connection_class(**pool.connection_kwargs | options)
         self._prefixes = [token for prefix in prefixes for token in ("PREFIX", prefix)]
@@ -383,8 +389,9 @@ class _Tracker:
         return reply
 
 
-def _parser_that_returns_pushes(**options: Any) -> Any:
-    parser: Any = DefaultParser(**options)
+def _pushing_parser(socket_read_size: int) -> Any:
+    """Return redis-py's parser, set to return invalidations instead of dropping them."""
+    parser: Any = DefaultParser(socket_read_size)
     parser.set_invalidation_push_handler(lambda push: push)
     return parser
 
