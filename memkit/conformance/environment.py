@@ -83,7 +83,7 @@ class TestEnvironment:
                     raise
         self.control = self._control_client()
         # Its own clock, under the suite's user: it has to work while commands are denied to the store's user.
-        by_preload = self.server.clock.rung == "preload"
+        by_preload = self.server.clock.method == "preload"
         offset_file = self.server.directory / "clock" if by_preload else None
         self.clock = ServerClock(self.control, offset_file=offset_file, prefix="")
         try:

@@ -53,7 +53,7 @@ def run_limited(work: Callable[[], object], limit_s: float) -> BaseException | N
         try:
             return in_thread(work).exception(limit_s)
         except TimeoutError:
-            return Hung(f"no answer within {limit_s:g} s")
+            return Hung(f"no answer within {limit_s:.3g} s")
 
 
 def first_contact(env: TestEnvironment, label: str, *, limit_s: float = FIRST_LIMIT_S) -> None:
@@ -145,7 +145,7 @@ def uses_client_clock(env: TestEnvironment) -> bool:
         is_empty = not env.read(session.id)
 
     run_limited(work, FIRST_LIMIT_S)
-    return env.clock.rung == "preload" and is_empty
+    return env.clock.method == "preload" and is_empty
 
 
 def _outcome(error: BaseException | None) -> tuple[Outcome, str, str]:
@@ -193,7 +193,7 @@ def run_cases(
     with TestEnvironment(adapter, spec=spec) as env:
         first_contact(env, label, limit_s=min(limit_s, max(FIRST_LIMIT_S, limit_s / 2)))
         on_contact()
-        server = f"{env.server.flavour} {env.server.version} ({env.server.source}), clock by {env.clock.rung}"
+        server = f"{env.server.flavour} {env.server.version} ({env.server.source}), clock by {env.clock.method}"
         for case in cases:
             results.append(run_case(case, env, limit_s=limit_s))
             on_case(results[-1])

@@ -21,8 +21,8 @@ from memkit.formats import capture
 from memkit.formats.agent_framework_redis import encoded
 from memkit.formats.capture import load_capture
 from memkit.inspect import inspect_session
-from memkit.readonly import Wire, reading
-from memkit.readonly.values import Raw, Want
+from memkit.readonly import Reader, open_target
+from memkit.readonly.values import KeyRequest, RedisValue
 from memkit.server import RedisServer
 
 LANES = [name for name, binary in every_server().items() if binary]
@@ -293,7 +293,7 @@ def test_what_is_missing_is_looked_for_twice(then: str, server: RedisServer, mon
         assert [one.keys for one in of(all_of(server, "acme:*", "langgraph-redis"), "dangling")] == [1]
         load = Loads.load
 
-        def loaded_while_somebody_writes(loads: Loads, wants: Iterable[Want]) -> dict[str, Raw | None]:
+        def loaded_while_somebody_writes(loads: Loads, wants: Iterable[KeyRequest]) -> dict[str, RedisValue | None]:
             found = load(loads, wants)
             if pointer in found and not found[pointer]:
                 client.restore(pointer, WEEK_S * 1000, value) if then == "is there" else client.delete(*parts)
@@ -309,10 +309,12 @@ def test_sessions_in_parts_are_read_as_long_as_there_is_time(
 ) -> None:
     monkeypatch.setattr("memkit.audit.checks.known_stores.TOGETHER_KEYS", 1)
     monkeypatch.setattr("memkit.audit.checks.known_stores.FEWEST_SESSIONS", 2)
-    with server.client() as client, reading(client) as reader:
+    with server.client() as client, open_target(client) as target:
         names = [name for n in range(5) for name in copy_of(client, "agno", n)]
-        loads, parts = Loads(reader), Parts()
-        parts.note([raw for raw in loads.load(Want(name, "") for name in names if not shared(name)).values() if raw])
+        loads, parts = Loads(Reader(target)), Parts()
+        parts.note(
+            [raw for raw in loads.load(KeyRequest(name, "") for name in names if not shared(name)).values() if raw]
+        )
         assert parts.close(loads, {}, within_s=-1) == (2, 5)
         assert parts.close(loads, {}, within_s=60) == (5, 5)
 
@@ -458,32 +460,6 @@ def test_a_session_that_began_after_its_list_was_read_is_there(server: RedisServ
 
         report = audit(server.url, expect={"chat:*": "7d"}, full=True, progress=begin, duty=1)
     assert of(report, "dangling") == []
-
-
-# -- the connection ----------------------------------------------------------------------------------------------------
-
-
-def test_a_connection_that_breaks_is_said_to_have_broken_in_the_middle(server: RedisServer) -> None:
-    with server.client() as client:
-        for n in range(500):
-            client.set(f"chat:{n}", "{}", ex=WEEK_S)
-
-        def kill(_done: int, _of: int) -> None:
-            client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-
-        with pytest.raises(redis.ConnectionError, match="in the middle of the audit"):
-            audit(server.url, expect={"chat:*": "7d"}, progress=kill, duty=1)
-
-
-def test_a_server_that_stops_answering_is_not_waited_for_without_end(server: RedisServer) -> None:
-    with server.client() as client:
-        wire = Wire(client, name="here")
-        # What was sent is held back: the server does what it was told after the pause.
-        wire._socket.settimeout(0.1)
-        client.execute_command("CLIENT", "PAUSE", 400, "ALL")
-        with pytest.raises(redis.TimeoutError, match="here stopped answering"):
-            wire.ask("TIME")
-        wire.close()
 
 
 def test_memkits_own_messages_tell_when_they_were_written(server: RedisServer) -> None:
