@@ -11,6 +11,7 @@
     ├── Conflict                        somebody wrote since the version that was given
     ├── SandboxError                    a sandbox that cannot be made, or a command that leaves it
     │   └── ProductionGuardError        memkit will not write to a server it was not allowed to
+    ├── SourceError (ValueError)        an RDB file, an append-only file or a recording that cannot be read
     └── ServerError                     a private server that did not start or went away
         ├── ServerNotFound              no server binary on this machine
         └── ClockUnavailable            time cannot be moved here
@@ -59,6 +60,10 @@ class SandboxError(MemkitError):
 
 class ProductionGuardError(SandboxError):
     """memkit will not write to this server until it is named; the message says what was seen and what to set."""
+
+
+class SourceError(MemkitError, ValueError):
+    """A file or directory that cannot be read as a source: truncated, damaged, foreign, too new; it is as it was."""
 
 
 class ServerError(MemkitError):
