@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, Self
 
 import anycrc
 
@@ -28,10 +28,11 @@ OLDEST_VERSION_WITH_CHECKSUM = 5
 DOCUMENTED_VERSION = 12
 
 _LIST, _SET, _ZSET, _HASH, _STREAM = "list", "set", "zset", "hash", "stream"
-_MODULE_PRE_GA, _MODULE = 6, 7
+_ZSET_TEXT, _ZSET_BINARY, _MODULE, _QUICKLIST_2 = 3, 5, 7, 18
 _STREAM_V1, _STREAM_V2, _STREAM_V3 = 15, 19, 21
 _HASH_METADATA_PRE_GA, _HASH_LISTPACK_EX_PRE_GA, _HASH_METADATA, _HASH_LISTPACK_EX = 22, 23, 24, 25
 _VALKEY_HASH_WITH_TTLS = 22
+_HASHES_WITH_TTLS = (22, 23, 24, 25)
 KINDS = {
     0: "string",
     1: _LIST,
@@ -79,8 +80,8 @@ COMPRESSED = {_GZIP: "gzip", _ZSTD: "zstd", _LZ4: "lz4", _XZ: "xz", _BZIP2: "bzi
 class SnapshotKey(NamedTuple):
     """One key of an RDB file, without its value.
 
-    ``deadline_ms`` is a Unix time, None for a persistent key. ``idle_s`` is None if the file has no idle times (they are
-    stored only under a ``*-lru`` maxmemory-policy). ``field_deadline_ms`` is the earliest deadline of a hash's fields.
+    ``deadline_ms`` is a Unix time, None for a persistent key. ``idle_s`` is None if the file has no idle times (it
+    has them only under a ``*-lru`` maxmemory-policy). ``field_deadline_ms`` is the earliest deadline of a hash's fields.
     ``size_bytes`` is the size in the file: compressed, without the overhead that a server adds.
     """
 
@@ -146,7 +147,7 @@ class RdbReader:
             self._file.close()
             raise
 
-    def __enter__(self) -> RdbReader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -202,7 +203,7 @@ class RdbReader:
     def _read_header(self) -> RdbHeader:
         if not self._size:
             raise SourceError(f"{self.path}: the file is empty")
-        start = self._file.read(9)
+        start = self._file.read(16)
         self._file.seek(0)
         if not is_rdb(start):
             raise SourceError(f"{self.path}: {_what_else(start)}")
@@ -228,30 +229,27 @@ class RdbReader:
         elif kind in _STRINGS_PER_ELEMENT:
             for _ in range(self._length() * _STRINGS_PER_ELEMENT[kind]):
                 self._pass_over_string()
-        elif kind == 18:  # quicklist: nodes of a container format and a string
-            for _ in range(self._length()):
-                self._length()
-                self._pass_over_string()
-        elif kind == 3:  # sorted set with scores as text
-            for _ in range(self._length()):
-                self._pass_over_string()
-                length = self._byte()
-                self._skip(length if length < 253 else 0)  # 253, 254, 255: NaN and the infinities
-        elif kind == 5:  # sorted set with binary scores
-            for _ in range(self._length()):
-                self._pass_over_string()
-                self._skip(8)
+        elif kind in (_ZSET_TEXT, _ZSET_BINARY, _QUICKLIST_2):
+            self._pass_over_pairs(kind)
         elif kind in (_STREAM_V1, _STREAM_V2, _STREAM_V3):
             self._pass_over_stream(kind)
         elif kind == _MODULE:
             return self._pass_over_module(), None
-        elif 22 <= kind <= 25 and (not self._valkey or kind == _VALKEY_HASH_WITH_TTLS):
+        elif kind in _HASHES_WITH_TTLS and (not self._valkey or kind == _VALKEY_HASH_WITH_TTLS):
             return _HASH, self._pass_over_hash_with_ttls(kind)
-        elif kind == _MODULE_PRE_GA:
-            raise SourceError(f"{self.path}: data of a module from a release candidate of Redis 4.0 cannot be read")
         else:
             raise self._undocumented(f"the value type {kind}")
         return KINDS[kind], None
+
+    def _pass_over_pairs(self, kind: int) -> None:
+        for _ in range(self._length()):
+            if kind == _QUICKLIST_2:  # a container format and a node
+                self._length()
+                self._pass_over_string()
+                continue
+            self._pass_over_string()  # a member and its score
+            length = 8 if kind == _ZSET_BINARY else self._byte()
+            self._skip(length if length < 253 else 0)  # 253, 254, 255: NaN and the infinities
 
     def _pass_over_hash_with_ttls(self, kind: int) -> int | None:
         deadlines: list[int] = []
@@ -462,8 +460,8 @@ class RdbReader:
     def _undocumented(self, what: str) -> SourceError:
         if self._valkey or self.version > DOCUMENTED_VERSION:
             return SourceError(
-                f"{self.path}: RDB version {self.version} of {'Valkey' if self._valkey else 'Redis'} is newer than this "
-                f"memkit reads: the file holds {what}"
+                f"{self.path}: the format {self.header.format_name} is newer than this memkit reads: "
+                f"the file holds {what}"
             )
         return self._damaged(f"{what} does not exist in version {self.version}")
 
@@ -473,7 +471,7 @@ def _what_else(start: bytes) -> str:
     for magic, name in COMPRESSED.items():
         if start.startswith(magic):
             return f"the file is compressed with {name}; decompress it first"
-    if start.startswith(b"Salted__") or start.startswith(b"age-encry"):
+    if start.startswith(ENCRYPTED):
         return "the file is encrypted; decrypt it first"
     if start.startswith((b"*", b"#TS:")):
         return "the file is a single append-only file; give the directory that holds its manifest"
