@@ -66,23 +66,24 @@ _SLOT_IMPORT, _SLOT_INFO, _FUNCTION2, _FUNCTION_PRE_GA, _MODULE_AUX = 243, 244, 
 _IDLE, _FREQUENCY, _AUX, _RESIZE_DB, _EXPIRE_MS, _EXPIRE_S, _SELECT_DB, _EOF = range(248, 256)
 _MODULE_NAME = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 _MODULE_KINDS = {"ReJSON-RL": JSON_KIND}
-_GZIP, _ZSTD, _LZ4, _XZ, _BZIP2, _ZIP = (
-    b"\x1f\x8b",
-    b"\x28\xb5\x2f\xfd",
-    b"\x04\x22\x4d\x18",
-    b"\xfd7zXZ",
-    b"BZh",
-    b"PK",
-)
-COMPRESSED = {_GZIP: "gzip", _ZSTD: "zstd", _LZ4: "lz4", _XZ: "xz", _BZIP2: "bzip2", _ZIP: "zip"}
+COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"\xfd7zXZ": "xz",
+    b"BZh": "bzip2",
+    b"PK\x03\x04": "zip",
+}
+ENCRYPTED = (b"Salted__", b"age-encryption", b"-----BEGIN PGP")
+"""What files of OpenSSL, age and GnuPG begin with."""
 
 
 class SnapshotKey(NamedTuple):
     """One key of an RDB file, without its value.
 
     ``deadline_ms`` is a Unix time, None for a persistent key. ``idle_s`` is None if the file has no idle times (it
-    has them only under a ``*-lru`` maxmemory-policy). ``field_deadline_ms`` is the earliest deadline of a hash's fields.
-    ``size_bytes`` is the size in the file: compressed, without the overhead that a server adds.
+    has them only under a ``*-lru`` maxmemory-policy). ``field_deadline_ms`` is the earliest deadline of a
+    hash's fields. ``size_bytes`` is the size in the file: compressed, without the overhead that a server adds.
     """
 
     db: int
