@@ -23,7 +23,7 @@ from memkit.audit.sampling import KeyFacts
 from memkit.errors import PolicyError, ServerError
 from memkit.policy import ExpiryPolicy
 from memkit.readonly.connection import Pace
-from memkit.render import span
+from memkit.render import duration as span
 from memkit.server import RedisServer, free_port
 
 LANES = [name for name, binary in every_server().items() if binary]
