@@ -1,8 +1,8 @@
 """Read an append-only directory: its manifest, its base file, and the commands that follow, with their timestamps.
 
 Redis 7.0 and later, and Valkey, keep ``appendonlydir``: a manifest that names a base (an RDB file or commands)
-and increments (commands). A single ``appendonly.aof`` of an older server is read as one base. Commands are read as a stream;
-of a long argument only its beginning is kept, because no value is needed.
+and increments (commands). A single ``appendonly.aof`` of an older server is read as one base. Commands are read as a
+stream; of a long argument only its beginning is kept, because no value is needed.
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ class RdbReader:
         """The size of the file when it was opened."""
         return self._size
 
-    def keys(self) -> Iterator[SnapshotKey]:
+    def __iter__(self) -> Iterator[SnapshotKey]:
         """Yield every key, in the file's order; verify the checksum after the last one.
 
         Raises:
