@@ -37,8 +37,8 @@ class KeyEvent(NamedTuple):
     """One thing that happened to one key.
 
     ``ttl_ms`` is the TTL that the event gave, if it is known; ``deadline_ms`` the deadline after it, or for an end the
-    deadline that the key had. ``possible`` are the ends that the log cannot tell apart, the likeliest first; ``name`` is
-    the only one, or the first of them. ``target`` is the name after a rename.
+    deadline that the key had. ``possible`` are the ends that the log cannot tell apart, the likeliest first, which is
+    also the ``name``. ``target`` is the name after a rename.
     """
 
     db: int
