@@ -20,7 +20,8 @@ SAME_SECOND_MS = 1_000
 class Fate:
     """What became of a session, as of the end of its last source.
 
-    ``at`` is when, ``at_is`` ``"exact"`` or ``"between"`` (then not before ``not_before``, None where nothing bounds it).
+    ``at`` is when, and ``at_is`` tells how well it is known: ``"exact"`` or ``"between"`` it and ``not_before``, which is
+    None if nothing bounds it.
     ``either`` lists the causes that the sources cannot tell apart.
     """
 
@@ -83,8 +84,8 @@ def _fate_of_existing(name: str, events: Sequence[KeyEvent], state: KeyState, kn
     last_write = next((event for event in reversed(events) if event.name in ("overwritten", "renewed")), None)
     if last_write is not None and last_write.name == "overwritten" and state.deadline_ms is None:
         sentence = (
-            f"overwritten: {name} exists, but {last_write.command} replaced it{_when(last_write.moment)} and dropped its "
-            "TTL: it never expires"
+            f"overwritten: {name} exists, but {last_write.command} replaced it{_when(last_write.moment)} and "
+            "dropped its TTL: it never expires"
         )
         return Fate("overwritten", sentence, "proven", **_at(last_write.moment), **known)
     confidence: Literal["proven", "likely"] = "likely" if state.may_be_empty else "proven"

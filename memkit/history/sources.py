@@ -1,4 +1,4 @@
-"""Tell what a source is from its content: an RDB file, RDB files of several shards, an append-only directory, …"""
+"""Tell what a source is from its content: RDB files, an append-only directory, a recording or a server."""
 
 from __future__ import annotations
 
