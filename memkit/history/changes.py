@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,6 +38,10 @@ class TtlChange:
             "at_is": "exact" if self.exact else "between",
             "not_before": None if self.exact else _text(self.last_before.earliest_ms),
         }
+
+    def between(self) -> TtlChange:
+        """Return the change as one whose moment is bounded, not known."""
+        return replace(self, exact=False)
 
     def __str__(self) -> str:
         at = self.to_dict()["at"]

@@ -20,9 +20,8 @@ SAME_SECOND_MS = 1_000
 class Fate:
     """What became of a session, as of the end of its last source.
 
-    ``at`` is when, and ``at_is`` tells how well it is known: ``"exact"`` or ``"between"`` it and ``not_before``, which is
-    None if nothing bounds it.
-    ``either`` lists the causes that the sources cannot tell apart.
+    ``at`` is when, and ``at_is`` tells how well it is known: ``"exact"``, or ``"between"`` it and ``not_before``,
+    which is None if nothing bounds it. ``either`` lists the causes that the sources cannot tell apart.
     """
 
     cause: Cause

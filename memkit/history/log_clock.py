@@ -1,9 +1,9 @@
 """When each command of a log was written: by the log's timestamps, or by the deadlines in it.
 
 Without timestamps a deadline still dates its write: a write that gave the expected TTL was made at the deadline minus
-that TTL. Logs are in order, so a deadline that would date a write before an earlier one gave a shorter TTL than expected.
-Measured on four servers: the last write under the old TTL and the first one under the new TTL are dated to the
-millisecond.
+that TTL. Logs are in order, so a deadline that would date a write before an earlier one gave a shorter TTL than
+expected. Measured on three servers: the last write under the old TTL and the first one under the new TTL are dated to
+the millisecond.
 """
 
 from __future__ import annotations
