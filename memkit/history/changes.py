@@ -46,7 +46,8 @@ class TtlChange:
     def __str__(self) -> str:
         at = self.to_dict()["at"]
         when = f"at {at}" if self.exact else f"between {_text(self.last_before.earliest_ms)} and {at}"
-        return f"{printable(self.prefix)}: {duration(self.from_ttl_ms)} → {duration(self.to_ttl_ms)} {when}"
+        prefix = printable(self.prefix) or "(no prefix)"
+        return f"{prefix} {duration(self.from_ttl_ms)} → {duration(self.to_ttl_ms)} {when}"
 
 
 @dataclass(slots=True)
@@ -64,8 +65,8 @@ class TtlChanges:
     _changes: dict[str, list[TtlChange]] = field(default_factory=dict)
 
     def add(self, event: KeyEvent) -> None:
-        """Take an event into account if it gave a TTL."""
-        if event.ttl_ms is None and event.name != "overwritten":
+        """Take an event into account if it gave a TTL: a key that lost its own is no change of what others get."""
+        if event.ttl_ms is None or event.name not in ("written", "renewed"):
             return
         prefix = prefix_of(event.key)
         given = self._current.get(prefix)

@@ -26,8 +26,9 @@ ROUND_TTLS_MS = tuple(
     for count in counts
 )
 """TTLs that people configure."""
-ROUND_WITHIN = 0.1
-"""How far above a round TTL the distance to the last dated write may be: that much time has passed in between."""
+ROUND_WITHIN = 0.25
+"""How far above a round TTL the distance to the last dated write may be: that much time has passed in between. More than
+this, and the next larger round TTL explains the distance as well."""
 
 
 class LogClock:

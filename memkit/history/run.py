@@ -231,7 +231,11 @@ class _Timeline:
     def add(self, event: KeyEvent) -> None:
         self.changes.add(event)
         if self._keeps_events:
-            self.events.append(event)
+            last = self.events[-1] if self.events else None
+            if last and event.name == "renewed" and _set_right_after(last, event):
+                self.events[-1] = last.with_deadline_of(event)
+            else:
+                self.events.append(event)
         elif event.name in ENDS:
             cause = event.name if len(event.possible) < 2 else fate_of(event.key, [event], None).cause
             self._counts.setdefault(prefix_of(event.key), Counter())[cause] += 1
@@ -252,6 +256,13 @@ class _Timeline:
             return History(None, None, (), fates, changes, (), sources, notes=notes)
         fate = _fate_of_session(session, self.events, existing, self._at_start)
         return History(session, fate, tuple(self.events), {}, changes, (), sources, notes=notes)
+
+
+def _set_right_after(write: KeyEvent, renewal: KeyEvent) -> bool:
+    """Return whether a deadline belongs to the write before it: the same key, in the same second."""
+    same_key = (write.db, write.key) == (renewal.db, renewal.key)
+    no_ttl_of_its_own = write.name == "written" and write.ttl_ms is None
+    return same_key and no_ttl_of_its_own and write.moment.earliest_ms == renewal.moment.earliest_ms
 
 
 def _fate_of_session(

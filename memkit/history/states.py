@@ -38,7 +38,7 @@ class KeyEvent(NamedTuple):
 
     ``ttl_ms`` is the TTL that the event gave, if it is known; ``deadline_ms`` the deadline after it, or for an end the
     deadline that the key had. ``possible`` are the ends that the log cannot tell apart, the likeliest first, which is
-    also the ``name``. ``target`` is the name after a rename.
+    also the ``name``. ``target`` is the name after a rename. ``created``: the key did not exist before.
     """
 
     db: int
@@ -50,6 +50,13 @@ class KeyEvent(NamedTuple):
     ttl_ms: int | None = None
     possible: tuple[Ending, ...] = ()
     target: bytes | None = None
+    created: bool = False
+
+    def with_deadline_of(self, renewal: KeyEvent) -> KeyEvent:
+        """Return a write and the deadline that was set right after it as one event."""
+        if self.created:
+            return self._replace(deadline_ms=renewal.deadline_ms, ttl_ms=renewal.ttl_ms)
+        return renewal._replace(command=self.command)
 
 
 class KeyState(NamedTuple):
@@ -116,7 +123,7 @@ class KeyStates:
         elif effect.action in ("write", "remove elements"):
             state = before or KeyState(given=moment)
             keys[key] = state._replace(may_be_empty=effect.action == "remove elements")
-            yield KeyEvent(db, key, "written", moment, command, state.deadline_ms)
+            yield KeyEvent(db, key, "written", moment, command, state.deadline_ms, created=before is None)
         elif before is None:
             return  # a server logs no TTL of a key that does not exist: the key was not written in this log
         elif effect.action == "set deadline":
