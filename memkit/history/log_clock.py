@@ -27,8 +27,8 @@ ROUND_TTLS_MS = tuple(
 )
 """TTLs that people configure."""
 ROUND_WITHIN = 0.25
-"""How far above a round TTL the distance to the last dated write may be: that much time has passed in between. More than
-this, and the next larger round TTL explains the distance as well."""
+"""How far above a round TTL the distance to the last dated write may be: that much time has passed in between. Beyond
+it the next larger round TTL explains the distance as well."""
 
 
 class LogClock:
