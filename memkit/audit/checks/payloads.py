@@ -11,7 +11,7 @@ import json
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -20,10 +20,10 @@ from memkit import formats
 from memkit.audit.checks.known_stores import Loads, Parts
 from memkit.audit.checks.mixed_ttl import torn_sessions
 from memkit.audit.checks.session_indexes import lists_of_the_gone
-from memkit.audit.expectations import Expectation
 from memkit.audit.finding import Finding
 from memkit.audit.key_shapes import Member
 from memkit.audit.sampling import KeyFacts
+from memkit.config import Expectation
 from memkit.formats.model import Known, Problem, Run, Turn, seconds
 from memkit.readonly.reader import Reader
 from memkit.readonly.values import JSON_KIND, KeyRequest, RedisValue, to_bytes, to_name
@@ -36,7 +36,6 @@ BEGUN, FOREIGN = "begins like JSON and breaks off", "is no JSON, as its neighbou
 
 _TIME_NAME = re.compile(r"(^|_)(ts|at|time|timestamp|date|created|updated|datetime)s?$", re.IGNORECASE)
 _ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d")
-_COMMAND = re.compile(rb"\*\d+\r\n\$\d+\r\n([A-Za-z.]{2,20})\r\n(?:\$\d+\r\n([A-Z-]{3,20})\r\n)?")
 
 
 @dataclass
@@ -46,7 +45,6 @@ class Values:
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     read: int = 0
-    sent: Counter[str] = field(default_factory=Counter)
 
 
 class _Dated(NamedTuple):
@@ -80,7 +78,6 @@ def check_values(
     Values of the first FEWEST_VALUES keys of an expectation are always read; of more as long as ``within_s`` lasts.
     """
     found, loads = Values(), Loads(reader)
-    _count_commands(reader, found.sent)
     there = {to_name(one.key): one for one in keys}
     looks = [_read(loads, one, one.of(keys), within_s=max(within_s, 0.5)) for one in meant]
     _tell_once(meant, looks)
@@ -119,21 +116,6 @@ def _findings(
         _not_refreshed(meant, dated, notes),
     )
     return [finding for finding in found if finding]
-
-
-def _count_commands(reader: Reader, sent: Counter[str]) -> None:
-    """Count what a reader sends: the proof lists every command."""
-    for connection in reader.connections.values():
-        send = connection.send_packed_command
-
-        def counted(command: Iterable[bytes], check_health: bool = True, send: Any = send) -> None:
-            parts = list(command)
-            for name, sub in _COMMAND.findall(b"".join(parts)):
-                word = name.decode().lower()
-                sent[f"{word}|{sub.decode().lower()}" if word in ("object", "memory", "client") else word] += 1
-            send(parts, check_health)
-
-        connection.send_packed_command = counted  # type: ignore[method-assign]
 
 
 def _read(loads: Loads, meant: Expectation, keys: Sequence[KeyFacts], *, within_s: float) -> _Looked:
@@ -222,12 +204,12 @@ def _corrupt(meant: Expectation, broken: Mapping[str, str], looked: int) -> Find
     reasons = Counter(broken.values()).most_common(3)
     return Finding(
         "corrupt",
-        meant.prefix,
-        len(broken),
-        looked,
-        f"{len(broken):,} of {looked:,} keys under {meant.prefix} hold a payload that cannot be read",
-        "proven",
-        None if meant.ttl_ms is None else meant.ttl_ms / 1000,
+        prefix=meant.prefix,
+        keys=len(broken),
+        sampled=looked,
+        message=f"{len(broken):,} of {looked:,} keys under {meant.prefix} hold a payload that cannot be read",
+        confidence="proven",
+        expected_ttl_s=None if meant.ttl_ms is None else meant.ttl_ms / 1000,
         evidence=tuple(f"{count:,} times: {why}" for why, count in reasons),
         next="memkit inspect URL KEY says which element and byte, and how much is readable",
     )
@@ -306,16 +288,16 @@ def _late_finding(meant: Expectation, late: Sequence[tuple[KeyFacts, float]], *,
     first = datetime.fromtimestamp(min(at for _, at in late) / 1000, UTC)
     return Finding(
         "not_refreshed",
-        meant.prefix,
-        len(late),
-        looked,
-        f"writes under {meant.prefix} do not renew the deadline: after its last message a session has {duration(left)} "
-        f"instead of {duration(ttl_ms)} (median of {len(late):,})",
-        "proven",
-        ttl_ms / 1000,
-        ttl_ms / 1000,
-        first,
-        "upper bound",
+        prefix=meant.prefix,
+        keys=len(late),
+        sampled=looked,
+        message=f"writes under {meant.prefix} do not renew the deadline: after its last message a session has "
+        f"{duration(left)} instead of {duration(ttl_ms)} (median of {len(late):,})",
+        confidence="proven",
+        expected_ttl_s=ttl_ms / 1000,
+        observed_ttl_s=ttl_ms / 1000,
+        since=first,
+        since_is="upper bound",
         evidence=(
             f"{len(late):,} of {dated:,} sessions whose payload tells when it was written",
             f"the first such write that is still there was at {utc_text(first)}",
@@ -339,12 +321,12 @@ def _dangling(meant: Expectation, problems: Sequence[Problem], looked: int) -> F
     says = Counter(problem.says for problem in problems).most_common(3)
     return Finding(
         "dangling",
-        meant.prefix,
-        len(keys),
-        looked,
-        f"{len(keys):,} keys that sessions under {meant.prefix} point to are gone",
-        "proven",
-        None if meant.ttl_ms is None else meant.ttl_ms / 1000,
+        prefix=meant.prefix,
+        keys=len(keys),
+        sampled=looked,
+        message=f"{len(keys):,} keys that sessions under {meant.prefix} point to are gone",
+        confidence="proven",
+        expected_ttl_s=None if meant.ttl_ms is None else meant.ttl_ms / 1000,
         evidence=tuple(f"{count:,} times: {text}" for text, count in says),
         next="memkit inspect URL SESSION says what is recoverable and prints the repair",
     )

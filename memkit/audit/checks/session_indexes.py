@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from memkit.audit.checks.known_stores import Loads
-from memkit.audit.expectations import Expectation
 from memkit.audit.finding import Finding
 from memkit.audit.key_shapes import Group, groups_of
 from memkit.audit.sampling import KeyFacts
+from memkit.config import Expectation
 from memkit.formats.model import is_uuid
-from memkit.readonly.connection import packed
 from memkit.readonly.values import KeyRequest, RedisValue, to_bytes, to_name
 
 MOST_LISTS = 300
@@ -198,12 +197,12 @@ class _Search:
             return None
         return Finding(
             "dangling",
-            self.meant.prefix,
-            len(self.gone),
-            self.looked,
-            f"{len(self.gone):,} sessions under {self.meant.prefix} are still listed and gone",
-            "proven" if self.proven else "likely",
-            None if self.meant.ttl_ms is None else self.meant.ttl_ms / 1000,
+            prefix=self.meant.prefix,
+            keys=len(self.gone),
+            sampled=self.looked,
+            message=f"{len(self.gone):,} sessions under {self.meant.prefix} are still listed and gone",
+            confidence="proven" if self.proven else "likely",
+            expected_ttl_s=None if self.meant.ttl_ms is None else self.meant.ttl_ms / 1000,
             evidence=tuple(self.evidence[:3]),
             next="give the list the sessions' lifetime, or remove an entry when its session goes; "
             "readers must expect both",
@@ -293,8 +292,8 @@ class _Search:
             self.left -= len(asked)
             if self.left < 0:
                 break
-            answers = self.loads.reader.ask([(name, [packed("EXISTS", name)]) for _, name in asked])
-            alive = {at for (at, _), answer in zip(asked, answers, strict=True) if answer != [0]}
+            exist = self.loads.reader.exist([name for _, name in asked])
+            alive = {at for (at, _), exists in zip(asked, exist, strict=True) if exists}
             found += [at for at in unknown[start : start + 1_000] if at not in alive]
         return found
 
