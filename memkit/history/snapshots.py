@@ -1,8 +1,9 @@
 """A snapshot as a private server: the values of an RDB file or of an append-only directory, as of its own moment.
 
-The server runs with its clock at the moment of the snapshot, as a replica of an address where no server listens: so keys
-whose deadline has passed since are still there, nothing is deleted and writes are refused. Measured on four servers: of
-4,000 keys in a file of three days ago a server at the present time keeps 2,000, and a primary loses more every second.
+The server runs with its clock at the moment of the snapshot, as a replica of an address where no server listens: so
+keys whose deadline has passed since are still there, nothing is deleted and writes are refused. Measured on four
+servers: of 4,000 keys in a file of three days ago a server at the present time keeps 2,000, and a primary loses more
+every second.
 """
 
 from __future__ import annotations
@@ -51,9 +52,10 @@ def serve_rdb(path: Path) -> Iterator[RedisServer]:
                     f"{path}: the file holds data of a module ({key.kind}): its metadata can be audited, but no server "
                     "here can load its values"
                 )
+    binary = server_for(header, path)
     if header.created_s is None:
         raise SourceError(f"{path}: the file does not state when it was saved (ctime)")
-    with RedisServer(binary=server_for(header, path).path, config={"replicaof": NO_ONE_LISTENS}) as server:
+    with RedisServer(binary=binary.path, config={"replicaof": NO_ONE_LISTENS}) as server:
         server.clock.require_preload()
         server.clock.move_to(datetime.fromtimestamp(header.created_s, UTC))
         (server.directory / "dump.rdb").symlink_to(path.resolve())
@@ -160,7 +162,7 @@ def _end_of(path: Path, until_s: float, second: int | None) -> tuple[int, int | 
         if command.second is None:
             if path.stat().st_mtime > until_s:
                 raise SourceError(
-                    f"{path}: the log has no timestamps (aof-timestamp-enabled is off), so it cannot be read as of a moment"
+                    f"{path}: the log has no timestamps (aof-timestamp-enabled is off): no moment can be found in it"
                 )
         elif command.second > until_s:
             return command.offset, second
