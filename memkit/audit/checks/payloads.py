@@ -53,7 +53,6 @@ class Values:
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     read: int = 0
-    sent: Counter[str] = field(default_factory=Counter)
 
 
 class _Payload(NamedTuple):

@@ -21,7 +21,6 @@ from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
 from memkit.formats.model import seconds
 from memkit.formats.parsing.bounded_json import parse
-from memkit.readonly.connection import packed
 from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue, to_bytes, to_name
 from memkit.render import counted, duration
 
@@ -245,8 +244,8 @@ def _missing(loads: ValueReader, sessions: _Sessions, names: Sequence[str]) -> l
     found: list[str] = []
     for start in range(0, min(len(names), MOST_LOOKUPS // len(sessions.shapes)), 1_000):
         asked = [(name, to_bytes(key)) for name in names[start : start + 1_000] for key in sessions.keys_of(name)]
-        answers = loads.reader.ask([(key, [packed("EXISTS", key)]) for _, key in asked])
-        there = {name for (name, _), answer in zip(asked, answers, strict=True) if answer != [0]}
+        exist = loads.reader.exist([key for _, key in asked])
+        there = {name for (name, _), exists in zip(asked, exist, strict=True) if exists}
         found += [name for name in names[start : start + 1_000] if name not in there]
     return found
 
