@@ -70,18 +70,25 @@ _ISO = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
 _NUMBER = re.compile(r"\d{9,17}(\.\d+)?")
 
 
+class StatedTime(NamedTuple):
+    """A time in ms; ``earliest`` is before it if no zone is stated: it may be the time of any."""
+
+    at: float
+    earliest: float
+
+
 class DatedSession(NamedTuple):
-    """A key with the first and the newest time, in ms, that its payload states, and how many messages it holds."""
+    """A key with the first and the newest time that its payload states, and how many messages it holds."""
 
     facts: KeyFacts
-    first: float | None
-    newest: float | None
+    first: StatedTime | None
+    newest: StatedTime | None
     messages: int
 
 
 def dated_session(value: RedisValue, facts: KeyFacts, hit: Hit | None) -> DatedSession:
     """Return what a value states about its times; a time in the future is none of a write."""
-    times = [at for at in _times_of(value, hit) if at <= facts.seen_ms + SAME_MS]
+    times = [one for one in _times_of(value, hit) if one.earliest <= facts.seen_ms + SAME_MS]
     return DatedSession(facts, min(times, default=None), max(times, default=None), _count(value))
 
 
@@ -93,11 +100,11 @@ def written_ms(expected: Expectation, facts: KeyFacts) -> float:
     return min(facts.deadline_ms - expected.ttl_ms, touched)
 
 
-def _times_of(value: RedisValue, hit: Hit | None) -> Iterator[float]:
+def _times_of(value: RedisValue, hit: Hit | None) -> Iterator[StatedTime]:
     if hit and hit.store == memkit_store.STORE:
         for item in formats.decode(Known(hit, {value.name: value})):
             found = item.at_s if isinstance(item, Run) else [item.at_s] if isinstance(item, Turn) else None
-            yield from (at_s * 1000 for at_s in found or () if at_s is not None)
+            yield from (StatedTime(at_s * 1000, at_s * 1000) for at_s in found or () if at_s is not None)
     elif value.kind == "hash":
         yield from times_in({name: _parsed(data) for name, data in value.fields.items()})
     elif value.kind == "list":
@@ -122,13 +129,14 @@ def _count(value: RedisValue) -> int:
     return max((len(each) for each in lists if isinstance(each, list)), default=0)
 
 
-def times_in(value: Any, *, depth: int = 0, listed: bool = False) -> Iterator[float]:
-    """Yield the times, in ms since 1970, that a document states about itself and its messages.
+def times_in(value: Any, *, depth: int = 0, listed: bool = False, message: bool = False) -> Iterator[StatedTime]:
+    """Yield the times that a document states about itself and its messages.
 
     Args:
         value: Parsed JSON.
         depth: How deep it lies in the document.
         listed: Whether it stands in a list; there, only messages state times.
+        message: Whether it is a part of a message, such as its metadata.
     """
     if isinstance(value, list) and depth < MOST_DEPTH:
         for inner in value[:ENDS] + value[ENDS:][-ENDS:]:
@@ -136,7 +144,7 @@ def times_in(value: Any, *, depth: int = 0, listed: bool = False) -> Iterator[fl
     if not isinstance(value, dict) or depth >= MOST_DEPTH:
         return
     names = {name: re.sub(r"[_-]", "", name).lower() for name in value}
-    is_message = not MESSAGE_TEXTS.isdisjoint(names.values())
+    is_message = message or not MESSAGE_TEXTS.isdisjoint(names.values())
     if listed and not is_message:
         return
     for name, plain in names.items():
@@ -144,27 +152,27 @@ def times_in(value: Any, *, depth: int = 0, listed: bool = False) -> Iterator[fl
         if plain in (MESSAGE_FIELDS if is_message else SESSION_FIELDS):
             yield from _time(inner)
         elif plain in CONTAINERS or (depth == 0 and _is_message(inner)):
-            yield from times_in(inner, depth=depth + 1)
+            yield from times_in(inner, depth=depth + 1, message=is_message and isinstance(inner, dict))
 
 
 def _is_message(value: Any) -> bool:
     return isinstance(value, dict) and "role" in value and not MESSAGE_TEXTS.isdisjoint(value)
 
 
-def _time(value: Any) -> Iterator[float]:
-    """Yield a time in ms; a time without a zone as early as any zone allows."""
+def _time(value: Any) -> Iterator[StatedTime]:
     if isinstance(value, str) and _ISO.match(value):
         try:
             at = datetime.fromisoformat(value)
         except ValueError:
             return
-        yield at.timestamp() * 1000 if at.tzinfo else at.replace(tzinfo=UTC).timestamp() * 1000 - ZONE_MS
+        ms = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000
+        yield StatedTime(ms, ms if at.tzinfo else ms - ZONE_MS)
         return
     if isinstance(value, str):
         value = float(value) if _NUMBER.fullmatch(value) else None
     found = seconds(value)
     if found is not None:
-        yield found * 1000
+        yield StatedTime(found * 1000, found * 1000)
 
 
 # -- not refreshed -----------------------------------------------------------------------------------------------------
@@ -185,15 +193,18 @@ def not_refreshed(expected: Expectation, sessions: Sequence[DatedSession], notes
         return None
     ttl = min((expected.ttl_ms, *expected.other_ttls_ms))
     tolerance = LATE_MS + 1.1 * expected.jitter * ttl
-    dated = [(one.facts.deadline_ms - ttl, one.first or one.newest, one.newest) for one in sessions
-             if one.facts.deadline_ms and one.newest is not None]  # fmt: skip
+    dated = [
+        (one.facts.deadline_ms - ttl, one.first.at, one.newest)
+        for one in sessions
+        if one.facts.deadline_ms and one.first and one.newest
+    ]
     if not dated:
         notes.append(f"not_refreshed: no payload under {expected.prefix} states when it was written")
         return None
-    late = [one for one in dated if one[2] - one[0] > tolerance]
+    late = [one for one in dated if one[2].earliest - one[0] > tolerance]
     if len(late) < max(min(FEWEST_LATE, len(dated)), LATE_SHARE * len(dated)):
         return None
-    ahead = [newest - begin for begin, _, newest in late]
+    ahead = [newest.at - begin for begin, _, newest in late]
     if _two_clocks(ahead):
         notes.append(
             f"times in payloads under {expected.prefix} are {duration(median(ahead))} ahead of what the deadlines "
@@ -213,8 +224,8 @@ def not_refreshed(expected: Expectation, sessions: Sequence[DatedSession], notes
     confidence: Confidence = "possible" if not (fixed or short) else "likely"
     if len(late) >= FEWEST_LATE and confidence == "likely":
         confidence = "proven"
-    since = datetime.fromtimestamp(min(newest for _, _, newest in late) / 1000, UTC)
-    newest_times = [newest for _, _, newest in late]
+    newest_times = [newest.at for _, _, newest in late]
+    since = datetime.fromtimestamp(min(newest_times) / 1000, UTC)
     if not fixed and _are_alike(ahead) and not _are_alike(newest_times):
         return Finding(
             "ttl_too_short",
@@ -277,9 +288,9 @@ def trimmed(expected: Expectation, sessions: Sequence[DatedSession]) -> Finding 
         return None
     ttl = expected.ttl_ms
     dated = [
-        (one.messages, one.facts.deadline_ms - ttl - one.newest)
+        (one.messages, one.facts.deadline_ms - ttl - one.newest.at)
         for one in sessions
-        if one.facts.deadline_ms and one.newest is not None and one.messages
+        if one.facts.deadline_ms and one.newest and one.messages
     ]
     most = max((messages for messages, _ in dated), default=0)
     full = [gap for messages, gap in dated if messages == most]

@@ -32,8 +32,10 @@ from memkit.render import counted, utc_text
 
 FEWEST_VALUES = 5_000
 BATCH_KEYS = 200
-CHANCE = 0.001
-"""An encoding began at a time if a random mixture would leave so many earlier keys without it less often than this."""
+CHANCE, LARGER_CHANCE = 0.01, 0.1
+"""An encoding began at a time if a random mixture would leave so many earlier keys without it less often than this. A
+larger chance is enough to explain bytes of no known encoding.
+"""
 UNUSUAL = frozenset(("json string", "python repr"))
 """Encodings that readers of JSON refuse or take for text, whether they are new or not."""
 WEAK = ("zlib", "gzip", "zstd", "lz4", "pickle", "msgpack", "base64")
@@ -147,7 +149,8 @@ def check_values(
             not_refreshed(one, dated, found.notes),
         )
         found.findings += [finding for finding in findings if finding]
-    found.findings += index_findings(loads, expected, keys, deletions=deletions)
+    explained = {problem.key for content in contents for problem in content.known.problems.values()}
+    found.findings += index_findings(loads, expected, keys, deletions=deletions, explained=explained)
     found.read = len(loads.names)
     return found
 
@@ -202,7 +205,8 @@ def _corrupt(expected: Expectation, content: _Contents) -> Finding | None:
         documents = sum("json" in one.encodings for one in payloads)
         strange = [one for one in payloads if one.odd]
         if documents >= (1 - MOST_ODD) * len(payloads):
-            changed = {one.facts.key for _, having, _ in _changes(expected, payloads) for one in having}
+            changes = _changes(expected, payloads, chance=LARGER_CHANCE)
+            changed = {one.facts.key for _, having, _ in changes for one in having}
             names = [to_name(one.facts.key) for one in strange if one.facts.key not in changed]
             odd |= dict.fromkeys(names, "holds bytes of no known encoding, where the other keys hold JSON")
     proven: Confidence = "proven" if broken else "possible"
@@ -256,7 +260,9 @@ def _fragments(expected: Expectation, content: _Contents) -> Finding | None:
 # -- another encoding --------------------------------------------------------------------------------------------------
 
 
-def _changes(expected: Expectation, payloads: Sequence[_Payload]) -> Iterator[tuple[str, list[_Payload], float | None]]:
+def _changes(
+    expected: Expectation, payloads: Sequence[_Payload], *, chance: float = CHANCE
+) -> Iterator[tuple[str, list[_Payload], float | None]]:
     """Yield encodings that only keys from some time on have, or that are unusual; with these keys and the time in ms.
 
     In a random mixture, keys that are older than the first with the encoding would have it too.
@@ -265,7 +271,7 @@ def _changes(expected: Expectation, payloads: Sequence[_Payload]) -> Iterator[tu
         having = [one for one in payloads if encoding in one.encodings]
         first = min(written_ms(expected, one.facts) for one in having)
         before = sum(written_ms(expected, one.facts) < first for one in payloads)
-        is_new = (1 - len(having) / len(payloads)) ** before < CHANCE
+        is_new = (1 - len(having) / len(payloads)) ** before < chance
         if is_new or not UNUSUAL.isdisjoint(encoding.split(" > ")):
             yield encoding, having, first if is_new else None
 

@@ -8,7 +8,7 @@ has not passed: then the cause is ``dangling``. An entry without such a time is 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -53,7 +53,12 @@ class _Entry(NamedTuple):
 
 
 def index_findings(
-    loads: ValueReader, expected: Sequence[Expectation], keys: Sequence[KeyFacts], *, deletions: int | None
+    loads: ValueReader,
+    expected: Sequence[Expectation],
+    keys: Sequence[KeyFacts],
+    *,
+    deletions: int | None,
+    explained: Container[str],
 ) -> list[Finding]:
     """Return the findings of sessions that are listed and no longer exist.
 
@@ -62,6 +67,7 @@ def index_findings(
         expected: All expectations; strings, lists and hashes that match one are sessions and no indexes.
         keys: The keys that the audit has seen.
         deletions: How many DEL and UNLINK the server has counted; None if it does not report that.
+        explained: The names of missing keys that a known store's decoder has reported.
     """
     found = [
         one
@@ -87,7 +93,7 @@ def index_findings(
         ended: defaultdict[str, list[str]] = defaultdict(list)
         facts_of: defaultdict[str, list[str]] = defaultdict(list)
         for (name, _, _), entries in indexes.items() if one.prefix else ():
-            for cause, names, fact in _judge(loads, sessions, entries):
+            for cause, names, fact in _judge(loads, sessions, entries, explained):
                 ended[cause] += names
                 facts_of[cause].append(f"{name} lists {fact}")
         findings += [
@@ -104,7 +110,7 @@ def _entries(value: RedisValue) -> Iterator[_Entry]:
         yield from _named(name)
     for field, data in value.fields.items():
         inner = _parsed(data)
-        times = [at for at in (_ms(inner), *times_in(inner)) if at is not None]
+        times = [at for at in (_ms(inner), *(one.earliest for one in times_in(inner))) if at is not None]
         yield from _named(field, "field", min(times, default=None))
         if not times:
             yield from _items(inner, "value")
@@ -125,7 +131,7 @@ def _items(value: Any, place: str) -> Iterator[_Entry]:
         for inner in value:
             yield from _items(inner, place)
     elif isinstance(value, dict):
-        times = list(times_in(value))
+        times = [one.earliest for one in times_in(value)]
         for name, inner in value.items():
             if isinstance(inner, str):
                 yield from _named(inner, name, min(times, default=None))
@@ -181,7 +187,7 @@ class _Sessions:
 
 
 def _judge(
-    loads: ValueReader, sessions: _Sessions, entries: Sequence[tuple[KeyFacts, _Entry]]
+    loads: ValueReader, sessions: _Sessions, entries: Sequence[tuple[KeyFacts, _Entry]], explained: Container[str]
 ) -> Iterator[tuple[str, list[str], str]]:
     """Yield cause, sessions and fact for what one kind of index lists and no longer exists."""
     found = {entry.name: (facts, entry) for facts, entry in entries}
@@ -196,7 +202,11 @@ def _judge(
     if not existing or not (full or begins or _are_ids(existing, sessions.count)):
         return
     absent = [name for name in found if name not in existing and name.startswith(sessions.expected.prefix) == full]
-    missing = _missing(loads, sessions, absent)
+    missing = [
+        name
+        for name in _missing(loads, sessions, absent)
+        if not any(key in explained for key in sessions.keys_of(name))
+    ]
     ttl = min((sessions.expected.ttl_ms or 0, *sessions.expected.other_ttls_ms))
     lost = []
     for name in missing:
