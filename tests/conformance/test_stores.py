@@ -13,7 +13,15 @@ from memkit.conformance.examples import ListAndScript, ListThenExpire
 from memkit.conformance.runner import run_cases
 
 NAMES = {case.name: case for case in CASES}
-SLOW = {"clear_nobody_else", "crash_in_append", "eight_writers", "growth", "ids_apart", "long_dialogue", "lost_reply"}
+SLOW = {
+    "clear_no_other_session",
+    "crash_in_append",
+    "eight_writers",
+    "growth",
+    "ids_apart",
+    "long_dialogue",
+    "lost_reply",
+}
 # The rest of them, and all cases on each, are run by tests/stress/conformance_stores.py.
 OF_OTHER_DESIGNS = [
     store
