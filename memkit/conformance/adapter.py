@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from memkit.errors import MemkitError
+from memkit.render import printable
 
+ERROR_CHARS = 200
+"""Of a store's error message, which may quote a whole dialogue."""
 Messages = list[tuple[str, str]]
 """(role, text), oldest first."""
 
@@ -122,5 +125,5 @@ def _signature(protocol: type, method: str) -> str:
 
 def error_line(error: BaseException) -> str:
     """Return an exception as one short line: its type and message."""
-    message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message[:200]}" if message else type(error).__name__
+    message = printable(" ".join(str(error).split()), ERROR_CHARS)
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
