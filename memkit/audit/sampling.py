@@ -131,7 +131,7 @@ class Reservoir:
         if len(self._kept) < self._capacity:
             self._kept.append(facts)
         else:
-            self._kept[self._dice.randrange(self._capacity)] = facts
+            self._kept[int(self._dice.random() * self._capacity)] = facts
 
     def kept(self) -> list[KeyFacts]:
         """Return the sample."""
@@ -181,17 +181,17 @@ class ServerKeys:
     def stretch(self, sample: Sample, share: int) -> Walk:
         """Scan from a random cursor: keys lie in hash order, so a stretch of a standalone keyspace is a fair sample."""
         self._known = set()
-        for start in (self._dice.getrandbits(40), 0):
+        with self._reservoir(sample, share) as reservoir:
+            yield from self._scan(sample, reservoir, self._dice.getrandbits(40), share)
             if sample.seen < share and not sample.stopped:
-                with self._reservoir(sample, share) as reservoir:
-                    yield from self._scan(sample, reservoir, start, share)
+                yield from self._scan(sample, reservoir, 0, share)
 
     def random(self, sample: Sample, share: int) -> Walk:
         """RANDOMKEY: in a cluster, where hash tags put many keys into one slot, a partial SCAN is unfair (measured)."""
         self._known = set()
         left = share
         with self._reservoir(sample, share) as reservoir:
-            while left > 0 and not self._must_stop(sample):
+            while left > 0 and not sample.stopped:
                 began = time.monotonic()
                 count = min(self._pace.batch, left)
                 replies = self.connection.send([command("RANDOMKEY")] * count).take()
@@ -200,6 +200,7 @@ class ServerKeys:
                 self._pace.after(server_s, time.monotonic() - began, count)
                 left -= count
                 yield count
+                self._must_stop(sample)
 
     def matching(self, sample: Sample, pattern: str, known: set[bytes], *, enough: int, pages: int) -> Walk:
         """Read keys of a pattern with SCAN MATCH, until there are enough or the keyspace is scanned."""
@@ -280,9 +281,11 @@ class ServerKeys:
         if not self._learned and request.commands.keys:
             self._drop_what_is_refused(columns | details, sample)
             self._learned = True
-        if "pexpiretime" in columns and "pexpiretime" not in self._columns:
+        if request.commands.keys and "pexpiretime" in columns and "pexpiretime" not in self._columns:
             commands = KeyCommands(request.commands.keys, ("pttl",))
             columns |= self._available(commands, self.connection.send(commands).columns(commands))
+            if all(refused(reply) and not redirected(reply) for reply in columns["pttl"]):
+                raise columns["pttl"][0]
         relative = "pttl" in columns
         deadlines = columns["pttl" if relative else "pexpiretime"]
         moved = 0 if {int}.issuperset(map(type, deadlines)) else sum(map(redirected, deadlines))
