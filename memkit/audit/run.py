@@ -225,6 +225,7 @@ class _Audit:
                 [one for one in sample.keys if self._target.route(one.key).name not in sample.failed],
                 short=_too_short_by(findings),
                 within_s=(time.monotonic() - self._began) / 4,
+                deletions=sum(one.calls.get("del", 0) + one.calls.get("unlink", 0) for one in self._evidence),
             )
         except (redis.ConnectionError, redis.TimeoutError) as error:
             if len(self._target.connections) == 1:
