@@ -8,7 +8,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 
 from memkit.conformance.matrix import Matrix
-from memkit.plot.expiry import GREEN, GREY, INK, STYLE, VERMILLION
+from memkit.plot.style import GREEN, GREY, INK, STYLE, VERMILLION
 
 LOOKS: dict[str, dict[str, Any]] = {
     "passed": {"marker": "o", "color": GREEN, "markersize": 6, "label": "passed"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from test_notebook import wait_until
 
 from memkit.audit import audit
-from memkit.notebook.demo import demo_server, keep_talking, load_incident
+from memkit.notebook.demo import demo_server, continue_incident, load_incident
 
 
 def verdict(url: str) -> str:
@@ -18,6 +18,6 @@ def test_it_is_found_and_goes_on_while_people_talk() -> None:
         assert verdict(incident.url) == "ttl_too_short"
         server.clock.shift("6m")
         assert verdict(incident.url) != "ttl_too_short"
-        over = keep_talking(incident.url, every_s=0.005)
+        over = continue_incident(incident.url, every_s=0.005)
         wait_until(lambda: verdict(incident.url) == "ttl_too_short")
         over.set()
