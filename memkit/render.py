@@ -78,8 +78,8 @@ def duration(ms: float | None) -> str:
     if ms < 999.5:
         return f"{sign}{ms:.3g}ms"
     seconds = round(ms / 1000)
-    if ms < 99_950 and abs(ms - seconds * 1000) >= 5:
-        return f"{sign}{ms / 1000:.3g}s"
+    if ms < 99_950 and "." in (three_digits := f"{ms / 1000:.3g}"):
+        return f"{sign}{three_digits}s"
     for unit, size in _UNITS_S:
         if seconds % size == 0 and (seconds < 100 * size or unit == "d"):
             return f"{sign}{seconds // size}{unit}"
@@ -105,6 +105,19 @@ def utc_text(at: datetime, *, round_up: bool = False) -> str:
     """
     whole = datetime.fromtimestamp(ceil(at.timestamp()) if round_up else int(at.timestamp()), UTC)
     return whole.isoformat().replace("+00:00", "Z")
+
+
+def ago(at: datetime, now: datetime) -> str:
+    """Return how long ago a time was, in one unit: ``42 min ago``, ``3 h ago``, ``5 d ago``.
+
+    Args:
+        at: The time.
+        now: The time to count from; if ``at`` is later, the text begins with ``in``.
+    """
+    seconds = (now - at).total_seconds()
+    unit, size = next((one for one in (("d", 172_800), ("h", 7_200), ("min", 120)) if abs(seconds) >= one[1]), ("s", 1))
+    count = round(abs(seconds) / (size / 2 if unit != "s" else 1))
+    return f"{count} {unit} ago" if seconds >= 0 else f"in {count} {unit}"
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
@@ -186,6 +199,8 @@ _CODES = {
     "warning": "1;33",
     "skipped": "33",
     "healthy": "1;32",
+    "undetermined": "1;33",
+    "no_data": "1;33",
     "passed": "32",
 }
 

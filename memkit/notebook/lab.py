@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import resources, util
 from pathlib import Path
 
-from memkit.audit.expectations import parse_expectation
+from memkit.config import configured_expectations, parse_expectation
 from memkit.connect import connect, redact
 from memkit.errors import MemkitError
 from memkit.notebook.demo import LAB_EXPECT, LAB_URL, Incident, continue_incident, demo_server, load_incident
@@ -71,7 +71,7 @@ def run_lab(
         port: JupyterLab's port; None: 8888 or the next free one.
         browser: Whether to open a browser.
         url: A Redis to investigate, read-only; None: the demo incident.
-        expect: Its expected TTLs, such as ``chat:*=7d``.
+        expect: Its expected TTLs, such as ``chat:*=7d``; none: those of the configuration file.
 
     Returns:
         The exit code.
@@ -92,7 +92,7 @@ def run_lab(
     with contextlib.ExitStack() as stack:
         if url:
             connect(url).ping()
-            target, expectations = url, list(expect)
+            target, expectations = url, list(expect) or [one.text for one in configured_expectations()]
             description = f"{redact(url)}, read-only"
         else:
             demo = stack.enter_context(_demo())

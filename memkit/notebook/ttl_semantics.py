@@ -89,7 +89,7 @@ def expire_rules(client: redis.Redis) -> Table:
 
 
 def beside(real: redis.Redis, other: redis.Redis, name: str) -> Table:
-    """Run every case with the same result on all servers on a real server and on a fake; return those that differ.
+    """Run every case with the same result on all servers on a real server and on a fake.
 
     Args:
         real: A client of a server that the production guard accepts.
@@ -97,10 +97,18 @@ def beside(real: redis.Redis, other: redis.Redis, name: str) -> Table:
         name: The fake's name and version, for the table.
     """
     guard_write(real)
-    cases = [case for case in CASES if not case.varies]
-    pairs = [(case.does, _result(case, real), _result(case, other)) for case in cases]
-    rows = [row for row in pairs if row[1] != row[2]]
-    return Table(f"{len(rows)} of {len(pairs)} results differ", ("case", "a real server", name), rows)
+    rows = [(case.does, _result(case, real), _result(case, other)) for case in CASES if not case.varies]
+    return Table("A real server and a fake", ("case", "a real server", name), rows)
+
+
+def differing(results: Table) -> Table:
+    """Return the rows whose results are not all the same.
+
+    Args:
+        results: A table of results, one column per server.
+    """
+    rows = [row for row in results.rows if len(set(row[1:])) > 1]
+    return Table(f"{len(rows)} of {len(results.rows)} results differ", results.titles, rows)
 
 
 def across_servers() -> Table:

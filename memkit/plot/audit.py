@@ -5,7 +5,6 @@ No figure shows a key's name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +12,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from memkit.audit.expectations import Expectation, parse_expectation
 from memkit.audit.finding import Finding
 from memkit.audit.report import AuditReport
 from memkit.audit.sampling import KeyFacts
@@ -174,13 +172,9 @@ def _vertical(ax: Axes, x: float, colour: str, style: Any, text: str, *, ha: str
     ax.annotate(text, (x, 0.98), (4 if ha == "left" else -4, 0), fontsize=9, color=INK, **look)
 
 
-def _expectations(report: AuditReport) -> Sequence[Expectation]:
-    return [parse_expectation(text) for text in report.expectations]
-
-
 def _volatile(report: AuditReport) -> list[KeyFacts]:
     """Return the keys with a TTL under the first expectation that has any; all such keys without expectations."""
-    for expectation in _expectations(report):
+    for expectation in report.expectations:
         own = [one for one in expectation.of(report.keys) if one.deadline_ms is not None]
         if own:
             return own
@@ -189,7 +183,7 @@ def _volatile(report: AuditReport) -> list[KeyFacts]:
 
 def _which(report: AuditReport) -> str:
     """Return the number and the pattern of the keys in the figures."""
-    pattern = next((one.pattern for one in _expectations(report) if one.of(report.keys)), None)
+    pattern = next((one.pattern for one in report.expectations if one.of(report.keys)), None)
     return f"{counted(len(_volatile(report)), 'key')}{f' {pattern}' if pattern else ''}"
 
 
@@ -202,7 +196,7 @@ def _shortened_share(report: AuditReport) -> str | None:
 
 
 def _expected_s(report: AuditReport) -> float | None:
-    ttls = [one.ttl_ms / 1000 for one in _expectations(report) if one.ttl_ms and one.of(report.keys)]
+    ttls = [one.ttl_ms / 1000 for one in report.expectations if one.ttl_ms and one.of(report.keys)]
     return ttls[0] if ttls else None
 
 

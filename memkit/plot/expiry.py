@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import PercentFormatter
+from matplotlib.transforms import Bbox
 
 from memkit.observe.log import ENDS, MIN_TOLERANCE_MS, NONE, TOLERANCE, ExpiryLog
 from memkit.plot.style import (
@@ -43,6 +46,20 @@ SHORTEST_S = 1e-3
 """A lifetime of zero has no place on a logarithmic axis."""
 MANY_KEYS = 200
 """From this many keys on, the label gives the precision of 99 % instead of the worst."""
+MAX_OBSTACLES = 2_000
+MARK_WEIGHT, FORBIDDEN_WEIGHT = 20, 1_000_000
+"""The cost of covering a mark, and another label, relative to covering a point of a line."""
+ALIGNED_LEFT = {"left": 0.0, "center": 0.5, "right": 1.0}
+LABEL_PLACES = [
+    *(
+        (sign * x, y, align)
+        for x in (12, 30, 60)
+        for y in (0, 14, -14, 28, -28)
+        for sign, align in ((1, "left"), (-1, "right"))
+    ),
+    *((x, sign * y, "center") for y in (28, 50, 80, 120, 160) for sign in (-1, 1) for x in range(-120, 121, 40)),
+]
+"""Places of a label relative to its mark, in points."""
 GUIDES = {60: "60 times too short", 1_000: "1,000 times too short"}
 """The lifetimes of a TTL in minutes, or in milliseconds, that was read as seconds."""
 
@@ -132,7 +149,7 @@ def plot_expiry(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     ax.plot([low, high], [low, high], color=INK, lw=1, ls="--", zorder=1, label="lifetime = TTL")
     if (points.outcome == "early").any():
         _guides(ax, low, high)
-    _draw_keys(ax, points, low, high)
+    labels = _draw_keys(ax, points, low, high)
     _note_keys_not_drawn(ax, log, points)
     ax.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=INK, handletextpad=0.6)
     ax.set(xlim=(low, high), ylim=(low, high), xlabel="configured TTL", ylabel="observed lifetime")
@@ -142,6 +159,7 @@ def plot_expiry(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     typical, worst = log.exact_to_ms
     source = f"{log.server}, {log.clock}; lifetimes exact to {duration(typical)} (worst {duration(worst)})"
     finish(ax, log.verdict, source)
+    _place_labels(ax, labels, points)
     ax.set_label(
         "Observed lifetime against configured TTL, both from seconds to weeks on logarithmic axes. "
         f"{log.verdict} Observed on {log.server}."
@@ -156,21 +174,24 @@ def _note_keys_not_drawn(ax: Axes, log: ExpiryLog, points: _Points) -> None:
         ax.text(0.99, 0.02, text, transform=ax.transAxes, fontsize=9, color=INK, ha="right", zorder=5)
 
 
-def _draw_keys(ax: Axes, points: _Points, low: float, high: float) -> None:
+def _draw_keys(ax: Axes, points: _Points, low: float, high: float) -> list[Annotation]:
+    """Draw the keys; return their labels, which have no place yet."""
     many_ttls = len(np.unique(points.ttl)) > FEW_TTLS
     if many_ttls and len(points.ttl) > FEW_KEYS:
         _draw_many(ax, points, low, high)
-        return
+        return list(_label_outcomes(ax, points))
+    labels: list[Annotation] = []
     if many_ttls:
         _draw_intervals(ax, points)
-        _label_outcomes(ax, points, low, high)
+        labels += _label_outcomes(ax, points)
     else:
         for ttl, name, some in points.by_ttl_and_outcome():
             _draw_mark(ax, ttl, OUTCOMES[name], some)
-            _label_mark(ax, ttl, name, some, (low, high))
+            labels.append(_label_mark(ax, ttl, name, some))
     for name, outcome in OUTCOMES.items():
         if (points.outcome == name).any():
             _scatter(ax, [], [], outcome, 45, label=outcome.name)
+    return labels
 
 
 def _draw_mark(ax: Axes, ttl: float, outcome: Outcome, some: _Points) -> None:
@@ -189,29 +210,57 @@ def _scatter(ax: Axes, x: Any, y: Any, outcome: Outcome, size: float, label: str
     )
 
 
-def _label_mark(ax: Axes, ttl: float, name: str, some: _Points, limits: tuple[float, float]) -> None:
+def _label_mark(ax: Axes, ttl: float, name: str, some: _Points) -> Annotation:
     """Label a mark beside it; if it is not on the dashed line, an arrow from there leads to it."""
     lifetime, colour = float(np.median(some.lifetime)), OUTCOMES[name].colour
-    left = ttl > 3 * np.sqrt(limits[0] * limits[1])
     keys = counted(len(some.ttl), "key")
-    style: Any = {
-        "textcoords": "offset points",
-        "ha": "right" if left else "left",
-        "va": "center",
-        "fontsize": 9,
-        "zorder": 5,
-        "bbox": {"facecolor": PAPER, "alpha": 0.85, "edgecolor": "none", "pad": 1},
-    }
     if name == "on time":
-        text = f"{duration(ttl * 1000)}: {keys}, {_precision(some)}"
-        ax.annotate(text, (ttl, lifetime), (-12, 5) if left else (12, -5), color=INK, **style)
-        return
-    text = f"configured {duration(ttl * 1000)},\n{_ended(name)} {duration(lifetime * 1000)}\n{keys}"
-    style["va"] = "bottom" if ttl < lifetime < limits[1] / 10 else "center"
-    ink = RUST if name == "early" else INK
-    ax.annotate(text, (ttl, lifetime), (-14, 0) if left else (14, 0), color=ink, fontweight="bold", **style)
+        return _label(ax, f"{duration(ttl * 1000)}: {keys}, {_precision(some)}", (ttl, lifetime))
     arrow = {"arrowstyle": "-|>", "color": colour, "lw": 1.2, "shrinkA": 4, "shrinkB": 8}
     ax.annotate("", (ttl, lifetime), (ttl, ttl), zorder=2, arrowprops=arrow)
+    text = f"configured {duration(ttl * 1000)},\n{_ended(name)} {duration(lifetime * 1000)}\n{keys}"
+    return _label(ax, text, (ttl, lifetime), color=RUST if name == "early" else INK, fontweight="bold")
+
+
+def _label(ax: Axes, text: str, at: tuple[float, float], **style: Any) -> Annotation:
+    box = {"facecolor": PAPER, "alpha": 0.85, "edgecolor": "none", "pad": 1}
+    place: Any = {"textcoords": "offset points", "va": "center", "fontsize": 9, "zorder": 5, "bbox": box}
+    label = ax.annotate(text, at, (12, 0), **{"color": INK, **place, **style})
+    label.set_in_layout(False)
+    return label
+
+
+def _place_labels(ax: Axes, labels: Sequence[Annotation], points: _Points) -> None:
+    """Move each label to the place near its mark that covers least: marks, lines, other labels, the axes' edge."""
+    ax.figure.canvas.draw()
+    rows = np.linspace(0, len(points.ttl) - 1, min(len(points.ttl), MAX_OBSTACLES)).astype(int)
+    marks = np.column_stack([points.ttl, np.maximum(points.lifetime, SHORTEST_S)])[rows]
+    lines = [np.repeat(np.geomspace(*ax.get_xlim(), 60)[:, None], 2, axis=1)]
+    if len(np.unique(points.ttl)) <= FEW_TTLS:  # each has an arrow from the dashed line
+        lines += [np.column_stack([np.full(20, ttl), np.geomspace(ttl, end, 20)]) for ttl, end in marks]
+    obstacles = ax.transData.transform(np.concatenate([marks, *lines]))
+    weights = np.where(np.arange(len(obstacles)) < len(marks), MARK_WEIGHT, 1)
+    legend, inside = ax.get_legend(), ax.get_window_extent()
+    taken = [legend.get_window_extent()] if legend else []
+    pixels_per_point = ax.figure.dpi / 72
+
+    def cost(box: Bbox) -> float:
+        covered = weights[((obstacles > box.padded(3).min) & (obstacles < box.padded(3).max)).all(axis=1)].sum()
+        overlaps = sum(box.overlaps(other) for other in taken)
+        outside = not inside.contains(*box.min) or not inside.contains(*box.max)
+        return float(covered) + FORBIDDEN_WEIGHT * (overlaps + outside)
+
+    for label in labels:
+        width, height = Text.get_window_extent(label).size
+        anchor = ax.transData.transform(label.xy)
+        places = []
+        for x, y, align in LABEL_PLACES:
+            left = anchor[0] + x * pixels_per_point - width * ALIGNED_LEFT[align]
+            box = Bbox.from_bounds(left, anchor[1] + y * pixels_per_point - height / 2, width, height)
+            places.append((cost(box) + math.hypot(x, y) / 20, x, y, align, box))
+        _, x, y, align, box = min(places, key=lambda place: place[0])
+        label.set(position=(x, y), ha=align)
+        taken.append(box)
 
 
 def _ended(outcome: str) -> str:
@@ -242,7 +291,6 @@ def _draw_many(ax: Axes, points: _Points, low: float, high: float) -> None:
                 place = np.median(part.ttl), max(np.median(part.lifetime), SHORTEST_S)
                 _scatter(ax, [place[0]], [place[1]], outcome, 45 + 20 * np.log10(len(part.ttl)))
             _scatter(ax, [], [], outcome, 45, label=f"{outcome.name}: {counted(len(some.ttl), 'key')}")
-    _label_outcomes(ax, points, low, high)
 
 
 def _close_together(some: _Points, step: float) -> Iterator[_Points]:
@@ -253,31 +301,17 @@ def _close_together(some: _Points, step: float) -> Iterator[_Points]:
         yield some.select(cell.ravel() == number)
 
 
-def _label_outcomes(ax: Axes, points: _Points, low: float, high: float) -> None:
+def _label_outcomes(ax: Axes, points: _Points) -> Iterator[Annotation]:
     """Label the keys of each outcome but "on time" with their number, TTLs and lifetimes."""
     for name in OUTCOMES:
         some = points.select(points.outcome == name)
         if name != "on time" and len(some.ttl):
             middle = np.argsort(some.ttl)[len(some.ttl) // 2]
             x, y = float(some.ttl[middle]), max(float(some.lifetime[middle]), SHORTEST_S)
-            # Above the line the legend is on the left; the title is over both.
-            left = x > low * (high / low) ** (0.5 if y < x else 0.75)
-            down = -26 if y < x else -22 if name == "late" else 4
             keys = f"{counted(len(some.ttl), 'key')} configured {_range_text(some.ttl)}"
-            ax.annotate(
-                f"{keys},\n{_ended(name)} {_range_text(some.lifetime)}",
-                (x, y),
-                (-40 if left else 40, down),
-                textcoords="offset points",
-                ha="right" if left else "left",
-                va="center",
-                fontsize=9,
-                fontweight="bold",
-                color=RUST if name == "early" else INK,
-                zorder=5,
-                bbox={"facecolor": PAPER, "alpha": 0.85, "edgecolor": "none", "pad": 1},
-                arrowprops={"arrowstyle": "-|>", "color": OUTCOMES[name].colour, "lw": 1.2, "shrinkB": 6},
-            )
+            arrow = {"arrowstyle": "-|>", "color": OUTCOMES[name].colour, "lw": 1.2, "shrinkB": 6}
+            look: Any = {"color": RUST if name == "early" else INK, "fontweight": "bold", "arrowprops": arrow}
+            yield _label(ax, f"{keys},\n{_ended(name)} {_range_text(some.lifetime)}", (x, y), **look)
 
 
 def _range_text(values_s: Any) -> str:

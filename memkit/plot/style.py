@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import re
 import textwrap
-from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -105,11 +104,6 @@ class Figure:
         svg = re.sub("|".join(DARK), lambda match: f"var(--memkit-{match[0][1:]}, {match[0]})", svg)
         svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
         return svg.replace("<svg ", f'<svg role="img" aria-label="{escaped(self.alt)}" ', 1)
-
-    def to_img(self) -> str:
-        """Return the figure as an ``img`` element that loads nothing, on white."""
-        data = b64encode(self.svg).decode()
-        return f'<img alt="{escaped(self.alt)}" style="max-width:100%" src="data:image/svg+xml;base64,{data}">'
 
     def _repr_html_(self) -> str:
         return f'<style>{THEMES}</style><figure class="memkit-figure">{self.to_svg()}</figure>'

@@ -20,13 +20,13 @@ from memkit import formats
 from memkit.audit.checks.known_stores import Loads, Parts
 from memkit.audit.checks.mixed_ttl import torn_sessions
 from memkit.audit.checks.session_indexes import lists_of_the_gone
-from memkit.audit.expectations import Expectation
 from memkit.audit.finding import Finding
 from memkit.audit.key_shapes import Member
 from memkit.audit.sampling import KeyFacts
+from memkit.config import Expectation
 from memkit.formats.model import Known, Problem, Run, Turn, seconds
 from memkit.readonly.reader import Reader
-from memkit.readonly.values import JSON_KIND, Raw, Want, to_bytes, to_name
+from memkit.readonly.values import JSON_KIND, KeyRequest, RedisValue, to_bytes, to_name
 from memkit.render import duration, utc_text
 
 FEWEST_VALUES = 5_000
@@ -148,7 +148,9 @@ def _read(loads: Loads, meant: Expectation, keys: Sequence[KeyFacts], *, within_
         batch = {to_name(one.key): one for one in in_order[start : start + BATCH_KEYS]}
         looked.tried += len(batch)
         loads.afresh()
-        raws = [raw for raw in loads.load(Want(name, "") for name in batch).values() if raw and not raw.unread]
+        raws = [
+            raw for raw in loads.load(KeyRequest(name, "") for name in batch).values() if raw and not raw.unread_reason
+        ]
         _note(looked, raws, batch)
         looked.parts.note(raws)
     done, of = looked.parts.close(loads, {to_name(one.key): one for one in keys}, within_s=within_s)
@@ -157,7 +159,7 @@ def _read(loads: Loads, meant: Expectation, keys: Sequence[KeyFacts], *, within_
     return looked
 
 
-def _note(looked: _Looked, raws: Sequence[Raw], batch: Mapping[str, KeyFacts]) -> None:
+def _note(looked: _Looked, raws: Sequence[RedisValue], batch: Mapping[str, KeyFacts]) -> None:
     for raw in raws:
         facts = batch[raw.name]
         looked.dated.append(_Dated(facts, _newest(raw, facts)))
@@ -166,7 +168,7 @@ def _note(looked: _Looked, raws: Sequence[Raw], batch: Mapping[str, KeyFacts]) -
                 looked.faults[_shape(raw), place].append((raw.name, fault))
 
 
-def _shape(raw: Raw) -> str:
+def _shape(raw: RedisValue) -> str:
     """Return what keys of one kind have in common, roughly: type, first words, number of parts."""
     words = re.match(r"([A-Za-z_-]+[:/|])*", raw.name)
     return f"{raw.kind} {words[0] if words else ''} {len(re.findall('[:/|]', raw.name))}"
@@ -197,7 +199,7 @@ def _broken(looked: _Looked) -> dict[str, str]:
     return broken
 
 
-def _payloads(raw: Raw) -> Iterator[tuple[str, bytes]]:
+def _payloads(raw: RedisValue) -> Iterator[tuple[str, bytes]]:
     """Yield the payloads that may be documents, each with the place that its neighbours in other keys have too."""
     if raw.kind in ("string", JSON_KIND, "list"):
         yield from (("", payload) for payload in raw.payloads)
@@ -220,12 +222,12 @@ def _corrupt(meant: Expectation, broken: Mapping[str, str], looked: int) -> Find
     reasons = Counter(broken.values()).most_common(3)
     return Finding(
         "corrupt",
-        meant.prefix,
-        len(broken),
-        looked,
-        f"{len(broken):,} of {looked:,} keys under {meant.prefix} hold a payload that cannot be read",
-        "proven",
-        None if meant.ttl_ms is None else meant.ttl_ms / 1000,
+        prefix=meant.prefix,
+        keys=len(broken),
+        sampled=looked,
+        message=f"{len(broken):,} of {looked:,} keys under {meant.prefix} hold a payload that cannot be read",
+        confidence="proven",
+        expected_ttl_s=None if meant.ttl_ms is None else meant.ttl_ms / 1000,
         evidence=tuple(f"{count:,} times: {why}" for why, count in reasons),
         next="memkit inspect URL KEY says which element and byte, and how much is readable",
     )
@@ -234,7 +236,7 @@ def _corrupt(meant: Expectation, broken: Mapping[str, str], looked: int) -> Find
 # -- not refreshed -----------------------------------------------------------------------------------------------------
 
 
-def _dates(raw: Raw) -> Iterator[float]:
+def _dates(raw: RedisValue) -> Iterator[float]:
     """Yield the times, in ms, that a key's payloads give themselves: of a list, its two ends."""
     payloads = list(raw.payloads)
     if raw.kind == "list" and len(payloads) > 6:
@@ -304,16 +306,16 @@ def _late_finding(meant: Expectation, late: Sequence[tuple[KeyFacts, float]], *,
     first = datetime.fromtimestamp(min(at for _, at in late) / 1000, UTC)
     return Finding(
         "not_refreshed",
-        meant.prefix,
-        len(late),
-        looked,
-        f"writes under {meant.prefix} do not renew the deadline: after its last message a session has {duration(left)} "
-        f"instead of {duration(ttl_ms)} (median of {len(late):,})",
-        "proven",
-        ttl_ms / 1000,
-        ttl_ms / 1000,
-        first,
-        "upper bound",
+        prefix=meant.prefix,
+        keys=len(late),
+        sampled=looked,
+        message=f"writes under {meant.prefix} do not renew the deadline: after its last message a session has "
+        f"{duration(left)} instead of {duration(ttl_ms)} (median of {len(late):,})",
+        confidence="proven",
+        expected_ttl_s=ttl_ms / 1000,
+        observed_ttl_s=ttl_ms / 1000,
+        since=first,
+        since_is="upper bound",
         evidence=(
             f"{len(late):,} of {dated:,} sessions whose payload tells when it was written",
             f"the first such write that is still there was at {utc_text(first)}",
@@ -322,7 +324,7 @@ def _late_finding(meant: Expectation, late: Sequence[tuple[KeyFacts, float]], *,
     )
 
 
-def _newest(raw: Raw, facts: KeyFacts) -> float | None:
+def _newest(raw: RedisValue, facts: KeyFacts) -> float | None:
     """Return the newest date of a payload that is not in the future, in ms."""
     return max((at for at in _dates(raw) if at <= facts.seen_ms + 60_000), default=None)
 
@@ -337,12 +339,12 @@ def _dangling(meant: Expectation, problems: Sequence[Problem], looked: int) -> F
     says = Counter(problem.says for problem in problems).most_common(3)
     return Finding(
         "dangling",
-        meant.prefix,
-        len(keys),
-        looked,
-        f"{len(keys):,} keys that sessions under {meant.prefix} point to are gone",
-        "proven",
-        None if meant.ttl_ms is None else meant.ttl_ms / 1000,
+        prefix=meant.prefix,
+        keys=len(keys),
+        sampled=looked,
+        message=f"{len(keys):,} keys that sessions under {meant.prefix} point to are gone",
+        confidence="proven",
+        expected_ttl_s=None if meant.ttl_ms is None else meant.ttl_ms / 1000,
         evidence=tuple(f"{count:,} times: {text}" for text, count in says),
         next="memkit inspect URL SESSION says what is recoverable and prints the repair",
     )
