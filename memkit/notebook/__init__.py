@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from memkit.notebook import triage as triage
+    from memkit.notebook import ttl_semantics as ttl_semantics
     from memkit.notebook.extension import InlineTestsFailed as InlineTestsFailed
     from memkit.notebook.extension import Status as Status
     from memkit.notebook.extension import expectations as expectations
@@ -28,14 +31,16 @@ __all__ = [
     "running",
     "server",
     "server_with_expire_options",
+    "triage",
+    "ttl_semantics",
     "url",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    # `memkit lab` needs neither IPython nor pytest.
+    # Lazily, because `memkit lab` needs neither IPython nor pytest.
+    if name in ("triage", "ttl_semantics"):
+        return import_module(f"memkit.notebook.{name}")
     if name in __all__:
-        from memkit.notebook import extension
-
-        return getattr(extension, name)
+        return getattr(import_module("memkit.notebook.extension"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from test_notebook import wait_until
 
 from memkit.audit import audit
-from memkit.notebook.demo import demo_server, continue_incident, load_incident
+from memkit.notebook.demo import continue_incident, demo_server, load_incident
 
 
 def verdict(url: str) -> str:
