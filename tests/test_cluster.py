@@ -24,7 +24,8 @@ from stress.chaos import Chaos
 from stress.exactly_once import TIMEOUT_S, Plan, retry, run
 from test_sandbox import assert_told, assert_told_async
 from test_store import STRANGE, calls
-from topology import PRIMARIES, Cluster, cluster, cluster_ports, known_nodes, wait_for
+from topology import PRIMARIES, Cluster, cluster, cluster_ports, known_nodes
+from waiting import wait_for
 
 from memkit.connect import connect, connect_async
 from memkit.errors import Conflict, DecodeError, PolicyShortenedWarning, ProductionGuardError, SandboxError
@@ -109,8 +110,8 @@ def test_any_cluster_client_will_do(nodes: Cluster, options: dict[str, Any]) -> 
         store = MemoryStore(other, prefix="ü:", ttl="7d")
         store.save("🦜", [HI])
         with nodes.serving("ü:🦜").client() as node:
-            node.execute_command("WAIT", 1, 500)
-        wait_for(lambda: store.load("🦜") == [HI], "message on the replica")
+            node.execute_command("WAIT", 1, 120_000)
+        wait_for("the message on the replica", lambda: store.load("🦜"), lambda seen: seen == [HI])
         assert list(store.sessions()) == ["🦜"]
         store.delete("🦜")
 
@@ -225,7 +226,7 @@ def foreign_cluster(folder: Path, binary: Path | str) -> Iterator[str]:
             process = subprocess.Popen([binary, *options, home], stdout=subprocess.DEVNULL)
             stack.callback(process.wait)
             stack.callback(process.kill)
-        wait_for(lambda: all(map(takes_writes, ports)), "cluster that is ok")
+        wait_for("nodes that take writes", lambda: list(map(takes_writes, ports)), all)
         yield f"redis+cluster://127.0.0.1:{ports[1]}"
 
 
@@ -271,21 +272,22 @@ def test_after_a_failover_what_the_replica_had_is_there_and_writes_go_on(nodes: 
             store.append("failover", {"n": n})
         victim = nodes.serving("session:failover")
         with victim.client() as node:
-            assert node.execute_command("WAIT", 1, 2_000) == 1
+            assert node.execute_command("WAIT", 1, 120_000) == 1
         victim.kill()
-        wait_for(lambda: goes_on(store), "write after the failover")
+        wait_for("a write after the failover", lambda: goes_on(store), "written".__eq__)
         assert (store.load("failover") or [])[:20] == [{"n": n} for n in range(20)]
         assert (store.load("failover") or [])[20:] == [{"id": "after"}]
-        wait_for(lambda: nodes.serving("session:failover") is not victim, "view of the new primary")
+        wait_for("another primary", lambda: nodes.serving("session:failover"), lambda seen: seen is not victim)
         victim.start()
 
 
-def goes_on(store: MemoryStore) -> bool:
+def goes_on(store: MemoryStore) -> str:
+    """Write, and return what became of it."""
     try:
         store.append("failover", {"id": "after"})
-    except redis.RedisError:
-        return False
-    return True
+    except redis.RedisError as error:
+        return repr(error)
+    return "written"
 
 
 def test_exactly_once_on_a_cluster_while_everything_goes_wrong(capsys: pytest.CaptureFixture[str]) -> None:
@@ -310,15 +312,16 @@ def stressed(plan: Plan, binary: Any) -> Any:
             proxies.append(proxy)
             with server.client() as node:
                 node.config_set("cluster-announce-port", proxy.port)
-        wait_for(lambda: announced(made, proxies), "cluster that tells the proxies' ports")
+        ports = {one.port for one in proxies}
+        wait_for("the proxies' ports", lambda: announced(made), lambda seen: seen == [ports] * PRIMARIES)
         with made.client(retry=retry()) as client:
             return run(plan, made.servers, proxies, client)
 
 
-def announced(made: Cluster, proxies: list[Chaos]) -> bool:
-    ports = {proxy.port for proxy in proxies}
+def announced(made: Cluster) -> list[set[int]]:
+    """Return the ports that each node tells its clients."""
     seen = []
     for server in made.servers:
         with server.client(decode_responses=True) as node:
             seen += [{range_[2][1] for range_ in node.execute_command("CLUSTER SLOTS")}]
-    return all(one == ports for one in seen)
+    return seen

@@ -1,10 +1,10 @@
 import contextlib
 import socket
 import subprocess
-import time
 
 import pytest
 import redis
+from waiting import wait_for
 
 from memkit import Sandbox, connect
 from memkit.connect import place, redact
@@ -20,14 +20,17 @@ def bare_server(*arguments):
     command = [find_server().path, "--port", str(port), "--bind", "127.0.0.1", "--dir", "/tmp", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
+        wait_for("a server that listens", lambda: process.poll() is not None or connects(port))
         yield port
     finally:
         process.kill()
         process.wait()
+
+
+def connects(port):
+    """Whether something listens there."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 NO_PERSISTENCE = ("--save", "", "--appendonly", "no")
@@ -91,10 +94,8 @@ def test_replicas_are_seen_from_either_side():
         bare_server(*NO_PERSISTENCE) as primary,
         bare_server(*NO_PERSISTENCE, "--replicaof", f"127.0.0.1 {primary}") as replica,
     ):
-        deadline = time.monotonic() + 10
         with redis.Redis(port=primary) as client:
-            while not client.info("replication")["connected_slaves"] and time.monotonic() < deadline:
-                pass
+            wait_for("a replica", lambda: client.info("replication")["connected_slaves"])
         with pytest.raises(ProductionGuardError, match="1 replica"):
             guard_write(f"redis://127.0.0.1:{primary}/0")
         with pytest.raises(ProductionGuardError, match="a primary that it replicates"):

@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from array import array
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -17,6 +15,7 @@ from importlib import import_module
 import pytest
 import redis
 from test_connect import NO_PERSISTENCE, bare_server
+from waiting import nothing, wait_for
 
 from memkit import AsyncMemoryStore, MemoryStore, Sandbox
 from memkit.errors import ProductionGuardError, SandboxError
@@ -111,7 +110,7 @@ def test_what_tests_need_is_allowed(any_server):
         assert own in client.scan_iter(match=f"{sandbox.prefix}*")
         with client.pubsub() as events:
             events.psubscribe(f"__keyspace@0__:{sandbox.prefix}*")
-            assert events.get_message(timeout=5)["type"] == "psubscribe"
+            assert events.get_message(timeout=120)["type"] == "psubscribe"
         assert client.eval("return redis.call('LLEN', KEYS[1])", 1, own) == 2
         with client.pipeline() as pipe:
             assert pipe.ttl(own).exists(own).execute() == [60, 1]
@@ -179,9 +178,12 @@ def test_a_sandbox_has_one_clock_that_knows_how_far_it_was_moved(real):
         sandbox.clock.move_to(then)
         sandbox.clock.move_to(then)
         assert 6 * 86_400 - 60 < mine.ttl(f"{sandbox.prefix}k") <= 6 * 86_400
-    deadline = time.monotonic() + 5
-    while [one for one in client.client_list() if one["name"].startswith("memkit-test-")]:
-        assert time.monotonic() < deadline
+    wait_for("no connection of the sandbox", lambda: named(client, "memkit-test-"), nothing)
+
+
+def named(client, prefix):
+    """Return the names of connections that begin with a prefix."""
+    return [one["name"] for one in client.client_list() if one["name"].startswith(prefix)]
 
 
 def test_asyncio_clients_are_held_too_and_close_with_their_loop(memkit_server):
@@ -301,10 +303,11 @@ def test_the_lease_is_renewed(memkit_server, monkeypatch):
     with memkit_server.client(decode_responses=True) as admin, Sandbox(memkit_server) as sandbox:
         user = sandbox.url.split("://")[1].split(":")[0]
         first = Lease(**json.loads(admin.hget(REGISTRY, user))).until_ms
-        deadline = time.monotonic() + 10
-        while Lease(**json.loads(admin.hget(REGISTRY, user))).until_ms == first:
-            assert time.monotonic() < deadline
-            threading.Event().wait(0.005)
+        wait_for(
+            "a later end of the lease",
+            lambda: Lease(**json.loads(admin.hget(REGISTRY, user))).until_ms,
+            lambda until_ms: until_ms > first,
+        )
 
 
 def test_a_server_that_is_killed_meanwhile_is_no_error(memkit_server_factory):
@@ -466,9 +469,11 @@ def test_the_keeper_listens_again_by_itself_and_has_missed_nothing(any_server, a
         cut_off(any_server)
         with sandbox.client() as client:
             client.set(f"{sandbox.prefix}meanwhile", 1)
-        deadline = time.monotonic() + 10
-        while not any("B" in one["flags"] for one in admin.client_list()):  # a broadcast to a tracking client
-            assert time.monotonic() < deadline
+        wait_for(
+            "a connection that tracks keys by broadcast (flag B)",
+            lambda: [one["flags"] for one in admin.client_list()],
+            lambda seen: any("B" in flags for flags in seen),
+        )
         with sandbox.client() as client:
             client.set(f"{sandbox.prefix}after", 1)
     assert admin.keys("*") == ["foreign"]
@@ -510,9 +515,12 @@ def test_the_lease_is_renewed_and_nothing_piles_up_while_thousands_write(any_ser
     monkeypatch.setattr("memkit.server.sandbox.RENEW_EVERY_S", 3.0)
     with Sandbox(any_server) as sandbox, sandbox.client() as client:
         write_each(client, sandbox.prefix, 3_000, keys=1)
-        deadline = time.monotonic() + 10
-        while any(int(one["omem"]) for one in admin.client_list()) or not sandbox._keeper._trackers[0]._names:
-            assert time.monotonic() < deadline
+        wait_for(
+            "no byte that a connection has not read",
+            lambda: sum(int(one["omem"]) for one in admin.client_list()),
+            nothing,
+        )
+        wait_for("the names of the keys that were written", lambda: sandbox._keeper._trackers[0]._names)
         assert sandbox._keeper.is_alive()
     assert admin.keys("*") == ["foreign"]
 

@@ -800,7 +800,7 @@ def halting(server: RedisServer, word: bytes, between: Callable[[], object], tim
                 return
             left[0] -= 1
             super().send_packed_command([whole[:at]], check_health)
-            assert self.can_read(timeout=5)
+            assert self.can_read(timeout=120)
             between()
             super().send_packed_command([whole[at:]], check_health)
 

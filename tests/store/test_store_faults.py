@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import redis
 from servers import every_server, start
+from waiting import wait_for
 
 import memkit.store.store
 from memkit.connect import connect
@@ -263,7 +263,6 @@ def test_after_kill_and_restart_everything_acknowledged_is_there(any_server: Red
     with RedisServer(binary=any_server._binary.path, persist=True) as server, server.client() as client:
         store = MemoryStore(client, prefix="session:", ttl="7d")
         acknowledged: list[int] = []
-        stopped = threading.Event()
 
         def write() -> None:
             for n in range(100_000):
@@ -272,13 +271,10 @@ def test_after_kill_and_restart_everything_acknowledged_is_there(any_server: Red
                 except redis.ConnectionError:
                     break
                 acknowledged.append(n)
-            stopped.set()
 
         thread = threading.Thread(target=write)
         thread.start()
-        deadline = time.monotonic() + 10
-        while len(acknowledged) < 100 and time.monotonic() < deadline:
-            stopped.wait(0.001)
+        wait_for("100 acknowledged messages", lambda: len(acknowledged), lambda number: number >= 100)
         server.kill()
         thread.join()
         server.start()
