@@ -1,11 +1,72 @@
-"""Does an LLM application's memory in Redis last as long as it was meant to. See README.md."""
+"""Test, audit and explain LLM session memory in Redis.
+
+Imports go down this map only::
+
+    memkit/
+      errors.py         Every exception and warning of memkit
+      policy.py         TTLs in the units that people write, and the expiry policy of a store
+      config.py         Expected TTLs by pattern: chat:*=7d,sliding,jitter=10%, from the command
+                        line, Python or a configuration file
+      render.py         How memkit writes for people: one duration, one table, one escaping, one
+                        colour, one progress bar
+      connect.py        A Redis URL to a client: standalone, Sentinel or Cluster
+      server/           A private Redis for tests: launcher, movable clock, sandbox
+                        (clock guard launcher sandbox)
+      store/            MemoryStore: LLM sessions in Redis, one list a session
+                        (encoding operations store)
+      readonly/         Read a Redis without changing it: one connection class, one way to open a
+                        target; every command is counted
+                        (connection pace reader target values)
+      formats/          How the memory stores that people run lay out their keys: one module a
+                        store, pure decoders, no I/O
+                        (ag2 agent_framework_redis agno capture google_adk_redis langchain_community
+                        langchain_redis langgraph_plainredis langgraph_redis langgraph_redis_shallow
+                        llama_index memkit_store model openai_agents redisvl unknown parsing/)
+      inspect/          inspect_session: one session, decoded, redacted and checked
+                        (report search)
+      observe/          observe_expiry: when keys expired, as intervals on the server's clock
+                        (log observe)
+      audit/            audit: a Redis server against the expected TTLs
+                        (finding key_shapes report run sampling server_info checks/)
+      conformance/      Does your store forget: cases over a small adapter, asked on a private real
+                        server with real faults
+                        (adapter case environment examples fault_proxy fresh_process keyspace matrix
+                        memkit_adapter outcomes processes pytest_suite result runner trial worker
+                        cases/)
+      plot/             Figures: every function takes ax=None and returns Axes; show(ax) displays it
+                        with alt text
+                        (audit conformance expiry session style)
+      notebook/         %load_ext memkit, memkit lab, the triage report, the demo incident, the TTL
+                        semantics cases
+                        (demo extension lab triage ttl_semantics)
+      pytest_plugin.py  The pytest plugin: a real Redis for each run, a sandbox for each test
+      cli.py            The command line
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from memkit.connect import connect
+from memkit.errors import (
+    AmbiguousSession,
+    ClockUnavailable,
+    Conflict,
+    DecodeError,
+    EncodeError,
+    LeftSandboxError,
+    MemkitError,
+    NoTtlWarning,
+    PolicyError,
+    PolicyShortenedWarning,
+    ProductionGuardError,
+    SandboxError,
+    ServerError,
+    ServerNotFound,
+    SessionNotFound,
+)
 from memkit.policy import ExpiryPolicy
 from memkit.server.clock import ServerClock
 from memkit.server.launcher import RedisServer
@@ -16,21 +77,59 @@ from memkit.store.store import AsyncMemoryStore, MemoryStore
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from memkit.config import Expectation
+    from memkit.inspect import inspect_session
+    from memkit.observe import observe_expiry
+
 __version__ = version("redis-memkit")
 __all__ = [
+    "AmbiguousSession",
     "AsyncMemoryStore",
+    "ClockUnavailable",
+    "Conflict",
+    "DecodeError",
+    "EncodeError",
+    "Expectation",
     "ExpiryPolicy",
+    "LeftSandboxError",
+    "MemkitError",
     "MemoryStore",
+    "NoTtlWarning",
+    "PolicyError",
+    "PolicyShortenedWarning",
+    "ProductionGuardError",
     "RedisServer",
     "Sandbox",
+    "SandboxError",
     "ServerClock",
+    "ServerError",
+    "ServerNotFound",
     "Session",
+    "SessionNotFound",
     "connect",
+    "inspect_session",
+    "observe_expiry",
 ]
+# Loaded at first use: they take longer to import than the store (inspect_session 40 ms).
+_LAZY = {
+    "Expectation": "memkit.config",
+    "inspect_session": "memkit.inspect",
+    "observe_expiry": "memkit.observe",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'memkit' has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
-    """``%load_ext memkit``: see memkit.notebook.extension."""
+    """Load the notebook extension: ``%load_ext memkit``."""
     from memkit.notebook.extension import load_ipython_extension
 
     load_ipython_extension(shell)

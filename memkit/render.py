@@ -29,7 +29,7 @@ _PLAIN = re.compile(r"[ -~\u00a1-\u00ac\u00ae-\u0377\u0400-\u052f\u3041-\u3096\u
 def printable(text: str, limit: int = SHOWN_CHARS) -> str:
     r"""Return the text with every character that a terminal might act on written out (``\x1b``, ``\u202e``).
 
-    At most ``limit`` characters of it, with a mark that says how many there are.
+    At most ``limit`` characters of it, and the number of all if there are more.
     """
     shown = text[:limit]
     if not _PLAIN.fullmatch(shown):

@@ -57,7 +57,7 @@ class _MessageOnly:
 
 
 class InlineTestsFailed(_MessageOnly, AssertionError):
-    """A ``%%ipytest`` cell whose tests did not pass; the message is pytest's report."""
+    """A ``%%ipytest`` cell with a test that did not pass; the message is pytest's report."""
 
 
 class _ServerNotFound(_MessageOnly, ServerNotFound):
@@ -154,7 +154,7 @@ class Status:
     def __init__(self, running: RedisServer) -> None:
         self._text = (
             f"memkit {memkit.__version__}: {running.flavour} {running.version} ({running.source}), private; "
-            f"time moved by {running.clock.rung}; {'; '.join(filter(None, (_guard(), _missing_options(running))))}"
+            f"time moved by {running.clock.method}; {'; '.join(filter(None, (_guard(), _missing_options(running))))}"
         )
 
     def __repr__(self) -> str:

@@ -102,7 +102,7 @@ def beside(real: redis.Redis, other: redis.Redis, name: str) -> Table:
 
 
 def differing(results: Table) -> Table:
-    """Return the rows whose results are not all the same.
+    """Return the rows with different results.
 
     Args:
         results: A table of results, one column per server.

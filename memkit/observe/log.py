@@ -104,7 +104,7 @@ class Sweep:
     """What the server's active expiry had to do, and how long that should take.
 
     Attributes:
-        expired_keys: Keys whose deadline had passed.
+        expired_keys: Keys past their deadline.
         other_keys: Other keys with a TTL in the database.
         hz: The server's ``hz``: runs per second.
         effort: The server's ``active-expire-effort``, 1 to 10.

@@ -33,7 +33,7 @@ from memkit.observe.log import (
     Sweep,
     time_at,
 )
-from memkit.policy import UNIT_MS, Duration, human, ttl_ms
+from memkit.policy import UNIT_MS, Duration, ttl_ms, ttl_text
 from memkit.readonly.connection import ReadOnlyConnection, command, refused
 from memkit.render import duration, progress
 from memkit.server.clock import ServerClock, escape_glob, knows
@@ -51,7 +51,7 @@ ROUND_US = 300_000
 BLUR_US = 1_500
 """TIME and PTTL further apart than this are asked again (Redis 6.2 only)."""
 SAME_US = 5_000
-"""Smaller moves of a deadline cannot be told from the clock's own resolution."""
+"""Smaller moves of a deadline are within the clock's own resolution."""
 WAIT_LIMIT_MS = 3_600_000
 SWEEP_LIMIT_S = 30.0
 PONG_LIMIT_S = PROBE_LIMIT_S = 5.0
@@ -86,8 +86,8 @@ def observe_expiry(
             removed at the end.
         keys_per_ttl: The number of keys to write per TTL.
         keys: Observe these existing keys instead, named as text or bytes. A mapping gives the configured TTL of each
-            key; None means no TTL. The lifetime of a key whose remaining TTL is within 1 % of it begins with that
-            write; any other key's begins with the observation.
+            key; None means no TTL. If the remaining TTL is within 1 % of it, the lifetime begins with that write,
+            otherwise with the observation.
         prefix: The prefix of written keys; a random token follows it.
         resolution_ms: The step with which deadlines are crossed, in milliseconds (0.1 to a day).
         clock: The server's clock, to jump to shortly before each deadline. Without it the observation waits.
@@ -96,7 +96,7 @@ def observe_expiry(
             sweep (a check would make the key expire at once).
 
     Returns:
-        The log. ``log.events`` tells whether keyspace events were received: they need ``notify-keyspace-events``, which
+        The log. ``log.events`` is ``received`` if keyspace events were: they need ``notify-keyspace-events``, which
         is set for the duration of the observation on a server that memkit started.
 
     Raises:
@@ -153,7 +153,7 @@ def watch(client: redis.Redis, keys: Names, *, for_s: float, every_s: float = 1.
 class Watch:
     """The deadlines of some keys; ``look()`` returns those that moved. Read-only.
 
-    Moves of less than 5 ms are ignored: they cannot be told from the clock's own resolution.
+    Moves of less than 5 ms are ignored: they are within the clock's own resolution.
 
     Args:
         client: A client of one server.
@@ -251,7 +251,7 @@ class _KeyReader:
             )
         self._client = client
         # A deadline shift leaves TIME as it is, so the shift is added to it.
-        self._virtual = clock if clock and clock.rung != "preload" else None
+        self._virtual = clock if clock and clock.method != "preload" else None
         self._exact = knows(client, "pexpiretime")
 
     def now_us(self) -> int:
@@ -343,7 +343,7 @@ class _Observation:
         """Add a row per key to write: longest TTL first, so that the shortest are the newest when the checks begin."""
         for ttl in sorted((ttl_ms(ttl) for ttl in ttls), reverse=True):
             for _ in range(keys_per_ttl):
-                self._row(f"{prefix}{human(ttl)}:{len(self._log)}".encode(), ttl)
+                self._row(f"{prefix}{ttl_text(ttl)}:{len(self._log)}".encode(), ttl)
 
     def follow_existing(self, configured: Mapping[bytes, int]) -> None:
         """Add a row per existing key, as it is now."""
@@ -375,7 +375,7 @@ class _Observation:
                 self._log.events = "refused"
 
     def require_events(self, *, may_write: bool) -> None:
-        """Raise PolicyError where no events can come, or where that is neither told nor to be found out."""
+        """Raise PolicyError if no events are sent, or if that cannot be found out."""
         log = self._log
         if log.events == "unknown" and may_write:
             log.events = "received" if self._receives_a_test_event() else "not sent"

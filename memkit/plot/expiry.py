@@ -66,7 +66,7 @@ GUIDES = {60: "60 times too short", 1_000: "1,000 times too short"}
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How the keys of one outcome are drawn: colour and marker both tell it."""
+    """How the keys of one outcome are drawn: each has its own colour and marker."""
 
     name: str
     colour: str

@@ -121,7 +121,7 @@ PID = "print(n.server().pid)"
 @linux
 def test_killed_with_a_busy_kernel_it_leaves_nothing(start: Callable[..., Lab], tmp_path: Path) -> None:
     lab = start()
-    shown = re.findall(r"```text\n(memkit lab: .*?)```", README.read_text(), re.DOTALL)[0].splitlines()
+    shown = re.findall(r"```text\n(memkit lab\n.*?)```", README.read_text(), re.DOTALL)[0].splitlines()
     for line in shown:
         assert re.search(re.escape(line.strip()).replace("…", ".*"), lab.said()), line
     name = lab.ask("POST", "kernels")["id"]
