@@ -32,6 +32,7 @@ JUPYTER_OPTIONS = (
     "--ServerApp.terminals_enabled=False",
     "--ServerApp.use_redirect_file=False",
     "--KernelManager.transport=ipc",
+    "--KernelManager.shutdown_wait_time=1",
     "--Application.log_level=ERROR",
 )
 # Defaults that the user's own settings override: no question about news, full names of notebooks.
@@ -41,8 +42,8 @@ JUPYTER_DEFAULTS = {
 }
 
 # JupyterLab is the child of a small shell in a session of its own, like the servers: however this process ends, the
-# read returns, and JupyterLab gets SIGTERM, then SIGKILL. Its kernels end with it (each checks its parent once a
-# second), and the kernels' servers end with the kernels.
+# read returns, and JupyterLab gets SIGTERM. It then ends its kernels, and their servers end with them. After 30 s it
+# gets SIGKILL, which would leave kernels that write to the runtime directory until they check their parent.
 WATCHDOG = """
 runtime=$1; shift
 exec 3<&0
@@ -50,12 +51,13 @@ exec 3<&0
 exec >/dev/null 2>&1
 { read -r order <&3
   kill $lab
-  for tenth in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do sleep 0.1; kill -0 $lab || exit; done
+  tenths=0
+  while [ $tenths -lt 300 ]; do sleep 0.1; kill -0 $lab || exit; tenths=$((tenths + 1)); done
   kill -9 $lab
 } & guard=$!
 wait $lab; code=$?
 kill $guard
-rm -rf "$runtime"
+rm -rf "$runtime" || { sleep 1; rm -rf "$runtime"; }
 exit $code
 """
 
