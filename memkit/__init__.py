@@ -11,7 +11,7 @@ Imports go down this map only::
                         colour, one progress bar
       connect.py        A Redis URL to a client: standalone, Sentinel or Cluster
       server/           A private Redis for tests: launcher, movable clock, sandbox
-                        (clock guard launcher sandbox)
+                        (client_deadlines clock guard keyspace launcher sandbox)
       store/            MemoryStore: LLM sessions in Redis, one list a session
                         (encoding operations store)
       readonly/         Read a Redis without changing it: one connection class, one way to open a
@@ -22,24 +22,29 @@ Imports go down this map only::
                         (ag2 agent_framework_redis agno capture google_adk_redis langchain_community
                         langchain_redis langgraph_plainredis langgraph_redis langgraph_redis_shallow
                         llama_index memkit_store model openai_agents redisvl unknown parsing/)
+      history/          What happened to keys: RDB files, append-only files, replication, tracking,
+                        the ledger and the fate of a session
+                        (aof changes commands fate ledger log_clock rdb record run snapshots sources
+                        states tracking)
       inspect/          inspect_session: one session, decoded, redacted and checked
                         (report search)
       observe/          observe_expiry: when keys expired, as intervals on the server's clock
                         (log observe)
       audit/            audit: a Redis server against the expected TTLs
                         (finding key_shapes report run sampling server_info checks/)
-      conformance/      Does your store forget: cases over a small adapter, asked on a private real
-                        server with real faults
-                        (adapter case environment examples fault_proxy fresh_process keyspace matrix
-                        memkit_adapter outcomes processes pytest_suite result runner trial worker
-                        cases/)
+      conformance/      Run any session store through cases with real faults, on a private server,
+                        to see when it loses memory
+                        (adapter case environment examples fault_proxy keyspace matrix
+                        memkit_adapter outcomes processes pytest_suite result root_causes runner
+                        trial worker cases/)
       plot/             Figures: every function takes ax=None and returns Axes; show(ax) displays it
                         with alt text
                         (audit conformance expiry session style)
       notebook/         %load_ext memkit, memkit lab, the triage report, the demo incident, the TTL
                         semantics cases
                         (demo extension lab triage ttl_semantics)
-      pytest_plugin.py  The pytest plugin: a real Redis for each run, a sandbox for each test
+      pytest_plugin.py  The pytest plugin: fixtures on a private Redis, or on a real one with
+                        --real-redis
       cli.py            The command line
 """
 
@@ -66,6 +71,7 @@ from memkit.errors import (
     ServerError,
     ServerNotFound,
     SessionNotFound,
+    SourceError,
 )
 from memkit.policy import ExpiryPolicy
 from memkit.server.clock import ServerClock
@@ -106,6 +112,7 @@ __all__ = [
     "ServerNotFound",
     "Session",
     "SessionNotFound",
+    "SourceError",
     "connect",
     "inspect_session",
     "observe_expiry",

@@ -340,8 +340,8 @@ def _triage(given: argparse.Namespace) -> int:
 
 
 def _conformance(given: argparse.Namespace) -> int:
+    from memkit.conformance.case import CaseResult
     from memkit.conformance.cases.all_cases import CASES
-    from memkit.conformance.result import CaseResult
     from memkit.conformance.runner import run
 
     finished: list[CaseResult] = []

@@ -216,6 +216,7 @@ class _Audit:
             sample.keys,
             short=_too_short_by(findings),
             within_s=(time.monotonic() - self._began) / 4,
+            deletions=sum(one.calls.get("del", 0) + one.calls.get("unlink", 0) for one in self._evidence),
         )
         self._touched = values.read if touches_because else 0
         self._notes += values.notes
