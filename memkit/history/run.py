@@ -9,17 +9,18 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from memkit.errors import SourceError
 from memkit.history.aof import AofFiles, find_aof, read_commands
 from memkit.history.changes import TtlChange, TtlChanges, prefix_of
 from memkit.history.commands import effects_of
 from memkit.history.fate import ENDS, Fate, fate_of
+from memkit.history.ledger import Ledger, Recorded
 from memkit.history.log_clock import LogClock
 from memkit.history.rdb import RdbReader
 from memkit.history.sources import Source, find_source
-from memkit.history.states import KeyEvent, KeyState, KeyStates, Moment
+from memkit.history.states import EventName, KeyEvent, KeyState, KeyStates, Moment
 from memkit.render import counted, duration, printable, utc_text, wrapped
 
 WORD_ENDS = frozenset(b":/|.#{}-_")
@@ -99,7 +100,7 @@ def history(
     """Return what the sources tell about a session or about all keys.
 
     Args:
-        sources: An append-only directory, or two or more RDB files in any order.
+        sources: An append-only directory, a recording, or two or more RDB files in any order.
         session: A session's id or a key; without it the fates are counted by prefix.
         expected_ttl_ms: The TTL that a key is expected to get, in milliseconds; it dates the entries of a log without
             timestamps.
@@ -115,8 +116,10 @@ def history(
         return _from_aof(find_aof(found[0].files[0]), found[0].name, session, wanted, expected_ttl_ms, progress)
     if kinds == {"rdb"} and len(found) > 1:
         return _from_snapshots(found, session, wanted)
+    if kinds == {"recording"} and len(found) == 1:
+        return _from_recording(found[0], session, wanted)
     given = ", ".join(f"{source.name} ({source.kind})" for source in found) or "nothing"
-    raise SourceError(f"expected one append-only directory, or two or more RDB files; got {given}")
+    raise SourceError(f"expected one append-only directory, one recording, or two or more RDB files; got {given}")
 
 
 def _names(session: str) -> Callable[[bytes], bool]:
@@ -325,6 +328,36 @@ def _between(before: dict[bytes, KeyState], after: dict[bytes, KeyState], moment
     for key, state in after.items():
         if key not in before:
             yield KeyEvent(0, key, "written", moment, "", state.deadline_ms)
+
+
+# Recordings
+
+
+def _from_recording(source: Source, session: str | None, wanted: Callable[[bytes], bool] | None) -> History:
+    with Ledger(source.files[0], reading=True) as ledger:
+        _, name, began_ms, ended_ms = ledger.source()
+        gaps = tuple(Span("gap", reason, _time(began), _time(ended)) for began, ended, reason in ledger.gaps())
+        states = KeyStates(server="redis")
+        timeline = _Timeline(keeps_events=session is not None)
+        for recorded in ledger.events():
+            if wanted is None or wanted(recorded.name):
+                timeline.add(_event_of(recorded))
+        for db, key, live, deadline_ms in ledger.recorded_keys():
+            if live and (wanted is None or wanted(key)):
+                states.keys_of(db)[key] = KeyState(deadline_ms)
+    span = Span("recording", name, _time(began_ms), _time(ended_ms))
+    found = timeline.finish(states, session, tuple(timeline.changes.found()), (span,), ())
+    return replace(found, event_source="tracking", gaps=gaps)
+
+
+def _event_of(recorded: Recorded) -> KeyEvent:
+    name = cast("EventName", recorded.event)
+    possible = cast("tuple[EventName, ...]", recorded.possible)
+    if not possible and name in ("expired", "evicted", "deleted"):
+        possible = (name,)
+    after = recorded.at_ms if recorded.after_ms is None else recorded.after_ms
+    moment = Moment(after, recorded.at_ms)
+    return KeyEvent(recorded.db, recorded.name, name, moment, "", recorded.deadline_ms, recorded.ttl_ms, possible)
 
 
 # Text

@@ -10,7 +10,6 @@ from memkit.history.commands import Effect
 EventName = Literal[
     "written", "renewed", "ttl_removed", "expired", "evicted", "deleted", "overwritten", "renamed", "flushed"
 ]
-Ending = Literal["expired", "evicted", "deleted"]
 
 
 class Moment(NamedTuple):
@@ -48,7 +47,7 @@ class KeyEvent(NamedTuple):
     command: str
     deadline_ms: int | None = None
     ttl_ms: int | None = None
-    possible: tuple[Ending, ...] = ()
+    possible: tuple[EventName, ...] = ()
     target: bytes | None = None
     created: bool = False
 
@@ -160,7 +159,7 @@ class KeyStates:
         and Valkey as UNLINK, but a client's DEL as it is.
         """
         deadline = state.deadline_ms
-        possible: tuple[Ending, ...]
+        possible: tuple[EventName, ...]
         if deadline is not None and moment.earliest_ms is not None and moment.earliest_ms >= deadline:
             possible = ("expired",)
         elif deadline is None or (moment.latest_ms is not None and moment.latest_ms < deadline):
