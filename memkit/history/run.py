@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
+from memkit.connect import redact
 from memkit.errors import SourceError
 from memkit.history.aof import AofFiles, find_aof, read_commands
 from memkit.history.changes import TtlChange, TtlChanges, prefix_of
@@ -19,6 +20,7 @@ from memkit.history.fate import ENDS, Fate, fate_of
 from memkit.history.ledger import Ledger, Recorded
 from memkit.history.log_clock import LogClock
 from memkit.history.rdb import RdbReader
+from memkit.history.replication import read_backlog
 from memkit.history.sources import Source, find_source
 from memkit.history.states import EventName, KeyEvent, KeyState, KeyStates, Moment
 from memkit.render import counted, duration, printable, utc_text, wrapped
@@ -95,6 +97,7 @@ def history(
     *sources: str | Path,
     session: str | None = None,
     expected_ttl_ms: Callable[[bytes], int | None] | None = None,
+    replication: Literal["replica", "primary"] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> History:
     """Return what the sources tell about a session or about all keys.
@@ -104,6 +107,7 @@ def history(
         session: A session's id or a key; without it the fates are counted by prefix.
         expected_ttl_ms: The TTL that a key is expected to get, in milliseconds; it dates the entries of a log without
             timestamps.
+        replication: Read the replication backlog of the source, a URL: of a replica, or of a primary too.
         progress: Called with how many bytes have been read, of how many.
 
     Raises:
@@ -118,6 +122,12 @@ def history(
         return _from_snapshots(found, session, wanted)
     if kinds == {"recording"} and len(found) == 1:
         return _from_recording(found[0], session, wanted)
+    if kinds == {"live"} and len(found) == 1 and replication:
+        return _from_backlog(found[0].name, session, wanted, expected_ttl_ms, primary=replication == "primary")
+    if "live" in kinds:
+        raise SourceError(
+            "a server keeps no history: add --replication to read a replica's backlog, or record it with memkit record"
+        )
     given = ", ".join(f"{source.name} ({source.kind})" for source in found) or "nothing"
     raise SourceError(f"expected one append-only directory, one recording, or two or more RDB files; got {given}")
 
@@ -279,6 +289,45 @@ def _fate_of_session(
     ended = [event.key for event in reversed(events) if event.name in ENDS and event.key not in existing]
     key = next(iter(ended), next((key for key, fate in fates.items() if fate.cause == "overwritten"), keys[0]))
     return fates[key]
+
+
+# Replication backlogs
+
+
+def _from_backlog(
+    url: str,
+    session: str | None,
+    wanted: Callable[[bytes], bool] | None,
+    expected_ttl_ms: Callable[[bytes], int | None] | None,
+    *,
+    primary: bool,
+) -> History:
+    backlog = read_backlog(url, primary=primary)
+    states = KeyStates(server=backlog.server, wanted=wanted, complete=False)
+    timeline = _Timeline(keeps_events=session is not None)
+    clock = LogClock(begins_ms=None, ends_ms=backlog.read_at_ms, expected_ttl_ms=expected_ttl_ms or (lambda _: None))
+    db = backlog.db
+    for arguments in backlog.commands:
+        name = arguments[0].upper()
+        if name == b"SELECT":
+            db = int(arguments[1])
+            continue
+        effects = effects_of(arguments)
+        if not effects:
+            continue
+        moment, ttl = clock.moment(None, effects)
+        for effect in effects:
+            for event in states.apply(db, effect, moment, name.decode("ascii", "replace")):
+                given = ttl is not None and effect.deadline_ms is not None
+                timeline.add(event._replace(ttl_ms=ttl) if given else event)
+    span = Span("replication", redact(url), None, _time(backlog.read_at_ms))
+    notes = (
+        f"the backlog held {counted(len(backlog.commands), 'command')}; it has no timestamps: times are bounds, or "
+        "follow from deadlines",
+    )
+    changes = tuple(change.between() for change in timeline.changes.found())
+    found = timeline.finish(states, session, changes, (span,), notes)
+    return replace(found, event_source="replication")
 
 
 # RDB files
