@@ -8,7 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
+
+import redis
 
 from memkit.audit.checks.auxiliary_keys import Scene
 from memkit.audit.checks.deletions import Looked, deleted_finding
@@ -18,7 +21,7 @@ from memkit.audit.checks.ttl import diagnose, seen_under
 from memkit.audit.checks.ttl_inference import Server
 from memkit.audit.finding import Finding, PrefixSummary, verdict_of
 from memkit.audit.report import AuditReport, Proof
-from memkit.audit.sampling import ENOUGH_OF_A_PATTERN, KeyFacts, Progress, Sample, Sampler
+from memkit.audit.sampling import ENOUGH_OF_A_PATTERN, KeyFacts, Progress, Sample, Sampler, ServerKeys
 from memkit.audit.server_info import FLUSHES, Evidence, counters, look
 from memkit.config import Expect, Expectation, expectations
 from memkit.connect import AnyClient
@@ -27,7 +30,7 @@ from memkit.readonly.connection import KeyCommands
 from memkit.readonly.pace import Pace
 from memkit.readonly.reader import Reader
 from memkit.readonly.target import Target, open_target
-from memkit.render import utc_text
+from memkit.render import counted, utc_text
 
 SECOND_LOOK_KEYS = 1_000
 COUNTERS = ("expired_keys", "evicted_keys", "used_memory", "maxmemory")
@@ -35,6 +38,8 @@ RESTING_BATCH_KEYS, RESTLESS_BATCH_KEYS = 50, 250
 """A neighbour's p99 is 1.4 times idle with 25 keys a batch at a quarter duty, 2.2 with 50, 3.0 with 100, in 25, 20 and
 17 s a million keys. Without rests 250 keys take 2.9 s, 3.4 times idle; 500 take 2.5 s, and more than 10 (Redis 8.2).
 """
+NETWORK_S = 0.001
+"""From this round trip on, batches are as large as without rests: a neighbour waits longer for the network anyway."""
 BYTES_A_KEY = 10_000
 """A twentieth of the room below maxmemory is enough for the query and reply buffers of one batch (500 bytes a key)."""
 METADATA = (
@@ -114,19 +119,22 @@ class _Audit:
         self._full, self._touch = full, touch
         self._evidence = [look(connection) for connection in target.connections]
         self._notes = list(dict.fromkeys(f"could not see {what}" for one in self._evidence for what in one.blind))
-        self._sampler = Sampler(
-            source.connections,
-            pace=Pace(duty, batch=_batch(self._evidence, duty)),
-            guard=self._hurt,
-            sizes=full,
-            progress=progress,
-        )
+        own = source is target
+        servers = []
+        for at, connection in enumerate(source.connections):
+            round_trip_s = connection.round_trip_s()
+            batch = _batch(self._evidence[at : at + 1] if own else self._evidence, duty, round_trip_s)
+            # Of a replica, one thread checks the primaries; no two threads use one connection.
+            guarded = [at] if own else range(len(self._evidence)) if at == 0 else []
+            pace = Pace(duty, batch=batch, round_trip_s=round_trip_s)
+            servers.append(ServerKeys(connection, pace=pace, guard=partial(self._trouble, guarded), sizes=full))
+        self._sampler = Sampler(servers, route=source.route, progress=progress)
 
-    def _hurt(self) -> str | None:
-        """Why the audit should stop: the server began to evict."""
-        for connection, before in zip(self._target.connections, self._evidence, strict=True):
-            now = counters(connection).get("evicted_keys")
-            if now is not None and int(now) > (before.number("evicted_keys") or 0):
+    def _trouble(self, guarded: Sequence[int]) -> str | None:
+        """Why the audit should stop: a server began to evict."""
+        for at in guarded:
+            now = counters(self._target.connections[at]).get("evicted_keys")
+            if now is not None and int(now) > (self._evidence[at].number("evicted_keys") or 0):
                 return "the server is evicting keys; the audit adds nothing to that"
         return None
 
@@ -135,7 +143,7 @@ class _Audit:
         sample = self._sample()
         findings, seen, sessions = self._diagnose(sample)
         findings += self._values(sample, findings)
-        after = [counters(connection) for connection in self._target.connections]
+        after = self._counters_after()
         for evidence, now in zip(self._evidence, after, strict=True):
             findings += server_findings(evidence, sample.keys, now, self._meant)
         looked = Looked(sample.keys, sample.of, sessions)
@@ -179,7 +187,7 @@ class _Audit:
             sample.keys,
             self._server_facts(sample),
             self._siblings(sample),
-            len(self._source.connections) == 1 or sample.complete,
+            True,
             self._weigh,
             self._unclaimed(sample) if len(self._meant) > 1 else None,
         )
@@ -210,18 +218,36 @@ class _Audit:
         if touches_because and not self._touch:
             self._notes.append(f"not checked: corrupt, dangling, not_refreshed ({touches_because}); --touch allows it")
             return []
-        values = check_values(
-            Reader(self._target),
-            self._meant,
-            sample.keys,
-            short=_too_short_by(findings),
-            within_s=(time.monotonic() - self._began) / 4,
-            deletions=sum(one.calls.get("del", 0) + one.calls.get("unlink", 0) for one in self._evidence),
-        )
+        try:
+            values = check_values(
+                Reader(self._target),
+                self._meant,
+                [one for one in sample.keys if self._target.route(one.key).name not in sample.failed],
+                short=_too_short_by(findings),
+                within_s=(time.monotonic() - self._began) / 4,
+                deletions=sum(one.calls.get("del", 0) + one.calls.get("unlink", 0) for one in self._evidence),
+            )
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            if len(self._target.connections) == 1:
+                raise
+            self._notes.append(f"not checked: corrupt, dangling, not_refreshed ({error})")
+            return []
         self._touched = values.read if touches_because else 0
         self._notes += values.notes
         torn = {finding.prefix for finding in [*findings, *values.findings] if finding.cause == "mixed_ttl"}
         return [one for one in values.findings if one.cause != "not_refreshed" or one.prefix not in torn]
+
+    def _counters_after(self) -> list[dict[str, str]]:
+        """Return each server's counters; none of one that failed during the audit."""
+        found: list[dict[str, str]] = []
+        for connection in self._target.connections:
+            try:
+                found.append(counters(connection))
+            except redis.RedisError:
+                if len(self._target.connections) == 1:
+                    raise
+                found.append({})
+        return found
 
     def _server_facts(self, sample: Sample) -> Server:
         evidence = self._evidence[0]
@@ -238,10 +264,8 @@ class _Audit:
         )
 
     def _siblings(self, sample: Sample) -> Callable[[Sequence[bytes]], Sequence[KeyFacts]]:
-        """Return a look-up of keys that a sample has missed; none is missing where every key was seen."""
-        if (sample.complete and not self._full) or len(self._source.connections) > 1:
-            return _nobody
-        return self._sampler.look_up
+        """Return a look-up of keys that a sample has missed; none is missing if every key was seen."""
+        return _nobody if sample.complete and not self._full else self._sampler.look_up
 
     def _weigh(self, names: Sequence[bytes]) -> list[int]:
         """Return the bytes that values take, 0 for an integer; of the keys whose node would say."""
@@ -256,17 +280,26 @@ class _Audit:
 
     def _vanished(self, sample: Sample, after: Sequence[Mapping[str, str]]) -> list[KeyFacts]:
         """Return sessions that were there and are gone before their deadline, though nothing was evicted meanwhile."""
-        if len(self._source.connections) > 1 or _risen(self._evidence, after, "evicted_keys"):
+        if _risen(self._evidence, after, "evicted_keys"):
             return []
         sessions = (one for meant in self._meant for one in meant.of(sample.keys))
         living = [one for one in sessions if one.left_ms is None or one.left_ms > 600_000][:SECOND_LOOK_KEYS]
-        there = self._sampler.look_again([one.key for one in living])
-        return [one for one, is_there in zip(living, there, strict=True) if not is_there]
+        missing = self._sampler.missing([one.key for one in living])
+        return [one for one in living if one.key in missing]
 
     def _note_limits(self, sample: Sample) -> None:
         self._notes += [f"could not see {one}" for one in sorted(sample.blind) if not one.startswith("pexpiretime")]
         if not sample.keys:
             self._notes += self._elsewhere()
+        for name, error in sample.failed.items():
+            self._notes.append(f"{name} failed during the audit, and not all of its keys were read: {error}")
+        if moved_slots := self._target.moved_slots():
+            self._notes.append(
+                f"{counted(moved_slots, 'slot')} of the cluster moved to another server during the audit: keys in them "
+                "may have been counted twice or not at all"
+            )
+        if sample.moved:
+            self._notes.append(f"{counted(sample.moved, 'key')} moved to another server before they were read")
         if sample.stopped:
             self._notes.append(f"stopped early: {sample.stopped}")
         if sample.keys and all(one.touched_ms is None for one in sample.keys):
@@ -328,12 +361,12 @@ def _nobody(_names: Sequence[bytes]) -> Sequence[KeyFacts]:
     return ()
 
 
-def _batch(evidence: Sequence[Evidence], duty: float) -> int:
-    """Return how many keys to ask about at once: fewer, where the buffers could push a nearly full server to evict."""
+def _batch(evidence: Sequence[Evidence], duty: float, round_trip_s: float) -> int:
+    """Return how many keys to ask about at once: fewer if the buffers could push a nearly full server to evict."""
     room = [
         (one.number("maxmemory") or 0) - (one.number("used_memory") or 0) for one in evidence if one.number("maxmemory")
     ]
-    usual = RESTING_BATCH_KEYS if duty < 1 else RESTLESS_BATCH_KEYS
+    usual = RESTING_BATCH_KEYS if duty < 1 and round_trip_s < NETWORK_S else RESTLESS_BATCH_KEYS
     return max(10, min(usual, min(room, default=usual * BYTES_A_KEY) // BYTES_A_KEY))
 
 
