@@ -1,10 +1,10 @@
-"""What a server says of itself in a few cheap answers: INFO, CONFIG, SLOWLOG, CLIENT LIST, and its clock."""
+"""What a server reports about itself in a few cheap answers: INFO, CONFIG, SLOWLOG, CLIENT LIST, and its clock."""
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from struct import error, unpack
@@ -13,14 +13,19 @@ from memkit.readonly.connection import Reply, Wire, refused
 
 CONFIG_NAMES = ("maxmemory", "maxmemory-policy", "save", "appendonly")
 LRU_CLOCK_WITHIN_S = 0.5
-RENEWALS = ("expire", "pexpire", "expireat", "pexpireat", "getex", "set", "setex", "psetex", "setnx", "mset")
+LOAD_GRAIN_MS = 5_000
+"""Keys that a server loads get idle clocks that begin within this time of its start (1 M keys load in 2.3-4.3 s)."""
+SLOWLOG_ENTRIES = 128
 DELETES = ("del", "unlink", "getdel")
 FLUSHES = ("flushall", "flushdb")
+RELATIVE_DEADLINES = ("expire", "pexpire", "setex", "psetex")
+ABSOLUTE_DEADLINES = ("expireat", "pexpireat")
+RENEWALS = (*RELATIVE_DEADLINES, *ABSOLUTE_DEADLINES, "getex", "set", "setnx", "mset")
 _VALUE_READS = """
 get mget getrange substr strlen getex lrange llen lindex lpos hget hgetall hmget hlen hkeys hvals hexists hscan
 hstrlen smembers sismember smismember scard sscan sinter sunion zrange zrangebyscore zrevrange zrevrangebyscore
 zrangebylex zscore zmscore zcard zcount zrank zscan xrange xrevrange xlen xread xreadgroup json.get json.mget
-touch copy dump sort sort_ro bitcount getbit type_touch
+touch copy dump sort sort_ro bitcount getbit
 """
 VALUE_READS = frozenset(_VALUE_READS.split())
 _VALUE_WRITES = """
@@ -31,7 +36,7 @@ VALUE_WRITES = frozenset(_VALUE_WRITES.split())
 
 
 @dataclass(frozen=True, slots=True)
-class Deletion:
+class SlowCommand:
     """A DEL, UNLINK or flush that was slow enough to be logged, with the keys it named (the log keeps some)."""
 
     at_s: int
@@ -40,26 +45,56 @@ class Deletion:
     client: str
 
 
+@dataclass(frozen=True, slots=True)
+class ClientInfo:
+    """A client of CLIENT LIST: its address and name, and the last command it sent."""
+
+    name: str
+    last_command: str
+
+
 @dataclass(frozen=True)
-class Evidence:
-    """One server's own account of itself. ``blind`` says what it would not tell."""
+class ServerFacts:
+    """One server's report about itself.
+
+    Args:
+        info: INFO's fields.
+        config: The settings of ``CONFIG_NAMES``.
+        slow_commands: Deletions and flushes in the slow log.
+        clients: The connected clients.
+        skew_ms: How far its clock is ahead of this machine's, in milliseconds.
+        skew_error_ms: How uncertain that is.
+        moved_by_ms: How far memkit moved this server's clock.
+        moved_at_ms: When it did so last, on that clock.
+        refused: What the server refused to report.
+        now_ms: Its time, in milliseconds since 1970.
+        calls: How often each command was called since the start, or since CONFIG RESETSTAT.
+    """
 
     info: Mapping[str, str]
     config: Mapping[str, str]
-    deletions: tuple[Deletion, ...] = ()
-    deleters: tuple[str, ...] = ()
+    slow_commands: tuple[SlowCommand, ...] = ()
+    clients: tuple[ClientInfo, ...] = ()
     skew_ms: float = 0.0
     skew_error_ms: float = 0.0
     moved_by_ms: float = 0.0
     moved_at_ms: float | None = None
-    blind: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
     now_ms: int = 0
     calls: Mapping[str, int] = field(default_factory=dict)
 
     def number(self, name: str) -> int | None:
-        """Return an integer of INFO, None where INFO does not have it."""
+        """Return an integer of INFO; None if INFO does not have it."""
         text = self.info.get(name, "")
         return int(text) if re.fullmatch(r"-?\d+", text) else None
+
+    def fields(self, name: str) -> dict[str, str]:
+        """Return the parts of one of INFO's lists, such as ``calls=1,usec=12`` of a command."""
+        return dict(pair.partition("=")[::2] for pair in self.info.get(name, "").split(",") if "=" in pair)
+
+    def called(self, *commands: str) -> int:
+        """Return how often any of these commands was called."""
+        return sum(self.calls.get(name, 0) for name in commands)
 
     @property
     def is_replica(self) -> bool:
@@ -78,7 +113,7 @@ class Evidence:
 
     @property
     def version(self) -> str:
-        """The server's version; "?" where INFO is refused."""
+        """The server's version; "?" if INFO is refused."""
         return self.info.get("valkey_version") or self.info.get("redis_version", "?")
 
     @property
@@ -87,44 +122,83 @@ class Evidence:
         return self.config.get("maxmemory-policy") or self.info.get("maxmemory_policy")
 
     @property
+    def memory(self) -> tuple[int, int]:
+        """Memory that counts for eviction, and the limit (0: none), in bytes."""
+        limit = self.number("maxmemory")
+        limit = int(self.config.get("maxmemory") or 0) if limit is None else limit
+        return (self.number("used_memory") or 0) - (self.number("mem_not_counted_for_evict") or 0), limit
+
+    @property
+    def oom_errors(self) -> int:
+        """How many commands were refused for lack of memory, since the start or the last CONFIG RESETSTAT."""
+        return int(self.fields("errorstat_OOM").get("count", 0))
+
+    @property
+    def databases(self) -> dict[str, dict[str, int]]:
+        """What INFO reports of each database: keys, expires, and how many keys have field TTLs."""
+        names = [name for name in self.info if re.fullmatch(r"db\d+", name)]
+        return {name: {key: int(text) for key, text in self.fields(name).items() if text.isdigit()} for name in names}
+
+    @property
+    def has_field_ttls(self) -> bool:
+        """Whether a key has fields with TTLs (``subexpiry``: Redis 7.4; ``keys_with_volatile_items``: Valkey 9)."""
+        counts = self.databases.values()
+        return any(one.get("subexpiry") or one.get("keys_with_volatile_items") for one in counts)
+
+    @property
     def idle_touches(self) -> int | None:
         """How many commands may have touched a key without renewing its TTL, since the start or the last reset."""
         if not self.calls:
             return None
-        reads = sum(self.calls.get(name, 0) for name in VALUE_READS)
-        renewals = sum(self.calls.get(name, 0) for name in RENEWALS)
-        return reads + max(0, self.writes - renewals)
+        return self.called(*VALUE_READS) + max(0, self.writes - self.called(*RENEWALS))
+
+    @property
+    def reads(self) -> int | None:
+        """How many commands read values since the start; None if the counters were reset, or RESTORE was used."""
+        if not self.calls or {"config|resetstat", "config", "restore", "restore-asking"} & self.calls.keys():
+            return None
+        return self.called(*VALUE_READS)
 
     @property
     def writes(self) -> int:
         """How many commands wrote values, as far as they are known by name."""
-        return sum(self.calls.get(name, 0) for name in VALUE_WRITES)
+        return self.called(*VALUE_WRITES)
 
     @property
-    def started_s(self) -> int | None:
-        """When the server started, by its own clock."""
-        uptime = self.number("uptime_in_seconds")
-        return None if uptime is None else self.now_ms // 1000 - uptime
+    def started_ms(self) -> int | None:
+        """When the server started, by its own clock, in milliseconds; up to a second early."""
+        uptime_s = self.number("uptime_in_seconds")
+        return None if uptime_s is None else self.now_ms - (uptime_s + 1) * 1000
+
+    @property
+    def loaded_keys(self) -> int:
+        """How many keys the server loaded from an RDB file when it started (7.0 and later)."""
+        return self.number("rdb_last_load_keys_loaded") or 0
+
+    @property
+    def expired_at_load(self) -> int:
+        """How many keys were past their deadline when the file was loaded (7.0 and later)."""
+        return self.number("rdb_last_load_keys_expired") or 0
 
     @property
     def unexplained_changes(self) -> int | None:
-        """How many changes since the start no known write made; None where a save has reset the count."""
-        if self.number("rdb_saves") != 0 and self.number("rdb_last_save_time") != self.started_s:
+        """How many changes since the start no known write made; None if a save has reset the count."""
+        started_s = None if self.started_ms is None else self.started_ms // 1000 + 1
+        if self.number("rdb_saves") != 0 and self.number("rdb_last_save_time") != started_s:
             return None
-        deadlines = sum(self.calls.get(name, 0) for name in ("expire", "pexpire", "expireat", "pexpireat", "persist"))
+        deadlines = self.called("expire", "pexpire", *ABSOLUTE_DEADLINES, "persist")
         return max(0, (self.number("rdb_changes_since_last_save") or 0) - self.writes - deadlines)
 
     @property
     def deadlines_by_clients(self) -> bool:
-        """Whether deadlines may have been computed by clients: absolute ones were set, or SET did not say how."""
-        absolute = any(self.calls.get(name) for name in ("expireat", "pexpireat"))
-        relative = any(self.calls.get(name) for name in ("expire", "pexpire", "setex", "psetex"))
-        return absolute or (bool(self.calls.get("set")) and not relative)
+        """Whether clients may have computed deadlines: absolute ones were set, or SET was called and nothing else."""
+        return bool(
+            self.called(*ABSOLUTE_DEADLINES) or (self.called("set") and not self.called(*RELATIVE_DEADLINES))
+        )
 
-    def born_ms(self, keys: int) -> int | None:
-        """Return when the server started, if it surely started empty; keys cannot be older than that."""
-        uptime = self.number("uptime_in_seconds")
-        if uptime is None or self.is_replica or (self.number("rdb_last_load_keys_loaded") or 0) > 0:
+    def empty_start_ms(self, keys: int) -> int | None:
+        """Return when the server started, if it surely started empty: keys cannot be older than that."""
+        if self.started_ms is None or self.is_replica or self.loaded_keys:
             return None
         # RESTORE (MIGRATE, importers) brings keys that are older than the server.
         if {"config|resetstat", "config", "restore", "restore-asking"} & self.calls.keys():
@@ -132,28 +206,28 @@ class Evidence:
         may_have_loaded = self.info.get("aof_enabled") != "0" or "rdb_last_load_keys_loaded" not in self.info
         if may_have_loaded and self.writes < keys:
             return None
-        return self.now_ms - (uptime + 1) * 1000
+        return self.started_ms
+
+    def load_ms(self, keys: int) -> tuple[int, int] | None:
+        """Return the time in which the server may have loaded its keys; None if it started empty.
+
+        Idle clocks of what it loaded begin then, unless the file had them (maxmemory-policy ``*-lru``).
+        """
+        if self.started_ms is None or self.empty_start_ms(keys) is not None:
+            return None
+        return self.started_ms - 1_000, self.started_ms + LOAD_GRAIN_MS
 
 
-def look(wire: Wire) -> Evidence:
-    """Ask a server for its account of itself; what it refuses is listed in ``blind``."""
-    blind: list[str] = []
+def read_server_facts(wire: Wire) -> ServerFacts:
+    """Ask a server to report about itself; what it refuses is listed in ``refused``."""
+    refusals: list[str] = []
     _wait_for_the_idle_clock(wire)
-    info = _info(wire, blind)
+    info = _info(wire, refusals)
     skew, unsure, now_ms = _skew(wire)
-    deletions = tuple(_deletions(wire, blind))
-    return Evidence(
-        info,
-        _config(wire, blind),
-        deletions,
-        tuple(_deleters(wire, blind)),
-        skew,
-        unsure,
-        *_moved(info),
-        tuple(blind),
-        now_ms,
-        _calls(info),
-    )
+    slow = _slow_commands(wire, refusals)
+    config = _config(wire, refusals)
+    clients = _clients(wire, refusals)
+    return ServerFacts(info, config, slow, clients, skew, unsure, *_moved(info), tuple(refusals), now_ms, _calls(info))
 
 
 def _wait_for_the_idle_clock(wire: Wire) -> None:
@@ -167,16 +241,16 @@ def _wait_for_the_idle_clock(wire: Wire) -> None:
 
 
 def counters(wire: Wire) -> dict[str, str]:
-    """Return INFO's counters as they are now; empty where INFO is refused."""
+    """Return INFO's counters as they are now; empty if INFO is refused."""
     return _lines(wire.ask("INFO", "stats"))
 
 
 def in_cluster(wire: Wire) -> bool:
-    """Whether the server is a node of a cluster; False where INFO is refused."""
+    """Whether the server is a node of a cluster; False if INFO is refused."""
     return _lines(wire.ask("INFO", "cluster")).get("cluster_enabled") == "1"
 
 
-def _info(wire: Wire, blind: list[str]) -> dict[str, str]:
+def _info(wire: Wire, refusals: list[str]) -> dict[str, str]:
     reply = wire.ask("INFO", "all")
     if refused(reply):
         # Some managed services refuse the large request and answer section by section.
@@ -190,10 +264,11 @@ def _info(wire: Wire, blind: list[str]) -> dict[str, str]:
             "commandstats",
             "keyspace",
             "cluster",
+            "errorstats",
         ):
             found |= _lines(wire.ask("INFO", section))
         if not found:
-            blind.append("INFO (expired and evicted keys, memory, persistence)")
+            refusals.append("INFO (expired and evicted keys, memory, persistence)")
         return found
     return _lines(reply)
 
@@ -214,12 +289,12 @@ def _calls(info: Mapping[str, str]) -> dict[str, int]:
     return found
 
 
-def _config(wire: Wire, blind: list[str]) -> dict[str, str]:
+def _config(wire: Wire, refusals: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in CONFIG_NAMES:
         reply = wire.ask("CONFIG", "GET", name)
         if refused(reply):
-            blind.append("CONFIG (save points)")
+            refusals.append("CONFIG (save points)")
             break
         words = [word.decode(errors="replace") for word in reply]
         found |= dict(zip(words[::2], words[1::2], strict=True))
@@ -245,7 +320,7 @@ def _skew(wire: Wire) -> tuple[float, float, int]:
 def _moved(info: Mapping[str, str]) -> tuple[float, float | None]:
     """Return how far memkit moved this server's clock, and when last, by that clock; milliseconds.
 
-    The preload maps the file that says so into the process.
+    The preload maps the file that holds the offset into the process.
     """
     try:
         maps = Path(f"/proc/{int(info.get('process_id', '0'))}/maps").read_text()
@@ -258,25 +333,29 @@ def _moved(info: Mapping[str, str]) -> tuple[float, float | None]:
         return 0.0, None
 
 
-def _deletions(wire: Wire, blind: list[str]) -> Iterable[Deletion]:
-    reply = wire.ask("SLOWLOG", "GET", 128)
+def _slow_commands(wire: Wire, refusals: list[str]) -> tuple[SlowCommand, ...]:
+    reply = wire.ask("SLOWLOG", "GET", SLOWLOG_ENTRIES)
     if refused(reply):
-        blind.append("SLOWLOG")
-        return
+        refusals.append("SLOWLOG")
+        return ()
+    found = []
     for entry in reply:
-        words: Sequence[bytes] = [word for word in entry[3] if isinstance(word, bytes)]
+        words: list[bytes] = [word for word in entry[3] if isinstance(word, bytes)]
         command = words[0].decode(errors="replace").lower() if words else ""
         if command in DELETES + FLUSHES:
             client = entry[4].decode(errors="replace") if len(entry) > 4 and isinstance(entry[4], bytes) else ""
-            yield Deletion(int(entry[1]), command, tuple(words[1:]), client)
+            found.append(SlowCommand(int(entry[1]), command, tuple(words[1:]), client))
+    return tuple(found)
 
 
-def _deleters(wire: Wire, blind: list[str]) -> Iterable[str]:
+def _clients(wire: Wire, refusals: list[str]) -> tuple[ClientInfo, ...]:
     reply = wire.ask("CLIENT", "LIST")
     if refused(reply):
-        blind.append("CLIENT LIST")
-        return
+        refusals.append("CLIENT LIST")
+        return ()
+    found = []
     for line in reply.decode(errors="replace").splitlines():
         fields = dict(pair.partition("=")[::2] for pair in line.split(" "))
-        if fields.get("cmd", "").lower() in DELETES + FLUSHES:
-            yield f"{fields.get('addr', '?')} {fields.get('name', '')}".strip()
+        name = f"{fields.get('addr', '?')} {fields.get('name', '')}".strip()
+        found.append(ClientInfo(name, fields.get("cmd", "").lower()))
+    return tuple(found)
