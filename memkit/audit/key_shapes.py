@@ -161,9 +161,7 @@ def narrowest_prefix(affected: Sequence[bytes], everything: Sequence[bytes], def
     needed = NEARLY_ALL * len(affected)
     others = [key for key in set(everything).difference(affected) if key.startswith(best)]
     while len(affected) >= 3:  # fewer may be the parts of one session
-        heads = Counter(
-            found[0] for key in affected if key.startswith(best) and (found := _HEAD.match(key, len(best)))
-        )
+        heads = Counter(found[0] for key in affected if key.startswith(best) and (found := _HEAD.match(key, len(best))))
         head, count = heads.most_common(1)[0] if heads else (b"", 0)
         left = [key for key in others if key.startswith(best + head)]
         if not count or count < needed:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from struct import error, unpack
 
-from memkit.readonly.connection import Reply, Wire, refused
+from memkit.readonly.connection import ReadOnlyConnection, Reply, refused
 
 CONFIG_NAMES = ("maxmemory", "maxmemory-policy", "save", "appendonly")
 LRU_CLOCK_WITHIN_S = 0.5
@@ -192,9 +192,7 @@ class ServerFacts:
     @property
     def deadlines_by_clients(self) -> bool:
         """Whether clients may have computed deadlines: absolute ones were set, or SET was called and nothing else."""
-        return bool(
-            self.called(*ABSOLUTE_DEADLINES) or (self.called("set") and not self.called(*RELATIVE_DEADLINES))
-        )
+        return bool(self.called(*ABSOLUTE_DEADLINES) or (self.called("set") and not self.called(*RELATIVE_DEADLINES)))
 
     def empty_start_ms(self, keys: int) -> int | None:
         """Return when the server started, if it surely started empty: keys cannot be older than that."""
@@ -218,40 +216,35 @@ class ServerFacts:
         return self.started_ms - 1_000, self.started_ms + LOAD_GRAIN_MS
 
 
-def read_server_facts(wire: Wire) -> ServerFacts:
+def read_server_facts(connection: ReadOnlyConnection) -> ServerFacts:
     """Ask a server to report about itself; what it refuses is listed in ``refused``."""
     refusals: list[str] = []
-    _wait_for_the_idle_clock(wire)
-    info = _info(wire, refusals)
-    skew, unsure, now_ms = _skew(wire)
-    slow = _slow_commands(wire, refusals)
-    config = _config(wire, refusals)
-    clients = _clients(wire, refusals)
+    _wait_for_the_idle_clock(connection)
+    info = _info(connection, refusals)
+    skew, unsure, now_ms = _skew(connection)
+    slow = _slow_commands(connection, refusals)
+    config = _config(connection, refusals)
+    clients = _clients(connection, refusals)
     return ServerFacts(info, config, slow, clients, skew, unsure, *_moved(info), tuple(refusals), now_ms, _calls(info))
 
 
-def _wait_for_the_idle_clock(wire: Wire) -> None:
+def _wait_for_the_idle_clock(connection: ReadOnlyConnection) -> None:
     """Wait until the server's cached LRU clock is right: up to 100 ms after its time was moved, idle times are not."""
     deadline = time.monotonic() + LRU_CLOCK_WITHIN_S
     while time.monotonic() < deadline:
-        clock, now = _lines(wire.ask("INFO", "server")).get("lru_clock"), wire.ask("TIME")
+        clock, now = _lines(connection.ask("INFO", "server")).get("lru_clock"), connection.ask("TIME")
         if clock is None or refused(now) or abs((int(now[0]) & 0xFFFFFF) - int(clock)) <= 1:
             return
         time.sleep(0.005)
 
 
-def counters(wire: Wire) -> dict[str, str]:
+def counters(connection: ReadOnlyConnection) -> dict[str, str]:
     """Return INFO's counters as they are now; empty if INFO is refused."""
-    return _lines(wire.ask("INFO", "stats"))
+    return _lines(connection.ask("INFO", "stats"))
 
 
-def in_cluster(wire: Wire) -> bool:
-    """Whether the server is a node of a cluster; False if INFO is refused."""
-    return _lines(wire.ask("INFO", "cluster")).get("cluster_enabled") == "1"
-
-
-def _info(wire: Wire, refusals: list[str]) -> dict[str, str]:
-    reply = wire.ask("INFO", "all")
+def _info(connection: ReadOnlyConnection, refusals: list[str]) -> dict[str, str]:
+    reply = connection.ask("INFO", "all")
     if refused(reply):
         # Some managed services refuse the large request and answer section by section.
         found: dict[str, str] = {}
@@ -266,7 +259,7 @@ def _info(wire: Wire, refusals: list[str]) -> dict[str, str]:
             "cluster",
             "errorstats",
         ):
-            found |= _lines(wire.ask("INFO", section))
+            found |= _lines(connection.ask("INFO", section))
         if not found:
             refusals.append("INFO (expired and evicted keys, memory, persistence)")
         return found
@@ -289,10 +282,10 @@ def _calls(info: Mapping[str, str]) -> dict[str, int]:
     return found
 
 
-def _config(wire: Wire, refusals: list[str]) -> dict[str, str]:
+def _config(connection: ReadOnlyConnection, refusals: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in CONFIG_NAMES:
-        reply = wire.ask("CONFIG", "GET", name)
+        reply = connection.ask("CONFIG", "GET", name)
         if refused(reply):
             refusals.append("CONFIG (save points)")
             break
@@ -301,12 +294,12 @@ def _config(wire: Wire, refusals: list[str]) -> dict[str, str]:
     return found
 
 
-def _skew(wire: Wire) -> tuple[float, float, int]:
+def _skew(connection: ReadOnlyConnection) -> tuple[float, float, int]:
     """Return how far the server's clock is ahead of ours, how uncertain that is, and its time; milliseconds."""
     best = (0.0, float("inf"), 0)
     for _ in range(3):
         before = time.time_ns()
-        reply = wire.ask("TIME")
+        reply = connection.ask("TIME")
         after = time.time_ns()
         if refused(reply):
             return 0.0, float("inf"), after // 1_000_000
@@ -333,8 +326,8 @@ def _moved(info: Mapping[str, str]) -> tuple[float, float | None]:
         return 0.0, None
 
 
-def _slow_commands(wire: Wire, refusals: list[str]) -> tuple[SlowCommand, ...]:
-    reply = wire.ask("SLOWLOG", "GET", SLOWLOG_ENTRIES)
+def _slow_commands(connection: ReadOnlyConnection, refusals: list[str]) -> tuple[SlowCommand, ...]:
+    reply = connection.ask("SLOWLOG", "GET", SLOWLOG_ENTRIES)
     if refused(reply):
         refusals.append("SLOWLOG")
         return ()
@@ -348,8 +341,8 @@ def _slow_commands(wire: Wire, refusals: list[str]) -> tuple[SlowCommand, ...]:
     return tuple(found)
 
 
-def _clients(wire: Wire, refusals: list[str]) -> tuple[ClientInfo, ...]:
-    reply = wire.ask("CLIENT", "LIST")
+def _clients(connection: ReadOnlyConnection, refusals: list[str]) -> tuple[ClientInfo, ...]:
+    reply = connection.ask("CLIENT", "LIST")
     if refused(reply):
         refusals.append("CLIENT LIST")
         return ()

@@ -295,7 +295,8 @@ def early_ends(parts: Mapping[str, tuple[float, int | None]], ttl_s: float | Non
         ttl_s: The configured TTL in seconds; if it is unknown, the longest that was given stands for it.
     """
     ends = {
-        name: PartEnd(round(left * 1000), None if idle is None else -idle * 1000) for name, (left, idle) in parts.items()
+        name: PartEnd(round(left_s * 1000), None if idle_s is None else -idle_s * 1000)
+        for name, (left_s, idle_s) in parts.items()
     }
     if len(ends) < 2:
         return []

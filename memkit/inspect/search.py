@@ -15,7 +15,8 @@ from memkit.formats.capture import load_capture
 from memkit.formats.model import SEPARATORS, Hit, Known, Meant, Note, Problem, Run, Turn, is_uuid, unquoted
 from memkit.formats.parsing.encodings import hex_view
 from memkit.inspect.report import KeyReport, Messages, SessionReport, Veil, early_ends, span
-from memkit.readonly.reader import LoadedKey, Reader, reading
+from memkit.readonly.reader import LoadedKey, Reader
+from memkit.readonly.target import open_target
 from memkit.readonly.values import KeyRequest, RedisValue, to_bytes, to_name
 from memkit.render import printable
 
@@ -57,7 +58,8 @@ def inspect_session(url_or_client: Any, session_id: str | bytes, *, reveal: bool
         to_bytes(wanted)
     except UnicodeEncodeError:
         raise PolicyError("this session id has a lone surrogate, which no key can have") from None
-    with reading(url_or_client) as reader:
+    with open_target(url_or_client) as target:
+        reader = Reader(target)
         return _report(reader, _Search(reader, wanted).run(), reveal=reveal)
 
 
@@ -86,7 +88,7 @@ class _Search:
 
     def run(self) -> _Found:
         exact = [self._wanted, *(name for store in formats.FORMATS for name in store.names(self._wanted))]
-        self._load(KeyRequest(prefix + name, "") for name in exact for prefix in {"", self._reader.prefix})
+        self._load(KeyRequest(prefix + name, "") for name in exact for prefix in {"", self._reader.target.prefix})
         if self._loaded.get(self._wanted):
             return self._by_key(self._wanted)
         groups, size = self._groups(), self._reader.database_keys()
@@ -111,7 +113,7 @@ class _Search:
         """Search the names of the whole database; no key is looked at but those that hold the id, and that are new."""
         # "1" is in nearly every name: only where it stands by itself is a key looked at.
         alone = re.compile(rf"(?:^|[\W_]){re.escape(part)}(?:$|[^\w-])")
-        names = self._reader.scan(f"{_glob(self._reader.prefix)}*{_glob(part)}*", alone, MAX_NAMES)
+        names = self._reader.scan(f"{_glob(self._reader.target.prefix)}*{_glob(part)}*", alone, MAX_NAMES)
         self._scanned = True
         if len(names) == MAX_NAMES:
             self._notes.append(f"over {MAX_NAMES:,} keys have this id in their name; the others were left out")
@@ -425,5 +427,5 @@ def _keys(count: int) -> str:
 
 def _reading_notes(reader: Reader) -> list[str]:
     scanned = f"SCAN walked {_keys(reader.scanned_keys)} to find it" if reader.scanned_keys else ""
-    touched = f"reading reset the idle clocks of {_keys(reader.read_keys)}: {reader.touched_because}"
-    return [note for note in (scanned, touched if reader.touched_because else "") if note]
+    touched = f"reading reset the idle clocks of {_keys(reader.read_keys)}: {reader.target.touches_because}"
+    return [note for note in (scanned, touched if reader.target.touches_because else "") if note]

@@ -18,12 +18,12 @@ from secrets import token_hex
 from ssl import SSLWantReadError
 from typing import Any, Final, cast
 
-import hiredis
 import redis
 
 from memkit.errors import PolicyError
 from memkit.observe.log import ENDS, NEVER, NONE, UNHEARD, DeadlineChange, End, ExpiryLog, Hearing, Sweep, at
 from memkit.policy import UNIT_MS, Duration, human, ttl_ms
+from memkit.readonly.connection import ReadOnlyConnection, command, refused
 from memkit.server.clock import ServerClock, escape_glob, knows
 from memkit.server.guard import guard_write, started_by_memkit
 
@@ -555,9 +555,8 @@ class _Events:
     (8.1), and parses some 30 times slower. ``lost``: the server has ended the subscription, or its end is not there.
     """
 
-    def __init__(self, connection: Any, names: Sequence[bytes]) -> None:
-        self._connection, self._socket = connection, connection._sock
-        self._reader = hiredis.Reader()
+    def __init__(self, connection: ReadOnlyConnection, names: Sequence[bytes]) -> None:
+        self._socket, self._reader = connection.socket, connection.reader
         self._index = {name: index for index, name in enumerate(names)}
         self._pong_is_due = False
         self.lost = False
@@ -565,19 +564,18 @@ class _Events:
     @classmethod
     def open(cls, client: redis.Redis, names: Sequence[bytes], stack: ExitStack) -> _Events:
         """Subscribe, on a connection of its own."""
-        pool = client.connection_pool
-        options = {name: value for name, value in pool.connection_kwargs.items() if not name.startswith("maint_")}
-        connection = pool.connection_class(**{**options, "protocol": 2})
-        stack.callback(connection.disconnect)
-        connection.connect()
-        channel = f"__keyspace@{options.get('db') or 0}__:".encode()
+        connection = ReadOnlyConnection(client, keep_idle_times=False)
+        stack.callback(connection.close)
+        database = client.connection_pool.connection_kwargs.get("db") or 0
+        channel = f"__keyspace@{database}__:".encode()
         if len(names) <= GROUP:
-            connection.send_command("SUBSCRIBE", *(channel + name for name in names))
+            reply = connection.ask("SUBSCRIBE", *(channel + name for name in names))
         else:
             # Latin-1 is a character a byte: names need not be text.
             begin = escape_glob((channel + cast("bytes", commonprefix(names))).decode("latin-1")).encode("latin-1")
-            connection.send_command("PSUBSCRIBE", begin + b"*")
-        connection.read_response()
+            reply = connection.ask("PSUBSCRIBE", begin + b"*")
+        if refused(reply):
+            raise reply
         return cls(connection, names)
 
     def heard(self, wait_s: float, *, all_sent: bool = False) -> Iterator[tuple[int, End]]:
@@ -595,9 +593,9 @@ class _Events:
         """Have the server answer behind its events: a socket that is empty may only be waiting for the next of them."""
         self._socket.settimeout(PONG_WITHIN_S)
         try:
-            self._connection.send_packed_command(self._connection.pack_command("PING"), check_health=False)
+            self._socket.sendall(command("PING").payload)
             self._pong_is_due = True
-        except redis.RedisError:
+        except OSError:
             self.lost = True
 
     def _receive(self, wait_s: float) -> bytes:

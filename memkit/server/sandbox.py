@@ -28,6 +28,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import redis
 import redis.asyncio
+from redis.connection import DefaultParser
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from memkit.connect import AnyAsyncClient, AnyClient, connect, connect_async, primaries, redact, scan
@@ -262,14 +263,12 @@ class _Tracker:
     def __init__(self, node: redis.Redis, prefixes: tuple[str, ...]) -> None:
         pool = node.connection_pool
         # redis-py reads the answer to a health check of its own without taking in the pushes before it one by one.
-        own = {"protocol": 3, "decode_responses": False, "health_check_interval": 0}
+        own = {"protocol": 3, "decode_responses": False, "health_check_interval": 0, "parser_class": _pushing_parser}
         options = pool.connection_kwargs | own
         self._connection: redis.Connection = pool.connection_class(**options)
         self._prefixes = [token for prefix in prefixes for token in ("PREFIX", prefix)]
         self._names: set[bytes] = set()
         self._listens = self.missed = False
-        parser: Any = self._connection._parser  # the only way to hear invalidations on a plain connection
-        parser.set_invalidation_push_handler(lambda push: push)
         # redis-py connects a lost connection anew by itself, and to a connection of that kind nothing is told.
         self._connection.register_connect_callback(self._listen)
         self._connection.connect()
@@ -314,6 +313,13 @@ class _Tracker:
         if isinstance(said, list) and said[0] == b"invalidate":
             self._names.update(said[1] or ())
         return said
+
+
+def _pushing_parser(socket_read_size: int) -> Any:
+    """Return redis-py's parser, set to return invalidations instead of dropping them."""
+    parser: Any = DefaultParser(socket_read_size)
+    parser.set_invalidation_push_handler(lambda push: push)
+    return parser
 
 
 def reap(admin: AnyClient) -> list[str]:

@@ -21,7 +21,7 @@ from memkit.formats import capture
 from memkit.formats.agent_framework_redis import encoded
 from memkit.formats.capture import load_capture
 from memkit.inspect import inspect_session
-from memkit.readonly import Wire, reading
+from memkit.readonly import Reader, open_target
 from memkit.readonly.values import KeyRequest, RedisValue
 from memkit.server import RedisServer
 
@@ -309,9 +309,9 @@ def test_sessions_in_parts_are_read_as_long_as_there_is_time(
 ) -> None:
     monkeypatch.setattr("memkit.audit.checks.known_stores.TOGETHER_KEYS", 1)
     monkeypatch.setattr("memkit.audit.checks.known_stores.FEWEST_SESSIONS", 2)
-    with server.client() as client, reading(client) as reader:
+    with server.client() as client, open_target(client) as target:
         names = [name for n in range(5) for name in copy_of(client, "agno", n)]
-        loads, parts = Loads(reader), Parts()
+        loads, parts = Loads(Reader(target)), Parts()
         parts.note(
             [raw for raw in loads.load(KeyRequest(name, "") for name in names if not shared(name)).values() if raw]
         )
@@ -460,32 +460,6 @@ def test_a_session_that_began_after_its_list_was_read_is_there(server: RedisServ
 
         report = audit(server.url, expect={"chat:*": "7d"}, full=True, progress=begin, duty=1)
     assert of(report, "dangling") == []
-
-
-# -- the connection ----------------------------------------------------------------------------------------------------
-
-
-def test_a_connection_that_breaks_is_said_to_have_broken_in_the_middle(server: RedisServer) -> None:
-    with server.client() as client:
-        for n in range(500):
-            client.set(f"chat:{n}", "{}", ex=WEEK_S)
-
-        def kill(_done: int, _of: int) -> None:
-            client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-
-        with pytest.raises(redis.ConnectionError, match="in the middle of the audit"):
-            audit(server.url, expect={"chat:*": "7d"}, progress=kill, duty=1)
-
-
-def test_a_server_that_stops_answering_is_not_waited_for_without_end(server: RedisServer) -> None:
-    with server.client() as client:
-        wire = Wire(client, name="here")
-        # What was sent is held back: the server does what it was told after the pause.
-        wire._socket.settimeout(0.1)
-        client.execute_command("CLIENT", "PAUSE", 400, "ALL")
-        with pytest.raises(redis.TimeoutError, match="here stopped answering"):
-            wire.ask("TIME")
-        wire.close()
 
 
 def test_memkits_own_messages_tell_when_they_were_written(server: RedisServer) -> None:

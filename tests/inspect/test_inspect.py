@@ -21,7 +21,6 @@ from topology import Cluster, cluster, watched
 from memkit.errors import AmbiguousSession, MemkitError, PolicyError, SessionNotFound
 from memkit.formats import capture, langchain_community
 from memkit.inspect.search import SessionReport, inspect_session, load_capture
-from memkit.readonly import reader
 from memkit.readonly.values import JSON_KIND
 from memkit.server import RedisServer, find_server
 from memkit.store import MemoryStore
@@ -412,13 +411,8 @@ def hashes(client: redis.Redis, texts: list[str], **more: str) -> None:
     pipe.execute()
 
 
-@pytest.mark.parametrize("all_at_once", [True, False])
-def test_answers_stay_with_their_keys_when_a_value_is_asked_for_twice(
-    client: redis.Redis, monkeypatch: pytest.MonkeyPatch, all_at_once: bool
-) -> None:
+def test_answers_stay_with_their_keys_when_a_value_is_asked_for_twice(client: redis.Redis) -> None:
     """A hash of over 1 MB is first asked how long it is, while what is known of the next keys is on its way."""
-    if not all_at_once:
-        monkeypatch.setattr(reader, "_MORE", None)  # a redis-py whose parser is not known
     texts = [f"message {at}" for at in range(1_700)]
     texts[900] = texts[400] = "x" * 1_100_000
     hashes(client, texts)

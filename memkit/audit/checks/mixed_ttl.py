@@ -60,8 +60,8 @@ def _is_mixed(members: Sequence[Member], expected: Expectation) -> bool:
         return False
     early = min(volatile, key=lambda one: one.deadline_ms or 0)
     late = max(volatile, key=lambda one: one.deadline_ms or 0)
-    ends = [PartEnd(one.deadline_ms or 0, one.touched_ms) for one in (early, late)]
-    return ends_apart(*ends, (*expected.other_ttls_ms, expected.ttl_ms or 0), jitter=expected.jitter)
+    first, last = (PartEnd(one.deadline_ms or 0, one.touched_ms) for one in (early, late))
+    return ends_apart(first, last, (*expected.other_ttls_ms, expected.ttl_ms or 0), jitter=expected.jitter)
 
 
 def _gap(members: Sequence[Member]) -> tuple[int, str, str]:

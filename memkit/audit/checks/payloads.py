@@ -11,14 +11,14 @@ import json
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from memkit import formats
 from memkit.audit.checks.known_stores import Loads, Parts
-from memkit.audit.checks.mixed_ttl import torn_sessions
+from memkit.audit.checks.mixed_ttl import mixed_ttl
 from memkit.audit.checks.session_indexes import lists_of_the_gone
 from memkit.audit.finding import Finding
 from memkit.audit.key_shapes import Member
@@ -36,7 +36,6 @@ BEGUN, FOREIGN = "begins like JSON and breaks off", "is no JSON, as its neighbou
 
 _TIME_NAME = re.compile(r"(^|_)(ts|at|time|timestamp|date|created|updated|datetime)s?$", re.IGNORECASE)
 _ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d")
-_COMMAND = re.compile(rb"\*\d+\r\n\$\d+\r\n([A-Za-z.]{2,20})\r\n(?:\$\d+\r\n([A-Z-]{3,20})\r\n)?")
 
 
 @dataclass
@@ -46,7 +45,6 @@ class Values:
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     read: int = 0
-    sent: Counter[str] = field(default_factory=Counter)
 
 
 class _Dated(NamedTuple):
@@ -80,7 +78,6 @@ def check_values(
     Values of the first FEWEST_VALUES keys of an expectation are always read; of more as long as ``within_s`` lasts.
     """
     found, loads = Values(), Loads(reader)
-    _count_commands(reader, found.sent)
     there = {to_name(one.key): one for one in keys}
     looks = [_read(loads, one, one.of(keys), within_s=max(within_s, 0.5)) for one in meant]
     _tell_once(meant, looks)
@@ -119,21 +116,6 @@ def _findings(
         _not_refreshed(meant, dated, notes),
     )
     return [finding for finding in found if finding]
-
-
-def _count_commands(reader: Reader, sent: Counter[str]) -> None:
-    """Count what a reader sends: the proof lists every command."""
-    for connection in reader.connections.values():
-        send = connection.send_packed_command
-
-        def counted(command: Iterable[bytes], check_health: bool = True, send: Any = send) -> None:
-            parts = list(command)
-            for name, sub in _COMMAND.findall(b"".join(parts)):
-                word = name.decode().lower()
-                sent[f"{word}|{sub.decode().lower()}" if word in ("object", "memory", "client") else word] += 1
-            send(parts, check_health)
-
-        connection.send_packed_command = counted  # type: ignore[method-assign]
 
 
 def _read(loads: Loads, meant: Expectation, keys: Sequence[KeyFacts], *, within_s: float) -> _Looked:
@@ -181,7 +163,7 @@ def _torn_by_store(meant: Expectation, looked: _Looked, there: Mapping[str, KeyF
         for hits in looked.parts.hits.values()
     ]
     several = [members for members in sessions if len(members) > 1]
-    return torn_sessions(meant, several, sampled=len(looked.dated)).finding if meant.ttl_ms else None
+    return mixed_ttl(meant, several, sampled=len(looked.dated)).finding if meant.ttl_ms else None
 
 
 # -- corrupt -----------------------------------------------------------------------------------------------------------

@@ -34,21 +34,18 @@ OLD_SHARE = 0.9
 
 
 def server_findings(
-    server: ServerFacts,
-    context: AuditContext,
-    after: Mapping[str, str],
-    expectations: Sequence[Expectation],
+    server: ServerFacts, context: AuditContext, expectations: Sequence[Expectation], *, after: Mapping[str, str]
 ) -> list[Finding]:
     """Return what is wrong with the server as a whole.
 
     Args:
         server: Its report at the start of the audit.
         context: The keys.
-        after: INFO's counters at the end of the audit.
         expectations: What is expected.
+        after: INFO's counters at the end of the audit.
     """
     found = [
-        _out_of_memory(server, context, after),
+        _out_of_memory(server, context),
         _evicted(server, context, after) or _eviction_risk(server, context),
         _flushed(server, context, expectations),
         _restarted(server, context, expectations),
@@ -71,7 +68,7 @@ def server_notes(server: ServerFacts, expectations: Sequence[Expectation], *, wh
     notes = []
     longest = max((one.ttl_ms or 0 for one in expectations), default=0)
     if server.started_ms is not None and server.now_ms - server.started_ms < longest:
-        loaded = f"loaded {counted(server.loaded_keys, 'key')}" if server.loaded_keys else "no RDB file had keys to load"
+        loaded = f"it loaded {counted(server.loaded_keys, 'key')} from a file"
         dropped = f", {server.expired_at_load:,} of its keys were past their deadline" if server.expired_at_load else ""
         notes.append(f"the server started {when}, within the expected TTL: {loaded}{dropped}")
     flushes = server.called(*FLUSHES)
@@ -79,13 +76,13 @@ def server_notes(server: ServerFacts, expectations: Sequence[Expectation], *, wh
         notes.append(f"FLUSHALL or FLUSHDB was called {counted(flushes, 'time')} since the start or the last reset")
     if server.oom_errors:
         notes.append(f"{counted(server.oom_errors, 'command')} were refused for lack of memory (errorstat_OOM)")
-    others = [f"{name} ({one.get('keys', 0):,} keys)" for name, one in server.databases.items() if name != f"db{database}"]
+    others = {name: one.get("keys", 0) for name, one in server.databases.items() if name != f"db{database}"}
     if others:
-        notes.append(f"other databases have keys: {', '.join(others)}")
+        notes.append(f"other databases have keys: {', '.join(f'{name} ({keys:,})' for name, keys in others.items())}")
     return notes
 
 
-def _out_of_memory(server: ServerFacts, context: AuditContext, after: Mapping[str, str]) -> Finding | None:
+def _out_of_memory(server: ServerFacts, context: AuditContext) -> Finding | None:
     """Uses errorstat_OOM (Redis 6.2), used_memory, maxmemory and the policy."""
     used, limit = server.memory
     errors = server.oom_errors
@@ -120,7 +117,7 @@ def _evicted(server: ServerFacts, context: AuditContext, after: Mapping[str, str
         message=f"Redis has evicted {now:,} keys for lack of memory, whatever their TTL ({server.policy})",
         confidence="proven",
         evidence=(
-            f"evicted_keys {now:,} against expired_keys {server.number('expired_keys') or 0:,} since the server started",
+            f"evicted_keys {now:,}, expired_keys {server.number('expired_keys') or 0:,} since the server started",
             f"evictions went on during the audit: {'yes' if rising else 'no'}",
             f"memory {used:,} of {limit:,} bytes" if limit else "no memory limit now",
         ),
@@ -271,7 +268,8 @@ def _persistence_risk(server: ServerFacts, context: AuditContext) -> Finding | N
         confidence="proven",
         evidence=(
             f"aof_enabled {info.get('aof_enabled', '?')}, save points {server.config.get('save', '?')!r}, "
-            f"rdb_last_bgsave_status {info.get('rdb_last_bgsave_status', '?')}, rdb_changes_since_last_save {changes:,}",
+            f"rdb_last_bgsave_status {info.get('rdb_last_bgsave_status', '?')}",
+            f"rdb_changes_since_last_save {changes:,}",
         ),
         next="redis-cli CONFIG SET appendonly yes (and in redis.conf)",
     )

@@ -18,7 +18,6 @@ from memkit.audit.key_shapes import Group, groups_of
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
 from memkit.formats.model import is_uuid
-from memkit.readonly.connection import packed
 from memkit.readonly.values import KeyRequest, RedisValue, to_bytes, to_name
 
 MOST_LISTS = 300
@@ -159,7 +158,7 @@ class _Living:
 def _shape(group: Group, prefix: str) -> _Shape | None:
     """Return a group's names taken apart; None where these are locks and the like, or have braces or several ids."""
     parts = _ONE_ID.fullmatch(group.part)
-    if group.beside or not parts or any(b"{" in member.facts.key for member in group.members[:1]):
+    if group.auxiliary_word or not parts or any(b"{" in member.facts.key for member in group.members[:1]):
         return None
     return _Shape(prefix + parts[1], parts[2], frozenset(member.session for member in group.members))
 
@@ -293,8 +292,8 @@ class _Search:
             self.left -= len(asked)
             if self.left < 0:
                 break
-            answers = self.loads.reader.ask([(name, [packed("EXISTS", name)]) for _, name in asked])
-            alive = {at for (at, _), answer in zip(asked, answers, strict=True) if answer != [0]}
+            exist = self.loads.reader.exist([name for _, name in asked])
+            alive = {at for (at, _), exists in zip(asked, exist, strict=True) if exists}
             found += [at for at in unknown[start : start + 1_000] if at not in alive]
         return found
 

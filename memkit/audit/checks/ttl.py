@@ -11,7 +11,6 @@ from memkit.audit.checks.persistent_keys import persistent_finding
 from memkit.audit.checks.prefixes import missing, moved, odd_names
 from memkit.audit.checks.ttl_inference import (
     HOUR_MS,
-    IDLE_GRAIN_MS,
     UNIT_FACTORS,
     LifetimeAnalysis,
     Since,
@@ -20,6 +19,7 @@ from memkit.audit.checks.ttl_inference import (
     lifetimes_of,
     rounded,
 )
+from memkit.audit.checks.ttl_peaks import IDLE_GRAIN_MS
 from memkit.audit.context import AuditContext, dated
 from memkit.audit.finding import Finding
 from memkit.audit.key_shapes import Group, Member, groups_of, narrowest_prefix, sessions_of

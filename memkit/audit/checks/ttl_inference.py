@@ -400,7 +400,7 @@ class LifetimeAnalysis:
         share = self._read_share(others)
         if len(members) * -math.log(share) < SURE_NATS:
             return None, ""
-        return "likely", f"no key that was not read has such a deadline, and at most {share:.0%} of the others were read"
+        return "likely", f"no key without a read has such a deadline, and at most {share:.0%} of the others were read"
 
     def _is_one_reading(self, members: Sequence[KeyLifetime]) -> bool:
         """Whether these were accessed at one moment, and most of what was accessed then is none of them."""
@@ -469,9 +469,7 @@ class LifetimeAnalysis:
             return None
         # Of evenly spread values the longest is short of the TTL by one part; unless it is a round one already.
         snapped = rounded(top) if rounded(top) != top else rounded(top * (1 + 1 / count))
-        return TtlAnomaly(
-            "short", snapped, 0.0, count, "likely", found.since, found.first_seen_ms, found.reasons, top
-        )
+        return TtlAnomaly("short", snapped, 0.0, count, "likely", found.since, found.first_seen_ms, found.reasons, top)
 
     def _nearly_expired(self) -> TtlAnomaly | None:
         """Judge few keys by probability: none was given much, and of the expected TTL so little is improbable."""
@@ -505,9 +503,7 @@ class LifetimeAnalysis:
             both = sum(one.deadline - top > first + SLACK_MS for one in self.right)
             ended = self._ended(members, [round(one.deadline - top) for one in self.right])
             since = Since(ended, "until") if ended is not None else since
-        return TtlAnomaly(
-            "short", ttl, jitter, len(below), confidence, since, first, (reason,), peak.high, both
-        )
+        return TtlAnomaly("short", ttl, jitter, len(below), confidence, since, first, (reason,), peak.high, both)
 
     def _ended(self, members: Sequence[KeyLifetime], expected_writes: Sequence[int]) -> int | None:
         """Return when the last of these was written, if they stopped and the expected TTL is given since."""
