@@ -230,16 +230,19 @@ class _Audit:
         )
 
     def _history(self, sample: Sample) -> ServerHistory:
-        starts = [one.empty_start_ms(sample.of) for one in self._servers]
+        accesses = [one.touched_ms for one in sample.keys if one.touched_ms is not None]
+        load = self._servers[0].load_ms(sample.of, accesses)
+        starts = [None if load else one.empty_start_ms(sample.of) for one in self._servers]
         earliest = None if None in starts else min(one for one in starts if one is not None)
-        if earliest and any(one.touched_ms is not None and one.touched_ms < earliest for one in sample.keys):
+        if earliest and any(one < earliest for one in accesses):
             earliest = None
         touches = [one.idle_touches for one in self._servers]
         reads = [one.reads for one in self._servers]
         return ServerHistory(
             now_ms=self._servers[0].now_ms,
+            started_ms=self._servers[0].started_ms,
             empty_start_ms=earliest,
-            load_ms=self._servers[0].load_ms(sample.of) if earliest is None else None,
+            load_ms=load,
             touches=None if None in touches else sum(one for one in touches if one is not None),
             reads=None if None in reads else sum(one for one in reads if one is not None),
             expired=sum(one.number("expired_keys") or 0 for one in self._servers),

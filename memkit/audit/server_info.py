@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from struct import error, unpack
@@ -15,7 +15,14 @@ CONFIG_NAMES = ("maxmemory", "maxmemory-policy", "save", "appendonly")
 LRU_CLOCK_WITHIN_S = 0.5
 LOAD_GRAIN_MS = 5_000
 """Keys that a server loads get idle clocks that begin within this time of its start (1 M keys load in 2.3-4.3 s)."""
+EMPTY_AOF_BYTES = 100
+"""An append-only file without keys has 0 (Redis 6.2) or 88 bytes (7.0 and later: its base is an empty RDB)."""
+AOF_BYTES_A_BYTE, AOF_MORE_BYTES = 3, 10_000
+"""An append-only file gets less for each byte that the server receives: ``SET k v EX 9`` as PXAT, a DEL of its end."""
+LOADED_TOGETHER, FEWEST_LOADED = 20, 10
+"""Keys with an idle clock that begins in the first seconds are loaded ones if they are so many times the usual rate."""
 SLOWLOG_ENTRIES = 128
+RESTORES = ("restore", "restore-asking")
 DELETES = ("del", "unlink", "getdel")
 FLUSHES = ("flushall", "flushdb")
 RELATIVE_DEADLINES = ("expire", "pexpire", "setex", "psetex")
@@ -155,7 +162,7 @@ class ServerFacts:
     @property
     def reads(self) -> int | None:
         """How many commands read values since the start; None if the counters were reset, or RESTORE was used."""
-        if not self.calls or {"config|resetstat", "config", "restore", "restore-asking"} & self.calls.keys():
+        if not self.calls or {"config|resetstat", "config", *RESTORES} & self.calls.keys():
             return None
         return self.called(*VALUE_READS)
 
@@ -194,26 +201,49 @@ class ServerFacts:
         """Whether clients may have computed deadlines: absolute ones were set, or SET was called and nothing else."""
         return bool(self.called(*ABSOLUTE_DEADLINES) or (self.called("set") and not self.called(*RELATIVE_DEADLINES)))
 
+    @property
+    def loaded(self) -> bool | None:
+        """Whether the server loaded keys from a file when it started; None if INFO does not show it."""
+        if self.loaded_keys:
+            return True
+        if self.info.get("aof_enabled") == "1":
+            sizes = [self.number(name) for name in ("aof_base_size", "aof_current_size", "total_net_input_bytes")]
+            base, size, received = (0 if one is None else one for one in sizes)
+            rewritten = self.number("aof_last_rewrite_time_sec") != -1
+            if None in sizes or (rewritten and base > EMPTY_AOF_BYTES):
+                return None
+            return base > EMPTY_AOF_BYTES or size > AOF_BYTES_A_BYTE * received + AOF_MORE_BYTES
+        return False if "rdb_last_load_keys_loaded" in self.info else None
+
     def empty_start_ms(self, keys: int) -> int | None:
-        """Return when the server started, if it surely started empty: keys cannot be older than that."""
-        if self.started_ms is None or self.is_replica or self.loaded_keys:
-            return None
+        """Return when the server started, if it surely started empty: keys cannot be older than that.
+
+        Args:
+            keys: How many keys the database has.
+        """
         # RESTORE (MIGRATE, importers) brings keys that are older than the server.
-        if {"config|resetstat", "config", "restore", "restore-asking"} & self.calls.keys():
-            return None
-        may_have_loaded = self.info.get("aof_enabled") != "0" or "rdb_last_load_keys_loaded" not in self.info
-        if may_have_loaded and self.writes < keys:
+        unsure = self.is_replica or {"config|resetstat", "config", *RESTORES} & self.calls.keys()
+        if self.loaded or unsure or (self.loaded is None and self.writes < keys):
             return None
         return self.started_ms
 
-    def load_ms(self, keys: int) -> tuple[int, int] | None:
-        """Return the time in which the server may have loaded its keys; None if it started empty.
+    def load_ms(self, keys: int, accesses: Sequence[int]) -> tuple[int, int] | None:
+        """Return the time in which the server loaded its keys; None if it did not.
 
         Idle clocks of what it loaded begin then, unless the file had them (maxmemory-policy ``*-lru``).
+
+        Args:
+            keys: How many keys the database has.
+            accesses: When keys were accessed last, in milliseconds.
         """
-        if self.started_ms is None or self.empty_start_ms(keys) is not None:
+        if self.started_ms is None:
             return None
-        return self.started_ms - 1_000, self.started_ms + LOAD_GRAIN_MS
+        first, last = self.started_ms - 1_000, self.started_ms + LOAD_GRAIN_MS
+        count = sum(first <= one <= last for one in accesses)
+        usual = len(accesses) * (last - first) / max(self.now_ms - first, 1)
+        together = count >= FEWEST_LOADED and count > LOADED_TOGETHER * usual
+        unexplained = self.loaded is None and self.writes + self.called(*RESTORES) < keys
+        return (first, last) if self.loaded or unexplained or together else None
 
 
 def read_server_facts(connection: ReadOnlyConnection) -> ServerFacts:

@@ -58,11 +58,28 @@ def odd_names(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCon
         ]
         found = {one.key for one in odd}
         plain = [one for one in keys if one.key not in found]
+        if not mistake:
+            usually = [one._replace(key=expression.sub(usual, one.key)) for one in odd]
+            shaped = _shaped(plain, usually, expected)
+            odd = [one for one, other in zip(odd, usually, strict=True) if other.key in shaped]
         if len(odd) >= FEWEST and (plain or mistake):
             finding = _odd_finding(expected, odd, plain, context, what=what, mistake=mistake)
             if finding:
                 return finding
     return None
+
+
+def _shaped(plain: Sequence[KeyFacts], usually: Sequence[KeyFacts], expected: Expectation) -> set[bytes]:
+    """Return those names, written as usual, whose shape other keys have: in some layouts a part of a name is empty."""
+    others = {one.key for one in plain}
+    groups = groups_of([*plain, *usually], expected.prefix)
+    return {
+        one.key
+        for group in groups
+        if sum(one.key in others for one in group.keys) >= FEWEST
+        for one in group.keys
+        if one.key not in others
+    }
 
 
 def _odd_finding(

@@ -15,6 +15,7 @@ from memkit.audit.checks.ttl_inference import (
     LifetimeAnalysis,
     Since,
     TtlAnomaly,
+    analyses_of,
     common_ttl,
     lifetimes_of,
     rounded,
@@ -85,36 +86,37 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
     sessions = [group for group in sessions if group not in helpers]
     mixed = mixed_ttl(expected, list(sessions_of(sessions)), sampled=context.sampled)
     anomalies, short_groups = _anomalies(expected, sessions, context)
-    for group in [*helpers, *(group for group, _ in short_groups)]:
+    ignored_groups = [*helpers, *(group for group, _ in short_groups)]
+    for group in ignored_groups:
         longest = duration(rounded(longest_given(group.keys)))
         notes.append(
             f"ignored {_many(expected, group)}: they are given up to {longest}, beside sessions with the expected TTL; "
             f"{_expect(expected, group)} checks them"
         )
+    sessions = [group for group in sessions if group not in ignored_groups]
     findings = [_ttl_finding(expected, group, anomaly, context) for group, anomaly in _merged(anomalies, mixed)]
     everything = [one for group in sessions for one in group.keys]
-    analysis = LifetimeAnalysis(lifetimes_of(everything, context.history.load_ms), expected, context.history)
+    analyses = analyses_of(everything, expected, context.history)
     findings += [
         finding
         for finding in (
             persistent_finding(expected, sessions, context),
             mixed.finding,
             odd or moved(expected, keys, context),
-            _persistent_renewal(expected, analysis, context),
-            None if anomalies or mixed.finding else _time_zone(expected, analysis, context),
-            None if anomalies or mixed.finding else _unrenewed(expected, analysis, context),
+            _persistent_renewal(expected, analyses[-1], context),
+            None if anomalies or mixed.finding else _time_zone(expected, analyses[-1], context),
+            None if anomalies or mixed.finding else _unrenewed(expected, analyses[0], context),
         )
         if finding
     ]
-    ignored = _count([*helpers, *(group for group, _ in short_groups)])
     notes += [layout_note] if layout_note else []
     return Diagnosis(
         findings,
         notes,
-        _count(sessions) + _count(helpers) - ignored,
-        len(analysis.reached),
-        ignored,
-        None if findings else analysis.unexplained(),
+        _count(sessions),
+        sum(len(one.reached) for one in analyses),
+        _count(ignored_groups),
+        None if findings else next((text for one in analyses if (text := one.unexplained())), None),
     )
 
 
@@ -156,12 +158,14 @@ def _anomalies(
     healthy: list[tuple[Group, LifetimeAnalysis]] = []
     all_short: list[tuple[Group, TtlAnomaly]] = []
     for group in sessions:
-        analysis = LifetimeAnalysis(lifetimes_of(group.keys, context.history.load_ms), expected, context.history)
-        anomalies = analysis.anomalies()
-        if not any(one.kind == "short" for one in anomalies) and analysis.right:
-            healthy.append((group, analysis))
+        analyses = analyses_of(group.keys, expected, context.history)
+        anomalies = [one for analysis in analyses for one in analysis.anomalies()]
+        right = any(analysis.right for analysis in analyses)
+        if not any(one.kind == "short" for one in anomalies) and right:
+            healthy.append((group, analyses[-1]))
+        volatile = sum(len(analysis.all) for analysis in analyses)
         for one in anomalies:
-            alone = one.kind == "short" and not analysis.right and one.keys >= 0.9 * len(analysis.all)
+            alone = one.kind == "short" and not right and one.keys >= 0.9 * volatile
             (all_short if alone else found).append((group, one))
     if not healthy or len(all_short) == len(sessions):
         return found + all_short, []

@@ -48,6 +48,8 @@ SLACK_MS = 2_000
 """Two bounds that are closer than the idle clock's grain at both ends count as one moment."""
 SLIGHT_SURPRISE_NATS = 3.0
 """A chance of 1 in 20: reason enough to doubt a suspicion, not to raise one."""
+FEW_READS_NATS = math.log(10_000)
+"""Reads of the others at their rate would have met exactly these keys with a chance of less than 1 in 10,000."""
 CHANCE = 0.05
 NEARLY_EXPIRED = 0.05
 """If no key has more than this share of the TTL left or given, a quiet period would have to be 19 times as long."""
@@ -96,6 +98,7 @@ class ServerHistory:
 
     Args:
         now_ms: The server's time.
+        started_ms: When the server started.
         empty_start_ms: When the server started empty; None if it loaded data, or may have.
         load_ms: The time in which it may have loaded its keys.
         touches: How many commands may have accessed keys without renewing their TTL; None if unknown.
@@ -105,6 +108,7 @@ class ServerHistory:
     """
 
     now_ms: int
+    started_ms: int | None = None
     empty_start_ms: int | None = None
     load_ms: tuple[int, int] | None = None
     touches: int | None = None
@@ -203,15 +207,27 @@ def common_ttl(lifetimes: Sequence[KeyLifetime]) -> float | None:
 
 
 class LifetimeAnalysis:
-    """The keys of one pattern that have a deadline, sorted by what their deadlines can mean under the expected TTL."""
+    """The keys of one pattern that have a deadline, sorted by what their deadlines can mean under one expected TTL.
 
-    def __init__(self, lifetimes: Sequence[KeyLifetime], expected: Expectation, history: ServerHistory) -> None:
-        self.ttl = expected.ttl_ms or MAX_TTL_MS
+    Args:
+        lifetimes: The keys.
+        expected: The expectation.
+        history: What the server reports.
+        ttl_ms: The TTL, if the expectation has several; None: the longest.
+    """
+
+    def __init__(
+        self,
+        lifetimes: Sequence[KeyLifetime],
+        expected: Expectation,
+        history: ServerHistory,
+        ttl_ms: int | None = None,
+    ) -> None:
+        self.ttl = ttl_ms or expected.ttl_ms or MAX_TTL_MS
         self.jitter = max(expected.jitter, 0.01)
         self.history = history
-        self.shortest = min([self.ttl, *expected.other_ttls_ms])
-        self.floor, self.ceiling = self._window(self.ttl)
-        others = [self._window(ttl) for ttl in expected.other_ttls_ms]
+        slack = min(SLACK_MS, self.ttl * 0.05)
+        self.floor, self.ceiling = self.ttl * (1 - self.jitter) - slack, self.ttl * (1 + self.jitter) + slack
         self.all = [self._usable(one) for one in lifetimes]
         self.long = [one for one in self.all if one.given > self.ceiling]
         if not any(one.left > self.ceiling for one in self.long):
@@ -219,16 +235,9 @@ class LifetimeAnalysis:
             self.long = []
         top = self.ceiling if self.long else math.inf
         self.right = [one for one in self.all if self.floor <= one.given <= top]
-        short = (one for one in self.all if one.given < self.floor)
-        of_others = {one for one in short if any(low <= one.given <= high for low, high in others)}
-        self.reached = [one for one in lifetimes if one.known and one.given >= self.floor] + list(of_others)
-        self.short = sorted(
-            (one for one in self.all if one.given < self.floor and one not in of_others), key=lambda one: one.given
-        )
-
-    def _window(self, ttl: int) -> tuple[float, float]:
-        slack = min(SLACK_MS, ttl * 0.05)
-        return ttl * (1 - self.jitter) - slack, ttl * (1 + self.jitter) + slack
+        # A load that reset the idle clock makes the value too low, never too high.
+        self.reached = [one for one in lifetimes if one.given >= self.floor]
+        self.short = sorted((one for one in self.all if one.given < self.floor), key=lambda one: one.given)
 
     def _usable(self, one: KeyLifetime) -> KeyLifetime:
         """Without an idle clock of its own, or idle for longer than it can count: not accessed since the last write."""
@@ -249,9 +258,9 @@ class LifetimeAnalysis:
         """Return why keys near their deadline are more than reads and chance explain; None if they are not."""
         events = sorted({one.event: one.given for one in self.short}.values())
         for count, given in enumerate(events, 1):
-            if given > self.shortest / 10:
+            if given > self.ttl / 10:
                 break
-            usual = len(self.all) * given / self.shortest
+            usual = len(self.all) * given / self.ttl
             members = [one for one in self.short if one.given <= given]
             if count >= 3 and surprise(count, usual) > 2 * SLIGHT_SURPRISE_NATS and not self._has_untouched(members):
                 share = given / self.ttl
@@ -261,7 +270,9 @@ class LifetimeAnalysis:
     def unrenewed(self) -> list[KeyLifetime]:
         """Return keys that were accessed long after their TTL was set, if the server's reads do not explain that."""
         history = self.history
-        old = [one for one in self.short if one.given < UNREAD_SHARE * self.shortest and one.known]
+        started = history.now_ms if history.started_ms is None else history.started_ms
+        old = [one for one in self.short if one.given < UNREAD_SHARE * self.ttl and one.known]
+        old = [one for one in old if one.accessed > started]
         if not history.idle_known or history.reads is None or len(old) < max(3, 0.05 * len(self.all)):
             return []
         return old if history.reads < len(old) / 2 else []
@@ -315,7 +326,7 @@ class LifetimeAnalysis:
         """Decide whether a peak of short values is a short TTL or can be sessions that were read."""
         members = [one for one in self.short if peak.low <= one.given <= peak.high]
         below = [one for one in self.short if one.given <= peak.high]
-        others = [one for one in self.all if one.given > peak.high and one.given <= self.ttl]
+        others = [one for one in self.all if peak.high < one.given <= self.ceiling]
         confidence, reason = self._evidence(peak, members, others)
         if confidence is None:
             return None
@@ -398,7 +409,7 @@ class LifetimeAnalysis:
             lost = all_alike and self.history.expired >= len(members) / 2
             return ("likely", f"{self.history.expired:,} keys expired on this server") if lost else (None, "")
         share = self._read_share(others)
-        if len(members) * -math.log(share) < SURE_NATS:
+        if len(members) * -math.log(share) < FEW_READS_NATS:
             return None, ""
         return "likely", f"no key without a read has such a deadline, and at most {share:.0%} of the others were read"
 
@@ -549,6 +560,17 @@ class LifetimeAnalysis:
     def last_write(self, old: Sequence[KeyLifetime]) -> int | None:
         """Return a time that the last write under the expected TTL was no earlier than: the cliff in the deadlines."""
         return round(max(one.deadline for one in old) - self._longest_expected(old)) if old else None
+
+
+def analyses_of(keys: Sequence[KeyFacts], expected: Expectation, history: ServerHistory) -> list[LifetimeAnalysis]:
+    """Return one analysis for each expected TTL, the longest last: of the keys that were not given more than it."""
+    rest = lifetimes_of(keys, history.load_ms)
+    found = []
+    for ttl_ms in expected.other_ttls_ms:
+        top = ttl_ms * (1 + max(expected.jitter, 0.01)) + SLACK_MS
+        found.append(LifetimeAnalysis([one for one in rest if one.given <= top], expected, history, ttl_ms))
+        rest = [one for one in rest if one.given > top]
+    return [*found, LifetimeAnalysis(rest, expected, history)]
 
 
 def _paired(deadlines: Sequence[int], accesses: Sequence[int], peak: TtlPeak, floor: float) -> float:
