@@ -121,7 +121,7 @@ def _started(pytest_config: pytest.Config, /, **options: Any) -> RedisServer:
         if pytest_config.getoption("--memkit-require-server"):
             pytest.fail(str(error), pytrace=False)
         pytest.skip(str(error))
-    clock = server.clock.rung
+    clock = server.clock.method
     pytest_config.stash[RAN_ON].add(
         f"{server.flavour} {server.version} ({server.source}), private, time moved by {clock}"
     )

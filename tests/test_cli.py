@@ -160,7 +160,7 @@ def test_a_path_that_is_no_database_number_is_named(capsys, ports, command, path
         capsys, command, f"redis://127.0.0.1:{ports['port']}/{path}", *(["s"] if command == "inspect" else [])
     )
     assert (code, out) == (2, "")
-    assert f"'/{path}' in the URL is no database number; expected /0" in err
+    assert f"'/{path}' in the URL is not a database number; expected /0" in err
 
 
 @pytest.mark.parametrize("name", ["langchain-community", "llama-index", "openai-agents"])
@@ -240,7 +240,7 @@ def test_conformance_of_memkits_own_store(capsys):
 
 
 def test_a_closed_pipe_is_no_traceback(client):
-    MemoryStore(client, prefix="chat:").save("s", [{"n": n} for n in range(2000)])
+    MemoryStore(client, prefix="chat:", ttl=None).save("s", [{"n": n} for n in range(2000)])
     inspect = [sys.executable, "-m", "memkit", "inspect", client.url, "chat:s"]
     with subprocess.Popen(inspect, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.readline()

@@ -16,7 +16,7 @@ from memkit.audit.checks.server import server_findings, server_notes, skewed_ttl
 from memkit.audit.checks.ttl import Diagnosis, diagnose
 from memkit.audit.checks.ttl_inference import ServerHistory
 from memkit.audit.context import AuditContext
-from memkit.audit.finding import Finding, verdict_of
+from memkit.audit.finding import CONFIDENCE_RANKS, Finding, verdict_of
 from memkit.audit.hash_fields import with_field_deadlines
 from memkit.audit.report import AuditReport, Proof
 from memkit.audit.sampling import ENOUGH_OF_A_PATTERN, KeyFacts, Progress, Sample, Sampler
@@ -398,11 +398,12 @@ def _risen(before: Sequence[ServerFacts], after: Sequence[Mapping[str, str]], na
 
 
 def _in_order(findings: Sequence[Finding]) -> list[Finding]:
-    """Return findings with the one that matters most first; of equal causes on several nodes, one."""
+    """Return findings with the one that matters most first; of the same cause and prefix, the surest."""
+    surest = sorted(findings, key=lambda one: CONFIDENCE_RANKS[one.confidence])
     once: dict[tuple[str, str | None], Finding] = {}
-    for finding in findings:
+    for finding in surest:
         once.setdefault((finding.cause, finding.prefix), finding)
-    return sorted(once.values(), key=lambda finding: finding.order)
+    return sorted(once.values(), key=lambda one: one.order)
 
 
 def _empty_database() -> Finding:

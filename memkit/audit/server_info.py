@@ -10,6 +10,7 @@ from pathlib import Path
 from struct import error, unpack
 
 from memkit.readonly.connection import ReadOnlyConnection, Reply, refused
+from memkit.server.guard import is_server_directory
 
 CONFIG_NAMES = ("maxmemory", "maxmemory-policy", "save", "appendonly")
 LRU_CLOCK_WITHIN_S = 0.5
@@ -347,11 +348,12 @@ def _moved(info: Mapping[str, str]) -> tuple[float, float | None]:
     """
     try:
         maps = Path(f"/proc/{int(info.get('process_id', '0'))}/maps").read_text()
-        mapped = re.search(r"\S*/memkit-[^/]+/clock$", maps, re.MULTILINE)
-        if not mapped:
+        mapped = [Path(path) for path in re.findall(r"/.*/clock$", maps, re.MULTILINE)]
+        clocks = [path for path in mapped if is_server_directory(str(path.parent))]
+        if not clocks:
             return 0.0, None
-        by_ms = float(unpack("q", Path(mapped[0]).read_bytes()[:8])[0]) / 1e6
-        return by_ms, Path(mapped[0]).stat().st_mtime * 1000 + by_ms
+        by_ms = float(unpack("q", clocks[0].read_bytes()[:8])[0]) / 1e6
+        return by_ms, clocks[0].stat().st_mtime * 1000 + by_ms
     except (OSError, ValueError, error):
         return 0.0, None
 

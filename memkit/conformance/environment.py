@@ -66,7 +66,7 @@ class Bench:
         self.server = _started({"loadmodule": modules} if modules else {}, persist=self._persist)
         self.control = self._as_control_user()
         # Its own clock, under the suite's user: it has to work while the store's user is denied commands.
-        by_preload = self.server.clock.rung == "preload"
+        by_preload = self.server.clock.method == "preload"
         offset_file = self.server.directory / "clock" if by_preload else None
         self.clock = ServerClock(self.control, offset_file=offset_file, prefix="")
         self.has_hash_field_ttl = _answers(self.control, "HPTTL", "no such key", "FIELDS", 1, "field")

@@ -151,7 +151,7 @@ def trusts_its_own_clock(bench: Bench) -> bool:
         answer.append(not bench.read(talk.id))
 
     limited(work, FIRST_LIMIT_S)
-    return bench.clock.rung == "preload" and answer == [True]
+    return bench.clock.method == "preload" and answer == [True]
 
 
 def _reason_not_to(case: Case, bench: Bench) -> BaseException | None:
@@ -196,7 +196,7 @@ def ask_all(
     with Bench(adapter, spec=spec) as bench:
         first_contact(bench, label, limit_s=min(limit_s, max(FIRST_LIMIT_S, limit_s / 2)))
         on_contact()
-        server = f"{bench.server.flavour} {bench.server.version} ({bench.server.source}), clock by {bench.clock.rung}"
+        server = f"{bench.server.flavour} {bench.server.version} ({bench.server.source}), clock by {bench.clock.method}"
         for case in cases:
             answers.append(ask(case, bench, limit_s=limit_s))
             on_case(answers[-1])

@@ -14,7 +14,7 @@ from memkit.formats.parsing.chat import chat_columns, chat_turn, dumped
 from memkit.formats.parsing.list_elements import BLOCK, Faults, parsed, plain_columns, votes
 from memkit.readonly.values import KeyRequest, RedisValue, to_name
 from memkit.store.encoding import decode_header, is_header
-from memkit.store.store import vectors_key
+from memkit.store.operations import vectors_key
 
 STORE = "memkit"
 SCANNED = False

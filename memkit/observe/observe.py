@@ -22,7 +22,7 @@ import redis
 
 from memkit.errors import PolicyError
 from memkit.observe.log import ENDS, NEVER, NONE, UNHEARD, DeadlineChange, End, ExpiryLog, Hearing, Sweep, at
-from memkit.policy import UNIT_MS, Duration, human, ttl_ms
+from memkit.policy import UNIT_MS, Duration, ttl_ms, ttl_text
 from memkit.readonly.connection import ReadOnlyConnection, command, refused
 from memkit.server.clock import ServerClock, escape_glob, knows
 from memkit.server.guard import guard_write, started_by_memkit
@@ -197,7 +197,7 @@ class _Look:
             raise PolicyError("a cluster has no one clock; give the client of one node: get_redis_connection(node)")
         self._client = client
         # Under a deadline shift the server's TIME stays; what has been shifted is what it would have moved.
-        self._virtual = clock if clock and clock.rung != "preload" else None
+        self._virtual = clock if clock and clock.method != "preload" else None
         self._exact = knows(client, "pexpiretime")
 
     def now_us(self) -> int:
@@ -289,7 +289,7 @@ class _Run:
         """Make the rows of keys to write: longest TTL first, so that the shortest are fresh when the look begins."""
         for ttl in sorted((ttl_ms(ttl) for ttl in ttls), reverse=True):
             for _ in range(keys_per_ttl):
-                self._row(f"{prefix}{human(ttl)}:{len(self._log)}".encode(), ttl)
+                self._row(f"{prefix}{ttl_text(ttl)}:{len(self._log)}".encode(), ttl)
 
     def take(self, meant: Mapping[bytes, int]) -> None:
         """Make the rows of existing keys, as they are now."""
@@ -681,8 +681,8 @@ def _check(
     longest = max((ttl_ms(ttl) for ttl in ttls), default=0)
     if longest > WAIT_LIMIT_MS and not clock and wait_s is None:
         raise PolicyError(
-            f"a TTL of {human(longest)} would be waited for; give clock= (a private server's, or a sandbox's) to jump "
-            "there, or wait_s= to see how far it comes"
+            f"a TTL of {ttl_text(longest)} would be waited for; give clock= (a private server's, or a sandbox's) to "
+            "jump there, or wait_s= to see how far it comes"
         )
 
 

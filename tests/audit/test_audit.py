@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,6 +14,7 @@ import redis
 from incidents import CAUSES, HEALTHIES, Incident, complaints, draw, restore
 from servers import every_server, needs, start
 from topology import cluster_ports
+from waiting import wait_for
 
 from memkit.audit.key_shapes import alike, by_prefix
 from memkit.audit.run import acl_rule, audit
@@ -194,21 +194,19 @@ def test_a_replica_is_read_and_its_primary_judged(any_server: RedisServer) -> No
         primary.client() as client,
         replica.client() as reader,
     ):
-        until(lambda: reader.info("replication")["master_link_status"] == "up")
+        wait_for("a link to the primary", lambda: reader.info("replication")["master_link_status"], "up".__eq__)
         incident = draw("ttl_too_short", 11)
         restore(primary, client, incident.writes)
-        until(lambda: reader.dbsize() == client.dbsize())
+        wait_for("as many keys as the primary has", reader.dbsize, lambda keys: keys == client.dbsize())
         for url, given in ((primary.url, {"replica": replica.url}), (replica.url, {}), (primary.url, {})):
             report = audit(url, expect=incident.expect, duty=1, **given)
             assert report.verdict.cause == "ttl_too_short"
             assert report.findings[0].observed_ttl_s == pytest.approx(incident.truth.observed_s, rel=0.02)
 
 
-def until(condition: object, within_s: float = 20) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def state_of(node: redis.Redis) -> tuple[str, int]:
+    """Return what a node says of its cluster, and how many nodes it knows."""
+    return node.cluster("info")["cluster_state"], len(node.cluster("nodes"))
 
 
 @contextmanager
@@ -226,8 +224,7 @@ def a_cluster(lane: str) -> Iterator[tuple[list[RedisServer], redis.RedisCluster
             client.execute_command("CLUSTER", "ADDSLOTS", *range(index * 5462, min((index + 1) * 5462, 16384)))
         for client in clients[1:]:
             client.execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[0].port)
-        until(lambda: all(client.cluster("info")["cluster_state"] == "ok" for client in clients))
-        until(lambda: all(len(client.cluster("nodes")) == 3 for client in clients))
+        wait_for("three nodes that are ok", lambda: list(map(state_of, clients)), lambda seen: seen == [("ok", 3)] * 3)
         yield nodes, stack.enter_context(redis.RedisCluster(host="127.0.0.1", port=nodes[0].port))
 
 

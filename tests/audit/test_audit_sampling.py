@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 import redis
 from servers import every_server, start
+from waiting import wait_for
 
 from memkit.audit import audit
 from memkit.audit.sampling import Sampler
@@ -113,8 +113,7 @@ def test_keys_of_a_cluster_that_pile_up_in_slots_are_drawn_at_random() -> None:
     assert binary
     with RedisServer(binary=binary.path, config=config, persist=True) as server, server.client() as client:
         client.execute_command("CLUSTER", "ADDSLOTS", *range(16_384))
-        while client.cluster("info")["cluster_state"] != "ok":
-            time.sleep(0.01)
+        wait_for("a cluster that is ok", lambda: client.cluster("info")["cluster_state"], "ok".__eq__)
         for tenant in range(4):
             tag = f"chat:{{tenant-{tenant}}}:"
             fill(client, tag, range(10_000), WEEK_S if tenant else MINUTES_S)

@@ -17,6 +17,7 @@ import redis
 import redis.asyncio
 from servers import every_server, start
 from topology import Cluster, cluster, watched
+from waiting import wait_for
 
 from memkit.errors import AmbiguousSession, MemkitError, PolicyError, SessionNotFound
 from memkit.formats import capture, langchain_community
@@ -122,10 +123,7 @@ def test_no_idle_clock_is_touched_where_the_server_allows_and_it_is_said_where_n
         before = _digest(client)
         keys = len(before)
         # DUMP has just touched them: the clock counts whole seconds, so wait for the next but one.
-        deadline = time.monotonic() + 10
-        while min(client.object("IDLETIME", key) for key in before) < 1:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for("keys that are idle for a second", lambda: min(client.object("IDLETIME", key) for key in before))
         calls = client.info("commandstats")
         report = inspect_session(client, session)
         touched = [key for key in before if client.object("IDLETIME", key) < 1]

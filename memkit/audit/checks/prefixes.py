@@ -24,7 +24,7 @@ from memkit.audit.finding import Confidence, Finding, PrefixSummary
 from memkit.audit.key_shapes import alike, by_prefix, groups_of, is_content
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
-from memkit.policy import human
+from memkit.policy import ttl_text
 from memkit.render import counted, duration, printable
 
 SLACK_MS = 2_000
@@ -267,7 +267,9 @@ def _summary(prefix: str, own: Sequence[KeyFacts]) -> PrefixSummary:
             message += f", others more: up to {duration(longest)} left: two TTLs under one prefix"
     message += f", {persistent:,} of them without TTL" if persistent and lifetimes else ""
     if ttls:
-        message += f"; if that is intended: --expect '{prefix}*={'|'.join(human(round(ttl)) for ttl in sorted(ttls))}'"
+        message += (
+            f"; if that is intended: --expect '{prefix}*={'|'.join(ttl_text(round(ttl)) for ttl in sorted(ttls))}'"
+        )
     ttl_s = round(ttls[0] / 1000, 3) if ttls else None
     return PrefixSummary(prefix, keys=len(own), kinds=kinds, persistent=persistent, ttl_s=ttl_s, message=message)
 

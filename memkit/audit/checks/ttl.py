@@ -27,7 +27,7 @@ from memkit.audit.key_shapes import Group, Member, groups_of, narrowest_prefix, 
 from memkit.audit.sampling import KeyFacts
 from memkit.audit.server_info import ABSOLUTE_DEADLINES, RENEWALS
 from memkit.config import Expectation
-from memkit.policy import human
+from memkit.policy import ttl_text
 from memkit.render import counted, duration
 
 LOOKED_UP = 200
@@ -130,7 +130,7 @@ def _many(expected: Expectation, group: Group) -> str:
 
 def _expect(expected: Expectation, group: Group) -> str:
     volatile = [one for one in group.keys if one.deadline_ms is not None]
-    ttl = human(round(rounded(longest_given(volatile)))) if volatile else "never"
+    ttl = ttl_text(round(rounded(longest_given(volatile)))) if volatile else "never"
     return f"--expect '{expected.prefix}{group.part}={ttl}'"
 
 
@@ -293,7 +293,7 @@ def _next_for_ttl(expected: Expectation, anomaly: TtlAnomaly, context: AuditCont
     if both:
         return (
             f"redis-cli CLIENT LIST names the clients that set a TTL; if both are intended: "
-            f"--expect '{expected.pattern}={human(round(anomaly.ttl_ms))}|{human(expected.ttl_ms or 0)}'"
+            f"--expect '{expected.pattern}={ttl_text(round(anomaly.ttl_ms))}|{ttl_text(expected.ttl_ms or 0)}'"
         )
     around = "" if anomaly.since is None else f" around {context.when(anomaly.since.at_ms)}"
     then = (

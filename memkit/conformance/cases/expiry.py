@@ -9,7 +9,7 @@ from memkit.conformance.environment import MARGIN_S, ROLES, TTL_S, Bench
 from memkit.conformance.keyspace import Belongings
 from memkit.conformance.outcomes import Forgot, NotAsked
 from memkit.conformance.trial import LONG_TEXT, Talk
-from memkit.policy import human
+from memkit.render import duration
 
 MINUTE_S, DAY_S = 60.0, 86_400.0
 WEEK_S = 7 * DAY_S
@@ -37,8 +37,8 @@ def ttl_boundary(bench: Bench) -> None:
         for talk in (read, unread):
             talk.say()
             talk.say(role="assistant")
-        read.expect_until(ttl_s, f"{MARGIN_S:g} s before the deadline of a session of {human(ttl_s * 1000)}")
-        unread.expect_gone_after(ttl_s, f"{MARGIN_S:g} s after the deadline of a session of {human(ttl_s * 1000)}")
+        read.expect_until(ttl_s, f"{MARGIN_S:g} s before the deadline of a session of {duration(ttl_s * 1000)}")
+        unread.expect_gone_after(ttl_s, f"{MARGIN_S:g} s after the deadline of a session of {duration(ttl_s * 1000)}")
 
 
 @case(
