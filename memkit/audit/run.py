@@ -273,6 +273,7 @@ class _Audit:
             sample.keys,
             short=_too_short_by(findings),
             within_s=(time.monotonic() - self._began) / 4,
+            deletions=sum(one.called("del", "unlink") for one in self._servers),
         )
         self._touched = values.read if touches_because else 0
         self._notes += values.notes

@@ -1,8 +1,8 @@
-"""Sessions of known stores, each read with all its parts, wherever in the database they lie; what is wrong with them.
+"""Sessions of known stores, each read with all its parts, anywhere in the database; what their decoders find wrong.
 
 A session's keys need not be neighbours (LangGraph's names begin with the kind of part, agno's runs have ids of their
 own), and one part names the next: an order its checkpoints, a checkpoint its blobs. Keys that several sessions share
-hold each one's entries, so all of these are asked for.
+hold each session's entries, so all of these are requested.
 """
 
 from __future__ import annotations
@@ -20,160 +20,159 @@ from memkit.inspect.search import one_store_a_session
 from memkit.readonly.reader import Budget, Reader
 from memkit.readonly.values import KeyRequest, RedisValue
 
-TOGETHER_KEYS = 200
-TOGETHER_BYTES = 8 << 20
+BATCH_KEYS = 200
+BATCH_BYTES = 8 << 20
 FEWEST_SESSIONS = 1_000
 ROUNDS = 5
+"""LangGraph's parts name each other over four steps: pointer, checkpoint, blobs, writes."""
 
-Group = tuple[str, str, str]
-Hits = Mapping[str, Hit]
+SessionKey = tuple[str, str, str]
+Problems = dict[tuple[str, str], Problem]
 
 
 @dataclass
-class Loads:
-    """Reads values, and remembers of which keys: one that is read twice has one idle clock."""
+class ValueReader:
+    """Reads values and remembers the names: a key that is read twice has one idle clock."""
 
     reader: Reader
     names: set[str] = field(default_factory=set)
 
-    def load(self, wants: Iterable[KeyRequest]) -> dict[str, RedisValue | None]:
-        """Return the keys that were asked for, None for those that are not there."""
-        loaded = self.reader.load(wants)
+    def load(self, requests: Iterable[KeyRequest]) -> dict[str, RedisValue | None]:
+        """Return the requested keys, None for those that do not exist."""
+        loaded = self.reader.load(requests)
         self.names.update(name for name, one in loaded.items() if one)
         return {name: one.value if one else None for name, one in loaded.items()}
 
-    def afresh(self) -> None:
-        """Let the next keys be read within a whole budget; values of the former ones are let go."""
+    def renew_budget(self) -> None:
+        """Let the next keys be read within a whole budget, because the values before them have been dropped."""
         self.reader.budget = Budget()
 
 
 @dataclass
-class Parts:
-    """The known stores' keys by session, and what their decoders found. ``open``: more keys than were read together."""
+class KnownSessions:
+    """The known stores' keys by session, and what their decoders found.
 
-    hits: defaultdict[Group, dict[str, Hit]] = field(default_factory=lambda: defaultdict(dict))
-    open: set[Group] = field(default_factory=set)
-    problems: dict[tuple[str, str], Problem] = field(default_factory=dict)
+    ``incomplete`` are the sessions with keys outside the batch that was read.
+    """
 
-    def note(self, raws: Sequence[RedisValue]) -> None:
-        """Take in keys that were read: sessions that are whole with them are decoded, the others are left open."""
-        here: defaultdict[Group, dict[str, Hit]] = defaultdict(dict)
-        for raw in raws:
-            if hit := formats.recognise(raw):
-                here[hit.group][raw.name] = hit
-        by_name = {raw.name: raw for raw in raws}
-        for group, hits in here.items():
-            self.hits[group] |= hits
-            known = Known(_first(hits), {name: by_name[name] for name in hits})
+    hits: defaultdict[SessionKey, dict[str, Hit]] = field(default_factory=lambda: defaultdict(dict))
+    incomplete: set[SessionKey] = field(default_factory=set)
+    problems: Problems = field(default_factory=dict)
+
+    def add(self, values: Sequence[RedisValue], hits: Mapping[str, Hit | None]) -> None:
+        """Decode the sessions that are complete with these values; keep the names of the others."""
+        by_name = {value.name: value for value in values}
+        here: defaultdict[SessionKey, dict[str, Hit]] = defaultdict(dict)
+        for name, hit in hits.items():
+            if hit:
+                here[hit.group][name] = hit
+        for group, own in here.items():
+            self.hits[group] |= own
+            known = Known(_first(own), {name: by_name[name] for name in own})
             if any(_lacking(known)):
-                self.open.add(group)
+                self.incomplete.add(group)
             else:
                 self.problems |= _problems(known)
 
-    def close(self, loads: Loads, sizes: Mapping[str, KeyFacts], *, within_s: float) -> tuple[int, int]:
-        """Read the open sessions anew, each whole; return how many there was time for, and how many there are."""
-        self._owners(loads)
+    def finish(self, loads: ValueReader, sizes: Mapping[str, KeyFacts], *, within_s: float) -> tuple[int, int]:
+        """Read the incomplete sessions, each completely; return how many were read in time, and how many there are."""
+        self._find_owners(loads)
         one_store_a_session(self.hits)
-        left = [hits for group, hits in self.hits.items() if group in self.open]
+        left = [hits for group, hits in self.hits.items() if group in self.incomplete]
         until, done = time.monotonic() + within_s, 0
-        for together in _together(left, sizes):
+        for batch in _batches(left, sizes):
             if done >= FEWEST_SESSIONS and time.monotonic() > until:
                 break
-            for found in _confirmed(loads, together):
+            for found in _confirmed(loads, batch):
                 self.problems |= found
-            done += len(together)
+            done += len(batch)
         return done, len(left)
 
-    def _owners(self, loads: Loads) -> None:
+    def _find_owners(self, loads: ValueReader) -> None:
         """Look for the checkpoints of writes that were seen alone: in both of LangGraph's savers they look alike."""
         shallow = langgraph_redis_shallow
-        wants: list[KeyRequest] = []
+        requests: list[KeyRequest] = []
         for group, hits in self.hits.items():
             alone = group[0] == langgraph_redis.STORE and {hit.part for hit in hits.values()} == {"write"}
             if alone and (shallow.STORE, *group[1:]) not in self.hits:
-                wants += shallow.wants(Known(_first(hits)._replace(store=shallow.STORE), {}))
-        for start in range(0, len(wants), TOGETHER_KEYS):
-            loads.afresh()
-            for raw in loads.load(wants[start : start + TOGETHER_KEYS]).values():
-                if raw and (hit := formats.recognise(raw)):
-                    self.hits[hit.group][raw.name] = hit
-                    self.open.add(hit.group)
+                requests += shallow.wants(Known(_first(hits)._replace(store=shallow.STORE), {}))
+        for start in range(0, len(requests), BATCH_KEYS):
+            loads.renew_budget()
+            for value in loads.load(requests[start : start + BATCH_KEYS]).values():
+                if value and (hit := formats.recognise(value)):
+                    self.hits[hit.group][value.name] = hit
+                    self.incomplete.add(hit.group)
 
 
-def _first(hits: Hits) -> Hit:
+def _first(hits: Mapping[str, Hit]) -> Hit:
     return next(iter(hits.values()))
 
 
-def _together(sessions: Sequence[Hits], sizes: Mapping[str, KeyFacts]) -> Iterator[list[Hits]]:
-    """Cut sessions into batches that fit into memory; none is cut."""
-    batch: list[Hits] = []
+def _batches(sessions: Sequence[Mapping[str, Hit]], sizes: Mapping[str, KeyFacts]) -> Iterator[list[Mapping[str, Hit]]]:
+    """Cut sessions into batches that fit into memory; no session is cut."""
+    batch: list[Mapping[str, Hit]] = []
     keys = size = 0
     for hits in sessions:
         batch.append(hits)
         keys += len(hits)
         size += sum(sizes[name].size_bytes or 0 for name in hits if name in sizes)
-        if keys >= TOGETHER_KEYS or size >= TOGETHER_BYTES:
+        if keys >= BATCH_KEYS or size >= BATCH_BYTES:
             yield batch
             batch, keys, size = [], 0, 0
     if batch:
         yield batch
 
 
-def _confirmed(loads: Loads, sessions: Sequence[Hits]) -> list[dict[tuple[str, str], Problem]]:
-    """Return each session's problems; what is missing is looked for twice, for the application goes on writing."""
+def _confirmed(loads: ValueReader, sessions: Sequence[Mapping[str, Hit]]) -> list[Problems]:
+    """Return each session's problems; what is missing is read twice, because the application keeps writing."""
     found = [_problems(known) for known in _completed(loads, sessions)]
-    torn = [at for at, problems in enumerate(found) if any(cause == "dangling" for cause, _ in problems)]
-    again = _completed(loads, [sessions[at] for at in torn])
-    for at, known in zip(torn, again, strict=True):
+    missing = [at for at, problems in enumerate(found) if any(cause == "dangling" for cause, _ in problems)]
+    again = _completed(loads, [sessions[at] for at in missing])
+    for at, known in zip(missing, again, strict=True):
         still = _problems(known)
         found[at] = {key: one for key, one in found[at].items() if one.cause != "dangling" or key in still}
     return found
 
 
-def _completed(loads: Loads, sessions: Sequence[Hits]) -> list[Known]:
+def _completed(loads: ValueReader, sessions: Sequence[Mapping[str, Hit]]) -> list[Known]:
     """Return sessions with all the parts that can be named, some of which name others."""
-    loads.afresh()
+    loads.renew_budget()
     known = [Known(_first(hits), {}) for hits in sessions]
-    wants = [[KeyRequest(name, hit.part) for name, hit in hits.items()] for hits in sessions]
+    requests = [[KeyRequest(name, hit.part) for name, hit in hits.items()] for hits in sessions]
     for _ in range(ROUNDS + 1):
-        if not any(wants):
+        if not any(requests):
             break
-        loaded = loads.load(_merged(want for each in wants for want in each))
+        loaded = loads.load(_merged(one for each in requests for one in each))
         known = [
-            one._replace(keys={**one.keys, **{want.name: loaded[want.name] for want in each}})
-            for one, each in zip(known, wants, strict=True)
+            one._replace(keys={**one.keys, **{request.name: loaded[request.name] for request in each}})
+            for one, each in zip(known, requests, strict=True)
         ]
-        wants = [_next(one) for one in known]
+        requests = []
+        for one in known:
+            # Of shared keys only this session's entries are read, so those must all be known first.
+            lacking = list(_lacking(one))
+            requests.append([request for request in lacking if not request.shared] or lacking)
     return known
 
 
-def _next(known: Known) -> list[KeyRequest]:
-    # Of shared keys only this session's entries are read, so those must all be known first.
-    wants = list(_lacking(known))
-    return [want for want in wants if not want.shared] or wants
-
-
 def _lacking(known: Known) -> Iterator[KeyRequest]:
-    return (want for want in formats.format_of(known.hit.store).wants(known) if want.name not in known.keys)
+    return (one for one in formats.format_of(known.hit.store).wants(known) if one.name not in known.keys)
 
 
-def _merged(wants: Iterable[KeyRequest]) -> list[KeyRequest]:
-    """Return one want a key, with the entries that any session asks for; all, where one asks for all."""
+def _merged(requests: Iterable[KeyRequest]) -> list[KeyRequest]:
+    """Return one request a key, with the entries that any session requests; all, if one requests all."""
     merged: dict[str, KeyRequest] = {}
-    only: defaultdict[str, dict[str, None]] = defaultdict(dict)
-    whole: set[str] = set()
-    for want in wants:
-        merged.setdefault(want.name, want)
-        only[want.name] |= dict.fromkeys(want.only)
-        if not want.only:
-            whole.add(want.name)
-    return [want._replace(only=() if name in whole else tuple(only[name])) for name, want in merged.items()]
+    for one in requests:
+        other = merged.setdefault(one.name, one)
+        only = tuple(dict.fromkeys((*other.only, *one.only))) if other.only and one.only else ()
+        merged[one.name] = other._replace(only=only)
+    return list(merged.values())
 
 
-def _problems(known: Known) -> dict[tuple[str, str], Problem]:
-    """Return what a session's decoder finds wrong; nothing is missing from one that is gone, or in what was not read.
+def _problems(known: Known) -> Problems:
+    """Return what a session's decoder finds wrong.
 
-    A session whose last key died between two looks has no part left that could point to nowhere.
+    A session of which the last key expired between two reads misses nothing, and neither does a key that was not read.
     """
     if not any(known.keys.values()):
         return {}
@@ -181,5 +180,5 @@ def _problems(known: Known) -> dict[tuple[str, str], Problem]:
     return {
         (item.cause, item.key): item
         for item in found
-        if item.cause != "dangling" or not ((raw := known.there(item.key)) and (raw.unread_reason or raw.partial))
+        if item.cause != "dangling" or not ((value := known.there(item.key)) and (value.unread_reason or value.partial))
     }
