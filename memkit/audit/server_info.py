@@ -213,7 +213,11 @@ class ServerFacts:
             rewritten = self.number("aof_last_rewrite_time_sec") != -1
             if None in sizes or (rewritten and base > EMPTY_AOF_BYTES):
                 return None
-            return base > EMPTY_AOF_BYTES or size > AOF_BYTES_A_BYTE * received + AOF_MORE_BYTES
+            if base > EMPTY_AOF_BYTES:
+                return True
+            # One call of a script can write any number of bytes.
+            longer = size > AOF_BYTES_A_BYTE * received + AOF_MORE_BYTES
+            return None if longer and self.called("eval", "evalsha", "fcall") else longer
         return False if "rdb_last_load_keys_loaded" in self.info else None
 
     def empty_start_ms(self, keys: int) -> int | None:

@@ -154,7 +154,7 @@ def _flushed(server: ServerFacts, context: AuditContext, expectations: Sequence[
     logged = [one for one in server.slow_commands if one.command in FLUSHES and one.at_s * 1000 <= oldest]
     age, possible_age = server.now_ms - oldest, min(ttl_ms, server.now_ms - started)
     sessions = sum(len(one.of(context.keys)) for one in expectations)
-    chance = (age / possible_age) ** sessions if possible_age > 0 else 1.0
+    chance = min(age / possible_age, 1.0) ** sessions if possible_age > 0 else 1.0
     if not logged and (age >= OLD_SHARE * possible_age or chance > FLUSH_CHANCE) and sessions:
         return None
     elsewhere = len(server.databases) > 1 and not server.called("flushall")
