@@ -23,6 +23,7 @@ from memkit.errors import (
     ServerError,
     ServerNotFound,
     SessionNotFound,
+    SourceError,
 )
 from memkit.policy import ExpiryPolicy
 from memkit.server.clock import ServerClock
@@ -63,6 +64,7 @@ __all__ = [
     "ServerNotFound",
     "Session",
     "SessionNotFound",
+    "SourceError",
     "connect",
     "inspect_session",
     "observe_expiry",

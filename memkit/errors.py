@@ -12,6 +12,7 @@
     ├── SandboxError                    a sandbox that cannot be made, or a command that leaves it
     │   ├── LeftSandboxError            the server refused a command that leaves the sandbox
     │   └── ProductionGuardError        memkit was not allowed to write to this server
+    ├── SourceError (ValueError)        an RDB file, an append-only file or a recording that cannot be read
     └── ServerError                     a private server that did not start or has ended
         ├── ServerNotFound              no server binary on this machine
         └── ClockUnavailable            time cannot be moved on this server
@@ -75,6 +76,10 @@ class LeftSandboxError(SandboxError, NoPermissionError):
 
 class ProductionGuardError(SandboxError):
     """memkit does not write to this server until it is named; the message contains the signs of use and what to set."""
+
+
+class SourceError(MemkitError, ValueError):
+    """A file or directory that cannot be read as a source: truncated, damaged, foreign, too new; it is as it was."""
 
 
 class ServerError(MemkitError):

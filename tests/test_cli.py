@@ -233,10 +233,11 @@ def test_triage_of_the_demo_incident_writes_a_report(capsys, tmp_path):
 def test_conformance_of_memkits_own_store(capsys):
     code, out, _ = say(capsys, "conformance", "memkit.conformance.memkit_adapter:MemkitAdapter", "--json")
     report = json.loads(out)
-    failed = [case for case in report["cases"] if case["outcome"] == "failed"]
-    assert (code, report["schema"], failed) == (0, 1, [])
-    assert report["passed"] >= 30
-    assert report["passed"] + report["failed"] + report["skipped"] == len(report["cases"])
+    other = {case["name"]: case["message"] for case in report["cases"] if case["outcome"] != "passed"}
+    assert (code, report["schema"], other, report["root_causes"]) == (0, 2, {}, [])
+    assert report["passed"] == len(report["cases"]) == 43
+    # 6 s on two idle cores.
+    assert report["took_s"] < 60
 
 
 def test_a_closed_pipe_is_no_traceback(client):

@@ -266,7 +266,7 @@ def test_an_invalid_real_redis_is_a_usage_error(pytester, monkeypatch, how):
     result = pytester.runpytest_subprocess(*(["--real-redis", given] if how == "file" else []))
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(
-        [f"ERROR: *'{given.replace('secret', '[*][*][*]')}'*no URL*--real-redis=URL*redis://localhost:6379/15*"]
+        [f"ERROR: *'{given.replace('secret', '[*][*][*]')}'*not a URL*--real-redis=URL*redis://localhost:6379/15*"]
     )
 
 

@@ -6,6 +6,7 @@ import ctypes
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from importlib.resources import files
@@ -62,6 +63,7 @@ class ServerClock:
         prefix: The beginning of the keys that may be moved; ``""`` is all keys of the database (all databases of a
             server that memkit started). None: the keys may belong to others, and the clock can only be read.
         spare: Keys that are not moved.
+        dedicated: The production guard has already allowed writing to this database, and it holds a test's keys only.
 
     Time is only moved for a sandbox's prefix, or if the production guard allows writing.
     """
@@ -73,6 +75,7 @@ class ServerClock:
         offset_file: Path | None = None,
         prefix: str | None = None,
         spare: Iterable[str] = (),
+        dedicated: bool = False,
     ) -> None:
         client = redis.Redis.from_url(url_or_client, db=0) if isinstance(url_or_client, str) else url_or_client
         self._client = cast("redis.Redis", client)
@@ -80,7 +83,9 @@ class ServerClock:
         self._prefix = "" if offset_file and prefix is None else prefix
         self._spare = {key.encode() for key in spare}
         self._offset_file = offset_file if offset_file and self._preload_works(offset_file) else None
+        self._dedicated = dedicated
         self._shifted_ms = 0.0
+        self._others: tuple[ServerClock, ...] = ()
 
     @property
     def method(self) -> str:
@@ -147,6 +152,21 @@ class ServerClock:
             # Deadlines are whole milliseconds: fractions add up instead of being lost.
             self._shift_deadlines(round(total_ms) - round(self._shifted_ms))
             self._shifted_ms = total_ms
+        for other in self._others:
+            other.shift(by)
+
+    @contextmanager
+    def together_with(self, others: Iterable[ServerClock]) -> Iterator[None]:
+        """Move other servers' clocks by the same durations, within a with statement.
+
+        Args:
+            others: Their clocks.
+        """
+        self._others = tuple(others)
+        try:
+            yield
+        finally:
+            self._others = ()
 
     def move_to(self, when: datetime) -> None:
         """Move time to an instant.
@@ -173,7 +193,7 @@ class ServerClock:
                 "prefix; use a Sandbox's clock, or pass prefix= and name the server in MEMKIT_ALLOW"
             )
         own = [getattr(self._client, "_test_prefix", ""), *sandboxes(self._client)]
-        if not any(prefix and self._prefix.startswith(prefix) for prefix in own):
+        if not self._dedicated and not any(prefix and self._prefix.startswith(prefix) for prefix in own):
             guard_write(self._client)
 
     def _refuse_out_of_range(self, ms: float) -> None:

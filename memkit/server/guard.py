@@ -20,7 +20,9 @@ REGISTRY = "memkit-sandboxes"
 """The only key that memkit adds to a database: a hash with one field for each sandbox, the name of its user."""
 NAME = "memkit-test"
 """A sandbox's user and connections are named ``memkit-test-<token>``, its keys begin with ``memkit-test:<token>:``."""
-OWN_NAME = re.compile(rf"{NAME}(-([0-9a-f]{{12}}))?")
+DATABASE_USER = "memkit-database"
+"""The user and the connections of a dedicated test database are named ``memkit-database-<token>``."""
+OWN_NAME = re.compile(rf"({NAME}|{DATABASE_USER})(-([0-9a-f]{{12}}))?")
 DIRECTORY_PREFIX = "memkit-{pid}-"
 """How the name of a private server's directory begins. The guard and the audit recognise such a server by it."""
 MANY_KEYS = 1_000
@@ -89,8 +91,8 @@ def sandboxes(client: AnyClient) -> list[str]:
         users = execute_undecoded(client, "HKEYS", REGISTRY)
     except redis.ResponseError:
         return []  # another application's key, of another type
-    tokens = [OWN_NAME.fullmatch(user.decode(errors="replace")) for user in users]
-    return [f"{NAME}:{token[2]}:" for token in tokens if token and token[2]]
+    names = [OWN_NAME.fullmatch(user.decode(errors="replace")) for user in users]
+    return [f"{NAME}:{name[3]}:" for name in names if name and name[1] == NAME and name[3]]
 
 
 def own_prefixes(prefix: str) -> tuple[str, str]:
@@ -106,14 +108,15 @@ def foreign_keys(client: AnyClient) -> int:
     """
     before = sandboxes(client)
     nodes = primaries(client)
-    found = [(node, name) for node in nodes for name in islice(_unregistered(scan(node), before), MANY_KEYS + 1)]
+    found = [(node, name) for node in nodes for name in islice(unregistered(scan(node), before), MANY_KEYS + 1)]
     if len(found) > MANY_KEYS:
         return MANY_KEYS + 1
     after = sandboxes(client) if found else []
-    return sum(_exists(node, name) for node, name in found if [*_unregistered([name], after)])
+    return sum(_exists(node, name) for node, name in found if [*unregistered([name], after)])
 
 
-def _unregistered(names: Iterable[bytes], registered: Sequence[str]) -> Iterator[bytes]:
+def unregistered(names: Iterable[bytes], registered: Sequence[str]) -> Iterator[bytes]:
+    """Yield the names that belong neither to a registered sandbox nor to the registry, each once."""
     own = tuple(start.encode() for prefix in registered for start in own_prefixes(prefix))
     seen = {REGISTRY.encode()}  # SCAN may return a name twice
     for name in names:

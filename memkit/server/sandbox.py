@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count, islice
@@ -155,10 +155,10 @@ class Sandbox:
         client = connect(self.url, decode_responses=decode_responses, **options)
         if isinstance(client, redis.Redis):
             pool = client.connection_pool
-            pool.connection_class = _explaining(pool.connection_class, self.prefix)
+            pool.connection_class = explaining(pool.connection_class, self._explained)
         else:
             # A cluster's client makes its pools anew whenever the topology changes, and reports each connection.
-            client.user_on_connect_func = partial(_explain, prefix=self.prefix, then=client.user_on_connect_func)
+            client.user_on_connect_func = partial(_explain, explain=self._explained, then=client.user_on_connect_func)
             client.disconnect_connection_pools()
         client._test_prefix = self.prefix  # type: ignore[union-attr]
         return client
@@ -173,14 +173,25 @@ class Sandbox:
         client = connect_async(self.url, decode_responses=decode_responses, **options)
         if isinstance(client, redis.asyncio.Redis):
             pool = client.connection_pool
-            pool.connection_class = _explaining_async(pool.connection_class, self.prefix)
+            pool.connection_class = explaining_async(pool.connection_class, self._explained)
         else:
             nodes, options = client.nodes_manager.startup_nodes.values(), client.connection_kwargs
-            options["connection_class"] = _explaining_async(options["connection_class"], self.prefix)
+            options["connection_class"] = explaining_async(options["connection_class"], self._explained)
             for node in nodes:
                 node.connection_class = options["connection_class"]
         client._test_prefix = self.prefix  # type: ignore[union-attr]
         return client
+
+    def _explained(self, error: ResponseError) -> ResponseError:
+        """Return a refusal with memkit's explanation, any other error unchanged."""
+        if not is_refusal(error):
+            return error
+        return LeftSandboxError(
+            f"outside the sandbox: the server refused the command ({error}). Expected keys that begin with "
+            f"{self.prefix!r}, in this database, and no command that reaches beyond them; a MemoryStore on this client "
+            "nests its prefix there. For an application with its own key names use the fixture redis_client (or "
+            "async_redis_client), or redis_client_url if it makes its own connections"
+        )
 
     def keys(self) -> list[str]:
         """Return the names of the keys in this sandbox, sorted.
@@ -258,7 +269,10 @@ class SandboxHost:
         with self._lock:
             self._prefixes[user] = prefix
             _write_leases(self.admin, {user: prefix})
-        _make_user(self.admin, user, password, prefix)
+        database = database_of(self.admin)
+        keys = [f"~{pattern}*" for pattern in own_prefixes(escape_glob(prefix))]
+        channels = ["resetchannels", f"&{prefix}*", f"&__keyspace@{database}__:{prefix}*"]
+        make_user(self.admin, user, password, [*keys, *channels], RULES)
 
     def names(self, prefix: str) -> set[bytes]:
         """Return the names of the keys that a sandbox wrote; after a lost connection, those that exist too."""
@@ -277,13 +291,13 @@ class SandboxHost:
             prefix: The beginning of the keys.
             close: Close the connections too.
         """
-        for node in _nodes(self.admin):
+        for node in all_nodes(self.admin):
             node.acl_deluser(user)
         try:
             names: Iterable[bytes] = self.names(prefix)
         except RedisError:
             names = _scan(self.admin, prefix)
-        _unlink(self.admin, names)
+        unlink(self.admin, names)
         self.forget(user, prefix)
         if close:
             self.close()
@@ -414,9 +428,9 @@ def reap(admin: AnyClient) -> list[str]:
         entry = execute_undecoded(admin, "HGET", REGISTRY, user)
         lease = Lease(**json.loads(cast("bytes", entry))) if entry else None  # None: its owner has just closed it
         if lease and lease.prefix == prefix and _has_ended(lease, admin):
-            for node in _nodes(admin):
+            for node in all_nodes(admin):
                 node.acl_deluser(user)
-            _unlink(admin, _scan(admin, prefix))
+            unlink(admin, _scan(admin, prefix))
             admin.hdel(REGISTRY, user)
             reaped.append(prefix)
     return reaped
@@ -464,31 +478,38 @@ def _server_ms(client: AnyClient) -> int:
     return seconds * 1000 + micros // 1000
 
 
-def _nodes(client: AnyClient) -> list[redis.Redis]:
+def all_nodes(client: AnyClient) -> list[redis.Redis]:
     """Return all nodes, replicas included: ACL users are not replicated."""
     if isinstance(client, redis.RedisCluster):
         return [client.get_redis_connection(node) for node in client.get_nodes()]
     return [client]
 
 
-def _database(client: AnyClient) -> int:
+def database_of(client: AnyClient) -> int:
+    """Return the number of a client's database."""
     return 0 if isinstance(client, redis.RedisCluster) else int(client.connection_pool.connection_kwargs.get("db") or 0)
 
 
-def _make_user(admin: AnyClient, user: str, password: str, prefix: str) -> None:
-    database = _database(admin)
-    own = [f"~{pattern}*" for pattern in own_prefixes(escape_glob(prefix))]
-    channels = ["resetchannels", f"&{prefix}*", f"&__keyspace@{database}__:{prefix}*"]
+def make_user(admin: AnyClient, user: str, password: str, keys_and_channels: list[str], rules: list[str]) -> None:
+    """Make an ACL user on every node.
+
+    Args:
+        admin: A client of the server.
+        user: The name.
+        password: The password.
+        keys_and_channels: The rules for keys and channels.
+        rules: The rules for commands; those for a command that this version lacks are skipped.
+    """
+    base = ["reset", "on", f">{password}", *keys_and_channels]
     # redis-py selects a database other than 0 when it connects; SELECT of no other is allowed.
-    select = [f"+select|{database}"]
-    base = ["reset", "on", f">{password}", *own, *channels]
-    for node in _nodes(admin):
+    commands = [*rules, f"+select|{database_of(admin)}"]
+    for node in all_nodes(admin):
         try:
-            node.execute_command("ACL", "SETUSER", user, *base, *RULES, *select)
+            node.execute_command("ACL", "SETUSER", user, *base, *commands)
         except ResponseError as error:
             if not UNKNOWN_COMMAND.search(str(error)):
                 raise
-            _make_user_by_parts(node, user, [base, *([rule] for rule in [*RULES, *select])])
+            _make_user_by_parts(node, user, [base, *([rule] for rule in commands)])
 
 
 def _make_user_by_parts(node: redis.Redis, user: str, parts: list[list[str]]) -> None:
@@ -507,7 +528,8 @@ def _scan(admin: AnyClient, prefix: str) -> Iterator[bytes]:
             yield from scan(node, f"{escape_glob(own)}*")
 
 
-def _unlink(admin: AnyClient, names: Iterable[bytes]) -> None:
+def unlink(admin: AnyClient, names: Iterable[bytes]) -> None:
+    """Remove keys."""
     for _ in _each(admin, "UNLINK", names):
         pass
 
@@ -526,80 +548,73 @@ def _each(admin: AnyClient, command: str, names: Iterable[bytes]) -> Iterator[in
             yield from pipe.execute()
 
 
-def _explaining(base: type[Any], prefix: str) -> type[Any]:
-    """Return a connection class that explains refusals."""
+Explain = Callable[[ResponseError], ResponseError]
+
+
+def is_refusal(error: ResponseError) -> bool:
+    """Whether the server refused a command because of the user's rights; within a script it is a plain error."""
+    return isinstance(error, NoPermissionError) or bool(re.search(r"NOPERM|can't (run|access)|permission", str(error)))
+
+
+def explaining(base: type[Any], explain: Explain) -> type[Any]:
+    """Return a connection class that raises the errors of ``explain``."""
 
     class Explaining(base):  # type: ignore[misc]
         def read_response(self, *args: Any, **options: Any) -> Any:
             try:
-                return _explained_replies(prefix, super().read_response(*args, **options))
+                return _explained_replies(explain, super().read_response(*args, **options))
             except ResponseError as error:
-                raise _explained(prefix, error) from None
+                raise explain(error) from None
 
     return Explaining
 
 
-def _explain(connection: Any, *, prefix: str, then: Callable[[Any], None] | None) -> None:
-    """Make a new connection explain refusals."""
+def _explain(connection: Any, *, explain: Explain, then: Callable[[Any], None] | None) -> None:
+    """Make a new connection raise the errors of ``explain``."""
     read = type(connection).read_response  # the class's: a connection that reconnects is not wrapped twice
 
     def read_response(*args: Any, **options: Any) -> Any:
         try:
-            return _explained_replies(prefix, read(connection, *args, **options))
+            return _explained_replies(explain, read(connection, *args, **options))
         except ResponseError as error:
-            raise _explained(prefix, error) from None
+            raise explain(error) from None
 
     connection.read_response = read_response
     if then:
         then(connection)
 
 
-def _explained_replies(prefix: str, reply: Any) -> Any:
+def _explained_replies(explain: Explain, reply: Any) -> Any:
     """Return a reply; redis-py's connections return the errors of EXEC in a list instead of raising them."""
     if isinstance(reply, list) and any(isinstance(one, ResponseError) for one in reply):
-        return [_explained(prefix, one) if isinstance(one, ResponseError) else one for one in reply]
+        return [explain(one) if isinstance(one, ResponseError) else one for one in reply]
     return reply
 
 
-def _explaining_async(base: type[Any], prefix: str) -> type[Any]:
-    """Return an asyncio connection class that explains refusals and closes with its event loop."""
+def explaining_async(base: type[Any], explain: Explain) -> type[Any]:
+    """Return an asyncio connection class that raises the errors of ``explain`` and closes with its event loop."""
 
     class Explaining(base):  # type: ignore[misc]
         async def connect(self) -> None:
             await super().connect()
             loop = asyncio.get_running_loop()
             if getattr(self, "loop", None) is not loop:
-                self.loop, self.until_the_loop_ends = loop, close_with_loop(self.disconnect)
+                self.loop, self.until_the_loop_ends = loop, _until_the_loop_ends(self)
                 await anext(self.until_the_loop_ends)
 
         async def read_response(self, *args: Any, **options: Any) -> Any:
             try:
-                return _explained_replies(prefix, await super().read_response(*args, **options))
+                return _explained_replies(explain, await super().read_response(*args, **options))
             except ResponseError as error:
-                raise _explained(prefix, error) from None
+                raise explain(error) from None
 
     return Explaining
 
 
-async def close_with_loop(close: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """Close a connection at the end of its event loop; start the generator in that loop.
-
-    asyncio.run() and test runners finish the generators of a loop before they close it. After that, nothing could close
-    the connection.
-    """
+async def _until_the_loop_ends(connection: Any) -> AsyncIterator[None]:
+    # asyncio.run() and test runners finish the generators of a loop before they close it. After that, nothing could
+    # close the connection.
     try:
         yield
     finally:
-        await close()
-
-
-def _explained(prefix: str, error: ResponseError) -> ResponseError:
-    """Return a refusal with memkit's explanation, any other error unchanged. In a script a refusal has another type."""
-    if not isinstance(error, NoPermissionError) and not re.search(r"NOPERM|can't (run|access)|permission", str(error)):
-        return error
-    return LeftSandboxError(
-        f"outside the sandbox: the server refused the command ({error}). Expected keys that begin with {prefix!r}, in "
-        "this database, and no command that reaches beyond them; a MemoryStore on this client nests its prefix there. "
-        "For an application with its own key names use the fixture redis_client (or async_redis_client), or "
-        "redis_client_url if it makes its own connections"
-    )
+        await connection.disconnect()
