@@ -213,14 +213,14 @@ def not_refreshed(expected: Expectation, sessions: Sequence[DatedSession], notes
         return None
     left = sorted(1 - each / ttl for each in ahead)
     renewed = sum(first + tolerance < begin for begin, first, _ in dated)
-    if renewed >= max(1, LATE_SHARE * len(dated)) and left[len(left) // 50] >= LEAST_LEFT:
+    short = left[min(FEWEST_LATE, len(left)) - 1] < LEAST_LEFT
+    if renewed >= max(1, LATE_SHARE * len(dated)) and not short:
         notes.append(
             f"renewal under {expected.prefix} is throttled: after its last write a session has at least "
             f"{left[0]:.0%} of its TTL left"
         )
         return None
     fixed = sum(abs(first - begin) <= tolerance for begin, first, _ in late)
-    short = left[len(left) // 2] < LEAST_LEFT
     confidence: Confidence = "possible" if not (fixed or short) else "likely"
     if len(late) >= FEWEST_LATE and confidence == "likely":
         confidence = "proven"
