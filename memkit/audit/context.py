@@ -22,7 +22,6 @@ class AuditContext:
         history: What the TTL checks use of the server's report.
         server: The report of the (first) server.
         siblings: Looks up keys by name that a sample has missed.
-        sees_siblings: Whether it can.
         weigh: Returns the bytes that values take, 0 for an integer, of those keys whose size the server reports.
         unclaimed: The keys that match no expectation; None if there is one expectation only.
         fields_without_ttl: For hashes with field TTLs, how many of their fields have none.
@@ -32,7 +31,6 @@ class AuditContext:
     history: ServerHistory
     server: ServerFacts
     siblings: Callable[[Sequence[bytes]], Sequence[KeyFacts]]
-    sees_siblings: bool = True
     weigh: Callable[[Sequence[bytes]], Sequence[int]] = lambda _: ()
     unclaimed: Sequence[KeyFacts] | None = None
     fields_without_ttl: Mapping[bytes, tuple[int, int]] = field(default_factory=dict)

@@ -7,7 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
+
+import redis
 
 from memkit.audit.checks.deletions import deleted_finding
 from memkit.audit.checks.payloads import check_values
@@ -19,7 +22,7 @@ from memkit.audit.context import AuditContext
 from memkit.audit.finding import CONFIDENCE_RANKS, Finding, verdict_of
 from memkit.audit.hash_fields import with_field_deadlines
 from memkit.audit.report import AuditReport, Proof
-from memkit.audit.sampling import ENOUGH_OF_A_PATTERN, KeyFacts, Progress, Sample, Sampler
+from memkit.audit.sampling import ENOUGH_OF_A_PATTERN, KeyFacts, Progress, Sample, Sampler, ServerKeys
 from memkit.audit.second_look import measured_renewals
 from memkit.audit.server_info import ServerFacts, counters, read_server_facts
 from memkit.config import Expect, Expectation, expectations
@@ -42,6 +45,8 @@ RESTING_BATCH_KEYS, RESTLESS_BATCH_KEYS = 50, 250
 """A neighbour's p99 is 1.4 times idle with 25 keys a batch at a quarter duty, 2.2 with 50, 3.0 with 100, in 25, 20 and
 17 s a million keys. Without rests 250 keys take 2.9 s, 3.4 times idle; 500 take 2.5 s, and more than 10 (Redis 8.2).
 """
+NETWORK_S = 0.001
+"""From this round trip on, batches are as large as without rests: a neighbour waits longer for the network anyway."""
 BYTES_A_KEY = 10_000
 """A twentieth of the room below maxmemory is enough for the query and reply buffers of one batch (500 bytes a key)."""
 METADATA = (
@@ -136,19 +141,22 @@ class _Audit:
         self._full, self._touch, self._watch_s = full, touch, watch_s
         self._servers = [read_server_facts(connection) for connection in target.connections]
         self._notes = list(dict.fromkeys(f"could not see {what}" for one in self._servers for what in one.refused))
-        self._sampler = Sampler(
-            source.connections,
-            pace=Pace(duty, batch=_batch(self._servers, duty)),
-            guard=self._evicting,
-            sizes=full,
-            progress=progress,
-        )
+        own = source is target
+        readers = []
+        for at, connection in enumerate(source.connections):
+            round_trip_s = connection.round_trip_s()
+            batch = _batch(self._servers[at : at + 1] if own else self._servers, duty, round_trip_s)
+            # Of a replica, one thread checks the primaries; no two threads use one connection.
+            guarded = [at] if own else range(len(self._servers)) if at == 0 else []
+            pace = Pace(duty, batch=batch, round_trip_s=round_trip_s)
+            readers.append(ServerKeys(connection, pace=pace, guard=partial(self._evicting, guarded), sizes=full))
+        self._sampler = Sampler(readers, route=source.route, progress=progress)
 
-    def _evicting(self) -> str | None:
-        """Return why the audit should stop: the server began to evict."""
-        for connection, before in zip(self._target.connections, self._servers, strict=True):
-            now = counters(connection).get("evicted_keys")
-            if now is not None and int(now) > (before.number("evicted_keys") or 0):
+    def _evicting(self, guarded: Sequence[int]) -> str | None:
+        """Return why the audit should stop: a server began to evict."""
+        for at in guarded:
+            now = counters(self._target.connections[at]).get("evicted_keys")
+            if now is not None and int(now) > (self._servers[at].number("evicted_keys") or 0):
                 return "the server is evicting keys; the audit adds nothing to that"
         return None
 
@@ -164,7 +172,7 @@ class _Audit:
         self._notes += [note for one in diagnoses for note in one.notes]
         findings += self._values(sample, findings)
         findings += self._second_look(sample, findings)
-        after = [counters(connection) for connection in self._target.connections]
+        after = self._counters_after()
         for server, now in zip(self._servers, after, strict=True):
             findings += server_findings(server, context, self._expected, after=now)
             started = "" if server.started_ms is None else context.when(server.started_ms)
@@ -216,14 +224,12 @@ class _Audit:
         if any(one.has_field_ttls for one in self._servers):
             sample.keys, fields = with_field_deadlines(sample.keys, self._source.route)
         claimed = {one.key for expected in self._expected for one in expected.of(sample.keys)}
-        # Every key was seen, or the others are on other nodes.
-        complete = (sample.complete and not self._full) or len(self._source.connections) > 1
+        complete = sample.complete and not self._full
         return AuditContext(
             sample.keys,
             self._history(sample),
             self._servers[0],
             (lambda _names: ()) if complete else self._sampler.look_up,
-            len(self._source.connections) == 1 or sample.complete,
             self._weigh,
             [one for one in sample.keys if one.key not in claimed] if len(self._expected) > 1 else None,
             fields,
@@ -267,22 +273,40 @@ class _Audit:
         if touches_because and not self._touch:
             self._notes.append(f"not checked: corrupt, dangling, not_refreshed ({touches_because}); --touch allows it")
             return []
-        values = check_values(
-            Reader(self._target),
-            self._expected,
-            sample.keys,
-            short=_too_short_by(findings),
-            within_s=(time.monotonic() - self._began) / 4,
-            deletions=sum(one.called("del", "unlink") for one in self._servers),
-        )
+        try:
+            values = check_values(
+                Reader(self._target),
+                self._expected,
+                [one for one in sample.keys if self._target.route(one.key).name not in sample.failed],
+                short=_too_short_by(findings),
+                within_s=(time.monotonic() - self._began) / 4,
+                deletions=sum(one.called("del", "unlink") for one in self._servers),
+            )
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            if len(self._target.connections) == 1:
+                raise
+            self._notes.append(f"not checked: corrupt, dangling, not_refreshed ({error})")
+            return []
         self._touched = values.read if touches_because else 0
         self._notes += values.notes
         mixed = {finding.prefix for finding in [*findings, *values.findings] if finding.cause == "mixed_ttl"}
         return [one for one in values.findings if one.cause != "not_refreshed" or one.prefix not in mixed]
 
+    def _counters_after(self) -> list[dict[str, str]]:
+        """Return each server's counters; none of one that failed during the audit."""
+        found: list[dict[str, str]] = []
+        for connection in self._target.connections:
+            try:
+                found.append(counters(connection))
+            except redis.RedisError:
+                if len(self._target.connections) == 1:
+                    raise
+                found.append({})
+        return found
+
     def _second_look(self, sample: Sample, findings: Sequence[Finding]) -> list[Finding]:
         """Wait, look again at some sessions, and return what their new deadlines prove."""
-        if not self._watch_s or len(self._source.connections) > 1:
+        if not self._watch_s:
             return []
         time.sleep(self._watch_s)
         short = {one.prefix for one in findings if one.cause in SHORT_CAUSES}
@@ -307,15 +331,24 @@ class _Audit:
 
     def _vanished(self, sample: Sample, after: Sequence[Mapping[str, str]]) -> list[KeyFacts]:
         """Return sessions that no longer exist before their deadline, though nothing was evicted meanwhile."""
-        if len(self._source.connections) > 1 or _risen(self._servers, after, "evicted_keys"):
+        if _risen(self._servers, after, "evicted_keys"):
             return []
         sessions = (one for expected in self._expected for one in expected.of(sample.keys))
         far = [one for one in sessions if one.left_ms is None or one.left_ms > FAR_FROM_THE_END_MS]
-        exist = self._sampler.look_again([one.key for one in far[:SECOND_LOOK_KEYS]])
-        return [one for one, exists in zip(far, exist, strict=False) if not exists]
+        lost = self._sampler.missing([one.key for one in far[:SECOND_LOOK_KEYS]])
+        return [one for one in far if one.key in lost]
 
     def _note_limits(self, sample: Sample) -> None:
         self._notes += [f"could not see {one}" for one in sorted(sample.blind) if not one.startswith("pexpiretime")]
+        for name, error in sample.failed.items():
+            self._notes.append(f"{name} failed during the audit, and not all of its keys were read: {error}")
+        if moved_slots := self._target.moved_slots():
+            self._notes.append(
+                f"{counted(moved_slots, 'slot')} of the cluster moved to another server during the audit: keys in them "
+                "may have been counted twice or not at all"
+            )
+        if sample.moved:
+            self._notes.append(f"{counted(sample.moved, 'key')} moved to another server before they were read")
         if sample.stopped:
             self._notes.append(f"stopped early: {sample.stopped}")
         if sample.keys and all(one.touched_ms is None for one in sample.keys):
@@ -382,12 +415,12 @@ def _too_short_by(findings: Sequence[Finding]) -> Callable[[KeyFacts], bool]:
     return short
 
 
-def _batch(servers: Sequence[ServerFacts], duty: float) -> int:
+def _batch(servers: Sequence[ServerFacts], duty: float, round_trip_s: float) -> int:
     """Return how many keys to ask about at once: fewer if the buffers could push a nearly full server to evict."""
     room = [
         (one.number("maxmemory") or 0) - (one.number("used_memory") or 0) for one in servers if one.number("maxmemory")
     ]
-    usual = RESTING_BATCH_KEYS if duty < 1 else RESTLESS_BATCH_KEYS
+    usual = RESTING_BATCH_KEYS if duty < 1 and round_trip_s < NETWORK_S else RESTLESS_BATCH_KEYS
     return max(10, min(usual, min(room, default=usual * BYTES_A_KEY) // BYTES_A_KEY))
 
 
