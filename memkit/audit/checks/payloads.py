@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from memkit import formats
 from memkit.audit.checks.known_stores import KnownSessions, ValueReader
-from memkit.audit.checks.mixed_ttl import torn_sessions
+from memkit.audit.checks.mixed_ttl import mixed_ttl
 from memkit.audit.checks.payload_times import DatedSession, dated_session, not_refreshed, trimmed, written_ms
 from memkit.audit.checks.session_indexes import index_findings
 from memkit.audit.checks.shared_key import shared_key
@@ -355,4 +355,4 @@ def _mixed_ttl(expected: Expectation, content: _Contents, present: Mapping[str, 
     several = [members for members in sessions if len(members) > 1]
     if not expected.ttl_ms or len(several) < SEVERAL_SHARE * len(sessions):
         return None
-    return torn_sessions(expected, several, sampled=len(content.dated)).finding
+    return mixed_ttl(expected, several, sampled=len(content.dated)).finding
