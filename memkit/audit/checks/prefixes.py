@@ -62,7 +62,7 @@ def odd_names(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCon
             usually = [one._replace(key=expression.sub(usual, one.key)) for one in odd]
             shaped = _shaped(plain, usually, expected)
             odd = [one for one, other in zip(odd, usually, strict=True) if other.key in shaped]
-        if len(odd) >= FEWEST and (plain or mistake):
+        if (odd and mistake) or (len(odd) >= FEWEST and plain):
             finding = _odd_finding(expected, odd, plain, context, what=what, mistake=mistake)
             if finding:
                 return finding
@@ -115,7 +115,7 @@ def _odd_finding(
         sampled=context.sampled,
         message=f"{len(odd):,} sessions of {expected.pattern} are written under names with {what}"
         + ("" if since is None else f", {context.since_text(since)}"),
-        confidence="likely",
+        confidence="likely" if len(odd) >= FEWEST else "possible",
         expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
         observed_ttl_s=ttl and round(ttl / 1000, 3),
         **dated(since),
