@@ -40,6 +40,8 @@ class World:
     config: dict[str, object] = field(default_factory=dict)
     after: Callable[[RedisServer], None] | None = None
     oldest_server: tuple[str, ...] = ()
+    stops_s: float = 0.0
+    """How long before the audit ``after`` begins; it moves the clock on."""
 
     @contextmanager
     def played(self) -> Iterator[RedisServer]:
@@ -63,7 +65,7 @@ class World:
                     for _, command in batch:
                         pipe.execute_command(*command)
                     pipe.execute(raise_on_error=False)
-            server.clock.move_to(now)
+            server.clock.move_to(now - timedelta(seconds=self.stops_s))
             if self.after:
                 self.after(server)
             yield server
@@ -355,7 +357,8 @@ def deadlines_of_clients(t: Traffic) -> World:
 
 def flush_of_another_database(t: Traffic) -> World:
     def flush(server: RedisServer) -> None:
-        with server.client(db=1) as client:
+        with server.client() as client:
+            client.select(1)
             client.set("x", 1)
             client.flushdb()
 
@@ -368,7 +371,8 @@ def flush_before_the_first_session(t: Traffic) -> World:
 
 def another_database(t: Traffic) -> World:
     def fill(server: RedisServer) -> None:
-        with server.client(db=3) as client:
+        with server.client() as client:
+            client.select(3)
             client.set("cache", 1)
 
     return t.world(t.sessions(), after=fill)
