@@ -31,7 +31,7 @@ from memkit.formats.model import Format, Hit, Item, Known
 from memkit.formats.parsing.dialogue_checks import Dialogue
 from memkit.formats.parsing.documents import wrong_kind
 from memkit.formats.parsing.list_elements import votes
-from memkit.readonly.values import Raw
+from memkit.readonly.values import RedisValue
 
 FORMATS: tuple[Format, ...] = cast(
     "tuple[Format, ...]",
@@ -80,7 +80,7 @@ _BY_KIND = {
 }
 
 
-def recognise(raw: Raw, wanted: str | None = None) -> Hit | None:
+def recognise(raw: RedisValue, wanted: str | None = None) -> Hit | None:
     """Return whose key this is, or None; ``wanted`` is the session id that is looked for, if there is one.
 
     Each store looks at the payload before it looks at the name, and the order of ``FORMATS`` decides between them. Of a
@@ -94,14 +94,14 @@ def recognise(raw: Raw, wanted: str | None = None) -> Hit | None:
     return claims[0] if len(claims) == 1 else max(claims, key=_likeness(raw), default=None)
 
 
-def _likeness(raw: Raw) -> Callable[[Hit], tuple[int, bool]]:
+def _likeness(raw: RedisValue) -> Callable[[Hit], tuple[int, bool]]:
     named = {store.STORE for store in FORMATS if raw.name.startswith(getattr(store, "PREFIX", "\0"))}
     found = votes(raw)
     found[memkit_store.STORE] = len(raw.elements)  # its own claim has been weighed against the others'
     return lambda hit: (found[hit.store] + (hit.store in named), hit.store in named)
 
 
-def leads(raw: Raw) -> tuple[str, ...]:
+def leads(raw: RedisValue) -> tuple[str, ...]:
     """Return the keys that an index shared by many sessions points to."""
     return agno.leads(raw) or langgraph_plainredis.leads(raw)
 
@@ -117,5 +117,5 @@ def decode(known: Known) -> Iterator[Item]:
     yield from Dialogue(loses_calls=getattr(module, "LOSES_CALLS", False)).follow(module.decode(known))
     for want in {want.name: want for want in module.wants(known)}.values():
         raw = known.there(want.name)
-        if raw and want.kind and raw.kind != want.kind and not raw.unread:
+        if raw and want.kind and raw.kind != want.kind and not raw.unread_reason:
             yield wrong_kind(raw, f"a {want.kind}")

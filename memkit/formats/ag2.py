@@ -9,7 +9,7 @@ from memkit.formats.model import Hit, Item, Known, Tool, Turn, a_dict, many_seco
 from memkit.formats.parsing.chat import Columns, answered, call_parts, calls, columns, dumped, flatten
 from memkit.formats.parsing.element_shapes import missing
 from memkit.formats.parsing.list_elements import turns, votes
-from memkit.readonly.values import Raw, Want
+from memkit.readonly.values import KeyRequest, RedisValue
 
 STORE = "ag2"
 SCANNED = False
@@ -24,7 +24,7 @@ def names(session: str) -> Iterable[str]:
     return (PREFIX + session,)
 
 
-def recognise(raw: Raw, wanted: str | None) -> Hit | None:
+def recognise(raw: RedisValue, wanted: str | None) -> Hit | None:
     """Claim lists of objects with an ``__event__``, or with the default name."""
     if not (votes(raw)[STORE] or raw.name.startswith(PREFIX)):
         return None
@@ -32,9 +32,9 @@ def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     return Hit(STORE, session, prefix, "primary")
 
 
-def wants(known: Known) -> Iterable[Want]:
+def wants(known: Known) -> Iterable[KeyRequest]:
     """Return the one key."""
-    return (Want(known.hit.prefix + known.hit.session, "primary"),)
+    return (KeyRequest(known.hit.prefix + known.hit.session, "primary"),)
 
 
 def decode(known: Known) -> Iterator[Item]:

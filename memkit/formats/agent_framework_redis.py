@@ -15,7 +15,7 @@ from memkit.formats.model import Hit, Item, Known, Problem, Tool, Turn, a_list, 
 from memkit.formats.parsing.chat import ROLES, Columns, columns, dumped, flatten, role_of
 from memkit.formats.parsing.element_shapes import missing
 from memkit.formats.parsing.list_elements import turns, votes
-from memkit.readonly.values import Raw, Want, to_bytes, to_name
+from memkit.readonly.values import KeyRequest, RedisValue, to_bytes, to_name
 
 STORE = "agent-framework-redis"
 SCANNED = False
@@ -36,7 +36,7 @@ def encoded(session: str) -> str:
     return ENCODED + base64.b32encode(to_bytes(session)).decode().rstrip("=").lower()
 
 
-def recognise(raw: Raw, wanted: str | None) -> Hit | None:
+def recognise(raw: RedisValue, wanted: str | None) -> Hit | None:
     """Claim lists of ``{"type": "message", "contents": […]}``, or with the default name."""
     if not (raw.name.startswith(PREFIX) or votes(raw)[STORE]):
         return None
@@ -49,9 +49,9 @@ def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     return Hit(STORE, last, head + bar, "primary")
 
 
-def wants(known: Known) -> Iterable[Want]:
+def wants(known: Known) -> Iterable[KeyRequest]:
     """Return nothing beyond the key that was found: a session has one."""
-    return (Want(name, "primary") for name in known.keys)
+    return (KeyRequest(name, "primary") for name in known.keys)
 
 
 def decode(known: Known) -> Iterator[Item]:

@@ -14,7 +14,7 @@ from memkit.formats.model import Hit, Item, Known, Problem, Turn, a_dict, a_list
 from memkit.formats.parsing.chat import chat_turn
 from memkit.formats.parsing.documents import messages, misshapen, peek, read, salvage
 from memkit.formats.parsing.element_shapes import kind_of, missing, missing_content
-from memkit.readonly.values import Raw, Want
+from memkit.readonly.values import KeyRequest, RedisValue
 
 STORE = "agno"
 SCANNED = False
@@ -30,7 +30,7 @@ def names(session: str) -> Iterable[str]:
     return tuple(PREFIX + rest + session for rest in ("sessions:", ORDER, "runs:index:session_id:"))
 
 
-def recognise(raw: Raw, wanted: str | None) -> Hit | None:
+def recognise(raw: RedisValue, wanted: str | None) -> Hit | None:
     """Claim runs and sessions by their fields, and the order and the session's own index by the default names."""
     if raw.kind == "string":
         return _document(raw, wanted)
@@ -41,7 +41,7 @@ def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     return Hit(STORE, session, prefix, "order" if raw.kind == "zset" else "index")
 
 
-def _document(raw: Raw, wanted: str | None) -> Hit | None:
+def _document(raw: RedisValue, wanted: str | None) -> Hit | None:
     document = peek(raw)
     if "run_data" in document and isinstance(document.get("session_id"), str):
         return Hit(STORE, document["session_id"], raw.name.rpartition("runs:")[0], "run")
@@ -52,23 +52,23 @@ def _document(raw: Raw, wanted: str | None) -> Hit | None:
     return None
 
 
-def leads(raw: Raw) -> tuple[str, ...]:
+def leads(raw: RedisValue) -> tuple[str, ...]:
     """Return the keys that an index set's members name; an index is everybody's, and so belongs to no one session."""
     table, found, _ = raw.name.partition(":index:")
     return tuple(f"{table}:{member}" for member in sorted(raw.members)) if found else ()
 
 
-def wants(known: Known) -> Iterable[Want]:
+def wants(known: Known) -> Iterable[KeyRequest]:
     """Return session, order, each ordered run, and the index entries that session and runs should have."""
     hit = known.hit
-    yield Want(f"{hit.prefix}sessions:{hit.session}", "primary")
-    yield Want(hit.prefix + ORDER + hit.session, "order", kind="zset")
-    yield Want(f"{hit.prefix}runs:index:session_id:{hit.session}", "index", kind="set")
+    yield KeyRequest(f"{hit.prefix}sessions:{hit.session}", "primary")
+    yield KeyRequest(hit.prefix + ORDER + hit.session, "order", kind="zset")
+    yield KeyRequest(f"{hit.prefix}runs:index:session_id:{hit.session}", "index", kind="set")
     for run in _run_ids(known):
-        yield Want(f"{hit.prefix}runs:{run}", "run")
+        yield KeyRequest(f"{hit.prefix}runs:{run}", "run")
     for name, ids in _index_entries(known).items():
         if not name.startswith(f"{hit.prefix}runs:index:session_id:"):
-            yield Want(name, "shared index", tuple(sorted(ids)), shared=True, kind="set")
+            yield KeyRequest(name, "shared index", tuple(sorted(ids)), shared=True, kind="set")
 
 
 def _run_ids(known: Known) -> list[str]:

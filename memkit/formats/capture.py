@@ -12,7 +12,7 @@ from importlib import resources
 from typing import Any
 
 from memkit.errors import DecodeError, MemkitError
-from memkit.readonly.values import JSON_KIND, Raw, to_bytes
+from memkit.readonly.values import JSON_KIND, RedisValue, to_bytes
 
 
 @cache
@@ -33,18 +33,18 @@ def _folder() -> Any:
     return resources.files("memkit.formats") / "captures"
 
 
-def raw_of(entry: dict[str, Any]) -> Raw:
+def raw_of(entry: dict[str, Any]) -> RedisValue:
     """Return a capture's key as if it had just been read."""
     name, kind, value = entry["key"], entry["type"], entry["value"]
     if kind in ("string", JSON_KIND):
-        return Raw(name, kind, data=to_bytes(value), total=len(to_bytes(value)))
+        return RedisValue(name, kind, data=to_bytes(value), total=len(to_bytes(value)))
     if kind == "list":
-        return Raw(name, kind, elements=[to_bytes(element) for element in value], total=len(value))
+        return RedisValue(name, kind, elements=[to_bytes(element) for element in value], total=len(value))
     if kind == "hash":
-        return Raw(name, kind, fields={field: to_bytes(text) for field, text in value.items()}, total=len(value))
+        return RedisValue(name, kind, fields={field: to_bytes(text) for field, text in value.items()}, total=len(value))
     if kind == "set":
-        return Raw(name, kind, members=frozenset(value), total=len(value))
-    return Raw(name, kind, scores=dict(value), total=len(value))
+        return RedisValue(name, kind, members=frozenset(value), total=len(value))
+    return RedisValue(name, kind, scores=dict(value), total=len(value))
 
 
 def load_capture(client: Any, name: str, *, json_as_text: bool = False) -> str:

@@ -9,7 +9,7 @@ from memkit.formats.model import Hit, Item, Known, Tool, Turn, a_dict, a_list, s
 from memkit.formats.parsing.chat import dumped, flatten, role_of
 from memkit.formats.parsing.documents import messages, misshapen, peek, read_or_salvage
 from memkit.formats.parsing.element_shapes import kind_of, missing
-from memkit.readonly.values import Raw, Want
+from memkit.readonly.values import KeyRequest, RedisValue
 
 STORE = "google-adk-redis"
 SCANNED = False
@@ -25,7 +25,7 @@ def names(_session: str) -> Iterable[str]:
     return ()
 
 
-def recognise(raw: Raw, wanted: str | None) -> Hit | None:
+def recognise(raw: RedisValue, wanted: str | None) -> Hit | None:
     """Claim documents with ``app_name`` and ``events``, and broken or empty ones with a key of the default form."""
     document = peek(raw)
     if not ({"app_name", "events"} <= document.keys() or (_is_named(raw) and _is_broken(raw))):
@@ -35,17 +35,17 @@ def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     return Hit(STORE, session, raw.name.removesuffix(session), "primary")
 
 
-def _is_named(raw: Raw) -> bool:
+def _is_named(raw: RedisValue) -> bool:
     return raw.name.startswith(PREFIX) and raw.name.count(":") >= 3
 
 
-def _is_broken(raw: Raw) -> bool:
-    return raw.data.startswith(_STARTS) or (raw.data.strip() in _NOTHING and not raw.unread)
+def _is_broken(raw: RedisValue) -> bool:
+    return raw.data.startswith(_STARTS) or (raw.data.strip() in _NOTHING and not raw.unread_reason)
 
 
-def wants(known: Known) -> Iterable[Want]:
+def wants(known: Known) -> Iterable[KeyRequest]:
     """Return nothing beyond the key that was found: a session has one."""
-    return (Want(name, "primary") for name in known.keys)
+    return (KeyRequest(name, "primary") for name in known.keys)
 
 
 def decode(known: Known) -> Iterator[Item]:

@@ -13,7 +13,7 @@ from memkit.formats.model import Hit, Item, Known, split
 from memkit.formats.parsing.chat import Columns, columns, roles_of
 from memkit.formats.parsing.langchain_message import tools_of, typed_turn
 from memkit.formats.parsing.list_elements import turns, votes
-from memkit.readonly.values import Raw, Want
+from memkit.readonly.values import KeyRequest, RedisValue
 
 STORE = "langchain-community"
 SCANNED = False
@@ -26,7 +26,7 @@ def names(session: str) -> Iterable[str]:
     return (PREFIX + session,)
 
 
-def recognise(raw: Raw, wanted: str | None) -> Hit | None:
+def recognise(raw: RedisValue, wanted: str | None) -> Hit | None:
     """Claim lists whose elements are ``{"type": "human" | "ai" | …, "data": {…}}``, or that have the default name."""
     if not (votes(raw)[STORE] or raw.name.startswith(PREFIX)):
         return None
@@ -34,9 +34,9 @@ def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     return Hit(STORE, session, prefix, "primary")
 
 
-def wants(known: Known) -> Iterable[Want]:
+def wants(known: Known) -> Iterable[KeyRequest]:
     """Return the one key."""
-    return (Want(known.hit.prefix + known.hit.session, "primary"),)
+    return (KeyRequest(known.hit.prefix + known.hit.session, "primary"),)
 
 
 def decode(known: Known) -> Iterator[Item]:

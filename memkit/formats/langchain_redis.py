@@ -12,7 +12,7 @@ from memkit.formats.model import Hit, Item, Known, Note, Problem, Turn, seconds,
 from memkit.formats.parsing.documents import misshapen, peek, read
 from memkit.formats.parsing.element_shapes import missing
 from memkit.formats.parsing.langchain_message import typed_turn
-from memkit.readonly.values import DOCUMENT_KINDS, Raw, Want
+from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue
 
 STORE = "langchain-redis"
 SCANNED = True
@@ -28,7 +28,7 @@ def names(_session: str) -> Iterable[str]:
     return ()
 
 
-def recognise(raw: Raw, wanted: str | None) -> Hit | None:
+def recognise(raw: RedisValue, wanted: str | None) -> Hit | None:
     """Claim documents with a type, data, message id and session id; others by their name, which ends with a ULID."""
     document = peek(raw)
     head, _, tail = raw.name.rpartition(":")
@@ -42,9 +42,9 @@ def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     return Hit(STORE, session, head.removesuffix(session), "message")
 
 
-def wants(known: Known) -> Iterable[Want]:
+def wants(known: Known) -> Iterable[KeyRequest]:
     """Return the messages that were found: nothing lists them."""
-    return (Want(name, "message") for name in known.keys)
+    return (KeyRequest(name, "message") for name in known.keys)
 
 
 def decode(known: Known) -> Iterator[Item]:
@@ -62,7 +62,7 @@ def decode(known: Known) -> Iterator[Item]:
         yield Note("langchain-redis does not store an assistant's tool calls: results stand alone, which is not damage")
 
 
-def _turn(raw: Raw) -> tuple[Turn | None, list[Problem]]:
+def _turn(raw: RedisValue) -> tuple[Turn | None, list[Problem]]:
     document, problems = read(raw)
     if document is None:
         return None, problems

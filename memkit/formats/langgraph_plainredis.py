@@ -24,7 +24,7 @@ from memkit.formats.parsing.langgraph_common import (
     newer_schema,
     thread_of,
 )
-from memkit.readonly.values import Raw, Want
+from memkit.readonly.values import KeyRequest, RedisValue
 
 STORE = "langgraph-plainredis"
 SCANNED = True
@@ -41,7 +41,7 @@ def names(session: str) -> Iterable[str]:
     return (f"lg:idx:{session}:",)
 
 
-def recognise(raw: Raw, wanted: str | None) -> Hit | None:
+def recognise(raw: RedisValue, wanted: str | None) -> Hit | None:
     """Claim documents ``{"t", "d"}``, hashes of them and orders, all by name too: nothing in them names the thread."""
     pieces = name_parts(raw.name, _KINDS)
     if pieces is None or not _fits(raw, pieces.kind, pieces.prefix):
@@ -55,7 +55,7 @@ def _kind(name: str) -> str:
     return pieces.kind if pieces else ""
 
 
-def _fits(raw: Raw, kind: str, prefix: str) -> bool:
+def _fits(raw: RedisValue, kind: str, prefix: str) -> bool:
     if kind == "idx":
         return raw.kind == "zset" and prefix.endswith("lg:")
     if kind == "wr":
@@ -63,24 +63,24 @@ def _fits(raw: Raw, kind: str, prefix: str) -> bool:
     return raw.kind == "string" and ({"t", "d"} <= peek(raw).keys() or prefix.endswith("lg:"))
 
 
-def leads(raw: Raw) -> tuple[str, ...]:
+def leads(raw: RedisValue) -> tuple[str, ...]:
     """Return the orders that the list of threads names."""
     return tuple(sorted(raw.fields)) if raw.name.endswith("lg:threads") else ()
 
 
-def wants(known: Known) -> Iterable[Want]:
+def wants(known: Known) -> Iterable[KeyRequest]:
     """Return the order, the checkpoints it lists, and the blobs and writes that those name."""
     base, thread = known.hit.prefix, known.hit.session
     order = f"{base}idx:{thread}:"
-    yield Want(order, "order", kind="zset")
-    yield Want(f"{base}threads", "shared index", (order,), shared=True, kind="hash")
-    yield Want(f"{base}seq", "shared counter", shared=True, kind="string")
+    yield KeyRequest(order, "order", kind="zset")
+    yield KeyRequest(f"{base}threads", "shared index", (order,), shared=True, kind="hash")
+    yield KeyRequest(f"{base}seq", "shared counter", shared=True, kind="string")
     listed = known.there(order)
     for uid in listed.scores if listed else ():
-        yield Want(f"{base}cp:{thread}::{uid}", "checkpoint")
+        yield KeyRequest(f"{base}cp:{thread}::{uid}", "checkpoint")
     for point in _checkpoints(known)[0].values():
-        yield from (Want(name, "blob") for name in point.blobs.values())
-        yield Want(f"{base}wr:{thread}::{point.uid}", "write", kind="hash")
+        yield from (KeyRequest(name, "blob") for name in point.blobs.values())
+        yield KeyRequest(f"{base}wr:{thread}::{point.uid}", "write", kind="hash")
 
 
 class Checkpoint(NamedTuple):
@@ -101,7 +101,7 @@ def _checkpoints(known: Known) -> tuple[dict[str, Checkpoint], list[Problem]]:
         if raw and name.startswith(root):
             value, faults = _value(raw)
             lacks = missing_channels(value) if isinstance(value, dict) else f"it holds {kind_of(value)}"
-            problems += [*faults, *([misshapen(name, lacks)] if lacks and not faults and not raw.unread else [])]
+            problems += [*faults, *([misshapen(name, lacks)] if lacks and not faults and not raw.unread_reason else [])]
             if isinstance(value, dict) and not lacks:
                 found[name] = _checkpoint(known, value, name.removeprefix(root))
                 problems += newer_schema(a_dict(value.get("checkpoint")), name)
@@ -169,7 +169,7 @@ def _missing_writes(known: Known, checkpoints: Mapping[str, Checkpoint]) -> Iter
         if raw is None and point.uid in stepped:
             yield Problem("dangling", name, "the checkpoint's writes are gone: the step after it cannot be replayed")
         for field, data in raw.fields.items() if raw else ():
-            faults = _value(Raw(f"{name} {field}", "string", data=data, total=len(data)))[1]
+            faults = _value(RedisValue(f"{name} {field}", "string", data=data, total=len(data)))[1]
             yield from (problem._replace(key=name) for problem in faults)
 
 
@@ -200,7 +200,7 @@ def _index_problems(known: Known, checkpoints: Mapping[str, Checkpoint]) -> Iter
         yield Problem("dangling", f"{base}seq", says)
 
 
-def _value(raw: Raw) -> tuple[Any, list[Problem]]:
+def _value(raw: RedisValue) -> tuple[Any, list[Problem]]:
     """Return what a ``{"t": …, "d": base64}`` document holds, messages as plain objects."""
     document, problems = read(raw)
     lacks = missing(document, ("t", "d")) if document is not None else None

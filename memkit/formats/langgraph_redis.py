@@ -23,7 +23,7 @@ from memkit.formats.parsing.langgraph_common import (
     thread_of,
     write_problems,
 )
-from memkit.readonly.values import DOCUMENT_KINDS, Raw, Want, to_name
+from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue, to_name
 
 STORE = "langgraph-redis"
 SCANNED = True
@@ -38,7 +38,7 @@ def names(session: str) -> Iterable[str]:
     return (f"checkpoint_latest:{session}:{ROOT}",)
 
 
-def recognise(raw: Raw, wanted: str | None) -> Hit | None:
+def recognise(raw: RedisValue, wanted: str | None) -> Hit | None:
     """Claim checkpoints and writes by their fields, pointers and lists by their names."""
     pieces = name_parts(raw.name, REDIS_KINDS)
     if pieces is None or pieces.kind not in _PARTS:
@@ -58,22 +58,22 @@ def _kind(name: str) -> str:
     return pieces.kind if pieces else ""
 
 
-def wants(known: Known) -> Iterable[Want]:
+def wants(known: Known) -> Iterable[KeyRequest]:
     """Return the pointers, and whatever pointers and lists name."""
     hit = known.hit
-    yield Want(f"{hit.prefix}checkpoint_latest:{hit.session}:{ROOT}", "pointer", kind="string")
+    yield KeyRequest(f"{hit.prefix}checkpoint_latest:{hit.session}:{ROOT}", "pointer", kind="string")
     for name, raw in known.keys.items():
         pieces = name_parts(name, REDIS_KINDS)
         if raw is None or pieces is None:
             continue
         if pieces.kind == "checkpoint_latest":
-            yield Want(to_name(raw.data), "checkpoint")
+            yield KeyRequest(to_name(raw.data), "checkpoint")
         if pieces.kind == "checkpoint_write":
-            yield Want(f"{hit.prefix}write_keys_zset:{pieces.rest.rsplit(':', 2)[0]}", "write list", kind="zset")
+            yield KeyRequest(f"{hit.prefix}write_keys_zset:{pieces.rest.rsplit(':', 2)[0]}", "write list", kind="zset")
         if pieces.kind == "write_keys_zset":
-            yield from (Want(member, "write") for member in raw.scores)
+            yield from (KeyRequest(member, "write") for member in raw.scores)
         if pieces.kind == "checkpoint" and peek(raw).get("has_writes") is True:
-            yield Want(f"{hit.prefix}write_keys_zset:{pieces.rest}", "write list", kind="zset")
+            yield KeyRequest(f"{hit.prefix}write_keys_zset:{pieces.rest}", "write list", kind="zset")
 
 
 def decode(known: Known) -> Iterator[Item]:

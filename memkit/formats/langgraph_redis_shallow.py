@@ -19,7 +19,7 @@ from memkit.formats.parsing.langgraph_common import (
     thread_of,
     write_problems,
 )
-from memkit.readonly.values import DOCUMENT_KINDS, Raw, Want
+from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue
 
 STORE = "langgraph-redis-shallow"
 SCANNED = True
@@ -33,7 +33,7 @@ def names(session: str) -> Iterable[str]:
     return (f"checkpoint:{session}:", f"write_registry:{session}:{ROOT}{_END}")
 
 
-def recognise(raw: Raw, wanted: str | None) -> Hit | None:
+def recognise(raw: RedisValue, wanted: str | None) -> Hit | None:
     """Claim the one checkpoint by its fields and name, the list of writes by its name.
 
     A write looks the same in the full saver; it is found through the list.
@@ -54,14 +54,14 @@ def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     return Hit(STORE, thread, pieces.prefix, "checkpoint")
 
 
-def wants(known: Known) -> Iterable[Want]:
+def wants(known: Known) -> Iterable[KeyRequest]:
     """Return checkpoint and list, and the writes that the list names."""
     hit = known.hit
-    yield Want(f"{hit.prefix}checkpoint:{hit.session}:", "checkpoint")
-    yield Want(f"{hit.prefix}write_registry:{hit.session}:{ROOT}{_END}", "write list", kind="zset")
+    yield KeyRequest(f"{hit.prefix}checkpoint:{hit.session}:", "checkpoint")
+    yield KeyRequest(f"{hit.prefix}write_registry:{hit.session}:{ROOT}{_END}", "write list", kind="zset")
     for raw in known.keys.values():
         if raw and raw.kind == "zset":
-            yield from (Want(member, "write") for member in raw.scores)
+            yield from (KeyRequest(member, "write") for member in raw.scores)
 
 
 def decode(known: Known) -> Iterator[Item]:

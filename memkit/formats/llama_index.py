@@ -9,7 +9,7 @@ from memkit.formats.model import SEPARATORS, Hit, Item, Known, Tool, Turn, a_dic
 from memkit.formats.parsing.chat import Columns, answered, calls, columns, flatten, role_of, roles_of
 from memkit.formats.parsing.element_shapes import missing, missing_content
 from memkit.formats.parsing.list_elements import turns, votes
-from memkit.readonly.values import Raw, Want
+from memkit.readonly.values import KeyRequest, RedisValue
 
 STORE = "llama-index"
 SCANNED = False
@@ -21,7 +21,7 @@ def names(session: str) -> Iterable[str]:
     return (session,)
 
 
-def recognise(raw: Raw, wanted: str | None) -> Hit | None:
+def recognise(raw: RedisValue, wanted: str | None) -> Hit | None:
     """Claim lists of ``{"role", "blocks"}`` (before 0.11: ``{"role", "content"}``) with ``additional_kwargs``."""
     if not votes(raw)[STORE]:
         return None
@@ -31,9 +31,9 @@ def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     return Hit(STORE, raw.name[len(prefix) :], prefix, "primary")
 
 
-def wants(known: Known) -> Iterable[Want]:
+def wants(known: Known) -> Iterable[KeyRequest]:
     """Return the one key."""
-    return (Want(known.hit.prefix + known.hit.session, "primary"),)
+    return (KeyRequest(known.hit.prefix + known.hit.session, "primary"),)
 
 
 def decode(known: Known) -> Iterator[Item]:

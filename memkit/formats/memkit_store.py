@@ -12,7 +12,7 @@ from memkit.formats.model import Hit, Item, Known, Meant, Note, Problem, Run, Tu
 from memkit.formats.parsing.bounded_json import parse
 from memkit.formats.parsing.chat import chat_columns, chat_turn, dumped
 from memkit.formats.parsing.list_elements import BLOCK, Faults, parsed, plain_columns, votes
-from memkit.readonly.values import Raw, Want, to_name
+from memkit.readonly.values import KeyRequest, RedisValue, to_name
 from memkit.store.encoding import decode_header, is_header
 from memkit.store.store import vectors_key
 
@@ -28,7 +28,7 @@ def names(session: str) -> Iterable[str]:
     return (PREFIX + session,)
 
 
-def recognise(raw: Raw, wanted: str | None) -> Hit | None:
+def recognise(raw: RedisValue, wanted: str | None) -> Hit | None:
     """Claim lists that begin with a header of any schema, or whose other elements are memkit's, unless most are not."""
     ends = [*raw.elements[:3], *raw.elements[3:][-3:]]
     begins = bool(ends) and is_header(ends[0])
@@ -40,14 +40,14 @@ def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     return Hit(STORE, session, prefix, "primary")
 
 
-def wants(known: Known) -> Iterable[Want]:
+def wants(known: Known) -> Iterable[KeyRequest]:
     """Return the session's key, and its vectors' where the header says that there are some."""
     name = known.hit.prefix + known.hit.session
-    yield Want(name, "primary")
+    yield KeyRequest(name, "primary")
     raw = known.there(name)
     vectors = _vectors(name)
     if raw and vectors and b'"vectors":1' in raw.elements[0][:4096]:
-        yield Want(vectors, "vectors", kind="string")
+        yield KeyRequest(vectors, "vectors", kind="string")
 
 
 def _vectors(name: str) -> str | None:
@@ -69,7 +69,7 @@ def decode(known: Known) -> Iterator[Item]:
         yield Problem("dangling", vectors, "the session had vectors and they are gone; recoverable: compute them again")
 
 
-def _header(raw: Raw) -> Iterator[Item]:
+def _header(raw: RedisValue) -> Iterator[Item]:
     head = raw.elements[0]
     try:
         header = decode_header(head, "")
@@ -83,7 +83,7 @@ def _header(raw: Raw) -> Iterator[Item]:
     yield Note(f"the session's own policy: {header.policy}")
 
 
-def _created_ms(raw: Raw) -> int:
+def _created_ms(raw: RedisValue) -> int:
     try:
         created_ms = decode_header(raw.elements[0], "").created_ms
     except (DecodeError, ValueError):
@@ -91,7 +91,7 @@ def _created_ms(raw: Raw) -> int:
     return created_ms if isinstance(created_ms, int) else 0
 
 
-def _messages(raw: Raw) -> Iterator[Item]:
+def _messages(raw: RedisValue) -> Iterator[Item]:
     created_ms = _created_ms(raw)
     first = 0 if _STAMP.match(raw.elements[0]) else 1
     faults = Faults(raw, len(raw.elements) - first, STORE)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from memkit.readonly.values import Raw, Want, to_bytes, to_name
+from memkit.readonly.values import KeyRequest, RedisValue, to_bytes, to_name
 
 SEPARATORS = ":/|{}.#"
 """What stands between a prefix and an id; ``-`` and ``_`` may, but stand inside ids as well."""
@@ -114,9 +114,9 @@ class Known(NamedTuple):
     """A session's keys as far as they have been read; None stands for a key that was looked for and is not there."""
 
     hit: Hit
-    keys: Mapping[str, Raw | None]
+    keys: Mapping[str, RedisValue | None]
 
-    def there(self, name: str) -> Raw | None:
+    def there(self, name: str) -> RedisValue | None:
         """Return the key if it exists."""
         return self.keys.get(name)
 
@@ -131,10 +131,10 @@ class Format(Protocol):
     def names(self, session: str) -> Iterable[str]:
         """Return the exact names a session's keys have under the library's default prefix."""
 
-    def recognise(self, raw: Raw, wanted: str | None) -> Hit | None:
+    def recognise(self, raw: RedisValue, wanted: str | None) -> Hit | None:
         """Return whose key this is, by its payload first; ``wanted`` is the id that is looked for, if any."""
 
-    def wants(self, known: Known) -> Iterable[Want]:
+    def wants(self, known: Known) -> Iterable[KeyRequest]:
         """Return the keys that this session should have, judging by those read so far."""
 
     def decode(self, known: Known) -> Iterator[Item]:

@@ -10,7 +10,7 @@ from memkit.formats.model import Hit, Item, Known, Note, Problem, Tool, Turn, on
 from memkit.formats.parsing.chat import ROLES, Columns, columns, dumped, flatten, role_of, roles_of
 from memkit.formats.parsing.element_shapes import CALLS, RESULTS, is_item, missing, missing_content
 from memkit.formats.parsing.list_elements import sample, turns, votes
-from memkit.readonly.values import Raw, Want
+from memkit.readonly.values import KeyRequest, RedisValue
 
 STORE = "openai-agents"
 SCANNED = False
@@ -26,7 +26,7 @@ def names(session: str) -> Iterable[str]:
     return (PREFIX + session, PREFIX + session + LIST)
 
 
-def recognise(raw: Raw, wanted: str | None) -> Hit | None:
+def recognise(raw: RedisValue, wanted: str | None) -> Hit | None:
     """Claim lists ``…:messages`` of response items, hashes with the three dates' fields, and the default names."""
     default = raw.name.startswith(PREFIX)
     if raw.kind == "list" and raw.name.endswith(LIST) and (default or votes(raw)[STORE]):
@@ -41,10 +41,10 @@ def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     return Hit(STORE, session, prefix, part)
 
 
-def wants(known: Known) -> Iterable[Want]:
+def wants(known: Known) -> Iterable[KeyRequest]:
     """Return both keys."""
     base = known.hit.prefix + known.hit.session
-    return (Want(base, "primary", kind="hash"), Want(base + LIST, "messages", kind="list"))
+    return (KeyRequest(base, "primary", kind="hash"), KeyRequest(base + LIST, "messages", kind="list"))
 
 
 def decode(known: Known) -> Iterator[Item]:

@@ -8,7 +8,7 @@ from memkit.formats.model import Hit, Item, Known, Problem, Run, Tool, Turn, a_d
 from memkit.formats.parsing.bounded_json import parse
 from memkit.formats.parsing.chat import ROLES, role_of
 from memkit.formats.parsing.list_elements import BLOCK
-from memkit.readonly.values import Raw, Want
+from memkit.readonly.values import KeyRequest, RedisValue
 
 STORE = "redisvl"
 SCANNED = True
@@ -23,7 +23,7 @@ def names(_session: str) -> Iterable[str]:
     return ()
 
 
-def recognise(raw: Raw, wanted: str | None) -> Hit | None:
+def recognise(raw: RedisValue, wanted: str | None) -> Hit | None:
     """Claim hashes with an entry id, a session tag, a role, a content and a time, one or two of which may be lost."""
     if raw.fields.keys() != FIELDS:
         there = FIELDS & raw.fields.keys()
@@ -34,7 +34,7 @@ def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     return Hit(STORE, session, prefix if found else "", "message") if wanted in (None, session) else None
 
 
-def _session(raw: Raw, wanted: str | None) -> str:
+def _session(raw: RedisValue, wanted: str | None) -> str:
     """Return the session's id: its tag, or what the entry's id begins with; time and hash are its last two parts."""
     if "session_tag" in raw.fields:
         return _text(raw, "session_tag")
@@ -42,7 +42,7 @@ def _session(raw: Raw, wanted: str | None) -> str:
     return wanted if wanted and entry.startswith(f"{wanted}:") else entry.rsplit(":", 2)[0]
 
 
-def wants(_known: Known) -> Iterable[Want]:
+def wants(_known: Known) -> Iterable[KeyRequest]:
     """Return nothing beyond the messages that were found: nothing lists them."""
     return ()
 
@@ -66,7 +66,7 @@ def decode(known: Known) -> Iterator[Item]:
         yield lost[_SAID]._replace(says=f"… and {len(lost) - _SAID:,} more messages like it")
 
 
-def _run(block: Sequence[Raw], numbers: Sequence[float | None]) -> Run | None:
+def _run(block: Sequence[RedisValue], numbers: Sequence[float | None]) -> Run | None:
     """Return messages that are a role, a text and a time and nothing else; None where one of them is more, or less."""
     fields = [raw.fields for raw in block]
     if any(each.keys() != FIELDS for each in fields) or None in numbers:
@@ -80,9 +80,9 @@ def _run(block: Sequence[Raw], numbers: Sequence[float | None]) -> Run | None:
     return Run(roles, texts, block[0].name, list(map(seconds, numbers))) if plain else None
 
 
-def _lacks(raw: Raw) -> str | None:
+def _lacks(raw: RedisValue) -> str | None:
     """Return what is wrong with a message's fields."""
-    if raw.unread:
+    if raw.unread_reason:
         return None
     for field in ("role", "content", "entry_id", "session_tag", "timestamp"):
         if field not in raw.fields:
@@ -96,7 +96,7 @@ def _lacks(raw: Raw) -> str | None:
     return None if _number(raw) is not None else "the timestamp of this message is no number: its place is unknown"
 
 
-def _turn(raw: Raw) -> Turn:
+def _turn(raw: RedisValue) -> Turn:
     role, call_id = role_of(_text(raw, "role")), text_or_none(_text(raw, "tool_call_id"))
     call = a_dict(a_dict(parse(raw.fields["metadata"]).value).get("tool_call")) if "metadata" in raw.fields else {}
     name = text_or_none(call.get("name"))
@@ -104,11 +104,11 @@ def _turn(raw: Raw) -> Turn:
     return Turn(role, _text(raw, "content"), tools, seconds(_number(raw)), _text(raw, "entry_id"), raw.name)
 
 
-def _text(raw: Raw, field: str) -> str:
+def _text(raw: RedisValue, field: str) -> str:
     return raw.fields.get(field, b"").decode("utf-8", "replace")
 
 
-def _number(raw: Raw) -> float | None:
+def _number(raw: RedisValue) -> float | None:
     try:
         return float(raw.fields.get("timestamp", b""))
     except ValueError:

@@ -10,22 +10,22 @@ from memkit.formats.parsing.bounded_json import parse
 from memkit.formats.parsing.chat import chat_columns, chat_turn, looks_like_chat
 from memkit.formats.parsing.encodings import encoding_of, is_packed, pickle_opcodes
 from memkit.formats.parsing.list_elements import sample, turns
-from memkit.readonly.values import DOCUMENT_KINDS, Raw
+from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
 
 STORE = "unknown"
 _CHAT_FIELDS = ("messages", "history", "chat_history", "conversation")
 
 
-def payload_encoding(raw: Raw) -> str:
+def payload_encoding(raw: RedisValue) -> str:
     """Return the guessed encoding of a key's payloads, judged by the first."""
     first = next(iter(raw.payloads), None)
-    return "" if first is None or raw.unread else encoding_of(first)
+    return "" if first is None or raw.unread_reason else encoding_of(first)
 
 
 def decode(known: Known) -> Iterator[Item]:
     """Yield what looks like chat messages, and what the payloads are where they do not."""
     for raw in known.keys.values():
-        if raw is None or raw.unread:
+        if raw is None or raw.unread_reason:
             continue
         if raw.kind == "list" and looks_like_chat(sample(raw)):
             yield from turns(raw, chat_turn, plain=chat_columns)
@@ -35,7 +35,7 @@ def decode(known: Known) -> Iterator[Item]:
             yield from _packed(raw)
 
 
-def _chat(raw: Raw) -> list[Turn]:
+def _chat(raw: RedisValue) -> list[Turn]:
     value = parse(raw.data).value
     fields = a_dict(value)
     for candidate in (value, *(fields.get(field) for field in _CHAT_FIELDS)):
@@ -44,7 +44,7 @@ def _chat(raw: Raw) -> list[Turn]:
     return []
 
 
-def _packed(raw: Raw) -> Iterator[Item]:
+def _packed(raw: RedisValue) -> Iterator[Item]:
     encoding = payload_encoding(raw)
     if not encoding or not is_packed(encoding):
         return

@@ -15,8 +15,8 @@ from memkit.formats.capture import load_capture
 from memkit.formats.model import SEPARATORS, Hit, Known, Meant, Note, Problem, Run, Turn, is_uuid, unquoted
 from memkit.formats.parsing.encodings import hex_view
 from memkit.inspect.report import KeyReport, Messages, SessionReport, Veil, early_ends, span
-from memkit.readonly.reader import Loaded, Reader, reading
-from memkit.readonly.values import Raw, Want, to_bytes, to_name
+from memkit.readonly.reader import LoadedKey, Reader, reading
+from memkit.readonly.values import KeyRequest, RedisValue, to_bytes, to_name
 from memkit.render import printable
 
 __all__ = ["SessionReport", "inspect_session", "load_capture"]
@@ -67,7 +67,7 @@ class _Found:
 
     wanted: str
     hit: Hit
-    keys: Mapping[str, Loaded | None]
+    keys: Mapping[str, LoadedKey | None]
     parts: Mapping[str, str]
     shared: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
@@ -78,15 +78,15 @@ class _Search:
 
     def __init__(self, reader: Reader, wanted: str) -> None:
         self._reader, self._wanted = reader, wanted
-        self._loaded: dict[str, Loaded | None] = {}
-        self._there: dict[str, Loaded] = {}
+        self._loaded: dict[str, LoadedKey | None] = {}
+        self._there: dict[str, LoadedKey] = {}
         self._hits: dict[str | None, dict[str, Hit | None]] = {}
         self._notes: list[str] = []
         self._scanned = False
 
     def run(self) -> _Found:
         exact = [self._wanted, *(name for store in formats.FORMATS for name in store.names(self._wanted))]
-        self._load(Want(prefix + name, "") for name in exact for prefix in {"", self._reader.prefix})
+        self._load(KeyRequest(prefix + name, "") for name in exact for prefix in {"", self._reader.prefix})
         if self._loaded.get(self._wanted):
             return self._by_key(self._wanted)
         groups, size = self._groups(), self._reader.database_keys()
@@ -98,7 +98,7 @@ class _Search:
             self._notes.append(f"over {SCAN_FREELY_KEYS:,} keys: other stores' sessions of this id were not looked for")
         return self._by_id(groups)
 
-    def _load(self, wants: Iterable[Want]) -> bool:
+    def _load(self, wants: Iterable[KeyRequest]) -> bool:
         """Read the keys that were not yet asked for; return whether there were any."""
         new = [want for want in wants if want.name not in self._loaded]
         if new:
@@ -116,7 +116,7 @@ class _Search:
         if len(names) == MAX_NAMES:
             self._notes.append(f"over {MAX_NAMES:,} keys have this id in their name; the others were left out")
         # Names end with times and counters: read the newest first, for the budget may not last.
-        return self._load(Want(name, "") for name in reversed(names))
+        return self._load(KeyRequest(name, "") for name in reversed(names))
 
     def _groups(self) -> dict[Group, dict[str, Hit]]:
         """Return the keys of each session of this id; a strong boundary before the id beats a weak one."""
@@ -169,8 +169,8 @@ class _Search:
 
     def _led_to(self, name: str) -> Hit | None:
         """Return the session that a shared index lists, if it lists any."""
-        names = formats.leads(self._there[name].raw)[:_LED_TO]
-        self._load(Want(each, "") for each in names)
+        names = formats.leads(self._there[name].value)[:_LED_TO]
+        self._load(KeyRequest(each, "") for each in names)
         hits = {hit.group: (each, hit) for each in names if each in self._there and (hit := self._hit(each, None))}
         if len(hits) > 1:
             raise _ambiguous(name, [(hit.store, each) for each, hit in hits.values()])
@@ -204,8 +204,8 @@ class _Search:
         same = (each for each in hits if each and each.store == hit.store and each.prefix)
         return next((each for each in same if each.prefix + each.session == hit.session), hit)
 
-    def _wants(self, hit: Hit, names: Iterable[str]) -> list[Want]:
-        known = Known(hit, {name: loaded.raw if (loaded := self._loaded[name]) else None for name in names})
+    def _wants(self, hit: Hit, names: Iterable[str]) -> list[KeyRequest]:
+        known = Known(hit, {name: loaded.value if (loaded := self._loaded[name]) else None for name in names})
         return _shielded(lambda: list(formats.format_of(hit.store).wants(known)), [])
 
     def _members(self, hit: Hit) -> dict[str, Hit]:
@@ -221,7 +221,7 @@ class _Search:
     def _hit(self, name: str, wanted: str | None) -> Hit | None:
         seen = self._hits.setdefault(wanted, {})
         if name not in seen:
-            raw = self._there[name].raw
+            raw = self._there[name].value
             seen[name] = _shielded(lambda: formats.recognise(raw, wanted), None)
         return seen[name]
 
@@ -260,7 +260,7 @@ def _glob(text: str) -> str:
 
 
 def _report(reader: Reader, found: _Found, *, reveal: bool) -> SessionReport:
-    known = Known(found.hit, {name: loaded.raw if loaded else None for name, loaded in found.keys.items()})
+    known = Known(found.hit, {name: loaded.value if loaded else None for name, loaded in found.keys.items()})
     veil = Veil(reveal=reveal)
     problems, notes, meant = _decoded(known, veil)
     loaded = {name: loaded for name, loaded in found.keys.items() if loaded}
@@ -339,21 +339,27 @@ def _decoded(known: Known, veil: Veil) -> tuple[list[Problem], list[str], Meant 
     return problems, notes, meant
 
 
-def _general_problems(hit: Hit, own: Mapping[str, Loaded], meant: Meant | None) -> list[Problem]:
+def _general_problems(hit: Hit, own: Mapping[str, LoadedKey], meant: Meant | None) -> list[Problem]:
     """Return what is wrong with the session's own keys, whatever store they are of."""
     problems = [*_lifetimes(hit, own, meant)]
-    problems += _few([Problem("unreadable", name, each.raw.unread) for name, each in own.items() if each.raw.unread])
+    problems += _few(
+        [
+            Problem("unreadable", name, each.value.unread_reason)
+            for name, each in own.items()
+            if each.value.unread_reason
+        ]
+    )
     for name, each in own.items():
-        if each.raw.partial:
-            read = len(each.raw.elements) + len(each.raw.scores)
-            of = f" of {each.raw.total:,}" if each.raw.total > read else ""
+        if each.value.partial:
+            read = len(each.value.elements) + len(each.value.scores)
+            of = f" of {each.value.total:,}" if each.value.total > read else ""
             problems.append(Problem("truncated", name, f"only the first {read:,}{of} elements were read"))
-    big = [problem for name, each in own.items() for problem in _big(name, each.raw)]
+    big = [problem for name, each in own.items() for problem in _big(name, each.value)]
     return problems + _few(big)
 
 
-def _lifetimes(hit: Hit, own: Mapping[str, Loaded], meant: Meant | None) -> list[Problem]:
-    ends = {name: each.meta.ttl_ms / 1000 for name, each in own.items() if each.meta.ttl_ms is not None}
+def _lifetimes(hit: Hit, own: Mapping[str, LoadedKey], meant: Meant | None) -> list[Problem]:
+    ends = {name: each.metadata.ttl_ms / 1000 for name, each in own.items() if each.metadata.ttl_ms is not None}
     problems = _no_ttl(hit, [name for name in own if name not in ends], len(ends), meant)
     latest = max(ends.values(), default=0.0)
     early = early_ends(ends)
@@ -383,7 +389,7 @@ def _no_ttl(hit: Hit, without: list[str], with_ttl: int, meant: Meant | None) ->
     ]
 
 
-def _big(name: str, raw: Raw) -> list[Problem]:
+def _big(name: str, raw: RedisValue) -> list[Problem]:
     size = max(map(len, raw.payloads), default=0)
     if size <= BIG_VALUE_BYTES:
         return []
@@ -399,13 +405,13 @@ def _few(problems: list[Problem]) -> list[Problem]:
     return [*problems[:_SAID], rest]
 
 
-def _key_report(name: str, each: Loaded, found: _Found, *, reveal: bool) -> KeyReport:
-    meta = each.meta
+def _key_report(name: str, each: LoadedKey, found: _Found, *, reveal: bool) -> KeyReport:
+    meta = each.metadata
     ttl_s = None if meta.ttl_ms is None else meta.ttl_ms / 1000
     payload = preview = None
     if found.hit.store == unknown.STORE:
-        payload = unknown.payload_encoding(each.raw) or None
-        preview = hex_view(next(iter(each.raw.payloads), b"")) or None if reveal else None
+        payload = unknown.payload_encoding(each.value) or None
+        preview = hex_view(next(iter(each.value.payloads), b"")) or None if reveal else None
     part = found.parts.get(name, "")
     return KeyReport(
         name, meta.kind, part, ttl_s, meta.size_bytes, meta.idle_s, meta.encoding, payload, preview or None

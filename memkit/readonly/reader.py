@@ -18,7 +18,7 @@ from redis.cluster import RedisCluster
 
 from memkit.connect import connect
 from memkit.errors import PolicyError
-from memkit.readonly.values import JSON_KIND, Raw, Want, to_bytes, to_name
+from memkit.readonly.values import JSON_KIND, KeyRequest, RedisValue, to_bytes, to_name
 
 MAX_BYTES = 64 << 20
 MAX_ELEMENTS = 100_000
@@ -39,8 +39,8 @@ Command = tuple[bytes, Sequence[bytes]]
 """A key, which says where its commands go, and the commands as they are sent."""
 
 
-class Meta(NamedTuple):
-    """What the server says of a key without its value; None: no TTL, or the server does not say."""
+class KeyMetadata(NamedTuple):
+    """What the server reports about a key besides its value; None: no TTL, or the server refuses to report it."""
 
     kind: str
     ttl_ms: int | None
@@ -49,11 +49,11 @@ class Meta(NamedTuple):
     size_bytes: int | None
 
 
-class Loaded(NamedTuple):
-    """A key with what the server says of it and what was read."""
+class LoadedKey(NamedTuple):
+    """The value and the metadata of a key."""
 
-    raw: Raw
-    meta: Meta
+    value: RedisValue
+    metadata: KeyMetadata
 
 
 class _Connection(Protocol):
@@ -141,10 +141,10 @@ class Reader:
         self.scanned_keys = max(self.scanned_keys, self.database_keys())
         return sorted(found)[:limit]
 
-    def load(self, wants: Iterable[Want]) -> dict[str, Loaded | None]:
+    def load(self, wants: Iterable[KeyRequest]) -> dict[str, LoadedKey | None]:
         """Return the keys that were asked for, None for those that are not there."""
         by_name = {want.name: want for want in wants}
-        loaded: dict[str, Loaded | None] = dict.fromkeys(by_name)
+        loaded: dict[str, LoadedKey | None] = dict.fromkeys(by_name)
         names = list(by_name)
         steps = [names[start : start + _BATCH_KEYS] for start in range(0, len(names), _BATCH_KEYS)]
         for step, following in zip(steps, [*steps[1:], []], strict=False):
@@ -155,7 +155,7 @@ class Reader:
                 loaded |= self._values({name: there[name] for name in batch}, by_name, ahead)
         return loaded
 
-    def _metas(self, names: Sequence[str]) -> dict[str, Meta]:
+    def _metas(self, names: Sequence[str]) -> dict[str, KeyMetadata]:
         """Ask for type, TTL, idle time, encoding and size, before any value is read."""
         answers = self._came() or self.ask(list(map(_questions, names)))
         metas = zip(names, map(_meta, answers), strict=True)
@@ -169,8 +169,8 @@ class Reader:
         return came
 
     def _values(
-        self, metas: Mapping[str, Meta], wants: Mapping[str, Want], ahead: Sequence[Command]
-    ) -> dict[str, Loaded]:
+        self, metas: Mapping[str, KeyMetadata], wants: Mapping[str, KeyRequest], ahead: Sequence[Command]
+    ) -> dict[str, LoadedKey]:
         plans = []
         for name, meta in metas.items():
             key = to_bytes(name)
@@ -178,30 +178,32 @@ class Reader:
         found = {}
         for (name, meta), got in zip(metas.items(), self.ask(plans, ahead=ahead), strict=True):
             raw = self._raw(name, meta, wants[name], got)
-            found[name] = Loaded(raw, meta)
+            found[name] = LoadedKey(raw, meta)
             self.read_keys += 1
             self.budget.spend(_bytes_in(raw), _elements_in(raw))
         return found
 
-    def _raw(self, name: str, meta: Meta, want: Want, got: list[Any]) -> Raw:
+    def _raw(self, name: str, meta: KeyMetadata, want: KeyRequest, got: list[Any]) -> RedisValue:
         refused = [answer for answer in got if isinstance(answer, Exception)]
         if refused:
-            return Raw(name, meta.kind, unread=f"the server refused to read it ({str(refused[0]).split(' ')[0]})")
+            return RedisValue(
+                name, meta.kind, unread_reason=f"the server refused to read it ({str(refused[0]).split(' ')[0]})"
+            )
         if not got:
             over = f"its {meta.size_bytes or 0:,} bytes are over the {MAX_BYTES >> 20} MB that are read"
             says = over if meta.kind in _ALL else f"keys of type {meta.kind} are not read"
-            return Raw(name, meta.kind, unread=says)
+            return RedisValue(name, meta.kind, unread_reason=says)
         if meta.kind == "list" and len(got) == 1:
             return self._long_list(name, got[0], meta.size_bytes or 0)
         if meta.kind in _COUNT and isinstance(got[0], int):
             if got[0] > self.budget.elements_left:
                 over = f"its {got[0]:,} elements are over the {MAX_ELEMENTS:,} that are read"
-                return Raw(name, meta.kind, total=got[0], unread=over)
+                return RedisValue(name, meta.kind, total=got[0], unread_reason=over)
             got = self.ask([(to_bytes(name), [_whole(to_bytes(name), meta.kind)])])[0]
         raw = _BUILD[meta.kind](name, want, got)
         return raw._replace(partial=True) if len(raw.scores) >= self.budget.elements_left else raw
 
-    def _long_list(self, name: str, total: int, size_bytes: int) -> Raw:
+    def _long_list(self, name: str, total: int, size_bytes: int) -> RedisValue:
         """Read a list that may be over the budget from its head, a few MB at a time, until the budget is used up."""
         elements: list[bytes] = []
         size, key = 0, to_bytes(name)
@@ -213,7 +215,7 @@ class Reader:
                 break
             elements += answer
             size += sum(map(len, answer))
-        return Raw(name, "list", elements=elements, total=total, partial=len(elements) < total)
+        return RedisValue(name, "list", elements=elements, total=total, partial=len(elements) < total)
 
 
 # Packed but for their last argument, the key.
@@ -232,14 +234,14 @@ def _questions(name: str) -> Command:
     return key, [question + last for question in _QUESTIONS]
 
 
-def _meta(answers: Sequence[Any]) -> Meta | None:
+def _meta(answers: Sequence[Any]) -> KeyMetadata | None:
     """Return what the server said, or None where the key is not there (or may not be looked at)."""
     kind, pttl, idle, encoding, size = answers
     if not isinstance(kind, bytes) or kind == b"none" or pttl == -2:
         if isinstance(kind, redis.ConnectionError):  # the server's own words: it is loading its data
             raise kind
         return None
-    return Meta(
+    return KeyMetadata(
         kind.decode(),
         pttl if isinstance(pttl, int) and pttl >= 0 else None,
         idle if isinstance(idle, int) else None,
@@ -248,7 +250,7 @@ def _meta(answers: Sequence[Any]) -> Meta | None:
     )
 
 
-def _batches(metas: Mapping[str, Meta]) -> Iterator[list[str]]:
+def _batches(metas: Mapping[str, KeyMetadata]) -> Iterator[list[str]]:
     """Cut keys into batches of about 4 MB, so that no reply waits in memory with all the others."""
     batch: list[str] = []
     size = 0
@@ -262,7 +264,7 @@ def _batches(metas: Mapping[str, Meta]) -> Iterator[list[str]]:
         yield batch
 
 
-def _plan(key: bytes, meta: Meta, want: Want, budget: Budget) -> list[bytes]:
+def _plan(key: bytes, meta: KeyMetadata, want: KeyRequest, budget: Budget) -> list[bytes]:
     """Return the commands that read a value; a list that is too large, or may be, is asked for its length alone."""
     fits = budget.fits(meta.size_bytes)
     some_bytes = PEEK_BYTES if meta.size_bytes else budget.bytes_left
@@ -300,54 +302,54 @@ _ALL = {
 }
 
 
-def _string(name: str, _want: Want, got: list[Any]) -> Raw:
+def _string(name: str, _want: KeyRequest, got: list[Any]) -> RedisValue:
     total, data = got
     data = data or b""
     over = "" if len(data) >= total else f"its {total:,} bytes are over the {MAX_BYTES >> 20} MB that are read"
-    return Raw(name, "string", data=data, total=total, unread=over)
+    return RedisValue(name, "string", data=data, total=total, unread_reason=over)
 
 
-def _document(name: str, _want: Want, got: list[Any]) -> Raw:
+def _document(name: str, _want: KeyRequest, got: list[Any]) -> RedisValue:
     data = got[0] or b""
-    return Raw(name, JSON_KIND, data=data, total=len(data))
+    return RedisValue(name, JSON_KIND, data=data, total=len(data))
 
 
-def _list(name: str, _want: Want, got: list[Any]) -> Raw:
+def _list(name: str, _want: KeyRequest, got: list[Any]) -> RedisValue:
     total, elements = got
-    return Raw(name, "list", elements=elements, total=total, partial=len(elements) < total)
+    return RedisValue(name, "list", elements=elements, total=total, partial=len(elements) < total)
 
 
-def _hash(name: str, want: Want, got: list[Any]) -> Raw:
+def _hash(name: str, want: KeyRequest, got: list[Any]) -> RedisValue:
     fields = _pairs(want, got[0])
-    return Raw(name, "hash", fields=fields, total=len(fields))
+    return RedisValue(name, "hash", fields=fields, total=len(fields))
 
 
-def _set(name: str, want: Want, got: list[Any]) -> Raw:
+def _set(name: str, want: KeyRequest, got: list[Any]) -> RedisValue:
     if want.only:
         members = [member for member, there in zip(want.only, got[0], strict=True) if there]
     else:
         members = list(map(to_name, got[0]))
-    return Raw(name, "set", members=frozenset(members), total=len(members))
+    return RedisValue(name, "set", members=frozenset(members), total=len(members))
 
 
-def _zset(name: str, want: Want, got: list[Any]) -> Raw:
+def _zset(name: str, want: KeyRequest, got: list[Any]) -> RedisValue:
     scores = {key: float(score) for key, score in _pairs(want, got[0]).items()}
-    return Raw(name, "zset", scores=scores, total=len(scores))
+    return RedisValue(name, "zset", scores=scores, total=len(scores))
 
 
-def _pairs(want: Want, values: list[Any]) -> dict[str, bytes]:
+def _pairs(want: KeyRequest, values: list[Any]) -> dict[str, bytes]:
     """Return keys with their values: those asked for that are there, or all, as RESP2 lists them."""
     if want.only:
         return {name: value for name, value in zip(want.only, values, strict=True) if value is not None}
     return dict(zip(map(to_name, values[::2]), values[1::2], strict=False))
 
 
-def _stream(name: str, _want: Want, got: list[Any]) -> Raw:
+def _stream(name: str, _want: KeyRequest, got: list[Any]) -> RedisValue:
     elements = [part for _, parts in got[0] for part in parts or ()]
-    return Raw(name, "stream", elements=elements, total=len(elements))
+    return RedisValue(name, "stream", elements=elements, total=len(elements))
 
 
-_BUILD: dict[str, Callable[[str, Want, list[Any]], Raw]] = {
+_BUILD: dict[str, Callable[[str, KeyRequest, list[Any]], RedisValue]] = {
     "string": _string,
     JSON_KIND: _document,
     "list": _list,
@@ -358,13 +360,13 @@ _BUILD: dict[str, Callable[[str, Want, list[Any]], Raw]] = {
 }
 
 
-def _elements_in(raw: Raw) -> int:
+def _elements_in(raw: RedisValue) -> int:
     """Return what a key counts for; one message kept as a small hash counts for one."""
     many = len(raw.fields) + len(raw.members) + len(raw.scores)
     return len(raw.elements) + (many if many > _CHUNK else 1)
 
 
-def _bytes_in(raw: Raw) -> int:
+def _bytes_in(raw: RedisValue) -> int:
     return sum(map(len, raw.payloads))
 
 

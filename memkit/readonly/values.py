@@ -1,4 +1,4 @@
-"""What is asked of a key and what was read of it."""
+"""A request for a key and the value that was read."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 def to_name(raw: bytes) -> str:
-    """Return a key or member as text, losing nothing."""
+    """Decode a key or member losslessly: bytes that are not UTF-8 become surrogates."""
     return raw.decode("utf-8", "surrogateescape")
 
 
 def to_bytes(name: str) -> bytes:
-    """Return the bytes of a name made by ``to_name``."""
+    """Encode a name that ``to_name`` returned."""
     return name.encode("utf-8", "surrogateescape")
 
 
-class Raw(NamedTuple):
-    """One key as it was read. Of the five values, the one for its kind is filled in.
+class RedisValue(NamedTuple):
+    """The value of one key, read completely or in part.
 
-    ``total`` is how much the key holds (bytes or elements); ``first`` is the index of the first list element that was
-    read; ``unread`` says why nothing was read.
+    Of ``data``, ``elements``, ``fields``, ``members`` and ``scores`` only the attribute for the key's type is filled.
+    ``total`` is the size of the whole value: bytes of a string or document, elements of any other type.
+    ``unread_reason`` is empty if the value was read.
     """
 
     name: str
@@ -38,24 +39,23 @@ class Raw(NamedTuple):
     members: frozenset[str] = frozenset()
     scores: Mapping[str, float] = _EMPTY
     total: int = 0
-    first: int = 0
     partial: bool = False
-    unread: str = ""
+    unread_reason: str = ""
 
     @property
     def payloads(self) -> Iterable[bytes]:
-        """Every payload in the key, whatever its kind."""
+        """Every payload in the key: the string or document, the list elements, or the values of the hash fields."""
         if self.kind in DOCUMENT_KINDS:
             return (self.data,)
         return self.elements or self.fields.values()
 
 
-class Want(NamedTuple):
-    """A key that should belong to a session, by its exact name.
+class KeyRequest(NamedTuple):
+    """A request to read one key of a session, by its exact name.
 
-    ``only`` limits what is read of it: members of a set or sorted set, fields of a hash, top-level paths of a document.
-    ``shared`` keys hold other sessions' entries too, and may live for ever. ``kind`` is the type that the key should
-    have, where its decoder would not see that it has another.
+    ``part`` is the role of the key in its session, ``only`` limits what is read (members of a set or sorted set, fields
+    of a hash, top-level paths of a document). A ``shared`` key has entries of other sessions too and may be persistent.
+    ``kind`` is the type that the key must have, if its decoder cannot detect a wrong type itself.
     """
 
     name: str

@@ -22,7 +22,7 @@ from memkit.formats.agent_framework_redis import encoded
 from memkit.formats.capture import load_capture
 from memkit.inspect import inspect_session
 from memkit.readonly import Wire, reading
-from memkit.readonly.values import Raw, Want
+from memkit.readonly.values import KeyRequest, RedisValue
 from memkit.server import RedisServer
 
 LANES = [name for name, binary in every_server().items() if binary]
@@ -293,7 +293,7 @@ def test_what_is_missing_is_looked_for_twice(then: str, server: RedisServer, mon
         assert [one.keys for one in of(all_of(server, "acme:*", "langgraph-redis"), "dangling")] == [1]
         load = Loads.load
 
-        def loaded_while_somebody_writes(loads: Loads, wants: Iterable[Want]) -> dict[str, Raw | None]:
+        def loaded_while_somebody_writes(loads: Loads, wants: Iterable[KeyRequest]) -> dict[str, RedisValue | None]:
             found = load(loads, wants)
             if pointer in found and not found[pointer]:
                 client.restore(pointer, WEEK_S * 1000, value) if then == "is there" else client.delete(*parts)
@@ -312,7 +312,9 @@ def test_sessions_in_parts_are_read_as_long_as_there_is_time(
     with server.client() as client, reading(client) as reader:
         names = [name for n in range(5) for name in copy_of(client, "agno", n)]
         loads, parts = Loads(reader), Parts()
-        parts.note([raw for raw in loads.load(Want(name, "") for name in names if not shared(name)).values() if raw])
+        parts.note(
+            [raw for raw in loads.load(KeyRequest(name, "") for name in names if not shared(name)).values() if raw]
+        )
         assert parts.close(loads, {}, within_s=-1) == (2, 5)
         assert parts.close(loads, {}, within_s=60) == (5, 5)
 

@@ -27,7 +27,7 @@ from memkit.formats.model import Hit, Item, Known, Meant, Note, Problem, Run, To
 from memkit.formats.parsing import bounded_json, chat, encodings, list_elements, msgpack
 from memkit.formats.parsing.bounded_json import parse
 from memkit.formats.parsing.dialogue_checks import Dialogue
-from memkit.readonly.values import Raw, to_bytes, to_name
+from memkit.readonly.values import RedisValue, to_bytes, to_name
 
 CAPTURES = capture.names()
 IDS = [
@@ -51,7 +51,7 @@ IDS = [
 ]
 
 
-def raws_of(name: str, session: str = "sess-A") -> list[Raw]:
+def raws_of(name: str, session: str = "sess-A") -> list[RedisValue]:
     """Return a capture's keys, written for another session id."""
     kept = capture.capture(name)
     for entry in kept["keys"]:
@@ -75,19 +75,19 @@ def _renamed(value: Any, session: str, *, in_json: bool) -> Any:
     return value
 
 
-def known_of(raws: Iterable[Raw], wanted: str | None = "sess-A") -> Known:
+def known_of(raws: Iterable[RedisValue], wanted: str | None = "sess-A") -> Known:
     raws = list(raws)
     hits = [hit for raw in raws if (hit := formats.recognise(raw, wanted))]
     stores = {hit.store for hit in hits}
     hit = next(hit for hit in hits if hit.store == "langgraph-redis-shallow" or "langgraph-redis-shallow" not in stores)
-    keys: dict[str, Raw | None] = {raw.name: raw for raw in raws}
+    keys: dict[str, RedisValue | None] = {raw.name: raw for raw in raws}
     for _ in range(4):
         wants = formats.format_of(hit.store).wants(Known(hit, keys))
         keys = {want.name: None for want in list(wants)} | keys
     return Known(hit, keys)
 
 
-def decoded(raws: Iterable[Raw], wanted: str | None = "sess-A") -> list[Item]:
+def decoded(raws: Iterable[RedisValue], wanted: str | None = "sess-A") -> list[Item]:
     return list(formats.decode(known_of(raws, wanted)))
 
 
@@ -116,9 +116,9 @@ def plainly(found: Iterable[Turn]) -> list[dict[str, str | None]]:
     ]
 
 
-def list_of(name: str, *elements: Any) -> Raw:
+def list_of(name: str, *elements: Any) -> RedisValue:
     packed = [each if isinstance(each, bytes) else json.dumps(each).encode() for each in elements]
-    return Raw(name, "list", elements=packed, total=len(packed))
+    return RedisValue(name, "list", elements=packed, total=len(packed))
 
 
 def test_there_is_a_capture_of_every_store() -> None:
@@ -171,11 +171,11 @@ def test_an_id_is_never_taken_for_a_longer_one(name: str) -> None:
     assert [hit for hit in hits if hit and hit.session == "sess-A"] == []
 
 
-def under(prefix: str, raws: Iterable[Raw]) -> list[Raw]:
+def under(prefix: str, raws: Iterable[RedisValue]) -> list[RedisValue]:
     """Return keys with a prefix before each name, and before each name that a value holds."""
     put = {raw.name: prefix + raw.name for raw in raws}
     return [
-        Raw(
+        RedisValue(
             put[raw.name],
             raw.kind,
             data=to_bytes(put.get(to_name(raw.data), "")) or raw.data,
@@ -279,7 +279,7 @@ DOCUMENTS = [(name, raw.name) for name in CAPTURES for raw in raws_of(name) if r
 def test_a_corrupt_document_is_named_with_its_byte(name: str, key: str) -> None:
     raws = {raw.name: raw for raw in raws_of(name)}
     data = raws[key].data[: len(raws[key].data) // 2]
-    raws[key] = Raw(key, raws[key].kind, data=data, total=len(data))
+    raws[key] = RedisValue(key, raws[key].kind, data=data, total=len(data))
     corrupt = [problem for problem in problems(decoded(raws.values())) if problem.cause == "corrupt"]
     assert [problem.key for problem in corrupt] == [key]
     assert f"of {len(data):,}" in corrupt[0].says
@@ -288,14 +288,14 @@ def test_a_corrupt_document_is_named_with_its_byte(name: str, key: str) -> None:
 
 def test_what_stands_before_the_break_of_a_document_is_shown() -> None:
     (raw,) = raws_of("google-adk-redis")
-    cut = Raw(raw.name, raw.kind, data=raw.data[:-300], total=raw.total)
+    cut = RedisValue(raw.name, raw.kind, data=raw.data[:-300], total=raw.total)
     assert plainly(turns(decoded([cut]))) == capture.capture("google-adk-redis")["expected"][:2]
 
 
 # What is JSON and of another shape
 
 
-def listed(name: str) -> tuple[list[Raw], Raw]:
+def listed(name: str) -> tuple[list[RedisValue], RedisValue]:
     """Return a capture's keys, and the one of them that is a list."""
     raws = raws_of(name)
     return raws, next(raw for raw in raws if raw.kind == "list")
@@ -493,7 +493,7 @@ def test_a_key_that_was_overwritten_by_another_type_is_corrupt(name: str, key: s
     whole = known_of(raws_of(name))
     raw = whole.keys[key]
     assert raw is not None
-    other = Raw(key, "stream", elements=[b"x"], total=1)
+    other = RedisValue(key, "stream", elements=[b"x"], total=1)
     found = [problem for problem in problems(formats.decode(whole._replace(keys={**whole.keys, key: other})))
              if problem.cause == "corrupt" and problem.key == key]  # fmt: skip
     assert len(found) == 1
@@ -530,18 +530,18 @@ def test_a_hash_with_a_damaged_field_is_corrupt(field: str, value: bytes, says: 
 
 def test_a_hash_of_somebody_elses_is_not_claimed() -> None:
     for fields in ({"role": b"a", "content": b"b"}, {"role": b"a", "content": b"b", "timestamp": b"1"}):
-        assert formats.recognise(Raw("users:1", "hash", fields=fields)) is None
+        assert formats.recognise(RedisValue("users:1", "hash", fields=fields)) is None
 
 
 def test_damage_by_the_hundred_is_said_briefly_in_documents_and_hashes_too() -> None:
     hashes = [
-        Raw(f"chat:s:{at}:aa", "hash", fields={"entry_id": b"s:1:aa", "session_tag": b"s", "content": b"hi"})
+        RedisValue(f"chat:s:{at}:aa", "hash", fields={"entry_id": b"s:1:aa", "session_tag": b"s", "content": b"hi"})
         for at in range(300)
     ]
     found = [problem for problem in problems(decoded(hashes, "s")) if problem.cause == "corrupt"]
     assert (len(found), found[-1].says) == (6, "… and 295 more messages like it")
     adk = {"id": "s", "app_name": "a", "events": [{}] * 300}
-    found = problems(decoded([Raw("session:a:u:s", "string", data=json.dumps(adk).encode())], "s"))
+    found = problems(decoded([RedisValue("session:a:u:s", "string", data=json.dumps(adk).encode())], "s"))
     assert (len(found), found[-1].says) == (6, "… and 295 more like it")
 
 
@@ -561,7 +561,7 @@ def test_a_compressed_element_is_called_so() -> None:
 
 def test_hundreds_of_corrupt_elements_are_said_briefly() -> None:
     (raw,) = raws_of("llama-index")
-    found = problems(decoded([Raw(raw.name, "list", elements=[*raw.elements, *[b"x"] * 900], total=903)]))
+    found = problems(decoded([RedisValue(raw.name, "list", elements=[*raw.elements, *[b"x"] * 900], total=903)]))
     assert len(found) == 6
     assert "895 more elements (3 of 903 elements are readable)" in found[-1].says
 
@@ -672,12 +672,12 @@ def test_calls_are_found_in_every_form() -> None:
 # memkit's own
 
 
-def memkit_raw(name: str = "session:s", **header: Any) -> Raw:
+def memkit_raw(name: str = "session:s", **header: Any) -> RedisValue:
     fields = {"memkit": 1, "policy": "sliding 604800000", "born": "a" * 8, "created_ms": 1790000000000, "version": 2}
     body = json.dumps(fields | {"updated_ms": 1790000000000} | header | {"end": 1}, separators=(",", ":")).encode()
     elements = [body, b'"Zk3_x9Ab1.5",{"role":"user","content":"hi"}', b'[{"role":"x"},{"role":"assistant"}]']
     elements.append(b'"........3.7.Zk3","{\\"role\\":\\"system\\",\\"seed\\":99999999999999999999}"')
-    return Raw(name, "list", elements=elements, total=len(elements))
+    return RedisValue(name, "list", elements=elements, total=len(elements))
 
 
 def test_memkits_own_sessions_are_read() -> None:
@@ -788,7 +788,7 @@ class Bomb:
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_a_pickle_is_disassembled_and_never_loaded(tmp_path: Path, protocol: int) -> None:
-    raw = Raw("k", "string", data=pickle.dumps(Bomb(tmp_path / "ran"), protocol), total=9)
+    raw = RedisValue("k", "string", data=pickle.dumps(Bomb(tmp_path / "ran"), protocol), total=9)
     items = survive(Known(Hit("unknown", "k", "", "unknown"), {"k": raw}))
     assert [problem.cause for problem in problems(items)] == ["encoded"]
     assert any("of them call code" in item.says for item in items if isinstance(item, Note))
@@ -798,7 +798,7 @@ def test_a_pickle_is_disassembled_and_never_loaded(tmp_path: Path, protocol: int
 def test_an_unknown_store_of_chat_messages_is_shown() -> None:
     for raw in (
         list_of("k", {"role": "user", "content": "hi"}),
-        Raw("k", "string", data=b'{"history": [{"role": "user", "content": "hi"}]}'),
+        RedisValue("k", "string", data=b'{"history": [{"role": "user", "content": "hi"}]}'),
     ):
         assert plainly(turns(unknown.decode(Known(Hit("unknown", "k", "", "unknown"), {"k": raw})))) == [
             {"role": "user", "text": "hi"}
@@ -853,14 +853,15 @@ def shells(data: bytes) -> Iterable[Known]:
         yield Known(known.hit, {key: _with(raw, payload) if key == target else raw for key, raw in known.keys.items()})
     for kind in ("string", "list"):
         yield Known(
-            Hit("unknown", "k", "", "unknown"), {"k": _with(Raw("k", kind, data=b"x", elements=[b"", b""]), data)}
+            Hit("unknown", "k", "", "unknown"),
+            {"k": _with(RedisValue("k", kind, data=b"x", elements=[b"", b""]), data)},
         )
 
 
-def _with(raw: Raw | None, data: bytes) -> Raw | None:
+def _with(raw: RedisValue | None, data: bytes) -> RedisValue | None:
     if raw is None:
         return None
-    return Raw(
+    return RedisValue(
         raw.name,
         raw.kind,
         data=data if raw.data else b"",
@@ -903,7 +904,7 @@ def test_hostile_bytes_are_survived_in_bounded_time_and_memory(what: str) -> Non
 @pytest.mark.parametrize("what", HOSTILE)
 def test_hostile_bytes_take_bounded_memory(what: str) -> None:
     data = HOSTILE[what]
-    document, listed = Raw("k", "string", data=data), Raw("k", "list", elements=[data] * 3)
+    document, listed = RedisValue("k", "string", data=data), RedisValue("k", "list", elements=[data] * 3)
     for store, raw in (("unknown", document), ("google-adk-redis", document), ("llama-index", listed)):
         known = Known(Hit(store, "k", "", "primary"), {"k": raw})
         tracemalloc.start()
@@ -975,7 +976,7 @@ def test_no_bytes_stop_the_readers(data: bytes) -> None:
         msgpack.unpack(data)
 
 
-def both_ways(raws: list[Raw]) -> list[tuple[list[Turn], list[Problem]]]:
+def both_ways(raws: list[RedisValue]) -> list[tuple[list[Turn], list[Problem]]]:
     """Return a session decoded in blocks, and message by message; without keys, which a run has one of."""
     ways = []
     for block in (True, False):
@@ -987,7 +988,7 @@ def both_ways(raws: list[Raw]) -> list[tuple[list[Turn], list[Problem]]]:
     return ways
 
 
-def repeated(raw: Raw, count: int) -> list[bytes]:
+def repeated(raw: RedisValue, count: int) -> list[bytes]:
     """Return a list's elements again and again, each with ids of its own."""
     return [
         element.replace(b"call_1", b"call_%d" % at).replace(b'"id": null', b'"id": "m%d%d"' % (at, part)).replace(
@@ -1137,14 +1138,16 @@ def test_a_newer_schema_is_said_and_read_as_far_as_it_goes() -> None:
         assert [problem.cause for problem in problems(items)] == ["unknown_schema"]
         assert plainly(turns(items)) == capture.capture(name)["expected"]
     (raw,) = raws_of("agent-framework-redis")
-    (problem,) = problems(decoded([Raw(raw.name.replace("|v2|", "|v3|"), "list", elements=raw.elements, total=3)]))
+    (problem,) = problems(
+        decoded([RedisValue(raw.name.replace("|v2|", "|v3|"), "list", elements=raw.elements, total=3)])
+    )
     assert problem.cause == "unknown_schema"
 
 
 def test_runs_that_are_gone_with_all_that_named_them_leave_a_gap() -> None:
     lost = "f082bd82-75bf-46ce-8948-423d61b19d2b"
     raws = [
-        Raw(raw.name, raw.kind, data=raw.data, members=raw.members - {lost}, total=raw.total,
+        RedisValue(raw.name, raw.kind, data=raw.data, members=raw.members - {lost}, total=raw.total,
             scores={member: score for member, score in raw.scores.items() if member != lost})
         for raw in raws_of("agno") if lost not in raw.name
     ]  # fmt: skip
@@ -1181,14 +1184,14 @@ def test_what_stands_where_fields_should_is_no_message_and_no_harm() -> None:
 )
 def test_langgraphs_messages_may_have_any_form(entry: dict[str, Any]) -> None:
     document = {"thread_id": "s", "checkpoint_ns": "__empty__", "checkpoint": {"channel_values": {"history": [entry]}}}
-    raw = Raw("checkpoint:s:", "ReJSON-RL", data=json.dumps(document).encode())
+    raw = RedisValue("checkpoint:s:", "ReJSON-RL", data=json.dumps(document).encode())
     (turn,) = turns(decoded([raw], "s"))
     assert (turn.role, turn.text) == ("user", "hi")
 
 
 def test_a_graph_without_messages_is_no_damage() -> None:
     document = {"thread_id": "s", "checkpoint_ns": "__empty__", "checkpoint": {"channel_values": {"count": [1, 2]}}}
-    items = decoded([Raw("checkpoint:s:", "ReJSON-RL", data=json.dumps(document).encode())], "s")
+    items = decoded([RedisValue("checkpoint:s:", "ReJSON-RL", data=json.dumps(document).encode())], "s")
     assert Note("no channel of the graph's state holds messages") in items
 
 
@@ -1220,7 +1223,7 @@ def test_reasoning_is_noted_and_not_shown() -> None:
     items.append(
         {"type": "message", "role": "assistant", "id": "m", "content": [{"type": "output_text", "text": "ho"}]}
     )
-    hashed = Raw("agents:session:s", "hash", fields={"created_at": b"1"})
+    hashed = RedisValue("agents:session:s", "hash", fields={"created_at": b"1"})
     found = decoded([list_of("agents:session:s:messages", *items), hashed], "s")
     assert [turn.text for turn in turns(found)] == ["hi", "ho"]
     assert any("reasoning" in item.says for item in found if isinstance(item, Note))
@@ -1233,7 +1236,7 @@ def test_agent_framework_sessions_with_keys_of_their_own() -> None:
         ("x|s7", "s7", "s7"),
         ("chat_messages|~redis-session-!", None, "~redis-session-!"),
     ):
-        hit = formats.recognise(Raw(name, "list", elements=raw.elements), wanted)
+        hit = formats.recognise(RedisValue(name, "list", elements=raw.elements), wanted)
         assert hit is not None
         assert hit.session == session
 
@@ -1248,9 +1251,9 @@ def test_times_that_run_backwards_are_found_in_columns_too() -> None:
     assert said(1e9, 1e9 + 60, 1e9 + 50) == said(None, 1e9 + 60, 1e9 + 50) == [late]
 
 
-def _sessions(elements: list[bytes]) -> Raw:
+def _sessions(elements: list[bytes]) -> RedisValue:
     head = memkit_raw().elements[0]
-    return Raw("session:s", "list", elements=[head, *elements], total=len(elements) + 1)
+    return RedisValue("session:s", "list", elements=[head, *elements], total=len(elements) + 1)
 
 
 def test_memkits_elements_are_the_same_in_blocks_and_one_by_one() -> None:

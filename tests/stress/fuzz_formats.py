@@ -23,7 +23,7 @@ from typing import Any
 from memkit import formats
 from memkit.formats import capture, unknown
 from memkit.formats.model import Hit, Known
-from memkit.readonly.values import Raw
+from memkit.readonly.values import RedisValue
 
 MAX_CPU_S = 1.0
 TOKENS = (
@@ -109,7 +109,7 @@ class Fuzzer:
                 keys[name] = self._mutated_key(raw)
         return known._replace(keys=keys)
 
-    def _mutated_key(self, raw: Raw) -> Raw:
+    def _mutated_key(self, raw: RedisValue) -> RedisValue:
         if self.random.random() < 0.03:
             return raw._replace(kind=self.random.choice(KINDS))
         elements = [self._bytes(each) if self.random.random() < 0.5 else each for each in raw.elements]

@@ -18,7 +18,7 @@ from memkit.formats import langgraph_redis, langgraph_redis_shallow
 from memkit.formats.model import Hit, Known, Problem
 from memkit.inspect.search import one_store_a_session
 from memkit.readonly.reader import Budget, Reader
-from memkit.readonly.values import Raw, Want
+from memkit.readonly.values import KeyRequest, RedisValue
 
 TOGETHER_KEYS = 200
 TOGETHER_BYTES = 8 << 20
@@ -36,11 +36,11 @@ class Loads:
     reader: Reader
     names: set[str] = field(default_factory=set)
 
-    def load(self, wants: Iterable[Want]) -> dict[str, Raw | None]:
+    def load(self, wants: Iterable[KeyRequest]) -> dict[str, RedisValue | None]:
         """Return the keys that were asked for, None for those that are not there."""
         loaded = self.reader.load(wants)
         self.names.update(name for name, one in loaded.items() if one)
-        return {name: one.raw if one else None for name, one in loaded.items()}
+        return {name: one.value if one else None for name, one in loaded.items()}
 
     def afresh(self) -> None:
         """Let the next keys be read within a whole budget; values of the former ones are let go."""
@@ -55,7 +55,7 @@ class Parts:
     open: set[Group] = field(default_factory=set)
     problems: dict[tuple[str, str], Problem] = field(default_factory=dict)
 
-    def note(self, raws: Sequence[Raw]) -> None:
+    def note(self, raws: Sequence[RedisValue]) -> None:
         """Take in keys that were read: sessions that are whole with them are decoded, the others are left open."""
         here: defaultdict[Group, dict[str, Hit]] = defaultdict(dict)
         for raw in raws:
@@ -87,7 +87,7 @@ class Parts:
     def _owners(self, loads: Loads) -> None:
         """Look for the checkpoints of writes that were seen alone: in both of LangGraph's savers they look alike."""
         shallow = langgraph_redis_shallow
-        wants: list[Want] = []
+        wants: list[KeyRequest] = []
         for group, hits in self.hits.items():
             alone = group[0] == langgraph_redis.STORE and {hit.part for hit in hits.values()} == {"write"}
             if alone and (shallow.STORE, *group[1:]) not in self.hits:
@@ -134,7 +134,7 @@ def _completed(loads: Loads, sessions: Sequence[Hits]) -> list[Known]:
     """Return sessions with all the parts that can be named, some of which name others."""
     loads.afresh()
     known = [Known(_first(hits), {}) for hits in sessions]
-    wants = [[Want(name, hit.part) for name, hit in hits.items()] for hits in sessions]
+    wants = [[KeyRequest(name, hit.part) for name, hit in hits.items()] for hits in sessions]
     for _ in range(ROUNDS + 1):
         if not any(wants):
             break
@@ -147,19 +147,19 @@ def _completed(loads: Loads, sessions: Sequence[Hits]) -> list[Known]:
     return known
 
 
-def _next(known: Known) -> list[Want]:
+def _next(known: Known) -> list[KeyRequest]:
     # Of shared keys only this session's entries are read, so those must all be known first.
     wants = list(_lacking(known))
     return [want for want in wants if not want.shared] or wants
 
 
-def _lacking(known: Known) -> Iterator[Want]:
+def _lacking(known: Known) -> Iterator[KeyRequest]:
     return (want for want in formats.format_of(known.hit.store).wants(known) if want.name not in known.keys)
 
 
-def _merged(wants: Iterable[Want]) -> list[Want]:
+def _merged(wants: Iterable[KeyRequest]) -> list[KeyRequest]:
     """Return one want a key, with the entries that any session asks for; all, where one asks for all."""
-    merged: dict[str, Want] = {}
+    merged: dict[str, KeyRequest] = {}
     only: defaultdict[str, dict[str, None]] = defaultdict(dict)
     whole: set[str] = set()
     for want in wants:
@@ -181,5 +181,5 @@ def _problems(known: Known) -> dict[tuple[str, str], Problem]:
     return {
         (item.cause, item.key): item
         for item in found
-        if item.cause != "dangling" or not ((raw := known.there(item.key)) and (raw.unread or raw.partial))
+        if item.cause != "dangling" or not ((raw := known.there(item.key)) and (raw.unread_reason or raw.partial))
     }

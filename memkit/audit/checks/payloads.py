@@ -26,7 +26,7 @@ from memkit.audit.key_shapes import Member
 from memkit.audit.sampling import KeyFacts
 from memkit.formats.model import Known, Problem, Run, Turn, seconds
 from memkit.readonly.reader import Reader
-from memkit.readonly.values import JSON_KIND, Raw, Want, to_bytes, to_name
+from memkit.readonly.values import JSON_KIND, KeyRequest, RedisValue, to_bytes, to_name
 from memkit.render import duration, utc_text
 
 FEWEST_VALUES = 5_000
@@ -148,7 +148,9 @@ def _read(loads: Loads, meant: Expectation, keys: Sequence[KeyFacts], *, within_
         batch = {to_name(one.key): one for one in in_order[start : start + BATCH_KEYS]}
         looked.tried += len(batch)
         loads.afresh()
-        raws = [raw for raw in loads.load(Want(name, "") for name in batch).values() if raw and not raw.unread]
+        raws = [
+            raw for raw in loads.load(KeyRequest(name, "") for name in batch).values() if raw and not raw.unread_reason
+        ]
         _note(looked, raws, batch)
         looked.parts.note(raws)
     done, of = looked.parts.close(loads, {to_name(one.key): one for one in keys}, within_s=within_s)
@@ -157,7 +159,7 @@ def _read(loads: Loads, meant: Expectation, keys: Sequence[KeyFacts], *, within_
     return looked
 
 
-def _note(looked: _Looked, raws: Sequence[Raw], batch: Mapping[str, KeyFacts]) -> None:
+def _note(looked: _Looked, raws: Sequence[RedisValue], batch: Mapping[str, KeyFacts]) -> None:
     for raw in raws:
         facts = batch[raw.name]
         looked.dated.append(_Dated(facts, _newest(raw, facts)))
@@ -166,7 +168,7 @@ def _note(looked: _Looked, raws: Sequence[Raw], batch: Mapping[str, KeyFacts]) -
                 looked.faults[_shape(raw), place].append((raw.name, fault))
 
 
-def _shape(raw: Raw) -> str:
+def _shape(raw: RedisValue) -> str:
     """Return what keys of one kind have in common, roughly: type, first words, number of parts."""
     words = re.match(r"([A-Za-z_-]+[:/|])*", raw.name)
     return f"{raw.kind} {words[0] if words else ''} {len(re.findall('[:/|]', raw.name))}"
@@ -197,7 +199,7 @@ def _broken(looked: _Looked) -> dict[str, str]:
     return broken
 
 
-def _payloads(raw: Raw) -> Iterator[tuple[str, bytes]]:
+def _payloads(raw: RedisValue) -> Iterator[tuple[str, bytes]]:
     """Yield the payloads that may be documents, each with the place that its neighbours in other keys have too."""
     if raw.kind in ("string", JSON_KIND, "list"):
         yield from (("", payload) for payload in raw.payloads)
@@ -234,7 +236,7 @@ def _corrupt(meant: Expectation, broken: Mapping[str, str], looked: int) -> Find
 # -- not refreshed -----------------------------------------------------------------------------------------------------
 
 
-def _dates(raw: Raw) -> Iterator[float]:
+def _dates(raw: RedisValue) -> Iterator[float]:
     """Yield the times, in ms, that a key's payloads give themselves: of a list, its two ends."""
     payloads = list(raw.payloads)
     if raw.kind == "list" and len(payloads) > 6:
@@ -322,7 +324,7 @@ def _late_finding(meant: Expectation, late: Sequence[tuple[KeyFacts, float]], *,
     )
 
 
-def _newest(raw: Raw, facts: KeyFacts) -> float | None:
+def _newest(raw: RedisValue, facts: KeyFacts) -> float | None:
     """Return the newest date of a payload that is not in the future, in ms."""
     return max((at for at in _dates(raw) if at <= facts.seen_ms + 60_000), default=None)
 

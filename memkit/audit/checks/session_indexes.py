@@ -19,7 +19,7 @@ from memkit.audit.key_shapes import Group, groups_of
 from memkit.audit.sampling import KeyFacts
 from memkit.formats.model import is_uuid
 from memkit.readonly.connection import packed
-from memkit.readonly.values import Raw, Want, to_bytes, to_name
+from memkit.readonly.values import KeyRequest, RedisValue, to_bytes, to_name
 
 MOST_LISTS = 300
 MOST_POINTERS = 3_000
@@ -61,7 +61,7 @@ def lists_of_the_gone(
         return []
     facts = [*_lists(keys), *_pointers(keys, meant)]
     loads.afresh()
-    raws = {name: raw for name, raw in loads.load(Want(to_name(one.key), "") for one in facts).items() if raw}
+    raws = {name: raw for name, raw in loads.load(KeyRequest(to_name(one.key), "") for one in facts).items() if raw}
     holders = _holders(facts, raws)
     there = {to_name(one.key) for one in keys}
     found = (_Search(loads, one, _Living.of(one, keys), there).finding(holders) for one in wanted)
@@ -95,7 +95,7 @@ class _Holder:
 
     part: str
     kind: str
-    raws: list[Raw]
+    raws: list[RedisValue]
 
     @property
     def is_list(self) -> bool:
@@ -113,7 +113,7 @@ class _Holder:
                     yield value
 
 
-def _holders(facts: Sequence[KeyFacts], raws: dict[str, Raw]) -> list[_Holder]:
+def _holders(facts: Sequence[KeyFacts], raws: dict[str, RedisValue]) -> list[_Holder]:
     """Return keys that were read, together where a word in their names says that they are alike."""
     found = []
     for group in groups_of(facts, ""):

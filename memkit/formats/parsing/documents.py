@@ -11,7 +11,7 @@ from memkit.formats.model import Item, Problem, Turn, a_dict
 from memkit.formats.parsing.bounded_json import Fault, Parsed, parse
 from memkit.formats.parsing.element_shapes import kind_of
 from memkit.formats.parsing.encodings import encoding_of
-from memkit.readonly.values import DOCUMENT_KINDS, Raw
+from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
 
 _SALVAGE_BYTES = 1 << 20
 _SALVAGED = 2_000
@@ -19,7 +19,7 @@ _SAID = 5
 _GAP = re.compile(r"[\s,]*")
 
 
-def peek(raw: Raw) -> dict[str, Any]:
+def peek(raw: RedisValue) -> dict[str, Any]:
     """Return the document if it is a JSON object, else an empty one; for recognising, so faults are not told."""
     if raw.kind not in DOCUMENT_KINDS or raw.data[:1] not in (b"{", b"["):
         return {}
@@ -31,9 +31,9 @@ def only_one(value: Any) -> Any:
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
-def read(raw: Raw) -> tuple[dict[str, Any] | None, list[Problem]]:
+def read(raw: RedisValue) -> tuple[dict[str, Any] | None, list[Problem]]:
     """Return the document, or None and the problem that says which byte is wrong and how much is readable."""
-    if raw.unread:
+    if raw.unread_reason:
         return None, []  # the reader has said why
     if raw.kind not in DOCUMENT_KINDS:
         return None, [wrong_kind(raw, "a document")]
@@ -60,7 +60,7 @@ def corrupt(name: str, data: bytes, parsed: Parsed) -> Problem:
     return Problem("corrupt", name, f"the document is unreadable: {fault.says} {where}{hint}")
 
 
-def wrong_kind(raw: Raw, expected: str) -> Problem:
+def wrong_kind(raw: RedisValue, expected: str) -> Problem:
     """Return the problem of a key that holds another type than the store gives it."""
     return Problem("corrupt", raw.name, f"this key is of type {raw.kind}, and {expected} belongs here: overwritten?")
 
@@ -103,7 +103,7 @@ def salvage(data: bytes, field: str) -> Iterator[dict[str, Any]]:
             yield value
 
 
-def read_or_salvage(raw: Raw, field: str) -> tuple[dict[str, Any], list[Item]]:
+def read_or_salvage(raw: RedisValue, field: str) -> tuple[dict[str, Any], list[Item]]:
     """Return a document, or one made of what can be saved of its array ``field``; and the problems."""
     value, problems = read(raw)
     if value is not None:

@@ -12,7 +12,7 @@ from memkit.formats.parsing.chat import chat_turn
 from memkit.formats.parsing.documents import messages, misshapen, read
 from memkit.formats.parsing.element_shapes import TYPES, missing, missing_content
 from memkit.formats.parsing.langchain_message import constructed_turn, is_constructed, message_turn
-from memkit.readonly.values import DOCUMENT_KINDS, Raw
+from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
 
 KNOWN_VERSION = 4
 REDIS_KINDS = ("checkpoint", "checkpoint_write", "checkpoint_latest", "write_keys_zset", "write_registry")
@@ -123,7 +123,7 @@ def newer_schema(checkpoint: Mapping[str, Any], key: str) -> Iterator[Problem]:
         yield Problem("unknown_schema", key, says)
 
 
-def write_problems(raw: Raw) -> Iterator[Problem]:
+def write_problems(raw: RedisValue) -> Iterator[Problem]:
     """Yield what is wrong with a pending write's document."""
     document, problems = read(raw)
     yield from problems

@@ -14,7 +14,7 @@ from memkit.formats.parsing.bounded_json import Fault, parse
 from memkit.formats.parsing.chat import Columns, columns
 from memkit.formats.parsing.element_shapes import store_of
 from memkit.formats.parsing.encodings import encoding_of
-from memkit.readonly.values import Raw
+from memkit.readonly.values import RedisValue
 
 SAID_PER_CAUSE = 5
 _SMALL = 64 << 10
@@ -24,7 +24,7 @@ Convert = Callable[[dict[str, Any], str], Turn | str | None]
 Plain = Callable[[list[Any]], Columns | None]
 
 
-def sample(raw: Raw) -> Iterator[dict[str, Any]]:
+def sample(raw: RedisValue) -> Iterator[dict[str, Any]]:
     """Yield the JSON objects among the first and last three elements: one may be corrupt, one may be huge."""
     ends = [*raw.elements[:3], *raw.elements[3:][-3:]]
     ends = [element for element in ends if len(element) <= _SMALL] or ends[:1]
@@ -33,13 +33,13 @@ def sample(raw: Raw) -> Iterator[dict[str, Any]]:
             yield value
 
 
-def votes(raw: Raw) -> Counter[str]:
+def votes(raw: RedisValue) -> Counter[str]:
     """Return how many of a list's sampled elements look like each store's."""
     return Counter(store for value in sample(raw) if (store := store_of(value)))
 
 
 def turns(
-    raw: Raw, convert: Convert, *, store: str = "", plain: Plain | None = None, newest_first: bool = False
+    raw: RedisValue, convert: Convert, *, store: str = "", plain: Plain | None = None, newest_first: bool = False
 ) -> Iterator[Item]:
     """Yield a list's messages, oldest first, and a problem for each element that is not one.
 
@@ -126,7 +126,7 @@ def _one_by_one(
 class Faults:
     """Collects what is wrong with a list's elements, and says it briefly: five of a cause, then a count."""
 
-    def __init__(self, raw: Raw, count: int, store: str) -> None:
+    def __init__(self, raw: RedisValue, count: int, store: str) -> None:
         self.key = raw.name
         self._raw, self._count, self._store = raw, count, store
         self._bad = 0
@@ -182,7 +182,7 @@ class Faults:
         said = self._said.setdefault(cause, [])
         self._counted[cause] = self._counted.get(cause, 0) + 1
         if len(said) < SAID_PER_CAUSE:
-            said.append(f"element {index + self._raw.first:,} of {self._raw.total:,} (counted from the head) {says}")
+            said.append(f"element {index:,} of {self._raw.total:,} (counted from the head) {says}")
 
     def problems(self) -> Iterator[Problem]:
         """Yield what was noted."""
