@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from memkit.formats.model import Item, Known, Note, Problem, Turn, a_dict
+from memkit.formats.model import Item, SessionValues, Note, Problem, Turn, a_dict
 from memkit.formats.parsing.bounded_json import parse
 from memkit.formats.parsing.chat import chat_columns, chat_turn, looks_like_chat
 from memkit.formats.parsing.encodings import encoding_of, is_packed, pickle_opcodes
@@ -22,9 +22,9 @@ def payload_encoding(raw: RedisValue) -> str:
     return "" if first is None or raw.unread_reason else encoding_of(first)
 
 
-def decode(known: Known) -> Iterator[Item]:
+def decode(stored: SessionValues) -> Iterator[Item]:
     """Yield what looks like chat messages, and what the payloads are where they do not."""
-    for raw in known.keys.values():
+    for raw in stored.keys.values():
         if raw is None or raw.unread_reason:
             continue
         if raw.kind == "list" and looks_like_chat(sample(raw)):

@@ -226,7 +226,7 @@ class SessionReport:
     def to_dict(self) -> dict[str, Any]:
         """Return the object that ``inspect --json`` prints."""
         problems = [
-            {"cause": problem.cause, "key": problem.key, "says": problem.says}
+            {"cause": problem.cause, "key": problem.key, "says": problem.message}
             | ({"repair": problem.repair} if problem.repair else {})
             for problem in self.problems
         ]
@@ -284,7 +284,7 @@ class SessionReport:
         return {
             "messages": (_MESSAGE_TITLES, map(_message_row, self.messages)),
             "keys": (_KEY_TITLES, map(_key_row, self.keys)),
-            "problems": (_PROBLEM_TITLES, ((found.cause, found.key, found.says) for found in self.problems)),
+            "problems": (_PROBLEM_TITLES, ((found.cause, found.key, found.message) for found in self.problems)),
         }
 
 

@@ -12,7 +12,7 @@ from memkit import formats
 from memkit.errors import AmbiguousSession, PolicyError, SessionNotFound
 from memkit.formats import ag2, agent_framework_redis, langgraph_redis, langgraph_redis_shallow, redisvl, unknown
 from memkit.formats.capture import load_capture
-from memkit.formats.model import SEPARATORS, Hit, Known, Meant, Note, Problem, Run, Turn, is_uuid, unquoted
+from memkit.formats.model import SEPARATORS, KeyOwner, SessionValues, ConfiguredTtl, Note, Problem, Run, Turn, is_uuid, unquoted
 from memkit.formats.parsing.encodings import hex_view
 from memkit.inspect.report import KeyReport, Messages, SessionReport, Veil, early_ends, span
 from memkit.readonly.reader import LoadedKey, Reader, reading
@@ -66,7 +66,7 @@ class _Found:
     """The keys of one session; None for a key that should be there. ``notes`` are about the search."""
 
     wanted: str
-    hit: Hit
+    owner: KeyOwner
     keys: Mapping[str, LoadedKey | None]
     parts: Mapping[str, str]
     shared: frozenset[str] = frozenset()
@@ -80,7 +80,7 @@ class _Search:
         self._reader, self._wanted = reader, wanted
         self._loaded: dict[str, LoadedKey | None] = {}
         self._there: dict[str, LoadedKey] = {}
-        self._hits: dict[str | None, dict[str, Hit | None]] = {}
+        self._hits: dict[str | None, dict[str, KeyOwner | None]] = {}
         self._notes: list[str] = []
         self._scanned = False
 
@@ -118,19 +118,19 @@ class _Search:
         # Names end with times and counters: read the newest first, for the budget may not last.
         return self._load(KeyRequest(name, "") for name in reversed(names))
 
-    def _groups(self) -> dict[Group, dict[str, Hit]]:
+    def _groups(self) -> dict[Group, dict[str, KeyOwner]]:
         """Return the keys of each session of this id; a strong boundary before the id beats a weak one."""
-        groups: dict[Group, dict[str, Hit]] = {}
+        groups: dict[Group, dict[str, KeyOwner]] = {}
         for name in self._there:
-            hit = self._hit(name, self._wanted)
-            if hit and hit.session == self._wanted and not hit.prefix[-1:].isalnum():
-                groups.setdefault(hit.group, {})[name] = hit
-        strong = {group: hits for group, hits in groups.items() if group[2][-1:] in SEPARATORS}
+            owner = self._hit(name, self._wanted)
+            if owner and owner.session == self._wanted and not owner.prefix[-1:].isalnum():
+                groups.setdefault(owner.group, {})[name] = owner
+        strong = {group: owners for group, owners in groups.items() if group[2][-1:] in SEPARATORS}
         return one_store_a_session(strong or groups)
 
-    def _by_id(self, groups: Mapping[Group, Mapping[str, Hit]]) -> _Found:
+    def _by_id(self, groups: Mapping[Group, Mapping[str, KeyOwner]]) -> _Found:
         if len(groups) > 1:
-            raise _ambiguous(self._wanted, [(group[0], next(iter(hits))) for group, hits in groups.items()])
+            raise _ambiguous(self._wanted, [(group[0], next(iter(owners))) for group, owners in groups.items()])
         if groups:
             return self._complete(next(iter(next(iter(groups.values())).values())))
         return self._strangers()
@@ -154,71 +154,71 @@ class _Search:
 
     def _as_unknown(self, session: str, names: list[str]) -> _Found:
         keys = {name: self._there[name] for name in names}
-        hit = Hit(unknown.STORE, session, "", "unknown")
-        return _Found(self._wanted, hit, keys, dict.fromkeys(names, "unknown"), notes=tuple(self._notes))
+        owner = KeyOwner(unknown.STORE, session, "", "unknown")
+        return _Found(self._wanted, owner, keys, dict.fromkeys(names, "unknown"), notes=tuple(self._notes))
 
     def _by_key(self, name: str) -> _Found:
         """Return the session that a key belongs to."""
-        hit = self._hit(name, None) or self._led_to(name)
-        if hit is None:
+        owner = self._hit(name, None) or self._led_to(name)
+        if owner is None:
             return self._as_unknown(name, [name])
-        others = {group[0] for group in self._groups()} - {hit.store}
+        others = {group[0] for group in self._groups()} - {owner.store}
         if others:
             self._notes.append(f"this is a key; as an id it also fits sessions of {', '.join(sorted(others))}")
-        return self._complete(hit)
+        return self._complete(owner)
 
-    def _led_to(self, name: str) -> Hit | None:
+    def _led_to(self, name: str) -> KeyOwner | None:
         """Return the session that a shared index lists, if it lists any."""
         names = formats.leads(self._there[name].value)[:_LED_TO]
         self._load(KeyRequest(each, "") for each in names)
-        hits = {hit.group: (each, hit) for each in names if each in self._there and (hit := self._hit(each, None))}
-        if len(hits) > 1:
-            raise _ambiguous(name, [(hit.store, each) for each, hit in hits.values()])
-        return next((hit for _, hit in hits.values()), None)
+        owners = {owner.group: (each, owner) for each in names if each in self._there and (owner := self._hit(each, None))}
+        if len(owners) > 1:
+            raise _ambiguous(name, [(owner.store, each) for each, owner in owners.values()])
+        return next((owner for _, owner in owners.values()), None)
 
-    def _complete(self, hit: Hit) -> _Found:
+    def _complete(self, owner: KeyOwner) -> _Found:
         """Read the siblings: those that can be named, then, for stores that do not list them, those that SCAN finds."""
-        if formats.format_of(hit.store).SCANNED and not self._scanned:
-            self._scan(hit.session)
-        hits = self._members(hit)
-        hit = next(iter(hits.values()), hit)
-        parts = {name: member.part for name, member in hits.items()}
+        if formats.format_of(owner.store).SCANNED and not self._scanned:
+            self._scan(owner.session)
+        owners = self._members(owner)
+        owner = next(iter(owners.values()), owner)
+        parts = {name: member.part for name, member in owners.items()}
         for _ in range(_ROUNDS):
-            wants = {want.name: want for want in self._wants(hit, parts) if want.name not in parts}
+            wants = {want.name: want for want in self._wants(owner, parts) if want.name not in parts}
             # Of shared keys only this session's entries are read, so those must all be known first.
             new = [want for want in wants.values() if not want.shared] or list(wants.values())
             if not new:
                 break
             self._load(new)
             parts |= {want.name: want.part for want in new}
-        hit = self._named(hit, parts)
-        shared = {want.name for want in self._wants(hit, parts) if want.shared}
+        owner = self._named(owner, parts)
+        shared = {want.name for want in self._wants(owner, parts) if want.shared}
         keys = {name: self._loaded[name] for name in parts}
-        return _Found(self._wanted, hit, keys, parts, frozenset(shared), tuple(self._notes))
+        return _Found(self._wanted, owner, keys, parts, frozenset(shared), tuple(self._notes))
 
-    def _named(self, hit: Hit, names: Iterable[str]) -> Hit:
-        """Return the hit with the session's own id, where only a sibling of the key that was given tells it."""
-        if hit.prefix:
-            return hit
-        hits = (self._hit(name, None) for name in names if name in self._there)
-        same = (each for each in hits if each and each.store == hit.store and each.prefix)
-        return next((each for each in same if each.prefix + each.session == hit.session), hit)
+    def _named(self, owner: KeyOwner, names: Iterable[str]) -> KeyOwner:
+        """Return the owner with the session's own id, where only a sibling of the key that was given tells it."""
+        if owner.prefix:
+            return owner
+        owners = (self._hit(name, None) for name in names if name in self._there)
+        same = (each for each in owners if each and each.store == owner.store and each.prefix)
+        return next((each for each in same if each.prefix + each.session == owner.session), owner)
 
-    def _wants(self, hit: Hit, names: Iterable[str]) -> list[KeyRequest]:
-        known = Known(hit, {name: loaded.value if (loaded := self._loaded[name]) else None for name in names})
-        return _shielded(lambda: list(formats.format_of(hit.store).wants(known)), [])
+    def _wants(self, owner: KeyOwner, names: Iterable[str]) -> list[KeyRequest]:
+        stored = SessionValues(owner, {name: loaded.value if (loaded := self._loaded[name]) else None for name in names})
+        return _shielded(lambda: list(formats.format_of(owner.store).wants(stored)), [])
 
-    def _members(self, hit: Hit) -> dict[str, Hit]:
+    def _members(self, owner: KeyOwner) -> dict[str, KeyOwner]:
         """Return the keys read so far that belong to the session of a key."""
-        groups: dict[Group, dict[str, Hit]] = {}
+        groups: dict[Group, dict[str, KeyOwner]] = {}
         for name in self._there:
-            member = self._hit(name, hit.session)
-            if member and (member.session, member.prefix) == (hit.session, hit.prefix):
+            member = self._hit(name, owner.session)
+            if member and (member.session, member.prefix) == (owner.session, owner.prefix):
                 groups.setdefault(member.group, {})[name] = member
         merged = one_store_a_session(groups)
-        return merged.get(hit.group) or merged.get(_shallow(hit.group), {})
+        return merged.get(owner.group) or merged.get(_shallow(owner.group), {})
 
-    def _hit(self, name: str, wanted: str | None) -> Hit | None:
+    def _hit(self, name: str, wanted: str | None) -> KeyOwner | None:
         seen = self._hits.setdefault(wanted, {})
         if name not in seen:
             raw = self._there[name].value
@@ -234,13 +234,13 @@ def _shielded(call: Callable[[], T], otherwise: T) -> T:
         return otherwise
 
 
-def one_store_a_session(groups: dict[Group, dict[str, Hit]]) -> dict[Group, dict[str, Hit]]:
+def one_store_a_session(groups: dict[Group, dict[str, KeyOwner]]) -> dict[Group, dict[str, KeyOwner]]:
     """Give LangGraph's writes, alike in both savers, to the shallow one where nothing else is the full one's."""
-    for group in [group for group, hits in groups.items() if {hit.part for hit in hits.values()} == {"write"}]:
+    for group in [group for group, owners in groups.items() if {owner.part for owner in owners.values()} == {"write"}]:
         owner = _shallow(group)
         if owner != group and owner in groups:
             module = langgraph_redis_shallow.STORE
-            groups[owner] |= {name: hit._replace(store=module) for name, hit in groups.pop(group).items()}
+            groups[owner] |= {name: owner._replace(store=module) for name, owner in groups.pop(group).items()}
     return groups
 
 
@@ -260,16 +260,16 @@ def _glob(text: str) -> str:
 
 
 def _report(reader: Reader, found: _Found, *, reveal: bool) -> SessionReport:
-    known = Known(found.hit, {name: loaded.value if loaded else None for name, loaded in found.keys.items()})
+    stored = SessionValues(found.owner, {name: loaded.value if loaded else None for name, loaded in found.keys.items()})
     veil = Veil(reveal=reveal)
-    problems, notes, meant = _decoded(known, veil)
+    problems, notes, meant = _decoded(stored, veil)
     loaded = {name: loaded for name, loaded in found.keys.items() if loaded}
     own = {name: each for name, each in loaded.items() if name not in found.shared}
-    problems += _general_problems(found.hit, own, meant)
+    problems += _general_problems(found.owner, own, meant)
     mask = (lambda name: name) if reveal else _mask(loaded, found.wanted)
     return SessionReport(
-        store=found.hit.store,
-        session=mask(found.hit.session),
+        store=found.owner.store,
+        session=mask(found.owner.session),
         messages=Messages(veil),
         keys=tuple(_key_report(name, each, found, reveal=reveal) for name, each in loaded.items()),
         problems=tuple(
@@ -316,32 +316,32 @@ def _masked_repair(repair: str, mask: Callable[[str], str]) -> str:
     return masked if masked == repair else f"{masked} (names in it are hidden; --reveal, or reveal=True, prints them)"
 
 
-def _decoded(known: Known, veil: Veil) -> tuple[list[Problem], list[str], Meant | None]:
+def _decoded(stored: SessionValues, veil: Veil) -> tuple[list[Problem], list[str], ConfiguredTtl | None]:
     """Run the store's decoder; whatever it meets, what it yielded before stays."""
     problems: list[Problem] = []
     notes: list[str] = []
     meant = None
-    decode = unknown.decode if known.hit.store == unknown.STORE else formats.decode
+    decode = unknown.decode if stored.owner.store == unknown.STORE else formats.decode
     try:
-        for item in decode(known):
+        for item in decode(stored):
             if isinstance(item, Turn | Run):
                 veil.add(item)
             elif isinstance(item, Problem):
                 problems.append(item)
             elif isinstance(item, Note):
-                notes.append(item.says)
+                notes.append(item.message)
             else:
                 meant = item
             del item  # see elements.turns
     except Exception as error:  # noqa: BLE001 - hostile bytes must not stop an inspection; the error's text may hold some
         says = f"this payload could not be decoded any further ({type(error).__name__}); what came before it is shown"
-        problems.append(Problem("corrupt", next(iter(known.keys), ""), says))
+        problems.append(Problem("corrupt", next(iter(stored.keys), ""), says))
     return problems, notes, meant
 
 
-def _general_problems(hit: Hit, own: Mapping[str, LoadedKey], meant: Meant | None) -> list[Problem]:
+def _general_problems(owner: KeyOwner, own: Mapping[str, LoadedKey], meant: ConfiguredTtl | None) -> list[Problem]:
     """Return what is wrong with the session's own keys, whatever store they are of."""
-    problems = [*_lifetimes(hit, own, meant)]
+    problems = [*_lifetimes(owner, own, meant)]
     problems += _few(
         [
             Problem("unreadable", name, each.value.unread_reason)
@@ -358,9 +358,9 @@ def _general_problems(hit: Hit, own: Mapping[str, LoadedKey], meant: Meant | Non
     return problems + _few(big)
 
 
-def _lifetimes(hit: Hit, own: Mapping[str, LoadedKey], meant: Meant | None) -> list[Problem]:
+def _lifetimes(owner: KeyOwner, own: Mapping[str, LoadedKey], meant: ConfiguredTtl | None) -> list[Problem]:
     ends = {name: each.metadata.ttl_ms / 1000 for name, each in own.items() if each.metadata.ttl_ms is not None}
-    problems = _no_ttl(hit, [name for name in own if name not in ends], len(ends), meant)
+    problems = _no_ttl(owner, [name for name in own if name not in ends], len(ends), meant)
     latest = max(ends.values(), default=0.0)
     early = early_ends(ends)
     for name in early[:_SAID]:
@@ -374,13 +374,13 @@ def _lifetimes(hit: Hit, own: Mapping[str, LoadedKey], meant: Meant | None) -> l
     return problems
 
 
-def _no_ttl(hit: Hit, without: list[str], with_ttl: int, meant: Meant | None) -> list[Problem]:
+def _no_ttl(owner: KeyOwner, without: list[str], with_ttl: int, meant: ConfiguredTtl | None) -> list[Problem]:
     if not without or (meant and meant.ttl_ms is None):
         return []
     if with_ttl:
         says = "has no TTL while other parts of the session have one: it will stay when they are gone"
         return _few([Problem("no_ttl", name, says) for name in without])
-    option = f"; {hit.store} has no TTL option" if hit.store in _WITHOUT_TTL else ""
+    option = f"; {owner.store} has no TTL option" if owner.store in _WITHOUT_TTL else ""
     count = "it lives" if len(without) == 1 else f"all {len(without):,} keys live"
     return [
         Problem(
@@ -401,7 +401,7 @@ def _few(problems: list[Problem]) -> list[Problem]:
     """Return five of many like problems, and a sixth that counts the rest."""
     if len(problems) <= _SAID:
         return problems
-    rest = problems[_SAID]._replace(says=f"… and {len(problems) - _SAID:,} more keys like it")
+    rest = problems[_SAID]._replace(message=f"… and {len(problems) - _SAID:,} more keys like it")
     return [*problems[:_SAID], rest]
 
 
@@ -409,7 +409,7 @@ def _key_report(name: str, each: LoadedKey, found: _Found, *, reveal: bool) -> K
     meta = each.metadata
     ttl_s = None if meta.ttl_ms is None else meta.ttl_ms / 1000
     payload = preview = None
-    if found.hit.store == unknown.STORE:
+    if found.owner.store == unknown.STORE:
         payload = unknown.payload_encoding(each.value) or None
         preview = hex_view(next(iter(each.value.payloads), b"")) or None if reveal else None
     part = found.parts.get(name, "")

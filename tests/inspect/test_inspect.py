@@ -319,7 +319,7 @@ def test_a_cut_ttl_is_found(client: redis.Redis, name: str, key: str) -> None:
     client.pexpire(key, 300_000)
     (problem,) = [problem for problem in inspect_session(client, session).problems if problem.cause == "mixed_ttl"]
     assert problem.key == key
-    assert problem.says.startswith("dies in 5 min")
+    assert problem.message.startswith("dies in 5 min")
 
 
 @pytest.mark.parametrize("name", [name for name in CAPTURES if BY_NATURE.get(name) != ["no_ttl"] or name == "agno"])
@@ -342,9 +342,9 @@ def test_a_corrupt_element_is_found(client: redis.Redis, server: RedisServer, na
     report = inspect_session(server.url, session)
     (problem,) = [problem for problem in report.problems if problem.cause == "corrupt"]
     assert problem.key == entry["key"]
-    assert "at byte 25 of 25" in problem.says or "at byte 24 of 25" in problem.says
+    assert "at byte 25 of 25" in problem.message or "at byte 24 of 25" in problem.message
     if entry["type"] == "list":
-        assert f"element 1 of {len(entry['value'])}" in problem.says
+        assert f"element 1 of {len(entry['value'])}" in problem.message
         assert len(report.messages) == 2
 
 
@@ -392,7 +392,7 @@ def test_what_is_over_the_limits_is_cut_and_said(client: redis.Redis) -> None:
     assert causes(inspect_session(client, "z")) == ["no_ttl", "truncated"]
     client.hset("h", mapping={f"field {at}": at for at in range(120_000)})
     (_, problem) = inspect_session(client, "h").problems
-    assert problem.says == "its 120,000 elements are over the 100,000 that are read"
+    assert problem.message == "its 120,000 elements are over the 100,000 that are read"
     client.set("k", b"\x00" * (65 << 20))
     assert causes(inspect_session(client, "k")) == ["no_ttl", "unreadable"]
 
@@ -694,6 +694,6 @@ def test_a_decoder_that_fails_does_not_end_the_inspection(client: redis.Redis, m
     (problem,) = inspect_session(client, "sess-A").problems
     assert problem.cause == "corrupt"
     assert (
-        problem.says
+        problem.message
         == "this payload could not be decoded any further (ZeroDivisionError); what came before it is shown"
     )

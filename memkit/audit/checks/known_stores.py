@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from memkit import formats
 from memkit.audit.sampling import KeyFacts
 from memkit.formats import langgraph_redis, langgraph_redis_shallow
-from memkit.formats.model import Hit, Known, Problem
+from memkit.formats.model import KeyOwner, SessionValues, Problem
 from memkit.inspect.search import one_store_a_session
 from memkit.readonly.reader import Budget, Reader
 from memkit.readonly.values import KeyRequest, RedisValue
@@ -26,7 +26,7 @@ FEWEST_SESSIONS = 1_000
 ROUNDS = 5
 
 Group = tuple[str, str, str]
-Hits = Mapping[str, Hit]
+Owners = Mapping[str, KeyOwner]
 
 
 @dataclass
@@ -51,30 +51,30 @@ class Loads:
 class Parts:
     """The known stores' keys by session, and what their decoders found. ``open``: more keys than were read together."""
 
-    hits: defaultdict[Group, dict[str, Hit]] = field(default_factory=lambda: defaultdict(dict))
+    owners: defaultdict[Group, dict[str, KeyOwner]] = field(default_factory=lambda: defaultdict(dict))
     open: set[Group] = field(default_factory=set)
     problems: dict[tuple[str, str], Problem] = field(default_factory=dict)
 
     def note(self, raws: Sequence[RedisValue]) -> None:
         """Take in keys that were read: sessions that are whole with them are decoded, the others are left open."""
-        here: defaultdict[Group, dict[str, Hit]] = defaultdict(dict)
+        here: defaultdict[Group, dict[str, KeyOwner]] = defaultdict(dict)
         for raw in raws:
-            if hit := formats.recognise(raw):
-                here[hit.group][raw.name] = hit
+            if owner := formats.recognise(raw):
+                here[owner.group][raw.name] = owner
         by_name = {raw.name: raw for raw in raws}
-        for group, hits in here.items():
-            self.hits[group] |= hits
-            known = Known(_first(hits), {name: by_name[name] for name in hits})
-            if any(_lacking(known)):
+        for group, owners in here.items():
+            self.owners[group] |= owners
+            stored = SessionValues(_first(owners), {name: by_name[name] for name in owners})
+            if any(_lacking(stored)):
                 self.open.add(group)
             else:
-                self.problems |= _problems(known)
+                self.problems |= _problems(stored)
 
     def close(self, loads: Loads, sizes: Mapping[str, KeyFacts], *, within_s: float) -> tuple[int, int]:
         """Read the open sessions anew, each whole; return how many there was time for, and how many there are."""
         self._owners(loads)
-        one_store_a_session(self.hits)
-        left = [hits for group, hits in self.hits.items() if group in self.open]
+        one_store_a_session(self.owners)
+        left = [owners for group, owners in self.owners.items() if group in self.open]
         until, done = time.monotonic() + within_s, 0
         for together in _together(left, sizes):
             if done >= FEWEST_SESSIONS and time.monotonic() > until:
@@ -88,30 +88,30 @@ class Parts:
         """Look for the checkpoints of writes that were seen alone: in both of LangGraph's savers they look alike."""
         shallow = langgraph_redis_shallow
         wants: list[KeyRequest] = []
-        for group, hits in self.hits.items():
-            alone = group[0] == langgraph_redis.STORE and {hit.part for hit in hits.values()} == {"write"}
-            if alone and (shallow.STORE, *group[1:]) not in self.hits:
-                wants += shallow.wants(Known(_first(hits)._replace(store=shallow.STORE), {}))
+        for group, owners in self.owners.items():
+            alone = group[0] == langgraph_redis.STORE and {owner.part for owner in owners.values()} == {"write"}
+            if alone and (shallow.STORE, *group[1:]) not in self.owners:
+                wants += shallow.wants(SessionValues(_first(owners)._replace(store=shallow.STORE), {}))
         for start in range(0, len(wants), TOGETHER_KEYS):
             loads.afresh()
             for raw in loads.load(wants[start : start + TOGETHER_KEYS]).values():
-                if raw and (hit := formats.recognise(raw)):
-                    self.hits[hit.group][raw.name] = hit
-                    self.open.add(hit.group)
+                if raw and (owner := formats.recognise(raw)):
+                    self.owners[owner.group][raw.name] = owner
+                    self.open.add(owner.group)
 
 
-def _first(hits: Hits) -> Hit:
-    return next(iter(hits.values()))
+def _first(owners: Owners) -> KeyOwner:
+    return next(iter(owners.values()))
 
 
-def _together(sessions: Sequence[Hits], sizes: Mapping[str, KeyFacts]) -> Iterator[list[Hits]]:
+def _together(sessions: Sequence[Owners], sizes: Mapping[str, KeyFacts]) -> Iterator[list[Owners]]:
     """Cut sessions into batches that fit into memory; none is cut."""
-    batch: list[Hits] = []
+    batch: list[Owners] = []
     keys = size = 0
-    for hits in sessions:
-        batch.append(hits)
-        keys += len(hits)
-        size += sum(sizes[name].size_bytes or 0 for name in hits if name in sizes)
+    for owners in sessions:
+        batch.append(owners)
+        keys += len(owners)
+        size += sum(sizes[name].size_bytes or 0 for name in owners if name in sizes)
         if keys >= TOGETHER_KEYS or size >= TOGETHER_BYTES:
             yield batch
             batch, keys, size = [], 0, 0
@@ -119,42 +119,42 @@ def _together(sessions: Sequence[Hits], sizes: Mapping[str, KeyFacts]) -> Iterat
         yield batch
 
 
-def _confirmed(loads: Loads, sessions: Sequence[Hits]) -> list[dict[tuple[str, str], Problem]]:
+def _confirmed(loads: Loads, sessions: Sequence[Owners]) -> list[dict[tuple[str, str], Problem]]:
     """Return each session's problems; what is missing is looked for twice, for the application goes on writing."""
-    found = [_problems(known) for known in _completed(loads, sessions)]
+    found = [_problems(stored) for stored in _completed(loads, sessions)]
     torn = [at for at, problems in enumerate(found) if any(cause == "dangling" for cause, _ in problems)]
     again = _completed(loads, [sessions[at] for at in torn])
-    for at, known in zip(torn, again, strict=True):
-        still = _problems(known)
+    for at, stored in zip(torn, again, strict=True):
+        still = _problems(stored)
         found[at] = {key: one for key, one in found[at].items() if one.cause != "dangling" or key in still}
     return found
 
 
-def _completed(loads: Loads, sessions: Sequence[Hits]) -> list[Known]:
+def _completed(loads: Loads, sessions: Sequence[Owners]) -> list[SessionValues]:
     """Return sessions with all the parts that can be named, some of which name others."""
     loads.afresh()
-    known = [Known(_first(hits), {}) for hits in sessions]
-    wants = [[KeyRequest(name, hit.part) for name, hit in hits.items()] for hits in sessions]
+    stored = [SessionValues(_first(owners), {}) for owners in sessions]
+    wants = [[KeyRequest(name, owner.part) for name, owner in owners.items()] for owners in sessions]
     for _ in range(ROUNDS + 1):
         if not any(wants):
             break
         loaded = loads.load(_merged(want for each in wants for want in each))
-        known = [
+        stored = [
             one._replace(keys={**one.keys, **{want.name: loaded[want.name] for want in each}})
-            for one, each in zip(known, wants, strict=True)
+            for one, each in zip(stored, wants, strict=True)
         ]
-        wants = [_next(one) for one in known]
-    return known
+        wants = [_next(one) for one in stored]
+    return stored
 
 
-def _next(known: Known) -> list[KeyRequest]:
-    # Of shared keys only this session's entries are read, so those must all be known first.
-    wants = list(_lacking(known))
+def _next(stored: SessionValues) -> list[KeyRequest]:
+    # Of shared keys only this session's entries are read, so those must all be stored first.
+    wants = list(_lacking(stored))
     return [want for want in wants if not want.shared] or wants
 
 
-def _lacking(known: Known) -> Iterator[KeyRequest]:
-    return (want for want in formats.format_of(known.hit.store).wants(known) if want.name not in known.keys)
+def _lacking(stored: SessionValues) -> Iterator[KeyRequest]:
+    return (want for want in formats.format_of(stored.owner.store).wants(stored) if want.name not in stored.keys)
 
 
 def _merged(wants: Iterable[KeyRequest]) -> list[KeyRequest]:
@@ -170,16 +170,16 @@ def _merged(wants: Iterable[KeyRequest]) -> list[KeyRequest]:
     return [want._replace(only=() if name in whole else tuple(only[name])) for name, want in merged.items()]
 
 
-def _problems(known: Known) -> dict[tuple[str, str], Problem]:
+def _problems(stored: SessionValues) -> dict[tuple[str, str], Problem]:
     """Return what a session's decoder finds wrong; nothing is missing from one that is gone, or in what was not read.
 
     A session whose last key died between two looks has no part left that could point to nowhere.
     """
-    if not any(known.keys.values()):
+    if not any(stored.keys.values()):
         return {}
-    found = (item for item in formats.decode(known) if isinstance(item, Problem))
+    found = (item for item in formats.decode(stored) if isinstance(item, Problem))
     return {
         (item.cause, item.key): item
         for item in found
-        if item.cause != "dangling" or not ((raw := known.there(item.key)) and (raw.unread_reason or raw.partial))
+        if item.cause != "dangling" or not ((raw := stored.get(item.key)) and (raw.unread_reason or raw.partial))
     }

@@ -1,6 +1,6 @@
 """What only values show: payloads that are broken, pointers to keys that are gone, writes that renewed no deadline.
 
-Values are read on connections with CLIENT NO-TOUCH. Known stores are decoded by ``memkit.formats``, session by session
+Values are read on connections with CLIENT NO-TOUCH. SessionValues stores are decoded by ``memkit.formats``, session by session
 (``audit_parts``); of others, what most payloads of one shape are is what all of them should be. What names sessions and
 is none of theirs is looked at by ``audit_indexes``.
 """
@@ -24,7 +24,7 @@ from memkit.audit.expectations import Expectation
 from memkit.audit.finding import Finding
 from memkit.audit.key_shapes import Member
 from memkit.audit.sampling import KeyFacts
-from memkit.formats.model import Known, Problem, Run, Turn, seconds
+from memkit.formats.model import SessionValues, Problem, Run, Turn, seconds
 from memkit.readonly.reader import Reader
 from memkit.readonly.values import JSON_KIND, KeyRequest, RedisValue, to_bytes, to_name
 from memkit.render import duration, utc_text
@@ -189,7 +189,7 @@ def _torn_by_store(meant: Expectation, looked: _Looked, there: Mapping[str, KeyF
 
 def _broken(looked: _Looked) -> dict[str, str]:
     """Return the keys with a payload that cannot be read, and why."""
-    broken = {problem.key: problem.says for problem in looked.parts.problems.values() if problem.cause == "corrupt"}
+    broken = {problem.key: problem.message for problem in looked.parts.problems.values() if problem.cause == "corrupt"}
     for found in looked.faults.values():
         documents = sum(fault == "" for _, fault in found)
         for name, fault in found:
@@ -252,7 +252,7 @@ def _dates(raw: RedisValue) -> Iterator[float]:
             yield from _date(value.decode(errors="replace"))
     hit = formats.recognise(raw)
     if hit and hit.store == "memkit":
-        for item in formats.decode(Known(hit, {raw.name: raw})):
+        for item in formats.decode(SessionValues(hit, {raw.name: raw})):
             times = item.at_s if isinstance(item, Run) else [item.at_s] if isinstance(item, Turn) else None
             yield from (at_s * 1000 for at_s in times or () if at_s is not None)
 
@@ -336,7 +336,7 @@ def _dangling(meant: Expectation, problems: Sequence[Problem], looked: int) -> F
     if not problems:
         return None
     keys = {problem.key for problem in problems}
-    says = Counter(problem.says for problem in problems).most_common(3)
+    says = Counter(problem.message for problem in problems).most_common(3)
     return Finding(
         "dangling",
         meant.prefix,

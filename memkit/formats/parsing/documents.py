@@ -15,7 +15,7 @@ from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
 
 _SALVAGE_BYTES = 1 << 20
 _SALVAGED = 2_000
-_SAID = 5
+_REPORTED = 5
 _GAP = re.compile(r"[\s,]*")
 
 
@@ -41,8 +41,8 @@ def read(raw: RedisValue) -> tuple[dict[str, Any] | None, list[Problem]]:
     value = only_one(parsed.value)
     problems = []
     if parsed.nan:
-        says = "the document holds NaN or Infinity, which is not JSON: other readers will refuse it"
-        problems.append(Problem("nan", raw.name, says))
+        reason = "the document holds NaN or Infinity, which is not JSON: other readers will refuse it"
+        problems.append(Problem("nan", raw.name, reason))
     if isinstance(value, dict):
         return value, problems
     return None, [*problems, corrupt(raw.name, raw.data, parsed)]
@@ -52,12 +52,12 @@ def corrupt(name: str, data: bytes, parsed: Parsed) -> Problem:
     """Return the problem of a document that cannot be parsed."""
     fault = parsed.fault or Fault("no JSON object", 0)
     if fault.byte is None:
-        return Problem("truncated", name, f"the document is not shown: {fault.says}")
+        return Problem("truncated", name, f"the document is not shown: {fault.message}")
     share = fault.byte / len(data) if data else 0
     looks = encoding_of(data)
     hint = f"; it looks like {looks}" if looks not in ("text", "binary", "json", "empty") else ""
     where = f"at byte {fault.byte:,} of {len(data):,} ({share:.0%} of it is readable)"
-    return Problem("corrupt", name, f"the document is unreadable: {fault.says} {where}{hint}")
+    return Problem("corrupt", name, f"the document is unreadable: {fault.message} {where}{hint}")
 
 
 def wrong_kind(raw: RedisValue, expected: str) -> Problem:
@@ -81,10 +81,10 @@ def messages(
             yield turn
         elif turn is not None:
             bad += 1
-            if bad <= _SAID:
+            if bad <= _REPORTED:
                 yield Problem("corrupt", key, f"{what} {index:,} of {len(entries):,} (from 0) is none: {turn}")
-    if bad > _SAID:
-        yield Problem("corrupt", key, f"… and {bad - _SAID:,} more like it")
+    if bad > _REPORTED:
+        yield Problem("corrupt", key, f"… and {bad - _REPORTED:,} more like it")
 
 
 def salvage(data: bytes, field: str) -> Iterator[dict[str, Any]]:
