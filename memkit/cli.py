@@ -1,4 +1,4 @@
-"""The command line. Exit codes: 0 nothing wrong, 1 findings, 2 could not do it (one line on stderr)."""
+"""The command line. Exit codes: 0 nothing wrong, 1 findings, 2 no verdict: could not run, or too little to judge."""
 
 from __future__ import annotations
 
@@ -236,11 +236,13 @@ def _server(given: argparse.Namespace) -> int:
 
 
 def _audit(given: argparse.Namespace) -> int:
-    from memkit.audit.run import acl_rule, audit, parse_expectation, read_expectations
+    from memkit.audit.run import acl_rule, audit
+    from memkit.config import configured_expectations, parse_expectation, read_expectations
 
     expect = [parse_expectation(text) for text in given.expect]
     if given.expect_file:
         expect += read_expectations(given.expect_file)
+    expect = expect or configured_expectations()
     if given.acl:
         print(acl_rule(expectation.prefix for expectation in expect))
         return 0

@@ -107,6 +107,19 @@ def utc_text(at: datetime, *, round_up: bool = False) -> str:
     return whole.isoformat().replace("+00:00", "Z")
 
 
+def ago(at: datetime, now: datetime) -> str:
+    """Return how long ago a time was, in one unit: ``42 min ago``, ``3 h ago``, ``5 d ago``.
+
+    Args:
+        at: The time.
+        now: The time to count from; if ``at`` is later, the text begins with ``in``.
+    """
+    seconds = (now - at).total_seconds()
+    unit, size = next((one for one in (("d", 172_800), ("h", 7_200), ("min", 120)) if abs(seconds) >= one[1]), ("s", 1))
+    count = round(abs(seconds) / (size / 2 if unit != "s" else 1))
+    return f"{count} {unit} ago" if seconds >= 0 else f"in {count} {unit}"
+
+
 def counted(number: int, noun: str, plural: str | None = None) -> str:
     """Return a number with its noun: ``1 key``, ``1,240 keys``.
 
@@ -186,6 +199,8 @@ _CODES = {
     "warning": "1;33",
     "skipped": "33",
     "healthy": "1;32",
+    "undetermined": "1;33",
+    "no_data": "1;33",
     "passed": "32",
 }
 

@@ -558,7 +558,7 @@ def complaints(report: AuditReport, truth: Truth) -> list[str]:
     """Return what is wrong with a verdict; nothing where it tells the truth."""
     verdict = report.verdict
     if truth.cause == "healthy":
-        return [f"false alarm: {one.cause}: {one.sentence}; {one.evidence}" for one in report.findings]
+        return [f"false alarm: {one.cause}: {one.message}; {one.evidence}" for one in report.findings]
     if verdict.cause != truth.cause:
         return [f"{truth.cause} was taken for {verdict.cause}: {verdict.sentence}"]
     found = report.findings[0] if verdict.cause == report.findings[0].cause else next(

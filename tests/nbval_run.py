@@ -13,12 +13,14 @@ from typing import TypeVar
 
 import pytest
 
-CELL_TIMEOUT_S = 60.0
+CELL_TIMEOUT_S = 300.0
 HERE = Path(__file__).parent
-# Strict: stored outputs are compared. The first failure ends a run: what follows from it says nothing.
+SANITIZE = HERE / "nbval_sanitize.cfg"
+# Strict: stored outputs are compared, but for pytest's own words. The first failure ends a run: what follows from it
+# says nothing.
 NBVAL = (
-    f"--nbval --nbval-current-env -x -q -c {os.devnull} -p nbval_hooks -p no:cacheprovider -p no:xdist "
-    "-p no:hypothesispytest -o asyncio_default_fixture_loop_scope=function --color=no"
+    f"--nbval --nbval-current-env --nbval-sanitize-with {SANITIZE} -x -q -c {os.devnull} -p nbval_hooks "
+    "-p no:cacheprovider -p no:xdist -p no:hypothesispytest -o asyncio_default_fixture_loop_scope=function --color=no"
 ).split()
 Given = TypeVar("Given")
 Run = subprocess.CompletedProcess[str]
@@ -34,7 +36,7 @@ def run_nbval(notebook: Path, *, cell_timeout_s: float = CELL_TIMEOUT_S, env: di
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=600,
+        timeout=1800,
         check=False,
     )
 

@@ -201,7 +201,7 @@ def test_audit_finds_the_incident_and_prints_json(capsys, client):
         store.save(f"user-{number}", [{"role": "user", "content": "hi"}])
     code, out, _ = say(capsys, "audit", client.url, "--expect", "chat:*=7d", "--json", "--duty", "1")
     report = json.loads(out)
-    assert (code, report["schema"], report["verdict"]["cause"]) == (1, 1, "ttl_too_short")
+    assert (code, report["schema"], report["verdict"]["cause"]) == (1, 2, "ttl_too_short")
     assert report["findings"][0]["expected_ttl_s"] == 604_800
     assert report["findings"][0]["observed_ttl_s"] == pytest.approx(300, rel=0.02)
     assert report["proof"]["writes"] == 0

@@ -1,25 +1,29 @@
-"""What an audit found: findings, one verdict, and the proof that it hurt nobody; as text, JSON, HTML and a frame."""
+"""The result of an audit: findings, one verdict, and proof that nothing was changed."""
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from memkit.audit.finding import Finding, Seen, Verdict
+from memkit.audit.finding import Finding, PrefixSummary, Verdict
 from memkit.audit.sampling import KeyFacts
-from memkit.render import duration, utc_text
+from memkit.config import Expectation
+from memkit.render import Table, ago, colored, counted, duration, escaped, printable, utc_text, wrapped
 
 if TYPE_CHECKING:
     import pandas as pd
 
+SCHEMA = 2
+INDENT = 11
+EXIT_CODES = {"healthy": 0, "findings": 1, "undetermined": 2, "no_data": 2}
+
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """That the audit was harmless: every command it sent, and what the server's own counters say."""
+    """Proof that the audit was harmless: every command it sent, and what the server's own counters show."""
 
     commands: Mapping[str, int]
     writes: int
@@ -27,65 +31,67 @@ class Proof:
     expired_during_audit: int | None
     evicted_during_audit: int | None
     seconds: float
-    batches_halved: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the proof as ``audit --json`` shows it."""
-        return {
-            "commands": dict(sorted(self.commands.items())),
-            "writes": self.writes,
-            "idle_clocks_touched": self.idle_clocks_touched,
-            "expired_during_audit": self.expired_during_audit,
-            "evicted_during_audit": self.evicted_during_audit,
-            "seconds": round(self.seconds, 2),
-        }
+        return asdict(self) | {"commands": dict(sorted(self.commands.items())), "seconds": round(self.seconds, 2)}
 
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """The result of ``audit()``. ``notes`` say what could not be seen or was not checked; ``keys`` are for figures."""
+    """The result of ``audit()``.
 
-    server: Mapping[str, str]
+    Args:
+        server: ``flavour``, ``version``, ``url`` and ``source`` (``kind``, ``name``, ``taken_at``).
+        findings: The findings, the one that matters most first.
+        verdict: The one sentence.
+        sample: How many keys were looked at, of how many, and how.
+        proof: That nothing was changed.
+        notes: What could not be seen, what was not checked, and facts that are no findings.
+        seen: What is stored under each prefix, if nothing was expected.
+        expectations: What was expected.
+        at: The server's time.
+        keys: The keys that were looked at, for figures.
+        counters: Some of INFO's numbers.
+    """
+
+    server: Mapping[str, Any]
     findings: tuple[Finding, ...]
     verdict: Verdict
     sample: Mapping[str, Any]
     proof: Proof
     notes: tuple[str, ...] = ()
-    seen: tuple[Seen, ...] = ()
-    expected: tuple[str, ...] = ()
-    expectations: tuple[str, ...] = ()
+    seen: tuple[PrefixSummary, ...] = ()
+    expectations: tuple[Expectation, ...] = ()
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
     keys: Sequence[KeyFacts] = ()
     counters: Mapping[str, int | None] = field(default_factory=dict)
 
     @property
+    def expected(self) -> tuple[str, ...]:
+        """The expectations as texts."""
+        return tuple(map(str, self.expectations))
+
+    @property
     def exit_code(self) -> int:
-        """0: nothing wrong; 1: something is; 2: there was nothing to audit."""
-        if self.verdict.cause == "no_data":
-            return 2
-        return int(any(finding.severity != "info" for finding in self.findings))
+        """0: healthy; 1: findings; 2: there was too little to judge."""
+        return EXIT_CODES[self.verdict.status]
 
     def __repr__(self) -> str:
         return f"<AuditReport {self.verdict.cause}: {self.verdict.sentence}>"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the object that ``audit --json`` prints."""
-        verdict = self.verdict
         return {
-            "schema": 1,
+            "schema": SCHEMA,
             "at": utc_text(self.at),
             "server": dict(self.server),
-            "verdict": {
-                "cause": verdict.cause,
-                "sentence": verdict.sentence,
-                "prefix": verdict.prefix,
-                "confidence": verdict.confidence,
-            },
+            "verdict": asdict(self.verdict),
             "findings": [finding.to_dict() for finding in self.findings],
             "sample": dict(self.sample),
             "proof": self.proof.to_dict(),
             "expected": list(self.expected),
-            "seen": [{name: getattr(one, name) for name in Seen.__slots__} for one in self.seen],
+            "seen": [asdict(one) for one in self.seen],
             "notes": list(self.notes),
         }
 
@@ -97,53 +103,52 @@ class AuditReport:
         """Return the findings as a data frame, one row each."""
         import pandas as pd
 
-        columns = [
-            "cause",
-            "severity",
-            "prefix",
-            "keys",
-            "sampled",
-            "expected_ttl_s",
-            "observed_ttl_s",
-            "since",
-            "since_is",
-        ]
+        columns = (
+            "cause severity confidence prefix keys sampled expected_ttl_s observed_ttl_s since since_is".split()  # noqa: SIM905
+        )
         rows = [[getattr(finding, column) for column in columns] for finding in self.findings]
         return pd.DataFrame(rows, columns=columns)
 
     def to_text(self, *, color: bool = False) -> str:
-        """Return the report for a terminal: the verdict first, then what shows it, then what it cost."""
-        return "\n".join([*self._head(color=color), *self._body(color=color), *self._foot()])
-
-    def _head(self, *, color: bool) -> list[str]:
-        where = f"{self.server['flavour']} {self.server['version']} at {self.server['url']}"
-        severity = self.findings[0].severity if self.findings else "healthy"
-        return [where, _painted(f"{severity}: {_shown(self.verdict.sentence)}", severity, color=color)]
-
-    def _body(self, *, color: bool) -> list[str]:
-        lines: list[str] = []
+        """Return the report for a terminal: the verdict first, then each finding, then notes and what was read."""
+        style = self.findings[0].severity if self.verdict.status == "findings" else self.verdict.status
+        lines = _painted(f"{style}: {printable(self.verdict.sentence)}", style, color=color)
+        lines += [wrapped(self._place())]
         for finding in self.findings:
-            scope = "the whole server" if finding.prefix is None else _shown(finding.prefix)
-            lines += [
-                "",
-                _painted(
-                    f"{finding.severity} {finding.cause} ({scope}, {finding.confidence})", finding.severity, color=color
-                ),
-            ]
-            lines += [f"  {name}: {_shown(value)}" for name, value in _rows(finding)]
+            scope = "the whole server" if finding.prefix is None else printable(finding.prefix)
+            head = f"{finding.severity} {finding.cause} ({scope}; confidence: {finding.confidence})"
+            lines += ["", *_painted(head, finding.severity, color=color)]
+            lines += [_row(name, value) for name, value in self._rows(finding)]
         if self.seen:
-            lines += ["", "seen:", *(f"  {_shown(one.says)}" for one in self.seen)]
-        return lines
+            lines += ["", *(wrapped(printable(one.message), indent="  ") for one in self.seen)]
+        lines += ["", *(wrapped(f"note: {printable(note)}", indent="  ") for note in self.notes)]
+        return "\n".join([*lines, wrapped(self.proof_sentence(), indent="  ")])
 
-    def _foot(self) -> list[str]:
-        return ["", *(f"note: {_shown(note)}" for note in self.notes), self.proof_sentence()]
+    def _place(self) -> str:
+        return f"{self.server['flavour']} {self.server['version']} at {self.server['url']}, {utc_text(self.at)}"
+
+    def _rows(self, finding: Finding) -> list[tuple[str, str]]:
+        """Return what to show of a finding under its head; the verdict's own sentence is not repeated."""
+        rows = [] if finding.message == self.verdict.sentence else [("what", finding.message)]
+        expected, observed = (
+            None if one is None else one * 1000 for one in (finding.expected_ttl_s, finding.observed_ttl_s)
+        )
+        if observed is not None or finding.cause == "no_ttl":
+            rows.append(("TTL", f"expected {duration(expected)}, observed {duration(observed)}"))
+        if finding.since:
+            name = "until" if finding.since_is == "until" else "since"
+            bound = "" if finding.since_is in ("until", "exact") else f", {finding.since_is}"
+            text = utc_text(finding.since, round_up=finding.since_is == "upper bound")
+            rows.append((name, f"{text} ({ago(finding.since, self.at)}{bound})"))
+        if finding.keys:
+            rows.append(("keys", f"{finding.keys:,} of {finding.sampled:,} looked at"))
+        return [*rows, *(("evidence", one) for one in finding.evidence), ("next", finding.next)]
 
     def proof_sentence(self) -> str:
         """Return what the audit did to the server, in one sentence."""
         proof = self.proof
-        meanwhile = (
-            "" if proof.expired_during_audit is None else f", {proof.expired_during_audit:,} keys expired meanwhile"
-        )
+        expired = proof.expired_during_audit
+        meanwhile = "" if expired is None else f"; {counted(expired, 'key')} expired meanwhile"
         return (
             f"looked at {self.sample['keys']:,} of {self.sample['of']:,} keys in {proof.seconds:.1f} s with "
             f"{sum(proof.commands.values()):,} commands: {proof.writes} writes, {proof.idle_clocks_touched} idle "
@@ -151,56 +156,28 @@ class AuditReport:
         )
 
     def _repr_html_(self) -> str:
-        left = ' style="text-align:left"'  # JupyterLab sets all to the right
-        rows = "".join(f"<tr>{''.join(f'<td{left}>{cell}</td>' for cell in _cells(one))}</tr>" for one in self.findings)
-        head = "".join(f'<th scope="col"{left}>{title}</th>' for title in _TITLES)
-        caption = f"<caption{left}>Findings: {len(self.findings)}</caption>"
-        table = f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>" if rows else ""
-        says = [self.verdict.sentence, *(f"Next: {one.next}" for one in self.findings[:1])]
-        verdict = "<br>".join(f"<strong>{html.escape(_shown(line))}</strong>" for line in says)
-        below = [*(f"Seen: {one.says}" for one in self.seen), *(f"Note: {note}" for note in self.notes)]
-        below.append(self.proof_sentence())
-        return f'<div class="memkit"><p>{verdict}</p>{table}{"".join(map(_paragraph, below))}</div>'
+        top = [self.verdict.sentence, *(f"Next: {one.next}" for one in self.findings[:1])]
+        verdict = "<br>".join(f"<strong>{escaped(line)}</strong>" for line in top)
+        titles = ("severity", "cause", "prefix", "confidence", "what shows it")
+        rows = [
+            (
+                one.severity,
+                one.cause,
+                "whole server" if one.prefix is None else one.prefix,
+                one.confidence,
+                "; ".join(f"{name}: {value}" for name, value in self._rows(one)),
+            )
+            for one in self.findings
+        ]
+        table = Table(f"Findings: {len(rows)}", titles, rows).to_html() if rows else ""
+        below = [*(one.message for one in self.seen), *(f"Note: {note}" for note in self.notes)]
+        paragraphs = "".join(f"<p>{escaped(text)}</p>" for text in [*below, self.proof_sentence()])
+        return f'<div class="memkit"><p>{verdict}</p>{table}{paragraphs}</div>'
 
 
-_TITLES = ("severity", "cause", "prefix", "what shows it")
+def _row(name: str, value: str) -> str:
+    return wrapped(f"  {name:<{INDENT - 3}} {printable(value)}", indent=" " * INDENT)
 
 
-def _paragraph(text: str) -> str:
-    return f"<p>{html.escape(_shown(text))}</p>"
-
-
-def _cells(finding: Finding) -> tuple[str, str, str, str]:
-    scope = "whole server" if finding.prefix is None else _shown(finding.prefix)
-    return finding.severity, finding.cause, html.escape(scope), _html(finding)
-
-
-def _rows(finding: Finding) -> list[tuple[str, str]]:
-    rows = [("what", finding.sentence)]
-    expected, observed = (
-        None if one is None else one * 1000 for one in (finding.expected_ttl_s, finding.observed_ttl_s)
-    )
-    if observed is not None or finding.cause == "no_ttl":
-        rows.append(("TTL", f"expected {duration(expected)}, seen {duration(observed)}"))
-    if finding.since:
-        rows.append(
-            ("since", f"{utc_text(finding.since, round_up=finding.since_is == 'upper bound')} ({finding.since_is})")
-        )
-    if finding.keys:
-        rows.append(("keys", f"{finding.keys:,} of {finding.sampled:,} looked at"))
-    return [*rows, *(("evidence", one) for one in finding.evidence), ("next", finding.next)]
-
-
-def _html(finding: Finding) -> str:
-    rows = [("sure", finding.confidence), *_rows(finding)]
-    return "<br>".join(f"{name}: {html.escape(_shown(value))}" for name, value in rows)
-
-
-def _painted(text: str, severity: str, *, color: bool) -> str:
-    code = {"critical": "1;31", "warning": "1;33", "healthy": "1;32"}.get(severity, "1")
-    return f"\x1b[{code}m{text}\x1b[0m" if color else text
-
-
-def _shown(text: str) -> str:
-    """Return text that no terminal acts on: names of keys are anybody's."""
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+def _painted(text: str, style: str, *, color: bool) -> list[str]:
+    return [colored(line, style, color=color) for line in wrapped(text).splitlines()]

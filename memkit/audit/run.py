@@ -18,17 +18,16 @@ from memkit.audit.checks.payloads import check_values
 from memkit.audit.checks.server import server_findings, skewed_ttl
 from memkit.audit.checks.ttl import diagnose, seen_under
 from memkit.audit.checks.ttl_inference import Server
-from memkit.audit.expectations import Expect, Expectation, expectations, parse_expectation, read_expectations
-from memkit.audit.finding import Finding, Seen, verdict_of
+from memkit.audit.finding import Finding, PrefixSummary, verdict_of
 from memkit.audit.report import AuditReport, Proof
 from memkit.audit.sampling import ENOUGH_OF_A_PATTERN, KeyFacts, Progress, Sample, Sampler
 from memkit.audit.server_info import FLUSHES, Evidence, counters, in_cluster, look
+from memkit.config import Expect, Expectation, expectations
 from memkit.connect import AnyClient, connect, place, redact
 from memkit.errors import PolicyError
 from memkit.readonly.connection import Pace, Wire, packed, refused
 from memkit.readonly.reader import reading
-
-__all__ = ["AuditReport", "Finding", "acl_rule", "audit", "parse_expectation", "read_expectations"]
+from memkit.render import utc_text
 
 PATIENCE_S = 5.0
 SECOND_LOOK_KEYS = 1_000
@@ -204,14 +203,18 @@ class _Audit:
             server=self._server(target),
             findings=tuple(findings),
             verdict=verdict_of(
-                findings, self._healthy(sample, sessions), looked=sessions or (0 if self._meant else sample.seen)
+                findings,
+                sessions=sessions or (0 if self._meant else sample.seen),
+                healthy=self._healthy(sessions),
+                undetermined=None
+                if self._meant
+                else f"{sample.seen:,} keys seen; state with --expect what their TTLs are",
             ),
             sample=_sample_dict(sample),
             proof=self._proof(after),
             notes=tuple(dict.fromkeys(self._notes)),
             seen=tuple(seen),
-            expected=tuple(map(str, self._meant)),
-            expectations=tuple(one.text for one in self._meant),
+            expectations=tuple(self._meant),
             at=datetime.fromtimestamp(self._evidence[0].now_ms / 1000, UTC),
             keys=sample.keys,
             counters={name: self._evidence[0].number(name) for name in COUNTERS},
@@ -227,7 +230,7 @@ class _Audit:
                 sample.keys += self._sampler.more_of(sample, meant.pattern, meant.matches.fullmatch)
         return sample
 
-    def _diagnose(self, sample: Sample) -> tuple[list[Finding], list[Seen], int]:
+    def _diagnose(self, sample: Sample) -> tuple[list[Finding], list[PrefixSummary], int]:
         scene = Scene(
             sample.keys,
             self._server_facts(sample),
@@ -345,16 +348,16 @@ class _Audit:
         found = [f"other databases have keys: {', '.join(others)}"] if others else []
         return found + ([f"FLUSHALL or FLUSHDB was called {flushes:,} times since the start"] if flushes else [])
 
-    def _healthy(self, sample: Sample, sessions: int) -> str:
-        if not self._meant:
-            return f"nothing wrong with the server; {sample.seen:,} keys seen, say what to expect of them with --expect"
+    def _healthy(self, sessions: int) -> str:
         says = f"{sessions:,} keys of sessions looked at, all as expected ({', '.join(map(str, self._meant))})"
         return says + (f"; {self._aside:,} that live shorter were taken for no sessions" if self._aside else "")
 
-    def _server(self, target: str | AnyClient) -> dict[str, str]:
+    def _server(self, target: str | AnyClient) -> dict[str, Any]:
         evidence: Evidence = self._evidence[0]
         url = redact(target) if isinstance(target, str) else self._primaries[0].name
-        return {"flavour": evidence.flavour, "version": evidence.version, "url": url}
+        taken_at = utc_text(datetime.fromtimestamp(evidence.now_ms / 1000, UTC))
+        source = {"kind": "live", "name": url, "taken_at": taken_at}
+        return {"flavour": evidence.flavour, "version": evidence.version, "url": url, "source": source}
 
     def _proof(self, after: Sequence[Mapping[str, str]]) -> Proof:
         sent: Counter[str] = Counter()
@@ -419,6 +422,9 @@ def _sample_dict(sample: Sample) -> dict[str, Any]:
 
 def _empty_database() -> Finding:
     return Finding(
-        "no_data", None, 0, 0, "the database is empty: there is nothing to audit", "proven",
+        "no_data",
+        message="the database is empty: there is nothing to audit",
+        confidence="proven",
+        evidence=("DBSIZE is 0",),
         next="check the database number and the server in the URL",
-    )  # fmt: skip
+    )

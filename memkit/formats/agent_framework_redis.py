@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from memkit.formats.model import Format, KeyOwner, Item, SessionValues, Problem, Tool, Turn, a_list, text_or_none
+from memkit.formats.model import Format, Item, KeyOwner, Problem, SessionValues, Tool, Turn, a_list, text_or_none
 from memkit.formats.parsing.chat import dumped, flatten, role_of
 from memkit.formats.parsing.element_shapes import missing
 from memkit.formats.parsing.list_elements import turns, votes
@@ -84,4 +84,6 @@ def _shown(part: dict[str, Any]) -> Any:
     return flatten(part["items"]) if part.get("items") else dumped(part.get("result"))
 
 
-FORMAT = Format(store=STORE, kinds=("list",), recognise=recognise, siblings=siblings, decode=decode, prefix=PREFIX, ttl_option=False)  # fmt: skip
+FORMAT = Format(
+    store=STORE, kinds=("list",), recognise=recognise, siblings=siblings, decode=decode, prefix=PREFIX, ttl_option=False
+)

@@ -10,7 +10,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from memkit.formats.model import Format, KeyOwner, Item, SessionValues, Problem, Turn, a_dict, a_list, is_uuid, quoted, seconds, text_or_none
+from memkit.formats.model import (
+    Format,
+    Item,
+    KeyOwner,
+    Problem,
+    SessionValues,
+    Turn,
+    a_dict,
+    a_list,
+    is_uuid,
+    quoted,
+    seconds,
+    text_or_none,
+)
 from memkit.formats.parsing.chat import chat_turn
 from memkit.formats.parsing.documents import messages, misshapen, peek, read, salvage
 from memkit.formats.parsing.element_shapes import kind_of, missing, missing_content
@@ -20,6 +33,7 @@ STORE = "agno"
 PREFIX = "agno:"
 ORDER = "runs:by_session:"
 RUN_INDEX = ("agent_id", "team_id", "workflow_id", "run_type", "session_id", "status", "user_id")
+SESSION_FIELDS = frozenset({"session_id", "session_type", "session_data"})
 SESSION_INDEX = ("agent_id", "team_id", "workflow_id", "session_type", "user_id")
 
 
@@ -44,7 +58,7 @@ def _document(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     if "run_data" in document and isinstance(document.get("session_id"), str):
         return KeyOwner(STORE, document["session_id"], raw.name.rpartition("runs:")[0], "run")
     prefix, found, session = raw.name.partition("sessions:")
-    if {"session_id", "session_type"} <= document.keys() or (found and prefix == PREFIX and not document):
+    if document.keys() >= SESSION_FIELDS or (found and prefix == PREFIX and not document):
         session = text_or_none(document.get("session_id")) or session
         return KeyOwner(STORE, session, prefix if found else "", "primary") if wanted in (None, session) else None
     return None
@@ -98,7 +112,9 @@ def decode(stored: SessionValues) -> Iterator[Item]:
     owner = stored.owner
     session = stored.get(f"{owner.prefix}sessions:{owner.session}")
     if session is None:
-        yield Problem("dangling", f"{owner.prefix}sessions:{owner.session}", "the runs are there and their session is gone")
+        yield Problem(
+            "dangling", f"{owner.prefix}sessions:{owner.session}", "the runs are there and their session is gone"
+        )
     else:
         document, problems = read(session)
         lacks = None if document is None else missing(document, ("session_id",))
@@ -180,4 +196,12 @@ def _dangling(stored: SessionValues) -> Iterator[Problem]:
             yield Problem("dangling", name, reason)
 
 
-FORMAT = Format(store=STORE, kinds=("string", "zset", "set"), recognise=recognise, siblings=siblings, decode=decode, names=names, prefix=PREFIX)  # fmt: skip
+FORMAT = Format(
+    store=STORE,
+    kinds=("string", "zset", "set"),
+    recognise=recognise,
+    siblings=siblings,
+    decode=decode,
+    names=names,
+    prefix=PREFIX,
+)

@@ -61,8 +61,8 @@ def load_capture(client: Any, name: str, *, json_as_text: bool = False) -> str:
             pipe.execute_command(*command)
     failed = [answer for answer in pipe.execute(raise_on_error=False) if isinstance(answer, Exception)]
     if any("unknown command" in str(error).lower() for error in failed):
-        says = f"{name} is made of JSON documents and this server has no JSON module"
-        raise MemkitError(f"{says}; use Redis 8 with its modules, or json_as_text=True")
+        reason = f"{name} is made of JSON documents and this server has no JSON module"
+        raise MemkitError(f"{reason}; use Redis 8 with its modules, or json_as_text=True")
     if failed:
         raise failed[0]
     return str(session["session_id"])

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from memkit.formats.model import Format, KeyOwner, Item, SessionValues, Tool, Turn, a_dict, a_list, seconds, text_or_none
+from memkit.formats.model import (
+    Format,
+    Item,
+    KeyOwner,
+    SessionValues,
+    Tool,
+    Turn,
+    a_dict,
+    a_list,
+    seconds,
+    text_or_none,
+)
 from memkit.formats.parsing.chat import dumped, flatten, role_of
 from memkit.formats.parsing.documents import messages, misshapen, peek, read_or_salvage
 from memkit.formats.parsing.element_shapes import kind_of, missing
@@ -91,4 +102,4 @@ def _shown(part: dict[str, Any]) -> Any:
     return dumped(alone)
 
 
-FORMAT = Format(store=STORE, kinds=("string",), recognise=recognise, siblings=siblings, decode=decode, prefix=PREFIX)  # fmt: skip
+FORMAT = Format(store=STORE, kinds=("string",), recognise=recognise, siblings=siblings, decode=decode, prefix=PREFIX)

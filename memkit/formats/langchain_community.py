@@ -82,7 +82,9 @@ def decode(stored: SessionValues) -> Iterator[Item]:
             if not proven:
                 yield Note(f"the order is not known: no time, tool call or system message shows it; read {order}")
             if _is_javascript(raw) and len(raw.elements) > 2 and not any(map(_has_tools, sample(raw))):
-                yield Note("if Flowise wrote this list: its window of k messages is read from the oldest, not the newest")
+                yield Note(
+                    "if Flowise wrote this list: its window of k messages is read from the oldest, not the newest"
+                )
 
 
 def _has_tools(value: dict[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from memkit.formats.model import Format, KeyOwner, Item, SessionValues, Note, Problem, Turn, seconds, text_or_none
+from memkit.formats.model import Format, Item, KeyOwner, Note, Problem, SessionValues, Turn, seconds, text_or_none
 from memkit.formats.parsing.documents import misshapen, peek, read
 from memkit.formats.parsing.element_shapes import missing
 from memkit.formats.parsing.langchain_message import typed_turn
@@ -65,4 +65,13 @@ def _turn(raw: RedisValue) -> tuple[Turn | None, list[Problem]]:
     return None if isinstance(turn, str) else turn._replace(uid=text_or_none(document.get("message_id"))), problems
 
 
-FORMAT = Format(store=STORE, kinds=DOCUMENT_KINDS, recognise=recognise, siblings=siblings, decode=decode, scanned=True, loses_calls=True, prefix=PREFIX)  # fmt: skip
+FORMAT = Format(
+    store=STORE,
+    kinds=DOCUMENT_KINDS,
+    recognise=recognise,
+    siblings=siblings,
+    decode=decode,
+    scanned=True,
+    loses_calls=True,
+    prefix=PREFIX,
+)

@@ -76,7 +76,9 @@ def decode(stored: SessionValues) -> Iterator[Item]:
     if order is None:
         yield Problem("dangling", _base(stored, "thread"), "the thread's list of checkpoints no longer exists")
     if lost and lost[0] == listed[0]:
-        yield Problem("dangling", lost[0], "the thread's list names this checkpoint as the latest, and it does not exist")
+        yield Problem(
+            "dangling", lost[0], "the thread's list names this checkpoint as the latest, and it does not exist"
+        )
     elif lost:
         yield Note(f"{counted(len(lost), 'older checkpoint')} no longer exist: the library does not renew their TTL")
 
@@ -92,5 +94,12 @@ def _checkpoint(raw: RedisValue | None) -> tuple[dict[str, Any] | None, list[Pro
     return (value if isinstance(value, dict) else None), [*problems, *faults]
 
 
-FORMAT = Format(store=STORE, kinds=("string", "list"), recognise=recognise, siblings=siblings, decode=decode, names=names,
-                scanned=True)  # fmt: skip
+FORMAT = Format(
+    store=STORE,
+    kinds=("string", "list"),
+    recognise=recognise,
+    siblings=siblings,
+    decode=decode,
+    names=names,
+    scanned=True,
+)

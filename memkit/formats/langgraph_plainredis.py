@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from memkit.formats.model import Format, KeyOwner, Item, SessionValues, Problem, a_dict, is_uuid, quoted
+from memkit.formats.model import Format, Item, KeyOwner, Problem, SessionValues, a_dict, is_uuid, quoted
 from memkit.formats.parsing.documents import misshapen, peek, read
 from memkit.formats.parsing.element_shapes import kind_of, missing
 from memkit.formats.parsing.langgraph_common import (
@@ -126,7 +126,9 @@ def _dialogue(stored: SessionValues, checkpoints: Mapping[str, Checkpoint]) -> I
         name = point.blobs.get("messages", "")
         if name in blobs:
             if not newest:
-                yield Problem("gap", name, "the newest messages are gone; this is the last state that can be read")
+                yield Problem(
+                    "gap", name, "the newest messages no longer exist; this is the last state that can be read"
+                )
             yield from message_items({"messages": blobs[name]}, name)
             break
         newest = newest and not name
@@ -135,9 +137,11 @@ def _dialogue(stored: SessionValues, checkpoints: Mapping[str, Checkpoint]) -> I
         yield from message_items({channel: blobs[name] for channel, name in channels.items() if name in blobs}, "")
     lost = sorted({name for point in checkpoints.values() for name in point.blobs.values() if not stored.get(name)})
     for name in lost[:5]:
-        yield Problem("dangling", name, "a checkpoint names this blob and it is gone, with the channel's value")
+        yield Problem(
+            "dangling", name, "a checkpoint names this blob and it no longer exists, with the channel's value"
+        )
     if len(lost) > 5:
-        yield Problem("dangling", lost[5], f"… and {len(lost) - 5} more blobs are gone")
+        yield Problem("dangling", lost[5], f"… and {len(lost) - 5} more blobs no longer exist")
 
 
 def _blobs(stored: SessionValues) -> tuple[dict[str, Any], list[Problem]]:
@@ -159,7 +163,9 @@ def _missing_writes(stored: SessionValues, checkpoints: Mapping[str, Checkpoint]
         name = f"{stored.owner.prefix}wr:{stored.owner.session}::{point.uid}"
         raw = stored.get(name)
         if raw is None and point.uid in stepped:
-            yield Problem("dangling", name, "the checkpoint's writes are gone: the step after it cannot be replayed")
+            yield Problem(
+                "dangling", name, "the checkpoint's writes no longer exist: the step after it cannot be replayed"
+            )
         for field, data in raw.fields.items() if raw else ():
             faults = _value(RedisValue(f"{name} {field}", "string", data=data, total=len(data)))[1]
             yield from (problem._replace(key=name) for problem in faults)
@@ -171,12 +177,12 @@ def _index_problems(stored: SessionValues, checkpoints: Mapping[str, Checkpoint]
     listed = stored.get(order)
     if listed is None:
         members = " ".join(f"{at} {point.uid}" for at, point in enumerate(checkpoints.values(), 1))
-        reason = "the thread's order is gone: the library shows an empty thread"
+        reason = "the thread's order no longer exists: the library shows an empty thread"
         reason += "; recoverable: the checkpoints are still there" if members else ""
         yield Problem(
             "dangling",
             order,
-            says,
+            reason,
             f"ZADD {quoted(order)} {members}"
             if all(is_uuid(point.uid) for point in checkpoints.values()) and members
             else "",
@@ -184,11 +190,13 @@ def _index_problems(stored: SessionValues, checkpoints: Mapping[str, Checkpoint]
     for uid in listed.scores if listed else ():
         name = f"{base}cp:{thread}::{uid}"
         if stored.get(name) is None:
-            yield Problem("dangling", name, "the thread's order lists this checkpoint and it is gone")
+            yield Problem("dangling", name, "the thread's order lists this checkpoint and it no longer exists")
     if threads is None or order not in threads.fields:
         yield Problem("dangling", f"{base}threads", "the list of threads does not name this one")
     if stored.get(f"{base}seq") is None:
-        reason = "the counter that orders checkpoints is gone: the next ones will sort before those that are there"
+        reason = (
+            "the counter that orders checkpoints no longer exists: the next ones will sort before those that are there"
+        )
         yield Problem("dangling", f"{base}seq", reason)
 
 
@@ -204,4 +212,12 @@ def _value(raw: RedisValue) -> tuple[Any, list[Problem]]:
     return value, [*problems, *fault]
 
 
-FORMAT = Format(store=STORE, kinds=("string", "hash", "zset"), recognise=recognise, siblings=siblings, decode=decode, names=names, scanned=True)  # fmt: skip
+FORMAT = Format(
+    store=STORE,
+    kinds=("string", "hash", "zset"),
+    recognise=recognise,
+    siblings=siblings,
+    decode=decode,
+    names=names,
+    scanned=True,
+)

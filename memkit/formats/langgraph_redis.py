@@ -59,7 +59,7 @@ def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     if not document:
         return _pointer_owner(raw, wanted) or _damaged_owner(raw, wanted)
     thread = text_or_none(document.get("thread_id")) or wanted or _shallow_thread(raw.name)
-    if thread is None or wanted not in (None, thread) or "checkpoint" not in document and not _is_write(document):
+    if thread is None or wanted not in (None, thread) or ("checkpoint" not in document and not _is_write(document)):
         return None
     pieces = pieces_of(raw.name, thread)
     if pieces is None or not _is_python(pieces.rest[len(thread) + 1 :], document):
@@ -127,7 +127,11 @@ def _kind(name: str, stored: SessionValues) -> str:
     if pieces.kind.endswith(_LATEST) and (raw is None or raw.kind == "string"):
         return "pointer"
     document = peek(raw) if raw else {}
-    if _is_write(document) or pieces.kind == "checkpoint_write" or rest.count(":") >= 3 and "checkpoint" not in document:
+    if (
+        _is_write(document)
+        or pieces.kind == "checkpoint_write"
+        or (rest.count(":") >= 3 and "checkpoint" not in document)
+    ):
         return "write"
     return "shallow" if not rest or rest == document.get("checkpoint_ns") else "checkpoint"
 

@@ -25,7 +25,7 @@ from memkit.formats.model import (
     text_or_none,
 )
 from memkit.formats.parsing.chat import messages_of, place_of
-from memkit.formats.parsing.conversation import Entry, find_entries
+from memkit.formats.parsing.conversation import Entry, find_entries, in_order
 from memkit.formats.parsing.documents import messages, misshapen, wrong_kind
 from memkit.formats.parsing.list_elements import Convert, sample, turns
 from memkit.formats.parsing.payload import open_payload, read_document
@@ -147,7 +147,7 @@ def _recognise(layout: Layout, raw: RedisValue, wanted: str | None) -> KeyOwner 
         if session is None and not layout.prefix and key.pattern == "{id}":
             return KeyOwner(layout.store, raw.name, "", key.part)
         found = _regex(layout.prefix, key.pattern, session).fullmatch(raw.name)
-        if found is None and key.fields and session:
+        if found is None and key.fields and session and not _is_open(layout.prefix):
             found = _regex("", key.pattern, session).fullmatch(raw.name)
         if found:
             return KeyOwner(layout.store, found["id"], found["prefix"], key.part)
@@ -250,7 +250,7 @@ def _from_document(layout: Layout, raw: RedisValue) -> Iterator[Item]:
         yield ConfiguredTtl(None if ttl_s is None else ttl_s * 1000)
     if layout.web_session:
         entries = find_entries(value, raw.name)
-        yield from (turn for entry in entries for turn in entry.turns)
+        yield from in_order(entries)
         if not entries:
             named = open_payload(raw.data).encoding
             reason = "no messages are found in it" if value is not None else f"it is {named}, which is never loaded"

@@ -6,7 +6,7 @@ library and the version that wrote the capture.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from memkit.formats import ag2, llama_index
@@ -55,10 +55,20 @@ LAYOUTS: tuple[Layout, ...] = (
         store="vercel-chat-sdk",
         prefix="chat-sdk:",
         keys=(
-            Key(pattern="list:msg-history:{id}", kinds=_LIST, part="messages", fields=frozenset({"_type", "author"}),
-                holds=MESSAGES),
-            Key(pattern="list:msg-history:{*}:{id}", kinds=_LIST, part="messages", fields=frozenset({"_type", "author"}),
-                holds=MESSAGES),
+            Key(
+                pattern="list:msg-history:{id}",
+                kinds=_LIST,
+                part="messages",
+                fields=frozenset({"_type", "author"}),
+                holds=MESSAGES,
+            ),
+            Key(
+                pattern="list:msg-history:{*}:{id}",
+                kinds=_LIST,
+                part="messages",
+                fields=frozenset({"_type", "author"}),
+                holds=MESSAGES,
+            ),
             Key(pattern="subscriptions", kinds=_SET, part="shared subscriptions", shared=True),
         ),
         ttl_unit="ms",
@@ -68,8 +78,13 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         store="mastra-redis",
         keys=(
-            Key(pattern="mastra_messages:threadId:{id}:id:{*}", kinds=_STRING, part="message",
-                fields=frozenset({"threadId", "content"}), holds=MESSAGE),
+            Key(
+                pattern="mastra_messages:threadId:{id}:id:{*}",
+                kinds=_STRING,
+                part="message",
+                fields=frozenset({"threadId", "content"}),
+                holds=MESSAGE,
+            ),
             Key(pattern="mastra_threads:id:{id}", kinds=_STRING, part="thread", fields=frozenset({"id", "resourceId"})),
             Key(pattern="thread:{id}:messages", kinds=_ZSET, part="order", holds=IDS),
             Key(pattern="msg-idx:{*}", kinds=_STRING, part="message index", holds="", shared=False),
@@ -81,8 +96,13 @@ LAYOUTS: tuple[Layout, ...] = (
         store="agentscope-storage",
         prefix="agentscope:user:{*}:session:",
         keys=(
-            Key(pattern="{id}:messages", kinds=_LIST, part="messages", fields=frozenset({"role", "content"}),
-                holds=MESSAGES),
+            Key(
+                pattern="{id}:messages",
+                kinds=_LIST,
+                part="messages",
+                fields=frozenset({"role", "content"}),
+                holds=MESSAGES,
+            ),
             Key(pattern="{id}:message_ids", kinds=_SET, part="message ids"),
         ),
     ),
@@ -92,8 +112,13 @@ LAYOUTS: tuple[Layout, ...] = (
         prefix="user_id:{*}:session:",
         keys=(
             Key(pattern="{id}:messages", kinds=_LIST, part="order", holds=IDS),
-            Key(pattern="{id}:msg:{*}", kinds=_STRING, part="message", fields=frozenset({"role", "content"}),
-                holds=MESSAGE),
+            Key(
+                pattern="{id}:msg:{*}",
+                kinds=_STRING,
+                part="message",
+                fields=frozenset({"role", "content"}),
+                holds=MESSAGE,
+            ),
             Key(pattern="{id}:mark:{*}", kinds=_LIST, part="mark"),
             Key(pattern="{id}:marks_index", kinds=_SET, part="marks"),
         ),
@@ -103,13 +128,26 @@ LAYOUTS: tuple[Layout, ...] = (
         store="strands-valkey",
         prefix="session:",
         keys=(
-            Key(pattern="{id}:agent:{*}:message:{#}", kinds=DOCUMENT_KINDS, part="message",
-                fields=frozenset({"message", "message_id"}), holds=MESSAGE),
-            Key(pattern="{id}:agent:{*}", kinds=DOCUMENT_KINDS, part="agent",
-                fields=frozenset({"agent_id", "conversation_manager_state"})),
+            Key(
+                pattern="{id}:agent:{*}:message:{#}",
+                kinds=DOCUMENT_KINDS,
+                part="message",
+                fields=frozenset({"message", "message_id"}),
+                holds=MESSAGE,
+            ),
+            Key(
+                pattern="{id}:agent:{*}",
+                kinds=DOCUMENT_KINDS,
+                part="agent",
+                fields=frozenset({"agent_id", "conversation_manager_state"}),
+            ),
             Key(pattern="{id}:multi_agent:{*}", kinds=DOCUMENT_KINDS, part="agents", fields=frozenset({"id", "type"})),
-            Key(pattern="{id}", kinds=DOCUMENT_KINDS, part="primary",
-                fields=frozenset({"session_id", "session_type", "created_at"})),
+            Key(
+                pattern="{id}",
+                kinds=DOCUMENT_KINDS,
+                part="primary",
+                fields=frozenset({"session_id", "session_type", "created_at"}),
+            ),
         ),
         ttl_unit="",
     ),
@@ -117,8 +155,15 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         store="agent-memory-server",
         prefix="working_memory:",
-        keys=(Key(pattern="{id}", kinds=DOCUMENT_KINDS, part="primary", fields=frozenset({"messages", "memories"}),
-                  holds=MESSAGES),),
+        keys=(
+            Key(
+                pattern="{id}",
+                kinds=DOCUMENT_KINDS,
+                part="primary",
+                fields=frozenset({"messages", "memories"}),
+                holds=MESSAGES,
+            ),
+        ),
         id_field="session_id",
         messages_field="messages",
         configured_ttl=lambda document: _whole_seconds(document.get("ttl_seconds")),
@@ -129,8 +174,13 @@ LAYOUTS: tuple[Layout, ...] = (
         store="spring-ai",
         prefix="chat-memory:",
         keys=(
-            Key(pattern="{id}:{#}", kinds=DOCUMENT_KINDS, part="message",
-                fields=frozenset({"type", "content", "conversation_id"}), holds=MESSAGE),
+            Key(
+                pattern="{id}:{#}",
+                kinds=DOCUMENT_KINDS,
+                part="message",
+                fields=frozenset({"type", "content", "conversation_id"}),
+                holds=MESSAGE,
+            ),
             Key(pattern="counter:{id}", kinds=_STRING, part="counter"),
         ),
         id_field="conversation_id",
@@ -140,8 +190,9 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         store="spring-ai-alibaba",
         prefix="spring_ai_alibaba_chat_memory:",
-        keys=(Key(pattern="{id}", kinds=_LIST, part="primary", fields=frozenset({"messageType", "text"}),
-                  holds=MESSAGES),),
+        keys=(
+            Key(pattern="{id}", kinds=_LIST, part="primary", fields=frozenset({"messageType", "text"}), holds=MESSAGES),
+        ),
         ttl_unit="",
     ),
     # LangChain4j community: the prefix is empty by default, and each turn rewrites the whole array.
@@ -154,7 +205,9 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         store="rasa",
         prefix="tracker:",
-        keys=(Key(pattern="{id}", kinds=_STRING, part="primary", fields=frozenset({"events", "name"}), holds=MESSAGES),),
+        keys=(
+            Key(pattern="{id}", kinds=_STRING, part="primary", fields=frozenset({"events", "name"}), holds=MESSAGES),
+        ),
         messages_field="events",
         skip=lambda event: event.get("event") not in ("user", "bot") or event.get("text") is None,
     ),
@@ -191,4 +244,6 @@ def vocabulary() -> Iterable[str]:
     """Yield the words of the stores' own names."""
     for layout in LAYOUTS:
         for key in layout.keys:
-            yield from (layout.prefix + key.pattern).replace("{id}", ":").replace("{*}", ":").replace("{#}", ":").split(":")
+            yield from (
+                (layout.prefix + key.pattern).replace("{id}", ":").replace("{*}", ":").replace("{#}", ":").split(":")
+            )

@@ -6,7 +6,18 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from memkit.errors import DecodeError
-from memkit.formats.model import Format, KeyOwner, Item, SessionValues, ConfiguredTtl, Note, Problem, Turn, seconds, split
+from memkit.formats.model import (
+    ConfiguredTtl,
+    Format,
+    Item,
+    KeyOwner,
+    Note,
+    Problem,
+    SessionValues,
+    Turn,
+    seconds,
+    split,
+)
 from memkit.formats.parsing.bounded_json import parse
 from memkit.formats.parsing.chat import chat_turn, dumped
 from memkit.formats.parsing.list_elements import Faults, votes
@@ -116,4 +127,6 @@ def _turn(message: dict[str, Any], at_s: float | None, key: str) -> Turn:
     return turn._replace(at_s=at_s, text=text)
 
 
-FORMAT = Format(store=STORE, kinds=("list",), recognise=recognise, siblings=siblings, decode=decode, names=names, prefix=PREFIX)  # fmt: skip
+FORMAT = Format(
+    store=STORE, kinds=("list",), recognise=recognise, siblings=siblings, decode=decode, names=names, prefix=PREFIX
+)

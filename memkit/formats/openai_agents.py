@@ -80,15 +80,17 @@ def decode(stored: SessionValues) -> Iterator[Item]:
         if any(value.get("type") == "reasoning" for value in sample(items)):
             yield Note("reasoning items are not part of the dialogue and are not shown")
     elif items is None:
-        yield Problem("dangling", base + LIST, "the hash with the session's dates exists, its list of messages does not")
+        yield Problem(
+            "dangling", base + LIST, "the hash with the session's dates exists, its list of messages does not"
+        )
     if items and not stored.get(base):
         yield Problem("dangling", base, "the messages exist, the hash with the session's dates does not")
 
 
 def is_encrypted(raw: RedisValue) -> bool:
     """Return whether most elements are EncryptedSession's ``{"__enc__": 1, "payload"}``."""
-    found = [value.get("__enc__") == 1 and "payload" in value for value in sample(raw)]
-    return sum(found) * 2 > len(found)
+    found = [bool(value.get("__enc__") == 1) and "payload" in value for value in sample(raw)]
+    return sum(found) > len(found) - sum(found)
 
 
 def _encrypted(raw: RedisValue) -> Iterator[Item]:
@@ -136,4 +138,13 @@ def _turn(value: dict[str, Any], key: str) -> Turn | str | None:
     return lacks or Turn(role_of(value["role"]), flatten(value.get("content")), (), None, uid, key)
 
 
-FORMAT = Format(store=STORE, kinds=("list", "hash"), recognise=recognise, siblings=siblings, decode=decode, names=names, prefix=PREFIX, name_of=_name_of)  # fmt: skip
+FORMAT = Format(
+    store=STORE,
+    kinds=("list", "hash"),
+    recognise=recognise,
+    siblings=siblings,
+    decode=decode,
+    names=names,
+    prefix=PREFIX,
+    name_of=_name_of,
+)

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from memkit.formats.model import Format, KeyOwner, Item, SessionValues, Problem, Tool, Turn, a_dict, seconds, text_or_none
+from memkit.formats.model import (
+    Format,
+    Item,
+    KeyOwner,
+    Problem,
+    SessionValues,
+    Tool,
+    Turn,
+    a_dict,
+    seconds,
+    text_or_none,
+)
 from memkit.formats.parsing.bounded_json import parse
 from memkit.formats.parsing.chat import role_of
 from memkit.readonly.values import KeyRequest, RedisValue
@@ -89,4 +100,6 @@ def _number(raw: RedisValue) -> float | None:
         return None
 
 
-FORMAT = Format(store=STORE, kinds=("hash",), recognise=recognise, siblings=siblings, decode=decode, scanned=True, ttl_option=False)  # fmt: skip
+FORMAT = Format(
+    store=STORE, kinds=("hash",), recognise=recognise, siblings=siblings, decode=decode, scanned=True, ttl_option=False
+)

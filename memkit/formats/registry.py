@@ -110,7 +110,12 @@ def store_name(stored: SessionValues) -> str:
 
 def stores() -> Iterable[str]:
     """Return the names of all stores whose sessions can be decoded."""
-    more = (openai_agents.ENCRYPTED, langgraph_redis.SHALLOW, langgraph_js.SHALLOW, langchain_community.OLDEST_FIRST_STORE)
+    more = (
+        openai_agents.ENCRYPTED,
+        langgraph_redis.SHALLOW,
+        langgraph_js.SHALLOW,
+        langchain_community.OLDEST_FIRST_STORE,
+    )
     return (*_BY_STORE, *more)
 
 

@@ -16,8 +16,9 @@ from secrets import token_bytes
 from typing import Any
 
 from memkit.audit.report import AuditReport
-from memkit.audit.run import audit, parse_expectation
+from memkit.audit.run import audit
 from memkit.audit.sampling import KeyFacts
+from memkit.config import parse_expectation
 from memkit.connect import redact
 from memkit.errors import MemkitError
 from memkit.notebook.demo import demo_server, load_incident
@@ -162,7 +163,7 @@ class Affected:
     @property
     def rows(self) -> list[tuple[str, ...]]:
         """Return the rows: at most MOST_ROWS, those with the least time left first."""
-        meant = [parse_expectation(text) for text in self.report.expectations]
+        meant = self.report.expectations
         own = {one.key: one for expectation in meant for one in expectation.of(self.report.keys)}
         shown = own.values() if meant else self.report.keys
         mortal = [one for one in shown if one.deadline_ms is not None]
@@ -225,7 +226,7 @@ def five_minutes_later(url: str, expectations: Iterable[str]) -> str:
         before = examine(copy, expectations)
         server.clock.shift("5m")
         after = examine(copy, expectations)
-    meant = [parse_expectation(text) for text in before.expectations]
+    meant = before.expectations
     left = {one.key for one in after.keys}
     there = {one.key for expectation in meant for one in expectation.of(before.keys)}
     return (

@@ -77,6 +77,11 @@ class Table:
         """Return the answers of one row."""
         return next(row[1:] for row in self.rows if row[0] == name)
 
+    def differing(self) -> Table:
+        """Return the rows whose answers are not all the same; the caption counts them."""
+        rows = [row for row in self.rows if len(set(row[1:])) > 1]
+        return Table(f"{len(rows)} of {len(self.rows)} answers differ", self.titles, rows)
+
     def __repr__(self) -> str:
         lines = [self.titles, *self.rows]
         widths = [max(len(line[column]) for line in lines) for column in range(len(self.titles))]
@@ -104,12 +109,10 @@ def expire_rules(client: redis.Redis) -> Table:
 
 
 def beside(real: redis.Redis, other: redis.Redis, name: str) -> Table:
-    """Run every case that all servers answer alike on a real server and on a stand-in; the rows that differ."""
+    """Run every case that all servers answer alike on a real server and on a stand-in; ``name``: the stand-in's."""
     guard_write(real)
-    cases = [case for case in CASES if not case.varies]
-    pairs = [(case.does, _said(case, real), _said(case, other)) for case in cases]
-    rows = [row for row in pairs if row[1] != row[2]]
-    return Table(f"{len(rows)} of {len(pairs)} answers differ", ("case", "a real server", name), rows)
+    rows = [(case.does, _said(case, real), _said(case, other)) for case in CASES if not case.varies]
+    return Table("A real server and a stand-in", ("case", "a real server", name), rows)
 
 
 def across_servers() -> Table:

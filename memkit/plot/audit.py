@@ -6,7 +6,6 @@ key's name is in a figure.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from memkit.audit.expectations import Expectation, parse_expectation
 from memkit.audit.finding import Finding
 from memkit.audit.report import AuditReport
 from memkit.audit.sampling import KeyFacts
@@ -133,13 +131,9 @@ def _near(ax: Axes) -> dict[str, Any]:
     }
 
 
-def _meant(report: AuditReport) -> Sequence[Expectation]:
-    return [parse_expectation(text) for text in report.expectations]
-
-
 def _mortal(report: AuditReport) -> list[KeyFacts]:
     """Return the keys with a deadline under the first expectation that has any; all, where nothing is expected."""
-    for meant in _meant(report):
+    for meant in report.expectations:
         own = [one for one in meant.of(report.keys) if one.deadline_ms is not None]
         if own:
             return own
@@ -148,7 +142,7 @@ def _mortal(report: AuditReport) -> list[KeyFacts]:
 
 def _which(report: AuditReport) -> str:
     """Return how many keys the figures show, and which."""
-    pattern = next((meant.pattern for meant in _meant(report) if meant.of(report.keys)), None)
+    pattern = next((meant.pattern for meant in report.expectations if meant.of(report.keys)), None)
     return f"{len(_mortal(report)):,} keys{f' {pattern}' if pattern else ''}"
 
 
@@ -161,7 +155,7 @@ def _shortened_share(report: AuditReport) -> str | None:
 
 
 def _expected_s(report: AuditReport) -> float | None:
-    ttls = [meant.ttl_ms / 1000 for meant in _meant(report) if meant.ttl_ms and meant.of(report.keys)]
+    ttls = [meant.ttl_ms / 1000 for meant in report.expectations if meant.ttl_ms and meant.of(report.keys)]
     return ttls[0] if ttls else None
 
 

@@ -21,9 +21,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
-from memkit.inspect.report import SHARED, KeyReport, SessionReport, early_ends, span
+from memkit.inspect.report import SHARED, KeyReport, SessionReport, early_ends
 from memkit.observe.log import ENDS, NONE, ExpiryLog, about
-from memkit.render import printable
+from memkit.render import duration, printable
 
 INK, GREY, PALE, RUST = "#1a1a1a", "#6e6e6e", "#d9d9d9", "#a84600"
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
@@ -531,7 +531,7 @@ def plot_lifetimes(report: SessionReport, ax: Axes | None = None) -> Axes:
         ax.hlines(place, low, end, color=colour, lw=2, ls="-" if row.ttl_s else ":")
         face = colour if row.ttl_s else "white"
         ax.plot(end, place, marker, color=colour, mfc=face, ms=8, mew=1.5, clip_on=False)
-        said = span(row.ttl_s) if row.ttl_s else "no TTL"
+        said = duration(1000 * row.ttl_s) if row.ttl_s else "no TTL"
         ax.annotate(
             said,
             (end, place),
@@ -613,8 +613,9 @@ def _lifetime_conclusion(report: SessionReport) -> str:
     if not ends:
         return "No key has a TTL: this session lives until it is deleted or evicted."
     if early:
-        soonest = f"die in {span(min(ends))}" if early > 1 else f"dies in {span(min(ends))}"
-        return f"{early} of {len(own)} keys {soonest}, the last in {span(max(ends))}: the session will be torn."
+        soonest = f"die in {duration(1000 * min(ends))}" if early > 1 else f"dies in {duration(1000 * min(ends))}"
+        last = duration(1000 * max(ends))
+        return f"{early} of {len(own)} keys {soonest}, the last in {last}: the session will be torn."
     immortal = len(own) - len(ends)
     together = f"All {len(ends)} keys with a TTL die together" if len(ends) > 1 else "The session dies"
-    return f"{together}, in {span(max(ends))}." + (f" {immortal} more never will." if immortal else "")
+    return f"{together}, in {duration(1000 * max(ends))}." + (f" {immortal} more never will." if immortal else "")

@@ -29,6 +29,7 @@ _CHUNK = 1_000
 _READ_BYTES = 256 << 10  # redis-py's 64 KB take a tenth longer
 _MANY_BYTES = 1 << 20  # a hash or set of this size may have too many elements: it is asked how many before it is read
 _SCAN_COUNT = 1_000
+_STREAM_ENTRIES = 50_000  # as in _ALL: an entry counts as two elements of the budget, its id and its fields
 
 try:
     from redis._parsers.hiredis import NOT_ENOUGH_DATA as _MORE
@@ -297,7 +298,7 @@ _ALL = {
     "hash": (b"*2\r\n$7\r\nHGETALL\r\n", b""),
     "set": (b"*2\r\n$8\r\nSMEMBERS\r\n", b""),
     "zset": (b"*5\r\n$6\r\nZRANGE\r\n", b"$1\r\n0\r\n$2\r\n-1\r\n$10\r\nWITHSCORES\r\n"),
-    "stream": (b"*6\r\n$6\r\nXRANGE\r\n", b"$1\r\n-\r\n$1\r\n+\r\n$5\r\nCOUNT\r\n$1\r\n1\r\n"),
+    "stream": (b"*6\r\n$6\r\nXRANGE\r\n", b"$1\r\n-\r\n$1\r\n+\r\n$5\r\nCOUNT\r\n$5\r\n50000\r\n"),
     JSON_KIND: (b"*2\r\n$8\r\nJSON.GET\r\n", b""),
 }
 
@@ -345,8 +346,9 @@ def _pairs(want: KeyRequest, values: list[Any]) -> dict[str, bytes]:
 
 
 def _stream(name: str, _want: KeyRequest, got: list[Any]) -> RedisValue:
-    elements = [part for _, parts in got[0] for part in parts or ()]
-    return RedisValue(name, "stream", elements=elements, total=len(elements))
+    pairs = ((to_name(uid), parts or ()) for uid, parts in got[0])
+    entries = [(uid, dict(zip(map(to_name, parts[::2]), parts[1::2], strict=False))) for uid, parts in pairs]
+    return RedisValue(name, "stream", entries=entries, total=len(entries), partial=len(entries) >= _STREAM_ENTRIES)
 
 
 _BUILD: dict[str, Callable[[str, KeyRequest, list[Any]], RedisValue]] = {
@@ -363,7 +365,7 @@ _BUILD: dict[str, Callable[[str, KeyRequest, list[Any]], RedisValue]] = {
 def _elements_in(raw: RedisValue) -> int:
     """Return what a key counts for; one message kept as a small hash counts for one."""
     many = len(raw.fields) + len(raw.members) + len(raw.scores)
-    return len(raw.elements) + (many if many > _CHUNK else 1)
+    return len(raw.elements) + len(raw.entries) + (many if many > _CHUNK else 1)
 
 
 def _bytes_in(raw: RedisValue) -> int:

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 import redis
-from memkit.conformance.libraries import LIBRARIES
+from libraries import LIBRARIES
 from mutants import MUTANTS
+from processes import linux, servers_of, temporary_directory
 from right_stores import RIGHT, ListScript, NoTtl
 from run_libraries import main as matrix_command
+from waiting import wait_for
 
 from memkit.conformance import CASES, AdapterError, Matrix, Result, StoreContract, run
 from memkit.conformance.adapter import load
@@ -38,7 +40,7 @@ OF_OTHER_DESIGNS = [
     if store.__name__
     in {"HashWithIndex", "StringWatch", "Stream", "RawList", "KeyPerMessage", "SharedHash", "Absolute"}
 ]
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 QUICKER = ["-p", "no:hypothesispytest", "-p", "no:nbval", "-p", "no:xdist"]
 
 
@@ -270,47 +272,27 @@ def test_what_a_store_prints_does_not_reach_the_result(capfd: pytest.CaptureFixt
     assert capfd.readouterr() == ("", "")
 
 
+@linux
 @pytest.mark.usefixtures("in_adapters")
 def test_no_server_is_left_behind_when_open_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MEMKIT_TEST_ENDS", str(os.getpid()))
-    with pytest.raises(AdapterError, match=r"adapters_to_try:OpenEnds: .*: exit status 3$"):
-        run("adapters_to_try:OpenEnds")
-    wait_until(lambda: not processes(f"MEMKIT_TEST_ENDS={os.getpid()}"))
+    with temporary_directory() as temporary:
+        monkeypatch.setenv("TMPDIR", str(temporary))
+        with pytest.raises(AdapterError, match=r"adapters_to_try:OpenEnds: .*: exit status 3$"):
+            run("adapters_to_try:OpenEnds")
 
 
+@linux
 @pytest.mark.usefixtures("in_adapters")
 def test_no_server_is_left_behind_when_the_run_is_killed() -> None:
-    script = "from memkit.conformance import run; run('adapters_to_try:HangsInACase', limit_s=60, names=['roles'])"
-    marker = f"MEMKIT_TEST_RUN={os.getpid()}"
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "MEMKIT_TEST_RUN": str(os.getpid())}
-    started = subprocess.Popen([sys.executable, "-c", script], env=environment, cwd=Path.cwd())
-    try:
-        wait_until(lambda: any("redis" in name or "valkey" in name for name in processes(marker)))
-    finally:
-        started.kill()
-        started.wait()
-    wait_until(lambda: not processes(marker))
-
-
-def processes(marker: str) -> list[str]:
-    """The programs that run with a variable in their environment."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
+    script = "from memkit.conformance import run; run('adapters_to_try:HangsInACase', limit_s=600, names=['roles'])"
+    with temporary_directory() as temporary:
+        environment = {**os.environ, "PYTHONPATH": str(TESTS), "TMPDIR": str(temporary)}
+        started = subprocess.Popen([sys.executable, "-c", script], env=environment, cwd=Path.cwd())
         try:
-            if marker.encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found.append((folder / "cmdline").read_text().split("\0")[0])
-        except OSError:
-            continue
-    return found
-
-
-def wait_until(condition: Callable[[], bool], *, within_s: float = 60.0) -> None:
-    deadline = threading.Event()
-    timer = threading.Timer(within_s, deadline.set)
-    timer.start()
-    while not condition():
-        assert not deadline.wait(0.01), "not within the time"
-    timer.cancel()
+            wait_for("a server of the run", lambda: servers_of(temporary))
+        finally:
+            started.kill()
+            started.wait()
 
 
 def test_result_has_the_documented_form() -> None:

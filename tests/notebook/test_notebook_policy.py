@@ -77,6 +77,8 @@ BROKEN: dict[str, Callable[[list[Cell]], Any]] = {
     "has a stored error": lambda cells: cells[3].outputs.append(nbformat.v4.new_output("error", ename="E")),
     "'Where is my order?', which is private": lambda cells: cells.insert(3, contract("1", "Where is my order?")),
     "'/home/', which is private or differs": lambda cells: cells.insert(3, contract("1", "/home/mia/chat.py")),
+    "'7.0.15', which is private or differs": lambda cells: cells.insert(3, contract("1", "Redis 7.0.15")),
+    "stores what fakeredis says": lambda cells: cells.insert(3, contract("import fakeredis")),
     "'memkit-test:5e372a9e', which is private or differs": lambda cells: cells.insert(
         3, contract("1", "memkit-test:5e372a9efc2c:chat:")
     ),

@@ -79,7 +79,7 @@ def test_without_an_expectation_what_is_seen_is_shown_and_what_to_expect(memkit_
             client.set(f"chat:{NAME}-{number}", "{}", ex=604_800 if number < 20 else 300)
     report = triage.examine(memkit_server.url)
     shown = report._repr_html_()
-    assert "Seen: chat:*: 60 keys (string 60), given 5m, others more: up to 7d left; if that is meant" in shown
+    assert "chat:*: 60 keys (string 60), given 5m, others more: up to 7d left; if that is meant" in shown
     affected = triage.Affected(report)
     assert len(affected.rows) == triage.MOST_ROWS
     assert NAME not in affected._repr_html_()

@@ -14,9 +14,9 @@ from statistics import median_low
 from typing import NamedTuple
 
 from memkit.audit.checks.ttl_inference import Lives, Server, lives_of
-from memkit.audit.expectations import Expectation
 from memkit.audit.key_shapes import Group, Member
 from memkit.audit.sampling import KeyFacts
+from memkit.config import Expectation
 
 FLAG_MS = 120_000
 FLAG_BYTES = 128

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from memkit.audit.expectations import Expectation
 from memkit.audit.finding import Finding
 from memkit.audit.sampling import KeyFacts
 from memkit.audit.server_info import DELETES, FLUSHES, Deletion, Evidence
+from memkit.config import Expectation
 
 LEAST_US_A_KEY = 0.7
 A_LONG_CALL_US = 12.0
@@ -62,9 +62,9 @@ def _vanished(
 ) -> Finding:
     prefix = next((one.prefix for one in meant if one.matches.fullmatch(vanished[0].key)), None)
     return Finding(
-        "deleted", prefix, len(vanished), len(keys),
-        f"{len(vanished):,} keys under {prefix} disappeared during the audit, long before their deadline",
-        "proven",
+        "deleted", prefix=prefix, keys=len(vanished), sampled=len(keys),
+        message=f"{len(vanished):,} keys under {prefix} disappeared during the audit, long before their deadline",
+        confidence="proven",
         evidence=(
             "they were there at the first look and gone at the second; evicted_keys did not move",
             *(f"a client whose last command deletes: {client}" for client in evidence.deleters[:3]),
@@ -78,9 +78,9 @@ def _logged(meant: Sequence[Expectation], keys: Sequence[KeyFacts], logged: Sequ
     prefix = next(one.prefix for one in meant if any(one.matches.fullmatch(key) for key in first.keys))
     count = sum(len(one.keys) for one in logged)
     return Finding(
-        "deleted", prefix, count, len(keys),
-        f"sessions under {prefix} are deleted by {first.command.upper()}, not by their TTL: at least {count:,} keys",
-        "proven", since=datetime.fromtimestamp(first.at_s + 1, UTC), since_is="upper bound",
+        "deleted", prefix=prefix, keys=count, sampled=len(keys),
+        message=f"{first.command.upper()} deletes sessions under {prefix}, not their TTL: at least {count:,} keys",
+        confidence="proven", since=datetime.fromtimestamp(first.at_s + 1, UTC), since_is="upper bound",
         evidence=tuple(f"slow log: {one.command} of {len(one.keys):,} keys by {one.client}" for one in logged[:3]),
         next="redis-cli SLOWLOG GET 128 and CLIENT LIST: who deletes",
     )  # fmt: skip
@@ -153,12 +153,11 @@ def _suspicion(evidence: Evidence, meant: Sequence[Expectation], looked: Looked,
     expired = evidence.info.get("expired_keys", "?")
     return Finding(
         "deleted",
-        meant[0].prefix if len(meant) == 1 else None,
-        count,
-        len(looked.keys),
-        f"keys are deleted by command, not by their TTL: about {count:,} against {looked.sessions:,} sessions that are "
-        "left",
-        "possible",
+        prefix=meant[0].prefix if len(meant) == 1 else None,
+        keys=count,
+        sampled=len(looked.keys),
+        message=f"commands delete keys before their TTL ends: about {count:,}; {looked.sessions:,} sessions exist",
+        confidence="possible",
         evidence=(
             f"INFO commandstats: {said}; expired_keys {expired}, evicted_keys {evidence.info.get('evicted_keys', '?')}",
             "the server does not count by prefix: the deleted keys may be others",

@@ -14,9 +14,7 @@ from dataclasses import dataclass, field
 
 from memkit import formats
 from memkit.audit.sampling import KeyFacts
-from memkit.formats import langgraph_redis, langgraph_redis_shallow
-from memkit.formats.model import KeyOwner, SessionValues, Problem
-from memkit.inspect.search import one_store_a_session
+from memkit.formats.model import KeyOwner, Problem, SessionValues
 from memkit.readonly.reader import Budget, Reader
 from memkit.readonly.values import KeyRequest, RedisValue
 
@@ -72,8 +70,6 @@ class Parts:
 
     def close(self, loads: Loads, sizes: Mapping[str, KeyFacts], *, within_s: float) -> tuple[int, int]:
         """Read the open sessions anew, each whole; return how many there was time for, and how many there are."""
-        self._owners(loads)
-        one_store_a_session(self.owners)
         left = [owners for group, owners in self.owners.items() if group in self.open]
         until, done = time.monotonic() + within_s, 0
         for together in _together(left, sizes):
@@ -83,21 +79,6 @@ class Parts:
                 self.problems |= found
             done += len(together)
         return done, len(left)
-
-    def _owners(self, loads: Loads) -> None:
-        """Look for the checkpoints of writes that were seen alone: in both of LangGraph's savers they look alike."""
-        shallow = langgraph_redis_shallow
-        wants: list[KeyRequest] = []
-        for group, owners in self.owners.items():
-            alone = group[0] == langgraph_redis.STORE and {owner.part for owner in owners.values()} == {"write"}
-            if alone and (shallow.STORE, *group[1:]) not in self.owners:
-                wants += shallow.wants(SessionValues(_first(owners)._replace(store=shallow.STORE), {}))
-        for start in range(0, len(wants), TOGETHER_KEYS):
-            loads.afresh()
-            for raw in loads.load(wants[start : start + TOGETHER_KEYS]).values():
-                if raw and (owner := formats.recognise(raw)):
-                    self.owners[owner.group][raw.name] = owner
-                    self.open.add(owner.group)
 
 
 def _first(owners: Owners) -> KeyOwner:
@@ -148,13 +129,13 @@ def _completed(loads: Loads, sessions: Sequence[Owners]) -> list[SessionValues]:
 
 
 def _next(stored: SessionValues) -> list[KeyRequest]:
-    # Of shared keys only this session's entries are read, so those must all be stored first.
+    # Of shared keys only this session's entries are read, so those must all be known first.
     wants = list(_lacking(stored))
     return [want for want in wants if not want.shared] or wants
 
 
 def _lacking(stored: SessionValues) -> Iterator[KeyRequest]:
-    return (want for want in formats.format_of(stored.owner.store).wants(stored) if want.name not in stored.keys)
+    return (want for want in formats.format_of(stored.owner.store).siblings(stored) if want.name not in stored.keys)
 
 
 def _merged(wants: Iterable[KeyRequest]) -> list[KeyRequest]:

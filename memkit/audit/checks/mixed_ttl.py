@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from memkit.audit.expectations import Expectation
 from memkit.audit.finding import Finding
 from memkit.audit.key_shapes import Group, Member
+from memkit.config import Expectation
 from memkit.render import duration
 
 MIXED_MS = 5_000
@@ -44,13 +44,13 @@ def torn_sessions(meant: Expectation, several: Sequence[Sequence[Member]], *, sa
     )
     finding = Finding(
         "mixed_ttl",
-        meant.prefix,
-        len(keys),
-        sampled,
-        says,
-        "proven",
-        ttl_ms / 1000,
-        round(_common(shortest) / 1000, 3),
+        prefix=meant.prefix,
+        keys=len(keys),
+        sampled=sampled,
+        message=says,
+        confidence="proven",
+        expected_ttl_s=ttl_ms / 1000,
+        observed_ttl_s=round(_common(shortest) / 1000, 3),
         evidence=(f"deadlines of the keys of one session, compared: {len(several):,} sessions have several keys",),
         next="renew all keys of a session in one write (MULTI or a script): memkit inspect URL SESSION",
     )

@@ -1,6 +1,6 @@
 """What only values show: payloads that are broken, pointers to keys that are gone, writes that renewed no deadline.
 
-Values are read on connections with CLIENT NO-TOUCH. SessionValues stores are decoded by ``memkit.formats``, session by session
+Values are read on connections with CLIENT NO-TOUCH. Known stores are decoded by ``memkit.formats``, session by session
 (``audit_parts``); of others, what most payloads of one shape are is what all of them should be. What names sessions and
 is none of theirs is looked at by ``audit_indexes``.
 """
@@ -20,11 +20,11 @@ from memkit import formats
 from memkit.audit.checks.known_stores import Loads, Parts
 from memkit.audit.checks.mixed_ttl import torn_sessions
 from memkit.audit.checks.session_indexes import lists_of_the_gone
-from memkit.audit.expectations import Expectation
 from memkit.audit.finding import Finding
 from memkit.audit.key_shapes import Member
 from memkit.audit.sampling import KeyFacts
-from memkit.formats.model import SessionValues, Problem, Run, Turn, seconds
+from memkit.config import Expectation
+from memkit.formats.model import Problem, SessionValues, Turn, seconds
 from memkit.readonly.reader import Reader
 from memkit.readonly.values import JSON_KIND, KeyRequest, RedisValue, to_bytes, to_name
 from memkit.render import duration, utc_text
@@ -177,8 +177,8 @@ def _shape(raw: RedisValue) -> str:
 def _torn_by_store(meant: Expectation, looked: _Looked, there: Mapping[str, KeyFacts]) -> Finding | None:
     """Return the finding of sessions in parts that only the payload shows to be one session's."""
     sessions = [
-        [Member(there[name], hit.session, hit.part) for name, hit in hits.items() if name in there]
-        for hits in looked.parts.hits.values()
+        [Member(there[name], owner.session, owner.part) for name, owner in owners.items() if name in there]
+        for owners in looked.parts.owners.values()
     ]
     several = [members for members in sessions if len(members) > 1]
     return torn_sessions(meant, several, sampled=len(looked.dated)).finding if meant.ttl_ms else None
@@ -222,12 +222,12 @@ def _corrupt(meant: Expectation, broken: Mapping[str, str], looked: int) -> Find
     reasons = Counter(broken.values()).most_common(3)
     return Finding(
         "corrupt",
-        meant.prefix,
-        len(broken),
-        looked,
-        f"{len(broken):,} of {looked:,} keys under {meant.prefix} hold a payload that cannot be read",
-        "proven",
-        None if meant.ttl_ms is None else meant.ttl_ms / 1000,
+        prefix=meant.prefix,
+        keys=len(broken),
+        sampled=looked,
+        message=f"{len(broken):,} of {looked:,} keys under {meant.prefix} hold a payload that cannot be read",
+        confidence="proven",
+        expected_ttl_s=None if meant.ttl_ms is None else meant.ttl_ms / 1000,
         evidence=tuple(f"{count:,} times: {why}" for why, count in reasons),
         next="memkit inspect URL KEY says which element and byte, and how much is readable",
     )
@@ -250,11 +250,11 @@ def _dates(raw: RedisValue) -> Iterator[float]:
     for name, value in raw.fields.items():
         if _TIME_NAME.search(name) and len(value) < 40:
             yield from _date(value.decode(errors="replace"))
-    hit = formats.recognise(raw)
-    if hit and hit.store == "memkit":
-        for item in formats.decode(SessionValues(hit, {raw.name: raw})):
-            times = item.at_s if isinstance(item, Run) else [item.at_s] if isinstance(item, Turn) else None
-            yield from (at_s * 1000 for at_s in times or () if at_s is not None)
+    owner = formats.recognise(raw)
+    if owner and owner.store == "memkit":
+        for item in formats.decode(SessionValues(owner, {raw.name: raw})):
+            if isinstance(item, Turn) and item.at_s is not None:
+                yield item.at_s * 1000
 
 
 def _dates_in(value: Any, name: str, depth: int) -> Iterator[float]:
@@ -306,16 +306,16 @@ def _late_finding(meant: Expectation, late: Sequence[tuple[KeyFacts, float]], *,
     first = datetime.fromtimestamp(min(at for _, at in late) / 1000, UTC)
     return Finding(
         "not_refreshed",
-        meant.prefix,
-        len(late),
-        looked,
-        f"writes under {meant.prefix} do not renew the deadline: after its last message a session has {duration(left)} "
-        f"instead of {duration(ttl_ms)} (median of {len(late):,})",
-        "proven",
-        ttl_ms / 1000,
-        ttl_ms / 1000,
-        first,
-        "upper bound",
+        prefix=meant.prefix,
+        keys=len(late),
+        sampled=looked,
+        message=f"writes under {meant.prefix} do not renew the deadline: after its last message a session has "
+        f"{duration(left)} instead of {duration(ttl_ms)} (median of {len(late):,})",
+        confidence="proven",
+        expected_ttl_s=ttl_ms / 1000,
+        observed_ttl_s=ttl_ms / 1000,
+        since=first,
+        since_is="upper bound",
         evidence=(
             f"{len(late):,} of {dated:,} sessions whose payload tells when it was written",
             f"the first such write that is still there was at {utc_text(first)}",
@@ -339,12 +339,12 @@ def _dangling(meant: Expectation, problems: Sequence[Problem], looked: int) -> F
     says = Counter(problem.message for problem in problems).most_common(3)
     return Finding(
         "dangling",
-        meant.prefix,
-        len(keys),
-        looked,
-        f"{len(keys):,} keys that sessions under {meant.prefix} point to are gone",
-        "proven",
-        None if meant.ttl_ms is None else meant.ttl_ms / 1000,
+        prefix=meant.prefix,
+        keys=len(keys),
+        sampled=looked,
+        message=f"{len(keys):,} keys that sessions under {meant.prefix} point to are gone",
+        confidence="proven",
+        expected_ttl_s=None if meant.ttl_ms is None else meant.ttl_ms / 1000,
         evidence=tuple(f"{count:,} times: {text}" for text, count in says),
         next="memkit inspect URL SESSION says what is recoverable and prints the repair",
     )

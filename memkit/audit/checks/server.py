@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from memkit.audit.expectations import Expectation
 from memkit.audit.finding import Finding
 from memkit.audit.sampling import KeyFacts
 from memkit.audit.server_info import Evidence
+from memkit.config import Expectation
 from memkit.render import duration
 
 NEAR_FULL = 0.8
@@ -36,11 +36,11 @@ def _evicted(evidence: Evidence, keys: Sequence[KeyFacts], counters: Mapping[str
     expired = evidence.number("expired_keys") or 0
     return Finding(
         "evicted",
-        None,
-        now,
-        len(keys),
-        f"Redis has evicted {now:,} keys for lack of memory, whatever their TTL ({evidence.policy})",
-        "proven",
+        prefix=None,
+        keys=now,
+        sampled=len(keys),
+        message=f"Redis has evicted {now:,} keys for lack of memory, whatever their TTL ({evidence.policy})",
+        confidence="proven",
         evidence=(
             f"evicted_keys {now:,} against expired_keys {expired:,} since the server started",
             f"evictions went on during the audit: {'yes' if rising else 'no'}",
@@ -59,11 +59,11 @@ def _eviction_risk(evidence: Evidence, keys: Sequence[KeyFacts]) -> Finding | No
         return None
     return Finding(
         "eviction_risk",
-        None,
-        0,
-        len(keys),
-        f"memory is {used / limit:.0%} of maxmemory and {policy} will delete living sessions when it is full",
-        "proven",
+        prefix=None,
+        keys=0,
+        sampled=len(keys),
+        message=f"memory is {used / limit:.0%} of maxmemory and {policy} will delete living sessions when it is full",
+        confidence="proven",
         evidence=(f"used_memory {used:,}, maxmemory {limit:,}, maxmemory-policy {policy}, no key evicted yet",),
         next="raise maxmemory, or set maxmemory-policy noeviction so that writes fail loudly instead",
     )
@@ -86,11 +86,11 @@ def _persistence(evidence: Evidence, keys: Sequence[KeyFacts]) -> Finding | None
         return None
     return Finding(
         "persistence_risk",
-        None,
-        0,
-        len(keys),
-        f"a restart or crash will lose sessions: {why}",
-        "proven",
+        prefix=None,
+        keys=0,
+        sampled=len(keys),
+        message=f"a restart or crash will lose sessions: {why}",
+        confidence="proven",
         evidence=(
             f"aof_enabled {evidence.info.get('aof_enabled', '?')}, save points {evidence.config.get('save', '?')!r}, "
             f"rdb_last_bgsave_status {evidence.info.get('rdb_last_bgsave_status', '?')}",
@@ -118,12 +118,12 @@ def _skewed(evidence: Evidence, keys: Sequence[KeyFacts], meant: Sequence[Expect
     way = "ahead of" if skew > 0 else "behind"
     return Finding(
         "clock_skew",
-        None,
-        0,
-        len(keys),
-        f"the server's clock is {duration(abs(skew))} {way} this machine's: "
+        prefix=None,
+        keys=0,
+        sampled=len(keys),
+        message=f"the server's clock is {duration(abs(skew))} {way} this machine's: "
         "deadlines that clients compute are off by that",
-        "proven",
+        confidence="proven",
         evidence=(
             f"TIME against this machine's clock: {skew / 1000:+,.3f} s, give or take {evidence.skew_error_ms:.1f} ms",
         ),
@@ -169,14 +169,15 @@ def skewed_ttl(evidence: Evidence, finding: Finding) -> Finding | None:
     way = "ahead of" if evidence.skew_ms > 0 else "behind"
     return Finding(
         "clock_skew",
-        finding.prefix,
-        finding.keys,
-        finding.sampled,
-        f"sessions under {finding.prefix} live {duration(observed * 1000)} instead of {duration(expected * 1000)}: the "
-        f"server's clock is {duration(abs(evidence.skew_ms))} {way} the clients', who compute the deadlines",
-        "likely",
-        expected,
-        observed,
+        prefix=finding.prefix,
+        keys=finding.keys,
+        sampled=finding.sampled,
+        message=f"sessions under {finding.prefix} live {duration(observed * 1000)} instead of "
+        f"{duration(expected * 1000)}: clients compute the deadlines, and the server's clock is "
+        f"{duration(abs(evidence.skew_ms))} {way} theirs",
+        confidence="likely",
+        expected_ttl_s=expected,
+        observed_ttl_s=observed,
         evidence=(
             *finding.evidence,
             f"TIME against this machine's clock: {evidence.skew_ms / 1000:+,.3f} s, just as much",

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from memkit.audit.checks.auxiliary_keys import Scene, beside_sessions, is_other_shape, longest_given
 from memkit.audit.checks.mixed_ttl import Torn, torn_sessions
 from memkit.audit.checks.ttl_inference import (
     IDLE_RANGE_MS,
     Case,
-    Confidence,
     Life,
     Lives,
     Since,
@@ -21,10 +21,10 @@ from memkit.audit.checks.ttl_inference import (
     rounded,
     ttl_seen,
 )
-from memkit.audit.expectations import Expectation
-from memkit.audit.finding import Finding, Seen
+from memkit.audit.finding import Confidence, Finding, PrefixSummary
 from memkit.audit.key_shapes import Group, Member, alike, by_prefix, groups_of, is_content, sessions_of
 from memkit.audit.sampling import KeyFacts
+from memkit.config import Expectation
 from memkit.render import duration, utc_text
 
 
@@ -167,14 +167,14 @@ def _ttl_finding(meant: Expectation, case: Case, scene: Scene) -> Finding:
     tail = f": off by exactly {factor}, {_units(factor, case.kind)}" if factor else ""
     return Finding(
         cause,
-        meant.prefix,
-        case.keys,
-        scene.sampled,
-        f"sessions under {meant.prefix} {verb} {seen} instead of {expected}{since}{tail}",
-        case.confidence,
-        expected_ms / 1000,
-        round(case.ttl_ms / 1000, 3),
-        *_dated(case.since),
+        prefix=meant.prefix,
+        keys=case.keys,
+        sampled=scene.sampled,
+        message=f"sessions under {meant.prefix} {verb} {seen} instead of {expected}{since}{tail}",
+        confidence=case.confidence,
+        expected_ttl_s=expected_ms / 1000,
+        observed_ttl_s=round(case.ttl_ms / 1000, 3),
+        **_dated(case.since),
         evidence=_case_evidence(case, scene),
         next=_next_for_ttl(meant, case),
     )
@@ -226,11 +226,11 @@ def _never(meant: Expectation, sessions: Sequence[Group], scene: Scene) -> list[
     says = f"sessions under {meant.prefix} should never expire and {len(mortal):,} of them have a deadline"
     finding = Finding(
         "ttl_too_short",
-        meant.prefix,
-        len(mortal),
-        scene.sampled,
-        says,
-        "proven",
+        prefix=meant.prefix,
+        keys=len(mortal),
+        sampled=scene.sampled,
+        message=says,
+        confidence="proven",
         observed_ttl_s=ttl and round(ttl / 1000, 3),
         evidence=(says,),
         next="find what sets the TTL: redis-cli CLIENT LIST shows each client's last command",
@@ -257,14 +257,14 @@ def _immortal(meant: Expectation, sessions: Sequence[Group], scene: Scene) -> Fi
     says = f"{share} of the keys {', '.join(parts[:3])} never expire; expected {duration(meant.ttl_ms)}"
     return Finding(
         "no_ttl",
-        meant.prefix,
-        len(keys),
-        scene.sampled,
-        says + ("" if since is None else f", since {_when(since)}"),
-        "proven",
-        None if meant.ttl_ms is None else meant.ttl_ms / 1000,
-        None,
-        *_dated(since),
+        prefix=meant.prefix,
+        keys=len(keys),
+        sampled=scene.sampled,
+        message=says + ("" if since is None else f", since {_when(since)}"),
+        confidence="proven",
+        expected_ttl_s=None if meant.ttl_ms is None else meant.ttl_ms / 1000,
+        observed_ttl_s=None,
+        **_dated(since),
         evidence=(f"PTTL says so for {len(keys):,} of {scene.sampled:,} keys looked at",),
         next="find the write that leaves no TTL (SET without EX; a crash before EXPIRE): memkit inspect URL KEY",
     )
@@ -322,14 +322,14 @@ def _missing(meant: Expectation, scene: Scene) -> Finding:
     says = f"no key matches {meant.pattern}"
     more = f"; there are {others}" if others else "; the database is empty"
     return Finding(
-        "no_data", meant.prefix, 0, scene.sampled, says + more, "proven",
-        None if meant.ttl_ms is None else meant.ttl_ms / 1000,
+        "no_data", prefix=meant.prefix, keys=0, sampled=scene.sampled, message=says + more, confidence="proven",
+        expected_ttl_s=None if meant.ttl_ms is None else meant.ttl_ms / 1000,
         evidence=(f"{scene.sampled:,} keys looked at",),
         next="check the pattern, the database number and the server in the URL",
     )  # fmt: skip
 
 
-def _suspect(meant: Expectation, prefix: str, keys: Sequence[KeyFacts], scene: Scene) -> str | None:
+def _suspect(meant: Expectation, prefix: str, keys: Sequence[KeyFacts], scene: Scene) -> Confidence | None:
     """Return how likely it is that these keys are the sessions that are expected elsewhere."""
     fits = [one for one in keys if is_content(one)]
     if len(fits) < 3 or any(group.beside for group in groups_of(fits, "")[:1]):
@@ -370,7 +370,13 @@ def _elsewhere(meant: Expectation, keys: Sequence[KeyFacts], scene: Scene) -> Fi
 
 
 def _wrong_prefix(
-    meant: Expectation, prefix: str, keys: Sequence[KeyFacts], scene: Scene, confidence: str, *, since: Since | None
+    meant: Expectation,
+    prefix: str,
+    keys: Sequence[KeyFacts],
+    scene: Scene,
+    confidence: Confidence,
+    *,
+    since: Since | None,
 ) -> Finding:
     lives = lives_of(keys)
     ttl = ttl_seen(lives)
@@ -380,14 +386,14 @@ def _wrong_prefix(
     says = f"sessions are written under {prefix or '(no prefix)'} instead of {meant.prefix}"
     return Finding(
         "wrong_prefix",
-        meant.prefix,
-        len(keys),
-        scene.sampled,
-        says + ("" if since is None else f" since {_when(since)}"),
-        confidence,
-        None if meant.ttl_ms is None else meant.ttl_ms / 1000,
-        None if ttl is None else round(ttl / 1000, 3),
-        *_dated(since),
+        prefix=meant.prefix,
+        keys=len(keys),
+        sampled=scene.sampled,
+        message=says + ("" if since is None else f" since {_when(since)}"),
+        confidence=confidence,
+        expected_ttl_s=None if meant.ttl_ms is None else meant.ttl_ms / 1000,
+        observed_ttl_s=None if ttl is None else round(ttl / 1000, 3),
+        **_dated(since),
         evidence=(
             f"{len(keys):,} keys under {prefix or '(no prefix)'}, given {duration(ttl)}; "
             "those expected are not written",
@@ -400,7 +406,7 @@ def _wrong_prefix(
 # -- without expectations ----------------------------------------------------------------------------------------------
 
 
-def seen_under(keys: Sequence[KeyFacts]) -> list[Seen]:
+def seen_under(keys: Sequence[KeyFacts]) -> list[PrefixSummary]:
     """Return what lives under each prefix, the largest first, and what to expect of it."""
     found = []
     for prefix, own in list(by_prefix(keys).items())[:20]:
@@ -412,7 +418,16 @@ def seen_under(keys: Sequence[KeyFacts]) -> list[Seen]:
         says = f"{prefix or '(no prefix)'}*: {len(own):,} key{'s' if len(own) > 1 else ''} ({kinds}), {given}"
         says += f", {immortal:,} of them immortal" if immortal and lives else ""
         says += f"; if that is meant: --expect '{prefix}*={duration(ttl)}'" if ttl else ""
-        found.append(Seen(prefix, len(own), kinds, immortal, ttl and round(ttl / 1000, 3), says))
+        found.append(
+            PrefixSummary(
+                prefix,
+                keys=len(own),
+                kinds=kinds,
+                persistent=immortal,
+                ttl_s=ttl and round(ttl / 1000, 3),
+                message=says,
+            )
+        )
     return found
 
 
@@ -428,8 +443,8 @@ def _given(ttl: float | None, lives: Sequence[Life]) -> str:
 # -- dates -------------------------------------------------------------------------------------------------------------
 
 
-def _dated(since: Since | None) -> tuple[datetime | None, str | None]:
-    return (None, None) if since is None else (datetime.fromtimestamp(since.at_ms / 1000, UTC), since.bound)
+def _dated(since: Since | None) -> dict[str, Any]:
+    return {} if since is None else {"since": datetime.fromtimestamp(since.at_ms / 1000, UTC), "since_is": since.bound}
 
 
 def _when(since: Since) -> str:

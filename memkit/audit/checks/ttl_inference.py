@@ -30,8 +30,9 @@ from memkit.audit.checks.ttl_peaks import (
     start_of,
     surprise,
 )
-from memkit.audit.expectations import Expectation
+from memkit.audit.finding import Confidence
 from memkit.audit.sampling import KeyFacts
+from memkit.config import Expectation
 from memkit.policy import MAX_TTL_MS
 
 ENOUGH_SHORT = 5_000
@@ -40,8 +41,6 @@ CHANCE = 0.05
 IDLE_RANGE_MS = 8_388_600_000
 """The idle clock has 24 bits of seconds; half of that is what RESTORE writes for idle times it cannot express."""
 UNIT_FACTORS = (60, 1_000, 60_000)
-
-Confidence = Literal["proven", "likely", "possible"]
 
 
 class Life(NamedTuple):

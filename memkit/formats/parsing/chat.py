@@ -40,8 +40,8 @@ _TIME_FIELDS = ("created_at", "createdAt", "timestamp", "ts", "time", "date", "d
 _ORDER_FIELDS = (*_TIME_FIELDS, "index", "_index", "i", "seq", "sequence", "order", "position", "turn", "n", "no")
 _ID_FIELDS = ("id", "message_id", "messageId", "uuid", "_id")
 _INNER_FIELDS = ("message", "data", "kwargs", "payload", "msg", "value")
-_ASKED = ("prompt", "question", "user", "human", "input", "query", "user_message", "userMessage", "user_input", "request",
-          "user_msg", "q")  # fmt: skip
+_ASKED = ("prompt", "question", "user", "human", "input", "query", "user_message", "userMessage", "user_input",
+          "request", "user_msg", "q")  # fmt: skip
 _ANSWERED = ("response", "answer", "assistant", "ai", "bot", "output", "completion", "reply", "assistant_message",
              "assistantMessage", "ai_message", "aiMessage", "bot_message", "ai_response", "bot_response", "model", "a",
              "bot_msg")  # fmt: skip
@@ -232,9 +232,7 @@ def messages_of(value: Mapping[str, Any], key: str) -> list[Turn]:
     return _ordered(fields, key, Turn(role, text, tuple(made)), results)
 
 
-def _ordered(
-    fields: Mapping[str, Any], key: str, spoken: Turn, results: list[tuple[Tool, str]]
-) -> list[Turn]:
+def _ordered(fields: Mapping[str, Any], key: str, spoken: Turn, results: list[tuple[Tool, str]]) -> list[Turn]:
     """Return a message and the results in it: an assistant's answer comes before its results, a user's text after."""
     at_s = _time(fields)
     uid = next((found for name in _ID_FIELDS if (found := text_or_none(fields.get(name)))), None)
@@ -272,7 +270,8 @@ def _role(fields: Mapping[str, Any]) -> str | None:
         value = fields.get(name)
         if isinstance(value, str) and (role := any_role(value)) != "other":
             return role
-        if isinstance(value, dict) and (found := _flagged(value) or any_role(value.get("role") or value.get("type"))):
+        if isinstance(value, dict):
+            found = _flagged(value) or any_role(value.get("role") or value.get("type"))
             if found != "other":
                 return found
     if flagged := _flagged(fields):
@@ -292,7 +291,9 @@ def _flagged(fields: Mapping[str, Any]) -> str | None:
 def _pair(fields: Mapping[str, Any], key: str) -> list[Turn]:
     """Return a question and its answer (``prompt`` and ``response``), or the one that its only field names."""
     asked = next((name for name in _ASKED if isinstance(fields.get(name), str | list)), None)
-    reply = next((name for name in _ANSWERED if isinstance(fields.get(name), str | list | None) and name in fields), None)
+    reply = next(
+        (name for name in _ANSWERED if isinstance(fields.get(name), str | list | None) and name in fields), None
+    )
     alone = len(fields) == 1 and (asked or reply)
     if not alone and not (asked and reply):
         return []

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from memkit.formats.model import Turn
+from memkit.formats.model import Note, Turn
 from memkit.formats.parsing.bounded_json import parse
 from memkit.formats.parsing.chat import messages_of, place_of, spoken_line
 
@@ -143,8 +143,18 @@ def sorted_entries(entries: Sequence[Entry]) -> list[Entry] | None:
     return sorted(entries, key=lambda entry: entry.place or 0.0)
 
 
-def turns_in_order(entries: Sequence[Entry], order: str) -> Iterator[Turn]:
-    """Yield the messages of entries that stand in this order, oldest first."""
+def in_order(entries: Sequence[Entry], *, ordered: bool = False) -> Iterator[Turn | Note]:
+    """Yield the messages of entries, oldest first, with a note if their content does not show the order.
+
+    Args:
+        entries: The messages as they stand in their key.
+        ordered: Whether they are known to stand oldest first.
+    """
+    order = OLDEST_FIRST if ordered or not entries else order_of(entries)
+    if order == UNKNOWN_ORDER:
+        order = NEWEST_FIRST if user_speaks_last(entries) else OLDEST_FIRST
+        shown = "the last element first" if order == NEWEST_FIRST else "as they are stored"
+        yield Note(f"the order of the messages is not known: no time, tool call or system message shows it ({shown})")
     for entry in entries[::-1] if order == NEWEST_FIRST else entries:
         yield from entry.turns
 

@@ -85,7 +85,9 @@ class Dialogue:
                 continue
             self._open.pop(call_id, None)
             if call_id in self._answered:
-                self._add("duplicate", turn.key, "message {:,} answers a tool call that was answered before", self._count)
+                self._add(
+                    "duplicate", turn.key, "message {:,} answers a tool call that was answered before", self._count
+                )
             self._answered.add(call_id)
         named = tuple([tool if tool.name else Tool(self._names.get(tool[1] or ""), tool[1]) for tool in turn.tools])
         return turn._replace(tools=named)

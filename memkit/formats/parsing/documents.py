@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from memkit.formats.model import Item, Problem, Turn, a_dict
 from memkit.formats.parsing.bounded_json import Fault, Parsed, parse
 from memkit.formats.parsing.element_shapes import kind_of
 from memkit.formats.parsing.encodings import encoding_of
+from memkit.formats.parsing.list_elements import Convert
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
 
 _SALVAGE_BYTES = 1 << 20
@@ -70,19 +71,26 @@ def misshapen(name: str, lacks: str) -> Problem:
     return Problem("corrupt", name, f"the document is JSON of another shape than the store's: {lacks}")
 
 
-def messages(
-    entries: Sequence[Any], key: str, convert: Callable[[dict[str, Any], str], Turn | str | None], what: str = "message"
-) -> Iterator[Turn | Problem]:
-    """Yield the messages of a document's array, and a problem for each entry that is none; see ``elements.turns``."""
+def messages(entries: Sequence[Any], key: str, convert: Convert, what: str = "message") -> Iterator[Turn | Problem]:
+    """Yield the messages of a document's array, and a problem for each entry that is none.
+
+    Args:
+        entries: The array.
+        key: The document's key.
+        convert: See ``list_elements.turns``.
+        what: What an entry is called.
+    """
     bad = 0
     for index, entry in enumerate(entries):
-        turn = convert(entry, key) if isinstance(entry, dict) else f"it is {kind_of(entry)}"
-        if isinstance(turn, Turn):
-            yield turn
-        elif turn is not None:
+        found = convert(entry, key) if isinstance(entry, dict) else f"it is {kind_of(entry)}"
+        if isinstance(found, Turn):
+            yield found
+        elif isinstance(found, str):
             bad += 1
             if bad <= _REPORTED:
-                yield Problem("corrupt", key, f"{what} {index:,} of {len(entries):,} (from 0) is none: {turn}")
+                yield Problem("corrupt", key, f"{what} {index:,} of {len(entries):,} (from 0) is none: {found}")
+        elif found is not None:
+            yield from found
     if bad > _REPORTED:
         yield Problem("corrupt", key, f"… and {bad - _REPORTED:,} more like it")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
-from memkit.formats.model import Item, SessionValues, Note, Problem, Turn, a_dict, one_of
+from memkit.formats.model import Item, Note, Problem, SessionValues, Turn, a_dict, one_of
 from memkit.formats.parsing import msgpack
 from memkit.formats.parsing.bounded_json import Fault, Parsed, parse
 from memkit.formats.parsing.chat import chat_turn
