@@ -63,13 +63,14 @@ def decode(stored: SessionValues) -> Iterator[Item]:
     root = f"{_base(stored, 'checkpoint')}:"
     found = {name: raw for name, raw in stored.keys.items() if name.startswith(root)}
     readable = sorted((name for name, raw in found.items() if raw), reverse=True)
+    shown = False
     for name in readable:
-        value, problems = _checkpoint(found[name])
+        value, problems = _checkpoint(found[name], read_value=not shown)
         yield from problems
-        if value is not None:
+        if value is not None and not shown:
             yield from newer_schema(value, name)
             yield from message_items(a_dict(value.get("channel_values")), name)
-            break
+            shown = True
     order = stored.get(_base(stored, "thread"))
     listed = [root + to_name(element) for element in order.elements] if order else []
     lost = [name for name in listed if name in found and found[name] is None]
@@ -83,13 +84,15 @@ def decode(stored: SessionValues) -> Iterator[Item]:
         yield Note(f"{counted(len(lost), 'older checkpoint')} no longer exist: the library does not renew their TTL")
 
 
-def _checkpoint(raw: RedisValue | None) -> tuple[dict[str, Any] | None, list[Problem]]:
+def _checkpoint(raw: RedisValue | None, *, read_value: bool) -> tuple[dict[str, Any] | None, list[Problem]]:
     if raw is None:
         return None, []
     document, problems = read(raw)
     lacks = None if document is None else missing(document, ("type", "checkpoint"))
     if document is None or lacks:
         return None, [*problems, *([misshapen(raw.name, lacks)] if lacks else [])]
+    if not read_value:
+        return None, problems
     value, faults = deserialised(document["type"], document["checkpoint"], raw)
     return (value if isinstance(value, dict) else None), [*problems, *faults]
 

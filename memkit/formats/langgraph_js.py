@@ -44,7 +44,7 @@ def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     if pieces is None or pieces.kind not in _PARTS or (pieces.kind == "write_keys_zset") != (raw.kind == "zset"):
         return None
     document = peek(raw)
-    thread = text_or_none(document.get("thread_id")) or thread_of(pieces.rest, "", wanted)
+    thread = text_or_none(document.get("thread_id")) or (None if document else thread_of(pieces.rest, "", wanted))
     if thread is None or wanted not in (None, thread) or not pieces.rest.startswith(f"{thread}:"):
         return None
     after = pieces.rest[len(thread) + 1 :]
@@ -104,15 +104,14 @@ def decode(stored: SessionValues) -> Iterator[Item]:
         yield from newer_schema(checkpoint, name)
         channels = dict(a_dict(checkpoint.get("channel_values")))
         for channel, blob in (_blobs(stored, name, documents[name]) if full else {}).items():
-            raw = stored.get(blob)
-            if raw:
-                document, faults = read(raw)
-                yield from faults
-                channels[channel] = a_dict(document).get("value")
+            if raw := stored.get(blob):
+                channels[channel] = peek(raw).get("value")
         yield from message_items(channels, name)
         yield from _lost(stored, name, documents[name] if full else {})
     yield from missing_parents(stored, {key: str(each.get("parent_checkpoint_id") or "") for key, each in full.items()})
     for key, raw in stored.keys.items():
+        if raw and _kind(key, stored) == "checkpoint_blob":
+            yield from read(raw)[1]
         if _kind(key, stored) == "checkpoint_write":
             if raw is None:
                 yield Problem("dangling", key, "a list of pending writes names this write, and it no longer exists")

@@ -62,7 +62,11 @@ def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     if thread is None or wanted not in (None, thread) or ("checkpoint" not in document and not _is_write(document)):
         return None
     pieces = pieces_of(raw.name, thread)
-    if pieces is None or not _is_python(pieces.rest[len(thread) + 1 :], document):
+    if pieces is None and f":{ROOT}:" in raw.name:  # the name is another thread's: the document was copied or changed
+        pieces = name_parts(raw.name, REDIS_KINDS)
+    elif pieces and not _is_python(pieces.rest[len(thread) + 1 :], document):
+        return None
+    if pieces is None:
         return None
     return KeyOwner(STORE, thread, pieces.prefix, "write" if _is_write(document) else "checkpoint")
 

@@ -26,7 +26,7 @@ from memkit.formats.model import (
 )
 from memkit.formats.parsing.chat import messages_of, place_of
 from memkit.formats.parsing.conversation import Entry, find_entries, in_order
-from memkit.formats.parsing.documents import messages, misshapen, wrong_kind
+from memkit.formats.parsing.documents import messages, misshapen, peek, wrong_kind
 from memkit.formats.parsing.list_elements import Convert, sample, turns
 from memkit.formats.parsing.payload import open_payload, read_document
 from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue, to_name
@@ -138,9 +138,9 @@ def _translated(pattern: str, session: str | None) -> str:
 
 def _recognise(layout: Layout, raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     for key in layout.keys:
-        if key.shared or raw.kind not in key.kinds or not _looks_alike(layout, key, raw):
+        if "{id}" not in key.pattern or raw.kind not in key.kinds or not _looks_alike(layout, key, raw):
             continue
-        stated = text_or_none(_document(raw).get(layout.id_field)) if layout.id_field else None
+        stated = text_or_none(peek(raw).get(layout.id_field)) if layout.id_field else None
         session = wanted or stated
         if wanted and stated not in (None, wanted):
             continue
@@ -157,24 +157,28 @@ def _recognise(layout: Layout, raw: RedisValue, wanted: str | None) -> KeyOwner 
 
 
 def _looks_alike(layout: Layout, key: Key, raw: RedisValue) -> bool:
-    if not key.fields and layout.looks is None:
-        return bool(layout.prefix or _TOKEN.sub("", key.pattern))
-    if key.holds == IDS or not key.fields:
+    if not key.fields:
         return bool(layout.prefix)
-    values = list(sample(raw)) if raw.kind == "list" else _objects(raw)
+    if raw.kind == "list":
+        values: list[Mapping[str, Any]] = list(sample(raw))
+    elif not all(field.encode() in raw.data for field in key.fields):
+        return _is_broken(layout, raw)  # without parsing: most documents are of other stores
+    else:
+        values = _objects(raw)
     alike = sum(key.fields <= value.keys() and (layout.looks is None or layout.looks(value)) for value in values)
-    return 2 * alike > len(values)
+    return 2 * alike > len(values) or (not values and _is_broken(layout, raw))
 
 
-def _document(raw: RedisValue) -> Mapping[str, Any]:
-    value = open_payload(raw.data).value if raw.kind in DOCUMENT_KINDS else None
-    return value if isinstance(value, dict) else {}
+def _is_broken(layout: Layout, raw: RedisValue) -> bool:
+    """Return whether a document of a name that only this store uses is damaged, so that only its name can tell."""
+    named = layout.id_field and layout.prefix and raw.name.startswith(layout.prefix)
+    return bool(named and raw.data[:1] == b"{" and not peek(raw))
 
 
 def _objects(raw: RedisValue) -> list[Mapping[str, Any]]:
     """Return the object that a document is, or the first ones of its array."""
-    value = open_payload(raw.data).value
-    return [each for each in (value[:3] if isinstance(value, list) else [value]) if isinstance(each, dict)]
+    value = peek(raw) if raw.data[:1] == b"{" else open_payload(raw.data).value
+    return [each for each in (value[:3] if isinstance(value, list) else [value]) if isinstance(each, dict) and each]
 
 
 def _siblings(layout: Layout, stored: SessionValues) -> Iterator[KeyRequest]:
@@ -234,6 +238,8 @@ def _decode(layout: Layout, stored: SessionValues) -> Iterator[Item]:
                 yield misshapen(raw.name, found)
             elif found is not None:
                 single[raw.name] = Entry([found] if isinstance(found, Turn) else list(found), place_of(value)), raw
+        elif key.kinds == DOCUMENT_KINDS or key.fields:
+            yield from read_document(raw)[1]
     yield from _in_order(layout, stored, {name: entry for name, (entry, _) in single.items()})
     yield from (Note(text) for text in (layout.notes(stored) if layout.notes else ()))
 
@@ -271,6 +277,10 @@ def _in_order(layout: Layout, stored: SessionValues, single: Mapping[str, Entry]
     rest = sorted((name for name in single if name not in listed), key=lambda name: _place(name, single[name]))
     for name in [*(name for name in listed if name in single), *rest]:
         yield from single[name].turns
+    order = next((stored.owner.prefix + key.pattern.replace("{id}", stored.owner.session)
+                  for key in layout.keys if key.holds == IDS), "")  # fmt: skip
+    if order in stored.keys and stored.get(order) is None and single:
+        yield Problem("dangling", order, "the messages exist, the key that lists them in their order does not")
     for name in lost[:_REPORTED]:
         yield Problem("dangling", name, "the session lists this message, and its key no longer exists")
     if len(lost) > _REPORTED:

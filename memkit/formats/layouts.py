@@ -6,6 +6,7 @@ library and the version that wrote the capture.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,7 +14,7 @@ from memkit.formats import ag2, llama_index
 from memkit.formats.layout import IDS, MESSAGE, MESSAGES, Key, Layout
 from memkit.formats.model import SessionValues, one_of
 from memkit.formats.parsing import element_shapes
-from memkit.readonly.values import DOCUMENT_KINDS
+from memkit.readonly.values import DOCUMENT_KINDS, RedisValue, to_name
 
 _LIST, _SET, _ZSET, _STRING = ("list",), ("set",), ("zset",), ("string",)
 _LANGCHAIN4J_TYPES = frozenset({"USER", "AI", "SYSTEM", "TOOL_EXECUTION_RESULT", "CUSTOM"})
@@ -208,6 +209,7 @@ LAYOUTS: tuple[Layout, ...] = (
         keys=(
             Key(pattern="{id}", kinds=_STRING, part="primary", fields=frozenset({"events", "name"}), holds=MESSAGES),
         ),
+        id_field="sender_id",
         messages_field="events",
         skip=lambda event: event.get("event") not in ("user", "bot") or event.get("text") is None,
     ),
@@ -238,6 +240,21 @@ LAYOUTS: tuple[Layout, ...] = (
 
 def _whole_seconds(value: Any) -> int | None:
     return value if type(value) is int and value > 0 else None
+
+
+def leads(raw: RedisValue) -> tuple[str, ...]:
+    """Return the keys that show which session an order, an index or a list of sessions belongs to."""
+    order = re.fullmatch(r"((?:.*:)?)thread:(.+):messages", raw.name, re.DOTALL)
+    if order and raw.kind == "zset":
+        return (f"{order[1]}mastra_threads:id:{order[2]}",)
+    index = re.fullmatch(r"((?:.*:)?)msg-idx:.+", raw.name, re.DOTALL)
+    if index and raw.kind == "string":
+        return (f"{index[1]}mastra_threads:id:{to_name(raw.data)}",)
+    if raw.kind == "set" and raw.name.endswith("chat-sdk:subscriptions"):
+        return tuple(
+            raw.name.removesuffix("subscriptions") + f"list:msg-history:{each}" for each in sorted(raw.members)
+        )
+    return ()
 
 
 def vocabulary() -> Iterable[str]:

@@ -14,6 +14,7 @@ from memkit.formats import (
     langgraph_js,
     langgraph_plainredis,
     langgraph_redis,
+    layouts,
     memkit_store,
     openai_agents,
     redisvl,
@@ -21,13 +22,14 @@ from memkit.formats import (
 from memkit.formats.layouts import LAYOUTS, vocabulary
 from memkit.formats.model import Format, Item, KeyOwner, SessionValues
 from memkit.formats.parsing.dialogue_checks import Dialogue
-from memkit.formats.parsing.documents import wrong_kind
+from memkit.formats.parsing.documents import parsed_once, wrong_kind
 from memkit.formats.parsing.langgraph_common import is_write_name
 from memkit.formats.parsing.list_elements import votes
 from memkit.readonly.values import RedisValue
 
 FORMATS: tuple[Format, ...] = (
     memkit_store.FORMAT,
+    langgraph_aws.FORMAT,
     langchain_community.FORMAT,
     langchain_redis.FORMAT,
     redisvl.FORMAT,
@@ -38,7 +40,6 @@ FORMATS: tuple[Format, ...] = (
     langgraph_redis.FORMAT,
     langgraph_js.FORMAT,
     langgraph_plainredis.FORMAT,
-    langgraph_aws.FORMAT,
     *(layout.format() for layout in LAYOUTS),
 )
 """The order decides between formats that claim the same key, except for lists: see ``recognise``."""
@@ -75,7 +76,8 @@ def recognise(raw: RedisValue, wanted: str | None = None) -> KeyOwner | None:
     """
     claims = (owner for each in _BY_KIND.get(raw.kind, ()) if (owner := each.recognise(raw, wanted)))
     if raw.kind != "list":
-        return next(claims, None)
+        with parsed_once():
+            return next(claims, None)
     owners = list(claims)
     return owners[0] if len(owners) == 1 else max(owners, key=_likeness(raw), default=None)
 
@@ -89,7 +91,7 @@ def _likeness(raw: RedisValue) -> Callable[[KeyOwner], tuple[int, bool]]:
 
 def leads(raw: RedisValue) -> tuple[str, ...]:
     """Return the keys that show which sessions a key belongs to: those that an index shared by sessions points to."""
-    return agno.leads(raw) or langgraph_plainredis.leads(raw) or openai_agents.leads(raw)
+    return agno.leads(raw) or langgraph_plainredis.leads(raw) or openai_agents.leads(raw) or layouts.leads(raw)
 
 
 def is_housekeeping(name: str) -> bool:

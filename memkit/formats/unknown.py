@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from memkit.formats.model import Item, Note, Problem, SessionValues, Turn, seconds
+from memkit.formats.parsing.bounded_json import parse
 from memkit.formats.parsing.conversation import (
     Entry,
     entry_of,
@@ -21,6 +22,7 @@ from memkit.formats.parsing.conversation import (
     sorted_entries,
 )
 from memkit.formats.parsing.dialogue_checks import Dialogue
+from memkit.formats.parsing.documents import corrupt
 from memkit.formats.parsing.encodings import encoding_of, pickle_opcodes
 from memkit.formats.parsing.list_elements import Faults
 from memkit.formats.parsing.payload import open_payload
@@ -178,6 +180,10 @@ def _a_key_each(found: Sequence[_Found]) -> Iterator[Turn | Note]:
 def _undecoded(raws: Iterable[RedisValue]) -> Iterator[Item]:
     """Yield why no messages could be decoded."""
     for raw in raws:
+        begins = raw.data[:20].lstrip()
+        if begins.startswith((b'{"', b"[{", b'["', b"[[", b"[object Object]")) and open_payload(raw.data).value is None:
+            yield corrupt(raw.name, raw.data, parse(raw.data))
+            continue
         encoding = payload_encoding(raw)
         inner = encoding.split(" > ")[-1].split(" ")[0].rstrip("?").lower()
         if encoding.startswith("json") or inner in ("json", "msgpack"):

@@ -23,13 +23,32 @@ from stress.fuzz_formats import Fuzzer
 
 from memkit import formats, render
 from memkit.formats import agent_framework_redis, capture, unknown
-from memkit.formats.model import KeyOwner, Item, SessionValues, ConfiguredTtl, Note, Problem, Run, Tool, Turn, quoted, unquoted
-from memkit.formats.parsing import bounded_json, chat, encodings, list_elements, msgpack
+from memkit.formats.model import (
+    ConfiguredTtl,
+    Item,
+    KeyOwner,
+    Note,
+    Problem,
+    SessionValues,
+    Tool,
+    Turn,
+    quoted,
+    unquoted,
+)
+from memkit.formats.parsing import bounded_json, chat, encodings, msgpack
 from memkit.formats.parsing.bounded_json import parse
 from memkit.formats.parsing.dialogue_checks import Dialogue
 from memkit.readonly.values import RedisValue, to_bytes, to_name
 
-CAPTURES = capture.names()
+EVERY_CAPTURE = capture.names()
+HOMEMADE = [name for name in EVERY_CAPTURE if capture.capture(name)["store"] == "unknown"]
+UNREADABLE = ["django-session", "homemade-pickle", "openai-agents-encrypted"]
+"""Serialised objects, which are never loaded, and texts whose key only the application has."""
+CAPTURES = [
+    name
+    for name in EVERY_CAPTURE
+    if name not in (*HOMEMADE, *UNREADABLE) and capture.capture(name)["session_id"] == "sess-A"
+]
 IDS = [
     "a:b",
     "a/b",
@@ -78,11 +97,10 @@ def _renamed(value: Any, session: str, *, in_json: bool) -> Any:
 def known_of(raws: Iterable[RedisValue], wanted: str | None = "sess-A") -> SessionValues:
     raws = list(raws)
     owners = [owner for raw in raws if (owner := formats.recognise(raw, wanted))]
-    stores = {owner.store for owner in owners}
-    owner = next(owner for owner in owners if owner.store == "langgraph-redis-shallow" or "langgraph-redis-shallow" not in stores)
+    owner = owners[0]
     keys: dict[str, RedisValue | None] = {raw.name: raw for raw in raws}
     for _ in range(4):
-        wants = formats.format_of(owner.store).wants(SessionValues(owner, keys))
+        wants = formats.format_of(owner.store).siblings(SessionValues(owner, keys))
         keys = {want.name: None for want in list(wants)} | keys
     return SessionValues(owner, keys)
 
@@ -92,28 +110,28 @@ def decoded(raws: Iterable[RedisValue], wanted: str | None = "sess-A") -> list[I
 
 
 def turns(items: Iterable[Item]) -> list[Turn]:
-    found: list[Turn] = []
-    for item in items:
-        if isinstance(item, Turn):
-            found.append(item)
-        if isinstance(item, Run):
-            none = [None] * len(item.roles)
-            columns = (item.roles, item.texts, item.tools or [()] * len(none), item.at_s or none, item.uids or none)
-            found += map(Turn, *columns)
-    return found
+    return [item for item in items if isinstance(item, Turn)]
 
 
 def problems(items: Iterable[Item]) -> list[Problem]:
     return [item for item in items if isinstance(item, Problem)]
 
 
-def plainly(found: Iterable[Turn]) -> list[dict[str, str | None]]:
-    """Return turns as the captures state them."""
-    return [
-        {"role": turn.role, "text": turn.text}
-        | ({"tool": turn.tools[0].name} if turn.tools and turn.role == "assistant" else {})
-        for turn in found
-    ]
+def _tool(message: Any) -> dict[str, str]:
+    return {"tool": message.tools[0].name} if message.tools and message.tools[0].name else {}
+
+
+def plainly(found: Iterable[Turn]) -> list[dict[str, Any]]:
+    """Return messages as the captures state them."""
+    return [{"role": message.role, "text": message.text} | _tool(message) for message in found]
+
+
+def expected_of(name: str) -> list[dict[str, Any]]:
+    """Return the messages of a capture; those of the first captures leave out the name of the tool that answers."""
+    kept = capture.capture(name)["expected"]
+    called = next((message["tool"] for message in kept if "tool" in message), None)
+    answer = {"tool": called} if called and name != "langchain-redis" else {}  # it drops the calls, and so the name
+    return [answer | message if message["role"] == "tool" else message for message in kept]
 
 
 def list_of(name: str, *elements: Any) -> RedisValue:
@@ -122,7 +140,8 @@ def list_of(name: str, *elements: Any) -> RedisValue:
 
 
 def test_there_is_a_capture_of_every_store() -> None:
-    assert {capture.capture(name)["store"] for name in CAPTURES} == {store.STORE for store in formats.FORMATS}
+    stores = {capture.capture(name)["store"] for name in EVERY_CAPTURE} - {"unknown"}
+    assert stores == set(formats.stores())
 
 
 @pytest.mark.parametrize("name", CAPTURES)
@@ -130,25 +149,24 @@ def test_a_capture_decodes_to_the_messages_that_were_written(name: str) -> None:
     kept = capture.capture(name)
     stored = known_of(raws_of(name))
     items = list(formats.decode(stored))
-    assert stored.owner.store == kept["store"]
-    assert plainly(turns(items)) == kept["expected"]
+    assert formats.store_name(stored) == kept["store"]
+    assert plainly(turns(items)) == expected_of(name)
     assert problems(items) == []
 
 
-@pytest.mark.parametrize("name", CAPTURES)
+@pytest.mark.parametrize("name", [name for name in CAPTURES if any("tool" in each for each in expected_of(name))])
 def test_the_result_of_a_tool_is_linked_to_its_call(name: str) -> None:
-    *_, result = turns(decoded(raws_of(name)))
+    result = next(turn for turn in turns(decoded(raws_of(name))) if turn.role == "tool")
     assert result.tools[0].call_id == "call_1"
     assert result.tools[0].name == ("get_weather" if name != "langchain-redis" else None)
 
 
-@pytest.mark.parametrize("session", IDS)
-@pytest.mark.parametrize("name", CAPTURES)
+@pytest.mark.parametrize(("name", "session"), [(name, IDS[at % len(IDS)]) for at, name in enumerate(CAPTURES * 6)])
 def test_ids_are_opaque(name: str, session: str) -> None:
     stored = known_of(raws_of(name, session), session)
     assert stored.owner.session == session
     items = list(formats.decode(stored))
-    assert plainly(turns(items)) == capture.capture(name)["expected"]
+    assert plainly(turns(items)) == expected_of(name)
     assert problems(items) == []
 
 
@@ -192,7 +210,7 @@ def under(prefix: str, raws: Iterable[RedisValue]) -> list[RedisValue]:
 @pytest.mark.parametrize("name", CAPTURES)
 def test_a_session_is_recognised_under_another_prefix(name: str) -> None:
     items = decoded(under("tenant-7:", raws_of(name)))
-    assert plainly(turns(items)) == capture.capture(name)["expected"]
+    assert plainly(turns(items)) == expected_of(name)
     assert problems(items) == []
 
 
@@ -210,11 +228,18 @@ def test_a_session_is_recognised_under_another_prefix(name: str) -> None:
 )
 def test_a_prefix_of_ones_own_is_recognised_by_the_payload(name: str, key: str, mine: str) -> None:
     raws = [raw._replace(name=raw.name.replace(key, mine)) for raw in raws_of(name)]
-    assert plainly(turns(decoded(raws))) == capture.capture(name)["expected"]
+    assert plainly(turns(decoded(raws))) == expected_of(name)
 
 
-SIBLINGS = [(name, entry["key"]) for name in CAPTURES for entry in capture.capture(name)["keys"]
-            if len(capture.capture(name)["keys"]) > 1]  # fmt: skip
+# Of other stores no key names these, or the library itself lets them expire.
+UNNAMED = ("spring-ai", "strands-valkey", "langgraph-js", "langgraph-aws-valkey", "agentscope-storage", "mastra-redis",
+           "redisvl-semantic")  # fmt: skip
+SIBLINGS = [
+    (name, entry["key"])
+    for name in CAPTURES
+    for entry in capture.capture(name)["keys"]
+    if len(capture.capture(name)["keys"]) > 1 and name not in UNNAMED
+]
 
 
 @pytest.mark.parametrize(("name", "key"), SIBLINGS)
@@ -234,7 +259,7 @@ def test_a_lost_pointer_is_recoverable_and_the_repair_is_said() -> None:
     assert "recoverable: the checkpoints are still there" in problem.message
     newest = max(raw.name for raw in left if raw.name.startswith("checkpoint:"))
     assert problem.repair.startswith(f"SET {pointer} {newest} ")
-    assert plainly(turns(items)) == capture.capture("langgraph-redis")["expected"]
+    assert plainly(turns(items)) == expected_of("langgraph-redis")
 
 
 def test_a_lost_order_of_plain_langgraph_is_rebuilt_in_the_order_of_the_checkpoints() -> None:
@@ -249,12 +274,12 @@ def test_a_lost_order_of_plain_langgraph_is_rebuilt_in_the_order_of_the_checkpoi
 
 def test_the_last_readable_state_of_plain_langgraph_is_shown() -> None:
     items = decoded(raw for raw in raws_of("langgraph-plainredis") if raw.name != "lg:blob:sess-A::messages:8")
-    assert plainly(turns(items)) == capture.capture("langgraph-plainredis")["expected"][:2]
+    assert plainly(turns(items)) == expected_of("langgraph-plainredis")[:2]
     assert {problem.cause for problem in problems(items)} >= {"dangling", "gap"}
 
 
-# memkit's own elements are no JSON objects, but a stamp and one: they have tests of their own.
-LISTS = [name for name in CAPTURES if name != "memkit" and [raw.kind for raw in raws_of(name)].count("list") == 1]
+# Stores whose lists have three messages; memkit's own elements are no JSON objects and have tests of their own.
+LISTS = ["langchain-community", "llama-index", "openai-agents", "agent-framework-redis", "ag2"]
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
@@ -272,7 +297,9 @@ def test_a_corrupt_element_is_named_with_its_byte_and_the_rest_is_shown(name: st
     assert len(turns(items)) == 2
 
 
-DOCUMENTS = [(name, raw.name) for name in CAPTURES for raw in raws_of(name) if raw.data[:1] == b"{"]
+DOCUMENTS = [
+    (name, raw.name) for name in CAPTURES if name != "connect-redis" for raw in raws_of(name) if raw.data[:1] == b"{"
+]
 
 
 @pytest.mark.parametrize(("name", "key"), DOCUMENTS)
@@ -282,14 +309,14 @@ def test_a_corrupt_document_is_named_with_its_byte(name: str, key: str) -> None:
     raws[key] = RedisValue(key, raws[key].kind, data=data, total=len(data))
     corrupt = [problem for problem in problems(decoded(raws.values())) if problem.cause == "corrupt"]
     assert [problem.key for problem in corrupt] == [key]
-    assert f"of {len(data):,}" in corrupt[0].says
-    assert "% of it is readable" in corrupt[0].says
+    assert f"of {len(data):,}" in corrupt[0].message
+    assert "% of it is readable" in corrupt[0].message
 
 
 def test_what_stands_before_the_break_of_a_document_is_shown() -> None:
     (raw,) = raws_of("google-adk-redis")
     cut = RedisValue(raw.name, raw.kind, data=raw.data[:-300], total=raw.total)
-    assert plainly(turns(decoded([cut]))) == capture.capture("google-adk-redis")["expected"][:2]
+    assert plainly(turns(decoded([cut]))) == expected_of("google-adk-redis")[:2]
 
 
 # What is JSON and of another shape
@@ -323,8 +350,9 @@ def test_one_element_of_another_store_leaves_the_session_its_own(name: str, othe
         items = list(formats.decode(stored))
         (problem,) = [problem for problem in problems(items) if problem.cause == "corrupt"]
         assert f"element {at} of 4 (counted from the head) is no message of {name}: it has no " in problem.message
-        assert f"it looks like one of {other} (3 of 4 elements are readable)" in problem.message
-        assert plainly(turns(items)) == capture.capture(name)["expected"]
+        hint = "" if other == "openai-agents" else f"; it looks like one of {other}"  # anybody writes role and content
+        assert f"{hint} (3 of 4 elements are readable)" in problem.message
+        assert plainly(turns(items)) == expected_of(name)
 
 
 @pytest.mark.parametrize(
@@ -428,7 +456,7 @@ def test_a_document_of_the_wrong_shape_is_corrupt(name: str, key: str, data: byt
     raws = [raw._replace(data=data, total=len(data)) if raw.name == key else raw for raw in raws_of(name)]
     for wanted in ("sess-A", None):
         stored = known_of(raws, wanted)
-        assert (stored.owner.store, stored.owner.session) == (name, "sess-A")
+        assert (formats.store_name(stored), stored.owner.session) == (name, "sess-A")
         corrupt = [problem for problem in problems(formats.decode(stored)) if problem.cause == "corrupt"]
         assert [problem.key for problem in corrupt] == [key]
 
@@ -480,7 +508,7 @@ def test_an_event_of_the_wrong_shape_is_corrupt(event: Any) -> None:
 def test_a_state_without_the_latest_checkpoint_says_so() -> None:
     key = PARTS[5][1]
     items = decoded(raw._replace(data=b"{}") if raw.name == key else raw for raw in raws_of("langgraph-redis"))
-    assert plainly(turns(items)) == capture.capture("langgraph-redis")["expected"]
+    assert plainly(turns(items)) == expected_of("langgraph-redis")
     assert any("the newest state that can be" in item.message for item in items if isinstance(item, Note))
 
 
@@ -497,7 +525,7 @@ def test_a_key_that_was_overwritten_by_another_type_is_corrupt(name: str, key: s
     found = [problem for problem in problems(formats.decode(whole._replace(keys={**whole.keys, key: other})))
              if problem.cause == "corrupt" and problem.key == key]  # fmt: skip
     assert len(found) == 1
-    assert "this key is of type stream, and a" in found[0].says
+    assert "this key is of type stream, and a" in found[0].message
 
 
 @pytest.mark.parametrize("field", ["role", "content", "entry_id", "session_tag", "timestamp"])
@@ -539,10 +567,10 @@ def test_damage_by_the_hundred_is_said_briefly_in_documents_and_hashes_too() -> 
         for at in range(300)
     ]
     found = [problem for problem in problems(decoded(hashes, "s")) if problem.cause == "corrupt"]
-    assert (len(found), found[-1].says) == (6, "… and 295 more messages like it")
+    assert (len(found), found[-1].message) == (6, "… and 295 more messages like it")
     adk = {"id": "s", "app_name": "a", "events": [{}] * 300}
     found = problems(decoded([RedisValue("session:a:u:s", "string", data=json.dumps(adk).encode())], "s"))
-    assert (len(found), found[-1].says) == (6, "… and 295 more like it")
+    assert (len(found), found[-1].message) == (6, "… and 295 more like it")
 
 
 def test_memkits_messages_may_be_any_objects_and_nothing_else() -> None:
@@ -563,7 +591,7 @@ def test_hundreds_of_corrupt_elements_are_said_briefly() -> None:
     (raw,) = raws_of("llama-index")
     found = problems(decoded([RedisValue(raw.name, "list", elements=[*raw.elements, *[b"x"] * 900], total=903)]))
     assert len(found) == 6
-    assert "895 more elements (3 of 903 elements are readable)" in found[-1].says
+    assert "895 more elements (3 of 903 elements are readable)" in found[-1].message
 
 
 def test_nan_is_not_json_but_is_read() -> None:
@@ -571,7 +599,7 @@ def test_nan_is_not_json_but_is_read() -> None:
     raw.elements[0] = raw.elements[0].replace(b"1795381676.6998444", b"NaN")
     items = decoded([raw])
     assert [problem.cause for problem in problems(items)] == ["nan"]
-    assert plainly(turns(items)) == capture.capture("ag2")["expected"]
+    assert plainly(turns(items)) == expected_of("ag2")
 
 
 def test_an_element_that_was_written_twice_is_a_duplicate() -> None:
@@ -790,7 +818,7 @@ class Bomb:
 def test_a_pickle_is_disassembled_and_never_loaded(tmp_path: Path, protocol: int) -> None:
     raw = RedisValue("k", "string", data=pickle.dumps(Bomb(tmp_path / "ran"), protocol), total=9)
     items = survive(SessionValues(KeyOwner("unknown", "k", "", "unknown"), {"k": raw}))
-    assert [problem.cause for problem in problems(items)] == ["encoded"]
+    assert any("pickle: its text cannot be read" in item.message for item in items if isinstance(item, Note))
     assert any("of them call code" in item.message for item in items if isinstance(item, Note))
     assert not (tmp_path / "ran").exists()
 
@@ -850,7 +878,9 @@ def shells(data: bytes) -> Iterable[SessionValues]:
         stored = known_of(raws_of(name))
         target = next(name for name, raw in stored.keys.items() if raw and raw.payloads)
         payload = blob if name == "langgraph-plainredis" else data
-        yield SessionValues(stored.owner, {key: _with(raw, payload) if key == target else raw for key, raw in stored.keys.items()})
+        yield SessionValues(
+            stored.owner, {key: _with(raw, payload) if key == target else raw for key, raw in stored.keys.items()}
+        )
     for kind in ("string", "list"):
         yield SessionValues(
             KeyOwner("unknown", "k", "", "unknown"),
@@ -880,10 +910,10 @@ def survive(stored: SessionValues) -> list[Item]:
             formats.recognise(raw, "sess-A")
             unknown.payload_encoding(raw)
     if stored.owner.store != "unknown":
-        list(formats.format_of(stored.owner.store).wants(stored))
+        list(formats.format_of(stored.owner.store).siblings(stored))
     kept = []
     for item in module(stored):
-        if not isinstance(item, Turn | Run):
+        if not isinstance(item, Turn):
             kept.append(item)
         del item
     return kept
@@ -947,7 +977,9 @@ def test_no_json_stops_a_decoder(data: st.DataObject) -> None:
     target = data.draw(st.sampled_from([name for name, raw in stored.keys.items() if raw]))
     payload = json.dumps(data.draw(JSON)).encode()
     survive(
-        SessionValues(stored.owner, {name: _with(raw, payload) if name == target else raw for name, raw in stored.keys.items()})
+        SessionValues(
+            stored.owner, {name: _with(raw, payload) if name == target else raw for name, raw in stored.keys.items()}
+        )
     )
 
 
@@ -974,62 +1006,6 @@ def test_no_bytes_stop_the_readers(data: bytes) -> None:
     encodings.hex_view(data)
     with contextlib.suppress(msgpack.MsgpackFault):
         msgpack.unpack(data)
-
-
-def both_ways(raws: list[RedisValue]) -> list[tuple[list[Turn], list[Problem]]]:
-    """Return a session decoded in blocks, and message by message; without keys, which a run has one of."""
-    ways = []
-    for block in (True, False):
-        with pytest.MonkeyPatch.context() as patch:
-            if not block:
-                patch.setattr(list_elements, "_run", lambda *_: None)
-            items = decoded(raws)
-        ways.append(([turn._replace(key="") for turn in turns(items)], sorted(problems(items))))
-    return ways
-
-
-def repeated(raw: RedisValue, count: int) -> list[bytes]:
-    """Return a list's elements again and again, each with ids of its own."""
-    return [
-        element.replace(b"call_1", b"call_%d" % at).replace(b'"id": null', b'"id": "m%d%d"' % (at, part)).replace(
-            b"weather", b"weather %d" % at)
-        for at in range(count) for part, element in enumerate(raw.elements)
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", LISTS)
-def test_messages_in_blocks_are_the_messages_one_by_one(name: str) -> None:
-    raws, raw = listed(name)
-    # 350 messages: blocks that begin with a user, a call and a result; then the same calls, ids and times once more.
-    order = -1 if name == "langchain-community" else 1
-    whole = repeated(raw._replace(elements=raw.elements[::order]), 117)
-    again = [*whole, whole[0], *whole[40:45], b"{}", *whole[100:102]]
-    for said in (whole[:-1], again):
-        raw.elements[:] = said[::order]
-        fast, slow = both_ways(raws)
-        assert fast == slow
-    assert len(fast[0]) == len(again) - 1
-    assert {problem.cause for problem in fast[1]} >= {"duplicate", "corrupt"}
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_no_json_is_another_message_in_a_block_than_alone(data: st.DataObject) -> None:
-    raws, raw = listed(data.draw(st.sampled_from(LISTS)))
-    values = [json.loads(element) for element in raw.elements]
-    for _ in range(data.draw(st.integers(1, 3))):
-        holder: Any = values
-        while isinstance(holder, dict | list) and holder:
-            key = data.draw(st.sampled_from(sorted(holder))) if isinstance(holder, dict) else data.draw(
-                st.integers(0, len(holder) - 1))  # fmt: skip
-            if data.draw(st.booleans()) or not isinstance(holder[key], dict | list):
-                holder[key] = data.draw(JSON)
-                break
-            holder = holder[key]
-    raw.elements[:] = [json.dumps(value).encode() for value in values]
-    if any(formats.recognise(each, "sess-A") for each in raws):
-        fast, slow = both_ways(raws)
-        assert fast == slow
 
 
 def test_msgpack_reads_every_kind_of_value() -> None:
@@ -1136,7 +1112,7 @@ def test_a_newer_schema_is_said_and_read_as_far_as_it_goes() -> None:
         raws = [_with(raw, raw.data.replace(b'"v":4', b'"v":9')) or raw for raw in raws_of(name)]
         items = decoded(raws)
         assert [problem.cause for problem in problems(items)] == ["unknown_schema"]
-        assert plainly(turns(items)) == capture.capture(name)["expected"]
+        assert plainly(turns(items)) == expected_of(name)
     (raw,) = raws_of("agent-framework-redis")
     (problem,) = problems(
         decoded([RedisValue(raw.name.replace("|v2|", "|v3|"), "list", elements=raw.elements, total=3)])
@@ -1202,7 +1178,7 @@ def test_bad_base64_and_bad_msgpack_are_told_apart() -> None:
                 for raw in raws_of("langgraph-plainredis")]  # fmt: skip
         corrupt = [problem for problem in problems(decoded(filter(None, raws))) if problem.cause == "corrupt"]
         assert [problem.key for problem in corrupt] == [key]
-        assert says in corrupt[0].says
+        assert says in corrupt[0].message
 
 
 def test_llama_indexs_plain_and_other_messages() -> None:
@@ -1241,27 +1217,6 @@ def test_agent_framework_sessions_with_keys_of_their_own() -> None:
         assert owner.session == session
 
 
-def test_times_that_run_backwards_are_found_in_columns_too() -> None:
-    def said(*times: float | None) -> list[str]:
-        run = Run(["user"] * len(times), ["hi"] * len(times), "k", list(times))
-        return [f"{problem.cause}: {problem.message}" for problem in problems(Dialogue().follow([run]))]
-
-    late = "out_of_order: message 3 was said before the one before it"
-    assert said(1e9, None, 1e9 + 60) == said(1e9, 1e9 + 60, 1e9 + 56) == said(None, None) == []
-    assert said(1e9, 1e9 + 60, 1e9 + 50) == said(None, 1e9 + 60, 1e9 + 50) == [late]
-
-
 def _sessions(elements: list[bytes]) -> RedisValue:
     head = memkit_raw().elements[0]
     return RedisValue("session:s", "list", elements=[head, *elements], total=len(elements) + 1)
-
-
-def test_memkits_elements_are_the_same_in_blocks_and_one_by_one() -> None:
-    stamped = [b'"Zk3_x9Ab%x.%x",{"role":"user","content":"hi %d"}' % (at, at * 1_000, at) for at in range(150)]
-    listed = b'[{"role":"system","content":"be kind"},{"role":"user","content":"a\\nb"}]'
-    odd = b'"Zk3_x9Abff.ff",{"role":"user","content":"hi","name":"bob"}'
-    plain = decoded([_sessions([listed, *stamped])], "s")
-    singly = decoded([_sessions([listed, *(each for one in stamped for each in (one, odd))])], "s")
-    told = [turn for turn in turns(singly) if turn.text != "hi"]
-    assert [turn[:4] for turn in turns(plain)] == [turn[:4] for turn in told]
-    assert len(told) == 152

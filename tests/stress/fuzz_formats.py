@@ -23,7 +23,7 @@ from typing import Any
 from memkit import formats
 from memkit.formats import capture, unknown
 from memkit.formats.model import KeyOwner, SessionValues
-from memkit.readonly.values import RedisValue
+from memkit.readonly.values import RedisValue, to_bytes
 
 MAX_CPU_S = 1.0
 TOKENS = (
@@ -119,7 +119,9 @@ class Fuzzer:
         fields = {
             name: self._bytes(value) if self.random.random() < 0.5 else value for name, value in raw.fields.items()
         }
-        return raw._replace(data=data, elements=elements, fields=fields)
+        scores = {self._bytes(to_bytes(each)).decode("utf-8", "surrogateescape"): at for each, at in raw.scores.items()}
+        entries = [(uid, {name: self._bytes(each) for name, each in pairs.items()}) for uid, pairs in raw.entries]
+        return raw._replace(data=data, elements=elements, fields=fields, scores=scores, entries=entries)
 
     def _packed(self, data: bytes) -> bytes:
         """Mutate inside plain LangGraph's base64 as well as around it."""
@@ -166,7 +168,8 @@ class Fuzzer:
 
 def _captured(name: str) -> SessionValues:
     raws = [capture.raw_of(entry) for entry in capture.capture(name)["keys"]]
-    owner = next(owner for raw in raws if (owner := formats.recognise(raw, "sess-A")))
+    found = (owner for raw in raws if (owner := formats.recognise(raw, None)))
+    owner = next(found, None) or KeyOwner("unknown", "k", "", "unknown")
     return SessionValues(owner, {raw.name: raw for raw in raws})
 
 
@@ -178,8 +181,10 @@ def run(stored: SessionValues) -> None:
                 formats.recognise(raw, wanted)
             formats.leads(raw)
             unknown.payload_encoding(raw)
-    list(formats.format_of(stored.owner.store).wants(stored))
-    list(formats.decode(stored))
+    if stored.owner.store != "unknown":
+        list(formats.format_of(stored.owner.store).siblings(stored))
+        list(formats.decode(stored))
+        formats.store_name(stored)
     list(unknown.decode(SessionValues(KeyOwner("unknown", "k", "", "unknown"), stored.keys)))
 
 

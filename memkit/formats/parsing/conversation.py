@@ -52,6 +52,8 @@ def find_entries(value: Any, key: str, depth: int = 0) -> list[Entry]:
         key: The Redis key that it comes from.
         depth: How many objects this one is in.
     """
+    if depth > MAX_DEPTH:
+        return []
     if isinstance(value, str):
         value = _inner(value)
     if isinstance(value, list):
@@ -59,7 +61,7 @@ def find_entries(value: Any, key: str, depth: int = 0) -> list[Entry]:
         if 2 * len(found) >= len(value):  # of a conversation at least half are messages
             return found
         return next(_deeper(value, key, depth), []) if len(value) == 1 else []
-    if not isinstance(value, dict) or depth > MAX_DEPTH:
+    if not isinstance(value, dict):
         return []
     if value and all(str(name).isdigit() for name in value):
         return find_entries([value[name] for name in sorted(value, key=int)], key, depth + 1)

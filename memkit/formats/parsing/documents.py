@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from memkit.formats.model import Item, Problem, Turn, a_dict
@@ -20,11 +21,30 @@ _REPORTED = 5
 _GAP = re.compile(r"[\s,]*")
 
 
+_parsed: dict[str, tuple[bytes, dict[str, Any]]] = {}
+
+
+@contextmanager
+def parsed_once() -> Iterator[None]:
+    """Keep the document that is being recognised, so that each format can look at it without parsing it again."""
+    _parsed["document"] = b"", {}
+    try:
+        yield
+    finally:
+        _parsed.clear()
+
+
 def peek(raw: RedisValue) -> dict[str, Any]:
-    """Return the document if it is a JSON object, else an empty one; for recognising, so faults are not told."""
+    """Return the document if it is a JSON object, else an empty one; for recognising, so no faults are reported."""
     if raw.kind not in DOCUMENT_KINDS or raw.data[:1] not in (b"{", b"["):
         return {}
-    return a_dict(only_one(parse(raw.data).value))
+    kept = _parsed.get("document")
+    if kept and kept[0] is raw.data:
+        return kept[1]
+    document = a_dict(only_one(parse(raw.data).value))
+    if kept:
+        _parsed["document"] = raw.data, document
+    return document
 
 
 def only_one(value: Any) -> Any:

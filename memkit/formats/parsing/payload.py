@@ -45,7 +45,7 @@ def open_payload(data: bytes) -> Opened:
         if parsed.fault is None:
             return Opened(parsed.value, "json")
         lines = _lines(data)
-        return Opened(lines, "json lines") if lines else Opened(None, encoding_of(data))
+        return Opened(lines, "json lines") if lines else Opened(None, "text")
     encoding = encoding_of(data)
     for layer in encoding.split(" > ")[:_MAX_LAYERS]:
         unfolded = _unfolded(layer, data)
@@ -54,7 +54,7 @@ def open_payload(data: bytes) -> Opened:
         data = unfolded
     if len(data) > MAX_OPEN_BYTES:
         return Opened(None, encoding, cut=True)
-    return Opened(_value(data), encoding)
+    return Opened(_value(data, encoding.rpartition(" > ")[2]), encoding)
 
 
 def _unfolded(layer: str, data: bytes) -> bytes | None:
@@ -79,13 +79,14 @@ def _unfolded(layer: str, data: bytes) -> bytes | None:
     return None
 
 
-def _value(data: bytes) -> Any:
+def _value(data: bytes, encoding: str) -> Any:
     if data[:1] in (b"{", b"[", b'"'):
         parsed = parse(data)
         return _lines(data) if parsed.fault else parsed.value
-    if data and msgpack.looks_like(data):
-        return msgpack.unpack(data)
-    return None
+    try:
+        return msgpack.unpack(data) if encoding == "msgpack" else None
+    except msgpack.MsgpackFault:
+        return None
 
 
 def _lines(data: bytes) -> list[Any] | None:
