@@ -205,7 +205,7 @@ def _add_conformance(commands: Any) -> None:
         commands,
         "conformance",
         _conformance,
-        "ask any session store, on a private Redis with a movable clock and real faults: does it forget?",
+        "run the conformance suite against a session store, on a private Redis with fault injection",
         "memkit conformance memkit.conformance.memkit_adapter:MemkitAdapter",
     )
     conformance.add_argument("adapter", metavar="ADAPTER", help="package.module:factory of a StoreAdapter")
@@ -307,18 +307,18 @@ def _triage(given: argparse.Namespace) -> int:
 
 
 def _conformance(given: argparse.Namespace) -> int:
+    from memkit.conformance.case import CaseResult
     from memkit.conformance.cases.all_cases import CASES
-    from memkit.conformance.result import CaseResult
     from memkit.conformance.runner import run
+    from memkit.render import progress
 
-    asked = 0
-    with _progress("cases asked") as progress:
+    done = 0
+    with progress("running", "cases") as show:
 
         def on_case(_: CaseResult) -> None:
-            nonlocal asked
-            asked += 1
-            if progress:
-                progress(asked, len(CASES))
+            nonlocal done
+            done += 1
+            show(done, len(CASES))
 
         result = run(given.adapter, on_case=on_case)
     print(result.to_json() if given.json else result.to_text(color=_in_color()))

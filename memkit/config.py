@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, cast
 
 from memkit.errors import PolicyError
-from memkit.policy import Duration, ExpiryPolicy, human
+from memkit.policy import Duration, ExpiryPolicy, ttl_text
 
 JITTER = 0.10
 """Many applications spread deadlines by up to this share of the TTL, so that keys do not expire together."""
@@ -72,8 +72,8 @@ class Expectation:
 
     @property
     def _ttls(self) -> str:
-        longest = "never" if self.policy.ttl_ms is None else human(self.policy.ttl_ms)
-        return "|".join([*map(human, self.other_ttls_ms), longest])
+        longest = "never" if self.policy.ttl_ms is None else ttl_text(self.policy.ttl_ms)
+        return "|".join([*map(ttl_text, self.other_ttls_ms), longest])
 
     def of(self, keys: Iterable[_Keyed]) -> list[_Keyed]:
         """Return the keys that match."""

@@ -1,4 +1,4 @@
-"""From a URL to a client (standalone, Sentinel, Cluster), and the guard in front of everything memkit writes by itself.
+"""A Redis URL to a client: standalone, Sentinel or Cluster.
 
 URLs: ``redis://``, ``rediss://``, ``unix://`` as redis-py reads them; ``redis+cluster://host:port[,host:port]``;
 ``redis+sentinel://host:port[,host:port]/service[/db]``; ``rediss+…`` for TLS.
@@ -30,7 +30,7 @@ AnyAsyncClient = redis.asyncio.Redis | redis.asyncio.cluster.RedisCluster
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """What a cluster or sentinel URL says."""
+    """The parts of a cluster or sentinel URL."""
 
     hosts: tuple[tuple[str, int], ...]
     path: tuple[str, ...]
@@ -38,9 +38,19 @@ class Address:
 
 
 def connect(url: str, **options: Any) -> AnyClient:
-    """Return a synchronous client; ``options`` go to redis-py.
+    """Return a synchronous client. It connects at its first command.
 
-    Raises ServerError for what is no such URL, PolicyError for a path that is no database number.
+    Args:
+        url: ``redis://``, ``rediss://``, ``unix://``, ``redis+cluster://host:port[,host:port]`` or
+            ``redis+sentinel://host:port[,host:port]/service[/db]``; ``rediss+…`` for TLS.
+        **options: Passed to redis-py.
+
+    Returns:
+        A ``redis.Redis``, or a ``redis.RedisCluster`` for a cluster URL, which connects at once.
+
+    Raises:
+        ServerError: The URL is invalid.
+        PolicyError: The URL has an invalid database number.
     """
     topology = _topology(url)
     if topology == "cluster":
@@ -56,14 +66,23 @@ def connect(url: str, **options: Any) -> AnyClient:
         pool = client.connection_pool
         pool.connection_class(**pool.connection_kwargs)  # not connected; redis-py takes any option until then
     except ValueError as error:
-        raise _no_url(url, _why(error)) from None
+        raise _invalid_url(url, _reason(error)) from None
     except TypeError as error:
-        raise _no_url(url, f"it has an option that redis-py does not know: {str(error).rpartition(' ')[2]}") from None
+        raise _invalid_url(url, f"redis-py has no option {str(error).rpartition(' ')[2]}") from None
     return client
 
 
 def connect_async(url: str, **options: Any) -> AnyAsyncClient:
-    """Return an asyncio client; see connect()."""
+    """Return an asyncio client.
+
+    Args:
+        url: See ``connect``.
+        **options: Passed to redis-py.
+
+    Raises:
+        ServerError: The URL is invalid.
+        PolicyError: The URL has an invalid database number.
+    """
     topology = _topology(url)
     if topology == "cluster":
         address = _address(url)
@@ -71,36 +90,43 @@ def connect_async(url: str, **options: Any) -> AnyAsyncClient:
         return redis.asyncio.cluster.RedisCluster(startup_nodes=nodes, **address.options | options)
     if topology == "sentinel":
         address = _address(url)
-        watchers = redis.asyncio.sentinel.Sentinel(list(address.hosts), **address.options | options)
-        primary = watchers.master_for(*_service(address), connection_pool_class=_SentinelPool)
+        sentinels = redis.asyncio.sentinel.Sentinel(list(address.hosts), **address.options | options)
+        primary = sentinels.master_for(*_service(address), connection_pool_class=_SentinelPool)
         return cast("redis.asyncio.Redis", primary)
     try:
         return redis.asyncio.Redis.from_url(url, **options)
     except ValueError as error:
-        raise _no_url(url, _why(error)) from None
+        raise _invalid_url(url, _reason(error)) from None
 
 
 class _SentinelPool(redis.asyncio.sentinel.SentinelConnectionPool):
-    """Closes the connections to the Sentinels too, which redis-py leaves to the garbage collector, with a warning."""
+    """Closes the connections to the Sentinels too; redis-py leaves them to the garbage collector, with a warning."""
 
     async def disconnect(self, inuse_connections: bool = True) -> None:
         await super().disconnect(inuse_connections)
-        if inuse_connections:  # else it only goes to another primary
+        if inuse_connections:  # False: only the primary changed
             for sentinel in self.sentinel_manager.sentinels:
                 await sentinel.aclose()
 
 
 def redact(url: str) -> str:
-    """Return a URL, or a text with one in it, without its password, to be shown."""
+    """Return a URL, or a text that contains one, with ``***`` instead of its password."""
     shown = re.sub(r"(://[^/@:?#]*):.*@", r"\1:***@", url, flags=re.DOTALL)
     if "@" not in shown and re.fullmatch(r"[\w+]+://\S*", shown):
-        # What stands after a host and is no port may be a password whose host was forgotten.
+        # Text after a host that is not a port may be a password: the host was left out.
         shown = re.sub(r"(://[^/@:?#,\[]*):(?!\d{1,5}(?![^/?#,]))[^/?#,].*", r"\1:***", shown)
     return re.sub(r"(password=)[^&#\s]*", r"\1***", shown, flags=re.IGNORECASE)
 
 
 def place(client: AnyClient) -> str:
-    """Return where a client's commands go, as MEMKIT_ALLOW names it: ``host:port/db``, or ``path/db``."""
+    """Return the server and database of a client in the form of MEMKIT_ALLOW.
+
+    Args:
+        client: A client of redis-py.
+
+    Returns:
+        ``host:port/db``, or ``path/db`` for a unix socket.
+    """
     if isinstance(client, redis.RedisCluster):
         node = cast("Any", client.get_default_node())
         return f"{node.host}:{node.port}/0"
@@ -113,44 +139,53 @@ def place(client: AnyClient) -> str:
 
 
 def scan(node: redis.Redis, match: str = "*") -> Iterator[bytes]:
-    """Yield the names of keys on one server as they are, whatever its client decodes: a name need not be a text."""
+    """Yield the names of the keys of one server as bytes, because a name need not be UTF-8.
+
+    Args:
+        node: A client of the server; its ``decode_responses`` has no effect.
+        match: A pattern of Redis.
+
+    Yields:
+        Names; SCAN may return one twice.
+    """
     cursor = None
     while cursor != 0:
-        cursor, names = _raw(node, "SCAN", cursor or 0, "MATCH", match, "COUNT", 1000)
+        cursor, names = execute_undecoded(node, "SCAN", cursor or 0, "MATCH", match, "COUNT", 1000)
         yield from names
 
 
-def _raw(client: Any, *command: str | int) -> Any:
+def execute_undecoded(client: Any, *command: str | int) -> Any:
+    """Run a command and return its reply as bytes, regardless of the client's ``decode_responses``."""
     return client.execute_command(*command, **{NEVER_DECODE: []})
 
 
 def primaries(client: AnyClient) -> list[redis.Redis]:
-    """Return a client for each server that has keys: a cluster's primaries, else the one there is."""
+    """Return a client for each server that holds keys: each primary of a cluster, otherwise the client itself."""
     if isinstance(client, redis.RedisCluster):
         return [client.get_redis_connection(node) for node in client.get_primaries()]
     return [client]
 
 
 def _topology(url: str) -> str:
-    """Return what kind of URL this is, once it says surely what was meant."""
+    """Return ``standalone``, ``cluster`` or ``sentinel``. Raises an error if the URL is ambiguous."""
     scheme, separator, rest = url.partition("://")
     base, _, topology = scheme.partition("+")
     if scheme not in ("redis", "rediss", "unix") and (
         base not in ("redis", "rediss") or topology not in ("cluster", "sentinel")
     ):
-        raise _no_url(url, f"its scheme is {scheme!r}" if separator else "it has no scheme")
+        raise _invalid_url(url, f"its scheme is {scheme!r}" if separator else "it has no scheme")
     parts = re.fullmatch(r"([^/?#]*)([^?#]*)(?:\?([^#]*))?(.*)", rest, re.DOTALL)
     authority, path, query, fragment = parts.groups(default="") if parts else ("", "", "", rest)
-    _refuse_what_is_not_encoded(scheme, authority, path, query, fragment)
+    _refuse_unencoded_password(scheme, authority, path, query, fragment)
     if scheme in ("redis", "rediss") and not re.fullmatch(r"/?|/\d+", path):
-        raise PolicyError(f"{path!r} in the URL is no database number; expected /0, as in redis://host:6379/0")
+        raise PolicyError(f"{path!r} in the URL is not a database number; expected /0, as in redis://host:6379/0")
     if topology == "cluster" and path not in ("", "/", "/0"):
-        raise PolicyError(f"{path!r} in the URL: a cluster has database 0 alone; leave it away")
+        raise PolicyError(f"Redis Cluster has only database 0; remove the path {path!r} from the URL")
     return topology or "standalone"
 
 
-def _refuse_what_is_not_encoded(scheme: str, authority: str, path: str, query: str, fragment: str) -> None:
-    """Raise ServerError, showing no part of the URL, where a password may have been cut into other parts."""
+def _refuse_unencoded_password(scheme: str, authority: str, path: str, query: str, fragment: str) -> None:
+    """Raise ServerError if part of a password may be in another part of the URL; the message shows no part of it."""
     credentials, _, host = authority.rpartition("@")
     standalone = "+" not in scheme and scheme != "unix"
     cut = (
@@ -163,8 +198,8 @@ def _refuse_what_is_not_encoded(scheme: str, authority: str, path: str, query: s
     )
     if cut:
         raise ServerError(
-            f"this {scheme}:// URL cannot be read: its password must be percent-encoded (@ as %40, / as %2F, # as %23, "
-            f"? as %3F), and host, port and database number be where they are expected: {EXPECTED}"
+            f"this {scheme}:// URL cannot be parsed: percent-encode the password (@ as %40, / as %2F, # as %23, "
+            f"? as %3F) and check the host, the port and the database number; expected {EXPECTED}"
         )
 
 
@@ -178,16 +213,16 @@ def _address(url: str) -> Address:
     try:
         parts = urlsplit(url)
     except ValueError:
-        raise _no_url(url, "its host cannot be read") from None
+        raise _invalid_url(url, "its host cannot be parsed") from None
     credentials, _, hosts = parts.netloc.rpartition("@")
     options: dict[str, Any] = {"ssl": True} if parts.scheme.startswith("rediss") else {}
     if credentials:
         username, _, password = credentials.partition(":")
         options |= {"username": unquote(username) or None, "password": unquote(password) or None}
     try:
-        pairs = tuple(_host_port(one) for one in hosts.split(","))
+        pairs = tuple(_host_port(pair) for pair in hosts.split(","))
     except ValueError as error:
-        raise _no_url(url, error) from None
+        raise _invalid_url(url, error) from None
     if parts.query.startswith("sentinel_password="):
         options["sentinel_kwargs"] = {"password": unquote(parts.query.partition("=")[2])}
     return Address(pairs, tuple(unquote(part) for part in parts.path.split("/") if part), options)
@@ -208,12 +243,12 @@ def _service(address: Address) -> tuple[str]:
     return (address.path[0],)
 
 
-def _why(error: ValueError) -> str:
-    """Return what redis-py says of an option, by its name; of other parts it quotes what may be of a password."""
-    said = str(error)
-    return said if said.startswith("Invalid value for") else "its host or port cannot be read"
+def _reason(error: ValueError) -> str:
+    """Return redis-py's message about an option; its messages about other parts may quote a password."""
+    message = str(error)
+    return message if message.startswith("Invalid value for") else "its host or port cannot be parsed"
 
 
-def _no_url(url: str, why: object) -> ServerError:
+def _invalid_url(url: str, why: object) -> ServerError:
     shown = redact(url) if "://" in url else f"***@{url.rpartition('@')[2]}" if "@" in url else url
     return ServerError(f"{shown!r} is not a Redis URL: {why}; expected {EXPECTED}")

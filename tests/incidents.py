@@ -413,8 +413,8 @@ def not_refreshed(dice: Dice) -> Incident:
     return Incident("not_refreshed", truth, dice.expect, writes + dice.beside(), full=True)
 
 
-def dangling(dice: Dice) -> Incident:
-    """An index of sessions, half of which are gone."""
+def stale_index(dice: Dice) -> Incident:
+    """An index of sessions, half of which no longer exist; it does not state when they began."""
     writes = dice.steady(max(dice.count, 30))
     alive = [write for write in writes if write.alive]
     gone = [f"{dice.prefix}gone-{n}" for n in range(dice.dice.randrange(5, 200))]
@@ -424,7 +424,7 @@ def dangling(dice: Dice) -> Incident:
         with server.client() as client:
             client.sadd(index, *gone, *(write.key for write in alive))
 
-    return Incident("dangling", Truth("dangling"), dice.expect, writes, full=True, after=make)
+    return Incident("stale_index", Truth("stale_index"), dice.expect, writes, full=True, after=make)
 
 
 # -- healthy -----------------------------------------------------------------------------------------------------------
@@ -532,7 +532,7 @@ CAUSES: dict[str, Callable[[Dice], Incident]] = {
     one.__name__: one
     for one in (
         ttl_too_short, ttl_too_long, unit_mistake, no_ttl, mixed_ttl, wrong_prefix, evicted, eviction_risk,
-        persistence_risk, deleted, clock_skew, no_data, corrupt, not_refreshed, dangling,
+        persistence_risk, deleted, clock_skew, no_data, corrupt, not_refreshed, stale_index,
     )
 }  # fmt: skip
 HEALTHIES: dict[str, Callable[[Dice], Incident]] = {

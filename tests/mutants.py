@@ -819,7 +819,7 @@ class OldPartsDie(Right):
 class Chunks(Right):
     """A list a hundred messages; the last one alone is renewed."""
 
-    found_by = "long_dialogue_lives_as_one"
+    found_by = "long_dialogue_expires_as_one"
 
     def chunk(self, number: int) -> str:
         return f"{self.key}|{number}"
@@ -897,7 +897,7 @@ class LongTextsDie(ToolResultsDie):
 class CompactionDropsTheTtl(ListScript):
     """Every 64th append writes the list anew, without its TTL; the next one sets it again."""
 
-    found_by = "long_dialogue_lives_as_one"
+    found_by = "long_dialogue_expires_as_one"
     script = ListScript.script.replace(
         "if ttl > 0 then redis.call('PEXPIRE', KEYS[1], ttl, 'GT') end",
         "if ttl > 0 and redis.call('PTTL', KEYS[1]) == -1 then redis.call('PEXPIRE', KEYS[1], ttl) end "
@@ -927,7 +927,7 @@ class ShortensAPart(KeyPerMessage):
 
 
 class ClearsTheFirstChunk(Chunks):
-    found_by = "long_dialogue_lives_as_one"
+    found_by = "long_dialogue_expires_as_one"
 
     def clear(self) -> None:
         self.r.delete(self.chunk(0))

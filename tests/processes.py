@@ -26,6 +26,12 @@ def alive(pid: int) -> bool:
     return bool(state.strip()) and not state.startswith("Z")
 
 
+def assert_gone(pid: int, directory: str | Path) -> None:
+    """Wait until a server's process and its directory no longer exist."""
+    wait_for("the end of the server's process", lambda: alive(pid), nothing)
+    wait_for("the end of the server's directory", Path(directory).exists, nothing)
+
+
 def processes_of(temporary: Path) -> dict[int, str]:
     """Return the processes that were started with a TMPDIR, or that work below it, and their command lines."""
     every = (Path(path) for path in Path("/proc").glob("[0-9]*"))

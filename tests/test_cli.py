@@ -160,7 +160,7 @@ def test_a_path_that_is_no_database_number_is_named(capsys, ports, command, path
         capsys, command, f"redis://127.0.0.1:{ports['port']}/{path}", *(["s"] if command == "inspect" else [])
     )
     assert (code, out) == (2, "")
-    assert f"'/{path}' in the URL is no database number; expected /0" in err
+    assert f"'/{path}' in the URL is not a database number; expected /0" in err
 
 
 @pytest.mark.parametrize("name", ["langchain-community", "llama-index", "openai-agents"])
@@ -233,14 +233,15 @@ def test_triage_of_the_demo_incident_writes_a_report(capsys, tmp_path):
 def test_conformance_of_memkits_own_store(capsys):
     code, out, _ = say(capsys, "conformance", "memkit.conformance.memkit_adapter:MemkitAdapter", "--json")
     report = json.loads(out)
-    failed = [case for case in report["cases"] if case["outcome"] == "failed"]
-    assert (code, report["schema"], failed) == (0, 1, [])
-    assert report["passed"] >= 30
-    assert report["passed"] + report["failed"] + report["skipped"] == len(report["cases"])
+    other = {case["name"]: case["message"] for case in report["cases"] if case["outcome"] != "passed"}
+    assert (code, report["schema"], other, report["root_causes"]) == (0, 2, {}, [])
+    assert report["passed"] == len(report["cases"]) == 43
+    # 6 s on two idle cores.
+    assert report["took_s"] < 60
 
 
 def test_a_closed_pipe_is_no_traceback(client):
-    MemoryStore(client, prefix="chat:").save("s", [{"n": n} for n in range(2000)])
+    MemoryStore(client, prefix="chat:", ttl=None).save("s", [{"n": n} for n in range(2000)])
     inspect = [sys.executable, "-m", "memkit", "inspect", client.url, "chat:s"]
     with subprocess.Popen(inspect, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.readline()

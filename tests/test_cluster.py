@@ -24,13 +24,15 @@ from stress.chaos import Chaos
 from stress.exactly_once import TIMEOUT_S, Plan, retry, run
 from test_sandbox import assert_told, assert_told_async
 from test_store import STRANGE, calls
-from topology import PRIMARIES, Cluster, cluster, cluster_ports, known_nodes, wait_for
+from topology import PRIMARIES, Cluster, cluster, cluster_ports, known_nodes
+from waiting import wait_for
 
 from memkit.connect import connect, connect_async
 from memkit.errors import Conflict, DecodeError, PolicyShortenedWarning, ProductionGuardError, SandboxError
 from memkit.policy import ExpiryPolicy
 from memkit.server import Sandbox, find_server
-from memkit.store.store import AsyncMemoryStore, MemoryStore, vectors_key
+from memkit.store.operations import vectors_key
+from memkit.store.store import AsyncMemoryStore, MemoryStore
 
 HI = {"role": "user", "content": "hi"}
 ROUND_ROBIN = redis.cluster.LoadBalancingStrategy.ROUND_ROBIN
@@ -91,8 +93,8 @@ def test_everything_works_on_a_cluster(store: MemoryStore, client: redis.RedisCl
     assert client.dbsize(target_nodes=redis.RedisCluster.PRIMARIES) == 0
 
 
-@pytest.mark.parametrize("name", sorted(calls(MemoryStore(redis.Redis(), prefix=""))))
-def test_a_call_that_is_sent_again_changes_nothing(store: MemoryStore, name: str) -> None:
+@pytest.mark.parametrize("name", sorted(calls(MemoryStore(redis.Redis(), prefix="", ttl=None))))
+def test_a_repeated_call_changes_nothing(store: MemoryStore, name: str) -> None:
     store.append("a", HI)
     write = calls(store)[name]()
     store._write(write)
@@ -104,18 +106,18 @@ def test_a_call_that_is_sent_again_changes_nothing(store: MemoryStore, name: str
 @pytest.mark.parametrize(
     "options", [{"decode_responses": True}, {"protocol": 3}, {"load_balancing_strategy": ROUND_ROBIN}]
 )
-def test_any_cluster_client_will_do(nodes: Cluster, options: dict[str, Any]) -> None:
+def test_any_cluster_client_works(nodes: Cluster, options: dict[str, Any]) -> None:
     with nodes.client(**options) as other:
         store = MemoryStore(other, prefix="ü:", ttl="7d")
         store.save("🦜", [HI])
         with nodes.serving("ü:🦜").client() as node:
-            node.execute_command("WAIT", 1, 500)
-        wait_for(lambda: store.load("🦜") == [HI], "message on the replica")
+            node.execute_command("WAIT", 1, 120_000)
+        wait_for("the message on the replica", lambda: store.load("🦜"), lambda seen: seen == [HI])
         assert list(store.sessions()) == ["🦜"]
         store.delete("🦜")
 
 
-def test_policies_and_damage_are_told_here_too(store: MemoryStore, client: redis.RedisCluster) -> None:
+def test_warnings_and_decode_errors_on_a_cluster(store: MemoryStore, client: redis.RedisCluster) -> None:
     store.append("a", HI)
     with pytest.warns(PolicyShortenedWarning):
         MemoryStore(client, prefix="session:", ttl=ExpiryPolicy.absolute("5m")).append("a", HI)
@@ -126,7 +128,7 @@ def test_policies_and_damage_are_told_here_too(store: MemoryStore, client: redis
         lambda: store.get("b"),
         lambda: store.ttl("b"),
     ):
-        with pytest.raises(DecodeError, match="another type of key"):
+        with pytest.raises(DecodeError, match="another Redis type"):
             call()
 
 
@@ -144,7 +146,7 @@ def test_vectors_are_in_the_session_s_slot(client: redis.RedisCluster, key: str)
     assert node.execute_command("CLUSTER KEYSLOT", vectors) == node.execute_command("CLUSTER KEYSLOT", key.encode())
 
 
-def test_strange_ids_have_vectors(store: MemoryStore) -> None:
+def test_unusual_ids_have_vectors(store: MemoryStore) -> None:
     for n, session_id in enumerate(STRANGE):
         store.append(session_id, HI)
         store.put_vectors(session_id, np.full(1, n, dtype="float32"))
@@ -155,11 +157,11 @@ def test_strange_ids_have_vectors(store: MemoryStore) -> None:
     assert sorted(store.sessions()) == sorted(STRANGE)
 
 
-def test_retries_says_what_the_client_really_does(nodes: Cluster) -> None:
+def test_retries_is_what_the_client_does(nodes: Cluster) -> None:
     for options, expected in [({}, None), ({"retry": Retry(NoBackoff(), 2)}, 2)]:
         with nodes.client(**options) as client:
             client.retry._backoff = NoBackoff()
-            store = MemoryStore(client, prefix="session:")
+            store = MemoryStore(client, prefix="session:", ttl=None)
             sent = 0
 
             def broken(*_: Any, **__: Any) -> None:
@@ -198,7 +200,7 @@ async def test_the_async_store_works_on_a_cluster(nodes: Cluster, client: redis.
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-def test_a_sandboxs_refusal_is_told_in_memkits_words(nodes: Cluster, client: redis.RedisCluster, protocol: int) -> None:
+def test_a_refusal_is_explained(nodes: Cluster, client: redis.RedisCluster, protocol: int) -> None:
     with Sandbox(nodes.url) as sandbox:
         assert_told(sandbox, protocol=protocol)
         asyncio.run(assert_told_async(sandbox, protocol=protocol))
@@ -225,7 +227,7 @@ def foreign_cluster(folder: Path, binary: Path | str) -> Iterator[str]:
             process = subprocess.Popen([binary, *options, home], stdout=subprocess.DEVNULL)
             stack.callback(process.wait)
             stack.callback(process.kill)
-        wait_for(lambda: all(map(takes_writes, ports)), "cluster that is ok")
+        wait_for("nodes that take writes", lambda: list(map(takes_writes, ports)), all)
         yield f"redis+cluster://127.0.0.1:{ports[1]}"
 
 
@@ -237,9 +239,7 @@ def takes_writes(port: int) -> bool:
         return False
 
 
-def test_a_cluster_that_memkit_did_not_start_is_guarded_over_all_its_primaries(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_foreign_cluster_is_guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MEMKIT_ALLOW", raising=False)
     with foreign_cluster(tmp_path, find_server().path) as url, connect(url) as theirs:
         assert isinstance(theirs, redis.RedisCluster)
@@ -263,7 +263,7 @@ def test_a_cluster_that_memkit_did_not_start_is_guarded_over_all_its_primaries(
         assert all(theirs.acl_users(target_nodes=node) == ["default"] for node in theirs.get_nodes())
 
 
-def test_after_a_failover_what_the_replica_had_is_there_and_writes_go_on(nodes: Cluster) -> None:
+def test_a_failover_keeps_what_was_replicated(nodes: Cluster) -> None:
     """Replication is asynchronous: what WAIT has confirmed is promised, no more."""
     with nodes.client(retry=retry(), socket_timeout=1) as client:
         store = MemoryStore(client, prefix="session:", ttl="7d")
@@ -271,24 +271,25 @@ def test_after_a_failover_what_the_replica_had_is_there_and_writes_go_on(nodes: 
             store.append("failover", {"n": n})
         victim = nodes.serving("session:failover")
         with victim.client() as node:
-            assert node.execute_command("WAIT", 1, 2_000) == 1
+            assert node.execute_command("WAIT", 1, 120_000) == 1
         victim.kill()
-        wait_for(lambda: goes_on(store), "write after the failover")
+        wait_for("a write after the failover", lambda: goes_on(store), "written".__eq__)
         assert (store.load("failover") or [])[:20] == [{"n": n} for n in range(20)]
         assert (store.load("failover") or [])[20:] == [{"id": "after"}]
-        wait_for(lambda: nodes.serving("session:failover") is not victim, "view of the new primary")
+        wait_for("another primary", lambda: nodes.serving("session:failover"), lambda seen: seen is not victim)
         victim.start()
 
 
-def goes_on(store: MemoryStore) -> bool:
+def goes_on(store: MemoryStore) -> str:
+    """Write, and return what became of it."""
     try:
         store.append("failover", {"id": "after"})
-    except redis.RedisError:
-        return False
-    return True
+    except redis.RedisError as error:
+        return repr(error)
+    return "written"
 
 
-def test_exactly_once_on_a_cluster_while_everything_goes_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+def test_exactly_once_on_a_cluster_under_faults(capsys: pytest.CaptureFixture[str]) -> None:
     name = next((name for name in ("redis-8.2", "valkey-9", "redis-7.0") if every_server().get(name)), None)
     binary = every_server()[name] if name else None
     if not binary:
@@ -310,15 +311,16 @@ def stressed(plan: Plan, binary: Any) -> Any:
             proxies.append(proxy)
             with server.client() as node:
                 node.config_set("cluster-announce-port", proxy.port)
-        wait_for(lambda: announced(made, proxies), "cluster that tells the proxies' ports")
+        ports = {one.port for one in proxies}
+        wait_for("the proxies' ports", lambda: announced(made), lambda seen: seen == [ports] * PRIMARIES)
         with made.client(retry=retry()) as client:
             return run(plan, made.servers, proxies, client)
 
 
-def announced(made: Cluster, proxies: list[Chaos]) -> bool:
-    ports = {proxy.port for proxy in proxies}
+def announced(made: Cluster) -> list[set[int]]:
+    """Return the ports that each node tells its clients."""
     seen = []
     for server in made.servers:
         with server.client(decode_responses=True) as node:
             seen += [{range_[2][1] for range_ in node.execute_command("CLUSTER SLOTS")}]
-    return all(one == ports for one in seen)
+    return seen

@@ -110,7 +110,7 @@ def test_the_store_block_runs_as_it_stands(memkit_server_factory):
     # The only line that is not run: it would reach for whatever listens on this machine's port 6379.
     exec(text.replace("from redis import Redis\n", ""), {"Redis": server.client})  # noqa: S102
     with server.client() as client:
-        session = MemoryStore(client, prefix="chat:").get("user-42")
+        session = MemoryStore(client, prefix="chat:", ttl=None).get("user-42")
     assert (session.summary, session.metadata) == ("greets", {"lang": "en"})
     assert session.messages == [{"role": "user", "content": "hi"}]
 

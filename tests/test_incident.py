@@ -42,7 +42,7 @@ def test_session_expires_after_its_ttl_by_the_clock(redis_memory_store, memkit_c
     assert store.load("user-42") is None
 
 
-def test_stores_with_other_prefixes_do_not_see_each_other(redis_memory_store):
+def test_stores_with_other_prefixes_are_isolated(redis_memory_store):
     a = MemoryStore(redis_memory_store, prefix="a:", ttl=60)
     b = MemoryStore(redis_memory_store, prefix="b:", ttl=60)
     a.save("same", [{"role": "user", "content": "from a"}])
@@ -55,7 +55,7 @@ def test_stores_with_other_prefixes_do_not_see_each_other(redis_memory_store):
     assert b.load("same") == [{"role": "user", "content": "from b"}]
 
 
-def test_a_session_lives_as_long_as_the_policy_says(memory_store, memkit_clock):
+def test_a_session_expires_at_its_configured_ttl(memory_store, memkit_clock):
     memory_store.save("s", [{"role": "user", "content": "remember me"}])
     memkit_clock.shift("6d")
     assert memory_store.load("s") == [{"role": "user", "content": "remember me"}]

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "memkit"
 ORDER = """
-    errors policy config render connect server store readonly formats inspect observe history audit conformance
+    errors policy config render connect server store readonly formats history inspect observe audit conformance
     plot notebook pytest_plugin cli
 """.split()  # noqa: SIM905
 FILES = {

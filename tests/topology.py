@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from hashlib import sha1
@@ -17,20 +16,12 @@ from typing import Any
 
 import redis
 import redis.cluster
+from waiting import wait_for
 
 from memkit.server import RedisServer
 
-READY_WITHIN_S = 15.0
 PRIMARIES = 3
 SLOTS = 16384
-
-
-def wait_for(done: Callable[[], bool], what: str, within_s: float = READY_WITHIN_S) -> None:
-    deadline = time.monotonic() + within_s
-    while not done():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"after {within_s} s still no {what}")
-        time.sleep(0.005)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +75,7 @@ def cluster(
         for server in servers:
             # A primary waits 2 s before it takes writes: let its clock go on by as much.
             server.clock.shift("3s")
-        wait_for(lambda: all(map(is_ready, servers)), "cluster that is ok")
+        wait_for("servers that are ready", lambda: list(map(is_ready, servers)), all)
         yield made
 
 
@@ -182,8 +173,8 @@ def watched(binary: Path | str, *, persist: bool = False) -> Iterator[Watched]:
         ]
         sentinel = stack.enter_context(SentinelServer(binary=binary, lines=lines))
         made = Watched([primary, replica], sentinel)
-        wait_for(lambda: is_linked(replica), "replica that has caught up")
-        wait_for(lambda: knows_replica(sentinel), "Sentinel that knows the replica")
+        wait_for("a replica that has caught up", lambda: is_linked(replica))
+        wait_for("a Sentinel that knows the replica", lambda: knows_replica(sentinel))
         yield made
 
 

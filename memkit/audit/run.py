@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
-
-import redis
 
 from memkit.audit.checks.auxiliary_keys import Scene
 from memkit.audit.checks.deletions import Looked, deleted_finding
@@ -21,15 +19,16 @@ from memkit.audit.checks.ttl_inference import Server
 from memkit.audit.finding import Finding, PrefixSummary, verdict_of
 from memkit.audit.report import AuditReport, Proof
 from memkit.audit.sampling import ENOUGH_OF_A_PATTERN, KeyFacts, Progress, Sample, Sampler
-from memkit.audit.server_info import FLUSHES, Evidence, counters, in_cluster, look
+from memkit.audit.server_info import FLUSHES, Evidence, counters, look
 from memkit.config import Expect, Expectation, expectations
-from memkit.connect import AnyClient, connect, place, redact
+from memkit.connect import AnyClient
 from memkit.errors import PolicyError
-from memkit.readonly.connection import Pace, Wire, packed, refused
-from memkit.readonly.reader import reading
+from memkit.readonly.connection import KeyCommands
+from memkit.readonly.pace import Pace
+from memkit.readonly.reader import Reader
+from memkit.readonly.target import Target, open_target
 from memkit.render import utc_text
 
-PATIENCE_S = 5.0
 SECOND_LOOK_KEYS = 1_000
 COUNTERS = ("expired_keys", "evicted_keys", "used_memory", "maxmemory")
 RESTING_BATCH_KEYS, RESTLESS_BATCH_KEYS = 50, 250
@@ -43,7 +42,7 @@ METADATA = (
     "+config|get +slowlog|get +client|list +client|setname +cluster|slots +cluster|myid +command +select +hello +auth"
 )
 NEWER = (
-    ("Redis 7.0", "+pexpiretime +client|no-evict"),
+    ("Redis 7.0", "+pexpiretime"),
     ("Redis 7.2, Valkey", "+client|no-touch +client|setinfo"),
 )
 VALUES = (
@@ -88,64 +87,10 @@ def audit(
     if not 0 < duty <= 1:
         raise PolicyError(f"duty={duty!r} is not a share of time; expected above 0, at most 1 (1: no rests)")
     meant = expectations(() if expect is None else expect)
-    with _wires(url_or_client) as primaries, _wires(replica or url_or_client, skip=replica is None) as replicas:
-        run = _Audit(primaries, replicas or primaries, meant, duty=duty, full=full, touch=touch, progress=progress)
-        return run.report(url_or_client)
-
-
-@contextmanager
-def _wires(target: str | AnyClient, *, skip: bool = False) -> Iterator[list[Wire]]:
-    """Open a connection of the audit's own to each primary, or to the one server; the client's pool is left alone."""
-    if skip:
-        yield []
-        return
-    client = (
-        connect(target, socket_timeout=PATIENCE_S, socket_connect_timeout=PATIENCE_S)
-        if isinstance(target, str)
-        else target
-    )
-    if not isinstance(client, redis.Redis | redis.RedisCluster):
-        raise PolicyError(f"a Redis URL or client is expected, not {type(client).__name__}")
-    wires: list[Wire] = []
-    try:
-        for name, node in _nodes(client):
-            wires.append(_open(node, name, target))
-        wires += _other_primaries(wires[0], client) if isinstance(client, redis.Redis) else []
-        yield wires
-    finally:
-        for wire in wires:
-            wire.close()
-        if isinstance(target, str):
-            client.close()
-
-
-def _open(node: redis.Redis, name: str, target: str | AnyClient) -> Wire:
-    try:
-        return Wire(node, name=name)
-    except (redis.TimeoutError, redis.ConnectionError) as error:
-        if isinstance(error, redis.AuthenticationError) or not str(target).startswith("rediss"):
-            raise
-        raise type(error)(f"{error}: does that port speak TLS? redis:// is without") from None
-
-
-def _nodes(client: AnyClient) -> Iterator[tuple[str, redis.Redis]]:
-    if isinstance(client, redis.Redis):
-        yield place(client), client
-        return
-    for node in client.get_primaries():
-        yield str(node.name), client.get_redis_connection(node)
-
-
-def _other_primaries(wire: Wire, client: redis.Redis) -> Iterator[Wire]:
-    """Open a connection to the other primaries of a cluster, of which one node's URL was given."""
-    options = client.connection_pool.connection_kwargs
-    if "host" not in options or not in_cluster(wire) or refused(slots := wire.ask("CLUSTER", "SLOTS")):
-        return
-    addresses = {(entry[2][0].decode() or options["host"], int(entry[2][1])) for entry in slots}
-    own = {(entry[2][0].decode(), int(entry[2][1])) for entry in slots if entry[2][2] == wire.ask("CLUSTER", "MYID")}
-    for host, port in sorted(addresses - own):
-        pool = redis.ConnectionPool(client.connection_pool.connection_class, **{**options, "host": host, "port": port})
-        yield Wire(redis.Redis(connection_pool=pool), name=f"{host}:{port}")
+    with ExitStack() as stack:
+        target = stack.enter_context(open_target(url_or_client))
+        source = target if replica is None else stack.enter_context(open_target(replica))
+        return _Audit(target, source, meant, duty=duty, full=full, touch=touch, progress=progress).report()
 
 
 class _Audit:
@@ -153,8 +98,8 @@ class _Audit:
 
     def __init__(
         self,
-        primaries: Sequence[Wire],
-        readers: Sequence[Wire],
+        target: Target,
+        source: Target,
         meant: Sequence[Expectation],
         *,
         duty: float,
@@ -165,13 +110,12 @@ class _Audit:
         self._began = time.monotonic()
         self._touched = 0
         self._aside = 0
-        self._values_sent: Counter[str] = Counter()
-        self._primaries, self._readers, self._meant = primaries, readers, meant
+        self._target, self._source, self._meant = target, source, meant
         self._full, self._touch = full, touch
-        self._evidence = [look(wire) for wire in primaries]
+        self._evidence = [look(connection) for connection in target.connections]
         self._notes = list(dict.fromkeys(f"could not see {what}" for one in self._evidence for what in one.blind))
         self._sampler = Sampler(
-            readers,
+            source.connections,
             pace=Pace(duty, batch=_batch(self._evidence, duty)),
             guard=self._hurt,
             sizes=full,
@@ -180,18 +124,18 @@ class _Audit:
 
     def _hurt(self) -> str | None:
         """Why the audit should stop: the server began to evict."""
-        for wire, before in zip(self._primaries, self._evidence, strict=True):
-            now = counters(wire).get("evicted_keys")
+        for connection, before in zip(self._target.connections, self._evidence, strict=True):
+            now = counters(connection).get("evicted_keys")
             if now is not None and int(now) > (before.number("evicted_keys") or 0):
                 return "the server is evicting keys; the audit adds nothing to that"
         return None
 
-    def report(self, target: str | AnyClient) -> AuditReport:
+    def report(self) -> AuditReport:
         """Return what was found."""
         sample = self._sample()
         findings, seen, sessions = self._diagnose(sample)
-        findings += self._values(target, sample, findings)
-        after = [counters(wire) for wire in self._primaries]
+        findings += self._values(sample, findings)
+        after = [counters(connection) for connection in self._target.connections]
         for evidence, now in zip(self._evidence, after, strict=True):
             findings += server_findings(evidence, sample.keys, now, self._meant)
         looked = Looked(sample.keys, sample.of, sessions)
@@ -200,7 +144,7 @@ class _Audit:
         findings = _in_order([*findings, *([gone] if isinstance(gone, Finding) else [])])
         self._note_limits(sample)
         return AuditReport(
-            server=self._server(target),
+            server=self._server(),
             findings=tuple(findings),
             verdict=verdict_of(
                 findings,
@@ -221,7 +165,7 @@ class _Audit:
         )
 
     def _sample(self) -> Sample:
-        cluster = len(self._readers) > 1 or self._evidence[0].is_cluster
+        cluster = len(self._source.connections) > 1 or self._evidence[0].is_cluster
         sample = self._sampler.full() if self._full else self._sampler.sample(cluster=cluster)
         for meant in self._meant:
             if sample.complete or sample.stopped or self._full:
@@ -235,7 +179,7 @@ class _Audit:
             sample.keys,
             self._server_facts(sample),
             self._siblings(sample),
-            len(self._readers) == 1 or sample.complete,
+            len(self._source.connections) == 1 or sample.complete,
             self._weigh,
             self._unclaimed(sample) if len(self._meant) > 1 else None,
         )
@@ -258,28 +202,24 @@ class _Audit:
         claimed = {one.key for meant in self._meant for one in meant.of(sample.keys)}
         return [one for one in sample.keys if one.key not in claimed]
 
-    def _values(self, target: str | AnyClient, sample: Sample, findings: Sequence[Finding]) -> list[Finding]:
-        """Return what values show, where they may be read without resetting idle clocks, or that is allowed."""
+    def _values(self, sample: Sample, findings: Sequence[Finding]) -> list[Finding]:
+        """Return what values show, if they may be read without resetting idle times, or if that is allowed."""
         if not self._full or not self._meant or sample.stopped:
             return []
-        with reading(target) as reader:
-            # Refused once, it is not asked of the other nodes.
-            self._values_sent["client|no-touch"] += 1 if reader.touched_because else len(reader.connections)
-            if reader.touched_because and not self._touch:
-                self._notes.append(
-                    f"not checked: corrupt, dangling, not_refreshed ({reader.touched_because}); --touch allows it"
-                )
-                return []
-            values = check_values(
-                reader,
-                self._meant,
-                sample.keys,
-                short=_too_short_by(findings),
-                within_s=(time.monotonic() - self._began) / 4,
-            )
-            self._touched = values.read if reader.touched_because else 0
+        touches_because = self._target.touches_because
+        if touches_because and not self._touch:
+            self._notes.append(f"not checked: corrupt, dangling, not_refreshed ({touches_because}); --touch allows it")
+            return []
+        values = check_values(
+            Reader(self._target),
+            self._meant,
+            sample.keys,
+            short=_too_short_by(findings),
+            within_s=(time.monotonic() - self._began) / 4,
+            deletions=sum(one.calls.get("del", 0) + one.calls.get("unlink", 0) for one in self._evidence),
+        )
+        self._touched = values.read if touches_because else 0
         self._notes += values.notes
-        self._values_sent += values.sent
         torn = {finding.prefix for finding in [*findings, *values.findings] if finding.cause == "mixed_ttl"}
         return [one for one in values.findings if one.cause != "not_refreshed" or one.prefix not in torn]
 
@@ -299,26 +239,24 @@ class _Audit:
 
     def _siblings(self, sample: Sample) -> Callable[[Sequence[bytes]], Sequence[KeyFacts]]:
         """Return a look-up of keys that a sample has missed; none is missing where every key was seen."""
-        if (sample.complete and not self._full) or len(self._readers) > 1:
+        if (sample.complete and not self._full) or len(self._source.connections) > 1:
             return _nobody
         return self._sampler.look_up
 
     def _weigh(self, names: Sequence[bytes]) -> list[int]:
         """Return the bytes that values take, 0 for an integer; of the keys whose node would say."""
         weights: dict[bytes, int] = {}
-        for wire in self._readers:
-            asked = b"".join(packed("OBJECT", "ENCODING", name) for name in names)
-            wire.sent["object|encoding"] += len(names)
-            encodings = wire.exchange(asked, len(names))
-            sizes = wire.collect(wire.post(names, ["memory|usage"]))[0]["memory|usage"]
-            for name, encoding, size in zip(names, encodings, sizes, strict=True):
+        commands = KeyCommands(names, ("object|encoding", "memory|usage"))
+        for connection in self._source.connections:
+            columns = connection.send(commands).columns(commands)
+            for name, encoding, size in zip(names, *columns.values(), strict=True):
                 if encoding == b"int" or isinstance(size, int):
                     weights[name] = 0 if encoding == b"int" else size - len(name)
         return list(weights.values())
 
     def _vanished(self, sample: Sample, after: Sequence[Mapping[str, str]]) -> list[KeyFacts]:
         """Return sessions that were there and are gone before their deadline, though nothing was evicted meanwhile."""
-        if len(self._readers) > 1 or _risen(self._evidence, after, "evicted_keys"):
+        if len(self._source.connections) > 1 or _risen(self._evidence, after, "evicted_keys"):
             return []
         sessions = (one for meant in self._meant for one in meant.of(sample.keys))
         living = [one for one in sessions if one.left_ms is None or one.left_ms > 600_000][:SECOND_LOOK_KEYS]
@@ -352,18 +290,16 @@ class _Audit:
         says = f"{sessions:,} keys of sessions looked at, all as expected ({', '.join(map(str, self._meant))})"
         return says + (f"; {self._aside:,} that live shorter were taken for no sessions" if self._aside else "")
 
-    def _server(self, target: str | AnyClient) -> dict[str, Any]:
+    def _server(self) -> dict[str, Any]:
         evidence: Evidence = self._evidence[0]
-        url = redact(target) if isinstance(target, str) else self._primaries[0].name
         taken_at = utc_text(datetime.fromtimestamp(evidence.now_ms / 1000, UTC))
-        source = {"kind": "live", "name": url, "taken_at": taken_at}
-        return {"flavour": evidence.flavour, "version": evidence.version, "url": url, "source": source}
+        source = {"kind": "live", "name": self._target.url, "taken_at": taken_at}
+        return {"flavour": evidence.flavour, "version": evidence.version, "url": self._target.url, "source": source}
 
     def _proof(self, after: Sequence[Mapping[str, str]]) -> Proof:
         sent: Counter[str] = Counter()
-        for wire in {*self._primaries, *self._readers}:
-            sent += wire.sent
-        sent += self._values_sent
+        for connection in {*self._target.connections, *self._source.connections}:
+            sent += connection.sent
         return Proof(
             commands=sent,
             writes=0,

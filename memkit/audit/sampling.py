@@ -1,4 +1,4 @@
-"""A fair sample of a live keyspace, or all of it: type, deadline, last touch and size of keys, never a value."""
+"""A fair sample of a keyspace, or every key: type, deadline, last access and size, never a value."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import redis
 
-from memkit.readonly.connection import Pace, Reply, Ticket, Wire, packed, refused
+from memkit.readonly.connection import Command, KeyCommands, PendingReplies, ReadOnlyConnection, Reply, command, refused
+from memkit.readonly.pace import Pace
 
 ENOUGH_KEYS = 26_500
 """Bounds every share of the keyspace to 1 % at 99 % confidence, at any size (Dvoretzky-Kiefer-Wolfowitz)."""
@@ -61,8 +62,6 @@ class Sample:
     of: int
     keys: list[KeyFacts] = field(default_factory=list)
     seen: int = 0
-    immortal: int = 0
-    size_bytes: int = 0
     complete: bool = False
     stopped: str | None = None
     blind: set[str] = field(default_factory=set)
@@ -112,7 +111,7 @@ class Sampler:
 
     def __init__(
         self,
-        wires: Sequence[Wire],
+        connections: Sequence[ReadOnlyConnection],
         *,
         pace: Pace,
         guard: Callable[[], str | None],
@@ -120,7 +119,7 @@ class Sampler:
         progress: Progress | None = None,
         dice: random.Random | None = None,
     ) -> None:
-        self._wires = wires
+        self._connections = connections
         self._pace = pace
         self._guard = guard
         self._guarded_at = time.monotonic()
@@ -131,29 +130,36 @@ class Sampler:
 
     def sample(self, *, cluster: bool, enough: int = ENOUGH_KEYS) -> Sample:
         """Return a fair sample of ``enough`` keys, or every key where there are hardly more."""
-        sizes = [_dbsize(wire) for wire in self._wires]
+        sizes = [_dbsize(connection) for connection in self._connections]
         total = sum(sizes)
         sample = Sample("scan", total)
         if total <= enough * 1.2:
             self._run(
                 sample,
-                [self._all(wire, sample, Reservoir(sample.keys, total * 2 + 10, self._dice)) for wire in self._wires],
+                [
+                    self._all(connection, sample, Reservoir(sample.keys, total * 2 + 10, self._dice))
+                    for connection in self._connections
+                ],
             )
             sample.complete = not sample.stopped
             return sample
         sample.method = "randomkey" if cluster else "scan"
         walk = self._random_keys if cluster else self._random_stretch
         self._run(
-            sample, [walk(wire, sample, enough * size // total) for wire, size in zip(self._wires, sizes, strict=True)]
+            sample,
+            [
+                walk(connection, sample, enough * size // total)
+                for connection, size in zip(self._connections, sizes, strict=True)
+            ],
         )
         return sample
 
     def full(self) -> Sample:
         """Return every key's facts, counted; at most KEPT_OF_ALL of them, drawn fairly, remembered."""
-        sample = Sample("full", sum(_dbsize(wire) for wire in self._wires))
+        sample = Sample("full", sum(_dbsize(connection) for connection in self._connections))
         self._known = None
         reservoir = Reservoir(sample.keys, KEPT_OF_ALL, self._dice)
-        self._run(sample, [self._all(wire, sample, reservoir) for wire in self._wires])
+        self._run(sample, [self._all(connection, sample, reservoir) for connection in self._connections])
         sample.complete = not sample.stopped
         return sample
 
@@ -162,7 +168,7 @@ class Sampler:
         found = Sample("scan", sample.of)
         self._known = {facts.key for facts in sample.keys if matches(facts.key)}
         budget = max(200, sample.of // 1000)
-        self._run(found, [self._matching(wire, found, pattern, budget) for wire in self._wires])
+        self._run(found, [self._matching(connection, found, pattern, budget) for connection in self._connections])
         sample.seen += len(found.keys)
         return found.keys
 
@@ -174,15 +180,14 @@ class Sampler:
         for start in range(0, len(names), self._pace.batch):
             began = time.monotonic()
             batch = names[start : start + self._pace.batch]
-            self._take(self._wires[0], batch, found, reservoir)
+            self._take(self._connections[0], batch, found, reservoir)
             self._pace.after(time.monotonic() - began, len(batch))
         return found.keys
 
     def look_again(self, keys: Sequence[bytes]) -> list[bool]:
         """Return which of the keys are still there (EXISTS, which touches no idle clock); one node only."""
-        wire = self._wires[0]
-        columns, _ = wire.collect(wire.post(keys, ["exists"]))
-        return [reply != 0 for reply in columns["exists"]]
+        connection = self._connections[0]
+        return [reply != 0 for reply in connection.send(KeyCommands(keys, ["exists"])).take()]
 
     def _run(self, sample: Sample, walks: Sequence[Walk]) -> None:
         try:
@@ -190,14 +195,14 @@ class Sampler:
                 for _ in walk:
                     if self._progress:
                         self._progress(sample.seen, sample.of)
-                if self._told_to_stop(sample):
+                if self._must_stop(sample):
                     return
         except KeyboardInterrupt:
             sample.stopped = "interrupted (Ctrl-C): findings so far"
-            for wire in self._wires:
-                wire.reconnect()
+            for connection in self._connections:
+                connection.reconnect()
 
-    def _told_to_stop(self, sample: Sample) -> bool:
+    def _must_stop(self, sample: Sample) -> bool:
         """Ask now and then whether the server suffers; only when nothing is under way on its connection."""
         if self._must_pause():
             self._guarded_at = time.monotonic()
@@ -207,75 +212,76 @@ class Sampler:
     def _must_pause(self) -> bool:
         return self._pace.stopped is not None or time.monotonic() - self._guarded_at > GUARD_EVERY_S
 
-    def _all(self, wire: Wire, sample: Sample, reservoir: Reservoir) -> Walk:
-        return self._walk(wire, sample, reservoir, 0, sample.of * 2 + 1_000_000)
+    def _all(self, connection: ReadOnlyConnection, sample: Sample, reservoir: Reservoir) -> Walk:
+        return self._walk(connection, sample, reservoir, 0, sample.of * 2 + 1_000_000)
 
-    def _random_stretch(self, wire: Wire, sample: Sample, share: int) -> Walk:
+    def _random_stretch(self, connection: ReadOnlyConnection, sample: Sample, share: int) -> Walk:
         """Scan from a random cursor: keys lie in hash order, so a stretch of a standalone keyspace is a fair sample."""
         start = self._dice.getrandbits(40)
-        yield from self._walk(wire, sample, Reservoir(sample.keys, share, self._dice), start, share)
+        yield from self._walk(connection, sample, Reservoir(sample.keys, share, self._dice), start, share)
         if sample.seen < share and not sample.stopped:
-            yield from self._walk(wire, sample, Reservoir(sample.keys, share, self._dice), 0, share)
+            yield from self._walk(connection, sample, Reservoir(sample.keys, share, self._dice), 0, share)
 
-    def _walk(self, wire: Wire, sample: Sample, reservoir: Reservoir, cursor: int, enough: int) -> Walk:
+    def _walk(
+        self, connection: ReadOnlyConnection, sample: Sample, reservoir: Reservoir, cursor: int, enough: int
+    ) -> Walk:
         """Scan from a cursor to the end, or until enough keys were seen.
 
-        Without rests, the next batch is sent as soon as its page is there, which the server answers first: it works on
-        that batch while this one is read and digested.
+        Without rests, the next batch is sent as soon as its page has arrived, which the server answers first: the
+        server works on that batch while this process digests the one before.
         """
-        cursor, keys = _scan(wire, cursor, self._pace.batch)
-        self._take(wire, self._new(keys[:MOST_AT_FIRST]), sample, reservoir)  # learns what this server refuses
-        ahead: Ticket | None = self._post(wire, self._new(keys[MOST_AT_FIRST:]), cursor)
+        cursor, keys = _scan(connection, cursor, self._pace.batch)
+        self._take(connection, self._new(keys[:MOST_AT_FIRST]), sample, reservoir)  # learns what this server refuses
+        ahead: _Request | None = self._send(connection, self._new(keys[MOST_AT_FIRST:]), cursor)
         while ahead:
             began, now, ahead = time.monotonic(), ahead, None
-            page = wire.receive(now.first)
-            cursor, keys = _page(page[0]) if page else (0, [])
-            left = bool(cursor or keys) and sample.seen + len(now.keys) < enough
-            if left and self._pace.restless and not self._must_pause():
-                ahead = self._post(wire, self._new(keys), cursor)
-            columns, clock = wire.collect(now)
-            self._digest(_Batch(now.keys, columns, _clock_ms(clock[0])), sample, reservoir)
-            self._pace.after(time.monotonic() - began, len(now.keys))
-            if left and not ahead and not self._told_to_stop(sample):
-                ahead = self._post(wire, self._new(keys), cursor)
-            yield len(now.keys)
+            cursor, keys = _page(now.replies.take(1)[0]) if now.has_page else (0, [])
+            count = len(now.commands.keys)
+            left = bool(cursor or keys) and sample.seen + count < enough
+            if left and not self._pace.rests and not self._must_pause():
+                ahead = self._send(connection, self._new(keys), cursor)
+            self._digest(now.batch(), sample, reservoir)
+            self._pace.after(time.monotonic() - began, count)
+            if left and not ahead and not self._must_stop(sample):
+                ahead = self._send(connection, self._new(keys), cursor)
+            yield count
 
-    def _post(self, wire: Wire, keys: Sequence[bytes], cursor: int) -> Ticket:
-        """Ask for the next page of the scan where there is one, the facts of keys, and the time.
+    def _send(self, connection: ReadOnlyConnection, keys: Sequence[bytes], cursor: int) -> _Request:
+        """Ask for the next page of the scan if there is one, the facts of keys, and the time.
 
         The time comes last: deadline minus time plus idle time may be less than the TTL that was set, never more.
         """
-        ahead = [_scan_command(wire, cursor, self._pace.batch)] if cursor else []
-        wire.sent["time"] += 1
-        return wire.post(keys, self._columns, first=ahead, last=[packed("TIME")])
+        page = [_scan_command(cursor, self._pace.batch)] if cursor else []
+        commands = KeyCommands(keys, tuple(self._columns))
+        return _Request(commands, connection.send(page, commands, [command("TIME")]), bool(page))
 
-    def _random_keys(self, wire: Wire, sample: Sample, share: int) -> Walk:
+    def _random_keys(self, connection: ReadOnlyConnection, sample: Sample, share: int) -> Walk:
         """RANDOMKEY: in a cluster, where hash tags pile keys up in slots, a partial SCAN is worthless (measured)."""
         reservoir = Reservoir(sample.keys, ENOUGH_KEYS, self._dice)
         left = share
         while left > 0:
             began = time.monotonic()
             count = min(self._pace.batch, left)
-            wire.sent["randomkey"] += count
-            drawn = [key for key in wire.exchange(packed("RANDOMKEY") * count, count) if isinstance(key, bytes)]
-            self._take(wire, self._new(drawn), sample, reservoir)
+            replies = connection.send([command("RANDOMKEY")] * count).take()
+            drawn = [key for key in replies if isinstance(key, bytes)]
+            self._take(connection, self._new(drawn), sample, reservoir)
             self._pace.after(time.monotonic() - began, count)
             left -= count
             yield count
-            if self._told_to_stop(sample):
+            if self._must_stop(sample):
                 return
 
-    def _matching(self, wire: Wire, found: Sample, pattern: str, budget: int) -> Walk:
+    def _matching(self, connection: ReadOnlyConnection, found: Sample, pattern: str, budget: int) -> Walk:
         reservoir = Reservoir(found.keys, ENOUGH_OF_A_PATTERN * 10, self._dice)
         cursor = start = self._dice.getrandbits(40) if found.of > ENOUGH_KEYS else 0
         wrapped = start == 0
         for _ in range(budget * 2):
             began = time.monotonic()
-            cursor, keys = _scan(wire, cursor, 1000, pattern)
-            self._take(wire, self._new(keys), found, reservoir)
+            cursor, keys = _scan(connection, cursor, 1000, pattern)
+            self._take(connection, self._new(keys), found, reservoir)
             self._pace.after(time.monotonic() - began, max(len(keys), 1000))
             yield len(keys)
-            if len(found.keys) >= ENOUGH_OF_A_PATTERN or (cursor == 0 and wrapped) or self._told_to_stop(found):
+            if len(found.keys) >= ENOUGH_OF_A_PATTERN or (cursor == 0 and wrapped) or self._must_stop(found):
                 return
             wrapped = wrapped or cursor == 0
 
@@ -287,20 +293,20 @@ class Sampler:
         self._known.update(found)
         return found
 
-    def _take(self, wire: Wire, keys: Sequence[bytes], sample: Sample, reservoir: Reservoir) -> None:
+    def _take(
+        self, connection: ReadOnlyConnection, keys: Sequence[bytes], sample: Sample, reservoir: Reservoir
+    ) -> None:
         """Ask for the facts of keys; once more where a column was refused for all of them."""
-        names = list(self._columns)
-        columns, clock = wire.collect(self._post(wire, keys, 0))
-        self._drop_what_is_refused(columns, sample)
-        if self._columns != names:
-            self._take(wire, keys, sample, reservoir)
+        request = self._send(connection, keys, 0)
+        batch = request.batch()
+        self._drop_what_is_refused(batch.columns, sample)
+        if tuple(self._columns) != request.commands.names:
+            self._take(connection, keys, sample, reservoir)
         else:
-            self._digest(_Batch(keys, columns, _clock_ms(clock[0])), sample, reservoir)
+            self._digest(batch, sample, reservoir)
 
     def _digest(self, batch: _Batch, sample: Sample, reservoir: Reservoir) -> None:
         sample.seen += batch.count
-        sample.immortal += batch.immortal()
-        sample.size_bytes += batch.size_bytes()
         reservoir.offer(batch)
 
     def _drop_what_is_refused(self, columns: Mapping[str, Sequence[Reply]], sample: Sample) -> None:
@@ -316,23 +322,31 @@ class Sampler:
                 self._columns.append("pttl")
 
 
+class _Request(NamedTuple):
+    """What was asked about some keys."""
+
+    commands: KeyCommands
+    replies: PendingReplies
+    has_page: bool
+
+    def batch(self) -> _Batch:
+        """Receive the replies; the page of the scan was taken before."""
+        columns = self.replies.columns(self.commands)
+        return _Batch(self.commands.keys, columns, _clock_ms(self.replies.take(1)[0]))
+
+
 class _Batch:
     """The replies about some keys."""
 
     def __init__(self, keys: Sequence[bytes], columns: Mapping[str, list[Reply]], seen_ms: int) -> None:
         self.count = len(keys)
+        self.columns = columns
         self._seen_ms = seen_ms
         self._relative = "pttl" in columns
-        self._deadlines = columns["pttl" if self._relative else "pexpiretime"]
-        self._sizes = columns.get("memory|usage", [None] * self.count)
+        deadlines = columns["pttl" if self._relative else "pexpiretime"]
+        sizes = columns.get("memory|usage", [None] * self.count)
         idle = columns.get("object|idletime", [None] * self.count)
-        self._rows = (keys, columns["type"], self._deadlines, idle, self._sizes)
-
-    def immortal(self) -> int:
-        return self._deadlines.count(-1)
-
-    def size_bytes(self) -> int:
-        return sum(size for size in self._sizes if isinstance(size, int))
+        self._rows = (keys, columns["type"], deadlines, idle, sizes)
 
     def all(self) -> list[KeyFacts]:
         """Return the facts of every key that is there."""
@@ -357,21 +371,22 @@ class _Batch:
 KINDS = {kind.encode(): kind for kind in ("string", "list", "hash", "set", "zset", "stream", "ReJSON-RL")}
 
 
-def _dbsize(wire: Wire) -> int:
-    reply = wire.ask("DBSIZE")
+def _dbsize(connection: ReadOnlyConnection) -> int:
+    reply = connection.ask("DBSIZE")
     if isinstance(reply, redis.ResponseError):
         raise reply
     return int(reply)
 
 
-def _scan_command(wire: Wire, cursor: int, count: int, pattern: str | None = None) -> bytes:
-    wire.sent["scan"] += 1
+def _scan_command(cursor: int, count: int, pattern: str | None = None) -> Command:
     match = ("MATCH", pattern) if pattern else ()
-    return packed("SCAN", cursor, *match, "COUNT", count)
+    return command("SCAN", cursor, *match, "COUNT", count)
 
 
-def _scan(wire: Wire, cursor: int, count: int, pattern: str | None = None) -> tuple[int, list[bytes]]:
-    return _page(wire.exchange(_scan_command(wire, cursor, count, pattern), 1)[0])
+def _scan(
+    connection: ReadOnlyConnection, cursor: int, count: int, pattern: str | None = None
+) -> tuple[int, list[bytes]]:
+    return _page(connection.send([_scan_command(cursor, count, pattern)]).take()[0])
 
 
 def _page(reply: Reply) -> tuple[int, list[bytes]]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from struct import error, unpack
 
-from memkit.readonly.connection import Reply, Wire, refused
+from memkit.readonly.connection import ReadOnlyConnection, Reply, refused
+from memkit.server.guard import is_server_directory
 
 CONFIG_NAMES = ("maxmemory", "maxmemory-policy", "save", "appendonly")
 LRU_CLOCK_WITHIN_S = 0.5
@@ -135,18 +136,18 @@ class Evidence:
         return self.now_ms - (uptime + 1) * 1000
 
 
-def look(wire: Wire) -> Evidence:
+def look(connection: ReadOnlyConnection) -> Evidence:
     """Ask a server for its account of itself; what it refuses is listed in ``blind``."""
     blind: list[str] = []
-    _wait_for_the_idle_clock(wire)
-    info = _info(wire, blind)
-    skew, unsure, now_ms = _skew(wire)
-    deletions = tuple(_deletions(wire, blind))
+    _wait_for_the_idle_clock(connection)
+    info = _info(connection, blind)
+    skew, unsure, now_ms = _skew(connection)
+    deletions = tuple(_deletions(connection, blind))
     return Evidence(
         info,
-        _config(wire, blind),
+        _config(connection, blind),
         deletions,
-        tuple(_deleters(wire, blind)),
+        tuple(_deleters(connection, blind)),
         skew,
         unsure,
         *_moved(info),
@@ -156,28 +157,23 @@ def look(wire: Wire) -> Evidence:
     )
 
 
-def _wait_for_the_idle_clock(wire: Wire) -> None:
+def _wait_for_the_idle_clock(connection: ReadOnlyConnection) -> None:
     """Wait until the server's cached LRU clock is right: up to 100 ms after its time was moved, idle times are not."""
     deadline = time.monotonic() + LRU_CLOCK_WITHIN_S
     while time.monotonic() < deadline:
-        clock, now = _lines(wire.ask("INFO", "server")).get("lru_clock"), wire.ask("TIME")
+        clock, now = _lines(connection.ask("INFO", "server")).get("lru_clock"), connection.ask("TIME")
         if clock is None or refused(now) or abs((int(now[0]) & 0xFFFFFF) - int(clock)) <= 1:
             return
         time.sleep(0.005)
 
 
-def counters(wire: Wire) -> dict[str, str]:
+def counters(connection: ReadOnlyConnection) -> dict[str, str]:
     """Return INFO's counters as they are now; empty where INFO is refused."""
-    return _lines(wire.ask("INFO", "stats"))
+    return _lines(connection.ask("INFO", "stats"))
 
 
-def in_cluster(wire: Wire) -> bool:
-    """Whether the server is a node of a cluster; False where INFO is refused."""
-    return _lines(wire.ask("INFO", "cluster")).get("cluster_enabled") == "1"
-
-
-def _info(wire: Wire, blind: list[str]) -> dict[str, str]:
-    reply = wire.ask("INFO", "all")
+def _info(connection: ReadOnlyConnection, blind: list[str]) -> dict[str, str]:
+    reply = connection.ask("INFO", "all")
     if refused(reply):
         # Some managed services refuse the large request and answer section by section.
         found: dict[str, str] = {}
@@ -191,7 +187,7 @@ def _info(wire: Wire, blind: list[str]) -> dict[str, str]:
             "keyspace",
             "cluster",
         ):
-            found |= _lines(wire.ask("INFO", section))
+            found |= _lines(connection.ask("INFO", section))
         if not found:
             blind.append("INFO (expired and evicted keys, memory, persistence)")
         return found
@@ -214,10 +210,10 @@ def _calls(info: Mapping[str, str]) -> dict[str, int]:
     return found
 
 
-def _config(wire: Wire, blind: list[str]) -> dict[str, str]:
+def _config(connection: ReadOnlyConnection, blind: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in CONFIG_NAMES:
-        reply = wire.ask("CONFIG", "GET", name)
+        reply = connection.ask("CONFIG", "GET", name)
         if refused(reply):
             blind.append("CONFIG (save points)")
             break
@@ -226,12 +222,12 @@ def _config(wire: Wire, blind: list[str]) -> dict[str, str]:
     return found
 
 
-def _skew(wire: Wire) -> tuple[float, float, int]:
+def _skew(connection: ReadOnlyConnection) -> tuple[float, float, int]:
     """Return how far the server's clock is ahead of ours, how uncertain that is, and its time; milliseconds."""
     best = (0.0, float("inf"), 0)
     for _ in range(3):
         before = time.time_ns()
-        reply = wire.ask("TIME")
+        reply = connection.ask("TIME")
         after = time.time_ns()
         if refused(reply):
             return 0.0, float("inf"), after // 1_000_000
@@ -249,17 +245,18 @@ def _moved(info: Mapping[str, str]) -> tuple[float, float | None]:
     """
     try:
         maps = Path(f"/proc/{int(info.get('process_id', '0'))}/maps").read_text()
-        mapped = re.search(r"\S*/memkit-[^/]+/clock$", maps, re.MULTILINE)
-        if not mapped:
+        mapped = [Path(path) for path in re.findall(r"/.*/clock$", maps, re.MULTILINE)]
+        clocks = [path for path in mapped if is_server_directory(str(path.parent))]
+        if not clocks:
             return 0.0, None
-        by_ms = float(unpack("q", Path(mapped[0]).read_bytes()[:8])[0]) / 1e6
-        return by_ms, Path(mapped[0]).stat().st_mtime * 1000 + by_ms
+        by_ms = float(unpack("q", clocks[0].read_bytes()[:8])[0]) / 1e6
+        return by_ms, clocks[0].stat().st_mtime * 1000 + by_ms
     except (OSError, ValueError, error):
         return 0.0, None
 
 
-def _deletions(wire: Wire, blind: list[str]) -> Iterable[Deletion]:
-    reply = wire.ask("SLOWLOG", "GET", 128)
+def _deletions(connection: ReadOnlyConnection, blind: list[str]) -> Iterable[Deletion]:
+    reply = connection.ask("SLOWLOG", "GET", 128)
     if refused(reply):
         blind.append("SLOWLOG")
         return
@@ -271,8 +268,8 @@ def _deletions(wire: Wire, blind: list[str]) -> Iterable[Deletion]:
             yield Deletion(int(entry[1]), command, tuple(words[1:]), client)
 
 
-def _deleters(wire: Wire, blind: list[str]) -> Iterable[str]:
-    reply = wire.ask("CLIENT", "LIST")
+def _deleters(connection: ReadOnlyConnection, blind: list[str]) -> Iterable[str]:
+    reply = connection.ask("CLIENT", "LIST")
     if refused(reply):
         blind.append("CLIENT LIST")
         return

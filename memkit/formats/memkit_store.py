@@ -23,7 +23,7 @@ from memkit.formats.parsing.chat import chat_turn, dumped
 from memkit.formats.parsing.list_elements import Faults, votes
 from memkit.readonly.values import KeyRequest, RedisValue, to_name
 from memkit.store.encoding import decode_header, is_header, stamp_of
-from memkit.store.store import vectors_key
+from memkit.store.operations import vectors_key
 
 STORE = "memkit"
 PREFIX = "session:"

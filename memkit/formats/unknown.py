@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from memkit.formats.model import Item, Note, Problem, SessionValues, Turn, seconds
-from memkit.formats.parsing.bounded_json import parse
 from memkit.formats.parsing.conversation import (
     Entry,
     entry_of,
@@ -22,8 +21,7 @@ from memkit.formats.parsing.conversation import (
     sorted_entries,
 )
 from memkit.formats.parsing.dialogue_checks import Dialogue
-from memkit.formats.parsing.documents import corrupt
-from memkit.formats.parsing.encodings import encoding_of, pickle_opcodes
+from memkit.formats.parsing.encodings import encoding_of, examine, pickle_opcodes
 from memkit.formats.parsing.list_elements import Faults
 from memkit.formats.parsing.payload import open_payload
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue, to_bytes
@@ -31,8 +29,7 @@ from memkit.readonly.values import DOCUMENT_KINDS, RedisValue, to_bytes
 STORE = "unknown"
 _SAMPLED = 6
 _TRAILING_NUMBER = re.compile(r"(\d+)$")
-_UNREADABLE = ("pickle", "java", "php", "cbor", "fernet", "binary", "protobuf", "marshal", "bson", "avro", "lz4")
-"""Encodings that are named and not opened; an encoding's name may have more words (``php serialization``)."""
+_STRUCTURED = ("json", "json string", "ndjson", "msgpack")
 
 
 class _Found(NamedTuple):
@@ -180,19 +177,17 @@ def _a_key_each(found: Sequence[_Found]) -> Iterator[Turn | Note]:
 def _undecoded(raws: Iterable[RedisValue]) -> Iterator[Item]:
     """Yield why no messages could be decoded."""
     for raw in raws:
-        begins = raw.data[:20].lstrip()
-        if begins.startswith((b'{"', b"[{", b'["', b"[[", b"[object Object]")) and open_payload(raw.data).value is None:
-            yield corrupt(raw.name, raw.data, parse(raw.data))
-            continue
-        encoding = payload_encoding(raw)
-        inner = encoding.split(" > ")[-1].split(" ")[0].rstrip("?").lower()
-        if encoding.startswith("json") or inner in ("json", "msgpack"):
+        found = examine(next(iter(raw.payloads), b""))
+        inner = found.layers[-1]
+        if found.fault or inner == "stringified object":
+            yield Problem("corrupt", raw.name, f"the payload is {found}: {found.fault or 'its content is lost'}")
+        elif inner in _STRUCTURED:
             reason = f"partly decoded: the payload is readable {inner}, and no messages are found in it"
             yield Problem("partly_decoded", raw.name, reason)
-        elif inner in _UNREADABLE or " > " in encoding:
-            yield Note(f"partly decoded: the payload looks like {encoding}: its text cannot be read here")
+        elif inner not in ("text", "empty"):
+            yield Note(f"partly decoded: the payload looks like {found}: its text cannot be read here")
             if inner == "pickle":
-                yield Note(_pickle_note(next(iter(raw.payloads))))
+                yield Note(_pickle_note(found.inner))
 
 
 def _pickle_note(data: bytes) -> str:

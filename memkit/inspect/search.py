@@ -17,7 +17,8 @@ from memkit.inspect.key_checks import key_problems
 from memkit.inspect.names import masked_repair, name_mask
 from memkit.inspect.redaction import Message, Redactor
 from memkit.inspect.report import KeyReport, SessionReport
-from memkit.readonly.reader import LoadedKey, Reader, reading
+from memkit.readonly.reader import LoadedKey, Reader
+from memkit.readonly.target import open_target
 from memkit.readonly.values import KeyRequest, to_bytes, to_name
 from memkit.render import counted, printable
 
@@ -73,7 +74,8 @@ def inspect_session(url_or_client: Any, session_id: str | bytes, *, reveal: bool
         to_bytes(wanted)
     except UnicodeEncodeError:
         raise PolicyError("this session id has a lone surrogate, which no key can have") from None
-    with reading(url_or_client) as reader:
+    with open_target(url_or_client) as target:
+        reader = Reader(target)
         return _report(reader, _Search(reader, wanted).run(), reveal=reveal)
 
 
@@ -102,7 +104,7 @@ class _Search:
 
     def run(self) -> _Found:
         exact = [self._wanted, *(name for each in formats.FORMATS for name in each.names(self._wanted))]
-        self._load(KeyRequest(prefix + name, "") for name in exact for prefix in {"", self._reader.prefix})
+        self._load(KeyRequest(prefix + name, "") for name in exact for prefix in {"", self._reader.target.prefix})
         if self._loaded.get(self._wanted):
             return self._by_key(self._wanted)
         groups, size = self._groups(), self._reader.database_keys()
@@ -127,7 +129,7 @@ class _Search:
         """Search the names of the whole database; only new keys that hold the id are read."""
         # "1" is in nearly every name: a key is read only if the id stands by itself.
         alone = re.compile(rf"(?:^|[\W_]){re.escape(part)}(?:$|[^\w-])")
-        names = self._reader.scan(f"{_glob(self._reader.prefix)}*{_glob(part)}*", alone, MAX_NAMES)
+        names = self._reader.scan(f"{_glob(self._reader.target.prefix)}*{_glob(part)}*", alone, MAX_NAMES)
         self._scanned = True
         if len(names) == MAX_NAMES:
             self._notes.append(f"over {MAX_NAMES:,} keys have this id in their name; the others were left out")
@@ -176,7 +178,7 @@ class _Search:
     def _unseparated(self) -> _Found | None:
         """Return the session of keys whose names end with the id, without a separator before it."""
         ending = re.compile(rf"[^\W_]{re.escape(self._wanted)}$")
-        names = self._reader.scan(f"{_glob(self._reader.prefix)}*{_glob(self._wanted)}", ending, MAX_NAMES)
+        names = self._reader.scan(f"{_glob(self._reader.target.prefix)}*{_glob(self._wanted)}", ending, MAX_NAMES)
         self._load(KeyRequest(name, "") for name in names)
         if groups := self._groups():
             return self._by_id(groups)
@@ -369,5 +371,5 @@ def _key_report(name: str, each: LoadedKey, found: _Found, *, reveal: bool) -> K
 
 def _reading_notes(reader: Reader) -> list[str]:
     scanned = f"SCAN examined {counted(reader.scanned_keys, 'key')} to find it" if reader.scanned_keys else ""
-    touched = f"reading reset the idle clocks of {counted(reader.read_keys, 'key')}: {reader.touched_because}"
-    return [note for note in (scanned, touched if reader.touched_because else "") if note]
+    touched = f"reading reset the idle clocks of {counted(reader.read_keys, 'key')}: {reader.target.touches_because}"
+    return [note for note in (scanned, touched if reader.target.touches_because else "") if note]

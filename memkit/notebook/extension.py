@@ -132,7 +132,7 @@ class Status:
     def __init__(self, running: RedisServer) -> None:
         self._text = (
             f"memkit {memkit.__version__}: {running.flavour} {running.version} ({running.source}), private; "
-            f"time moved by {running.clock.rung}; {'; '.join(filter(None, (_guard(), _lacking(running))))}"
+            f"time moved by {running.clock.method}; {'; '.join(filter(None, (_guard(), _lacking(running))))}"
         )
 
     def __repr__(self) -> str:

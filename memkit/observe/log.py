@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from html import escape
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
-from memkit.policy import human
+from memkit.policy import ttl_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -384,7 +384,7 @@ def _live(ttl_ms: float) -> str:
 
 
 def _ttl(ms: float) -> str:
-    exact = human(ms)
+    exact = ttl_text(ms)
     return about(ms) if exact.endswith("ms") and ms > 1000 else exact
 
 

@@ -18,12 +18,12 @@ from secrets import token_hex
 from ssl import SSLWantReadError
 from typing import Any, Final, cast
 
-import hiredis
 import redis
 
 from memkit.errors import PolicyError
 from memkit.observe.log import ENDS, NEVER, NONE, UNHEARD, DeadlineChange, End, ExpiryLog, Hearing, Sweep, at
-from memkit.policy import UNIT_MS, Duration, human, ttl_ms
+from memkit.policy import UNIT_MS, Duration, ttl_ms, ttl_text
+from memkit.readonly.connection import ReadOnlyConnection, command, refused
 from memkit.server.clock import ServerClock, escape_glob, knows
 from memkit.server.guard import guard_write, started_by_memkit
 
@@ -197,7 +197,7 @@ class _Look:
             raise PolicyError("a cluster has no one clock; give the client of one node: get_redis_connection(node)")
         self._client = client
         # Under a deadline shift the server's TIME stays; what has been shifted is what it would have moved.
-        self._virtual = clock if clock and clock.rung != "preload" else None
+        self._virtual = clock if clock and clock.method != "preload" else None
         self._exact = knows(client, "pexpiretime")
 
     def now_us(self) -> int:
@@ -289,7 +289,7 @@ class _Run:
         """Make the rows of keys to write: longest TTL first, so that the shortest are fresh when the look begins."""
         for ttl in sorted((ttl_ms(ttl) for ttl in ttls), reverse=True):
             for _ in range(keys_per_ttl):
-                self._row(f"{prefix}{human(ttl)}:{len(self._log)}".encode(), ttl)
+                self._row(f"{prefix}{ttl_text(ttl)}:{len(self._log)}".encode(), ttl)
 
     def take(self, meant: Mapping[bytes, int]) -> None:
         """Make the rows of existing keys, as they are now."""
@@ -555,9 +555,8 @@ class _Events:
     (8.1), and parses some 30 times slower. ``lost``: the server has ended the subscription, or its end is not there.
     """
 
-    def __init__(self, connection: Any, names: Sequence[bytes]) -> None:
-        self._connection, self._socket = connection, connection._sock
-        self._reader = hiredis.Reader()
+    def __init__(self, connection: ReadOnlyConnection, names: Sequence[bytes]) -> None:
+        self._socket, self._reader = connection.socket, connection.reader
         self._index = {name: index for index, name in enumerate(names)}
         self._pong_is_due = False
         self.lost = False
@@ -565,19 +564,18 @@ class _Events:
     @classmethod
     def open(cls, client: redis.Redis, names: Sequence[bytes], stack: ExitStack) -> _Events:
         """Subscribe, on a connection of its own."""
-        pool = client.connection_pool
-        options = {name: value for name, value in pool.connection_kwargs.items() if not name.startswith("maint_")}
-        connection = pool.connection_class(**{**options, "protocol": 2})
-        stack.callback(connection.disconnect)
-        connection.connect()
-        channel = f"__keyspace@{options.get('db') or 0}__:".encode()
+        connection = ReadOnlyConnection(client, keep_idle_times=False)
+        stack.callback(connection.close)
+        database = client.connection_pool.connection_kwargs.get("db") or 0
+        channel = f"__keyspace@{database}__:".encode()
         if len(names) <= GROUP:
-            connection.send_command("SUBSCRIBE", *(channel + name for name in names))
+            reply = connection.ask("SUBSCRIBE", *(channel + name for name in names))
         else:
             # Latin-1 is a character a byte: names need not be text.
             begin = escape_glob((channel + cast("bytes", commonprefix(names))).decode("latin-1")).encode("latin-1")
-            connection.send_command("PSUBSCRIBE", begin + b"*")
-        connection.read_response()
+            reply = connection.ask("PSUBSCRIBE", begin + b"*")
+        if refused(reply):
+            raise reply
         return cls(connection, names)
 
     def heard(self, wait_s: float, *, all_sent: bool = False) -> Iterator[tuple[int, End]]:
@@ -595,9 +593,9 @@ class _Events:
         """Have the server answer behind its events: a socket that is empty may only be waiting for the next of them."""
         self._socket.settimeout(PONG_WITHIN_S)
         try:
-            self._connection.send_packed_command(self._connection.pack_command("PING"), check_health=False)
+            self._socket.sendall(command("PING").payload)
             self._pong_is_due = True
-        except redis.RedisError:
+        except OSError:
             self.lost = True
 
     def _receive(self, wait_s: float) -> bytes:
@@ -683,8 +681,8 @@ def _check(
     longest = max((ttl_ms(ttl) for ttl in ttls), default=0)
     if longest > WAIT_LIMIT_MS and not clock and wait_s is None:
         raise PolicyError(
-            f"a TTL of {human(longest)} would be waited for; give clock= (a private server's, or a sandbox's) to jump "
-            "there, or wait_s= to see how far it comes"
+            f"a TTL of {ttl_text(longest)} would be waited for; give clock= (a private server's, or a sandbox's) to "
+            "jump there, or wait_s= to see how far it comes"
         )
 
 

@@ -1,8 +1,10 @@
-"""Read a live Redis without changing it; every command is counted."""
+"""Read a Redis without changing it: one connection class, one way to open a target; every command is counted."""
 
 from __future__ import annotations
 
-from memkit.readonly.connection import Wire
-from memkit.readonly.reader import Reader, reading
+from memkit.readonly.connection import ReadOnlyConnection
+from memkit.readonly.reader import Reader
+from memkit.readonly.target import Target, open_target
+from memkit.readonly.values import KeyRequest, RedisValue
 
-__all__ = ["Reader", "Wire", "reading"]
+__all__ = ["KeyRequest", "ReadOnlyConnection", "Reader", "RedisValue", "Target", "open_target"]

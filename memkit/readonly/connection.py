@@ -1,13 +1,14 @@
-"""One connection to one server for the audit: read-only commands as ready bytes, counted, at a share of its time.
+"""ReadOnlyConnection: one connection to one server, for commands that read; it counts every command that it sends.
 
-redis-py packs each argument and reads each reply in Python, which costs 10 times what the server needs (measured); a
-full pass over a million keys is four million replies. Connecting, TLS and credentials stay redis-py's.
+Commands are sent as ready bytes, in batches, and replies are read from the socket. redis-py packs each argument and
+reads each reply in Python, which costs ten times what the server needs (measured); a full pass over a million keys is
+two million replies. Connecting, TLS and credentials are left to redis-py. This is the only file of memkit that uses a
+private attribute of redis-py.
 """
 
 from __future__ import annotations
 
-import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,169 +16,188 @@ import hiredis
 import redis
 
 READ_BYTES = 1 << 17
-ANSWER_WITHIN_S = 30.0
-"""Longer than connecting may take: a batch behind somebody's slow command is no reason to give up."""
+REPLY_TIMEOUT_S = 30.0
+"""More than the time to connect: a slow command of another client may delay a batch, which is no reason to give up."""
 
-FACTS = {
-    "type": b"*2\r\n$4\r\nTYPE\r\n",
-    "pexpiretime": b"*2\r\n$11\r\nPEXPIRETIME\r\n",
-    "pttl": b"*2\r\n$4\r\nPTTL\r\n",
-    "object|idletime": b"*3\r\n$6\r\nOBJECT\r\n$8\r\nIDLETIME\r\n",
-    "memory|usage": b"*3\r\n$6\r\nMEMORY\r\n$5\r\nUSAGE\r\n",
-    "exists": b"*2\r\n$6\r\nEXISTS\r\n",
+NO_TOUCH_NEEDS = "CLIENT NO-TOUCH needs Redis 7.2 or Valkey"
+
+_CONTAINERS = frozenset({"client", "config", "memory", "object", "latency", "slowlog", "cluster", "acl"})
+_KEY_COMMANDS = {
+    name: b"*%d\r\n" % (len(words) + 1) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
+    for name in ("type", "pexpiretime", "pttl", "object|idletime", "object|encoding", "memory|usage", "exists")
+    for words in [name.upper().encode().split(b"|")]
 }
-"""Commands about one key that leave its idle clock alone on Redis 6.2 to 8.2 and Valkey 9 (measured)."""
+"""Each command that takes one key, packed up to that key. They do not reset idle times (6.2 to 8.2, Valkey 9)."""
 
 Reply = Any
+"""What hiredis returns; a refused command's reply is a ``redis.ResponseError``, which is returned, not raised."""
 
 
-def packed(*args: str | bytes | int) -> bytes:
-    """Return one command as Redis reads it."""
-    parts = [arg if isinstance(arg, bytes) else str(arg).encode() for arg in args]
-    return b"*%d\r\n" % len(parts) + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts])
+class Command(NamedTuple):
+    """One packed command, with its name as INFO commandstats has it: ``scan``, ``object|idletime``."""
+
+    name: str
+    payload: bytes
 
 
-class Ticket(NamedTuple):
-    """Commands under way: about which keys, which, and how many replies come before theirs and after."""
+class KeyCommands(NamedTuple):
+    """Commands that take one key, each for all keys: ``TYPE a``, ``TYPE b``, ``PTTL a``, ``PTTL b``."""
 
     keys: Sequence[bytes]
-    commands: tuple[str, ...]
-    first: int
-    last: int
+    names: Sequence[str]
 
 
-class Wire:
-    """A connection of the audit's own, made the way the client makes its own (TLS, socket, user), in RESP2."""
+def command(*args: str | bytes | int) -> Command:
+    """Pack one command."""
+    parts = [arg if isinstance(arg, bytes) else str(arg).encode() for arg in args]
+    name = parts[0].decode().lower()
+    name = f"{name}|{parts[1].decode().lower()}" if name in _CONTAINERS else name
+    return Command(name, b"*%d\r\n" % len(parts) + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts]))
 
-    def __init__(self, client: redis.Redis, *, name: str = "") -> None:
+
+def refused(reply: Reply) -> bool:
+    """Return whether the server refused the command."""
+    return isinstance(reply, Exception)
+
+
+class PendingReplies:
+    """Replies to commands that were sent together; they are taken in the order of the commands."""
+
+    __slots__ = ("_connection", "missing", "received")
+
+    def __init__(self, connection: ReadOnlyConnection, count: int) -> None:
+        self._connection = connection
+        self.missing = count
+        self.received: list[Reply] = []
+
+    def take(self, count: int | None = None) -> list[Reply]:
+        """Return the next ``count`` replies, or all that were not taken; wait for those that have not arrived."""
+        lacking = self.missing if count is None else count - len(self.received)
+        if lacking > 0:
+            self._connection.receive(self, lacking)
+        if count is None or count == len(self.received):
+            taken, self.received = self.received, []
+        else:
+            taken = self.received[:count]
+            del self.received[:count]
+        return taken
+
+    def columns(self, commands: KeyCommands) -> dict[str, list[Reply]]:
+        """Return the replies to commands for many keys: by the name of the command, one for each key."""
+        count = len(commands.keys)
+        replies = self.take(count * len(commands.names))
+        return {name: replies[at * count : (at + 1) * count] for at, name in enumerate(commands.names)}
+
+
+class ReadOnlyConnection:
+    """A connection for commands that read, in RESP2, made with the client's own settings (TLS, socket, user, Sentinel).
+
+    It is not taken from the client's pool: CLIENT NO-TOUCH belongs to a connection and must not reach the application's
+    commands. ``sent`` counts the commands. ``touches_because`` is empty if NO-TOUCH is on, so that reading a value does
+    not reset its idle time, and the reason otherwise. ``socket`` and ``reader`` (hiredis) are for a subscription, whose
+    messages are no replies.
+    """
+
+    def __init__(self, client: redis.Redis, *, name: str = "", keep_idle_times: bool = True) -> None:
         pool = client.connection_pool
         # Maintenance notifications need RESP3 (redis-py 7 and later) and belong to the client's own pool.
         options = {key: value for key, value in pool.connection_kwargs.items() if not key.startswith("maint_")}
+        # redis-py 8.1 looks its own version up on disk for each connection, which takes as long as 2,000 messages.
+        options |= {"driver_info": None} if hasattr(redis, "DriverInfo") and "driver_info" not in options else {}
         self._connection: Any = pool.connection_class(**{**options, "protocol": 2, "decode_responses": False})
         self.name = name
+        self._keep_idle_times = keep_idle_times
         self.sent: Counter[str] = Counter()
         self.reconnect()
 
     def reconnect(self) -> None:
-        """Connect, or connect anew when replies under way are no longer wanted; idle clocks are spared."""
+        """Connect, or connect again if replies that were not received are no longer wanted."""
         self._connection.disconnect()
         self._connection.connect()
-        # The socket itself: reading reply by reply through the connection costs more than the whole budget.
-        self._socket = self._connection._sock
-        self._socket.settimeout(ANSWER_WITHIN_S)
-        self._reader = hiredis.Reader(protocolError=redis.InvalidResponse, replyError=redis.ResponseError)
-        # Refused before 7.2 (NO-TOUCH) and 7.0 (NO-EVICT); no command of the audit's sampling relies on either.
-        self.ask("CLIENT", "NO-TOUCH", "ON")
-        self.ask("CLIENT", "NO-EVICT", "ON")
+        self.socket = self._connection._sock
+        self.socket.settimeout(REPLY_TIMEOUT_S)
+        self.reader = hiredis.Reader(protocolError=redis.InvalidResponse, replyError=redis.ResponseError)
+        self._pending: deque[PendingReplies] = deque()
+        self.touches_because = "CLIENT NO-TOUCH was not sent"
+        if self._keep_idle_times:
+            reply = self.ask("CLIENT", "NO-TOUCH", "ON")
+            if str(reply).startswith("NOAUTH"):
+                raise redis.AuthenticationError(str(reply))
+            no_permission = str(reply).startswith("NOPERM")
+            why = (
+                "this user may not use CLIENT NO-TOUCH"
+                if no_permission
+                else "CLIENT NO-TOUCH needs Redis 7.2 or Valkey"
+            )
+            self.touches_because = why if refused(reply) else ""
 
-    def exchange(self, payload: bytes, replies: int) -> list[Reply]:
-        """Send packed commands and return as many replies; a refusal is an item of the list, not raised."""
-        self._send(payload)
-        return self.receive(replies)
+    def ask(self, *args: str | bytes | int) -> Reply:
+        """Send one command and return its reply."""
+        return self.send([command(*args)]).take()[0]
 
-    def _send(self, payload: bytes) -> None:
+    def send(self, *parts: Sequence[Command] | KeyCommands) -> PendingReplies:
+        """Send commands together.
+
+        Raises:
+            redis.ConnectionError: The connection is broken.
+        """
+        payloads: list[bytes] = []
+        count = 0
+        for part in parts:
+            if isinstance(part, KeyCommands):
+                named = [b"$%d\r\n%b\r\n" % (len(key), key) for key in part.keys]
+                # Joining is what makes this fast: the beginning of the command comes before each key.
+                payloads += [_KEY_COMMANDS[name].join([b"", *named]) for name in part.names]
+                for name in part.names:
+                    self.sent[name] += len(named)
+                count += len(named) * len(part.names)
+            else:
+                payloads += [each.payload for each in part]
+                self.sent.update([each.name for each in part])
+                count += len(part)
         try:
-            self._socket.sendall(payload)
+            self.socket.sendall(b"".join(payloads))
         except OSError as error:
             raise self._broken(error) from None
+        pending = PendingReplies(self, count)
+        self._pending.append(pending)
+        return pending
 
-    def receive(self, replies: int) -> list[Reply]:
-        """Return the next replies of what is under way."""
-        found: list[Reply] = []
-        gets, take = self._reader.gets, found.append
-        while len(found) < replies:
+    def receive(self, pending: PendingReplies, count: int) -> None:
+        """Receive ``count`` replies more of what is pending, and all replies to what was sent before it."""
+        while self._pending[0] is not pending:
+            self._receive(self._pending[0], self._pending[0].missing)
+        self._receive(pending, count)
+
+    def _receive(self, pending: PendingReplies, count: int) -> None:
+        gets, received = self.reader.gets, pending.received
+        until = len(received) + count
+        while len(received) < until:
             reply = gets()
-            # False is what the reader says when it needs more bytes.
+            # hiredis returns False if it needs more bytes.
             if reply is False:
                 self._feed()
             else:
-                take(reply)
-        return found
-
-    def _broken(self, error: OSError) -> redis.RedisError:
-        where = self.name or "the server"
-        if isinstance(error, TimeoutError):
-            return redis.TimeoutError(f"{where} stopped answering in the middle of the audit")
-        return redis.ConnectionError(f"the connection to {where} broke in the middle of the audit: {error}")
+                received.append(reply)
+        pending.missing -= count
+        if not pending.missing:
+            self._pending.popleft()
 
     def _feed(self) -> None:
         try:
-            part = self._socket.recv(READ_BYTES)
+            part = self.socket.recv(READ_BYTES)
         except OSError as error:
             raise self._broken(error) from None
         if not part:
-            raise redis.ConnectionError("the server closed the connection in the middle of the audit")
-        self._reader.feed(part)
+            raise redis.ConnectionError(f"{self.name or 'the server'} closed the connection while it was being read")
+        self.reader.feed(part)
 
-    def ask(self, *args: str | bytes | int) -> Reply:
-        """Send one command and return its reply, or the ResponseError that it was refused with."""
-        self.sent[_name(args)] += 1
-        return self.exchange(packed(*args), 1)[0]
-
-    def post(
-        self, keys: Sequence[bytes], commands: Sequence[str], *, first: Sequence[bytes] = (), last: Sequence[bytes] = ()
-    ) -> Ticket:
-        """Send packed commands and, between them, each command of FACTS for all keys; to be received and collected."""
-        named = [b"$%d\r\n%b\r\n" % (len(key), key) for key in keys]
-        # Joining is what makes this fast: the head of a command before each name.
-        self._send(b"".join([*first, *(FACTS[command].join([b"", *named]) for command in commands), *last]))
-        for command in commands:
-            self.sent[command] += len(keys)
-        return Ticket(keys, tuple(commands), len(first), len(last))
-
-    def collect(self, ticket: Ticket) -> tuple[dict[str, list[Reply]], list[Reply]]:
-        """Return a column of replies a command, and the ``last`` ones, once the ``first`` ones were received."""
-        count = len(ticket.keys)
-        found = self.receive(count * len(ticket.commands) + ticket.last)
-        columns = {name: found[at * count : (at + 1) * count] for at, name in enumerate(ticket.commands)}
-        return columns, found[count * len(ticket.commands) :]
+    def _broken(self, error: OSError) -> redis.RedisError:
+        server = self.name or "the server"
+        if isinstance(error, TimeoutError):
+            return redis.TimeoutError(f"{server} stopped answering while it was being read")
+        return redis.ConnectionError(f"the connection to {server} broke while it was being read: {error}")
 
     def close(self) -> None:
-        """Give the connection back to nobody."""
+        """Close the connection."""
         self._connection.disconnect()
-
-
-def _name(args: Sequence[str | bytes | int]) -> str:
-    words = [str(arg).lower() for arg in args[:2]]
-    return "|".join(words) if words[0] in CONTAINERS and len(words) > 1 else words[0]
-
-
-CONTAINERS = frozenset({"client", "config", "memory", "object", "latency", "slowlog", "cluster", "acl"})
-
-
-class Pace:
-    """Works a share of the time (``duty``), in smaller batches when the server slows, and says when to stop."""
-
-    def __init__(self, duty: float, *, batch: int) -> None:
-        self._rest = 1 / duty - 1
-        self.restless = self._rest == 0
-        self.batch = self._full_batch = batch
-        self._usual_s = 0.0
-        self._strikes = 0
-        self.stopped: str | None = None
-        self.halved = 0
-
-    def after(self, took_s: float, keys: int) -> None:
-        """Account for a batch: rest, and adapt to what it cost compared with the usual."""
-        each_s = took_s / max(keys, 1)
-        self._judge(each_s, took_s)
-        self._usual_s = each_s if not self._usual_s else min(self._usual_s * 1.02, each_s * 0.1 + self._usual_s * 0.9)
-        if self._rest > 0:
-            time.sleep(min(took_s * self._rest, 1.0))
-
-    def _judge(self, each_s: float, took_s: float) -> None:
-        # A batch is slow when it takes several times the usual and long enough for a neighbour to notice.
-        slow = self._usual_s > 0 and each_s > 4 * self._usual_s and took_s > 0.02
-        self._strikes = self._strikes + 1 if slow else 0
-        if slow:
-            self.halved += 1
-            self.batch = max(self.batch // 2, 10)
-        elif self.batch < self._full_batch:
-            self.batch = min(self.batch + max(self.batch // 8, 1), self._full_batch)
-        if self._strikes >= 8:
-            self.stopped = "the server answered many times slower than at the start"
-
-
-def refused(reply: Reply) -> bool:
-    """Whether a reply is a refusal."""
-    return isinstance(reply, Exception)

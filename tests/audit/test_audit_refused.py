@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 from servers import every_server, start
+from waiting import wait_for
 
 from memkit.audit import parse_expectation, read_expectations
 from memkit.audit.checks.server import server_findings
@@ -44,13 +45,6 @@ def as_user(server: RedisServer, *rules: str) -> str:
     with server.client() as client:
         client.execute_command("ACL", "SETUSER", "limited", "on", ">pw", "~*", "+@all", *rules)
     return server.url.replace("unix://", "unix://limited:pw@")
-
-
-def until(condition: Callable[[], bool], within_s: float = 10) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def only(report: AuditReport, cause: str) -> list[object]:
@@ -139,7 +133,7 @@ def test_a_save_that_fails_is_a_risk() -> None:
         name = client.config_get("dbfilename")["dbfilename"]
         Path(client.config_get("dir")["dir"], name, "in-the-way").mkdir(parents=True)
         client.bgsave()
-        until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
+        wait_for("a failed save", lambda: client.info("persistence")["rdb_last_bgsave_status"], "err".__eq__)
         report = audit(server.url, expect={"chat:*": "7d"}, duty=1)
     assert report.verdict.cause == "persistence_risk"
 
@@ -346,7 +340,7 @@ def test_deleted_sessions_are_found_beside_caches_that_expire(command: str, serv
         for number in range(200):
             client.set(f"cache:{number}", "x", ex=60)
         server.clock.shift("2m")
-        until(lambda: client.dbsize() == 100)
+        wait_for("100 keys", client.dbsize, lambda keys: keys == 100)
         for number in range(40):
             client.execute_command(command, f"chat:{number}")
         report = audit(server.url, expect={"chat:*": "7d"}, duty=1)

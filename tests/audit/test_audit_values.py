@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -15,13 +14,13 @@ from servers import every_server
 
 from memkit import ExpiryPolicy, MemoryStore
 from memkit.audit import Finding
-from memkit.audit.checks.known_stores import Loads, Parts
+from memkit.audit.checks.known_stores import KnownSessions, ValueReader
 from memkit.audit.run import AuditReport, audit
-from memkit.formats import capture
+from memkit.formats import capture, recognise
 from memkit.formats.agent_framework_redis import encoded
 from memkit.formats.capture import load_capture
 from memkit.inspect import inspect_session
-from memkit.readonly import Wire, reading
+from memkit.readonly import Reader, open_target
 from memkit.readonly.values import KeyRequest, RedisValue
 from memkit.server import RedisServer
 
@@ -143,36 +142,6 @@ def test_what_is_no_date_or_lies_in_the_future_says_nothing(says: object, server
     assert any(note.startswith("not_refreshed") for note in report.notes)
 
 
-# -- pointers ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["set", "zset"])
-@pytest.mark.parametrize(("there", "gone"), [(30, 10), (30, 0), (0, 10)])
-def test_an_index_of_bare_ids_is_known_by_those_that_are_there(
-    kind: str, there: int, gone: int, server: RedisServer
-) -> None:
-    with server.client() as client:
-        for n in range(40):
-            client.set(f"chat:user-{n}", "{}", ex=WEEK_S)
-        ids = [f"user-{n}" for n in range(there)] + [f"former-{n}" for n in range(gone)]
-        if kind == "set":
-            client.sadd("all-users", *ids)
-        else:
-            client.zadd("all-users", dict.fromkeys(ids, 1.0))
-    found = of(full(server), "dangling")
-    # Ten words of which none is a session are a set of something else.
-    assert [one.keys for one in found] == ([10] if there and gone else [])
-    assert all("all-users" in one.evidence[0] for one in found)
-
-
-def test_full_names_are_sessions_though_none_is_left(server: RedisServer) -> None:
-    with server.client() as client:
-        client.set("chat:user-1", "{}", ex=WEEK_S)
-        client.sadd("index", *(f"chat:former-{n}" for n in range(7)))
-        client.set("last-session", "chat:former-99")
-    assert [one.keys for one in of(full(server), "dangling")] == [8]
-
-
 def test_lists_of_a_known_store_that_name_what_is_gone_are_found(server: RedisServer) -> None:
     with server.client() as client:
         session = load_capture(client, "langgraph-redis", json_as_text=True)
@@ -291,15 +260,15 @@ def test_what_is_missing_is_looked_for_twice(then: str, server: RedisServer, mon
         value = client.dump(pointer)
         client.delete(pointer)
         assert [one.keys for one in of(all_of(server, "acme:*", "langgraph-redis"), "dangling")] == [1]
-        load = Loads.load
+        load = ValueReader.load
 
-        def loaded_while_somebody_writes(loads: Loads, wants: Iterable[KeyRequest]) -> dict[str, RedisValue | None]:
+        def load_during_writes(loads: ValueReader, wants: Iterable[KeyRequest]) -> dict[str, RedisValue | None]:
             found = load(loads, wants)
             if pointer in found and not found[pointer]:
                 client.restore(pointer, WEEK_S * 1000, value) if then == "is there" else client.delete(*parts)
             return found
 
-        monkeypatch.setattr(Loads, "load", loaded_while_somebody_writes)
+        monkeypatch.setattr(ValueReader, "load", load_during_writes)
         report = all_of(server, "acme:*", "langgraph-redis")
     assert of(report, "dangling") == []
 
@@ -307,16 +276,16 @@ def test_what_is_missing_is_looked_for_twice(then: str, server: RedisServer, mon
 def test_sessions_in_parts_are_read_as_long_as_there_is_time(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memkit.audit.checks.known_stores.TOGETHER_KEYS", 1)
+    monkeypatch.setattr("memkit.audit.checks.known_stores.BATCH_KEYS", 1)
     monkeypatch.setattr("memkit.audit.checks.known_stores.FEWEST_SESSIONS", 2)
-    with server.client() as client, reading(client) as reader:
+    with server.client() as client, open_target(client) as target:
         names = [name for n in range(5) for name in copy_of(client, "agno", n)]
-        loads, parts = Loads(reader), Parts()
-        parts.note(
-            [raw for raw in loads.load(KeyRequest(name, "") for name in names if not shared(name)).values() if raw]
-        )
-        assert parts.close(loads, {}, within_s=-1) == (2, 5)
-        assert parts.close(loads, {}, within_s=60) == (5, 5)
+        loads, parts = ValueReader(Reader(target)), KnownSessions()
+        loaded = loads.load(KeyRequest(name, "") for name in names if not shared(name)).values()
+        values = [value for value in loaded if value]
+        parts.add(values, {value.name: recognise(value) for value in values})
+        assert parts.finish(loads, {}, within_s=-1) == (2, 5)
+        assert parts.finish(loads, {}, within_s=60) == (5, 5)
 
 
 def test_a_key_that_is_read_twice_has_one_idle_clock() -> None:
@@ -343,149 +312,6 @@ def test_writes_alone_are_not_taken_for_a_thread_that_lost_its_pointer(server: R
             copy_of(client, "langgraph-redis-shallow", n)
     report = audit(server.url, expect={"checkpoint_write:*": "7d"}, full=True, duty=1)
     assert of(report, "dangling") == []
-
-
-# -- what lists sessions and what does not -----------------------------------------------------------------------------
-
-UUIDS = [str(uuid.UUID(int=n * 0x9E3779B97F4A7C15F39CC0605CEDC835 % (1 << 128))) for n in range(400)]
-Fill = Callable[[redis.Redis], object]
-
-
-def sessions_called(client: redis.Redis, ids: Sequence[object], rest: str = "") -> None:
-    pipe = client.pipeline(transaction=False)
-    for each in ids:
-        pipe.set(f"chat:{each}{rest}", "{}", ex=WEEK_S)
-    pipe.execute()
-
-
-OTHER_THINGS: dict[str, Fill] = {
-    "products": lambda client: client.zadd("shop:bestsellers", {str(n * 7): n for n in range(100)}),
-    "users": lambda client: client.sadd("beta-users", *range(150, 400)),
-    "all users": lambda client: client.sadd("users", *range(400)),
-    "rooms": lambda client: [client.sadd(f"room:{n}:members", 1, 2, 900 + n) for n in range(5)],
-    "members of chats": lambda client: [client.sadd(f"chat:{n}:members", n, n + 1, n + 300) for n in range(200)],
-    "numbers of messages": lambda client: [client.zadd(f"chat:{n}:index", {str(n): 1, "250": 2}) for n in range(200)],
-    "ratings": lambda client: client.zadd("chat:ratings", {str(n): n for n in range(11)}),
-    "a leaderboard": lambda client: client.zadd("chat:leaderboard", {str(n): n for n in range(400)}),
-    "rights": lambda client: client.sadd("scopes", "chat:read", "chat:write"),
-    "a queue and a session": lambda client: client.hset("job:1", mapping={"queue": "chat:mails", "id": "chat:17"}),
-    "a model": lambda client: client.set("model", "chat:gpt-4"),
-    "what was deleted": lambda client: client.sadd("deleted-chats", "chat:300", "chat:301"),
-}
-
-
-@pytest.mark.parametrize("what", OTHER_THINGS)
-def test_numbers_and_words_of_other_things_are_no_sessions(what: str, server: RedisServer) -> None:
-    with server.client() as client:
-        sessions_called(client, range(200))
-        OTHER_THINGS[what](client)
-    assert of(full(server), "dangling") == []
-
-
-@pytest.mark.parametrize(
-    ("name", "members"), [("premium", UUIDS[150:300]), ("users", UUIDS), ("chat:admins", UUIDS[190:210])]
-)
-def test_users_with_chats_and_without_are_no_list_of_sessions(
-    name: str, members: list[str], server: RedisServer
-) -> None:
-    with server.client() as client:
-        sessions_called(client, UUIDS[:200])
-        client.sadd(name, *members)
-    assert of(full(server), "dangling") == []
-
-
-def test_a_few_words_in_common_are_no_list_of_sessions(server: RedisServer) -> None:
-    with server.client() as client:
-        sessions_called(client, ["en", "de", "fr"])
-        client.sadd("languages", "en", "de", "fr", "it")
-    assert of(full(server), "dangling") == []
-
-
-LISTS: dict[str, Fill] = {
-    "chats": lambda client: client.sadd("chats", *range(230)),
-    "chat:index": lambda client: client.zadd("chat:index", {str(n): n for n in range(230)}),
-    "active": lambda client: client.sadd("active", *range(230)),
-    "user:*:chats": lambda client: [client.sadd(f"user:{u}:chats", *range(u * 23, u * 23 + 23)) for u in range(10)],
-    "sessions:user:*": lambda client: [
-        client.sadd(f"sessions:user:{u}", *range(u * 23, u * 23 + 23)) for u in range(10)
-    ],
-    "x": lambda client: client.sadd("x", *(f"chat:{n}" for n in range(190, 230))),
-    "user:current": lambda client: client.hset("user:current", mapping={f"u{n}": f"chat:{n}" for n in range(230)}),
-    "latest:*": lambda client: [client.set(f"latest:{n}", f"chat:{n + 30}") for n in range(200)],
-}
-
-
-@pytest.mark.parametrize("name", LISTS)
-def test_lists_of_numbered_sessions_are_known_by_name_and_by_what_they_list(name: str, server: RedisServer) -> None:
-    with server.client() as client:
-        sessions_called(client, range(200))
-        LISTS[name](client)
-    (found,) = of(full(server), "dangling")
-    assert (found.keys, found.confidence, found.evidence) == (30, "proven", (f"listed in {name}",))
-
-
-@pytest.mark.parametrize(
-    ("name", "members", "gone", "confidence"),
-    [
-        ("recent-sessions", UUIDS[190:210], 10, "proven"),
-        ("sessions", UUIDS, 200, "proven"),
-        ("crm:export", UUIDS[20:230], 30, "likely"),
-    ],
-)
-def test_lists_of_sessions_that_have_ids_of_their_own(
-    name: str, members: list[str], gone: int, confidence: str, server: RedisServer
-) -> None:
-    with server.client() as client:
-        sessions_called(client, UUIDS[:200])
-        client.zadd(name, dict.fromkeys(members, 1.0))
-    assert [(one.keys, one.confidence) for one in of(full(server), "dangling")] == [(gone, confidence)]
-
-
-@pytest.mark.parametrize("begin", ["", "chat:"])
-@pytest.mark.parametrize(("listed", "gone"), [(200, 0), (230, 30)])
-def test_a_session_whose_parts_are_there_is_there(begin: str, listed: int, gone: int, server: RedisServer) -> None:
-    with server.client() as client:
-        sessions_called(client, range(200), ":messages")
-        client.sadd("chats", *(f"{begin}{n}" for n in range(listed)))
-    assert [one.keys for one in of(full(server), "dangling")] == ([gone] if gone else [])
-
-
-def test_a_session_that_began_after_its_list_was_read_is_there(server: RedisServer) -> None:
-    with server.client() as client:
-        sessions_called(client, range(200))
-        client.sadd("chats", *range(230))
-
-        def begin(_done: int, _of: int) -> None:
-            sessions_called(client, range(200, 230))
-
-        report = audit(server.url, expect={"chat:*": "7d"}, full=True, progress=begin, duty=1)
-    assert of(report, "dangling") == []
-
-
-# -- the connection ----------------------------------------------------------------------------------------------------
-
-
-def test_a_connection_that_breaks_is_said_to_have_broken_in_the_middle(server: RedisServer) -> None:
-    with server.client() as client:
-        for n in range(500):
-            client.set(f"chat:{n}", "{}", ex=WEEK_S)
-
-        def kill(_done: int, _of: int) -> None:
-            client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-
-        with pytest.raises(redis.ConnectionError, match="in the middle of the audit"):
-            audit(server.url, expect={"chat:*": "7d"}, progress=kill, duty=1)
-
-
-def test_a_server_that_stops_answering_is_not_waited_for_without_end(server: RedisServer) -> None:
-    with server.client() as client:
-        wire = Wire(client, name="here")
-        # What was sent is held back: the server does what it was told after the pause.
-        wire._socket.settimeout(0.1)
-        client.execute_command("CLIENT", "PAUSE", 400, "ALL")
-        with pytest.raises(redis.TimeoutError, match="here stopped answering"):
-            wire.ask("TIME")
-        wire.close()
 
 
 def test_memkits_own_messages_tell_when_they_were_written(server: RedisServer) -> None:

@@ -794,8 +794,8 @@ def chat_json() -> bytes:
         (b"\x08\x96\x01\x12\x07testing", "protobuf?"),
         (struct.pack("<4f", 0.1, -0.2, 0.3, 7e9), "binary"),
         (bz2.compress(b"a"), "binary"),
-        (b"\x28\xb5\x2f\xfd" + b"\x00" * 9, "zstd"),
-        (b"\x04\x22\x4d\x18" + b"\x00" * 9, "lz4"),
+        (bytes.fromhex("28b52ffd042005290000") + b"hello" + bytes.fromhex("00000000"), "zstd"),
+        (bytes.fromhex("04224d186440a705000080") + b"hello" + bytes(8), "lz4"),
     ],
 )
 def test_encodings_are_guessed_layer_by_layer(data: bytes, encoding: str) -> None:

@@ -19,13 +19,14 @@ from urllib.parse import urlsplit
 import nbformat
 import pytest
 from notebook_policy import METADATA
-from test_lab import Lab, linux
+from processes import linux
+from test_lab import Lab
 from test_notebooks import NOTEBOOKS
 
 from memkit.notebook.demo import QUESTIONS
 
 pytestmark = linux
-WITHIN_MS = 90_000
+WITHIN_MS = 300_000
 WIDTH, TALLEST = 1280, 14_000
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-background-networking"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from test_notebook import wait_until
+from waiting import wait_for
 
 from memkit.audit import audit
 from memkit.notebook.demo import demo_server, keep_talking, load_incident
@@ -19,5 +19,5 @@ def test_it_is_found_and_goes_on_while_people_talk() -> None:
         server.clock.shift("6m")
         assert verdict(incident.url) != "ttl_too_short"
         over = keep_talking(incident.url, every_s=0.005)
-        wait_until(lambda: verdict(incident.url) == "ttl_too_short")
+        wait_for("a short TTL", lambda: verdict(incident.url), lambda cause: cause == "ttl_too_short")
         over.set()

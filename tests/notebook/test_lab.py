@@ -20,15 +20,16 @@ from typing import Any
 import pytest
 from jupyter_client import BlockingKernelClient
 from nbval_run import own_jupyter
+from processes import alive, left_of, linux, processes_of
 from test_connect import bare_server
-from test_notebook import GONE_WITHIN_S, WITHIN_S, alive, run_cell, wait_until
+from test_notebook import run_cell
+from waiting import WITHIN_S, nothing, wait_for
 
 from memkit.cli import main
 from memkit.notebook import lab as lab_module
 from memkit.server import free_port
 
 README = Path(__file__).parents[2] / "README.md"
-linux = pytest.mark.skipif(sys.platform != "linux", reason="looks for what is left in /proc")
 
 
 class Lab:
@@ -44,12 +45,12 @@ class Lab:
         env = own_jupyter(folder) | {"TMPDIR": str(self.temporary)} | dict(env or {})
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        wait_until(lambda: "token=" in self.log.read_text() or self.process.poll() is not None)
+        wait_for("an address with a token", self.said, lambda said: "token=" in said or self.process.poll() is not None)
         self.url, self.token = re.findall(r"(http://127\S+?/)lab/tree/00_start_here.ipynb\?token=(\S+)", self.said())[
             -1
         ]
         # It prints its address before it listens there.
-        wait_until(lambda: listens(self.url) or self.process.poll() is not None)
+        wait_for("a lab that listens", lambda: listens(self.url) or self.process.poll() is not None)
 
     def said(self) -> str:
         return self.log.read_text()
@@ -67,30 +68,22 @@ class Lab:
         client = BlockingKernelClient()
         client.load_connection_file(str(next(self.temporary.glob(f"memkit-lab-*/kernel-{name}.json"))))
         client.start_channels()
-        wait_until(lambda: answers(client))
+        wait_for("a kernel that answers", lambda: answers(client))
         yield client
         client.stop_channels()
 
-    def processes(self) -> list[int]:
-        """Return every process with this lab's TMPDIR in its environment (a server overwrites its own), or in it."""
-        every = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
-        return [pid for pid in every if self._is_mine(Path(f"/proc/{pid}")) and alive(pid)]
-
-    def _is_mine(self, process: Path) -> bool:
-        with contextlib.suppress(OSError):
-            mine = f"TMPDIR={self.temporary}".encode() in (process / "environ").read_bytes().split(b"\0")
-            return mine or str((process / "cwd").readlink()).startswith(str(self.temporary))
-        return False
+    def processes(self) -> dict[int, str]:
+        """Return every process of this lab, and its command line."""
+        return processes_of(self.temporary)
 
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
-        wait_until(lambda: not self.left())
+        self.wait_until_nothing_is_left()
         self.temporary.rmdir()
 
-    def left(self) -> list[Any]:
-        """Return what is there of it: processes and directories."""
-        return [*self.processes(), *self.temporary.iterdir()]
+    def wait_until_nothing_is_left(self) -> None:
+        wait_for("a lab that leaves no process and no file", lambda: left_of(self.temporary), nothing)
 
 
 @pytest.fixture
@@ -137,18 +130,18 @@ def test_killed_with_a_busy_kernel_nothing_stays(start: Callable[..., Lab], tmp_
         assert "sessions chat:* by the time they have left" in run_cell(client, "n.TimeLeft(n.url(), 'chat:')")
         old = int(run_cell(client, PID))
         lab.ask("POST", f"kernels/{name}/restart")
-        wait_until(lambda: not alive(old), within_s=GONE_WITHIN_S)
+        wait_for("the end of the old server", lambda: alive(old), nothing)
     busy = tmp_path / "busy"
     with lab.kernel(name) as client:
         run_cell(client, LOAD)
         assert int(run_cell(client, PID)) != old
         client.execute(f"import pathlib\npathlib.Path({str(busy)!r}).touch()\nwhile True: pass")
-        wait_until(busy.exists)
+        wait_for("a busy kernel", busy.exists)
     # memkit lab; JupyterLab with its shell and that shell's reader; a kernel; two servers, each with its shell.
-    assert len(lab.processes()) == 9
+    assert len(lab.processes()) == 9, lab.processes()
     lab.process.kill()
     lab.process.wait()
-    wait_until(lambda: not lab.left(), within_s=GONE_WITHIN_S)
+    lab.wait_until_nothing_is_left()
 
 
 @linux
@@ -156,8 +149,8 @@ def test_ended_by_ctrl_c_it_succeeds_and_nothing_stays(start: Callable[..., Lab]
     lab = start()
     lab.ask("POST", "kernels")
     lab.process.send_signal(signal.SIGINT)
-    assert lab.process.wait(GONE_WITHIN_S) == 0
-    wait_until(lambda: not lab.left(), within_s=GONE_WITHIN_S)
+    assert lab.process.wait(WITHIN_S) == 0
+    lab.wait_until_nothing_is_left()
 
 
 @linux
@@ -171,7 +164,7 @@ def test_on_a_redis_of_yours_it_shows_no_password_and_ends_from_its_menu(start: 
         assert lab.process.wait(WITHIN_S) == 0
     assert f"to be looked at: redis://:***@127.0.0.1:{port}/0, read-only" in lab.said()
     assert "s3cret-canary" not in lab.said()
-    wait_until(lambda: not lab.left(), within_s=GONE_WITHIN_S)
+    lab.wait_until_nothing_is_left()
 
 
 def said_by(capsys: pytest.CaptureFixture[str], *options: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,14 +12,14 @@ import pytest
 from jupyter_client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 from nbval_run import own_jupyter
+from processes import assert_gone
 from servers import LANES, every_server
 from test_connect import bare_server
+from waiting import WITHIN_S, wait_for
 
 from memkit.notebook import extension as notebook
 from memkit.server import RedisServer
 
-WITHIN_S = 120
-GONE_WITHIN_S = 3
 GREEN = """%%ipytest
 def test_a_week(memory_store, memkit_clock):
     memory_store.save("mia", [{"role": "user", "content": "hi"}])
@@ -102,23 +101,6 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
     kernel.stop()
 
 
-def wait_until_gone(pid: int, directory: Path) -> None:
-    wait_until(lambda: not (alive(pid) or directory.exists()), within_s=GONE_WITHIN_S)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs: a zombie does not."""
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
-    return bool(state.strip()) and not state.startswith("Z")
-
-
-def wait_until(true: Callable[[], bool], *, within_s: float = WITHIN_S) -> None:
-    deadline = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_one_status_line_and_nothing_put_into_the_namespace(start: Callable[..., Kernel]) -> None:
     kernel = start()
     names = "print(sorted(name for name in globals() if name.isidentifier() and name[0] != '_'))"
@@ -167,7 +149,7 @@ def test_the_line_runs_the_tests_above_again(kernel: Kernel) -> None:
         (ENDS_EARLY, "pytest was ended before 2 had run: test_exit, test_c"),
         (ENDS_EARLY.replace("ipytest", "ipytest --must-fail", 1), "pytest was ended before 2 had run"),
         ("%%ipytest\ndef test_ttl():\n    return 300 == 604800", "1 of 1 failed: test_ttl"),
-        ("%%ipytest\ndef test_ttl():\n    return 300 == 604800", "returned <class 'bool'>"),
+        ("%%ipytest\ndef test_ttl():\n    return 300 == 604800", "PytestReturnNotNoneWarning"),
         ("%%ipytest --must-fail\ndef test_ttl(nothing):\n    pass", "expected a failing test; this is an error around"),
     ],
 )
@@ -208,9 +190,13 @@ def test_interrupted_the_server_survives_and_the_kernel_goes_on(kernel: Kernel) 
     hangs = kernel.folder / "hangs"
     hanging = "def test_hangs():\n    pathlib.Path('hangs').touch()\n    while True: pass"
     asked = kernel.client.execute(f"%%ipytest\nimport pathlib\n{hanging}")
-    wait_until(hangs.exists)
+    wait_for("a cell that hangs", hangs.exists)
     kernel.manager.interrupt_kernel()
-    wait_until(lambda: kernel.client.get_shell_msg(timeout=WITHIN_S)["parent_header"]["msg_id"] == asked)
+    wait_for(
+        "the reply to the cell that hung",
+        lambda: kernel.client.get_shell_msg(timeout=WITHIN_S)["parent_header"]["msg_id"],
+        asked.__eq__,
+    )
     assert kernel.server()[0] == pid
     assert kernel.run(GREEN) == "1 passed: test_a_week\n"
 
@@ -220,7 +206,7 @@ def test_restarted_the_old_server_is_gone_and_a_new_one_works(start: Callable[..
     kernel.run("%load_ext memkit")
     pid, directory = kernel.server()
     kernel.manager.restart_kernel(now=True)
-    wait_until_gone(pid, directory)
+    assert_gone(pid, directory)
     kernel.client.wait_for_ready(timeout=WITHIN_S)
     kernel.run("%load_ext memkit")
     assert kernel.run(GREEN) == "1 passed: test_a_week\n"
@@ -233,7 +219,7 @@ def test_killed_it_leaves_nothing(start: Callable[..., Kernel]) -> None:
     servers = kernel.server(), kernel.server("n.incident() and n.incident_server()")
     os.kill(kernel.manager.provisioner.pid, signal.SIGKILL)
     for pid, directory in servers:
-        wait_until_gone(pid, directory)
+        assert_gone(pid, directory)
 
 
 def test_what_an_old_server_lacks_is_said_and_asked_on_another(start: Callable[..., Kernel]) -> None:

@@ -11,39 +11,17 @@ import sys
 import tempfile
 import textwrap
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import redis
+from processes import alive, assert_gone
+from waiting import WITHIN_S, nothing, wait_for
 
 import memkit.server.launcher
 from memkit import RedisServer, Sandbox
 from memkit.errors import ServerError, ServerNotFound
 from memkit.server import find_server, installed_servers
-
-GONE_WITHIN_S = 3
-
-
-def wait_for(condition, what, within_s=GONE_WITHIN_S):
-    deadline = time.monotonic() + within_s
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline, f"after {within_s} s still not: {what}"
-        pause.wait(0.01)
-
-
-def alive(pid):
-    """Whether a process runs; a zombie, which answers kill -0, does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):  # the second when it goes while its file is read
-        return False
-
-
-def assert_gone(pid, directory):
-    wait_for(lambda: not alive(pid), "the server's process is gone")
-    wait_for(lambda: not Path(directory).exists(), "its directory is gone")
 
 
 @pytest.fixture
@@ -73,7 +51,7 @@ def _spawn(body, **options):
 
 
 # In short steps: a signal that comes just before Python waits is not looked at until it has waited (2 of 300 runs).
-WAIT = "any(threading.Event().wait(0.1) for _ in range(600))"
+WAIT = "any(threading.Event().wait(0.1) for _ in range(6000))"
 ENDINGS = {
     "returns": "",
     "stops it": "server.stop()",
@@ -86,21 +64,21 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize("body", ENDINGS.values(), ids=ENDINGS)
-def test_it_goes_with_its_process_however_that_ends(spawn, body):
+def test_the_server_ends_with_its_process(spawn, body):
     process, pid, directory = spawn(body, stderr=subprocess.DEVNULL)
-    process.wait(10)
+    process.wait(WITHIN_S)
     assert_gone(pid, directory)
 
 
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT", "SIGHUP", "SIGKILL"])
-def test_it_goes_with_its_process_on_every_signal(spawn, number):
+def test_the_server_ends_with_its_process_on_a_signal(spawn, number):
     process, pid, directory = spawn(WAIT, stderr=subprocess.DEVNULL)
     process.send_signal(getattr(signal, number))
-    process.wait(10)
+    process.wait(WITHIN_S)
     assert_gone(pid, directory)
 
 
-def test_ctrl_c_in_the_terminal_does_not_reach_it(spawn):
+def test_ctrl_c_does_not_reach_the_server(spawn):
     body = f"""
     signal.signal(signal.SIGINT, lambda *_: print(server.client().ping(), flush=True))
     print("ready", flush=True)
@@ -111,11 +89,11 @@ def test_ctrl_c_in_the_terminal_does_not_reach_it(spawn):
     os.killpg(process.pid, signal.SIGINT)
     assert process.stdout.readline() == "True\n"
     process.kill()
-    process.wait(10)
+    process.wait(WITHIN_S)
     assert_gone(pid, directory)
 
 
-def test_it_outlives_the_thread_that_started_it():
+def test_the_server_outlasts_its_starting_thread():
     server = RedisServer()
     starter = threading.Thread(target=server.start)
     starter.start()
@@ -125,7 +103,7 @@ def test_it_outlives_the_thread_that_started_it():
         assert client.ping()
 
 
-def test_a_forked_child_neither_ends_it_nor_keeps_it(spawn):
+def test_a_forked_child_does_not_hold_the_server(spawn):
     body = f"""
     child = os.fork()
     if not child:
@@ -136,7 +114,7 @@ def test_a_forked_child_neither_ends_it_nor_keeps_it(spawn):
     process, pid, directory = spawn(body)
     child = int(process.stdout.readline())
     process.kill()
-    process.wait(10)
+    process.wait(WITHIN_S)
     try:
         assert_gone(pid, directory)
         assert alive(child)
@@ -144,7 +122,7 @@ def test_a_forked_child_neither_ends_it_nor_keeps_it(spawn):
         os.kill(child, signal.SIGKILL)
 
 
-def test_children_that_exit_leave_it_running(memkit_server):
+def test_children_that_exit_leave_the_server_running(memkit_server):
     for method in ("fork", "spawn"):
         child = multiprocessing.get_context(method).Process(target=gc.collect)
         child.start()
@@ -157,17 +135,17 @@ def test_children_that_exit_leave_it_running(memkit_server):
         assert client.ping()
 
 
-def test_it_goes_when_its_watchdog_is_killed():
+def test_the_server_ends_if_its_watchdog_is_killed():
     server = RedisServer().start()
-    pid, directory, watchdog, rung = server.pid, server.directory, server._shell.pid, server.clock.rung
+    pid, directory, watchdog, method = server.pid, server.directory, server._shell.pid, server.clock.method
     os.kill(watchdog, signal.SIGKILL)
-    if rung == "preload":
-        wait_for(lambda: not alive(pid), "the server's process is gone")
+    if method == "preload":
+        wait_for("the end of the server's process", lambda: alive(pid), nothing)
     server.stop()
     assert_gone(pid, directory)
 
 
-def test_a_run_under_xdist_leaves_nothing(tmp_path):
+def test_a_run_under_xdist_leaves_no_server(tmp_path):
     (tmp_path / "test_it.py").write_text(
         "import pytest\n@pytest.mark.parametrize('n', range(4))\n"
         "def test(memkit_server, redis_memory_store, n):\n    print('at', memkit_server.pid, memkit_server.directory)\n"
@@ -187,14 +165,12 @@ def test_a_run_under_xdist_leaves_nothing(tmp_path):
         assert_gone(pid, directory)
 
 
-def test_it_does_not_hold_the_callers_output_open():
+def test_the_caller_s_output_is_not_held_open():
     """`$(...)` waits until every holder of its pipe is gone."""
     script = (
         "from memkit import RedisServer; import os; s = RedisServer().start(); print(s.pid, flush=True); os._exit(0)"
     )
-    began = time.monotonic()
-    subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=20, check=True)
-    assert time.monotonic() - began < 15
+    subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=WITHIN_S, check=True)
 
 
 def test_unix_socket_by_default_and_no_port(memkit_server_factory):
@@ -214,7 +190,7 @@ def test_a_loopback_port_on_request(memkit_server_factory):
         assert client.config_get("bind")["bind"] == "127.0.0.1"
 
 
-def test_what_it_is_is_on_the_object(memkit_server):
+def test_version_flavour_source_and_pid(memkit_server):
     with memkit_server.client() as client:
         info = client.info("server")
     assert memkit_server.version == info.get("valkey_version", info["redis_version"])
@@ -224,7 +200,7 @@ def test_what_it_is_is_on_the_object(memkit_server):
     assert memkit_server.version in repr(memkit_server)
 
 
-def test_configuration_reaches_it(memkit_server_factory):
+def test_configuration_is_applied(memkit_server_factory):
     server = memkit_server_factory(
         config={"maxmemory": "10mb", "maxmemory-policy": "allkeys-lru", "save": ["900 1", "300 10"]}
     )
@@ -234,7 +210,7 @@ def test_configuration_reaches_it(memkit_server_factory):
     assert {name: set_to[name] for name in expected} == expected
 
 
-def test_values_hold_spaces_quotes_and_what_else_there_is(any_server):
+def test_configuration_may_have_spaces_and_quotes(any_server):
     password = "two words \"and\" 'quotes' \\ \n # --port 1"
     config = {"requirepass": password, "save": "900 1", "rename-command": ['FLUSHALL ""', "FLUSHDB none"]}
     config["client-output-buffer-limit"] = "normal 1mb 0 0"
@@ -247,7 +223,7 @@ def test_values_hold_spaces_quotes_and_what_else_there_is(any_server):
 
 
 @pytest.mark.parametrize("port", [None, 0])
-def test_one_with_a_password_starts_at_once_and_is_reached(any_server, port):
+def test_a_server_with_a_password(any_server, port):
     with RedisServer(binary=any_server._binary.path, port=port, persist=True, config={"requirepass": "p/w:@ x"}) as it:
         with it.client() as client, redis.Redis.from_url(it.url) as by_url:
             assert client.info("server")["process_id"] == it.pid
@@ -268,7 +244,7 @@ def test_one_with_a_password_starts_at_once_and_is_reached(any_server, port):
         assert not any(secret in repr(it) for secret in ("p/w", "p%2Fw"))
 
 
-def test_one_with_a_password_in_an_acl_starts_at_once(any_server):
+def test_a_server_with_a_password_in_an_acl(any_server):
     config = {"user": "default on >secret ~* &* +@all"}
     with RedisServer(binary=any_server._binary.path, config=config) as server:
         with server.client() as client, pytest.raises(redis.AuthenticationError):
@@ -277,7 +253,7 @@ def test_one_with_a_password_in_an_acl_starts_at_once(any_server):
             assert client.info("server")["process_id"] == server.pid
 
 
-def test_a_password_is_not_in_what_it_said():
+def test_an_error_does_not_show_the_password():
     with pytest.raises(ServerError, match="did not start") as caught:
         RedisServer(config={"requirepass": "swordfish", "no-such-directive": "swordfish"}).start()
     assert "swordfish" not in str(caught.value)
@@ -291,32 +267,32 @@ def odd_directory():
 
 
 def test_the_temporary_directory_may_have_spaces(any_server, odd_directory, monkeypatch):
-    rung = any_server.clock.rung
+    method = any_server.clock.method
     monkeypatch.setattr("tempfile.tempdir", str(odd_directory))
     with RedisServer(binary=any_server._binary.path, persist=True) as server, server.client() as client:
         assert server.directory.parent == odd_directory
         client.set("a", 1)
         server.restart()
         assert client.get("a") == b"1"
-        assert server.clock.rung == rung
+        assert server.clock.method == method
         with Sandbox(server) as sandbox:
             assert sandbox.client().set(sandbox.prefix, 1)
     assert list(odd_directory.iterdir()) == []
 
 
 @pytest.mark.skipif(not memkit.server.launcher._shim(), reason="no preload here (macOS, no compiler)")
-def test_the_preload_may_lie_where_the_path_has_spaces(any_server, odd_directory, monkeypatch):
+def test_the_preload_s_path_may_have_spaces(any_server, odd_directory, monkeypatch):
     shim = shutil.copy(memkit.server.launcher._shim(), odd_directory)
     monkeypatch.setattr(memkit.server.launcher, "_shim", lambda: shim)
     with RedisServer(binary=any_server._binary.path) as other:
-        assert other.clock.rung == "preload"
+        assert other.clock.method == "preload"
         other.restart()
         other.clock.shift("1d")
         assert other.clock.offset.days == 1
     assert Path(shim).exists()
 
 
-def test_one_that_cannot_start_says_why_with_its_log_and_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failed_start_shows_the_log(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(ServerError, match="(?s)did not start.*no-such-directive"):
         RedisServer(config={"no-such-directive": "1"}).start()
@@ -325,17 +301,17 @@ def test_one_that_cannot_start_says_why_with_its_log_and_leaves_nothing(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_quote_left_open_is_named():
+def test_an_open_quote_is_an_error():
     with pytest.raises(ServerError, match="'user': No closing quotation"):
         RedisServer(config={"user": "default on >it's"})
 
 
-def test_a_taken_port_is_named_by_the_log():
+def test_a_taken_port_is_in_the_error():
     with RedisServer(port=0) as first, pytest.raises(ServerError, match="(?i)in use"):
         RedisServer(port=first.port).start()
 
 
-def test_no_binary_says_how_to_get_one(monkeypatch):
+def test_no_server_error_says_how_to_get_one(monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("MEMKIT_REDIS_SERVER", raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
@@ -344,7 +320,7 @@ def test_no_binary_says_how_to_get_one(monkeypatch):
 
 
 @pytest.mark.parametrize("what", ["/no/such/file", "/bin/true", "/etc/hostname", "/tmp"])
-def test_what_is_no_server_is_refused(what, monkeypatch):
+def test_a_program_that_is_no_server_is_refused(what, monkeypatch):
     with pytest.raises(ServerNotFound, match=what):
         RedisServer(binary=what)
     monkeypatch.setenv("MEMKIT_REDIS_SERVER", what)
@@ -352,13 +328,13 @@ def test_what_is_no_server_is_refused(what, monkeypatch):
         find_server()
 
 
-def test_the_named_binary_comes_first(monkeypatch):
+def test_the_environment_s_binary_comes_first(monkeypatch):
     last = list(installed_servers())[-1]
     monkeypatch.setenv("MEMKIT_REDIS_SERVER", str(last.path))
     assert (find_server().path, find_server().source) == (last.path, "MEMKIT_REDIS_SERVER")
 
 
-def test_an_old_server_on_path_is_passed_over(monkeypatch):
+def test_an_old_server_on_path_is_skipped(monkeypatch):
     from servers import every_server
 
     old = every_server()["redis-6.2"]
@@ -369,7 +345,7 @@ def test_an_old_server_on_path_is_passed_over(monkeypatch):
     assert find_server().release >= (7, 0)
 
 
-def test_restart_keeps_address_and_clock_and_with_persist_the_data():
+def test_restart_keeps_address_clock_and_data():
     with RedisServer(persist=True) as server, server.client() as client:
         url, pid = server.url, server.pid
         client.set("k", "v")
@@ -380,7 +356,7 @@ def test_restart_keeps_address_and_clock_and_with_persist_the_data():
         assert 2.9 < server.clock.offset.total_seconds() / 86400 < 3.1
 
 
-def test_kill_is_a_crash_and_start_recovers_what_was_acknowledged():
+def test_start_after_kill_recovers_acknowledged_data():
     with RedisServer(persist=True) as server, server.client() as client:
         for n in range(100):
             client.rpush("k", n)
@@ -418,7 +394,7 @@ def test_start_and_stop_may_be_repeated():
         assert server.pid != first
 
 
-def test_where_no_port_is_free_it_says_so(monkeypatch):
+def test_no_free_port_is_an_error(monkeypatch):
     def taken(*_):
         raise OSError("Address already in use")
 
@@ -427,12 +403,12 @@ def test_where_no_port_is_free_it_says_so(monkeypatch):
         RedisServer(port=0)
 
 
-def test_many_at_once_do_not_meet(memkit_server_factory):
+def test_many_servers_at_once(memkit_server_factory):
     servers = [memkit_server_factory(port=0) for _ in range(5)]
     assert len({server.pid for server in servers}) == len({server.url for server in servers}) == 5
 
 
-def test_a_long_temporary_directory_is_gone_around(tmp_path, monkeypatch):
+def test_a_long_temporary_directory_is_avoided(tmp_path, monkeypatch):
     long = tmp_path / ("x" * 120)
     long.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(long))
@@ -440,7 +416,7 @@ def test_a_long_temporary_directory_is_gone_around(tmp_path, monkeypatch):
         assert client.ping()
 
 
-def test_the_command_line_server_ends_on_a_signal_and_leaves_nothing():
+def test_memkit_server_ends_on_a_signal():
     command = [sys.executable, "-m", "memkit", "server", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         url = process.stdout.readline().strip()
@@ -448,5 +424,5 @@ def test_the_command_line_server_ends_on_a_signal_and_leaves_nothing():
             info = client.info("server")
             directory = client.config_get("dir")["dir"]
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        assert process.wait(WITHIN_S) == 0
     assert_gone(info["process_id"], directory)

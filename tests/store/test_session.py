@@ -85,7 +85,7 @@ def test_messages_come_back_exactly(dialogue: list[dict[str, Any]], saved: bool)
 
 @settings(max_examples=50)
 @given(st.lists(messages, max_size=20), st.lists(messages, max_size=20))
-def test_what_was_appended_to_a_save_comes_behind_it(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> None:
+def test_appends_follow_a_save(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> None:
     elements = stored(encode_messages(before, listed=True), saved=True) + stored(encode_messages(after), saved=False)
     assert exactly(decode_messages(elements, KEY)) == exactly(before + after)
 
@@ -96,7 +96,7 @@ def test_any_json_value_comes_back_exactly(value: Any) -> None:
     assert exactly((json.loads if big else encoding.orjson.loads)(text)) == exactly(value)
 
 
-def test_an_element_holds_few_messages_and_few_bytes() -> None:
+def test_an_element_is_limited_in_size() -> None:
     assert len(encode_messages([HI] * 100, listed=True)) == 1
     assert len(encode_messages([HI] * 1_000)) == math.ceil(30_001 / encoding.ELEMENT_BYTES)
     long = {"content": "x" * 3_000}
@@ -106,14 +106,14 @@ def test_an_element_holds_few_messages_and_few_bytes() -> None:
     assert encode_messages([]) == []
 
 
-def test_a_message_with_an_id_of_its_own_has_an_element_of_its_own() -> None:
+def test_a_message_with_an_id_has_its_own_element() -> None:
     bodies = encode_messages([HI, HI, {"id": "a"}, HI])
     assert [body[:1] for body in bodies] == [b"[", b".", b"{", b"{"]
     assert bodies[1] == own_id("a") != own_id("b")
 
 
 @pytest.mark.parametrize("own", ["", None, 5, ["a"]])
-def test_an_id_that_is_no_text_with_something_in_it_is_none(own: Any) -> None:
+def test_only_a_nonempty_string_is_an_id(own: Any) -> None:
     assert encode_messages([{"id": own}]) == [encode_message({"id": own}, "it")]
 
 
@@ -136,35 +136,35 @@ for _ in range(300):
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        ({1: "a"}, "the key 1 is a int; keys are text"),
+        ({1: "a"}, "the key 1 is a int; expected a string"),
         ({"a": {None: 1}}, "at ['a']: the key None is None"),
-        ({"a": (1, 2)}, "at ['a']: a tuple has no exact form in JSON"),
-        ({"a": [{"b": {1, 2}}]}, "at ['a'][0]['b']: a set has no exact form"),
+        ({"a": (1, 2)}, "at ['a']: a tuple is not a JSON type"),
+        ({"a": [{"b": {1, 2}}]}, "at ['a'][0]['b']: a set is not a JSON type"),
         ({"a": math.nan}, "at ['a']: nan is not a finite number"),
         ({"a": -math.inf}, "at ['a']: -inf is not a finite number"),
         ({"a": 2**70, "b": math.nan}, "at ['b']: nan is not a finite number"),
-        ({"a": 2**70, "b": (1,)}, "at ['b']: a tuple has no exact form"),
-        ({"a": b"x"}, "at ['a']: a bytes has no exact form"),
-        ({"a": datetime.now(UTC)}, "at ['a']: a datetime has no exact form"),
-        ({"a": uuid.uuid4()}, "at ['a']: a UUID has no exact form"),
-        ({"a": Point()}, "at ['a']: a Point has no exact form"),
-        ({"a": Colour.RED}, "at ['a']: a Colour has no exact form"),
-        ({"a": np.float32(1)}, "at ['a']: a float32 has no exact form"),
-        ({"a": 1j}, "at ['a']: a complex has no exact form"),
-        ({"a": "\ud800"}, "at ['a']: the text holds a lone surrogate"),
+        ({"a": 2**70, "b": (1,)}, "at ['b']: a tuple is not a JSON type"),
+        ({"a": b"x"}, "at ['a']: a bytes is not a JSON type"),
+        ({"a": datetime.now(UTC)}, "at ['a']: a datetime is not a JSON type"),
+        ({"a": uuid.uuid4()}, "at ['a']: a UUID is not a JSON type"),
+        ({"a": Point()}, "at ['a']: a Point is not a JSON type"),
+        ({"a": Colour.RED}, "at ['a']: a Colour is not a JSON type"),
+        ({"a": np.float32(1)}, "at ['a']: a float32 is not a JSON type"),
+        ({"a": 1j}, "at ['a']: a complex is not a JSON type"),
+        ({"a": "\ud800"}, "at ['a']: the string contains a lone surrogate"),
         ({"\ud800": 1}, "lone surrogate"),
         ({"a": circular}, "nested deeper than 250 levels, or circular"),
         ({"a": deep}, "nested deeper than 250 levels"),
         ({"a": [2**70, deep]}, "nested deeper than 250 levels"),
         ({"a": "x" * encoding.MAX_BYTES}, "at most 16,777,216 (16 MiB)"),
         ({"a": 2**70, "b": "x" * encoding.MAX_BYTES}, "at most 16,777,216 (16 MiB)"),
-        ("hi", "message 1 is a str; a message is a JSON object"),
+        ("hi", "message 1 is a str; expected a JSON object"),
         (None, "message 1 is None"),
         ([HI], "message 1 is a list"),
         (Point(), "message 1 is a Point"),
     ],
 )
-def test_what_json_would_not_give_back_is_refused_saying_where(value: Any, says: str) -> None:
+def test_values_that_json_changes_are_refused(value: Any, says: str) -> None:
     for listed in (False, True):
         with pytest.raises(EncodeError) as caught:
             encode_messages([HI, value, HI], listed=listed)
@@ -173,7 +173,7 @@ def test_what_json_would_not_give_back_is_refused_saying_where(value: Any, says:
         assert len(str(caught.value)) < 400
 
 
-def test_what_is_nested_too_deep_is_said_from_a_deep_stack_too() -> None:
+def test_deep_nesting_is_refused_from_a_deep_stack() -> None:
     deep: Any = []
     for _ in range(400):
         deep = [deep]
@@ -291,14 +291,14 @@ def test_a_damaged_header_is_named(raw: bytes, says: str) -> None:
 @pytest.mark.parametrize("beside", [[], [b'"Zk3_x9Ab2.1",{"c":3}'], [b'[{"c":3}]'], [b"", b"{}"]])
 def test_a_damaged_element_is_named_with_its_index(raw: bytes, beside: list[bytes]) -> None:
     good = [b'[{"a":1}]', b'"Zk3_x9Ab2.1",{"c":3}']
-    with pytest.raises(DecodeError, match=rf"element 3 of '{KEY}' (is damaged|is foreign|holds what is no message)"):
+    with pytest.raises(DecodeError, match=rf"element 3 of '{KEY}' (is damaged|is foreign|contains a value)"):
         decode_messages([*good, raw, *beside], KEY)
     with pytest.raises(DecodeError, match=r"element -1 of"):
         decode_messages([raw], KEY, first=-1)
 
 
 @given(st.data())
-def test_a_truncated_session_is_never_taken_for_a_whole_one(data: st.DataObject) -> None:
+def test_a_truncated_session_is_an_error(data: st.DataObject) -> None:
     dialogue = data.draw(st.lists(messages, min_size=1, max_size=4))
     saved = data.draw(st.booleans())
     elements = [HEADER, *stored(encode_messages(dialogue, listed=saved), saved=saved)]
@@ -309,7 +309,7 @@ def test_a_truncated_session_is_never_taken_for_a_whole_one(data: st.DataObject)
         decode_session("42", KEY, elements, None)
 
 
-def test_a_stamp_of_no_time_is_damage() -> None:
+def test_a_stamp_without_a_time_is_damaged() -> None:
     with pytest.raises(DecodeError, match="element 1 of 'session:42'"):
         decode_session("42", KEY, [HEADER, b'"Zk3_x9Ab2f.ffffffffffff",{}'], None)
 
@@ -327,10 +327,10 @@ def test_vectors_come_back_with_shape_and_bits() -> None:
 @pytest.mark.parametrize(
     ("array", "says"),
     [
-        (np.zeros(3), "not ndarray of d"),
-        (np.zeros(3, dtype=">f4"), "not ndarray of >f"),
-        ([1.0, 2.0], "not list"),
-        (b"\0\0\0\0", "not bytes of B"),
+        (np.zeros(3), "got ndarray of d"),
+        (np.zeros(3, dtype=">f4"), "got ndarray of >f"),
+        ([1.0, 2.0], "got list"),
+        (b"\0\0\0\0", "got bytes of B"),
         (np.zeros(5_000_000, dtype="float32"), "at most 16,777,216 (16 MiB)"),
     ],
 )
@@ -342,11 +342,11 @@ def test_only_float32_arrays_are_vectors(array: Any, says: str) -> None:
 
 @pytest.mark.parametrize("raw", [b"", b"other", b"memkit1 float32 Zk3_x9Ab 2\n1234", b"memkit1 float32 Zk3_x9Ab x\n"])
 def test_damaged_vectors_are_named(raw: bytes) -> None:
-    with pytest.raises(DecodeError, match="'session:42' holds damaged or foreign vectors"):
+    with pytest.raises(DecodeError, match="'session:42' contains damaged or foreign vectors"):
         decode_vectors(raw, KEY, "Zk3_x9Ab")
 
 
-def test_vectors_of_an_earlier_session_of_the_same_id_are_none() -> None:
+def test_vectors_of_an_earlier_session_are_none() -> None:
     raw = encoding.VECTORS_MARK + b"Zk3_x9Ab " + encode_vectors(np.zeros(2, dtype="float32"))
     assert decode_vectors(raw, KEY, "another_on") is None
 

@@ -45,7 +45,7 @@ def store(client: redis.asyncio.Redis) -> AsyncMemoryStore:
     return AsyncMemoryStore(client, prefix="session:", ttl="7d")
 
 
-def test_both_faces_have_the_same_names_and_parameters() -> None:
+def test_both_stores_have_the_same_parameters() -> None:
     for name, member in inspect.getmembers(MemoryStore):
         if not name.startswith("_") or name == "__init__":
             other = getattr(AsyncMemoryStore, name)
@@ -117,7 +117,7 @@ async def test_errors_are_the_same(store: AsyncMemoryStore, client: redis.asynci
     assert await client.get("session:b") == b"x"
 
 
-async def test_both_faces_read_what_the_other_wrote(store: AsyncMemoryStore, server: RedisServer) -> None:
+async def test_each_store_reads_what_the_other_wrote(store: AsyncMemoryStore, server: RedisServer) -> None:
     with server.client() as client:
         sync = MemoryStore(client, prefix="session:", ttl="7d")
         sync.append("a", HI)
@@ -125,7 +125,7 @@ async def test_both_faces_read_what_the_other_wrote(store: AsyncMemoryStore, ser
         assert sync.load("a") == await store.load("a") == [HI, HELLO]
 
 
-async def test_a_warning_names_the_caller_s_line(client: redis.asyncio.Redis, store: AsyncMemoryStore) -> None:
+async def test_a_warning_has_the_caller_s_line(client: redis.asyncio.Redis, store: AsyncMemoryStore) -> None:
     await store.append("a", HI)
     short = AsyncMemoryStore(client, prefix="session:", ttl="5m")
     with pytest.warns(PolicyShortenedWarning) as seen:
@@ -133,7 +133,7 @@ async def test_a_warning_names_the_caller_s_line(client: redis.asyncio.Redis, st
     assert seen[0].filename == __file__
 
 
-async def test_reads_renew_where_they_were_meant_to(client: redis.asyncio.Redis, server: RedisServer) -> None:
+async def test_reads_renew_with_refresh_on_read(client: redis.asyncio.Redis, server: RedisServer) -> None:
     store = AsyncMemoryStore(client, prefix="session:", ttl=ExpiryPolicy.sliding("7d", refresh_on_read=True))
     await store.append("a", HI)
     for read in (store.load, store.get):
@@ -156,7 +156,7 @@ async def test_tasks_may_share_a_store(store: AsyncMemoryStore) -> None:
             assert mine == list(range(int(session_id), 50, 2))
 
 
-async def test_a_cancelled_call_is_done_or_not_and_disturbs_no_other(server: RedisServer) -> None:
+async def test_a_cancelled_call_is_done_or_not(server: RedisServer) -> None:
     async with server.async_client(single_connection_client=False, max_connections=2) as client:
         store = AsyncMemoryStore(client, prefix="session:", ttl="7d")
         await store.delete("c")
@@ -178,7 +178,7 @@ async def test_a_flushed_script_is_sent_again(store: AsyncMemoryStore, client: r
 
 
 @pytest.mark.parametrize("options", [{"decode_responses": True}, {"protocol": 3}, {"encoding": "latin-1"}])
-async def test_any_client_will_do(server: RedisServer, options: dict[str, Any]) -> None:
+async def test_any_client_works(server: RedisServer, options: dict[str, Any]) -> None:
     async with server.async_client(**options) as client:
         store = AsyncMemoryStore(client, prefix="größe:", ttl="7d")
         await store.save("🦜", [{"ö": "🦜"}])
@@ -190,7 +190,7 @@ async def test_any_client_will_do(server: RedisServer, options: dict[str, Any]) 
         await store.delete("🦜")
 
 
-async def test_pool_exhaustion_and_timeouts_are_redis_s_own_errors(server: RedisServer) -> None:
+async def test_pool_exhaustion_and_timeouts_pass_through(server: RedisServer) -> None:
     pool = redis.asyncio.ConnectionPool.from_url(server.url, max_connections=1)
     async with redis.asyncio.Redis(connection_pool=pool) as client:
         store = AsyncMemoryStore(client, prefix="session:", ttl="7d")
@@ -207,7 +207,7 @@ async def test_pool_exhaustion_and_timeouts_are_redis_s_own_errors(server: Redis
         await slow.client_unpause()
 
 
-async def test_retries_says_what_the_client_really_does(server: RedisServer) -> None:
+async def test_retries_is_what_the_client_does(server: RedisServer) -> None:
     path = server.socket_path
     for made, expected in [
         (redis.asyncio.Redis(unix_socket_path=path), None),
@@ -217,7 +217,7 @@ async def test_retries_says_what_the_client_really_does(server: RedisServer) -> 
         (server.async_client(retry=redis.asyncio.retry.Retry(NoBackoff(), 2)), 2),
     ]:
         async with made:
-            store = AsyncMemoryStore(made, prefix="x")
+            store = AsyncMemoryStore(made, prefix="x", ttl=None)
             assert store.retries == await attempts(made) - 1
             assert expected is None or store.retries == expected
 
@@ -240,7 +240,7 @@ async def attempts(client: redis.asyncio.Redis) -> int:
     return sent
 
 
-async def test_a_life_that_changes_while_it_is_read_is_read_again(server: RedisServer) -> None:
+async def test_a_ttl_that_changes_during_a_read_is_reread(server: RedisServer) -> None:
     with server.client() as other:
         store, halted = MemoryStore(other, prefix="session:", ttl="7d"), []
 
@@ -271,7 +271,7 @@ async def test_a_life_that_changes_while_it_is_read_is_read_again(server: RedisS
         assert 604_700 < (found.ttl or 0) <= 604_800
 
 
-async def test_what_a_read_renews_is_told_as_renewed(client: redis.asyncio.Redis, server: RedisServer) -> None:
+async def test_get_has_the_ttl_that_it_renewed(client: redis.asyncio.Redis, server: RedisServer) -> None:
     policy = ExpiryPolicy.sliding("7d", refresh_on_read=True)
     store = AsyncMemoryStore(client, prefix="session:", ttl=policy)
     await store.append("a", HI)

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import redis
 from servers import every_server, start
+from waiting import wait_for
 
 import memkit.store.store
 from memkit.connect import connect
@@ -72,7 +72,7 @@ def writes(store: MemoryStore, session_id: str = "a") -> dict[str, Callable[[], 
     }
 
 
-NAMES = sorted(writes(MemoryStore(redis.Redis(), prefix="")))
+NAMES = sorted(writes(MemoryStore(redis.Redis(), prefix="", ttl=None)))
 
 
 def seeded(client: redis.Redis, *, vectors: bool = False) -> MemoryStore:
@@ -95,7 +95,7 @@ def fill(client: redis.Redis, policy: str) -> None:
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_a_full_memory_is_an_error_and_the_session_is_as_before(client: redis.Redis, first: bool) -> None:
+def test_full_memory_is_an_error_without_changes(client: redis.Redis, first: bool) -> None:
     store = seeded(client)
     if first:
         store = MemoryStore(client, prefix="session:", ttl="7d")
@@ -117,7 +117,7 @@ def test_a_full_memory_is_an_error_and_the_session_is_as_before(client: redis.Re
     assert client.pttl("session:a") > 0
 
 
-def test_reads_that_renew_and_deletes_work_when_memory_is_full(client: redis.Redis, any_server: RedisServer) -> None:
+def test_reads_and_deletes_work_with_full_memory(client: redis.Redis, any_server: RedisServer) -> None:
     seeded(client)
     store = MemoryStore(client, prefix="session:", ttl=ExpiryPolicy.sliding("7d", refresh_on_read=True))
     any_server.clock.shift("6d")
@@ -176,7 +176,7 @@ DENIED += ["-set", "-evalsha", "-eval", "-@write", "-@list", "-@keyspace"]
 
 @pytest.mark.parametrize("denied", DENIED)
 @pytest.mark.parametrize("vectors", [False, True])
-def test_a_denied_command_changes_nothing_or_does_not_matter(
+def test_a_denied_command_changes_nothing(
     client: redis.Redis, any_server: RedisServer, denied: str, vectors: bool
 ) -> None:
     reference = seeded(client, vectors=vectors)
@@ -200,7 +200,7 @@ def test_a_denied_command_changes_nothing_or_does_not_matter(
 
 @pytest.mark.parametrize("denied", DENIED)
 @pytest.mark.parametrize("name", ["append", "append of several", "save"])
-def test_a_denied_command_leaves_no_immortal_session(
+def test_a_denied_command_leaves_no_persistent_session(
     client: redis.Redis, any_server: RedisServer, denied: str, name: str
 ) -> None:
     with restricted(client, any_server, denied) as limited:
@@ -212,9 +212,7 @@ def test_a_denied_command_leaves_no_immortal_session(
             assert client.pttl("session:a") > WEEK_MS - 60_000
 
 
-def test_keys_of_its_own_are_all_the_rights_a_store_without_vectors_needs(
-    client: redis.Redis, any_server: RedisServer
-) -> None:
+def test_rights_without_vectors(client: redis.Redis, any_server: RedisServer) -> None:
     client.acl_setuser("own", reset=True, enabled=True, nopass=True, keys=["session:*"], commands=["+@all"])
     with any_server.client(username="own", password="x") as limited:
         store = MemoryStore(limited, prefix="session:", ttl="7d")
@@ -228,7 +226,7 @@ def test_keys_of_its_own_are_all_the_rights_a_store_without_vectors_needs(
         assert store.delete("a") is True
 
 
-def test_the_rights_that_are_named_are_enough(client: redis.Redis, any_server: RedisServer) -> None:
+def test_the_documented_rights_are_enough(client: redis.Redis, any_server: RedisServer) -> None:
     assert memkit.store.store.__doc__
     named = re.findall(r"\b[A-Z]{3,}\b", memkit.store.store.__doc__.partition("needs,")[2])
     commands = [f"+{name.lower()}" for name in named] + ["+select", "+hello"]  # redis-py's own
@@ -239,7 +237,7 @@ def test_the_rights_that_are_named_are_enough(client: redis.Redis, any_server: R
         for _ in range(2):
             for write in writes(store).values():
                 write()
-        MemoryStore(limited, prefix="session:", shorten=True).append("a", HI)
+        MemoryStore(limited, prefix="session:", ttl=None, shorten=True).append("a", HI)
         assert store.get("a")
         assert store.get_vectors("a") is not None
         assert list(store.sessions()) == ["a"]
@@ -259,11 +257,10 @@ def test_a_flushed_script_is_sent_again(client: redis.Redis, store: MemoryStore)
     assert store.load("a") == [{"n": n} for n in range(5)]
 
 
-def test_after_kill_and_restart_everything_acknowledged_is_there(any_server: RedisServer) -> None:
+def test_a_restart_keeps_acknowledged_writes(any_server: RedisServer) -> None:
     with RedisServer(binary=any_server._binary.path, persist=True) as server, server.client() as client:
         store = MemoryStore(client, prefix="session:", ttl="7d")
         acknowledged: list[int] = []
-        stopped = threading.Event()
 
         def write() -> None:
             for n in range(100_000):
@@ -272,13 +269,10 @@ def test_after_kill_and_restart_everything_acknowledged_is_there(any_server: Red
                 except redis.ConnectionError:
                     break
                 acknowledged.append(n)
-            stopped.set()
 
         thread = threading.Thread(target=write)
         thread.start()
-        deadline = time.monotonic() + 10
-        while len(acknowledged) < 100 and time.monotonic() < deadline:
-            stopped.wait(0.001)
+        wait_for("100 acknowledged messages", lambda: len(acknowledged), lambda number: number >= 100)
         server.kill()
         thread.join()
         server.start()
@@ -289,7 +283,7 @@ def test_after_kill_and_restart_everything_acknowledged_is_there(any_server: Red
         store.append("a", HI)
 
 
-def test_a_script_is_whole_in_the_append_only_file(any_server: RedisServer) -> None:
+def test_a_script_is_atomic_in_the_append_only_file(any_server: RedisServer) -> None:
     with RedisServer(binary=any_server._binary.path, persist=True, config={"aof-use-rdb-preamble": "no"}) as server:
         with server.client() as client:
             store = MemoryStore(client, prefix="session:", ttl="7d")
@@ -331,7 +325,7 @@ def test_a_replica_refuses_and_nothing_is_lost(any_server: RedisServer, client: 
 # Expiry in the middle of a read
 
 
-def test_no_read_sees_half_a_session_around_its_end(any_server: RedisServer, client: redis.Redis) -> None:
+def test_no_read_sees_half_a_session_at_its_deadline(any_server: RedisServer, client: redis.Redis) -> None:
     store = MemoryStore(client, prefix="session:", ttl="30ms")
     lived = gone = 0
     for _ in range(40):
@@ -394,7 +388,7 @@ def told(client: redis.Redis) -> redis.Redis:
 
 
 @pytest.mark.parametrize("kind", sorted(WRONG_TYPES))
-def test_a_key_of_another_type_is_left_alone(told: redis.Redis, store: MemoryStore, kind: str) -> None:
+def test_a_key_of_another_type_is_unchanged(told: redis.Redis, store: MemoryStore, kind: str) -> None:
     WRONG_TYPES[kind](told)
     unchanged(told, store)
     with pytest.raises(DecodeError):
@@ -403,7 +397,7 @@ def test_a_key_of_another_type_is_left_alone(told: redis.Redis, store: MemorySto
 
 
 @pytest.mark.parametrize("kind", sorted(FOREIGN))
-def test_a_foreign_list_is_left_alone(told: redis.Redis, store: MemoryStore, kind: str) -> None:
+def test_a_foreign_list_is_unchanged(told: redis.Redis, store: MemoryStore, kind: str) -> None:
     told.rpush("session:a", *FOREIGN[kind])
     unchanged(told, store)
     with pytest.raises(DecodeError):
@@ -412,7 +406,7 @@ def test_a_foreign_list_is_left_alone(told: redis.Redis, store: MemoryStore, kin
         store._write(store._operations.delete("a", b""))
 
 
-def test_a_newer_schema_is_left_alone(told: redis.Redis) -> None:
+def test_a_newer_schema_is_unchanged(told: redis.Redis) -> None:
     store = seeded(told)
     head = told.lindex("session:a", 0)
     told.lset("session:a", 0, head.replace(b'{"memkit":1,', b'{"memkit":2,'))
@@ -423,7 +417,7 @@ def test_a_newer_schema_is_left_alone(told: redis.Redis) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 9, 40, 120])
-def test_a_truncated_header_is_left_alone(told: redis.Redis, cut: int) -> None:
+def test_a_truncated_header_is_unchanged(told: redis.Redis, cut: int) -> None:
     store = seeded(told)
     told.lset("session:a", 0, told.lindex("session:a", 0)[:-cut])
     for other in (store, MemoryStore(told, prefix="session:", ttl="7d")):
@@ -431,14 +425,14 @@ def test_a_truncated_header_is_left_alone(told: redis.Redis, cut: int) -> None:
 
 
 @pytest.mark.parametrize("garbage", [b"", b"garbage", b"\xff", b'{"role":"user"}', None])
-def test_a_damaged_last_message_is_left_alone(told: redis.Redis, garbage: bytes | None) -> None:
+def test_a_damaged_last_message_is_unchanged(told: redis.Redis, garbage: bytes | None) -> None:
     store = seeded(told)
     last = told.lindex("session:a", -1)
     told.lset("session:a", -1, last[:-5] if garbage is None else garbage)
     for other in (store, MemoryStore(told, prefix="session:", ttl="7d")):
         for name, operation in writes(other).items():
             before = told.dump("session:a")
-            with pytest.raises(DecodeError, match=r"'session:a' holds a damaged element, number (-1|3)"):
+            with pytest.raises(DecodeError, match=r"'session:a' has a damaged element, number (-1|3)"):
                 operation()
             assert told.dump("session:a") == before, name
         for read in (other.load, other.get):
@@ -448,7 +442,7 @@ def test_a_damaged_last_message_is_left_alone(told: redis.Redis, garbage: bytes 
             other.load("a", 1)
 
 
-def test_damage_is_seen_by_the_store_that_wrote_last(told: redis.Redis) -> None:
+def test_damage_is_seen_by_the_last_writer(told: redis.Redis) -> None:
     store = seeded(told)
     store.append("a", HI)
     for index, cut in ((-1, 5), (0, 1)):
@@ -463,11 +457,11 @@ def test_damage_is_seen_by_the_store_that_wrote_last(told: redis.Redis) -> None:
 
 
 @pytest.mark.parametrize("index", [1, 2])
-def test_a_damaged_message_in_the_middle_is_not_overwritten(told: redis.Redis, index: int) -> None:
+def test_a_damaged_middle_message_is_not_overwritten(told: redis.Redis, index: int) -> None:
     store = seeded(told)
     told.lset("session:a", index, told.lindex("session:a", index)[:-1])
     before = told.dump("session:a")
-    with pytest.raises(DecodeError, match=rf"'session:a' holds a damaged element, number {index}"):
+    with pytest.raises(DecodeError, match=rf"'session:a' has a damaged element, number {index}"):
         store.save("a", [HI])
     with pytest.raises(DecodeError, match=rf"element {index} of 'session:a'"):
         store.load("a")
@@ -476,7 +470,7 @@ def test_a_damaged_message_in_the_middle_is_not_overwritten(told: redis.Redis, i
 
 
 @pytest.mark.parametrize("index", [1, 2, 40, 64, 65, 80])
-def test_damage_is_seen_by_a_save_of_the_very_same_dialogue(told: redis.Redis, index: int) -> None:
+def test_damage_is_seen_by_a_save_of_the_same_messages(told: redis.Redis, index: int) -> None:
     store = MemoryStore(told, prefix="session:", ttl="7d")
     dialogue = [{"role": "user", "content": "x" * 7_000, "turn": turn // 3} for turn in range(80)]
     version = store.save("a", dialogue)
@@ -484,12 +478,12 @@ def test_damage_is_seen_by_a_save_of_the_very_same_dialogue(told: redis.Redis, i
     assert store.save("a", dialogue) == version + 1
     told.lset("session:a", index, told.lindex("session:a", index)[:-1])
     before = told.dump("session:a")
-    with pytest.raises(DecodeError, match=rf"'session:a' holds a damaged element, number {index}"):
+    with pytest.raises(DecodeError, match=rf"'session:a' has a damaged element, number {index}"):
         store.save("a", dialogue)
     assert told.dump("session:a") == before
 
 
-def test_a_damaged_message_in_the_window_is_not_searched_past(told: redis.Redis) -> None:
+def test_damage_in_the_searched_window_is_an_error(told: redis.Redis) -> None:
     store = seeded(told)
     told.lset("session:a", 2, b"garbage")
     with pytest.raises(DecodeError, match="number -2"):
@@ -497,7 +491,7 @@ def test_a_damaged_message_in_the_window_is_not_searched_past(told: redis.Redis)
     assert store.append("a", HI) == 5
 
 
-def test_any_flipped_byte_is_an_error_or_the_truth(told: redis.Redis) -> None:
+def test_any_flipped_byte_is_an_error_or_harmless(told: redis.Redis) -> None:
     """What is damaged is refused, or still of the right shape; nothing else is raised, and nothing is half done."""
     store = seeded(told)
     elements = told.lrange("session:a", 0, -1)
@@ -514,7 +508,7 @@ def test_any_flipped_byte_is_an_error_or_the_truth(told: redis.Redis) -> None:
         told.lset("session:a", index, element)
 
 
-def test_a_server_of_another_lane_is_started_by_name() -> None:
+def test_a_server_is_started_by_name() -> None:
     """The tests above run on each server found; none is silently another's binary."""
     for name, binary in every_server().items():
         if binary:
@@ -523,7 +517,7 @@ def test_a_server_of_another_lane_is_started_by_name() -> None:
                 assert (info.get("valkey_version") or info["redis_version"]) == binary.version
 
 
-def test_a_tls_url_will_do(any_server: RedisServer, tmp_path: Path) -> None:
+def test_a_tls_url_works(any_server: RedisServer, tmp_path: Path) -> None:
     openssl = shutil.which("openssl")
     if not openssl:
         pytest.skip("no openssl on PATH to make a certificate with")

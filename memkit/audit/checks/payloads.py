@@ -1,350 +1,347 @@
-"""What only values show: payloads that are broken, pointers to keys that are gone, writes that renewed no deadline.
+"""What values show: damaged payloads, another encoding since a release, fragments, missing parts, stale indexes.
 
 Values are read on connections with CLIENT NO-TOUCH. Known stores are decoded by ``memkit.formats``, session by session
-(``audit_parts``); of others, what most payloads of one shape are is what all of them should be. What names sessions and
-is none of theirs is looked at by ``audit_indexes``.
+(``known_stores``). Of others only what a payload's own format proves is damage: different is not corrupt.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from memkit import formats
-from memkit.audit.checks.known_stores import Loads, Parts
+from memkit.audit.checks.known_stores import KnownSessions, ValueReader
 from memkit.audit.checks.mixed_ttl import torn_sessions
-from memkit.audit.checks.session_indexes import lists_of_the_gone
-from memkit.audit.finding import Finding
+from memkit.audit.checks.payload_times import DatedSession, dated_session, not_refreshed, trimmed, written_ms
+from memkit.audit.checks.session_indexes import index_findings
+from memkit.audit.checks.shared_key import shared_key
+from memkit.audit.finding import Confidence, Finding
 from memkit.audit.key_shapes import Member
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
-from memkit.formats.model import Problem, SessionValues, Turn, seconds
+from memkit.formats.model import KeyOwner
+from memkit.formats.parsing.encodings import examine
 from memkit.readonly.reader import Reader
-from memkit.readonly.values import JSON_KIND, KeyRequest, RedisValue, to_bytes, to_name
-from memkit.render import duration, utc_text
+from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue, to_bytes, to_name
+from memkit.render import counted, utc_text
 
 FEWEST_VALUES = 5_000
 BATCH_KEYS = 200
-LATE_MS = 5_000
-BEGUN, FOREIGN = "begins like JSON and breaks off", "is no JSON, as its neighbours are"
-
-_TIME_NAME = re.compile(r"(^|_)(ts|at|time|timestamp|date|created|updated|datetime)s?$", re.IGNORECASE)
-_ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d")
-_COMMAND = re.compile(rb"\*\d+\r\n\$\d+\r\n([A-Za-z.]{2,20})\r\n(?:\$\d+\r\n([A-Z-]{3,20})\r\n)?")
+CHANCE, LARGER_CHANCE = 0.01, 0.1
+"""An encoding began at a time if a random mixture would leave so many earlier keys without it less often than this. A
+larger chance is enough to explain bytes of no known encoding.
+"""
+UNUSUAL = frozenset(("json string", "python repr"))
+"""Encodings that readers of JSON refuse or take for text, whether they are new or not."""
+WEAK = ("zlib", "gzip", "zstd", "lz4", "pickle", "msgpack", "base64")
+"""Formats with a short signature: among many payloads of no known format, chance may imitate one."""
+MOST_ODD, MOSTLY_PRINTABLE = 0.25, 0.6
+"""Encrypted and compressed bytes are printable ASCII to 37 %, damaged text is mostly; the other payloads are JSON."""
+SEVERAL_SHARE = 0.02
+"""If fewer sessions have several keys, these may be different sessions of which the ids are alike."""
+FEWEST_HASHES, COMMON_SHARE = 10, 0.8
+"""A field is one of the layout if so many hashes have it; a fragment has half of these fields at most, and no other."""
 
 
 @dataclass
 class Values:
-    """What was read: per expectation the broken keys, the dates, and the pointers to nowhere."""
+    """What was found, and how many keys were read for it."""
 
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     read: int = 0
-    sent: Counter[str] = field(default_factory=Counter)
 
 
-class _Dated(NamedTuple):
-    """A key with the newest date that its payload gives itself, ms; None where it gives none."""
+class _Payload(NamedTuple):
+    """The encodings of a key's payloads in one place, the first fault, and whether they look like damaged text."""
 
     facts: KeyFacts
-    newest: float | None
+    encodings: frozenset[str]
+    fault: str = ""
+    odd: bool = False
 
 
 @dataclass
-class _Looked:
-    """What the values of one expectation showed; the values themselves are let go, batch by batch."""
+class _Contents:
+    """What the values of one expectation showed; the values themselves are dropped, batch by batch."""
 
     tried: int = 0
-    dated: list[_Dated] = field(default_factory=list)
-    faults: defaultdict[tuple[str, str], list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
-    parts: Parts = field(default_factory=Parts)
+    dated: list[DatedSession] = field(default_factory=list)
+    places: defaultdict[tuple[str, str], list[_Payload]] = field(default_factory=lambda: defaultdict(list))
+    hashes: defaultdict[str, list[tuple[KeyFacts, frozenset[str]]]] = field(default_factory=lambda: defaultdict(list))
+    known: KnownSessions = field(default_factory=KnownSessions)
     notes: list[str] = field(default_factory=list)
+
+    def add(self, value: RedisValue, facts: KeyFacts, owner: KeyOwner | None) -> None:
+        """Keep what a value shows."""
+        self.dated.append(dated_session(value, facts, owner))
+        words = re.match(r"([A-Za-z_-]+[:/|])*", value.name)
+        shape = f"{words[0] if words else ''} {len(re.findall('[:/|]', value.name))}"
+        if owner:
+            self.places[shape, ""].append(_Payload(facts, frozenset((owner.store,))))
+            return
+        if value.kind == "hash":
+            # A field with a number in its name is one of many alike, such as a message, and none of the layout.
+            self.hashes[shape].append((facts, frozenset(name for name in value.fields if not re.search(r"\d", name))))
+        for place, payloads in _payloads(value):
+            examined = [examine(payload) for payload in payloads]
+            names = [str(one).replace("protobuf?", "binary") for one in examined]
+            fault = next((one.fault for one in examined if one.fault), "")
+            odd = any(n == "binary" and _is_printable(payload) for n, payload in zip(names, payloads, strict=True))
+            self.places[f"{value.kind} {shape}", place].append(_Payload(facts, frozenset(names), fault, odd))
+
+
+def _payloads(value: RedisValue) -> Iterator[tuple[str, Sequence[bytes]]]:
+    """Yield payloads with the place that they have in other keys too; numbers in a field's name are an id."""
+    if value.kind in (*DOCUMENT_KINDS, "list"):
+        yield "", list(value.payloads)
+    elif value.kind == "hash":
+        for name, payload in value.fields.items():
+            yield re.sub(r"\d+", "*", name), [payload]
+
+
+def _is_printable(payload: bytes) -> bool:
+    """Return whether bytes of no known encoding are mostly text with control characters in it."""
+    printable = sum(32 <= byte < 127 for byte in payload)
+    return printable >= MOSTLY_PRINTABLE * len(payload) and any(byte < 32 for byte in payload)
 
 
 def check_values(
     reader: Reader,
-    meant: Sequence[Expectation],
+    expected: Sequence[Expectation],
     keys: Sequence[KeyFacts],
     *,
     short: Callable[[KeyFacts], bool],
     within_s: float = 0.0,
+    deletions: int | None = None,
 ) -> Values:
-    """Read values and return what they show. ``short``: keys whose TTL alone is already known to be too short.
+    """Read values and return what they show.
 
-    Values of the first FEWEST_VALUES keys of an expectation are always read; of more as long as ``within_s`` lasts.
+    Args:
+        reader: Reads without touching idle clocks, if the server allows it.
+        expected: All expectations.
+        keys: The keys that the audit has seen.
+        short: Whether a key's TTL alone is known to be too short.
+        within_s: How long to read, in seconds, after the first FEWEST_VALUES keys of an expectation.
+        deletions: How many DEL and UNLINK the server has counted; None if it does not report that.
     """
-    found, loads = Values(), Loads(reader)
-    _count_commands(reader, found.sent)
-    there = {to_name(one.key): one for one in keys}
-    looks = [_read(loads, one, one.of(keys), within_s=max(within_s, 0.5)) for one in meant]
-    _tell_once(meant, looks)
-    for one, looked in zip(meant, looks, strict=True):
-        found.notes += looked.notes
-        dated = [session for session in looked.dated if not short(session.facts)]
-        found.findings += _findings(one, looked, dated, there, found.notes)
-    torn = {finding.prefix for finding in found.findings if finding.cause == "dangling"}
-    found.findings += lists_of_the_gone(loads, [one for one in meant if one.prefix not in torn], meant, keys)
+    found, loads = Values(), ValueReader(reader)
+    present = {to_name(one.key): one for one in keys}
+    contents = [_read(loads, one, one.of(keys), within_s=max(within_s, 0.5)) for one in expected]
+    _assign_problems(expected, contents)
+    for one, content in zip(expected, contents, strict=True):
+        found.notes += content.notes
+        dated = [session for session in content.dated if not short(session.facts)]
+        own = one.of(keys)
+        findings = (
+            _corrupt(one, content),
+            _fragments(one, content),
+            _missing_parts(one, content),
+            _mixed_ttl(one, content, present),
+            _encoding_changed(one, content),
+            shared_key(one, own),
+            trimmed(one, dated),
+            not_refreshed(one, dated, found.notes),
+        )
+        found.findings += [finding for finding in findings if finding]
+    explained = {problem.key for content in contents for problem in content.known.problems.values()}
+    found.findings += index_findings(loads, expected, keys, deletions=deletions, explained=explained)
     found.read = len(loads.names)
     return found
 
 
-def _tell_once(meant: Sequence[Expectation], looks: Sequence[_Looked]) -> None:
-    """Give each problem to the expectation that its key matches: parts of one session may be several's."""
-    found = {key: (at, problem) for at, one in enumerate(looks) for key, problem in one.parts.problems.items()}
-    for looked in looks:
-        looked.parts.problems = {}
-    for key, (at, problem) in found.items():
-        matching = (n for n, one in enumerate(meant) if one.matches.fullmatch(to_bytes(problem.key)))
-        looks[next(matching, at)].parts.problems[key] = problem
-
-
-def _findings(
-    meant: Expectation,
-    looked: _Looked,
-    dated: Sequence[_Dated],
-    there: Mapping[str, KeyFacts],
-    notes: list[str],
-) -> list[Finding]:
-    dangling = [problem for problem in looked.parts.problems.values() if problem.cause == "dangling"]
-    found = (
-        _corrupt(meant, _broken(looked), len(looked.dated)),
-        _dangling(meant, dangling, len(looked.dated)),
-        _torn_by_store(meant, looked, there),
-        _not_refreshed(meant, dated, notes),
-    )
-    return [finding for finding in found if finding]
-
-
-def _count_commands(reader: Reader, sent: Counter[str]) -> None:
-    """Count what a reader sends: the proof lists every command."""
-    for connection in reader.connections.values():
-        send = connection.send_packed_command
-
-        def counted(command: Iterable[bytes], check_health: bool = True, send: Any = send) -> None:
-            parts = list(command)
-            for name, sub in _COMMAND.findall(b"".join(parts)):
-                word = name.decode().lower()
-                sent[f"{word}|{sub.decode().lower()}" if word in ("object", "memory", "client") else word] += 1
-            send(parts, check_health)
-
-        connection.send_packed_command = counted  # type: ignore[method-assign]
-
-
-def _read(loads: Loads, meant: Expectation, keys: Sequence[KeyFacts], *, within_s: float) -> _Looked:
+def _read(loads: ValueReader, expected: Expectation, keys: Sequence[KeyFacts], *, within_s: float) -> _Contents:
     """Read values batch by batch and keep what they show; then those sessions whose parts were not in one batch."""
     until = time.monotonic() + within_s
-    looked = _Looked()
+    content = _Contents()
     in_order = sorted(keys)  # by name, so that most sessions' keys are together
     for start in range(0, len(in_order), BATCH_KEYS):
-        if looked.tried >= FEWEST_VALUES and time.monotonic() > until:
-            looked.notes.append(f"values of {looked.tried:,} of {len(keys):,} keys under {meant.prefix} were read")
+        if content.tried >= FEWEST_VALUES and time.monotonic() > until:
+            content.notes.append(f"values of {content.tried:,} of {len(keys):,} keys under {expected.prefix} were read")
             break
         batch = {to_name(one.key): one for one in in_order[start : start + BATCH_KEYS]}
-        looked.tried += len(batch)
-        loads.afresh()
-        raws = [
-            raw for raw in loads.load(KeyRequest(name, "") for name in batch).values() if raw and not raw.unread_reason
-        ]
-        _note(looked, raws, batch)
-        looked.parts.note(raws)
-    done, of = looked.parts.close(loads, {to_name(one.key): one for one in keys}, within_s=within_s)
+        content.tried += len(batch)
+        loads.renew_budget()
+        loaded = loads.load(KeyRequest(name, "") for name in batch).values()
+        values = [value for value in loaded if value and not value.unread_reason]
+        owners = {value.name: formats.recognise(value) for value in values}
+        for value in values:
+            content.add(value, batch[value.name], owners[value.name])
+        content.known.add(values, owners)
+    done, of = content.known.finish(loads, {to_name(one.key): one for one in keys}, within_s=within_s)
     if done < of:
-        looked.notes.append(f"parts of {done:,} of {of:,} sessions under {meant.prefix} were looked for")
-    return looked
+        content.notes.append(f"parts of {done:,} of {of:,} sessions under {expected.prefix} were looked for")
+    return content
 
 
-def _note(looked: _Looked, raws: Sequence[RedisValue], batch: Mapping[str, KeyFacts]) -> None:
-    for raw in raws:
-        facts = batch[raw.name]
-        looked.dated.append(_Dated(facts, _newest(raw, facts)))
-        for place, payload in _payloads(raw):
-            if (fault := _fault(payload)) is not None:
-                looked.faults[_shape(raw), place].append((raw.name, fault))
+def _assign_problems(expected: Sequence[Expectation], contents: Sequence[_Contents]) -> None:
+    """Give each problem to the expectation that its key matches: parts of one session may match several."""
+    found = {key: (at, problem) for at, one in enumerate(contents) for key, problem in one.known.problems.items()}
+    for content in contents:
+        content.known.problems = {}
+    for key, (at, problem) in found.items():
+        matching = (n for n, one in enumerate(expected) if one.matches.fullmatch(to_bytes(problem.key)))
+        contents[next(matching, at)].known.problems[key] = problem
 
 
-def _shape(raw: RedisValue) -> str:
-    """Return what keys of one kind have in common, roughly: type, first words, number of parts."""
-    words = re.match(r"([A-Za-z_-]+[:/|])*", raw.name)
-    return f"{raw.kind} {words[0] if words else ''} {len(re.findall('[:/|]', raw.name))}"
+# -- damage ------------------------------------------------------------------------------------------------------------
 
 
-def _torn_by_store(meant: Expectation, looked: _Looked, there: Mapping[str, KeyFacts]) -> Finding | None:
-    """Return the finding of sessions in parts that only the payload shows to be one session's."""
-    sessions = [
-        [Member(there[name], owner.session, owner.part) for name, owner in owners.items() if name in there]
-        for owners in looked.parts.owners.values()
-    ]
-    several = [members for members in sessions if len(members) > 1]
-    return torn_sessions(meant, several, sampled=len(looked.dated)).finding if meant.ttl_ms else None
-
-
-# -- corrupt -----------------------------------------------------------------------------------------------------------
-
-
-def _broken(looked: _Looked) -> dict[str, str]:
-    """Return the keys with a payload that cannot be read, and why."""
-    broken = {problem.key: problem.message for problem in looked.parts.problems.values() if problem.cause == "corrupt"}
-    for found in looked.faults.values():
-        documents = sum(fault == "" for _, fault in found)
-        for name, fault in found:
-            # What begins like JSON and is none is broken; what is something else, only where its neighbours are JSON.
-            if fault == BEGUN or (fault == FOREIGN and documents > 0.6 * len(found)):
-                broken.setdefault(name, fault)
-    return broken
-
-
-def _payloads(raw: RedisValue) -> Iterator[tuple[str, bytes]]:
-    """Yield the payloads that may be documents, each with the place that its neighbours in other keys have too."""
-    if raw.kind in ("string", JSON_KIND, "list"):
-        yield from (("", payload) for payload in raw.payloads)
-    elif raw.kind == "hash":
-        yield from raw.fields.items()
-
-
-def _fault(payload: bytes) -> str | None:
-    """Return why a payload is no JSON document: empty where it is one, None where it is a plain value."""
-    begins = payload.lstrip()[:1] in (b"{", b"[")
-    try:
-        return "" if isinstance(json.loads(payload), dict | list) else None
-    except (ValueError, RecursionError):
-        return BEGUN if begins and payload[1:2] not in b"\x80\x81" else FOREIGN
-
-
-def _corrupt(meant: Expectation, broken: Mapping[str, str], looked: int) -> Finding | None:
-    if not broken:
+def _corrupt(expected: Expectation, content: _Contents) -> Finding | None:
+    """Return the finding of payloads that their own format proves to be damaged."""
+    problems = content.known.problems.values()
+    broken = {problem.key: problem.message for problem in problems if problem.cause == "corrupt"}
+    odd: dict[str, str] = {}
+    for payloads in content.places.values():
+        unknown = sum(any(name == "binary" or name.endswith("?") for name in one.encodings) for one in payloads)
+        faulty = [one for one in payloads if one.fault]
+        for one in faulty if unknown <= len(faulty) else [one for one in faulty if not one.fault.startswith(WEAK)]:
+            broken.setdefault(to_name(one.facts.key), one.fault)
+        documents = sum("json" in one.encodings for one in payloads)
+        strange = [one for one in payloads if one.odd]
+        if documents >= (1 - MOST_ODD) * len(payloads):
+            changes = _changes(expected, payloads, chance=LARGER_CHANCE)
+            changed = {one.facts.key for _, having, _ in changes for one in having}
+            names = [to_name(one.facts.key) for one in strange if one.facts.key not in changed]
+            odd |= dict.fromkeys(names, "holds bytes of no known encoding, where the other keys hold JSON")
+    proven: Confidence = "proven" if broken else "possible"
+    found = broken or odd
+    if not found:
         return None
-    reasons = Counter(broken.values()).most_common(3)
+    reasons = Counter(found.values()).most_common(3)
     return Finding(
         "corrupt",
-        prefix=meant.prefix,
-        keys=len(broken),
-        sampled=looked,
-        message=f"{len(broken):,} of {looked:,} keys under {meant.prefix} hold a payload that cannot be read",
-        confidence="proven",
-        expected_ttl_s=None if meant.ttl_ms is None else meant.ttl_ms / 1000,
-        evidence=tuple(f"{count:,} times: {why}" for why, count in reasons),
-        next="memkit inspect URL KEY says which element and byte, and how much is readable",
+        prefix=expected.prefix,
+        keys=len(found),
+        sampled=len(content.dated),
+        message=f"{len(found):,} of {counted(len(content.dated), 'key')} under {expected.prefix} hold a payload that "
+        f"cannot be read",
+        confidence=proven,
+        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
+        evidence=tuple(f"{counted(count, 'key')}: {why}" for why, count in reasons),
+        next="memkit inspect URL KEY shows which element and byte, and how much is readable",
     )
 
 
-# -- not refreshed -----------------------------------------------------------------------------------------------------
-
-
-def _dates(raw: RedisValue) -> Iterator[float]:
-    """Yield the times, in ms, that a key's payloads give themselves: of a list, its two ends."""
-    payloads = list(raw.payloads)
-    if raw.kind == "list" and len(payloads) > 6:
-        payloads = payloads[:3] + payloads[-3:]
-    for payload in payloads:
-        if len(payload) < 1 << 16:
-            try:
-                yield from _dates_in(json.loads(payload), "", 0)
-            except (ValueError, RecursionError):
-                continue
-    for name, value in raw.fields.items():
-        if _TIME_NAME.search(name) and len(value) < 40:
-            yield from _date(value.decode(errors="replace"))
-    owner = formats.recognise(raw)
-    if owner and owner.store == "memkit":
-        for item in formats.decode(SessionValues(owner, {raw.name: raw})):
-            if isinstance(item, Turn) and item.at_s is not None:
-                yield item.at_s * 1000
-
-
-def _dates_in(value: Any, name: str, depth: int) -> Iterator[float]:
-    if depth > 6:
-        return
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _dates_in(inner, key, depth + 1)
-    elif isinstance(value, list):
-        for inner in value[:3] + value[3:][-3:]:
-            yield from _dates_in(inner, name, depth + 1)
-    elif _TIME_NAME.search(name):
-        yield from _date(value)
-
-
-def _date(value: Any) -> Iterator[float]:
-    if isinstance(value, str):
-        if _ISO.match(value):
-            try:
-                at = datetime.fromisoformat(value)
-            except ValueError:
-                return
-            yield (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000
-            return
-        value = float(value) if re.fullmatch(r"\d{9,17}(\.\d+)?", value) else None
-    found = seconds(value)
-    if found is not None:
-        yield found * 1000
-
-
-def _not_refreshed(meant: Expectation, sessions: Sequence[_Dated], notes: list[str]) -> Finding | None:
-    """Compare each session's newest date with its deadline: a write that renews leaves a whole TTL after it."""
-    if meant.policy.kind != "sliding" or meant.ttl_ms is None or not sessions:
+def _fragments(expected: Expectation, content: _Contents) -> Finding | None:
+    """Return the finding of hashes that hold few of the fields that the others hold, and no other."""
+    found: list[KeyFacts] = []
+    lacking: Counter[str] = Counter()
+    for hashes in content.hashes.values():
+        counts = Counter(name for _, names in hashes for name in names)
+        common = {name for name, count in counts.items() if count >= COMMON_SHARE * len(hashes)}
+        few = [(one, names) for one, names in hashes if names and names < common and 2 * len(names) <= len(common)]
+        if len(hashes) >= FEWEST_HASHES:
+            found += [one for one, _ in few]
+            lacking.update(name for _, names in few for name in common - names)
+    if not found:
         return None
-    dated = [(facts, newest) for facts, newest in sessions if facts.deadline_ms and newest is not None]
-    if not dated:
-        notes.append(f"not_refreshed: no payload under {meant.prefix} tells when it was written")
-        return None
-    tolerance = LATE_MS + 1.1 * meant.jitter * meant.ttl_ms
-    late = [(one, at) for one, at in dated if at - ((one.deadline_ms or 0) - meant.ttl_ms) > tolerance]
-    if len(late) < max(min(3, len(dated)), 0.05 * len(dated)):
-        return None
-    return _late_finding(meant, late, dated=len(dated), looked=len(sessions))
-
-
-def _late_finding(meant: Expectation, late: Sequence[tuple[KeyFacts, float]], *, dated: int, looked: int) -> Finding:
-    ttl_ms = meant.ttl_ms or 0
-    left = sorted((one.deadline_ms or 0) - at for one, at in late)[len(late) // 2]
-    first = datetime.fromtimestamp(min(at for _, at in late) / 1000, UTC)
+    persistent = sum(one.deadline_ms is None for one in found) if expected.ttl_ms else 0
+    fields = ", ".join(name for name, _ in lacking.most_common(3))
     return Finding(
-        "not_refreshed",
-        prefix=meant.prefix,
-        keys=len(late),
-        sampled=looked,
-        message=f"writes under {meant.prefix} do not renew the deadline: after its last message a session has "
-        f"{duration(left)} instead of {duration(ttl_ms)} (median of {len(late):,})",
-        confidence="proven",
-        expected_ttl_s=ttl_ms / 1000,
-        observed_ttl_s=ttl_ms / 1000,
-        since=first,
-        since_is="upper bound",
-        evidence=(
-            f"{len(late):,} of {dated:,} sessions whose payload tells when it was written",
-            f"the first such write that is still there was at {utc_text(first)}",
-        ),
-        next="set the TTL in the same command or transaction as every write (EXPIRE after RPUSH, or SET with EX)",
+        "corrupt",
+        prefix=expected.prefix,
+        keys=len(found),
+        sampled=len(content.dated),
+        message=f"{counted(len(found), 'hash', 'hashes')} under {expected.prefix} hold a fragment of a session "
+        f"(no {fields}): a field was written after the session had expired, which created the key anew",
+        confidence="likely" if 2 * persistent > len(found) else "possible",
+        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
+        evidence=(f"the other hashes have {fields}", f"{persistent:,} of the fragments have no TTL"),
+        next="write fields and TTL in one script that does nothing if the key no longer exists",
     )
 
 
-def _newest(raw: RedisValue, facts: KeyFacts) -> float | None:
-    """Return the newest date of a payload that is not in the future, in ms."""
-    return max((at for at in _dates(raw) if at <= facts.seen_ms + 60_000), default=None)
+# -- another encoding --------------------------------------------------------------------------------------------------
 
 
-# -- dangling ----------------------------------------------------------------------------------------------------------
+def _changes(
+    expected: Expectation, payloads: Sequence[_Payload], *, chance: float = CHANCE
+) -> Iterator[tuple[str, list[_Payload], float | None]]:
+    """Yield encodings that only keys from some time on have, or that are unusual; with these keys and the time in ms.
+
+    In a random mixture, keys that are older than the first with the encoding would have it too.
+    """
+    for encoding in sorted({name for one in payloads for name in one.encodings}):
+        having = [one for one in payloads if encoding in one.encodings]
+        first = min(written_ms(expected, one.facts) for one in having)
+        before = sum(written_ms(expected, one.facts) < first for one in payloads)
+        is_new = (1 - len(having) / len(payloads)) ** before < chance
+        if is_new or not UNUSUAL.isdisjoint(encoding.split(" > ")):
+            yield encoding, having, first if is_new else None
 
 
-def _dangling(meant: Expectation, problems: Sequence[Problem], looked: int) -> Finding | None:
-    if not problems:
+def _encoding_changed(expected: Expectation, content: _Contents) -> Finding | None:
+    keys: dict[bytes, None] = {}
+    evidence: list[str] = []
+    dates: list[float] = []
+    for payloads in content.places.values():
+        usual = Counter(name for one in payloads for name in one.encodings).most_common(1)[0][0]
+        for encoding, having, first in _changes(expected, [one for one in payloads if not one.fault]):
+            keys |= dict.fromkeys(one.facts.key for one in having)
+            since = "" if first is None else f" since {utc_text(datetime.fromtimestamp(first / 1000, UTC))}"
+            instead = f" instead of {usual}" if usual != encoding else ""
+            evidence.append(f"{counted(len(having), 'key')} hold {_named(encoding)}{instead}{since}")
+            dates += [first] if first else []
+    if not keys:
         return None
+    return Finding(
+        "encoding_changed",
+        prefix=expected.prefix,
+        keys=len(keys),
+        sampled=len(content.dated),
+        message=f"{counted(len(keys), 'key')} under {expected.prefix} have another encoding: {evidence[0]}",
+        confidence="likely",
+        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
+        since=datetime.fromtimestamp(min(dates) / 1000, UTC) if dates else None,
+        since_is="upper bound" if dates else None,
+        evidence=tuple(evidence[:5]),
+        next="check that every reader of these keys reads both encodings",
+    )
+
+
+def _named(encoding: str) -> str:
+    return encoding.replace("json string > json", "JSON inside a JSON string (encoded twice)").replace(
+        "python repr", "a Python repr, which is not JSON"
+    )
+
+
+# -- parts of known stores ---------------------------------------------------------------------------------------------
+
+
+def _missing_parts(expected: Expectation, content: _Contents) -> Finding | None:
+    problems = [problem for problem in content.known.problems.values() if problem.cause == "dangling"]
     keys = {problem.key for problem in problems}
-    says = Counter(problem.message for problem in problems).most_common(3)
+    if not keys:
+        return None
     return Finding(
         "dangling",
-        prefix=meant.prefix,
+        prefix=expected.prefix,
         keys=len(keys),
-        sampled=looked,
-        message=f"{len(keys):,} keys that sessions under {meant.prefix} point to are gone",
+        sampled=len(content.dated),
+        message=f"{counted(len(keys), 'key')} to which sessions under {expected.prefix} point no longer exist",
         confidence="proven",
-        expected_ttl_s=None if meant.ttl_ms is None else meant.ttl_ms / 1000,
-        evidence=tuple(f"{count:,} times: {text}" for text, count in says),
-        next="memkit inspect URL SESSION says what is recoverable and prints the repair",
+        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
+        evidence=tuple(
+            f"{counted(count, 'key')}: {text}"
+            for text, count in Counter(problem.message for problem in problems).most_common(3)
+        ),
+        next="memkit inspect URL SESSION shows what is recoverable and prints the repair",
     )
+
+
+def _mixed_ttl(expected: Expectation, content: _Contents, present: Mapping[str, KeyFacts]) -> Finding | None:
+    """Return the finding of sessions of which only the payload shows that their parts belong together."""
+    sessions = [
+        [Member(present[name], owner.session, owner.part) for name, owner in owners.items() if name in present]
+        for owners in content.known.owners.values()
+    ]
+    several = [members for members in sessions if len(members) > 1]
+    if not expected.ttl_ms or len(several) < SEVERAL_SHARE * len(sessions):
+        return None
+    return torn_sessions(expected, several, sampled=len(content.dated)).finding

@@ -1,329 +1,282 @@
-"""Sets, sorted sets, hashes and short values that name sessions which are gone; what proves that sessions are meant.
+"""Indexes of sessions: keys that list names or ids of sessions, and entries of sessions that no longer exist.
 
-A full name of a session's key proves itself. A bare id does not: ``17`` may be a product, a user or a room. Then the
-holder's own name, and how much of the living sessions it lists, must say that it is a list of sessions.
+An index is a set, sorted set, list, JSON array or hash. That it lists sessions is shown by entries that exist, never by
+the words in its name. A session is lost only if the index states when it began, or when it is to expire, and its TTL
+has not passed: then the cause is ``dangling``. An entry without such a time is ``stale_index``.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from memkit.audit.checks.known_stores import Loads
+from memkit import formats
+from memkit.audit.checks.known_stores import ValueReader
+from memkit.audit.checks.payload_times import times_in
 from memkit.audit.finding import Finding
-from memkit.audit.key_shapes import Group, groups_of
+from memkit.audit.key_shapes import groups_of
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
-from memkit.formats.model import is_uuid
-from memkit.readonly.connection import packed
-from memkit.readonly.values import KeyRequest, RedisValue, to_bytes, to_name
+from memkit.formats.model import seconds
+from memkit.formats.parsing.bounded_json import parse
+from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue, to_bytes, to_name
+from memkit.render import counted, duration
 
-MOST_LISTS = 300
-MOST_POINTERS = 3_000
+MOST_INDEXES = 3_000
+MOST_INDEX_BYTES = 1 << 20
 MOST_LOOKUPS = 100_000
-POINTER_BYTES = 300
-HASH_BYTES = 1 << 20
-FEWEST_NUMBERED = 10
-"""Below this many living sessions, small numbers in a list prove nothing."""
-NEARLY_ALL = 0.9
-MOST = 0.7
-FEWEST_LISTED = 5
-"""A list that is not called one of sessions is one if it has so many at least, MOST of the living, and few others."""
+MOST_SHAPES = 5
+ID_CHARS = 300
+PLAIN_ID_CHARS, FEWEST_PLAIN = 8, 5
+"""Shorter ids (``en``, ``17``) may name anything; so many of them that exist are needed, and none is a number."""
+LISTED_SHARE = 0.5
+"""Bare ids are those of sessions if so many of the existing sessions are listed; some users, say, are fewer."""
+AGREE_SHARE = 0.9
+"""The times in an index are understood if they agree with the deadlines of so many of the sessions that exist."""
+LOST_SHARE, FEWEST_LOST = 0.05, 3
+"""Fewer sessions that no longer exist may have been deleted on purpose."""
+SLACK_MS = 60_000
+"""An index is written a moment before or after its session."""
 
-_ABOUT_SESSIONS = "session sess thread conversation conv convo chat dialog dialogue memory"
-_ABOUT_NOTHING = """
-index idx all id list set zset key active live alive recent open known current by time date updated created at last
-seen access ttl expiry expire sorted order ordered lru latest
-"""
-_ABOUT_THE_GONE = """
-deleted archived expired closed removed tombstone purged evicted ended banned blocked dead processed finished completed
-"""
-SESSION_WORDS, NEUTRAL_WORDS = frozenset(_ABOUT_SESSIONS.split()), frozenset(_ABOUT_NOTHING.split())
-LEFT_WORDS = frozenset(_ABOUT_THE_GONE.split())
-"""In the name of a list of what is gone, or may be, on purpose."""
-
-_NAME_PARTS = re.compile(r"[:/|#.{}]+")
-_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
-_ONE_ID = re.compile(r"([^*]*)\*(?:[:/|#]\*)*([^*]*)")
+_JAVA_TEXT = "\udcac\udced\x00\x05t"
+_DELETES = "the server has counted {} since its start, so users may have deleted sessions and not their entries"
 
 
-def lists_of_the_gone(
-    loads: Loads, wanted: Sequence[Expectation], meant: Sequence[Expectation], keys: Sequence[KeyFacts]
+class _Entry(NamedTuple):
+    """A name or id in an index, the place in the entry that holds it, and the time beside it in ms."""
+
+    name: str
+    place: str = ""
+    at_ms: float | None = None
+
+
+def index_findings(
+    loads: ValueReader,
+    expected: Sequence[Expectation],
+    keys: Sequence[KeyFacts],
+    *,
+    deletions: int | None,
+    explained: Container[str],
 ) -> list[Finding]:
-    """Return a finding for each wanted expectation whose sessions are named somewhere and gone.
+    """Return the findings of sessions that are listed and no longer exist.
 
-    ``meant`` are all expectations: keys that match one are sessions and no pointers to any.
+    Args:
+        loads: Reads values.
+        expected: All expectations; strings, lists and hashes that match one are sessions and no indexes.
+        keys: The keys that the audit has seen.
+        deletions: How many DEL and UNLINK the server has counted; None if it does not report that.
+        explained: The names of missing keys that a known store's decoder has reported.
     """
-    if not wanted:
-        return []
-    facts = [*_lists(keys), *_pointers(keys, meant)]
-    loads.afresh()
-    raws = {name: raw for name, raw in loads.load(KeyRequest(to_name(one.key), "") for one in facts).items() if raw}
-    holders = _holders(facts, raws)
-    there = {to_name(one.key) for one in keys}
-    found = (_Search(loads, one, _Living.of(one, keys), there).finding(holders) for one in wanted)
-    return [finding for finding in found if finding]
-
-
-def _lists(keys: Iterable[KeyFacts]) -> list[KeyFacts]:
-    """Return the sets and sorted sets, those first that are called lists of sessions, and then the large ones."""
-    found = [one for one in keys if one.kind in ("set", "zset")]
-    found.sort(key=lambda one: (not SESSION_WORDS & set(_words(to_name(one.key))), -(one.size_bytes or 0)))
-    return found[:MOST_LISTS]
-
-
-def _pointers(keys: Iterable[KeyFacts], meant: Sequence[Expectation]) -> list[KeyFacts]:
-    most = {"string": POINTER_BYTES, "hash": HASH_BYTES}
-    found = (
+    found = [
         one
         for one in keys
-        if (one.size_bytes or 0) < most.get(one.kind, 0)
-        and not any(each.matches.fullmatch(one.key) for each in meant)
-    )  # fmt: skip
-    return [one for one, _ in zip(found, range(MOST_POINTERS), strict=False)]
+        if one.kind in ("set", "zset", "list", "hash", *DOCUMENT_KINDS)
+        and (one.size_bytes or 0) <= MOST_INDEX_BYTES
+        and (one.kind in ("set", "zset") or not any(each.matches.fullmatch(one.key) for each in expected))
+    ]
+    found = sorted(found, key=lambda one: -(one.size_bytes or 0))[:MOST_INDEXES]
+    loads.renew_budget()
+    values = loads.load(KeyRequest(to_name(one.key), "") for one in found)
+    indexes: defaultdict[tuple[str, str, str], list[tuple[KeyFacts, _Entry]]] = defaultdict(list)
+    for group in groups_of(found, ""):
+        for facts in group.keys:
+            value = values.get(to_name(facts.key))
+            if value and not value.unread_reason and not formats.recognise(value):
+                name = group.part if len(group.keys) > 1 else value.name
+                for entry in _entries(value):
+                    indexes[name, group.kind, entry.place].append((facts, entry))
+    findings: list[Finding] = []
+    for one in expected if indexes else ():
+        sessions = _Sessions.of(one, keys)
+        ended: defaultdict[str, list[str]] = defaultdict(list)
+        facts_of: defaultdict[str, list[str]] = defaultdict(list)
+        for (name, _, _), entries in indexes.items() if one.prefix else ():
+            for cause, names, fact in _judge(loads, sessions, entries, explained):
+                ended[cause] += names
+                facts_of[cause].append(f"{name} lists {fact}")
+        findings += [
+            _finding(one, cause, names, facts_of[cause], len(keys), deletions) for cause, names in ended.items()
+        ]
+    return findings
+
+
+def _entries(value: RedisValue) -> Iterator[_Entry]:
+    """Yield what may be a name or id, with the time beside it."""
+    for name, score in value.scores.items():
+        yield from _named(name, "", _ms(score))
+    for name in value.members:
+        yield from _named(name)
+    for field, data in value.fields.items():
+        inner = _parsed(data)
+        times = [at for at in (_ms(inner), *(one.earliest for one in times_in(inner))) if at is not None]
+        yield from _named(field, "field", min(times, default=None))
+        if not times:
+            yield from _items(inner, "value")
+    for data in () if value.fields else value.payloads:
+        yield from _items(_parsed(data), "")
+
+
+def _parsed(data: bytes) -> Any:
+    parsed = parse(data)
+    return to_name(data) if parsed.fault else parsed.value
+
+
+def _items(value: Any, place: str) -> Iterator[_Entry]:
+    """Yield the entries of a JSON value: text, or objects with an id and perhaps a time, alone or in an array."""
+    if isinstance(value, str):
+        yield from _named(value, place)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _items(inner, place)
+    elif isinstance(value, dict):
+        times = [one.earliest for one in times_in(value)]
+        for name, inner in value.items():
+            if isinstance(inner, str):
+                yield from _named(inner, name, min(times, default=None))
+            elif isinstance(inner, list):
+                yield from _items(inner, name)
+
+
+def _named(name: str, place: str = "", at_ms: float | None = None) -> Iterator[_Entry]:
+    """Yield an entry if the text is one short word; Java's header of a serialized text is taken off."""
+    name = name[len(_JAVA_TEXT) + 2 :] if name.startswith(_JAVA_TEXT) else name
+    if 0 < len(name) <= ID_CHARS and name[0] not in '{["' and not any(char.isspace() for char in name):
+        yield _Entry(name, place, at_ms)
+
+
+def _ms(value: Any) -> float | None:
+    """Return a number, or a number as text, as a time in ms if it is one."""
+    if isinstance(value, str) and value.replace(".", "", 1).isdigit():
+        value = float(value)
+    found = seconds(value)
+    return None if found is None else found * 1000
 
 
 @dataclass(frozen=True, slots=True)
-class _Holder:
-    """Keys that hold names in the same way: one, or those of one shape, such as ``user:*:chats``.
+class _Sessions:
+    """The sessions of one expectation that exist: facts by key name, and what stands before and behind their ids."""
 
-    ``session`` is the id in the name of one that lies under the expectation's own prefix.
-    """
+    expected: Expectation
+    facts: dict[str, KeyFacts]
+    shapes: tuple[tuple[str, str], ...]
+    count: int
 
-    part: str
-    kind: str
-    raws: list[RedisValue]
+    @classmethod
+    def of(cls, expected: Expectation, keys: Sequence[KeyFacts]) -> _Sessions:
+        """Return the sessions among the keys."""
+        own = [one for one in expected.of(keys) if one.kind not in ("set", "zset")]
+        groups = groups_of(own, expected.prefix)
+        shapes = [group.part.partition("*") for group in groups if group.part.count("*") == 1]
+        pairs = [(expected.prefix + before, behind) for before, _, behind in shapes[:MOST_SHAPES]]
+        largest = max((len(group.keys) for group in groups), default=0)
+        return cls(
+            expected,
+            {to_name(one.key): one for one in own},
+            tuple({(expected.prefix, ""): 0, **dict.fromkeys(pairs)}),
+            largest,
+        )
 
-    @property
-    def is_list(self) -> bool:
-        return self.kind in ("set", "zset")
-
-    @property
-    def name(self) -> str:
-        return self.raws[0].name if len(self.raws) == 1 else self.part
-
-    def values(self) -> Iterator[str]:
-        """Yield what may be an id or a name of a key: short, one line, no document."""
-        for raw in self.raws:
-            for value in [*raw.members, *raw.scores] or map(to_name, raw.payloads):
-                if 0 < len(value) <= POINTER_BYTES and value[0] not in "{[" and not re.search(r"\s", value):
-                    yield value
+    def keys_of(self, name: str) -> list[str]:
+        """Return the key names that an entry may stand for."""
+        if name.startswith(self.expected.prefix):
+            bare = name.removeprefix(self.expected.prefix)
+            return [name, *(before + bare + behind for before, behind in self.shapes)]
+        return [before + name + behind for before, behind in self.shapes]
 
 
-def _holders(facts: Sequence[KeyFacts], raws: dict[str, RedisValue]) -> list[_Holder]:
-    """Return keys that were read, together where a word in their names says that they are alike."""
-    found = []
-    for group in groups_of(facts, ""):
-        own = [raws[name] for one in group.keys if (name := to_name(one.key)) in raws]
-        alike = [own] if re.search(r"[A-Za-z]", group.part) else [[raw] for raw in own]
-        found += [_Holder(group.part, group.kind, each) for each in alike if each]
+def _judge(
+    loads: ValueReader, sessions: _Sessions, entries: Sequence[tuple[KeyFacts, _Entry]], explained: Container[str]
+) -> Iterator[tuple[str, list[str], str]]:
+    """Yield cause, sessions and fact for what one kind of index lists and no longer exists."""
+    found = {entry.name: (facts, entry) for facts, entry in entries}
+    existing = {
+        name: sessions.facts[key]
+        for name in found
+        for key in sessions.keys_of(name)
+        if key in sessions.facts
+    }  # fmt: skip
+    full = any(name.startswith(sessions.expected.prefix) for name in existing)
+    begins = _begins(sessions.expected, [(found[name][1].at_ms, facts) for name, facts in existing.items()])
+    if not existing or not (full or begins or _are_ids(existing, sessions.count)):
+        return
+    absent = [name for name in found if name not in existing and name.startswith(sessions.expected.prefix) == full]
+    missing = [
+        name
+        for name in _missing(loads, sessions, absent)
+        if not any(key in explained for key in sessions.keys_of(name))
+    ]
+    ttl = min((sessions.expected.ttl_ms or 0, *sessions.expected.other_ttls_ms))
+    lost = []
+    for name in missing:
+        facts, entry = found[name]
+        if begins is not None and entry.at_ms is not None and ttl:
+            expires = entry.at_ms + begins + ttl * (1 - sessions.expected.jitter) - SLACK_MS
+            lost += [name] if expires > facts.seen_ms else []
+    if len(lost) >= max(min(FEWEST_LOST, len(existing)), LOST_SHARE * (len(existing) + len(lost))):
+        yield "dangling", lost, f"{len(lost):,} of them with a time less than {duration(ttl)} ago"
+    stale = [name for name in missing if name not in set(lost) and not _expires_itself(found[name][0], ttl)]
+    if stale:
+        yield "stale_index", stale, f"{len(stale):,} of them beside {len(existing):,} that exist"
+
+
+def _begins(expected: Expectation, existing: Sequence[tuple[float | None, KeyFacts]]) -> float | None:
+    """Return what to add to an index's time for the time of the session's last known write; None: not understood."""
+    ttl = expected.ttl_ms
+    timed = [(at, one.deadline_ms) for at, one in existing if at is not None and one.deadline_ms is not None]
+    if not timed or not ttl:
+        return None
+    slack = SLACK_MS + expected.jitter * ttl
+    for shift in (-ttl, 0):  # the time of the deadline, or of a write
+        agree = sum(
+            (abs(at - deadline) <= slack) if shift else (at <= deadline - ttl + slack) for at, deadline in timed
+        )
+        if agree >= AGREE_SHARE * len(timed):
+            return shift
+    return None
+
+
+def _are_ids(existing: dict[str, KeyFacts], count: int) -> bool:
+    """Return whether bare ids that exist as sessions can be nothing else, and are most of the sessions."""
+    distinct = [name for name in existing if len(name) >= PLAIN_ID_CHARS and not name.isdigit()]
+    plain = [name for name in existing if not name.isdigit()]
+    return bool(distinct or len(plain) >= FEWEST_PLAIN) and len(plain) >= LISTED_SHARE * count
+
+
+def _expires_itself(index: KeyFacts, ttl: int) -> bool:
+    """Return whether the index expires soon after its sessions, which prunes it."""
+    return index.left_ms is not None and bool(ttl) and index.left_ms <= 2 * ttl
+
+
+def _missing(loads: ValueReader, sessions: _Sessions, names: Sequence[str]) -> list[str]:
+    """Return the names of which no key exists, as far as there are look-ups left."""
+    found: list[str] = []
+    for start in range(0, min(len(names), MOST_LOOKUPS // len(sessions.shapes)), 1_000):
+        asked = [(name, to_bytes(key)) for name in names[start : start + 1_000] for key in sessions.keys_of(name)]
+        exist = loads.reader.exist([key for _, key in asked])
+        there = {name for (name, _), exists in zip(asked, exist, strict=True) if exists}
+        found += [name for name in names[start : start + 1_000] if name not in there]
     return found
 
 
-# -- what is there -----------------------------------------------------------------------------------------------------
-
-
-class _Shape(NamedTuple):
-    """How ids of one kind of key are written around: what stands before and behind them, and those that are there."""
-
-    before: str
-    behind: str
-    ids: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class _Living:
-    """The sessions of one expectation that are there; ``looks`` are the looks of their names."""
-
-    shapes: tuple[_Shape, ...]
-    ids: frozenset[str]
-    looks: frozenset[tuple[str, ...]]
-
-    @classmethod
-    def of(cls, meant: Expectation, keys: Sequence[KeyFacts]) -> _Living:
-        """Return the sessions, by the ids in the names of their keys."""
-        own = meant.of(keys)
-        shapes = [shape for group in groups_of(own, meant.prefix) if (shape := _shape(group, meant.prefix))]
-        # A few keys of an odd shape are no sessions: a list of all would seem to be there in each of them.
-        large = [shape for shape in shapes if len(shape.ids) >= 0.2 * len(shapes[0].ids)]
-        return cls(
-            tuple(large[:5]),
-            frozenset(uid for shape in shapes for uid in shape.ids),
-            frozenset(_look(to_name(one.key).removeprefix(meant.prefix)) for one in own),
-        )
-
-
-def _shape(group: Group, prefix: str) -> _Shape | None:
-    """Return a group's names taken apart; None where these are locks and the like, or have braces or several ids."""
-    parts = _ONE_ID.fullmatch(group.part)
-    if group.beside or not parts or any(b"{" in member.facts.key for member in group.members[:1]):
-        return None
-    return _Shape(prefix + parts[1], parts[2], frozenset(member.session for member in group.members))
-
-
-def _look(name: str) -> tuple[str, ...]:
-    """Return what a name is made of: its parts as digits, a UUID, letters, or something of both."""
-    return tuple(
-        "digits" if part.isdigit() else "uuid" if is_uuid(part) else "word" if part.replace("-", "").isalpha() else ""
-        for part in _NAME_PARTS.split(name.replace("_", "-"))
+def _finding(
+    expected: Expectation, cause: str, names: Sequence[str], facts: Sequence[str], looked: int, deletions: int | None
+) -> Finding:
+    lost = cause == "dangling"
+    deleted = [_DELETES.format(counted(deletions, "deletion"))] if lost and deletions else []
+    ended = "their TTL has not passed" if lost else "nothing shows that they ended too early"
+    return Finding(
+        cause,
+        prefix=expected.prefix,
+        keys=len(set(names)),
+        sampled=looked,
+        message=f"{counted(len(set(names)), 'session')} under {expected.prefix} are still listed and no longer exist: "
+        f"{ended}",
+        confidence="likely" if lost and not deleted else "possible",
+        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
+        evidence=(*facts[:3], *deleted),
+        next="find what removed them: memkit history, or memkit record"
+        if lost
+        else "remove an entry when its session expires, or give the index the TTL of its sessions",
     )
-
-
-# -- what is not -------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Search:
-    """Looks for sessions of one expectation that are listed and gone."""
-
-    loads: Loads
-    meant: Expectation
-    living: _Living
-    there: set[str]
-    left: int = MOST_LOOKUPS
-    gone: dict[str, None] = field(default_factory=dict)
-    evidence: list[str] = field(default_factory=list)
-    proven: bool = False
-    looked: int = 0
-
-    def finding(self, holders: Sequence[_Holder]) -> Finding | None:
-        """Return what is listed and gone."""
-        for holder in holders if self.meant.prefix else ():
-            if not LEFT_WORDS & set(_all_words(holder.name)):
-                self._look_at(holder)
-        if not self.gone:
-            return None
-        return Finding(
-            "dangling",
-            prefix=self.meant.prefix,
-            keys=len(self.gone),
-            sampled=self.looked,
-            message=f"{len(self.gone):,} sessions under {self.meant.prefix} are still listed and gone",
-            confidence="proven" if self.proven else "likely",
-            expected_ttl_s=None if self.meant.ttl_ms is None else self.meant.ttl_ms / 1000,
-            evidence=tuple(self.evidence[:3]),
-            next="give the list the sessions' lifetime, or remove an entry when its session goes; "
-            "readers must expect both",
-        )
-
-    def _look_at(self, holder: _Holder) -> None:
-        full, bare = [], Counter[str]()
-        for value in holder.values():
-            if value.startswith(self.meant.prefix):
-                full.append(value)
-            elif holder.is_list:
-                bare[value] += 1
-        named = self._gone_by_name(holder, list(dict.fromkeys(full)))
-        self.proven |= bool(named)
-        gone = [*named, *self._gone_by_id(holder, bare)]
-        if gone:
-            self.gone |= dict.fromkeys(gone)
-            self.evidence.append(f"listed in {holder.name}")
-
-    def _gone_by_name(self, holder: _Holder, names: Sequence[str]) -> list[str]:
-        """Return the keys that are named in full and gone, and that look like sessions' keys."""
-        names = [name for name in names if self.meant.matches.fullmatch(to_bytes(name))]
-        ids = [name.removeprefix(self.meant.prefix) for name in names]
-        # The beginning that a session's keys have in common may be listed, and be no key itself.
-        missing = self._missing([[name, *self._names(uid)] for name, uid in zip(names, ids, strict=True)])
-        held = len(missing) < len(names)
-        self.looked += len(names)
-        return [names[at] for at in missing if self._is_a_key(names[at], holder, held=held)]
-
-    def _is_a_key(self, name: str, holder: _Holder, *, held: bool) -> bool:
-        """Whether a name that begins like a session's is one; ``held``: others beside it are.
-
-        ``chat:read`` may be a right, and ``chat:completions`` a queue.
-        """
-        look = _look(name.removeprefix(self.meant.prefix))
-        if set(look) == {"word"} or self.meant.prefix[-1].isalnum():
-            return held and look in self.living.looks
-        return holder.is_list or look in self.living.looks
-
-    def _gone_by_id(self, holder: _Holder, bare: Counter[str]) -> list[str]:
-        """Return the sessions whose bare ids are listed and that are gone, where this is a list of sessions."""
-        listed = bare.keys() & self.living.ids
-        if not listed or self._is_part(holder):
-            return []
-        share = self._share(bare)
-        sure = share is not None and _is_called_sessions(holder.name, self.meant.prefix)
-        if _numbered(bare):
-            if not sure or (share or 0) < NEARLY_ALL or bare.total() > 1.25 * len(bare):
-                return []
-        elif len(listed) < (2 if sure else FEWEST_LISTED) or (not sure and (share or 0) < MOST):
-            return []
-        self.looked += len(bare)
-        unknown = sorted(bare.keys() - listed)
-        gone = [unknown[at] for at in self._missing([list(self._names(uid)) for uid in unknown])]
-        if not sure and len(gone) > len(bare) / 3:
-            return []  # all users, of whom some talk
-        self.proven |= sure and bool(gone)
-        return [self.meant.prefix + uid for uid in gone]
-
-    def _is_part(self, holder: _Holder) -> bool:
-        """Whether this lies under the prefix and is itself a session, or a part of one: ``chat:17:members``."""
-        if not all(self.meant.matches.fullmatch(to_bytes(raw.name)) for raw in holder.raws):
-            return False
-        ids = [raw.name.removeprefix(self.meant.prefix) for raw in holder.raws]
-        parts = {part for uid in ids for part in _NAME_PARTS.split(uid) if part != uid}
-        same = len(ids) > 2 and not re.search("[A-Za-z]", holder.part.removeprefix(self.meant.prefix))
-        return same or not parts.isdisjoint(self.living.ids)
-
-    def _share(self, bare: Counter[str]) -> float | None:
-        """Return how much of the living sessions is listed; None where there are too few small numbers to tell."""
-        shares = (
-            len(bare.keys() & shape.ids) / len(shape.ids)
-            for shape in self.living.shapes
-            if len(shape.ids) >= FEWEST_NUMBERED or not _numbered(shape.ids)
-        )
-        return max(shares, default=None)
-
-    def _names(self, uid: str) -> Iterator[str]:
-        return (shape.before + uid + shape.behind for shape in self.living.shapes)
-
-    def _missing(self, names: Sequence[Sequence[str]]) -> list[int]:
-        """Return the places of those of which no name is there, as far as there are look-ups left."""
-        unknown = [at for at, each in enumerate(names) if not self.there.intersection(each)]
-        found: list[int] = []
-        for start in range(0, len(unknown), 1_000):
-            asked = [(at, to_bytes(name)) for at in unknown[start : start + 1_000] for name in names[at]]
-            self.left -= len(asked)
-            if self.left < 0:
-                break
-            answers = self.loads.reader.ask([(name, [packed("EXISTS", name)]) for _, name in asked])
-            alive = {at for (at, _), answer in zip(asked, answers, strict=True) if answer != [0]}
-            found += [at for at in unknown[start : start + 1_000] if at not in alive]
-        return found
-
-
-def _numbered(ids: Iterable[str]) -> bool:
-    """Whether ids are small numbers, such as anything may have."""
-    ids = list(ids)
-    return 2 * sum(uid.isdigit() and len(uid) < 7 for uid in ids) >= len(ids)
-
-
-def _is_called_sessions(name: str, prefix: str) -> bool:
-    """Whether every word of a list's name is of sessions or says nothing: ``chats:by-time``, ``index``."""
-    words, of_prefix = set(_words(name)), _all_words(prefix)
-    own = SESSION_WORDS.union(of_prefix[-1:])
-    if not words & own:
-        return bool(words) and words <= NEUTRAL_WORDS
-    return words <= own.union(of_prefix, NEUTRAL_WORDS)
-
-
-def _words(name: str) -> list[str]:
-    """Return the words that say what a list is of: of ``user:17:chats`` and ``chats:user:17`` alike, ``chat``."""
-    parts = [part for part in _NAME_PARTS.split(name) if part]
-    ids = [at for at, part in enumerate(parts) if "*" in part or re.search(r"\d", part)]
-    if not ids:
-        return _all_words(name)
-    last = ids[-1]
-    says = parts[last + 1 :] or parts[: max(last - 1, 0)] or parts[:last]
-    return _all_words(" ".join(part for part in says if "*" not in part))
-
-
-def _all_words(text: str) -> list[str]:
-    return [word.lower().removesuffix("s") for word in _WORD.findall(text)]

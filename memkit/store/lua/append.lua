@@ -1,13 +1,13 @@
--- Adds messages that are not there yet. ARGV[4]: 0: not to a missing session; [5]: "born version" that the caller last
--- saw: its own messages cannot be in elements up to that version, so that only newer ones are searched; [6...]: JSON of
--- messages, after their id where they have one of their own.
--- In the last 1,024 elements (and as many more as this call adds) an id is stored once: a call that is sent again adds
--- nothing. Windows of 4 and 64 still doubled messages under dropped replies; 1,024 did not.
+-- Adds messages that are not stored yet. ARGV[4]: 0: only to an existing session; [5]: "born version" that the caller
+-- last saw: its messages are not in elements up to that version, so that only newer ones are searched; [6...]: JSON of
+-- messages; one with its own id follows that id.
+-- Within the last 1,024 elements (and as many more as this call adds) an id is stored once: a call that is sent again
+-- adds nothing. With windows of 4 and 64, lost replies still caused duplicates; with 1,024 they did not (measured).
 local WINDOW, PORTION = 1024, 64
 
 local h = read()
 if not h then
-  if ARGV[4] == '0' then return GONE end
+  if ARGV[4] == '0' then return NOT_FOUND end
   h = fresh()
 end
 if h.err then return h end
@@ -28,13 +28,13 @@ local function search(seen)
   end
 end
 
--- Usually nobody wrote since the caller looked, and there is nothing to search.
+-- Usually no other client has written since, and there is nothing to search.
 if not h.new and ARGV[5] ~= h.born .. string.format(' %x', h.version) then
   local born, seen = string.match(ARGV[5], '^(%S+) (%x+)$')
   seen = seen and tonumber(seen, 16)
   local err = search(born == h.born and seen <= h.version and seen or 0)
   if err then return err end
-  -- This very call; or, where a save replaced what it added, the trace of it that the save left.
+  -- This call itself; or its nonce in the header, if a save has replaced its messages.
   local before = found[nonce] or done_before(h, nonce)
   if before then return reply(h, before) end
 end
@@ -42,7 +42,7 @@ end
 h.version = h.version + 1
 local elements = elements_of(6, h, true, found, h.new and {''} or {})
 local answer = h.version
-if #elements == 0 then -- all are there: answer the version that added them, and stay at the session's
+if #elements == 0 then -- all are stored: reply with the version that added them; the session's stays
   h.version, answer = h.version - 1, nil
   for i = 6, #ARGV, 2 do answer = math.max(answer or 0, found[ARGV[i]]) end
 end

@@ -1,6 +1,6 @@
--- The usual append, in front of everything else because it is most of a store's life: one element to a session that is
--- as the caller saw it last, under the store's own policy, without vectors. Whatever is unusual falls through to
--- append.lua, and until then nothing is written. (Half the time of the general way: measured.)
+-- The usual append, in front because it is the most frequent call: one element to a session that has not changed since
+-- the caller last saw it, has the store's own policy and no vectors. Anything else continues in append.lua; until then
+-- nothing is written. (It takes half the time of the general way: measured.)
 do
   local key, head, last = KEYS[1], redis.call('LINDEX', KEYS[1], '0'), redis.call('LINDEX', KEYS[1], '-1')
   if head and #ARGV == 6 and ARGV[5] ~= '' then
@@ -15,7 +15,7 @@ do
       local left = want and redis.call('PTTL', key) or 0
       if left >= 0 then
         if want and left < want then
-          -- As in admit(): refused when memory is full. Where RPUSH is the first write, it is so itself.
+          -- As in admit(): refused if memory is full. If RPUSH is the first write, it is refused itself.
           redis.call('SETNX', key, '')
           redis.call('PEXPIRE', key, want)
         end

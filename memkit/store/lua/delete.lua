@@ -1,5 +1,5 @@
--- Removes a session and its vectors; a foreign key is left alone, a damaged session is not. ARGV[4]: the "born" of the
--- life that is meant, "" for any: a call that is sent again does not remove what was begun in between.
+-- Removes a session and its vectors, a damaged session too; a foreign key is refused. ARGV[4]: the "born" of the
+-- session, "" for any: a call that is sent again does not remove a session that was created in between.
 local head = redis.call('LINDEX', key, '0')
 if not head then return '' end
 if not string.find(head, '^{"memkit":%d+,') then return {err = 'MEMKIT foreign'} end

@@ -1,5 +1,5 @@
--- Replaces the dialogue. ARGV[4]: the version it must have ("": any; 0: no such session), "version born" where the
--- caller knows whose it is; [5...]: JSON of messages, after their id where they have one of their own.
+-- Replaces the messages. ARGV[4]: the version that the session must have ("": any; 0: it must not exist), or
+-- "version born"; [5...]: JSON of messages; one with its own id follows that id.
 local PORTION, TRACES, COMPARED = 100, 64, 64
 
 local h = read(true)
@@ -7,13 +7,13 @@ if h and h.err then return h end
 local before = h and done_before(h, nonce)
 if before then return reply(h, before) end
 
--- What is damaged is not overwritten. The nonces of the newest appends are remembered, so that one that is sent again
--- after this save does not bring back what was replaced; an id of a message's own may be added again by another call.
+-- Damage is not overwritten. The nonces of the newest appends are remembered, so that one that is sent again after this
+-- save does not bring back what was replaced. Another call may add a message with the same own id again.
 local length = h and redis.call('LLEN', key) - 1 or 0
 local appends, traced = {}, nil
 
--- How many elements in front are what this call brings anyway, byte for byte: usual, since a dialogue grows at its end.
--- Compared by the server itself, as what a script reads costs 1.5 ns a byte (see unfold).
+-- How many elements at the beginning are the same bytes in this call: usually most, because a dialogue grows at its end.
+-- The server compares them, because a script pays 1.5 ns for each byte that it reads (see unfold).
 local function unchanged()
   local times = {}
   for i = 1, math.min(length, #ARGV - 4, COMPARED) do
@@ -41,12 +41,12 @@ if conflict then return conflict end
 h = h or fresh()
 admit(h)
 local longer = renew(h)
-if not h.new then redis.call('LTRIM', key, '0', '-1') end -- denied? then before anything is written
+if not h.new then redis.call('LTRIM', key, '0', '-1') end -- if it is denied, nothing has been written yet
 for i = math.max(1, #appends - TRACES + 1), #appends do remember(h, appends[i][1], appends[i][2]) end
 h.version = h.version + 1
 remember(h, nonce, h.version)
 local elements = elements_of(5, h, false, {}, {header(h)})
--- RPUSH first, then drop the old front: the key, with its deadline, never vanishes.
+-- RPUSH first, then drop the old elements: the key and its deadline always exist.
 push(elements)
 if not h.new then redis.call('LTRIM', key, -#elements, -1) end
 finish(h)

@@ -1,33 +1,33 @@
--- Shared by every script of the store; put in front of each. KEYS[1] is the session.
--- ARGV[1]: the store's policy as a header holds it, after a "!" where it may shorten lives. ARGV[2]: the key of the
--- session's vectors, in the same slot; it is no KEYS[2], so that an application whose user may touch its sessions' keys
--- alone needs no more rights while it stores no vectors. ARGV[3]: this call's nonce.
+-- In front of every script of the store. KEYS[1] is the session.
+-- ARGV[1]: the store's policy as stored in a header, after a "!" if it may shorten TTLs. ARGV[2]: the key of the
+-- session's vectors, in the same slot; it is not KEYS[2], so that an application without vectors needs rights on its
+-- sessions' keys only. ARGV[3]: this call's nonce.
 local key, vectors_key, nonce = KEYS[1], ARGV[2], ARGV[3]
 local HEADER = '^{"memkit":1,"policy":"((%l+) ?(%d*)[ reads]*)","born":"([%w_-]+)","created_ms":(%d+),"version":(%d+),'
   .. '"updated_ms":%d+,()'
-local LIVES = {sliding = true, absolute = true, never = false} -- and whether each has a TTL
+local HAS_TTL = {sliding = true, absolute = true, never = false} -- the kinds of policy
 local KEPT_CALLS, NONCE, CALL = 255, 8, 16
 local NO_NONCE = string.rep('.', NONCE) -- in the stamps of a save
 local ELEMENT = '^"(' .. string.rep('[%w._-]', NONCE) .. ')(%x+)%.%x+(%.?[%w_-]*)",(.)'
-local MARK = 'memkit1 float32 ' -- in front of vectors: what they are
+local MARK = 'memkit1 float32 ' -- in front of vectors
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 local function whole(n) return string.format('%.0f', n) end
 
 -- An element's version (0 for a save's list), the nonce of the call that added it, the message's own id (''); nil for
--- what is no element.
+-- anything else.
 local function element(raw)
   local from, closes = string.byte(raw, 1), string.byte(raw, -1)
   if from == 91 then return closes == 93 and 0 or nil, NO_NONCE, '' end -- [ and ]
   local call, version, own, opens = string.match(raw, ELEMENT)
-  -- A message, a list of them, or a text.
+  -- A message, a list of them, or a string.
   if version and (opens == '{' and closes == 125 or opens == '[' and closes == 93 or opens == '"' and closes == 34) then
     return tonumber(version, 16), call, own
   end
 end
 
--- The answer to a caller that gave another version than the session's (or another life's) as ARGV[4]; else nil.
+-- The reply if ARGV[4] is not the version of this session; otherwise nil.
 local function other(h)
   local wanted, born = string.match(ARGV[4], '^(%d+) ?(%S*)$')
   if not wanted then return nil end
@@ -42,13 +42,13 @@ local function damaged(head)
   return {err = schema == '1' and 'MEMKIT header' or 'MEMKIT schema ' .. schema}
 end
 
--- The header as a table, nil when there is no session, or an error reply (err) for a foreign or damaged key. alone: the
--- caller looks at every element, and at their versions, itself.
+-- The header as a table, nil without a session, or an error reply (err) for a foreign or damaged key. alone: the caller
+-- reads every element, and their versions, itself.
 local function read(alone)
   local head = redis.call('LINDEX', key, '0')
   if not head then return nil end
   local policy, kind, ttl, born, created, version, tail = string.match(head, HEADER)
-  if not policy or LIVES[kind] ~= (ttl ~= '') or string.sub(head, -8) ~= '"end":1}' then return damaged(head) end
+  if not policy or HAS_TTL[kind] ~= (ttl ~= '') or string.sub(head, -8) ~= '"end":1}' then return damaged(head) end
   local h = {head = head, tail = tail, policy = policy, kind = kind, ttl = tonumber(ttl), born = born,
     created = created, version = tonumber(version), vectors = string.sub(head, tail, tail + 11) == '"vectors":1,'}
   local last = not alone and redis.call('LINDEX', key, '-1')
@@ -66,8 +66,8 @@ local function fresh()
     vectors = false, head = '', calls_from = 1, calls_to = 0, added = '', rest = '"end":1}', new = true}
 end
 
--- Finds what follows the header's first fields: most appends need none of it. Large strings are copied as seldom as can
--- be, since Redis's Lua hashes every byte of each (1.5 ns a byte from 7.0 on, measured).
+-- Finds what follows the header's first fields; most appends do not need it. Large strings are rarely copied, because
+-- Redis's Lua hashes every byte of each (1.5 ns a byte from 7.0 on, measured).
 local function unfold(h)
   if h.rest then return end
   local from = h.tail + (h.vectors and 12 or 0)
@@ -89,7 +89,7 @@ local function header(h)
     .. (some and '"calls":"' or '') .. calls .. h.added .. (some and '",' or '') .. h.rest
 end
 
--- The version that a call made which is sent again; it is answered as it was.
+-- The version of a call that is sent again, for the same reply; otherwise nil or false.
 local function done_before(h, call)
   unfold(h)
   local at = string.find(h.head, call, h.calls_from, true)
@@ -101,39 +101,39 @@ local function remember(h, call, version)
   h.added = h.added .. call .. string.format('%08x', version)
 end
 
--- Called before any other write, since scripts do not roll back. Refused when memory is full, and changes nothing:
--- PEXPIRE is let through, and once a script has written, so is the rest of it. (SETNX is an error nowhere; on a key
--- that is there it does not look at the type.)
+-- Called before any other write, because scripts do not roll back. It changes nothing, and is refused if memory is full;
+-- PEXPIRE would not be refused, and once a script has written, Redis allows the rest of it. (SETNX on an existing key
+-- is never an error, whatever its type.)
 local function admit(h)
   if h.new then redis.call('RPUSHX', key, '') else redis.call('SETNX', key, '') end
 end
 
--- Whether vectors lie where a session's belong; another application's key there is left alone, whatever its type.
+-- Whether the vectors' key has memkit's vectors; another application's key there, of any type, is left unchanged.
 local function own_vectors()
   local mark = redis.pcall('GETRANGE', vectors_key, '0', tostring(#MARK - 1))
   if type(mark) == 'table' and not string.find(mark.err, 'WRONGTYPE', 1, true) then
-    redis.call('GETRANGE', vectors_key, '0', '0') -- denied? then as an error, before anything is written
+    redis.call('GETRANGE', vectors_key, '0', '0') -- if it is denied, raise the error before anything is written
   end
   return mark == MARK
 end
 
--- Milliseconds from now that a policy gives a session; nil for ever.
-local function life(kind, ttl, created)
+-- The TTL in milliseconds that a policy gives a session from now on; nil: it never expires.
+local function lifetime_ms(kind, ttl, created)
   return ttl and kind == 'absolute' and tonumber(created) + ttl - now or ttl
 end
 
--- The deadline of a living session under this store's policy.
+-- Sets the deadline of an existing session under this store's policy.
 local function settle(h)
   local may_shorten, policy, kind, ttl = string.match(ARGV[1], '^(!?)((%a+) ?(%d*).*)$')
   ttl, may_shorten = tonumber(ttl), may_shorten == '!'
   local left, same = redis.call('PTTL', key), policy == h.policy
   local longer = not same and ttl and (not h.ttl or h.ttl > ttl) and not may_shorten
-  -- A store whose sessions never expire leaves a deadline that is there alone.
+  -- A store with the policy never does not change an existing deadline.
   local adopted = not same and not longer and (ttl or may_shorten)
   if adopted then h.policy, h.kind, h.ttl = policy, kind, ttl end
-  local want = life(kind, ttl, h.created)
-  if left == -1 and h.ttl then -- its deadline was lost: give it back, and never one that has passed
-    want = life(h.kind, h.ttl, h.created)
+  local want = lifetime_ms(kind, ttl, h.created)
+  if left == -1 and h.ttl then -- its deadline was removed: set it again, and never one that has passed
+    want = lifetime_ms(h.kind, h.ttl, h.created)
     if want <= 0 then want = h.ttl end
     redis.call('PEXPIRE', key, whole(want))
   elseif want and (may_shorten or left >= 0 and want > left) then
@@ -144,10 +144,10 @@ local function settle(h)
   return longer, adopted
 end
 
--- Renews a living session and adopts the store's policy, or keeps the longer one: a write never shortens a life unless
--- the store may. Called before anything else is written, so that a denied PEXPIRE leaves the session as it was; a new
+-- Renews an existing session and adopts the store's policy, or keeps the longer one: a write never shortens a TTL unless
+-- the store may. Called before anything else is written, so that a denied PEXPIRE leaves the session unchanged; a new
 -- session gets its deadline in finish(), and PEXPIRE is only tried here.
--- Returns whether the header's policy was longer and was kept, so that the client can warn; whether the header changed.
+-- Returns whether the header's longer policy was kept, so that the client can warn; and whether the header changed.
 local function renew(h)
   if h.new then
     if h.ttl then redis.call('PEXPIRE', key, whole(h.ttl)) end
@@ -166,8 +166,8 @@ local function finish(h)
   if h.new and h.ttl then redis.call('PEXPIRE', key, whole(h.ttl)) end
 end
 
--- What [from...] of ARGV holds as elements, added to those given. append: with this call's nonce on all, and each own
--- id stored once; else as a save has them. skip: own ids that are there already.
+-- Adds ARGV[from...] as elements to those given. append: all with this call's nonce, and each own id once; otherwise as
+-- in a save. skip: own ids that are stored already.
 local function elements_of(from, h, append, skip, elements)
   local stamp = '"' .. (append and nonce or NO_NONCE) .. string.format('%x.%x', h.version, math.max(0, now - h.created))
   local front = stamp .. '",'
@@ -186,16 +186,16 @@ local function elements_of(from, h, append, skip, elements)
   return elements
 end
 
--- RPUSH in portions: unpack has a limit near 8,000.
+-- RPUSH in portions: unpack fails near 8,000.
 local function push(elements)
   for from = 1, #elements, 1000 do
     redis.call('RPUSH', key, unpack(elements, from, math.min(from + 999, #elements)))
   end
 end
 
--- "born version" (hex), which the client may send back with an append; and the header's policy when it was kept.
+-- "born version" (hex), which the client may send back with an append; and the header's policy if it was kept.
 local function reply(h, version, longer)
   return h.born .. string.format(' %x', version) .. (longer and ' ' .. h.policy or '')
 end
 
-local GONE = '!gone'
+local NOT_FOUND = '!not_found'

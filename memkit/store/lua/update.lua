@@ -1,7 +1,7 @@
--- Changes summary and metadata. ARGV[4]: the version it must have, as for a save; [5]: 0 leave the summary, 1 set it,
--- 2 remove it; [6]: the summary; [7...]: metadata: name, 1 set or 0 remove, JSON text, in turn.
+-- Changes summary and metadata. ARGV[4]: the version, as for a save; [5]: 0 leaves the summary, 1 sets it, 2 removes it;
+-- [6]: the summary; [7...]: metadata: name, 1 (set) or 0 (remove), JSON, in turn.
 local h = read()
-if not h then return GONE end
+if not h then return NOT_FOUND end
 if h.err then return h end
 local before = done_before(h, nonce)
 if before then return reply(h, before) end

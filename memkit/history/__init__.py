@@ -1,0 +1,1 @@
+"""What happened to keys: RDB files, append-only files, replication, tracking, the ledger and the fate of a session."""
