@@ -61,14 +61,22 @@ def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     thread = text_or_none(document.get("thread_id")) or wanted or _shallow_thread(raw.name)
     if thread is None or wanted not in (None, thread) or ("checkpoint" not in document and not _is_write(document)):
         return None
-    pieces = pieces_of(raw.name, thread)
-    if pieces is None and f":{ROOT}:" in raw.name:  # the name is another thread's: the document was copied or changed
-        pieces = name_parts(raw.name, REDIS_KINDS)
-    elif pieces and not _is_python(pieces.rest[len(thread) + 1 :], document):
-        return None
-    if pieces is None:
+    pieces = _pieces(raw.name, thread)
+    if pieces is None or not _is_python(_after(pieces, thread), document):
         return None
     return KeyOwner(STORE, thread, pieces.prefix, "write" if _is_write(document) else "checkpoint")
+
+
+def _pieces(name: str, thread: str) -> Pieces | None:
+    """Return the pieces of a key's name; if it has another thread's name, the document was copied or changed."""
+    return pieces_of(name, thread) or (name_parts(name, REDIS_KINDS) if f":{ROOT}:" in name else None)
+
+
+def _after(pieces: Pieces, thread: str) -> str:
+    """Return what follows the thread: the namespace, and the ids of the checkpoint and the write."""
+    if pieces.rest.startswith(f"{thread}:"):
+        return pieces.rest[len(thread) + 1 :]
+    return ROOT + pieces.rest.partition(f":{ROOT}")[2]
 
 
 def _is_write(document: Mapping[str, Any]) -> bool:
@@ -122,8 +130,8 @@ def _damaged_owner(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
 
 def _kind(name: str, stored: SessionValues) -> str:
     """Return the kind of one of the session's keys: checkpoint, shallow, write, pointer, write list, registry."""
-    pieces = pieces_of(name, stored.owner.session) or Pieces("", "", "")
-    rest, raw = pieces.rest[len(stored.owner.session) + 1 :], stored.get(name)
+    pieces = _pieces(name, stored.owner.session) or Pieces("", "", "")
+    rest, raw = _after(pieces, stored.owner.session), stored.get(name)
     if pieces.kind == "write_keys_zset":
         return "write list"
     if pieces.kind == "write_registry":
