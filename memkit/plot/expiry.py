@@ -23,7 +23,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentF
 
 from memkit.inspect.report import SHARED, KeyReport, SessionReport, early_ends
 from memkit.observe.log import ENDS, NONE, ExpiryLog, about
-from memkit.render import duration, printable
+from memkit.render import counted, duration, printable
 
 INK, GREY, PALE, RUST = "#1a1a1a", "#6e6e6e", "#d9d9d9", "#a84600"
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
@@ -611,11 +611,13 @@ def _lifetime_conclusion(report: SessionReport) -> str:
     ends = [key.ttl_s for key in own if key.ttl_s is not None]
     early = len(_early_keys(report))
     if not ends:
-        return "No key has a TTL: this session lives until it is deleted or evicted."
+        return "No key has a TTL: the session remains until it is deleted or evicted."
     if early:
-        soonest = f"die in {duration(1000 * min(ends))}" if early > 1 else f"dies in {duration(1000 * min(ends))}"
+        soonest = f"{'expire' if early > 1 else 'expires'} in {duration(1000 * min(ends))}"
         last = duration(1000 * max(ends))
-        return f"{early} of {len(own)} keys {soonest}, the last in {last}: the session will be torn."
+        return f"{early} of {len(own)} keys {soonest}, the last in {last}: mixed TTLs."
     immortal = len(own) - len(ends)
-    together = f"All {len(ends)} keys with a TTL die together" if len(ends) > 1 else "The session dies"
-    return f"{together}, in {duration(1000 * max(ends))}." + (f" {immortal} more never will." if immortal else "")
+    together = f"All {len(ends)} keys with a TTL expire together" if len(ends) > 1 else "The session expires"
+    return f"{together}, in {duration(1000 * max(ends))}." + (
+        f" {counted(immortal, 'key has', 'keys have')} no TTL." if immortal else ""
+    )

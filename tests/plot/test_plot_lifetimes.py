@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from memkit.formats.model import Problem
-from memkit.inspect.report import KeyReport, Messages, SessionReport, Veil
+from memkit.inspect.report import KeyReport, SessionReport
 
 plot = pytest.importorskip("memkit.plot.expiry")
 
@@ -13,19 +13,19 @@ plot = pytest.importorskip("memkit.plot.expiry")
 def report(*keys: tuple[str, str, float | None]) -> SessionReport:
     found = tuple(KeyReport(name, "string", part, ttl_s, 100, 0, "raw") for name, part, ttl_s in keys)
     problems: tuple[Problem, ...] = ()
-    return SessionReport("agno", "s$1$", Messages(Veil(reveal=False)), found, problems, (), revealed=False)
+    return SessionReport("agno", "s$1$", (), found, problems, (), revealed=False)
 
 
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ([("a", "run", 1000.0), ("b", "run", 999.8)], "All 2 keys with a TTL die together, in 16.7 min."),
-        ([("a", "run", 604_800.0)], "The session dies, in 7 d."),
+        ([("a", "run", 1000.0), ("b", "run", 999.8)], "All 2 keys with a TTL expire together, in 16m 40s."),
+        ([("a", "run", 604_800.0)], "The session expires, in 7d."),
         ([("a", "run", 60.0), ("b", "run", 999.8)],
-         "1 of 2 keys dies in 60 s, the last in 16.7 min: the session will be torn."),
-        ([("a", "run", None)], "No key has a TTL: this session lives until it is deleted or evicted."),
-        ([("a", "run", 1000.0), ("b", "run", None)], "The session dies, in 16.7 min. 1 more never will."),
-        ([("a", "run", 1000.0), ("b", "shared index", None)], "The session dies, in 16.7 min."),
+         "1 of 2 keys expires in 1m, the last in 16m 40s: mixed TTLs."),
+        ([("a", "run", None)], "No key has a TTL: the session remains until it is deleted or evicted."),
+        ([("a", "run", 1000.0), ("b", "run", None)], "The session expires, in 16m 40s. 1 key has no TTL."),
+        ([("a", "run", 1000.0), ("b", "shared index", None)], "The session expires, in 16m 40s."),
     ],
 )  # fmt: skip
 def test_the_figure_says_what_it_shows(keys: list[tuple[str, str, float | None]], says: str) -> None:
