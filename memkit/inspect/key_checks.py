@@ -33,7 +33,10 @@ def key_problems(
     problems: list[Problem] = []
     if persistent and (configured is None or configured.ttl_ms is not None):
         problems += _no_ttl(persistent, len(ends_s), "" if ttl_option else f"; {store} has no TTL option")
-    problems += _mixed_ttl(ends_s)
+    parts = {name: (end_s, own[name].metadata.idle_s) for name, end_s in ends_s.items()}
+    problems += _mixed_ttl(
+        ends_s, early_ends(parts, configured.ttl_ms / 1000 if configured and configured.ttl_ms else None)
+    )
     latest_s = max(ends_s.values(), default=0.0)
     if configured and configured.ttl_ms and latest_s * 1000 > configured.ttl_ms * _LONGER:
         reason = (
@@ -59,8 +62,7 @@ def _no_ttl(persistent: list[str], with_ttl: int, option: str) -> list[Problem]:
     return [Problem("no_ttl", persistent[0], reason)]
 
 
-def _mixed_ttl(ends_s: Mapping[str, float]) -> list[Problem]:
-    early = early_ends(ends_s)
+def _mixed_ttl(ends_s: Mapping[str, float], early: list[str]) -> list[Problem]:
     last = duration(1000 * max(ends_s.values(), default=0.0))
     problems = [
         Problem("mixed_ttl", name, f"expires in {duration(1000 * ends_s[name])}, the session's last key in {last}")

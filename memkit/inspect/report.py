@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memkit.formats.model import Problem
 from memkit.inspect.redaction import Message
+from memkit.policy import PartEnd, ends_apart
 from memkit.render import SHOWN_CHARS, Table, counted, duration, escaped, printable, wrapped
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 2
-SPREAD_S = 5.0
-SPREAD_SHARE = 0.01
 SHARED = "shared"
 """How the parts begin that hold other sessions' entries too, and may be persistent."""
 _MAX_ROWS = 200
@@ -166,17 +165,24 @@ _COLUMNS = {
 _TITLES = {"ttl_s": "TTL", "idle_s": "idle", "at": "at (UTC)"}
 
 
-def early_ends(ends_s: Mapping[str, float]) -> list[str]:
-    """Return the keys that expire long before the last one, soonest first.
-
-    Parts written by commands of their own expire milliseconds apart, and a slow answer may lie between two writes.
+def early_ends(parts: Mapping[str, tuple[float, int | None]], ttl_s: float | None = None) -> list[str]:
+    """Return the keys of a session that expire too long before its last one, by the audit's rule: soonest first.
 
     Args:
-        ends_s: The seconds that are left, by key.
+        parts: Each key with its remaining TTL and its idle time, in seconds; None: the server does not report it.
+        ttl_s: The configured TTL in seconds; if it is unknown, the longest that was given stands for it.
     """
-    latest = max(ends_s.values(), default=0.0)
-    early = [name for name, end in ends_s.items() if latest - end > max(SPREAD_S, SPREAD_SHARE * latest)]
-    return sorted(early, key=ends_s.__getitem__)
+    ends = {
+        name: PartEnd(round(left_s * 1000), None if idle_s is None else -idle_s * 1000)
+        for name, (left_s, idle_s) in parts.items()
+    }
+    if len(ends) < 2:
+        return []
+    last = max(ends.values(), key=lambda one: one.deadline_ms)
+    given = max(one.deadline_ms - (one.accessed_ms or 0) for one in ends.values())
+    ttls_ms = [given if ttl_s is None else round(ttl_s * 1000)]
+    early = [name for name, end in ends.items() if ends_apart(end, last, ttls_ms)]
+    return sorted(early, key=lambda name: ends[name].deadline_ms)
 
 
 def _message_row(message: Message) -> Sequence[Any]:

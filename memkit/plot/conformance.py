@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from memkit.conformance.matrix import Matrix
-from memkit.plot.expiry import GREEN, GREY, INK, VERMILLION, own_axes
+from memkit.plot.style import GREEN, GREY, INK, VERMILLION, own_axes
 
 MARKERS: dict[str, dict[str, Any]] = {
     "passed": {"marker": "o", "color": GREEN, "markersize": 5, "label": "passed"},

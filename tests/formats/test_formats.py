@@ -838,6 +838,7 @@ def nested(depth: int) -> bytes:
 
 
 HOSTILE = {
+    "nothing but prefixes": b"a:" * 500_000,
     "zip bomb": zlib.compress(b"0" * 50_000_000),
     "gzip bomb in gzip": gzip.compress(gzip.compress(b"0" * 50_000_000)),
     "deep lists": nested(1_000_000),
