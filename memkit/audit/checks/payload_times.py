@@ -232,7 +232,8 @@ def not_refreshed(expected: Expectation, sessions: Sequence[DatedSession], notes
         keys=len(late),
         sampled=len(sessions),
         message=f"writes to keys matching {expected.pattern} "
-        f"{'set a shorter TTL' if is_ttl else 'do not renew the TTL'}: after its last message a session has {duration(given)} instead of {duration(ttl)} (median of {len(late):,})",
+        f"{'set a shorter TTL' if is_ttl else 'do not renew the TTL'}: after its last message a session has "
+        f"{duration(given)} instead of {duration(ttl)} (median of {len(late):,})",
         confidence="likely" if is_ttl else confidence,
         expected_ttl_s=ttl / 1000,
         observed_ttl_s=round((given if is_ttl else ttl) / 1000),
