@@ -171,7 +171,9 @@ def _read(loads: ValueReader, expected: Expectation, keys: Sequence[KeyFacts], *
     in_order = sorted(keys)  # by name, so that most sessions' keys are together
     for start in range(0, len(in_order), BATCH_KEYS):
         if content.tried >= FEWEST_VALUES and time.monotonic() > until:
-            content.notes.append(f"values of {content.tried:,} of {len(keys):,} keys under {expected.prefix} were read")
+            content.notes.append(
+                f"values of {content.tried:,} of {len(keys):,} keys matching {expected.pattern} were read"
+            )
             break
         batch = {to_name(one.key): one for one in in_order[start : start + BATCH_KEYS]}
         content.tried += len(batch)
@@ -184,7 +186,7 @@ def _read(loads: ValueReader, expected: Expectation, keys: Sequence[KeyFacts], *
         content.known.add(values, owners)
     done, of = content.known.finish(loads, {to_name(one.key): one for one in keys}, within_s=within_s)
     if done < of:
-        content.notes.append(f"parts of {done:,} of {of:,} sessions under {expected.prefix} were looked for")
+        content.notes.append(f"parts of {done:,} of {of:,} sessions matching {expected.pattern} were looked for")
     return content
 
 
@@ -228,8 +230,8 @@ def _corrupt(expected: Expectation, content: _Contents) -> Finding | None:
         prefix=expected.prefix,
         keys=len(found),
         sampled=len(content.dated),
-        message=f"{len(found):,} of {counted(len(content.dated), 'key')} under {expected.prefix} hold a payload that "
-        f"cannot be read",
+        message=f"{len(found):,} of {counted(len(content.dated), 'key')} matching {expected.pattern} hold a payload "
+        f"that cannot be read",
         confidence=proven,
         expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
         evidence=tuple(f"{counted(count, 'key')}: {why}" for why, count in reasons),
@@ -257,7 +259,7 @@ def _fragments(expected: Expectation, content: _Contents) -> Finding | None:
         prefix=expected.prefix,
         keys=len(found),
         sampled=len(content.dated),
-        message=f"{counted(len(found), 'hash', 'hashes')} under {expected.prefix} hold a fragment of a session "
+        message=f"{counted(len(found), 'hash', 'hashes')} matching {expected.pattern} hold a fragment of a session "
         f"(no {fields}): a field was written after the session had expired, which created the key anew",
         confidence="likely" if 2 * persistent > len(found) else "possible",
         expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
@@ -306,7 +308,7 @@ def _encoding_changed(expected: Expectation, content: _Contents) -> Finding | No
         prefix=expected.prefix,
         keys=len(keys),
         sampled=len(content.dated),
-        message=f"{counted(len(keys), 'key')} under {expected.prefix} have another encoding: {evidence[0]}",
+        message=f"{counted(len(keys), 'key')} matching {expected.pattern} have another encoding: {evidence[0]}",
         confidence="likely",
         expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
         since=datetime.fromtimestamp(min(dates) / 1000, UTC) if dates else None,
@@ -335,7 +337,7 @@ def _missing_parts(expected: Expectation, content: _Contents) -> Finding | None:
         prefix=expected.prefix,
         keys=len(keys),
         sampled=len(content.dated),
-        message=f"{counted(len(keys), 'key')} to which sessions under {expected.prefix} point no longer exist",
+        message=f"{counted(len(keys), 'key')} to which sessions matching {expected.pattern} point no longer exist",
         confidence="proven",
         expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
         evidence=tuple(
