@@ -1,4 +1,52 @@
-"""Test, audit and inspect LLM session memory stored in Redis. See README.md."""
+"""Test, audit and explain LLM session memory in Redis.
+
+Imports go down this map only::
+
+    memkit/
+      errors.py         Every exception and warning of memkit
+      policy.py         TTLs in the units that people write, and the expiry policy of a store
+      config.py         Expected TTLs by pattern: chat:*=7d,sliding,jitter=10%, from the command
+                        line, Python or a configuration file
+      render.py         How memkit writes for people: one duration, one table, one escaping, one
+                        colour, one progress bar
+      connect.py        A Redis URL to a client: standalone, Sentinel or Cluster
+      server/           A private Redis for tests: launcher, movable clock, sandbox
+                        (client_deadlines clock guard keyspace launcher sandbox)
+      store/            MemoryStore: LLM sessions in Redis, one list a session
+                        (encoding operations store)
+      readonly/         Read a Redis without changing it: one connection class, one way to open a
+                        target; every command is counted
+                        (connection pace reader target values)
+      formats/          How the memory stores that people run lay out their keys: one module a
+                        store, pure decoders, no I/O
+                        (ag2 agent_framework_redis agno capture google_adk_redis langchain_community
+                        langchain_redis langgraph_plainredis langgraph_redis langgraph_redis_shallow
+                        llama_index memkit_store model openai_agents redisvl unknown parsing/)
+      history/          history: what happened to a session, from logs, snapshots, a replica's
+                        backlog and recordings
+                        (aof changes commands fate ledger log_clock rdb record replication run
+                        snapshots sources states tracking)
+      inspect/          inspect_session: one session, decoded, redacted and checked
+                        (report search)
+      observe/          observe_expiry: when keys expired, as intervals on the server's clock
+                        (log observe)
+      audit/            audit: a Redis server against the expected TTLs
+                        (finding key_shapes report run sampling server_info checks/)
+      conformance/      Run any session store through cases with real faults, on a private server,
+                        to see when it loses memory
+                        (adapter case environment examples fault_proxy keyspace matrix
+                        memkit_adapter outcomes processes pytest_suite result root_causes runner
+                        trial worker cases/)
+      plot/             Figures: every function takes ax=None and returns Axes; show(ax) displays it
+                        with alt text
+                        (audit conformance expiry session style)
+      notebook/         %load_ext memkit, memkit lab, the triage report, the demo incident, the TTL
+                        semantics cases
+                        (demo extension lab triage ttl_semantics)
+      pytest_plugin.py  The pytest plugin: fixtures on a private Redis, or on a real one with
+                        --real-redis
+      cli.py            The command line
+"""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _PLAIN = re.compile(r"[ -~\u00a1-\u00ac\u00ae-\u0377\u0400-\u052f\u3041-\u3096\u
 def printable(text: str, limit: int = SHOWN_CHARS) -> str:
     r"""Return the text with every character that a terminal might act on written out (``\x1b``, ``\u202e``).
 
-    At most ``limit`` characters of it, with a mark that says how many there are.
+    At most ``limit`` characters of it, and the number of all if there are more.
     """
     shown = text[:limit]
     if not _PLAIN.fullmatch(shown):
@@ -78,8 +78,8 @@ def duration(ms: float | None) -> str:
     if ms < 999.5:
         return f"{sign}{ms:.3g}ms"
     seconds = round(ms / 1000)
-    if ms < 99_950 and abs(ms - seconds * 1000) >= 5:
-        return f"{sign}{ms / 1000:.3g}s"
+    if ms < 99_950 and "." in (three_digits := f"{ms / 1000:.3g}"):
+        return f"{sign}{three_digits}s"
     for unit, size in _UNITS_S:
         if seconds % size == 0 and (seconds < 100 * size or unit == "d"):
             return f"{sign}{seconds // size}{unit}"

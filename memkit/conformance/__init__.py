@@ -1,6 +1,6 @@
-"""Does your store forget: cases over a small adapter, asked on a private real server with real faults.
+"""Run any session store through cases with real faults, on a private server, to see when it loses memory.
 
-``run("package.module:factory")`` asks them all; ``StoreContract`` is a class to inherit from in your own tests.
+``run("package.module:factory")`` runs all cases; ``StoreContract`` makes them tests of your own suite.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from memkit.conformance.adapter import AdapterError, Handle, StoreAdapter
+from memkit.conformance.case import CaseResult
 from memkit.conformance.cases.all_cases import CASES
 from memkit.conformance.matrix import Matrix
-from memkit.conformance.result import CaseResult, Result
+from memkit.conformance.result import Result
 from memkit.conformance.runner import run
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ __all__ = ["CASES", "AdapterError", "CaseResult", "Handle", "Matrix", "Result", 
 
 
 def __getattr__(name: str) -> Any:
-    # pytest is needed by those alone who write tests.
+    # Only those who write tests need pytest.
     if name == "StoreContract":
         from memkit.conformance.pytest_suite import StoreContract
 

@@ -1,4 +1,4 @@
-"""A TCP proxy before the suite's server that loses one request or one reply, as a network does."""
+"""A TCP proxy in front of the suite's server that loses one request or one reply, as a network does."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from types import TracebackType
 from typing import Literal, Self
 
 Loss = Literal["request", "reply", "reply twice", "late reply", "hold", "every request"]
-"""``request``: it never arrives; ``reply``: it was carried out, and nobody hears; ``reply twice``: the same request's
-retry too; ``late reply``: nobody hears for LATE_S, then the connection breaks; ``hold``: the request stays in the
-proxy, for the client to be killed meanwhile; ``every request``: the network is down."""
+"""``request``: it never arrives; ``reply``: it was carried out, and the client gets no reply; ``reply twice``: nor to
+the same request's retry; ``late reply``: no reply for LATE_S, then the connection breaks; ``hold``: the request stays
+in the proxy, for the client to be killed meanwhile; ``every request``: the network is down."""
 LATE_S = 2.5
-"""Longer than the timeouts that clients are given in small examples (1 or 2 s)."""
+"""Longer than the timeouts that clients have in small examples (1 or 2 s)."""
 
 
-class Proxy:
-    """Forwards connections to a port on loopback; ``lose`` says which request is to go wrong. A context manager."""
+class FaultProxy:
+    """Forwards connections to a port on loopback; ``lose`` names the request that fails. A context manager."""
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -27,7 +27,7 @@ class Proxy:
         self.port: int = self._listener.getsockname()[1]
         self.requests = 0
         self.lost = threading.Event()
-        """Set when the request to go wrong has come by."""
+        """Set when the request that fails has arrived."""
         self._loss: Loss | None = None
         self._nth = 0
         self._again = b""
@@ -51,9 +51,12 @@ class Proxy:
         return url.replace(f":{self._target}/", f":{self.port}/")
 
     def lose(self, loss: Loss | None, nth: int = 1, *, meanwhile: Callable[[], object] | None = None) -> None:
-        """Let the nth request from now on go wrong (None: none); ``requests`` counts from zero again.
+        """Make the nth request from now on fail (None: none), and count ``requests`` from zero again.
 
-        ``meanwhile`` is called when a reply is lost, before the client hears of it.
+        Args:
+            loss: What fails.
+            nth: Which request, from 1.
+            meanwhile: Called when a reply is lost, before the connection breaks.
         """
         with self._lock:
             self._meanwhile = meanwhile
@@ -84,7 +87,7 @@ class Proxy:
             client.sendall(reply)
             return bool(reply)
         request = client.recv(65536)
-        loss = self._fate(request) if request else None
+        loss = self._loss_of(request) if request else None
         if loss in ("reply", "reply twice", "late reply"):
             server.sendall(request)
             select.select([server], [], [], 2)
@@ -97,7 +100,7 @@ class Proxy:
         server.sendall(request)
         return True
 
-    def _fate(self, request: bytes) -> Loss | None:
+    def _loss_of(self, request: bytes) -> Loss | None:
         with self._lock:
             self.requests += 1
             if self._loss == "every request" or (self._loss and self.requests == self._nth):

@@ -1,25 +1,30 @@
-"""The answers of the stores that people run, as they ship with memkit: a matrix of cases and stores."""
+"""Matrix: the results of the libraries that people use, shipped as matrix.json, as a table of cases and stores."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from memkit.conformance.cases.all_cases import CASES
+from memkit.render import Table, wrapped
 
 SHIPPED = Path(__file__).parent / "matrix.json"
-MARKS = {"passed": "ok", "failed": "FAILS", "skipped": "–"}
+MARKS = {"passed": "ok", "failed": "X", "skipped": "–"}
 
 
 class Matrix:
-    """How stores answered: ``stores`` is a list of answers as JSON types, each with store, version, date and cases."""
+    """The results of several stores.
+
+    Args:
+        stores: A result for each store, as JSON types: store, version, server, date, cases; ``error`` instead of cases
+            if the store could not be tested.
+    """
 
     def __init__(self, stores: Sequence[dict[str, Any]]) -> None:
-        self.stores = [answer for answer in stores if "cases" in answer]
-        self.not_asked = [answer for answer in stores if "cases" not in answer]
+        self.stores = [result for result in stores if "cases" in result]
+        self.not_tested = [result for result in stores if "cases" not in result]
 
     @classmethod
     def shipped(cls) -> Self:
@@ -27,57 +32,45 @@ class Matrix:
         return cls(json.loads(SHIPPED.read_text())["stores"])
 
     def outcome(self, store: str, case: str) -> str:
-        """Return ``passed``, ``failed``, ``skipped``, or nothing where it was not asked."""
-        return next((one["outcome"] for one in self._of(store)["cases"] if one["name"] == case), "")
+        """Return ``passed``, ``failed`` or ``skipped``; nothing if the case was not run."""
+        return str(self._of(store).get(case, {}).get("outcome", ""))
 
-    def says(self, store: str, case: str) -> str:
-        """Return what was seen when a store was asked a case, or why it was not."""
-        return next((str(one["says"]) for one in self._of(store)["cases"] if one["name"] == case), "")
+    def message(self, store: str, case: str) -> str:
+        """Return what was observed of a store in a case, or the reason of a skip."""
+        return str(self._of(store).get(case, {}).get("message", ""))
 
     def failures(self, store: str) -> dict[str, str]:
-        """Return the cases that a store failed, with what was seen."""
-        return {one["name"]: one["says"] for one in self._of(store)["cases"] if one["outcome"] == "failed"}
+        """Return the cases that a store failed, with what was observed."""
+        return {name: case["message"] for name, case in self._of(store).items() if case["outcome"] == "failed"}
 
-    def _of(self, store: str) -> dict[str, Any]:
-        found = next((answer for answer in self.stores if answer["store"] == store), None)
-        if found is None:
-            raise LookupError(f"{store!r} was not asked; there are {', '.join(one['store'] for one in self.stores)}")
-        return found
+    def _of(self, store: str) -> dict[str, dict[str, Any]]:
+        for result in self.stores:
+            if result["store"] == store:
+                return {case["name"]: case for case in result["cases"]}
+        tested = ", ".join(result["store"] for result in self.stores)
+        raise LookupError(f"there is no result of {store!r}; there are {tested}")
 
     @property
     def rows(self) -> list[tuple[str, ...]]:
-        """A row a case that was asked: its name, and a word for each store."""
-        names = [case.name for case in CASES]
-        asked = [name for name in names if any(self.outcome(one["store"], name) for one in self.stores)]
-        return [(name, *(MARKS.get(self.outcome(one["store"], name), "") for one in self.stores)) for name in asked]
-
-    @property
-    def headings(self) -> list[str]:
-        """What was asked: store, version, server and date."""
-        return [f"{one['store']} {one['version']} on {one['server']}, {one['date']}" for one in self.stores]
+        """A row for each case that was run: its name, and a mark for each store."""
+        found = []
+        for case in CASES:
+            outcomes = [self.outcome(result["store"], case.name) for result in self.stores]
+            if any(outcomes):
+                found.append((case.name, *(MARKS.get(outcome, "") for outcome in outcomes)))
+        return found
 
     def __repr__(self) -> str:
-        return "\n".join(self._lines())
-
-    def _lines(self) -> Iterator[str]:
-        for answer in self.not_asked:
-            yield f"{answer['store']}: not asked: {answer['error']}"
-        for number, heading in enumerate(self.headings, 1):
-            yield f"({number}) {heading}"
-        yield " " * 26 + "".join(f"{f'({number})':^7}" for number in range(1, len(self.stores) + 1))
-        for name, *words in self.rows:
-            yield f"{name:<26}" + "".join(f"{word:^7}" for word in words)
+        lines = [f"{result['store']}: not tested: {result['error']}" for result in self.not_tested]
+        lines += [
+            f"({number}) {result['store']} {result['version']} on {result['server']}, {result['date']}"
+            for number, result in enumerate(self.stores, 1)
+        ]
+        titles = ("X failed, – skipped", *(str(number) for number in range(1, len(self.stores) + 1)))
+        return "\n".join([*(wrapped(line, indent="    ") for line in lines), Table("", titles, self.rows).to_text()])
 
     def _repr_html_(self) -> str:
-        titles = ["case", *(f"{one['store']} {one['version']}" for one in self.stores)]
-        dates = sorted({one["date"] for one in self.stores})
-        caption = f"Which store failed which case; asked {' to '.join(dict.fromkeys((dates[0], dates[-1])))}"
-        head = "".join(f'<th style="text-align:left;vertical-align:bottom">{escape(title)}</th>' for title in titles)
-        body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in self.rows)
-        top = f'<caption style="text-align:left">{escape(caption)}</caption><thead><tr>{head}</tr></thead>'
-        return f"<table>{top}<tbody>{body}</tbody></table>"
-
-
-def _cell(word: str) -> str:
-    strong = f"<b>{word}</b>" if word == MARKS["failed"] else escape(word)
-    return f'<td style="text-align:left">{strong}</td>'
+        titles = ("case", *(f"{result['store']} {result['version']}" for result in self.stores))
+        dates = sorted({result["date"] for result in self.stores})
+        caption = f"Which store failed (X) which case, tested {' to '.join(dict.fromkeys((dates[0], dates[-1])))}"
+        return Table(caption, titles, self.rows).to_html()

@@ -1,4 +1,4 @@
-"""memkit's own MemoryStore behind the suite's adapter."""
+"""The adapter of memkit's own MemoryStore."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ import redis
 from memkit.conformance.adapter import Messages
 from memkit.store.store import MemoryStore
 
-PREFIX = "session:"
-
 
 class MemkitAdapter:
-    """A MemoryStore on a client of ``Redis.from_url``, sliding expiry."""
+    """A MemoryStore on a client of ``Redis.from_url``, with a sliding TTL."""
 
     name = "memkit"
-    has_ttl = True
 
     def open(self, url: str, session_id: str, ttl_s: float | None) -> MemkitHandle:
         """Return a handle with a client of its own."""
         client = redis.Redis.from_url(url)
-        return MemkitHandle(client, MemoryStore(client, prefix=PREFIX, ttl=ttl_s), session_id)
+        return MemkitHandle(client, MemoryStore(client, prefix="session:", ttl=ttl_s), session_id)
 
 
 class MemkitHandle:
@@ -35,7 +32,7 @@ class MemkitHandle:
         self._store.append(self._session_id, {"role": role, "content": text})
 
     def read(self) -> Messages:
-        """Return the messages; [] where there is no such session."""
+        """Return the messages; [] if there is no such session."""
         return [(message["role"], message["content"]) for message in self._store.load(self._session_id) or []]
 
     def clear(self) -> None:

@@ -1,15 +1,38 @@
-"""How a case ends other than by passing: exceptions that a case raises."""
+"""The exceptions by which a case ends other than by passing."""
 
 from __future__ import annotations
 
-
-class Forgot(Exception):
-    """The store gave a wrong answer; the text says what was seen."""
+from enum import StrEnum
 
 
-class NotAsked(Exception):
-    """The store says, or the server cannot show, what this case asks for; the text is the reason."""
+class Symptom(StrEnum):
+    """What a failed case observed; failures with the same symptom can have the same cause."""
+
+    NO_EXPIRY = "no_expiry"
+    EARLY_EXPIRY = "early_expiry"
+    LOST = "lost"
+    ERROR_HIDDEN = "error_hidden"
+    OTHER = "other"
 
 
-class Stalled(Exception):
-    """The machine stood still at the wrong moment, so what was seen proves nothing; ask again."""
+class CaseFailed(Exception):
+    """The store gave a wrong answer.
+
+    Args:
+        message: What was observed.
+        symptom: Its kind: a Symptom, or ``raised`` and the type of an error.
+        kept: How many messages were read if they are the oldest or the newest of those that were appended.
+    """
+
+    def __init__(self, message: str, *, symptom: str = Symptom.OTHER, kept: int | None = None) -> None:
+        super().__init__(message)
+        self.symptom = symptom
+        self.kept = kept
+
+
+class CaseSkipped(Exception):
+    """The store declares, or the server cannot provide, what this case needs; the text is the reason."""
+
+
+class Inconclusive(Exception):
+    """A scheduling delay made the observation worthless; the case is run again."""

@@ -1,173 +1,191 @@
-"""Work done in other processes: a store that keeps state in its process is right among threads and wrong outside."""
+"""Work outside the calling thread: a daemon thread, a forked process, or a fresh interpreter.
+
+A store that keeps state in its process works among threads and fails between processes.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import json
+import multiprocessing
 import os
-import selectors
-import signal
+import subprocess
+import sys
+import tempfile
 import threading
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from pathlib import Path
+from typing import Any, TypeVar
 
-from memkit.conformance.adapter import one_line
-from memkit.conformance.environment import Bench
-from memkit.conformance.outcomes import NotAsked
+from memkit.conformance.adapter import error_line
+from memkit.conformance.environment import TestEnvironment
+from memkit.conformance.outcomes import CaseSkipped
 
 LIMIT_S = 10.0
+"""For the work of a forked process."""
 LONGEST_S = 120.0
-"""A process that works for longer than this ends by itself."""
+"""A forked process that works for longer ends by itself."""
+Result = TypeVar("Result")
 
 
-class NotAnswered(RuntimeError):
-    """A forked process did not say anything in time, or ended without a word."""
+class NoAnswer(RuntimeError):
+    """A forked process did not answer in time, or ended without an answer."""
 
 
-class Child:
-    """A forked process that does some work and then ends, whatever the store's atexit hooks want."""
+def in_thread(work: Callable[[], Result]) -> Future[Result]:
+    """Start work in a daemon thread: a ThreadPoolExecutor would wait at exit for a store that hangs."""
+    future: Future[Result] = Future()
+
+    def body() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001  # SystemExit of a store included; raised by result()
+            future.set_exception(error)
+
+    threading.Thread(target=body, daemon=True, name="memkit-conformance").start()
+    return future
+
+
+def in_threads(works: Sequence[Callable[[], object]]) -> None:
+    """Do works at the same time and raise the first error, in their order."""
+    futures = [in_thread(work) for work in works]
+    wait(futures)
+    for future in futures:
+        future.result()
+
+
+def outcome(future: Future[Any], *, within_s: float) -> object:
+    """Return what the work returned or raised; a TimeoutError if it has not ended yet."""
+    try:
+        return future.result(within_s)
+    except BaseException as error:  # noqa: BLE001  # returned
+        return error
+
+
+class ForkedProcess:
+    """A forked process that does some work, sends the result as JSON, and ends without the store's exit hooks.
+
+    Raises:
+        CaseSkipped: This platform cannot fork.
+    """
 
     def __init__(self, work: Callable[[], object]) -> None:
-        if not hasattr(os, "fork"):
-            raise NotAsked("this platform cannot fork a process")
-        self._read_end: int
-        self._read_end, write_end = os.pipe()
+        if "fork" not in multiprocessing.get_all_start_methods():
+            raise CaseSkipped("this platform cannot fork a process")
+        context = multiprocessing.get_context("fork")
+        self._receiver, sender = context.Pipe(duplex=False)
+        self._process = context.Process(target=_work_and_end, args=(work, sender), daemon=True)
         with warnings.catch_warnings():
-            # Python 3.12+ warns of forking beside threads; the child calls the store alone and ends by _exit.
+            # Python 3.12 warns of forking with threads; the child only calls the store and ends by _exit.
             warnings.simplefilter("ignore", DeprecationWarning)
-            self.pid = os.fork()
-        if not self.pid:
-            _work_and_end(work, write_end)
-        os.close(write_end)
+            self._process.start()
+        sender.close()
+
+    def is_done(self, *, within_s: float) -> bool:
+        """Return whether the process has sent its result, or ended, within a time."""
+        return self._receiver.poll(within_s)
 
     def result(self, *, limit_s: float = LIMIT_S) -> Any:
-        """Return what the work returned (as JSON types); raise RuntimeError when it raised, NotAnswered when late."""
-        said = b""
+        """Return what the work returned, as JSON types.
+
+        Raises:
+            NoAnswer: It did not answer in time.
+            RuntimeError: The work raised; the text is the error.
+        """
         try:
-            for part in parts_of(self._read_end, limit_s):
-                said += part
+            answer = json.loads(self._receiver.recv_bytes()) if self.is_done(within_s=limit_s) else None
+        except EOFError:
+            answer = None
         finally:
             self.kill()
-        if not said:
-            raise NotAnswered(f"another process did not answer within {limit_s:g} s")
-        outcome = json.loads(said)
-        if "error" in outcome:
-            raise RuntimeError(outcome["error"])
-        return outcome["result"]
-
-    def done(self, *, within_s: float) -> bool:
-        """Whether the process has said its result, or ended, within a time."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._read_end, selectors.EVENT_READ)
-            return bool(selector.select(within_s))
+        if answer is None:
+            raise NoAnswer(f"another process did not answer within {limit_s:g} s")
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer["result"]
 
     def kill(self) -> None:
-        """SIGKILL the process and wait for its end."""
-        if self._read_end < 0:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
-        os.close(self._read_end)
-        self._read_end = -1
+        """Send SIGKILL and wait for the process's end."""
+        self._process.kill()
+        self._process.join()
 
 
-def _work_and_end(work: Callable[[], object], write_end: int) -> None:
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+def _work_and_end(work: Callable[[], object], sender: Any) -> None:
+    def end_with_parent() -> None:
+        parent = multiprocessing.parent_process()
+        if parent:
+            parent.join(LONGEST_S)
+        os._exit(2)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
     try:
-        try:
-            outcome = {"result": work()}
-        except BaseException as error:  # noqa: BLE001  # told to the parent, which decides
-            outcome = {"error": one_line(error)}
-        with os.fdopen(write_end, "w") as out:
-            json.dump(outcome, out)
-    finally:
-        os._exit(0)
-
-
-def _end_with(parent: int) -> None:
-    """End when the suite has ended, however, or after a time in which any work is done."""
-    for _ in range(round(LONGEST_S / 0.5)):
-        time.sleep(0.5)
-        if os.getppid() != parent:
-            break
+        answer = {"result": work()}
+    except BaseException as error:  # noqa: BLE001  # sent to the parent, which decides
+        answer = {"error": error_line(error)}
+    sender.send_bytes(json.dumps(answer).encode())
     os._exit(0)
 
 
-def parts_of(read_end: int, limit_s: float, *, until: bytes = b"") -> Iterator[bytes]:
-    """Yield what comes out of a pipe until its end (or a part that ends with ``until``), or a time is over."""
-    deadline = time.monotonic() + limit_s
-    with selectors.DefaultSelector() as selector:
-        selector.register(read_end, selectors.EVENT_READ)
-        while selector.select(max(0.0, deadline - time.monotonic())):
-            part = os.read(read_end, 65536)
-            if not part:
-                return
-            yield part
-            if until and part.endswith(until):
-                return
+def works_when_forked(env: TestEnvironment) -> bool:
+    """Return whether the store answers in a forked process; one with a thread or loop from before may not."""
+    if env.works_when_forked is None:
+        session_id = env.new_id("forked")
 
+        def open_and_append() -> None:
+            env.open(session_id).append("user", "appended by a forked process")
 
-def in_process(work: Callable[[], object], *, limit_s: float = LIMIT_S) -> Any:
-    """Do work in a forked process and return its result."""
-    return Child(work).result(limit_s=limit_s)
-
-
-def works_when_forked(bench: Bench) -> bool:
-    """Whether the store answers in a forked process; one with a thread or loop from before the fork may not."""
-    if bench.forks is None:
         try:
-            in_process(partial(_open_and_append, bench, bench.id("forked")))
-        except NotAnswered:
-            bench.forks = False
-        else:
-            bench.forks = True
-    return bench.forks
+            ForkedProcess(open_and_append).result()
+            env.works_when_forked = True
+        except NoAnswer:
+            env.works_when_forked = False
+    return env.works_when_forked
 
 
-def _open_and_append(bench: Bench, session_id: str) -> None:
-    bench.open(session_id).append("user", "said by a forked process")
+class Interpreter:
+    """A fresh Python that runs memkit.conformance.worker and exchanges JSON lines; it ends with this process.
 
+    Args:
+        arguments: Of the worker: the adapter's package.module:factory, then those of its job.
+        variables: Environment variables to set.
+    """
 
-def together(works: Sequence[Callable[[], None]]) -> None:
-    """Do works at the same time, in threads; raise what the first of them, in their order, raised."""
-    errors: list[Exception | None] = [None] * len(works)
+    def __init__(self, *arguments: str, **variables: str) -> None:
+        # -P and a path without the current directory, from which load() alone imports: a json.py in it would replace
+        # the standard library's.
+        path = os.pathsep.join(one for one in sys.path if one and one != str(Path.cwd()))
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed by stop()
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "memkit.conformance.worker", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env=os.environ | {"PYTHONPATH": path} | variables,
+        )
 
-    def body(number: int) -> None:
+    def send(self, **line: object) -> None:
+        """Send a JSON object; BrokenPipeError if the interpreter has ended."""
+        if self._process.stdin:
+            self._process.stdin.write(json.dumps(line).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def receive(self, limit_s: float) -> dict[str, Any] | None:
+        """Return the next JSON object, None at its end; TimeoutError if none comes in time."""
+        if not self._process.stdout:
+            return None
+        line = in_thread(self._process.stdout.readline).result(limit_s)
+        return json.loads(line) if line.endswith(b"\n") else None
+
+    def stop(self, *, within_s: float = 0.0) -> str:
+        """End the interpreter, by SIGKILL after a time; return its exit status and the last line of its stderr."""
         try:
-            works[number]()
-        except Exception as error:  # noqa: BLE001  # raised again below
-            errors[number] = error
-
-    threads = [threading.Thread(target=body, args=(number,), daemon=True) for number in range(len(works))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for error in errors:
-        if error:
-            raise error
-
-
-class Waiting:
-    """Work that may not end while the server is down, in a thread of its own."""
-
-    def __init__(self, work: Callable[[], object]) -> None:
-        self._outcome: list[object] = []
-
-        def body() -> None:
-            try:
-                self._outcome.append(work())
-            except Exception as error:  # noqa: BLE001  # given back as the result
-                self._outcome.append(error)
-
-        self._thread = threading.Thread(target=body, daemon=True)
-        self._thread.start()
-
-    def result(self, *, within_s: float) -> object:
-        """Return what the work returned or raised; a TimeoutError when it has not ended yet."""
-        self._thread.join(within_s)
-        return self._outcome[0] if self._outcome else TimeoutError("not done")
+            self._process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        self._process.communicate()
+        with self._stderr as stderr:
+            stderr.seek(0)
+            last = stderr.read().decode(errors="replace").strip().splitlines()[-1:]
+        code = self._process.returncode
+        return ", ".join((f"exit status {code}" if code >= 0 else f"signal {-code}", *last))

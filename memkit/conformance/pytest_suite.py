@@ -1,4 +1,4 @@
-"""The cases as tests of a user's own suite: a class to inherit from, and items for ``pytest --memkit-store``."""
+"""StoreContract, the cases as tests of your own suite, and the tests that ``pytest --memkit-store`` adds."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any, ClassVar
 
 import pytest
 
-from memkit.conformance.adapter import AdapterError, StoreAdapter, checked, load, one_line
+from memkit.conformance.adapter import AdapterError, StoreAdapter, checked, error_line, load
 from memkit.conformance.case import Case
 from memkit.conformance.cases.all_cases import CASES
-from memkit.conformance.environment import Bench
-from memkit.conformance.result import CaseResult, failure_text
-from memkit.conformance.runner import CASE_LIMIT_S, ask, first_contact
+from memkit.conformance.environment import TestEnvironment
+from memkit.conformance.result import failure_text
+from memkit.conformance.runner import CASE_LIMIT_S, first_contact, run_case
 from memkit.errors import ServerNotFound
 
 
 class StoreContract:
-    """Inherit, set ``store`` to a factory, and every case is a test: ``test_round_trip`` and so on.
+    """Inherit and set ``store`` to a factory, and every case is a test: ``test_round_trip`` and so on.
 
-    ``store``: an adapter class, a function that makes an adapter, or ``"package.module:factory"``. ``limit_s``: seconds
-    a case may take. Works in a test module and in ``%%ipytest``. Each class has a private server of its own. A second
-    process is a fork; only for a store named as ``"package.module:factory"`` it is a fresh interpreter, too.
+    ``store`` is an adapter class, a function that makes an adapter, or ``"package.module:factory"``; ``limit_s`` is how
+    many seconds a case may take. It works in a test module and in ``%%ipytest``. Each class has a private server of its
+    own. Other processes are forks; fresh interpreters too if the store is named as ``"package.module:factory"``.
     """
 
     store: ClassVar[Any] = None
@@ -30,96 +30,77 @@ class StoreContract:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def memkit_bench(cls, request: pytest.FixtureRequest) -> Iterator[Bench | Unusable]:
-        """Start a private server for the store; skip, with instructions, where there is none."""
+    def memkit_store(cls, request: pytest.FixtureRequest) -> Iterator[_StoreUnderTest]:
+        """Start a private server for the store; skip, with instructions, if there is none."""
+        # Looked up in the class: a plain function as attribute would be bound to the test's instance.
+        store = next(vars(one)["store"] for one in request.cls.__mro__ if "store" in vars(one))
+        under_test = _StoreUnderTest(store, request.cls.__name__, request.config)
+        yield under_test
+        under_test.stop()
+
+
+_NOT_RUN = "not run: the adapter cannot be used, see the first test"
+
+
+class _StoreUnderTest:
+    """A store on its server; for one that cannot be used, the first test fails and the others are skipped."""
+
+    def __init__(self, store: Any, label: str, config: pytest.Config) -> None:
+        self._env: TestEnvironment | None = None
+        self._error = ""
         try:
-            bench = Bench(_adapter(request.cls), spec=_spec(request.cls))
-            _enter(bench, request.cls.__name__, request.config)
+            spec = store if isinstance(store, str) else ""
+            env = TestEnvironment(load(spec) if spec else _adapter(store, label), spec=spec)
+            env.start()
+            self._env = env
+            first_contact(env, label)
         except AdapterError as error:
-            yield Unusable(str(error))
-            return
-        yield bench
-        bench.stop()
+            self._error = str(error)
+        except ServerNotFound as error:
+            if config.getoption("--memkit-require-server", default=False):
+                pytest.fail(str(error), pytrace=False)
+            pytest.skip(str(error))
 
-    def _test(self, case: Case, bench: Bench | Unusable) -> None:
-        if isinstance(bench, Unusable):
-            bench.tell()
-            return
-        # The class's own server is started again after a hang: what hangs may still be writing to it.
-        answer = ask(case, bench, limit_s=self.limit_s)
-        if answer.hung:
-            bench.replace_server()
-        _tell(answer)
+    def stop(self) -> None:
+        """Stop the server."""
+        if self._env:
+            self._env.stop()
+
+    def run(self, case: Case, *, limit_s: float = CASE_LIMIT_S) -> None:
+        """Run a case as a test."""
+        if self._error or not self._env:
+            error, self._error = self._error, _NOT_RUN
+            if error == _NOT_RUN:
+                pytest.skip(error)
+            pytest.fail(error, pytrace=False)
+        result = run_case(case, self._env, limit_s=limit_s)
+        if result.hung:
+            # What hangs may still be writing to the server.
+            self._env.replace_server()
+        if result.outcome == "skipped":
+            pytest.skip(result.message)
+        if result.outcome == "failed":
+            pytest.fail(failure_text(result), pytrace=False)
 
 
-def _store(cls: type[StoreContract]) -> Any:
-    # Looked up in the class: a plain function as attribute would be bound to the test's instance.
-    return next(vars(one)["store"] for one in cls.__mro__ if "store" in vars(one))
-
-
-def _spec(cls: type[StoreContract]) -> str:
-    store = _store(cls)
-    return store if isinstance(store, str) else ""
-
-
-def _adapter(cls: type[StoreContract]) -> StoreAdapter:
-    store = _store(cls)
+def _adapter(store: Any, label: str) -> StoreAdapter:
     if store is None:
-        raise AdapterError(f"{cls.__name__}.store is not set; expected an adapter class or 'package.module:factory'")
-    if isinstance(store, str):
-        return load(store)
+        raise AdapterError(f"{label}.store is not set; expected an adapter class or 'package.module:factory'")
     store = store.__func__ if isinstance(store, staticmethod) else store
-    return checked(_made(store, cls.__name__) if callable(store) else store, cls.__name__)
-
-
-def _made(factory: Callable[[], object], label: str) -> object:
+    if not callable(store):
+        return checked(store, label)
     try:
-        return factory()
-    except (pytest.skip.Exception, pytest.fail.Exception, pytest.exit.Exception):
+        return checked(store(), label)
+    except (pytest.skip.Exception, pytest.fail.Exception, pytest.exit.Exception, AdapterError):
         raise
-    except BaseException as error:  # whatever a factory raises is reported in one line, sys.exit() too
-        name = getattr(factory, "__qualname__", type(factory).__name__)
-        raise AdapterError(f"{label}: {name}() raised {one_line(error)}") from error
+    except BaseException as error:  # a factory may raise anything, SystemExit included
+        name = getattr(store, "__qualname__", type(store).__name__)
+        raise AdapterError(f"{label}: {name}() raised {error_line(error)}") from error
 
 
-class Unusable:
-    """What there is instead of a bench for an adapter that cannot be asked: the first test says why, once."""
-
-    def __init__(self, why: str) -> None:
-        self._why = why
-        self._told = False
-
-    def tell(self) -> None:
-        """Fail the first test, skip the others."""
-        if self._told:
-            pytest.skip("not asked: the adapter cannot be used, see the first test")
-        self._told = True
-        pytest.fail(self._why, pytrace=False)
-
-
-def _enter(bench: Bench, label: str, config: pytest.Config) -> None:
-    try:
-        bench.start()
-        first_contact(bench, label)
-    except ServerNotFound as error:
-        if config.getoption("--memkit-require-server", default=False):
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
-    except AdapterError:
-        bench.stop()
-        raise
-
-
-def _tell(answer: CaseResult) -> None:
-    if answer.outcome == "skipped":
-        pytest.skip(answer.says)
-    if answer.outcome == "failed":
-        pytest.fail(failure_text(answer), pytrace=False)
-
-
-def _test_of(case: Case) -> Callable[[StoreContract, Bench | Unusable], None]:
-    def test(self: StoreContract, memkit_bench: Bench | Unusable) -> None:
-        self._test(case, memkit_bench)
+def _test_of(case: Case) -> Callable[[StoreContract, _StoreUnderTest], None]:
+    def test(self: StoreContract, memkit_store: _StoreUnderTest) -> None:
+        memkit_store.run(case, limit_s=self.limit_s)
 
     test.__name__, test.__qualname__ = f"test_{case.name}", f"StoreContract.test_{case.name}"
     test.__doc__ = case.meaning
@@ -131,21 +112,19 @@ for _case in CASES:
 
 
 class StoreSuite(pytest.Collector):
-    """What ``--memkit-store=package.module:factory`` adds to a run: one item a case, on a server of its own."""
+    """What ``--memkit-store=package.module:factory`` adds to a run: one test for each case, on a server of its own."""
+
+    under_test: _StoreUnderTest | None = None
 
     @classmethod
     def of(cls, session: pytest.Session, spec: str) -> StoreSuite:
-        """Return the suite for an adapter; pytest.UsageError, one line, when there is none."""
+        """Return the suite for an adapter; pytest.UsageError, one line, if it cannot be loaded."""
         try:
-            adapter = load(spec)
+            load(spec)
         except AdapterError as error:
             raise pytest.UsageError(f"--memkit-store={error}") from None
         suite: StoreSuite = cls.from_parent(session, name=spec, nodeid=spec, path=Path(__file__))
-        suite.bench = Bench(adapter, spec=spec)
         return suite
-
-    bench: Bench
-    unusable: Unusable | None = None
 
     def collect(self) -> Iterable[pytest.Item]:
         """Yield the cases."""
@@ -156,34 +135,24 @@ class StoreSuite(pytest.Collector):
 
     def setup(self) -> None:
         """Start the server before the first case."""
-        try:
-            _enter(self.bench, self.name, self.config)
-        except AdapterError as error:
-            self.unusable = Unusable(str(error))
+        self.under_test = _StoreUnderTest(self.name, self.name, self.config)
 
     def teardown(self) -> None:
         """Stop it after the last."""
-        if not self.unusable:
-            self.bench.stop()
+        if self.under_test:
+            self.under_test.stop()
 
 
 class StoreItem(pytest.Item):
-    """One case as pytest shows it."""
+    """One case as a test."""
 
     case: Case
 
     def runtest(self) -> None:
-        """Ask the case."""
-        suite = self.parent
-        if isinstance(suite, StoreSuite):
-            if suite.unusable:
-                suite.unusable.tell()
-                return
-            answer = ask(self.case, suite.bench)
-            if answer.hung:
-                suite.bench.replace_server()
-            _tell(answer)
+        """Run the case."""
+        if isinstance(self.parent, StoreSuite) and self.parent.under_test:
+            self.parent.under_test.run(self.case)
 
     def reportinfo(self) -> tuple[Path, None, str]:
-        """Say where the case is from."""
+        """Return the test's path and name."""
         return self.path, None, f"{self.parent.name if self.parent else ''}::{self.name}"

@@ -1,114 +1,38 @@
-"""The result of a conformance run, and its text in pytest's form: a line a case, each failure in full, a summary."""
+"""Result: what the cases observed, as text, HTML and JSON, the likely root cause first."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from html import escape
-from textwrap import fill
-from typing import Any, Literal
+from dataclasses import KW_ONLY, asdict, dataclass
+from typing import Any
 
-WIDTH = 100
-COLOURS = {"passed": "32", "failed": "31", "skipped": "33"}
+from memkit.conformance.case import CaseResult, Outcome
+from memkit.conformance.root_causes import RootCause, root_causes
+from memkit.render import COLUMNS, Table, colored, printable, wrapped
 
-
-def to_text(result: Result, *, color: bool = False) -> str:
-    """Return a result as text of up to 100 columns, with ANSI colours if asked for."""
-    return "\n".join(_lines(result, color))
-
-
-def _lines(result: Result, color: bool) -> Iterator[str]:
-    yield rule("does your store forget?")
-    yield f"store: {result.store}"
-    yield f"server: {result.server}"
-    yield ""
-    for case in result.cases:
-        yield f"{case.name:<26} {_painted(case.outcome.upper(), case.outcome, color)}"
-    failed = [case for case in result.cases if case.outcome == "failed"]
-    if failed:
-        yield rule("FAILURES")
-    for case in failed:
-        yield _painted(rule(case.name, "_"), "failed", color)
-        yield failure_text(case)
-    yield from _summary(result)
-    counts = {outcome: result.count(outcome) for outcome in ("failed", "passed", "skipped")}
-    told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
-    yield _painted(rule(f"{told} in {result.took_s:.2f}s"), "failed" if failed else "passed", color)
-
-
-def _summary(result: Result) -> Iterator[str]:
-    noted = [case for case in result.cases if case.outcome != "passed" or case.says != case.meaning]
-    if noted:
-        yield rule("short test summary info")
-    for case in noted:
-        word = "REMARK" if case.outcome == "passed" else case.outcome.upper()
-        yield f"{word} {case.name} - {case.says}"
-
-
-def failure_text(case: CaseResult) -> str:
-    """Return what is said of a failed case: what was seen, what was asked, why that loses memory, the usual fix."""
-    told = {"seen": case.says, "asked": case.meaning, "why it loses memory": case.why, "usual fix": case.fix}
-    return "\n".join(
-        fill(f"{name}: {text}", WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
-        for name, text in told.items()
-    )
-
-
-def rule(title: str, char: str = "=") -> str:
-    """Return a title in the middle of a line."""
-    return f" {title} ".center(WIDTH, char)
-
-
-def _painted(text: str, outcome: str, color: bool) -> str:
-    return f"\x1b[{COLOURS[outcome]}m{text}\x1b[0m" if color else text
-
-
-def to_html(result: Result) -> str:
-    """Return a result as a table: each case that did not pass plainly, its outcome in words, and what was seen."""
-    rows = [case for case in result.cases if case.outcome != "passed" or case.says != case.meaning]
-    counts = {outcome: result.count(outcome) for outcome in ("passed", "failed", "skipped")}
-    told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
-    head = "".join(f'<th style="text-align:left">{title}</th>' for title in ("case", "outcome", "seen", "usual fix"))
-    body = "".join(_row(case) for case in rows)
-    caption = f'<caption style="text-align:left">{escape(result.store)}: {told}; on {escape(result.server)}</caption>'
-    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _row(case: CaseResult) -> str:
-    word = f"<b>{case.outcome}</b>" if case.outcome == "failed" else case.outcome
-    cells = (escape(case.name), word, escape(case.says), escape(case.fix) if case.outcome == "failed" else "")
-    return "<tr>" + "".join(f'<td style="text-align:left">{cell}</td>' for cell in cells) + "</tr>"
-
-
-Outcome = Literal["passed", "failed", "skipped"]
-
-
-@dataclass(frozen=True, slots=True)
-class CaseResult:
-    """How a store answered one case; ``says`` is what was seen, the reason of a skip, or a remark."""
-
-    name: str
-    outcome: Outcome
-    says: str
-    meaning: str
-    why: str
-    fix: str
-    took_s: float
-    hung: bool = False
+INDENT = "    "
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a store answered the suite; ``server`` is the server it was asked on, in words."""
+    """The result of a run.
+
+    Args:
+        store: The store's name.
+        server: The server it ran on: its version, where it is from, and how its clock is moved.
+        cases: A result for each case.
+        took_s: Seconds that the run took.
+    """
 
     store: str
+    _: KW_ONLY
     server: str
     cases: tuple[CaseResult, ...]
-    took_s: float = field(default=0.0)
+    took_s: float = 0.0
 
     def count(self, outcome: Outcome) -> int:
-        """Return how many cases ended so."""
+        """Return how many cases have this outcome."""
         return sum(case.outcome == outcome for case in self.cases)
 
     @property
@@ -116,15 +40,37 @@ class Result:
         """0: nothing failed; 1: something did."""
         return int(self.count("failed") > 0)
 
+    @property
+    def root_causes(self) -> list[RootCause]:
+        """The likely root causes of the failures, the one that explains most of them first."""
+        return root_causes(self.cases)
+
+    @property
+    def _counts(self) -> str:
+        counts = {outcome: self.count(outcome) for outcome in ("failed", "passed", "skipped")}
+        return ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
+
+    @property
+    def _remarkable(self) -> list[CaseResult]:
+        """The cases that failed, were skipped, or passed with a remark."""
+        return [case for case in self.cases if case.outcome != "passed" or case.message != case.meaning]
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON types: schema, store, passed, failed, skipped, cases, and what it ran on."""
-        counts = {outcome: self.count(outcome) for outcome in ("passed", "failed", "skipped")}
-        cases = [{name: value for name, value in asdict(case).items() if name != "hung"} for case in self.cases]
+        """Return the result as JSON types: schema, store, counts, root_causes, cases, server, took_s."""
+        causes = self.root_causes
+        roots = {name: cause.case for cause in causes for name in (cause.case, *cause.cases)}
+        shown = ("name", "outcome", "message", "meaning", "why", "fix", "took_s")
         return {
-            "schema": 1,
+            "schema": 2,
             "store": self.store,
-            **counts,
-            "cases": cases,
+            "passed": self.count("passed"),
+            "failed": self.count("failed"),
+            "skipped": self.count("skipped"),
+            "root_causes": [asdict(cause) for cause in causes],
+            "cases": [
+                {name: getattr(case, name) for name in shown} | {"root_cause": roots.get(case.name)}
+                for case in self.cases
+            ],
             "server": self.server,
             "took_s": self.took_s,
         }
@@ -134,11 +80,56 @@ class Result:
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
 
     def to_text(self, *, color: bool = False) -> str:
-        """Return the result in pytest's form; see report.to_text."""
-        return to_text(self, color=color)
+        """Return the result as text of 80 columns: root causes, a line a case, each failure in full, a summary."""
+        return "\n".join(self._lines(color))
+
+    def _lines(self, color: bool) -> Iterator[str]:
+        causes, by_name = self.root_causes, {case.name: case for case in self.cases}
+        if causes:
+            first, *others = causes
+            yield wrapped(f"likely root cause: {first.case}: {printable(first.sentence)}", indent=INDENT)
+            if first.cases:
+                yield wrapped(f"may follow from it: {', '.join(first.cases)}", indent=INDENT)
+            if others:
+                yield wrapped(f"other root causes: {', '.join(cause.case for cause in others)}", indent=INDENT)
+            yield ""
+        yield f"store: {printable(self.store)}"
+        yield wrapped(f"server: {self.server}", indent=INDENT)
+        yield ""
+        for case in self.cases:
+            yield f"{case.name:<28} {colored(case.outcome.upper(), case.outcome, color=color)}"
+        for cause in causes:
+            yield colored(_rule(f"FAILED {cause.case}", "_"), "failed", color=color)
+            if cause.cases:
+                yield wrapped(f"root cause: {printable(cause.sentence)}", indent=INDENT)
+            yield failure_text(by_name[cause.case])
+            for name in cause.cases:
+                yield wrapped(f"may follow from it: {name}: {printable(by_name[name].message)}", indent=INDENT)
+        remarks = [case for case in self._remarkable if case.outcome != "failed"]
+        yield from (_rule("remarks"),) if remarks else ()
+        for case in remarks:
+            yield wrapped(f"{case.outcome} {case.name}: {printable(case.message)}", indent=INDENT)
+        end = _rule(f"{self._counts} in {self.took_s:.2f}s")
+        yield colored(end, "failed" if self.exit_code else "passed", color=color)
 
     def __repr__(self) -> str:
-        return to_text(self)
+        return self.to_text()
 
     def _repr_html_(self) -> str:
-        return to_html(self)
+        likely = "".join(f". Likely root cause: {cause.case}: {cause.sentence}" for cause in self.root_causes[:1])
+        rows = [
+            (case.name, case.outcome, case.message, case.fix if case.outcome == "failed" else "")
+            for case in self._remarkable
+        ]
+        caption = f"{self.store}: {self._counts}; on {self.server}{likely}"
+        return Table(caption, ("case", "outcome", "observed", "usual fix"), rows).to_html()
+
+
+def failure_text(case: CaseResult) -> str:
+    """Return a failed case in full: what was observed, what was tested, why that loses memory, the usual fix."""
+    parts = {"observed": case.message, "tested": case.meaning, "why it loses memory": case.why, "usual fix": case.fix}
+    return "\n".join(wrapped(f"{name}: {printable(text)}", indent=INDENT) for name, text in parts.items())
+
+
+def _rule(title: str, char: str = "=") -> str:
+    return f" {title} ".center(COLUMNS, char)

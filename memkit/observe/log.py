@@ -1,100 +1,132 @@
-"""What was observed of keys' ends: a row a key, a verdict in words, a table, a frame."""
+"""ExpiryLog: one row per observed key, with a verdict, an HTML table and a data frame."""
 
 from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from html import escape
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from memkit.policy import ttl_text
+from memkit.render import Table, counted, duration
 
 if TYPE_CHECKING:
     import pandas as pd
 
-End = Literal["expired", "evicted", "deleted", "evicted or deleted", "alive", "absent"]
-ENDS: Final[tuple[End, ...]] = ("expired", "evicted", "deleted", "evicted or deleted", "alive", "absent")
-Hearing = Literal["heard", "lost", "refused", "not sent", "not known"]
-UNHEARD: Final[Mapping[Hearing, str]] = {
+End = Literal["expired", "evicted", "deleted", "evicted or deleted", "not expired", "absent"]
+ENDS: Final[tuple[End, ...]] = ("expired", "evicted", "deleted", "evicted or deleted", "not expired", "absent")
+EventStatus = Literal["received", "lost", "refused", "not sent", "unknown"]
+WHY_NO_EVENTS: Final[Mapping[EventStatus, str]] = {
     "lost": "the subscription was lost",
     "refused": "the subscription was refused",
     "not sent": "the server sends none",
-    "not known": "whether the server sends any is not known",
+    "unknown": "it is not known whether the server sends any",
 }
-UNKNOWN_MS = 5_000
-"""Beyond twice its TTL, how late a key may be seen gone: what a busy machine takes for a look."""
+LATE_CHECK_MS = 5_000
+"""A busy machine needs up to this long for one check of a key, so a lifetime of twice the TTL is only ruled out beyond
+it."""
+TOLERANCE = 0.01
+MIN_TOLERANCE_MS = 2.0
+"""A lifetime deviates if it differs from the TTL by more than 1 %, and by more than Redis's own resolution."""
+SWEEP_KEYS_PER_S = 20_000
+"""The least rate, measured on four servers, at which the sweep removes expired keys once it has found them."""
 MAX_ROWS = 20
 NONE: Final = -1
-"""In a column: not known, or not so far."""
+"""In a column: unknown, or not yet."""
 NEVER: Final = -2
-"""In the column of TTLs: meant to have none."""
+"""In the column of TTLs: configured without TTL."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expiry:
-    """One key's end. Times are the server's; ``event_at`` bounds from above.
+    """How one key ended. All times are the server's.
 
-    ``ttl_ms``: the TTL that was meant; infinity: to live for ever; None: not known. ``deadline_at``: the last one, None
-    where there was none, or one that was set and passed between two looks. ``key``: bytes that are no text are escaped.
+    Attributes:
+        key: The key's name; bytes that are not UTF-8 are escaped.
+        ttl_ms: The configured TTL in milliseconds; infinity: no TTL; None: unknown.
+        started_at: When the lifetime began: the write, or the start of the observation.
+        deadline_at: The last deadline; None if there was none, or if it was set and passed between two checks.
+        last_seen_at: The last check that found the key.
+        first_missing_at: The first check that did not find the key; None if every check did.
+        event_at: When the key's event arrived, an upper bound of its end; None without an event.
+        end: What ended the key: ``expired``, ``evicted``, ``deleted``, ``evicted or deleted``; ``not expired`` if it
+            still exists, ``absent`` if it never existed.
     """
 
     key: str
     ttl_ms: float | None
-    begun_at: datetime
+    started_at: datetime
     deadline_at: datetime | None
-    seen_at: datetime
-    gone_at: datetime | None
+    last_seen_at: datetime
+    first_missing_at: datetime | None
     event_at: datetime | None
     end: End
 
 
 @dataclass(frozen=True, slots=True)
 class DeadlineChange:
-    """A deadline that moved between two looks: from what to what.
+    """A key's deadline that moved between two checks.
 
-    ``kind``: ``renewed`` (later), ``shortened`` (earlier), ``dropped`` (no TTL any more), ``given`` (had none),
-    ``gone`` or ``appeared``. ``was_left_ms``: what the key would still have had; ``is_left_ms``: what it has (0: it has
-    expired meanwhile). None: no TTL, or no key.
+    Attributes:
+        key: The key's name.
+        kind: ``renewed`` (later), ``shortened`` (earlier), ``TTL removed``, ``TTL set``, ``ended`` (the key no longer
+            exists) or ``created``.
+        after: The time of the check before the change.
+        before: The time of the check that found the change.
+        previous_ttl_ms: The remaining TTL without the change; None: no TTL, or no key.
+        current_ttl_ms: The remaining TTL now, 0 if the key has expired; None: no TTL, or no key.
     """
 
     key: str
-    kind: Literal["renewed", "shortened", "dropped", "given", "gone", "appeared"]
+    kind: Literal["renewed", "shortened", "TTL removed", "TTL set", "ended", "created"]
     after: datetime
     before: datetime
-    was_left_ms: int | None
-    is_left_ms: int | None
+    previous_ttl_ms: int | None
+    current_ttl_ms: int | None
 
     def __str__(self) -> str:
-        was, now = (about(left) if left is not None else "no TTL" for left in (self.was_left_ms, self.is_left_ms))
-        if self.kind == "gone":
-            said = f"gone with {was} left" if self.was_left_ms is None or self.was_left_ms > 0 else "expired"
+        previous, current = (
+            "no TTL" if left is None else f"{duration(left)} left"
+            for left in (self.previous_ttl_ms, self.current_ttl_ms)
+        )
+        if self.kind != "ended":
+            change = f"{self.kind}, from {previous} to {current}"
+        elif self.previous_ttl_ms is None or self.previous_ttl_ms > 0:
+            change = f"ended with {previous}"
         else:
-            said = f"{self.kind}, from {was} left to {now}"
-        return f"{self.key}: {said}, by {self.before:%Y-%m-%d %H:%M:%S} UTC"
+            change = "expired"
+        return f"{self.key}: {change}, by {self.before:%Y-%m-%d %H:%M:%S} UTC"
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What the sweep had to do: find ``dead_keys`` among ``live_keys`` with a TTL, at ``hz`` and ``effort``."""
+    """What the server's active expiry had to do, and how long that should take.
 
-    dead_keys: int
-    live_keys: int
+    Attributes:
+        expired_keys: Keys past their deadline.
+        other_keys: Other keys with a TTL in the database.
+        hz: The server's ``hz``: runs per second.
+        effort: The server's ``active-expire-effort``, 1 to 10.
+    """
+
+    expired_keys: int
+    other_keys: int
     hz: int
     effort: int
 
     @property
     def predicted_s(self) -> float:
-        """The lateness that is predicted for the last event; no bound.
+        """The predicted delay of the last event in seconds; not a bound.
 
-        Each of ``hz`` runs a second tries 20 + 5 x (effort - 1) keys with a TTL and goes on only where more than a
-        tenth were dead: so one run, a round through the living, and 20,000 dead a second (the least measured; with
-        5,000 live and 100 dead keys 22.7 to 24.9 s on 6.2, 7.0, 8.2 and Valkey 9.1, and 25.1 s are predicted). On a
-        machine that was busy, with 1,000 to 20,000 dead keys, the last event took up to twice as long.
+        Each of ``hz`` runs a second samples 20 + 5 x (effort - 1) keys with a TTL, and goes on only if more than a
+        tenth of them had expired. The prediction is therefore one run, plus one round through the other keys, plus the
+        time to remove the expired keys. Measured with 5,000 other and 100 expired keys: 22.7 to 24.9 s on Redis 6.2,
+        7.0, 8.2 and Valkey 9.1, predicted 25.1 s. On a busy machine, with 1,000 to 20,000 expired keys, the last event
+        took up to twice as long.
         """
-        return 1 / self.hz + self.dead_keys / 20_000 + self.live_keys / (self.hz * (20 + 5 * (self.effort - 1)))
+        round_s = self.other_keys / (self.hz * (20 + 5 * (self.effort - 1)))
+        return 1 / self.hz + self.expired_keys / SWEEP_KEYS_PER_S + round_s
 
 
 def _column() -> array[int]:
@@ -103,11 +135,18 @@ def _column() -> array[int]:
 
 @dataclass(slots=True, repr=False)
 class ExpiryLog:
-    """What was observed, a row a key: ``for expiry in log``, ``log.to_frame()``, ``log.verdict``, ``str(log)``.
+    """What an observation recorded, one row per key: ``for expiry in log``, ``log.to_frame()``, ``log.verdict``.
 
-    ``server`` names the server, ``clock`` how time passed, ``sweep`` what the sweep had to do where the keys were left
-    to it, ``changes`` the deadlines that moved meanwhile (the first 1,000), ``events`` whether the server's events were
-    heard: ``lost`` is a subscription that the server ended, so that what is missing may have been sent.
+    The columns hold one number per key, times in microseconds since the epoch; iterate to get them as ``Expiry``.
+
+    Attributes:
+        server: The server's name and version.
+        clock: How time passed: ``by jumps`` or ``in real time``.
+        resolution_ms: The step with which deadlines were crossed, in milliseconds.
+        changes: Deadlines that moved during the observation, at most 1,000.
+        sweep: What the server's sweep had to do, if the keys were left to it.
+        events: Whether the server's events were received. ``lost``: the server ended the subscription, so missing
+            events may have been sent.
     """
 
     server: str
@@ -115,16 +154,16 @@ class ExpiryLog:
     resolution_ms: float
     keys: list[str] = field(default_factory=list)
     ttl_ms: array[int] = field(default_factory=_column)
-    begun_us: array[int] = field(default_factory=_column)
-    begun_by_us: array[int] = field(default_factory=_column)
+    started_us: array[int] = field(default_factory=_column)
+    started_by_us: array[int] = field(default_factory=_column)
     deadline_us: array[int] = field(default_factory=_column)
     seen_us: array[int] = field(default_factory=_column)
-    gone_us: array[int] = field(default_factory=_column)
+    missing_us: array[int] = field(default_factory=_column)
     event_us: array[int] = field(default_factory=_column)
     ends: bytearray = field(default_factory=bytearray)
     changes: list[DeadlineChange] = field(default_factory=list)
     sweep: Sweep | None = None
-    events: Hearing = "heard"
+    events: EventStatus = "received"
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -132,12 +171,12 @@ class ExpiryLog:
     def __getitem__(self, index: int) -> Expiry:
         return Expiry(
             self.keys[index],
-            _meant(self.ttl_ms[index]),
-            at(self.begun_us[index]),
-            _at_or_none(self.deadline_us[index]),
-            at(self.seen_us[index]),
-            _at_or_none(self.gone_us[index]),
-            _at_or_none(self.event_us[index]),
+            _configured(self.ttl_ms[index]),
+            time_at(self.started_us[index]),
+            _time_or_none(self.deadline_us[index]),
+            time_at(self.seen_us[index]),
+            _time_or_none(self.missing_us[index]),
+            _time_or_none(self.event_us[index]),
             ENDS[self.ends[index]],
         )
 
@@ -145,37 +184,46 @@ class ExpiryLog:
         return (self[index] for index in range(len(self)))
 
     def counts(self) -> dict[End, int]:
-        """Return how many keys came to which end."""
+        """Return the number of keys per end."""
         found = Counter(self.ends)
         return {end: found[code] for code, end in enumerate(ENDS) if found[code]}
 
     @property
     def exact_to_ms(self) -> tuple[float, float]:
-        """Half the width of the intervals of the keys that went, median and worst; 0 when none went."""
-        pairs = zip(self.seen_us, self.gone_us, strict=True)
-        widths = sorted(gone - seen for seen, gone in pairs if gone != NONE) or [0]
+        """Half the width of the ended keys' intervals in milliseconds, median and worst; 0 if no key ended."""
+        pairs = zip(self.seen_us, self.missing_us, strict=True)
+        widths = sorted(missing - seen for seen, missing in pairs if missing != NONE) or [0]
         return widths[len(widths) // 2] / 2000, widths[-1] / 2000
 
     @property
-    def events_said(self) -> str:
-        """How many events were heard, and why no more where that is not the server's silence."""
-        heard = sum(1 for event in self.event_us if event != NONE)
-        if self.events == "heard":
-            return f"{heard:,} of {len(self):,} events came"
-        if heard:
-            return f"{heard:,} of {len(self):,} events heard; then {UNHEARD[self.events]}"
-        return f"events not heard: {UNHEARD[self.events]}"
+    def events_text(self) -> str:
+        """How many events were received, and the reason if some could not be."""
+        received = sum(1 for event in self.event_us if event != NONE)
+        if self.events == "received":
+            return f"{received:,} of {counted(len(self), 'event')} received"
+        if received:
+            return f"{received:,} of {counted(len(self), 'event')} received; then {WHY_NO_EVENTS[self.events]}"
+        return f"no events received: {WHY_NO_EVENTS[self.events]}"
 
-    def life_ms(self, index: int) -> tuple[float, float]:
-        """Return the least and the most that a key can have lived; infinity for one that still does."""
-        gone = self.gone_us[index]
-        least = max(0, self.seen_us[index] - self.begun_by_us[index]) / 1000
-        return least, float("inf") if gone == NONE else (gone - self.begun_us[index]) / 1000
+    def lifetime_ms(self, index: int) -> tuple[float, float]:
+        """Return the shortest and the longest possible lifetime of a key.
+
+        Args:
+            index: The key's row.
+
+        Returns:
+            Milliseconds; the longest is infinity for a key that still exists.
+        """
+        missing = self.missing_us[index]
+        shortest = max(0, self.seen_us[index] - self.started_by_us[index]) / 1000
+        return shortest, float("inf") if missing == NONE else (missing - self.started_us[index]) / 1000
 
     def to_frame(self) -> pd.DataFrame:
-        """Return a row a key: TTLs and lives in seconds, times in UTC; NaN and NaT for what was not seen.
+        """Return one row per key.
 
-        ``configured_ttl_s`` is infinity where the key was meant to live for ever.
+        Returns:
+            TTLs and lifetimes in seconds (``configured_ttl_s`` is infinity for a key configured without TTL), times in
+            UTC; NaN and NaT for what was not observed.
         """
         import numpy as np
         import pandas as pd
@@ -189,242 +237,226 @@ class ExpiryLog:
 
         configured = seconds(self.ttl_ms, 1000)
         configured[configured == NEVER / 1000] = np.inf
-        gone, begun, deadline = (seconds(v, 1_000_000) for v in (self.gone_us, self.begun_us, self.deadline_us))
+        missing, started, deadline = (
+            seconds(v, 1_000_000) for v in (self.missing_us, self.started_us, self.deadline_us)
+        )
         return pd.DataFrame(
             {
                 "key": self.keys,
                 "configured_ttl_s": configured,
-                "granted_ttl_s": deadline - begun,
-                "life_min_s": np.maximum(0, seconds(self.seen_us, 1_000_000) - seconds(self.begun_by_us, 1_000_000)),
-                "life_max_s": gone - begun,
+                "granted_ttl_s": deadline - started,
+                "lifetime_min_s": np.maximum(
+                    0, seconds(self.seen_us, 1_000_000) - seconds(self.started_by_us, 1_000_000)
+                ),
+                "lifetime_max_s": missing - started,
                 "event_late_max_s": np.maximum(0, seconds(self.event_us, 1_000_000) - deadline),
-                "begun_at": times(self.begun_us),
+                "started_at": times(self.started_us),
                 "deadline_at": times(self.deadline_us),
                 "last_seen_at": times(self.seen_us),
-                "first_gone_at": times(self.gone_us),
+                "first_missing_at": times(self.missing_us),
                 "event_at": times(self.event_us),
                 "end": pd.Categorical.from_codes(list(self.ends), categories=list(ENDS)),
             }
         )
 
-    def groups(self) -> list[Group]:
-        """Return the keys by TTL that was meant, shortest first, then those meant to have none, those not known."""
+    def groups(self) -> list[TtlGroup]:
+        """Return the keys by configured TTL: shortest first, then those without TTL, then those of unknown TTL."""
         rows: dict[int, list[int]] = {}
         for index, ttl in enumerate(self.ttl_ms):
             rows.setdefault(ttl, []).append(index)
-        return [Group.of(self, ttl, rows[ttl]) for ttl in sorted(rows, key=lambda ttl: (ttl < 0, ttl))]
+        order = sorted(rows, key=lambda ttl: (ttl == NONE, ttl == NEVER, ttl))
+        return [TtlGroup.of(self, ttl, rows[ttl]) for ttl in order]
 
     @property
     def verdict(self) -> str:
-        """One sentence: did the keys live as long as was meant? The same words for the same outcome.
+        """One sentence: whether the observed lifetimes match the configured TTLs. The same outcome, the same words.
 
-        "Not known" where none was odd, but the ends of some were seen so late that they may have lived twice as long.
+        It begins with "Inconclusive" if no key deviates, but some were checked so late that their lifetime may have
+        been twice the TTL.
         """
         groups = self.groups()
-        wrong = [group for group in groups if group.odd]
-        if wrong or any(group.ttl_ms is None for group in groups):
-            return f"Not as meant: {_told(wrong)}." if wrong else f"{_told(groups)}."
-        if unknown := sum(group.unknown for group in groups):
-            return f"Not known: {_keys(unknown)} may have lived more than twice as long as meant; seen gone too late."
-        return self._as_meant(groups) if groups else "No keys to observe."
+        deviating = [group for group in groups if group.deviating]
+        if deviating:
+            return f"Not as configured: {_summary(deviating)}."
+        if any(group.ttl_ms is None for group in groups):
+            return f"{_summary(groups)}."
+        if late := sum(group.checked_late for group in groups):
+            were = "was" if late == 1 else "were"
+            return (
+                f"Inconclusive: {counted(late, 'key')} {were} checked too late to rule out a lifetime of twice the TTL."
+            )
+        return self._as_configured(groups) if groups else "No keys to observe."
 
-    def _as_meant(self, groups: Sequence[Group]) -> str:
-        alive = self.counts().get("alive", 0)
-        on = f"{_keys(alive)} {'lives' if alive == 1 else 'live'} on."
-        expired = [group for group in groups if group.life_ms]
+    def _as_configured(self, groups: Sequence[TtlGroup]) -> str:
+        existing = self.counts().get("not expired", 0)
+        rest = f"{counted(existing, 'key')} {'has' if existing == 1 else 'have'} not expired."
+        expired = [group for group in groups if group.lifetime_ms]
         if not expired:
-            return f"As meant so far: {on}"
-        gone = len(self) - alive
-        ttls = " to ".join(dict.fromkeys(_ttl(cast("float", group.ttl_ms)) for group in (expired[0], expired[-1])))
-        keys = _keys(gone) if not alive else f"{gone:,} of {_keys(len(self))}"
-        said = f"As meant: {keys} lived {'its' if gone == 1 else 'their'} TTL of {ttls} and expired"
-        return f"{said}; {on}" if alive else f"{said}."
+            return f"As configured so far: {rest}"
+        count = len(self) - existing
+        ttls = " to ".join(dict.fromkeys(duration(group.ttl_ms) for group in (expired[0], expired[-1])))
+        keys = f"{count:,} of {counted(len(self), 'key')}" if existing else counted(count, "key")
+        text = f"As configured: {keys} expired after {'its' if count == 1 else 'their'} TTL of {ttls}"
+        return f"{text}; {rest}" if existing else f"{text}."
 
     def __str__(self) -> str:
-        typical, worst = self.exact_to_ms
-        said = f"{self.verdict} Seen on {self.server}, {self.clock}, exact to {typical:.3g} ms (worst {worst:.3g} ms)."
-        return said if self.events == "heard" else f"{said} {self.events_said.capitalize()}."
+        median, worst = self.exact_to_ms
+        text = (
+            f"{self.verdict} Observed on {self.server}, {self.clock}, exact to {duration(median)} "
+            f"(worst {duration(worst)})."
+        )
+        return text if self.events == "received" else f"{text} {self.events_text.capitalize()}."
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         groups = self.groups()
-        rows = [group.cells() for group in groups[:MAX_ROWS]]
-        if len(groups) > MAX_ROWS:
-            rows.append((f"{len(groups) - MAX_ROWS:,} more TTLs", "", "", "", "", ""))
-        return html_table(str(self), ("TTL meant", "keys", "end", "lived", "exact to", "event late by"), rows)
+        titles = ("configured TTL", "keys", "end", "observed lifetime", "exact to", "event late by")
+        return Table(str(self), titles, [group.cells() for group in groups[:MAX_ROWS]], total=len(groups)).to_html()
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """The keys of one TTL: how many came to which end, and the range of the lives that ended (None: none did).
+class TtlGroup:
+    """The keys of one configured TTL.
 
-    ``ttl_ms``: infinity: meant to live for ever; None: not known. ``odd`` are those that
-    lived shorter or longer than their TTL by over 1 %, or ended otherwise than by it, or have one and were meant to
-    have none; ``unknown`` those that were seen gone so late that their lives may have been twice as long.
+    Attributes:
+        ttl_ms: The configured TTL in milliseconds; infinity: no TTL; None: unknown.
+        keys: The number of keys.
+        ends: The number of keys per end.
+        lifetime_ms: The shortest and the longest observed lifetime; None if no key ended.
+        exact_to_ms: Half the width of the widest interval.
+        event_late_ms: The largest delay of an event; None without events.
+        events_received: Whether the server's events were received until the end.
+        checked_late: Keys that were checked too late to rule out a lifetime of twice the TTL.
+        deviating: The keys that did not end as configured: a lifetime shorter or longer by over 1 %, another end than
+            expiry, or a TTL that was not configured. None if there are none.
     """
 
     ttl_ms: float | None
     keys: int
     ends: Mapping[End, int]
-    life_ms: tuple[float, float] | None
+    lifetime_ms: tuple[float, float] | None
     exact_to_ms: float
     event_late_ms: float | None
-    heard: bool = True
-    unknown: int = 0
-    odd: Group | None = None
+    events_received: bool = True
+    checked_late: int = 0
+    deviating: TtlGroup | None = None
 
     @classmethod
-    def of(cls, log: ExpiryLog, ttl: int, rows: Sequence[int], *, compare: bool = True) -> Group:
-        """Return what a log's rows say; lives are middles of their intervals."""
-        gone = [index for index in rows if log.gone_us[index] != NONE]
-        intervals = [log.life_ms(index) for index in gone]
-        middles = [(least + most) / 2 for least, most in intervals]
-        timed = [i for i in gone if NONE not in (log.event_us[i], log.deadline_us[i])]
+    def of(cls, log: ExpiryLog, ttl: int, rows: Sequence[int], *, compare: bool = True) -> TtlGroup:
+        """Return the group of some rows; a lifetime is the middle of its interval."""
+        ended = [index for index in rows if log.missing_us[index] != NONE]
+        intervals = [log.lifetime_ms(index) for index in ended]
+        middles = [(shortest + longest) / 2 for shortest, longest in intervals]
+        timed = [i for i in ended if NONE not in (log.event_us[i], log.deadline_us[i])]
         ends = Counter(ENDS[log.ends[index]] for index in rows)
-        odd = [index for index in rows if _odd(log, index, ttl)] if compare and ttl != NONE else []
+        deviating = [index for index in rows if _deviates(log, index, ttl)] if compare and ttl != NONE else []
         return cls(
-            _meant(ttl),
+            _configured(ttl),
             len(rows),
             {end: ends[end] for end in ENDS if ends[end]},
             (min(middles), max(middles)) if middles else None,
-            max((most - least for least, most in intervals), default=0) / 2,
-            # 6.2 tells a deadline to some milliseconds: an event may seem to come before it.
+            max((longest - shortest for shortest, longest in intervals), default=0) / 2,
+            # Redis 6.2 gives deadlines to some milliseconds only: an event may seem to come before its deadline.
             max((max(0, log.event_us[i] - log.deadline_us[i]) / 1000 for i in timed), default=None),
-            log.events == "heard",
-            sum(1 for index, (_, most) in zip(gone, intervals, strict=True) if most > 2 * ttl + UNKNOWN_MS),
-            cls.of(log, ttl, odd, compare=False) if odd else None,
+            log.events == "received",
+            sum(1 for _, longest in intervals if longest > 2 * ttl + LATE_CHECK_MS),
+            cls.of(log, ttl, deviating, compare=False) if deviating else None,
         )
 
     @property
-    def lived(self) -> str:
-        """The range of the lives that ended, in words."""
-        if self.life_ms is None:
-            return "not expired" if "alive" in self.ends else "not there"
-        low, high = (about(ms) for ms in self.life_ms)
-        return f"lived {low}" if low == high else f"lived {low} to {high}"
+    def lifetime_text(self) -> str:
+        """The range of observed lifetimes."""
+        if self.lifetime_ms is None:
+            return "not expired" if "not expired" in self.ends else "did not exist"
+        return " to ".join(dict.fromkeys(duration(ms) for ms in self.lifetime_ms))
 
     def __str__(self) -> str:
-        told, whole = (self.odd, f" of {self.keys:,}") if self.odd and self.odd.keys < self.keys else (self, "")
-        (count, fate), *others = told.fates()
+        shown, total = (self, "")
+        if self.deviating and self.deviating.keys < self.keys:
+            shown, total = (self.deviating, f" of {self.keys:,}")
+        (count, outcome), *others = shown.outcomes()
         # One of two keys, but one key of one.
-        noun = "key" if (self.keys if whole or not others else count) == 1 else "keys"
-        meant = f" meant to {_live(self.ttl_ms)}" if self.ttl_ms is not None else ""
-        return ", ".join([f"{count:,}{whole} {noun}{meant} {fate}", *(f"{more:,} {then}" for more, then in others)])
+        noun = "key" if (self.keys if total or not others else count) == 1 else "keys"
+        ttl = ""
+        if self.ttl_ms is not None:
+            without = self.ttl_ms == float("inf")
+            ttl = " configured without TTL" if without else f" with a configured TTL of {duration(self.ttl_ms)}"
+        return ", ".join([f"{count:,}{total} {noun}{ttl} {outcome}", *(f"{more:,} {text}" for more, text in others)])
 
-    def fates(self) -> list[tuple[int, str]]:
-        """Return what became of how many: those whose lives ended and how, those that live on, those never there."""
-        alive, absent = self.ends.get("alive", 0), self.ends.get("absent", 0)
-        ended = {end: count for end, count in self.ends.items() if end not in ("alive", "absent")}
+    def outcomes(self) -> list[tuple[int, str]]:
+        """Return what became of how many keys: those that ended, those that exist, those that never existed."""
+        existing, absent = self.ends.get("not expired", 0), self.ends.get("absent", 0)
+        ended = {end: count for end, count in self.ends.items() if end not in ("not expired", "absent")}
+        count = sum(ended.values())
+        verbs = " or ".join(ended) if len(ended) == 1 else "ended"
+        if verbs not in ("expired", "ended"):
+            verbs = f"{'was' if count == 1 else 'were'} {verbs}"
+        details = f" ({_counts(ended)})" if len(ended) > 1 else ""
+        not_expired = "a TTL" if self.ttl_ms == float("inf") and not self.deviating else "not expired"
         found = [
-            (sum(ended.values()), f"{self.lived} ({_counted(ended)})"),
-            (alive, f"{'has' if alive == 1 else 'have'} {self._life_so_far} (alive)"),
-            (absent, f"{'was' if absent == 1 else 'were'} not there"),
+            (count, f"{verbs} after {self.lifetime_text}{details}"),
+            (existing, f"{'has' if existing == 1 else 'have'} {not_expired}"),
+            (absent, "did not exist"),
         ]
-        return [fate for fate in found if fate[0]]
+        return [outcome for outcome in found if outcome[0]]
 
     @property
-    def _life_so_far(self) -> str:
-        return "a TTL" if self.ttl_ms == float("inf") and not self.odd else "not expired"
-
-    @property
-    def ended(self) -> str:
-        """How they ended, with counts where there is more than one way."""
-        return _counted(self.ends)
-
-    @property
-    def how_odd(self) -> float:
-        """By what factor a life missed its TTL at worst."""
-        if not self.ttl_ms or self.life_ms is None:
+    def worst_factor(self) -> float:
+        """The largest factor by which a lifetime differs from the TTL."""
+        if not self.ttl_ms or self.lifetime_ms is None:
             return 1.0
-        low, high = (max(life, 1.0) / self.ttl_ms for life in self.life_ms)
+        low, high = (max(lifetime, 1.0) / self.ttl_ms for lifetime in self.lifetime_ms)
         return max(1 / low, high)
 
     def cells(self) -> tuple[str, ...]:
-        """Return a row of the table."""
-        none = "no event" if self.heard else "not heard"
-        late = none if self.event_late_ms is None else f"at most {about(self.event_late_ms)}"
-        meant = "unknown" if self.ttl_ms is None else _ttl(self.ttl_ms) if self.ttl_ms < float("inf") else "never ends"
+        """Return the group's row of the table."""
+        none = "no event" if self.events_received else "not received"
+        configured = (
+            "unknown" if self.ttl_ms is None else "no TTL" if self.ttl_ms == float("inf") else duration(self.ttl_ms)
+        )
         return (
-            meant,
+            configured,
             f"{self.keys:,}",
-            self.ended,
-            self.lived.removeprefix("lived "),
-            f"{self.exact_to_ms:.3g} ms",
-            late,
+            _counts(self.ends),
+            self.lifetime_text,
+            duration(self.exact_to_ms),
+            none if self.event_late_ms is None else f"at most {duration(self.event_late_ms)}",
         )
 
 
-def html_table(caption: str, titles: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Return a table as HTML, escaped; its text is set to the left, where JupyterLab sets all to the right."""
-    left = ' style="text-align:left"'
-    head = "".join(f"<th{left}>{escape(title)}</th>" for title in titles)
-    body = "".join(f"<tr>{''.join(f'<td{left}>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    top = f"<caption{left}>{escape(caption)}</caption><thead><tr>{head}</tr></thead>"
-    return f"<table>{top}<tbody>{body}</tbody></table>"
-
-
-def _told(groups: Sequence[Group]) -> str:
-    """Three groups in full; of more their number and the worst."""
+def _summary(groups: Sequence[TtlGroup]) -> str:
+    """Return up to three groups in full; of more, their number and the worst."""
     if len(groups) <= 3:
         return "; ".join(map(str, groups))
-    keys = sum((group.odd or group).keys for group in groups)
-    worst = max(groups, key=lambda group: group.how_odd)
-    return f"{_keys(keys)} of {len(groups):,} TTLs, at worst {worst}"
+    keys = sum((group.deviating or group).keys for group in groups)
+    worst = max(groups, key=lambda group: group.worst_factor)
+    return f"{counted(keys, 'key')} of {counted(len(groups), 'TTL')}, at worst {worst}"
 
 
-def _counted(ends: Mapping[End, int]) -> str:
+def _counts(ends: Mapping[End, int]) -> str:
     if len(ends) == 1:
         return next(iter(ends))
     return ", ".join(f"{count:,} {end}" for end, count in ends.items())
 
 
-def _live(ttl_ms: float) -> str:
-    return f"live {_ttl(ttl_ms)}" if ttl_ms < float("inf") else "live for ever"
-
-
-def _ttl(ms: float) -> str:
-    exact = ttl_text(ms)
-    return about(ms) if exact.endswith("ms") and ms > 1000 else exact
-
-
-def _keys(count: int) -> str:
-    return f"{count:,} {'key' if count == 1 else 'keys'}"
-
-
-def _meant(ttl: int) -> float | None:
+def _configured(ttl: int) -> float | None:
     return {NONE: None, NEVER: float("inf")}.get(ttl, ttl)
 
 
-def at(us: int) -> datetime:
-    """Return the instant of a column's value."""
+def time_at(us: int) -> datetime:
+    """Return a column's value as a time."""
     return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=us)
 
 
-def _at_or_none(us: int) -> datetime | None:
-    return None if us == NONE else at(us)
+def _time_or_none(us: int) -> datetime | None:
+    return None if us == NONE else time_at(us)
 
 
-def _odd(log: ExpiryLog, index: int, ttl: int) -> bool:
+def _deviates(log: ExpiryLog, index: int, ttl: int) -> bool:
     end = ENDS[log.ends[index]]
     if ttl == NEVER:
-        return end != "alive" or log.deadline_us[index] != NONE
-    least, most = log.life_ms(index)
-    slack = max(ttl * 0.01, 2.0)
-    return end not in ("expired", "alive") or most < ttl - slack or least > ttl + slack
-
-
-def about(ms: float) -> str:
-    """Return a duration in its two largest units: ``6d 23h``, ``5m``, ``2m 5s``, ``1.5s``, ``12ms``."""
-    sign, rest = "-" if ms < 0 else "", round(abs(ms))
-    if rest < 1_000:
-        return f"{sign}{rest}ms"
-    if rest < 59_950:
-        return f"{sign}{rest / 1000:.3g}s"
-    rest = round(rest / 1000)
-    parts: list[str] = []
-    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
-        count, rest = divmod(rest, size)
-        if count or parts:
-            parts.append(f"{count}{unit}" if count else "")
-    return sign + " ".join(part for part in parts[:2] if part)
+        return end != "not expired" or log.deadline_us[index] != NONE
+    shortest, longest = log.lifetime_ms(index)
+    slack = max(ttl * TOLERANCE, MIN_TOLERANCE_MS)
+    return end not in ("expired", "not expired") or longest < ttl - slack or shortest > ttl + slack

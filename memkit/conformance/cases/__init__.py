@@ -1,1 +1,1 @@
-"""The conformance cases, by theme."""
+"""The cases by theme; the docstring of a case is its meaning, a sentence about the store."""

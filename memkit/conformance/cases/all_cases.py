@@ -1,4 +1,4 @@
-"""Every case, in the order in which they are asked."""
+"""Every case, in the order in which they run."""
 
 from __future__ import annotations
 

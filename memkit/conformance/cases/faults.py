@@ -1,27 +1,26 @@
-# the docstring of a case is its meaning: a sentence about the store
-"""Cases: under a fault a store raises or is right."""
+"""Cases of faults: under a fault a store raises or is right."""
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
 import redis
 
-from memkit.conformance.adapter import Handle, Messages, one_line
+from memkit.conformance.adapter import Handle, Messages, error_line
 from memkit.conformance.case import Case, case
-from memkit.conformance.environment import MARGIN_S, TTL_S, Bench, Key, messages_of
-from memkit.conformance.fault_proxy import Loss, Proxy
-from memkit.conformance.keyspace import Belongings, damage, elements, holds, own_places, shown, values
-from memkit.conformance.outcomes import Forgot, NotAsked
-from memkit.conformance.processes import LONGEST_S, Child, Waiting, together, works_when_forked
-from memkit.conformance.trial import Talk, difference
+from memkit.conformance.environment import MARGIN_S, TTL_S, Key, TestEnvironment, messages_of
+from memkit.conformance.fault_proxy import FaultProxy, Loss
+from memkit.conformance.keyspace import SessionKeys, damage, element, holds, key_text, own_places, values
+from memkit.conformance.outcomes import CaseFailed, CaseSkipped, Symptom
+from memkit.conformance.processes import LONGEST_S, ForkedProcess, in_thread, in_threads, outcome, works_when_forked
+from memkit.conformance.trial import TrialSession, difference
 
-EXPIRE_FAMILY = ("expire", "pexpire", "expireat", "pexpireat", "hexpire", "hpexpire", "hexpireat", "hpexpireat")
-RAISE = "Let the error out of the store; the application can then say so, retry or stop."
+EXPIRE_COMMANDS = ("expire", "pexpire", "expireat", "pexpireat", "hexpire", "hpexpire", "hexpireat", "hpexpireat")
+RAISE = "Let the error out of the store; the application can then report it, retry or stop."
 MOST_ROUND_TRIPS = 40
 MOST_LOST_CLEARS = 8
 PAUSE_S = 0.1
@@ -31,541 +30,504 @@ DOWN_FOR_S = 0.3
 QUICK_LOSSES: tuple[Loss, ...] = ("reply", "request", "reply twice")
 
 
+def _begin(env: TestEnvironment, messages: int = 2) -> TrialSession:
+    """Return a session with some messages in it, its handle open and used."""
+    session = TrialSession(env)
+    for number in range(messages):
+        session.append(role=("user", "assistant")[number % 2])
+    session.expect("before the fault", by=session.handle)
+    return session
+
+
 def _read(handle: Handle) -> Messages | Exception:
-    """Read under a fault, in which a store may raise."""
+    """Read under a fault, in which a store may raise anything."""
     try:
         return messages_of(handle)
-    except Exception as error:  # noqa: BLE001  # what a store raises under a fault is its own affair
+    except Exception as error:  # noqa: BLE001
         return error
 
 
-def _expect_right_or_raised(talk: Talk, handle: Handle, when: str) -> None:
+def _open(session: TrialSession) -> Handle | Exception:
+    """Open a handle under a fault; a store that tests its connection in open() is right to raise."""
+    try:
+        return session.open_again()
+    except Exception as error:  # noqa: BLE001
+        return error
+
+
+def _expect_right_or_raised(session: TrialSession, handle: Handle, when: str) -> None:
     read = _read(handle)
-    if not isinstance(read, Exception) and read != talk.said:
-        raise Forgot(f"{when}: read() did not raise; {difference(talk.said, read)}")
-
-
-def _expect_after(talk: Talk, text: str, error: Exception | None, when: str, role: str = "user") -> None:
-    """The fault is over: what was acknowledged is there once; what raised is there once or not."""
-    if error is None:
-        talk.expect(f"{when}, append said that it stored the message")
-    else:
-        talk.expect_either(when, text, error, role)
-
-
-def _begun(bench: Bench, messages: int = 2, ttl_s: float | None = TTL_S) -> Talk:
-    """A session with some messages in it, its handle open and used."""
-    talk = Talk(bench, ttl_s=ttl_s)
-    for number in range(messages):
-        talk.say(role=("user", "assistant")[number % 2])
-    talk.expect("before the fault", by=talk.handle)
-    return talk
+    if not isinstance(read, Exception) and read != session.expected:
+        message = f"{when}: read() did not raise; {difference(session.expected, read)}"
+        raise CaseFailed(message, symptom=Symptom.ERROR_HIDDEN)
 
 
 # Denied commands
 
 
 @case(
-    why="A crash (or a refusal) between the write and its EXPIRE leaves a session that never dies, and nobody is told.",
+    why="A crash (or a refusal) between the write and its EXPIRE leaves a session that never expires.",
     fix="Write and set the TTL in one script or MULTI, or with SET PX; let the error out. In a script try the TTL "
     "before the first write: Lua does not roll back.",
     needs_ttl=True,
 )
-def expire_denied(bench: Bench) -> None:
-    """With EXPIRE and its kin denied, an append raises, or the session has its TTL renewed all the same."""
-    belongings = Belongings(bench)
-    old, new = _begun(bench), Talk(bench)
-    bench.move_to(old.said_at[0] + TTL_S / 2)
-    old.handle, new.handle  # noqa: B018  # opened while all is well
-    with bench.denied(*EXPIRE_FAMILY):
-        errors = {talk: talk.tried("said while EXPIRE is denied") for talk in (new, old)}
-    for talk, error in errors.items():
-        which = "a new session" if talk is new else "a living session"
-        _expect_after(talk, "said while EXPIRE is denied", error, f"EXPIRE denied, {which}")
-        outcome = f"append raised {one_line(error)}" if error else "append said that all is well"
-        belongings.expect_mortal(f"EXPIRE denied, {which} ({outcome})")
-    for talk, error in errors.items():
-        if error is None and (bench.sliding or talk is new):
-            talk.expect_until(
-                TTL_S, f"EXPIRE denied, append said that all is well; {MARGIN_S:g} s before the new deadline"
-            )
+def expire_denied(env: TestEnvironment) -> None:
+    """With EXPIRE and its variants denied, an append raises, or the session has its TTL renewed all the same."""
+    keys = SessionKeys(env)
+    old, new = _begin(env), TrialSession(env)
+    env.move_to(old.appended_at[0] + TTL_S / 2)
+    old.handle, new.handle  # noqa: B018  # opened before the fault
+    text = "appended while EXPIRE is denied"
+    with env.denied(*EXPIRE_COMMANDS):
+        errors = {session: session.try_append(text) for session in (new, old)}
+    for session, error in errors.items():
+        which = "a new session" if session is new else "an existing session"
+        session.expect_after(text, error, f"EXPIRE denied, {which}")
+        result = f"append raised {error_line(error)}" if error else "append reported success"
+        keys.expect_ttl_on_every_key(f"EXPIRE denied, {which} ({result})")
+    for session, error in errors.items():
+        if error is None and (env.sliding or session is new):
+            when = f"EXPIRE denied, append reported success; {MARGIN_S:g} s before the new deadline"
+            session.expect_until(TTL_S, when)
 
 
 @case(
-    why="A refused read that is shown as 'no memory' makes the bot greet an old user as a stranger; no alarm rings.",
-    fix=RAISE + " Catch only what means 'there is no such session'.",
+    why="A refused read that is shown as 'no memory' makes the bot greet a known user as a new one; no alarm rings.",
+    fix=RAISE + " Catch only the error that means 'there is no such session'.",
 )
-def read_denied(bench: Bench) -> None:
-    """When Redis refuses a command that read() needs, read() raises; it does not show an empty or partial memory."""
-    talk = _begun(bench, 4)
-    needed = bench.commands_of(lambda: (messages_of(talk.handle), bench.read(talk.id)))
-    for rules in (("@read",), ("@read", "@scripting"), *_each(needed)):
-        talk.say_elsewhere()
-        with _denied_if_known(bench, rules):
-            _expect_right_or_raised(talk, talk.handle, f"{' and '.join(rules)} denied, read by the open handle")
-            handle = _opened(talk)
+def read_denied(env: TestEnvironment) -> None:
+    """When Redis refuses a command that read() needs, read() raises; it does not return an empty or partial memory."""
+    session = _begin(env, 4)
+    needed = env.commands_of(lambda: (messages_of(session.handle), env.read(session.id)))
+    for rules in (("@read",), ("@read", "@scripting"), *_one_by_one(needed)):
+        session.append_by_new_client()
+        with env.denied(*rules):
+            when = f"{' and '.join(rules)} denied"
+            _expect_right_or_raised(session, session.handle, f"{when}, read by the open handle")
+            handle = _open(session)
             if not isinstance(handle, Exception):
-                _expect_right_or_raised(talk, handle, f"{' and '.join(rules)} denied, read by a new handle")
-    talk.expect("after the fault")
+                _expect_right_or_raised(session, handle, f"{when}, read by a new handle")
+    session.expect("after the fault")
 
 
-def _opened(talk: Talk) -> Handle | Exception:
-    try:
-        return talk.reopened()
-    except Exception as error:  # noqa: BLE001  # a store that checks its connection in open() is right to raise
-        return error
-
-
-@contextmanager
-def _denied_if_known(bench: Bench, rules: tuple[str, ...]) -> Iterator[None]:
-    try:
-        with bench.denied(*rules):
-            yield
-    except NotAsked:
-        pass
+def _one_by_one(commands: list[str]) -> list[tuple[str, ...]]:
+    """Return one denial for each command; EXPIRE and its variants are only denied together, in their own case."""
+    return [(name,) for name in commands if name not in EXPIRE_COMMANDS]
 
 
 @case(
-    why="A write that failed and is reported as done is a message that nobody will send again.",
+    why="A write that failed and is reported as done is a message that will not be sent again.",
     fix=RAISE + " Write everything in one MULTI or script, so that a refusal leaves nothing half done.",
 )
-def write_denied(bench: Bench) -> None:
+def write_denied(env: TestEnvironment) -> None:
     """When Redis refuses a command that append() needs, append() raises or has stored the message with its TTL."""
-    belongings = Belongings(bench)
-    first = Talk(bench)
+    keys = SessionKeys(env)
+    first = TrialSession(env)
 
     def appends() -> None:
-        for handle in (first.handle, first.handle, first.reopened()):
+        for handle in (first.handle, first.handle, first.open_again()):
             handle.append("user", "an ordinary message")
 
-    for rules in (("@write",), ("@write", "@scripting"), *_each(bench.commands_of(appends))):
-        for talk in (_begun(bench), Talk(bench)):
-            _deny_append(talk, belongings, rules)
+    for rules in (("@write",), ("@write", "@scripting"), *_one_by_one(env.commands_of(appends))):
+        for session in (_begin(env), TrialSession(env)):
+            _append_denied(session, keys, rules)
 
 
-def _each(commands: list[str]) -> list[tuple[str, ...]]:
-    """One denial a command; EXPIRE and its kin only go together, in a case of their own."""
-    return [(name,) for name in commands if name not in EXPIRE_FAMILY]
-
-
-def _deny_append(talk: Talk, belongings: Belongings, rules: tuple[str, ...]) -> None:
-    text = f"said while {' '.join(rules)} is denied"
-    when = f"{' and '.join(rules)} denied, {'a living' if talk.said else 'a new'} session"
-    with talk.bench.denied(*rules):
-        handle = talk.handle if talk.said else _opened(talk)
-        error = handle if isinstance(handle, Exception) else talk.tried(text, by=handle)
+def _append_denied(session: TrialSession, keys: SessionKeys, rules: tuple[str, ...]) -> None:
+    env, text = session.env, f"appended while {' '.join(rules)} is denied"
+    when = f"{' and '.join(rules)} denied, {'an existing' if session.messages else 'a new'} session"
+    with env.denied(*rules):
+        handle = session.handle if session.messages else _open(session)
+        error = handle if isinstance(handle, Exception) else session.try_append(text, by=handle)
     if error is None or rules[0].startswith("@"):
-        _expect_after(talk, text, error, when)
-        belongings.expect_mortal(when)
+        session.expect_after(text, error, when)
+        keys.expect_ttl_on_every_key(when)
         return
-    # A script does not roll back: refused in its middle, it may have left a part. That is told aloud twice (append
+    # A script does not roll back: refused in its middle, it may have left a part. Both calls report that (append
     # raised, read raises), and no crash can stop a script there.
-    read = _read(talk.reopened())
-    if not isinstance(read, Exception) and read not in (talk.said, [*talk.said, ("user", text)]):
-        raise Forgot(f"{when} (append raised {one_line(error)}): {difference(talk.said, read)}")
+    read = _read(session.open_again())
+    allowed = (session.expected, env.kept([*session.messages, ("user", text)]))
+    if not isinstance(read, Exception) and read not in allowed:
+        raise session.failure(f"{when} (append raised {error_line(error)})", read)
 
 
 @case(
-    why="A user who asked to be forgotten is told that it is done, and is remembered.",
+    why="A user who asked for deletion gets a confirmation, and is still remembered.",
     fix=RAISE,
 )
-def clear_denied(bench: Bench) -> None:
-    """When Redis refuses a command that clear() needs, clear() raises or the session is gone."""
-    first = _begun(bench, 3)
-    needed = bench.commands_of(first.handle.clear)
-    for rules in (("@write",), ("@write", "@scripting"), *_each(needed)):
-        talk = _begun(bench, 3)
-        with bench.denied(*rules):
+def clear_denied(env: TestEnvironment) -> None:
+    """When Redis refuses a command that clear() needs, clear() raises or the session is deleted."""
+    needed = env.commands_of(_begin(env, 3).handle.clear)
+    for rules in (("@write",), ("@write", "@scripting"), *_one_by_one(needed)):
+        session = _begin(env, 3)
+        with env.denied(*rules):
             try:
-                talk.handle.clear()
+                session.handle.clear()
             except Exception:  # noqa: BLE001, S112  # as it should be
                 continue
-        talk.expect_gone(f"{' and '.join(rules)} denied, clear() did not raise")
+        session.expect_empty(f"{' and '.join(rules)} denied, clear() did not raise")
 
 
 # The network
 
 
 @case(
-    why="A reply that is lost makes the client send again: without an id the message is stored twice; with the error "
+    why="When a reply is lost the client sends again: without an id the message is stored twice; if the error is "
     "swallowed, not at all.",
-    fix="Give each message an id that the client makes once, and let the script skip one that is there already; or do "
+    fix="Give each message an id that the client makes once, and let the script skip one that exists already; or do "
     "not retry writes, and raise.",
 )
-def lost_reply(bench: Bench) -> None:
+def lost_reply(env: TestEnvironment) -> None:
     """When a request or a reply is lost, an append is stored exactly once and a read is right, or they raise."""
-    with Proxy(_port(bench)) as proxy:
-        proxied = Talk(bench)
-        handle = bench.open(proxied.id, url=proxy.url(bench.url))
-        proxied.say(by=handle)
+    with _proxy(env) as proxy:
+        session = TrialSession(env)
+        handle = env.open(session.id, url=proxy.url(env.url))
+        session.append(by=handle)
         proxy.lose(None)
-        proxied.say(by=handle)
+        session.append(by=handle)
         trips = proxy.requests
     if not trips:
-        raise NotAsked("the store's traffic does not go by the URL that open() was given")
+        raise CaseSkipped("the store's traffic does not use the URL that open() was given")
     began = time.monotonic()
     nths = range(1, trips + 1)
-    works = [partial(_lose, bench, loss, nth) for loss in QUICK_LOSSES for nth in nths]
-    together([*works, *(partial(_lose_while_another_writes, bench, nth) for nth in nths)])
-    # A store that waited for a lock which a lost reply left behind has time-outs longer than LATE_S anyway.
-    hasty = time.monotonic() < began + PATIENCE_S
-    late = [partial(_lose, bench, "late reply", nth) for nth in nths if hasty]
-    together([*late, partial(_late_read, bench)])
+    works = [partial(_append_with_loss, env, loss, nth) for loss in QUICK_LOSSES for nth in nths]
+    in_threads([*works, *(partial(_append_with_another_writer, env, nth) for nth in nths)])
+    # A store that waited for a lock which a lost reply left has time-outs longer than LATE_S anyway.
+    late = nths if time.monotonic() < began + PATIENCE_S else ()
+    in_threads([*(partial(_append_with_loss, env, "late reply", nth) for nth in late), partial(_late_read, env)])
 
 
-def _port(bench: Bench) -> int:
-    return bench.server.port or 0
+def _proxy(env: TestEnvironment) -> FaultProxy:
+    return FaultProxy(env.server.port or 0)
 
 
-def _lose(bench: Bench, loss: Loss, nth: int) -> None:
-    talk = Talk(bench)
-    with Proxy(_port(bench)) as proxy:
-        handle = bench.open(talk.id, url=proxy.url(bench.url))
+def _append_with_loss(env: TestEnvironment, loss: Loss, nth: int) -> None:
+    session = TrialSession(env)
+    with _proxy(env) as proxy:
+        handle = env.open(session.id, url=proxy.url(env.url))
         for _ in range(2):
-            talk.say(by=handle)
+            session.append(by=handle)
         proxy.lose(loss, nth)
-        error = talk.tried("said while the network fails", "assistant", by=handle)
+        text = "appended while the network fails"
+        error = session.try_append(text, "assistant", by=handle)
         proxy.lose(None)
         when = f"the {loss} of round trip {nth} of an append was lost"
-        _expect_after(talk, "said while the network fails", error, when, "assistant")
+        session.expect_after(text, error, when, "assistant")
         if error:
-            talk.said = bench.read(talk.id)
-        later = talk.tried("said afterwards", by=handle)
-        _expect_after(talk, "said afterwards", later, f"{when}; one more append by the same handle")
+            session.messages = env.read(session.id)
+        later = session.try_append("appended afterwards", by=handle)
+        session.expect_after("appended afterwards", later, f"{when}; one more append by the same handle")
 
 
-def _lose_while_another_writes(bench: Bench, nth: int) -> None:
-    """A retry that comes after another client's message finds its own no longer at the end."""
-    talk = _begun(bench)
-    mine, other = (talk.role("assistant"), "said while the network fails"), (talk.role("user"), "said by another")
-    others = talk.reopened()
-    with Proxy(_port(bench)) as proxy:
-        handle = bench.open(talk.id, url=proxy.url(bench.url))
+def _append_with_another_writer(env: TestEnvironment, nth: int) -> None:
+    """Lose a reply while another client appends: the retry finds its own message no longer at the end."""
+    session = _begin(env)
+    mine, other = (session.role("assistant"), "while the network fails"), (session.role("user"), "by another client")
+    others_handle = session.open_again()
+    with _proxy(env) as proxy:
+        handle = env.open(session.id, url=proxy.url(env.url))
         messages_of(handle)
-        writing: list[Waiting] = []
+        writing: list[Future[None]] = []
 
         def write() -> None:
-            # Not waited for long: a lock may be held that only the other can give back.
-            writing.append(Waiting(partial(others.append, *other)))
-            writing[0].result(within_s=PAUSE_S)
+            # A short wait: a lock may be held that only the other can release.
+            writing.append(in_thread(partial(others_handle.append, *other)))
+            outcome(writing[0], within_s=PAUSE_S)
 
         proxy.lose("reply", nth, meanwhile=write)
-        mine_stored = _appended(handle, *mine)
+        try:
+            handle.append(*mine)
+            stored = [mine]
+        except Exception:  # noqa: BLE001  # under a fault a store may raise anything
+            stored = []
         proxy.lose(None)
-    others_stored = bool(writing) and writing[0].result(within_s=PATIENCE_S) is None
-    when = f"the reply of round trip {nth} of an append was lost, and another client wrote before it was sent again"
-    read = bench.read(talk.id)
-    added = read[len(talk.said) :]
-    surely = [one for one, stored in ((mine, mine_stored), (other, others_stored)) if stored]
-    for one in (mine, other):
-        if read[: len(talk.said)] != talk.said or added.count(one) > 1 or (one in surely and one not in added):
-            raise Forgot(f"{when}: {difference([*talk.said, *surely], read)}")
+    if writing and outcome(writing[0], within_s=PATIENCE_S) is None:
+        stored.append(other)
+    read = env.read(session.id)
+    possible = itertools.chain.from_iterable(itertools.permutations((mine, other), count) for count in range(3))
+    if not any(read == env.kept([*session.messages, *added]) for added in possible if set(added) >= set(stored)):
+        when = f"the reply of round trip {nth} of an append was lost, and another client wrote before the retry"
+        raise CaseFailed(f"{when}: {difference(env.kept([*session.messages, *stored]), read)}")
 
 
-def _appended(handle: Handle, role: str, text: str) -> bool:
-    try:
-        handle.append(role, text)
-    except Exception:  # noqa: BLE001  # under a fault a store may raise
-        return False
-    return True
-
-
-def _late_read(bench: Bench) -> None:
-    """Read while the first reply does not come: time-outs are a fault like any other."""
-    talk = _begun(bench, 3)
-    with Proxy(_port(bench)) as proxy:
-        handle = bench.open(talk.id, url=proxy.url(bench.url))
+def _late_read(env: TestEnvironment) -> None:
+    """Read while the first reply does not come: a time-out is a fault like any other."""
+    session = _begin(env, 3)
+    with _proxy(env) as proxy:
+        handle = env.open(session.id, url=proxy.url(env.url))
         messages_of(handle)
-        talk.say_elsewhere()
+        session.append_by_new_client()
         proxy.lose("late reply")
-        _expect_right_or_raised(talk, handle, "the reply to a read did not come for some seconds")
+        _expect_right_or_raised(session, handle, "the reply to a read did not come for some seconds")
 
 
 @case(
-    why="A process that dies between two commands (a deploy, the OOM killer) leaves half a write: a key without a TTL, "
-    "an index without its message.",
+    why="A process that is killed between two commands (a deploy, the OOM killer) leaves half a write: a key without "
+    "TTL, an index without its message.",
     fix="Do everything an append does in one MULTI or script.",
 )
-def crash_in_append(bench: Bench) -> None:
-    """When the process is killed in the middle of an append, the session goes on as it was, every key with its TTL."""
-    if not works_when_forked(bench):
-        raise NotAsked("the store does not answer in a forked process, which is what is killed here")
-    belongings = Belongings(bench)
-    for living in (True, False):
+def crash_in_append(env: TestEnvironment) -> None:
+    """When the process is killed in the middle of an append, the session continues, every key with its TTL."""
+    if not works_when_forked(env):
+        raise CaseSkipped("the store does not answer in a forked process, which would be killed here")
+    keys = SessionKeys(env)
+    for existing in (True, False):
         for nth in range(1, MOST_ROUND_TRIPS):
-            if not _crash(bench, belongings, _begun(bench) if living else Talk(bench), nth):
+            if not _crash(env, keys, _begin(env) if existing else TrialSession(env), nth):
                 break
 
 
-def _open_and_append(bench: Bench, url: str, talk: Talk, text: str) -> None:
-    bench.adapter.open(url, talk.id, bench.ttl(talk.ttl_s)).append(talk.role("tool"), text)
-
-
-def _crash(bench: Bench, belongings: Belongings, talk: Talk, nth: int) -> bool:
-    """Kill a process before the nth request of open() and append(); False when it needs fewer."""
-    text = "said by a process that was killed"
-    with Proxy(_port(bench)) as proxy:
+def _crash(env: TestEnvironment, keys: SessionKeys, session: TrialSession, nth: int) -> bool:
+    """Kill a process before the nth request of open() and append(); return False if it needs fewer."""
+    text = "appended by a process that was killed"
+    which = "an existing" if session.messages else "a new"
+    with _proxy(env) as proxy:
         proxy.lose("hold", nth)
-        child = Child(partial(_open_and_append, bench, proxy.url(bench.url), talk, text))
+        url = proxy.url(env.url)
+
+        def open_and_append() -> None:
+            env.adapter.open(url, session.id, env.ttl(session.ttl_s)).append(session.role("tool"), text)
+
+        process = ForkedProcess(open_and_append)
         deadline = time.monotonic() + LONGEST_S
-        while not child.done(within_s=0.001) and not proxy.lost.is_set() and time.monotonic() < deadline:
+        while not process.is_done(within_s=0.001) and not proxy.lost.is_set() and time.monotonic() < deadline:
             pass
         crashed = proxy.lost.is_set()
-        child.kill()
-    when = f"killed before round trip {nth} of opening and appending to {'a living' if talk.said else 'a new'} session"
-    if crashed:
-        _expect_after(talk, text, InterruptedError("killed"), when, "tool")
-        belongings.expect_mortal(when)
-        _goes_on(talk, when)
-    return crashed
-
-
-def _goes_on(talk: Talk, when: str) -> None:
-    talk.said = talk.bench.read(talk.id)
-    # A lock that the dead process held is waited for by the clock, not by us.
-    talk.bench.move_to(talk.bench.now_s() + LOCKS_END_AFTER_S)
+        process.kill()
+    if not crashed:
+        return False
+    when = f"killed before round trip {nth} of opening and appending to {which} session"
+    session.expect_after(text, InterruptedError("killed"), when, "tool")
+    keys.expect_ttl_on_every_key(when)
+    session.messages = env.read(session.id)
+    # A lock that the killed process held ends by the server's clock.
+    env.move_to(env.now_s() + LOCKS_END_AFTER_S)
     for role in ("user", "assistant"):
-        text = f"said by the {role} afterwards"
-        error = talk.tried(text, role, by=talk.reopened())
-        _expect_after(talk, text, error, f"{when}; one more append ({role})", role)
-        talk.said = talk.bench.read(talk.id)
-    talk.bench.move_to(talk.bench.now_s() - LOCKS_END_AFTER_S)
+        text = f"appended by the {role} afterwards"
+        error = session.try_append(text, role, by=session.open_again())
+        session.expect_after(text, error, f"{when}; one more append ({role})", role)
+        session.messages = env.read(session.id)
+    env.move_to(env.now_s() - LOCKS_END_AFTER_S)
+    return True
 
 
 @case(
-    why="Servers and proxies close connections. A store that takes that for 'no memory' forgets at every pause.",
+    why="Servers and proxies close connections. A store that reads that as 'no memory' forgets at every pause.",
     fix="Reconnect and ask again, or raise; a write is only sent again with an id, so that nothing is stored twice.",
 )
-def connection_lost(bench: Bench) -> None:
+def connection_lost(env: TestEnvironment) -> None:
     """When the connection has been closed, or breaks during a read or a clear(), the store is right or raises."""
-    reader, writer = _begun(bench, 5), _begun(bench)
-    reader.say_elsewhere()
-    bench.control.execute_command("CLIENT", "KILL", "USER", "default")
-    _expect_right_or_raised(reader, reader.handle, "an idle connection was closed by the server")
-    bench.control.execute_command("CLIENT", "KILL", "USER", "default")
-    error = writer.tried("said after the connection was closed")
-    _expect_after(writer, "said after the connection was closed", error, "an idle connection was closed by the server")
-    with Proxy(_port(bench)) as proxy:
+    reader, writer = _begin(env, 5), _begin(env)
+    reader.append_by_new_client()
+    when, text = "an idle connection was closed by the server", "appended after the connection was closed"
+    env.control.execute_command("CLIENT", "KILL", "USER", "default")
+    _expect_right_or_raised(reader, reader.handle, when)
+    env.control.execute_command("CLIENT", "KILL", "USER", "default")
+    writer.expect_after(text, writer.try_append(text), when)
+    with _proxy(env) as proxy:
         for nth in range(1, MOST_ROUND_TRIPS):
-            handle = bench.open(reader.id, url=proxy.url(bench.url))
+            handle = env.open(reader.id, url=proxy.url(env.url))
             messages_of(handle)
-            reader.say_elsewhere()
+            reader.append_by_new_client()
             proxy.lose("reply", nth)
             _expect_right_or_raised(reader, handle, f"the connection broke in round trip {nth} of a read")
             if not proxy.lost.is_set():
                 break
             proxy.lose(None)
-    _lost_clears(bench)
-
-
-def _lost_clears(bench: Bench) -> None:
-    talk = _begun(bench, 3)
-    with Proxy(_port(bench)) as proxy:
-        handle = bench.open(talk.id, url=proxy.url(bench.url))
+    with _proxy(env) as proxy:
+        handle = env.open(_begin(env, 3).id, url=proxy.url(env.url))
         messages_of(handle)
         proxy.lose(None)
         handle.clear()
         trips = min(proxy.requests, MOST_LOST_CLEARS)
     losses: tuple[Loss, ...] = ("request", "reply")
-    works = [partial(_lost_clear, bench, loss, nth) for loss in losses for nth in range(1, trips + 1)]
-    together([*works, partial(_lost_clear, bench, "every request", 1)] if trips else [])
+    works = [partial(_clear_with_loss, env, loss, nth) for loss in losses for nth in range(1, trips + 1)]
+    in_threads([*works, partial(_clear_with_loss, env, "every request", 1)] if trips else [])
 
 
-def _lost_clear(bench: Bench, loss: Loss, nth: int) -> None:
-    talk = _begun(bench, 3)
-    with Proxy(_port(bench)) as proxy:
-        handle = bench.open(talk.id, url=proxy.url(bench.url))
+def _clear_with_loss(env: TestEnvironment, loss: Loss, nth: int) -> None:
+    session = _begin(env, 3)
+    with _proxy(env) as proxy:
+        handle = env.open(session.id, url=proxy.url(env.url))
         messages_of(handle)
         proxy.lose(loss, nth)
-        clearing = Waiting(handle.clear)
-        clearing.result(within_s=DOWN_FOR_S)
+        clearing = in_thread(handle.clear)
+        outcome(clearing, within_s=DOWN_FOR_S)
         proxy.lose(None)
-        if not isinstance(clearing.result(within_s=PATIENCE_S), Exception):
-            talk.expect_gone(f"{loss} {nth} of a clear() was lost on the network, clear() did not raise")
+        if not isinstance(outcome(clearing, within_s=PATIENCE_S), Exception):
+            session.expect_empty(f"{loss} {nth} of a clear() was lost on the network, clear() did not raise")
 
 
 @case(
-    why="What is only in the process when append() returns is lost with the process: a deploy in the middle of a talk.",
+    why="What is only in the process when append() returns is lost with the process: a deploy during a dialogue.",
     fix="Return from append() when Redis has answered; no background writer, no buffer.",
 )
-def stored_when_acknowledged(bench: Bench) -> None:
+def stored_when_acknowledged(env: TestEnvironment) -> None:
     """append() does not return while the server takes no writes (CLIENT PAUSE): what is acknowledged is stored."""
-    for talk in (_begun(bench), Talk(bench)):
-        handle = talk.handle
-        bench.control.client_pause(20_000, all=False)
+    for session in (_begin(env), TrialSession(env)):
+        message = ("user", "appended in a pause")
+        handle = session.handle
+        env.control.client_pause(20_000, all=False)
         try:
-            waiting = Waiting(lambda handle=handle: handle.append("user", "said in a pause"))  # type: ignore[misc]
-            if waiting.result(within_s=PAUSE_S) is None:
-                raise Forgot("append() said that the message is stored while the server was taking no writes")
+            appending = in_thread(partial(handle.append, *message))
+            if outcome(appending, within_s=PAUSE_S) is None:
+                raise CaseFailed("append() reported the message as stored while the server was taking no writes")
         finally:
-            bench.control.client_unpause()
-        outcome = waiting.result(within_s=5.0)
-        error = outcome if isinstance(outcome, Exception) else None
-        talk.said += [] if error else [("user", "said in a pause")]
-        _expect_after(talk, "said in a pause", error, "the server paused")
+            env.control.client_unpause()
+        result = outcome(appending, within_s=5.0)
+        error = result if isinstance(result, Exception) else None
+        session.messages += [] if error else [message]
+        session.expect_after(message[1], error, "the server paused")
 
 
 # The server
 
 
 @case(
-    why="Full memory refuses writes but not deletes: DEL and then RPUSH leaves nothing of the talk.",
+    why="Full memory refuses writes but not deletes: DEL and then RPUSH leaves nothing of the dialogue.",
     fix="Never delete before the new state is written: append, or replace in one MULTI or script; " + RAISE,
 )
-def full_memory(bench: Bench) -> None:
+def full_memory(env: TestEnvironment) -> None:
     """On a server that is full (maxmemory, noeviction) an append raises, and what was stored stays."""
-    talk, new = _begun(bench, 3), Talk(bench)
-    new.handle  # noqa: B018  # opened while all is well
-    text = "said on a full server"
+    old, new = _begin(env, 3), TrialSession(env)
+    new.handle  # noqa: B018  # opened before the fault
+    text = "appended on a full server"
     try:
-        bench.control.config_set("maxmemory", 1)
-        errors = [session.tried(text) for session in (talk, new)]
-        _expect_right_or_raised(talk, talk.handle, "the server is full") if errors[0] else None
+        env.control.config_set("maxmemory", 1)
+        errors = {session: session.try_append(text) for session in (old, new)}
+        if errors[old]:
+            _expect_right_or_raised(old, old.handle, "the server is full")
     finally:
-        bench.control.config_set("maxmemory", 0)
-    for session, error in zip((talk, new), errors, strict=True):
-        _expect_after(
-            session, text, error, f"the server was full, {'a living' if session is talk else 'a new'} session"
-        )
+        env.control.config_set("maxmemory", 0)
+    for session, error in errors.items():
+        which = "an existing" if session is old else "a new"
+        session.expect_after(text, error, f"the server was full, {which} session")
 
 
 # Damage
 
 
 @case(
-    why="One broken element that hides the others, or is silently left out, is a hole in the memory; a write over it "
-    "destroys what could have been repaired.",
-    fix="Raise, and name the key. Do not catch decoding errors element by element, nor take them for an empty session.",
+    why="One broken element that hides the others, or is left out without an error, is a gap in the memory; a write "
+    "over it destroys what could have been repaired.",
+    fix="Raise, and name the key. Do not catch decoding errors element by element, nor treat them as an empty session.",
 )
-def corrupt_element(bench: Bench) -> None:
+def corrupt_element(env: TestEnvironment) -> None:
     """With one element damaged or cut short, read() raises or shows all the others; an append leaves it there."""
-    talk = _begun(bench, 3)
-    shared = bench.keys()
-    probe = _begun(bench, 3)
-    count = len(own_places(bench, probe, shared))
+    session = _begin(env, 3)
+    shared = env.keys()
+    count = len(own_places(env, _begin(env, 3), shared))
     if not count:
-        raise NotAsked("the session has no key or field of its own that could be damaged")
+        raise CaseSkipped("the session has no key or field of its own that could be damaged")
     for number in range(count):
-        _damaged(bench, number)
-        for done in MILD:
-            if not _mildly_damaged(bench, number, done):
+        _damage(env, number)
+        for what, value in MILD_DAMAGE:
+            if not _damage_mildly(env, number, what, value):
                 break
-    talk.expect("a session beside the damaged ones")
+    session.expect("a session next to the damaged ones")
 
 
-def _damaged(bench: Bench, number: int) -> None:
-    shared = bench.keys()
-    talk = _begun(bench, 3)
-    found = own_places(bench, talk, shared)
+def _damage(env: TestEnvironment, number: int) -> None:
+    shared = env.keys()
+    session = _begin(env, 3)
+    found = own_places(env, session, shared)
     if number >= len(found):
         return
-    key, kind, where = found[number]
-    with bench.in_db(key[0]) as client:
-        damage(client, key[1], kind, where)
-        when = f"an element of the {kind} {shown(key)} is damaged"
-        _expect_right_or_raised(talk, talk.handle, f"{when}, read by the open handle")
-        _expect_right_or_raised(talk, talk.reopened(), f"{when}, read by a new handle")
-        error = talk.tried("said after the damage")
-        _expect_not_overwritten(talk, error, client, when)
+    key, kind, place = found[number]
+    with env.database(key[0]) as client:
+        damage(client, key[1], kind, place)
+        when = f"an element of the {kind} {key_text(key)} is damaged"
+        _expect_right_or_raised(session, session.handle, f"{when}, read by the open handle")
+        _expect_right_or_raised(session, session.open_again(), f"{when}, read by a new handle")
+        text = "appended after the damage"
+        error = session.try_append(text)
+        read = _read(session.open_again())
+        if isinstance(read, Exception):
+            if not holds(client, b"damaged on purpose"):
+                raise CaseFailed(f"{when}; an append overwrote the damage, and read() raises {error_line(read)}")
+            return
+    allowed = [session.expected, *([env.kept([*session.messages, ("user", text)])] if error else [])]
+    if read not in allowed:
+        raise CaseFailed(f"{when}; after an append read() does not raise: {difference(session.expected, read)}")
 
 
-MILD: tuple[tuple[str, bytes], ...] = (("cut short", b""), ("replaced by {}", b"{}"), ("replaced by a number", b"7"))
+MILD_DAMAGE = (("cut short", b""), ("replaced by {}", b"{}"), ("replaced by a number", b"7"))
 
 
-def _mildly_damaged(bench: Bench, number: int, done: tuple[str, bytes]) -> bool:
-    """Damage that is valid UTF-8, and JSON perhaps, in the place of an element that holds a message's text.
+def _damage_mildly(env: TestEnvironment, number: int, what: str, value: bytes) -> bool:
+    """Replace an element that holds a message's text by valid UTF-8, or JSON; return False if it holds none.
 
-    False when it holds none. A store for which any bytes are a text cannot know; it shows them where the message was,
-    and all the others.
+    A store that takes any bytes as text cannot detect it; it returns them in place of the message, and all the others.
     """
-    shared = bench.keys()
-    talk = _begun(bench, 3)
-    found = own_places(bench, talk, shared)
+    shared = env.keys()
+    session = _begin(env, 3)
+    found = own_places(env, session, shared)
     if number >= len(found):
         return False
-    key, kind, where = found[number]
-    with bench.in_db(key[0]) as client:
-        value, text = _mild_value(talk, elements(client, key[1], kind, where), done[1])
-        if not value:
+    key, kind, place = found[number]
+    with env.database(key[0]) as client:
+        parts = element(client, key[1], kind, place)
+        held = [(part, text.encode()) for part in parts for _, text in session.messages if text.encode() in part]
+        # What holds several messages is only cut: an empty object in place of a whole session is an empty session.
+        if not held or (value and len(held) > 1):
             return False
-        damage(client, key[1], kind, where, value, instead_of=text)
-        when = f"an element of the {kind} {shown(key)} is {done[0]}"
-        _expect_at_most_one_altered(talk.said, _read(talk.handle), value, f"{when}, read by the open handle")
-        _expect_at_most_one_altered(talk.said, _read(talk.reopened()), value, f"{when}, read by a new handle")
-        error = talk.tried("said after the damage")
-        read = _read(talk.reopened())
-        maybe = [*talk.said, (talk.role("user"), "said after the damage")] if error else talk.said
-        said = maybe if not isinstance(read, Exception) and len(read) == len(maybe) else talk.said
-        _expect_at_most_one_altered(said, read, value, f"{when}; after an append")
-        # Anywhere in the key: what is pushed on the left moves the rest.
+        part, text = held[-1]
+        value = value or part[: part.index(text) + len(text) // 2]
+        damage(client, key[1], kind, place, value, instead_of=text)
+        when = f"an element of the {kind} {key_text(key)} is {what}"
+        _expect_one_altered(session.expected, _read(session.handle), value, f"{when}, read by the open handle")
+        _expect_one_altered(session.expected, _read(session.open_again()), value, f"{when}, read by a new handle")
+        error = session.try_append("appended after the damage")
+        read = _read(session.open_again())
+        with_it = env.kept([*session.messages, (session.role("user"), "appended after the damage")])
+        longer = error and not isinstance(read, Exception) and len(read) == len(with_it)
+        _expect_one_altered(with_it if longer else session.expected, read, value, f"{when}; after an append")
+        # Anywhere in the key: an LPUSH moves the elements.
         left = values(client, key[1])
-        if isinstance(read, Exception) and value not in (left if done[1] else b"".join(left)):
-            raise Forgot(f"{when}; an append overwrote it, and read() raises {one_line(read)}")
+        if isinstance(read, Exception) and value not in (b"".join(left) if what == "cut short" else left):
+            raise CaseFailed(f"{when}; an append overwrote it, and read() raises {error_line(read)}")
     return True
 
 
-def _mild_value(talk: Talk, parts: list[bytes], value: bytes) -> tuple[bytes, bytes]:
-    """Return what to put in an element's place and the text it held, or nothing when it holds none as it is.
-
-    What holds several messages is only cut: an empty object in the place of a whole session is an empty session.
-    """
-    held = [(part, text.encode()) for part in parts for _, text in talk.said if text.encode() in part]
-    if not held or (value and len(held) > 1):
-        return b"", b""
-    part, text = held[-1]
-    return value or part[: part.index(text) + len(text) // 2], text
-
-
-def _expect_at_most_one_altered(said: Messages, read: Messages | Exception, value: bytes, when: str) -> None:
-    if isinstance(read, Exception) or read == said:
+def _expect_one_altered(expected: Messages, read: Messages | Exception, value: bytes, when: str) -> None:
+    """Accept an error, the expected messages, or one of them replaced by the damage."""
+    if isinstance(read, Exception) or read == expected:
         return
-    altered = [(was, now) for was, now in zip(said, read, strict=False) if was != now]
-    if len(read) != len(said) or len(altered) > 1 or not _is_the_damage(*altered[0], value.decode(errors="replace")):
-        raise Forgot(f"{when}: read() did not raise; {difference(said, read)}")
-
-
-def _is_the_damage(was: tuple[str, str], now: tuple[object, object], value: str) -> bool:
-    text = str(now[1])
-    return value in (text, str(now[0])) or bool(text and was[1].startswith(text))
-
-
-def _expect_not_overwritten(talk: Talk, error: Exception | None, client: redis.Redis, when: str) -> None:
-    read = _read(talk.reopened())
-    if isinstance(read, Exception):
-        if not holds(client, b"damaged on purpose"):
-            raise Forgot(f"{when}; an append overwrote the damage, and read() raises {one_line(read)}")
-        return
-    right = [talk.said] if error is None else [talk.said, [*talk.said, ("user", "said after the damage")]]
-    if read not in right:
-        raise Forgot(f"{when}; after an append read() does not raise: {difference(talk.said, read)}")
+    altered = [(before, after) for before, after in zip(expected, read, strict=False) if before != after]
+    if len(read) == len(expected) and len(altered) == 1:
+        before, after = altered[0]
+        shown, text = value.decode(errors="replace"), str(after[1])
+        if shown in (text, str(after[0])) or (text and before[1].startswith(text)):
+            return
+    raise CaseFailed(f"{when}: read() did not raise; {difference(expected, read)}", symptom=Symptom.ERROR_HIDDEN)
 
 
 @case(
-    why="A key of another program under the session's name must not read as 'no memory', nor be written over.",
+    why="Another program's key under the session's name must not read as 'no memory', nor be overwritten.",
     fix=RAISE + " WRONGTYPE is an error like any other.",
 )
-def foreign_key(bench: Bench) -> None:
+def foreign_key(env: TestEnvironment) -> None:
     """When a key of the session holds another type, read() raises (or is right) and append() destroys nothing."""
-    for number in range(len(_own_keys(bench)[1])):
-        talk, keys = _own_keys(bench)
+    for number in range(len(_begin_with_own_keys(env)[1])):
+        session, keys = _begin_with_own_keys(env)
         key = keys[number]
-        with bench.in_db(key[0]) as client:
-            _replace(client, key[1])
-            before = client.dump(key[1])
-            when = f"the key {shown(key)} holds another type"
-            _expect_right_or_raised(talk, talk.handle, f"{when}, read by the open handle")
-            error = talk.tried("said to a foreign key")
-            if before != client.dump(key[1]) and _read(talk.reopened()) != talk.said:
-                raise Forgot(f"{when}; an append wrote over it {'and raised' if error else 'and said nothing'}")
+        with env.database(key[0]) as client:
+            _replace_by_other_type(client, key[1])
+            dump = client.dump(key[1])
+            when = f"the key {key_text(key)} holds another type"
+            _expect_right_or_raised(session, session.handle, f"{when}, read by the open handle")
+            error = session.try_append("appended to a foreign key")
+            if dump != client.dump(key[1]) and _read(session.open_again()) != session.expected:
+                raise CaseFailed(f"{when}; an append overwrote it {'and raised' if error else 'without an error'}")
 
 
-def _own_keys(bench: Bench) -> tuple[Talk, list[Key]]:
-    before = bench.keys()
-    talk = _begun(bench, 2)
-    return talk, sorted(key for key in bench.keys() - before if bench.token in key[1])
+def _begin_with_own_keys(env: TestEnvironment) -> tuple[TrialSession, list[Key]]:
+    before = env.keys()
+    session = _begin(env, 2)
+    return session, sorted(key for key in env.keys() - before if env.token in key[1])
 
 
-def _replace(client: redis.Redis, key: bytes) -> None:
+def _replace_by_other_type(client: redis.Redis, key: bytes) -> None:
     kind: Any = client.type(key)
     client.delete(key)
     client.rpush(key, "another program's") if kind == b"string" else client.set(key, "another program's")

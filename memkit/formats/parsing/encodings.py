@@ -15,6 +15,7 @@ import io
 import json
 import pickletools
 import re
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -34,6 +35,8 @@ ENCRYPTED = "fernet (encrypted)"
 
 MOST_DOCUMENTS = 10_000
 """So many JSON documents in one payload are looked at: 0.03 s."""
+MOST_OPCODES = 500_000
+"""A pickle is disassembled so far: 0.2 s."""
 FEWEST_OPCODES = 8
 """Random bytes are valid pickle opcodes for so long in one of 40,000 cases (68 of 256 bytes are opcodes)."""
 FEWEST_INFLATED_BYTES = 8
@@ -155,7 +158,8 @@ def _is_repr(data: bytes) -> bool:
     if len(data) > PEEK_BYTES:
         return data.rstrip()[-1:] in (b"}", b"]", b")")
     try:
-        return isinstance(ast.literal_eval(data.decode()), dict | list | tuple)
+        with warnings.catch_warnings(action="ignore"):
+            return isinstance(ast.literal_eval(data.decode()), dict | list | tuple)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return False
 
@@ -210,9 +214,10 @@ def _text_layer(data: bytes) -> _Layer:
         return _Layer("pickle")
     if _PHP.match(data):
         return _Layer("php")
-    if prefix := _PREFIXED.match(data):
-        inner = _layer(data[prefix.end() :])
-        return _Layer("prefix", data[prefix.end() :]) if is_packed(inner.name) else _Layer("text")
+    prefix = _PREFIXED.match(data)
+    inner = data[prefix.end() :] if prefix else b""
+    if _FERNET.fullmatch(inner) or (inner and _unbase64(inner)):
+        return _Layer("prefix", inner)
     return _unbase64(data) or _Layer("text")
 
 
@@ -352,12 +357,12 @@ def _pickle(data: bytes) -> _Layer | None:
     """Return the layer of a pickle of protocol 2 to 5, by its opcodes."""
     if len(data) < 3 or not 2 <= data[1] <= 5:
         return None
-    if len(data) > MOST_CHECKED_BYTES:
-        return _Layer("pickle")
     stream, count = io.BytesIO(data), 0
     try:
         for opcode, _argument, _at in pickletools.genops(stream):
             count += 1
+            if count == MOST_OPCODES:
+                return _Layer("pickle")
             if opcode.name == "STOP":
                 return _Layer("pickle") if stream.tell() == len(data) else None
     except (ValueError, IndexError, OverflowError, EOFError):
@@ -384,7 +389,7 @@ def _msgpack(data: bytes) -> _Layer | None:
     try:
         msgpack.unpack(data)
     except msgpack.MsgpackFault as error:
-        if error.says == "cut short" and len(list(_msgpack_names(data))) >= FEWEST_NAMES:
+        if error.message == "cut short" and len(list(_msgpack_names(data))) >= FEWEST_NAMES:
             return _Layer("msgpack", fault="ends early")
     return None
 
