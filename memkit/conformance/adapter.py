@@ -91,7 +91,7 @@ def load(spec: str) -> StoreAdapter:
 
 
 def checked(adapter: object, label: str) -> StoreAdapter:
-    """Return an adapter whose members are complete; raise AdapterError otherwise."""
+    """Return an adapter with complete members; raise AdapterError otherwise."""
     kind = type(adapter).__name__
     if not callable(getattr(adapter, "open", None)):
         raise AdapterError(f"{label}: {kind} lacks the method {_signature(StoreAdapter, 'open')}")
@@ -107,7 +107,7 @@ def checked(adapter: object, label: str) -> StoreAdapter:
 
 
 def checked_handle(handle: object, label: str) -> Handle:
-    """Return a handle whose methods are complete; raise AdapterError otherwise."""
+    """Return a handle with complete methods; raise AdapterError otherwise."""
     names = ("append", "read", "clear", "close")
     missing = [_signature(Handle, name) for name in names if not callable(getattr(handle, name, None))]
     if missing:
