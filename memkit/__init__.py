@@ -22,16 +22,17 @@ Imports go down this map only::
                         (ag2 agent_framework_redis agno capture google_adk_redis langchain_community
                         langchain_redis langgraph_plainredis langgraph_redis langgraph_redis_shallow
                         llama_index memkit_store model openai_agents redisvl unknown parsing/)
-      history/          What happened to keys: RDB files, append-only files, replication, tracking,
-                        the ledger and the fate of a session
-                        (aof changes commands fate ledger log_clock rdb record run snapshots sources
-                        states tracking)
+      history/          history: what happened to a session, from logs, snapshots, a replica's
+                        backlog and recordings
+                        (aof changes commands fate ledger log_clock rdb record replication run
+                        snapshots sources states tracking)
       inspect/          inspect_session: one session, decoded, redacted and checked
                         (report search)
       observe/          observe_expiry: when keys expired, as intervals on the server's clock
                         (log observe)
       audit/            audit: a Redis server against the expected TTLs
-                        (finding key_shapes report run sampling server_info checks/)
+                        (context finding hash_fields key_shapes report run sampling second_look
+                        server_info checks/)
       conformance/      Run any session store through cases with real faults, on a private server,
                         to see when it loses memory
                         (adapter case environment examples fault_proxy keyspace matrix

@@ -8,6 +8,7 @@ private attribute of redis-py.
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ READ_BYTES = 1 << 17
 REPLY_TIMEOUT_S = 30.0
 """More than the time to connect: a slow command of another client may delay a batch, which is no reason to give up."""
 
+PINGS = 5
 NO_TOUCH_NEEDS = "CLIENT NO-TOUCH needs Redis 7.2 or Valkey"
 
 _CONTAINERS = frozenset({"client", "config", "memory", "object", "latency", "slowlog", "cluster", "acl"})
@@ -58,6 +60,11 @@ def command(*args: str | bytes | int) -> Command:
 def refused(reply: Reply) -> bool:
     """Return whether the server refused the command."""
     return isinstance(reply, Exception)
+
+
+def redirected(reply: Reply) -> bool:
+    """Return whether a server of a cluster refused a command because the key's slot moved, or is moving."""
+    return isinstance(reply, Exception) and str(reply).startswith(("MOVED ", "ASK ", "TRYAGAIN "))
 
 
 class PendingReplies:
@@ -106,6 +113,7 @@ class ReadOnlyConnection:
         options |= {"driver_info": None} if hasattr(redis, "DriverInfo") and "driver_info" not in options else {}
         self._connection: Any = pool.connection_class(**{**options, "protocol": 2, "decode_responses": False})
         self.name = name
+        self.database = int(options.get("db") or 0)
         self._keep_idle_times = keep_idle_times
         self.sent: Counter[str] = Counter()
         self.reconnect()
@@ -134,6 +142,15 @@ class ReadOnlyConnection:
     def ask(self, *args: str | bytes | int) -> Reply:
         """Send one command and return its reply."""
         return self.send([command(*args)]).take()[0]
+
+    def round_trip_s(self) -> float:
+        """Return the shortest of a few round trips: the time that a command takes besides the server's work."""
+        taken = []
+        for _ in range(PINGS):
+            began = time.perf_counter()
+            self.ask("PING")
+            taken.append(time.perf_counter() - began)
+        return min(taken)
 
     def send(self, *parts: Sequence[Command] | KeyCommands) -> PendingReplies:
         """Send commands together.

@@ -11,32 +11,39 @@ NOTICED_S = 0.02
 SLOW_BATCHES = 8
 """So many slow batches in a row end the audit: the server has other trouble."""
 FEWEST_KEYS = 10
+LONGEST_REST_S = 1.0
 
 
 class Pace:
-    """Works a share of the time (``duty``), in smaller batches if the server slows down.
+    """Takes a share (``duty``) of one server's time, in smaller batches if the server slows down.
 
-    ``stopped`` is the reason to stop, if there is one.
+    The server's time for a batch is what it reports itself: the difference of TIME before and after the batch, which
+    has the commands of other clients between them too, so that a busy server gets longer rests. Only this time is
+    rested for, and it rests too while replies travel and are decoded. ``round_trip_s`` is subtracted from the duration
+    of a batch if the server does not report its time. ``stopped`` is the reason to stop, if there is one.
     """
 
-    def __init__(self, duty: float, *, batch: int) -> None:
+    def __init__(self, duty: float, *, batch: int, round_trip_s: float = 0.0) -> None:
         self._rest = 1 / duty - 1
         self.rests = self._rest > 0
         self.batch = self._full_batch = batch
+        self._round_trip_s = round_trip_s
         self._usual_s = 0.0
         self._slow_batches = 0
         self.stopped: str | None = None
 
-    def after(self, took_s: float, keys: int) -> None:
-        """Rest after a batch, and adapt to its duration."""
-        each_s = took_s / max(keys, 1)
-        self._adapt(each_s, took_s)
-        self._usual_s = each_s if not self._usual_s else min(self._usual_s * 1.02, each_s * 0.1 + self._usual_s * 0.9)
+    def after(self, server_s: float | None, took_s: float, keys: int) -> None:
+        """Adapt to a batch that took so long, of which the server worked ``server_s``, and rest."""
+        waited_s = max(took_s - self._round_trip_s, 0.0)
+        self._adapt(waited_s / max(keys, 1), waited_s)
         if self.rests:
-            time.sleep(min(took_s * self._rest, 1.0))
+            worked_s = waited_s if server_s is None else min(server_s, took_s)
+            idle_s = took_s - worked_s
+            time.sleep(min(max(worked_s * self._rest - idle_s, 0.0), LONGEST_REST_S))
 
-    def _adapt(self, each_s: float, took_s: float) -> None:
-        slow = self._usual_s > 0 and each_s > SLOWED_TIMES * self._usual_s and took_s > NOTICED_S
+    def _adapt(self, each_s: float, waited_s: float) -> None:
+        slow = self._usual_s > 0 and each_s > SLOWED_TIMES * self._usual_s and waited_s > NOTICED_S
+        self._usual_s = each_s if not self._usual_s else min(self._usual_s * 1.02, each_s * 0.1 + self._usual_s * 0.9)
         self._slow_batches = self._slow_batches + 1 if slow else 0
         if slow:
             self.batch = max(self.batch // 2, FEWEST_KEYS)

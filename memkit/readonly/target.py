@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import redis
@@ -23,14 +23,25 @@ CONNECT_TIMEOUT_S = 5.0
 class Target:
     """An open Redis: ``connections`` has one for each primary of a cluster, or the one server.
 
-    ``route`` returns the connection for a key. ``prefix`` is that of a sandbox's client, else empty. ``url`` has no
+    ``route`` returns the connection for a key. ``slot_owners`` has the id of each slot's primary when the target was
+    opened; it is empty if this is no cluster. ``prefix`` is that of a sandbox's client, else empty. ``url`` has no
     password.
     """
 
     url: str
     connections: tuple[ReadOnlyConnection, ...]
     route: Callable[[bytes], ReadOnlyConnection]
+    slot_owners: Mapping[int, bytes] = field(default_factory=dict)
     prefix: str = ""
+
+    def moved_slots(self) -> int:
+        """Return how many slots have another primary than when the target was opened, or none."""
+        for connection in self.connections if self.slot_owners else ():
+            with suppress(redis.RedisError):
+                owners = _slot_owners(_slots(connection))
+                if owners:
+                    return sum(owners.get(slot) != owner for slot, owner in self.slot_owners.items())
+        return 0
 
     @property
     def touches_because(self) -> str:
@@ -61,11 +72,14 @@ def open_target(url_or_client: str | Any) -> Iterator[Target]:
     opened: list[ReadOnlyConnection] = []
     try:
         with _tls_hint(str(url_or_client)):
-            route = _open_cluster(client, opened) if isinstance(client, RedisCluster) else _open_server(client, opened)
+            if isinstance(client, RedisCluster):
+                route, slots = _open_cluster(client, opened)
+            else:
+                route, slots = _open_server(client, opened)
         prefix = getattr(client, "_test_prefix", "")
         prefix = prefix.decode("utf-8", "surrogateescape") if isinstance(prefix, bytes) else prefix
         url = redact(url_or_client) if isinstance(url_or_client, str) else opened[0].name
-        yield Target(url, tuple(opened), route, prefix if isinstance(prefix, str) else "")
+        yield Target(url, tuple(opened), route, _slot_owners(slots), prefix if isinstance(prefix, str) else "")
     finally:
         for connection in opened:
             with suppress(redis.RedisError, OSError):
@@ -74,40 +88,62 @@ def open_target(url_or_client: str | Any) -> Iterator[Target]:
             client.close()
 
 
-def _open_cluster(client: RedisCluster, opened: list[ReadOnlyConnection]) -> Callable[[bytes], ReadOnlyConnection]:
+Route = Callable[[bytes], ReadOnlyConnection]
+Slots = Sequence[Any]
+"""The reply to CLUSTER SLOTS: first and last slot, then the primary (host, port, id), then its replicas."""
+
+
+def _open_cluster(client: RedisCluster, opened: list[ReadOnlyConnection]) -> tuple[Route, Slots]:
     opened.extend(
         ReadOnlyConnection(client.get_redis_connection(node), name=str(node.name)) for node in client.get_primaries()
     )
     by_name = {connection.name: connection for connection in opened}
-    return lambda key: by_name[str(client.get_node_from_key(key).name)]
+    return lambda key: by_name[str(client.get_node_from_key(key).name)], _slots(opened[0])
 
 
-def _open_server(client: redis.Redis, opened: list[ReadOnlyConnection]) -> Callable[[bytes], ReadOnlyConnection]:
+def _open_server(client: redis.Redis, opened: list[ReadOnlyConnection]) -> tuple[Route, Slots]:
     """Open the server; if it is a node of a cluster, the primaries of that cluster."""
     first = ReadOnlyConnection(client, name=place(client))
     opened.append(first)
     options = client.connection_pool.connection_kwargs
     in_cluster = b"cluster_enabled:1" in _text(first.ask("INFO", "cluster"))
-    if not in_cluster or "host" not in options or refused(slots := first.ask("CLUSTER", "SLOTS")):
-        return lambda _key: first
-    own_id = first.ask("CLUSTER", "MYID")
+    slots = _slots(first) if in_cluster else []
+    own_id = first.ask("CLUSTER", "MYID") if slots else b""
     by_id: dict[bytes, ReadOnlyConnection] = {}
     by_slot: dict[int, ReadOnlyConnection] = {}
     for start, end, (host, port, node_id, *_), *_ in slots:
-        if node_id not in by_id and node_id == own_id:
+        if node_id == own_id:
             by_id[node_id] = first
         elif node_id not in by_id:
-            address = {"host": host.decode() if host else options["host"], "port": int(port)}
-            pool = redis.ConnectionPool(client.connection_pool.connection_class, **options | address)
+            address = {"host": host.decode() if host else options.get("host", "127.0.0.1"), "port": int(port)}
             name = f"{address['host']}:{address['port']}"
-            by_id[node_id] = ReadOnlyConnection(redis.Redis(connection_pool=pool), name=name)
+            node = _at(client, address)
+            by_id[node_id] = ReadOnlyConnection(node, name=name)
             opened.append(by_id[node_id])
         by_slot |= dict.fromkeys(range(start, end + 1), by_id[node_id])
     if by_id and own_id not in by_id:
-        # A replica, or a node without slots: its keys are those of a primary, or none.
+        # A replica, or a primary without slots: its keys are those of another primary, or none.
         opened.remove(first)
         first.close()
-    return lambda key: by_slot.get(key_slot(key), opened[0])
+    return lambda key: by_slot.get(key_slot(key), opened[0]) if by_slot else first, slots
+
+
+def _at(client: redis.Redis, address: dict[str, Any]) -> redis.Redis:
+    """Return a client with the same settings for another address; over TCP if this one uses a unix socket."""
+    pool = client.connection_pool
+    options = {name: value for name, value in pool.connection_kwargs.items() if name != "path"}
+    over_unix = issubclass(pool.connection_class, redis.UnixDomainSocketConnection)
+    connection_class = redis.Connection if over_unix else pool.connection_class
+    return redis.Redis(connection_pool=redis.ConnectionPool(connection_class, **options | address))
+
+
+def _slots(connection: ReadOnlyConnection) -> Slots:
+    reply = connection.ask("CLUSTER", "SLOTS")
+    return [] if refused(reply) else reply
+
+
+def _slot_owners(slots: Slots) -> dict[int, bytes]:
+    return {slot: node[2] for start, end, node, *_ in slots for slot in range(start, end + 1)}
 
 
 def _text(reply: Reply) -> bytes:

@@ -458,14 +458,14 @@ def test_a_server_that_evicts_is_left_alone(duty: float, monkeypatch: pytest.Mon
 def test_batches_shrink_while_the_server_is_slow_and_it_is_left_alone_if_it_stays_so() -> None:
     pace = Pace(1, batch=200)
     for _ in range(5):
-        pace.after(0.002, 200)
-    pace.after(0.1, 200)
+        pace.after(0.002, 0.002, 200)
+    pace.after(0.1, 0.1, 200)
     assert (pace.batch, pace.stopped) == (100, None)
     for _ in range(20):
-        pace.after(0.002, 200)
+        pace.after(0.002, 0.002, 200)
     assert (pace.batch, pace.stopped) == (200, None)
     for _ in range(8):
-        pace.after(0.5, pace.batch)
+        pace.after(0.5, 0.5, pace.batch)
     assert pace.batch == 10
     assert pace.stopped
 

@@ -12,7 +12,7 @@ from servers import every_server, start
 from waiting import wait_for
 
 from memkit.audit import audit
-from memkit.audit.sampling import Sampler
+from memkit.audit.sampling import Sampler, ServerKeys
 from memkit.readonly.connection import ReadOnlyConnection
 from memkit.readonly.pace import Pace
 from memkit.server import RedisServer
@@ -35,8 +35,8 @@ def fill(client: redis.Redis, prefix: str, numbers: range, ttl_s: int, *, part: 
 def sampler_of(server: RedisServer, *, seed: int = 1, **given: object) -> Iterator[Sampler]:
     with server.client() as client:
         connection = ReadOnlyConnection(client)
-        options = {"pace": Pace(1, batch=100), "guard": lambda: None, "dice": random.Random(seed), **given}
-        yield Sampler([connection], **options)  # type: ignore[arg-type]
+        options = {"pace": Pace(1, batch=100), "dice": random.Random(seed), **given}
+        yield Sampler([ServerKeys(connection, **options)])  # type: ignore[arg-type]
         connection.close()
 
 
@@ -173,7 +173,7 @@ def test_only_what_is_there_is_looked_up(server: RedisServer) -> None:
     names = [f"chat:{number}".encode() for number in range(100, 400)]
     with sampler_of(server) as sampler:
         found = sampler.look_up(names)
-        assert sampler.look_again(names[:60]) == [True] * 50 + [False] * 10
+        assert sampler.missing(names[:60]) == set(names[50:60])
     assert sorted(one.key for one in found) == sorted(names[:50])
     assert {one.kind for one in found} == {"string"}
 
