@@ -34,9 +34,9 @@ from memkit.render import counted, utc_text
 
 SECOND_LOOK_KEYS = 1_000
 COUNTERS = ("expired_keys", "evicted_keys", "used_memory", "maxmemory")
-RESTING_BATCH_KEYS, RESTLESS_BATCH_KEYS = 50, 250
-"""A neighbour's p99 is 1.4 times idle with 25 keys a batch at a quarter duty, 2.2 with 50, 3.0 with 100, in 25, 20 and
-17 s a million keys. Without rests 250 keys take 2.9 s, 3.4 times idle; 500 take 2.5 s, and more than 10 (Redis 8.2).
+RESTING_BATCH_KEYS, RESTLESS_BATCH_KEYS = 60, 350
+"""60 keys with two commands each take the server 0.08 ms, 350 take it 0.6 ms, as 50 and 250 keys with four commands
+did, for which a neighbour's p99 was 2.2 and 3.4 times idle; at twice as many it was 3.0 and more than 10 (Redis 8.2).
 """
 NETWORK_S = 0.001
 """From this round trip on, batches are as large as without rests: a neighbour waits longer for the network anyway."""

@@ -288,7 +288,7 @@ class ServerKeys:
                 raise columns["pttl"][0]
         relative = "pttl" in columns
         deadlines = columns["pttl" if relative else "pexpiretime"]
-        moved = 0 if {int}.issuperset(map(type, deadlines)) else sum(map(redirected, deadlines))
+        moved = sum(map(redirected, _errors(deadlines)))
         sample.seen += len(deadlines) - deadlines.count(-2) - moved
         sample.moved += moved
         idle = columns.get("object|idletime", [None] * len(deadlines))
@@ -301,7 +301,7 @@ class ServerKeys:
     def _available(self, commands: KeyCommands, columns: dict[str, list[Reply]]) -> dict[str, list[Reply]]:
         """Return the replies, asked for again while the cluster is down: in a failover, no server answers for keys."""
         until = time.monotonic() + CLUSTER_DOWN_S
-        while any(str(reply).startswith("CLUSTERDOWN") for reply in columns[commands.names[0]] if refused(reply)):
+        while any(str(reply).startswith("CLUSTERDOWN") for reply in _errors(columns[commands.names[0]])):
             if time.monotonic() > until:
                 raise redis.exceptions.ClusterDownError(f"the cluster was down for {CLUSTER_DOWN_S:.0f} s")
             time.sleep(CLUSTER_DOWN_S / 100)
@@ -495,6 +495,11 @@ def _merged(parts: Sequence[Sample]) -> Sample:
         set().union(*(part.blind for part in parts)),
         {name: error for part in parts for name, error in part.failed.items()},
     )
+
+
+def _errors(replies: Sequence[Reply]) -> list[Exception]:
+    # Types are compared in C first: this looks at every key.
+    return [] if redis.ResponseError not in set(map(type, replies)) else [one for one in replies if refused(one)]
 
 
 @dataclass(slots=True)

@@ -186,18 +186,22 @@ class ReadOnlyConnection:
         self._receive(pending, count)
 
     def _receive(self, pending: PendingReplies, count: int) -> None:
-        gets, received = self.reader.gets, pending.received
-        until = len(received) + count
-        while len(received) < until:
-            reply = gets()
-            # hiredis returns False if it needs more bytes.
-            if reply is False:
-                self._feed()
-            else:
-                received.append(reply)
-        pending.missing -= count
+        """Receive ``count`` replies or more. If none has arrived yet, all of them are parsed as one array, in C."""
+        if pending.missing > 1 and not pending.received and not self.reader.has_data():
+            self.reader.feed(b"*%d\r\n" % pending.missing)
+            pending.received = self._reply()
+            pending.missing = 0
+        else:
+            pending.received += [self._reply() for _ in range(count)]
+            pending.missing -= count
         if not pending.missing:
             self._pending.popleft()
+
+    def _reply(self) -> Reply:
+        # hiredis returns False if it needs more bytes.
+        while (reply := self.reader.gets()) is False:
+            self._feed()
+        return reply
 
     def _feed(self) -> None:
         try:
