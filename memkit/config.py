@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, cast
 
 from memkit.errors import PolicyError
-from memkit.policy import Duration, ExpiryPolicy, ttl_text
+from memkit.policy import JITTER, Duration, ExpiryPolicy, ttl_text
 
-JITTER = 0.10
-"""Many applications spread deadlines by up to this share of the TTL, so that keys do not expire together."""
 SHAPE = "expected PATTERN=TTL[|TTL][,sliding|absolute][,jitter=10%], such as 'chat:*=7d'"
 CONFIG_VARIABLE = "MEMKIT_CONFIG"
 

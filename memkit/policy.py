@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from memkit.errors import PolicyError
 
@@ -95,6 +96,44 @@ def ttl_text(ms: float) -> str:
         if whole % UNIT_MS[unit] == 0:
             return f"{whole // UNIT_MS[unit]}{unit}"
     return f"{whole}ms"
+
+
+JITTER = 0.10
+"""Many applications spread deadlines by up to this share of the TTL, so that keys do not expire together."""
+APART_MS, APART_SHARE = 5_000, 0.01
+"""Parts of one session that are written by commands of their own end milliseconds apart; a slow answer may lie between
+two writes."""
+BOTH_WAYS = 2.2
+"""With a jitter either way two parts end up to twice that apart, and the longer TTL has the longer jitter."""
+IDLE_GRAIN_MS = 3_000
+"""The difference of two idle clocks, each off by up to a second at both ends."""
+
+
+class PartEnd(NamedTuple):
+    """When a part of a session ends, and when it was written or read last (None: unknown); milliseconds since 1970."""
+
+    deadline_ms: int
+    accessed_ms: int | None = None
+
+
+def ends_apart(early: PartEnd, late: PartEnd, ttls_ms: Sequence[int], *, jitter: float = JITTER) -> bool:
+    """Return whether two parts of one session have mixed TTLs: their deadlines are too far apart for one write.
+
+    Args:
+        early: The part that ends first.
+        late: The part that ends last.
+        ttls_ms: The configured TTL, or several on purpose; if it is unknown, the longest observed one.
+        jitter: How far each TTL may differ from the configured one, as a share of it, either way.
+    """
+    gap = late.deadline_ms - early.deadline_ms
+    longest = max(ttls_ms)
+    on_purpose = {abs(one - other) for one in ttls_ms for other in ttls_ms}
+    if any(abs(gap - one) <= max(APART_MS, APART_SHARE * longest) for one in on_purpose):
+        return False
+    if gap > BOTH_WAYS * jitter * longest or early.accessed_ms is None or late.accessed_ms is None:
+        return gap > BOTH_WAYS * jitter * longest
+    # Within the jitter: the parts were renewed apart if the later one was also accessed later by as much.
+    return abs((late.accessed_ms - early.accessed_ms) - gap) <= max(IDLE_GRAIN_MS, 0.002 * gap)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
-"""Which keys are sessions, which are parts of one session, and which only stand beside them; by their names. Pure.
+"""Which keys are sessions, which are parts of one session, and which are neither; by their names. Pure.
 
-Names alone, because a sampled audit reads no value; what the payloads of known stores say of themselves is
-``memkit.formats``' and is asked in a full audit.
+Names alone, because a sampled audit reads no value; a full audit asks ``memkit.formats``
+for what the payloads of known stores hold.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ from typing import NamedTuple
 
 from memkit.audit.sampling import KeyFacts
 
-_BESIDE = """
+_AUXILIARY = """
 lock locks mutex lease semaphore cache cached rate ratelimit limit limits limiter throttle counter counters
 count counts cnt hits seq typing presence online nonce csrf otp tmp temp queue job jobs stats metrics index idx
 indexes config settings version schema seen dedup dedupe idempotency heartbeat health flag flags pubsub token
 tokens
 """
-BESIDE = frozenset(_BESIDE.split())
-"""Words in a key's name that say it is not a session: its TTL is its own affair."""
+AUXILIARY_WORDS = frozenset(_AUXILIARY.split())
+"""Words in the names of keys that are hardly ever sessions; a note lists what was ignored for them."""
 
 _DELIMITER = re.compile(r"([:/|#])")
+_HEAD = re.compile(rb"[^:/|#]*[:/|#]")
+NEARLY_ALL = 0.95
+"""A read of an unaffected session may look like an affected one."""
 _WORD = re.compile(r"[A-Za-z_-]{2,24}")
 _KINDS_WITH_CONTENT = frozenset(("list", "hash", "string", "stream", "zset", "set", "ReJSON-RL"))
 
@@ -50,9 +53,10 @@ class Group:
         return [member.facts for member in self.members]
 
     @property
-    def beside(self) -> bool:
-        """Whether the name says that these are locks, caches, counters or the like."""
-        return any(word.lower() in BESIDE for word in re.split(r"[^A-Za-z]+", self.part))
+    def auxiliary_word(self) -> str | None:
+        """The word in the name that suggests locks, caches, counters or the like; None if there is none."""
+        words = re.split(r"[^A-Za-z]+", self.part)
+        return next((word for word in words if word.lower() in AUXILIARY_WORDS), None)
 
 
 def groups_of(keys: Sequence[KeyFacts], prefix: str) -> list[Group]:
@@ -61,7 +65,7 @@ def groups_of(keys: Sequence[KeyFacts], prefix: str) -> list[Group]:
     split: list[tuple[KeyFacts, list[str]]] = []
     for facts in keys:
         name = _name(facts.key, prefix)
-        if _DELIMITER.search(name) or name.lower() in BESIDE:
+        if _DELIMITER.search(name) or name.lower() in AUXILIARY_WORDS:
             split.append((facts, _DELIMITER.split(name)))
         else:
             _put(found, facts, name, "*")
@@ -94,7 +98,7 @@ def _constants(names: Iterable[Sequence[str]]) -> set[tuple[int, int, str]]:
     words: defaultdict[tuple[int, int], list[tuple[int, int, str]]] = defaultdict(list)
     for (length, at, token), count in counts.items():
         often = count >= 3 and count >= 0.02 * places[length, at]
-        if _WORD.fullmatch(token) and (often or token.lower() in BESIDE):
+        if _WORD.fullmatch(token) and (often or token.lower() in AUXILIARY_WORDS):
             words[length, at].append((length, at, token))
     # Many different words in one place are ids after all (user names).
     return {one for found in words.values() if len(found) <= 8 for one in found}
@@ -143,6 +147,30 @@ def _deepen(
             _deepen(prefix + head, [(tokens[2:], one) for tokens, one in inside], depth + 1, found)
         else:
             found.setdefault(prefix, []).extend(one for _, one in inside)
+
+
+def narrowest_prefix(affected: Sequence[bytes], everything: Sequence[bytes], default: str) -> str:
+    """Return the longest prefix, ending in a separator, that holds nearly all affected keys and not all others.
+
+    Args:
+        affected: The names of the affected keys.
+        everything: The names of all keys that were looked at.
+        default: The prefix of the expectation, returned if there is no narrower one.
+    """
+    best = default.encode("utf-8", "surrogateescape")
+    needed = NEARLY_ALL * len(affected)
+    others = [key for key in set(everything).difference(affected) if key.startswith(best)]
+    while len(affected) >= 3:  # fewer may be the parts of one session
+        heads = Counter(found[0] for key in affected if key.startswith(best) and (found := _HEAD.match(key, len(best))))
+        head, count = heads.most_common(1)[0] if heads else (b"", 0)
+        left = [key for key in others if key.startswith(best + head)]
+        if not count or count < needed:
+            break
+        best += head
+        if len(left) < len(others):
+            default = best.decode("utf-8", "surrogateescape")
+        others = left
+    return default
 
 
 def is_content(facts: KeyFacts) -> bool:

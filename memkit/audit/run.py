@@ -1,8 +1,7 @@
-"""Read-only: a live server against what its sessions were meant to live. Which die early, since when, and why."""
+"""audit(): a Redis server against the expected TTLs, read-only. Which sessions end early, since when, and why."""
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,16 +12,19 @@ from typing import Any
 
 import redis
 
-from memkit.audit.checks.auxiliary_keys import Scene
-from memkit.audit.checks.deletions import Looked, deleted_finding
+from memkit.audit.checks.deletions import deleted_finding
 from memkit.audit.checks.payloads import check_values
-from memkit.audit.checks.server import server_findings, skewed_ttl
-from memkit.audit.checks.ttl import diagnose, seen_under
-from memkit.audit.checks.ttl_inference import Server
-from memkit.audit.finding import Finding, PrefixSummary, verdict_of
+from memkit.audit.checks.prefixes import prefix_summaries
+from memkit.audit.checks.server import server_findings, server_notes, skewed_ttl
+from memkit.audit.checks.ttl import Diagnosis, diagnose
+from memkit.audit.checks.ttl_inference import ServerHistory
+from memkit.audit.context import AuditContext
+from memkit.audit.finding import CONFIDENCE_RANKS, Finding, verdict_of
+from memkit.audit.hash_fields import with_field_deadlines
 from memkit.audit.report import AuditReport, Proof
 from memkit.audit.sampling import ENOUGH_OF_A_PATTERN, KeyFacts, Progress, Sample, Sampler, ServerKeys
-from memkit.audit.server_info import FLUSHES, Evidence, counters, look
+from memkit.audit.second_look import measured_renewals
+from memkit.audit.server_info import ServerFacts, counters, read_server_facts
 from memkit.config import Expect, Expectation, expectations
 from memkit.connect import AnyClient
 from memkit.errors import PolicyError
@@ -30,9 +32,14 @@ from memkit.readonly.connection import KeyCommands
 from memkit.readonly.pace import Pace
 from memkit.readonly.reader import Reader
 from memkit.readonly.target import Target, open_target
-from memkit.render import counted, utc_text
+from memkit.render import counted, duration, utc_text
 
 SECOND_LOOK_KEYS = 1_000
+"""Of so many sessions a second look finds a loss of 0.3 % with a chance of 95 %."""
+FAR_FROM_THE_END_MS = 600_000
+"""A key that has so much left and no longer exists did not expire."""
+MOST_WATCHED_S = 3_600
+SHORT_CAUSES = ("ttl_too_short", "unit_mistake", "two_ttls")
 COUNTERS = ("expired_keys", "evicted_keys", "used_memory", "maxmemory")
 RESTING_BATCH_KEYS, RESTLESS_BATCH_KEYS = 60, 350
 """60 keys with two commands each take the server 0.08 ms, 350 take it 0.6 ms, as 50 and 250 keys with four commands
@@ -49,6 +56,7 @@ METADATA = (
 NEWER = (
     ("Redis 7.0", "+pexpiretime"),
     ("Redis 7.2, Valkey", "+client|no-touch +client|setinfo"),
+    ("Redis 7.4, Valkey 9", "+hscan +hpexpiretime"),
 )
 VALUES = (
     "+get +getrange +strlen +lrange +llen +hgetall +hmget +hlen +smembers +smismember +scard +zrange +zmscore +zcard "
@@ -77,142 +85,189 @@ def audit(
     duty: float = 0.25,
     replica: str | AnyClient | None = None,
     touch: bool = False,
+    watch_s: float = 0.0,
     progress: Progress | None = None,
 ) -> AuditReport:
-    """Diagnose a live server, read-only: compare what its keys were given to live with what was meant.
+    """Compare the TTLs of a live server's keys with the expected ones, and report why they differ; read-only.
 
-    ``expect``: pattern to TTL (seconds, ``"7d"`` or an ExpiryPolicy), or Expectations or their texts (``"chat:*=7d"``);
-    nothing: report what is there.
-    ``full``: every key instead of a sample, and the checks that read values; these need CLIENT NO-TOUCH (Redis 7.2,
-    Valkey) or ``touch=True``, which lets them reset idle clocks. ``duty``: the share of time at work, 0 to 1.
-    ``replica``: read keys there, where reads on the primary have not reset the idle clocks. ``progress(done, of)`` is
-    called now and then. Ctrl-C ends the reading, not the report. Raises PolicyError for what cannot be meant;
-    ``redis.exceptions`` pass through.
+    Ctrl-C ends the reading, not the report.
+
+    Args:
+        url_or_client: A Redis URL or a synchronous client.
+        expect: Pattern to TTL (seconds, ``"7d"`` or an ExpiryPolicy), or Expectations or their texts (``"chat:*=7d"``);
+            None: report what is stored.
+        full: Look at every key instead of a sample, and run the checks that read values; these need CLIENT NO-TOUCH
+            (Redis 7.2, Valkey) or ``touch``.
+        duty: The share of time spent asking, above 0, at most 1.
+        replica: Read keys there: reads on the primary have not reset its idle clocks.
+        touch: Let ``full`` read values even if that resets idle clocks.
+        watch_s: Look a second time after so many seconds: the TTLs of keys that were renewed meanwhile are measured.
+        progress: Called now and then with how many keys are done, of how many.
+
+    Raises:
+        PolicyError: An expectation or an option that cannot be read.
+        redis.RedisError: The server cannot be reached, or refuses what is needed.
     """
     if not 0 < duty <= 1:
         raise PolicyError(f"duty={duty!r} is not a share of time; expected above 0, at most 1 (1: no rests)")
-    meant = expectations(() if expect is None else expect)
+    if not 0 <= watch_s <= MOST_WATCHED_S:
+        raise PolicyError(f"watch_s={watch_s!r}: expected 0 to {MOST_WATCHED_S:,} seconds")
+    found = expectations(() if expect is None else expect)
     with ExitStack() as stack:
         target = stack.enter_context(open_target(url_or_client))
         source = target if replica is None else stack.enter_context(open_target(replica))
-        return _Audit(target, source, meant, duty=duty, full=full, touch=touch, progress=progress).report()
+        run = _Audit(target, source, found, duty=duty, full=full, touch=touch, watch_s=watch_s, progress=progress)
+        return run.report()
 
 
 class _Audit:
-    """One run: evidence, sample, diagnosis, evidence again."""
+    """One run: the server's report, a sample, the checks, the server's counters again."""
 
     def __init__(
         self,
         target: Target,
         source: Target,
-        meant: Sequence[Expectation],
+        expected: Sequence[Expectation],
         *,
         duty: float,
         full: bool,
         touch: bool,
+        watch_s: float,
         progress: Progress | None,
     ) -> None:
         self._began = time.monotonic()
         self._touched = 0
-        self._aside = 0
-        self._target, self._source, self._meant = target, source, meant
-        self._full, self._touch = full, touch
-        self._evidence = [look(connection) for connection in target.connections]
-        self._notes = list(dict.fromkeys(f"could not see {what}" for one in self._evidence for what in one.blind))
+        self._target, self._source, self._expected = target, source, expected
+        self._full, self._touch, self._watch_s = full, touch, watch_s
+        self._servers = [read_server_facts(connection) for connection in target.connections]
+        self._notes = list(dict.fromkeys(f"could not see {what}" for one in self._servers for what in one.refused))
         own = source is target
-        servers = []
+        readers = []
         for at, connection in enumerate(source.connections):
             round_trip_s = connection.round_trip_s()
-            batch = _batch(self._evidence[at : at + 1] if own else self._evidence, duty, round_trip_s)
+            batch = _batch(self._servers[at : at + 1] if own else self._servers, duty, round_trip_s)
             # Of a replica, one thread checks the primaries; no two threads use one connection.
-            guarded = [at] if own else range(len(self._evidence)) if at == 0 else []
+            guarded = [at] if own else range(len(self._servers)) if at == 0 else []
             pace = Pace(duty, batch=batch, round_trip_s=round_trip_s)
-            servers.append(ServerKeys(connection, pace=pace, guard=partial(self._trouble, guarded), sizes=full))
-        self._sampler = Sampler(servers, route=source.route, progress=progress)
+            readers.append(ServerKeys(connection, pace=pace, guard=partial(self._evicting, guarded), sizes=full))
+        self._sampler = Sampler(readers, route=source.route, progress=progress)
 
-    def _trouble(self, guarded: Sequence[int]) -> str | None:
-        """Why the audit should stop: a server began to evict."""
+    def _evicting(self, guarded: Sequence[int]) -> str | None:
+        """Return why the audit should stop: a server began to evict."""
         for at in guarded:
             now = counters(self._target.connections[at]).get("evicted_keys")
-            if now is not None and int(now) > (self._evidence[at].number("evicted_keys") or 0):
+            if now is not None and int(now) > (self._servers[at].number("evicted_keys") or 0):
                 return "the server is evicting keys; the audit adds nothing to that"
         return None
 
     def report(self) -> AuditReport:
         """Return what was found."""
         sample = self._sample()
-        findings, seen, sessions = self._diagnose(sample)
+        context = self._context(sample)
+        diagnoses = self._diagnose(context)
+        sessions = sum(one.sessions for one in diagnoses)
+        findings = [skewed_ttl(self._servers[0], found) or found for one in diagnoses for found in one.findings]
+        if not sample.keys and not self._expected:
+            findings.append(_empty_database())
+        self._notes += [note for one in diagnoses for note in one.notes]
         findings += self._values(sample, findings)
+        findings += self._second_look(sample, findings)
         after = self._counters_after()
-        for evidence, now in zip(self._evidence, after, strict=True):
-            findings += server_findings(evidence, sample.keys, now, self._meant)
-        looked = Looked(sample.keys, sample.of, sessions)
-        gone = deleted_finding(self._evidence[0], self._meant, self._vanished(sample, after), looked)
-        self._notes += [gone] if isinstance(gone, str) else []
-        findings = _in_order([*findings, *([gone] if isinstance(gone, Finding) else [])])
+        for server, now in zip(self._servers, after, strict=True):
+            findings += server_findings(server, context, self._expected, after=now)
+            started = "" if server.started_ms is None else context.when(server.started_ms)
+            self._notes += server_notes(
+                server, self._expected, when=started, database=self._target.connections[0].database
+            )
+        deleted = deleted_finding(
+            self._servers[0],
+            self._expected,
+            self._vanished(sample, after),
+            context,
+            of=sample.of,
+            sessions=sessions,
+        )
+        self._notes += [deleted] if isinstance(deleted, str) else []
+        findings = _in_order([*findings, *([deleted] if isinstance(deleted, Finding) else [])])
         self._note_limits(sample)
         return AuditReport(
             server=self._server(),
             findings=tuple(findings),
             verdict=verdict_of(
                 findings,
-                sessions=sessions or (0 if self._meant else sample.seen),
-                healthy=self._healthy(sessions),
-                undetermined=None
-                if self._meant
-                else f"{sample.seen:,} keys seen; state with --expect what their TTLs are",
+                sessions=sessions or (0 if self._expected else sample.seen),
+                healthy=self._healthy(diagnoses),
+                undetermined=self._undetermined(sample, diagnoses),
             ),
-            sample=_sample_dict(sample),
+            sample={"keys": sample.seen, "of": sample.of, "method": sample.method, "error_bound": sample.error_bound},
             proof=self._proof(after),
             notes=tuple(dict.fromkeys(self._notes)),
-            seen=tuple(seen),
-            expectations=tuple(self._meant),
-            at=datetime.fromtimestamp(self._evidence[0].now_ms / 1000, UTC),
+            seen=() if self._expected else tuple(prefix_summaries(sample.keys)),
+            expectations=tuple(self._expected),
+            at=datetime.fromtimestamp(self._servers[0].now_ms / 1000, UTC),
             keys=sample.keys,
-            counters={name: self._evidence[0].number(name) for name in COUNTERS},
+            counters={name: self._servers[0].number(name) for name in COUNTERS},
         )
 
     def _sample(self) -> Sample:
-        cluster = len(self._source.connections) > 1 or self._evidence[0].is_cluster
+        cluster = len(self._source.connections) > 1 or self._servers[0].is_cluster
         sample = self._sampler.full() if self._full else self._sampler.sample(cluster=cluster)
-        for meant in self._meant:
+        for expected in self._expected:
             if sample.complete or sample.stopped or self._full:
                 break
-            if len(meant.of(sample.keys)) < ENOUGH_OF_A_PATTERN / 2:
-                sample.keys += self._sampler.more_of(sample, meant.pattern, meant.matches.fullmatch)
+            if len(expected.of(sample.keys)) < ENOUGH_OF_A_PATTERN / 2:
+                sample.keys += self._sampler.more_of(sample, expected.pattern, expected.matches.fullmatch)
         return sample
 
-    def _diagnose(self, sample: Sample) -> tuple[list[Finding], list[PrefixSummary], int]:
-        scene = Scene(
+    def _context(self, sample: Sample) -> AuditContext:
+        fields: dict[bytes, tuple[int, int]] = {}
+        if any(one.has_field_ttls for one in self._servers):
+            sample.keys, fields = with_field_deadlines(sample.keys, self._source.route)
+        claimed = {one.key for expected in self._expected for one in expected.of(sample.keys)}
+        complete = sample.complete and not self._full
+        return AuditContext(
             sample.keys,
-            self._server_facts(sample),
-            self._siblings(sample),
-            True,
+            self._history(sample),
+            self._servers[0],
+            (lambda _names: ()) if complete else self._sampler.look_up,
             self._weigh,
-            self._unclaimed(sample) if len(self._meant) > 1 else None,
+            [one for one in sample.keys if one.key not in claimed] if len(self._expected) > 1 else None,
+            fields,
         )
-        if not sample.keys and not self._meant:
-            return [_empty_database()], [], 0
-        findings: list[Finding] = []
-        sessions = 0
-        taken: set[bytes] = set()
-        for meant in self._meant:
-            own = [one for one in meant.of(sample.keys) if one.key not in taken]
-            taken.update([one.key for one in own] if len(self._meant) > 1 else ())
-            diagnosis = diagnose(meant, own, scene)
-            findings += [skewed_ttl(self._evidence[0], finding) or finding for finding in diagnosis.findings]
-            self._notes += diagnosis.notes
-            sessions += diagnosis.sessions
-            self._aside += diagnosis.aside
-        return findings, [] if self._meant else seen_under(sample.keys), sessions
 
-    def _unclaimed(self, sample: Sample) -> list[KeyFacts]:
-        claimed = {one.key for meant in self._meant for one in meant.of(sample.keys)}
-        return [one for one in sample.keys if one.key not in claimed]
+    def _history(self, sample: Sample) -> ServerHistory:
+        accesses = [one.touched_ms for one in sample.keys if one.touched_ms is not None]
+        load = self._servers[0].load_ms(sample.of, accesses)
+        starts = [None if load else one.empty_start_ms(sample.of) for one in self._servers]
+        earliest = None if None in starts else min(one for one in starts if one is not None)
+        if earliest and any(one < earliest for one in accesses):
+            earliest = None
+        touches = [one.idle_touches for one in self._servers]
+        reads = [one.reads for one in self._servers]
+        return ServerHistory(
+            now_ms=self._servers[0].now_ms,
+            started_ms=self._servers[0].started_ms,
+            empty_start_ms=earliest,
+            load_ms=load,
+            touches=None if None in touches else sum(one for one in touches if one is not None),
+            reads=None if None in reads else sum(one for one in reads if one is not None),
+            expired=sum(one.number("expired_keys") or 0 for one in self._servers),
+            idle_known=any(one.touched_ms is not None for one in sample.keys),
+        )
+
+    def _diagnose(self, context: AuditContext) -> list[Diagnosis]:
+        """Return the diagnosis of each expectation; a key belongs to the first that it matches."""
+        found = []
+        taken: set[bytes] = set()
+        for expected in self._expected:
+            own = [one for one in expected.of(context.keys) if one.key not in taken]
+            taken.update([one.key for one in own] if len(self._expected) > 1 else ())
+            found.append(diagnose(expected, own, context))
+        return found
 
     def _values(self, sample: Sample, findings: Sequence[Finding]) -> list[Finding]:
         """Return what values show, if they may be read without resetting idle times, or if that is allowed."""
-        if not self._full or not self._meant or sample.stopped:
+        if not self._full or not self._expected or sample.stopped:
             return []
         touches_because = self._target.touches_because
         if touches_because and not self._touch:
@@ -221,11 +276,11 @@ class _Audit:
         try:
             values = check_values(
                 Reader(self._target),
-                self._meant,
+                self._expected,
                 [one for one in sample.keys if self._target.route(one.key).name not in sample.failed],
                 short=_too_short_by(findings),
                 within_s=(time.monotonic() - self._began) / 4,
-                deletions=sum(one.calls.get("del", 0) + one.calls.get("unlink", 0) for one in self._evidence),
+                deletions=sum(one.called("del", "unlink") for one in self._servers),
             )
         except (redis.ConnectionError, redis.TimeoutError) as error:
             if len(self._target.connections) == 1:
@@ -234,8 +289,8 @@ class _Audit:
             return []
         self._touched = values.read if touches_because else 0
         self._notes += values.notes
-        torn = {finding.prefix for finding in [*findings, *values.findings] if finding.cause == "mixed_ttl"}
-        return [one for one in values.findings if one.cause != "not_refreshed" or one.prefix not in torn]
+        mixed = {finding.prefix for finding in [*findings, *values.findings] if finding.cause == "mixed_ttl"}
+        return [one for one in values.findings if one.cause != "not_refreshed" or one.prefix not in mixed]
 
     def _counters_after(self) -> list[dict[str, str]]:
         """Return each server's counters; none of one that failed during the audit."""
@@ -249,26 +304,22 @@ class _Audit:
                 found.append({})
         return found
 
-    def _server_facts(self, sample: Sample) -> Server:
-        evidence = self._evidence[0]
-        born = [one.born_ms(sample.of) for one in self._evidence]
-        if any(one.touched_ms is not None and one.touched_ms < (born[0] or 0) for one in sample.keys):
-            born = [None]
-        reads = [one.idle_touches for one in self._evidence]
-        return Server(
-            now_ms=evidence.now_ms,
-            born_ms=None if None in born else min(one for one in born if one is not None),
-            reads=None if None in reads else sum(one for one in reads if one is not None),
-            expired=sum(one.number("expired_keys") or 0 for one in self._evidence),
-            idle_known=any(one.touched_ms is not None for one in sample.keys),
-        )
-
-    def _siblings(self, sample: Sample) -> Callable[[Sequence[bytes]], Sequence[KeyFacts]]:
-        """Return a look-up of keys that a sample has missed; none is missing if every key was seen."""
-        return _nobody if sample.complete and not self._full else self._sampler.look_up
+    def _second_look(self, sample: Sample, findings: Sequence[Finding]) -> list[Finding]:
+        """Wait, look again at some sessions, and return what their new deadlines prove."""
+        if not self._watch_s:
+            return []
+        time.sleep(self._watch_s)
+        short = {one.prefix for one in findings if one.cause in SHORT_CAUSES}
+        found: list[Finding] = []
+        for expected in self._expected:
+            first = [one for one in expected.of(sample.keys) if one.deadline_ms is not None][:SECOND_LOOK_KEYS]
+            finding, note = measured_renewals(expected, first, self._sampler.look_up([one.key for one in first]))
+            self._notes.append(note)
+            found += [finding] if finding and expected.prefix not in short else []
+        return found
 
     def _weigh(self, names: Sequence[bytes]) -> list[int]:
-        """Return the bytes that values take, 0 for an integer; of the keys whose node would say."""
+        """Return the bytes that values take, 0 for an integer; of the keys whose node reports them."""
         weights: dict[bytes, int] = {}
         commands = KeyCommands(names, ("object|encoding", "memory|usage"))
         for connection in self._source.connections:
@@ -279,18 +330,16 @@ class _Audit:
         return list(weights.values())
 
     def _vanished(self, sample: Sample, after: Sequence[Mapping[str, str]]) -> list[KeyFacts]:
-        """Return sessions that were there and are gone before their deadline, though nothing was evicted meanwhile."""
-        if _risen(self._evidence, after, "evicted_keys"):
+        """Return sessions that no longer exist before their deadline, though nothing was evicted meanwhile."""
+        if _risen(self._servers, after, "evicted_keys"):
             return []
-        sessions = (one for meant in self._meant for one in meant.of(sample.keys))
-        living = [one for one in sessions if one.left_ms is None or one.left_ms > 600_000][:SECOND_LOOK_KEYS]
-        missing = self._sampler.missing([one.key for one in living])
-        return [one for one in living if one.key in missing]
+        sessions = (one for expected in self._expected for one in expected.of(sample.keys))
+        far = [one for one in sessions if one.left_ms is None or one.left_ms > FAR_FROM_THE_END_MS]
+        lost = self._sampler.missing([one.key for one in far[:SECOND_LOOK_KEYS]])
+        return [one for one in far if one.key in lost]
 
     def _note_limits(self, sample: Sample) -> None:
         self._notes += [f"could not see {one}" for one in sorted(sample.blind) if not one.startswith("pexpiretime")]
-        if not sample.keys:
-            self._notes += self._elsewhere()
         for name, error in sample.failed.items():
             self._notes.append(f"{name} failed during the audit, and not all of its keys were read: {error}")
         if moved_slots := self._target.moved_slots():
@@ -303,31 +352,40 @@ class _Audit:
         if sample.stopped:
             self._notes.append(f"stopped early: {sample.stopped}")
         if sample.keys and all(one.touched_ms is None for one in sample.keys):
-            lfu = "lfu" in (self._evidence[0].policy or "") or any("LFU" in one for one in sample.blind)
+            lfu = "lfu" in (self._servers[0].policy or "") or any("LFU" in one for one in sample.blind)
             why = "LFU" if lfu else "OBJECT IDLETIME is refused to this user"
-            self._notes.append(f"the server does not tell idle times ({why}): TTLs are judged by what is left alone")
+            self._notes.append(f"the server does not report idle times ({why}): TTLs are judged by what is left alone")
         if not self._full:
             self._notes.append("not checked without --full: corrupt, dangling, not_refreshed (they read values)")
 
-    def _elsewhere(self) -> list[str]:
-        """Return where the keys of an empty database may be, or have gone."""
-        evidence = self._evidence[0]
-        others = [
-            f"{name} ({text.split(',')[0]})" for name, text in evidence.info.items() if re.fullmatch(r"db\d+", name)
-        ]
-        flushes = sum(evidence.calls.get(name, 0) for name in FLUSHES)
-        found = [f"other databases have keys: {', '.join(others)}"] if others else []
-        return found + ([f"FLUSHALL or FLUSHDB was called {flushes:,} times since the start"] if flushes else [])
+    def _healthy(self, diagnoses: Sequence[Diagnosis]) -> str:
+        sessions, reached = (sum(getattr(one, name) for one in diagnoses) for name in ("sessions", "reached"))
+        ignored = sum(one.ignored for one in diagnoses)
+        text = (
+            f"{counted(sessions, 'key')} of sessions looked at, none against {', '.join(map(str, self._expected))}; "
+            f"{reached:,} of them were seen to be given the expected TTL"
+        )
+        return text + (f"; {counted(ignored, 'short-lived key')} ignored" if ignored else "")
 
-    def _healthy(self, sessions: int) -> str:
-        says = f"{sessions:,} keys of sessions looked at, all as expected ({', '.join(map(str, self._meant))})"
-        return says + (f"; {self._aside:,} that live shorter were taken for no sessions" if self._aside else "")
+    def _undetermined(self, sample: Sample, diagnoses: Sequence[Diagnosis]) -> str | None:
+        """Return why the sessions cannot be called healthy, and what would settle it."""
+        settle = "to settle it, look again while sessions are written (--watch 30s) or use --full"
+        if not self._expected:
+            return f"{counted(sample.seen, 'key')} seen; state with --expect what their TTLs should be"
+        for expected, one in zip(self._expected, diagnoses, strict=True):
+            if one.unexplained:
+                return f"{one.unexplained} under {expected.prefix}, more than reads explain; {settle}"
+            if not one.reached:
+                ttl = duration(expected.ttl_ms)
+                keys = counted(one.sessions, "key")
+                return f"none of {keys} under {expected.prefix} shows that {ttl} is given; {settle}"
+        return None
 
     def _server(self) -> dict[str, Any]:
-        evidence: Evidence = self._evidence[0]
-        taken_at = utc_text(datetime.fromtimestamp(evidence.now_ms / 1000, UTC))
-        source = {"kind": "live", "name": self._target.url, "taken_at": taken_at}
-        return {"flavour": evidence.flavour, "version": evidence.version, "url": self._target.url, "source": source}
+        server, url = self._servers[0], self._target.url
+        taken_at = utc_text(datetime.fromtimestamp(server.now_ms / 1000, UTC))
+        source = {"kind": "live", "name": url, "taken_at": taken_at}
+        return {"flavour": server.flavour, "version": server.version, "url": url, "source": source}
 
     def _proof(self, after: Sequence[Mapping[str, str]]) -> Proof:
         sent: Counter[str] = Counter()
@@ -337,8 +395,8 @@ class _Audit:
             commands=sent,
             writes=0,
             idle_clocks_touched=self._touched,
-            expired_during_audit=_risen(self._evidence, after, "expired_keys"),
-            evicted_during_audit=_risen(self._evidence, after, "evicted_keys"),
+            expired_during_audit=_risen(self._servers, after, "expired_keys"),
+            evicted_during_audit=_risen(self._servers, after, "evicted_keys"),
             seconds=time.monotonic() - self._began,
         )
 
@@ -348,7 +406,7 @@ def _too_short_by(findings: Sequence[Finding]) -> Callable[[KeyFacts], bool]:
     tops = [
         (finding.prefix or "", (finding.observed_ttl_s or 0) * 1100 + 2_000)
         for finding in findings
-        if finding.cause in ("ttl_too_short", "unit_mistake") and finding.observed_ttl_s
+        if finding.cause in SHORT_CAUSES and finding.observed_ttl_s
     ]
 
     def short(one: KeyFacts) -> bool:
@@ -357,20 +415,16 @@ def _too_short_by(findings: Sequence[Finding]) -> Callable[[KeyFacts], bool]:
     return short
 
 
-def _nobody(_names: Sequence[bytes]) -> Sequence[KeyFacts]:
-    return ()
-
-
-def _batch(evidence: Sequence[Evidence], duty: float, round_trip_s: float) -> int:
+def _batch(servers: Sequence[ServerFacts], duty: float, round_trip_s: float) -> int:
     """Return how many keys to ask about at once: fewer if the buffers could push a nearly full server to evict."""
     room = [
-        (one.number("maxmemory") or 0) - (one.number("used_memory") or 0) for one in evidence if one.number("maxmemory")
+        (one.number("maxmemory") or 0) - (one.number("used_memory") or 0) for one in servers if one.number("maxmemory")
     ]
     usual = RESTING_BATCH_KEYS if duty < 1 and round_trip_s < NETWORK_S else RESTLESS_BATCH_KEYS
     return max(10, min(usual, min(room, default=usual * BYTES_A_KEY) // BYTES_A_KEY))
 
 
-def _risen(before: Sequence[Evidence], after: Sequence[Mapping[str, str]], name: str) -> int | None:
+def _risen(before: Sequence[ServerFacts], after: Sequence[Mapping[str, str]], name: str) -> int | None:
     pairs = [(one.number(name), now.get(name)) for one, now in zip(before, after, strict=True)]
     if any(was is None or now is None for was, now in pairs):
         return None
@@ -378,15 +432,12 @@ def _risen(before: Sequence[Evidence], after: Sequence[Mapping[str, str]], name:
 
 
 def _in_order(findings: Sequence[Finding]) -> list[Finding]:
-    """Return findings with the one that matters most first; of equal causes on several nodes, one."""
+    """Return findings with the one that matters most first; of the same cause and prefix, the surest."""
+    surest = sorted(findings, key=lambda one: CONFIDENCE_RANKS[one.confidence])
     once: dict[tuple[str, str | None], Finding] = {}
-    for finding in findings:
+    for finding in surest:
         once.setdefault((finding.cause, finding.prefix), finding)
-    return sorted(once.values(), key=lambda finding: finding.order)
-
-
-def _sample_dict(sample: Sample) -> dict[str, Any]:
-    return {"keys": sample.seen, "of": sample.of, "method": sample.method, "error_bound": sample.error_bound}
+    return sorted(once.values(), key=lambda one: one.order)
 
 
 def _empty_database() -> Finding:

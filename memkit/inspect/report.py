@@ -15,14 +15,13 @@ from secrets import token_bytes
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from memkit.formats.model import Problem, Run, Tool, Turn
+from memkit.policy import PartEnd, ends_apart
 from memkit.render import SHOWN_CHARS, escaped, printable, width
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 1
-SPREAD_S = 5.0
-SPREAD_SHARE = 0.01
 SHARED = "shared"
 """How the parts begin that hold other sessions' entries too, and may live for ever."""
 _ROWS = 200
@@ -288,14 +287,24 @@ class SessionReport:
         }
 
 
-def early_ends(ends_s: Mapping[str, float]) -> list[str]:
-    """Return the keys that die so long before the last that it is no matter of when they were written: soonest first.
+def early_ends(parts: Mapping[str, tuple[float, int | None]], ttl_s: float | None = None) -> list[str]:
+    """Return the keys of a session that expire too long before its last one, by the audit's rule: soonest first.
 
-    Parts written by commands of their own die milliseconds apart, and a slow answer lies between two writes.
+    Args:
+        parts: Each key with its remaining TTL and its idle time, in seconds; None: the server does not report it.
+        ttl_s: The configured TTL in seconds; if it is unknown, the longest that was given stands for it.
     """
-    latest = max(ends_s.values(), default=0.0)
-    early = [name for name, end in ends_s.items() if latest - end > max(SPREAD_S, SPREAD_SHARE * latest)]
-    return sorted(early, key=ends_s.__getitem__)
+    ends = {
+        name: PartEnd(round(left_s * 1000), None if idle_s is None else -idle_s * 1000)
+        for name, (left_s, idle_s) in parts.items()
+    }
+    if len(ends) < 2:
+        return []
+    last = max(ends.values(), key=lambda one: one.deadline_ms)
+    given = max(one.deadline_ms - (one.accessed_ms or 0) for one in ends.values())
+    ttls_ms = [given if ttl_s is None else round(ttl_s * 1000)]
+    early = [name for name, end in ends.items() if ends_apart(end, last, ttls_ms)]
+    return sorted(early, key=lambda name: ends[name].deadline_ms)
 
 
 def span(seconds: float) -> str:

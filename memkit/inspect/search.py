@@ -364,7 +364,8 @@ def _lifetimes(hit: Hit, own: Mapping[str, LoadedKey], meant: Meant | None) -> l
     ends = {name: each.metadata.ttl_ms / 1000 for name, each in own.items() if each.metadata.ttl_ms is not None}
     problems = _no_ttl(hit, [name for name in own if name not in ends], len(ends), meant)
     latest = max(ends.values(), default=0.0)
-    early = early_ends(ends)
+    parts = {name: (end, own[name].metadata.idle_s) for name, end in ends.items()}
+    early = early_ends(parts, meant.ttl_ms / 1000 if meant and meant.ttl_ms else None)
     for name in early[:_SAID]:
         says = f"dies in {span(ends[name])}, the last part of the session in {span(latest)}: it will be torn between"
         problems.append(Problem("mixed_ttl", name, says))

@@ -104,7 +104,7 @@ def _short(name: str) -> str:
 
 
 def _early_keys(report: SessionReport) -> list[str]:
-    return early_ends({key.key: key.ttl_s for key in report.keys if key.ttl_s is not None and _own(key)})
+    return early_ends({key.key: (key.ttl_s, key.idle_s) for key in report.keys if key.ttl_s is not None and _own(key)})
 
 
 def _own(key: KeyReport) -> bool:

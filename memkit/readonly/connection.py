@@ -113,6 +113,7 @@ class ReadOnlyConnection:
         options |= {"driver_info": None} if hasattr(redis, "DriverInfo") and "driver_info" not in options else {}
         self._connection: Any = pool.connection_class(**{**options, "protocol": 2, "decode_responses": False})
         self.name = name
+        self.database = int(options.get("db") or 0)
         self._keep_idle_times = keep_idle_times
         self.sent: Counter[str] = Counter()
         self.reconnect()

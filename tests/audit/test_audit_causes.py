@@ -9,10 +9,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-import redis
 from incidents import DAY, HOUR, MINUTE, Write, restore, travel
 from servers import every_server
-from waiting import nothing, wait_for
 
 from memkit.audit import Finding
 from memkit.audit.run import AuditReport, audit
@@ -208,9 +206,9 @@ def test_short_keys_of_another_type_or_size_are_no_sessions_and_not_called_as_ex
     writes += shaped("chat:n{}:hint", count, 0, 280, 5 * MINUTE, kind=kind, value=value)
     report = audited(server, writes, {"chat:*": "7d"})
     assert report.findings == ()
-    assert (
-        f"120 keys of sessions looked at, all as expected (chat:*=sliding 7d); {count} that" in report.verdict.sentence
-    )
+    assert report.verdict.status == "healthy"
+    assert report.verdict.sentence.startswith("120 keys of sessions looked at, none against chat:*=sliding 7d; 120 of")
+    assert report.verdict.sentence.endswith(f"; {count} short-lived keys ignored")
     assert any("hint" in note for note in report.notes)
 
 
@@ -227,7 +225,7 @@ def test_flags_set_with_each_message_of_a_session_are_no_parts_of_it(
     flags = shaped(shape, 12, 0, 25, 30, kind="string", value="yes")
     report = audited(server, [*now, *writes[12:], *flags], {"chat:*": "7d"})
     assert report.findings == ()
-    assert any("beside their sessions" in note for note in report.notes)
+    assert any("beside sessions" in note for note in report.notes)
     assert "200 keys of sessions looked at" in report.verdict.sentence
 
 
@@ -326,20 +324,10 @@ def test_immortal_sessions_have_no_date_without_idle_clocks(blind: RedisServer) 
 # -- written in one go -------------------------------------------------------------------------------------------------
 
 
-def expired(client: redis.Redis, count: int) -> None:
-    for number in range(count):
-        client.set(f"gone:{number}", "x", px=1)
-    names = [f"gone:{number}" for number in range(count)]
-    wait_for("no key", lambda: sum(map(client.exists, names)), nothing)
-
-
-@pytest.mark.parametrize("lost", [True, False])
-def test_a_burst_of_short_sessions_alone_counts_where_keys_do_expire(lost: bool, server: RedisServer) -> None:
-    with server.client() as client:
-        expired(client, 60 if lost else 0)
+def test_sessions_of_one_instant_near_their_end(server: RedisServer) -> None:
     report = audited(server, spread("chat:", 60, 20, 21, 5 * MINUTE), {"chat:*": "7d"})
     found = [(one.cause, one.keys, one.confidence, one.observed_ttl_s) for one in report.findings]
-    assert found == ([("ttl_too_short", 60, "likely", 5 * MINUTE)] if lost else [])
+    assert found == [("ttl_too_short", 60, "likely", 5 * MINUTE)]
 
 
 @pytest.mark.parametrize(("short", "read", "found"), [(60, 0, True), (60, 40, True), (5, 40, False)])

@@ -332,6 +332,16 @@ def test_json_in_another_dress_since_a_release_is_dated(
     assert "json string" in text or "repr" in text
 
 
+@pytest.mark.parametrize("codec", ["gzip", "base64", "pickle 5", "msgpack"])
+def test_a_known_store_in_another_encoding_is_no_damage(server: RedisServer, codec: str) -> None:
+    def payload(dice: random.Random, at: float) -> Value:
+        elements = [json.dumps({"type": "human", "data": {"content": words(dice)}}).encode() for _ in range(4)]
+        return [*elements, CODECS[codec](elements[0])] if at > RELEASE else elements
+
+    (found,) = play(server, {"message_store": payload}, 9).findings
+    assert (found.cause, found.keys) == ("encoding_changed", 7)
+
+
 def test_damaged_text_of_no_encoding_is_only_possible(server: RedisServer) -> None:
     def payload(dice: random.Random, at: float) -> bytes:
         return b"\x00\xff not json" if round(at * COUNT) % 10 == 4 else document(dice)

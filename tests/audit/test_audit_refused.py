@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,9 +14,11 @@ from waiting import wait_for
 
 from memkit.audit import parse_expectation, read_expectations
 from memkit.audit.checks.server import server_findings
+from memkit.audit.checks.ttl_inference import ServerHistory
+from memkit.audit.context import AuditContext
 from memkit.audit.run import AuditReport, audit
 from memkit.audit.sampling import KeyFacts
-from memkit.audit.server_info import Evidence
+from memkit.audit.server_info import ServerFacts
 from memkit.errors import PolicyError
 from memkit.server import RedisServer
 
@@ -120,6 +122,10 @@ def test_a_mistaken_expectation_or_client_is_an_error_before_anything_is_asked(t
         audit({"host": "localhost"}, expect={"chat:*": "7d"})  # type: ignore[arg-type]
 
 
+def context_of(facts: ServerFacts, keys: Sequence[KeyFacts] = ()) -> AuditContext:
+    return AuditContext(keys, ServerHistory(facts.now_ms), facts, lambda _names: ())
+
+
 # -- trouble of the server's own ---------------------------------------------------------------------------------------
 
 
@@ -161,7 +167,8 @@ def test_no_eviction_threatens_keys_that_the_policy_spares(server: RedisServer) 
     ],
 )
 def test_what_info_says_of_files(info: Mapping[str, str], cause: str | None) -> None:
-    found = server_findings(Evidence(info, {"save": "3600 1"}), [], {}, [])
+    facts = ServerFacts(info, {"save": "3600 1"})
+    found = server_findings(facts, context_of(facts), [], after={})
     assert [one.cause for one in found] == ([cause] if cause else [])
 
 
@@ -169,8 +176,10 @@ def test_what_info_says_of_files(info: Mapping[str, str], cause: str | None) -> 
 def test_only_a_clock_that_memkit_moved_as_far_as_it_is_off_is_no_finding(moved_s: float, found: bool) -> None:
     now = 1_800_000_000_000
     keys = [KeyFacts(b"chat:1", "string", now + 1000, now - 500_000, now, None)]
-    evidence = Evidence({}, {}, skew_ms=600_000.0, skew_error_ms=1.0, moved_by_ms=moved_s * 1000, now_ms=now)
-    assert [one.cause for one in server_findings(evidence, keys, {}, [])] == (["clock_skew"] if found else [])
+    facts = ServerFacts({}, {}, skew_ms=600_000.0, skew_error_ms=1.0, moved_by_ms=moved_s * 1000, now_ms=now)
+    assert [one.cause for one in server_findings(facts, context_of(facts, keys), [], after={})] == (
+        ["clock_skew"] if found else []
+    )
 
 
 @pytest.mark.parametrize("by_s", [90, 7_200, 43_200, 54_000])
@@ -361,7 +370,7 @@ def test_deletions_that_short_lived_strings_beside_sessions_of_strings_explain_a
             client.set("lock:now", "1", ex=30)
         report = audit(server.url, expect={"chat:*": "7d"}, duty=1)
     assert len(only(report, "deleted")) == (0 if beside else 1)
-    assert any("come and go" in note for note in report.notes) is beside
+    assert any("set and deleted as often" in note for note in report.notes) is beside
 
 
 def test_who_deleted_during_the_audit_is_named(server: RedisServer) -> None:

@@ -13,7 +13,10 @@ import pytest
 from servers import every_server
 
 from memkit.audit import Finding
+from memkit.audit.checks.payload_times import DatedSession, StatedTime, not_refreshed
 from memkit.audit.run import AuditReport, audit
+from memkit.audit.sampling import KeyFacts
+from memkit.config import parse_expectation
 from memkit.server import RedisServer
 
 DAY_S = 86_400.0
@@ -190,3 +193,16 @@ def test_writes_that_do_not_renew_are_found(server: RedisServer, seed: int) -> N
     assert causes == {name: [cause] for name, (_, cause) in FAULTS.items()}
     for name, each in found.items():
         assert each[0].confidence == ("possible" if each[0].cause == "trimmed" else "proven"), name
+
+
+def test_one_distance_of_all_deadlines_is_their_ttl() -> None:
+    dice, now = random.Random(1), 1_800_000_000_000
+    sessions = []
+    for n in range(30):
+        at = now - dice.uniform(0, 1.9) * DAY_S * 1000
+        stated = StatedTime(at, at)
+        facts = KeyFacts(b"chat:%d" % n, "string", round(at + 2 * DAY_S * 1000), None, now, 100)
+        sessions.append(DatedSession(facts, stated, stated, 0))
+    found = not_refreshed(parse_expectation("chat:*=7d"), sessions, [])
+    assert found
+    assert (found.cause, found.confidence, found.observed_ttl_s) == ("ttl_too_short", "likely", 2 * DAY_S)

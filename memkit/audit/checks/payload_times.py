@@ -88,8 +88,19 @@ class DatedSession(NamedTuple):
 
 def dated_session(value: RedisValue, facts: KeyFacts, hit: Hit | None) -> DatedSession:
     """Return what a value states about its times; a time in the future is none of a write."""
-    times = [one for one in _times_of(value, hit) if one.earliest <= facts.seen_ms + SAME_MS]
-    return DatedSession(facts, min(times, default=None), max(times, default=None), _count(value))
+    if hit and hit.store == memkit_store.STORE:
+        decoded = list(formats.decode(Known(hit, {value.name: value})))
+        turns = [one for one in decoded if isinstance(one, Run | Turn)]
+        columns = [one.at_s or () if isinstance(one, Run) else (one.at_s,) for one in turns]
+        stated = [StatedTime(at * 1000, at * 1000) for column in columns for at in column if at is not None]
+        lengths = [value.total]
+    else:
+        document = _document(value)
+        stated = list(times_in(document))
+        inner = document.values() if isinstance(document, dict) else (document,)
+        lengths = [value.total] if value.kind == "list" else [len(one) for one in inner if isinstance(one, list)]
+    times = [one for one in stated if one.earliest <= facts.seen_ms + SAME_MS]
+    return DatedSession(facts, min(times, default=None), max(times, default=None), max(lengths, default=0))
 
 
 def written_ms(expected: Expectation, facts: KeyFacts) -> float:
@@ -100,33 +111,19 @@ def written_ms(expected: Expectation, facts: KeyFacts) -> float:
     return min(facts.deadline_ms - expected.ttl_ms, touched)
 
 
-def _times_of(value: RedisValue, hit: Hit | None) -> Iterator[StatedTime]:
-    if hit and hit.store == memkit_store.STORE:
-        for item in formats.decode(Known(hit, {value.name: value})):
-            found = item.at_s if isinstance(item, Run) else [item.at_s] if isinstance(item, Turn) else None
-            yield from (StatedTime(at_s * 1000, at_s * 1000) for at_s in found or () if at_s is not None)
-    elif value.kind == "hash":
-        yield from times_in({name: _parsed(data) for name, data in value.fields.items()})
-    elif value.kind == "list":
-        ends = [*value.elements[:ENDS], *value.elements[ENDS:][-ENDS:]]
-        yield from times_in([_parsed(data) for data in ends])
-    else:
-        for data in value.payloads:
-            yield from times_in(_parsed(data))
+def _document(value: RedisValue) -> Any:
+    """Return a value as one JSON value; of a list, the first and the last few elements."""
+    if value.kind == "hash":
+        return {name: _parsed(data) for name, data in value.fields.items()}
+    if value.kind == "list":
+        return [_parsed(data) for data in [*value.elements[:ENDS], *value.elements[ENDS:][-ENDS:]]]
+    return _parsed(value.data)
 
 
 def _parsed(data: bytes) -> Any:
     """Return a payload as JSON, or as text."""
     value = parse(data).value if len(data) <= MOST_PAYLOAD_BYTES else None
     return data.decode(errors="replace") if value is None and len(data) < 64 else value
-
-
-def _count(value: RedisValue) -> int:
-    if value.kind == "list":
-        return value.total
-    document = _parsed(value.data) if value.kind != "hash" else {n: _parsed(data) for n, data in value.fields.items()}
-    lists = document.values() if isinstance(document, dict) else (document,)
-    return max((len(each) for each in lists if isinstance(each, list)), default=0)
 
 
 def times_in(value: Any, *, depth: int = 0, listed: bool = False, message: bool = False) -> Iterator[StatedTime]:
@@ -226,34 +223,19 @@ def not_refreshed(expected: Expectation, sessions: Sequence[DatedSession], notes
         confidence = "proven"
     newest_times = [newest.at for _, _, newest in late]
     since = datetime.fromtimestamp(min(newest_times) / 1000, UTC)
-    if not fixed and _are_alike(ahead) and not _are_alike(newest_times):
-        return Finding(
-            "ttl_too_short",
-            prefix=expected.prefix,
-            keys=len(late),
-            sampled=len(sessions),
-            message=f"sessions under {expected.prefix} are given {duration(ttl - median(ahead))} instead of "
-            f"{duration(ttl)}",
-            confidence="likely",
-            expected_ttl_s=ttl / 1000,
-            observed_ttl_s=round((ttl - median(ahead)) / 1000, 3),
-            since=since,
-            since_is="upper bound",
-            evidence=(
-                f"in {len(late):,} sessions the deadline is as long after the last write that the payload states",
-            ),
-            next="look for the TTL in the code and the settings of the writer",
-        )
+    given = ttl - median(ahead)
+    # Without a deadline that counts from the first message, one distance for all sessions is their TTL.
+    is_ttl = not fixed and _are_alike(ahead) and not _are_alike(newest_times)
     return Finding(
-        "not_refreshed",
+        "ttl_too_short" if is_ttl else "not_refreshed",
         prefix=expected.prefix,
         keys=len(late),
         sampled=len(sessions),
-        message=f"writes under {expected.prefix} do not renew the TTL: after its last message a session has "
-        f"{duration(ttl - median(ahead))} instead of {duration(ttl)} (median of {len(late):,})",
-        confidence=confidence,
+        message=f"writes under {expected.prefix} {'set a shorter TTL' if is_ttl else 'do not renew the TTL'}: after "
+        f"its last message a session has {duration(given)} instead of {duration(ttl)} (median of {len(late):,})",
+        confidence="likely" if is_ttl else confidence,
         expected_ttl_s=ttl / 1000,
-        observed_ttl_s=ttl / 1000,
+        observed_ttl_s=round((given if is_ttl else ttl) / 1000),
         since=since,
         since_is="upper bound",
         evidence=(
@@ -290,13 +272,13 @@ def trimmed(expected: Expectation, sessions: Sequence[DatedSession]) -> Finding 
     dated = [
         (one.messages, one.facts.deadline_ms - ttl - one.newest.at)
         for one in sessions
-        if one.facts.deadline_ms and one.newest and one.messages
+        if one.facts.deadline_ms and one.newest and one.newest.at == one.newest.earliest and one.messages
     ]
     most = max((messages for messages, _ in dated), default=0)
     full = [gap for messages, gap in dated if messages == most]
     others = [gap for messages, gap in dated if messages < most]
     older = [gap for gap in full if gap > LATE_MS]
-    if len(older) < FEWEST_TRIMMED or len(older) < TRIMMED_SHARE * len(full) or len(others) < FEWEST_TRIMMED:
+    if len(older) < max(FEWEST_TRIMMED, TRIMMED_SHARE * len(full)) or _two_clocks(older):
         return None
     if sum(gap > LATE_MS for gap in others) > OTHERS_SHARE * len(others):
         return None
@@ -312,7 +294,7 @@ def trimmed(expected: Expectation, sessions: Sequence[DatedSession]) -> Finding 
         evidence=(
             f"no session holds more than {most:,} messages",
             f"the newest message is up to {duration(max(older))} older than the last write (deadline minus TTL)",
-            f"in {len(others):,} shorter sessions the newest message is as old as the last write",
+            f"{counted(len(others), 'session')} hold fewer messages; the newest is as old as the last write",
         ),
         next="after RPUSH keep the newest messages: LTRIM key -n -1, not LTRIM key 0 n-1",
     )

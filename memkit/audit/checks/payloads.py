@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from memkit import formats
 from memkit.audit.checks.known_stores import KnownSessions, ValueReader
-from memkit.audit.checks.mixed_ttl import torn_sessions
+from memkit.audit.checks.mixed_ttl import mixed_ttl
 from memkit.audit.checks.payload_times import DatedSession, dated_session, not_refreshed, trimmed, written_ms
 from memkit.audit.checks.session_indexes import index_findings
 from memkit.audit.checks.shared_key import shared_key
@@ -25,19 +25,22 @@ from memkit.audit.key_shapes import Member
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
 from memkit.formats.model import Hit
-from memkit.formats.parsing.encodings import examine
+from memkit.formats.parsing.encodings import ENCRYPTED, examine
 from memkit.readonly.reader import Reader
 from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue, to_bytes, to_name
 from memkit.render import counted, utc_text
 
 FEWEST_VALUES = 5_000
 BATCH_KEYS = 200
+STORES = frozenset(store.STORE for store in formats.FORMATS)
 CHANCE, LARGER_CHANCE = 0.01, 0.1
 """An encoding began at a time if a random mixture would leave so many earlier keys without it less often than this. A
 larger chance is enough to explain bytes of no known encoding.
 """
 UNUSUAL = frozenset(("json string", "python repr"))
 """Encodings that readers of JSON refuse or take for text, whether they are new or not."""
+ENCODINGS = ("gzip", "zlib", "zstd", "lz4", "pickle", "msgpack", "base64", "prefix", ENCRYPTED)
+"""A known store's own JSON in one of these is another encoding, which its decoder reports as damage."""
 WEAK = ("zlib", "gzip", "zstd", "lz4", "pickle", "msgpack", "base64")
 """Formats with a short signature: among many payloads of no known format, chance may imitate one."""
 MOST_ODD, MOSTLY_PRINTABLE = 0.25, 0.6
@@ -73,6 +76,7 @@ class _Contents:
     tried: int = 0
     dated: list[DatedSession] = field(default_factory=list)
     places: defaultdict[tuple[str, str], list[_Payload]] = field(default_factory=lambda: defaultdict(list))
+    encoded: set[str] = field(default_factory=set)
     hashes: defaultdict[str, list[tuple[KeyFacts, frozenset[str]]]] = field(default_factory=lambda: defaultdict(list))
     known: KnownSessions = field(default_factory=KnownSessions)
     notes: list[str] = field(default_factory=list)
@@ -83,7 +87,10 @@ class _Contents:
         words = re.match(r"([A-Za-z_-]+[:/|])*", value.name)
         shape = f"{words[0] if words else ''} {len(re.findall('[:/|]', value.name))}"
         if hit:
-            self.places[shape, ""].append(_Payload(facts, frozenset((hit.store,))))
+            payloads = value.payloads if value.kind in (*DOCUMENT_KINDS, "list") else ()
+            encoded = {str(one) for one in map(examine, payloads) if one.layers[0] in ENCODINGS and not one.fault}
+            self.encoded |= {value.name} if encoded else set()
+            self.places[shape, ""].append(_Payload(facts, frozenset((hit.store, *encoded))))
             return
         if value.kind == "hash":
             # A field with a number in its name is one of many alike, such as a message, and none of the layout.
@@ -98,8 +105,10 @@ class _Contents:
 
 def _payloads(value: RedisValue) -> Iterator[tuple[str, Sequence[bytes]]]:
     """Yield payloads with the place that they have in other keys too; numbers in a field's name are an id."""
-    if value.kind in (*DOCUMENT_KINDS, "list"):
+    if value.kind in (*DOCUMENT_KINDS, "list", "stream"):
         yield "", list(value.payloads)
+    elif value.kind in ("set", "zset"):
+        yield "", [to_bytes(member) for member in value.members or value.scores]
     elif value.kind == "hash":
         for name, payload in value.fields.items():
             yield re.sub(r"\d+", "*", name), [payload]
@@ -195,7 +204,7 @@ def _assign_problems(expected: Sequence[Expectation], contents: Sequence[_Conten
 def _corrupt(expected: Expectation, content: _Contents) -> Finding | None:
     """Return the finding of payloads that their own format proves to be damaged."""
     problems = content.known.problems.values()
-    broken = {problem.key: problem.says for problem in problems if problem.cause == "corrupt"}
+    broken = {one.key: one.says for one in problems if one.cause == "corrupt" and one.key not in content.encoded}
     odd: dict[str, str] = {}
     for payloads in content.places.values():
         unknown = sum(any(name == "binary" or name.endswith("?") for name in one.encodings) for one in payloads)
@@ -272,7 +281,9 @@ def _changes(
         first = min(written_ms(expected, one.facts) for one in having)
         before = sum(written_ms(expected, one.facts) < first for one in payloads)
         is_new = (1 - len(having) / len(payloads)) ** before < chance
-        if is_new or not UNUSUAL.isdisjoint(encoding.split(" > ")):
+        stores = any(name in STORES for one in payloads for name in one.encodings)
+        unusual = not UNUSUAL.isdisjoint(encoding.split(" > ")) or (stores and encoding.startswith(ENCODINGS))
+        if is_new or unusual:
             yield encoding, having, first if is_new else None
 
 
@@ -344,4 +355,4 @@ def _mixed_ttl(expected: Expectation, content: _Contents, present: Mapping[str, 
     several = [members for members in sessions if len(members) > 1]
     if not expected.ttl_ms or len(several) < SEVERAL_SHARE * len(sessions):
         return None
-    return torn_sessions(expected, several, sampled=len(content.dated)).finding
+    return mixed_ttl(expected, several, sampled=len(content.dated)).finding

@@ -41,7 +41,7 @@ def shared_key(expected: Expectation, keys: Sequence[KeyFacts]) -> Finding | Non
     """
     sessions: defaultdict[str, list[KeyFacts]] = defaultdict(list)
     for group in groups_of(keys, expected.prefix):
-        for member in [] if group.beside else group.members:
+        for member in [] if group.auxiliary_word else group.members:
             sessions[member.session].append(member.facts)
     sizes = {session: sum(one.size_bytes or 0 for one in own) for session, own in sessions.items()}
     nameless = [one for one in sizes if _is_missing(one)] if expected.prefix else []

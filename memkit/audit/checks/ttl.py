@@ -1,457 +1,427 @@
-"""From the keys of one expectation to findings: too short, too long, immortal, torn apart, or somewhere else. Pure."""
+"""From the keys of one expectation to findings: TTLs that are too short, too long or in another unit. Pure."""
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
-from memkit.audit.checks.auxiliary_keys import Scene, beside_sessions, is_other_shape, longest_given
-from memkit.audit.checks.mixed_ttl import Torn, torn_sessions
+from memkit.audit.checks.auxiliary_keys import auxiliary_groups, is_other_shape, longest_given
+from memkit.audit.checks.mixed_ttl import MixedTtl, mixed_ttl
+from memkit.audit.checks.persistent_keys import persistent_finding
+from memkit.audit.checks.prefixes import missing, moved, odd_names
 from memkit.audit.checks.ttl_inference import (
-    IDLE_RANGE_MS,
-    Case,
-    Life,
-    Lives,
+    HOUR_MS,
+    UNIT_FACTORS,
+    LifetimeAnalysis,
     Since,
-    lives_of,
+    TtlAnomaly,
+    analyses_of,
+    common_ttl,
+    lifetimes_of,
     rounded,
-    ttl_seen,
 )
-from memkit.audit.finding import Confidence, Finding, PrefixSummary
-from memkit.audit.key_shapes import Group, Member, alike, by_prefix, groups_of, is_content, sessions_of
+from memkit.audit.checks.ttl_peaks import IDLE_GRAIN_MS
+from memkit.audit.context import AuditContext, dated
+from memkit.audit.finding import Finding
+from memkit.audit.key_shapes import Group, Member, groups_of, narrowest_prefix, sessions_of
 from memkit.audit.sampling import KeyFacts
+from memkit.audit.server_info import ABSOLUTE_DEADLINES, RENEWALS
 from memkit.config import Expectation
-from memkit.render import duration, utc_text
+from memkit.policy import ttl_text
+from memkit.render import counted, duration
+
+LOOKED_UP = 200
+"""Of a sample's sessions so many have their other parts looked up: enough for a share to 10 %."""
+SPRING_MARGIN_MS = 300_000
+"""Spring Session keeps a session's hash so much longer than its ``expires`` key (RedisIndexedSessionRepository)."""
+UNIX_TIME_S = 1_000_000_000
+"""A TTL over 31 years that is near the current Unix time is a point in time (2001 and later)."""
+RENEWED_TOGETHER = 0.05
+"""All TTLs renewed within this share of the TTL: of steady traffic so many keys have that chance, each."""
+FEWEST_RENEWED = 20
 
 
 @dataclass
 class Diagnosis:
-    """The findings of one expectation, and what was left out of them: ``aside`` keys live shorter, as no sessions."""
+    """The result for one expectation.
+
+    Args:
+        findings: What is wrong.
+        notes: What was left out, and facts that are no findings.
+        sessions: How many keys of sessions were looked at.
+        reached: How many of them were seen to have been given the expected TTL.
+        ignored: How many keys were left out.
+        unexplained: Why these keys cannot be called healthy although nothing is wrong for sure.
+    """
 
     findings: list[Finding]
-    notes: list[str]
+    notes: list[str] = field(default_factory=list)
     sessions: int = 0
-    aside: int = 0
+    reached: int = 0
+    ignored: int = 0
+    unexplained: str | None = None
 
 
-def diagnose(meant: Expectation, keys: Sequence[KeyFacts], scene: Scene) -> Diagnosis:
+def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext) -> Diagnosis:
     """Return what is wrong with the keys of one pattern, or that it has none."""
+    odd = odd_names(expected, keys, context)
     if not keys:
-        return Diagnosis([_missing(meant, scene)], [])
-    groups = groups_of(keys, meant.prefix)
-    sessions, beside = _apart(groups)
-    notes = [f"{_many(meant, group)} were taken for no sessions, by their name" for group in beside]
-    if meant.ttl_ms is None:
-        return Diagnosis(_never(meant, sessions, scene), notes, _count(sessions))
-    _complete(sessions, meant, scene)
-    helpers = beside_sessions(meant, sessions, scene)
+        return Diagnosis([odd or missing(expected, context)])
+    groups = groups_of(keys, expected.prefix)
+    sessions = [group for group in groups if not group.auxiliary_word] or groups
+    notes = [
+        f"ignored {_many(expected, group)}: {group.auxiliary_word!r} in the name suggests no sessions; "
+        f"{_expect(expected, group)} checks them"
+        for group in groups
+        if group not in sessions
+    ]
+    if expected.ttl_ms is None:
+        unwanted = _unwanted_deadlines(expected, sessions, context)
+        found = [one for one in (unwanted, odd) if one]
+        reached = sum(one.deadline_ms is None for group in sessions for one in group.keys)
+        return Diagnosis(found, notes, _count(sessions), reached)
+    expected, layout_note = _with_known_layout(expected, sessions)
+    _add_missed_siblings(sessions, expected, context)
+    helpers = auxiliary_groups(expected, sessions, context)
     sessions = [group for group in sessions if group not in helpers]
-    torn = torn_sessions(meant, list(sessions_of(sessions)), sampled=scene.sampled)
-    cases, strangers = _cases(meant, sessions, scene)
-    notes += [_helper_note(meant, group) for group in helpers]
-    notes += [f"{_many(meant, group)} live {duration(case.ttl_ms)}: not sessions?" for group, case in strangers]
-    findings = [_ttl_finding(meant, case, scene) for case in _merged(cases, torn)]
+    mixed = mixed_ttl(expected, list(sessions_of(sessions)), sampled=context.sampled)
+    anomalies, short_groups = _anomalies(expected, sessions, context)
+    ignored_groups = [*helpers, *(group for group, _ in short_groups)]
+    for group in ignored_groups:
+        longest = duration(rounded(longest_given(group.keys)))
+        notes.append(
+            f"ignored {_many(expected, group)}: they are given up to {longest}, beside sessions with the expected TTL; "
+            f"{_expect(expected, group)} checks them"
+        )
+    sessions = [group for group in sessions if group not in ignored_groups]
+    findings = [_ttl_finding(expected, group, anomaly, context) for group, anomaly in _merged(anomalies, mixed)]
+    everything = [one for group in sessions for one in group.keys]
+    analyses = analyses_of(everything, expected, context.history)
     findings += [
         finding
-        for finding in (_immortal(meant, sessions, scene), torn.finding, _elsewhere(meant, keys, scene))
+        for finding in (
+            persistent_finding(expected, sessions, context),
+            mixed.finding,
+            odd or moved(expected, keys, context),
+            _persistent_renewal(expected, analyses[-1], context),
+            None if anomalies or mixed.finding else _time_zone(expected, analyses[-1], context),
+            None if anomalies or mixed.finding else _unrenewed(expected, analyses[0], context),
+        )
         if finding
     ]
-    aside = _count([*helpers, *(group for group, _ in strangers)])
-    return Diagnosis(findings, notes, _count(sessions) + _count(helpers) - aside, aside)
+    notes += [layout_note] if layout_note else []
+    return Diagnosis(
+        findings,
+        notes,
+        _count(sessions),
+        sum(len(one.reached) for one in analyses),
+        _count(ignored_groups),
+        None if findings else next((text for one in analyses if (text := one.unexplained())), None),
+    )
 
 
 def _count(groups: Iterable[Group]) -> int:
     return sum(len(group.members) for group in groups)
 
 
-def _many(meant: Expectation, group: Group) -> str:
-    return f"{len(group.members):,} keys {meant.prefix}{group.part}"
+def _many(expected: Expectation, group: Group) -> str:
+    return f"{counted(len(group.members), 'key')} matching {expected.prefix}{group.part}"
 
 
-def _helper_note(meant: Expectation, group: Group) -> str:
-    longest = duration(longest_given(group.keys))
-    return f"{_many(meant, group)} live up to {longest} beside their sessions: taken for flags, locks or caches of them"
+def _expect(expected: Expectation, group: Group) -> str:
+    volatile = [one for one in group.keys if one.deadline_ms is not None]
+    ttl = ttl_text(round(rounded(longest_given(volatile)))) if volatile else "never"
+    return f"--expect '{expected.prefix}{group.part}={ttl}'"
 
 
-def _apart(groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
-    """Separate sessions from what their names say stands beside them; where all do, they are what was meant."""
-    sessions = [group for group in groups if not group.beside]
-    if not sessions:
-        return list(groups), []
-    return sessions, [group for group in groups if group.beside]
+def _with_known_layout(expected: Expectation, groups: Sequence[Group]) -> tuple[Expectation, str | None]:
+    """Return the expectation with the TTLs that Spring Session's layout gives on purpose, if these keys are its."""
+    hashes = {group.part for group in groups if group.kind == "hash"}
+    strings = [group.part for group in groups if group.kind == "string"]
+    markers = [part.replace("expires:", "") for part in strings if "expires:" in part]
+    if expected.ttl_ms is None or hashes.isdisjoint(markers):
+        return expected, None
+    ttls = sorted({expected.ttl_ms - SPRING_MARGIN_MS, expected.ttl_ms, expected.ttl_ms + SPRING_MARGIN_MS})
+    policy = replace(expected.policy, ttl_ms=ttls[-1])
+    note = f"Spring Session keeps a session's hash {duration(SPRING_MARGIN_MS)} longer than its expires key on purpose"
+    return replace(expected, policy=policy, other_ttls_ms=tuple(ttls[:-1]), jitter=min(expected.jitter, 0.02)), note
 
 
 # -- TTLs --------------------------------------------------------------------------------------------------------------
 
 
-def _cases(
-    meant: Expectation, sessions: Sequence[Group], scene: Scene
-) -> tuple[list[tuple[Group, Case]], list[tuple[Group, Case]]]:
+def _anomalies(
+    expected: Expectation, sessions: Sequence[Group], context: AuditContext
+) -> tuple[list[tuple[Group, TtlAnomaly]], list[tuple[Group, TtlAnomaly]]]:
     """Return what is wrong with each shape of key, and the shapes that were always short and may be no sessions."""
-    found: list[tuple[Group, Case]] = []
-    healthy: list[tuple[Group, Lives]] = []
-    all_short: list[tuple[Group, Case]] = []
+    found: list[tuple[Group, TtlAnomaly]] = []
+    healthy: list[tuple[Group, LifetimeAnalysis]] = []
+    all_short: list[tuple[Group, TtlAnomaly]] = []
     for group in sessions:
-        lives = Lives(lives_of(group.keys), meant, scene.server)
-        cases = lives.cases()
-        if not any(case.kind == "short" for case in cases) and lives.right:
-            healthy.append((group, lives))
-        for case in cases:
-            alone = case.kind == "short" and not lives.right and case.keys >= 0.9 * len(lives.all)
-            (all_short if alone else found).append((group, case))
+        analyses = analyses_of(group.keys, expected, context.history)
+        anomalies = [one for analysis in analyses for one in analysis.anomalies()]
+        right = any(analysis.right for analysis in analyses)
+        if not any(one.kind == "short" for one in anomalies) and right:
+            healthy.append((group, analyses[-1]))
+        volatile = sum(len(analysis.all) for analysis in analyses)
+        for one in anomalies:
+            alone = one.kind == "short" and not right and one.keys >= 0.9 * volatile
+            (all_short if alone else found).append((group, one))
     if not healthy or len(all_short) == len(sessions):
         return found + all_short, []
-    parts, strangers = _strangers(all_short, healthy, scene)
-    return found + parts, strangers
-
-
-def _strangers(
-    all_short: Sequence[tuple[Group, Case]], healthy: Sequence[tuple[Group, Lives]], scene: Scene
-) -> tuple[list[tuple[Group, Case]], list[tuple[Group, Case]]]:
-    """Separate parts of healthy sessions and sessions of another shape from what may be no sessions."""
     ids = {member.session for group, _ in healthy for member in group.members}
-    found, strangers = [], []
-    for group, case in all_short:
-        if _shares(group, ids):
-            found.append((group, case))
-        elif is_other_shape(group, [one for one, _ in healthy], scene):
-            found.append((group, _as_new_shape(case, [lives for _, lives in healthy])))
+    others = []
+    for group, one in all_short:
+        # Of a sample's keys the siblings of the first LOOKED_UP were looked up.
+        looked = group.members[:LOOKED_UP]
+        if sum(member.session in ids for member in looked) > 0.2 * len(looked):
+            found.append((group, one))
+        elif is_other_shape(group, [each for each, _ in healthy], context):
+            found.append((group, _as_new_shape(one, [analysis for _, analysis in healthy])))
         else:
-            strangers.append((group, case))
-    return found, strangers
+            others.append((group, one))
+    return found, others
 
 
-def _as_new_shape(case: Case, healthy: Sequence[Lives]) -> Case:
-    """Return the case of sessions of a new shape: likely where the old one is not written since."""
-    last = max((at for lives in healthy if (at := lives.last_write(lives.within))), default=None)
-    like = "their type and size are those of the sessions that live as expected, whose ids they do not share"
-    if last is None or case.first_seen_ms is None or last > case.first_seen_ms + 2_000:
-        return replace(case, confidence="possible", reasons=(*case.reasons, like, "both shapes are written"))
-    reasons = (*case.reasons, like, "the other shape is not written since")
-    confidence: Confidence = "possible" if case.confidence == "possible" else "likely"
-    return replace(case, confidence=confidence, since=Since(last, "lower bound"), reasons=reasons)
+def _as_new_shape(anomaly: TtlAnomaly, healthy: Sequence[LifetimeAnalysis]) -> TtlAnomaly:
+    """Return the anomaly of sessions of a new shape: likely if the old one is not written since."""
+    last = max((at for one in healthy if (at := one.last_write(one.within))), default=None)
+    like = "their type and size are those of the sessions with the expected TTL, whose ids they do not share"
+    if last is None or anomaly.first_seen_ms is None or last > anomaly.first_seen_ms + 2_000:
+        return replace(anomaly, confidence="possible", reasons=(*anomaly.reasons, like, "both shapes are written"))
+    reasons = (*anomaly.reasons, like, "the other shape is not written since")
+    confidence = anomaly.confidence if anomaly.confidence == "possible" else "likely"
+    return replace(anomaly, confidence=confidence, since=Since(last, "lower bound"), reasons=reasons, still_expected=0)
 
 
-def _shares(group: Group, ids: set[str]) -> bool:
-    # Of a sample's keys the siblings of the first 200 were looked up.
-    looked = group.members[:200]
-    return sum(member.session in ids for member in looked) > 0.2 * len(looked)
-
-
-def _merged(cases: Sequence[tuple[Group, Case]], torn: Torn) -> list[Case]:
-    """Return one case a kind: the largest group's, with all keys counted; those torn from their session are not."""
-    merged = []
+def _merged(anomalies: Sequence[tuple[Group, TtlAnomaly]], mixed: MixedTtl) -> Iterator[tuple[Group, TtlAnomaly]]:
+    """Yield one anomaly a kind: the largest group's, with all keys counted; without those that mixed TTLs explain."""
     for kind in ("short", "long"):
-        own = [case for group, case in cases if case.kind == kind and not (kind == "short" and torn.explains(group))]
+        own = [one for one in anomalies if one[1].kind == kind and not (kind == "short" and mixed.explains(one[0]))]
         if own:
-            largest = max(own, key=lambda case: case.keys)
-            merged.append(replace(largest, keys=sum(case.keys for case in own)))
-    return merged
+            group, largest = max(own, key=lambda one: one[1].keys)
+            yield group, replace(largest, keys=sum(one.keys for _, one in own))
 
 
-def _ttl_finding(meant: Expectation, case: Case, scene: Scene) -> Finding:
-    expected_ms = meant.ttl_ms or 0
-    factor = case.unit_factor(expected_ms)
+def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, context: AuditContext) -> Finding:
+    expected_ms = expected.ttl_ms or 0
+    factor = anomaly.unit_factor(expected_ms)
     if factor:
-        case = replace(case, ttl_ms=expected_ms * factor if case.kind == "long" else expected_ms / factor)
-    elif not case.jitter:
-        case = replace(case, ttl_ms=rounded(case.ttl_ms))
-    cause = "unit_mistake" if factor else f"ttl_too_{case.kind}"
-    seen, expected = duration(case.ttl_ms), duration(expected_ms)
-    verb = "die after" if case.kind == "short" else "live"
-    since = "" if case.since is None else f" since {_when(case.since)}"
-    tail = f": off by exactly {factor}, {_units(factor, case.kind)}" if factor else ""
+        exact = expected_ms * factor if anomaly.kind == "long" else expected_ms / factor
+        anomaly = replace(anomaly, ttl_ms=exact)
+    elif not anomaly.jitter:
+        anomaly = replace(anomaly, ttl_ms=rounded(anomaly.ttl_ms))
+    unit = _unit_mistake(anomaly, factor, context)
+    both = anomaly.kind == "short" and anomaly.still_expected >= max(3, 0.05 * anomaly.keys)
+    both = both and anomaly.since is not None and anomaly.since.bound == "upper bound"
+    cause = "unit_mistake" if unit else "two_ttls" if both else f"ttl_too_{anomaly.kind}"
+    affected = [one.key for one in group.keys if _is_affected(one, anomaly)]
+    prefix = narrowest_prefix(affected, [one.key for one in context.keys], expected.prefix)
+    seen, wanted = duration(anomaly.ttl_ms), _ttls(expected)
+    since = "" if anomaly.since is None else f", {context.since_text(anomaly.since)}"
+    message = f"sessions under {prefix} are given {seen} instead of {wanted}{since}"
+    if both:
+        message = f"sessions under {prefix} are given {seen} and {wanted} at the same time; expected {wanted}"
+    spread = f", give or take {anomaly.jitter:.0%}" if anomaly.jitter else ""
+    evidence = [
+        *reversed(anomaly.reasons[:1]),
+        f"{anomaly.keys:,} of {context.sampled:,} keys looked at were given {seen}{spread}",
+        *anomaly.reasons[1:],
+    ]
+    if both:
+        evidence.append(
+            f"{anomaly.still_expected:,} keys were given {wanted} after the first of these was written: two kinds of "
+            "writers or of sessions, not a release"
+        )
+        evidence += _renewing_clients(context)
+    elif anomaly.since and anomaly.since.bound == "lower bound":
+        evidence.append(f"the last write that got the expected TTL was {context.when(anomaly.since.at_ms)}")
+    if anomaly.first_seen_ms is not None:
+        evidence.append(f"the oldest of them that still exists was written {context.when(anomaly.first_seen_ms)}")
+    if prefix != expected.prefix:
+        evidence.append(f"all of them are under {prefix}; the other keys of {expected.pattern} are not affected")
+    if anomaly.kind == "long" and expected.policy.kind == "sliding" and not unit:
+        evidence.append("keys with more than the expected TTL left do not depend on the idle clock")
     return Finding(
         cause,
-        prefix=meant.prefix,
-        keys=case.keys,
-        sampled=scene.sampled,
-        message=f"sessions under {meant.prefix} {verb} {seen} instead of {expected}{since}{tail}",
-        confidence=case.confidence,
+        prefix=prefix,
+        keys=anomaly.keys,
+        sampled=context.sampled,
+        message=message + (f": {unit}" if unit else ""),
+        confidence=anomaly.confidence,
         expected_ttl_s=expected_ms / 1000,
-        observed_ttl_s=round(case.ttl_ms / 1000, 3),
-        **_dated(case.since),
-        evidence=_case_evidence(case, scene),
-        next=_next_for_ttl(meant, case),
+        observed_ttl_s=round(anomaly.ttl_ms / 1000, 3),
+        **dated(anomaly.since),
+        evidence=(*evidence, *([unit] if unit else [])),
+        next=_next_for_ttl(expected, anomaly, context, both=both),
     )
 
 
-def _units(factor: int, kind: str) -> str:
-    short = {
-        60: "minutes taken for seconds",
-        1000: "seconds taken for milliseconds",
-        60_000: "minutes taken for milliseconds",
-    }
-    long = {
-        60: "seconds taken for minutes",
-        1000: "milliseconds taken for seconds",
-        60_000: "milliseconds taken for minutes",
-    }
-    return (short if kind == "short" else long)[factor]
+def _ttls(expected: Expectation) -> str:
+    return " or ".join(map(duration, (*expected.other_ttls_ms, expected.ttl_ms)))
 
 
-def _case_evidence(case: Case, scene: Scene) -> tuple[str, ...]:
-    spread = f", give or take {case.jitter:.0%}" if case.jitter else ""
-    lines = [
-        f"{case.keys:,} of {scene.sampled:,} keys looked at were given {duration(case.ttl_ms)}{spread}",
-        *case.reasons,
-    ]
-    if case.since and case.since.bound == "lower bound":
-        lines.append(f"the last write that got the expected TTL was at {_at(case.since.at_ms)}, by the latest deadline")
-    if case.first_seen_ms is not None:
-        lines.append(f"the oldest of them that still lives was written at {_at(case.first_seen_ms)}")
-    return tuple(lines)
+def _is_affected(one: KeyFacts, anomaly: TtlAnomaly) -> bool:
+    given = one.set_ms
+    if given is None:
+        return False
+    if anomaly.kind == "long":
+        return given >= anomaly.ttl_ms * (1 - anomaly.jitter) - 2 * IDLE_GRAIN_MS
+    low = anomaly.ttl_ms * (1 - 1.1 * anomaly.jitter) - 2 * IDLE_GRAIN_MS
+    return low <= given <= max(anomaly.top_ms, anomaly.ttl_ms + IDLE_GRAIN_MS)
 
 
-def _next_for_ttl(meant: Expectation, case: Case) -> str:
-    around = "" if case.since is None else f" around {_at(case.since.at_ms)}"
+def _unit_mistake(anomaly: TtlAnomaly, factor: int | None, context: AuditContext) -> str | None:
+    """Return the unit mistake that explains a TTL exactly, if there is one."""
+    now_s, ttl_s = context.history.now_ms / 1000, anomaly.ttl_ms / 1000
+    for unit, size in (("seconds", 1), ("milliseconds", 1_000)):
+        if anomaly.kind == "long" and ttl_s > UNIX_TIME_S and abs(ttl_s / size - now_s) < 0.05 * now_s:
+            return f"the TTL is a Unix time in {unit}: a point in time was given as a duration (EXPIREAT, EXAT)"
+    if not factor:
+        return None
+    _, longer, shorter = UNIT_FACTORS[factor]
+    taken = f"{longer} taken for {shorter}" if anomaly.kind == "short" else f"{shorter} taken for {longer}"
+    return f"off by exactly {factor:,}, {taken}"
+
+
+def _renewing_clients(context: AuditContext) -> list[str]:
+    names = [one.name for one in context.server.clients if one.last_command in RENEWALS]
+    return [f"clients whose last command sets a TTL: {', '.join(names[:5])}"] if names else []
+
+
+def _next_for_ttl(expected: Expectation, anomaly: TtlAnomaly, context: AuditContext, *, both: bool) -> str:
+    if both:
+        return (
+            f"redis-cli CLIENT LIST names the clients that set a TTL; if both are intended: "
+            f"--expect '{expected.pattern}={ttl_text(round(anomaly.ttl_ms))}|{ttl_text(expected.ttl_ms or 0)}'"
+        )
+    around = "" if anomaly.since is None else f" around {context.when(anomaly.since.at_ms)}"
     then = (
         "memory grows until it is right again"
-        if case.kind == "long"
-        else "roll it back; the next write renews a living session"
+        if anomaly.kind == "long"
+        else "roll it back; the next write renews a session that still exists"
     )
-    return f"look for the release{around} that changed the TTL of {meant.pattern}; {then}"
+    return f"look for the release{around} that changed the TTL of {expected.pattern}; {then}"
 
 
-def _never(meant: Expectation, sessions: Sequence[Group], scene: Scene) -> list[Finding]:
-    """Return a finding where sessions that should never expire have a deadline."""
-    mortal = [one for group in sessions for one in group.keys if one.deadline_ms is not None]
-    if not mortal:
-        return []
-    ttl = ttl_seen(lives_of(mortal))
-    says = f"sessions under {meant.prefix} should never expire and {len(mortal):,} of them have a deadline"
-    finding = Finding(
+def _unwanted_deadlines(expected: Expectation, sessions: Sequence[Group], context: AuditContext) -> Finding | None:
+    """Return a finding if sessions that should never expire have a deadline."""
+    volatile = [one for group in sessions for one in group.keys if one.deadline_ms is not None]
+    if not volatile:
+        return None
+    ttl = common_ttl(lifetimes_of(volatile))
+    prefix = narrowest_prefix([one.key for one in volatile], [one.key for one in context.keys], expected.prefix)
+    message = f"{len(volatile):,} keys of sessions under {prefix} that should never expire have a deadline"
+    return Finding(
         "ttl_too_short",
-        prefix=meant.prefix,
-        keys=len(mortal),
-        sampled=scene.sampled,
-        message=says,
+        prefix=prefix,
+        keys=len(volatile),
+        sampled=context.sampled,
+        message=message,
         confidence="proven",
         observed_ttl_s=ttl and round(ttl / 1000, 3),
-        evidence=(says,),
+        evidence=(f"PTTL of {len(volatile):,} keys",),
         next="find what sets the TTL: redis-cli CLIENT LIST shows each client's last command",
     )
-    return [finding]
 
 
-# -- no TTL ------------------------------------------------------------------------------------------------------------
-
-
-def _immortal(meant: Expectation, sessions: Sequence[Group], scene: Scene) -> Finding | None:
-    """Return the finding of sessions that never expire; a lone key that all sessions share may live for ever."""
-    keys: list[KeyFacts] = []
-    parts: list[str] = []
-    for group in sessions:
-        own = [one for one in group.keys if one.deadline_ms is None]
-        if own and (len(group.members) > 1 or len(sessions) == 1) and "*" in group.part:
-            keys += own
-            parts.append(f"{meant.prefix}{group.part}")
-    if not keys:
+def _time_zone(expected: Expectation, analysis: LifetimeAnalysis, context: AuditContext) -> Finding | None:
+    """Return the finding of TTLs that are off by whole hours, within the jitter, if clients compute the deadlines."""
+    calls, ttl_ms = context.server.called(*ABSOLUTE_DEADLINES), expected.ttl_ms or 0
+    values = [one for one in analysis.right if one.known]
+    if not calls or len(values) < 3 or ttl_ms <= HOUR_MS or expected.other_ttls_ms:
         return None
-    since = _immortal_since(meant, keys, [one for group in sessions for one in group.keys], scene)
-    share = "all" if len(keys) == sum(len(group.members) for group in sessions) else f"{len(keys):,}"
-    says = f"{share} of the keys {', '.join(parts[:3])} never expire; expected {duration(meant.ttl_ms)}"
+    ttl = common_ttl(values)
+    hours = 0 if ttl is None else round((ttl - ttl_ms) / HOUR_MS)
+    if ttl is None or not 1 <= abs(hours) <= 14 or abs(ttl - ttl_ms - hours * HOUR_MS) > 2 * IDLE_GRAIN_MS:
+        return None
+    affected = [one for one in values if abs(one.given - ttl) <= 2 * IDLE_GRAIN_MS]
+    offset = f"exactly {counted(abs(hours), 'hour')} {'more' if hours > 0 else 'less'}"
     return Finding(
-        "no_ttl",
-        prefix=meant.prefix,
-        keys=len(keys),
-        sampled=scene.sampled,
-        message=says + ("" if since is None else f", since {_when(since)}"),
-        confidence="proven",
-        expected_ttl_s=None if meant.ttl_ms is None else meant.ttl_ms / 1000,
-        observed_ttl_s=None,
-        **_dated(since),
-        evidence=(f"PTTL says so for {len(keys):,} of {scene.sampled:,} keys looked at",),
-        next="find the write that leaves no TTL (SET without EX; a crash before EXPIRE): memkit inspect URL KEY",
+        "unit_mistake",
+        prefix=expected.prefix,
+        keys=len(affected),
+        sampled=context.sampled,
+        message=f"sessions under {expected.prefix} are given {duration(ttl)} instead of {duration(ttl_ms)}: {offset}, "
+        "as if a local time were taken for UTC",
+        confidence="likely",
+        expected_ttl_s=ttl_ms / 1000,
+        observed_ttl_s=round(ttl / 1000, 3),
+        evidence=(
+            f"{len(affected):,} keys were given {offset} than the expected TTL",
+            f"EXPIREAT or PEXPIREAT was called {calls:,} times: clients compute the deadlines",
+        ),
+        next="compute deadlines in UTC, or set the TTL with EXPIRE or SET EX",
     )
 
 
-def _immortal_since(
-    meant: Expectation, keys: Sequence[KeyFacts], all_keys: Sequence[KeyFacts], scene: Scene
-) -> Since | None:
-    known = (one for one in keys if one.touched_ms is not None and one.seen_ms - one.touched_ms < IDLE_RANGE_MS)
-    touched = [one.touched_ms for one in known if one.touched_ms is not None]
-    lives = Lives(lives_of(all_keys), meant, scene.server)
-    last = lives.last_write(lives.within)
-    first = min(touched, default=None)
-    if first is None:
+def _persistent_renewal(expected: Expectation, analysis: LifetimeAnalysis, context: AuditContext) -> Finding | None:
+    """Return the finding of a job that renews every session, so that none ever expires."""
+    server, now = context.server, context.history.now_ms
+    started = context.history.empty_start_ms
+    fresh = [one for one in analysis.all if one.left >= (1 - RENEWED_TOGETHER) * analysis.ttl]
+    if started is None or now - started < 2 * analysis.ttl or server.number("expired_keys") != 0:
         return None
-    if last is not None and last <= first + 2_000:
-        return Since(last, "lower bound")
-    return Since(min(first + 1_000, scene.server.now_ms), "upper bound")
+    if len(analysis.all) < FEWEST_RENEWED or len(fresh) < len(analysis.all) or expected.other_ttls_ms:
+        return None
+    renewals = server.called(*RENEWALS)
+    if renewals < 2 * len(analysis.all):
+        return None
+    since = duration(max(now - (one.deadline - analysis.ttl) for one in analysis.all))
+    return Finding(
+        "persistent_renewal",
+        prefix=expected.prefix,
+        keys=len(analysis.all),
+        sampled=context.sampled,
+        message=f"something renews all {len(analysis.all):,} sessions under {expected.prefix}: each got a whole TTL "
+        f"within the last {since}, and no key has expired since the server started",
+        confidence="likely",
+        expected_ttl_s=analysis.ttl / 1000,
+        observed_ttl_s=analysis.ttl / 1000,
+        evidence=(
+            f"expired_keys is 0, and the server started {context.when(started)}, more than two TTLs ago",
+            f"commands that set a TTL were called {renewals:,} times",
+        ),
+        next="find the job that renews them: redis-cli CLIENT LIST shows each client's last command",
+    )
+
+
+def _unrenewed(expected: Expectation, analysis: LifetimeAnalysis, context: AuditContext) -> Finding | None:
+    """Return the finding of writes that do not renew the TTL, by the server's own count of reads."""
+    old = analysis.unrenewed() if expected.policy.kind == "sliding" and not analysis.long else []
+    if not old:
+        return None
+    reads = counted(context.history.reads or 0, "command")
+    return Finding(
+        "not_refreshed",
+        prefix=expected.prefix,
+        keys=len(old),
+        sampled=context.sampled,
+        message=f"writes under {expected.prefix} do not renew the TTL: {len(old):,} keys were accessed long after it "
+        "was set",
+        confidence="likely",
+        expected_ttl_s=analysis.ttl / 1000,
+        observed_ttl_s=analysis.ttl / 1000,
+        evidence=(f"{reads} read values since the server started: the accesses were writes",),
+        next="set the TTL in the same command or transaction as every write (EXPIRE after RPUSH, or SET with EX)",
+    )
 
 
 # -- parts of a session ------------------------------------------------------------------------------------------------
 
 
-def _complete(groups: Sequence[Group], meant: Expectation, scene: Scene) -> None:
-    """Look up the siblings that a sample has missed: the same id in the other shapes."""
+def _add_missed_siblings(groups: Sequence[Group], expected: Expectation, context: AuditContext) -> None:
+    """Look up the parts of sessions that a sample has missed: the same id in the other shapes."""
     simple = [group for group in groups if group.part.count("*") == 1]
     wanted: dict[bytes, tuple[Group, str]] = {}
     for group in simple:
         have = {member.session for member in group.members}
         for other in simple:
-            missing = [member.session for member in other.members[:400] if member.session not in have]
-            for session in missing[:200] if other is not group else ():
-                name = f"{meant.prefix}{group.part.replace('*', session, 1)}"
+            lacking = [member.session for member in other.members[: 2 * LOOKED_UP] if member.session not in have]
+            for session in lacking[:LOOKED_UP] if other is not group else ():
+                name = f"{expected.prefix}{group.part.replace('*', session, 1)}"
                 wanted[name.encode("utf-8", "surrogateescape")] = (group, session)
-    if not wanted:
-        return
-    for facts in scene.siblings(list(wanted)):
+    for facts in context.siblings(list(wanted)) if wanted else ():
         group, session = wanted[facts.key]
         if facts.kind == group.kind:
             group.members.append(Member(facts, session, group.part))
-
-
-# -- elsewhere ---------------------------------------------------------------------------------------------------------
-
-
-def _missing(meant: Expectation, scene: Scene) -> Finding:
-    """Return the finding for a pattern without keys: they may be under another prefix."""
-    for prefix, keys in by_prefix(scene.strangers).items():
-        confidence = _suspect(meant, prefix, keys, scene)
-        if confidence:
-            return _wrong_prefix(meant, prefix, keys, scene, confidence, since=None)
-    others = ", ".join(
-        f"{prefix or '(no prefix)'}* ({len(keys):,})" for prefix, keys in list(by_prefix(scene.keys).items())[:5]
-    )
-    says = f"no key matches {meant.pattern}"
-    more = f"; there are {others}" if others else "; the database is empty"
-    return Finding(
-        "no_data", prefix=meant.prefix, keys=0, sampled=scene.sampled, message=says + more, confidence="proven",
-        expected_ttl_s=None if meant.ttl_ms is None else meant.ttl_ms / 1000,
-        evidence=(f"{scene.sampled:,} keys looked at",),
-        next="check the pattern, the database number and the server in the URL",
-    )  # fmt: skip
-
-
-def _suspect(meant: Expectation, prefix: str, keys: Sequence[KeyFacts], scene: Scene) -> Confidence | None:
-    """Return how likely it is that these keys are the sessions that are expected elsewhere."""
-    fits = [one for one in keys if is_content(one)]
-    if len(fits) < 3 or any(group.beside for group in groups_of(fits, "")[:1]):
-        return None
-    near = alike(meant.prefix, prefix)
-    lives = lives_of(fits)
-    if meant.ttl_ms is None:
-        return "likely" if near and len(lives) < 0.1 * len(fits) else None
-    sorted_lives = Lives(lives, meant, scene.server)
-    as_meant = len(sorted_lives.right) >= max(3, 0.2 * len(fits))
-    if near:
-        # Never proven: the one who types an expectation mistypes it, too.
-        return "likely" if as_meant else "possible"
-    return "possible" if as_meant and scene.server.idle_known else None
-
-
-def _elsewhere(meant: Expectation, keys: Sequence[KeyFacts], scene: Scene) -> Finding | None:
-    """Return the finding of sessions that are written under a similar prefix now, and no longer under this one."""
-    if meant.ttl_ms is None or len(keys) == len(scene.keys):
-        return None
-    own_keys = {one.key for one in keys}
-    near = {
-        prefix: others
-        for prefix, others in by_prefix([one for one in scene.strangers if one.key not in own_keys]).items()
-        if prefix and alike(meant.prefix, prefix)
-    }
-    own = Lives(lives_of(keys), meant, scene.server)
-    last = own.last_write(own.within) if near else None
-    if last is None:
-        return None
-    for prefix, others in near.items():
-        if _suspect(meant, prefix, others, scene) == "likely":
-            theirs = Lives(lives_of(others), meant, scene.server)
-            first = min(life.touched for life in theirs.right)
-            if last <= first + 2_000 and len(theirs.right) >= 0.5 * len(others):
-                return _wrong_prefix(meant, prefix, others, scene, "likely", since=Since(last, "lower bound"))
-    return None
-
-
-def _wrong_prefix(
-    meant: Expectation,
-    prefix: str,
-    keys: Sequence[KeyFacts],
-    scene: Scene,
-    confidence: Confidence,
-    *,
-    since: Since | None,
-) -> Finding:
-    lives = lives_of(keys)
-    ttl = ttl_seen(lives)
-    if since is None and lives:
-        first = min(life.touched for life in lives) + 1_000
-        since = Since(min(first, scene.server.now_ms), "upper bound")
-    says = f"sessions are written under {prefix or '(no prefix)'} instead of {meant.prefix}"
-    return Finding(
-        "wrong_prefix",
-        prefix=meant.prefix,
-        keys=len(keys),
-        sampled=scene.sampled,
-        message=says + ("" if since is None else f" since {_when(since)}"),
-        confidence=confidence,
-        expected_ttl_s=None if meant.ttl_ms is None else meant.ttl_ms / 1000,
-        observed_ttl_s=None if ttl is None else round(ttl / 1000, 3),
-        **_dated(since),
-        evidence=(
-            f"{len(keys):,} keys under {prefix or '(no prefix)'}, given {duration(ttl)}; "
-            "those expected are not written",
-        ),
-        next=f"compare the prefix in the application's settings with {meant.prefix} (and this expectation with both): "
-        "readers and writers need the same one",
-    )
-
-
-# -- without expectations ----------------------------------------------------------------------------------------------
-
-
-def seen_under(keys: Sequence[KeyFacts]) -> list[PrefixSummary]:
-    """Return what lives under each prefix, the largest first, and what to expect of it."""
-    found = []
-    for prefix, own in list(by_prefix(keys).items())[:20]:
-        lives = lives_of(own)
-        ttl = ttl_seen(lives)
-        immortal = len(own) - len(lives)
-        kinds = ", ".join(f"{kind} {count:,}" for kind, count in Counter(one.kind for one in own).most_common(3))
-        given = _given(ttl, lives)
-        says = f"{prefix or '(no prefix)'}*: {len(own):,} key{'s' if len(own) > 1 else ''} ({kinds}), {given}"
-        says += f", {immortal:,} of them immortal" if immortal and lives else ""
-        says += f"; if that is meant: --expect '{prefix}*={duration(ttl)}'" if ttl else ""
-        found.append(
-            PrefixSummary(
-                prefix,
-                keys=len(own),
-                kinds=kinds,
-                persistent=immortal,
-                ttl_s=ttl and round(ttl / 1000, 3),
-                message=says,
-            )
-        )
-    return found
-
-
-def _given(ttl: float | None, lives: Sequence[Life]) -> str:
-    if not lives:
-        return "that never expire"
-    if not ttl:
-        return "of various TTLs"
-    longest = max(life.left for life in lives)
-    return f"given {duration(ttl)}" + (f", others more: up to {duration(longest)} left" if longest > 1.1 * ttl else "")
-
-
-# -- dates -------------------------------------------------------------------------------------------------------------
-
-
-def _dated(since: Since | None) -> dict[str, Any]:
-    return {} if since is None else {"since": datetime.fromtimestamp(since.at_ms / 1000, UTC), "since_is": since.bound}
-
-
-def _when(since: Since) -> str:
-    if since.bound == "lower bound":
-        return f"{_at(since.at_ms)} or soon after"
-    return f"{_at(math.ceil(since.at_ms / 1000) * 1000)} at the latest"
-
-
-def _at(at_ms: float) -> str:
-    return utc_text(datetime.fromtimestamp(at_ms / 1000, UTC))

@@ -1,4 +1,4 @@
-"""Where lives agree: windows that hold more of them than a smear of reads puts there, and their edges. Pure, no I/O."""
+"""Peaks in the TTLs that keys were given at least: windows with more of them than reads alone put there. Pure."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 IDLE_GRAIN_MS = 1_500
-"""The idle clock counts whole seconds at both ends."""
+"""The idle clock counts whole seconds, so the start and the end are each off by up to one."""
 SURE_NATS = 10.0
-"""Surprise, under "reads only", that makes a cluster: a chance of 1 in 20,000 that any of all windows has as many."""
+"""The surprise, if there were reads only, that makes a peak: a chance of 1 in 20,000 that any window has as many."""
 EDGES = 60
+"""How many places are tried for an edge: finer ones moved no observed TTL by more than 0.2 % (simulated)."""
+PEERS = 40
+"""How many of the fullest windows a window is compared with: a grid of writes and reads has many alike."""
+WIDE_RATIO = 1.23
+"""The widest jitter looked for: 10 % either way is a ratio of 1.22 from the shortest to the longest."""
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
-    """Lives that agree on a TTL: within the idle clock's grain, or within a jitter (``wide``)."""
+class TtlPeak:
+    """A window in which many keys' TTLs agree: to the idle clock's grain, or within a jitter (``wide``)."""
 
     low: float
     high: float
@@ -27,24 +32,24 @@ class Cluster:
 
 
 def surprise(count: int, usual: float) -> float:
-    """Return by how many nats a count is more than a Poisson's of this mean; 0 where it is not more."""
+    """Return by how many nats a count is more than a Poisson's of this mean; 0 if it is not more."""
     usual = max(usual, 1e-9)
     return count * math.log(count / usual) - (count - usual) if count > usual else 0.0
 
 
-def clusters(values: Sequence[int], apart: Sequence[int], spread_over: float) -> list[Cluster]:
-    """Return clusters in sorted values that an even smear, or their neighbourhood's density, does not explain.
+def ttl_peaks(values: Sequence[int], apart: Sequence[int], spread_over: float) -> list[TtlPeak]:
+    """Return peaks in sorted values that neither an even spread nor the density around them explains.
 
     ``apart``: the values with those written and read together counted once; only these can show a jitter.
     """
     narrow = _windows(values, spread_over, lambda low: low + 2 * IDLE_GRAIN_MS, at_least=3, wide=False)
-    wide = _windows(apart, spread_over, lambda low: low * 1.23 + 2 * IDLE_GRAIN_MS, at_least=8, wide=True)
+    wide = _windows(apart, spread_over, lambda low: low * WIDE_RATIO + 2 * IDLE_GRAIN_MS, at_least=8, wide=True)
     kept = [one for one in wide if not any(_mostly(part, one) for part in narrow)]
     return narrow + kept
 
 
-def _mostly(part: Cluster, whole: Cluster) -> bool:
-    """Whether a narrow cluster is what a wide one is made of; reads only lower lives, so its upper edge may be all."""
+def _mostly(part: TtlPeak, whole: TtlPeak) -> bool:
+    """Whether a wide peak is mostly this narrow one: reads only lower values, so a peak may be its upper edge."""
     if part.low < whole.low - 1 or part.high > whole.high + 1:
         return False
     return part.count >= 0.4 * whole.count
@@ -52,8 +57,8 @@ def _mostly(part: Cluster, whole: Cluster) -> bool:
 
 def _windows(
     values: Sequence[int], spread_over: float, end_of: Callable[[float], float], *, at_least: int, wide: bool
-) -> list[Cluster]:
-    found: list[Cluster] = []
+) -> list[TtlPeak]:
+    found: list[TtlPeak] = []
     full = []
     for low in _starts(values, wide=wide):
         high = end_of(low)
@@ -66,22 +71,22 @@ def _windows(
         others = [other for other, at, end in peers if end < 0.8 * low or high < at]
         peer = sum(others[:4]) / 4 if len(others) >= 4 else 0.0
         around = _around(values, low, high, spread_over, wide=wide)
-        # Reads smear a TTL downwards only, so what is below a sharp edge may be its own; a jitter has no sharp edge.
+        # Reads only lower values, so those below a sharp edge may belong to it; a jitter has no sharp edge.
         usual = (
             max(around.below, around.overall) if wide and high >= spread_over / 2 else max(around.above, around.overall)
         )
         enough = SURE_NATS + math.log(max(spread_over / (high - low), 1))
-        # Many come back soon, and then fewer: reads alone make more lives the nearer to the TTL.
+        # Most sessions are read soon after a write: reads alone make more values the nearer to the TTL.
         steep = 1.2 if wide and high < spread_over / 2 else 1.7
         stands_out = count > steep * around.below and count > (5 * around.above if wide else 4 * usual)
         sharp = wide or surprise(count, around.below) > 5
         if stands_out and sharp and surprise(count, usual) > enough and surprise(count, peer) > SURE_NATS:
-            found.append(Cluster(values[first], values[last - 1], count, wide))
+            found.append(TtlPeak(values[first], values[last - 1], count, wide))
     return _best_of_overlapping(found)
 
 
 def _starts(values: Sequence[int], *, wide: bool) -> list[float]:
-    """Return where windows begin: each busy second, or steps of 3 %."""
+    """Return the starts of the windows: each second with two values, or steps of 3 %."""
     if wide:
         return sorted({1.03 ** int(math.log(value) / math.log(1.03)) for value in values if value > 1})
     seconds = Counter(value // 500 for value in values)
@@ -91,7 +96,7 @@ def _starts(values: Sequence[int], *, wide: bool) -> list[float]:
 
 
 class _Around(NamedTuple):
-    """How many values a window would have by the density below it, above it, and overall."""
+    """How many values a window would have by the density below it, above it and overall."""
 
     below: float
     above: float
@@ -108,48 +113,48 @@ def _around(values: Sequence[int], low: float, high: float, spread_over: float, 
 
 
 def _apart(full: Sequence[tuple[int, float, float]]) -> list[tuple[int, float, float]]:
-    """Return the fullest windows that do not overlap, forty at most: writes and reads on a grid have many alike."""
+    """Return the fullest windows that do not overlap."""
     best: list[tuple[int, float, float]] = []
     for one in sorted(full, reverse=True):
-        if len(best) < 40 and all(one[2] < low or high < one[1] for _, low, high in best):
+        if len(best) < PEERS and all(one[2] < low or high < one[1] for _, low, high in best):
             best.append(one)
     return best
 
 
-def _best_of_overlapping(found: Sequence[Cluster]) -> list[Cluster]:
-    best: list[Cluster] = []
-    for one in sorted(found, key=lambda cluster: -cluster.count):
+def _best_of_overlapping(found: Sequence[TtlPeak]) -> list[TtlPeak]:
+    best: list[TtlPeak] = []
+    for one in sorted(found, key=lambda peak: -peak.count):
         if all(one.high < other.low or one.low > other.high for other in best):
             best.append(one)
     return best
 
 
-def longest(values: Sequence[int]) -> Cluster:
-    """Return where the most of sorted long lives agree: to the grain, where a good part does, else to a jitter."""
+def longest(values: Sequence[int]) -> TtlPeak:
+    """Return the window in which most of sorted long TTLs agree: to the grain if a fifth does, else to a jitter."""
     grain = _densest(values, 1.0, 2 * IDLE_GRAIN_MS)
     # From 40 keys of a TTL of 10 % jitter, 6 of 810 are more than 2 % off; by the fullest window 24 (simulated).
     spread = _densest(values, 1.222, 2 * IDLE_GRAIN_MS, nearly=0.95)
     return grain if grain.count >= max(3, 0.2 * len(values)) or len(values) < 3 else replace(spread, wide=True)
 
 
-def _densest(values: Sequence[int], ratio: float, more_ms: float, *, nearly: float = 1.0) -> Cluster:
-    """Return the window with the most values; of those with nearly as many the highest, for reads only lower lives."""
+def _densest(values: Sequence[int], ratio: float, more_ms: float, *, nearly: float = 1.0) -> TtlPeak:
+    """Return the window with the most values; of those with nearly as many the highest, as reads only lower values."""
     windows = [(bisect_right(values, low * ratio + more_ms) - first, first) for first, low in enumerate(values)]
     most, _ = max(windows)
     first, count = max((first, count) for count, first in windows if count >= nearly * most)
-    return Cluster(values[first], values[first + count - 1], count, wide=False)
+    return TtlPeak(values[first], values[first + count - 1], count, wide=False)
 
 
-def best_cluster(values: Sequence[int], spread_over: float) -> Cluster | None:
-    """Return the fullest cluster of sorted values, if there is one."""
-    found = clusters(values, values, spread_over)
+def best_peak(values: Sequence[int], spread_over: float) -> TtlPeak | None:
+    """Return the fullest peak of sorted values, if there is one."""
+    found = ttl_peaks(values, values, spread_over)
     return max(found, key=lambda one: one.count, default=None)
 
 
 def plateau(values: Sequence[int]) -> tuple[float, float]:
-    """Return where sorted values stand evenly and densest, without the thinner smear of reads before and after.
+    """Return the edges of the densest even stretch of sorted values, without the thinner ones before and after.
 
-    The likeliest two edges between three even densities; at most 60 places are tried for each.
+    The likeliest two edges between three even densities.
     """
     step = max(len(values) // EDGES, 1)
     places = sorted({*range(0, len(values), step), len(values) - 1})
@@ -165,7 +170,7 @@ def plateau(values: Sequence[int]) -> tuple[float, float]:
 
 
 def start_of(values: Sequence[int]) -> float:
-    """Return where sorted values begin to stand densely, without the few that are scattered before."""
+    """Return the value at which sorted values become dense, without the few that are scattered before."""
     step = max(len(values) // EDGES, 1)
     whole = _fit(len(values), values[-1] - values[0])
     best = (whole + math.log(len(values)), 0)
