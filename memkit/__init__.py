@@ -22,10 +22,10 @@ Imports go down this map only::
                         (ag2 agent_framework_redis agno capture google_adk_redis langchain_community
                         langchain_redis langgraph_plainredis langgraph_redis langgraph_redis_shallow
                         llama_index memkit_store model openai_agents redisvl unknown parsing/)
-      history/          What happened to keys: RDB files, append-only files, replication, tracking,
-                        the ledger and the fate of a session
-                        (aof changes commands fate ledger log_clock rdb record run snapshots sources
-                        states tracking)
+      history/          history: what happened to a session, from logs, snapshots, a replica's
+                        backlog and recordings
+                        (aof changes commands fate ledger log_clock rdb record replication run
+                        snapshots sources states tracking)
       inspect/          inspect_session: one session, decoded, redacted and checked
                         (report search)
       observe/          observe_expiry: when keys expired, as intervals on the server's clock

@@ -77,7 +77,12 @@ def _source(given: argparse.Namespace) -> str | None:
         if given.source_required and not getattr(given, "acl", False):
             raise MemkitError(f"no Redis URL: give one, or set {' or '.join(URL_VARIABLES)}")
         return None
-    password = getpass.getpass("Redis password: ") if given.askpass else os.environ.get(PASSWORD_VARIABLE)
+    return _with_password(url, askpass=given.askpass)
+
+
+def _with_password(url: str, *, askpass: bool) -> str:
+    """Return a URL with the password from the environment or the keyboard, if it has none."""
+    password = getpass.getpass("Redis password: ") if askpass else os.environ.get(PASSWORD_VARIABLE)
     scheme, separator, rest = url.partition("://")
     user, _, place = rest.rpartition("@")
     if not password or not separator or ":" in user:
@@ -131,6 +136,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_server(commands)
     _add_audit(commands)
     _add_inspect(commands)
+    _add_history(commands)
+    _add_record(commands)
     _add_triage(commands)
     _add_conformance(commands)
     return parser
@@ -233,6 +240,51 @@ def _add_inspect(commands: Any) -> None:
     inspect.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _add_history(commands: Any) -> None:
+    history = _command(
+        commands,
+        "history",
+        _history,
+        "show what happened to a session, or to the keys under each prefix, and when TTLs changed (read-only)",
+        "memkit history /var/lib/redis/appendonlydir user-42",
+    )
+    history.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="an append-only directory, a recording, two or more RDB files, or a replica's URL with --replication; "
+        "the last argument may be a session id or a key's name",
+    )
+    history.add_argument("--since", metavar="T", help="leave out what happened before, such as 2026-11-28T02:00:00Z")
+    history.add_argument(
+        "--replication",
+        nargs="?",
+        const="replica",
+        choices=["replica", "primary"],
+        help="read the replication backlog of a replica; =primary: of a primary, which then lists memkit as a replica",
+    )
+    history.add_argument(
+        "--askpass", action="store_true", help=f"ask for the password (or set the variable {PASSWORD_VARIABLE})"
+    )
+    _add_expect(history)
+    history.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_record(commands: Any) -> None:
+    record = _command(
+        commands,
+        "record",
+        _record,
+        "record what happens to keys on a live Redis, for memkit history (read-only)",
+        "memkit record redis://localhost:6379/0 -o incident.db --expect 'chat:*=7d'",
+    )
+    _add_source(record)
+    record.add_argument("-o", "--output", type=Path, metavar="FILE.db", help="the recording, a new file")
+    _add_expect(record)
+    record.add_argument("--for", dest="duration", metavar="10m", help="how long to record (default: until Ctrl-C)")
+    record.add_argument("--acl", action="store_true", help="print the ACL user that it needs, and do nothing else")
+
+
 def _add_triage(commands: Any) -> None:
     triage = _command(
         commands,
@@ -326,6 +378,55 @@ def _inspect(given: argparse.Namespace) -> int:
     report = inspect_session(given.source, given.session, reveal=given.reveal)
     print(report.to_json() if given.json else report.to_text())
     return 1 if report.problems else 0
+
+
+def _history(given: argparse.Namespace) -> int:
+    from memkit.config import configured_expectations, parse_expectation
+    from memkit.history import history
+    from memkit.history.sources import is_source, parse_moment
+
+    *sources, last = given.sources
+    session = None if not sources or is_source(last) else last
+    sources = sources if session is not None else given.sources
+    urls = [_with_password(one, askpass=given.askpass) if "://" in one else one for one in sources]
+    expect = [parse_expectation(text) for text in given.expect] or configured_expectations()
+    since = None if given.since is None else parse_moment(given.since)
+    if given.replication == "primary":
+        print("memkit: the primary lists this connection as a replica until it is closed", file=sys.stderr)
+    with progress("reading", "bytes") as show:
+        found = history(
+            *urls, session=session, expect=expect, since=since, replication=given.replication, progress=show
+        )
+    print(found.to_json() if given.json else found.to_text())
+    return 0
+
+
+def _record(given: argparse.Namespace) -> int:
+    from memkit.config import configured_expectations, parse_expectation
+    from memkit.history.record import acl_rule, record
+    from memkit.policy import ttl_ms
+
+    expect = [parse_expectation(text) for text in given.expect] or configured_expectations()
+    prefixes = [one.prefix.encode("utf-8", "surrogateescape") for one in expect]
+    if given.acl:
+        print(acl_rule(prefixes))
+        return 0
+    if given.output is None:
+        raise MemkitError("no file for the recording: give -o FILE.db")
+    for_s = None if given.duration is None else ttl_ms(given.duration) / 1_000
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: ended.set())
+    done = record(
+        given.source,
+        given.output,
+        prefixes=prefixes,
+        for_s=for_s,
+        stop=ended,
+        began=lambda text: print(f"memkit: {text}", file=sys.stderr, flush=True),
+    )
+    print(f"{given.output}: {done}")
+    return 0
 
 
 def _triage(given: argparse.Namespace) -> int:

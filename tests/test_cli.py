@@ -12,7 +12,7 @@ from memkit.cli import main
 from memkit.formats.capture import load_capture
 from memkit.server import free_port
 
-COMMANDS = ["lab", "server", "audit", "inspect", "triage", "conformance"]
+COMMANDS = ["lab", "server", "audit", "inspect", "history", "record", "triage", "conformance"]
 
 
 @pytest.fixture
@@ -288,3 +288,40 @@ def test_the_module_runs_too():
     printed = subprocess.run([sys.executable, "-m", "memkit", "--version"], capture_output=True, text=True, check=True)
     assert printed.stdout.startswith("memkit ")
     assert os.linesep in printed.stdout
+
+
+def test_record_then_ask(capsys, client, tmp_path):
+    path = str(tmp_path / "incident.db")
+    stop = ["--for", "300ms", "--expect", "chat:*=7d"]
+    client.set("chat:user-42", "hi", ex=604_800)
+    code, out, err = run(capsys, "record", client.url, "-o", path, *stop)
+    assert (code, err.count("\n")) == (0, 1)
+    assert "recording chat:*" in err
+    assert out.startswith(f"{path}: 1 key, 0 events, 0 gaps in ")
+    code, out, _ = run(capsys, "history", path, "user-42")
+    assert code == 0
+    assert out.startswith("exists: chat:user-42 exists at the end of the sources")
+    assert max(map(len, out.splitlines()[:3])) <= 80
+    code, out, _ = run(capsys, "history", path, "--json")
+    assert (code, json.loads(out)["fates"]) == (0, {"chat:": {"exists": 1}})
+
+
+@pytest.mark.parametrize("source", ["missing.rdb", "no/such/directory", "missing.db", "redis://127.0.0.1:1/0"])
+def test_history_of_what_cannot_be_read_is_exit_2(capsys, source):
+    code, out, err = run(capsys, "history", source)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+def test_recording_needs_a_file(capsys, client):
+    code, out, err = run(capsys, "record", client.url)
+    assert (code, out) == (2, "")
+    assert "give -o FILE.db" in err
+
+
+def test_the_printed_user_can_record(capsys, client, tmp_path):
+    _, out, _ = run(capsys, "record", "--acl", "--expect", "chat:*=7d")
+    client.execute_command(*out.replace(">PASSWORD", ">pw").split())
+    client.set("chat:1", "x")
+    url = client.url.replace("://", "://memkit-record:pw@")
+    code, out, _ = run(capsys, "record", url, "-o", str(tmp_path / "a.db"), "--for", "300ms", "--expect", "chat:*=7d")
+    assert (code, out.partition(": ")[2][:5]) == (0, "1 key")

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from memkit.errors import MemkitError
+from memkit.render import printable
 
+ERROR_CHARS = 200
+"""Of a store's error message, which may quote a whole dialogue."""
 Messages = list[tuple[str, str]]
 """(role, text), oldest first."""
 
@@ -91,7 +94,7 @@ def load(spec: str) -> StoreAdapter:
 
 
 def checked(adapter: object, label: str) -> StoreAdapter:
-    """Return an adapter whose members are complete; raise AdapterError otherwise."""
+    """Return the adapter if its members are complete; raise AdapterError otherwise."""
     kind = type(adapter).__name__
     if not callable(getattr(adapter, "open", None)):
         raise AdapterError(f"{label}: {kind} lacks the method {_signature(StoreAdapter, 'open')}")
@@ -107,7 +110,7 @@ def checked(adapter: object, label: str) -> StoreAdapter:
 
 
 def checked_handle(handle: object, label: str) -> Handle:
-    """Return a handle whose methods are complete; raise AdapterError otherwise."""
+    """Return the handle if its methods are complete; raise AdapterError otherwise."""
     names = ("append", "read", "clear", "close")
     missing = [_signature(Handle, name) for name in names if not callable(getattr(handle, name, None))]
     if missing:
@@ -122,5 +125,5 @@ def _signature(protocol: type, method: str) -> str:
 
 def error_line(error: BaseException) -> str:
     """Return an exception as one short line: its type and message."""
-    message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message[:200]}" if message else type(error).__name__
+    message = printable(" ".join(str(error).split()), ERROR_CHARS)
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

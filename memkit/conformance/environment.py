@@ -64,7 +64,7 @@ class TestEnvironment:
         self._handles: list[Handle] = []
         self._ids = itertools.count(1)
         self.token = f"memkit{os.getpid()}".encode()
-        """The end of every session id; a key whose name contains it belongs to one session."""
+        """The end of every session id; a key with it in its name belongs to one session."""
 
     def start(self) -> Self:
         """Start the server.

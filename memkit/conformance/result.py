@@ -101,7 +101,7 @@ class Result:
         for cause in causes:
             yield colored(_rule(f"FAILED {cause.case}", "_"), "failed", color=color)
             if cause.cases:
-                yield wrapped(f"root cause: {cause.sentence}", indent=INDENT)
+                yield wrapped(f"root cause: {printable(cause.sentence)}", indent=INDENT)
             yield failure_text(by_name[cause.case])
             for name in cause.cases:
                 yield wrapped(f"may follow from it: {name}: {printable(by_name[name].message)}", indent=INDENT)

@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def listen() -> None:
-        # Not sys.stdin, which a forked process closes, and whose lock this thread would hold.
+        # Not sys.stdin: this thread would hold its lock, and a forked process closes it.
         with os.fdopen(os.dup(0), "rb") as stdin:
             for line in stdin:
                 lines.put(line)

@@ -1,1 +1,8 @@
-"""What happened to keys: RDB files, append-only files, replication, tracking, the ledger and the fate of a session."""
+"""history: what happened to a session, from logs, snapshots, a replica's backlog and recordings."""
+
+from __future__ import annotations
+
+from memkit.history.record import RecordingSummary, record
+from memkit.history.run import History, history
+
+__all__ = ["History", "RecordingSummary", "history", "record"]

@@ -98,12 +98,13 @@ def _fate_of_deleted(name: str, last: KeyEvent, known: Mapping[str, Any]) -> Fat
     deadline = last.deadline_ms
     ttl = f" with a TTL of {duration(last.ttl_ms)}" if last.ttl_ms is not None else ""
     if last.possible[0] == "expired" and deadline is not None:
-        width = (last.moment.latest_ms or 0) - (last.moment.earliest_ms or 0)
-        sure = last.possible == ("expired",)
-        if sure or (None not in last.moment and width < SAME_SECOND_MS):
+        only = last.possible == ("expired",)
+        proven = only and last.moment.stated
+        if only or _is_exact(last.moment):
             at = _time(deadline)
             sentence = f"expired: {name}, written{ttl}, reached its deadline at {utc_text(at)}"
-            return Fate("expired", sentence, "proven" if sure else "likely", at, "exact", **known)
+            exact: Literal["exact", "between"] = "exact" if last.moment.stated else "between"
+            return Fate("expired", sentence, "proven" if proven else "likely", at, exact, **known)
     if len(last.possible) == 1:
         cause = cast("Cause", last.possible[0])
         sentence = f"{cause}: {name} was {cause}{_by(last)}{_when(last.moment)}"
@@ -122,9 +123,14 @@ def _before_deadline(deadline_ms: int | None) -> str:
     return "" if deadline_ms is None else f"; its deadline was {utc_text(_time(deadline_ms))}"
 
 
+def _is_exact(moment: Moment) -> bool:
+    if moment.earliest_ms is None or moment.latest_ms is None:
+        return False
+    return moment.stated and moment.latest_ms - moment.earliest_ms < SAME_SECOND_MS
+
+
 def _at(moment: Moment) -> dict[str, Any]:
-    exact = None not in moment and (moment.latest_ms or 0) - (moment.earliest_ms or 0) < SAME_SECOND_MS
-    if exact:
+    if _is_exact(moment):
         return {"at": _time(moment.earliest_ms), "at_is": "exact"}
     return {"at": _time(moment.latest_ms), "at_is": "between", "not_before": _time(moment.earliest_ms)}
 

@@ -67,8 +67,8 @@ class LogClock:
             if ttl is not None:
                 at = effect.deadline_ms - ttl
                 self._earliest_ms = max(at, self._earliest_ms or 0)
-                return Moment.at(at), ttl
-        return Moment(self._earliest_ms, self._ends_ms), None
+                return Moment(at, at, stated=False), ttl
+        return Moment(self._earliest_ms, self._ends_ms, stated=False), None
 
     def _ttl_ms(self, key: bytes, deadline_ms: int) -> int | None:
         expected, earliest = self._expected_ttl_ms(key), self._earliest_ms

@@ -22,7 +22,7 @@ from memkit.errors import ServerError, SourceError
 from memkit.history.ledger import Known, Ledger
 from memkit.history.tracking import Tracker
 from memkit.readonly.connection import KeyCommands, ReadOnlyConnection, refused
-from memkit.render import counted
+from memkit.render import counted, duration
 
 COUNTERS_EVERY_S = 0.2
 COMMIT_EVERY_S = 1.0
@@ -112,6 +112,10 @@ class RecordingSummary:
     events: int
     gaps: int
     seconds: float
+
+    def __str__(self) -> str:
+        parts = [counted(self.keys, "key"), counted(self.events, "event"), counted(self.gaps, "gap")]
+        return f"{', '.join(parts)} in {duration(self.seconds * 1_000)}"
 
 
 class _Vanished(NamedTuple):
@@ -232,6 +236,17 @@ def record(
         finally:
             recorder.close()
         return recorder.summary()
+
+
+def acl_rule(prefixes: Sequence[bytes] = ()) -> str:
+    """Return the ACL command that creates the least user for a recording (Redis 7.0, Valkey).
+
+    Args:
+        prefixes: Beginnings of the keys to record; all keys by default.
+    """
+    keys = " ".join(f"%R~{prefix.decode('utf-8', 'surrogateescape')}*" for prefix in prefixes or (b"",))
+    commands = "+hello +ping +client|tracking +time +info +scan +pexpiretime"
+    return f"ACL SETUSER memkit-record on >PASSWORD resetchannels -@all {keys} {commands}"
 
 
 class _Recorder:

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
+from memkit.config import Expect, Expectation, expectations
+from memkit.connect import redact
 from memkit.errors import SourceError
 from memkit.history.aof import AofFiles, find_aof, read_commands
 from memkit.history.changes import TtlChange, TtlChanges, prefix_of
@@ -19,6 +21,7 @@ from memkit.history.fate import ENDS, Fate, fate_of
 from memkit.history.ledger import Ledger, Recorded
 from memkit.history.log_clock import LogClock
 from memkit.history.rdb import RdbReader
+from memkit.history.replication import read_backlog
 from memkit.history.sources import Source, find_source
 from memkit.history.states import EventName, KeyEvent, KeyState, KeyStates, Moment
 from memkit.render import counted, duration, printable, utc_text, wrapped
@@ -68,6 +71,19 @@ class History:
         events = [_event_dict(event, self.event_source) for event in self.events]
         return {"schema": 1, "session": self.session, "fate": self.fate.to_dict(), "events": events, **common}
 
+    def since(self, moment: datetime) -> History:
+        """Return the history without the events and changes before a moment."""
+        from_ms = int(moment.timestamp() * 1_000)
+
+        def counts(at: Moment) -> bool:
+            return at.latest_ms is None or at.latest_ms >= from_ms
+
+        return replace(
+            self,
+            events=tuple(event for event in self.events if counts(event.moment)),
+            changes=tuple(change for change in self.changes if counts(change.at)),
+        )
+
     def to_json(self) -> str:
         """Return to_dict() as text."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
@@ -94,7 +110,9 @@ class History:
 def history(
     *sources: str | Path,
     session: str | None = None,
-    expected_ttl_ms: Callable[[bytes], int | None] | None = None,
+    expect: Expect = (),
+    since: datetime | None = None,
+    replication: Literal["replica", "primary"] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> History:
     """Return what the sources tell about a session or about all keys.
@@ -102,8 +120,9 @@ def history(
     Args:
         sources: An append-only directory, a recording, or two or more RDB files in any order.
         session: A session's id or a key; without it the fates are counted by prefix.
-        expected_ttl_ms: The TTL that a key is expected to get, in milliseconds; it dates the entries of a log without
-            timestamps.
+        expect: Expected TTLs as for ``audit``; they date the entries of a log without timestamps.
+        since: A timezone-aware moment; events and changes before it are left out.
+        replication: Read the replication backlog of the source, a URL: of a replica, or of a primary too.
         progress: Called with how many bytes have been read, of how many.
 
     Raises:
@@ -112,14 +131,34 @@ def history(
     found = [find_source(source) for source in sources]
     kinds = {source.kind for source in found}
     wanted = None if session is None else _names(session)
+    expected_ttl_ms = _expected_ttl_ms(expectations(expect))
     if kinds == {"aof"} and len(found) == 1:
-        return _from_aof(find_aof(found[0].files[0]), found[0].name, session, wanted, expected_ttl_ms, progress)
-    if kinds == {"rdb"} and len(found) > 1:
-        return _from_snapshots(found, session, wanted)
-    if kinds == {"recording"} and len(found) == 1:
-        return _from_recording(found[0], session, wanted)
+        told = _from_aof(find_aof(found[0].files[0]), found[0].name, session, wanted, expected_ttl_ms, progress)
+    elif kinds == {"rdb"} and len(found) > 1:
+        told = _from_snapshots(found, session, wanted)
+    elif kinds == {"recording"} and len(found) == 1:
+        told = _from_recording(found[0], session, wanted)
+    elif kinds == {"live"} and len(found) == 1 and replication:
+        told = _from_backlog(found[0].name, session, wanted, expected_ttl_ms, primary=replication == "primary")
+    else:
+        raise _wrong_sources(found)
+    return told if since is None else told.since(since)
+
+
+def _expected_ttl_ms(expected: Sequence[Expectation]) -> Callable[[bytes], int | None]:
+    def ttl_ms(key: bytes) -> int | None:
+        return next((one.ttl_ms for one in expected if one.matches.fullmatch(key)), None)
+
+    return ttl_ms
+
+
+def _wrong_sources(found: Sequence[Source]) -> SourceError:
+    if any(source.kind == "live" for source in found):
+        return SourceError(
+            "a server keeps no history: add --replication to read a replica's backlog, or record it with memkit record"
+        )
     given = ", ".join(f"{source.name} ({source.kind})" for source in found) or "nothing"
-    raise SourceError(f"expected one append-only directory, one recording, or two or more RDB files; got {given}")
+    return SourceError(f"expected one append-only directory, one recording, or two or more RDB files; got {given}")
 
 
 def _names(session: str) -> Callable[[bytes], bool]:
@@ -146,7 +185,7 @@ def _from_aof(
     name: str,
     session: str | None,
     wanted: Callable[[bytes], bool] | None,
-    expected_ttl_ms: Callable[[bytes], int | None] | None,
+    expected_ttl_ms: Callable[[bytes], int | None],
     progress: Callable[[int, int], None] | None,
 ) -> History:
     server, begins_ms = "redis", None
@@ -161,7 +200,7 @@ def _from_aof(
     if base:
         _load(states, base, wanted, Moment(None, begins_ms))
         timeline.present_at_start(states)
-    clock = LogClock(begins_ms=begins_ms, ends_ms=last_modified_ms, expected_ttl_ms=expected_ttl_ms or (lambda _: None))
+    clock = LogClock(begins_ms=begins_ms, ends_ms=last_modified_ms, expected_ttl_ms=expected_ttl_ms)
     for event, given_ttl in _events(files, states, clock, progress):
         timeline.add(event if given_ttl is None else event._replace(ttl_ms=given_ttl))
     span = Span("aof", name, _time(begins_ms), _time(last_modified_ms))
@@ -279,6 +318,45 @@ def _fate_of_session(
     ended = [event.key for event in reversed(events) if event.name in ENDS and event.key not in existing]
     key = next(iter(ended), next((key for key, fate in fates.items() if fate.cause == "overwritten"), keys[0]))
     return fates[key]
+
+
+# Replication backlogs
+
+
+def _from_backlog(
+    url: str,
+    session: str | None,
+    wanted: Callable[[bytes], bool] | None,
+    expected_ttl_ms: Callable[[bytes], int | None],
+    *,
+    primary: bool,
+) -> History:
+    backlog = read_backlog(url, primary=primary)
+    states = KeyStates(server=backlog.server, wanted=wanted, complete=False)
+    timeline = _Timeline(keeps_events=session is not None)
+    clock = LogClock(begins_ms=None, ends_ms=backlog.read_at_ms, expected_ttl_ms=expected_ttl_ms)
+    db = backlog.db
+    for arguments in backlog.commands:
+        name = arguments[0].upper()
+        if name == b"SELECT":
+            db = int(arguments[1])
+            continue
+        effects = effects_of(arguments)
+        if not effects:
+            continue
+        moment, ttl = clock.moment(None, effects)
+        for effect in effects:
+            for event in states.apply(db, effect, moment, name.decode("ascii", "replace")):
+                given = ttl is not None and effect.deadline_ms is not None
+                timeline.add(event._replace(ttl_ms=ttl) if given else event)
+    span = Span("replication", redact(url), None, _time(backlog.read_at_ms))
+    notes = (
+        f"the backlog held {counted(len(backlog.commands), 'command')}; it has no timestamps: times are bounds, or "
+        "follow from deadlines",
+    )
+    changes = tuple(change.between() for change in timeline.changes.found())
+    found = timeline.finish(states, session, changes, (span,), notes)
+    return replace(found, event_source="replication")
 
 
 # RDB files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ SourceKind = Literal["live", "rdb", "aof", "recording"]
 START_BYTES = 16
 RECORDING_MAGIC = b"SQLite format 3\x00"
 SOURCE_SUFFIXES = (".rdb", ".aof", ".db")
+_AOF_START = re.compile(rb"\*[0-9]+\r\n|#TS:[0-9]")
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
@@ -60,7 +62,7 @@ def find_source(given: str | Path) -> Source:
         start = file.read(START_BYTES)
     if start == RECORDING_MAGIC:
         return Source("recording", name, (path,))
-    if start.startswith((b"*", b"#")):
+    if _AOF_START.match(start):
         return Source("aof", name, (path,))
     return Source("rdb", name, (path,))  # whatever it is, the RDB reader states it
 
@@ -78,3 +80,16 @@ def _find_in_directory(path: Path) -> Source:
 def _begins_as_rdb(path: Path) -> bool:
     with path.open("rb") as file:
         return is_rdb(file.read(START_BYTES))
+
+
+def parse_moment(text: str) -> datetime:
+    """Return a moment from text in ISO form; without a zone it is UTC.
+
+    Raises:
+        SourceError: The text is no moment.
+    """
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise SourceError(f"{text!r} is not a time; expected the ISO form, such as 2026-11-28T02:17:03Z") from None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)

@@ -13,13 +13,15 @@ EventName = Literal[
 
 
 class Moment(NamedTuple):
-    """When something happened: no earlier and no later than these Unix times; None where nothing bounds it.
+    """When something happened: no earlier and no later than these Unix times; None if nothing bounds it.
 
-    A log with timestamps states seconds, so that both are known; a log without them bounds a moment by its neighbours.
+    ``stated`` is whether the log states the time. A log without timestamps bounds a moment by its neighbours, and by
+    deadlines if their TTLs are the expected ones: such bounds may be close, but they are no statement.
     """
 
     earliest_ms: int | None
     latest_ms: int | None
+    stated: bool = True
 
     @classmethod
     def of_second(cls, second: int) -> Moment:
@@ -77,11 +79,13 @@ class KeyStates:
     Args:
         server: ``"redis"`` or ``"valkey"``: they log expired and evicted keys differently.
         wanted: Whether a key is followed; all by default.
+        complete: The log begins with every key that exists. Otherwise a key may exist that the log has not named yet.
     """
 
-    def __init__(self, *, server: str, wanted: Callable[[bytes], bool] | None = None) -> None:
+    def __init__(self, *, server: str, wanted: Callable[[bytes], bool] | None = None, complete: bool = True) -> None:
         self._valkey = server == "valkey"
         self._wanted = wanted
+        self._complete = complete
         self.databases: dict[int, dict[bytes, KeyState]] = {}
 
     def keys_of(self, db: int) -> dict[bytes, KeyState]:
@@ -112,9 +116,12 @@ class KeyStates:
         before = keys.get(key)
         deadline, ttl = _deadline(effect, moment)
         if effect.action == "delete":
+            keys.pop(key, None)
             if before is not None:
-                del keys[key]
                 yield self._ended(db, key, before, moment, command)
+            elif not self._complete:
+                possible: tuple[EventName, ...] = ("expired", "deleted", "evicted")
+                yield KeyEvent(db, key, "expired", moment, command, possible=possible)
         elif effect.action == "replace":
             keys[key] = KeyState(deadline, ttl, moment)
             lost_ttl = before is not None and before.deadline_ms is not None and deadline is None
@@ -123,12 +130,12 @@ class KeyStates:
             state = before or KeyState(given=moment)
             keys[key] = state._replace(may_be_empty=effect.action == "remove elements")
             yield KeyEvent(db, key, "written", moment, command, state.deadline_ms, created=before is None)
-        elif before is None:
-            return  # a server logs no TTL of a key that does not exist: the key was not written in this log
+        elif before is None and self._complete:
+            return  # a server logs no TTL of a key that does not exist
         elif effect.action == "set deadline":
             keys[key] = KeyState(deadline, ttl, moment)
             yield KeyEvent(db, key, "renewed", moment, command, deadline, ttl)
-        elif before.deadline_ms is not None:
+        elif before is None or before.deadline_ms is not None:
             keys[key] = KeyState(None, None, moment)
             yield KeyEvent(db, key, "ttl_removed", moment, command)
 

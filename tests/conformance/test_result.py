@@ -8,6 +8,7 @@ import pytest
 from libraries import LIBRARIES
 
 from memkit.conformance import CASES, CaseResult, Matrix, Result
+from memkit.conformance.adapter import error_line
 from memkit.conformance.case import Case
 from memkit.conformance.outcomes import Symptom
 from memkit.render import width
@@ -67,6 +68,16 @@ def test_text_is_safe_and_80_columns_wide() -> None:
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert "\x1b[31mFAILED\x1b[0m" in FAILED.to_text(color=True)
+
+
+def test_text_of_a_hostile_error_is_safe() -> None:
+    cases = [
+        case_result(name, "raised \x1b[2J" + "long" * 1000, "raised ValueError") for name in ("round_trip", "order")
+    ]
+    text = Result("x", server="redis", cases=tuple(cases)).to_text()
+    assert "\x1b" not in text
+    assert error_line(ValueError("\x1b[2J\n" + "long" * 1000)).startswith("ValueError: \\x1b[2J long")
+    assert len(error_line(ValueError("long" * 1000))) < 260
 
 
 def test_text_of_a_passed_run() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -212,6 +213,22 @@ def test_first_contact_error_is_one_line(store: type[Any], message: str) -> None
     with TestEnvironment(store()) as env, pytest.raises(AdapterError, match=message) as raised:
         first_contact(env, "label", limit_s=0.5)
     assert "\n" not in str(raised.value)
+
+
+# The README's adapter
+
+
+def test_readme_adapter_runs_as_printed(tmp_path: Path) -> None:
+    readme = (TESTS.parent / "README.md").read_text()
+    block = re.search(r"```python\n# my_adapter.py\n(.*?)```", readme, re.DOTALL)
+    (spec,) = set(re.findall(r"memkit conformance (my_adapter:\w+)", readme))
+    assert block
+    (tmp_path / "my_adapter.py").write_text(block[1])
+    os.chdir(tmp_path)
+    result = run(spec, names=["round_trip", "clear_all_of_it", "append_renews", "expire_denied", "crash_in_append"])
+    outcomes = ["passed", "passed", "passed", "failed", "failed"]
+    assert [case.outcome for case in result.cases] == outcomes
+    assert "\n".join(result.to_text().splitlines()[:2]) in readme
 
 
 # Hangs and crashes

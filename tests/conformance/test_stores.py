@@ -13,7 +13,10 @@ from memkit.conformance.examples import ListAndScript, ListThenExpire
 from memkit.conformance.runner import run_cases
 
 NAMES = {case.name: case for case in CASES}
-SLOW = {"clear_nobody_else", "crash_in_append", "eight_writers", "growth", "ids_apart", "long_dialogue", "lost_reply"}
+SLOW = {
+    *("clear_no_other_session", "crash_in_append", "eight_writers", "growth", "ids_apart", "long_dialogue"),
+    *("long_dialogue_expires_as_one", "lost_reply"),
+}
 # The rest of them, and all cases on each, are run by tests/stress/conformance_stores.py.
 OF_OTHER_DESIGNS = [
     store
@@ -131,7 +134,7 @@ def test_declared_window_passes_the_long_dialogues() -> None:
 
 
 def test_window_smaller_than_the_usual_session() -> None:
-    result = run_named(LastTwo, *(set(NAMES) - SLOW - {"long_dialogue_expires_as_one"}), "lost_reply", "eight_writers")
+    result = run_named(LastTwo, *(set(NAMES) - SLOW), "lost_reply", "eight_writers")
     assert {name: case.message for name, case in failures(result).items()} == {}
 
 

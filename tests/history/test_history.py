@@ -45,7 +45,7 @@ def told(server: RedisServer, session: str | None = None) -> History:
     for path in [server.directory / "appendonlydir", *(server.directory / "appendonlydir").iterdir()]:
         now = server.clock.now().timestamp()
         os.utime(path, (now, now))
-    return history(server.directory, session=session, expected_ttl_ms=lambda _: WEEK_MS)
+    return history(server.directory, session=session, expect={"*": "7d"})
 
 
 def cause(server: RedisServer, session: str) -> str:
@@ -252,6 +252,22 @@ def test_two_snapshots_report_what_they_cannot_tell_apart(tmp_path: Path) -> Non
 def test_sources_that_do_not_go_together_are_refused(sources: list[str]) -> None:
     with pytest.raises(SourceError):
         history(*sources)
+
+
+def test_since_leaves_out_what_came_before(server: RedisServer, client: redis.Redis) -> None:
+    client.set("chat:user-42", CANARY, ex=300)
+    server.clock.shift("1h")
+    moment = server.clock.now()
+    client.set("chat:user-42", CANARY, ex=600)
+    events = [history(server.directory, session="user-42", since=since).events for since in (None, moment)]
+    assert [len(found) for found in events] == [3, 2]
+
+
+def test_text_that_begins_with_a_hash_is_no_log(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text("# memkit\n")
+    with pytest.raises(SourceError, match="not an RDB file"):
+        history(path, path)
 
 
 def test_files_are_only_read(server: RedisServer, client: redis.Redis) -> None:

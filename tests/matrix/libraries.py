@@ -1,4 +1,4 @@
-"""The stores that people run, each at the version that was asked: what to install, and the adapter that drives it."""
+"""The libraries of the matrix: their stores, the versions that were tested, what to install, and the adapter."""
 
 from __future__ import annotations
 

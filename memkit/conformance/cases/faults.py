@@ -152,7 +152,7 @@ def _append_denied(session: TrialSession, keys: SessionKeys, rules: tuple[str, .
 
 
 @case(
-    why="A user who asked for deletion is told that it is done, and is remembered.",
+    why="A user who asked for deletion gets a confirmation, and is still remembered.",
     fix=RAISE,
 )
 def clear_denied(env: TestEnvironment) -> None:

@@ -144,7 +144,7 @@ def clear_all_of_it(env: TestEnvironment) -> None:
     why="Clearing user 1 clears users 10 to 19 too: memory is lost that was not to be deleted.",
     fix="Delete the session's own keys by name; no KEYS or SCAN MATCH with the id in the pattern, no FLUSHDB.",
 )
-def clear_nobody_else(env: TestEnvironment) -> str:
+def clear_no_other_session(env: TestEnvironment) -> str:
     """clear() changes no other session, also if its id begins alike or matches as a pattern, and no foreign keys."""
     sessions, refused = _write_all(env, IDS)
     for number in (0, OTHER_DATABASE):
@@ -322,7 +322,7 @@ CASES: tuple[Case, ...] = (
     ids_apart,
     ids_are_no_patterns,
     clear_all_of_it,
-    clear_nobody_else,
+    clear_no_other_session,
     second_client,
     no_private_copy,
     lifetimes_apart,

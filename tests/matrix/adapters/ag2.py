@@ -26,14 +26,14 @@ class Ag2:
 
 
 class Ag2Handle:
-    """One stream's history and the event loop that it lives in."""
+    """One stream's history and its event loop."""
 
     def __init__(self, url: str, session_id: str) -> None:
         self._loop = Loop()
         self._storage: Any = import_module("ag2.streams.redis").RedisStorage(url)
         self._events = import_module("ag2.events")
         self._stream_id = session_id
-        # All that save_event asks of a context.
+        # All that save_event needs of a context.
         self._context = SimpleNamespace(stream=SimpleNamespace(id=session_id))
 
     def append(self, role: str, text: str) -> None:

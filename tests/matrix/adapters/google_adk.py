@@ -25,7 +25,7 @@ class GoogleAdkRedis:
 
 
 class GoogleAdkHandle:
-    """One session of a service and the event loop that it lives in."""
+    """One session of a service and its event loop."""
 
     def __init__(self, url: str, session_id: str, expire: int | None) -> None:
         self._loop = Loop()

@@ -21,7 +21,7 @@ class OpenAIAgents:
 
 
 class OpenAIAgentsHandle:
-    """One RedisSession and the event loop that it lives in."""
+    """One RedisSession and its event loop."""
 
     def __init__(self, url: str, session_id: str, ttl_s: int | None) -> None:
         self._loop = Loop()

@@ -10,7 +10,7 @@ Result = TypeVar("Result")
 
 
 def whole_seconds(ttl_s: float | None) -> int | None:
-    """Return a TTL for a library that takes whole seconds; a fraction cannot be asked for: ValueError."""
+    """Return a TTL for a library that takes whole seconds; ValueError for a fraction."""
     if ttl_s is None or ttl_s == int(ttl_s):
         return None if ttl_s is None else int(ttl_s)
     raise ValueError(f"this library takes whole seconds, not {ttl_s}")
