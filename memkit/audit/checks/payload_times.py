@@ -17,7 +17,7 @@ from memkit.audit.finding import Confidence, Finding
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
 from memkit.formats import memkit_store
-from memkit.formats.model import Hit, Known, Run, Turn, seconds
+from memkit.formats.model import KeyOwner, SessionValues, Turn, seconds
 from memkit.formats.parsing.bounded_json import parse
 from memkit.readonly.values import RedisValue
 from memkit.render import counted, duration, utc_text
@@ -86,13 +86,12 @@ class DatedSession(NamedTuple):
     messages: int
 
 
-def dated_session(value: RedisValue, facts: KeyFacts, hit: Hit | None) -> DatedSession:
+def dated_session(value: RedisValue, facts: KeyFacts, owner: KeyOwner | None) -> DatedSession:
     """Return what a value states about its times; a time in the future is none of a write."""
-    if hit and hit.store == memkit_store.STORE:
-        decoded = list(formats.decode(Known(hit, {value.name: value})))
-        turns = [one for one in decoded if isinstance(one, Run | Turn)]
-        columns = [one.at_s or () if isinstance(one, Run) else (one.at_s,) for one in turns]
-        stated = [StatedTime(at * 1000, at * 1000) for column in columns for at in column if at is not None]
+    if owner and owner.store == memkit_store.STORE:
+        decoded = list(formats.decode(SessionValues(owner, {value.name: value})))
+        turn_times = [one.at_s for one in decoded if isinstance(one, Turn) and one.at_s is not None]
+        stated = [StatedTime(at_s * 1000, at_s * 1000) for at_s in turn_times]
         lengths = [value.total]
     else:
         document = _document(value)
@@ -196,7 +195,7 @@ def not_refreshed(expected: Expectation, sessions: Sequence[DatedSession], notes
         if one.facts.deadline_ms and one.first and one.newest
     ]
     if not dated:
-        notes.append(f"not_refreshed: no payload under {expected.prefix} states when it was written")
+        notes.append(f"not_refreshed: no payload of keys matching {expected.pattern} states when it was written")
         return None
     late = [one for one in dated if one[2].earliest - one[0] > tolerance]
     if len(late) < max(min(FEWEST_LATE, len(dated)), LATE_SHARE * len(dated)):
@@ -204,8 +203,8 @@ def not_refreshed(expected: Expectation, sessions: Sequence[DatedSession], notes
     ahead = [newest.at - begin for begin, _, newest in late]
     if _two_clocks(ahead):
         notes.append(
-            f"times in payloads under {expected.prefix} are {duration(median(ahead))} ahead of what the deadlines "
-            f"allow, all alike: another clock, or a time zone"
+            f"times in payloads of keys matching {expected.pattern} are {duration(median(ahead))} ahead of what the "
+            f"deadlines allow, all alike: another clock, or a time zone"
         )
         return None
     left = sorted(1 - each / ttl for each in ahead)
@@ -213,7 +212,7 @@ def not_refreshed(expected: Expectation, sessions: Sequence[DatedSession], notes
     short = left[min(FEWEST_LATE, len(left)) - 1] < LEAST_LEFT
     if renewed >= max(1, LATE_SHARE * len(dated)) and not short:
         notes.append(
-            f"renewal under {expected.prefix} is throttled: after its last write a session has at least "
+            f"renewal of keys matching {expected.pattern} is throttled: after its last write a session has at least "
             f"{left[0]:.0%} of its TTL left"
         )
         return None
@@ -231,8 +230,9 @@ def not_refreshed(expected: Expectation, sessions: Sequence[DatedSession], notes
         prefix=expected.prefix,
         keys=len(late),
         sampled=len(sessions),
-        message=f"writes under {expected.prefix} {'set a shorter TTL' if is_ttl else 'do not renew the TTL'}: after "
-        f"its last message a session has {duration(given)} instead of {duration(ttl)} (median of {len(late):,})",
+        message=f"writes to keys matching {expected.pattern} "
+        f"{'set a shorter TTL' if is_ttl else 'do not renew the TTL'}: after its last message a session has "
+        f"{duration(given)} instead of {duration(ttl)} (median of {len(late):,})",
         confidence="likely" if is_ttl else confidence,
         expected_ttl_s=ttl / 1000,
         observed_ttl_s=round((given if is_ttl else ttl) / 1000),
@@ -287,7 +287,7 @@ def trimmed(expected: Expectation, sessions: Sequence[DatedSession]) -> Finding 
         prefix=expected.prefix,
         keys=len(older),
         sampled=len(sessions),
-        message=f"{counted(len(older), 'session')} under {expected.prefix} hold exactly {most:,} messages, and the "
+        message=f"{counted(len(older), 'session')} matching {expected.pattern} hold exactly {most:,} messages, and the "
         f"newest is older than the last write: new messages may be dropped",
         confidence="possible",
         expected_ttl_s=ttl / 1000,

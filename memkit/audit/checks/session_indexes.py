@@ -271,8 +271,8 @@ def _finding(
         prefix=expected.prefix,
         keys=len(set(names)),
         sampled=looked,
-        message=f"{counted(len(set(names)), 'session')} under {expected.prefix} are still listed and no longer exist: "
-        f"{ended}",
+        message=f"{counted(len(set(names)), 'session')} matching {expected.pattern} are still listed and no longer "
+        f"exist: {ended}",
         confidence="likely" if lost and not deleted else "possible",
         expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
         evidence=(*facts[:3], *deleted),
