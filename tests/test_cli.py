@@ -203,7 +203,7 @@ def test_inspect_finds_a_captured_session(capsys, client, name):
     session = load_capture(client, name)
     code, out, _ = run(capsys, "inspect", client.url, session, "--json")
     report = json.loads(out)
-    assert (report["schema"], report["store"], report["session"]) == (1, name, session)
+    assert (report["schema"], report["store"], report["session"]) == (2, name, session)
     assert [message["role"] for message in report["messages"]] == ["user", "assistant", "tool"]
     assert {message["text"] for message in report["messages"] if message["chars"]} == {None}
     assert code == (1 if report["problems"] else 0)

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
-from memkit.formats.model import Hit, Item, Known, Problem, Run, Tool, Turn, a_dict, seconds, text_or_none
+from memkit.formats.model import (
+    Format,
+    Item,
+    KeyOwner,
+    Problem,
+    SessionValues,
+    Tool,
+    Turn,
+    a_dict,
+    seconds,
+    text_or_none,
+)
 from memkit.formats.parsing.bounded_json import parse
-from memkit.formats.parsing.chat import ROLES, role_of
-from memkit.formats.parsing.list_elements import BLOCK
+from memkit.formats.parsing.chat import role_of
 from memkit.readonly.values import KeyRequest, RedisValue
 
 STORE = "redisvl"
-SCANNED = True
-KINDS = ("hash",)
 FIELDS = frozenset({"entry_id", "session_tag", "role", "content", "timestamp"})
-_SAID = 5
+_REPORTED = 5
 _ENOUGH = 3  # of these fields: what lacks one or two is a damaged message, what has only two is somebody else's
 
 
-def names(_session: str) -> Iterable[str]:
-    """Return nothing: each message's key ends with its time and a hash."""
-    return ()
-
-
-def recognise(raw: RedisValue, wanted: str | None) -> Hit | None:
+def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     """Claim hashes with an entry id, a session tag, a role, a content and a time, one or two of which may be lost."""
     if raw.fields.keys() != FIELDS:
         there = FIELDS & raw.fields.keys()
@@ -31,7 +34,7 @@ def recognise(raw: RedisValue, wanted: str | None) -> Hit | None:
             return None
     session = _session(raw, wanted)
     prefix, found, _ = raw.name.partition(f"{session}:")
-    return Hit(STORE, session, prefix if found else "", "message") if wanted in (None, session) else None
+    return KeyOwner(STORE, session, prefix if found else "", "message") if wanted in (None, session) else None
 
 
 def _session(raw: RedisValue, wanted: str | None) -> str:
@@ -42,42 +45,24 @@ def _session(raw: RedisValue, wanted: str | None) -> str:
     return wanted if wanted and entry.startswith(f"{wanted}:") else entry.rsplit(":", 2)[0]
 
 
-def wants(_known: Known) -> Iterable[KeyRequest]:
+def siblings(_known: SessionValues) -> Iterable[KeyRequest]:
     """Return nothing beyond the messages that were found: nothing lists them."""
     return ()
 
 
-def decode(known: Known) -> Iterator[Item]:
+def decode(stored: SessionValues) -> Iterator[Item]:
     """Yield the messages in the order of their timestamps."""
-    found = [(_number(raw), raw.name, raw) for raw in known.keys.values() if raw]
+    found = [(_number(raw), raw.name, raw) for raw in stored.keys.values() if raw]
     found.sort(key=lambda each: (each[0] or 0.0, each[1]))
-    once = len({raw.fields.get("entry_id") for *_, raw in found}) == len(found)
-    lost: list[Problem] = []
-    for start in range(0, len(found), BLOCK):
-        numbers, _, block = zip(*found[start : start + BLOCK], strict=True)
-        run = _run(block, numbers) if once else None
-        if run:
-            yield run
-        else:
-            lost += [Problem("corrupt", raw.name, says) for raw in block if (says := _lacks(raw))]
-            yield from (_turn(raw) for raw in block if "content" in raw.fields)
-    yield from lost[:_SAID]
-    if len(lost) > _SAID:
-        yield lost[_SAID]._replace(says=f"… and {len(lost) - _SAID:,} more messages like it")
-
-
-def _run(block: Sequence[RedisValue], numbers: Sequence[float | None]) -> Run | None:
-    """Return messages that are a role, a text and a time and nothing else; None where one of them is more, or less."""
-    fields = [raw.fields for raw in block]
-    if any(each.keys() != FIELDS for each in fields) or None in numbers:
-        return None
-    try:
-        roles = [ROLES.get(each["role"].decode(), "other") for each in fields]
-        texts = [each["content"].decode() for each in fields]
-    except UnicodeDecodeError:
-        return None
-    plain = "tool" not in roles and all(each["role"] for each in fields)
-    return Run(roles, texts, block[0].name, list(map(seconds, numbers))) if plain else None
+    damaged: list[Problem] = []
+    for _, name, raw in found:
+        if reason := _lacks(raw):
+            damaged.append(Problem("corrupt", name, reason))
+        if "content" in raw.fields:
+            yield _turn(raw)
+    yield from damaged[:_REPORTED]
+    if len(damaged) > _REPORTED:
+        yield damaged[_REPORTED]._replace(message=f"… and {len(damaged) - _REPORTED:,} more messages like it")
 
 
 def _lacks(raw: RedisValue) -> str | None:
@@ -113,3 +98,8 @@ def _number(raw: RedisValue) -> float | None:
         return float(raw.fields.get("timestamp", b""))
     except ValueError:
         return None
+
+
+FORMAT = Format(
+    store=STORE, kinds=("hash",), recognise=recognise, siblings=siblings, decode=decode, scanned=True, ttl_option=False
+)

@@ -190,10 +190,10 @@ class ExpiryLog:
 
     @property
     def exact_to_ms(self) -> tuple[float, float]:
-        """Half the width of the ended keys' intervals in milliseconds, median and worst; 0 if no key ended."""
-        pairs = zip(self.seen_us, self.missing_us, strict=True)
-        widths = sorted(missing - seen for seen, missing in pairs if missing != NONE) or [0]
-        return widths[len(widths) // 2] / 2000, widths[-1] / 2000
+        """How exact the observed lifetimes are, in milliseconds: half their intervals, median and worst."""
+        intervals = (self.lifetime_ms(index) for index, missing in enumerate(self.missing_us) if missing != NONE)
+        widths = sorted(longest - shortest for shortest, longest in intervals) or [0]
+        return widths[len(widths) // 2] / 2, widths[-1] / 2
 
     @property
     def events_text(self) -> str:

@@ -87,7 +87,7 @@ def observe_expiry(
         keys_per_ttl: The number of keys to write per TTL.
         keys: Observe these existing keys instead, named as text or bytes. A mapping gives the configured TTL of each
             key; None means no TTL. If the remaining TTL is within 1 % of it, the lifetime begins with that write,
-            otherwise with the observation.
+            otherwise with the last access, which Redis keeps to a second.
         prefix: The prefix of written keys; a random token follows it.
         resolution_ms: The step with which deadlines are crossed, in milliseconds (0.1 to a day).
         clock: The server's clock, to jump to shortly before each deadline. Without it the observation waits.
@@ -234,11 +234,19 @@ def _change(key: str, was: _Check, now: _Check) -> DeadlineChange | None:
     return DeadlineChange(key, cast("Any", kind), time_at(was.from_us), time_at(now.to_us), left[0], left[1])
 
 
-def _started_us(seen: _Check, ttl: int) -> int:
-    """Return when an existing key's lifetime began: with the observation, or when its TTL was set just before."""
+def _start_us(seen: _Check, ttl: int, idle_s: int | None) -> tuple[int, int]:
+    """Return the earliest and the latest time at which an existing key's lifetime can have begun.
+
+    A key with its configured TTL, but for 1 %, was written then. Any other was written at its last access or before;
+    Redis keeps that time to a second. Without it, the lifetime begins with the observation.
+    """
     age_us = ttl * 1000 - (seen.deadline_us - seen.from_us)
-    fresh = ttl > 0 and seen.deadline_us > 0 and 0 <= age_us <= ttl * 10
-    return seen.from_us - age_us if fresh else seen.from_us
+    if ttl > 0 and seen.deadline_us > 0 and 0 <= age_us <= ttl * 10:
+        return seen.from_us - age_us, seen.from_us - age_us
+    if idle_s is None or seen.deadline_us == NO_KEY:
+        return seen.from_us, seen.from_us
+    earliest = seen.from_us - (idle_s + 1) * 1_000_000
+    return earliest, min(seen.from_us, earliest + 2_000_000)
 
 
 class _KeyReader:
@@ -293,6 +301,15 @@ class _KeyReader:
             for ms in waiting:
                 yield _Check(before, now, ms if ms < 0 else self._deadline_us(ms, before))
             before, waiting = now, []
+
+    def idle_times_s(self, keys: Sequence[bytes]) -> Iterator[int | None]:
+        """Yield the seconds since each key's last access; None if the server does not keep them (LFU) or refuses."""
+        for start in range(0, len(keys), GROUP * 10):
+            with self._client.pipeline(transaction=False) as pipe:
+                for key in keys[start : start + GROUP * 10]:
+                    pipe.object("idletime", key)
+                for reply in pipe.execute(raise_on_error=False):
+                    yield reply if isinstance(reply, int) else None
 
     def _deadline_us(self, ms: int, now_us: int) -> int:
         return ms * 1000 + self._offset_us() if self._exact else now_us + ms * 1000
@@ -350,9 +367,10 @@ class _Observation:
         for name, ttl in configured.items():
             self._row(name, ttl)
         log = self._log
-        for index, seen in enumerate(self._reader.deadlines(self._names)):
+        idle_times = self._reader.idle_times_s(self._names)
+        for index, (seen, idle_s) in enumerate(zip(self._reader.deadlines(self._names), idle_times, strict=True)):
             log.seen_us[index], log.deadline_us[index] = seen.from_us, max(seen.deadline_us, NONE)
-            log.started_us[index] = log.started_by_us[index] = _started_us(seen, log.ttl_ms[index])
+            log.started_us[index], log.started_by_us[index] = _start_us(seen, log.ttl_ms[index], idle_s)
             if seen.deadline_us == NO_KEY:
                 log.ends[index] = ENDS.index("absent")
 

@@ -101,8 +101,8 @@ class ReadOnlyConnection:
 
     It is not taken from the client's pool: CLIENT NO-TOUCH belongs to a connection and must not reach the application's
     commands. ``sent`` counts the commands. ``touches_because`` is empty if NO-TOUCH is on, so that reading a value does
-    not reset its idle time, and the reason otherwise. ``socket`` and ``reader`` (hiredis) are for a subscription, whose
-    messages are no replies.
+    not reset its idle time, and the reason otherwise. ``socket`` and ``reader`` (hiredis) are for a subscription:
+    its messages are not replies.
     """
 
     def __init__(self, client: redis.Redis, *, name: str = "", keep_idle_times: bool = True) -> None:

@@ -24,6 +24,8 @@ _LIST_CHUNK = 1_000
 _COUNTED_BYTES = 1 << 20
 """A hash or set of this size may have more elements than the budget: its elements are counted before it is read."""
 _SCAN_COUNT = 1_000
+STREAM_ENTRIES = 50_000
+"""Half of the elements that are read of a session: an entry counts as its id and its fields."""
 _METADATA = ("type", "pttl", "object|idletime", "object|encoding", "memory|usage")
 
 
@@ -264,10 +266,10 @@ _ALL: dict[str, tuple[bytes, ...]] = {
     "hash": (b"HGETALL",),
     "set": (b"SMEMBERS",),
     "zset": (b"ZRANGE", b"0", b"-1", b"WITHSCORES"),
-    "stream": (b"XRANGE", b"-", b"+", b"COUNT", b"1"),
+    "stream": (b"XRANGE", b"-", b"+", b"COUNT", b"%d" % STREAM_ENTRIES),
     JSON_KIND: (b"JSON.GET",),
 }
-"""The command that reads all of a value (of a stream its first entry), and its arguments after the key."""
+"""The command that reads all of a value (of a stream its first entries), and its arguments after the key."""
 
 
 def _string(name: str, _request: KeyRequest, replies: list[Reply]) -> RedisValue:
@@ -313,8 +315,9 @@ def _pairs(request: KeyRequest, values: list[Reply]) -> dict[str, bytes]:
 
 
 def _stream(name: str, _request: KeyRequest, replies: list[Reply]) -> RedisValue:
-    elements = [part for _, parts in replies[0] for part in parts or ()]
-    return RedisValue(name, "stream", elements=elements, total=len(elements))
+    pairs = ((to_name(uid), parts or ()) for uid, parts in replies[0])
+    entries = [(uid, dict(zip(map(to_name, parts[::2]), parts[1::2], strict=False))) for uid, parts in pairs]
+    return RedisValue(name, "stream", entries=entries, total=len(entries), partial=len(entries) >= STREAM_ENTRIES)
 
 
 _BUILD: dict[str, Callable[[str, KeyRequest, list[Reply]], RedisValue]] = {

@@ -26,7 +26,8 @@ def to_bytes(name: str) -> bytes:
 class RedisValue(NamedTuple):
     """The value of one key, read completely or in part.
 
-    Of ``data``, ``elements``, ``fields``, ``members`` and ``scores`` only the attribute for the key's type is filled.
+    Of ``data``, ``elements``, ``fields``, ``members``, ``scores`` and ``entries`` (a stream's ids and fields) only the
+    attribute for the key's type is filled.
     ``total`` is the size of the whole value: bytes of a string or document, elements of any other type.
     ``unread_reason`` is empty if the value was read.
     """
@@ -38,15 +39,18 @@ class RedisValue(NamedTuple):
     fields: Mapping[str, bytes] = _EMPTY
     members: frozenset[str] = frozenset()
     scores: Mapping[str, float] = _EMPTY
+    entries: Sequence[tuple[str, Mapping[str, bytes]]] = ()
     total: int = 0
     partial: bool = False
     unread_reason: str = ""
 
     @property
     def payloads(self) -> Iterable[bytes]:
-        """Every payload in the key: the string or document, the list elements, or the values of the hash fields."""
+        """Every payload in the key: the document, the list elements, or the values of hash fields or stream entries."""
         if self.kind in DOCUMENT_KINDS:
             return (self.data,)
+        if self.entries:
+            return [value for _, fields in self.entries for value in fields.values()]
         return self.elements or self.fields.values()
 
 

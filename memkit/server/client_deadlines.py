@@ -15,7 +15,7 @@ from memkit.server.launcher import RedisServer
 
 UNITS_MS = {"EXPIREAT": 1_000, "PEXPIREAT": 1, "EXAT": 1_000, "PXAT": 1}
 MOVED_OVER_MS = 2_000
-"""SLOWLOG has whole seconds; a smaller move cannot be told from the time that the test took."""
+"""SLOWLOG has whole seconds; a smaller move is within the time that the test took."""
 ENTRIES = 10_000
 CLIENT_CLOCK_MODULES = ("time_machine", "freezegun")
 

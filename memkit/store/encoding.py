@@ -67,6 +67,19 @@ _EXACT = {str, int, bool, type(None)}
 _ELEMENT = re.compile(rb'"([\w.-]{8})([0-9a-f]{1,13})\.([0-9a-f]{1,11})(\.[\w-]+)?",|(?=\[)', re.ASCII)
 
 
+class Stamp(NamedTuple):
+    """The stamp before an element's messages: how many bytes it takes, and the ms after the session was created."""
+
+    bytes: int
+    after_ms: int
+
+
+def stamp_of(element: bytes) -> Stamp | None:
+    """Return the stamp of an element; None if it has none (a list of messages has none, other elements are foreign)."""
+    found = _ELEMENT.match(element)
+    return Stamp(found.end(), int(found[3], 16)) if found and found[3] else None
+
+
 class Version(int):
     """A session's version: a number that also identifies the session.
 

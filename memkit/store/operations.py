@@ -92,7 +92,7 @@ def script(name: str) -> Script:
 class Read(NamedTuple, Generic[T]):
     """Plain commands that are sent together, and the function that decodes their replies.
 
-    ``is_inconsistent`` tells whether another client wrote in between, so that the read must be repeated.
+    ``is_inconsistent`` is true if another client wrote in between, so that the read must be repeated.
     """
 
     key: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -180,13 +181,20 @@ def write(client: Any, kind: str, key: str, value: Any) -> None:
     if kind == "list":
         client.rpush(key, *value)
     elif kind == "hash":
-        client.hset(key, mapping=value)
+        client.hset(key, mapping={field: plain(each) for field, each in value.items()})
     elif kind == "set":
         client.sadd(key, *value)
     elif kind == "zset":
         client.zadd(key, dict(value))
+    elif kind == "stream":
+        for uid, fields in value:
+            client.xadd(key, fields, id=uid)
     else:
-        client.set(key, value)
+        client.set(key, plain(value))
+
+
+def plain(value: str | dict[str, str]) -> str | bytes:
+    return value if isinstance(value, str) else base64.b64decode(value["b64"])
 
 
 def copy_of(client: redis.Redis, store: str, n: int, *, prefix: str = "") -> list[str]:
@@ -214,8 +222,14 @@ def all_of(server: RedisServer, pattern: str, store: str) -> AuditReport:
     return audit(server.url, expect={pattern: "7d" if mortal else None}, full=True, duty=1)
 
 
-@pytest.mark.parametrize(("count", "prefix"), [(1, "acme:"), (2, ""), (10, "acme:"), (60, "acme:")])
-@pytest.mark.parametrize("store", capture.names())
+# A pickled session has its id behind a word, and vectors are bytes: they are copied as they are.
+COPIED = [name for name in capture.names() if capture.capture(name)["session_id"] == "sess-A" or "vercel" in name]
+
+
+@pytest.mark.parametrize(
+    ("store", "count", "prefix"),
+    [(store, *copies) for at, store in enumerate(COPIED) for copies in [((2, ""), (20, "acme:"))[at % 2], (1, "a:")]],
+)
 def test_many_healthy_sessions_of_a_known_store_miss_nothing(
     store: str, count: int, prefix: str, server: RedisServer
 ) -> None:

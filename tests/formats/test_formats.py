@@ -23,13 +23,32 @@ from stress.fuzz_formats import Fuzzer
 
 from memkit import formats, render
 from memkit.formats import agent_framework_redis, capture, unknown
-from memkit.formats.model import Hit, Item, Known, Meant, Note, Problem, Run, Tool, Turn, quoted, unquoted
-from memkit.formats.parsing import bounded_json, chat, encodings, list_elements, msgpack
+from memkit.formats.model import (
+    ConfiguredTtl,
+    Item,
+    KeyOwner,
+    Note,
+    Problem,
+    SessionValues,
+    Tool,
+    Turn,
+    quoted,
+    unquoted,
+)
+from memkit.formats.parsing import bounded_json, chat, encodings, msgpack
 from memkit.formats.parsing.bounded_json import parse
 from memkit.formats.parsing.dialogue_checks import Dialogue
 from memkit.readonly.values import RedisValue, to_bytes, to_name
 
-CAPTURES = capture.names()
+EVERY_CAPTURE = capture.names()
+HOMEMADE = [name for name in EVERY_CAPTURE if capture.capture(name)["store"] == "unknown"]
+UNREADABLE = ["django-session", "homemade-pickle", "openai-agents-encrypted"]
+"""Serialised objects, which are never loaded, and texts whose key only the application has."""
+CAPTURES = [
+    name
+    for name in EVERY_CAPTURE
+    if name not in (*HOMEMADE, *UNREADABLE) and capture.capture(name)["session_id"] == "sess-A"
+]
 IDS = [
     "a:b",
     "a/b",
@@ -75,16 +94,15 @@ def _renamed(value: Any, session: str, *, in_json: bool) -> Any:
     return value
 
 
-def known_of(raws: Iterable[RedisValue], wanted: str | None = "sess-A") -> Known:
+def known_of(raws: Iterable[RedisValue], wanted: str | None = "sess-A") -> SessionValues:
     raws = list(raws)
-    hits = [hit for raw in raws if (hit := formats.recognise(raw, wanted))]
-    stores = {hit.store for hit in hits}
-    hit = next(hit for hit in hits if hit.store == "langgraph-redis-shallow" or "langgraph-redis-shallow" not in stores)
+    owners = [owner for raw in raws if (owner := formats.recognise(raw, wanted))]
+    owner = owners[0]
     keys: dict[str, RedisValue | None] = {raw.name: raw for raw in raws}
     for _ in range(4):
-        wants = formats.format_of(hit.store).wants(Known(hit, keys))
+        wants = formats.format_of(owner.store).siblings(SessionValues(owner, keys))
         keys = {want.name: None for want in list(wants)} | keys
-    return Known(hit, keys)
+    return SessionValues(owner, keys)
 
 
 def decoded(raws: Iterable[RedisValue], wanted: str | None = "sess-A") -> list[Item]:
@@ -92,28 +110,28 @@ def decoded(raws: Iterable[RedisValue], wanted: str | None = "sess-A") -> list[I
 
 
 def turns(items: Iterable[Item]) -> list[Turn]:
-    found: list[Turn] = []
-    for item in items:
-        if isinstance(item, Turn):
-            found.append(item)
-        if isinstance(item, Run):
-            none = [None] * len(item.roles)
-            columns = (item.roles, item.texts, item.tools or [()] * len(none), item.at_s or none, item.uids or none)
-            found += map(Turn, *columns)
-    return found
+    return [item for item in items if isinstance(item, Turn)]
 
 
 def problems(items: Iterable[Item]) -> list[Problem]:
     return [item for item in items if isinstance(item, Problem)]
 
 
-def plainly(found: Iterable[Turn]) -> list[dict[str, str | None]]:
-    """Return turns as the captures state them."""
-    return [
-        {"role": turn.role, "text": turn.text}
-        | ({"tool": turn.tools[0].name} if turn.tools and turn.role == "assistant" else {})
-        for turn in found
-    ]
+def _tool(message: Any) -> dict[str, str]:
+    return {"tool": message.tools[0].name} if message.tools and message.tools[0].name else {}
+
+
+def plainly(found: Iterable[Turn]) -> list[dict[str, Any]]:
+    """Return messages as the captures state them."""
+    return [{"role": message.role, "text": message.text} | _tool(message) for message in found]
+
+
+def expected_of(name: str) -> list[dict[str, Any]]:
+    """Return the messages of a capture; those of the first captures leave out the name of the tool that answers."""
+    kept = capture.capture(name)["expected"]
+    called = next((message["tool"] for message in kept if "tool" in message), None)
+    answer = {"tool": called} if called and name != "langchain-redis" else {}  # it drops the calls, and so the name
+    return [answer | message if message["role"] == "tool" else message for message in kept]
 
 
 def list_of(name: str, *elements: Any) -> RedisValue:
@@ -122,33 +140,33 @@ def list_of(name: str, *elements: Any) -> RedisValue:
 
 
 def test_there_is_a_capture_of_every_store() -> None:
-    assert {capture.capture(name)["store"] for name in CAPTURES} == {store.STORE for store in formats.FORMATS}
+    stores = {capture.capture(name)["store"] for name in EVERY_CAPTURE} - {"unknown"}
+    assert stores == set(formats.stores())
 
 
 @pytest.mark.parametrize("name", CAPTURES)
 def test_a_capture_decodes_to_the_messages_that_were_written(name: str) -> None:
     kept = capture.capture(name)
-    known = known_of(raws_of(name))
-    items = list(formats.decode(known))
-    assert known.hit.store == kept["store"]
-    assert plainly(turns(items)) == kept["expected"]
+    stored = known_of(raws_of(name))
+    items = list(formats.decode(stored))
+    assert formats.store_name(stored) == kept["store"]
+    assert plainly(turns(items)) == expected_of(name)
     assert problems(items) == []
 
 
-@pytest.mark.parametrize("name", CAPTURES)
+@pytest.mark.parametrize("name", [name for name in CAPTURES if any("tool" in each for each in expected_of(name))])
 def test_the_result_of_a_tool_is_linked_to_its_call(name: str) -> None:
-    *_, result = turns(decoded(raws_of(name)))
+    result = next(turn for turn in turns(decoded(raws_of(name))) if turn.role == "tool")
     assert result.tools[0].call_id == "call_1"
     assert result.tools[0].name == ("get_weather" if name != "langchain-redis" else None)
 
 
-@pytest.mark.parametrize("session", IDS)
-@pytest.mark.parametrize("name", CAPTURES)
+@pytest.mark.parametrize(("name", "session"), [(name, IDS[at % len(IDS)]) for at, name in enumerate(CAPTURES * 6)])
 def test_ids_are_opaque(name: str, session: str) -> None:
-    known = known_of(raws_of(name, session), session)
-    assert known.hit.session == session
-    items = list(formats.decode(known))
-    assert plainly(turns(items)) == capture.capture(name)["expected"]
+    stored = known_of(raws_of(name, session), session)
+    assert stored.owner.session == session
+    items = list(formats.decode(stored))
+    assert plainly(turns(items)) == expected_of(name)
     assert problems(items) == []
 
 
@@ -159,16 +177,16 @@ def test_ids_are_opaque(name: str, session: str) -> None:
 def test_a_thread_that_is_called_like_a_key_is_told_by_any_of_its_keys(name: str, session: str) -> None:
     own = [raw for raw in raws_of(name, session) if raw.name not in ("lg:seq", "lg:threads")]
     for wanted in (session, None):
-        hits = [formats.recognise(raw, wanted) for raw in own]
-        assert {(hit and hit.session, hit and hit.prefix) for hit in hits} == {
+        owners = [formats.recognise(raw, wanted) for raw in own]
+        assert {(owner and owner.session, owner and owner.prefix) for owner in owners} == {
             (session, "lg:" if "plain" in name else "")
         }
 
 
 @pytest.mark.parametrize("name", CAPTURES)
 def test_an_id_is_never_taken_for_a_longer_one(name: str) -> None:
-    hits = [formats.recognise(raw, "sess-A") for raw in raws_of(name, "sess-A:b")]
-    assert [hit for hit in hits if hit and hit.session == "sess-A"] == []
+    owners = [formats.recognise(raw, "sess-A") for raw in raws_of(name, "sess-A:b")]
+    assert [owner for owner in owners if owner and owner.session == "sess-A"] == []
 
 
 def under(prefix: str, raws: Iterable[RedisValue]) -> list[RedisValue]:
@@ -192,7 +210,7 @@ def under(prefix: str, raws: Iterable[RedisValue]) -> list[RedisValue]:
 @pytest.mark.parametrize("name", CAPTURES)
 def test_a_session_is_recognised_under_another_prefix(name: str) -> None:
     items = decoded(under("tenant-7:", raws_of(name)))
-    assert plainly(turns(items)) == capture.capture(name)["expected"]
+    assert plainly(turns(items)) == expected_of(name)
     assert problems(items) == []
 
 
@@ -210,11 +228,18 @@ def test_a_session_is_recognised_under_another_prefix(name: str) -> None:
 )
 def test_a_prefix_of_ones_own_is_recognised_by_the_payload(name: str, key: str, mine: str) -> None:
     raws = [raw._replace(name=raw.name.replace(key, mine)) for raw in raws_of(name)]
-    assert plainly(turns(decoded(raws))) == capture.capture(name)["expected"]
+    assert plainly(turns(decoded(raws))) == expected_of(name)
 
 
-SIBLINGS = [(name, entry["key"]) for name in CAPTURES for entry in capture.capture(name)["keys"]
-            if len(capture.capture(name)["keys"]) > 1]  # fmt: skip
+# Of other stores no key names these, or the library itself lets them expire.
+UNNAMED = ("spring-ai", "strands-valkey", "langgraph-js", "langgraph-aws-valkey", "agentscope-storage", "mastra-redis",
+           "redisvl-semantic")  # fmt: skip
+SIBLINGS = [
+    (name, entry["key"])
+    for name in CAPTURES
+    for entry in capture.capture(name)["keys"]
+    if len(capture.capture(name)["keys"]) > 1 and name not in UNNAMED
+]
 
 
 @pytest.mark.parametrize(("name", "key"), SIBLINGS)
@@ -231,10 +256,10 @@ def test_a_lost_pointer_is_recoverable_and_the_repair_is_said() -> None:
     items = decoded(left)
     (problem,) = problems(items)
     assert problem.key == pointer
-    assert "recoverable: the checkpoints are still there" in problem.says
+    assert "recoverable: the checkpoints are still there" in problem.message
     newest = max(raw.name for raw in left if raw.name.startswith("checkpoint:"))
     assert problem.repair.startswith(f"SET {pointer} {newest} ")
-    assert plainly(turns(items)) == capture.capture("langgraph-redis")["expected"]
+    assert plainly(turns(items)) == expected_of("langgraph-redis")
 
 
 def test_a_lost_order_of_plain_langgraph_is_rebuilt_in_the_order_of_the_checkpoints() -> None:
@@ -249,12 +274,12 @@ def test_a_lost_order_of_plain_langgraph_is_rebuilt_in_the_order_of_the_checkpoi
 
 def test_the_last_readable_state_of_plain_langgraph_is_shown() -> None:
     items = decoded(raw for raw in raws_of("langgraph-plainredis") if raw.name != "lg:blob:sess-A::messages:8")
-    assert plainly(turns(items)) == capture.capture("langgraph-plainredis")["expected"][:2]
+    assert plainly(turns(items)) == expected_of("langgraph-plainredis")[:2]
     assert {problem.cause for problem in problems(items)} >= {"dangling", "gap"}
 
 
-# memkit's own elements are no JSON objects, but a stamp and one: they have tests of their own.
-LISTS = [name for name in CAPTURES if name != "memkit" and [raw.kind for raw in raws_of(name)].count("list") == 1]
+# Stores whose lists have three messages; memkit's own elements are no JSON objects and have tests of their own.
+LISTS = ["langchain-community", "llama-index", "openai-agents", "agent-framework-redis", "ag2"]
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
@@ -266,13 +291,15 @@ def test_a_corrupt_element_is_named_with_its_byte_and_the_rest_is_shown(name: st
     items = decoded(raws)
     corrupt = [problem for problem in problems(items) if problem.cause == "corrupt"]
     (problem,) = corrupt
-    assert f"element {index} of 3" in problem.says
-    assert f"at byte 20 of {len(damaged.elements[index])}" in problem.says
-    assert "2 of 3 elements are readable" in problem.says
+    assert f"element {index} of 3" in problem.message
+    assert f"at byte 20 of {len(damaged.elements[index])}" in problem.message
+    assert "2 of 3 elements are readable" in problem.message
     assert len(turns(items)) == 2
 
 
-DOCUMENTS = [(name, raw.name) for name in CAPTURES for raw in raws_of(name) if raw.data[:1] == b"{"]
+DOCUMENTS = [
+    (name, raw.name) for name in CAPTURES if name != "connect-redis" for raw in raws_of(name) if raw.data[:1] == b"{"
+]
 
 
 @pytest.mark.parametrize(("name", "key"), DOCUMENTS)
@@ -282,14 +309,14 @@ def test_a_corrupt_document_is_named_with_its_byte(name: str, key: str) -> None:
     raws[key] = RedisValue(key, raws[key].kind, data=data, total=len(data))
     corrupt = [problem for problem in problems(decoded(raws.values())) if problem.cause == "corrupt"]
     assert [problem.key for problem in corrupt] == [key]
-    assert f"of {len(data):,}" in corrupt[0].says
-    assert "% of it is readable" in corrupt[0].says
+    assert f"of {len(data):,}" in corrupt[0].message
+    assert "% of it is readable" in corrupt[0].message
 
 
 def test_what_stands_before_the_break_of_a_document_is_shown() -> None:
     (raw,) = raws_of("google-adk-redis")
     cut = RedisValue(raw.name, raw.kind, data=raw.data[:-300], total=raw.total)
-    assert plainly(turns(decoded([cut]))) == capture.capture("google-adk-redis")["expected"][:2]
+    assert plainly(turns(decoded([cut]))) == expected_of("google-adk-redis")[:2]
 
 
 # What is JSON and of another shape
@@ -318,13 +345,14 @@ def test_one_element_of_another_store_leaves_the_session_its_own(name: str, othe
     raw.elements.insert(at, foreign)
     raws = [each._replace(total=4) if each.kind == "list" else each for each in raws]
     for wanted in ("sess-A", None):
-        known = known_of(raws, wanted)
-        assert known.hit.store == name
-        items = list(formats.decode(known))
+        stored = known_of(raws, wanted)
+        assert stored.owner.store == name
+        items = list(formats.decode(stored))
         (problem,) = [problem for problem in problems(items) if problem.cause == "corrupt"]
-        assert f"element {at} of 4 (counted from the head) is no message of {name}: it has no " in problem.says
-        assert f"it looks like one of {other} (3 of 4 elements are readable)" in problem.says
-        assert plainly(turns(items)) == capture.capture(name)["expected"]
+        assert f"element {at} of 4 (counted from the head) is no message of {name}: it has no " in problem.message
+        hint = "" if other == "openai-agents" else f"; it looks like one of {other}"  # anybody writes role and content
+        assert f"{hint} (3 of 4 elements are readable)" in problem.message
+        assert plainly(turns(items)) == expected_of(name)
 
 
 @pytest.mark.parametrize(
@@ -334,15 +362,15 @@ def test_one_element_of_another_store_leaves_the_session_its_own(name: str, othe
 def test_one_element_of_memkits_own_leaves_the_session_its_own(name: str, foreign: bytes) -> None:
     raws, raw = listed(name)
     raw.elements.insert(0, foreign)
-    assert known_of(raws).hit.store == name
+    assert known_of(raws).owner.store == name
 
 
 def test_elements_of_another_store_leave_a_memkit_session_its_own() -> None:
     raw = memkit_raw()
     raw.elements.insert(1, listed("langchain-community")[1].elements[0])
-    known = known_of([raw], "s")
-    assert known.hit.store == "memkit"
-    assert [problem.cause for problem in problems(formats.decode(known))] == ["corrupt"]
+    stored = known_of([raw], "s")
+    assert stored.owner.store == "memkit"
+    assert [problem.cause for problem in problems(formats.decode(stored))] == ["corrupt"]
 
 
 JUNK = [{}, {"foo": 1}, {"type": "human"}, {"role": "user"}, {"role": 7, "content": "x"}, {"type": "ai", "data": {}},
@@ -356,8 +384,8 @@ def test_an_element_of_the_wrong_shape_is_corrupt_and_the_rest_is_shown(name: st
     raw.elements[1] = json.dumps(junk).encode()
     items = decoded(raws)
     (problem,) = [problem for problem in problems(items) if problem.cause == "corrupt"]
-    assert problem.says.startswith("element 1 of 3 (counted from the head) is ")
-    assert "2 of 3 elements are readable" in problem.says
+    assert problem.message.startswith("element 1 of 3 (counted from the head) is ")
+    assert "2 of 3 elements are readable" in problem.message
     assert [turn.role for turn in turns(items)] == (["user", "tool"])
 
 
@@ -380,7 +408,7 @@ def test_an_element_of_the_wrong_shape_is_corrupt_and_the_rest_is_shown(name: st
 def test_what_an_element_lacks_is_said(name: str, element: dict[str, Any], says: str) -> None:
     raws, raw = listed(name)
     raw.elements[1] = json.dumps(element).encode()
-    corrupt = [problem.says for problem in problems(decoded(raws)) if problem.cause == "corrupt"]
+    corrupt = [problem.message for problem in problems(decoded(raws)) if problem.cause == "corrupt"]
     assert len(corrupt) == 1
     assert says in corrupt[0]
 
@@ -427,9 +455,9 @@ PARTS = [
 def test_a_document_of_the_wrong_shape_is_corrupt(name: str, key: str, data: bytes) -> None:
     raws = [raw._replace(data=data, total=len(data)) if raw.name == key else raw for raw in raws_of(name)]
     for wanted in ("sess-A", None):
-        known = known_of(raws, wanted)
-        assert (known.hit.store, known.hit.session) == (name, "sess-A")
-        corrupt = [problem for problem in problems(formats.decode(known)) if problem.cause == "corrupt"]
+        stored = known_of(raws, wanted)
+        assert (formats.store_name(stored), stored.owner.session) == (name, "sess-A")
+        corrupt = [problem for problem in problems(formats.decode(stored)) if problem.cause == "corrupt"]
         assert [problem.key for problem in corrupt] == [key]
 
 
@@ -459,7 +487,7 @@ def test_what_a_document_lacks_is_said(name: str, key: str, lost: str, says: str
             for raw in raws_of(name)]  # fmt: skip
     corrupt = [problem for problem in problems(decoded(raws)) if problem.cause == "corrupt"]
     assert {problem.key for problem in corrupt} == ({key} if says else set())
-    assert says in " ".join(problem.says for problem in corrupt)
+    assert says in " ".join(problem.message for problem in corrupt)
 
 
 EVENTS = [{}, {"foo": 1}, {"author": "user", "content": "hi"}, {"author": "user", "content": {"parts": 7}},
@@ -473,15 +501,15 @@ def test_an_event_of_the_wrong_shape_is_corrupt(event: Any) -> None:
     document["events"][1] = event
     items = decoded([raw._replace(data=json.dumps(document).encode())])
     (problem,) = [problem for problem in problems(items) if problem.cause == "corrupt"]
-    assert "event 1 of 3 (from 0) is none: " in problem.says
+    assert "event 1 of 3 (from 0) is none: " in problem.message
     assert len(turns(items)) == 2
 
 
 def test_a_state_without_the_latest_checkpoint_says_so() -> None:
     key = PARTS[5][1]
     items = decoded(raw._replace(data=b"{}") if raw.name == key else raw for raw in raws_of("langgraph-redis"))
-    assert plainly(turns(items)) == capture.capture("langgraph-redis")["expected"]
-    assert any("the newest state that can be" in item.says for item in items if isinstance(item, Note))
+    assert plainly(turns(items)) == expected_of("langgraph-redis")
+    assert any("the newest state that can be" in item.message for item in items if isinstance(item, Note))
 
 
 SEVERAL = ("openai-agents", "agno", "langgraph-redis", "langgraph-redis-shallow", "langgraph-plainredis")
@@ -497,7 +525,7 @@ def test_a_key_that_was_overwritten_by_another_type_is_corrupt(name: str, key: s
     found = [problem for problem in problems(formats.decode(whole._replace(keys={**whole.keys, key: other})))
              if problem.cause == "corrupt" and problem.key == key]  # fmt: skip
     assert len(found) == 1
-    assert "this key is of type stream, and a" in found[0].says
+    assert "this key is of type stream, and a" in found[0].message
 
 
 @pytest.mark.parametrize("field", ["role", "content", "entry_id", "session_tag", "timestamp"])
@@ -507,11 +535,11 @@ def test_a_hash_without_a_field_is_corrupt(field: str) -> None:
     del fields[field]
     raws[1] = raws[1]._replace(fields=fields)
     for wanted in ("sess-A", None):
-        assert formats.recognise(raws[1], wanted) == Hit("redisvl", "sess-A", "chat:", "message")
+        assert formats.recognise(raws[1], wanted) == KeyOwner("redisvl", "sess-A", "chat:", "message")
     items = decoded(raws)
     (problem,) = [problem for problem in problems(items) if problem.cause == "corrupt"]
     assert problem.key == raws[1].name
-    assert f"this message has no {field}" in problem.says
+    assert f"this message has no {field}" in problem.message
     assert len(turns(items)) == (2 if field == "content" else 3)
 
 
@@ -525,7 +553,7 @@ def test_a_hash_with_a_damaged_field_is_corrupt(field: str, value: bytes, says: 
     raws[0] = raws[0]._replace(fields={**raws[0].fields, field: value})
     (problem,) = problems(decoded(raws))
     assert (problem.cause, problem.key) == ("corrupt", raws[0].name)
-    assert says in problem.says
+    assert says in problem.message
 
 
 def test_a_hash_of_somebody_elses_is_not_claimed() -> None:
@@ -539,10 +567,10 @@ def test_damage_by_the_hundred_is_said_briefly_in_documents_and_hashes_too() -> 
         for at in range(300)
     ]
     found = [problem for problem in problems(decoded(hashes, "s")) if problem.cause == "corrupt"]
-    assert (len(found), found[-1].says) == (6, "… and 295 more messages like it")
+    assert (len(found), found[-1].message) == (6, "… and 295 more messages like it")
     adk = {"id": "s", "app_name": "a", "events": [{}] * 300}
     found = problems(decoded([RedisValue("session:a:u:s", "string", data=json.dumps(adk).encode())], "s"))
-    assert (len(found), found[-1].says) == (6, "… and 295 more like it")
+    assert (len(found), found[-1].message) == (6, "… and 295 more like it")
 
 
 def test_memkits_messages_may_be_any_objects_and_nothing_else() -> None:
@@ -550,20 +578,20 @@ def test_memkits_messages_may_be_any_objects_and_nothing_else() -> None:
     items = decoded([_sessions(odd)], "s")
     assert [turn.text for turn in turns(items)] == ["{}", '{"q": "why", "a": 7}', "hi"]
     (problem,) = problems(items)
-    assert "a message in it is no JSON object" in problem.says
+    assert "a message in it is no JSON object" in problem.message
 
 
 def test_a_compressed_element_is_called_so() -> None:
     (raw,) = raws_of("langchain-community")
     raw.elements[1] = gzip.compress(raw.elements[1], mtime=0)
-    assert any("it looks like gzip > json" in problem.says for problem in problems(decoded([raw])))
+    assert any("it looks like gzip > json" in problem.message for problem in problems(decoded([raw])))
 
 
 def test_hundreds_of_corrupt_elements_are_said_briefly() -> None:
     (raw,) = raws_of("llama-index")
     found = problems(decoded([RedisValue(raw.name, "list", elements=[*raw.elements, *[b"x"] * 900], total=903)]))
     assert len(found) == 6
-    assert "895 more elements (3 of 903 elements are readable)" in found[-1].says
+    assert "895 more elements (3 of 903 elements are readable)" in found[-1].message
 
 
 def test_nan_is_not_json_but_is_read() -> None:
@@ -571,7 +599,7 @@ def test_nan_is_not_json_but_is_read() -> None:
     raw.elements[0] = raw.elements[0].replace(b"1795381676.6998444", b"NaN")
     items = decoded([raw])
     assert [problem.cause for problem in problems(items)] == ["nan"]
-    assert plainly(turns(items)) == capture.capture("ag2")["expected"]
+    assert plainly(turns(items)) == expected_of("ag2")
 
 
 def test_an_element_that_was_written_twice_is_a_duplicate() -> None:
@@ -623,7 +651,7 @@ def test_the_same_id_twice_is_a_duplicate() -> None:
 
 def test_many_problems_of_a_kind_are_said_briefly() -> None:
     found = list(Dialogue().follow([USER] + [RESULT._replace(tools=(Tool(None, str(at)),)) for at in range(100)]))
-    said = [item.says for item in found if isinstance(item, Problem)]
+    said = [item.message for item in found if isinstance(item, Problem)]
     assert len(said) == 6
     assert said[-1] == "… and 95 more like it"
 
@@ -685,7 +713,7 @@ def test_memkits_own_sessions_are_read() -> None:
     assert [turn.role for turn in turns(items)] == ["user", "other", "assistant", "system"]
     assert turns(items)[0].text == "hi"
     assert turns(items)[0].at_s == 1790000000.005
-    assert Meant(604800000) in items
+    assert ConfiguredTtl(604800000) in items
     assert problems(items) == []
 
 
@@ -706,7 +734,7 @@ def test_a_damaged_header_leaves_the_messages_readable() -> None:
 def test_a_header_is_recognised_by_its_siblings_when_it_is_destroyed() -> None:
     raw = memkit_raw()
     raw.elements[0] = b"\x00"
-    assert formats.recognise(raw, "s") == Hit("memkit", "s", "session:", "primary")
+    assert formats.recognise(raw, "s") == KeyOwner("memkit", "s", "session:", "primary")
 
 
 def test_lost_vectors_are_missed() -> None:
@@ -720,9 +748,9 @@ def test_a_corrupt_element_of_memkits_is_named_with_its_byte() -> None:
     (problem,) = problems(decoded([raw], "s"))
     assert (
         f"element 1 of 4 (counted from the head) is unreadable: not valid UTF-8 at byte 30 of {len(raw.elements[1])}"
-        in problem.says
+        in problem.message
     )
-    assert "2 of 3 elements are readable" in problem.says
+    assert "2 of 3 elements are readable" in problem.message
 
 
 def test_a_foreign_element_in_a_memkit_session_is_said() -> None:
@@ -789,9 +817,9 @@ class Bomb:
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_a_pickle_is_disassembled_and_never_loaded(tmp_path: Path, protocol: int) -> None:
     raw = RedisValue("k", "string", data=pickle.dumps(Bomb(tmp_path / "ran"), protocol), total=9)
-    items = survive(Known(Hit("unknown", "k", "", "unknown"), {"k": raw}))
-    assert [problem.cause for problem in problems(items)] == ["encoded"]
-    assert any("of them call code" in item.says for item in items if isinstance(item, Note))
+    items = survive(SessionValues(KeyOwner("unknown", "k", "", "unknown"), {"k": raw}))
+    assert any("pickle: its text cannot be read" in item.message for item in items if isinstance(item, Note))
+    assert any("of them call code" in item.message for item in items if isinstance(item, Note))
     assert not (tmp_path / "ran").exists()
 
 
@@ -800,7 +828,7 @@ def test_an_unknown_store_of_chat_messages_is_shown() -> None:
         list_of("k", {"role": "user", "content": "hi"}),
         RedisValue("k", "string", data=b'{"history": [{"role": "user", "content": "hi"}]}'),
     ):
-        assert plainly(turns(unknown.decode(Known(Hit("unknown", "k", "", "unknown"), {"k": raw})))) == [
+        assert plainly(turns(unknown.decode(SessionValues(KeyOwner("unknown", "k", "", "unknown"), {"k": raw})))) == [
             {"role": "user", "text": "hi"}
         ]
 
@@ -837,7 +865,7 @@ HOSTILE = {
 }
 
 
-def shells(data: bytes) -> Iterable[Known]:
+def shells(data: bytes) -> Iterable[SessionValues]:
     """Yield the bytes as a payload of a store of each kind: lists, documents, msgpack, hashes, unknown."""
     blob = json.dumps({"t": "msgpack", "d": base64.b64encode(data).decode()}).encode()
     for name in (
@@ -848,13 +876,15 @@ def shells(data: bytes) -> Iterable[Known]:
         "langgraph-plainredis",
         "redisvl",
     ):
-        known = known_of(raws_of(name))
-        target = next(name for name, raw in known.keys.items() if raw and raw.payloads)
+        stored = known_of(raws_of(name))
+        target = next(name for name, raw in stored.keys.items() if raw and raw.payloads)
         payload = blob if name == "langgraph-plainredis" else data
-        yield Known(known.hit, {key: _with(raw, payload) if key == target else raw for key, raw in known.keys.items()})
+        yield SessionValues(
+            stored.owner, {key: _with(raw, payload) if key == target else raw for key, raw in stored.keys.items()}
+        )
     for kind in ("string", "list"):
-        yield Known(
-            Hit("unknown", "k", "", "unknown"),
+        yield SessionValues(
+            KeyOwner("unknown", "k", "", "unknown"),
             {"k": _with(RedisValue("k", kind, data=b"x", elements=[b"", b""]), data)},
         )
 
@@ -874,17 +904,17 @@ def _with(raw: RedisValue | None, data: bytes) -> RedisValue | None:
     )
 
 
-def survive(known: Known) -> list[Item]:
-    module = unknown.decode if known.hit.store == "unknown" else formats.decode
-    for raw in known.keys.values():
+def survive(stored: SessionValues) -> list[Item]:
+    module = unknown.decode if stored.owner.store == "unknown" else formats.decode
+    for raw in stored.keys.values():
         if raw:
             formats.recognise(raw, "sess-A")
             unknown.payload_encoding(raw)
-    if known.hit.store != "unknown":
-        list(formats.format_of(known.hit.store).wants(known))
+    if stored.owner.store != "unknown":
+        list(formats.format_of(stored.owner.store).siblings(stored))
     kept = []
-    for item in module(known):
-        if not isinstance(item, Turn | Run):
+    for item in module(stored):
+        if not isinstance(item, Turn):
             kept.append(item)
         del item
     return kept
@@ -894,11 +924,11 @@ def survive(known: Known) -> list[Item]:
 def test_hostile_bytes_are_survived_in_bounded_time_and_memory(what: str) -> None:
     data = HOSTILE[what]
     slowest, store = 0.0, ""
-    for known in shells(data):
+    for stored in shells(data):
         begun = time.process_time()
-        survive(known)
+        survive(stored)
         took = time.process_time() - begun
-        slowest, store = max((slowest, store), (took, known.hit.store))
+        slowest, store = max((slowest, store), (took, stored.owner.store))
     assert slowest <= 1.0, store
 
 
@@ -907,9 +937,9 @@ def test_hostile_bytes_take_bounded_memory(what: str) -> None:
     data = HOSTILE[what]
     document, listed = RedisValue("k", "string", data=data), RedisValue("k", "list", elements=[data] * 3)
     for store, raw in (("unknown", document), ("google-adk-redis", document), ("llama-index", listed)):
-        known = Known(Hit(store, "k", "", "primary"), {"k": raw})
+        stored = SessionValues(KeyOwner(store, "k", "", "primary"), {"k": raw})
         tracemalloc.start()
-        survive(known)
+        survive(stored)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak <= (64 << 20) + len(data), store
@@ -944,26 +974,28 @@ JSON = st.recursive(
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_no_json_stops_a_decoder(data: st.DataObject) -> None:
-    known = known_of(raws_of(data.draw(st.sampled_from(CAPTURES))))
-    target = data.draw(st.sampled_from([name for name, raw in known.keys.items() if raw]))
+    stored = known_of(raws_of(data.draw(st.sampled_from(CAPTURES))))
+    target = data.draw(st.sampled_from([name for name, raw in stored.keys.items() if raw]))
     payload = json.dumps(data.draw(JSON)).encode()
     survive(
-        Known(known.hit, {name: _with(raw, payload) if name == target else raw for name, raw in known.keys.items()})
+        SessionValues(
+            stored.owner, {name: _with(raw, payload) if name == target else raw for name, raw in stored.keys.items()}
+        )
     )
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_no_mutation_of_a_capture_stops_a_decoder(data: st.DataObject) -> None:
-    known = known_of(raws_of(data.draw(st.sampled_from(CAPTURES))))
-    keys = dict(known.keys)
+    stored = known_of(raws_of(data.draw(st.sampled_from(CAPTURES))))
+    keys = dict(stored.keys)
     for name in data.draw(st.lists(st.sampled_from([name for name, raw in keys.items() if raw]), max_size=3)):
         raw = keys[name]
         payload = bytearray(next(iter(raw.payloads), b"") if raw else b"")
         for at in data.draw(st.lists(st.integers(0, max(0, len(payload) - 1)), max_size=8)) if payload else []:
             payload[at] = data.draw(st.integers(0, 255))
         keys[name] = _with(raw, bytes(payload[: data.draw(st.integers(0, len(payload)))]))
-    survive(Known(known.hit, keys))
+    survive(SessionValues(stored.owner, keys))
 
 
 @settings(max_examples=300, deadline=None)
@@ -975,62 +1007,6 @@ def test_no_bytes_stop_the_readers(data: bytes) -> None:
     encodings.hex_view(data)
     with contextlib.suppress(msgpack.MsgpackFault):
         msgpack.unpack(data)
-
-
-def both_ways(raws: list[RedisValue]) -> list[tuple[list[Turn], list[Problem]]]:
-    """Return a session decoded in blocks, and message by message; without keys, which a run has one of."""
-    ways = []
-    for block in (True, False):
-        with pytest.MonkeyPatch.context() as patch:
-            if not block:
-                patch.setattr(list_elements, "_run", lambda *_: None)
-            items = decoded(raws)
-        ways.append(([turn._replace(key="") for turn in turns(items)], sorted(problems(items))))
-    return ways
-
-
-def repeated(raw: RedisValue, count: int) -> list[bytes]:
-    """Return a list's elements again and again, each with ids of its own."""
-    return [
-        element.replace(b"call_1", b"call_%d" % at).replace(b'"id": null', b'"id": "m%d%d"' % (at, part)).replace(
-            b"weather", b"weather %d" % at)
-        for at in range(count) for part, element in enumerate(raw.elements)
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", LISTS)
-def test_messages_in_blocks_are_the_messages_one_by_one(name: str) -> None:
-    raws, raw = listed(name)
-    # 350 messages: blocks that begin with a user, a call and a result; then the same calls, ids and times once more.
-    order = -1 if name == "langchain-community" else 1
-    whole = repeated(raw._replace(elements=raw.elements[::order]), 117)
-    again = [*whole, whole[0], *whole[40:45], b"{}", *whole[100:102]]
-    for said in (whole[:-1], again):
-        raw.elements[:] = said[::order]
-        fast, slow = both_ways(raws)
-        assert fast == slow
-    assert len(fast[0]) == len(again) - 1
-    assert {problem.cause for problem in fast[1]} >= {"duplicate", "corrupt"}
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_no_json_is_another_message_in_a_block_than_alone(data: st.DataObject) -> None:
-    raws, raw = listed(data.draw(st.sampled_from(LISTS)))
-    values = [json.loads(element) for element in raw.elements]
-    for _ in range(data.draw(st.integers(1, 3))):
-        holder: Any = values
-        while isinstance(holder, dict | list) and holder:
-            key = data.draw(st.sampled_from(sorted(holder))) if isinstance(holder, dict) else data.draw(
-                st.integers(0, len(holder) - 1))  # fmt: skip
-            if data.draw(st.booleans()) or not isinstance(holder[key], dict | list):
-                holder[key] = data.draw(JSON)
-                break
-            holder = holder[key]
-    raw.elements[:] = [json.dumps(value).encode() for value in values]
-    if any(formats.recognise(each, "sess-A") for each in raws):
-        fast, slow = both_ways(raws)
-        assert fast == slow
 
 
 def test_msgpack_reads_every_kind_of_value() -> None:
@@ -1065,7 +1041,7 @@ def test_json_faults_say_where(data: bytes, byte: int, says: str) -> None:
     assert fault is not None
     assert fault.byte is not None
     assert abs(fault.byte - byte) <= 1
-    assert says in fault.says
+    assert says in fault.message
 
 
 def test_the_estimate_of_memory_is_an_upper_bound() -> None:
@@ -1137,7 +1113,7 @@ def test_a_newer_schema_is_said_and_read_as_far_as_it_goes() -> None:
         raws = [_with(raw, raw.data.replace(b'"v":4', b'"v":9')) or raw for raw in raws_of(name)]
         items = decoded(raws)
         assert [problem.cause for problem in problems(items)] == ["unknown_schema"]
-        assert plainly(turns(items)) == capture.capture(name)["expected"]
+        assert plainly(turns(items)) == expected_of(name)
     (raw,) = raws_of("agent-framework-redis")
     (problem,) = problems(
         decoded([RedisValue(raw.name.replace("|v2|", "|v3|"), "list", elements=raw.elements, total=3)])
@@ -1153,7 +1129,7 @@ def test_runs_that_are_gone_with_all_that_named_them_leave_a_gap() -> None:
         for raw in raws_of("agno") if lost not in raw.name
     ]  # fmt: skip
     assert "run 2 is the next after 1 runs: 1 before it are gone" in [
-        problem.says for problem in problems(decoded(raws))
+        problem.message for problem in problems(decoded(raws))
     ]
 
 
@@ -1203,7 +1179,7 @@ def test_bad_base64_and_bad_msgpack_are_told_apart() -> None:
                 for raw in raws_of("langgraph-plainredis")]  # fmt: skip
         corrupt = [problem for problem in problems(decoded(filter(None, raws))) if problem.cause == "corrupt"]
         assert [problem.key for problem in corrupt] == [key]
-        assert says in corrupt[0].says
+        assert says in corrupt[0].message
 
 
 def test_llama_indexs_plain_and_other_messages() -> None:
@@ -1227,7 +1203,7 @@ def test_reasoning_is_noted_and_not_shown() -> None:
     hashed = RedisValue("agents:session:s", "hash", fields={"created_at": b"1"})
     found = decoded([list_of("agents:session:s:messages", *items), hashed], "s")
     assert [turn.text for turn in turns(found)] == ["hi", "ho"]
-    assert any("reasoning" in item.says for item in found if isinstance(item, Note))
+    assert any("reasoning" in item.message for item in found if isinstance(item, Note))
 
 
 def test_agent_framework_sessions_with_keys_of_their_own() -> None:
@@ -1237,32 +1213,11 @@ def test_agent_framework_sessions_with_keys_of_their_own() -> None:
         ("x|s7", "s7", "s7"),
         ("chat_messages|~redis-session-!", None, "~redis-session-!"),
     ):
-        hit = formats.recognise(RedisValue(name, "list", elements=raw.elements), wanted)
-        assert hit is not None
-        assert hit.session == session
-
-
-def test_times_that_run_backwards_are_found_in_columns_too() -> None:
-    def said(*times: float | None) -> list[str]:
-        run = Run(["user"] * len(times), ["hi"] * len(times), "k", list(times))
-        return [f"{problem.cause}: {problem.says}" for problem in problems(Dialogue().follow([run]))]
-
-    late = "out_of_order: message 3 was said before the one before it"
-    assert said(1e9, None, 1e9 + 60) == said(1e9, 1e9 + 60, 1e9 + 56) == said(None, None) == []
-    assert said(1e9, 1e9 + 60, 1e9 + 50) == said(None, 1e9 + 60, 1e9 + 50) == [late]
+        owner = formats.recognise(RedisValue(name, "list", elements=raw.elements), wanted)
+        assert owner is not None
+        assert owner.session == session
 
 
 def _sessions(elements: list[bytes]) -> RedisValue:
     head = memkit_raw().elements[0]
     return RedisValue("session:s", "list", elements=[head, *elements], total=len(elements) + 1)
-
-
-def test_memkits_elements_are_the_same_in_blocks_and_one_by_one() -> None:
-    stamped = [b'"Zk3_x9Ab%x.%x",{"role":"user","content":"hi %d"}' % (at, at * 1_000, at) for at in range(150)]
-    listed = b'[{"role":"system","content":"be kind"},{"role":"user","content":"a\\nb"}]'
-    odd = b'"Zk3_x9Abff.ff",{"role":"user","content":"hi","name":"bob"}'
-    plain = decoded([_sessions([listed, *stamped])], "s")
-    singly = decoded([_sessions([listed, *(each for one in stamped for each in (one, odd))])], "s")
-    told = [turn for turn in turns(singly) if turn.text != "hi"]
-    assert [turn[:4] for turn in turns(plain)] == [turn[:4] for turn in told]
-    assert len(told) == 152

@@ -24,6 +24,12 @@ from memkit.store import MemoryStore
 SECRET = "Canary7731"
 ATTACK = f"<script>alert('{SECRET}')</script>\x1b]0;{SECRET}\x07\x1b[2J\u202e{SECRET}\u2066\x9b31m\r\n{SECRET}"
 CAPTURES = capture.names()
+FIRST = (
+    *("ag2", "agent-framework-redis", "agno", "google-adk-redis", "langchain-community", "langchain-redis"),
+    *("langgraph-plainredis", "langgraph-redis", "langgraph-redis-refresh", "langgraph-redis-shallow", "llama-index"),
+    *("memkit", "openai-agents", "redisvl"),
+)
+"""Stores whose texts can be replaced by secrets without losing their form."""
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +135,7 @@ def harmless(report: SessionReport) -> None:
         shown.encode()
 
 
-@pytest.mark.parametrize("name", CAPTURES)
+@pytest.mark.parametrize("name", FIRST)
 def test_no_secret_is_shown_unless_asked_for(client: redis.Redis, name: str) -> None:
     report = inspect_session(client, planted(client, name))
     if name == "langgraph-plainredis":
@@ -149,7 +155,7 @@ def test_no_secret_is_shown_unless_asked_for(client: redis.Redis, name: str) -> 
     harmless(revealed)
 
 
-@pytest.mark.parametrize("name", CAPTURES)
+@pytest.mark.parametrize("name", FIRST)
 def test_no_secret_is_in_what_is_said_of_damage(client: redis.Redis, name: str) -> None:
     planted(client, name)
     for entry in capture.capture(name)["keys"]:
@@ -163,6 +169,16 @@ def test_no_secret_is_in_what_is_said_of_damage(client: redis.Redis, name: str) 
     assert report.problems
     for shown in everything_shown(report):
         assert SECRET not in shown
+    harmless(report)
+
+
+@pytest.mark.parametrize("name", CAPTURES)
+def test_no_text_of_a_capture_is_shown_unless_asked_for(client: redis.Redis, name: str) -> None:
+    report = inspect_session(client, load_capture(client, name, json_as_text=True))
+    texts = [text for message in capture.capture(name)["expected"] for text in message["text"].splitlines() if text]
+    for shown in everything_shown(report):
+        for text in [*texts, "get_weather"]:
+            assert text not in shown
     harmless(report)
 
 

@@ -1,4 +1,4 @@
-"""Every notebook as people see it: `memkit lab` in headless Chromium, Run All, in light and in dark.
+"""Every notebook as users see it: `memkit lab` in headless Chromium, Run All, in the light and the dark theme.
 
 Screenshots go to MEMKIT_ARTEFACTS, or else stay in pytest's temporary directory.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import threading
@@ -24,6 +25,8 @@ from test_lab import Lab
 from test_notebooks import NOTEBOOKS
 
 from memkit.notebook.demo import QUESTIONS
+from memkit.notebook.triage import triage
+from memkit.server import RedisServer
 
 pytestmark = linux
 WITHIN_MS = 300_000
@@ -58,13 +61,20 @@ THEME = """async theme => {
     await window.jupyterapp.commands.execute('apputils:change-theme', {theme})
     while (document.querySelector('#jupyterlab-splash')) await new Promise(requestAnimationFrame)
 }"""
+COLOURS = """async path => {
+    const panel = await window.jupyterapp.commands.execute('docmanager:open', {path})
+    const figure = panel.content.node.querySelector('.memkit-figure')
+    const ink = figure.querySelector('svg [style*="--memkit-1a1a1a"]')
+    const page = getComputedStyle(document.body).getPropertyValue('--jp-layout-color0')
+    return [getComputedStyle(figure).backgroundColor, getComputedStyle(ink).fill, page]
+}"""
 # Playwright waits for a promise as long as it takes.
 IN_TIME = "value => Promise.race([({script})(value), new Promise((_, no) => setTimeout(no, {ms}, new Error('hangs')))])"
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What there was to see of a notebook after Run All: code cells with outputs, each image's alt text, all text."""
+    """A notebook after Run All: code cells with outputs, each image's alt text, all text."""
 
     cells: list[dict[str, Any]]
     images: list[str]
@@ -72,7 +82,7 @@ class Seen:
 
 
 class Elsewhere:
-    """A proxy that answers nobody: whoever asks it wanted to leave this machine."""
+    """A proxy that answers no request: each one would have left this machine."""
 
     def __init__(self) -> None:
         self.asked: list[object] = []
@@ -110,7 +120,7 @@ def visitor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visitor]:
 
 
 def _playwright() -> Any:
-    """Return playwright's entry point; say aloud what is missing here, and fail where CI has to have it."""
+    """Return playwright's entry point; skip with the reason if something is missing, and fail in CI."""
     missing = pytest.fail if os.environ.get("CI") else pytest.skip
     if not CHROMIUM:
         missing("no Chromium on PATH: apt install chromium")
@@ -122,7 +132,7 @@ def _playwright() -> Any:
 
 
 def configure(folder: Path) -> None:
-    """Write the settings of a Jupyter of its own: see own_jupyter."""
+    """Write the settings of a separate Jupyter: see own_jupyter."""
     settings = folder / "jupyter_config_dir/lab/user-settings/@jupyterlab/notebook-extension"
     settings.mkdir(parents=True)
     (settings / "tracker.jupyterlab-settings").write_text(json.dumps(TRACKER))
@@ -152,23 +162,23 @@ class Visitor:
             self.left_for.append(request.url)
 
     def run_all(self, name: str) -> Seen:
-        seen = Seen(**self._evaluate(RUN_ALL, name))
+        seen = Seen(**self.evaluate(RUN_ALL, name))
         self.seen.append(name)
         self._shoot(name, "light")
         return seen
 
     def look_again_in_the_dark(self) -> None:
         """Switch once: JupyterLab loads a theme's style sheets and fades."""
-        self._evaluate(THEME, "JupyterLab Dark")
+        self.evaluate(THEME, "JupyterLab Dark")
         for name in self.seen:
             self._shoot(name, "dark")
 
     def _shoot(self, name: str, theme: str) -> None:
-        height = self._evaluate(SHOW, name)
+        height = self.evaluate(SHOW, name)
         self.page.set_viewport_size({"width": WIDTH, "height": min(height + 150, TALLEST)})
         self.page.screenshot(path=self.shots / f"{name.removesuffix('.ipynb')}-{theme}.png")
 
-    def _evaluate(self, script: str, value: Any) -> Any:
+    def evaluate(self, script: str, value: Any) -> Any:
         return self.page.evaluate(IN_TIME.format(script=script, ms=WITHIN_MS), value)
 
 
@@ -183,12 +193,62 @@ def wrong_with(seen: Seen) -> list[str]:
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_run_all_shows_no_error_and_nothing_leaves_the_machine(notebook: Path, visitor: Visitor) -> None:
+def test_run_all_has_no_error_and_no_request_outside(notebook: Path, visitor: Visitor) -> None:
     assert not wrong_with(visitor.run_all(notebook.name))
     assert visitor.left_for == []
 
 
-def test_whatever_is_wrong_would_be_seen(visitor: Visitor) -> None:
+def test_figures_follow_the_theme(visitor: Visitor) -> None:
+    source = "from memkit import plot\nfrom memkit.observe import ExpiryLog\n"
+    source += "plot.show(plot.plot_expiry(ExpiryLog('Redis 0', 'by jumps', 5)))"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)], metadata=METADATA)
+    nbformat.write(notebook, visitor.notebooks / "figure.ipynb")
+    assert not wrong_with(visitor.run_all("figure.ipynb"))
+    seen = {}
+    for theme in ("JupyterLab Dark", "JupyterLab Light"):
+        visitor.evaluate(THEME, theme)
+        is_light = str(theme.endswith("Light")).lower()
+        visitor.page.wait_for_function(f"document.body.dataset.jpThemeLight === '{is_light}'")
+        paper, ink, page = (brightness(colour) for colour in visitor.evaluate(COLOURS, "figure.ipynb"))
+        seen[theme] = (paper == page, paper > ink)
+    assert seen == {"JupyterLab Dark": (True, False), "JupyterLab Light": (True, True)}
+
+
+def brightness(colour: str) -> int:
+    """Return the sum of a CSS colour's red, green and blue."""
+    names = {"white": "#ffffff", "black": "#000000"}
+    if colour.strip().startswith("rgb"):
+        return sum(map(int, re.findall(r"\d+", colour)[:3]))
+    digits = names.get(colour.strip(), colour.strip()).removeprefix("#")
+    digits = "".join(digit * 2 for digit in digits) if len(digits) == 3 else digits
+    return sum(bytes.fromhex(digits))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_triage_page_fits_a_phone_and_one_screen(scheme: str, visitor: Visitor, tmp_path: Path) -> None:
+    with RedisServer(persist=True) as server, server.client() as client:
+        for number in range(60):
+            client.set(f"chat:{number}", "{}", ex=300 if number % 2 else 604_800)
+        triage(server.url, expect=["chat:*=7d"], output=tmp_path / "report.html")
+    context = visitor.page.context.browser.new_context(color_scheme=scheme)
+    page = context.new_page()
+    page.goto(f"file://{tmp_path / 'report.html'}")
+    for width, height in ((400, 800), (1280, 900)):
+        page.set_viewport_size({"width": width, "height": height})
+        page.screenshot(path=visitor.shots / f"triage-{scheme}-{width}.png", full_page=width == 400)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # The affected sessions, after verdict, numbers, figure, findings and evidence, are on the first screen.
+    assert page.evaluate("document.querySelector('table').getBoundingClientRect().top") < 900
+    body = "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+    paper, ink = page.evaluate(body)
+    assert (brightness(paper) > brightness(ink)) == (scheme == "light")
+    page.emulate_media(media="print")
+    printed = page.evaluate(body)
+    assert brightness(printed[0]) > brightness(printed[1])
+    context.close()
+
+
+def test_errors_and_requests_outside_are_found(visitor: Visitor) -> None:
     wrong = (
         "from IPython.display import HTML\nHTML('<img src=\"http://example.com/spy.png\">Where is my order?')",
         "import urllib.request\nurllib.request.urlopen('http://example.com/spy')",

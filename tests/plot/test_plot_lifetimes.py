@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from memkit.formats.model import Problem
-from memkit.inspect.report import KeyReport, Messages, SessionReport, Veil
+from memkit.inspect.report import KeyReport, SessionReport
 from memkit.render import counted
 
 plot = pytest.importorskip("memkit.plot")
@@ -14,7 +14,7 @@ plot = pytest.importorskip("memkit.plot")
 def report(*keys: tuple[str, str, float | None]) -> SessionReport:
     found = tuple(KeyReport(name, "string", part, ttl_s, 100, 0, "raw") for name, part, ttl_s in keys)
     problems: tuple[Problem, ...] = ()
-    return SessionReport("agno", "s$1$", Messages(Veil(reveal=False)), found, problems, (), revealed=False)
+    return SessionReport("agno", "s$1$", (), found, problems, (), revealed=False)
 
 
 @pytest.mark.parametrize(

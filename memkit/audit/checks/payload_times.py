@@ -17,7 +17,7 @@ from memkit.audit.finding import Confidence, Finding
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
 from memkit.formats import memkit_store
-from memkit.formats.model import Hit, Known, Run, Turn, seconds
+from memkit.formats.model import KeyOwner, SessionValues, Turn, seconds
 from memkit.formats.parsing.bounded_json import parse
 from memkit.readonly.values import RedisValue
 from memkit.render import counted, duration, utc_text
@@ -86,13 +86,12 @@ class DatedSession(NamedTuple):
     messages: int
 
 
-def dated_session(value: RedisValue, facts: KeyFacts, hit: Hit | None) -> DatedSession:
+def dated_session(value: RedisValue, facts: KeyFacts, owner: KeyOwner | None) -> DatedSession:
     """Return what a value states about its times; a time in the future is none of a write."""
-    if hit and hit.store == memkit_store.STORE:
-        decoded = list(formats.decode(Known(hit, {value.name: value})))
-        turns = [one for one in decoded if isinstance(one, Run | Turn)]
-        columns = [one.at_s or () if isinstance(one, Run) else (one.at_s,) for one in turns]
-        stated = [StatedTime(at * 1000, at * 1000) for column in columns for at in column if at is not None]
+    if owner and owner.store == memkit_store.STORE:
+        decoded = list(formats.decode(SessionValues(owner, {value.name: value})))
+        turn_times = [one.at_s for one in decoded if isinstance(one, Turn) and one.at_s is not None]
+        stated = [StatedTime(at_s * 1000, at_s * 1000) for at_s in turn_times]
         lengths = [value.total]
     else:
         document = _document(value)

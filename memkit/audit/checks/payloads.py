@@ -24,7 +24,7 @@ from memkit.audit.finding import Confidence, Finding
 from memkit.audit.key_shapes import Member
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
-from memkit.formats.model import Hit
+from memkit.formats.model import KeyOwner
 from memkit.formats.parsing.encodings import ENCRYPTED, examine
 from memkit.readonly.reader import Reader
 from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue, to_bytes, to_name
@@ -80,16 +80,16 @@ class _Contents:
     known: KnownSessions = field(default_factory=KnownSessions)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, value: RedisValue, facts: KeyFacts, hit: Hit | None) -> None:
+    def add(self, value: RedisValue, facts: KeyFacts, owner: KeyOwner | None) -> None:
         """Keep what a value shows."""
-        self.dated.append(dated_session(value, facts, hit))
+        self.dated.append(dated_session(value, facts, owner))
         words = re.match(r"([A-Za-z_-]+[:/|])*", value.name)
         shape = f"{words[0] if words else ''} {len(re.findall('[:/|]', value.name))}"
-        if hit:
+        if owner:
             payloads = value.payloads if value.kind in (*DOCUMENT_KINDS, "list") else ()
             encoded = {str(one) for one in map(examine, payloads) if one.layers[0] in ENCODINGS and not one.fault}
             self.encoded |= {value.name} if encoded else set()
-            self.places[shape, ""].append(_Payload(facts, frozenset((hit.store, *encoded))))
+            self.places[shape, ""].append(_Payload(facts, frozenset((owner.store, *encoded))))
             return
         if value.kind == "hash":
             # A field with a number in its name is one of many alike, such as a message, and none of the layout.
@@ -179,10 +179,10 @@ def _read(loads: ValueReader, expected: Expectation, keys: Sequence[KeyFacts], *
         loads.renew_budget()
         loaded = loads.load(KeyRequest(name, "") for name in batch).values()
         values = [value for value in loaded if value and not value.unread_reason]
-        hits = {value.name: formats.recognise(value) for value in values}
+        owners = {value.name: formats.recognise(value) for value in values}
         for value in values:
-            content.add(value, batch[value.name], hits[value.name])
-        content.known.add(values, hits)
+            content.add(value, batch[value.name], owners[value.name])
+        content.known.add(values, owners)
     done, of = content.known.finish(loads, {to_name(one.key): one for one in keys}, within_s=within_s)
     if done < of:
         content.notes.append(f"parts of {done:,} of {of:,} sessions matching {expected.pattern} were looked for")
@@ -205,7 +205,7 @@ def _assign_problems(expected: Sequence[Expectation], contents: Sequence[_Conten
 def _corrupt(expected: Expectation, content: _Contents) -> Finding | None:
     """Return the finding of payloads that their own format proves to be damaged."""
     problems = content.known.problems.values()
-    broken = {one.key: one.says for one in problems if one.cause == "corrupt" and one.key not in content.encoded}
+    broken = {one.key: one.message for one in problems if one.cause == "corrupt" and one.key not in content.encoded}
     odd: dict[str, str] = {}
     for payloads in content.places.values():
         unknown = sum(any(name == "binary" or name.endswith("?") for name in one.encodings) for one in payloads)
@@ -347,7 +347,7 @@ def _missing_parts(expected: Expectation, content: _Contents) -> Finding | None:
         expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
         evidence=tuple(
             f"{counted(count, 'key')}: {text}"
-            for text, count in Counter(problem.says for problem in problems).most_common(3)
+            for text, count in Counter(problem.message for problem in problems).most_common(3)
         ),
         next="memkit inspect URL SESSION shows what is recoverable and prints the repair",
     )
@@ -356,8 +356,8 @@ def _missing_parts(expected: Expectation, content: _Contents) -> Finding | None:
 def _mixed_ttl(expected: Expectation, content: _Contents, present: Mapping[str, KeyFacts]) -> Finding | None:
     """Return the finding of sessions of which only the payload shows that their parts belong together."""
     sessions = [
-        [Member(present[name], hit.session, hit.part) for name, hit in hits.items() if name in present]
-        for hits in content.known.hits.values()
+        [Member(present[name], owner.session, owner.part) for name, owner in owners.items() if name in present]
+        for owners in content.known.owners.values()
     ]
     several = [members for members in sessions if len(members) > 1]
     if not expected.ttl_ms or len(several) < SEVERAL_SHARE * len(sessions):

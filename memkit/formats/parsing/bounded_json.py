@@ -16,7 +16,7 @@ _ASTRAL = (b"\xf0", b"\xf1", b"\xf2", b"\xf3", b"\xf4")
 class Fault(NamedTuple):
     """Why a payload cannot be read: the reason, and the byte where reading stopped (None: it was not begun)."""
 
-    says: str
+    message: str
     byte: int | None
 
 

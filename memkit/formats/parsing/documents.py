@@ -4,26 +4,47 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from memkit.formats.model import Item, Problem, Turn, a_dict
 from memkit.formats.parsing.bounded_json import Fault, Parsed, parse
 from memkit.formats.parsing.element_shapes import kind_of
 from memkit.formats.parsing.encodings import encoding_of
+from memkit.formats.parsing.list_elements import Convert
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
 
 _SALVAGE_BYTES = 1 << 20
 _SALVAGED = 2_000
-_SAID = 5
+_REPORTED = 5
 _GAP = re.compile(r"[\s,]*")
 
 
+_parsed: dict[str, tuple[bytes, dict[str, Any]]] = {}
+
+
+@contextmanager
+def parsed_once() -> Iterator[None]:
+    """Keep the document that is being recognised, so that each format can look at it without parsing it again."""
+    _parsed["document"] = b"", {}
+    try:
+        yield
+    finally:
+        _parsed.clear()
+
+
 def peek(raw: RedisValue) -> dict[str, Any]:
-    """Return the document if it is a JSON object, else an empty one; for recognising, so faults are not told."""
+    """Return the document if it is a JSON object, else an empty one; for recognising, so no faults are reported."""
     if raw.kind not in DOCUMENT_KINDS or raw.data[:1] not in (b"{", b"["):
         return {}
-    return a_dict(only_one(parse(raw.data).value))
+    kept = _parsed.get("document")
+    if kept and kept[0] is raw.data:
+        return kept[1]
+    document = a_dict(only_one(parse(raw.data).value))
+    if kept:
+        _parsed["document"] = raw.data, document
+    return document
 
 
 def only_one(value: Any) -> Any:
@@ -41,8 +62,8 @@ def read(raw: RedisValue) -> tuple[dict[str, Any] | None, list[Problem]]:
     value = only_one(parsed.value)
     problems = []
     if parsed.nan:
-        says = "the document holds NaN or Infinity, which is not JSON: other readers will refuse it"
-        problems.append(Problem("nan", raw.name, says))
+        reason = "the document holds NaN or Infinity, which is not JSON: other readers will refuse it"
+        problems.append(Problem("nan", raw.name, reason))
     if isinstance(value, dict):
         return value, problems
     return None, [*problems, corrupt(raw.name, raw.data, parsed)]
@@ -52,12 +73,12 @@ def corrupt(name: str, data: bytes, parsed: Parsed) -> Problem:
     """Return the problem of a document that cannot be parsed."""
     fault = parsed.fault or Fault("no JSON object", 0)
     if fault.byte is None:
-        return Problem("truncated", name, f"the document is not shown: {fault.says}")
+        return Problem("truncated", name, f"the document is not shown: {fault.message}")
     share = fault.byte / len(data) if data else 0
     looks = encoding_of(data)
     hint = f"; it looks like {looks}" if looks not in ("text", "binary", "json", "empty") else ""
     where = f"at byte {fault.byte:,} of {len(data):,} ({share:.0%} of it is readable)"
-    return Problem("corrupt", name, f"the document is unreadable: {fault.says} {where}{hint}")
+    return Problem("corrupt", name, f"the document is unreadable: {fault.message} {where}{hint}")
 
 
 def wrong_kind(raw: RedisValue, expected: str) -> Problem:
@@ -70,21 +91,28 @@ def misshapen(name: str, lacks: str) -> Problem:
     return Problem("corrupt", name, f"the document is JSON of another shape than the store's: {lacks}")
 
 
-def messages(
-    entries: Sequence[Any], key: str, convert: Callable[[dict[str, Any], str], Turn | str | None], what: str = "message"
-) -> Iterator[Turn | Problem]:
-    """Yield the messages of a document's array, and a problem for each entry that is none; see ``elements.turns``."""
+def messages(entries: Sequence[Any], key: str, convert: Convert, what: str = "message") -> Iterator[Turn | Problem]:
+    """Yield the messages of a document's array, and a problem for each entry that is none.
+
+    Args:
+        entries: The array.
+        key: The document's key.
+        convert: See ``list_elements.turns``.
+        what: What an entry is called.
+    """
     bad = 0
     for index, entry in enumerate(entries):
-        turn = convert(entry, key) if isinstance(entry, dict) else f"it is {kind_of(entry)}"
-        if isinstance(turn, Turn):
-            yield turn
-        elif turn is not None:
+        found = convert(entry, key) if isinstance(entry, dict) else f"it is {kind_of(entry)}"
+        if isinstance(found, Turn):
+            yield found
+        elif isinstance(found, str):
             bad += 1
-            if bad <= _SAID:
-                yield Problem("corrupt", key, f"{what} {index:,} of {len(entries):,} (from 0) is none: {turn}")
-    if bad > _SAID:
-        yield Problem("corrupt", key, f"… and {bad - _SAID:,} more like it")
+            if bad <= _REPORTED:
+                yield Problem("corrupt", key, f"{what} {index:,} of {len(entries):,} (from 0) is none: {found}")
+        elif found is not None:
+            yield from found
+    if bad > _REPORTED:
+        yield Problem("corrupt", key, f"… and {bad - _REPORTED:,} more like it")
 
 
 def salvage(data: bytes, field: str) -> Iterator[dict[str, Any]]:

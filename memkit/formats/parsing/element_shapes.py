@@ -1,6 +1,6 @@
-"""What an element of each list store looks like: by the most of them it is told whose a list is, and what is foreign.
+"""Recognise which store wrote a list by the shape of the majority of its elements.
 
-``missing`` and the functions after it say what a message lacks, in words that hold nothing of the message.
+``missing`` and the functions after it name what a message lacks, in words that hold nothing of the message.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _llama_index(value: Mapping[str, Any]) -> bool:
 
 
 def _openai_agents(value: Mapping[str, Any]) -> bool:
-    return is_item(value.get("type")) or ("role" in value and "content" in value and "additional_kwargs" not in value)
+    return is_item(value.get("type")) or (value.get("type") == "message" and "content" in value)
 
 
 def is_item(kind: Any) -> bool:

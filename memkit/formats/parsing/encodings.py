@@ -389,7 +389,7 @@ def _msgpack(data: bytes) -> _Layer | None:
     try:
         msgpack.unpack(data)
     except msgpack.MsgpackFault as error:
-        if error.says == "cut short" and len(list(_msgpack_names(data))) >= FEWEST_NAMES:
+        if error.message == "cut short" and len(list(_msgpack_names(data))) >= FEWEST_NAMES:
             return _Layer("msgpack", fault="ends early")
     return None
 

@@ -31,9 +31,9 @@ class Ext(NamedTuple):
 class MsgpackFault(ValueError):
     """Bytes that are not msgpack, or too much of it; ``byte`` is where reading stopped."""
 
-    def __init__(self, says: str, byte: int) -> None:
-        super().__init__(says)
-        self.says, self.byte = says, byte
+    def __init__(self, message: str, byte: int) -> None:
+        super().__init__(message)
+        self.message, self.byte = message, byte
 
 
 def unpack(data: bytes) -> Any:
