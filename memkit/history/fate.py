@@ -96,7 +96,7 @@ def _fate_of_existing(name: str, events: Sequence[KeyEvent], state: KeyState, kn
 
 def _fate_of_deleted(name: str, last: KeyEvent, known: Mapping[str, Any]) -> Fate:
     deadline = last.deadline_ms
-    ttl = f" with a TTL of {duration(last.ttl_ms)}" if last.ttl_ms is not None else ""
+    ttl = f" with a TTL of {duration(known['ttl_s'] * 1_000)}" if "ttl_s" in known else ""
     if last.possible[0] == "expired" and deadline is not None:
         only = last.possible == ("expired",)
         proven = only and last.moment.stated

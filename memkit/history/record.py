@@ -27,8 +27,9 @@ from memkit.render import counted, duration
 COUNTERS_EVERY_S = 0.2
 COMMIT_EVERY_S = 1.0
 """At most this much is lost when the process is killed."""
-GAP_MS = 1_000
-"""A longer time without a look at the server is a gap in the record."""
+GAP_S = 1.0
+"""A longer time without a look at the server is a gap in the record: time of this machine, because a server's clock may
+be set."""
 RECONNECT_EVERY_S = 0.5
 SCAN_COUNT = 1_000
 BATCH_KEYS = 1_000
@@ -255,7 +256,7 @@ class _Recorder:
         self._db = int(client.connection_pool.connection_kwargs.get("db") or 0)
         self._vanished: list[_Vanished] = []
         self._keys = self._events = self._gaps = 0
-        self._began_s = time.monotonic()
+        self._began_s = self._looked_s = time.monotonic()
         try:
             self._server = WatchedServer(client, url=url, prefixes=prefixes)
             self._looked_ms = self._server.now_ms()
@@ -270,6 +271,7 @@ class _Recorder:
             kind="tracking", name=self._url, server=server, version=version, began_ms=self._looked_ms
         )
         self._scan(gap_began_ms=None)
+        self._looked_s = time.monotonic()
         self._ledger.commit()
         prefixes = ", ".join(prefix.decode("utf-8", "replace") + "*" for prefix in self._prefixes)
         return (
@@ -308,11 +310,13 @@ class _Recorder:
     def _look(self, names: Sequence[bytes], *, flushed: bool) -> None:
         """Record what changed since the last look."""
         after_ms = self._looked_ms
+        paused_s = time.monotonic() - self._looked_s
+        self._looked_s = time.monotonic()
         wanted = [name for name in names if self._server.watches(name)]
         deadlines = self._server.deadlines(wanted)
         at_ms = self._server.now_ms()
         self._looked_ms = at_ms
-        if at_ms - after_ms > GAP_MS + COUNTERS_EVERY_S * 1_000:
+        if paused_s > GAP_S + COUNTERS_EVERY_S:
             self._add_gap(after_ms, at_ms, "the recorder was not running or the server did not answer")
         known = self._ledger.known(self._db, wanted)
         for name, deadline in deadlines:
@@ -408,6 +412,7 @@ class _Recorder:
             except redis.RedisError:
                 continue
             self._add_gap(lost_ms, self._looked_ms, reason)
+            self._looked_s = time.monotonic()
             return
 
     def _scan(self, *, gap_began_ms: int | None) -> None:

@@ -17,7 +17,7 @@ from memkit.errors import SourceError
 from memkit.history.aof import AofFiles, find_aof, read_commands
 from memkit.history.changes import TtlChange, TtlChanges, prefix_of
 from memkit.history.commands import effects_of
-from memkit.history.fate import ENDS, Fate, fate_of
+from memkit.history.fate import ENDS, SAME_SECOND_MS, Fate, fate_of
 from memkit.history.ledger import Ledger, Recorded
 from memkit.history.log_clock import LogClock
 from memkit.history.rdb import RdbReader
@@ -301,10 +301,11 @@ class _Timeline:
 
 
 def _set_right_after(write: KeyEvent, renewal: KeyEvent) -> bool:
-    """Return whether a deadline belongs to the write before it: the same key, in the same second."""
+    """Return whether a deadline belongs to the write before it: the same key, within a second."""
     same_key = (write.db, write.key) == (renewal.db, renewal.key)
     no_ttl_of_its_own = write.name == "written" and write.ttl_ms is None
-    return same_key and no_ttl_of_its_own and write.moment.earliest_ms == renewal.moment.earliest_ms
+    distance = (renewal.moment.latest_ms or 0) - (write.moment.latest_ms or 0)
+    return same_key and no_ttl_of_its_own and distance < SAME_SECOND_MS
 
 
 def _fate_of_session(
@@ -435,7 +436,18 @@ def _event_of(recorded: Recorded) -> KeyEvent:
         possible = (name,)
     after = recorded.at_ms if recorded.after_ms is None else recorded.after_ms
     moment = Moment(after, recorded.at_ms)
-    return KeyEvent(recorded.db, recorded.name, name, moment, "", recorded.deadline_ms, recorded.ttl_ms, possible)
+    created = name == "written" and (recorded.ttl_ms is not None or recorded.deadline_ms is None)
+    return KeyEvent(
+        recorded.db,
+        recorded.name,
+        name,
+        moment,
+        "",
+        recorded.deadline_ms,
+        recorded.ttl_ms,
+        possible,
+        created=created,
+    )
 
 
 # Text
@@ -443,6 +455,8 @@ def _event_of(recorded: Recorded) -> KeyEvent:
 
 def _event_dict(event: KeyEvent, source: str) -> dict[str, Any]:
     at = event.moment.latest_ms if event.moment.earliest_ms is None else event.moment.earliest_ms
+    if event.possible == ("expired",) and event.deadline_ms is not None:
+        at = event.deadline_ms
     return {
         "at": _text(_time(at)),
         "key": event.key.decode("utf-8", "replace"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from memkit.plot.audit import plot_deadlines, plot_ends, plot_future, plot_ttl_now
 from memkit.plot.conformance import plot_matrix
 from memkit.plot.expiry import plot_expiry, plot_lateness, plot_survival
+from memkit.plot.history import plot_timeline
 from memkit.plot.session import plot_lifetimes
 from memkit.plot.style import Figure, alt_text, show
 
@@ -19,6 +20,7 @@ __all__ = [
     "plot_lifetimes",
     "plot_matrix",
     "plot_survival",
+    "plot_timeline",
     "plot_ttl_now",
     "show",
 ]

@@ -52,7 +52,7 @@ def test_the_verdict_is_the_truth(name: str) -> None:
     with played(name, 100 + number, LANES[number % len(LANES)]) as (server, incident):
         report = audit(server.url, expect=incident.expect, full=incident.full, duty=1, touch=True)
         assert complaints(report, incident.truth) == []
-        assert report.exit_code == {"healthy": 0, "no_data": 2}.get(incident.truth.cause, 1)
+        assert report.exit_code == {"healthy": 0, "no_data": 2, "wrong_prefix": 2}.get(incident.truth.cause, 1)
 
 
 @pytest.mark.parametrize("lane", LANES)

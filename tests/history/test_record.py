@@ -20,7 +20,7 @@ from waiting import wait_for
 
 from memkit.errors import ServerError, SourceError
 from memkit.history.ledger import Ledger
-from memkit.history.record import RecordingSummary, record
+from memkit.history.record import GAP_S, RecordingSummary, record
 from memkit.history.run import history
 from memkit.server import RedisServer
 
@@ -195,12 +195,21 @@ def test_pause_of_the_recorder_is_a_gap(tmp_path: Path) -> None:
     path = tmp_path / "incident.db"
     with start("redis-8.2") as server, server.client() as client, subprocess_recording(server, path) as process:
         process.send_signal(signal.SIGSTOP)
-        server.clock.shift("1m")  # a pause as the server's clock sees it
         client.set("chat:1", CANARY)
+        threading.Event().wait(2 * GAP_S)  # the pause itself
         process.send_signal(signal.SIGCONT)
         wait_for("the gap in the recording", lambda: gaps(path))
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
+
+
+def test_moved_clock_is_no_gap(tmp_path: Path) -> None:
+    path = tmp_path / "incident.db"
+    with start("redis-8.2") as server, server.client() as client, recording(server, path):
+        server.clock.shift("1h")
+        client.set("chat:1", CANARY)
+        recorded(path, has(b"chat:1", "written"))
+    assert gaps(path) == []
 
 
 def test_killed_it_keeps_what_was_committed(tmp_path: Path) -> None:
