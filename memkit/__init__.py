@@ -17,22 +17,23 @@ Imports go down this map only::
       readonly/         Read a Redis without changing it: one connection class, one way to open a
                         target; every command is counted
                         (connection pace reader target values)
-      formats/          How the memory stores that people run lay out their keys: one module a
-                        store, pure decoders, no I/O
+      formats/          How memory stores lay out their keys: pure decoders without I/O, one module
+                        or one data entry a store
                         (ag2 agent_framework_redis agno capture google_adk_redis langchain_community
-                        langchain_redis langgraph_plainredis langgraph_redis langgraph_redis_shallow
-                        llama_index memkit_store model openai_agents redisvl unknown parsing/)
+                        langchain_redis langgraph_aws langgraph_js langgraph_plainredis
+                        langgraph_redis layout layouts llama_index memkit_store model openai_agents
+                        redisvl registry unknown parsing/)
       history/          history: what happened to a session, from logs, snapshots, a replica's
                         backlog and recordings
                         (aof changes commands fate ledger log_clock rdb record replication run
                         snapshots sources states tracking)
       inspect/          inspect_session: one session, decoded, redacted and checked
-                        (report search)
+                        (key_checks names redaction report search)
       observe/          observe_expiry: when keys expired, as intervals on the server's clock
                         (log observe)
       audit/            audit: a Redis server against the expected TTLs
-                        (context finding hash_fields key_shapes report run sampling second_look
-                        server_info checks/)
+                        (affected context finding hash_fields key_shapes report run sampling
+                        second_look server_info checks/)
       conformance/      Run any session store through cases with real faults, on a private server,
                         to see when it loses memory
                         (adapter case environment examples fault_proxy keyspace matrix

@@ -23,7 +23,7 @@ from memkit.server.clock import ServerClock
 from memkit.server.guard import NAME
 from memkit.server.keyspace import DedicatedDatabase, PrivateKeyspace
 from memkit.server.launcher import RedisServer
-from memkit.server.sandbox import Sandbox, SandboxHost
+from memkit.server.sandbox import Sandbox
 from memkit.store.store import AsyncMemoryStore, MemoryStore
 
 DEFAULT_REAL = "redis://localhost:6379/15"
@@ -202,22 +202,23 @@ def _memkit_target(request: pytest.FixtureRequest) -> Target:
 
 
 @pytest.fixture(scope="session")
-def _memkit_hosts() -> Iterator[dict[str, SandboxHost]]:
-    """The connections of the sandboxes, by URL: a private server that was stopped and started has a new one."""
-    hosts: dict[str, SandboxHost] = {}
-    yield hosts
-    for host in hosts.values():
-        host.close()
+def _memkit_sandboxes() -> Iterator[dict[str, Sandbox]]:
+    """The sandbox of the whole run, by URL: a private server that was stopped and started has a new URL."""
+    with contextlib.ExitStack() as stack:
+        sandboxes: dict[str, Sandbox] = {}
+        yield sandboxes
+        for sandbox in sandboxes.values():
+            stack.callback(sandbox.close)
 
 
 @pytest.fixture
-def memkit_sandbox(_memkit_target: Target, _memkit_hosts: dict[str, SandboxHost]) -> Iterator[Sandbox]:
+def memkit_sandbox(_memkit_target: Target, _memkit_sandboxes: dict[str, Sandbox]) -> Iterator[Sandbox]:
     """A random key prefix, enforced by the server, removed without trace."""
     where = _memkit_target.server or _memkit_target.url
     url = where.url if isinstance(where, RedisServer) else where
-    if url not in _memkit_hosts:
-        _memkit_hosts[url] = SandboxHost(where).open()
-    with Sandbox(where, host=_memkit_hosts[url]) as sandbox:
+    if url not in _memkit_sandboxes:
+        _memkit_sandboxes[url] = Sandbox(where).open()
+    with Sandbox(where, parent=_memkit_sandboxes[url]) as sandbox:
         yield sandbox
 
 

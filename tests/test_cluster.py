@@ -302,7 +302,7 @@ def test_exactly_once_on_a_cluster_under_faults(capsys: pytest.CaptureFixture[st
 
 
 def stressed(plan: Plan, binary: Any) -> Any:
-    """Three primaries, each behind a proxy that clients are told about; no replicas, since they promise nothing."""
+    """Three primaries, each behind a proxy; the nodes announce its port. No replicas, as they guarantee nothing."""
     with ExitStack() as stack:
         proxies: list[Chaos] = []
         made = stack.enter_context(cluster(binary, replicas=False, persist=True, node_timeout_ms=10_000))
@@ -318,7 +318,7 @@ def stressed(plan: Plan, binary: Any) -> Any:
 
 
 def announced(made: Cluster) -> list[set[int]]:
-    """Return the ports that each node tells its clients."""
+    """Whether each node announces the ports of the proxies."""
     seen = []
     for server in made.servers:
         with server.client(decode_responses=True) as node:

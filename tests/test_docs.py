@@ -98,16 +98,17 @@ def test_every_command_is_documented():
 
 
 def test_the_test_block_passes_as_it_stands(tmp_path):
-    (tmp_path / "test_readme.py").write_text(blocks("python")[0])
+    for number, block in enumerate(blocks("python")[:2]):
+        (tmp_path / f"test_readme_{number}.py").write_text(block)
     plain = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     run = [sys.executable, "-m", "pytest", "-p", "memkit.pytest_plugin", "-c", os.devnull, "--rootdir", str(tmp_path)]
     done = subprocess.run([*run, str(tmp_path)], capture_output=True, text=True, check=False, env=plain)
-    assert "1 passed" in done.stdout, done.stdout
+    assert "2 passed" in done.stdout, done.stdout
 
 
 def test_the_store_block_runs_as_it_stands(memkit_server_factory):
     server = memkit_server_factory()
-    text = blocks("python")[1]
+    text = blocks("python")[2]
     assert "from redis import Redis\n" in text
     # The only line that is not run: it would reach for whatever listens on this machine's port 6379.
     exec(text.replace("from redis import Redis\n", ""), {"Redis": server.client})  # noqa: S102

@@ -7,8 +7,8 @@ from memkit import MemoryStore
 WEEK_S = 7 * 24 * 3600
 
 
-def wait_until_gone(client, key, within_s):
-    """Block on the server until a key is gone: a BLPOP on a list that never comes ends at each of its timeouts."""
+def wait_until_expired(client, key, within_s):
+    """Wait on the server until a key has expired: BLPOP on a missing list returns after its timeout."""
     for _ in range(int(within_s / 0.05)):
         if not client.exists(key):
             return
@@ -29,7 +29,7 @@ def test_session_expires_after_its_ttl(redis_memory_store):
     store = MemoryStore(redis_memory_store, prefix="session:", ttl=2)
     store.save("user-42", [{"role": "user", "content": "hi"}])
     assert store.load("user-42") is not None
-    wait_until_gone(redis_memory_store, store.key("user-42"), within_s=10)
+    wait_until_expired(redis_memory_store, store.key("user-42"), within_s=10)
     assert store.load("user-42") is None
 
 

@@ -1,4 +1,4 @@
-"""What expiry was meant: units, refusals, and how a policy reads."""
+"""TTLs and policies: units, refusals and texts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_number_is_seconds_a_string_has_a_unit(value: Any, expected_ms: int) -
 
 
 @pytest.mark.parametrize(
-    ("value", "says"),
+    ("value", "message"),
     [
         (0, "0 seconds"),
         (-5, "-5 seconds"),
@@ -62,10 +62,10 @@ def test_a_number_is_seconds_a_string_has_a_unit(value: Any, expected_ms: int) -
         (604_800_000_000, "604800000000 seconds is over 3,170 years: check the unit"),
     ],
 )
-def test_an_invalid_ttl_names_value_and_unit(value: Any, says: str) -> None:
+def test_an_invalid_ttl_names_value_and_unit(value: Any, message: str) -> None:
     with pytest.raises(PolicyError) as caught:
         ttl_ms(value)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert isinstance(caught.value, ValueError)
     assert isinstance(caught.value, MemkitError)
 

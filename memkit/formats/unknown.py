@@ -145,10 +145,9 @@ def _of_fields(fields: Mapping[str, bytes], key: str) -> Entry | None:
     """Return the message that the fields of a hash or of a stream's entry are, or that one of them holds."""
     value = message_fields(fields)
     entry = entry_of(value, key) if "role" in value or len(value) > 1 else None
-    if entry is None and len(value) <= 2:
-        entry = next(
-            (inner for each in value.values() if isinstance(each, dict) and (inner := entry_of(each, key))), None
-        )
+    inner = [each for each in value.values() if isinstance(each, dict)]
+    if entry is None and len(inner) == 1 and len(value) <= 2:
+        entry = entry_of(inner[0], key)
     return entry
 
 
@@ -184,6 +183,8 @@ def _undecoded(raws: Iterable[RedisValue]) -> Iterator[Item]:
         elif inner in _STRUCTURED:
             reason = f"partly decoded: the payload is readable {inner}, and no messages are found in it"
             yield Problem("partly_decoded", raw.name, reason)
+        elif inner == "text" and raw.kind != "hash":
+            yield Note("partly decoded: the payload is plain text, and shows no roles")
         elif inner not in ("text", "empty"):
             yield Note(f"partly decoded: the payload looks like {found}: its text cannot be read here")
             if inner == "pickle":

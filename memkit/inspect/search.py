@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 from memkit import formats
 from memkit.errors import AmbiguousSession, PolicyError, SessionNotFound
 from memkit.formats import agent_framework_redis, unknown
-from memkit.formats.capture import load_capture
 from memkit.formats.model import SEPARATORS, ConfiguredTtl, KeyOwner, Note, Problem, SessionValues, Turn
 from memkit.formats.parsing.encodings import hex_view
 from memkit.inspect.key_checks import key_problems
@@ -22,7 +21,7 @@ from memkit.readonly.target import open_target
 from memkit.readonly.values import KeyRequest, to_bytes, to_name
 from memkit.render import counted, printable
 
-__all__ = ["SessionReport", "inspect_session", "load_capture"]
+__all__ = ["SessionReport", "inspect_session"]
 
 SCAN_FREELY_KEYS = 1_000_000
 """Up to here the database is always searched for further sessions of the same id: about a second of SCAN."""

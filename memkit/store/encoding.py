@@ -51,6 +51,9 @@ MAX_BYTES = 16 * 1024 * 1024
 ELEMENT_BYTES = 7_900
 """Several messages share an element up to about this size: each write reads the last element, and Redis keeps up to
 8,192 bytes of a list together (list-max-listpack-size), in steps of 1,024 bytes."""
+MOST_ELEMENT_BYTES = 9_000
+"""An element is split if it is larger: the first messages were smaller than the others."""
+SAMPLED_MESSAGES = 8
 DEEPEST = 250
 VECTORS_MARK = b"memkit1 float32 "
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -188,13 +191,28 @@ def encode_messages(messages: Sequence[object], *, listed: bool = False) -> list
 
 
 def _encode_run(messages: Sequence[object], start: int, stop: int, listed: bool) -> list[bytes]:
-    """Encode messages without ids of their own, as few elements."""
+    """Encode messages without their own ids as few elements.
+
+    The first messages decide how many share an element, so that a dialogue that grows keeps its first elements.
+    """
+    count = stop - start
+    if count > SAMPLED_MESSAGES:
+        sample = _dumped(list(messages[start : start + SAMPLED_MESSAGES]))
+        count = max(1, ELEMENT_BYTES * SAMPLED_MESSAGES // len(sample)) if sample else count
+    if count >= stop - start:
+        return _encode_part(messages, start, stop, listed)
+    parts = [_encode_part(messages, at, min(at + count, stop), listed) for at in range(start, stop, count)]
+    return list(chain.from_iterable(parts))
+
+
+def _encode_part(messages: Sequence[object], start: int, stop: int, listed: bool) -> list[bytes]:
+    """Encode messages as one element, or as several if they are larger than the first ones."""
     run = messages[start:stop]
     text = _dumped(list(run)) if len(run) > 1 else None
     if text is None:
         bodies = [encode_message(message, f"message {start + index}") for index, message in enumerate(run)]
         return [b"[%b]" % body for body in bodies] if listed else bodies
-    if len(text) <= ELEMENT_BYTES:
+    if len(text) <= MOST_ELEMENT_BYTES:
         return [text]
     count = max(1, ELEMENT_BYTES * len(run) // len(text))
     parts = [list(run[at : at + count]) for at in range(0, len(run), count)]

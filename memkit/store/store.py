@@ -7,9 +7,15 @@ appends). The messages of one writer keep their order. Every acknowledged write 
 ``appendonly yes`` and ``appendfsync always``.
 
 Not promised, because replication is asynchronous: that a replica which takes over (Sentinel, Cluster) has the last
-acknowledged writes, or knows a call that was under way. ``WAIT`` after a write closes most of that gap; see README. A
-call that raises redis-py's ConnectionError or TimeoutError after its retries was done once or not at all; messages with
-their own ids may then be appended again.
+acknowledged writes, or knows a call that was under way. ``WAIT`` closes most of that gap. It counts the writes of its
+own connection::
+
+    with client.client() as connection:  # redis-py: a client with one connection of the pool
+        MemoryStore(connection, prefix="chat:", ttl="7d").append("user-42", message)
+        replicas = connection.wait(1, 100)  # how many replicas have it, after at most 100 ms
+
+A call that raises redis-py's ConnectionError or TimeoutError after its retries was done once or not at all; messages
+with their own ids may then be appended again.
 
 A user with limited rights (ACL) needs, on the sessions' keys, DEL EVAL EVALSHA LINDEX LLEN LPOS LRANGE LSET LTRIM
 PERSIST PEXPIRE PTTL RPUSH RPUSHX SETNX TIME; for vectors EXISTS GET GETRANGE SET on their keys; and SCAN for

@@ -21,7 +21,7 @@ from waiting import wait_for
 
 from memkit.errors import AmbiguousSession, MemkitError, PolicyError, SessionNotFound
 from memkit.formats import capture
-from memkit.inspect.search import SessionReport, inspect_session, load_capture
+from memkit.inspect import SessionReport, inspect_session, load_capture
 from memkit.readonly.values import JSON_KIND
 from memkit.server import RedisServer, find_server
 from memkit.store import MemoryStore

@@ -17,7 +17,7 @@ import redis
 
 from memkit.errors import MemkitError
 from memkit.formats import capture
-from memkit.inspect.search import SessionReport, inspect_session, load_capture
+from memkit.inspect import SessionReport, inspect_session, load_capture
 from memkit.server import RedisServer
 from memkit.store import MemoryStore
 

@@ -39,13 +39,13 @@ def client(any_server: RedisServer) -> Iterator[redis.Redis]:
 
 def last_ms(client: redis.Redis, key: str) -> int | None:
     """Read a key until 2 ms before its deadline or less; the PTTL of the last reading that still showed its value."""
-    alive = None
-    while alive is None or alive > 2:
+    left_ms = None
+    while left_ms is None or left_ms > 2:
         value, left = client.pipeline().get(key).pttl(key).execute()
         if value is None:
-            return alive
-        alive = left
-    return alive
+            return left_ms
+        left_ms = left
+    return left_ms
 
 
 def test_a_7_day_ttl_expires_within_2_ms(clock: ServerClock, client: redis.Redis) -> None:
@@ -55,12 +55,12 @@ def test_a_7_day_ttl_expires_within_2_ms(clock: ServerClock, client: redis.Redis
         client.set("session:1", "x", px=timedelta(days=7))
         begun = time.perf_counter()
         clock.shift(timedelta(days=7, milliseconds=-10))
-        alive = last_ms(client, "session:1")
+        left_ms = last_ms(client, "session:1")
         clock.shift("4ms")
-        gone = client.get("session:1") is None
-        if alive is not None and alive <= 2:
+        expired = client.get("session:1") is None
+        if left_ms is not None and left_ms <= 2:
             took_ms.append((time.perf_counter() - begun) * 1000)
-        assert gone
+        assert expired
     assert min(took_ms) <= 20
 
 
@@ -88,7 +88,7 @@ def test_time_back_restores_ttls_not_expired_keys(clock: ServerClock, client: re
 
 @pytest.mark.parametrize("decode_responses", [True, False])
 def test_expired_keys_stay_expired_in_every_database(any_server: RedisServer, decode_responses: bool) -> None:
-    # 2,000 living ones: the server's own sweep has not found the dead one yet.
+    # 2,000 other keys: the server's own sweep has not found the expired one yet.
     with any_server.client(decode_responses=decode_responses) as client:
         clock = ServerClock(client, offset_file=any_server.directory / "clock")
         assert clock.method == "preload"
@@ -397,7 +397,7 @@ def test_cannot_simulate_is_true(clock: ServerClock, client: redis.Redis) -> Non
     if moved:
         wait_for("a key that is idle for an hour", idle_s, lambda idle_s: idle_s >= 3600)
     assert (idle_s() >= 3600) == moved
-    said = repr(clock)
-    assert f"by {clock.method}, 1h from real time" in said
-    assert all(without in said for without in clock.cannot_simulate)
-    assert ("OBJECT IDLETIME, LRU" in said) == (not moved)
+    text = repr(clock)
+    assert f"by {clock.method}, 1h from real time" in text
+    assert all(without in text for without in clock.cannot_simulate)
+    assert ("OBJECT IDLETIME, LRU" in text) == (not moved)

@@ -1,4 +1,4 @@
-"""A prefix nobody else has, enforced by the server, removed without a trace."""
+"""A random key prefix, enforced by the server, removed without a trace."""
 
 import asyncio
 import contextlib
@@ -129,7 +129,7 @@ def test_every_type_of_key_is_removed(any_server, admin):
         client.set(f"{prefix}renamed from", 1)
         client.rename(f"{prefix}renamed from", f"{prefix}renamed to")
         client.eval("redis.call('SET', ARGV[1], 1)", 0, f"{prefix}by a script, undeclared")
-        client.set(f"{prefix}gone", 1, px=1)
+        client.set(f"{prefix}expired", 1, px=1)
         assert len(sandbox.keys()) >= 8
     assert admin.keys("*") == ["foreign"]
     assert admin.acl_users() == ["default"]
@@ -215,7 +215,7 @@ def test_only_the_url_s_database_can_be_selected(any_server):
 
 
 def test_removal_reads_no_foreign_key(memkit_server_factory):
-    """As many commands beside 200,000 foreign keys as beside none, and no SCAN; bench_sandbox.py times it."""
+    """200,000 foreign keys add no command, and there is no SCAN; bench_sandbox.py measures the time."""
     server = memkit_server_factory()
 
     def commands_of_a_sandbox():
@@ -252,13 +252,13 @@ def killed_run(url, *, keys=50):
 def test_only_a_killed_run_s_sandbox_is_reaped(memkit_server):
     with memkit_server.client(decode_responses=True) as admin, Sandbox(memkit_server) as neighbour:
         neighbour.client().set(f"{neighbour.prefix}k", 1)
-        dead = killed_run(memkit_server.url, keys=49)
+        killed = killed_run(memkit_server.url, keys=49)
         assert admin.dbsize() == 50 + len(["the neighbour's", REGISTRY])
         with Sandbox(memkit_server):
-            assert list(admin.scan_iter(match=f"{dead}*")) == []
+            assert list(admin.scan_iter(match=f"{killed}*")) == []
             assert neighbour.keys() == [f"{neighbour.prefix}k"]
             users = set(admin.acl_users())
-            assert f"memkit-test-{dead.split(':')[1]}" not in users
+            assert f"memkit-test-{killed.split(':')[1]}" not in users
             assert len(users) == 3
 
 
@@ -271,7 +271,7 @@ def lease_of(user, prefix, **changed):
 @pytest.mark.parametrize(
     ("changed", "over"),
     [
-        ({}, False),  # a living process here, however late its lease
+        ({}, False),  # a running process here, even if its lease is late
         ({"started": "1"}, True),  # its PID is another process's now
         ({"pid": 2**22 + 1}, True),
         ({"machine": "elsewhere", "until_ms": 2**50}, False),
@@ -412,7 +412,7 @@ def test_a_sandbox_opened_during_the_guard_is_known(real, monkeypatch, closes):
 )
 def test_foreign_keys_are_seen_beside_a_sandbox(real, name):
     client, url = real
-    dead = killed_run(url)
+    killed = killed_run(url)
     client.set(name, 1)
     before = client.dbsize()
     with pytest.raises(ProductionGuardError, match="it has 1 key of others.*MEMKIT_ALLOW=127"), Sandbox(url):
@@ -421,7 +421,7 @@ def test_foreign_keys_are_seen_beside_a_sandbox(real, name):
     assert len(client.acl_users()) == 2
     client.delete(name)
     with Sandbox(url):
-        assert list(client.scan_iter(f"{dead}*")) == []
+        assert list(client.scan_iter(f"{killed}*")) == []
 
 
 def test_many_clients_are_seen_beside_a_sandbox(real):

@@ -1,4 +1,4 @@
-"""A private server starts, says why when it does not, and is never left behind."""
+"""A private server starts, or explains why not, and ends with its process."""
 
 import gc
 import multiprocessing
@@ -26,7 +26,7 @@ from memkit.server import find_server, installed_servers
 
 @pytest.fixture
 def spawn():
-    """Start Python processes; they and their pipes are gone after the test."""
+    """Start Python processes; they end after the test."""
     processes = []
 
     def spawn(body, **options):
@@ -151,7 +151,7 @@ def test_a_run_under_xdist_leaves_no_server(tmp_path):
         "def test(memkit_server, redis_memory_store, n):\n    print('at', memkit_server.pid, memkit_server.directory)\n"
     )
     options = ["-p", "memkit.pytest_plugin", "-p", "xdist", "-n", "2", "-rP", "-p", "no:cacheprovider"]
-    said = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-m", "pytest", *options, "-c", os.devnull, str(tmp_path)],
         capture_output=True,
         text=True,
@@ -159,14 +159,14 @@ def test_a_run_under_xdist_leaves_no_server(tmp_path):
         cwd=tmp_path,
         env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
     ).stdout
-    servers = {tuple(line.split()[1:]) for line in said.splitlines() if line.startswith("at ")}
+    servers = {tuple(line.split()[1:]) for line in output.splitlines() if line.startswith("at ")}
     assert servers
     for pid, directory in servers:
         assert_gone(pid, directory)
 
 
 def test_the_caller_s_output_is_not_held_open():
-    """`$(...)` waits until every holder of its pipe is gone."""
+    """`$(...)` waits until every process that holds its pipe has ended."""
     script = (
         "from memkit import RedisServer; import os; s = RedisServer().start(); print(s.pid, flush=True); os._exit(0)"
     )
@@ -261,7 +261,7 @@ def test_an_error_does_not_show_the_password():
 
 @pytest.fixture
 def odd_directory():
-    """A short one, whose name has what separates words, preloads and URLs' parts."""
+    """A directory with a short name that contains separators of words, preloads and URLs."""
     with tempfile.TemporaryDirectory(prefix="my tmp:50%20#?'\"") as made:
         yield Path(made)
 

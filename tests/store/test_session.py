@@ -134,7 +134,7 @@ for _ in range(300):
 
 
 @pytest.mark.parametrize(
-    ("value", "says"),
+    ("value", "message"),
     [
         ({1: "a"}, "the key 1 is a int; expected a string"),
         ({"a": {None: 1}}, "at ['a']: the key None is None"),
@@ -164,12 +164,12 @@ for _ in range(300):
         (Point(), "message 1 is a Point"),
     ],
 )
-def test_values_that_json_changes_are_refused(value: Any, says: str) -> None:
+def test_values_that_json_changes_are_refused(value: Any, message: str) -> None:
     for listed in (False, True):
         with pytest.raises(EncodeError) as caught:
             encode_messages([HI, value, HI], listed=listed)
         assert str(caught.value).startswith("message 1")
-        assert says in str(caught.value)
+        assert message in str(caught.value)
         assert len(str(caught.value)) < 400
 
 
@@ -237,7 +237,7 @@ def test_after_an_update_the_header_has_the_version() -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "says"),
+    ("raw", "message"),
     [
         (b"", "is not a memkit session"),
         (b'{"role":"user"}', "is not a memkit session"),
@@ -257,10 +257,10 @@ def test_after_an_update_the_header_has_the_version() -> None:
         (HEADER.replace(b'{"user":"\\"bob\\"","big":"1180591620717411303424"}', b"[1]"), "is damaged: AttributeError"),
     ],
 )
-def test_a_damaged_header_is_named(raw: bytes, says: str) -> None:
+def test_a_damaged_header_is_named(raw: bytes, message: str) -> None:
     with pytest.raises(DecodeError) as caught:
         decode_header(raw, KEY)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert repr(KEY) in str(caught.value)
 
 
@@ -288,11 +288,11 @@ def test_a_damaged_header_is_named(raw: bytes, says: str) -> None:
         b"[" * 5_000,
     ],
 )
-@pytest.mark.parametrize("beside", [[], [b'"Zk3_x9Ab2.1",{"c":3}'], [b'[{"c":3}]'], [b"", b"{}"]])
-def test_a_damaged_element_is_named_with_its_index(raw: bytes, beside: list[bytes]) -> None:
+@pytest.mark.parametrize("others", [[], [b'"Zk3_x9Ab2.1",{"c":3}'], [b'[{"c":3}]'], [b"", b"{}"]])
+def test_a_damaged_element_is_named_with_its_index(raw: bytes, others: list[bytes]) -> None:
     good = [b'[{"a":1}]', b'"Zk3_x9Ab2.1",{"c":3}']
     with pytest.raises(DecodeError, match=rf"element 3 of '{KEY}' (is damaged|is foreign|contains a value)"):
-        decode_messages([*good, raw, *beside], KEY)
+        decode_messages([*good, raw, *others], KEY)
     with pytest.raises(DecodeError, match=r"element -1 of"):
         decode_messages([raw], KEY, first=-1)
 
@@ -325,7 +325,7 @@ def test_vectors_come_back_with_shape_and_bits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("array", "says"),
+    ("array", "message"),
     [
         (np.zeros(3), "got ndarray of d"),
         (np.zeros(3, dtype=">f4"), "got ndarray of >f"),
@@ -334,10 +334,10 @@ def test_vectors_come_back_with_shape_and_bits() -> None:
         (np.zeros(5_000_000, dtype="float32"), "at most 16,777,216 (16 MiB)"),
     ],
 )
-def test_only_float32_arrays_are_vectors(array: Any, says: str) -> None:
+def test_only_float32_arrays_are_vectors(array: Any, message: str) -> None:
     with pytest.raises(EncodeError) as caught:
         encode_vectors(array)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("raw", [b"", b"other", b"memkit1 float32 Zk3_x9Ab 2\n1234", b"memkit1 float32 Zk3_x9Ab x\n"])

@@ -390,7 +390,7 @@ def test_version_0_requires_a_missing_session(store: MemoryStore) -> None:
     with pytest.raises(Conflict):
         store.save("empty", [HELLO], version=0)
     with pytest.raises(Conflict, match="at version 0"):
-        store.save("gone", [HELLO], version=5)
+        store.save("missing", [HELLO], version=5)
 
 
 def test_an_earlier_session_s_version_is_a_conflict(store: MemoryStore, client: redis.Redis) -> None:
@@ -529,11 +529,11 @@ def test_a_store_for_every_request_warns_once(client: redis.Redis, server: Redis
 
 def test_warnings_do_not_keep_a_client_in_memory() -> None:
     client = redis.Redis()
-    gone = weakref.finalize(client, lambda: None)
+    reference = weakref.finalize(client, lambda: None)
     policed(client, 300)
     del client
     gc.collect()
-    assert not gone.alive
+    assert not reference.alive
 
 
 def test_a_client_without_hash_or_weakref_works(client: redis.Redis) -> None:
@@ -796,7 +796,7 @@ def halting(server: RedisServer, word: bytes, between: Callable[[], object], tim
     return redis.Redis(connection_pool=redis.ConnectionPool(connection_class=Halting, path=server.socket_path))
 
 
-def born_anew(client: redis.Redis, ttl: Any, *contents: str) -> None:
+def create_again(client: redis.Redis, ttl: Any, *contents: str) -> None:
     policed(client, ttl).delete("a")
     for content in contents:
         policed(client, ttl).append("a", {"content": content})
@@ -808,7 +808,7 @@ def test_load_last_while_sessions_are_created_again(
     server: RedisServer, client: redis.Redis, count: int, last: int
 ) -> None:
     contents = [str(n) for n in range(count)]
-    with halting(server, b"LRANGE", lambda: born_anew(client, "7d", *contents)) as slow:
+    with halting(server, b"LRANGE", lambda: create_again(client, "7d", *contents)) as slow:
         found = policed(slow, "7d").load("a", last=last)
         assert found in (None, [{"content": content} for content in contents][-last:])
         assert policed(slow, "7d").load("a", last=last) == [{"content": content} for content in contents][-last:]
@@ -819,8 +819,8 @@ def test_load_last_while_sessions_are_created_again(
 def test_get_has_the_ttl_of_the_same_session(
     server: RedisServer, client: redis.Redis, first: Any, then: Any, word: bytes
 ) -> None:
-    born_anew(client, first, "old")
-    with halting(server, word, lambda: born_anew(client, then, "new")) as slow:
+    create_again(client, first, "old")
+    with halting(server, word, lambda: create_again(client, then, "new")) as slow:
         found = policed(slow, "7d").get("a")
     assert found is not None
     assert found.messages == [{"content": "new"}]
@@ -831,7 +831,7 @@ def test_get_has_the_ttl_of_the_same_session(
 
 @pytest.mark.parametrize("word", [b"LRANGE", b"PTTL"])
 def test_get_during_delete_and_create_is_whole_or_none(server: RedisServer, client: redis.Redis, word: bytes) -> None:
-    with halting(server, word, lambda: born_anew(client, "5m", "new")) as slow:
+    with halting(server, word, lambda: create_again(client, "5m", "new")) as slow:
         found = policed(slow, "7d").get("a")
     assert found is None or (found.messages, found.policy) == ([{"content": "new"}], ExpiryPolicy.sliding("5m"))
     with halting(server, word, lambda: client.delete("session:a")) as slow:
@@ -839,15 +839,15 @@ def test_get_during_delete_and_create_is_whole_or_none(server: RedisServer, clie
 
 
 def test_a_read_that_never_agrees_has_the_shorter_ttl(server: RedisServer, client: redis.Redis) -> None:
-    lives = iter(range(1, 1_000))
-    between = lambda: born_anew(client, timedelta(days=next(lives)), "new")  # noqa: E731
-    born_anew(client, 60, "old")
+    days = iter(range(1, 1_000))
+    between = lambda: create_again(client, timedelta(days=next(days)), "new")  # noqa: E731
+    create_again(client, 60, "old")
     with halting(server, b"LRANGE", between, times=1_000) as slow:
         found = policed(slow, "7d").get("a")
     assert found is not None
     assert found.ttl is not None
     assert found.ttl * 1000 < left_ms(client)
-    assert next(lives) < 10
+    assert next(days) < 10
 
 
 def test_get_has_the_ttl_that_it_renewed(client: redis.Redis, server: RedisServer) -> None:
@@ -879,7 +879,7 @@ def test_a_renewed_ttl_of_a_newer_session_is_ignored(client: redis.Redis, server
     renew = store._operations.touch
 
     def renew_another(session_id: str) -> Any:
-        born_anew(client, reads, "new")
+        create_again(client, reads, "new")
         return renew(session_id)
 
     store._operations.touch = renew_another  # type: ignore[method-assign]
@@ -1158,7 +1158,7 @@ with_ids = messages | st.sampled_from("xyz").map(lambda own: {"id": own})
 
 
 class Model(RuleBasedStateMachine):
-    """What a session should be, beside what the server says; calls are sent again at random."""
+    """A model of a session is compared with the server; calls are sent again at random."""
 
     server: RedisServer
 

@@ -322,25 +322,44 @@ def test_a_replica_refuses_and_nothing_is_lost(any_server: RedisServer, client: 
     assert any_server.running
 
 
+def test_wait_confirms_a_write_on_its_connection() -> None:
+    at_once = {"repl-diskless-sync-delay": "0"}
+    with (
+        RedisServer(port=0, config=at_once) as primary,
+        RedisServer() as replica,
+        primary.client() as client,
+        client.client() as one_connection,
+        replica.client() as admin,
+    ):
+        store = MemoryStore(one_connection, prefix="session:", ttl="7d")
+        store.append("a", HI)
+        assert one_connection.wait(1, 1) == 0
+        admin.replicaof("127.0.0.1", str(primary.port))
+        wait_for("an online replica", lambda: client.info("replication").get("slave0", {}).get("state") == "online")
+        store.append("a", HI)
+        assert one_connection.wait(1, 60_000) == 1
+        assert admin.lrange("session:a", 0, -1) == client.lrange("session:a", 0, -1)
+
+
 # Expiry in the middle of a read
 
 
 def test_no_read_sees_half_a_session_at_its_deadline(any_server: RedisServer, client: redis.Redis) -> None:
     store = MemoryStore(client, prefix="session:", ttl="30ms")
-    lived = gone = 0
+    before = after = 0
     for _ in range(40):
         store.save("a", [{"n": n} for n in range(50)])
         while True:
             found, messages = store.get("a"), store.load("a", 20)
             if found is None:
-                gone += 1
+                after += 1
                 break
             assert len(found.messages) == 50
             assert found.ttl is not None
             assert 0 <= found.ttl <= 0.03
             assert messages is None or len(messages) == 20
-            lived += 1
-    assert lived > gone > 0
+            before += 1
+    assert before > after > 0
     assert any_server.running
 
 
@@ -382,59 +401,59 @@ def unchanged(client: redis.Redis, store: MemoryStore, *, reads: bool = True) ->
 
 
 @pytest.fixture
-def told(client: redis.Redis) -> redis.Redis:
+def resettable(client: redis.Redis) -> redis.Redis:
     client.pexpiretime_or_pttl = lambda: client.pttl("session:a")  # type: ignore[attr-defined]
     return client
 
 
 @pytest.mark.parametrize("kind", sorted(WRONG_TYPES))
-def test_a_key_of_another_type_is_unchanged(told: redis.Redis, store: MemoryStore, kind: str) -> None:
-    WRONG_TYPES[kind](told)
-    unchanged(told, store)
+def test_a_key_of_another_type_is_unchanged(resettable: redis.Redis, store: MemoryStore, kind: str) -> None:
+    WRONG_TYPES[kind](resettable)
+    unchanged(resettable, store)
     with pytest.raises(DecodeError):
         store.delete("a")
     assert list(store.sessions()) == []
 
 
 @pytest.mark.parametrize("kind", sorted(FOREIGN))
-def test_a_foreign_list_is_unchanged(told: redis.Redis, store: MemoryStore, kind: str) -> None:
-    told.rpush("session:a", *FOREIGN[kind])
-    unchanged(told, store)
+def test_a_foreign_list_is_unchanged(resettable: redis.Redis, store: MemoryStore, kind: str) -> None:
+    resettable.rpush("session:a", *FOREIGN[kind])
+    unchanged(resettable, store)
     with pytest.raises(DecodeError):
         store.delete("a")
     with pytest.raises(DecodeError):  # put there after the delete had looked
         store._write(store._operations.delete("a", b""))
 
 
-def test_a_newer_schema_is_unchanged(told: redis.Redis) -> None:
-    store = seeded(told)
-    head = told.lindex("session:a", 0)
-    told.lset("session:a", 0, head.replace(b'{"memkit":1,', b'{"memkit":2,'))
-    for other in (store, MemoryStore(told, prefix="session:", ttl="7d")):
-        unchanged(told, other)
+def test_a_newer_schema_is_unchanged(resettable: redis.Redis) -> None:
+    store = seeded(resettable)
+    head = resettable.lindex("session:a", 0)
+    resettable.lset("session:a", 0, head.replace(b'{"memkit":1,', b'{"memkit":2,'))
+    for other in (store, MemoryStore(resettable, prefix="session:", ttl="7d")):
+        unchanged(resettable, other)
     with pytest.raises(DecodeError, match="newer memkit"):
         store.append("a", HI)
 
 
 @pytest.mark.parametrize("cut", [1, 9, 40, 120])
-def test_a_truncated_header_is_unchanged(told: redis.Redis, cut: int) -> None:
-    store = seeded(told)
-    told.lset("session:a", 0, told.lindex("session:a", 0)[:-cut])
-    for other in (store, MemoryStore(told, prefix="session:", ttl="7d")):
-        unchanged(told, other)
+def test_a_truncated_header_is_unchanged(resettable: redis.Redis, cut: int) -> None:
+    store = seeded(resettable)
+    resettable.lset("session:a", 0, resettable.lindex("session:a", 0)[:-cut])
+    for other in (store, MemoryStore(resettable, prefix="session:", ttl="7d")):
+        unchanged(resettable, other)
 
 
 @pytest.mark.parametrize("garbage", [b"", b"garbage", b"\xff", b'{"role":"user"}', None])
-def test_a_damaged_last_message_is_unchanged(told: redis.Redis, garbage: bytes | None) -> None:
-    store = seeded(told)
-    last = told.lindex("session:a", -1)
-    told.lset("session:a", -1, last[:-5] if garbage is None else garbage)
-    for other in (store, MemoryStore(told, prefix="session:", ttl="7d")):
+def test_a_damaged_last_message_is_unchanged(resettable: redis.Redis, garbage: bytes | None) -> None:
+    store = seeded(resettable)
+    last = resettable.lindex("session:a", -1)
+    resettable.lset("session:a", -1, last[:-5] if garbage is None else garbage)
+    for other in (store, MemoryStore(resettable, prefix="session:", ttl="7d")):
         for name, operation in writes(other).items():
-            before = told.dump("session:a")
+            before = resettable.dump("session:a")
             with pytest.raises(DecodeError, match=r"'session:a' has a damaged element, number (-1|3)"):
                 operation()
-            assert told.dump("session:a") == before, name
+            assert resettable.dump("session:a") == before, name
         for read in (other.load, other.get):
             with pytest.raises(DecodeError, match=r"element 3 of 'session:a'"):
                 read("a")
@@ -442,70 +461,70 @@ def test_a_damaged_last_message_is_unchanged(told: redis.Redis, garbage: bytes |
             other.load("a", 1)
 
 
-def test_damage_is_seen_by_the_last_writer(told: redis.Redis) -> None:
-    store = seeded(told)
+def test_damage_is_seen_by_the_last_writer(resettable: redis.Redis) -> None:
+    store = seeded(resettable)
     store.append("a", HI)
     for index, cut in ((-1, 5), (0, 1)):
-        whole = told.lindex("session:a", index)
-        told.lset("session:a", index, whole[:-cut])
-        before = told.dump("session:a")
+        whole = resettable.lindex("session:a", index)
+        resettable.lset("session:a", index, whole[:-cut])
+        before = resettable.dump("session:a")
         with pytest.raises(DecodeError):
             store.append("a", HI)
-        assert told.dump("session:a") == before
-        told.lset("session:a", index, whole)
+        assert resettable.dump("session:a") == before
+        resettable.lset("session:a", index, whole)
         store.append("a", HI)
 
 
 @pytest.mark.parametrize("index", [1, 2])
-def test_a_damaged_middle_message_is_not_overwritten(told: redis.Redis, index: int) -> None:
-    store = seeded(told)
-    told.lset("session:a", index, told.lindex("session:a", index)[:-1])
-    before = told.dump("session:a")
+def test_a_damaged_middle_message_is_not_overwritten(resettable: redis.Redis, index: int) -> None:
+    store = seeded(resettable)
+    resettable.lset("session:a", index, resettable.lindex("session:a", index)[:-1])
+    before = resettable.dump("session:a")
     with pytest.raises(DecodeError, match=rf"'session:a' has a damaged element, number {index}"):
         store.save("a", [HI])
     with pytest.raises(DecodeError, match=rf"element {index} of 'session:a'"):
         store.load("a")
-    assert told.dump("session:a") == before
+    assert resettable.dump("session:a") == before
     assert store.delete("a") is True
 
 
 @pytest.mark.parametrize("index", [1, 2, 40, 64, 65, 80])
-def test_damage_is_seen_by_a_save_of_the_same_messages(told: redis.Redis, index: int) -> None:
-    store = MemoryStore(told, prefix="session:", ttl="7d")
+def test_damage_is_seen_by_a_save_of_the_same_messages(resettable: redis.Redis, index: int) -> None:
+    store = MemoryStore(resettable, prefix="session:", ttl="7d")
     dialogue = [{"role": "user", "content": "x" * 7_000, "turn": turn // 3} for turn in range(80)]
     version = store.save("a", dialogue)
-    assert told.llen("session:a") == 81
+    assert resettable.llen("session:a") == 81
     assert store.save("a", dialogue) == version + 1
-    told.lset("session:a", index, told.lindex("session:a", index)[:-1])
-    before = told.dump("session:a")
+    resettable.lset("session:a", index, resettable.lindex("session:a", index)[:-1])
+    before = resettable.dump("session:a")
     with pytest.raises(DecodeError, match=rf"'session:a' has a damaged element, number {index}"):
         store.save("a", dialogue)
-    assert told.dump("session:a") == before
+    assert resettable.dump("session:a") == before
 
 
-def test_damage_in_the_searched_window_is_an_error(told: redis.Redis) -> None:
-    store = seeded(told)
-    told.lset("session:a", 2, b"garbage")
+def test_damage_in_the_searched_window_is_an_error(resettable: redis.Redis) -> None:
+    store = seeded(resettable)
+    resettable.lset("session:a", 2, b"garbage")
     with pytest.raises(DecodeError, match="number -2"):
-        MemoryStore(told, prefix="session:", ttl="7d").append("a", {"id": "new"})
+        MemoryStore(resettable, prefix="session:", ttl="7d").append("a", {"id": "new"})
     assert store.append("a", HI) == 5
 
 
-def test_any_flipped_byte_is_an_error_or_harmless(told: redis.Redis) -> None:
+def test_any_flipped_byte_is_an_error_or_harmless(resettable: redis.Redis) -> None:
     """What is damaged is refused, or still of the right shape; nothing else is raised, and nothing is half done."""
-    store = seeded(told)
-    elements = told.lrange("session:a", 0, -1)
+    store = seeded(resettable)
+    elements = resettable.lrange("session:a", 0, -1)
     for index, element in enumerate(elements):
         for position in range(0, len(element), 3):
             flipped = element[:position] + bytes([element[position] ^ 0x41]) + element[position + 1 :]
-            told.lset("session:a", index, flipped)
+            resettable.lset("session:a", index, flipped)
             for operation in (lambda: store.get("a"), lambda: store.append("a", {"id": "x"})):
                 with contextlib.suppress(DecodeError):
                     operation()
-            assert told.lindex("session:a", index) == flipped
-            assert told.llen("session:a") <= len(elements) + 1
-            told.ltrim("session:a", 0, len(elements) - 1)
-        told.lset("session:a", index, element)
+            assert resettable.lindex("session:a", index) == flipped
+            assert resettable.llen("session:a") <= len(elements) + 1
+            resettable.ltrim("session:a", 0, len(elements) - 1)
+        resettable.lset("session:a", index, element)
 
 
 def test_a_server_is_started_by_name() -> None:

@@ -214,7 +214,7 @@ def messages_of(value: Mapping[str, Any], key: str) -> list[Turn]:
     fields = _unwrapped(value)
     role = _role(fields)
     if role is None:
-        return _pair(fields, key)
+        return _item(fields, key) or _pair(fields, key)
     name = next((name for name in _TEXT_FIELDS if isinstance(fields.get(name), str | list | dict)), None)
     parts = _taken_apart(fields.get(name)) if name else _Parts("", [], [])
     made = [tool for field in _CALL_FIELDS for tool in calls(fields.get(field))] or parts.calls
@@ -230,6 +230,17 @@ def messages_of(value: Mapping[str, Any], key: str) -> list[Turn]:
         own = fields.get("id") if "toolName" in fields else None  # LangChain4j's id of a result is the call's
         results, text = [(tool if tool.call_id else Tool(tool.name, text_or_none(own)), text)], ""
     return _ordered(fields, key, Turn(role, text, tuple(made)), results)
+
+
+def _item(fields: Mapping[str, Any], key: str) -> list[Turn]:
+    """Return a call or a result of the Responses API (``function_call``, ``function_call_output``)."""
+    kind, call_id = fields.get("type"), text_or_none(fields.get("call_id"))
+    if not isinstance(kind, str) or call_id is None:
+        return []
+    if kind.endswith("_call_output"):
+        return [Turn("tool", _result_text(fields), (Tool(None, call_id),), _time(fields), None, key)]
+    tool = Tool(text_or_none(fields.get("name")), call_id)
+    return [Turn("assistant", "", (tool,), _time(fields), None, key)] if kind.endswith("_call") else []
 
 
 def _ordered(fields: Mapping[str, Any], key: str, spoken: Turn, results: list[tuple[Tool, str]]) -> list[Turn]:

@@ -62,6 +62,9 @@ def _unfolded(layer: str, data: bytes) -> bytes | None:
     try:
         if layer in ("gzip", "zlib"):
             return zlib.decompressobj(31 if layer == "gzip" else 15).decompress(data, MAX_OPEN_BYTES + 1)
+        if layer == "json string":
+            inner = parse(data).value
+            return inner.encode("utf-8", "surrogatepass") if isinstance(inner, str) else None
         if layer == "base64":
             return base64.b64decode(data.translate(bytes.maketrans(b"-_", b"+/")) + b"=" * (-len(data) % 4))
         if layer == "zstd":

@@ -7,8 +7,8 @@ local HEADER = '^{"memkit":1,"policy":"((%l+) ?(%d*)[ reads]*)","born":"([%w_-]+
   .. '"updated_ms":%d+,()'
 local HAS_TTL = {sliding = true, absolute = true, never = false} -- the kinds of policy
 local KEPT_CALLS, NONCE, CALL = 255, 8, 16
-local NO_NONCE = string.rep('.', NONCE) -- in the stamps of a save
-local ELEMENT = '^"(' .. string.rep('[%w._-]', NONCE) .. ')(%x+)%.%x+(%.?[%w_-]*)",(.)'
+local NO_NONCE = '........' -- in the stamps of a save
+local ELEMENT = '^"([%w._-][%w._-][%w._-][%w._-][%w._-][%w._-][%w._-][%w._-])(%x+)%.%x+(%.?[%w_-]*)",(.)'
 local MARK = 'memkit1 float32 ' -- in front of vectors
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
