@@ -54,9 +54,9 @@ METADATA = (
     "+config|get +slowlog|get +client|list +client|setname +cluster|slots +cluster|myid +command +select +hello +auth"
 )
 NEWER = (
-    ("Redis 7.0", "+pexpiretime"),
-    ("Redis 7.2, Valkey", "+client|no-touch +client|setinfo"),
-    ("Redis 7.4, Valkey 9", "+hscan +hpexpiretime"),
+    ("Redis 7.0 and newer, Valkey", "+pexpiretime"),
+    ("Redis 7.2 and newer, Valkey", "+client|no-touch +client|setinfo"),
+    ("Redis 7.4 and newer, Valkey 9", "+hscan +hpexpiretime"),
 )
 VALUES = (
     "+get +getrange +strlen +lrange +llen +hgetall +hmget +hlen +smembers +smismember +scard +zrange +zmscore +zcard "
@@ -65,15 +65,24 @@ VALUES = (
 
 
 def acl_rule(prefixes: Iterable[str] = ()) -> str:
-    """Return the ACL commands of the least that an audit needs: names and clocks of keys, no command that writes.
+    """Return the ACL commands that make the user for ``audit``, ``inspect`` and ``history``; it cannot write.
 
-    One command a line; the first does on every server, the others give what newer ones can. With ``prefixes`` (literal,
-    such as ``"chat:"``) the values under them may be read too, which ``full`` wants (Redis 7.0: permissions by key).
+    Each command is a line. Commands that older servers refuse stand under a comment with the version.
+
+    Args:
+        prefixes: The sessions' prefixes, such as ``"chat:"``: ``audit --full`` and ``inspect`` read values under them.
     """
     user = "ACL SETUSER memkit-audit"
-    lines = [f"{user} reset on >CHANGE-THIS-PASSWORD ~* resetchannels -@all {METADATA}"]
-    lines += [f"{user} {commands}" for _, commands in NEWER]
-    lines += [f"{user} ({VALUES} %R~{prefix.removesuffix('*')}*)" for prefix in prefixes]
+    lines = ["# audit, every version", f"{user} reset on >CHANGE-THIS-PASSWORD ~* resetchannels -@all {METADATA}"]
+    for version, commands in NEWER:
+        lines += [f"# {version}", f"{user} {commands}"]
+    selectors = [f"{user} ({VALUES} %R~{prefix.removesuffix('*')}*)" for prefix in prefixes]
+    values = "# Redis 7.0 and newer, Valkey: the values that audit --full and inspect read"
+    lines += [values, *selectors] if selectors else [f"{values}; put in your prefix", f"# {user} ({VALUES} %R~PREFIX*)"]
+    lines += [
+        "# history URL --replication, on a replica; with this the user can read all data",
+        f"# {user} +psync +replconf",
+    ]
     return "\n".join(lines)
 
 
