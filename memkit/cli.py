@@ -217,9 +217,15 @@ def _add_audit(commands: Any) -> None:
     _add_expect(audit)
     audit.add_argument("--expect-file", type=Path, metavar="FILE", help="expectations from a file, one a line")
     audit.add_argument("--full", action="store_true", help="check every key instead of a sample, and read values")
+    audit.add_argument(
+        "--affected", type=Path, metavar="FILE", help="write the affected keys' names there (implies --full)"
+    )
     audit.add_argument("--touch", action="store_true", help="let --full read values even if that resets idle clocks")
     audit.add_argument(
         "--duty", type=float, default=0.25, metavar="F", help="share of the time spent querying (default: 0.25)"
+    )
+    audit.add_argument(
+        "--watch", metavar="T", help="look again after T (30s, 5m): measures the TTL of renewals meanwhile"
     )
     audit.add_argument("--replica", metavar="URL", help="read idle times there: on a primary, clients reset them")
     audit.add_argument("--acl", action="store_true", help="print the ACL user that an audit needs, and do nothing else")
@@ -346,7 +352,9 @@ def _server(given: argparse.Namespace) -> int:
 def _audit(given: argparse.Namespace) -> int:
     from memkit.audit.run import acl_rule, audit
     from memkit.config import configured_expectations, parse_expectation, read_expectations
+    from memkit.policy import duration_ms
 
+    watch_s = duration_ms(given.watch) / 1000 if given.watch else 0.0
     expect = [parse_expectation(text) for text in given.expect]
     if given.expect_file:
         expect += read_expectations(given.expect_file)
@@ -358,13 +366,18 @@ def _audit(given: argparse.Namespace) -> int:
         report = audit(
             given.source,
             expect=expect,
-            full=given.full,
+            full=given.full or given.affected is not None,
             duty=given.duty,
             replica=given.replica,
             touch=given.touch,
+            watch_s=watch_s,
             progress=show,
         )
     print(report.to_json() if given.json else report.to_text(color=_use_color()))
+    if given.affected:
+        from memkit.audit.affected import write_affected
+
+        print(write_affected(given.source, report, given.affected).to_text(), file=sys.stderr if given.json else None)
     return report.exit_code
 
 

@@ -69,7 +69,7 @@ def groups_of(keys: Sequence[KeyFacts], prefix: str) -> list[Group]:
             split.append((facts, _DELIMITER.split(name)))
         else:
             _put(found, facts, name, "*")
-    constants = _constants([tokens for _, tokens in split])
+    constants = _constants([tokens for _, tokens in split], {_name(facts.key, prefix) for facts in keys})
     for facts, tokens in split:
         _put(found, facts, *_session_and_part(tokens, constants))
     return sorted(found.values(), key=lambda group: -len(group.members))
@@ -87,18 +87,25 @@ def _name(key: bytes, prefix: str) -> str:
     return (name.replace("{", "").replace("}", "") if "{" in name else name).removeprefix(prefix)
 
 
-def _constants(names: Iterable[Sequence[str]]) -> set[tuple[int, int, str]]:
-    """Return the tokens that stand in many names at the same place: words of the layout, not ids."""
+def _constants(names: Iterable[Sequence[str]], whole: set[str]) -> set[tuple[int, int, str]]:
+    """Return the tokens that are words of the layout, not ids.
+
+    They stand in many names at one place, or after the whole name of another key: ``chat:17`` and ``chat:17:meta``.
+    """
     counts: Counter[tuple[int, int, str]] = Counter()
     places: Counter[tuple[int, int]] = Counter()
+    parts: set[tuple[int, int, str]] = set()
     for tokens in names:
         for at, token in enumerate(tokens):
             counts[len(tokens), at, token] += 1
+            if at > 1 and "".join(tokens[: at - 1]) in whole:
+                parts.add((len(tokens), at, token))
             places[len(tokens), at] += 1
     words: defaultdict[tuple[int, int], list[tuple[int, int, str]]] = defaultdict(list)
     for (length, at, token), count in counts.items():
         often = count >= 3 and count >= 0.02 * places[length, at]
-        if _WORD.fullmatch(token) and (often or token.lower() in AUXILIARY_WORDS):
+        named = (length, at, token) in parts or token.lower() in AUXILIARY_WORDS
+        if _WORD.fullmatch(token) and (often or named):
             words[length, at].append((length, at, token))
     # Many different words in one place are ids after all (user names).
     return {one for found in words.values() if len(found) <= 8 for one in found}

@@ -62,7 +62,7 @@ def odd_names(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCon
             usually = [one._replace(key=expression.sub(usual, one.key)) for one in odd]
             shaped = _shaped(plain, usually, expected)
             odd = [one for one, other in zip(odd, usually, strict=True) if other.key in shaped]
-        if len(odd) >= FEWEST and (plain or mistake):
+        if (odd and mistake) or (len(odd) >= FEWEST and plain):
             finding = _odd_finding(expected, odd, plain, context, what=what, mistake=mistake)
             if finding:
                 return finding
@@ -95,7 +95,9 @@ def _odd_finding(
     known = [one for one in odd if one.touched_ms is not None and not (load and load[0] <= one.touched_ms <= load[1])]
     first = min((one.touched_ms or 0 for one in known), default=None)
     last = _last_written(expected, plain, context)
-    replaced = first is not None and last is not None and last <= first + SLACK_MS
+    newest = max((one.touched_ms or 0 for one in known), default=0)
+    # Names that were all written at one time replace none.
+    replaced = first is not None and last is not None and last <= first + SLACK_MS and newest > last + SLACK_MS
     if not replaced and not mistake:
         return None
     since = None
@@ -115,7 +117,7 @@ def _odd_finding(
         sampled=context.sampled,
         message=f"{len(odd):,} sessions of {expected.pattern} are written under names with {what}"
         + ("" if since is None else f", {context.since_text(since)}"),
-        confidence="likely",
+        confidence="likely" if len(odd) >= FEWEST else "possible",
         expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
         observed_ttl_s=ttl and round(ttl / 1000, 3),
         **dated(since),
@@ -132,13 +134,16 @@ def _last_written(expected: Expectation, keys: Sequence[KeyFacts], context: Audi
     return max((one.touched_ms for one in keys if one.touched_ms is not None), default=None)
 
 
-def missing(expected: Expectation, context: AuditContext) -> Finding:
-    """Return the finding for a pattern without keys: they may be under another prefix."""
-    prefixes = by_prefix(context.other_keys)
-    for prefix, keys in prefixes.items():
-        confidence = _suspicion(expected, prefix, keys, context)
-        if confidence:
-            return _wrong_prefix(expected, prefix, keys, context, confidence, since=None)
+def missing(expected: Expectation, context: AuditContext) -> list[Finding]:
+    """Return the findings for a pattern without keys: the nearest prefixes, and one that may have its sessions.
+
+    That one is never more than possible: an expectation can be mistyped.
+    """
+    suspects = [
+        _wrong_prefix(expected, prefix, keys, context, "possible", since=None)
+        for prefix, keys in by_prefix(context.other_keys).items()
+        if _suspicion(expected, prefix, keys, context)
+    ]
     names = [prefix for prefix in by_prefix(context.keys) if prefix]
     near = difflib.get_close_matches(expected.prefix, names, n=3, cutoff=0.4)
     shown = list(dict.fromkeys([*near, *names]))[:5]
@@ -152,7 +157,7 @@ def missing(expected: Expectation, context: AuditContext) -> Finding:
     if expired and started:
         ended = f"; {counted(expired, 'key')} expired on this server since it started {context.when(started)}"
     stored = f"; nearest existing: {others}" if others else "; the database is empty"
-    return Finding(
+    no_data = Finding(
         "no_data",
         prefix=expected.prefix,
         sampled=context.sampled,
@@ -164,6 +169,7 @@ def missing(expected: Expectation, context: AuditContext) -> Finding:
         if not expired
         else "if these sessions existed: memkit record URL shows which TTL the next ones are given",
     )
+    return [no_data, *suspects[:1]]
 
 
 def moved(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext) -> Finding | None:
@@ -200,7 +206,6 @@ def _suspicion(
     analysis = LifetimeAnalysis(lifetimes, expected, context.history)
     as_expected = len(analysis.right) >= max(FEWEST, 0.2 * len(fits))
     if near:
-        # Never proven: an expectation can be mistyped, too.
         return "likely" if as_expected else "possible"
     return "possible" if as_expected and context.history.idle_known else None
 

@@ -66,7 +66,7 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
     """Return what is wrong with the keys of one pattern, or that it has none."""
     odd = odd_names(expected, keys, context)
     if not keys:
-        return Diagnosis([odd or missing(expected, context)])
+        return Diagnosis([odd] if odd else missing(expected, context))
     groups = groups_of(keys, expected.prefix)
     sessions = [group for group in groups if not group.auxiliary_word] or groups
     notes = [

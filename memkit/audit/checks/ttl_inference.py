@@ -55,6 +55,8 @@ NEARLY_EXPIRED = 0.05
 """If no key has more than this share of the TTL left or given, a quiet period would have to be 19 times as long."""
 IMPROBABLE = 0.001
 """Highest chance at which a few keys near their deadline are called too short: 300 s left of 7 d are 0.0005."""
+RARE = 0.005
+"""If reads alone put fewer keys than this so near to their deadline, one such key is reason to look again."""
 UNREAD_SHARE = 1 / 3
 """Renewal that is throttled on purpose leaves more than this share of the TTL (thresholds in use: 0.5, 0.6, 0.9)."""
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
@@ -262,7 +264,8 @@ class LifetimeAnalysis:
                 break
             usual = len(self.all) * given / self.ttl
             members = [one for one in self.short if one.given <= given]
-            if count >= 3 and surprise(count, usual) > 2 * SLIGHT_SURPRISE_NATS and not self._has_untouched(members):
+            many = count >= 3 and surprise(count, usual) > 2 * SLIGHT_SURPRISE_NATS
+            if (many or usual < RARE) and not self._has_untouched(members):
                 share = given / self.ttl
                 return f"{len(members):,} of {len(self.all):,} keys were given at least {share:.1%} of the expected TTL"
         return None
