@@ -32,8 +32,8 @@ Imports go down this map only::
       observe/          observe_expiry: when keys expired, as intervals on the server's clock
                         (log observe)
       audit/            audit: a Redis server against the expected TTLs
-                        (context finding hash_fields key_shapes report run sampling second_look
-                        server_info checks/)
+                        (affected context finding hash_fields key_shapes report run sampling
+                        second_look server_info checks/)
       conformance/      Run any session store through cases with real faults, on a private server,
                         to see when it loses memory
                         (adapter case environment examples fault_proxy keyspace matrix
@@ -41,7 +41,7 @@ Imports go down this map only::
                         trial worker cases/)
       plot/             Figures: every function takes ax=None and returns Axes; show(ax) displays it
                         with alt text
-                        (audit conformance expiry session style)
+                        (audit conformance expiry history session style)
       notebook/         %load_ext memkit, memkit lab, the triage report, the demo incident, the TTL
                         semantics cases
                         (demo extension lab triage ttl_semantics)

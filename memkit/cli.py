@@ -217,6 +217,9 @@ def _add_audit(commands: Any) -> None:
     _add_expect(audit)
     audit.add_argument("--expect-file", type=Path, metavar="FILE", help="expectations from a file, one a line")
     audit.add_argument("--full", action="store_true", help="check every key instead of a sample, and read values")
+    audit.add_argument(
+        "--affected", type=Path, metavar="FILE", help="write the affected keys' names there (implies --full)"
+    )
     audit.add_argument("--touch", action="store_true", help="let --full read values even if that resets idle clocks")
     audit.add_argument(
         "--duty", type=float, default=0.25, metavar="F", help="share of the time spent querying (default: 0.25)"
@@ -363,7 +366,7 @@ def _audit(given: argparse.Namespace) -> int:
         report = audit(
             given.source,
             expect=expect,
-            full=given.full,
+            full=given.full or given.affected is not None,
             duty=given.duty,
             replica=given.replica,
             touch=given.touch,
@@ -371,6 +374,10 @@ def _audit(given: argparse.Namespace) -> int:
             progress=show,
         )
     print(report.to_json() if given.json else report.to_text(color=_use_color()))
+    if given.affected:
+        from memkit.audit.affected import write_affected
+
+        print(write_affected(given.source, report, given.affected).to_text(), file=sys.stderr if given.json else None)
     return report.exit_code
 
 

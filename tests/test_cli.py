@@ -254,8 +254,12 @@ def test_audit_of_an_empty_database_is_no_data(capsys, client):
 def test_audit_prints_the_user_to_make(capsys):
     code, out, _ = run(capsys, "audit", "redis://localhost:1", "--acl", "--expect", "chat:*=7d")
     assert code == 0
-    assert out.startswith("ACL SETUSER ")
+    assert [line.startswith("ACL SETUSER ") for line in out.splitlines()[:2]] == [False, True]
     assert "%R~chat:*" in out
+    assert "# Redis 7.0" in out
+    code, out, _ = run(capsys, "audit", "--acl")
+    assert code == 0
+    assert "PREFIX" in out.splitlines()[-3]
 
 
 def test_triage_of_the_demo_incident_writes_a_report(capsys, tmp_path):

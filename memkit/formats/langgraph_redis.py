@@ -51,6 +51,14 @@ def names(session: str) -> Iterable[str]:
     )
 
 
+def is_shallow_name(name: str) -> bool:
+    """Return whether a key's name is one of the shallow saver: its checkpoint, or the list of its writes."""
+    pieces = name_parts(name, REDIS_KINDS)
+    return pieces is not None and (
+        pieces.kind == "write_registry" or (pieces.kind == "checkpoint" and pieces.rest[-1:] == ":")
+    )
+
+
 def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     """Claim checkpoints and writes by their fields, pointers by what they point to, lists of writes by their names."""
     if raw.kind == "zset":
@@ -237,8 +245,11 @@ def _decode_full(stored: SessionValues) -> Iterator[Item]:
         stored, {name: str(each.get("parent_checkpoint_id") or "") for name, each in documents.items()}
     )
     found = _by_kind(stored)
+    # The shallow saver keeps no such lists; if it wrote to the thread too, only stored checkpoints need one.
+    both = _exists(found.get("shallow")) or _exists(found.get("registry"))
     for name, raw in found.get("write list", {}).items():
-        if raw is None:
+        rest = name.partition("write_keys_zset:")[2]
+        if raw is None and not (both and not any(key.endswith(rest) for key in found.get("checkpoint", {}))):
             yield Problem("dangling", name, "a checkpoint has writes, and the list of them no longer exists")
     yield from _write_problems(found)
 

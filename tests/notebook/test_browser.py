@@ -64,7 +64,7 @@ THEME = """async theme => {
 COLOURS = """async path => {
     const panel = await window.jupyterapp.commands.execute('docmanager:open', {path})
     const figure = panel.content.node.querySelector('.memkit-figure')
-    const ink = figure.querySelector('svg [style*="--memkit-1a1a1a"]')
+    const ink = figure.querySelector('svg [style*="fill: var(--memkit-1a1a1a"]')
     const page = getComputedStyle(document.body).getPropertyValue('--jp-layout-color0')
     return [getComputedStyle(figure).backgroundColor, getComputedStyle(ink).fill, page]
 }"""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -32,7 +32,6 @@ from memkit.render import counted, utc_text
 
 FEWEST_VALUES = 5_000
 BATCH_KEYS = 200
-STORES = frozenset(store.store for store in formats.FORMATS)
 CHANCE, LARGER_CHANCE = 0.01, 0.1
 """An encoding began at a time if a random mixture would leave so many earlier keys without it less often than this. A
 larger chance is enough to explain bytes of no known encoding.
@@ -272,20 +271,24 @@ def _fragments(expected: Expectation, content: _Contents) -> Finding | None:
 
 
 def _changes(
-    expected: Expectation, payloads: Sequence[_Payload], *, chance: float = CHANCE
+    expected: Expectation,
+    payloads: Sequence[_Payload],
+    *,
+    chance: float = CHANCE,
+    unreadable: Container[str] = (),
 ) -> Iterator[tuple[str, list[_Payload], float | None]]:
     """Yield encodings that only keys from some time on have, or that are unusual; with these keys and the time in ms.
 
-    In a random mixture, keys that are older than the first with the encoding would have it too.
+    In a random mixture, keys that are older than the first with the encoding would have it too. ``unreadable`` are the
+    keys that a known store's decoder cannot read.
     """
     for encoding in sorted({name for one in payloads for name in one.encodings}):
         having = [one for one in payloads if encoding in one.encodings]
         first = min(written_ms(expected, one.facts) for one in having)
         before = sum(written_ms(expected, one.facts) < first for one in payloads)
         is_new = (1 - len(having) / len(payloads)) ** before < chance
-        stores = any(name in STORES for one in payloads for name in one.encodings)
-        unusual = not UNUSUAL.isdisjoint(encoding.split(" > ")) or (stores and encoding.startswith(ENCODINGS))
-        if is_new or unusual:
+        refused = encoding.startswith(ENCODINGS) and any(to_name(one.facts.key) in unreadable for one in having)
+        if is_new or refused or not UNUSUAL.isdisjoint(encoding.split(" > ")):
             yield encoding, having, first if is_new else None
 
 
@@ -293,9 +296,11 @@ def _encoding_changed(expected: Expectation, content: _Contents) -> Finding | No
     keys: dict[bytes, None] = {}
     evidence: list[str] = []
     dates: list[float] = []
+    unreadable = {one.key for one in content.known.problems.values() if one.cause == "corrupt"} & content.encoded
     for payloads in content.places.values():
         usual = Counter(name for one in payloads for name in one.encodings).most_common(1)[0][0]
-        for encoding, having, first in _changes(expected, [one for one in payloads if not one.fault]):
+        intact = [one for one in payloads if not one.fault]
+        for encoding, having, first in _changes(expected, intact, unreadable=unreadable):
             keys |= dict.fromkeys(one.facts.key for one in having)
             since = "" if first is None else f" since {utc_text(datetime.fromtimestamp(first / 1000, UTC))}"
             instead = f" instead of {usual}" if usual != encoding else ""

@@ -95,7 +95,9 @@ def _odd_finding(
     known = [one for one in odd if one.touched_ms is not None and not (load and load[0] <= one.touched_ms <= load[1])]
     first = min((one.touched_ms or 0 for one in known), default=None)
     last = _last_written(expected, plain, context)
-    replaced = first is not None and last is not None and last <= first + SLACK_MS
+    newest = max((one.touched_ms or 0 for one in known), default=0)
+    # Names that were all written at one time replace none.
+    replaced = first is not None and last is not None and last <= first + SLACK_MS and newest > last + SLACK_MS
     if not replaced and not mistake:
         return None
     since = None
