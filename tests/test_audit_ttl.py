@@ -82,7 +82,7 @@ def test_a_shorter_ttl_with_jitter_is_seen_among_reads(
     assert found.observed_ttl_s == pytest.approx(short_s, rel=0.05)
     assert found.since
     ago_s = (report.at - found.since).total_seconds()
-    assert ago_s >= changed_s - 3 if found.since_is == "lower bound" else ago_s <= changed_s + 3
+    assert ago_s >= changed_s - 60 if found.since_is == "lower bound" else ago_s <= changed_s + 60
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -106,4 +106,4 @@ def test_since_is_no_later_than_the_first_short_write_where_others_still_write_a
     found = the_finding(report)
     assert (found.cause, found.observed_ttl_s, found.since_is) == ("ttl_too_short", short_s, "upper bound")
     assert found.since
-    assert (report.at - found.since).total_seconds() == pytest.approx(10 * MINUTE, abs=15)
+    assert (report.at - found.since).total_seconds() == pytest.approx(10 * MINUTE, abs=60)

@@ -89,6 +89,6 @@ def test_a_private_server_that_dies_is_an_error_and_one_that_is_ended_is_none() 
             else:
                 process.send_signal(signal.SIGINT)
             said = process.stderr.read()
-            assert process.wait(20) == code
+            assert process.wait(120) == code
         assert ("memkit: the server ended by itself" in said) == (code == 2)
         assert "Traceback" not in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
@@ -23,7 +24,8 @@ from memkit.errors import ClockUnavailable, PolicyError, ProductionGuardError
 from memkit.sandbox import Sandbox
 from memkit.server import RedisServer, find_server
 
-SLACK_MS = 1000
+SLACK_MS = 60_000
+"""What a slow machine takes between two commands, at most."""
 
 
 @pytest.fixture(params=["preload", "deadline shift"])
@@ -51,19 +53,17 @@ def last_ms(client: redis.Redis, key: str) -> int | None:
 
 
 def test_a_week_is_alive_2_ms_before_its_end_and_gone_2_ms_after(clock: ServerClock, client: redis.Redis) -> None:
-    # Several times, since another process may take the processor for just these milliseconds.
-    took_ms = []
-    for _ in range(10):
+    def takes_ms() -> float:
         client.set("session:1", "x", px=timedelta(days=7))
         begun = time.perf_counter()
         clock.shift(timedelta(days=7, milliseconds=-10))
         alive = last_ms(client, "session:1")
         clock.shift("4ms")
-        gone = client.get("session:1") is None
-        if alive is not None and alive <= 2:
-            took_ms.append((time.perf_counter() - begun) * 1000)
-        assert gone
-    assert min(took_ms) <= 20
+        assert client.get("session:1") is None
+        return (time.perf_counter() - begun) * 1000 if alive is not None and alive <= 2 else math.inf
+
+    # Again and again, since another process may take the processor for just these milliseconds.
+    wait_for("a week that is over within 20 ms, and was seen alive 2 ms before", takes_ms, lambda ms: ms <= 20)
 
 
 def test_the_new_time_is_in_force_for_the_next_command(clock: ServerClock, client: redis.Redis) -> None:
@@ -106,7 +106,7 @@ def test_what_is_gone_stays_gone_in_every_database(any_server: RedisServer, deco
 
 def test_fractions_add_up(clock: ServerClock, client: redis.Redis) -> None:
     client.set("session:1", "x", ex=3600)
-    before, begun = client.pttl("session:1"), time.perf_counter()
+    begun, before = time.perf_counter(), client.pttl("session:1")
     for _ in range(100):
         clock.shift(timedelta(microseconds=-1_400))
     moved_ms, really_ms = client.pttl("session:1") - before, (time.perf_counter() - begun) * 1000
@@ -115,11 +115,11 @@ def test_fractions_add_up(clock: ServerClock, client: redis.Redis) -> None:
 
 
 def test_now_and_move_to(clock: ServerClock, client: redis.Redis) -> None:
-    client.set("session:1", "x", ex=100)
-    then = datetime.now(UTC) + timedelta(seconds=90)
+    client.set("session:1", "x", ex=1000)
+    then = datetime.now(UTC) + timedelta(seconds=900)
     clock.move_to(then)
     assert timedelta(0) <= clock.now() - then < timedelta(milliseconds=SLACK_MS)
-    assert 10_000 - SLACK_MS < client.pttl("session:1") <= 10_001
+    assert 100_000 - SLACK_MS < client.pttl("session:1") <= 100_001
     with pytest.raises(PolicyError, match="no time zone"):
         clock.move_to(datetime(2026, 1, 1))  # noqa: DTZ001
     with pytest.raises(PolicyError, match="'soon' is not a duration"):
@@ -172,8 +172,8 @@ def test_the_offset_survives_a_restart(any_server: RedisServer) -> None:
             stop()
             server.start()
             with server.client() as client:
-                assert 86_400_000 - 30_000 < client.pttl("session:1") <= 86_400_000
-            assert abs(server.clock.now() - datetime.now(UTC) - timedelta(days=6)) < timedelta(seconds=1)
+                assert 86_400_000 - 10 * SLACK_MS < client.pttl("session:1") <= 86_400_000
+            assert abs(server.clock.now() - datetime.now(UTC) - timedelta(days=6)) < timedelta(milliseconds=SLACK_MS)
         server.clock.shift("25h")
         with server.client() as client:
             assert client.get("session:1") is None
@@ -241,9 +241,9 @@ def test_without_a_prefix_of_its_own_nothing_moves(any_server: RedisServer, clie
     clock = ServerClock(any_server.url)
     with pytest.raises(ClockUnavailable, match=r"others may use.*prefix="):
         clock.shift("59m")
-    assert client.pttl("somebody:else") > 3_590_000
+    assert client.pttl("somebody:else") > 3_500_000
     assert clock.offset == timedelta(0)
-    assert abs(clock.now() - datetime.now(UTC)) < timedelta(seconds=1)
+    assert abs(clock.now() - datetime.now(UTC)) < timedelta(milliseconds=SLACK_MS)
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ class Bench:
         self.roles: tuple[str, ...] = tuple(getattr(adapter, "roles", ROLES))
         self.forks: bool | None = None
         """Whether the store answers in a forked process; None: not tried yet."""
-        self.limit_s = 20.0
+        self.limit_s = 60.0
         """The time a case may take; a fresh interpreter has to be there in a part of it."""
         self._persist = persist
         self._open: list[Handle] = []
