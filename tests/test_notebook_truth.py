@@ -8,7 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbval_run import Run, ahead_of_tests, run_nbval
+from nbval_run import CELL_TIMEOUT_S, Run, ahead_of_tests, run_nbval
 
 LOAD = "%load_ext memkit"
 
@@ -21,6 +21,7 @@ class Fault:
     says: tuple[str, ...]
     stored: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
+    cell_timeout_s: float = CELL_TIMEOUT_S
 
     def write(self, path: Path) -> Path:
         cells = [nbformat.v4.new_code_cell(source) for source in self.cells]
@@ -60,7 +61,7 @@ FAULTS = {
         (LOAD, inline("def test_ttl():\n    import os, signal\n    os.kill(os.getpid(), signal.SIGKILL)")),
         ("the kernel died while it was running this cell",),
     ),
-    "hangs": Fault(("while True: pass",), ("Timeout of 4 seconds exceeded", "while True: pass")),
+    "hangs": Fault(("while True: pass",), ("Timeout of 4 seconds exceeded", "while True: pass"), cell_timeout_s=4),
     "server missing": Fault(
         (LOAD,),
         ("MEMKIT_REDIS_SERVER=/no/redis-server is not a Redis or Valkey server that runs here",),
@@ -73,7 +74,7 @@ FAULTS = {
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Run]]:
     def with_fault(name: str) -> Run:
         notebook = FAULTS[name].write(tmp_path_factory.mktemp(name.replace(" ", "_")) / "faulty.ipynb")
-        return run_nbval(notebook, cell_timeout_s=4, env=dict(FAULTS[name].env))
+        return run_nbval(notebook, cell_timeout_s=FAULTS[name].cell_timeout_s, env=dict(FAULTS[name].env))
 
     with ahead_of_tests(request, "fault", with_fault) as run:
         yield run
