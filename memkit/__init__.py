@@ -1,36 +1,144 @@
-"""Does an LLM application's memory in Redis last as long as it was meant to. See README.md."""
+"""Test, audit and explain LLM session memory in Redis.
+
+Imports go down this map only::
+
+    memkit/
+      errors.py         Every exception and warning of memkit
+      policy.py         TTLs in the units that people write, and the expiry policy of a store
+      config.py         Expected TTLs by pattern: chat:*=7d,sliding,jitter=10%, from the command
+                        line, Python or a configuration file
+      render.py         How memkit writes for people: one duration, one table, one escaping, one
+                        colour, one progress bar
+      connect.py        A Redis URL to a client: standalone, Sentinel or Cluster
+      server/           A private Redis for tests: launcher, movable clock, sandbox
+                        (client_deadlines clock guard keyspace launcher sandbox)
+      store/            MemoryStore: LLM sessions in Redis, one list a session
+                        (encoding operations store)
+      readonly/         Read a Redis without changing it: one connection class, one way to open a
+                        target; every command is counted
+                        (connection pace reader target values)
+      formats/          How memory stores lay out their keys: pure decoders without I/O, one module
+                        or one data entry a store
+                        (ag2 agent_framework_redis agno capture google_adk_redis langchain_community
+                        langchain_redis langgraph_aws langgraph_js langgraph_plainredis
+                        langgraph_redis layout layouts llama_index memkit_store model openai_agents
+                        redisvl registry unknown parsing/)
+      history/          history: what happened to a session, from logs, snapshots, a replica's
+                        backlog and recordings
+                        (aof changes commands fate ledger log_clock rdb record replication run
+                        snapshots sources states tracking)
+      inspect/          inspect_session: one session, decoded, redacted and checked
+                        (key_checks names redaction report search)
+      observe/          observe_expiry: when keys expired, as intervals on the server's clock
+                        (log observe)
+      audit/            audit: a Redis server against the expected TTLs
+                        (affected context finding hash_fields key_shapes report run sampling
+                        second_look server_info checks/)
+      conformance/      Run any session store through cases with real faults, on a private server,
+                        to see when it loses memory
+                        (adapter case environment examples fault_proxy keyspace matrix
+                        memkit_adapter outcomes processes pytest_suite result root_causes runner
+                        trial worker cases/)
+      plot/             Figures: every function takes ax=None and returns Axes; show(ax) displays it
+                        with alt text
+                        (audit conformance expiry session style)
+      notebook/         %load_ext memkit, memkit lab, the triage report, the demo incident, the TTL
+                        semantics cases
+                        (demo extension lab triage ttl_semantics)
+      pytest_plugin.py  The pytest plugin: fixtures on a private Redis, or on a real one with
+                        --real-redis
+      cli.py            The command line
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from memkit.clock import ServerClock
 from memkit.connect import connect
+from memkit.errors import (
+    AmbiguousSession,
+    ClockUnavailable,
+    Conflict,
+    DecodeError,
+    EncodeError,
+    LeftSandboxError,
+    MemkitError,
+    NoTtlWarning,
+    PolicyError,
+    PolicyShortenedWarning,
+    ProductionGuardError,
+    SandboxError,
+    ServerError,
+    ServerNotFound,
+    SessionNotFound,
+    SourceError,
+)
 from memkit.policy import ExpiryPolicy
-from memkit.sandbox import Sandbox
-from memkit.server import RedisServer
-from memkit.session import Session
-from memkit.store import AsyncMemoryStore, MemoryStore
+from memkit.server.clock import ServerClock
+from memkit.server.launcher import RedisServer
+from memkit.server.sandbox import Sandbox
+from memkit.store.encoding import Session
+from memkit.store.store import AsyncMemoryStore, MemoryStore
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from memkit.config import Expectation
+    from memkit.inspect import inspect_session
+    from memkit.observe import observe_expiry
+
 __version__ = version("redis-memkit")
 __all__ = [
+    "AmbiguousSession",
     "AsyncMemoryStore",
+    "ClockUnavailable",
+    "Conflict",
+    "DecodeError",
+    "EncodeError",
+    "Expectation",
     "ExpiryPolicy",
+    "LeftSandboxError",
+    "MemkitError",
     "MemoryStore",
+    "NoTtlWarning",
+    "PolicyError",
+    "PolicyShortenedWarning",
+    "ProductionGuardError",
     "RedisServer",
     "Sandbox",
+    "SandboxError",
     "ServerClock",
+    "ServerError",
+    "ServerNotFound",
     "Session",
+    "SessionNotFound",
+    "SourceError",
     "connect",
+    "inspect_session",
+    "observe_expiry",
 ]
+# Loaded at first use: they take longer to import than the store (inspect_session 40 ms).
+_LAZY = {
+    "Expectation": "memkit.config",
+    "inspect_session": "memkit.inspect",
+    "observe_expiry": "memkit.observe",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'memkit' has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
-    """``%load_ext memkit``: see memkit.notebook."""
-    from memkit.notebook import load_ipython_extension
+    """Load the notebook extension: ``%load_ext memkit``."""
+    from memkit.notebook.extension import load_ipython_extension
 
     load_ipython_extension(shell)

@@ -1,86 +1,120 @@
-"""The command line. Exit codes: 0 nothing wrong, 1 findings, 2 could not do it (one line on stderr)."""
+"""The command line. Exit codes: 0 nothing wrong, 1 findings, 2 no verdict: could not run, or too little to judge."""
 
 from __future__ import annotations
 
 import argparse
+import getpass
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import redis
 
 from memkit.errors import MemkitError
+from memkit.render import COLUMNS, progress, wrapped
 
 Command = Callable[[argparse.Namespace], int]
-CANNOT = 2
+NO_VERDICT, INTERRUPTED = 2, 130
 REDIS_ERRORS = (redis.RedisError, redis.exceptions.RedisClusterException)
-"""The latter is of no family in redis-py 8."""
+"""RedisClusterException is not a RedisError in redis-py 8."""
+URL_VARIABLES = ("MEMKIT_REDIS_URL", "REDIS_URL")
+PASSWORD_VARIABLE = "REDISCLI_AUTH"  # noqa: S105  # the name of redis-cli's own variable
 ADVICE = (
     (
         "noauth|wrongpass|invalid username-password|authentication required|without any password|invalid password",
-        "check the user and the password in the URL (redis://USER:PASSWORD@HOST, percent-encoded)",
+        "check the user in the URL and the password, which REDISCLI_AUTH or --askpass can supply",
     ),
     ("noperm|no permissions", "use another user, or create the one that memkit audit URL --acl prints"),
-    ("db index|select is not allowed", "the number at the end of the URL is the database's; /0 is always there"),
-    ("name or service|name resolution|nodename", "no such host is known here: check the name in the URL"),
-    ("cluster mode is not enabled", "this is no cluster: redis:// instead of redis+cluster://"),
+    ("db index|select is not allowed", "check the database number at the end of the URL; /0 always exists"),
+    ("name or service|name resolution|nodename", "the host name is unknown: check it in the URL"),
+    ("cluster mode is not enabled", "this server is not a cluster: use redis:// instead of redis+cluster://"),
     (
         "no master found",
-        "do the Sentinels of the URL answer, and know this name? try: redis-cli -p PORT sentinel masters",
+        "check the addresses of the Sentinels and the service name; try: redis-cli -p PORT sentinel masters",
     ),
 )
-"""What the server, or the way to it, said, and what to do about it."""
+"""What an error message contains, and what to do about it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+    """Run one command.
+
+    Args:
+        arguments: The command line without the program's name; None: ``sys.argv``.
+
+    Returns:
+        The exit code.
+    """
     given = _parser().parse_args(arguments)
     if "run" not in given:
         _parser().print_help(sys.stderr)
-        return CANNOT
+        return NO_VERDICT
     try:
+        if "source" in given:
+            given.source = _source(given)
         return int(given.run(given))
     except BrokenPipeError:
-        # Who read it has gone; the interpreter's own last flush must not fail again.
+        # The reader closed the pipe; the interpreter's last flush must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return CANNOT
+        return NO_VERDICT
     except (MemkitError, *REDIS_ERRORS, OSError) as error:
-        return _cannot(error, getattr(given, "url", None))
+        return _report_error(error, getattr(given, "source", None))
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
 
 
-def _cannot(error: Exception, url: str | None) -> int:
+def _source(given: argparse.Namespace) -> str | None:
+    """Return the command's URL, from the environment if it was left out, with the password if it has none."""
+    url: str | None = given.source or next(filter(None, map(os.environ.get, URL_VARIABLES)), None)
+    if url is None:
+        if given.source_required and not getattr(given, "acl", False):
+            raise MemkitError(f"no Redis URL: give one, or set {' or '.join(URL_VARIABLES)}")
+        return None
+    return _with_password(url, askpass=given.askpass)
+
+
+def _with_password(url: str, *, askpass: bool) -> str:
+    """Return a URL with the password from the environment or the keyboard, if it has none."""
+    password = getpass.getpass("Redis password: ") if askpass else os.environ.get(PASSWORD_VARIABLE)
+    scheme, separator, rest = url.partition("://")
+    user, _, place = rest.rpartition("@")
+    if not password or not separator or ":" in user:
+        return url
+    return f"{scheme}://{user}:{quote(password, safe='')}@{place}"
+
+
+def _report_error(error: Exception, url: str | None) -> int:
     from memkit.connect import redact
 
-    # memkit's own say nothing secret, and what they say of URLs is no URL.
-    said = str(error) if isinstance(error, MemkitError) else redact(str(error))
-    said = " ".join(said.partition(" : <redis")[0].split()) or type(error).__name__
+    # memkit's own messages contain no password, and redact() would change texts that only look like URLs.
+    message = str(error) if isinstance(error, MemkitError) else redact(str(error))
+    message = " ".join(message.partition(" : <redis")[0].split()) or type(error).__name__
     if url and isinstance(error, REDIS_ERRORS):
-        said += f" (while talking to {redact(url)}); {_next_step(error, redact(url))}"
-    print(f"memkit: {said}", file=sys.stderr)
-    return CANNOT
+        message += f" (server: {redact(url)}); {_advice(error, redact(url))}"
+    print(f"memkit: {message}", file=sys.stderr)
+    return NO_VERDICT
 
 
-def _next_step(error: Exception, url: str) -> str:
-    """Return what to do about a server that could not be talked to; ``url`` is shown, so it has no password."""
-    said = str(error).lower()
+def _advice(error: Exception, url: str) -> str:
+    """Return what to do if a server cannot be reached or refuses; ``url`` has no password, because it is printed."""
+    message = str(error).lower()
     for words, advice in ADVICE:
-        if re.search(words, said):
+        if re.search(words, message):
             return advice
     scheme, _, rest = url.partition("://")
     ping = f"redis-cli -u '{scheme.partition('+')[0]}://{rest.partition(',')[0]}' ping"
     if scheme == "unix":
         ping = f"redis-cli -s {rest.rpartition('@')[2].partition('?')[0]} ping"
     if isinstance(error, redis.TimeoutError):
-        return f"is it busy, or a firewall in between? try: {ping}"
-    return f"is it running, and is this its {'socket' if scheme == 'unix' else 'port'}? try: {ping}"
+        return f"check whether the server is busy or a firewall blocks it; try: {ping}"
+    return f"check that it is running and that the {'socket' if scheme == 'unix' else 'port'} is right; try: {ping}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,8 +122,13 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog="memkit",
-        description="Does an LLM application's memory in Redis last as long as it was meant to?",
-        epilog="Reading (audit, inspect, triage) never writes. Each command has its own -h with an example.",
+        description=wrapped(
+            "Test, audit and explain LLM session memory in Redis: whether sessions exist as long as their configured "
+            "TTL, and why one did not.",
+            columns=COLUMNS - 2,
+        ),
+        epilog="Commands marked read-only never write. Each command has -h with an example.",
+        formatter_class=_formatter,
     )
     parser.add_argument("--version", action="version", version=f"memkit {memkit.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
@@ -97,21 +136,49 @@ def _parser() -> argparse.ArgumentParser:
     _add_server(commands)
     _add_audit(commands)
     _add_inspect(commands)
+    _add_history(commands)
+    _add_record(commands)
     _add_triage(commands)
     _add_conformance(commands)
     return parser
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    columns = min(COLUMNS, shutil.get_terminal_size().columns)
+    return argparse.RawDescriptionHelpFormatter(prog, width=columns - 2)
 
 
 def _command(commands: Any, name: str, run: Command, summary: str, example: str) -> argparse.ArgumentParser:
     added: argparse.ArgumentParser = commands.add_parser(
         name,
         help=summary,
-        description=summary[0].upper() + summary[1:] + ("" if summary.endswith("?") else "."),
+        description=wrapped(f"{summary[0].upper()}{summary[1:]}.", columns=COLUMNS - 2),
         epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_formatter,
     )
     added.set_defaults(run=run)
     return added
+
+
+def _add_source(command: argparse.ArgumentParser, *, required: bool = True) -> None:
+    command.add_argument(
+        "source", nargs="?", metavar="URL", help=f"a Redis URL (default: the variable {' or '.join(URL_VARIABLES)})"
+    )
+    command.add_argument(
+        "--askpass", action="store_true", help=f"ask for the password (or set the variable {PASSWORD_VARIABLE})"
+    )
+    command.set_defaults(source_required=required)
+
+
+def _add_expect(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--expect",
+        action="append",
+        default=[],
+        metavar="PATTERN=TTL",
+        help="the expected TTL of keys, such as 'chat:*=7d', with [,sliding|absolute][,jitter=10%%]; may be repeated "
+        "(default: [tool.memkit.expect] in pyproject.toml, or memkit.toml)",
+    )
 
 
 def _add_lab(commands: Any) -> None:
@@ -119,13 +186,14 @@ def _add_lab(commands: Any) -> None:
         commands,
         "lab",
         _lab,
-        "open JupyterLab on the notebooks, with a private Redis and the demo incident",
-        "memkit lab",
+        "open JupyterLab with the notebooks, a private Redis and the demo incident",
+        "memkit lab --url redis://localhost:6379/0 --expect 'chat:*=7d'",
     )
     lab.add_argument("--no-browser", action="store_true", help="print the address instead of opening a browser")
-    lab.add_argument("--dir", type=Path, metavar="D", help="where the notebooks are, or are copied to")
+    lab.add_argument("--dir", type=Path, metavar="D", help="the notebooks' folder; missing ones are copied there")
     lab.add_argument("--port", type=int, metavar="N", help="JupyterLab's port (default: 8888 or the next free one)")
     lab.add_argument("--url", metavar="URL", help="investigate this Redis, read-only, instead of the demo incident")
+    _add_expect(lab)
 
 
 def _add_server(commands: Any) -> None:
@@ -133,7 +201,7 @@ def _add_server(commands: Any) -> None:
         commands, "server", _server, "run a private Redis until Ctrl-C and print its URL", "memkit server --port 0"
     )
     server.add_argument(
-        "--port", type=int, metavar="N", help="a loopback TCP port (0: any free one) beside the unix socket"
+        "--port", type=int, metavar="N", help="also listen on this loopback TCP port (0: any free port)"
     )
 
 
@@ -142,27 +210,25 @@ def _add_audit(commands: Any) -> None:
         commands,
         "audit",
         _audit,
-        "look, read-only, at a live Redis: which sessions die early, since when, and why",
+        "find sessions on a live Redis that expire too early, since when and why (read-only)",
         "memkit audit redis://localhost:6379/0 --expect 'chat:*=7d'",
     )
-    audit.add_argument("url", metavar="URL")
-    audit.add_argument(
-        "--expect",
-        action="append",
-        default=[],
-        metavar="PATTERN=TTL",
-        help="how long keys are meant to live: 'chat:*=7d[,sliding|absolute][,jitter=10%%]'; may be repeated",
-    )
+    _add_source(audit)
+    _add_expect(audit)
     audit.add_argument("--expect-file", type=Path, metavar="FILE", help="expectations from a file, one a line")
-    audit.add_argument("--full", action="store_true", help="every key instead of a sample, and checks that read values")
-    audit.add_argument("--touch", action="store_true", help="let --full read values where that resets idle clocks")
+    audit.add_argument("--full", action="store_true", help="check every key instead of a sample, and read values")
     audit.add_argument(
-        "--duty", type=float, default=0.25, metavar="F", help="share of time spent asking (default 0.25)"
+        "--affected", type=Path, metavar="FILE", help="write the affected keys' names there (implies --full)"
     )
-    audit.add_argument("--replica", metavar="URL", help="a replica, whose idle times are exact for keys that are read")
+    audit.add_argument("--touch", action="store_true", help="let --full read values even if that resets idle clocks")
     audit.add_argument(
-        "--acl", action="store_true", help="print the minimal ACL user to run under, and do nothing else"
+        "--duty", type=float, default=0.25, metavar="F", help="share of the time spent querying (default: 0.25)"
     )
+    audit.add_argument(
+        "--watch", metavar="T", help="look again after T (30s, 5m): measures the TTL of renewals meanwhile"
+    )
+    audit.add_argument("--replica", metavar="URL", help="read idle times there: on a primary, clients reset them")
+    audit.add_argument("--acl", action="store_true", help="print the ACL user that an audit needs, and do nothing else")
     audit.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -171,13 +237,58 @@ def _add_inspect(commands: Any) -> None:
         commands,
         "inspect",
         _inspect,
-        "show one session, whatever store wrote it: messages, keys, lifetimes, problems; read-only",
+        "show one session of any known store: messages, keys, TTLs, problems (read-only)",
         "memkit inspect redis://localhost:6379/0 user-42",
     )
-    inspect.add_argument("url", metavar="URL")
-    inspect.add_argument("session", metavar="SESSION_OR_KEY")
-    inspect.add_argument("--reveal", action="store_true", help="show message texts (private: not shown otherwise)")
+    _add_source(inspect)
+    inspect.add_argument("session", metavar="SESSION_OR_KEY", help="a session id or a key's name")
+    inspect.add_argument("--reveal", action="store_true", help="show message texts, which are private")
     inspect.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_history(commands: Any) -> None:
+    history = _command(
+        commands,
+        "history",
+        _history,
+        "show what happened to a session, or to the keys under each prefix, and when TTLs changed (read-only)",
+        "memkit history /var/lib/redis/appendonlydir user-42",
+    )
+    history.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="an append-only directory, a recording, two or more RDB files, or a replica's URL with --replication; "
+        "the last argument may be a session id or a key's name",
+    )
+    history.add_argument("--since", metavar="T", help="leave out what happened before, such as 2026-11-28T02:00:00Z")
+    history.add_argument(
+        "--replication",
+        nargs="?",
+        const="replica",
+        choices=["replica", "primary"],
+        help="read the replication backlog of a replica; =primary: of a primary, which then lists memkit as a replica",
+    )
+    history.add_argument(
+        "--askpass", action="store_true", help=f"ask for the password (or set the variable {PASSWORD_VARIABLE})"
+    )
+    _add_expect(history)
+    history.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_record(commands: Any) -> None:
+    record = _command(
+        commands,
+        "record",
+        _record,
+        "record what happens to keys on a live Redis, for memkit history (read-only)",
+        "memkit record redis://localhost:6379/0 -o incident.db --expect 'chat:*=7d'",
+    )
+    _add_source(record)
+    record.add_argument("-o", "--output", type=Path, metavar="FILE.db", help="the recording, a new file")
+    _add_expect(record)
+    record.add_argument("--for", dest="duration", metavar="10m", help="how long to record (default: until Ctrl-C)")
+    record.add_argument("--acl", action="store_true", help="print the ACL user that it needs, and do nothing else")
 
 
 def _add_triage(commands: Any) -> None:
@@ -185,18 +296,19 @@ def _add_triage(commands: Any) -> None:
         commands,
         "triage",
         _triage,
-        "run the triage notebook and write its report, safe to attach to a ticket; without URL on the demo incident",
+        "audit a live Redis and write the report as one HTML file for a ticket (read-only); without a URL: the demo "
+        "incident",
         "memkit triage redis://localhost:6379/0 --expect 'chat:*=7d' -o report.html",
     )
-    triage.add_argument("url", nargs="?", metavar="URL")
-    triage.add_argument("--expect", action="append", default=[], metavar="PATTERN=TTL", help="as for audit")
+    _add_source(triage, required=False)
+    _add_expect(triage)
     triage.add_argument(
         "-o",
         "--output",
         type=Path,
         default=Path("triage.html"),
         metavar="FILE",
-        help="the report (default triage.html)",
+        help="the report (default: triage.html)",
     )
 
 
@@ -205,118 +317,154 @@ def _add_conformance(commands: Any) -> None:
         commands,
         "conformance",
         _conformance,
-        "ask any session store, on a private Redis with a movable clock and real faults: does it forget?",
-        "memkit conformance memkit.conformance.adapters.memkit_store:MemkitAdapter",
+        "run the conformance suite against a session store, on a private Redis with fault injection",
+        "memkit conformance memkit.conformance.memkit_adapter:MemkitAdapter",
     )
     conformance.add_argument("adapter", metavar="ADAPTER", help="package.module:factory of a StoreAdapter")
     conformance.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _lab(given: argparse.Namespace) -> int:
-    from memkit.lab import run_lab
+    from memkit.notebook.lab import run_lab
 
-    return run_lab(directory=given.dir, port=given.port, browser=not given.no_browser, url=given.url)
+    return run_lab(
+        directory=given.dir, port=given.port, browser=not given.no_browser, url=given.url, expect=given.expect
+    )
 
 
 def _server(given: argparse.Namespace) -> int:
     from memkit.server import RedisServer
 
-    over = threading.Event()
+    ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: over.set())
+        signal.signal(number, lambda *_: ended.set())
     with RedisServer(port=given.port) as server:
         print(server.url, flush=True)
         print(
-            f"{server.flavour} {server.version} ({server.source}), private, nothing persists; Ctrl-C ends it",
+            f"{server.flavour} {server.version} ({server.source}), private, without persistence; Ctrl-C stops it",
             file=sys.stderr,
         )
-        while server.running and not over.wait(0.2):
+        while server.running and not ended.wait(0.2):
             pass
-        return 0 if over.is_set() else _cannot(MemkitError("the server ended by itself"), None)
+        return 0 if ended.is_set() else _report_error(MemkitError("the server stopped unexpectedly"), None)
 
 
 def _audit(given: argparse.Namespace) -> int:
-    from memkit.audit import acl_rule, audit, parse_expectation, read_expectations
+    from memkit.audit.run import acl_rule, audit
+    from memkit.config import configured_expectations, parse_expectation, read_expectations
+    from memkit.policy import duration_ms
 
+    watch_s = duration_ms(given.watch) / 1000 if given.watch else 0.0
     expect = [parse_expectation(text) for text in given.expect]
     if given.expect_file:
         expect += read_expectations(given.expect_file)
+    expect = expect or configured_expectations()
     if given.acl:
         print(acl_rule(expectation.prefix for expectation in expect))
         return 0
-    with _progress("keys looked at") as progress:
+    with progress("auditing", "keys") as show:
         report = audit(
-            given.url,
+            given.source,
             expect=expect,
-            full=given.full,
+            full=given.full or given.affected is not None,
             duty=given.duty,
             replica=given.replica,
             touch=given.touch,
-            progress=progress,
+            watch_s=watch_s,
+            progress=show,
         )
-    print(report.to_json() if given.json else report.to_text(color=_in_color()))
+    print(report.to_json() if given.json else report.to_text(color=_use_color()))
+    if given.affected:
+        from memkit.audit.affected import write_affected
+
+        print(write_affected(given.source, report, given.affected).to_text(), file=sys.stderr if given.json else None)
     return report.exit_code
 
 
-def _in_color() -> bool:
+def _use_color() -> bool:
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Yield what draws a line of progress on a terminal's stderr; None where stderr is none."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-
-    def draw(done: int, of: int) -> None:
-        share = min(done / of, 1) if of else 1
-        bar = "#" * round(30 * share)
-        print(f"\r[{bar:<30}] {done:,} of {of:,} {what} ", end="", file=sys.stderr, flush=True)
-
-    try:
-        yield draw
-    finally:
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def _inspect(given: argparse.Namespace) -> int:
     from memkit.inspect import inspect_session
 
-    report = inspect_session(given.url, given.session, reveal=given.reveal)
+    report = inspect_session(given.source, given.session, reveal=given.reveal)
     print(report.to_json() if given.json else report.to_text())
     return 1 if report.problems else 0
 
 
+def _history(given: argparse.Namespace) -> int:
+    from memkit.config import configured_expectations, parse_expectation
+    from memkit.history import history
+    from memkit.history.sources import is_source, parse_moment
+
+    *sources, last = given.sources
+    session = None if not sources or is_source(last) else last
+    sources = sources if session is not None else given.sources
+    urls = [_with_password(one, askpass=given.askpass) if "://" in one else one for one in sources]
+    expect = [parse_expectation(text) for text in given.expect] or configured_expectations()
+    since = None if given.since is None else parse_moment(given.since)
+    if given.replication == "primary":
+        print("memkit: the primary lists this connection as a replica until it is closed", file=sys.stderr)
+    with progress("reading", "bytes") as show:
+        found = history(
+            *urls, session=session, expect=expect, since=since, replication=given.replication, progress=show
+        )
+    print(found.to_json() if given.json else found.to_text())
+    return 0
+
+
+def _record(given: argparse.Namespace) -> int:
+    from memkit.config import configured_expectations, parse_expectation
+    from memkit.history.record import acl_rule, record
+    from memkit.policy import ttl_ms
+
+    expect = [parse_expectation(text) for text in given.expect] or configured_expectations()
+    prefixes = [one.prefix.encode("utf-8", "surrogateescape") for one in expect]
+    if given.acl:
+        print(acl_rule(prefixes))
+        return 0
+    if given.output is None:
+        raise MemkitError("no file for the recording: give -o FILE.db")
+    for_s = None if given.duration is None else ttl_ms(given.duration) / 1_000
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: ended.set())
+    done = record(
+        given.source,
+        given.output,
+        prefixes=prefixes,
+        for_s=for_s,
+        stop=ended,
+        began=lambda text: print(f"memkit: {text}", file=sys.stderr, flush=True),
+    )
+    print(f"{given.output}: {done}")
+    return 0
+
+
 def _triage(given: argparse.Namespace) -> int:
-    from memkit.triage import triage
+    from memkit.notebook.triage import triage
 
     if not given.output.absolute().parent.is_dir():
-        raise MemkitError(f"there is no folder {given.output.parent} for the report; make it, or give -o another file")
-    if sys.stderr.isatty():
-        print("running the triage notebook, some 10 s …", end="", file=sys.stderr, flush=True)
-    try:
-        report = triage(given.url, expect=given.expect, output=given.output)
-    finally:
-        if sys.stderr.isatty():
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
-    print(f"{report.sentence}\nreport: {report.path}")
-    return report.exit_code
+        raise MemkitError(f"the folder {given.output.parent} does not exist; make it, or give -o another file")
+    with progress("auditing", "keys") as show:
+        done = triage(given.source, expect=given.expect, output=given.output, progress=show)
+    print(f"{wrapped(done.report.verdict.sentence)}\nreport: {done.path}")
+    return done.report.exit_code
 
 
 def _conformance(given: argparse.Namespace) -> int:
-    from memkit.conformance.cases import CASES
-    from memkit.conformance.runner import CaseResult, run
+    from memkit.conformance.case import CaseResult
+    from memkit.conformance.cases.all_cases import CASES
+    from memkit.conformance.runner import run
 
-    asked = 0
-    with _progress("cases asked") as progress:
+    finished: list[CaseResult] = []
+    with progress("running", "cases") as show:
 
-        def on_case(_: CaseResult) -> None:
-            nonlocal asked
-            asked += 1
-            if progress:
-                progress(asked, len(CASES))
+        def on_case(result: CaseResult) -> None:
+            finished.append(result)
+            show(len(finished), len(CASES))
 
         result = run(given.adapter, on_case=on_case)
-    print(result.to_json() if given.json else result.to_text(color=_in_color()))
+    print(result.to_json() if given.json else result.to_text(color=_use_color()))
     return result.exit_code

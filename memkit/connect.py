@@ -1,4 +1,4 @@
-"""From a URL to a client (standalone, Sentinel, Cluster), and the guard in front of everything memkit writes by itself.
+"""A Redis URL to a client: standalone, Sentinel or Cluster.
 
 URLs: ``redis://``, ``rediss://``, ``unix://`` as redis-py reads them; ``redis+cluster://host:port[,host:port]``;
 ``redis+sentinel://host:port[,host:port]/service[/db]``; ``rediss+…`` for TLS.
@@ -6,13 +6,9 @@ URLs: ``redis://``, ``rediss://``, ``unix://`` as redis-py reads them; ``redis+c
 
 from __future__ import annotations
 
-import os
 import re
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import PurePath
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
@@ -24,21 +20,12 @@ import redis.cluster
 import redis.sentinel
 from redis.client import NEVER_DECODE
 
-from memkit.errors import PolicyError, ProductionGuardError, ServerError
+from memkit.errors import PolicyError, ServerError
 
-REGISTRY = "memkit-sandboxes"
-"""The one key of memkit's own in a database: a hash with a field for each sandbox, the name of its user."""
-NAME = "memkit-test"
-"""A sandbox's user and connections are called ``memkit-test-<token>``, its keys begin with ``memkit-test:<token>:``."""
-OWN_NAME = re.compile(rf"{NAME}(-([0-9a-f]{{12}}))?")
-MANY_KEYS = 1_000
-"""Where counting foreign keys ends: that many are certainly somebody's, and there may be millions."""
-MANY_CLIENTS = 5
-"""Fewer other connections may be a developer's shells and this very test run."""
-INTRODUCED_WITHIN_S = 1.0
-"""How long a new connection may take until it is known whose it is."""
-LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1", re.IGNORECASE)
 EXPECTED = "redis://, rediss://, unix://, redis+cluster://host:port or redis+sentinel://host:port/service"
+
+_accepted_options: set[tuple[object, ...]] = set()
+"""Options that redis-py has accepted: a trial takes 0.3 ms (measured)."""
 
 AnyClient = redis.Redis | redis.RedisCluster
 AnyAsyncClient = redis.asyncio.Redis | redis.asyncio.cluster.RedisCluster
@@ -46,7 +33,7 @@ AnyAsyncClient = redis.asyncio.Redis | redis.asyncio.cluster.RedisCluster
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """What a cluster or sentinel URL says."""
+    """The parts of a cluster or sentinel URL."""
 
     hosts: tuple[tuple[str, int], ...]
     path: tuple[str, ...]
@@ -54,9 +41,19 @@ class Address:
 
 
 def connect(url: str, **options: Any) -> AnyClient:
-    """Return a synchronous client; ``options`` go to redis-py.
+    """Return a synchronous client. It connects at its first command.
 
-    Raises ServerError for what is no such URL, PolicyError for a path that is no database number.
+    Args:
+        url: ``redis://``, ``rediss://``, ``unix://``, ``redis+cluster://host:port[,host:port]`` or
+            ``redis+sentinel://host:port[,host:port]/service[/db]``; ``rediss+…`` for TLS.
+        **options: Passed to redis-py.
+
+    Returns:
+        A ``redis.Redis``, or a ``redis.RedisCluster`` for a cluster URL, which connects at once.
+
+    Raises:
+        ServerError: The URL is invalid.
+        PolicyError: The URL has an invalid database number.
     """
     topology = _topology(url)
     if topology == "cluster":
@@ -70,16 +67,28 @@ def connect(url: str, **options: Any) -> AnyClient:
     try:
         client = redis.Redis.from_url(url, **options)
         pool = client.connection_pool
-        pool.connection_class(**pool.connection_kwargs)  # not connected; redis-py takes any option until then
+        names = (pool.connection_class, *sorted(pool.connection_kwargs))
+        if names not in _accepted_options:
+            pool.connection_class(**pool.connection_kwargs)  # not connected; redis-py takes any option until then
+            _accepted_options.add(names)
     except ValueError as error:
-        raise _no_url(url, _why(error)) from None
+        raise _invalid_url(url, _reason(error)) from None
     except TypeError as error:
-        raise _no_url(url, f"it has an option that redis-py does not know: {str(error).rpartition(' ')[2]}") from None
+        raise _invalid_url(url, f"redis-py has no option {str(error).rpartition(' ')[2]}") from None
     return client
 
 
 def connect_async(url: str, **options: Any) -> AnyAsyncClient:
-    """Return an asyncio client; see connect()."""
+    """Return an asyncio client.
+
+    Args:
+        url: See ``connect``.
+        **options: Passed to redis-py.
+
+    Raises:
+        ServerError: The URL is invalid.
+        PolicyError: The URL has an invalid database number.
+    """
     topology = _topology(url)
     if topology == "cluster":
         address = _address(url)
@@ -87,36 +96,43 @@ def connect_async(url: str, **options: Any) -> AnyAsyncClient:
         return redis.asyncio.cluster.RedisCluster(startup_nodes=nodes, **address.options | options)
     if topology == "sentinel":
         address = _address(url)
-        watchers = redis.asyncio.sentinel.Sentinel(list(address.hosts), **address.options | options)
-        primary = watchers.master_for(*_service(address), connection_pool_class=_SentinelPool)
+        sentinels = redis.asyncio.sentinel.Sentinel(list(address.hosts), **address.options | options)
+        primary = sentinels.master_for(*_service(address), connection_pool_class=_SentinelPool)
         return cast("redis.asyncio.Redis", primary)
     try:
         return redis.asyncio.Redis.from_url(url, **options)
     except ValueError as error:
-        raise _no_url(url, _why(error)) from None
+        raise _invalid_url(url, _reason(error)) from None
 
 
 class _SentinelPool(redis.asyncio.sentinel.SentinelConnectionPool):
-    """Closes the connections to the Sentinels too, which redis-py leaves to the garbage collector, with a warning."""
+    """Closes the connections to the Sentinels too; redis-py leaves them to the garbage collector, with a warning."""
 
     async def disconnect(self, inuse_connections: bool = True) -> None:
         await super().disconnect(inuse_connections)
-        if inuse_connections:  # else it only goes to another primary
+        if inuse_connections:  # False: only the primary changed
             for sentinel in self.sentinel_manager.sentinels:
                 await sentinel.aclose()
 
 
 def redact(url: str) -> str:
-    """Return a URL, or a text with one in it, without its password, to be shown."""
+    """Return a URL, or a text that contains one, with ``***`` instead of its password."""
     shown = re.sub(r"(://[^/@:?#]*):.*@", r"\1:***@", url, flags=re.DOTALL)
     if "@" not in shown and re.fullmatch(r"[\w+]+://\S*", shown):
-        # What stands after a host and is no port may be a password whose host was forgotten.
+        # Text after a host that is not a port may be a password: the host was left out.
         shown = re.sub(r"(://[^/@:?#,\[]*):(?!\d{1,5}(?![^/?#,]))[^/?#,].*", r"\1:***", shown)
     return re.sub(r"(password=)[^&#\s]*", r"\1***", shown, flags=re.IGNORECASE)
 
 
 def place(client: AnyClient) -> str:
-    """Return where a client's commands go, as MEMKIT_ALLOW names it: ``host:port/db``, or ``path/db``."""
+    """Return the server and database of a client in the form of MEMKIT_ALLOW.
+
+    Args:
+        client: A client of redis-py.
+
+    Returns:
+        ``host:port/db``, or ``path/db`` for a unix socket.
+    """
     if isinstance(client, redis.RedisCluster):
         node = cast("Any", client.get_default_node())
         return f"{node.host}:{node.port}/0"
@@ -128,193 +144,54 @@ def place(client: AnyClient) -> str:
     return f"{where}/{options.get('db') or 0}"
 
 
-def started_by_memkit(client: AnyClient) -> bool:
-    """Whether memkit launched this server (any process of it): its directory, known to the server alone, says so."""
-    if isinstance(client, redis.RedisCluster):
-        return all(started_by_memkit(client.get_redis_connection(node)) for node in client.get_primaries())
-    try:
-        directory = cast("dict[str, str]", client.config_get("dir"))
-    except redis.ResponseError:
-        return False
-    name = directory.get("dir") or cast("dict[bytes, bytes]", directory).get(b"dir", b"").decode()
-    return bool(re.fullmatch(r"memkit-\d+-\w+", PurePath(name).name))
-
-
-def guard_write(client_or_url: AnyClient | str) -> None:
-    """Let memkit write here, or raise ProductionGuardError saying what was seen and the very value that allows it.
-
-    Allowed: a server that memkit started; one whose ``host:port/db`` is in MEMKIT_ALLOW (of a cluster, any node's); and
-    an empty database on the loopback interface that looks like nobody's: no replicas, no append-only file, no crowd of
-    other clients. (RDB save points are redis-server's default and say nothing.) Sandboxes, living or left by a killed
-    run, and their connections are memkit's own and no sign of use.
-    """
-    client = connect(client_or_url) if isinstance(client_or_url, str) else client_or_url
-    where, places = place(client), _places(client)
-    allowed = [part.strip() for part in os.environ.get("MEMKIT_ALLOW", "").split(",")]
-    if any(one in allowed for one in places) or started_by_memkit(client):
-        return
-    seen = _signs_of_use(client, places)
-    if seen:
-        raise ProductionGuardError(
-            f"memkit did not start the Redis at {where} and will not write to it: it has {', '.join(seen)}. Expected a "
-            "private server, or an empty database on loopback. Without --real-redis and MEMKIT_REDIS_URL memkit starts "
-            f"a server of its own. If writing a sandbox to this one is what you want: MEMKIT_ALLOW={where}"
-        )
-
-
-def sandboxes(client: AnyClient) -> list[str]:
-    """Return the prefixes of the sandboxes in a database's registry. An entry of another form vouches for nothing."""
-    try:
-        users = _raw(client, "HKEYS", REGISTRY)
-    except redis.ResponseError:
-        return []  # somebody else's key, of another type
-    tokens = [OWN_NAME.fullmatch(user.decode(errors="replace")) for user in users]
-    return [f"{NAME}:{token[2]}:" for token in tokens if token and token[2]]
-
-
-def own_prefixes(prefix: str) -> tuple[str, str]:
-    """Name what keys of a sandbox may begin with: a session's is the prefix, its vectors' has it in a hash tag."""
-    return prefix, "{" + prefix
-
-
 def scan(node: redis.Redis, match: str = "*") -> Iterator[bytes]:
-    """Yield the names of keys on one server as they are, whatever its client decodes: a name need not be a text."""
+    """Yield the names of the keys of one server as bytes, because a name need not be UTF-8.
+
+    Args:
+        node: A client of the server; its ``decode_responses`` has no effect.
+        match: A pattern of Redis.
+
+    Yields:
+        Names; SCAN may return one twice.
+    """
     cursor = None
     while cursor != 0:
-        cursor, names = _raw(node, "SCAN", cursor or 0, "MATCH", match, "COUNT", 1000)
+        cursor, names = execute_undecoded(node, "SCAN", cursor or 0, "MATCH", match, "COUNT", 1000)
         yield from names
 
 
-def _raw(client: Any, *command: str | int) -> Any:
+def execute_undecoded(client: Any, *command: str | int) -> Any:
+    """Run a command and return its reply as bytes, regardless of the client's ``decode_responses``."""
     return client.execute_command(*command, **{NEVER_DECODE: []})
 
 
 def primaries(client: AnyClient) -> list[redis.Redis]:
-    """Return a client for each server that has keys: a cluster's primaries, else the one there is."""
+    """Return a client for each server that holds keys: each primary of a cluster, otherwise the client itself."""
     if isinstance(client, redis.RedisCluster):
         return [client.get_redis_connection(node) for node in client.get_primaries()]
     return [client]
 
 
-def _places(client: AnyClient) -> list[str]:
-    if isinstance(client, redis.RedisCluster):
-        return [f"{node.host}:{node.port}/0" for node in client.get_nodes()]
-    return [place(client)]
-
-
-def _signs_of_use(client: AnyClient, places: Sequence[str]) -> list[str]:
-    seen = [] if all(map(_is_loopback, places)) else ["an address that is not this machine's loopback"]
-    nodes = primaries(client)
-    keys = _foreign_keys(client, nodes)
-    if keys:
-        number = f"{keys:,}" if keys <= MANY_KEYS else f"more than {MANY_KEYS:,}"
-        seen.append(f"{number} {'key' if keys == 1 else 'keys'} of others in this database")
-    for node in nodes:
-        try:
-            seen += _signs_in_info(node)
-        except redis.ResponseError:
-            seen.append("no permission for INFO, so nothing more could be seen")
-    return list(dict.fromkeys(seen))
-
-
-def _foreign_keys(client: AnyClient, nodes: Sequence[redis.Redis]) -> int:
-    """Count the keys that no sandbox in the registry vouches for, MANY_KEYS + 1 at most.
-
-    Sandboxes come and go meanwhile. One is registered before its first key is written and until its last is removed: a
-    name that the registry explains neither before nor after, and that is still there, is foreign.
-    """
-    before = sandboxes(client)
-    found = [(node, name) for node in nodes for name in islice(_strangers(scan(node), before), MANY_KEYS + 1)]
-    if len(found) > MANY_KEYS:
-        return MANY_KEYS + 1
-    after = sandboxes(client) if found else []
-    return sum(_is_there(node, name) for node, name in found if [*_strangers([name], after)])
-
-
-def _strangers(names: Iterable[bytes], registered: Sequence[str]) -> Iterator[bytes]:
-    own = tuple(start.encode() for prefix in registered for start in own_prefixes(prefix))
-    seen = {REGISTRY.encode()}  # SCAN may tell a name twice
-    for name in names:
-        if name not in seen and not name.startswith(own):
-            seen.add(name)
-            yield name
-
-
-def _is_there(node: redis.Redis, name: bytes) -> bool:
-    try:
-        return bool(node.exists(name))
-    except redis.ResponseError:
-        return True  # on its way to another node of the cluster
-
-
-def _signs_in_info(node: redis.Redis) -> list[str]:
-    seen = []
-    info = node.info("everything")
-    replicas = info.get("connected_slaves", 0)
-    if replicas and not info.get("cluster_enabled"):
-        seen.append(f"{replicas} {'replica' if replicas == 1 else 'replicas'}")
-    if info.get("role") == "slave":
-        seen.append("a primary that it replicates")
-    if info.get("aof_enabled"):
-        seen.append("persistence (an append-only file)")
-    others = info.get("connected_clients", 1) - 1
-    if others >= MANY_CLIENTS:
-        others = _foreign_clients(node, others)
-    if others >= MANY_CLIENTS:
-        seen.append(f"{others} other clients")
-    return seen
-
-
-def _foreign_clients(node: redis.Redis, others: int) -> int:
-    """Count the clients that are neither this one, nor memkit's by user or name, nor a replica, nor being closed."""
-    until = time.monotonic() + INTRODUCED_WITHIN_S
-    while True:
-        try:
-            clients = _raw(node, "CLIENT LIST")
-            myself = str(node.client_id())
-        except redis.ResponseError:
-            return others
-        foreign = [one for one in clients if one["id"] != myself and _is_foreign(one)]
-        if len(foreign) < MANY_CLIENTS or not any(map(_is_new, foreign)) or time.monotonic() > until:
-            return len(foreign)
-        time.sleep(0.005)
-
-
-def _is_foreign(client: dict[str, str]) -> bool:
-    mine = any(OWN_NAME.fullmatch(client[field]) for field in ("user", "name"))
-    return not mine and not set("SMA") & set(client["flags"])
-
-
-def _is_new(client: dict[str, str]) -> bool:
-    """Whether it has not said yet who it is, as memkit's connections to other sandboxes do at once."""
-    return int(client["age"]) <= 1 and client["cmd"].partition("|")[0] in ("NULL", "hello", "auth", "client")
-
-
-def _is_loopback(where: str) -> bool:
-    address = where.rpartition("/")[0]
-    return address.startswith("/") or bool(LOOPBACK.fullmatch(address.rpartition(":")[0]))
-
-
 def _topology(url: str) -> str:
-    """Return what kind of URL this is, once it says surely what was meant."""
+    """Return ``standalone``, ``cluster`` or ``sentinel``. Raises an error if the URL is ambiguous."""
     scheme, separator, rest = url.partition("://")
     base, _, topology = scheme.partition("+")
     if scheme not in ("redis", "rediss", "unix") and (
         base not in ("redis", "rediss") or topology not in ("cluster", "sentinel")
     ):
-        raise _no_url(url, f"its scheme is {scheme!r}" if separator else "it has no scheme")
+        raise _invalid_url(url, f"its scheme is {scheme!r}" if separator else "it has no scheme")
     parts = re.fullmatch(r"([^/?#]*)([^?#]*)(?:\?([^#]*))?(.*)", rest, re.DOTALL)
     authority, path, query, fragment = parts.groups(default="") if parts else ("", "", "", rest)
-    _refuse_what_is_not_encoded(scheme, authority, path, query, fragment)
+    _refuse_unencoded_password(scheme, authority, path, query, fragment)
     if scheme in ("redis", "rediss") and not re.fullmatch(r"/?|/\d+", path):
-        raise PolicyError(f"{path!r} in the URL is no database number; expected /0, as in redis://host:6379/0")
+        raise PolicyError(f"{path!r} in the URL is not a database number; expected /0, as in redis://host:6379/0")
     if topology == "cluster" and path not in ("", "/", "/0"):
-        raise PolicyError(f"{path!r} in the URL: a cluster has database 0 alone; leave it away")
+        raise PolicyError(f"Redis Cluster has only database 0; remove the path {path!r} from the URL")
     return topology or "standalone"
 
 
-def _refuse_what_is_not_encoded(scheme: str, authority: str, path: str, query: str, fragment: str) -> None:
-    """Raise ServerError, showing no part of the URL, where a password may have been cut into other parts."""
+def _refuse_unencoded_password(scheme: str, authority: str, path: str, query: str, fragment: str) -> None:
+    """Raise ServerError if part of a password may be in another part of the URL; the message shows no part of it."""
     credentials, _, host = authority.rpartition("@")
     standalone = "+" not in scheme and scheme != "unix"
     cut = (
@@ -327,8 +204,8 @@ def _refuse_what_is_not_encoded(scheme: str, authority: str, path: str, query: s
     )
     if cut:
         raise ServerError(
-            f"this {scheme}:// URL cannot be read: its password must be percent-encoded (@ as %40, / as %2F, # as %23, "
-            f"? as %3F), and host, port and database number be where they are expected: {EXPECTED}"
+            f"this {scheme}:// URL cannot be parsed: percent-encode the password (@ as %40, / as %2F, # as %23, "
+            f"? as %3F) and check the host, the port and the database number; expected {EXPECTED}"
         )
 
 
@@ -342,16 +219,16 @@ def _address(url: str) -> Address:
     try:
         parts = urlsplit(url)
     except ValueError:
-        raise _no_url(url, "its host cannot be read") from None
+        raise _invalid_url(url, "its host cannot be parsed") from None
     credentials, _, hosts = parts.netloc.rpartition("@")
     options: dict[str, Any] = {"ssl": True} if parts.scheme.startswith("rediss") else {}
     if credentials:
         username, _, password = credentials.partition(":")
         options |= {"username": unquote(username) or None, "password": unquote(password) or None}
     try:
-        pairs = tuple(_host_port(one) for one in hosts.split(","))
+        pairs = tuple(_host_port(pair) for pair in hosts.split(","))
     except ValueError as error:
-        raise _no_url(url, error) from None
+        raise _invalid_url(url, error) from None
     if parts.query.startswith("sentinel_password="):
         options["sentinel_kwargs"] = {"password": unquote(parts.query.partition("=")[2])}
     return Address(pairs, tuple(unquote(part) for part in parts.path.split("/") if part), options)
@@ -372,12 +249,12 @@ def _service(address: Address) -> tuple[str]:
     return (address.path[0],)
 
 
-def _why(error: ValueError) -> str:
-    """Return what redis-py says of an option, by its name; of other parts it quotes what may be of a password."""
-    said = str(error)
-    return said if said.startswith("Invalid value for") else "its host or port cannot be read"
+def _reason(error: ValueError) -> str:
+    """Return redis-py's message about an option; its messages about other parts may quote a password."""
+    message = str(error)
+    return message if message.startswith("Invalid value for") else "its host or port cannot be parsed"
 
 
-def _no_url(url: str, why: object) -> ServerError:
+def _invalid_url(url: str, why: object) -> ServerError:
     shown = redact(url) if "://" in url else f"***@{url.rpartition('@')[2]}" if "@" in url else url
     return ServerError(f"{shown!r} is not a Redis URL: {why}; expected {EXPECTED}")

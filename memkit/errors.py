@@ -1,24 +1,32 @@
-"""Every exception memkit raises; whatever Redis itself raises (``redis.exceptions``) passes through.
+"""Every exception and warning of memkit. Errors of Redis itself (``redis.exceptions``) pass through unchanged.
 
 ::
 
     MemkitError
-    ├── PolicyError (ValueError)        an expiry policy, prefix or session id that cannot be meant
+    ├── PolicyError (ValueError)        an invalid expiry policy, prefix or session id
     ├── EncodeError (ValueError)        a value that cannot be stored exactly; nothing was changed
-    ├── DecodeError (ValueError)        bytes that are not what they should be; nothing was changed
-    ├── SessionNotFound (LookupError)   there is no such session (any more)
-    ├── AmbiguousSession (LookupError)  an id that fits several stores' sessions; ``keys`` are there to choose from
-    ├── Conflict                        somebody wrote since the version that was given
+    ├── DecodeError (ValueError)        stored bytes that are foreign, damaged or newer; nothing was changed
+    ├── SessionNotFound (LookupError)   the session does not exist
+    ├── AmbiguousSession (LookupError)  an id that matches sessions of several stores; ``keys`` lists them
+    ├── Conflict                        the session was written since the given version
     ├── SandboxError                    a sandbox that cannot be made, or a command that leaves it
-    │   └── ProductionGuardError        memkit will not write to a server it was not allowed to
-    └── ServerError                     a private server that did not start or went away
+    │   ├── LeftSandboxError            the server refused a command that leaves the sandbox
+    │   └── ProductionGuardError        memkit was not allowed to write to this server
+    ├── SourceError (ValueError)        an RDB file, an append-only file or a recording that cannot be read
+    └── ServerError                     a private server that did not start or has ended
         ├── ServerNotFound              no server binary on this machine
-        └── ClockUnavailable            time cannot be moved here
+        └── ClockUnavailable            time cannot be moved on this server
 
-A message says what was seen, what was expected and what to do next.
+    UserWarning
+    ├── NoTtlWarning                    a MemoryStore was made without ``ttl=``
+    └── PolicyShortenedWarning          a shorter policy was not applied to an existing session
+
+A message contains what was found, what was expected and what to do next.
 """
 
 from __future__ import annotations
+
+from redis.exceptions import NoPermissionError
 
 
 class MemkitError(Exception):
@@ -26,52 +34,69 @@ class MemkitError(Exception):
 
 
 class PolicyError(MemkitError, ValueError):
-    """An expiry policy, prefix or session id that cannot be meant; the message names the value and its unit."""
+    """An invalid expiry policy, prefix or session id; the message names the value and its unit."""
 
 
 class EncodeError(MemkitError, ValueError):
-    """A value that Redis would not give back exactly as it was; nothing was written."""
+    """A value that Redis would not return exactly as it was; nothing was written."""
 
 
 class DecodeError(MemkitError, ValueError):
-    """Stored bytes that are foreign, damaged or newer than this memkit; the key, named in the message, is as it was."""
+    """Stored bytes that are foreign, damaged or newer than this memkit; the message names the unchanged key."""
 
 
 class SessionNotFound(MemkitError, LookupError):
-    """There is no such session: never saved, expired, evicted or deleted."""
+    """The session does not exist: it was never saved, or it was expired, evicted or deleted."""
 
 
 class AmbiguousSession(MemkitError, LookupError):
-    """A session id that fits several stores' sessions; ``keys`` holds a full key of each, which always works."""
+    """A session id that matches sessions of several stores.
 
-    def __init__(self, says: str, keys: tuple[str, ...] = ()) -> None:
-        super().__init__(says)
+    Args:
+        message: The message.
+        keys: A full key of each session; it can be given instead of the id.
+    """
+
+    def __init__(self, message: str, keys: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
         self.keys = keys
 
 
 class Conflict(MemkitError):
-    """The session was written by somebody else since the version that was given; nothing was changed."""
+    """The session was written by another client since the given version; nothing was changed."""
 
 
 class SandboxError(MemkitError):
     """A sandbox that cannot be made, or a command that would leave it."""
 
 
+class LeftSandboxError(SandboxError, NoPermissionError):
+    """The server refused a command that would leave the sandbox; also redis-py's NoPermissionError."""
+
+
 class ProductionGuardError(SandboxError):
-    """memkit will not write to this server until it is named; the message says what was seen and what to set."""
+    """memkit does not write to this server until it is named; the message contains the signs of use and what to set."""
+
+
+class SourceError(MemkitError, ValueError):
+    """A file or directory that cannot be read as a source: truncated, damaged, foreign, too new; it is as it was."""
 
 
 class ServerError(MemkitError):
-    """A private server that did not start, or is not there any more; the message ends with its log."""
+    """A private server that did not start or has ended; the message ends with its log."""
 
 
 class ServerNotFound(ServerError):
-    """No usable redis-server or valkey-server on this machine; the message says how to get one."""
+    """No usable redis-server or valkey-server on this machine; the message explains how to get one."""
 
 
 class ClockUnavailable(ServerError):
-    """Time cannot be moved on this server; the message says why."""
+    """Time cannot be moved on this server; the message explains why."""
+
+
+class NoTtlWarning(UserWarning):
+    """A MemoryStore was made without ``ttl=``: its sessions never expire. ``ttl=None`` states that on purpose."""
 
 
 class PolicyShortenedWarning(UserWarning):
-    """A store's policy is shorter than the one a living session was written under; the longer deadline was kept."""
+    """A store's policy is shorter than the one a session was written under; the session kept its longer deadline."""

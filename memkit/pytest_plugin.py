@@ -1,4 +1,4 @@
-"""The pytest plugin: a real Redis for each run, a sandbox for each test. No autouse fixtures.
+"""The pytest plugin: fixtures on a private Redis, or on a real one with --real-redis. No autouse fixtures.
 
 Works the same under ``pytest``, ``pytest -n``, ``%%ipytest`` and nbval.
 """
@@ -7,33 +7,42 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
 import redis
+from redis.exceptions import NoPermissionError
 
-from memkit.clock import ServerClock
-from memkit.connect import NAME, connect, redact
-from memkit.errors import MemkitError, ServerNotFound
-from memkit.sandbox import Sandbox
-from memkit.server import RedisServer
-from memkit.store import AsyncMemoryStore, MemoryStore
+from memkit.connect import connect, redact
+from memkit.errors import LeftSandboxError, MemkitError, ServerNotFound
+from memkit.server.client_deadlines import CommandLog
+from memkit.server.clock import ServerClock
+from memkit.server.guard import NAME
+from memkit.server.keyspace import DedicatedDatabase, PrivateKeyspace
+from memkit.server.launcher import RedisServer
+from memkit.server.sandbox import Sandbox
+from memkit.store.store import AsyncMemoryStore, MemoryStore
 
 DEFAULT_REAL = "redis://localhost:6379/15"
 REAL_URL = pytest.StashKey[str | None]()
 RAN_ON = pytest.StashKey["set[str]"]()
+COMMAND_LOGS = pytest.StashKey["list[CommandLog]"]()
+APPLICATION_FIXTURES = {"redis_client", "async_redis_client", "redis_client_url"}
+DECODING_FIXTURES = {"redis_memory_store", "memory_store"}
+SANDBOX_FIXTURES = {"redis_memory_store", "memory_store", "async_memory_store", "memkit_sandbox"}
 FIXTURES = {
+    *APPLICATION_FIXTURES,
+    *SANDBOX_FIXTURES,
     "redis_url",
-    "redis_memory_store",
     "memkit_server",
     "memkit_clock",
-    "memkit_sandbox",
-    "memory_store",
-    "async_memory_store",
     "memkit_server_factory",
 }
+# 'v' == b'v', b'v' == 'v', or a method that only bytes have.
+BYTES_EXPECTED = re.compile(r"""['"] == b['"]|\bb(['"]).*\1 == ['"]|'str' object has no attribute 'decode'""")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -45,13 +54,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         const=DEFAULT_REAL,
         default=os.environ.get("MEMKIT_REDIS_URL"),
         metavar="URL",
-        help=f"run in sandboxes on this dedicated server (alone: {DEFAULT_REAL}) instead of on a private one",
+        help=f"run on this dedicated server (without a URL: {DEFAULT_REAL}) instead of on a private one",
     )
     group.addoption(
         "--memkit-require-server",
         action="store_true",
         default=bool(os.environ.get("CI")),
-        help="fail, rather than skip, where there is no Redis server to launch (the default when CI is set)",
+        help="fail, rather than skip, if there is no Redis server to start (the default if CI is set)",
     )
     group.addoption(
         "--memkit-store",
@@ -61,19 +70,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker, and what the run's summary will say."""
-    config.addinivalue_line("markers", "redis: needs a real Redis (set by itself on tests that use memkit's fixtures)")
+    """Register the marker, and what the summary prints."""
+    config.addinivalue_line("markers", "redis: needs a real Redis (added to tests that use memkit's fixtures)")
     config.stash[REAL_URL] = _url(config.getoption("--real-redis"))
     config.stash[RAN_ON] = set()
 
 
 def _url(given: str | None) -> str | None:
-    """Return what --real-redis was given; ``pytest --real-redis test_x.py`` gives it the file."""
+    """Return the value of --real-redis; ``pytest --real-redis test_x.py`` gives it the file."""
     if given and "://" not in given:
         shown = redact(f"://{given}")[3:]
         raise pytest.UsageError(
-            f"--real-redis was given {shown!r}, which is no URL. Name the server as --real-redis=URL, such as "
-            f"--real-redis={DEFAULT_REAL}; without a URL ({DEFAULT_REAL} is meant), put it behind the files"
+            f"--real-redis was given {shown!r}, which is not a URL. Name the server as --real-redis=URL, such as "
+            f"--real-redis={DEFAULT_REAL}; to use that one without typing it, put --real-redis behind the files"
         )
     return given
 
@@ -83,7 +92,7 @@ def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.It
     """Add the cases for --memkit-store; mark every test that uses one of the fixtures."""
     store = session.config.getoption("--memkit-store")
     if store:
-        from memkit.conformance.contract import StoreSuite
+        from memkit.conformance.pytest_suite import StoreSuite
 
         items += StoreSuite.of(session, store).collect()
     for item in items:
@@ -91,15 +100,38 @@ def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.It
             item.add_marker(pytest.mark.redis)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """Add a note to the error of a failed test if one of the fixtures explains it."""
+    error = call.excinfo.value if call.when == "call" and call.excinfo else None
+    names = FIXTURES.intersection(getattr(item, "fixturenames", ()))
+    if error is None or not names or isinstance(error, pytest.skip.Exception):
+        return
+    with contextlib.suppress(redis.RedisError, MemkitError, OSError):
+        for log in item.stash.get(COMMAND_LOGS, []):
+            explanation = log.explanation()
+            if explanation:
+                error.add_note(explanation)
+                break
+    if names & DECODING_FIXTURES and (isinstance(error, UnicodeDecodeError) or BYTES_EXPECTED.search(str(error))):
+        error.add_note(
+            f"memkit: the client of {min(names & DECODING_FIXTURES)} decodes replies as UTF-8 (decode_responses=True). "
+            "For values that are bytes use the fixture redis_client, which has decode_responses=False"
+        )
+    keyspace = getattr(item, "funcargs", {}).get("_memkit_keyspace") or item.stash.get(DATABASE, None)
+    if isinstance(error, NoPermissionError) and not isinstance(error, LeftSandboxError) and keyspace:
+        error.add_note(f"memkit: {keyspace.limits}")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Take in what an xdist worker ran on."""
+    """Collect what an xdist worker ran on."""
     output = getattr(node, "workeroutput", {})
     node.config.stash[RAN_ON].update(output.get("memkit_ran_on", ()))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """In an xdist worker: tell the controller what the tests ran on."""
+    """In an xdist worker, send what the tests ran on to the controller."""
     output = getattr(session.config, "workeroutput", None)
     if output is not None:
         ran_on: set[str] = session.config.stash[RAN_ON]
@@ -107,7 +139,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Name the servers that the results are from."""
+    """Print the servers of the results."""
     ran_on: set[str] = config.stash[RAN_ON]
     for line in sorted(ran_on):
         terminalreporter.write_line(f"memkit: {line}")
@@ -120,16 +152,15 @@ def _started(pytest_config: pytest.Config, /, **options: Any) -> RedisServer:
         if pytest_config.getoption("--memkit-require-server"):
             pytest.fail(str(error), pytrace=False)
         pytest.skip(str(error))
-    clock = server.clock.rung
     pytest_config.stash[RAN_ON].add(
-        f"{server.flavour} {server.version} ({server.source}), private, time moved by {clock}"
+        f"{server.flavour} {server.version} ({server.source}), private, time moved by {server.clock.method}"
     )
     return server
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where this run's tests go: a private server, or a real one by URL."""
+    """The server of this run: a private one, or a real one by URL."""
 
     server: RedisServer | None
     url: str = field(repr=False)
@@ -137,20 +168,20 @@ class Target:
 
 @pytest.fixture(scope="session")
 def memkit_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    """A private real server for the whole run, whatever --real-redis says; started when first used."""
+    """A private real server for the whole run, whatever --real-redis is; started at first use."""
     with _started(request.config) as server:
         yield server
 
 
-def _asked(real: str) -> dict[str, Any]:
-    """Return what a real server says it is; fail in one line when it says nothing."""
+def _server_info(real: str) -> dict[str, Any]:
+    """Return INFO of a real server; fail in one line if it does not answer."""
     try:
         with connect(real, client_name=NAME) as client:
             return cast("dict[str, Any]", client.info("server"))
     except (redis.RedisError, MemkitError, OSError) as error:
-        said = redact(str(error))
+        reason = redact(str(error))
     pytest.fail(
-        f"no answer from {redact(real)}, which --real-redis or MEMKIT_REDIS_URL names ({said}): start it, name "
+        f"no answer from {redact(real)}, which --real-redis or MEMKIT_REDIS_URL names ({reason}): start it, name "
         "another, or leave both out for a private server",
         pytrace=False,
     )
@@ -162,7 +193,7 @@ def _memkit_target(request: pytest.FixtureRequest) -> Target:
     if not real:
         server = cast("RedisServer", request.getfixturevalue("memkit_server"))
         return Target(server, server.url)
-    info = _asked(real)
+    info = _server_info(real)
     request.config.stash[RAN_ON].add(
         f"{info.get('server_name', 'redis')} {info.get('valkey_version', info['redis_version'])} at {redact(real)}, "
         "in sandboxes, time moved by deadline shift"
@@ -170,10 +201,24 @@ def _memkit_target(request: pytest.FixtureRequest) -> Target:
     return Target(None, real)
 
 
+@pytest.fixture(scope="session")
+def _memkit_sandboxes() -> Iterator[dict[str, Sandbox]]:
+    """The sandbox of the whole run, by URL: a private server that was stopped and started has a new URL."""
+    with contextlib.ExitStack() as stack:
+        sandboxes: dict[str, Sandbox] = {}
+        yield sandboxes
+        for sandbox in sandboxes.values():
+            stack.callback(sandbox.close)
+
+
 @pytest.fixture
-def memkit_sandbox(_memkit_target: Target) -> Iterator[Sandbox]:
-    """A key prefix of the test's own, enforced by the server, removed without trace."""
-    with Sandbox(_memkit_target.server or _memkit_target.url) as sandbox:
+def memkit_sandbox(_memkit_target: Target, _memkit_sandboxes: dict[str, Sandbox]) -> Iterator[Sandbox]:
+    """A random key prefix, enforced by the server, removed without trace."""
+    where = _memkit_target.server or _memkit_target.url
+    url = where.url if isinstance(where, RedisServer) else where
+    if url not in _memkit_sandboxes:
+        _memkit_sandboxes[url] = Sandbox(where).open()
+    with Sandbox(where, parent=_memkit_sandboxes[url]) as sandbox:
         yield sandbox
 
 
@@ -194,21 +239,6 @@ def redis_memory_store(memkit_sandbox: Sandbox) -> Iterator[Any]:
 
 
 @pytest.fixture
-def memkit_clock(_memkit_target: Target, memkit_sandbox: Sandbox) -> Iterator[ServerClock]:
-    """The clock of the server under test; set back afterwards.
-
-    On a private server the next test finds real time, however it was moved: what expired stays gone, deadlines still
-    to come are as far away again as time went back. On a real server only the sandbox's own deadlines are moved, and
-    they go with it.
-    """
-    clock = memkit_sandbox.clock
-    before = clock.offset
-    yield clock
-    if _memkit_target.server:
-        clock.shift(before - clock.offset)
-
-
-@pytest.fixture
 def memory_store(redis_memory_store: Any) -> MemoryStore:
     """A MemoryStore in a sandbox: prefix ``session:``, 7 days, sliding."""
     return MemoryStore(redis_memory_store, prefix="session:", ttl="7d")
@@ -218,6 +248,99 @@ def memory_store(redis_memory_store: Any) -> MemoryStore:
 def async_memory_store(memkit_sandbox: Sandbox) -> AsyncMemoryStore:
     """An AsyncMemoryStore in a sandbox: prefix ``session:``, 7 days, sliding."""
     return AsyncMemoryStore(memkit_sandbox.async_client(decode_responses=True), prefix="session:", ttl="7d")
+
+
+@pytest.fixture(scope="session")
+def _memkit_keyspaces(request: pytest.FixtureRequest) -> Iterator[PrivateKeyspace | DedicatedDatabase]:
+    real = request.config.stash[REAL_URL]
+    if not real:
+        with _started(request.config, port=0) as server, contextlib.closing(PrivateKeyspace(server)) as keyspace:
+            yield keyspace
+        return
+    request.getfixturevalue("_memkit_target")
+    workers = getattr(request.config, "workerinput", {}).get("workercount", 1)
+    if workers > 1:
+        names = ", ".join(f"gw{number}" for number in range(workers))
+        pytest.fail(
+            f"the {workers} workers of -n {workers} ({names}) would share the one database at {redact(real)}. For "
+            "redis_client, async_redis_client and redis_client_url run without -n, or leave out --real-redis: each "
+            "worker then has a private server",
+            pytrace=False,
+        )
+    with contextlib.closing(DedicatedDatabase(real)) as database:
+        yield database.open()
+
+
+DATABASE = pytest.StashKey[DedicatedDatabase]()
+
+
+@pytest.fixture
+def _memkit_keyspace(
+    request: pytest.FixtureRequest, _memkit_keyspaces: PrivateKeyspace | DedicatedDatabase
+) -> Iterator[PrivateKeyspace | DedicatedDatabase]:
+    _memkit_keyspaces.begin()
+    if isinstance(_memkit_keyspaces, DedicatedDatabase):
+        request.node.stash[DATABASE] = _memkit_keyspaces
+    yield _memkit_keyspaces
+    _memkit_keyspaces.end()
+
+
+@pytest.fixture
+def redis_client(_memkit_keyspace: PrivateKeyspace | DedicatedDatabase) -> Iterator[Any]:
+    """A plain redis.Redis (``decode_responses`` off) for any key names; its database is empty and the test's own."""
+    client = _memkit_keyspace.client()
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def async_redis_client(_memkit_keyspace: PrivateKeyspace | DedicatedDatabase) -> Any:
+    """A plain redis.asyncio.Redis (``decode_responses`` off) on the same keyspace as ``redis_client``."""
+    return _memkit_keyspace.async_client()
+
+
+@pytest.fixture
+def redis_client_url(_memkit_keyspace: PrivateKeyspace | DedicatedDatabase) -> str:
+    """The URL of the keyspace of ``redis_client``: ``redis://`` with host and port."""
+    return _memkit_keyspace.url
+
+
+@pytest.fixture
+def memkit_clock(request: pytest.FixtureRequest) -> Iterator[ServerClock]:
+    """The clock of the server under test; set back afterwards.
+
+    On a private server the next test finds real time: expired keys stay expired, and deadlines in the future are as far
+    away again as time went back. On a real server only the deadlines of the test's own keys are moved.
+    """
+    names = set(request.fixturenames)
+    servers: list[RedisServer] = []
+    clocks: list[ServerClock] = []
+    with contextlib.ExitStack() as stack:
+        if names & APPLICATION_FIXTURES:
+            keyspace: PrivateKeyspace | DedicatedDatabase = request.getfixturevalue("_memkit_keyspace")
+            clocks.append(keyspace.clock)
+            if isinstance(keyspace, PrivateKeyspace):
+                servers.append(keyspace.server)
+                stack.callback(keyspace.accept_changes)
+        if names & SANDBOX_FIXTURES or not clocks:
+            target: Target = request.getfixturevalue("_memkit_target")
+            if target.server:
+                servers.append(target.server)
+                clocks.append(target.server.clock)
+            else:
+                clocks.append(request.getfixturevalue("memkit_sandbox").clock)
+        logs = [CommandLog(server) for server in servers if server.clock.method == "preload"]
+        for log in logs:
+            log.start()
+            stack.callback(log.stop)
+        request.node.stash[COMMAND_LOGS] = logs
+        before = [clock.offset for clock in clocks]
+        with clocks[0].together_with(clocks[1:]):
+            yield clocks[0]
+        if servers:
+            for clock, offset in zip(clocks, before, strict=True):
+                if clock.offset != offset:
+                    clock.shift(offset - clock.offset)
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def packed(role: str, text: str) -> bytes:
     return uuid.uuid4().hex.encode() + json.dumps([role, text]).encode()
 
 
-# What is said
+# Content
 
 
 class Strips(ListScript):
@@ -167,13 +167,13 @@ class ScoreInMs(IsASet):
 
 
 class BeginsWithTheUser(ListScript):
-    """What was said before the user's first word is left out, as some trimmers do; a greeting is lost."""
+    """What comes before the user's first message is left out, as some trimmers do; a greeting is lost."""
 
     found_by = "roles"
 
     def read(self) -> Messages:
-        said = super().read()
-        return next((said[at:] for at, (role, _) in enumerate(said) if role == "user"), said)
+        messages = super().read()
+        return next((messages[at:] for at, (role, _) in enumerate(messages) if role == "user"), messages)
 
 
 class DropsTheFirstPrompt(ListScript):
@@ -182,10 +182,10 @@ class DropsTheFirstPrompt(ListScript):
     found_by = "roles"
 
     def read(self) -> Messages:
-        said = super().read()
-        while said and said[0][0] == "system":
-            said = said[1:]
-        return said
+        messages = super().read()
+        while messages and messages[0][0] == "system":
+            messages = messages[1:]
+        return messages
 
 
 class NewestFirst(ListScript):
@@ -199,16 +199,16 @@ class CountsInTheHandle(Right):
     """The message's number comes from the handle: a new handle begins at 0 and overwrites."""
 
     found_by = "order"
-    said = 0
+    count = 0
 
     def append(self, role: str, text: str) -> None:
         with self.r.pipeline() as pipe:
-            pipe.hset(self.key, str(self.said), json.dumps([role, text]))
+            pipe.hset(self.key, str(self.count), json.dumps([role, text]))
             if self.ttl_ms:
                 pipe.pexpire(self.key, self.ttl_ms, nx=True)
                 pipe.pexpire(self.key, self.ttl_ms, gt=True)
             pipe.execute()
-        self.said += 1
+        self.count += 1
 
     def read(self) -> Messages:
         return [tuple(json.loads(v)) for _, v in sorted(self.r.hgetall(self.key).items(), key=lambda kv: int(kv[0]))]
@@ -240,7 +240,7 @@ class OffByOne(ListScript):
         return [part(item) for item in self.r.lrange(self.key, 1, -1)]
 
 
-# Whose it is
+# Isolation
 
 
 class FoldsCase(ListScript):
@@ -286,7 +286,7 @@ class SplitsAtCommas(ListScript):
 
 
 class PartsNamedLikeSessions(Right):
-    """Message n of the session "user" has the key of the session "user:n"; WRONGTYPE tells, sometimes."""
+    """Message n of the session "user" has the key of the session "user:n"; sometimes WRONGTYPE reports it."""
 
     found_by = "ids_apart"
     options: ClassVar[dict[str, object]] = {"retry": None}
@@ -326,7 +326,7 @@ class PartsFromZero(PartsNamedLikeSessions):
 class TextsByContent(ListScript):
     """Each text is kept once, for all sessions; clear() deletes those of the session."""
 
-    found_by = "clear_nobody_else"
+    found_by = "clear_no_other_session"
     options: ClassVar[dict[str, object]] = {"retry": None}
     script = """
         local ttl, left = tonumber(ARGV[2]), redis.call('PTTL', KEYS[1])
@@ -365,7 +365,7 @@ class FirstMatch(ListScript):
 
 
 class ClearsByPattern(ListScript):
-    found_by = "clear_nobody_else"
+    found_by = "clear_no_other_session"
 
     def clear(self) -> None:
         for key in list(self.r.scan_iter(self.key)):
@@ -373,7 +373,7 @@ class ClearsByPattern(ListScript):
 
 
 class ClearsByPrefix(ListScript):
-    found_by = "clear_nobody_else"
+    found_by = "clear_no_other_session"
 
     def clear(self) -> None:
         for key in list(self.r.scan_iter(re.sub(r"([\\*?\[\]])", r"\\\1", self.key) + "*")):
@@ -381,7 +381,7 @@ class ClearsByPrefix(ListScript):
 
 
 class Flushes(ListScript):
-    found_by = "clear_nobody_else"
+    found_by = "clear_no_other_session"
 
     def clear(self) -> None:
         self.r.flushdb()
@@ -524,7 +524,7 @@ class DatabaseZero(ListScript):
 
 
 class OneHashForAll(Right):
-    """Every session in one hash whose TTL each of them sets."""
+    """Every session in one hash, and each sets the TTL of the hash."""
 
     found_by = "lifetimes_apart"
 
@@ -532,10 +532,10 @@ class OneHashForAll(Right):
         item = json.dumps([role, text])
         self.r.eval(
             """
-            local said = redis.call('HGET', KEYS[1], ARGV[1])
-            said = said and cjson.decode(said) or {}
-            said[#said + 1] = ARGV[2]
-            redis.call('HSET', KEYS[1], ARGV[1], cjson.encode(said))
+            local messages = redis.call('HGET', KEYS[1], ARGV[1])
+            messages = messages and cjson.decode(messages) or {}
+            messages[#messages + 1] = ARGV[2]
+            redis.call('HSET', KEYS[1], ARGV[1], cjson.encode(messages))
             if tonumber(ARGV[3]) > 0 then
               redis.call('PEXPIRE', KEYS[1], ARGV[3], 'NX')
               redis.call('PEXPIRE', KEYS[1], ARGV[3], 'GT')
@@ -581,7 +581,7 @@ class OneTtlForAll(ListScript):
         super().append(role, text)
 
 
-# How long
+# Expiry
 
 
 class IgnoresTtl(ListScript):
@@ -627,7 +627,7 @@ class DefaultHour(ListScript):
 
 
 class NoTtlButAnHour(RawList):
-    """Says that it has no TTL, and forgets after an hour of silence."""
+    """Declares that it has no TTL, and sets one of an hour."""
 
     found_by = "none_means_no_deadline"
     has_ttl = False
@@ -678,7 +678,7 @@ class NegativeDeletes(Right):
 
 
 class TheIncident(ListScript):
-    """The newest TTL counts, and nobody said so."""
+    """The newest TTL counts, which is not declared."""
 
     found_by = "reopen_shorter"
     script = ListScript.script.replace(", 'GT'", "")
@@ -699,14 +699,14 @@ class KeepsTheOldTtl(ListScript):
 
 
 class OnceOnly(ListScript):
-    """An absolute deadline, and nobody said so."""
+    """An absolute deadline, which is not declared."""
 
     found_by = "append_renews"
     script = ListScript.script.replace("'GT'", "'NX'")
 
 
 class RenewsLate(ListScript):
-    """Renews when a tenth of the life is left, to save a command."""
+    """Renews when a tenth of the TTL is left, to save a command."""
 
     found_by = "append_renews"
     script = ListScript.script.replace(
@@ -766,7 +766,7 @@ class NonePersists(ListScript):
             self.r.persist(self.key)
 
 
-class ImmortalMetadata(ListScript):
+class PersistentMetadata(ListScript):
     found_by = "ttl_on_every_key"
 
     def append(self, role: str, text: str) -> None:
@@ -777,7 +777,7 @@ class ImmortalMetadata(ListScript):
         self.r.delete(self.key, self.key + ":meta")
 
 
-class MetadataOutlives(ListScript):
+class MetadataExpiresLater(ListScript):
     found_by = "ttl_on_every_key"
 
     def append(self, role: str, text: str) -> None:
@@ -788,7 +788,7 @@ class MetadataOutlives(ListScript):
         self.r.delete(self.key, self.key + ":meta")
 
 
-class OldPartsDie(Right):
+class OldPartsExpire(Right):
     """A list of numbers and a key a message; only the newest message's key is renewed."""
 
     found_by = "long_talk_stays_whole"
@@ -819,18 +819,18 @@ class OldPartsDie(Right):
 class Chunks(Right):
     """A list a hundred messages; the last one alone is renewed."""
 
-    found_by = "long_dialogue_lives_as_one"
+    found_by = "long_dialogue_expires_as_one"
 
     def chunk(self, number: int) -> str:
         return f"{self.key}|{number}"
 
     def append(self, role: str, text: str) -> None:
-        said = len(self.read())
+        count = len(self.read())
         with self.r.pipeline() as pipe:
-            pipe.rpush(self.chunk(said // 100), json.dumps([role, text]))
+            pipe.rpush(self.chunk(count // 100), json.dumps([role, text]))
             if self.ttl_ms:
-                pipe.pexpire(self.chunk(said // 100), self.ttl_ms, nx=True)
-                pipe.pexpire(self.chunk(said // 100), self.ttl_ms, gt=True)
+                pipe.pexpire(self.chunk(count // 100), self.ttl_ms, nx=True)
+                pipe.pexpire(self.chunk(count // 100), self.ttl_ms, gt=True)
             pipe.execute()
 
     def read(self) -> Messages:
@@ -841,7 +841,7 @@ class Chunks(Right):
         self.r.delete(*map(self.chunk, range(10)))
 
 
-class ToolResultsDie(ListScript):
+class ToolResultsExpire(ListScript):
     """A tool's result has a key of its own, whose TTL is set once; a missing one is left out."""
 
     found_by = "append_renews"
@@ -864,8 +864,8 @@ class ToolResultsDie(ListScript):
             pipe.execute()
 
     def read(self) -> Messages:
-        said = [(role, self.text_of(text)) for role, text in super().read()]
-        return [(role, text) for role, text in said if text is not None]
+        messages = [(role, self.text_of(text)) for role, text in super().read()]
+        return [(role, text) for role, text in messages if text is not None]
 
     def text_of(self, text: Any) -> Any:
         raw = self.r.get(self.part(text["in"])) if isinstance(text, dict) else text
@@ -876,7 +876,7 @@ class ToolResultsDie(ListScript):
         self.r.delete(self.key, *parts)
 
 
-class PromptsDie(ToolResultsDie):
+class PromptsExpire(ToolResultsExpire):
     """The same with the system prompt."""
 
     found_by = "long_talk_stays_whole"
@@ -885,7 +885,7 @@ class PromptsDie(ToolResultsDie):
         return message[0] == "system"
 
 
-class LongTextsDie(ToolResultsDie):
+class LongTextsExpire(ToolResultsExpire):
     """The same with a long text."""
 
     found_by = "long_talk_stays_whole"
@@ -897,7 +897,7 @@ class LongTextsDie(ToolResultsDie):
 class CompactionDropsTheTtl(ListScript):
     """Every 64th append writes the list anew, without its TTL; the next one sets it again."""
 
-    found_by = "long_dialogue_lives_as_one"
+    found_by = "long_dialogue_expires_as_one"
     script = ListScript.script.replace(
         "if ttl > 0 then redis.call('PEXPIRE', KEYS[1], ttl, 'GT') end",
         "if ttl > 0 and redis.call('PTTL', KEYS[1]) == -1 then redis.call('PEXPIRE', KEYS[1], ttl) end "
@@ -911,7 +911,7 @@ class CompactionDropsTheTtl(ListScript):
 
 
 class ShortensAPart(KeyPerMessage):
-    """May shorten, and says so: the messages get the shorter TTL, the list that orders them keeps the longer one."""
+    """Declares that it may shorten: the messages get the shorter TTL, their list keeps the longer one."""
 
     found_by = "reopen_shorter"
     may_shorten = True
@@ -927,7 +927,7 @@ class ShortensAPart(KeyPerMessage):
 
 
 class ClearsTheFirstChunk(Chunks):
-    found_by = "long_dialogue_lives_as_one"
+    found_by = "long_dialogue_expires_as_one"
 
     def clear(self) -> None:
         self.r.delete(self.chunk(0))
@@ -1035,14 +1035,14 @@ class TwoCommands(Right):
         return [part(item) for item in self.r.lrange(self.key, 0, -1)]
 
 
-class CrashLeavesImmortal(TwoCommands):
-    """The same, told by a process that is killed between the two."""
+class CrashLeavesPersistent(TwoCommands):
+    """The same, found by a process that is killed between the two."""
 
     found_by = "crash_in_append"
 
 
 class RenewalSwallowed(Right):
-    """A new session is right; when a renewal fails, the append says that all is well."""
+    """A new session is right; when a renewal fails, the append reports success."""
 
     found_by = "expire_denied"
 
@@ -1089,14 +1089,14 @@ class ReadErrorIsTheLastCopy(ListScript):
 
 
 class OfflineIsTheLastCopy(ReadErrorIsTheLastCopy):
-    """The same, told by a broken connection."""
+    """The same, found by a broken connection."""
 
     found_by = "connection_lost"
     options: ClassVar[dict[str, object]] = {"retry": None}
 
 
 class ReadErrorLeavesOut(Right):
-    """A hash of texts beside a list of roles; texts that cannot be read are empty."""
+    """A hash of texts and a list of roles; texts that cannot be read are empty."""
 
     found_by = "read_denied"
 
@@ -1131,7 +1131,7 @@ class WriteErrorSwallowed(ListScript):
 
 
 class IndexErrorSwallowed(Right):
-    """The message is written, its place in the index is not, and nobody is told."""
+    """The message is written, its place in the index is not, and no error is raised."""
 
     found_by = "write_denied"
 
@@ -1205,7 +1205,7 @@ class TwoTrips(Right):
 
 
 class TwoTripsApart(TwoTrips):
-    """The same, told by a request that is lost."""
+    """The same, found by a request that is lost."""
 
     found_by = "lost_reply"
 
@@ -1230,7 +1230,7 @@ class RetriesAStream(Stream):
 
 
 class LooksAtTheLastOnly(ListScript):
-    """Skips a message whose text is the last one's: right for a retry, and wrong for a person."""
+    """Skips a message with the text of the last one: right for a retry, wrong if the user repeats it."""
 
     found_by = "identical_messages"
 
@@ -1243,7 +1243,7 @@ class LooksAtTheLastOnly(ListScript):
 
 
 class LooksForItsIdInTheLastOnly(ListScript):
-    """Skips a message whose id is the last one's: another client wrote before the retry, and it is stored twice."""
+    """Skips a message with the id of the last one: if another client wrote before the retry, it is stored twice."""
 
     found_by = "lost_reply"
     script = ListScript.script.replace("-200", "-1")
@@ -1261,7 +1261,7 @@ class NetworkErrorSwallowed(ListScript):
 
 
 class NoConnectionNoMemory(ListScript):
-    """Holds one connection and reads from it; when that is gone, there is no memory."""
+    """Holds one connection and reads from it; when that is closed, the memory is empty."""
 
     found_by = "connection_lost"
     connection: Any = None
@@ -1339,7 +1339,7 @@ class FallsBack(ListScript):
 
 
 class UserRenews(ListScript):
-    """Only what the user says renews; a long answer does not."""
+    """Only the user's messages renew."""
 
     found_by = "append_renews"
 
@@ -1509,7 +1509,7 @@ class OverwritesForeign(StringWatch):
         return super().tried(item)
 
 
-# Crowds and restarts
+# Concurrency and restarts
 
 
 class ReadModifyWrite(StringWatch):
@@ -1583,7 +1583,7 @@ class ReadsPages(NoTtl):
 
 
 class LosesItsScript(ListScript):
-    """Keeps the script's hash for the process's life; when the server has lost it, says nothing."""
+    """Keeps the script's hash as long as the process runs; raises nothing when the server has lost it."""
 
     found_by = "restart"
     sha = ""

@@ -6,7 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -26,9 +26,16 @@ Given = TypeVar("Given")
 Run = subprocess.CompletedProcess[str]
 
 
-def run_nbval(notebook: Path, *, cell_timeout_s: float = CELL_TIMEOUT_S, env: dict[str, str] | None = None) -> Run:
-    """Run a notebook where it is, in a folder for it alone; the log is in ``stdout``. ``env``: beside the usual."""
-    command = [sys.executable, "-m", "pytest", *NBVAL, f"--nbval-cell-timeout={cell_timeout_s}", notebook.name]
+def run_nbval(
+    notebook: Path,
+    *,
+    cell_timeout_s: float = CELL_TIMEOUT_S,
+    env: dict[str, str] | None = None,
+    options: Sequence[str] = (),
+) -> Run:
+    """Run a notebook in its folder; the log is in ``stdout``. ``env`` and ``options`` are added to the usual ones."""
+    limit = f"--nbval-cell-timeout={cell_timeout_s}"
+    command = [sys.executable, "-m", "pytest", *NBVAL, limit, *options, notebook.name]
     return subprocess.run(
         command,
         cwd=notebook.parent,
@@ -42,7 +49,7 @@ def run_nbval(notebook: Path, *, cell_timeout_s: float = CELL_TIMEOUT_S, env: di
 
 
 def own_jupyter(folder: Path) -> dict[str, str]:
-    """Return an environment in which nobody's Jupyter settings, start-up files or Redis play a part."""
+    """Return an environment without the user's Jupyter settings, start-up files or Redis."""
     private = {
         name: str(folder / name.lower())
         for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
@@ -60,7 +67,9 @@ def ahead_of_tests(
     Much of a run is a kernel starting. A worker of xdist knows all tests, but not which will be its own: ahead of none.
     """
     here = [item for item in request.session.items if item.path == request.path]
-    values = [] if "PYTEST_XDIST_WORKER" in os.environ else [item.callspec.params[parameter] for item in here]
+    parameters = [item.callspec.params for item in here if hasattr(item, "callspec")]
+    values = [one[parameter] for one in parameters if parameter in one]
+    values = [] if "PYTEST_XDIST_WORKER" in os.environ else values
     with ThreadPoolExecutor(max_workers=2) as pool:
         begun = {value: pool.submit(work, value) for value in values}
         yield lambda value: begun[value].result() if value in begun else work(value)

@@ -17,12 +17,12 @@ from typing import Any
 
 import nbformat
 
-from memkit.demo import QUESTIONS
+from memkit.notebook.demo import QUESTIONS
 
 CONTRACT = "nbval-check-output"
 TAGS = {CONTRACT, "parameters"}
 MARKERS = re.compile(r"# *((?:NBVAL|PYTEST_VALIDATE)_\w+)")
-NOTEBOOKS = 7
+NOTEBOOKS = 8
 CELLS, LINES = 15, 12
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},

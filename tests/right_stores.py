@@ -112,7 +112,7 @@ class SharedPool(ListScript):
 
 
 class HashedKeys(ListScript):
-    """The id is hashed into the key: its name does not show whose it is."""
+    """The id is hashed into the key: its name does not show the session."""
 
     def key_of(self, session_id: str) -> str:
         return "right:" + hashlib.sha256(session_id.encode()).hexdigest()
@@ -200,7 +200,7 @@ class Compressed(StringWatch):
 
 
 class FewTries(StringWatch):
-    """Gives up, aloud, when others write at the same time."""
+    """Raises when others write at the same time."""
 
     def append(self, role: str, text: str) -> None:
         if not self.tried([uuid.uuid4().hex, role, text]):
@@ -251,7 +251,7 @@ class HashWithIndex(Right):
 
 
 class Stream(Right):
-    """A stream of raw fields; XADD and PEXPIRE (NX on a new key, GT on an old one) in one MULTI; gives up aloud."""
+    """A stream of raw fields; XADD and PEXPIRE (NX if new, else GT) in one MULTI; raises on a conflict."""
 
     def append(self, role: str, text: str) -> None:
         with self.r.pipeline() as pipe:
@@ -396,7 +396,7 @@ class Locked(StringWatch):
 
 
 class NoTtl(Right):
-    """No TTL at all, and says so."""
+    """No TTL at all, which it declares."""
 
     has_ttl = False
 
@@ -408,13 +408,13 @@ class NoTtl(Right):
 
 
 class SharedHash(NoTtl):
-    """Every session in one hash, a field each, written by a script; no TTL, and says so."""
+    """Every session in one hash, a field each, written by a script; no TTL, which it declares."""
 
     script = """
-        local said = redis.call('HGET', KEYS[1], ARGV[1])
-        said = said and cjson.decode(said) or {}
-        said[#said + 1] = {ARGV[2], ARGV[3]}
-        redis.call('HSET', KEYS[1], ARGV[1], cjson.encode(said))"""
+        local messages = redis.call('HGET', KEYS[1], ARGV[1])
+        messages = messages and cjson.decode(messages) or {}
+        messages[#messages + 1] = {ARGV[2], ARGV[3]}
+        redis.call('HSET', KEYS[1], ARGV[1], cjson.encode(messages))"""
 
     def append(self, role: str, text: str) -> None:
         self.r.eval(self.script, 1, "right-all", self.session_id, role, text)
@@ -428,7 +428,7 @@ class SharedHash(NoTtl):
 
 
 class Absolute(ListScript):
-    """The deadline is set once, and says so."""
+    """The deadline is set once, which it declares."""
 
     expiry = "absolute"
     script = """
@@ -443,7 +443,7 @@ class Absolute(ListScript):
 
 
 class MayShorten(ListScript):
-    """The newest TTL counts, and says so."""
+    """The newest TTL counts, which it declares."""
 
     may_shorten = True
     script = """
@@ -484,7 +484,7 @@ class TwoLists(Right):
 
 
 class CheckedCache(ListScript):
-    """A copy in the handle, shown while Redis says that length and last message are those of the copy."""
+    """A copy in the handle, shown while length and last message in Redis are those of the copy."""
 
     seen: Any = None
     copy: tuple[tuple[str, str], ...] = ()

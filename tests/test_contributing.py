@@ -1,4 +1,4 @@
-"""What .github/ and the hooks say is so: every path is there, every command is one."""
+"""CONTRIBUTING.md, the workflow and the hooks: every path and every command exists."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ def test_the_two_commands_are_the_readmes() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:memkit|tests|notebooks)/[\w./*]+", CONTRIBUTING))))
-def test_every_path_is_there(path: str) -> None:
+def test_every_path_exists(path: str) -> None:
     assert list(ROOT.glob(path.rstrip("."))) or "NAME" in path
 
 
 @pytest.mark.parametrize(
-    ("name", "path"), [("SEVERITIES", "memkit/audit_report.py"), ("FORMATS", "memkit/formats/__init__.py")]
+    ("name", "path"), [("SEVERITIES", "memkit/audit/finding.py"), ("FORMATS", "memkit/formats/__init__.py")]
 )
-def test_every_name_is_where_it_is_said_to_be(name: str, path: str) -> None:
+def test_every_name_is_in_its_module(name: str, path: str) -> None:
     assert f"`{name}`" in CONTRIBUTING
     assert re.search(rf"^{name}\b", (ROOT / path).read_text(), re.MULTILINE)
 
 
-def test_the_workflow_calls_what_ci_runs() -> None:
+def test_the_workflow_runs_ci_run() -> None:
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
     assert ".ci/run" in [step.get("run") for step in workflow["jobs"]["all"]["steps"]]
     assert (ROOT / ".ci/run").stat().st_mode & 0o111
 
 
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook["id"])
-def test_every_hook_runs_what_the_project_has(hook: dict[str, str]) -> None:
+def test_every_hook_runs_an_installed_program(hook: dict[str, str]) -> None:
     runner, run, frozen, program, *arguments = shlex.split(hook["entry"])
     assert (runner, run, frozen) == (".venv/bin/uv", "run", "--no-sync")
     assert shutil.which(program, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")

@@ -7,8 +7,8 @@ from memkit import MemoryStore
 WEEK_S = 7 * 24 * 3600
 
 
-def wait_until_gone(client, key, within_s):
-    """Block on the server until a key is gone: a BLPOP on a list that never comes ends at each of its timeouts."""
+def wait_until_expired(client, key, within_s):
+    """Wait on the server until a key has expired: BLPOP on a missing list returns after its timeout."""
     for _ in range(int(within_s / 0.05)):
         if not client.exists(key):
             return
@@ -30,7 +30,7 @@ def test_session_expires_after_its_ttl(redis_memory_store):
     store = MemoryStore(redis_memory_store, prefix="session:", ttl=2)
     store.save("user-42", [{"role": "user", "content": "hi"}])
     assert store.load("user-42") is not None
-    wait_until_gone(redis_memory_store, store.key("user-42"), within_s=120)
+    wait_until_expired(redis_memory_store, store.key("user-42"), within_s=120)
     assert store.load("user-42") is None
 
 
@@ -43,7 +43,7 @@ def test_session_expires_after_its_ttl_by_the_clock(redis_memory_store, memkit_c
     assert store.load("user-42") is None
 
 
-def test_stores_with_other_prefixes_do_not_see_each_other(redis_memory_store):
+def test_stores_with_other_prefixes_are_isolated(redis_memory_store):
     a = MemoryStore(redis_memory_store, prefix="a:", ttl=60)
     b = MemoryStore(redis_memory_store, prefix="b:", ttl=60)
     a.save("same", [{"role": "user", "content": "from a"}])
@@ -56,7 +56,7 @@ def test_stores_with_other_prefixes_do_not_see_each_other(redis_memory_store):
     assert b.load("same") == [{"role": "user", "content": "from b"}]
 
 
-def test_a_session_lives_as_long_as_the_policy_says(memory_store, memkit_clock):
+def test_a_session_expires_at_its_configured_ttl(memory_store, memkit_clock):
     memory_store.save("s", [{"role": "user", "content": "remember me"}])
     memkit_clock.shift("6d")
     assert memory_store.load("s") == [{"role": "user", "content": "remember me"}]

@@ -1,95 +1,120 @@
-"""Imports go one way: a module knows those before it in the list, never those after."""
+"""Imports go one way: each file of memkit imports only what stands before it, and no files import in a circle."""
 
 import ast
 import subprocess
 import sys
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "memkit"
 ORDER = """
-    errors policy connect clock server sandbox session store
-    formats reading session_report inspect
-    expiry_log observe audit_* audit
-    demo semantics conformance
-    plot* notebook pytest_plugin lab triage cli
+    errors policy config render connect server store readonly formats history inspect observe audit conformance
+    plot notebook pytest_plugin cli
 """.split()  # noqa: SIM905
+FILES = {
+    ".".join(("memkit", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.name != "__main__.py"
+}
+PARTS = [name for name, path in FILES.items() if path.name != "__init__.py"]
 HEAVY = {"pandas", "matplotlib", "IPython", "numpy", "jupyterlab", "fakeredis", "pytest", "papermill"}
 # Figures are made of numpy and matplotlib, the notebook extension of IPython and pytest, the plugin of pytest.
-MAY_LOAD_HEAVY = ("plot", "notebook", "pytest_plugin", "conformance")
+MAY_LOAD_HEAVY = ("memkit.plot", "memkit.notebook.extension", "memkit.pytest_plugin", "memkit.conformance.pytest_suite")
+# A package's parts that bring the others together: the parts below them know nothing of them.
+ASSEMBLY = {"run", "runner", "report", "result"}
 
 
-def layer(module):
-    """The place of ``memkit.x.y`` in the order; a package is one place."""
-    top = module.split(".")[1]
-    for place, name in enumerate(ORDER):
-        if top == name or (name.endswith("*") and top.startswith(name[:-1])):
-            return place
-    raise AssertionError(f"memkit.{top} has no place in the order of layers")
+@cache
+def tree(path):
+    return ast.parse(path.read_text())
 
 
-def modules():
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = ".".join(("memkit", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
-        if name not in ("memkit", "memkit.__main__"):
-            yield pytest.param(name, path, id=name)
-
-
-def imported(tree):
-    for node in ast.walk(tree):
+def imported(parsed):
+    """Every module that the code imports, wherever the import stands; a name out of a module counts as the module."""
+    for node in ast.walk(parsed):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative import"
-            if node.module == "memkit":
-                yield from (f"memkit.{alias.name}" for alias in node.names if (PACKAGE / f"{alias.name}.py").exists())
-            else:
-                yield node.module
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in FILES else node.module
 
 
-@pytest.mark.parametrize(("module", "path"), list(modules()))
-def test_imports_only_go_down_the_list(module, path):
-    for name in imported(ast.parse(path.read_text())):
-        if name.startswith("memkit."):
-            assert layer(name) <= layer(module), f"{module} imports {name}, which comes later"
+def own_imports(name):
+    return {one for one in imported(tree(FILES[name])) if one.partition(".")[0] == "memkit"}
 
 
-@pytest.mark.parametrize(("module", "path"), list(modules()))
-def test_heavy_packages_are_imported_where_they_are_used(module, path):
-    if module.split(".")[1].startswith(MAY_LOAD_HEAVY):
+def place(name):
+    return ORDER.index(name.split(".")[1])
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_imports_only_what_stands_before_it(name):
+    for other in own_imports(name) - {"memkit"}:
+        assert place(other) <= place(name), f"{name} imports {other}, which comes later"
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_no_part_imports_its_own_package(name):
+    package = name.rpartition(".")[0]
+    while package != "memkit":
+        assert package not in own_imports(name)
+        package = package.rpartition(".")[0]
+
+
+@pytest.mark.parametrize("name", [name for name in PARTS if {"checks", "cases"} & set(name.split("."))])
+def test_checks_and_cases_know_no_assembly(name):
+    package = ".".join(name.split(".")[:2])
+    assert not own_imports(name) & {f"{package}.{part}" for part in ASSEMBLY}
+
+
+def test_no_circle():
+    arrows = {name: own_imports(name) for name in PARTS}
+    try:
+        TopologicalSorter(arrows).prepare()
+    except CycleError as error:
+        pytest.fail(f"these import each other: {' -> '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_heavy_packages_are_imported_where_they_are_used(name):
+    if name.startswith(MAY_LOAD_HEAVY):
         return
-    tree = ast.parse(path.read_text())
-    checked = [node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))]
+    body = tree(FILES[name]).body
+    checked = [node for node in body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))]
     top = [node for node in checked if isinstance(node, ast.Import | ast.ImportFrom)]
-    names = {name.partition(".")[0] for node in top for name in imported(node)}
+    names = {one.partition(".")[0] for node in top for one in imported(node)}
     assert not names & HEAVY
 
 
 def test_import_memkit_loads_nothing_heavy():
     script = f"import sys, memkit; print(sorted({HEAVY!r} & set(sys.modules)))"
-    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert said == "[]\n"
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert output == "[]\n"
 
 
 FORBIDDEN = {
     "fake or mock of Redis": ("fakeredis", "unittest.mock"),
     "pickle": ("pickle.load", "pickle.loads", "cloudpickle", "dill"),
 }
-TREES = sorted(path for folder in ("memkit", "tests") for path in (PACKAGE.parent / folder).rglob("*.py"))
-# Where fakeredis is shown to lie, beside the real server.
-SHOWS_A_FAKE = {"semantics.py", "test_semantics.py", "test_layers.py"}
+SOURCES = sorted(path for folder in ("memkit", "tests") for path in (PACKAGE.parent / folder).rglob("*.py"))
+# Notebook 01 shows fakeredis beside the real server.
+SHOWS_A_FAKE = {"ttl_semantics.py", "test_semantics.py", "test_layers.py"}
 
 
-@pytest.mark.parametrize("path", TREES, ids=lambda path: str(path.relative_to(PACKAGE.parent)))
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE.parent)))
 def test_no_fake_no_pickle(path):
     if path.name in SHOWS_A_FAKE:
         return
-    names = set(imported(ast.parse(path.read_text())))
     calls = {
         f"{node.func.value.id}.{node.func.attr}"
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(tree(path))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name)
     }
+    names = set(imported(tree(path)))
     for what, forbidden in FORBIDDEN.items():
         assert not (names | calls) & set(forbidden), what

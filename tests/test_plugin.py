@@ -42,7 +42,7 @@ def _plain(pytester, monkeypatch):  # noqa: ARG001  # pytester unsets PYTEST_ADD
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p memkit.pytest_plugin -p no:cacheprovider")
 
 
-def test_tests_run_on_a_private_server_and_say_which(pytester, monkeypatch):
+def test_the_summary_names_the_private_server(pytester, monkeypatch):
     """Found by its entry point."""
     monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
     monkeypatch.delenv("PYTEST_ADDOPTS")
@@ -59,7 +59,7 @@ def test_under_xdist_too(pytester):
     result.stdout.fnmatch_lines(["memkit: * (*), private, time moved by *"])
 
 
-def test_a_run_without_memkits_fixtures_says_nothing(pytester):
+def test_a_run_without_fixtures_prints_nothing(pytester):
     pytester.makepyfile("def test(): pass")
     result = pytester.runpytest_subprocess()
     result.assert_outcomes(passed=1)
@@ -129,18 +129,18 @@ def test_the_fixtures(pytester):
 
 NO_SERVER = """
     import pytest
-    from memkit import server
+    from memkit.server import launcher
     from memkit.errors import ServerNotFound
 
     @pytest.fixture(autouse=True, scope="session")
     def without_a_server():
         def find():
-            raise ServerNotFound(server.HOW_TO_GET_ONE)
-        server.find_server = find
+            raise ServerNotFound(launcher.HOW_TO_GET_ONE)
+        launcher.find_server = find
 """
 
 
-def test_without_a_server_tests_are_skipped_with_instructions(pytester):
+def test_without_a_server_tests_are_skipped(pytester):
     pytester.makeconftest(NO_SERVER)
     pytester.makepyfile(ARTICLE)
     result = pytester.runpytest_subprocess("-rs")
@@ -149,7 +149,7 @@ def test_without_a_server_tests_are_skipped_with_instructions(pytester):
 
 
 @pytest.mark.parametrize("how", ["option", "CI"])
-def test_where_a_server_is_required_its_absence_is_red(pytester, monkeypatch, how):
+def test_a_required_server_that_is_missing_fails(pytester, monkeypatch, how):
     if how == "CI":
         monkeypatch.setenv("CI", "true")
     pytester.makeconftest(NO_SERVER)
@@ -166,7 +166,7 @@ def prepared():
 
 
 @pytest.mark.parametrize("how", ["option", "environment"])
-def test_a_real_server_is_used_in_sandboxes_and_left_as_it_was(pytester, prepared, monkeypatch, how):
+def test_a_real_server_is_left_unchanged(pytester, prepared, monkeypatch, how):
     client, url = prepared
     if how == "environment":
         monkeypatch.setenv("MEMKIT_REDIS_URL", url)
@@ -196,7 +196,7 @@ SIDE_BY_SIDE = """
 """
 
 
-def test_workers_and_runs_side_by_side_share_a_real_server(pytester, prepared):
+def test_parallel_runs_share_a_real_server(pytester, prepared):
     client, url = prepared
     pytester.makepyfile(SIDE_BY_SIDE)
     other = [sys.executable, "-m", "pytest", "-q", f"--real-redis={url}"]
@@ -207,7 +207,7 @@ def test_workers_and_runs_side_by_side_share_a_real_server(pytester, prepared):
     assert client.acl_users() == ["default"]
 
 
-def test_a_run_after_one_that_was_killed_passes_and_removes_what_it_left(pytester, prepared):
+def test_a_run_removes_what_a_killed_one_left(pytester, prepared):
     client, url = prepared
     pytester.makepyfile(
         test_killed="""
@@ -233,7 +233,7 @@ def test_a_cluster_may_be_the_real_server(pytester, tmp_path):
         assert list(client.scan_iter()) == []
 
 
-def test_a_server_that_looks_like_production_is_refused(pytester, prepared, monkeypatch):
+def test_a_server_with_foreign_keys_is_refused(pytester, prepared, monkeypatch):
     client, url = prepared
     client.set("customer:1", "theirs")
     pytester.makepyfile(ARTICLE)
@@ -249,7 +249,7 @@ def test_a_server_that_looks_like_production_is_refused(pytester, prepared, monk
         client.delete("customer:1")
 
 
-def test_a_real_server_that_is_not_there_is_an_error_not_a_skip(pytester):
+def test_an_unreachable_real_server_is_an_error(pytester):
     pytester.makepyfile(ARTICLE)
     result = pytester.runpytest_subprocess("--real-redis=redis://:secret@localhost:1/15")
     result.assert_outcomes(errors=2)
@@ -259,14 +259,14 @@ def test_a_real_server_that_is_not_there_is_an_error_not_a_skip(pytester):
 
 
 @pytest.mark.parametrize("how", ["file", "environment"])
-def test_what_is_no_url_of_a_real_server_is_a_usage_error(pytester, monkeypatch, how):
+def test_an_invalid_real_redis_is_a_usage_error(pytester, monkeypatch, how):
     given = pytester.makepyfile(ARTICLE).name if how == "file" else ":secret@localhost:6379"
     if how == "environment":
         monkeypatch.setenv("MEMKIT_REDIS_URL", given)
     result = pytester.runpytest_subprocess(*(["--real-redis", given] if how == "file" else []))
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(
-        [f"ERROR: *'{given.replace('secret', '[*][*][*]')}'*no URL*--real-redis=URL*redis://localhost:6379/15*"]
+        [f"ERROR: *'{given.replace('secret', '[*][*][*]')}'*not a URL*--real-redis=URL*redis://localhost:6379/15*"]
     )
 
 
@@ -278,16 +278,16 @@ def test_the_plugin_loads_no_heavy_package(pytester):
 
 
 WITHOUT_PRELOAD = """
-    from memkit import server
+    from memkit.server import launcher
 
-    server._shim = str
+    launcher._shim = str
 """
 MOVED = """
     from datetime import UTC, datetime, timedelta
     from memkit import MemoryStore
 
     def test_moves(memory_store, memkit_clock):
-        assert memkit_clock.rung == "deadline shift"
+        assert memkit_clock.method == "deadline shift"
         memory_store.save("a", [])
         memkit_clock.shift("8d")
         assert memory_store.load("a") is None
@@ -305,7 +305,7 @@ MOVED = """
         memkit_clock.shift("6d")
 
     def test_deadlines_of_the_whole_server_go_back_2(memkit_server):
-        assert 6.9 < MemoryStore(memkit_server.client(), prefix="all:").ttl("a") / 86400 <= 7
+        assert 6.9 < MemoryStore(memkit_server.client(), prefix="all:", ttl=None).ttl("a") / 86400 <= 7
 """
 
 

@@ -1,4 +1,4 @@
-"""What expiry was meant: units, refusals, and how a policy reads."""
+"""TTLs and policies: units, refusals and texts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memkit.errors import MemkitError, PolicyError
-from memkit.policy import MAX_TTL_MS, UNIT_MS, ExpiryPolicy, duration_ms, human, ttl_ms
+from memkit.policy import MAX_TTL_MS, UNIT_MS, ExpiryPolicy, duration_ms, ttl_ms, ttl_text
 
 
 @pytest.mark.parametrize(
@@ -32,12 +32,12 @@ from memkit.policy import MAX_TTL_MS, UNIT_MS, ExpiryPolicy, duration_ms, human,
         (0.001, 1),
     ],
 )
-def test_a_bare_number_is_seconds_and_a_text_says_its_unit(value: Any, expected_ms: int) -> None:
+def test_a_number_is_seconds_a_string_has_a_unit(value: Any, expected_ms: int) -> None:
     assert ttl_ms(value) == expected_ms
 
 
 @pytest.mark.parametrize(
-    ("value", "says"),
+    ("value", "message"),
     [
         (0, "0 seconds"),
         (-5, "-5 seconds"),
@@ -45,34 +45,34 @@ def test_a_bare_number_is_seconds_and_a_text_says_its_unit(value: Any, expected_
         (math.nan, "nan seconds"),
         (math.inf, "inf seconds"),
         (10**400, "seconds is not a duration"),
-        (True, "True is no duration but bool"),
-        (None, "None is no duration but NoneType"),
-        (Decimal(5), "is no duration but Decimal"),
-        (b"7d", "is no duration but bytes"),
-        ("", "'' is not a duration"),
-        ("300", "'300' is not a duration; write a number and a unit"),
-        ("7 days", "'7 days' is not a duration"),
-        ("7D", "'7D' is not a duration"),
-        ("٧d", "is not a duration"),
-        ("1e3s", "is not a duration"),
+        (True, "got bool True"),
+        (None, "got NoneType None"),
+        (Decimal(5), "got Decimal"),
+        (b"7d", "got bytes"),
+        ("", "got str ''"),
+        ("300", "got str '300'; a string is a number and a unit"),
+        ("7 days", "got str '7 days'"),
+        ("7D", "got str '7D'"),
+        ("٧d", "got str"),
+        ("1e3s", "got str '1e3s'"),
         ("-7d", "'-7d'"),
         ("0s", "'0s'"),
         (timedelta(0), "datetime.timedelta(0)"),
         (0.0004, "0.0004 seconds is under a millisecond"),
-        (604_800_000_000, "604800000000 seconds is over 3,170 years: is the unit right?"),
+        (604_800_000_000, "604800000000 seconds is over 3,170 years: check the unit"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_naming_value_and_unit(value: Any, says: str) -> None:
+def test_an_invalid_ttl_names_value_and_unit(value: Any, message: str) -> None:
     with pytest.raises(PolicyError) as caught:
         ttl_ms(value)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert isinstance(caught.value, ValueError)
     assert isinstance(caught.value, MemkitError)
 
 
 @given(st.integers(1, MAX_TTL_MS))
-def test_what_human_writes_means_the_same(ms: int) -> None:
-    assert ttl_ms(human(ms)) == ms
+def test_ttl_text_is_read_back(ms: int) -> None:
+    assert ttl_ms(ttl_text(ms)) == ms
 
 
 @given(st.integers(1, 10_000), st.sampled_from(sorted(UNIT_MS)))
@@ -80,7 +80,7 @@ def test_units_are_exact(number: int, unit: str) -> None:
     assert duration_ms(f"{number}{unit}") == duration_ms(f"-{number}{unit}") * -1 == number * UNIT_MS[unit]
 
 
-def test_a_bare_ttl_means_sliding_and_none_means_never() -> None:
+def test_a_duration_is_sliding_and_none_is_never() -> None:
     assert ExpiryPolicy.of("7d") == ExpiryPolicy.sliding("7d") == ExpiryPolicy("sliding", 604_800_000)
     assert ExpiryPolicy.of(None) == ExpiryPolicy.never()
     absolute = ExpiryPolicy.absolute("1h")
@@ -97,7 +97,7 @@ def test_a_bare_ttl_means_sliding_and_none_means_never() -> None:
         (ExpiryPolicy.never(), "never expires"),
     ],
 )
-def test_a_policy_reads_as_people_write_it(policy: ExpiryPolicy, reads: str) -> None:
+def test_a_policy_as_text(policy: ExpiryPolicy, reads: str) -> None:
     assert str(policy) == reads
 
 
@@ -112,6 +112,6 @@ def test_a_policy_reads_as_people_write_it(policy: ExpiryPolicy, reads: str) -> 
         lambda: ExpiryPolicy.sliding("-1s"),
     ],
 )
-def test_policies_that_contradict_themselves_are_refused(make: Any) -> None:
+def test_contradictory_policies_are_refused(make: Any) -> None:
     with pytest.raises(PolicyError):
         make()

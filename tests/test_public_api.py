@@ -1,17 +1,44 @@
 """What scripts and other people's tests depend on."""
 
 import inspect
+import subprocess
+import sys
+from datetime import UTC, datetime
 
 import pytest
+import redis
+import redis.asyncio
 
 import memkit
 from memkit import errors
 from memkit.store import AsyncMemoryStore, MemoryStore
 
+EXCEPTIONS = {name for name, value in vars(errors).items() if getattr(value, "__module__", "") == errors.__name__}
+
 
 def test_everything_exported_exists_and_is_described():
     for name in memkit.__all__:
         assert inspect.getdoc(getattr(memkit, name)), name
+
+
+def test_dir_shows_the_public_names_only():
+    promised = """
+        AsyncMemoryStore Expectation ExpiryPolicy MemoryStore RedisServer Sandbox ServerClock Session connect
+        inspect_session observe_expiry
+    """.split()  # noqa: SIM905
+    assert dir(memkit) == sorted([*promised, *EXCEPTIONS])
+
+
+def test_lazy_names_are_loaded_at_first_use():
+    script = "import sys, memkit; before = 'memkit.inspect' in sys.modules; memkit.inspect_session; print(before)"
+    assert (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "False\n"
+    )
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = memkit.nothing
 
 
 def test_the_tree_of_errors_is_as_drawn():
@@ -20,10 +47,7 @@ def test_the_tree_of_errors_is_as_drawn():
         for line in errors.__doc__.splitlines()
         if "──" in line or line.strip() == "MemkitError"
     }
-    defined = {
-        name for name, kind in vars(errors).items() if inspect.isclass(kind) and issubclass(kind, errors.MemkitError)
-    }
-    assert drawn == defined
+    assert drawn == EXCEPTIONS
 
 
 @pytest.mark.parametrize(
@@ -35,7 +59,7 @@ def test_the_tree_of_errors_is_as_drawn():
         ("ClockUnavailable", errors.ServerError),
     ],
 )  # fmt: skip
-def test_errors_are_also_what_the_field_expects(name, also):
+def test_errors_are_also_standard_exceptions(name, also):
     kind = getattr(errors, name)
     assert issubclass(kind, errors.MemkitError)
     assert issubclass(kind, also)
@@ -79,3 +103,35 @@ def test_the_version_is_the_packages():
     from importlib.metadata import version
 
     assert memkit.__version__ == version("redis-memkit")
+
+
+@pytest.mark.parametrize("arguments", [{}, {"prefix": "chat:", "ttl": "7d"}])
+@pytest.mark.parametrize("store", [MemoryStore, AsyncMemoryStore])
+@pytest.mark.parametrize("client", ["redis://localhost", b"redis://localhost", None, redis.Redis])
+def test_what_is_not_a_client_is_a_type_error(store, client, arguments):
+    with pytest.raises(TypeError, match=r"redis-py client; got .*memkit\.connect"):
+        store(client, **arguments)
+
+
+def test_a_client_of_the_other_kind_is_a_type_error():
+    with pytest.raises(TypeError, match="use AsyncMemoryStore"):
+        MemoryStore(redis.asyncio.Redis(), prefix="", ttl=None)
+    with pytest.raises(TypeError, match="use MemoryStore"):
+        AsyncMemoryStore(redis.Redis(), prefix="", ttl=None)
+
+
+def test_a_store_without_ttl_warns_once():
+    client = redis.Redis()
+    with pytest.warns(memkit.NoTtlWarning, match=r"prefix='chat:'.*ttl=None") as caught:
+        store = MemoryStore(client, prefix="chat:")
+    assert caught[0].filename == __file__
+    assert store.policy == memkit.ExpiryPolicy.never()
+    assert MemoryStore(client, prefix="chat:").policy == memkit.ExpiryPolicy.never()
+    assert MemoryStore(redis.Redis(), prefix="chat:", ttl=None).policy == memkit.ExpiryPolicy.never()
+
+
+def test_repr_of_a_session_shows_no_text():
+    fields = {"summary": "secret", "metadata": {"name": "secret"}, "policy": memkit.ExpiryPolicy.sliding("7d")}
+    times = {"created_at": datetime.now(UTC), "updated_at": datetime.now(UTC)}
+    session = memkit.Session("user-42", [{"content": "secret"}], ttl=60, version=3, **fields, **times)
+    assert repr(session) == str(session) == "<Session 'user-42': 1 message, version 3, sliding 7d>"

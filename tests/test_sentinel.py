@@ -64,7 +64,7 @@ def test_a_store_follows_the_failover(service: Watched) -> None:
         assert list(store.sessions()) == ["a"]
 
 
-async def test_an_async_store_goes_where_sentinel_says(service: Watched) -> None:
+async def test_an_async_store_uses_sentinel_s_primary(service: Watched) -> None:
     client = connect_async(service.url)
     assert isinstance(client, redis.asyncio.Redis)
     async with client:

@@ -1,23 +1,24 @@
-"""What a store's author writes: a factory, ``open`` and four methods. And what is said when that is not there."""
+"""The adapter protocol: a factory with ``open`` and a handle with four methods, loaded and checked."""
 
 from __future__ import annotations
 
 import importlib
-import os
+import inspect
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from memkit.errors import MemkitError
+from memkit.render import printable
 
-HANDLE_METHODS = ("append", "read", "clear", "close")
+ERROR_CHARS = 200
+"""Of a store's error message, which may quote a whole dialogue."""
 Messages = list[tuple[str, str]]
 """(role, text), oldest first."""
 
 
 class AdapterError(MemkitError):
-    """The suite could not be run on this adapter; one line that names the adapter and what is missing."""
+    """The suite cannot run with this adapter; one line that names the adapter and what is missing."""
 
 
 @runtime_checkable
@@ -27,92 +28,102 @@ class Handle(Protocol):
     def append(self, role: str, text: str) -> None:
         """Add a message; return only when it is stored."""
 
-    def read(self) -> Messages:
-        """Return (role, text) pairs, oldest first; [] when there is no such session."""
+    def read(self) -> list[tuple[str, str]]:
+        """Return (role, text) pairs, oldest first; [] if there is no such session."""
 
     def clear(self) -> None:
-        """Remove the session, all of it."""
+        """Remove the whole session."""
 
     def close(self) -> None:
-        """Let go of the connection; the session stays."""
+        """Close the connection; the session stays."""
 
 
 @runtime_checkable
 class StoreAdapter(Protocol):
-    """A session store behind the suite's small surface.
+    """A session store behind the five methods that the suite calls.
 
-    Attributes an adapter may set, and what they are when it does not: ``has_ttl`` (True), ``may_shorten`` (False: a
-    session that is opened again with a shorter ttl_s keeps its longer life), ``expiry`` ("sliding": each append
-    renews the session; "absolute": its deadline is set once), ``roles`` (user, assistant, system, tool; where it has
-    fewer, the first of its own stands in).
+    An adapter may also set:
+
+    * ``has_ttl`` (True): whether the store has TTLs.
+    * ``may_shorten`` (False): whether opening a session again with a shorter TTL may shorten it.
+    * ``expiry`` ("sliding"): each append renews the TTL; "absolute": the deadline is set once.
+    * ``window`` (None): the store keeps only the last N messages on purpose.
+    * ``roles`` (user, assistant, system, tool): if it has fewer, the first of them replaces the others.
     """
 
     name: str
 
     def open(self, url: str, session_id: str, ttl_s: float | None) -> Handle:
-        """Return a handle on a session, with a fresh client to ``url``; ``ttl_s`` in seconds, None: no deadline."""
+        """Return a handle on a session, with a new client.
+
+        Args:
+            url: The Redis URL to connect to.
+            session_id: Any text.
+            ttl_s: The TTL in seconds; None: the session does not expire.
+        """
 
 
 def load(spec: str) -> StoreAdapter:
-    """Import ``package.module:factory`` (the current directory counts) and return what ``factory()`` makes.
+    """Import an adapter's factory, from the path or the current directory, and return what it makes.
 
-    Raises AdapterError, one line, when that cannot be done.
+    Args:
+        spec: ``package.module:factory``.
+
+    Raises:
+        AdapterError: It cannot be imported or made, or lacks a member; one line.
     """
     module_name, _, attribute = spec.partition(":")
     if not module_name or not attribute:
-        raise AdapterError(f"{spec!r} names no adapter; expected package.module:factory")
-    here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)
-    factory = _imported(spec, module_name, attribute)
+        raise AdapterError(f"{spec!r} does not name an adapter; expected package.module:factory")
+    directory = str(Path.cwd())
+    if directory not in sys.path and "" not in sys.path:
+        sys.path.insert(0, directory)
+    try:
+        factory: object = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            factory = getattr(factory, part)
+    except BaseException as error:  # importing a module may raise anything, SystemExit included
+        raise AdapterError(f"{spec}: the adapter cannot be imported: {error_line(error)}") from error
+    if not callable(factory):
+        raise AdapterError(f"{spec}: {attribute} is of type {type(factory).__name__}; expected a factory to call")
     try:
         adapter = factory()
-    except BaseException as error:  # whatever a foreign factory raises is reported in one line, sys.exit() too
-        raise AdapterError(f"{spec}: the factory raised {one_line(error)}") from error
+    except BaseException as error:  # a factory may raise anything, SystemExit included
+        raise AdapterError(f"{spec}: the factory raised {error_line(error)}") from error
     return checked(adapter, spec)
 
 
-def search_path() -> str:
-    """Return PYTHONPATH for a process that imports what this one does.
-
-    Without the current directory, which load() alone looks at: a json.py in it would be memkit's.
-    """
-    return os.pathsep.join(path for path in sys.path if path and path != str(Path.cwd()))
-
-
-def _imported(spec: str, module_name: str, attribute: str) -> Callable[[], object]:
-    try:
-        found: object = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except BaseException as error:  # a module may raise anything while it is imported, sys.exit() too
-        raise AdapterError(f"{spec}: the adapter does not import: {one_line(error)}") from error
-    if not callable(found):
-        raise AdapterError(f"{spec}: {attribute} is {type(found).__name__}, not a factory to call")
-    return found
-
-
 def checked(adapter: object, label: str) -> StoreAdapter:
-    """Return an adapter that has ``open``, named; raise AdapterError otherwise."""
+    """Return the adapter if its members are complete; raise AdapterError otherwise."""
+    kind = type(adapter).__name__
     if not callable(getattr(adapter, "open", None)):
-        raise AdapterError(f"{label}: {type(adapter).__name__} lacks the method open(url, session_id, ttl_s)")
+        raise AdapterError(f"{label}: {kind} lacks the method {_signature(StoreAdapter, 'open')}")
     if not isinstance(getattr(adapter, "name", None), str):
-        raise AdapterError(f"{label}: {type(adapter).__name__} lacks a name; set it to the store's name, a str")
+        raise AdapterError(f"{label}: {kind} lacks the attribute name: str, the name of the store")
     expiry = getattr(adapter, "expiry", "sliding")
     if expiry not in ("sliding", "absolute"):
         raise AdapterError(f"{label}: expiry is {expiry!r}; expected 'sliding' or 'absolute'")
+    window = getattr(adapter, "window", None)
+    if window is not None and (type(window) is not int or window < 1):
+        raise AdapterError(f"{label}: window is {window!r}; expected how many messages are kept, an int of at least 1")
     return adapter  # type: ignore[return-value]
 
 
 def checked_handle(handle: object, label: str) -> Handle:
-    """Return what ``open`` gave back if it has a handle's methods; raise AdapterError otherwise."""
-    missing = [name for name in HANDLE_METHODS if not callable(getattr(handle, name, None))]
+    """Return the handle if its methods are complete; raise AdapterError otherwise."""
+    names = ("append", "read", "clear", "close")
+    missing = [_signature(Handle, name) for name in names if not callable(getattr(handle, name, None))]
     if missing:
         raise AdapterError(f"{label}: open() returned {type(handle).__name__}, which lacks {', '.join(missing)}")
     return handle  # type: ignore[return-value]
 
 
-def one_line(error: BaseException) -> str:
-    """Return an exception as one short line: its type and what it says."""
-    said = " ".join(str(error).split())
-    return f"{type(error).__name__}: {said[:200]}" if said else type(error).__name__
+def _signature(protocol: type, method: str) -> str:
+    """Return a method as its author has to write it; annotations are texts, which inspect shows in quotes."""
+    return method + str(inspect.signature(getattr(protocol, method))).replace("'", "")
+
+
+def error_line(error: BaseException) -> str:
+    """Return an exception as one short line: its type and message."""
+    message = printable(" ".join(str(error).split()), ERROR_CHARS)
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -1,47 +1,81 @@
-"""A case: a question to a store, with the reason why the wrong answer loses memory and the usual fix."""
+"""Case and CaseResult: one test of a store, why a failure loses memory, the usual fix, and what was observed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from memkit.conformance.bench import Bench
+    from memkit.conformance.environment import TestEnvironment
 
-Question = Callable[["Bench"], str | None]
-"""Raises Forgot or NotAsked; what it returns is a remark on a store that passed."""
-
-
-class Forgot(Exception):
-    """The store gave a wrong answer; the text says what was seen."""
-
-
-class NotAsked(Exception):
-    """The store says, or the server cannot show, what this case asks for; the text is the reason."""
-
-
-class Stalled(Exception):
-    """The machine stood still at the wrong moment, so what was seen proves nothing; ask again."""
+CaseFunction = Callable[["TestEnvironment"], str | None]
+"""Raises CaseFailed, CaseSkipped or Inconclusive; returns a remark on a store that passed, or nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One question: ``name``, ``meaning`` (a sentence), ``why`` a failure loses memory, the usual ``fix``."""
+    """One test of a store.
+
+    Args:
+        name: Its name, the same in every report.
+        meaning: What a right store does, in one sentence.
+        why: Why a failure loses memory.
+        fix: The usual fix.
+        needs_ttl: Whether it is skipped for a store without TTLs.
+        function: The test itself.
+    """
 
     name: str
+    _: KW_ONLY
     meaning: str
     why: str
     fix: str
-    needs_ttl: bool
-    ask: Question
+    needs_ttl: bool = False
+    function: CaseFunction
 
 
-def case(*, why: str, fix: str, needs_ttl: bool = False) -> Callable[[Question], Case]:
-    """Make a function a case; its docstring's first sentence is the meaning."""
+def case(*, why: str, fix: str, needs_ttl: bool = False) -> Callable[[CaseFunction], Case]:
+    """Make a function a case; its docstring is the meaning."""
 
-    def made(ask: Question) -> Case:
-        meaning = " ".join((ask.__doc__ or "").split())
-        return Case(ask.__name__, meaning, why, fix, needs_ttl, ask)
+    def decorate(function: CaseFunction) -> Case:
+        meaning = " ".join((function.__doc__ or "").split())
+        return Case(function.__name__, meaning=meaning, why=why, fix=fix, needs_ttl=needs_ttl, function=function)
 
-    return made
+    return decorate
+
+
+Outcome = Literal["passed", "failed", "skipped"]
+
+
+@dataclass(frozen=True, slots=True)
+class CaseResult:
+    """What one case observed.
+
+    Args:
+        name: The case's name.
+        outcome: ``passed``, ``failed`` or ``skipped``.
+        message: What was observed, the reason of a skip, or a remark.
+        meaning: The case's meaning.
+        why: Why a failure loses memory.
+        fix: The usual fix.
+        took_s: Seconds that it took.
+        symptom: The kind of a failure: a Symptom, ``hung``, or ``raised`` and the type of the error.
+        kept: How many messages were read if they are the oldest or the newest of those that were appended.
+    """
+
+    name: str
+    _: KW_ONLY
+    outcome: Outcome
+    message: str
+    meaning: str
+    why: str
+    fix: str
+    took_s: float = 0.0
+    symptom: str = ""
+    kept: int | None = None
+
+    @property
+    def hung(self) -> bool:
+        """Whether the store did not finish within the time limit."""
+        return self.symptom == "hung"

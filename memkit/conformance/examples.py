@@ -1,4 +1,4 @@
-"""Two small stores, to read and to try the suite on: one as it is often written, and the same one right.
+"""Two small stores as examples: one as it is often written, and the same one corrected.
 
 Each class is its own factory and its own handle: ``memkit conformance memkit.conformance.examples:ListThenExpire``.
 """
@@ -15,7 +15,7 @@ from memkit.conformance.adapter import Messages
 
 
 class ListThenExpire:
-    """A list a session: push the message, then set the TTL. It looks right, and is wrong in five ways."""
+    """A list for each session: push the message, then set the TTL. It has five faults."""
 
     name = "ListThenExpire"
 
@@ -37,7 +37,7 @@ class ListThenExpire:
             self.client.expire(self.key, int(self.ttl_s))
 
     def read(self) -> Messages:
-        """Return the messages; none when Redis has a bad moment."""
+        """Return the messages; none if Redis raises an error."""
         try:
             items = self.client.lrange(self.key, 0, -1)
         except redis.RedisError:
@@ -54,11 +54,11 @@ class ListThenExpire:
 
 
 class ListAndScript(ListThenExpire):
-    """The same list, right: one script a write, ids against duplicates, a TTL that only grows, errors let out."""
+    """The same list, corrected: one script a write, ids against duplicates, a TTL that only grows, errors raised."""
 
     name = "ListAndScript"
 
-    # A script does not roll back: the TTL is tried before the first write, so that a refusal leaves nothing behind.
+    # A script does not roll back: PEXPIRE comes before the first write, so that a refusal leaves nothing.
     SCRIPT = """
         for _, item in ipairs(redis.call('LRANGE', KEYS[1], -1000, -1)) do
           if string.sub(item, 1, 32) == string.sub(ARGV[1], 1, 32) then return end
@@ -81,6 +81,6 @@ class ListAndScript(ListThenExpire):
         self.client.eval(self.SCRIPT, 1, self.key, item, round((self.ttl_s or 0) * 1000))
 
     def read(self) -> Messages:
-        """Return the messages; what goes wrong is raised."""
+        """Return the messages; errors are raised."""
         items = self.client.lrange(self.key, 0, -1)
         return [(message["role"], message["text"]) for message in (json.loads(item[32:]) for item in items)]

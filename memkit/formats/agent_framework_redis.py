@@ -8,39 +8,20 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from memkit.formats.chat import ROLES, Columns, columns, dumped, flatten, role_of
-from memkit.formats.elements import turns, votes
-from memkit.formats.model import (
-    Hit,
-    Item,
-    Known,
-    Problem,
-    Raw,
-    Tool,
-    Turn,
-    Want,
-    a_list,
-    text_or_none,
-    to_bytes,
-    to_name,
-)
-from memkit.formats.shapes import missing
+from memkit.formats.model import Format, Item, KeyOwner, Problem, SessionValues, Tool, Turn, a_list, text_or_none
+from memkit.formats.parsing.chat import dumped, flatten, role_of
+from memkit.formats.parsing.element_shapes import missing
+from memkit.formats.parsing.list_elements import turns, votes
+from memkit.readonly.values import KeyRequest, RedisValue, to_bytes, to_name
 
 STORE = "agent-framework-redis"
-SCANNED = False
-KINDS = ("list",)
 PREFIX = "chat_messages|"
 ENCODED = "~redis-session-"
 KNOWN_VERSION = 2
 _VERSION = re.compile(r"chat_messages\|v(\d{1,9})\|", re.ASCII)
-
-
-def names(_session: str) -> Iterable[str]:
-    """Return nothing: the application's name stands in the key and cannot be guessed."""
-    return ()
 
 
 def encoded(session: str) -> str:
@@ -48,33 +29,33 @@ def encoded(session: str) -> str:
     return ENCODED + base64.b32encode(to_bytes(session)).decode().rstrip("=").lower()
 
 
-def recognise(raw: Raw, wanted: str | None) -> Hit | None:
+def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     """Claim lists of ``{"type": "message", "contents": […]}``, or with the default name."""
     if not (raw.name.startswith(PREFIX) or votes(raw)[STORE]):
         return None
     prefix, mark, tail = raw.name.rpartition(ENCODED)
     if mark and (session := _decoded(tail)):
-        return Hit(STORE, session, prefix, "primary")
+        return KeyOwner(STORE, session, prefix, "primary")
     if wanted and raw.name.endswith(wanted):
-        return Hit(STORE, wanted, raw.name.removesuffix(wanted), "primary")
+        return KeyOwner(STORE, wanted, raw.name.removesuffix(wanted), "primary")
     head, bar, last = raw.name.rpartition("|")
-    return Hit(STORE, last, head + bar, "primary")
+    return KeyOwner(STORE, last, head + bar, "primary")
 
 
-def wants(known: Known) -> Iterable[Want]:
+def siblings(stored: SessionValues) -> Iterable[KeyRequest]:
     """Return nothing beyond the key that was found: a session has one."""
-    return (Want(name, "primary") for name in known.keys)
+    return (KeyRequest(name, "primary") for name in stored.keys)
 
 
-def decode(known: Known) -> Iterator[Item]:
+def decode(stored: SessionValues) -> Iterator[Item]:
     """Yield the list's messages from head to tail."""
-    for raw in known.keys.values():
+    for raw in stored.keys.values():
         if raw:
             version = _VERSION.match(raw.name)
             if version and int(version[1]) > KNOWN_VERSION:
-                says = f"the key is of layout version {int(version[1])}, and those up to {KNOWN_VERSION} are known here"
-                yield Problem("unknown_schema", raw.name, says)
-            yield from turns(raw, _turn, store=STORE, plain=_plain)
+                reason = f"the key is of layout version {int(version[1])}, and those up to {KNOWN_VERSION} can be read"
+                yield Problem("unknown_schema", raw.name, reason)
+            yield from turns(raw, _turn, store=STORE)
 
 
 def _decoded(tail: str) -> str:
@@ -82,24 +63,6 @@ def _decoded(tail: str) -> str:
         return to_name(base64.b32decode(tail.upper() + "=" * (-len(tail) % 8)))
     except (binascii.Error, ValueError):
         return ""
-
-
-_Row = tuple[str, Any, tuple[Tool, ...]]
-_ROWS: dict[str, Callable[[Any, dict[str, Any]], _Row]] = {
-    "text": lambda role, part: (ROLES[role], part["text"], ()),
-    "function_call": lambda role, part: (ROLES[role], "", (Tool(part["name"], part["call_id"]),)),
-    "function_result": lambda _, part: ("tool", _shown(part), (Tool(None, part["call_id"]),)),
-}
-
-
-def _plain(values: list[Any]) -> Columns | None:
-    """Return the columns of messages that have one part each: a text, a tool's call or its result."""
-    contents = [value["contents"] for value in values]
-    if set(map(type, contents)) != {list} or set(map(len, contents)) != {1}:
-        return None
-    rows = [_ROWS[part["type"]](value["role"], part) for value, (part,) in zip(values, contents, strict=True)]
-    roles, texts, tools = map(list, zip(*rows, strict=True))
-    return columns(roles, texts, tools, [value.get("message_id") for value in values])
 
 
 def _turn(value: dict[str, Any], key: str) -> Turn | str:
@@ -119,3 +82,8 @@ def _shown(part: dict[str, Any]) -> Any:
     if part.get("type") != "function_result":
         return part
     return flatten(part["items"]) if part.get("items") else dumped(part.get("result"))
+
+
+FORMAT = Format(
+    store=STORE, kinds=("list",), recognise=recognise, siblings=siblings, decode=decode, prefix=PREFIX, ttl_option=False
+)

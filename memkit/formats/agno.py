@@ -10,16 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from memkit.formats.chat import chat_turn
-from memkit.formats.documents import messages, misshapen, peek, read, salvage
 from memkit.formats.model import (
-    Hit,
+    Format,
     Item,
-    Known,
+    KeyOwner,
     Problem,
-    Raw,
+    SessionValues,
     Turn,
-    Want,
     a_dict,
     a_list,
     is_uuid,
@@ -27,14 +24,16 @@ from memkit.formats.model import (
     seconds,
     text_or_none,
 )
-from memkit.formats.shapes import kind_of, missing, missing_content
+from memkit.formats.parsing.chat import chat_turn
+from memkit.formats.parsing.documents import messages, misshapen, peek, read, salvage
+from memkit.formats.parsing.element_shapes import kind_of, missing, missing_content
+from memkit.readonly.values import KeyRequest, RedisValue
 
 STORE = "agno"
-SCANNED = False
-KINDS = ("string", "zset", "set")
 PREFIX = "agno:"
 ORDER = "runs:by_session:"
 RUN_INDEX = ("agent_id", "team_id", "workflow_id", "run_type", "session_id", "status", "user_id")
+SESSION_FIELDS = frozenset({"session_id", "session_type", "session_data"})
 SESSION_INDEX = ("agent_id", "team_id", "workflow_id", "session_type", "user_id")
 
 
@@ -43,7 +42,7 @@ def names(session: str) -> Iterable[str]:
     return tuple(PREFIX + rest + session for rest in ("sessions:", ORDER, "runs:index:session_id:"))
 
 
-def recognise(raw: Raw, wanted: str | None) -> Hit | None:
+def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     """Claim runs and sessions by their fields, and the order and the session's own index by the default names."""
     if raw.kind == "string":
         return _document(raw, wanted)
@@ -51,52 +50,52 @@ def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     prefix, found, session = raw.name.partition(mark) if mark else ("", "", "")
     if not found or wanted not in (None, session):
         return None
-    return Hit(STORE, session, prefix, "order" if raw.kind == "zset" else "index")
+    return KeyOwner(STORE, session, prefix, "order" if raw.kind == "zset" else "index")
 
 
-def _document(raw: Raw, wanted: str | None) -> Hit | None:
+def _document(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     document = peek(raw)
     if "run_data" in document and isinstance(document.get("session_id"), str):
-        return Hit(STORE, document["session_id"], raw.name.rpartition("runs:")[0], "run")
+        return KeyOwner(STORE, document["session_id"], raw.name.rpartition("runs:")[0], "run")
     prefix, found, session = raw.name.partition("sessions:")
-    if {"session_id", "session_type"} <= document.keys() or (found and prefix == PREFIX and not document):
+    if document.keys() >= SESSION_FIELDS or (found and prefix == PREFIX and not document):
         session = text_or_none(document.get("session_id")) or session
-        return Hit(STORE, session, prefix if found else "", "primary") if wanted in (None, session) else None
+        return KeyOwner(STORE, session, prefix if found else "", "primary") if wanted in (None, session) else None
     return None
 
 
-def leads(raw: Raw) -> tuple[str, ...]:
+def leads(raw: RedisValue) -> tuple[str, ...]:
     """Return the keys that an index set's members name; an index is everybody's, and so belongs to no one session."""
     table, found, _ = raw.name.partition(":index:")
     return tuple(f"{table}:{member}" for member in sorted(raw.members)) if found else ()
 
 
-def wants(known: Known) -> Iterable[Want]:
+def siblings(stored: SessionValues) -> Iterable[KeyRequest]:
     """Return session, order, each ordered run, and the index entries that session and runs should have."""
-    hit = known.hit
-    yield Want(f"{hit.prefix}sessions:{hit.session}", "primary")
-    yield Want(hit.prefix + ORDER + hit.session, "order", kind="zset")
-    yield Want(f"{hit.prefix}runs:index:session_id:{hit.session}", "index", kind="set")
-    for run in _run_ids(known):
-        yield Want(f"{hit.prefix}runs:{run}", "run")
-    for name, ids in _index_entries(known).items():
-        if not name.startswith(f"{hit.prefix}runs:index:session_id:"):
-            yield Want(name, "shared index", tuple(sorted(ids)), shared=True, kind="set")
+    owner = stored.owner
+    yield KeyRequest(f"{owner.prefix}sessions:{owner.session}", "primary")
+    yield KeyRequest(owner.prefix + ORDER + owner.session, "order", kind="zset")
+    yield KeyRequest(f"{owner.prefix}runs:index:session_id:{owner.session}", "index", kind="set")
+    for run in _run_ids(stored):
+        yield KeyRequest(f"{owner.prefix}runs:{run}", "run")
+    for name, ids in _index_entries(stored).items():
+        if not name.startswith(f"{owner.prefix}runs:index:session_id:"):
+            yield KeyRequest(name, "shared index", tuple(sorted(ids)), shared=True, kind="set")
 
 
-def _run_ids(known: Known) -> list[str]:
+def _run_ids(stored: SessionValues) -> list[str]:
     """Return the ids of the runs, in the order of the ZSET; those that the index alone knows come last."""
-    order = known.there(known.hit.prefix + ORDER + known.hit.session)
+    order = stored.get(stored.owner.prefix + ORDER + stored.owner.session)
     listed = dict(sorted(order.scores.items(), key=lambda pair: pair[1])) if order else {}
-    index = known.there(f"{known.hit.prefix}runs:index:session_id:{known.hit.session}")
+    index = stored.get(f"{stored.owner.prefix}runs:index:session_id:{stored.owner.session}")
     return list(listed) + sorted((index.members if index else frozenset()) - listed.keys())
 
 
-def _index_entries(known: Known) -> dict[str, set[str]]:
+def _index_entries(stored: SessionValues) -> dict[str, set[str]]:
     """Return which members the index sets should have, judging by the documents that can be read."""
     entries: dict[str, set[str]] = {}
-    base = known.hit.prefix
-    for raw in known.keys.values():
+    base = stored.owner.prefix
+    for raw in stored.keys.values():
         document = peek(raw) if raw and raw.kind == "string" else {}
         is_run = "run_data" in document
         table, fields = ("runs", RUN_INDEX) if is_run else ("sessions", SESSION_INDEX)
@@ -108,27 +107,29 @@ def _index_entries(known: Known) -> dict[str, set[str]]:
     return entries
 
 
-def decode(known: Known) -> Iterator[Item]:
+def decode(stored: SessionValues) -> Iterator[Item]:
     """Yield the messages of the runs in order, leaving out those that a run repeats from its history."""
-    hit = known.hit
-    session = known.there(f"{hit.prefix}sessions:{hit.session}")
+    owner = stored.owner
+    session = stored.get(f"{owner.prefix}sessions:{owner.session}")
     if session is None:
-        yield Problem("dangling", f"{hit.prefix}sessions:{hit.session}", "the runs are there and their session is gone")
+        yield Problem(
+            "dangling", f"{owner.prefix}sessions:{owner.session}", "the runs are there and their session is gone"
+        )
     else:
         document, problems = read(session)
         lacks = None if document is None else missing(document, ("session_id",))
         yield from [*problems, misshapen(session.name, lacks)] if lacks else problems
         for run in a_list(a_dict(document).get("runs")):  # agno 1 kept the runs inside the session
             yield from _messages(a_dict(run), session.name)
-    yield from _runs(known)
-    yield from _dangling(known)
+    yield from _runs(stored)
+    yield from _dangling(stored)
 
 
-def _runs(known: Known) -> Iterator[Item]:
+def _runs(stored: SessionValues) -> Iterator[Item]:
     documents: dict[str, dict[str, Any]] = {}
-    for run in _run_ids(known):
-        name = f"{known.hit.prefix}runs:{run}"
-        raw = known.there(name)
+    for run in _run_ids(stored):
+        name = f"{stored.owner.prefix}runs:{run}"
+        raw = stored.get(name)
         if raw is None:
             yield Problem("dangling", name, "the order lists this run and it is gone, with what was said in it")
             continue
@@ -141,7 +142,7 @@ def _runs(known: Known) -> Iterator[Item]:
         else:
             documents[name] = document
             yield from _messages(document["run_data"], name)
-    if len(documents) == len(_run_ids(known)):
+    if len(documents) == len(_run_ids(stored)):
         yield from _gaps(documents)
 
 
@@ -173,23 +174,34 @@ def _turn(message: dict[str, Any], key: str) -> Turn | str | None:
     return missing(message, ("role",)) or missing_content(message) or chat_turn(message, key)
 
 
-def _dangling(known: Known) -> Iterator[Problem]:
-    order = known.hit.prefix + ORDER + known.hit.session
-    runs = _run_ids(known)
-    if known.there(order) is None and runs:  # a session without any run has no order yet
-        says = "the order of the runs is gone: agno will show an empty session"
+def _dangling(stored: SessionValues) -> Iterator[Problem]:
+    order = stored.owner.prefix + ORDER + stored.owner.session
+    runs = _run_ids(stored)
+    if stored.get(order) is None and runs:  # a session without any run has no order yet
+        reason = "the order of the runs is gone: agno will show an empty session"
         kept = "; recoverable: the runs are still there, listed in the session's index"
         members = " ".join(f"{position} {quoted(run)}" for position, run in enumerate(runs))
         yield Problem(
             "dangling",
             order,
-            says + kept,
+            reason + kept,
             f"ZADD {quoted(order)} {members}" if all(map(is_uuid, runs)) else "",
         )
-    for name, ids in _index_entries(known).items():
-        index = known.there(name)
+    for name, ids in _index_entries(stored).items():
+        index = stored.get(name)
         missing = ids - (index.members if index else frozenset())
         if missing:
             what = "is gone" if index is None else "does not list it"
-            says = f"the index {what}: agno's search by it misses {len(missing)} entries of this session"
-            yield Problem("dangling", name, says)
+            reason = f"the index {what}: agno's search by it misses {len(missing)} entries of this session"
+            yield Problem("dangling", name, reason)
+
+
+FORMAT = Format(
+    store=STORE,
+    kinds=("string", "zset", "set"),
+    recognise=recognise,
+    siblings=siblings,
+    decode=decode,
+    names=names,
+    prefix=PREFIX,
+)

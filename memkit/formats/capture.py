@@ -1,18 +1,20 @@
-"""Sessions that the real libraries wrote to a real Redis, kept as JSON; for tests, notebooks and the curious.
+"""Sessions that the real libraries wrote to a real Redis, kept as JSON for tests and notebooks.
 
 One file a store: its versions, its keys with type, PTTL in milliseconds (−1 for none) and value, and the messages it
-was given. The texts are made up.
+was given. The texts are made up. Files named ``homemade-*`` are layouts that people write themselves; their store is
+``unknown``.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 from functools import cache
 from importlib import resources
 from typing import Any
 
 from memkit.errors import DecodeError, MemkitError
-from memkit.formats.model import JSON_KIND, Raw, to_bytes
+from memkit.readonly.values import JSON_KIND, RedisValue, to_bytes
 
 
 @cache
@@ -33,26 +35,43 @@ def _folder() -> Any:
     return resources.files("memkit.formats") / "captures"
 
 
-def raw_of(entry: dict[str, Any]) -> Raw:
+def _bytes(value: Any) -> bytes:
+    """Return a value of a capture as bytes: text, or ``{"b64": …}`` for bytes that are not text."""
+    return base64.b64decode(value["b64"]) if isinstance(value, dict) else to_bytes(value)
+
+
+def raw_of(entry: dict[str, Any]) -> RedisValue:
     """Return a capture's key as if it had just been read."""
     name, kind, value = entry["key"], entry["type"], entry["value"]
     if kind in ("string", JSON_KIND):
-        return Raw(name, kind, data=to_bytes(value), total=len(to_bytes(value)))
+        data = _bytes(value)
+        return RedisValue(name, kind, data=data, total=len(data))
     if kind == "list":
-        return Raw(name, kind, elements=[to_bytes(element) for element in value], total=len(value))
+        return RedisValue(name, kind, elements=list(map(_bytes, value)), total=len(value))
     if kind == "hash":
-        return Raw(name, kind, fields={field: to_bytes(text) for field, text in value.items()}, total=len(value))
+        return RedisValue(name, kind, fields={field: _bytes(each) for field, each in value.items()}, total=len(value))
     if kind == "set":
-        return Raw(name, kind, members=frozenset(value), total=len(value))
-    return Raw(name, kind, scores=dict(value), total=len(value))
+        return RedisValue(name, kind, members=frozenset(value), total=len(value))
+    if kind == "stream":
+        entries = [(uid, {field: _bytes(each) for field, each in fields.items()}) for uid, fields in value]
+        return RedisValue(name, kind, entries=entries, total=len(value))
+    return RedisValue(name, kind, scores=dict(value), total=len(value))
 
 
 def load_capture(client: Any, name: str, *, json_as_text: bool = False) -> str:
-    """Write a captured session to a Redis, by value, with its TTLs, in place of what was there; return its id.
+    """Write a captured session to a Redis, by value, with its TTLs, and return its id. Existing keys are replaced.
 
-    Keys of the JSON module need a server that has it (MemkitError otherwise); ``json_as_text`` writes them as plain
-    strings instead, which no library would do but ``inspect_session`` reads alike. It writes: the caller answers for
-    the server.
+    Args:
+        client: A client of a server that may be written to.
+        name: One of ``names()``.
+        json_as_text: Write keys of the JSON module as strings. No library does so, but ``inspect_session`` reads both.
+
+    Returns:
+        The session's id.
+
+    Raises:
+        MemkitError: The capture has keys of the JSON module and the server does not have it.
+        DecodeError: There is no such capture.
     """
     session = capture(name)
     pipe = client.pipeline(transaction=False)
@@ -61,8 +80,8 @@ def load_capture(client: Any, name: str, *, json_as_text: bool = False) -> str:
             pipe.execute_command(*command)
     failed = [answer for answer in pipe.execute(raise_on_error=False) if isinstance(answer, Exception)]
     if any("unknown command" in str(error).lower() for error in failed):
-        says = f"{name} is made of JSON documents and this server has no JSON module"
-        raise MemkitError(f"{says}; use Redis 8 with its modules, or json_as_text=True")
+        reason = f"{name} is made of JSON documents and this server has no JSON module"
+        raise MemkitError(f"{reason}; use Redis 8 with its modules, or json_as_text=True")
     if failed:
         raise failed[0]
     return str(session["session_id"])
@@ -71,12 +90,16 @@ def load_capture(client: Any, name: str, *, json_as_text: bool = False) -> str:
 def _commands(entry: dict[str, Any], *, json_as_text: bool) -> list[tuple[Any, ...]]:
     name, kind, value = entry["key"], entry["type"], entry["value"]
     writes: dict[str, Any] = {
-        "string": lambda: ("SET", name, value),
-        "list": lambda: ("RPUSH", name, *value),
-        "hash": lambda: ("HSET", name, *(part for pair in value.items() for part in pair)),
-        "set": lambda: ("SADD", name, *value),
-        "zset": lambda: ("ZADD", name, *(part for member, score in value for part in (score, member))),
-        JSON_KIND: lambda: ("SET", name, value) if json_as_text else ("JSON.SET", name, "$", value),
+        "string": lambda: [("SET", name, _bytes(value))],
+        "list": lambda: [("RPUSH", name, *map(_bytes, value))],
+        "hash": lambda: [("HSET", name, *(part for field, each in value.items() for part in (field, _bytes(each))))],
+        "set": lambda: [("SADD", name, *value)],
+        "zset": lambda: [("ZADD", name, *(part for member, score in value for part in (score, member)))],
+        "stream": lambda: [
+            ("XADD", name, uid, *(part for field, each in fields.items() for part in (field, _bytes(each))))
+            for uid, fields in value
+        ],
+        JSON_KIND: lambda: [("SET", name, value) if json_as_text else ("JSON.SET", name, "$", value)],
     }
     expiry = [("PEXPIRE", name, entry["pttl"])] if entry["pttl"] > 0 else []
-    return [("UNLINK", name), writes[kind](), *expiry]
+    return [("UNLINK", name), *writes[kind](), *expiry]

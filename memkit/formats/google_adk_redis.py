@@ -5,51 +5,56 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from memkit.formats.chat import dumped, flatten, role_of
-from memkit.formats.documents import messages, misshapen, peek, read_or_salvage
-from memkit.formats.model import Hit, Item, Known, Raw, Tool, Turn, Want, a_dict, a_list, seconds, text_or_none
-from memkit.formats.shapes import kind_of, missing
+from memkit.formats.model import (
+    Format,
+    Item,
+    KeyOwner,
+    SessionValues,
+    Tool,
+    Turn,
+    a_dict,
+    a_list,
+    seconds,
+    text_or_none,
+)
+from memkit.formats.parsing.chat import dumped, flatten, role_of
+from memkit.formats.parsing.documents import messages, misshapen, peek, read_or_salvage
+from memkit.formats.parsing.element_shapes import kind_of, missing
+from memkit.readonly.values import KeyRequest, RedisValue
 
 STORE = "google-adk-redis"
-SCANNED = False
-KINDS = ("string",)
 PREFIX = "session:"
 _STARTS = (b'{"id"', b'{"app_name"')
 _NOTHING = (b"", b"null", b"{}", b"[]")
 _CALLED, _ANSWERED = ("function_call", "functionCall"), ("function_response", "functionResponse")
 
 
-def names(_session: str) -> Iterable[str]:
-    """Return nothing: application and user stand in the key and cannot be guessed."""
-    return ()
-
-
-def recognise(raw: Raw, wanted: str | None) -> Hit | None:
+def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     """Claim documents with ``app_name`` and ``events``, and broken or empty ones with a key of the default form."""
     document = peek(raw)
     if not ({"app_name", "events"} <= document.keys() or (_is_named(raw) and _is_broken(raw))):
         return None
     mine = wanted if wanted and raw.name.endswith(f":{wanted}") else None
     session = text_or_none(document.get("id")) or mine or raw.name.split(":", 3)[-1]
-    return Hit(STORE, session, raw.name.removesuffix(session), "primary")
+    return KeyOwner(STORE, session, raw.name.removesuffix(session), "primary")
 
 
-def _is_named(raw: Raw) -> bool:
+def _is_named(raw: RedisValue) -> bool:
     return raw.name.startswith(PREFIX) and raw.name.count(":") >= 3
 
 
-def _is_broken(raw: Raw) -> bool:
-    return raw.data.startswith(_STARTS) or (raw.data.strip() in _NOTHING and not raw.unread)
+def _is_broken(raw: RedisValue) -> bool:
+    return raw.data.startswith(_STARTS) or (raw.data.strip() in _NOTHING and not raw.unread_reason)
 
 
-def wants(known: Known) -> Iterable[Want]:
+def siblings(stored: SessionValues) -> Iterable[KeyRequest]:
     """Return nothing beyond the key that was found: a session has one."""
-    return (Want(name, "primary") for name in known.keys)
+    return (KeyRequest(name, "primary") for name in stored.keys)
 
 
-def decode(known: Known) -> Iterator[Item]:
+def decode(stored: SessionValues) -> Iterator[Item]:
     """Yield the events that say something, oldest first; of a broken document those before the break."""
-    for raw in known.keys.values():
+    for raw in stored.keys.values():
         if raw:
             document, problems = read_or_salvage(raw, "events")
             yield from problems
@@ -95,3 +100,6 @@ def _shown(part: dict[str, Any]) -> Any:
     # A plain result is wrapped as {"result": …} by the library; anything else is the tool's own object.
     alone = response["result"] if isinstance(response, dict) and response.keys() == {"result"} else response
     return dumped(alone)
+
+
+FORMAT = Format(store=STORE, kinds=("string",), recognise=recognise, siblings=siblings, decode=decode, prefix=PREFIX)

@@ -8,26 +8,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from memkit.formats.documents import misshapen, peek, read
-from memkit.formats.langchain_message import typed_turn
-from memkit.formats.model import DOCUMENT_KINDS, Hit, Item, Known, Note, Problem, Raw, Turn, Want, seconds, text_or_none
-from memkit.formats.shapes import missing
+from memkit.formats.model import Format, Item, KeyOwner, Note, Problem, SessionValues, Turn, seconds, text_or_none
+from memkit.formats.parsing.documents import misshapen, peek, read
+from memkit.formats.parsing.element_shapes import missing
+from memkit.formats.parsing.langchain_message import typed_turn
+from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue
 
 STORE = "langchain-redis"
-SCANNED = True
-KINDS = DOCUMENT_KINDS
-LOSES_CALLS = True
 PREFIX = "chat:"
 FIELDS = {"type", "data", "message_id", "session_id"}
 _ULID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}", re.ASCII)
 
 
-def names(_session: str) -> Iterable[str]:
-    """Return nothing: each message's key ends with a ULID."""
-    return ()
-
-
-def recognise(raw: Raw, wanted: str | None) -> Hit | None:
+def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     """Claim documents with a type, data, message id and session id; others by their name, which ends with a ULID."""
     document = peek(raw)
     head, _, tail = raw.name.rpartition(":")
@@ -38,18 +31,18 @@ def recognise(raw: Raw, wanted: str | None) -> Hit | None:
         session = wanted if wanted and asked else head.removeprefix(PREFIX)
     else:
         return None
-    return Hit(STORE, session, head.removesuffix(session), "message")
+    return KeyOwner(STORE, session, head.removesuffix(session), "message")
 
 
-def wants(known: Known) -> Iterable[Want]:
+def siblings(stored: SessionValues) -> Iterable[KeyRequest]:
     """Return the messages that were found: nothing lists them."""
-    return (Want(name, "message") for name in known.keys)
+    return (KeyRequest(name, "message") for name in stored.keys)
 
 
-def decode(known: Known) -> Iterator[Item]:
+def decode(stored: SessionValues) -> Iterator[Item]:
     """Yield the messages in the order of their timestamps."""
     found: list[tuple[float, Turn]] = []
-    for raw in known.keys.values():
+    for raw in stored.keys.values():
         if raw:
             turn, problems = _turn(raw)
             yield from problems
@@ -61,7 +54,7 @@ def decode(known: Known) -> Iterator[Item]:
         yield Note("langchain-redis does not store an assistant's tool calls: results stand alone, which is not damage")
 
 
-def _turn(raw: Raw) -> tuple[Turn | None, list[Problem]]:
+def _turn(raw: RedisValue) -> tuple[Turn | None, list[Problem]]:
     document, problems = read(raw)
     if document is None:
         return None, problems
@@ -70,3 +63,15 @@ def _turn(raw: Raw) -> tuple[Turn | None, list[Problem]]:
     if lacks:
         problems.append(misshapen(raw.name, lacks))
     return None if isinstance(turn, str) else turn._replace(uid=text_or_none(document.get("message_id"))), problems
+
+
+FORMAT = Format(
+    store=STORE,
+    kinds=DOCUMENT_KINDS,
+    recognise=recognise,
+    siblings=siblings,
+    decode=decode,
+    scanned=True,
+    loses_calls=True,
+    prefix=PREFIX,
+)

@@ -1,38 +1,33 @@
-"""What the decoders speak: a key as it was read, the session it belongs to, and the turns and problems found in it.
+"""The data that decoders exchange: which session a key belongs to, its messages, and the problems in it.
 
-Pure data. Names of keys are text; bytes that are not UTF-8 are kept as surrogate escapes, so every name goes back to
-Redis exactly as it came.
+Pure data. Names of keys are text. Bytes that are not UTF-8 are kept as surrogate escapes, so that every name goes back
+to Redis exactly as it was read.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
-JSON_KIND = "ReJSON-RL"
+from memkit.readonly.values import KeyRequest, RedisValue, to_bytes, to_name
+
 SEPARATORS = ":/|{}.#"
-"""What stands between a prefix and an id; ``-`` and ``_`` may, but stand inside ids as well."""
+"""The characters between a prefix and an id. ``-`` and ``_`` are not among them because ids contain them too."""
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _PLAIN = re.compile(r"[A-Za-z0-9_:./|~@=+-]+", re.ASCII)
-DOCUMENT_KINDS = ("string", JSON_KIND)
-_FIRST_S, _LAST_S = 6.3e8, 4.1e9
-_EMPTY: Mapping[str, Any] = MappingProxyType({})
-
-
-def to_name(raw: bytes) -> str:
-    """Return a key or member as text, losing nothing."""
-    return raw.decode("utf-8", "surrogateescape")
-
-
-def to_bytes(name: str) -> bytes:
-    """Return the bytes of a name made by ``to_name``."""
-    return name.encode("utf-8", "surrogateescape")
+_ISO_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
+_EARLIEST_S, _LATEST_S = 6.3e8, 4.1e9
+"""The years 1990 and 2100: a number outside is not a time in seconds."""
+_MILLISECONDS = 1e11
+"""In seconds this is the year 5138; every larger number is a time in milliseconds."""
+_MICROSECONDS = 1e14
 
 
 def quoted(name: str) -> str:
-    """Return a name as redis-cli takes it: bare when it is plain, else in double quotes with every oddity escaped."""
+    """Return a name as redis-cli takes it: bare if it is plain, else in double quotes with escapes."""
     if _PLAIN.fullmatch(name):
         return name
     shown = (chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\x{byte:02x}" for byte in to_bytes(name))
@@ -47,45 +42,18 @@ def unquoted(word: str) -> str:
     return to_name(raw)
 
 
-class Raw(NamedTuple):
-    """One key as it was read. Of the five values, the one for its kind is filled in.
-
-    ``total`` is how much the key holds (bytes or elements); ``first`` is the index of the first list element that was
-    read; ``unread`` says why nothing was read.
-    """
-
-    name: str
-    kind: str
-    data: bytes = b""
-    elements: Sequence[bytes] = ()
-    fields: Mapping[str, bytes] = _EMPTY
-    members: frozenset[str] = frozenset()
-    scores: Mapping[str, float] = _EMPTY
-    total: int = 0
-    first: int = 0
-    partial: bool = False
-    unread: str = ""
-
-    @property
-    def payloads(self) -> Iterable[bytes]:
-        """Every payload in the key, whatever its kind."""
-        if self.kind in DOCUMENT_KINDS:
-            return (self.data,)
-        return self.elements or self.fields.values()
-
-
 class Tool(NamedTuple):
-    """A tool's name and the id of the call, where the store keeps them."""
+    """A tool's name and the id of the call, if the store keeps them."""
 
     name: str | None
     call_id: str | None
 
 
 class Turn(NamedTuple):
-    """One message, oldest first. ``tools`` are the calls an assistant makes, or the one call that a tool answers.
+    """One message. ``tools`` are the calls that an assistant makes, or the one call that a tool answers.
 
-    A named tuple, not a dataclass: a session has thousands, and building a frozen dataclass costs four times as much.
-    ``at_s`` is seconds since 1970.
+    A named tuple, because a session has thousands and building a frozen dataclass costs four times as much.
+    ``at_s`` is seconds since 1970; ``uid`` is the message's own id.
     """
 
     role: str
@@ -96,47 +64,32 @@ class Turn(NamedTuple):
     key: str = ""
 
 
-class Run(NamedTuple):
-    """Consecutive messages, oldest first, as columns: what ``Turn`` has, an empty column being None.
-
-    Most messages have the shape that their library always writes, and this is four times as fast as a ``Turn`` each.
-    Every tool of a run has the id of its call.
-    """
-
-    roles: list[str]
-    texts: list[str]
-    key: str
-    at_s: list[float | None] | None = None
-    tools: list[tuple[Tool, ...]] | None = None
-    uids: list[str | None] | None = None
-
-
 class Problem(NamedTuple):
-    """Something wrong with a session; ``repair`` is a command for a person to judge, which memkit never runs."""
+    """A fault of a session. ``repair`` is a command for a person to review; memkit never runs it."""
 
     cause: str
     key: str
-    says: str
+    message: str
     repair: str = ""
 
 
 class Note(NamedTuple):
-    """Something worth knowing that is not wrong."""
+    """A fact about a session that is not a fault."""
 
-    says: str
+    message: str
 
 
-class Meant(NamedTuple):
-    """How long the session's own payload says it should live, in ms; None: for ever."""
+class ConfiguredTtl(NamedTuple):
+    """The TTL that the session's own payload states, in ms. None: the session never expires."""
 
     ttl_ms: int | None
 
 
-Item = Turn | Run | Problem | Note | Meant
+Item = Turn | Problem | Note | ConfiguredTtl
 
 
-class Hit(NamedTuple):
-    """Whose key it is: the store, the session, the prefix before it, and the part the key plays in it."""
+class KeyOwner(NamedTuple):
+    """The session that a key belongs to: its store, its id, the prefix before the id, and the key's part in it."""
 
     store: str
     session: str
@@ -149,61 +102,66 @@ class Hit(NamedTuple):
         return self.store, self.session, self.prefix
 
 
-class Want(NamedTuple):
-    """A key that should belong to a session, by its exact name.
+class SessionValues(NamedTuple):
+    """The keys of a session that have been read so far; None stands for a key that does not exist."""
 
-    ``only`` limits what is read of it: members of a set or sorted set, fields of a hash, top-level paths of a document.
-    ``shared`` keys hold other sessions' entries too, and may live for ever. ``kind`` is the type that the key should
-    have, where its decoder would not see that it has another.
-    """
+    owner: KeyOwner
+    keys: Mapping[str, RedisValue | None]
 
-    name: str
-    part: str
-    only: tuple[str, ...] = ()
-    shared: bool = False
-    kind: str = ""
-
-
-class Known(NamedTuple):
-    """A session's keys as far as they have been read; None stands for a key that was looked for and is not there."""
-
-    hit: Hit
-    keys: Mapping[str, Raw | None]
-
-    def there(self, name: str) -> Raw | None:
+    def get(self, name: str) -> RedisValue | None:
         """Return the key if it exists."""
         return self.keys.get(name)
 
 
-class Format(Protocol):
-    """What every module of ``memkit.formats`` offers; see the package's docstring."""
+def no_names(_session: str) -> Iterable[str]:
+    """Return nothing: the names of the keys contain more than the id, so they cannot be derived from it."""
+    return ()
 
-    STORE: str
-    SCANNED: bool
-    KINDS: tuple[str, ...]
 
-    def names(self, session: str) -> Iterable[str]:
-        """Return the exact names a session's keys have under the library's default prefix."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """How one store lays out its keys.
 
-    def recognise(self, raw: Raw, wanted: str | None) -> Hit | None:
-        """Return whose key this is, by its payload first; ``wanted`` is the id that is looked for, if any."""
+    Attributes:
+        store: The name of the store.
+        kinds: The Redis types of its own keys.
+        recognise: Returns the owner of a key, by its payload first; the second argument is the id that is searched.
+        siblings: Returns the keys that a session should have, judging by those read so far.
+        decode: Yields the messages, oldest first, with problems and notes.
+        names: Returns the exact names that a session's keys have under the library's default prefix.
+        scanned: Whether siblings can only be found by SCAN.
+        prefix: The library's default prefix, if names begin with one.
+        loses_calls: Whether the library drops an assistant's tool calls when it writes.
+        ttl_option: Whether the library can set a TTL at all.
+        name_of: Returns the name to report, if it depends on all keys of the session.
+    """
 
-    def wants(self, known: Known) -> Iterable[Want]:
-        """Return the keys that this session should have, judging by those read so far."""
-
-    def decode(self, known: Known) -> Iterator[Item]:
-        """Yield the dialogue, oldest first, with what is wrong and what is worth knowing."""
+    store: str
+    kinds: tuple[str, ...]
+    recognise: Callable[[RedisValue, str | None], KeyOwner | None]
+    siblings: Callable[[SessionValues], Iterable[KeyRequest]]
+    decode: Callable[[SessionValues], Iterator[Item]]
+    names: Callable[[str], Iterable[str]] = no_names
+    scanned: bool = False
+    prefix: str = ""
+    loses_calls: bool = False
+    ttl_option: bool = True
+    name_of: Callable[[SessionValues], str] | None = None
 
 
 def split(name: str, marker: str, wanted: str | None) -> tuple[str, str]:
     """Return prefix and session of a key that ends with the session's id.
 
-    Behind the library's own prefix an id begins after a separator, so that ``A`` is not found in ``sess-A``.
+    Args:
+        name: The key.
+        marker: The library's own prefix; behind it an id begins after a separator, so that ``A`` is not found in
+            ``sess-A``.
+        wanted: The id that is searched, if there is one.
     """
     prefix = name.removesuffix(wanted) if wanted else name
-    if wanted and prefix != name and (prefix[-1:] in SEPARATORS or marker not in prefix):
+    if wanted and prefix != name and (prefix[-1:] in SEPARATORS or not marker or marker not in prefix):
         return prefix, wanted
-    head, found, tail = name.partition(marker)
+    head, found, tail = name.partition(marker) if marker else ("", "", "")
     return (head + marker, tail) if found else ("", name)
 
 
@@ -213,12 +171,12 @@ def text_or_none(value: Any) -> str | None:
 
 
 def one_of(value: Any, names: Container[str]) -> bool:
-    """Return whether the value is text, and one of these; what comes out of JSON may not even be hashable."""
+    """Return whether the value is text, and one of these; a value out of JSON may not even be hashable."""
     return isinstance(value, str) and value in names
 
 
 def is_uuid(text: str) -> bool:
-    """Return whether a text is a UUID, which a library made and nobody's name is in."""
+    """Return whether a text is a UUID: a library made it, so it holds nobody's name."""
     return _UUID.fullmatch(text) is not None
 
 
@@ -232,16 +190,26 @@ def a_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def many_seconds(values: list[Any]) -> list[float | None]:
-    """Return ``seconds`` of each; in no time where all are plain."""
-    if set(map(type, values)) == {float} and min(values) > _FIRST_S and max(values) < _LAST_S:
-        return values
-    return list(map(seconds, values))
-
-
 def seconds(value: Any) -> float | None:
-    """Return a plausible time in seconds since 1970 (years 1990 to 2100; milliseconds are recognised)."""
+    """Return a plausible time in seconds since 1970 (years 1990 to 2100), or None.
+
+    Args:
+        value: Seconds, milliseconds or microseconds as a number, or an ISO 8601 text. A text without a time zone counts
+            as UTC, because servers run in UTC.
+    """
+    if isinstance(value, str):
+        return _iso_seconds(value) if _ISO_TIME.match(value) else None
     if type(value) not in (int, float):
         return None
-    scaled = value / 1000 if value > 1e11 else float(value)
-    return scaled if _FIRST_S < scaled < _LAST_S else None
+    scale = 1e6 if value > _MICROSECONDS else 1e3 if value > _MILLISECONDS else 1
+    scaled = value / scale
+    return scaled if _EARLIEST_S < scaled < _LATEST_S else None
+
+
+def _iso_seconds(text: str) -> float | None:
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    at_s = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+    return at_s if _EARLIEST_S < at_s < _LATEST_S else None

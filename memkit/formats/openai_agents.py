@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import repeat
+import base64
+import binascii
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from memkit.formats.chat import ROLES, Columns, columns, dumped, flatten, role_of, roles_of
-from memkit.formats.elements import sample, turns, votes
-from memkit.formats.model import Hit, Item, Known, Note, Problem, Raw, Tool, Turn, Want, one_of, split, text_or_none
-from memkit.formats.shapes import CALLS, RESULTS, is_item, missing, missing_content
+from memkit.formats.model import (
+    Format,
+    Item,
+    KeyOwner,
+    Note,
+    Problem,
+    SessionValues,
+    Tool,
+    Turn,
+    one_of,
+    seconds,
+    split,
+    text_or_none,
+)
+from memkit.formats.parsing.chat import dumped, flatten, role_of
+from memkit.formats.parsing.element_shapes import CALLS, RESULTS, is_item, missing, missing_content
+from memkit.formats.parsing.list_elements import sample, turns
+from memkit.readonly.values import KeyRequest, RedisValue
+from memkit.render import counted, duration
 
-STORE = "openai-agents"
-SCANNED = False
-KINDS = ("list", "hash")
+STORE, ENCRYPTED = "openai-agents", "openai-agents-encrypted"
 PREFIX = "agents:session:"
 LIST = ":messages"
-COUNTER = ":counter"
+ENCRYPTED_TTL_S = 600
+"""The default of EncryptedSession's ``ttl`` (openai-agents 0.24): it does not return older items."""
 _DATES = frozenset({"session_id", "created_at", "updated_at"})
 
 
@@ -25,10 +40,13 @@ def names(session: str) -> Iterable[str]:
     return (PREFIX + session, PREFIX + session + LIST)
 
 
-def recognise(raw: Raw, wanted: str | None) -> Hit | None:
-    """Claim lists ``…:messages`` of response items, hashes with the three dates' fields, and the default names."""
+def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
+    """Claim the default names, and hashes with the three dates' fields.
+
+    A list ``…:messages`` under another prefix may be anybody's: it is found through its hash, which names it.
+    """
     default = raw.name.startswith(PREFIX)
-    if raw.kind == "list" and raw.name.endswith(LIST) and (default or votes(raw)[STORE]):
+    if raw.kind == "list" and raw.name.endswith(LIST) and default:
         part, base = "messages", raw.name.removesuffix(LIST)
     elif raw.kind == "hash" and (default or raw.fields.keys() >= _DATES):
         part, base = "primary", raw.name
@@ -37,58 +55,68 @@ def recognise(raw: Raw, wanted: str | None) -> Hit | None:
     prefix, session = split(base, PREFIX, wanted)
     if part == "primary" and not prefix:
         prefix, session = split(base, PREFIX, raw.fields.get("session_id", b"").decode(errors="replace"))
-    return Hit(STORE, session, prefix, part)
+    return KeyOwner(STORE, session, prefix, part)
 
 
-def wants(known: Known) -> Iterable[Want]:
+def leads(raw: RedisValue) -> tuple[str, ...]:
+    """Return the hash that would show a list of messages to be this store's."""
+    return (raw.name.removesuffix(LIST),) if raw.kind == "list" and raw.name.endswith(LIST) else ()
+
+
+def siblings(stored: SessionValues) -> Iterable[KeyRequest]:
     """Return both keys."""
-    base = known.hit.prefix + known.hit.session
-    return (Want(base, "primary", kind="hash"), Want(base + LIST, "messages", kind="list"))
+    base = stored.owner.prefix + stored.owner.session
+    return (KeyRequest(base, "primary", kind="hash"), KeyRequest(base + LIST, "messages", kind="list"))
 
 
-def decode(known: Known) -> Iterator[Item]:
+def decode(stored: SessionValues) -> Iterator[Item]:
     """Yield the list's items from head to tail; reasoning and hosted tools' items are noted, not shown."""
-    base = known.hit.prefix + known.hit.session
-    items = known.there(base + LIST)
-    if items and items.kind == "list":
-        yield from turns(items, _turn, store=STORE, plain=_plain)
-        hidden = sum(1 for value in sample(items) if value.get("type") == "reasoning")
-        if hidden:
+    base = stored.owner.prefix + stored.owner.session
+    items = stored.get(base + LIST)
+    if items and items.kind == "list" and is_encrypted(items):
+        yield from _encrypted(items)
+    elif items and items.kind == "list":
+        yield from turns(items, _turn, store=STORE)
+        if any(value.get("type") == "reasoning" for value in sample(items)):
             yield Note("reasoning items are not part of the dialogue and are not shown")
     elif items is None:
-        yield Problem("dangling", base + LIST, "the session's dates are there and its list of messages is gone")
-    if items and not known.there(base):
-        yield Problem("dangling", base, "the messages are there and the hash with the session's dates is gone")
+        yield Problem(
+            "dangling", base + LIST, "the hash with the session's dates exists, its list of messages does not"
+        )
+    if items and not stored.get(base):
+        yield Problem("dangling", base, "the messages exist, the hash with the session's dates does not")
 
 
-def _plain(values: list[Any]) -> Columns | None:
-    """Return the columns of messages, function calls and their results, the items that most sessions are made of."""
-    kinds = [value.get("type", "message") for value in values]
-    if not _PLAIN.issuperset(kinds):
+def is_encrypted(raw: RedisValue) -> bool:
+    """Return whether most elements are EncryptedSession's ``{"__enc__": 1, "payload"}``."""
+    found = [bool(value.get("__enc__") == 1) and "payload" in value for value in sample(raw)]
+    return sum(found) > len(found) - sum(found)
+
+
+def _encrypted(raw: RedisValue) -> Iterator[Item]:
+    count = len(raw.elements)
+    yield Note(f"EncryptedSession encrypted {counted(count, 'item')}: the texts cannot be read without its key")
+    times = [at_s for value in sample(raw) if (at_s := _fernet_time(value.get("payload"))) is not None]
+    if times and max(times) - min(times) > ENCRYPTED_TTL_S:
+        reason = f"EncryptedSession skips items older than its ttl ({ENCRYPTED_TTL_S} s by default)"
+        yield Note(f"{reason}: these were written over {duration(1000 * (max(times) - min(times)))}")
+    else:
+        yield Note(f"EncryptedSession skips items older than its ttl ({ENCRYPTED_TTL_S} s by default), stored or not")
+
+
+def _fernet_time(token: Any) -> float | None:
+    """Return when a Fernet token was made: its bytes 1 to 8 (https://github.com/fernet/spec)."""
+    if not isinstance(token, str) or not token.startswith("gAAAAA"):
         return None
-    if set(kinds) == {"message"}:
-        contents = [value["content"] for value in values]
-        return columns(roles_of([value["role"] for value in values]), list(map(_text, contents)), None, _ids(values))
-    rows = [_ROWS[kind](value) for kind, value in zip(kinds, values, strict=True)]
-    roles, texts, tools = map(list, zip(*rows, strict=True))
-    return columns(roles, texts, tools, _ids(values))
+    try:
+        return seconds(int.from_bytes(base64.urlsafe_b64decode(token[:12])[1:9], "big"))
+    except (binascii.Error, ValueError):
+        return None
 
 
-def _ids(values: list[Any]) -> list[Any]:
-    return list(map(dict.get, values, repeat("id")))
-
-
-def _text(content: Any) -> Any:
-    return flatten(content) if isinstance(content, list) else content
-
-
-_Row = tuple[str, Any, tuple[Tool, ...]]
-_ROWS: dict[str, Callable[[dict[str, Any]], _Row]] = {
-    "message": lambda value: (ROLES[value["role"]], _text(value["content"]), ()),
-    "function_call": lambda value: ("assistant", "", (Tool(value["name"], value["call_id"]),)),
-    "function_call_output": lambda value: ("tool", value["output"], (Tool(None, value["call_id"]),)),
-}
-_PLAIN = frozenset(_ROWS)
+def _name_of(stored: SessionValues) -> str:
+    items = stored.get(stored.owner.prefix + stored.owner.session + LIST)
+    return ENCRYPTED if items and items.kind == "list" and is_encrypted(items) else STORE
 
 
 def _turn(value: dict[str, Any], key: str) -> Turn | str | None:
@@ -108,3 +136,15 @@ def _turn(value: dict[str, Any], key: str) -> Turn | str | None:
         return None
     lacks = missing(value, ("role",)) or missing_content(value)
     return lacks or Turn(role_of(value["role"]), flatten(value.get("content")), (), None, uid, key)
+
+
+FORMAT = Format(
+    store=STORE,
+    kinds=("list", "hash"),
+    recognise=recognise,
+    siblings=siblings,
+    decode=decode,
+    names=names,
+    prefix=PREFIX,
+    name_of=_name_of,
+)

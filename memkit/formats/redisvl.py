@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
-from memkit.formats.bounded import parse
-from memkit.formats.chat import ROLES, role_of
-from memkit.formats.elements import BLOCK
-from memkit.formats.model import Hit, Item, Known, Problem, Raw, Run, Tool, Turn, Want, a_dict, seconds, text_or_none
+from memkit.formats.model import (
+    Format,
+    Item,
+    KeyOwner,
+    Problem,
+    SessionValues,
+    Tool,
+    Turn,
+    a_dict,
+    seconds,
+    text_or_none,
+)
+from memkit.formats.parsing.bounded_json import parse
+from memkit.formats.parsing.chat import role_of
+from memkit.readonly.values import KeyRequest, RedisValue
 
 STORE = "redisvl"
-SCANNED = True
-KINDS = ("hash",)
 FIELDS = frozenset({"entry_id", "session_tag", "role", "content", "timestamp"})
-_SAID = 5
+_REPORTED = 5
 _ENOUGH = 3  # of these fields: what lacks one or two is a damaged message, what has only two is somebody else's
 
 
-def names(_session: str) -> Iterable[str]:
-    """Return nothing: each message's key ends with its time and a hash."""
-    return ()
-
-
-def recognise(raw: Raw, wanted: str | None) -> Hit | None:
+def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     """Claim hashes with an entry id, a session tag, a role, a content and a time, one or two of which may be lost."""
     if raw.fields.keys() != FIELDS:
         there = FIELDS & raw.fields.keys()
@@ -30,10 +34,10 @@ def recognise(raw: Raw, wanted: str | None) -> Hit | None:
             return None
     session = _session(raw, wanted)
     prefix, found, _ = raw.name.partition(f"{session}:")
-    return Hit(STORE, session, prefix if found else "", "message") if wanted in (None, session) else None
+    return KeyOwner(STORE, session, prefix if found else "", "message") if wanted in (None, session) else None
 
 
-def _session(raw: Raw, wanted: str | None) -> str:
+def _session(raw: RedisValue, wanted: str | None) -> str:
     """Return the session's id: its tag, or what the entry's id begins with; time and hash are its last two parts."""
     if "session_tag" in raw.fields:
         return _text(raw, "session_tag")
@@ -41,47 +45,29 @@ def _session(raw: Raw, wanted: str | None) -> str:
     return wanted if wanted and entry.startswith(f"{wanted}:") else entry.rsplit(":", 2)[0]
 
 
-def wants(_known: Known) -> Iterable[Want]:
+def siblings(_known: SessionValues) -> Iterable[KeyRequest]:
     """Return nothing beyond the messages that were found: nothing lists them."""
     return ()
 
 
-def decode(known: Known) -> Iterator[Item]:
+def decode(stored: SessionValues) -> Iterator[Item]:
     """Yield the messages in the order of their timestamps."""
-    found = [(_number(raw), raw.name, raw) for raw in known.keys.values() if raw]
+    found = [(_number(raw), raw.name, raw) for raw in stored.keys.values() if raw]
     found.sort(key=lambda each: (each[0] or 0.0, each[1]))
-    once = len({raw.fields.get("entry_id") for *_, raw in found}) == len(found)
-    lost: list[Problem] = []
-    for start in range(0, len(found), BLOCK):
-        numbers, _, block = zip(*found[start : start + BLOCK], strict=True)
-        run = _run(block, numbers) if once else None
-        if run:
-            yield run
-        else:
-            lost += [Problem("corrupt", raw.name, says) for raw in block if (says := _lacks(raw))]
-            yield from (_turn(raw) for raw in block if "content" in raw.fields)
-    yield from lost[:_SAID]
-    if len(lost) > _SAID:
-        yield lost[_SAID]._replace(says=f"… and {len(lost) - _SAID:,} more messages like it")
+    damaged: list[Problem] = []
+    for _, name, raw in found:
+        if reason := _lacks(raw):
+            damaged.append(Problem("corrupt", name, reason))
+        if "content" in raw.fields:
+            yield _turn(raw)
+    yield from damaged[:_REPORTED]
+    if len(damaged) > _REPORTED:
+        yield damaged[_REPORTED]._replace(message=f"… and {len(damaged) - _REPORTED:,} more messages like it")
 
 
-def _run(block: Sequence[Raw], numbers: Sequence[float | None]) -> Run | None:
-    """Return messages that are a role, a text and a time and nothing else; None where one of them is more, or less."""
-    fields = [raw.fields for raw in block]
-    if any(each.keys() != FIELDS for each in fields) or None in numbers:
-        return None
-    try:
-        roles = [ROLES.get(each["role"].decode(), "other") for each in fields]
-        texts = [each["content"].decode() for each in fields]
-    except UnicodeDecodeError:
-        return None
-    plain = "tool" not in roles and all(each["role"] for each in fields)
-    return Run(roles, texts, block[0].name, list(map(seconds, numbers))) if plain else None
-
-
-def _lacks(raw: Raw) -> str | None:
+def _lacks(raw: RedisValue) -> str | None:
     """Return what is wrong with a message's fields."""
-    if raw.unread:
+    if raw.unread_reason:
         return None
     for field in ("role", "content", "entry_id", "session_tag", "timestamp"):
         if field not in raw.fields:
@@ -95,7 +81,7 @@ def _lacks(raw: Raw) -> str | None:
     return None if _number(raw) is not None else "the timestamp of this message is no number: its place is unknown"
 
 
-def _turn(raw: Raw) -> Turn:
+def _turn(raw: RedisValue) -> Turn:
     role, call_id = role_of(_text(raw, "role")), text_or_none(_text(raw, "tool_call_id"))
     call = a_dict(a_dict(parse(raw.fields["metadata"]).value).get("tool_call")) if "metadata" in raw.fields else {}
     name = text_or_none(call.get("name"))
@@ -103,12 +89,17 @@ def _turn(raw: Raw) -> Turn:
     return Turn(role, _text(raw, "content"), tools, seconds(_number(raw)), _text(raw, "entry_id"), raw.name)
 
 
-def _text(raw: Raw, field: str) -> str:
+def _text(raw: RedisValue, field: str) -> str:
     return raw.fields.get(field, b"").decode("utf-8", "replace")
 
 
-def _number(raw: Raw) -> float | None:
+def _number(raw: RedisValue) -> float | None:
     try:
         return float(raw.fields.get("timestamp", b""))
     except ValueError:
         return None
+
+
+FORMAT = Format(
+    store=STORE, kinds=("hash",), recognise=recognise, siblings=siblings, decode=decode, scanned=True, ttl_option=False
+)

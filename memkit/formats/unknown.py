@@ -1,59 +1,198 @@
-"""Keys of no known store: shown as far as they can be understood, with a guess at each payload's encoding."""
+"""Sessions of no known store: roles, texts, tools, times and order as far as the content tells them.
+
+People keep a conversation as a string (a JSON array or object), a list, a hash (one field, or a field a message), a
+sorted set by time, a stream, or a key a message; see ``parsing.chat`` for the field names and ``parsing.payload`` for
+the encodings. If the order cannot be told from the content, a note reports it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-from memkit.formats.bounded import parse
-from memkit.formats.chat import chat_columns, chat_turn, looks_like_chat
-from memkit.formats.elements import sample, turns
-from memkit.formats.guess import encoding_of, is_packed, pickle_opcodes
-from memkit.formats.model import DOCUMENT_KINDS, Item, Known, Note, Problem, Raw, Turn, a_dict
+from memkit.formats.model import Item, Note, Problem, SessionValues, Turn, seconds
+from memkit.formats.parsing.conversation import (
+    Entry,
+    entry_of,
+    find_entries,
+    in_order,
+    message_fields,
+    sorted_entries,
+)
+from memkit.formats.parsing.dialogue_checks import Dialogue
+from memkit.formats.parsing.encodings import encoding_of, examine, pickle_opcodes
+from memkit.formats.parsing.list_elements import Faults
+from memkit.formats.parsing.payload import open_payload
+from memkit.readonly.values import DOCUMENT_KINDS, RedisValue, to_bytes
 
 STORE = "unknown"
-_CHAT_FIELDS = ("messages", "history", "chat_history", "conversation")
+_SAMPLED = 6
+_TRAILING_NUMBER = re.compile(r"(\d+)$")
+_STRUCTURED = ("json", "json string", "ndjson", "msgpack")
 
 
-def payload_encoding(raw: Raw) -> str:
+class _Found(NamedTuple):
+    """The messages of one key: its entries in the order of the key, and whether that order is proven."""
+
+    raw: RedisValue
+    entries: Sequence[Entry]
+    ordered: bool = False
+
+
+def payload_encoding(raw: RedisValue) -> str:
     """Return the guessed encoding of a key's payloads, judged by the first."""
     first = next(iter(raw.payloads), None)
-    return "" if first is None or raw.unread else encoding_of(first)
+    return "" if first is None or raw.unread_reason else encoding_of(first)
 
 
-def decode(known: Known) -> Iterator[Item]:
-    """Yield what looks like chat messages, and what the payloads are where they do not."""
-    for raw in known.keys.values():
-        if raw is None or raw.unread:
-            continue
-        if raw.kind == "list" and looks_like_chat(sample(raw)):
-            yield from turns(raw, chat_turn, plain=chat_columns)
-        elif raw.kind in DOCUMENT_KINDS and (found := _chat(raw)):
-            yield from found
-        else:
-            yield from _packed(raw)
+def decode(stored: SessionValues) -> Iterator[Item]:
+    """Yield the messages of all keys, with notes on what the payloads are if they cannot be read."""
+    found: list[_Found] = []
+    faults: list[Problem] = []
+    for raw in stored.keys.values():
+        if raw and not raw.unread_reason:
+            entries, ordered, problems = _entries(raw)
+            faults += problems
+            if entries:
+                found.append(_Found(raw, entries, ordered))
+    several = [each for each in found if len(each.entries) > 1 or each.raw.kind in ("list", "zset", "stream")]
+    single = [each for each in found if each not in several]
+    for each in several:
+        by_place = sorted_entries(each.entries) if each.raw.kind in ("hash", "set") else None
+        ordered = each.ordered or by_place is not None
+        yield from Dialogue().follow(in_order(by_place or each.entries, ordered=ordered))
+    if single:
+        yield from Dialogue().follow(_a_key_each(single))
+    yield from faults
+    if not found:
+        yield from _undecoded(raw for raw in stored.keys.values() if raw and not raw.unread_reason)
 
 
-def _chat(raw: Raw) -> list[Turn]:
-    value = parse(raw.data).value
-    fields = a_dict(value)
-    for candidate in (value, *(fields.get(field) for field in _CHAT_FIELDS)):
-        if isinstance(candidate, list) and looks_like_chat(candidate):
-            return [chat_turn(message, raw.name) for message in candidate]
-    return []
+def _entries(raw: RedisValue) -> tuple[list[Entry], bool, list[Problem]]:
+    """Return a key's messages, whether the key itself proves their order, and its damaged elements."""
+    if raw.kind in DOCUMENT_KINDS:
+        opened = open_payload(raw.data)
+        if opened.cut:
+            return [], False, [Problem("truncated", raw.name, "the payload unfolds to over 8 MB and is not decoded")]
+        return find_entries(opened.value, raw.name), False, []
+    if raw.kind == "list":
+        return _of_list(raw)
+    if raw.kind == "hash":
+        return _of_hash(raw), False, []
+    if raw.kind == "zset":
+        scored = sorted(raw.scores, key=lambda member: raw.scores[member])
+        found = [_opened(to_bytes(member), raw.name) for member in scored]
+        entries = [each._replace(place=raw.scores[name]) for name, each in zip(scored, found, strict=True) if each]
+        return entries if 2 * len(entries) >= len(scored) else [], True, []
+    if raw.kind == "stream":
+        found = [_of_stream_entry(uid, fields, raw.name) for uid, fields in raw.entries]
+        return [each for each in found if each], True, []
+    members = [entry for member in sorted(raw.members) if (entry := _opened(to_bytes(member), raw.name))]
+    return members if 2 * len(members) >= len(raw.members) else [], False, []
 
 
-def _packed(raw: Raw) -> Iterator[Item]:
-    encoding = payload_encoding(raw)
-    if not encoding or not is_packed(encoding):
-        return
-    yield Problem("encoded", raw.name, f"the payload looks like {encoding}: its text cannot be read here")
-    if encoding.endswith("pickle"):
-        yield Note(_pickle_says(next(iter(raw.payloads))))
+def _opened(data: bytes, key: str) -> Entry | None:
+    """Return the messages of one element, whatever its encoding."""
+    value = open_payload(data).value
+    if value is None:
+        try:
+            value = data.decode()
+        except UnicodeDecodeError:
+            return None
+    if isinstance(value, list):
+        turns = [turn for entry in find_entries(value, key) for turn in entry.turns]
+        return Entry(turns) if turns else None
+    return entry_of(value, key)
 
 
-def _pickle_says(data: bytes) -> str:
-    opcodes: Any = pickle_opcodes(data)
+def _of_list(raw: RedisValue) -> tuple[list[Entry], bool, list[Problem]]:
+    ends = [*raw.elements[:_SAMPLED], *raw.elements[_SAMPLED:][-_SAMPLED:]]
+    sampled = [_opened(element, raw.name) for element in ends]
+    if 2 * len([each for each in sampled if each]) < len(ends):
+        return [], False, []
+    faults = Faults(raw, len(raw.elements), "")
+    entries: list[Entry] = []
+    for index, element in enumerate(raw.elements):
+        entry = _opened(element, raw.name)
+        if entry:
+            entries.append(entry)
+        elif element[:1] == b"{" and open_payload(element).value is None:
+            faults.read(index, element)
+    return entries, False, list(faults.problems())
+
+
+def _of_hash(raw: RedisValue) -> list[Entry]:
+    """Return the messages of a hash that is one message, has them in a field, or has a field a message."""
+    if entry := _of_fields(raw.fields, raw.name):
+        return [entry]
+    names = sorted(raw.fields, key=lambda name: (_number(name), name))
+    values = {name: open_payload(raw.fields[name]).value for name in names}
+    each = {name: entry for name, value in values.items() if (entry := entry_of(value, raw.name))}
+    if len(each) > 1 or (each and len(each) == len(values)):
+        numbered = all(_TRAILING_NUMBER.search(name) for name in each)
+        placed = [entry._replace(place=_number(name)) if numbered else entry for name, entry in each.items()]
+        return sorted_entries(placed) or placed
+    return next((found for value in values.values() if (found := find_entries(value, raw.name))), [])
+
+
+def _number(name: str) -> float:
+    found = _TRAILING_NUMBER.search(name)
+    return float(found[1]) if found else 0.0
+
+
+def _of_fields(fields: Mapping[str, bytes], key: str) -> Entry | None:
+    """Return the message that the fields of a hash or of a stream's entry are, or that one of them holds."""
+    value = message_fields(fields)
+    entry = entry_of(value, key) if "role" in value or len(value) > 1 else None
+    inner = [each for each in value.values() if isinstance(each, dict)]
+    if entry is None and len(inner) == 1 and len(value) <= 2:
+        entry = entry_of(inner[0], key)
+    return entry
+
+
+def _of_stream_entry(uid: str, fields: Mapping[str, bytes], key: str) -> Entry | None:
+    """Return the message of a stream's entry; its id begins with the time of the write, in ms."""
+    entry = _of_fields(fields, key)
+    if entry is None:
+        return None
+    at_s = seconds(_number(uid.partition("-")[0]))
+    return Entry([turn if turn.at_s else turn._replace(at_s=at_s) for turn in entry.turns])
+
+
+def _a_key_each(found: Sequence[_Found]) -> Iterator[Turn | Note]:
+    """Yield messages that have a key each, by their times, or by the numbers at the ends of the keys' names."""
+    entries = [each.entries[0] for each in found]
+    by_place = sorted_entries(entries)
+    numbered = [_TRAILING_NUMBER.search(each.raw.name) for each in found]
+    if by_place is None and all(numbered):
+        in_order = sorted(found, key=lambda each: _number(each.raw.name))
+        by_place = [each.entries[0] for each in in_order]
+    if by_place is None and len(entries) > 1:
+        yield Note("the order of the messages is not known: neither times nor the keys' names show it")
+    yield from (turn for entry in by_place or entries for turn in entry.turns)
+
+
+def _undecoded(raws: Iterable[RedisValue]) -> Iterator[Item]:
+    """Yield why no messages could be decoded."""
+    for raw in raws:
+        found = examine(next(iter(raw.payloads), b""))
+        inner = found.layers[-1]
+        if found.fault or inner == "stringified object":
+            yield Problem("corrupt", raw.name, f"the payload is {found}: {found.fault or 'its content is lost'}")
+        elif inner in _STRUCTURED:
+            reason = f"partly decoded: the payload is readable {inner}, and no messages are found in it"
+            yield Problem("partly_decoded", raw.name, reason)
+        elif inner == "text" and raw.kind != "hash":
+            yield Note("partly decoded: the payload is plain text, and shows no roles")
+        elif inner not in ("text", "empty"):
+            yield Note(f"partly decoded: the payload looks like {found}: its text cannot be read here")
+            if inner == "pickle":
+                yield Note(_pickle_note(found.inner))
+
+
+def _pickle_note(data: bytes) -> str:
+    opcodes = pickle_opcodes(data)
     calls = sum(opcodes[name] for name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX", "INST", "OBJ", "BUILD"))
     verdict = f"{calls} of them call code when it is loaded" if calls else "none of them calls code"
     return f"a pickle is never loaded; disassembled, its first 64 KB have {opcodes.total()} opcodes, {verdict}"

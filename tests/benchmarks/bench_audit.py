@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from servers import every_server
 
 from memkit.audit import audit
-from memkit.audit_wire import Wire
+from memkit.readonly import ReadOnlyConnection
 from memkit.server import RedisServer
 
 
@@ -38,14 +38,14 @@ def fill(client: redis.Redis, keys: int) -> None:
 
 
 def bare_scan(url: str) -> None:
-    wire = Wire(redis.Redis.from_url(url))
+    connection = ReadOnlyConnection(redis.Redis.from_url(url))
     cursor, count = b"0", 0
     while True:
-        cursor, keys = wire.ask("SCAN", cursor, "COUNT", 1000)
+        cursor, keys = connection.ask("SCAN", cursor, "COUNT", 1000)
         count += len(keys)
         if cursor == b"0":
             break
-    wire.close()
+    connection.close()
 
 
 def best(what: Callable[[], object], times: int) -> float:

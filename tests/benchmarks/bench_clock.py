@@ -20,9 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from servers import every_server
 
-from memkit.clock import ServerClock
 from memkit.observe import observe_expiry
-from memkit.server import RedisServer, ServerBinary
+from memkit.server import RedisServer, ServerBinary, ServerClock
 
 TIMES = 101
 
@@ -62,7 +61,7 @@ def shift_and_read(clock: ServerClock, client: redis.Redis) -> None:
 
 
 def boundary(clock: ServerClock, client: redis.Redis) -> None:
-    """A 7-day test: alive shortly before, gone shortly after."""
+    """A test of a 7-day TTL: the key exists shortly before its deadline and has expired shortly after."""
     client.set("k", "x", ex=7 * 86_400)
     clock.shift("604799s")
     assert client.get("k")

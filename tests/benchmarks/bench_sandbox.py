@@ -1,4 +1,4 @@
-"""What it costs to remove a sandbox of 200 keys beside 200,000 foreign ones, against beside none.
+"""The cost of removing a sandbox of 200 keys, with 200,000 foreign keys and without.
 
     python tests/benchmarks/bench_sandbox.py
 
@@ -27,9 +27,9 @@ def main():
         client.eval(f"for i = 1, {FOREIGN} do redis.call('SET', 'foreign:' .. i, i) end", 0)
         pairs = [(removal_ms(empty), removal_ms(full)) for _ in range(RUNS)]
         assert client.dbsize() == FOREIGN
-        alone, beside = (statistics.median(column) for column in zip(*pairs, strict=True))
+        alone, with_others = (statistics.median(column) for column in zip(*pairs, strict=True))
         print(f"{full.flavour} {full.version}; medians of {RUNS} removals of {OWN} keys")
-        print(f"beside none {alone:.2f} ms, beside {FOREIGN:,} {beside:.2f} ms, ratio {beside / alone:.2f}")
+        print(f"without {alone:.2f} ms, with {FOREIGN:,} {with_others:.2f} ms, ratio {with_others / alone:.2f}")
 
 
 if __name__ == "__main__":

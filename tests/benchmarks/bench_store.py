@@ -1,6 +1,6 @@
 """How fast MemoryStore is, as ratios to what Redis itself takes for the same bytes, measured in turns in one run.
 
-``python tests/benchmarks/bench_store.py`` prints each ratio beside its target, on a unix socket and on TCP;
+``python tests/benchmarks/bench_store.py`` prints each ratio with its target, on a unix socket and on TCP;
 ``--peer NAME=PYTHON`` runs this file with another interpreter, in whose environment NAME is installed, on the same
 server: langchain-community, openai-agents or llama-index.
 """
@@ -40,10 +40,10 @@ def in_turns(one: Callable[[], object], other: Callable[[], object], calls: int)
 
 def ratio(name: str, target: float, one: Callable[[], object], other: Callable[[], object], calls: int = 20) -> bool:
     mine, raw = in_turns(one, other, calls)
-    return tell(name, mine / raw, target, f"{mine:.0f} / {raw:.0f} us")
+    return report(name, mine / raw, target, f"{mine:.0f} / {raw:.0f} us")
 
 
-def tell(name: str, measured: float, target: float, how: str) -> bool:
+def report(name: str, measured: float, target: float, how: str) -> bool:
     met = measured <= target
     print(f"  {name:<44} {measured:5.2f}  (target {target:.2f}{'' if met else ', MISSED'})  {how}", flush=True)
     return met
@@ -107,12 +107,12 @@ def flatness(client: Any) -> bool:
         store.append("short", MESSAGE)
 
     long_us, short_us = in_turns(lambda: store.append("long", MESSAGE), short, 20)
-    return tell("append at 10,000 / at few messages", long_us / short_us, 1.15, f"{long_us:.0f} / {short_us:.0f} us")
+    return report("append at 10,000 / at few messages", long_us / short_us, 1.15, f"{long_us:.0f} / {short_us:.0f} us")
 
 
 def memory(client: Any, key: str, content: int, count: int) -> bool:
     used = client.memory_usage(key, samples=0)
-    return tell(
+    return report(
         "  its memory / (1.1 x messages + 300)", used / (1.1 * content + 300), 1.0, f"{used:,} bytes, {count} messages"
     )
 
@@ -180,8 +180,11 @@ def side_by_side(url: str, pythons: dict[str, str]) -> None:
         if done.returncode:
             print(f"    {name:<22} could not run: {done.stderr.strip().splitlines()[-1:]}")
             continue
-        said = json.loads(done.stdout.splitlines()[-1])
-        print(f"    {name:<22} append {said['append_us']:6.0f} us   load {said['load_100_us']:7.0f} us", flush=True)
+        result = json.loads(done.stdout.splitlines()[-1])
+        print(
+            f"    {name:<22} append {result['append_us']:6.0f} us   load {result['load_100_us']:7.0f} us",
+            flush=True,
+        )
 
 
 def main() -> int:
@@ -196,13 +199,13 @@ def main() -> int:
     sys.path.insert(0, str(HERE.parents[1]))
     from servers import every_server
 
-    import memkit.server
+    import memkit.server.launcher
 
     met = True
     for name in options.server or ["redis-8.2", "redis-7.0", "valkey-9"]:
         binary = every_server()[name]
         for transport, port in (("unix socket", None), ("TCP", 0)):
-            with memkit.server.RedisServer(binary=binary.path if binary else None, port=port) as server:
+            with memkit.server.launcher.RedisServer(binary=binary.path if binary else None, port=port) as server:
                 print(f"{server.flavour} {server.version}, {transport}", flush=True)
                 with server.client() as client:
                     met &= store_against_redis(client)

@@ -38,8 +38,7 @@ from stress.chaos import FORK, Chaos
 
 from memkit.errors import Conflict, SessionNotFound
 from memkit.server import RedisServer
-from memkit.session import Session
-from memkit.store import AsyncMemoryStore, MemoryStore
+from memkit.store import AsyncMemoryStore, MemoryStore, Session
 
 SESSIONS = 12
 COUNTERS = 4

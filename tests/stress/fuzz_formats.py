@@ -22,7 +22,8 @@ from typing import Any
 
 from memkit import formats
 from memkit.formats import capture, unknown
-from memkit.formats.model import Hit, Known, Raw
+from memkit.formats.model import KeyOwner, SessionValues
+from memkit.readonly.values import RedisValue, to_bytes
 
 MAX_CPU_S = 1.0
 TOKENS = (
@@ -40,7 +41,7 @@ class Fuzzer:
     seed: int = 0
     steps: int = 0
     slowest_s: float = 0.0
-    corpus: list[Known] = field(default_factory=list)
+    corpus: list[SessionValues] = field(default_factory=list)
     edges: set[tuple[str, int, int]] = field(default_factory=set)
     failures: list[str] = field(default_factory=list)
 
@@ -51,26 +52,26 @@ class Fuzzer:
     def step(self) -> None:
         """Mutate one session of the corpus, run it, and keep it when it reached something new."""
         self.steps += 1
-        known = self.mutated(self.random.choice(self.corpus))
+        stored = self.mutated(self.random.choice(self.corpus))
         before = len(self.edges)
         begun = time.process_time()
         try:
-            self._traced(lambda: run(known))
+            self._traced(lambda: run(stored))
         except Exception:  # noqa: BLE001 - whatever it is, it is what is looked for
             self._fail(traceback.format_exc(limit=-4))
         # Tracing slows what it traces; only what is slow with it is timed without.
         if time.process_time() - begun > MAX_CPU_S:
-            self._time(known)
+            self._time(stored)
         if len(self.edges) > before:
-            self.corpus.append(known)
+            self.corpus.append(stored)
 
-    def _time(self, known: Known) -> None:
+    def _time(self, stored: SessionValues) -> None:
         begun = time.process_time()
-        run(known)
+        run(stored)
         took = time.process_time() - begun
         self.slowest_s = max(self.slowest_s, took)
         if took > MAX_CPU_S:
-            self._fail(f"{took:.2f} s for {known.hit.store}")
+            self._fail(f"{took:.2f} s for {stored.owner.store}")
 
     def _fail(self, what: str) -> None:
         self.failures.append(f"seed {self.seed}, step {self.steps}: {what}")
@@ -97,8 +98,8 @@ class Fuzzer:
 
         return line
 
-    def mutated(self, known: Known) -> Known:
-        keys = dict(known.keys)
+    def mutated(self, stored: SessionValues) -> SessionValues:
+        keys = dict(stored.keys)
         for _ in range(self.random.choice((1, 1, 2, 4))):
             name = self.random.choice(list(keys))
             raw = keys[name]
@@ -106,9 +107,9 @@ class Fuzzer:
                 keys[name] = None
             else:
                 keys[name] = self._mutated_key(raw)
-        return known._replace(keys=keys)
+        return stored._replace(keys=keys)
 
-    def _mutated_key(self, raw: Raw) -> Raw:
+    def _mutated_key(self, raw: RedisValue) -> RedisValue:
         if self.random.random() < 0.03:
             return raw._replace(kind=self.random.choice(KINDS))
         elements = [self._bytes(each) if self.random.random() < 0.5 else each for each in raw.elements]
@@ -118,7 +119,9 @@ class Fuzzer:
         fields = {
             name: self._bytes(value) if self.random.random() < 0.5 else value for name, value in raw.fields.items()
         }
-        return raw._replace(data=data, elements=elements, fields=fields)
+        scores = {self._bytes(to_bytes(each)).decode("utf-8", "surrogateescape"): at for each, at in raw.scores.items()}
+        entries = [(uid, {name: self._bytes(each) for name, each in pairs.items()}) for uid, pairs in raw.entries]
+        return raw._replace(data=data, elements=elements, fields=fields, scores=scores, entries=entries)
 
     def _packed(self, data: bytes) -> bytes:
         """Mutate inside plain LangGraph's base64 as well as around it."""
@@ -163,23 +166,26 @@ class Fuzzer:
         return json.dumps(document).encode()
 
 
-def _captured(name: str) -> Known:
+def _captured(name: str) -> SessionValues:
     raws = [capture.raw_of(entry) for entry in capture.capture(name)["keys"]]
-    hit = next(hit for raw in raws if (hit := formats.recognise(raw, "sess-A")))
-    return Known(hit, {raw.name: raw for raw in raws})
+    found = (owner for raw in raws if (owner := formats.recognise(raw, None)))
+    owner = next(found, None) or KeyOwner("unknown", "k", "", "unknown")
+    return SessionValues(owner, {raw.name: raw for raw in raws})
 
 
-def run(known: Known) -> None:
+def run(stored: SessionValues) -> None:
     """Do with a session what an inspection does."""
-    for raw in known.keys.values():
+    for raw in stored.keys.values():
         if raw:
             for wanted in ("sess-A", None):
                 formats.recognise(raw, wanted)
             formats.leads(raw)
             unknown.payload_encoding(raw)
-    list(formats.format_of(known.hit.store).wants(known))
-    list(formats.decode(known))
-    list(unknown.decode(Known(Hit("unknown", "k", "", "unknown"), known.keys)))
+    if stored.owner.store != "unknown":
+        list(formats.format_of(stored.owner.store).siblings(stored))
+        list(formats.decode(stored))
+        formats.store_name(stored)
+    list(unknown.decode(SessionValues(KeyOwner("unknown", "k", "", "unknown"), stored.keys)))
 
 
 def main() -> int:

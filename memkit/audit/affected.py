@@ -1,0 +1,125 @@
+"""write_affected: the names of the keys that a finding affects, in a file, and the shell line that renews them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import redis
+
+from memkit.audit.finding import Finding
+from memkit.audit.report import AuditReport
+from memkit.connect import AnyClient, redact
+from memkit.errors import MemkitError
+from memkit.readonly.connection import ReadOnlyConnection, command, refused
+from memkit.readonly.target import open_target
+from memkit.render import counted, wrapped
+
+SHORTENED = ("ttl_too_short", "unit_mistake", "two_ttls", "not_refreshed")
+"""Causes with keys that expire before the expected TTL."""
+SOON_MS = 300_000
+JITTER = 1.1
+"""A TTL may be a tenth longer than the observed one (the default jitter of an expectation)."""
+SCAN_COUNT = 1_000
+RENEWALS_PER_S = 100
+"""A redis-cli per key: a server has no noticeable load from 100 commands a second."""
+
+
+@dataclass(slots=True)
+class Affected:
+    """What was written.
+
+    Attributes:
+        path: The file with one key name a line, readable by its owner only.
+        keys: The number of names in it.
+        soon: How many of them expire within five minutes.
+        unprintable: Affected keys that are not in it, because their names contain a line end.
+        commands: Shell lines that renew the keys in the file; memkit does not run them.
+    """
+
+    path: Path
+    keys: int = 0
+    soon: int = 0
+    unprintable: int = 0
+    commands: list[str] = field(default_factory=list)
+
+    def to_text(self) -> str:
+        """Return the counts, and the shell lines on lines of their own."""
+        text = f"affected: {counted(self.keys, 'key')} in {self.path}, {self.soon:,} of them expire within 5 minutes"
+        if self.unprintable:
+            text += f"; {counted(self.unprintable, 'name')} with a line end left out"
+        if not self.commands:
+            return wrapped(text)
+        advice = f"to renew them, after the cause is fixed, review and run ({RENEWALS_PER_S} keys a second):"
+        return "\n".join([wrapped(text), wrapped(advice), *self.commands])
+
+
+def write_affected(source: str | AnyClient, report: AuditReport, path: str | Path) -> Affected:
+    """Write the names of all affected keys of a live server to a file; read-only (SCAN and PTTL).
+
+    A key is affected if it is under the prefix of a finding of too short TTLs and has at most the observed TTL left.
+
+    Args:
+        source: A Redis URL or client, as for ``audit``.
+        report: What ``audit`` returned for it.
+        path: A new file; it gets mode 0600, because key names are private.
+
+    Raises:
+        MemkitError: The file exists already, or cannot be written.
+    """
+    done = Affected(Path(path))
+    findings = [one for one in report.findings if one.cause in SHORTENED and one.expected_ttl_s and one.observed_ttl_s]
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise MemkitError(f"cannot write {path}: {error.strerror}; give a new file") from None
+    with os.fdopen(descriptor, "wb") as file, open_target(source) as target:
+        for finding in findings:
+            bound_ms = JITTER * 1000 * (finding.observed_ttl_s or 0)
+            prefix = (finding.prefix or "").encode("utf-8", "surrogateescape")
+            for connection in target.connections:
+                for name, left_ms in _keys_with_ttl(connection, prefix, bound_ms):
+                    if b"\n" in name:
+                        done.unprintable += 1
+                        continue
+                    file.write(name + b"\n")
+                    done.keys += 1
+                    done.soon += left_ms <= SOON_MS
+        address = redact(source) if isinstance(source, str) else target.url
+        done.commands = [_renewal(finding, report, address, done.path, len(findings)) for finding in findings]
+    return done
+
+
+def _keys_with_ttl(connection: ReadOnlyConnection, prefix: bytes, bound_ms: float) -> Iterator[tuple[bytes, int]]:
+    """Yield each key under a prefix with a remaining TTL up to a bound; a key may come twice, as from SCAN."""
+    cursor = b"0"
+    pattern = b"".join(b"\\" + bytes([byte]) if byte in b"*?[]\\" else bytes([byte]) for byte in prefix) + b"*"
+    while True:
+        reply = connection.ask("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT)
+        if refused(reply):
+            raise redis.ResponseError(str(reply))
+        cursor, names = reply
+        ttls = connection.send([command("PTTL", name) for name in names]).take() if names else []
+        for name, left_ms in zip(names, ttls, strict=True):
+            if isinstance(left_ms, int) and 0 <= left_ms <= bound_ms:
+                yield name, left_ms
+        if cursor == b"0":
+            return
+
+
+def _renewal(finding: Finding, report: AuditReport, address: str, path: Path, findings: int) -> str:
+    """Return a shell line that sets the expected TTL of the keys in the file, and never shortens one."""
+    flavour, version = report.server["flavour"], str(report.server["version"])
+    condition = " GT" if flavour == "valkey" or int(version.partition(".")[0]) >= 7 else ""
+    keys = shlex.quote(str(path))
+    if findings > 1:
+        keys = f"<(grep -a '^{finding.prefix}' {keys})"
+    cluster = " -c" if address.startswith("redis+cluster") else ""
+    return (
+        f"while IFS= read -r key; do redis-cli{cluster} -u {shlex.quote(address.replace('+cluster', ''))} "
+        f'EXPIRE "$key" {round(finding.expected_ttl_s or 0)}{condition} </dev/null; sleep {1 / RENEWALS_PER_S:g}; '
+        f"done < {keys}"
+    )

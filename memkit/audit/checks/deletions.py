@@ -1,0 +1,187 @@
+"""Keys that DEL, UNLINK or GETDEL removed before their deadline: whether they were sessions, as far as it shows. Pure.
+
+The slow log and a second look name keys. The server's counters do not: locks, caches and one-time codes are deleted by
+command everywhere, so calls alone are a suspicion only if nothing else explains them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from memkit.audit.context import AuditContext
+from memkit.audit.finding import Finding
+from memkit.audit.sampling import KeyFacts
+from memkit.audit.server_info import DELETES, ServerFacts, SlowCommand
+from memkit.config import Expectation
+from memkit.render import counted
+
+LEAST_US_A_KEY = 0.7
+"""The least time that DEL takes for one small key, on all four servers."""
+LONG_CALL_US = 12.0
+"""A call that names one small key takes less on average."""
+SHORT_MS = 3_600_000
+FEWEST_DELETED = 15
+DELETED_SHARE = 0.15
+"""Users delete some of their sessions; fewer deletions than this share of what exists are no incident."""
+STRING_SHARE = 0.3
+FAR_MORE = 50
+FEWEST_SESSIONS = 200
+"""Deletions of 50 times as many keys as there are sessions are a queue or a cache."""
+MAKE_STRINGS = ("set", "setex", "psetex", "setnx", "mset", "msetnx", "getset")
+MAKE_OTHERS = ("rpush", "lpush", "hset", "hmset", "hsetnx", "hsetex", "sadd", "zadd", "xadd", "json.set")
+
+
+def deleted_finding(
+    server: ServerFacts,
+    expectations: Sequence[Expectation],
+    vanished: Sequence[KeyFacts],
+    context: AuditContext,
+    *,
+    of: int,
+    sessions: int,
+) -> Finding | str | None:
+    """Return the finding of sessions that were deleted; a note if keys were and sessions are unlikely.
+
+    Args:
+        server: The server's report.
+        expectations: What is expected.
+        vanished: Sessions that existed at a first look and no longer at the second.
+        context: The keys.
+        of: How many keys the database has.
+        sessions: How many keys of sessions were looked at.
+    """
+    keys = context.keys
+    if vanished:
+        prefix = next((one.prefix for one in expectations if one.matches.fullmatch(vanished[0].key)), None)
+        deleters = [one.name for one in server.clients if one.last_command in DELETES]
+        return Finding(
+            "deleted",
+            prefix=prefix,
+            keys=len(vanished),
+            sampled=len(keys),
+            message=f"{counted(len(vanished), 'key')} under {prefix} disappeared during the audit, long before their "
+            "deadline",
+            confidence="proven",
+            evidence=(
+                "they existed at the first look and no longer at the second; evicted_keys did not change",
+                *(f"a client whose last command deletes: {name}" for name in deleters[:3]),
+            ),
+            next="redis-cli CLIENT LIST: clients whose cmd is del or unlink",
+        )
+    logged = [one for one in server.slow_commands if _names_sessions(one, expectations)]
+    if logged:
+        first = min(logged, key=lambda one: one.at_s)
+        prefix = next(one.prefix for one in expectations if any(one.matches.fullmatch(key) for key in first.keys))
+        count = sum(len(one.keys) for one in logged)
+        return Finding(
+            "deleted",
+            prefix=prefix,
+            keys=count,
+            sampled=len(keys),
+            message=f"{first.command.upper()} deletes sessions under {prefix}, not their TTL: at least {count:,} keys",
+            confidence="proven",
+            since=datetime.fromtimestamp(first.at_s + 1, UTC),
+            since_is="upper bound",
+            evidence=tuple(f"slow log: {one.command} of {len(one.keys):,} keys by {one.client}" for one in logged[:3]),
+            next="redis-cli SLOWLOG GET 128 and CLIENT LIST name the client that deletes",
+        )
+    scale = of / len(keys) if keys else 0.0
+    return _counted(server, expectations, context, scale=scale, sessions=sessions)
+
+
+def _names_sessions(one: SlowCommand, expectations: Sequence[Expectation]) -> bool:
+    return one.command in DELETES and any(
+        expected.matches.fullmatch(key) for expected in expectations for key in one.keys
+    )
+
+
+def _counted(
+    server: ServerFacts, expectations: Sequence[Expectation], context: AuditContext, *, scale: float, sessions: int
+) -> Finding | str | None:
+    """Judge by commandstats alone, which does not name keys: a suspicion if the count is large and unexplained."""
+    own = [one for expected in expectations for one in expected.of(context.keys)]
+    strings = not own or sum(one.kind == "string" for one in own) >= STRING_SHARE * len(own)
+    # GETDEL is refused for all but strings.
+    calls = {name: server.called(name) for name in DELETES if strings or name != "getdel"}
+    count = _deleted_keys(server, calls)
+    enough = max(FEWEST_DELETED, DELETED_SHARE * sessions)
+    if not expectations or count < enough:
+        return None
+    shown = ", ".join(f"{name} {number:,}" for name, number in calls.items() if number)
+    why = None
+    if sum(calls.values()) <= server.called("evalsha", "eval"):
+        why = "as many scripts were called, and locks are released by a script that calls DEL"
+    elif count > FAR_MORE * max(sessions, FEWEST_SESSIONS):
+        why = "far more than there are sessions"
+    elif not strings:
+        covered = _strings_removed(server, expectations, own, context, scale=scale)
+        why = "as many strings were set that no longer exist" if count - covered < enough else None
+        count = max(0, count - covered)
+    elif own and _short_strings(server, expectations, context, scale=scale) >= count:
+        why = "short-lived strings beside the sessions are set and deleted as often"
+    if why:
+        return f"keys were deleted by command ({shown}); the server does not report which: {why}"
+    return Finding(
+        "deleted",
+        prefix=expectations[0].prefix if len(expectations) == 1 else None,
+        keys=count,
+        sampled=context.sampled,
+        message=f"commands delete keys before their TTL ends: about {count:,}; {sessions:,} sessions exist",
+        confidence="possible",
+        evidence=(
+            f"INFO commandstats: {shown}; expired_keys {server.info.get('expired_keys', '?')}, evicted_keys "
+            f"{server.info.get('evicted_keys', '?')}",
+            "the server does not count by prefix: the deleted keys may be others",
+        ),
+        next="redis-cli CLIENT LIST: clients whose cmd is del or unlink; then search that application for it",
+    )
+
+
+def _strings_removed(
+    server: ServerFacts,
+    expectations: Sequence[Expectation],
+    own: Sequence[KeyFacts],
+    context: AuditContext,
+    *,
+    scale: float,
+) -> int:
+    """Return how many strings were set that no longer exist and did not expire, if sessions are no strings.
+
+    A string that is set twice counts twice, so this is an upper bound.
+    """
+    existing = scale * sum(one.kind == "string" for one in context.keys)
+    expired = server.number("expired_keys") or 0
+    ttl_ms = max((one.ttl_ms or 0 for one in expectations), default=0)
+    if any(one.left_ms is not None and one.left_ms < 0.1 * ttl_ms for one in own):
+        # Sessions expire, too: at most as many as were written and no longer exist.
+        others = server.called(*MAKE_OTHERS)
+        expired = max(0, expired - max(0, round(others - scale * context.sampled + existing)))
+    return max(0, round(server.called(*MAKE_STRINGS) - existing - expired))
+
+
+def _short_strings(
+    server: ServerFacts, expectations: Sequence[Expectation], context: AuditContext, *, scale: float
+) -> float:
+    """Return how many short-lived strings outside the patterns existed since the start, by those that exist now.
+
+    As many as exist are set anew within one TTL.
+    """
+    uptime_ms = 1000 * (server.number("uptime_in_seconds") or 0)
+    claimed = {one.key for expected in expectations for one in expected.of(context.keys)}
+    ttls = [one.set_ms for one in context.keys if one.kind == "string" and one.key not in claimed]
+    return scale * sum(uptime_ms / max(ttl, 1_000) for ttl in ttls if ttl is not None and ttl <= SHORT_MS)
+
+
+def _deleted_keys(server: ServerFacts, calls: dict[str, int]) -> int:
+    """Return how many keys DEL and UNLINK removed, as near as the counters allow.
+
+    One call can name many keys, which shows in the time it took; or none that existed. The server counts changes since
+    its last save, and those that no known write made are an upper bound.
+    """
+    took_us, number = 0.0, sum(calls.values())
+    for name in calls:
+        took_us += float(server.fields(f"cmdstat_{name}").get("usec", 0) or 0)
+    many = int(took_us / LEAST_US_A_KEY) if number and took_us / number > LONG_CALL_US else 0
+    unexplained = server.unexplained_changes
+    return max(number, many) if unexplained is None and number else min(max(number, many), unexplained or 0)

@@ -1,0 +1,76 @@
+"""Sessions whose parts expire at different times: the keys of one session, compared. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from memkit.audit.finding import Finding
+from memkit.audit.key_shapes import Group, Member
+from memkit.config import Expectation
+from memkit.policy import PartEnd, ends_apart
+from memkit.render import duration
+
+FEWEST_SHARE = 0.02
+"""Fewer sessions than this share can be caught between two commands of one write."""
+
+
+@dataclass(frozen=True, slots=True)
+class MixedTtl:
+    """The finding, if there is one, the keys of the sessions in it, and those of all sessions with several keys."""
+
+    finding: Finding | None
+    keys: frozenset[bytes] = frozenset()
+    compared: frozenset[bytes] = frozenset()
+
+    def explains(self, group: Group) -> bool:
+        """Whether most keys of a group that could be compared with their siblings are parts of such sessions."""
+        compared = [member.facts.key for member in group.members if member.facts.key in self.compared]
+        return sum(key in self.keys for key in compared) > 0.5 * len(compared)
+
+
+def mixed_ttl(expected: Expectation, sessions: Sequence[Sequence[Member]], *, sampled: int) -> MixedTtl:
+    """Return the finding of sessions, each given by its keys, whose parts expire apart; a few among many are none."""
+    mixed = [members for members in sessions if _is_mixed(members, expected)]
+    if not mixed or len(mixed) < max(min(3, len(sessions)), FEWEST_SHARE * len(sessions)):
+        return MixedTtl(None)
+    keys = frozenset(member.facts.key for members in mixed for member in members)
+    gap, first, last = max((_gap(members) for members in mixed), key=lambda one: one[0])
+    shortest = [min(one.facts.set_ms or 0 for one in members if one.facts.deadline_ms) for members in mixed]
+    finding = Finding(
+        "mixed_ttl",
+        prefix=expected.prefix,
+        keys=len(keys),
+        sampled=sampled,
+        message=f"parts of {len(mixed):,} of {len(sessions):,} sessions under {expected.prefix} expire up to "
+        f"{duration(gap)} apart ({first} before {last})",
+        confidence="proven",
+        expected_ttl_s=(expected.ttl_ms or 0) / 1000,
+        observed_ttl_s=round(_common(shortest) / 1000, 3),
+        evidence=(f"deadlines of the keys of one session, compared: {len(sessions):,} sessions have several keys",),
+        next="renew all keys of a session in one write (MULTI or a script): memkit inspect URL SESSION",
+    )
+    return MixedTtl(finding, keys, frozenset(member.facts.key for members in sessions for member in members))
+
+
+def _is_mixed(members: Sequence[Member], expected: Expectation) -> bool:
+    volatile = [member.facts for member in members if member.facts.deadline_ms is not None]
+    if len(volatile) < 2:
+        return False
+    early = min(volatile, key=lambda one: one.deadline_ms or 0)
+    late = max(volatile, key=lambda one: one.deadline_ms or 0)
+    first, last = (PartEnd(one.deadline_ms or 0, one.touched_ms) for one in (early, late))
+    return ends_apart(first, last, (*expected.other_ttls_ms, expected.ttl_ms or 0), jitter=expected.jitter)
+
+
+def _gap(members: Sequence[Member]) -> tuple[int, str, str]:
+    volatile = [member for member in members if member.facts.deadline_ms]
+    first, *_, last = sorted(volatile, key=lambda one: one.facts.deadline_ms or 0)
+    return (last.facts.deadline_ms or 0) - (first.facts.deadline_ms or 0), first.part, last.part
+
+
+def _common(values: Sequence[int]) -> float:
+    """Return the most frequent value, to the second, or the median if none is frequent."""
+    seconds, count = Counter(round(value / 1000) for value in values).most_common(1)[0]
+    return seconds * 1000 if count > 0.2 * len(values) else sorted(values)[len(values) // 2]

@@ -1,0 +1,300 @@
+"""Times that payloads state about themselves, compared with deadlines: not_refreshed and trimmed. Pure.
+
+Only fields that state when the session or a message was written count. What a dialogue, a token or a tool speaks of
+(``expires_at``, dates in arguments) is never read: it may lie in the future.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from statistics import median
+from typing import Any, NamedTuple
+
+from memkit import formats
+from memkit.audit.finding import Confidence, Finding
+from memkit.audit.sampling import KeyFacts
+from memkit.config import Expectation
+from memkit.formats import memkit_store
+from memkit.formats.model import KeyOwner, SessionValues, Turn, seconds
+from memkit.formats.parsing.bounded_json import parse
+from memkit.readonly.values import RedisValue
+from memkit.render import counted, duration, utc_text
+
+_SESSION_TIMES = """
+updated updatedat updatetime lastupdate lastupdated lastupdatedat lastupdatetime modified modifiedat lastmodified
+lastmodifiedat createdat creationtime createtime lastmessageat lastmessagetime lastactive lastactiveat lastactivity
+lastactivityat lastaccess lastaccessed lastaccessedat lastaccessedtime lastseen lastseenat lastwrite lastwriteat
+writtenat savedat timestamp timestampms ts
+"""
+_MESSAGE_TIMES = "at created date datesent datetime sentat time timesent"
+_TEXTS = """
+content contents text message parts body blocks data prompt response question answer query reply input output user
+assistant human ai bot event
+"""
+_CONTAINERS = """
+session metadata meta messages message history chathistory conversation dialog dialogue turns events entries items
+memory log transcript
+"""
+SESSION_FIELDS = frozenset(_SESSION_TIMES.split())
+"""Names of fields, in lower case without ``_`` and ``-``, that state when a session was written."""
+MESSAGE_FIELDS = SESSION_FIELDS.union(_MESSAGE_TIMES.split())
+"""Those that state when a message was written."""
+MESSAGE_TEXTS = frozenset(_TEXTS.split())
+"""A message has one of these fields; an appointment, a token or an order in a list of its own has none."""
+CONTAINERS = frozenset(_CONTAINERS.split())
+"""The fields inside which times are looked for; what tools are given and return is none of them."""
+MOST_DEPTH = 6
+ENDS = 3
+"""Messages are in order, so the first and last few hold the first and the newest time."""
+MOST_PAYLOAD_BYTES = 1 << 20
+
+LATE_MS = 5_000
+"""Two commands of one write are less apart; so are the clocks of servers with NTP."""
+ZONE_MS = 14 * 3_600_000
+"""No time zone is further from UTC."""
+QUARTER_HOUR_MS = 900_000
+"""Every time zone in use is a multiple of it away from UTC."""
+SAME_MS, ALIKE_SHARE = 60_000, 0.9
+"""If nearly all times are ahead of deadlines by one value, give or take this, two clocks differ."""
+LATE_SHARE, FEWEST_LATE = 0.05, 3
+"""Fewer late sessions may be clocks that were set."""
+LEAST_LEFT = 0.5
+"""Renewal throttled on purpose leaves at least half of the TTL (ASP.NET Core: half; langgraph-redis: 60 %)."""
+FEWEST_TRIMMED, TRIMMED_SHARE, OTHERS_SHARE = 3, 0.5, 0.1
+"""So many sessions of exactly n messages, and at least this share of them, are older than their last write, and at
+most OTHERS_SHARE of the shorter ones. If reads renew the TTL, the shorter ones are older too."""
+
+_ISO = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
+_NUMBER = re.compile(r"\d{9,17}(\.\d+)?")
+
+
+class StatedTime(NamedTuple):
+    """A time in ms; ``earliest`` is before it if no zone is stated: it may be the time of any."""
+
+    at: float
+    earliest: float
+
+
+class DatedSession(NamedTuple):
+    """A key with the first and the newest time that its payload states, and how many messages it holds."""
+
+    facts: KeyFacts
+    first: StatedTime | None
+    newest: StatedTime | None
+    messages: int
+
+
+def dated_session(value: RedisValue, facts: KeyFacts, owner: KeyOwner | None) -> DatedSession:
+    """Return what a value states about its times; a time in the future is none of a write."""
+    if owner and owner.store == memkit_store.STORE:
+        decoded = list(formats.decode(SessionValues(owner, {value.name: value})))
+        turn_times = [one.at_s for one in decoded if isinstance(one, Turn) and one.at_s is not None]
+        stated = [StatedTime(at_s * 1000, at_s * 1000) for at_s in turn_times]
+        lengths = [value.total]
+    else:
+        document = _document(value)
+        stated = list(times_in(document))
+        inner = document.values() if isinstance(document, dict) else (document,)
+        lengths = [value.total] if value.kind == "list" else [len(one) for one in inner if isinstance(one, list)]
+    times = [one for one in stated if one.earliest <= facts.seen_ms + SAME_MS]
+    return DatedSession(facts, min(times, default=None), max(times, default=None), max(lengths, default=0))
+
+
+def written_ms(expected: Expectation, facts: KeyFacts) -> float:
+    """Return when a key was last written, by its deadline and the expected TTL, or by its idle clock."""
+    touched = facts.seen_ms if facts.touched_ms is None else facts.touched_ms
+    if facts.deadline_ms is None or expected.ttl_ms is None:
+        return touched
+    return min(facts.deadline_ms - expected.ttl_ms, touched)
+
+
+def _document(value: RedisValue) -> Any:
+    """Return a value as one JSON value; of a list, the first and the last few elements."""
+    if value.kind == "hash":
+        return {name: _parsed(data) for name, data in value.fields.items()}
+    if value.kind == "list":
+        return [_parsed(data) for data in [*value.elements[:ENDS], *value.elements[ENDS:][-ENDS:]]]
+    return _parsed(value.data)
+
+
+def _parsed(data: bytes) -> Any:
+    """Return a payload as JSON, or as text."""
+    value = parse(data).value if len(data) <= MOST_PAYLOAD_BYTES else None
+    return data.decode(errors="replace") if value is None and len(data) < 64 else value
+
+
+def times_in(value: Any, *, depth: int = 0, listed: bool = False, message: bool = False) -> Iterator[StatedTime]:
+    """Yield the times that a document states about itself and its messages.
+
+    Args:
+        value: Parsed JSON.
+        depth: How deep it lies in the document.
+        listed: Whether it stands in a list; there, only messages state times.
+        message: Whether it is a part of a message, such as its metadata.
+    """
+    if isinstance(value, list) and depth < MOST_DEPTH:
+        for inner in value[:ENDS] + value[ENDS:][-ENDS:]:
+            yield from times_in(inner, depth=depth + 1, listed=True)
+    if not isinstance(value, dict) or depth >= MOST_DEPTH:
+        return
+    names = {name: re.sub(r"[_-]", "", name).lower() for name in value}
+    is_message = message or not MESSAGE_TEXTS.isdisjoint(names.values())
+    if listed and not is_message:
+        return
+    for name, plain in names.items():
+        inner = value[name]
+        if plain in (MESSAGE_FIELDS if is_message else SESSION_FIELDS):
+            yield from _time(inner)
+        elif plain in CONTAINERS or (depth == 0 and _is_message(inner)):
+            yield from times_in(inner, depth=depth + 1, message=is_message and isinstance(inner, dict))
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and "role" in value and not MESSAGE_TEXTS.isdisjoint(value)
+
+
+def _time(value: Any) -> Iterator[StatedTime]:
+    if isinstance(value, str) and _ISO.match(value):
+        try:
+            at = datetime.fromisoformat(value)
+        except ValueError:
+            return
+        ms = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000
+        yield StatedTime(ms, ms if at.tzinfo else ms - ZONE_MS)
+        return
+    if isinstance(value, str):
+        value = float(value) if _NUMBER.fullmatch(value) else None
+    found = seconds(value)
+    if found is not None:
+        yield StatedTime(found * 1000, found * 1000)
+
+
+# -- not refreshed -----------------------------------------------------------------------------------------------------
+
+
+def not_refreshed(expected: Expectation, sessions: Sequence[DatedSession], notes: list[str]) -> Finding | None:
+    """Compare each session's newest time with its deadline: a write that renews leaves a whole TTL after it.
+
+    Args:
+        expected: The expectation; of several TTLs, the shortest is compared.
+        sessions: The sessions, without those of which the TTL itself is too short.
+        notes: What explains late times without a fault is added here.
+
+    Returns:
+        The finding, or None if writes renew the TTL, or if clocks or throttled renewal explain what was seen.
+    """
+    if expected.policy.kind != "sliding" or expected.ttl_ms is None or not sessions:
+        return None
+    ttl = min((expected.ttl_ms, *expected.other_ttls_ms))
+    tolerance = LATE_MS + 1.1 * expected.jitter * ttl
+    dated = [
+        (one.facts.deadline_ms - ttl, one.first.at, one.newest)
+        for one in sessions
+        if one.facts.deadline_ms and one.first and one.newest
+    ]
+    if not dated:
+        notes.append(f"not_refreshed: no payload of keys matching {expected.pattern} states when it was written")
+        return None
+    late = [one for one in dated if one[2].earliest - one[0] > tolerance]
+    if len(late) < max(min(FEWEST_LATE, len(dated)), LATE_SHARE * len(dated)):
+        return None
+    ahead = [newest.at - begin for begin, _, newest in late]
+    if _two_clocks(ahead):
+        notes.append(
+            f"times in payloads of keys matching {expected.pattern} are {duration(median(ahead))} ahead of what the "
+            f"deadlines allow, all alike: another clock, or a time zone"
+        )
+        return None
+    left = sorted(1 - each / ttl for each in ahead)
+    renewed = sum(first + tolerance < begin for begin, first, _ in dated)
+    short = left[min(FEWEST_LATE, len(left)) - 1] < LEAST_LEFT
+    if renewed >= max(1, LATE_SHARE * len(dated)) and not short:
+        notes.append(
+            f"renewal of keys matching {expected.pattern} is throttled: after its last write a session has at least "
+            f"{left[0]:.0%} of its TTL left"
+        )
+        return None
+    fixed = sum(abs(first - begin) <= tolerance for begin, first, _ in late)
+    confidence: Confidence = "possible" if not (fixed or short) else "likely"
+    if len(late) >= FEWEST_LATE and confidence == "likely":
+        confidence = "proven"
+    newest_times = [newest.at for _, _, newest in late]
+    since = datetime.fromtimestamp(min(newest_times) / 1000, UTC)
+    given = ttl - median(ahead)
+    # Without a deadline that counts from the first message, one distance for all sessions is their TTL.
+    is_ttl = not fixed and _are_alike(ahead) and not _are_alike(newest_times)
+    return Finding(
+        "ttl_too_short" if is_ttl else "not_refreshed",
+        prefix=expected.prefix,
+        keys=len(late),
+        sampled=len(sessions),
+        message=f"writes to keys matching {expected.pattern} "
+        f"{'set a shorter TTL' if is_ttl else 'do not renew the TTL'}: after its last message a session has "
+        f"{duration(given)} instead of {duration(ttl)} (median of {len(late):,})",
+        confidence="likely" if is_ttl else confidence,
+        expected_ttl_s=ttl / 1000,
+        observed_ttl_s=round((given if is_ttl else ttl) / 1000),
+        since=since,
+        since_is="upper bound",
+        evidence=(
+            f"the payloads of {len(late):,} of {counted(len(dated), 'session')} state a write later than the deadline "
+            f"minus the TTL",
+            f"{counted(fixed, 'deadline')} of them still count from the first message",
+            f"the first such write that still exists was at {utc_text(since)}",
+        ),
+        next="set the TTL in the same command or transaction as every write (EXPIRE after RPUSH, or SET with EX)",
+    )
+
+
+def _two_clocks(ahead: Sequence[float]) -> bool:
+    """Return whether a time zone or another clock explains by how much times are ahead."""
+    if median(ahead) > ZONE_MS + SAME_MS:
+        return False
+    zones = sum(abs(each - round(each / QUARTER_HOUR_MS) * QUARTER_HOUR_MS) <= LATE_MS for each in ahead)
+    return zones >= ALIKE_SHARE * len(ahead) or _are_alike(ahead)
+
+
+def _are_alike(times: Sequence[float]) -> bool:
+    same = sum(abs(each - median(times)) <= SAME_MS for each in times)
+    return len(times) >= FEWEST_LATE and same >= ALIKE_SHARE * len(times)
+
+
+# -- trimmed -----------------------------------------------------------------------------------------------------------
+
+
+def trimmed(expected: Expectation, sessions: Sequence[DatedSession]) -> Finding | None:
+    """Find sessions of exactly n messages, the most there are, of which the newest is older than the last write."""
+    if expected.ttl_ms is None or expected.other_ttls_ms or expected.policy.kind != "sliding":
+        return None
+    ttl = expected.ttl_ms
+    dated = [
+        (one.messages, one.facts.deadline_ms - ttl - one.newest.at)
+        for one in sessions
+        if one.facts.deadline_ms and one.newest and one.newest.at == one.newest.earliest and one.messages
+    ]
+    most = max((messages for messages, _ in dated), default=0)
+    full = [gap for messages, gap in dated if messages == most]
+    others = [gap for messages, gap in dated if messages < most]
+    older = [gap for gap in full if gap > LATE_MS]
+    if len(older) < max(FEWEST_TRIMMED, TRIMMED_SHARE * len(full)) or _two_clocks(older):
+        return None
+    if sum(gap > LATE_MS for gap in others) > OTHERS_SHARE * len(others):
+        return None
+    return Finding(
+        "trimmed",
+        prefix=expected.prefix,
+        keys=len(older),
+        sampled=len(sessions),
+        message=f"{counted(len(older), 'session')} matching {expected.pattern} hold exactly {most:,} messages, and the "
+        f"newest is older than the last write: new messages may be dropped",
+        confidence="possible",
+        expected_ttl_s=ttl / 1000,
+        evidence=(
+            f"no session holds more than {most:,} messages",
+            f"the newest message is up to {duration(max(older))} older than the last write (deadline minus TTL)",
+            f"{counted(len(others), 'session')} hold fewer messages; the newest is as old as the last write",
+        ),
+        next="after RPUSH keep the newest messages: LTRIM key -n -1, not LTRIM key 0 n-1",
+    )

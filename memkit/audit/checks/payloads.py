@@ -1,0 +1,365 @@
+"""What values show: damaged payloads, another encoding since a release, fragments, missing parts, stale indexes.
+
+Values are read on connections with CLIENT NO-TOUCH. Known stores are decoded by ``memkit.formats``, session by session
+(``known_stores``). Of others only what a payload's own format proves is damage: different is not corrupt.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from memkit import formats
+from memkit.audit.checks.known_stores import KnownSessions, ValueReader
+from memkit.audit.checks.mixed_ttl import mixed_ttl
+from memkit.audit.checks.payload_times import DatedSession, dated_session, not_refreshed, trimmed, written_ms
+from memkit.audit.checks.session_indexes import index_findings
+from memkit.audit.checks.shared_key import shared_key
+from memkit.audit.finding import Confidence, Finding
+from memkit.audit.key_shapes import Member
+from memkit.audit.sampling import KeyFacts
+from memkit.config import Expectation
+from memkit.formats.model import KeyOwner
+from memkit.formats.parsing.encodings import ENCRYPTED, examine
+from memkit.readonly.reader import Reader
+from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue, to_bytes, to_name
+from memkit.render import counted, utc_text
+
+FEWEST_VALUES = 5_000
+BATCH_KEYS = 200
+CHANCE, LARGER_CHANCE = 0.01, 0.1
+"""An encoding began at a time if a random mixture would leave so many earlier keys without it less often than this. A
+larger chance is enough to explain bytes of no known encoding.
+"""
+UNUSUAL = frozenset(("json string", "python repr"))
+"""Encodings that readers of JSON refuse or take for text, whether they are new or not."""
+ENCODINGS = ("gzip", "zlib", "zstd", "lz4", "pickle", "msgpack", "base64", "prefix", ENCRYPTED)
+"""A known store's own JSON in one of these is another encoding, which its decoder reports as damage."""
+WEAK = ("zlib", "gzip", "zstd", "lz4", "pickle", "msgpack", "base64")
+"""Formats with a short signature: among many payloads of no known format, chance may imitate one."""
+MOST_ODD, MOSTLY_PRINTABLE = 0.25, 0.6
+"""Encrypted and compressed bytes are printable ASCII to 37 %, damaged text is mostly; the other payloads are JSON."""
+SEVERAL_SHARE = 0.02
+"""If fewer sessions have several keys, these may be different sessions of which the ids are alike."""
+FEWEST_HASHES, COMMON_SHARE = 10, 0.8
+"""A field is one of the layout if so many hashes have it; a fragment has half of these fields at most, and no other."""
+
+
+@dataclass
+class Values:
+    """What was found, and how many keys were read for it."""
+
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    read: int = 0
+
+
+class _Payload(NamedTuple):
+    """The encodings of a key's payloads in one place, the first fault, and whether they look like damaged text."""
+
+    facts: KeyFacts
+    encodings: frozenset[str]
+    fault: str = ""
+    odd: bool = False
+
+
+@dataclass
+class _Contents:
+    """What the values of one expectation showed; the values themselves are dropped, batch by batch."""
+
+    tried: int = 0
+    dated: list[DatedSession] = field(default_factory=list)
+    places: defaultdict[tuple[str, str], list[_Payload]] = field(default_factory=lambda: defaultdict(list))
+    encoded: set[str] = field(default_factory=set)
+    hashes: defaultdict[str, list[tuple[KeyFacts, frozenset[str]]]] = field(default_factory=lambda: defaultdict(list))
+    known: KnownSessions = field(default_factory=KnownSessions)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, value: RedisValue, facts: KeyFacts, owner: KeyOwner | None) -> None:
+        """Keep what a value shows."""
+        self.dated.append(dated_session(value, facts, owner))
+        words = re.match(r"([A-Za-z_-]+[:/|])*", value.name)
+        shape = f"{words[0] if words else ''} {len(re.findall('[:/|]', value.name))}"
+        if owner:
+            payloads = value.payloads if value.kind in (*DOCUMENT_KINDS, "list") else ()
+            encoded = {str(one) for one in map(examine, payloads) if one.layers[0] in ENCODINGS and not one.fault}
+            self.encoded |= {value.name} if encoded else set()
+            self.places[shape, ""].append(_Payload(facts, frozenset((owner.store, *encoded))))
+            return
+        if value.kind == "hash":
+            # A field with a number in its name is one of many alike, such as a message, and none of the layout.
+            self.hashes[shape].append((facts, frozenset(name for name in value.fields if not re.search(r"\d", name))))
+        for place, payloads in _payloads(value):
+            examined = [examine(payload) for payload in payloads]
+            names = [str(one).replace("protobuf?", "binary") for one in examined]
+            fault = next((one.fault for one in examined if one.fault), "")
+            odd = any(n == "binary" and _is_printable(payload) for n, payload in zip(names, payloads, strict=True))
+            self.places[f"{value.kind} {shape}", place].append(_Payload(facts, frozenset(names), fault, odd))
+
+
+def _payloads(value: RedisValue) -> Iterator[tuple[str, Sequence[bytes]]]:
+    """Yield payloads with the place that they have in other keys too; numbers in a field's name are an id."""
+    if value.kind in (*DOCUMENT_KINDS, "list", "stream"):
+        yield "", list(value.payloads)
+    elif value.kind in ("set", "zset"):
+        yield "", [to_bytes(member) for member in value.members or value.scores]
+    elif value.kind == "hash":
+        for name, payload in value.fields.items():
+            yield re.sub(r"\d+", "*", name), [payload]
+
+
+def _is_printable(payload: bytes) -> bool:
+    """Return whether bytes of no known encoding are mostly text with control characters in it."""
+    printable = sum(32 <= byte < 127 for byte in payload)
+    return printable >= MOSTLY_PRINTABLE * len(payload) and any(byte < 32 for byte in payload)
+
+
+def check_values(
+    reader: Reader,
+    expected: Sequence[Expectation],
+    keys: Sequence[KeyFacts],
+    *,
+    short: Callable[[KeyFacts], bool],
+    within_s: float = 0.0,
+    deletions: int | None = None,
+) -> Values:
+    """Read values and return what they show.
+
+    Args:
+        reader: Reads without touching idle clocks, if the server allows it.
+        expected: All expectations.
+        keys: The keys that the audit has seen.
+        short: Whether a key's TTL alone is known to be too short.
+        within_s: How long to read, in seconds, after the first FEWEST_VALUES keys of an expectation.
+        deletions: How many DEL and UNLINK the server has counted; None if it does not report that.
+    """
+    found, loads = Values(), ValueReader(reader)
+    present = {to_name(one.key): one for one in keys}
+    contents = [_read(loads, one, one.of(keys), within_s=max(within_s, 0.5)) for one in expected]
+    _assign_problems(expected, contents)
+    for one, content in zip(expected, contents, strict=True):
+        found.notes += content.notes
+        dated = [session for session in content.dated if not short(session.facts)]
+        own = one.of(keys)
+        findings = (
+            _corrupt(one, content),
+            _fragments(one, content),
+            _missing_parts(one, content),
+            _mixed_ttl(one, content, present),
+            _encoding_changed(one, content),
+            shared_key(one, own),
+            trimmed(one, dated),
+            not_refreshed(one, dated, found.notes),
+        )
+        found.findings += [finding for finding in findings if finding]
+    explained = {problem.key for content in contents for problem in content.known.problems.values()}
+    found.findings += index_findings(loads, expected, keys, deletions=deletions, explained=explained)
+    found.read = len(loads.names)
+    return found
+
+
+def _read(loads: ValueReader, expected: Expectation, keys: Sequence[KeyFacts], *, within_s: float) -> _Contents:
+    """Read values batch by batch and keep what they show; then those sessions whose parts were not in one batch."""
+    until = time.monotonic() + within_s
+    content = _Contents()
+    in_order = sorted(keys)  # by name, so that most sessions' keys are together
+    for start in range(0, len(in_order), BATCH_KEYS):
+        if content.tried >= FEWEST_VALUES and time.monotonic() > until:
+            content.notes.append(
+                f"values of {content.tried:,} of {len(keys):,} keys matching {expected.pattern} were read"
+            )
+            break
+        batch = {to_name(one.key): one for one in in_order[start : start + BATCH_KEYS]}
+        content.tried += len(batch)
+        loads.renew_budget()
+        loaded = loads.load(KeyRequest(name, "") for name in batch).values()
+        values = [value for value in loaded if value and not value.unread_reason]
+        owners = {value.name: formats.recognise(value) for value in values}
+        for value in values:
+            content.add(value, batch[value.name], owners[value.name])
+        content.known.add(values, owners)
+    done, of = content.known.finish(loads, {to_name(one.key): one for one in keys}, within_s=within_s)
+    if done < of:
+        content.notes.append(f"parts of {done:,} of {of:,} sessions matching {expected.pattern} were looked for")
+    return content
+
+
+def _assign_problems(expected: Sequence[Expectation], contents: Sequence[_Contents]) -> None:
+    """Give each problem to the expectation that its key matches: parts of one session may match several."""
+    found = {key: (at, problem) for at, one in enumerate(contents) for key, problem in one.known.problems.items()}
+    for content in contents:
+        content.known.problems = {}
+    for key, (at, problem) in found.items():
+        matching = (n for n, one in enumerate(expected) if one.matches.fullmatch(to_bytes(problem.key)))
+        contents[next(matching, at)].known.problems[key] = problem
+
+
+# -- damage ------------------------------------------------------------------------------------------------------------
+
+
+def _corrupt(expected: Expectation, content: _Contents) -> Finding | None:
+    """Return the finding of payloads that their own format proves to be damaged."""
+    problems = content.known.problems.values()
+    broken = {one.key: one.message for one in problems if one.cause == "corrupt" and one.key not in content.encoded}
+    odd: dict[str, str] = {}
+    for payloads in content.places.values():
+        unknown = sum(any(name == "binary" or name.endswith("?") for name in one.encodings) for one in payloads)
+        faulty = [one for one in payloads if one.fault]
+        for one in faulty if unknown <= len(faulty) else [one for one in faulty if not one.fault.startswith(WEAK)]:
+            broken.setdefault(to_name(one.facts.key), one.fault)
+        documents = sum("json" in one.encodings for one in payloads)
+        strange = [one for one in payloads if one.odd]
+        if documents >= (1 - MOST_ODD) * len(payloads):
+            changes = _changes(expected, payloads, chance=LARGER_CHANCE)
+            changed = {one.facts.key for _, having, _ in changes for one in having}
+            names = [to_name(one.facts.key) for one in strange if one.facts.key not in changed]
+            odd |= dict.fromkeys(names, "holds bytes of no known encoding, where the other keys hold JSON")
+    proven: Confidence = "proven" if broken else "possible"
+    found = broken or odd
+    if not found:
+        return None
+    reasons = Counter(found.values()).most_common(3)
+    return Finding(
+        "corrupt",
+        prefix=expected.prefix,
+        keys=len(found),
+        sampled=len(content.dated),
+        message=f"{len(found):,} of {counted(len(content.dated), 'key')} matching {expected.pattern} hold a payload "
+        f"that cannot be read",
+        confidence=proven,
+        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
+        evidence=tuple(f"{counted(count, 'key')}: {why}" for why, count in reasons),
+        next="memkit inspect URL KEY shows which element and byte, and how much is readable",
+    )
+
+
+def _fragments(expected: Expectation, content: _Contents) -> Finding | None:
+    """Return the finding of hashes that hold few of the fields that the others hold, and no other."""
+    found: list[KeyFacts] = []
+    lacking: Counter[str] = Counter()
+    for hashes in content.hashes.values():
+        counts = Counter(name for _, names in hashes for name in names)
+        common = {name for name, count in counts.items() if count >= COMMON_SHARE * len(hashes)}
+        few = [(one, names) for one, names in hashes if names and names < common and 2 * len(names) <= len(common)]
+        if len(hashes) >= FEWEST_HASHES:
+            found += [one for one, _ in few]
+            lacking.update(name for _, names in few for name in common - names)
+    if not found:
+        return None
+    persistent = sum(one.deadline_ms is None for one in found) if expected.ttl_ms else 0
+    fields = ", ".join(name for name, _ in lacking.most_common(3))
+    return Finding(
+        "corrupt",
+        prefix=expected.prefix,
+        keys=len(found),
+        sampled=len(content.dated),
+        message=f"{counted(len(found), 'hash', 'hashes')} matching {expected.pattern} hold a fragment of a session "
+        f"(no {fields}): a field was written after the session had expired, which created the key anew",
+        confidence="likely" if 2 * persistent > len(found) else "possible",
+        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
+        evidence=(f"the other hashes have {fields}", f"{persistent:,} of the fragments have no TTL"),
+        next="write fields and TTL in one script that does nothing if the key no longer exists",
+    )
+
+
+# -- another encoding --------------------------------------------------------------------------------------------------
+
+
+def _changes(
+    expected: Expectation,
+    payloads: Sequence[_Payload],
+    *,
+    chance: float = CHANCE,
+    unreadable: Container[str] = (),
+) -> Iterator[tuple[str, list[_Payload], float | None]]:
+    """Yield encodings that only keys from some time on have, or that are unusual; with these keys and the time in ms.
+
+    In a random mixture, keys that are older than the first with the encoding would have it too. ``unreadable`` are the
+    keys that a known store's decoder cannot read.
+    """
+    for encoding in sorted({name for one in payloads for name in one.encodings}):
+        having = [one for one in payloads if encoding in one.encodings]
+        first = min(written_ms(expected, one.facts) for one in having)
+        before = sum(written_ms(expected, one.facts) < first for one in payloads)
+        is_new = (1 - len(having) / len(payloads)) ** before < chance
+        refused = encoding.startswith(ENCODINGS) and any(to_name(one.facts.key) in unreadable for one in having)
+        if is_new or refused or not UNUSUAL.isdisjoint(encoding.split(" > ")):
+            yield encoding, having, first if is_new else None
+
+
+def _encoding_changed(expected: Expectation, content: _Contents) -> Finding | None:
+    keys: dict[bytes, None] = {}
+    evidence: list[str] = []
+    dates: list[float] = []
+    unreadable = {one.key for one in content.known.problems.values() if one.cause == "corrupt"} & content.encoded
+    for payloads in content.places.values():
+        usual = Counter(name for one in payloads for name in one.encodings).most_common(1)[0][0]
+        intact = [one for one in payloads if not one.fault]
+        for encoding, having, first in _changes(expected, intact, unreadable=unreadable):
+            keys |= dict.fromkeys(one.facts.key for one in having)
+            since = "" if first is None else f" since {utc_text(datetime.fromtimestamp(first / 1000, UTC))}"
+            instead = f" instead of {usual}" if usual != encoding else ""
+            evidence.append(f"{counted(len(having), 'key')} hold {_named(encoding)}{instead}{since}")
+            dates += [first] if first else []
+    if not keys:
+        return None
+    return Finding(
+        "encoding_changed",
+        prefix=expected.prefix,
+        keys=len(keys),
+        sampled=len(content.dated),
+        message=f"{counted(len(keys), 'key')} matching {expected.pattern} have another encoding: {evidence[0]}",
+        confidence="likely",
+        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
+        since=datetime.fromtimestamp(min(dates) / 1000, UTC) if dates else None,
+        since_is="upper bound" if dates else None,
+        evidence=tuple(evidence[:5]),
+        next="check that every reader of these keys reads both encodings",
+    )
+
+
+def _named(encoding: str) -> str:
+    return encoding.replace("json string > json", "JSON inside a JSON string (encoded twice)").replace(
+        "python repr", "a Python repr, which is not JSON"
+    )
+
+
+# -- parts of known stores ---------------------------------------------------------------------------------------------
+
+
+def _missing_parts(expected: Expectation, content: _Contents) -> Finding | None:
+    problems = [problem for problem in content.known.problems.values() if problem.cause == "dangling"]
+    keys = {problem.key for problem in problems}
+    if not keys:
+        return None
+    return Finding(
+        "dangling",
+        prefix=expected.prefix,
+        keys=len(keys),
+        sampled=len(content.dated),
+        message=f"{counted(len(keys), 'key')} to which sessions matching {expected.pattern} point no longer exist",
+        confidence="proven",
+        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
+        evidence=tuple(
+            f"{counted(count, 'key')}: {text}"
+            for text, count in Counter(problem.message for problem in problems).most_common(3)
+        ),
+        next="memkit inspect URL SESSION shows what is recoverable and prints the repair",
+    )
+
+
+def _mixed_ttl(expected: Expectation, content: _Contents, present: Mapping[str, KeyFacts]) -> Finding | None:
+    """Return the finding of sessions of which only the payload shows that their parts belong together."""
+    sessions = [
+        [Member(present[name], owner.session, owner.part) for name, owner in owners.items() if name in present]
+        for owners in content.known.owners.values()
+    ]
+    several = [members for members in sessions if len(members) > 1]
+    if not expected.ttl_ms or len(several) < SEVERAL_SHARE * len(sessions):
+        return None
+    return mixed_ttl(expected, several, sampled=len(content.dated)).finding

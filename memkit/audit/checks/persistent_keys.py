@@ -1,0 +1,99 @@
+"""Sessions without a TTL that should have one: since when or until when, and hashes whose fields lost theirs. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from memkit.audit.checks.ttl_inference import IDLE_RANGE_MS, LifetimeAnalysis, Since, lifetimes_of
+from memkit.audit.context import AuditContext, dated
+from memkit.audit.finding import Finding
+from memkit.audit.key_shapes import Group, narrowest_prefix
+from memkit.audit.sampling import KeyFacts
+from memkit.config import Expectation
+from memkit.render import counted, duration
+
+SLACK_MS = 2_000
+FEWEST_AFTER = 3
+QUIETER = 0.5
+"""Accesses at less than half the former rate are reads of what was written before."""
+
+
+def persistent_finding(expected: Expectation, sessions: Sequence[Group], context: AuditContext) -> Finding | None:
+    """Return the finding of sessions without TTL; a lone key that all sessions share may be persistent."""
+    keys: list[KeyFacts] = []
+    shapes: list[str] = []
+    for group in sessions:
+        own = [one for one in group.keys if one.deadline_ms is None]
+        if own and (len(group.members) > 1 or len(sessions) == 1) and ("*" in group.part or len(sessions) == 1):
+            keys += own
+            shapes.append(f"{expected.prefix}{group.part}")
+    if not keys:
+        return None
+    everything = [one for group in sessions for one in group.keys]
+    prefix = narrowest_prefix([one.key for one in keys], [one.key for one in context.keys], expected.prefix)
+    since = _since(expected, keys, everything, context)
+    share = "all" if len(keys) == len(everything) else f"{len(keys):,} of {len(everything):,}"
+    message = f"{share} keys {', '.join(shapes[:3])} have no TTL; expected {duration(expected.ttl_ms)}"
+    evidence = [f"PTTL is -1 for {len(keys):,} of {context.sampled:,} keys looked at"]
+    fields = [context.fields_without_ttl[one.key] for one in keys if one.key in context.fields_without_ttl]
+    if fields:
+        without, total = (sum(column) for column in zip(*fields, strict=True))
+        evidence.append(
+            f"{without:,} of {total:,} fields in {counted(len(fields), 'hash', 'hashes')} have no TTL and the others "
+            "have: HSET removes a field's TTL"
+        )
+        message += f"; {without:,} fields lost theirs"
+    if since and since.bound == "until":
+        evidence.append(f"every key written since {context.when(since.at_ms)} has a TTL: the fault has ended")
+    if prefix != expected.prefix:
+        evidence.append(f"all of them are under {prefix}")
+    return Finding(
+        "no_ttl",
+        prefix=prefix,
+        keys=len(keys),
+        sampled=context.sampled,
+        message=message + ("" if since is None else f", {context.since_text(since)}"),
+        confidence="proven",
+        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
+        **dated(since),
+        evidence=tuple(evidence),
+        next="give the keys that are left a TTL once: EXPIRE KEY SECONDS NX"
+        if since and since.bound == "until"
+        else "find the write that leaves no TTL (SET without EX; a crash before EXPIRE): memkit inspect URL KEY",
+    )
+
+
+def _since(
+    expected: Expectation, keys: Sequence[KeyFacts], everything: Sequence[KeyFacts], context: AuditContext
+) -> Since | None:
+    """Return since when, or until when, keys are written without TTL, by their last accesses."""
+    load = context.history.load_ms
+    accesses = sorted(
+        one.touched_ms
+        for one in keys
+        if one.touched_ms is not None
+        and one.seen_ms - one.touched_ms < IDLE_RANGE_MS
+        and not (load and load[0] <= one.touched_ms <= load[1])
+    )
+    if not accesses:
+        return None
+    analysis = LifetimeAnalysis(lifetimes_of(everything, load), expected, context.history)
+    first, last = accesses[0], analysis.last_write(analysis.within)
+    if last is not None and last <= first + SLACK_MS:
+        return Since(last, "lower bound")
+    ended = _ended(accesses, analysis, context.history.now_ms)
+    return Since(min(first + 1_000, context.history.now_ms), "upper bound") if ended is None else Since(ended, "until")
+
+
+def _ended(accesses: Sequence[int], analysis: LifetimeAnalysis, now_ms: int) -> int | None:
+    """Return when keys with a TTL began to be written, if hardly any key without one was accessed since."""
+    exact = [one for one in analysis.right if one.known and abs(one.given - analysis.ttl) <= SLACK_MS]
+    if len(exact) < FEWEST_AFTER:
+        return None
+    began = min(one.accessed for one in exact)
+    before, after = sum(one < began for one in accesses), sum(one >= began for one in accesses)
+    if not before or began <= accesses[0]:
+        return None
+    rate_before = before / (began - accesses[0])
+    quiet = after <= QUIETER * rate_before * (now_ms - began) and after < len(exact)
+    return round(began) if quiet else None

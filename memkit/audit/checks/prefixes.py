@@ -1,0 +1,289 @@
+"""Sessions under other names than expected, and what is stored under each prefix. Pure.
+
+Readers and writers that build names differently do not find each other's sessions: another prefix, a doubled separator,
+a hash tag, quotes, bytes that were formatted as text, a line end.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from memkit.audit.checks.ttl_inference import (
+    KeyLifetime,
+    LifetimeAnalysis,
+    Since,
+    common_ttl,
+    lifetimes_of,
+    rounded,
+)
+from memkit.audit.context import AuditContext, dated
+from memkit.audit.finding import Confidence, Finding, PrefixSummary
+from memkit.audit.key_shapes import alike, by_prefix, groups_of, is_content
+from memkit.audit.sampling import KeyFacts
+from memkit.config import Expectation
+from memkit.policy import ttl_text
+from memkit.render import counted, duration, printable
+
+SLACK_MS = 2_000
+FEWEST = 3
+"""One or two keys of another name are typed by hand or left by a test."""
+SHOWN_PREFIXES = 20
+OLD_SHARE = 0.1
+"""More old names than this share written since the new ones appeared are two kinds of writers, not a release."""
+ODD_NAMES = (
+    ("bytes formatted as text (b'…')", re.compile(rb"b(['\"])(.+)\1"), rb"\2", True),
+    ("quotes", re.compile(rb"(['\"])(.+?)\1"), rb"\2", True),
+    ("a line end or white space at an end", re.compile(rb"^\s+|\s+$|\\n$"), b"", True),
+    ("a doubled separator", re.compile(rb"([:/|])\1+"), rb"\1", False),
+    ("a hash tag ({…})", re.compile(rb"\{([^{}]+)\}"), rb"\1", False),
+)
+"""What is odd about a name, the expression that finds it, what a usual name has instead, and whether it is a mistake
+whenever it occurs."""
+
+
+def odd_names(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext) -> Finding | None:
+    """Return the finding of sessions whose names have a new shape: without it, the names would match the pattern."""
+    own = {one.key for one in keys}
+    candidates = [*keys, *(one for one in context.other_keys if one.key not in own)]
+    for what, expression, usual, mistake in ODD_NAMES:
+        odd = [
+            one
+            for one in candidates
+            if expression.search(one.key)
+            and expected.matches.fullmatch(expression.sub(usual, one.key))
+            and not expression.search(expected.pattern.encode("utf-8", "surrogateescape"))
+        ]
+        found = {one.key for one in odd}
+        plain = [one for one in keys if one.key not in found]
+        if not mistake:
+            usually = [one._replace(key=expression.sub(usual, one.key)) for one in odd]
+            shaped = _shaped(plain, usually, expected)
+            odd = [one for one, other in zip(odd, usually, strict=True) if other.key in shaped]
+        if (odd and mistake) or (len(odd) >= FEWEST and plain):
+            finding = _odd_finding(expected, odd, plain, context, what=what, mistake=mistake)
+            if finding:
+                return finding
+    return None
+
+
+def _shaped(plain: Sequence[KeyFacts], usually: Sequence[KeyFacts], expected: Expectation) -> set[bytes]:
+    """Return those names, written as usual, whose shape other keys have: in some layouts a part of a name is empty."""
+    others = {one.key for one in plain}
+    groups = groups_of([*plain, *usually], expected.prefix)
+    return {
+        one.key
+        for group in groups
+        if sum(one.key in others for one in group.keys) >= FEWEST
+        for one in group.keys
+        if one.key not in others
+    }
+
+
+def _odd_finding(
+    expected: Expectation,
+    odd: Sequence[KeyFacts],
+    plain: Sequence[KeyFacts],
+    context: AuditContext,
+    *,
+    what: str,
+    mistake: bool,
+) -> Finding | None:
+    load = context.history.load_ms
+    known = [one for one in odd if one.touched_ms is not None and not (load and load[0] <= one.touched_ms <= load[1])]
+    first = min((one.touched_ms or 0 for one in known), default=None)
+    last = _last_written(expected, plain, context)
+    newest = max((one.touched_ms or 0 for one in known), default=0)
+    # Names that were all written at one time replace none.
+    replaced = first is not None and last is not None and last <= first + SLACK_MS and newest > last + SLACK_MS
+    if not replaced and not mistake:
+        return None
+    since = None
+    if replaced and last is not None:
+        since = Since(last, "lower bound")
+    elif first is not None:
+        since = Since(min(first + 1_000, context.history.now_ms), "upper bound")
+    example = re.sub(rb"[0-9A-Za-z_-]{9,}", b"*", odd[0].key).decode("utf-8", "replace")
+    ttl = common_ttl(lifetimes_of(odd, load))
+    evidence = [f"{counted(len(odd), 'name')} with {what}, such as {printable(repr(example)[1:-1], 80)}"]
+    if replaced:
+        evidence.append("no session has been written under the usual names since")
+    return Finding(
+        "wrong_prefix",
+        prefix=expected.prefix,
+        keys=len(odd),
+        sampled=context.sampled,
+        message=f"{len(odd):,} sessions of {expected.pattern} are written under names with {what}"
+        + ("" if since is None else f", {context.since_text(since)}"),
+        confidence="likely" if len(odd) >= FEWEST else "possible",
+        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
+        observed_ttl_s=ttl and round(ttl / 1000, 3),
+        **dated(since),
+        evidence=tuple(evidence),
+        next="compare how writers and readers build the key: both need the same name",
+    )
+
+
+def _last_written(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext) -> int | None:
+    """Return when the last of these was written, or no earlier: by deadlines, or by accesses if there is no TTL."""
+    if expected.ttl_ms is not None:
+        analysis = LifetimeAnalysis(lifetimes_of(keys, context.history.load_ms), expected, context.history)
+        return analysis.last_write(analysis.within)
+    return max((one.touched_ms for one in keys if one.touched_ms is not None), default=None)
+
+
+def missing(expected: Expectation, context: AuditContext) -> list[Finding]:
+    """Return the findings for a pattern without keys: the nearest prefixes, and one that may have its sessions.
+
+    That one is never more than possible: an expectation can be mistyped.
+    """
+    suspects = [
+        _wrong_prefix(expected, prefix, keys, context, "possible", since=None)
+        for prefix, keys in by_prefix(context.other_keys).items()
+        if _suspicion(expected, prefix, keys, context)
+    ]
+    names = [prefix for prefix in by_prefix(context.keys) if prefix]
+    near = difflib.get_close_matches(expected.prefix, names, n=3, cutoff=0.4)
+    shown = list(dict.fromkeys([*near, *names]))[:5]
+    counts = by_prefix(context.keys)
+    others = ", ".join(f"{prefix}* ({len(counts[prefix]):,})" for prefix in shown)
+    if not others:
+        others = f"{len(context.keys):,} keys without a prefix" if context.keys else ""
+    server = context.server
+    expired, started = server.number("expired_keys") or 0, server.started_ms
+    ended = ""
+    if expired and started:
+        ended = f"; {counted(expired, 'key')} expired on this server since it started {context.when(started)}"
+    stored = f"; nearest existing: {others}" if others else "; the database is empty"
+    no_data = Finding(
+        "no_data",
+        prefix=expected.prefix,
+        sampled=context.sampled,
+        message=f"no key matches {expected.pattern}{stored}{ended}",
+        confidence="proven",
+        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
+        evidence=(f"{context.sampled:,} keys looked at", f"expired_keys is {expired:,}"),
+        next="check the pattern, the database number and the server in the URL"
+        if not expired
+        else "if these sessions existed: memkit record URL shows which TTL the next ones are given",
+    )
+    return [no_data, *suspects[:1]]
+
+
+def moved(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext) -> Finding | None:
+    """Return the finding of sessions that are written under a similar prefix now, and no longer under this one."""
+    if expected.ttl_ms is None or len(keys) == len(context.keys):
+        return None
+    own = {one.key for one in keys}
+    near = {
+        prefix: others
+        for prefix, others in by_prefix([one for one in context.other_keys if one.key not in own]).items()
+        if prefix and alike(expected.prefix, prefix)
+    }
+    last = _last_written(expected, keys, context) if near else None
+    for prefix, others in near.items() if last is not None else ():
+        if last is not None and _suspicion(expected, prefix, others, context) == "likely":
+            theirs = LifetimeAnalysis(lifetimes_of(others, context.history.load_ms), expected, context.history)
+            first = min(one.accessed for one in theirs.right)
+            if last <= first + SLACK_MS and len(theirs.right) >= 0.5 * len(others):
+                return _wrong_prefix(expected, prefix, others, context, "likely", since=Since(last, "lower bound"))
+    return None
+
+
+def _suspicion(
+    expected: Expectation, prefix: str, keys: Sequence[KeyFacts], context: AuditContext
+) -> Confidence | None:
+    """Return how likely it is that these keys are the sessions that are expected under another prefix."""
+    fits = [one for one in keys if is_content(one)]
+    if len(fits) < FEWEST or any(group.auxiliary_word for group in groups_of(fits, "")[:1]):
+        return None
+    near = alike(expected.prefix, prefix)
+    lifetimes = lifetimes_of(fits, context.history.load_ms)
+    if expected.ttl_ms is None:
+        return "likely" if near and len(lifetimes) < 0.1 * len(fits) else None
+    analysis = LifetimeAnalysis(lifetimes, expected, context.history)
+    as_expected = len(analysis.right) >= max(FEWEST, 0.2 * len(fits))
+    if near:
+        return "likely" if as_expected else "possible"
+    return "possible" if as_expected and context.history.idle_known else None
+
+
+def _wrong_prefix(
+    expected: Expectation,
+    prefix: str,
+    keys: Sequence[KeyFacts],
+    context: AuditContext,
+    confidence: Confidence,
+    *,
+    since: Since | None,
+) -> Finding:
+    lifetimes = lifetimes_of(keys, context.history.load_ms)
+    ttl = common_ttl(lifetimes)
+    if since is None and lifetimes:
+        first = min(one.accessed for one in lifetimes) + 1_000
+        since = Since(min(first, context.history.now_ms), "upper bound")
+    name = prefix or "(no prefix)"
+    return Finding(
+        "wrong_prefix",
+        prefix=expected.prefix,
+        keys=len(keys),
+        sampled=context.sampled,
+        message=f"sessions are written under {name} instead of {expected.prefix}"
+        + ("" if since is None else f", {context.since_text(since)}"),
+        confidence=confidence,
+        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
+        observed_ttl_s=ttl and round(ttl / 1000, 3),
+        **dated(since),
+        evidence=(
+            f"{len(keys):,} keys under {name}, given {'no single TTL' if ttl is None else duration(ttl)}; those "
+            "expected are not written",
+        ),
+        next=f"compare the prefix in the application's settings with {expected.prefix} (and this expectation with "
+        "both): readers and writers need the same one",
+    )
+
+
+# -- without expectations ----------------------------------------------------------------------------------------------
+
+
+def prefix_summaries(keys: Sequence[KeyFacts]) -> list[PrefixSummary]:
+    """Return what is stored under each prefix, the largest first, and what to expect of it."""
+    return [_summary(prefix, own) for prefix, own in list(by_prefix(keys).items())[:SHOWN_PREFIXES]]
+
+
+def _summary(prefix: str, own: Sequence[KeyFacts]) -> PrefixSummary:
+    lifetimes = lifetimes_of(own)
+    ttls = _ttls_given(lifetimes)
+    persistent = len(own) - len(lifetimes)
+    kinds = ", ".join(f"{kind} {count:,}" for kind, count in Counter(one.kind for one in own).most_common(3))
+    message = f"{prefix or '(no prefix)'}*: {counted(len(own), 'key')} ({kinds})"
+    if not lifetimes:
+        message += ", without TTL"
+    elif not ttls:
+        message += ", of various TTLs"
+    else:
+        message += f", given {duration(ttls[0])}"
+        longest = max(one.left for one in lifetimes)
+        if len(ttls) > 1:
+            message += f" and {duration(ttls[1])}: two TTLs under one prefix"
+        elif longest > 1.1 * ttls[0]:
+            message += f", others more: up to {duration(longest)} left: two TTLs under one prefix"
+    message += f", {persistent:,} of them without TTL" if persistent and lifetimes else ""
+    if ttls:
+        message += (
+            f"; if that is intended: --expect '{prefix}*={'|'.join(ttl_text(round(ttl)) for ttl in sorted(ttls))}'"
+        )
+    ttl_s = round(ttls[0] / 1000, 3) if ttls else None
+    return PrefixSummary(prefix, keys=len(own), kinds=kinds, persistent=persistent, ttl_s=ttl_s, message=message)
+
+
+def _ttls_given(lifetimes: Sequence[KeyLifetime]) -> list[float]:
+    """Return the TTLs that these keys seem to be given, the most frequent first; at most two."""
+    ttl = common_ttl(lifetimes)
+    if ttl is None:
+        return []
+    rest = [one for one in lifetimes if one.given > 1.05 * ttl]
+    second = common_ttl(rest)
+    return [ttl] if second is None else [ttl, rounded(second)]

@@ -1,0 +1,353 @@
+"""From a server's report about itself to findings: memory, flushes, restarts, persistence, replication, clock. Pure.
+
+Each check names the facts that it uses. What the server reports and what is no finding becomes a note.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+
+from memkit.audit.context import AuditContext
+from memkit.audit.finding import Finding
+from memkit.audit.sampling import KeyFacts
+from memkit.audit.server_info import ABSOLUTE_DEADLINES, FLUSHES, ServerFacts
+from memkit.config import Expectation
+from memkit.render import counted, duration
+
+NEAR_FULL = 0.8
+FULL = 0.95
+"""One large write or one client's buffers fill the rest."""
+SKEW_MS = 2_000.0
+"""Less is what NTP leaves and what a slow network hides."""
+UNSAVED_MS = 86_400_000
+"""Save points in use are minutes to an hour; changes that are a day old are not being saved."""
+DROPPED_SHARE = 0.2
+"""A restart of an hour drops 4 % of the keys with a 1-day TTL; more were past their deadline in an old file."""
+STEADY_SESSIONS = 20
+STEADY_GAPS = 3
+"""Sessions that begin within three usual gaps of the server's start were not the first ever."""
+YOUNG_MS = 600_000
+"""In the first ten minutes every session is a young one."""
+FLUSH_CHANCE = 0.01
+OLD_SHARE = 0.9
+
+
+def server_findings(
+    server: ServerFacts, context: AuditContext, expectations: Sequence[Expectation], *, after: Mapping[str, str]
+) -> list[Finding]:
+    """Return what is wrong with the server as a whole.
+
+    Args:
+        server: Its report at the start of the audit.
+        context: The keys.
+        expectations: What is expected.
+        after: INFO's counters at the end of the audit.
+    """
+    found = [
+        _out_of_memory(server, context),
+        _evicted(server, context, after) or _eviction_risk(server, context),
+        _flushed(server, context, expectations),
+        _restarted(server, context, expectations),
+        _replica_stale(server, context),
+        _persistence_risk(server, context),
+        _skewed(server, context.keys, expectations),
+    ]
+    return [finding for finding in found if finding]
+
+
+def server_notes(server: ServerFacts, expectations: Sequence[Expectation], *, when: str, database: int) -> list[str]:
+    """Return what the server reports and what may matter, whether or not a finding follows from it.
+
+    Args:
+        server: Its report.
+        expectations: What is expected.
+        when: The start's time in words.
+        database: The number of the database that was audited.
+    """
+    notes = []
+    longest = max((one.ttl_ms or 0 for one in expectations), default=0)
+    if server.started_ms is not None and server.now_ms - server.started_ms < longest:
+        loaded = f"it loaded {counted(server.loaded_keys, 'key')} from a file"
+        dropped = f", {server.expired_at_load:,} of its keys were past their deadline" if server.expired_at_load else ""
+        notes.append(f"the server started {when}, within the expected TTL: {loaded}{dropped}")
+    flushes = server.called(*FLUSHES)
+    if flushes:
+        notes.append(f"FLUSHALL or FLUSHDB was called {counted(flushes, 'time')} since the start or the last reset")
+    if server.oom_errors:
+        notes.append(f"{counted(server.oom_errors, 'command')} were refused for lack of memory (errorstat_OOM)")
+    others = {name: one.get("keys", 0) for name, one in server.databases.items() if name != f"db{database}"}
+    if others:
+        notes.append(f"other databases have keys: {', '.join(f'{name} ({keys:,})' for name, keys in others.items())}")
+    return notes
+
+
+def _out_of_memory(server: ServerFacts, context: AuditContext) -> Finding | None:
+    """Uses errorstat_OOM (Redis 6.2), used_memory, maxmemory and the policy."""
+    used, limit = server.memory
+    errors = server.oom_errors
+    full = bool(limit) and used >= FULL * limit
+    if not errors and not (limit and used >= limit and server.policy == "noeviction"):
+        return None
+    state = f"used_memory {used:,} of maxmemory {limit:,} bytes" if limit else "maxmemory is 0: no limit now"
+    now = "and memory is full" if full else "and memory has room now"
+    return Finding(
+        "out_of_memory",
+        sampled=context.sampled,
+        message=f"the server refused {counted(errors, 'write')} for lack of memory ({server.policy}), {now}"
+        if errors
+        else f"memory is full and {server.policy} refuses writes",
+        confidence="proven" if full and errors else "likely" if full else "possible",
+        evidence=(f"errorstat_OOM: {errors:,} since the start or the last reset", state),
+        next="raise maxmemory, or delete what is not needed; sessions are not stored until then",
+    )
+
+
+def _evicted(server: ServerFacts, context: AuditContext, after: Mapping[str, str]) -> Finding | None:
+    """Uses evicted_keys at the start and the end, and the policy."""
+    now = int(after.get("evicted_keys") or server.number("evicted_keys") or 0)
+    if not now or server.policy in (None, "noeviction"):
+        return None
+    rising = now > (server.number("evicted_keys") or 0)
+    used, limit = server.memory
+    return Finding(
+        "evicted",
+        keys=now,
+        sampled=context.sampled,
+        message=f"Redis has evicted {now:,} keys for lack of memory, whatever their TTL ({server.policy})",
+        confidence="proven",
+        evidence=(
+            f"evicted_keys {now:,}, expired_keys {server.number('expired_keys') or 0:,} since the server started",
+            f"evictions went on during the audit: {'yes' if rising else 'no'}",
+            f"memory {used:,} of {limit:,} bytes" if limit else "no memory limit now",
+        ),
+        next="raise maxmemory, or keep sessions on a server of their own with maxmemory-policy noeviction",
+    )
+
+
+def _eviction_risk(server: ServerFacts, context: AuditContext) -> Finding | None:
+    """Uses used_memory, maxmemory and the policy."""
+    used, limit = server.memory
+    policy = server.policy
+    if not limit or used < NEAR_FULL * limit or policy in (None, "noeviction"):
+        return None
+    if str(policy).startswith("volatile") and context.keys and all(one.deadline_ms is None for one in context.keys):
+        return None
+    return Finding(
+        "eviction_risk",
+        sampled=context.sampled,
+        message=f"memory is {used / limit:.0%} of maxmemory, and {policy} will evict sessions when it is full",
+        confidence="proven",
+        evidence=(f"used_memory {used:,}, maxmemory {limit:,}, maxmemory-policy {policy}, no key evicted yet",),
+        next="raise maxmemory, or set maxmemory-policy noeviction so that writes fail with an error instead",
+    )
+
+
+def _flushed(server: ServerFacts, context: AuditContext, expectations: Sequence[Expectation]) -> Finding | None:
+    """Uses the calls of FLUSHALL and FLUSHDB, the slow log, and the oldest access of any key."""
+    calls, started = server.called(*FLUSHES), server.started_ms
+    ttl_ms = max((one.ttl_ms or 0 for one in expectations), default=0)
+    if not calls or not ttl_ms or started is None:
+        return None
+    # A key that was accessed before a flush was in another database.
+    oldest = _oldest_ms(server, context.keys, expectations)
+    logged = [one for one in server.slow_commands if one.command in FLUSHES and one.at_s * 1000 <= oldest]
+    age, possible_age = server.now_ms - oldest, min(ttl_ms, server.now_ms - started)
+    sessions = sum(len(one.of(context.keys)) for one in expectations)
+    chance = min(age / possible_age, 1.0) ** sessions if possible_age > 0 else 1.0
+    if not logged and (age >= OLD_SHARE * possible_age or chance > FLUSH_CHANCE) and sessions:
+        return None
+    elsewhere = len(server.databases) > 1 and not server.called("flushall")
+    names = " and ".join(name.upper() for name in FLUSHES if server.called(name))
+    at = max((one.at_s * 1000 for one in logged), default=None)
+    by = f" by {logged[-1].client}" if logged and logged[-1].client else ""
+    shown_at = context.when(oldest if at is None else at) + ("" if at is not None else " at the latest")
+    since_ms = oldest if at is None else at
+    return Finding(
+        "flushed",
+        sampled=context.sampled,
+        message=f"{names} deleted all keys, {shown_at}; {sessions:,} sessions exist",
+        confidence="proven" if logged else "likely" if sessions and not elsewhere else "possible",
+        expected_ttl_s=ttl_ms / 1000,
+        since=datetime.fromtimestamp(since_ms / 1000, UTC),
+        since_is="exact" if at is not None else "upper bound",
+        evidence=(
+            *([f"slow log: {logged[-1].command.upper()}{by}"] if logged else []),
+            f"INFO commandstats: {names} called {counted(calls, 'time')} since the start or the last reset",
+            f"no key is older than {duration(age)}, the server is {duration(server.now_ms - started)} old and sessions "
+            f"should be up to {duration(ttl_ms)} old",
+        ),
+        next="find the client that flushes (a cache that is cleared?) and give sessions a database or server of "
+        "their own; deny FLUSHALL and FLUSHDB by ACL",
+    )
+
+
+def _restarted(server: ServerFacts, context: AuditContext, expectations: Sequence[Expectation]) -> Finding | None:
+    """Uses uptime_in_seconds, rdb_last_load_keys_loaded and _expired (Redis 7.0), and the sessions' deadlines."""
+    started, history = server.started_ms, context.history
+    if started is None or server.is_replica:
+        return None
+    dropped, loaded = server.expired_at_load, server.loaded_keys
+    if dropped >= max(3, DROPPED_SHARE * (dropped + loaded)):
+        return Finding(
+            "restarted",
+            keys=dropped,
+            sampled=context.sampled,
+            message=f"the server started {context.when(started)} and dropped {dropped:,} of {dropped + loaded:,} keys "
+            "that had expired before it loaded its file: the file was old, or the server was stopped for long",
+            confidence="possible",
+            since=datetime.fromtimestamp(started / 1000, UTC),
+            since_is="exact",
+            evidence=(f"rdb_last_load_keys_expired {dropped:,}, rdb_last_load_keys_loaded {loaded:,}",),
+            next="compare the file's age with the time of the stop: writes between both are lost",
+        )
+    written = sorted(_written_ms(server, expectations, context.keys))
+    uptime = server.now_ms - started
+    ttl_ms = max((one.ttl_ms or 0 for one in expectations), default=0)
+    empty = history.empty_start_ms is not None and YOUNG_MS <= uptime < ttl_ms
+    if not empty or len(written) < STEADY_SESSIONS or written[0] - started > STEADY_GAPS * uptime / len(written):
+        return None
+    return Finding(
+        "restarted",
+        sampled=context.sampled,
+        message=f"the server started empty {context.when(started)}, and sessions were written from the first moment "
+        "on: what was stored before may be lost",
+        confidence="possible",
+        since=datetime.fromtimestamp(started / 1000, UTC),
+        since_is="exact",
+        evidence=(
+            f"rdb_last_load_keys_loaded {loaded:,}; uptime {duration(uptime)}",
+            f"{len(written):,} sessions, the first written {duration(max(written[0] - started, 0))} after the start",
+        ),
+        next="if this was not the first start: keep an append-only file, and restore the last backup",
+    )
+
+
+def _replica_stale(server: ServerFacts, context: AuditContext) -> Finding | None:
+    """Uses role, master_link_status and master_link_down_since_seconds."""
+    if not server.is_replica or server.info.get("master_link_status", "up") == "up":
+        return None
+    down_s = server.number("master_link_down_since_seconds")
+    since = None if down_s is None or down_s < 0 else server.now_ms - down_s * 1000
+    shown = "" if since is None else f" since {context.when(since)}"
+    return Finding(
+        "replica_stale",
+        sampled=context.sampled,
+        message=f"this replica has lost its primary{shown}: it does not show what was written or expired since",
+        confidence="proven",
+        since=None if since is None else datetime.fromtimestamp(since / 1000, UTC),
+        since_is=None if since is None else "exact",
+        evidence=(f"master_link_status {server.info['master_link_status']}, down for {down_s} s",),
+        next=f"check the primary {server.info.get('master_host', '?')}:{server.info.get('master_port', '?')} and the "
+        "network; read from another server until the link is up",
+    )
+
+
+def _persistence_risk(server: ServerFacts, context: AuditContext) -> Finding | None:
+    """Uses aof_enabled, aof_last_write_status, rdb_last_bgsave_status, rdb_last_save_time and the save points."""
+    # A replica's own files protect nothing: what counts is its primary's.
+    if server.is_replica or not server.info:
+        return None
+    info, aof = server.info, server.info.get("aof_enabled") == "1"
+    changes, saved_s = server.number("rdb_changes_since_last_save") or 0, server.number("rdb_last_save_time")
+    why = None
+    if aof and info.get("aof_last_write_status", "ok") != "ok":
+        why = "the last write to the append-only file failed"
+    elif not aof and info.get("rdb_last_bgsave_status", "ok") != "ok":
+        why = "the last RDB save failed"
+    elif not aof and server.config.get("save") == "":
+        why = "neither an append-only file nor RDB save points are on"
+    elif not aof and saved_s and changes and server.now_ms - saved_s * 1000 > UNSAVED_MS:
+        why = f"{counted(changes, 'change')} since the last RDB save, {context.when(saved_s * 1000)}"
+    if not why:
+        return None
+    return Finding(
+        "persistence_risk",
+        sampled=context.sampled,
+        message=f"a restart or crash will lose sessions: {why}",
+        confidence="proven",
+        evidence=(
+            f"aof_enabled {info.get('aof_enabled', '?')}, save points {server.config.get('save', '?')!r}, "
+            f"rdb_last_bgsave_status {info.get('rdb_last_bgsave_status', '?')}",
+            f"rdb_changes_since_last_save {changes:,}",
+        ),
+        next="redis-cli CONFIG SET appendonly yes (and in redis.conf)",
+    )
+
+
+# -- clock -------------------------------------------------------------------------------------------------------------
+
+
+def _skewed(server: ServerFacts, keys: Sequence[KeyFacts], expectations: Sequence[Expectation]) -> Finding | None:
+    """Uses TIME against this machine's clock."""
+    skew = server.skew_ms
+    if abs(skew) < max(SKEW_MS, 3 * server.skew_error_ms) or _moved_on_purpose(server, keys, expectations):
+        return None
+    way = "ahead of" if skew > 0 else "behind"
+    return Finding(
+        "clock_skew",
+        sampled=len(keys),
+        message=f"the server's clock is {duration(abs(skew))} {way} this machine's: "
+        "deadlines that clients compute are off by that",
+        confidence="proven",
+        evidence=(
+            f"TIME against this machine's clock: {skew / 1000:+,.3f} s, give or take {server.skew_error_ms:.1f} ms",
+        ),
+        next="timedatectl on both machines; let NTP set the one that is wrong; use EXPIRE or SET EX, not EXPIREAT",
+    )
+
+
+def _moved_on_purpose(server: ServerFacts, keys: Sequence[KeyFacts], expectations: Sequence[Expectation]) -> bool:
+    """Whether memkit moved this clock while the keys were there: they are older than its last move."""
+    moved = server.moved_by_ms
+    if not moved or abs(server.skew_ms - moved) > SKEW_MS:
+        return False
+    oldest = _oldest_ms(server, keys, expectations)
+    before = server.moved_at_ms is not None and oldest < server.moved_at_ms - 2 * SKEW_MS
+    return not keys or before or server.now_ms - oldest > abs(moved) / 2
+
+
+def _oldest_ms(server: ServerFacts, keys: Sequence[KeyFacts], expectations: Sequence[Expectation]) -> float:
+    """Return the earliest time that keys show: a last access, or the write that the expected TTL implies."""
+    touched = [one.touched_ms for one in keys if one.touched_ms is not None]
+    return min([server.now_ms, *touched, *_written_ms(server, expectations, keys)])
+
+
+def _written_ms(server: ServerFacts, expectations: Iterable[Expectation], keys: Sequence[KeyFacts]) -> Iterator[int]:
+    """Yield when keys were written, by their deadlines: surely, or if no jitter and no client moved these."""
+    for expected in expectations:
+        if not expected.ttl_ms:
+            continue
+        given = [(one.deadline_ms, one.set_ms or 0) for one in expected.of(keys) if one.deadline_ms is not None]
+        over = sum(ttl > expected.ttl_ms + SKEW_MS for _, ttl in given)
+        exact = over <= 0.05 * len(given) and not server.called(*ABSOLUTE_DEADLINES)
+        for deadline, ttl in given:
+            if exact or ttl < expected.ttl_ms * (1 - expected.jitter) - SKEW_MS:
+                yield deadline - expected.ttl_ms
+
+
+def skewed_ttl(server: ServerFacts, finding: Finding) -> Finding | None:
+    """Return the clock's finding for TTLs that are off by exactly the clock's skew: clients compute the deadlines."""
+    expected, observed = finding.expected_ttl_s, finding.observed_ttl_s
+    if expected is None or observed is None or abs(server.skew_ms) < SKEW_MS or not server.deadlines_by_clients:
+        return None
+    if abs((expected - observed) * 1000 - server.skew_ms) > max(SKEW_MS, 0.002 * abs(server.skew_ms)):
+        return None
+    way = "ahead of" if server.skew_ms > 0 else "behind"
+    return Finding(
+        "clock_skew",
+        prefix=finding.prefix,
+        keys=finding.keys,
+        sampled=finding.sampled,
+        message=f"sessions under {finding.prefix} are given {duration(observed * 1000)} instead of "
+        f"{duration(expected * 1000)}: clients compute the deadlines, and the server's clock is "
+        f"{duration(abs(server.skew_ms))} {way} theirs",
+        confidence="likely",
+        expected_ttl_s=expected,
+        observed_ttl_s=observed,
+        evidence=(
+            *finding.evidence,
+            f"TIME against this machine's clock: {server.skew_ms / 1000:+,.3f} s, exactly as much",
+        ),
+        next="let NTP set the clock that is wrong; set TTLs relative (EXPIRE, SET EX), not EXPIREAT",
+    )

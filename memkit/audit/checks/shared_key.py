@@ -1,0 +1,86 @@
+"""One key that takes the writes of many users: no session id reaches the store. Pure, by names, sizes and times."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
+
+from memkit.audit.checks.payload_times import written_ms
+from memkit.audit.finding import Finding
+from memkit.audit.key_shapes import groups_of
+from memkit.audit.sampling import KeyFacts
+from memkit.config import Expectation
+from memkit.render import counted, duration
+
+NO_VALUES = frozenset(("", "none", "null", "undefined", "nan", "nil", "[object object]"))
+"""What programming languages write for a missing value: such a session id proves that none reached the store."""
+LARGER = 10
+"""The shared key is so many times larger than the largest other session; 1,800 messages against 6 in one report."""
+FEWEST_OTHERS = 10
+LONGER = 2
+"""The others have been silent for so many times their longest silence before: nights and weekends are in it."""
+
+
+def _is_missing(session: str) -> bool:
+    """Return whether an id, or its last part behind a tenant's, is the word for a missing value."""
+    return session.rpartition(":")[2].lower() in NO_VALUES and (session == "" or not session.endswith(":"))
+
+
+def shared_key(expected: Expectation, keys: Sequence[KeyFacts]) -> Finding | None:
+    """Return the finding of a key that many users share.
+
+    Args:
+        expected: The expectation that the keys match.
+        keys: Its keys, with their sizes.
+
+    Returns:
+        The finding if a session's id is the word for a missing value, or if one session, by far the largest, is the
+        only one still written to; else None.
+    """
+    sessions: defaultdict[str, list[KeyFacts]] = defaultdict(list)
+    for group in groups_of(keys, expected.prefix):
+        for member in [] if group.auxiliary_word else group.members:
+            sessions[member.session].append(member.facts)
+    sizes = {session: sum(one.size_bytes or 0 for one in own) for session, own in sessions.items()}
+    nameless = [one for one in sizes if _is_missing(one)] if expected.prefix else []
+    largest = max(nameless or sizes, key=lambda one: sizes[one], default=None)
+    if largest is None or (len(sizes) <= FEWEST_OTHERS and not nameless):
+        return None
+    others = [one for session, own in sessions.items() if session != largest for one in own]
+    rest = max((size for session, size in sizes.items() if session != largest), default=0)
+    times = sorted(written_ms(expected, one) for one in others)
+    newest = max(written_ms(expected, one) for one in sessions[largest])
+    silence = newest - times[-1] if times else 0
+    longest = max((after - before for before, after in pairwise(times)), default=0)
+    alone = len(times) >= FEWEST_OTHERS and sizes[largest] > LARGER * rest and silence > longest
+    if not nameless and not alone:
+        return None
+    name = sessions[largest][0].key.decode("utf-8", "surrogateescape")
+    since = datetime.fromtimestamp(times[-1] / 1000, UTC) if alone else None
+    facts = []
+    if nameless:
+        facts.append(f"the id in {name!r} is the word for a missing value, not a session's id")
+    if alone:
+        facts.append(
+            f"only {name} was written to in the last {duration(silence)}; before, the longest time without a write to "
+            f"another session was {duration(longest)}"
+        )
+    facts.append(f"it takes {sizes[largest]:,} bytes, the largest other session {rest:,}")
+    return Finding(
+        "shared_key",
+        prefix=expected.prefix,
+        keys=len(sessions[largest]),
+        sampled=len(keys),
+        message=f"many users share the session {name}, among {counted(len(sizes) - 1, 'other session')}: each sees "
+        f"what the others write",
+        confidence="likely"
+        if (nameless and sizes[largest] >= rest) or (alone and silence > LONGER * longest)
+        else "possible",
+        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
+        since=since,
+        since_is="lower bound" if since else None,
+        evidence=tuple(facts),
+        next=f"memkit inspect URL '{name}'; make the writer refuse a missing session id",
+    )

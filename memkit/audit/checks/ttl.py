@@ -1,0 +1,427 @@
+"""From the keys of one expectation to findings: TTLs that are too short, too long or in another unit. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from memkit.audit.checks.auxiliary_keys import auxiliary_groups, is_other_shape, longest_given
+from memkit.audit.checks.mixed_ttl import MixedTtl, mixed_ttl
+from memkit.audit.checks.persistent_keys import persistent_finding
+from memkit.audit.checks.prefixes import missing, moved, odd_names
+from memkit.audit.checks.ttl_inference import (
+    HOUR_MS,
+    UNIT_FACTORS,
+    LifetimeAnalysis,
+    Since,
+    TtlAnomaly,
+    analyses_of,
+    common_ttl,
+    lifetimes_of,
+    rounded,
+)
+from memkit.audit.checks.ttl_peaks import IDLE_GRAIN_MS
+from memkit.audit.context import AuditContext, dated
+from memkit.audit.finding import Finding
+from memkit.audit.key_shapes import Group, Member, groups_of, narrowest_prefix, sessions_of
+from memkit.audit.sampling import KeyFacts
+from memkit.audit.server_info import ABSOLUTE_DEADLINES, RENEWALS
+from memkit.config import Expectation
+from memkit.policy import ttl_text
+from memkit.render import counted, duration
+
+LOOKED_UP = 200
+"""Of a sample's sessions so many have their other parts looked up: enough for a share to 10 %."""
+SPRING_MARGIN_MS = 300_000
+"""Spring Session keeps a session's hash so much longer than its ``expires`` key (RedisIndexedSessionRepository)."""
+UNIX_TIME_S = 1_000_000_000
+"""A TTL over 31 years that is near the current Unix time is a point in time (2001 and later)."""
+RENEWED_TOGETHER = 0.05
+"""All TTLs renewed within this share of the TTL: of steady traffic so many keys have that chance, each."""
+FEWEST_RENEWED = 20
+
+
+@dataclass
+class Diagnosis:
+    """The result for one expectation.
+
+    Args:
+        findings: What is wrong.
+        notes: What was left out, and facts that are no findings.
+        sessions: How many keys of sessions were looked at.
+        reached: How many of them were seen to have been given the expected TTL.
+        ignored: How many keys were left out.
+        unexplained: Why these keys cannot be called healthy although nothing is wrong for sure.
+    """
+
+    findings: list[Finding]
+    notes: list[str] = field(default_factory=list)
+    sessions: int = 0
+    reached: int = 0
+    ignored: int = 0
+    unexplained: str | None = None
+
+
+def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext) -> Diagnosis:
+    """Return what is wrong with the keys of one pattern, or that it has none."""
+    odd = odd_names(expected, keys, context)
+    if not keys:
+        return Diagnosis([odd] if odd else missing(expected, context))
+    groups = groups_of(keys, expected.prefix)
+    sessions = [group for group in groups if not group.auxiliary_word] or groups
+    notes = [
+        f"ignored {_many(expected, group)}: {group.auxiliary_word!r} in the name suggests no sessions; "
+        f"{_expect(expected, group)} checks them"
+        for group in groups
+        if group not in sessions
+    ]
+    if expected.ttl_ms is None:
+        unwanted = _unwanted_deadlines(expected, sessions, context)
+        found = [one for one in (unwanted, odd) if one]
+        reached = sum(one.deadline_ms is None for group in sessions for one in group.keys)
+        return Diagnosis(found, notes, _count(sessions), reached)
+    expected, layout_note = _with_known_layout(expected, sessions)
+    _add_missed_siblings(sessions, expected, context)
+    helpers = auxiliary_groups(expected, sessions, context)
+    sessions = [group for group in sessions if group not in helpers]
+    mixed = mixed_ttl(expected, list(sessions_of(sessions)), sampled=context.sampled)
+    anomalies, short_groups = _anomalies(expected, sessions, context)
+    ignored_groups = [*helpers, *(group for group, _ in short_groups)]
+    for group in ignored_groups:
+        longest = duration(rounded(longest_given(group.keys)))
+        notes.append(
+            f"ignored {_many(expected, group)}: they are given up to {longest}, beside sessions with the expected TTL; "
+            f"{_expect(expected, group)} checks them"
+        )
+    sessions = [group for group in sessions if group not in ignored_groups]
+    findings = [_ttl_finding(expected, group, anomaly, context) for group, anomaly in _merged(anomalies, mixed)]
+    everything = [one for group in sessions for one in group.keys]
+    analyses = analyses_of(everything, expected, context.history)
+    findings += [
+        finding
+        for finding in (
+            persistent_finding(expected, sessions, context),
+            mixed.finding,
+            odd or moved(expected, keys, context),
+            _persistent_renewal(expected, analyses[-1], context),
+            None if anomalies or mixed.finding else _time_zone(expected, analyses[-1], context),
+            None if anomalies or mixed.finding else _unrenewed(expected, analyses[0], context),
+        )
+        if finding
+    ]
+    notes += [layout_note] if layout_note else []
+    return Diagnosis(
+        findings,
+        notes,
+        _count(sessions),
+        sum(len(one.reached) for one in analyses),
+        _count(ignored_groups),
+        None if findings else next((text for one in analyses if (text := one.unexplained())), None),
+    )
+
+
+def _count(groups: Iterable[Group]) -> int:
+    return sum(len(group.members) for group in groups)
+
+
+def _many(expected: Expectation, group: Group) -> str:
+    return f"{counted(len(group.members), 'key')} matching {expected.prefix}{group.part}"
+
+
+def _expect(expected: Expectation, group: Group) -> str:
+    volatile = [one for one in group.keys if one.deadline_ms is not None]
+    ttl = ttl_text(round(rounded(longest_given(volatile)))) if volatile else "never"
+    return f"--expect '{expected.prefix}{group.part}={ttl}'"
+
+
+def _with_known_layout(expected: Expectation, groups: Sequence[Group]) -> tuple[Expectation, str | None]:
+    """Return the expectation with the TTLs that Spring Session's layout gives on purpose, if these keys are its."""
+    hashes = {group.part for group in groups if group.kind == "hash"}
+    strings = [group.part for group in groups if group.kind == "string"]
+    markers = [part.replace("expires:", "") for part in strings if "expires:" in part]
+    if expected.ttl_ms is None or hashes.isdisjoint(markers):
+        return expected, None
+    ttls = sorted({expected.ttl_ms - SPRING_MARGIN_MS, expected.ttl_ms, expected.ttl_ms + SPRING_MARGIN_MS})
+    policy = replace(expected.policy, ttl_ms=ttls[-1])
+    note = f"Spring Session keeps a session's hash {duration(SPRING_MARGIN_MS)} longer than its expires key on purpose"
+    return replace(expected, policy=policy, other_ttls_ms=tuple(ttls[:-1]), jitter=min(expected.jitter, 0.02)), note
+
+
+# -- TTLs --------------------------------------------------------------------------------------------------------------
+
+
+def _anomalies(
+    expected: Expectation, sessions: Sequence[Group], context: AuditContext
+) -> tuple[list[tuple[Group, TtlAnomaly]], list[tuple[Group, TtlAnomaly]]]:
+    """Return what is wrong with each shape of key, and the shapes that were always short and may be no sessions."""
+    found: list[tuple[Group, TtlAnomaly]] = []
+    healthy: list[tuple[Group, LifetimeAnalysis]] = []
+    all_short: list[tuple[Group, TtlAnomaly]] = []
+    for group in sessions:
+        analyses = analyses_of(group.keys, expected, context.history)
+        anomalies = [one for analysis in analyses for one in analysis.anomalies()]
+        right = any(analysis.right for analysis in analyses)
+        if not any(one.kind == "short" for one in anomalies) and right:
+            healthy.append((group, analyses[-1]))
+        volatile = sum(len(analysis.all) for analysis in analyses)
+        for one in anomalies:
+            alone = one.kind == "short" and not right and one.keys >= 0.9 * volatile
+            (all_short if alone else found).append((group, one))
+    if not healthy or len(all_short) == len(sessions):
+        return found + all_short, []
+    ids = {member.session for group, _ in healthy for member in group.members}
+    others = []
+    for group, one in all_short:
+        # Of a sample's keys the siblings of the first LOOKED_UP were looked up.
+        looked = group.members[:LOOKED_UP]
+        if sum(member.session in ids for member in looked) > 0.2 * len(looked):
+            found.append((group, one))
+        elif is_other_shape(group, [each for each, _ in healthy], context):
+            found.append((group, _as_new_shape(one, [analysis for _, analysis in healthy])))
+        else:
+            others.append((group, one))
+    return found, others
+
+
+def _as_new_shape(anomaly: TtlAnomaly, healthy: Sequence[LifetimeAnalysis]) -> TtlAnomaly:
+    """Return the anomaly of sessions of a new shape: likely if the old one is not written since."""
+    last = max((at for one in healthy if (at := one.last_write(one.within))), default=None)
+    like = "their type and size are those of the sessions with the expected TTL, whose ids they do not share"
+    if last is None or anomaly.first_seen_ms is None or last > anomaly.first_seen_ms + 2_000:
+        return replace(anomaly, confidence="possible", reasons=(*anomaly.reasons, like, "both shapes are written"))
+    reasons = (*anomaly.reasons, like, "the other shape is not written since")
+    confidence = anomaly.confidence if anomaly.confidence == "possible" else "likely"
+    return replace(anomaly, confidence=confidence, since=Since(last, "lower bound"), reasons=reasons, still_expected=0)
+
+
+def _merged(anomalies: Sequence[tuple[Group, TtlAnomaly]], mixed: MixedTtl) -> Iterator[tuple[Group, TtlAnomaly]]:
+    """Yield one anomaly a kind: the largest group's, with all keys counted; without those that mixed TTLs explain."""
+    for kind in ("short", "long"):
+        own = [one for one in anomalies if one[1].kind == kind and not (kind == "short" and mixed.explains(one[0]))]
+        if own:
+            group, largest = max(own, key=lambda one: one[1].keys)
+            yield group, replace(largest, keys=sum(one.keys for _, one in own))
+
+
+def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, context: AuditContext) -> Finding:
+    expected_ms = expected.ttl_ms or 0
+    factor = anomaly.unit_factor(expected_ms)
+    if factor:
+        exact = expected_ms * factor if anomaly.kind == "long" else expected_ms / factor
+        anomaly = replace(anomaly, ttl_ms=exact)
+    elif not anomaly.jitter:
+        anomaly = replace(anomaly, ttl_ms=rounded(anomaly.ttl_ms))
+    unit = _unit_mistake(anomaly, factor, context)
+    both = anomaly.kind == "short" and anomaly.still_expected >= max(3, 0.05 * anomaly.keys)
+    both = both and anomaly.since is not None and anomaly.since.bound == "upper bound"
+    cause = "unit_mistake" if unit else "two_ttls" if both else f"ttl_too_{anomaly.kind}"
+    affected = [one.key for one in group.keys if _is_affected(one, anomaly)]
+    prefix = narrowest_prefix(affected, [one.key for one in context.keys], expected.prefix)
+    seen, wanted = duration(anomaly.ttl_ms), _ttls(expected)
+    since = "" if anomaly.since is None else f", {context.since_text(anomaly.since)}"
+    message = f"sessions under {prefix} are given {seen} instead of {wanted}{since}"
+    if both:
+        message = f"sessions under {prefix} are given {seen} and {wanted} at the same time; expected {wanted}"
+    spread = f", give or take {anomaly.jitter:.0%}" if anomaly.jitter else ""
+    evidence = [
+        *reversed(anomaly.reasons[:1]),
+        f"{anomaly.keys:,} of {context.sampled:,} keys looked at were given {seen}{spread}",
+        *anomaly.reasons[1:],
+    ]
+    if both:
+        evidence.append(
+            f"{anomaly.still_expected:,} keys were given {wanted} after the first of these was written: two kinds of "
+            "writers or of sessions, not a release"
+        )
+        evidence += _renewing_clients(context)
+    elif anomaly.since and anomaly.since.bound == "lower bound":
+        evidence.append(f"the last write that got the expected TTL was {context.when(anomaly.since.at_ms)}")
+    if anomaly.first_seen_ms is not None:
+        evidence.append(f"the oldest of them that still exists was written {context.when(anomaly.first_seen_ms)}")
+    if prefix != expected.prefix:
+        evidence.append(f"all of them are under {prefix}; the other keys of {expected.pattern} are not affected")
+    if anomaly.kind == "long" and expected.policy.kind == "sliding" and not unit:
+        evidence.append("keys with more than the expected TTL left do not depend on the idle clock")
+    return Finding(
+        cause,
+        prefix=prefix,
+        keys=anomaly.keys,
+        sampled=context.sampled,
+        message=message + (f": {unit}" if unit else ""),
+        confidence=anomaly.confidence,
+        expected_ttl_s=expected_ms / 1000,
+        observed_ttl_s=round(anomaly.ttl_ms / 1000, 3),
+        **dated(anomaly.since),
+        evidence=(*evidence, *([unit] if unit else [])),
+        next=_next_for_ttl(expected, anomaly, context, both=both),
+    )
+
+
+def _ttls(expected: Expectation) -> str:
+    return " or ".join(map(duration, (*expected.other_ttls_ms, expected.ttl_ms)))
+
+
+def _is_affected(one: KeyFacts, anomaly: TtlAnomaly) -> bool:
+    given = one.set_ms
+    if given is None:
+        return False
+    if anomaly.kind == "long":
+        return given >= anomaly.ttl_ms * (1 - anomaly.jitter) - 2 * IDLE_GRAIN_MS
+    low = anomaly.ttl_ms * (1 - 1.1 * anomaly.jitter) - 2 * IDLE_GRAIN_MS
+    return low <= given <= max(anomaly.top_ms, anomaly.ttl_ms + IDLE_GRAIN_MS)
+
+
+def _unit_mistake(anomaly: TtlAnomaly, factor: int | None, context: AuditContext) -> str | None:
+    """Return the unit mistake that explains a TTL exactly, if there is one."""
+    now_s, ttl_s = context.history.now_ms / 1000, anomaly.ttl_ms / 1000
+    for unit, size in (("seconds", 1), ("milliseconds", 1_000)):
+        if anomaly.kind == "long" and ttl_s > UNIX_TIME_S and abs(ttl_s / size - now_s) < 0.05 * now_s:
+            return f"the TTL is a Unix time in {unit}: a point in time was given as a duration (EXPIREAT, EXAT)"
+    if not factor:
+        return None
+    _, longer, shorter = UNIT_FACTORS[factor]
+    taken = f"{longer} taken for {shorter}" if anomaly.kind == "short" else f"{shorter} taken for {longer}"
+    return f"off by exactly {factor:,}, {taken}"
+
+
+def _renewing_clients(context: AuditContext) -> list[str]:
+    names = [one.name for one in context.server.clients if one.last_command in RENEWALS]
+    return [f"clients whose last command sets a TTL: {', '.join(names[:5])}"] if names else []
+
+
+def _next_for_ttl(expected: Expectation, anomaly: TtlAnomaly, context: AuditContext, *, both: bool) -> str:
+    if both:
+        return (
+            f"redis-cli CLIENT LIST names the clients that set a TTL; if both are intended: "
+            f"--expect '{expected.pattern}={ttl_text(round(anomaly.ttl_ms))}|{ttl_text(expected.ttl_ms or 0)}'"
+        )
+    around = "" if anomaly.since is None else f" around {context.when(anomaly.since.at_ms)}"
+    then = (
+        "memory grows until it is right again"
+        if anomaly.kind == "long"
+        else "roll it back; the next write renews a session that still exists"
+    )
+    return f"look for the release{around} that changed the TTL of {expected.pattern}; {then}"
+
+
+def _unwanted_deadlines(expected: Expectation, sessions: Sequence[Group], context: AuditContext) -> Finding | None:
+    """Return a finding if sessions that should never expire have a deadline."""
+    volatile = [one for group in sessions for one in group.keys if one.deadline_ms is not None]
+    if not volatile:
+        return None
+    ttl = common_ttl(lifetimes_of(volatile))
+    prefix = narrowest_prefix([one.key for one in volatile], [one.key for one in context.keys], expected.prefix)
+    message = f"{len(volatile):,} keys of sessions under {prefix} that should never expire have a deadline"
+    return Finding(
+        "ttl_too_short",
+        prefix=prefix,
+        keys=len(volatile),
+        sampled=context.sampled,
+        message=message,
+        confidence="proven",
+        observed_ttl_s=ttl and round(ttl / 1000, 3),
+        evidence=(f"PTTL of {len(volatile):,} keys",),
+        next="find what sets the TTL: redis-cli CLIENT LIST shows each client's last command",
+    )
+
+
+def _time_zone(expected: Expectation, analysis: LifetimeAnalysis, context: AuditContext) -> Finding | None:
+    """Return the finding of TTLs that are off by whole hours, within the jitter, if clients compute the deadlines."""
+    calls, ttl_ms = context.server.called(*ABSOLUTE_DEADLINES), expected.ttl_ms or 0
+    values = [one for one in analysis.right if one.known]
+    if not calls or len(values) < 3 or ttl_ms <= HOUR_MS or expected.other_ttls_ms:
+        return None
+    ttl = common_ttl(values)
+    hours = 0 if ttl is None else round((ttl - ttl_ms) / HOUR_MS)
+    if ttl is None or not 1 <= abs(hours) <= 14 or abs(ttl - ttl_ms - hours * HOUR_MS) > 2 * IDLE_GRAIN_MS:
+        return None
+    affected = [one for one in values if abs(one.given - ttl) <= 2 * IDLE_GRAIN_MS]
+    offset = f"exactly {counted(abs(hours), 'hour')} {'more' if hours > 0 else 'less'}"
+    return Finding(
+        "unit_mistake",
+        prefix=expected.prefix,
+        keys=len(affected),
+        sampled=context.sampled,
+        message=f"sessions under {expected.prefix} are given {duration(ttl)} instead of {duration(ttl_ms)}: {offset}, "
+        "as if a local time were taken for UTC",
+        confidence="likely",
+        expected_ttl_s=ttl_ms / 1000,
+        observed_ttl_s=round(ttl / 1000, 3),
+        evidence=(
+            f"{len(affected):,} keys were given {offset} than the expected TTL",
+            f"EXPIREAT or PEXPIREAT was called {calls:,} times: clients compute the deadlines",
+        ),
+        next="compute deadlines in UTC, or set the TTL with EXPIRE or SET EX",
+    )
+
+
+def _persistent_renewal(expected: Expectation, analysis: LifetimeAnalysis, context: AuditContext) -> Finding | None:
+    """Return the finding of a job that renews every session, so that none ever expires."""
+    server, now = context.server, context.history.now_ms
+    started = context.history.empty_start_ms
+    fresh = [one for one in analysis.all if one.left >= (1 - RENEWED_TOGETHER) * analysis.ttl]
+    if started is None or now - started < 2 * analysis.ttl or server.number("expired_keys") != 0:
+        return None
+    if len(analysis.all) < FEWEST_RENEWED or len(fresh) < len(analysis.all) or expected.other_ttls_ms:
+        return None
+    renewals = server.called(*RENEWALS)
+    if renewals < 2 * len(analysis.all):
+        return None
+    since = duration(max(now - (one.deadline - analysis.ttl) for one in analysis.all))
+    return Finding(
+        "persistent_renewal",
+        prefix=expected.prefix,
+        keys=len(analysis.all),
+        sampled=context.sampled,
+        message=f"something renews all {len(analysis.all):,} sessions under {expected.prefix}: each got a whole TTL "
+        f"within the last {since}, and no key has expired since the server started",
+        confidence="likely",
+        expected_ttl_s=analysis.ttl / 1000,
+        observed_ttl_s=analysis.ttl / 1000,
+        evidence=(
+            f"expired_keys is 0, and the server started {context.when(started)}, more than two TTLs ago",
+            f"commands that set a TTL were called {renewals:,} times",
+        ),
+        next="find the job that renews them: redis-cli CLIENT LIST shows each client's last command",
+    )
+
+
+def _unrenewed(expected: Expectation, analysis: LifetimeAnalysis, context: AuditContext) -> Finding | None:
+    """Return the finding of writes that do not renew the TTL, by the server's own count of reads."""
+    old = analysis.unrenewed() if expected.policy.kind == "sliding" and not analysis.long else []
+    if not old:
+        return None
+    reads = counted(context.history.reads or 0, "command")
+    return Finding(
+        "not_refreshed",
+        prefix=expected.prefix,
+        keys=len(old),
+        sampled=context.sampled,
+        message=f"writes under {expected.prefix} do not renew the TTL: {len(old):,} keys were accessed long after it "
+        "was set",
+        confidence="likely",
+        expected_ttl_s=analysis.ttl / 1000,
+        observed_ttl_s=analysis.ttl / 1000,
+        evidence=(f"{reads} read values since the server started: the accesses were writes",),
+        next="set the TTL in the same command or transaction as every write (EXPIRE after RPUSH, or SET with EX)",
+    )
+
+
+# -- parts of a session ------------------------------------------------------------------------------------------------
+
+
+def _add_missed_siblings(groups: Sequence[Group], expected: Expectation, context: AuditContext) -> None:
+    """Look up the parts of sessions that a sample has missed: the same id in the other shapes."""
+    simple = [group for group in groups if group.part.count("*") == 1]
+    wanted: dict[bytes, tuple[Group, str]] = {}
+    for group in simple:
+        have = {member.session for member in group.members}
+        for other in simple:
+            lacking = [member.session for member in other.members[: 2 * LOOKED_UP] if member.session not in have]
+            for session in lacking[:LOOKED_UP] if other is not group else ():
+                name = f"{expected.prefix}{group.part.replace('*', session, 1)}"
+                wanted[name.encode("utf-8", "surrogateescape")] = (group, session)
+    for facts in context.siblings(list(wanted)) if wanted else ():
+        group, session = wanted[facts.key]
+        if facts.kind == group.kind:
+            group.members.append(Member(facts, session, group.part))

@@ -1,0 +1,651 @@
+"""Which TTL sessions were really given and since when, from deadlines and idle clocks alone. Pure, no I/O.
+
+A server reports the deadline and the last access of each key. A write that sets the TTL is an access, so the deadline
+minus the last access (``given_ms``) is the TTL that was set, or less if the key was read since: never more. A low value
+may therefore be a read of an old session. Facts that exclude this, in order of strength:
+
+- the server started empty, and is younger than the key would be;
+- deadline and last access vary from key to key and their difference does not: reads cannot do that;
+- the server has executed fewer reads than there are such keys;
+- hardly any key without an access has such a deadline, although most other keys were not accessed.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+from memkit.audit.checks.ttl_peaks import (
+    IDLE_GRAIN_MS,
+    SURE_NATS,
+    TtlPeak,
+    best_peak,
+    longest,
+    plateau,
+    quantile,
+    start_of,
+    surprise,
+    ttl_peaks,
+)
+from memkit.audit.finding import Confidence
+from memkit.audit.sampling import KeyFacts
+from memkit.config import Expectation
+from memkit.policy import MAX_TTL_MS
+
+ENOUGH_SHORT = 5_000
+"""Of more short values every nth is searched for peaks: a window needs tens of keys, not thousands."""
+PAIRED = 600
+"""Of more deadlines or accesses every nth is paired: 600 give a chance to 0.3 %."""
+IDLE_RANGE_MS = 8_388_600_000
+"""The idle clock has 24 bits of seconds; half of that is what RESTORE writes for idle times it cannot express."""
+EVENT_MS = 4_000
+"""Keys written within this time and last accessed within this time count as one event."""
+SLACK_MS = 2_000
+"""Two bounds that are closer than the idle clock's grain at both ends count as one moment."""
+SLIGHT_SURPRISE_NATS = 3.0
+"""A chance of 1 in 20: reason enough to doubt a suspicion, not to raise one."""
+FEW_READS_NATS = math.log(10_000)
+"""Reads of the others at their rate would have met exactly these keys with a chance of less than 1 in 10,000."""
+CHANCE = 0.05
+NEARLY_EXPIRED = 0.05
+"""If no key has more than this share of the TTL left or given, a quiet period would have to be 19 times as long."""
+IMPROBABLE = 0.001
+"""Highest chance at which a few keys near their deadline are called too short: 300 s left of 7 d are 0.0005."""
+RARE = 0.005
+"""If reads alone put fewer keys than this so near to their deadline, one such key is reason to look again."""
+UNREAD_SHARE = 1 / 3
+"""Renewal that is throttled on purpose leaves more than this share of the TTL (thresholds in use: 0.5, 0.6, 0.9)."""
+MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
+UNIT_FACTORS = {
+    24: (DAY_MS, "days", "hours"),
+    60: (MINUTE_MS, "minutes", "seconds"),
+    1_000: (1, "seconds", "milliseconds"),
+    3_600: (HOUR_MS, "hours", "seconds"),
+    60_000: (MINUTE_MS, "minutes", "milliseconds"),
+    86_400: (DAY_MS, "days", "seconds"),
+    1_000_000: (1, "seconds", "microseconds"),
+}
+"""Factor: the longer TTL is a whole number of this unit, such as days that were taken for hours."""
+
+
+class KeyLifetime(NamedTuple):
+    """One key with a deadline, in milliseconds: what is left, the TTL it was given at least, and its deadline.
+
+    ``known``: whether its idle clock is its own; those of keys that a server loaded from a file begin at the load.
+    """
+
+    left: int
+    given: int
+    deadline: int
+    known: bool = True
+
+    @property
+    def accessed(self) -> int:
+        """When it was written or read last, on the server's clock."""
+        return self.deadline - self.given
+
+    @property
+    def event(self) -> tuple[int, int]:
+        """The moment of its deadline and of its last access; equal for keys that were handled together."""
+        return self.deadline // EVENT_MS, self.accessed // EVENT_MS
+
+
+@dataclass(frozen=True, slots=True)
+class ServerHistory:
+    """What the analysis uses of ServerFacts.
+
+    Args:
+        now_ms: The server's time.
+        started_ms: When the server started.
+        empty_start_ms: When the server started empty; None if it loaded data, or may have.
+        load_ms: The time in which it may have loaded its keys.
+        touches: How many commands may have accessed keys without renewing their TTL; None if unknown.
+        reads: How many commands read values since the start; None if unknown.
+        expired: How many keys expired since the start.
+        idle_known: Whether the server reports idle times.
+    """
+
+    now_ms: int
+    started_ms: int | None = None
+    empty_start_ms: int | None = None
+    load_ms: tuple[int, int] | None = None
+    touches: int | None = None
+    reads: int | None = None
+    expired: int = 0
+    idle_known: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Since:
+    """When a change happened, on the server's clock, and which bound that is."""
+
+    at_ms: int
+    bound: Literal["lower bound", "upper bound", "until"]
+
+
+@dataclass(frozen=True, slots=True)
+class TtlAnomaly:
+    """Keys with a TTL that is too short or too long.
+
+    Args:
+        kind: Which of both.
+        ttl_ms: The TTL that they were given.
+        jitter: How far it varies, as a share of it.
+        keys: How many keys have it.
+        confidence: How sure that is.
+        since: Since when, or until when.
+        first_seen_ms: When the first of them that still exists was written.
+        reasons: Why it cannot be reads of old sessions.
+        top_ms: The highest value among them.
+        still_expected: How many keys were given the expected TTL after the first of these was written.
+    """
+
+    kind: Literal["short", "long"]
+    ttl_ms: float
+    jitter: float
+    keys: int
+    confidence: Confidence
+    since: Since | None
+    first_seen_ms: int | None
+    reasons: tuple[str, ...]
+    top_ms: float = 0.0
+    still_expected: int = 0
+
+    def unit_factor(self, expected_ms: int) -> int | None:
+        """Return the factor of ``UNIT_FACTORS`` by which the TTL is off, exactly."""
+        for factor, (unit_ms, _, _) in UNIT_FACTORS.items():
+            exact = expected_ms * factor if self.kind == "long" else expected_ms / factor
+            if max(exact, expected_ms) % unit_ms:
+                continue
+            # A peak without jitter is known to a fraction of a second: 10 minutes is not 604.8 s.
+            near = 0.015 * exact if self.jitter else max(0.002 * exact, min(700.0, 0.08 * exact))
+            off = abs(self.ttl_ms - exact)
+            if off <= near and not (self.jitter and abs(self.ttl_ms - rounded(self.ttl_ms)) < off):
+                return factor
+        return None
+
+
+def rounded(ms: float) -> float:
+    """Return the nearest TTL that a person would write if it is within the grain, otherwise the same."""
+    for unit, steps in ((DAY_MS, (1,)), (HOUR_MS, (1,)), (MINUTE_MS, (5, 1)), (1_000, (30, 5, 1))):
+        for step in steps:
+            size = unit * step
+            if ms >= size and abs(ms - round(ms / size) * size) <= max(ms * 0.002, 650):
+                return float(round(ms / size) * size)
+    return float(ms)
+
+
+def lifetimes_of(keys: Sequence[KeyFacts], load_ms: tuple[int, int] | None = None) -> list[KeyLifetime]:
+    """Return the lifetimes of the keys that have a deadline.
+
+    Args:
+        keys: The keys.
+        load_ms: The time in which a server loaded its keys: an idle clock that begins then is no evidence.
+    """
+    found = []
+    for _, _, deadline, touched, seen, _ in keys:
+        if deadline is not None:
+            accessed = seen if touched is None or touched > seen else touched
+            known = not (load_ms and touched is not None and load_ms[0] <= touched <= load_ms[1])
+            found.append(KeyLifetime(deadline - seen, deadline - accessed, deadline, known))
+    return found
+
+
+def common_ttl(lifetimes: Sequence[KeyLifetime]) -> float | None:
+    """Return the TTL in ms that most of these keys seem to be given, without an expectation; None if there is none."""
+    lifetimes = [one for one in lifetimes if one.known]
+    if len(lifetimes) < 3:
+        return None
+    values = sorted(one.given for one in lifetimes)
+    peak = best_peak(values, spread_over=values[-1])
+    if peak is None or peak.count < 0.2 * len(values):
+        return None
+    members = [one for one in lifetimes if peak.low <= one.given <= peak.high]
+    return rounded(_ttl_of(members, peak, idle_known=True)[0])
+
+
+class LifetimeAnalysis:
+    """The keys of one pattern that have a deadline, sorted by what their deadlines can mean under one expected TTL.
+
+    Args:
+        lifetimes: The keys.
+        expected: The expectation.
+        history: What the server reports.
+        ttl_ms: The TTL, if the expectation has several; None: the longest.
+    """
+
+    def __init__(
+        self,
+        lifetimes: Sequence[KeyLifetime],
+        expected: Expectation,
+        history: ServerHistory,
+        ttl_ms: int | None = None,
+    ) -> None:
+        self.ttl = ttl_ms or expected.ttl_ms or MAX_TTL_MS
+        self.jitter = max(expected.jitter, 0.01)
+        self.history = history
+        slack = min(SLACK_MS, self.ttl * 0.05)
+        self.floor, self.ceiling = self.ttl * (1 - self.jitter) - slack, self.ttl * (1 + self.jitter) + slack
+        self.all = [self._usable(one) for one in lifetimes]
+        self.long = [one for one in self.all if one.given > self.ceiling]
+        if not any(one.left > self.ceiling for one in self.long):
+            # An idle clock alone is no proof: keys written within 100 ms after a jump of the clock look too idle.
+            self.long = []
+        top = self.ceiling if self.long else math.inf
+        self.right = [one for one in self.all if self.floor <= one.given <= top]
+        # A load that reset the idle clock makes the value too low, never too high.
+        self.reached = [one for one in lifetimes if one.given >= self.floor]
+        self.short = sorted((one for one in self.all if one.given < self.floor), key=lambda one: one.given)
+
+    def _usable(self, one: KeyLifetime) -> KeyLifetime:
+        """Without an idle clock of its own, or idle for longer than it can count: not accessed since the last write."""
+        if one.known and one.given - one.left < IDLE_RANGE_MS:
+            return one
+        return one._replace(given=max(self.ttl, one.left))
+
+    @property
+    def within(self) -> list[KeyLifetime]:
+        """The lifetimes that are not longer than expected."""
+        return [one for one in self.all if one.given <= self.ceiling or not self.long]
+
+    def anomalies(self) -> list[TtlAnomaly]:
+        """Return what is wrong with these lifetimes; nothing if all may have been given the expected TTL."""
+        return [one for one in (self._too_long(), self._too_short()) if one]
+
+    def unexplained(self) -> str | None:
+        """Return why keys near their deadline are more than reads and chance explain; None if they are not."""
+        events = sorted({one.event: one.given for one in self.short}.values())
+        for count, given in enumerate(events, 1):
+            if given > self.ttl / 10:
+                break
+            usual = len(self.all) * given / self.ttl
+            members = [one for one in self.short if one.given <= given]
+            many = count >= 3 and surprise(count, usual) > 2 * SLIGHT_SURPRISE_NATS
+            if (many or usual < RARE) and not self._has_untouched(members):
+                share = given / self.ttl
+                return f"{len(members):,} of {len(self.all):,} keys were given at least {share:.1%} of the expected TTL"
+        return None
+
+    def unrenewed(self) -> list[KeyLifetime]:
+        """Return keys that were accessed long after their TTL was set, if the server's reads do not explain that."""
+        history = self.history
+        started = history.now_ms if history.started_ms is None else history.started_ms
+        old = [one for one in self.short if one.given < UNREAD_SHARE * self.ttl and one.known]
+        old = [one for one in old if one.accessed > started]
+        if not history.idle_known or history.reads is None or len(old) < max(3, 0.05 * len(self.all)):
+            return []
+        return old if history.reads < len(old) / 2 else []
+
+    # -- too long ------------------------------------------------------------------------------------------------------
+
+    def _too_long(self) -> TtlAnomaly | None:
+        """Return the keys over the TTL: what was set is at least what is seen."""
+        if not self.long or len(self.long) < min(3, len(self.all)):
+            return None
+        peak = longest(sorted(one.given for one in self.long))
+        members = [one for one in self.long if peak.low <= one.given <= peak.high]
+        ttl, jitter = _ttl_of(members, peak, idle_known=self.history.idle_known)
+        first = min(one.deadline for one in members) - peak.low
+        last = self._last_expected_before(first)
+        since = Since(math.ceil(first), "upper bound")
+        if last is not None and last <= first + SLACK_MS:
+            since = Since(last, "lower bound")
+        reasons = (f"{len(self.long):,} keys have more time left than the expected TTL",)
+        return TtlAnomaly("long", ttl, jitter, len(self.long), "proven", since, round(first), reasons, peak.high)
+
+    def _last_expected_before(self, first_new_ms: float) -> int | None:
+        """Return a lower bound of the last write with the expected TTL, if keys with the longer one do not hide it."""
+        # A key of the longer TTL that was read looks like one of the expected: only exact ones count, and of these
+        # only those from before.
+        exact = [one for one in self.right if abs(one.given - self.ttl) <= IDLE_GRAIN_MS]
+        before = [one for one in exact if one.deadline - self.ttl <= first_new_ms + SLACK_MS]
+        if 2 * len(exact) <= len(self.right) or len(exact) - len(before) > max(2, 0.05 * len(exact)):
+            return None
+        return self.last_write(before)
+
+    # -- too short -----------------------------------------------------------------------------------------------------
+
+    def _too_short(self) -> TtlAnomaly | None:
+        found = self._peaks() if len(self.short) >= 3 else []
+        for peak in found:
+            anomaly = self._judge(peak, found)
+            if anomaly:
+                return anomaly
+        return (self._gap_in_time_left() if len(self.short) >= 3 else None) or self._nearly_expired()
+
+    def _peaks(self) -> list[TtlPeak]:
+        values = [one.given for one in self.short]
+        # Keys written together and read together are one witness of a TTL with jitter, not many.
+        some = self.short[:: len(self.short) // ENOUGH_SHORT + 1]
+        apart = {(one.given // EVENT_MS, one.deadline // EVENT_MS): one.given for one in some}
+        found = ttl_peaks(values, sorted(apart.values()), spread_over=self.floor)
+        return sorted(found, key=lambda one: (one.wide, -one.count))[:12]
+
+    def _judge(self, peak: TtlPeak, found: Sequence[TtlPeak]) -> TtlAnomaly | None:
+        """Decide whether a peak of short values is a short TTL or can be sessions that were read."""
+        members = [one for one in self.short if peak.low <= one.given <= peak.high]
+        below = [one for one in self.short if one.given <= peak.high]
+        others = [one for one in self.all if peak.high < one.given <= self.ceiling]
+        confidence, reason = self._evidence(peak, members, others)
+        if confidence is None:
+            return None
+        sharp = _top_of(peak, members, found)
+        if sharp is not peak:
+            peak, members = sharp, [one for one in members if sharp.low <= one.given <= sharp.high]
+        return self._short_anomaly(peak, members, below, others, confidence, reason)
+
+    def _evidence(
+        self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]
+    ) -> tuple[Confidence | None, str]:
+        history = self.history
+        if self._younger_than_the_server(members):
+            return "proven", "the server started empty and is younger than sessions with the expected TTL would be"
+        if history.idle_known and self._is_no_chance(peak):
+            return self._constant_difference(peak, members, others)
+        touches = history.touches if history.idle_known and history.empty_start_ms is not None else None
+        if touches is not None and touches < len(members) / 2:
+            reads = f"only {touches:,} commands read values since the server started empty"
+            return "proven", f"{reads}: reads do not explain {len(members):,} such keys"
+        return self._written_at_once(peak, members, others)
+
+    @cached_property
+    def _events(self) -> list[KeyLifetime]:
+        """One short lifetime of each event."""
+        return list({one.event: one for one in self.short}.values())
+
+    def _is_no_chance(self, peak: TtlPeak) -> bool:
+        """Whether reads that are independent of the writes before them would not put so many keys here.
+
+        Every deadline is paired with every access: what is written on a grid and read on a grid (each hour, each day,
+        all at once) has many pairs there, and a TTL has few, for deadline and access are one moment there.
+        """
+        events = self._events
+        count = sum(peak.low <= one.given <= peak.high for one in events)
+        accesses = [one.accessed for one in events]
+        usual = _paired([one.deadline for one in events], accesses, peak, self.floor) * len(events)
+        return count > 1.7 * usual and surprise(count, usual) > SURE_NATS
+
+    def _younger_than_the_server(self, members: Sequence[KeyLifetime]) -> bool:
+        """Whether the server is too young for these keys to be old ones that were read."""
+        if self.history.empty_start_ms is None:
+            return False
+        age = self.history.now_ms - self.history.empty_start_ms
+        young = [one for one in self.short if one.left + age < self.floor]
+        own = sum(one.left + age < self.floor for one in members)
+        # One wrong TTL explains most of them; keys of all ages mean that the server's age is not what it reports.
+        return own > 0.9 * len(members) and len(members) > 0.3 * len(young)
+
+    def _constant_difference(
+        self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]
+    ) -> tuple[Confidence | None, str]:
+        reason = "deadline and last access differ from key to key, their difference is one TTL: reads cannot do that"
+        one_change = not others or self._when(peak, members, others).bound == "lower bound"
+        # People who come back at the same hour every day make a wide heap of reads; but not one that began when the
+        # writes under the expected TTL ended, and none near the short end.
+        if peak.wide and not one_change and peak.low > self.ttl / 10:
+            return None, ""
+        # A job that reads every session a fixed time after its last write makes the same picture, but never for
+        # sessions that are that old and were not accessed; and its pause is hardly ever more than half the TTL.
+        untouched = any(one.left < peak.low for one in others if one.given >= self.floor)
+        if peak.low > self.ttl / 2 and not one_change and not untouched:
+            return None, ""
+        return "proven", reason
+
+    def _written_at_once(
+        self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]
+    ) -> tuple[Confidence | None, str]:
+        """Decide between keys written in one go and old ones of one go that were all read in one go."""
+        if not self.history.idle_known or self._is_one_reading(members):
+            return None, ""
+        if self._is_unlike(peak, members, others):
+            return "likely", "readers of the other sessions would not have met so many with such deadlines"
+        accesses = sorted(one.accessed for one in members)
+        spread = peak.wide and quantile(accesses, 0.95) - quantile(accesses, 0.05) > 0.05 * peak.low
+        if spread or self._has_untouched(members):
+            return None, ""
+        if not others:
+            all_alike = len(members) >= 0.8 * len(self.all) and not peak.wide
+            lost = all_alike and self.history.expired >= len(members) / 2
+            return ("likely", f"{self.history.expired:,} keys expired on this server") if lost else (None, "")
+        share = self._read_share(others)
+        if len(members) * -math.log(share) < FEW_READS_NATS:
+            return None, ""
+        return "likely", f"no key without a read has such a deadline, and at most {share:.0%} of the others were read"
+
+    def _is_one_reading(self, members: Sequence[KeyLifetime]) -> bool:
+        """Whether these were accessed at one moment, and most of what was accessed then is none of them."""
+        accesses = [one.accessed for one in members]
+        first, last = min(accesses), max(accesses)
+        moment = sum(first - IDLE_GRAIN_MS <= one.accessed <= last + IDLE_GRAIN_MS for one in self.short)
+        return not _is_spread(accesses) and len(members) < 0.6 * moment
+
+    def _is_unlike(self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]) -> bool:
+        """Whether readers of sessions like the others would not have met so many with such deadlines.
+
+        Not for what was written in one go and accessed in one go: one event, however many keys.
+        """
+        first = _onset(peak, members)
+        accesses = [one.accessed for one in members]
+        if len(others) < 10 or not (_is_spread(accesses) or _is_spread([one.deadline for one in members])):
+            return False
+        renewed = sum(one.accessed > first + 2 * IDLE_GRAIN_MS for one in others if one.given >= self.floor)
+        if renewed > 0.15 * len(members):
+            return False
+        after = [one.accessed for one in self.short if one.accessed >= first]
+        usual = _paired([one.deadline for one in others], after, peak, self.floor) * len(after)
+        count = sum(one >= first for one in accesses)
+        return count > 1.7 * usual and surprise(count, usual) > SURE_NATS
+
+    def _has_untouched(self, members: Sequence[KeyLifetime]) -> bool:
+        """Whether sessions of the expected TTL have these deadlines too and were not accessed: more than by chance."""
+        deadlines = sorted(one.deadline for one in members)
+        first, last = deadlines[0], deadlines[-1]
+        margin = max(2 * IDLE_GRAIN_MS, (last - first) * 0.1)
+        right = [one.deadline for one in self.right]
+        beside = sum(first - margin <= one <= last + margin for one in right)
+        stretch = max(right, default=0) - min(right, default=0)
+        chance = (len(right) - beside) * (last - first + 2 * margin) / stretch if stretch else 0.0
+        return beside > 0 and (beside >= 0.1 * len(members) or surprise(beside, chance) > SLIGHT_SURPRISE_NATS)
+
+    def _read_share(self, others: Sequence[KeyLifetime]) -> float:
+        """Return which share of keys was read after the last write: by those old enough to show it, or exact."""
+        old = [one for one in others if one.left < self.floor]
+        by_age = (sum(one.given < self.floor for one in old) + 1) / (len(old) + 1) if old else 1.0
+        exact = sum(abs(one.given - self.ttl) < 2 * IDLE_GRAIN_MS for one in others)
+        by_value = (len(others) - exact + 1) / (len(others) + 1)
+        return min(by_age, by_value)
+
+    def _gap_in_time_left(self) -> TtlAnomaly | None:
+        """Without idle clocks, or if something read every key: short times left fill the first stretch, then a gap."""
+        share_read = sum(one.given < self.floor for one in self.all) / len(self.all)
+        if self.history.idle_known and share_read < 0.9:
+            return None
+        lefts = sorted(one.left for one in self.all if one.given <= self.ceiling)
+        count = _edge(lefts, self.ttl)
+        if not count:
+            return None
+        top = lefts[count - 1]
+        members = [one for one in self.short if one.left <= top]
+        others = [one for one in self.all if top < one.left and one.given <= self.ceiling]
+        young = self._younger_than_the_server(members)
+        if len(members) < count or not (others or young or self.history.expired >= count):
+            return None
+        reason = "no key has more left"
+        if others:
+            reason = f"{count:,} keys have up to {top / 1000:,.0f} s left, then none up to {lefts[count] / 1000:,.0f} s"
+        peak = TtlPeak(quantile(lefts[:count], 0.5), top, count, wide=True)
+        found = self._short_anomaly(peak, members, members, others, "likely", reason)
+        if others and found.since and found.since.bound == "upper bound":
+            return None
+        # Of evenly spread values the longest is short of the TTL by one part; unless it is a round one already.
+        snapped = rounded(top) if rounded(top) != top else rounded(top * (1 + 1 / count))
+        return TtlAnomaly("short", snapped, 0.0, count, "likely", found.since, found.first_seen_ms, found.reasons, top)
+
+    def _nearly_expired(self) -> TtlAnomaly | None:
+        """Judge few keys by probability: none was given much, and of the expected TTL so little is improbable."""
+        known = [one for one in self.short if one.known]
+        if not known or self.right or self.reached or self.long:
+            return None
+        top = known[-1].given
+        chance = (top / self.ttl) ** min(len({one.event for one in known}), 3)
+        if top > NEARLY_EXPIRED * self.ttl or chance > IMPROBABLE:
+            return None
+        reason = f"none was given more; if the TTL were the expected one, the chance of that would be {chance:.2%}"
+        first = min(one.accessed for one in known)
+        since = Since(first + 1_000, "upper bound")
+        return TtlAnomaly("short", rounded(top), 0.0, len(known), "likely", since, first, (reason,), top)
+
+    def _short_anomaly(
+        self,
+        peak: TtlPeak,
+        members: Sequence[KeyLifetime],
+        below: Sequence[KeyLifetime],
+        others: Sequence[KeyLifetime],
+        confidence: Confidence,
+        reason: str,
+    ) -> TtlAnomaly:
+        ttl, jitter = _ttl_of(members, peak, idle_known=True)
+        since = self._when(peak, members, others)
+        first = round(_onset(peak, members))
+        both = 0
+        if since.bound == "upper bound":
+            top = self._longest_expected(self.right)
+            both = sum(one.deadline - top > first + SLACK_MS for one in self.right)
+            ended = self._ended(members, [round(one.deadline - top) for one in self.right])
+            since = Since(ended, "until") if ended is not None else since
+        return TtlAnomaly("short", ttl, jitter, len(below), confidence, since, first, (reason,), peak.high, both)
+
+    def _ended(self, members: Sequence[KeyLifetime], expected_writes: Sequence[int]) -> int | None:
+        """Return when the last of these was written, if they stopped and the expected TTL is given since."""
+        accesses = sorted(one.accessed for one in members)
+        last, pause = accesses[-1], self.history.now_ms - accesses[-1]
+        usual_ms = (last - accesses[0]) / max(len(accesses) - 1, 1)
+        after = sum(one > last + SLACK_MS for one in expected_writes)
+        # Ten times the usual pause has a chance of 0.00005 while they are still being written.
+        return last if pause > 10 * usual_ms + SLACK_MS and after >= 3 else None
+
+    def _when(self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]) -> Since:
+        """Return since when TTLs are short: after the last write of the former TTL, or no later than the first seen.
+
+        The former only if such writes have stopped since: a chance pause of one of two kinds of writers is not that.
+        """
+        first = _onset(peak, members)
+        upper = Since(math.ceil(first), "upper bound")
+        # Of a jittered new TTL some values are over the peak: only those that fit the former are surely of it.
+        right = [one for one in others if one.given >= self.floor]
+        old = right if len(right) >= 3 else others
+        last = self.last_write(old)
+        if last is None:
+            return upper
+        # The same, as late as it may have been.
+        latest = last
+        if self._is_jittered(old):
+            ends = [one.deadline for one in old]
+            latest = round(max(ends) - max(one.given for one in old) + _spacing(ends))
+        after = sum(one.accessed > latest for one in members)
+        stopped = after >= max(min(7, len(members)), 3, 0.8 * len(members))
+        return Since(last, "lower bound") if latest <= first + SLACK_MS and stopped else upper
+
+    def _is_jittered(self, old: Sequence[KeyLifetime]) -> bool:
+        """Whether the expected TTL has jitter: a longer one was seen."""
+        return max(one.given for one in old) > self.ttl + 2 * IDLE_GRAIN_MS
+
+    def _longest_expected(self, old: Sequence[KeyLifetime]) -> float:
+        """Return the longest TTL that was given under the expected one and its jitter."""
+        if not old or not self._is_jittered(old):
+            return self.ttl
+        return max(self.ttl * (1 + self.jitter), *(one.given for one in old))
+
+    def last_write(self, old: Sequence[KeyLifetime]) -> int | None:
+        """Return a time that the last write under the expected TTL was no earlier than: the cliff in the deadlines."""
+        return round(max(one.deadline for one in old) - self._longest_expected(old)) if old else None
+
+
+def analyses_of(keys: Sequence[KeyFacts], expected: Expectation, history: ServerHistory) -> list[LifetimeAnalysis]:
+    """Return one analysis for each expected TTL, the longest last: of the keys that were not given more than it."""
+    rest = lifetimes_of(keys, history.load_ms)
+    found = []
+    for ttl_ms in expected.other_ttls_ms:
+        top = ttl_ms * (1 + max(expected.jitter, 0.01)) + SLACK_MS
+        found.append(LifetimeAnalysis([one for one in rest if one.given <= top], expected, history, ttl_ms))
+        rest = [one for one in rest if one.given > top]
+    return [*found, LifetimeAnalysis(rest, expected, history)]
+
+
+def _paired(deadlines: Sequence[int], accesses: Sequence[int], peak: TtlPeak, floor: float) -> float:
+    """Return which share of all pairs of a deadline and an access that make a short value lies in a peak."""
+    ends = deadlines[:: len(deadlines) // PAIRED + 1]
+    times = sorted(accesses[:: len(accesses) // PAIRED + 1])
+    low, high = peak.low - IDLE_GRAIN_MS, peak.high + IDLE_GRAIN_MS
+    inside = between = 0
+    for end in ends:
+        between += bisect_left(times, end) - bisect_right(times, end - floor)
+        inside += bisect_right(times, end - low) - bisect_left(times, end - high)
+    return inside / max(between, 1)
+
+
+def _is_spread(times: Sequence[int]) -> bool:
+    ordered = sorted(times)
+    return quantile(ordered, 0.95) - quantile(ordered, 0.05) > 30_000
+
+
+def _top_of(peak: TtlPeak, members: Sequence[KeyLifetime], found: Sequence[TtlPeak]) -> TtlPeak:
+    """Return the sharp peak at the upper edge of a wide one, if there is one: reads smear a TTL downwards."""
+    inside = (one for one in found if not one.wide and peak.low <= one.low and one.high <= peak.high)
+    tops = (one for one in inside if sum(each.given > one.high for each in members) <= 0.05 * len(members))
+    return max(tops, key=lambda one: one.high, default=peak) if peak.wide else peak
+
+
+def _ttl_of(members: Sequence[KeyLifetime], peak: TtlPeak, *, idle_known: bool) -> tuple[float, float]:
+    """Return the TTL behind a peak, in ms, and its jitter as a share (0: none)."""
+    values = sorted(one.given for one in members)
+    if not idle_known:
+        return rounded(values[-1]), 0.0
+    if not peak.wide:
+        return _sharpened(members, quantile(values, 0.5)), 0.0
+    low, high = plateau(values)
+    center = (low + high) / 2
+    return center, (high - low) / 2 / center
+
+
+def _sharpened(members: Sequence[KeyLifetime], middle: float) -> float:
+    """Return the TTL more exactly than the idle clock's grain: its error evens out, and no key has more left."""
+    mean = sum(one.given for one in members) / len(members)
+    near = mean if abs(mean - middle) < 700 else middle
+    if near < 20_000:
+        return max(near, float(max(one.left for one in members)))
+    # Both ends of the idle clock err in one direction if the server is busy: 301 s is a TTL that hardly anyone
+    # configures, five minutes is.
+    minutes = float(round(near / MINUTE_MS) * MINUTE_MS)
+    return minutes if minutes and abs(near - minutes) <= min(IDLE_GRAIN_MS, 0.004 * near) else near
+
+
+def _onset(peak: TtlPeak, members: Sequence[KeyLifetime]) -> float:
+    """Return when the first of these was written, without a few that were read before: old ones by chance."""
+    accesses = sorted(one.accessed for one in members)
+    if len(accesses) < 8:
+        return float(accesses[0])
+    return max(start_of(accesses), quantile(accesses, CHANCE)) if peak.wide else start_of(accesses)
+
+
+def _spacing(deadlines: Sequence[int]) -> float:
+    """Return how far beyond the latest deadline one more could have been: three times the gaps between the last."""
+    last = sorted(deadlines)[-11:]
+    return 3 * (last[-1] - last[0]) / max(len(last) - 1, 1)
+
+
+def _edge(lefts: Sequence[int], ttl: int) -> int:
+    """Return how many of the smallest are crowded together before a gap; 0 if there is no such edge."""
+    for index in range(4, len(lefts)):
+        last = index == len(lefts) - 1
+        top, after = lefts[index], ttl if last else lefts[index + 1]
+        count = index + 1
+        crowded = count / max(top, 1) >= 10 * max(len(lefts) - count, 1) / ttl
+        filled = lefts[count // 2] <= 0.8 * top and lefts[count // 2] >= 0.2 * top
+        if top < ttl / 2 and after > 1.5 * top and crowded and filled:
+            return count
+    return 0

@@ -1,0 +1,66 @@
+"""What all checks of one audit share: the keys, the server's facts, and ways to look up more keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from memkit.audit.checks.ttl_inference import ServerHistory, Since
+from memkit.audit.sampling import KeyFacts
+from memkit.audit.server_info import ServerFacts
+from memkit.render import ago, utc_text
+
+
+@dataclass(frozen=True, slots=True)
+class AuditContext:
+    """What all checks of one audit share.
+
+    Args:
+        keys: The keys that were looked at.
+        history: What the TTL checks use of the server's report.
+        server: The report of the (first) server.
+        siblings: Looks up keys by name that a sample has missed.
+        weigh: Returns the bytes that values take, 0 for an integer, of those keys whose size the server reports.
+        unclaimed: The keys that match no expectation; None if there is one expectation only.
+        fields_without_ttl: For hashes with field TTLs, how many of their fields have none.
+    """
+
+    keys: Sequence[KeyFacts]
+    history: ServerHistory
+    server: ServerFacts
+    siblings: Callable[[Sequence[bytes]], Sequence[KeyFacts]]
+    weigh: Callable[[Sequence[bytes]], Sequence[int]] = lambda _: ()
+    unclaimed: Sequence[KeyFacts] | None = None
+    fields_without_ttl: Mapping[bytes, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def other_keys(self) -> Sequence[KeyFacts]:
+        """The keys among which sessions may be that are expected under another prefix."""
+        return self.keys if self.unclaimed is None else self.unclaimed
+
+    @property
+    def sampled(self) -> int:
+        """How many keys were looked at."""
+        return len(self.keys)
+
+    def when(self, at_ms: float) -> str:
+        """Return a time as UTC and as how long ago: ``2026-11-22T02:17:03Z (42 min ago)``."""
+        at, now = (datetime.fromtimestamp(ms / 1000, UTC) for ms in (at_ms, self.history.now_ms))
+        return f"{utc_text(at)} ({ago(at, now)})"
+
+    def since_text(self, since: Since) -> str:
+        """Return a change's time in words."""
+        if since.bound == "until":
+            return f"until {self.when(since.at_ms)}"
+        if since.bound == "lower bound":
+            return f"since {self.when(since.at_ms)} or soon after"
+        return f"since {self.when(-(-since.at_ms // 1000) * 1000)} at the latest"
+
+
+def dated(since: Since | None) -> dict[str, Any]:
+    """Return a finding's ``since`` and ``since_is``."""
+    if since is None:
+        return {}
+    return {"since": datetime.fromtimestamp(since.at_ms / 1000, UTC), "since_is": since.bound}

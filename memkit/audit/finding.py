@@ -1,0 +1,175 @@
+"""A finding: one cause with its evidence, severity and next step; the verdict of all findings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from memkit.render import utc_text
+
+Severity = Literal["critical", "warning", "info"]
+Confidence = Literal["proven", "likely", "possible"]
+Status = Literal["findings", "healthy", "undetermined", "no_data"]
+
+SEVERITIES: dict[str, Severity] = {
+    "ttl_too_short": "critical",
+    "unit_mistake": "critical",
+    "two_ttls": "critical",
+    "mixed_ttl": "critical",
+    "not_refreshed": "critical",
+    "out_of_memory": "critical",
+    "flushed": "critical",
+    "evicted": "critical",
+    "deleted": "critical",
+    "dangling": "critical",
+    "corrupt": "critical",
+    "shared_key": "critical",
+    "wrong_prefix": "critical",
+    "restarted": "warning",
+    "replica_stale": "warning",
+    "no_ttl": "warning",
+    "ttl_too_long": "warning",
+    "persistent_renewal": "warning",
+    "stale_index": "warning",
+    "trimmed": "warning",
+    "eviction_risk": "warning",
+    "persistence_risk": "warning",
+    "clock_skew": "warning",
+    "encoding_changed": "info",
+    "no_data": "info",
+}
+"""Every cause, in the order in which findings of equal weight are reported."""
+RANKS = {"critical": 0, "warning": 1, "info": 2}
+CONFIDENCE_RANKS = {"proven": 0, "likely": 1, "possible": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One cause that shortens or needlessly prolongs observed lifetimes, with its evidence and what to type next.
+
+    Args:
+        cause: A key of ``SEVERITIES``.
+        prefix: The narrowest prefix that holds all affected keys; None: the whole server.
+        keys: How many of the ``sampled`` keys are affected.
+        sampled: How many keys were looked at.
+        message: The finding in one sentence.
+        confidence: ``"proven"`` (the first line of ``evidence`` is the proof), ``"likely"`` or ``"possible"``.
+        expected_ttl_s: The expected TTL in seconds.
+        observed_ttl_s: The TTL in seconds that the keys were given.
+        since: When it began, or ended, on the server's clock.
+        since_is: ``"exact"``, ``"lower bound"`` (it began no earlier), ``"upper bound"`` (no later) or ``"until"`` (it
+            ended then).
+        evidence: What shows it, one fact a line.
+        next: What to do.
+    """
+
+    cause: str
+    _: KW_ONLY
+    prefix: str | None = None
+    keys: int = 0
+    sampled: int = 0
+    message: str
+    confidence: Confidence
+    expected_ttl_s: float | None = None
+    observed_ttl_s: float | None = None
+    since: datetime | None = None
+    since_is: Literal["exact", "lower bound", "upper bound", "until"] | None = None
+    evidence: tuple[str, ...] = ()
+    next: str = ""
+
+    def __post_init__(self) -> None:
+        if self.confidence == "proven" and not self.evidence:
+            raise ValueError(f"{self.cause} is not proven without the fact that proves it: {self.message}")
+
+    @property
+    def severity(self) -> Severity:
+        """``"critical"`` (memory is being lost), ``"warning"`` (it may be, or grows for ever) or ``"info"``."""
+        severity = SEVERITIES[self.cause]
+        return "warning" if severity == "critical" and self.confidence == "possible" else severity
+
+    @property
+    def order(self) -> tuple[int, int, int, int]:
+        """Sorts the finding that matters most first."""
+        causes = list(SEVERITIES)
+        return RANKS[self.severity], -self.keys, CONFIDENCE_RANKS[self.confidence], causes.index(self.cause)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the finding as ``audit --json`` shows it."""
+        return {
+            "cause": self.cause,
+            "severity": self.severity,
+            "confidence": self.confidence,
+            "prefix": self.prefix,
+            "keys": self.keys,
+            "sampled": self.sampled,
+            "expected_ttl_s": _plain(self.expected_ttl_s),
+            "observed_ttl_s": _plain(self.observed_ttl_s),
+            "since": None if self.since is None else utc_text(self.since, round_up=self.since_is == "upper bound"),
+            "since_is": self.since_is,
+            "message": self.message,
+            "evidence": list(self.evidence),
+            "next": self.next,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The one sentence: the most severe finding, that nothing is wrong, or what would settle it.
+
+    Args:
+        status: ``"findings"``, ``"healthy"``, ``"undetermined"`` (too little to judge) or ``"no_data"``.
+        cause: The cause of the first finding; otherwise the status.
+        sentence: The verdict with its numbers.
+        prefix: The prefix of the first finding.
+        confidence: That of the first finding.
+    """
+
+    status: Status
+    cause: str
+    _: KW_ONLY
+    sentence: str
+    prefix: str | None = None
+    confidence: Confidence = "proven"
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixSummary:
+    """What is stored under one prefix: how many keys, of which types, and the TTL that they seem to be given."""
+
+    prefix: str
+    _: KW_ONLY
+    keys: int
+    kinds: str
+    persistent: int
+    ttl_s: float | None
+    message: str
+
+
+def verdict_of(findings: Sequence[Finding], *, sessions: int, healthy: str, undetermined: str | None) -> Verdict:
+    """Return the verdict of findings that are in order.
+
+    Args:
+        findings: All of them.
+        sessions: How many keys of sessions were looked at; if there was none, a risk of the server is not the verdict.
+        healthy: The sentence if nothing is wrong.
+        undetermined: Why too little is known to call it healthy; None if enough is.
+    """
+    first = next((one for one in findings if one.severity != "info"), None)
+    empty = next((one for one in findings if one.cause == "no_data"), None)
+    if empty and (first is None or (not sessions and first.severity != "critical")):
+        return Verdict("no_data", "no_data", sentence=empty.message, prefix=empty.prefix)
+    if first:
+        return Verdict(
+            "findings", first.cause, sentence=first.message, prefix=first.prefix, confidence=first.confidence
+        )
+    if undetermined:
+        return Verdict("undetermined", "undetermined", sentence=undetermined, confidence="possible")
+    return Verdict("healthy", "healthy", sentence=healthy)
+
+
+def _plain(seconds: float | None) -> float | int | None:
+    if seconds is None:
+        return None
+    return int(seconds) if seconds == int(seconds) else round(seconds, 3)

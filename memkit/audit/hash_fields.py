@@ -1,0 +1,42 @@
+"""Hashes whose fields have TTLs of their own (Redis 7.4, Valkey 9): when such a key ends, and which fields lack one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from memkit.audit.sampling import KeyFacts
+from memkit.readonly.connection import ReadOnlyConnection, Reply, refused
+
+HASHES = 1_000
+"""As many hashes are looked at: a share of them is known to 4 %."""
+FIELDS = 1_000
+"""Of a hash as many fields are looked at."""
+
+
+def with_field_deadlines(
+    keys: Sequence[KeyFacts], route: Callable[[bytes], ReadOnlyConnection]
+) -> tuple[list[KeyFacts], dict[bytes, tuple[int, int]]]:
+    """Return the keys, hashes that end with their last field with that deadline, and the fields that have no TTL.
+
+    Args:
+        keys: The keys; of those that are hashes without a TTL, the first 1,000 are looked at.
+        route: Returns the connection for a key.
+
+    Returns:
+        The keys; and for each hash in which only some fields have a TTL, how many have none, of how many.
+    """
+    deadlines: dict[bytes, int] = {}
+    without: dict[bytes, tuple[int, int]] = {}
+    hashes = [one.key for one in keys if one.kind == "hash" and one.deadline_ms is None][:HASHES]
+    for key in hashes:
+        page = route(key).ask("HSCAN", key, 0, "COUNT", FIELDS, "NOVALUES")
+        names = [] if refused(page) else page[1][:FIELDS]
+        times: Reply = route(key).ask("HPEXPIRETIME", key, "FIELDS", len(names), *names) if names else []
+        if refused(times) or not times or max(times) <= 0:
+            continue
+        lacking = sum(at <= 0 for at in times)
+        if lacking:
+            without[key] = (lacking, len(times))
+        else:
+            deadlines[key] = max(times)
+    return [one._replace(deadline_ms=deadlines.get(one.key, one.deadline_ms)) for one in keys], without

@@ -1,0 +1,206 @@
+"""Which keys are sessions, which are parts of one session, and which are neither; by their names. Pure.
+
+Names alone, because a sampled audit reads no value; a full audit asks ``memkit.formats``
+for what the payloads of known stores hold.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from memkit.audit.sampling import KeyFacts
+
+_AUXILIARY = """
+lock locks mutex lease semaphore cache cached rate ratelimit limit limits limiter throttle counter counters
+count counts cnt hits seq typing presence online nonce csrf otp tmp temp queue job jobs stats metrics index idx
+indexes config settings version schema seen dedup dedupe idempotency heartbeat health flag flags pubsub token
+tokens
+"""
+AUXILIARY_WORDS = frozenset(_AUXILIARY.split())
+"""Words in the names of keys that are hardly ever sessions; a note lists what was ignored for them."""
+
+_DELIMITER = re.compile(r"([:/|#])")
+_HEAD = re.compile(rb"[^:/|#]*[:/|#]")
+NEARLY_ALL = 0.95
+"""A read of an unaffected session may look like an affected one."""
+_WORD = re.compile(r"[A-Za-z_-]{2,24}")
+_KINDS_WITH_CONTENT = frozenset(("list", "hash", "string", "stream", "zset", "set", "ReJSON-RL"))
+
+
+class Member(NamedTuple):
+    """A key with the session it belongs to and the part it plays there (its name without the id)."""
+
+    facts: KeyFacts
+    session: str
+    part: str
+
+
+@dataclass
+class Group:
+    """Keys of one shape and type, such as ``chat:*:messages``, a list."""
+
+    part: str
+    kind: str
+    members: list[Member] = field(default_factory=list)
+
+    @property
+    def keys(self) -> list[KeyFacts]:
+        """The facts of the keys."""
+        return [member.facts for member in self.members]
+
+    @property
+    def auxiliary_word(self) -> str | None:
+        """The word in the name that suggests locks, caches, counters or the like; None if there is none."""
+        words = re.split(r"[^A-Za-z]+", self.part)
+        return next((word for word in words if word.lower() in AUXILIARY_WORDS), None)
+
+
+def groups_of(keys: Sequence[KeyFacts], prefix: str) -> list[Group]:
+    """Return the keys under a literal prefix in groups of one shape and type, the largest first."""
+    found: dict[tuple[str, str], Group] = {}
+    split: list[tuple[KeyFacts, list[str]]] = []
+    for facts in keys:
+        name = _name(facts.key, prefix)
+        if _DELIMITER.search(name) or name.lower() in AUXILIARY_WORDS:
+            split.append((facts, _DELIMITER.split(name)))
+        else:
+            _put(found, facts, name, "*")
+    constants = _constants([tokens for _, tokens in split], {_name(facts.key, prefix) for facts in keys})
+    for facts, tokens in split:
+        _put(found, facts, *_session_and_part(tokens, constants))
+    return sorted(found.values(), key=lambda group: -len(group.members))
+
+
+def _put(found: dict[tuple[str, str], Group], facts: KeyFacts, session: str, part: str) -> None:
+    group = found.get((part, facts.kind))
+    if group is None:
+        group = found[part, facts.kind] = Group(part, facts.kind)
+    group.members.append(Member(facts, session, part))
+
+
+def _name(key: bytes, prefix: str) -> str:
+    name = key.decode("utf-8", "surrogateescape")
+    return (name.replace("{", "").replace("}", "") if "{" in name else name).removeprefix(prefix)
+
+
+def _constants(names: Iterable[Sequence[str]], whole: set[str]) -> set[tuple[int, int, str]]:
+    """Return the tokens that are words of the layout, not ids.
+
+    They stand in many names at one place, or after the whole name of another key: ``chat:17`` and ``chat:17:meta``.
+    """
+    counts: Counter[tuple[int, int, str]] = Counter()
+    places: Counter[tuple[int, int]] = Counter()
+    parts: set[tuple[int, int, str]] = set()
+    for tokens in names:
+        for at, token in enumerate(tokens):
+            counts[len(tokens), at, token] += 1
+            if at > 1 and "".join(tokens[: at - 1]) in whole:
+                parts.add((len(tokens), at, token))
+            places[len(tokens), at] += 1
+    words: defaultdict[tuple[int, int], list[tuple[int, int, str]]] = defaultdict(list)
+    for (length, at, token), count in counts.items():
+        often = count >= 3 and count >= 0.02 * places[length, at]
+        named = (length, at, token) in parts or token.lower() in AUXILIARY_WORDS
+        if _WORD.fullmatch(token) and (often or named):
+            words[length, at].append((length, at, token))
+    # Many different words in one place are ids after all (user names).
+    return {one for found in words.values() if len(found) <= 8 for one in found}
+
+
+def _session_and_part(tokens: Sequence[str], constants: set[tuple[int, int, str]]) -> tuple[str, str]:
+    """Return the id (all that varies: a user's sessions are several) and the name with what varies as ``*``."""
+    ids, shown = [], []
+    for at, token in enumerate(tokens):
+        fixed = at % 2 == 1 or (len(tokens), at, token) in constants
+        if not fixed:
+            ids.append(token)
+        shown.append(token if fixed else "*")
+    return ":".join(ids), "".join(shown)
+
+
+def sessions_of(groups: Iterable[Group]) -> Iterator[list[Member]]:
+    """Yield the keys of each session that has more than one."""
+    by_session: defaultdict[str, list[Member]] = defaultdict(list)
+    groups = list(groups)
+    if len(groups) == 1:
+        return iter(())  # an id is all that varies in a name, so no two keys of one shape have the same
+    for group in groups:
+        for member in group.members:
+            if member.session:
+                by_session[member.session].append(member)
+    return (members for members in by_session.values() if len(members) > 1)
+
+
+def by_prefix(keys: Iterable[KeyFacts]) -> dict[str, list[KeyFacts]]:
+    """Return keys by the literal beginning they share with others: up to the id, at most three words deep."""
+    found: dict[str, list[KeyFacts]] = {}
+    _deepen("", [(_DELIMITER.split(one.key.decode("utf-8", "surrogateescape")), one) for one in keys], 0, found)
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+
+
+def _deepen(
+    prefix: str, split: Sequence[tuple[list[str], KeyFacts]], depth: int, found: dict[str, list[KeyFacts]]
+) -> None:
+    heads: defaultdict[str, list[tuple[list[str], KeyFacts]]] = defaultdict(list)
+    for tokens, one in split:
+        head = "".join(tokens[:2]) if len(tokens) > 2 and (depth == 0 or _WORD.fullmatch(tokens[0])) else ""
+        heads[head].append((tokens, one))
+    for head, inside in heads.items():
+        if head and depth < 3 and (depth == 0 or len(inside) >= max(3, 0.02 * len(split))):
+            _deepen(prefix + head, [(tokens[2:], one) for tokens, one in inside], depth + 1, found)
+        else:
+            found.setdefault(prefix, []).extend(one for _, one in inside)
+
+
+def narrowest_prefix(affected: Sequence[bytes], everything: Sequence[bytes], default: str) -> str:
+    """Return the longest prefix, ending in a separator, that holds nearly all affected keys and not all others.
+
+    Args:
+        affected: The names of the affected keys.
+        everything: The names of all keys that were looked at.
+        default: The prefix of the expectation, returned if there is no narrower one.
+    """
+    best = default.encode("utf-8", "surrogateescape")
+    needed = NEARLY_ALL * len(affected)
+    others = [key for key in set(everything).difference(affected) if key.startswith(best)]
+    while len(affected) >= 3:  # fewer may be the parts of one session
+        heads = Counter(found[0] for key in affected if key.startswith(best) and (found := _HEAD.match(key, len(best))))
+        head, count = heads.most_common(1)[0] if heads else (b"", 0)
+        left = [key for key in others if key.startswith(best + head)]
+        if not count or count < needed:
+            break
+        best += head
+        if len(left) < len(others):
+            default = best.decode("utf-8", "surrogateescape")
+        others = left
+    return default
+
+
+def is_content(facts: KeyFacts) -> bool:
+    """Whether a key's type can hold a dialogue."""
+    return facts.kind in _KINDS_WITH_CONTENT
+
+
+def alike(expected: str, seen: str) -> bool:
+    """Whether two prefixes may be one, written differently: case, separators, plural, an environment before it."""
+    one, other = (re.sub(r"[^a-z0-9]", "", text.lower()) for text in (expected, seen))
+    if not one or not other:
+        return False
+    if one in other or (other in one and len(other) >= 3):
+        return True
+    return _edits(one, other) <= max(1, len(one) // 4)
+
+
+def _edits(one: str, other: str) -> int:
+    """Return the Levenshtein distance."""
+    before = list(range(len(other) + 1))
+    for row, char in enumerate(one, 1):
+        now = [row]
+        for column, against in enumerate(other, 1):
+            now.append(min(before[column] + 1, now[-1] + 1, before[column - 1] + (char != against)))
+        before = now
+    return before[-1]

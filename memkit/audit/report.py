@@ -1,0 +1,183 @@
+"""The result of an audit: findings, one verdict, and proof that nothing was changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from memkit.audit.finding import Finding, PrefixSummary, Verdict
+from memkit.audit.sampling import KeyFacts
+from memkit.config import Expectation
+from memkit.render import Table, ago, colored, counted, duration, escaped, printable, utc_text, wrapped
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 2
+INDENT = 11
+EXIT_CODES = {"healthy": 0, "findings": 1, "undetermined": 2, "no_data": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Proof that the audit was harmless: every command it sent, and what the server's own counters show."""
+
+    commands: Mapping[str, int]
+    writes: int
+    idle_clocks_touched: int
+    expired_during_audit: int | None
+    evicted_during_audit: int | None
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the proof as ``audit --json`` shows it."""
+        return asdict(self) | {"commands": dict(sorted(self.commands.items())), "seconds": round(self.seconds, 2)}
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """The result of ``audit()``.
+
+    Args:
+        server: ``flavour``, ``version``, ``url`` and ``source`` (``kind``, ``name``, ``taken_at``).
+        findings: The findings, the one that matters most first.
+        verdict: The one sentence.
+        sample: How many keys were looked at, of how many, and how.
+        proof: That nothing was changed.
+        notes: What could not be seen, what was not checked, and facts that are no findings.
+        seen: What is stored under each prefix, if nothing was expected.
+        expectations: What was expected.
+        at: The server's time.
+        keys: The keys that were looked at, for figures.
+        counters: Some of INFO's numbers.
+    """
+
+    server: Mapping[str, Any]
+    findings: tuple[Finding, ...]
+    verdict: Verdict
+    sample: Mapping[str, Any]
+    proof: Proof
+    notes: tuple[str, ...] = ()
+    seen: tuple[PrefixSummary, ...] = ()
+    expectations: tuple[Expectation, ...] = ()
+    at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    keys: Sequence[KeyFacts] = ()
+    counters: Mapping[str, int | None] = field(default_factory=dict)
+
+    @property
+    def expected(self) -> tuple[str, ...]:
+        """The expectations as texts."""
+        return tuple(map(str, self.expectations))
+
+    @property
+    def exit_code(self) -> int:
+        """0: healthy; 1: findings; 2: there was too little to judge."""
+        return EXIT_CODES[self.verdict.status]
+
+    def __repr__(self) -> str:
+        return f"<AuditReport {self.verdict.cause}: {self.verdict.sentence}>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the object that ``audit --json`` prints."""
+        return {
+            "schema": SCHEMA,
+            "at": utc_text(self.at),
+            "server": dict(self.server),
+            "verdict": asdict(self.verdict),
+            "findings": [finding.to_dict() for finding in self.findings],
+            "sample": dict(self.sample),
+            "proof": self.proof.to_dict(),
+            "expected": list(self.expected),
+            "seen": [asdict(one) for one in self.seen],
+            "notes": list(self.notes),
+        }
+
+    def to_json(self) -> str:
+        """Return ``to_dict()`` as JSON in ASCII, so that names that are not UTF-8 survive."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the findings as a data frame, one row each."""
+        import pandas as pd
+
+        columns = (
+            "cause severity confidence prefix keys sampled expected_ttl_s observed_ttl_s since since_is".split()  # noqa: SIM905
+        )
+        rows = [[getattr(finding, column) for column in columns] for finding in self.findings]
+        return pd.DataFrame(rows, columns=columns)
+
+    def to_text(self, *, color: bool = False) -> str:
+        """Return the report for a terminal: the verdict first, then each finding, then notes and what was read."""
+        style = self.findings[0].severity if self.verdict.status == "findings" else self.verdict.status
+        lines = _painted(f"{style}: {printable(self.verdict.sentence)}", style, color=color)
+        lines += [wrapped(self._place())]
+        for finding in self.findings:
+            scope = "the whole server" if finding.prefix is None else printable(finding.prefix)
+            head = f"{finding.severity} {finding.cause} ({scope}; confidence: {finding.confidence})"
+            lines += ["", *_painted(head, finding.severity, color=color)]
+            lines += [_row(name, value) for name, value in self._rows(finding)]
+        if self.seen:
+            lines += ["", *(wrapped(printable(one.message), indent="  ") for one in self.seen)]
+        lines += ["", *(wrapped(f"note: {printable(note)}", indent="  ") for note in self.notes)]
+        return "\n".join([*lines, wrapped(self.proof_sentence(), indent="  ")])
+
+    def _place(self) -> str:
+        return f"{self.server['flavour']} {self.server['version']} at {self.server['url']}, {utc_text(self.at)}"
+
+    def _rows(self, finding: Finding) -> list[tuple[str, str]]:
+        """Return what to show of a finding under its head; the verdict's own sentence is not repeated."""
+        rows = [] if finding.message == self.verdict.sentence else [("what", finding.message)]
+        expected, observed = (
+            None if one is None else one * 1000 for one in (finding.expected_ttl_s, finding.observed_ttl_s)
+        )
+        if observed is not None or finding.cause == "no_ttl":
+            rows.append(("TTL", f"expected {duration(expected)}, observed {duration(observed)}"))
+        if finding.since:
+            name = "until" if finding.since_is == "until" else "since"
+            bound = "" if finding.since_is in ("until", "exact") else f", {finding.since_is}"
+            text = utc_text(finding.since, round_up=finding.since_is == "upper bound")
+            rows.append((name, f"{text} ({ago(finding.since, self.at)}{bound})"))
+        if finding.keys:
+            rows.append(("keys", f"{finding.keys:,} of {finding.sampled:,} looked at"))
+        return [*rows, *(("evidence", one) for one in finding.evidence), ("next", finding.next)]
+
+    def proof_sentence(self) -> str:
+        """Return what the audit did to the server, in one sentence."""
+        proof = self.proof
+        expired = proof.expired_during_audit
+        meanwhile = "" if expired is None else f"; {counted(expired, 'key')} expired meanwhile"
+        return (
+            f"looked at {self.sample['keys']:,} of {self.sample['of']:,} keys in {proof.seconds:.1f} s with "
+            f"{sum(proof.commands.values()):,} commands: {proof.writes} writes, {proof.idle_clocks_touched} idle "
+            f"clocks touched{meanwhile}"
+        )
+
+    def _repr_html_(self) -> str:
+        top = [self.verdict.sentence, *(f"Next: {one.next}" for one in self.findings[:1])]
+        verdict = "<br>".join(f"<strong>{escaped(line)}</strong>" for line in top)
+        titles = ("severity", "cause", "prefix", "confidence", "what shows it")
+        rows = [
+            (
+                one.severity,
+                one.cause,
+                "whole server" if one.prefix is None else one.prefix,
+                one.confidence,
+                "; ".join(f"{name}: {value}" for name, value in self._rows(one)),
+            )
+            for one in self.findings
+        ]
+        table = Table(f"Findings: {len(rows)}", titles, rows).to_html() if rows else ""
+        below = [*(one.message for one in self.seen), *(f"Note: {note}" for note in self.notes)]
+        paragraphs = "".join(f"<p>{escaped(text)}</p>" for text in [*below, self.proof_sentence()])
+        return f'<div class="memkit"><p>{verdict}</p>{table}{paragraphs}</div>'
+
+
+def _row(name: str, value: str) -> str:
+    return wrapped(f"  {name:<{INDENT - 3}} {printable(value)}", indent=" " * INDENT)
+
+
+def _painted(text: str, style: str, *, color: bool) -> list[str]:
+    return [colored(line, style, color=color) for line in wrapped(text).splitlines()]

@@ -1,0 +1,459 @@
+"""audit(): a Redis server against the expected TTLs, read-only. Which sessions end early, since when, and why."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import redis
+
+from memkit.audit.checks.deletions import deleted_finding
+from memkit.audit.checks.payloads import check_values
+from memkit.audit.checks.prefixes import prefix_summaries
+from memkit.audit.checks.server import server_findings, server_notes, skewed_ttl
+from memkit.audit.checks.ttl import Diagnosis, diagnose
+from memkit.audit.checks.ttl_inference import ServerHistory
+from memkit.audit.context import AuditContext
+from memkit.audit.finding import CONFIDENCE_RANKS, Finding, verdict_of
+from memkit.audit.hash_fields import with_field_deadlines
+from memkit.audit.report import AuditReport, Proof
+from memkit.audit.sampling import ENOUGH_OF_A_PATTERN, KeyFacts, Progress, Sample, Sampler, ServerKeys
+from memkit.audit.second_look import measured_renewals
+from memkit.audit.server_info import ServerFacts, counters, read_server_facts
+from memkit.config import Expect, Expectation, expectations
+from memkit.connect import AnyClient
+from memkit.errors import PolicyError
+from memkit.readonly.connection import KeyCommands
+from memkit.readonly.pace import Pace
+from memkit.readonly.reader import Reader
+from memkit.readonly.target import Target, open_target
+from memkit.render import counted, duration, utc_text
+
+SECOND_LOOK_KEYS = 1_000
+"""Of so many sessions a second look finds a loss of 0.3 % with a chance of 95 %."""
+FAR_FROM_THE_END_MS = 600_000
+"""A key that has so much left and no longer exists did not expire."""
+MOST_WATCHED_S = 3_600
+SHORT_CAUSES = ("ttl_too_short", "unit_mistake", "two_ttls")
+COUNTERS = ("expired_keys", "evicted_keys", "used_memory", "maxmemory")
+RESTING_BATCH_KEYS, RESTLESS_BATCH_KEYS = 50, 250
+"""A neighbour's p99 is 1.4 times idle with 25 keys a batch at a quarter duty, 2.2 with 50, 3.0 with 100, in 25, 20 and
+17 s a million keys. Without rests 250 keys take 2.9 s, 3.4 times idle; 500 take 2.5 s, and more than 10 (Redis 8.2).
+"""
+NETWORK_S = 0.001
+"""From this round trip on, batches are as large as without rests: a neighbour waits longer for the network anyway."""
+BYTES_A_KEY = 10_000
+"""A twentieth of the room below maxmemory is enough for the query and reply buffers of one batch (500 bytes a key)."""
+METADATA = (
+    "+ping +info +time +dbsize +scan +randomkey +type +pttl +exists +object|idletime +object|encoding +memory|usage "
+    "+config|get +slowlog|get +client|list +client|setname +cluster|slots +cluster|myid +command +select +hello +auth"
+)
+NEWER = (
+    ("Redis 7.0 and newer, Valkey", "+pexpiretime"),
+    ("Redis 7.2 and newer, Valkey", "+client|no-touch +client|setinfo"),
+    ("Redis 7.4 and newer, Valkey 9", "+hscan +hpexpiretime"),
+)
+VALUES = (
+    "+get +getrange +strlen +lrange +llen +hgetall +hmget +hlen +smembers +smismember +scard +zrange +zmscore +zcard "
+    "+xrange +xlen"
+)
+
+
+def acl_rule(prefixes: Iterable[str] = ()) -> str:
+    """Return the ACL commands that make the user for ``audit``, ``inspect`` and ``history``; it cannot write.
+
+    Each command is a line. Commands that older servers refuse stand under a comment with the version.
+
+    Args:
+        prefixes: The sessions' prefixes, such as ``"chat:"``: ``audit --full`` and ``inspect`` read values under them.
+    """
+    user = "ACL SETUSER memkit-audit"
+    lines = ["# audit, every version", f"{user} reset on >CHANGE-THIS-PASSWORD ~* resetchannels -@all {METADATA}"]
+    for version, commands in NEWER:
+        lines += [f"# {version}", f"{user} {commands}"]
+    selectors = [f"{user} ({VALUES} %R~{prefix.removesuffix('*')}*)" for prefix in prefixes]
+    values = "# Redis 7.0 and newer, Valkey: the values that audit --full and inspect read"
+    lines += [values, *selectors] if selectors else [f"{values}; put in your prefix", f"# {user} ({VALUES} %R~PREFIX*)"]
+    lines += [
+        "# history URL --replication, on a replica; with this the user can read all data",
+        f"# {user} +psync +replconf",
+    ]
+    return "\n".join(lines)
+
+
+def audit(
+    url_or_client: str | AnyClient,
+    *,
+    expect: Expect | None = None,
+    full: bool = False,
+    duty: float = 0.25,
+    replica: str | AnyClient | None = None,
+    touch: bool = False,
+    watch_s: float = 0.0,
+    progress: Progress | None = None,
+) -> AuditReport:
+    """Compare the TTLs of a live server's keys with the expected ones, and report why they differ; read-only.
+
+    Ctrl-C ends the reading, not the report.
+
+    Args:
+        url_or_client: A Redis URL or a synchronous client.
+        expect: Pattern to TTL (seconds, ``"7d"`` or an ExpiryPolicy), or Expectations or their texts (``"chat:*=7d"``);
+            None: report what is stored.
+        full: Look at every key instead of a sample, and run the checks that read values; these need CLIENT NO-TOUCH
+            (Redis 7.2, Valkey) or ``touch``.
+        duty: The share of time spent asking, above 0, at most 1.
+        replica: Read keys there: reads on the primary have not reset its idle clocks.
+        touch: Let ``full`` read values even if that resets idle clocks.
+        watch_s: Look a second time after so many seconds: the TTLs of keys that were renewed meanwhile are measured.
+        progress: Called now and then with how many keys are done, of how many.
+
+    Raises:
+        PolicyError: An expectation or an option that cannot be read.
+        redis.RedisError: The server cannot be reached, or refuses what is needed.
+    """
+    if not 0 < duty <= 1:
+        raise PolicyError(f"duty={duty!r} is not a share of time; expected above 0, at most 1 (1: no rests)")
+    if not 0 <= watch_s <= MOST_WATCHED_S:
+        raise PolicyError(f"watch_s={watch_s!r}: expected 0 to {MOST_WATCHED_S:,} seconds")
+    found = expectations(() if expect is None else expect)
+    with ExitStack() as stack:
+        target = stack.enter_context(open_target(url_or_client))
+        source = target if replica is None else stack.enter_context(open_target(replica))
+        run = _Audit(target, source, found, duty=duty, full=full, touch=touch, watch_s=watch_s, progress=progress)
+        return run.report()
+
+
+class _Audit:
+    """One run: the server's report, a sample, the checks, the server's counters again."""
+
+    def __init__(
+        self,
+        target: Target,
+        source: Target,
+        expected: Sequence[Expectation],
+        *,
+        duty: float,
+        full: bool,
+        touch: bool,
+        watch_s: float,
+        progress: Progress | None,
+    ) -> None:
+        self._began = time.monotonic()
+        self._touched = 0
+        self._target, self._source, self._expected = target, source, expected
+        self._full, self._touch, self._watch_s = full, touch, watch_s
+        self._servers = [read_server_facts(connection) for connection in target.connections]
+        self._notes = list(dict.fromkeys(f"could not see {what}" for one in self._servers for what in one.refused))
+        own = source is target
+        readers = []
+        for at, connection in enumerate(source.connections):
+            round_trip_s = connection.round_trip_s()
+            batch = _batch(self._servers[at : at + 1] if own else self._servers, duty, round_trip_s)
+            # Of a replica, one thread checks the primaries; no two threads use one connection.
+            guarded = [at] if own else range(len(self._servers)) if at == 0 else []
+            pace = Pace(duty, batch=batch, round_trip_s=round_trip_s)
+            readers.append(ServerKeys(connection, pace=pace, guard=partial(self._evicting, guarded), sizes=full))
+        self._sampler = Sampler(readers, route=source.route, progress=progress)
+
+    def _evicting(self, guarded: Sequence[int]) -> str | None:
+        """Return why the audit should stop: a server began to evict."""
+        for at in guarded:
+            now = counters(self._target.connections[at]).get("evicted_keys")
+            if now is not None and int(now) > (self._servers[at].number("evicted_keys") or 0):
+                return "the server is evicting keys; the audit adds nothing to that"
+        return None
+
+    def report(self) -> AuditReport:
+        """Return what was found."""
+        sample = self._sample()
+        context = self._context(sample)
+        diagnoses = self._diagnose(context)
+        sessions = sum(one.sessions for one in diagnoses)
+        findings = [skewed_ttl(self._servers[0], found) or found for one in diagnoses for found in one.findings]
+        if not sample.keys and not self._expected:
+            findings.append(_empty_database())
+        self._notes += [note for one in diagnoses for note in one.notes]
+        findings += self._values(sample, findings)
+        findings += self._second_look(sample, findings)
+        after = self._counters_after()
+        for server, now in zip(self._servers, after, strict=True):
+            findings += server_findings(server, context, self._expected, after=now)
+            started = "" if server.started_ms is None else context.when(server.started_ms)
+            self._notes += server_notes(
+                server, self._expected, when=started, database=self._target.connections[0].database
+            )
+        deleted = deleted_finding(
+            self._servers[0],
+            self._expected,
+            self._vanished(sample, after),
+            context,
+            of=sample.of,
+            sessions=sessions,
+        )
+        self._notes += [deleted] if isinstance(deleted, str) else []
+        findings = _in_order([*findings, *([deleted] if isinstance(deleted, Finding) else [])])
+        self._note_limits(sample)
+        return AuditReport(
+            server=self._server(),
+            findings=tuple(findings),
+            verdict=verdict_of(
+                findings,
+                sessions=sessions or (0 if self._expected else sample.seen),
+                healthy=self._healthy(diagnoses),
+                undetermined=self._undetermined(sample, diagnoses),
+            ),
+            sample={"keys": sample.seen, "of": sample.of, "method": sample.method, "error_bound": sample.error_bound},
+            proof=self._proof(after),
+            notes=tuple(dict.fromkeys(self._notes)),
+            seen=() if self._expected else tuple(prefix_summaries(sample.keys)),
+            expectations=tuple(self._expected),
+            at=datetime.fromtimestamp(self._servers[0].now_ms / 1000, UTC),
+            keys=sample.keys,
+            counters={name: self._servers[0].number(name) for name in COUNTERS},
+        )
+
+    def _sample(self) -> Sample:
+        cluster = len(self._source.connections) > 1 or self._servers[0].is_cluster
+        sample = self._sampler.full() if self._full else self._sampler.sample(cluster=cluster)
+        for expected in self._expected:
+            if sample.complete or sample.stopped or self._full:
+                break
+            if len(expected.of(sample.keys)) < ENOUGH_OF_A_PATTERN / 2:
+                sample.keys += self._sampler.more_of(sample, expected.pattern, expected.matches.fullmatch)
+        return sample
+
+    def _context(self, sample: Sample) -> AuditContext:
+        fields: dict[bytes, tuple[int, int]] = {}
+        if any(one.has_field_ttls for one in self._servers):
+            sample.keys, fields = with_field_deadlines(sample.keys, self._source.route)
+        claimed = {one.key for expected in self._expected for one in expected.of(sample.keys)}
+        complete = sample.complete and not self._full
+        return AuditContext(
+            sample.keys,
+            self._history(sample),
+            self._servers[0],
+            (lambda _names: ()) if complete else self._sampler.look_up,
+            self._weigh,
+            [one for one in sample.keys if one.key not in claimed] if len(self._expected) > 1 else None,
+            fields,
+        )
+
+    def _history(self, sample: Sample) -> ServerHistory:
+        accesses = [one.touched_ms for one in sample.keys if one.touched_ms is not None]
+        load = self._servers[0].load_ms(sample.of, accesses)
+        starts = [None if load else one.empty_start_ms(sample.of) for one in self._servers]
+        earliest = None if None in starts else min(one for one in starts if one is not None)
+        if earliest and any(one < earliest for one in accesses):
+            earliest = None
+        touches = [one.idle_touches for one in self._servers]
+        reads = [one.reads for one in self._servers]
+        return ServerHistory(
+            now_ms=self._servers[0].now_ms,
+            started_ms=self._servers[0].started_ms,
+            empty_start_ms=earliest,
+            load_ms=load,
+            touches=None if None in touches else sum(one for one in touches if one is not None),
+            reads=None if None in reads else sum(one for one in reads if one is not None),
+            expired=sum(one.number("expired_keys") or 0 for one in self._servers),
+            idle_known=any(one.touched_ms is not None for one in sample.keys),
+        )
+
+    def _diagnose(self, context: AuditContext) -> list[Diagnosis]:
+        """Return the diagnosis of each expectation; a key belongs to the first that it matches."""
+        found = []
+        taken: set[bytes] = set()
+        for expected in self._expected:
+            own = [one for one in expected.of(context.keys) if one.key not in taken]
+            taken.update([one.key for one in own] if len(self._expected) > 1 else ())
+            found.append(diagnose(expected, own, context))
+        return found
+
+    def _values(self, sample: Sample, findings: Sequence[Finding]) -> list[Finding]:
+        """Return what values show, if they may be read without resetting idle times, or if that is allowed."""
+        if not self._full or not self._expected or sample.stopped:
+            return []
+        touches_because = self._target.touches_because
+        if touches_because and not self._touch:
+            self._notes.append(f"not checked: corrupt, dangling, not_refreshed ({touches_because}); --touch allows it")
+            return []
+        try:
+            values = check_values(
+                Reader(self._target),
+                self._expected,
+                [one for one in sample.keys if self._target.route(one.key).name not in sample.failed],
+                short=_too_short_by(findings),
+                within_s=(time.monotonic() - self._began) / 4,
+                deletions=sum(one.called("del", "unlink") for one in self._servers),
+            )
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            if len(self._target.connections) == 1:
+                raise
+            self._notes.append(f"not checked: corrupt, dangling, not_refreshed ({error})")
+            return []
+        self._touched = values.read if touches_because else 0
+        self._notes += values.notes
+        mixed = {finding.prefix for finding in [*findings, *values.findings] if finding.cause == "mixed_ttl"}
+        return [one for one in values.findings if one.cause != "not_refreshed" or one.prefix not in mixed]
+
+    def _counters_after(self) -> list[dict[str, str]]:
+        """Return each server's counters; none of one that failed during the audit."""
+        found: list[dict[str, str]] = []
+        for connection in self._target.connections:
+            try:
+                found.append(counters(connection))
+            except redis.RedisError:
+                if len(self._target.connections) == 1:
+                    raise
+                found.append({})
+        return found
+
+    def _second_look(self, sample: Sample, findings: Sequence[Finding]) -> list[Finding]:
+        """Wait, look again at some sessions, and return what their new deadlines prove."""
+        if not self._watch_s:
+            return []
+        time.sleep(self._watch_s)
+        short = {one.prefix for one in findings if one.cause in SHORT_CAUSES}
+        found: list[Finding] = []
+        for expected in self._expected:
+            first = [one for one in expected.of(sample.keys) if one.deadline_ms is not None][:SECOND_LOOK_KEYS]
+            finding, note = measured_renewals(expected, first, self._sampler.look_up([one.key for one in first]))
+            self._notes.append(note)
+            found += [finding] if finding and expected.prefix not in short else []
+        return found
+
+    def _weigh(self, names: Sequence[bytes]) -> list[int]:
+        """Return the bytes that values take, 0 for an integer; of the keys whose node reports them."""
+        weights: dict[bytes, int] = {}
+        commands = KeyCommands(names, ("object|encoding", "memory|usage"))
+        for connection in self._source.connections:
+            columns = connection.send(commands).columns(commands)
+            for name, encoding, size in zip(names, *columns.values(), strict=True):
+                if encoding == b"int" or isinstance(size, int):
+                    weights[name] = 0 if encoding == b"int" else size - len(name)
+        return list(weights.values())
+
+    def _vanished(self, sample: Sample, after: Sequence[Mapping[str, str]]) -> list[KeyFacts]:
+        """Return sessions that no longer exist before their deadline, though nothing was evicted meanwhile."""
+        if _risen(self._servers, after, "evicted_keys"):
+            return []
+        sessions = (one for expected in self._expected for one in expected.of(sample.keys))
+        far = [one for one in sessions if one.left_ms is None or one.left_ms > FAR_FROM_THE_END_MS]
+        lost = self._sampler.missing([one.key for one in far[:SECOND_LOOK_KEYS]])
+        return [one for one in far if one.key in lost]
+
+    def _note_limits(self, sample: Sample) -> None:
+        self._notes += [f"could not see {one}" for one in sorted(sample.blind) if not one.startswith("pexpiretime")]
+        for name, error in sample.failed.items():
+            self._notes.append(f"{name} failed during the audit, and not all of its keys were read: {error}")
+        if moved_slots := self._target.moved_slots():
+            self._notes.append(
+                f"{counted(moved_slots, 'slot')} of the cluster moved to another server during the audit: keys in them "
+                "may have been counted twice or not at all"
+            )
+        if sample.moved:
+            self._notes.append(f"{counted(sample.moved, 'key')} moved to another server before they were read")
+        if sample.stopped:
+            self._notes.append(f"stopped early: {sample.stopped}")
+        if sample.keys and all(one.touched_ms is None for one in sample.keys):
+            lfu = "lfu" in (self._servers[0].policy or "") or any("LFU" in one for one in sample.blind)
+            why = "LFU" if lfu else "OBJECT IDLETIME is refused to this user"
+            self._notes.append(f"the server does not report idle times ({why}): TTLs are judged by what is left alone")
+        if not self._full:
+            self._notes.append("not checked without --full: corrupt, dangling, not_refreshed (they read values)")
+
+    def _healthy(self, diagnoses: Sequence[Diagnosis]) -> str:
+        sessions, reached = (sum(getattr(one, name) for one in diagnoses) for name in ("sessions", "reached"))
+        ignored = sum(one.ignored for one in diagnoses)
+        text = (
+            f"{counted(sessions, 'key')} of sessions looked at, none against {', '.join(map(str, self._expected))}; "
+            f"{reached:,} of them were seen to be given the expected TTL"
+        )
+        return text + (f"; {counted(ignored, 'short-lived key')} ignored" if ignored else "")
+
+    def _undetermined(self, sample: Sample, diagnoses: Sequence[Diagnosis]) -> str | None:
+        """Return why the sessions cannot be called healthy, and what would settle it."""
+        settle = "to settle it, look again while sessions are written (--watch 30s) or use --full"
+        if not self._expected:
+            return f"{counted(sample.seen, 'key')} seen; state with --expect what their TTLs should be"
+        for expected, one in zip(self._expected, diagnoses, strict=True):
+            if one.unexplained:
+                return f"{one.unexplained} under {expected.prefix}, more than reads explain; {settle}"
+            if not one.reached:
+                ttl = duration(expected.ttl_ms)
+                keys = counted(one.sessions, "key")
+                return f"none of {keys} under {expected.prefix} shows that {ttl} is given; {settle}"
+        return None
+
+    def _server(self) -> dict[str, Any]:
+        server, url = self._servers[0], self._target.url
+        taken_at = utc_text(datetime.fromtimestamp(server.now_ms / 1000, UTC))
+        source = {"kind": "live", "name": url, "taken_at": taken_at}
+        return {"flavour": server.flavour, "version": server.version, "url": url, "source": source}
+
+    def _proof(self, after: Sequence[Mapping[str, str]]) -> Proof:
+        sent: Counter[str] = Counter()
+        for connection in {*self._target.connections, *self._source.connections}:
+            sent += connection.sent
+        return Proof(
+            commands=sent,
+            writes=0,
+            idle_clocks_touched=self._touched,
+            expired_during_audit=_risen(self._servers, after, "expired_keys"),
+            evicted_during_audit=_risen(self._servers, after, "evicted_keys"),
+            seconds=time.monotonic() - self._began,
+        )
+
+
+def _too_short_by(findings: Sequence[Finding]) -> Callable[[KeyFacts], bool]:
+    """Return whether a key is one of those whose TTL alone explains its early end."""
+    tops = [
+        (finding.prefix or "", (finding.observed_ttl_s or 0) * 1100 + 2_000)
+        for finding in findings
+        if finding.cause in SHORT_CAUSES and finding.observed_ttl_s
+    ]
+
+    def short(one: KeyFacts) -> bool:
+        return any(one.key.startswith(prefix.encode()) and (one.set_ms or 0) <= top for prefix, top in tops)
+
+    return short
+
+
+def _batch(servers: Sequence[ServerFacts], duty: float, round_trip_s: float) -> int:
+    """Return how many keys to ask about at once: fewer if the buffers could push a nearly full server to evict."""
+    room = [
+        (one.number("maxmemory") or 0) - (one.number("used_memory") or 0) for one in servers if one.number("maxmemory")
+    ]
+    usual = RESTING_BATCH_KEYS if duty < 1 and round_trip_s < NETWORK_S else RESTLESS_BATCH_KEYS
+    return max(10, min(usual, min(room, default=usual * BYTES_A_KEY) // BYTES_A_KEY))
+
+
+def _risen(before: Sequence[ServerFacts], after: Sequence[Mapping[str, str]], name: str) -> int | None:
+    pairs = [(one.number(name), now.get(name)) for one, now in zip(before, after, strict=True)]
+    if any(was is None or now is None for was, now in pairs):
+        return None
+    return sum(int(now or 0) - (was or 0) for was, now in pairs)
+
+
+def _in_order(findings: Sequence[Finding]) -> list[Finding]:
+    """Return findings with the one that matters most first; of the same cause and prefix, the surest."""
+    surest = sorted(findings, key=lambda one: CONFIDENCE_RANKS[one.confidence])
+    once: dict[tuple[str, str | None], Finding] = {}
+    for finding in surest:
+        once.setdefault((finding.cause, finding.prefix), finding)
+    return sorted(once.values(), key=lambda one: one.order)
+
+
+def _empty_database() -> Finding:
+    return Finding(
+        "no_data",
+        message="the database is empty: there is nothing to audit",
+        confidence="proven",
+        evidence=("DBSIZE is 0",),
+        next="check the database number and the server in the URL",
+    )

@@ -1,0 +1,63 @@
+"""A second look: the new deadlines of keys that were renewed meanwhile measure the TTL that writes give. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from memkit.audit.checks.ttl_inference import rounded
+from memkit.audit.finding import Finding
+from memkit.audit.sampling import KeyFacts
+from memkit.config import Expectation
+from memkit.render import counted, duration
+
+
+def measured_renewals(
+    expected: Expectation, before: Sequence[KeyFacts], after: Sequence[KeyFacts]
+) -> tuple[Finding | None, str]:
+    """Return the finding of renewals that give less than the expected TTL, and a note of what was measured.
+
+    A key with another deadline at the second look was given a TTL between ``deadline - second`` and
+    ``deadline - first``.
+
+    Args:
+        expected: The expectation.
+        before: Its keys at the first look.
+        after: Those that still existed at the second.
+    """
+    first = {one.key: one for one in before}
+    bounds = [
+        (one.deadline_ms - one.seen_ms, one.deadline_ms - first[one.key].seen_ms)
+        for one in after
+        if one.deadline_ms is not None and one.deadline_ms != first[one.key].deadline_ms
+    ]
+    seconds = (after[0].seen_ms - before[0].seen_ms) / 1000 if after else 0
+    note = f"second look after {seconds:,.0f} s: {len(bounds):,} of {counted(len(before), 'key')} under "
+    note += f"{expected.prefix} were renewed"
+    if not bounds or expected.ttl_ms is None:
+        return None, note
+    given = Counter(duration(rounded((low + high) / 2)) for low, high in bounds)
+    note += ": " + ", ".join(f"{count:,} to about {ttl}" for ttl, count in given.most_common(3))
+    ttls_ms = (*expected.other_ttls_ms, expected.ttl_ms)
+    floors = [ttl * (1 - expected.jitter) for ttl in ttls_ms]
+    near = [ttl * (1 + expected.jitter) for ttl in ttls_ms]
+    fits = [any(low <= top and high >= floor for floor, top in zip(floors, near, strict=True)) for low, high in bounds]
+    short = [one for one, fit in zip(bounds, fits, strict=True) if not fit and one[1] < floors[-1]]
+    if not short:
+        return None, note
+    low, high = sorted(short)[len(short) // 2]
+    observed = rounded((low + high) / 2)
+    finding = Finding(
+        "ttl_too_short",
+        prefix=expected.prefix,
+        keys=len(short),
+        sampled=len(before),
+        message=f"writes under {expected.prefix} give {duration(observed)} instead of {duration(expected.ttl_ms)}, "
+        "measured during the audit",
+        confidence="proven",
+        expected_ttl_s=expected.ttl_ms / 1000,
+        observed_ttl_s=round(observed / 1000, 3),
+        evidence=(f"{counted(len(short), 'key')} got a new deadline between two looks {seconds:,.0f} s apart",),
+        next="redis-cli CLIENT LIST names the clients that set a TTL",
+    )
+    return finding, note

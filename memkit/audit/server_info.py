@@ -1,0 +1,390 @@
+"""What a server reports about itself in a few cheap answers: INFO, CONFIG, SLOWLOG, CLIENT LIST, and its clock."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from struct import error, unpack
+
+from memkit.readonly.connection import ReadOnlyConnection, Reply, refused
+from memkit.server.guard import is_server_directory
+
+CONFIG_NAMES = ("maxmemory", "maxmemory-policy", "save", "appendonly")
+LRU_CLOCK_WITHIN_S = 0.5
+LOAD_GRAIN_MS = 5_000
+"""Keys that a server loads get idle clocks that begin within this time of its start (1 M keys load in 2.3-4.3 s)."""
+EMPTY_AOF_BYTES = 100
+"""An append-only file without keys has 0 (Redis 6.2) or 88 bytes (7.0 and later: its base is an empty RDB)."""
+AOF_BYTES_A_BYTE, AOF_MORE_BYTES = 3, 10_000
+"""An append-only file gets less for each byte that the server receives: ``SET k v EX 9`` as PXAT, a DEL of its end."""
+LOADED_TOGETHER, FEWEST_LOADED = 20, 10
+"""Keys with an idle clock that begins in the first seconds are loaded ones if they are so many times the usual rate."""
+SLOWLOG_ENTRIES = 128
+RESTORES = ("restore", "restore-asking")
+DELETES = ("del", "unlink", "getdel")
+FLUSHES = ("flushall", "flushdb")
+RELATIVE_DEADLINES = ("expire", "pexpire", "setex", "psetex")
+ABSOLUTE_DEADLINES = ("expireat", "pexpireat")
+RENEWALS = (*RELATIVE_DEADLINES, *ABSOLUTE_DEADLINES, "getex", "set", "setnx", "mset")
+_VALUE_READS = """
+get mget getrange substr strlen getex lrange llen lindex lpos hget hgetall hmget hlen hkeys hvals hexists hscan
+hstrlen smembers sismember smismember scard sscan sinter sunion zrange zrangebyscore zrevrange zrevrangebyscore
+zrangebylex zscore zmscore zcard zcount zrank zscan xrange xrevrange xlen xread xreadgroup json.get json.mget
+touch copy dump sort sort_ro bitcount getbit
+"""
+VALUE_READS = frozenset(_VALUE_READS.split())
+_VALUE_WRITES = """
+set setex psetex setnx mset getset append rpush lpush rpushx lpushx hset hmset hsetnx hsetex sadd zadd xadd
+json.set
+"""
+VALUE_WRITES = frozenset(_VALUE_WRITES.split())
+
+
+@dataclass(frozen=True, slots=True)
+class SlowCommand:
+    """A DEL, UNLINK or flush that was slow enough to be logged, with the keys it named (the log keeps some)."""
+
+    at_s: int
+    command: str
+    keys: tuple[bytes, ...]
+    client: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClientInfo:
+    """A client of CLIENT LIST: its address and name, and the last command it sent."""
+
+    name: str
+    last_command: str
+
+
+@dataclass(frozen=True)
+class ServerFacts:
+    """One server's report about itself.
+
+    Args:
+        info: INFO's fields.
+        config: The settings of ``CONFIG_NAMES``.
+        slow_commands: Deletions and flushes in the slow log.
+        clients: The connected clients.
+        skew_ms: How far its clock is ahead of this machine's, in milliseconds.
+        skew_error_ms: How uncertain that is.
+        moved_by_ms: How far memkit moved this server's clock.
+        moved_at_ms: When it did so last, on that clock.
+        refused: What the server refused to report.
+        now_ms: Its time, in milliseconds since 1970.
+        calls: How often each command was called since the start, or since CONFIG RESETSTAT.
+    """
+
+    info: Mapping[str, str]
+    config: Mapping[str, str]
+    slow_commands: tuple[SlowCommand, ...] = ()
+    clients: tuple[ClientInfo, ...] = ()
+    skew_ms: float = 0.0
+    skew_error_ms: float = 0.0
+    moved_by_ms: float = 0.0
+    moved_at_ms: float | None = None
+    refused: tuple[str, ...] = ()
+    now_ms: int = 0
+    calls: Mapping[str, int] = field(default_factory=dict)
+
+    def number(self, name: str) -> int | None:
+        """Return an integer of INFO; None if INFO does not have it."""
+        text = self.info.get(name, "")
+        return int(text) if re.fullmatch(r"-?\d+", text) else None
+
+    def fields(self, name: str) -> dict[str, str]:
+        """Return the parts of one of INFO's lists, such as ``calls=1,usec=12`` of a command."""
+        return dict(pair.partition("=")[::2] for pair in self.info.get(name, "").split(",") if "=" in pair)
+
+    def called(self, *commands: str) -> int:
+        """Return how often any of these commands was called."""
+        return sum(self.calls.get(name, 0) for name in commands)
+
+    @property
+    def is_replica(self) -> bool:
+        """Whether the server replicates another."""
+        return self.info.get("role") == "slave"
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether the server is a cluster's node."""
+        return self.info.get("cluster_enabled") == "1"
+
+    @property
+    def flavour(self) -> str:
+        """``"redis"`` or ``"valkey"``."""
+        return "valkey" if "valkey_version" in self.info else "redis"
+
+    @property
+    def version(self) -> str:
+        """The server's version; "?" if INFO is refused."""
+        return self.info.get("valkey_version") or self.info.get("redis_version", "?")
+
+    @property
+    def policy(self) -> str | None:
+        """The eviction policy."""
+        return self.config.get("maxmemory-policy") or self.info.get("maxmemory_policy")
+
+    @property
+    def memory(self) -> tuple[int, int]:
+        """Memory that counts for eviction, and the limit (0: none), in bytes."""
+        limit = self.number("maxmemory")
+        limit = int(self.config.get("maxmemory") or 0) if limit is None else limit
+        return (self.number("used_memory") or 0) - (self.number("mem_not_counted_for_evict") or 0), limit
+
+    @property
+    def oom_errors(self) -> int:
+        """How many commands were refused for lack of memory, since the start or the last CONFIG RESETSTAT."""
+        return int(self.fields("errorstat_OOM").get("count", 0))
+
+    @property
+    def databases(self) -> dict[str, dict[str, int]]:
+        """What INFO reports of each database: keys, expires, and how many keys have field TTLs."""
+        names = [name for name in self.info if re.fullmatch(r"db\d+", name)]
+        return {name: {key: int(text) for key, text in self.fields(name).items() if text.isdigit()} for name in names}
+
+    @property
+    def has_field_ttls(self) -> bool:
+        """Whether a key has fields with TTLs (``subexpiry``: Redis 7.4; ``keys_with_volatile_items``: Valkey 9)."""
+        counts = self.databases.values()
+        return any(one.get("subexpiry") or one.get("keys_with_volatile_items") for one in counts)
+
+    @property
+    def idle_touches(self) -> int | None:
+        """How many commands may have touched a key without renewing its TTL, since the start or the last reset."""
+        if not self.calls:
+            return None
+        return self.called(*VALUE_READS) + max(0, self.writes - self.called(*RENEWALS))
+
+    @property
+    def reads(self) -> int | None:
+        """How many commands read values since the start; None if the counters were reset, or RESTORE was used."""
+        if not self.calls or {"config|resetstat", "config", *RESTORES} & self.calls.keys():
+            return None
+        return self.called(*VALUE_READS)
+
+    @property
+    def writes(self) -> int:
+        """How many commands wrote values, as far as they are known by name."""
+        return self.called(*VALUE_WRITES)
+
+    @property
+    def started_ms(self) -> int | None:
+        """When the server started, by its own clock, in milliseconds; up to a second early."""
+        uptime_s = self.number("uptime_in_seconds")
+        return None if uptime_s is None else self.now_ms - (uptime_s + 1) * 1000
+
+    @property
+    def loaded_keys(self) -> int:
+        """How many keys the server loaded from an RDB file when it started (7.0 and later)."""
+        return self.number("rdb_last_load_keys_loaded") or 0
+
+    @property
+    def expired_at_load(self) -> int:
+        """How many keys were past their deadline when the file was loaded (7.0 and later)."""
+        return self.number("rdb_last_load_keys_expired") or 0
+
+    @property
+    def unexplained_changes(self) -> int | None:
+        """How many changes since the start no known write made; None if a save has reset the count."""
+        started_s = None if self.started_ms is None else self.started_ms // 1000 + 1
+        if self.number("rdb_saves") != 0 and self.number("rdb_last_save_time") != started_s:
+            return None
+        deadlines = self.called("expire", "pexpire", *ABSOLUTE_DEADLINES, "persist")
+        return max(0, (self.number("rdb_changes_since_last_save") or 0) - self.writes - deadlines)
+
+    @property
+    def deadlines_by_clients(self) -> bool:
+        """Whether clients may have computed deadlines: absolute ones were set, or SET was called and nothing else."""
+        return bool(self.called(*ABSOLUTE_DEADLINES) or (self.called("set") and not self.called(*RELATIVE_DEADLINES)))
+
+    @property
+    def loaded(self) -> bool | None:
+        """Whether the server loaded keys from a file when it started; None if INFO does not show it."""
+        if self.loaded_keys:
+            return True
+        if self.info.get("aof_enabled") == "1":
+            sizes = [self.number(name) for name in ("aof_base_size", "aof_current_size", "total_net_input_bytes")]
+            base, size, received = (0 if one is None else one for one in sizes)
+            rewritten = self.number("aof_last_rewrite_time_sec") != -1
+            if None in sizes or (rewritten and base > EMPTY_AOF_BYTES):
+                return None
+            if base > EMPTY_AOF_BYTES:
+                return True
+            # One call of a script can write any number of bytes.
+            longer = size > AOF_BYTES_A_BYTE * received + AOF_MORE_BYTES
+            return None if longer and self.called("eval", "evalsha", "fcall") else longer
+        return False if "rdb_last_load_keys_loaded" in self.info else None
+
+    def empty_start_ms(self, keys: int) -> int | None:
+        """Return when the server started, if it surely started empty: keys cannot be older than that.
+
+        Args:
+            keys: How many keys the database has.
+        """
+        # RESTORE (MIGRATE, importers) brings keys that are older than the server.
+        unsure = self.is_replica or {"config|resetstat", "config", *RESTORES} & self.calls.keys()
+        if self.loaded or unsure or (self.loaded is None and self.writes < keys):
+            return None
+        return self.started_ms
+
+    def load_ms(self, keys: int, accesses: Sequence[int]) -> tuple[int, int] | None:
+        """Return the time in which the server loaded its keys; None if it did not.
+
+        Idle clocks of what it loaded begin then, unless the file had them (maxmemory-policy ``*-lru``).
+
+        Args:
+            keys: How many keys the database has.
+            accesses: When keys were accessed last, in milliseconds.
+        """
+        if self.started_ms is None:
+            return None
+        first, last = self.started_ms - 1_000, self.started_ms + LOAD_GRAIN_MS
+        count = sum(first <= one <= last for one in accesses)
+        usual = len(accesses) * (last - first) / max(self.now_ms - first, 1)
+        together = count >= FEWEST_LOADED and count > LOADED_TOGETHER * usual
+        unexplained = self.loaded is None and self.writes + self.called(*RESTORES) < keys
+        return (first, last) if self.loaded or unexplained or together else None
+
+
+def read_server_facts(connection: ReadOnlyConnection) -> ServerFacts:
+    """Ask a server to report about itself; what it refuses is listed in ``refused``."""
+    refusals: list[str] = []
+    _wait_for_the_idle_clock(connection)
+    info = _info(connection, refusals)
+    skew, unsure, now_ms = _skew(connection)
+    slow = _slow_commands(connection, refusals)
+    config = _config(connection, refusals)
+    clients = _clients(connection, refusals)
+    return ServerFacts(info, config, slow, clients, skew, unsure, *_moved(info), tuple(refusals), now_ms, _calls(info))
+
+
+def _wait_for_the_idle_clock(connection: ReadOnlyConnection) -> None:
+    """Wait until the server's cached LRU clock is right: up to 100 ms after its time was moved, idle times are not."""
+    deadline = time.monotonic() + LRU_CLOCK_WITHIN_S
+    while time.monotonic() < deadline:
+        clock, now = _lines(connection.ask("INFO", "server")).get("lru_clock"), connection.ask("TIME")
+        if clock is None or refused(now) or abs((int(now[0]) & 0xFFFFFF) - int(clock)) <= 1:
+            return
+        time.sleep(0.005)
+
+
+def counters(connection: ReadOnlyConnection) -> dict[str, str]:
+    """Return INFO's counters as they are now; empty if INFO is refused."""
+    return _lines(connection.ask("INFO", "stats"))
+
+
+def _info(connection: ReadOnlyConnection, refusals: list[str]) -> dict[str, str]:
+    reply = connection.ask("INFO", "all")
+    if refused(reply):
+        # Some managed services refuse the large request and answer section by section.
+        found: dict[str, str] = {}
+        for section in (
+            "server",
+            "stats",
+            "memory",
+            "persistence",
+            "replication",
+            "commandstats",
+            "keyspace",
+            "cluster",
+            "errorstats",
+        ):
+            found |= _lines(connection.ask("INFO", section))
+        if not found:
+            refusals.append("INFO (expired and evicted keys, memory, persistence)")
+        return found
+    return _lines(reply)
+
+
+def _lines(reply: Reply) -> dict[str, str]:
+    if not isinstance(reply, bytes):
+        return {}
+    pairs = (line.partition(":") for line in reply.decode(errors="replace").splitlines())
+    return {name: value for name, colon, value in pairs if colon}
+
+
+def _calls(info: Mapping[str, str]) -> dict[str, int]:
+    found = {}
+    for name, value in info.items():
+        calls = re.match(r"calls=(\d+)", value) if name.startswith("cmdstat_") else None
+        if calls:
+            found[name.removeprefix("cmdstat_").lower()] = int(calls[1])
+    return found
+
+
+def _config(connection: ReadOnlyConnection, refusals: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in CONFIG_NAMES:
+        reply = connection.ask("CONFIG", "GET", name)
+        if refused(reply):
+            refusals.append("CONFIG (save points)")
+            break
+        words = [word.decode(errors="replace") for word in reply]
+        found |= dict(zip(words[::2], words[1::2], strict=True))
+    return found
+
+
+def _skew(connection: ReadOnlyConnection) -> tuple[float, float, int]:
+    """Return how far the server's clock is ahead of ours, how uncertain that is, and its time; milliseconds."""
+    best = (0.0, float("inf"), 0)
+    for _ in range(3):
+        before = time.time_ns()
+        reply = connection.ask("TIME")
+        after = time.time_ns()
+        if refused(reply):
+            return 0.0, float("inf"), after // 1_000_000
+        server_us = int(reply[0]) * 1_000_000 + int(reply[1])
+        unsure = (after - before) / 2e6
+        if unsure < best[1]:
+            best = (server_us / 1000 - (before + after) / 2e6, unsure, server_us // 1000)
+    return best
+
+
+def _moved(info: Mapping[str, str]) -> tuple[float, float | None]:
+    """Return how far memkit moved this server's clock, and when last, by that clock; milliseconds.
+
+    The preload maps the file that holds the offset into the process.
+    """
+    try:
+        maps = Path(f"/proc/{int(info.get('process_id', '0'))}/maps").read_text()
+        mapped = [Path(path) for path in re.findall(r"/.*/clock$", maps, re.MULTILINE)]
+        clocks = [path for path in mapped if is_server_directory(str(path.parent))]
+        if not clocks:
+            return 0.0, None
+        by_ms = float(unpack("q", clocks[0].read_bytes()[:8])[0]) / 1e6
+        return by_ms, clocks[0].stat().st_mtime * 1000 + by_ms
+    except (OSError, ValueError, error):
+        return 0.0, None
+
+
+def _slow_commands(connection: ReadOnlyConnection, refusals: list[str]) -> tuple[SlowCommand, ...]:
+    reply = connection.ask("SLOWLOG", "GET", SLOWLOG_ENTRIES)
+    if refused(reply):
+        refusals.append("SLOWLOG")
+        return ()
+    found = []
+    for entry in reply:
+        words: list[bytes] = [word for word in entry[3] if isinstance(word, bytes)]
+        command = words[0].decode(errors="replace").lower() if words else ""
+        if command in DELETES + FLUSHES:
+            client = entry[4].decode(errors="replace") if len(entry) > 4 and isinstance(entry[4], bytes) else ""
+            found.append(SlowCommand(int(entry[1]), command, tuple(words[1:]), client))
+    return tuple(found)
+
+
+def _clients(connection: ReadOnlyConnection, refusals: list[str]) -> tuple[ClientInfo, ...]:
+    reply = connection.ask("CLIENT", "LIST")
+    if refused(reply):
+        refusals.append("CLIENT LIST")
+        return ()
+    found = []
+    for line in reply.decode(errors="replace").splitlines():
+        fields = dict(pair.partition("=")[::2] for pair in line.split(" "))
+        name = f"{fields.get('addr', '?')} {fields.get('name', '')}".strip()
+        found.append(ClientInfo(name, fields.get("cmd", "").lower()))
+    return tuple(found)

@@ -1,0 +1,283 @@
+"""Expected TTLs by pattern: ``chat:*=7d,sliding,jitter=10%``, from the command line, Python or a configuration file."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar, cast
+
+from memkit.errors import PolicyError
+from memkit.policy import JITTER, Duration, ExpiryPolicy, ttl_text
+
+SHAPE = "expected PATTERN=TTL[|TTL][,sliding|absolute][,jitter=10%], such as 'chat:*=7d'"
+CONFIG_VARIABLE = "MEMKIT_CONFIG"
+
+_ENTRY = re.compile(r"(?P<pattern>.+?)=(?P<ttl>[^=,]+)(?P<options>(?:,[^,]+)*)")
+_PERCENT = re.compile(r"(?:jitter=)?(\d+(?:\.\d+)?) ?%")
+
+
+class _HasKey(Protocol):
+    @property
+    def key(self) -> bytes: ...
+
+
+_Keyed = TypeVar("_Keyed", bound=_HasKey)
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """The expected policy of the keys that match a Redis glob.
+
+    Args:
+        pattern: The glob, such as ``chat:*``.
+        policy: The policy; of several TTLs on purpose, the one with the longest.
+        jitter: How far a TTL may differ from the expected one, as a share of it, either way.
+        other_ttls_ms: The shorter TTLs, in milliseconds, that are given on purpose too.
+    """
+
+    pattern: str
+    policy: ExpiryPolicy
+    jitter: float = JITTER
+    other_ttls_ms: tuple[int, ...] = ()
+
+    @property
+    def ttl_ms(self) -> int | None:
+        """The (longest) expected TTL in milliseconds; None for never."""
+        return self.policy.ttl_ms
+
+    @property
+    def prefix(self) -> str:
+        """The literal text that every matching key begins with."""
+        literal = re.match(r"(?:[^*?\[\\]|\\.)*", self.pattern, re.DOTALL)
+        return re.sub(r"\\(.)", r"\1", literal[0] if literal else "", flags=re.DOTALL)
+
+    @cached_property
+    def matches(self) -> re.Pattern[bytes]:
+        """The pattern as a regular expression for ``fullmatch``."""
+        return glob_expression(self.pattern)
+
+    @property
+    def text(self) -> str:
+        """The expectation as ``parse_expectation`` reads it."""
+        kind = "" if self.policy.ttl_ms is None else f",{self.policy.kind}"
+        return f"{self.pattern}={self._ttls}{kind},jitter={100 * self.jitter:g}%"
+
+    @property
+    def _ttls(self) -> str:
+        longest = "never" if self.policy.ttl_ms is None else ttl_text(self.policy.ttl_ms)
+        return "|".join([*map(ttl_text, self.other_ttls_ms), longest])
+
+    def of(self, keys: Iterable[_Keyed]) -> list[_Keyed]:
+        """Return the keys that match."""
+        if self.pattern == f"{self.prefix}*":
+            begin = self.prefix.encode("utf-8", "surrogateescape")
+            return [one for one in keys if one.key.startswith(begin)]
+        matches = self.matches.fullmatch
+        return [one for one in keys if matches(one.key)]
+
+    def __str__(self) -> str:
+        kinds = f"{self.policy.kind} {self._ttls}" if self.other_ttls_ms else str(self.policy)
+        return f"{self.pattern}={kinds}"
+
+
+Expect = str | Mapping[str, Duration | ExpiryPolicy | Expectation | None] | Iterable[Expectation | str]
+"""Pattern to TTL, or expectations as ``parse_expectation`` reads or returns them."""
+
+
+def glob_expression(pattern: str) -> re.Pattern[bytes]:
+    r"""Return a Redis glob (``*``, ``?``, ``[a-z]``, ``[^a]``, ``\x``) as a regular expression over keys' bytes."""
+    parts: list[bytes] = []
+    for part in re.findall(r"\\.|\[\^?(?:\\.|[^\]])*\]|.", pattern, re.DOTALL):
+        if part == "*":
+            parts.append(b".*")
+        elif part == "?":
+            parts.append(b".")
+        elif part.startswith("[") and len(part) > 1:
+            parts.append(part.encode())
+        else:
+            parts.append(re.escape(part.removeprefix("\\") if len(part) > 1 else part).encode())
+    try:
+        return re.compile(b"".join(parts), re.DOTALL)
+    except re.error as error:
+        raise PolicyError(f"{pattern!r} is not a pattern that Redis takes: {error}; {SHAPE}") from None
+
+
+def parse_expectation(text: str) -> Expectation:
+    """Return the expectation that one ``--expect`` states; without an option it is sliding, renewed by every write.
+
+    Args:
+        text: Such as ``chat:*=7d``, ``P=24h,absolute,jitter=10%``, ``user:*=never`` or ``sess:*=1d|30d``.
+
+    Raises:
+        PolicyError: Names the part that could not be read.
+    """
+    entry = _ENTRY.fullmatch(text.strip())
+    if not entry:
+        raise PolicyError(f"{text!r} is not an expectation; {SHAPE}")
+    pattern, ttl = entry["pattern"], entry["ttl"].strip()
+    try:
+        expectation = _with_ttls(pattern, [_number_or_text(one.strip()) for one in ttl.split("|")])
+        for option in filter(None, entry["options"].split(",")):
+            expectation = _with_option(expectation, option.strip())
+    except PolicyError as error:
+        raise PolicyError(f"in {text!r}: {error}") from None
+    if pattern[-1] in ":/|#" and pattern == expectation.prefix:
+        raise PolicyError(f"in {text!r}: {pattern!r} names one key; for all that begin so: '{pattern}*={ttl}'")
+    return expectation
+
+
+def _number_or_text(ttl: str) -> Duration:
+    return float(ttl) if re.fullmatch(r"[+-]?\d+(\.\d+)?", ttl) else ttl
+
+
+def _with_ttls(pattern: str, ttls: Sequence[Duration | ExpiryPolicy | None]) -> Expectation:
+    if not ttls:
+        raise PolicyError(f"no TTL for {pattern!r}; {SHAPE}")
+    policies = [ExpiryPolicy.never() if one == "never" else ExpiryPolicy.of(one) for one in ttls]
+    if len(policies) > 1 and any(one.ttl_ms is None for one in policies):
+        raise PolicyError(f"{pattern!r} expects never beside a TTL; give them patterns of their own")
+    in_order = sorted(policies, key=lambda one: one.ttl_ms or 0)
+    others = tuple(one.ttl_ms for one in in_order[:-1] if one.ttl_ms is not None)
+    return Expectation(pattern, in_order[-1], other_ttls_ms=others)
+
+
+def _with_option(expectation: Expectation, option: str) -> Expectation:
+    percent = _PERCENT.fullmatch(option)
+    if percent and float(percent[1]) < 100:
+        return replace(expectation, jitter=float(percent[1]) / 100)
+    if option in ("sliding", "absolute"):
+        policy = expectation.policy
+        kind: Literal["sliding", "absolute"] = "sliding" if option == "sliding" else "absolute"
+        return replace(expectation, policy=replace(policy, kind=kind) if policy.ttl_ms else policy)
+    raise PolicyError(f"{option!r} is not an option; {SHAPE}")
+
+
+def read_expectations(path: str | Path) -> list[Expectation]:
+    """Return the expectations of a text file: one a line, ``#`` begins a comment.
+
+    Args:
+        path: The file.
+
+    Raises:
+        PolicyError: Names the line that could not be read, or the file if it is unreadable or has no expectation.
+    """
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PolicyError(f"cannot read expectations from {path}: {error}") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        text = line.partition("#")[0].strip() if not line.lstrip().startswith("#") else ""
+        if text:
+            try:
+                found.append(parse_expectation(text))
+            except PolicyError as error:
+                raise PolicyError(f"{path}, line {number}: {error}") from None
+    if not found:
+        raise PolicyError(f"{path} has no expectation in it; {SHAPE}")
+    return found
+
+
+def expectations(expect: Expect) -> list[Expectation]:
+    """Return what ``audit(expect=...)`` was given as expectations, the most specific pattern first.
+
+    Args:
+        expect: One expectation as text, several, or a mapping from pattern to TTL.
+
+    Raises:
+        PolicyError: For anything else, and for two expectations of one pattern.
+    """
+    if isinstance(expect, Mapping):
+        found = [_of_pair(pattern, ttl) for pattern, ttl in expect.items()]
+    elif isinstance(expect, str):
+        found = [parse_expectation(expect)]
+    elif isinstance(expect, Iterable) and not isinstance(expect, bytes):
+        found = [_of_item(one) for one in expect]
+    else:
+        raise PolicyError(f"{expect!r} is not an expectation; expected {{pattern: TTL}}, such as {{'chat:*': '7d'}}")
+    twice = [pattern for pattern, count in Counter(one.pattern for one in found).items() if count > 1]
+    if twice:
+        raise PolicyError(f"{twice[0]!r} is expected twice; several TTLs on purpose are written '{twice[0]}=1d|30d'")
+    return sorted(found, key=lambda one: -len(one.prefix))
+
+
+def _of_pair(pattern: object, ttl: object) -> Expectation:
+    """Return the expectation of a mapping's item, as Python or TOML writes it."""
+    if isinstance(ttl, Expectation):
+        return ttl
+    if not isinstance(pattern, str) or not pattern:
+        raise PolicyError(f"{pattern!r} is not a pattern; expected text, as in {{'chat:*': '7d'}}")
+    if isinstance(ttl, Mapping):
+        return _of_table(pattern, ttl)
+    if isinstance(ttl, str):
+        return _with_ttls(pattern, [one.strip() for one in ttl.split("|")])
+    return _with_ttls(pattern, ttl if isinstance(ttl, list) else [cast(Duration, ttl)])
+
+
+def _of_table(pattern: str, table: Mapping[str, Any]) -> Expectation:
+    if "ttl" not in table or not set(table) <= {"ttl", "kind", "jitter"}:
+        raise PolicyError(
+            f"{pattern!r}: expected {{ttl = '7d', kind = 'sliding', jitter = '10%'}}, got {dict(table)!r}"
+        )
+    expectation = _of_pair(pattern, table["ttl"])
+    for option in ("kind", "jitter"):
+        if option in table:
+            expectation = _with_option(expectation, str(table[option]))
+    return expectation
+
+
+def _of_item(one: object) -> Expectation:
+    if isinstance(one, Expectation):
+        return one
+    if isinstance(one, str):
+        return parse_expectation(one)
+    raise PolicyError(f"{one!r} is not an expectation; {SHAPE}, or {{'chat:*': '7d'}}")
+
+
+def configured_expectations(directory: Path | None = None) -> list[Expectation]:
+    """Return the expectations of the configuration file; none if there is no such file.
+
+    The file that ``MEMKIT_CONFIG`` names, or the nearest upwards of ``memkit.toml`` (table ``[expect]``) and
+    ``pyproject.toml`` (table ``[tool.memkit.expect]``).
+
+    Args:
+        directory: The folder to look in first; the working directory if None.
+
+    Raises:
+        PolicyError: Names the file, and the pattern or the line that could not be read.
+    """
+    named = os.environ.get(CONFIG_VARIABLE)
+    if named:
+        return _read_toml(Path(named)) or []
+    start = (directory or Path.cwd()).absolute()
+    for folder in (start, *start.parents):
+        for name in ("memkit.toml", "pyproject.toml"):
+            if (folder / name).is_file() and (found := _read_toml(folder / name)) is not None:
+                return found
+    return []
+
+
+def _read_toml(path: Path) -> list[Expectation] | None:
+    """Return a file's expectations; None if it is a pyproject.toml without a table for memkit."""
+    try:
+        document = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise PolicyError(f"cannot read the configuration {path}: {error}") from None
+    if path.name == "pyproject.toml" or "expect" not in document:
+        tool = document.get("tool")
+        document = tool.get("memkit") if isinstance(tool, dict) else None  # type: ignore[assignment]
+        if document is None and path.name == "pyproject.toml":
+            return None
+    table = document.get("expect", {}) if isinstance(document, dict) else {}
+    try:
+        if not isinstance(table, Mapping):
+            raise PolicyError(f"expect is not a table but {table!r}")
+        return expectations(table)
+    except PolicyError as error:
+        raise PolicyError(f"{path}: {error}") from None

@@ -1,0 +1,330 @@
+"""Cases of isolation: a session is separate from all others, and the same for every client."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+
+from memkit.conformance.adapter import Messages, error_line
+from memkit.conformance.case import Case, case
+from memkit.conformance.environment import MARGIN_S, TTL_S, TestEnvironment
+from memkit.conformance.keyspace import SessionKeys, holds, key_text
+from memkit.conformance.outcomes import CaseFailed, CaseSkipped
+from memkit.conformance.processes import ForkedProcess, Interpreter, works_when_forked
+from memkit.conformance.trial import TrialSession, check_before, difference
+from memkit.render import counted
+
+LONG_ID = "tenant-" + "0123456789" * 29
+IDS = (
+    *("user", "User", "USER", "user1", "user10", "user11", "1user", "use", "suser"),
+    *("user:1", "user_1", "user-1", "user.1", "user/1", "user|1", "user#1", "user@1", "user=1", "user;1"),
+    *("user:", ":user", "user::1", "user:1:", "user:1:2", "user 1", "user  1", "user+1", "user%201"),
+    *("user,1", "user,2", "1,user", "user ", " user", "user\t", "user\n", "user\x00"),
+    *("user*", "user?", "use[r]", "us?r", "[a-z]*", "*", "?", "user\\*", "user^", "user$", "[^a]", "{user}", "{user}1"),
+    *("us{er}", "{}user", "}{user", "{user", "'user'", '"user"', "../user", "user/..", "~user", "<user>", "(user)"),
+    *("1", "01", "1.0", "-1", "0", "None", "null", "true", "[]"),
+    *("caf\u00e9", "cafe\u0301", "cafe", "\ufb01", "fi", "stra\u00dfe", "strasse", "\uff21", "A", "a", "\u0130", "i"),
+    *("👋", "👋🏽", "user\u200b", "Привет", "привет", LONG_ID + "1", LONG_ID + "2", "1" + LONG_ID, "2" + LONG_ID),
+)
+UNWRITTEN = ("us", "us*", "u*r", "user[0-9]", "??er", "user1?", "use*", "User1", "user:2", "{user}2", "a*", "nobody")
+CLEARED = (
+    *("user", "user1", "user*", "us?r", "use[r]", "*", "[a-z]*", "user,1", "User", "{user}", "user:1", "cafe\u0301"),
+    "user ",
+)
+FOREIGN = "memkit-foreign"
+OTHER_DATABASE = 3
+STARTS_WITHIN = 0.6
+"""The part of a case's time limit in which a fresh Python has to start and import the adapter; else it is skipped."""
+
+
+def _write_all(env: TestEnvironment, ids: Iterable[str]) -> tuple[list[TrialSession], dict[str, str]]:
+    """Append three messages to each id; return the sessions, and the errors of the ids that the store refuses.
+
+    The second and third message are the same in every session: a store must not share or delete texts by content.
+    """
+    sessions, refused = [], {}
+    for session_id in ids:
+        session = TrialSession(env, session_id=session_id)
+        try:
+            session.append(f"only for {session_id!r}")
+        except Exception as error:  # noqa: BLE001  # an error is a refusal, which mixes nothing up
+            refused[session_id] = error_line(error)
+        else:
+            sessions.append(session)
+    if len(sessions) < len(refused):
+        example = next(iter(refused.items()))
+        raise CaseFailed(f"{len(refused)} of {len(refused) + len(sessions)} ids are refused, such as {example}")
+    for role, text in (("assistant", "the same in every session"), ("user", "and the same once more")):
+        for session in sessions:
+            try:
+                session.append_fast(text, role)
+            except Exception as error:  # noqa: BLE001  # an id is refused at its first message, or not
+                message = f"the session {session.id!r} among others: append() raises {error_line(error)}"
+                raise CaseFailed(message) from None
+    return sessions, refused
+
+
+def _accepts(env: TestEnvironment, session_id: str) -> bool:
+    try:
+        env.open(session_id)
+    except Exception:  # noqa: BLE001  # an error is a refusal, which mixes nothing up
+        return False
+    return True
+
+
+def _refusals(env: TestEnvironment, refused: dict[str, str]) -> str:
+    """Return a remark on the refused ids, at the end: a refused id is refused on an empty server too."""
+    env.delete_all_keys()
+    for session_id, error in refused.items():
+        alone = TrialSession(env, session_id=session_id)
+        if alone.try_append("alone") is None:
+            raise CaseFailed(f"the session {session_id!r} among others: append() raises {error}; alone it does not")
+        stored: Messages = []
+        with contextlib.suppress(Exception):
+            stored = env.read(session_id)
+        if stored:
+            raise CaseFailed(f"the session {session_id!r} is refused ({error}), and its message is stored")
+    ids = ", ".join(map(repr, refused))[:200]
+    return f"refuses {counted(len(refused), 'id')} with an error: {ids}" if refused else ""
+
+
+@case(
+    why="Two ids that share a memory show one person the other's dialogue.",
+    fix="Use the id unchanged in the key: no case folding, stripping, normalising, slug, truncation, and no tag or "
+    "pattern query in which *, ?, [, {, or a comma have a meaning.",
+)
+def ids_apart(env: TestEnvironment) -> str:
+    """Ids that differ in case, by a suffix, a separator, white space, an accent or late have separate memories."""
+    sessions, refused = _write_all(env, IDS)
+    for session in sessions:
+        session.expect(f"the session {session.id[:40]!r} among {len(sessions) - 1} others")
+    return _refusals(env, refused)
+
+
+@case(
+    why="A new user who is shown another user's memory is the worst day of a chat service.",
+    fix="Read by the exact key, never by KEYS, SCAN MATCH or a query that contains the id.",
+)
+def ids_are_no_patterns(env: TestEnvironment) -> None:
+    """An id that was never written reads as empty, also if it would match others as a pattern or prefix."""
+    _write_all(env, IDS[:36])
+    for session_id in UNWRITTEN:
+        if _accepts(env, session_id):
+            TrialSession(env, session_id=session_id).expect_empty(f"the session {session_id!r}, never written,")
+
+
+@case(
+    why="What clear() leaves is private data that its owner believes deleted, and that comes back later.",
+    fix="Delete every key of the session (and its entry in any index) in one MULTI or script.",
+)
+def clear_all_of_it(env: TestEnvironment) -> None:
+    """clear() removes everything of the session, for every client, and the session can begin again."""
+    keys = SessionKeys(env)
+    session = TrialSession(env)
+    early = session.open_again()
+    for number in range(5):
+        session.append(f"a secret {number} for {session.id}")
+    session.expect("before clear()", by=early)
+    session.handle.clear()
+    session.expect_empty("after clear(), read by the same handle", by=session.handle)
+    session.expect_empty("after clear(), read by a handle opened before", by=early)
+    session.expect_empty("after clear(), read by another client")
+    keys.expect_none("after clear()")
+    if holds(env.control, f"a secret 4 for {session.id}".encode()):
+        raise CaseFailed("after clear(), the text of a message is still stored in a key that sessions share")
+    session.messages.clear()
+    session.append("a new beginning", by=early)
+    session.expect("appended after clear()")
+    session.expect("appended after clear(), read by the handle that cleared", by=session.handle)
+    keys.expect_ttl_on_every_key("a session written again after clear()")
+
+
+@case(
+    why="Clearing user 1 clears users 10 to 19 too: memory is lost that was not to be deleted.",
+    fix="Delete the session's own keys by name; no KEYS or SCAN MATCH with the id in the pattern, no FLUSHDB.",
+)
+def clear_no_other_session(env: TestEnvironment) -> str:
+    """clear() changes no other session, also if its id begins alike or matches as a pattern, and no foreign keys."""
+    sessions, refused = _write_all(env, IDS)
+    for number in (0, OTHER_DATABASE):
+        with env.database(number) as client:
+            client.set(FOREIGN, "not the store's")
+    deadlines = {key: env.deadline_ms(key) for key in sorted(env.keys())}
+    cleared = {session.id for session in sessions if session.id in CLEARED}
+    for session_id in (*UNWRITTEN, *sorted(cleared)):
+        if _accepts(env, session_id):
+            env.open(session_id).clear()
+        for number in (0, OTHER_DATABASE):
+            with env.database(number) as client:
+                if not client.exists(FOREIGN):
+                    which = f"another program's key in database {number}"
+                    raise CaseFailed(f"clear() of the session {session_id!r} deleted {which}")
+    for session in sessions:
+        if session.id in cleared:
+            session.expect_empty(f"after clear(), the session {session.id!r}")
+        else:
+            session.expect(f"the session {session.id[:40]!r} after clear() of {len(cleared)} others")
+    for key in sorted(env.keys() & deadlines.keys()):
+        before, now = deadlines[key], env.deadline_ms(key)
+        if before is not None and (now is None or now < before - MARGIN_S * 1000):
+            raise CaseFailed(f"clear() of other sessions changed the deadline of the key {key_text(key)}")
+    return _refusals(env, refused)
+
+
+@case(
+    why="A worker that answers from its own copy does not know what another worker stored a second ago.",
+    fix="Read from Redis at every read(), write to it before append() returns; if you cache, check a version in Redis.",
+)
+def second_client(env: TestEnvironment) -> str:
+    """Other clients read at once what one stored: in this process, in a fork, in a fresh process (given its name)."""
+    # Hashes of text differ between processes in production, too; a fixed seed would hide that.
+    seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    # Started first: Python and the adapter's imports take their time.
+    fresh = Interpreter(env.spec, PYTHONHASHSEED=seed) if env.spec else None
+    try:
+        session, remark = _in_this_process_and_a_fork(env)
+        return "; ".join(filter(None, (remark, _in_a_fresh_process(session, fresh))))
+    finally:
+        if fresh:
+            fresh.stop()
+
+
+def _in_this_process_and_a_fork(env: TestEnvironment) -> tuple[TrialSession, str]:
+    session = TrialSession(env)
+    early = session.open_again()
+    session.expect_empty("before the first message", by=early)
+    session.append()
+    session.expect("read by a handle opened before", by=early)
+    session.append(role="assistant", by=early)
+    session.expect("read by the first handle", by=session.handle)
+    session.append(by=session.open_again())
+    session.expect("read by the first handle", by=session.handle)
+    if not works_when_forked(env):
+        return session, "not tested from a forked process: the store does not answer in one"
+    message = ("user", f"from another process to {session.id}")
+
+    def append() -> None:
+        handle = session.open_again()
+        handle.append(*message)
+        handle.close()
+
+    ForkedProcess(append).result()
+    session.messages.append(message)
+    for name, handle in (("the first", session.handle), ("an early", early), ("a new", None)):
+        session.expect(f"appended by another process, read by {name} handle", by=handle)
+    return session, ""
+
+
+def _in_a_fresh_process(session: TrialSession, fresh: Interpreter | None) -> str:
+    env = session.env
+    if fresh is None:
+        return "another process is a fork here: a fresh one imports the adapter by package.module:factory"
+    message = session.role("user"), f"from a fresh process to {session.id}"
+    limit_s = env.limit_s * STARTS_WITHIN
+    try:
+        fresh.send(url=env.url, session_id=session.id, ttl_s=env.ttl(), role=message[0], text=message[1])
+        answer = fresh.receive(limit_s) or {"error": f"it ended: {fresh.stop()}"}
+    except BrokenPipeError:
+        answer = {"error": f"it ended: {fresh.stop()}"}
+    except TimeoutError:
+        answer = {"error": f"no answer within {limit_s:.2g} s"}
+    if "error" in answer:
+        return f"not tested from a fresh process: {answer['error']}"
+    if "raised" in answer:
+        raise RuntimeError(answer["raised"])
+    read = [(role, text) for role, text in answer["read"]]
+    if read != session.expected:
+        raise CaseFailed(f"read by a fresh process: {difference(session.expected, read)}")
+    session.messages.append(message)
+    session.expect("appended by a fresh process, read by the first handle", by=session.handle)
+    return ""
+
+
+@case(
+    why="A copy outlasts its original: the bot remembers what was deleted, expired or evicted, until it restarts.",
+    fix="Keep no messages in the process; or check on every read that the session in Redis is still the copied one.",
+)
+def no_private_copy(env: TestEnvironment) -> None:
+    """When the session no longer exists in Redis, no handle still returns it, and none brings it back."""
+    session = TrialSession(env)
+    for _ in range(3):
+        session.append()
+    session.expect("an ordinary session", by=session.handle)
+    env.delete_all_keys()
+    session.expect_empty("deleted from Redis, read by the open handle", by=session.handle)
+    session.expect_empty("deleted from Redis, read by a new handle")
+    session.messages.clear()
+    session.append("a new beginning")
+    session.expect("appended after the deletion")
+    session.expect("appended after the deletion, read by the open handle", by=session.handle)
+
+
+@case(
+    why="A TTL that sessions share expires a quiet user's session because of a busy one, or keeps all of them.",
+    fix="Give each session keys (or hash fields) with a TTL of their own.",
+    needs_ttl=True,
+)
+def lifetimes_apart(env: TestEnvironment) -> None:
+    """Each session has its own TTL, whatever is appended to the others meanwhile."""
+    quiet, busy = TrialSession(env, "user1"), TrialSession(env, "user10")
+    durable, brief = TrialSession(env, "durable", 7 * 86_400.0), TrialSession(env, "brief", 300.0)
+    # All are opened before any is written to: what handles share is the last one's.
+    for session in (durable, brief, busy, quiet):
+        session.handle  # noqa: B018
+    for session in (durable, quiet, brief, busy):
+        session.append()
+    began_s = env.now_s()
+    for _ in range(3):
+        env.move_to(began_s + TTL_S / 2)
+        busy.append() if env.sliding else busy.expect("read meanwhile")
+        brief.open_again().read()
+    quiet.expect_empty_after(TTL_S, f"{MARGIN_S:g} s after its deadline, while another session was appended to")
+    deadline_s = durable.appended_at[0] + 7 * 86_400
+    check_before(env, deadline_s, lambda: durable.expect("a session of 7d next to one of 300 s"))
+
+
+@case(
+    why="Staging and production share a server by database number: in the wrong one they share their memories.",
+    fix="Connect with the whole URL (Redis.from_url), so that its database counts.",
+)
+def database_of_the_url(env: TestEnvironment) -> None:
+    """open() uses the database that the URL names: nothing is written to another, nothing is read from one."""
+    other = env.url.removesuffix("/0") + f"/{OTHER_DATABASE}"
+    session = TrialSession(env)
+    session.append("in database 0")
+    keys = env.keys()
+    try:
+        handle = env.open(session.id, url=other)
+        handle.read()
+    except Exception as error:  # noqa: BLE001  # search indexes exist in database 0 only
+        raise CaseSkipped(f"the store refuses database {OTHER_DATABASE}: {error_line(error)}") from None
+    session.expect_empty(f"the same id in database {OTHER_DATABASE}", by=handle)
+    handle.append("user", "in another database")
+    wrong = sorted(key for key in env.keys() - keys if key[0] != OTHER_DATABASE)
+    if wrong or env.keys() == keys:
+        where = key_text(wrong[0]) if wrong else "no new key"
+        raise CaseFailed(f"the URL names database {OTHER_DATABASE}, but the message went to {where} in database 0")
+    session.expect("in database 0")
+    # The same after a reconnect; a store may also raise.
+    keys = env.keys()
+    env.control.execute_command("CLIENT", "KILL", "USER", "default")
+    with contextlib.suppress(Exception):
+        handle.append("user", "in another database, after a lost connection")
+    wrong = sorted(key for key in env.keys() - keys if key[0] != OTHER_DATABASE)
+    if wrong:
+        message = f"a message for database {OTHER_DATABASE} went to {key_text(wrong[0])}"
+        raise CaseFailed(f"after a lost connection, {message}")
+    session.expect("in database 0")
+
+
+CASES: tuple[Case, ...] = (
+    ids_apart,
+    ids_are_no_patterns,
+    clear_all_of_it,
+    clear_no_other_session,
+    second_client,
+    no_private_copy,
+    lifetimes_apart,
+    database_of_the_url,
+)

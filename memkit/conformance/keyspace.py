@@ -1,0 +1,195 @@
+"""The keys that a session left on the server: its own, those without a TTL, and how to damage them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import redis
+
+from memkit.conformance.environment import Key, TestEnvironment
+from memkit.conformance.outcomes import CaseFailed, Symptom
+from memkit.conformance.trial import TrialSession
+
+WARM_UP_SESSIONS = 3
+MORE_SESSIONS = 24
+"""Enough for each of 8 shards of a shared index to be written again (misses one in 3 of 100 runs, and only then)."""
+GARBAGE = b"\xff\xfe\x00 damaged on purpose \xff\x80"
+"""Neither UTF-8 nor JSON nor a number."""
+
+
+class SessionKeys:
+    """The keys that the sessions of one case made, without those that all sessions share.
+
+    Made before the case's own sessions: a few others are written first, so that shared keys exist already.
+
+    Args:
+        env: The test environment.
+        report_at_rest: Whether to report keys without TTL also if nothing was done to them. One case does; in the
+            others, the keys of a store that never sets a TTL prove nothing.
+    """
+
+    def __init__(self, env: TestEnvironment, *, report_at_rest: bool = False) -> None:
+        self._env = env
+        self._not_own: set[Key] = set()
+        self._known_shared: set[Key] = set()
+        before = env.keys()
+        self._write_other_sessions(WARM_UP_SESSIONS)
+        self._not_own |= env.keys() - before
+        self._reports = env.has_ttl and (report_at_rest or self._have_ttl_at_rest())
+
+    def _have_ttl_at_rest(self) -> bool:
+        self._write_other_sessions(1)
+        persistent = [key for key in sorted(self.keys()) if self._is_persistent(key) and not self._is_shared(key)]
+        self._not_own |= self._env.keys()
+        return not persistent
+
+    def _write_other_sessions(self, count: int) -> None:
+        for _ in range(count):
+            session = TrialSession(self._env, "other")
+            session.append()
+            session.append(role="assistant")
+            session.expect("an ordinary session")
+
+    def keys(self) -> set[Key]:
+        """Return the keys that exist now and did not before."""
+        return self._env.keys() - self._not_own
+
+    def expect_ttl_on_every_key(self, when: str) -> None:
+        """Raise CaseFailed if a key that belongs to one session has no TTL."""
+        for key in sorted(self.keys()) if self._reports else ():
+            if self._is_persistent(key) and not self._is_shared(key):
+                message = f"{when}: the key {key_text(key)} has no TTL; it never expires"
+                raise CaseFailed(message, symptom=Symptom.NO_EXPIRY)
+
+    def expect_none(self, when: str) -> None:
+        """Raise CaseFailed if a key that belongs to one session exists."""
+        left = [key for key in sorted(self.keys()) if not self._is_shared(key)]
+        if left:
+            message = f"{when}: the key {key_text(left[0])} still exists ({len(left)} in all)"
+            raise CaseFailed(message, symptom=Symptom.NO_EXPIRY)
+
+    def _is_persistent(self, key: Key) -> bool:
+        with self._env.database(key[0]) as client:
+            if client.pttl(key[1]) != -1:
+                return False
+            if not self._env.has_hash_field_ttl or client.type(key[1]) != b"hash":
+                return True
+            fields = cast(list[bytes], client.hkeys(key[1]))
+            left_ms = cast(list[int], client.execute_command("HPTTL", key[1], "FIELDS", len(fields), *fields))
+            return not all(ms > 0 for ms in left_ms)
+
+    def _is_shared(self, key: Key) -> bool:
+        """Return whether other sessions write to this key too, tested with other sessions."""
+        if self._env.token in key[1]:
+            return False
+        if key in self._known_shared:
+            return True
+        with self._env.database(key[0]) as client:
+            dump, before = client.dump(key[1]), self._env.keys()
+            self._write_other_sessions(MORE_SESSIONS)
+            self._not_own |= self._env.keys() - before
+            shared = bool(dump != client.dump(key[1]))
+        self._known_shared |= {key} if shared else set()
+        return shared
+
+
+def key_text(key: Key) -> str:
+    """Return a key as text, with its database unless that is 0."""
+    text = repr(key[1].decode(errors="backslashreplace"))
+    return f"{text} (database {key[0]})" if key[0] else text
+
+
+# Elements, and damage to them
+
+
+def places(client: Any, key: bytes) -> Iterator[tuple[str, Any]]:
+    """Yield the elements of a key that can be damaged one by one: its type, and an index, field, member or id."""
+    kind = client.type(key).decode()
+    found: list[Any] = [None]
+    if kind == "list":
+        found = list(range(client.llen(key)))
+    elif kind == "hash":
+        found = client.hkeys(key)
+    elif kind == "zset":
+        found = client.zrange(key, 0, -1, withscores=True)
+    elif kind == "set":
+        found = sorted(client.smembers(key))
+    elif kind == "stream":
+        found = [entry for entry, _ in client.xrange(key)]
+    return ((kind, place) for place in found)
+
+
+def own_places(env: TestEnvironment, session: TrialSession, before: set[Key]) -> list[tuple[Key, str, Any]]:
+    """Return the elements that belong to a session alone: those of new keys, and its fields of shared hashes."""
+    found: list[tuple[Key, str, Any]] = []
+    for key in sorted(env.keys()):
+        with env.database(key[0]) as client:
+            for kind, place in places(client, key[1]):
+                own = key not in before or (kind == "hash" and session.id.encode() in place)
+                found += [(key, kind, place)] if own else []
+    return found
+
+
+def damage(client: Any, key: bytes, kind: str, place: Any, value: bytes = GARBAGE, *, instead_of: bytes = b"") -> None:
+    """Replace one element by garbage, or by another value; the key keeps its TTL.
+
+    Of a stream's entry all fields are replaced, or only those that contain ``instead_of``.
+    """
+    left_ms = client.pttl(key)
+    if kind == "list":
+        client.lset(key, place, value)
+    elif kind == "hash":
+        client.hset(key, place, value)
+    elif kind == "zset":
+        client.zrem(key, place[0])
+        client.zadd(key, {value: place[1]})
+    elif kind == "set":
+        client.srem(key, place)
+        client.sadd(key, value)
+    elif kind == "stream":
+        entries = client.xrange(key)
+        client.delete(key)
+        for entry, fields in entries:
+            new = {name: value if instead_of in field else field for name, field in fields.items()}
+            client.xadd(key, new if entry == place else fields, id=entry)
+    elif kind == "ReJSON-RL":
+        client.execute_command("JSON.SET", key, "$", '"damaged on purpose"')
+    else:
+        client.set(key, value)
+    if left_ms > 0:
+        client.pexpire(key, left_ms)
+
+
+def element(client: Any, key: bytes, kind: str, place: Any) -> list[bytes]:
+    """Return the bytes of one element: one value, or the fields of a stream's entry."""
+    found: list[Any] = []
+    if kind == "list":
+        found = [client.lindex(key, place)]
+    elif kind == "hash":
+        found = [client.hget(key, place)]
+    elif kind == "zset":
+        found = [place[0]]
+    elif kind == "set":
+        found = [place]
+    elif kind == "stream":
+        found = [field for _, fields in client.xrange(key, place, place) for field in fields.values()]
+    elif kind == "string":
+        found = [client.get(key)]
+    return [one for one in found if isinstance(one, bytes)]
+
+
+def values(client: Any, key: bytes) -> list[bytes]:
+    """Return what a key holds, hash and stream fields included, as bytes."""
+    kind = client.type(key).decode()
+    if kind == "ReJSON-RL":
+        return [client.execute_command("JSON.GET", key)]
+    names = client.hkeys(key) if kind == "hash" else []
+    if kind == "stream":
+        names = [name for _, fields in client.xrange(key) for name in fields]
+    return [*names, *(one for place in places(client, key) for one in element(client, key, *place))]
+
+
+def holds(client: redis.Redis, needle: bytes) -> bool:
+    """Return whether any value of a database contains these bytes."""
+    return any(needle in part for key in client.scan_iter(count=1000) for part in values(client, key))

@@ -1,0 +1,38 @@
+"""The exceptions by which a case ends other than by passing."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Symptom(StrEnum):
+    """What a failed case observed; failures with the same symptom can have the same cause."""
+
+    NO_EXPIRY = "no_expiry"
+    EARLY_EXPIRY = "early_expiry"
+    LOST = "lost"
+    ERROR_HIDDEN = "error_hidden"
+    OTHER = "other"
+
+
+class CaseFailed(Exception):
+    """The store gave a wrong answer.
+
+    Args:
+        message: What was observed.
+        symptom: Its kind: a Symptom, or ``raised`` and the type of an error.
+        kept: How many messages were read if they are the oldest or the newest of those that were appended.
+    """
+
+    def __init__(self, message: str, *, symptom: str = Symptom.OTHER, kept: int | None = None) -> None:
+        super().__init__(message)
+        self.symptom = symptom
+        self.kept = kept
+
+
+class CaseSkipped(Exception):
+    """The store declares, or the server cannot provide, what this case needs; the text is the reason."""
+
+
+class Inconclusive(Exception):
+    """A scheduling delay made the observation worthless; the case is run again."""

@@ -1,0 +1,118 @@
+"""Which failed cases are likely root causes, and which failures may follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
+
+from memkit.conformance.case import CaseResult
+from memkit.conformance.outcomes import Symptom
+
+
+@dataclass(frozen=True, slots=True)
+class RootCause:
+    """A likely root cause.
+
+    Args:
+        case: The failed case that shows it.
+        sentence: The cause, or what that case observed.
+        cases: Other failed cases that may follow from it.
+    """
+
+    case: str
+    _: KW_ONLY
+    sentence: str
+    cases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """A cause that several cases observe.
+
+    Args:
+        sentence: The cause.
+        found_by: The cases that show it; the first of them that failed names it.
+        symptoms: What they and the others observed.
+        explains: The other cases that can follow from it; all if empty.
+    """
+
+    sentence: str
+    _: KW_ONLY
+    found_by: tuple[str, ...]
+    symptoms: frozenset[str]
+    explains: tuple[str, ...] = ()
+
+
+_RULES = (
+    _Rule(
+        "keys have no TTL, or too long a one: sessions do not expire when they should",
+        found_by=("ttl_on_every_key", "ttl_boundary"),
+        symptoms=frozenset({Symptom.NO_EXPIRY}),
+    ),
+    _Rule(
+        "the TTL that is set is shorter than the configured one: sessions expire early",
+        found_by=("ttl_boundary",),
+        symptoms=frozenset({Symptom.EARLY_EXPIRY}),
+    ),
+    _Rule(
+        "an append does not renew the TTL of the whole session: it expires in the middle of a dialogue",
+        found_by=("append_renews", "long_talk_stays_whole", "long_dialogue_expires_as_one"),
+        symptoms=frozenset({Symptom.EARLY_EXPIRY}),
+        explains=(
+            *("append_renews", "long_talk_stays_whole", "long_dialogue_expires_as_one", "reopen_near_the_end"),
+            *("reopen_longer", "append_after_expiry"),
+        ),
+    ),
+    _Rule(
+        "read() turns an error into an empty or partial memory",
+        found_by=("read_denied", "connection_lost", "restart", "foreign_key"),
+        symptoms=frozenset({Symptom.ERROR_HIDDEN}),
+    ),
+    _Rule(
+        "an append is several commands: a fault between them leaves a part of it",
+        found_by=("crash_in_append", "expire_denied"),
+        symptoms=frozenset({Symptom.NO_EXPIRY, Symptom.EARLY_EXPIRY, Symptom.LOST, Symptom.OTHER}),
+        explains=("crash_in_append", "expire_denied", "write_denied", "full_memory", "lost_reply"),
+    ),
+)
+_TRIMS = ("long_dialogue", "order", "round_trip")
+_OPTIONAL = ("reopen_shorter", "ttl_fraction", "ttl_not_positive")
+"""Cases of rarely used options: named after the others if nothing else decides."""
+
+
+def root_causes(results: Sequence[CaseResult]) -> list[RootCause]:
+    """Group the failed cases by likely root cause, the one that explains most of them first."""
+    failed = {case.name: case for case in results if case.outcome == "failed"}
+    found = list(_grouped(failed))
+    explained = {name for cause in found for name in (cause.case, *cause.cases)}
+    found += [RootCause(name, sentence=case.message) for name, case in failed.items() if name not in explained]
+    return sorted(found, key=lambda cause: (-len(cause.cases), cause.case in _OPTIONAL))
+
+
+def _grouped(failed: dict[str, CaseResult]) -> Iterator[RootCause]:
+    left = dict(failed)
+
+    def group(names: Sequence[str], sentence: str) -> Iterator[RootCause]:
+        for name in names:
+            del left[name]
+        if names:
+            yield RootCause(names[0], sentence=sentence, cases=tuple(names[1:]))
+
+    for symptom in dict.fromkeys(case.symptom for case in failed.values()):
+        # An error without a fault, or a hang, in several cases: one reason is likelier than many.
+        same = [name for name, case in left.items() if case.symptom == symptom]
+        if symptom.startswith(("raised", "hung")) and len(same) > 1:
+            yield from group(same, left[same[0]].message)
+    trims = next((left[name] for name in _TRIMS if name in left and left[name].kept), None)
+    if trims:
+        others = [name for name, case in left.items() if case.kept == trims.kept and name != trims.name]
+        sentence = (
+            f"only {trims.kept} messages of a session are kept (if these are the last ones and that is intended, "
+            f"declare window = {trims.kept} in the adapter)"
+        )
+        yield from group([trims.name, *others], sentence)
+    for rule in _RULES:
+        same = [name for name, case in left.items() if case.symptom in rule.symptoms]
+        first = next((name for name in rule.found_by if name in same), "")
+        others = [name for name in same if name != first and name in (rule.explains or same)]
+        yield from group([first, *others] if first else [], rule.sentence)

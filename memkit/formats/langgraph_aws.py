@@ -1,0 +1,108 @@
+"""langgraph-checkpoint-aws' ValkeySaver: msgpack in base64 in JSON, in STRINGs.
+
+``checkpoint:{<thread>}:<ns>:<id>``, ``writes:{<thread>}:<ns>:<id>`` and ``thread:{<thread>}:<ns>`` (a LIST of the ids,
+newest first). The braces are a hash tag. Old checkpoints are not renewed, and the list goes on naming them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import Any
+
+from memkit.formats.model import Format, Item, KeyOwner, Note, Problem, SessionValues, a_dict
+from memkit.formats.parsing.documents import misshapen, peek, read
+from memkit.formats.parsing.element_shapes import missing
+from memkit.formats.parsing.langgraph_common import deserialised, message_items, newer_schema
+from memkit.readonly.values import KeyRequest, RedisValue, to_name
+from memkit.render import counted
+
+STORE = "langgraph-aws-valkey"
+_PARTS = {"checkpoint": "checkpoint", "writes": "writes", "thread": "order"}
+_FIELDS = frozenset({"thread_id", "checkpoint_id", "checkpoint"})
+
+
+def names(session: str) -> Iterable[str]:
+    """Return the list of the graph's checkpoints; it names all others."""
+    return (f"thread:{{{session}}}:",)
+
+
+@cache
+def _name(wanted: str | None) -> re.Pattern[str]:
+    thread = re.escape(wanted) if wanted else ".+"
+    return re.compile(rf"((?:.*[:/|.])?)(checkpoint|writes|thread):\{{({thread})\}}:(.*)", re.DOTALL)
+
+
+def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
+    """Claim checkpoints by their fields, their order and their writes by the hash tag in their names."""
+    found = _name(wanted).fullmatch(raw.name)
+    if found is None or raw.kind != ("list" if found[2] == "thread" else "string"):
+        return None
+    if found[2] == "checkpoint" and not peek(raw).keys() >= _FIELDS and raw.data[:1] == b"{":
+        return None
+    return KeyOwner(STORE, found[3], found[1], _PARTS[found[2]])
+
+
+def _base(stored: SessionValues, kind: str) -> str:
+    return f"{stored.owner.prefix}{kind}:{{{stored.owner.session}}}:"
+
+
+def siblings(stored: SessionValues) -> Iterable[KeyRequest]:
+    """Return the order, and the checkpoints and writes that it lists."""
+    order = _base(stored, "thread")
+    yield KeyRequest(order, "order", kind="list")
+    listed = stored.get(order)
+    for element in listed.elements if listed else ():
+        yield KeyRequest(f"{_base(stored, 'checkpoint')}:{to_name(element)}", "checkpoint")
+        yield KeyRequest(f"{_base(stored, 'writes')}:{to_name(element)}", "writes")
+
+
+def decode(stored: SessionValues) -> Iterator[Item]:
+    """Yield the messages of the latest checkpoint of the graph itself, and what is missing around it."""
+    root = f"{_base(stored, 'checkpoint')}:"
+    found = {name: raw for name, raw in stored.keys.items() if name.startswith(root)}
+    readable = sorted((name for name, raw in found.items() if raw), reverse=True)
+    shown = False
+    for name in readable:
+        value, problems = _checkpoint(found[name], read_value=not shown)
+        yield from problems
+        if value is not None and not shown:
+            yield from newer_schema(value, name)
+            yield from message_items(a_dict(value.get("channel_values")), name)
+            shown = True
+    order = stored.get(_base(stored, "thread"))
+    listed = [root + to_name(element) for element in order.elements] if order else []
+    lost = [name for name in listed if name in found and found[name] is None]
+    if order is None:
+        yield Problem("dangling", _base(stored, "thread"), "the thread's list of checkpoints no longer exists")
+    if lost and lost[0] == listed[0]:
+        yield Problem(
+            "dangling", lost[0], "the thread's list names this checkpoint as the latest, and it does not exist"
+        )
+    elif lost:
+        yield Note(f"{counted(len(lost), 'older checkpoint')} no longer exist: the library does not renew their TTL")
+
+
+def _checkpoint(raw: RedisValue | None, *, read_value: bool) -> tuple[dict[str, Any] | None, list[Problem]]:
+    if raw is None:
+        return None, []
+    document, problems = read(raw)
+    lacks = None if document is None else missing(document, ("type", "checkpoint"))
+    if document is None or lacks:
+        return None, [*problems, *([misshapen(raw.name, lacks)] if lacks else [])]
+    if not read_value:
+        return None, problems
+    value, faults = deserialised(document["type"], document["checkpoint"], raw)
+    return (value if isinstance(value, dict) else None), [*problems, *faults]
+
+
+FORMAT = Format(
+    store=STORE,
+    kinds=("string", "list"),
+    recognise=recognise,
+    siblings=siblings,
+    decode=decode,
+    names=names,
+    scanned=True,
+)

@@ -1,0 +1,141 @@
+"""@langchain/langgraph-checkpoint-redis for JavaScript: RedisSaver and ShallowRedisSaver.
+
+RedisSaver: ``checkpoint:<thread>:<ns>:<id>``, ``checkpoint_blob:<thread>:<ns>:<channel>:<version>`` (the messages are
+there), ``checkpoint_write:…`` (all JSON), ``write_keys_zset:<thread>:<ns>:<id>``. ``ns`` is empty for the graph itself,
+and there is no pointer to the latest checkpoint. ShallowRedisSaver: one ``checkpoint:<thread>:<ns>:shallow`` with the
+messages inside; it deletes its old writes. The TTL is given in minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from memkit.formats.model import Format, Item, KeyOwner, Note, Problem, SessionValues, a_dict, text_or_none
+from memkit.formats.parsing.documents import misshapen, peek, read
+from memkit.formats.parsing.langgraph_common import (
+    REDIS_KINDS,
+    message_items,
+    missing_channels,
+    missing_parents,
+    name_parts,
+    newer_schema,
+    pieces_of,
+    thread_of,
+    write_problems,
+)
+from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue
+
+STORE, SHALLOW = "langgraph-js", "langgraph-js-shallow"
+_END = ":shallow"
+_REPORTED = 5
+_PARTS = {"checkpoint": "checkpoint", "checkpoint_write": "write", "checkpoint_blob": "blob",
+          "write_keys_zset": "write list"}  # fmt: skip
+
+
+def names(session: str) -> Iterable[str]:
+    """Return the shallow saver's key; the others carry ids of their own."""
+    return (f"checkpoint:{session}:{_END}",)
+
+
+def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
+    """Claim a thread's keys by their documents; Python's saver writes a word where this one has no namespace."""
+    pieces = name_parts(raw.name, REDIS_KINDS)
+    if pieces is None or pieces.kind not in _PARTS or (pieces.kind == "write_keys_zset") != (raw.kind == "zset"):
+        return None
+    document = peek(raw)
+    thread = text_or_none(document.get("thread_id")) or (None if document else thread_of(pieces.rest, "", wanted))
+    if thread is None or wanted not in (None, thread) or not pieces.rest.startswith(f"{thread}:"):
+        return None
+    after = pieces.rest[len(thread) + 1 :]
+    own = after[:1] == ":" or after.endswith(_END) or pieces.kind == "checkpoint_blob" or "global_idx" in document
+    return KeyOwner(STORE, thread, pieces.prefix, _PARTS[pieces.kind]) if own else None
+
+
+def _kind(name: str, stored: SessionValues) -> str:
+    pieces = pieces_of(name, stored.owner.session)
+    return "shallow" if pieces and name.endswith(_END) else pieces.kind if pieces else ""
+
+
+def _documents(stored: SessionValues, kind: str) -> tuple[dict[str, dict[str, Any]], list[Problem]]:
+    """Return the checkpoints that can be read, oldest first, and the problems of the others."""
+    documents: dict[str, dict[str, Any]] = {}
+    problems: list[Problem] = []
+    for name, raw in stored.keys.items():
+        if raw and _kind(name, stored) == kind:
+            document, found = read(raw)
+            lacks = None if document is None else missing_channels(document)
+            problems += [*found, *([misshapen(name, lacks)] if lacks else [])]
+            if document is not None and not lacks:
+                documents[name] = document
+    return dict(sorted(documents.items(), key=lambda pair: str(pair[1].get("checkpoint_id")))), problems
+
+
+def _blobs(stored: SessionValues, name: str, document: dict[str, Any]) -> dict[str, str]:
+    """Return the key of each channel's value."""
+    pieces = pieces_of(name, stored.owner.session)
+    versions = a_dict(a_dict(document.get("checkpoint")).get("channel_versions"))
+    if pieces is None:
+        return {}
+    base = f"{pieces.prefix}checkpoint_blob:{pieces.rest.rpartition(':')[0]}"
+    return {channel: f"{base}:{channel}:{version}" for channel, version in versions.items()}
+
+
+def siblings(stored: SessionValues) -> Iterable[KeyRequest]:
+    """Return the blobs that checkpoints name, and the writes that lists name."""
+    for name, raw in stored.keys.items():
+        kind = _kind(name, stored) if raw else ""
+        if raw and kind == "checkpoint":
+            yield from (KeyRequest(blob, "blob") for blob in _blobs(stored, name, peek(raw)).values())
+        if raw and kind == "write_keys_zset":
+            yield from (KeyRequest(member, "write") for member in raw.scores)
+
+
+def decode(stored: SessionValues) -> Iterator[Item]:
+    """Yield the messages of the latest checkpoint, and what is missing around it."""
+    yield Note("the library searches with KEYS, which blocks the server for all clients")
+    shallow, problems = _documents(stored, "shallow")
+    full, more = _documents(stored, "checkpoint")
+    yield from [*problems, *more]
+    documents = full or shallow
+    name = next((name for name in reversed(documents) if _is_root(name, stored)), next(reversed(documents), ""))
+    if name:
+        checkpoint = a_dict(documents[name].get("checkpoint"))
+        yield from newer_schema(checkpoint, name)
+        channels = dict(a_dict(checkpoint.get("channel_values")))
+        for channel, blob in (_blobs(stored, name, documents[name]) if full else {}).items():
+            if raw := stored.get(blob):
+                channels[channel] = peek(raw).get("value")
+        yield from message_items(channels, name)
+        yield from _lost(stored, name, documents[name] if full else {})
+    yield from missing_parents(stored, {key: str(each.get("parent_checkpoint_id") or "") for key, each in full.items()})
+    for key, raw in stored.keys.items():
+        if raw and _kind(key, stored) == "checkpoint_blob":
+            yield from read(raw)[1]
+        if _kind(key, stored) == "checkpoint_write":
+            if raw is None:
+                yield Problem("dangling", key, "a list of pending writes names this write, and it no longer exists")
+            else:
+                yield from write_problems(raw)
+
+
+def _is_root(name: str, stored: SessionValues) -> bool:
+    pieces = pieces_of(name, stored.owner.session)
+    return pieces is not None and pieces.rest[len(stored.owner.session) + 1 :].startswith(":")
+
+
+def _lost(stored: SessionValues, name: str, document: dict[str, Any]) -> Iterator[Problem]:
+    """Yield the blob of the messages if it is lost; other channels are written only if they hold a value."""
+    lost = [blob for channel, blob in _blobs(stored, name, document).items()
+            if channel == "messages" and blob in stored.keys and stored.get(blob) is None]  # fmt: skip
+    for blob in lost[:_REPORTED]:
+        yield Problem("dangling", blob, "the latest checkpoint names this blob, and it no longer exists")
+
+
+def _name_of(stored: SessionValues) -> str:
+    kinds = {_kind(name, stored) for name, raw in stored.keys.items() if raw}
+    return SHALLOW if "shallow" in kinds and "checkpoint" not in kinds else STORE
+
+
+FORMAT = Format(store=STORE, kinds=(*DOCUMENT_KINDS, "zset"), recognise=recognise, siblings=siblings, decode=decode,
+                names=names, scanned=True, name_of=_name_of)  # fmt: skip

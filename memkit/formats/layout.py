@@ -1,0 +1,292 @@
+"""Stores whose keys and messages have a known shape, described as data: see ``layouts`` for the entries.
+
+A pattern holds ``{id}`` for the session's id, ``{#}`` for digits and ``{*}`` for any text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+from memkit.formats.model import (
+    SEPARATORS,
+    ConfiguredTtl,
+    Format,
+    Item,
+    KeyOwner,
+    Note,
+    Problem,
+    SessionValues,
+    Turn,
+    a_list,
+    text_or_none,
+)
+from memkit.formats.parsing.chat import messages_of, place_of
+from memkit.formats.parsing.conversation import Entry, find_entries, in_order
+from memkit.formats.parsing.documents import messages, misshapen, peek, wrong_kind
+from memkit.formats.parsing.list_elements import Convert, sample, turns
+from memkit.formats.parsing.payload import open_payload, read_document
+from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue, to_name
+
+_TOKEN = re.compile(r"(\{id\}|\{#\}|\{\*\})")
+_ANY_PREFIX = rf"(?:.*[{re.escape(SEPARATORS)}])?"
+_REPORTED = 5
+MESSAGES, MESSAGE, IDS = "messages", "message", "ids"
+
+
+def read_any(value: dict[str, Any], key: str) -> Sequence[Turn] | str:
+    """Return an object's messages, whatever its fields are called, or the reason if it is none."""
+    return messages_of(value, key) or "no field of it gives a role and a text"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """One kind of key of a store.
+
+    Attributes:
+        pattern: The name, after the store's prefix.
+        kinds: The Redis types that it may have.
+        part: Its part in the session, for the report.
+        fields: The fields by which its document, or most of its elements, is recognised. Without them the name decides.
+        holds: ``messages``, one ``message``, the ``ids`` of messages in their order, or nothing to decode.
+        shared: Whether it holds other sessions' entries too, and may be persistent.
+    """
+
+    pattern: str
+    kinds: tuple[str, ...]
+    part: str
+    fields: frozenset[str] = frozenset()
+    holds: str = ""
+    shared: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """A store whose messages have a known shape.
+
+    Attributes:
+        store: The name of the store.
+        prefix: What its names begin with by default; users change it.
+        keys: The kinds of its keys.
+        ttl_unit: The unit of its TTL option; empty if it has none.
+        default_ttl: The TTL if the option is not set; None: no TTL.
+        id_field: The field of a document that holds the session's id.
+        messages_field: The field of a document that holds the messages; empty if the document is the array, or if the
+            messages are to be searched.
+        skip: Whether an object is no message but part of the session's history all the same.
+        convert: Turns one object into messages.
+        looks: Whether an object is one of this store's, if the names of its fields do not suffice.
+        web_session: Whether the document is a web session, which need not contain a dialogue.
+        configured_ttl: Returns the TTL in seconds that a document states, or None.
+        notes: Returns what its users should know if a session shows it.
+    """
+
+    store: str
+    prefix: str = ""
+    keys: tuple[Key, ...]
+    ttl_unit: str = "s"
+    default_ttl: str | None = None
+    id_field: str = ""
+    messages_field: str = ""
+    skip: Callable[[Mapping[str, Any]], bool] | None = None
+    convert: Convert = read_any
+    looks: Callable[[Mapping[str, Any]], bool] | None = None
+    web_session: bool = False
+    configured_ttl: Callable[[Mapping[str, Any]], int | None] | None = None
+    notes: Callable[[SessionValues], Iterable[str]] | None = None
+
+    def format(self) -> Format:
+        """Return the layout as a format that can be registered."""
+        own = [key for key in self.keys if not key.shared]
+        return Format(
+            store=self.store,
+            kinds=tuple(dict.fromkeys(kind for key in own for kind in key.kinds)),
+            recognise=partial(_recognise, self),
+            siblings=partial(_siblings, self),
+            decode=partial(_decode, self),
+            names=partial(_names, self),
+            scanned=any(_is_open(key.pattern) for key in own),
+            prefix=self.prefix if not _is_open(self.prefix) else "",
+            ttl_option=bool(self.ttl_unit),
+        )
+
+
+def _is_open(pattern: str) -> bool:
+    """Return whether a pattern has a part beside the id that cannot be derived from it."""
+    return "{*}" in pattern or "{#}" in pattern
+
+
+def _names(layout: Layout, session: str) -> Iterable[str]:
+    patterns = (layout.prefix + key.pattern for key in layout.keys if not key.shared)
+    return tuple(pattern.replace("{id}", session) for pattern in patterns if not _is_open(pattern))
+
+
+@cache
+def _regex(prefix: str, pattern: str, session: str | None) -> re.Pattern[str]:
+    return re.compile(f"(?P<prefix>{_ANY_PREFIX}{_translated(prefix, None)}){_translated(pattern, session)}", re.DOTALL)
+
+
+def _translated(pattern: str, session: str | None) -> str:
+    *_, last = pieces = _TOKEN.split(pattern)
+    any_id = "(?P<id>.+)" if not last and pieces[-2:-1] == ["{id}"] else "(?P<id>.+?)"
+    tokens = {"{id}": f"(?P<id>{re.escape(session)})" if session else any_id, "{#}": r"\d+", "{*}": ".+?"}
+    return "".join(tokens.get(piece) or re.escape(piece) for piece in pieces)
+
+
+def _recognise(layout: Layout, raw: RedisValue, wanted: str | None) -> KeyOwner | None:
+    for key in layout.keys:
+        if "{id}" not in key.pattern or raw.kind not in key.kinds or not _looks_alike(layout, key, raw):
+            continue
+        stated = text_or_none(peek(raw).get(layout.id_field)) if layout.id_field else None
+        session = wanted or stated
+        if wanted and stated not in (None, wanted):
+            continue
+        if session is None and not layout.prefix and key.pattern == "{id}":
+            return KeyOwner(layout.store, raw.name, "", key.part)
+        found = _regex(layout.prefix, key.pattern, session).fullmatch(raw.name)
+        if found is None and key.fields and session and not _is_open(layout.prefix):
+            found = _regex("", key.pattern, session).fullmatch(raw.name)
+        if found:
+            return KeyOwner(layout.store, found["id"], found["prefix"], key.part)
+        if key.fields and session is None and key.pattern == "{id}":
+            return KeyOwner(layout.store, raw.name, "", key.part)
+    return None
+
+
+def _looks_alike(layout: Layout, key: Key, raw: RedisValue) -> bool:
+    if not key.fields:
+        return bool(layout.prefix)
+    if raw.kind == "list":
+        values: list[Mapping[str, Any]] = list(sample(raw))
+    elif not all(field.encode() in raw.data for field in key.fields):
+        return _is_broken(layout, raw)  # without parsing: most documents are of other stores
+    else:
+        values = _objects(raw)
+    alike = sum(key.fields <= value.keys() and (layout.looks is None or layout.looks(value)) for value in values)
+    return 2 * alike > len(values) or (not values and _is_broken(layout, raw))
+
+
+def _is_broken(layout: Layout, raw: RedisValue) -> bool:
+    """Return whether a document of a name that only this store uses is damaged, so that only its name can tell."""
+    named = layout.id_field and layout.prefix and raw.name.startswith(layout.prefix)
+    return bool(named and raw.data[:1] == b"{" and not peek(raw))
+
+
+def _objects(raw: RedisValue) -> list[Mapping[str, Any]]:
+    """Return the object that a document is, or the first ones of its array."""
+    value = peek(raw) if raw.data[:1] == b"{" else open_payload(raw.data).value
+    return [each for each in (value[:3] if isinstance(value, list) else [value]) if isinstance(each, dict) and each]
+
+
+def _siblings(layout: Layout, stored: SessionValues) -> Iterator[KeyRequest]:
+    prefix, session = stored.owner.prefix, stored.owner.session
+    listed = _listed(layout, stored)
+    for key in layout.keys:
+        name = key.pattern.replace("{id}", session)
+        if not _is_open(key.pattern):
+            only = (session,) if key.shared else ()
+            yield KeyRequest(prefix + name, key.part, only, shared=key.shared)
+        elif key.pattern.count("{*}") == 1 and "{#}" not in key.pattern:
+            yield from (KeyRequest(prefix + name.replace("{*}", uid), key.part) for uid in listed)
+
+
+def _listed(layout: Layout, stored: SessionValues) -> list[str]:
+    """Return the ids of messages in the order of the key that lists them."""
+    for key in layout.keys:
+        raw = stored.get(stored.owner.prefix + key.pattern.replace("{id}", stored.owner.session))
+        if key.holds == IDS and raw:
+            in_order = sorted(raw.scores, key=lambda uid: (raw.scores[uid], uid))
+            return in_order if raw.kind == "zset" else [to_name(element).strip('"') for element in raw.elements]
+    return []
+
+
+def _key_of(layout: Layout, stored: SessionValues, raw: RedisValue) -> Key | None:
+    """Return which kind of key of the session a key is."""
+    rest = raw.name.removeprefix(stored.owner.prefix)
+    for key in layout.keys:
+        pattern = _translated(key.pattern, stored.owner.session)
+        if re.fullmatch(pattern, rest, re.DOTALL) and (not key.fields or raw.kind == "list" or _fits(key, raw)):
+            return key
+    return None
+
+
+def _fits(key: Key, raw: RedisValue) -> bool:
+    objects = _objects(raw)
+    return not objects or any(key.fields & value.keys() for value in objects)
+
+
+def _decode(layout: Layout, stored: SessionValues) -> Iterator[Item]:
+    single: dict[str, tuple[Entry, RedisValue]] = {}
+    for raw in stored.keys.values():
+        key = _key_of(layout, stored, raw) if raw and not raw.unread_reason else None
+        if raw is None or key is None:
+            continue
+        if raw.kind not in key.kinds:
+            yield wrong_kind(raw, f"a {key.kinds[0]}")
+        elif key.holds == MESSAGES and raw.kind == "list":
+            yield from turns(raw, partial(_converted, layout), store=layout.store)
+        elif key.holds == MESSAGES:
+            yield from _from_document(layout, raw)
+        elif key.holds == MESSAGE:
+            value, problems = read_document(raw)
+            yield from problems
+            found = _converted(layout, value, raw.name) if isinstance(value, dict) else None
+            if isinstance(found, str):
+                yield misshapen(raw.name, found)
+            elif found is not None:
+                single[raw.name] = Entry([found] if isinstance(found, Turn) else list(found), place_of(value)), raw
+        elif key.kinds == DOCUMENT_KINDS or key.fields:
+            yield from read_document(raw)[1]
+    yield from _in_order(layout, stored, {name: entry for name, (entry, _) in single.items()})
+    yield from (Note(text) for text in (layout.notes(stored) if layout.notes else ()))
+
+
+def _converted(layout: Layout, value: dict[str, Any], key: str) -> Turn | Iterable[Turn] | str | None:
+    return None if layout.skip and layout.skip(value) else layout.convert(value, key)
+
+
+def _from_document(layout: Layout, raw: RedisValue) -> Iterator[Item]:
+    value, problems = read_document(raw)
+    yield from problems
+    if layout.configured_ttl and isinstance(value, dict):
+        ttl_s = layout.configured_ttl(value)
+        yield ConfiguredTtl(None if ttl_s is None else ttl_s * 1000)
+    if layout.web_session:
+        entries = find_entries(value, raw.name)
+        yield from in_order(entries)
+        if not entries:
+            named = open_payload(raw.data).encoding
+            reason = "no messages are found in it" if value is not None else f"it is {named}, which is never loaded"
+            yield Note(f"the web session is not decoded: {reason}")
+    elif value is not None:
+        array = value.get(layout.messages_field) if isinstance(value, dict) else value
+        if not isinstance(array, list):
+            yield misshapen(raw.name, f"it has no array {layout.messages_field or 'of messages'}")
+        yield from messages(a_list(array), raw.name, partial(_converted, layout))
+
+
+def _in_order(layout: Layout, stored: SessionValues, single: Mapping[str, Entry]) -> Iterator[Item]:
+    """Yield messages that have a key each: in the order of the key that lists them, or of their times and numbers."""
+    pattern = next((key.pattern for key in layout.keys if key.holds == MESSAGE), "")
+    head = stored.owner.prefix + pattern.replace("{id}", stored.owner.session)
+    listed = {head.replace("{*}", uid): uid for uid in _listed(layout, stored)} if pattern else {}
+    lost = [name for name in listed if name in stored.keys and stored.get(name) is None]
+    rest = sorted((name for name in single if name not in listed), key=lambda name: _place(name, single[name]))
+    for name in [*(name for name in listed if name in single), *rest]:
+        yield from single[name].turns
+    order = next((stored.owner.prefix + key.pattern.replace("{id}", stored.owner.session)
+                  for key in layout.keys if key.holds == IDS), "")  # fmt: skip
+    if order in stored.keys and stored.get(order) is None and single:
+        yield Problem("dangling", order, "the messages exist, the key that lists them in their order does not")
+    for name in lost[:_REPORTED]:
+        yield Problem("dangling", name, "the session lists this message, and its key no longer exists")
+    if len(lost) > _REPORTED:
+        yield Problem("dangling", lost[_REPORTED], f"… and {len(lost) - _REPORTED:,} more messages no longer exist")
+
+
+def _place(name: str, entry: Entry) -> tuple[float, int, str]:
+    number = re.search(r"(\d+)$", name)
+    return entry.place or 0.0, int(number[1]) if number else 0, name

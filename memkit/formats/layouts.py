@@ -1,0 +1,266 @@
+"""The stores whose messages have a known shape: one entry a store.
+
+To add one, write its entry here and put a captured session of the real library into ``captures/``. Each entry names the
+library and the version that wrote the capture.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from memkit.formats import ag2, llama_index
+from memkit.formats.layout import IDS, MESSAGE, MESSAGES, Key, Layout
+from memkit.formats.model import SessionValues, one_of
+from memkit.formats.parsing import element_shapes
+from memkit.readonly.values import DOCUMENT_KINDS, RedisValue, to_name
+
+_LIST, _SET, _ZSET, _STRING = ("list",), ("set",), ("zset",), ("string",)
+_LANGCHAIN4J_TYPES = frozenset({"USER", "AI", "SYSTEM", "TOOL_EXECUTION_RESULT", "CUSTOM"})
+_MAX_SPRING_MESSAGES = 1_000
+"""RedisChatMemoryRepository.findByConversationId asks the index for so many messages, the oldest first."""
+
+
+def _spring_notes(stored: SessionValues) -> Iterable[str]:
+    count = sum(raw is not None for raw in stored.keys.values())
+    if count > 2:  # two messages and the counter
+        yield "Spring AI gives each message a TTL of its own and never renews it: the oldest messages expire first"
+    if count > _MAX_SPRING_MESSAGES:
+        yield f"Spring AI reads the oldest {_MAX_SPRING_MESSAGES:,} messages of a session: the newest are not read"
+
+
+def _summary_note(stored: SessionValues) -> Iterable[str]:
+    if any(raw and b'"context":"' in raw.data for raw in stored.keys.values()):
+        yield "messages before these were summarised into the document's context and are not stored any more"
+
+
+LAYOUTS: tuple[Layout, ...] = (
+    # llama-index-storage-chat-store-redis 0.8.0; the key is the session's id, without any prefix.
+    Layout(
+        store="llama-index",
+        keys=(Key(pattern="{id}", kinds=_LIST, part="primary", fields=frozenset({"role"}), holds=MESSAGES),),
+        looks=element_shapes.SHAPES["llama-index"],
+        convert=llama_index.turn,
+    ),
+    # ag2 1.2.1.
+    Layout(
+        store="ag2",
+        prefix="ag2:stream:",
+        keys=(Key(pattern="{id}", kinds=_LIST, part="primary", fields=frozenset({"__event__"}), holds=MESSAGES),),
+        ttl_unit="",
+        convert=ag2.turn,
+    ),
+    # chat 4.41.1 with @chat-adapter/state-redis: PEXPIRE 7 days, the last 100 messages. The id is adapter:thread.
+    Layout(
+        store="vercel-chat-sdk",
+        prefix="chat-sdk:",
+        keys=(
+            Key(
+                pattern="list:msg-history:{id}",
+                kinds=_LIST,
+                part="messages",
+                fields=frozenset({"_type", "author"}),
+                holds=MESSAGES,
+            ),
+            Key(
+                pattern="list:msg-history:{*}:{id}",
+                kinds=_LIST,
+                part="messages",
+                fields=frozenset({"_type", "author"}),
+                holds=MESSAGES,
+            ),
+            Key(pattern="subscriptions", kinds=_SET, part="shared subscriptions", shared=True),
+        ),
+        ttl_unit="ms",
+        default_ttl="7d",
+    ),
+    # @mastra/redis 1.3.1.
+    Layout(
+        store="mastra-redis",
+        keys=(
+            Key(
+                pattern="mastra_messages:threadId:{id}:id:{*}",
+                kinds=_STRING,
+                part="message",
+                fields=frozenset({"threadId", "content"}),
+                holds=MESSAGE,
+            ),
+            Key(pattern="mastra_threads:id:{id}", kinds=_STRING, part="thread", fields=frozenset({"id", "resourceId"})),
+            Key(pattern="thread:{id}:messages", kinds=_ZSET, part="order", holds=IDS),
+            Key(pattern="msg-idx:{*}", kinds=_STRING, part="message index", holds="", shared=False),
+        ),
+        ttl_unit="",
+    ),
+    # AgentScope 2.0.11.
+    Layout(
+        store="agentscope-storage",
+        prefix="agentscope:user:{*}:session:",
+        keys=(
+            Key(
+                pattern="{id}:messages",
+                kinds=_LIST,
+                part="messages",
+                fields=frozenset({"role", "content"}),
+                holds=MESSAGES,
+            ),
+            Key(pattern="{id}:message_ids", kinds=_SET, part="message ids"),
+        ),
+    ),
+    # AgentScope 1.0.21.
+    Layout(
+        store="agentscope-memory",
+        prefix="user_id:{*}:session:",
+        keys=(
+            Key(pattern="{id}:messages", kinds=_LIST, part="order", holds=IDS),
+            Key(
+                pattern="{id}:msg:{*}",
+                kinds=_STRING,
+                part="message",
+                fields=frozenset({"role", "content"}),
+                holds=MESSAGE,
+            ),
+            Key(pattern="{id}:mark:{*}", kinds=_LIST, part="mark"),
+            Key(pattern="{id}:marks_index", kinds=_SET, part="marks"),
+        ),
+    ),
+    # strands-valkey-session-manager 0.1.0.
+    Layout(
+        store="strands-valkey",
+        prefix="session:",
+        keys=(
+            Key(
+                pattern="{id}:agent:{*}:message:{#}",
+                kinds=DOCUMENT_KINDS,
+                part="message",
+                fields=frozenset({"message", "message_id"}),
+                holds=MESSAGE,
+            ),
+            Key(
+                pattern="{id}:agent:{*}",
+                kinds=DOCUMENT_KINDS,
+                part="agent",
+                fields=frozenset({"agent_id", "conversation_manager_state"}),
+            ),
+            Key(pattern="{id}:multi_agent:{*}", kinds=DOCUMENT_KINDS, part="agents", fields=frozenset({"id", "type"})),
+            Key(
+                pattern="{id}",
+                kinds=DOCUMENT_KINDS,
+                part="primary",
+                fields=frozenset({"session_id", "session_type", "created_at"}),
+            ),
+        ),
+        ttl_unit="",
+    ),
+    # Redis's agent-memory-server 0.15.0: no TTL over REST, 3,600 s over MCP.
+    Layout(
+        store="agent-memory-server",
+        prefix="working_memory:",
+        keys=(
+            Key(
+                pattern="{id}",
+                kinds=DOCUMENT_KINDS,
+                part="primary",
+                fields=frozenset({"messages", "memories"}),
+                holds=MESSAGES,
+            ),
+        ),
+        id_field="session_id",
+        messages_field="messages",
+        configured_ttl=lambda document: _whole_seconds(document.get("ttl_seconds")),
+        notes=_summary_note,
+    ),
+    # Spring AI 2 (spring-ai-model-chat-memory-repository-redis).
+    Layout(
+        store="spring-ai",
+        prefix="chat-memory:",
+        keys=(
+            Key(
+                pattern="{id}:{#}",
+                kinds=DOCUMENT_KINDS,
+                part="message",
+                fields=frozenset({"type", "content", "conversation_id"}),
+                holds=MESSAGE,
+            ),
+            Key(pattern="counter:{id}", kinds=_STRING, part="counter"),
+        ),
+        id_field="conversation_id",
+        notes=_spring_notes,
+    ),
+    # Spring AI Alibaba (spring-ai-alibaba-starter-memory-redis).
+    Layout(
+        store="spring-ai-alibaba",
+        prefix="spring_ai_alibaba_chat_memory:",
+        keys=(
+            Key(pattern="{id}", kinds=_LIST, part="primary", fields=frozenset({"messageType", "text"}), holds=MESSAGES),
+        ),
+        ttl_unit="",
+    ),
+    # LangChain4j community: the prefix is empty by default, and each turn rewrites the whole array.
+    Layout(
+        store="langchain4j",
+        keys=(Key(pattern="{id}", kinds=DOCUMENT_KINDS, part="primary", fields=frozenset({"type"}), holds=MESSAGES),),
+        looks=lambda value: one_of(value.get("type"), _LANGCHAIN4J_TYPES) and not {"data", "role"} & value.keys(),
+    ),
+    # Rasa 3.6 RedisTrackerStore: actions and slots stand between the messages.
+    Layout(
+        store="rasa",
+        prefix="tracker:",
+        keys=(
+            Key(pattern="{id}", kinds=_STRING, part="primary", fields=frozenset({"events", "name"}), holds=MESSAGES),
+        ),
+        id_field="sender_id",
+        messages_field="events",
+        skip=lambda event: event.get("event") not in ("user", "bot") or event.get("text") is None,
+    ),
+    # connect-redis 9.0.0 (Express), Flask-Session 0.8.0, django-redis 7.0.0: web sessions, which may hold a dialogue.
+    Layout(
+        store="connect-redis",
+        prefix="sess:",
+        keys=(Key(pattern="{id}", kinds=_STRING, part="primary", fields=frozenset({"cookie"}), holds=MESSAGES),),
+        web_session=True,
+        default_ttl="1d",
+    ),
+    Layout(
+        store="flask-session",
+        prefix="session:",
+        keys=(Key(pattern="{id}", kinds=_STRING, part="primary", fields=frozenset({"_permanent"}), holds=MESSAGES),),
+        web_session=True,
+        default_ttl="31d",
+    ),
+    Layout(
+        store="django-session",
+        prefix="django.contrib.sessions.cache",
+        keys=(Key(pattern="{id}", kinds=_STRING, part="primary", holds=MESSAGES),),
+        web_session=True,
+        default_ttl="14d",
+    ),
+)
+
+
+def _whole_seconds(value: Any) -> int | None:
+    return value if type(value) is int and value > 0 else None
+
+
+def leads(raw: RedisValue) -> tuple[str, ...]:
+    """Return the keys that show which session an order, an index or a list of sessions belongs to."""
+    order = re.fullmatch(r"((?:.*:)?)thread:(.+):messages", raw.name, re.DOTALL)
+    if order and raw.kind == "zset":
+        return (f"{order[1]}mastra_threads:id:{order[2]}",)
+    index = re.fullmatch(r"((?:.*:)?)msg-idx:.+", raw.name, re.DOTALL)
+    if index and raw.kind == "string":
+        return (f"{index[1]}mastra_threads:id:{to_name(raw.data)}",)
+    if raw.kind == "set" and raw.name.endswith("chat-sdk:subscriptions"):
+        return tuple(
+            raw.name.removesuffix("subscriptions") + f"list:msg-history:{each}" for each in sorted(raw.members)
+        )
+    return ()
+
+
+def vocabulary() -> Iterable[str]:
+    """Yield the words of the stores' own names."""
+    for layout in LAYOUTS:
+        for key in layout.keys:
+            yield from (
+                (layout.prefix + key.pattern).replace("{id}", ":").replace("{*}", ":").replace("{#}", ":").split(":")
+            )

@@ -1,0 +1,1 @@
+"""What several formats share: bounded JSON, chat messages, encodings, list elements."""

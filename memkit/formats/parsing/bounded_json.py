@@ -1,0 +1,74 @@
+"""Parse what may be hostile: JSON with a bound on the memory it unfolds to, and faults that say where without what."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+import orjson
+
+MAX_UNFOLDED_BYTES = 48 << 20
+_SMALL = 64 << 10  # unfolds to 2 MB at worst: not worth counting
+_LARGE = 4 << 20  # orjson 3.11 sets 12 times a document's size aside; beyond this, Python's own parser takes less
+_ASTRAL = (b"\xf0", b"\xf1", b"\xf2", b"\xf3", b"\xf4")
+
+
+class Fault(NamedTuple):
+    """Why a payload cannot be read: the reason, and the byte where reading stopped (None: it was not begun)."""
+
+    message: str
+    byte: int | None
+
+
+class Parsed(NamedTuple):
+    """A parsed payload, or the fault that stopped it; ``nan`` when it holds NaN or Infinity, which are not JSON."""
+
+    value: Any
+    fault: Fault | None = None
+    nan: bool = False
+
+
+def unfolded_bytes(data: bytes) -> int:
+    """Return an upper estimate of what parsing the JSON will take (sizes of CPython 3.11 objects, 64 bit)."""
+    commas, lists, dicts = data.count(b","), data.count(b"["), data.count(b"{")
+    # One character outside the basic plane makes all of a text take four bytes each; as input, and again as value.
+    texts = 8 if not data.isascii() and any(lead in data for lead in _ASTRAL) else 5 if b"\\u" in data else 2
+    return texts * len(data) + 40 * commas + 72 * lists + 240 * dicts
+
+
+def parse(data: bytes) -> Parsed:
+    """Parse one JSON payload; never raises, never takes more than ``MAX_UNFOLDED_BYTES`` beside the payload."""
+    if len(data) > _SMALL and unfolded_bytes(data) > MAX_UNFOLDED_BYTES:
+        return Parsed(None, Fault(f"{len(data):,} bytes that would unfold to over 48 MB are not parsed", None))
+    at = 0
+    if len(data) <= _LARGE:
+        try:
+            return Parsed(orjson.loads(data))
+        except orjson.JSONDecodeError as error:
+            at = error.pos
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        return Parsed(None, Fault("not valid UTF-8", error.start))
+    return _parse_leniently(text, at)
+
+
+def _parse_leniently(text: str, at: int) -> Parsed:
+    """Parse what Python's json writes and the standard forbids: NaN, Infinity, lone surrogates.
+
+    ``at`` is the character where the strict parser stopped.
+    """
+    seen_nan: list[str] = []
+    try:
+        value = json.loads(text, parse_constant=seen_nan.append)
+    except RecursionError:
+        return Parsed(None, Fault("nested too deeply", _byte(text, at)))
+    except json.JSONDecodeError as error:
+        return Parsed(None, Fault("not valid JSON", _byte(text, max(at, error.pos))))
+    except ValueError:
+        return Parsed(None, Fault("an integer of over 4,300 digits", _byte(text, at)))
+    return Parsed(value, nan=bool(seen_nan))
+
+
+def _byte(text: str, at: int) -> int:
+    return len(text[:at].encode())

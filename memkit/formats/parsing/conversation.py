@@ -1,0 +1,167 @@
+"""Find the messages in any decoded payload, and tell from their content in which order they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from memkit.formats.model import Note, Turn
+from memkit.formats.parsing.bounded_json import parse
+from memkit.formats.parsing.chat import messages_of, place_of, spoken_line
+
+LIKELY_FIELDS = ("messages", "history", "chat_history", "chatHistory", "conversation", "turns", "dialogue", "dialog",
+                 "chat", "transcript", "exchanges", "events", "items", "entries", "log", "contents", "memory", "data",
+                 "state")  # fmt: skip
+MAX_DEPTH = 5
+_CLEAR_MAJORITY = 4
+"""How many pairs of neighbours must be in one order for one that is not: a few clocks are always skewed."""
+_JUDGED = 200
+"""The order is judged by so many entries of each end; a list is written in one direction."""
+
+OLDEST_FIRST, NEWEST_FIRST, UNKNOWN_ORDER = "oldest first", "newest first", "unknown"
+
+
+class Entry(NamedTuple):
+    """The messages of one element, and the number that orders it (a time or an index), if it has one."""
+
+    turns: Sequence[Turn]
+    place: float | None = None
+
+
+def entry_of(value: Any, key: str) -> Entry | None:
+    """Return an element's messages: of an object, of a text that holds JSON, or of a line ``User: hello``."""
+    if isinstance(value, str):
+        inner = parse(value.encode("utf-8", "surrogatepass")).value if value[:1] == "{" else None
+        if isinstance(inner, dict):
+            value = inner
+        else:
+            turn = spoken_line(value, key)
+            return Entry((turn,)) if turn else None
+    if not isinstance(value, dict):
+        return None
+    turns = messages_of(value, key)
+    return Entry(turns, place_of(value)) if turns else None
+
+
+def find_entries(value: Any, key: str, depth: int = 0) -> list[Entry]:
+    """Return the messages somewhere in a decoded payload; empty if there are none.
+
+    Args:
+        value: What JSON or msgpack holds: a list of messages, one message, or an object with either in a field.
+        key: The Redis key that it comes from.
+        depth: How many objects this one is in.
+    """
+    if depth > MAX_DEPTH:
+        return []
+    if isinstance(value, str):
+        value = _inner(value)
+    if isinstance(value, list):
+        found = [entry for each in value if (entry := entry_of(each, key))]
+        if 2 * len(found) >= len(value):  # of a conversation at least half are messages
+            return found
+        return next(_deeper(value, key, depth), []) if len(value) == 1 else []
+    if not isinstance(value, dict):
+        return []
+    if value and all(str(name).isdigit() for name in value):
+        return find_entries([value[name] for name in sorted(value, key=int)], key, depth + 1)
+    fields = [value[name] for name in LIKELY_FIELDS if name in value]
+    fields += [each for name, each in value.items() if name not in LIKELY_FIELDS]
+    lists = [each for each in fields if isinstance(each, list | dict | str)]
+    if entry := entry_of(value, key):
+        return [entry]
+    return next(_deeper(lists, key, depth), [])
+
+
+def _deeper(values: Iterable[Any], key: str, depth: int) -> Iterator[list[Entry]]:
+    for each in values:
+        if isinstance(each, str) and each[:1] not in ("[", "{"):
+            continue
+        if found := find_entries(each, key, depth + 1):
+            yield found
+
+
+def _inner(text: str) -> Any:
+    return parse(text.encode("utf-8", "surrogatepass")).value if text[:1] in ("[", "{") else None
+
+
+def order_of(entries: Sequence[Entry]) -> str:
+    """Return in which order entries stand, by what they contain.
+
+    A tool's call stands before its result; times and indexes grow; a system message is the first. If these do not
+    decide, the order is unknown.
+    """
+    if len(entries) < 2:
+        return OLDEST_FIRST
+    judged = entries if len(entries) <= 2 * _JUDGED else [*entries[:_JUDGED], *entries[-_JUDGED:]]
+    return _by_calls(judged) or _by_places(judged) or _by_system(judged) or UNKNOWN_ORDER
+
+
+def _by_calls(entries: Sequence[Entry]) -> str | None:
+    called: dict[str, int] = {}
+    answered: dict[str, int] = {}
+    for at, entry in enumerate(entries):
+        for turn in entry.turns:
+            for tool in turn.tools:
+                if tool.call_id:
+                    (answered if turn.role == "tool" else called).setdefault(tool.call_id, at)
+    after = [at - called[uid] for uid, at in answered.items() if called.get(uid, at) != at]
+    if after:
+        return OLDEST_FIRST if sum(gap > 0 for gap in after) * 2 > len(after) else NEWEST_FIRST
+    # A result without an id follows the assistant's message that asks for it, and an assistant's answer follows it.
+    roles = [entry.turns[0].role for entry in entries]
+    results = [at for at, role in enumerate(roles) if role == "tool"]
+    asks = sum(at > 0 and roles[at - 1] == "assistant" and not entries[at - 1].turns[0].text for at in results)
+    asked = sum(
+        at + 1 < len(roles) and roles[at + 1] == "assistant" and not entries[at + 1].turns[0].text for at in results
+    )
+    return None if asks == asked else OLDEST_FIRST if asks > asked else NEWEST_FIRST
+
+
+def _by_places(entries: Sequence[Entry]) -> str | None:
+    places = [entry.place for entry in entries if entry.place is not None]
+    rising = sum(first < second for first, second in pairwise(places))
+    falling = sum(first > second for first, second in pairwise(places))
+    if rising > _CLEAR_MAJORITY * falling:
+        return OLDEST_FIRST
+    return NEWEST_FIRST if falling > _CLEAR_MAJORITY * rising else None
+
+
+def _by_system(entries: Sequence[Entry]) -> str | None:
+    first, last = (entries[at].turns[0].role == "system" for at in (0, -1))
+    return None if first == last else OLDEST_FIRST if first else NEWEST_FIRST
+
+
+def user_speaks_last(entries: Sequence[Entry]) -> bool:
+    """Return whether an assistant stands first and a user last: a hint, but no proof, that the newest is first."""
+    return entries[0].turns[0].role == "assistant" and entries[-1].turns[-1].role == "user"
+
+
+def sorted_entries(entries: Sequence[Entry]) -> list[Entry] | None:
+    """Return entries of a container without an order by their times or indexes; None if some have none."""
+    places = [entry.place for entry in entries]
+    if None in places or (len(set(places)) == 1 and len(places) > 1):
+        return None
+    return sorted(entries, key=lambda entry: entry.place or 0.0)
+
+
+def in_order(entries: Sequence[Entry], *, ordered: bool = False) -> Iterator[Turn | Note]:
+    """Yield the messages of entries, oldest first, with a note if their content does not show the order.
+
+    Args:
+        entries: The messages as they stand in their key.
+        ordered: Whether they are known to stand oldest first.
+    """
+    order = OLDEST_FIRST if ordered or not entries else order_of(entries)
+    if order == UNKNOWN_ORDER:
+        order = NEWEST_FIRST if user_speaks_last(entries) else OLDEST_FIRST
+        shown = "the last element first" if order == NEWEST_FIRST else "as they are stored"
+        yield Note(f"the order of the messages is not known: no time, tool call or system message shows it ({shown})")
+    for entry in entries[::-1] if order == NEWEST_FIRST else entries:
+        yield from entry.turns
+
+
+def message_fields(fields: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return a hash's or a stream entry's fields as an object; a value that is JSON counts as what it holds."""
+    texts = {name: value.decode("utf-8", "replace") for name, value in fields.items()}
+    return {name: inner if (inner := _inner(text)) is not None else text for name, text in texts.items()}

@@ -1,0 +1,107 @@
+"""Checks that hold for any store's dialogue: results follow their calls, no message occurs twice, none is cut off."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from memkit.formats.model import Item, Problem, Tool, Turn
+
+_REPORTED_PER_CAUSE = 5
+SKEW_S = 5.0
+"""Clocks of several writers differ: an order that is wrong by less than this is not reported."""
+
+
+class Dialogue:
+    """Follows one dialogue message by message; ``follow`` passes every item on and adds the problems.
+
+    ``loses_calls`` is for stores that drop an assistant's tool calls: a result then needs an assistant before it.
+    """
+
+    def __init__(self, *, loses_calls: bool = False) -> None:
+        self._loses_calls = loses_calls
+        self._names: dict[str, str | None] = {}
+        self._open: dict[str, tuple[str, int]] = {}
+        self._answered: set[str] = set()
+        self._uids: set[str] = set()
+        self._empty_at: str | None = None
+        self._at_s = 0.0
+        self._may_answer = False
+        self._count = 0
+        self._found: dict[str, list[Problem]] = {}
+        self._counts: Counter[str] = Counter()
+
+    def follow(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield the items (a result gets its tool's name from the call), then the problems between them."""
+        for item in items:
+            yield self._seen(item) if isinstance(item, Turn) else item
+            del item  # a text may have 10 MB: release it before the next one is parsed
+        self._end()
+        for cause, found in self._found.items():
+            yield from found[:_REPORTED_PER_CAUSE]
+            if len(found) > _REPORTED_PER_CAUSE:
+                more = self._counts[cause] - _REPORTED_PER_CAUSE
+                yield found[_REPORTED_PER_CAUSE]._replace(message=f"… and {more:,} more like it")
+
+    def _seen(self, turn: Turn) -> Turn:
+        self._count += 1
+        if turn.at_s is not None:
+            if turn.at_s < self._at_s - SKEW_S:
+                self._add("out_of_order", turn.key, "message {:,} is older than the one before it", self._count)
+            self._at_s = max(self._at_s, turn.at_s)
+        self._empty_at = turn.key if turn.role == "assistant" and not turn.text else None
+        if turn.uid is not None:
+            if turn.uid in self._uids:
+                self._add("duplicate", turn.key, "message {:,} has the id of an earlier one", self._count)
+            self._uids.add(turn.uid)
+        if turn.role == "tool":
+            return self._result(turn)
+        self._may_answer = turn.role == "assistant"
+        if self._count == 1 and self._may_answer and (turn.tools or not turn.text):
+            self._add("gap", turn.key, "the dialogue begins with a tool call: the messages before it no longer exist")
+        if turn.tools:
+            self._calls(turn.key, turn.tools)
+        return turn
+
+    def _calls(self, key: str, tools: Iterable[Tool]) -> None:
+        for name, call_id in tools:
+            if call_id is None:
+                continue
+            if call_id in self._names:
+                self._add("duplicate", key, "message {:,} makes a tool call that an earlier one made", self._count)
+            self._names[call_id] = name
+            self._open[call_id] = key, self._count
+
+    def _result(self, turn: Turn) -> Turn:
+        if self._loses_calls or not turn.tools:
+            asked = self._may_answer
+        else:  # a result without an id needs an assistant's message before it
+            asked = all(self._may_answer if uid is None else uid in self._names for _, uid in turn.tools)
+        if not asked:
+            reason = "message {:,} is a tool's result, and no call before it asks for it"
+            self._add("orphan_tool_result", turn.key, reason, self._count)
+        for _, call_id in turn.tools:
+            if call_id is None:
+                continue
+            self._open.pop(call_id, None)
+            if call_id in self._answered:
+                self._add(
+                    "duplicate", turn.key, "message {:,} answers a tool call that was answered before", self._count
+                )
+            self._answered.add(call_id)
+        named = tuple([tool if tool.name else Tool(self._names.get(tool[1] or ""), tool[1]) for tool in turn.tools])
+        return turn._replace(tools=named)
+
+    def _end(self) -> None:
+        for key, count in self._open.values():
+            place = "the last message" if count == self._count else f"message {count:,}"
+            self._add("gap", key, f"{place} calls a tool and no result is stored: still running, or lost")
+        if self._loses_calls and self._empty_at is not None:
+            reason = "the last message is an assistant's without text, so a tool call, and no result is stored"
+            self._add("gap", self._empty_at, f"{reason}: still running, or lost")
+
+    def _add(self, cause: str, key: str, reason: str, count: int = 0) -> None:
+        """Note a problem of message ``count``; beyond the first five of a cause only their number is kept."""
+        self._counts[cause] += 1
+        if self._counts[cause] <= _REPORTED_PER_CAUSE + 1:
+            self._found.setdefault(cause, []).append(Problem(cause, key, reason.format(count)))

@@ -1,0 +1,91 @@
+"""Recognise which store wrote a list by the shape of the majority of its elements.
+
+``missing`` and the functions after it name what a message lacks, in words that hold nothing of the message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from memkit.formats.model import one_of
+from memkit.formats.parsing.chat import ROLES
+
+TYPES = frozenset(name for name in ROLES if not name.endswith("Message")) | {"chat", "remove"}
+"""The types of LangChain's messages."""
+CALLS = frozenset({"function_call", "custom_tool_call", "computer_call", "mcp_call", "shell_call"})
+RESULTS = frozenset({"function_call_output", "custom_tool_call_output", "computer_call_output", "shell_call_output"})
+HIDDEN = frozenset({"reasoning", "compaction", "item_reference", "mcp_list_tools"})
+"""The Responses API's items: tool calls, their results, and some of those that are no part of a dialogue."""
+_INSTEAD = (
+    *("tool_calls", "invalid_tool_calls", "function_call", "additional_kwargs", "refusal", "reasoning_content"),
+    *("images", "audio", "videos", "files", "image_output", "audio_output", "video_output", "file_output"),
+)
+_KINDS = {dict: "an object", list: "an array", str: "text", bool: "a boolean", type(None): "null"}
+
+
+def _langchain_community(value: Mapping[str, Any]) -> bool:
+    return isinstance(value.get("data"), dict) and one_of(value.get("type"), TYPES)
+
+
+def _llama_index(value: Mapping[str, Any]) -> bool:
+    body = value.get("blocks") if "blocks" in value else value.get("content", 0)
+    return "role" in value and "additional_kwargs" in value and isinstance(body, list | str | None)
+
+
+def _openai_agents(value: Mapping[str, Any]) -> bool:
+    return is_item(value.get("type")) or (value.get("type") == "message" and "content" in value)
+
+
+def is_item(kind: Any) -> bool:
+    """Return whether a type is that of an item beside the messages; the API gets new ones, whose names end alike."""
+    return isinstance(kind, str) and (
+        kind in HIDDEN or kind.startswith("mcp_approval_") or kind.endswith(("_call", "_call_output", "_search_output"))
+    )
+
+
+def _agent_framework_redis(value: Mapping[str, Any]) -> bool:
+    return value.get("type") == "message" and "contents" in value
+
+
+def _ag2(value: Mapping[str, Any]) -> bool:
+    return "__event__" in value
+
+
+SHAPES: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    "langchain-community": _langchain_community,
+    "llama-index": _llama_index,
+    "openai-agents": _openai_agents,
+    "agent-framework-redis": _agent_framework_redis,
+    "ag2": _ag2,
+}
+
+
+def store_of(value: Mapping[str, Any]) -> str | None:
+    """Return the store whose elements look like this one."""
+    return next((store for store, fits in SHAPES.items() if fits(value)), None)
+
+
+def kind_of(value: Any) -> str:
+    """Return what JSON calls a value's type."""
+    return _KINDS.get(type(value), "a number")
+
+
+def missing(value: Mapping[str, Any], fields: Iterable[str], *, kind: type = str) -> str | None:
+    """Return which of the fields is not there, or is of another type; None where all are as they should be."""
+    for field in fields:
+        if field not in value:
+            return f"it has no {field}"
+        if not isinstance(value[field], kind):
+            return f"its {field} is {kind_of(value[field])}, not {_KINDS[kind]}"
+    return None
+
+
+def missing_content(message: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with a message's content; one that calls a tool, refuses or shows a file needs none."""
+    content = message.get("content")
+    if isinstance(content, str | list | dict):
+        return None
+    if content is not None:
+        return f"its content is {kind_of(content)}"
+    return None if any(map(message.get, _INSTEAD)) else "it has no content"

@@ -1,0 +1,500 @@
+"""Name a payload's encodings, layer by layer, and say what a format itself proves to be damaged.
+
+Nothing is ever unpickled: ``pickletools`` names the opcodes. Only the first 64 KB of a compressed payload are kept, so
+a decompression bomb stays small. A fault needs proof by the format: an end that comes too early, or a checksum that
+fails. Bytes that merely look unusual have no fault.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import binascii
+import importlib
+import io
+import json
+import pickletools
+import re
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from memkit.formats.parsing import msgpack
+from memkit.formats.parsing.bounded_json import parse
+
+MAX_LAYERS = 4
+PEEK_BYTES = 64 << 10
+MOST_CHECKED_BYTES = 64 << 20
+"""A payload is decompressed up to here to find its end; a bomb of 1 GB takes 0.05 s."""
+HEX_BYTES = 256
+READABLE = frozenset(("json", "json string", "ndjson", "python repr", "text", "empty", "stringified object", "php"))
+"""Encodings that show their text to a reader of the bytes."""
+ENCRYPTED = "fernet (encrypted)"
+
+MOST_DOCUMENTS = 10_000
+"""So many JSON documents in one payload are looked at: 0.03 s."""
+MOST_OPCODES = 500_000
+"""A pickle is disassembled so far: 0.2 s."""
+FEWEST_OPCODES = 8
+"""Random bytes are valid pickle opcodes for so long in one of 40,000 cases (68 of 256 bytes are opcodes)."""
+FEWEST_INFLATED_BYTES = 8
+"""Random bytes have a zlib header and inflate to so much readable text in one of ten million cases."""
+FEWEST_NAMES = 2
+"""Two names of fields in a broken msgpack map: random bytes hold them in one of a billion cases."""
+
+_GZIP_HEAD_BYTES = 10
+_HEAD_BYTES = 1 << 10
+_OPCODES = 2_000
+_OLD_PICKLES = b"(]})cVSUXILFG"
+"""What a pickle of protocol 0 or 1 of more than one plain value begins with: a mark, a container, a class, a scalar."""
+_BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{16,}={0,2}")
+_FERNET = re.compile(rb"gAAAAA[A-Za-z0-9_-]{60,}={0,2}")
+_PREFIXED = re.compile(rb"[A-Za-z][A-Za-z0-9_.-]{0,15}[:|$]")
+_PHP = re.compile(rb"[aO]:\d+:[{\"]|s:\d+:\"")
+_JSON_OBJECT = re.compile(r'[\s\[]*\{\s*"(?:[^"\\]|\\.)*"\s*:|"[\s\[]*\{\s*\\"')
+"""The beginning of a JSON object, or of one in a JSON string: text and templates have no quoted name there."""
+_BETWEEN = re.compile(r"[\s\x1e]*(?=\S)")
+_REPR = re.compile(rb"[\[({]+\s*'")
+_STRINGIFIED = re.compile(
+    r"(\[object [A-Z]\w*\],?)+"  # JavaScript
+    r"|<[\w.]+ object at 0x[0-9a-f]+>"  # Python
+    r"|(\[L)?([a-z]\w*\.)+[A-Z]\w*;?@[0-9a-f]+"  # Java
+)
+_CUT_WORD = re.compile(r"-?|t|tr|tru|f|fa|fal|fals|n|nu|nul")
+
+
+class Encoding(NamedTuple):
+    """The layers of a payload, outermost first, and ``fault``: what a format proves to be wrong, or nothing.
+
+    ``inner`` are the bytes below the layers that could be opened, the first 64 KB of compressed ones.
+    """
+
+    layers: tuple[str, ...]
+    fault: str = ""
+    inner: bytes = b""
+
+    def __str__(self) -> str:
+        return " > ".join(self.layers)
+
+
+class _Layer(NamedTuple):
+    """One layer: its name, what it holds, what is wrong with it; ``whole`` False: only the beginning was opened."""
+
+    name: str
+    inner: bytes = b""
+    fault: str = ""
+    whole: bool = True
+
+
+def examine(data: bytes) -> Encoding:
+    """Return a payload's encoding and what is proven to be wrong with it.
+
+    Args:
+        data: The payload's bytes; they may be hostile.
+
+    Returns:
+        The layers, outermost first: ``("gzip", "json")``, ``("pickle",)``.
+    """
+    layers: list[str] = []
+    whole = True
+    while True:
+        layer = _layer(data, whole=whole)
+        layers.append(layer.name)
+        if layer.fault or not layer.inner or len(layers) == MAX_LAYERS:
+            fault = f"{layer.name} {layer.fault}" if layer.fault else ""
+            return Encoding(tuple(layers), fault, layer.inner or data)
+        data, whole = layer.inner, layer.whole
+
+
+def encoding_of(data: bytes) -> str:
+    """Return the guessed encoding, outermost layer first: ``json``, ``gzip > json``, ``pickle``."""
+    return str(examine(data))
+
+
+def is_packed(encoding: str) -> bool:
+    """Return whether an encoding hides its text from a reader of the bytes: compressed, encoded or binary."""
+    return not READABLE.issuperset(encoding.split(" > "))
+
+
+def _layer(data: bytes, *, whole: bool = True) -> _Layer:
+    if not data:
+        return _Layer("empty")
+    if data.lstrip()[:1] in (b"{", b"[", b'"') and (found := _document(data, whole=whole)):
+        return found
+    return _text_layer(data) if _is_text(data) else _binary_layer(data)
+
+
+# -- JSON and what is taken for it -------------------------------------------------------------------------------------
+
+
+def _document(data: bytes, *, whole: bool) -> _Layer | None:
+    """Return the layer of what begins like JSON; None for other text."""
+    parsed = parse(data)
+    if parsed.fault is None:
+        if isinstance(parsed.value, str) and _is_document(inner := parsed.value.encode("utf-8", "surrogatepass")):
+            return _Layer("json string", inner)
+        return _Layer("json")
+    if parsed.fault.byte is None or (not whole and _is_text(data)):
+        return _Layer("json")  # too large to be parsed, or the beginning of a larger document
+    if _REPR.match(data) and _is_repr(data):
+        return _Layer("python repr")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(data) - 3 or error.reason != "unexpected end of data":
+            return None
+        text = data[: error.start].decode()
+    return _documents(text)
+
+
+def _is_document(data: bytes) -> bool:
+    return data[:1] in (b"{", b"[") and isinstance(parse(data).value, dict | list)
+
+
+def _is_repr(data: bytes) -> bool:
+    """Return whether the bytes are the Python repr of a container."""
+    if len(data) > PEEK_BYTES:
+        return data.rstrip()[-1:] in (b"}", b"]", b")")
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return isinstance(ast.literal_eval(data.decode()), dict | list | tuple)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return False
+
+
+def _documents(text: str) -> _Layer | None:
+    """Return the layer of several JSON documents, or of one that ends early; None for other text."""
+    decoder, at = json.JSONDecoder(), 0
+    for _ in range(MOST_DOCUMENTS):
+        found = _BETWEEN.match(text, at)
+        if not found:
+            break
+        at = found.end()
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            cut = _ends_early(error, text) and _JSON_OBJECT.match(text, at)
+            return _Layer("json", fault="ends early") if cut else None
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(value, dict | list):
+            return None
+    return _Layer("ndjson")
+
+
+def _ends_early(error: json.JSONDecodeError, text: str) -> bool:
+    """Return whether all that a JSON parser complains about is the end."""
+    rest = text[error.pos :].rstrip()
+    if error.msg.startswith("Unterminated string"):
+        return True
+    return _CUT_WORD.fullmatch(rest) is not None or (error.msg.startswith("Invalid \\") and len(rest) < len(r"\u1234"))
+
+
+# -- text --------------------------------------------------------------------------------------------------------------
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        text = data[:PEEK_BYTES].decode()
+    except UnicodeDecodeError as error:
+        if len(data) <= PEEK_BYTES or error.start < PEEK_BYTES - 4:
+            return False
+        text = data[: error.start].decode()
+    return not any(mark < " " and mark not in "\t\n\r\x1b" for mark in text[:4096])
+
+
+def _text_layer(data: bytes) -> _Layer:
+    if len(data) < HEX_BYTES and _STRINGIFIED.fullmatch(data.decode(errors="replace").strip()):
+        return _Layer("stringified object", fault="holds the name of an object instead of its content")
+    if _FERNET.fullmatch(data):
+        return _Layer(ENCRYPTED)
+    if data[0] in _OLD_PICKLES and _is_old_pickle(data):
+        return _Layer("pickle")
+    if _PHP.match(data):
+        return _Layer("php")
+    prefix = _PREFIXED.match(data)
+    inner = data[prefix.end() :] if prefix else b""
+    if _FERNET.fullmatch(inner) or (inner and _unbase64(inner)):
+        return _Layer("prefix", inner)
+    return _unbase64(data) or _Layer("text")
+
+
+def _unbase64(data: bytes) -> _Layer | None:
+    """Return base64 of something that can be named: a digest in hex is base64 too, and holds nothing."""
+    if len(data) > MOST_CHECKED_BYTES or not _BASE64.fullmatch(data):
+        return None
+    letters = data.rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
+    left = len(letters) % 4  # no number of bytes becomes 4 n + 1 letters
+    try:
+        inner = base64.b64decode(letters[:-1] if left == 1 else letters + b"=" * (-left % 4))
+    except binascii.Error:
+        return None
+    layer = _layer(inner)
+    if len(inner) <= 8 or layer.name not in _NAMED:
+        return None
+    return _Layer("base64", fault="ends early") if left == 1 else _Layer("base64", inner)
+
+
+_UNNAMED = ("binary", "protobuf?")
+_NAMED = frozenset(("json", "gzip", "zlib", "zstd", "lz4", "pickle", "msgpack", "java"))
+
+
+# -- binary ------------------------------------------------------------------------------------------------------------
+
+
+def _binary_layer(data: bytes) -> _Layer:
+    for magic, read in _MAGIC:
+        if data.startswith(magic) and (found := read(data)):
+            return found
+    if found := _msgpack(data) or _prefixed_binary(data):
+        return found
+    if data[0] in _OLD_PICKLES and _is_old_pickle(data):
+        return _Layer("pickle")
+    if 0xA1 <= data[0] <= 0xB7 and _cbor_end(data, 0, 0) == len(data):
+        return _Layer("cbor")
+    return _Layer("protobuf?" if _is_protobuf(data) else "binary")
+
+
+def _prefixed_binary(data: bytes) -> _Layer | None:
+    """Return the layer of a short version or name before bytes with a magic number."""
+    prefix = _PREFIXED.match(data)
+    inner = data[prefix.end() :] if prefix else b""
+    return _Layer("prefix", inner) if any(inner.startswith(magic) for magic, _ in _MAGIC) else None
+
+
+def _deflate(name: str, wbits: int) -> Callable[[bytes], _Layer | None]:
+    """Return a reader of zlib's formats, which checks the whole payload and keeps its beginning."""
+
+    def read(data: bytes) -> _Layer | None:
+        stream, inner, size, fault = zlib.decompressobj(wbits), b"", 0, ""
+        try:
+            head, rest = data[:_HEAD_BYTES], data[_HEAD_BYTES:]
+            steps = [(head, 16), (rest, PEEK_BYTES)]  # small ones first: zlib keeps nothing of a step that fails
+            parts = [part[at : at + step] for part, step in steps for at in range(0, len(part), step)]
+            for part in parts:
+                chunk = stream.decompress(part, PEEK_BYTES)
+                while chunk:
+                    inner, size = inner + chunk[: PEEK_BYTES - len(inner)], size + len(chunk)
+                    chunk = stream.decompress(stream.unconsumed_tail, PEEK_BYTES)
+                if stream.eof or size > MOST_CHECKED_BYTES:
+                    break
+            else:
+                fault = "ends early"
+        except zlib.error as error:
+            fault = "fails its checksum" if "check" in str(error) else "does not decompress to its end"
+        if not fault:
+            return _Layer(name, inner, whole=len(inner) < PEEK_BYTES)
+        told = len(inner) >= FEWEST_INFLATED_BYTES and _layer(inner, whole=False).name not in _UNNAMED
+        return _Layer(name, fault=fault) if told or (wbits > 15 and len(data) > _GZIP_HEAD_BYTES) else None
+
+    return read
+
+
+def _zstd(data: bytes) -> _Layer:
+    """Walk the blocks of a zstd frame (RFC 8878, 3.1.1)."""
+    head, window_code = data[4:6].ljust(2, b"\0")
+    single = bool(head & 0x20)
+    size_bytes = (int(single), 2, 4, 8)[head >> 6]
+    at = 5 + (not single) + (0, 1, 2, 4)[head & 3] + size_bytes
+    if head & 0x08 or len(data) < at:
+        return _Layer("zstd?")
+    if single:
+        window = int.from_bytes(data[at - size_bytes : at], "little") + (256 if size_bytes == 2 else 0)
+    else:
+        window = (1 << 10 + (window_code >> 3)) * (8 + (window_code & 7)) // 8
+    last = False
+    while not last:
+        block = int.from_bytes(data[at : at + 3].ljust(3, b"\0"), "little")
+        kind, size = block >> 1 & 3, block >> 3
+        if at + 3 <= len(data) and (kind == 3 or size > min(window, 128 << 10)):
+            return _Layer("zstd?")
+        at += 3 + (1 if kind == 1 else size)
+        if at > len(data):
+            return _Layer("zstd", fault="ends early")
+        last = bool(block & 1)
+    if at + (4 if head & 4 else 0) > len(data):
+        return _Layer("zstd", fault="ends early")
+    return _opened("zstd", "zstandard", data)
+
+
+def _lz4(data: bytes) -> _Layer:
+    """Walk the blocks of an lz4 frame (the frame format's description, 1.6.1)."""
+    flags, size_code = data[4:6].ljust(2, b"\0")
+    at = 7 + (8 if flags & 8 else 0) + (4 if flags & 1 else 0)
+    if flags >> 6 != 1 or flags & 2 or size_code & 0x8F or not 4 <= size_code >> 4 <= 7:
+        return _Layer("lz4?")
+    while True:
+        if at + 4 > len(data):
+            return _Layer("lz4", fault="ends early")
+        size = int.from_bytes(data[at : at + 4], "little") & 0x7FFFFFFF
+        if size > 1 << (8 + 2 * (size_code >> 4)):
+            return _Layer("lz4?")
+        at += 4
+        if not size:
+            break
+        at += size + (4 if flags & 16 else 0)
+    if at + (4 if flags & 4 else 0) > len(data):
+        return _Layer("lz4", fault="ends early")
+    return _opened("lz4", "lz4.frame", data)
+
+
+def _opened(name: str, module: str, data: bytes) -> _Layer:
+    """Return a complete frame with its content, if the library for it is installed."""
+    try:
+        library = importlib.import_module(module)
+    except ImportError:
+        return _Layer(name)
+    try:
+        inner = library.open(io.BytesIO(data), "rb").read(PEEK_BYTES)
+    except Exception:  # noqa: BLE001 - each library has its own errors; the frame's blocks were complete
+        return _Layer(name, fault="does not decompress to its end")
+    return _Layer(name, inner, whole=len(inner) < PEEK_BYTES)
+
+
+def _pickle(data: bytes) -> _Layer | None:
+    """Return the layer of a pickle of protocol 2 to 5, by its opcodes."""
+    if len(data) < 3 or not 2 <= data[1] <= 5:
+        return None
+    stream, count = io.BytesIO(data), 0
+    try:
+        for opcode, _argument, _at in pickletools.genops(stream):
+            count += 1
+            if count == MOST_OPCODES:
+                return _Layer("pickle")
+            if opcode.name == "STOP":
+                return _Layer("pickle") if stream.tell() == len(data) else None
+    except (ValueError, IndexError, OverflowError, EOFError):
+        pass
+    return _Layer("pickle", fault="ends early") if not stream.read(1) and count >= FEWEST_OPCODES else None
+
+
+_MAGIC: tuple[tuple[bytes, Callable[[bytes], _Layer | None]], ...] = (
+    (b"\x1f\x8b\x08", _deflate("gzip", 31)),
+    (b"\x78", _deflate("zlib", 15)),
+    (b"\x28\xb5\x2f\xfd", _zstd),
+    (b"\x04\x22\x4d\x18", _lz4),
+    (b"\x80", _pickle),
+    (b"\xac\xed\x00\x05", lambda _: _Layer("java")),
+)
+
+
+def _msgpack(data: bytes) -> _Layer | None:
+    """Return the layer of a msgpack map or array; one that ends early is known by the names of its fields."""
+    if msgpack.looks_like(data):
+        return _Layer("msgpack")
+    if data[0] not in (*range(0x81, 0xA0), 0xDC, 0xDE):
+        return None
+    try:
+        msgpack.unpack(data)
+    except msgpack.MsgpackFault as error:
+        if error.message == "cut short" and len(list(_msgpack_names(data))) >= FEWEST_NAMES:
+            return _Layer("msgpack", fault="ends early")
+    return None
+
+
+def _msgpack_names(data: bytes) -> Iterator[str]:
+    """Yield the words at the beginning of a map, or of the first map in an array."""
+    at = 1 if data[0] < 0xA0 else 3
+    at += data[0] >> 4 == 9 or data[0] == 0xDC
+    while at < min(len(data), HEX_BYTES):
+        is_long = data[at] == 0xD9
+        length = data[at] & 0x1F if 0xA2 <= data[at] <= 0xBF else int.from_bytes(data[at + 1 : at + 2]) * is_long
+        at += 1 + is_long
+        word = data[at : at + length]
+        if not length or len(word) < length or not word.isascii() or not word.decode().isprintable():
+            return
+        yield word.decode()
+        at += length
+
+
+def _cbor_end(data: bytes, at: int, depth: int) -> int:
+    """Return where a CBOR item ends (RFC 8949; definite lengths only), or -1."""
+    if not 0 <= at < len(data) or depth > MAX_LAYERS * MAX_LAYERS:
+        return -1
+    major, info = data[at] >> 5, data[at] & 31
+    at += 1
+    if info > 27:
+        return -1
+    value = info
+    if info > 23:
+        width = 1 << (info - 24)
+        value, at = int.from_bytes(data[at : at + width], "big"), at + width
+    if major in (0, 1, 7):
+        return at if at <= len(data) else -1
+    if major in (2, 3):
+        return at + value if at + value <= len(data) else -1
+    for _ in range(min(len(data), {4: value, 5: 2 * value, 6: 1}[major])):
+        at = _cbor_end(data, at, depth + 1)
+        if at < 0:
+            return -1
+    return at
+
+
+def _is_old_pickle(data: bytes) -> bool:
+    """Return whether bytes, which may be words, are a pickle of protocol 0 or 1: such a one fills a memo."""
+    found = pickle_opcodes(data)
+    ended = found["STOP"] == 1 or len(data) > PEEK_BYTES or found.total() == _OPCODES
+    return data[-1:] == b"." and ended and bool(found["PUT"] or found["BINPUT"])
+
+
+def pickle_opcodes(data: bytes) -> Counter[str]:
+    """Return how often each opcode occurs in the first 64 KB of a pickle, which is disassembled and never loaded."""
+    found: Counter[str] = Counter()
+    try:
+        for opcode, _argument, _at in pickletools.genops(data[:PEEK_BYTES]):
+            found[opcode.name] += 1
+            if found.total() >= _OPCODES:
+                break
+    except (ValueError, IndexError, OverflowError, EOFError):
+        pass
+    return found
+
+
+def _is_protobuf(data: bytes) -> bool:
+    """Return whether the bytes read as protobuf fields, end to end (the first 64 of them for long payloads)."""
+    at, fields = 0, 0
+    while at < len(data) and fields < 64:
+        tag, at = _varint(data, at)
+        if tag <= 7 or tag >> 3 > 4096 or at < 0:
+            return False
+        at = _field_end(data, at, tag & 7)
+        if at < 0:
+            return False
+        fields += 1
+    return fields > 0 and at <= len(data)
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(data):
+            return 0, -1
+        value |= (data[at] & 0x7F) << shift
+        at += 1
+        if data[at - 1] < 0x80:
+            return value, at
+    return 0, -1
+
+
+def _field_end(data: bytes, at: int, wire_type: int) -> int:
+    """Return where the field ends, or -1."""
+    if wire_type == 0:
+        return _varint(data, at)[1]
+    if wire_type == 2:
+        length, at = _varint(data, at)
+        end = at + length if at >= 0 else -1
+    else:
+        end = {1: at + 8, 5: at + 4}.get(wire_type, -1)
+    return end if end <= len(data) else -1
+
+
+def hex_view(data: bytes) -> str:
+    """Return the first 256 bytes as hex and ASCII, sixteen a line."""
+    lines = []
+    for at in range(0, min(len(data), HEX_BYTES), 16):
+        row = data[at : at + 16]
+        shown = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in row)
+        lines.append(f"{at:08x}  {row.hex(' '):<47}  {shown}")
+    return "\n".join(lines)

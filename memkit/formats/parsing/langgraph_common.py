@@ -1,0 +1,205 @@
+"""What LangGraph's savers share: names of keys, the state's messages, chains of checkpoints, serialised values."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any, NamedTuple
+
+from memkit.formats.model import Item, Note, Problem, SessionValues, Turn, a_dict, one_of
+from memkit.formats.parsing import msgpack
+from memkit.formats.parsing.bounded_json import Fault, Parsed, parse
+from memkit.formats.parsing.chat import chat_turn
+from memkit.formats.parsing.documents import corrupt, messages, misshapen, read
+from memkit.formats.parsing.element_shapes import TYPES, missing, missing_content
+from memkit.formats.parsing.langchain_message import constructed_turn, is_constructed, message_turn
+from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
+
+KNOWN_VERSION = 4
+REDIS_KINDS = ("checkpoint", "checkpoint_write", "checkpoint_latest", "checkpoint_blob", "write_keys_zset",
+               "write_registry")  # fmt: skip
+"""The kinds of keys of langgraph-checkpoint-redis for Python and for JavaScript, full savers and shallow ones."""
+MAX_NESTED = 4
+"""Extensions inside extensions of msgpack; each is unpacked anew, so their depth must be bounded."""
+_PYDANTIC = (4, 5)
+_BY_KEYWORDS = 2
+_UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_WRITE_NAME = re.compile(rf".*:{_UUID}:{_UUID}:\d+", re.DOTALL)
+_REPORTED = 5
+
+
+class Pieces(NamedTuple):
+    """A key's name taken apart: what stands before the kind, the kind, and what follows it."""
+
+    prefix: str
+    kind: str
+    rest: str
+
+
+def name_parts(name: str, kinds: tuple[str, ...]) -> Pieces | None:
+    """Return the pieces of a key's name, or None when it is of none of these kinds.
+
+    The first word that is a kind is the key's: a thread may be called ``checkpoint:1``.
+    """
+    found = _kinds(kinds).match(name)
+    return Pieces(found[1], found[2], found[3]) if found else None
+
+
+@cache
+def _kinds(kinds: tuple[str, ...]) -> re.Pattern[str]:
+    # A prefix ends with one of these marks, so that "checkpoint" is not found inside "my_checkpoint".
+    return re.compile(rf"((?:.*?[:/|{{}}.])??)({'|'.join(sorted(kinds, key=len, reverse=True))}):(.*)", re.DOTALL)
+
+
+# A subgraph's namespace: ``node:task``, several joined by ``|``; the task is a UUID.
+_SUBGRAPH = r"[^:|]+:[0-9a-fA-F-]{36}(?:\|[^:|]+:[0-9a-fA-F-]{36})*"
+
+
+def thread_of(rest: str, root: str, wanted: str | None) -> str | None:
+    """Return the thread of ``<thread>:<namespace>[:…]``; both may hold colons, so the namespace must look like one.
+
+    ``root`` is how the graph's own namespace is written; ``wanted`` is the thread that is looked for, if any.
+    """
+    if wanted:
+        fits = rest.startswith(f"{wanted}:") and _after(root).match(rest, len(wanted))
+        return wanted if fits else None
+    found = [at.start() for at in _after(root).finditer(rest) if at.start()]
+    return rest[: found[-1]] if found else None
+
+
+@cache
+def _after(root: str) -> re.Pattern[str]:
+    return re.compile(rf":(?={re.escape(root)}(?::|$)|{_SUBGRAPH}(?::|$))")
+
+
+def is_write_name(name: str) -> bool:
+    """Return whether a key is a pending write, under any prefix: checkpoint, task and number end its name."""
+    pieces = name_parts(name, ("write_keys_zset", "write_registry", "checkpoint_write"))
+    return pieces is not None or _WRITE_NAME.fullmatch(name) is not None
+
+
+def pieces_of(name: str, thread: str) -> Pieces | None:
+    """Return the pieces of the name of a thread's key under the library's own kinds or any other prefix.
+
+    A saver takes prefixes of the user's own for checkpoints and writes: the kind is then the word before the thread.
+    """
+    pieces = name_parts(name, REDIS_KINDS)
+    if pieces and pieces.rest.startswith(f"{thread}:"):
+        return pieces
+    at = name.find(f":{thread}:")
+    if at < 1:
+        return None
+    prefix, mark, kind = name[:at].rpartition(":")
+    return Pieces(prefix + mark, kind, name[at + 1 :])
+
+
+def deserialised(kind: str, encoded: str, raw: RedisValue) -> tuple[Any, list[Problem]]:
+    """Return the value that a saver serialised, messages as plain objects, and the problem if it is damaged.
+
+    Args:
+        kind: The serialiser's name for the encoding: ``msgpack`` or ``json``; values of others are not read.
+        encoded: The bytes in base64.
+        raw: The key they come from.
+    """
+    data = b""
+    try:
+        data = base64.b64decode(encoded, validate=True)
+        if kind == "json":
+            return parse(data).value, []
+        return (_plain(msgpack.unpack(data)), []) if kind == "msgpack" else (None, [])
+    except msgpack.MsgpackFault as error:
+        cause = Parsed(None, Fault(f"msgpack {error.message} at its byte {error.byte:,}", error.byte))
+        return None, [corrupt(raw.name, data, cause)]
+    except (binascii.Error, ValueError):
+        return None, [corrupt(raw.name, raw.data, Parsed(None, Fault("not valid base64", 0)))]
+
+
+def _plain(value: Any, nested: int = 0) -> Any:
+    if isinstance(value, msgpack.Ext):
+        return _constructed(value, nested)
+    if isinstance(value, list):
+        return [_plain(entry, nested) for entry in value]
+    if isinstance(value, dict):
+        return {key: _plain(entry, nested) for key, entry in value.items()}
+    return value
+
+
+def _constructed(value: msgpack.Ext, nested: int) -> Any:
+    """Return a LangChain message from its extension, ``[module, class, fields, …]``; no other class is opened."""
+    if value.code not in (*_PYDANTIC, _BY_KEYWORDS) or nested == MAX_NESTED:
+        return None
+    inner = msgpack.unpack(value.data)
+    if not (isinstance(inner, list) and len(inner) >= 3 and isinstance(inner[2], dict)):
+        return None
+    return {"lc": 1, "id": [inner[0], inner[1]], "kwargs": _plain(inner[2], nested + 1)}
+
+
+def message_items(channels: Mapping[str, Any], key: str) -> Iterator[Item]:
+    """Yield the messages of a graph's state: channel ``messages``, else the first that holds some."""
+    for name in sorted(channels, key=lambda channel: channel != "messages"):
+        value = channels[name]
+        if name == "__start__" and isinstance(value, dict):
+            value = value.get("messages")  # the very first checkpoint: the input, not yet taken up
+        if isinstance(value, list) and _are_messages(value, name):
+            yield from messages(value, key, _turn)
+            return
+    yield Note("no channel of the graph's state holds messages")
+
+
+def _are_messages(entries: list[Any], channel: str) -> bool:
+    """Return whether a channel holds messages; in the one of that name some may be damaged."""
+    judged = [_is_message(entry) or entry == {} for entry in entries]
+    return any(judged) if channel in ("messages", "__start__") else bool(judged) and all(judged)
+
+
+def _is_message(entry: Any) -> bool:
+    return is_constructed(entry) or (isinstance(entry, dict) and (one_of(entry.get("type"), TYPES) or "role" in entry))
+
+
+def _turn(entry: dict[str, Any], key: str) -> Turn | str:
+    if is_constructed(entry):
+        return constructed_turn(entry, key)
+    typed = one_of(entry.get("type"), TYPES)
+    lacks = missing(entry, ("type" if typed else "role",)) or missing_content(entry)
+    return lacks or (message_turn(entry["type"], entry, key) if typed else chat_turn(entry, key))
+
+
+def missing_channels(document: Mapping[str, Any]) -> str | None:
+    """Return what a document lacks to be a checkpoint."""
+    fields = a_dict(document.get("checkpoint"))
+    if any(isinstance(fields.get(field), dict) for field in ("channel_values", "channel_versions")):
+        return None
+    return missing(document, ("checkpoint",), kind=dict) or "its checkpoint has no channel_values"
+
+
+def missing_parents(stored: SessionValues, parents: Mapping[str, str]) -> Iterator[Problem]:
+    """Yield a problem for each checkpoint whose parent no longer exists; ``parents`` gives the parent's id by key.
+
+    A checkpoint's id ends its key, so that one that exists and cannot be read counts as existing.
+    """
+    there = {name.rpartition(":")[2] for name, raw in stored.keys.items() if raw and raw.kind in DOCUMENT_KINDS}
+    lost = [name for name, parent in parents.items() if parent and parent not in there]
+    for name in lost[:_REPORTED]:
+        yield Problem("gap", name, "this checkpoint's parent no longer exists: the thread cannot be rewound past it")
+    if len(lost) > _REPORTED:
+        yield Problem("gap", lost[_REPORTED], f"… and {len(lost) - _REPORTED} more checkpoints without their parents")
+
+
+def newer_schema(checkpoint: Mapping[str, Any], key: str) -> Iterator[Problem]:
+    """Yield a problem for a checkpoint in a version of LangGraph's format that cannot be read completely."""
+    version = checkpoint.get("v")
+    if isinstance(version, int) and version > KNOWN_VERSION:
+        reason = f"the checkpoint's format has version {version}, and those up to {KNOWN_VERSION} can be read"
+        yield Problem("unknown_schema", key, reason)
+
+
+def write_problems(raw: RedisValue) -> Iterator[Problem]:
+    """Yield what is wrong with a pending write's document."""
+    document, problems = read(raw)
+    yield from problems
+    lacks = None if document is None else missing(document, ("channel",))
+    if lacks:
+        yield misshapen(raw.name, lacks)

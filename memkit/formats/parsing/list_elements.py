@@ -1,0 +1,146 @@
+"""Decode list elements one at a time, so that only one is in memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import orjson
+
+from memkit.formats.model import Item, Problem, Turn
+from memkit.formats.parsing.bounded_json import Fault, parse
+from memkit.formats.parsing.element_shapes import store_of
+from memkit.formats.parsing.encodings import encoding_of
+from memkit.readonly.values import RedisValue
+
+REPORTED_PER_CAUSE = 5
+_SAMPLED_BYTES = 64 << 10
+Turns = Turn | Iterable[Turn]
+Convert = Callable[[dict[str, Any], str], Turns | str | None]
+
+
+def sample(raw: RedisValue) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects among the first and last three elements: one may be corrupt, one may be huge."""
+    ends = [*raw.elements[:3], *raw.elements[3:][-3:]]
+    ends = [element for element in ends if len(element) <= _SAMPLED_BYTES] or ends[:1]
+    for value in (parse(element).value for element in ends):
+        if isinstance(value, dict):
+            yield value
+
+
+def votes(raw: RedisValue) -> Counter[str]:
+    """Return how many of a list's sampled elements look like each store's."""
+    return Counter(store for value in sample(raw) if (store := store_of(value)))
+
+
+def turns(raw: RedisValue, convert: Convert, *, store: str = "", newest_first: bool = False) -> Iterator[Item]:
+    """Yield a list's messages, oldest first, and a problem for each element that is not one.
+
+    Args:
+        raw: The list.
+        convert: Turns an element and the key's name into messages; None if the element of ``store`` is no part of the
+            dialogue, and the reason as text if it lacks something.
+        store: The store that wrote the list, for the problems.
+        newest_first: Whether the head of the list is the newest message.
+    """
+    faults = Faults(raw, len(raw.elements), store)
+    step = -1 if newest_first else 1
+    indexes = range(len(raw.elements))[::step]
+    previous = None
+    for index, element in zip(indexes, raw.elements[::step], strict=True):
+        value = faults.read(index, element)
+        found = convert(value, faults.key) if value is not None else None
+        if isinstance(found, str):
+            faults.foreign(index, value or {}, found)
+        elif found is not None:
+            if element == previous:
+                faults.add("duplicate", index, "is byte for byte the one before it: a write that was sent twice?")
+            if isinstance(found, Turn):
+                yield found
+            else:
+                yield from found
+        previous = element
+        found = value = None  # a text may have 10 MB: release it before the next one is parsed
+    yield from faults.problems()
+
+
+class Faults:
+    """Collects the faults of a list's elements: five of a cause, then a count."""
+
+    def __init__(self, raw: RedisValue, count: int, store: str) -> None:
+        self.key = raw.name
+        self._raw, self._count, self._store = raw, count, store
+        self._bad = 0
+        self._reported: dict[str, list[str]] = {}
+        self._counted: dict[str, int] = {}
+
+    def read(self, index: int, element: bytes) -> dict[str, Any] | None:
+        """Return the element as a JSON object; else note the fault and return None."""
+        if len(element) <= _SAMPLED_BYTES:  # nearly all of them, and no fault; ``value`` finds it if there is one
+            try:
+                quick = orjson.loads(element)
+            except orjson.JSONDecodeError:
+                pass
+            else:
+                if isinstance(quick, dict):
+                    return quick
+        value = self.value(index, element)
+        if value is None or isinstance(value, dict):
+            return value
+        self._corrupt(index, element, Fault("no JSON object", 0))
+        return None
+
+    def value(self, index: int, element: bytes, *, after: int = 0) -> Any:
+        """Return the element's JSON object, array or text, which begins ``after`` bytes; else note the fault."""
+        parsed = parse(element)
+        if parsed.nan:
+            self.add("nan", index, "holds NaN or Infinity, which is not JSON: other readers will refuse it")
+        if parsed.fault or not isinstance(parsed.value, dict | list | str):
+            self._corrupt(index, element, parsed.fault or Fault("no JSON object", 0), after)
+            return None
+        return parsed.value
+
+    def _corrupt(self, index: int, element: bytes, fault: Fault, after: int = 0) -> None:
+        cause = "truncated" if fault.byte is None else "corrupt"
+        if self._enough(cause):
+            return
+        place = "" if fault.byte is None else f" at byte {fault.byte + after:,} of {len(element) + after:,}"
+        looks = encoding_of(element)
+        hint = "" if looks in ("text", "binary", "json", "empty") else f"; it looks like {looks}"
+        self.add(cause, index, f"is unreadable: {fault.message}{place}{hint}")
+
+    def foreign(self, index: int, value: Any, lacks: str) -> None:
+        """Note an element that is JSON and no message of this store."""
+        if self._enough("corrupt"):
+            return
+        looks = store_of(value)
+        hint = f"; it looks like one of {looks}" if looks and looks != self._store else ""
+        of = f" of {self._store}" if self._store else ""
+        self.add("corrupt", index, f"is no message{of}: {lacks}{hint}")
+
+    def _enough(self, cause: str) -> bool:
+        """Count an element that cannot be read; return whether enough of them are reported."""
+        self._bad += 1
+        enough = len(self._reported.get(cause, ())) >= REPORTED_PER_CAUSE
+        if enough:
+            self._counted[cause] += 1
+        return enough
+
+    def add(self, cause: str, index: int, reason: str) -> None:
+        """Note one fault of an element."""
+        reported = self._reported.setdefault(cause, [])
+        self._counted[cause] = self._counted.get(cause, 0) + 1
+        if len(reported) < REPORTED_PER_CAUSE:
+            reported.append(f"element {index:,} of {self._raw.total:,} (counted from the head) {reason}")
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield the faults as problems."""
+        for cause, reported in self._reported.items():
+            readable = f"{self._count - self._bad:,} of {self._count:,} elements are readable"
+            tail = f" ({readable})" if cause in ("corrupt", "truncated") else ""
+            for line in reported:
+                yield Problem(cause, self._raw.name, line + tail)
+            if self._counted[cause] > len(reported):
+                more = self._counted[cause] - len(reported)
+                yield Problem(cause, self._raw.name, f"… and {more:,} more elements{tail}")

@@ -1,0 +1,131 @@
+"""All formats, and which of them a key belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from memkit.formats import (
+    agent_framework_redis,
+    agno,
+    google_adk_redis,
+    langchain_community,
+    langchain_redis,
+    langgraph_aws,
+    langgraph_js,
+    langgraph_plainredis,
+    langgraph_redis,
+    layouts,
+    memkit_store,
+    openai_agents,
+    redisvl,
+)
+from memkit.formats.layouts import LAYOUTS, vocabulary
+from memkit.formats.model import Format, Item, KeyOwner, SessionValues
+from memkit.formats.parsing.dialogue_checks import Dialogue
+from memkit.formats.parsing.documents import parsed_once, wrong_kind
+from memkit.formats.parsing.langgraph_common import is_write_name
+from memkit.formats.parsing.list_elements import votes
+from memkit.readonly.values import RedisValue
+
+FORMATS: tuple[Format, ...] = (
+    memkit_store.FORMAT,
+    langgraph_aws.FORMAT,
+    langchain_community.FORMAT,
+    langchain_redis.FORMAT,
+    redisvl.FORMAT,
+    openai_agents.FORMAT,
+    agno.FORMAT,
+    google_adk_redis.FORMAT,
+    agent_framework_redis.FORMAT,
+    langgraph_redis.FORMAT,
+    langgraph_js.FORMAT,
+    langgraph_plainredis.FORMAT,
+    *(layout.format() for layout in LAYOUTS),
+)
+"""The order decides between formats that claim the same key, except for lists: see ``recognise``."""
+
+VOCABULARY = frozenset(
+    (
+        *("agents", "session", "messages", "message_store", "vectors", "chat", "chat_messages", "shallow"),
+        *("checkpoint", "checkpoint_latest", "checkpoint_write", "checkpoint_blob", "write_keys_zset"),
+        *("write_registry", "__empty__", "writes", "thread"),
+        *("lg", "cp", "blob", "wr", "idx", "threads", "seq", "__start__", "branch", "to"),
+        *("agno", "runs", "sessions", "by_session", "index", "agent", "team", "workflow", *agno.RUN_INDEX),
+        *(*agno.SESSION_INDEX, "PENDING", "RUNNING", "PAUSED", "COMPLETED", "CANCELLED", "ERROR"),
+        *vocabulary(),
+    )
+)
+"""The words of which the stores' own key names are made; any other word in a name was chosen by a user."""
+
+_BY_KIND = {
+    kind: tuple(each for each in FORMATS if kind in each.kinds)
+    for kind in {kind for each in FORMATS for kind in each.kinds}
+}
+_BY_STORE = {each.store: each for each in FORMATS}
+
+
+def recognise(raw: RedisValue, wanted: str | None = None) -> KeyOwner | None:
+    """Return the session that a key belongs to, or None.
+
+    Each format looks at the payload before it looks at the name, and the order of ``FORMATS`` decides between them. Of
+    a list most elements decide, and its name counts as one more, so that one foreign element changes nothing.
+
+    Args:
+        raw: The key.
+        wanted: The session id that is searched, if there is one.
+    """
+    claims = (owner for each in _BY_KIND.get(raw.kind, ()) if (owner := each.recognise(raw, wanted)))
+    if raw.kind != "list":
+        with parsed_once():
+            return next(claims, None)
+    owners = list(claims)
+    return owners[0] if len(owners) == 1 else max(owners, key=_likeness(raw), default=None)
+
+
+def _likeness(raw: RedisValue) -> Callable[[KeyOwner], tuple[int, bool]]:
+    named = {each.store for each in FORMATS if each.prefix and raw.name.startswith(each.prefix)}
+    found = votes(raw)
+    found[memkit_store.STORE] = len(raw.elements)  # its own claim has been weighed against the others'
+    return lambda owner: (found[owner.store] + (owner.store in named), owner.store in named)
+
+
+def leads(raw: RedisValue) -> tuple[str, ...]:
+    """Return the keys that show which sessions a key belongs to: those that an index shared by sessions points to."""
+    return agno.leads(raw) or langgraph_plainredis.leads(raw) or openai_agents.leads(raw) or layouts.leads(raw)
+
+
+def is_housekeeping(name: str) -> bool:
+    """Return whether a key is one that its own library deletes while its session goes on (LangGraph's writes)."""
+    return is_write_name(name)
+
+
+def format_of(store: str) -> Format:
+    """Return the format of a store, by the name that ``recognise`` gives it."""
+    return _BY_STORE[store]
+
+
+def store_name(stored: SessionValues) -> str:
+    """Return the name to report for a session, which all of its keys decide."""
+    found = format_of(stored.owner.store)
+    return found.name_of(stored) if found.name_of else found.store
+
+
+def stores() -> Iterable[str]:
+    """Return the names of all stores whose sessions can be decoded."""
+    more = (
+        openai_agents.ENCRYPTED,
+        langgraph_redis.SHALLOW,
+        langgraph_js.SHALLOW,
+        langchain_community.OLDEST_FIRST_STORE,
+    )
+    return (*_BY_STORE, *more)
+
+
+def decode(stored: SessionValues) -> Iterator[Item]:
+    """Yield a session's dialogue, oldest first, with the problems in it and between its keys."""
+    found = format_of(stored.owner.store)
+    yield from Dialogue(loses_calls=found.loses_calls).follow(found.decode(stored))
+    for request in {request.name: request for request in found.siblings(stored)}.values():
+        raw = stored.get(request.name)
+        if raw and request.kind and raw.kind != request.kind and not raw.unread_reason:
+            yield wrong_kind(raw, f"a {request.kind}")

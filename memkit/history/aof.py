@@ -1,0 +1,245 @@
+"""Read an append-only directory: its manifest, its base file, and the commands that follow, with their timestamps.
+
+Redis 7.0 and later, and Valkey, keep ``appendonlydir``: a manifest that names a base (an RDB file or commands)
+and increments (commands). A single ``appendonly.aof`` of an older server is read as one base. Commands are read as a
+stream; of a long argument only its beginning is kept, because no value is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from memkit.errors import SourceError
+from memkit.history.rdb import is_rdb
+
+CHUNK_BYTES = 1 << 20
+KEPT_BYTES = 4_096
+"""How much of an argument is kept: the names of keys are shorter, and values are not needed."""
+MAX_ARGUMENTS = 1 << 20
+"""More arguments than Redis accepts in one command (``1024 * 1024``)."""
+MAX_ARGUMENT_BYTES = 512 << 20
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_LINE_BYTES = 1_024
+"""A line that is neither a command nor an argument: a timestamp or another annotation."""
+_ROLES = {"b": "base", "i": "increment", "h": "history"}
+
+
+class AofCommand(NamedTuple):
+    """One command as the server wrote it.
+
+    ``second`` is the Unix time of the last timestamp before it, None without ``aof-timestamp-enabled``. ``arguments``
+    begin with the command's name; an argument over 4,096 bytes is cut. ``offset`` is where it begins in its file.
+    """
+
+    arguments: tuple[bytes, ...]
+    second: int | None
+    path: Path
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class AofFiles:
+    """The files of an append-only directory, in the order in which they are read.
+
+    ``base`` is None if the log began on an empty server; ``base_is_rdb`` tells its format.
+    """
+
+    directory: Path
+    base: Path | None
+    base_is_rdb: bool
+    increments: tuple[Path, ...]
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        """The base and the increments."""
+        return (*([self.base] if self.base else []), *self.increments)
+
+
+def find_aof(path: str | Path) -> AofFiles:
+    """Return the files of an append-only directory, as its manifest names them.
+
+    Args:
+        path: ``appendonlydir``, the directory that holds it, the manifest, or a single ``appendonly.aof``.
+
+    Raises:
+        SourceError: There is no manifest, there are several, or a file that it names is missing.
+    """
+    given = Path(path)
+    if given.is_file() and not given.name.endswith(".manifest"):
+        return AofFiles(given.parent, given, _begins_as_rdb(given), ())
+    manifest = given if given.is_file() else _manifest_in(given)
+    files: dict[str, list[tuple[int, Path]]] = {"base": [], "increment": [], "history": []}
+    if manifest.stat().st_size > MAX_MANIFEST_BYTES:
+        raise SourceError(f"{manifest}: the manifest is larger than any that a server writes")
+    for number, line in enumerate(manifest.read_text("utf-8", "replace").splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        role, sequence, name = _manifest_line(manifest, number, line)
+        files[role].append((sequence, manifest.parent / name))
+    if len(files["base"]) > 1:
+        raise SourceError(f"{manifest}: the manifest names {len(files['base'])} base files; expected one at most")
+    listed = [*files["base"], *sorted(files["increment"])]
+    if not listed:
+        raise SourceError(f"{manifest}: the manifest names no file")
+    for _, file in listed:
+        if not file.is_file():
+            raise SourceError(f"{file}: the manifest names this file, but it does not exist")
+    base = files["base"][0][1] if files["base"] else None
+    increments = tuple(file for _, file in sorted(files["increment"]))
+    return AofFiles(manifest.parent, base, bool(base and _begins_as_rdb(base)), increments)
+
+
+def _manifest_in(directory: Path) -> Path:
+    if not directory.is_dir():
+        raise SourceError(f"{directory}: there is no such file or directory")
+    for folder in (directory, directory / "appendonlydir"):
+        found = sorted(folder.glob("*.manifest"))
+        if len(found) > 1:
+            names = ", ".join(one.name for one in found)
+            raise SourceError(f"{folder}: there are {len(found)} manifests ({names}); give the one to read")
+        if found:
+            return found[0]
+    raise SourceError(f"{directory}: there is no append-only file in it: no *.manifest was found")
+
+
+def _manifest_line(manifest: Path, number: int, line: str) -> tuple[str, int, str]:
+    """Return the role, sequence number and file name of ``file NAME seq N type b``; NAME may be quoted."""
+    try:
+        words = shlex.split(line)
+        fields = dict(zip(words[::2], words[1::2], strict=True))
+        name = fields["file"]
+        if "/" in name or name in ("", ".", ".."):
+            raise ValueError("a file outside the directory")
+        return _ROLES[fields["type"]], int(fields["seq"]), name
+    except (KeyError, ValueError):
+        raise SourceError(
+            f"{manifest}: line {number} is not understood; expected file NAME seq NUMBER type b, i or h"
+        ) from None
+
+
+def _begins_as_rdb(path: Path) -> bool:
+    with path.open("rb") as file:
+        return is_rdb(file.read(9))
+
+
+def read_commands(path: Path, *, offset: int = 0, second: int | None = None) -> Iterator[AofCommand]:
+    """Yield the commands of one append-only file, in order.
+
+    Args:
+        path: A file of commands.
+        offset: Where the commands begin, in bytes: after an RDB preamble, say.
+        second: The Unix time that was last stated before this file.
+
+    Raises:
+        SourceError: The file ends in the middle of a command, or holds something that is no command.
+    """
+    stream = _Stream(path, offset)
+    try:
+        while True:
+            start = stream.offset
+            line = stream.line()
+            if line is None:
+                return
+            if line.startswith(b"#"):
+                if line.startswith(b"#TS:") and line[4:].isdigit():
+                    second = int(line[4:])
+            elif line.startswith(b"*"):
+                count = stream.number(line, most=MAX_ARGUMENTS)
+                arguments = tuple(stream.argument() for _ in range(count))
+                if not arguments:
+                    raise stream.damaged("a command without a name")
+                yield AofCommand(arguments, second, path, start)
+            else:
+                raise stream.damaged("a line that is neither a command nor an annotation")
+    finally:
+        stream.close()
+
+
+class _Stream:
+    """A file read in chunks: lines, numbers and length-prefixed arguments."""
+
+    def __init__(self, path: Path, offset: int) -> None:
+        self._path = path
+        self._file = path.open("rb")
+        self._file.seek(offset)
+        self._size = os.fstat(self._file.fileno()).st_size
+        self._buffer, self._at, self._before = b"", 0, offset
+
+    @property
+    def offset(self) -> int:
+        return self._before + self._at
+
+    def close(self) -> None:
+        self._file.close()
+
+    def line(self) -> bytes | None:
+        """Return the next line without its end, or None at the end of the file."""
+        end = self._buffer.find(b"\r\n", self._at)
+        if end < 0:
+            self._refill(MAX_LINE_BYTES)
+            if self._at == len(self._buffer):
+                return None
+            end = self._buffer.find(b"\r\n", self._at)
+            if end < 0:
+                raise (
+                    self._ends_early() if len(self._buffer) < MAX_LINE_BYTES else self.damaged("a line without an end")
+                )
+        line = self._buffer[self._at : end]
+        self._at = end + 2
+        return line
+
+    def number(self, line: bytes, *, most: int) -> int:
+        """Return the number after a line's first character."""
+        if not line[1:].isdigit() or int(line[1:]) > most:
+            raise self.damaged("a length that is no number or too large")
+        return int(line[1:])
+
+    def argument(self) -> bytes:
+        """Return the next argument, or its first 4,096 bytes."""
+        line = self.line()
+        if line is None:
+            raise self._ends_early()
+        if not line.startswith(b"$"):
+            raise self.damaged("an argument without its length")
+        length = self.number(line, most=MAX_ARGUMENT_BYTES)
+        if length + 2 > self._size - self.offset:
+            raise self._ends_early()
+        end = self._at + length
+        if end + 2 > len(self._buffer):
+            self._refill(min(length, KEPT_BYTES) + 2)
+            end = self._at + length
+        kept = self._buffer[self._at : min(end, self._at + KEPT_BYTES)]
+        if end + 2 <= len(self._buffer):
+            self._at = end + 2
+        else:
+            target = self.offset + length + 2
+            self._file.seek(target)
+            self._buffer, self._at, self._before = b"", 0, target
+        return kept
+
+    def _refill(self, wanted: int) -> None:
+        """Keep what has not been read and add chunks until the wanted bytes are there or the file ends."""
+        rest = self._buffer[self._at :]
+        self._before += self._at
+        self._at = 0
+        while len(rest) < max(wanted, CHUNK_BYTES):
+            chunk = self._file.read(CHUNK_BYTES)
+            if not chunk:
+                break
+            rest += chunk
+        self._buffer = rest
+
+    def _ends_early(self) -> SourceError:
+        return SourceError(
+            f"{self._path}: the append-only file is truncated: it ends after {self._size:,} bytes, in the middle of a "
+            "command (redis-check-aof shows where)"
+        )
+
+    def damaged(self, what: str) -> SourceError:
+        """Return the error for something that is not part of the format."""
+        return SourceError(f"{self._path}: the append-only file is damaged near byte {self.offset:,}: {what}")

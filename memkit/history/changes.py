@@ -1,0 +1,114 @@
+"""Every change of the TTL that the keys under a prefix get, with the moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from memkit.history.states import KeyEvent, Moment
+from memkit.render import duration, printable, utc_text
+
+SAME_TTL = 0.01
+"""TTLs that differ by less are one TTL: a log's second is rounded down, and clients compute deadlines themselves."""
+SAME_TTL_MS = 1_500
+MOST_CHANGES = 10
+"""More changes than this are no releases but several TTLs at the same time."""
+SEPARATORS = b":/|.#"
+
+
+@dataclass(frozen=True, slots=True)
+class TtlChange:
+    """From when on the keys under a prefix got another TTL."""
+
+    prefix: str
+    from_ttl_ms: int | None
+    to_ttl_ms: int | None
+    at: Moment
+    last_before: Moment
+    exact: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the change as ``history --json`` shows it."""
+        return {
+            "prefix": self.prefix,
+            "from_ttl_s": _seconds(self.from_ttl_ms),
+            "to_ttl_s": _seconds(self.to_ttl_ms),
+            "at": _text(self.at.earliest_ms if self.exact else self.at.latest_ms),
+            "at_is": "exact" if self.exact else "between",
+            "not_before": None if self.exact else _text(self.last_before.earliest_ms),
+        }
+
+    def between(self) -> TtlChange:
+        """Return the change as one whose moment is bounded, not known."""
+        return replace(self, exact=False)
+
+    def __str__(self) -> str:
+        at = self.to_dict()["at"]
+        when = f"at {at}" if self.exact else f"between {_text(self.last_before.earliest_ms)} and {at}"
+        prefix = printable(self.prefix) or "(no prefix)"
+        return f"{prefix} {duration(self.from_ttl_ms)} → {duration(self.to_ttl_ms)} {when}"
+
+
+@dataclass(slots=True)
+class _Given:
+    ttl_ms: int | None
+    last: Moment
+
+
+@dataclass(slots=True)
+class TtlChanges:
+    """Collects the changes while events pass by, in bounded memory."""
+
+    exact: bool
+    _current: dict[str, _Given] = field(default_factory=dict)
+    _changes: dict[str, list[TtlChange]] = field(default_factory=dict)
+
+    def add(self, event: KeyEvent) -> None:
+        """Take an event into account if it gave a TTL: a key that lost its own is no change of what others get."""
+        if event.ttl_ms is None or event.name not in ("written", "renewed"):
+            return
+        prefix = prefix_of(event.key)
+        given = self._current.get(prefix)
+        if given is None:
+            self._current[prefix] = _Given(event.ttl_ms, event.moment)
+        elif is_same_ttl(given.ttl_ms, event.ttl_ms):
+            given.last = event.moment
+        else:
+            changes = self._changes.setdefault(prefix, [])
+            if len(changes) <= MOST_CHANGES:
+                changes.append(
+                    TtlChange(prefix, given.ttl_ms, event.ttl_ms, event.moment, given.last, exact=self.exact)
+                )
+            self._current[prefix] = _Given(event.ttl_ms, event.moment)
+
+    def found(self) -> list[TtlChange]:
+        """Return the changes of every prefix; of a prefix with several TTLs at the same time only the first one."""
+        return [
+            change
+            for changes in self._changes.values()
+            for change in (changes if len(changes) <= MOST_CHANGES else changes[:1])
+        ]
+
+
+def is_same_ttl(one: int | None, other: int | None) -> bool:
+    """Return whether two TTLs are one, as far as a log tells."""
+    if one is None or other is None:
+        return one is other
+    return abs(one - other) <= max(SAME_TTL * max(one, other), SAME_TTL_MS)
+
+
+def prefix_of(key: bytes) -> str:
+    """Return a key's name up to and including its first separator; the empty text if it has none."""
+    places = [place for separator in SEPARATORS if (place := key.find(separator)) >= 0]
+    return key[: min(places) + 1].decode("utf-8", "replace") if places else ""
+
+
+def _seconds(ttl_ms: int | None) -> float | int | None:
+    if ttl_ms is None:
+        return None
+    return ttl_ms // 1_000 if ttl_ms % 1_000 == 0 else ttl_ms / 1_000
+
+
+def _text(ms: int | None) -> str | None:
+    return None if ms is None else utc_text(datetime.fromtimestamp(ms / 1_000, UTC))

@@ -1,0 +1,186 @@
+"""What a write command does to keys, as a server logs it: in an append-only file or in its replication stream.
+
+Servers log effects: relative TTLs as absolute ones (``PXAT``, ``PEXPIREAT``; Redis 6.2 still replicates relative ones),
+a script as the commands it ran, an expired or evicted key as ``DEL`` or ``UNLINK``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+Action = Literal[
+    "write",  # creates the key or changes its value; an existing TTL stays
+    "remove elements",  # the same, and the key no longer exists if they were the last ones
+    "replace",  # a new value; the old TTL is dropped
+    "set deadline",
+    "drop deadline",
+    "delete",
+    "rename",
+    "copy",
+    "flush database",
+    "flush all",
+    "swap databases",
+]
+
+
+class Effect(NamedTuple):
+    """What one command does to one key.
+
+    ``deadline_ms`` is a Unix time and ``ttl_ms`` a relative TTL; at most one of them is set. ``target`` is the new name
+    of a rename or copy. ``db`` is the other database of a swap, or the one that a copy or move goes to.
+    """
+
+    action: Action
+    key: bytes = b""
+    deadline_ms: int | None = None
+    ttl_ms: int | None = None
+    target: bytes | None = None
+    db: int | None = None
+
+
+Handler = Callable[[Sequence[bytes]], Iterable[Effect]]
+
+
+def effects_of(arguments: Sequence[bytes]) -> list[Effect]:
+    """Return what a logged command does to keys; nothing if it changes none.
+
+    Args:
+        arguments: The command's name and its arguments. An argument that is no key may have been cut.
+    """
+    name, *rest = arguments
+    handler = _HANDLERS.get(name.upper())
+    if not handler:
+        return []
+    try:
+        return list(handler(rest))
+    except (IndexError, ValueError, StopIteration):
+        return []  # a server logs no command that it refused: this one is not understood
+
+
+def _set_options(options: Sequence[bytes]) -> tuple[int | None, int | None, bool]:
+    """Return the deadline, the relative TTL, and whether the old TTL stays, of the options of SET and MSETEX."""
+    deadline, ttl, keeps = None, None, False
+    words = iter(options)
+    for word in map(bytes.upper, words):
+        if word in _DEADLINE_UNITS_MS:
+            deadline = int(next(words)) * _DEADLINE_UNITS_MS[word]
+        elif word in _TTL_UNITS_MS:
+            ttl = int(next(words)) * _TTL_UNITS_MS[word]
+        elif word == b"KEEPTTL":
+            keeps = True
+        elif word in (b"IFEQ", b"IFNE", b"IFDEQ", b"IFDNE"):  # a condition and its value
+            next(words)
+    return deadline, ttl, keeps
+
+
+_DEADLINE_UNITS_MS = {b"EXAT": 1_000, b"PXAT": 1}
+_TTL_UNITS_MS = {b"EX": 1_000, b"PX": 1}
+
+
+def _set(rest: Sequence[bytes]) -> Iterator[Effect]:
+    deadline, ttl, keeps = _set_options(rest[2:])
+    yield Effect("write" if keeps else "replace", rest[0], deadline, ttl)
+
+
+def _set_several(rest: Sequence[bytes]) -> Iterator[Effect]:
+    count = int(rest[0])
+    deadline, ttl, keeps = _set_options(rest[1 + 2 * count :])
+    for key in rest[1 : 1 + 2 * count : 2]:
+        yield Effect("write" if keeps else "replace", key, deadline, ttl)
+
+
+def _get_and_set_deadline(rest: Sequence[bytes]) -> Iterator[Effect]:
+    deadline, ttl, _ = _set_options(rest[1:])
+    if b"PERSIST" in map(bytes.upper, rest[1:]):
+        yield Effect("drop deadline", rest[0])
+    elif deadline is not None or ttl is not None:
+        yield Effect("set deadline", rest[0], deadline, ttl)
+
+
+def _delete_document(rest: Sequence[bytes]) -> Iterator[Effect]:
+    yield Effect("write" if len(rest) > 1 and rest[1] not in (b"$", b".") else "delete", rest[0])
+
+
+def _restore(rest: Sequence[bytes]) -> Iterator[Effect]:
+    ttl = int(rest[1]) or None
+    absolute = b"ABSTTL" in map(bytes.upper, rest[3:])
+    yield Effect("replace", rest[0], deadline_ms=ttl if absolute else None, ttl_ms=None if absolute else ttl)
+
+
+def _store_by_option(rest: Sequence[bytes]) -> Iterator[Effect]:
+    words = [word.upper() for word in rest]
+    for option in (b"STORE", b"STOREDIST"):
+        if option in words[1:]:
+            yield Effect("replace", rest[words.index(option, 1) + 1])
+
+
+def _copy(rest: Sequence[bytes]) -> Iterator[Effect]:
+    words = [word.upper() for word in rest]
+    db = int(rest[words.index(b"DB", 2) + 1]) if b"DB" in words[2:] else None
+    yield Effect("copy", rest[0], target=rest[1], db=db)
+
+
+def _first_key(action: Action) -> Handler:
+    return lambda rest: [Effect(action, rest[0])]
+
+
+def _deadline(unit_ms: int) -> Handler:
+    return lambda rest: [Effect("set deadline", rest[0], deadline_ms=int(rest[1]) * unit_ms)]
+
+
+def _ttl(action: Action, unit_ms: int) -> Handler:
+    return lambda rest: [Effect(action, rest[0], ttl_ms=int(rest[1]) * unit_ms)]
+
+
+def _named(names: str, handler: Handler) -> dict[bytes, Handler]:
+    return dict.fromkeys(names.encode().split(), handler)
+
+
+_HANDLERS: dict[bytes, Handler] = {
+    **_named(
+        "APPEND INCR DECR INCRBY DECRBY INCRBYFLOAT SETRANGE SETBIT BITFIELD SETNX LPUSH RPUSH LPUSHX RPUSHX LINSERT "
+        "LSET HSET HMSET HSETNX HINCRBY HINCRBYFLOAT HSETEX HGETEX HEXPIRE HPEXPIRE HEXPIREAT HPEXPIREAT HPERSIST SADD "
+        "ZADD ZINCRBY XADD XSETID XCLAIM XAUTOCLAIM XACK XGROUP PFADD PFMERGE GEOADD JSON.SET JSON.MERGE "
+        "JSON.ARRAPPEND JSON.ARRINSERT JSON.ARRPOP JSON.ARRTRIM JSON.NUMINCRBY JSON.STRAPPEND JSON.TOGGLE JSON.CLEAR",
+        _first_key("write"),
+    ),
+    **_named(
+        "LPOP RPOP LREM LTRIM SREM SPOP HDEL HGETDEL ZREM ZPOPMIN ZPOPMAX ZREMRANGEBYRANK ZREMRANGEBYSCORE "
+        "ZREMRANGEBYLEX",
+        _first_key("remove elements"),
+    ),
+    # A stream that has lost its last entry still exists.
+    **_named("XDEL XTRIM XDELEX XACKDEL", _first_key("write")),
+    **_named(
+        "LMOVE RPOPLPUSH BLMOVE BRPOPLPUSH SMOVE",
+        lambda rest: [Effect("remove elements", rest[0]), Effect("write", rest[1])],
+    ),
+    **_named(
+        "GETSET SUNIONSTORE SINTERSTORE SDIFFSTORE ZUNIONSTORE ZINTERSTORE ZDIFFSTORE ZRANGESTORE GEOSEARCHSTORE",
+        _first_key("replace"),
+    ),
+    **_named("SORT GEORADIUS GEORADIUSBYMEMBER", _store_by_option),
+    b"BITOP": lambda rest: [Effect("replace", rest[1])],
+    b"SET": _set,
+    b"SETEX": _ttl("replace", 1_000),
+    b"PSETEX": _ttl("replace", 1),
+    **_named("MSET MSETNX", lambda rest: [Effect("replace", key) for key in rest[::2]]),
+    b"MSETEX": _set_several,
+    **_named("RESTORE RESTORE-ASKING", _restore),
+    b"EXPIRE": _ttl("set deadline", 1_000),
+    b"PEXPIRE": _ttl("set deadline", 1),
+    b"EXPIREAT": _deadline(1_000),
+    b"PEXPIREAT": _deadline(1),
+    b"GETEX": _get_and_set_deadline,
+    b"PERSIST": _first_key("drop deadline"),
+    **_named("DEL UNLINK", lambda rest: [Effect("delete", key) for key in rest]),
+    **_named("GETDEL DELEX", _first_key("delete")),
+    **_named("JSON.DEL JSON.FORGET", _delete_document),
+    **_named("RENAME RENAMENX", lambda rest: [Effect("rename", rest[0], target=rest[1])]),
+    b"MOVE": lambda rest: [Effect("rename", rest[0], target=rest[0], db=int(rest[1]))],
+    b"COPY": _copy,
+    b"FLUSHDB": lambda _: [Effect("flush database")],
+    b"FLUSHALL": lambda _: [Effect("flush all")],
+    b"SWAPDB": lambda rest: [Effect("swap databases", rest[0], db=int(rest[1]))],
+}

@@ -1,0 +1,523 @@
+"""Read an RDB file as a stream: every key's name, type, deadline, idle time and size, without its value.
+
+The memory is bounded, whatever the size of the file. Values are passed over, module data too, and the checksum is
+verified. The format is that of ``src/rdb.c`` in Redis (versions 1 to 12) and Valkey (``VALKEY080``); a later version is
+read as long as the file holds nothing that these versions do not have.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, Self
+
+import anycrc
+
+from memkit.errors import SourceError
+from memkit.readonly.values import JSON_KIND
+
+CHUNK_BYTES = 1 << 20
+MAX_KEY_BYTES = 512 << 20
+"""A key is at most 512 MiB (the limit of a Redis string)."""
+MAX_AUX_BYTES = 1 << 20
+"""The header's fields are short texts; Lua scripts, which old versions store there, are under 1 MiB in practice."""
+OLDEST_VERSION_WITH_CHECKSUM = 5
+DOCUMENTED_VERSION = 12
+
+_LIST, _SET, _ZSET, _HASH, _STREAM = "list", "set", "zset", "hash", "stream"
+_ZSET_TEXT, _ZSET_BINARY, _MODULE, _QUICKLIST_2 = 3, 5, 7, 18
+_STREAM_V1, _STREAM_V2, _STREAM_V3 = 15, 19, 21
+_HASH_METADATA_PRE_GA, _HASH_LISTPACK_EX_PRE_GA, _HASH_METADATA, _HASH_LISTPACK_EX = 22, 23, 24, 25
+_VALKEY_HASH_WITH_TTLS = 22
+_HASHES_WITH_TTLS = (22, 23, 24, 25)
+KINDS = {
+    0: "string",
+    1: _LIST,
+    2: _SET,
+    3: _ZSET,
+    4: _HASH,
+    5: _ZSET,
+    _MODULE: "module",
+    9: _HASH,
+    10: _LIST,
+    11: _SET,
+    12: _ZSET,
+    13: _HASH,
+    14: _LIST,
+    16: _HASH,
+    17: _ZSET,
+    18: _LIST,
+    20: _SET,
+    _STREAM_V1: _STREAM,
+    _STREAM_V2: _STREAM,
+    _STREAM_V3: _STREAM,
+    22: _HASH,
+    23: _HASH,
+    24: _HASH,
+    25: _HASH,
+}
+# Types whose value is one string, and types whose value is a count and that many strings (times the factor).
+_ONE_STRING = frozenset({0, 9, 10, 11, 12, 13, 16, 17, 20})
+_STRINGS_PER_ELEMENT = {1: 1, 2: 1, 4: 2, 14: 1}
+_SLOT_IMPORT, _SLOT_INFO, _FUNCTION2, _FUNCTION_PRE_GA, _MODULE_AUX = 243, 244, 245, 246, 247
+_IDLE, _FREQUENCY, _AUX, _RESIZE_DB, _EXPIRE_MS, _EXPIRE_S, _SELECT_DB, _EOF = range(248, 256)
+_MODULE_NAME = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+_MODULE_KINDS = {"ReJSON-RL": JSON_KIND}
+COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"\xfd7zXZ": "xz",
+    b"BZh": "bzip2",
+    b"PK\x03\x04": "zip",
+}
+ENCRYPTED = (b"Salted__", b"age-encryption", b"-----BEGIN PGP")
+"""What files of OpenSSL, age and GnuPG begin with."""
+
+
+class SnapshotKey(NamedTuple):
+    """One key of an RDB file, without its value.
+
+    ``deadline_ms`` is a Unix time, None for a persistent key. ``idle_s`` is None if the file has no idle times (it
+    has them only under a ``*-lru`` maxmemory-policy). ``field_deadline_ms`` is the earliest deadline of a
+    hash's fields. ``size_bytes`` is the size in the file: compressed, without the overhead that a server adds.
+    """
+
+    db: int
+    name: bytes
+    kind: str
+    deadline_ms: int | None
+    idle_s: int | None
+    frequency: int | None
+    field_deadline_ms: int | None
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RdbHeader:
+    """What an RDB file says about itself before its first key.
+
+    ``server`` is ``"redis"`` or ``"valkey"``; ``version`` is the format's; ``aux`` are the header's fields: redis-ver,
+    ctime (Unix time of the save), used-mem, repl-id, …
+    """
+
+    server: str
+    version: int
+    aux: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def created_s(self) -> int | None:
+        """The Unix time of the save, if the file states it."""
+        text = self.aux.get("ctime", "")
+        return int(text) if text.isdecimal() else None
+
+    @property
+    def format_name(self) -> str:
+        """The format as its first bytes state it: ``REDIS0012``, ``VALKEY080``."""
+        return f"VALKEY{self.version:03}" if self.server == "valkey" else f"REDIS{self.version:04}"
+
+
+def is_rdb(start: bytes) -> bool:
+    """Return whether a file that begins with these bytes is an RDB file."""
+    return (start[:5] == b"REDIS" and start[5:9].isdigit()) or (start[:6] == b"VALKEY" and start[6:9].isdigit())
+
+
+class RdbReader:
+    """An open RDB file: its header, then its keys as a stream.
+
+    Args:
+        path: The file. It is only read.
+
+    Raises:
+        SourceError: The file is no RDB file, or its version is unknown.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._file: BinaryIO = self.path.open("rb")
+        self._size = os.fstat(self._file.fileno()).st_size
+        self._checksum = anycrc.Model("CRC64-REDIS")
+        self._buffer, self._at, self._before, self._crc = b"", 0, 0, 0
+        self.keys_read = 0
+        try:
+            self.header = self._read_header()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    @property
+    def bytes_read(self) -> int:
+        """How far the file has been read."""
+        return self._before + self._at
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the file when it was opened."""
+        return self._size
+
+    def __iter__(self) -> Iterator[SnapshotKey]:
+        """Yield every key, in the file's order; verify the checksum after the last one.
+
+        Raises:
+            SourceError: The file ends early, has a wrong checksum, or holds something that is not documented.
+        """
+        db, deadline, idle, frequency = 0, None, None, None
+        while True:
+            start = self.bytes_read
+            opcode = self._byte()
+            if opcode < _SLOT_IMPORT:
+                name = self._string(MAX_KEY_BYTES)
+                kind, field_deadline = self._pass_over(opcode)
+                self.keys_read += 1
+                size = self.bytes_read - start
+                yield SnapshotKey(db, name, kind, deadline, idle, frequency, field_deadline, size)
+                deadline = idle = frequency = None
+            elif opcode == _EXPIRE_MS:
+                deadline = self._int(8)
+            elif opcode == _EXPIRE_S:
+                deadline = self._int(4) * 1_000
+            elif opcode == _IDLE:
+                idle = self._length()
+            elif opcode == _FREQUENCY:
+                frequency = self._byte()
+            elif opcode == _SELECT_DB:
+                db = self._length()
+            elif opcode == _EOF:
+                self._verify()
+                return
+            else:
+                self._pass_over_opcode(opcode)
+
+    def _read_header(self) -> RdbHeader:
+        if not self._size:
+            raise SourceError(f"{self.path}: the file is empty")
+        start = self._file.read(16)
+        self._file.seek(0)
+        if not is_rdb(start):
+            raise SourceError(f"{self.path}: {_what_else(start)}")
+        magic = self._take(9)
+        server = "valkey" if magic.startswith(b"VALKEY") else "redis"
+        version = int(magic[6:] if server == "valkey" else magic[5:])
+        if not version:
+            raise SourceError(f"{self.path}: RDB version 0 does not exist")
+        self._valkey, self.version = server == "valkey", version
+        aux: dict[str, str] = {}
+        while self._peek() == _AUX:
+            self._byte()
+            name = self._string(MAX_AUX_BYTES).decode("utf-8", "replace")
+            aux[name] = self._string(MAX_AUX_BYTES).decode("utf-8", "replace")
+        return RdbHeader(server, version, aux)
+
+    # Values
+
+    def _pass_over(self, kind: int) -> tuple[str, int | None]:
+        """Pass over a value; return the key's type and the earliest deadline of a hash's fields."""
+        if kind in _ONE_STRING:
+            self._pass_over_string()
+        elif kind in _STRINGS_PER_ELEMENT:
+            for _ in range(self._length() * _STRINGS_PER_ELEMENT[kind]):
+                self._pass_over_string()
+        elif kind in (_ZSET_TEXT, _ZSET_BINARY, _QUICKLIST_2):
+            self._pass_over_pairs(kind)
+        elif kind in (_STREAM_V1, _STREAM_V2, _STREAM_V3):
+            self._pass_over_stream(kind)
+        elif kind == _MODULE:
+            return self._pass_over_module(), None
+        elif kind in _HASHES_WITH_TTLS and (not self._valkey or kind == _VALKEY_HASH_WITH_TTLS):
+            return _HASH, self._pass_over_hash_with_ttls(kind)
+        else:
+            raise self._undocumented(f"the value type {kind}")
+        return KINDS[kind], None
+
+    def _pass_over_pairs(self, kind: int) -> None:
+        for _ in range(self._length()):
+            if kind == _QUICKLIST_2:  # a container format and a node
+                self._length()
+                self._pass_over_string()
+                continue
+            self._pass_over_string()  # a member and its score
+            length = 8 if kind == _ZSET_BINARY else self._byte()
+            self._skip(length if length < 253 else 0)  # 253, 254, 255: NaN and the infinities
+
+    def _pass_over_hash_with_ttls(self, kind: int) -> int | None:
+        deadlines: list[int] = []
+        if self._valkey:
+            for _ in range(self._length()):
+                self._pass_over_string()
+                self._pass_over_string()
+                deadlines.append(self._int(8))
+            return min((deadline for deadline in deadlines if deadline > 0), default=None)
+        earliest = self._int(8) if kind in (_HASH_METADATA, _HASH_LISTPACK_EX) else 0
+        if kind in (_HASH_LISTPACK_EX, _HASH_LISTPACK_EX_PRE_GA):
+            self._pass_over_string()
+            return earliest or None
+        for _ in range(self._length()):
+            ttl = self._length()  # 0: the field has no TTL; otherwise 1 + the distance to the earliest deadline
+            deadlines.append(ttl)
+            self._pass_over_string()
+            self._pass_over_string()
+        return earliest or min((deadline for deadline in deadlines if deadline), default=None)
+
+    def _pass_over_stream(self, kind: int) -> None:
+        for _ in range(self._length()):  # entries: an id and a listpack
+            self._pass_over_string()
+            self._pass_over_string()
+        for _ in range(3 if kind == _STREAM_V1 else 8):  # length, last id; first id, greatest deleted id, entries added
+            self._length()
+        for _ in range(self._length()):  # consumer groups
+            self._pass_over_string()
+            for _ in range(2 if kind == _STREAM_V1 else 3):  # last id, entries read
+                self._length()
+            for _ in range(self._length()):  # pending: id, delivery time, delivery count
+                self._skip(16 + 8)
+                self._length()
+            for _ in range(self._length()):  # consumers: name, seen time, active time, pending ids
+                self._pass_over_string()
+                self._skip(16 if kind == _STREAM_V3 else 8)
+                self._skip(16 * self._length())
+
+    def _pass_over_module(self) -> str:
+        name = _module_name(self._length())
+        self._pass_over_module_data()
+        return _MODULE_KINDS.get(name, name)
+
+    def _pass_over_module_data(self) -> None:
+        while True:
+            opcode = self._length()
+            if opcode == 0:  # end of the value
+                return
+            if opcode in (1, 2):  # signed, unsigned
+                self._length()
+            elif opcode in (3, 4):  # float, double
+                self._skip(4 if opcode == 3 else 8)
+            elif opcode == 5:
+                self._pass_over_string()
+            else:
+                raise self._undocumented(f"the module opcode {opcode}")
+
+    def _pass_over_opcode(self, opcode: int) -> None:
+        if opcode == _RESIZE_DB:
+            self._length()
+            self._length()
+        elif opcode == _AUX:
+            self._pass_over_string()
+            self._pass_over_string()
+        elif opcode == _FUNCTION2:
+            self._pass_over_string()
+        elif opcode == _SLOT_INFO:
+            for _ in range(3):
+                self._length()
+        elif opcode == _MODULE_AUX:
+            self._length()  # the module's id
+            self._length()  # the opcode and the value of "when"
+            self._length()
+            self._pass_over_module_data()
+        elif opcode == _SLOT_IMPORT and self._valkey:
+            self._pass_over_string()  # the job's name
+            for _ in range(self._length()):  # slot ranges
+                self._length()
+                self._length()
+        elif opcode == _FUNCTION_PRE_GA:
+            raise SourceError(f"{self.path}: functions from a release candidate of Redis 7.0 cannot be read")
+        else:
+            raise self._undocumented(f"the opcode {opcode}")
+
+    # Bytes
+
+    def _length(self) -> int:
+        first = self._byte()
+        form = first >> 6
+        if form == 0:
+            return first
+        if form == 1:
+            return (first & 0x3F) << 8 | self._byte()
+        if first == 0x80:
+            return int.from_bytes(self._take(4), "big")
+        if first == 0x81:
+            return int.from_bytes(self._take(8), "big")
+        raise self._damaged("a length has an unknown form")
+
+    def _pass_over_string(self) -> None:
+        first = self._peek()
+        if first < 0xC0:
+            self._skip(self._length())
+            return
+        self._byte()
+        if first <= 0xC2:  # an integer of 1, 2 or 4 bytes
+            self._skip(1 << (first & 3))
+        elif first == 0xC3:  # LZF: compressed length, length, data
+            compressed = self._length()
+            self._length()
+            self._skip(compressed)
+        else:
+            raise self._damaged("a string has an unknown encoding")
+
+    def _string(self, most_bytes: int) -> bytes:
+        first = self._peek()
+        if first < 0xC0:
+            return self._take(self._checked(self._length(), most_bytes))
+        self._byte()
+        if first <= 0xC2:
+            return b"%d" % self._int(1 << (first & 3))
+        if first != 0xC3:
+            raise self._damaged("a string has an unknown encoding")
+        compressed, length = self._length(), self._checked(self._length(), most_bytes)
+        data = self._take(self._checked(compressed, most_bytes))
+        try:
+            return decompress_lzf(data, length)
+        except ValueError:
+            raise self._damaged("a compressed string does not decompress") from None
+
+    def _checked(self, length: int, most_bytes: int) -> int:
+        if length > most_bytes:
+            raise self._damaged(f"a name of {length:,} bytes is longer than Redis allows")
+        return length
+
+    def _int(self, size: int) -> int:
+        value: int = struct.unpack({1: "<b", 2: "<h", 4: "<i", 8: "<q"}[size], self._take(size))[0]
+        return value
+
+    def _peek(self) -> int:
+        if self._at >= len(self._buffer):
+            self._refill()
+        return self._buffer[self._at]
+
+    def _byte(self) -> int:
+        if self._at >= len(self._buffer):
+            self._refill()
+        self._at += 1
+        return self._buffer[self._at - 1]
+
+    def _take(self, count: int) -> bytes:
+        end = self._at + count
+        if end <= len(self._buffer):
+            taken = self._buffer[self._at : end]
+            self._at = end
+            return taken
+        if count > self._size - self.bytes_read:
+            raise self._ends_early()
+        parts = []
+        while count:
+            if self._at >= len(self._buffer):
+                self._refill()
+            part = self._buffer[self._at : self._at + count]
+            self._at += len(part)
+            count -= len(part)
+            parts.append(part)
+        return b"".join(parts)
+
+    def _skip(self, count: int) -> None:
+        end = self._at + count
+        if end <= len(self._buffer):
+            self._at = end
+            return
+        if count > self._size - self.bytes_read:
+            raise self._ends_early()
+        while count:
+            if self._at >= len(self._buffer):
+                self._refill()
+            step = min(count, len(self._buffer) - self._at)
+            self._at += step
+            count -= step
+
+    def _refill(self) -> None:
+        """Read the next chunk; the bytes before it are in the checksum then."""
+        self._crc = self._checksum.calc(self._buffer, self._crc)
+        self._before += len(self._buffer)
+        self._buffer, self._at = self._file.read(CHUNK_BYTES), 0
+        if not self._buffer:
+            raise self._ends_early()
+
+    def _verify(self) -> None:
+        crc = self._checksum.calc(self._buffer[: self._at], self._crc)
+        if self.version < OLDEST_VERSION_WITH_CHECKSUM:
+            return
+        stored = int.from_bytes(self._take(8), "little")
+        if stored and stored != crc:  # 0: written with rdbchecksum no
+            raise self._damaged("its checksum is wrong")
+
+    def _ends_early(self) -> SourceError:
+        return SourceError(
+            f"{self.path}: the RDB file is truncated: it ends after {self._size:,} bytes, in the middle of a key "
+            f"({self.keys_read:,} keys are complete)"
+        )
+
+    def _damaged(self, why: str) -> SourceError:
+        return SourceError(f"{self.path}: the RDB file is damaged near byte {self.bytes_read:,}: {why}")
+
+    def _undocumented(self, what: str) -> SourceError:
+        if self._valkey or self.version > DOCUMENTED_VERSION:
+            return SourceError(
+                f"{self.path}: the format {self.header.format_name} is newer than this memkit reads: "
+                f"the file holds {what}"
+            )
+        return self._damaged(f"{what} does not exist in version {self.version}")
+
+
+def _what_else(start: bytes) -> str:
+    """Return what a file is that is no RDB file, as far as its first bytes tell."""
+    for magic, name in COMPRESSED.items():
+        if start.startswith(magic):
+            return f"the file is compressed with {name}; decompress it first"
+    if start.startswith(ENCRYPTED):
+        return "the file is encrypted; decrypt it first"
+    if start.startswith((b"*", b"#TS:")):
+        return "the file is a single append-only file; give the directory that holds its manifest"
+    return "the file is not an RDB file: it does not begin with REDIS or VALKEY and a version (is it encrypted?)"
+
+
+def _module_name(module_id: int) -> str:
+    """Return the name that a module's 64-bit id encodes: nine characters of six bits, then ten bits of version."""
+    return "".join(_MODULE_NAME[module_id >> (10 + 6 * place) & 0x3F] for place in reversed(range(9)))
+
+
+def decompress_lzf(data: bytes, length: int) -> bytes:
+    """Return LZF data decompressed.
+
+    Args:
+        data: The compressed bytes.
+        length: How many bytes they decompress to.
+
+    Raises:
+        ValueError: The data is damaged.
+    """
+    out = bytearray()
+    at, end = 0, len(data)
+    try:
+        while at < end:
+            control = data[at]
+            at += 1
+            if control < 32:  # that many bytes and one, as they are
+                out += data[at : at + control + 1]
+                at += control + 1
+                continue
+            count = control >> 5
+            if count == 7:
+                count += data[at]
+                at += 1
+            start = len(out) - ((control & 0x1F) << 8) - data[at] - 1
+            at += 1
+            if start < 0:
+                raise ValueError("a reference before the first byte")
+            for place in range(start, start + count + 2):  # the copy may overlap itself
+                out.append(out[place])
+            if len(out) > length:
+                raise ValueError("more bytes than stated")
+    except IndexError:
+        raise ValueError("the data ends early") from None
+    if len(out) != length:
+        raise ValueError("fewer bytes than stated")
+    return bytes(out)

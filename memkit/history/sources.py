@@ -1,0 +1,95 @@
+"""Tell what a source is from its content: RDB files, an append-only directory, a recording or a server."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from memkit.errors import SourceError
+from memkit.history.aof import find_aof
+from memkit.history.rdb import is_rdb
+
+SourceKind = Literal["live", "rdb", "aof", "recording"]
+START_BYTES = 16
+RECORDING_MAGIC = b"SQLite format 3\x00"
+SOURCE_SUFFIXES = (".rdb", ".aof", ".db")
+_AOF_START = re.compile(rb"\*[0-9]+\r\n|#TS:[0-9]")
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Something that tells what happened to keys.
+
+    ``name`` is what was given; ``files`` are the RDB files (one a shard), the recording, or the append-only directory.
+    """
+
+    kind: SourceKind
+    name: str
+    files: tuple[Path, ...] = ()
+
+
+def is_source(text: str) -> bool:
+    """Return whether an argument names a source rather than a session: a URL, an existing path, or a path's form."""
+    return bool(_URL.match(text)) or Path(text).exists() or "/" in text or text.endswith(SOURCE_SUFFIXES)
+
+
+def find_source(given: str | Path) -> Source:
+    """Return what a source is, told from its content, not from its name.
+
+    Args:
+        given: A Redis URL; an RDB file; a directory with RDB files, one a shard; an append-only directory, its
+            manifest or a single append-only file; a recording.
+
+    Raises:
+        SourceError: There is no such file, or it is none of these.
+    """
+    name = str(given)
+    if _URL.match(name):
+        return Source("live", name)
+    path = Path(given)
+    if path.is_dir():
+        return _find_in_directory(path)
+    if not path.is_file():
+        raise SourceError(f"{path}: there is no such file or directory")
+    if path.name.endswith(".manifest"):
+        find_aof(path)
+        return Source("aof", name, (path,))
+    with path.open("rb") as file:
+        start = file.read(START_BYTES)
+    if start == RECORDING_MAGIC:
+        return Source("recording", name, (path,))
+    if _AOF_START.match(start):
+        return Source("aof", name, (path,))
+    return Source("rdb", name, (path,))  # whatever it is, the RDB reader states it
+
+
+def _find_in_directory(path: Path) -> Source:
+    if any(path.glob("*.manifest")) or any((path / "appendonlydir").glob("*.manifest")):
+        find_aof(path)
+        return Source("aof", str(path), (path,))
+    shards = tuple(file for file in sorted(path.iterdir()) if file.is_file() and _begins_as_rdb(file))
+    if not shards:
+        raise SourceError(f"{path}: this directory holds neither an append-only file nor an RDB file")
+    return Source("rdb", str(path), shards)
+
+
+def _begins_as_rdb(path: Path) -> bool:
+    with path.open("rb") as file:
+        return is_rdb(file.read(START_BYTES))
+
+
+def parse_moment(text: str) -> datetime:
+    """Return a moment from text in ISO form; without a zone it is UTC.
+
+    Raises:
+        SourceError: The text is no moment.
+    """
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise SourceError(f"{text!r} is not a time; expected the ISO form, such as 2026-11-28T02:17:03Z") from None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)

@@ -1,0 +1,374 @@
+"""Find, decode and check one session, whatever wrote it. Read-only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from memkit import formats
+from memkit.errors import AmbiguousSession, PolicyError, SessionNotFound
+from memkit.formats import agent_framework_redis, unknown
+from memkit.formats.model import SEPARATORS, ConfiguredTtl, KeyOwner, Note, Problem, SessionValues, Turn
+from memkit.formats.parsing.encodings import hex_view
+from memkit.inspect.key_checks import key_problems
+from memkit.inspect.names import masked_repair, name_mask
+from memkit.inspect.redaction import Message, Redactor
+from memkit.inspect.report import KeyReport, SessionReport
+from memkit.readonly.reader import LoadedKey, Reader
+from memkit.readonly.target import open_target
+from memkit.readonly.values import KeyRequest, to_bytes, to_name
+from memkit.render import counted, printable
+
+__all__ = ["SessionReport", "inspect_session"]
+
+SCAN_FREELY_KEYS = 1_000_000
+"""Up to here the database is always searched for further sessions of the same id: about a second of SCAN."""
+SCAN_TWICE_KEYS = 100_000
+"""Up to here it is always searched again for the one store that encodes the id in its keys."""
+MAX_NAMES = 50_000
+MIN_UNSEPARATED = 5
+"""A shorter id ends too many names by chance."""
+_MAX_SIBLINGS = 1_000
+_ROUNDS = 5
+_LEADS = 20
+_GLOB = re.compile(r"[*?\[\]^\\]")
+_BETWEEN = r"[:/|{}.#_-]"
+_SUFFIX = re.compile(
+    rf"{_BETWEEN}+(?:messages?|msgs?|history|chat_history|chats?|stream|log|events|turns|meta|metadata|info|summary|"
+    r"state|context|ids|index|order|vectors|data|\d+)$",
+    re.IGNORECASE,
+)
+"""What people write behind a session's id to name one of its keys."""
+T = TypeVar("T")
+Group = tuple[str, str, str]
+
+
+def inspect_session(url_or_client: Any, session_id: str | bytes, *, reveal: bool = False) -> SessionReport:
+    """Find a session by its id or by any of its keys, decode it, and report what is wrong with it.
+
+    Reads on a connection of its own, with CLIENT NO-TOUCH if the server has it (Redis 7.2, Valkey); otherwise a note
+    states how many idle clocks were reset. At most 64 MB and 100,000 elements are read.
+
+    Args:
+        url_or_client: A Redis URL or a synchronous client.
+        session_id: The id of a session, or the name of one of its keys.
+        reveal: Keep texts, names and ids inside payloads, which are redacted otherwise.
+
+    Returns:
+        The report; ``store`` is ``unknown`` for a session that no known library wrote.
+
+    Raises:
+        SessionNotFound: No key belongs to such a session.
+        AmbiguousSession: The id fits several sessions; ``keys`` are the ones to choose from.
+        PolicyError: ``session_id`` is empty or not text.
+    """
+    wanted = to_name(session_id) if isinstance(session_id, bytes) else session_id
+    if not isinstance(wanted, str):
+        raise PolicyError(f"a session id or key is non-empty text, not {type(session_id).__name__}")
+    if not wanted:
+        raise PolicyError("a session id or key is non-empty text, got an empty one")
+    try:
+        to_bytes(wanted)
+    except UnicodeEncodeError:
+        raise PolicyError("this session id has a lone surrogate, which no key can have") from None
+    with open_target(url_or_client) as target:
+        reader = Reader(target)
+        return _report(reader, _Search(reader, wanted).run(), reveal=reveal)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The keys of one session; None for a key that should exist. ``notes`` are about the search."""
+
+    wanted: str
+    owner: KeyOwner
+    keys: Mapping[str, LoadedKey | None]
+    parts: Mapping[str, str]
+    shared: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+
+class _Search:
+    """Finds the keys of the session that an id or a key names."""
+
+    def __init__(self, reader: Reader, wanted: str) -> None:
+        self._reader, self._wanted = reader, wanted
+        self._loaded: dict[str, LoadedKey | None] = {}
+        self._there: dict[str, LoadedKey] = {}
+        self._owners: dict[str | None, dict[str, KeyOwner | None]] = {}
+        self._notes: list[str] = []
+        self._scanned = False
+
+    def run(self) -> _Found:
+        exact = [self._wanted, *(name for each in formats.FORMATS for name in each.names(self._wanted))]
+        self._load(KeyRequest(prefix + name, "") for name in exact for prefix in {"", self._reader.target.prefix})
+        if self._loaded.get(self._wanted):
+            return self._by_key(self._wanted)
+        groups, size = self._groups(), self._reader.database_keys()
+        if size <= SCAN_FREELY_KEYS or not groups:
+            groups = self._groups() if self._scan(self._wanted) else groups
+            if size <= SCAN_TWICE_KEYS or not groups:
+                groups = self._groups() if self._scan(agent_framework_redis.encoded(self._wanted)) else groups
+        else:
+            self._notes.append(f"over {SCAN_FREELY_KEYS:,} keys: other stores' sessions of this id were not looked for")
+        return self._by_id(groups)
+
+    def _load(self, requests: Iterable[KeyRequest]) -> bool:
+        """Read the keys that were not yet asked for; return whether there were any."""
+        new = [request for request in requests if request.name not in self._loaded]
+        if new:
+            loaded = self._reader.load(new)
+            self._loaded |= loaded
+            self._there |= {name: each for name, each in sorted(loaded.items()) if each}
+        return bool(new)
+
+    def _scan(self, part: str) -> bool:
+        """Search the names of the whole database; only new keys that hold the id are read."""
+        # "1" is in nearly every name: a key is read only if the id stands by itself.
+        alone = re.compile(rf"(?:^|[\W_]){re.escape(part)}(?:$|[^\w-])")
+        names = self._reader.scan(f"{_glob(self._reader.target.prefix)}*{_glob(part)}*", alone, MAX_NAMES)
+        self._scanned = True
+        if len(names) == MAX_NAMES:
+            self._notes.append(f"over {MAX_NAMES:,} keys have this id in their name; the others were left out")
+        # Names end with times and counters: read the newest first, because the budget may not last.
+        return self._load(KeyRequest(name, "") for name in reversed(names))
+
+    def _groups(self) -> dict[Group, dict[str, KeyOwner]]:
+        """Return the keys of each session of this id; a strong boundary before the id beats a weak one."""
+        groups: dict[Group, dict[str, KeyOwner]] = {}
+        for name in self._there:
+            owner = self._owner(name, self._wanted)
+            if owner and owner.session == self._wanted and (_is_apart(owner.prefix) or _is_default(owner)):
+                groups.setdefault(owner.group, {})[name] = owner
+        strong = {group: owners for group, owners in groups.items() if group[2][-1:] in SEPARATORS}
+        return strong or groups
+
+    def _by_id(self, groups: Mapping[Group, Mapping[str, KeyOwner]]) -> _Found:
+        if len(groups) > 1:
+            raise _ambiguous(self._wanted, [(group[0], next(iter(owners))) for group, owners in groups.items()])
+        if groups:
+            return self._complete(next(iter(next(iter(groups.values())).values())))
+        return self._unknown_keys()
+
+    def _unknown_keys(self) -> _Found:
+        """Return the keys of no known store that have the id in their name."""
+        mine = re.compile(rf"(.*[^\w-])?{re.escape(self._wanted)}([^\w-].*)?", re.DOTALL)
+        names = [name for name in self._there if mine.fullmatch(name) and self._owner(name, None) is None]
+        if not names and not self._reader.scan_refused and len(self._wanted) >= MIN_UNSEPARATED:
+            found = self._unseparated()
+            if found:
+                return found
+        if not names and self._reader.scan_refused:
+            raise SessionNotFound(
+                f"no known store's default key has {printable(self._wanted, 200)!r}, and others cannot be looked for: "
+                f"the server refused SCAN ({self._reader.scan_refused}). Give a full key, or a user that may scan: "
+                "`memkit audit URL --acl` prints one"
+            )
+        if not names:
+            raise SessionNotFound(
+                f"no session {printable(self._wanted, 200)!r} here: no known store's key has it, and none of "
+                f"{counted(self._reader.scanned_keys, 'key')} has it in its name: expired, evicted, deleted, another "
+                "database?"
+            )
+        return self._as_unknown(self._wanted, names)
+
+    def _unseparated(self) -> _Found | None:
+        """Return the session of keys whose names end with the id, without a separator before it."""
+        ending = re.compile(rf"[^\W_]{re.escape(self._wanted)}$")
+        names = self._reader.scan(f"{_glob(self._reader.target.prefix)}*{_glob(self._wanted)}", ending, MAX_NAMES)
+        self._load(KeyRequest(name, "") for name in names)
+        if groups := self._groups():
+            return self._by_id(groups)
+        names = [name for name in names if name in self._there and self._owner(name, None) is None]
+        if names:
+            self._notes.append("found at the end of a key's name, without a separator before it")
+        return self._as_unknown(self._wanted, names) if names else None
+
+    def _as_unknown(self, session: str, names: list[str]) -> _Found:
+        keys = {name: self._there[name] for name in names}
+        owner = KeyOwner(unknown.STORE, session, "", unknown.STORE)
+        parts = {name: _part_of(name, session, names) for name in names}
+        return _Found(self._wanted, owner, keys, parts, notes=tuple(self._notes))
+
+    def _by_key(self, name: str) -> _Found:
+        """Return the session that a key belongs to."""
+        owner = self._owner(name, None) or self._led_to(name)
+        if owner is None:
+            return self._as_unknown(name, [name, *self._beside(name)])
+        others = {group[0] for group in self._groups()} - {owner.store}
+        if others:
+            self._notes.append(f"this is a key; as an id it also fits sessions of {', '.join(sorted(others))}")
+        return self._complete(owner)
+
+    def _led_to(self, name: str) -> KeyOwner | None:
+        """Return the session that a shared index, or a sibling, names for a key."""
+        names = formats.leads(self._there[name].value)[:_LEADS]
+        self._load(KeyRequest(each, "") for each in names)
+        owners = {owner.group: (each, owner) for each in names if each in self._there
+                  and (owner := self._owner(each, None))}  # fmt: skip
+        if len(owners) > 1:
+            raise _ambiguous(name, [(owner.store, each) for each, owner in owners.values()])
+        return next((owner for _, owner in owners.values()), None)
+
+    def _beside(self, name: str) -> list[str]:
+        """Return the unknown keys beside one: ``chat:7:meta`` beside ``chat:7:messages`` or ``chat:7``."""
+        base = name
+        for _ in range(2):
+            shorter = _SUFFIX.sub("", base)
+            base = shorter if re.search(_BETWEEN, shorter) else base
+        if not re.search(_BETWEEN, base) or self._reader.database_keys() > SCAN_FREELY_KEYS:
+            return []
+        mine = re.compile(rf"^{re.escape(base)}(?:{_BETWEEN}|$)")
+        names = self._reader.scan(f"{_glob(base)}*", mine, _MAX_SIBLINGS)
+        self._load(KeyRequest(each, "") for each in names)
+        return [each for each in names if each != name and each in self._there and self._owner(each, None) is None]
+
+    def _complete(self, owner: KeyOwner) -> _Found:
+        """Read the siblings: those that can be named, then, for stores that do not list them, those that SCAN finds."""
+        if formats.format_of(owner.store).scanned and not self._scanned:
+            self._scan(owner.session)
+        owners = self._members(owner)
+        owner = next(iter(owners.values()), owner)
+        parts = {name: member.part for name, member in owners.items()}
+        for _ in range(_ROUNDS):
+            requests = {each.name: each for each in self._siblings(owner, parts) if each.name not in parts}
+            # Of shared keys only this session's entries are read, so those must all be known first.
+            new = [each for each in requests.values() if not each.shared] or list(requests.values())
+            if not new:
+                break
+            self._load(new)
+            parts |= {each.name: each.part for each in new}
+        owner = self._named(owner, parts)
+        shared = {each.name for each in self._siblings(owner, parts) if each.shared}
+        keys = {name: self._loaded[name] for name in parts}
+        return _Found(self._wanted, owner, keys, parts, frozenset(shared), tuple(self._notes))
+
+    def _named(self, owner: KeyOwner, names: Iterable[str]) -> KeyOwner:
+        """Return the owner with the session's own id if only a sibling of the key that was given states it."""
+        if owner.prefix:
+            return owner
+        owners = (self._owner(name, None) for name in names if name in self._there)
+        same = (each for each in owners if each and each.store == owner.store and each.prefix)
+        return next((each for each in same if each.prefix + each.session == owner.session), owner)
+
+    def _siblings(self, owner: KeyOwner, names: Iterable[str]) -> list[KeyRequest]:
+        values = {name: loaded.value if (loaded := self._loaded[name]) else None for name in names}
+        stored = SessionValues(owner, values)
+        return _shielded(lambda: list(formats.format_of(owner.store).siblings(stored)), [])
+
+    def _members(self, owner: KeyOwner) -> dict[str, KeyOwner]:
+        """Return the keys read so far that belong to the session of a key."""
+        owners = {name: self._owner(name, owner.session) for name in self._there}
+        return {name: each for name, each in owners.items() if each and each.group == owner.group}
+
+    def _owner(self, name: str, wanted: str | None) -> KeyOwner | None:
+        seen = self._owners.setdefault(wanted, {})
+        if name not in seen:
+            raw = self._there[name].value
+            seen[name] = _shielded(lambda: formats.recognise(raw, wanted), None)
+        return seen[name]
+
+
+def _is_apart(prefix: str) -> bool:
+    return not prefix[-1:].isalnum()
+
+
+def _is_default(owner: KeyOwner) -> bool:
+    """Return whether the prefix before the id is the store's own, which need not end with a separator (Django's)."""
+    default = formats.format_of(owner.store).prefix
+    return bool(default) and owner.prefix.endswith(default)
+
+
+def _part_of(name: str, session: str, names: Sequence[str]) -> str:
+    """Return what stands behind the id in an unknown key's name: ``messages``, ``meta``."""
+    base = session if session not in names or len(names) == 1 else min(names, key=len)
+    found = _SUFFIX.search(name) if base in name else None
+    return found[0].strip(":/|{}.#_-") if found and len(names) > 1 and not found[0][-1:].isdigit() else unknown.STORE
+
+
+def _shielded(call: Callable[[], T], otherwise: T) -> T:
+    """Return what a decoder returns; hostile bytes must not stop an inspection, whatever they do to a decoder."""
+    try:
+        return call()
+    except Exception:  # noqa: BLE001 - none is known; the fuzzer looks for them
+        return otherwise
+
+
+def _ambiguous(wanted: str, choices: Sequence[tuple[str, str]]) -> AmbiguousSession:
+    listed = "; ".join(f"{printable(key, 200)} ({store})" for store, key in choices)
+    message = f"{printable(wanted, 200)!r} fits {len(choices)} sessions; give one of these keys: {listed}"
+    return AmbiguousSession(message, tuple(key for _, key in choices))
+
+
+def _glob(text: str) -> str:
+    """Return a text as a glob that matches it alone."""
+    return _GLOB.sub(r"\\\g<0>", text)
+
+
+def _report(reader: Reader, found: _Found, *, reveal: bool) -> SessionReport:
+    is_unknown = found.owner.store == unknown.STORE
+    values = {name: loaded.value if loaded else None for name, loaded in found.keys.items()}
+    stored = SessionValues(found.owner, values)
+    messages, problems, notes, configured = _decoded(stored, Redactor(reveal=reveal))
+    loaded = {name: loaded for name, loaded in found.keys.items() if loaded}
+    own = {name: each for name, each in loaded.items() if name not in found.shared}
+    store = unknown.STORE if is_unknown else _shielded(lambda: formats.store_name(stored), found.owner.store)
+    ttl_option = is_unknown or formats.format_of(found.owner.store).ttl_option
+    problems += key_problems(own, store=store, ttl_option=ttl_option, configured=configured)
+    mask = (lambda name: name) if reveal else name_mask(loaded, found.wanted)
+    return SessionReport(
+        store=store,
+        session=mask(found.owner.session),
+        messages=messages,
+        keys=tuple(_key_report(name, each, found, reveal=reveal) for name, each in loaded.items()),
+        problems=tuple(
+            problem._replace(key=mask(problem.key), repair=masked_repair(problem.repair, mask)) for problem in problems
+        ),
+        notes=(*found.notes, *notes, *_reading_notes(reader)),
+        revealed=reveal,
+    )
+
+
+def _decoded(
+    stored: SessionValues, redactor: Redactor
+) -> tuple[list[Message], list[Problem], list[str], ConfiguredTtl | None]:
+    """Run the store's decoder; whatever it meets, what it yielded before stays."""
+    messages: list[Message] = []
+    problems: list[Problem] = []
+    notes: list[str] = []
+    configured = None
+    decode = unknown.decode if stored.owner.store == unknown.STORE else formats.decode
+    try:
+        for item in decode(stored):
+            if isinstance(item, Turn):
+                messages.append(redactor.message(item))
+            elif isinstance(item, Problem):
+                problems.append(item)
+            elif isinstance(item, Note):
+                notes.append(item.message)
+            else:
+                configured = item
+            del item  # a text may have 10 MB: release it before the next one is parsed
+    except Exception as error:  # noqa: BLE001 - hostile bytes must not stop an inspection; the error's text may hold some
+        reason = f"this payload could not be decoded any further ({type(error).__name__}); what came before it is shown"
+        problems.append(Problem("corrupt", next(iter(stored.keys), ""), reason))
+    return messages, problems, notes, configured
+
+
+def _key_report(name: str, each: LoadedKey, found: _Found, *, reveal: bool) -> KeyReport:
+    meta = each.metadata
+    ttl_s = None if meta.ttl_ms is None else meta.ttl_ms / 1000
+    payload = preview = None
+    if found.owner.store == unknown.STORE:
+        payload = unknown.payload_encoding(each.value) or None
+        preview = hex_view(next(iter(each.value.payloads), b"")) or None if reveal else None
+    part = found.parts.get(name, "")
+    return KeyReport(name, meta.kind, part, ttl_s, meta.size_bytes, meta.idle_s, meta.encoding, payload, preview)
+
+
+def _reading_notes(reader: Reader) -> list[str]:
+    scanned = f"SCAN examined {counted(reader.scanned_keys, 'key')} to find it" if reader.scanned_keys else ""
+    touched = f"reading reset the idle clocks of {counted(reader.read_keys, 'key')}: {reader.target.touches_because}"
+    return [note for note in (scanned, touched if reader.target.touches_because else "") if note]

@@ -1,9 +1,0 @@
--- Removes a session and its vectors; a foreign key is left alone, a damaged session is not. ARGV[4]: the "born" of the
--- life that is meant, "" for any: a call that is sent again does not remove what was begun in between.
-local head = redis.call('LINDEX', key, '0')
-if not head then return '' end
-if not string.find(head, '^{"memkit":%d+,') then return {err = 'MEMKIT foreign'} end
-if ARGV[4] ~= '' and not string.find(head, '"born":"' .. ARGV[4] .. '",', 1, true) then return '' end
-if string.find(head, '"vectors":1,', 1, true) and own_vectors() then redis.call('DEL', vectors_key) end
-redis.call('DEL', key)
-return ''

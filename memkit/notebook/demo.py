@@ -1,0 +1,171 @@
+"""The demo incident: a week of chats, then a release that changed the TTL, on a private server.
+
+The application stores chats like LangChain's community store: a LIST, newest message first, then EXPIRE. Before the
+release each write set a TTL of seven days, after it five minutes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import threading
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import redis
+
+from memkit.history.ledger import Ledger
+from memkit.history.record import record
+from memkit.server.launcher import RedisServer
+
+WEEK_S, FIVE_MINUTES_S = 604_800, 300
+CHATS_PER_MINUTE = 4
+RECORDER_LOOKS_EVERY_S = 0.1
+LAB_URL, LAB_EXPECT = "MEMKIT_LAB_URL", "MEMKIT_LAB_EXPECT"
+"""Environment variables that ``memkit lab`` sets for its kernels; expectations are separated by line ends."""
+QUESTIONS = ("Where is my order?", "Can I change the address?", "我的订单什么时候到？", "Thanks! One more question:")
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """The demo incident.
+
+    Attributes:
+        url: The server's URL.
+        prefix: The sessions' prefix.
+        expected: Their expected TTL.
+        released_at: The time of the release; writes since then set another TTL.
+    """
+
+    url: str
+    prefix: str
+    expected: str
+    released_at: datetime
+
+    @property
+    def expectations(self) -> list[str]:
+        """The expectation that an audit of the demo takes."""
+        return [f"{self.prefix}*={self.expected}"]
+
+
+def demo_server() -> RedisServer:
+    """Return a server for the incident, not started. It has persistence, because a server without is a finding."""
+    return RedisServer(persist=True, config={"appendfsync": "everysec"})
+
+
+def load_incident(server: RedisServer, *, sessions: int = 600, minutes_since: int = 25, seed: int = 7) -> Incident:
+    """Replay six days of chats and the time since the release on a private server; its clock ends at real time.
+
+    Args:
+        server: A running private server, such as ``demo_server()``.
+        sessions: The number of sessions before the release.
+        minutes_since: The minutes since the release.
+        seed: The seed of the random chats.
+
+    Returns:
+        The incident.
+    """
+    dice = random.Random(seed)  # noqa: S311  # the same chats each time
+    now = datetime.now(UTC)
+    released_at = now - timedelta(minutes=minutes_since)
+    clock = server.clock
+    with server.client() as client:
+        clock.move_to(now - timedelta(days=6))
+        for number in range(sessions):
+            clock.move_to(now - timedelta(days=6) + (released_at - now + timedelta(days=6)) * (number / sessions))
+            _append(client, number, dice, WEEK_S)
+        for minute in range(minutes_since):
+            clock.move_to(released_at + timedelta(minutes=minute))
+            for _ in range(CHATS_PER_MINUTE):
+                _append(client, dice.randrange(sessions - 100, sessions + 30), dice, FIVE_MINUTES_S)
+            client.set(f"cache:answer:{minute % 5}", "…", ex=600)
+            client.incr("stats:requests")
+        clock.shift(-clock.offset)
+    return Incident(server.url, "chat:", "7d", released_at)
+
+
+def continue_incident(url: str, *, sessions: int = 600, every_s: float = 60 / CHATS_PER_MINUTE) -> threading.Event:
+    """Continue the incident in real time, in a thread.
+
+    Without it, all sessions with the short TTL expire within five minutes after the replay.
+
+    Args:
+        url: The demo server's URL.
+        sessions: The number of sessions that were replayed.
+        every_s: The seconds between two writes.
+
+    Returns:
+        An event that ends the thread when it is set; the thread also ends with the server.
+    """
+    ended, dice = threading.Event(), random.Random()  # noqa: S311  # chats, not secrets
+
+    def write() -> None:
+        with redis.Redis.from_url(url) as client, contextlib.suppress(redis.RedisError):
+            while not ended.wait(every_s):
+                _append(client, dice.randrange(sessions - 100, sessions + 30), dice, FIVE_MINUTES_S)
+
+    threading.Thread(target=write, name="memkit-demo", daemon=True).start()
+    return ended
+
+
+def record_incident(path: str | Path) -> Path:
+    """Replay a small incident on a private server while the recorder watches it, and return the recording.
+
+    Forty chats get a TTL of seven days, then, after a release, of five minutes. One is deleted, one is written without
+    a TTL, and the others that nobody continued expire.
+
+    Args:
+        path: The recording, a new file.
+    """
+    output, stop, begun = Path(path), threading.Event(), threading.Event()
+    dice = random.Random(7)  # noqa: S311  # the same chats each time
+    with demo_server() as server, server.client() as client:
+        server.clock.move_to(datetime(2026, 11, 20, 12, tzinfo=UTC))
+        recorder = threading.Thread(
+            target=record,
+            args=(server.url, output),
+            kwargs={"prefixes": [b"chat:"], "stop": stop, "began": lambda _: begun.set()},
+        )
+        recorder.start()
+        try:
+            begun.wait()
+            for hours, ttl_s in ((9, WEEK_S), (7, WEEK_S), (0.05, FIVE_MINUTES_S), (0.05, FIVE_MINUTES_S)):
+                for number in range(40):
+                    _append(client, number, dice, ttl_s)
+                if ttl_s == WEEK_S:
+                    client.persist("chat:user-0009")
+                else:
+                    client.delete("chat:user-0007")
+                _wait_for_recorder(server, output)
+                server.clock.shift(f"{hours}h")
+                _wait_for_recorder(server, output)
+            client.set("chat:user-0011", "[]")
+            _wait_for_recorder(server, output)
+            server.clock.shift("1h")
+            for number in range(40):
+                client.exists(f"chat:user-{number:04d}")
+            _wait_for_recorder(server, output)
+        finally:
+            stop.set()
+            recorder.join()
+    return output
+
+
+def _wait_for_recorder(server: RedisServer, path: Path) -> None:
+    """Return when the recorder has looked at the server again, and has written that down."""
+    now_ms = int(server.clock.now().timestamp() * 1_000)
+    while True:
+        with Ledger(path, reading=True) as ledger:
+            if ledger.source()[3] > now_ms:
+                return
+        time.sleep(RECORDER_LOOKS_EVERY_S)
+
+
+def _append(client: redis.Redis, number: int, dice: random.Random, ttl_s: int) -> None:
+    key = f"chat:user-{number:04d}"
+    for kind, text in (("human", dice.choice(QUESTIONS)), ("ai", "Let me look that up for you.")):
+        client.lpush(key, json.dumps({"type": kind, "data": {"content": text, "type": kind}}))
+    client.expire(key, ttl_s)

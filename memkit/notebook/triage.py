@@ -1,0 +1,257 @@
+"""The triage report: one audit of a live server as one HTML page for a ticket, and the tables of notebook 02.
+
+The page loads nothing and shows no message, no password and no session's name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import blake2b
+from importlib import resources
+from pathlib import Path
+from secrets import token_bytes
+from string import Template
+from typing import TYPE_CHECKING
+
+from memkit.audit.finding import Finding
+from memkit.audit.report import AuditReport
+from memkit.audit.run import audit
+from memkit.audit.sampling import KeyFacts, Progress
+from memkit.config import configured_expectations, parse_expectation
+from memkit.errors import MemkitError, PolicyError
+from memkit.notebook.demo import demo_server, load_incident
+from memkit.readonly.values import to_name
+from memkit.render import Table, ago, counted, duration, escaped, printable, utc_text
+
+if TYPE_CHECKING:
+    from memkit.plot import Figure
+
+MAX_ROWS = 20
+FIRST_ROWS = 5
+"""The rows of affected sessions on the page's first screen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Triage:
+    """A written report.
+
+    Attributes:
+        path: The HTML file.
+        report: The audit in it.
+    """
+
+    path: Path
+    report: AuditReport
+
+
+class ExpectationNeeded(PolicyError):
+    """A server was given without an expected TTL, and none can be guessed."""
+
+    def _render_traceback_(self) -> list[str]:
+        return str(self).splitlines()  # a notebook shows the question alone
+
+
+def examine(url: str, expectations: Iterable[str] = ()) -> AuditReport:
+    """Audit a live server, read-only.
+
+    Args:
+        url: A Redis URL.
+        expectations: The expected TTLs, such as ``"chat:*=7d"``; none: those of the configuration file.
+
+    Returns:
+        The report.
+
+    Raises:
+        ExpectationNeeded: No expectation is given. The message lists the prefixes and TTLs that were found.
+        PolicyError: An expectation is invalid.
+    """
+    expected = [parse_expectation(text) for text in expectations] or configured_expectations()
+    report = audit(url, expect=expected)
+    if not expected:
+        found = "\n".join(f"  {one.message}" for one in report.seen)
+        raise ExpectationNeeded(
+            "Which TTL should these sessions have? Set expectations in the cell above, such as "
+            f"['chat:*=7d'], or start with: memkit lab --url URL --expect 'chat:*=7d'\n\nFound on the server:\n{found}"
+        )
+    return report
+
+
+def triage(
+    url: str | None,
+    *,
+    expect: Sequence[str] = (),
+    output: str | Path = "triage.html",
+    progress: Progress | None = None,
+) -> Triage:
+    """Audit a live server, read-only, and write the report as one HTML file.
+
+    Args:
+        url: A Redis URL; None: the demo incident on a private server.
+        expect: The expected TTLs, such as ``"chat:*=7d"``; none: those of the configuration file.
+        output: The file to write.
+        progress: Called with the number of checked keys and of all keys.
+
+    Returns:
+        The report and its path.
+
+    Raises:
+        PolicyError: An expectation is invalid.
+        MemkitError: The file cannot be written, or matplotlib is not installed.
+    """
+    expected = [parse_expectation(text) for text in expect]
+    path = Path(output)
+    if path.is_dir():
+        raise MemkitError(f"{output} is a folder; give -o the name of a file, such as {path / 'triage.html'}")
+    if url:
+        report = audit(url, expect=expected or configured_expectations(), progress=progress)
+    else:
+        with demo_server() as server:
+            incident = load_incident(server)
+            demo = [parse_expectation(text) for text in incident.expectations]
+            report = audit(incident.url, expect=expected or demo, progress=progress)
+    path.write_text(page(report), "utf-8")
+    return Triage(path, report)
+
+
+def affected(report: AuditReport, *, reveal: bool = False, limit: int = MAX_ROWS) -> Table:
+    """Return the sessions that expire first, as a table.
+
+    Args:
+        report: What ``audit`` returned.
+        reveal: Show the keys' names. Otherwise they are hashed with a random key, so that the table can be passed on.
+        limit: The number of rows.
+    """
+    matching = {one.key: one for expectation in report.expectations for one in expectation.of(report.keys)}
+    shown = matching.values() if report.expectations else report.keys
+    volatile = sorted((one for one in shown if one.deadline_ms is not None), key=lambda one: one.deadline_ms or 0)
+    salt = token_bytes(8)
+
+    def row(one: KeyFacts) -> tuple[str, ...]:
+        name = "#" + blake2b(one.key, key=salt, digest_size=4).hexdigest()
+        if reveal:
+            name = printable(to_name(one.key))
+        expires_at = datetime.fromtimestamp((one.deadline_ms or 0) / 1000, UTC)
+        last_set = "unknown" if one.set_ms is None else duration(one.set_ms)
+        return name, one.kind, duration(one.left_ms), last_set, f"{expires_at:%Y-%m-%d %H:%M:%S}"
+
+    title = f"The sessions that expire first{'' if reveal else ', names hashed'}"
+    columns = ("session", "type", "remaining TTL", "TTL last set", "expires at (UTC)")
+    return Table(title, columns, [row(one) for one in volatile[:limit]], total=len(volatile))
+
+
+def server_table(report: AuditReport) -> Table:
+    """Return what server was audited, as a table.
+
+    Args:
+        report: What ``audit`` returned.
+    """
+    used, limit = report.counters.get("used_memory"), report.counters.get("maxmemory")
+    rows = [
+        ("server", f"{report.server['flavour']} {report.server['version']}"),
+        ("URL", report.server["url"]),
+        ("keys", f"{report.sample['of']:,}, {report.sample['keys']:,} checked"),
+        ("memory", f"{used or 0:,} bytes, {f'limit {limit:,} bytes' if limit else 'no limit'}"),
+        ("expected", ", ".join(report.expected) or "no TTL was given"),
+    ]
+    return Table("The server", ("property", "value"), rows)
+
+
+def five_minutes_later(url: str) -> str:
+    """Move the clock of a copy of the demo incident by five minutes and return what expired.
+
+    Args:
+        url: The Redis under investigation; empty: the notebook's demo. Nothing is done to any server but the copy.
+    """
+    from memkit.notebook import extension as notebook
+
+    if url or not notebook.is_demo():
+        return "This server is not the demo: its clock was not moved."
+    with demo_server() as server:
+        incident = load_incident(server)
+        before = examine(incident.url, incident.expectations)
+        server.clock.shift("5m")
+        after = examine(incident.url, incident.expectations)
+    remaining = {one.key for one in after.keys}
+    sessions = {one.key for expectation in before.expectations for one in expectation.of(before.keys)}
+    short = sum(finding.keys for finding in before.findings if finding.cause == "ttl_too_short")
+    ended = f"{len(sessions - remaining):,} of {counted(len(sessions), 'session')}"
+    return f"On a copy of the demo, five minutes later: {ended} expired; {short:,} had the short TTL."
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+def page(report: AuditReport) -> str:
+    """Return the report as one HTML page.
+
+    Args:
+        report: What ``audit`` returned.
+
+    Raises:
+        MemkitError: matplotlib is not installed.
+    """
+    try:
+        from memkit import plot
+        from memkit.plot.style import DARK
+    except ImportError:
+        raise MemkitError("the report has figures; type: pip install 'redis-memkit[lab]'") from None
+    template = Template((resources.files("memkit.notebook") / "triage.html").read_text("utf-8"))
+    figures = (plot.show(draw(report)) for draw in (plot.plot_deadlines, plot.plot_future, plot.plot_ends))
+    notes = [*(one.message for one in report.seen), *report.notes, report.proof_sentence()]
+    return template.substitute(
+        title=_html(report.verdict.sentence),
+        status=report.findings[0].severity if report.verdict.status == "findings" else report.verdict.status,
+        light="; ".join(f"--memkit-{colour[1:]}: {colour}" for colour in DARK),
+        dark="; ".join(f"--memkit-{colour[1:]}: {dark}" for colour, dark in DARK.items()),
+        numbers="".join(f"<div><dt>{name}</dt><dd>{_html(value)}</dd></div>" for name, value in _numbers(report)),
+        figure=_figure(plot.show(plot.plot_ttl_now(report))),
+        findings="".join(_finding(one, report.verdict.sentence) for one in report.findings) or "<p>No findings.</p>",
+        affected=affected(report, limit=FIRST_ROWS).to_html(),
+        figures="".join(map(_figure, figures)),
+        tables=server_table(report).to_html(),
+        notes=f"<ul>{''.join(f'<li>{_html(note)}</li>' for note in notes)}</ul>",
+    )
+
+
+def _numbers(report: AuditReport) -> Iterable[tuple[str, str]]:
+    first = report.findings[0] if report.findings else None
+    if first and first.keys:
+        yield "affected", f"{first.keys:,} of {counted(first.sampled, 'key')}"
+    if first and first.expected_ttl_s is not None:
+        yield "expected TTL", duration(first.expected_ttl_s * 1000)
+        yield "observed TTL", duration(None if first.observed_ttl_s is None else first.observed_ttl_s * 1000)
+    if first and first.since:
+        since = utc_text(first.since, round_up=first.since_is == "upper bound")
+        yield (
+            f"since ({first.since_is})",
+            f"{since} ({ago(first.since, report.at)})",
+        )
+    yield "checked", f"{report.sample['keys']:,} of {counted(report.sample['of'], 'key')}"
+    yield "server", f"{report.server['flavour']} {report.server['version']}"
+    yield "audited at", utc_text(report.at)
+
+
+def _finding(finding: Finding, verdict: str) -> str:
+    rows = [
+        ("message", "" if finding.message == verdict else finding.message),
+        ("confidence", finding.confidence),
+        *(("evidence", one) for one in finding.evidence),
+        ("next", finding.next),
+    ]
+    cells = "".join(f"<dt>{name}</dt><dd>{_html(value)}</dd>" for name, value in rows if value)
+    scope = "the whole server" if finding.prefix is None else finding.prefix
+    severity = finding.severity
+    title = f'<span class="status {severity}">{severity}</span> <strong>{finding.cause}</strong> {escaped(scope)}'
+    return f'{title}<dl class="finding">{cells}</dl>'
+
+
+def _figure(figure: Figure) -> str:
+    return f"<figure>{figure.to_svg()}</figure>"
+
+
+def _html(text: str) -> str:
+    """Return text as HTML in which no time is broken over two lines."""
+    return re.sub(r"\d{4}-\d\d-\d\d[T ][\d:]+Z?", r"<time>\g<0></time>", escaped(text))

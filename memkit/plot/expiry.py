@@ -1,0 +1,483 @@
+"""Figures of an ExpiryLog: observed lifetimes against configured TTLs, survival, and how late events are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.text import Annotation, Text
+from matplotlib.ticker import PercentFormatter
+from matplotlib.transforms import Bbox
+
+from memkit.observe.log import ENDS, MIN_TOLERANCE_MS, NONE, TOLERANCE, ExpiryLog
+from memkit.plot.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    LEGEND,
+    LINES,
+    ORANGE,
+    PALE,
+    PAPER,
+    PURPLE,
+    RUST,
+    SHADE,
+    SKY,
+    VERMILLION,
+    finish,
+    own_axes,
+    time_axis,
+)
+from memkit.render import counted, duration
+
+SECONDS_TO_WEEKS = (0.5, 3 * 604_800)
+FEW_TTLS = 12
+"""Up to this many TTLs are drawn as one mark each."""
+FEW_KEYS = 400
+"""Up to this many keys of more TTLs are drawn one by one; of more, those as configured become a density."""
+MAX_STEPS = 400
+SHORTEST_S = 1e-3
+"""A lifetime of zero has no place on a logarithmic axis."""
+MANY_KEYS = 200
+"""From this many keys on, the label gives the precision of 99 % instead of the worst."""
+MAX_OBSTACLES = 2_000
+MARK_WEIGHT, FORBIDDEN_WEIGHT = 20, 1_000_000
+"""The cost of covering a mark, and another label, relative to covering a point of a line."""
+ALIGNED_LEFT = {"left": 0.0, "center": 0.5, "right": 1.0}
+LABEL_PLACES = [
+    *(
+        (sign * x, y, align)
+        for x in (12, 30, 60)
+        for y in (0, 14, -14, 28, -28)
+        for sign, align in ((1, "left"), (-1, "right"))
+    ),
+    *((x, sign * y, "center") for y in (28, 50, 80, 120, 160) for sign in (-1, 1) for x in range(-120, 121, 40)),
+]
+"""Places of a label relative to its mark, in points."""
+GUIDES = {60: "60 times too short", 1_000: "1,000 times too short"}
+"""The lifetimes of a TTL in minutes, or in milliseconds, that was read as seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the keys of one outcome are drawn: each has its own colour and marker."""
+
+    name: str
+    colour: str
+    marker: str
+    filled: bool = True
+
+
+OUTCOMES = {
+    "on time": Outcome("expired on time", BLUE, "o"),
+    "early": Outcome("expired early", VERMILLION, "v"),
+    "late": Outcome("expired late", PURPLE, "^"),
+    "evicted": Outcome("evicted", ORANGE, "s"),
+    "deleted": Outcome("deleted", GREEN, "X"),
+    "evicted or deleted": Outcome("evicted or deleted", ORANGE, "D", filled=False),
+    "not expired": Outcome("not expired", SKY, "^", filled=False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Points:
+    """A log's rows in seconds; ``ttl`` is the granted TTL if the configured one is unknown."""
+
+    ttl: Any
+    low: Any
+    high: Any
+    outcome: Any
+
+    @classmethod
+    def of(cls, log: ExpiryLog) -> _Points:
+        started, started_by, seen, missing, deadline = (
+            np.array(column, dtype=float) / 1e6
+            for column in (log.started_us, log.started_by_us, log.seen_us, log.missing_us, log.deadline_us)
+        )
+        configured = np.array(log.ttl_ms, dtype=float)
+        granted = np.where(np.array(log.deadline_us) == NONE, np.nan, deadline - started)
+        ttl = np.where(configured == NONE, granted, configured / 1e3)
+        low = np.maximum(seen - started_by, 0)
+        high = np.where(np.array(log.missing_us) == NONE, np.nan, missing - started)
+        ends = np.array(ENDS)[np.frombuffer(bytes(log.ends), dtype=np.uint8)]
+        slack = np.maximum(ttl * TOLERANCE, MIN_TOLERANCE_MS / 1000)
+        outcome = np.where(high < ttl - slack, "early", np.where(low > ttl + slack, "late", "on time"))
+        outcome = np.where(ends == "expired", outcome, ends)
+        rows = (ttl > 0) & (ends != "absent")  # a key without a TTL has no place on the axis
+        return cls(ttl[rows], low[rows], high[rows], outcome[rows])
+
+    @property
+    def lifetime(self) -> Any:
+        """The middle of the interval; its lower end for a key that has not expired."""
+        return np.where(np.isnan(self.high), self.low, (self.low + self.high) / 2)
+
+    def select(self, rows: Any) -> _Points:
+        return _Points(self.ttl[rows], self.low[rows], self.high[rows], self.outcome[rows])
+
+    def by_ttl_and_outcome(self) -> Iterator[tuple[float, str, _Points]]:
+        for ttl in np.unique(self.ttl):
+            for name in OUTCOMES:
+                rows = (self.ttl == ttl) & (self.outcome == name)
+                if rows.any():
+                    yield float(ttl), name, self.select(rows)
+
+
+def plot_expiry(log: ExpiryLog, ax: Axes | None = None) -> Axes:
+    """Draw the observed lifetime of keys against their configured TTL, both axes from seconds to weeks.
+
+    Keys on the dashed line expired on time; keys under it expired early, and a label names both TTLs. Up to 12 TTLs are
+    drawn as one mark each, with the range of lifetimes as a bar. More TTLs are drawn as single intervals, and more than
+    400 keys as a density of those that expired on time; each other mark stands for keys that lie close together.
+
+    Args:
+        log: What ``observe_expiry`` returned.
+        ax: Axes to draw on; None: a new figure.
+
+    Returns:
+        The axes; ``show(ax)`` displays them with alt text.
+    """
+    ax = own_axes(ax, (7.2, 6.4))
+    points = _Points.of(log)
+    low, high = _range(np.concatenate([points.ttl, points.lifetime]))
+    ax.fill_between([low, high], [low, high], [low, low], color=SHADE, lw=0, zorder=0)
+    ax.plot([low, high], [low, high], color=INK, lw=1, ls="--", zorder=1, label="lifetime = TTL")
+    if (points.outcome == "early").any():
+        _guides(ax, low, high)
+    labels = _draw_keys(ax, points, low, high)
+    _note_keys_not_drawn(ax, log, points)
+    ax.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=INK, handletextpad=0.6)
+    ax.set(xlim=(low, high), ylim=(low, high), xlabel="configured TTL", ylabel="observed lifetime")
+    ax.set_aspect("equal")
+    time_axis(ax.xaxis)
+    time_axis(ax.yaxis)
+    typical, worst = log.exact_to_ms
+    source = f"{log.server}, {log.clock}; lifetimes exact to {duration(typical)} (worst {duration(worst)})"
+    finish(ax, log.verdict, source)
+    _place_labels(ax, labels, points)
+    ax.set_label(
+        "Observed lifetime against configured TTL, both from seconds to weeks on logarithmic axes. "
+        f"{log.verdict} Observed on {log.server}."
+    )
+    return ax
+
+
+def _note_keys_not_drawn(ax: Axes, log: ExpiryLog, points: _Points) -> None:
+    left_out = len(log) - len(points.ttl)
+    if left_out:
+        text = f"not drawn: {counted(left_out, 'key')} without a known TTL, or absent"
+        ax.text(0.99, 0.02, text, transform=ax.transAxes, fontsize=9, color=INK, ha="right", zorder=5)
+
+
+def _draw_keys(ax: Axes, points: _Points, low: float, high: float) -> list[Annotation]:
+    """Draw the keys; return their labels, which have no place yet."""
+    many_ttls = len(np.unique(points.ttl)) > FEW_TTLS
+    if many_ttls and len(points.ttl) > FEW_KEYS:
+        _draw_many(ax, points, low, high)
+        return list(_label_outcomes(ax, points))
+    labels: list[Annotation] = []
+    if many_ttls:
+        _draw_intervals(ax, points)
+        labels += _label_outcomes(ax, points)
+    else:
+        for ttl, name, some in points.by_ttl_and_outcome():
+            _draw_mark(ax, ttl, OUTCOMES[name], some)
+            labels.append(_label_mark(ax, ttl, name, some))
+    for name, outcome in OUTCOMES.items():
+        if (points.outcome == name).any():
+            _scatter(ax, [], [], outcome, 45, label=outcome.name)
+    return labels
+
+
+def _draw_mark(ax: Axes, ttl: float, outcome: Outcome, some: _Points) -> None:
+    """Draw all keys of one TTL and outcome: a mark at the median, a thin bar from least to most, a thick one 5-95 %."""
+    lifetime, colour = some.lifetime, outcome.colour
+    shortest, longest = np.nanmin(some.low), np.nanmax(np.where(np.isnan(some.high), some.low, some.high))
+    ax.plot([ttl, ttl], [max(shortest, SHORTEST_S), longest], color=colour, lw=1.2, zorder=3, solid_capstyle="butt")
+    ax.plot([ttl, ttl], np.quantile(lifetime, [0.05, 0.95]), color=colour, lw=4, alpha=0.6, zorder=3)
+    _scatter(ax, [ttl], [np.median(lifetime)], outcome, 70 + 15 * np.log10(len(lifetime)))
+
+
+def _scatter(ax: Axes, x: Any, y: Any, outcome: Outcome, size: float, label: str = "") -> None:
+    face, edge, width = (outcome.colour, PAPER, 0.6) if outcome.filled else (PAPER, outcome.colour, 1.6)
+    ax.scatter(
+        x, y, s=size, marker=outcome.marker, facecolor=face, edgecolor=edge, linewidth=width, zorder=4, label=label
+    )
+
+
+def _label_mark(ax: Axes, ttl: float, name: str, some: _Points) -> Annotation:
+    """Label a mark beside it; if it is not on the dashed line, an arrow from there leads to it."""
+    lifetime, colour = float(np.median(some.lifetime)), OUTCOMES[name].colour
+    keys = counted(len(some.ttl), "key")
+    if name == "on time":
+        return _label(ax, f"{duration(ttl * 1000)}: {keys}, {_precision(some)}", (ttl, lifetime))
+    arrow = {"arrowstyle": "-|>", "color": colour, "lw": 1.2, "shrinkA": 4, "shrinkB": 8}
+    ax.annotate("", (ttl, lifetime), (ttl, ttl), zorder=2, arrowprops=arrow)
+    text = f"configured {duration(ttl * 1000)},\n{_ended(name)} {duration(lifetime * 1000)}\n{keys}"
+    return _label(ax, text, (ttl, lifetime), color=RUST if name == "early" else INK, fontweight="bold")
+
+
+def _label(ax: Axes, text: str, at: tuple[float, float], **style: Any) -> Annotation:
+    box = {"facecolor": PAPER, "alpha": 0.85, "edgecolor": "none", "pad": 1}
+    place: Any = {"textcoords": "offset points", "va": "center", "fontsize": 9, "zorder": 5, "bbox": box}
+    label = ax.annotate(text, at, (12, 0), **{"color": INK, **place, **style})
+    label.set_in_layout(False)
+    return label
+
+
+def _place_labels(ax: Axes, labels: Sequence[Annotation], points: _Points) -> None:
+    """Move each label to the place near its mark that covers least: marks, lines, other labels, the axes' edge."""
+    ax.figure.canvas.draw()
+    rows = np.linspace(0, len(points.ttl) - 1, min(len(points.ttl), MAX_OBSTACLES)).astype(int)
+    marks = np.column_stack([points.ttl, np.maximum(points.lifetime, SHORTEST_S)])[rows]
+    lines = [np.repeat(np.geomspace(*ax.get_xlim(), 60)[:, None], 2, axis=1)]
+    if len(np.unique(points.ttl)) <= FEW_TTLS:  # each has an arrow from the dashed line
+        lines += [np.column_stack([np.full(20, ttl), np.geomspace(ttl, end, 20)]) for ttl, end in marks]
+    obstacles = ax.transData.transform(np.concatenate([marks, *lines]))
+    weights = np.where(np.arange(len(obstacles)) < len(marks), MARK_WEIGHT, 1)
+    legend, inside = ax.get_legend(), ax.get_window_extent()
+    taken = [legend.get_window_extent()] if legend else []
+    pixels_per_point = ax.figure.dpi / 72
+
+    def cost(box: Bbox) -> float:
+        covered = weights[((obstacles > box.padded(3).min) & (obstacles < box.padded(3).max)).all(axis=1)].sum()
+        overlaps = sum(box.overlaps(other) for other in taken)
+        outside = not inside.contains(*box.min) or not inside.contains(*box.max)
+        return float(covered) + FORBIDDEN_WEIGHT * (overlaps + outside)
+
+    for label in labels:
+        width, height = Text.get_window_extent(label).size
+        anchor = ax.transData.transform(label.xy)
+        places = []
+        for x, y, align in LABEL_PLACES:
+            left = anchor[0] + x * pixels_per_point - width * ALIGNED_LEFT[align]
+            box = Bbox.from_bounds(left, anchor[1] + y * pixels_per_point - height / 2, width, height)
+            places.append((cost(box) + math.hypot(x, y) / 20, x, y, align, box))
+        _, x, y, align, box = min(places, key=lambda place: place[0])
+        label.set(position=(x, y), ha=align)
+        taken.append(box)
+
+
+def _ended(outcome: str) -> str:
+    return {"early": "expired after", "late": "expired after"}.get(outcome, f"{outcome} after")
+
+
+def _draw_intervals(ax: Axes, points: _Points) -> None:
+    for name, outcome in OUTCOMES.items():
+        some = points.select(points.outcome == name)
+        if len(some.ttl):
+            top = np.where(np.isnan(some.high), some.low, some.high)
+            bottom = np.maximum(some.low, SHORTEST_S)
+            ax.vlines(some.ttl, bottom, top, color=outcome.colour, lw=1, alpha=0.7, zorder=3)
+            _scatter(ax, some.ttl, some.lifetime, outcome, 22)
+
+
+def _draw_many(ax: Axes, points: _Points, low: float, high: float) -> None:
+    """Draw the keys on time as a density, and all others by marks, because a density would hide a few among many."""
+    on_time = points.select(points.outcome == "on time")
+    if len(on_time.ttl):
+        _draw_density(ax, on_time, low, high)
+        label = f"{OUTCOMES['on time'].name}: {counted(len(on_time.ttl), 'key')}"
+        ax.scatter([], [], s=70, marker="h", facecolor=BLUE, edgecolor=PAPER, label=label)
+    for name, outcome in OUTCOMES.items():
+        some = points.select(points.outcome == name)
+        if name != "on time" and len(some.ttl):
+            for part in _close_together(some, (high / low) ** (1 / 40)):
+                place = np.median(part.ttl), max(np.median(part.lifetime), SHORTEST_S)
+                _scatter(ax, [place[0]], [place[1]], outcome, 45 + 20 * np.log10(len(part.ttl)))
+            _scatter(ax, [], [], outcome, 45, label=f"{outcome.name}: {counted(len(some.ttl), 'key')}")
+
+
+def _close_together(some: _Points, step: float) -> Iterator[_Points]:
+    """Yield the keys of each cell of a grid; a cell is as wide as this factor."""
+    cells = [np.round(np.log(np.maximum(values, SHORTEST_S)) / np.log(step)) for values in (some.ttl, some.lifetime)]
+    _, cell = np.unique(np.stack(cells), axis=1, return_inverse=True)
+    for number in np.unique(cell):
+        yield some.select(cell.ravel() == number)
+
+
+def _label_outcomes(ax: Axes, points: _Points) -> Iterator[Annotation]:
+    """Label the keys of each outcome but "on time" with their number, TTLs and lifetimes."""
+    for name in OUTCOMES:
+        some = points.select(points.outcome == name)
+        if name != "on time" and len(some.ttl):
+            middle = np.argsort(some.ttl)[len(some.ttl) // 2]
+            x, y = float(some.ttl[middle]), max(float(some.lifetime[middle]), SHORTEST_S)
+            keys = f"{counted(len(some.ttl), 'key')} configured {_range_text(some.ttl)}"
+            arrow = {"arrowstyle": "-|>", "color": OUTCOMES[name].colour, "lw": 1.2, "shrinkB": 6}
+            look: Any = {"color": RUST if name == "early" else INK, "fontweight": "bold", "arrowprops": arrow}
+            yield _label(ax, f"{keys},\n{_ended(name)} {_range_text(some.lifetime)}", (x, y), **look)
+
+
+def _range_text(values_s: Any) -> str:
+    ends = (duration(1000 * float(values_s.min())), duration(1000 * float(values_s.max())))
+    return " to ".join(dict.fromkeys(ends))
+
+
+def _draw_density(ax: Axes, points: _Points, low: float, high: float) -> None:
+    colours = LinearSegmentedColormap.from_list("memkit", ["#a5d3f2", BLUE, "#00568f"])
+    drawn = ax.hexbin(
+        points.ttl,
+        np.maximum(points.lifetime, SHORTEST_S),
+        xscale="log",
+        yscale="log",
+        gridsize=60,
+        bins="log",
+        mincnt=1,
+        extent=(np.log10(low), np.log10(high)) * 2,
+        cmap=colours,
+        linewidths=0.2,
+        zorder=2,
+    )
+    bar = ax.figure.colorbar(drawn, ax=ax, shrink=0.6, pad=0.02)
+    bar.set_label("keys", color=INK)
+    bar.ax.tick_params(colors=INK)
+
+
+def _precision(some: _Points) -> str:
+    """Return how far the lifetimes can differ from the TTL."""
+    off_ms = 1000 * np.maximum(np.abs(some.low - some.ttl), np.abs(some.high - some.ttl))
+    if len(off_ms) < MANY_KEYS:
+        return f"within {duration(float(off_ms.max()))}"
+    return f"99 % within {duration(float(np.quantile(off_ms, 0.99)))}"
+
+
+def _guides(ax: Axes, low: float, high: float) -> None:
+    for factor, name in GUIDES.items():
+        ax.plot([low, high], [low / factor, high / factor], color=GREY, lw=0.8, ls=":", zorder=1)
+        x = low * factor * 4
+        ax.annotate(
+            name,
+            (x, x / factor),
+            (4, 0),
+            textcoords="offset points",
+            fontsize=8,
+            color=GREY,
+            rotation=45,
+            rotation_mode="anchor",
+            va="top",
+        )
+
+
+def plot_survival(log: ExpiryLog, ax: Axes | None = None) -> Axes:
+    """Draw the share of keys that could still be read over the time since they were written, one line per TTL.
+
+    Dotted lines show the configured TTL. A line that ends level has keys that did not expire. Six TTLs or fewer have
+    one line each. The band is the time between the last check that found a key and the first that did not.
+
+    Args:
+        log: What ``observe_expiry`` returned.
+        ax: Axes to draw on; None: a new figure.
+
+    Returns:
+        The axes; ``show(ax)`` displays them with alt text.
+    """
+    ax = own_axes(ax, (7.6, 4.4))
+    points = _Points.of(log)
+    ttls = [float(ttl) for ttl in np.unique(points.ttl)]
+    limits = low, high = _range(np.concatenate([points.ttl, points.lifetime]))
+    if len(ttls) > len(LINES):
+        _survival_line(ax, points, f"TTLs {_range_text(np.array(ttls))}", 0, limits)
+    for number, ttl in enumerate(ttls if len(ttls) <= len(LINES) else []):
+        _survival_line(ax, points.select(points.ttl == ttl), f"configured {duration(1000 * ttl)}", number, limits)
+    _note_keys_not_drawn(ax, log, points)
+    ax.set(xscale="log", xlim=(low, high), ylim=(-0.02, 1.05), ylabel="readable keys")
+    ax.set_xlabel("time since the write (log)")
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    time_axis(ax.xaxis)
+    if ttls:
+        ax.legend(loc="lower left", **LEGEND)
+    finish(ax, log.verdict, f"{log.server}, {log.clock}; dotted: configured TTL")
+    ax.set_label(
+        f"Share of {counted(len(log), 'key')} that can still be read over time, one line per TTL. {log.verdict}"
+    )
+    return ax
+
+
+def _survival_line(ax: Axes, some: _Points, label: str, number: int, limits: tuple[float, float]) -> None:
+    early = np.isin(some.outcome, ["on time", "not expired"]).mean() < 0.5
+    colour = VERMILLION if early else (BLUE, GREEN, SKY, PURPLE)[number % 4]
+    share, middle, configured, shortest, longest = _steps(some, limits)
+    ended = np.isfinite(middle)
+    times, shares = middle[ended], share[ended]
+    if not ended.all():
+        times, shares = np.append(times, limits[1]), np.append(shares, shares[-1])
+    ax.step(times, shares, where="post", color=colour, ls=LINES[number], lw=2, label=label)
+    ax.step(configured, share, where="post", color=colour, ls=":", lw=1.2)
+    ax.fill_betweenx(share[ended], shortest[ended], longest[ended], step="pre", color=colour, alpha=0.2, lw=0)
+
+
+def _steps(some: _Points, limits: tuple[float, float]) -> tuple[Any, ...]:
+    """Return shares and the times when they were reached: observed, configured, earliest, latest.
+
+    Infinity: not reached, because keys did not expire.
+    """
+    count = len(some.ttl)
+    exists = np.isnan(some.high)
+    # The share of the keys that did not expire is one of the steps.
+    rows = np.unique(np.append(np.linspace(0, count, min(count, MAX_STEPS) + 1).astype(int), count - int(exists.sum())))
+
+    def reached(values: Any) -> Any:
+        ordered = np.concatenate([[limits[0]], np.sort(values)])[rows]
+        return np.where(np.isfinite(ordered), np.clip(ordered, *limits), np.inf)
+
+    times = (np.where(exists, np.inf, some.lifetime), some.ttl, some.low, np.where(exists, np.inf, some.high))
+    return (1 - rows / count, *map(reached, times))
+
+
+def plot_lateness(log: ExpiryLog, ax: Axes | None = None) -> Axes:
+    """Draw how late ``expired`` events arrive after the deadline, which is when the memory is freed.
+
+    The predicted delay is not a bound: it is the time of one round of the sweep on a machine that is not busy.
+
+    Args:
+        log: What ``observe_expiry(leave_to_sweep=True)`` returned; without it the checks make the keys expire.
+        ax: Axes to draw on; None: a new figure.
+
+    Returns:
+        The axes; ``show(ax)`` displays them with alt text.
+    """
+    ax = own_axes(ax, (7.6, 4.2))
+    late = np.array([(e - d) / 1e6 for e, d in zip(log.event_us, log.deadline_us, strict=True) if NONE not in (e, d)])
+    late = np.sort(np.maximum(late, 1e-4))
+    bound_s = log.sweep.predicted_s if log.sweep else 1.0
+    limits = 1e-3, max(10.0, 2 * bound_s, 2 * float(late[-1]) if len(late) else 1)
+    if len(late):
+        # From the left edge to the right one: the step of a single event is a line, too.
+        times = np.concatenate([[limits[0] / 10], late, [limits[1]]])
+        share = np.arange(len(late) + 1) / len(log)
+        ax.step(times, [*share, share[-1]], where="post", color=BLUE, lw=2, label="event received by")
+    text = log.events_text
+    if len(late):
+        half, last = (duration(1000 * float(seconds)) for seconds in (np.median(late), late[-1]))
+        text += f", half within {half}, the last {last} late"
+    if log.sweep:
+        predicted = duration(1000 * log.sweep.predicted_s)
+        ax.axvline(
+            log.sweep.predicted_s, color=VERMILLION, lw=1.5, ls="--", label=f"predicted for the last: {predicted}"
+        )
+        text += f"; {predicted} is predicted for the last"
+    ax.axvspan(1e-4, 2e-3, color=PALE, alpha=0.6, lw=0, label="from here on no client can read the key")
+    ax.set(xscale="log", ylim=(0, 1.05), ylabel="keys with an event")
+    ax.set_xlabel("time after the deadline (log)")
+    ax.set_xlim(limits)
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    time_axis(ax.xaxis)
+    ax.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=INK)
+    beside = f", {log.sweep.expired_keys:,} expired keys among {log.sweep.other_keys:,} others" if log.sweep else ""
+    conclusion = f"{text[:1].upper()}{text[1:]}."
+    finish(ax, conclusion, f"{log.server}{beside}")
+    ax.set_label(f"Share of events received over the time after the deadline. {conclusion}")
+    return ax
+
+
+def _range(values: Any) -> tuple[float, float]:
+    known = values[np.isfinite(values) & (values > 0)]
+    if not len(known):
+        return SECONDS_TO_WEEKS
+    return min(SECONDS_TO_WEEKS[0], float(known.min()) / 2), max(SECONDS_TO_WEEKS[1], float(known.max()) * 2)

@@ -1,0 +1,220 @@
+"""ReadOnlyConnection: one connection to one server, for commands that read; it counts every command that it sends.
+
+Commands are sent as ready bytes, in batches, and replies are read from the socket. redis-py packs each argument and
+reads each reply in Python, which costs ten times what the server needs (measured); a full pass over a million keys is
+two million replies. Connecting, TLS and credentials are left to redis-py. This is the only file of memkit that uses a
+private attribute of redis-py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import hiredis
+import redis
+
+READ_BYTES = 1 << 17
+REPLY_TIMEOUT_S = 30.0
+"""More than the time to connect: a slow command of another client may delay a batch, which is no reason to give up."""
+
+PINGS = 5
+NO_TOUCH_NEEDS = "CLIENT NO-TOUCH needs Redis 7.2 or Valkey"
+
+_CONTAINERS = frozenset({"client", "config", "memory", "object", "latency", "slowlog", "cluster", "acl"})
+_KEY_COMMANDS = {
+    name: b"*%d\r\n" % (len(words) + 1) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
+    for name in ("type", "pexpiretime", "pttl", "object|idletime", "object|encoding", "memory|usage", "exists")
+    for words in [name.upper().encode().split(b"|")]
+}
+"""Each command that takes one key, packed up to that key. They do not reset idle times (6.2 to 8.2, Valkey 9)."""
+
+Reply = Any
+"""What hiredis returns; a refused command's reply is a ``redis.ResponseError``, which is returned, not raised."""
+
+
+class Command(NamedTuple):
+    """One packed command, with its name as INFO commandstats has it: ``scan``, ``object|idletime``."""
+
+    name: str
+    payload: bytes
+
+
+class KeyCommands(NamedTuple):
+    """Commands that take one key, each for all keys: ``TYPE a``, ``TYPE b``, ``PTTL a``, ``PTTL b``."""
+
+    keys: Sequence[bytes]
+    names: Sequence[str]
+
+
+def command(*args: str | bytes | int) -> Command:
+    """Pack one command."""
+    parts = [arg if isinstance(arg, bytes) else str(arg).encode() for arg in args]
+    name = parts[0].decode().lower()
+    name = f"{name}|{parts[1].decode().lower()}" if name in _CONTAINERS else name
+    return Command(name, b"*%d\r\n" % len(parts) + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts]))
+
+
+def refused(reply: Reply) -> bool:
+    """Return whether the server refused the command."""
+    return isinstance(reply, Exception)
+
+
+def redirected(reply: Reply) -> bool:
+    """Return whether a server of a cluster refused a command because the key's slot moved, or is moving."""
+    return isinstance(reply, Exception) and str(reply).startswith(("MOVED ", "ASK ", "TRYAGAIN "))
+
+
+class PendingReplies:
+    """Replies to commands that were sent together; they are taken in the order of the commands."""
+
+    __slots__ = ("_connection", "missing", "received")
+
+    def __init__(self, connection: ReadOnlyConnection, count: int) -> None:
+        self._connection = connection
+        self.missing = count
+        self.received: list[Reply] = []
+
+    def take(self, count: int | None = None) -> list[Reply]:
+        """Return the next ``count`` replies, or all that were not taken; wait for those that have not arrived."""
+        lacking = self.missing if count is None else count - len(self.received)
+        if lacking > 0:
+            self._connection.receive(self, lacking)
+        if count is None or count == len(self.received):
+            taken, self.received = self.received, []
+        else:
+            taken = self.received[:count]
+            del self.received[:count]
+        return taken
+
+    def columns(self, commands: KeyCommands) -> dict[str, list[Reply]]:
+        """Return the replies to commands for many keys: by the name of the command, one for each key."""
+        count = len(commands.keys)
+        replies = self.take(count * len(commands.names))
+        return {name: replies[at * count : (at + 1) * count] for at, name in enumerate(commands.names)}
+
+
+class ReadOnlyConnection:
+    """A connection for commands that read, in RESP2, made with the client's own settings (TLS, socket, user, Sentinel).
+
+    It is not taken from the client's pool: CLIENT NO-TOUCH belongs to a connection and must not reach the application's
+    commands. ``sent`` counts the commands. ``touches_because`` is empty if NO-TOUCH is on, so that reading a value does
+    not reset its idle time, and the reason otherwise. ``socket`` and ``reader`` (hiredis) are for a subscription:
+    its messages are not replies.
+    """
+
+    def __init__(self, client: redis.Redis, *, name: str = "", keep_idle_times: bool = True) -> None:
+        pool = client.connection_pool
+        # Maintenance notifications need RESP3 (redis-py 7 and later) and belong to the client's own pool.
+        options = {key: value for key, value in pool.connection_kwargs.items() if not key.startswith("maint_")}
+        # redis-py 8.1 looks its own version up on disk for each connection, which takes as long as 2,000 messages.
+        options |= {"driver_info": None} if hasattr(redis, "DriverInfo") and "driver_info" not in options else {}
+        self._connection: Any = pool.connection_class(**{**options, "protocol": 2, "decode_responses": False})
+        self.name = name
+        self.database = int(options.get("db") or 0)
+        self._keep_idle_times = keep_idle_times
+        self.sent: Counter[str] = Counter()
+        self.reconnect()
+
+    def reconnect(self) -> None:
+        """Connect, or connect again if replies that were not received are no longer wanted."""
+        self._connection.disconnect()
+        self._connection.connect()
+        self.socket = self._connection._sock
+        self.socket.settimeout(REPLY_TIMEOUT_S)
+        self.reader = hiredis.Reader(protocolError=redis.InvalidResponse, replyError=redis.ResponseError)
+        self._pending: deque[PendingReplies] = deque()
+        self.touches_because = "CLIENT NO-TOUCH was not sent"
+        if self._keep_idle_times:
+            reply = self.ask("CLIENT", "NO-TOUCH", "ON")
+            if str(reply).startswith("NOAUTH"):
+                raise redis.AuthenticationError(str(reply))
+            no_permission = str(reply).startswith("NOPERM")
+            why = (
+                "this user may not use CLIENT NO-TOUCH"
+                if no_permission
+                else "CLIENT NO-TOUCH needs Redis 7.2 or Valkey"
+            )
+            self.touches_because = why if refused(reply) else ""
+
+    def ask(self, *args: str | bytes | int) -> Reply:
+        """Send one command and return its reply."""
+        return self.send([command(*args)]).take()[0]
+
+    def round_trip_s(self) -> float:
+        """Return the shortest of a few round trips: the time that a command takes besides the server's work."""
+        taken = []
+        for _ in range(PINGS):
+            began = time.perf_counter()
+            self.ask("PING")
+            taken.append(time.perf_counter() - began)
+        return min(taken)
+
+    def send(self, *parts: Sequence[Command] | KeyCommands) -> PendingReplies:
+        """Send commands together.
+
+        Raises:
+            redis.ConnectionError: The connection is broken.
+        """
+        payloads: list[bytes] = []
+        count = 0
+        for part in parts:
+            if isinstance(part, KeyCommands):
+                named = [b"$%d\r\n%b\r\n" % (len(key), key) for key in part.keys]
+                # Joining is what makes this fast: the beginning of the command comes before each key.
+                payloads += [_KEY_COMMANDS[name].join([b"", *named]) for name in part.names]
+                for name in part.names:
+                    self.sent[name] += len(named)
+                count += len(named) * len(part.names)
+            else:
+                payloads += [each.payload for each in part]
+                self.sent.update([each.name for each in part])
+                count += len(part)
+        try:
+            self.socket.sendall(b"".join(payloads))
+        except OSError as error:
+            raise self._broken(error) from None
+        pending = PendingReplies(self, count)
+        self._pending.append(pending)
+        return pending
+
+    def receive(self, pending: PendingReplies, count: int) -> None:
+        """Receive ``count`` replies more of what is pending, and all replies to what was sent before it."""
+        while self._pending[0] is not pending:
+            self._receive(self._pending[0], self._pending[0].missing)
+        self._receive(pending, count)
+
+    def _receive(self, pending: PendingReplies, count: int) -> None:
+        gets, received = self.reader.gets, pending.received
+        until = len(received) + count
+        while len(received) < until:
+            reply = gets()
+            # hiredis returns False if it needs more bytes.
+            if reply is False:
+                self._feed()
+            else:
+                received.append(reply)
+        pending.missing -= count
+        if not pending.missing:
+            self._pending.popleft()
+
+    def _feed(self) -> None:
+        try:
+            part = self.socket.recv(READ_BYTES)
+        except OSError as error:
+            raise self._broken(error) from None
+        if not part:
+            raise redis.ConnectionError(f"{self.name or 'the server'} closed the connection while it was being read")
+        self.reader.feed(part)
+
+    def _broken(self, error: OSError) -> redis.RedisError:
+        server = self.name or "the server"
+        if isinstance(error, TimeoutError):
+            return redis.TimeoutError(f"{server} stopped answering while it was being read")
+        return redis.ConnectionError(f"the connection to {server} broke while it was being read: {error}")
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.disconnect()

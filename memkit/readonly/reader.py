@@ -1,0 +1,331 @@
+"""Reader: the type, TTL, idle time, encoding, size and value of keys, read within a budget of bytes and elements."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import redis
+
+from memkit.readonly.connection import Command, KeyCommands, PendingReplies, ReadOnlyConnection, Reply, command, refused
+from memkit.readonly.target import Target
+from memkit.readonly.values import JSON_KIND, KeyRequest, RedisValue, to_bytes, to_name
+
+MAX_BYTES = 64 << 20
+MAX_ELEMENTS = 100_000
+PEEK_BYTES = 64 << 10
+"""What is read of a string that does not fit into the budget: enough to recognise what wrote it."""
+_BATCH_KEYS = 500
+_BATCH_BYTES = 4 << 20
+_LIST_CHUNK = 1_000
+_COUNTED_BYTES = 1 << 20
+"""A hash or set of this size may have more elements than the budget: its elements are counted before it is read."""
+_SCAN_COUNT = 1_000
+STREAM_ENTRIES = 50_000
+"""Half of the elements that are read of a session: an entry counts as its id and its fields."""
+_METADATA = ("type", "pttl", "object|idletime", "object|encoding", "memory|usage")
+
+
+class KeyMetadata(NamedTuple):
+    """What the server reports about a key besides its value; None: no TTL, or the server refuses to report it."""
+
+    kind: str
+    ttl_ms: int | None
+    idle_s: int | None
+    encoding: str | None
+    size_bytes: int | None
+
+
+class LoadedKey(NamedTuple):
+    """The value and the metadata of a key."""
+
+    value: RedisValue
+    metadata: KeyMetadata
+
+
+@dataclass
+class Budget:
+    """How much may still be read."""
+
+    bytes_left: int = MAX_BYTES
+    elements_left: int = MAX_ELEMENTS
+
+    def fits(self, size_bytes: int | None) -> bool:
+        """Return whether a value of this size may be read whole."""
+        return size_bytes is not None and size_bytes <= self.bytes_left and self.elements_left > 0
+
+    def spend(self, value: RedisValue) -> None:
+        """Subtract what was read; a message that is stored as a small hash counts as one element."""
+        many = len(value.fields) + len(value.members) + len(value.scores)
+        self.bytes_left -= sum(map(len, value.payloads))
+        self.elements_left -= len(value.elements) + (many if many > _LIST_CHUNK else 1)
+
+
+@dataclass
+class Reader:
+    """Reads keys of an open target. ``scan_refused`` is the error that SCAN was refused with, if it was."""
+
+    target: Target
+    read_keys: int = 0
+    scanned_keys: int = 0
+    scan_refused: str = ""
+    budget: Budget = field(default_factory=Budget)
+
+    def database_keys(self) -> int:
+        """Return the number of keys by DBSIZE, expired ones that were not yet removed included; 0 if refused."""
+        replies = [connection.ask("DBSIZE") for connection in self.target.connections]
+        return sum(reply for reply in replies if isinstance(reply, int))
+
+    def scan(self, pattern: str, keep: re.Pattern[str], limit: int) -> list[str]:
+        """Return up to ``limit`` names that match a glob and ``keep``, sorted."""
+        found: set[str] = set()
+        for connection in self.target.connections:
+            cursor = b"0"
+            while len(found) < limit:
+                reply = connection.ask("SCAN", cursor, "MATCH", to_bytes(pattern), "COUNT", _SCAN_COUNT)
+                if refused(reply):
+                    self.scan_refused = str(reply).split(" ")[0]
+                    break
+                cursor, names = reply
+                found.update(name for name in map(to_name, names) if keep.search(name))
+                if cursor == b"0":
+                    break
+        self.scanned_keys = max(self.scanned_keys, self.database_keys())
+        return sorted(found)[:limit]
+
+    def exist(self, keys: Sequence[bytes]) -> list[bool]:
+        """Return which keys exist; a key about which the server refuses to answer counts as existing."""
+        columns = _columns(self._send(keys, ("exists",)), len(keys), ("exists",))
+        return [reply != 0 for reply in columns["exists"]]
+
+    def load(self, requests: Iterable[KeyRequest]) -> dict[str, LoadedKey | None]:
+        """Return the keys that were asked for, None for those that do not exist."""
+        by_name = {request.name: request for request in requests}
+        loaded: dict[str, LoadedKey | None] = dict.fromkeys(by_name)
+        names = list(by_name)
+        steps = [names[start : start + _BATCH_KEYS] for start in range(0, len(names), _BATCH_KEYS)]
+        sent = self._send(list(map(to_bytes, steps[0])), _METADATA) if steps else []
+        for step, following in zip(steps, [*steps[1:], []], strict=False):
+            columns = _columns(sent, len(step), _METADATA)
+            answers = zip(step, *columns.values(), strict=True)
+            metadata = {name: found for name, *each in answers if (found := _metadata(*each))}
+            batches = list(_batches(metadata)) or [[]]
+            for number, batch in enumerate(batches, start=1):
+                pending = self._send_for_values(batch, metadata, by_name)
+                if number == len(batches):
+                    # The server works on the next keys while this process decodes these values.
+                    sent = self._send(list(map(to_bytes, following)), _METADATA)
+                for name, (replies, count) in zip(batch, pending, strict=True):
+                    value = self._value(name, metadata[name], by_name[name], replies.take(count))
+                    loaded[name] = LoadedKey(value, metadata[name])
+                    self.read_keys += 1
+                    self.budget.spend(value)
+        return loaded
+
+    def _routed(self, keys: Sequence[bytes]) -> Iterable[tuple[ReadOnlyConnection, Sequence[int]]]:
+        """Group the positions of keys by the connection that they are on."""
+        if len(self.target.connections) == 1:
+            return [(self.target.connections[0], range(len(keys)))] if keys else []
+        routed: defaultdict[ReadOnlyConnection, list[int]] = defaultdict(list)
+        for at, key in enumerate(keys):
+            routed[self.target.route(key)].append(at)
+        return routed.items()
+
+    def _send(self, keys: Sequence[bytes], names: Sequence[str]) -> list[_Sent]:
+        sent = []
+        for connection, positions in self._routed(keys):
+            commands = KeyCommands([keys[at] for at in positions], names)
+            sent.append((positions, commands, connection.send(commands)))
+        return sent
+
+    def _send_for_values(
+        self, names: Sequence[str], metadata: Mapping[str, KeyMetadata], requests: Mapping[str, KeyRequest]
+    ) -> list[tuple[PendingReplies, int]]:
+        """Send the commands that read values; return, for each name, where its replies are and how many there are."""
+        keys = list(map(to_bytes, names))
+        plans = [_plan(key, metadata[name], requests[name], self.budget) for key, name in zip(keys, names, strict=True)]
+        where: dict[int, tuple[PendingReplies, int]] = {}
+        for connection, positions in self._routed(keys):
+            pending = connection.send([each for at in positions for each in plans[at]])
+            where |= {at: (pending, len(plans[at])) for at in positions}
+        return [where[at] for at in range(len(names))]
+
+    def _value(self, name: str, metadata: KeyMetadata, request: KeyRequest, replies: list[Reply]) -> RedisValue:
+        kind, size_bytes = metadata.kind, metadata.size_bytes or 0
+        refusals = [str(reply).split(" ")[0] for reply in replies if refused(reply)]
+        if refusals:
+            return RedisValue(name, kind, unread_reason=f"the server refused to read it ({refusals[0]})")
+        if not replies:
+            over = f"its {size_bytes:,} bytes are over the {MAX_BYTES >> 20} MB that are read"
+            return RedisValue(name, kind, unread_reason=over if kind in _ALL else f"keys of type {kind} are not read")
+        if kind == "list" and len(replies) == 1:
+            return self._long_list(name, replies[0], size_bytes)
+        if kind in _COUNT and isinstance(replies[0], int):
+            if replies[0] > self.budget.elements_left:
+                over = f"its {replies[0]:,} elements are over the {MAX_ELEMENTS:,} that are read"
+                return RedisValue(name, kind, total=replies[0], unread_reason=over)
+            key = to_bytes(name)
+            replies = self.target.route(key).send([_whole(key, kind)]).take()
+        value = _BUILD[kind](name, request, replies)
+        return value._replace(partial=True) if len(value.scores) >= self.budget.elements_left else value
+
+    def _long_list(self, name: str, total: int, size_bytes: int) -> RedisValue:
+        """Read a list that may be over the budget from its head, a few MB at a time, until the budget is used up."""
+        elements: list[bytes] = []
+        size, key = 0, to_bytes(name)
+        step = max(1, min(_LIST_CHUNK, total * _BATCH_BYTES // size_bytes)) if size_bytes else _LIST_CHUNK
+        while len(elements) < min(total, self.budget.elements_left) and size < self.budget.bytes_left:
+            at = len(elements)
+            reply = self.target.route(key).ask("LRANGE", key, at, at + step - 1)
+            if refused(reply) or not reply:
+                break
+            elements += reply
+            size += sum(map(len, reply))
+        return RedisValue(name, "list", elements=elements, total=total, partial=len(elements) < total)
+
+
+_Sent = tuple[Sequence[int], KeyCommands, PendingReplies]
+"""Commands for keys on one connection, with the positions of these keys among all that were asked about."""
+
+
+def _columns(sent: Iterable[_Sent], count: int, names: Sequence[str]) -> dict[str, list[Reply]]:
+    """Receive the replies of every connection; by the name of the command, one for each key, in the keys' order."""
+    columns: dict[str, list[Reply]] = {name: [None] * count for name in names}
+    for positions, commands, pending in sent:
+        for name, column in pending.columns(commands).items():
+            if len(column) == count:
+                columns[name] = column
+                continue
+            for at, reply in zip(positions, column, strict=True):
+                columns[name][at] = reply
+    return columns
+
+
+def _metadata(kind: Reply, pttl: Reply, idle: Reply, encoding: Reply, size: Reply) -> KeyMetadata | None:
+    """Return what the server reports, or None for a key that does not exist or about which it refuses to answer."""
+    if not isinstance(kind, bytes) or kind == b"none" or pttl == -2:
+        if refused(kind) and str(kind).startswith("LOADING"):
+            raise redis.BusyLoadingError(str(kind))
+        return None
+    return KeyMetadata(
+        kind.decode(),
+        pttl if isinstance(pttl, int) and pttl >= 0 else None,
+        idle if isinstance(idle, int) else None,
+        encoding.decode() if isinstance(encoding, bytes) else None,
+        size if isinstance(size, int) else None,
+    )
+
+
+def _batches(metadata: Mapping[str, KeyMetadata]) -> Iterator[list[str]]:
+    """Cut keys into batches of about 4 MB, so that no reply waits in memory with all the others."""
+    batch: list[str] = []
+    size = 0
+    for name, each in metadata.items():
+        batch.append(name)
+        size += each.size_bytes or 0
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _plan(key: bytes, metadata: KeyMetadata, request: KeyRequest, budget: Budget) -> list[Command]:
+    """Return the commands that read a value; of a list that is or may be too large, only its length is read."""
+    fits = budget.fits(metadata.size_bytes)
+    some_bytes = PEEK_BYTES if metadata.size_bytes else budget.bytes_left
+    if metadata.kind == "list":
+        whole = [command(b"LRANGE", key, 0, budget.elements_left - 1)] if fits else []
+        return [command(b"LLEN", key), *whole]
+    if metadata.kind == "string":
+        return [command(b"STRLEN", key), command(b"GET", key) if fits else command(b"GETRANGE", key, 0, some_bytes - 1)]
+    if request.only and metadata.kind in _SOME:
+        return [command(_SOME[metadata.kind], key, *map(to_bytes, request.only))]
+    if metadata.kind in _COUNT and (metadata.size_bytes or 0) > _COUNTED_BYTES and fits:
+        return [command(_COUNT[metadata.kind], key)]
+    if metadata.kind == "zset" and fits:
+        return [command(b"ZRANGE", key, 0, budget.elements_left - 1, b"WITHSCORES")]
+    # The size is not known if MEMORY USAGE is refused.
+    if metadata.kind in _ALL and (fits or metadata.size_bytes is None):
+        return [_whole(key, metadata.kind)]
+    return []
+
+
+def _whole(key: bytes, kind: str) -> Command:
+    """Return the command that reads all of a key."""
+    name, *arguments = _ALL[kind]
+    return command(name, key, *arguments)
+
+
+_COUNT = {"hash": b"HLEN", "set": b"SCARD"}
+_SOME = {"hash": b"HMGET", "set": b"SMISMEMBER", "zset": b"ZMSCORE"}
+_ALL: dict[str, tuple[bytes, ...]] = {
+    "hash": (b"HGETALL",),
+    "set": (b"SMEMBERS",),
+    "zset": (b"ZRANGE", b"0", b"-1", b"WITHSCORES"),
+    "stream": (b"XRANGE", b"-", b"+", b"COUNT", b"%d" % STREAM_ENTRIES),
+    JSON_KIND: (b"JSON.GET",),
+}
+"""The command that reads all of a value (of a stream its first entries), and its arguments after the key."""
+
+
+def _string(name: str, _request: KeyRequest, replies: list[Reply]) -> RedisValue:
+    total, data = replies
+    data = data or b""
+    over = "" if len(data) >= total else f"its {total:,} bytes are over the {MAX_BYTES >> 20} MB that are read"
+    return RedisValue(name, "string", data=data, total=total, unread_reason=over)
+
+
+def _document(name: str, _request: KeyRequest, replies: list[Reply]) -> RedisValue:
+    data = replies[0] or b""
+    return RedisValue(name, JSON_KIND, data=data, total=len(data))
+
+
+def _list(name: str, _request: KeyRequest, replies: list[Reply]) -> RedisValue:
+    total, elements = replies
+    return RedisValue(name, "list", elements=elements, total=total, partial=len(elements) < total)
+
+
+def _hash(name: str, request: KeyRequest, replies: list[Reply]) -> RedisValue:
+    fields = _pairs(request, replies[0])
+    return RedisValue(name, "hash", fields=fields, total=len(fields))
+
+
+def _set(name: str, request: KeyRequest, replies: list[Reply]) -> RedisValue:
+    if request.only:
+        members = [member for member, there in zip(request.only, replies[0], strict=True) if there]
+    else:
+        members = list(map(to_name, replies[0]))
+    return RedisValue(name, "set", members=frozenset(members), total=len(members))
+
+
+def _zset(name: str, request: KeyRequest, replies: list[Reply]) -> RedisValue:
+    scores = {key: float(score) for key, score in _pairs(request, replies[0]).items()}
+    return RedisValue(name, "zset", scores=scores, total=len(scores))
+
+
+def _pairs(request: KeyRequest, values: list[Reply]) -> dict[str, bytes]:
+    """Return the values by field or member: of those asked for the ones that exist, else all, as RESP2 lists them."""
+    if request.only:
+        return {name: value for name, value in zip(request.only, values, strict=True) if value is not None}
+    return dict(zip(map(to_name, values[::2]), values[1::2], strict=False))
+
+
+def _stream(name: str, _request: KeyRequest, replies: list[Reply]) -> RedisValue:
+    pairs = ((to_name(uid), parts or ()) for uid, parts in replies[0])
+    entries = [(uid, dict(zip(map(to_name, parts[::2]), parts[1::2], strict=False))) for uid, parts in pairs]
+    return RedisValue(name, "stream", entries=entries, total=len(entries), partial=len(entries) >= STREAM_ENTRIES)
+
+
+_BUILD: dict[str, Callable[[str, KeyRequest, list[Reply]], RedisValue]] = {
+    "string": _string,
+    JSON_KIND: _document,
+    "list": _list,
+    "hash": _hash,
+    "set": _set,
+    "zset": _zset,
+    "stream": _stream,
+}

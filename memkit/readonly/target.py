@@ -1,0 +1,160 @@
+"""open_target: from a URL or a client to a connection for each server that has keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis
+import redis.asyncio
+from redis.cluster import RedisCluster
+from redis.crc import key_slot
+
+from memkit.connect import connect, place, redact
+from memkit.errors import PolicyError
+from memkit.readonly.connection import ReadOnlyConnection, Reply, refused
+
+CONNECT_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An open Redis: ``connections`` has one for each primary of a cluster, or the one server.
+
+    ``route`` returns the connection for a key. ``slot_owners`` has the id of each slot's primary when the target was
+    opened; it is empty if this is no cluster. ``prefix`` is that of a sandbox's client, else empty. ``url`` has no
+    password.
+    """
+
+    url: str
+    connections: tuple[ReadOnlyConnection, ...]
+    route: Callable[[bytes], ReadOnlyConnection]
+    slot_owners: Mapping[int, bytes] = field(default_factory=dict)
+    prefix: str = ""
+
+    def moved_slots(self) -> int:
+        """Return how many slots have another primary than when the target was opened, or none."""
+        for connection in self.connections if self.slot_owners else ():
+            with suppress(redis.RedisError):
+                owners = _slot_owners(_slots(connection))
+                if owners:
+                    return sum(owners.get(slot) != owner for slot, owner in self.slot_owners.items())
+        return 0
+
+    @property
+    def touches_because(self) -> str:
+        """Why reading a value resets its idle time; empty if it does not."""
+        return next((each.touches_because for each in self.connections if each.touches_because), "")
+
+
+@contextmanager
+def open_target(url_or_client: str | Any) -> Iterator[Target]:
+    """Open connections to a server, or to each primary of a cluster; they are closed at the end.
+
+    Args:
+        url_or_client: A Redis URL (standalone, Sentinel, cluster, or one node of a cluster), or a synchronous redis-py
+            client. A client's pool is not used: the connections are new ones with its settings.
+
+    Raises:
+        PolicyError: Neither a URL nor a synchronous client.
+        ServerError: An invalid URL.
+        redis.RedisError: The server cannot be reached, or refuses the credentials.
+    """
+    client = url_or_client
+    if isinstance(client, str):
+        client = connect(client, socket_timeout=CONNECT_TIMEOUT_S, socket_connect_timeout=CONNECT_TIMEOUT_S)
+    if isinstance(client, redis.asyncio.Redis | redis.asyncio.RedisCluster):
+        raise PolicyError("this client is asynchronous; a Redis URL or a synchronous redis.Redis client is expected")
+    if not isinstance(client, redis.Redis | RedisCluster):
+        raise PolicyError(f"a Redis URL or a redis.Redis client is expected, not {type(client).__name__}")
+    opened: list[ReadOnlyConnection] = []
+    try:
+        with _tls_hint(str(url_or_client)):
+            if isinstance(client, RedisCluster):
+                route, slots = _open_cluster(client, opened)
+            else:
+                route, slots = _open_server(client, opened)
+        prefix = getattr(client, "_test_prefix", "")
+        prefix = prefix.decode("utf-8", "surrogateescape") if isinstance(prefix, bytes) else prefix
+        url = redact(url_or_client) if isinstance(url_or_client, str) else opened[0].name
+        yield Target(url, tuple(opened), route, _slot_owners(slots), prefix if isinstance(prefix, str) else "")
+    finally:
+        for connection in opened:
+            with suppress(redis.RedisError, OSError):
+                connection.close()
+        if isinstance(url_or_client, str):
+            client.close()
+
+
+Route = Callable[[bytes], ReadOnlyConnection]
+Slots = Sequence[Any]
+"""The reply to CLUSTER SLOTS: first and last slot, then the primary (host, port, id), then its replicas."""
+
+
+def _open_cluster(client: RedisCluster, opened: list[ReadOnlyConnection]) -> tuple[Route, Slots]:
+    opened.extend(
+        ReadOnlyConnection(client.get_redis_connection(node), name=str(node.name)) for node in client.get_primaries()
+    )
+    by_name = {connection.name: connection for connection in opened}
+    return lambda key: by_name[str(client.get_node_from_key(key).name)], _slots(opened[0])
+
+
+def _open_server(client: redis.Redis, opened: list[ReadOnlyConnection]) -> tuple[Route, Slots]:
+    """Open the server; if it is a node of a cluster, the primaries of that cluster."""
+    first = ReadOnlyConnection(client, name=place(client))
+    opened.append(first)
+    options = client.connection_pool.connection_kwargs
+    in_cluster = b"cluster_enabled:1" in _text(first.ask("INFO", "cluster"))
+    slots = _slots(first) if in_cluster else []
+    own_id = first.ask("CLUSTER", "MYID") if slots else b""
+    by_id: dict[bytes, ReadOnlyConnection] = {}
+    by_slot: dict[int, ReadOnlyConnection] = {}
+    for start, end, (host, port, node_id, *_), *_ in slots:
+        if node_id == own_id:
+            by_id[node_id] = first
+        elif node_id not in by_id:
+            address = {"host": host.decode() if host else options.get("host", "127.0.0.1"), "port": int(port)}
+            name = f"{address['host']}:{address['port']}"
+            node = _at(client, address)
+            by_id[node_id] = ReadOnlyConnection(node, name=name)
+            opened.append(by_id[node_id])
+        by_slot |= dict.fromkeys(range(start, end + 1), by_id[node_id])
+    if by_id and own_id not in by_id:
+        # A replica, or a primary without slots: its keys are those of another primary, or none.
+        opened.remove(first)
+        first.close()
+    return lambda key: by_slot.get(key_slot(key), opened[0]) if by_slot else first, slots
+
+
+def _at(client: redis.Redis, address: dict[str, Any]) -> redis.Redis:
+    """Return a client with the same settings for another address; over TCP if this one uses a unix socket."""
+    pool = client.connection_pool
+    options = {name: value for name, value in pool.connection_kwargs.items() if name != "path"}
+    over_unix = issubclass(pool.connection_class, redis.UnixDomainSocketConnection)
+    connection_class = redis.Connection if over_unix else pool.connection_class
+    return redis.Redis(connection_pool=redis.ConnectionPool(connection_class, **options | address))
+
+
+def _slots(connection: ReadOnlyConnection) -> Slots:
+    reply = connection.ask("CLUSTER", "SLOTS")
+    return [] if refused(reply) else reply
+
+
+def _slot_owners(slots: Slots) -> dict[int, bytes]:
+    return {slot: node[2] for start, end, node, *_ in slots for slot in range(start, end + 1)}
+
+
+def _text(reply: Reply) -> bytes:
+    return reply if isinstance(reply, bytes) else b""
+
+
+@contextmanager
+def _tls_hint(url: str) -> Iterator[None]:
+    try:
+        yield
+    except (redis.TimeoutError, redis.ConnectionError) as error:
+        if isinstance(error, redis.AuthenticationError) or not url.startswith("rediss"):
+            raise
+        raise type(error)(f"{error}: does that port speak TLS? redis:// is without") from None

@@ -1,0 +1,242 @@
+"""How memkit writes for people: one duration, one table, one escaping, one colour, one progress bar.
+
+Names and values come from anybody's database: whatever is shown passes through ``printable`` or ``escaped``.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import sys
+import textwrap
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from math import ceil
+
+COLUMNS = 80
+
+SHOWN_CHARS = 2_000
+# Controls, format characters (bidi overrides, invisible tags), surrogates, private use and unassigned. Joiners stay: an
+# emoji family is held together by them.
+_UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_JOINERS = frozenset("\u200c\u200d")
+_PLAIN = re.compile(r"[ -~\u00a1-\u00ac\u00ae-\u0377\u0400-\u052f\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5]*")
+
+
+def printable(text: str, limit: int = SHOWN_CHARS) -> str:
+    r"""Return the text with every character that a terminal might act on written out (``\x1b``, ``\u202e``).
+
+    At most ``limit`` characters of it, and the number of all if there are more.
+    """
+    shown = text[:limit]
+    if not _PLAIN.fullmatch(shown):
+        shown = "".join(map(_safe, shown))
+    return shown if len(text) <= limit else f"{shown}… ({len(text):,} characters)"
+
+
+def _safe(char: str) -> str:
+    if char in _JOINERS or unicodedata.category(char) not in _UNSAFE_CATEGORIES:
+        return char
+    if char == "\n":
+        return "\\n"
+    code = ord(char)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def escaped(text: str, limit: int = SHOWN_CHARS) -> str:
+    """Return the text for HTML, as content or attribute; unsafe characters are written out there too."""
+    return html.escape(printable(text, limit), quote=True)
+
+
+def width(text: str) -> int:
+    """Return how many columns of a terminal a text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(_columns(char) for char in text)
+
+
+def _columns(char: str) -> int:
+    if unicodedata.combining(char) or unicodedata.category(char) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def duration(ms: float | None) -> str:
+    """Return a duration as people write it: ``7d``, ``36h``, ``6d 13h``, ``4m 58s``, ``1.5s``, ``250ms``.
+
+    One unit if it is exact to the second and below 100 of that unit, otherwise two units, rounded to the smaller one.
+
+    Args:
+        ms: Milliseconds, negative ones too; None is a key without TTL.
+    """
+    if ms is None:
+        return "no TTL"
+    sign, ms = ("-", -ms) if ms < 0 else ("", ms)
+    if ms < 999.5:
+        return f"{sign}{ms:.3g}ms"
+    seconds = round(ms / 1000)
+    if ms < 99_950 and "." in (three_digits := f"{ms / 1000:.3g}"):
+        return f"{sign}{three_digits}s"
+    for unit, size in _UNITS_S:
+        if seconds % size == 0 and (seconds < 100 * size or unit == "d"):
+            return f"{sign}{seconds // size}{unit}"
+    return sign + _two_units(seconds)
+
+
+_UNITS_S = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
+
+
+def _two_units(seconds: int) -> str:
+    place = next(place for place, (_, size) in enumerate(_UNITS_S) if seconds >= size)
+    (unit, size), (smaller_unit, smaller) = _UNITS_S[place : place + 2]
+    whole, rest = divmod(round(seconds / smaller) * smaller, size)
+    return f"{whole}{unit} {rest // smaller}{smaller_unit}" if rest else f"{whole}{unit}"
+
+
+def utc_text(at: datetime, *, round_up: bool = False) -> str:
+    """Return a time as ``2026-11-22T02:17:03Z``, to the second.
+
+    Args:
+        at: A timezone-aware time.
+        round_up: Round up, so that an upper bound stays one.
+    """
+    whole = datetime.fromtimestamp(ceil(at.timestamp()) if round_up else int(at.timestamp()), UTC)
+    return whole.isoformat().replace("+00:00", "Z")
+
+
+def ago(at: datetime, now: datetime) -> str:
+    """Return how long ago a time was, in one unit: ``42 min ago``, ``3 h ago``, ``5 d ago``.
+
+    Args:
+        at: The time.
+        now: The time to count from; if ``at`` is later, the text begins with ``in``.
+    """
+    seconds = (now - at).total_seconds()
+    unit, size = next((one for one in (("d", 172_800), ("h", 7_200), ("min", 120)) if abs(seconds) >= one[1]), ("s", 1))
+    count = round(abs(seconds) / (size / 2 if unit != "s" else 1))
+    return f"{count} {unit} ago" if seconds >= 0 else f"in {count} {unit}"
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: ``1 key``, ``1,240 keys``.
+
+    Args:
+        number: How many.
+        noun: The singular.
+        plural: The plural, if it is not the singular with an s.
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of texts, for a terminal or a notebook.
+
+    Args:
+        caption: What the table shows.
+        titles: One title a column.
+        rows: One text a column in each row; the first column names the row.
+        total: How many rows there are if only the first are in ``rows``.
+    """
+
+    caption: str
+    titles: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    total: int | None = None
+
+    def __getitem__(self, name: str) -> Sequence[str]:
+        """Return the other cells of the row with this name."""
+        return next(row[1:] for row in self.rows if row[0] == name)
+
+    def to_text(self) -> str:
+        """Return the table as aligned text, without the caption."""
+        lines = [self.titles, *([printable(cell) for cell in row] for row in self.rows)]
+        widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
+        text = ["  ".join(_padded(*pair) for pair in zip(line, widths, strict=True)).rstrip() for line in lines]
+        return "\n".join([*text, *([f"… and {self._left_out:,} more"] if self._left_out else [])])
+
+    def to_html(self) -> str:
+        """Return the table as HTML, escaped."""
+        left = ' style="text-align:left"'  # JupyterLab aligns cells to the right
+        head = "".join(f'<th scope="col"{left}>{escaped(title)}</th>' for title in self.titles)
+        body = "".join(f"<tr>{''.join(f'<td{left}>{escaped(cell)}</td>' for cell in row)}</tr>" for row in self.rows)
+        shown = f", the first {len(self.rows):,} shown" if self._left_out else ""
+        caption = f"<caption{left}>{escaped(self.caption + shown)}</caption>"
+        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    @property
+    def _left_out(self) -> int:
+        return 0 if self.total is None else self.total - len(self.rows)
+
+    def __repr__(self) -> str:
+        return self.to_text()
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+
+def _padded(cell: str, columns: int) -> str:
+    return cell + " " * (columns - width(cell))
+
+
+def wrapped(text: str, *, indent: str = "", columns: int = COLUMNS) -> str:
+    """Return a paragraph broken at words.
+
+    Args:
+        text: The paragraph.
+        indent: What every line after the first begins with.
+        columns: The most columns of a line; a longer word, such as a command, stays whole.
+    """
+    return textwrap.fill(text, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+_CODES = {
+    "critical": "1;31",
+    "failed": "31",
+    "warning": "1;33",
+    "skipped": "33",
+    "healthy": "1;32",
+    "undetermined": "1;33",
+    "no_data": "1;33",
+    "passed": "32",
+}
+
+
+def colored(text: str, style: str, *, color: bool) -> str:
+    """Return a text in a terminal's colour.
+
+    Args:
+        text: The text.
+        style: A severity or an outcome: ``critical``, ``warning``, ``healthy``, ``failed``, ``skipped``, ``passed``;
+            anything else is bold.
+        color: Whether to colour at all.
+    """
+    return f"\x1b[{_CODES.get(style, '1')}m{text}\x1b[0m" if color else text
+
+
+@contextmanager
+def progress(description: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Show the progress of work that takes over a second, on stderr, if that is a terminal.
+
+    Args:
+        description: What is being done: ``auditing``.
+        unit: What is counted: ``keys``.
+
+    Yields:
+        A function to call with how many are done, of how many.
+    """
+    if not (sys.stderr and sys.stderr.isatty()):
+        yield lambda *_: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc=description, unit=f" {unit}", leave=False, delay=1, dynamic_ncols=True, file=sys.stderr) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show

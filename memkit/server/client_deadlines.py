@@ -1,0 +1,89 @@
+"""Deadlines that a client computed from its own clock while the server's clock was moved."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Any
+
+from memkit.connect import execute_undecoded
+from memkit.render import duration, printable, utc_text
+from memkit.server.launcher import RedisServer
+
+UNITS_MS = {"EXPIREAT": 1_000, "PEXPIREAT": 1, "EXAT": 1_000, "PXAT": 1}
+MOVED_OVER_MS = 2_000
+"""SLOWLOG has whole seconds; a smaller move is within the time that the test took."""
+ENTRIES = 10_000
+CLIENT_CLOCK_MODULES = ("time_machine", "freezegun")
+
+
+class CommandLog:
+    """The server's SLOWLOG, set to log every command; only for a private server.
+
+    Args:
+        server: A server that memkit started.
+    """
+
+    def __init__(self, server: RedisServer) -> None:
+        self._server = server
+
+    def start(self) -> None:
+        """Log every command from now on."""
+        self._started_s = time.monotonic()
+        with self._server.client() as client, client.pipeline(transaction=False) as pipe:
+            pipe.config_get("slowlog-*")
+            pipe.config_set("slowlog-log-slower-than", 0)
+            pipe.config_set("slowlog-max-len", ENTRIES)
+            pipe.slowlog_reset()
+            self._before: dict[str, str] = pipe.execute()[0]
+
+    def stop(self) -> None:
+        """Restore the server's configuration."""
+        with self._server.client() as client, client.pipeline(transaction=False) as pipe:
+            for name, value in self._before.items():
+                pipe.config_set(name, value)
+            pipe.execute()
+
+    def explanation(self) -> str | None:
+        """Return why a deadline of the client's clock was wrong, or None if there was none."""
+        test_took_ms = (time.monotonic() - self._started_s) * 1000
+        moved_ms = self._server.clock.offset.total_seconds() * 1000
+        with self._server.client() as client:
+            entries = execute_undecoded(client, "SLOWLOG", "GET", ENTRIES)
+        real_ms = (self._server.clock.now().timestamp() * 1000) - moved_ms
+        for _, sent_s, _, words, *_ in reversed(entries):
+            sent_ms = sent_s * 1000
+            ahead_ms = sent_ms - real_ms
+            if abs(ahead_ms) <= test_took_ms + MOVED_OVER_MS:
+                continue  # the clock had not been moved yet
+            if abs(ahead_ms - moved_ms) <= test_took_ms + MOVED_OVER_MS:
+                ahead_ms = moved_ms  # the same move, without the rounding of SLOWLOG
+            for command, key, deadline_ms in _deadlines(words):
+                passed = deadline_ms <= sent_ms
+                if passed or not any(name in sys.modules for name in CLIENT_CLOCK_MODULES):
+                    left = "already past" if passed else f"{duration(deadline_ms - sent_ms)} away"
+                    return (
+                        f"memkit: the test sent {command} {printable(key)} with the deadline "
+                        f"{utc_text(datetime.fromtimestamp(deadline_ms / 1000, UTC))} while memkit_clock was "
+                        f"{duration(abs(ahead_ms))} {'ahead' if ahead_ms > 0 else 'behind'}. For the server that was "
+                        f"{left}. memkit_clock moves the server's clock only, and the deadline came from the client's "
+                        "clock. Use EXPIRE or EX, or move the client's clock too, for example with time-machine"
+                    )
+        return None
+
+
+def _deadlines(words: Sequence[bytes]) -> Iterator[tuple[str, str, float]]:
+    """Yield command, key and deadline in milliseconds of a command that sets one."""
+    name = words[0].decode(errors="replace").upper()
+    key = words[1].decode(errors="backslashreplace") if len(words) > 1 else ""
+    options: list[Any] = [words[2]] if name in UNITS_MS and len(words) > 2 else []
+    if options:
+        yield from ((name, key, float(word) * UNITS_MS[name]) for word in options if word.isdigit())
+        return
+    for option, value in pairwise(words[2:]):
+        unit = option.decode(errors="replace").upper()
+        if unit in ("EXAT", "PXAT") and value.isdigit():
+            yield f"{name} {unit}", key, float(value) * UNITS_MS[unit]

@@ -1,0 +1,362 @@
+"""Move time on a real Redis: the server's own clock if memkit started it, otherwise the deadlines of the keys."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import cache, partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import redis
+from redis.client import NEVER_DECODE
+
+from memkit.connect import primaries, scan
+from memkit.errors import ClockUnavailable, PolicyError
+from memkit.policy import UNIT_MS, Duration, duration_ms
+from memkit.render import duration
+from memkit.server.guard import guard_write, own_prefixes, sandboxes, started_by_memkit
+
+Item = TypeVar("Item")
+
+KEYS_PER_SCRIPT = 500
+"""Bounds the time that one script keeps the server busy: 2-6 microseconds a key (measured)."""
+SETTLES_WITHIN_S = 60.0
+"""A moved clock is in force after 4 ms (measured); more means that it does not work."""
+TRIAL_S = 0.5
+"""How long the trial of a preload may take; without a preload each clock waits this long, once."""
+IDLE_CLOCK_LAG_S = 2
+"""The clock of idle times counts whole seconds and follows at the next timer."""
+LONGEST_SHOWN_MS = 1e15
+"""Longer durations are shown in scientific notation."""
+EARLIEST, LATEST = datetime(1970, 1, 2, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
+"""The range of a moved clock: before 1970, every version refuses to write a TTL (measured)."""
+SHIFT_DEADLINES = files("memkit.server").joinpath("shift_deadlines.lua").read_text()
+NOT_SIMULATED = {
+    "preload": (
+        "the pace of background work (serverCron, active expiry), which stays real",
+        "OBJECT IDLETIME until the next serverCron, up to 100 ms later (Redis)",
+    ),
+    "deadline shift": (
+        "TIME and whatever computes a deadline from it",
+        "OBJECT IDLETIME, LRU and LFU",
+        "expired keys that exist again after time moves back",
+    ),
+}
+
+
+class ServerClock:
+    """The clock of one server.
+
+    There are two methods. ``"preload"`` moves the server's wall clock itself; it needs a server that memkit started
+    with its preload. ``"deadline shift"`` moves the deadlines of the keys under ``prefix``, and of hash fields, by the
+    same duration; ``cannot_simulate`` lists what that leaves out.
+
+    Args:
+        url_or_client: The server.
+        offset_file: The file from which the preload of this server reads its offset.
+        prefix: The beginning of the keys that may be moved; ``""`` is all keys of the database (all databases of a
+            server that memkit started). None: the keys may belong to others, and the clock can only be read.
+        spare: Keys that are not moved.
+        dedicated: The production guard has already allowed writing to this database, and it holds a test's keys only.
+
+    Time is only moved for a sandbox's prefix, or if the production guard allows writing.
+    """
+
+    def __init__(
+        self,
+        url_or_client: str | redis.Redis | redis.RedisCluster,
+        *,
+        offset_file: Path | None = None,
+        prefix: str | None = None,
+        spare: Iterable[str] = (),
+        dedicated: bool = False,
+    ) -> None:
+        client = redis.Redis.from_url(url_or_client, db=0) if isinstance(url_or_client, str) else url_or_client
+        self._client = cast("redis.Redis", client)
+        # memkit started the server that follows an offset file: all its keys may be moved.
+        self._prefix = "" if offset_file and prefix is None else prefix
+        self._spare = {key.encode() for key in spare}
+        self._offset_file = offset_file if offset_file and self._preload_works(offset_file) else None
+        self._dedicated = dedicated
+        self._shifted_ms = 0.0
+        self._others: tuple[ServerClock, ...] = ()
+
+    @property
+    def method(self) -> str:
+        """``"preload"`` or ``"deadline shift"``."""
+        return "preload" if self._offset_file else "deadline shift"
+
+    @property
+    def cannot_simulate(self) -> tuple[str, ...]:
+        """What this method does not move."""
+        return NOT_SIMULATED[self.method]
+
+    def require_preload(self) -> None:
+        """Return if the server's own clock moves.
+
+        A deadline shift is wrong for absolute policies, because their deadlines are computed from TIME, and for keys
+        that are past their deadline and not removed yet.
+
+        Raises:
+            ClockUnavailable: Time is moved by shifting deadlines.
+        """
+        if self.method != "preload":
+            raise ClockUnavailable(
+                f"this needs a server that has its own movable clock. Here time is moved by {self.method}, which does "
+                f"not move {'; '.join(self.cannot_simulate)}. Expected: a private server on Linux, and memkit "
+                "installed with a C compiler"
+            )
+
+    @property
+    def offset(self) -> timedelta:
+        """The server's time minus real time."""
+        if self._offset_file:
+            return timedelta(microseconds=_read_ns(self._offset_file) / 1000)
+        return timedelta(milliseconds=self._shifted_ms)
+
+    def now(self) -> datetime:
+        """Return the time by which keys expire, in UTC."""
+        seconds, micros = self._client.time()
+        served = datetime.fromtimestamp(seconds, UTC) + timedelta(microseconds=micros)
+        return served if self._offset_file else served + self.offset
+
+    def shift(self, by: Duration) -> None:
+        """Move time by a duration. On return the new time is in force for the next command.
+
+        Keys that expired stay expired if time moves back; hash fields that nothing has read since may exist again.
+
+        Args:
+            by: Seconds, a string such as ``"6d"``, or a timedelta; negative moves back.
+
+        Raises:
+            PolicyError: The duration is invalid, or leads before 1970 or after 2200.
+            ClockUnavailable: The keys may belong to others.
+            ProductionGuardError: The production guard does not allow writing; the message has the value that does.
+        """
+        ms = duration_ms(by)
+        self._refuse_out_of_range(ms)
+        if self._offset_file:
+            if ms < 0:
+                self._purge_expired()
+            _write_ns(self._offset_file, _read_ns(self._offset_file) + round(ms * 1_000_000))
+            self._wait_for_the_command_clock(self._offset_file)
+        else:
+            self._refuse_foreign_keys()
+            total_ms = self._shifted_ms + ms
+            # Deadlines are whole milliseconds: fractions add up instead of being lost.
+            self._shift_deadlines(round(total_ms) - round(self._shifted_ms))
+            self._shifted_ms = total_ms
+        for other in self._others:
+            other.shift(by)
+
+    @contextmanager
+    def together_with(self, others: Iterable[ServerClock]) -> Iterator[None]:
+        """Move other servers' clocks by the same durations, within a with statement.
+
+        Args:
+            others: Their clocks.
+        """
+        self._others = tuple(others)
+        try:
+            yield
+        finally:
+            self._others = ()
+
+    def move_to(self, when: datetime) -> None:
+        """Move time to an instant.
+
+        Args:
+            when: A timezone-aware datetime.
+
+        Raises:
+            PolicyError: The datetime is naive, or before 1970 or after 2200.
+            ClockUnavailable: The keys may belong to others.
+            ProductionGuardError: The production guard does not allow writing.
+        """
+        if not isinstance(when, datetime):
+            raise PolicyError(f"expected datetime(..., tzinfo=UTC); got {type(when).__name__} {when!r}")
+        if when.utcoffset() is None:
+            raise PolicyError(f"{when!r} has no time zone; expected one, such as datetime(..., tzinfo=UTC)")
+        self.shift(when - self.now())
+
+    def _refuse_foreign_keys(self) -> None:
+        """Raise unless the keys belong to a sandbox (registered, or the client's own), or memkit may write."""
+        if self._prefix is None:
+            raise ClockUnavailable(
+                "time is not moved on a server that others may use: memkit did not start it, and this clock has no "
+                "prefix; use a Sandbox's clock, or pass prefix= and name the server in MEMKIT_ALLOW"
+            )
+        own = [getattr(self._client, "_test_prefix", ""), *sandboxes(self._client)]
+        if not self._dedicated and not any(prefix and self._prefix.startswith(prefix) for prefix in own):
+            guard_write(self._client)
+
+    def _refuse_out_of_range(self, ms: float) -> None:
+        now = self.now()
+        if not (EARLIEST - now) / timedelta(milliseconds=1) <= ms <= (LATEST - now) / timedelta(milliseconds=1):
+            shown = duration(ms) if abs(ms) < LONGEST_SHOWN_MS else f"{ms / UNIT_MS['d']:.3g} days"
+            raise PolicyError(
+                f"a shift of {shown} from {now:%Y-%m-%d} is out of range; "
+                f"expected a time from {EARLIEST:%Y-%m-%d} to {LATEST:%Y-%m-%d}"
+            )
+
+    def _preload_works(self, offset_file: Path) -> bool:
+        """Whether the server follows the file. The trial moves time back, so that nothing expires."""
+        before = _read_ns(offset_file)
+        _write_ns(offset_file, before - 1_000_000_000)
+        try:
+            self._wait_for_the_command_clock(offset_file, within_s=TRIAL_S)
+        except ClockUnavailable:
+            return False
+        finally:
+            _write_ns(offset_file, before)
+        self._wait_for_the_command_clock(offset_file)
+        return True
+
+    def _wait_for_the_command_clock(self, offset_file: Path, *, within_s: float = SETTLES_WITHIN_S) -> None:
+        """Return as soon as commands see the file's time.
+
+        Valkey caches the time that commands see for 1-4 ms (measured on 9.1). INFO's server_time_usec shows that clock,
+        so a value from after the change proves that the next command sees it too. Redis caches the clock of idle times
+        (whole seconds, 24 bits) until its next timer, which the preload triggers.
+        """
+        offset_us = _read_ns(offset_file) // 1000
+        written_us = _real_us()
+
+        def in_force() -> bool:
+            info = self._client.info("server")
+            now_us = info["server_time_usec"]
+            idle_clock_follows = (now_us // 1_000_000 - info["lru_clock"] + 1) % (1 << 24) <= IDLE_CLOCK_LAG_S
+            return bool(idle_clock_follows and written_us <= now_us - offset_us <= _real_us())
+
+        _until(in_force, "the server's clock did not follow the preload", within_s)
+
+    def _shift_deadlines(self, ms: int) -> None:
+        fields = "1" if knows(self._client, "hpexpireat") else "0"
+        for client in self._databases():
+            expiring: list[list[bytes]] = []
+            for keys in self._batches(client):
+                script = ("EVAL", SHIFT_DEADLINES, len(keys), *keys, ms, fields)
+                expiring += cast("Any", client).execute_command(*script, **{NEVER_DECODE: []})
+            for some in _chunks(expiring, KEYS_PER_SCRIPT):
+                _until(partial(self._all_expired, client, some), "keys past their shifted deadline did not expire")
+
+    def _databases(self) -> Iterator[redis.Redis]:
+        """Yield a client for each database that moves: all that hold keys if memkit started the server, otherwise one.
+
+        On any other server the production guard has allowed one database only.
+        """
+        if self._cluster or not (self._offset_file or (self._prefix == "" and started_by_memkit(self._client))):
+            yield self._client
+            return
+        pool = self._client.connection_pool
+        for name in self._client.info("keyspace"):
+            options = pool.connection_kwargs | {"db": int(name.removeprefix("db"))}
+            with redis.Redis.from_pool(redis.ConnectionPool(pool.connection_class, **options)) as client:
+                yield client
+
+    def _batches(self, client: redis.Redis) -> Iterator[list[bytes]]:
+        """Yield the keys in batches, one for each script; the keys of a script are in one slot of a cluster."""
+        slots: dict[int, list[bytes]] = {}
+        for key in self._own_keys(client):
+            slots.setdefault(self._cluster.keyslot(key) if self._cluster else 0, []).append(key)
+        for keys in slots.values():
+            yield from _chunks(keys, KEYS_PER_SCRIPT)
+
+    @property
+    def _cluster(self) -> redis.RedisCluster | None:
+        client: object = self._client
+        return client if isinstance(client, redis.RedisCluster) else None
+
+    def _own_keys(self, client: redis.Redis) -> set[bytes]:
+        """Return the keys to shift, each once: SCAN repeats keys while a table shrinks, and shifts add up."""
+        starts = own_prefixes(self._prefix) if self._prefix else [""]
+        patterns = [f"{escape_glob(start)}*" for start in starts]
+        return {key for node in primaries(client) for match in patterns for key in scan(node, match)} - self._spare
+
+    def _all_expired(self, client: redis.Redis, expiring: list[list[bytes]]) -> bool:
+        """Whether none of the keys and fields is in its last milliseconds: each has expired or was written again."""
+        with client.pipeline(transaction=False) as pipe:
+            for key, *field in expiring:
+                if field:
+                    pipe.hexists(key, field[0])
+                    pipe.hpttl(key, field[0])
+                else:
+                    pipe.exists(key)
+                    pipe.pttl(key)
+            replies = pipe.execute()
+        # Redis 8.2's HPTTL returns -2 a millisecond before the field expires (measured): -2 is no proof.
+        left_ms = [left[0] if isinstance(left, list) else left for left in replies[1::2]]
+        return not any(exists and left in (-2, 0, 1, 2) for exists, left in zip(replies[::2], left_ms, strict=True))
+
+    def _purge_expired(self) -> None:
+        """Make the server remove the keys that are past their deadline; SCAN does that on all versions."""
+        for client in self._databases():
+            for _ in scan(client):
+                pass
+
+    def __repr__(self) -> str:
+        moved = duration(self.offset / timedelta(milliseconds=1))
+        not_simulated = "; ".join(self.cannot_simulate)
+        return f"<ServerClock by {self.method}, {moved} from real time; not simulated: {not_simulated}>"
+
+
+def escape_glob(text: str) -> str:
+    r"""Return text as a pattern that MATCH reads literally (``\ * ? [ ]`` are escaped)."""
+    return "".join(f"\\{char}" if char in "\\*?[]" else char for char in text)
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("s", ctypes.c_long), ("ns", ctypes.c_long))
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
+def _real_us() -> int:
+    """Return the real time; a test may have moved Python's clock (time-machine, freezegun)."""
+    read = _Timespec()
+    _libc().clock_gettime(time.CLOCK_REALTIME, ctypes.byref(read))
+    return int(read.s * 1_000_000 + read.ns // 1000)
+
+
+def _read_ns(offset_file: Path) -> int:
+    return int(struct.unpack("q", offset_file.read_bytes())[0])
+
+
+def _write_ns(offset_file: Path, ns: int) -> None:
+    # In place: the server has this file mapped.
+    with offset_file.open("r+b") as file:
+        file.write(struct.pack("q", ns))
+
+
+def knows(client: redis.Redis | redis.RedisCluster, command: str) -> bool:
+    """Return whether a server has a command."""
+    one = client.get_redis_connection(client.get_random_node()) if isinstance(client, redis.RedisCluster) else client
+    # As one word: redis-py's parser of COMMAND's reply fails on the nil for an unknown command.
+    return bool(cast("Any", one).execute_command("COMMAND INFO", command)[0])
+
+
+def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    chunk: list[Item] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _until(condition: Callable[[], bool], failure: str, within_s: float = SETTLES_WITHIN_S) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise ClockUnavailable(f"{failure} within {within_s:g} s")

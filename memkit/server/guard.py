@@ -1,0 +1,200 @@
+"""The production guard: whether memkit may write to a server by itself, and which keys are its own sandboxes'."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import PurePath
+from typing import cast
+
+import redis
+
+from memkit.connect import AnyClient, connect, execute_undecoded, place, primaries, scan
+from memkit.errors import ProductionGuardError
+from memkit.render import counted
+
+REGISTRY = "memkit-sandboxes"
+"""The only key that memkit adds to a database: a hash with one field for each sandbox, the name of its user."""
+NAME = "memkit-test"
+"""A sandbox's user and connections are named ``memkit-test-<token>``, its keys begin with ``memkit-test:<token>:``."""
+DATABASE_USER = "memkit-database"
+"""The user and the connections of a dedicated test database are named ``memkit-database-<token>``."""
+OWN_NAME = re.compile(rf"({NAME}|{DATABASE_USER})(-([0-9a-f]{{12}}))?")
+DIRECTORY_PREFIX = "memkit-{pid}-"
+"""How the name of a private server's directory begins. The guard and the audit recognise such a server by it."""
+MANY_KEYS = 1_000
+"""Foreign keys are counted up to this number: a database with more is in use, and may hold millions."""
+MANY_CLIENTS = 5
+"""Fewer other connections may be a developer's shells and this test run."""
+NEW_CLIENT_WITHIN_S = 1.0
+"""A connection of another sandbox sets its name within this time."""
+POLL_S = 0.005
+LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1", re.IGNORECASE)
+
+
+def is_server_directory(path: str) -> bool:
+    """Whether a path is the directory of a private server that memkit started."""
+    return bool(re.fullmatch(DIRECTORY_PREFIX.format(pid=r"\d+") + r"\w+", PurePath(path).name))
+
+
+def started_by_memkit(client: AnyClient) -> bool:
+    """Whether memkit started this server, in any process.
+
+    Args:
+        client: A client; of a cluster, all primaries must be memkit's.
+    """
+    if isinstance(client, redis.RedisCluster):
+        return all(started_by_memkit(client.get_redis_connection(node)) for node in client.get_primaries())
+    try:
+        directory = cast("dict[str, str]", client.config_get("dir"))
+    except redis.ResponseError:
+        return False
+    return is_server_directory(
+        directory.get("dir") or cast("dict[bytes, bytes]", directory).get(b"dir", b"").decode(errors="replace")
+    )
+
+
+def guard_write(client_or_url: AnyClient | str) -> None:
+    """Return if memkit may write to a database by itself.
+
+    Allowed are a server that memkit started, a database that MEMKIT_ALLOW names as ``host:port/db`` (of a cluster, any
+    node), and an empty database on the loopback interface without signs of use: no replicas, no append-only file, fewer
+    than five other clients. (RDB save points are redis-server's default and no sign of use.) memkit's own sandboxes and
+    their connections are not signs of use either.
+
+    Args:
+        client_or_url: The database.
+
+    Raises:
+        ProductionGuardError: Anything else; the message lists the signs of use and the value for MEMKIT_ALLOW.
+    """
+    client = connect(client_or_url) if isinstance(client_or_url, str) else client_or_url
+    target, places = place(client), _places(client)
+    allowed = [part.strip() for part in os.environ.get("MEMKIT_ALLOW", "").split(",")]
+    if any(one in allowed for one in places) or started_by_memkit(client):
+        return
+    signs = _signs_of_use(client, places)
+    if signs:
+        raise ProductionGuardError(
+            f"memkit did not start the Redis at {target} and will not write to it: it has {', '.join(signs)}. Expected "
+            "a private server, or an empty database on loopback. Without --real-redis and MEMKIT_REDIS_URL memkit "
+            f"starts its own server. To allow writing a sandbox to this one, set MEMKIT_ALLOW={target}"
+        )
+
+
+def sandboxes(client: AnyClient) -> list[str]:
+    """Return the prefixes of the sandboxes in a database's registry; entries of another form are ignored."""
+    try:
+        users = execute_undecoded(client, "HKEYS", REGISTRY)
+    except redis.ResponseError:
+        return []  # another application's key, of another type
+    names = [OWN_NAME.fullmatch(user.decode(errors="replace")) for user in users]
+    return [f"{NAME}:{name[3]}:" for name in names if name and name[1] == NAME and name[3]]
+
+
+def own_prefixes(prefix: str) -> tuple[str, str]:
+    """Return both beginnings of a sandbox's keys: a session's, and its vectors', which is in a hash tag."""
+    return prefix, "{" + prefix
+
+
+def foreign_keys(client: AnyClient) -> int:
+    """Count the keys of a database that belong to no registered sandbox, up to MANY_KEYS + 1.
+
+    Other sandboxes open and close meanwhile. A sandbox is registered before its first key is written and until its last
+    key is removed. A key is foreign if the registry explains it neither before nor after, and if it still exists.
+    """
+    before = sandboxes(client)
+    nodes = primaries(client)
+    found = [(node, name) for node in nodes for name in islice(unregistered(scan(node), before), MANY_KEYS + 1)]
+    if len(found) > MANY_KEYS:
+        return MANY_KEYS + 1
+    after = sandboxes(client) if found else []
+    return sum(_exists(node, name) for node, name in found if [*unregistered([name], after)])
+
+
+def unregistered(names: Iterable[bytes], registered: Sequence[str]) -> Iterator[bytes]:
+    """Yield the names that belong neither to a registered sandbox nor to the registry, each once."""
+    own = tuple(start.encode() for prefix in registered for start in own_prefixes(prefix))
+    seen = {REGISTRY.encode()}  # SCAN may return a name twice
+    for name in names:
+        if name not in seen and not name.startswith(own):
+            seen.add(name)
+            yield name
+
+
+def _exists(node: redis.Redis, name: bytes) -> bool:
+    try:
+        return bool(node.exists(name))
+    except redis.ResponseError:
+        return True  # its slot is moving to another node of the cluster
+
+
+def _places(client: AnyClient) -> list[str]:
+    if isinstance(client, redis.RedisCluster):
+        return [f"{node.host}:{node.port}/0" for node in client.get_nodes()]
+    return [place(client)]
+
+
+def _signs_of_use(client: AnyClient, places: Sequence[str]) -> list[str]:
+    signs = [] if all(map(_is_loopback, places)) else ["an address that is not this machine's loopback"]
+    keys = foreign_keys(client)
+    if keys:
+        number = counted(keys, "key") if keys <= MANY_KEYS else f"more than {MANY_KEYS:,} keys"
+        signs.append(f"{number} of others in this database")
+    for node in primaries(client):
+        try:
+            signs += _signs_in_info(node)
+        except redis.ResponseError:
+            signs.append("no permission for INFO, which would show further signs of use")
+    return list(dict.fromkeys(signs))
+
+
+def _signs_in_info(node: redis.Redis) -> list[str]:
+    signs = []
+    info = node.info("everything")
+    replicas = info.get("connected_slaves", 0)
+    if replicas and not info.get("cluster_enabled"):
+        signs.append(counted(replicas, "replica"))
+    if info.get("role") == "slave":
+        signs.append("a primary that it replicates")
+    if info.get("aof_enabled"):
+        signs.append("persistence (an append-only file)")
+    others = info.get("connected_clients", 1) - 1
+    if others >= MANY_CLIENTS:
+        others = _foreign_clients(node, others)
+    if others >= MANY_CLIENTS:
+        signs.append(f"{others} other clients")
+    return signs
+
+
+def _foreign_clients(node: redis.Redis, others: int) -> int:
+    """Count the clients that are not this one, not memkit's by user or name, not a replica, and not being closed."""
+    until = time.monotonic() + NEW_CLIENT_WITHIN_S
+    while True:
+        try:
+            clients = execute_undecoded(node, "CLIENT LIST")
+            own_id = str(node.client_id())
+        except redis.ResponseError:
+            return others
+        foreign = [client for client in clients if client["id"] != own_id and _is_foreign(client)]
+        if len(foreign) < MANY_CLIENTS or not any(map(_is_new, foreign)) or time.monotonic() > until:
+            return len(foreign)
+        time.sleep(POLL_S)
+
+
+def _is_foreign(client: dict[str, str]) -> bool:
+    is_own = any(OWN_NAME.fullmatch(client[field]) for field in ("user", "name"))
+    return not is_own and not set("SMA") & set(client["flags"])
+
+
+def _is_new(client: dict[str, str]) -> bool:
+    """Whether a connection has had no time yet to set its name, as a sandbox's does first."""
+    return int(client["age"]) <= 1 and client["cmd"].partition("|")[0] in ("NULL", "hello", "auth", "client")
+
+
+def _is_loopback(target: str) -> bool:
+    address = target.rpartition("/")[0]
+    return address.startswith("/") or bool(LOOPBACK.fullmatch(address.rpartition(":")[0]))

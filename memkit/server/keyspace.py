@@ -1,0 +1,250 @@
+"""The keyspace of the application fixtures: empty at the start of each test, whatever key names an application uses."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from typing import Self, cast
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import redis
+import redis.asyncio
+from redis.exceptions import RedisError, ResponseError
+
+from memkit.connect import (
+    AnyAsyncClient,
+    AnyClient,
+    connect,
+    connect_async,
+    execute_undecoded,
+    place,
+    primaries,
+    redact,
+    scan,
+)
+from memkit.errors import LeftSandboxError, SandboxError
+from memkit.render import counted
+from memkit.server.clock import ServerClock
+from memkit.server.guard import DATABASE_USER, MANY_KEYS, foreign_keys, guard_write, sandboxes, unregistered
+from memkit.server.launcher import RedisServer
+from memkit.server.sandbox import (
+    all_nodes,
+    database_of,
+    explaining,
+    explaining_async,
+    is_refusal,
+    make_user,
+    unlink,
+)
+
+# Commands that change more than keys: after one of them, the next test gets a restarted server.
+SERVER_CHANGES = re.compile(
+    rb"cmdstat_(acl|client\|pause|config|config\|(set|rewrite|resetstat)|debug|failover|function|function\|(load|delete|restore)"
+    rb"|module|module\|load|replicaof|slaveof|acl\|(setuser|deluser|load)):calls=(\d+)"
+)
+# All commands but those that reach other databases, other clients or the whole server.
+DATABASE_RULES = """
+    +@all -@admin -@dangerous -select -move -swapdb -copy -function -script +script|load +script|exists
+    +info +keys +sort +sort_ro +flushdb +restore +role
+""".split()  # noqa: SIM905  # read as the words that redis.conf takes
+
+
+class PrivateKeyspace:
+    """A private server for the application fixtures of one test process.
+
+    Args:
+        server: The server, with a TCP port, started; the keyspace alone uses it.
+    """
+
+    def __init__(self, server: RedisServer) -> None:
+        self.server = server
+        # On the unix socket, as a test may change what the port accepts.
+        self._admin = redis.Redis(unix_socket_path=server.socket_path)
+        self._changes = b""
+
+    @property
+    def url(self) -> str:
+        """``redis://`` with host and port."""
+        return self.server.url
+
+    @property
+    def clock(self) -> ServerClock:
+        """The server's clock."""
+        return self.server.clock
+
+    def begin(self) -> None:
+        """Remove every key; restart the server if the last test changed its configuration, users or functions."""
+        try:
+            changes = self._server_changes()
+            if changes == self._changes:
+                self._admin.flushall()
+                return
+        except RedisError:
+            pass
+        if self.server.running:
+            self.server.kill()
+        self.server.start()
+        self._admin.close()
+        self._admin.flushall()
+        self._changes = self._server_changes()
+
+    def end(self) -> None:
+        """Do nothing: the next test begins with an empty server."""
+
+    def accept_changes(self) -> None:
+        """Count memkit's own changes of the configuration as no reason to restart."""
+        self._changes = self._server_changes()
+
+    def client(self) -> redis.Redis:
+        """Return a plain client."""
+        return redis.Redis.from_url(self.url)
+
+    def async_client(self) -> redis.asyncio.Redis:
+        """Return a plain asyncio client that closes with its event loop."""
+        client = redis.asyncio.Redis.from_url(self.url)
+        pool = client.connection_pool
+        pool.connection_class = explaining_async(pool.connection_class, lambda error: error)
+        return client
+
+    def _server_changes(self) -> bytes:
+        # As one word: redis-py would parse the whole reply (0.2 ms).
+        stats = execute_undecoded(self._admin, "INFO commandstats")
+        return b" ".join(match[0] for match in SERVER_CHANGES.finditer(stats))
+
+    def close(self) -> None:
+        """Close memkit's connection."""
+        self._admin.close()
+
+
+class DedicatedDatabase:
+    """A database of another server, with no key but those of the running test.
+
+    Its tests connect as an ACL user that cannot reach another database. memkit writes no key to it.
+
+    Args:
+        url: The URL of the database.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._admin_url = url
+        self._user, self._password = f"{DATABASE_USER}-{secrets.token_hex(6)}", secrets.token_urlsafe(18)
+        self._admin = connect(url, client_name=self._user)
+        if isinstance(self._admin, redis.Redis):
+            self._admin.connection_pool.connection_kwargs["client_name"] = self._user  # also if the URL has another
+        self._has_user = False
+        self._clock: ServerClock | None = None
+
+    def open(self) -> Self:
+        """Check that tests may use this database, and make their user.
+
+        Raises:
+            ProductionGuardError: The production guard does not allow writing.
+            SandboxError: The database has keys of others, another run uses it, or the server does not allow making a
+                user.
+        """
+        self._refuse_foreign_keys()
+        guard_write(self._admin)
+        self._remove_users_of_killed_runs()
+        try:
+            make_user(self._admin, self._user, self._password, ["allkeys", "allchannels"], DATABASE_RULES)
+        except RedisError as error:
+            raise SandboxError(
+                f"no user for tests on {redact(self._admin_url)}: the server did not make one ({error}). Expected the "
+                "right to ACL SETUSER; use a private server (no --real-redis) or an account with that right"
+            ) from error
+        self._has_user = True
+        return self
+
+    @property
+    def url(self) -> str:
+        """The URL of the database, with a user that cannot reach another one."""
+        parts = urlsplit(self._admin_url)
+        address = parts.netloc.rpartition("@")[2]
+        query = re.sub(r"(^|&)(username|password)=[^&]*", "", parts.query).lstrip("&")
+        return urlunsplit(parts._replace(netloc=f"{self._user}:{quote(self._password)}@{address}", query=query))
+
+    @property
+    def clock(self) -> ServerClock:
+        """A clock that shifts the deadlines of the test's keys."""
+        if not self._clock:
+            self._clock = ServerClock(self._admin, prefix="", dedicated=True)
+        return self._clock
+
+    def begin(self) -> None:
+        """Check that the database is empty.
+
+        Raises:
+            SandboxError: It has keys of others.
+        """
+        self._clock = None  # it counts how far it has moved the deadlines of one test's keys
+        self._refuse_foreign_keys()
+
+    def end(self) -> None:
+        """Remove the keys that the test wrote."""
+        registered = sandboxes(self._admin)
+        for node in primaries(self._admin):
+            unlink(self._admin, list(unregistered(scan(node), registered)))
+
+    def client(self) -> AnyClient:
+        """Return a plain client of the tests' user."""
+        client = connect(self.url)
+        if isinstance(client, redis.Redis):
+            pool = client.connection_pool
+            pool.connection_class = explaining(pool.connection_class, self.explained)
+        return client
+
+    def async_client(self) -> AnyAsyncClient:
+        """Return a plain asyncio client of the tests' user that closes with its event loop."""
+        client = connect_async(self.url)
+        if isinstance(client, redis.asyncio.Redis):
+            pool = client.connection_pool
+            pool.connection_class = explaining_async(pool.connection_class, self.explained)
+        return client
+
+    def explained(self, error: ResponseError) -> ResponseError:
+        """Return a refusal with memkit's explanation, any other error unchanged."""
+        return LeftSandboxError(f"{error}. {self.limits}") if is_refusal(error) else error
+
+    @property
+    def limits(self) -> str:
+        """What the tests' user cannot do."""
+        return (
+            f"With --real-redis a test has one database, {place(self._admin)}. SELECT of another one is refused, as "
+            "are SWAPDB, MOVE, COPY, FLUSHALL and commands that change the server. Leave out --real-redis: a private "
+            "server allows all of them"
+        )
+
+    def close(self) -> None:
+        """Remove the user and close the connection."""
+        for node in all_nodes(self._admin) if self._has_user else ():
+            node.acl_deluser(self._user)
+        self._admin.close()
+
+    def _refuse_foreign_keys(self) -> None:
+        keys = foreign_keys(self._admin)
+        if keys:
+            number = counted(keys, "key") if keys <= MANY_KEYS else f"more than {MANY_KEYS:,} keys"
+            host, _, port = place(self._admin).rpartition("/")[0].rpartition(":")
+            address = f"-h {host} -p {port}" if host else f"-s {port}"
+            raise SandboxError(
+                f"the database at {place(self._admin)} has {number} of others. redis_client, async_redis_client and "
+                "redis_client_url need an empty database, because an application may use any key name. Name another "
+                "one, such as --real-redis=redis://host:port/15, or leave out --real-redis for a private server. If "
+                "the keys are left from a killed run, or from a thread of an earlier test, and can be lost, this "
+                f"empties the database: redis-cli {address} -n {database_of(self._admin)} FLUSHDB"
+            )
+
+    def _remove_users_of_killed_runs(self) -> None:
+        """Remove users without a connection: a run keeps one open. Refuse the database if another run uses it."""
+        for node in all_nodes(self._admin):
+            connected = {client["name"]: client["db"] for client in execute_undecoded(node, "CLIENT LIST")}
+            for user in cast("list[str]", node.acl_users()):
+                if not user.startswith(f"{DATABASE_USER}-") or user == self._user:
+                    continue
+                if user not in connected:
+                    node.acl_deluser(user)
+                elif int(connected[user]) == database_of(self._admin):
+                    raise SandboxError(
+                        f"another test run uses the database at {place(self._admin)} ({user}); wait until it has "
+                        "ended, or name another database"
+                    )

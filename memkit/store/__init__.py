@@ -1,0 +1,8 @@
+"""MemoryStore: LLM sessions in Redis, one list a session."""
+
+from __future__ import annotations
+
+from memkit.store.encoding import Session
+from memkit.store.store import AsyncMemoryStore, MemoryStore
+
+__all__ = ["AsyncMemoryStore", "MemoryStore", "Session"]

@@ -1,0 +1,71 @@
+"""``audit --affected``: a private file with the affected keys' names, and a shell line that renews them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+import redis
+from servers import every_server, start
+
+from memkit.cli import main
+from memkit.server import RedisServer
+
+
+@pytest.fixture(params=[next(iter(every_server())), list(every_server())[-1]])
+def incident(request: pytest.FixtureRequest) -> RedisServer:
+    with start(request.param) as server, server.client() as client:
+        with client.pipeline(transaction=False) as pipe:
+            for number in range(300):
+                pipe.set(f"chat:{number}", "{}", ex=300 if number % 3 == 0 else 604_800)
+            pipe.set("chat:a b'$(id)", "{}", ex=300)
+            pipe.set("other:1", "x", ex=60)
+            pipe.execute()
+        yield server
+
+
+def test_the_file_has_the_names_and_the_line_renews(
+    incident: RedisServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "affected keys"
+    assert main(["audit", incident.url, "--expect", "chat:*=7d", "--duty", "1", "--affected", str(path)]) == 1
+    out = capsys.readouterr().out
+    names = path.read_text().splitlines()
+    assert set(names) == {*(f"chat:{number}" for number in range(0, 300, 3)), "chat:a b'$(id)"}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    line = out.splitlines()[-1]
+    assert ("604800 GT" in line) == (incident.version >= "7")
+    assert "101 keys in" in " ".join(out.split())
+    if not shutil.which("redis-cli"):
+        pytest.skip("no redis-cli to run the line with")
+    with incident.client() as client:
+        assert client.ttl("chat:0") <= 300  # memkit did not run it
+        few = tmp_path / "few"
+        few.write_text("chat:0\nchat:a b'$(id)\n")
+        socket = client.connection_pool.connection_kwargs["path"]
+        line = line.replace(line[line.index("-u ") : line.index(" EXPIRE")], f"-s {socket}")
+        subprocess.run(["bash", "-c", line.replace(f"'{path}'", f"'{few}'")], check=True, capture_output=True)
+        assert client.ttl("chat:0") > 604_000
+        assert client.ttl("chat:a b'$(id)") > 604_000
+        assert client.ttl("other:1") <= 60
+
+
+def test_an_existing_file_is_kept(incident: RedisServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "notes"
+    path.write_text("mine")
+    assert main(["audit", incident.url, "--expect", "chat:*=7d", "--duty", "1", "--affected", str(path)]) == 2
+    assert "give a new file" in capsys.readouterr().err
+    assert path.read_text() == "mine"
+
+
+def test_nothing_is_written_to_the_server(incident: RedisServer, tmp_path: Path) -> None:
+    with incident.client() as client:
+        before = client.info("commandstats").keys()
+        main(["audit", incident.url, "--expect", "chat:*=7d", "--duty", "1", "--affected", os.fspath(tmp_path / "a")])
+        added = {name.removeprefix("cmdstat_") for name in client.info("commandstats").keys() - before}
+    assert isinstance(client, redis.Redis)
+    assert not added & {"expire", "set", "del", "persist"}

@@ -1,0 +1,357 @@
+"""Less usual incidents, each with a known truth: what the finding says of cause, keys, TTL and date."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from incidents import DAY, HOUR, MINUTE, Write, restore, travel
+from servers import every_server
+
+from memkit.audit import Finding
+from memkit.audit.run import AuditReport, audit
+from memkit.server import RedisServer
+
+LANES = [name for name, binary in every_server().items() if binary]
+WEEK = 7 * DAY
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    binary = every_server()[LANES[-1]]
+    assert binary
+    with RedisServer(binary=binary.path, persist=True) as server:
+        yield server
+
+
+def spread(prefix: str, count: int, newest_s: float, oldest_s: float, ttl_s: float | None, **given: Any) -> list[Write]:
+    """Return sessions last written at even distances of time."""
+    step = (oldest_s - newest_s) / count
+    return [Write(f"{prefix}{prefix[0]}-{n}", newest_s + n * step, ttl_s, **given) for n in range(count)]
+
+
+def audited(
+    server: RedisServer, writes: Sequence[Write], expect: Mapping[str, Any], *, travelled: float | None = None
+) -> AuditReport:
+    with server.client() as client:
+        if travelled is None:
+            restore(server, client, list(writes))
+        else:
+            travel(server, client, list(writes), travelled)
+    return audit(server.url, expect=expect, duty=1)
+
+
+def the_finding(report: AuditReport) -> Finding:
+    """Return the only finding; a pattern without keys has no_data beside it."""
+    found = [one for one in report.findings if one.cause != "no_data"] or list(report.findings)
+    assert len(found) == 1, report.findings
+    return found[0]
+
+
+# -- never -------------------------------------------------------------------------------------------------------------
+
+
+def test_sessions_that_should_never_expire_and_have_a_deadline(server: RedisServer) -> None:
+    writes = spread("chat:", 100, 0, HOUR * 0.9, HOUR) + spread("chat:for-ever-", 50, 0, DAY, None)
+    found = the_finding(audited(server, writes, {"chat:*": None}))
+    assert (found.cause, found.prefix, found.keys, found.confidence) == ("ttl_too_short", "chat:", 100, "proven")
+    assert (found.expected_ttl_s, found.observed_ttl_s) == (None, HOUR)
+
+
+def test_sessions_that_should_never_expire_and_do_not(server: RedisServer) -> None:
+    report = audited(server, spread("chat:", 50, 0, DAY, None), {"chat:*": None})
+    assert (report.findings, report.exit_code) == ((), 0)
+
+
+def test_immortal_sessions_under_a_similar_prefix(server: RedisServer) -> None:
+    found = the_finding(audited(server, spread("chats:", 50, 0, DAY, None), {"chat:*": None}))
+    assert (found.cause, found.prefix, found.keys, found.confidence) == ("wrong_prefix", "chat:", 50, "possible")
+    assert (found.expected_ttl_s, found.observed_ttl_s, found.since) == (None, None, None)
+
+
+def test_mortal_keys_under_a_similar_prefix_are_not_the_immortal_sessions(server: RedisServer) -> None:
+    report = audited(server, spread("chats:", 50, 0, HOUR * 0.9, HOUR), {"chat:*": None})
+    assert report.verdict.cause == "no_data"
+
+
+# -- elsewhere ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prefix", "ttl_s", "cause", "confidence"),
+    [
+        ("chats:", WEEK, "wrong_prefix", "possible"),
+        ("chats:", DAY, "wrong_prefix", "possible"),
+        ("dialogue/", WEEK, "wrong_prefix", "possible"),
+        ("dialogue/", DAY, "no_data", "proven"),
+    ],
+)
+def test_no_key_where_sessions_were_expected(
+    prefix: str, ttl_s: float, cause: str, confidence: str, server: RedisServer
+) -> None:
+    found = the_finding(audited(server, spread(prefix, 60, 0, ttl_s * 0.9, ttl_s), {"chat:*": "7d"}))
+    assert (found.cause, found.prefix, found.confidence) == (cause, "chat:", confidence)
+    assert found.expected_ttl_s == WEEK
+    if cause == "wrong_prefix":
+        assert (found.keys, found.observed_ttl_s) == (60, ttl_s)
+        # Nothing older than the first of them is known.
+        assert found.since_is == "upper bound"
+
+
+def test_two_keys_are_not_enough_for_a_suspicion(server: RedisServer) -> None:
+    assert audited(server, spread("chats:", 2, 0, DAY, WEEK), {"chat:*": "7d"}).verdict.cause == "no_data"
+
+
+def test_sessions_that_moved_to_another_prefix_since(server: RedisServer) -> None:
+    writes = spread("chat:", 80, 2 * DAY, 6.5 * DAY, WEEK) + spread("chats:", 60, 0, 2 * DAY - MINUTE, WEEK)
+    report = audited(server, writes, {"chat:*": "7d"})
+    found = the_finding(report)
+    assert (found.cause, found.prefix, found.keys, found.confidence) == ("wrong_prefix", "chat:", 60, "likely")
+    assert found.since
+    assert (report.at - found.since).total_seconds() == pytest.approx(2 * DAY, abs=60)
+    assert found.since_is == "lower bound"
+
+
+def test_a_similar_prefix_beside_one_that_is_still_written_is_no_finding(server: RedisServer) -> None:
+    writes = spread("chat:", 80, 0, 6.5 * DAY, WEEK) + spread("chats:", 60, 0, 6 * DAY, WEEK)
+    assert audited(server, writes, {"chat:*": "7d"}).findings == ()
+
+
+# -- units -------------------------------------------------------------------------------------------------------------
+
+
+def test_what_another_expectation_is_about_did_not_move_there(server: RedisServer) -> None:
+    writes = spread("chat:", 60, DAY, 6 * DAY, WEEK) + spread("chats:", 60, 0, DAY, WEEK)
+    assert the_finding(audited(server, writes, {"chat:*": "7d"})).cause == "wrong_prefix"
+    assert audit(server.url, expect={"chat:*": "7d", "chats:*": "7d"}, duty=1).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("expected", "given_s"),
+    [("30m", 30 * HOUR), ("1h", 1_000 * HOUR), ("7d", WEEK / 60), ("7d", WEEK / 1_000), ("30d", 30 * DAY / 60_000)],
+)
+def test_a_ttl_in_another_unit(expected: str, given_s: float, server: RedisServer) -> None:
+    # Since a while ago, before which it was right.
+    meant_s = {"30m": 30 * MINUTE, "1h": HOUR, "7d": WEEK, "30d": 30 * DAY}[expected]
+    new_s = min(given_s, meant_s) * 0.5
+    writes = spread("chat:", 60, new_s, meant_s * 0.95, meant_s) + spread("chat:new-", 50, 0, new_s, given_s)
+    report = audited(server, writes, {"chat:*": expected})
+    found = the_finding(report)
+    assert (found.cause, found.prefix, found.keys) == ("unit_mistake", "chat:", 50)
+    assert (found.expected_ttl_s, found.observed_ttl_s) == (meant_s, pytest.approx(given_s, rel=1e-6))
+    assert found.since
+    assert (report.at - found.since).total_seconds() == pytest.approx(new_s, rel=0.03, abs=60)
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_asked_for_is_a_session_whatever_its_name(server: RedisServer) -> None:
+    writes = spread("lock:", 60, 0, 5 * MINUTE * 0.9, 5 * MINUTE, kind="string")
+    found = the_finding(audited(server, writes, {"lock:*": "1h"}))
+    assert (found.cause, found.prefix, found.keys, found.observed_ttl_s) == ("ttl_too_short", "lock:", 60, 5 * MINUTE)
+
+
+def test_short_keys_of_other_ids_beside_healthy_sessions_are_noted_only(server: RedisServer) -> None:
+    writes = spread("chat:", 80, 0, 6.5 * DAY, WEEK, kind="list")
+    writes += [Write(f"chat:x{n}:preview", n * 4.0, 5 * MINUTE, kind="string") for n in range(60)]
+    report = audited(server, writes, {"chat:*": "7d"})
+    assert report.findings == ()
+    assert any("preview" in note for note in report.notes)
+
+
+# -- sessions of another shape, and what is none -----------------------------------------------------------------------
+
+
+JSON = json.dumps([{"role": "user", "content": "what did we say of it yesterday? " * 4}])
+
+
+def shaped(shape: str, count: int, newest_s: float, oldest_s: float, ttl_s: float, **given: Any) -> list[Write]:
+    """Return keys of a shape such as ``chat:v2:{}``, last written at even distances of time."""
+    step = (oldest_s - newest_s) / count
+    return [Write(shape.format(n), newest_s + n * step, ttl_s, **given) for n in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["list", "hash", "string"])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("chat:{}", "chat:v2:n{}"), ("chat:user-{}", "chat:tenant-7:user-n{}"), ("chat:{}", "chat:acme/n{}")],
+)
+def test_a_release_that_changes_the_shape_of_keys_and_their_ttl(
+    old: str, new: str, kind: str, server: RedisServer
+) -> None:
+    writes = shaped(old, 120, 5 * MINUTE, 6.5 * DAY, WEEK, kind=kind, value=JSON)
+    writes += shaped(new, 60, 0, 5 * MINUTE * 0.95, 5 * MINUTE, kind=kind, value=JSON)
+    report = audited(server, writes, {"chat:*": "7d"})
+    found = the_finding(report)
+    assert (found.cause, found.keys, found.confidence) == ("ttl_too_short", 60, "likely")
+    assert (found.observed_ttl_s, found.since_is) == (5 * MINUTE, "lower bound")
+    assert found.since
+    assert (report.at - found.since).total_seconds() == pytest.approx(5 * MINUTE, abs=60)
+
+
+def test_short_sessions_of_a_shape_beside_another_that_is_still_written_are_possible(server: RedisServer) -> None:
+    writes = shaped("chat:{}", 120, 0, 6.5 * DAY, WEEK) + shaped("chat:acme/n{}", 60, 0, 280, 5 * MINUTE)
+    found = the_finding(audited(server, writes, {"chat:*": "7d"}))
+    assert (found.cause, found.keys, found.confidence) == ("ttl_too_short", 60, "possible")
+
+
+@pytest.mark.parametrize(("kind", "value", "count"), [("string", "17", 60), ("string", "on", 60), ("hash", "x", 60)])
+def test_short_keys_of_another_type_or_size_are_no_sessions_and_not_called_as_expected(
+    kind: str, value: str, count: int, server: RedisServer
+) -> None:
+    writes = shaped("chat:{}", 120, 0, 6.5 * DAY, WEEK, kind="string", value=JSON)
+    writes += shaped("chat:n{}:hint", count, 0, 280, 5 * MINUTE, kind=kind, value=value)
+    report = audited(server, writes, {"chat:*": "7d"})
+    assert report.findings == ()
+    assert report.verdict.status == "healthy"
+    assert report.verdict.sentence.startswith("120 keys of sessions looked at, none against chat:*=sliding 7d; 120 of")
+    assert report.verdict.sentence.endswith(f"; {count} short-lived keys ignored")
+    assert any("hint" in note for note in report.notes)
+
+
+HELPERS = ["chat:{}:stop", "chat:{}:unread", "chat:mutexes:{}", "chat:answers:{}"]
+
+
+@pytest.mark.parametrize("shape", HELPERS)
+@pytest.mark.parametrize("kind", ["list", "string"])
+def test_flags_set_with_each_message_of_a_session_are_no_parts_of_it(
+    shape: str, kind: str, server: RedisServer
+) -> None:
+    writes = shaped("chat:{}", 200, 0, 6.5 * DAY, WEEK, kind=kind, value=JSON)
+    now = shaped("chat:{}", 12, 0, 25, WEEK, kind=kind, value=JSON)
+    flags = shaped(shape, 12, 0, 25, 30, kind="string", value="yes")
+    report = audited(server, [*now, *writes[12:], *flags], {"chat:*": "7d"})
+    assert report.findings == ()
+    assert any("beside sessions" in note for note in report.notes)
+    assert "200 keys of sessions looked at" in report.verdict.sentence
+
+
+@pytest.mark.parametrize("value", ["7", "typing since 12:04"])
+def test_flags_of_various_lives_and_times_are_no_parts_of_sessions(value: str, server: RedisServer) -> None:
+    dice = random.Random(value)
+    writes = shaped("chat:{}", 200, 0, 6.5 * DAY, WEEK)
+    for n in dice.sample(range(200), 60):
+        ttl = dice.choice((30, 60, 300))
+        writes.append(Write(f"chat:{n}:draft", dice.uniform(0, ttl), ttl, kind="string", value=value))
+    assert audited(server, writes, {"chat:*": "7d"}).findings == ()
+
+
+@pytest.mark.parametrize("at_its_message", [True, False])
+def test_a_cache_of_a_few_sessions_is_no_part_of_them(at_its_message: bool, server: RedisServer) -> None:
+    # A list of the sessions' own type and size, some hours long: only that it is there for few of them, or comes when
+    # nothing is written to them, tells.
+    writes = shaped("chat:{}", 800, 0, 6.5 * DAY, WEEK, read_s=1.0)
+    caches = []
+    for n in range(0, 27, 3) if at_its_message else range(3, 200, 4):
+        age_s = n * 6.5 * DAY / 800 if at_its_message else n * 17.0
+        caches.append(Write(f"chat:{n}:answers", age_s, 6 * HOUR))
+    assert audited(server, writes + caches, {"chat:*": "7d"}).findings == ()
+
+
+@pytest.mark.parametrize("ttl_s", [MINUTE, 5 * MINUTE, DAY])
+@pytest.mark.parametrize(("kind", "value"), [("list", "x"), ("string", JSON)])
+def test_a_part_that_is_written_with_every_message_and_dies_before_it_is_torn_off(
+    ttl_s: float, kind: str, value: str, server: RedisServer
+) -> None:
+    newest = shaped("chat:{}", 40, 0, ttl_s * 0.9, WEEK, read_s=0.5)
+    parts = shaped("chat:{}:summary", 40, 0, ttl_s * 0.9, ttl_s, kind=kind, value=value)
+    others = shaped("chat:old-{}", 100, ttl_s, 6.5 * DAY, WEEK)
+    found = the_finding(audited(server, newest + parts + others, {"chat:*": "7d"}))
+    assert (found.cause, found.keys) == ("mixed_ttl", 80)
+    # The idle clock counts whole seconds, and writing these takes a part of one.
+    assert found.observed_ttl_s == pytest.approx(ttl_s, abs=1.5)
+
+
+def test_a_part_that_is_not_renewed_is_torn_off(server: RedisServer) -> None:
+    writes = shaped("chat:{}", 60, 0, 2 * DAY, WEEK) + shaped("chat:{}:summary", 60, 3 * DAY, 6.5 * DAY, WEEK)
+    assert the_finding(audited(server, writes, {"chat:*": "7d"})).cause == "mixed_ttl"
+
+
+# -- without idle clocks -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=list(LANES))
+def blind(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    """A server with an LFU policy: it does not tell when a key was last touched."""
+    binary = every_server()[request.param]
+    assert binary
+    with RedisServer(binary=binary.path, persist=True, config={"maxmemory-policy": "allkeys-lfu"}) as server:
+        yield server
+
+
+def test_short_lives_below_a_gap_are_a_short_ttl(blind: RedisServer) -> None:
+    writes = spread("chat:", 60, 5 * MINUTE, 4 * DAY, WEEK) + spread("chat:new-", 60, 0, 5 * MINUTE * 0.97, 5 * MINUTE)
+    report = audited(blind, writes, {"chat:*": "7d"})
+    found = the_finding(report)
+    assert (found.cause, found.prefix, found.confidence) == ("ttl_too_short", "chat:", "likely")
+    assert found.keys == pytest.approx(60, abs=1)
+    assert found.observed_ttl_s == pytest.approx(5 * MINUTE, rel=0.05)
+    assert found.since
+    assert (report.at - found.since).total_seconds() == pytest.approx(5 * MINUTE, abs=60)
+    assert any("LFU" in note for note in report.notes)
+
+
+def test_short_lives_on_a_young_server_are_a_short_ttl(blind: RedisServer) -> None:
+    with blind.client() as client:
+        for n in range(60):
+            client.set(f"chat:{n}", "{}", ex=5 + 5 * n)
+    found = the_finding(audit(blind.url, expect={"chat:*": "7d"}, duty=1))
+    assert (found.cause, found.prefix, found.keys) == ("ttl_too_short", "chat:", 60)
+    assert found.observed_ttl_s == pytest.approx(5 * MINUTE, rel=0.05)
+
+
+def test_lives_of_every_length_are_as_they_should_be_without_idle_clocks_too(blind: RedisServer) -> None:
+    assert audited(blind, spread("chat:", 120, 0, 6.9 * DAY, WEEK), {"chat:*": "7d"}).findings == ()
+
+
+def test_lives_that_are_too_long_are_seen_without_idle_clocks(blind: RedisServer) -> None:
+    writes = spread("chat:", 60, 6 * HOUR, 23 * HOUR, DAY) + spread("chat:new-", 60, 0, 6 * HOUR, 10 * DAY)
+    found = the_finding(audited(blind, writes, {"chat:*": "1d"}))
+    assert (found.cause, found.keys, found.confidence) == ("ttl_too_long", 60, "proven")
+    assert found.observed_ttl_s == pytest.approx(10 * DAY, rel=0.01)
+
+
+def test_immortal_sessions_have_no_date_without_idle_clocks(blind: RedisServer) -> None:
+    writes = spread("chat:", 60, HOUR, 6 * DAY, WEEK) + spread("chat:new-", 20, 0, HOUR, None)
+    found = the_finding(audited(blind, writes, {"chat:*": "7d"}))
+    assert (found.cause, found.keys, found.confidence) == ("no_ttl", 20, "proven")
+    assert (found.since, found.since_is) == (None, None)
+
+
+# -- written in one go -------------------------------------------------------------------------------------------------
+
+
+def test_sessions_of_one_instant_near_their_end(server: RedisServer) -> None:
+    report = audited(server, spread("chat:", 60, 20, 21, 5 * MINUTE), {"chat:*": "7d"})
+    found = [(one.cause, one.keys, one.confidence, one.observed_ttl_s) for one in report.findings]
+    assert found == [("ttl_too_short", 60, "likely", 5 * MINUTE)]
+
+
+@pytest.mark.parametrize(("short", "read", "found"), [(60, 0, True), (60, 40, True), (5, 40, False)])
+def test_a_burst_among_others_counts_unless_reads_explain_it(
+    short: int, read: int, found: bool, server: RedisServer
+) -> None:
+    others = spread("chat:", 80, DAY, 6.5 * DAY, WEEK)
+    others = [Write(one.key, one.age_s, one.ttl_s, one.age_s / 3 if n < read else None) for n, one in enumerate(others)]
+    report = audited(server, others + spread("chat:new-", short, 20, 21, 5 * MINUTE), {"chat:*": "7d"})
+    causes = [(one.cause, one.keys, one.confidence, one.observed_ttl_s) for one in report.findings]
+    assert causes == ([("ttl_too_short", short, "likely", 5 * MINUTE)] if found else [])
+
+
+def test_short_lives_that_nobody_read_are_proven_by_the_servers_own_count(server: RedisServer) -> None:
+    # The server is ten days old, so age proves nothing; it has served no read.
+    with server.client() as client:
+        end = server.clock.now()
+        server.clock.move_to(end - timedelta(days=10))
+        client.set("chat:early", "{}", ex=round(12 * DAY))
+        client.delete("chat:early")
+        server.clock.move_to(end)
+        for number in range(60):
+            client.set(f"chat:{number}", "{}", ex=300)
+    found = audit(server.url, expect={"chat:*": "7d"}, duty=1).findings[0]
+    assert (found.cause, found.keys, found.observed_ttl_s) == ("ttl_too_short", 60, 300)

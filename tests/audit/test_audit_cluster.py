@@ -1,0 +1,150 @@
+"""The audit of a Redis Cluster: the same counts from every node, shards in parallel, resharding and failover."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+import redis.crc
+from servers import every_server
+from topology import Cluster, cluster
+
+from memkit.audit import audit
+from memkit.audit.sampling import KEPT_OF_ALL
+
+BINARY = every_server()[next(name for name, binary in every_server().items() if binary)]
+WEEK_S, MINUTES_S = 604_800, 300
+SLOTS = 16_384
+
+
+@pytest.fixture
+def nodes() -> Iterator[Cluster]:
+    assert BINARY
+    with cluster(BINARY.path) as made:
+        yield made
+
+
+def fill(made: Cluster, keys: int, *, short: int = 0) -> None:
+    with made.client() as client:
+        for start in range(0, keys, 1_000):
+            pipe = client.pipeline()
+            for number in range(start, min(start + 1_000, keys)):
+                pipe.set(f"chat:{number}", "{}", ex=MINUTES_S if number < short else WEEK_S)
+            pipe.execute()
+
+
+def move_slot(made: Cluster, slot: int, *, keys: int = 1_000, finish: bool = True) -> int:
+    """Move a slot to another primary as redis-cli does; return how many keys were moved."""
+    with made.client() as client:
+        owner = client.nodes_manager.get_node_from_slot(slot)
+        other = next(node for node in client.get_primaries() if node.port != owner.port)
+        source, target = (client.get_redis_connection(node) for node in (owner, other))
+        ids = [node.execute_command("CLUSTER MYID") for node in (source, target)]
+        source_id, target_id = (each.decode() if isinstance(each, bytes) else each for each in ids)
+        target.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", source_id)
+        source.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", target_id)
+        names = source.execute_command("CLUSTER GETKEYSINSLOT", slot, keys)
+        if names:
+            source.execute_command("MIGRATE", "127.0.0.1", other.port, "", 0, 5_000, "KEYS", *names)
+        for node in (target, source) if finish else ():
+            node.execute_command("CLUSTER SETSLOT", slot, "NODE", target_id)
+        return len(names)
+
+
+def test_every_node_gives_the_same_counts(nodes: Cluster) -> None:
+    fill(nodes, 3_000, short=1_000)
+    urls = [nodes.url, *(f"redis://127.0.0.1:{server.port}" for server in nodes.servers)]
+    for full in (False, True):
+        reports = [audit(url, expect={"chat:*": "7d"}, full=full, duty=1) for url in urls]
+        assert {(one.sample["keys"], one.sample["of"], one.sample["error_bound"]) for one in reports} == {
+            (3_000, 3_000, 0.0)
+        }
+        assert {(one.verdict.cause, one.findings[0].keys) for one in reports} == {("ttl_too_short", 1_000)}
+
+
+def test_a_full_pass_keeps_a_fair_part_of_each_shard(nodes: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memkit.audit.sampling.KEPT_OF_ALL", 1_500)
+    assert KEPT_OF_ALL > 1_500
+    fill(nodes, 9_000, short=3_000)
+    report = audit(nodes.url, expect={"chat:*": "7d"}, full=True, duty=1)
+    assert (report.sample["keys"], report.sample["of"]) == (9_000, 9_000)
+    assert 1_450 <= len(report.keys) <= 1_500
+    assert len({one.key for one in report.keys}) == len(report.keys)
+    found = report.findings[0]
+    # A third of 1,500 is 500, give or take 18.
+    assert found.keys / found.sampled == pytest.approx(1 / 3, abs=0.06)
+
+
+def test_the_other_parts_of_sessions_are_on_other_shards(nodes: Cluster) -> None:
+    with nodes.client() as client:
+        for number in range(200):
+            client.set(f"chat:{number}", "{}", ex=WEEK_S)
+            client.set(f"chat:{number}:messages", "{}", ex=86_400)
+    report = audit(nodes.url, expect={"chat:*": "7d"}, duty=1)
+    assert report.findings[0].cause == "mixed_ttl"
+
+
+def test_a_shard_that_fails_is_reported_and_the_others_read(nodes: Cluster) -> None:
+    """The replica takes over after a second in which no shard answers about keys."""
+    fill(nodes, 30_000, short=15_000)
+    failing = nodes.primaries[1]
+    with failing.client() as client:
+        lost = client.dbsize()
+    stopped: list[int] = []
+
+    def stop(done: int, _of: int) -> None:
+        if not stopped:
+            stopped.append(done)
+            failing.stop()
+
+    report = audit(nodes.url, expect={"chat:*": "7d"}, full=True, duty=0.02, progress=stop)
+    assert stopped
+    assert any(f"127.0.0.1:{failing.port} failed during the audit" in note for note in report.notes), report.notes
+    assert 30_000 - lost <= report.sample["keys"] < 30_000
+    assert report.sample["error_bound"] > 0
+    assert report.verdict.cause == "ttl_too_short"
+
+
+def test_slots_that_move_are_reported(nodes: Cluster) -> None:
+    fill(nodes, 12_000, short=6_000)
+    moved: list[int] = []
+
+    def move(_done: int, _of: int) -> None:
+        if len(moved) < 20:
+            moved.append(move_slot(nodes, len(moved) * 800))
+
+    report = audit(nodes.url, expect={"chat:*": "7d"}, full=True, duty=0.02, progress=move)
+    assert f"{len(moved)} slots of the cluster moved" in "\n".join(report.notes)
+    assert report.sample["keys"] == pytest.approx(12_000, abs=2 * sum(moved))
+    assert report.findings[0].cause == "ttl_too_short"
+    assert not [one for one in report.findings if one.cause == "deleted"]
+
+
+def test_keys_of_a_slot_that_is_moving_are_reported(nodes: Cluster) -> None:
+    fill(nodes, 6_000)
+    slot = redis.crc.key_slot(b"chat:17")
+    with nodes.client() as client:
+        for number in range(30):
+            client.set(f"chat:{{chat:17}}:{number}", "{}", ex=WEEK_S)
+    moved = move_slot(nodes, slot, keys=20, finish=False)
+    assert moved == 20
+    report = audit(nodes.url, expect={"chat:*": "7d"}, duty=1)
+    # The server that imports the slot has them, and sends readers to the other until the slot is its own.
+    assert "20 keys moved to another server before they were read" in report.notes
+    assert report.sample["keys"] == 6_010
+    assert not [finding for finding in report.findings if finding.prefix]
+
+
+def test_a_cluster_of_which_every_server_fails_is_an_error(nodes: Cluster) -> None:
+    fill(nodes, 3_000)
+    stopped: list[int] = []
+
+    def stop(done: int, _of: int) -> None:
+        if not stopped:
+            stopped.append(done)
+            for server in nodes.servers:
+                server.stop()
+
+    with pytest.raises((redis.ConnectionError, redis.TimeoutError)):
+        audit(nodes.url, expect={"chat:*": "7d"}, full=True, duty=0.005, progress=stop)

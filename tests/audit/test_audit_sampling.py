@@ -1,0 +1,232 @@
+"""A sample of more keys than are looked at is fair, and what it has too few of is looked for."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import redis
+from servers import every_server, start
+from waiting import wait_for
+
+from memkit.audit import audit
+from memkit.audit.sampling import Sampler, ServerKeys
+from memkit.readonly.connection import ReadOnlyConnection
+from memkit.readonly.pace import Pace
+from memkit.server import RedisServer
+
+LANES = [name for name, binary in every_server().items() if binary]
+WEEK_S, MINUTES_S = 604_800, 300
+FILL = """
+for number = tonumber(ARGV[2]), tonumber(ARGV[3]) - 1 do
+  redis.call('SET', ARGV[1] .. number .. ARGV[5], '{}', 'EX', ARGV[4])
+end
+"""
+
+
+def fill(client: redis.Redis, prefix: str, numbers: range, ttl_s: int, *, part: str = "") -> None:
+    """Write a key a number, all with one TTL. ``prefix`` is declared as a key: a cluster wants to know its slot."""
+    client.eval(FILL, 1, prefix, prefix, numbers.start, numbers.stop, ttl_s, part)
+
+
+@contextmanager
+def sampler_of(server: RedisServer, *, seed: int = 1, **given: object) -> Iterator[Sampler]:
+    with server.client() as client:
+        connection = ReadOnlyConnection(client)
+        options = {"pace": Pace(1, batch=100), "dice": random.Random(seed), **given}
+        yield Sampler([ServerKeys(connection, **options)])  # type: ignore[arg-type]
+        connection.close()
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    with start(LANES[-1]) as server:
+        yield server
+
+
+# -- shares ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_third_of_40000_keys_is_a_third_of_the_sample(any_server: RedisServer) -> None:
+    with any_server.client() as client:
+        fill(client, "chat:", range(30_000), WEEK_S)
+        fill(client, "chat:", range(30_000, 45_000), MINUTES_S)
+        report = audit(any_server.url, expect={"chat:*": "7d"}, duty=1)
+    assert 25_000 <= report.sample["keys"] < 32_000
+    assert (report.sample["of"], report.sample["method"]) == (45_000, "scan")
+    assert report.sample["error_bound"] == pytest.approx(0.01, rel=0.05)
+    found = report.findings[0]
+    assert (found.cause, found.observed_ttl_s) == ("ttl_too_short", pytest.approx(MINUTES_S, rel=0.02))
+    assert found.keys / found.sampled == pytest.approx(1 / 3, abs=0.02)
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+def test_a_small_sample_of_many_keys_is_fair_and_has_no_key_twice(server: RedisServer, cluster: bool) -> None:
+    with server.client() as client:
+        fill(client, "old:", range(9_000), WEEK_S)
+        fill(client, "new:", range(1_000), MINUTES_S)
+    for seed in range(3):
+        with sampler_of(server, seed=seed) as sampler:
+            sample = sampler.sample(cluster=cluster, enough=2_000)
+        names = [one.key for one in sample.keys]
+        assert len(set(names)) == len(names)
+        assert 1_700 <= len(names) <= 2_000
+        assert not sample.complete
+        # Of 2,000 a tenth is 200, give or take 13.
+        assert sum(name.startswith(b"new:") for name in names) / len(names) == pytest.approx(0.1, abs=0.04)
+        assert all(
+            one.left_ms == pytest.approx((WEEK_S if one.key.startswith(b"old:") else MINUTES_S) * 1000, abs=30_000)
+            for one in sample.keys
+        )
+
+
+def test_two_samples_are_not_the_same_stretch(server: RedisServer) -> None:
+    with server.client() as client:
+        fill(client, "chat:", range(10_000), WEEK_S)
+    drawn = []
+    for seed in (1, 2):
+        with sampler_of(server, seed=seed) as sampler:
+            drawn.append({one.key for one in sampler.sample(cluster=False, enough=500).keys})
+    assert len(drawn[0] & drawn[1]) < 400
+
+
+def test_a_stretch_that_begins_near_the_end_goes_on_at_the_beginning(server: RedisServer) -> None:
+    with server.client() as client:
+        fill(client, "chat:", range(3_000), WEEK_S)
+
+    class Late(random.Random):
+        # SCAN counts by the reverse of the cursor's bits: all ones comes last.
+        def getrandbits(self, bits: int, /) -> int:
+            return (1 << bits) - 1
+
+    with sampler_of(server, dice=Late(1)) as sampler:
+        sample = sampler.sample(cluster=False, enough=1_000)
+    assert len(sample.keys) >= 1_000
+    assert len({one.key for one in sample.keys}) == len(sample.keys)
+
+
+def test_keys_of_a_cluster_that_pile_up_in_slots_are_drawn_at_random() -> None:
+    config = {"cluster-enabled": "yes", "cluster-config-file": "nodes.conf"}
+    binary = every_server()[LANES[0]]
+    assert binary
+    with RedisServer(binary=binary.path, config=config, persist=True) as server, server.client() as client:
+        client.execute_command("CLUSTER", "ADDSLOTS", *range(16_384))
+        wait_for("a cluster that is ok", lambda: client.cluster("info")["cluster_state"], "ok".__eq__)
+        for tenant in range(4):
+            tag = f"chat:{{tenant-{tenant}}}:"
+            fill(client, tag, range(10_000), WEEK_S if tenant else MINUTES_S)
+        report = audit(server.url, expect={"chat:*": "7d"}, duty=1)
+    assert (report.sample["method"], report.sample["of"]) == ("randomkey", 40_000)
+    assert report.proof.commands["randomkey"] == 26_500
+    # Drawn with repeats, which count once: 40,000 * (1 - exp(-26,500 / 40,000)).
+    assert report.sample["keys"] == pytest.approx(19_400, rel=0.03)
+    found = report.findings[0]
+    assert (found.cause, found.observed_ttl_s) == ("ttl_too_short", pytest.approx(MINUTES_S, rel=0.02))
+    assert found.keys / found.sampled == pytest.approx(1 / 4, abs=0.03)
+
+
+# -- few among many ----------------------------------------------------------------------------------------------------
+
+
+def test_every_session_is_found_among_many_other_keys(server: RedisServer) -> None:
+    with server.client() as client:
+        fill(client, "cache:", range(40_000), WEEK_S)
+        fill(client, "chat:", range(300), MINUTES_S)
+        report = audit(server.url, expect={"chat:*": "7d"}, duty=1)
+    found = report.findings[0]
+    assert (found.cause, found.prefix, found.keys) == ("ttl_too_short", "chat:", 300)
+    assert found.observed_ttl_s == MINUTES_S
+
+
+def test_looking_for_more_of_a_pattern_ends_when_there_are_enough(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memkit.audit.sampling.ENOUGH_OF_A_PATTERN", 200)
+    with server.client() as client:
+        fill(client, "cache:", range(9_000), WEEK_S)
+        fill(client, "chat:", range(5_000), MINUTES_S)
+    with sampler_of(server) as sampler:
+        sample = sampler.sample(cluster=False, enough=500)
+        had, seen = {one.key for one in sample.keys}, sample.seen
+        more = sampler.more_of(sample, "chat:*", lambda key: key.startswith(b"chat:"))
+    assert 200 <= len(more) < 2_000
+    assert all(one.key.startswith(b"chat:") for one in more)
+    assert not had & {one.key for one in more}
+    assert sample.seen == seen + len(more)
+
+
+def test_the_other_parts_of_sampled_sessions_are_looked_up(server: RedisServer) -> None:
+    with server.client() as client:
+        fill(client, "chat:", range(20_000), WEEK_S)
+        fill(client, "chat:", range(20_000), 86_400, part=":messages")
+        report = audit(server.url, expect={"chat:*": "7d"}, duty=1)
+    found = report.findings[0]
+    assert (found.cause, found.prefix) == ("mixed_ttl", "chat:")
+    assert report.proof.commands["type"] > report.sample["keys"], "more than the sample: siblings"
+
+
+def test_only_what_is_there_is_looked_up(server: RedisServer) -> None:
+    with server.client() as client:
+        fill(client, "chat:", range(150), WEEK_S)
+    names = [f"chat:{number}".encode() for number in range(100, 400)]
+    with sampler_of(server) as sampler:
+        found = sampler.look_up(names)
+        assert sampler.missing(names[:60]) == set(names[50:60])
+    assert sorted(one.key for one in found) == sorted(names[:50])
+    assert {one.kind for one in found} == {"string"}
+
+
+# -- all, of which some are remembered ---------------------------------------------------------------------------------
+
+
+def test_a_full_pass_counts_every_key_and_remembers_a_fair_part(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memkit.audit.sampling.KEPT_OF_ALL", 1_000)
+    with server.client() as client:
+        fill(client, "chat:", range(6_000), WEEK_S)
+        client.eval("for n = 1, 77 do redis.call('SET', 'for-ever:' .. n, '1') end", 0)
+    with sampler_of(server, sizes=True) as sampler:
+        sample = sampler.full()
+    assert (sample.seen, sample.of, sample.complete) == (6_077, 6_077, True)
+    assert all((one.size_bytes or 0) > 30 for one in sample.keys)
+    assert len({one.key for one in sample.keys}) == len(sample.keys) == 1_000
+    assert 0.04 < sample.error_bound < 0.06
+    numbers = [int(one.key.partition(b":")[2]) for one in sample.keys]
+    # The mean of 1,000 of them is 2,963, give or take 55.
+    assert sum(numbers) / 1_000 == pytest.approx(2_963, abs=330)
+    order = [at for at, one in enumerate(scanned(server)) if one in {facts.key for facts in sample.keys}]
+    halves = sum(at < 3_038 for at in order) / 1_000
+    assert halves == pytest.approx(0.5, abs=0.1), "as many of the scan's beginning as of its end"
+
+
+def scanned(server: RedisServer) -> list[bytes]:
+    with server.client() as client:
+        return list(client.scan_iter(count=1_000))
+
+
+# -- stopped -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+def test_a_sample_ends_when_the_server_suffers(
+    server: RedisServer, cluster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memkit.audit.sampling.GUARD_EVERY_S", 0)
+    with server.client() as client:
+        fill(client, "chat:", range(3_000), WEEK_S)
+    with sampler_of(server, guard=lambda: "it suffers") as sampler:
+        sample = sampler.sample(cluster=cluster, enough=1_000)
+    assert (sample.stopped, sample.complete) == ("it suffers", False)
+    assert 0 < len(sample.keys) <= 200
+
+
+def test_keys_that_expire_while_they_are_looked_at_are_no_facts(server: RedisServer) -> None:
+    with server.client() as client:
+        fill(client, "chat:", range(500), WEEK_S)
+        with sampler_of(server) as sampler:
+            server.clock.shift("8d")
+            sample = sampler.sample(cluster=False)
+    assert sample.keys == []

@@ -1,0 +1,208 @@
+"""Times that payloads state, in many layouts under their own prefixes: renewed, throttled, never renewed, trimmed."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from servers import every_server
+
+from memkit.audit import Finding
+from memkit.audit.checks.payload_times import DatedSession, StatedTime, not_refreshed
+from memkit.audit.run import AuditReport, audit
+from memkit.audit.sampling import KeyFacts
+from memkit.config import parse_expectation
+from memkit.server import RedisServer
+
+DAY_S = 86_400.0
+WEEK_S = 7 * DAY_S
+STEPS = 60
+
+Stamp = Callable[[float], object]
+"""A time in seconds since 1970 as a payload states it."""
+Layout = Callable[[Sequence[float], random.Random], object]
+"""A session's document, from the times of its messages."""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    binary = every_server()["redis-8.2"] or every_server()["valkey-9"]
+    if not binary:
+        pytest.skip("no server with CLIENT NO-TOUCH on this machine")
+    with RedisServer(binary=binary.path, persist=True) as server:
+        yield server
+
+
+@dataclass(frozen=True)
+class World:
+    """How sessions are written: their documents, and whether a write renews the TTL if so much of it is left.
+
+    ``renew_below`` 1: each write renews; 0: none does. ``most`` messages are kept, the oldest or the newest.
+    """
+
+    layout: Layout
+    renew_below: float = 1.0
+    ttl_s: float = WEEK_S
+    gap_s: float = DAY_S
+    most: int = 0
+    keep_newest: bool = True
+    as_list: bool = False
+    sessions: int = 40
+
+
+def iso(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat()
+
+
+def in_zone(hours: float) -> Stamp:
+    return lambda at: datetime.fromtimestamp(at, timezone(timedelta(hours=hours))).replace(tzinfo=None).isoformat()
+
+
+def messages(name: str, stamp: Stamp) -> Layout:
+    return lambda times, _dice: [{"role": "user", "content": "hi", name: stamp(at)} for at in times]
+
+
+def document(name: str, stamp: Stamp) -> Layout:
+    return lambda times, _dice: {"messages": [{"role": "user", "content": "hi"}], name: stamp(times[-1])}
+
+
+def spoken(extra: Callable[[float, random.Random], Mapping[str, Any]]) -> Layout:
+    """Return documents with the time of the last write and with times that something else speaks of."""
+    return lambda times, dice: {"updated_at": times[-1], **extra(times[-1], dice)}
+
+
+def ahead(dice: random.Random) -> float:
+    return dice.uniform(0.5, 3) * DAY_S
+
+
+STAMPS: Mapping[str, Stamp] = {
+    "seconds": lambda at: at,
+    "ms": lambda at: int(at * 1000),
+    "text": lambda at: str(int(at)),
+    "iso": iso,
+    "z": lambda at: iso(at).replace("+00:00", "Z"),
+}
+FIELDS = ("updatedAt", "updated_at", "lastMessageAt", "lastActive", "last_active_at", "lastModified", "timestamp", "ts")
+
+SPOKEN: Mapping[str, Layout] = {
+    "expires": spoken(lambda at, dice: {"expires_at": at + ahead(dice), "token": {"timestamp": at + ahead(dice)}}),
+    "next": spoken(lambda at, dice: {"next_check_at": at + ahead(dice), "reminder": {"updated_at": at + ahead(dice)}}),
+    "tool arguments": spoken(
+        lambda at, dice: {
+            "messages": [
+                {"role": "assistant", "content": "", "tool_calls": [{"args": {"date": iso(at + ahead(dice))}}]},
+                {"role": "tool", "content": json.dumps({"created_at": iso(at + ahead(dice))})},
+                {"role": "tool", "content": [{"type": "json", "timestamp": at + ahead(dice)}]},
+            ]
+        }
+    ),
+    "calendar": spoken(lambda at, dice: {"events": [{"title": "dentist", "time": iso(at + ahead(dice))}]}),
+    "date": spoken(lambda at, dice: {"date": iso(at + ahead(dice)), "time": iso(at + ahead(dice))}),
+    "order": spoken(lambda at, dice: {"order": {"created_at": at + ahead(dice), "updatedAt": at + ahead(dice)}}),
+}
+HEALTHY: dict[str, World] = {
+    **{f"renewed-{name}": World(messages("timestamp", stamp)) for name, stamp in STAMPS.items()},
+    **{f"renewed-{field}": World(document(field, iso)) for field in FIELDS},
+    **{f"spoken-{name}": World(layout, renew_below=1) for name, layout in SPOKEN.items()},
+    **{f"zone-{hours}": World(document("updatedAt", in_zone(hours)), ttl_s=DAY_S, gap_s=DAY_S / 8)
+       for hours in (-11, -8, 0, 5.5, 9, 14)},
+    "zone-as-utc": World(document("updatedAt", lambda at: iso(at + 9 * 3600)), ttl_s=DAY_S, gap_s=DAY_S / 8),
+    "fast-clock": World(document("updatedAt", lambda at: iso(at + 4 * 3600 + 137)), ttl_s=DAY_S, gap_s=DAY_S / 8),
+    "throttled-60": World(messages("timestamp", iso), renew_below=0.6, gap_s=DAY_S / 2),
+    "throttled-50": World(messages("ts", lambda at: at), renew_below=0.55, gap_s=DAY_S / 2),
+    "throttled-day": World(messages("ts", lambda at: at), renew_below=6 / 7, gap_s=DAY_S / 4),
+    "window": World(messages("ts", lambda at: at), most=4, gap_s=DAY_S / 4, as_list=True),
+    "no-times": World(lambda _times, _dice: {"messages": [{"role": "user", "content": "hi"}]}),
+}  # fmt: skip
+FAULTS: dict[str, tuple[World, str]] = {
+    **{f"fixed-{field}": (World(document(field, iso), renew_below=0), "not_refreshed") for field in FIELDS},
+    **{f"fixed-{name}": (World(messages("timestamp", stamp), renew_below=0), "not_refreshed")
+       for name, stamp in STAMPS.items()},
+    "fixed-list": (World(messages("timestamp", iso), renew_below=0, as_list=True), "not_refreshed"),
+    "fixed-zone": (World(document("updatedAt", in_zone(9)), renew_below=0), "not_refreshed"),
+    "fixed-short": (World(messages("ts", iso), renew_below=0, gap_s=DAY_S, sessions=80), "not_refreshed"),
+    "trimmed": (World(messages("ts", iso), most=4, keep_newest=False, gap_s=DAY_S / 4, as_list=True, sessions=80),
+                "trimmed"),
+    "trimmed-json": (World(messages("ts", iso), most=4, keep_newest=False, gap_s=DAY_S / 4, sessions=80), "trimmed"),
+}  # fmt: skip
+
+
+def play(server: RedisServer, worlds: Mapping[str, World], seed: int) -> AuditReport:
+    """Write what the sessions of all worlds are today, with the deadlines that their writes left, and audit them."""
+    now = server.clock.now().timestamp()
+    with server.client() as client:
+        client.flushdb()
+        pipe = client.pipeline(transaction=False)
+        for name, world in worlds.items():
+            dice = random.Random(f"{seed} {name}")
+            for n in range(world.sessions):
+                times, deadline = lifetime(world, now, dice)
+                shown = times if not world.most else times[-world.most :] if world.keep_newest else times[: world.most]
+                found = world.layout(shown, dice)
+                if world.as_list and isinstance(found, list):
+                    pipe.rpush(f"{name}:{n}", *map(json.dumps, found))
+                else:
+                    pipe.set(f"{name}:{n}", json.dumps(found))
+                pipe.pexpireat(f"{name}:{n}", round(deadline * 1000))
+        pipe.execute()
+    expect = {f"{name}:*": f"{world.ttl_s:.0f}s" for name, world in worlds.items()}
+    return audit(server.url, expect=expect, full=True, duty=1)
+
+
+def lifetime(world: World, now: float, dice: random.Random) -> tuple[list[float], float]:
+    """Return the times of a session's writes and the deadline that they left."""
+    at, deadline = now - dice.uniform(0.02, 0.97) * world.ttl_s, 0.0
+    times: list[float] = []
+    while at < now and (not times or dice.random() > 0.15):
+        times.append(at)
+        if not deadline or deadline - at <= world.renew_below * world.ttl_s:
+            deadline = at + world.ttl_s
+        at += dice.expovariate(1 / world.gap_s)
+    return times, deadline
+
+
+SHOWN = ("not_refreshed", "trimmed", "corrupt", "encoding_changed")
+
+
+def by_prefix(report: AuditReport) -> dict[str, list[Finding]]:
+    """Return the findings that payloads show; the keys' idle times tell of the test and not of the world."""
+    found: dict[str, list[Finding]] = {}
+    for one in report.findings:
+        if one.cause in ("not_refreshed", "trimmed", "corrupt", "encoding_changed") or one.evidence[0].startswith(
+            "in "
+        ):
+            found.setdefault((one.prefix or "").removesuffix(":"), []).append(one)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_renewed_sessions_are_no_finding(server: RedisServer, seed: int) -> None:
+    found = by_prefix(play(server, HEALTHY, seed))
+    assert {name: [(one.cause, one.message) for one in each] for name, each in found.items()} == {}
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_writes_that_do_not_renew_are_found(server: RedisServer, seed: int) -> None:
+    found = by_prefix(play(server, {name: world for name, (world, _) in FAULTS.items()}, seed))
+    causes = {name: [one.cause for one in each] for name, each in found.items()}
+    assert causes == {name: [cause] for name, (_, cause) in FAULTS.items()}
+    for name, each in found.items():
+        assert each[0].confidence == ("possible" if each[0].cause == "trimmed" else "proven"), name
+
+
+def test_one_distance_of_all_deadlines_is_their_ttl() -> None:
+    dice, now = random.Random(1), 1_800_000_000_000
+    sessions = []
+    for n in range(30):
+        at = now - dice.uniform(0, 1.9) * DAY_S * 1000
+        stated = StatedTime(at, at)
+        facts = KeyFacts(b"chat:%d" % n, "string", round(at + 2 * DAY_S * 1000), None, now, 100)
+        sessions.append(DatedSession(facts, stated, stated, 0))
+    found = not_refreshed(parse_expectation("chat:*=7d"), sessions, [])
+    assert found
+    assert (found.cause, found.confidence, found.observed_ttl_s) == ("ttl_too_short", "likely", 2 * DAY_S)

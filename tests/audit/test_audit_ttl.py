@@ -1,0 +1,107 @@
+"""Which lives are a short TTL, and which are sessions that were read, where deadlines and idle clocks deceive."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+from incidents import DAY, HOUR, MINUTE, Write
+from test_audit_causes import audited, spread, the_finding
+
+from memkit.server import RedisServer
+
+SEEDS = range(3)
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    with RedisServer(persist=True) as one:
+        yield one
+
+
+def read(write: Write, read_s: float) -> Write:
+    return Write(write.key, write.age_s, write.ttl_s, read_s)
+
+
+# -- healthy -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step_s", [10 * MINUTE, HOUR])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_is_written_and_read_on_a_grid_is_as_it_should_be(seed: int, step_s: float, server: RedisServer) -> None:
+    dice = random.Random(seed)
+    writes: list[Write] = []
+    for tick in reversed(range(int(DAY / step_s))):
+        writes += [Write(f"chat:{tick}-{n}", tick * step_s + 1, DAY) for n in range(4)]
+        for at in dice.sample(range(len(writes)), min(4, len(writes))):
+            writes[at] = read(writes[at], tick * step_s + 0.5)
+    assert audited(server, writes, {"chat:*": "1d"}).findings == ()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_people_who_come_back_at_the_same_hour_are_no_short_ttl(seed: int, server: RedisServer) -> None:
+    dice = random.Random(seed)
+    writes = []
+    for n in range(600):
+        age_s = dice.randrange(7) * DAY + dice.gauss(12 * HOUR, 1.5 * HOUR)
+        backs = [age_s - (day + 1) * DAY + dice.gauss(0, HOUR) for day in range(7) if dice.random() < 0.5]
+        writes.append(Write(f"chat:{n}", age_s, 7 * DAY, min((one for one in backs if one > 0), default=None)))
+    assert audited(server, writes, {"chat:*": "7d"}).findings == ()
+
+
+def test_a_batch_that_was_read_later_but_for_two_of_it_is_no_short_ttl(server: RedisServer) -> None:
+    batch = spread("chat:", 50, 3 * DAY, 3 * DAY + 1, 7 * DAY)
+    writes = [read(one, DAY) for one in batch[:48]] + batch[48:]
+    assert audited(server, writes, {"chat:*": "7d"}).findings == ()
+
+
+def test_batches_that_were_all_read_at_one_moment_are_no_short_ttl(server: RedisServer) -> None:
+    batches = [spread(f"chat:{n}-", 20, n * HOUR + 6 * HOUR, n * HOUR + 6 * HOUR + 0.2, DAY) for n in range(12)]
+    writes = [read(one, HOUR) for batch in batches for one in batch]
+    assert audited(server, writes, {"chat:*": "1d"}).findings == ()
+
+
+# -- too short ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("short_s", "changed_s"), [(18 * HOUR, 3 * HOUR), (12 * HOUR, 2 * HOUR), (5 * MINUTE, 250)])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_shorter_ttl_with_jitter_is_seen_among_reads(
+    seed: int, short_s: float, changed_s: float, server: RedisServer
+) -> None:
+    dice = random.Random(seed)
+    ages = [dice.uniform(changed_s, 0.99 * DAY) for _ in range(200)] + [dice.uniform(0, changed_s) for _ in range(100)]
+    writes = []
+    for n, age_s in enumerate(ages):
+        ttl_s = (short_s if age_s < changed_s else DAY) * dice.uniform(0.9, 1.1)
+        writes.append(Write(f"chat:{n}", age_s, ttl_s, dice.uniform(0, age_s) if dice.random() < 0.3 else None))
+    report = audited(server, writes, {"chat:*": "1d"})
+    found = the_finding(report)
+    assert found.cause == "ttl_too_short"
+    assert found.observed_ttl_s == pytest.approx(short_s, rel=0.05)
+    assert found.since
+    ago_s = (report.at - found.since).total_seconds()
+    assert ago_s >= changed_s - 60 if found.since_is == "lower bound" else ago_s <= changed_s + 60
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_short_ttl_is_measured_by_the_sessions_that_nobody_read(seed: int, server: RedisServer) -> None:
+    dice = random.Random(seed)
+    writes = []
+    for n in range(90):
+        age_s = dice.uniform(0, 0.98 * HOUR)
+        writes.append(Write(f"chat:{n}", age_s, HOUR, dice.uniform(0, age_s) if dice.random() < 0.8 else None))
+    found = the_finding(audited(server, writes, {"chat:*": "3d"}))
+    assert (found.cause, found.observed_ttl_s) == ("ttl_too_short", HOUR)
+
+
+@pytest.mark.parametrize("short_s", [12 * HOUR, 6 * HOUR])
+def test_two_ttls_set_at_the_same_time(short_s: float, server: RedisServer) -> None:
+    writes = spread("chat:old-", 200, 10 * MINUTE, 0.98 * DAY, DAY)
+    writes += spread("chat:a-", 60, 1, 10 * MINUTE, short_s) + spread("chat:b-", 60, 1, 10 * MINUTE, DAY)
+    report = audited(server, writes, {"chat:*": "1d"})
+    found = the_finding(report)
+    assert (found.cause, found.observed_ttl_s, found.since_is) == ("two_ttls", short_s, "upper bound")
+    assert found.since
+    assert (report.at - found.since).total_seconds() == pytest.approx(10 * MINUTE, abs=60)

@@ -1,0 +1,302 @@
+"""Each cause is named with its numbers, and the same traffic without the fault raises no alarm."""
+
+from __future__ import annotations
+
+import random
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from waiting import nothing, wait_for
+from worlds import DAY, HOUR, Traffic
+
+from memkit.audit import Finding, audit
+from memkit.audit.checks.ttl_inference import HOUR_MS, MINUTE_MS, TtlAnomaly
+from memkit.audit.report import AuditReport
+from memkit.server import RedisServer
+
+WEEK = 7 * DAY
+
+
+@pytest.fixture
+def traffic() -> Traffic:
+    return Traffic(random.Random(7), 60)
+
+
+def of(report: AuditReport, cause: str) -> Finding:
+    found = [one for one in report.findings if one.cause == cause]
+    assert len(found) == 1, (cause, report.verdict, report.findings)
+    return found[0]
+
+
+def text_of(report: AuditReport) -> str:
+    return f"{report.to_text()} {' '.join(report.notes)}"
+
+
+# -- the server --------------------------------------------------------------------------------------------------------
+
+
+def test_writes_refused_for_lack_of_memory(traffic: Traffic) -> None:
+    def fill(server: RedisServer) -> None:
+        with server.client() as client:
+            client.config_set("maxmemory", client.info("memory")["used_memory"] - 100_000)
+            for n in range(30):
+                with pytest.raises(Exception, match="maxmemory"):
+                    client.set(f"chat:{n}", "x", ex=60)
+
+    found = of(traffic.world(traffic.sessions(), after=fill).audited(), "out_of_memory")
+    assert (found.severity, found.confidence) == ("critical", "proven")
+    assert "30" in found.evidence[0]
+
+
+@pytest.mark.parametrize("command", ["FLUSHDB", "FLUSHALL"])
+def test_flush_is_named_with_a_bound(command: str, traffic: Traffic) -> None:
+    events = [*traffic.sessions(newest_s=2 * HOUR), (2 * HOUR, (command,))]
+    later = [one for age_s in traffic.times(60, 1.9 * HOUR) for one in traffic.write(f"chat:{traffic.uid()}", age_s)]
+    report = traffic.world(events + later).audited()
+    found = of(report, "flushed")
+    assert (found.confidence, found.since_is) == ("likely", "upper bound")
+    assert command in found.message
+    assert found.since
+    assert timedelta(hours=1.5) < report.at - found.since < timedelta(hours=2.1)
+
+
+def test_expired_keys_dropped_at_the_load_of_an_old_file(traffic: Traffic) -> None:
+    def load(server: RedisServer) -> None:
+        with server.client() as client:
+            wait_for("no save under way", lambda: client.info("persistence")["rdb_bgsave_in_progress"], nothing)
+            client.save()
+        now = server.clock.now() + timedelta(days=10)
+        server.clock.move_to(now - timedelta(minutes=30))
+        server.restart()
+        server.clock.move_to(now)
+
+    events = [(age_s + 10 * DAY, command) for age_s, command in traffic.sessions(reads=0)]
+    events += [(11 * DAY, ("SET", f"profile:{n}", "{}", "EX", round(90 * DAY))) for n in range(10)]
+    world = traffic.world(events, persist=False, config={"save": "3600 1"}, after=load, stops_s=10 * DAY)
+    world.expect = {"chat:*": "7d", "profile:*": "90d"}
+    found = of(world.audited(), "restarted")
+    assert (found.severity, found.confidence, found.since_is) == ("warning", "possible", "exact")
+    assert "rdb_last_load_keys_expired" in found.evidence[0]
+
+
+def test_replica_that_lost_its_primary() -> None:
+    with RedisServer(persist=True, config={"replicaof": "127.0.0.1 1"}) as server:
+        report = audit(server.url, expect={"chat:*": "7d"}, duty=1)
+    assert "master_link_status" in of(report, "replica_stale").evidence[0]
+
+
+def test_sessions_in_another_database_are_noted() -> None:
+    with RedisServer(persist=True) as server:
+        with server.client() as client:
+            client.select(2)
+            client.set("chat:1", "{}", ex=60)
+        report = audit(server.url, expect={"chat:*": "7d"}, duty=1)
+    assert (report.verdict.status, report.exit_code) == ("no_data", 2)
+    assert any("db2 (1)" in note for note in report.notes)
+
+
+def test_empty_pattern_reports_what_expired(traffic: Traffic) -> None:
+    events = [
+        one for age_s in traffic.times(120, HOUR) for one in traffic.write(f"chat:{traffic.uid()}", age_s, ttl_s=24)
+    ]
+    report = traffic.world(events, expect={"chat:*": "24h"}).audited()
+    assert report.verdict.status == "no_data"
+    assert "60 keys expired on this server" in report.verdict.sentence
+
+
+def test_typo_names_the_nearest_pattern(traffic: Traffic) -> None:
+    report = traffic.world(traffic.sessions(ttl_s=DAY), expect={"dialogue:*": "7d"}).audited()
+    assert (report.verdict.status, report.exit_code) == ("no_data", 2)
+    assert "nearest existing: chat:* (" in report.verdict.sentence
+
+
+# -- TTLs --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ttl_s", "status"), [(300, "findings"), (HOUR, "undetermined"), (WEEK, "healthy")])
+def test_one_session_is_judged_by_probability(ttl_s: float, status: str, traffic: Traffic) -> None:
+    report = traffic.world(traffic.write("chat:1", 10.0, ttl_s=ttl_s)).audited()
+    assert report.verdict.status == status
+    assert report.exit_code == {"findings": 1, "undetermined": 2, "healthy": 0}[status]
+    if status == "findings":
+        assert (report.findings[0].cause, report.findings[0].confidence) == ("ttl_too_short", "likely")
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected_ms", "observed_ms", "factor"),
+    [
+        ("short", 7 * 24 * HOUR_MS, 7 * HOUR_MS, 24),
+        ("short", 24 * HOUR_MS, 24 * MINUTE_MS, 60),
+        ("short", 24 * HOUR_MS, 24_000, 3_600),
+        ("short", 30 * 24 * HOUR_MS, 30_000, 86_400),
+        ("short", HOUR_MS, 3_600, 1_000),
+        ("long", HOUR_MS, 3_600_000 * 1_000_000, 1_000_000),
+        ("short", 2 * HOUR_MS, 5 * MINUTE_MS, None),
+        ("short", 7 * 24 * HOUR_MS, 5 * MINUTE_MS, None),
+    ],
+)
+def test_unit_factor(kind: Any, expected_ms: int, observed_ms: float, factor: int | None) -> None:
+    anomaly = TtlAnomaly(kind, observed_ms, 0.0, 50, "proven", None, None, ("",))
+    assert anomaly.unit_factor(expected_ms) == factor
+
+
+def test_unix_time_given_as_a_ttl(traffic: Traffic) -> None:
+    events = traffic.sessions(ttl_s=datetime.now(UTC).timestamp() + 8 * HOUR, reads=0)
+    found = of(traffic.world(events, expect={"chat:*": "8h"}).audited(), "unit_mistake")
+    assert "Unix time in seconds" in found.message
+
+
+def test_deadlines_off_by_a_time_zone() -> None:
+    now = datetime.now(UTC).timestamp()
+    with RedisServer(persist=True) as server, server.client() as client:
+        for n in range(30):
+            client.rpush(f"chat:{n}", "{}")
+            client.expireat(f"chat:{n}", round(now + WEEK - 2 * HOUR))
+        report = audit(server.url, expect={"chat:*": "7d"}, duty=1)
+    found = of(report, "unit_mistake")
+    assert "exactly 2 hours less" in found.message
+    assert found.confidence == "likely"
+
+
+def test_two_ttls_at_the_same_time(traffic: Traffic) -> None:
+    events = traffic.sessions(reads=0)
+    events += [
+        one for age_s in traffic.times(0, 3_500) for one in traffic.write(f"chat:{traffic.uid()}", age_s, ttl_s=HOUR)
+    ]
+    events += [one for age_s in traffic.times(0, 3_500) for one in traffic.write(f"chat:{traffic.uid()}", age_s)]
+    found = of(traffic.world(events).audited(), "two_ttls")
+    assert found.observed_ttl_s == HOUR
+    assert "--expect 'chat:*=1h|7d'" in found.next
+    report = traffic.world(events, expect={"chat:*": ["1h", "7d"]}).audited()
+    assert report.verdict.status == "healthy"
+
+
+def test_narrowest_prefix_is_named(traffic: Traffic) -> None:
+    events = traffic.sessions(shape="acme:{}") + traffic.sessions(shape="globex:{}")
+    short = [
+        one
+        for age_s in traffic.times(0, 290)
+        for one in traffic.write(f"chat:initech:{traffic.uid()}", age_s, ttl_s=300)
+    ]
+    found = of(traffic.world(events + short).audited(), "ttl_too_short")
+    assert (found.prefix, found.observed_ttl_s) == ("chat:initech:", 300)
+
+
+def test_persistent_keys_of_a_fault_that_ended(traffic: Traffic) -> None:
+    events = [
+        one
+        for age_s in traffic.times(4 * DAY, 55 * DAY)
+        for one in traffic.write(f"chat:{traffic.uid()}", age_s, ttl_s=None)
+    ]
+    events += [one for age_s in traffic.times(0, 4 * DAY) for one in traffic.write(f"chat:{traffic.uid()}", age_s)]
+    report = traffic.world(events).audited()
+    found = of(report, "no_ttl")
+    assert (found.keys, found.since_is) == (60, "until")
+    assert found.since
+    assert timedelta(days=3) < report.at - found.since < timedelta(days=4.2)
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_fields_that_lost_their_ttl(lost: bool, traffic: Traffic) -> None:
+    events = []
+    for age_s in traffic.times():
+        key = f"chat:{traffic.uid()}"
+        for n in range(2):
+            events += [
+                (age_s, ("HSET", key, f"m{n}", "x")),
+                (age_s, ("HEXPIRE", key, round(WEEK), "FIELDS", 1, f"m{n}")),
+            ]
+        events += [(age_s, ("HSET", key, "m1", "edited"))] if lost else []
+    report = traffic.world(events, oldest_server=("redis-7.4", "valkey-9")).audited()
+    if lost:
+        assert "60 of 120 fields in 60 hashes have no TTL" in " ".join(of(report, "no_ttl").evidence)
+    else:
+        assert (report.verdict.status, report.findings) == ("healthy", ())
+
+
+def test_job_that_renews_every_session(traffic: Traffic) -> None:
+    events = []
+    for age_s in traffic.times(HOUR, 4 * WEEK):
+        events += traffic.write(key := f"chat:{traffic.uid()}", age_s)
+        renewals = [age_s - n * 6 * DAY for n in range(1, 5)]
+        events += [(at, ("EXPIRE", key, round(WEEK))) for at in renewals if at > HOUR]
+        events.append((traffic.dice.uniform(0, HOUR), ("EXPIRE", key, round(WEEK))))
+    found = of(traffic.world(events, age_s=5 * WEEK).audited(), "persistent_renewal")
+    assert (found.severity, found.keys, found.confidence) == ("warning", 60, "likely")
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "shown"),
+    [("b'{}'", "b'"), ('"{}"', "quotes"), ("{}\n", "line end"), (":{}", "doubled"), ("{{{}}}", "hash tag")],
+)
+@pytest.mark.parametrize("ttl", ["7d", None])
+def test_new_shape_of_names(shape: str, shown: str, ttl: str | None, traffic: Traffic) -> None:
+    given = {"reads": 0.0, "ttl_s": WEEK if ttl else None}
+    events = traffic.sessions(newest_s=14 * HOUR, **given)
+    later = [
+        one
+        for age_s in traffic.times(0, 13 * HOUR)
+        for one in traffic.write("chat:" + shape.format(traffic.uid()), age_s, ttl_s=given["ttl_s"])
+    ]
+    found = of(traffic.world(events + later, expect={"chat:*": ttl}).audited(), "wrong_prefix")
+    assert (found.keys, found.confidence, found.since_is) == (60, "likely", "lower bound")
+    assert shown in found.message
+
+
+def test_names_with_hash_tags_throughout_are_no_finding(traffic: Traffic) -> None:
+    assert traffic.world(traffic.sessions(shape="{{{}}}")).audited().findings == ()
+
+
+# -- second look -------------------------------------------------------------------------------------------------------
+
+
+def test_second_look_measures_the_ttl_that_writes_give() -> None:
+    with RedisServer(persist=True) as server, server.client() as client:
+        for n in range(20):
+            client.rpush(f"chat:{n}", "{}")
+            client.expire(f"chat:{n}", round(WEEK))
+        looks = 0
+
+        def renew(_done: int, _of: int) -> None:
+            nonlocal looks
+            looks += 1
+            if looks == 1:
+                for n in range(5):
+                    client.expire(f"chat:{n}", 300)
+
+        report = audit(server.url, expect={"chat:*": "7d"}, duty=1, watch_s=0.2, progress=renew)
+    assert any("second look after" in note for note in report.notes)
+
+
+# -- the report --------------------------------------------------------------------------------------------------------
+
+
+def test_report_has_the_verdict_once_within_80_columns(traffic: Traffic) -> None:
+    report = traffic.world(traffic.write("chat:1", 10.0, ttl_s=300)).audited()
+    text = report.to_text()
+    assert text.startswith("critical: ")
+    assert max(map(len, text.splitlines())) <= 80
+    flat = " ".join(text.split())
+    assert flat.count(report.verdict.sentence) == 1
+    assert "s ago" in flat
+
+
+def test_possible_is_never_critical() -> None:
+    assert Finding("deleted", message="x", confidence="possible").severity == "warning"
+    assert Finding("deleted", message="x", confidence="likely").severity == "critical"
+
+
+def test_proven_needs_its_proof() -> None:
+    with pytest.raises(ValueError, match="without the fact"):
+        Finding("deleted", message="x", confidence="proven")
+
+
+def test_two_ttls_without_expectations_are_never_healthy(traffic: Traffic) -> None:
+    events = traffic.sessions(reads=0) + traffic.sessions(reads=0, ttl_s=30 * DAY)
+    report = traffic.world(events, expect={}).audited()
+    assert (report.verdict.status, report.exit_code) == ("undetermined", 2)
+    assert "two TTLs under one prefix" in text_of(report)

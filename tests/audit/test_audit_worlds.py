@@ -1,0 +1,32 @@
+"""Healthy worlds of many kinds raise no alarm, and a world with one fault is never called healthy."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from worlds import FAULTS, HEALTHY, draw_world, false_alarms
+
+
+@pytest.fixture
+def seed() -> int:
+    return random.SystemRandom().randrange(1_000_000)
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_healthy_world_raises_no_alarm(name: str, seed: int) -> None:
+    report = draw_world(name, seed).audited()
+    assert false_alarms(report) == [], f"draw_world({name!r}, {seed}): {report.verdict.sentence}"
+
+
+@pytest.mark.parametrize("count", [1, 30])
+@pytest.mark.parametrize("name", FAULTS)
+def test_world_with_a_fault_is_not_healthy(name: str, count: int, seed: int) -> None:
+    report = draw_world(name, seed, count).audited()
+    assert report.verdict.status != "healthy", f"draw_world({name!r}, {seed}, {count}): {report.verdict.sentence}"
+
+
+@pytest.mark.parametrize("name", ["five_minutes", "no_ttl", "not_renewed", "flushed"])
+def test_large_world_with_a_fault_is_not_healthy(name: str, seed: int) -> None:
+    report = draw_world(name, seed, 3_000).audited()
+    assert report.verdict.status == "findings", f"draw_world({name!r}, {seed}, 3_000): {report.verdict.sentence}"

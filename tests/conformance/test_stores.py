@@ -1,0 +1,235 @@
+"""Every wrong store is found by the case that names its fault; no right store fails (memkit's own: test_cli.py)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pytest
+from mutants import MUTANTS, IsASet, OnceOnly, PythonsHash, ReadErrorIsEmpty, Trims
+from right_stores import RIGHT, Compacts, KeyPerMessage, ListScript, NoTtl, RawList, Right
+
+from memkit.conformance import CASES, CaseResult, Result
+from memkit.conformance.examples import ListAndScript, ListThenExpire
+from memkit.conformance.runner import run_cases
+
+NAMES = {case.name: case for case in CASES}
+SLOW = {
+    *("clear_no_other_session", "crash_in_append", "eight_writers", "growth", "ids_apart", "long_dialogue"),
+    *("long_dialogue_expires_as_one", "lost_reply"),
+}
+# The rest of them, and all cases on each, are run by tests/stress/conformance_stores.py.
+OF_OTHER_DESIGNS = [
+    store
+    for store in RIGHT
+    if store.__name__
+    in {"HashWithIndex", "StringWatch", "Stream", "RawList", "KeyPerMessage", "SharedHash", "Absolute"}
+]
+
+
+def failures(result: Result) -> dict[str, CaseResult]:
+    return {case.name: case for case in result.cases if case.outcome == "failed"}
+
+
+def run_named(store: type[Any], *names: str, spec: str = "") -> Result:
+    return run_cases(store(), label=store.__name__, spec=spec, cases=[NAMES[name] for name in names])
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.__name__}-{mutant.found_by}")
+def test_mutant_is_found_by_its_case(mutant: type[Any]) -> None:
+    result = run_named(mutant, mutant.found_by, spec=f"mutants:{mutant.__name__}")
+    assert list(failures(result)) == [mutant.found_by]
+
+
+def test_every_case_finds_a_mutant() -> None:
+    # growth is a remark and cannot fail.
+    assert {mutant.found_by for mutant in MUTANTS} == set(NAMES) - {"growth"}
+
+
+@pytest.mark.parametrize("store", OF_OTHER_DESIGNS, ids=lambda store: store.__name__)
+def test_right_store_passes_the_quick_cases(store: type[Any]) -> None:
+    result = run_named(store, *(set(NAMES) - SLOW))
+    assert failures(result) == {}
+    assert result.count("passed") > 15
+
+
+def test_second_process_is_a_fork_without_spec() -> None:
+    result = run_named(PythonsHash, "second_client")
+    assert result.cases[0].outcome == "passed"
+    assert result.cases[0].message.startswith("another process is a fork here")
+
+
+def test_second_process_is_fresh_with_spec() -> None:
+    tested = run_named(ListScript, "second_client", spec="right_stores:ListScript")
+    assert tested.cases[0].message == NAMES["second_client"].meaning
+    skipped = run_named(ListScript, "second_client", spec="no_such_module:X")
+    assert skipped.cases[0].message.startswith("not tested from a fresh process: no_such_module:X: the adapter cannot")
+
+
+def test_store_without_ttl_skips_the_ttl_cases() -> None:
+    result = run_named(NoTtl, "round_trip", "ttl_boundary")
+    assert [case.outcome for case in result.cases] == ["passed", "skipped"]
+    assert "has_ttl = False" in result.cases[1].message
+    assert result.to_dict()["skipped"] == 1
+
+
+EXPECTED_OF_LIST_THEN_EXPIRE = {"reopen_shorter", "ttl_fraction", "ttl_not_positive", "expire_denied", "read_denied"}
+
+
+def test_examples_pass_and_fail_as_documented() -> None:
+    names = EXPECTED_OF_LIST_THEN_EXPIRE | {"round_trip", "append_renews"}
+    assert set(failures(run_named(ListThenExpire, *names))) == EXPECTED_OF_LIST_THEN_EXPIRE
+    assert failures(run_named(ListAndScript, *names)) == {}
+
+
+# Windows
+
+
+class LastTwenty(RawList):
+    """Keeps the last 20 messages on purpose."""
+
+    window: ClassVar[int | None] = 20
+
+    def append(self, role: str, text: str) -> None:
+        with self.r.pipeline() as pipe:
+            pipe.rpush(self.key, role.encode() + b"\0" + text.encode()).ltrim(self.key, -20, -1)
+            if self.ttl_ms:
+                pipe.pexpire(self.key, self.ttl_ms, nx=True)
+                pipe.pexpire(self.key, self.ttl_ms, gt=True)
+            pipe.execute()
+
+
+class LastTwo(LastTwenty):
+    window = 2
+
+    def read(self) -> list[tuple[str, str]]:
+        return super().read()[-2:]
+
+
+class WindowNotDeclared(LastTwenty):
+    window = None
+
+
+class KeepsTooFew(LastTwenty):
+    window = 30
+
+
+class StripsInAWindow(LastTwenty):
+    def append(self, role: str, text: str) -> None:
+        super().append(role, text.strip())
+
+
+class RaceInAWindow(LastTwenty):
+    """Reads, extends and writes back: concurrent writers overwrite each other."""
+
+    def append(self, role: str, text: str) -> None:
+        items = [*self.r.lrange(self.key, 0, -1), role.encode() + b"\0" + text.encode()]
+        with self.r.pipeline() as pipe:
+            pipe.delete(self.key).rpush(self.key, *items[-20:]).execute()
+
+
+def test_declared_window_passes_the_long_dialogues() -> None:
+    names = ("round_trip", "order", "long_dialogue", "long_dialogue_expires_as_one", "eight_writers", "restart")
+    result = run_named(LastTwenty, *names)
+    assert {name: case.message for name, case in failures(result).items()} == {}
+
+
+def test_window_smaller_than_the_usual_session() -> None:
+    result = run_named(LastTwo, *(set(NAMES) - SLOW), "lost_reply", "eight_writers")
+    assert {name: case.message for name, case in failures(result).items()} == {}
+
+
+def test_window_smaller_than_declared_fails() -> None:
+    assert set(failures(run_named(KeepsTooFew, "round_trip", "order", "long_dialogue", "roles"))) == {
+        *("round_trip", "order", "long_dialogue"),
+    }
+
+
+def test_altered_texts_fail_in_a_window() -> None:
+    assert list(failures(run_named(StripsInAWindow, "round_trip"))) == ["round_trip"]
+
+
+def test_lost_updates_fail_in_a_window() -> None:
+    assert list(failures(run_named(RaceInAWindow, "eight_writers"))) == ["eight_writers"]
+
+
+# Root causes
+
+
+def causes_of(result: Result) -> dict[str, set[str]]:
+    return {cause.case: set(cause.cases) for cause in result.root_causes}
+
+
+def test_dropped_messages_are_one_root_cause() -> None:
+    names = ("round_trip", "order", "long_dialogue", "long_dialogue_expires_as_one", "eight_writers")
+    result = run_named(WindowNotDeclared, *names)
+    assert causes_of(result) == {"long_dialogue": {"round_trip", "order", "long_dialogue_expires_as_one"}}
+    assert "declare window = 20" in result.root_causes[0].sentence
+
+
+class KeepsFirst(Trims):
+    """Drops the newest messages."""
+
+    script = Trims.script.replace("-250, -1", "0, 19")
+
+
+@pytest.mark.parametrize("store", [KeepsFirst, IsASet, WindowNotDeclared])
+def test_eight_writers_leaves_other_faults_to_others(store: type[Any]) -> None:
+    # IsASet passes: all texts differ.
+    (result,) = run_named(store, "eight_writers").cases
+    assert result.outcome != "failed"
+    assert result.outcome == "passed" or result.message.startswith("not judged: 8 writers in turn already fail")
+
+
+def test_missing_renewal_is_one_root_cause() -> None:
+    names = ("append_renews", "long_talk_stays_whole", "reopen_near_the_end", "reopen_longer", "roles")
+    result = run_named(OnceOnly, *names)
+    assert causes_of(result) == {"append_renews": {*names[1:4]}}
+    first = result.to_text().splitlines()[0]
+    assert first.startswith("likely root cause: append_renews: an append does not renew the TTL")
+
+
+class NoTtlAtAll(RawList):
+    def ms(self, ttl_s: float | None) -> int:
+        return super().ms(ttl_s) * 0
+
+
+def test_missing_ttl_is_one_root_cause() -> None:
+    names = ("ttl_on_every_key", "ttl_boundary", "append_renews", "lifetimes_apart", "restart", "append_after_expiry")
+    assert causes_of(run_named(NoTtlAtAll, *names)) == {"ttl_on_every_key": {*names[1:]}}
+
+
+def test_hidden_errors_are_one_root_cause() -> None:
+    assert causes_of(run_named(ReadErrorIsEmpty, "read_denied", "foreign_key", "restart", "round_trip")) == {
+        "read_denied": {"foreign_key", "restart"}
+    }
+
+
+class TwoMistakes(OnceOnly):
+    """Does not renew, and strips."""
+
+    def append(self, role: str, text: str) -> None:
+        super().append(role, text.strip())
+
+
+def test_other_faults_are_root_causes_of_their_own() -> None:
+    result = run_named(TwoMistakes, "round_trip", "append_renews", "reopen_longer")
+    assert causes_of(result) == {"append_renews": {"reopen_longer"}, "round_trip": set()}
+
+
+class AlwaysRaises(Right):
+    def append(self, role: str, text: str) -> None:
+        raise OSError(f"no disk for {role}: {text}")
+
+    def read(self) -> list[tuple[str, str]]:
+        return []
+
+
+def test_same_error_in_every_case_is_one_root_cause() -> None:
+    result = run_named(AlwaysRaises, "round_trip", "order", "append_renews")
+    assert causes_of(result) == {"round_trip": {"order", "append_renews"}}
+    assert "OSError: no disk" in result.root_causes[0].sentence
+
+
+@pytest.mark.parametrize("store", [Compacts, KeyPerMessage])
+def test_right_store_has_no_root_cause(store: type[Any]) -> None:
+    assert run_named(store, "roles", "long_dialogue_expires_as_one").root_causes == []

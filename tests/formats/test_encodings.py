@@ -1,0 +1,58 @@
+"""What bytes of an unknown store look like."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import pickle
+import zlib
+
+import pytest
+
+from memkit.formats.parsing.encodings import encoding_of, is_packed, pickle_opcodes
+
+FIELDS = b"\x0a\x05hello\x10\x96\x01"
+
+
+@pytest.mark.parametrize(
+    ("data", "encoding"),
+    [
+        (b"", "empty"),
+        (gzip.compress(b'{"a": 1}', mtime=0), "gzip > json"),
+        (gzip.compress(gzip.compress(b'["x"]', mtime=0), mtime=0), "gzip > gzip > json"),
+        (gzip.compress(zlib.compress(b"a text"), mtime=0), "gzip > zlib > text"),
+        # Begins like gzip or zlib, and is neither.
+        (b"\x1f\x8b\xff\xff\xff\xff", "binary"),
+        (b"xylophone", "text"),
+        (base64.b64encode(b'{"role": "user", "content": "hi"}'), "base64 > json"),
+        (base64.urlsafe_b64encode(gzip.compress(b'{"a": "??>>"}', mtime=0)).rstrip(b"="), "base64 > gzip > json"),
+        # A digest in hex is base64 by its letters; five letters too many are not base64 by their number.
+        (b"d41d8cd98f00b204e9800998ecf8427e", "text"),
+        (b"abcdefghijklmnopqrstu", "text"),
+        ("ä".encode() * 40_000, "text"),
+        (b"x" * (64 * 1024 - 1) + "ä".encode(), "text"),
+        (b"x" * 70_000 + b"\xff", "text"),
+        (b"x" * 100 + b"\xff", "binary"),
+        (b"a text\x00with a nul", "binary"),
+        (FIELDS, "protobuf?"),
+        (b"\x09" + bytes(8) + b"\x15" + bytes(4), "protobuf?"),
+        # A length over the end, a number without end, a group, a tag alone.
+        (b"\x0a\x7fhello\x00", "binary"),
+        (b"\x08" + b"\xff" * 12, "binary"),
+        (b"\x0b\x00\x01\xff", "binary"),
+        (b"\x0a\xff", "binary"),
+        (pickle.dumps({"a": 1}, protocol=4), "pickle"),
+    ],
+)
+def test_encoding_of_unknown_bytes(data: bytes, encoding: str) -> None:
+    assert encoding_of(data) == encoding
+    assert is_packed(encoding) == (encoding not in ("json", "text", "empty"))
+
+
+def test_opcodes_of_a_damaged_pickle() -> None:
+    whole = pickle.dumps({"a": [1, 2, 3]}, protocol=4)
+    assert pickle_opcodes(whole)["STOP"] == 1
+    cut = pickle_opcodes(whole[:-4])
+    assert cut["PROTO"] == 1
+    assert cut["STOP"] == 0
+    assert pickle_opcodes(b"\x80\x04" + b"N0" * 5_000).total() == 2_000

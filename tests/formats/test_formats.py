@@ -1,0 +1,1223 @@
+"""The decoders, without a server: captured sessions of real libraries, damaged ones, and bytes that are hostile."""
+
+from __future__ import annotations
+
+import base64
+import bz2
+import contextlib
+import gzip
+import json
+import pickle
+import struct
+import time
+import tracemalloc
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stress.fuzz_formats import Fuzzer
+
+from memkit import formats, render
+from memkit.formats import agent_framework_redis, capture, unknown
+from memkit.formats.model import (
+    ConfiguredTtl,
+    Item,
+    KeyOwner,
+    Note,
+    Problem,
+    SessionValues,
+    Tool,
+    Turn,
+    quoted,
+    unquoted,
+)
+from memkit.formats.parsing import bounded_json, chat, encodings, msgpack
+from memkit.formats.parsing.bounded_json import parse
+from memkit.formats.parsing.dialogue_checks import Dialogue
+from memkit.readonly.values import RedisValue, to_bytes, to_name
+
+EVERY_CAPTURE = capture.names()
+HOMEMADE = [name for name in EVERY_CAPTURE if capture.capture(name)["store"] == "unknown"]
+UNREADABLE = ["django-session", "homemade-pickle", "openai-agents-encrypted"]
+"""Serialised objects, which are never loaded, and texts whose key only the application has."""
+CAPTURES = [
+    name
+    for name in EVERY_CAPTURE
+    if name not in (*HOMEMADE, *UNREADABLE) and capture.capture(name)["session_id"] == "sess-A"
+]
+IDS = [
+    "a:b",
+    "a/b",
+    "{a}",
+    "a{b}c",
+    "🧠",
+    "a*b?[c]",
+    "with space",
+    "new\nline",
+    "Ünï",
+    "back\\slash",
+    "x" * 200,
+    ":",
+    "a::b",
+    "checkpoint:1",
+    "checkpoint_latest:1",
+    "write_registry:x",
+    "cp:1",
+]
+
+
+def raws_of(name: str, session: str = "sess-A") -> list[RedisValue]:
+    """Return a capture's keys, written for another session id."""
+    kept = capture.capture(name)
+    for entry in kept["keys"]:
+        encoded = agent_framework_redis.encoded("sess-A")
+        entry["key"] = entry["key"].replace(encoded, agent_framework_redis.encoded(session)).replace("sess-A", session)
+        entry["value"] = _renamed(entry["value"], session, in_json=entry["type"] in ("string", "ReJSON-RL", "list"))
+    return [capture.raw_of(entry) for entry in kept["keys"]]
+
+
+def _renamed(value: Any, session: str, *, in_json: bool) -> Any:
+    if isinstance(value, str):
+        # A pointer is a bare key, everything else that is a string is JSON.
+        escaped = json.dumps(session, ensure_ascii=False)[1:-1] if in_json and value[:1] == "{" else session
+        return value.replace("sess-A", escaped)
+    if isinstance(value, list):
+        return [_renamed(each, session, in_json=in_json) for each in value]
+    if isinstance(value, dict):
+        return {
+            _renamed(key, session, in_json=False): _renamed(each, session, in_json=False) for key, each in value.items()
+        }
+    return value
+
+
+def known_of(raws: Iterable[RedisValue], wanted: str | None = "sess-A") -> SessionValues:
+    raws = list(raws)
+    owners = [owner for raw in raws if (owner := formats.recognise(raw, wanted))]
+    owner = owners[0]
+    keys: dict[str, RedisValue | None] = {raw.name: raw for raw in raws}
+    for _ in range(4):
+        wants = formats.format_of(owner.store).siblings(SessionValues(owner, keys))
+        keys = {want.name: None for want in list(wants)} | keys
+    return SessionValues(owner, keys)
+
+
+def decoded(raws: Iterable[RedisValue], wanted: str | None = "sess-A") -> list[Item]:
+    return list(formats.decode(known_of(raws, wanted)))
+
+
+def turns(items: Iterable[Item]) -> list[Turn]:
+    return [item for item in items if isinstance(item, Turn)]
+
+
+def problems(items: Iterable[Item]) -> list[Problem]:
+    return [item for item in items if isinstance(item, Problem)]
+
+
+def _tool(message: Any) -> dict[str, str]:
+    return {"tool": message.tools[0].name} if message.tools and message.tools[0].name else {}
+
+
+def plainly(found: Iterable[Turn]) -> list[dict[str, Any]]:
+    """Return messages as the captures state them."""
+    return [{"role": message.role, "text": message.text} | _tool(message) for message in found]
+
+
+def expected_of(name: str) -> list[dict[str, Any]]:
+    """Return the messages of a capture; those of the first captures leave out the name of the tool that answers."""
+    kept = capture.capture(name)["expected"]
+    called = next((message["tool"] for message in kept if "tool" in message), None)
+    answer = {"tool": called} if called and name != "langchain-redis" else {}  # it drops the calls, and so the name
+    return [answer | message if message["role"] == "tool" else message for message in kept]
+
+
+def list_of(name: str, *elements: Any) -> RedisValue:
+    packed = [each if isinstance(each, bytes) else json.dumps(each).encode() for each in elements]
+    return RedisValue(name, "list", elements=packed, total=len(packed))
+
+
+def test_there_is_a_capture_of_every_store() -> None:
+    stores = {capture.capture(name)["store"] for name in EVERY_CAPTURE} - {"unknown"}
+    assert stores == set(formats.stores())
+
+
+@pytest.mark.parametrize("name", CAPTURES)
+def test_a_capture_decodes_to_the_messages_that_were_written(name: str) -> None:
+    kept = capture.capture(name)
+    stored = known_of(raws_of(name))
+    items = list(formats.decode(stored))
+    assert formats.store_name(stored) == kept["store"]
+    assert plainly(turns(items)) == expected_of(name)
+    assert problems(items) == []
+
+
+@pytest.mark.parametrize("name", [name for name in CAPTURES if any("tool" in each for each in expected_of(name))])
+def test_the_result_of_a_tool_is_linked_to_its_call(name: str) -> None:
+    result = next(turn for turn in turns(decoded(raws_of(name))) if turn.role == "tool")
+    assert result.tools[0].call_id == "call_1"
+    assert result.tools[0].name == ("get_weather" if name != "langchain-redis" else None)
+
+
+@pytest.mark.parametrize(("name", "session"), [(name, IDS[at % len(IDS)]) for at, name in enumerate(CAPTURES * 6)])
+def test_ids_are_opaque(name: str, session: str) -> None:
+    stored = known_of(raws_of(name, session), session)
+    assert stored.owner.session == session
+    items = list(formats.decode(stored))
+    assert plainly(turns(items)) == expected_of(name)
+    assert problems(items) == []
+
+
+@pytest.mark.parametrize(
+    "session", ["checkpoint:1", "write_keys_zset:1", "write_registry:x", "checkpoint_write:a:b", "lg:cp:1"]
+)
+@pytest.mark.parametrize("name", [name for name in CAPTURES if name.startswith("langgraph")])
+def test_a_thread_that_is_called_like_a_key_is_told_by_any_of_its_keys(name: str, session: str) -> None:
+    own = [raw for raw in raws_of(name, session) if raw.name not in ("lg:seq", "lg:threads")]
+    for wanted in (session, None):
+        owners = [formats.recognise(raw, wanted) for raw in own]
+        assert {(owner and owner.session, owner and owner.prefix) for owner in owners} == {
+            (session, "lg:" if "plain" in name else "")
+        }
+
+
+@pytest.mark.parametrize("name", CAPTURES)
+def test_an_id_is_never_taken_for_a_longer_one(name: str) -> None:
+    owners = [formats.recognise(raw, "sess-A") for raw in raws_of(name, "sess-A:b")]
+    assert [owner for owner in owners if owner and owner.session == "sess-A"] == []
+
+
+def under(prefix: str, raws: Iterable[RedisValue]) -> list[RedisValue]:
+    """Return keys with a prefix before each name, and before each name that a value holds."""
+    put = {raw.name: prefix + raw.name for raw in raws}
+    return [
+        RedisValue(
+            put[raw.name],
+            raw.kind,
+            data=to_bytes(put.get(to_name(raw.data), "")) or raw.data,
+            elements=raw.elements,
+            fields={put.get(name, name): value for name, value in raw.fields.items()},
+            members=raw.members,
+            scores={put.get(name, name): score for name, score in raw.scores.items()},
+            total=raw.total,
+        )
+        for raw in raws
+    ]
+
+
+@pytest.mark.parametrize("name", CAPTURES)
+def test_a_session_is_recognised_under_another_prefix(name: str) -> None:
+    items = decoded(under("tenant-7:", raws_of(name)))
+    assert plainly(turns(items)) == expected_of(name)
+    assert problems(items) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "mine"),
+    [
+        ("langchain-community", "message_store:", "chats/"),
+        ("openai-agents", "agents:session:", "assistant|"),
+        ("ag2", "ag2:stream:", "events#"),
+        ("google-adk-redis", "session:bot:u1:", "adk/"),
+        ("redisvl", "chat:", "my-index:"),
+        ("langchain-redis", "chat:", "history:"),
+        ("agent-framework-redis", "chat_messages|v2|~none|bot|~none|redis_memory|", "other|"),
+    ],
+)
+def test_a_prefix_of_ones_own_is_recognised_by_the_payload(name: str, key: str, mine: str) -> None:
+    raws = [raw._replace(name=raw.name.replace(key, mine)) for raw in raws_of(name)]
+    assert plainly(turns(decoded(raws))) == expected_of(name)
+
+
+# Of other stores no key names these, or the library itself lets them expire.
+UNNAMED = ("spring-ai", "strands-valkey", "langgraph-js", "langgraph-aws-valkey", "agentscope-storage", "mastra-redis",
+           "redisvl-semantic")  # fmt: skip
+SIBLINGS = [
+    (name, entry["key"])
+    for name in CAPTURES
+    for entry in capture.capture(name)["keys"]
+    if len(capture.capture(name)["keys"]) > 1 and name not in UNNAMED
+]
+
+
+@pytest.mark.parametrize(("name", "key"), SIBLINGS)
+def test_a_sibling_that_is_gone_is_missed(name: str, key: str) -> None:
+    left = [raw for raw in raws_of(name) if raw.name != key]
+    found = problems(decoded(left))
+    assert found
+    assert {problem.cause for problem in found} <= {"dangling", "gap", "orphan_tool_result"}
+
+
+def test_a_lost_pointer_is_recoverable_and_the_repair_is_said() -> None:
+    pointer = "checkpoint_latest:sess-A:__empty__"
+    left = [raw for raw in raws_of("langgraph-redis") if raw.name != pointer]
+    items = decoded(left)
+    (problem,) = problems(items)
+    assert problem.key == pointer
+    assert "recoverable: the checkpoints are still there" in problem.message
+    newest = max(raw.name for raw in left if raw.name.startswith("checkpoint:"))
+    assert problem.repair.startswith(f"SET {pointer} {newest} ")
+    assert plainly(turns(items)) == expected_of("langgraph-redis")
+
+
+def test_a_lost_order_of_plain_langgraph_is_rebuilt_in_the_order_of_the_checkpoints() -> None:
+    order = next(raw for raw in raws_of("langgraph-plainredis") if raw.kind == "zset")
+    (problem,) = problems(
+        decoded(raw for raw in raws_of("langgraph-plainredis") if raw is not order and raw.kind != "zset")
+    )
+    assert (
+        problem.repair == f"ZADD lg:idx:sess-A: {' '.join(f'{score:.0f} {uid}' for uid, score in order.scores.items())}"
+    )
+
+
+def test_the_last_readable_state_of_plain_langgraph_is_shown() -> None:
+    items = decoded(raw for raw in raws_of("langgraph-plainredis") if raw.name != "lg:blob:sess-A::messages:8")
+    assert plainly(turns(items)) == expected_of("langgraph-plainredis")[:2]
+    assert {problem.cause for problem in problems(items)} >= {"dangling", "gap"}
+
+
+# Stores whose lists have three messages; memkit's own elements are no JSON objects and have tests of their own.
+LISTS = ["langchain-community", "llama-index", "openai-agents", "agent-framework-redis", "ag2"]
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+@pytest.mark.parametrize("name", LISTS)
+def test_a_corrupt_element_is_named_with_its_byte_and_the_rest_is_shown(name: str, index: int) -> None:
+    raws = raws_of(name)
+    damaged = next(raw for raw in raws if raw.kind == "list")
+    damaged.elements[index] = damaged.elements[index][:20] + b"\xff" + damaged.elements[index][21:]
+    items = decoded(raws)
+    corrupt = [problem for problem in problems(items) if problem.cause == "corrupt"]
+    (problem,) = corrupt
+    assert f"element {index} of 3" in problem.message
+    assert f"at byte 20 of {len(damaged.elements[index])}" in problem.message
+    assert "2 of 3 elements are readable" in problem.message
+    assert len(turns(items)) == 2
+
+
+DOCUMENTS = [
+    (name, raw.name) for name in CAPTURES if name != "connect-redis" for raw in raws_of(name) if raw.data[:1] == b"{"
+]
+
+
+@pytest.mark.parametrize(("name", "key"), DOCUMENTS)
+def test_a_corrupt_document_is_named_with_its_byte(name: str, key: str) -> None:
+    raws = {raw.name: raw for raw in raws_of(name)}
+    data = raws[key].data[: len(raws[key].data) // 2]
+    raws[key] = RedisValue(key, raws[key].kind, data=data, total=len(data))
+    corrupt = [problem for problem in problems(decoded(raws.values())) if problem.cause == "corrupt"]
+    assert [problem.key for problem in corrupt] == [key]
+    assert f"of {len(data):,}" in corrupt[0].message
+    assert "% of it is readable" in corrupt[0].message
+
+
+def test_what_stands_before_the_break_of_a_document_is_shown() -> None:
+    (raw,) = raws_of("google-adk-redis")
+    cut = RedisValue(raw.name, raw.kind, data=raw.data[:-300], total=raw.total)
+    assert plainly(turns(decoded([cut]))) == expected_of("google-adk-redis")[:2]
+
+
+# What is JSON and of another shape
+
+
+def listed(name: str) -> tuple[list[RedisValue], RedisValue]:
+    """Return a capture's keys, and the one of them that is a list."""
+    raws = raws_of(name)
+    return raws, next(raw for raw in raws if raw.kind == "list")
+
+
+# llama-index reads a bare role and content as well: a user's message of openai-agents is no damage there.
+FOREIGN = [
+    (name, other)
+    for name in LISTS
+    for other in LISTS
+    if name != other and (name, other) != ("llama-index", "openai-agents")
+]
+
+
+@pytest.mark.parametrize("at", [0, 1, 3])
+@pytest.mark.parametrize(("name", "other"), FOREIGN)
+def test_one_element_of_another_store_leaves_the_session_its_own(name: str, other: str, at: int) -> None:
+    raws, raw = listed(name)
+    foreign = listed(other)[1].elements[-1 if other == "langchain-community" else 0]
+    raw.elements.insert(at, foreign)
+    raws = [each._replace(total=4) if each.kind == "list" else each for each in raws]
+    for wanted in ("sess-A", None):
+        stored = known_of(raws, wanted)
+        assert stored.owner.store == name
+        items = list(formats.decode(stored))
+        (problem,) = [problem for problem in problems(items) if problem.cause == "corrupt"]
+        assert f"element {at} of 4 (counted from the head) is no message of {name}: it has no " in problem.message
+        hint = "" if other == "openai-agents" else f"; it looks like one of {other}"  # anybody writes role and content
+        assert f"{hint} (3 of 4 elements are readable)" in problem.message
+        assert plainly(turns(items)) == expected_of(name)
+
+
+@pytest.mark.parametrize(
+    "foreign", [b'"Zk3_x9Ab1.5",{"role":"user","content":"hi"}', b'{"memkit":1,"policy":"x","end":1}']
+)
+@pytest.mark.parametrize("name", LISTS)
+def test_one_element_of_memkits_own_leaves_the_session_its_own(name: str, foreign: bytes) -> None:
+    raws, raw = listed(name)
+    raw.elements.insert(0, foreign)
+    assert known_of(raws).owner.store == name
+
+
+def test_elements_of_another_store_leave_a_memkit_session_its_own() -> None:
+    raw = memkit_raw()
+    raw.elements.insert(1, listed("langchain-community")[1].elements[0])
+    stored = known_of([raw], "s")
+    assert stored.owner.store == "memkit"
+    assert [problem.cause for problem in problems(formats.decode(stored))] == ["corrupt"]
+
+
+JUNK = [{}, {"foo": 1}, {"type": "human"}, {"role": "user"}, {"role": 7, "content": "x"}, {"type": "ai", "data": {}},
+        7, None, "x", [], [1], True]  # fmt: skip
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=json.dumps)
+@pytest.mark.parametrize("name", LISTS)
+def test_an_element_of_the_wrong_shape_is_corrupt_and_the_rest_is_shown(name: str, junk: Any) -> None:
+    raws, raw = listed(name)
+    raw.elements[1] = json.dumps(junk).encode()
+    items = decoded(raws)
+    (problem,) = [problem for problem in problems(items) if problem.cause == "corrupt"]
+    assert problem.message.startswith("element 1 of 3 (counted from the head) is ")
+    assert "2 of 3 elements are readable" in problem.message
+    assert [turn.role for turn in turns(items)] == (["user", "tool"])
+
+
+@pytest.mark.parametrize(
+    ("name", "element", "says"),
+    [
+        ("langchain-community", {"type": "human", "data": {"content": 7}}, "its content is a number"),
+        ("langchain-community", {"type": "human", "data": {"content": None}}, "it has no content"),
+        ("llama-index", {"role": "user", "additional_kwargs": {}, "blocks": "hi"}, "its blocks is text, not an array"),
+        ("openai-agents", {"role": "user", "content": True}, "its content is a boolean"),
+        ("openai-agents", {"type": "function_call", "name": "f"}, "it has no call_id"),
+        ("openai-agents", {"type": "function_call_output", "call_id": "1"}, "it has no output"),
+        ("agent-framework-redis", {"type": "message", "role": "user", "contents": {}}, "its contents is an object"),
+        ("ag2", {"__event__": "ag2.events.input_events.TextInput"}, "it has no content"),
+        ("ag2", {"__event__": "ag2.events.tool_events.ToolCallEvent", "id": "1"}, "it has no name"),
+        ("ag2", {"__event__": "ag2.events.tool_events.ToolResultEvent", "result": 1}, "it has no parent_id"),
+        ("ag2", {"__event__": "ag2.events.tool_events.ToolResultEvent", "parent_id": "1"}, "it has no result"),
+    ],
+)
+def test_what_an_element_lacks_is_said(name: str, element: dict[str, Any], says: str) -> None:
+    raws, raw = listed(name)
+    raw.elements[1] = json.dumps(element).encode()
+    corrupt = [problem.message for problem in problems(decoded(raws)) if problem.cause == "corrupt"]
+    assert len(corrupt) == 1
+    assert says in corrupt[0]
+
+
+CALLED = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+
+
+@pytest.mark.parametrize(
+    ("name", "element"),
+    [
+        ("langchain-community", {"type": "ai", "data": {"tool_calls": [{"name": "f", "id": "1"}]}}),
+        ("langchain-community", {"type": "ai", "data": {"content": None, "additional_kwargs": {"tool_calls": CALLED}}}),
+        ("llama-index", {"role": "assistant", "content": None, "additional_kwargs": {"tool_calls": CALLED}}),
+        ("llama-index", {"role": "assistant", "blocks": [], "additional_kwargs": {"tool_calls": CALLED}}),
+        ("openai-agents", {"role": "assistant", "tool_calls": CALLED}),
+        ("openai-agents", {"type": "web_search_call", "id": "w"}),
+        ("openai-agents", {"type": "some_new_tool_call_output", "id": "w"}),
+        ("agent-framework-redis", {"type": "message", "role": "assistant", "contents": []}),
+        ("ag2", {"__event__": "ag2.events.model_events.ModelResponse", "message": None}),
+    ],
+)
+def test_a_message_that_legitimately_has_no_content_is_no_problem(name: str, element: dict[str, Any]) -> None:
+    raws, raw = listed(name)
+    raw.elements[:] = [json.dumps(element).encode()]
+    found = [problem for problem in problems(decoded(raws)) if problem.cause == "corrupt"]
+    assert found == []
+
+
+PARTS = [
+    ("google-adk-redis", "session:bot:u1:sess-A"),
+    ("agno", "agno:sessions:sess-A"),
+    ("agno", "agno:runs:f082bd82-75bf-46ce-8948-423d61b19d2b"),
+    ("langchain-redis", "chat:sess-A:01M82HPQ1167C4WN418C6KQH10"),
+    ("langgraph-redis-shallow", "checkpoint:sess-A:"),
+    ("langgraph-redis", max(raw.name for raw in raws_of("langgraph-redis") if raw.name.startswith("checkpoint:"))),
+    ("langgraph-redis", next(raw.name for raw in raws_of("langgraph-redis") if "checkpoint_write:" in raw.name)),
+    ("langgraph-plainredis", max(raw.name for raw in raws_of("langgraph-plainredis") if raw.name.startswith("lg:cp:"))),
+    ("langgraph-plainredis", "lg:blob:sess-A::messages:8"),
+]
+
+
+@pytest.mark.parametrize("data", [b"", b"null", b"{}", b"[]"])
+@pytest.mark.parametrize(("name", "key"), PARTS)
+def test_a_document_of_the_wrong_shape_is_corrupt(name: str, key: str, data: bytes) -> None:
+    raws = [raw._replace(data=data, total=len(data)) if raw.name == key else raw for raw in raws_of(name)]
+    for wanted in ("sess-A", None):
+        stored = known_of(raws, wanted)
+        assert (formats.store_name(stored), stored.owner.session) == (name, "sess-A")
+        corrupt = [problem for problem in problems(formats.decode(stored)) if problem.cause == "corrupt"]
+        assert [problem.key for problem in corrupt] == [key]
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "lost", "says"),
+    [
+        ("google-adk-redis", PARTS[0][1], '"events"', "it has no events"),
+        ("google-adk-redis", PARTS[0][1], '"author"', ""),
+        ("agno", PARTS[1][1], '"session_id"', "it has no session_id"),
+        ("agno", PARTS[2][1], '"run_data"', "it has no run_data"),
+        ("agno", PARTS[2][1], '"role"', "message 0 of 1 (from 0) is none: it has no role"),
+        ("langchain-redis", PARTS[3][1], '"type"', "it has no type"),
+        ("langchain-redis", PARTS[3][1], '"data"', "it has no data"),
+        ("langchain-redis", PARTS[3][1], '"content"', "it has no content"),
+        ("langchain-redis", PARTS[3][1], '"session_id"', "it has no session_id"),
+        ("langgraph-redis-shallow", PARTS[4][1], '"checkpoint"', "it has no checkpoint"),
+        ("langgraph-redis-shallow", PARTS[4][1], '"content"', "message 0 of 3 (from 0) is none: it has no content"),
+        ("langgraph-redis", PARTS[5][1], '"checkpoint"', "it has no checkpoint"),
+        ("langgraph-redis", PARTS[6][1], '"channel"', "it has no channel"),
+        ("langgraph-plainredis", PARTS[7][1], '"d"', "it has no d"),
+        ("langgraph-plainredis", PARTS[8][1], '"t"', "it has no t"),
+    ],
+)  # fmt: skip
+def test_what_a_document_lacks_is_said(name: str, key: str, lost: str, says: str) -> None:
+    renamed = lost.replace('"', '"x_', 1).encode()
+    raws = [raw._replace(data=raw.data.replace(lost.encode() + b":", renamed + b":")) if raw.name == key else raw
+            for raw in raws_of(name)]  # fmt: skip
+    corrupt = [problem for problem in problems(decoded(raws)) if problem.cause == "corrupt"]
+    assert {problem.key for problem in corrupt} == ({key} if says else set())
+    assert says in " ".join(problem.message for problem in corrupt)
+
+
+EVENTS = [{}, {"foo": 1}, {"author": "user", "content": "hi"}, {"author": "user", "content": {"parts": 7}},
+          {"author": "user", "content": {"parts": [7]}}, 7, None]  # fmt: skip
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=json.dumps)
+def test_an_event_of_the_wrong_shape_is_corrupt(event: Any) -> None:
+    (raw,) = raws_of("google-adk-redis")
+    document = json.loads(raw.data)
+    document["events"][1] = event
+    items = decoded([raw._replace(data=json.dumps(document).encode())])
+    (problem,) = [problem for problem in problems(items) if problem.cause == "corrupt"]
+    assert "event 1 of 3 (from 0) is none: " in problem.message
+    assert len(turns(items)) == 2
+
+
+def test_a_state_without_the_latest_checkpoint_says_so() -> None:
+    key = PARTS[5][1]
+    items = decoded(raw._replace(data=b"{}") if raw.name == key else raw for raw in raws_of("langgraph-redis"))
+    assert plainly(turns(items)) == expected_of("langgraph-redis")
+    assert any("the newest state that can be" in item.message for item in items if isinstance(item, Note))
+
+
+SEVERAL = ("openai-agents", "agno", "langgraph-redis", "langgraph-redis-shallow", "langgraph-plainredis")
+OTHER_KIND = [(name, raw.name) for name in SEVERAL for raw in raws_of(name) if "checkpoint_write" not in raw.name]
+
+
+@pytest.mark.parametrize(("name", "key"), OTHER_KIND)
+def test_a_key_that_was_overwritten_by_another_type_is_corrupt(name: str, key: str) -> None:
+    whole = known_of(raws_of(name))
+    raw = whole.keys[key]
+    assert raw is not None
+    other = RedisValue(key, "stream", elements=[b"x"], total=1)
+    found = [problem for problem in problems(formats.decode(whole._replace(keys={**whole.keys, key: other})))
+             if problem.cause == "corrupt" and problem.key == key]  # fmt: skip
+    assert len(found) == 1
+    assert "this key is of type stream, and a" in found[0].message
+
+
+@pytest.mark.parametrize("field", ["role", "content", "entry_id", "session_tag", "timestamp"])
+def test_a_hash_without_a_field_is_corrupt(field: str) -> None:
+    raws = raws_of("redisvl")
+    fields = dict(raws[1].fields)
+    del fields[field]
+    raws[1] = raws[1]._replace(fields=fields)
+    for wanted in ("sess-A", None):
+        assert formats.recognise(raws[1], wanted) == KeyOwner("redisvl", "sess-A", "chat:", "message")
+    items = decoded(raws)
+    (problem,) = [problem for problem in problems(items) if problem.cause == "corrupt"]
+    assert problem.key == raws[1].name
+    assert f"this message has no {field}" in problem.message
+    assert len(turns(items)) == (2 if field == "content" else 3)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [("content", b"a\xff\xfe", "content of this message is not valid UTF-8 at byte 1 of 3"), ("role", b"\xff", "UTF-8"),
+     ("role", b"", "the role of this message is empty"), ("timestamp", b"x", "no number")],
+)  # fmt: skip
+def test_a_hash_with_a_damaged_field_is_corrupt(field: str, value: bytes, says: str) -> None:
+    raws = raws_of("redisvl")[:1]
+    raws[0] = raws[0]._replace(fields={**raws[0].fields, field: value})
+    (problem,) = problems(decoded(raws))
+    assert (problem.cause, problem.key) == ("corrupt", raws[0].name)
+    assert says in problem.message
+
+
+def test_a_hash_of_somebody_elses_is_not_claimed() -> None:
+    for fields in ({"role": b"a", "content": b"b"}, {"role": b"a", "content": b"b", "timestamp": b"1"}):
+        assert formats.recognise(RedisValue("users:1", "hash", fields=fields)) is None
+
+
+def test_damage_by_the_hundred_is_said_briefly_in_documents_and_hashes_too() -> None:
+    hashes = [
+        RedisValue(f"chat:s:{at}:aa", "hash", fields={"entry_id": b"s:1:aa", "session_tag": b"s", "content": b"hi"})
+        for at in range(300)
+    ]
+    found = [problem for problem in problems(decoded(hashes, "s")) if problem.cause == "corrupt"]
+    assert (len(found), found[-1].message) == (6, "… and 295 more messages like it")
+    adk = {"id": "s", "app_name": "a", "events": [{}] * 300}
+    found = problems(decoded([RedisValue("session:a:u:s", "string", data=json.dumps(adk).encode())], "s"))
+    assert (len(found), found[-1].message) == (6, "… and 295 more like it")
+
+
+def test_memkits_messages_may_be_any_objects_and_nothing_else() -> None:
+    odd = [b'"Zk3_x9Ab1.5",{}', b'"Zk3_x9Ab2.6",{"q":"why","a":7}', b'["x",{"role":"user","content":"hi"}]']
+    items = decoded([_sessions(odd)], "s")
+    assert [turn.text for turn in turns(items)] == ["{}", '{"q": "why", "a": 7}', "hi"]
+    (problem,) = problems(items)
+    assert "a message in it is no JSON object" in problem.message
+
+
+def test_a_compressed_element_is_called_so() -> None:
+    (raw,) = raws_of("langchain-community")
+    raw.elements[1] = gzip.compress(raw.elements[1], mtime=0)
+    assert any("it looks like gzip > json" in problem.message for problem in problems(decoded([raw])))
+
+
+def test_hundreds_of_corrupt_elements_are_said_briefly() -> None:
+    (raw,) = raws_of("llama-index")
+    found = problems(decoded([RedisValue(raw.name, "list", elements=[*raw.elements, *[b"x"] * 900], total=903)]))
+    assert len(found) == 6
+    assert "895 more elements (3 of 903 elements are readable)" in found[-1].message
+
+
+def test_nan_is_not_json_but_is_read() -> None:
+    (raw,) = raws_of("ag2")
+    raw.elements[0] = raw.elements[0].replace(b"1795381676.6998444", b"NaN")
+    items = decoded([raw])
+    assert [problem.cause for problem in problems(items)] == ["nan"]
+    assert plainly(turns(items)) == expected_of("ag2")
+
+
+def test_an_element_that_was_written_twice_is_a_duplicate() -> None:
+    (raw,) = raws_of("llama-index")
+    raw.elements.insert(0, raw.elements[0])
+    assert [problem.cause for problem in problems(decoded([raw]))] == ["duplicate"]
+
+
+# The dialogue, whatever the store
+
+
+def follow(*dialogue: Item, loses_calls: bool = False) -> list[str]:
+    return [item.cause for item in Dialogue(loses_calls=loses_calls).follow(dialogue) if isinstance(item, Problem)]
+
+
+USER, CALL = Turn("user", "hi"), Turn("assistant", "", (Tool("f", "1"),))
+RESULT = Turn("tool", "ok", (Tool(None, "1"),))
+
+
+def test_a_whole_dialogue_has_no_problem() -> None:
+    assert follow(USER, CALL, RESULT, Turn("assistant", "done")) == []
+    assert follow(USER, Turn("assistant", "done"), USER, Turn("assistant", "done")) == []
+    assert follow(Turn("system", "be kind"), USER) == []
+    assert follow(Turn("assistant", "hello!"), USER) == []
+
+
+def test_a_result_without_its_call_is_an_orphan() -> None:
+    assert follow(USER, RESULT) == ["orphan_tool_result"]
+    assert follow(USER, CALL, Turn("tool", "ok", (Tool(None, "2"),))) == ["orphan_tool_result", "gap"]
+    assert follow(USER, RESULT, loses_calls=True) == ["orphan_tool_result"]
+    assert follow(USER, Turn("assistant", ""), RESULT, loses_calls=True) == []
+    assert follow(USER, Turn("tool", "ok", (Tool("f", None),))) == ["orphan_tool_result"]
+
+
+def test_a_call_without_its_result_is_a_gap() -> None:
+    assert follow(USER, CALL) == ["gap"]
+    assert follow(USER, Turn("assistant", ""), loses_calls=True) == ["gap"]
+
+
+def test_a_dialogue_that_begins_with_a_call_has_lost_its_beginning() -> None:
+    assert follow(CALL, RESULT) == ["gap"]
+
+
+def test_the_same_id_twice_is_a_duplicate() -> None:
+    assert follow(USER._replace(uid="7"), USER._replace(uid="7")) == ["duplicate"]
+    assert follow(USER, CALL, CALL, RESULT) == ["duplicate"]
+    assert follow(USER, CALL, RESULT, RESULT) == ["duplicate"]
+
+
+def test_many_problems_of_a_kind_are_said_briefly() -> None:
+    found = list(Dialogue().follow([USER] + [RESULT._replace(tools=(Tool(None, str(at)),)) for at in range(100)]))
+    said = [item.message for item in found if isinstance(item, Problem)]
+    assert len(said) == 6
+    assert said[-1] == "… and 95 more like it"
+
+
+# Vocabulary
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("plain", "plain"),
+        (None, ""),
+        ([], ""),
+        (["a", {"type": "text", "text": "b"}], "a\nb"),
+        (
+            [{"type": "input_text", "text": "a"}, {"type": "image_url", "image_url": {"url": "data:…"}}],
+            "a\n[image_url]",
+        ),
+        ([{"type": "tool_use", "id": "1", "name": "f"}, {"type": "text", "text": "a"}], "a"),
+        ([{"type": "x" * 99}], "[part]"),
+        ([{"type": ["a"]}], "[part]"),
+        ({"text": "a"}, "a"),
+        (7, "7"),
+    ],
+)
+def test_content_of_many_parts_becomes_one_text_with_marks(content: Any, text: str) -> None:
+    assert chat.flatten(content) == text
+
+
+@pytest.mark.parametrize(
+    ("role", "normal"),
+    [("human", "user"), ("ai", "assistant"), ("model", "assistant"), ("llm", "assistant"), ("developer", "system"),
+     ("function", "tool"), ("AIMessageChunk", "assistant"), ("narrator", "other"), (None, "other"), ([], "other")],
+)  # fmt: skip
+def test_roles_are_normalised(role: Any, normal: str) -> None:
+    assert chat.role_of(role) == normal
+
+
+def test_calls_are_found_in_every_form() -> None:
+    openai = {"tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}
+    anthropic = {"content": [{"type": "text", "text": "…"}, {"type": "tool_use", "id": "1", "name": "f", "input": {}}]}
+    for message in (openai, anthropic):
+        assert chat.chat_turn({"role": "assistant"} | message, "k").tools == (Tool("f", "1"),)
+
+
+# memkit's own
+
+
+def memkit_raw(name: str = "session:s", **header: Any) -> RedisValue:
+    fields = {"memkit": 1, "policy": "sliding 604800000", "born": "a" * 8, "created_ms": 1790000000000, "version": 2}
+    body = json.dumps(fields | {"updated_ms": 1790000000000} | header | {"end": 1}, separators=(",", ":")).encode()
+    elements = [body, b'"Zk3_x9Ab1.5",{"role":"user","content":"hi"}', b'[{"role":"x"},{"role":"assistant"}]']
+    elements.append(b'"........3.7.Zk3","{\\"role\\":\\"system\\",\\"seed\\":99999999999999999999}"')
+    return RedisValue(name, "list", elements=elements, total=len(elements))
+
+
+def test_memkits_own_sessions_are_read() -> None:
+    items = decoded([memkit_raw()], "s")
+    assert [turn.role for turn in turns(items)] == ["user", "other", "assistant", "system"]
+    assert turns(items)[0].text == "hi"
+    assert turns(items)[0].at_s == 1790000000.005
+    assert ConfiguredTtl(604800000) in items
+    assert problems(items) == []
+
+
+def test_a_memkit_session_of_a_newer_schema_is_said_and_still_read() -> None:
+    (problem,) = problems(decoded([memkit_raw(memkit=2)], "s"))
+    assert problem.cause == "unknown_schema"
+    assert len(turns(decoded([memkit_raw(memkit=2)], "s"))) == 4
+
+
+def test_a_damaged_header_leaves_the_messages_readable() -> None:
+    raw = memkit_raw()
+    raw.elements[0] = raw.elements[0][:-4]
+    items = decoded([raw], "s")
+    assert [problem.cause for problem in problems(items)] == ["corrupt"]
+    assert len(turns(items)) == 4
+
+
+def test_a_header_is_recognised_by_its_siblings_when_it_is_destroyed() -> None:
+    raw = memkit_raw()
+    raw.elements[0] = b"\x00"
+    assert formats.recognise(raw, "s") == KeyOwner("memkit", "s", "session:", "primary")
+
+
+def test_lost_vectors_are_missed() -> None:
+    (problem,) = problems(decoded([memkit_raw(vectors=1)], "s"))
+    assert (problem.cause, problem.key) == ("dangling", "{session:s}:vectors")
+
+
+def test_a_corrupt_element_of_memkits_is_named_with_its_byte() -> None:
+    raw = memkit_raw()
+    raw.elements[1] = raw.elements[1][:30] + b"\xff" + raw.elements[1][31:]
+    (problem,) = problems(decoded([raw], "s"))
+    assert (
+        f"element 1 of 4 (counted from the head) is unreadable: not valid UTF-8 at byte 30 of {len(raw.elements[1])}"
+        in problem.message
+    )
+    assert "2 of 3 elements are readable" in problem.message
+
+
+def test_a_foreign_element_in_a_memkit_session_is_said() -> None:
+    raw = memkit_raw()
+    raw.elements.append(b'{"role":"user","content":"written by hand"}')
+    items = decoded([raw], "s")
+    assert [problem.cause for problem in problems(items)] == ["corrupt"]
+    assert len(turns(items)) == 5
+
+
+# Guessing, and hostile bytes
+
+
+def chat_json() -> bytes:
+    return json.dumps([{"role": "user", "content": "hi"}] * 3).encode()
+
+
+@pytest.mark.parametrize(
+    ("data", "encoding"),
+    [
+        (b"", "empty"),
+        (b'{"a": 1}', "json"),
+        (b"[1, 2", "text"),
+        (b"plain words", "text"),
+        ("Привет".encode(), "text"),
+        (gzip.compress(chat_json(), mtime=0), "gzip > json"),
+        (zlib.compress(chat_json()), "zlib > json"),
+        (zlib.compress(chat_json() * 9000), "zlib > json"),
+        (base64.b64encode(chat_json()), "base64 > json"),
+        (base64.urlsafe_b64encode(gzip.compress(chat_json(), mtime=0)), "base64 > gzip > json"),
+        (b"d41d8cd98f00b204e9800998ecf8427e", "text"),
+        (b"\x83\xa4role\xa4user\xa7content\xa2hi\xa1n\x05", "msgpack"),
+        (pickle.dumps({"role": "user"}), "pickle"),
+        (pickle.dumps({"role": "user", "content": ["hi", 7]}, protocol=0), "pickle"),
+        (pickle.dumps(["hi", 7.5], protocol=1), "pickle"),
+        (pickle.dumps("hi", protocol=0), "pickle"),
+        (base64.b64encode(pickle.dumps({"role": "user"}, protocol=0)), "base64 > pickle"),
+        (b"(see above).", "text"),
+        (b"I am here.", "text"),
+        (b"Very well.\nYes.", "text"),
+        (b"\x08\x96\x01\x12\x07testing", "protobuf?"),
+        (struct.pack("<4f", 0.1, -0.2, 0.3, 7e9), "binary"),
+        (bz2.compress(b"a"), "binary"),
+        (bytes.fromhex("28b52ffd042005290000") + b"hello" + bytes.fromhex("00000000"), "zstd"),
+        (bytes.fromhex("04224d186440a705000080") + b"hello" + bytes(8), "lz4"),
+    ],
+)
+def test_encodings_are_guessed_layer_by_layer(data: bytes, encoding: str) -> None:
+    assert encodings.encoding_of(data).split(" > ")[0] == encoding.split(" > ")[0]
+    if encoding not in ("zstd", "lz4"):
+        assert encodings.encoding_of(data) == encoding
+
+
+class Bomb:
+    """Leaves a file when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.trace,))
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_is_disassembled_and_never_loaded(tmp_path: Path, protocol: int) -> None:
+    raw = RedisValue("k", "string", data=pickle.dumps(Bomb(tmp_path / "ran"), protocol), total=9)
+    items = survive(SessionValues(KeyOwner("unknown", "k", "", "unknown"), {"k": raw}))
+    assert any("pickle: its text cannot be read" in item.message for item in items if isinstance(item, Note))
+    assert any("of them call code" in item.message for item in items if isinstance(item, Note))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_unknown_store_of_chat_messages_is_shown() -> None:
+    for raw in (
+        list_of("k", {"role": "user", "content": "hi"}),
+        RedisValue("k", "string", data=b'{"history": [{"role": "user", "content": "hi"}]}'),
+    ):
+        assert plainly(turns(unknown.decode(SessionValues(KeyOwner("unknown", "k", "", "unknown"), {"k": raw})))) == [
+            {"role": "user", "text": "hi"}
+        ]
+
+
+def nested(depth: int) -> bytes:
+    return b"[" * depth + b"]" * depth
+
+
+HOSTILE = {
+    "nothing but prefixes": b"a:" * 500_000,
+    "zip bomb": zlib.compress(b"0" * 50_000_000),
+    "gzip bomb in gzip": gzip.compress(gzip.compress(b"0" * 50_000_000)),
+    "deep lists": nested(1_000_000),
+    "deep objects": b'{"a":' * 500_000 + b"1" + b"}" * 500_000,
+    "deep but legal": nested(900),
+    "many empty lists": b"[" + b"[]," * 3_000_000 + b"[]]",
+    "many empty objects": b'{"messages":[' + b"{}," * 3_000_000 + b"{}]}",
+    "huge integer": b'{"type":"human","data":{"content":' + b"9" * 5_000_000 + b"}}",
+    "huge exponent": b'{"content":1e999999999}',
+    "NaN": b'{"role":"user","content":NaN,"timestamp":-Infinity}',
+    "lone surrogate": b'{"role":"user","content":"\\ud83d"}',
+    "not UTF-8": b'{"role":"user","content":"\xff\xfe"}',
+    "one long text": b'{"role":"user","content":"' + b"x" * 10_000_000 + b'"}',
+    "emoji, four bytes each in Python": b'{"role":"user","content":"' + "x🧠".encode() * 2_000_000 + b'"}',
+    "one emoji among ten million letters": b'{"role":"user","content":"' + "🧠".encode() + b"x" * 10_000_000 + b'"}',
+    "escaped emoji": b'{"role":"user","content":"\\ud83e\\udde0' + b"x" * 8_000_000 + b'"}',
+    "msgpack of four billion": b"\xdd\xff\xff\xff\xff",
+    "msgpack, deep": b"\x91" * 1_000_000,
+    "msgpack, wide": b"\xdc\xff\xff" + b"\xc0" * 65_535,
+    "long base64": base64.b64encode(b"\x00" * 8_000_000),
+    "pickle of long text": b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7f.",
+    "protobuf": b"\x08\x01" * 3_000_000,
+    "nothing but quotes": b'"' * 5_000_000,
+}
+
+
+def shells(data: bytes) -> Iterable[SessionValues]:
+    """Yield the bytes as a payload of a store of each kind: lists, documents, msgpack, hashes, unknown."""
+    blob = json.dumps({"t": "msgpack", "d": base64.b64encode(data).decode()}).encode()
+    for name in (
+        "langchain-community",
+        "agno",
+        "google-adk-redis",
+        "langgraph-redis",
+        "langgraph-plainredis",
+        "redisvl",
+    ):
+        stored = known_of(raws_of(name))
+        target = next(name for name, raw in stored.keys.items() if raw and raw.payloads)
+        payload = blob if name == "langgraph-plainredis" else data
+        yield SessionValues(
+            stored.owner, {key: _with(raw, payload) if key == target else raw for key, raw in stored.keys.items()}
+        )
+    for kind in ("string", "list"):
+        yield SessionValues(
+            KeyOwner("unknown", "k", "", "unknown"),
+            {"k": _with(RedisValue("k", kind, data=b"x", elements=[b"", b""]), data)},
+        )
+
+
+def _with(raw: RedisValue | None, data: bytes) -> RedisValue | None:
+    if raw is None:
+        return None
+    return RedisValue(
+        raw.name,
+        raw.kind,
+        data=data if raw.data else b"",
+        elements=[data, *raw.elements[1:]] if raw.elements else [],
+        fields=dict.fromkeys(raw.fields, data),
+        members=raw.members,
+        scores=raw.scores,
+        total=raw.total,
+    )
+
+
+def survive(stored: SessionValues) -> list[Item]:
+    module = unknown.decode if stored.owner.store == "unknown" else formats.decode
+    for raw in stored.keys.values():
+        if raw:
+            formats.recognise(raw, "sess-A")
+            unknown.payload_encoding(raw)
+    if stored.owner.store != "unknown":
+        list(formats.format_of(stored.owner.store).siblings(stored))
+    kept = []
+    for item in module(stored):
+        if not isinstance(item, Turn):
+            kept.append(item)
+        del item
+    return kept
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_bytes_are_survived_in_bounded_time_and_memory(what: str) -> None:
+    data = HOSTILE[what]
+    slowest, store = 0.0, ""
+    for stored in shells(data):
+        begun = time.process_time()
+        survive(stored)
+        took = time.process_time() - begun
+        slowest, store = max((slowest, store), (took, stored.owner.store))
+    assert slowest <= 1.0, store
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_bytes_take_bounded_memory(what: str) -> None:
+    data = HOSTILE[what]
+    document, listed = RedisValue("k", "string", data=data), RedisValue("k", "list", elements=[data] * 3)
+    for store, raw in (("unknown", document), ("google-adk-redis", document), ("llama-index", listed)):
+        stored = SessionValues(KeyOwner(store, "k", "", "primary"), {"k": raw})
+        tracemalloc.start()
+        survive(stored)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak <= (64 << 20) + len(data), store
+
+
+FIELDS = [
+    *(
+        "role",
+        "content",
+        "type",
+        "data",
+        "id",
+        "tool_calls",
+        "name",
+        "function",
+        "text",
+        "parts",
+        "events",
+        "blocks",
+        "t",
+    ),
+    *("contents", "kwargs", "lc", "messages", "channel_values", "checkpoint", "created_at", "timestamp", "d", "output"),
+    *("tool_call_id", "__event__", "result", "call_id", "additional_kwargs", "run_data", "run_id", "session_id"),
+]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=6),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_no_json_stops_a_decoder(data: st.DataObject) -> None:
+    stored = known_of(raws_of(data.draw(st.sampled_from(CAPTURES))))
+    target = data.draw(st.sampled_from([name for name, raw in stored.keys.items() if raw]))
+    payload = json.dumps(data.draw(JSON)).encode()
+    survive(
+        SessionValues(
+            stored.owner, {name: _with(raw, payload) if name == target else raw for name, raw in stored.keys.items()}
+        )
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_no_mutation_of_a_capture_stops_a_decoder(data: st.DataObject) -> None:
+    stored = known_of(raws_of(data.draw(st.sampled_from(CAPTURES))))
+    keys = dict(stored.keys)
+    for name in data.draw(st.lists(st.sampled_from([name for name, raw in keys.items() if raw]), max_size=3)):
+        raw = keys[name]
+        payload = bytearray(next(iter(raw.payloads), b"") if raw else b"")
+        for at in data.draw(st.lists(st.integers(0, max(0, len(payload) - 1)), max_size=8)) if payload else []:
+            payload[at] = data.draw(st.integers(0, 255))
+        keys[name] = _with(raw, bytes(payload[: data.draw(st.integers(0, len(payload)))]))
+    survive(SessionValues(stored.owner, keys))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=200))
+def test_no_bytes_stop_the_readers(data: bytes) -> None:
+    parse(data)
+    encodings.encoding_of(data)
+    encodings.pickle_opcodes(data)
+    encodings.hex_view(data)
+    with contextlib.suppress(msgpack.MsgpackFault):
+        msgpack.unpack(data)
+
+
+def test_msgpack_reads_every_kind_of_value() -> None:
+    packed = (
+        b"\x8c\xa1a\xc0\xa1b\xc3\xa1c\xcd\x01\x00\xa1d\xff\xa1e\xcb?\xf8\x00\x00\x00\x00\x00\x00\xa1f\xd9\x02hi"
+        b"\xa1g\xc4\x02\x00\x01\xa1h\x92\x01\x02\xa1i\xd4\x05x\xa1j\xdc\x00\x01\xc2\xa1k\xde\x00\x01\xa1z\xd0\x80\xa1l\xc7\x02\x07ab"
+    )
+    assert msgpack.unpack(packed) == {
+        "a": None, "b": True, "c": 256, "d": -1, "e": 1.5, "f": "hi", "g": b"\x00\x01", "h": [1, 2],
+        "i": msgpack.Ext(5, b"x"), "j": [False], "k": {"z": -128}, "l": msgpack.Ext(7, b"ab"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("data", "byte", "says"),
+    [(b"\xa5hi", 1, "cut short"), (b"\xc1", 0, "never uses"), (b"\xc0\xc0", 1, "after the end"),
+     (b"\xa1\xff", 1, "UTF-8"), (b"\x91" * 100, 65, "too deeply"), (b"\xdc\xff\xff", 3, "cut short")],
+)  # fmt: skip
+def test_msgpack_faults_say_where(data: bytes, byte: int, says: str) -> None:
+    with pytest.raises(msgpack.MsgpackFault, match=says) as fault:
+        msgpack.unpack(data)
+    assert fault.value.byte == byte
+
+
+@pytest.mark.parametrize(
+    ("data", "byte", "says"),
+    [(b'{"a": }', 6, "not valid JSON"), ('{"é": }'.encode(), 7, "not valid JSON"), (b'{"a": "\xff"}', 7, "UTF-8"),
+     (nested(100_000), 1024, "too deeply"), (b"", 0, "not valid JSON"), (b'"\\ud83d" x', 9, "not valid JSON")],
+)  # fmt: skip
+def test_json_faults_say_where(data: bytes, byte: int, says: str) -> None:
+    fault = parse(data).fault
+    assert fault is not None
+    assert fault.byte is not None
+    assert abs(fault.byte - byte) <= 1
+    assert says in fault.message
+
+
+def test_the_estimate_of_memory_is_an_upper_bound() -> None:
+    for data in (
+        b"[" + b"[]," * 50_000 + b"[]]",
+        b'{"a":[' + b'{"a":1},' * 50_000 + b"1]}",
+        b"[" + b"1.5," * 50_000 + b"1]",
+    ):
+        tracemalloc.start()
+        value = json.loads(data)
+        taken = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        assert value is not None
+        assert bounded_json.unfolded_bytes(data) >= taken
+
+
+# Safe to show
+
+
+def test_nothing_that_a_terminal_acts_on_is_shown_as_it_is() -> None:
+    shown = render.printable("a\x1b[31mred\x07\u202eevil\u2066\x9b\n\r\x00\ud83d\U000e0041z\u2028")
+    assert shown == "a\\x1b[31mred\\x07\\u202eevil\\u2066\\x9b\\n\\x0d\\x00\\ud83d\\U000e0041z\\u2028"
+    assert render.printable("Привет 👨‍👩‍👧 Zürich 你好 ☀️ é") == "Привет 👨‍👩‍👧 Zürich 你好 ☀️ é"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=40))
+def test_whatever_is_shown_is_one_line_without_controls(text: str) -> None:
+    shown = render.printable(text)
+    shown.encode()
+    assert not any(
+        char < " " or "\x7f" <= char <= "\x9f" or char in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+        for char in shown
+    )
+
+
+def test_a_long_text_is_cut_and_says_so() -> None:
+    assert render.printable("x" * 10_000_000) == "x" * 2_000 + "… (10,000,000 characters)"
+    assert render.escaped('<script>"&') == "&lt;script&gt;&quot;&amp;"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=30))
+def test_a_name_that_was_quoted_is_had_back(name: bytes) -> None:
+    assert unquoted(quoted(to_name(name))) == to_name(name)
+
+
+def test_width_counts_columns() -> None:
+    assert [render.width(text) for text in ("abc", "你好", "é", "e\u0301")] == [3, 4, 1, 1]
+
+
+def test_names_survive_and_are_quoted_for_redis_cli() -> None:
+    assert to_bytes(to_name(b"\xff\x00a")) == b"\xff\x00a"
+    assert quoted("lg:idx:a:") == "lg:idx:a:"
+    assert quoted('a "b"\n\udcff$(rm)') == '"a \\x22b\\x22\\x0a\\xff$(rm)"'
+
+
+def test_a_few_hundred_steps_of_the_fuzzer_find_nothing() -> None:
+    fuzzer = Fuzzer(seed=20261124)
+    reached = len(fuzzer.edges)
+    for _ in range(300):
+        fuzzer.step()
+    assert fuzzer.failures == []
+    assert len(fuzzer.edges) > reached + 500
+
+
+def test_a_newer_schema_is_said_and_read_as_far_as_it_goes() -> None:
+    for name in ("langgraph-redis", "langgraph-redis-shallow"):
+        raws = [_with(raw, raw.data.replace(b'"v":4', b'"v":9')) or raw for raw in raws_of(name)]
+        items = decoded(raws)
+        assert [problem.cause for problem in problems(items)] == ["unknown_schema"]
+        assert plainly(turns(items)) == expected_of(name)
+    (raw,) = raws_of("agent-framework-redis")
+    (problem,) = problems(
+        decoded([RedisValue(raw.name.replace("|v2|", "|v3|"), "list", elements=raw.elements, total=3)])
+    )
+    assert problem.cause == "unknown_schema"
+
+
+def test_runs_that_are_gone_with_all_that_named_them_leave_a_gap() -> None:
+    lost = "f082bd82-75bf-46ce-8948-423d61b19d2b"
+    raws = [
+        RedisValue(raw.name, raw.kind, data=raw.data, members=raw.members - {lost}, total=raw.total,
+            scores={member: score for member, score in raw.scores.items() if member != lost})
+        for raw in raws_of("agno") if lost not in raw.name
+    ]  # fmt: skip
+    assert "run 2 is the next after 1 runs: 1 before it are gone" in [
+        problem.message for problem in problems(decoded(raws))
+    ]
+
+
+def test_an_order_that_is_not_the_clocks_is_said() -> None:
+    now = 1_790_000_000.0
+    assert follow(USER._replace(at_s=now), USER._replace(at_s=now - 60)) == ["out_of_order"]
+    assert follow(USER._replace(at_s=now), USER._replace(at_s=now - 1)) == []
+    (raw,) = raws_of("ag2")
+    raw.elements[0] = raw.elements[0].replace(b"17953816", b"17963816")
+    assert [problem.cause for problem in problems(decoded([raw]))] == ["out_of_order", "out_of_order"]
+
+
+def test_what_stands_where_fields_should_is_no_message_and_no_harm() -> None:
+    for fields in (None, 7, "x", [], True):
+        raw = list_of("message_store:s", {"type": "human", "data": {"content": "hi"}}, {"type": "ai", "data": fields})
+        items = decoded([raw], "s")
+        assert [turn.text for turn in turns(items)] == ["hi"]
+        assert [problem.cause for problem in problems(items)] == ["corrupt"]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"type": "human", "content": "hi", "id": "1"},
+        {"role": "user", "content": "hi"},
+        {"lc": 1, "type": "constructor", "id": ["langchain", "HumanMessage"], "kwargs": {"content": "hi"}},
+        {"lc": 1, "type": "constructor", "id": [["HumanMessage"]], "kwargs": {"content": "hi", "type": "human"}},
+    ],
+)
+def test_langgraphs_messages_may_have_any_form(entry: dict[str, Any]) -> None:
+    document = {"thread_id": "s", "checkpoint_ns": "__empty__", "checkpoint": {"channel_values": {"history": [entry]}}}
+    raw = RedisValue("checkpoint:s:", "ReJSON-RL", data=json.dumps(document).encode())
+    (turn,) = turns(decoded([raw], "s"))
+    assert (turn.role, turn.text) == ("user", "hi")
+
+
+def test_a_graph_without_messages_is_no_damage() -> None:
+    document = {"thread_id": "s", "checkpoint_ns": "__empty__", "checkpoint": {"channel_values": {"count": [1, 2]}}}
+    items = decoded([RedisValue("checkpoint:s:", "ReJSON-RL", data=json.dumps(document).encode())], "s")
+    assert Note("no channel of the graph's state holds messages") in items
+
+
+def test_bad_base64_and_bad_msgpack_are_told_apart() -> None:
+    key = "lg:blob:sess-A::messages:8"
+    for data, says in ((b"!!", "not valid base64"), (b"kQ==", "msgpack cut short at its byte 1")):
+        raws = [_with(raw, json.dumps({"t": "msgpack", "d": data.decode()}).encode()) if raw.name == key else raw
+                for raw in raws_of("langgraph-plainredis")]  # fmt: skip
+        corrupt = [problem for problem in problems(decoded(filter(None, raws))) if problem.cause == "corrupt"]
+        assert [problem.key for problem in corrupt] == [key]
+        assert says in corrupt[0].message
+
+
+def test_llama_indexs_plain_and_other_messages() -> None:
+    def block(**fields: Any) -> dict[str, Any]:
+        return {"role": "user", "additional_kwargs": {}, "blocks": [fields]}
+
+    plain = [block(block_type="text", text=f"{at}") for at in range(150)]
+    image = block(block_type="image", url="x")
+    call = block(block_type="tool_call", tool_call_id="1", tool_name="f") | {"role": "assistant"}
+    old = {"role": "assistant", "content": "old", "additional_kwargs": {}}
+    found = turns(decoded([list_of("s", *plain, image, call, old)], "s"))
+    assert [turn.text for turn in found[-4:]] == ["149", "[image]", "", "old"]
+    assert found[-2].tools == (Tool("f", "1"),)
+
+
+def test_reasoning_is_noted_and_not_shown() -> None:
+    items = [{"role": "user", "content": "hi"}, {"type": "reasoning", "id": "r", "summary": []}]
+    items.append(
+        {"type": "message", "role": "assistant", "id": "m", "content": [{"type": "output_text", "text": "ho"}]}
+    )
+    hashed = RedisValue("agents:session:s", "hash", fields={"created_at": b"1"})
+    found = decoded([list_of("agents:session:s:messages", *items), hashed], "s")
+    assert [turn.text for turn in turns(found)] == ["hi", "ho"]
+    assert any("reasoning" in item.message for item in found if isinstance(item, Note))
+
+
+def test_agent_framework_sessions_with_keys_of_their_own() -> None:
+    (raw,) = raws_of("agent-framework-redis")
+    for name, wanted, session in (
+        ("chat_messages|v2|s7", None, "s7"),
+        ("x|s7", "s7", "s7"),
+        ("chat_messages|~redis-session-!", None, "~redis-session-!"),
+    ):
+        owner = formats.recognise(RedisValue(name, "list", elements=raw.elements), wanted)
+        assert owner is not None
+        assert owner.session == session
+
+
+def _sessions(elements: list[bytes]) -> RedisValue:
+    head = memkit_raw().elements[0]
+    return RedisValue("session:s", "list", elements=[head, *elements], total=len(elements) + 1)

@@ -1,0 +1,136 @@
+"""Layouts that people write themselves: roles, texts, tools and order, as far as the content tells them."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import zlib
+from typing import Any
+
+import pytest
+
+from memkit.formats import recognise, unknown
+from memkit.formats.model import Item, KeyOwner, Note, Problem, SessionValues, Turn
+from memkit.readonly.values import RedisValue
+
+ASKED, ANSWERED = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}
+BOTH = [("user", "hi"), ("assistant", "ho")]
+
+
+def packed(value: Any) -> bytes:
+    return value if isinstance(value, bytes) else json.dumps(value).encode()
+
+
+def string(value: Any, name: str = "chat:1") -> RedisValue:
+    return RedisValue(name, "string", data=packed(value), total=len(packed(value)))
+
+
+def elements(*values: Any) -> RedisValue:
+    return RedisValue("chat:1", "list", elements=list(map(packed, values)), total=len(values))
+
+
+def fields(name: str = "chat:1", **values: Any) -> RedisValue:
+    return RedisValue(name, "hash", fields={field: packed(value) for field, value in values.items()})
+
+
+def decoded(*raws: RedisValue) -> list[Item]:
+    assert [recognise(raw) for raw in raws] == [None] * len(raws)
+    owner = KeyOwner(unknown.STORE, "1", "", unknown.STORE)
+    return list(unknown.decode(SessionValues(owner, {raw.name: raw for raw in raws})))
+
+
+def turns(items: list[Item]) -> list[tuple[str, str]]:
+    return [(item.role, item.text) for item in items if isinstance(item, Turn)]
+
+
+LAYOUTS = {
+    "sender and message": elements({"sender": "user", "message": "hi"}, {"sender": "bot", "message": "ho"}),
+    "author and body": elements({"author": "human", "body": "hi"}, {"author": "ai", "body": "ho"}),
+    "from and text": elements({"from": "customer", "text": "hi"}, {"from": "BOT", "text": "ho"}),
+    "type and text": elements({"type": "user", "text": "hi"}, {"type": "assistant", "text": "ho"}),
+    "prompt and response": string([{"prompt": "hi", "response": "ho"}]),
+    "user and assistant": string([{"user": "hi", "assistant": "ho"}]),
+    "one role a field": string([{"user": "hi"}, {"assistant": "ho"}]),
+    "lines": elements(b"User: hi", b"Assistant: ho"),
+    "JSON lines": string(packed(ASKED) + b"\n" + packed(ANSWERED)),
+    "gzip": string(gzip.compress(packed([ASKED, ANSWERED]))),
+    "zlib elements": elements(zlib.compress(packed(ASKED)), zlib.compress(packed(ANSWERED))),
+    "base64": string(base64.b64encode(packed({"messages": [ASKED, ANSWERED]}))),
+    "JSON in a JSON string": string(json.dumps([ASKED, ANSWERED])),
+    "msgpack": string(b"\x92\x82\xa4role\xa4user\xa7content\xa2hi\x82\xa4role\xa9assistant\xa7content\xa2ho"),
+    "nested object": string({"session": {"id": 1, "conversation": {"messages": [ASKED, ANSWERED]}}}),
+    "numbered object": string({"0": ASKED, "1": ANSWERED}),
+    "field of a hash": fields(history=[ASKED, ANSWERED], user=b"u1"),
+    "numbered hash": fields(**{"10": ANSWERED, "9": ASKED}),
+    "sorted set": RedisValue("chat:1", "zset", scores={json.dumps(ANSWERED): 2.0, json.dumps(ASKED): 1.0}),
+    "stream of fields": RedisValue("chat:1", "stream", entries=[
+        ("1795883377104-0", {"role": b"user", "content": b"hi"}),
+        ("1795883377105-0", {"role": b"ai", "content": b"ho"})]),
+    "stream of JSON": RedisValue("chat:1", "stream", entries=[
+        ("1795883377104-0", {"data": packed(ASKED)}), ("1795883377105-0", {"data": packed(ANSWERED)})]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_homemade_layout_is_decoded(layout: str) -> None:
+    assert turns(decoded(LAYOUTS[layout])) == BOTH
+
+
+def test_a_key_a_message_is_ordered_by_number() -> None:
+    keys = [fields("chat:1:10", role=b"assistant", content=b"ho"), fields("chat:1:9", role=b"user", content=b"hi")]
+    assert turns(decoded(*keys)) == BOTH
+
+
+CALL = {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "w", "input": {}}]}
+RESULT = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "21"}]}
+
+
+@pytest.mark.parametrize(
+    "newest_first",
+    [
+        [RESULT, CALL, ASKED],
+        [ANSWERED | {"ts": 3}, ASKED | {"ts": 2}],
+        [ANSWERED | {"timestamp": "2026-01-01T00:00:02Z"}, ASKED | {"timestamp": "2026-01-01T00:00:01Z"}],
+        [ANSWERED, ASKED, {"role": "system", "content": "be kind"}],
+    ],
+    ids=["tool call", "index", "time", "system message"],
+)
+def test_the_content_shows_a_list_to_be_newest_first(newest_first: list[Any]) -> None:
+    backwards = decoded(elements(*newest_first))
+    assert turns(backwards) == turns(decoded(elements(*newest_first[::-1])))
+    assert turns(backwards)[0][0] in ("user", "system")
+    assert not [item for item in backwards if isinstance(item, Note)]
+
+
+def test_an_order_that_nothing_shows_is_reported() -> None:
+    for values in ([ASKED, ANSWERED], [ANSWERED, ASKED]):
+        items = decoded(elements(*values))
+        assert turns(items) == BOTH
+        (note,) = [item for item in items if isinstance(item, Note)]
+        assert "the order of the messages is not known" in note.message
+
+
+def test_json_without_messages_is_partly_decoded() -> None:
+    (problem,) = [item for item in decoded(string({"a": [1, 2], "b": "c"})) if isinstance(item, Problem)]
+    assert (problem.cause, problem.message.split(":")[0]) == ("partly_decoded", "partly decoded")
+
+
+@pytest.mark.parametrize(
+    ("payload", "name"),
+    [(b"\xac\xed\x00\x05sr\x00\x11java.util.ArrayListx", "java"), (b'a:1:{i:0;s:2:"hi";}', "php"),
+     (b"gAAAAABrCwW06zwtDmNV0iq-uSEkKZDYzIETmcEh4SBQ-IrUHdCJnCMjgbCB4MH5qnRP5k-whYUc2pxD4Tn21Q==", "fernet")],
+)  # fmt: skip
+def test_a_serialised_object_is_named(payload: bytes, name: str) -> None:
+    (note,) = [item for item in decoded(string(payload)) if isinstance(item, Note)]
+    assert f"the payload looks like {name}" in note.message
+
+
+def test_a_list_of_messages_is_not_openai_agents() -> None:
+    raw = elements(ASKED, ANSWERED)._replace(name="chat:1:messages")
+    assert recognise(raw) is None
+
+
+def test_a_hash_beside_the_messages_is_no_message() -> None:
+    items = decoded(elements(ASKED, ANSWERED), fields("chat:1:meta", user=b"u1", title=b"x"))
+    assert turns(items) == BOTH

@@ -1,0 +1,176 @@
+"""Append-only directories: what the server writes is read in order; what is damaged is refused."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from servers import LANES, every_server
+from waiting import wait_for
+
+from memkit.errors import SourceError
+from memkit.history.aof import KEPT_BYTES, AofFiles, find_aof, read_commands
+from memkit.history.rdb import RdbReader
+from memkit.server import RedisServer
+
+
+@pytest.fixture(params=["redis-7.0", "redis-8.2", "valkey-9"])
+def logging_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    """A server of each kind that keeps an append-only directory with timestamps."""
+    with logging(request.param, **{"aof-timestamp-enabled": "yes"}) as server:
+        yield server
+
+
+def logging(name: str, **config: str) -> RedisServer:
+    """A server of a lane that keeps an append-only file; skip if it is not here."""
+    binary = every_server()[name]
+    if not binary:
+        pytest.skip(f"no {name} on this machine: {LANES[name]}")
+    return RedisServer(binary=binary.path, config={"appendonly": "yes"} | config)
+
+
+def commands_of(files: AofFiles) -> list[tuple[bytes, ...]]:
+    return [command.arguments for path in files.increments for command in read_commands(path)]
+
+
+def test_commands_are_read_in_order(logging_server: RedisServer) -> None:
+    with logging_server.client() as client:
+        client.set("chat:1", "x" * 10_000, ex=100)
+        client.rpush("chat:2", "a", "b")
+        client.expire("chat:2", 100)
+        deadline = client.pexpiretime("chat:2")
+        client.delete("chat:1")
+        files = find_aof(logging_server.directory)
+        commands = commands_of(files)
+    assert [name for name, *_ in commands] == [b"SELECT", b"SET", b"RPUSH", b"PEXPIREAT", b"DEL"]
+    assert commands[1][:2] == (b"SET", b"chat:1")
+    assert commands[1][2] == b"x" * KEPT_BYTES
+    assert commands[3] == (b"PEXPIREAT", b"chat:2", b"%d" % deadline)
+
+
+def test_timestamps_follow_the_servers_clock(logging_server: RedisServer) -> None:
+    with logging_server.client() as client:
+        client.set("a", 1)
+        logging_server.clock.shift("1h")
+        client.set("b", 1)
+        now = logging_server.clock.now().timestamp()
+        (increment,) = find_aof(logging_server.directory).increments
+        seconds = {command.arguments[1]: command.second for command in read_commands(increment)}
+    assert seconds[b"b"] is not None
+    assert abs(seconds[b"b"] - now) < 60
+    assert seconds[b"a"] is None or now - seconds[b"a"] > 3_500
+
+
+def test_base_is_an_rdb_file(logging_server: RedisServer) -> None:
+    with logging_server.client() as client:
+        client.set("before", 1)
+        client.bgrewriteaof()
+        wait_for("the rewrite", lambda: client.info("persistence"), lambda seen: rewritten(seen))
+        client.set("after", 1)
+        files = find_aof(logging_server.directory)
+        commands = commands_of(files)
+    assert files.base_is_rdb
+    assert files.base is not None
+    with RdbReader(files.base) as reader:
+        assert [key.name for key in reader] == [b"before"]
+    assert [arguments[1] for arguments in commands if arguments[0] == b"SET"] == [b"after"]
+
+
+def rewritten(info: dict[str, object]) -> bool:
+    return not (info["aof_rewrite_in_progress"] or info["aof_rewrite_scheduled"])
+
+
+def directory_with(folder: Path, manifest: str, **files: bytes) -> Path:
+    (folder / "appendonly.aof.manifest").write_text(manifest)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+SET = b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1\r\nv\r\n"
+
+
+def test_increments_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    lines = "file ten seq 10 type i\nfile nine seq 9 type i\nfile old seq 1 type h\n"
+    files = find_aof(directory_with(tmp_path, lines, nine=SET, ten=SET))
+    assert [path.name for path in files.increments] == ["nine", "ten"]
+    assert files.base is None
+
+
+@pytest.mark.parametrize(("manifest", "message"), [
+    ("file a seq 1 type i\n", "names this file, but it does not exist"),
+    ("", "names no file"),
+    ("file ../../etc/passwd seq 1 type i\n", "line 1 is not understood"),
+    ("file k seq 1 type x\n", "line 1 is not understood"),
+    ("hello\n", "line 1 is not understood"),
+    ("file k seq 1 type b\nfile k seq 2 type b\n", "names 2 base files"),
+])  # fmt: skip
+def test_manifest_is_refused_in_one_line(tmp_path: Path, manifest: str, message: str) -> None:
+    with pytest.raises(SourceError, match=message):
+        find_aof(directory_with(tmp_path, manifest, k=SET))
+
+
+def test_directory_without_a_manifest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no append-only file in it"):
+        find_aof(tmp_path)
+    with pytest.raises(SourceError, match="no such file or directory"):
+        find_aof(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(("data", "message"), [
+    (SET + SET[:-3], "is truncated"),
+    (SET + b"*3\r\n$3\r\nSET\r\n", "is truncated"),
+    (SET + b"hello\r\n", "neither a command nor an annotation"),
+    (b"*-1\r\n", "a length that is no number or too large"),
+    (b"*99999999999\r\n", "a length that is no number or too large"),
+    (b"*1\r\n$99999999999\r\n", "a length that is no number or too large"),
+    (b"*0\r\n", "a command without a name"),
+    (b"*1\r\n+OK\r\n", "an argument without its length"),
+    (b"x" * 5_000, "a line without an end"),
+])  # fmt: skip
+def test_damaged_commands_are_refused(tmp_path: Path, data: bytes, message: str) -> None:
+    path = tmp_path / "k"
+    path.write_bytes(data)
+    with pytest.raises(SourceError, match=message):
+        list(read_commands(path))
+
+
+def test_annotations_other_than_timestamps_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "k"
+    path.write_bytes(b"#TS:1700000000\r\n" + SET + b"#something else\r\n" + SET)
+    assert [command.second for command in read_commands(path)] == [1_700_000_000] * 2
+
+
+def test_random_bytes_raise_source_errors_only(tmp_path: Path) -> None:
+    dice = random.Random(20)
+    path = tmp_path / "k"
+    for _ in range(300):
+        data = bytearray(SET * 20)
+        for _ in range(dice.randrange(1, 4)):
+            data[dice.randrange(len(data))] = dice.randrange(256)
+        path.write_bytes(data)
+        with suppress(SourceError):
+            for command in read_commands(path):
+                assert sum(map(len, command.arguments)) <= len(data)
+
+
+def test_argument_over_a_chunk_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "k"
+    value = b"v" * (5 << 20)
+    path.write_bytes(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$%d\r\n%b\r\n" % (len(value), value) + SET)
+    first, second = read_commands(path)
+    assert len(first.arguments[2]) == KEPT_BYTES
+    assert second.arguments == (b"SET", b"k", b"v")
+
+
+def test_old_server_writes_one_file() -> None:
+    with logging("redis-6.2") as server, server.client() as client:
+        client.set("k", "v", ex=100)
+        files = find_aof(server.directory / "appendonly.aof")
+        assert files.base is not None
+        commands = [command.arguments for command in read_commands(files.base)]
+    assert [arguments[0] for arguments in commands] == [b"SELECT", b"SET"]
+    assert b"PXAT" in commands[1]

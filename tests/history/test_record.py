@@ -1,0 +1,294 @@
+"""Recordings of a live server: what became of each key is right or left open; the server is only read."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+from servers import start
+from test_history import CANARY
+from waiting import wait_for
+
+from memkit.errors import ServerError, SourceError
+from memkit.history.ledger import Ledger
+from memkit.history.record import GAP_S, RecordingSummary, record
+from memkit.history.run import history
+from memkit.server import RedisServer
+
+WEEK_S = 604_800
+READS = {"hello", "client|tracking", "time", "info", "scan", "pexpiretime", "ping", "client|setinfo"}
+
+
+@pytest.fixture(params=["redis-7.0", "redis-8.2", "valkey-9"])
+def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    with start(request.param) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: RedisServer) -> Iterator[redis.Redis]:
+    with server.client() as client:
+        yield client
+
+
+@contextmanager
+def recording(server: RedisServer, path: Path, *prefixes: bytes) -> Iterator[list[RecordingSummary]]:
+    """Record in a thread while the block runs."""
+    stop, begun = threading.Event(), threading.Event()
+    summaries: list[RecordingSummary] = []
+
+    def run() -> None:
+        summaries.append(record(server.url, path, prefixes=prefixes, stop=stop, began=lambda _: begun.set()))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert begun.wait(60)
+    try:
+        yield summaries
+    finally:
+        stop.set()
+        thread.join()
+
+
+def recorded(path: Path, done: Callable[[dict[tuple[bytes, str], int]], object]) -> None:
+    """Wait until the recording has what is expected: (key, event) -> how often."""
+
+    def events() -> dict[tuple[bytes, str], int]:
+        counts: dict[tuple[bytes, str], int] = {}
+        with Ledger(path, reading=True) as ledger:
+            for event in ledger.events():
+                counts[event.name, event.event] = counts.get((event.name, event.event), 0) + 1
+        return counts
+
+    wait_for("the events in the recording", events, done)
+
+
+def cause(path: Path, session: str) -> str:
+    fate = history(path, session=session).fate
+    assert fate is not None
+    return fate.cause
+
+
+def has(key: bytes, *names: str) -> Callable[[dict[tuple[bytes, str], int]], bool]:
+    return lambda seen: any((key, name) in seen for name in names)
+
+
+def test_each_end_is_named(server: RedisServer, client: redis.Redis, tmp_path: Path) -> None:
+    path = tmp_path / "incident.db"
+    client.set("chat:before", CANARY, ex=WEEK_S)
+    with recording(server, path, b"chat:") as summaries:
+        for name in ("expired", "deleted", "overwritten", "persisted", "renamed", "kept", "flushed"):
+            client.set(f"chat:{name}", CANARY, ex=300 if name == "expired" else WEEK_S)
+        client.set("other:1", CANARY)
+        recorded(path, has(b"chat:flushed", "written"))
+        client.delete("chat:deleted")
+        recorded(path, has(b"chat:deleted", "deleted"))
+        client.set("chat:overwritten", CANARY)
+        recorded(path, has(b"chat:overwritten", "overwritten"))
+        client.persist("chat:persisted")
+        recorded(path, has(b"chat:persisted", "ttl_removed"))
+        client.rename("chat:renamed", "chat:other")
+        recorded(path, has(b"chat:renamed", "renamed"))
+        client.expire("chat:kept", WEEK_S * 2)
+        recorded(path, has(b"chat:kept", "renewed"))
+        server.clock.shift("10m")
+        client.exists("chat:expired")
+        recorded(path, has(b"chat:expired", "expired"))
+    assert summaries[0].events >= 13
+    names = ("expired", "deleted", "overwritten", "persisted", "renamed", "kept", "before", "other:1")
+    assert [cause(path, name) for name in names] == [
+        *("expired", "deleted", "overwritten", "exists", "renamed", "exists", "exists", "never_seen"),
+    ]
+    fate = history(path, session="expired").fate
+    assert fate is not None
+    assert (fate.ttl_s, fate.confidence, fate.at_is) == (300, "proven", "exact")
+
+
+def test_flush_of_this_database_and_of_another(server: RedisServer, client: redis.Redis, tmp_path: Path) -> None:
+    path = tmp_path / "incident.db"
+    client.set("chat:1", CANARY, ex=WEEK_S)
+    with recording(server, path, b"chat:"):
+        client.select(3)
+        client.set("chat:1", CANARY)
+        client.flushdb()
+        client.select(0)
+        client.set("chat:2", CANARY)
+        recorded(path, has(b"chat:2", "written"))
+        client.flushdb()
+        recorded(path, has(b"chat:1", "flushed"))
+        client.set("chat:3", CANARY)
+        recorded(path, has(b"chat:3", "written"))
+    assert [cause(path, name) for name in ("chat:1", "chat:2", "chat:3")] == ["flushed", "flushed", "exists"]
+
+
+def test_evicted_keys_are_named_if_nothing_was_deleted(tmp_path: Path) -> None:
+    path = tmp_path / "incident.db"
+    with start("redis-8.2") as server, server.client() as client:
+        client.config_set("maxmemory-policy", "allkeys-random")
+        for number in range(200):
+            client.set(f"chat:{number}", "x" * 10_000, ex=WEEK_S)
+        with recording(server, path, b"chat:"):
+            client.config_set("maxmemory", client.info("memory")["used_memory"] - 500_000)
+            client.ping()
+            recorded(path, lambda seen: sum(name == "evicted" for _, name in seen) >= 20)
+        fates = history(path).fates["chat:"]
+    assert fates["evicted"] >= 20
+    assert set(fates) == {"evicted", "exists"}
+
+
+def test_only_commands_that_read_are_sent(server: RedisServer, client: redis.Redis, tmp_path: Path) -> None:
+    client.set("chat:1", CANARY)
+    client.config_resetstat()
+    with recording(server, tmp_path / "incident.db"):
+        pass
+    calls = {name.removeprefix("cmdstat_") for name in client.info("commandstats")}
+    assert calls <= READS | {"config|resetstat"}
+
+
+def test_no_value_is_recorded(server: RedisServer, client: redis.Redis, tmp_path: Path) -> None:
+    path = tmp_path / "incident.db"
+    with recording(server, path):
+        client.set("chat:1", CANARY, ex=300)
+        recorded(path, has(b"chat:1", "written"))
+    data = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert b"chat:1" in data
+    assert CANARY.encode() not in data
+    assert CANARY not in history(path, session="chat:1").to_json()
+
+
+def test_lost_connection_is_a_gap(server: RedisServer, client: redis.Redis, tmp_path: Path) -> None:
+    path = tmp_path / "incident.db"
+    client.set("chat:1", CANARY, ex=WEEK_S)
+    client.set("chat:2", CANARY, ex=WEEK_S)
+    with recording(server, path):
+        with client.pipeline(transaction=True) as pipe:
+            for connection in client.client_list():
+                if connection["id"] != str(client.client_id()):
+                    pipe.client_kill_filter(_id=connection["id"])
+            pipe.delete("chat:1").execute()
+        wait_for("the gap in the recording", lambda: gaps(path))
+        client.set("chat:3", CANARY)
+        recorded(path, has(b"chat:3", "written"))
+    fate = history(path, session="chat:1").fate
+    assert fate is not None
+    assert fate.cause == "unknown"
+    assert "deleted" in (fate.either or ())
+    assert cause(path, "chat:2") == "exists"
+    assert history(path).to_dict()["gaps"]
+
+
+def gaps(path: Path) -> list[tuple[int, int, str]]:
+    with Ledger(path, reading=True) as ledger:
+        return ledger.gaps()
+
+
+def test_pause_of_the_recorder_is_a_gap(tmp_path: Path) -> None:
+    path = tmp_path / "incident.db"
+    with start("redis-8.2") as server, server.client() as client, subprocess_recording(server, path) as process:
+        process.send_signal(signal.SIGSTOP)
+        client.set("chat:1", CANARY)
+        threading.Event().wait(2 * GAP_S)  # the pause itself
+        process.send_signal(signal.SIGCONT)
+        wait_for("the gap in the recording", lambda: gaps(path))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+
+
+def test_moved_clock_is_no_gap(tmp_path: Path) -> None:
+    path = tmp_path / "incident.db"
+    with start("redis-8.2") as server, server.client() as client, recording(server, path):
+        server.clock.shift("1h")
+        client.set("chat:1", CANARY)
+        recorded(path, has(b"chat:1", "written"))
+    assert gaps(path) == []
+
+
+def test_killed_it_keeps_what_was_committed(tmp_path: Path) -> None:
+    path = tmp_path / "incident.db"
+    with start("redis-8.2") as server, server.client() as client, subprocess_recording(server, path) as process:
+        client.set("chat:1", CANARY, ex=300)
+        recorded(path, has(b"chat:1", "written"))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(60)
+    assert cause(path, "chat:1") == "exists"
+    with sqlite3.connect(path) as file:
+        assert file.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@contextmanager
+def subprocess_recording(server: RedisServer, path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A recorder in a process of its own, which ends with status 0 on Ctrl-C."""
+    code = (
+        "import signal, sys, threading\nfrom memkit.history.record import record\n"
+        "stop = threading.Event()\nsignal.signal(signal.SIGINT, lambda *_: stop.set())\n"
+        "record(sys.argv[1], sys.argv[2], stop=stop, began=lambda text: print(text, flush=True))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, server.url, str(path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("recording ")
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_existing_file_is_never_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "incident.db"
+    path.write_text("mine")
+    with start("redis-8.2") as server, pytest.raises(SourceError, match="the file exists"):
+        record(server.url, path, for_s=0.1)
+    assert path.read_text() == "mine"
+
+
+def test_missing_right_is_named(tmp_path: Path) -> None:
+    with start("redis-8.2") as server, server.client() as admin:
+        admin.execute_command("ACL", "SETUSER", "reader", "on", ">pw", "~*", "+info", "+time", "+hello")
+        url = server.url.replace("unix://", "unix://reader:pw@")
+        with pytest.raises(ServerError, match="client|tracking"):
+            record(url, tmp_path / "incident.db", for_s=0.1)
+
+
+def test_dead_server_is_reported_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match="the recording cannot begin") as refused:
+        record("redis://127.0.0.1:1/0", tmp_path / "incident.db", for_s=0.1)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("data", [b"SQLite format 3\0", b"", b"text"])
+def test_file_that_is_no_recording_is_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "incident.db"
+    path.write_bytes(data)
+    with pytest.raises(SourceError):
+        history(path)
+
+
+def test_other_sqlite_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.db"
+    with sqlite3.connect(path) as file:
+        file.execute("CREATE TABLE t (a)")
+    with pytest.raises(SourceError, match="no recording of memkit"):
+        history(path)
+
+
+def test_an_event_takes_under_60_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "incident.db"
+    with Ledger(path) as ledger:
+        ledger.begin_source(kind="tracking", name="x", server="redis", version="8", began_ms=0)
+        for number in range(20_000):
+            key = ledger.set_key(0, b"chat:user-%d" % (number % 2_000), live=True, deadline_ms=1_800_000_000_000)
+            ledger.add_event(
+                key, "renewed", at_ms=1_795_000_000_000 + number, after_ms=1_795_000_000_000 + number,
+                deadline_ms=1_800_000_000_000, ttl_ms=300_000,
+            )  # fmt: skip
+    assert path.stat().st_size < 20_000 * 60

@@ -1,0 +1,266 @@
+"""Every notebook as users see it: `memkit lab` in headless Chromium, Run All, in the light and the dark theme.
+
+Screenshots go to MEMKIT_ARTEFACTS, or else stay in pytest's temporary directory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import nbformat
+import pytest
+from notebook_policy import METADATA
+from processes import linux
+from test_lab import Lab
+from test_notebooks import NOTEBOOKS
+
+from memkit.notebook.demo import QUESTIONS
+from memkit.notebook.triage import triage
+from memkit.server import RedisServer
+
+pytestmark = linux
+WITHIN_MS = 300_000
+WIDTH, TALLEST = 1280, 14_000
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-background-networking"]
+LAB_CONFIG = {"LabApp": {"expose_app_in_browser": True}}
+# Every cell is in the page, wherever it is scrolled to.
+TRACKER = {"windowingMode": "none"}
+READY = "window.jupyterapp && window.jupyterapp.restored.then(() => true)"
+RUN_ALL = """async path => {
+    const app = window.jupyterapp
+    const panel = await app.commands.execute('docmanager:open', {path})
+    await panel.context.ready
+    await panel.sessionContext.ready
+    await app.commands.execute('notebook:run-all-cells')
+    const images = [...panel.content.node.querySelectorAll('.jp-OutputArea-output img, .jp-OutputArea-output svg')]
+    const named = image => (image.getAttribute('alt') || image.getAttribute('aria-label') || '').trim()
+    return {
+        cells: [...panel.content.model.cells].filter(cell => cell.type == 'code').map(cell => cell.toJSON()),
+        images: images.map(named),
+        text: [...panel.content.node.querySelectorAll('.jp-OutputArea-output')].map(out => out.innerText).join('\\n'),
+    }
+}"""
+SHOW = """async path => {
+    const panel = await window.jupyterapp.commands.execute('docmanager:open', {path})
+    panel.content.activeCellIndex = 0
+    panel.content.node.querySelector('.jp-WindowedPanel-outer').scrollTop = 0
+    return panel.content.node.querySelector('.jp-WindowedPanel-viewport').scrollHeight
+}"""
+THEME = """async theme => {
+    await window.jupyterapp.commands.execute('apputils:change-theme', {theme})
+    while (document.querySelector('#jupyterlab-splash')) await new Promise(requestAnimationFrame)
+}"""
+COLOURS = """async path => {
+    const panel = await window.jupyterapp.commands.execute('docmanager:open', {path})
+    const figure = panel.content.node.querySelector('.memkit-figure')
+    const ink = figure.querySelector('svg [style*="fill: var(--memkit-1a1a1a"]')
+    const page = getComputedStyle(document.body).getPropertyValue('--jp-layout-color0')
+    return [getComputedStyle(figure).backgroundColor, getComputedStyle(ink).fill, page]
+}"""
+# Playwright waits for a promise as long as it takes.
+IN_TIME = "value => Promise.race([({script})(value), new Promise((_, no) => setTimeout(no, {ms}, new Error('hangs')))])"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A notebook after Run All: code cells with outputs, each image's alt text, all text."""
+
+    cells: list[dict[str, Any]]
+    images: list[str]
+    text: str
+
+
+class Elsewhere:
+    """A proxy that answers no request: each one would have left this machine."""
+
+    def __init__(self) -> None:
+        self.asked: list[object] = []
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        while True:
+            connection, _ = self._socket.accept()
+            with connection:
+                self.asked.append(connection.recv(1024))
+
+    def environment(self) -> dict[str, str]:
+        proxies = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), f"http://127.0.0.1:{self.port}")
+        return proxies | {"no_proxy": "127.0.0.1,localhost"}
+
+
+@pytest.fixture(scope="module")
+def visitor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visitor]:
+    playwright = _playwright()
+    elsewhere = Elsewhere()
+    folder = tmp_path_factory.mktemp("browser")
+    configure(folder)
+    shots = Path(os.environ.get("MEMKIT_ARTEFACTS") or folder) / "screenshots"
+    shots.mkdir(parents=True, exist_ok=True)
+    lab = Lab(folder, env=elsewhere.environment())
+    try:
+        with playwright() as driver:
+            visitor = Visitor(driver, lab, shots, folder, elsewhere)
+            yield visitor
+            visitor.look_again_in_the_dark()
+    finally:
+        lab.end()
+
+
+def _playwright() -> Any:
+    """Return playwright's entry point; skip with the reason if something is missing, and fail in CI."""
+    missing = pytest.fail if os.environ.get("CI") else pytest.skip
+    if not CHROMIUM:
+        missing("no Chromium on PATH: apt install chromium")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing("no playwright: pip install playwright")
+    return sync_playwright
+
+
+def configure(folder: Path) -> None:
+    """Write the settings of a separate Jupyter: see own_jupyter."""
+    settings = folder / "jupyter_config_dir/lab/user-settings/@jupyterlab/notebook-extension"
+    settings.mkdir(parents=True)
+    (settings / "tracker.jupyterlab-settings").write_text(json.dumps(TRACKER))
+    (folder / "jupyter_config_dir/jupyter_lab_config.json").write_text(json.dumps(LAB_CONFIG))
+
+
+class Visitor:
+    """A browser in the lab."""
+
+    def __init__(self, driver: Any, lab: Lab, shots: Path, home: Path, elsewhere: Elsewhere) -> None:
+        self.shots = shots
+        self.notebooks = home / "notebooks"
+        self.seen: list[str] = []
+        self.left_for: list[object] = elsewhere.asked
+        browser = driver.chromium.launch(
+            executable_path=CHROMIUM, args=FLAGS, env=dict(os.environ) | {"XDG_CONFIG_HOME": str(home)}
+        )
+        self.page = browser.new_page(viewport={"width": WIDTH, "height": 900})
+        self.page.set_default_timeout(WITHIN_MS)
+        self.page.on("request", self._asked)
+        self.page.goto(f"{lab.url}lab?token={lab.token}")
+        self.page.wait_for_function(READY)
+
+    def _asked(self, request: Any) -> None:
+        parts = urlsplit(request.url)
+        if parts.scheme not in ("data", "blob") and parts.hostname != "127.0.0.1":
+            self.left_for.append(request.url)
+
+    def run_all(self, name: str) -> Seen:
+        seen = Seen(**self.evaluate(RUN_ALL, name))
+        self.seen.append(name)
+        self._shoot(name, "light")
+        return seen
+
+    def look_again_in_the_dark(self) -> None:
+        """Switch once: JupyterLab loads a theme's style sheets and fades."""
+        self.evaluate(THEME, "JupyterLab Dark")
+        for name in self.seen:
+            self._shoot(name, "dark")
+
+    def _shoot(self, name: str, theme: str) -> None:
+        height = self.evaluate(SHOW, name)
+        self.page.set_viewport_size({"width": WIDTH, "height": min(height + 150, TALLEST)})
+        self.page.screenshot(path=self.shots / f"{name.removesuffix('.ipynb')}-{theme}.png")
+
+    def evaluate(self, script: str, value: Any) -> Any:
+        return self.page.evaluate(IN_TIME.format(script=script, ms=WITHIN_MS), value)
+
+
+def wrong_with(seen: Seen) -> list[str]:
+    errors = [out for cell in seen.cells for out in cell["outputs"] if out["output_type"] == "error"]
+    return [
+        *(f"code cell {number} did not run" for number, cell in enumerate(seen.cells) if not cell["execution_count"]),
+        *("\n".join(error["traceback"]) for error in errors),
+        *(f"an image whose text is {text!r}" for text in seen.images if len(text) < 20),
+        *(f"a message of somebody's: {text}" for text in QUESTIONS if len(text) > 8 and text in seen.text),
+    ]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_run_all_has_no_error_and_no_request_outside(notebook: Path, visitor: Visitor) -> None:
+    assert not wrong_with(visitor.run_all(notebook.name))
+    assert visitor.left_for == []
+
+
+def test_figures_follow_the_theme(visitor: Visitor) -> None:
+    source = "from memkit import plot\nfrom memkit.observe import ExpiryLog\n"
+    source += "plot.show(plot.plot_expiry(ExpiryLog('Redis 0', 'by jumps', 5)))"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)], metadata=METADATA)
+    nbformat.write(notebook, visitor.notebooks / "figure.ipynb")
+    assert not wrong_with(visitor.run_all("figure.ipynb"))
+    seen = {}
+    for theme in ("JupyterLab Dark", "JupyterLab Light"):
+        visitor.evaluate(THEME, theme)
+        is_light = str(theme.endswith("Light")).lower()
+        visitor.page.wait_for_function(f"document.body.dataset.jpThemeLight === '{is_light}'")
+        paper, ink, page = (brightness(colour) for colour in visitor.evaluate(COLOURS, "figure.ipynb"))
+        seen[theme] = (paper == page, paper > ink)
+    assert seen == {"JupyterLab Dark": (True, False), "JupyterLab Light": (True, True)}
+
+
+def brightness(colour: str) -> int:
+    """Return the sum of a CSS colour's red, green and blue."""
+    names = {"white": "#ffffff", "black": "#000000"}
+    if colour.strip().startswith("rgb"):
+        return sum(map(int, re.findall(r"\d+", colour)[:3]))
+    digits = names.get(colour.strip(), colour.strip()).removeprefix("#")
+    digits = "".join(digit * 2 for digit in digits) if len(digits) == 3 else digits
+    return sum(bytes.fromhex(digits))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_triage_page_fits_a_phone_and_one_screen(scheme: str, visitor: Visitor, tmp_path: Path) -> None:
+    with RedisServer(persist=True) as server, server.client() as client:
+        for number in range(60):
+            client.set(f"chat:{number}", "{}", ex=300 if number % 2 else 604_800)
+        triage(server.url, expect=["chat:*=7d"], output=tmp_path / "report.html")
+    context = visitor.page.context.browser.new_context(color_scheme=scheme)
+    page = context.new_page()
+    page.goto(f"file://{tmp_path / 'report.html'}")
+    for width, height in ((400, 800), (1280, 900)):
+        page.set_viewport_size({"width": width, "height": height})
+        page.screenshot(path=visitor.shots / f"triage-{scheme}-{width}.png", full_page=width == 400)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # The affected sessions, after verdict, numbers, figure, findings and evidence, are on the first screen.
+    assert page.evaluate("document.querySelector('table').getBoundingClientRect().top") < 900
+    body = "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+    paper, ink = page.evaluate(body)
+    assert (brightness(paper) > brightness(ink)) == (scheme == "light")
+    page.emulate_media(media="print")
+    printed = page.evaluate(body)
+    assert brightness(printed[0]) > brightness(printed[1])
+    context.close()
+
+
+def test_errors_and_requests_outside_are_found(visitor: Visitor) -> None:
+    wrong = (
+        "from IPython.display import HTML\nHTML('<img src=\"http://example.com/spy.png\">Where is my order?')",
+        "import urllib.request\nurllib.request.urlopen('http://example.com/spy')",
+        "1",
+    )
+    cells = [nbformat.v4.new_code_cell(source) for source in wrong]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=METADATA), visitor.notebooks / "wrong.ipynb")
+    seen = visitor.run_all("wrong.ipynb")
+    left_for, visitor.left_for[:] = [str(one) for one in visitor.left_for], []
+    not_run, error, image, message = wrong_with(seen)
+    assert not_run == "code cell 2 did not run"
+    assert "urlopen" in error
+    assert image.startswith("an image whose text is ")
+    assert message == "a message of somebody's: Where is my order?"
+    assert {address[:26] for address in left_for} == {"b'GET http://example.com/s", "http://example.com/spy.png"}

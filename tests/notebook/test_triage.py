@@ -1,0 +1,143 @@
+"""The triage page, safe to pass on, and the figures and tables in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import unescape
+from pathlib import Path
+
+import pytest
+import redis
+from incidents import Incident, draw
+
+from memkit.audit import AuditReport, audit
+from memkit.errors import MemkitError, PolicyError
+from memkit.server import RedisServer
+
+plot = pytest.importorskip("memkit.plot")
+triage = pytest.importorskip("memkit.notebook.triage")
+SECRET, NAME, TEXT = "hunter2-secret", "somebodys-name", "a private message"
+
+
+@pytest.fixture(scope="module")
+def incident() -> Iterator[tuple[Incident, AuditReport]]:
+    drawn = draw("ttl_too_short", 5)
+    with RedisServer(persist=True) as server:
+        drawn.play(server)
+        yield drawn, audit(server.url, expect=drawn.expect, duty=1)
+
+
+@pytest.mark.parametrize("name", ["plot_ttl_now", "plot_deadlines", "plot_future", "plot_ends"])
+def test_a_figure_has_alt_text_and_no_key_name(name: str, incident: tuple[Incident, AuditReport]) -> None:
+    ax = getattr(plot, name)(incident[1])
+    shown = plot.show(ax)
+    assert len(shown.alt) > 30
+    assert ax.get_xlabel()
+    assert incident[0].writes[0].key.encode() not in shown.svg
+    assert shown.svg.startswith(b"<?xml")
+
+
+@pytest.mark.parametrize("name", ["plot_ttl_now", "plot_deadlines", "plot_ends"])
+def test_axes_of_counts_have_whole_ticks(name: str, incident: tuple[Incident, AuditReport]) -> None:
+    ax = getattr(plot, name)(incident[1])
+    axis = ax.xaxis if name == "plot_ends" else ax.yaxis
+    assert all(tick == int(tick) for tick in axis.get_ticklocs())
+    plot.show(ax)
+
+
+@pytest.mark.parametrize("name", ["plot_ttl_now", "plot_deadlines"])
+def test_labels_stand_above_the_bars(name: str, incident: tuple[Incident, AuditReport]) -> None:
+    ax = getattr(plot, name)(incident[1])
+    ax.figure.canvas.draw()
+    labels = [text.get_window_extent() for text in ax.texts if text.get_text() and text.get_position()[1] != 1.012]
+    bars = [bar.get_window_extent() for bar in ax.patches if bar.get_height()]
+    assert labels
+    assert bars
+    assert not [label for label in labels for bar in bars if label.overlaps(bar)]
+    plot.show(ax)
+
+
+def test_the_page_of_a_live_server_is_safe_to_pass_on(tmp_path: Path) -> None:
+    with RedisServer(persist=True, port=0) as server:
+        with server.client() as client:
+            for number in range(40):
+                client.rpush(f"chat:{NAME}-{number}", f'{{"type":"human","data":{{"content":"{TEXT}"}}}}')
+                client.expire(f"chat:{NAME}-{number}", 604_800 if number < 20 else 300)
+            before = client.dbsize()
+            client.config_set("requirepass", SECRET)
+        url = f"redis://:{SECRET}@127.0.0.1:{server.port}/0"
+        done = triage.triage(url, expect=["chat:*=7d"], output=tmp_path / "report.html")
+        with redis.Redis.from_url(url) as client:
+            assert client.dbsize() == before
+            assert client.info("commandstats").get("cmdstat_flushall") is None
+    page = unescape(done.path.read_text("utf-8"))
+    assert done.report.verdict.cause == "ttl_too_short"
+    assert page.count('<svg role="img" aria-label=') == 4
+    for unwanted in (SECRET, NAME, TEXT, "<script", 'src="', 'href="http', ".ipynb", "demo"):
+        assert unwanted not in page
+    assert "20 of 40 keys chat:* have a TTL of 5m instead of 7d" in page
+
+
+def test_the_page_has_the_parts_of_a_ticket_in_order(incident: tuple[Incident, AuditReport]) -> None:
+    report = incident[1]
+    page = triage.page(report)
+    parts = [
+        f'class="status {report.findings[0].severity}"',
+        'class="numbers"',
+        'role="img"',
+        "<h2>Findings</h2>",
+        "<dt>evidence</dt>",
+        "names hashed",
+        "<h2>Details</h2>",
+    ]
+    places = [page.index(part) for part in parts]
+    assert places == sorted(places)
+
+
+def test_one_triage_is_one_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memkit_server: RedisServer) -> None:
+    calls: list[str] = []
+
+    def counting(url: str, **options: object) -> AuditReport:
+        calls.append(url)
+        return audit(url, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(triage, "audit", counting)
+    triage.triage(memkit_server.url, expect=["chat:*=7d"], output=tmp_path / "report.html")
+    assert calls == [memkit_server.url]
+
+
+def test_invalid_arguments_write_no_page(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match="expected PATTERN=TTL"):
+        triage.triage(None, expect=["chat"], output=tmp_path / "report.html")
+    with pytest.raises(redis.ConnectionError):
+        triage.triage("redis://127.0.0.1:1/0", output=tmp_path / "report.html")
+    with pytest.raises(MemkitError, match="is a folder; give -o the name of a file"):
+        triage.triage(None, output=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_notebook_asks_for_an_expectation(memkit_server: RedisServer) -> None:
+    with memkit_server.client() as client:
+        for number in range(60):
+            client.set(f"chat:{NAME}-{number}", "{}", ex=604_800 if number < 20 else 300)
+    with pytest.raises(triage.ExpectationNeeded, match="Which TTL should these sessions have") as asked:
+        triage.examine(memkit_server.url)
+    assert "  chat:*: 60 keys (string 60)" in str(asked.value)
+    assert asked.value._render_traceback_() == str(asked.value).splitlines()
+
+
+def test_affected_sessions_are_hashed_or_revealed(memkit_server: RedisServer) -> None:
+    with memkit_server.client() as client:
+        for number in range(60):
+            client.set(f"chat:{NAME}-{number}", "{}", ex=604_800 if number < 20 else 300)
+    report = audit(memkit_server.url)
+    table = triage.affected(report)
+    assert (len(table.rows), table.total) == (triage.MAX_ROWS, 60)
+    assert NAME not in table.to_html()
+    assert {row[3] for row in table.rows} <= {"5m", "5m 1s", "4m 59s"}
+    assert f"chat:{NAME}-" in triage.affected(report, reveal=True).rows[0][0]
+    with memkit_server.client() as client:
+        client.set("chat:🦊\x1b[2J", "{}", ex=60)
+    name = triage.affected(audit(memkit_server.url), reveal=True).rows[0][0]
+    assert name.startswith("chat:🦊")
+    assert name.isprintable()

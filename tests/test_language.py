@@ -1,0 +1,96 @@
+"""The words of texts that a user reads: no word that CONTRIBUTING.md lists under "Not"."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_docs import ROOT
+
+from memkit.cli import _parser
+
+# Each word with the words to use instead.
+WORDS = {
+    r"meant|(?:as|was|were|is|are) meant": "configured, expected",
+    r"life|li(?:ves|ved|ving)|alive|outlive\w*": "observed lifetime, exist",
+    r"immortals?|mortals?": "persistent, volatile",
+    r"gone|dead|die[sd]?|dying|buried|bury": "expired, evicted, deleted, no longer exists",
+    r"says|said|tells|told": "report, print, message, error",
+    r"strangers?|nobody|whose": "name the server, the connection or the owner",
+    r"torn": "partly expired, mixed TTLs",
+}
+# The same letters in another sense, each with the reason.
+OTHER_SENSES = (
+    r"live (?:Redis|server|servers)\b",  # a server in production: the field's own word
+    r"dead server",
+    r"told apart",  # distinguished
+)
+CODE = re.compile(r"```.*?```|``.*?``|`[^`\n]+`|https?://\S+", re.DOTALL)
+# Packages with texts that have not been revised yet.
+PENDING = ("audit", "formats", "history", "inspect")
+SOURCES = [
+    path
+    for path in sorted((ROOT / "memkit").rglob("*.py"))
+    if path.relative_to(ROOT / "memkit").parts[0] not in PENDING
+]
+NOTEBOOKS = [path for path in sorted((ROOT / "notebooks").glob("*.ipynb")) if path.name[:2] != "04"]
+
+
+def forbidden(text: str) -> list[str]:
+    """Return the words in a text that a user should not have to translate, each with its surroundings."""
+    text = CODE.sub("`…`", text)
+    for sense in OTHER_SENSES:
+        text = re.sub(sense, "…", text)
+    found = re.finditer(rf"(?<![\w-])(?:{'|'.join(WORDS)})(?![\w-])", text, re.IGNORECASE)
+    return [" ".join(text[max(0, match.start() - 30) : match.end() + 30].split()) for match in found]
+
+
+def texts(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield each docstring and each string with a space of a module, with its line."""
+    tree = ast.parse(path.read_text("utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            yield node.lineno, node.value
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / ".github").glob("*.md"))], ids=lambda path: path.name
+)
+def test_markdown_uses_the_fields_words(path: Path) -> None:
+    assert not forbidden(path.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_use_the_fields_words(path: Path) -> None:
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    found = {cell["id"]: forbidden("".join(cell["source"])) for cell in cells if cell["cell_type"] == "markdown"}
+    outputs = {f"{cell['id']} output": forbidden(json.dumps(cell["outputs"])) for cell in cells if cell.get("outputs")}
+    assert not {name: words for name, words in (found | outputs).items() if words}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_texts_in_code_use_the_fields_words(path: Path) -> None:
+    found = {f"{path.name}:{line}": forbidden(text) for line, text in texts(path)}
+    assert not {place: words for place, words in found.items() if words}
+
+
+def test_help_uses_the_fields_words() -> None:
+    parser = _parser()
+    commands = next(action.choices for action in parser._actions if action.choices and "lab" in action.choices)
+    assert not [word for one in (parser, *commands.values()) for word in forbidden(one.format_help())]
+
+
+@pytest.mark.parametrize(
+    "text", ["the key is gone", "As meant: 3 keys", "it says so", "an immortal key", "it lived 5m"]
+)
+def test_a_forbidden_word_is_found(text: str) -> None:
+    assert forbidden(text)
+
+
+@pytest.mark.parametrize("text", ["a live Redis", "`alive`", "the session is delivered", "meaning", "told-you-so"])
+def test_other_senses_and_code_are_exempt(text: str) -> None:
+    assert not forbidden(text)

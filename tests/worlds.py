@@ -1,0 +1,603 @@
+"""Worlds drawn at random: healthy ones of many kinds, and the same traffic with one fault.
+
+A ``World`` is a list of commands with their times, which a private server executes with its clock at each time.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import redis
+from servers import every_server
+from waiting import nothing, wait_for
+
+from memkit.audit import audit
+from memkit.audit.report import AuditReport
+from memkit.server import RedisServer
+
+MINUTE, HOUR, DAY = 60.0, 3_600.0, 86_400.0
+STEPS = 60
+Event = tuple[float, tuple[Any, ...]]
+"""Seconds before the audit, and the command."""
+
+
+@dataclass
+class World:
+    """What happened on a server, and what is expected of it."""
+
+    expect: dict[str, Any]
+    events: list[Event] = field(default_factory=list)
+    age_s: float = 0.0
+    full: bool = False
+    persist: bool = True
+    config: dict[str, object] = field(default_factory=dict)
+    after: Callable[[RedisServer], None] | None = None
+    oldest_server: tuple[str, ...] = ()
+    stops_s: float = 0.0
+    """How long before the audit ``after`` begins; it moves the clock on."""
+
+    @contextmanager
+    def played(self) -> Iterator[RedisServer]:
+        """Yield a server on which it has happened."""
+        lanes = every_server()
+        name = next((one for one in ("redis-7.0", "redis-8.2", "valkey-9", "redis-6.2") if lanes[one]), "redis-7.0")
+        if self.oldest_server or self.full:
+            name = next((one for one in ("redis-8.2", "valkey-9") if lanes[one]), name)
+        binary = lanes[name]
+        assert binary
+        with RedisServer(binary=binary.path, persist=self.persist, config=self.config) as server:
+            now = server.clock.now()
+            oldest = max([self.age_s, *(age for age, _ in self.events)], default=0.0)
+            if oldest > MINUTE:
+                server.clock.move_to(now - timedelta(seconds=oldest))
+                server.restart()
+            with server.client() as client:
+                for batch in _batches(self.events):
+                    server.clock.move_to(now - timedelta(seconds=batch[-1][0]))
+                    pipe = client.pipeline(transaction=False)
+                    for _, command in batch:
+                        pipe.execute_command(*command)
+                    pipe.execute(raise_on_error=False)
+            server.clock.move_to(now - timedelta(seconds=self.stops_s))
+            if self.after:
+                self.after(server)
+            yield server
+
+    def audited(self) -> AuditReport:
+        """Return the audit's report of it."""
+        with self.played() as server:
+            return audit(server.url, expect=self.expect, full=self.full, duty=1)
+
+
+def _batches(events: list[Event]) -> Iterator[list[Event]]:
+    batch: list[Event] = []
+    for event in sorted(events, key=lambda one: -one[0]):
+        if batch and batch[0][0] - event[0] > max(1.0, batch[0][0] / STEPS):
+            yield batch
+            batch = []
+        batch.append(event)
+    if batch:
+        yield batch
+
+
+@dataclass
+class Traffic:
+    """Draws sessions: when they are written, with which TTL, and when they are read."""
+
+    dice: random.Random
+    count: int
+    prefix: str = "chat:"
+    ttl_s: float = 7 * DAY
+
+    def uid(self) -> str:
+        return f"{self.dice.getrandbits(64):016x}"
+
+    def text(self) -> str:
+        return " ".join(
+            self.dice.choices(["order", "refund", "invoice", "tomorrow", "account", "thanks", "card", "total"], k=12)
+        )
+
+    def message(self, **more: Any) -> str:
+        return json.dumps({"role": "user", "content": self.text(), **more})
+
+    def times(self, newest_s: float = 0.0, oldest_s: float | None = None) -> list[float]:
+        oldest_s = 0.98 * self.ttl_s if oldest_s is None else oldest_s
+        return [self.dice.uniform(newest_s, oldest_s) for _ in range(self.count)]
+
+    def write(
+        self, key: str, age_s: float, *, kind: str = "list", ttl_s: float | None = -1, value: str = ""
+    ) -> list[Event]:
+        """Return the commands of one write; each renews the TTL."""
+        ttl_s = self.ttl_s if ttl_s == -1 else ttl_s
+        value = value or self.message()
+        made = {
+            "list": ("RPUSH", key, value),
+            "hash": ("HSET", key, "messages", value, "n", 1),
+            "string": ("SET", key, value),
+            "zset": ("ZADD", key, 1, value),
+            "stream": ("XADD", key, "*", "message", value),
+        }[kind]
+        return [(age_s, made), *([(age_s, ("PEXPIRE", key, round(ttl_s * 1000)))] if ttl_s else [])]
+
+    def read(self, key: str, age_s: float, *, kind: str = "list") -> Event:
+        commands = {"list": ("LRANGE", key, 0, -1), "hash": ("HGETALL", key), "string": ("GET", key)}
+        commands |= {"zset": ("ZRANGE", key, 0, -1), "stream": ("XRANGE", key, "-", "+")}
+        return self.dice.uniform(0, age_s), commands[kind]
+
+    def sessions(
+        self, *, kind: str = "list", reads: float = 0.3, shape: str = "{}", newest_s: float = 0.0, **given: Any
+    ) -> list[Event]:
+        """Return steady traffic: each session written once or twice, some read later."""
+        events: list[Event] = []
+        for age_s in self.times(newest_s):
+            key = self.prefix + shape.format(self.uid())
+            events += self.write(key, age_s, kind=kind, **given)
+            last = age_s
+            if self.dice.random() < 0.3:
+                last = self.dice.uniform(newest_s, age_s)
+                events += self.write(key, last, kind=kind, **given)
+            if self.dice.random() < reads:
+                events.append(self.read(key, last, kind=kind))
+        return events
+
+    def world(self, events: list[Event], **given: Any) -> World:
+        given = {"expect": {f"{self.prefix}*": self.ttl_s}, "age_s": 1.3 * self.ttl_s} | given
+        return World(events=events, **given)
+
+
+# -- healthy -----------------------------------------------------------------------------------------------------------
+
+
+def of_kind(kind: str) -> Callable[[Traffic], World]:
+    return lambda t: t.world(t.sessions(kind=kind))
+
+
+def jitter(t: Traffic) -> World:
+    events = []
+    for age_s in t.times(0, 0.85 * t.ttl_s):
+        events += t.write(f"chat:{t.uid()}", age_s, ttl_s=t.ttl_s * t.dice.uniform(0.91, 1.09))
+    return t.world(events)
+
+
+def read_often(t: Traffic) -> World:
+    return t.world(t.sessions(reads=0.95))
+
+
+def all_read_at_once(t: Traffic) -> World:
+    events = t.sessions(reads=0)
+    keys = {command[1] for _, command in events}
+    return t.world(events + [(20.0, ("LRANGE", key, 0, -1)) for key in sorted(keys)])
+
+
+def quiet_for_long(t: Traffic) -> World:
+    return t.world(t.sessions(newest_s=t.ttl_s * t.dice.uniform(0.3, 0.85)))
+
+
+def batches(t: Traffic) -> World:
+    events = []
+    for _ in range(t.dice.randrange(2, 7)):
+        age_s = t.dice.uniform(0, 0.95) * t.ttl_s
+        keys = [f"chat:{t.uid()}" for _ in range(t.count // 4 + 1)]
+        events += [one for key in keys for one in t.write(key, age_s)]
+        read_s = t.dice.uniform(0, age_s)
+        events += [(read_s, ("LRANGE", key, 0, -1)) for key in keys if t.dice.random() < 0.6]
+    return t.world(events)
+
+
+def hourly_grid(t: Traffic) -> World:
+    events = []
+    for hour in range(1, round(0.95 * t.ttl_s / HOUR), max(round(t.ttl_s / HOUR / 40), 1)):
+        for _ in range(max(t.count // 40, 1)):
+            events += t.write(key := f"chat:{t.uid()}", hour * HOUR)
+            if t.dice.random() < 0.4:
+                events.append((t.dice.randrange(hour) * HOUR + 1, ("LRANGE", key, 0, -1)))
+    return t.world(events)
+
+
+def daily_returns(t: Traffic) -> World:
+    events = []
+    for age_s in t.times():
+        events += t.write(key := f"chat:{t.uid()}", age_s)
+        days = int(age_s / DAY)
+        if days and t.dice.random() < 0.5:
+            back_s = age_s - t.dice.randint(1, days) * DAY + t.dice.gauss(0, HOUR)
+            events.append((min(max(back_s, 0.0), age_s), ("LRANGE", key, 0, -1)))
+    return t.world(events)
+
+
+def restarted(*, ago_s: float, reads: float = 0.0, persist: bool = True) -> Callable[[Traffic], World]:
+    def make(t: Traffic) -> World:
+        def restart(server: RedisServer) -> None:
+            now = server.clock.now()
+            server.clock.move_to(now - timedelta(seconds=ago_s))
+            with server.client() as client:
+                if not persist:
+                    _save(client)
+                keys = [key for key in client.scan_iter("chat:*") if t.dice.random() < reads]
+            server.restart()
+            server.clock.move_to(now - timedelta(seconds=ago_s / 2))
+            with server.client() as client:
+                for key in keys:
+                    client.lrange(key, 0, -1)
+                for _ in range(5):
+                    client.rpush(key := f"chat:{t.uid()}", t.message())
+                    client.pexpire(key, round(t.ttl_s * 1000))
+            server.clock.move_to(now)
+
+        config: dict[str, object] = {} if persist else {"save": "3600 1"}
+        events = t.sessions(newest_s=ago_s + 60)
+        return t.world(events, after=restart, persist=persist, config=config)
+
+    return make
+
+
+def _save(client: redis.Redis) -> None:
+    """Save; a background save that the clock's move has begun must end first."""
+    wait_for("no save under way", lambda: client.info("persistence")["rdb_bgsave_in_progress"], nothing)
+    client.save()
+
+
+def young_server(t: Traffic) -> World:
+    events = [one for age_s in t.times(0, 300) for one in t.write(f"chat:{t.uid()}", age_s)]
+    return t.world(events, age_s=300)
+
+
+def few(count: int) -> Callable[[Traffic], World]:
+    return lambda t: replace(t, count=count).world(replace(t, count=count).sessions(reads=0))
+
+
+def with_policy(policy: str) -> Callable[[Traffic], World]:
+    return lambda t: t.world(t.sessions(), config={"maxmemory": "400mb", "maxmemory-policy": policy})
+
+
+def save_points(t: Traffic) -> World:
+    def save(server: RedisServer) -> None:
+        with server.client() as client:
+            _save(client)
+
+    return t.world(t.sessions(), persist=False, config={"save": "3600 1"}, after=save)
+
+
+def parts(*shapes: str) -> Callable[[Traffic], World]:
+    def make(t: Traffic) -> World:
+        events = []
+        for age_s in t.times():
+            uid, again = t.uid(), t.dice.uniform(0, age_s)
+            for at in (age_s, again):
+                events += [one for shape in shapes for one in t.write(t.prefix + shape.format(uid), at)]
+        return t.world(events)
+
+    return make
+
+
+def locks(t: Traffic) -> World:
+    events = t.sessions()
+    for _ in range(t.count):
+        at, key = t.dice.uniform(0, DAY), f"lock:{t.uid()}"
+        events += [(at, ("SET", key, "1", "NX", "EX", 30)), (at, ("DEL", key))]
+    return t.world(events)
+
+
+def locks_under_the_prefix(t: Traffic) -> World:
+    events = t.sessions()
+    keys = [command[1] for _, command in events if command[0] == "RPUSH"]
+    return t.world(events + [(2.0, ("SET", f"{key}:lock", "1", "EX", 30)) for key in keys[:10]])
+
+
+def caches(t: Traffic) -> World:
+    events = t.sessions()
+    events += [(t.dice.uniform(0, HOUR), ("SET", f"cache:{t.uid()}", t.text(), "EX", 600)) for _ in range(3 * t.count)]
+    return t.world(events)
+
+
+def counters(t: Traffic) -> World:
+    return t.world(t.sessions() + [(t.dice.uniform(0, DAY), ("INCR", f"count:{n % 9}")) for n in range(50)])
+
+
+def index_that_is_pruned(t: Traffic) -> World:
+    events = t.sessions()
+    keys = sorted({command[1] for _, command in events})
+    return t.world(events + [(5.0, ("ZADD", "index", n, key)) for n, key in enumerate(keys)])
+
+
+def field_ttls(t: Traffic) -> World:
+    events: list[Event] = []
+    for age_s in t.times():
+        key = f"chat:{t.uid()}"
+        for n in range(3):
+            events.append((age_s, ("HSET", key, f"m{n}", t.message())))
+            events.append((age_s, ("HEXPIRE", key, round(t.ttl_s), "FIELDS", 1, f"m{n}")))
+    return t.world(events, oldest_server=("redis-7.4", "valkey-9"))
+
+
+def hash_tags(t: Traffic) -> World:
+    return t.world(t.sessions(shape="{{{}}}"))
+
+
+def empty_part_of_the_name(t: Traffic) -> World:
+    return t.world(t.sessions(shape="a::{}") + t.sessions(shape="b:{}"))
+
+
+def tenants(t: Traffic) -> World:
+    events = [one for n in range(8) for one in replace(t, count=t.count // 8 + 1).sessions(shape=f"tenant-{n}:{{}}")]
+    return t.world(events)
+
+
+def two_ttls_on_purpose(t: Traffic) -> World:
+    events = t.sessions(reads=0.1)
+    events += replace(t, ttl_s=DAY, count=3 * t.count).sessions(reads=0.1, ttl_s=DAY)
+    return t.world(events, expect={"chat:*": ["1d", "7d"]})
+
+
+def never(t: Traffic) -> World:
+    return t.world(t.sessions(ttl_s=None), expect={"chat:*": None})
+
+
+def several_expectations(t: Traffic) -> World:
+    other = replace(t, prefix="user:", ttl_s=30 * DAY)
+    return t.world(t.sessions() + other.sessions(), expect={"chat:*": "7d", "user:*": "30d"}, age_s=40 * DAY)
+
+
+def deadlines_of_clients(t: Traffic) -> World:
+    events: list[Event] = []
+    now = datetime.now(UTC).timestamp()
+    for age_s in t.times():
+        key = f"chat:{t.uid()}"
+        events += [(age_s, ("RPUSH", key, t.message())), (age_s, ("EXPIREAT", key, round(now - age_s + t.ttl_s)))]
+    # A batch is executed at the time of its last event, so deadlines are a little early.
+    return t.world(events, expect={"chat:*": "7d"})
+
+
+def flush_of_another_database(t: Traffic) -> World:
+    def flush(server: RedisServer) -> None:
+        with server.client() as client:
+            client.select(1)
+            client.set("x", 1)
+            client.flushdb()
+
+    return t.world(t.sessions(), after=flush)
+
+
+def flush_before_the_first_session(t: Traffic) -> World:
+    return t.world([(1.2 * t.ttl_s, ("FLUSHALL",)), *t.sessions()])
+
+
+def another_database(t: Traffic) -> World:
+    def fill(server: RedisServer) -> None:
+        with server.client() as client:
+            client.select(3)
+            client.set("cache", 1)
+
+    return t.world(t.sessions(), after=fill)
+
+
+def throttled_renewal(t: Traffic) -> World:
+    events: list[Event] = []
+    for age_s in t.times(0, 1.5 * t.ttl_s):
+        key, left_until = f"chat:{t.uid()}", 0.0
+        while age_s > 0:
+            events.append((age_s, ("SET", key, t.message(), "KEEPTTL")))
+            if age_s - left_until < 0.6 * t.ttl_s or not left_until:
+                left_until = age_s - t.ttl_s
+                events.append((age_s, ("PEXPIRE", key, round(t.ttl_s * 1000))))
+            age_s -= t.dice.expovariate(1 / (0.1 * t.ttl_s))
+            if t.dice.random() < 0.2:
+                break
+    return t.world(events)
+
+
+def renewed_by_reads(t: Traffic) -> World:
+    events = []
+    for age_s in t.times():
+        events += t.write(key := f"chat:{t.uid()}", age_s)
+        if t.dice.random() < 0.5:
+            at = t.dice.uniform(0, age_s)
+            events += [(at, ("LRANGE", key, 0, -1)), (at, ("PEXPIRE", key, round(t.ttl_s * 1000)))]
+    return t.world(events)
+
+
+def payloads(value: Callable[[Traffic, float], str | bytes], kind: str = "string") -> Callable[[Traffic], World]:
+    def make(t: Traffic) -> World:
+        events = []
+        for age_s in t.times():
+            events += t.write(f"chat:{t.uid()}", age_s, kind=kind, value=value(t, age_s))  # type: ignore[arg-type]
+        return t.world(events, full=True)
+
+    return make
+
+
+def written(age_s: float) -> float:
+    return datetime.now(UTC).timestamp() - age_s
+
+
+def scripts(t: Traffic) -> World:
+    body = "redis.call('RPUSH',KEYS[1],ARGV[1]);redis.call('PEXPIRE',KEYS[1],ARGV[2])"
+    ttl_ms = round(t.ttl_s * 1000)
+    events = [(age_s, ("EVAL", body, 1, f"chat:{t.uid()}", t.message(), ttl_ms)) for age_s in t.times()]
+    return t.world(events)
+
+
+def few_deletions(t: Traffic) -> World:
+    events = t.sessions()
+    keys = [command[1] for _, command in events if command[0] == "RPUSH"]
+    return t.world(events + [(1.0, ("DEL", key)) for key in keys[: t.count // 20]])
+
+
+def nearly_full(t: Traffic) -> World:
+    def limit(server: RedisServer) -> None:
+        with server.client() as client:
+            client.set("blob", "x" * 4_000_000)
+            client.config_set("maxmemory", round(client.info("memory")["used_memory"] / 0.85))
+
+    return t.world(t.sessions(), config={"maxmemory-policy": "noeviction"}, after=limit)
+
+
+def names_of_people(t: Traffic) -> World:
+    names = [f"Zoë-{n}" if n % 2 else f"名前-{n}" for n in range(t.count)]
+    events = [one for name, age_s in zip(names, t.times(), strict=True) for one in t.write(f"chat:{name}", age_s)]
+    return t.world(events)
+
+
+def spring_session(t: Traffic) -> World:
+    t = replace(t, prefix="spring:session:sessions:", ttl_s=30 * MINUTE)
+    events = []
+    for age_s in t.times():
+        uid = t.uid()
+        events += t.write(f"{t.prefix}{uid}", age_s, kind="hash", ttl_s=35 * MINUTE)
+        events += [(age_s, ("SET", f"{t.prefix}expires:{uid}", "", "EX", 1_800))]
+    return t.world(events, age_s=8 * HOUR)
+
+
+HEALTHY: dict[str, Callable[[Traffic], World]] = {
+    **{f"of_{kind}s": of_kind(kind) for kind in ("list", "hash", "string", "zset", "stream")},
+    **{f"policy_{name}": with_policy(name) for name in ("allkeys-lru", "volatile-lfu", "allkeys-lfu", "volatile-ttl")},
+    "restarted_10_minutes_ago": restarted(ago_s=600),
+    "restarted_2_hours_ago": restarted(ago_s=7_200),
+    "restarted_and_read": restarted(ago_s=3_600, reads=0.3),
+    "restarted_from_rdb": restarted(ago_s=3_600, persist=False),
+    "one_session": few(1),
+    "two_sessions": few(2),
+    "two_parts": parts("{}", "{}:messages"),
+    "three_parts": parts("{}:meta", "{}:messages", "{}:summary"),
+    "gzip": payloads(lambda t, _: gzip.compress(t.message().encode(), mtime=0)),
+    "markdown": payloads(lambda t, _: f"[Order 17](https://example.org) {t.text()}"),
+    "transcript": payloads(lambda t, _: f"[10:02] user: {t.text()}\n[10:03] bot: {t.text()}\n"),
+    "token_deadline": payloads(
+        lambda _, age_s: json.dumps({"created_at": written(age_s), "expires_at": written(age_s) + 3600})
+    ),
+    "naive_local_time": payloads(
+        lambda t, age_s: t.message(updated_at=datetime.fromtimestamp(written(age_s) + 7_200, UTC).isoformat()[:19])
+    ),
+    "encoding_changed": payloads(lambda t, age_s: t.message() if age_s > t.ttl_s / 2 else f"v2:{t.uid()}{t.uid()}"),
+    "dates_in_the_dialogue": payloads(
+        lambda t, _: t.message(arguments={"departure_date": "2031-05-01T10:00:00Z", "time": "2030-01-01T00:00:00Z"})
+    ),
+    **{
+        one.__name__: one
+        for one in (
+            jitter, read_often, all_read_at_once, quiet_for_long, batches, hourly_grid, daily_returns, young_server,
+            save_points, locks, locks_under_the_prefix, caches, counters, index_that_is_pruned, field_ttls, hash_tags,
+            empty_part_of_the_name, tenants, two_ttls_on_purpose, never, several_expectations, deadlines_of_clients,
+            flush_of_another_database, flush_before_the_first_session, another_database, throttled_renewal,
+            renewed_by_reads, scripts, few_deletions, nearly_full, names_of_people, spring_session,
+        )
+    },
+}  # fmt: skip
+
+
+# -- one fault ---------------------------------------------------------------------------------------------------------
+
+
+def short_ttl(ttl_s: float) -> Callable[[Traffic], World]:
+    def make(t: Traffic) -> World:
+        return t.world([one for age in t.times(0, ttl_s) for one in t.write(f"chat:{t.uid()}", age, ttl_s=ttl_s)])
+
+    return make
+
+
+def long_ttl(t: Traffic) -> World:
+    return t.world(t.sessions(ttl_s=30 * t.ttl_s))
+
+
+def unix_time(t: Traffic) -> World:
+    return t.world(t.sessions(ttl_s=datetime.now(UTC).timestamp()))
+
+
+def no_ttl(t: Traffic) -> World:
+    return t.world(t.sessions(ttl_s=None))
+
+
+def two_ttls(t: Traffic) -> World:
+    events = t.sessions(reads=0)
+    return t.world(events + [one for age in t.times(0, 290) for one in t.write(f"chat:{t.uid()}", age, ttl_s=300)])
+
+
+def mixed_parts(t: Traffic) -> World:
+    events = []
+    for age_s in t.times(0, 0.5 * t.ttl_s):
+        uid = t.uid()
+        events += t.write(f"chat:{uid}", age_s) + t.write(f"chat:{uid}:messages", age_s, ttl_s=0.6 * t.ttl_s)
+    return t.world(events)
+
+
+def not_renewed(t: Traffic) -> World:
+    events = []
+    for age_s in t.times(0.7 * t.ttl_s, 0.95 * t.ttl_s):
+        events += t.write(key := f"chat:{t.uid()}", age_s)
+        events += [(age_s * share, ("RPUSH", key, t.message())) for share in (0.8, 0.3, 0.05)]
+    return t.world(events)
+
+
+def another_prefix(t: Traffic) -> World:
+    return t.world(replace(t, prefix="chats:").sessions(), expect={"chat:*": "7d"})
+
+
+def formatted_bytes(t: Traffic) -> World:
+    return t.world(t.sessions(shape="b'{}'"))
+
+
+def flushed(t: Traffic) -> World:
+    return t.world([*t.sessions(newest_s=2 * HOUR), (HOUR, ("FLUSHALL",))])
+
+
+def full_memory(t: Traffic) -> World:
+    def fill(server: RedisServer) -> None:
+        with server.client() as client:
+            client.config_set("maxmemory", client.info("memory")["used_memory"] - 100_000)
+            for _ in range(20):
+                with suppress(redis.ResponseError):
+                    client.set(f"chat:{t.uid()}", "x", ex=100)
+
+    return t.world(t.sessions(), after=fill)
+
+
+def evicted(t: Traffic) -> World:
+    def fill(server: RedisServer) -> None:
+        with server.client() as client:
+            client.config_set("maxmemory", client.info("memory")["used_memory"] + 300_000)
+            for n in range(400):
+                client.set(f"blob:{n}", "x" * 4_000, ex=9_000)
+
+    return t.world(t.sessions(), config={"maxmemory-policy": "allkeys-lru"}, after=fill)
+
+
+def all_deleted(t: Traffic) -> World:
+    events = t.sessions()
+    return t.world(events + [(1.0, ("DEL", key)) for key in sorted({command[1] for _, command in events})])
+
+
+FAULTS: dict[str, Callable[[Traffic], World]] = {
+    "five_minutes": short_ttl(300),
+    "one_hour": short_ttl(3_600),
+    "one_sixtieth": short_ttl(7 * DAY / 60),
+    **{
+        one.__name__: one
+        for one in (
+            long_ttl, unix_time, no_ttl, two_ttls, mixed_parts, not_renewed, another_prefix, formatted_bytes, flushed,
+            full_memory, evicted, all_deleted,
+        )
+    },
+}  # fmt: skip
+
+
+def draw_world(name: str, seed: int, count: int | None = None) -> World:
+    """Return a world of a kind with parameters drawn by the seed; ``count`` sessions, or some tens to hundreds."""
+    dice = random.Random(f"{name}-{seed}")
+    count = dice.choice((12, 40, 120, 300)) if count is None else count
+    return (HEALTHY | FAULTS)[name](Traffic(dice, count))
+
+
+def false_alarms(report: AuditReport) -> list[str]:
+    """Return what must not be reported of a healthy world: anything critical, and likely or proven warnings."""
+    return [
+        f"{one.severity} {one.cause} {one.confidence}: {one.message}; {'; '.join(one.evidence)}"
+        for one in report.findings
+        if one.severity == "critical" or (one.severity == "warning" and one.confidence != "possible")
+    ]
