@@ -247,7 +247,7 @@ def test_a_lifetime_begins_with_a_write_just_before(server: RedisServer, client:
     log = observe_expiry(client, keys={"fresh": 100_000, "old": 100_000}, clock=server.clock)
     lives_s = [sum(log.lifetime_ms(index)) / 2000 for index in (0, 1)]
     assert lives_s == pytest.approx([100_000, 50_000], abs=SLOW_S)
-    assert log.verdict.startswith("Not as configured: 1 of 2 keys with a configured TTL of 1d 3h expired after 13h ")
+    assert log.verdict.startswith("Not as configured: 1 of 2 keys with a configured TTL of 1d 4h expired after 13h ")
 
 
 def test_a_lifetime_begins_with_the_last_access(server: RedisServer, client: redis.Redis) -> None:
