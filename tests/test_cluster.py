@@ -24,7 +24,7 @@ from stress.chaos import Chaos
 from stress.exactly_once import TIMEOUT_S, Plan, retry, run
 from test_sandbox import assert_told, assert_told_async
 from test_store import STRANGE, calls
-from topology import PRIMARIES, Cluster, cluster, cluster_ports, known_nodes
+from topology import CALM_MS, HASTY_MS, PRIMARIES, Cluster, cluster, cluster_ports, known_nodes
 from waiting import wait_for
 
 from memkit.connect import connect, connect_async
@@ -265,7 +265,7 @@ def test_a_foreign_cluster_is_guarded(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_failover_keeps_what_was_replicated(nodes: Cluster) -> None:
     """Replication is asynchronous: what WAIT has confirmed is promised, no more."""
-    with nodes.client(retry=retry(), socket_timeout=1) as client:
+    with nodes.client(retry=retry(), socket_timeout=60) as client:
         store = MemoryStore(client, prefix="session:", ttl="7d")
         for n in range(20):
             store.append("failover", {"n": n})
@@ -273,11 +273,13 @@ def test_a_failover_keeps_what_was_replicated(nodes: Cluster) -> None:
         with victim.client() as node:
             assert node.execute_command("WAIT", 1, 120_000) == 1
         victim.kill()
+        nodes.fail_over_after(HASTY_MS)
         wait_for("a write after the failover", lambda: goes_on(store), "written".__eq__)
         assert (store.load("failover") or [])[:20] == [{"n": n} for n in range(20)]
         assert (store.load("failover") or [])[20:] == [{"id": "after"}]
         wait_for("another primary", lambda: nodes.serving("session:failover"), lambda seen: seen is not victim)
         victim.start()
+        nodes.fail_over_after(CALM_MS)
 
 
 def goes_on(store: MemoryStore) -> str:

@@ -114,7 +114,7 @@ FIXTURES = """
         memkit_clock.shift("5d")
 
     def test_time_is_set_back_after_a_test_that_moved_it_2(memkit_clock):
-        assert abs(memkit_clock.offset.total_seconds()) < 1
+        assert abs(memkit_clock.offset.total_seconds()) < 60
 
     async def test_asyncio(async_memory_store):
         await async_memory_store.append("s", {"n": 1})
@@ -202,7 +202,7 @@ def test_parallel_runs_share_a_real_server(pytester, prepared):
     other = [sys.executable, "-m", "pytest", "-q", f"--real-redis={url}"]
     with subprocess.Popen(other, cwd=pytester.path, stdout=subprocess.DEVNULL) as process:
         pytester.runpytest_subprocess("-p", "xdist", "-n", "4", f"--real-redis={url}").assert_outcomes(passed=24)
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
     assert client.keys("*") == []
     assert client.acl_users() == ["default"]
 

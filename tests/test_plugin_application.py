@@ -44,9 +44,9 @@ ANY_APPLICATION = """
         assert len(redis_client.xreadgroup("workers", "me", {"stream": ">"})[0][1]) == 1
         with application.pubsub(ignore_subscribe_messages=True) as events:
             events.subscribe("any channel")
-            events.get_message(timeout=5)
+            events.get_message(timeout=120)
             assert redis_client.publish("any channel", "hi") == 1
-            assert events.get_message(timeout=5)["data"] in (b"hi", "hi")
+            assert events.get_message(timeout=120)["data"] in (b"hi", "hi")
         assert redis_client.flushdb()
         assert application.dbsize() == 0
         pool.disconnect()

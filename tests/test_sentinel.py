@@ -11,7 +11,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from servers import LANES, every_server
-from topology import Watched, watched
+from topology import HASTY_MS, Watched, watched
 from waiting import wait_for
 
 from memkit.connect import connect, connect_async
@@ -45,7 +45,7 @@ def attempt(do: Callable[[], object]) -> str:
 
 
 def test_a_store_follows_the_failover(service: Watched) -> None:
-    client = connect(service.url, retry=Retry(NoBackoff(), 1), socket_timeout=1)
+    client = connect(service.url, retry=Retry(NoBackoff(), 1), socket_timeout=60)
     assert isinstance(client, redis.Redis)
     with client:
         store = MemoryStore(client, prefix="session:", ttl="7d")
@@ -55,6 +55,7 @@ def test_a_store_follows_the_failover(service: Watched) -> None:
         replicated(service)
         before = service.primary()
         before.kill()
+        service.fail_over_after(HASTY_MS)
         write = partial(store.append, "a", {"id": "after"})
         wait_for("a write after the failover", lambda: attempt(write), "done".__eq__)
         assert store.load("a") == [*({"n": n} for n in range(20)), {"id": "after"}]

@@ -20,6 +20,8 @@ from waiting import wait_for
 
 from memkit.server import RedisServer
 
+CALM_MS, HASTY_MS = 60_000, 500
+"""Milliseconds of silence after which a server counts as dead: longer than a busy machine makes it silent, or not."""
 PRIMARIES = 3
 SLOTS = 16384
 
@@ -38,6 +40,13 @@ class Cluster:
     def url(self) -> str:
         return "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in self.servers)
 
+    def fail_over_after(self, silence_ms: int) -> None:
+        """Let a replica take over after such a silence, from now on."""
+        for server in self.servers:
+            if server.running:
+                with server.client() as client:
+                    client.config_set("cluster-node-timeout", silence_ms)
+
     def client(self, **options: Any) -> redis.RedisCluster:
         nodes = [redis.cluster.ClusterNode("127.0.0.1", server.port or 0) for server in self.servers]
         return redis.RedisCluster(startup_nodes=nodes, **options)
@@ -51,9 +60,9 @@ class Cluster:
 
 @contextmanager
 def cluster(
-    binary: Path | str, *, replicas: bool = True, persist: bool = False, node_timeout_ms: int = 1_000
+    binary: Path | str, *, replicas: bool = True, persist: bool = False, node_timeout_ms: int = CALM_MS
 ) -> Iterator[Cluster]:
-    """Start a cluster. ``node_timeout_ms``: after so long a silence a replica takes over."""
+    """Start a cluster. ``node_timeout_ms``: after so long a silence a replica takes over; see ``fail_over_after``."""
     number = 2 * PRIMARIES if replicas else PRIMARIES
     ports = list(cluster_ports(number))
     told, buses = [port for port, _ in ports], [bus for _, bus in ports]
@@ -151,6 +160,11 @@ class Watched:
     def url(self) -> str:
         return f"redis+sentinel://127.0.0.1:{self.sentinel.port}/{self.service}/0"
 
+    def fail_over_after(self, silence_ms: int) -> None:
+        """Let Sentinel fail over after such a silence, from now on."""
+        with self.sentinel.client() as client:
+            client.execute_command("SENTINEL", "SET", self.service, "down-after-milliseconds", silence_ms)
+
     def primary(self) -> RedisServer:
         """Return the server that Sentinel now names."""
         with self.sentinel.client() as client:
@@ -160,7 +174,7 @@ class Watched:
 
 @contextmanager
 def watched(binary: Path | str, *, persist: bool = False) -> Iterator[Watched]:
-    """Start a primary, a replica and a Sentinel that fails over after 300 ms."""
+    """Start a primary, a replica and a Sentinel, which fails over when it is told to be hasty."""
     with ExitStack() as stack:
         settings = {"repl-diskless-sync-delay": 0}
         primary = stack.enter_context(RedisServer(binary=binary, port=0, config=settings, persist=persist))
@@ -168,7 +182,7 @@ def watched(binary: Path | str, *, persist: bool = False) -> Iterator[Watched]:
         replica = stack.enter_context(RedisServer(binary=binary, port=0, config=follows, persist=persist))
         lines = [
             f"sentinel monitor mem 127.0.0.1 {primary.port} 1",
-            "sentinel down-after-milliseconds mem 300",
+            f"sentinel down-after-milliseconds mem {CALM_MS}",
             "sentinel failover-timeout mem 2000",
         ]
         sentinel = stack.enter_context(SentinelServer(binary=binary, lines=lines))

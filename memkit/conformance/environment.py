@@ -58,7 +58,7 @@ class TestEnvironment:
         self.roles: tuple[str, ...] = tuple(getattr(adapter, "roles", ROLES))
         self.works_when_forked: bool | None = None
         """Whether the store answers in a forked process; None: not tried yet."""
-        self.limit_s = 20.0
+        self.limit_s = 60.0
         """The time limit of the current case."""
         self._persist = persist
         self._handles: list[Handle] = []

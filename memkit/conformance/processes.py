@@ -22,7 +22,7 @@ from memkit.conformance.adapter import error_line
 from memkit.conformance.environment import TestEnvironment
 from memkit.conformance.outcomes import CaseSkipped
 
-LIMIT_S = 10.0
+LIMIT_S = 60.0
 """For the work of a forked process."""
 LONGEST_S = 120.0
 """A forked process that works for longer ends by itself."""

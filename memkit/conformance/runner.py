@@ -21,10 +21,11 @@ from memkit.conformance.trial import TrialSession
 from memkit.errors import MemkitError, ServerError, ServerNotFound
 from memkit.server.launcher import READY_WITHIN_S
 
-CASE_LIMIT_S = 20.0
-FIRST_LIMIT_S = 10.0
+CASE_LIMIT_S = 60.0
+"""A case takes 0.05 to 5 s; more means that the store hangs."""
+FIRST_LIMIT_S = 60.0
 """For opening, writing, reading, clearing and closing one session, before the cases."""
-IMPORT_LIMIT_S = 30.0
+IMPORT_LIMIT_S = 120.0
 """For importing the adapter; heavy libraries take 10 s on a busy machine."""
 ENDING_S = 1.0
 """For a worker that has reported everything to end."""

@@ -61,7 +61,9 @@ SET k 1 EX 100; EXPIRE k -1
 EXPIRE_OPTIONS = "EXPIRE with NX, XX, GT, LT (Redis 7.0)"
 NAMES = (*"kjstlmhzx", "expiring")
 """All keys of the cases except the fillers, which their case removes."""
-WAIT_S = 5.0
+WAIT_S = 60.0
+END = "memkit-end-of-events"
+"""A channel: every event that was sent before a message in it is received before it."""
 FILLERS = {f"memkit-filler:{number}": "v" * 1_000 for number in range(1_000)}
 
 
@@ -215,18 +217,19 @@ def _reply_and_ttl(client: redis.Redis, rule: str) -> tuple[str, str]:
 
 @contextmanager
 def _events(client: redis.Redis) -> Iterator[Callable[[], str]]:
-    """Enable the events; yield a function that waits for the next one and returns its name."""
+    """Enable the events; yield a function that returns the name of the first one that was sent so far."""
     client.config_set("notify-keyspace-events", "Egxe")
     with client.pubsub() as events:
-        events.subscribe(*(f"__keyevent@0__:{name}" for name in ("expired", "evicted", "del")))
+        events.subscribe(END, *(f"__keyevent@0__:{name}" for name in ("expired", "evicted", "del")))
 
         def next_event() -> str:
-            until = time.monotonic() + 1
+            client.publish(END, "")
+            until = time.monotonic() + WAIT_S
             while time.monotonic() < until:
                 message = events.get_message(ignore_subscribe_messages=True, timeout=0.05)
                 if message:
-                    return str(message["channel"].partition(b":")[2].decode())
-            return "no event"
+                    return str(message["channel"].partition(b":")[2].decode()) or "no event"
+            return "no answer"
 
         yield next_event
     client.config_set("notify-keyspace-events", "")

@@ -34,9 +34,9 @@ from memkit.server.guard import DIRECTORY_PREFIX
 
 OLDEST_ON_PATH = (7, 0)
 OLDEST = (6, 2)
-READY_WITHIN_S = 20.0
+READY_WITHIN_S = 60.0
 """A server answers after 6-41 ms (measured); an append-only file or a busy machine takes longer."""
-PROBE_WITHIN_S = 10
+PROBE_WITHIN_S = 60
 LOG_LINES = 15
 FREE_PORTS = range(10_000, 21_000)
 """Below the ports that outgoing connections are given (from 32,768 on, on Linux), which could take one meanwhile."""

@@ -230,7 +230,7 @@ def test_deadlines_that_clients_computed_by_another_clock_are_off_by_its_skew(se
     found = report.findings[0]
     assert (found.cause, found.prefix, found.keys, found.confidence) == ("clock_skew", "chat:", 60, "likely")
     assert found.expected_ttl_s == 3_600
-    assert found.observed_ttl_s == pytest.approx(3_000, abs=3)
+    assert found.observed_ttl_s == pytest.approx(3_000, abs=60)
 
 
 def test_a_short_ttl_that_only_looks_like_the_skew_is_a_short_ttl(server: RedisServer) -> None:
@@ -240,7 +240,7 @@ def test_a_short_ttl_that_only_looks_like_the_skew_is_a_short_ttl(server: RedisS
             client.set(f"chat:{number}", "{}")
             client.expireat(f"chat:{number}", round(time.time()) + 2_000)
         report = audit(server.url, expect={"chat:*": "1h"}, duty=1)
-    assert [one.observed_ttl_s for one in only(report, "ttl_too_short")] == [pytest.approx(1_400, abs=3)]  # type: ignore[attr-defined]
+    assert [one.observed_ttl_s for one in only(report, "ttl_too_short")] == [pytest.approx(1_400, abs=60)]  # type: ignore[attr-defined]
 
 
 # -- deleted -----------------------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_the_slow_log_names_deleted_sessions(command: str, any_server: RedisServ
     found = report.findings[0]
     assert (found.cause, found.prefix, found.keys, found.confidence) == ("deleted", "chat:", 20, "proven")
     assert found.since
-    assert (found.since.timestamp(), found.since_is) == (pytest.approx(deleted_at, abs=3), "upper bound")
+    assert (found.since.timestamp(), found.since_is) == (pytest.approx(deleted_at, abs=60), "upper bound")
 
 
 def test_what_the_slow_log_says_of_other_keys_is_no_finding(server: RedisServer) -> None:

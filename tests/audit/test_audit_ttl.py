@@ -82,7 +82,7 @@ def test_a_shorter_ttl_with_jitter_is_seen_among_reads(
     assert found.observed_ttl_s == pytest.approx(short_s, rel=0.05)
     assert found.since
     ago_s = (report.at - found.since).total_seconds()
-    assert ago_s >= changed_s - 3 if found.since_is == "lower bound" else ago_s <= changed_s + 3
+    assert ago_s >= changed_s - 60 if found.since_is == "lower bound" else ago_s <= changed_s + 60
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -104,4 +104,4 @@ def test_two_ttls_set_at_the_same_time(short_s: float, server: RedisServer) -> N
     found = the_finding(report)
     assert (found.cause, found.observed_ttl_s, found.since_is) == ("two_ttls", short_s, "upper bound")
     assert found.since
-    assert (report.at - found.since).total_seconds() == pytest.approx(10 * MINUTE, abs=15)
+    assert (report.at - found.since).total_seconds() == pytest.approx(10 * MINUTE, abs=60)

@@ -507,7 +507,10 @@ inspect_session(url, "warm")
 before = resource.getrusage(resource.RUSAGE_SELF)
 report = inspect_session(url, key)
 after = resource.getrusage(resource.RUSAGE_SELF)
-print(after.ru_utime - before.ru_utime, (after.ru_maxrss - before.ru_maxrss) * 1024, len(report.problems))
+sum(range(30_000_000))
+reference_s = resource.getrusage(resource.RUSAGE_SELF).ru_utime - after.ru_utime
+took = (after.ru_utime - before.ru_utime) / reference_s
+print(took, (after.ru_maxrss - before.ru_maxrss) * 1024, len(report.problems))
 """
 
 
@@ -531,9 +534,10 @@ def test_a_hostile_session_takes_a_second_and_64_mb_at_most(
         client.rpush(key, *[json.dumps({"type": "human", "data": {"content": f"{at} 🧠"}}) for at in range(90_000)])
     payload_bytes = client.memory_usage(key, samples=0)
     python = [sys.executable, "-c", MEASURE, server.url, key]
-    took_s, more_bytes, found = map(float, subprocess.run(python, capture_output=True, check=True).stdout.split())
+    took, more_bytes, found = map(float, subprocess.run(python, capture_output=True, check=True).stdout.split())
     assert found
-    assert took_s <= 1
+    # A second of the processor, where the reference takes 0.4 s.
+    assert took <= 2.5
     assert more_bytes <= (64 << 20) + payload_bytes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
@@ -21,7 +22,8 @@ from memkit.connect import place, scan
 from memkit.errors import ClockUnavailable, PolicyError, ProductionGuardError
 from memkit.server import RedisServer, Sandbox, ServerClock, find_server
 
-SLACK_MS = 1000
+SLACK_MS = 60_000
+"""What a slow machine takes between two commands, at most."""
 
 
 @pytest.fixture(params=["preload", "deadline shift"])
@@ -49,19 +51,17 @@ def last_ms(client: redis.Redis, key: str) -> int | None:
 
 
 def test_a_7_day_ttl_expires_within_2_ms(clock: ServerClock, client: redis.Redis) -> None:
-    # Several times, since another process may take the processor for just these milliseconds.
-    took_ms = []
-    for _ in range(10):
+    def took_ms() -> float:
         client.set("session:1", "x", px=timedelta(days=7))
         begun = time.perf_counter()
         clock.shift(timedelta(days=7, milliseconds=-10))
         left_ms = last_ms(client, "session:1")
         clock.shift("4ms")
-        expired = client.get("session:1") is None
-        if left_ms is not None and left_ms <= 2:
-            took_ms.append((time.perf_counter() - begun) * 1000)
-        assert expired
-    assert min(took_ms) <= 20
+        assert client.get("session:1") is None
+        return (time.perf_counter() - begun) * 1000 if left_ms is not None and left_ms <= 2 else math.inf
+
+    # Repeated, because another process may take the processor for these few milliseconds.
+    wait_for("a key that was read 2 ms before its deadline, all within 20 ms", took_ms, lambda ms: ms <= 20)
 
 
 def test_the_new_time_is_in_force_for_the_next_command(clock: ServerClock, client: redis.Redis) -> None:
@@ -104,7 +104,7 @@ def test_expired_keys_stay_expired_in_every_database(any_server: RedisServer, de
 
 def test_fractions_add_up(clock: ServerClock, client: redis.Redis) -> None:
     client.set("session:1", "x", ex=3600)
-    before, begun = client.pttl("session:1"), time.perf_counter()
+    begun, before = time.perf_counter(), client.pttl("session:1")
     for _ in range(100):
         clock.shift(timedelta(microseconds=-1_400))
     moved_ms, really_ms = client.pttl("session:1") - before, (time.perf_counter() - begun) * 1000
@@ -113,11 +113,11 @@ def test_fractions_add_up(clock: ServerClock, client: redis.Redis) -> None:
 
 
 def test_now_and_move_to(clock: ServerClock, client: redis.Redis) -> None:
-    client.set("session:1", "x", ex=100)
-    then = datetime.now(UTC) + timedelta(seconds=90)
+    client.set("session:1", "x", ex=1000)
+    then = datetime.now(UTC) + timedelta(seconds=900)
     clock.move_to(then)
     assert timedelta(0) <= clock.now() - then < timedelta(milliseconds=SLACK_MS)
-    assert 10_000 - SLACK_MS < client.pttl("session:1") <= 10_001
+    assert 100_000 - SLACK_MS < client.pttl("session:1") <= 100_001
     with pytest.raises(PolicyError, match="no time zone"):
         clock.move_to(datetime(2026, 1, 1))  # noqa: DTZ001
     with pytest.raises(PolicyError, match="got str 'soon'"):
@@ -170,8 +170,8 @@ def test_the_offset_survives_a_restart(any_server: RedisServer) -> None:
             stop()
             server.start()
             with server.client() as client:
-                assert 86_400_000 - 30_000 < client.pttl("session:1") <= 86_400_000
-            assert abs(server.clock.now() - datetime.now(UTC) - timedelta(days=6)) < timedelta(seconds=1)
+                assert 86_400_000 - 10 * SLACK_MS < client.pttl("session:1") <= 86_400_000
+            assert abs(server.clock.now() - datetime.now(UTC) - timedelta(days=6)) < timedelta(milliseconds=SLACK_MS)
         server.clock.shift("25h")
         with server.client() as client:
             assert client.get("session:1") is None
@@ -239,9 +239,9 @@ def test_without_a_prefix_nothing_is_shifted(any_server: RedisServer, client: re
     clock = ServerClock(any_server.url)
     with pytest.raises(ClockUnavailable, match=r"others may use.*prefix="):
         clock.shift("59m")
-    assert client.pttl("somebody:else") > 3_590_000
+    assert client.pttl("somebody:else") > 3_500_000
     assert clock.offset == timedelta(0)
-    assert abs(clock.now() - datetime.now(UTC)) < timedelta(seconds=1)
+    assert abs(clock.now() - datetime.now(UTC)) < timedelta(milliseconds=SLACK_MS)
 
 
 @pytest.fixture(scope="module")

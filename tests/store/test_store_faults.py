@@ -123,7 +123,7 @@ def test_reads_and_deletes_work_with_full_memory(client: redis.Redis, any_server
     any_server.clock.shift("6d")
     fill(client, "noeviction")
     assert len(store.load("a") or []) == 42
-    assert client.pttl("session:a") > WEEK_MS - 10_000
+    assert client.pttl("session:a") > WEEK_MS - 60_000
     assert store.touch("a") is True
     assert store.delete("a") is True
 
@@ -189,7 +189,7 @@ def test_a_denied_command_changes_nothing(
             except redis.exceptions.NoPermissionError:
                 assert client.lrange("session:a", 1, -1) == before
                 assert client.lindex("session:a", 0) == head
-                assert 3_590_000 < client.pttl("session:a") <= WEEK_MS
+                assert 3_500_000 < client.pttl("session:a") <= WEEK_MS
             except redis.ResponseError:  # 6.2 wraps what a script meets
                 assert client.lrange("session:a", 1, -1) == before
             else:
@@ -397,7 +397,7 @@ def unchanged(client: redis.Redis, store: MemoryStore, *, reads: bool = True) ->
             operation()
         assert "'session:a'" in str(caught.value), name
     assert client.dump("session:a") == before
-    assert abs(client.pexpiretime_or_pttl() - deadline) < 5_000  # type: ignore[attr-defined]
+    assert abs(client.pexpiretime_or_pttl() - deadline) < 60_000  # type: ignore[attr-defined]
 
 
 @pytest.fixture
