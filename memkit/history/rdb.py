@@ -98,7 +98,7 @@ class SnapshotKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RdbHeader:
-    """What an RDB file says about itself before its first key.
+    """What an RDB file states before its first key.
 
     ``server`` is ``"redis"`` or ``"valkey"``; ``version`` is the format's; ``aux`` are the header's fields: redis-ver,
     ctime (Unix time of the save), used-mem, repl-id, …

@@ -1,7 +1,7 @@
 """record: watch a live server without changing it, and keep what happens to its keys in a recording.
 
 The server pushes the names of changed keys (see ``tracking``), and each name is followed by PEXPIRETIME: that tells
-writes, renewals and expiries. What ended a key before its deadline is told by the server's counters, read five times a
+writes, renewals and expiries. Why a key ended before its deadline follows from the server's counters, read five times a
 second. Nothing is written to the server, and no value is read.
 """
 
