@@ -41,7 +41,7 @@ Imports go down this map only::
                         trial worker cases/)
       plot/             Figures: every function takes ax=None and returns Axes; show(ax) displays it
                         with alt text
-                        (audit conformance expiry session style)
+                        (audit conformance expiry history session style)
       notebook/         %load_ext memkit, memkit lab, the triage report, the demo incident, the TTL
                         semantics cases
                         (demo extension lab triage ttl_semantics)

@@ -80,8 +80,8 @@ class KeyFacts(NamedTuple):
 class Sample:
     """Keys that were seen on one server, or on all. ``seen`` counts those that existed; ``keys`` has those kept.
 
-    ``of`` is the number of keys by DBSIZE. ``moved`` counts keys whose slot moved to another server while they were
-    read. ``failed`` has the servers that stopped answering, each with the error.
+    ``of`` is the number of keys by DBSIZE, ``of_each`` that of each server. ``moved`` counts keys whose slot moved to
+    another server while they were read. ``failed`` has the servers that stopped answering, each with the error.
     """
 
     method: str
@@ -93,6 +93,10 @@ class Sample:
     stopped: str | None = None
     blind: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
+    of_each: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.of_each = [self.of]
 
     @property
     def error_bound(self) -> float:
@@ -277,6 +281,8 @@ class ServerKeys:
         """Take the replies about keys into the sample; return the server's time for them, if it reports the time."""
         columns = self._available(request.commands, request.replies.columns(request.commands))
         details = self._available(request.details, request.replies.columns(request.details))
+        if self.connection.failure:
+            raise self.connection.failure
         seen_ms, server_s = request.times()
         if not self._learned and request.commands.keys:
             self._drop_what_is_refused(columns | details, sample)
@@ -288,7 +294,7 @@ class ServerKeys:
                 raise columns["pttl"][0]
         relative = "pttl" in columns
         deadlines = columns["pttl" if relative else "pexpiretime"]
-        moved = 0 if {int}.issuperset(map(type, deadlines)) else sum(map(redirected, deadlines))
+        moved = sum(map(redirected, _errors(deadlines)))
         sample.seen += len(deadlines) - deadlines.count(-2) - moved
         sample.moved += moved
         idle = columns.get("object|idletime", [None] * len(deadlines))
@@ -301,7 +307,7 @@ class ServerKeys:
     def _available(self, commands: KeyCommands, columns: dict[str, list[Reply]]) -> dict[str, list[Reply]]:
         """Return the replies, asked for again while the cluster is down: in a failover, no server answers for keys."""
         until = time.monotonic() + CLUSTER_DOWN_S
-        while any(str(reply).startswith("CLUSTERDOWN") for reply in columns[commands.names[0]] if refused(reply)):
+        while any(str(reply).startswith("CLUSTERDOWN") for reply in _errors(columns[commands.names[0]])):
             if time.monotonic() > until:
                 raise redis.exceptions.ClusterDownError(f"the cluster was down for {CLUSTER_DOWN_S:.0f} s")
             time.sleep(CLUSTER_DOWN_S / 100)
@@ -356,7 +362,6 @@ class Sampler:
         self._route = route or (lambda _key: servers[0].connection)
         self._progress = progress
         self._interrupted = Event()
-        self._failed: set[str] = set()
 
     def sample(self, *, cluster: bool, enough: int = ENOUGH_KEYS) -> Sample:
         """Return a fair sample of ``enough`` keys, or every key if there are hardly more."""
@@ -412,28 +417,26 @@ class Sampler:
         """Return which of the keys no longer exist (EXISTS resets no idle time)."""
         found: set[bytes] = set()
         for server, own in self._routed(keys):
-            commands = KeyCommands(own, ("exists",))
-            replies = server.connection.send(commands).take()
+            replies = server.connection.send(KeyCommands(own, ("exists",))).take()
             found.update(key for key, reply in zip(own, replies, strict=True) if reply == 0)
         return found
 
     def _routed(self, keys: Sequence[bytes]) -> list[tuple[ServerKeys, list[bytes]]]:
-        """Return the keys of each server; not those of a server that failed."""
+        """Return the keys of each server."""
         routed: defaultdict[ReadOnlyConnection, list[bytes]] = defaultdict(list)
         for key in keys:
             routed[self._route(key)].append(key)
-        servers = [server for server in self._servers if server.connection.name not in self._failed]
-        return [(server, routed[server.connection]) for server in servers if server.connection in routed]
+        return [(server, routed[server.connection]) for server in self._servers if server.connection in routed]
 
     def _read(self, jobs: Sequence[_Job]) -> Sample:
         """Read on each server, in a thread of its own if there are several, and merge what was seen."""
-        jobs = [job for job in jobs if job.server.connection.name not in self._failed]
-        if len(jobs) == 1 and len(self._servers) == 1:
+        if len(self._servers) == 1:
             self._read_here(jobs[0])
             return jobs[0].part
+        jobs = [job for job in jobs if not job.server.connection.failure]
         parts = [job.part for job in jobs]
         self._interrupted.clear()
-        with ThreadPoolExecutor(min(len(jobs), MOST_THREADS), "memkit-audit") as pool:
+        with ThreadPoolExecutor(MOST_THREADS, "memkit-audit") as pool:
             futures = [pool.submit(self._read_in_thread, job) for job in jobs]
             try:
                 while wait(futures, PROGRESS_EVERY_S).not_done:
@@ -441,12 +444,12 @@ class Sampler:
                         self._progress(sum(part.seen for part in parts), sum(part.of for part in parts))
             except KeyboardInterrupt:
                 self._interrupted.set()
-            errors = [error for future in futures if (error := future.exception())]
-        merged = _merged(parts)
-        self._failed |= merged.failed.keys()
-        if errors and (len(errors) > len(merged.failed) or len(self._failed) == len(self._servers)):
-            raise errors[-1]
-        return merged
+            for future in futures:
+                future.result()
+        failures = [server.connection.failure for server in self._servers if server.connection.failure]
+        if failures and len(failures) == len(self._servers):
+            raise failures[0]
+        return _merged(parts)
 
     def _read_here(self, job: _Job) -> None:
         try:
@@ -465,8 +468,8 @@ class Sampler:
                     job.walk.close()
                     job.part.stopped = INTERRUPTED
         except (redis.ConnectionError, redis.TimeoutError, redis.exceptions.ClusterDownError) as error:
+            job.server.connection.failure = error
             job.part.failed[job.server.connection.name] = str(error)
-            raise
         except BaseException:
             self._interrupted.set()
             raise
@@ -484,7 +487,7 @@ class _Job(NamedTuple):
 
 
 def _merged(parts: Sequence[Sample]) -> Sample:
-    return Sample(
+    merged = Sample(
         parts[0].method,
         sum(part.of for part in parts),
         [facts for part in parts for facts in part.keys],
@@ -495,6 +498,13 @@ def _merged(parts: Sequence[Sample]) -> Sample:
         set().union(*(part.blind for part in parts)),
         {name: error for part in parts for name, error in part.failed.items()},
     )
+    merged.of_each = [part.of for part in parts]
+    return merged
+
+
+def _errors(replies: Sequence[Reply]) -> list[Exception]:
+    # Types are compared in C first: this looks at every key.
+    return [] if redis.ResponseError not in set(map(type, replies)) else [one for one in replies if refused(one)]
 
 
 @dataclass(slots=True)

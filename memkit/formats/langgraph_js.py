@@ -38,6 +38,12 @@ def names(session: str) -> Iterable[str]:
     return (f"checkpoint:{session}:{_END}",)
 
 
+def is_shallow_name(name: str) -> bool:
+    """Return whether a key's name is that of the shallow saver's checkpoint."""
+    pieces = name_parts(name, REDIS_KINDS)
+    return pieces is not None and pieces.kind == "checkpoint" and pieces.rest.endswith(_END)
+
+
 def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     """Claim a thread's keys by their documents; Python's saver writes a word where this one has no namespace."""
     pieces = name_parts(raw.name, REDIS_KINDS)

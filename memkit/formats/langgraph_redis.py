@@ -51,6 +51,14 @@ def names(session: str) -> Iterable[str]:
     )
 
 
+def is_shallow_name(name: str) -> bool:
+    """Return whether a key's name is one of the shallow saver: its checkpoint, or the list of its writes."""
+    pieces = name_parts(name, REDIS_KINDS)
+    return pieces is not None and (
+        pieces.kind == "write_registry" or (pieces.kind == "checkpoint" and pieces.rest[-1:] == ":")
+    )
+
+
 def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     """Claim checkpoints and writes by their fields, pointers by what they point to, lists of writes by their names."""
     if raw.kind == "zset":

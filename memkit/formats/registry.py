@@ -99,6 +99,11 @@ def is_housekeeping(name: str) -> bool:
     return is_write_name(name)
 
 
+def deletes_own_keys(name: str) -> bool:
+    """Return whether a key belongs to a saver that deletes keys by itself: LangGraph's shallow ones."""
+    return langgraph_redis.is_shallow_name(name) or langgraph_js.is_shallow_name(name)
+
+
 def format_of(store: str) -> Format:
     """Return the format of a store, by the name that ``recognise`` gives it."""
     return _BY_STORE[store]

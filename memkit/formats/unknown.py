@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
+
+import orjson
 
 from memkit.formats.model import Item, Note, Problem, SessionValues, Turn, seconds
 from memkit.formats.parsing.conversation import (
@@ -28,6 +31,8 @@ from memkit.readonly.values import DOCUMENT_KINDS, RedisValue, to_bytes
 
 STORE = "unknown"
 _SAMPLED = 6
+_SMALL_BYTES = 64 << 10
+"""JSON of this size unfolds to 2 MB at worst, so it needs no bound."""
 _TRAILING_NUMBER = re.compile(r"(\d+)$")
 _STRUCTURED = ("json", "json string", "ndjson", "msgpack")
 
@@ -94,7 +99,11 @@ def _entries(raw: RedisValue) -> tuple[list[Entry], bool, list[Problem]]:
 
 def _opened(data: bytes, key: str) -> Entry | None:
     """Return the messages of one element, whatever its encoding."""
-    value = open_payload(data).value
+    value = None
+    if data[:1] == b"{" and len(data) <= _SMALL_BYTES:
+        with suppress(orjson.JSONDecodeError):
+            value = orjson.loads(data)
+    value = open_payload(data).value if value is None else value
     if value is None:
         try:
             value = data.decode()

@@ -115,7 +115,7 @@ def record_incident(path: str | Path) -> Path:
     """Replay a small incident on a private server while the recorder watches it, and return the recording.
 
     Forty chats get a TTL of seven days, then, after a release, of five minutes. One is deleted, one is written without
-    a TTL, and the others that nobody continued expire.
+    a TTL, and the others without further messages expire.
 
     Args:
         path: The recording, a new file.

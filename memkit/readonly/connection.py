@@ -101,7 +101,8 @@ class ReadOnlyConnection:
 
     It is not taken from the client's pool: CLIENT NO-TOUCH belongs to a connection and must not reach the application's
     commands. ``sent`` counts the commands. ``touches_because`` is empty if NO-TOUCH is on, so that reading a value does
-    not reset its idle time, and the reason otherwise. ``socket`` and ``reader`` (hiredis) are for a subscription:
+    not reset its idle time, and the reason otherwise. If ``tolerant``, a broken connection raises nothing: the error is
+    ``failure`` and the reply to every command from then on. ``socket`` and ``reader`` (hiredis) are for a subscription:
     its messages are not replies.
     """
 
@@ -116,6 +117,8 @@ class ReadOnlyConnection:
         self.database = int(options.get("db") or 0)
         self._keep_idle_times = keep_idle_times
         self.sent: Counter[str] = Counter()
+        self.tolerant = False
+        self.failure: redis.RedisError | None = None
         self.reconnect()
 
     def reconnect(self) -> None:
@@ -172,33 +175,50 @@ class ReadOnlyConnection:
                 payloads += [each.payload for each in part]
                 self.sent.update([each.name for each in part])
                 count += len(part)
-        try:
-            self.socket.sendall(b"".join(payloads))
-        except OSError as error:
-            raise self._broken(error) from None
         pending = PendingReplies(self, count)
         self._pending.append(pending)
+        try:
+            if not self.failure:
+                self.socket.sendall(b"".join(payloads))
+        except OSError as error:
+            self._fail(self._broken(error))
         return pending
 
     def receive(self, pending: PendingReplies, count: int) -> None:
         """Receive ``count`` replies more of what is pending, and all replies to what was sent before it."""
-        while self._pending[0] is not pending:
-            self._receive(self._pending[0], self._pending[0].missing)
-        self._receive(pending, count)
+        try:
+            while not self.failure and self._pending[0] is not pending:
+                self._receive(self._pending[0], self._pending[0].missing)
+            if not self.failure:
+                self._receive(pending, count)
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            self._fail(error)
+        if self.failure and pending.missing:
+            pending.received += [self.failure] * pending.missing
+            pending.missing = 0
+
+    def _fail(self, error: redis.RedisError) -> None:
+        if not self.tolerant:
+            raise error
+        self.failure = error
 
     def _receive(self, pending: PendingReplies, count: int) -> None:
-        gets, received = self.reader.gets, pending.received
-        until = len(received) + count
-        while len(received) < until:
-            reply = gets()
-            # hiredis returns False if it needs more bytes.
-            if reply is False:
-                self._feed()
-            else:
-                received.append(reply)
-        pending.missing -= count
+        """Receive ``count`` replies or more. If none has arrived yet, all of them are parsed as one array, in C."""
+        if pending.missing > 1 and not pending.received and not self.reader.has_data():
+            self.reader.feed(b"*%d\r\n" % pending.missing)
+            pending.received = self._reply()
+            pending.missing = 0
+        else:
+            pending.received += [self._reply() for _ in range(count)]
+            pending.missing -= count
         if not pending.missing:
             self._pending.popleft()
+
+    def _reply(self) -> Reply:
+        # hiredis returns False if it needs more bytes.
+        while (reply := self.reader.gets()) is False:
+            self._feed()
+        return reply
 
     def _feed(self) -> None:
         try:

@@ -50,12 +50,13 @@ class Target:
 
 
 @contextmanager
-def open_target(url_or_client: str | Any) -> Iterator[Target]:
+def open_target(url_or_client: str | Any, *, tolerant: bool = False) -> Iterator[Target]:
     """Open connections to a server, or to each primary of a cluster; they are closed at the end.
 
     Args:
         url_or_client: A Redis URL (standalone, Sentinel, cluster, or one node of a cluster), or a synchronous redis-py
             client. A client's pool is not used: the connections are new ones with its settings.
+        tolerant: Of a cluster, go on without a server that stops answering: see ReadOnlyConnection.
 
     Raises:
         PolicyError: Neither a URL nor a synchronous client.
@@ -79,6 +80,8 @@ def open_target(url_or_client: str | Any) -> Iterator[Target]:
         prefix = getattr(client, "_test_prefix", "")
         prefix = prefix.decode("utf-8", "surrogateescape") if isinstance(prefix, bytes) else prefix
         url = redact(url_or_client) if isinstance(url_or_client, str) else opened[0].name
+        for connection in opened:
+            connection.tolerant = tolerant and len(opened) > 1
         yield Target(url, tuple(opened), route, _slot_owners(slots), prefix if isinstance(prefix, str) else "")
     finally:
         for connection in opened:

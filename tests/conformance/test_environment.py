@@ -20,7 +20,7 @@ from memkit.conformance.environment import TestEnvironment
 from memkit.conformance.fault_proxy import FaultProxy, Loss
 from memkit.conformance.keyspace import GARBAGE, SessionKeys, damage, element, holds, places, values
 from memkit.conformance.outcomes import CaseFailed
-from memkit.conformance.processes import ForkedProcess, in_thread, in_threads, outcome
+from memkit.conformance.processes import LONGEST_S, ForkedProcess, in_thread, in_threads, outcome
 from memkit.server import RedisServer
 
 
@@ -107,8 +107,11 @@ def test_forked_process_ends_with_its_parent() -> None:
         "import os, time; from memkit.conformance.processes import ForkedProcess; "
         "print(ForkedProcess(lambda: time.sleep(600))._process.pid, flush=True); os._exit(0)"
     )
-    parent = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    wait_for("the end of the forked process", lambda: alive(int(parent.stdout)), nothing)
+    # Only the first line is read: the forked process holds the pipe open.
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        pid = int(parent.stdout.readline())
+    wait_for("the end of the forked process", lambda: alive(pid), nothing, within_s=LONGEST_S / 2)
 
 
 # Damage

@@ -8,6 +8,7 @@ import contextlib
 import gzip
 import json
 import pickle
+import re
 import struct
 import time
 import tracemalloc
@@ -1221,3 +1222,14 @@ def test_agent_framework_sessions_with_keys_of_their_own() -> None:
 def _sessions(elements: list[bytes]) -> RedisValue:
     head = memkit_raw().elements[0]
     return RedisValue("session:s", "list", elements=[head, *elements], total=len(elements) + 1)
+
+
+def test_keys_that_their_library_deletes_are_housekeeping() -> None:
+    for name in ("langgraph-redis-shallow", "langgraph-redis-own-prefix", "langgraph-js"):
+        keys = [raw.name for raw in raws_of(name)]
+        writes = [key for key in keys if re.search(r":\d+$", key) and "_blob" not in key]
+        assert writes
+        assert all(map(formats.is_housekeeping, writes))
+        assert not any(formats.is_housekeeping(key) for key in keys if key.startswith(("checkpoint:", "myapp_ckpt")))
+    assert formats.deletes_own_keys("checkpoint:sess-A::shallow")
+    assert not formats.deletes_own_keys("checkpoint:sess-A:__empty__:1f1eb487-c0ee-6680-ffff-c1023ffb8b5f")

@@ -14,6 +14,8 @@ from memkit.audit.finding import Finding
 from memkit.audit.sampling import KeyFacts
 from memkit.audit.server_info import DELETES, ServerFacts, SlowCommand
 from memkit.config import Expectation
+from memkit.formats import deletes_own_keys, is_housekeeping
+from memkit.readonly.values import to_name
 from memkit.render import counted
 
 LEAST_US_A_KEY = 0.7
@@ -52,6 +54,7 @@ def deleted_finding(
         sessions: How many keys of sessions were looked at.
     """
     keys = context.keys
+    vanished = [one for one in vanished if not is_housekeeping(to_name(one.key))]
     if vanished:
         prefix = next((one.prefix for one in expectations if one.matches.fullmatch(vanished[0].key)), None)
         deleters = [one.name for one in server.clients if one.last_command in DELETES]
@@ -92,7 +95,9 @@ def deleted_finding(
 
 def _names_sessions(one: SlowCommand, expectations: Sequence[Expectation]) -> bool:
     return one.command in DELETES and any(
-        expected.matches.fullmatch(key) for expected in expectations for key in one.keys
+        expected.matches.fullmatch(key) and not is_housekeeping(to_name(key))
+        for expected in expectations
+        for key in one.keys
     )
 
 
@@ -112,6 +117,8 @@ def _counted(
     why = None
     if sum(calls.values()) <= server.called("evalsha", "eval"):
         why = "as many scripts were called, and locks are released by a script that calls DEL"
+    elif any(deletes_own_keys(to_name(one.key)) for one in own):
+        why = "LangGraph's shallow savers delete their old writes"
     elif count > FAR_MORE * max(sessions, FEWEST_SESSIONS):
         why = "far more than there are sessions"
     elif not strings:

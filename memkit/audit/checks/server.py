@@ -29,7 +29,9 @@ STEADY_GAPS = 3
 """Sessions that begin within three usual gaps of the server's start were not the first ever."""
 YOUNG_MS = 600_000
 """In the first ten minutes every session is a young one."""
-FLUSH_CHANCE = 0.01
+FLUSH_CHANCE, RARE_FLUSH_CHANCE = 0.01, 0.0001
+"""The chance that no session is older, if there was no flush: below the first it is possible, below the second likely.
+FLUSHDB is counted for all databases together."""
 OLD_SHARE = 0.9
 
 
@@ -158,24 +160,26 @@ def _flushed(server: ServerFacts, context: AuditContext, expectations: Sequence[
     if not logged and (age >= OLD_SHARE * possible_age or chance > FLUSH_CHANCE) and sessions:
         return None
     elsewhere = len(server.databases) > 1 and not server.called("flushall")
+    likely = bool(sessions) and not elsewhere and chance < RARE_FLUSH_CHANCE
     names = " and ".join(name.upper() for name in FLUSHES if server.called(name))
     at = max((one.at_s * 1000 for one in logged), default=None)
     by = f" by {logged[-1].client}" if logged and logged[-1].client else ""
     shown_at = context.when(oldest if at is None else at) + ("" if at is not None else " at the latest")
     since_ms = oldest if at is None else at
+    oldest_key = f"no key is older than {duration(age)}" if context.keys else "no key exists"
     return Finding(
         "flushed",
         sampled=context.sampled,
         message=f"{names} deleted all keys, {shown_at}; {sessions:,} sessions exist",
-        confidence="proven" if logged else "likely" if sessions and not elsewhere else "possible",
+        confidence="proven" if logged else "likely" if likely else "possible",
         expected_ttl_s=ttl_ms / 1000,
         since=datetime.fromtimestamp(since_ms / 1000, UTC),
         since_is="exact" if at is not None else "upper bound",
         evidence=(
             *([f"slow log: {logged[-1].command.upper()}{by}"] if logged else []),
             f"INFO commandstats: {names} called {counted(calls, 'time')} since the start or the last reset",
-            f"no key is older than {duration(age)}, the server is {duration(server.now_ms - started)} old and sessions "
-            f"should be up to {duration(ttl_ms)} old",
+            f"{oldest_key}, the server is {duration(server.now_ms - started)} old and sessions should be up to "
+            f"{duration(ttl_ms)} old",
         ),
         next="find the client that flushes (a cache that is cleared?) and give sessions a database or server of "
         "their own; deny FLUSHALL and FLUSHDB by ACL",

@@ -36,6 +36,8 @@ SPRING_MARGIN_MS = 300_000
 """Spring Session keeps a session's hash so much longer than its ``expires`` key (RedisIndexedSessionRepository)."""
 UNIX_TIME_S = 1_000_000_000
 """A TTL over 31 years that is near the current Unix time is a point in time (2001 and later)."""
+SOON = 0.05
+"""Sessions with less than this share of the TTL left expire soon."""
 RENEWED_TOGETHER = 0.05
 """All TTLs renewed within this share of the TTL: of steady traffic so many keys have that chance, each."""
 FEWEST_RENEWED = 20
@@ -110,6 +112,12 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
         if finding
     ]
     notes += [layout_note] if layout_note else []
+    soon = [one for one in analyses[-1].short if one.known and one.left < SOON * analyses[-1].ttl]
+    if not findings and soon and expected.policy.kind == "sliding" and not expected.policy.refresh_on_read:
+        notes.append(
+            f"{counted(len(soon), 'key')} under {expected.prefix} were read since their TTL was set and expire within "
+            f"{duration(max(one.left for one in soon))}: reads do not renew the TTL"
+        )
     return Diagnosis(
         findings,
         notes,

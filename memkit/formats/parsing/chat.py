@@ -211,6 +211,10 @@ def messages_of(value: Mapping[str, Any], key: str) -> list[Turn]:
         value: The object, with whatever field names.
         key: The Redis key that it comes from.
     """
+    if len(value) == 2 and isinstance(value.get("content"), str):  # most homemade sessions have nothing else
+        plain = role_of(value.get("role"))
+        if plain not in ("other", "tool"):
+            return [Turn(plain, value["content"], (), None, None, key)]
     fields = _unwrapped(value)
     role = _role(fields)
     if role is None:

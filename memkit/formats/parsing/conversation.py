@@ -41,7 +41,8 @@ def entry_of(value: Any, key: str) -> Entry | None:
     if not isinstance(value, dict):
         return None
     turns = messages_of(value, key)
-    return Entry(turns, place_of(value)) if turns else None
+    has_place = len(value) > 2 or len(turns) > 1  # a role and a text alone have none
+    return Entry(turns, place_of(value) if has_place else None) if turns else None
 
 
 def find_entries(value: Any, key: str, depth: int = 0) -> list[Entry]:
