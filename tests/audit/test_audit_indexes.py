@@ -151,6 +151,7 @@ def test_an_index_that_expires_itself_is_healthy(server: RedisServer) -> None:
 
 OTHERS: dict[str, Callable[[redis.Redis], object]] = {
     "numbers of products": lambda client: client.zadd("bestsellers", {str(n * 7): n for n in range(100)}),
+    "numbers of all users": lambda client: client.sadd("users", *range(400)),
     "numbers of users": lambda client: client.sadd("beta-users", *range(150, 400)),
     "members of rooms": lambda client: [client.sadd(f"room:{n}:members", 1, 2, 900 + n) for n in range(5)],
     "numbers of messages": lambda client: [client.zadd(f"chat:{n}:index", {str(n): 1, "250": 2}) for n in range(50)],

@@ -138,6 +138,7 @@ def play(server: RedisServer, worlds: Mapping[str, World], seed: int) -> AuditRe
     with server.client() as client:
         client.flushdb()
         pipe = client.pipeline(transaction=False)
+        written: dict[str, tuple[float, float]] = {}
         for name, world in worlds.items():
             dice = random.Random(f"{seed} {name}")
             for n in range(world.sessions):
@@ -148,7 +149,11 @@ def play(server: RedisServer, worlds: Mapping[str, World], seed: int) -> AuditRe
                     pipe.rpush(f"{name}:{n}", *map(json.dumps, found))
                 else:
                     pipe.set(f"{name}:{n}", json.dumps(found))
-                pipe.pexpireat(f"{name}:{n}", round(deadline * 1000))
+                pipe.dump(f"{name}:{n}")
+                written[f"{name}:{n}"] = times[-1], deadline
+        dumps = pipe.execute()[1::2]
+        for (key, (at, deadline)), dump in zip(written.items(), dumps, strict=True):
+            pipe.restore(key, round(deadline * 1000), dump, replace=True, absttl=True, idletime=round(now - at))
         pipe.execute()
     expect = {f"{name}:*": f"{world.ttl_s:.0f}s" for name, world in worlds.items()}
     return audit(server.url, expect=expect, full=True, duty=1)
