@@ -9,14 +9,17 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import secrets
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import redis
 
+from memkit.errors import ServerError
 from memkit.history.ledger import Ledger
 from memkit.history.record import record
 from memkit.server.launcher import RedisServer
@@ -24,6 +27,7 @@ from memkit.server.launcher import RedisServer
 WEEK_S, FIVE_MINUTES_S = 604_800, 300
 CHATS_PER_MINUTE = 4
 RECORDER_LOOKS_EVERY_S = 0.1
+RECORDER_WITHIN_S = 60.0
 LAB_URL, LAB_EXPECT = "MEMKIT_LAB_URL", "MEMKIT_LAB_EXPECT"
 """Environment variables that ``memkit lab`` sets for its kernels; expectations are separated by line ends."""
 QUESTIONS = ("Where is my order?", "Can I change the address?", "我的订单什么时候到？", "Thanks! One more question:")
@@ -111,57 +115,66 @@ def continue_incident(url: str, *, sessions: int = 600, every_s: float = 60 / CH
     return ended
 
 
-def record_incident(path: str | Path) -> Path:
+def record_incident(directory: str | Path) -> Path:
     """Replay a small incident on a private server while the recorder watches it, and return the recording.
 
     Forty chats get a TTL of seven days, then, after a release, of five minutes. One is deleted, one is written without
     a TTL, and the others without further messages expire.
 
     Args:
-        path: The recording, a new file.
+        directory: The folder for the recording, which gets a new name each time.
+
+    Raises:
+        MemkitError: The recorder failed.
     """
-    output, stop, begun = Path(path), threading.Event(), threading.Event()
-    dice = random.Random(7)  # noqa: S311  # the same chats each time
-    with demo_server() as server, server.client() as client:
+    output = Path(directory) / f"incident-{secrets.token_hex(4)}.db"
+    stop, begun = threading.Event(), threading.Event()
+    with demo_server() as server, server.client() as client, ThreadPoolExecutor(1) as threads:
         server.clock.move_to(datetime(2026, 11, 20, 12, tzinfo=UTC))
-        recorder = threading.Thread(
-            target=record,
-            args=(server.url, output),
-            kwargs={"prefixes": [b"chat:"], "stop": stop, "began": lambda _: begun.set()},
+        recorder = threads.submit(
+            record, server.url, output, prefixes=[b"chat:"], stop=stop, began=lambda _: begun.set()
         )
-        recorder.start()
+        recorder.add_done_callback(lambda _: begun.set())
         try:
             begun.wait()
-            for hours, ttl_s in ((9, WEEK_S), (7, WEEK_S), (0.05, FIVE_MINUTES_S), (0.05, FIVE_MINUTES_S)):
-                for number in range(40):
-                    _append(client, number, dice, ttl_s)
-                if ttl_s == WEEK_S:
-                    client.persist("chat:user-0009")
-                else:
-                    client.delete("chat:user-0007")
-                _wait_for_recorder(server, output)
-                server.clock.shift(f"{hours}h")
-                _wait_for_recorder(server, output)
-            client.set("chat:user-0011", "[]")
-            _wait_for_recorder(server, output)
-            server.clock.shift("1h")
-            for number in range(40):
-                client.exists(f"chat:user-{number:04d}")
-            _wait_for_recorder(server, output)
+            if not recorder.done():
+                _replay_recorded_incident(server, client, output)
         finally:
             stop.set()
-            recorder.join()
+        recorder.result()
     return output
+
+
+def _replay_recorded_incident(server: RedisServer, client: redis.Redis, output: Path) -> None:
+    dice = random.Random(7)  # noqa: S311  # the same chats each time
+    for hours, ttl_s in ((9, WEEK_S), (7, WEEK_S), (0.05, FIVE_MINUTES_S), (0.05, FIVE_MINUTES_S)):
+        for number in range(40):
+            _append(client, number, dice, ttl_s)
+        if ttl_s == WEEK_S:
+            client.persist("chat:user-0009")
+        else:
+            client.delete("chat:user-0007")
+        _wait_for_recorder(server, output)
+        server.clock.shift(f"{hours}h")
+        _wait_for_recorder(server, output)
+    client.set("chat:user-0011", "[]")
+    _wait_for_recorder(server, output)
+    server.clock.shift("1h")
+    for number in range(40):
+        client.exists(f"chat:user-{number:04d}")
+    _wait_for_recorder(server, output)
 
 
 def _wait_for_recorder(server: RedisServer, path: Path) -> None:
     """Return when the recorder has looked at the server again, and has written that down."""
     now_ms = int(server.clock.now().timestamp() * 1_000)
-    while True:
+    give_up = time.monotonic() + RECORDER_WITHIN_S
+    while time.monotonic() < give_up:
         with Ledger(path, reading=True) as ledger:
             if ledger.source()[3] > now_ms:
                 return
         time.sleep(RECORDER_LOOKS_EVERY_S)
+    raise ServerError(f"the recorder did not look at the server within {RECORDER_WITHIN_S:g} s")
 
 
 def _append(client: redis.Redis, number: int, dice: random.Random, ttl_s: int) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from waiting import wait_for
 
 from memkit.audit import audit
-from memkit.notebook.demo import continue_incident, demo_server, load_incident
+from memkit.errors import SourceError
+from memkit.notebook.demo import continue_incident, demo_server, load_incident, record_incident
 
 
 def verdict(url: str) -> str:
@@ -21,3 +23,8 @@ def test_the_audit_finds_it_while_it_continues() -> None:
         ended = continue_incident(incident.url, every_s=0.005)
         wait_for("a short TTL", lambda: verdict(incident.url), lambda cause: cause == "ttl_too_short")
         ended.set()
+
+
+def test_a_recording_that_cannot_be_made_is_an_error(tmp_path):
+    with pytest.raises(SourceError, match="the recording cannot be made"):
+        record_incident(tmp_path / "missing")
