@@ -8,7 +8,7 @@ ShallowRedisSaver: ``checkpoint:<thread>:<ns>`` is one document, overwritten by 
 ``write_registry:<thread>:<ns>:shallow`` is the ZSET that lists the writes. It deletes old writes itself.
 
 The user may choose other words for ``checkpoint`` and ``checkpoint_write``. The TTL is given in minutes and set by an
-EXPIRE of its own; old checkpoints are not renewed. Writes look alike in both savers: which saver a thread has is told
+EXPIRE of its own; old checkpoints are not renewed. Writes look alike in both savers: which saver a thread has is known
 by its other keys.
 """
 

@@ -47,7 +47,7 @@ def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
 
 
 def siblings(stored: SessionValues) -> Iterable[KeyRequest]:
-    """Return the session's key, and its vectors' where the header says that there are some."""
+    """Return the session's key, and its vectors' if the header states that there are some."""
     name = stored.owner.prefix + stored.owner.session
     yield KeyRequest(name, "primary")
     raw = stored.get(name)

@@ -176,7 +176,7 @@ def one_of(value: Any, names: Container[str]) -> bool:
 
 
 def is_uuid(text: str) -> bool:
-    """Return whether a text is a UUID: a library made it, so it holds nobody's name."""
+    """Return whether a text is a UUID: a library made it, so it holds no user's name."""
     return _UUID.fullmatch(text) is not None
 
 

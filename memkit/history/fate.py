@@ -38,12 +38,12 @@ class Fate:
         """Return the fate as ``history --json`` shows it."""
         return {
             "cause": self.cause,
-            "at": _text(self.at),
+            "at": time_text(self.at),
             "at_is": self.at_is,
-            "not_before": _text(self.not_before),
+            "not_before": time_text(self.not_before),
             "either": None if self.either is None else list(self.either),
             "ttl_s": self.ttl_s,
-            "ttl_set_at": _text(self.ttl_set_at),
+            "ttl_set_at": time_text(self.ttl_set_at),
             "confidence": self.confidence,
             "sentence": self.sentence,
         }
@@ -63,7 +63,7 @@ def fate_of(key: bytes, events: Sequence[KeyEvent], state: KeyState | None) -> F
     given = next((event for event in reversed(events) if event.ttl_ms is not None), None)
     known: dict[str, Any] = {}
     if given is not None:
-        known = {"ttl_s": _plain((given.ttl_ms or 0) / 1_000), "ttl_set_at": _time(given.moment.earliest_ms)}
+        known = {"ttl_s": plain_seconds((given.ttl_ms or 0) / 1_000), "ttl_set_at": time_of(given.moment.earliest_ms)}
     if state is not None:
         return _fate_of_existing(name, events, state, known)
     last = next((event for event in reversed(events) if event.name in ENDS), None)
@@ -90,7 +90,7 @@ def _fate_of_existing(name: str, events: Sequence[KeyEvent], state: KeyState, kn
         sentence = f"overwritten: {name} exists, but {writer} replaced it{when} and dropped its TTL: it never expires"
         return Fate("overwritten", sentence, "proven", **at, **known)
     confidence: Literal["proven", "likely"] = "likely" if state.may_be_empty else "proven"
-    until = "without a TTL" if state.deadline_ms is None else f"until {utc_text(_time(state.deadline_ms))}"
+    until = "without a TTL" if state.deadline_ms is None else f"until {utc_text(time_of(state.deadline_ms))}"
     return Fate("exists", f"exists: {name} exists at the end of the sources, {until}", confidence, **known)
 
 
@@ -101,7 +101,7 @@ def _fate_of_deleted(name: str, last: KeyEvent, known: Mapping[str, Any]) -> Fat
         only = last.possible == ("expired",)
         proven = only and last.moment.stated
         if only or _is_exact(last.moment):
-            at = _time(deadline)
+            at = time_of(deadline)
             sentence = f"expired: {name}, written{ttl}, reached its deadline at {utc_text(at)}"
             exact: Literal["exact", "between"] = "exact" if last.moment.stated else "between"
             return Fate("expired", sentence, "proven" if proven else "likely", at, exact, **known)
@@ -120,7 +120,7 @@ def _by(event: KeyEvent) -> str:
 
 
 def _before_deadline(deadline_ms: int | None) -> str:
-    return "" if deadline_ms is None else f"; its deadline was {utc_text(_time(deadline_ms))}"
+    return "" if deadline_ms is None else f"; its deadline was {utc_text(time_of(deadline_ms))}"
 
 
 def _is_exact(moment: Moment) -> bool:
@@ -131,8 +131,8 @@ def _is_exact(moment: Moment) -> bool:
 
 def _at(moment: Moment) -> dict[str, Any]:
     if _is_exact(moment):
-        return {"at": _time(moment.earliest_ms), "at_is": "exact"}
-    return {"at": _time(moment.latest_ms), "at_is": "between", "not_before": _time(moment.earliest_ms)}
+        return {"at": time_of(moment.earliest_ms), "at_is": "exact"}
+    return {"at": time_of(moment.latest_ms), "at_is": "between", "not_before": time_of(moment.earliest_ms)}
 
 
 def _when(moment: Moment) -> str:
@@ -144,13 +144,16 @@ def _when(moment: Moment) -> str:
     return f" ({' and '.join(bounds)})" if bounds else ""
 
 
-def _time(ms: int | None) -> Any:
+def time_of(ms: int | None) -> Any:
+    """Return a Unix time in milliseconds as a datetime; None stays None."""
     return None if ms is None else datetime.fromtimestamp(ms / 1_000, UTC)
 
 
-def _text(at: datetime | None) -> str | None:
+def time_text(at: datetime | None) -> str | None:
+    """Return a time as JSON has it; None stays None."""
     return None if at is None else utc_text(at)
 
 
-def _plain(seconds: float) -> float | int:
+def plain_seconds(seconds: float) -> float | int:
+    """Return a whole number of seconds as an int."""
     return int(seconds) if seconds == int(seconds) else seconds

@@ -21,7 +21,7 @@ from memkit.connect import connect, place, redact
 from memkit.errors import ServerError, SourceError
 from memkit.history.ledger import Known, Ledger
 from memkit.history.tracking import Tracker
-from memkit.readonly.connection import KeyCommands, ReadOnlyConnection, refused
+from memkit.readonly.connection import KeyCommands, ReadOnlyConnection, info_fields, refused
 from memkit.render import counted, duration
 
 COUNTERS_EVERY_S = 0.2
@@ -164,7 +164,7 @@ class WatchedServer:
 
     def counters(self) -> Counters:
         """Return the server's counters."""
-        stats, commands = _fields(self.ask("INFO", "stats")), _fields(self.ask("INFO", "commandstats"))
+        stats, commands = info_fields(self.ask("INFO", "stats")), info_fields(self.ask("INFO", "commandstats"))
         calls = {
             name.removeprefix("cmdstat_"): int(text.partition("calls=")[2].partition(",")[0])
             for name, text in commands.items()
@@ -174,7 +174,7 @@ class WatchedServer:
 
     def version(self) -> tuple[str, str]:
         """Return the kind of server and its version."""
-        info = _fields(self.ask("INFO", "server"))
+        info = info_fields(self.ask("INFO", "server"))
         return ("valkey" if "valkey_version" in info else "redis"), info.get("valkey_version") or info["redis_version"]
 
     def watches(self, name: bytes) -> bool:
@@ -450,11 +450,6 @@ def _ttl(deadline_ms: int, after_ms: int, at_ms: int) -> int:
     least, most = deadline_ms - at_ms, deadline_ms - after_ms + PUSH_DELAY_MS
     whole = -(-least // ROUND_MS) * ROUND_MS
     return whole if whole <= most else least
-
-
-def _fields(text: bytes) -> dict[str, str]:
-    lines = (line.partition(":") for line in text.decode("utf-8", "replace").splitlines() if not line.startswith("#"))
-    return {name: value for name, colon, value in lines if colon}
 
 
 def _escaped(prefix: bytes) -> bytes:

@@ -19,7 +19,7 @@ import redis
 
 from memkit.connect import connect, redact
 from memkit.errors import ServerError
-from memkit.readonly.connection import ReadOnlyConnection, command, refused
+from memkit.readonly.connection import ReadOnlyConnection, command, info_fields, refused
 
 LEAST_MARGIN_BYTES = 1 << 16
 MARGIN = 0.1
@@ -90,7 +90,7 @@ def read_backlog(url: str, *, primary: bool = False) -> BacklogCommands:
                 "this connection as a replica until it is closed)"
             )
         margin = _margin(connection, backlog, shown)
-        info = _fields(_reply(connection, "INFO", "server"))
+        info = info_fields(_reply(connection, "INFO", "server"))
         seconds, microseconds = _reply(connection, "TIME")
         offset = backlog.first_offset + margin
         data = _continue(connection, backlog, offset, shown)
@@ -110,13 +110,8 @@ def _reply(connection: ReadOnlyConnection, *words: str | int) -> bytes:
     return found
 
 
-def _fields(text: bytes) -> dict[str, str]:
-    lines = (line.partition(":") for line in text.decode("utf-8", "replace").splitlines() if not line.startswith("#"))
-    return {name: value for name, colon, value in lines if colon}
-
-
 def _backlog(connection: ReadOnlyConnection, shown: str) -> Backlog:
-    info = _fields(_reply(connection, "INFO", "replication"))
+    info = info_fields(_reply(connection, "INFO", "replication"))
     if info.get("repl_backlog_active") != "1":
         raise ServerError(
             f"{shown} has no replication backlog (repl_backlog_active:0): it never had a replica, so there is nothing "

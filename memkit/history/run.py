@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -17,14 +17,14 @@ from memkit.errors import SourceError
 from memkit.history.aof import AofFiles, find_aof, read_commands
 from memkit.history.changes import TtlChange, TtlChanges, prefix_of
 from memkit.history.commands import effects_of
-from memkit.history.fate import ENDS, SAME_SECOND_MS, Fate, fate_of
+from memkit.history.fate import ENDS, SAME_SECOND_MS, Fate, fate_of, plain_seconds, time_of, time_text
 from memkit.history.ledger import Ledger, Recorded
 from memkit.history.log_clock import LogClock
 from memkit.history.rdb import RdbReader
 from memkit.history.replication import read_backlog
 from memkit.history.sources import Source, find_source
 from memkit.history.states import EventName, KeyEvent, KeyState, KeyStates, Moment
-from memkit.render import counted, duration, printable, utc_text, wrapped
+from memkit.render import counted, duration, printable, wrapped
 
 WORD_ENDS = frozenset(b":/|.#{}-_")
 """What may stand beside a session's id in the name of a key."""
@@ -41,7 +41,7 @@ class Span:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the span as ``history --json`` shows it."""
-        return {"kind": self.kind, "name": self.name, "from": _text(self.begins), "to": _text(self.ends)}
+        return {"kind": self.kind, "name": self.name, "from": time_text(self.begins), "to": time_text(self.ends)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class History:
         """Return the history as JSON types, as ``memkit history --json`` shows them."""
         common = {
             "changes": [change.to_dict() for change in self.changes],
-            "gaps": [{"from": _text(gap.begins), "to": _text(gap.ends)} for gap in self.gaps],
+            "gaps": [{"from": time_text(gap.begins), "to": time_text(gap.ends)} for gap in self.gaps],
             "sources": [source.to_dict() for source in self.sources],
             "notes": list(self.notes),
         }
@@ -99,7 +99,7 @@ class History:
         if self.changes:
             lines += ["", "changes of the TTL:", *(wrapped(f"  {change}", indent="    ") for change in self.changes)]
         lines += ["", *(_span_line(span) for span in self.sources)]
-        lines += [f"gap: {_text(gap.begins)} to {_text(gap.ends)}" for gap in self.gaps]
+        lines += [f"gap: {time_text(gap.begins)} to {time_text(gap.ends)}" for gap in self.gaps]
         lines += [wrapped(f"note: {note}", indent="  ") for note in self.notes]
         return "\n".join(lines)
 
@@ -203,7 +203,7 @@ def _from_aof(
     clock = LogClock(begins_ms=begins_ms, ends_ms=last_modified_ms, expected_ttl_ms=expected_ttl_ms)
     for event, given_ttl in _events(files, states, clock, progress):
         timeline.add(event if given_ttl is None else event._replace(ttl_ms=given_ttl))
-    span = Span("aof", name, _time(begins_ms), _time(last_modified_ms))
+    span = Span("aof", name, time_of(begins_ms), time_of(last_modified_ms))
     notes = () if clock.has_timestamps else (
         "the log has no timestamps (aof-timestamp-enabled is off): times are bounds, or follow from deadlines",
     )  # fmt: skip
@@ -350,7 +350,7 @@ def _from_backlog(
             for event in states.apply(db, effect, moment, name.decode("ascii", "replace")):
                 given = ttl is not None and effect.deadline_ms is not None
                 timeline.add(event._replace(ttl_ms=ttl) if given else event)
-    span = Span("replication", redact(url), None, _time(backlog.read_at_ms))
+    span = Span("replication", redact(url), None, time_of(backlog.read_at_ms))
     notes = (
         f"the backlog held {counted(len(backlog.commands), 'command')}; it has no timestamps: times are bounds, or "
         "follow from deadlines",
@@ -387,7 +387,7 @@ def _from_snapshots(sources: Sequence[Source], session: str | None, wanted: Call
         for event in _between(before, after, Moment(before_ms, after_ms)):
             timeline.add(event)
     states.databases[0] = snapshots[-1][2]
-    spans = tuple(Span("rdb", name, _time(at), _time(at)) for at, name, _ in snapshots)
+    spans = tuple(Span("rdb", name, time_of(at), time_of(at)) for at, name, _ in snapshots)
     notes = ("between two snapshots a key may have been written and deleted again: that does not show",)
     found = timeline.finish(states, session, tuple(timeline.changes.found()), spans, notes)
     return replace(found, event_source="snapshot")
@@ -415,7 +415,7 @@ def _between(before: dict[bytes, KeyState], after: dict[bytes, KeyState], moment
 def _from_recording(source: Source, session: str | None, wanted: Callable[[bytes], bool] | None) -> History:
     with Ledger(source.files[0], reading=True) as ledger:
         _, name, began_ms, ended_ms = ledger.source()
-        gaps = tuple(Span("gap", reason, _time(began), _time(ended)) for began, ended, reason in ledger.gaps())
+        gaps = tuple(Span("gap", reason, time_of(began), time_of(ended)) for began, ended, reason in ledger.gaps())
         states = KeyStates(server="redis")
         timeline = _Timeline(keeps_events=session is not None)
         for recorded in ledger.events():
@@ -424,7 +424,7 @@ def _from_recording(source: Source, session: str | None, wanted: Callable[[bytes
         for db, key, live, deadline_ms in ledger.recorded_keys():
             if live and (wanted is None or wanted(key)):
                 states.keys_of(db)[key] = KeyState(deadline_ms)
-    span = Span("recording", name, _time(began_ms), _time(ended_ms))
+    span = Span("recording", name, time_of(began_ms), time_of(ended_ms))
     found = timeline.finish(states, session, tuple(timeline.changes.found()), (span,), ())
     return replace(found, event_source="tracking", gaps=gaps)
 
@@ -458,17 +458,17 @@ def _event_dict(event: KeyEvent, source: str) -> dict[str, Any]:
     if event.possible == ("expired",) and event.deadline_ms is not None:
         at = event.deadline_ms
     return {
-        "at": _text(_time(at)),
+        "at": time_text(time_of(at)),
         "key": event.key.decode("utf-8", "replace"),
         "event": event.name,
-        "ttl_s": None if event.ttl_ms is None else _plain(event.ttl_ms / 1_000),
+        "ttl_s": None if event.ttl_ms is None else plain_seconds(event.ttl_ms / 1_000),
         "command": event.command or None,
         "source": source,
     }
 
 
 def _event_line(event: KeyEvent) -> str:
-    at = _text(_time(event.moment.earliest_ms)) or f"before {_text(_time(event.moment.latest_ms))}"
+    at = time_text(time_of(event.moment.earliest_ms)) or f"before {time_text(time_of(event.moment.latest_ms))}"
     name = " or ".join(event.possible) if len(event.possible) > 1 else event.name
     ttl = f", TTL {duration(event.ttl_ms)}" if event.ttl_ms is not None else ""
     command = f" by {event.command}" if event.command else ""
@@ -481,16 +481,6 @@ def _fates_line(prefix: str, counts: dict[str, int]) -> str:
 
 
 def _span_line(span: Span) -> str:
-    return wrapped(f"source: {span.name} ({span.kind}), {_text(span.begins) or '?'} to {_text(span.ends)}", indent="  ")
-
-
-def _time(ms: int | None) -> datetime | None:
-    return None if ms is None else datetime.fromtimestamp(ms / 1_000, UTC)
-
-
-def _text(at: datetime | None) -> str | None:
-    return None if at is None else utc_text(at)
-
-
-def _plain(seconds: float) -> float | int:
-    return int(seconds) if seconds == int(seconds) else seconds
+    return wrapped(
+        f"source: {span.name} ({span.kind}), {time_text(span.begins) or '?'} to {time_text(span.ends)}", indent="  "
+    )

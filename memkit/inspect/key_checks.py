@@ -11,7 +11,7 @@ from memkit.readonly.values import RedisValue
 from memkit.render import counted, duration
 
 BIG_VALUE_BYTES = 1 << 20
-"""A read of 1 MB takes Redis about a millisecond, in which it answers nobody else."""
+"""A read of 1 MB takes Redis about a millisecond, in which it serves no other client."""
 _LONGER = 1.01
 """A TTL may exceed the configured one by the time that a write takes."""
 _REPORTED = 5

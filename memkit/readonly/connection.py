@@ -67,6 +67,12 @@ def redirected(reply: Reply) -> bool:
     return isinstance(reply, Exception) and str(reply).startswith(("MOVED ", "ASK ", "TRYAGAIN "))
 
 
+def info_fields(text: bytes) -> dict[str, str]:
+    """Return the fields of a reply to INFO."""
+    lines = (line.partition(":") for line in text.decode("utf-8", "replace").splitlines() if not line.startswith("#"))
+    return {name: value for name, colon, value in lines if colon}
+
+
 class PendingReplies:
     """Replies to commands that were sent together; they are taken in the order of the commands."""
 
