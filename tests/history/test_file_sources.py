@@ -1,4 +1,4 @@
-"""Files as sources of audit, inspect and triage: the verdict of the live server, and one line for what cannot be read."""
+"""Files as sources of audit, inspect and triage: the verdict of the live server, and one line for each error."""
 
 from __future__ import annotations
 
