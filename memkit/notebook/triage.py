@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from hashlib import blake2b
 from importlib import resources
 from pathlib import Path
@@ -22,6 +22,7 @@ from memkit.audit.run import audit
 from memkit.audit.sampling import KeyFacts, Progress
 from memkit.config import configured_expectations, parse_expectation
 from memkit.errors import MemkitError, PolicyError
+from memkit.history.changes import time_of
 from memkit.notebook.demo import demo_server, load_incident
 from memkit.readonly.values import to_name
 from memkit.render import Table, ago, counted, duration, escaped, printable, utc_text
@@ -135,7 +136,7 @@ def affected(report: AuditReport, *, reveal: bool = False, limit: int = MAX_ROWS
         name = "#" + blake2b(one.key, key=salt, digest_size=4).hexdigest()
         if reveal:
             name = printable(to_name(one.key))
-        expires_at = datetime.fromtimestamp((one.deadline_ms or 0) / 1000, UTC)
+        expires_at: datetime = time_of(one.deadline_ms or 0)
         last_set = "unknown" if one.set_ms is None else duration(one.set_ms)
         return name, one.kind, duration(one.left_ms), last_set, f"{expires_at:%Y-%m-%d %H:%M:%S}"
 

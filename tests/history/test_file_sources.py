@@ -215,8 +215,9 @@ def test_shards_are_one_source(tmp_path: Path) -> None:
 
 
 def test_only_database_with_keys_is_read(tmp_path: Path) -> None:
-    with RedisServer() as server, server.client(db=4) as client:
+    with RedisServer() as server, redis.Redis(unix_socket_path=server.socket_path, db=4) as client:
         client.set("chat:1", CANARY, ex=WEEK_S)
+        assert client.info("keyspace").keys() == {"db4"}
         path = saved(server, client, tmp_path / "dump.rdb")
     assert verdict(path)["sample"]["of"] == 1
     assert inspect_session(path, "chat:1").keys[0].key == "chat:1"
