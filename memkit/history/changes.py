@@ -15,8 +15,8 @@ SAME_TTL_MS = 1_500
 MOST_CHANGES = 10
 """More changes than this are no releases but several TTLs at the same time."""
 SEPARATORS = b":/|.#"
-LATEST_MS = 253_402_300_799_000
-"""The end of the year 9999: a Unix time that is taken for a TTL gives later deadlines."""
+EARLIEST_MS, LATEST_MS = -62_135_596_800_000, 253_402_300_799_000
+"""The years 1 to 9999 of ``datetime``: a Unix time that is taken for a TTL gives later deadlines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +101,8 @@ def prefix_of(key: bytes) -> str:
 
 
 def time_of(ms: int | None) -> Any:
-    """Return a Unix time in milliseconds as a datetime, the last possible one if it is beyond; None stays None."""
-    return None if ms is None else datetime.fromtimestamp(min(ms, LATEST_MS) / 1_000, UTC)
+    """Return a Unix time in milliseconds as a datetime, in the years 1 to 9999; None stays None."""
+    return None if ms is None else datetime.fromtimestamp(max(EARLIEST_MS, min(ms, LATEST_MS)) / 1_000, UTC)
 
 
 def time_text(at: datetime | None) -> str | None:

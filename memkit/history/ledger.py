@@ -71,7 +71,7 @@ class Ledger:
     """
 
     def __init__(self, path: Path, *, reading: bool = False) -> None:
-        self.path = path
+        self.path, self._reading = path, reading
         if reading:
             self._open_for_reading()
             return
@@ -105,7 +105,15 @@ class Ledger:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            if error is None or not isinstance(error, sqlite3.Error):
+                self.close()
+                return
+        except sqlite3.Error as failure:
+            error = failure
+        self._db.close()
+        what = "the recording is damaged" if self._reading else "the recording ended, and keeps what was written before"
+        raise SourceError(f"{self.path}: {what}: {error}") from None
 
     def close(self) -> None:
         """Write what is left and close the file: one file, which can be read from a read-only folder too."""

@@ -79,8 +79,8 @@ class History:
         """Return the history for a terminal of 80 columns."""
         lines: list[str] = []
         if self.fate is not None:
-            lines += [wrapped(self.fate.sentence), f"confidence: {self.fate.confidence}", ""]
-            lines += [_event_line(event) for event in self.events]
+            lines += [wrapped(self.fate.sentence), f"confidence: {self.fate.confidence}"]
+            lines += ["", *map(_event_line, self.events)] if self.events else []
         else:
             lines += [_fates_line(prefix, counts) for prefix, counts in sorted(self.fates.items())]
         if self.changes:
