@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import redis
 
 from memkit.connect import connect, place, redact
-from memkit.errors import ServerError, SourceError
+from memkit.errors import ServerError
 from memkit.history.commands import effects_of
 from memkit.history.ledger import Known, Ledger
 from memkit.history.replication import CommandStream
@@ -384,22 +384,12 @@ class _Recorder:
     def _record_event(self, event: KeyEvent, after_ms: int, at_ms: int) -> None:
         key = self._ledger.known(self._db, [event.key])[event.key].id
         self._keys += event.created
-        several = event.possible if len(event.possible) > 1 else ()
         gave_ttl = event.ttl_ms is not None and event.deadline_ms is not None
         ttl_ms = _ttl(event.deadline_ms or 0, after_ms, at_ms) if gave_ttl else event.ttl_ms
         if event.possible == ("expired",):
             after_ms = at_ms = event.deadline_ms or at_ms
-        self._events += 1
-        self._ledger.add_event(
-            key,
-            event.name,
-            at_ms=at_ms,
-            after_ms=None if after_ms == at_ms else after_ms,
-            possible=several,
-            deadline_ms=event.deadline_ms,
-            ttl_ms=ttl_ms,
-            command=event.command,
-        )
+        after = None if after_ms == at_ms else after_ms
+        self._add_event(key, event.name, at_ms, after, event.possible, event.deadline_ms, ttl_ms, event.command)
 
     def _look(self, names: Sequence[bytes], *, flushed: bool) -> None:
         """Record what changed since the last look."""
@@ -475,11 +465,18 @@ class _Recorder:
         possible: Sequence[str],
         deadline_ms: int | None,
         ttl_ms: int | None = None,
+        command: str = "",
     ) -> None:
         self._events += 1
-        several = possible if len(possible) > 1 else ()
         self._ledger.add_event(
-            key, event, at_ms=at_ms, after_ms=after_ms, possible=several, deadline_ms=deadline_ms, ttl_ms=ttl_ms
+            key,
+            event,
+            at_ms=at_ms,
+            after_ms=after_ms,
+            possible=possible if len(possible) > 1 else (),
+            deadline_ms=deadline_ms,
+            ttl_ms=ttl_ms,
+            command=command,
         )
 
     def _add_gap(self, began_ms: int, ended_ms: int, reason: str) -> None:
@@ -540,15 +537,3 @@ def _ttl(deadline_ms: int, after_ms: int, at_ms: int) -> int:
 
 def _escaped(prefix: bytes) -> bytes:
     return b"".join(b"\\" + bytes([char]) if char in b"*?[]^\\-" else bytes([char]) for char in prefix)
-
-
-def read_recording(path: str | Path) -> Ledger:
-    """Open a recording for reading.
-
-    Raises:
-        SourceError: The file is no recording.
-    """
-    found = Path(path)
-    if not found.is_file():
-        raise SourceError(f"{found}: there is no such file")
-    return Ledger(found, reading=True)

@@ -23,6 +23,7 @@ from memkit.audit.sampling import KeyFacts, Progress
 from memkit.config import configured_expectations, parse_expectation
 from memkit.errors import MemkitError, PolicyError
 from memkit.history.changes import time_of
+from memkit.history.run import history
 from memkit.notebook.demo import demo_server, load_incident
 from memkit.readonly.values import to_name
 from memkit.render import Table, ago, counted, duration, escaped, printable, utc_text
@@ -143,6 +144,25 @@ def affected(report: AuditReport, *, reveal: bool = False, limit: int = MAX_ROWS
     title = f"The sessions that expire first{'' if reveal else ', names hashed'}"
     columns = ("session", "type", "remaining TTL", "TTL last set", "expires at (UTC)")
     return Table(title, columns, [row(one) for one in volatile[:limit]], total=len(volatile))
+
+
+def timeline(source: str, session: str) -> Figure | None:
+    """Return the timeline of one session from a record of the past; without one, print how to make it.
+
+    Args:
+        source: A recording, an append-only directory, or several RDB files with spaces between them; empty: none.
+        session: The session's id or a key.
+
+    Raises:
+        SourceError: The record cannot be read.
+    """
+    if not source:
+        print("No record is given: memkit record URL -o incident.db makes one, and the server's own files are others.")
+        return None
+    from memkit import plot
+
+    sources = [source] if Path(source).exists() else source.split()
+    return plot.show(plot.plot_timeline(history(*sources, session=session)))
 
 
 def server_table(report: AuditReport) -> Table:
