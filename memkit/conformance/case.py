@@ -36,13 +36,10 @@ class Case:
 
 
 def case(*, why: str, fix: str, needs_ttl: bool = False) -> Callable[[CaseFunction], Case]:
-    """Make a function a case; its docstring is the meaning."""
-
-    def decorate(function: CaseFunction) -> Case:
-        meaning = " ".join((function.__doc__ or "").split())
-        return Case(function.__name__, meaning=meaning, why=why, fix=fix, needs_ttl=needs_ttl, function=function)
-
-    return decorate
+    """Make a function a case; its docstring, one line, is the meaning."""
+    return lambda function: Case(
+        function.__name__, meaning=function.__doc__ or "", why=why, fix=fix, needs_ttl=needs_ttl, function=function
+    )
 
 
 Outcome = Literal["passed", "failed", "skipped"]

