@@ -44,14 +44,7 @@ ADVICE = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        arguments: The command line without the program's name; None: ``sys.argv``.
-
-    Returns:
-        The exit code.
-    """
+    """Run one command (None: that of ``sys.argv``) and return its exit code."""
     given = _parser().parse_args(arguments)
     if "run" not in given:
         _parser().print_help(sys.stderr)

@@ -15,16 +15,7 @@ CaseFunction = Callable[["TestEnvironment"], str | None]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One test of a store.
-
-    Args:
-        name: Its name, the same in every report.
-        meaning: What a right store does, in one sentence.
-        why: Why a failure loses memory.
-        fix: The usual fix.
-        needs_ttl: Whether it is skipped for a store without TTLs.
-        function: The test itself.
-    """
+    """One test of a store: what a right store does (``meaning``), why a failure loses memory, and the usual fix."""
 
     name: str
     _: KW_ONLY

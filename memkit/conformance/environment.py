@@ -39,12 +39,8 @@ class TestEnvironment:
     """One private server with a movable clock, on which one adapter is tested; a context manager.
 
     The store connects as the default user, so commands can be denied to it at any moment; the suite itself has a user
-    of its own.
-
-    Args:
-        adapter: The store under test.
-        spec: The adapter's package.module:factory, by which a fresh interpreter can import it; empty if there is none.
-        persist: Whether the server keeps an append-only file.
+    of its own. A fresh interpreter imports the adapter by ``spec``, its package.module:factory, unless that is empty.
+    With ``persist`` the server keeps an append-only file.
     """
 
     __test__ = False  # for pytest, which collects classes named Test
@@ -69,11 +65,7 @@ class TestEnvironment:
         """The end of every session id; a key with it in its name belongs to one session."""
 
     def start(self) -> Self:
-        """Start the server.
-
-        Raises:
-            ServerNotFound: There is no server to start.
-        """
+        """Start the server."""
         modules = [path for path in os.environ.get("MEMKIT_REDIS_MODULES", "").split(os.pathsep) if path]
         for left in reversed(range(START_TRIES)):
             self.server = RedisServer(port=0, persist=self._persist, config={"loadmodule": modules} if modules else {})

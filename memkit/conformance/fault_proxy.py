@@ -50,10 +50,7 @@ class FaultProxy:
     def lose(self, loss: Loss | None, nth: int = 1, *, meanwhile: Callable[[], object] | None = None) -> None:
         """Make the nth request from now on fail (None: none), and count ``requests`` from zero again.
 
-        Args:
-            loss: What fails.
-            nth: Which request, from 1.
-            meanwhile: Called when a reply is lost, before the connection breaks.
+        ``meanwhile`` is called when a reply is lost, before the connection breaks.
         """
         with self._lock:
             self._meanwhile = meanwhile

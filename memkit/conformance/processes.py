@@ -64,11 +64,7 @@ def outcome(future: Future[Any], *, within_s: float = LIMIT_S) -> object:
 
 
 class ForkedProcess:
-    """A forked process that does some work, sends the result as JSON, and ends without the store's exit hooks.
-
-    Raises:
-        CaseSkipped: This platform cannot fork.
-    """
+    """A forked process that does some work, sends the result as JSON, and ends without the store's exit hooks."""
 
     def __init__(self, work: Callable[[], object]) -> None:
         if "fork" not in multiprocessing.get_all_start_methods():
@@ -87,12 +83,7 @@ class ForkedProcess:
         return self._receiver.poll(within_s)
 
     def result(self, *, limit_s: float = LIMIT_S) -> Any:
-        """Return what the work returned, as JSON types.
-
-        Raises:
-            NoAnswer: It did not answer in time.
-            RuntimeError: The work raised; the text is the error.
-        """
+        """Return what the work returned, as JSON types; raise NoAnswer, or RuntimeError with the error of the work."""
         try:
             answer = json.loads(self._receiver.recv_bytes()) if self.is_done(within_s=limit_s) else None
         except EOFError:
@@ -144,12 +135,7 @@ def works_when_forked(env: TestEnvironment) -> bool:
 
 
 class Interpreter:
-    """A fresh Python that runs memkit.conformance.worker and exchanges JSON lines; it ends with this process.
-
-    Args:
-        arguments: Of the worker: the adapter's package.module:factory, then those of its job.
-        variables: Environment variables to set.
-    """
+    """A fresh Python that runs memkit.conformance.worker and exchanges JSON lines; it ends with this process."""
 
     def __init__(self, *arguments: str, **variables: str) -> None:
         # -P and a path without the current directory, from which load() alone imports: a json.py in it would replace

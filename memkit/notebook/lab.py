@@ -65,7 +65,7 @@ exit $code
 def run_lab(
     *, directory: Path | None, port: int | None, browser: bool, url: str | None, expect: Sequence[str] = ()
 ) -> int:
-    """Run JupyterLab until it ends.
+    """Run JupyterLab until it ends; return the exit code.
 
     Args:
         directory: The folder with the notebooks; those that are missing in it are copied there. None: the clone's
@@ -75,12 +75,8 @@ def run_lab(
         url: A Redis to investigate, read-only; None: the demo incident.
         expect: Its expected TTLs, such as ``chat:*=7d``; none: those of the configuration file.
 
-    Returns:
-        The exit code.
-
     Raises:
-        MemkitError: Something is missing; the message gives the command to type.
-        PolicyError: An expectation is invalid.
+        MemkitError: Something is missing, and the message gives the command to type; or an expectation is invalid.
     """
     for text in expect:
         parse_expectation(text)
@@ -117,14 +113,7 @@ def _clone() -> Path | None:
 
 
 def prepare(directory: Path | None) -> Path:
-    """Return the folder to open: the clone's notebooks, or a copy that overwrites no file.
-
-    Args:
-        directory: Where to copy the notebooks; None: nowhere in a clone, otherwise to ``memkit-notebooks``.
-
-    Raises:
-        MemkitError: The folder cannot be made.
-    """
+    """Return the folder to open: the clone's notebooks, or a copy of the notebooks that overwrites no file."""
     clone = _clone()
     if directory is None and clone and os.access(clone, os.W_OK):
         return clone

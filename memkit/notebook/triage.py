@@ -36,12 +36,7 @@ FIRST_ROWS = 5
 
 @dataclass(frozen=True, slots=True)
 class Triage:
-    """A written report.
-
-    Attributes:
-        path: The HTML file.
-        report: The audit in it.
-    """
+    """A written report: ``path``, the HTML file, and ``report``, the audit in it."""
 
     path: Path
     report: AuditReport
@@ -143,11 +138,7 @@ def affected(report: AuditReport, *, reveal: bool = False, limit: int = MAX_ROWS
 
 
 def server_table(report: AuditReport) -> Table:
-    """Return what server was audited, as a table.
-
-    Args:
-        report: What ``audit`` returned.
-    """
+    """Return what server was audited, as a table."""
     used, limit = report.counters.get("used_memory"), report.counters.get("maxmemory")
     rows = [
         ("server", f"{report.server['flavour']} {report.server['version']}"),
@@ -185,14 +176,7 @@ def five_minutes_later(url: str) -> str:
 
 
 def page(report: AuditReport) -> str:
-    """Return the report as one HTML page.
-
-    Args:
-        report: What ``audit`` returned.
-
-    Raises:
-        MemkitError: matplotlib is not installed.
-    """
+    """Return the report as one HTML page; MemkitError if matplotlib is not installed."""
     try:
         from memkit import plot
         from memkit.plot.style import DARK

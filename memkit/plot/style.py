@@ -135,12 +135,7 @@ def show(ax: Axes) -> Figure:
 
 
 def own_axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
-    """Return the axes to draw on, in memkit's style.
-
-    Args:
-        ax: Existing axes; None: a new figure.
-        size: The new figure's width and height in inches.
-    """
+    """Return the axes to draw on, in memkit's style: those given, or a new figure's of a size in inches."""
     if ax is None:
         from matplotlib import pyplot as plt
 

@@ -156,11 +156,7 @@ class ServerClock:
 
     @contextmanager
     def together_with(self, others: Iterable[ServerClock]) -> Iterator[None]:
-        """Move other servers' clocks by the same durations, within a with statement.
-
-        Args:
-            others: Their clocks.
-        """
+        """Move other servers' clocks by the same durations, within a with statement."""
         self._others = tuple(others)
         try:
             yield

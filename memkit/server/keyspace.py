@@ -130,8 +130,7 @@ class DedicatedDatabase:
 
         Raises:
             ProductionGuardError: The production guard does not allow writing.
-            SandboxError: The database has keys of others, another run uses it, or the server does not allow making a
-                user.
+            SandboxError: Others have keys there, another run uses it, or the server does not allow making a user.
         """
         self._refuse_foreign_keys()
         guard_write(self._admin)

@@ -179,11 +179,7 @@ def _short_directory() -> Path:
 
 
 def free_port() -> int:
-    """Return a free TCP port of the loopback interface. Another process may still take it.
-
-    Raises:
-        ServerError: None of 1,000 ports is free.
-    """
+    """Return a free TCP port of the loopback interface, or raise ServerError. Another process may still take it."""
     for port in SystemRandom().sample(FREE_PORTS, 1_000):
         with socket.socket() as probe_socket, contextlib.suppress(OSError):
             probe_socket.bind(("127.0.0.1", port))
@@ -301,19 +297,11 @@ class RedisServer:
         return self._shell is not None and not self._ended(0)
 
     def client(self, **options: Any) -> redis.Redis:
-        """Return a new redis-py client.
-
-        Args:
-            **options: Those of ``redis.Redis.from_url``.
-        """
+        """Return a new redis-py client with the options of ``redis.Redis.from_url``."""
         return redis.Redis.from_url(self.url, **options)
 
     def async_client(self, **options: Any) -> redis.asyncio.Redis:
-        """Return a new redis-py asyncio client.
-
-        Args:
-            **options: Those of ``redis.asyncio.Redis.from_url``.
-        """
+        """Return a new redis-py asyncio client with the options of ``redis.asyncio.Redis.from_url``."""
         return redis.asyncio.Redis.from_url(self.url, **options)
 
     def start(self) -> Self:
