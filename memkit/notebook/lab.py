@@ -18,7 +18,7 @@ from pathlib import Path
 from memkit.config import configured_expectations, parse_expectation
 from memkit.connect import connect, redact
 from memkit.errors import MemkitError
-from memkit.notebook.demo import LAB_EXPECT, LAB_URL, Incident, continue_incident, demo_server, load_incident
+from memkit.notebook.demo import LAB_EXPECT, LAB_URL, continue_incident, demo_server, load_incident
 from memkit.server.launcher import find_server
 
 REQUIRED = ("jupyterlab", "ipytest", "pandas", "matplotlib")
@@ -93,7 +93,8 @@ def run_lab(
             target, expectations = url, list(expect) or [one.text for one in configured_expectations()]
             description = f"{redact(url)}, read-only"
         else:
-            demo = stack.enter_context(_demo())
+            demo = load_incident(stack.enter_context(demo_server()))
+            stack.callback(continue_incident(demo.url).set)
             target, expectations = demo.url, list(expect) or demo.expectations
             description = "the demo incident on a private Redis"
         lines = (f"notebooks: {folder}", f"investigating: {description}", "Ctrl-C stops JupyterLab and its servers.")
@@ -129,23 +130,19 @@ def prepare(directory: Path | None) -> Path:
     return target
 
 
-@contextlib.contextmanager
-def _demo() -> Iterator[Incident]:
-    with demo_server() as server:
-        incident = load_incident(server)
-        ended = continue_incident(incident.url)
-        yield incident
-        ended.set()
-
-
 def _jupyter(folder: Path, port: int | None, browser: bool, variables: dict[str, str]) -> int:
     runtime = _runtime()
+    command = [sys.executable, "-m", "jupyterlab", str(folder), *JUPYTER_OPTIONS]
+    command += [f"--port={port}", "--port-retries=0"] if port else []
+    command += [] if browser else ["--no-browser"]
+    command += ["--allow-root"] if os.geteuid() == 0 else []
+    paths = os.pathsep.join(filter(None, (str(runtime), os.environ.get("JUPYTER_CONFIG_PATH"))))
     read_end, write_end = os.pipe()
     try:
         watchdog = subprocess.Popen(
-            ["/bin/sh", "-c", WATCHDOG, "memkit-lab-watchdog", str(runtime), *_command(folder, port, browser)],
+            ["/bin/sh", "-c", WATCHDOG, "memkit-lab-watchdog", str(runtime), *command],
             stdin=read_end,
-            env=_environment(runtime) | variables,
+            env=os.environ | {"JUPYTER_RUNTIME_DIR": str(runtime), "JUPYTER_CONFIG_PATH": paths} | variables,
             start_new_session=True,
         )
     finally:
@@ -155,21 +152,6 @@ def _jupyter(folder: Path, port: int | None, browser: bool, variables: dict[str,
     if code and not asked:
         raise MemkitError(f"JupyterLab ended with exit code {code}; its messages are above")
     return 0
-
-
-def _command(folder: Path, port: int | None, browser: bool) -> list[str]:
-    command = [sys.executable, "-m", "jupyterlab", str(folder), *JUPYTER_OPTIONS]
-    command += [f"--port={port}", "--port-retries=0"] if port else []
-    command += [] if browser else ["--no-browser"]
-    return command + (["--allow-root"] if os.geteuid() == 0 else [])
-
-
-def _environment(runtime: Path) -> dict[str, str]:
-    paths = filter(None, (str(runtime), os.environ.get("JUPYTER_CONFIG_PATH")))
-    return os.environ | {
-        "JUPYTER_RUNTIME_DIR": str(runtime),
-        "JUPYTER_CONFIG_PATH": os.pathsep.join(paths),
-    }
 
 
 def _runtime() -> Path:

@@ -14,7 +14,6 @@ from importlib import resources
 from pathlib import Path
 from secrets import token_bytes
 from string import Template
-from typing import TYPE_CHECKING
 
 from memkit.audit.finding import Finding
 from memkit.audit.report import AuditReport
@@ -25,9 +24,6 @@ from memkit.errors import MemkitError, PolicyError
 from memkit.notebook.demo import demo_server, load_incident
 from memkit.readonly.values import to_name
 from memkit.render import Table, ago, counted, duration, escaped, printable, utc_text
-
-if TYPE_CHECKING:
-    from memkit.plot import Figure
 
 MAX_ROWS = 20
 FIRST_ROWS = 5
@@ -183,7 +179,8 @@ def page(report: AuditReport) -> str:
     except ImportError:
         raise MemkitError("the report has figures; type: pip install 'redis-memkit[lab]'") from None
     template = Template((resources.files("memkit.notebook") / "triage.html").read_text("utf-8"))
-    figures = (plot.show(draw(report)) for draw in (plot.plot_deadlines, plot.plot_future, plot.plot_ends))
+    draws = (plot.plot_ttl_now, plot.plot_deadlines, plot.plot_future, plot.plot_ends)
+    first, *others = (f"<figure>{plot.show(draw(report)).to_svg()}</figure>" for draw in draws)
     notes = [*(one.message for one in report.seen), *report.notes, report.proof_sentence()]
     return template.substitute(
         title=_html(report.verdict.sentence),
@@ -191,10 +188,10 @@ def page(report: AuditReport) -> str:
         light="; ".join(f"--memkit-{colour[1:]}: {colour}" for colour in DARK),
         dark="; ".join(f"--memkit-{colour[1:]}: {dark}" for colour, dark in DARK.items()),
         numbers="".join(f"<div><dt>{name}</dt><dd>{_html(value)}</dd></div>" for name, value in _numbers(report)),
-        figure=_figure(plot.show(plot.plot_ttl_now(report))),
+        figure=first,
         findings="".join(_finding(one, report.verdict.sentence) for one in report.findings) or "<p>No findings.</p>",
         affected=affected(report, limit=FIRST_ROWS).to_html(),
-        figures="".join(map(_figure, figures)),
+        figures="".join(others),
         tables=server_table(report).to_html(),
         notes=f"<ul>{''.join(f'<li>{_html(note)}</li>' for note in notes)}</ul>",
     )
@@ -209,10 +206,7 @@ def _numbers(report: AuditReport) -> Iterable[tuple[str, str]]:
         yield "observed TTL", duration(None if first.observed_ttl_s is None else first.observed_ttl_s * 1000)
     if first and first.since:
         since = utc_text(first.since, round_up=first.since_is == "upper bound")
-        yield (
-            f"since ({first.since_is})",
-            f"{since} ({ago(first.since, report.at)})",
-        )
+        yield f"since ({first.since_is})", f"{since} ({ago(first.since, report.at)})"
     yield "checked", f"{report.sample['keys']:,} of {counted(report.sample['of'], 'key')}"
     yield "server", f"{report.server['flavour']} {report.server['version']}"
     yield "audited at", utc_text(report.at)
@@ -230,10 +224,6 @@ def _finding(finding: Finding, verdict: str) -> str:
     severity = finding.severity
     title = f'<span class="status {severity}">{severity}</span> <strong>{finding.cause}</strong> {escaped(scope)}'
     return f'{title}<dl class="finding">{cells}</dl>'
-
-
-def _figure(figure: Figure) -> str:
-    return f"<figure>{figure.to_svg()}</figure>"
 
 
 def _html(text: str) -> str:
