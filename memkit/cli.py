@@ -1,7 +1,5 @@
 """The command line. Exit codes: 0 nothing wrong, 1 findings, 2 no verdict: could not run, or too little to judge."""
 
-from __future__ import annotations
-
 import argparse
 import getpass
 import os

@@ -1,7 +1,5 @@
 """Expected TTLs by pattern: ``chat:*=7d,sliding,jitter=10%``, from the command line, Python or a configuration file."""
 
-from __future__ import annotations
-
 import os
 import re
 import tomllib

@@ -4,8 +4,6 @@ URLs: ``redis://``, ``rediss://``, ``unix://`` as redis-py reads them; ``redis+c
 ``redis+sentinel://host:port[,host:port]/service[/db]``; ``rediss+…`` for TLS.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass

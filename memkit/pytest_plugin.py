@@ -3,8 +3,6 @@
 Works the same under ``pytest``, ``pytest -n``, ``%%ipytest`` and nbval.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -3,8 +3,6 @@
 Names and values come from anybody's database: whatever is shown passes through ``printable`` or ``escaped``.
 """
 
-from __future__ import annotations
-
 import html
 import re
 import sys

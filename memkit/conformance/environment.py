@@ -1,7 +1,5 @@
 """The test environment: a private server, sessions of the store under test, and what Redis really holds."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import os

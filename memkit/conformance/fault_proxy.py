@@ -1,7 +1,5 @@
 """A TCP proxy in front of the suite's server that loses one request or one reply, as a network does."""
 
-from __future__ import annotations
-
 import contextlib
 import select
 import socket

@@ -1,7 +1,5 @@
 """The keys that a session left on the server: its own, those without a TTL, and how to damage them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """Matrix: the results of the libraries that people use, shipped as matrix.json, as a table of cases and stores."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The exceptions by which a case ends other than by passing."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 
 

@@ -3,8 +3,6 @@
 A store that keeps state in its process works among threads and fails between processes.
 """
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """Which failed cases are likely root causes, and which failures may follow from them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 

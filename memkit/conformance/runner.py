@@ -1,7 +1,5 @@
 """Run the cases against a store, each within its time limit."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 import warnings

@@ -4,8 +4,6 @@
 reads one job from stdin: open a session, read it, append a message.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import queue

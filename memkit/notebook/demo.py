@@ -4,8 +4,6 @@ The application stores chats like LangChain's community store: a LIST, newest me
 release each write set a TTL of seven days, after it five minutes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import random

@@ -1,7 +1,5 @@
 """``memkit lab``: JupyterLab with the notebooks, and the demo incident on a private Redis."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

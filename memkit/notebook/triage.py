@@ -3,8 +3,6 @@
 The page loads nothing and shows no message, no password and no session's name.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

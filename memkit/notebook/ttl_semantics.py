@@ -3,8 +3,6 @@
 The answers are in notebook 01, which runs the cases and tests them.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress

@@ -3,8 +3,6 @@
 The palette is Okabe and Ito's; markers and line styles carry the same information as colours.
 """
 
-from __future__ import annotations
-
 import io
 import re
 import textwrap

@@ -1,7 +1,5 @@
 """open_target: from a URL or a client to a connection for each server that has keys."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field

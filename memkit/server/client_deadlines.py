@@ -1,7 +1,5 @@
 """Deadlines that a client computed from its own clock while the server's clock was moved."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """The production guard: whether memkit may write to a server by itself, and which keys are its own sandboxes'."""
 
-from __future__ import annotations
-
 import os
 import re
 import time

@@ -1,7 +1,5 @@
 """The keyspace of the application fixtures: empty at the start of each test, whatever key names an application uses."""
 
-from __future__ import annotations
-
 import re
 import secrets
 from typing import Self, cast

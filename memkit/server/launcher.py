@@ -1,7 +1,5 @@
 """Find a Redis or Valkey server on this machine, start it privately, and end it with this process."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -1,7 +1,5 @@
 """Every case, in the order in which they run: that of the modules, and in each that of the file."""
 
-from __future__ import annotations
-
 from memkit.conformance.case import Case
 from memkit.conformance.cases import concurrency, content, expiry, faults, isolation
 

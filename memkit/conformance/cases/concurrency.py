@@ -1,7 +1,5 @@
 """Cases of concurrency: many writers, a restart of the server, and what an append to a long dialogue costs."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections import Counter

@@ -1,7 +1,5 @@
 """Cases of content: what was stored is what is read."""
 
-from __future__ import annotations
-
 from memkit.conformance.case import case
 from memkit.conformance.environment import ROLES, TestEnvironment
 from memkit.conformance.outcomes import CaseFailed

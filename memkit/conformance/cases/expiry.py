@@ -1,7 +1,5 @@
 """Cases of expiry: the observed lifetime of a session is its configured TTL."""
 
-from __future__ import annotations
-
 from memkit.conformance.adapter import error_line
 from memkit.conformance.case import case
 from memkit.conformance.environment import MARGIN_S, ROLES, TTL_S, TestEnvironment

@@ -1,7 +1,5 @@
 """Cases of faults: under a fault a store raises or is right."""
 
-from __future__ import annotations
-
 import itertools
 import time
 from concurrent.futures import Future

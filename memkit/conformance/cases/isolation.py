@@ -1,7 +1,5 @@
 """Cases of isolation: a session is separate from all others, and the same for every client."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterable
