@@ -364,7 +364,8 @@ def test_a_refused_command_of_the_tests_own_user_fails(pytester):
 
         def test_refused(redis_client):
             redis_client.acl_setuser("reader", enabled=True, nopass=True, categories=["-@all"], keys=["*"])
-            own = redis.Redis(**redis_client.connection_pool.connection_kwargs | {"username": "reader", "password": "x"})
+            options = redis_client.connection_pool.connection_kwargs
+            own = redis.Redis(**options | {"username": "reader", "password": "x"})
             own.set("k", 1)
         """
     )
