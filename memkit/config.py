@@ -117,7 +117,8 @@ def parse_expectation(text: str) -> Expectation:
         raise PolicyError(f"{text!r} is not an expectation; {SHAPE}")
     pattern, ttl = entry["pattern"], entry["ttl"].strip()
     try:
-        expectation = _with_ttls(pattern, [_number_or_text(one.strip()) for one in ttl.split("|")])
+        ttls = [float(one) if re.fullmatch(r"[+-]?\d+(\.\d+)?", one) else one for one in map(str.strip, ttl.split("|"))]
+        expectation = _with_ttls(pattern, ttls)
         for option in filter(None, entry["options"].split(",")):
             expectation = _with_option(expectation, option.strip())
     except PolicyError as error:
@@ -125,10 +126,6 @@ def parse_expectation(text: str) -> Expectation:
     if pattern[-1] in ":/|#" and pattern == expectation.prefix:
         raise PolicyError(f"in {text!r}: {pattern!r} names one key; for all that begin so: '{pattern}*={ttl}'")
     return expectation
-
-
-def _number_or_text(ttl: str) -> Duration:
-    return float(ttl) if re.fullmatch(r"[+-]?\d+(\.\d+)?", ttl) else ttl
 
 
 def _with_ttls(pattern: str, ttls: Sequence[Duration | ExpiryPolicy | None]) -> Expectation:
@@ -247,6 +244,11 @@ def configured_expectations(directory: Path | None = None) -> list[Expectation]:
             if (folder / name).is_file() and (found := _read_toml(folder / name)) is not None:
                 return found
     return []
+
+
+def expected(texts: Iterable[str]) -> list[Expectation]:
+    """Return the expectations of a command's ``--expect``; without any, those of the configuration file."""
+    return [parse_expectation(text) for text in texts] or configured_expectations()
 
 
 def _read_toml(path: Path) -> list[Expectation] | None:

@@ -17,7 +17,7 @@ from memkit.audit.finding import Finding
 from memkit.audit.report import AuditReport
 from memkit.audit.run import audit
 from memkit.audit.sampling import KeyFacts, Progress
-from memkit.config import configured_expectations, parse_expectation
+from memkit.config import expected
 from memkit.errors import MemkitError, PolicyError
 from memkit.notebook.demo import demo_server, load_incident
 from memkit.readonly.values import to_name
@@ -57,9 +57,9 @@ def examine(url: str, expectations: Iterable[str] = ()) -> AuditReport:
         ExpectationNeeded: No expectation is given. The message lists the prefixes and TTLs that were found.
         PolicyError: An expectation is invalid.
     """
-    expected = [parse_expectation(text) for text in expectations] or configured_expectations()
-    report = audit(url, expect=expected)
-    if not expected:
+    expect = expected(expectations)
+    report = audit(url, expect=expect)
+    if not expect:
         found = "\n".join(f"  {one.message}" for one in report.seen)
         raise ExpectationNeeded(
             "Which TTL should these sessions have? Set expectations in the cell above, such as "
@@ -90,17 +90,16 @@ def triage(
         PolicyError: An expectation is invalid.
         MemkitError: The file cannot be written, or matplotlib is not installed.
     """
-    expected = [parse_expectation(text) for text in expect]
+    expectations = expected(expect) if url or expect else []
     path = Path(output)
     if path.is_dir():
         raise MemkitError(f"{output} is a folder; give -o the name of a file, such as {path / 'triage.html'}")
     if url:
-        report = audit(url, expect=expected or configured_expectations(), progress=progress)
+        report = audit(url, expect=expectations, progress=progress)
     else:
         with demo_server() as server:
             incident = load_incident(server)
-            demo = [parse_expectation(text) for text in incident.expectations]
-            report = audit(incident.url, expect=expected or demo, progress=progress)
+            report = audit(incident.url, expect=expectations or expected(incident.expectations), progress=progress)
     path.write_text(page(report), "utf-8")
     return Triage(path, report)
 
