@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources, util
 from pathlib import Path
@@ -17,7 +16,7 @@ from memkit.config import configured_expectations, parse_expectation
 from memkit.connect import connect, redact
 from memkit.errors import MemkitError
 from memkit.notebook.demo import LAB_EXPECT, LAB_URL, continue_incident, demo_server, load_incident
-from memkit.server.launcher import find_server
+from memkit.server.launcher import find_server, short_directory
 
 REQUIRED = ("jupyterlab", "ipytest", "pandas", "matplotlib")
 # No network access: no news, no extension manager. Kernels listen on unix sockets in the lab's own directory instead of
@@ -155,8 +154,7 @@ def _jupyter(folder: Path, port: int | None, browser: bool, variables: dict[str,
 def _runtime() -> Path:
     """Return a new directory for JupyterLab's files while it runs; the watchdog removes it."""
     # The names of a kernel's sockets add 50 bytes, and macOS allows 103 in all.
-    base = tempfile.gettempdir() if len(os.fsencode(tempfile.gettempdir())) < 32 else "/tmp"  # noqa: S108
-    directory = Path(tempfile.mkdtemp(prefix="memkit-lab-", dir=base))
+    directory = short_directory("memkit-lab-", 32)
     (directory / "labconfig").mkdir()
     for name, content in JUPYTER_DEFAULTS.items():
         (directory / "labconfig" / name).write_text(json.dumps(content))

@@ -25,6 +25,7 @@ from urllib.parse import quote
 import redis
 import redis.asyncio
 
+from memkit.connect import redact
 from memkit.errors import ServerError, ServerNotFound
 from memkit.server.clock import ServerClock
 from memkit.server.guard import DIRECTORY_PREFIX
@@ -168,12 +169,10 @@ def _given(path: str | Path) -> ServerBinary:
     return binary
 
 
-def _short_directory() -> Path:
-    """Make a directory with a path short enough for a unix socket."""
-    for base in (tempfile.gettempdir(), "/tmp"):  # noqa: S108  # the fall-back when TMPDIR is too long
-        if len(os.fsencode(base)) < LONGEST_BASE_BYTES:
-            return Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX.format(pid=os.getpid()), dir=base))
-    raise ServerError(f"the path of the temporary directory is too long for a unix socket: {tempfile.gettempdir()}")
+def short_directory(prefix: str, longest_base_bytes: int) -> Path:
+    """Make a temporary directory with a path short enough for unix sockets: in /tmp if TMPDIR is too long."""
+    base = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=base if len(os.fsencode(base)) < longest_base_bytes else "/tmp"))  # noqa: S108
 
 
 def free_port() -> int:
@@ -268,11 +267,7 @@ class RedisServer:
     @property
     def url(self) -> str:
         """The URL of database 0: of the TCP port if there is one, otherwise of the unix socket."""
-        return self._url(quote(self._password, safe=""))
-
-    def _url(self, password: str) -> str:
-        """Return the URL with a password or its replacement."""
-        credentials = f":{password}@" if password else ""
+        credentials = f":{quote(self._password, safe='')}@" if self._password else ""
         if self.port:
             return f"redis://{credentials}127.0.0.1:{self.port}/0"
         return f"unix://{credentials}{quote(self.socket_path)}?db=0"
@@ -313,7 +308,7 @@ class RedisServer:
         self._forget_shell()
         self._output = b""
         if not self._directory:
-            self._directory = _short_directory()
+            self._directory = short_directory(DIRECTORY_PREFIX.format(pid=os.getpid()), LONGEST_BASE_BYTES)
             (self._directory / "clock").write_bytes(bytes(8))
             if _shim():
                 # A link, because a temporary directory may be mounted noexec.
@@ -335,7 +330,13 @@ class RedisServer:
             os.close(read_end)
         _pipes.add(write_end)
         self._finalizer = weakref.finalize(self, _end, write_end, self._shell, os.getpid(), str(self._directory))
-        self._wait_until_ready()
+        deadline = time.monotonic() + READY_WITHIN_S
+        while not _answers(self.socket_path, self._password):
+            if self._ended(0.001) or time.monotonic() > deadline:
+                log = self._last_log()
+                self.stop()
+                raise ServerError(f"{self._binary.path} {self.version} did not start; expected PONG. Its log:\n{log}")
+        self._pid = int((self.directory / "pid").read_text())
         return self
 
     def _arguments(self) -> list[str]:
@@ -357,15 +358,6 @@ class RedisServer:
         config = self.directory / "redis.conf"
         config.write_bytes(b"".join(_line([name, *words]) for name, lines in directives.items() for words in lines))
         return [str(config)]
-
-    def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + READY_WITHIN_S
-        while not _answers(self.socket_path, self._password):
-            if self._ended(0.001) or time.monotonic() > deadline:
-                log = self._last_log()
-                self.stop()
-                raise ServerError(f"{self._binary.path} {self.version} did not start; expected PONG. Its log:\n{log}")
-        self._pid = int((self.directory / "pid").read_text())
 
     def _ended(self, wait_s: float) -> bool:
         """Whether the server has ended, and so closed its output pipe. Waits up to ``wait_s`` for that."""
@@ -439,7 +431,7 @@ class RedisServer:
         self.stop()
 
     def __repr__(self) -> str:
-        state = self._url("***" if self._password else "") if self.running else "not running"
+        state = redact(self.url) if self.running else "not running"
         return f"<RedisServer {self.flavour} {self.version} ({self.source}) {state}>"
 
 
