@@ -153,7 +153,6 @@ def _outcome(error: BaseException | None) -> tuple[Outcome, str, str]:
 def run_cases(
     adapter: StoreAdapter,
     *,
-    label: str,
     spec: str = "",
     cases: Iterable[Case] = CASES,
     limit_s: float = CASE_LIMIT_S,
@@ -164,7 +163,7 @@ def run_cases(
     began = time.monotonic()
     results: list[CaseResult] = []
     with TestEnvironment(adapter, spec=spec) as env:
-        first_contact(env, label, limit_s=limit_s)
+        first_contact(env, spec or type(adapter).__name__, limit_s=limit_s)
         on_contact()
         server = f"{env.server.flavour} {env.server.version} ({env.server.source}), clock by {env.clock.method}"
         for case in cases:

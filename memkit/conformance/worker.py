@@ -56,7 +56,6 @@ def _run(adapter: StoreAdapter, spec: str, limit_s: float, names: list[str], sen
     send(store=adapter.name, step=FIRST_CONTACT)
     result = run_cases(
         adapter,
-        label=spec,
         spec=spec,
         cases=[case for case in CASES if case.name in names],
         limit_s=limit_s,

@@ -32,7 +32,7 @@ def failures(result: Result) -> dict[str, CaseResult]:
 
 
 def run_named(store: type[Any], *names: str, spec: str = "") -> Result:
-    return run_cases(store(), label=store.__name__, spec=spec, cases=[NAMES[name] for name in names])
+    return run_cases(store(), spec=spec, cases=[NAMES[name] for name in names])
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.__name__}-{mutant.found_by}")
