@@ -59,7 +59,7 @@ KINDS = {
     24: _HASH,
     25: _HASH,
 }
-# Types whose value is one string, and types whose value is a count and that many strings (times the factor).
+# Types with a value of one string, and types with a value of a count and that many strings (times the factor).
 _ONE_STRING = frozenset({0, 9, 10, 11, 12, 13, 16, 17, 20})
 _STRINGS_PER_ELEMENT = {1: 1, 2: 1, 4: 2, 14: 1}
 _SLOT_IMPORT, _SLOT_INFO, _FUNCTION2, _FUNCTION_PRE_GA, _MODULE_AUX = 243, 244, 245, 246, 247

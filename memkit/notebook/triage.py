@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from secrets import token_bytes
 from string import Template
+from typing import Any
 
 from memkit.audit.finding import Finding
 from memkit.audit.report import AuditReport
@@ -134,12 +135,15 @@ def affected(report: AuditReport, *, reveal: bool = False, limit: int = MAX_ROWS
     return Table(title, columns, [row(one) for one in volatile[:limit]], total=len(volatile))
 
 
-def timeline(source: str, session: str) -> Figure | None:
+def timeline(source: str, session: str) -> Any:
     """Return the timeline of one session from a record of the past; without one, print how to make it.
 
     Args:
         source: A recording, an append-only directory, or several RDB files with spaces between them; empty: none.
         session: The session's id or a key.
+
+    Returns:
+        A figure, as of ``plot.show``; None without a record.
 
     Raises:
         SourceError: The record cannot be read.

@@ -56,7 +56,7 @@ def write_every_encoding(client: redis.Redis) -> None:
     client.select(0)
 
 
-def test_every_encoding_is_read_as_the_server_reports_it(any_server: RedisServer) -> None:
+def test_every_encoding_is_read(any_server: RedisServer) -> None:
     with any_server.client() as client:
         write_every_encoding(client)
         keys = read(saved(any_server, client))

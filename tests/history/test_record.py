@@ -284,7 +284,7 @@ def test_missing_right_is_named(tmp_path: Path) -> None:
             record(url, tmp_path / "incident.db", for_s=0.1)
 
 
-def test_dead_server_is_reported_in_one_line(tmp_path: Path) -> None:
+def test_stopped_server_is_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match="the recording cannot begin") as refused:
         record("redis://127.0.0.1:1/0", tmp_path / "incident.db", for_s=0.1)
     assert "\n" not in str(refused.value)
