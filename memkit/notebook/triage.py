@@ -162,12 +162,16 @@ def server_table(report: AuditReport) -> Table:
     used, limit = report.counters.get("used_memory"), report.counters.get("maxmemory")
     rows = [
         ("server", f"{report.server['flavour']} {report.server['version']}"),
-        ("URL", report.server["url"]),
+        ("URL" if report.server["source"]["kind"] == "live" else "file", report.server["url"]),
         ("keys", f"{report.sample['of']:,}, {report.sample['keys']:,} checked"),
-        ("memory", f"{used or 0:,} bytes, {f'limit {limit:,} bytes' if limit else 'no limit'}"),
+        ("memory", "not in the file" if used is None else f"{used:,} bytes, {_limit(limit)}"),
         ("expected", ", ".join(report.expected) or "no TTL was given"),
     ]
     return Table("The server", ("property", "value"), rows)
+
+
+def _limit(limit: int | None) -> str:
+    return f"limit {limit:,} bytes" if limit else "no limit"
 
 
 def five_minutes_later(url: str) -> str:
