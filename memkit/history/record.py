@@ -19,9 +19,8 @@ import redis
 
 from memkit.connect import connect, place, redact
 from memkit.errors import ServerError
-from memkit.history.commands import effects_of
 from memkit.history.ledger import Known, Ledger
-from memkit.history.replication import CommandStream
+from memkit.history.replication import CommandStream, Executed
 from memkit.history.states import KeyEvent, KeyState, KeyStates, Moment
 from memkit.history.tracking import Tracker
 from memkit.readonly.connection import KeyCommands, ReadOnlyConnection, info_fields, refused
@@ -123,13 +122,6 @@ class WatchedServer:
         """Close the connections."""
         self.pushed.subscription.close()
         self._connection.close()
-
-    def database_of(self, stream: CommandStream) -> int:
-        """Return the database of a stream's next command: a stream names it only when it changes."""
-        numbers = [int(name[2:]) for name in info_fields(self.ask("INFO", "keyspace")) if name.startswith("db")]
-        if stream.db is None and len(numbers) > 1:
-            raise ServerError("several databases have keys, and the stream has not named one yet; try again later")
-        return stream.db if stream.db is not None else numbers[0] if numbers else 0
 
     def ask(self, *words: str | bytes | int) -> Any:
         """Return the reply to one command."""
@@ -288,8 +280,6 @@ class _Recorder:
         )
         self._looked_ms = self._server.now_ms()
         self._counters = self._server.counters()
-        if isinstance(self._server.pushed, CommandStream):
-            self._stream_db = self._server.database_of(self._server.pushed)
 
     def begin(self) -> str:
         """Record the keys that exist; return what is recorded and what it costs."""
@@ -353,21 +343,18 @@ class _Recorder:
             self._add_gap(after_ms, self._looked_ms, "the recorder was not running or the server did not answer")
         return after_ms, self._looked_ms
 
-    def _apply(self, commands: Sequence[tuple[bytes, ...]]) -> None:
+    def _apply(self, commands: Sequence[Executed]) -> None:
         """Record what the commands of a replication stream did."""
         after_ms, at_ms = self._looked()
         moment = Moment(after_ms, at_ms)
         emptied: dict[bytes, str] = {}
-        for arguments in commands:
-            name = arguments[0].upper().decode("ascii", "replace")
-            if name == "SELECT":
-                self._stream_db = int(arguments[1])
-            elif name == "SWAPDB":
+        for db, name, effects in commands:
+            if name == "SWAPDB":
                 raise redis.ConnectionError("SWAPDB exchanged two databases")
-            for effect in effects_of(arguments):
-                if effect.action == "remove elements":
+            for effect in effects:
+                if effect.action == "remove elements" and db == self._db:
                     emptied[effect.key] = name
-                for event in self._states.apply(self._stream_db, effect, moment, name):
+                for event in self._states.apply(db, effect, moment, name):
                     if event.db == self._db:
                         self._record_event(event, after_ms, at_ms)
         self._check_emptied(emptied, after_ms, at_ms)

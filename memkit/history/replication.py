@@ -12,12 +12,14 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import hiredis
 import redis
 
 from memkit.connect import connect, redact
 from memkit.errors import ServerError
+from memkit.history.commands import Effect, effects_of
 from memkit.history.tracking import Subscription
 from memkit.readonly.connection import ReadOnlyConnection, Reply, command, info_fields, refused
 
@@ -32,8 +34,6 @@ ANSWER_WITHIN_S = 60.0
 _COMMAND_START = re.compile(rb"\*[1-9][0-9]{0,6}\r\n\$[0-9]{1,9}\r\n")
 ACKNOWLEDGE_EVERY_S = 1.0
 """A server drops a replica that is silent for repl-timeout (60 s by default); a replica answers each second."""
-NO_CHANGES = (b"PING", b"REPLCONF", b"MULTI", b"EXEC")
-"""What a stream has besides the commands that change keys."""
 COMMANDS_THAT_CONFIRM = 2
 """A start that is followed by this many commands is no text inside a value."""
 
@@ -100,35 +100,48 @@ def read_backlog(url: str, *, primary: bool = False) -> BacklogCommands:
         connection.close()
 
 
+class Executed(NamedTuple):
+    """A command that the server executed: its database, its name, and what it does to keys."""
+
+    db: int
+    name: str
+    effects: list[Effect]
+
+
 class CommandStream:
     """The commands that a server executes, as they arrive, from now on: read as a replica reads them.
 
     No copy is made: without a backlog the server would have to fork, so it is refused. The backlog is read for the
-    database that the stream named last; ``db`` is None if it names none.
+    database that the stream named last, because it names one only when it changes.
 
     Args:
         connection: A connection to the server; it is closed with the stream.
         primary: See ``read_backlog``.
 
     Raises:
-        ServerError: The server has no backlog, is a primary, or refuses to continue.
+        ServerError: The server has no backlog, is a primary, or refuses to continue; or the database is not known.
     """
 
     def __init__(self, connection: ReadOnlyConnection, *, primary: bool) -> None:
         self._connection = connection
-        self._commands: list[tuple[bytes, ...]] = []
+        self._commands: list[Executed] = []
         self._acknowledged_s = 0.0
+        databases = [name for name in info_fields(_reply(connection, "INFO", "keyspace")) if name.startswith("db")]
         backlog = _backlog(connection, primary=primary)
         data = _continue(connection, backlog, backlog.first_offset + _margin(connection, backlog))
         start = _first_command(data)
         connection.reader.feed(data[len(data) if start is None else start :])
-        self.db: int | None = None
+        self._db = int(databases[0][2:]) if len(databases) == 1 else None if databases else 0
         while (reply := connection.reader.gets()) is not False:
-            if isinstance(reply, list) and reply and reply[0].upper() == b"SELECT":
-                self.db = int(reply[1])
+            self._receive(reply)
+        self._commands.clear()
+        if self._db is None:
+            raise ServerError(
+                f"{connection.name}: several databases have keys, and the stream has not named one yet; try again later"
+            )
         self.subscription = Subscription(connection, self._receive, each_turn=self._acknowledge)
 
-    def take(self, timeout_s: float) -> list[tuple[bytes, ...]]:
+    def take(self, timeout_s: float) -> list[Executed]:
         """Return the commands that have arrived; wait for the first one, at most so many seconds."""
         self.subscription.wait(timeout_s)
         with self.subscription.lock:
@@ -136,8 +149,13 @@ class CommandStream:
         return commands
 
     def _receive(self, reply: Reply) -> int:
-        if isinstance(reply, list) and reply and reply[0].upper() not in NO_CHANGES:
-            self._commands.append(tuple(reply))
+        if isinstance(reply, list) and reply:
+            name = reply[0].upper().decode("ascii", "replace")
+            if name == "SELECT":
+                self._db = int(reply[1])
+            effects = effects_of(reply)
+            if effects:
+                self._commands.append(Executed(self._db or 0, name, effects))
         return len(self._commands)
 
     def _acknowledge(self) -> None:

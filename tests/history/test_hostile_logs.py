@@ -52,3 +52,26 @@ def test_deadline_in_another_millennium_is_shown(tmp_path: Path) -> None:
     found = history(path, session="1")
     assert found.fate is not None
     assert "until 9999-12-31" in found.fate.sentence
+
+
+def test_other_keys_of_the_session_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "appendonly.aof"
+    path.write_bytes(
+        packed(b"RPUSH", b"chat:1", CANARY)
+        + packed(b"SET", b"chat:1:meta", CANARY)
+        + packed(b"RENAME", b"chat:1", b"old:2")
+    )
+    found = history(path, session="1")
+    assert found.fate is not None
+    assert found.fate.cause == "renamed"
+    assert found.fate.sentence.endswith("; of its other keys: 1 exists")
+
+
+def test_since_leaves_out_earlier_ends(tmp_path: Path) -> None:
+    path = tmp_path / "appendonly.aof"
+    parts = [b"#TS:1732500000\r\n", packed(b"SET", b"chat:1", CANARY), packed(b"RENAME", b"chat:1", b"old:1")]
+    parts += [b"#TS:1732503600\r\n", packed(b"SET", b"chat:2", CANARY), packed(b"RENAME", b"chat:2", b"old:2")]
+    path.write_bytes(b"".join(parts))
+    assert history(path).fates["chat:"] == {"renamed": 2}
+    later = history(path, since=datetime.fromtimestamp(1_732_501_000, UTC))
+    assert later.fates["chat:"] == {"renamed": 1}
