@@ -113,7 +113,11 @@ class WatchedServer:
         self.pushed: Tracker | CommandStream
         if replication:
             stream = ReadOnlyConnection(client, name=url, keep_idle_times=False)
-            self.pushed = CommandStream(stream, primary=replication == "primary")
+            try:
+                self.pushed = CommandStream(stream, primary=replication == "primary")
+            except (redis.RedisError, ServerError):
+                stream.close()
+                raise
         else:
             self.pushed = Tracker(client, prefixes)
         self._connection = ReadOnlyConnection(client, name=url, keep_idle_times=False)
@@ -254,6 +258,8 @@ class _RecordedKeys(MutableMapping[bytes, KeyState]):
 
 
 class _Recorder:
+    """Looks at a server again and again, and writes what changed into the recording."""
+
     def __init__(
         self,
         client: redis.Redis,
