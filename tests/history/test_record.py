@@ -325,7 +325,7 @@ def test_an_event_takes_under_60_bytes(tmp_path: Path) -> None:
     with Ledger(path) as ledger:
         ledger.begin_source(kind="tracking", name="x", server="redis", version="8", began_ms=0)
         for number in range(20_000):
-            key = ledger.set_key(0, b"chat:user-%d" % (number % 2_000), live=True, deadline_ms=1_800_000_000_000)
+            key = ledger.set_key(0, b"chat:user-%d" % (number % 2_000), present=True, deadline_ms=1_800_000_000_000)
             ledger.add_event(
                 key, "renewed", at_ms=1_795_000_000_000 + number, after_ms=1_795_000_000_000 + number,
                 deadline_ms=1_800_000_000_000, ttl_ms=300_000,
