@@ -83,18 +83,18 @@ def _turn(event: dict[str, Any], key: str) -> Turn | str | None:
         return lacks
     made, answered = _tools(parts, _CALLED), _tools(parts, _ANSWERED)
     role = "tool" if answered else role_of(content.get("role") or event.get("author"))
-    shown = [_shown(part) for part in parts if not any(field in part for field in _CALLED)]
+    shown = [_shown(part) for part in parts if not any(part.get(field) for field in _CALLED)]
     uid = text_or_none(event.get("id"))
     return Turn(role, flatten(shown), answered or made, seconds(event.get("timestamp")), uid, key)
 
 
 def _tools(parts: list[dict[str, Any]], fields: tuple[str, str]) -> tuple[Tool, ...]:
-    found = (a_dict(part[field]) for part in parts for field in fields if field in part)
+    found = (a_dict(part[field]) for part in parts for field in fields if part.get(field))
     return tuple(Tool(text_or_none(call.get("name")), text_or_none(call.get("id"))) for call in found)
 
 
 def _shown(part: dict[str, Any]) -> Any:
-    response = next((a_dict(part[field]).get("response") for field in _ANSWERED if field in part), None)
+    response = next((a_dict(part[field]).get("response") for field in _ANSWERED if part.get(field)), None)
     if response is None:
         return part
     # A plain result is wrapped as {"result": …} by the library; anything else is the tool's own object.

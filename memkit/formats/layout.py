@@ -24,7 +24,7 @@ from memkit.formats.model import (
     a_list,
     text_or_none,
 )
-from memkit.formats.parsing.chat import messages_of, place_of
+from memkit.formats.parsing.any_message import messages_of, place_of
 from memkit.formats.parsing.conversation import Entry, find_entries, in_order
 from memkit.formats.parsing.documents import messages, misshapen, peek, wrong_kind
 from memkit.formats.parsing.list_elements import Convert, sample, turns
@@ -33,7 +33,7 @@ from memkit.policy import ExpiryPolicy
 from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue, to_name
 
 _TOKEN = re.compile(r"(\{id\}|\{#\}|\{\*\})")
-_ANY_PREFIX = rf"(?:.*[{re.escape(SEPARATORS)}])?"
+_ANY_PREFIX = rf"(?:.*?[{re.escape(SEPARATORS)}])??"
 _REPORTED = 5
 MESSAGES, MESSAGE, IDS = "messages", "message", "ids"
 
@@ -148,7 +148,8 @@ def _recognise(layout: Layout, raw: RedisValue, wanted: str | None) -> KeyOwner 
         if session is None and not layout.prefix and key.pattern == "{id}":
             return KeyOwner(layout.store, raw.name, "", key.part)
         found = _regex(layout.prefix, key.pattern, session).fullmatch(raw.name)
-        if found is None and key.fields and session and not _is_open(layout.prefix):
+        literal = session or key.pattern != "{id}"
+        if found is None and key.fields and literal and not _is_open(layout.prefix):
             found = _regex("", key.pattern, session).fullmatch(raw.name)
         if found:
             return KeyOwner(layout.store, found["id"], found["prefix"], key.part)

@@ -245,10 +245,10 @@ def _whole_seconds(value: Any) -> int | None:
 
 def leads(raw: RedisValue) -> tuple[str, ...]:
     """Return the keys that show which session an order, an index or a list of sessions belongs to."""
-    order = re.fullmatch(r"((?:.*:)?)thread:(.+):messages", raw.name, re.DOTALL)
+    order = re.fullmatch(r"((?:.*?[:/|}])??)thread:(.+):messages", raw.name, re.DOTALL)
     if order and raw.kind == "zset":
         return (f"{order[1]}mastra_threads:id:{order[2]}",)
-    index = re.fullmatch(r"((?:.*:)?)msg-idx:.+", raw.name, re.DOTALL)
+    index = re.fullmatch(r"((?:.*?[:/|}])??)msg-idx:.+", raw.name, re.DOTALL)
     if index and raw.kind == "string":
         return (f"{index[1]}mastra_threads:id:{to_name(raw.data)}",)
     if raw.kind == "set" and raw.name.endswith("chat-sdk:subscriptions"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import importlib
+import re
 import zlib
 from typing import Any, NamedTuple
 
@@ -23,7 +24,8 @@ MAX_OPEN_BYTES = 8 << 20
 """A chat of 8 MB has some 10,000 messages of a model's size; 64 MB are the most that an inspection may take."""
 MAX_LINES = 20_000
 _MAX_LAYERS = 4
-_ZSTD = b"\x28\xb5\x2f\xfd"
+_PREFIX = re.compile(rb"[\w.-]{1,40}[:|#](?=[{\[])")
+"""A version, a time or an id before a JSON document: members of a sorted set are made unique so."""
 
 
 class Opened(NamedTuple):
@@ -47,6 +49,8 @@ def open_payload(data: bytes) -> Opened:
         lines = _lines(data)
         return Opened(lines, "json lines") if lines else Opened(None, "text")
     encoding = encoding_of(data)
+    if encoding == "text" and (prefix := _PREFIX.match(data)) and (parsed := parse(data[prefix.end() :])).fault is None:
+        return Opened(parsed.value, "prefix > json")
     for layer in encoding.split(" > ")[:_MAX_LAYERS]:
         unfolded = _unfolded(layer, data)
         if unfolded is None:
@@ -65,6 +69,8 @@ def _unfolded(layer: str, data: bytes) -> bytes | None:
         if layer == "json string":
             inner = parse(data).value
             return inner.encode("utf-8", "surrogatepass") if isinstance(inner, str) else None
+        if layer == "prefix":
+            return re.sub(rb"^[\w.-]+[:|$]", b"", data)
         if layer == "base64":
             return base64.b64decode(data.translate(bytes.maketrans(b"-_", b"+/")) + b"=" * (-len(data) % 4))
         if layer == "zstd":
