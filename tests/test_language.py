@@ -31,13 +31,16 @@ OTHER_SENSES = (
 )
 CODE = re.compile(r"```.*?```|``.*?``|`[^`\n]+`|https?://\S+", re.DOTALL)
 # Packages with texts that have not been revised yet.
-PENDING = ("audit", "formats", "history", "inspect")
+PENDING = ("audit", "history")
 SOURCES = [
     path
     for path in sorted((ROOT / "memkit").rglob("*.py"))
     if path.relative_to(ROOT / "memkit").parts[0] not in PENDING
 ]
-NOTEBOOKS = [path for path in sorted((ROOT / "notebooks").glob("*.ipynb")) if path.name[:2] != "04"]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# Folders of tests with names that state subject and condition in at most 50 characters.
+NAMED = ("formats", "inspect")
+LONGEST_NAME = 50
 
 
 def forbidden(text: str) -> list[str]:
@@ -76,6 +79,15 @@ def test_notebooks_use_the_fields_words(path: Path) -> None:
 def test_texts_in_code_use_the_fields_words(path: Path) -> None:
     found = {f"{path.name}:{line}": forbidden(text) for line, text in texts(path)}
     assert not {place: words for place, words in found.items() if words}
+
+
+@pytest.mark.parametrize("folder", NAMED)
+def test_names_of_tests_are_short_and_plain(folder: str) -> None:
+    trees = [ast.parse(path.read_text("utf-8")) for path in sorted((ROOT / "tests" / folder).glob("*.py"))]
+    names = [each.name for tree in trees for each in ast.walk(tree) if isinstance(each, ast.FunctionDef)]
+    tests = [name for name in names if name.startswith("test_")]
+    assert len(tests) > 10
+    assert not [name for name in tests if len(name) > LONGEST_NAME or forbidden(name.replace("_", " "))]
 
 
 def test_help_uses_the_fields_words() -> None:

@@ -1,7 +1,7 @@
 """langgraph-checkpoint-plainredis: msgpack in base64 in JSON, in STRINGs; channels' values in blobs of their own.
 
 ``lg:cp:<thread>:<ns>:<id>``, ``lg:blob:<thread>:<ns>:<channel>:<version>``, ``lg:wr:<thread>:<ns>:<id>`` (HASH) and
-``lg:idx:<thread>:<ns>`` (ZSET, the order); ``lg:threads`` (HASH) and ``lg:seq`` are everybody's and never expire.
+``lg:idx:<thread>:<ns>`` (ZSET, the order); ``lg:threads`` (HASH) and ``lg:seq`` belong to all threads and never expire.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _checkpoint(stored: SessionValues, value: Mapping[str, Any], uid: str) -> Ch
 
 
 def decode(stored: SessionValues) -> Iterator[Item]:
-    """Yield the messages of the newest checkpoint whose blob is there, and what is missing."""
+    """Yield the messages of the newest checkpoint that has its blob, and what is missing."""
     checkpoints, problems = _checkpoints(stored)
     yield from problems
     yield from _dialogue(stored, checkpoints)

@@ -1,4 +1,4 @@
-"""Stores whose keys and messages have a known shape, described as data: see ``layouts`` for the entries.
+"""Stores with keys and messages of a known shape, described as data: see ``layouts`` for the entries.
 
 A pattern holds ``{id}`` for the session's id, ``{#}`` for digits and ``{*}`` for any text.
 """
@@ -66,7 +66,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """A store whose messages have a known shape.
+    """A store with messages of a known shape.
 
     Attributes:
         store: The name of the store.

@@ -116,7 +116,7 @@ def store_name(stored: SessionValues) -> str:
 
 
 def stores() -> Iterable[str]:
-    """Return the names of all stores whose sessions can be decoded."""
+    """Return the names of all stores that can be decoded."""
     more = (
         openai_agents.ENCRYPTED,
         langgraph_redis.SHALLOW,

@@ -1,8 +1,8 @@
-"""Sessions of no known store: roles, texts, tools, times and order as far as the content tells them.
+"""Sessions of no known store: roles, texts, tools, times and order as far as the content shows them.
 
 People keep a conversation as a string (a JSON array or object), a list, a hash (one field, or a field a message), a
 sorted set by time, a stream, or a key a message; see ``parsing.chat`` for the field names and ``parsing.payload`` for
-the encodings. If the order cannot be told from the content, a note reports it.
+the encodings. If the content does not show the order, a note reports it.
 """
 
 from __future__ import annotations

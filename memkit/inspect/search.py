@@ -181,7 +181,7 @@ class _Search:
         return self._as_unknown(self._wanted, names)
 
     def _unseparated(self) -> _Found | None:
-        """Return the session of keys whose names end with the id, without a separator before it."""
+        """Return the session of keys that end with the id, without a separator before it."""
         ending = re.compile(rf"[^\W_]{re.escape(self._wanted)}$")
         names = self._reader.scan(f"{_glob(self._reader.target.prefix)}*{_glob(self._wanted)}", ending, MAX_NAMES)
         self._load(KeyRequest(name, "") for name in names)

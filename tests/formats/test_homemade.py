@@ -1,4 +1,4 @@
-"""Layouts that people write themselves: roles, texts, tools and order, as far as the content tells them."""
+"""Layouts that people write themselves: roles, texts, tools and order, as far as the content shows them."""
 
 from __future__ import annotations
 

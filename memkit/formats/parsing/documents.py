@@ -55,7 +55,7 @@ def only_one(value: Any) -> Any:
 def read(raw: RedisValue) -> tuple[dict[str, Any] | None, list[Problem]]:
     """Return the document, or None and the problem that names which byte is wrong and how much is readable."""
     if raw.unread_reason:
-        return None, []  # the reader has said why
+        return None, []  # the reader reports why
     if raw.kind not in DOCUMENT_KINDS:
         return None, [wrong_kind(raw, "a document")]
     parsed = parse(raw.data)

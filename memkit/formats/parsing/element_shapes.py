@@ -38,7 +38,7 @@ def _openai_agents(value: Mapping[str, Any]) -> bool:
 
 
 def is_item(kind: Any) -> bool:
-    """Return whether a type is that of an item beside the messages; the API gets new ones, whose names end alike."""
+    """Return whether a type is that of an item beside the messages; new ones of the API end alike."""
     return isinstance(kind, str) and (
         kind in HIDDEN or kind.startswith("mcp_approval_") or kind.endswith(("_call", "_call_output", "_search_output"))
     )
@@ -62,7 +62,7 @@ SHAPES: dict[str, Callable[[Mapping[str, Any]], bool]] = {
 
 
 def store_of(value: Mapping[str, Any]) -> str | None:
-    """Return the store whose elements look like this one."""
+    """Return the store that writes elements like this one."""
     return next((store for store, fits in SHAPES.items() if fits(value)), None)
 
 

@@ -1,4 +1,4 @@
-"""Name a payload's encodings, layer by layer, and say what a format itself proves to be damaged.
+"""Name a payload's encodings, layer by layer, and report what a format itself proves to be damaged.
 
 Nothing is ever unpickled: ``pickletools`` names the opcodes. Only the first 64 KB of a compressed payload are kept, so
 a decompression bomb stays small. A fault needs proof by the format: an end that comes too early, or a checksum that
@@ -286,8 +286,8 @@ def _deflate(name: str, wbits: int) -> Callable[[bytes], _Layer | None]:
             fault = "fails its checksum" if "check" in str(error) else "does not decompress to its end"
         if not fault:
             return _Layer(name, inner, whole=len(inner) < PEEK_BYTES)
-        told = len(inner) >= FEWEST_INFLATED_BYTES and _layer(inner, whole=False).name not in _UNNAMED
-        return _Layer(name, fault=fault) if told or (wbits > 15 and len(data) > _GZIP_HEAD_BYTES) else None
+        named = len(inner) >= FEWEST_INFLATED_BYTES and _layer(inner, whole=False).name not in _UNNAMED
+        return _Layer(name, fault=fault) if named or (wbits > 15 and len(data) > _GZIP_HEAD_BYTES) else None
 
     return read
 

@@ -176,7 +176,7 @@ def missing_channels(document: Mapping[str, Any]) -> str | None:
 
 
 def missing_parents(stored: SessionValues, parents: Mapping[str, str]) -> Iterator[Problem]:
-    """Yield a problem for each checkpoint whose parent no longer exists; ``parents`` gives the parent's id by key.
+    """Yield a problem for each checkpoint without its parent; ``parents`` gives the parent's id by key.
 
     A checkpoint's id ends its key, so that one that exists and cannot be read counts as existing.
     """
