@@ -153,9 +153,7 @@ def _gaps(documents: Mapping[str, Mapping[str, Any]]) -> Iterator[Problem]:
     for name, number in sorted(numbered.items(), key=lambda pair: pair[1]):
         if number > expected:
             yield Problem(
-                "gap",
-                name,
-                f"run {number} follows {expected} runs: {number - expected} before it no longer exist",
+                "gap", name, f"run {number} follows {expected} runs: {number - expected} before it no longer exist"
             )
         expected = max(expected, number + 1)
 
@@ -184,10 +182,7 @@ def _dangling(stored: SessionValues) -> Iterator[Problem]:
         kept = "; recoverable: the runs are still there, listed in the session's index"
         members = " ".join(f"{position} {quoted(run)}" for position, run in enumerate(runs))
         yield Problem(
-            "dangling",
-            order,
-            reason + kept,
-            f"ZADD {quoted(order)} {members}" if all(map(is_uuid, runs)) else "",
+            "dangling", order, reason + kept, f"ZADD {quoted(order)} {members}" if all(map(is_uuid, runs)) else ""
         )
     for name, ids in _index_entries(stored).items():
         index = stored.get(name)

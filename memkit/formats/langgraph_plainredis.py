@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from memkit.formats.model import Format, Item, KeyOwner, Problem, SessionValues, a_dict, is_uuid, quoted
+from memkit.formats.model import Format, Item, KeyOwner, Problem, SessionValues, a_dict, few, is_uuid, quoted
 from memkit.formats.parsing.documents import misshapen, peek, read
 from memkit.formats.parsing.element_shapes import kind_of, missing
 from memkit.formats.parsing.langgraph_common import (
@@ -136,12 +136,8 @@ def _dialogue(stored: SessionValues, checkpoints: Mapping[str, Checkpoint]) -> I
         channels = next(iter(checkpoints.values())).blobs if checkpoints else {}
         yield from message_items({channel: blobs[name] for channel, name in channels.items() if name in blobs}, "")
     lost = sorted({name for point in checkpoints.values() for name in point.blobs.values() if not stored.get(name)})
-    for name in lost[:5]:
-        yield Problem(
-            "dangling", name, "a checkpoint names this blob and it no longer exists, with the channel's value"
-        )
-    if len(lost) > 5:
-        yield Problem("dangling", lost[5], f"… and {len(lost) - 5} more blobs no longer exist")
+    reason = "a checkpoint names this blob and it no longer exists, with the channel's value"
+    yield from few(Problem("dangling", name, reason) for name in lost)
 
 
 def _blobs(stored: SessionValues) -> tuple[dict[str, Any], list[Problem]]:

@@ -146,7 +146,7 @@ class _Search:
         groups: dict[Group, dict[str, KeyOwner]] = {}
         for name in self._there:
             owner = self._owner(name, self._wanted)
-            if owner and owner.session == self._wanted and (_is_apart(owner.prefix) or _is_default(owner)):
+            if owner and owner.session == self._wanted and (not owner.prefix[-1:].isalnum() or _is_default(owner)):
                 groups.setdefault(owner.group, {})[name] = owner
         strong = {group: owners for group, owners in groups.items() if group[2][-1:] in SEPARATORS}
         return strong or groups
@@ -275,10 +275,6 @@ class _Search:
             raw = self._there[name].value
             seen[name] = _shielded(lambda: formats.recognise(raw, wanted), None)
         return seen[name]
-
-
-def _is_apart(prefix: str) -> bool:
-    return not prefix[-1:].isalnum()
 
 
 def _is_default(owner: KeyOwner) -> bool:

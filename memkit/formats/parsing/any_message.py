@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from memkit.formats.model import Tool, Turn, a_dict, a_list, seconds, text_or_none
@@ -81,26 +82,34 @@ def any_role(value: Any) -> str:
     return _MORE_ROLES.get(plain) or ("assistant" if _MODEL.match(plain) else "other")
 
 
-def messages_of(value: Mapping[str, Any], key: str) -> list[Turn]:
+def messages_of(value: Mapping[str, Any], key: str) -> tuple[list[Turn], float | None]:
     """Return the messages of one JSON object: none, one, or several (a pair, a call with its result).
 
     Args:
         value: The object, with whatever field names.
         key: The Redis key that it comes from.
+
+    Returns:
+        The messages, and the number that orders them among others, a time or an index, if the object has one.
     """
     if len(value) == 2 and isinstance(value.get("content"), str):  # most homemade sessions have nothing else
         plain = role_of(value.get("role"))
         if plain not in ("other", "tool"):
-            return [Turn(plain, value["content"], (), None, None, key)]
+            return [Turn(plain, value["content"], (), None, None, key)], None
     fields = _unwrapped(value)
+    turns = _messages(fields, key)
+    return turns, _place(fields, value) if turns else None
+
+
+def _messages(fields: Mapping[str, Any], key: str) -> list[Turn]:
     role = _role(fields)
     if role is None:
         return _item(fields, key) or _pair(fields, key)
-    names = [name for name in _TEXT_FIELDS if isinstance(fields.get(name), str | list | dict)]
+    names = [name for name in _TEXT_FIELDS if name in fields and isinstance(fields[name], str | list | dict)]
     name = next((name for name in names if fields[name]), names[0] if names else None)
     first = _taken_apart(fields[name]) if name else _Parts("", [], [], [])
     more = [_taken_apart(fields[each]) for each in ("parts", "toolinvocations") if each in fields]
-    made = [tool for field in _CALL_FIELDS for tool in calls(fields.get(field))] or first.calls
+    made = [tool for field in _CALL_FIELDS if field in fields for tool in calls(fields[field])] or first.calls
     if not made:
         extra = a_dict(fields.get("additionalkwargs"))
         made = [*calls(extra.get("tool_calls")), *calls([fields["functioncall"]] if "functioncall" in fields else [])]
@@ -118,7 +127,10 @@ def messages_of(value: Mapping[str, Any], key: str) -> list[Turn]:
         own = fields.get("id") if "toolname" in fields else None  # LangChain4j's id of a result is the call's
         results, text = [(tool if tool.call_id else Tool(tool.name, text_or_none(own)), text)], ""
     instructions = [Turn("system", each, (), None, None, key) for each in first.instructions]
-    return [*instructions, *_ordered(fields, key, Turn(role, text, tuple(made)), results, drop=bool(instructions))]
+    at_s = _time(fields)
+    uid = next((found for name in _ID_FIELDS if name in fields and (found := text_or_none(fields[name]))), None)
+    spoken = Turn(role, text, tuple(made), at_s, uid, key)
+    return [*instructions, *_ordered(spoken, results, alone="toolname" not in fields, drop=bool(instructions))]
 
 
 class _Parts(NamedTuple):
@@ -204,26 +216,24 @@ def _item(fields: Mapping[str, Any], key: str) -> list[Turn]:
     return [Turn("assistant", "", (tool,), _time(fields), None, key)] if kind.endswith("_call") else []
 
 
-def _ordered(
-    fields: Mapping[str, Any], key: str, spoken: Turn, results: list[tuple[Tool, str]], *, drop: bool
-) -> list[Turn]:
+def _ordered(spoken: Turn, results: list[tuple[Tool, str]], *, alone: bool, drop: bool) -> list[Turn]:
     """Return a message and the results in it: an assistant's answer comes before its results, a user's text after.
 
-    ``drop``: leave out the message if nothing else is in it.
+    ``alone``: one result without a text has the message's id. ``drop``: leave out the message if nothing else is in it.
     """
-    at_s = _time(fields)
-    uid = next((found for name in _ID_FIELDS if (found := text_or_none(fields.get(name)))), None)
-    answers = [Turn("tool", text, (tool,), at_s, None, key) for tool, text in results]
-    shown = spoken.text or spoken.tools or not (answers or drop)
-    own = [spoken._replace(at_s=at_s, uid=uid, key=key)] if shown else []
-    if not own and len(answers) == 1 and "toolname" not in fields:
-        answers[0] = answers[0]._replace(uid=uid)
+    if not results:
+        return [spoken] if spoken.text or spoken.tools or not drop else []
+    answers = [Turn("tool", text, (tool,), spoken.at_s, None, spoken.key) for tool, text in results]
+    own = [spoken] if spoken.text or spoken.tools else []
+    if not own and len(answers) == 1 and alone:
+        answers[0] = answers[0]._replace(uid=spoken.uid)
     return [*own, *answers] if spoken.role == "assistant" else [*answers, *own]
 
 
 def _responses(fields: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     for name in _RESULT_FIELDS:
-        yield from (each for each in a_list(fields.get(name)) if isinstance(each, dict))
+        if name in fields:
+            yield from (each for each in a_list(fields[name]) if isinstance(each, dict))
 
 
 def _unwrapped(value: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -247,7 +257,7 @@ def _unwrapped(value: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _role(fields: Mapping[str, Any]) -> str | None:
     """Return the role of a message; None if no field gives one."""
-    found = (_role_in(fields.get(name)) for name in _ROLE_FIELDS)
+    found = (_role_in(fields[name]) for name in _ROLE_FIELDS if name in fields)
     if role := next((each for each in found if each != "other"), None) or _flagged(fields):
         return role
     if not any(isinstance(fields.get(name), str | list) for name in _TEXT_FIELDS):
@@ -261,7 +271,8 @@ def _role(fields: Mapping[str, Any]) -> str | None:
         return "other"
     if fields.get("botid"):
         return "assistant"
-    return "user" if isinstance(fields.get("user"), str) and not any(map(_ANSWERED.fullmatch, fields)) else None
+    answers = any(_side(name) == "assistant" for name in fields)
+    return "user" if isinstance(fields.get("user"), str) and not answers else None
 
 
 def _role_in(value: Any) -> str:
@@ -295,9 +306,10 @@ def _only_text(fields: Mapping[str, Any]) -> str | None:
 
 def _pair(fields: Mapping[str, Any], key: str) -> list[Turn]:
     """Return a question and its answer (``prompt`` and ``response``), or the one that its only field names."""
-    asked = _likeliest([name for name in fields if _ASKED.fullmatch(name) and isinstance(fields[name], str | list)])
+    sides = [(name, _side(name)) for name in fields]
+    asked = _likeliest([name for name, side in sides if side == "user" and isinstance(fields[name], str | list)])
     reply = _likeliest(
-        [name for name in fields if _ANSWERED.fullmatch(name) and isinstance(fields[name], str | list | None)]
+        [name for name, side in sides if side == "assistant" and isinstance(fields[name], str | list | None)]
     )
     if reply and not asked:
         asked = next((name for name in _TEXT_FIELDS[:3] if isinstance(fields.get(name), str)), None)
@@ -316,6 +328,12 @@ def _pair(fields: Mapping[str, Any], key: str) -> list[Turn]:
     ]
 
 
+@lru_cache(maxsize=4_096)
+def _side(name: str) -> str:
+    """Return which side of a pair a field of this name holds: the user's, the assistant's, or none."""
+    return "user" if _ASKED.fullmatch(name) else "assistant" if _ANSWERED.fullmatch(name) else ""
+
+
 def _likeliest(names: list[str]) -> str | None:
     return min(names, key=lambda name: name in _LESS_LIKELY, default=None)
 
@@ -330,13 +348,11 @@ def _time(fields: Mapping[str, Any]) -> float | None:
     return _time(plain_fields(meta)) if isinstance(meta, dict) and "metadata" not in meta else None
 
 
-def place_of(value: Mapping[str, Any]) -> float | None:
-    """Return a number that orders a message among others: its time, or its index."""
-    fields, own = _unwrapped(value), plain_fields(value)
+def _place(fields: Mapping[str, Any], value: Mapping[str, Any]) -> float | None:
     if (at_s := _time(fields)) is not None:
         return at_s
     for name in _ORDER_FIELDS:
-        found = _number(fields.get(name, own.get(name)))
+        found = _number(fields.get(name, value.get(name)))
         if type(found) in (int, float) and found == found:  # NaN orders nothing
             return float(found)
     return None

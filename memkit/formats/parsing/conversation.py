@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from memkit.formats.model import Note, Turn
-from memkit.formats.parsing.any_message import messages_of, place_of, spoken_line
+from memkit.formats.parsing.any_message import messages_of, spoken_line
 from memkit.formats.parsing.bounded_json import parse
 from memkit.formats.parsing.chat import role_of
 
@@ -47,9 +47,8 @@ def entry_of(value: Any, key: str) -> Entry | None:
         return Entry((Turn(role, text, (), None, None, key),)) if role != "other" else None
     if not isinstance(value, dict):
         return None
-    turns = messages_of(value, key)
-    has_place = len(value) > 2 or len(turns) > 1  # a role and a text alone have none
-    return Entry(turns, place_of(value) if has_place else None) if turns else None
+    turns, place = messages_of(value, key)
+    return Entry(turns, place) if turns else None
 
 
 def find_entries(value: Any, key: str, depth: int = 0) -> list[Entry]:
