@@ -1,7 +1,5 @@
 """The command line. Exit codes: 0 nothing wrong, 1 findings, 2 no verdict: could not run, or too little to judge."""
 
-from __future__ import annotations
-
 import argparse
 import getpass
 import os
@@ -24,8 +22,10 @@ Command = Callable[[argparse.Namespace], int]
 NO_VERDICT, INTERRUPTED = 2, 130
 REDIS_ERRORS = (redis.RedisError, redis.exceptions.RedisClusterException)
 """RedisClusterException is not a RedisError in redis-py 8."""
+FILES = ", an RDB file, a directory of RDB files (one a shard) or an append-only directory"
 URL_VARIABLES = ("MEMKIT_REDIS_URL", "REDIS_URL")
 PASSWORD_VARIABLE = "REDISCLI_AUTH"  # noqa: S105  # the name of redis-cli's own variable
+ASKPASS = f"ask for the password (or set the variable {PASSWORD_VARIABLE})"
 ADVICE = (
     (
         "noauth|wrongpass|invalid username-password|authentication required|without any password|invalid password",
@@ -44,14 +44,7 @@ ADVICE = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        arguments: The command line without the program's name; None: ``sys.argv``.
-
-    Returns:
-        The exit code.
-    """
+    """Run one command (None: that of ``sys.argv``) and return its exit code."""
     given = _parser().parse_args(arguments)
     if "run" not in given:
         _parser().print_help(sys.stderr)
@@ -59,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if "source" in given:
             given.source = _source(given)
+        if getattr(given, "at", None):
+            from memkit.history.sources import parse_moment
+
+            given.at = parse_moment(given.at)
         return int(given.run(given))
     except BrokenPipeError:
         # The reader closed the pipe; the interpreter's last flush must not fail again.
@@ -160,14 +157,16 @@ def _command(commands: Any, name: str, run: Command, summary: str, example: str)
     return added
 
 
-def _add_source(command: argparse.ArgumentParser, *, required: bool = True) -> None:
-    command.add_argument(
-        "source", nargs="?", metavar="URL", help=f"a Redis URL (default: the variable {' or '.join(URL_VARIABLES)})"
-    )
-    command.add_argument(
-        "--askpass", action="store_true", help=f"ask for the password (or set the variable {PASSWORD_VARIABLE})"
-    )
+def _add_source(command: argparse.ArgumentParser, *, required: bool = True, files: str = "") -> None:
+    default = f"the variable {' or '.join(URL_VARIABLES)}"
+    metavar = "SOURCE" if files else "URL"
+    command.add_argument("source", nargs="?", metavar=metavar, help=f"a Redis URL{files} (default: {default})")
+    command.add_argument("--askpass", action="store_true", help=ASKPASS)
     command.set_defaults(source_required=required)
+
+
+def _add_at(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--at", metavar="TIME", help="read an append-only directory as of then (ISO form, UTC)")
 
 
 def _add_expect(command: argparse.ArgumentParser) -> None:
@@ -210,10 +209,11 @@ def _add_audit(commands: Any) -> None:
         commands,
         "audit",
         _audit,
-        "find sessions on a live Redis that expire too early, since when and why (read-only)",
+        "find sessions that expire too early, since when and why (read-only)",
         "memkit audit redis://localhost:6379/0 --expect 'chat:*=7d'",
     )
-    _add_source(audit)
+    _add_source(audit, files=FILES)
+    _add_at(audit)
     _add_expect(audit)
     audit.add_argument("--expect-file", type=Path, metavar="FILE", help="expectations from a file, one a line")
     audit.add_argument("--full", action="store_true", help="check every key instead of a sample, and read values")
@@ -240,7 +240,8 @@ def _add_inspect(commands: Any) -> None:
         "show one session of any known store: messages, keys, TTLs, problems (read-only)",
         "memkit inspect redis://localhost:6379/0 user-42 --expect 'chat:*=7d'",
     )
-    _add_source(inspect)
+    _add_source(inspect, files=FILES)
+    _add_at(inspect)
     _add_expect(inspect)
     inspect.add_argument("session", metavar="SESSION_OR_KEY", help="a session id or a key's name")
     inspect.add_argument("--reveal", action="store_true", help="show message texts, which are private")
@@ -270,9 +271,7 @@ def _add_history(commands: Any) -> None:
         choices=["replica", "primary"],
         help="read the replication backlog of a replica; =primary: of a primary, which then lists memkit as a replica",
     )
-    history.add_argument(
-        "--askpass", action="store_true", help=f"ask for the password (or set the variable {PASSWORD_VARIABLE})"
-    )
+    history.add_argument("--askpass", action="store_true", help=ASKPASS)
     _add_expect(history)
     history.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -297,19 +296,16 @@ def _add_triage(commands: Any) -> None:
         commands,
         "triage",
         _triage,
-        "audit a live Redis and write the report as one HTML file for a ticket (read-only); without a URL: the demo "
+        "audit a Redis and write the report as one HTML file for a ticket (read-only); without a source: the demo "
         "incident",
         "memkit triage redis://localhost:6379/0 --expect 'chat:*=7d' -o report.html",
     )
-    _add_source(triage, required=False)
+    _add_source(triage, required=False, files=FILES)
+    _add_at(triage)
     _add_expect(triage)
+    output = Path("triage.html")
     triage.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=Path("triage.html"),
-        metavar="FILE",
-        help="the report (default: triage.html)",
+        "-o", "--output", type=Path, default=output, metavar="FILE", help=f"the report (default: {output})"
     )
 
 
@@ -336,18 +332,22 @@ def _lab(given: argparse.Namespace) -> int:
 def _server(given: argparse.Namespace) -> int:
     from memkit.server import RedisServer
 
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: ended.set())
+    ended = _ended_by_signals()
     with RedisServer(port=given.port) as server:
         print(server.url, flush=True)
-        print(
-            f"{server.flavour} {server.version} ({server.source}), private, without persistence; Ctrl-C stops it",
-            file=sys.stderr,
-        )
+        about = f"{server.flavour} {server.version} ({server.source}), private, without persistence"
+        print(f"{about}; Ctrl-C stops it", file=sys.stderr)
         while server.running and not ended.wait(0.2):
             pass
         return 0 if ended.is_set() else _report_error(MemkitError("the server stopped unexpectedly"), None)
+
+
+def _ended_by_signals() -> threading.Event:
+    """Return an event that the next signal sets, instead of ending this process."""
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: ended.set())
+    return ended
 
 
 def _audit(given: argparse.Namespace) -> int:
@@ -372,18 +372,21 @@ def _audit(given: argparse.Namespace) -> int:
             replica=given.replica,
             touch=given.touch,
             watch_s=watch_s,
+            at=given.at,
             progress=show,
         )
-    print(report.to_json() if given.json else report.to_text(color=_use_color()))
+    _print(report, json=given.json)
     if given.affected:
         from memkit.audit.affected import write_affected
 
-        print(write_affected(given.source, report, given.affected).to_text(), file=sys.stderr if given.json else None)
+        affected = write_affected(given.source, report, given.affected, at=given.at)
+        print(affected.to_text(), file=sys.stderr if given.json else None)
     return report.exit_code
 
 
-def _use_color() -> bool:
-    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+def _print(report: Any, *, json: bool) -> None:
+    color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print(report.to_json() if json else report.to_text(color=color))
 
 
 def _inspect(given: argparse.Namespace) -> int:
@@ -391,13 +394,13 @@ def _inspect(given: argparse.Namespace) -> int:
     from memkit.inspect import inspect_session
 
     expect = [parse_expectation(text) for text in given.expect] or configured_expectations()
-    report = inspect_session(given.source, given.session, expect=expect, reveal=given.reveal)
+    report = inspect_session(given.source, given.session, expect=expect, reveal=given.reveal, at=given.at)
     print(report.to_json() if given.json else report.to_text())
     return 1 if report.problems else 0
 
 
 def _history(given: argparse.Namespace) -> int:
-    from memkit.config import configured_expectations, parse_expectation
+    from memkit.config import expected
     from memkit.history import history
     from memkit.history.sources import is_source, parse_moment
 
@@ -405,7 +408,7 @@ def _history(given: argparse.Namespace) -> int:
     session = None if not sources or is_source(last) else last
     sources = sources if session is not None else given.sources
     urls = [_with_password(one, askpass=given.askpass) if "://" in one else one for one in sources]
-    expect = [parse_expectation(text) for text in given.expect] or configured_expectations()
+    expect = expected(given.expect)
     since = None if given.since is None else parse_moment(given.since)
     if given.replication == "primary":
         print("memkit: the primary lists this connection as a replica until it is closed", file=sys.stderr)
@@ -418,11 +421,11 @@ def _history(given: argparse.Namespace) -> int:
 
 
 def _record(given: argparse.Namespace) -> int:
-    from memkit.config import configured_expectations, parse_expectation
+    from memkit.config import expected
     from memkit.history.record import acl_rule, record
     from memkit.policy import ttl_ms
 
-    expect = [parse_expectation(text) for text in given.expect] or configured_expectations()
+    expect = expected(given.expect)
     prefixes = [one.prefix.encode("utf-8", "surrogateescape") for one in expect]
     if given.acl:
         print(acl_rule(prefixes))
@@ -430,15 +433,12 @@ def _record(given: argparse.Namespace) -> int:
     if given.output is None:
         raise MemkitError("no file for the recording: give -o FILE.db")
     for_s = None if given.duration is None else ttl_ms(given.duration) / 1_000
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: ended.set())
     done = record(
         given.source,
         given.output,
         prefixes=prefixes,
         for_s=for_s,
-        stop=ended,
+        stop=_ended_by_signals(),
         began=lambda text: print(f"memkit: {text}", file=sys.stderr, flush=True),
     )
     print(f"{given.output}: {done}")
@@ -451,7 +451,7 @@ def _triage(given: argparse.Namespace) -> int:
     if not given.output.absolute().parent.is_dir():
         raise MemkitError(f"the folder {given.output.parent} does not exist; make it, or give -o another file")
     with progress("auditing", "keys") as show:
-        done = triage(given.source, expect=given.expect, output=given.output, progress=show)
+        done = triage(given.source, expect=given.expect, output=given.output, at=given.at, progress=show)
     print(f"{wrapped(done.report.verdict.sentence)}\nreport: {done.path}")
     return done.report.exit_code
 
@@ -469,5 +469,5 @@ def _conformance(given: argparse.Namespace) -> int:
             show(len(finished), len(CASES))
 
         result = run(given.adapter, on_case=on_case)
-    print(result.to_json() if given.json else result.to_text(color=_use_color()))
+    _print(result, json=given.json)
     return result.exit_code

@@ -1,11 +1,10 @@
 """open_target: from a URL or a client to a connection for each server that has keys."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import datetime
+from typing import Any, Literal
 
 import redis
 import redis.asyncio
@@ -14,9 +13,26 @@ from redis.crc import key_slot
 
 from memkit.connect import connect, place, redact
 from memkit.errors import PolicyError
-from memkit.readonly.connection import ReadOnlyConnection, Reply, refused
+from memkit.readonly.connection import ReadOnlyConnection, refused
 
 CONNECT_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A file as a source: what it is and of when, and what the private server that has its data does not show.
+
+    ``version`` is that of the server that wrote the file. ``keys`` is how many keys existed at ``taken_at`` in the
+    database that is read. Without ``has_idle_times`` the file does not show when a key was accessed.
+    """
+
+    kind: Literal["rdb", "aof"]
+    name: str
+    taken_at: datetime
+    flavour: str
+    version: str
+    has_idle_times: bool
+    keys: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +41,7 @@ class Target:
 
     ``route`` returns the connection for a key. ``slot_owners`` has the id of each slot's primary when the target was
     opened; it is empty if this is no cluster. ``prefix`` is that of a sandbox's client, else empty. ``url`` has no
-    password.
+    password. ``snapshot`` is None for a live server.
     """
 
     url: str
@@ -33,6 +49,7 @@ class Target:
     route: Callable[[bytes], ReadOnlyConnection]
     slot_owners: Mapping[int, bytes] = field(default_factory=dict)
     prefix: str = ""
+    snapshot: Snapshot | None = None
 
     def moved_slots(self) -> int:
         """Return how many slots have another primary than when the target was opened, or none."""
@@ -109,7 +126,8 @@ def _open_server(client: redis.Redis, opened: list[ReadOnlyConnection]) -> tuple
     first = ReadOnlyConnection(client, name=place(client))
     opened.append(first)
     options = client.connection_pool.connection_kwargs
-    in_cluster = b"cluster_enabled:1" in _text(first.ask("INFO", "cluster"))
+    info = first.ask("INFO", "cluster")
+    in_cluster = isinstance(info, bytes) and b"cluster_enabled:1" in info
     slots = _slots(first) if in_cluster else []
     own_id = first.ask("CLUSTER", "MYID") if slots else b""
     by_id: dict[bytes, ReadOnlyConnection] = {}
@@ -119,9 +137,7 @@ def _open_server(client: redis.Redis, opened: list[ReadOnlyConnection]) -> tuple
             by_id[node_id] = first
         elif node_id not in by_id:
             address = {"host": host.decode() if host else options.get("host", "127.0.0.1"), "port": int(port)}
-            name = f"{address['host']}:{address['port']}"
-            node = _at(client, address)
-            by_id[node_id] = ReadOnlyConnection(node, name=name)
+            by_id[node_id] = ReadOnlyConnection(_at(client, address), name=f"{address['host']}:{address['port']}")
             opened.append(by_id[node_id])
         by_slot |= dict.fromkeys(range(start, end + 1), by_id[node_id])
     if by_id and own_id not in by_id:
@@ -147,10 +163,6 @@ def _slots(connection: ReadOnlyConnection) -> Slots:
 
 def _slot_owners(slots: Slots) -> dict[int, bytes]:
     return {slot: node[2] for start, end, node, *_ in slots for slot in range(start, end + 1)}
-
-
-def _text(reply: Reply) -> bytes:
-    return reply if isinstance(reply, bytes) else b""
 
 
 @contextmanager
