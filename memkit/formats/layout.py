@@ -151,7 +151,7 @@ def _recognise(layout: Layout, raw: RedisValue, wanted: str | None) -> KeyOwner 
             return KeyOwner(layout.store, raw.name, "", key.part)
         found = _regex(layout.prefix, key.pattern, session).fullmatch(raw.name)
         literal = session or key.pattern != "{id}"
-        if found is None and key.fields and literal and not _is_open(layout.prefix):
+        if found is None and key.fields and literal and (stated or not _is_open(layout.prefix)):
             found = _regex("", key.pattern, session).fullmatch(raw.name)
         if found:
             return KeyOwner(layout.store, found["id"], found["prefix"], key.part)
@@ -180,7 +180,7 @@ def _is_broken(layout: Layout, key: Key, raw: RedisValue) -> bool:
     if raw.data.strip() in _NOTHING:
         return not raw.unread_reason
     own = (layout.id_field, *key.fields)
-    return not peek(raw) and any(raw.data.startswith(f'{{"{field}"'.encode()) for field in own)
+    return any(raw.data.startswith(f'{{"{field}"'.encode()) for field in own)
 
 
 def _objects(raw: RedisValue) -> list[Mapping[str, Any]]:

@@ -569,7 +569,7 @@ def test_many_damaged_messages_are_counted() -> None:
         for at in range(300)
     ]
     found = [problem for problem in problems(decoded(hashes, "s")) if problem.cause == "corrupt"]
-    assert (len(found), found[-1].message) == (6, "… and 295 more messages like it")
+    assert (len(found), found[-1].message) == (6, "… and 295 more like it")
     adk = {"id": "s", "app_name": "a", "events": [{}] * 300}
     found = problems(decoded([RedisValue("session:a:u:s", "string", data=json.dumps(adk).encode())], "s"))
     assert (len(found), found[-1].message) == (6, "… and 295 more like it")
@@ -793,7 +793,7 @@ def chat_json() -> bytes:
         (b"(see above).", "text"),
         (b"I am here.", "text"),
         (b"Very well.\nYes.", "text"),
-        (b"\x08\x96\x01\x12\x07testing", "protobuf?"),
+        (b"\x08\x96\x01\x12\x07testing", "binary"),
         (struct.pack("<4f", 0.1, -0.2, 0.3, 7e9), "binary"),
         (bz2.compress(b"a"), "binary"),
         (bytes.fromhex("28b52ffd042005290000") + b"hello" + bytes.fromhex("00000000"), "zstd"),

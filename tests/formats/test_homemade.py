@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import zlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -251,6 +252,7 @@ MORE = {
     "Haystack": string([{"_role": "user", "_content": [{"text": "hi"}]},
                         {"_role": "assistant", "_content": [{"text": "ho"}]}]),
     "Slack": elements({"user": "U1", "text": "hi"}, {"bot_id": "B1", "text": "ho"}),
+    "an author beside them": string({"author": "bob", "type": "agent", "items": [ASKED, ANSWERED]}),
     "one id for all": elements(*(each | {"id": "u1"} for each in (ASKED, ANSWERED, ASKED, ANSWERED))),
 }  # fmt: skip
 
@@ -259,6 +261,19 @@ MORE = {
 def test_another_homemade_layout_is_decoded(layout: str) -> None:
     items = decoded(MORE[layout])
     assert turns(items)[:2] == BOTH
+    assert not [item for item in items if isinstance(item, Problem)]
+
+
+TOOL_CALLS = json.loads(Path(__file__).with_name("tool_calls.json").read_text("utf-8"))
+"""One dialogue in the forms of the chat APIs and of libraries: a question, a call, its result and an answer."""
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+@pytest.mark.parametrize("form", TOOL_CALLS)
+def test_every_form_of_a_tool_call(form: str, newest_first: bool) -> None:
+    items = decoded(elements(*TOOL_CALLS[form][:: -1 if newest_first else 1]))
+    shown = [(item.role, item.text, [tool.name for tool in item.tools]) for item in items if isinstance(item, Turn)]
+    assert shown == [("user", "hi", []), ("assistant", "", ["w"]), ("tool", "21", ["w"]), ("assistant", "done", [])]
     assert not [item for item in items if isinstance(item, Problem)]
 
 

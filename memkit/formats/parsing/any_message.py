@@ -194,7 +194,7 @@ def _tool_part(part: Any) -> tuple[str, Mapping[str, Any]]:
 
 
 def _result_text(part: Mapping[str, Any]) -> str:
-    names = ("content", "output", "result", "response", "responsedata", "contents", "text")
+    names = ("content", "output", "result", "response", "responsedata", "contents", "text", "outputs")
     value = next((part[name] for name in names if part.get(name) is not None), None)
     if isinstance(value, dict):
         # A plain result is wrapped by Gemini and by the AI SDK; anything else is the tool's own object.

@@ -87,7 +87,9 @@ def plain_fields(value: Mapping[str, Any]) -> dict[str, Any]:
 def call_of(call: Mapping[str, Any]) -> Tool:
     """Return the tool of a call, in any of the forms that APIs give it."""
     fields = plain_fields(call)
-    name = fields.get("name") or a_dict(fields.get("function")).get("name") or fields.get("toolname")
+    name = (
+        fields.get("name") or a_dict(fields.get("function") or fields.get("call")).get("name") or fields.get("toolname")
+    )
     return Tool(text_or_none(name), _first_text(fields, (*_CALL_IDS, "id")))
 
 

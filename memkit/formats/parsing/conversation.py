@@ -70,9 +70,12 @@ def find_entries(value: Any, key: str, depth: int = 0) -> list[Entry]:
         return next(_deeper(value, key, depth), []) if len(value) == 1 else []
     if not isinstance(value, dict):
         return []
+    fields = [value[name] for name in LIKELY_FIELDS if name in value]
+    lists = [each for each in fields if isinstance(each, list)]
+    if found := next(_deeper(lists, key, depth), []):  # a session may have an author, or a type, beside its messages
+        return found
     if entry := entry_of(value, key):
         return [entry]
-    fields = [value[name] for name in LIKELY_FIELDS if name in value]
     fields += [each for name, each in value.items() if name not in LIKELY_FIELDS]
     inner = [each for each in fields if isinstance(each, list | dict | str)]
     return named_entries(value, key) or next(_deeper(inner, key, depth), [])
