@@ -28,6 +28,7 @@ from memkit.formats.model import (
 from memkit.formats.parsing.any_message import messages_of
 from memkit.formats.parsing.conversation import Entry, find_entries, in_order
 from memkit.formats.parsing.documents import messages, misshapen, peek, read_or_salvage, wrong_kind
+from memkit.formats.parsing.element_shapes import missing
 from memkit.formats.parsing.list_elements import Convert, sample, turns
 from memkit.formats.parsing.payload import open_payload, read_document
 from memkit.policy import ExpiryPolicy
@@ -170,12 +171,13 @@ def _looks_alike(layout: Layout, key: Key, raw: RedisValue) -> bool:
     else:
         values = _objects(raw)
     alike = sum(key.fields <= value.keys() and (layout.looks is None or layout.looks(value)) for value in values)
-    return 2 * alike > len(values) or (not values and _is_broken(layout, key, raw))
+    return 2 * alike > len(values) or (raw.kind in DOCUMENT_KINDS and _is_broken(layout, key, raw))
 
 
 def _is_broken(layout: Layout, key: Key, raw: RedisValue) -> bool:
     """Return whether a document with a name that only this store uses is damaged, so that only its name can tell."""
-    if not (layout.id_field and layout.prefix and _regex(layout.prefix, key.pattern, None).fullmatch(raw.name)):
+    named = re.compile(_translated(layout.prefix + key.pattern, None), re.DOTALL)  # under the library's own prefix
+    if not (layout.id_field and layout.prefix and named.fullmatch(raw.name)):
         return False
     if raw.data.strip() in _NOTHING:
         return not raw.unread_reason
@@ -274,7 +276,8 @@ def _from_document(layout: Layout, raw: RedisValue) -> Iterator[Item]:
     elif value is not None:
         array = value.get(layout.messages_field) if isinstance(value, dict) else value
         if not isinstance(array, list):
-            yield misshapen(raw.name, f"it has no array {layout.messages_field or 'of messages'}")
+            lacks = missing(value, (layout.messages_field,), kind=list) if layout.messages_field else None
+            yield misshapen(raw.name, lacks or "it has no array of messages")
         what = layout.messages_field.removesuffix("s") or "message"
         yield from messages(a_list(array), raw.name, partial(_converted, layout), what)
 
