@@ -24,10 +24,11 @@ Run = subprocess.CompletedProcess[str]
 
 
 class Executed(NamedTuple):
-    """A run of nbval, and the notebook with the outputs of its first Run All."""
+    """A run of nbval: exit status, log, and the file of the notebook with the outputs of its first Run All."""
 
-    run: Run
-    notebook: nbformat.NotebookNode
+    returncode: int
+    log: str
+    path: str
 
 
 def run_nbval(
@@ -70,6 +71,8 @@ def run_twice(notebook: Path, folder: Path) -> Executed:
     copy = folder / notebook.name
     nbformat.write(content, copy)
     run = run_nbval(copy)
-    executed = nbformat.read(copy.with_name("executed.ipynb"), as_version=4)
+    path = copy.with_name("executed.ipynb")
+    executed = nbformat.read(path, as_version=4)
     executed.cells = executed.cells[:count]
-    return Executed(run, executed)
+    nbformat.write(executed, path)
+    return Executed(run.returncode, run.stdout, str(path))

@@ -51,8 +51,9 @@ LOOK = """async ({path, run}) => {
         await app.commands.execute('notebook:run-all-cells')
     }
     const areas = panel.content.widgets.map(cell => cell.outputArea).filter(area => area)
-    const rendered = area => [...area.node.querySelectorAll('.jp-OutputArea-output')].filter(out => out.childNodes.length)
-    while (areas.some(area => rendered(area).length < area.model.length)) await new Promise(requestAnimationFrame)
+    const outputs = area => [...area.node.querySelectorAll('.jp-OutputArea-output')]
+    const rendered = area => outputs(area).filter(output => output.childNodes.length).length
+    while (areas.some(area => rendered(area) < area.model.length)) await new Promise(requestAnimationFrame)
     const images = [...panel.content.node.querySelectorAll('.jp-OutputArea-output img, .jp-OutputArea-output svg')]
     const named = image => (image.getAttribute('alt') || image.getAttribute('aria-label') || '').trim()
     return {
@@ -207,7 +208,7 @@ def wrong_with(seen: Seen) -> list[str]:
 def test_executed_notebook_is_shown_without_faults(
     notebook: Path, visitor: Visitor, executed: Callable[[Path], Executed]
 ) -> None:
-    content = executed(notebook).notebook
+    content = nbformat.read(executed(notebook).path, as_version=4)
     name = f"{notebook.stem}-executed.ipynb"
     # HTML and SVG of a notebook without a signature are not shown.
     visitor.notary.sign(content)

@@ -18,6 +18,6 @@ NEED_THE_PRELOAD = {"01_redis_ttl_semantics", "03_expiry_vs_policy"}
 def test_it_runs_as_stored(notebook: Path, executed: Callable[[Path], Executed]) -> None:
     if notebook.stem in NEED_THE_PRELOAD and not memkit.server.launcher._shim():
         pytest.skip("it needs a server whose own clock moves (Linux, a C compiler when memkit is installed)")
-    run = executed(notebook).run
-    if run.returncode or " passed" not in run.stdout:
-        pytest.fail(f"{notebook.name} under nbval:\n{run.stdout}", pytrace=False)
+    returncode, log, _ = executed(notebook)
+    if returncode or " passed" not in log:
+        pytest.fail(f"{notebook.name} under nbval:\n{log}", pytrace=False)
