@@ -199,9 +199,7 @@ def _add_server(commands: Any) -> None:
     server = _command(
         commands, "server", _server, "run a private Redis until Ctrl-C and print its URL", "memkit server --port 0"
     )
-    server.add_argument(
-        "--port", type=int, metavar="N", help="also listen on this loopback TCP port (0: any free port)"
-    )
+    server.add_argument("--port", type=int, metavar="N", help="also listen on this loopback TCP port (0: any free one)")
 
 
 def _add_audit(commands: Any) -> None:
@@ -224,9 +222,7 @@ def _add_audit(commands: Any) -> None:
     audit.add_argument(
         "--duty", type=float, default=0.25, metavar="F", help="share of the time spent querying (default: 0.25)"
     )
-    audit.add_argument(
-        "--watch", metavar="T", help="look again after T (30s, 5m): measures the TTL of renewals meanwhile"
-    )
+    audit.add_argument("--watch", metavar="T", help="look again after T (30s, 5m) and measure the TTL of renewals")
     audit.add_argument("--replica", metavar="URL", help="read idle times there: on a primary, clients reset them")
     audit.add_argument("--acl", action="store_true", help="print the ACL user that an audit needs, and do nothing else")
     audit.add_argument("--json", action="store_true", help="print one JSON object")

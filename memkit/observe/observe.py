@@ -190,7 +190,7 @@ def _encoded_names(keys: Iterable[Any], *, unique: bool = True) -> list[bytes]:
     """Return key names as bytes."""
     if isinstance(keys, str | bytes):
         raise PolicyError(
-            f"keys={keys!r} is a single name; expected several, such as keys=[{keys!r}] or client.scan_iter()"
+            f"keys={keys!r} is a single name; expected several, as in keys=[{keys!r}] or client.scan_iter()"
         )
     names = list(keys)
     for name in names:
@@ -254,7 +254,7 @@ class _KeyReader:
     def __init__(self, client: redis.Redis, clock: ServerClock | None) -> None:
         if isinstance(client, redis.RedisCluster):
             raise PolicyError(
-                "a cluster has one clock per node; pass the client of one node: client.get_redis_connection(node)"
+                "a cluster has a clock per node; pass one node's client: client.get_redis_connection(node)"
             )
         self._client = client
         # A deadline shift leaves TIME as it is, so the shift is added to it.
