@@ -203,9 +203,9 @@ class Sandbox:
             self._finalizer()
         pools = self._parent._pools if self._parent else self._pools
         for name, pool in list(pools.items()):
-            # A connection that the test did not return may be in any state. redis-py before 6.3 does not count them.
-            counts = pool.get_connection_count() if hasattr(pool, "get_connection_count") else [(0, {}), (1, {})]
-            if counts[1][0] or not self._parent:
+            # A connection that the test did not return may be in any state.
+            _, (in_use, _) = pool.get_connection_count()
+            if in_use or not self._parent:
                 pools.pop(name).disconnect()
 
     def __enter__(self) -> Self:
