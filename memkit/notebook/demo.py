@@ -11,7 +11,6 @@ import secrets
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -28,29 +27,9 @@ RECORDER_LOOKS_EVERY_S = 0.1
 RECORDER_WITHIN_S = 60.0
 LAB_URL, LAB_EXPECT = "MEMKIT_LAB_URL", "MEMKIT_LAB_EXPECT"
 """Environment variables that ``memkit lab`` sets for its kernels; expectations are separated by line ends."""
+EXPECTATIONS = ["chat:*=7d"]
+"""What an audit of the demo takes as the expected TTLs."""
 QUESTIONS = ("Where is my order?", "Can I change the address?", "我的订单什么时候到？", "Thanks! One more question:")
-
-
-@dataclass(frozen=True, slots=True)
-class Incident:
-    """The demo incident.
-
-    Attributes:
-        url: The server's URL.
-        prefix: The sessions' prefix.
-        expected: Their expected TTL.
-        released_at: The time of the release; writes since then set another TTL.
-    """
-
-    url: str
-    prefix: str
-    expected: str
-    released_at: datetime
-
-    @property
-    def expectations(self) -> list[str]:
-        """The expectation that an audit of the demo takes."""
-        return [f"{self.prefix}*={self.expected}"]
 
 
 def demo_server() -> RedisServer:
@@ -58,8 +37,8 @@ def demo_server() -> RedisServer:
     return RedisServer(persist=True, config={"appendfsync": "everysec"})
 
 
-def load_incident(server: RedisServer, *, sessions: int = 600, minutes_since: int = 25, seed: int = 7) -> Incident:
-    """Replay six days of chats and the minutes since the release on a private server; its clock ends at real time.
+def load_incident(server: RedisServer, *, sessions: int = 600, minutes_since: int = 25, seed: int = 7) -> RedisServer:
+    """Replay six days of chats and the minutes since the release on a private server, and return it, at real time.
 
     The same seed gives the same chats.
     """
@@ -79,7 +58,7 @@ def load_incident(server: RedisServer, *, sessions: int = 600, minutes_since: in
             client.set(f"cache:answer:{minute % 5}", "…", ex=600)
             client.incr("stats:requests")
         clock.shift(-clock.offset)
-    return Incident(server.url, "chat:", "7d", released_at)
+    return server
 
 
 def continue_incident(url: str, *, sessions: int = 600, every_s: float = 60 / CHATS_PER_MINUTE) -> threading.Event:

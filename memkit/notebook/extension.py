@@ -26,7 +26,7 @@ import memkit
 from memkit.connect import connect, redact
 from memkit.errors import ServerNotFound
 from memkit.notebook import ttl_semantics as semantics
-from memkit.notebook.demo import LAB_EXPECT, LAB_URL, Incident, continue_incident, demo_server, load_incident
+from memkit.notebook.demo import EXPECTATIONS, LAB_EXPECT, LAB_URL, continue_incident, demo_server, load_incident
 from memkit.render import Table, counted, escaped
 from memkit.server.guard import started_by_memkit
 from memkit.server.launcher import RedisServer
@@ -86,15 +86,9 @@ def _missing_options(running: RedisServer) -> str:
 
 
 @cache
-def incident_server() -> RedisServer:
-    """Return the private server of the demo incident."""
-    return demo_server().start()
-
-
-@cache
-def incident() -> Incident:
-    """Return the demo incident; the first call replays it on a private server, where it then continues."""
-    replayed = load_incident(incident_server())
+def incident() -> RedisServer:
+    """Return the private server of the demo incident; the first call replays it there, and it continues."""
+    replayed = load_incident(demo_server().start())
     continue_incident(replayed.url)
     return replayed
 
@@ -111,7 +105,7 @@ def expectations() -> list[str]:
     """
     if given := os.environ.get(LAB_EXPECT):
         return given.split("\n")
-    return [] if os.environ.get(LAB_URL) else incident().expectations
+    return [] if os.environ.get(LAB_URL) else EXPECTATIONS
 
 
 def is_demo() -> bool:

@@ -19,7 +19,7 @@ from memkit.audit.run import audit
 from memkit.audit.sampling import KeyFacts, Progress
 from memkit.config import expected
 from memkit.errors import MemkitError, PolicyError
-from memkit.notebook.demo import demo_server, load_incident
+from memkit.notebook.demo import EXPECTATIONS, demo_server, load_incident
 from memkit.readonly.values import to_name
 from memkit.render import Table, ago, counted, duration, escaped, printable, utc_text
 
@@ -101,7 +101,7 @@ def triage(
     else:
         with demo_server() as server:
             incident = load_incident(server)
-            report = audit(incident.url, expect=expectations or expected(incident.expectations), progress=progress)
+            report = audit(incident.url, expect=expectations or expected(EXPECTATIONS), progress=progress)
     path.write_text(page(report), "utf-8")
     return Triage(path, report)
 
@@ -157,9 +157,9 @@ def five_minutes_later(url: str) -> str:
         return "This server is not the demo: its clock was not moved."
     with demo_server() as server:
         incident = load_incident(server)
-        before = examine(incident.url, incident.expectations)
+        before = examine(incident.url, EXPECTATIONS)
         server.clock.shift("5m")
-        after = examine(incident.url, incident.expectations)
+        after = examine(incident.url, EXPECTATIONS)
     remaining = {one.key for one in after.keys}
     sessions = {one.key for expectation in before.expectations for one in expectation.of(before.keys)}
     short = sum(finding.keys for finding in before.findings if finding.cause == "ttl_too_short")
