@@ -121,17 +121,6 @@ def places(client: Any, key: bytes) -> Iterator[tuple[str, Any]]:
     return ((kind, place) for place in (_PLACES[kind](client, key) if kind in _PLACES else (None,)))
 
 
-def own_places(env: TestEnvironment, session: TrialSession, before: set[Key]) -> list[tuple[Key, str, Any]]:
-    """Return the elements that belong to a session alone: those of new keys, and its fields of shared hashes."""
-    found: list[tuple[Key, str, Any]] = []
-    for key in sorted(env.keys()):
-        with env.database(key[0]) as client:
-            for kind, place in places(client, key[1]):
-                own = key not in before or (kind == "hash" and session.id.encode() in place)
-                found += [(key, kind, place)] if own else []
-    return found
-
-
 def damage(client: Any, key: bytes, kind: str, place: Any, value: bytes = GARBAGE, *, instead_of: bytes = b"") -> None:
     """Replace one element by garbage, or by another value; the key keeps its TTL.
 
