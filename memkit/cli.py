@@ -447,9 +447,9 @@ def _triage(given: argparse.Namespace) -> int:
     if not given.output.absolute().parent.is_dir():
         raise MemkitError(f"the folder {given.output.parent} does not exist; make it, or give -o another file")
     with progress("auditing", "keys") as show:
-        done = triage(given.source, expect=given.expect, output=given.output, at=given.at, progress=show)
-    print(f"{wrapped(done.report.verdict.sentence)}\nreport: {done.path}")
-    return done.report.exit_code
+        report = triage(given.source, expect=given.expect, output=given.output, at=given.at, progress=show)
+    print(f"{wrapped(report.verdict.sentence)}\nreport: {given.output}")
+    return report.exit_code
 
 
 def _conformance(given: argparse.Namespace) -> int:

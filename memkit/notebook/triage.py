@@ -5,7 +5,6 @@ The page loads nothing and shows no message, no password and no session's name.
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
 from importlib import resources
@@ -26,14 +25,6 @@ from memkit.render import Table, ago, counted, duration, escaped, printable, utc
 MAX_ROWS = 20
 FIRST_ROWS = 5
 """The rows of affected sessions on the page's first screen."""
-
-
-@dataclass(frozen=True, slots=True)
-class Triage:
-    """A written report: ``path``, the HTML file, and ``report``, the audit in it."""
-
-    path: Path
-    report: AuditReport
 
 
 class ExpectationNeeded(PolicyError):
@@ -75,7 +66,7 @@ def triage(
     output: str | Path = "triage.html",
     at: datetime | None = None,
     progress: Progress | None = None,
-) -> Triage:
+) -> AuditReport:
     """Audit a server or a file, read-only, and write the report as one HTML file.
 
     Args:
@@ -86,7 +77,7 @@ def triage(
         progress: Called with the number of checked keys and of all keys.
 
     Returns:
-        The report and its path.
+        The audit in the report.
 
     Raises:
         PolicyError: An expectation is invalid.
@@ -103,7 +94,7 @@ def triage(
             incident = load_incident(server)
             report = audit(incident.url, expect=expectations or expected(EXPECTATIONS), progress=progress)
     path.write_text(page(report), "utf-8")
-    return Triage(path, report)
+    return report
 
 
 def affected(report: AuditReport, *, reveal: bool = False, limit: int = MAX_ROWS) -> Table:
