@@ -117,9 +117,6 @@ def is_demo() -> bool:
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """Start the server, register the magics and show the status line; the user's namespace stays as it is.
 
-    Args:
-        shell: The IPython shell.
-
     Raises:
         ServerNotFound: No Redis or Valkey server is installed.
     """
@@ -178,12 +175,7 @@ def running() -> Table:
 
 
 def remaining_ttls(target: str, prefix: str) -> Table:
-    """Return the number of sessions by remaining TTL, as a table. Sends only SCAN and PTTL.
-
-    Args:
-        target: A Redis URL.
-        prefix: The keys' prefix.
-    """
+    """Return the number of sessions with a prefix by remaining TTL, as a table. Sends only SCAN and PTTL."""
     with connect(target) as client, client.pipeline(transaction=False) as pipe:
         keys = [key for key in client.scan_iter(count=1000) if bytes(key).startswith(prefix.encode())]
         for key in keys:

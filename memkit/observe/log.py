@@ -299,19 +299,12 @@ class ExpiryLog:
 
 @dataclass(frozen=True, slots=True)
 class TtlGroup:
-    """The keys of one configured TTL.
+    """The keys of one configured TTL (infinity: no TTL; None: unknown), and how many of them ended how.
 
-    Attributes:
-        ttl_ms: The configured TTL in milliseconds; infinity: no TTL; None: unknown.
-        keys: The number of keys.
-        ends: The number of keys per end.
-        lifetime_ms: The shortest and the longest observed lifetime; None if no key ended.
-        exact_to_ms: Half the width of the widest interval.
-        event_late_ms: The largest delay of an event; None without events.
-        events_received: Whether the server's events were received until the end.
-        checked_late: Keys that were checked too late to rule out a lifetime of twice the TTL.
-        deviating: The keys that did not end as configured: a lifetime shorter or longer by over 1 %, another end than
-            expiry, or a TTL that was not configured. None if there are none.
+    ``lifetime_ms`` is the shortest and the longest observed lifetime, ``exact_to_ms`` half the widest interval, and
+    ``event_late_ms`` the largest delay of an event. ``checked_late`` counts the keys that were checked too late to rule
+    out a lifetime of twice the TTL. ``deviating`` are the keys that did not end as configured: a lifetime shorter or
+    longer by over 1 %, another end than expiry, or a TTL that was not configured.
     """
 
     ttl_ms: float | None

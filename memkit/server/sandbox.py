@@ -124,12 +124,7 @@ class Sandbox:
         return self
 
     def client(self, *, decode_responses: bool = False, **options: Any) -> AnyClient:
-        """Return a client of the sandbox's user; a MemoryStore on it nests in its ``_test_prefix``.
-
-        Args:
-            decode_responses: As in redis-py.
-            **options: Passed to redis-py.
-        """
+        """Return a client of the sandbox's user, with redis-py's options; stores on it nest in its ``_test_prefix``."""
         parent = None if options else self._parent
         owner = parent or self
         owner._latest_child = self
@@ -146,12 +141,7 @@ class Sandbox:
         return client
 
     def async_client(self, *, decode_responses: bool = False, **options: Any) -> AnyAsyncClient:
-        """Return an asyncio client of the sandbox's user.
-
-        Args:
-            decode_responses: As in redis-py.
-            **options: Passed to redis-py.
-        """
+        """Return an asyncio client of the sandbox's user, with redis-py's options."""
         client = connect_async(self.url, decode_responses=decode_responses, **options)
         explain_refusals_async(client, self._explained)
         client._test_prefix = self.prefix  # type: ignore[union-attr]
