@@ -108,7 +108,9 @@ def observe_expiry(
     if wanted and not sandbox:
         guard_write(client)
     prefix = prefix if prefix.startswith(sandbox) else sandbox + prefix
-    log = ExpiryLog(_server_name(client), "by jumps" if clock else "in real time", resolution_ms)
+    info = client.info("server")
+    server = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info['redis_version']}"
+    log = ExpiryLog(server, "by jumps" if clock else "in real time", resolution_ms)
     with ExitStack() as stack:
         run = _Observation(client, log, clock, wait_s, stack.enter_context(progress("observing", "keys")))
         if wanted:
@@ -701,13 +703,6 @@ def _sweep(client: redis.Redis, expiring: int) -> Sweep:
     with suppress(redis.ResponseError):
         effort = _config(client, "active-expire-effort") or "1"
     return Sweep(expiring, max(0, with_ttl - expiring), client.info("server").get("hz", 10), int(effort))
-
-
-def _server_name(client: redis.Redis) -> str:
-    info = client.info("server")
-    if "valkey_version" in info:
-        return f"Valkey {info['valkey_version']}"
-    return f"Redis {info.get('redis_version', '(unknown version)')}"
 
 
 def _check_arguments(

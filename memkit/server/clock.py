@@ -138,8 +138,9 @@ class ServerClock:
         ms = duration_ms(by)
         self._refuse_out_of_range(ms)
         if self._offset_file:
-            if ms < 0:
-                self._purge_expired()
+            for client in self._databases() if ms < 0 else ():
+                for _ in scan(client):  # makes every version remove the keys that are past their deadline
+                    pass
             _write_ns(self._offset_file, _read_ns(self._offset_file) + round(ms * 1_000_000))
             self._wait_for_the_command_clock(self._offset_file)
         else:
@@ -277,12 +278,6 @@ class ServerClock:
         # Redis 8.2's HPTTL returns -2 a millisecond before the field expires (measured): -2 is no proof.
         left_ms = [left[0] if isinstance(left, list) else left for left in replies[1::2]]
         return not any(exists and left in (-2, 0, 1, 2) for exists, left in zip(replies[::2], left_ms, strict=True))
-
-    def _purge_expired(self) -> None:
-        """Make the server remove the keys that are past their deadline; SCAN does that on all versions."""
-        for client in self._databases():
-            for _ in scan(client):
-                pass
 
     def __repr__(self) -> str:
         moved = duration(self.offset / timedelta(milliseconds=1))

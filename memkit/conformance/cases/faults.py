@@ -6,8 +6,6 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-import redis
-
 from memkit.conformance.adapter import Handle, Messages, error_line
 from memkit.conformance.case import case
 from memkit.conformance.environment import MARGIN_S, TTL_S, Key, TestEnvironment, messages_of
@@ -513,7 +511,12 @@ def foreign_key(env: TestEnvironment) -> None:
         session, keys = _begin_with_own_keys(env)
         key = keys[number]
         with env.database(key[0]) as client:
-            _replace_by_other_type(client, key[1])
+            kind = client.type(key[1])
+            client.delete(key[1])
+            if kind == b"string":
+                client.rpush(key[1], "another program's")
+            else:
+                client.set(key[1], "another program's")
             dump = client.dump(key[1])
             when = f"the key {key_text(key)} holds another type"
             _expect_right_or_raised(session, session.handle, f"{when}, read by the open handle")
@@ -526,9 +529,3 @@ def _begin_with_own_keys(env: TestEnvironment) -> tuple[TrialSession, list[Key]]
     before = env.keys()
     session = _begin(env, 2)
     return session, sorted(key for key in env.keys() - before if env.token in key[1])
-
-
-def _replace_by_other_type(client: redis.Redis, key: bytes) -> None:
-    kind: Any = client.type(key)
-    client.delete(key)
-    client.rpush(key, "another program's") if kind == b"string" else client.set(key, "another program's")
