@@ -245,6 +245,14 @@ def _add_record(commands: Any) -> None:
     _add_source(record, files=False)
     record.add_argument("-o", "--output", type=Path, metavar="FILE.db", help="the recording, a new file")
     _add_expect(record)
+    record.add_argument(
+        "--replication",
+        nargs="?",
+        const="replica",
+        choices=["replica", "primary"],
+        help="read the replication stream of a replica, which shows commands; =primary: of a primary, which then lists "
+        "memkit as a replica",
+    )
     record.add_argument("--for", dest="duration", metavar="10m", help="how long to record (default: until Ctrl-C)")
     record.add_argument("--acl", action="store_true", help="print the ACL user that it needs, and do nothing else")
 
@@ -378,7 +386,7 @@ def _record(given: argparse.Namespace) -> int:
     expect = expected(given.expect)
     prefixes = [one.prefix.encode("utf-8", "surrogateescape") for one in expect]
     if given.acl:
-        print(acl_rule(prefixes))
+        print(acl_rule(prefixes, replication=given.replication is not None))
         return 0
     if given.output is None:
         raise MemkitError("no file for the recording: give -o FILE.db")
@@ -387,6 +395,7 @@ def _record(given: argparse.Namespace) -> int:
         given.source,
         given.output,
         prefixes=prefixes,
+        replication=given.replication,
         for_s=for_s,
         stop=_ended_by_signals(),
         began=lambda text: print(f"memkit: {text}", file=sys.stderr, flush=True),

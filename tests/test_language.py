@@ -33,7 +33,7 @@ OTHER_SENSES = (
 )
 CODE = re.compile(r"```.*?```|``.*?``|`[^`\n]+`|https?://\S+", re.DOTALL)
 # Packages with texts that have not been revised yet.
-PENDING = ("audit", "formats", "history", "inspect")
+PENDING = ("audit", "formats", "inspect")
 SOURCES = [
     path
     for path in sorted((ROOT / "memkit").rglob("*.py"))

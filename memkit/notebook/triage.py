@@ -5,12 +5,13 @@ The page loads nothing and shows no message, no password and no session's name.
 
 import re
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from hashlib import blake2b
 from importlib import resources
 from pathlib import Path
 from secrets import token_bytes
 from string import Template
+from typing import Any
 
 from memkit.audit.finding import Finding
 from memkit.audit.report import AuditReport
@@ -18,6 +19,8 @@ from memkit.audit.run import audit
 from memkit.audit.sampling import KeyFacts, Progress
 from memkit.config import expected
 from memkit.errors import MemkitError, PolicyError
+from memkit.history.changes import time_of
+from memkit.history.run import history
 from memkit.notebook.demo import EXPECTATIONS, demo_server, load_incident
 from memkit.readonly.values import to_name
 from memkit.render import Table, ago, counted, duration, escaped, printable, utc_text
@@ -114,7 +117,7 @@ def affected(report: AuditReport, *, reveal: bool = False, limit: int = MAX_ROWS
         name = "#" + blake2b(one.key, key=salt, digest_size=4).hexdigest()
         if reveal:
             name = printable(to_name(one.key))
-        expires_at = datetime.fromtimestamp((one.deadline_ms or 0) / 1000, UTC)
+        expires_at: datetime = time_of(one.deadline_ms or 0)
         last_set = "unknown" if one.set_ms is None else duration(one.set_ms)
         return name, one.kind, duration(one.left_ms), last_set, f"{expires_at:%Y-%m-%d %H:%M:%S}"
 
@@ -123,17 +126,43 @@ def affected(report: AuditReport, *, reveal: bool = False, limit: int = MAX_ROWS
     return Table(title, columns, [row(one) for one in volatile[:limit]], total=len(volatile))
 
 
+def timeline(source: str, session: str) -> Any:
+    """Return the timeline of one session from a record of the past; without one, print how to make it.
+
+    Args:
+        source: A recording, an append-only directory, or several RDB files with spaces between them; empty: none.
+        session: The session's id or a key.
+
+    Returns:
+        A figure, as of ``plot.show``; None without a record.
+
+    Raises:
+        SourceError: The record cannot be read.
+    """
+    if not source:
+        print("No record is given: memkit record URL -o incident.db makes one, and the server's own files are others.")
+        return None
+    from memkit import plot
+
+    sources = [source] if Path(source).exists() else source.split()
+    return plot.show(plot.plot_timeline(history(*sources, session=session)))
+
+
 def server_table(report: AuditReport) -> Table:
     """Return what server was audited, as a table."""
     used, limit = report.counters.get("used_memory"), report.counters.get("maxmemory")
     rows = [
         ("server", f"{report.server['flavour']} {report.server['version']}"),
-        ("URL", report.server["url"]),
+        ("URL" if report.server["source"]["kind"] == "live" else "file", report.server["url"]),
         ("keys", f"{report.sample['of']:,}, {report.sample['keys']:,} checked"),
-        ("memory", f"{used or 0:,} bytes, {f'limit {limit:,} bytes' if limit else 'no limit'}"),
+        ("memory", "not in the file" if used is None else f"{used:,} bytes, {_limit(limit)}"),
         ("expected", ", ".join(report.expected) or "no TTL was given"),
     ]
     return Table("The server", ("property", "value"), rows)
+
+
+def _limit(limit: int | None) -> str:
+    return f"limit {limit:,} bytes" if limit else "no limit"
 
 
 def five_minutes_later(url: str) -> str:
