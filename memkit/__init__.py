@@ -120,11 +120,7 @@ __all__ = [
     "observe_expiry",
 ]
 # Loaded at first use: they take longer to import than the store (inspect_session 40 ms).
-_LAZY = {
-    "Expectation": "memkit.config",
-    "inspect_session": "memkit.inspect",
-    "observe_expiry": "memkit.observe",
-}
+_LAZY = {"Expectation": "memkit.config", "inspect_session": "memkit.inspect", "observe_expiry": "memkit.observe"}
 
 
 def __getattr__(name: str) -> Any:
