@@ -163,8 +163,8 @@ class ServerKeys:
         self._guard = guard
         self._guarded_at = time.monotonic()
         self._dice = dice or random.Random()  # noqa: S311  # a sample, not a secret
-        self._columns: tuple[str, ...] = ("pexpiretime", "object|idletime")
-        self._details: tuple[str, ...] = ("type", "memory|usage") if sizes else ("type",)
+        sized = ("memory|usage",) if sizes else ()
+        self._columns: tuple[str, ...] = ("pexpiretime", "object|idletime", "type", *sized)
         self._learned = False
         self._known: set[bytes] | None = None
 
@@ -176,7 +176,7 @@ class ServerKeys:
         return int(reply)
 
     def all(self, sample: Sample, *, capacity: int, unique: bool) -> Walk:
-        """Read every key and keep a fair part of them; ``unique``: skip keys that SCAN repeats."""
+        """Scan every key, and read the facts of a fair part of them; ``unique``: skip keys that SCAN repeats."""
         self._known = set() if unique else None
         with self._reservoir(sample, capacity) as reservoir:
             yield from self._scan(sample, reservoir, 0, sample.of * 2 + 1_000_000)
@@ -253,7 +253,7 @@ class ServerKeys:
         while ahead:
             began, now, ahead = time.monotonic(), ahead, None
             cursor, keys = now.page()
-            count = len(now.commands.keys)
+            count = now.count
             left = bool(cursor or keys) and sample.seen + count < enough
             if left and not self._pace.rests and not self._must_pause():
                 ahead = self._send(self._new(keys), reservoir, cursor)
@@ -264,13 +264,15 @@ class ServerKeys:
             yield count
 
     def _send(self, keys: Sequence[bytes], reservoir: Reservoir, cursor: int = 0) -> _Request:
-        """Ask for the next page of the scan if there is one, the facts of keys, and the time before and after."""
+        """Ask for the next page of the scan if there is one, the facts of the keys to keep, the time before and after.
+
+        SCAN returns only keys that exist, so that nothing is asked about the others: of a million keys, one in six is
+        drawn, and fewer of more.
+        """
         page = [_scan_command(cursor, self._pace.batch)] if cursor else []
-        commands = KeyCommands(keys, self._columns)
-        picks = reservoir.picks(len(keys))
-        details = KeyCommands([keys[at] for at in picks], self._details)
+        commands = KeyCommands([keys[at] for at in reservoir.picks(len(keys))], self._columns)
         now = [command("TIME")]
-        return _Request(commands, details, picks, bool(page), self.connection.send(now, page, commands, details, now))
+        return _Request(len(keys), commands, bool(page), self.connection.send(now, page, commands, now))
 
     def _read(self, keys: Sequence[bytes], sample: Sample, reservoir: Reservoir) -> float | None:
         request = self._send(keys, reservoir)
@@ -280,27 +282,26 @@ class ServerKeys:
     def _take(self, request: _Request, sample: Sample, reservoir: Reservoir) -> float | None:
         """Take the replies about keys into the sample; return the server's time for them, if it reports the time."""
         columns = self._available(request.commands, request.replies.columns(request.commands))
-        details = self._available(request.details, request.replies.columns(request.details))
         if self.connection.failure:
             raise self.connection.failure
         seen_ms, server_s = request.times()
-        if not self._learned and request.commands.keys:
-            self._drop_what_is_refused(columns | details, sample)
+        keys = request.commands.keys
+        if not self._learned and keys:
+            self._drop_what_is_refused(columns, sample)
             self._learned = True
-        if request.commands.keys and "pexpiretime" in columns and "pexpiretime" not in self._columns:
-            commands = KeyCommands(request.commands.keys, ("pttl",))
+        if keys and "pexpiretime" in columns and "pexpiretime" not in self._columns:
+            commands = KeyCommands(keys, ("pttl",))
             columns |= self._available(commands, self.connection.send(commands).columns(commands))
             if all(refused(reply) and not redirected(reply) for reply in columns["pttl"]):
                 raise columns["pttl"][0]
         relative = "pttl" in columns
         deadlines = columns["pttl" if relative else "pexpiretime"]
         moved = sum(map(redirected, _errors(deadlines)))
-        sample.seen += len(deadlines) - deadlines.count(-2) - moved
+        sample.seen += request.count - deadlines.count(-2) - moved
         sample.moved += moved
-        idle = columns.get("object|idletime", [None] * len(deadlines))
-        sizes = details.get("memory|usage", [None] * len(request.picks))
-        for at, kind, size in zip(request.picks, details["type"], sizes, strict=True):
-            row = (request.commands.keys[at], kind, deadlines[at], idle[at], size)
+        unknown = [None] * len(keys)
+        idle, sizes = columns.get("object|idletime", unknown), columns.get("memory|usage", unknown)
+        for row in zip(keys, columns["type"], deadlines, idle, sizes, strict=True):
             reservoir.put(_facts(*row, seen_ms=seen_ms, relative=relative))
         return server_s
 
@@ -324,7 +325,6 @@ class ServerKeys:
             sample.blind.add(f"{name}: {replies[0]}")
             instead = ("pttl",) if name == "pexpiretime" else ()
             self._columns = (*instead, *(one for one in self._columns if one != name))
-            self._details = tuple(one for one in self._details if one != name)
 
     def _new(self, keys: Sequence[bytes]) -> list[bytes]:
         """Return the keys that were not seen yet: SCAN repeats some while a table grows or shrinks."""
@@ -509,15 +509,14 @@ def _errors(replies: Sequence[Reply]) -> list[Exception]:
 
 @dataclass(slots=True)
 class _Request:
-    """What was asked about some keys: the columns of all, and the details of those that are to be kept.
+    """What was asked about the drawn ones of ``count`` keys.
 
     The server's time is asked before and after. Deadline minus the later time plus idle time may be less than the TTL
     that was set, never more.
     """
 
+    count: int
     commands: KeyCommands
-    details: KeyCommands
-    picks: Sequence[int]
     has_page: bool
     replies: PendingReplies
     began: Reply = None

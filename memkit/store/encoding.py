@@ -190,6 +190,17 @@ def encode_messages(messages: Sequence[object], *, listed: bool = False) -> list
     return encoded + _encode_run(messages, start, len(messages), listed)
 
 
+def plain_text(message: object) -> bytes | None:
+    """Return the JSON of a message without an own id that orjson encodes exactly, or None if it has to be checked."""
+    if type(message) is not dict or "id" in message or not _EXACT.issuperset(map(type, message.values())):
+        return None
+    try:
+        text = orjson.dumps(message)
+    except orjson.JSONEncodeError:
+        return None
+    return text if len(text) <= MAX_BYTES else None
+
+
 def _encode_run(messages: Sequence[object], start: int, stop: int, listed: bool) -> list[bytes]:
     """Encode messages without their own ids as few elements.
 
@@ -230,9 +241,10 @@ def _dumped(run: list[object]) -> bytes | None:
 
 
 def _is_plain(run: Sequence[Any]) -> bool:
-    if set(map(type, run)) != {dict}:
+    try:
+        return _EXACT.issuperset(map(type, chain.from_iterable(map(dict.values, run))))
+    except TypeError:  # not a dict
         return False
-    return _EXACT.issuperset(map(type, chain.from_iterable(map(dict.values, run))))
 
 
 def encode_message(message: object, where: str) -> bytes:

@@ -362,13 +362,12 @@ class MemoryStore(_Store):
             raise
 
     def _write(self, operation: Write[T]) -> T:
-        call = (1, encoded(operation.key), *operation.arguments)
         try:
             try:
-                reply = self._client.execute_command("EVALSHA", operation.script.sha, *call, **RAW)
+                reply = self._client.execute_command("EVALSHA", operation.script.sha, *operation.arguments, **RAW)
             except NoScriptError:
                 # Never loaded, or lost (SCRIPT FLUSH, a restart, a failover): send the script, with the same nonce.
-                reply = self._client.execute_command("EVAL", operation.script.text, *call, **RAW)
+                reply = self._client.execute_command("EVAL", operation.script.text, *operation.arguments, **RAW)
         except redis.RedisError as error:
             self._add_note(error, operation.key)
             raise
@@ -487,12 +486,11 @@ class AsyncMemoryStore(_Store):
             raise
 
     async def _write(self, operation: Write[T]) -> T:
-        call = (1, encoded(operation.key), *operation.arguments)
         try:
             try:
-                reply = await self._client.execute_command("EVALSHA", operation.script.sha, *call, **RAW)
+                reply = await self._client.execute_command("EVALSHA", operation.script.sha, *operation.arguments, **RAW)
             except NoScriptError:
-                reply = await self._client.execute_command("EVAL", operation.script.text, *call, **RAW)
+                reply = await self._client.execute_command("EVAL", operation.script.text, *operation.arguments, **RAW)
         except redis.RedisError as error:
             self._add_note(error, operation.key)
             raise
