@@ -238,9 +238,10 @@ def _add_inspect(commands: Any) -> None:
         "inspect",
         _inspect,
         "show one session of any known store: messages, keys, TTLs, problems (read-only)",
-        "memkit inspect redis://localhost:6379/0 user-42",
+        "memkit inspect redis://localhost:6379/0 user-42 --expect 'chat:*=7d'",
     )
     _add_source(inspect)
+    _add_expect(inspect)
     inspect.add_argument("session", metavar="SESSION_OR_KEY", help="a session id or a key's name")
     inspect.add_argument("--reveal", action="store_true", help="show message texts, which are private")
     inspect.add_argument("--json", action="store_true", help="print one JSON object")
@@ -386,9 +387,11 @@ def _use_color() -> bool:
 
 
 def _inspect(given: argparse.Namespace) -> int:
+    from memkit.config import configured_expectations, parse_expectation
     from memkit.inspect import inspect_session
 
-    report = inspect_session(given.source, given.session, reveal=given.reveal)
+    expect = [parse_expectation(text) for text in given.expect] or configured_expectations()
+    report = inspect_session(given.source, given.session, expect=expect, reveal=given.reveal)
     print(report.to_json() if given.json else report.to_text())
     return 1 if report.problems else 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,6 +79,11 @@ class Reader:
         """Return the number of keys by DBSIZE, expired ones that were not yet removed included; 0 if refused."""
         replies = [connection.ask("DBSIZE") for connection in self.target.connections]
         return sum(reply for reply in replies if isinstance(reply, int))
+
+    def now_ms(self) -> float:
+        """Return the server's time in ms since 1970; this machine's if TIME is refused."""
+        reply = self.target.connections[0].ask("TIME")
+        return time.time() * 1000 if refused(reply) else int(reply[0]) * 1000 + int(reply[1]) / 1000
 
     def scan(self, pattern: str, keep: re.Pattern[str], limit: int) -> list[str]:
         """Return up to ``limit`` names that match a glob and ``keep``, sorted."""
