@@ -51,7 +51,8 @@ BYTES_A_KEY = 10_000
 """A twentieth of the room below maxmemory is enough for the query and reply buffers of one batch (500 bytes a key)."""
 METADATA = (
     "+ping +info +time +dbsize +scan +randomkey +type +pttl +exists +object|idletime +object|encoding +memory|usage "
-    "+config|get +slowlog|get +client|list +client|setname +cluster|slots +cluster|myid +command +select +hello +auth"
+    "+config|get +slowlog|get +client|list +client|setname +cluster|slots +cluster|myid +readonly +command "
+    "+select +hello +auth"
 )
 NEWER = (
     ("Redis 7.0 and newer, Valkey", "+pexpiretime"),
@@ -124,7 +125,7 @@ def audit(
     found = expectations(() if expect is None else expect)
     with ExitStack() as stack:
         target = stack.enter_context(open_target(url_or_client, tolerant=True))
-        source = target if replica is None else stack.enter_context(open_target(replica, tolerant=True))
+        source = target if replica is None else stack.enter_context(open_target(replica, tolerant=True, replicas=True))
         run = _Audit(target, source, found, duty=duty, full=full, touch=touch, watch_s=watch_s, progress=progress)
         return run.report()
 
@@ -151,6 +152,10 @@ class _Audit:
         self._servers = [read_server_facts(connection) for connection in target.connections]
         self._notes = list(dict.fromkeys(f"could not see {what}" for one in self._servers for what in one.refused))
         own = source is target
+        if not own and (
+            same := sorted({one.name for one in target.connections} & {one.name for one in source.connections})
+        ):
+            self._notes.append(f"read on {', '.join(same)}, not on a replica: no replica of it was found")
         readers = []
         for at, connection in enumerate(source.connections):
             round_trip_s = connection.round_trip_s()

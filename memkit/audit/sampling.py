@@ -38,6 +38,9 @@ KEPT_OF_ALL = 40_000
 ENOUGH_OF_A_PATTERN = 3_000
 MOST_AT_FIRST = 20
 """The first batch is small: it shows which commands the server refuses."""
+LARGER_PAGES = 8
+MOST_OF_A_PAGE = 1_000
+"""When few keys of a page are drawn, a page of several times the batch is no more work for the server."""
 GUARD_EVERY_S = 1.0
 CLUSTER_DOWN_S = 60.0
 """How long to wait for a failover: cluster-node-timeout is 15 s by default, and a replica takes over a little later."""
@@ -119,6 +122,11 @@ class Reservoir:
         self._weight = 1.0
         self._next = self._capacity - 1
         self._skip()
+
+    @property
+    def keys_per_pick(self) -> float:
+        """How many keys of the stream there are now for each that is drawn."""
+        return max(self._offered / self._capacity, 1.0)
 
     def picks(self, count: int) -> list[int]:
         """Return which of the next ``count`` keys of the stream are to be put."""
@@ -269,7 +277,8 @@ class ServerKeys:
         SCAN returns only keys that exist, so that nothing is asked about the others: of a million keys, one in six is
         drawn, and fewer of more.
         """
-        page = [_scan_command(cursor, self._pace.batch)] if cursor else []
+        larger = min(reservoir.keys_per_pick, LARGER_PAGES)
+        page = [_scan_command(cursor, min(int(self._pace.batch * larger), MOST_OF_A_PAGE))] if cursor else []
         commands = KeyCommands([keys[at] for at in reservoir.picks(len(keys))], self._columns)
         now = [command("TIME")]
         return _Request(len(keys), commands, bool(page), self.connection.send(now, page, commands, now))

@@ -28,6 +28,7 @@ from urllib.parse import quote
 import redis
 import redis.asyncio
 
+from memkit.connect import NO_DRIVER_INFO
 from memkit.errors import ServerError, ServerNotFound
 from memkit.server.clock import ServerClock
 from memkit.server.guard import DIRECTORY_PREFIX
@@ -313,7 +314,7 @@ class RedisServer:
         Args:
             **options: Those of ``redis.Redis.from_url``.
         """
-        return redis.Redis.from_url(self.url, **options)
+        return redis.Redis.from_url(self.url, **NO_DRIVER_INFO | options)
 
     def async_client(self, **options: Any) -> redis.asyncio.Redis:
         """Return a new redis-py asyncio client.
@@ -321,7 +322,7 @@ class RedisServer:
         Args:
             **options: Those of ``redis.asyncio.Redis.from_url``.
         """
-        return redis.asyncio.Redis.from_url(self.url, **options)
+        return redis.asyncio.Redis.from_url(self.url, **NO_DRIVER_INFO | options)
 
     def start(self) -> Self:
         """Start the server and return when it answers; on a running server, do nothing.

@@ -31,7 +31,17 @@ import redis.asyncio
 from redis.connection import DefaultParser
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from memkit.connect import AnyAsyncClient, AnyClient, connect, connect_async, execute_undecoded, primaries, redact, scan
+from memkit.connect import (
+    NO_DRIVER_INFO,
+    AnyAsyncClient,
+    AnyClient,
+    connect,
+    connect_async,
+    execute_undecoded,
+    primaries,
+    redact,
+    scan,
+)
 from memkit.errors import LeftSandboxError, SandboxError
 from memkit.server.clock import ServerClock, escape_glob
 from memkit.server.guard import NAME, REGISTRY, guard_write, own_prefixes, sandboxes
@@ -159,7 +169,7 @@ class Sandbox:
         if parent and decode_responses in parent._pools:
             client = redis.Redis(connection_pool=parent._pools[decode_responses])
         else:
-            client = connect(self.url, decode_responses=decode_responses, **options)
+            client = connect(self.url, decode_responses=decode_responses, **NO_DRIVER_INFO | options)
         if parent:
             parent._latest_child = self
         if isinstance(client, redis.Redis):
@@ -187,7 +197,7 @@ class Sandbox:
             decode_responses: As in redis-py.
             **options: Passed to redis-py.
         """
-        client = connect_async(self.url, decode_responses=decode_responses, **options)
+        client = connect_async(self.url, decode_responses=decode_responses, **NO_DRIVER_INFO | options)
         if isinstance(client, redis.asyncio.Redis):
             pool = client.connection_pool
             pool.connection_class = explaining_async(pool.connection_class, self._explained)
@@ -266,7 +276,7 @@ class SandboxHost:
         self.url = where.url if isinstance(where, RedisServer) else where
         self.token = secrets.token_hex(6)
         name = f"{NAME}-{self.token}"
-        self.admin: AnyClient = connect(self.url, client_name=name)
+        self.admin: AnyClient = connect(self.url, client_name=name, **NO_DRIVER_INFO)
         if isinstance(self.admin, redis.Redis):
             # Also if the URL has another name: the production guard recognises memkit's connections by it.
             self.admin.connection_pool.connection_kwargs["client_name"] = name
