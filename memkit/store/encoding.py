@@ -156,15 +156,6 @@ class Header(NamedTuple):
     metadata: dict[str, Any]
 
 
-class Element(NamedTuple):
-    """The messages of an element. A save's lists have no version and no time; ``own_id`` is "" without an id."""
-
-    version: int | None
-    at_ms: int | None
-    own_id: str
-    messages: list[Message]
-
-
 def encode_messages(messages: Sequence[object], *, listed: bool = False) -> list[bytes]:
     """Return messages as arguments of a script: the JSON of several together; one with its own id follows that id.
 
@@ -409,40 +400,26 @@ def stamp(raw: bytes, key: str, index: int) -> tuple[int, int]:
     return (int(match[2], 16), int(match[3], 16)) if match[1] else (0, 0)
 
 
-def decode_element(raw: bytes, key: str, index: int, created_ms: int = 0) -> Element:
-    """Return an element's parts.
-
-    Args:
-        raw: The element.
-        key: The session's key, for the error.
-        index: The element's index, for the error.
-        created_ms: The header's; the element's time is relative to it.
-
-    Raises:
-        DecodeError: The element is damaged or foreign.
-    """
-    version, after_ms = stamp(raw, key, index)
-    match = cast("re.Match[bytes]", _ELEMENT.match(raw))
+def decode_element(raw: bytes, key: str, index: int) -> list[Message]:
+    """Return the messages of an element. Raises DecodeError for a damaged or foreign element."""
+    match = _ELEMENT.match(raw)
+    if not match:
+        raise _damaged(raw, key, index, "is damaged or foreign")
     try:
-        messages = _messages(orjson.loads(raw[match.end() :]))
+        value = orjson.loads(raw[match.end() :])
+        items = [
+            json.loads(item) if isinstance(item, str) else item
+            for item in (value if isinstance(value, list) else [value])
+        ]
     except (ValueError, RecursionError) as error:
         raise _damaged(raw, key, index, "is damaged") from error
-    if messages is None:
+    if any(type(item) is not dict for item in items):
         raise _damaged(raw, key, index, "contains a value that is not a message")
-    at_ms = created_ms + after_ms if version else None
-    return Element(version or None, at_ms, (match[4] or b"").decode(), messages)
+    return items
 
 
 def _damaged(raw: bytes, key: str, index: int, what: str) -> DecodeError:
     return DecodeError(f"element {index} of {key!r} {what} ({len(raw)} bytes); `memkit inspect` shows it")
-
-
-def _messages(value: object) -> list[Message] | None:
-    """Return the messages of an element's value, or None if it contains anything else."""
-    items = [
-        json.loads(item) if isinstance(item, str) else item for item in (value if isinstance(value, list) else [value])
-    ]
-    return cast("list[Message]", items) if all(type(item) is dict for item in items) else None
 
 
 def decode_messages(elements: Sequence[bytes], key: str, first: int = 1) -> list[Message]:
@@ -470,7 +447,7 @@ def decode_messages(elements: Sequence[bytes], key: str, first: int = 1) -> list
         if set(map(type, messages)) <= {dict}:
             return messages
     decoded = (decode_element(raw, key, first + index) for index, raw in enumerate(elements))
-    return [message for element in decoded for message in element.messages]
+    return list(chain.from_iterable(decoded))
 
 
 def decode_session(session_id: str, key: str, elements: Sequence[bytes], ttl: float | None) -> tuple[Session, bool]:

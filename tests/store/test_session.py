@@ -79,7 +79,7 @@ def exactly(value: Any) -> str:
 def test_messages_come_back_exactly(dialogue: list[dict[str, Any]], saved: bool) -> None:
     elements = stored(encode_messages(dialogue, listed=saved), saved=saved)
     assert exactly(decode_messages(elements, KEY)) == exactly(dialogue)
-    one_by_one = [message for raw in elements for message in decode_element(raw, KEY, 1).messages]
+    one_by_one = [message for raw in elements for message in decode_element(raw, KEY, 1)]
     assert exactly(one_by_one) == exactly(dialogue)
 
 

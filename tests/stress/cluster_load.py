@@ -1,9 +1,10 @@
 """MemoryStore on a real Redis Cluster under load: slots move, and a primary is killed and replaced by its replica.
 
 ``python tests/stress/cluster_load.py [--seconds 60] [--wait]``: three primaries and three replicas, writers that append
-numbered messages. At the end every acknowledged message must be stored once and in order, except for those that
-asynchronous replication loses: the newest of sessions on the killed primary. With ``--wait`` each append is followed by
-WAIT on its connection; a message that a replica has confirmed must be stored.
+numbered messages. The link of the replica is cut shortly before its primary is killed, so that there is something to
+lose. At the end every acknowledged message must be stored once and in order, except for those that asynchronous
+replication loses: the newest of sessions on the killed primary. With ``--wait`` each append is followed by WAIT on its
+connection; a message that a replica has confirmed must be stored.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from waiting import wait_for
 from memkit.store import MemoryStore
 
 SESSIONS_EACH = 8
-WAIT_MS = 1_000
+WAIT_MS = 100
+CUT_S = 0.3
 SLOTS = 16_384
 
 
@@ -89,11 +91,18 @@ def write(nodes: Cluster, journals: dict[str, Journal], stop: threading.Event, *
 
 
 def kill_a_primary(nodes: Cluster, dice: random.Random) -> tuple[set[int], float]:
-    """Kill a primary, wait until its replica has taken over, start it again; return its slots and the time."""
+    """Kill a primary, wait until its replica has taken over, start it again; return its slots and the time.
+
+    For CUT_S before, its replica loses the link again and again: what is acknowledged then is on one server only.
+    """
     victim = dice.choice(nodes.primaries)
     with nodes.client() as client:
         owned = {slot for slot, (node, *_) in client.nodes_manager.slots_cache.items() if node.port == victim.port}
     nodes.fail_over_after(HASTY_MS)
+    with victim.client() as node:
+        until = time.monotonic() + CUT_S
+        while time.monotonic() < until:
+            node.client_kill_filter(_type="replica")
     killed_at = time.monotonic()
     victim.kill()
     probe = next(f"probe:{number}" for number in range(SLOTS) if redis.crc.key_slot(b"probe:%d" % number) in owned)
