@@ -164,6 +164,7 @@ class ServerKeys:
         pace: Pace,
         guard: Callable[[], str | None] = lambda: None,
         sizes: bool = False,
+        idle_times: bool = True,
         dice: random.Random | None = None,
     ) -> None:
         self.connection = connection
@@ -171,8 +172,9 @@ class ServerKeys:
         self._guard = guard
         self._guarded_at = time.monotonic()
         self._dice = dice or random.Random()  # noqa: S311  # a sample, not a secret
-        sized = ("memory|usage",) if sizes else ()
-        self._columns: tuple[str, ...] = ("pexpiretime", "object|idletime", "type", *sized)
+        wanted = {"object|idletime": idle_times, "memory|usage": sizes}
+        names = ("pexpiretime", "object|idletime", "type", "memory|usage")
+        self._columns = tuple(name for name in names if wanted.get(name, True))
         self._learned = False
         self._known: set[bytes] | None = None
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, TypeVar
 
 from memkit import formats
@@ -13,14 +14,14 @@ from memkit.errors import AmbiguousSession, PolicyError, SessionNotFound
 from memkit.formats import agent_framework_redis, unknown
 from memkit.formats.model import SEPARATORS, ConfiguredTtl, KeyOwner, Note, Problem, SessionValues, Turn
 from memkit.formats.parsing.encodings import hex_view
+from memkit.history.snapshots import open_source
 from memkit.inspect.key_checks import SessionFacts, key_problems
 from memkit.inspect.names import masked_repair, name_mask
 from memkit.inspect.redaction import Message, Redactor
 from memkit.inspect.report import KeyReport, SessionReport
 from memkit.readonly.reader import LoadedKey, Reader
-from memkit.readonly.target import open_target
 from memkit.readonly.values import KeyRequest, to_bytes, to_name
-from memkit.render import counted, printable
+from memkit.render import counted, printable, utc_text
 
 __all__ = ["SessionReport", "inspect_session"]
 
@@ -47,7 +48,7 @@ Group = tuple[str, str, str]
 
 
 def inspect_session(
-    source: Any, session_id: str | bytes, *, expect: Expect = (), reveal: bool = False
+    source: Any, session_id: str | bytes, *, expect: Expect = (), reveal: bool = False, at: datetime | None = None
 ) -> SessionReport:
     """Find a session by its id or by any of its keys, decode it, and report what is wrong with it.
 
@@ -55,11 +56,12 @@ def inspect_session(
     states how many idle clocks were reset. At most 64 MB and 100,000 elements are read.
 
     Args:
-        source: A Redis URL or a synchronous client.
+        source: A Redis URL, a synchronous client, an RDB file, a directory of RDB files, or an append-only directory.
         session_id: The id of a session, or the name of one of its keys.
         expect: The expected TTLs by pattern, as ``audit`` takes them; keys that no pattern matches are compared with
             the TTL that their payload states, if it states one.
         reveal: Keep texts, names and ids inside payloads, which are redacted otherwise.
+        at: A timezone-aware moment of an append-only directory; None: its end.
 
     Returns:
         The report; ``store`` is ``unknown`` for a session that no known library wrote.
@@ -68,6 +70,7 @@ def inspect_session(
         SessionNotFound: No key belongs to such a session.
         AmbiguousSession: The id fits several sessions; ``keys`` are the ones to choose from.
         PolicyError: ``session_id`` is empty or not text, or an expectation cannot be read.
+        SourceError: The file cannot be read.
     """
     wanted = to_name(session_id) if isinstance(session_id, bytes) else session_id
     if not isinstance(wanted, str):
@@ -79,9 +82,13 @@ def inspect_session(
     except UnicodeEncodeError:
         raise PolicyError("this session id has a lone surrogate, which no key can have") from None
     expected = expectations(expect or ())
-    with open_target(source) as target:
+    with open_source(source, at=at) as target:
         reader = Reader(target)
-        return _report(reader, _Search(reader, wanted).run(), expected, reveal=reveal)
+        report = _report(reader, _Search(reader, wanted).run(), expected, reveal=reveal)
+    if target.snapshot is None:
+        return report
+    note = f"as of {utc_text(target.snapshot.taken_at)}, the moment of {printable(target.snapshot.name)}"
+    return replace(report, notes=(*report.notes, note))
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,8 @@ class Reader:
             columns = _columns(sent, len(step), _METADATA)
             answers = zip(step, *columns.values(), strict=True)
             metadata = {name: found for name, *each in answers if (found := _metadata(*each))}
+            if self.target.snapshot and not self.target.snapshot.has_idle_times:
+                metadata = {name: found._replace(idle_s=None) for name, found in metadata.items()}
             batches = list(_batches(metadata)) or [[]]
             for number, batch in enumerate(batches, start=1):
                 pending = self._send_for_values(batch, metadata, by_name)
