@@ -10,7 +10,9 @@ connection; a message that a replica has confirmed must be stored.
 from __future__ import annotations
 
 import argparse
+import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -24,7 +26,7 @@ from redis.retry import Retry
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from servers import every_server
-from topology import CALM_MS, HASTY_MS, Cluster, cluster, move_slot
+from topology import CALM_MS, HASTY_MS, PRIMARIES, Cluster, cluster, move_slot
 from waiting import wait_for
 
 from memkit.store import MemoryStore
@@ -93,18 +95,20 @@ def write(nodes: Cluster, journals: dict[str, Journal], stop: threading.Event, *
 def kill_a_primary(nodes: Cluster, dice: random.Random) -> tuple[set[int], float]:
     """Kill a primary, wait until its replica has taken over, start it again; return its slots and the time.
 
-    For CUT_S before, its replica loses the link again and again: what is acknowledged then is on one server only.
+    For CUT_S before, its replica is stopped and has no link: what is acknowledged then is on one server only.
     """
-    victim = dice.choice(nodes.primaries)
+    at = dice.randrange(PRIMARIES)
+    victim, replica = nodes.servers[at], nodes.servers[at + PRIMARIES]
     with nodes.client() as client:
         owned = {slot for slot, (node, *_) in client.nodes_manager.slots_cache.items() if node.port == victim.port}
     nodes.fail_over_after(HASTY_MS)
     with victim.client() as node:
-        until = time.monotonic() + CUT_S
-        while time.monotonic() < until:
-            node.client_kill_filter(_type="replica")
+        os.kill(replica.pid, signal.SIGSTOP)
+        node.client_kill_filter(_type="replica")
+    time.sleep(CUT_S)
     killed_at = time.monotonic()
     victim.kill()
+    os.kill(replica.pid, signal.SIGCONT)
     probe = next(f"probe:{number}" for number in range(SLOTS) if redis.crc.key_slot(b"probe:%d" % number) in owned)
     wait_for("a primary for its slots", lambda: is_served(nodes, probe), bool)
     nodes.fail_over_after(CALM_MS)
