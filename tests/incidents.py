@@ -368,7 +368,7 @@ def clock_skew(dice: Dice) -> Incident:
     def skew(server: RedisServer) -> None:
         server.clock.shift(f"{by:.1f}s")
 
-    # Written before the shift by less than it: nothing here says that the clock was moved on purpose.
+    # Written before the shift by less than it: nothing here shows that the clock was moved on purpose.
     dice.read_share = 0.0
     writes = dice.sessions(dice.count, 0, 1, dice.ttl)
     return Incident("clock_skew", Truth("clock_skew"), dice.expect, [], after=lambda s: (skew(s), _late(s, writes)))
