@@ -110,8 +110,8 @@ def audit(
             append-only directory.
         expect: Pattern to TTL (seconds, ``"7d"`` or an ExpiryPolicy), or Expectations or their texts (``"chat:*=7d"``);
             None: report what is stored.
-        full: Look at every key instead of a sample, and run the checks that read values; these need CLIENT NO-TOUCH
-            (Redis 7.2, Valkey) or ``touch``.
+        full: Scan every key, judge a fair part of up to 40,000 of them, and run the checks that read values; these need
+            CLIENT NO-TOUCH (Redis 7.2, Valkey) or ``touch``.
         duty: The share of time spent asking, above 0, at most 1.
         replica: Read keys there: reads on the primary have not reset its idle clocks.
         touch: Let ``full`` read values even if that resets idle clocks.
@@ -165,10 +165,9 @@ class _Audit:
         ]
         self._notes = list(dict.fromkeys(f"could not see {what}" for one in self._servers for what in one.refused))
         own = source is target
-        if not own and (
-            same := sorted({one.name for one in target.connections} & {one.name for one in source.connections})
-        ):
-            self._notes.append(f"read on {', '.join(same)}, not on a replica: no replica of it was found")
+        same = {one.name for one in target.connections} & {one.name for one in source.connections}
+        if same and not own:
+            self._notes.append(f"read on {', '.join(sorted(same))}, not on a replica: no replica of it was found")
         readers = []
         for at, connection in enumerate(source.connections):
             round_trip_s = connection.round_trip_s()

@@ -1,4 +1,4 @@
-"""A fair sample of a keyspace, or every key: type, deadline, last access and size, never a value.
+"""A fair sample of a keyspace, from a part or from all of it: type, deadline, last access and size, never a value.
 
 Each server of a cluster is read by a thread of its own, at a pace of its own; the parts are merged at the end. A part
 keeps keys in proportion to the keys of its server, so that the memory does not grow with the number of servers.
@@ -393,7 +393,7 @@ class Sampler:
         return self._read(jobs)
 
     def full(self) -> Sample:
-        """Read every key; the facts of at most KEPT_OF_ALL, drawn fairly, are kept."""
+        """Scan every key; the facts of at most KEPT_OF_ALL, drawn fairly, are read and kept."""
         # With 100 more, keys that are written meanwhile to a server that has few are kept too.
         weights = [server.count() + 100 for server in self._servers]
         jobs = []
