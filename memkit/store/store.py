@@ -80,8 +80,11 @@ class _NoTtl:
 _NO_TTL: Final = _NoTtl()
 
 
-class _Store(Generic[C]):
-    """What both stores share: everything but the I/O."""
+class _ClientChecked:
+    """Refuses what is no client of the right kind, before an argument that is missing is reported.
+
+    It is a class of its own because ``inspect.signature`` prefers a ``__new__`` to an ``__init__`` beside it.
+    """
 
     _asynchronous: ClassVar[bool]
 
@@ -95,6 +98,10 @@ class _Store(Generic[C]):
         if isinstance(client, redis.Redis | redis.RedisCluster) and cls._asynchronous:
             raise TypeError(f"{cls.__name__} got a synchronous client; use MemoryStore")
         return super().__new__(cls)
+
+
+class _Store(_ClientChecked, Generic[C]):
+    """What both stores share: everything but the I/O."""
 
     def __init__(
         self,
