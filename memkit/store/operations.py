@@ -11,7 +11,7 @@ from binascii import crc_hqx
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from hashlib import sha1
 from importlib.resources import files
 from itertools import count
@@ -301,7 +301,7 @@ class Operations:
         """Return a call that replies with a version. Its nonce is made once, here, even if the call is sent again."""
         first = b"%b%b\n%b" % (new_id(), self._policy, vectors_key(key))
         call = (1, encoded(key), first, *arguments)
-        return Write(key, script(name), call, partial(self._version, session_id, key))
+        return Write(key, script(name), call, lambda reply: self._version(session_id, key, reply))
 
     def _version(self, session_id: str, key: str, reply: bytes) -> Version:
         """Decode the reply of a write, remember its version, and warn if a longer policy was kept."""
