@@ -267,8 +267,9 @@ class _Audit:
 
     def _history(self, sample: Sample) -> ServerHistory:
         accesses = [one.touched_ms for one in sample.keys if one.touched_ms is not None]
-        # Of a replica, the keys of each primary are not known.
-        own = sample.of_each if self._source is self._target else [sample.of] * len(self._servers)
+        # A shard's replicas are in the same order; if one has failed, the keys of each server are not known.
+        each_known = len(sample.of_each) == len(self._servers)
+        own = sample.of_each if each_known else [sample.of] * len(self._servers)
         load = self._servers[0].load_ms(own[0], accesses)
         starts = [None if load else one.empty_start_ms(keys) for one, keys in zip(self._servers, own, strict=True)]
         earliest = None if None in starts else min(one for one in starts if one is not None)

@@ -37,7 +37,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An open Redis: ``connections`` has one for each primary (or replica) of a cluster, or the one server.
+    """An open Redis: ``connections`` has the one server, or one for each shard of a cluster, in the order of the slots.
 
     ``route`` returns the connection for a key. ``slot_owners`` has the id of each slot's primary when the target was
     opened; it is empty if this is no cluster. ``prefix`` is that of a sandbox's client, else empty. ``url`` has no
@@ -115,12 +115,13 @@ Slots = Sequence[Any]
 
 
 def _open_cluster(client: RedisCluster, opened: list[ReadOnlyConnection], replicas: bool) -> tuple[Route, Slots]:
-    of_primary = {str(nodes[0].name): _chosen(nodes, replicas) for nodes in client.nodes_manager.slots_cache.values()}
+    slots = sorted(client.nodes_manager.slots_cache.items())
+    nodes_of = {str(nodes[0].name): _chosen(nodes, replicas) for _, nodes in slots}
+    nodes_of |= {str(one.name): one for one in client.get_primaries() if str(one.name) not in nodes_of}
     by_primary = {}
-    for primary in client.get_primaries():
-        node = of_primary.get(str(primary.name), primary)
+    for name, node in nodes_of.items():
         connection = ReadOnlyConnection(client.get_redis_connection(node), name=str(node.name), replica=replicas)
-        by_primary[str(primary.name)] = connection
+        by_primary[name] = connection
         opened.append(connection)
     return lambda key: by_primary[str(client.get_node_from_key(key).name)], _slots(opened[0])
 
@@ -136,7 +137,7 @@ def _open_server(client: redis.Redis, opened: list[ReadOnlyConnection], replicas
     own_id = first.ask("CLUSTER", "MYID") if slots else b""
     by_id: dict[bytes, ReadOnlyConnection] = {}
     by_slot: dict[int, ReadOnlyConnection] = {}
-    for start, end, *nodes in slots:
+    for start, end, *nodes in sorted(slots, key=lambda one: one[0]):
         host, port, node_id, *_ = _chosen(nodes, replicas)
         if node_id == own_id and not replicas:
             by_id[node_id] = first
@@ -146,10 +147,10 @@ def _open_server(client: redis.Redis, opened: list[ReadOnlyConnection], replicas
             by_id[node_id] = ReadOnlyConnection(_at(client, address), name=name, replica=replicas)
             opened.append(by_id[node_id])
         by_slot |= dict.fromkeys(range(start, end + 1), by_id[node_id])
-    if by_id and first not in by_id.values():
-        # Not chosen, or a primary without slots: its keys are those of another server, or none.
-        opened.remove(first)
-        first.close()
+    if by_id:
+        if first not in by_id.values():
+            first.close()  # not chosen, or a primary without slots: its keys are those of another server, or none
+        opened[:] = by_id.values()
     return lambda key: by_slot.get(key_slot(key), opened[0]) if by_slot else first, slots
 
 
