@@ -16,6 +16,8 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,16 +94,19 @@ def write(nodes: Cluster, journals: dict[str, Journal], stop: threading.Event, *
                     pass
 
 
-def kill_a_primary(nodes: Cluster, dice: random.Random) -> tuple[set[int], float]:
-    """Kill a primary, wait until its replica has taken over, start it again; return its slots and the time.
+def kill_a_primary(nodes: Cluster, slots: Collection[int]) -> tuple[set[int], float]:
+    """Kill the primary of most sessions, wait for its replica, start it again; return its slots and the time.
 
     For CUT_S before, its replica is stopped and has no link: what is acknowledged then is on one server only.
     """
-    at = dice.randrange(PRIMARIES)
-    victim, replica = nodes.servers[at], nodes.servers[at + PRIMARIES]
     with nodes.client() as client:
-        owned = {slot for slot, (node, *_) in client.nodes_manager.slots_cache.items() if node.port == victim.port}
+        owners = {slot: node.port for slot, (node, *_) in client.nodes_manager.slots_cache.items()}
+    port, _ = Counter(owners[slot] for slot in slots).most_common(1)[0]
+    at = next(at for at, server in enumerate(nodes.primaries) if server.port == port)
+    victim, replica = nodes.servers[at], nodes.servers[at + PRIMARIES]
+    owned = {slot for slot, owner in owners.items() if owner == port}
     nodes.fail_over_after(HASTY_MS)
+    time.sleep(CUT_S)  # the slot that was moved last reaches its new primary's replica
     with victim.client() as node:
         os.kill(replica.pid, signal.SIGSTOP)
         node.client_kill_filter(_type="replica")
@@ -147,7 +152,7 @@ def run(nodes: Cluster, *, seconds: float, writers: int = 3, wait: bool = False,
     try:
         while time.monotonic() - began < seconds / 2:
             outcome.slots += moved(nodes, dice.choice(list(slots.values())))
-        owned, killed_at = kill_a_primary(nodes, dice)
+        owned, killed_at = kill_a_primary(nodes, slots.values())
         while time.monotonic() - began < seconds:
             outcome.slots += moved(nodes, dice.choice(list(slots.values())))
     finally:
