@@ -96,7 +96,7 @@ class _Contents:
             self.hashes[shape].append((facts, frozenset(name for name in value.fields if not re.search(r"\d", name))))
         for place, payloads in _payloads(value):
             examined = [examine(payload) for payload in payloads]
-            names = [str(one).replace("protobuf?", "binary") for one in examined]
+            names = [str(one) for one in examined]
             fault = next((one.fault for one in examined if one.fault), "")
             odd = any(n == "binary" and _is_printable(payload) for n, payload in zip(names, payloads, strict=True))
             self.places[f"{value.kind} {shape}", place].append(_Payload(facts, frozenset(names), fault, odd))
