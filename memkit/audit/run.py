@@ -198,7 +198,7 @@ class _Audit:
         )
         self._notes += [deleted] if isinstance(deleted, str) else []
         findings = _in_order([*findings, *([deleted] if isinstance(deleted, Finding) else [])])
-        self._note_limits(sample)
+        self._note_limits(sample, context)
         return AuditReport(
             server=self._server(),
             findings=tuple(findings),
@@ -211,7 +211,7 @@ class _Audit:
             sample={"keys": sample.seen, "of": sample.of, "method": sample.method, "error_bound": sample.error_bound},
             proof=self._proof(after),
             notes=tuple(dict.fromkeys(self._notes)),
-            seen=() if self._expected else tuple(prefix_summaries(sample.keys)),
+            seen=() if self._expected else tuple(prefix_summaries(context)),
             expectations=tuple(self._expected),
             at=datetime.fromtimestamp(self._servers[0].now_ms / 1000, UTC),
             keys=sample.keys,
@@ -232,24 +232,25 @@ class _Audit:
         fields: dict[bytes, tuple[int, int]] = {}
         if any(one.has_field_ttls for one in self._servers):
             sample.keys, fields = with_field_deadlines(sample.keys, self._source.route)
+        # Of a replica, the keys of each primary are not known.
+        own = sample.of_each if self._source is self._target else [sample.of] * len(self._servers)
+        accesses = [one.touched_ms for one in sample.keys if one.touched_ms is not None]
+        load = self._servers[0].load_ms(own[0], accesses)
+        sample.keys = [one.with_known_access(load) for one in sample.keys]
         claimed = {one.key for expected in self._expected for one in expected.of(sample.keys)}
         complete = sample.complete and not self._full
         return AuditContext(
             sample.keys,
-            self._history(sample),
+            self._history(own, accesses, loaded=load is not None),
             self._servers[0],
-            (lambda _names: ()) if complete else self._sampler.look_up,
+            lambda names: [] if complete else [one.with_known_access(load) for one in self._sampler.look_up(names)],
             self._weigh,
             [one for one in sample.keys if one.key not in claimed] if len(self._expected) > 1 else None,
             fields,
         )
 
-    def _history(self, sample: Sample) -> ServerHistory:
-        accesses = [one.touched_ms for one in sample.keys if one.touched_ms is not None]
-        # Of a replica, the keys of each primary are not known.
-        own = sample.of_each if self._source is self._target else [sample.of] * len(self._servers)
-        load = self._servers[0].load_ms(own[0], accesses)
-        starts = [None if load else one.empty_start_ms(keys) for one, keys in zip(self._servers, own, strict=True)]
+    def _history(self, keys: Sequence[int], accesses: Sequence[int], *, loaded: bool) -> ServerHistory:
+        starts = [None if loaded else one.empty_start_ms(count) for one, count in zip(self._servers, keys, strict=True)]
         earliest = None if None in starts else min(one for one in starts if one is not None)
         if earliest and any(one < earliest for one in accesses):
             earliest = None
@@ -259,11 +260,10 @@ class _Audit:
             now_ms=self._servers[0].now_ms,
             started_ms=self._servers[0].started_ms,
             empty_start_ms=earliest,
-            load_ms=load,
             touches=None if None in touches else sum(one for one in touches if one is not None),
             reads=None if None in reads else sum(one for one in reads if one is not None),
             expired=sum(one.number("expired_keys") or 0 for one in self._servers),
-            idle_known=any(one.touched_ms is not None for one in sample.keys),
+            idle_known=bool(accesses),
         )
 
     def _diagnose(self, context: AuditContext) -> list[Diagnosis]:
@@ -337,7 +337,7 @@ class _Audit:
         lost = self._sampler.missing([one.key for one in far[:SECOND_LOOK_KEYS]])
         return [one for one in far if one.key in lost]
 
-    def _note_limits(self, sample: Sample) -> None:
+    def _note_limits(self, sample: Sample, context: AuditContext) -> None:
         self._notes += [f"could not see {one}" for one in sorted(sample.blind) if not one.startswith("pexpiretime")]
         for name, error in sample.failed.items():
             self._notes.append(f"{name} failed during the audit, and not all of its keys were read: {error}")
@@ -350,7 +350,7 @@ class _Audit:
             self._notes.append(f"{counted(sample.moved, 'key')} moved to another server before they were read")
         if sample.stopped:
             self._notes.append(f"stopped early: {sample.stopped}")
-        if sample.keys and all(one.touched_ms is None for one in sample.keys):
+        if sample.keys and not context.history.idle_known:
             lfu = "lfu" in (self._servers[0].policy or "") or any("LFU" in one for one in sample.blind)
             why = "LFU" if lfu else "OBJECT IDLETIME is refused to this user"
             self._notes.append(f"the server does not report idle times ({why}): TTLs are judged by what is left alone")

@@ -12,7 +12,7 @@ from functools import cached_property
 from statistics import median_low
 from typing import NamedTuple
 
-from memkit.audit.checks.ttl_inference import LifetimeAnalysis, lifetimes_of
+from memkit.audit.checks.ttl_inference import LifetimeAnalysis
 from memkit.audit.context import AuditContext
 from memkit.audit.key_shapes import Group, Member
 from memkit.audit.sampling import KeyFacts
@@ -94,8 +94,7 @@ class _Comparison:
         return usual_bytes(self.group.keys, self.context) if self.group.kind == "string" else None
 
     def _is_short(self) -> bool:
-        lifetimes = lifetimes_of(self.group.keys, self.context.history.load_ms)
-        analysis = LifetimeAnalysis(lifetimes, self.expected, self.context.history)
+        analysis = LifetimeAnalysis(self.group.keys, self.expected, self.context.history)
         if analysis.right:
             return False
         short = sum(one.keys for one in analysis.anomalies() if one.kind == "short")

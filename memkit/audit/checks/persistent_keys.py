@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memkit.audit.checks.ttl_inference import IDLE_RANGE_MS, LifetimeAnalysis, Since, lifetimes_of
+from memkit.audit.checks.ttl_inference import LifetimeAnalysis, Since
 from memkit.audit.context import AuditContext, dated
 from memkit.audit.finding import Finding
 from memkit.audit.key_shapes import Group, narrowest_prefix
@@ -67,17 +67,10 @@ def _since(
     expected: Expectation, keys: Sequence[KeyFacts], everything: Sequence[KeyFacts], context: AuditContext
 ) -> Since | None:
     """Return since when, or until when, keys are written without TTL, by their last accesses."""
-    load = context.history.load_ms
-    accesses = sorted(
-        one.touched_ms
-        for one in keys
-        if one.touched_ms is not None
-        and one.seen_ms - one.touched_ms < IDLE_RANGE_MS
-        and not (load and load[0] <= one.touched_ms <= load[1])
-    )
+    accesses = sorted(one.touched_ms for one in keys if one.touched_ms is not None)
     if not accesses:
         return None
-    analysis = LifetimeAnalysis(lifetimes_of(everything, load), expected, context.history)
+    analysis = LifetimeAnalysis(everything, expected, context.history)
     first, last = accesses[0], analysis.last_write(analysis.within)
     if last is not None and last <= first + SLACK_MS:
         return Since(last, "lower bound")

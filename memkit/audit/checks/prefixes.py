@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from memkit.audit.checks.ttl_inference import (
     KeyLifetime,
     LifetimeAnalysis,
+    ServerHistory,
     Since,
     common_ttl,
     lifetimes_of,
@@ -91,11 +92,9 @@ def _odd_finding(
     what: str,
     mistake: bool,
 ) -> Finding | None:
-    load = context.history.load_ms
-    known = [one for one in odd if one.touched_ms is not None and not (load and load[0] <= one.touched_ms <= load[1])]
-    first = min((one.touched_ms or 0 for one in known), default=None)
+    accesses = [one.touched_ms for one in odd if one.touched_ms is not None]
+    first, newest = min(accesses, default=None), max(accesses, default=0)
     last = _last_written(expected, plain, context)
-    newest = max((one.touched_ms or 0 for one in known), default=0)
     # Names that were all written at one time replace none.
     replaced = first is not None and last is not None and last <= first + SLACK_MS and newest > last + SLACK_MS
     if not replaced and not mistake:
@@ -106,7 +105,7 @@ def _odd_finding(
     elif first is not None:
         since = Since(min(first + 1_000, context.history.now_ms), "upper bound")
     example = re.sub(rb"[0-9A-Za-z_-]{9,}", b"*", odd[0].key).decode("utf-8", "replace")
-    ttl = common_ttl(lifetimes_of(odd, load))
+    ttl = common_ttl(lifetimes_of(odd, context.history))
     evidence = [f"{counted(len(odd), 'name')} with {what}, such as {printable(repr(example)[1:-1], 80)}"]
     if replaced:
         evidence.append("no session has been written under the usual names since")
@@ -129,7 +128,7 @@ def _odd_finding(
 def _last_written(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext) -> int | None:
     """Return when the last of these was written, or no earlier: by deadlines, or by accesses if there is no TTL."""
     if expected.ttl_ms is not None:
-        analysis = LifetimeAnalysis(lifetimes_of(keys, context.history.load_ms), expected, context.history)
+        analysis = LifetimeAnalysis(keys, expected, context.history)
         return analysis.last_write(analysis.within)
     return max((one.touched_ms for one in keys if one.touched_ms is not None), default=None)
 
@@ -185,7 +184,7 @@ def moved(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext
     last = _last_written(expected, keys, context) if near else None
     for prefix, others in near.items() if last is not None else ():
         if last is not None and _suspicion(expected, prefix, others, context) == "likely":
-            theirs = LifetimeAnalysis(lifetimes_of(others, context.history.load_ms), expected, context.history)
+            theirs = LifetimeAnalysis(others, expected, context.history)
             first = min(one.accessed for one in theirs.right)
             if last <= first + SLACK_MS and len(theirs.right) >= 0.5 * len(others):
                 return _wrong_prefix(expected, prefix, others, context, "likely", since=Since(last, "lower bound"))
@@ -200,10 +199,9 @@ def _suspicion(
     if len(fits) < FEWEST or any(group.auxiliary_word for group in groups_of(fits, "")[:1]):
         return None
     near = alike(expected.prefix, prefix)
-    lifetimes = lifetimes_of(fits, context.history.load_ms)
     if expected.ttl_ms is None:
-        return "likely" if near and len(lifetimes) < 0.1 * len(fits) else None
-    analysis = LifetimeAnalysis(lifetimes, expected, context.history)
+        return "likely" if near and sum(one.deadline_ms is not None for one in fits) < 0.1 * len(fits) else None
+    analysis = LifetimeAnalysis(fits, expected, context.history)
     as_expected = len(analysis.right) >= max(FEWEST, 0.2 * len(fits))
     if near:
         return "likely" if as_expected else "possible"
@@ -219,7 +217,7 @@ def _wrong_prefix(
     *,
     since: Since | None,
 ) -> Finding:
-    lifetimes = lifetimes_of(keys, context.history.load_ms)
+    lifetimes = lifetimes_of(keys, context.history)
     ttl = common_ttl(lifetimes)
     if since is None and lifetimes:
         first = min(one.accessed for one in lifetimes) + 1_000
@@ -248,13 +246,14 @@ def _wrong_prefix(
 # -- without expectations ----------------------------------------------------------------------------------------------
 
 
-def prefix_summaries(keys: Sequence[KeyFacts]) -> list[PrefixSummary]:
+def prefix_summaries(context: AuditContext) -> list[PrefixSummary]:
     """Return what is stored under each prefix, the largest first, and what to expect of it."""
-    return [_summary(prefix, own) for prefix, own in list(by_prefix(keys).items())[:SHOWN_PREFIXES]]
+    found = list(by_prefix(context.keys).items())[:SHOWN_PREFIXES]
+    return [_summary(prefix, own, context.history) for prefix, own in found]
 
 
-def _summary(prefix: str, own: Sequence[KeyFacts]) -> PrefixSummary:
-    lifetimes = lifetimes_of(own)
+def _summary(prefix: str, own: Sequence[KeyFacts], history: ServerHistory) -> PrefixSummary:
+    lifetimes = lifetimes_of(own, history)
     ttls = _ttls_given(lifetimes)
     persistent = len(own) - len(lifetimes)
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in Counter(one.kind for one in own).most_common(3))

@@ -317,7 +317,7 @@ def _unwanted_deadlines(expected: Expectation, sessions: Sequence[Group], contex
     volatile = [one for group in sessions for one in group.keys if one.deadline_ms is not None]
     if not volatile:
         return None
-    ttl = common_ttl(lifetimes_of(volatile))
+    ttl = common_ttl(lifetimes_of(volatile, context.history))
     prefix = narrowest_prefix([one.key for one in volatile], [one.key for one in context.keys], expected.prefix)
     message = f"{len(volatile):,} keys of sessions under {prefix} that should never expire have a deadline"
     return Finding(

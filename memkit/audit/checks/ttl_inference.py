@@ -40,8 +40,6 @@ ENOUGH_SHORT = 5_000
 """Of more short values every nth is searched for peaks: a window needs tens of keys, not thousands."""
 PAIRED = 600
 """Of more deadlines or accesses every nth is paired: 600 give a chance to 0.3 %."""
-IDLE_RANGE_MS = 8_388_600_000
-"""The idle clock has 24 bits of seconds; half of that is what RESTORE writes for idle times it cannot express."""
 EVENT_MS = 4_000
 """Keys written within this time and last accessed within this time count as one event."""
 SLACK_MS = 2_000
@@ -75,7 +73,7 @@ UNIT_FACTORS = {
 class KeyLifetime(NamedTuple):
     """One key with a deadline, in milliseconds: what is left, the TTL it was given at least, and its deadline.
 
-    ``known``: whether its idle clock is its own; those of keys that a server loaded from a file begin at the load.
+    ``known``: whether it has an idle clock of its own, or the server reports none at all.
     """
 
     left: int
@@ -102,7 +100,6 @@ class ServerHistory:
         now_ms: The server's time.
         started_ms: When the server started.
         empty_start_ms: When the server started empty; None if it loaded data, or may have.
-        load_ms: The time in which it may have loaded its keys.
         touches: How many commands may have accessed keys without renewing their TTL; None if unknown.
         reads: How many commands read values since the start; None if unknown.
         expired: How many keys expired since the start.
@@ -112,7 +109,6 @@ class ServerHistory:
     now_ms: int
     started_ms: int | None = None
     empty_start_ms: int | None = None
-    load_ms: tuple[int, int] | None = None
     touches: int | None = None
     reads: int | None = None
     expired: int = 0
@@ -179,18 +175,13 @@ def rounded(ms: float) -> float:
     return float(ms)
 
 
-def lifetimes_of(keys: Sequence[KeyFacts], load_ms: tuple[int, int] | None = None) -> list[KeyLifetime]:
-    """Return the lifetimes of the keys that have a deadline.
-
-    Args:
-        keys: The keys.
-        load_ms: The time in which a server loaded its keys: an idle clock that begins then is no evidence.
-    """
+def lifetimes_of(keys: Sequence[KeyFacts], history: ServerHistory) -> list[KeyLifetime]:
+    """Return the lifetimes of the keys that have a deadline."""
     found = []
     for _, _, deadline, touched, seen, _ in keys:
         if deadline is not None:
-            accessed = seen if touched is None or touched > seen else touched
-            known = not (load_ms and touched is not None and load_ms[0] <= touched <= load_ms[1])
+            accessed = seen if touched is None else min(touched, seen)
+            known = touched is not None or not history.idle_known
             found.append(KeyLifetime(deadline - seen, deadline - accessed, deadline, known))
     return found
 
@@ -212,25 +203,23 @@ class LifetimeAnalysis:
     """The keys of one pattern that have a deadline, sorted by what their deadlines can mean under one expected TTL.
 
     Args:
-        lifetimes: The keys.
+        keys: The keys.
         expected: The expectation.
         history: What the server reports.
         ttl_ms: The TTL, if the expectation has several; None: the longest.
     """
 
     def __init__(
-        self,
-        lifetimes: Sequence[KeyLifetime],
-        expected: Expectation,
-        history: ServerHistory,
-        ttl_ms: int | None = None,
+        self, keys: Sequence[KeyFacts], expected: Expectation, history: ServerHistory, *, ttl_ms: int | None = None
     ) -> None:
         self.ttl = ttl_ms or expected.ttl_ms or MAX_TTL_MS
         self.jitter = max(expected.jitter, 0.01)
         self.history = history
         slack = min(SLACK_MS, self.ttl * 0.05)
         self.floor, self.ceiling = self.ttl * (1 - self.jitter) - slack, self.ttl * (1 + self.jitter) + slack
-        self.all = [self._usable(one) for one in lifetimes]
+        lifetimes = lifetimes_of(keys, history)
+        # Without an idle clock of its own, a key counts as not accessed since the last write.
+        self.all = [one if one.known else one._replace(given=max(self.ttl, one.left)) for one in lifetimes]
         self.long = [one for one in self.all if one.given > self.ceiling]
         if not any(one.left > self.ceiling for one in self.long):
             # An idle clock alone is no proof: keys written within 100 ms after a jump of the clock look too idle.
@@ -240,12 +229,6 @@ class LifetimeAnalysis:
         # A load that reset the idle clock makes the value too low, never too high.
         self.reached = [one for one in lifetimes if one.given >= self.floor]
         self.short = sorted((one for one in self.all if one.given < self.floor), key=lambda one: one.given)
-
-    def _usable(self, one: KeyLifetime) -> KeyLifetime:
-        """Without an idle clock of its own, or idle for longer than it can count: not accessed since the last write."""
-        if one.known and one.given - one.left < IDLE_RANGE_MS:
-            return one
-        return one._replace(given=max(self.ttl, one.left))
 
     @property
     def within(self) -> list[KeyLifetime]:
@@ -567,13 +550,13 @@ class LifetimeAnalysis:
 
 def analyses_of(keys: Sequence[KeyFacts], expected: Expectation, history: ServerHistory) -> list[LifetimeAnalysis]:
     """Return one analysis for each expected TTL, the longest last: of the keys that were not given more than it."""
-    rest = lifetimes_of(keys, history.load_ms)
     found = []
     for ttl_ms in expected.other_ttls_ms:
         top = ttl_ms * (1 + max(expected.jitter, 0.01)) + SLACK_MS
-        found.append(LifetimeAnalysis([one for one in rest if one.given <= top], expected, history, ttl_ms))
-        rest = [one for one in rest if one.given > top]
-    return [*found, LifetimeAnalysis(rest, expected, history)]
+        shorter = [one for one in keys if (one.set_ms or 0) <= top]
+        found.append(LifetimeAnalysis(shorter, expected, history, ttl_ms=ttl_ms))
+        keys = [one for one in keys if (one.set_ms or 0) > top]
+    return [*found, LifetimeAnalysis(keys, expected, history)]
 
 
 def _paired(deadlines: Sequence[int], accesses: Sequence[int], peak: TtlPeak, floor: float) -> float:
