@@ -55,6 +55,8 @@ IMPROBABLE = 0.001
 """Highest chance at which a few keys near their deadline are called too short: 300 s left of 7 d are 0.0005."""
 RARE = 0.005
 """If reads alone put fewer keys than this so near to their deadline, one such key is reason to look again."""
+READ_LATER_TIMES = 4
+"""Traffic of one stretch is hardly ever four times that of the stretches around it: day against night is two to three."""
 UNREAD_SHARE = 1 / 3
 """Renewal that is throttled on purpose leaves more than this share of the TTL (thresholds in use: 0.5, 0.6, 0.9)."""
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
@@ -366,17 +368,33 @@ class LifetimeAnalysis:
         self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]
     ) -> tuple[Confidence | None, str]:
         reason = "deadline and last access differ from key to key, their difference is one TTL: reads cannot do that"
-        one_change = not others or self._when(peak, members, others).bound == "lower bound"
-        # People who come back at the same hour every day make a wide heap of reads; but not one that began when the
-        # writes under the expected TTL ended, and none near the short end.
-        if peak.wide and not one_change and peak.low > self.ttl / 10:
+        if not others or self._when(peak, members, others).bound == "lower bound":
+            return "proven", reason
+        # People who come back at the same hour every day make a wide heap of reads, but none near the short end.
+        if peak.wide and peak.low > self.ttl / 10:
             return None, ""
-        # A job that reads every session a fixed time after its last write makes the same picture, but never for
-        # sessions that are that old and were not accessed; and its pause is hardly ever more than half the TTL.
+        # A job that reads sessions a fixed time after their last write makes the same picture.
+        times = self._times_as_many(members)
+        if times >= READ_LATER_TIMES:
+            more = "more than" if times == math.inf else f"{times:,.0f} times as many as"
+            return "proven", (
+                f"their difference from deadline to last access is one TTL; if they were sessions of the expected TTL, "
+                f"each read at the same age, {more} at any time before or after would have been written"
+            )
         untouched = any(one.left < peak.low for one in others if one.given >= self.floor)
-        if peak.low > self.ttl / 2 and not one_change and not untouched:
-            return None, ""
-        return "proven", reason
+        return ("possible", reason) if untouched else (None, "")
+
+    def _times_as_many(self, members: Sequence[KeyLifetime]) -> float:
+        """Return how many times the usual number of sessions these deadlines are; 1 if chance can explain them."""
+        deadlines = sorted(one.deadline for one in members)
+        first, last = quantile(deadlines, CHANCE), quantile(deadlines, 1 - CHANCE)
+        width = max(last - first, 2 * IDLE_GRAIN_MS)
+        low, high = max(self.history.now_ms, first - 3 * width), min(self.history.now_ms + self.ttl, last + 3 * width)
+        right = [one.deadline for one in self.right if low <= one.deadline <= high]
+        inside = sum(first <= one <= last for one in right)
+        usual = (len(right) - inside) * width / max(high - low - width, width)
+        count = (1 - 2 * CHANCE) * len(members) + inside
+        return count / max(usual, 1) if surprise(round(count), usual) > SURE_NATS else 1.0
 
     def _written_at_once(
         self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]
