@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from datetime import datetime
-from typing import Any, Literal
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple
 
+from memkit.config import Expectation
 from memkit.render import utc_text
 
 Severity = Literal["critical", "warning", "info"]
 Confidence = Literal["proven", "likely", "possible"]
+Bound = Literal["exact", "lower bound", "upper bound", "until"]
 Status = Literal["findings", "healthy", "undetermined", "no_data"]
 
 SEVERITIES: dict[str, Severity] = {
@@ -45,6 +47,13 @@ RANKS = {"critical": 0, "warning": 1, "info": 2}
 CONFIDENCE_RANKS = {"proven": 0, "likely": 1, "possible": 2}
 
 
+class Since(NamedTuple):
+    """When a change happened, in milliseconds on the server's clock, and which bound that is."""
+
+    at_ms: float
+    bound: Bound
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One cause that shortens or needlessly prolongs observed lifetimes, with its evidence and what to type next.
@@ -53,7 +62,7 @@ class Finding:
         cause: A key of ``SEVERITIES``.
         prefix: The narrowest prefix that holds all affected keys; None: the whole server.
         keys: How many of the ``sampled`` keys are affected.
-        sampled: How many keys were looked at.
+        sampled: How many keys were looked at; the audit fills it in.
         message: The finding in one sentence.
         confidence: ``"proven"`` (the first line of ``evidence`` is the proof), ``"likely"`` or ``"possible"``.
         expected_ttl_s: The expected TTL in seconds.
@@ -75,9 +84,31 @@ class Finding:
     expected_ttl_s: float | None = None
     observed_ttl_s: float | None = None
     since: datetime | None = None
-    since_is: Literal["exact", "lower bound", "upper bound", "until"] | None = None
-    evidence: tuple[str, ...] = ()
+    since_is: Bound | None = None
+    evidence: Sequence[str] = ()
     next: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        expected: Expectation,
+        cause: str,
+        *,
+        prefix: str | None = None,
+        observed_ms: float | None = None,
+        since: Since | None = None,
+        **given: Any,
+    ) -> Finding:
+        """Return a finding about the keys of an expectation; ``prefix`` is a narrower one than the expectation's."""
+        return cls(
+            cause,
+            prefix=expected.prefix if prefix is None else prefix,
+            expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
+            observed_ttl_s=None if observed_ms is None else round(observed_ms / 1000, 3),
+            since=None if since is None else datetime.fromtimestamp(since.at_ms / 1000, UTC),
+            since_is=None if since is None else since.bound,
+            **given,
+        )
 
     def __post_init__(self) -> None:
         if self.confidence == "proven" and not self.evidence:

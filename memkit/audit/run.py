@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -198,6 +199,7 @@ class _Audit:
         )
         self._notes += [deleted] if isinstance(deleted, str) else []
         findings = _in_order([*findings, *([deleted] if isinstance(deleted, Finding) else [])])
+        findings = [replace(one, sampled=len(sample.keys)) for one in findings]
         self._note_limits(sample, context)
         return AuditReport(
             server=self._server(),

@@ -62,7 +62,6 @@ def deleted_finding(
             "deleted",
             prefix=prefix,
             keys=len(vanished),
-            sampled=len(keys),
             message=f"{counted(len(vanished), 'key')} under {prefix} disappeared during the audit, long before their "
             "deadline",
             confidence="proven",
@@ -81,7 +80,6 @@ def deleted_finding(
             "deleted",
             prefix=prefix,
             keys=count,
-            sampled=len(keys),
             message=f"{first.command.upper()} deletes sessions under {prefix}, not their TTL: at least {count:,} keys",
             confidence="proven",
             since=datetime.fromtimestamp(first.at_s + 1, UTC),
@@ -133,7 +131,6 @@ def _counted(
         "deleted",
         prefix=expectations[0].prefix if len(expectations) == 1 else None,
         keys=count,
-        sampled=context.sampled,
         message=f"commands delete keys before their TTL ends: about {count:,}; {sessions:,} sessions exist",
         confidence="possible",
         evidence=(

@@ -20,7 +20,7 @@ from memkit.audit.checks.mixed_ttl import mixed_ttl
 from memkit.audit.checks.payload_times import DatedSession, dated_session, not_refreshed, trimmed, written_ms
 from memkit.audit.checks.session_indexes import index_findings
 from memkit.audit.checks.shared_key import shared_key
-from memkit.audit.finding import Confidence, Finding
+from memkit.audit.finding import Confidence, Finding, Since
 from memkit.audit.key_shapes import Member
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
@@ -224,15 +224,13 @@ def _corrupt(expected: Expectation, content: _Contents) -> Finding | None:
     if not found:
         return None
     reasons = Counter(found.values()).most_common(3)
-    return Finding(
+    return Finding.of(
+        expected,
         "corrupt",
-        prefix=expected.prefix,
         keys=len(found),
-        sampled=len(content.dated),
         message=f"{len(found):,} of {counted(len(content.dated), 'key')} matching {expected.pattern} hold a payload "
         f"that cannot be read",
         confidence=proven,
-        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
         evidence=tuple(f"{counted(count, 'key')}: {why}" for why, count in reasons),
         next="memkit inspect URL KEY shows which element and byte, and how much is readable",
     )
@@ -253,15 +251,13 @@ def _fragments(expected: Expectation, content: _Contents) -> Finding | None:
         return None
     persistent = sum(one.deadline_ms is None for one in found) if expected.ttl_ms else 0
     fields = ", ".join(name for name, _ in lacking.most_common(3))
-    return Finding(
+    return Finding.of(
+        expected,
         "corrupt",
-        prefix=expected.prefix,
         keys=len(found),
-        sampled=len(content.dated),
         message=f"{counted(len(found), 'hash', 'hashes')} matching {expected.pattern} hold a fragment of a session "
         f"(no {fields}): a field was written after the session had expired, which created the key anew",
         confidence="likely" if 2 * persistent > len(found) else "possible",
-        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
         evidence=(f"the other hashes have {fields}", f"{persistent:,} of the fragments have no TTL"),
         next="write fields and TTL in one script that does nothing if the key no longer exists",
     )
@@ -308,17 +304,14 @@ def _encoding_changed(expected: Expectation, content: _Contents) -> Finding | No
             dates += [first] if first else []
     if not keys:
         return None
-    return Finding(
+    return Finding.of(
+        expected,
         "encoding_changed",
-        prefix=expected.prefix,
         keys=len(keys),
-        sampled=len(content.dated),
         message=f"{counted(len(keys), 'key')} matching {expected.pattern} have another encoding: {evidence[0]}",
         confidence="likely",
-        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
-        since=datetime.fromtimestamp(min(dates) / 1000, UTC) if dates else None,
-        since_is="upper bound" if dates else None,
-        evidence=tuple(evidence[:5]),
+        since=Since(min(dates), "upper bound") if dates else None,
+        evidence=evidence[:5],
         next="check that every reader of these keys reads both encodings",
     )
 
@@ -337,14 +330,12 @@ def _missing_parts(expected: Expectation, content: _Contents) -> Finding | None:
     keys = {problem.key for problem in problems}
     if not keys:
         return None
-    return Finding(
+    return Finding.of(
+        expected,
         "dangling",
-        prefix=expected.prefix,
         keys=len(keys),
-        sampled=len(content.dated),
         message=f"{counted(len(keys), 'key')} to which sessions matching {expected.pattern} point no longer exist",
         confidence="proven",
-        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
         evidence=tuple(
             f"{counted(count, 'key')}: {text}"
             for text, count in Counter(problem.message for problem in problems).most_common(3)
@@ -362,4 +353,4 @@ def _mixed_ttl(expected: Expectation, content: _Contents, present: Mapping[str, 
     several = [members for members in sessions if len(members) > 1]
     if not expected.ttl_ms or len(several) < SEVERAL_SHARE * len(sessions):
         return None
-    return mixed_ttl(expected, several, sampled=len(content.dated)).finding
+    return mixed_ttl(expected, several).finding

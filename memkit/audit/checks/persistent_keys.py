@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memkit.audit.checks.ttl_inference import LifetimeAnalysis, Since
-from memkit.audit.context import AuditContext, dated
-from memkit.audit.finding import Finding
+from memkit.audit.checks.ttl_inference import LifetimeAnalysis
+from memkit.audit.context import AuditContext
+from memkit.audit.finding import Finding, Since
 from memkit.audit.key_shapes import Group, narrowest_prefix
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
@@ -47,16 +47,15 @@ def persistent_finding(expected: Expectation, sessions: Sequence[Group], context
         evidence.append(f"every key written since {context.when(since.at_ms)} has a TTL: the fault has ended")
     if prefix != expected.prefix:
         evidence.append(f"all of them are under {prefix}")
-    return Finding(
+    return Finding.of(
+        expected,
         "no_ttl",
         prefix=prefix,
         keys=len(keys),
-        sampled=context.sampled,
         message=message + ("" if since is None else f", {context.since_text(since)}"),
         confidence="proven",
-        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
-        **dated(since),
-        evidence=tuple(evidence),
+        since=since,
+        evidence=evidence,
         next="give the keys that are left a TTL once: EXPIRE KEY SECONDS NX"
         if since and since.bound == "until"
         else "find the write that leaves no TTL (SET without EX; a crash before EXPIRE): memkit inspect URL KEY",

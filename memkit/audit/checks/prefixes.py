@@ -15,13 +15,12 @@ from memkit.audit.checks.ttl_inference import (
     KeyLifetime,
     LifetimeAnalysis,
     ServerHistory,
-    Since,
     common_ttl,
     lifetimes_of,
     rounded,
 )
-from memkit.audit.context import AuditContext, dated
-from memkit.audit.finding import Confidence, Finding, PrefixSummary
+from memkit.audit.context import AuditContext
+from memkit.audit.finding import Confidence, Finding, PrefixSummary, Since
 from memkit.audit.key_shapes import alike, by_prefix, groups_of, is_content
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
@@ -109,18 +108,16 @@ def _odd_finding(
     evidence = [f"{counted(len(odd), 'name')} with {what}, such as {printable(repr(example)[1:-1], 80)}"]
     if replaced:
         evidence.append("no session has been written under the usual names since")
-    return Finding(
+    return Finding.of(
+        expected,
         "wrong_prefix",
-        prefix=expected.prefix,
         keys=len(odd),
-        sampled=context.sampled,
         message=f"{len(odd):,} sessions of {expected.pattern} are written under names with {what}"
         + ("" if since is None else f", {context.since_text(since)}"),
         confidence="likely" if len(odd) >= FEWEST else "possible",
-        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
-        observed_ttl_s=ttl and round(ttl / 1000, 3),
-        **dated(since),
-        evidence=tuple(evidence),
+        observed_ms=ttl,
+        since=since,
+        evidence=evidence,
         next="compare how writers and readers build the key: both need the same name",
     )
 
@@ -156,13 +153,11 @@ def missing(expected: Expectation, context: AuditContext) -> list[Finding]:
     if expired and started:
         ended = f"; {counted(expired, 'key')} expired on this server since it started {context.when(started)}"
     stored = f"; nearest existing: {others}" if others else "; the database is empty"
-    no_data = Finding(
+    no_data = Finding.of(
+        expected,
         "no_data",
-        prefix=expected.prefix,
-        sampled=context.sampled,
         message=f"no key matches {expected.pattern}{stored}{ended}",
         confidence="proven",
-        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
         evidence=(f"{context.sampled:,} keys looked at", f"expired_keys is {expired:,}"),
         next="check the pattern, the database number and the server in the URL"
         if not expired
@@ -196,7 +191,7 @@ def _suspicion(
 ) -> Confidence | None:
     """Return how likely it is that these keys are the sessions that are expected under another prefix."""
     fits = [one for one in keys if is_content(one)]
-    if len(fits) < FEWEST or any(group.auxiliary_word for group in groups_of(fits, "")[:1]):
+    if len(fits) < FEWEST:
         return None
     near = alike(expected.prefix, prefix)
     if expected.ttl_ms is None:
@@ -223,17 +218,15 @@ def _wrong_prefix(
         first = min(one.accessed for one in lifetimes) + 1_000
         since = Since(min(first, context.history.now_ms), "upper bound")
     name = prefix or "(no prefix)"
-    return Finding(
+    return Finding.of(
+        expected,
         "wrong_prefix",
-        prefix=expected.prefix,
         keys=len(keys),
-        sampled=context.sampled,
         message=f"sessions are written under {name} instead of {expected.prefix}"
         + ("" if since is None else f", {context.since_text(since)}"),
         confidence=confidence,
-        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
-        observed_ttl_s=ttl and round(ttl / 1000, 3),
-        **dated(since),
+        observed_ms=ttl,
+        since=since,
         evidence=(
             f"{len(keys):,} keys under {name}, given {'no single TTL' if ttl is None else duration(ttl)}; those "
             "expected are not written",

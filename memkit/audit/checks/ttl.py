@@ -13,7 +13,6 @@ from memkit.audit.checks.ttl_inference import (
     HOUR_MS,
     UNIT_FACTORS,
     LifetimeAnalysis,
-    Since,
     TtlAnomaly,
     analyses_of,
     common_ttl,
@@ -21,8 +20,8 @@ from memkit.audit.checks.ttl_inference import (
     rounded,
 )
 from memkit.audit.checks.ttl_peaks import IDLE_GRAIN_MS
-from memkit.audit.context import AuditContext, dated
-from memkit.audit.finding import Finding
+from memkit.audit.context import AuditContext
+from memkit.audit.finding import Finding, Since
 from memkit.audit.key_shapes import Group, Member, groups_of, narrowest_prefix, sessions_of
 from memkit.audit.sampling import KeyFacts
 from memkit.audit.server_info import ABSOLUTE_DEADLINES, RENEWALS
@@ -69,32 +68,22 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
     odd = odd_names(expected, keys, context)
     if not keys:
         return Diagnosis([odd] if odd else missing(expected, context))
-    groups = groups_of(keys, expected.prefix)
-    sessions = [group for group in groups if not group.auxiliary_word] or groups
-    notes = [
-        f"ignored {_many(expected, group)}: {group.auxiliary_word!r} in the name suggests no sessions; "
-        f"{_expect(expected, group)} checks them"
-        for group in groups
-        if group not in sessions
-    ]
+    sessions = groups_of(keys, expected.prefix)
+    if expected.ttl_ms is not None:
+        expected, layout_note = _with_known_layout(expected, sessions)
+        _add_missed_siblings(sessions, expected, context)
+    helpers = auxiliary_groups(expected, sessions, context)
+    sessions = [group for group in sessions if group not in helpers]
     if expected.ttl_ms is None:
+        notes = [_ignored(expected, group) for group in helpers]
         unwanted = _unwanted_deadlines(expected, sessions, context)
         found = [one for one in (unwanted, odd) if one]
         reached = sum(one.deadline_ms is None for group in sessions for one in group.keys)
         return Diagnosis(found, notes, _count(sessions), reached)
-    expected, layout_note = _with_known_layout(expected, sessions)
-    _add_missed_siblings(sessions, expected, context)
-    helpers = auxiliary_groups(expected, sessions, context)
-    sessions = [group for group in sessions if group not in helpers]
-    mixed = mixed_ttl(expected, list(sessions_of(sessions)), sampled=context.sampled)
+    mixed = mixed_ttl(expected, list(sessions_of(sessions)))
     anomalies, short_groups = _anomalies(expected, sessions, context)
     ignored_groups = [*helpers, *(group for group, _ in short_groups)]
-    for group in ignored_groups:
-        longest = duration(rounded(longest_given(group.keys)))
-        notes.append(
-            f"ignored {_many(expected, group)}: they are given up to {longest}, beside sessions with the expected TTL; "
-            f"{_expect(expected, group)} checks them"
-        )
+    notes = [_ignored(expected, group) for group in ignored_groups]
     sessions = [group for group in sessions if group not in ignored_groups]
     findings = [_ttl_finding(expected, group, anomaly, context) for group, anomaly in _merged(anomalies, mixed)]
     everything = [one for group in sessions for one in group.keys]
@@ -132,14 +121,16 @@ def _count(groups: Iterable[Group]) -> int:
     return sum(len(group.members) for group in groups)
 
 
-def _many(expected: Expectation, group: Group) -> str:
-    return f"{counted(len(group.members), 'key')} matching {expected.prefix}{group.part}"
-
-
-def _expect(expected: Expectation, group: Group) -> str:
+def _ignored(expected: Expectation, group: Group) -> str:
     volatile = [one for one in group.keys if one.deadline_ms is not None]
-    ttl = ttl_text(round(rounded(longest_given(volatile)))) if volatile else "never"
-    return f"--expect '{expected.prefix}{group.part}={ttl}'"
+    longest = rounded(longest_given(volatile))
+    given = f"are given up to {duration(longest)}" if volatile else "have no TTL"
+    many, shape = counted(len(group.members), "key"), f"{expected.prefix}{group.part}"
+    ttl = ttl_text(round(longest)) if volatile else "never"
+    return (
+        f"ignored {many} matching {shape}: they {given}, beside sessions of another type, size or time of writing; "
+        f"--expect '{shape}={ttl}' checks them"
+    )
 
 
 def _with_known_layout(expected: Expectation, groups: Sequence[Group]) -> tuple[Expectation, str | None]:
@@ -250,16 +241,15 @@ def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, conte
         evidence.append(f"all of them are under {prefix}; the other keys of {expected.pattern} are not affected")
     if anomaly.kind == "long" and expected.policy.kind == "sliding" and not unit:
         evidence.append("keys with more than the expected TTL left do not depend on the idle clock")
-    return Finding(
+    return Finding.of(
+        expected,
         cause,
         prefix=prefix,
         keys=anomaly.keys,
-        sampled=context.sampled,
         message=message + (f": {unit}" if unit else ""),
         confidence=anomaly.confidence,
-        expected_ttl_s=expected_ms / 1000,
-        observed_ttl_s=round(anomaly.ttl_ms / 1000, 3),
-        **dated(anomaly.since),
+        observed_ms=anomaly.ttl_ms,
+        since=anomaly.since,
         evidence=(*evidence, *([unit] if unit else [])),
         next=_next_for_ttl(expected, anomaly, context, both=both),
     )
@@ -320,14 +310,14 @@ def _unwanted_deadlines(expected: Expectation, sessions: Sequence[Group], contex
     ttl = common_ttl(lifetimes_of(volatile, context.history))
     prefix = narrowest_prefix([one.key for one in volatile], [one.key for one in context.keys], expected.prefix)
     message = f"{len(volatile):,} keys of sessions under {prefix} that should never expire have a deadline"
-    return Finding(
+    return Finding.of(
+        expected,
         "ttl_too_short",
         prefix=prefix,
         keys=len(volatile),
-        sampled=context.sampled,
         message=message,
         confidence="proven",
-        observed_ttl_s=ttl and round(ttl / 1000, 3),
+        observed_ms=ttl,
         evidence=(f"PTTL of {len(volatile):,} keys",),
         next="find what sets the TTL: redis-cli CLIENT LIST shows each client's last command",
     )
@@ -345,16 +335,14 @@ def _time_zone(expected: Expectation, analysis: LifetimeAnalysis, context: Audit
         return None
     affected = [one for one in values if abs(one.given - ttl) <= 2 * IDLE_GRAIN_MS]
     offset = f"exactly {counted(abs(hours), 'hour')} {'more' if hours > 0 else 'less'}"
-    return Finding(
+    return Finding.of(
+        expected,
         "unit_mistake",
-        prefix=expected.prefix,
         keys=len(affected),
-        sampled=context.sampled,
         message=f"sessions under {expected.prefix} are given {duration(ttl)} instead of {duration(ttl_ms)}: {offset}, "
         "as if a local time were taken for UTC",
         confidence="likely",
-        expected_ttl_s=ttl_ms / 1000,
-        observed_ttl_s=round(ttl / 1000, 3),
+        observed_ms=ttl,
         evidence=(
             f"{len(affected):,} keys were given {offset} than the expected TTL",
             f"EXPIREAT or PEXPIREAT was called {calls:,} times: clients compute the deadlines",
@@ -376,16 +364,14 @@ def _persistent_renewal(expected: Expectation, analysis: LifetimeAnalysis, conte
     if renewals < 2 * len(analysis.all):
         return None
     since = duration(max(now - (one.deadline - analysis.ttl) for one in analysis.all))
-    return Finding(
+    return Finding.of(
+        expected,
         "persistent_renewal",
-        prefix=expected.prefix,
         keys=len(analysis.all),
-        sampled=context.sampled,
         message=f"something renews all {len(analysis.all):,} sessions under {expected.prefix}: each got a whole TTL "
         f"within the last {since}, and no key has expired since the server started",
         confidence="likely",
-        expected_ttl_s=analysis.ttl / 1000,
-        observed_ttl_s=analysis.ttl / 1000,
+        observed_ms=analysis.ttl,
         evidence=(
             f"expired_keys is 0, and the server started {context.when(started)}, more than two TTLs ago",
             f"commands that set a TTL were called {renewals:,} times",
@@ -400,16 +386,14 @@ def _unrenewed(expected: Expectation, analysis: LifetimeAnalysis, context: Audit
     if not old:
         return None
     reads = counted(context.history.reads or 0, "command")
-    return Finding(
+    return Finding.of(
+        expected,
         "not_refreshed",
-        prefix=expected.prefix,
         keys=len(old),
-        sampled=context.sampled,
         message=f"writes under {expected.prefix} do not renew the TTL: {len(old):,} keys were accessed long after it "
         "was set",
         confidence="likely",
-        expected_ttl_s=analysis.ttl / 1000,
-        observed_ttl_s=analysis.ttl / 1000,
+        observed_ms=analysis.ttl,
         evidence=(f"{reads} read values since the server started: the accesses were writes",),
         next="set the TTL in the same command or transaction as every write (EXPIRE after RPUSH, or SET with EX)",
     )

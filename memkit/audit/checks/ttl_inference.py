@@ -31,7 +31,7 @@ from memkit.audit.checks.ttl_peaks import (
     surprise,
     ttl_peaks,
 )
-from memkit.audit.finding import Confidence
+from memkit.audit.finding import Confidence, Since
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
 from memkit.policy import MAX_TTL_MS
@@ -56,7 +56,7 @@ IMPROBABLE = 0.001
 RARE = 0.005
 """If reads alone put fewer keys than this so near to their deadline, one such key is reason to look again."""
 READ_LATER_TIMES = 4
-"""Traffic of one stretch is hardly ever four times that of the stretches around it: day against night is two to three."""
+"""Traffic of a stretch is hardly ever four times that of the stretches around it: of day and night it is two to three."""
 UNREAD_SHARE = 1 / 3
 """Renewal that is throttled on purpose leaves more than this share of the TTL (thresholds in use: 0.5, 0.6, 0.9)."""
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
@@ -115,14 +115,6 @@ class ServerHistory:
     reads: int | None = None
     expired: int = 0
     idle_known: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Since:
-    """When a change happened, on the server's clock, and which bound that is."""
-
-    at_ms: int
-    bound: Literal["lower bound", "upper bound", "until"]
 
 
 @dataclass(frozen=True, slots=True)
