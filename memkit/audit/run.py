@@ -14,7 +14,7 @@ from typing import Any
 import redis
 
 from memkit.audit.checks.deletions import deleted_finding
-from memkit.audit.checks.payloads import check_values
+from memkit.audit.checks.payloads import CHECKS, check_values
 from memkit.audit.checks.prefixes import prefix_summaries
 from memkit.audit.checks.server import server_findings, server_notes, skewed_ttl
 from memkit.audit.checks.ttl import Diagnosis, diagnose
@@ -50,6 +50,7 @@ NETWORK_S = 0.001
 """From this round trip on, batches are as large as without rests: a neighbour waits longer for the network anyway."""
 BYTES_A_KEY = 10_000
 """A twentieth of the room below maxmemory is enough for the query and reply buffers of one batch (500 bytes a key)."""
+NEED_VALUES = ", ".join([*CHECKS, "stale_index"])
 METADATA = (
     "+ping +info +time +dbsize +scan +randomkey +type +pttl +exists +object|idletime +object|encoding +memory|usage "
     "+config|get +slowlog|get +client|list +client|setname +cluster|slots +cluster|myid +command +select +hello +auth"
@@ -147,6 +148,7 @@ class _Audit:
     ) -> None:
         self._began = time.monotonic()
         self._touched = 0
+        self._unexplained: str | None = None
         self._target, self._source, self._expected = target, source, expected
         self._full, self._touch, self._watch_s = full, touch, watch_s
         self._servers = [read_server_facts(connection) for connection in target.connections]
@@ -284,7 +286,7 @@ class _Audit:
             return []
         touches_because = self._target.touches_because
         if touches_because and not self._touch:
-            self._notes.append(f"not checked: corrupt, dangling, not_refreshed ({touches_because}); --touch allows it")
+            self._notes.append(f"not checked: {NEED_VALUES} ({touches_because}); --touch allows it")
             return []
         try:
             values = check_values(
@@ -298,10 +300,11 @@ class _Audit:
         except (redis.ConnectionError, redis.TimeoutError) as error:
             if len(self._target.connections) == 1:
                 raise
-            self._notes.append(f"not checked: corrupt, dangling, not_refreshed ({error})")
+            self._notes.append(f"not checked: {NEED_VALUES} ({error})")
             return []
         self._touched = values.read if touches_because else 0
         self._notes += values.notes
+        self._unexplained = values.unexplained
         mixed = {finding.prefix for finding in [*findings, *values.findings] if finding.cause == "mixed_ttl"}
         return [one for one in values.findings if one.cause != "not_refreshed" or one.prefix not in mixed]
 
@@ -357,7 +360,7 @@ class _Audit:
             why = "LFU" if lfu else "OBJECT IDLETIME is refused to this user"
             self._notes.append(f"the server does not report idle times ({why}): TTLs are judged by what is left alone")
         if not self._full:
-            self._notes.append("not checked without --full: corrupt, dangling, not_refreshed (they read values)")
+            self._notes.append(f"not checked without --full, which reads values: {NEED_VALUES}")
 
     def _healthy(self, diagnoses: Sequence[Diagnosis]) -> str:
         sessions, reached = (sum(getattr(one, name) for one in diagnoses) for name in ("sessions", "reached"))
@@ -373,6 +376,8 @@ class _Audit:
         settle = "to settle it, look again while sessions are written (--watch 30s) or use --full"
         if not self._expected:
             return f"{counted(sample.seen, 'key')} seen; state with --expect what their TTLs should be"
+        if self._unexplained:
+            return f"{self._unexplained}; to settle it, read such a session with the application"
         for expected, one in zip(self._expected, diagnoses, strict=True):
             if one.unexplained:
                 return f"{one.unexplained} under {expected.prefix}, more than reads explain; {settle}"

@@ -287,9 +287,8 @@ class LifetimeAnalysis:
     # -- too short -----------------------------------------------------------------------------------------------------
 
     def _too_short(self) -> TtlAnomaly | None:
-        found = self._peaks() if len(self.short) >= 3 else []
-        for peak in found:
-            anomaly = self._judge(peak, found)
+        for peak in self._peaks() if len(self.short) >= 3 else []:
+            anomaly = self._judge(peak)
             if anomaly:
                 return anomaly
         return (self._gap_in_time_left() if len(self.short) >= 3 else None) or self._nearly_expired()
@@ -302,7 +301,7 @@ class LifetimeAnalysis:
         found = ttl_peaks(values, sorted(apart.values()), spread_over=self.floor)
         return sorted(found, key=lambda one: (one.wide, -one.count))[:12]
 
-    def _judge(self, peak: TtlPeak, found: Sequence[TtlPeak]) -> TtlAnomaly | None:
+    def _judge(self, peak: TtlPeak) -> TtlAnomaly | None:
         """Decide whether a peak of short values is a short TTL or can be sessions that were read."""
         members = [one for one in self.short if peak.low <= one.given <= peak.high]
         below = [one for one in self.short if one.given <= peak.high]
@@ -310,9 +309,6 @@ class LifetimeAnalysis:
         confidence, reason = self._evidence(peak, members, others)
         if confidence is None:
             return None
-        sharp = _top_of(peak, members, found)
-        if sharp is not peak:
-            peak, members = sharp, [one for one in members if sharp.low <= one.given <= sharp.high]
         return self._short_anomaly(peak, members, below, others, confidence, reason)
 
     def _evidence(
@@ -392,7 +388,7 @@ class LifetimeAnalysis:
         self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]
     ) -> tuple[Confidence | None, str]:
         """Decide between keys written in one go and old ones of one go that were all read in one go."""
-        if not self.history.idle_known or self._is_one_reading(members):
+        if not self.history.idle_known:
             return None, ""
         if self._is_unlike(peak, members, others):
             return "likely", "readers of the other sessions would not have met so many with such deadlines"
@@ -408,13 +404,6 @@ class LifetimeAnalysis:
         if len(members) * -math.log(share) < FEW_READS_NATS:
             return None, ""
         return "likely", f"no key without a read has such a deadline, and at most {share:.0%} of the others were read"
-
-    def _is_one_reading(self, members: Sequence[KeyLifetime]) -> bool:
-        """Whether these were accessed at one moment, and most of what was accessed then is none of them."""
-        accesses = [one.accessed for one in members]
-        first, last = min(accesses), max(accesses)
-        moment = sum(first - IDLE_GRAIN_MS <= one.accessed <= last + IDLE_GRAIN_MS for one in self.short)
-        return not _is_spread(accesses) and len(members) < 0.6 * moment
 
     def _is_unlike(self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]) -> bool:
         """Whether readers of sessions like the others would not have met so many with such deadlines.
@@ -584,13 +573,6 @@ def _paired(deadlines: Sequence[int], accesses: Sequence[int], peak: TtlPeak, fl
 def _is_spread(times: Sequence[int]) -> bool:
     ordered = sorted(times)
     return quantile(ordered, 0.95) - quantile(ordered, 0.05) > 30_000
-
-
-def _top_of(peak: TtlPeak, members: Sequence[KeyLifetime], found: Sequence[TtlPeak]) -> TtlPeak:
-    """Return the sharp peak at the upper edge of a wide one, if there is one: reads smear a TTL downwards."""
-    inside = (one for one in found if not one.wide and peak.low <= one.low and one.high <= peak.high)
-    tops = (one for one in inside if sum(each.given > one.high for each in members) <= 0.05 * len(members))
-    return max(tops, key=lambda one: one.high, default=peak) if peak.wide else peak
 
 
 def _ttl_of(members: Sequence[KeyLifetime], peak: TtlPeak, *, idle_known: bool) -> tuple[float, float]:
