@@ -24,6 +24,7 @@ Command = Callable[[argparse.Namespace], int]
 NO_VERDICT, INTERRUPTED = 2, 130
 REDIS_ERRORS = (redis.RedisError, redis.exceptions.RedisClusterException)
 """RedisClusterException is not a RedisError in redis-py 8."""
+FILES = ", an RDB file, a directory of RDB files (one a shard) or an append-only directory"
 URL_VARIABLES = ("MEMKIT_REDIS_URL", "REDIS_URL")
 PASSWORD_VARIABLE = "REDISCLI_AUTH"  # noqa: S105  # the name of redis-cli's own variable
 ADVICE = (
@@ -59,6 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if "source" in given:
             given.source = _source(given)
+        if getattr(given, "at", None):
+            from memkit.history.sources import parse_moment
+
+            given.at = parse_moment(given.at)
         return int(given.run(given))
     except BrokenPipeError:
         # The reader closed the pipe; the interpreter's last flush must not fail again.
@@ -160,14 +165,21 @@ def _command(commands: Any, name: str, run: Command, summary: str, example: str)
     return added
 
 
-def _add_source(command: argparse.ArgumentParser, *, required: bool = True) -> None:
+def _add_source(command: argparse.ArgumentParser, *, required: bool = True, files: str = "") -> None:
     command.add_argument(
-        "source", nargs="?", metavar="URL", help=f"a Redis URL (default: the variable {' or '.join(URL_VARIABLES)})"
+        "source",
+        nargs="?",
+        metavar="SOURCE" if files else "URL",
+        help=f"a Redis URL{files} (default: the variable {' or '.join(URL_VARIABLES)})",
     )
     command.add_argument(
         "--askpass", action="store_true", help=f"ask for the password (or set the variable {PASSWORD_VARIABLE})"
     )
     command.set_defaults(source_required=required)
+
+
+def _add_at(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--at", metavar="TIME", help="read an append-only directory as of then (ISO form, UTC)")
 
 
 def _add_expect(command: argparse.ArgumentParser) -> None:
@@ -210,10 +222,11 @@ def _add_audit(commands: Any) -> None:
         commands,
         "audit",
         _audit,
-        "find sessions on a live Redis that expire too early, since when and why (read-only)",
+        "find sessions that expire too early, since when and why (read-only)",
         "memkit audit redis://localhost:6379/0 --expect 'chat:*=7d'",
     )
-    _add_source(audit)
+    _add_source(audit, files=FILES)
+    _add_at(audit)
     _add_expect(audit)
     audit.add_argument("--expect-file", type=Path, metavar="FILE", help="expectations from a file, one a line")
     audit.add_argument("--full", action="store_true", help="check every key instead of a sample, and read values")
@@ -238,9 +251,11 @@ def _add_inspect(commands: Any) -> None:
         "inspect",
         _inspect,
         "show one session of any known store: messages, keys, TTLs, problems (read-only)",
-        "memkit inspect redis://localhost:6379/0 user-42",
+        "memkit inspect redis://localhost:6379/0 user-42 --expect 'chat:*=7d'",
     )
-    _add_source(inspect)
+    _add_source(inspect, files=FILES)
+    _add_at(inspect)
+    _add_expect(inspect)
     inspect.add_argument("session", metavar="SESSION_OR_KEY", help="a session id or a key's name")
     inspect.add_argument("--reveal", action="store_true", help="show message texts, which are private")
     inspect.add_argument("--json", action="store_true", help="print one JSON object")
@@ -296,11 +311,12 @@ def _add_triage(commands: Any) -> None:
         commands,
         "triage",
         _triage,
-        "audit a live Redis and write the report as one HTML file for a ticket (read-only); without a URL: the demo "
+        "audit a Redis and write the report as one HTML file for a ticket (read-only); without a source: the demo "
         "incident",
         "memkit triage redis://localhost:6379/0 --expect 'chat:*=7d' -o report.html",
     )
-    _add_source(triage, required=False)
+    _add_source(triage, required=False, files=FILES)
+    _add_at(triage)
     _add_expect(triage)
     triage.add_argument(
         "-o",
@@ -371,13 +387,15 @@ def _audit(given: argparse.Namespace) -> int:
             replica=given.replica,
             touch=given.touch,
             watch_s=watch_s,
+            at=given.at,
             progress=show,
         )
     print(report.to_json() if given.json else report.to_text(color=_use_color()))
     if given.affected:
         from memkit.audit.affected import write_affected
 
-        print(write_affected(given.source, report, given.affected).to_text(), file=sys.stderr if given.json else None)
+        affected = write_affected(given.source, report, given.affected, at=given.at)
+        print(affected.to_text(), file=sys.stderr if given.json else None)
     return report.exit_code
 
 
@@ -386,9 +404,11 @@ def _use_color() -> bool:
 
 
 def _inspect(given: argparse.Namespace) -> int:
+    from memkit.config import configured_expectations, parse_expectation
     from memkit.inspect import inspect_session
 
-    report = inspect_session(given.source, given.session, reveal=given.reveal)
+    expect = [parse_expectation(text) for text in given.expect] or configured_expectations()
+    report = inspect_session(given.source, given.session, expect=expect, reveal=given.reveal, at=given.at)
     print(report.to_json() if given.json else report.to_text())
     return 1 if report.problems else 0
 
@@ -448,7 +468,7 @@ def _triage(given: argparse.Namespace) -> int:
     if not given.output.absolute().parent.is_dir():
         raise MemkitError(f"the folder {given.output.parent} does not exist; make it, or give -o another file")
     with progress("auditing", "keys") as show:
-        done = triage(given.source, expect=given.expect, output=given.output, progress=show)
+        done = triage(given.source, expect=given.expect, output=given.output, at=given.at, progress=show)
     print(f"{wrapped(done.report.verdict.sentence)}\nreport: {done.path}")
     return done.report.exit_code
 

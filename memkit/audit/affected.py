@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import redis
@@ -14,8 +15,8 @@ from memkit.audit.finding import Finding
 from memkit.audit.report import AuditReport
 from memkit.connect import AnyClient, redact
 from memkit.errors import MemkitError
+from memkit.history.snapshots import open_source
 from memkit.readonly.connection import ReadOnlyConnection, command, refused
-from memkit.readonly.target import open_target
 from memkit.render import counted, wrapped
 
 SHORTENED = ("ttl_too_short", "unit_mistake", "two_ttls", "not_refreshed")
@@ -57,15 +58,18 @@ class Affected:
         return "\n".join([wrapped(text), wrapped(advice), *self.commands])
 
 
-def write_affected(source: str | AnyClient, report: AuditReport, path: str | Path) -> Affected:
-    """Write the names of all affected keys of a live server to a file; read-only (SCAN and PTTL).
+def write_affected(
+    source: str | Path | AnyClient, report: AuditReport, path: str | Path, *, at: datetime | None = None
+) -> Affected:
+    """Write the names of all affected keys to a file; read-only (SCAN and PTTL).
 
     A key is affected if it is under the prefix of a finding of too short TTLs and has at most the observed TTL left.
 
     Args:
-        source: A Redis URL or client, as for ``audit``.
+        source: A Redis URL, a client or a file, as for ``audit``.
         report: What ``audit`` returned for it.
         path: A new file; it gets mode 0600, because key names are private.
+        at: As for ``audit``.
 
     Raises:
         MemkitError: The file exists already, or cannot be written.
@@ -76,7 +80,7 @@ def write_affected(source: str | AnyClient, report: AuditReport, path: str | Pat
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
         raise MemkitError(f"cannot write {path}: {error.strerror}; give a new file") from None
-    with os.fdopen(descriptor, "wb") as file, open_target(source) as target:
+    with os.fdopen(descriptor, "wb") as file, open_source(source, at=at) as target:
         for finding in findings:
             bound_ms = JITTER * 1000 * (finding.observed_ttl_s or 0)
             prefix = (finding.prefix or "").encode("utf-8", "surrogateescape")
@@ -89,6 +93,7 @@ def write_affected(source: str | AnyClient, report: AuditReport, path: str | Pat
                     done.keys += 1
                     done.soon += left_ms <= SOON_MS
         address = redact(source) if isinstance(source, str) else target.url
+        address = "redis://HOST:PORT/0" if target.snapshot else address
         done.commands = [_renewal(finding, report, address, done.path, len(findings)) for finding in findings]
     return done
 

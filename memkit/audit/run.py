@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import redis
@@ -25,10 +26,11 @@ from memkit.audit.hash_fields import with_field_deadlines
 from memkit.audit.report import AuditReport, Proof
 from memkit.audit.sampling import ENOUGH_OF_A_PATTERN, KeyFacts, Progress, Sample, Sampler, ServerKeys
 from memkit.audit.second_look import measured_renewals
-from memkit.audit.server_info import ServerFacts, counters, read_server_facts
+from memkit.audit.server_info import ServerFacts, counters, facts_of_snapshot, read_server_facts
 from memkit.config import Expect, Expectation, expectations
 from memkit.connect import AnyClient
 from memkit.errors import PolicyError
+from memkit.history.snapshots import open_source
 from memkit.readonly.connection import KeyCommands
 from memkit.readonly.pace import Pace
 from memkit.readonly.reader import Reader
@@ -89,7 +91,7 @@ def acl_rule(prefixes: Iterable[str] = ()) -> str:
 
 
 def audit(
-    url_or_client: str | AnyClient,
+    source: str | Path | AnyClient,
     *,
     expect: Expect | None = None,
     full: bool = False,
@@ -97,14 +99,16 @@ def audit(
     replica: str | AnyClient | None = None,
     touch: bool = False,
     watch_s: float = 0.0,
+    at: datetime | None = None,
     progress: Progress | None = None,
 ) -> AuditReport:
-    """Compare the TTLs of a live server's keys with the expected ones, and report why they differ; read-only.
+    """Compare the TTLs of keys with the expected ones, and report why they differ; read-only.
 
     Ctrl-C ends the reading, not the report.
 
     Args:
-        url_or_client: A Redis URL or a synchronous client.
+        source: A Redis URL, a synchronous client, an RDB file, a directory of RDB files (one a shard), or an
+            append-only directory.
         expect: Pattern to TTL (seconds, ``"7d"`` or an ExpiryPolicy), or Expectations or their texts (``"chat:*=7d"``);
             None: report what is stored.
         full: Look at every key instead of a sample, and run the checks that read values; these need CLIENT NO-TOUCH
@@ -113,10 +117,12 @@ def audit(
         replica: Read keys there: reads on the primary have not reset its idle clocks.
         touch: Let ``full`` read values even if that resets idle clocks.
         watch_s: Look a second time after so many seconds: the TTLs of keys that were renewed meanwhile are measured.
+        at: A timezone-aware moment of an append-only directory; None: its end.
         progress: Called now and then with how many keys are done, of how many.
 
     Raises:
         PolicyError: An expectation or an option that cannot be read.
+        SourceError: A file that cannot be read.
         redis.RedisError: The server cannot be reached, or refuses what is needed.
     """
     if not 0 < duty <= 1:
@@ -125,9 +131,12 @@ def audit(
         raise PolicyError(f"watch_s={watch_s!r}: expected 0 to {MOST_WATCHED_S:,} seconds")
     found = expectations(() if expect is None else expect)
     with ExitStack() as stack:
-        target = stack.enter_context(open_target(url_or_client, tolerant=True))
-        source = target if replica is None else stack.enter_context(open_target(replica, tolerant=True))
-        run = _Audit(target, source, found, duty=duty, full=full, touch=touch, watch_s=watch_s, progress=progress)
+        target = stack.enter_context(open_source(source, at=at, tolerant=True))
+        if target.snapshot and (replica is not None or watch_s):
+            raise PolicyError(f"{target.snapshot.name} is a file: --replica and --watch need a live server")
+        keys_of = target if replica is None else stack.enter_context(open_target(replica, tolerant=True))
+        duty = 1.0 if target.snapshot else duty
+        run = _Audit(target, keys_of, found, duty=duty, full=full, touch=touch, watch_s=watch_s, progress=progress)
         return run.report()
 
 
@@ -151,7 +160,11 @@ class _Audit:
         self._unexplained: str | None = None
         self._target, self._source, self._expected = target, source, expected
         self._full, self._touch, self._watch_s = full, touch, watch_s
-        self._servers = [read_server_facts(connection) for connection in target.connections]
+        self._snapshot = snapshot = target.snapshot
+        self._servers = [
+            read_server_facts(connection) if snapshot is None else facts_of_snapshot(connection, snapshot)
+            for connection in target.connections
+        ]
         self._notes = list(dict.fromkeys(f"could not see {what}" for one in self._servers for what in one.refused))
         own = source is target
         readers = []
@@ -161,7 +174,9 @@ class _Audit:
             # Of a replica, one thread checks the primaries; no two threads use one connection.
             guarded = [at] if own else range(len(self._servers)) if at == 0 else []
             pace = Pace(duty, batch=batch, round_trip_s=round_trip_s)
-            readers.append(ServerKeys(connection, pace=pace, guard=partial(self._evicting, guarded), sizes=full))
+            idle = snapshot is None or snapshot.has_idle_times
+            guard = partial(self._evicting, guarded)
+            readers.append(ServerKeys(connection, pace=pace, guard=guard, sizes=full, idle_times=idle))
         self._sampler = Sampler(readers, route=source.route, progress=progress)
 
     def _evicting(self, guarded: Sequence[int]) -> str | None:
@@ -225,6 +240,8 @@ class _Audit:
     def _sample(self) -> Sample:
         cluster = len(self._source.connections) > 1 or self._servers[0].is_cluster
         sample = self._sampler.full() if self._full else self._sampler.sample(cluster=cluster)
+        if self._snapshot:
+            sample.of = self._snapshot.keys
         for expected in self._expected:
             if sample.complete or sample.stopped or self._full:
                 break
@@ -358,7 +375,8 @@ class _Audit:
         if sample.keys and not context.history.idle_known:
             lfu = "lfu" in (self._servers[0].policy or "") or any("LFU" in one for one in sample.blind)
             why = "LFU" if lfu else "OBJECT IDLETIME is refused to this user"
-            self._notes.append(f"the server does not report idle times ({why}): TTLs are judged by what is left alone")
+            why = "the file has no idle times" if self._snapshot else f"the server does not report idle times ({why})"
+            self._notes.append(f"{why}: TTLs are judged by what is left alone")
         if not self._full:
             self._notes.append(f"not checked without --full, which reads values: {NEED_VALUES}")
 
@@ -374,6 +392,8 @@ class _Audit:
     def _undetermined(self, sample: Sample, diagnoses: Sequence[Diagnosis]) -> str | None:
         """Return why the sessions cannot be called healthy, and what would settle it."""
         settle = "to settle it, look again while sessions are written (--watch 30s) or use --full"
+        if self._snapshot:
+            settle = "to settle it, audit the live server, or compare with another RDB file (memkit history)"
         if not self._expected:
             return f"{counted(sample.seen, 'key')} seen; state with --expect what their TTLs should be"
         if self._unexplained:
@@ -388,9 +408,10 @@ class _Audit:
         return None
 
     def _server(self) -> dict[str, Any]:
-        server, url = self._servers[0], self._target.url
+        server, snapshot = self._servers[0], self._snapshot
+        url = snapshot.name if snapshot else self._target.url
         taken_at = utc_text(datetime.fromtimestamp(server.now_ms / 1000, UTC))
-        source = {"kind": "live", "name": url, "taken_at": taken_at}
+        source = {"kind": snapshot.kind if snapshot else "live", "name": url, "taken_at": taken_at}
         return {"flavour": server.flavour, "version": server.version, "url": url, "source": source}
 
     def _proof(self, after: Sequence[Mapping[str, str]]) -> Proof:

@@ -170,6 +170,7 @@ class ServerKeys:
         pace: Pace,
         guard: Callable[[], str | None] = lambda: None,
         sizes: bool = False,
+        idle_times: bool = True,
         dice: random.Random | None = None,
     ) -> None:
         self.connection = connection
@@ -177,7 +178,7 @@ class ServerKeys:
         self._guard = guard
         self._guarded_at = time.monotonic()
         self._dice = dice or random.Random()  # noqa: S311  # a sample, not a secret
-        self._columns: tuple[str, ...] = ("pexpiretime", "object|idletime")
+        self._columns: tuple[str, ...] = ("pexpiretime", "object|idletime")[: 1 + idle_times]
         self._details: tuple[str, ...] = ("type", "memory|usage") if sizes else ("type",)
         self._learned = False
         self._known: set[bytes] | None = None

@@ -10,6 +10,7 @@ from pathlib import Path
 from struct import error, unpack
 
 from memkit.readonly.connection import ReadOnlyConnection, Reply, refused
+from memkit.readonly.target import Snapshot
 from memkit.server.guard import is_server_directory
 
 CONFIG_NAMES = ("maxmemory", "maxmemory-policy", "save", "appendonly")
@@ -261,6 +262,13 @@ def read_server_facts(connection: ReadOnlyConnection) -> ServerFacts:
     config = _config(connection, refusals)
     clients = _clients(connection, refusals)
     return ServerFacts(info, config, slow, clients, skew, unsure, *_moved(info), tuple(refusals), now_ms, _calls(info))
+
+
+def facts_of_snapshot(connection: ReadOnlyConnection, snapshot: Snapshot) -> ServerFacts:
+    """Return what a file shows of its server: its version and its databases; the server that serves it is another."""
+    keyspace = _lines(connection.ask("INFO", "keyspace"))
+    version = {f"{snapshot.flavour}_version": snapshot.version}
+    return ServerFacts(keyspace | version, {}, now_ms=int(snapshot.taken_at.timestamp() * 1000))
 
 
 def _wait_for_the_idle_clock(connection: ReadOnlyConnection) -> None:

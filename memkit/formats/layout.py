@@ -29,6 +29,7 @@ from memkit.formats.parsing.conversation import Entry, find_entries, in_order
 from memkit.formats.parsing.documents import messages, misshapen, peek, wrong_kind
 from memkit.formats.parsing.list_elements import Convert, sample, turns
 from memkit.formats.parsing.payload import open_payload, read_document
+from memkit.policy import ExpiryPolicy
 from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue, to_name
 
 _TOKEN = re.compile(r"(\{id\}|\{#\}|\{\*\})")
@@ -252,8 +253,7 @@ def _from_document(layout: Layout, raw: RedisValue) -> Iterator[Item]:
     value, problems = read_document(raw)
     yield from problems
     if layout.configured_ttl and isinstance(value, dict):
-        ttl_s = layout.configured_ttl(value)
-        yield ConfiguredTtl(None if ttl_s is None else ttl_s * 1000)
+        yield ConfiguredTtl(ExpiryPolicy.of(layout.configured_ttl(value)))
     if layout.web_session:
         entries = find_entries(value, raw.name)
         yield from in_order(entries)

@@ -14,6 +14,7 @@ from memkit.formats import ag2, llama_index
 from memkit.formats.layout import IDS, MESSAGE, MESSAGES, Key, Layout
 from memkit.formats.model import SessionValues, one_of
 from memkit.formats.parsing import element_shapes
+from memkit.policy import MAX_TTL_MS
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue, to_name
 
 _LIST, _SET, _ZSET, _STRING = ("list",), ("set",), ("zset",), ("string",)
@@ -239,7 +240,7 @@ LAYOUTS: tuple[Layout, ...] = (
 
 
 def _whole_seconds(value: Any) -> int | None:
-    return value if type(value) is int and value > 0 else None
+    return value if type(value) is int and 0 < value * 1000 <= MAX_TTL_MS else None
 
 
 def leads(raw: RedisValue) -> tuple[str, ...]:

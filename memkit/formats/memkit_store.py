@@ -85,7 +85,7 @@ def _header(raw: RedisValue) -> Iterator[Item]:
         reason = "was written by a newer memkit; upgrade this one" if newer else f"is damaged ({len(head):,} bytes)"
         yield Problem(cause, raw.name, f"element 0, the header, {reason}; the messages after it are readable")
         return
-    yield ConfiguredTtl(header.policy.ttl_ms)
+    yield ConfiguredTtl(header.policy)
     yield Note(f"the session's own policy: {header.policy}")
 
 

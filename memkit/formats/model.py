@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from memkit.policy import ExpiryPolicy
 from memkit.readonly.values import KeyRequest, RedisValue, to_bytes, to_name
 
 SEPARATORS = ":/|{}.#"
@@ -80,9 +81,9 @@ class Note(NamedTuple):
 
 
 class ConfiguredTtl(NamedTuple):
-    """The TTL that the session's own payload states, in ms. None: the session never expires."""
+    """The expiry policy that the session's own payload states."""
 
-    ttl_ms: int | None
+    policy: ExpiryPolicy
 
 
 Item = Turn | Problem | Note | ConfiguredTtl

@@ -228,7 +228,8 @@ class _Stream:
         self._before += self._at
         self._at = 0
         while len(rest) < max(wanted, CHUNK_BYTES):
-            chunk = self._file.read(CHUNK_BYTES)
+            # A server may be writing: only what was there at first is read.
+            chunk = self._file.read(min(CHUNK_BYTES, self._size - self._before - len(rest)))
             if not chunk:
                 break
             rest += chunk

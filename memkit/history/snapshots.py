@@ -10,14 +10,22 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal, NamedTuple
 
+import redis
+
+from memkit.connect import AnyClient, scan
 from memkit.errors import ServerNotFound, SourceError
-from memkit.history.aof import AofFiles, read_commands
+from memkit.history.aof import AofFiles, find_aof, read_commands
 from memkit.history.rdb import RdbHeader, RdbReader
+from memkit.history.sources import find_source, is_file_source
+from memkit.readonly.target import Snapshot, Target, open_target
 from memkit.render import utc_text
 from memkit.server.launcher import OLDEST, RedisServer, ServerBinary, installed_servers
 
@@ -28,48 +36,146 @@ READS_REDIS_VERSION = (((7, 4), 12), ((7, 2), 11), ((7, 0), 10), ((6, 2), 9))
 VALKEY_READS_REDIS_VERSION = 11
 """Valkey reads what Redis 7.2 wrote; later versions of Redis's format it refuses."""
 VALKEY_READS_VERSION = (((9, 2), 81), ((9, 0), 80))
+DEBUG_NEEDS_LEAVE = (7, 0)
+"""From Redis 7.0 on DEBUG, which loads a second file beside the first, is off by default."""
+TIMES_ARE_ROUNDED_BY = timedelta(seconds=1)
+"""A file states its moment as a whole second, rounded down: a key that ends in that second counts as expired."""
+IDLE_CLOCK_MASK = 0xFFFFFF
+"""The clock of idle times has 24 bits."""
+IDLE_CLOCK_WITHIN_S = 60.0
 MODULE_KINDS_OF_SERVERS = frozenset({"string", "list", "set", "zset", "hash", "stream"})
 
 
 @contextmanager
-def serve_rdb(path: Path) -> Iterator[RedisServer]:
-    """Serve one RDB file, which is only read.
+def open_source(
+    source: str | Path | AnyClient, *, at: datetime | None = None, tolerant: bool = False
+) -> Iterator[Target]:
+    """Open a live server, or a file as a private server.
 
     Args:
-        path: The file. Its checksum is verified before a server loads it.
+        source: A Redis URL, a client, an RDB file, a directory of RDB files (one a shard), or an append-only directory.
+        at: A timezone-aware moment of an append-only directory; None: its end.
+        tolerant: See ``open_target``.
 
     Yields:
-        A running private server with the file's data, its clock at the moment of the save.
+        The open server; ``snapshot`` is None if it is a live one.
 
     Raises:
-        SourceError: The file is damaged, holds data of a module, or no server here reads its version.
+        SourceError: The file cannot be served: see ``serve_rdb`` and ``serve_aof``.
+        redis.RedisError: The live server cannot be reached.
     """
-    with RdbReader(path) as reader:
-        header = reader.header
-        for key in reader:
-            if key.kind not in MODULE_KINDS_OF_SERVERS:
-                raise SourceError(
-                    f"{path}: the file holds data of a module ({key.kind}): its metadata can be audited, but no server "
-                    "here can load its values"
-                )
-    binary = server_for(header, path)
-    if header.created_s is None:
-        raise SourceError(f"{path}: the file does not state when it was saved (ctime)")
-    with RedisServer(binary=binary.path, config={"replicaof": NO_ONE_LISTENS}) as server:
-        server.clock.require_preload()
-        server.clock.move_to(datetime.fromtimestamp(header.created_s, UTC))
-        (server.directory / "dump.rdb").symlink_to(path.resolve())
-        server.restart()
-        yield server
+    path = Path(source) if isinstance(source, str | Path) and is_file_source(str(source)) else None
+    found = None if path is None else find_source(path)
+    if at is not None and (found is None or found.kind != "aof"):
+        raise SourceError(f"{source}: a moment (at) can only be chosen in an append-only directory")
+    if found is None:
+        with open_target(source, tolerant=tolerant) as target:
+            yield target
+        return
+    if found.kind == "recording":
+        raise SourceError(f"{found.name}: a recording has no values and not every key; give it to memkit history")
+    served = serve_rdb(found.files) if found.kind == "rdb" else serve_aof(find_aof(found.files[0]), until=at)
+    with served as (server, snapshot), server.client(db=_database(server)) as client, open_target(client) as target:
+        for connection in target.connections:
+            connection.touches_because = ""  # the idle times of a copy
+        keys = sum(1 for _ in scan(client))  # unlike DBSIZE without those that are past their deadline
+        yield replace(target, snapshot=replace(snapshot, name=found.name, keys=keys))
+
+
+def _database(server: RedisServer) -> int:
+    """Return the database to read: 0, or the one with most keys if that is empty."""
+    with server.client() as client:
+        keys = {int(name[2:]): counts["keys"] for name, counts in client.info("keyspace").items()}
+    return 0 if 0 in keys or not keys else max(keys, key=lambda db: keys[db])
 
 
 @contextmanager
-def serve_aof(files: AofFiles, *, until: datetime) -> Iterator[RedisServer]:
+def serve_rdb(files: Sequence[Path]) -> Iterator[tuple[RedisServer, Snapshot]]:
+    """Serve RDB files, which are only read.
+
+    Args:
+        files: One file, or one a shard. Their checksums are verified before a server loads them.
+
+    Yields:
+        A running private server with the data of all files, its clock at the moment of the newest save.
+
+    Raises:
+        SourceError: A file is damaged, holds data of a module, or no server here reads its version.
+    """
+    checked = sorted((_checked(path) for path in files), key=lambda one: one.created_s)
+    newest = max(checked, key=lambda one: (one.header.version, one.created_s))
+    binary = server_for(newest.header, newest.path)
+    debug = {"enable-debug-command": "local"} if binary.release >= DEBUG_NEEDS_LEAVE else {}
+    with RedisServer(binary=binary.path, config={"replicaof": NO_ONE_LISTENS} | debug) as server:
+        server.clock.require_preload()
+        dump = server.directory / "dump.rdb"
+        for number, one in enumerate(checked):
+            taken_at = datetime.fromtimestamp(one.created_s, UTC)
+            server.clock.move_to(taken_at)
+            dump.unlink(missing_ok=True)
+            dump.symlink_to(one.path.resolve())
+            if number == 0:
+                server.restart()
+                continue
+            with server.client() as client:
+                _wait_for_the_idle_clock(client)
+                client.execute_command("DEBUG", "RELOAD", "MERGE", "NOFLUSH", "NOSAVE")
+        server.clock.shift(TIMES_ARE_ROUNDED_BY)
+        has_idle_times = all(one.has_idle_times for one in checked)
+        yield server, _snapshot("rdb", newest.header, taken_at, has_idle_times=has_idle_times)
+
+
+class _CheckedRdb(NamedTuple):
+    path: Path
+    header: RdbHeader
+    created_s: int
+    has_idle_times: bool
+
+
+def _checked(path: Path) -> _CheckedRdb:
+    """Read a whole file, and return what has to be known to serve it."""
+    has_idle_times = True
+    with RdbReader(path) as reader:
+        server_for(reader.header, path)  # a later version is refused before anything else
+        for key in reader:
+            has_idle_times = has_idle_times and key.idle_s is not None
+            if key.kind not in MODULE_KINDS_OF_SERVERS:
+                raise SourceError(
+                    f"{path}: the file holds data of a module ({key.kind}), which no server here can load; memkit "
+                    "history reads the keys and deadlines of such files"
+                )
+    if reader.header.created_s is None:
+        raise SourceError(f"{path}: the file does not state when it was saved (ctime)")
+    return _CheckedRdb(path, reader.header, reader.header.created_s, has_idle_times)
+
+
+def _snapshot(
+    kind: Literal["rdb", "aof"], header: RdbHeader | None, taken_at: datetime, *, has_idle_times: bool
+) -> Snapshot:
+    aux = {} if header is None else header.aux
+    version = aux.get("valkey-ver") or aux.get("redis-ver") or "?"
+    flavour = "valkey" if "valkey-ver" in aux else "redis" if header is None else header.server
+    return Snapshot(kind, "", taken_at, flavour, version, has_idle_times)
+
+
+def _wait_for_the_idle_clock(client: redis.Redis) -> None:
+    """Wait until a moved clock is in force for idle times: the server keeps a copy of up to 100 ms ago."""
+    until = time.monotonic() + IDLE_CLOCK_WITHIN_S
+    while time.monotonic() < until:
+        if abs(int(client.info("server")["lru_clock"]) - (int(client.time()[0]) & IDLE_CLOCK_MASK)) <= 1:
+            return
+        time.sleep(0.005)
+    raise SourceError("the private server did not follow its moved clock")
+
+
+@contextmanager
+def serve_aof(files: AofFiles, *, until: datetime | None) -> Iterator[tuple[RedisServer, Snapshot]]:
     """Serve an append-only directory as of a moment; its files are only read.
 
     Args:
         files: See ``aof.find_aof``.
-        until: A timezone-aware moment. The log needs timestamps, unless it is at or after the log's end.
+        until: A timezone-aware moment; None: the end of the log. The log needs timestamps, unless it is at or after the
+            log's end.
 
     Yields:
         A running private server with the data as of that moment, and its clock there.
@@ -77,19 +183,26 @@ def serve_aof(files: AofFiles, *, until: datetime) -> Iterator[RedisServer]:
     Raises:
         SourceError: The log has no timestamps, or begins after that moment.
     """
-    header = _header_of(files)
-    if header is not None and header.created_s is not None and until.timestamp() < header.created_s:
-        begins = utc_text(datetime.fromtimestamp(header.created_s, UTC))
-        raise SourceError(f"{files.directory}: the log begins at {begins}, after {utc_text(until)}")
+    header = None
+    if files.base and files.base_is_rdb:
+        with RdbReader(files.base) as reader:
+            header = reader.header
+    if until is not None and header is not None and header.created_s is not None:
+        begins = datetime.fromtimestamp(header.created_s, UTC)
+        if until < begins:
+            raise SourceError(f"{files.directory}: the log begins at {utc_text(begins)}, after {utc_text(until)}")
+    ends, second = _ends(files, None if until is None else until.timestamp())
+    modified_s = max(path.stat().st_mtime for path in files.increments or files.all)
+    taken_at = until or datetime.fromtimestamp(int(modified_s) if second is None else second, UTC)
     binary = server_for(header, files.directory) if header else _newest(files.directory)
     with RedisServer(binary=binary.path, config={"replicaof": NO_ONE_LISTENS}, persist=True) as server:
         server.clock.require_preload()
-        server.clock.move_to(until)
+        server.clock.move_to(taken_at if until else taken_at + TIMES_ARE_ROUNDED_BY)
         server.kill()
         shutil.rmtree(server.directory / "appendonlydir")
-        _copy_until(files, server.directory / "appendonlydir", until)
+        _lay_out(files, ends, server.directory / "appendonlydir")
         server.start()
-        yield server
+        yield server, _snapshot("aof", header, taken_at, has_idle_times=False)
 
 
 def server_for(header: RdbHeader, path: Path) -> ServerBinary:
@@ -133,38 +246,34 @@ def _newest(path: Path) -> ServerBinary:
     return max(found, key=lambda binary: binary.release)
 
 
-def _header_of(files: AofFiles) -> RdbHeader | None:
-    if not (files.base and files.base_is_rdb):
-        return None
-    with RdbReader(files.base) as reader:
-        return reader.header
+def _ends(files: AofFiles, until_s: float | None) -> tuple[list[int], int | None]:
+    """Return where each increment ends as of a moment, and the last timestamp before that."""
+    ends: list[int] = []
+    second: int | None = None
+    for path in files.increments if files.base_is_rdb else files.all:
+        size = end = path.stat().st_size
+        for command in read_commands(path, second=second):
+            if until_s is not None and command.second is None and path.stat().st_mtime > until_s:
+                raise SourceError(
+                    f"{path}: the log has no timestamps (aof-timestamp-enabled is off): no moment can be found in it"
+                )
+            if until_s is not None and command.second is not None and command.second > until_s:
+                end = command.offset
+                break
+            second = command.second
+        ends.append(min(end, size))
+    return ends[-len(files.increments) :] if files.increments else [], second
 
 
-def _copy_until(files: AofFiles, folder: Path, until: datetime) -> None:
-    """Lay out the directory again, with the log cut before the first timestamp after a moment."""
+def _lay_out(files: AofFiles, ends: Sequence[int], folder: Path) -> None:
+    """Lay out the directory again: links to what is whole, copies of increments up to their ends."""
     folder.mkdir()
     lines = []
     if files.base:
         (folder / files.base.name).symlink_to(files.base.resolve())
         lines.append(f"file {files.base.name} seq 1 type b")
-    second: int | None = None
-    for number, path in enumerate(files.increments, 1):
-        end, second = _end_of(path, until.timestamp(), second)
+    for number, (path, end) in enumerate(zip(files.increments, ends, strict=True), 1):
         shutil.copyfile(path, folder / path.name)
         os.truncate(folder / path.name, end)
         lines.append(f"file {path.name} seq {number} type i")
     (folder / "appendonly.aof.manifest").write_text("\n".join(lines) + "\n")
-
-
-def _end_of(path: Path, until_s: float, second: int | None) -> tuple[int, int | None]:
-    """Return where the commands end that were written by a moment, and the last timestamp before that."""
-    for command in read_commands(path, second=second):
-        if command.second is None:
-            if path.stat().st_mtime > until_s:
-                raise SourceError(
-                    f"{path}: the log has no timestamps (aof-timestamp-enabled is off): no moment can be found in it"
-                )
-        elif command.second > until_s:
-            return command.offset, second
-        second = command.second
-    return path.stat().st_size, second

@@ -37,6 +37,12 @@ def is_source(text: str) -> bool:
     return bool(_URL.match(text)) or Path(text).exists() or "/" in text or text.endswith(SOURCE_SUFFIXES)
 
 
+def is_file_source(text: str) -> bool:
+    """Return whether the source of an audit is a file rather than a server: an existing path, or a path's form."""
+    named = ":" not in text and ("/" in text or text.endswith(SOURCE_SUFFIXES))
+    return not _URL.match(text) and (named or Path(text).exists())
+
+
 def find_source(given: str | Path) -> Source:
     """Return what a source is, told from its content, not from its name.
 

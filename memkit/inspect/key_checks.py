@@ -2,47 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from memkit.formats.model import ConfiguredTtl, Problem
+from memkit.config import Expectation
+from memkit.formats.model import Problem
 from memkit.inspect.report import early_ends
+from memkit.policy import ExpiryPolicy
 from memkit.readonly.reader import LoadedKey
-from memkit.readonly.values import RedisValue
+from memkit.readonly.values import RedisValue, to_bytes
 from memkit.render import counted, duration
 
 BIG_VALUE_BYTES = 1 << 20
 """A read of 1 MB takes Redis about a millisecond, in which it serves no other client."""
-_LONGER = 1.01
+IMPROBABLE = 0.005
+"""Highest chance at which one session near its deadline is reported: 50 minutes left of 7 days."""
+_WRITE_SHARE = 0.01
 """A TTL may exceed the configured one by the time that a write takes."""
+_GRAIN_MS = 5_000
+"""Clocks of several servers with NTP, and idle clocks, differ by less."""
+_ZONES_MS = 14 * 3_600_000
 _REPORTED = 5
 
 
-def key_problems(
-    own: Mapping[str, LoadedKey], *, store: str, ttl_option: bool, configured: ConfiguredTtl | None
-) -> list[Problem]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionFacts:
+    """What is known about a session beside its keys.
+
+    Attributes:
+        no_option: A remark if the store has no TTL option; else empty.
+        expect: The expectations of the caller, the most specific pattern first.
+        configured: What the session's payload states about its own TTL: a policy, or None if it states nothing.
+        newest_ms: When the newest message was written, in ms since 1970, if its store keeps that.
+        now_ms: The server's time.
+    """
+
+    no_option: str = ""
+    expect: Sequence[Expectation] = ()
+    configured: ExpiryPolicy | None = None
+    newest_ms: float | None = None
+    now_ms: float = 0.0
+
+    def expected_of(self, name: str) -> Expectation | None:
+        """Return the caller's expectation of a key, else the one that its session's payload states, if any."""
+        key = to_bytes(name)
+        own = None if self.configured is None else Expectation("*", self.configured, jitter=0.0)
+        return next((one for one in self.expect if one.matches.fullmatch(key)), own)
+
+
+def key_problems(own: Mapping[str, LoadedKey], facts: SessionFacts) -> list[Problem]:
     """Return what is wrong with the session's own keys.
 
     Args:
         own: The keys that belong to this session alone, by name.
-        store: The store's name.
-        ttl_option: Whether the store can set a TTL.
-        configured: The TTL that the session's payload states, if it states one.
+        facts: What is known about the session beside its keys.
     """
     ends_s = {name: each.metadata.ttl_ms / 1000 for name, each in own.items() if each.metadata.ttl_ms is not None}
-    persistent = [name for name in own if name not in ends_s]
+    expected = {name: one for name in own if (one := facts.expected_of(name))}
+    persistent = [name for name in own if name not in ends_s and _should_expire(expected.get(name))]
     problems: list[Problem] = []
-    if persistent and (configured is None or configured.ttl_ms is not None):
-        problems += _no_ttl(persistent, len(ends_s), "" if ttl_option else f"; {store} has no TTL option")
+    if persistent:
+        problems += _no_ttl(persistent, len(ends_s), facts.no_option)
     parts = {name: (end_s, own[name].metadata.idle_s) for name, end_s in ends_s.items()}
-    problems += _mixed_ttl(
-        ends_s, early_ends(parts, configured.ttl_ms / 1000 if configured and configured.ttl_ms else None)
-    )
-    latest_s = max(ends_s.values(), default=0.0)
-    if configured and configured.ttl_ms and latest_s * 1000 > configured.ttl_ms * _LONGER:
-        reason = (
-            f"has {duration(latest_s * 1000)} left, more than the TTL in its payload, {duration(configured.ttl_ms)}"
-        )
-        problems.append(Problem("ttl_too_long", next(iter(ends_s)), reason))
+    ttls_ms = [one.ttl_ms for one in expected.values() if one.ttl_ms]
+    early = early_ends(parts, max(ttls_ms) / 1000 if ttls_ms else None)
+    problems += _mixed_ttl(ends_s, early)
+    judged = {name: one for name, one in expected.items() if name in ends_s and name not in early}
+    problems += _few([found for name, one in judged.items() if (found := _against(one, name, own[name], facts))])
     unread = [(name, each.value.unread_reason) for name, each in own.items() if each.value.unread_reason]
     problems += _few([Problem("unreadable", name, reason) for name, reason in unread])
     for name, each in own.items():
@@ -51,6 +77,43 @@ def key_problems(
             of = f" of {each.value.total:,}" if each.value.total > read else ""
             problems.append(Problem("truncated", name, f"only the first {read:,}{of} elements were read"))
     return problems + _few([problem for name, each in own.items() if (problem := _big(name, each.value))])
+
+
+def _should_expire(expected: Expectation | None) -> bool:
+    return expected is None or expected.ttl_ms is not None
+
+
+def _against(expected: Expectation, name: str, loaded: LoadedKey, facts: SessionFacts) -> Problem | None:
+    """Return what a key's deadline proves, or makes likely, about a TTL that differs from the expected one."""
+    left_ms, idle_s = loaded.metadata.ttl_ms or 0, loaded.metadata.idle_s
+    left = f"has {duration(left_ms)} left"
+    asked = expected in facts.expect
+    if expected.ttl_ms is None:
+        reason = f"{left}, and should never expire: {expected}"
+        return Problem("ttl_too_short", name, reason) if asked else None
+    shortest = min(expected.ttl_ms, *expected.other_ttls_ms, expected.ttl_ms)
+    what = f"the {'expected TTL' if asked else 'TTL in its payload'}, {_ttls(expected)}"
+    if left_ms > expected.ttl_ms * (1 + max(expected.jitter, _WRITE_SHARE)):
+        return Problem("ttl_too_long", name, f"{left}, more than {what}")
+    floor_ms = shortest * (1 - expected.jitter) - _GRAIN_MS
+    if left_ms + (idle_s or 0) * 1000 >= floor_ms:
+        return None
+    newest_ms = facts.newest_ms
+    if expected.policy.kind == "sliding" and newest_ms is not None and newest_ms <= facts.now_ms + _GRAIN_MS:
+        given_ms = left_ms + facts.now_ms - newest_ms
+        # A time without a zone may be a local one: no zone is further from UTC than 14 hours.
+        if given_ms + _ZONES_MS < floor_ms:
+            written = f"its newest message was written {duration(facts.now_ms - newest_ms)} ago"
+            reason = f"{left}, and {written}: its TTL was at most {duration(given_ms)}, less than {what}"
+            return Problem("ttl_too_short", name, reason)
+    if asked and left_ms <= IMPROBABLE * shortest:
+        share = f"{left_ms / shortest:.2%} of {what}"
+        return Problem("ttl_too_short", name, f"{left}, {share}: likely, it was given less")
+    return None
+
+
+def _ttls(expected: Expectation) -> str:
+    return " or ".join(map(duration, (*expected.other_ttls_ms, expected.ttl_ms)))
 
 
 def _no_ttl(persistent: list[str], with_ttl: int, option: str) -> list[Problem]:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, TypeVar
 
 from memkit import formats
+from memkit.config import Expect, Expectation, expectations
 from memkit.errors import AmbiguousSession, PolicyError, SessionNotFound
 from memkit.formats import agent_framework_redis, unknown
 from memkit.formats.model import SEPARATORS, ConfiguredTtl, KeyOwner, Note, Problem, SessionValues, Turn
 from memkit.formats.parsing.encodings import hex_view
-from memkit.inspect.key_checks import key_problems
+from memkit.history.snapshots import open_source
+from memkit.inspect.key_checks import SessionFacts, key_problems
 from memkit.inspect.names import masked_repair, name_mask
 from memkit.inspect.redaction import Message, Redactor
 from memkit.inspect.report import KeyReport, SessionReport
 from memkit.readonly.reader import LoadedKey, Reader
-from memkit.readonly.target import open_target
 from memkit.readonly.values import KeyRequest, to_bytes, to_name
-from memkit.render import counted, printable
+from memkit.render import counted, printable, utc_text
 
 __all__ = ["SessionReport", "inspect_session"]
 
@@ -45,16 +47,21 @@ T = TypeVar("T")
 Group = tuple[str, str, str]
 
 
-def inspect_session(url_or_client: Any, session_id: str | bytes, *, reveal: bool = False) -> SessionReport:
+def inspect_session(
+    source: Any, session_id: str | bytes, *, expect: Expect = (), reveal: bool = False, at: datetime | None = None
+) -> SessionReport:
     """Find a session by its id or by any of its keys, decode it, and report what is wrong with it.
 
     Reads on a connection of its own, with CLIENT NO-TOUCH if the server has it (Redis 7.2, Valkey); otherwise a note
     states how many idle clocks were reset. At most 64 MB and 100,000 elements are read.
 
     Args:
-        url_or_client: A Redis URL or a synchronous client.
+        source: A Redis URL, a synchronous client, an RDB file, a directory of RDB files, or an append-only directory.
         session_id: The id of a session, or the name of one of its keys.
+        expect: The expected TTLs by pattern, as ``audit`` takes them; keys that no pattern matches are compared with
+            the TTL that their payload states, if it states one.
         reveal: Keep texts, names and ids inside payloads, which are redacted otherwise.
+        at: A timezone-aware moment of an append-only directory; None: its end.
 
     Returns:
         The report; ``store`` is ``unknown`` for a session that no known library wrote.
@@ -62,7 +69,8 @@ def inspect_session(url_or_client: Any, session_id: str | bytes, *, reveal: bool
     Raises:
         SessionNotFound: No key belongs to such a session.
         AmbiguousSession: The id fits several sessions; ``keys`` are the ones to choose from.
-        PolicyError: ``session_id`` is empty or not text.
+        PolicyError: ``session_id`` is empty or not text, or an expectation cannot be read.
+        SourceError: The file cannot be read.
     """
     wanted = to_name(session_id) if isinstance(session_id, bytes) else session_id
     if not isinstance(wanted, str):
@@ -73,9 +81,14 @@ def inspect_session(url_or_client: Any, session_id: str | bytes, *, reveal: bool
         to_bytes(wanted)
     except UnicodeEncodeError:
         raise PolicyError("this session id has a lone surrogate, which no key can have") from None
-    with open_target(url_or_client) as target:
+    expected = expectations(expect or ())
+    with open_source(source, at=at) as target:
         reader = Reader(target)
-        return _report(reader, _Search(reader, wanted).run(), reveal=reveal)
+        report = _report(reader, _Search(reader, wanted).run(), expected, reveal=reveal)
+    if target.snapshot is None:
+        return report
+    note = f"as of {utc_text(target.snapshot.taken_at)}, the moment of {printable(target.snapshot.name)}"
+    return replace(report, notes=(*report.notes, note))
 
 
 @dataclass(frozen=True)
@@ -307,7 +320,7 @@ def _glob(text: str) -> str:
     return _GLOB.sub(r"\\\g<0>", text)
 
 
-def _report(reader: Reader, found: _Found, *, reveal: bool) -> SessionReport:
+def _report(reader: Reader, found: _Found, expected: Sequence[Expectation], *, reveal: bool) -> SessionReport:
     is_unknown = found.owner.store == unknown.STORE
     values = {name: loaded.value if loaded else None for name, loaded in found.keys.items()}
     stored = SessionValues(found.owner, values)
@@ -315,8 +328,18 @@ def _report(reader: Reader, found: _Found, *, reveal: bool) -> SessionReport:
     loaded = {name: loaded for name, loaded in found.keys.items() if loaded}
     own = {name: each for name, each in loaded.items() if name not in found.shared}
     store = unknown.STORE if is_unknown else _shielded(lambda: formats.store_name(stored), found.owner.store)
-    ttl_option = is_unknown or formats.format_of(found.owner.store).ttl_option
-    problems += key_problems(own, store=store, ttl_option=ttl_option, configured=configured)
+    no_option = "" if is_unknown or formats.format_of(found.owner.store).ttl_option else f"; {store} has no TTL option"
+    newest_s = max((one.at_s for one in messages if one.at_s is not None), default=None)
+    facts = SessionFacts(
+        no_option=no_option,
+        expect=expected,
+        configured=configured.policy if configured else None,
+        newest_ms=None if newest_s is None else newest_s * 1000,
+        now_ms=reader.now_ms() if expected or configured else 0.0,
+    )
+    problems += key_problems(own, facts)
+    if expected and not any(one.matches.fullmatch(to_bytes(name)) for name in own for one in expected):
+        notes.append("no expectation matches a key of this session: " + ", ".join(one.pattern for one in expected))
     mask = (lambda name: name) if reveal else name_mask(loaded, found.wanted)
     return SessionReport(
         store=store,

@@ -84,14 +84,16 @@ def triage(
     *,
     expect: Sequence[str] = (),
     output: str | Path = "triage.html",
+    at: datetime | None = None,
     progress: Progress | None = None,
 ) -> Triage:
-    """Audit a live server, read-only, and write the report as one HTML file.
+    """Audit a server or a file, read-only, and write the report as one HTML file.
 
     Args:
-        url: A Redis URL; None: the demo incident on a private server.
+        url: A Redis URL, or a file as for ``audit``; None: the demo incident on a private server.
         expect: The expected TTLs, such as ``"chat:*=7d"``; none: those of the configuration file.
         output: The file to write.
+        at: A timezone-aware moment of an append-only directory; None: its end.
         progress: Called with the number of checked keys and of all keys.
 
     Returns:
@@ -106,7 +108,7 @@ def triage(
     if path.is_dir():
         raise MemkitError(f"{output} is a folder; give -o the name of a file, such as {path / 'triage.html'}")
     if url:
-        report = audit(url, expect=expected or configured_expectations(), progress=progress)
+        report = audit(url, expect=expected or configured_expectations(), at=at, progress=progress)
     else:
         with demo_server() as server:
             incident = load_incident(server)

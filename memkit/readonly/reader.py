@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,6 +80,11 @@ class Reader:
         replies = [connection.ask("DBSIZE") for connection in self.target.connections]
         return sum(reply for reply in replies if isinstance(reply, int))
 
+    def now_ms(self) -> float:
+        """Return the server's time in ms since 1970; this machine's if TIME is refused."""
+        reply = self.target.connections[0].ask("TIME")
+        return time.time() * 1000 if refused(reply) else int(reply[0]) * 1000 + int(reply[1]) / 1000
+
     def scan(self, pattern: str, keep: re.Pattern[str], limit: int) -> list[str]:
         """Return up to ``limit`` names that match a glob and ``keep``, sorted."""
         found: set[str] = set()
@@ -112,6 +118,8 @@ class Reader:
             columns = _columns(sent, len(step), _METADATA)
             answers = zip(step, *columns.values(), strict=True)
             metadata = {name: found for name, *each in answers if (found := _metadata(*each))}
+            if self.target.snapshot and not self.target.snapshot.has_idle_times:
+                metadata = {name: found._replace(idle_s=None) for name, found in metadata.items()}
             batches = list(_batches(metadata)) or [[]]
             for number, batch in enumerate(batches, start=1):
                 pending = self._send_for_values(batch, metadata, by_name)

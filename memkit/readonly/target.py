@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import datetime
+from typing import Any, Literal
 
 import redis
 import redis.asyncio
@@ -20,12 +21,29 @@ CONNECT_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A file as a source: what it is and of when, and what the private server that has its data does not show.
+
+    ``version`` is that of the server that wrote the file. ``keys`` is how many keys existed at ``taken_at`` in the
+    database that is read. Without ``has_idle_times`` the file does not show when a key was accessed.
+    """
+
+    kind: Literal["rdb", "aof"]
+    name: str
+    taken_at: datetime
+    flavour: str
+    version: str
+    has_idle_times: bool
+    keys: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """An open Redis: ``connections`` has one for each primary of a cluster, or the one server.
 
     ``route`` returns the connection for a key. ``slot_owners`` has the id of each slot's primary when the target was
     opened; it is empty if this is no cluster. ``prefix`` is that of a sandbox's client, else empty. ``url`` has no
-    password.
+    password. ``snapshot`` is None for a live server.
     """
 
     url: str
@@ -33,6 +51,7 @@ class Target:
     route: Callable[[bytes], ReadOnlyConnection]
     slot_owners: Mapping[int, bytes] = field(default_factory=dict)
     prefix: str = ""
+    snapshot: Snapshot | None = None
 
     def moved_slots(self) -> int:
         """Return how many slots have another primary than when the target was opened, or none."""

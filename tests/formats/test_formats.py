@@ -39,6 +39,7 @@ from memkit.formats.model import (
 from memkit.formats.parsing import bounded_json, chat, encodings, msgpack
 from memkit.formats.parsing.bounded_json import parse
 from memkit.formats.parsing.dialogue_checks import Dialogue
+from memkit.policy import ExpiryPolicy
 from memkit.readonly.values import RedisValue, to_bytes, to_name
 
 EVERY_CAPTURE = capture.names()
@@ -714,7 +715,7 @@ def test_memkits_own_sessions_are_read() -> None:
     assert [turn.role for turn in turns(items)] == ["user", "other", "assistant", "system"]
     assert turns(items)[0].text == "hi"
     assert turns(items)[0].at_s == 1790000000.005
-    assert ConfiguredTtl(604800000) in items
+    assert ConfiguredTtl(ExpiryPolicy.sliding("7d")) in items
     assert problems(items) == []
 
 

@@ -35,7 +35,7 @@ def snapshot(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 def test_expired_keys_are_still_there(snapshot: Path) -> None:
     before = (snapshot.read_bytes(), snapshot.stat().st_mtime_ns)
-    with serve_rdb(snapshot) as server, server.client() as client:
+    with serve_rdb([snapshot]) as (server, _), server.client() as client:
         assert client.dbsize() == 40
         assert client.get("chat:7") == CANARY.encode()
         assert 86_000 < client.ttl("chat:7") <= 86_401  # ctime is rounded down to the second
@@ -59,7 +59,7 @@ def test_expired_keys_are_still_there(snapshot: Path) -> None:
 def test_refused_in_one_line(tmp_path: Path, data: bytes, error: type[Exception], message: str) -> None:
     path = tmp_path / "dump.rdb"
     path.write_bytes(data)
-    with pytest.raises(error, match=message) as refused, serve_rdb(path):
+    with pytest.raises(error, match=message) as refused, serve_rdb([path]):
         pass
     assert "\n" not in str(refused.value)
 
@@ -69,7 +69,7 @@ def test_missing_server_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path = tmp_path / "dump.rdb"
     aux = b"\xfa\x05ctime\x0a1700000000"
     path.write_bytes(with_checksum(b"REDIS0010" + aux + b"\xff"))
-    with pytest.raises(ServerNotFound, match=r"REDIS0010 needs Redis 7\.0 or newer"), serve_rdb(path):
+    with pytest.raises(ServerNotFound, match=r"REDIS0010 needs Redis 7\.0 or newer"), serve_rdb([path]):
         pass
 
 
@@ -86,7 +86,7 @@ def test_log_is_read_as_of_a_moment(name: str) -> None:
         client.set("chat:3", CANARY)
         files = find_aof(server.directory)
         before = [path.read_bytes() for path in files.all]
-        with serve_aof(files, until=moment) as past, past.client() as reader:
+        with serve_aof(files, until=moment) as (past, _), past.client() as reader:
             assert sorted(reader.keys()) == [b"chat:1", b"chat:2"]
             assert reader.get("chat:2") == CANARY.encode()
             assert 200 < reader.ttl("chat:2") <= 241

@@ -102,6 +102,7 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
     ]
     notes += [layout_note] if layout_note else []
     soon = [one for one in analyses[-1].short if one.known and one.left < SOON * analyses[-1].ttl]
+    soon = soon if context.history.idle_known else []
     if not findings and soon and expected.policy.kind == "sliding" and not expected.policy.refresh_on_read:
         notes.append(
             f"{counted(len(soon), 'key')} under {expected.prefix} were read since their TTL was set and expire within "

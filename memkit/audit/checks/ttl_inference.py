@@ -465,7 +465,8 @@ class LifetimeAnalysis:
             return None
         # Of evenly spread values the longest is short of the TTL by one part; unless it is a round one already.
         snapped = rounded(top) if rounded(top) != top else rounded(top * (1 + 1 / count))
-        return TtlAnomaly("short", snapped, 0.0, count, "likely", found.since, found.first_seen_ms, found.reasons, top)
+        first = found.first_seen_ms if self.history.idle_known else None
+        return TtlAnomaly("short", snapped, 0.0, count, "likely", found.since, first, found.reasons, top)
 
     def _nearly_expired(self) -> TtlAnomaly | None:
         """Judge few keys by probability: none was given much, and of the expected TTL so little is improbable."""
