@@ -43,6 +43,10 @@ SEVERITIES: dict[str, Severity] = {
     "no_data": "info",
 }
 """Every cause, in the order in which findings of equal weight are reported."""
+SHORTENED = ("ttl_too_short", "unit_mistake", "two_ttls", "not_refreshed")
+"""Causes with keys that expire before the expected TTL."""
+JITTER = 1.1
+"""A TTL may be a tenth longer than the observed one (the default jitter of an expectation)."""
 RANKS = {"critical": 0, "warning": 1, "info": 2}
 CONFIDENCE_RANKS = {"proven": 0, "likely": 1, "possible": 2}
 
@@ -119,6 +123,18 @@ class Finding:
         """``"critical"`` (memory is being lost), ``"warning"`` (it may be, or grows for ever) or ``"info"``."""
         severity = SEVERITIES[self.cause]
         return "warning" if severity == "critical" and self.confidence == "possible" else severity
+
+    def affects(self, key: bytes, given_ms: int | None) -> bool:
+        """Return whether this finding is about a key: under its prefix, and given at most the observed TTL.
+
+        Args:
+            key: The key's name.
+            given_ms: The TTL that it was given, or what is left of it; None: it has none.
+        """
+        if self.cause not in SHORTENED or not self.observed_ttl_s or given_ms is None:
+            return False
+        prefix = (self.prefix or "").encode("utf-8", "surrogateescape")
+        return given_ms <= JITTER * 1000 * self.observed_ttl_s and key.startswith(prefix)
 
     @property
     def order(self) -> tuple[int, int, int, int]:

@@ -18,7 +18,7 @@ from memkit.audit.checks.deletions import deleted_finding
 from memkit.audit.checks.payloads import CHECKS, check_values
 from memkit.audit.checks.prefixes import prefix_summaries
 from memkit.audit.checks.server import server_findings, server_notes, skewed_ttl
-from memkit.audit.checks.ttl import Diagnosis, diagnose
+from memkit.audit.checks.ttl import Diagnosis, changed_ttls, diagnose
 from memkit.audit.checks.ttl_inference import ServerHistory
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import CONFIDENCE_RANKS, Finding, verdict_of
@@ -194,8 +194,8 @@ class _Audit:
         diagnoses = self._diagnose(context)
         sessions = sum(one.sessions for one in diagnoses)
         findings = [skewed_ttl(self._servers[0], found) or found for one in diagnoses for found in one.findings]
-        if not sample.keys and not self._expected:
-            findings.append(_empty_database())
+        if not self._expected:
+            findings += changed_ttls(context) if sample.keys else [_empty_database()]
         self._notes += [note for one in diagnoses for note in one.notes]
         findings += self._values(sample, findings)
         findings += self._second_look(sample, findings)

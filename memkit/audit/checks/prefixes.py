@@ -247,7 +247,7 @@ def prefix_summaries(context: AuditContext) -> list[PrefixSummary]:
 
 def _summary(prefix: str, own: Sequence[KeyFacts], history: ServerHistory) -> PrefixSummary:
     lifetimes = lifetimes_of(own, history)
-    ttls = _ttls_given(lifetimes)
+    ttls = ttls_given(lifetimes)
     persistent = len(own) - len(lifetimes)
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in Counter(one.kind for one in own).most_common(3))
     message = f"{prefix or '(no prefix)'}*: {counted(len(own), 'key')} ({kinds})"
@@ -271,7 +271,7 @@ def _summary(prefix: str, own: Sequence[KeyFacts], history: ServerHistory) -> Pr
     return PrefixSummary(prefix, keys=len(own), kinds=kinds, persistent=persistent, ttl_s=ttl_s, message=message)
 
 
-def _ttls_given(lifetimes: Sequence[KeyLifetime]) -> list[float]:
+def ttls_given(lifetimes: Sequence[KeyLifetime]) -> list[float]:
     """Return the TTLs that these keys seem to be given, the most frequent first; at most two."""
     ttl = common_ttl(lifetimes)
     if ttl is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from memkit.audit.checks.auxiliary_keys import auxiliary_groups, is_other_shape, longest_given
 from memkit.audit.checks.mixed_ttl import MixedTtl, mixed_ttl
 from memkit.audit.checks.persistent_keys import persistent_finding
-from memkit.audit.checks.prefixes import missing, moved, odd_names
+from memkit.audit.checks.prefixes import SHOWN_PREFIXES, missing, moved, odd_names, ttls_given
 from memkit.audit.checks.ttl_inference import (
     HOUR_MS,
     UNIT_FACTORS,
@@ -22,11 +22,11 @@ from memkit.audit.checks.ttl_inference import (
 from memkit.audit.checks.ttl_peaks import IDLE_GRAIN_MS
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import Finding, Since
-from memkit.audit.key_shapes import Group, Member, groups_of, narrowest_prefix, sessions_of
+from memkit.audit.key_shapes import Group, Member, by_prefix, groups_of, narrowest_prefix, sessions_of
 from memkit.audit.sampling import KeyFacts
 from memkit.audit.server_info import ABSOLUTE_DEADLINES, RENEWALS
 from memkit.config import Expectation
-from memkit.policy import ttl_text
+from memkit.policy import ExpiryPolicy, ttl_text
 from memkit.render import counted, duration
 
 LOOKED_UP = 200
@@ -40,6 +40,8 @@ SOON = 0.05
 RENEWED_TOGETHER = 0.05
 """All TTLs renewed within this share of the TTL: of steady traffic so many keys have that chance, each."""
 FEWEST_RENEWED = 20
+STOPPED_GAPS = 5
+"""Writes that go on pause for five times the usual gap with a chance of 0.7 %."""
 
 
 @dataclass
@@ -398,6 +400,43 @@ def _unrenewed(expected: Expectation, analysis: LifetimeAnalysis, context: Audit
         evidence=(f"{reads} read values since the server started: the accesses were writes",),
         next="set the TTL in the same command or transaction as every write (EXPIRE after RPUSH, or SET with EX)",
     )
+
+
+# -- without expectations ----------------------------------------------------------------------------------------------
+
+
+def changed_ttls(context: AuditContext) -> list[Finding]:
+    """Return the findings of prefixes under which a shorter TTL has replaced a longer one, if nothing is expected.
+
+    Two TTLs that are both being set are no change: that may be on purpose.
+    """
+    found = []
+    for prefix, keys in list(by_prefix(context.keys).items())[:SHOWN_PREFIXES]:
+        ttls = ttls_given(lifetimes_of(keys, context.history))
+        if not ttls:
+            continue
+        former = Expectation(f"{prefix}*", ExpiryPolicy("sliding", round(max(ttls))))
+        ends = sorted(one.deadline for one in LifetimeAnalysis(keys, former, context.history).right)
+        usual_ms = (ends[-1] - ends[0]) / max(len(ends) - 1, 1) if ends else 0
+        if not ends or context.history.now_ms + max(ttls) - ends[-1] < STOPPED_GAPS * usual_ms:
+            continue
+        for one in diagnose(former, keys, context).findings:
+            if one.cause in ("ttl_too_short", "unit_mistake") and one.since_is == "lower bound" and one.since:
+                given = duration(1000 * (one.observed_ttl_s or 0))
+                since = context.since_text(Since(one.since.timestamp() * 1000, "lower bound"))
+                found.append(
+                    replace(
+                        one,
+                        cause="two_ttls",
+                        expected_ttl_s=None,
+                        confidence="possible",
+                        message=f"{one.keys:,} of {len(keys):,} keys under {one.prefix} were given {given}, the others "
+                        f"{duration(former.ttl_ms)}, {since}",
+                        next=f"if this is no change on purpose, look for the release that made it, and state what is "
+                        f"expected: --expect '{prefix}*={ttl_text(former.ttl_ms or 0)}'",
+                    )
+                )
+    return found
 
 
 # -- parts of a session ------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ IMPROBABLE = 0.001
 RARE = 0.005
 """If reads alone put fewer keys than this so near to their deadline, one such key is reason to look again."""
 READ_LATER_TIMES = 4
-"""Traffic of a stretch is hardly ever four times that of the stretches around it: of day and night it is two to three."""
+"""Traffic is hardly ever four times that of the stretches around it: by day it is two to three times that by night."""
 UNREAD_SHARE = 1 / 3
 """Renewal that is throttled on purpose leaves more than this share of the TTL (thresholds in use: 0.5, 0.6, 0.9)."""
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
