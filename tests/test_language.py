@@ -31,7 +31,7 @@ OTHER_SENSES = (
 )
 CODE = re.compile(r"```.*?```|``.*?``|`[^`\n]+`|https?://\S+", re.DOTALL)
 # Packages with texts that have not been revised yet.
-PENDING = ("audit", "formats", "history", "inspect")
+PENDING = ("formats", "history", "inspect")
 SOURCES = [
     path
     for path in sorted((ROOT / "memkit").rglob("*.py"))

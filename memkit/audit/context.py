@@ -22,7 +22,7 @@ class AuditContext:
         history: What the TTL checks use of the server's report.
         server: The report of the (first) server.
         siblings: Looks up keys by name that a sample has missed.
-        weigh: Returns the bytes that values take, 0 for an integer, of those keys whose size the server reports.
+        weigh: Returns the bytes that values take, 0 for an integer, of those keys of which the server reports the size.
         unclaimed: The keys that match no expectation; None if there is one expectation only.
         fields_without_ttl: For hashes with field TTLs, how many of their fields have none.
     """

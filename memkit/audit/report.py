@@ -87,7 +87,8 @@ class AuditReport:
         findings = [one for one in self.findings if one.cause in SHORTENED and one.keys]
         if not findings:
             return None
-        scale, now = max(1.0, self.sample["of"] / max(len(self.keys), 1)), sum(one.keys for one in findings)
+        scale = self.sample["of"] / len(self.keys) if self.sample["error_bound"] else 1.0
+        now = sum(one.keys for one in findings)
         soon = [one for one in self.keys if one.left_ms is not None and one.left_ms <= SOON_MS]
         count = sum(any(finding.affects(one.key, one.set_ms) for finding in findings) for one in soon)
         expired = self.counters.get("expired_keys")

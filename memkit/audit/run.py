@@ -340,7 +340,7 @@ class _Audit:
         return found
 
     def _weigh(self, names: Sequence[bytes]) -> list[int]:
-        """Return the bytes that values take, 0 for an integer; of the keys whose node reports them."""
+        """Return the bytes that values take, 0 for an integer; of the keys of which the node reports them."""
         weights: dict[bytes, int] = {}
         commands = KeyCommands(names, ("object|encoding", "memory|usage"))
         for connection in self._source.connections:
@@ -429,7 +429,7 @@ class _Audit:
 
 
 def _too_short_by(findings: Sequence[Finding]) -> Callable[[KeyFacts], bool]:
-    """Return whether a key is one of those whose TTL alone explains its early end."""
+    """Return whether the TTL alone explains a key's early end."""
     tops = [
         (finding.prefix or "", (finding.observed_ttl_s or 0) * 1100 + 2_000)
         for finding in findings

@@ -94,7 +94,7 @@ class KeyFacts(NamedTuple):
 class Sample:
     """Keys that were seen on one server, or on all. ``seen`` counts those that existed; ``keys`` has those kept.
 
-    ``of`` is the number of keys by DBSIZE, ``of_each`` that of each server. ``moved`` counts keys whose slot moved to
+    ``of`` is the number of keys by DBSIZE, ``of_each`` that of each server. ``moved`` counts keys that moved to
     another server while they were read. ``failed`` has the servers that stopped answering, each with the error.
     """
 

@@ -61,7 +61,7 @@ def test_flush_is_named_with_a_bound(command: str, traffic: Traffic) -> None:
     assert timedelta(hours=1.5) < report.at - found.since < timedelta(hours=2.1)
 
 
-def test_expired_keys_dropped_at_the_load_of_an_old_file(traffic: Traffic) -> None:
+def test_expired_keys_dropped_at_load_of_an_old_file(traffic: Traffic) -> None:
     def load(server: RedisServer) -> None:
         with server.client() as client:
             wait_for("no save under way", lambda: client.info("persistence")["rdb_bgsave_in_progress"], nothing)
@@ -247,7 +247,7 @@ def test_new_shape_of_names(shape: str, shown: str, ttl: str | None, traffic: Tr
     assert shown in found.message
 
 
-def test_names_with_hash_tags_throughout_are_no_finding(traffic: Traffic) -> None:
+def test_hash_tags_in_all_names_are_no_finding(traffic: Traffic) -> None:
     assert traffic.world(traffic.sessions(shape="{{{}}}")).audited().findings == ()
 
 
@@ -295,7 +295,7 @@ def test_proven_needs_its_proof() -> None:
         Finding("deleted", message="x", confidence="proven")
 
 
-def test_two_ttls_without_expectations_are_never_healthy(traffic: Traffic) -> None:
+def test_two_ttls_without_expectation_are_not_healthy(traffic: Traffic) -> None:
     events = traffic.sessions(reads=0) + traffic.sessions(reads=0, ttl_s=30 * DAY)
     report = traffic.world(events, expect={}).audited()
     assert (report.verdict.status, report.exit_code) == ("undetermined", 2)

@@ -67,9 +67,9 @@ def deleted_finding(
             confidence="proven",
             evidence=(
                 "they existed at the first look and no longer at the second; evicted_keys did not change",
-                *(f"a client whose last command deletes: {name}" for name in deleters[:3]),
+                *(f"a client that deleted last: {name}" for name in deleters[:3]),
             ),
-            next="redis-cli CLIENT LIST: clients whose cmd is del or unlink",
+            next="redis-cli CLIENT LIST: clients with cmd=del or cmd=unlink",
         )
     logged = [one for one in server.slow_commands if _names_sessions(one, expectations)]
     if logged:
@@ -138,7 +138,7 @@ def _counted(
             f"{server.info.get('evicted_keys', '?')}",
             "the server does not count by prefix: the deleted keys may be others",
         ),
-        next="redis-cli CLIENT LIST: clients whose cmd is del or unlink; then search that application for it",
+        next="redis-cli CLIENT LIST: clients with cmd=del or cmd=unlink; then search that application for it",
     )
 
 

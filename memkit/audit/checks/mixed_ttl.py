@@ -1,4 +1,4 @@
-"""Sessions whose parts expire at different times: the keys of one session, compared. Pure."""
+"""Sessions with parts that expire at different times: the keys of one session, compared. Pure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class MixedTtl:
 
 
 def mixed_ttl(expected: Expectation, sessions: Sequence[Sequence[Member]]) -> MixedTtl:
-    """Return the finding of sessions, each given by its keys, whose parts expire apart; a few among many are none."""
+    """Return the finding of sessions, each given by its keys, with parts that end apart; a few among many are none."""
     mixed = [members for members in sessions if _is_mixed(members, expected)]
     if not mixed or len(mixed) < max(min(3, len(sessions)), FEWEST_SHARE * len(sessions)):
         return MixedTtl(None)

@@ -163,7 +163,7 @@ def check_values(
 
 
 def _read(loads: ValueReader, expected: Expectation, content: _Contents, *, within_s: float) -> None:
-    """Read values batch by batch and keep what they show; then those sessions whose parts were not in one batch."""
+    """Read values batch by batch and keep what they show; then the sessions with parts outside one batch."""
     until = time.monotonic() + within_s
     in_order = sorted(content.keys)  # by name, so that most sessions' keys are together
     for start in range(0, len(in_order), BATCH_KEYS):
@@ -215,7 +215,7 @@ def _corrupt(expected: Expectation, content: _Contents) -> Finding | None:
             changes = _changes(expected, payloads, chance=LARGER_CHANCE)
             changed = {one.facts.key for _, having, _ in changes for one in having}
             names = [to_name(one.facts.key) for one in strange if one.facts.key not in changed]
-            odd |= dict.fromkeys(names, "holds bytes of no known encoding, where the other keys hold JSON")
+            odd |= dict.fromkeys(names, "holds bytes of no known encoding; the other keys hold JSON")
     proven: Confidence = "proven" if broken else "possible"
     found = broken or odd
     if not found:

@@ -1,4 +1,4 @@
-"""Sessions without a TTL that should have one: since when or until when, and hashes whose fields lost theirs. Pure."""
+"""Sessions without a TTL that should have one, since when or until when; hashes with fields that lost theirs. Pure."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ whenever it occurs."""
 
 
 def odd_names(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext) -> Finding | None:
-    """Return the finding of sessions whose names have a new shape: without it, the names would match the pattern."""
+    """Return the finding of sessions with names of a new shape: without it, the names would match the pattern."""
     own = {one.key for one in keys}
     candidates = [*keys, *(one for one in context.other_keys if one.key not in own)]
     for what, expression, usual, mistake in ODD_NAMES:
@@ -70,7 +70,7 @@ def odd_names(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCon
 
 
 def _shaped(plain: Sequence[KeyFacts], usually: Sequence[KeyFacts], expected: Expectation) -> set[bytes]:
-    """Return those names, written as usual, whose shape other keys have: in some layouts a part of a name is empty."""
+    """Return those names, written as usual, of which other keys have the shape: in some layouts a part is empty."""
     others = {one.key for one in plain}
     groups = groups_of([*plain, *usually], expected.prefix)
     return {

@@ -188,7 +188,7 @@ def _anomalies(
 def _as_new_shape(anomaly: TtlAnomaly, healthy: Sequence[LifetimeAnalysis]) -> TtlAnomaly:
     """Return the anomaly of sessions of a new shape: likely if the old one is not written since."""
     last = max((at for one in healthy if (at := one.last_write(one.within))), default=None)
-    like = "their type and size are those of the sessions with the expected TTL, whose ids they do not share"
+    like = "their type and size are those of the sessions with the expected TTL, and they share no ids with these"
     if last is None or anomaly.first_seen_ms is None or last > anomaly.first_seen_ms + 2_000:
         return replace(anomaly, confidence="possible", reasons=(*anomaly.reasons, like, "both shapes are written"))
     reasons = (*anomaly.reasons, like, "the other shape is not written since")
@@ -287,7 +287,7 @@ def _unit_mistake(anomaly: TtlAnomaly, factor: int | None, context: AuditContext
 
 def _renewing_clients(context: AuditContext) -> list[str]:
     names = [one.name for one in context.server.clients if one.last_command in RENEWALS]
-    return [f"clients whose last command sets a TTL: {', '.join(names[:5])}"] if names else []
+    return [f"clients that set a TTL last: {', '.join(names[:5])}"] if names else []
 
 
 def _next_for_ttl(expected: Expectation, anomaly: TtlAnomaly, context: AuditContext, *, both: bool) -> str:
