@@ -1,7 +1,5 @@
 """The command line. Exit codes: 0 nothing wrong, 1 findings, 2 no verdict: could not run, or too little to judge."""
 
-from __future__ import annotations
-
 import argparse
 import getpass
 import os
@@ -27,6 +25,7 @@ REDIS_ERRORS = (redis.RedisError, redis.exceptions.RedisClusterException)
 FILES = ", an RDB file, a directory of RDB files (one a shard) or an append-only directory"
 URL_VARIABLES = ("MEMKIT_REDIS_URL", "REDIS_URL")
 PASSWORD_VARIABLE = "REDISCLI_AUTH"  # noqa: S105  # the name of redis-cli's own variable
+ASKPASS = f"ask for the password (or set the variable {PASSWORD_VARIABLE})"
 ADVICE = (
     (
         "noauth|wrongpass|invalid username-password|authentication required|without any password|invalid password",
@@ -45,14 +44,7 @@ ADVICE = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        arguments: The command line without the program's name; None: ``sys.argv``.
-
-    Returns:
-        The exit code.
-    """
+    """Run one command (None: that of ``sys.argv``) and return its exit code."""
     given = _parser().parse_args(arguments)
     if "run" not in given:
         _parser().print_help(sys.stderr)
@@ -166,15 +158,10 @@ def _command(commands: Any, name: str, run: Command, summary: str, example: str)
 
 
 def _add_source(command: argparse.ArgumentParser, *, required: bool = True, files: str = "") -> None:
-    command.add_argument(
-        "source",
-        nargs="?",
-        metavar="SOURCE" if files else "URL",
-        help=f"a Redis URL{files} (default: the variable {' or '.join(URL_VARIABLES)})",
-    )
-    command.add_argument(
-        "--askpass", action="store_true", help=f"ask for the password (or set the variable {PASSWORD_VARIABLE})"
-    )
+    default = f"the variable {' or '.join(URL_VARIABLES)}"
+    metavar = "SOURCE" if files else "URL"
+    command.add_argument("source", nargs="?", metavar=metavar, help=f"a Redis URL{files} (default: {default})")
+    command.add_argument("--askpass", action="store_true", help=ASKPASS)
     command.set_defaults(source_required=required)
 
 
@@ -284,9 +271,7 @@ def _add_history(commands: Any) -> None:
         choices=["replica", "primary"],
         help="read the replication backlog of a replica; =primary: of a primary, which then lists memkit as a replica",
     )
-    history.add_argument(
-        "--askpass", action="store_true", help=f"ask for the password (or set the variable {PASSWORD_VARIABLE})"
-    )
+    history.add_argument("--askpass", action="store_true", help=ASKPASS)
     _add_expect(history)
     history.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -318,13 +303,9 @@ def _add_triage(commands: Any) -> None:
     _add_source(triage, required=False, files=FILES)
     _add_at(triage)
     _add_expect(triage)
+    output = Path("triage.html")
     triage.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=Path("triage.html"),
-        metavar="FILE",
-        help="the report (default: triage.html)",
+        "-o", "--output", type=Path, default=output, metavar="FILE", help=f"the report (default: {output})"
     )
 
 
@@ -351,18 +332,22 @@ def _lab(given: argparse.Namespace) -> int:
 def _server(given: argparse.Namespace) -> int:
     from memkit.server import RedisServer
 
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: ended.set())
+    ended = _ended_by_signals()
     with RedisServer(port=given.port) as server:
         print(server.url, flush=True)
-        print(
-            f"{server.flavour} {server.version} ({server.source}), private, without persistence; Ctrl-C stops it",
-            file=sys.stderr,
-        )
+        about = f"{server.flavour} {server.version} ({server.source}), private, without persistence"
+        print(f"{about}; Ctrl-C stops it", file=sys.stderr)
         while server.running and not ended.wait(0.2):
             pass
         return 0 if ended.is_set() else _report_error(MemkitError("the server stopped unexpectedly"), None)
+
+
+def _ended_by_signals() -> threading.Event:
+    """Return an event that the next signal sets, instead of ending this process."""
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: ended.set())
+    return ended
 
 
 def _audit(given: argparse.Namespace) -> int:
@@ -390,7 +375,7 @@ def _audit(given: argparse.Namespace) -> int:
             at=given.at,
             progress=show,
         )
-    print(report.to_json() if given.json else report.to_text(color=_use_color()))
+    _print(report, json=given.json)
     if given.affected:
         from memkit.audit.affected import write_affected
 
@@ -399,8 +384,9 @@ def _audit(given: argparse.Namespace) -> int:
     return report.exit_code
 
 
-def _use_color() -> bool:
-    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+def _print(report: Any, *, json: bool) -> None:
+    color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print(report.to_json() if json else report.to_text(color=color))
 
 
 def _inspect(given: argparse.Namespace) -> int:
@@ -414,7 +400,7 @@ def _inspect(given: argparse.Namespace) -> int:
 
 
 def _history(given: argparse.Namespace) -> int:
-    from memkit.config import configured_expectations, parse_expectation
+    from memkit.config import expected
     from memkit.history import history
     from memkit.history.sources import is_source, parse_moment
 
@@ -422,7 +408,7 @@ def _history(given: argparse.Namespace) -> int:
     session = None if not sources or is_source(last) else last
     sources = sources if session is not None else given.sources
     urls = [_with_password(one, askpass=given.askpass) if "://" in one else one for one in sources]
-    expect = [parse_expectation(text) for text in given.expect] or configured_expectations()
+    expect = expected(given.expect)
     since = None if given.since is None else parse_moment(given.since)
     if given.replication == "primary":
         print("memkit: the primary lists this connection as a replica until it is closed", file=sys.stderr)
@@ -435,11 +421,11 @@ def _history(given: argparse.Namespace) -> int:
 
 
 def _record(given: argparse.Namespace) -> int:
-    from memkit.config import configured_expectations, parse_expectation
+    from memkit.config import expected
     from memkit.history.record import acl_rule, record
     from memkit.policy import ttl_ms
 
-    expect = [parse_expectation(text) for text in given.expect] or configured_expectations()
+    expect = expected(given.expect)
     prefixes = [one.prefix.encode("utf-8", "surrogateescape") for one in expect]
     if given.acl:
         print(acl_rule(prefixes))
@@ -447,15 +433,12 @@ def _record(given: argparse.Namespace) -> int:
     if given.output is None:
         raise MemkitError("no file for the recording: give -o FILE.db")
     for_s = None if given.duration is None else ttl_ms(given.duration) / 1_000
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: ended.set())
     done = record(
         given.source,
         given.output,
         prefixes=prefixes,
         for_s=for_s,
-        stop=ended,
+        stop=_ended_by_signals(),
         began=lambda text: print(f"memkit: {text}", file=sys.stderr, flush=True),
     )
     print(f"{given.output}: {done}")
@@ -486,5 +469,5 @@ def _conformance(given: argparse.Namespace) -> int:
             show(len(finished), len(CASES))
 
         result = run(given.adapter, on_case=on_case)
-    print(result.to_json() if given.json else result.to_text(color=_use_color()))
+    _print(result, json=given.json)
     return result.exit_code

@@ -1,7 +1,5 @@
 """Expected TTLs by pattern: ``chat:*=7d,sliding,jitter=10%``, from the command line, Python or a configuration file."""
 
-from __future__ import annotations
-
 import os
 import re
 import tomllib
@@ -32,10 +30,10 @@ _Keyed = TypeVar("_Keyed", bound=_HasKey)
 
 @dataclass(frozen=True)
 class Expectation:
-    """The expected policy of the keys that match a Redis glob.
+    """The expected policy of the keys that match a Redis glob, such as ``chat:*``.
 
     Args:
-        pattern: The glob, such as ``chat:*``.
+        pattern: The glob.
         policy: The policy; of several TTLs on purpose, the one with the longest.
         jitter: How far a TTL may differ from the expected one, as a share of it, either way.
         other_ttls_ms: The shorter TTLs, in milliseconds, that are given on purpose too.
@@ -111,9 +109,6 @@ def glob_expression(pattern: str) -> re.Pattern[bytes]:
 def parse_expectation(text: str) -> Expectation:
     """Return the expectation that one ``--expect`` states; without an option it is sliding, renewed by every write.
 
-    Args:
-        text: Such as ``chat:*=7d``, ``P=24h,absolute,jitter=10%``, ``user:*=never`` or ``sess:*=1d|30d``.
-
     Raises:
         PolicyError: Names the part that could not be read.
     """
@@ -122,7 +117,8 @@ def parse_expectation(text: str) -> Expectation:
         raise PolicyError(f"{text!r} is not an expectation; {SHAPE}")
     pattern, ttl = entry["pattern"], entry["ttl"].strip()
     try:
-        expectation = _with_ttls(pattern, [_number_or_text(one.strip()) for one in ttl.split("|")])
+        ttls = [float(one) if re.fullmatch(r"[+-]?\d+(\.\d+)?", one) else one for one in map(str.strip, ttl.split("|"))]
+        expectation = _with_ttls(pattern, ttls)
         for option in filter(None, entry["options"].split(",")):
             expectation = _with_option(expectation, option.strip())
     except PolicyError as error:
@@ -130,10 +126,6 @@ def parse_expectation(text: str) -> Expectation:
     if pattern[-1] in ":/|#" and pattern == expectation.prefix:
         raise PolicyError(f"in {text!r}: {pattern!r} names one key; for all that begin so: '{pattern}*={ttl}'")
     return expectation
-
-
-def _number_or_text(ttl: str) -> Duration:
-    return float(ttl) if re.fullmatch(r"[+-]?\d+(\.\d+)?", ttl) else ttl
 
 
 def _with_ttls(pattern: str, ttls: Sequence[Duration | ExpiryPolicy | None]) -> Expectation:
@@ -161,9 +153,6 @@ def _with_option(expectation: Expectation, option: str) -> Expectation:
 def read_expectations(path: str | Path) -> list[Expectation]:
     """Return the expectations of a text file: one a line, ``#`` begins a comment.
 
-    Args:
-        path: The file.
-
     Raises:
         PolicyError: Names the line that could not be read, or the file if it is unreadable or has no expectation.
     """
@@ -187,11 +176,8 @@ def read_expectations(path: str | Path) -> list[Expectation]:
 def expectations(expect: Expect) -> list[Expectation]:
     """Return what ``audit(expect=...)`` was given as expectations, the most specific pattern first.
 
-    Args:
-        expect: One expectation as text, several, or a mapping from pattern to TTL.
-
     Raises:
-        PolicyError: For anything else, and for two expectations of one pattern.
+        PolicyError: It is none of the forms of Expect, or there are two expectations of one pattern.
     """
     if isinstance(expect, Mapping):
         found = [_of_pair(pattern, ttl) for pattern, ttl in expect.items()]
@@ -246,9 +232,6 @@ def configured_expectations(directory: Path | None = None) -> list[Expectation]:
     The file that ``MEMKIT_CONFIG`` names, or the nearest upwards of ``memkit.toml`` (table ``[expect]``) and
     ``pyproject.toml`` (table ``[tool.memkit.expect]``).
 
-    Args:
-        directory: The folder to look in first; the working directory if None.
-
     Raises:
         PolicyError: Names the file, and the pattern or the line that could not be read.
     """
@@ -261,6 +244,11 @@ def configured_expectations(directory: Path | None = None) -> list[Expectation]:
             if (folder / name).is_file() and (found := _read_toml(folder / name)) is not None:
                 return found
     return []
+
+
+def expected(texts: Iterable[str]) -> list[Expectation]:
+    """Return the expectations of a command's ``--expect``; without any, those of the configuration file."""
+    return [parse_expectation(text) for text in texts] or configured_expectations()
 
 
 def _read_toml(path: Path) -> list[Expectation] | None:

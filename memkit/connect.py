@@ -4,8 +4,6 @@ URLs: ``redis://``, ``rediss://``, ``unix://`` as redis-py reads them; ``redis+c
 ``redis+sentinel://host:port[,host:port]/service[/db]``; ``rediss+…`` for TLS.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -79,16 +77,7 @@ def connect(url: str, **options: Any) -> AnyClient:
 
 
 def connect_async(url: str, **options: Any) -> AnyAsyncClient:
-    """Return an asyncio client.
-
-    Args:
-        url: See ``connect``.
-        **options: Passed to redis-py.
-
-    Raises:
-        ServerError: The URL is invalid.
-        PolicyError: The URL has an invalid database number.
-    """
+    """Return an asyncio client; the arguments and errors are those of ``connect``."""
     topology = _topology(url)
     if topology == "cluster":
         address = _address(url)
@@ -125,14 +114,7 @@ def redact(url: str) -> str:
 
 
 def place(client: AnyClient) -> str:
-    """Return the server and database of a client in the form of MEMKIT_ALLOW.
-
-    Args:
-        client: A client of redis-py.
-
-    Returns:
-        ``host:port/db``, or ``path/db`` for a unix socket.
-    """
+    """Return a client's server and database as MEMKIT_ALLOW has them: ``host:port/db``, or ``path/db`` of a socket."""
     if isinstance(client, redis.RedisCluster):
         node = cast("Any", client.get_default_node())
         return f"{node.host}:{node.port}/0"
@@ -145,14 +127,9 @@ def place(client: AnyClient) -> str:
 
 
 def scan(node: redis.Redis, match: str = "*") -> Iterator[bytes]:
-    """Yield the names of the keys of one server as bytes, because a name need not be UTF-8.
+    """Yield the names of the keys of one server, some twice, as SCAN does.
 
-    Args:
-        node: A client of the server; its ``decode_responses`` has no effect.
-        match: A pattern of Redis.
-
-    Yields:
-        Names; SCAN may return one twice.
+    As bytes, whatever the client's ``decode_responses``: a name need not be UTF-8.
     """
     cursor = None
     while cursor != 0:

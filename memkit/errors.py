@@ -24,8 +24,6 @@
 A message contains what was found, what was expected and what to do next.
 """
 
-from __future__ import annotations
-
 from redis.exceptions import NoPermissionError
 
 

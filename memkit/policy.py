@@ -22,13 +22,7 @@ _TEXT = re.compile(r"([+-]?\d+(?:\.\d+)?) ?(ms|s|m|h|d|w)", re.ASCII)
 
 
 def duration_ms(value: Duration) -> float:
-    """Return a duration in milliseconds. It may be negative: time can be moved back.
-
-    Args:
-        value: Seconds, a string such as ``"7d"``, or a timedelta.
-
-    Returns:
-        Milliseconds, with fractions.
+    """Return a duration in milliseconds, with fractions. It may be negative: time can be moved back.
 
     Raises:
         PolicyError: The value is not a duration; the message names the value and the unit it was read in.
@@ -57,13 +51,7 @@ def duration_ms(value: Duration) -> float:
 
 
 def ttl_ms(value: Duration) -> int:
-    """Return a TTL in milliseconds.
-
-    Args:
-        value: Seconds, a string such as ``"7d"``, or a timedelta; above zero.
-
-    Returns:
-        Whole milliseconds, at least 1.
+    """Return a TTL in whole milliseconds, at least 1.
 
     Raises:
         PolicyError: The value is zero, negative, not finite, a bool, or over 3,170 years; the message names the value
@@ -81,13 +69,9 @@ def ttl_ms(value: Duration) -> int:
 
 
 def ttl_text(ms: float) -> str:
-    """Return the exact spelling of a duration that ``duration_ms`` reads back; ``render.duration`` is for people.
+    """Return milliseconds as ``duration_ms`` reads them back: ``7d``, ``36h``, ``1500ms``, in the largest exact unit.
 
-    Args:
-        ms: Milliseconds.
-
-    Returns:
-        A number and the largest exact unit: ``7d``, ``36h``, ``5m``, ``90s``, ``1500ms``.
+    ``render.duration`` is for people.
     """
     if abs(ms) < 1:
         return f"{ms:g}ms"

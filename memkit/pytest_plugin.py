@@ -3,13 +3,10 @@
 Works the same under ``pytest``, ``pytest -n``, ``%%ipytest`` and nbval.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
@@ -33,14 +30,8 @@ COMMAND_LOGS = pytest.StashKey["list[CommandLog]"]()
 APPLICATION_FIXTURES = {"redis_client", "async_redis_client", "redis_client_url"}
 DECODING_FIXTURES = {"redis_memory_store", "memory_store"}
 SANDBOX_FIXTURES = {"redis_memory_store", "memory_store", "async_memory_store", "memkit_sandbox"}
-FIXTURES = {
-    *APPLICATION_FIXTURES,
-    *SANDBOX_FIXTURES,
-    "redis_url",
-    "memkit_server",
-    "memkit_clock",
-    "memkit_server_factory",
-}
+FIXTURES = APPLICATION_FIXTURES | SANDBOX_FIXTURES
+FIXTURES |= {"redis_url", "memkit_server", "memkit_clock", "memkit_server_factory"}
 # 'v' == b'v', b'v' == 'v', or a method that only bytes have.
 BYTES_EXPECTED = re.compile(r"""['"] == b['"]|\bb(['"]).*\1 == ['"]|'str' object has no attribute 'decode'""")
 
@@ -118,9 +109,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             f"memkit: the client of {min(names & DECODING_FIXTURES)} decodes replies as UTF-8 (decode_responses=True). "
             "For values that are bytes use the fixture redis_client, which has decode_responses=False"
         )
-    keyspace = getattr(item, "funcargs", {}).get("_memkit_keyspace") or item.stash.get(DATABASE, None)
-    if isinstance(error, NoPermissionError) and not isinstance(error, LeftSandboxError) and keyspace:
-        error.add_note(f"memkit: {keyspace.limits}")
+    database = item.stash.get(DATABASE, None)
+    if database and isinstance(error, NoPermissionError) and not isinstance(error, LeftSandboxError):
+        error.add_note(f"memkit: {database.limits}")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -158,14 +149,6 @@ def _started(pytest_config: pytest.Config, /, **options: Any) -> RedisServer:
     return server
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The server of this run: a private one, or a real one by URL."""
-
-    server: RedisServer | None
-    url: str = field(repr=False)
-
-
 @pytest.fixture(scope="session")
 def memkit_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     """A private real server for the whole run, whatever --real-redis is; started at first use."""
@@ -173,32 +156,26 @@ def memkit_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
         yield server
 
 
-def _server_info(real: str) -> dict[str, Any]:
-    """Return INFO of a real server; fail in one line if it does not answer."""
-    try:
-        with connect(real, client_name=NAME) as client:
-            return cast("dict[str, Any]", client.info("server"))
-    except (redis.RedisError, MemkitError, OSError) as error:
-        reason = redact(str(error))
-    pytest.fail(
-        f"no answer from {redact(real)}, which --real-redis or MEMKIT_REDIS_URL names ({reason}): start it, name "
-        "another, or leave both out for a private server",
-        pytrace=False,
-    )
-
-
 @pytest.fixture(scope="session")
-def _memkit_target(request: pytest.FixtureRequest) -> Target:
+def _memkit_target(request: pytest.FixtureRequest) -> RedisServer | str:
+    """The server of this run: a private one, or the URL of a real one."""
     real = request.config.stash[REAL_URL]
     if not real:
-        server = cast("RedisServer", request.getfixturevalue("memkit_server"))
-        return Target(server, server.url)
-    info = _server_info(real)
+        return cast("RedisServer", request.getfixturevalue("memkit_server"))
+    try:
+        with connect(real, client_name=NAME) as client:
+            info: dict[str, Any] = client.info("server")
+    except (redis.RedisError, MemkitError, OSError) as error:
+        pytest.fail(
+            f"no answer from {redact(real)}, which --real-redis or MEMKIT_REDIS_URL names ({redact(str(error))}): "
+            "start it, name another, or leave both out for a private server",
+            pytrace=False,
+        )
     request.config.stash[RAN_ON].add(
         f"{info.get('server_name', 'redis')} {info.get('valkey_version', info['redis_version'])} at {redact(real)}, "
         "in sandboxes, time moved by deadline shift"
     )
-    return Target(None, real)
+    return real
 
 
 @pytest.fixture(scope="session")
@@ -212,22 +189,21 @@ def _memkit_sandboxes() -> Iterator[dict[str, Sandbox]]:
 
 
 @pytest.fixture
-def memkit_sandbox(_memkit_target: Target, _memkit_sandboxes: dict[str, Sandbox]) -> Iterator[Sandbox]:
+def memkit_sandbox(_memkit_target: RedisServer | str, _memkit_sandboxes: dict[str, Sandbox]) -> Iterator[Sandbox]:
     """A random key prefix, enforced by the server, removed without trace."""
-    where = _memkit_target.server or _memkit_target.url
-    url = where.url if isinstance(where, RedisServer) else where
+    url = _memkit_target if isinstance(_memkit_target, str) else _memkit_target.url
     if url not in _memkit_sandboxes:
-        _memkit_sandboxes[url] = Sandbox(where).open()
-    with Sandbox(where, parent=_memkit_sandboxes[url]) as sandbox:
+        _memkit_sandboxes[url] = Sandbox(_memkit_target).open()
+    with Sandbox(_memkit_target, parent=_memkit_sandboxes[url]) as sandbox:
         yield sandbox
 
 
 @pytest.fixture
-def redis_url(request: pytest.FixtureRequest, _memkit_target: Target) -> str:
+def redis_url(request: pytest.FixtureRequest, _memkit_target: RedisServer | str) -> str:
     """The URL of the private server; on a real server, of a sandbox's user, who cannot leave its prefix."""
-    if _memkit_target.server:
-        return _memkit_target.url
-    return cast("Sandbox", request.getfixturevalue("memkit_sandbox")).url
+    sandboxed = isinstance(_memkit_target, str)
+    where: RedisServer | Sandbox = request.getfixturevalue("memkit_sandbox" if sandboxed else "memkit_server")
+    return where.url
 
 
 @pytest.fixture
@@ -323,10 +299,10 @@ def memkit_clock(request: pytest.FixtureRequest) -> Iterator[ServerClock]:
                 servers.append(keyspace.server)
                 stack.callback(keyspace.accept_changes)
         if names & SANDBOX_FIXTURES or not clocks:
-            target: Target = request.getfixturevalue("_memkit_target")
-            if target.server:
-                servers.append(target.server)
-                clocks.append(target.server.clock)
+            target: RedisServer | str = request.getfixturevalue("_memkit_target")
+            if isinstance(target, RedisServer):
+                servers.append(target)
+                clocks.append(target.clock)
             else:
                 clocks.append(request.getfixturevalue("memkit_sandbox").clock)
         logs = [CommandLog(server) for server in servers if server.clock.method == "preload"]

@@ -3,8 +3,6 @@
 Names and values come from anybody's database: whatever is shown passes through ``printable`` or ``escaped``.
 """
 
-from __future__ import annotations
-
 import html
 import re
 import sys
@@ -65,12 +63,9 @@ def _columns(char: str) -> int:
 
 
 def duration(ms: float | None) -> str:
-    """Return a duration as people write it: ``7d``, ``36h``, ``6d 13h``, ``4m 58s``, ``1.5s``, ``250ms``.
+    """Return a duration as people write it: ``7d``, ``36h``, ``6d 13h``, ``4m 58s``, ``1.5s``, ``250ms``; None: no TTL.
 
     One unit if it is exact to the second and below 100 of that unit, otherwise two units, rounded to the smaller one.
-
-    Args:
-        ms: Milliseconds, negative ones too; None is a key without TTL.
     """
     if ms is None:
         return "no TTL"
@@ -97,23 +92,13 @@ def _two_units(seconds: int) -> str:
 
 
 def utc_text(at: datetime, *, round_up: bool = False) -> str:
-    """Return a time as ``2026-11-22T02:17:03Z``, to the second.
-
-    Args:
-        at: A timezone-aware time.
-        round_up: Round up, so that an upper bound stays one.
-    """
+    """Return a time as ``2026-11-22T02:17:03Z``; ``round_up`` to the next second keeps an upper bound one."""
     whole = datetime.fromtimestamp(ceil(at.timestamp()) if round_up else int(at.timestamp()), UTC)
     return whole.isoformat().replace("+00:00", "Z")
 
 
 def ago(at: datetime, now: datetime) -> str:
-    """Return how long ago a time was, in one unit: ``42 min ago``, ``3 h ago``, ``5 d ago``.
-
-    Args:
-        at: The time.
-        now: The time to count from; if ``at`` is later, the text begins with ``in``.
-    """
+    """Return how long before now a time was, in one unit: ``42 min ago``, ``3 h ago``, or ``in 5 d`` if it is later."""
     seconds = (now - at).total_seconds()
     unit, size = next((one for one in (("d", 172_800), ("h", 7_200), ("min", 120)) if abs(seconds) >= one[1]), ("s", 1))
     count = round(abs(seconds) / (size / 2 if unit != "s" else 1))
@@ -121,25 +106,15 @@ def ago(at: datetime, now: datetime) -> str:
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """Return a number with its noun: ``1 key``, ``1,240 keys``.
-
-    Args:
-        number: How many.
-        noun: The singular.
-        plural: The plural, if it is not the singular with an s.
-    """
+    """Return a number with its noun, and an s unless another plural is given: ``1 key``, ``1,240 keys``."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of texts, for a terminal or a notebook.
+    """A table of texts, for a terminal or a notebook: one title a column; the first cell of a row names it.
 
-    Args:
-        caption: What the table shows.
-        titles: One title a column.
-        rows: One text a column in each row; the first column names the row.
-        total: How many rows there are if only the first are in ``rows``.
+    ``total`` is how many rows there are if only the first are in ``rows``.
     """
 
     caption: str
@@ -183,13 +158,7 @@ def _padded(cell: str, columns: int) -> str:
 
 
 def wrapped(text: str, *, indent: str = "", columns: int = COLUMNS) -> str:
-    """Return a paragraph broken at words.
-
-    Args:
-        text: The paragraph.
-        indent: What every line after the first begins with.
-        columns: The most columns of a line; a longer word, such as a command, stays whole.
-    """
+    """Return a paragraph broken at words; a longer word, such as a command, stays whole."""
     return textwrap.fill(text, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
@@ -206,24 +175,13 @@ _CODES = {
 
 
 def colored(text: str, style: str, *, color: bool) -> str:
-    """Return a text in a terminal's colour.
-
-    Args:
-        text: The text.
-        style: A severity or an outcome: ``critical``, ``warning``, ``healthy``, ``failed``, ``skipped``, ``passed``;
-            anything else is bold.
-        color: Whether to colour at all.
-    """
+    """Return a text in a terminal's colour for a severity or an outcome; bold for any other style."""
     return f"\x1b[{_CODES.get(style, '1')}m{text}\x1b[0m" if color else text
 
 
 @contextmanager
 def progress(description: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """Show the progress of work that takes over a second, on stderr, if that is a terminal.
-
-    Args:
-        description: What is being done: ``auditing``.
-        unit: What is counted: ``keys``.
 
     Yields:
         A function to call with how many are done, of how many.

@@ -41,7 +41,7 @@ def on_a_terminal(*arguments: str, **environment: str) -> tuple[int, str]:
         while True:
             try:
                 part = os.read(ours, 65536)
-            except OSError:  # Linux says so when the other end is closed
+            except OSError:  # Linux reports that the other end is closed
                 break
             if not part:
                 break
@@ -50,7 +50,7 @@ def on_a_terminal(*arguments: str, **environment: str) -> tuple[int, str]:
     return process.returncode, printed.decode()
 
 
-def test_progress_is_removed_and_the_report_is_coloured(server: RedisServer) -> None:
+def test_progress_is_removed_and_report_is_coloured(server: RedisServer) -> None:
     code, printed = on_a_terminal("audit", server.url, "--expect", "chat:*=7d", "--full", "--duty", "0.002")
     assert code == 1
     drawn, removed, report = printed.partition("\x1b[")

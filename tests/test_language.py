@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +39,12 @@ SOURCES = [
     for path in sorted((ROOT / "memkit").rglob("*.py"))
     if path.relative_to(ROOT / "memkit").parts[0] not in PENDING
 ]
+TESTS = [
+    path
+    for path in sorted((ROOT / "tests").rglob("test_*.py"))
+    if path.relative_to(ROOT / "tests").parts[0] not in PENDING
+]
+LONGEST_TEST_NAME = 50
 NOTEBOOKS = [path for path in sorted((ROOT / "notebooks").glob("*.ipynb")) if path.name[:2] != "04"]
 
 
@@ -50,11 +58,14 @@ def forbidden(text: str) -> list[str]:
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield each docstring and each string with a space of a module, with its line."""
-    tree = ast.parse(path.read_text("utf-8"))
-    for node in ast.walk(tree):
+    """Yield each docstring, each string with a space and each comment of a module, with its line."""
+    source = path.read_text("utf-8")
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
             yield node.lineno, node.value
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
 
 
 @pytest.mark.parametrize(
@@ -76,6 +87,12 @@ def test_notebooks_use_the_fields_words(path: Path) -> None:
 def test_texts_in_code_use_the_fields_words(path: Path) -> None:
     found = {f"{path.name}:{line}": forbidden(text) for line, text in texts(path)}
     assert not {place: words for place, words in found.items() if words}
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_test_names_have_at_most_50_characters(path: Path) -> None:
+    names = re.findall(r"^ *(?:async )?def (test_\w+)", path.read_text("utf-8"), re.MULTILINE)
+    assert not [name for name in names if len(name) > LONGEST_TEST_NAME]
 
 
 def test_help_uses_the_fields_words() -> None:

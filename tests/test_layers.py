@@ -81,7 +81,7 @@ def test_no_circle():
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_heavy_packages_are_imported_where_they_are_used(name):
+def test_heavy_packages_are_imported_at_use(name):
     if name.startswith(MAY_LOAD_HEAVY):
         return
     body = tree(FILES[name]).body

@@ -355,3 +355,20 @@ def test_a_sandbox_s_refusal_names_the_fixtures(pytester):
     assert "test_a_sandbox_s_refusal" in frames[0]
     assert "memkit/server/sandbox.py" in frames[-1].replace("\\\\", "/")
     assert result.stdout.str().count("The above exception") == 0
+
+
+def test_a_refused_command_of_the_tests_own_user_fails(pytester):
+    pytester.makepyfile(
+        """
+        import redis
+
+        def test_refused(redis_client):
+            redis_client.acl_setuser("reader", enabled=True, nopass=True, categories=["-@all"], keys=["*"])
+            options = redis_client.connection_pool.connection_kwargs
+            own = redis.Redis(**options | {"username": "reader", "password": "x"})
+            own.set("k", 1)
+        """
+    )
+    result = pytester.runpytest_subprocess()
+    result.assert_outcomes(failed=1)
+    result.stdout.no_fnmatch_line("*INTERNALERROR*")

@@ -61,7 +61,7 @@ def test_table_is_aligned_and_escaped():
     assert "你好 &lt;x&gt;\\x1b" in html
 
 
-def test_wrapped_breaks_at_words_and_keeps_commands_whole():
+def test_wrapped_breaks_only_between_words():
     text = wrapped("next: " + "word " * 20 + "x" * 90, indent="    ")
     first, *_, last = text.splitlines()
     assert len(first) <= 80

@@ -17,7 +17,7 @@ def by_file(names: list[str]) -> list[str]:
     return sorted(names, key=lambda name: name.partition("::")[0])
 
 
-def test_every_worker_collects_the_same_names_in_the_same_order(request: pytest.FixtureRequest) -> None:
+def test_workers_collect_names_in_the_same_order(request: pytest.FixtureRequest) -> None:
     here = by_file([item.nodeid for item in request.session.items])
     # Another process, at a later second, whose sets and dicts of strings are in another order.
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "tests"]

@@ -15,16 +15,7 @@ CaseFunction = Callable[["TestEnvironment"], str | None]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One test of a store.
-
-    Args:
-        name: Its name, the same in every report.
-        meaning: What a right store does, in one sentence.
-        why: Why a failure loses memory.
-        fix: The usual fix.
-        needs_ttl: Whether it is skipped for a store without TTLs.
-        function: The test itself.
-    """
+    """One test of a store: what a right store does (``meaning``), why a failure loses memory, and the usual fix."""
 
     name: str
     _: KW_ONLY
@@ -36,13 +27,10 @@ class Case:
 
 
 def case(*, why: str, fix: str, needs_ttl: bool = False) -> Callable[[CaseFunction], Case]:
-    """Make a function a case; its docstring is the meaning."""
-
-    def decorate(function: CaseFunction) -> Case:
-        meaning = " ".join((function.__doc__ or "").split())
-        return Case(function.__name__, meaning=meaning, why=why, fix=fix, needs_ttl=needs_ttl, function=function)
-
-    return decorate
+    """Make a function a case; its docstring, one line, is the meaning."""
+    return lambda function: Case(
+        function.__name__, meaning=function.__doc__ or "", why=why, fix=fix, needs_ttl=needs_ttl, function=function
+    )
 
 
 Outcome = Literal["passed", "failed", "skipped"]

@@ -1,14 +1,11 @@
 """The test environment: a private server, sessions of the store under test, and what Redis really holds."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import redis
 
@@ -20,6 +17,8 @@ from memkit.server.launcher import RedisServer
 
 CONTROL_USER = "memkit-suite"
 CONTROL_PASSWORD = "suite"  # noqa: S105  # of a private server on loopback
+CONTROL: Any = {"username": CONTROL_USER, "password": CONTROL_PASSWORD, "socket_timeout": None}
+"""The suite's own user waits as long as a case may take; redis-py's default is 5 s."""
 ROLES = ("user", "assistant", "system", "tool")
 TTL_S = 600.0
 MARGIN_S = 2.0
@@ -38,12 +37,8 @@ class TestEnvironment:
     """One private server with a movable clock, on which one adapter is tested; a context manager.
 
     The store connects as the default user, so commands can be denied to it at any moment; the suite itself has a user
-    of its own.
-
-    Args:
-        adapter: The store under test.
-        spec: The adapter's package.module:factory, by which a fresh interpreter can import it; empty if there is none.
-        persist: Whether the server keeps an append-only file.
+    of its own. A fresh interpreter imports the adapter by ``spec``, its package.module:factory, unless that is empty.
+    With ``persist`` the server keeps an append-only file.
     """
 
     __test__ = False  # for pytest, which collects classes named Test
@@ -61,17 +56,14 @@ class TestEnvironment:
         self.limit_s = 60.0
         """The time limit of the current case."""
         self._persist = persist
-        self._handles: list[Handle] = []
+        self.handles: list[Handle] = []
+        """The open handles of the current case."""
         self._ids = itertools.count(1)
         self.token = f"memkit{os.getpid()}".encode()
         """The end of every session id; a key with it in its name belongs to one session."""
 
     def start(self) -> Self:
-        """Start the server.
-
-        Raises:
-            ServerNotFound: There is no server to start.
-        """
+        """Start the server."""
         modules = [path for path in os.environ.get("MEMKIT_REDIS_MODULES", "").split(os.pathsep) if path]
         for left in reversed(range(START_TRIES)):
             self.server = RedisServer(port=0, persist=self._persist, config={"loadmodule": modules} if modules else {})
@@ -81,7 +73,7 @@ class TestEnvironment:
             except ServerError:
                 if not left:
                     raise
-        self.control = self._control_client()
+        self.control = self.control_client()
         # Its own clock, under the suite's user: it has to work while commands are denied to the store's user.
         by_preload = self.server.clock.method == "preload"
         offset_file = self.server.directory / "clock" if by_preload else None
@@ -101,24 +93,23 @@ class TestEnvironment:
 
     def replace_server(self) -> None:
         """Start another server after a store hung, which may still be writing to the old one."""
-        self.abandon_handles()
+        self.handles.clear()  # closing those of a store that hung may hang again
         self.stop()
         self.start()
 
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _control_client(self) -> redis.Redis:
+    def control_client(self) -> redis.Redis:
+        """Return a client of the suite's own user, which is made anew: a restarted server has lost it."""
         with self.server.client() as default:
             default.execute_command(
                 "ACL", "SETUSER", CONTROL_USER, "reset", "on", f">{CONTROL_PASSWORD}", "~*", "&*", "+@all"
             )
-        return self.server.client(username=CONTROL_USER, password=CONTROL_PASSWORD)
+        return self.server.client(**CONTROL)
 
     def reset(self) -> None:
         """Prepare the next case: an empty server, at real time, with every command allowed."""
@@ -131,26 +122,11 @@ class TestEnvironment:
 
     def close_handles(self) -> None:
         """Close every handle that is still open; what a store raises on close does not count here."""
-        while self._handles:
+        while self.handles:
             with contextlib.suppress(Exception):
-                self._handles.pop().close()
-
-    def abandon_handles(self) -> None:
-        """Forget the open handles: closing those of a store that hung may hang again."""
-        self._handles.clear()
-
-    def restart_after_kill(self) -> None:
-        """Start the server again after it was killed, and connect to it."""
-        self.server.start()
-        self.control.close()
-        self.control = self._control_client()
+                self.handles.pop().close()
 
     # Sessions
-
-    @property
-    def url(self) -> str:
-        """The URL of database 0, for the store's user."""
-        return self.server.url
 
     def new_id(self, label: str = "session") -> str:
         """Return a session id that no case has used."""
@@ -166,8 +142,9 @@ class TestEnvironment:
 
     def open(self, session_id: str, ttl_s: float | None = TTL_S, *, url: str | None = None) -> Handle:
         """Open a session of the store; it is closed at the end of the case."""
-        handle = checked_handle(self.adapter.open(url or self.url, session_id, self.ttl(ttl_s)), self.adapter.name)
-        self._handles.append(handle)
+        opened = self.adapter.open(url or self.server.url, session_id, self.ttl(ttl_s))
+        handle = checked_handle(opened, self.adapter.name)
+        self.handles.append(handle)
         return handle
 
     def require_no_ttl_allowed(self) -> None:
@@ -187,7 +164,7 @@ class TestEnvironment:
 
     def close(self, handle: Handle) -> None:
         """Close a handle before the case ends."""
-        self._handles.remove(handle)
+        self.handles.remove(handle)
         handle.close()
 
     # Time
@@ -228,7 +205,7 @@ class TestEnvironment:
             yield self.control
             return
         url = self.server.url.removesuffix("/0") + f"/{number}"
-        with redis.Redis.from_url(url, username=CONTROL_USER, password=CONTROL_PASSWORD) as client:
+        with redis.Redis.from_url(url, **CONTROL) as client:
             yield client
 
     def delete_all_keys(self) -> None:
@@ -255,15 +232,13 @@ class TestEnvironment:
     # Permissions
 
     @contextlib.contextmanager
-    def denied(self, *rules: str) -> Iterator[bool]:
-        """Deny some commands or categories (``get``, ``@read``) to the store's user; yield whether any is known."""
-        known = False
+    def denied(self, *rules: str) -> Iterator[None]:
+        """Deny some commands or categories (``get``, ``@read``) to the store's user."""
         for rule in rules:
             with contextlib.suppress(redis.ResponseError):  # a command that this version does not have
                 self.control.execute_command("ACL", "SETUSER", "default", f"-{rule}")
-                known = True
         try:
-            yield known
+            yield
         finally:
             self.allow_all()
 

@@ -3,8 +3,6 @@
 Each class is its own factory and its own handle: ``memkit conformance memkit.conformance.examples:ListThenExpire``.
 """
 
-from __future__ import annotations
-
 import json
 import uuid
 from typing import Any, Self

@@ -1,13 +1,10 @@
 """A TCP proxy in front of the suite's server that loses one request or one reply, as a network does."""
 
-from __future__ import annotations
-
 import contextlib
 import select
 import socket
 import threading
 from collections.abc import Callable
-from types import TracebackType
 from typing import Literal, Self
 
 Loss = Literal["request", "reply", "reply twice", "late reply", "hold", "every request"]
@@ -39,9 +36,7 @@ class FaultProxy:
         threading.Thread(target=self._accept, daemon=True, name="memkit-proxy").start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         _shut(self._listener)
         for one in self._sockets:
             _shut(one)
@@ -53,10 +48,7 @@ class FaultProxy:
     def lose(self, loss: Loss | None, nth: int = 1, *, meanwhile: Callable[[], object] | None = None) -> None:
         """Make the nth request from now on fail (None: none), and count ``requests`` from zero again.
 
-        Args:
-            loss: What fails.
-            nth: Which request, from 1.
-            meanwhile: Called when a reply is lost, before the connection breaks.
+        ``meanwhile`` is called when a reply is lost, before the connection breaks.
         """
         with self._lock:
             self._meanwhile = meanwhile

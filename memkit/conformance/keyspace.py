@@ -1,7 +1,5 @@
 """The keys that a session left on the server: its own, those without a TTL, and how to damage them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -21,12 +19,8 @@ GARBAGE = b"\xff\xfe\x00 damaged on purpose \xff\x80"
 class SessionKeys:
     """The keys that the sessions of one case made, without those that all sessions share.
 
-    Made before the case's own sessions: a few others are written first, so that shared keys exist already.
-
-    Args:
-        env: The test environment.
-        report_at_rest: Whether to report keys without TTL also if nothing was done to them. One case does; in the
-            others, the keys of a store that never sets a TTL prove nothing.
+    Made before the case's own sessions: a few others are written first, so that shared keys exist already. One case
+    sets ``report_at_rest``. In the others, the keys of a store that never sets a TTL prove nothing.
     """
 
     def __init__(self, env: TestEnvironment, *, report_at_rest: bool = False) -> None:

@@ -1,7 +1,5 @@
 """Matrix: the results of the libraries that people use, shipped as matrix.json, as a table of cases and stores."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,10 +32,6 @@ class Matrix:
     def outcome(self, store: str, case: str) -> str:
         """Return ``passed``, ``failed`` or ``skipped``; nothing if the case was not run."""
         return str(self._of(store).get(case, {}).get("outcome", ""))
-
-    def message(self, store: str, case: str) -> str:
-        """Return what was observed of a store in a case, or the reason of a skip."""
-        return str(self._of(store).get(case, {}).get("message", ""))
 
     def failures(self, store: str) -> dict[str, str]:
         """Return the cases that a store failed, with what was observed."""

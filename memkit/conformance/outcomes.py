@@ -1,7 +1,5 @@
 """The exceptions by which a case ends other than by passing."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 
 
@@ -18,10 +16,8 @@ class Symptom(StrEnum):
 class CaseFailed(Exception):
     """The store gave a wrong answer.
 
-    Args:
-        message: What was observed.
-        symptom: Its kind: a Symptom, or ``raised`` and the type of an error.
-        kept: How many messages were read if they are the oldest or the newest of those that were appended.
+    ``symptom`` is a Symptom, or ``raised`` and the type of an error. ``kept`` is the number of messages that were read
+    if they are the oldest or the newest of those that were appended.
     """
 
     def __init__(self, message: str, *, symptom: str = Symptom.OTHER, kept: int | None = None) -> None:

@@ -3,8 +3,6 @@
 A store that keeps state in its process works among threads and fails between processes.
 """
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os
@@ -23,7 +21,7 @@ from memkit.conformance.environment import TestEnvironment
 from memkit.conformance.outcomes import CaseSkipped
 
 LIMIT_S = 60.0
-"""For the work of a forked process."""
+"""For one piece of work in another thread or process: more means that the store hangs."""
 LONGEST_S = 120.0
 """A forked process that works for longer ends by itself."""
 Result = TypeVar("Result")
@@ -55,7 +53,7 @@ def in_threads(works: Sequence[Callable[[], object]]) -> None:
         future.result()
 
 
-def outcome(future: Future[Any], *, within_s: float) -> object:
+def outcome(future: Future[Any], *, within_s: float = LIMIT_S) -> object:
     """Return what the work returned or raised; a TimeoutError if it has not ended yet."""
     try:
         return future.result(within_s)
@@ -64,11 +62,7 @@ def outcome(future: Future[Any], *, within_s: float) -> object:
 
 
 class ForkedProcess:
-    """A forked process that does some work, sends the result as JSON, and ends without the store's exit hooks.
-
-    Raises:
-        CaseSkipped: This platform cannot fork.
-    """
+    """A forked process that does some work, sends the result as JSON, and ends without the store's exit hooks."""
 
     def __init__(self, work: Callable[[], object]) -> None:
         if "fork" not in multiprocessing.get_all_start_methods():
@@ -87,12 +81,7 @@ class ForkedProcess:
         return self._receiver.poll(within_s)
 
     def result(self, *, limit_s: float = LIMIT_S) -> Any:
-        """Return what the work returned, as JSON types.
-
-        Raises:
-            NoAnswer: It did not answer in time.
-            RuntimeError: The work raised; the text is the error.
-        """
+        """Return what the work returned, as JSON types; raise NoAnswer, or RuntimeError with the error of the work."""
         try:
             answer = json.loads(self._receiver.recv_bytes()) if self.is_done(within_s=limit_s) else None
         except EOFError:
@@ -144,12 +133,7 @@ def works_when_forked(env: TestEnvironment) -> bool:
 
 
 class Interpreter:
-    """A fresh Python that runs memkit.conformance.worker and exchanges JSON lines; it ends with this process.
-
-    Args:
-        arguments: Of the worker: the adapter's package.module:factory, then those of its job.
-        variables: Environment variables to set.
-    """
+    """A fresh Python that runs memkit.conformance.worker and exchanges JSON lines; it ends with this process."""
 
     def __init__(self, *arguments: str, **variables: str) -> None:
         # -P and a path without the current directory, from which load() alone imports: a json.py in it would replace

@@ -1,7 +1,5 @@
 """Result: what the cases observed, as text, HTML and JSON, the likely root cause first."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, asdict, dataclass

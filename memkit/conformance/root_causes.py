@@ -1,7 +1,5 @@
 """Which failed cases are likely root causes, and which failures may follow from them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 
@@ -27,13 +25,9 @@ class RootCause:
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """A cause that several cases observe.
+    """A cause that several cases observe; the first of ``found_by`` that failed names it.
 
-    Args:
-        sentence: The cause.
-        found_by: The cases that show it; the first of them that failed names it.
-        symptoms: What they and the others observed.
-        explains: The other cases that can follow from it; all if empty.
+    ``explains`` has the other cases that can follow from it; all with one of its symptoms if it is empty.
     """
 
     sentence: str

@@ -1,7 +1,5 @@
 """Run the cases against a store, each within its time limit."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 import warnings
@@ -23,12 +21,8 @@ from memkit.server.launcher import READY_WITHIN_S
 
 CASE_LIMIT_S = 60.0
 """A case takes 0.05 to 5 s; more means that the store hangs."""
-FIRST_LIMIT_S = 60.0
-"""For opening, writing, reading, clearing and closing one session, before the cases."""
 IMPORT_LIMIT_S = 120.0
 """For importing the adapter; heavy libraries take 10 s on a busy machine."""
-ENDING_S = 1.0
-"""For a worker that has reported everything to end."""
 MOST_HANGS = 5
 TRIES = 3
 """How often an inconclusive case is run."""
@@ -44,10 +38,7 @@ class Hung(Exception):
 
 
 def run_limited(work: Callable[[], object], limit_s: float) -> BaseException | None:
-    """Do work in a thread; return what it raised, or Hung.
-
-    A thread cannot be ended: one that hangs stays, and the owner of the process decides what to do.
-    """
+    """Do work in a thread; return what it raised, or Hung. A thread that hangs cannot be ended."""
     with warnings.catch_warnings():
         # A warning of the store is not a wrong answer, also if pytest turns warnings into errors.
         warnings.simplefilter("ignore")
@@ -57,16 +48,12 @@ def run_limited(work: Callable[[], object], limit_s: float) -> BaseException | N
             return Hung(f"no answer within {limit_s:.3g} s")
 
 
-def first_contact(env: TestEnvironment, label: str, *, limit_s: float = FIRST_LIMIT_S) -> None:
-    """Open a session once, use it and close it.
-
-    Raises:
-        AdapterError: open() raised or returned no handle, or a method hung; one line.
-    """
+def first_contact(env: TestEnvironment, label: str, *, limit_s: float = CASE_LIMIT_S) -> None:
+    """Open a session, use it and close it; AdapterError, one line, if open() raises or a method hangs."""
     steps = ["open()"]
 
     def work() -> None:
-        handle = checked_handle(env.adapter.open(env.url, env.new_id("first"), env.ttl(TTL_S)), label)
+        handle = checked_handle(env.adapter.open(env.server.url, env.new_id("first"), env.ttl(TTL_S)), label)
         for step, method in (
             ("append()", lambda: handle.append("user", "first contact")),
             ("read()", handle.read),
@@ -90,9 +77,8 @@ def first_contact(env: TestEnvironment, label: str, *, limit_s: float = FIRST_LI
 
 def run_case(case: Case, env: TestEnvironment, *, limit_s: float = CASE_LIMIT_S) -> CaseResult:
     """Run one case on the emptied server."""
-    began = time.monotonic()
+    began, remark = time.monotonic(), ""
     env.limit_s = limit_s
-    remark = ""
 
     def work() -> None:
         nonlocal remark
@@ -145,7 +131,7 @@ def uses_client_clock(env: TestEnvironment) -> bool:
         session.append()
         is_empty = not env.read(session.id)
 
-    run_limited(work, FIRST_LIMIT_S)
+    run_limited(work, CASE_LIMIT_S)
     return env.clock.method == "preload" and is_empty
 
 
@@ -167,39 +153,24 @@ def _outcome(error: BaseException | None) -> tuple[Outcome, str, str]:
 def run_cases(
     adapter: StoreAdapter,
     *,
-    label: str,
     spec: str = "",
     cases: Iterable[Case] = CASES,
     limit_s: float = CASE_LIMIT_S,
     on_contact: Callable[[], None] = lambda: None,
     on_case: Callable[[CaseResult], None] = lambda _: None,
 ) -> Result:
-    """Test an adapter in this process; the run ends at the first case that hangs.
-
-    Args:
-        adapter: The adapter.
-        label: Its name in errors.
-        spec: Its package.module:factory, by which a fresh interpreter can import it too.
-        cases: The cases to run.
-        limit_s: Seconds a case may take.
-        on_contact: Called after a session was opened and closed once, before the cases.
-        on_case: Called with each result.
-
-    Raises:
-        AdapterError: open() raises or hangs.
-        ServerNotFound: There is no server to start.
-    """
+    """Test an adapter in this process, which may have a spec too; the run ends at the first case that hangs."""
     began = time.monotonic()
     results: list[CaseResult] = []
     with TestEnvironment(adapter, spec=spec) as env:
-        first_contact(env, label, limit_s=min(limit_s, max(FIRST_LIMIT_S, limit_s / 2)))
+        first_contact(env, spec or type(adapter).__name__, limit_s=limit_s)
         on_contact()
         server = f"{env.server.flavour} {env.server.version} ({env.server.source}), clock by {env.clock.method}"
         for case in cases:
             results.append(run_case(case, env, limit_s=limit_s))
             on_case(results[-1])
             if results[-1].hung:
-                env.abandon_handles()
+                env.handles.clear()  # closing those of a store that hung may hang again
                 break
     return Result(adapter.name, server=server, cases=tuple(results), took_s=round(time.monotonic() - began, 2))
 
@@ -240,8 +211,7 @@ def run(
         if hangs == MOST_HANGS:
             results += [_lost(name, f"not run: {hangs} cases hung before it") for name in wanted[len(results) :]]
         else:
-            # A store that hung once gets less time: the whole run has to end, too.
-            _run_rest(spec, limit_s / 3 if hangs else limit_s, wanted[len(results) :], results, about, on_case)
+            _run_rest(spec, limit_s, wanted[len(results) :], results, about, on_case)
     took_s = round(time.monotonic() - began, 2)
     return Result(about["store"], server=about["server"], cases=tuple(results), took_s=took_s)
 
@@ -259,7 +229,7 @@ def _run_rest(
     worker = Interpreter(spec, str(limit_s), *names)
     try:
         while line := worker.receive(patience_s):
-            patience_s = TRIES * limit_s + FIRST_LIMIT_S + READY_WITHIN_S
+            patience_s = (TRIES + 1) * limit_s + READY_WITHIN_S
             if "error" in line:
                 kinds: dict[str, type[MemkitError]] = {"ServerNotFound": ServerNotFound, "ServerError": ServerError}
                 if not count:
@@ -277,7 +247,7 @@ def _run_rest(
             ) from None
         error = f"nothing happened for {patience_s:g} s"
     finally:
-        ended = worker.stop(within_s=0.0 if error else ENDING_S)
+        ended = worker.stop(within_s=0.0 if error else READY_WITHIN_S)
     if len(results) == count:
         if about["step"] and not count:
             raise AdapterError(f"{spec}: the process ended {about['step']}: {error or ended}")

@@ -1,7 +1,5 @@
 """One session under test: the messages that were appended, and whether the store still returns them."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta

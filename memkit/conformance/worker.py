@@ -4,8 +4,6 @@
 reads one job from stdin: open a session, read it, append a message.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import queue
@@ -58,7 +56,6 @@ def _run(adapter: StoreAdapter, spec: str, limit_s: float, names: list[str], sen
     send(store=adapter.name, step=FIRST_CONTACT)
     result = run_cases(
         adapter,
-        label=spec,
         spec=spec,
         cases=[case for case in CASES if case.name in names],
         limit_s=limit_s,

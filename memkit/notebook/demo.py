@@ -4,8 +4,6 @@ The application stores chats like LangChain's community store: a LIST, newest me
 release each write set a TTL of seven days, after it five minutes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import random
@@ -61,16 +59,9 @@ def demo_server() -> RedisServer:
 
 
 def load_incident(server: RedisServer, *, sessions: int = 600, minutes_since: int = 25, seed: int = 7) -> Incident:
-    """Replay six days of chats and the time since the release on a private server; its clock ends at real time.
+    """Replay six days of chats and the minutes since the release on a private server; its clock ends at real time.
 
-    Args:
-        server: A running private server, such as ``demo_server()``.
-        sessions: The number of sessions before the release.
-        minutes_since: The minutes since the release.
-        seed: The seed of the random chats.
-
-    Returns:
-        The incident.
+    The same seed gives the same chats.
     """
     dice = random.Random(seed)  # noqa: S311  # the same chats each time
     now = datetime.now(UTC)
@@ -92,17 +83,9 @@ def load_incident(server: RedisServer, *, sessions: int = 600, minutes_since: in
 
 
 def continue_incident(url: str, *, sessions: int = 600, every_s: float = 60 / CHATS_PER_MINUTE) -> threading.Event:
-    """Continue the incident in real time, in a thread.
+    """Continue the incident in real time, in a thread, until the event that is returned is set, or the server ends.
 
     Without it, all sessions with the short TTL expire within five minutes after the replay.
-
-    Args:
-        url: The demo server's URL.
-        sessions: The number of sessions that were replayed.
-        every_s: The seconds between two writes.
-
-    Returns:
-        An event that ends the thread when it is set; the thread also ends with the server.
     """
     ended, dice = threading.Event(), random.Random()  # noqa: S311  # chats, not secrets
 
@@ -116,16 +99,10 @@ def continue_incident(url: str, *, sessions: int = 600, every_s: float = 60 / CH
 
 
 def record_incident(directory: str | Path) -> Path:
-    """Replay a small incident on a private server while the recorder watches it, and return the recording.
+    """Replay a small incident on a private server while the recorder watches it; return the recording, a new file.
 
     Forty chats get a TTL of seven days, then, after a release, of five minutes. One is deleted, one is written without
     a TTL, and the others without further messages expire.
-
-    Args:
-        directory: The folder for the recording, which gets a new name each time.
-
-    Raises:
-        MemkitError: The recorder failed.
     """
     output = Path(directory) / f"incident-{secrets.token_hex(4)}.db"
     stop, begun = threading.Event(), threading.Event()

@@ -166,13 +166,20 @@ class Status:
 
 def running() -> Table:
     """Return the Redis servers that this notebook uses, as a table. Sends only INFO, DBSIZE and CONFIG GET."""
-    own = server()
+    own, target = server(), url()
     with own.client() as client:
         keys = client.dbsize()
     rows = [
-        ("this notebook's", "experiments and inline tests", f"{own.flavour} {own.version}", own.source, f"{keys:,}"),
-        ("under investigation", *_investigated(url())),
+        ("this notebook's", "experiments and inline tests", f"{own.flavour} {own.version}", own.source, f"{keys:,}")
     ]
+    with connect(target) as client:
+        info: dict[str, Any] = client.info("server")
+        flavour = info.get("server_name", "redis")
+        version = f"{flavour} {info.get(f'{flavour}_version', info['redis_version'])}"
+        private = started_by_memkit(client)
+        purpose = "the demo incident" if private else "yours, read-only"
+        source = "memkit's, private" if private else redact(target)
+        rows.append(("under investigation", purpose, version, source, f"{client.dbsize():,}"))
     return Table("The servers of this notebook", ("server", "purpose", "version", "source", "keys"), rows)
 
 
@@ -194,20 +201,8 @@ def remaining_ttls(target: str, prefix: str) -> Table:
         (title, f"{steps.count(place):>4}", "▪" * ceil(20 * steps.count(place) / most))
         for place, (title, _) in enumerate(TTL_STEPS_S)
     ]
-    return Table(
-        f"{counted(len(left_s), 'session')} {prefix}* by remaining TTL", ("remaining TTL", "sessions", ""), rows
-    )
-
-
-def _investigated(target: str) -> tuple[str, str, str, str]:
-    with connect(target) as client:
-        info: dict[str, Any] = client.info("server")
-        keys = client.dbsize()
-        private = started_by_memkit(client)
-    flavour = info.get("server_name", "redis")
-    version = info.get(f"{flavour}_version", info["redis_version"])
-    purpose = "the demo incident" if private else "yours, read-only"
-    return purpose, f"{flavour} {version}", "memkit's, private" if private else redact(target), f"{keys:,}"
+    caption = f"{counted(len(left_s), 'session')} {prefix}* by remaining TTL"
+    return Table(caption, ("remaining TTL", "sessions", ""), rows)
 
 
 def _guard() -> str:

@@ -1,7 +1,5 @@
 """``memkit lab``: JupyterLab with the notebooks, and the demo incident on a private Redis."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -10,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources, util
 from pathlib import Path
@@ -18,8 +15,8 @@ from pathlib import Path
 from memkit.config import configured_expectations, parse_expectation
 from memkit.connect import connect, redact
 from memkit.errors import MemkitError
-from memkit.notebook.demo import LAB_EXPECT, LAB_URL, Incident, continue_incident, demo_server, load_incident
-from memkit.server.launcher import find_server
+from memkit.notebook.demo import LAB_EXPECT, LAB_URL, continue_incident, demo_server, load_incident
+from memkit.server.launcher import find_server, short_directory
 
 REQUIRED = ("jupyterlab", "ipytest", "pandas", "matplotlib")
 # No network access: no news, no extension manager. Kernels listen on unix sockets in the lab's own directory instead of
@@ -65,7 +62,7 @@ exit $code
 def run_lab(
     *, directory: Path | None, port: int | None, browser: bool, url: str | None, expect: Sequence[str] = ()
 ) -> int:
-    """Run JupyterLab until it ends.
+    """Run JupyterLab until it ends; return the exit code.
 
     Args:
         directory: The folder with the notebooks; those that are missing in it are copied there. None: the clone's
@@ -75,12 +72,8 @@ def run_lab(
         url: A Redis to investigate, read-only; None: the demo incident.
         expect: Its expected TTLs, such as ``chat:*=7d``; none: those of the configuration file.
 
-    Returns:
-        The exit code.
-
     Raises:
-        MemkitError: Something is missing; the message gives the command to type.
-        PolicyError: An expectation is invalid.
+        MemkitError: Something is missing, and the message gives the command to type; or an expectation is invalid.
     """
     for text in expect:
         parse_expectation(text)
@@ -97,7 +90,8 @@ def run_lab(
             target, expectations = url, list(expect) or [one.text for one in configured_expectations()]
             description = f"{redact(url)}, read-only"
         else:
-            demo = stack.enter_context(_demo())
+            demo = load_incident(stack.enter_context(demo_server()))
+            stack.callback(continue_incident(demo.url).set)
             target, expectations = demo.url, list(expect) or demo.expectations
             description = "the demo incident on a private Redis"
         lines = (f"notebooks: {folder}", f"investigating: {description}", "Ctrl-C stops JupyterLab and its servers.")
@@ -117,14 +111,7 @@ def _clone() -> Path | None:
 
 
 def prepare(directory: Path | None) -> Path:
-    """Return the folder to open: the clone's notebooks, or a copy that overwrites no file.
-
-    Args:
-        directory: Where to copy the notebooks; None: nowhere in a clone, otherwise to ``memkit-notebooks``.
-
-    Raises:
-        MemkitError: The folder cannot be made.
-    """
+    """Return the folder to open: the clone's notebooks, or a copy of the notebooks that overwrites no file."""
     clone = _clone()
     if directory is None and clone and os.access(clone, os.W_OK):
         return clone
@@ -140,23 +127,19 @@ def prepare(directory: Path | None) -> Path:
     return target
 
 
-@contextlib.contextmanager
-def _demo() -> Iterator[Incident]:
-    with demo_server() as server:
-        incident = load_incident(server)
-        ended = continue_incident(incident.url)
-        yield incident
-        ended.set()
-
-
 def _jupyter(folder: Path, port: int | None, browser: bool, variables: dict[str, str]) -> int:
     runtime = _runtime()
+    command = [sys.executable, "-m", "jupyterlab", str(folder), *JUPYTER_OPTIONS]
+    command += [f"--port={port}", "--port-retries=0"] if port else []
+    command += [] if browser else ["--no-browser"]
+    command += ["--allow-root"] if os.geteuid() == 0 else []
+    paths = os.pathsep.join(filter(None, (str(runtime), os.environ.get("JUPYTER_CONFIG_PATH"))))
     read_end, write_end = os.pipe()
     try:
         watchdog = subprocess.Popen(
-            ["/bin/sh", "-c", WATCHDOG, "memkit-lab-watchdog", str(runtime), *_command(folder, port, browser)],
+            ["/bin/sh", "-c", WATCHDOG, "memkit-lab-watchdog", str(runtime), *command],
             stdin=read_end,
-            env=_environment(runtime) | variables,
+            env=os.environ | {"JUPYTER_RUNTIME_DIR": str(runtime), "JUPYTER_CONFIG_PATH": paths} | variables,
             start_new_session=True,
         )
     finally:
@@ -168,26 +151,10 @@ def _jupyter(folder: Path, port: int | None, browser: bool, variables: dict[str,
     return 0
 
 
-def _command(folder: Path, port: int | None, browser: bool) -> list[str]:
-    command = [sys.executable, "-m", "jupyterlab", str(folder), *JUPYTER_OPTIONS]
-    command += [f"--port={port}", "--port-retries=0"] if port else []
-    command += [] if browser else ["--no-browser"]
-    return command + (["--allow-root"] if os.geteuid() == 0 else [])
-
-
-def _environment(runtime: Path) -> dict[str, str]:
-    paths = filter(None, (str(runtime), os.environ.get("JUPYTER_CONFIG_PATH")))
-    return os.environ | {
-        "JUPYTER_RUNTIME_DIR": str(runtime),
-        "JUPYTER_CONFIG_PATH": os.pathsep.join(paths),
-    }
-
-
 def _runtime() -> Path:
     """Return a new directory for JupyterLab's files while it runs; the watchdog removes it."""
     # The names of a kernel's sockets add 50 bytes, and macOS allows 103 in all.
-    base = tempfile.gettempdir() if len(os.fsencode(tempfile.gettempdir())) < 32 else "/tmp"  # noqa: S108
-    directory = Path(tempfile.mkdtemp(prefix="memkit-lab-", dir=base))
+    directory = short_directory("memkit-lab-", 32)
     (directory / "labconfig").mkdir()
     for name, content in JUPYTER_DEFAULTS.items():
         (directory / "labconfig" / name).write_text(json.dumps(content))

@@ -3,8 +3,6 @@
 The page loads nothing and shows no message, no password and no session's name.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,20 +12,16 @@ from importlib import resources
 from pathlib import Path
 from secrets import token_bytes
 from string import Template
-from typing import TYPE_CHECKING
 
 from memkit.audit.finding import Finding
 from memkit.audit.report import AuditReport
 from memkit.audit.run import audit
 from memkit.audit.sampling import KeyFacts, Progress
-from memkit.config import configured_expectations, parse_expectation
+from memkit.config import expected
 from memkit.errors import MemkitError, PolicyError
 from memkit.notebook.demo import demo_server, load_incident
 from memkit.readonly.values import to_name
 from memkit.render import Table, ago, counted, duration, escaped, printable, utc_text
-
-if TYPE_CHECKING:
-    from memkit.plot import Figure
 
 MAX_ROWS = 20
 FIRST_ROWS = 5
@@ -36,12 +30,7 @@ FIRST_ROWS = 5
 
 @dataclass(frozen=True, slots=True)
 class Triage:
-    """A written report.
-
-    Attributes:
-        path: The HTML file.
-        report: The audit in it.
-    """
+    """A written report: ``path``, the HTML file, and ``report``, the audit in it."""
 
     path: Path
     report: AuditReport
@@ -68,9 +57,9 @@ def examine(url: str, expectations: Iterable[str] = ()) -> AuditReport:
         ExpectationNeeded: No expectation is given. The message lists the prefixes and TTLs that were found.
         PolicyError: An expectation is invalid.
     """
-    expected = [parse_expectation(text) for text in expectations] or configured_expectations()
-    report = audit(url, expect=expected)
-    if not expected:
+    expect = expected(expectations)
+    report = audit(url, expect=expect)
+    if not expect:
         found = "\n".join(f"  {one.message}" for one in report.seen)
         raise ExpectationNeeded(
             "Which TTL should these sessions have? Set expectations in the cell above, such as "
@@ -103,17 +92,16 @@ def triage(
         PolicyError: An expectation is invalid.
         MemkitError: The file cannot be written, or matplotlib is not installed.
     """
-    expected = [parse_expectation(text) for text in expect]
+    expectations = expected(expect) if url or expect else []
     path = Path(output)
     if path.is_dir():
         raise MemkitError(f"{output} is a folder; give -o the name of a file, such as {path / 'triage.html'}")
     if url:
-        report = audit(url, expect=expected or configured_expectations(), at=at, progress=progress)
+        report = audit(url, expect=expectations, at=at, progress=progress)
     else:
         with demo_server() as server:
             incident = load_incident(server)
-            demo = [parse_expectation(text) for text in incident.expectations]
-            report = audit(incident.url, expect=expected or demo, progress=progress)
+            report = audit(incident.url, expect=expectations or expected(incident.expectations), progress=progress)
     path.write_text(page(report), "utf-8")
     return Triage(path, report)
 
@@ -145,11 +133,7 @@ def affected(report: AuditReport, *, reveal: bool = False, limit: int = MAX_ROWS
 
 
 def server_table(report: AuditReport) -> Table:
-    """Return what server was audited, as a table.
-
-    Args:
-        report: What ``audit`` returned.
-    """
+    """Return what server was audited, as a table."""
     used, limit = report.counters.get("used_memory"), report.counters.get("maxmemory")
     rows = [
         ("server", f"{report.server['flavour']} {report.server['version']}"),
@@ -187,21 +171,15 @@ def five_minutes_later(url: str) -> str:
 
 
 def page(report: AuditReport) -> str:
-    """Return the report as one HTML page.
-
-    Args:
-        report: What ``audit`` returned.
-
-    Raises:
-        MemkitError: matplotlib is not installed.
-    """
+    """Return the report as one HTML page; MemkitError if matplotlib is not installed."""
     try:
         from memkit import plot
         from memkit.plot.style import DARK
     except ImportError:
         raise MemkitError("the report has figures; type: pip install 'redis-memkit[lab]'") from None
     template = Template((resources.files("memkit.notebook") / "triage.html").read_text("utf-8"))
-    figures = (plot.show(draw(report)) for draw in (plot.plot_deadlines, plot.plot_future, plot.plot_ends))
+    draws = (plot.plot_ttl_now, plot.plot_deadlines, plot.plot_future, plot.plot_ends)
+    first, *others = (f"<figure>{plot.show(draw(report)).to_svg()}</figure>" for draw in draws)
     notes = [*(one.message for one in report.seen), *report.notes, report.proof_sentence()]
     return template.substitute(
         title=_html(report.verdict.sentence),
@@ -209,10 +187,10 @@ def page(report: AuditReport) -> str:
         light="; ".join(f"--memkit-{colour[1:]}: {colour}" for colour in DARK),
         dark="; ".join(f"--memkit-{colour[1:]}: {dark}" for colour, dark in DARK.items()),
         numbers="".join(f"<div><dt>{name}</dt><dd>{_html(value)}</dd></div>" for name, value in _numbers(report)),
-        figure=_figure(plot.show(plot.plot_ttl_now(report))),
+        figure=first,
         findings="".join(_finding(one, report.verdict.sentence) for one in report.findings) or "<p>No findings.</p>",
         affected=affected(report, limit=FIRST_ROWS).to_html(),
-        figures="".join(map(_figure, figures)),
+        figures="".join(others),
         tables=server_table(report).to_html(),
         notes=f"<ul>{''.join(f'<li>{_html(note)}</li>' for note in notes)}</ul>",
     )
@@ -227,10 +205,7 @@ def _numbers(report: AuditReport) -> Iterable[tuple[str, str]]:
         yield "observed TTL", duration(None if first.observed_ttl_s is None else first.observed_ttl_s * 1000)
     if first and first.since:
         since = utc_text(first.since, round_up=first.since_is == "upper bound")
-        yield (
-            f"since ({first.since_is})",
-            f"{since} ({ago(first.since, report.at)})",
-        )
+        yield f"since ({first.since_is})", f"{since} ({ago(first.since, report.at)})"
     yield "checked", f"{report.sample['keys']:,} of {counted(report.sample['of'], 'key')}"
     yield "server", f"{report.server['flavour']} {report.server['version']}"
     yield "audited at", utc_text(report.at)
@@ -248,10 +223,6 @@ def _finding(finding: Finding, verdict: str) -> str:
     severity = finding.severity
     title = f'<span class="status {severity}">{severity}</span> <strong>{finding.cause}</strong> {escaped(scope)}'
     return f'{title}<dl class="finding">{cells}</dl>'
-
-
-def _figure(figure: Figure) -> str:
-    return f"<figure>{figure.to_svg()}</figure>"
 
 
 def _html(text: str) -> str:

@@ -3,8 +3,6 @@
 The answers are in notebook 01, which runs the cases and tests them.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -68,47 +66,28 @@ FILLERS = {f"memkit-filler:{number}": "v" * 1_000 for number in range(1_000)}
 
 
 def ttl_rules(client: redis.Redis) -> Table:
-    """Run each line of TTL_RULES on new keys and return the TTL of its last key.
-
-    Args:
-        client: A client of a server that the production guard accepts.
-    """
+    """Run each line of TTL_RULES on new keys and return the TTL of its last key."""
     guard_write(client)
     rows = [(rule, _ttl_after(client, rule)) for rule in _rules(TTL_RULES)]
     return Table("The effect of commands on a TTL of 100 s", ("commands", "TTL of the last key"), rows)
 
 
 def expire_rules(client: redis.Redis) -> Table:
-    """Run each line of EXPIRE_RULES on new keys and return its last reply and the TTL after it.
-
-    Args:
-        client: A client of a server that the production guard accepts. The reply of a server without the options is
-            "not on this server".
-    """
+    """Run each line of EXPIRE_RULES on new keys and return its last reply and the TTL after it."""
     guard_write(client)
     rows = [(rule, *_reply_and_ttl(client, rule)) for rule in _rules(EXPIRE_RULES)]
     return Table("EXPIRE with its options, and the replies of TTL", ("commands", "last reply", "TTL after it"), rows)
 
 
 def beside(real: redis.Redis, other: redis.Redis, name: str) -> Table:
-    """Run every case with the same result on all servers on a real server and on a fake.
-
-    Args:
-        real: A client of a server that the production guard accepts.
-        other: A client of the fake.
-        name: The fake's name and version, for the table.
-    """
+    """Run every case with the same result on all servers on a real server and on a fake with this name."""
     guard_write(real)
     rows = [(case.does, _result(case, real), _result(case, other)) for case in CASES if not case.varies]
     return Table("A real server and a fake", ("case", "a real server", name), rows)
 
 
 def differing(results: Table) -> Table:
-    """Return the rows with different results.
-
-    Args:
-        results: A table of results, one column per server.
-    """
+    """Return the rows of a table in which the servers' results differ."""
     rows = [row for row in results.rows if len(set(row[1:])) > 1]
     return Table(f"{len(rows)} of {len(results.rows)} results differ", results.titles, rows)
 
@@ -149,11 +128,7 @@ def server_with_hash_ttls() -> RedisServer:
 
 
 def evict_with_one_write(client: redis.Redis) -> dict[str, int]:
-    """Write one key while memory is full, with volatile-ttl; return how many keys expired and how many were evicted.
-
-    Args:
-        client: A client of a server that the production guard accepts.
-    """
+    """Write one key while memory is full, with volatile-ttl; return how many keys expired and were evicted."""
     guard_write(client)
     before = client.info("stats")
     with _full(client, "volatile-ttl", 0), suppress(redis.ResponseError):

@@ -1,7 +1,5 @@
 """observe_expiry: when keys expired, as intervals on the server's clock."""
 
-from __future__ import annotations
-
 from memkit.observe.log import Expiry, ExpiryLog
 from memkit.observe.observe import Watch, observe_expiry, watch
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import islice
 from posixpath import commonprefix
 from secrets import token_hex
 from ssl import SSLWantReadError
@@ -36,7 +35,7 @@ from memkit.observe.log import (
 from memkit.policy import UNIT_MS, Duration, ttl_ms, ttl_text
 from memkit.readonly.connection import ReadOnlyConnection, command, refused
 from memkit.render import duration, progress
-from memkit.server.clock import ServerClock, escape_glob, knows
+from memkit.server.clock import ServerClock, chunks, escape_glob, knows
 from memkit.server.guard import guard_write, started_by_memkit
 
 EVENTS: Final[Mapping[bytes, End]] = {b"expired": "expired", b"evicted": "evicted", b"del": "deleted"}
@@ -215,10 +214,6 @@ class _Check:
     to_us: int
     deadline_us: int
 
-    @property
-    def width_us(self) -> int:
-        return self.to_us - self.from_us
-
 
 def _change(key: str, was: _Check, now: _Check) -> DeadlineChange | None:
     moved = now.deadline_us - was.deadline_us
@@ -249,6 +244,10 @@ def _start_us(seen: _Check, ttl: int, idle_s: int | None) -> tuple[int, int]:
     return earliest, min(seen.from_us, earliest + 2_000_000)
 
 
+def _width_us(check: _Check) -> int:
+    return check.to_us - check.from_us
+
+
 class _KeyReader:
     """Read keys without touching their idle clocks: each deadline, or how many of a group exist."""
 
@@ -267,19 +266,14 @@ class _KeyReader:
 
     def deadlines(self, keys: Sequence[bytes]) -> Iterator[_Check]:
         """Yield each key's deadline; Redis 6.2 has no PEXPIRETIME, so there it is the sum of TIME and PTTL."""
-        for start in range(0, len(keys), GROUP * 10):
-            part = keys[start : start + GROUP * 10]
+        for part in chunks(keys, GROUP * 10):
             seen = list(self._request(part))
-            if not self._exact:
-                self._sharpen(part, seen)
+            # Ask again for keys with a gap between TIME and PTTL: their sum is wrong by as much.
+            for _ in range(0 if self._exact else 5):
+                blurred = [i for i, one in enumerate(seen) if one.deadline_us >= 0 and _width_us(one) > BLUR_US]
+                for i, again in zip(blurred, self._request([part[i] for i in blurred]), strict=True):
+                    seen[i] = min(again, seen[i], key=_width_us)
             yield from seen
-
-    def _sharpen(self, keys: Sequence[bytes], seen: list[_Check]) -> None:
-        """Ask again for keys with a gap between TIME and PTTL: their sum is wrong by as much."""
-        for _ in range(5):
-            blurred = [index for index, one in enumerate(seen) if one.deadline_us >= 0 and one.width_us > BLUR_US]
-            for index, again in zip(blurred, self._request([keys[index] for index in blurred]), strict=True):
-                seen[index] = min(again, seen[index], key=lambda one: one.width_us)
 
     def _request(self, keys: Sequence[bytes]) -> Iterator[_Check]:
         each = GROUP if self._exact else 1
@@ -289,9 +283,7 @@ class _KeyReader:
                     pipe.time()
                 pipe.execute_command("PEXPIRETIME" if self._exact else "PTTL", key)
             pipe.time()
-            yield from self._read(pipe.execute())
-
-    def _read(self, replies: list[Any]) -> Iterator[_Check]:
+            replies = pipe.execute()
         before, waiting = 0, []
         for one in replies:
             if not isinstance(one, tuple):
@@ -299,29 +291,26 @@ class _KeyReader:
                 continue
             now = self.us(one)
             for ms in waiting:
-                yield _Check(before, now, ms if ms < 0 else self._deadline_us(ms, before))
+                deadline_us = ms * 1000 + (self._offset_us() if self._exact else before)
+                yield _Check(before, now, ms if ms < 0 else deadline_us)
             before, waiting = now, []
 
     def idle_times_s(self, keys: Sequence[bytes]) -> Iterator[int | None]:
         """Yield the seconds since each key's last access; None if the server does not keep them (LFU) or refuses."""
-        for start in range(0, len(keys), GROUP * 10):
+        for part in chunks(keys, GROUP * 10):
             with self._client.pipeline(transaction=False) as pipe:
-                for key in keys[start : start + GROUP * 10]:
+                for key in part:
                     pipe.object("idletime", key)
                 for reply in pipe.execute(raise_on_error=False):
                     yield reply if isinstance(reply, int) else None
 
-    def _deadline_us(self, ms: int, now_us: int) -> int:
-        return ms * 1000 + self._offset_us() if self._exact else now_us + ms * 1000
-
     def count_existing(self, keys: Sequence[bytes]) -> Iterator[tuple[int, int, int]]:
         """Yield for each GROUP of keys two server times and how many existed between them (EXISTS, no idle clock)."""
-        for start in range(0, len(keys), GROUP * 10):
-            part = keys[start : start + GROUP * 10]
+        for part in chunks(keys, GROUP * 10):
             with self._client.pipeline(transaction=False) as pipe:
-                for first in range(0, len(part), GROUP):
+                for group in chunks(part, GROUP):
                     pipe.time()
-                    pipe.exists(*part[first : first + GROUP])
+                    pipe.exists(*group)
                 pipe.time()
                 replies = pipe.execute()
             times = [self.us(one) for one in replies[::2]]
@@ -358,7 +347,7 @@ class _Observation:
 
     def add_new(self, prefix: str, ttls: Sequence[Duration], keys_per_ttl: int) -> None:
         """Add a row per key to write: longest TTL first, so that the shortest are the newest when the checks begin."""
-        for ttl in sorted((ttl_ms(ttl) for ttl in ttls), reverse=True):
+        for ttl in sorted(map(ttl_ms, ttls), reverse=True):
             for _ in range(keys_per_ttl):
                 self._row(f"{prefix}{ttl_text(ttl)}:{len(self._log)}".encode(), ttl)
 
@@ -395,25 +384,21 @@ class _Observation:
     def require_events(self, *, may_write: bool) -> None:
         """Raise PolicyError if no events are sent, or if that cannot be found out."""
         log = self._log
-        if log.events == "unknown" and may_write:
-            log.events = "received" if self._receives_a_test_event() else "not sent"
+        if self.events and log.events == "unknown" and may_write:
+            deadline = time.monotonic() + PROBE_LIMIT_S
+            self._client.set(self._names[0], b"x", px=1)
+            while self._client.exists(self._names[0]) and time.monotonic() < deadline:
+                pass
+            log.events = "received" if (0, "expired") in self.events.receive(0, all_sent=True) else "not sent"
         if log.events != "received":
             raise PolicyError(
                 f"leave_to_sweep needs keyspace events, but {WHY_NO_EVENTS[log.events]}; set notify-keyspace-events to "
                 "Kgxe, allow the user the channels __keyspace@*, and allow CONFIG GET or pass ttls="
             )
 
-    def _receives_a_test_event(self) -> bool:
-        events, deadline = cast("_Events", self.events), time.monotonic() + PROBE_LIMIT_S
-        self._client.set(self._names[0], b"x", px=1)
-        while self._client.exists(self._names[0]) and time.monotonic() < deadline:
-            pass
-        return (0, "expired") in events.receive(0, all_sent=True)
-
     def write(self) -> None:
         """SET the keys, each with its TTL, and read the deadline that it got."""
-        for start in range(0, len(self._log), GROUP):
-            rows = range(start, min(start + GROUP, len(self._log)))
+        for rows in chunks(range(len(self._log)), GROUP):
             with self._client.pipeline(transaction=False) as pipe:
                 pipe.time()
                 for index in rows:
@@ -421,7 +406,7 @@ class _Observation:
                 pipe.time()
                 replies = pipe.execute()
             begun, by = self._reader.us(replies[0]), self._reader.us(replies[-1])
-            seen = self._reader.deadlines(self._names[start : start + GROUP])
+            seen = self._reader.deadlines([self._names[index] for index in rows])
             for index, one in zip(rows, seen, strict=True):
                 self._log.started_us[index], self._log.started_by_us[index] = begun, by
                 self._log.seen_us[index] = begun
@@ -430,9 +415,9 @@ class _Observation:
 
     def remove_leftovers(self) -> None:
         """Remove the written keys that still exist."""
-        left = [name for name, missing in zip(self._names, self._log.missing_us, strict=True) if missing == NONE]
-        for start in range(0, len(left), GROUP):
-            self._client.unlink(*left[start : start + GROUP])
+        left = (name for name, missing in zip(self._names, self._log.missing_us, strict=True) if missing == NONE)
+        for names in chunks(left, GROUP):
+            self._client.unlink(*names)
 
     def cross_deadlines(self) -> None:
         """Cross every deadline in small steps, checking the keys that are near theirs."""
@@ -472,26 +457,23 @@ class _Observation:
 
     def leave_to_sweep(self) -> None:
         """Pass the deadlines of keys that end together without checking them, and wait for each event."""
-        self._events_count_as_end = True
-        order = sorted(filter(self._may_expire, range(len(self._log))), key=self._log.deadline_us.__getitem__)
+        self._events_count_as_end, log = True, self._log
+        order = sorted(filter(self._may_expire, range(len(log))), key=log.deadline_us.__getitem__)
         while order and self._may_continue():
-            together = self._log.deadline_us[order[0]] + 10_000_000
-            expiring = [index for index in order if self._log.deadline_us[index] <= together]
-            self._log.sweep = _sweep(self._client, len(expiring))
+            together = log.deadline_us[order[0]] + 10_000_000
+            expiring = [index for index in order if log.deadline_us[index] <= together]
+            log.sweep = _sweep(self._client, len(expiring))
             # Early: a check after the deadline would make the keys expire.
-            self._reach(self._log.deadline_us[expiring[0]] - max(BEFORE_SWEEP_US, 2 * self._step_us))
+            self._reach(log.deadline_us[expiring[0]] - max(BEFORE_SWEEP_US, 2 * self._step_us))
             self._check_keys(expiring)
-            self._reach(self._log.deadline_us[expiring[-1]] + 1_000, checkpoints=False)
-            self._wait_for_events(expiring)
+            self._reach(log.deadline_us[expiring[-1]] + 1_000, checkpoints=False)
+            give_up_at = min(time.monotonic() + SWEEP_LIMIT_S, self._stop_at)
+            while log.events != "lost" and any(map(self._may_expire, expiring)) and time.monotonic() < give_up_at:
+                self._listen(0.02)
+            self._listen(all_sent=True)
             order = order[len(expiring) :]
         self.events = None  # events from here on are caused by the last check
         self._finish()
-
-    def _wait_for_events(self, expiring: Sequence[int]) -> None:
-        give_up_at = min(time.monotonic() + SWEEP_LIMIT_S, self._stop_at)
-        while self._log.events != "lost" and any(map(self._may_expire, expiring)) and time.monotonic() < give_up_at:
-            self._listen(0.02)
-        self._listen(all_sent=True)
 
     def _may_expire(self, index: int) -> bool:
         log = self._log
@@ -524,35 +506,29 @@ class _Observation:
             self._show(self._ended_keys, len(self._log))
 
     def _check_keys(self, rows: Sequence[int]) -> None:
-        """Check keys and read events in between.
+        """Check keys by groups, and one by one if a group is incomplete or a deadline in it has passed.
 
-        Redis drops a subscriber that leaves 8 MB unread for 60 s of the server's clock. A jump is longer than that, and
-        100,000 keys that expire send about 10 MB.
+        Events are read in between: Redis drops a subscriber that leaves 8 MB unread for 60 s of the server's clock. A
+        jump is longer than that, and 100,000 keys that expire send about 10 MB.
         """
-        for start in range(0, len(rows), GROUP * 10):
-            self._check_some(rows[start : start + GROUP * 10])
+        log = self._log
+        for some in chunks(rows, GROUP * 10):
+            doubtful: list[int] = []
+            checks = self._reader.count_existing([self._names[i] for i in some])
+            for group, (since, by, existing) in zip(chunks(some, GROUP), checks, strict=True):
+                if not existing:
+                    for index in group:
+                        self._record_end(index, by)
+                elif existing == len(group) and all(since < log.deadline_us[index] for index in group):
+                    for index in group:
+                        log.seen_us[index], log.event_us[index], log.ends[index] = since, NONE, NOT_EXPIRED
+                else:
+                    doubtful += group
+            for index, seen in zip(doubtful, self._reader.deadlines([self._names[i] for i in doubtful]), strict=True):
+                self._record(index, seen)
+            self._show(self._ended_keys, len(log))
             if len(rows) > GROUP:
                 self._listen(all_sent=True)
-
-    def _check_some(self, rows: Sequence[int]) -> None:
-        """Check keys by groups, and one by one if a group is incomplete or a deadline in it has passed."""
-        log = self._log
-        doubtful: list[int] = []
-        groups = (rows[start : start + GROUP] for start in range(0, len(rows), GROUP))
-        for group, (since, by, existing) in zip(
-            groups, self._reader.count_existing([self._names[i] for i in rows]), strict=True
-        ):
-            if not existing:
-                for index in group:
-                    self._record_end(index, by)
-            elif existing == len(group) and all(since < log.deadline_us[index] for index in group):
-                for index in group:
-                    log.seen_us[index], log.event_us[index], log.ends[index] = since, NONE, NOT_EXPIRED
-            else:
-                doubtful += group
-        for index, seen in zip(doubtful, self._reader.deadlines([self._names[i] for i in doubtful]), strict=True):
-            self._record(index, seen)
-        self._show(self._ended_keys, len(log))
 
     def _record(self, index: int, seen: _Check) -> None:
         if seen.deadline_us == NO_KEY:
@@ -579,8 +555,7 @@ class _Observation:
         if not self.events or self.events.lost:
             time.sleep(wait_s)  # between two checks, not for an expiry
             return
-        received = self.events.receive(wait_s, all_sent=all_sent)
-        while some := list(islice(received, GROUP)):
+        for some in chunks(self.events.receive(wait_s, all_sent=all_sent), GROUP):
             now = self._reader.now_us()
             for index, end in some:
                 self._log.event_us[index], self._log.ends[index] = now, ENDS.index(end)
@@ -658,22 +633,25 @@ class _Events:
     def receive(self, wait_s: float, *, all_sent: bool = False) -> Iterator[tuple[int, End]]:
         """Yield each event's row and end; wait up to ``wait_s`` for the first, or for all that were sent so far."""
         if all_sent:
-            self._ping()
+            # A PONG comes behind the events: an empty socket does not prove that none is on its way.
+            self._socket.settimeout(PONG_LIMIT_S)
+            try:
+                self._socket.sendall(command("PING").payload)
+                self._pong_is_due = True
+            except OSError:
+                self.lost = True
         # Not ready is BlockingIOError, TimeoutError or, over TLS, SSLWantReadError.
         with suppress(BlockingIOError, TimeoutError, SSLWantReadError):
             while data := self._receive(wait_s):
                 self._reader.feed(data)
-                yield from self._read()
+                while (message := self._reader.gets()) is not False:
+                    if message[0] == b"pong":
+                        self._pong_is_due = False
+                    if message[0] in (b"message", b"pmessage"):
+                        index, end = self._index.get(message[-2].partition(b":")[2]), EVENTS.get(message[-1])
+                        if index is not None and end:
+                            yield index, end
                 wait_s = 0
-
-    def _ping(self) -> None:
-        """Ask for a PONG behind the events, because an empty socket does not prove that none is on its way."""
-        self._socket.settimeout(PONG_LIMIT_S)
-        try:
-            self._socket.sendall(command("PING").payload)
-            self._pong_is_due = True
-        except OSError:
-            self.lost = True
 
     def _receive(self, wait_s: float) -> bytes:
         """Return the next bytes; none if the subscription is lost."""
@@ -687,20 +665,11 @@ class _Events:
         self.lost = not data
         return data
 
-    def _read(self) -> Iterator[tuple[int, End]]:
-        while (message := self._reader.gets()) is not False:
-            if message[0] == b"pong":
-                self._pong_is_due = False
-            if message[0] in (b"message", b"pmessage"):
-                index, end = self._index.get(message[-2].partition(b":")[2]), EVENTS.get(message[-1])
-                if index is not None and end:
-                    yield index, end
-
 
 def _event_status(client: redis.Redis, stack: ExitStack) -> EventStatus:
     """Return whether keyspace events are sent; enable them until the stack ends on a server that memkit started."""
     try:
-        flags = _text(cast("dict[Any, Any]", client.config_get("notify-keyspace-events")))
+        flags = _config(client, "notify-keyspace-events")
     except redis.ResponseError:
         return "unknown"  # CONFIG GET is not allowed; subscribing does no harm
     if "K" in flags and ("A" in flags or {"g", "x", "e"} <= set(flags)):
@@ -712,7 +681,8 @@ def _event_status(client: redis.Redis, stack: ExitStack) -> EventStatus:
     return "received"
 
 
-def _text(answer: dict[Any, Any]) -> str:
+def _config(client: redis.Redis, name: str) -> str:
+    answer = cast("dict[Any, Any]", client.config_get(name))
     return "".join(value.decode() if isinstance(value, bytes) else str(value) for value in answer.values())
 
 
@@ -729,7 +699,7 @@ def _sweep(client: redis.Redis, expiring: int) -> Sweep:
     with_ttl = client.info("keyspace").get(database, {}).get("expires", 0)
     effort = "1"
     with suppress(redis.ResponseError):
-        effort = _text(cast("dict[Any, Any]", client.config_get("active-expire-effort"))) or "1"
+        effort = _config(client, "active-expire-effort") or "1"
     return Sweep(expiring, max(0, with_ttl - expiring), client.info("server").get("hz", 10), int(effort))
 
 

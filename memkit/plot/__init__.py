@@ -1,7 +1,5 @@
 """Figures: every function takes ``ax=None`` and returns Axes; ``show(ax)`` displays it with alt text."""
 
-from __future__ import annotations
-
 from memkit.plot.audit import plot_deadlines, plot_ends, plot_future, plot_ttl_now
 from memkit.plot.conformance import plot_matrix
 from memkit.plot.expiry import plot_expiry, plot_lateness, plot_survival

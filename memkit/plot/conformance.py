@@ -1,7 +1,5 @@
 """plot_matrix: which library failed which conformance case."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from matplotlib.axes import Axes

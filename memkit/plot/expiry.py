@@ -15,25 +15,7 @@ from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import Bbox
 
 from memkit.observe.log import ENDS, MIN_TOLERANCE_MS, NONE, TOLERANCE, ExpiryLog
-from memkit.plot.style import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    LEGEND,
-    LINES,
-    ORANGE,
-    PALE,
-    PAPER,
-    PURPLE,
-    RUST,
-    SHADE,
-    SKY,
-    VERMILLION,
-    finish,
-    own_axes,
-    time_axis,
-)
+from memkit.plot import style
 from memkit.render import counted, duration
 
 SECONDS_TO_WEEKS = (0.5, 3 * 604_800)
@@ -75,14 +57,17 @@ class Outcome:
 
 
 OUTCOMES = {
-    "on time": Outcome("expired on time", BLUE, "o"),
-    "early": Outcome("expired early", VERMILLION, "v"),
-    "late": Outcome("expired late", PURPLE, "^"),
-    "evicted": Outcome("evicted", ORANGE, "s"),
-    "deleted": Outcome("deleted", GREEN, "X"),
-    "evicted or deleted": Outcome("evicted or deleted", ORANGE, "D", filled=False),
-    "not expired": Outcome("not expired", SKY, "^", filled=False),
+    "on time": Outcome("expired on time", style.BLUE, "o"),
+    "early": Outcome("expired early", style.VERMILLION, "v"),
+    "late": Outcome("expired late", style.PURPLE, "^"),
+    "evicted": Outcome("evicted", style.ORANGE, "s"),
+    "deleted": Outcome("deleted", style.GREEN, "X"),
+    "evicted or deleted": Outcome("evicted or deleted", style.ORANGE, "D", filled=False),
+    "not expired": Outcome("not expired", style.SKY, "^", filled=False),
 }
+
+
+ENDED = {"early": "expired", "late": "expired"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +105,10 @@ class _Points:
     def select(self, rows: Any) -> _Points:
         return _Points(self.ttl[rows], self.low[rows], self.high[rows], self.outcome[rows])
 
-    def by_ttl_and_outcome(self) -> Iterator[tuple[float, str, _Points]]:
-        for ttl in np.unique(self.ttl):
-            for name in OUTCOMES:
-                rows = (self.ttl == ttl) & (self.outcome == name)
-                if rows.any():
-                    yield float(ttl), name, self.select(rows)
+    def by_outcome(self) -> Iterator[tuple[str, _Points]]:
+        for name in OUTCOMES:
+            if (self.outcome == name).any():
+                yield name, self.select(self.outcome == name)
 
 
 def plot_expiry(log: ExpiryLog, ax: Axes | None = None) -> Axes:
@@ -142,23 +125,23 @@ def plot_expiry(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     Returns:
         The axes; ``show(ax)`` displays them with alt text.
     """
-    ax = own_axes(ax, (7.2, 6.4))
+    ax = style.own_axes(ax, (7.2, 6.4))
     points = _Points.of(log)
     low, high = _range(np.concatenate([points.ttl, points.lifetime]))
-    ax.fill_between([low, high], [low, high], [low, low], color=SHADE, lw=0, zorder=0)
-    ax.plot([low, high], [low, high], color=INK, lw=1, ls="--", zorder=1, label="lifetime = TTL")
+    ax.fill_between([low, high], [low, high], [low, low], color=style.SHADE, lw=0, zorder=0)
+    ax.plot([low, high], [low, high], color=style.INK, lw=1, ls="--", zorder=1, label="lifetime = TTL")
     if (points.outcome == "early").any():
         _guides(ax, low, high)
     labels = _draw_keys(ax, points, low, high)
     _note_keys_not_drawn(ax, log, points)
-    ax.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=INK, handletextpad=0.6)
+    ax.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=style.INK, handletextpad=0.6)
     ax.set(xlim=(low, high), ylim=(low, high), xlabel="configured TTL", ylabel="observed lifetime")
     ax.set_aspect("equal")
-    time_axis(ax.xaxis)
-    time_axis(ax.yaxis)
+    style.time_axis(ax.xaxis)
+    style.time_axis(ax.yaxis)
     typical, worst = log.exact_to_ms
     source = f"{log.server}, {log.clock}; lifetimes exact to {duration(typical)} (worst {duration(worst)})"
-    finish(ax, log.verdict, source)
+    style.finish(ax, log.verdict, source)
     _place_labels(ax, labels, points)
     ax.set_label(
         "Observed lifetime against configured TTL, both from seconds to weeks on logarithmic axes. "
@@ -171,7 +154,7 @@ def _note_keys_not_drawn(ax: Axes, log: ExpiryLog, points: _Points) -> None:
     left_out = len(log) - len(points.ttl)
     if left_out:
         text = f"not drawn: {counted(left_out, 'key')} without a known TTL, or absent"
-        ax.text(0.99, 0.02, text, transform=ax.transAxes, fontsize=9, color=INK, ha="right", zorder=5)
+        ax.text(0.99, 0.02, text, transform=ax.transAxes, fontsize=9, color=style.INK, ha="right", zorder=5)
 
 
 def _draw_keys(ax: Axes, points: _Points, low: float, high: float) -> list[Annotation]:
@@ -180,17 +163,19 @@ def _draw_keys(ax: Axes, points: _Points, low: float, high: float) -> list[Annot
     if many_ttls and len(points.ttl) > FEW_KEYS:
         _draw_many(ax, points, low, high)
         return list(_label_outcomes(ax, points))
-    labels: list[Annotation] = []
-    if many_ttls:
-        _draw_intervals(ax, points)
-        labels += _label_outcomes(ax, points)
-    else:
-        for ttl, name, some in points.by_ttl_and_outcome():
-            _draw_mark(ax, ttl, OUTCOMES[name], some)
-            labels.append(_label_mark(ax, ttl, name, some))
-    for name, outcome in OUTCOMES.items():
-        if (points.outcome == name).any():
-            _scatter(ax, [], [], outcome, 45, label=outcome.name)
+    labels = list(_label_outcomes(ax, points)) if many_ttls else []
+    for name, some in points.by_outcome():
+        outcome = OUTCOMES[name]
+        if many_ttls:
+            top = np.where(np.isnan(some.high), some.low, some.high)
+            bottom = np.maximum(some.low, SHORTEST_S)
+            ax.vlines(some.ttl, bottom, top, color=outcome.colour, lw=1, alpha=0.7, zorder=3)
+            _scatter(ax, some.ttl, some.lifetime, outcome, 22)
+        for ttl in [] if many_ttls else np.unique(some.ttl):
+            group = some.select(some.ttl == ttl)
+            _draw_mark(ax, float(ttl), outcome, group)
+            labels.append(_label_mark(ax, float(ttl), name, group))
+        _scatter(ax, [], [], outcome, 45, label=outcome.name)
     return labels
 
 
@@ -204,7 +189,7 @@ def _draw_mark(ax: Axes, ttl: float, outcome: Outcome, some: _Points) -> None:
 
 
 def _scatter(ax: Axes, x: Any, y: Any, outcome: Outcome, size: float, label: str = "") -> None:
-    face, edge, width = (outcome.colour, PAPER, 0.6) if outcome.filled else (PAPER, outcome.colour, 1.6)
+    face, edge, width = (outcome.colour, style.PAPER, 0.6) if outcome.filled else (style.PAPER, outcome.colour, 1.6)
     ax.scatter(
         x, y, s=size, marker=outcome.marker, facecolor=face, edgecolor=edge, linewidth=width, zorder=4, label=label
     )
@@ -215,17 +200,20 @@ def _label_mark(ax: Axes, ttl: float, name: str, some: _Points) -> Annotation:
     lifetime, colour = float(np.median(some.lifetime)), OUTCOMES[name].colour
     keys = counted(len(some.ttl), "key")
     if name == "on time":
-        return _label(ax, f"{duration(ttl * 1000)}: {keys}, {_precision(some)}", (ttl, lifetime))
+        off_ms = 1000 * np.maximum(np.abs(some.low - some.ttl), np.abs(some.high - some.ttl))
+        most, of_most = (0.99, "99 % ") if len(off_ms) >= MANY_KEYS else (1, "")
+        within = duration(float(np.quantile(off_ms, most)))
+        return _label(ax, f"{duration(ttl * 1000)}: {keys}, {of_most}within {within}", (ttl, lifetime))
     arrow = {"arrowstyle": "-|>", "color": colour, "lw": 1.2, "shrinkA": 4, "shrinkB": 8}
     ax.annotate("", (ttl, lifetime), (ttl, ttl), zorder=2, arrowprops=arrow)
-    text = f"configured {duration(ttl * 1000)},\n{_ended(name)} {duration(lifetime * 1000)}\n{keys}"
-    return _label(ax, text, (ttl, lifetime), color=RUST if name == "early" else INK, fontweight="bold")
+    text = f"configured {duration(ttl * 1000)},\n{ENDED.get(name, name)} after {duration(lifetime * 1000)}\n{keys}"
+    return _label(ax, text, (ttl, lifetime), color=style.RUST if name == "early" else style.INK, fontweight="bold")
 
 
-def _label(ax: Axes, text: str, at: tuple[float, float], **style: Any) -> Annotation:
-    box = {"facecolor": PAPER, "alpha": 0.85, "edgecolor": "none", "pad": 1}
+def _label(ax: Axes, text: str, at: tuple[float, float], **look: Any) -> Annotation:
+    box = {"facecolor": style.PAPER, "alpha": 0.85, "edgecolor": "none", "pad": 1}
     place: Any = {"textcoords": "offset points", "va": "center", "fontsize": 9, "zorder": 5, "bbox": box}
-    label = ax.annotate(text, at, (12, 0), **{"color": INK, **place, **style})
+    label = ax.annotate(text, at, (12, 0), **{"color": style.INK, **place, **look})
     label.set_in_layout(False)
     return label
 
@@ -263,55 +251,40 @@ def _place_labels(ax: Axes, labels: Sequence[Annotation], points: _Points) -> No
         taken.append(box)
 
 
-def _ended(outcome: str) -> str:
-    return {"early": "expired after", "late": "expired after"}.get(outcome, f"{outcome} after")
-
-
-def _draw_intervals(ax: Axes, points: _Points) -> None:
-    for name, outcome in OUTCOMES.items():
-        some = points.select(points.outcome == name)
-        if len(some.ttl):
-            top = np.where(np.isnan(some.high), some.low, some.high)
-            bottom = np.maximum(some.low, SHORTEST_S)
-            ax.vlines(some.ttl, bottom, top, color=outcome.colour, lw=1, alpha=0.7, zorder=3)
-            _scatter(ax, some.ttl, some.lifetime, outcome, 22)
-
-
 def _draw_many(ax: Axes, points: _Points, low: float, high: float) -> None:
     """Draw the keys on time as a density, and all others by marks, because a density would hide a few among many."""
     on_time = points.select(points.outcome == "on time")
     if len(on_time.ttl):
         _draw_density(ax, on_time, low, high)
         label = f"{OUTCOMES['on time'].name}: {counted(len(on_time.ttl), 'key')}"
-        ax.scatter([], [], s=70, marker="h", facecolor=BLUE, edgecolor=PAPER, label=label)
-    for name, outcome in OUTCOMES.items():
-        some = points.select(points.outcome == name)
-        if name != "on time" and len(some.ttl):
-            for part in _close_together(some, (high / low) ** (1 / 40)):
+        ax.scatter([], [], s=70, marker="h", facecolor=style.BLUE, edgecolor=style.PAPER, label=label)
+    cell_size = math.log(high / low) / 40
+    for name, some in points.by_outcome():
+        if name != "on time":
+            outcome = OUTCOMES[name]
+            cells = [np.round(np.log(np.maximum(v, SHORTEST_S)) / cell_size) for v in (some.ttl, some.lifetime)]
+            _, cell = np.unique(np.stack(cells), axis=1, return_inverse=True)
+            for number in np.unique(cell):
+                part = some.select(cell.ravel() == number)
                 place = np.median(part.ttl), max(np.median(part.lifetime), SHORTEST_S)
                 _scatter(ax, [place[0]], [place[1]], outcome, 45 + 20 * np.log10(len(part.ttl)))
             _scatter(ax, [], [], outcome, 45, label=f"{outcome.name}: {counted(len(some.ttl), 'key')}")
 
 
-def _close_together(some: _Points, step: float) -> Iterator[_Points]:
-    """Yield the keys of each cell of a grid; a cell is as wide as this factor."""
-    cells = [np.round(np.log(np.maximum(values, SHORTEST_S)) / np.log(step)) for values in (some.ttl, some.lifetime)]
-    _, cell = np.unique(np.stack(cells), axis=1, return_inverse=True)
-    for number in np.unique(cell):
-        yield some.select(cell.ravel() == number)
-
-
 def _label_outcomes(ax: Axes, points: _Points) -> Iterator[Annotation]:
     """Label the keys of each outcome but "on time" with their number, TTLs and lifetimes."""
-    for name in OUTCOMES:
-        some = points.select(points.outcome == name)
-        if name != "on time" and len(some.ttl):
+    for name, some in points.by_outcome():
+        if name != "on time":
             middle = np.argsort(some.ttl)[len(some.ttl) // 2]
             x, y = float(some.ttl[middle]), max(float(some.lifetime[middle]), SHORTEST_S)
             keys = f"{counted(len(some.ttl), 'key')} configured {_range_text(some.ttl)}"
             arrow = {"arrowstyle": "-|>", "color": OUTCOMES[name].colour, "lw": 1.2, "shrinkB": 6}
-            look: Any = {"color": RUST if name == "early" else INK, "fontweight": "bold", "arrowprops": arrow}
-            yield _label(ax, f"{keys},\n{_ended(name)} {_range_text(some.lifetime)}", (x, y), **look)
+            look: Any = {
+                "color": style.RUST if name == "early" else style.INK,
+                "fontweight": "bold",
+                "arrowprops": arrow,
+            }
+            yield _label(ax, f"{keys},\n{ENDED.get(name, name)} after {_range_text(some.lifetime)}", (x, y), **look)
 
 
 def _range_text(values_s: Any) -> str:
@@ -320,7 +293,7 @@ def _range_text(values_s: Any) -> str:
 
 
 def _draw_density(ax: Axes, points: _Points, low: float, high: float) -> None:
-    colours = LinearSegmentedColormap.from_list("memkit", ["#a5d3f2", BLUE, "#00568f"])
+    colours = LinearSegmentedColormap.from_list("memkit", ["#a5d3f2", style.BLUE, "#00568f"])
     drawn = ax.hexbin(
         points.ttl,
         np.maximum(points.lifetime, SHORTEST_S),
@@ -335,33 +308,15 @@ def _draw_density(ax: Axes, points: _Points, low: float, high: float) -> None:
         zorder=2,
     )
     bar = ax.figure.colorbar(drawn, ax=ax, shrink=0.6, pad=0.02)
-    bar.set_label("keys", color=INK)
-    bar.ax.tick_params(colors=INK)
-
-
-def _precision(some: _Points) -> str:
-    """Return how far the lifetimes can differ from the TTL."""
-    off_ms = 1000 * np.maximum(np.abs(some.low - some.ttl), np.abs(some.high - some.ttl))
-    if len(off_ms) < MANY_KEYS:
-        return f"within {duration(float(off_ms.max()))}"
-    return f"99 % within {duration(float(np.quantile(off_ms, 0.99)))}"
+    bar.set_label("keys", color=style.INK)
+    bar.ax.tick_params(colors=style.INK)
 
 
 def _guides(ax: Axes, low: float, high: float) -> None:
     for factor, name in GUIDES.items():
-        ax.plot([low, high], [low / factor, high / factor], color=GREY, lw=0.8, ls=":", zorder=1)
-        x = low * factor * 4
-        ax.annotate(
-            name,
-            (x, x / factor),
-            (4, 0),
-            textcoords="offset points",
-            fontsize=8,
-            color=GREY,
-            rotation=45,
-            rotation_mode="anchor",
-            va="top",
-        )
+        ax.plot([low, high], [low / factor, high / factor], color=style.GREY, lw=0.8, ls=":", zorder=1)
+        look: Any = {"fontsize": 8, "color": style.GREY, "rotation": 45, "rotation_mode": "anchor", "va": "top"}
+        ax.annotate(name, (low * factor * 4, low * 4), (4, 0), textcoords="offset points", **look)
 
 
 def plot_survival(log: ExpiryLog, ax: Axes | None = None) -> Axes:
@@ -377,22 +332,22 @@ def plot_survival(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     Returns:
         The axes; ``show(ax)`` displays them with alt text.
     """
-    ax = own_axes(ax, (7.6, 4.4))
+    ax = style.own_axes(ax, (7.6, 4.4))
     points = _Points.of(log)
     ttls = [float(ttl) for ttl in np.unique(points.ttl)]
     limits = low, high = _range(np.concatenate([points.ttl, points.lifetime]))
-    if len(ttls) > len(LINES):
+    if len(ttls) > len(style.LINES):
         _survival_line(ax, points, f"TTLs {_range_text(np.array(ttls))}", 0, limits)
-    for number, ttl in enumerate(ttls if len(ttls) <= len(LINES) else []):
+    for number, ttl in enumerate(ttls if len(ttls) <= len(style.LINES) else []):
         _survival_line(ax, points.select(points.ttl == ttl), f"configured {duration(1000 * ttl)}", number, limits)
     _note_keys_not_drawn(ax, log, points)
     ax.set(xscale="log", xlim=(low, high), ylim=(-0.02, 1.05), ylabel="readable keys")
     ax.set_xlabel("time since the write (log)")
     ax.yaxis.set_major_formatter(PercentFormatter(1))
-    time_axis(ax.xaxis)
+    style.time_axis(ax.xaxis)
     if ttls:
-        ax.legend(loc="lower left", **LEGEND)
-    finish(ax, log.verdict, f"{log.server}, {log.clock}; dotted: configured TTL")
+        ax.legend(loc="lower left", **style.LEGEND)
+    style.finish(ax, log.verdict, f"{log.server}, {log.clock}; dotted: configured TTL")
     ax.set_label(
         f"Share of {counted(len(log), 'key')} that can still be read over time, one line per TTL. {log.verdict}"
     )
@@ -401,13 +356,13 @@ def plot_survival(log: ExpiryLog, ax: Axes | None = None) -> Axes:
 
 def _survival_line(ax: Axes, some: _Points, label: str, number: int, limits: tuple[float, float]) -> None:
     early = np.isin(some.outcome, ["on time", "not expired"]).mean() < 0.5
-    colour = VERMILLION if early else (BLUE, GREEN, SKY, PURPLE)[number % 4]
+    colour = style.VERMILLION if early else (style.BLUE, style.GREEN, style.SKY, style.PURPLE)[number % 4]
     share, middle, configured, shortest, longest = _steps(some, limits)
     ended = np.isfinite(middle)
     times, shares = middle[ended], share[ended]
     if not ended.all():
         times, shares = np.append(times, limits[1]), np.append(shares, shares[-1])
-    ax.step(times, shares, where="post", color=colour, ls=LINES[number], lw=2, label=label)
+    ax.step(times, shares, where="post", color=colour, ls=style.LINES[number], lw=2, label=label)
     ax.step(configured, share, where="post", color=colour, ls=":", lw=1.2)
     ax.fill_betweenx(share[ended], shortest[ended], longest[ended], step="pre", color=colour, alpha=0.2, lw=0)
 
@@ -442,7 +397,7 @@ def plot_lateness(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     Returns:
         The axes; ``show(ax)`` displays them with alt text.
     """
-    ax = own_axes(ax, (7.6, 4.2))
+    ax = style.own_axes(ax, (7.6, 4.2))
     late = np.array([(e - d) / 1e6 for e, d in zip(log.event_us, log.deadline_us, strict=True) if NONE not in (e, d)])
     late = np.sort(np.maximum(late, 1e-4))
     bound_s = log.sweep.predicted_s if log.sweep else 1.0
@@ -451,7 +406,7 @@ def plot_lateness(log: ExpiryLog, ax: Axes | None = None) -> Axes:
         # From the left edge to the right one: the step of a single event is a line, too.
         times = np.concatenate([[limits[0] / 10], late, [limits[1]]])
         share = np.arange(len(late) + 1) / len(log)
-        ax.step(times, [*share, share[-1]], where="post", color=BLUE, lw=2, label="event received by")
+        ax.step(times, [*share, share[-1]], where="post", color=style.BLUE, lw=2, label="event received by")
     text = log.events_text
     if len(late):
         half, last = (duration(1000 * float(seconds)) for seconds in (np.median(late), late[-1]))
@@ -459,19 +414,19 @@ def plot_lateness(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     if log.sweep:
         predicted = duration(1000 * log.sweep.predicted_s)
         ax.axvline(
-            log.sweep.predicted_s, color=VERMILLION, lw=1.5, ls="--", label=f"predicted for the last: {predicted}"
+            log.sweep.predicted_s, color=style.VERMILLION, lw=1.5, ls="--", label=f"predicted for the last: {predicted}"
         )
         text += f"; {predicted} is predicted for the last"
-    ax.axvspan(1e-4, 2e-3, color=PALE, alpha=0.6, lw=0, label="from here on no client can read the key")
+    ax.axvspan(1e-4, 2e-3, color=style.PALE, alpha=0.6, lw=0, label="from here on no client can read the key")
     ax.set(xscale="log", ylim=(0, 1.05), ylabel="keys with an event")
     ax.set_xlabel("time after the deadline (log)")
     ax.set_xlim(limits)
     ax.yaxis.set_major_formatter(PercentFormatter(1))
-    time_axis(ax.xaxis)
-    ax.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=INK)
+    style.time_axis(ax.xaxis)
+    ax.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=style.INK)
     beside = f", {log.sweep.expired_keys:,} expired keys among {log.sweep.other_keys:,} others" if log.sweep else ""
     conclusion = f"{text[:1].upper()}{text[1:]}."
-    finish(ax, conclusion, f"{log.server}{beside}")
+    style.finish(ax, conclusion, f"{log.server}{beside}")
     ax.set_label(f"Share of events received over the time after the deadline. {conclusion}")
     return ax
 

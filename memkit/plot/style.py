@@ -3,8 +3,6 @@
 The palette is Okabe and Ito's; markers and line styles carry the same information as colours.
 """
 
-from __future__ import annotations
-
 import io
 import re
 import textwrap
@@ -135,12 +133,7 @@ def show(ax: Axes) -> Figure:
 
 
 def own_axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
-    """Return the axes to draw on, in memkit's style.
-
-    Args:
-        ax: Existing axes; None: a new figure.
-        size: The new figure's width and height in inches.
-    """
+    """Return the axes to draw on, in memkit's style: those given, or a new figure's of a size in inches."""
     if ax is None:
         from matplotlib import pyplot as plt
 

@@ -1,7 +1,5 @@
 """Read a Redis without changing it: one connection class, one way to open a target; every command is counted."""
 
-from __future__ import annotations
-
 from memkit.readonly.connection import ReadOnlyConnection
 from memkit.readonly.reader import Reader
 from memkit.readonly.target import Target, open_target

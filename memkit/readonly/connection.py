@@ -21,7 +21,6 @@ REPLY_TIMEOUT_S = 30.0
 """More than the time to connect: a slow command of another client may delay a batch, which is no reason to give up."""
 
 PINGS = 5
-NO_TOUCH_NEEDS = "CLIENT NO-TOUCH needs Redis 7.2 or Valkey"
 
 _CONTAINERS = frozenset({"client", "config", "memory", "object", "latency", "slowlog", "cluster", "acl"})
 _KEY_COMMANDS = {
@@ -140,13 +139,9 @@ class ReadOnlyConnection:
             reply = self.ask("CLIENT", "NO-TOUCH", "ON")
             if str(reply).startswith("NOAUTH"):
                 raise redis.AuthenticationError(str(reply))
-            no_permission = str(reply).startswith("NOPERM")
-            why = (
-                "this user may not use CLIENT NO-TOUCH"
-                if no_permission
-                else "CLIENT NO-TOUCH needs Redis 7.2 or Valkey"
-            )
-            self.touches_because = why if refused(reply) else ""
+            self.touches_because = "CLIENT NO-TOUCH needs Redis 7.2 or Valkey" if refused(reply) else ""
+            if str(reply).startswith("NOPERM"):
+                self.touches_because = "this user may not use CLIENT NO-TOUCH"
 
     def ask(self, *args: str | bytes | int) -> Reply:
         """Send one command and return its reply."""
@@ -162,11 +157,7 @@ class ReadOnlyConnection:
         return min(taken)
 
     def send(self, *parts: Sequence[Command] | KeyCommands) -> PendingReplies:
-        """Send commands together.
-
-        Raises:
-            redis.ConnectionError: The connection is broken.
-        """
+        """Send commands together."""
         payloads: list[bytes] = []
         count = 0
         for part in parts:
@@ -223,17 +214,15 @@ class ReadOnlyConnection:
     def _reply(self) -> Reply:
         # hiredis returns False if it needs more bytes.
         while (reply := self.reader.gets()) is False:
-            self._feed()
+            try:
+                part = self.socket.recv(READ_BYTES)
+            except OSError as error:
+                raise self._broken(error) from None
+            if not part:
+                server = self.name or "the server"
+                raise redis.ConnectionError(f"{server} closed the connection while it was being read")
+            self.reader.feed(part)
         return reply
-
-    def _feed(self) -> None:
-        try:
-            part = self.socket.recv(READ_BYTES)
-        except OSError as error:
-            raise self._broken(error) from None
-        if not part:
-            raise redis.ConnectionError(f"{self.name or 'the server'} closed the connection while it was being read")
-        self.reader.feed(part)
 
     def _broken(self, error: OSError) -> redis.RedisError:
         server = self.name or "the server"

@@ -1,7 +1,5 @@
 """Pace: how much of a server's time an audit takes."""
 
-from __future__ import annotations
-
 import time
 
 SLOWED_TIMES = 4

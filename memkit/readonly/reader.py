@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -177,7 +177,7 @@ class Reader:
                 return RedisValue(name, kind, total=replies[0], unread_reason=over)
             key = to_bytes(name)
             replies = self.target.route(key).send([_whole(key, kind)]).take()
-        value = _BUILD[kind](name, request, replies)
+        value = _built(name, kind, request, replies)
         return value._replace(partial=True) if len(value.scores) >= self.budget.elements_left else value
 
     def _long_list(self, name: str, total: int, size_bytes: int) -> RedisValue:
@@ -282,60 +282,34 @@ _ALL: dict[str, tuple[bytes, ...]] = {
 """The command that reads all of a value (of a stream its first entries), and its arguments after the key."""
 
 
-def _string(name: str, _request: KeyRequest, replies: list[Reply]) -> RedisValue:
-    total, data = replies
-    data = data or b""
-    over = "" if len(data) >= total else f"its {total:,} bytes are over the {MAX_BYTES >> 20} MB that are read"
-    return RedisValue(name, "string", data=data, total=total, unread_reason=over)
-
-
-def _document(name: str, _request: KeyRequest, replies: list[Reply]) -> RedisValue:
-    data = replies[0] or b""
-    return RedisValue(name, JSON_KIND, data=data, total=len(data))
-
-
-def _list(name: str, _request: KeyRequest, replies: list[Reply]) -> RedisValue:
-    total, elements = replies
-    return RedisValue(name, "list", elements=elements, total=total, partial=len(elements) < total)
-
-
-def _hash(name: str, request: KeyRequest, replies: list[Reply]) -> RedisValue:
-    fields = _pairs(request, replies[0])
-    return RedisValue(name, "hash", fields=fields, total=len(fields))
-
-
-def _set(name: str, request: KeyRequest, replies: list[Reply]) -> RedisValue:
+def _built(name: str, kind: str, request: KeyRequest, replies: list[Reply]) -> RedisValue:
+    """Return a value from the replies to the commands of its plan."""
+    total, value = replies if len(replies) == 2 else (0, replies[0])
+    if kind == "string":
+        over = (
+            f"its {total:,} bytes are over the {MAX_BYTES >> 20} MB that are read" if len(value or b"") < total else ""
+        )
+        return RedisValue(name, kind, data=value or b"", total=total, unread_reason=over)
+    if kind == JSON_KIND:
+        return RedisValue(name, kind, data=value or b"", total=len(value or b""))
+    if kind == "list":
+        return RedisValue(name, kind, elements=value, total=total, partial=len(value) < total)
+    if kind == "set":
+        there = [member for member, known in zip(request.only, value, strict=True) if known] if request.only else None
+        members = frozenset(map(to_name, value) if there is None else there)
+        return RedisValue(name, kind, members=members, total=len(members))
+    if kind == "stream":
+        entries = [(to_name(uid), _pairs(parts or ())) for uid, parts in value]
+        return RedisValue(name, kind, entries=entries, total=len(entries), partial=len(entries) >= STREAM_ENTRIES)
     if request.only:
-        members = [member for member, there in zip(request.only, replies[0], strict=True) if there]
+        found = {name: one for name, one in zip(request.only, value, strict=True) if one is not None}
     else:
-        members = list(map(to_name, replies[0]))
-    return RedisValue(name, "set", members=frozenset(members), total=len(members))
+        found = _pairs(value)
+    if kind == "hash":
+        return RedisValue(name, kind, fields=found, total=len(found))
+    return RedisValue(name, kind, scores={name: float(score) for name, score in found.items()}, total=len(found))
 
 
-def _zset(name: str, request: KeyRequest, replies: list[Reply]) -> RedisValue:
-    scores = {key: float(score) for key, score in _pairs(request, replies[0]).items()}
-    return RedisValue(name, "zset", scores=scores, total=len(scores))
-
-
-def _pairs(request: KeyRequest, values: list[Reply]) -> dict[str, bytes]:
-    """Return the values by field or member: of those asked for the ones that exist, else all, as RESP2 lists them."""
-    if request.only:
-        return {name: value for name, value in zip(request.only, values, strict=True) if value is not None}
-    return dict(zip(map(to_name, values[::2]), values[1::2], strict=False))
-
-
-def _stream(name: str, _request: KeyRequest, replies: list[Reply]) -> RedisValue:
-    pairs = ((to_name(uid), parts or ()) for uid, parts in replies[0])
-    entries = [(uid, dict(zip(map(to_name, parts[::2]), parts[1::2], strict=False))) for uid, parts in pairs]
-    return RedisValue(name, "stream", entries=entries, total=len(entries), partial=len(entries) >= STREAM_ENTRIES)
-
-
-_BUILD: dict[str, Callable[[str, KeyRequest, list[Reply]], RedisValue]] = {
-    "string": _string,
-    JSON_KIND: _document,
-    "list": _list,
-    "hash": _hash,
-    "set": _set,
-    "zset": _zset,
-    "stream": _stream,
-}
+def _pairs(parts: Sequence[bytes]) -> dict[str, bytes]:
+    """Return names and values, which RESP2 lists in turn."""
+    return dict(zip(map(to_name, parts[::2]), parts[1::2], strict=False))

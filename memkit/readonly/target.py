@@ -1,7 +1,5 @@
 """open_target: from a URL or a client to a connection for each server that has keys."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,7 +13,7 @@ from redis.crc import key_slot
 
 from memkit.connect import connect, place, redact
 from memkit.errors import PolicyError
-from memkit.readonly.connection import ReadOnlyConnection, Reply, refused
+from memkit.readonly.connection import ReadOnlyConnection, refused
 
 CONNECT_TIMEOUT_S = 5.0
 
@@ -128,7 +126,8 @@ def _open_server(client: redis.Redis, opened: list[ReadOnlyConnection]) -> tuple
     first = ReadOnlyConnection(client, name=place(client))
     opened.append(first)
     options = client.connection_pool.connection_kwargs
-    in_cluster = b"cluster_enabled:1" in _text(first.ask("INFO", "cluster"))
+    info = first.ask("INFO", "cluster")
+    in_cluster = isinstance(info, bytes) and b"cluster_enabled:1" in info
     slots = _slots(first) if in_cluster else []
     own_id = first.ask("CLUSTER", "MYID") if slots else b""
     by_id: dict[bytes, ReadOnlyConnection] = {}
@@ -138,9 +137,7 @@ def _open_server(client: redis.Redis, opened: list[ReadOnlyConnection]) -> tuple
             by_id[node_id] = first
         elif node_id not in by_id:
             address = {"host": host.decode() if host else options.get("host", "127.0.0.1"), "port": int(port)}
-            name = f"{address['host']}:{address['port']}"
-            node = _at(client, address)
-            by_id[node_id] = ReadOnlyConnection(node, name=name)
+            by_id[node_id] = ReadOnlyConnection(_at(client, address), name=f"{address['host']}:{address['port']}")
             opened.append(by_id[node_id])
         by_slot |= dict.fromkeys(range(start, end + 1), by_id[node_id])
     if by_id and own_id not in by_id:
@@ -166,10 +163,6 @@ def _slots(connection: ReadOnlyConnection) -> Slots:
 
 def _slot_owners(slots: Slots) -> dict[int, bytes]:
     return {slot: node[2] for start, end, node, *_ in slots for slot in range(start, end + 1)}
-
-
-def _text(reply: Reply) -> bytes:
-    return reply if isinstance(reply, bytes) else b""
 
 
 @contextmanager

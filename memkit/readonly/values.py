@@ -1,7 +1,5 @@
 """A request for a key and the value that was read."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """A private Redis for tests: launcher, movable clock, sandbox."""
 
-from __future__ import annotations
-
 from memkit.server.clock import ServerClock
 from memkit.server.launcher import RedisServer, ServerBinary, find_server, free_port, installed_servers
 from memkit.server.sandbox import Sandbox

@@ -1,13 +1,10 @@
 """Deadlines that a client computed from its own clock while the server's clock was moved."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
-from typing import Any
 
 from memkit.connect import execute_undecoded
 from memkit.render import duration, printable, utc_text
@@ -21,11 +18,7 @@ CLIENT_CLOCK_MODULES = ("time_machine", "freezegun")
 
 
 class CommandLog:
-    """The server's SLOWLOG, set to log every command; only for a private server.
-
-    Args:
-        server: A server that memkit started.
-    """
+    """The SLOWLOG of a private server, set to log every command."""
 
     def __init__(self, server: RedisServer) -> None:
         self._server = server
@@ -79,11 +72,8 @@ def _deadlines(words: Sequence[bytes]) -> Iterator[tuple[str, str, float]]:
     """Yield command, key and deadline in milliseconds of a command that sets one."""
     name = words[0].decode(errors="replace").upper()
     key = words[1].decode(errors="backslashreplace") if len(words) > 1 else ""
-    options: list[Any] = [words[2]] if name in UNITS_MS and len(words) > 2 else []
-    if options:
-        yield from ((name, key, float(word) * UNITS_MS[name]) for word in options if word.isdigit())
-        return
-    for option, value in pairwise(words[2:]):
+    sets_it = name in ("EXPIREAT", "PEXPIREAT")
+    for option, value in pairwise([words[0], *words[2:3]] if sets_it else words[2:]):
         unit = option.decode(errors="replace").upper()
-        if unit in ("EXAT", "PXAT") and value.isdigit():
-            yield f"{name} {unit}", key, float(value) * UNITS_MS[unit]
+        if (sets_it or unit in ("EXAT", "PXAT")) and value.isdigit():
+            yield name if sets_it else f"{name} {unit}", key, float(value) * UNITS_MS[unit]

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -28,8 +29,6 @@ KEYS_PER_SCRIPT = 500
 """Bounds the time that one script keeps the server busy: 2-6 microseconds a key (measured)."""
 SETTLES_WITHIN_S = 60.0
 """A moved clock is in force after 4 ms (measured); more means that it does not work."""
-TRIAL_S = 0.5
-"""How long the trial of a preload may take; without a preload each clock waits this long, once."""
 IDLE_CLOCK_LAG_S = 2
 """The clock of idle times counts whole seconds and follows at the next timer."""
 LONGEST_SHOWN_MS = 1e15
@@ -82,7 +81,7 @@ class ServerClock:
         # memkit started the server that follows an offset file: all its keys may be moved.
         self._prefix = "" if offset_file and prefix is None else prefix
         self._spare = {key.encode() for key in spare}
-        self._offset_file = offset_file if offset_file and self._preload_works(offset_file) else None
+        self._offset_file = offset_file if offset_file and self._is_mapped(offset_file) else None
         self._dedicated = dedicated
         self._shifted_ms = 0.0
         self._others: tuple[ServerClock, ...] = ()
@@ -157,11 +156,7 @@ class ServerClock:
 
     @contextmanager
     def together_with(self, others: Iterable[ServerClock]) -> Iterator[None]:
-        """Move other servers' clocks by the same durations, within a with statement.
-
-        Args:
-            others: Their clocks.
-        """
+        """Move other servers' clocks by the same durations, within a with statement."""
         self._others = tuple(others)
         try:
             yield
@@ -205,20 +200,15 @@ class ServerClock:
                 f"expected a time from {EARLIEST:%Y-%m-%d} to {LATEST:%Y-%m-%d}"
             )
 
-    def _preload_works(self, offset_file: Path) -> bool:
-        """Whether the server follows the file. The trial moves time back, so that nothing expires."""
-        before = _read_ns(offset_file)
-        _write_ns(offset_file, before - 1_000_000_000)
+    def _is_mapped(self, offset_file: Path) -> bool:
+        """Whether the server has the preload, which maps the file when the server starts."""
         try:
-            self._wait_for_the_command_clock(offset_file, within_s=TRIAL_S)
-        except ClockUnavailable:
+            maps = Path(f"/proc/{self._client.info('server')['process_id']}/maps").read_text()
+        except OSError:
             return False
-        finally:
-            _write_ns(offset_file, before)
-        self._wait_for_the_command_clock(offset_file)
-        return True
+        return str(offset_file.resolve()) in maps
 
-    def _wait_for_the_command_clock(self, offset_file: Path, *, within_s: float = SETTLES_WITHIN_S) -> None:
+    def _wait_for_the_command_clock(self, offset_file: Path) -> None:
         """Return as soon as commands see the file's time.
 
         Valkey caches the time that commands see for 1-4 ms (measured on 9.1). INFO's server_time_usec shows that clock,
@@ -234,7 +224,7 @@ class ServerClock:
             idle_clock_follows = (now_us // 1_000_000 - info["lru_clock"] + 1) % (1 << 24) <= IDLE_CLOCK_LAG_S
             return bool(idle_clock_follows and written_us <= now_us - offset_us <= _real_us())
 
-        _until(in_force, "the server's clock did not follow the preload", within_s)
+        _until(in_force, "the server's clock did not follow the preload")
 
     def _shift_deadlines(self, ms: int) -> None:
         fields = "1" if knows(self._client, "hpexpireat") else "0"
@@ -243,7 +233,7 @@ class ServerClock:
             for keys in self._batches(client):
                 script = ("EVAL", SHIFT_DEADLINES, len(keys), *keys, ms, fields)
                 expiring += cast("Any", client).execute_command(*script, **{NEVER_DECODE: []})
-            for some in _chunks(expiring, KEYS_PER_SCRIPT):
+            for some in chunks(expiring, KEYS_PER_SCRIPT):
                 _until(partial(self._all_expired, client, some), "keys past their shifted deadline did not expire")
 
     def _databases(self) -> Iterator[redis.Redis]:
@@ -262,22 +252,19 @@ class ServerClock:
 
     def _batches(self, client: redis.Redis) -> Iterator[list[bytes]]:
         """Yield the keys in batches, one for each script; the keys of a script are in one slot of a cluster."""
+        patterns = [f"{escape_glob(start)}*" for start in (own_prefixes(self._prefix) if self._prefix else [""])]
+        # Each once: SCAN repeats keys while a table shrinks, and shifts add up.
+        found = {key for node in primaries(client) for match in patterns for key in scan(node, match)}
         slots: dict[int, list[bytes]] = {}
-        for key in self._own_keys(client):
+        for key in found - self._spare:
             slots.setdefault(self._cluster.keyslot(key) if self._cluster else 0, []).append(key)
         for keys in slots.values():
-            yield from _chunks(keys, KEYS_PER_SCRIPT)
+            yield from chunks(keys, KEYS_PER_SCRIPT)
 
     @property
     def _cluster(self) -> redis.RedisCluster | None:
         client: object = self._client
         return client if isinstance(client, redis.RedisCluster) else None
-
-    def _own_keys(self, client: redis.Redis) -> set[bytes]:
-        """Return the keys to shift, each once: SCAN repeats keys while a table shrinks, and shifts add up."""
-        starts = own_prefixes(self._prefix) if self._prefix else [""]
-        patterns = [f"{escape_glob(start)}*" for start in starts]
-        return {key for node in primaries(client) for match in patterns for key in scan(node, match)} - self._spare
 
     def _all_expired(self, client: redis.Redis, expiring: list[list[bytes]]) -> bool:
         """Whether none of the keys and fields is in its last milliseconds: each has expired or was written again."""
@@ -315,9 +302,7 @@ class _Timespec(ctypes.Structure):
     _fields_ = (("s", ctypes.c_long), ("ns", ctypes.c_long))
 
 
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
+_libc = cache(lambda: ctypes.CDLL(None))
 
 
 def _real_us() -> int:
@@ -344,19 +329,15 @@ def knows(client: redis.Redis | redis.RedisCluster, command: str) -> bool:
     return bool(cast("Any", one).execute_command("COMMAND INFO", command)[0])
 
 
-def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    chunk: list[Item] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
+def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield the items in lists of a size."""
+    left = iter(items)
+    while chunk := list(islice(left, size)):
         yield chunk
 
 
-def _until(condition: Callable[[], bool], failure: str, within_s: float = SETTLES_WITHIN_S) -> None:
-    deadline = time.monotonic() + within_s
+def _until(condition: Callable[[], bool], failure: str) -> None:
+    deadline = time.monotonic() + SETTLES_WITHIN_S
     while not condition():
         if time.monotonic() > deadline:
-            raise ClockUnavailable(f"{failure} within {within_s:g} s")
+            raise ClockUnavailable(f"{failure} within {SETTLES_WITHIN_S:g} s")

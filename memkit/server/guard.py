@@ -1,7 +1,5 @@
 """The production guard: whether memkit may write to a server by itself, and which keys are its own sandboxes'."""
 
-from __future__ import annotations
-
 import os
 import re
 import time
@@ -27,10 +25,12 @@ DIRECTORY_PREFIX = "memkit-{pid}-"
 """How the name of a private server's directory begins. The guard and the audit recognise such a server by it."""
 MANY_KEYS = 1_000
 """Foreign keys are counted up to this number: a database with more is in use, and may hold millions."""
+FIRST_COMMANDS = ("NULL", "hello", "auth", "client")
+"""The last command of a connection that may not have set its name yet."""
 MANY_CLIENTS = 5
 """Fewer other connections may be a developer's shells and this test run."""
-NEW_CLIENT_WITHIN_S = 1.0
-"""A connection of another sandbox sets its name within this time."""
+NEW_CLIENT_S = 60
+"""A connection of another sandbox sets its name 1-5 ms after it is made, later if its process waits for a CPU."""
 POLL_S = 0.005
 LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1", re.IGNORECASE)
 
@@ -41,11 +41,7 @@ def is_server_directory(path: str) -> bool:
 
 
 def started_by_memkit(client: AnyClient) -> bool:
-    """Whether memkit started this server, in any process.
-
-    Args:
-        client: A client; of a cluster, all primaries must be memkit's.
-    """
+    """Whether memkit started this server (of a cluster, all primaries), in any process."""
     if isinstance(client, redis.RedisCluster):
         return all(started_by_memkit(client.get_redis_connection(node)) for node in client.get_primaries())
     try:
@@ -72,7 +68,9 @@ def guard_write(client_or_url: AnyClient | str) -> None:
         ProductionGuardError: Anything else; the message lists the signs of use and the value for MEMKIT_ALLOW.
     """
     client = connect(client_or_url) if isinstance(client_or_url, str) else client_or_url
-    target, places = place(client), _places(client)
+    target = place(client)
+    nodes = client.get_nodes() if isinstance(client, redis.RedisCluster) else ()
+    places = [f"{node.host}:{node.port}/0" for node in nodes] or [target]
     allowed = [part.strip() for part in os.environ.get("MEMKIT_ALLOW", "").split(",")]
     if any(one in allowed for one in places) or started_by_memkit(client):
         return
@@ -100,8 +98,8 @@ def own_prefixes(prefix: str) -> tuple[str, str]:
     return prefix, "{" + prefix
 
 
-def foreign_keys(client: AnyClient) -> int:
-    """Count the keys of a database that belong to no registered sandbox, up to MANY_KEYS + 1.
+def foreign_keys(client: AnyClient) -> str:
+    """Return how many keys of a database belong to no registered sandbox: ``3 keys``; "" if there are none.
 
     Other sandboxes open and close meanwhile. A sandbox is registered before its first key is written and until its last
     key is removed. A key is foreign if the registry explains it neither before nor after, and if it still exists.
@@ -110,9 +108,10 @@ def foreign_keys(client: AnyClient) -> int:
     nodes = primaries(client)
     found = [(node, name) for node in nodes for name in islice(unregistered(scan(node), before), MANY_KEYS + 1)]
     if len(found) > MANY_KEYS:
-        return MANY_KEYS + 1
+        return f"more than {MANY_KEYS:,} keys"
     after = sandboxes(client) if found else []
-    return sum(_exists(node, name) for node, name in found if [*unregistered([name], after)])
+    existing = sum(_exists(node, name) for node, name in found if [*unregistered([name], after)])
+    return counted(existing, "key") if existing else ""
 
 
 def unregistered(names: Iterable[bytes], registered: Sequence[str]) -> Iterator[bytes]:
@@ -132,18 +131,10 @@ def _exists(node: redis.Redis, name: bytes) -> bool:
         return True  # its slot is moving to another node of the cluster
 
 
-def _places(client: AnyClient) -> list[str]:
-    if isinstance(client, redis.RedisCluster):
-        return [f"{node.host}:{node.port}/0" for node in client.get_nodes()]
-    return [place(client)]
-
-
 def _signs_of_use(client: AnyClient, places: Sequence[str]) -> list[str]:
     signs = [] if all(map(_is_loopback, places)) else ["an address that is not this machine's loopback"]
-    keys = foreign_keys(client)
-    if keys:
-        number = counted(keys, "key") if keys <= MANY_KEYS else f"more than {MANY_KEYS:,} keys"
-        signs.append(f"{number} of others in this database")
+    if keys := foreign_keys(client):
+        signs.append(f"{keys} of others in this database")
     for node in primaries(client):
         try:
             signs += _signs_in_info(node)
@@ -171,8 +162,11 @@ def _signs_in_info(node: redis.Redis) -> list[str]:
 
 
 def _foreign_clients(node: redis.Redis, others: int) -> int:
-    """Count the clients that are not this one, not memkit's by user or name, not a replica, and not being closed."""
-    until = time.monotonic() + NEW_CLIENT_WITHIN_S
+    """Count the clients that are not this one, not memkit's by user or name, not a replica, and not being closed.
+
+    While new connections decide, wait: another sandbox's first sets its name.
+    """
+    until = time.monotonic() + NEW_CLIENT_S
     while True:
         try:
             clients = execute_undecoded(node, "CLIENT LIST")
@@ -180,7 +174,8 @@ def _foreign_clients(node: redis.Redis, others: int) -> int:
         except redis.ResponseError:
             return others
         foreign = [client for client in clients if client["id"] != own_id and _is_foreign(client)]
-        if len(foreign) < MANY_CLIENTS or not any(map(_is_new, foreign)) or time.monotonic() > until:
+        new = sum(int(one["age"]) <= NEW_CLIENT_S and one["cmd"].partition("|")[0] in FIRST_COMMANDS for one in foreign)
+        if len(foreign) < MANY_CLIENTS or len(foreign) - new >= MANY_CLIENTS or not new or time.monotonic() > until:
             return len(foreign)
         time.sleep(POLL_S)
 
@@ -188,11 +183,6 @@ def _foreign_clients(node: redis.Redis, others: int) -> int:
 def _is_foreign(client: dict[str, str]) -> bool:
     is_own = any(OWN_NAME.fullmatch(client[field]) for field in ("user", "name"))
     return not is_own and not set("SMA") & set(client["flags"])
-
-
-def _is_new(client: dict[str, str]) -> bool:
-    """Whether a connection has had no time yet to set its name, as a sandbox's does first."""
-    return int(client["age"]) <= 1 and client["cmd"].partition("|")[0] in ("NULL", "hello", "auth", "client")
 
 
 def _is_loopback(target: str) -> bool:

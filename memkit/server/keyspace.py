@@ -1,11 +1,8 @@
 """The keyspace of the application fixtures: empty at the start of each test, whatever key names an application uses."""
 
-from __future__ import annotations
-
 import re
 import secrets
 from typing import Self, cast
-from urllib.parse import quote, urlsplit, urlunsplit
 
 import redis
 import redis.asyncio
@@ -23,18 +20,18 @@ from memkit.connect import (
     scan,
 )
 from memkit.errors import LeftSandboxError, SandboxError
-from memkit.render import counted
 from memkit.server.clock import ServerClock
-from memkit.server.guard import DATABASE_USER, MANY_KEYS, foreign_keys, guard_write, sandboxes, unregistered
+from memkit.server.guard import DATABASE_USER, foreign_keys, guard_write, sandboxes, unregistered
 from memkit.server.launcher import RedisServer
 from memkit.server.sandbox import (
     all_nodes,
     database_of,
-    explaining,
-    explaining_async,
+    explain_refusals,
+    explain_refusals_async,
     is_refusal,
     make_user,
     unlink,
+    url_for_user,
 )
 
 # Commands that change more than keys: after one of them, the next test gets a restarted server.
@@ -50,11 +47,7 @@ DATABASE_RULES = """
 
 
 class PrivateKeyspace:
-    """A private server for the application fixtures of one test process.
-
-    Args:
-        server: The server, with a TCP port, started; the keyspace alone uses it.
-    """
+    """A private server with a TCP port for the application fixtures of one test process, which nothing else uses."""
 
     def __init__(self, server: RedisServer) -> None:
         self.server = server
@@ -102,8 +95,7 @@ class PrivateKeyspace:
     def async_client(self) -> redis.asyncio.Redis:
         """Return a plain asyncio client that closes with its event loop."""
         client = redis.asyncio.Redis.from_url(self.url)
-        pool = client.connection_pool
-        pool.connection_class = explaining_async(pool.connection_class, lambda error: error)
+        explain_refusals_async(client, lambda error: error)
         return client
 
     def _server_changes(self) -> bytes:
@@ -120,9 +112,6 @@ class DedicatedDatabase:
     """A database of another server, with no key but those of the running test.
 
     Its tests connect as an ACL user that cannot reach another database. memkit writes no key to it.
-
-    Args:
-        url: The URL of the database.
     """
 
     def __init__(self, url: str) -> None:
@@ -139,8 +128,7 @@ class DedicatedDatabase:
 
         Raises:
             ProductionGuardError: The production guard does not allow writing.
-            SandboxError: The database has keys of others, another run uses it, or the server does not allow making a
-                user.
+            SandboxError: Others have keys there, another run uses it, or the server does not allow making a user.
         """
         self._refuse_foreign_keys()
         guard_write(self._admin)
@@ -158,10 +146,7 @@ class DedicatedDatabase:
     @property
     def url(self) -> str:
         """The URL of the database, with a user that cannot reach another one."""
-        parts = urlsplit(self._admin_url)
-        address = parts.netloc.rpartition("@")[2]
-        query = re.sub(r"(^|&)(username|password)=[^&]*", "", parts.query).lstrip("&")
-        return urlunsplit(parts._replace(netloc=f"{self._user}:{quote(self._password)}@{address}", query=query))
+        return url_for_user(self._admin_url, self._user, self._password)
 
     @property
     def clock(self) -> ServerClock:
@@ -171,11 +156,7 @@ class DedicatedDatabase:
         return self._clock
 
     def begin(self) -> None:
-        """Check that the database is empty.
-
-        Raises:
-            SandboxError: It has keys of others.
-        """
+        """Check that the database is empty; raise SandboxError otherwise."""
         self._clock = None  # it counts how far it has moved the deadlines of one test's keys
         self._refuse_foreign_keys()
 
@@ -188,21 +169,16 @@ class DedicatedDatabase:
     def client(self) -> AnyClient:
         """Return a plain client of the tests' user."""
         client = connect(self.url)
-        if isinstance(client, redis.Redis):
-            pool = client.connection_pool
-            pool.connection_class = explaining(pool.connection_class, self.explained)
+        explain_refusals(client, self._explained)
         return client
 
     def async_client(self) -> AnyAsyncClient:
         """Return a plain asyncio client of the tests' user that closes with its event loop."""
         client = connect_async(self.url)
-        if isinstance(client, redis.asyncio.Redis):
-            pool = client.connection_pool
-            pool.connection_class = explaining_async(pool.connection_class, self.explained)
+        explain_refusals_async(client, self._explained)
         return client
 
-    def explained(self, error: ResponseError) -> ResponseError:
-        """Return a refusal with memkit's explanation, any other error unchanged."""
+    def _explained(self, error: ResponseError) -> ResponseError:
         return LeftSandboxError(f"{error}. {self.limits}") if is_refusal(error) else error
 
     @property
@@ -223,11 +199,10 @@ class DedicatedDatabase:
     def _refuse_foreign_keys(self) -> None:
         keys = foreign_keys(self._admin)
         if keys:
-            number = counted(keys, "key") if keys <= MANY_KEYS else f"more than {MANY_KEYS:,} keys"
             host, _, port = place(self._admin).rpartition("/")[0].rpartition(":")
             address = f"-h {host} -p {port}" if host else f"-s {port}"
             raise SandboxError(
-                f"the database at {place(self._admin)} has {number} of others. redis_client, async_redis_client and "
+                f"the database at {place(self._admin)} has {keys} of others. redis_client, async_redis_client and "
                 "redis_client_url need an empty database, because an application may use any key name. Name another "
                 "one, such as --real-redis=redis://host:port/15, or leave out --real-redis for a private server. If "
                 "the keys are left from a killed run, or from a thread of an earlier test, and can be lost, this "

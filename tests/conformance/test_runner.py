@@ -27,6 +27,8 @@ from memkit.conformance.runner import first_contact, run_case, run_cases
 NAMES = {case.name: case for case in CASES}
 TESTS = Path(__file__).parents[1]
 HANGS_FOR_S = 600
+SHORT_LIMIT_S = 2
+"""For stores that hang. What comes before the hang takes 0.01 s."""
 ADAPTERS = """
 import os, sys, time
 from right_stores import ListScript
@@ -200,18 +202,18 @@ class ReadHangs(ListScript):
 
 
 @pytest.mark.parametrize(
-    ("store", "message"),
+    ("store", "limit_s", "message"),
     [
-        (OpenHangs, r"label: open\(\) hangs"),
-        (ReadHangs, r"label: read\(\) hangs"),
-        (OpenFails, r"label: open\(\) raised ValueError: no such table"),
-        (OpenReturnsObject, r"which lacks append\(self, role: str, text: str\) -> None, read\(self\) -> list"),
-        (NoClear, r"label: open\(\) returned NoClear, which lacks clear\(self\) -> None$"),
+        (OpenHangs, SHORT_LIMIT_S, r"label: open\(\) hangs"),
+        (ReadHangs, SHORT_LIMIT_S, r"label: read\(\) hangs"),
+        (OpenFails, 60, r"label: open\(\) raised ValueError: no such table"),
+        (OpenReturnsObject, 60, r"which lacks append\(self, role: str, text: str\) -> None, read\(self\) -> list"),
+        (NoClear, 60, r"label: open\(\) returned NoClear, which lacks clear\(self\) -> None$"),
     ],
 )
-def test_first_contact_error_is_one_line(store: type[Any], message: str) -> None:
+def test_first_contact_error_is_one_line(store: type[Any], limit_s: float, message: str) -> None:
     with TestEnvironment(store()) as env, pytest.raises(AdapterError, match=message) as raised:
-        first_contact(env, "label", limit_s=0.5)
+        first_contact(env, "label", limit_s=limit_s)
     assert "\n" not in str(raised.value)
 
 
@@ -235,15 +237,17 @@ def test_readme_adapter_runs_as_printed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("store", "message"),
+    ("store", "limit_s", "message"),
     [
-        ("HangsInACase", "no answer within 10 s"),
-        ("Crashes", "the process ended during this case: exit status 7"),
-        ("Exits", "SystemExit: 3"),
+        # Only this store waits for the limit; the other cases take 0.1 s.
+        ("HangsInACase", 10, "no answer within 10 s"),
+        ("Crashes", 60, "the process ended during this case: exit status 7"),
+        ("Exits", 60, "SystemExit: 3"),
     ],
 )
-def test_run_goes_on_after_a_hang_or_crash(store: str, message: str) -> None:
-    result = run(f"adapters_to_try:{store}", limit_s=10, names=["identical_messages", "roles", "no_private_copy"])
+def test_run_goes_on_after_a_hang_or_crash(store: str, limit_s: float, message: str) -> None:
+    names = ["identical_messages", "roles", "no_private_copy"]
+    result = run(f"adapters_to_try:{store}", limit_s=limit_s, names=names)
     assert [case.outcome for case in result.cases] == ["passed", "failed", "passed"]
     assert message in result.cases[1].message
     assert result.exit_code == 1
@@ -260,13 +264,13 @@ def test_run_in_this_process_ends_at_a_hang() -> None:
         a_case("never", lambda _: ""),
     ]
     seen: list[str] = []
-    result = run_cases(ListScript(), label="x", cases=cases, limit_s=0.5, on_case=lambda case: seen.append(case.name))
+    result = run_cases(ListScript(), cases=cases, limit_s=SHORT_LIMIT_S, on_case=lambda case: seen.append(case.name))
     assert [(case.name, case.outcome, case.hung) for case in result.cases] == [
         ("quick", "passed", False),
         ("hangs", "failed", True),
     ]
     assert seen == ["quick", "hangs"]
-    assert "no answer within 0.5 s" in result.cases[1].message
+    assert "no answer within 2 s" in result.cases[1].message
 
 
 def test_server_is_replaced_after_a_hang(env: TestEnvironment) -> None:

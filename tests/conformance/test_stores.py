@@ -9,6 +9,7 @@ from mutants import MUTANTS, IsASet, OnceOnly, PythonsHash, ReadErrorIsEmpty, Tr
 from right_stores import RIGHT, Compacts, KeyPerMessage, ListScript, NoTtl, RawList, Right
 
 from memkit.conformance import CASES, CaseResult, Result
+from memkit.conformance.cases import concurrency
 from memkit.conformance.examples import ListAndScript, ListThenExpire
 from memkit.conformance.runner import run_cases
 
@@ -31,7 +32,7 @@ def failures(result: Result) -> dict[str, CaseResult]:
 
 
 def run_named(store: type[Any], *names: str, spec: str = "") -> Result:
-    return run_cases(store(), label=store.__name__, spec=spec, cases=[NAMES[name] for name in names])
+    return run_cases(store(), spec=spec, cases=[NAMES[name] for name in names])
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.__name__}-{mutant.found_by}")
@@ -50,6 +51,13 @@ def test_right_store_passes_the_quick_cases(store: type[Any]) -> None:
     result = run_named(store, *(set(NAMES) - SLOW))
     assert failures(result) == {}
     assert result.count("passed") > 15
+
+
+def test_writers_without_enough_time_are_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(concurrency, "WRITES_FOR", 0.0)
+    (case,) = run_named(ListScript, "eight_writers").cases
+    assert case.outcome == "skipped"
+    assert case.message == "not judged: 0 of 448 appends ended within 0 s, none lost"
 
 
 def test_second_process_is_a_fork_without_spec() -> None:

@@ -78,7 +78,7 @@ def test_expire_options(any_server: RedisServer, client: redis.Redis) -> None:
     assert options["SET k 1; EXPIRE k 200 LT"] == ("1", "200")
 
 
-def test_options_that_a_server_lacks_are_result_to_be_missing(any_server: RedisServer, client: redis.Redis) -> None:
+def test_options_that_a_server_lacks_are_named(any_server: RedisServer, client: redis.Redis) -> None:
     options = semantics.expire_rules(client)
     lacking = semantics.lacks_expire_options(any_server)
     assert lacking == (any_server.version < "7")

@@ -92,7 +92,7 @@ def test_a_thousand_keys_have_narrow_intervals(server: RedisServer, client: redi
     log = observe_expiry(client, ttls=["1h"], keys_per_ttl=1000, clock=server.clock)
     assert log.counts() == {"expired": 1000}
     typical, worst = log.exact_to_ms
-    # Without a look near its end, a key's interval is as long as its life.
+    # Without a look near its end, a key's interval is as long as its lifetime.
     assert typical < SLOW_S * 1000
     assert worst < 30 * SLOW_S * 1000
     assert repr(log) == str(log)

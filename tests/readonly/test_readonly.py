@@ -172,7 +172,7 @@ def test_sentinel_leads_to_the_primary() -> None:
         assert connection.name == f"127.0.0.1:{made.primary().port}/0"
 
 
-def test_every_node_of_a_cluster_leads_to_all_primaries() -> None:
+def test_each_cluster_node_leads_to_all_primaries() -> None:
     assert FIRST
     with cluster(FIRST.path) as made, made.client() as client:
         names = [f"chat:{n}" for n in range(300)]

@@ -311,7 +311,7 @@ def test_a_taken_port_is_in_the_error():
         RedisServer(port=first.port).start()
 
 
-def test_no_server_error_says_how_to_get_one(monkeypatch):
+def test_no_server_error_explains_how_to_get_one(monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("MEMKIT_REDIS_SERVER", raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)

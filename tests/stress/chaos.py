@@ -72,7 +72,7 @@ class Chaos:
     def _forward(self, client: socket.socket, dice: random.Random) -> None:
         with contextlib.suppress(OSError), client, self._connect() as server:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # What redis-py says when it connects is forwarded in peace, or no command would ever get through.
+            # What redis-py sends when it connects is forwarded without a fault, or no command would ever get through.
             peaceful = 4
             while True:
                 ready = select.select([client, server], [], [])[0]

@@ -48,7 +48,7 @@ def is_right(store: type[Any], number: int, *, every_case: bool) -> bool:
     """Run one store and print its line."""
     found_by = getattr(store, "found_by", None)
     cases = [case for case in CASES if every_case or found_by in (None, case.name)]
-    result = run_cases(store(), label=store.__name__, spec=f"{store.__module__}:{store.__name__}", cases=cases)
+    result = run_cases(store(), spec=f"{store.__module__}:{store.__name__}", cases=cases)
     failed = {case.name: case.message for case in result.cases if case.outcome == "failed"}
     right = found_by in failed if found_by else not failed
     causes = ", ".join(f"{one.case} ({', '.join(one.cases)})" if one.cases else one.case for one in result.root_causes)

@@ -1,14 +1,7 @@
-"""Every case, in the order in which they run."""
-
-from __future__ import annotations
+"""Every case, in the order in which they run: that of the modules, and in each that of the file."""
 
 from memkit.conformance.case import Case
 from memkit.conformance.cases import concurrency, content, expiry, faults, isolation
 
-CASES: tuple[Case, ...] = (
-    *content.CASES,
-    *isolation.CASES,
-    *expiry.CASES,
-    *faults.CASES,
-    *concurrency.CASES,
-)
+_THEMES = (content, isolation, expiry, faults, concurrency)
+CASES = tuple(one for theme in _THEMES for one in vars(theme).values() if isinstance(one, Case))

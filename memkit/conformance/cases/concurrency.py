@@ -1,7 +1,5 @@
 """Cases of concurrency: many writers, a restart of the server, and what an append to a long dialogue costs."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections import Counter
@@ -9,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from memkit.conformance.adapter import error_line
-from memkit.conformance.case import Case, case
+from memkit.conformance.case import case
 from memkit.conformance.cases.expiry import WEEK_S
 from memkit.conformance.environment import MARGIN_S, TestEnvironment, messages_of
 from memkit.conformance.outcomes import CaseFailed, CaseSkipped, Symptom
@@ -20,8 +18,10 @@ PROCESSES, THREADS, APPENDS = 4, 2, 50
 WRITERS = PROCESSES * THREADS
 NEW_SESSIONS = 6
 """Sessions that all writers begin at the same time, before their appends to the common one."""
-GATES, GATE_LIMIT_S = 15, 3
-"""The database in which the writers wait for each other, and for how many seconds at most."""
+GATES = 15
+"""The database in which the writers wait for each other."""
+WRITES_FOR = 0.5
+"""The part of a case's time limit in which the writers append; a store that needs longer is not judged."""
 Writes = dict[str, list[Any]]
 """What a writer's process did: stored and raised, each (number of the session, text), and errors."""
 MEASURED_AT = (10, 500)
@@ -66,11 +66,15 @@ def eight_writers(env: TestEnvironment) -> str:
             _expect_all_once(env, acknowledged, refused, read, " who begin a session" if number else "")
         if wrong_reads:
             raise CaseFailed(f"read while others write: {wrong_reads[0]}")
-        if not stored:
+        if raised and not stored:
             raise CaseFailed(f"all {len(raised)} appends of 8 writers raised{example}")
     except CaseFailed:
         _skip_if_wrong_in_turn(env)
         raise
+    ended, all_appends = len(stored) + len(raised), WRITERS * (NEW_SESSIONS + APPENDS)
+    if ended < all_appends:
+        within_s = env.limit_s * WRITES_FOR
+        raise CaseSkipped(f"not judged: {ended} of {all_appends} appends ended within {within_s:g} s, none lost")
     return f"{len(raised)} of {len(raised) + len(stored)} appends raised{example}" if raised else ""
 
 
@@ -81,16 +85,25 @@ def _write(sessions: list[TrialSession], process: int) -> Writes:
 
 
 def _writer(sessions: list[TrialSession], name: str, done: Writes) -> None:
-    with sessions[0].env.database(GATES) as gates:
+    env = sessions[0].env
+    until = time.monotonic() + env.limit_s * WRITES_FOR
+    with env.database(GATES) as gates:
         for at in (*range(1, len(sessions)), 0):
-            handle = sessions[at].open_again()
+            try:
+                handle = sessions[at].open_again()
+            except BaseException:
+                for gate in range(len(sessions)):  # the other writers do not wait for this one
+                    gates.rpush(f"open-{gate}", *range(WRITERS))
+                raise
             with contextlib.suppress(Exception):
                 messages_of(handle)  # connects
-            # Wait for the other writers, so that all start at once; not for long, because one may have failed.
+            # Wait for the other writers, so that all start at once.
             if gates.incr(f"gate-{at}") == WRITERS:
                 gates.rpush(f"open-{at}", *range(WRITERS))
-            gates.blpop([f"open-{at}"], timeout=GATE_LIMIT_S)
+            gates.blpop([f"open-{at}"])
             for number in range(1 if at else APPENDS):
+                if time.monotonic() > until:
+                    break
                 text = f"{name} number {number}"
                 try:
                     handle.append("user", text)
@@ -148,12 +161,14 @@ def _expect_all_once(env: TestEnvironment, stored: list[str], raised: list[str],
 
 def _skip_if_wrong_in_turn(env: TestEnvironment) -> None:
     """Raise CaseSkipped if the store is wrong without concurrency too: then another case reports it."""
+    until = time.monotonic() + env.limit_s * (1 - WRITES_FOR) / 2
     for appends in (1, APPENDS):
         session = TrialSession(env, "in-turn")
         handles = [session.open_again() for _ in range(WRITERS)]
         try:
             for number in range(appends * WRITERS):
-                session.append_fast(by=handles[number % WRITERS])
+                if time.monotonic() < until:
+                    session.append_fast(by=handles[number % WRITERS])
             read = env.read(session.id)
         except Exception as error:  # noqa: BLE001  # reported by other cases
             raise CaseSkipped(f"not judged: 8 writers in turn already fail: {error_line(error)}") from None
@@ -181,13 +196,15 @@ def restart(env: TestEnvironment) -> str:
         writing = {one: in_thread(lambda one=one: one.handle.append("user", "while down")) for one in (twin, new)}  # type: ignore[misc]
         for future in (reading, *writing.values()):
             outcome(future, within_s=0.2)
-        other.restart_after_kill()
-        read = outcome(reading, within_s=5.0)
+        other.server.start()
+        other.control.close()
+        other.control = other.control_client()
+        read = outcome(reading)
         if isinstance(read, list) and read != session.expected:
             message = f"while the server was down read() did not raise: {difference(session.expected, read)}"
             raise CaseFailed(message, symptom=Symptom.ERROR_HIDDEN)
         for one, future in writing.items():
-            acknowledged = outcome(future, within_s=5.0) is None
+            acknowledged = outcome(future) is None
             now, with_it = other.read(one.id, WEEK_S), [*one.messages, ("user", "while down")]
             if now not in (one.expected, other.kept(with_it)):
                 raise one.failure("after the restart", now)
@@ -256,6 +273,3 @@ def _traffic(env: TestEnvironment) -> tuple[int, int]:
     stats = env.control.info("stats")
     commands = sum(one["calls"] for one in env.control.info("commandstats").values())
     return commands, stats["total_net_input_bytes"] + stats["total_net_output_bytes"]
-
-
-CASES: tuple[Case, ...] = (eight_writers, restart, growth)

@@ -1,8 +1,6 @@
 """Cases of content: what was stored is what is read."""
 
-from __future__ import annotations
-
-from memkit.conformance.case import Case, case
+from memkit.conformance.case import case
 from memkit.conformance.environment import ROLES, TestEnvironment
 from memkit.conformance.outcomes import CaseFailed
 from memkit.conformance.trial import TrialSession
@@ -149,6 +147,3 @@ def long_dialogue(env: TestEnvironment) -> None:
     session.expect(f"{len(session.messages)} messages")
     session.handle.clear()
     session.expect_empty(f"after clear() of {len(session.messages)} messages")
-
-
-CASES: tuple[Case, ...] = (round_trip, long_text, identical_messages, roles, order, long_dialogue)

@@ -1,9 +1,7 @@
 """Cases of expiry: the observed lifetime of a session is its configured TTL."""
 
-from __future__ import annotations
-
 from memkit.conformance.adapter import error_line
-from memkit.conformance.case import Case, case
+from memkit.conformance.case import case
 from memkit.conformance.environment import MARGIN_S, ROLES, TTL_S, TestEnvironment
 from memkit.conformance.keyspace import SessionKeys
 from memkit.conformance.outcomes import CaseFailed, CaseSkipped
@@ -349,22 +347,3 @@ def append_after_expiry(env: TestEnvironment) -> None:
         keys.expect_ttl_on_every_key(when)
         session.append("and on")
         session.expect_until(TTL_S, f"{when}, {MARGIN_S:g} s before the new deadline")
-
-
-CASES: tuple[Case, ...] = (
-    ttl_boundary,
-    open_handle_sees_expiry,
-    ttl_on_every_key,
-    append_renews,
-    long_talk_stays_whole,
-    long_dialogue_expires_as_one,
-    reads_do_not_shorten,
-    reopen_shorter,
-    reopen_near_the_end,
-    reopen_longer,
-    none_means_no_deadline,
-    none_leaves_the_deadline,
-    ttl_fraction,
-    ttl_not_positive,
-    append_after_expiry,
-)

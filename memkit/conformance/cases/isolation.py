@@ -1,13 +1,11 @@
 """Cases of isolation: a session is separate from all others, and the same for every client."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterable
 
 from memkit.conformance.adapter import Messages, error_line
-from memkit.conformance.case import Case, case
+from memkit.conformance.case import case
 from memkit.conformance.environment import MARGIN_S, TTL_S, TestEnvironment
 from memkit.conformance.keyspace import SessionKeys, holds, key_text
 from memkit.conformance.outcomes import CaseFailed, CaseSkipped
@@ -223,7 +221,7 @@ def _in_a_fresh_process(session: TrialSession, fresh: Interpreter | None) -> str
     message = session.role("user"), f"from a fresh process to {session.id}"
     limit_s = env.limit_s * STARTS_WITHIN
     try:
-        fresh.send(url=env.url, session_id=session.id, ttl_s=env.ttl(), role=message[0], text=message[1])
+        fresh.send(url=env.server.url, session_id=session.id, ttl_s=env.ttl(), role=message[0], text=message[1])
         answer = fresh.receive(limit_s) or {"error": f"it ended: {fresh.stop()}"}
     except BrokenPipeError:
         answer = {"error": f"it ended: {fresh.stop()}"}
@@ -290,7 +288,7 @@ def lifetimes_apart(env: TestEnvironment) -> None:
 )
 def database_of_the_url(env: TestEnvironment) -> None:
     """open() uses the database that the URL names: nothing is written to another, nothing is read from one."""
-    other = env.url.removesuffix("/0") + f"/{OTHER_DATABASE}"
+    other = env.server.url.removesuffix("/0") + f"/{OTHER_DATABASE}"
     session = TrialSession(env)
     session.append("in database 0")
     keys = env.keys()
@@ -316,15 +314,3 @@ def database_of_the_url(env: TestEnvironment) -> None:
         message = f"a message for database {OTHER_DATABASE} went to {key_text(wrong[0])}"
         raise CaseFailed(f"after a lost connection, {message}")
     session.expect("in database 0")
-
-
-CASES: tuple[Case, ...] = (
-    ids_apart,
-    ids_are_no_patterns,
-    clear_all_of_it,
-    clear_no_other_session,
-    second_client,
-    no_private_copy,
-    lifetimes_apart,
-    database_of_the_url,
-)
