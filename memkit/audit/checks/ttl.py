@@ -11,6 +11,7 @@ from memkit.audit.checks.persistent_keys import persistent_finding
 from memkit.audit.checks.prefixes import SHOWN_PREFIXES, missing, moved, odd_names, ttls_given
 from memkit.audit.checks.ttl_inference import (
     HOUR_MS,
+    STOPPED_GAPS,
     UNIT_FACTORS,
     LifetimeAnalysis,
     TtlAnomaly,
@@ -40,8 +41,6 @@ SOON = 0.05
 RENEWED_TOGETHER = 0.05
 """All TTLs renewed within this share of the TTL: of steady traffic so many keys have that chance, each."""
 FEWEST_RENEWED = 20
-STOPPED_GAPS = 5
-"""Writes that go on pause for five times the usual gap with a chance of 0.7 %."""
 
 
 @dataclass
