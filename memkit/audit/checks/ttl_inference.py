@@ -363,10 +363,11 @@ class LifetimeAnalysis:
         one_change = not others or self._when(peak, members, others).bound == "lower bound"
         if peak.wide and not one_change and peak.low > self.ttl / 10:
             return None, ""
-        if not self._read_at_one_age(peak, members, others):
+        # Without other sessions, a job that reads them before half of their TTL has passed explains these keys too.
+        if not self._read_at_one_age(peak, members, others) and (others or peak.low <= self.ttl / 2):
             return "proven", reason
         untouched = any(one.left < peak.low for one in others if one.given >= self.floor)
-        return ("possible", reason) if untouched else (None, "")
+        return ("possible", reason) if untouched or not others else (None, "")
 
     def _read_at_one_age(self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]) -> bool:
         """Whether a job that reads sessions a fixed time after their last write explains these keys.
@@ -385,7 +386,7 @@ class LifetimeAnalysis:
         low, high = max(self.history.now_ms, first - 3 * width), min(self.history.now_ms + self.ttl, last + 3 * width)
         near = [one for one in ends if low <= one <= high]
         inside = sum(first <= one <= last for one in near)
-        usual = (len(near) - inside) * width / max(high - low - width, width)
+        usual = (len(near) - inside) * width / max(high - low - width, IDLE_GRAIN_MS)
         count = round((1 - 2 * CHANCE) * len(members) + inside)
         more = surprise(count, READ_LATER_TIMES * usual) > 0
         return not (more and surprise(count, usual) > (SLIGHT_SURPRISE_NATS if changed else SURE_NATS))
