@@ -32,7 +32,7 @@ TOGETHER_MS = 3_000
 WEIGHED_KEYS = 40
 RECENT_KEYS = 200
 FEWEST_SESSIONS = 5
-"""Fewer short-lived keys of another shape are no release that changed the shape of all."""
+"""Fewer keys show little: of five sessions, a share is known to a fifth."""
 
 
 class Pair(NamedTuple):
@@ -172,10 +172,10 @@ def usual_bytes(keys: Sequence[KeyFacts], context: AuditContext) -> int | None:
 def is_other_shape(group: Group, healthy: Sequence[Group], context: AuditContext) -> bool:
     """Whether short-lived keys that share no ids with sessions are sessions themselves, of another shape.
 
-    They are of the sessions' type, not a handful, and, if strings, not tiny beside the sessions'.
+    They are of the sessions' type and, if strings, not tiny beside the sessions'.
     """
     like = [one for one in healthy if one.kind == group.kind]
-    if not like or len(group.members) < FEWEST_SESSIONS:
+    if not like:
         return False
     if group.kind != "string":
         return True
