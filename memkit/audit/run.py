@@ -275,14 +275,12 @@ class _Audit:
         earliest = None if None in starts else min(one for one in starts if one is not None)
         if earliest and any(one < earliest for one in accesses):
             earliest = None
-        touches = [one.idle_touches for one in self._servers]
-        reads = [one.reads for one in self._servers]
         return ServerHistory(
             now_ms=self._servers[0].now_ms,
             started_ms=self._servers[0].started_ms,
             empty_start_ms=earliest,
-            touches=None if None in touches else sum(one for one in touches if one is not None),
-            reads=None if None in reads else sum(one for one in reads if one is not None),
+            touches=_total(one.idle_touches for one in self._servers),
+            reads=_total(one.reads for one in self._servers),
             expired=sum(one.number("expired_keys") or 0 for one in self._servers),
             idle_known=bool(accesses),
         )
@@ -452,10 +450,15 @@ def _batch(servers: Sequence[ServerFacts], duty: float, round_trip_s: float) -> 
 
 
 def _risen(before: Sequence[ServerFacts], after: Sequence[Mapping[str, str]], name: str) -> int | None:
-    pairs = [(one.number(name), now.get(name)) for one, now in zip(before, after, strict=True)]
-    if any(was is None or now is None for was, now in pairs):
-        return None
-    return sum(int(now or 0) - (was or 0) for was, now in pairs)
+    then = _total(one.number(name) for one in before)
+    now = _total(int(one[name]) if name in one else None for one in after)
+    return None if then is None or now is None else now - then
+
+
+def _total(counts: Iterable[int | None]) -> int | None:
+    """Return the sum of the servers' counts; None if one of them does not report it."""
+    known = list(counts)
+    return None if None in known else sum(one or 0 for one in known)
 
 
 def _in_order(findings: Sequence[Finding]) -> list[Finding]:

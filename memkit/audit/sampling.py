@@ -10,9 +10,8 @@ import math
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Event
 from typing import NamedTuple
@@ -35,6 +34,8 @@ ENOUGH_KEYS = 26_500
 """Bounds every share of the keyspace to 1 % at 99 % confidence, at any size (Dvoretzky-Kiefer-Wolfowitz)."""
 KEPT_OF_ALL = 40_000
 """How many keys a full pass keeps, whatever the number of keys: memory does not grow with the keyspace."""
+MORE_THAN_KEPT = 1.2
+"""A full pass draws a fifth more than it keeps: of 1,000 keys too few are drawn with a chance of 1 in 10 million."""
 ENOUGH_OF_A_PATTERN = 3_000
 MOST_AT_FIRST = 20
 """The first batch is small: it shows which commands the server refuses."""
@@ -120,46 +121,6 @@ class Sample:
         return round(math.sqrt(math.log(2 / 0.01) / (2 * max(len(self.keys), 1))), 4)
 
 
-class Reservoir:
-    """A uniform sample of a stream of unknown length (Li's algorithm L, which draws how many keys to skip).
-
-    It picks positions in the stream before the keys there are read, so that only these are asked for all their facts.
-    """
-
-    def __init__(self, capacity: int, dice: random.Random) -> None:
-        self._capacity, self._dice = max(capacity, 1), dice
-        self._kept: list[KeyFacts | None] = []
-        self._offered = 0
-        self._weight = 1.0
-        self._next = self._capacity - 1
-        self._skip()
-
-    def picks(self, count: int) -> list[int]:
-        """Return which of the next ``count`` keys of the stream are to be put."""
-        first = self._offered
-        self._offered += count
-        picked = list(range(min(count, max(self._capacity - first, 0))))
-        while self._next < self._offered:
-            picked.append(self._next - first)
-            self._skip()
-        return picked
-
-    def put(self, facts: KeyFacts | None) -> None:
-        """Keep a key that was picked; None if it no longer exists."""
-        if len(self._kept) < self._capacity:
-            self._kept.append(facts)
-        else:
-            self._kept[int(self._dice.random() * self._capacity)] = facts
-
-    def kept(self) -> list[KeyFacts]:
-        """Return the sample."""
-        return [facts for facts in self._kept if facts]
-
-    def _skip(self) -> None:
-        self._weight *= math.exp(math.log(self._dice.random() or 1e-12) / self._capacity)
-        self._next += int(math.log(self._dice.random() or 1e-12) / math.log1p(-self._weight)) + 1
-
-
 class ServerKeys:
     """Reads the keys of one server in batches, at a pace, for a Sample."""
 
@@ -182,6 +143,7 @@ class ServerKeys:
         self._details: tuple[str, ...] = ("type", "memory|usage") if sizes else ("type",)
         self._learned = False
         self._known: set[bytes] | None = None
+        self._share = 1.0
 
     def count(self) -> int:
         """Return the number of keys by DBSIZE."""
@@ -193,106 +155,98 @@ class ServerKeys:
     def all(self, sample: Sample, *, capacity: int, unique: bool) -> Walk:
         """Read every key and keep a fair part of them; ``unique``: skip keys that SCAN repeats."""
         self._known = set() if unique else None
-        with self._reservoir(sample, capacity) as reservoir:
-            yield from self._scan(sample, reservoir, 0, sample.of * 2 + 1_000_000)
+        self._share = min(1.0, MORE_THAN_KEPT * capacity / max(sample.of, 1))
+        try:
+            yield from self._scan(sample, 0, sample.of * 2 + 1_000_000)
+        finally:
+            self._share = 1.0
+        if len(sample.keys) > capacity:
+            sample.keys = self._dice.sample(sample.keys, capacity)
         sample.complete = not sample.stopped
 
     def stretch(self, sample: Sample, share: int) -> Walk:
         """Scan from a random cursor: keys lie in hash order, so a stretch of a standalone keyspace is a fair sample."""
         self._known = set()
-        with self._reservoir(sample, share) as reservoir:
-            yield from self._scan(sample, reservoir, self._dice.getrandbits(40), share)
-            if sample.seen < share and not sample.stopped:
-                yield from self._scan(sample, reservoir, 0, share)
+        yield from self._scan(sample, self._dice.getrandbits(40), share)
+        if sample.seen < share and not sample.stopped:
+            yield from self._scan(sample, 0, share)
 
     def random(self, sample: Sample, share: int) -> Walk:
         """RANDOMKEY: in a cluster, where hash tags put many keys into one slot, a partial SCAN is unfair (measured)."""
         self._known = set()
         left = share
-        with self._reservoir(sample, share) as reservoir:
-            while left > 0 and not sample.stopped:
-                began = time.monotonic()
-                count = min(self._pace.batch, left)
-                replies = self.connection.send([command("RANDOMKEY")] * count).take()
-                drawn = self._new([key for key in replies if isinstance(key, bytes)])
-                server_s = self._read(drawn, sample, reservoir)
-                self._pace.after(server_s, time.monotonic() - began, count)
-                left -= count
-                yield count
-                self._must_stop(sample)
+        while left > 0 and not sample.stopped:
+            began = time.monotonic()
+            count = min(self._pace.batch, left)
+            replies = self.connection.send([command("RANDOMKEY")] * count).take()
+            server_s = self._read(self._new([key for key in replies if isinstance(key, bytes)]), sample)
+            self._pace.after(server_s, time.monotonic() - began, count)
+            left -= count
+            yield count
+            self._must_stop(sample)
 
     def matching(self, sample: Sample, pattern: str, known: set[bytes], *, enough: int, pages: int) -> Walk:
         """Read keys of a pattern with SCAN MATCH, until there are enough or the keyspace is scanned."""
         self._known = set(known)
         cursor = start = self._dice.getrandbits(40) if sample.of > ENOUGH_KEYS else 0
         wrapped = start == 0
-        with self._reservoir(sample, enough * 10) as reservoir:
-            for _ in range(pages):
-                began = time.monotonic()
-                cursor, keys = _page(self.connection.send([_scan_command(cursor, 1000, pattern)]).take()[0])
-                server_s = self._read(self._new(keys), sample, reservoir)
-                self._pace.after(server_s, time.monotonic() - began, max(len(keys), 1000))
-                yield len(keys)
-                if sample.seen >= enough or (cursor == 0 and wrapped) or self._must_stop(sample):
-                    return
-                wrapped = wrapped or cursor == 0
+        for _ in range(pages):
+            began = time.monotonic()
+            cursor, keys = _page(self.connection.send([_scan_command(cursor, 1000, pattern)]).take()[0])
+            server_s = self._read(self._new(keys), sample)
+            self._pace.after(server_s, time.monotonic() - began, max(len(keys), 1000))
+            yield len(keys)
+            if sample.seen >= enough or (cursor == 0 and wrapped) or self._must_stop(sample):
+                return
+            wrapped = wrapped or cursor == 0
 
     def named(self, sample: Sample, names: Sequence[bytes]) -> Walk:
         """Read the keys of these names that exist."""
-        with self._reservoir(sample, len(names)) as reservoir:
-            for start in range(0, len(names), self._pace.batch):
-                began = time.monotonic()
-                batch = names[start : start + self._pace.batch]
-                server_s = self._read(batch, sample, reservoir)
-                self._pace.after(server_s, time.monotonic() - began, len(batch))
-                yield len(batch)
+        for start in range(0, len(names), self._pace.batch):
+            began = time.monotonic()
+            batch = names[start : start + self._pace.batch]
+            server_s = self._read(batch, sample)
+            self._pace.after(server_s, time.monotonic() - began, len(batch))
+            yield len(batch)
 
-    @contextmanager
-    def _reservoir(self, sample: Sample, capacity: int) -> Iterator[Reservoir]:
-        """Keep what was read so far even if reading ends early."""
-        reservoir = Reservoir(capacity, self._dice)
-        try:
-            yield reservoir
-        finally:
-            sample.keys += reservoir.kept()
-
-    def _scan(self, sample: Sample, reservoir: Reservoir, cursor: int, enough: int) -> Walk:
+    def _scan(self, sample: Sample, cursor: int, enough: int) -> Walk:
         """Scan from a cursor to the end, or until enough keys were seen.
 
         Without rests, the next batch is sent as soon as its page has arrived, which the server answers first: the
         server works on that batch while this process decodes the one before.
         """
         cursor, keys = _page(self.connection.send([_scan_command(cursor, self._pace.batch)]).take()[0])
-        self._read(self._new(keys[:MOST_AT_FIRST]), sample, reservoir)
-        ahead: _Request | None = self._send(self._new(keys[MOST_AT_FIRST:]), reservoir, cursor)
+        self._read(self._new(keys[:MOST_AT_FIRST]), sample)
+        ahead: _Request | None = self._send(self._new(keys[MOST_AT_FIRST:]), cursor)
         while ahead:
             began, now, ahead = time.monotonic(), ahead, None
             cursor, keys = now.page()
             count = len(now.commands.keys)
             left = bool(cursor or keys) and sample.seen + count < enough
             if left and not self._pace.rests and not self._must_pause():
-                ahead = self._send(self._new(keys), reservoir, cursor)
-            server_s = self._take(now, sample, reservoir)
+                ahead = self._send(self._new(keys), cursor)
+            server_s = self._take(now, sample)
             self._pace.after(server_s, time.monotonic() - began, count)
             if left and not ahead and not self._must_stop(sample):
-                ahead = self._send(self._new(keys), reservoir, cursor)
+                ahead = self._send(self._new(keys), cursor)
             yield count
 
-    def _send(self, keys: Sequence[bytes], reservoir: Reservoir, cursor: int = 0) -> _Request:
+    def _send(self, keys: Sequence[bytes], cursor: int = 0) -> _Request:
         """Ask for the next page of the scan if there is one, the facts of keys, and the time before and after."""
         page = [_scan_command(cursor, self._pace.batch)] if cursor else []
         commands = KeyCommands(keys, self._columns)
-        picks = reservoir.picks(len(keys))
+        share = self._share
+        picks = [at for at in range(len(keys)) if share == 1.0 or self._dice.random() < share]
         details = KeyCommands([keys[at] for at in picks], self._details)
         now = [command("TIME")]
         return _Request(commands, details, picks, bool(page), self.connection.send(now, page, commands, details, now))
 
-    def _read(self, keys: Sequence[bytes], sample: Sample, reservoir: Reservoir) -> float | None:
-        request = self._send(keys, reservoir)
+    def _read(self, keys: Sequence[bytes], sample: Sample) -> float | None:
+        request = self._send(keys)
         request.page()
-        return self._take(request, sample, reservoir)
+        return self._take(request, sample)
 
-    def _take(self, request: _Request, sample: Sample, reservoir: Reservoir) -> float | None:
+    def _take(self, request: _Request, sample: Sample) -> float | None:
         """Take the replies about keys into the sample; return the server's time for them, if it reports the time."""
         columns = self._available(request.commands, request.replies.columns(request.commands))
         details = self._available(request.details, request.replies.columns(request.details))
@@ -316,7 +270,8 @@ class ServerKeys:
         sizes = details.get("memory|usage", [None] * len(request.picks))
         for at, kind, size in zip(request.picks, details["type"], sizes, strict=True):
             row = (request.commands.keys[at], kind, deadlines[at], idle[at], size)
-            reservoir.put(_facts(*row, seen_ms=seen_ms, relative=relative))
+            if facts := _facts(*row, seen_ms=seen_ms, relative=relative):
+                sample.keys.append(facts)
         return server_s
 
     def _available(self, commands: KeyCommands, columns: dict[str, list[Reply]]) -> dict[str, list[Reply]]:

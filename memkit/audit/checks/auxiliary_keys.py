@@ -32,7 +32,7 @@ TOGETHER_MS = 3_000
 WEIGHED_KEYS = 40
 RECENT_KEYS = 200
 FEWEST_SESSIONS = 5
-"""Fewer short-lived keys of another shape are no release that changed the shape of all."""
+"""Fewer keys show little: of five sessions, a share is known to a fifth."""
 
 
 class Pair(NamedTuple):
@@ -43,7 +43,7 @@ class Pair(NamedTuple):
 
 
 def auxiliary_groups(expected: Expectation, groups: Sequence[Group], context: AuditContext) -> list[Group]:
-    """Return the groups of keys that do not have the expected TTL and are neither sessions nor parts of them."""
+    """Return the groups of keys that are neither sessions nor parts of them; if there is nothing else, none."""
     last: dict[str, Member] = {}
     for group in groups:
         for member in group.members:
@@ -53,9 +53,7 @@ def auxiliary_groups(expected: Expectation, groups: Sequence[Group], context: Au
     found = [
         group
         for group in groups
-        if len(groups) > 1
-        and not LifetimeAnalysis(group.keys, expected, context.history).right
-        and _Comparison(expected, group, groups, last, context).is_auxiliary()
+        if len(groups) > 1 and _Comparison(expected, group, groups, last, context).is_auxiliary()
     ]
     return found if len(found) < len(groups) else []
 
@@ -92,6 +90,8 @@ class _Comparison:
         own = usual_bytes(self.group.keys, self.context) if self.group.kind == "string" else None
         if own == 0:
             return True  # an integer holds no dialogue
+        if LifetimeAnalysis(self.group.keys, self.expected, self.context.history).right:
+            return False
         if self.group.kind in SETS:
             documents = [one for one in self.others if one.kind not in SETS]
             ids = {member.session for one in documents for member in one.members}
@@ -172,10 +172,10 @@ def usual_bytes(keys: Sequence[KeyFacts], context: AuditContext) -> int | None:
 def is_other_shape(group: Group, healthy: Sequence[Group], context: AuditContext) -> bool:
     """Whether short-lived keys that share no ids with sessions are sessions themselves, of another shape.
 
-    They are of the sessions' type, not a handful, and, if strings, not tiny beside the sessions'.
+    They are of the sessions' type and, if strings, not tiny beside the sessions'.
     """
     like = [one for one in healthy if one.kind == group.kind]
-    if not like or len(group.members) < FEWEST_SESSIONS:
+    if not like:
         return False
     if group.kind != "string":
         return True

@@ -318,9 +318,7 @@ def _encoded_twice(expected: Expectation, content: _Contents) -> str | None:
     for payloads in content.places.values():
         for encoding in (name for one in payloads for name in one.encodings):
             if not UNUSUAL.isdisjoint(encoding.split(" > ")):
-                return (
-                    f"a payload matching {expected.pattern} is {_named(encoding)}, which readers of JSON may not expect"
-                )
+                return f"a payload matching {expected.pattern} is {_named(encoding)}: readers may take it for text"
     return None
 
 

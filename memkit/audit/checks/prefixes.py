@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from memkit.audit.checks.ttl_inference import (
+    STOPPED_GAPS,
     KeyLifetime,
     LifetimeAnalysis,
     ServerHistory,
@@ -94,8 +95,11 @@ def _odd_finding(
     accesses = [one.touched_ms for one in odd if one.touched_ms is not None]
     first, newest = min(accesses, default=None), max(accesses, default=0)
     last = _last_written(expected, plain, context)
-    # Names that were all written at one time replace none.
+    # Names that were all written at one time replace none, and neither do those of a pause in the traffic.
+    pause_ms = 0 if last is None else context.history.now_ms - last
+    stopped = expected.ttl_ms is None or pause_ms > STOPPED_GAPS * expected.ttl_ms / max(len(plain), 1)
     replaced = first is not None and last is not None and last <= first + SLACK_MS and newest > last + SLACK_MS
+    replaced = replaced and (stopped or mistake)
     if not replaced and not mistake:
         return None
     since = None

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from memkit.audit.checks.auxiliary_keys import auxiliary_groups, is_other_shape, longest_given
+from memkit.audit.checks.auxiliary_keys import FEWEST_SESSIONS, auxiliary_groups, is_other_shape, longest_given
 from memkit.audit.checks.mixed_ttl import MixedTtl, mixed_ttl
 from memkit.audit.checks.persistent_keys import persistent_finding
 from memkit.audit.checks.prefixes import SHOWN_PREFIXES, missing, moved, odd_names, ttls_given
 from memkit.audit.checks.ttl_inference import (
     HOUR_MS,
+    STOPPED_GAPS,
     UNIT_FACTORS,
     LifetimeAnalysis,
     TtlAnomaly,
@@ -40,8 +41,6 @@ SOON = 0.05
 RENEWED_TOGETHER = 0.05
 """All TTLs renewed within this share of the TTL: of steady traffic so many keys have that chance, each."""
 FEWEST_RENEWED = 20
-STOPPED_GAPS = 5
-"""Writes that go on pause for five times the usual gap with a chance of 0.7 %."""
 
 
 @dataclass
@@ -103,6 +102,11 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
         if finding
     ]
     notes += [layout_note] if layout_note else []
+    if (few := analyses[-1].long) and not any(one.kind == "long" for _, one in anomalies):
+        longest = duration(max(one.left for one in few))
+        notes.append(
+            f"{counted(len(few), 'key')} under {expected.prefix} have up to {longest} left, more than expected"
+        )
     soon = [one for one in analyses[-1].short if one.known and one.left < SOON * analyses[-1].ttl]
     soon = soon if context.history.idle_known else []
     if not findings and soon and expected.policy.kind == "sliding" and not expected.policy.refresh_on_read:
@@ -189,8 +193,9 @@ def _as_new_shape(anomaly: TtlAnomaly, healthy: Sequence[LifetimeAnalysis]) -> T
     """Return the anomaly of sessions of a new shape: likely if the old one is not written since."""
     last = max((at for one in healthy if (at := one.last_write(one.within))), default=None)
     like = "their type and size are those of the sessions with the expected TTL, and they share no ids with these"
-    if last is None or anomaly.first_seen_ms is None or last > anomaly.first_seen_ms + 2_000:
-        return replace(anomaly, confidence="possible", reasons=(*anomaly.reasons, like, "both shapes are written"))
+    few = anomaly.keys < FEWEST_SESSIONS
+    if few or last is None or anomaly.first_seen_ms is None or last > anomaly.first_seen_ms + 2_000:
+        return replace(anomaly, confidence="possible", reasons=(*anomaly.reasons, like))
     reasons = (*anomaly.reasons, like, "the other shape is not written since")
     confidence = anomaly.confidence if anomaly.confidence == "possible" else "likely"
     return replace(anomaly, confidence=confidence, since=Since(last, "lower bound"), reasons=reasons, still_expected=0)

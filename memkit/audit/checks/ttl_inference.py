@@ -55,6 +55,8 @@ IMPROBABLE = 0.001
 """Highest chance at which a few keys near their deadline are called too short: 300 s left of 7 d are 0.0005."""
 RARE = 0.005
 """If reads alone put fewer keys than this so near to their deadline, one such key is reason to look again."""
+STOPPED_GAPS = 5
+"""Writes that go on pause for five times the usual gap with a chance of 0.7 %."""
 READ_LATER_TIMES = 4
 """Traffic is hardly ever four times that of the stretches around it: by day it is two to three times that by night."""
 UNREAD_SHARE = 1 / 3
@@ -356,39 +358,44 @@ class LifetimeAnalysis:
         self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]
     ) -> tuple[Confidence | None, str]:
         reason = "deadline and last access differ from key to key, their difference is one TTL: reads cannot do that"
-        if not others or self._when(peak, members, others).bound == "lower bound":
-            return "proven", reason
-        # People who come back at the same hour every day make a wide heap of reads, but none near the short end.
-        if peak.wide and peak.low > self.ttl / 10:
+        # People who come back at the same hour every day make a wide heap of reads; but not one that began when the
+        # writes under the expected TTL ended, and none near the short end.
+        one_change = not others or self._when(peak, members, others).bound == "lower bound"
+        if peak.wide and not one_change and peak.low > self.ttl / 10:
             return None, ""
-        # A job that reads sessions a fixed time after their last write makes the same picture.
-        times = self._times_as_many(members)
-        if times >= READ_LATER_TIMES:
-            more = "more than" if times == math.inf else f"{times:,.0f} times as many as"
-            return "proven", (
-                f"their difference from deadline to last access is one TTL; if they were sessions of the expected TTL, "
-                f"each read at the same age, {more} at any time before or after would have been written"
-            )
+        # Without other sessions, a job that reads them before half of their TTL has passed explains these keys too.
+        if not self._read_at_one_age(peak, members, others) and (others or peak.low <= self.ttl / 2):
+            return "proven", reason
         untouched = any(one.left < peak.low for one in others if one.given >= self.floor)
-        return ("possible", reason) if untouched else (None, "")
+        return ("possible", reason) if untouched or not others else (None, "")
 
-    def _times_as_many(self, members: Sequence[KeyLifetime]) -> float:
-        """Return how many times the usual number of sessions these deadlines are; 1 if chance can explain them."""
+    def _read_at_one_age(self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]) -> bool:
+        """Whether a job that reads sessions a fixed time after their last write explains these keys.
+
+        It does not if the writes under the expected TTL have ended since, or if far more sessions than before and
+        after would have to have been written in the time that these deadlines imply.
+        """
+        changed = not others or self._when(peak, members, others).bound == "lower bound"
+        ends = sorted(one.deadline for one in self.right)
+        pause_ms = self.history.now_ms + self.ttl - ends[-1] if ends else self.ttl
+        if not others or (changed and pause_ms > STOPPED_GAPS * self.ttl / max(len(ends), 1)):
+            return False
         deadlines = sorted(one.deadline for one in members)
         first, last = quantile(deadlines, CHANCE), quantile(deadlines, 1 - CHANCE)
         width = max(last - first, 2 * IDLE_GRAIN_MS)
         low, high = max(self.history.now_ms, first - 3 * width), min(self.history.now_ms + self.ttl, last + 3 * width)
-        right = [one.deadline for one in self.right if low <= one.deadline <= high]
-        inside = sum(first <= one <= last for one in right)
-        usual = (len(right) - inside) * width / max(high - low - width, width)
-        count = (1 - 2 * CHANCE) * len(members) + inside
-        return count / max(usual, 1) if surprise(round(count), usual) > SURE_NATS else 1.0
+        near = [one for one in ends if low <= one <= high]
+        inside = sum(first <= one <= last for one in near)
+        usual = (len(near) - inside) * width / max(high - low - width, IDLE_GRAIN_MS)
+        count = round((1 - 2 * CHANCE) * len(members) + inside)
+        more = surprise(count, READ_LATER_TIMES * usual) > 0
+        return not (more and surprise(count, usual) > (SLIGHT_SURPRISE_NATS if changed else SURE_NATS))
 
     def _written_at_once(
         self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]
     ) -> tuple[Confidence | None, str]:
         """Decide between keys written in one go and old ones of one go that were all read in one go."""
-        if not self.history.idle_known:
+        if not self.history.idle_known or (not peak.wide and self._read_at_one_age(peak, members, others)):
             return None, ""
         if self._is_unlike(peak, members, others):
             return "likely", "readers of the other sessions would not have met so many with such deadlines"
