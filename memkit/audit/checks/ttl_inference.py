@@ -25,7 +25,6 @@ from memkit.audit.checks.ttl_peaks import (
     TtlPeak,
     best_peak,
     longest,
-    plateau,
     quantile,
     start_of,
     surprise,
@@ -590,7 +589,7 @@ def _ttl_of(members: Sequence[KeyLifetime], peak: TtlPeak, *, idle_known: bool) 
         return rounded(values[-1]), 0.0
     if not peak.wide:
         return _sharpened(members, quantile(values, 0.5)), 0.0
-    low, high = plateau(values)
+    low, high = quantile(values, CHANCE), values[-1]  # reads put a few below
     center = (low + high) / 2
     return center, (high - low) / 2 / center
 
