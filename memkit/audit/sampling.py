@@ -160,8 +160,7 @@ class ServerKeys:
             yield from self._scan(sample, 0, sample.of * 2 + 1_000_000)
         finally:
             self._share = 1.0
-        if len(sample.keys) > capacity:
-            sample.keys = self._dice.sample(sample.keys, capacity)
+        sample.keys = self._dice.sample(sample.keys, min(capacity, len(sample.keys)))
         sample.complete = not sample.stopped
 
     def stretch(self, sample: Sample, share: int) -> Walk:
@@ -170,6 +169,7 @@ class ServerKeys:
         yield from self._scan(sample, self._dice.getrandbits(40), share)
         if sample.seen < share and not sample.stopped:
             yield from self._scan(sample, 0, share)
+        sample.keys = self._dice.sample(sample.keys, min(share, len(sample.keys)))
 
     def random(self, sample: Sample, share: int) -> Walk:
         """RANDOMKEY: in a cluster, where hash tags put many keys into one slot, a partial SCAN is unfair (measured)."""
