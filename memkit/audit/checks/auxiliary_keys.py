@@ -98,11 +98,11 @@ class _Comparison:
             unordered = self.group.kind == "set"
             return bool(documents) and (unordered or ids.isdisjoint(one.session for one in self.group.members))
         if not self.pairs:
-            return own is not None and own <= FLAG_BYTES and self._others_are_larger(own, self.others)
+            return own is not None and own <= FLAG_BYTES and self._others_are_larger(own)
         if not self.ttl or any(one.deadline_ms is None for one in self.group.keys) or not self._is_short():
             return False
         brief = self.longest <= min(FLAG_MS, self.ttl * SHORT_SHARE)
-        if brief and own is not None and own <= FLAG_BYTES and self._others_are_larger(own, self.others):
+        if brief and own is not None and own <= FLAG_BYTES and self._others_are_larger(own):
             return True
         return not self._written_together() or not self._in_every_session()
 
@@ -111,10 +111,10 @@ class _Comparison:
         short = sum(one.keys for one in analysis.anomalies() if one.kind == "short")
         return short >= 0.9 * len(analysis.all) or self.longest <= self.ttl * SHORT_SHARE
 
-    def _others_are_larger(self, own: int, others: Sequence[Group]) -> bool:
+    def _others_are_larger(self, own: int) -> bool:
         """Whether the other groups hold no such tiny values."""
-        sizes = [usual_bytes(one.keys, self.context) for one in others if one.kind == "string"]
-        return len(sizes) < len(others) or any(size is not None and size >= TINY * own for size in sizes)
+        sizes = [usual_bytes(one.keys, self.context) for one in self.others if one.kind == "string"]
+        return len(sizes) < len(self.others) or any(size is not None and size >= TINY * own for size in sizes)
 
     def _written_together(self) -> bool:
         """Whether most were written when the session's main key was: by their last access, or a constant distance."""
