@@ -370,6 +370,23 @@ def test_one_session_encoded_twice_is_not_healthy(traffic: Traffic) -> None:
     assert "encoded twice" in report.verdict.sentence
 
 
+def test_possible_wrong_prefix_is_a_warning(traffic: Traffic) -> None:
+    report = traffic.world(traffic.sessions() + traffic.write("chat:'7'", 60)).audited()
+    found = of(report, "wrong_prefix")
+    assert (found.confidence, found.severity, report.exit_code) == ("possible", "warning", 1)
+
+
+def test_suspected_prefix_beside_no_data_is_exit_2(traffic: Traffic) -> None:
+    report = traffic.world(replace(traffic, prefix="chats:").sessions(), expect={"chat:*": "7d"}).audited()
+    assert (of(report, "wrong_prefix").severity, report.verdict.status, report.exit_code) == ("warning", "no_data", 2)
+
+
+def test_few_short_keys_of_another_shape_are_possible(traffic: Traffic) -> None:
+    report = traffic.world(traffic.sessions() + traffic.write("chat:acme:17", 60, ttl_s=300)).audited()
+    found = of(report, "ttl_too_short")
+    assert (found.keys, found.confidence) == (1, "possible")
+
+
 def test_note_names_every_check_that_needs_values(traffic: Traffic) -> None:
     note = next(one for one in traffic.world(traffic.sessions()).audited().notes if one.startswith("not checked"))
     assert all(check in note for check in (*CHECKS, "stale_index"))

@@ -406,7 +406,8 @@ class LifetimeAnalysis:
             all_alike = len(members) >= 0.8 * len(self.all) and not peak.wide
             lost = all_alike and self.history.expired >= len(members) / 2
             return ("likely", f"{self.history.expired:,} keys expired on this server") if lost else (None, "")
-        share = self._read_share(others)
+        exact = sum(abs(one.given - self.ttl) < 2 * IDLE_GRAIN_MS for one in others)
+        share = (len(others) - exact + 1) / (len(others) + 1)
         if len(members) * -math.log(share) < FEW_READS_NATS:
             return None, ""
         return "likely", f"no key without a read has such a deadline, and at most {share:.0%} of the others were read"
@@ -438,14 +439,6 @@ class LifetimeAnalysis:
         stretch = max(right, default=0) - min(right, default=0)
         chance = (len(right) - beside) * (last - first + 2 * margin) / stretch if stretch else 0.0
         return beside > 0 and (beside >= 0.1 * len(members) or surprise(beside, chance) > SLIGHT_SURPRISE_NATS)
-
-    def _read_share(self, others: Sequence[KeyLifetime]) -> float:
-        """Return which share of keys was read after the last write: by those old enough to show it, or exact."""
-        old = [one for one in others if one.left < self.floor]
-        by_age = (sum(one.given < self.floor for one in old) + 1) / (len(old) + 1) if old else 1.0
-        exact = sum(abs(one.given - self.ttl) < 2 * IDLE_GRAIN_MS for one in others)
-        by_value = (len(others) - exact + 1) / (len(others) + 1)
-        return min(by_age, by_value)
 
     def _gap_in_time_left(self) -> TtlAnomaly | None:
         """Without idle clocks, or if something read every key: short times left fill the first stretch, then a gap."""
