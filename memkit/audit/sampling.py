@@ -160,7 +160,7 @@ class ServerKeys:
             yield from self._scan(sample, 0, sample.of * 2 + 1_000_000)
         finally:
             self._share = 1.0
-        sample.keys = self._dice.sample(sample.keys, min(capacity, len(sample.keys)))
+        self._keep(sample, capacity)
         sample.complete = not sample.stopped
 
     def stretch(self, sample: Sample, share: int) -> Walk:
@@ -169,7 +169,11 @@ class ServerKeys:
         yield from self._scan(sample, self._dice.getrandbits(40), share)
         if sample.seen < share and not sample.stopped:
             yield from self._scan(sample, 0, share)
-        sample.keys = self._dice.sample(sample.keys, min(share, len(sample.keys)))
+        self._keep(sample, share)
+
+    def _keep(self, sample: Sample, count: int) -> None:
+        if len(sample.keys) > count:
+            sample.keys = sorted(sample.keys, key=lambda _: self._dice.random())[:count]
 
     def random(self, sample: Sample, share: int) -> Walk:
         """RANDOMKEY: in a cluster, where hash tags put many keys into one slot, a partial SCAN is unfair (measured)."""

@@ -56,6 +56,8 @@ RARE = 0.005
 """If reads alone put fewer keys than this so near to their deadline, one such key is reason to look again."""
 STOPPED_GAPS = 5
 """Writes that go on pause for five times the usual gap with a chance of 0.7 %."""
+LATEST_READ = 0.1
+"""Jobs that read sessions at one age do so before less than this share of the TTL is left."""
 READ_LATER_TIMES = 4
 """Traffic is hardly ever four times that of the stretches around it: by day it is two to three times that by night."""
 UNREAD_SHARE = 1 / 3
@@ -360,7 +362,7 @@ class LifetimeAnalysis:
         # People who come back at the same hour every day make a wide heap of reads; but not one that began when the
         # writes under the expected TTL ended, and none near the short end.
         one_change = not others or self._when(peak, members, others).bound == "lower bound"
-        if peak.wide and not one_change and peak.low > self.ttl / 10:
+        if peak.wide and not one_change and peak.low > LATEST_READ * self.ttl:
             return None, ""
         # Without other sessions, a job that reads them before half of their TTL has passed explains these keys too.
         if not self._read_at_one_age(peak, members, others) and (others or peak.low <= self.ttl / 2):
@@ -371,9 +373,12 @@ class LifetimeAnalysis:
     def _read_at_one_age(self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]) -> bool:
         """Whether a job that reads sessions a fixed time after their last write explains these keys.
 
-        It does not if the writes under the expected TTL have ended since, or if far more sessions than before and
-        after would have to have been written in the time that these deadlines imply.
+        It does not near the end of the TTL, without as many reads, if writes under the expected TTL have ended since,
+        or if far more sessions would have to have been written in the time that these deadlines imply than around it.
         """
+        reads = self.history.reads
+        if peak.low <= LATEST_READ * self.ttl or (reads is not None and reads < len(members) / 2):
+            return False
         changed = not others or self._when(peak, members, others).bound == "lower bound"
         ends = sorted(one.deadline for one in self.right)
         pause_ms = self.history.now_ms + self.ttl - ends[-1] if ends else self.ttl
