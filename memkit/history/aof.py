@@ -46,7 +46,7 @@ class AofCommand(NamedTuple):
 class AofFiles:
     """The files of an append-only directory, in the order in which they are read.
 
-    ``base`` is None if the log began on an empty server; ``base_is_rdb`` tells its format.
+    ``base`` is None if the log began on an empty server; ``base_is_rdb`` is its format.
     """
 
     directory: Path

@@ -15,6 +15,8 @@ SAME_TTL_MS = 1_500
 MOST_CHANGES = 10
 """More changes than this are no releases but several TTLs at the same time."""
 SEPARATORS = b":/|.#"
+EARLIEST_MS, LATEST_MS = -62_135_596_800_000, 253_402_300_799_000
+"""The years 1 to 9999 of ``datetime``: a Unix time that is taken for a TTL gives later deadlines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,26 +28,22 @@ class TtlChange:
     to_ttl_ms: int | None
     at: Moment
     last_before: Moment
-    exact: bool
+    exact: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the change as ``history --json`` shows it."""
         return {
             "prefix": self.prefix,
-            "from_ttl_s": _seconds(self.from_ttl_ms),
-            "to_ttl_s": _seconds(self.to_ttl_ms),
-            "at": _text(self.at.earliest_ms if self.exact else self.at.latest_ms),
+            "from_ttl_s": plain_seconds(self.from_ttl_ms),
+            "to_ttl_s": plain_seconds(self.to_ttl_ms),
+            "at": time_text(time_of(self.at.earliest_ms if self.exact else self.at.latest_ms)),
             "at_is": "exact" if self.exact else "between",
-            "not_before": None if self.exact else _text(self.last_before.earliest_ms),
+            "not_before": None if self.exact else time_text(time_of(self.last_before.earliest_ms)),
         }
-
-    def between(self) -> TtlChange:
-        """Return the change as one whose moment is bounded, not known."""
-        return replace(self, exact=False)
 
     def __str__(self) -> str:
         at = self.to_dict()["at"]
-        when = f"at {at}" if self.exact else f"between {_text(self.last_before.earliest_ms)} and {at}"
+        when = f"at {at}" if self.exact else f"between {time_text(time_of(self.last_before.earliest_ms))} and {at}"
         prefix = printable(self.prefix) or "(no prefix)"
         return f"{prefix} {duration(self.from_ttl_ms)} → {duration(self.to_ttl_ms)} {when}"
 
@@ -58,7 +56,7 @@ class _Given:
 
 @dataclass(slots=True)
 class TtlChanges:
-    """Collects the changes while events pass by, in bounded memory."""
+    """Collects the changes while events pass by, in bounded memory; ``exact``: whether their moments are stated."""
 
     exact: bool
     _current: dict[str, _Given] = field(default_factory=dict)
@@ -77,22 +75,20 @@ class TtlChanges:
         else:
             changes = self._changes.setdefault(prefix, [])
             if len(changes) <= MOST_CHANGES:
-                changes.append(
-                    TtlChange(prefix, given.ttl_ms, event.ttl_ms, event.moment, given.last, exact=self.exact)
-                )
+                changes.append(TtlChange(prefix, given.ttl_ms, event.ttl_ms, event.moment, given.last))
             self._current[prefix] = _Given(event.ttl_ms, event.moment)
 
     def found(self) -> list[TtlChange]:
         """Return the changes of every prefix; of a prefix with several TTLs at the same time only the first one."""
         return [
-            change
+            replace(change, exact=self.exact)
             for changes in self._changes.values()
             for change in (changes if len(changes) <= MOST_CHANGES else changes[:1])
         ]
 
 
 def is_same_ttl(one: int | None, other: int | None) -> bool:
-    """Return whether two TTLs are one, as far as a log tells."""
+    """Return whether two TTLs are one, as far as a log shows."""
     if one is None or other is None:
         return one is other
     return abs(one - other) <= max(SAME_TTL * max(one, other), SAME_TTL_MS)
@@ -104,11 +100,18 @@ def prefix_of(key: bytes) -> str:
     return key[: min(places) + 1].decode("utf-8", "replace") if places else ""
 
 
-def _seconds(ttl_ms: int | None) -> float | int | None:
+def time_of(ms: int | None) -> Any:
+    """Return a Unix time in milliseconds as a datetime, in the years 1 to 9999; None stays None."""
+    return None if ms is None else datetime.fromtimestamp(max(EARLIEST_MS, min(ms, LATEST_MS)) / 1_000, UTC)
+
+
+def time_text(at: datetime | None) -> str | None:
+    """Return a time as JSON has it; None stays None."""
+    return None if at is None else utc_text(at)
+
+
+def plain_seconds(ttl_ms: int | None) -> float | int | None:
+    """Return a TTL in seconds, as an int if it is a whole number; None stays None."""
     if ttl_ms is None:
         return None
     return ttl_ms // 1_000 if ttl_ms % 1_000 == 0 else ttl_ms / 1_000
-
-
-def _text(ms: int | None) -> str | None:
-    return None if ms is None else utc_text(datetime.fromtimestamp(ms / 1_000, UTC))

@@ -54,8 +54,15 @@ def effects_of(arguments: Sequence[bytes]) -> list[Effect]:
         return []
     try:
         return list(handler(rest))
-    except (IndexError, ValueError, StopIteration):
+    except (IndexError, ValueError):
         return []  # a server logs no command that it refused: this one is not understood
+
+
+def _number(word: bytes) -> int:
+    number = int(word)
+    if not -(1 << 63) <= number < 1 << 63:
+        raise ValueError("a number that no server accepts")
+    return number
 
 
 def _set_options(options: Sequence[bytes]) -> tuple[int | None, int | None, bool]:
@@ -64,13 +71,13 @@ def _set_options(options: Sequence[bytes]) -> tuple[int | None, int | None, bool
     words = iter(options)
     for word in map(bytes.upper, words):
         if word in _DEADLINE_UNITS_MS:
-            deadline = int(next(words)) * _DEADLINE_UNITS_MS[word]
+            deadline = _number(next(words, b"")) * _DEADLINE_UNITS_MS[word]
         elif word in _TTL_UNITS_MS:
-            ttl = int(next(words)) * _TTL_UNITS_MS[word]
+            ttl = _number(next(words, b"")) * _TTL_UNITS_MS[word]
         elif word == b"KEEPTTL":
             keeps = True
         elif word in (b"IFEQ", b"IFNE", b"IFDEQ", b"IFDNE"):  # a condition and its value
-            next(words)
+            next(words, b"")
     return deadline, ttl, keeps
 
 
@@ -84,7 +91,7 @@ def _set(rest: Sequence[bytes]) -> Iterator[Effect]:
 
 
 def _set_several(rest: Sequence[bytes]) -> Iterator[Effect]:
-    count = int(rest[0])
+    count = _number(rest[0])
     deadline, ttl, keeps = _set_options(rest[1 + 2 * count :])
     for key in rest[1 : 1 + 2 * count : 2]:
         yield Effect("write" if keeps else "replace", key, deadline, ttl)
@@ -103,7 +110,7 @@ def _delete_document(rest: Sequence[bytes]) -> Iterator[Effect]:
 
 
 def _restore(rest: Sequence[bytes]) -> Iterator[Effect]:
-    ttl = int(rest[1]) or None
+    ttl = _number(rest[1]) or None
     absolute = b"ABSTTL" in map(bytes.upper, rest[3:])
     yield Effect("replace", rest[0], deadline_ms=ttl if absolute else None, ttl_ms=None if absolute else ttl)
 
@@ -117,7 +124,7 @@ def _store_by_option(rest: Sequence[bytes]) -> Iterator[Effect]:
 
 def _copy(rest: Sequence[bytes]) -> Iterator[Effect]:
     words = [word.upper() for word in rest]
-    db = int(rest[words.index(b"DB", 2) + 1]) if b"DB" in words[2:] else None
+    db = _number(rest[words.index(b"DB", 2) + 1]) if b"DB" in words[2:] else None
     yield Effect("copy", rest[0], target=rest[1], db=db)
 
 
@@ -126,11 +133,11 @@ def _first_key(action: Action) -> Handler:
 
 
 def _deadline(unit_ms: int) -> Handler:
-    return lambda rest: [Effect("set deadline", rest[0], deadline_ms=int(rest[1]) * unit_ms)]
+    return lambda rest: [Effect("set deadline", rest[0], deadline_ms=_number(rest[1]) * unit_ms)]
 
 
 def _ttl(action: Action, unit_ms: int) -> Handler:
-    return lambda rest: [Effect(action, rest[0], ttl_ms=int(rest[1]) * unit_ms)]
+    return lambda rest: [Effect(action, rest[0], ttl_ms=_number(rest[1]) * unit_ms)]
 
 
 def _named(names: str, handler: Handler) -> dict[bytes, Handler]:
@@ -178,9 +185,9 @@ _HANDLERS: dict[bytes, Handler] = {
     **_named("GETDEL DELEX", _first_key("delete")),
     **_named("JSON.DEL JSON.FORGET", _delete_document),
     **_named("RENAME RENAMENX", lambda rest: [Effect("rename", rest[0], target=rest[1])]),
-    b"MOVE": lambda rest: [Effect("rename", rest[0], target=rest[0], db=int(rest[1]))],
+    b"MOVE": lambda rest: [Effect("rename", rest[0], target=rest[0], db=_number(rest[1]))],
     b"COPY": _copy,
     b"FLUSHDB": lambda _: [Effect("flush database")],
     b"FLUSHALL": lambda _: [Effect("flush all")],
-    b"SWAPDB": lambda rest: [Effect("swap databases", rest[0], db=int(rest[1]))],
+    b"SWAPDB": lambda rest: [Effect("swap databases", b"%d" % _number(rest[0]), db=_number(rest[1]))],
 }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal, cast
 
+from memkit.history.changes import plain_seconds, time_of, time_text
 from memkit.history.states import KeyEvent, KeyState, Moment
 from memkit.render import duration, printable, utc_text
 
@@ -20,7 +21,7 @@ SAME_SECOND_MS = 1_000
 class Fate:
     """What became of a session, as of the end of its last source.
 
-    ``at`` is when, and ``at_is`` tells how well it is known: ``"exact"``, or ``"between"`` it and ``not_before``,
+    ``at`` is when, and ``at_is`` how well that is known: ``"exact"``, or ``"between"`` it and ``not_before``,
     which is None if nothing bounds it. ``either`` lists the causes that the sources cannot tell apart.
     """
 
@@ -59,11 +60,12 @@ def fate_of(key: bytes, events: Sequence[KeyEvent], state: KeyState | None) -> F
     """
     name = printable(key.decode("utf-8", "replace"))
     if not events and state is None:
-        return Fate("never_seen", f"{name} does not occur in the sources", "likely")
+        sentence = f"never seen: {name} does not occur in the sources: nothing was written in the time that they cover"
+        return Fate("never_seen", sentence, "likely")
     given = next((event for event in reversed(events) if event.ttl_ms is not None), None)
     known: dict[str, Any] = {}
     if given is not None:
-        known = {"ttl_s": plain_seconds((given.ttl_ms or 0) / 1_000), "ttl_set_at": time_of(given.moment.earliest_ms)}
+        known = {"ttl_s": plain_seconds(given.ttl_ms), "ttl_set_at": time_of(given.moment.earliest_ms)}
     if state is not None:
         return _fate_of_existing(name, events, state, known)
     last = next((event for event in reversed(events) if event.name in ENDS), None)
@@ -142,18 +144,3 @@ def _when(moment: Moment) -> str:
     bounds = [f"after {utc_text(at['not_before'])}"] if at.get("not_before") else []
     bounds += [f"before {utc_text(at['at'])}"] if at["at"] else []
     return f" ({' and '.join(bounds)})" if bounds else ""
-
-
-def time_of(ms: int | None) -> Any:
-    """Return a Unix time in milliseconds as a datetime; None stays None."""
-    return None if ms is None else datetime.fromtimestamp(ms / 1_000, UTC)
-
-
-def time_text(at: datetime | None) -> str | None:
-    """Return a time as JSON has it; None stays None."""
-    return None if at is None else utc_text(at)
-
-
-def plain_seconds(seconds: float) -> float | int:
-    """Return a whole number of seconds as an int."""
-    return int(seconds) if seconds == int(seconds) else seconds

@@ -5,7 +5,8 @@ Tables (all times are Unix times in milliseconds on the server's clock):
 - ``source``: where the record comes from: kind, server (without password), version, begin and end.
 - ``key``: every key that was seen: database, name, whether it exists, its deadline (null: persistent).
 - ``event``: what happened to a key: the time, between which times it happened if that is not exact, the event, the
-  causes that cannot be told apart, the deadline after it (for an end: before it) and the TTL that it gave.
+  causes that cannot be told apart, the deadline after it (for an end: before it), the TTL that it gave, and the
+  command if the source shows it.
 - ``gap``: times that were not observed, with the reason.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -21,22 +23,25 @@ from memkit.errors import SourceError
 
 APPLICATION_ID = 0x6D656D6B
 """``memk``: marks an SQLite file as a recording."""
-SCHEMA = 1
+SCHEMA = 2
 _TABLES = """
 CREATE TABLE source (kind TEXT, name TEXT, server TEXT, version TEXT, began_ms INTEGER, ended_ms INTEGER);
-CREATE TABLE key (id INTEGER PRIMARY KEY, db INTEGER, name BLOB, live INTEGER, deadline_ms INTEGER, UNIQUE (db, name));
+CREATE TABLE key (
+    id INTEGER PRIMARY KEY, db INTEGER, name BLOB, present INTEGER, deadline_ms INTEGER, UNIQUE (db, name)
+);
 CREATE TABLE event (
-    key INTEGER, at_ms INTEGER, after_ms INTEGER, event TEXT, possible TEXT, deadline_ms INTEGER, ttl_ms INTEGER
+    key INTEGER, at_ms INTEGER, after_ms INTEGER, event TEXT, possible TEXT, deadline_ms INTEGER, ttl_ms INTEGER,
+    command TEXT
 );
 CREATE TABLE gap (began_ms INTEGER, ended_ms INTEGER, reason TEXT);
 """
 
 
 class Known(NamedTuple):
-    """A key as the recording has it; ``live`` is whether it exists."""
+    """A key as the recording has it; ``present`` is whether it exists."""
 
     id: int
-    live: bool
+    present: bool
     deadline_ms: int | None
 
 
@@ -51,6 +56,7 @@ class Recorded(NamedTuple):
     possible: tuple[str, ...]
     deadline_ms: int | None
     ttl_ms: int | None
+    command: str
 
 
 class Ledger:
@@ -65,7 +71,7 @@ class Ledger:
     """
 
     def __init__(self, path: Path, *, reading: bool = False) -> None:
-        self.path = path
+        self.path, self._reading = path, reading
         if reading:
             self._open_for_reading()
             return
@@ -99,12 +105,22 @@ class Ledger:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            if error is None or not isinstance(error, sqlite3.Error):
+                self.close()
+                return
+        except sqlite3.Error as failure:
+            error = failure
+        self._db.close()
+        what = "the recording is damaged" if self._reading else "the recording ended, and keeps what was written before"
+        raise SourceError(f"{self.path}: {what}: {error}") from None
 
     def close(self) -> None:
-        """Write what is left and close the file."""
+        """Write what is left and close the file: one file, which can be read from a read-only folder too."""
         if self._db.in_transaction:
             self._db.execute("COMMIT")
+            with suppress(sqlite3.Error):  # another process reads it
+                self._db.execute("PRAGMA journal_mode=DELETE")
         self._db.close()
 
     def commit(self) -> None:
@@ -128,24 +144,24 @@ class Ledger:
         found = {}
         for name in names:
             row = self._db.execute(
-                "SELECT id, live, deadline_ms FROM key WHERE db = ? AND name = ?", (db, name)
+                "SELECT id, present, deadline_ms FROM key WHERE db = ? AND name = ?", (db, name)
             ).fetchone()
             if row:
                 found[name] = Known(row[0], bool(row[1]), row[2])
         return found
 
-    def live(self, db: int) -> Iterator[tuple[bytes, Known]]:
+    def keys_present(self, db: int) -> Iterator[tuple[bytes, Known]]:
         """Yield the keys of a database that exist."""
-        rows = self._db.execute("SELECT name, id, deadline_ms FROM key WHERE db = ? AND live = 1", (db,)).fetchall()
+        rows = self._db.execute("SELECT name, id, deadline_ms FROM key WHERE db = ? AND present = 1", (db,)).fetchall()
         for name, key, deadline in rows:
             yield name, Known(key, True, deadline)
 
-    def set_key(self, db: int, name: bytes, *, live: bool, deadline_ms: int | None) -> int:
+    def set_key(self, db: int, name: bytes, *, present: bool, deadline_ms: int | None) -> int:
         """Record a key's state; return its id."""
         row = self._db.execute(
-            "INSERT INTO key (db, name, live, deadline_ms) VALUES (?, ?, ?, ?) ON CONFLICT (db, name) "
-            "DO UPDATE SET live = excluded.live, deadline_ms = excluded.deadline_ms RETURNING id",
-            (db, name, live, deadline_ms),
+            "INSERT INTO key (db, name, present, deadline_ms) VALUES (?, ?, ?, ?) ON CONFLICT (db, name) "
+            "DO UPDATE SET present = excluded.present, deadline_ms = excluded.deadline_ms RETURNING id",
+            (db, name, present, deadline_ms),
         ).fetchone()
         return int(row[0])
 
@@ -159,6 +175,7 @@ class Ledger:
         possible: Iterable[str] = (),
         deadline_ms: int | None = None,
         ttl_ms: int | None = None,
+        command: str = "",
     ) -> None:
         """Record what happened to a key.
 
@@ -170,9 +187,10 @@ class Ledger:
             possible: The causes that cannot be told apart.
             deadline_ms: The deadline after the event, or before an end.
             ttl_ms: The TTL that it gave.
+            command: The command, if the source shows it.
         """
-        row = (key, at_ms, after_ms, event, ",".join(possible) or None, deadline_ms, ttl_ms)
-        self._db.execute("INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        row = (key, at_ms, after_ms, event, ",".join(possible) or None, deadline_ms, ttl_ms, command or None)
+        self._db.execute("INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def add_gap(self, began_ms: int, ended_ms: int, reason: str) -> None:
         """Record a time that was not observed."""
@@ -189,17 +207,19 @@ class Ledger:
 
     def recorded_keys(self) -> Iterator[tuple[int, bytes, bool, int | None]]:
         """Yield every key: database, name, whether it exists, deadline."""
-        for db, name, live, deadline in self._db.execute("SELECT db, name, live, deadline_ms FROM key ORDER BY id"):
-            yield db, name, bool(live), deadline
+        rows = self._db.execute("SELECT db, name, present, deadline_ms FROM key ORDER BY id")
+        for db, name, present, deadline in rows:
+            yield db, name, bool(present), deadline
 
     def events(self) -> Iterator[Recorded]:
         """Yield every event in the order in which it was recorded."""
         rows = self._db.execute(
-            "SELECT key.db, key.name, at_ms, after_ms, event, possible, event.deadline_ms, ttl_ms "
+            "SELECT key.db, key.name, at_ms, after_ms, event, possible, event.deadline_ms, ttl_ms, command "
             "FROM event JOIN key ON key.id = event.key ORDER BY event.rowid"
         )
-        for db, name, at, after, event, possible, deadline, ttl in rows:
-            yield Recorded(db, name, at, after, event, tuple(possible.split(",")) if possible else (), deadline, ttl)
+        for db, name, at, after, event, possible, deadline, ttl, command in rows:
+            several = tuple(possible.split(",")) if possible else ()
+            yield Recorded(db, name, at, after, event, several, deadline, ttl, command or "")
 
     def gaps(self) -> list[tuple[int, int, str]]:
         """Return the times that were not observed, with the reasons."""

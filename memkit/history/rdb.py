@@ -1,4 +1,4 @@
-"""Read an RDB file as a stream: every key's name, type, deadline, idle time and size, without its value.
+"""Read an RDB file as a stream: every key's name, type, deadline and idle time, without its value.
 
 The memory is bounded, whatever the size of the file. Values are passed over, module data too, and the checksum is
 verified. The format is that of ``src/rdb.c`` in Redis (versions 1 to 12) and Valkey (``VALKEY080``); a later version is
@@ -59,7 +59,7 @@ KINDS = {
     24: _HASH,
     25: _HASH,
 }
-# Types whose value is one string, and types whose value is a count and that many strings (times the factor).
+# Types with a value of one string, and types with a value of a count and that many strings (times the factor).
 _ONE_STRING = frozenset({0, 9, 10, 11, 12, 13, 16, 17, 20})
 _STRINGS_PER_ELEMENT = {1: 1, 2: 1, 4: 2, 14: 1}
 _SLOT_IMPORT, _SLOT_INFO, _FUNCTION2, _FUNCTION_PRE_GA, _MODULE_AUX = 243, 244, 245, 246, 247
@@ -82,8 +82,7 @@ class SnapshotKey(NamedTuple):
     """One key of an RDB file, without its value.
 
     ``deadline_ms`` is a Unix time, None for a persistent key. ``idle_s`` is None if the file has no idle times (it
-    has them only under a ``*-lru`` maxmemory-policy). ``field_deadline_ms`` is the earliest deadline of a
-    hash's fields. ``size_bytes`` is the size in the file: compressed, without the overhead that a server adds.
+    has them only under a ``*-lru`` maxmemory-policy).
     """
 
     db: int
@@ -91,9 +90,6 @@ class SnapshotKey(NamedTuple):
     kind: str
     deadline_ms: int | None
     idle_s: int | None
-    frequency: int | None
-    field_deadline_ms: int | None
-    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,19 +150,10 @@ class RdbReader:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
     @property
     def bytes_read(self) -> int:
         """How far the file has been read."""
         return self._before + self._at
-
-    @property
-    def size_bytes(self) -> int:
-        """The size of the file when it was opened."""
-        return self._size
 
     def __iter__(self) -> Iterator[SnapshotKey]:
         """Yield every key, in the file's order; verify the checksum after the last one.
@@ -174,17 +161,15 @@ class RdbReader:
         Raises:
             SourceError: The file ends early, has a wrong checksum, or holds something that is not documented.
         """
-        db, deadline, idle, frequency = 0, None, None, None
+        db, deadline, idle = 0, None, None
         while True:
-            start = self.bytes_read
             opcode = self._byte()
             if opcode < _SLOT_IMPORT:
                 name = self._string(MAX_KEY_BYTES)
-                kind, field_deadline = self._pass_over(opcode)
+                kind = self._pass_over(opcode)
                 self.keys_read += 1
-                size = self.bytes_read - start
-                yield SnapshotKey(db, name, kind, deadline, idle, frequency, field_deadline, size)
-                deadline = idle = frequency = None
+                yield SnapshotKey(db, name, kind, deadline, idle)
+                deadline = idle = None
             elif opcode == _EXPIRE_MS:
                 deadline = self._int(8)
             elif opcode == _EXPIRE_S:
@@ -192,7 +177,7 @@ class RdbReader:
             elif opcode == _IDLE:
                 idle = self._length()
             elif opcode == _FREQUENCY:
-                frequency = self._byte()
+                self._byte()
             elif opcode == _SELECT_DB:
                 db = self._length()
             elif opcode == _EOF:
@@ -223,8 +208,8 @@ class RdbReader:
 
     # Values
 
-    def _pass_over(self, kind: int) -> tuple[str, int | None]:
-        """Pass over a value; return the key's type and the earliest deadline of a hash's fields."""
+    def _pass_over(self, kind: int) -> str:
+        """Pass over a value; return the key's type."""
         if kind in _ONE_STRING:
             self._pass_over_string()
         elif kind in _STRINGS_PER_ELEMENT:
@@ -235,12 +220,12 @@ class RdbReader:
         elif kind in (_STREAM_V1, _STREAM_V2, _STREAM_V3):
             self._pass_over_stream(kind)
         elif kind == _MODULE:
-            return self._pass_over_module(), None
+            return self._pass_over_module()
         elif kind in _HASHES_WITH_TTLS and (not self._valkey or kind == _VALKEY_HASH_WITH_TTLS):
-            return _HASH, self._pass_over_hash_with_ttls(kind)
+            self._pass_over_hash_with_ttls(kind)
         else:
             raise self._undocumented(f"the value type {kind}")
-        return KINDS[kind], None
+        return KINDS[kind]
 
     def _pass_over_pairs(self, kind: int) -> None:
         for _ in range(self._length()):
@@ -252,24 +237,19 @@ class RdbReader:
             length = 8 if kind == _ZSET_BINARY else self._byte()
             self._skip(length if length < 253 else 0)  # 253, 254, 255: NaN and the infinities
 
-    def _pass_over_hash_with_ttls(self, kind: int) -> int | None:
-        deadlines: list[int] = []
-        if self._valkey:
-            for _ in range(self._length()):
-                self._pass_over_string()
-                self._pass_over_string()
-                deadlines.append(self._int(8))
-            return min((deadline for deadline in deadlines if deadline > 0), default=None)
-        earliest = self._int(8) if kind in (_HASH_METADATA, _HASH_LISTPACK_EX) else 0
-        if kind in (_HASH_LISTPACK_EX, _HASH_LISTPACK_EX_PRE_GA):
+    def _pass_over_hash_with_ttls(self, kind: int) -> None:
+        if not self._valkey and kind in (_HASH_METADATA, _HASH_LISTPACK_EX):
+            self._skip(8)  # the earliest deadline of the fields
+        if not self._valkey and kind in (_HASH_LISTPACK_EX, _HASH_LISTPACK_EX_PRE_GA):
             self._pass_over_string()
-            return earliest or None
+            return
         for _ in range(self._length()):
-            ttl = self._length()  # 0: the field has no TTL; otherwise 1 + the distance to the earliest deadline
-            deadlines.append(ttl)
+            if not self._valkey:
+                self._length()  # 0: the field has no TTL; otherwise 1 + the distance to the earliest deadline
             self._pass_over_string()
             self._pass_over_string()
-        return earliest or min((deadline for deadline in deadlines if deadline), default=None)
+            if self._valkey:
+                self._skip(8)  # the field's deadline
 
     def _pass_over_stream(self, kind: int) -> None:
         for _ in range(self._length()):  # entries: an id and a listpack

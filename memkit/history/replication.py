@@ -12,14 +12,16 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import NamedTuple
 
 import hiredis
 import redis
 
 from memkit.connect import connect, redact
 from memkit.errors import ServerError
-from memkit.readonly.connection import ReadOnlyConnection, command, info_fields, refused
+from memkit.history.commands import Effect, effects_of
+from memkit.history.tracking import Subscription
+from memkit.readonly.connection import ReadOnlyConnection, Reply, command, info_fields, refused
 
 LEAST_MARGIN_BYTES = 1 << 16
 MARGIN = 0.1
@@ -30,15 +32,16 @@ SAFE_S = 2.0
 READ_BYTES = 1 << 17
 ANSWER_WITHIN_S = 60.0
 _COMMAND_START = re.compile(rb"\*[1-9][0-9]{0,6}\r\n\$[0-9]{1,9}\r\n")
+ACKNOWLEDGE_EVERY_S = 1.0
+"""A server drops a replica that is silent for repl-timeout (60 s by default); a replica answers each second."""
 COMMANDS_THAT_CONFIRM = 2
 """A start that is followed by this many commands is no text inside a value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What INFO replication reports: the role, the replication id, and the offsets that the backlog holds."""
+    """What INFO replication reports: the replication id, and the offsets that the backlog holds."""
 
-    role: Literal["master", "slave"]
     replication_id: str
     first_offset: int
     end_offset: int
@@ -83,23 +86,83 @@ def read_backlog(url: str, *, primary: bool = False) -> BacklogCommands:
     finally:
         client.close()
     try:
-        backlog = _backlog(connection, shown)
-        if backlog.role == "master" and not primary:
-            raise ServerError(
-                f"{shown} is a primary: give the URL of a replica, or --replication=primary (the primary then lists "
-                "this connection as a replica until it is closed)"
-            )
-        margin = _margin(connection, backlog, shown)
+        backlog = _backlog(connection, primary=primary)
+        margin = _margin(connection, backlog)
         info = info_fields(_reply(connection, "INFO", "server"))
         seconds, microseconds = _reply(connection, "TIME")
         offset = backlog.first_offset + margin
-        data = _continue(connection, backlog, offset, shown)
+        data = _continue(connection, backlog, offset)
         server = "valkey" if "valkey_version" in info else "redis"
         commands = _commands(data, shown)
         db = int(client.connection_pool.connection_kwargs.get("db") or 0)
         return BacklogCommands(server, db, tuple(commands), int(seconds) * 1_000 + int(microseconds) // 1_000)
     finally:
         connection.close()
+
+
+class Executed(NamedTuple):
+    """A command that the server executed: its database, its name, and what it does to keys."""
+
+    db: int
+    name: str
+    effects: list[Effect]
+
+
+class CommandStream:
+    """The commands that a server executes, as they arrive, from now on: read as a replica reads them.
+
+    No copy is made: without a backlog the server would have to fork, so it is refused. The backlog is read for the
+    database that the stream named last, because it names one only when it changes.
+
+    Args:
+        connection: A connection to the server; it is closed with the stream.
+        primary: See ``read_backlog``.
+
+    Raises:
+        ServerError: The server has no backlog, is a primary, or refuses to continue; or the database is not known.
+    """
+
+    def __init__(self, connection: ReadOnlyConnection, *, primary: bool) -> None:
+        self._connection = connection
+        self._commands: list[Executed] = []
+        self._acknowledged_s = 0.0
+        databases = [name for name in info_fields(_reply(connection, "INFO", "keyspace")) if name.startswith("db")]
+        backlog = _backlog(connection, primary=primary)
+        data = _continue(connection, backlog, backlog.first_offset + _margin(connection, backlog))
+        start = _first_command(data)
+        connection.reader.feed(data[len(data) if start is None else start :])
+        self._db = int(databases[0][2:]) if len(databases) == 1 else None if databases else 0
+        while (reply := connection.reader.gets()) is not False:
+            self._receive(reply)
+        self._commands.clear()
+        if self._db is None:
+            raise ServerError(
+                f"{connection.name}: several databases have keys, and the stream has not named one yet; try again later"
+            )
+        self.subscription = Subscription(connection, self._receive, each_turn=self._acknowledge)
+
+    def take(self, timeout_s: float) -> list[Executed]:
+        """Return the commands that have arrived; wait for the first one, at most so many seconds."""
+        self.subscription.wait(timeout_s)
+        with self.subscription.lock:
+            commands, self._commands = self._commands, []
+        return commands
+
+    def _receive(self, reply: Reply) -> int:
+        if isinstance(reply, list) and reply:
+            name = reply[0].upper().decode("ascii", "replace")
+            if name == "SELECT":
+                self._db = int(reply[1])
+            effects = effects_of(reply)
+            if effects:
+                self._commands.append(Executed(self._db or 0, name, effects))
+        return len(self._commands)
+
+    def _acknowledge(self) -> None:
+        """Answer as a replica that has received nothing: the server keeps the link, and WAIT does not count it."""
+        if time.monotonic() - self._acknowledged_s > ACKNOWLEDGE_EVERY_S:
+            self._connection.socket.sendall(command("REPLCONF", "ACK", 0).payload)
+            self._acknowledged_s = time.monotonic()
 
 
 def _reply(connection: ReadOnlyConnection, *words: str | int) -> bytes:
@@ -110,7 +173,8 @@ def _reply(connection: ReadOnlyConnection, *words: str | int) -> bytes:
     return found
 
 
-def _backlog(connection: ReadOnlyConnection, shown: str) -> Backlog:
+def _backlog(connection: ReadOnlyConnection, *, primary: bool) -> Backlog:
+    shown = connection.name
     info = info_fields(_reply(connection, "INFO", "replication"))
     if info.get("repl_backlog_active") != "1":
         raise ServerError(
@@ -118,52 +182,69 @@ def _backlog(connection: ReadOnlyConnection, shown: str) -> Backlog:
             "to read"
         )
     first, length = int(info["repl_backlog_first_byte_offset"]), int(info["repl_backlog_histlen"])
-    role: Literal["master", "slave"] = "slave" if info["role"] == "slave" else "master"
-    return Backlog(role, info["master_replid"], first, first + length, int(info["repl_backlog_size"]))
+    if info["role"] != "slave" and not primary:
+        raise ServerError(
+            f"{shown} is a primary: give the URL of a replica, or --replication=primary (the primary then lists this "
+            "connection as a replica until it is closed)"
+        )
+    return Backlog(info["master_replid"], first, first + length, int(info["repl_backlog_size"]))
 
 
-def _margin(connection: ReadOnlyConnection, before: Backlog, shown: str) -> int:
+def _margin(connection: ReadOnlyConnection, before: Backlog) -> int:
     """Return how much of the backlog's beginning to leave out; nothing while it is not full."""
     if before.length + LEAST_MARGIN_BYTES < before.size_bytes:
         return 0
     time.sleep(RATE_WITHIN_S)  # a sampling interval: how fast the backlog moves
-    after = _backlog(connection, shown)
+    after = _backlog(connection, primary=True)
     rate = (after.end_offset - before.end_offset) / RATE_WITHIN_S
     margin = max(LEAST_MARGIN_BYTES, int(before.size_bytes * MARGIN))
     if rate * SAFE_S > margin:
         raise ServerError(
-            f"{shown} writes {rate / 1e6:.1f} MB/s into a backlog of {before.size_bytes / 1e6:.1f} MB: it could not be "
-            "read without the risk of a full copy (a fork); nothing was sent"
+            f"{connection.name} writes {rate / 1e6:.1f} MB/s into a backlog of {before.size_bytes / 1e6:.1f} MB: it "
+            "could not be read without the risk of a full copy (a fork); nothing was sent"
         )
     return margin
 
 
-def _continue(connection: ReadOnlyConnection, backlog: Backlog, offset: int, shown: str) -> bytes:
-    """Ask for the backlog from an offset and return it up to the end that INFO stated."""
+def _begin(connection: ReadOnlyConnection, backlog: Backlog, offset: int) -> bytes:
+    """Ask for the stream from an offset on; return what has arrived of it."""
     connection.socket.settimeout(ANSWER_WITHIN_S)
+    data = b""
     try:
         connection.socket.sendall(command("PSYNC", backlog.replication_id, offset).payload)
-        data = b""
         while b"\r\n" not in data.lstrip(b"\n"):
-            data += _received(connection, shown)
-        line, _, rest = data.lstrip(b"\n").partition(b"\r\n")
-        if not line.startswith(b"+CONTINUE"):
-            raise ServerError(
-                f"{shown} did not continue from its backlog but answered: {line.decode(errors='replace')[:100]}"
-            )
-        parts, missing = [rest], backlog.end_offset - offset - len(rest)
+            data += _received(connection)
+    except OSError as error:
+        raise _broken(connection, error) from None
+    line, _, rest = data.lstrip(b"\n").partition(b"\r\n")
+    if not line.startswith(b"+CONTINUE"):
+        raise ServerError(
+            f"{connection.name} did not continue from its backlog but answered: {line.decode(errors='replace')[:100]}"
+        )
+    return rest
+
+
+def _continue(connection: ReadOnlyConnection, backlog: Backlog, offset: int) -> bytes:
+    """Ask for the backlog from an offset and return it up to the end that INFO stated."""
+    parts = [_begin(connection, backlog, offset)]
+    missing = backlog.end_offset - offset - len(parts[0])
+    try:
         while missing > 0:
-            parts.append(_received(connection, shown))
+            parts.append(_received(connection))
             missing -= len(parts[-1])
     except OSError as error:
-        raise ServerError(f"{shown}: the connection broke while the backlog was read: {error}") from None
+        raise _broken(connection, error) from None
     return b"".join(parts)
 
 
-def _received(connection: ReadOnlyConnection, shown: str) -> bytes:
+def _broken(connection: ReadOnlyConnection, error: OSError) -> ServerError:
+    return ServerError(f"{connection.name}: the connection broke while the backlog was read: {error}")
+
+
+def _received(connection: ReadOnlyConnection) -> bytes:
     part: bytes = connection.socket.recv(READ_BYTES)
     if not part:
-        raise ServerError(f"{shown} closed the connection while its backlog was read")
+        raise ServerError(f"{connection.name} closed the connection while its backlog was read")
     return part
 
 

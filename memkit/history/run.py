@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import pairwise
@@ -15,12 +15,12 @@ from memkit.config import Expect, Expectation, expectations
 from memkit.connect import redact
 from memkit.errors import SourceError
 from memkit.history.aof import AofFiles, find_aof, read_commands
-from memkit.history.changes import TtlChange, TtlChanges, prefix_of
+from memkit.history.changes import TtlChange, TtlChanges, plain_seconds, prefix_of, time_of, time_text
 from memkit.history.commands import effects_of
-from memkit.history.fate import ENDS, SAME_SECOND_MS, Fate, fate_of, plain_seconds, time_of, time_text
+from memkit.history.fate import ENDS, SAME_SECOND_MS, Fate, fate_of
 from memkit.history.ledger import Ledger, Recorded
 from memkit.history.log_clock import LogClock
-from memkit.history.rdb import RdbReader
+from memkit.history.rdb import RdbReader, SnapshotKey
 from memkit.history.replication import read_backlog
 from memkit.history.sources import Source, find_source
 from memkit.history.states import EventName, KeyEvent, KeyState, KeyStates, Moment
@@ -46,7 +46,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What the sources tell: of one session its timeline and fate, otherwise the fates by prefix; and TTL changes."""
+    """What the sources show: of one session its timeline and fate, otherwise the fates by prefix; and TTL changes."""
 
     session: str | None
     fate: Fate | None
@@ -71,19 +71,6 @@ class History:
         events = [_event_dict(event, self.event_source) for event in self.events]
         return {"schema": 1, "session": self.session, "fate": self.fate.to_dict(), "events": events, **common}
 
-    def since(self, moment: datetime) -> History:
-        """Return the history without the events and changes before a moment."""
-        from_ms = int(moment.timestamp() * 1_000)
-
-        def counts(at: Moment) -> bool:
-            return at.latest_ms is None or at.latest_ms >= from_ms
-
-        return replace(
-            self,
-            events=tuple(event for event in self.events if counts(event.moment)),
-            changes=tuple(change for change in self.changes if counts(change.at)),
-        )
-
     def to_json(self) -> str:
         """Return to_dict() as text."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
@@ -92,8 +79,8 @@ class History:
         """Return the history for a terminal of 80 columns."""
         lines: list[str] = []
         if self.fate is not None:
-            lines += [wrapped(self.fate.sentence), f"confidence: {self.fate.confidence}", ""]
-            lines += [_event_line(event) for event in self.events]
+            lines += [wrapped(self.fate.sentence), f"confidence: {self.fate.confidence}"]
+            lines += ["", *map(_event_line, self.events)] if self.events else []
         else:
             lines += [_fates_line(prefix, counts) for prefix, counts in sorted(self.fates.items())]
         if self.changes:
@@ -115,13 +102,13 @@ def history(
     replication: Literal["replica", "primary"] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> History:
-    """Return what the sources tell about a session or about all keys.
+    """Return what the sources show about a session or about all keys.
 
     Args:
         sources: An append-only directory, a recording, or two or more RDB files in any order.
         session: A session's id or a key; without it the fates are counted by prefix.
         expect: Expected TTLs as for ``audit``; they date the entries of a log without timestamps.
-        since: A timezone-aware moment; events and changes before it are left out.
+        since: A timezone-aware moment; events, changes and ends before it are left out.
         replication: Read the replication backlog of the source, a URL: of a replica, or of a primary too.
         progress: Called with how many bytes have been read, of how many.
 
@@ -130,42 +117,39 @@ def history(
     """
     found = [find_source(source) for source in sources]
     kinds = {source.kind for source in found}
-    wanted = None if session is None else _names(session)
-    expected_ttl_ms = _expected_ttl_ms(expectations(expect))
+    question = _Question(session, expectations(expect), since)
     if kinds == {"aof"} and len(found) == 1:
-        told = _from_aof(find_aof(found[0].files[0]), found[0].name, session, wanted, expected_ttl_ms, progress)
+        answer = _from_aof(found[0], question, progress)
     elif kinds == {"rdb"} and len(found) > 1:
-        told = _from_snapshots(found, session, wanted)
+        answer = _from_snapshots(found, question)
     elif kinds == {"recording"} and len(found) == 1:
-        told = _from_recording(found[0], session, wanted)
+        answer = _from_recording(found[0], question)
     elif kinds == {"live"} and len(found) == 1 and replication:
-        told = _from_backlog(found[0].name, session, wanted, expected_ttl_ms, primary=replication == "primary")
-    else:
-        raise _wrong_sources(found)
-    return told if since is None else told.since(since)
-
-
-def _expected_ttl_ms(expected: Sequence[Expectation]) -> Callable[[bytes], int | None]:
-    def ttl_ms(key: bytes) -> int | None:
-        return next((one.ttl_ms for one in expected if one.matches.fullmatch(key)), None)
-
-    return ttl_ms
-
-
-def _wrong_sources(found: Sequence[Source]) -> SourceError:
-    if any(source.kind == "live" for source in found):
-        return SourceError(
+        answer = _from_backlog(found[0].name, question, primary=replication == "primary")
+    elif "live" in kinds:
+        raise SourceError(
             "a server keeps no history: add --replication to read a replica's backlog, or record it with memkit record"
         )
-    given = ", ".join(f"{source.name} ({source.kind})" for source in found) or "nothing"
-    return SourceError(f"expected one append-only directory, one recording, or two or more RDB files; got {given}")
+    else:
+        given = ", ".join(f"{source.name} ({source.kind})" for source in found) or "nothing"
+        raise SourceError(f"expected one append-only directory, one recording, or two or more RDB files; got {given}")
+    events = tuple(event for event in answer.events if question.is_recent(event.moment))
+    return replace(answer, events=events, changes=tuple(one for one in answer.changes if question.is_recent(one.at)))
 
 
-def _names(session: str) -> Callable[[bytes], bool]:
-    """Return whether a key is the session's: its name is the given text, or has it as a whole word."""
-    text = session.encode("utf-8", "surrogateescape")
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What is asked: about a session or about all keys, from when on, and which TTLs keys should get."""
 
-    def is_named(key: bytes) -> bool:
+    session: str | None
+    expected: Sequence[Expectation]
+    since: datetime | None
+
+    def wants(self, key: bytes) -> bool:
+        """Return whether a key is the session's: its name is the given text, or has it as a whole word."""
+        if self.session is None:
+            return True
+        text = self.session.encode("utf-8", "surrogateescape")
         at = key.find(text)
         while at >= 0:
             end = at + len(text)
@@ -174,130 +158,66 @@ def _names(session: str) -> Callable[[bytes], bool]:
             at = key.find(text, at + 1)
         return False
 
-    return is_named
+    def expected_ttl_ms(self, key: bytes) -> int | None:
+        return next((one.ttl_ms for one in self.expected if one.matches.fullmatch(key)), None)
 
-
-# Append-only files
-
-
-def _from_aof(
-    files: AofFiles,
-    name: str,
-    session: str | None,
-    wanted: Callable[[bytes], bool] | None,
-    expected_ttl_ms: Callable[[bytes], int | None],
-    progress: Callable[[int, int], None] | None,
-) -> History:
-    server, begins_ms = "redis", None
-    last_modified_ms = max(int(path.stat().st_mtime_ns // 1_000_000) for path in files.all)
-    base = files.base if files.base_is_rdb else None
-    if base:
-        with RdbReader(base) as reader:
-            server = reader.header.server
-            begins_ms = None if reader.header.created_s is None else reader.header.created_s * 1_000
-    states = KeyStates(server=server, wanted=wanted)
-    timeline = _Timeline(keeps_events=session is not None)
-    if base:
-        _load(states, base, wanted, Moment(None, begins_ms))
-        timeline.present_at_start(states)
-    clock = LogClock(begins_ms=begins_ms, ends_ms=last_modified_ms, expected_ttl_ms=expected_ttl_ms)
-    for event, given_ttl in _events(files, states, clock, progress):
-        timeline.add(event if given_ttl is None else event._replace(ttl_ms=given_ttl))
-    span = Span("aof", name, time_of(begins_ms), time_of(last_modified_ms))
-    notes = () if clock.has_timestamps else (
-        "the log has no timestamps (aof-timestamp-enabled is off): times are bounds, or follow from deadlines",
-    )  # fmt: skip
-    changes = timeline.changes.found()
-    if not clock.has_timestamps:
-        changes = [change.between() for change in changes]
-    return timeline.finish(states, session, tuple(changes), (span,), notes)
-
-
-def _load(states: KeyStates, path: Path, wanted: Callable[[bytes], bool] | None, given: Moment) -> None:
-    with RdbReader(path) as reader:
-        for key in reader:
-            if wanted is None or wanted(key.name):
-                states.keys_of(key.db)[key.name] = KeyState(key.deadline_ms, None, given)
-
-
-def _events(
-    files: AofFiles, states: KeyStates, clock: LogClock, progress: Callable[[int, int], None] | None
-) -> Iterator[tuple[KeyEvent, int | None]]:
-    db, second, done, total = 0, None, 0, sum(path.stat().st_size for path in files.all)
-    logs = files.increments if files.base_is_rdb else files.all
-    for path in logs:
-        for command in read_commands(path, offset=_end_of_preamble(path), second=second):
-            second = command.second
-            name = command.arguments[0].upper()
-            if name == b"SELECT":
-                db = int(command.arguments[1])
-                continue
-            effects = effects_of(command.arguments)
-            if not effects:
-                continue
-            moment, ttl = clock.moment(second, effects)
-            for effect in effects:
-                for event in states.apply(db, effect, moment, name.decode("ascii", "replace")):
-                    given = ttl if effect.deadline_ms is not None else None
-                    yield event, given
-            if progress:
-                progress(done + command.offset, total)
-        done += path.stat().st_size
-
-
-def _end_of_preamble(path: Path) -> int:
-    """Return where the commands begin: a single file of an old server may begin with an RDB file."""
-    with path.open("rb") as file:
-        if not file.read(5).startswith((b"REDIS", b"VALKE")):
-            return 0
-    with RdbReader(path) as reader:
-        for _ in reader:
-            pass
-        return reader.bytes_read
+    def is_recent(self, at: Moment) -> bool:
+        return self.since is None or at.latest_ms is None or at.latest_ms >= self.since.timestamp() * 1_000
 
 
 class _Timeline:
     """Collects events: all of them for one session, their counts for a whole keyspace."""
 
-    def __init__(self, *, keeps_events: bool) -> None:
-        self.changes = TtlChanges(exact=True)
-        self.events: list[KeyEvent] = []
-        self._keeps_events = keeps_events
+    def __init__(self, question: _Question, *, exact: bool = True) -> None:
+        self.changes = TtlChanges(exact=exact)
+        self._question = question
+        self._events: list[KeyEvent] = []
         self._counts: dict[str, Counter[str]] = {}
         self._at_start: list[bytes] = []
 
     def present_at_start(self, states: KeyStates) -> None:
-        if self._keeps_events:
+        if self._question.session is not None:
             self._at_start = [key for keys in states.databases.values() for key in keys]
 
     def add(self, event: KeyEvent) -> None:
         self.changes.add(event)
-        if self._keeps_events:
-            last = self.events[-1] if self.events else None
+        if self._question.session is not None:
+            last = self._events[-1] if self._events else None
             if last and event.name == "renewed" and _set_right_after(last, event):
-                self.events[-1] = last.with_deadline_of(event)
+                self._events[-1] = last.with_deadline_of(event)
             else:
-                self.events.append(event)
-        elif event.name in ENDS:
+                self._events.append(event)
+        elif event.name in ENDS and self._question.is_recent(event.moment):
             cause = event.name if len(event.possible) < 2 else fate_of(event.key, [event], None).cause
             self._counts.setdefault(prefix_of(event.key), Counter())[cause] += 1
 
-    def finish(
-        self,
-        states: KeyStates,
-        session: str | None,
-        changes: tuple[TtlChange, ...],
-        sources: tuple[Span, ...],
-        notes: tuple[str, ...],
-    ) -> History:
+    def add_commands(
+        self, commands: Iterable[tuple[Sequence[bytes], int | None]], states: KeyStates, clock: LogClock, *, db: int = 0
+    ) -> None:
+        """Add what logged commands did, each given with the log's last timestamp."""
+        for arguments, second in commands:
+            name = arguments[0].upper().decode("ascii", "replace")
+            if name == "SELECT" and len(arguments) == 2 and arguments[1].isdigit():
+                db = int(arguments[1])
+            effects = effects_of(arguments)
+            if not effects:
+                continue
+            moment, ttl = clock.moment(second, effects)
+            for effect in effects:
+                for event in states.apply(db, effect, moment, name):
+                    dated = ttl is not None and effect.deadline_ms is not None
+                    self.add(event._replace(ttl_ms=ttl) if dated else event)
+
+    def finish(self, states: KeyStates, source: str, spans: tuple[Span, ...], *notes: str) -> History:
         existing = {key: state for keys in states.databases.values() for key, state in keys.items()}
+        changes, session = tuple(self.changes.found()), self._question.session
         if session is None:
             for key in existing:
                 self._counts.setdefault(prefix_of(key), Counter())["exists"] += 1
             fates = {prefix: dict(counts) for prefix, counts in self._counts.items()}
-            return History(None, None, (), fates, changes, (), sources, notes=notes)
-        fate = _fate_of_session(session, self.events, existing, self._at_start)
-        return History(session, fate, tuple(self.events), {}, changes, (), sources, notes=notes)
+            return History(None, None, (), fates, changes, (), spans, source, notes)
+        fate = _fate_of_session(session, self._events, existing, self._at_start)
+        return History(session, fate, tuple(self._events), {}, changes, (), spans, source, notes)
 
 
 def _set_right_after(write: KeyEvent, renewal: KeyEvent) -> bool:
@@ -318,79 +238,106 @@ def _fate_of_session(
     fates = {key: fate_of(key, [one for one in events if one.key == key], existing.get(key)) for key in keys}
     ended = [event.key for event in reversed(events) if event.name in ENDS and event.key not in existing]
     key = next(iter(ended), next((key for key, fate in fates.items() if fate.cause == "overwritten"), keys[0]))
-    return fates[key]
+    others = Counter(other.cause for name, other in fates.items() if name != key)
+    if not others:
+        return fates[key]
+    counts = ", ".join(f"{count:,} {cause}" for cause, count in others.most_common())
+    return replace(fates[key], sentence=f"{fates[key].sentence}; of its other keys: {counts}")
 
 
-# Replication backlogs
+# Logs
 
 
-def _from_backlog(
-    url: str,
-    session: str | None,
-    wanted: Callable[[bytes], bool] | None,
-    expected_ttl_ms: Callable[[bytes], int | None],
-    *,
-    primary: bool,
-) -> History:
+def _from_aof(source: Source, question: _Question, progress: Callable[[int, int], None] | None) -> History:
+    files = find_aof(source.files[0])
+    server, begins_ms = "redis", None
+    last_modified_ms = max(int(path.stat().st_mtime_ns // 1_000_000) for path in files.all)
+    base = files.base if files.base_is_rdb else None
+    if base:
+        with RdbReader(base) as reader:
+            server = reader.header.server
+            begins_ms = None if reader.header.created_s is None else reader.header.created_s * 1_000
+    states, timeline = KeyStates(server=server, wanted=question.wants), _Timeline(question)
+    if base:
+        for key in _keys_of([base], question):
+            states.keys_of(key.db)[key.name] = KeyState(key.deadline_ms, None, Moment(None, begins_ms))
+        timeline.present_at_start(states)
+    clock = LogClock(begins_ms=begins_ms, ends_ms=last_modified_ms, expected_ttl_ms=question.expected_ttl_ms)
+    timeline.add_commands(_logged(files, progress), states, clock)
+    span = Span("aof", source.name, time_of(begins_ms), time_of(last_modified_ms))
+    timeline.changes.exact = clock.has_timestamps
+    if clock.has_timestamps:
+        return timeline.finish(states, "aof", (span,))
+    note = "the log has no timestamps (aof-timestamp-enabled is off): times are bounds, or follow from deadlines"
+    return timeline.finish(states, "aof", (span,), note)
+
+
+def _keys_of(paths: Iterable[Path], question: _Question) -> Iterator[SnapshotKey]:
+    for path in paths:
+        with RdbReader(path) as reader:
+            yield from (key for key in reader if question.wants(key.name))
+
+
+def _logged(
+    files: AofFiles, progress: Callable[[int, int], None] | None
+) -> Iterator[tuple[tuple[bytes, ...], int | None]]:
+    """Yield the commands of a log, each with the last timestamp before it."""
+    second, done, total = None, 0, sum(path.stat().st_size for path in files.all)
+    for path in files.increments if files.base_is_rdb else files.all:
+        for command in read_commands(path, offset=_end_of_preamble(path), second=second):
+            second = command.second
+            yield command.arguments, second
+            if progress:
+                progress(done + command.offset, total)
+        done += path.stat().st_size
+
+
+def _end_of_preamble(path: Path) -> int:
+    """Return where the commands begin: a single file of an old server may begin with an RDB file."""
+    with path.open("rb") as file:
+        if not file.read(5).startswith((b"REDIS", b"VALKE")):
+            return 0
+    with RdbReader(path) as reader:
+        for _ in reader:
+            pass
+        return reader.bytes_read
+
+
+def _from_backlog(url: str, question: _Question, *, primary: bool) -> History:
     backlog = read_backlog(url, primary=primary)
-    states = KeyStates(server=backlog.server, wanted=wanted, complete=False)
-    timeline = _Timeline(keeps_events=session is not None)
-    clock = LogClock(begins_ms=None, ends_ms=backlog.read_at_ms, expected_ttl_ms=expected_ttl_ms)
-    db = backlog.db
-    for arguments in backlog.commands:
-        name = arguments[0].upper()
-        if name == b"SELECT":
-            db = int(arguments[1])
-            continue
-        effects = effects_of(arguments)
-        if not effects:
-            continue
-        moment, ttl = clock.moment(None, effects)
-        for effect in effects:
-            for event in states.apply(db, effect, moment, name.decode("ascii", "replace")):
-                given = ttl is not None and effect.deadline_ms is not None
-                timeline.add(event._replace(ttl_ms=ttl) if given else event)
+    states = KeyStates(server=backlog.server, wanted=question.wants, complete=False)
+    timeline = _Timeline(question, exact=False)
+    clock = LogClock(begins_ms=None, ends_ms=backlog.read_at_ms, expected_ttl_ms=question.expected_ttl_ms)
+    timeline.add_commands(((arguments, None) for arguments in backlog.commands), states, clock, db=backlog.db)
+    note = f"the backlog held {counted(len(backlog.commands), 'command')}; it has no timestamps: times are bounds, or "
     span = Span("replication", redact(url), None, time_of(backlog.read_at_ms))
-    notes = (
-        f"the backlog held {counted(len(backlog.commands), 'command')}; it has no timestamps: times are bounds, or "
-        "follow from deadlines",
-    )
-    changes = tuple(change.between() for change in timeline.changes.found())
-    found = timeline.finish(states, session, changes, (span,), notes)
-    return replace(found, event_source="replication")
+    return timeline.finish(states, "replication", (span,), note + "follow from deadlines")
 
 
 # RDB files
 
 
-def _from_snapshots(sources: Sequence[Source], session: str | None, wanted: Callable[[bytes], bool] | None) -> History:
+def _from_snapshots(sources: Sequence[Source], question: _Question) -> History:
     """Compare snapshots: what is missing in a later one was deleted, evicted or expired in between."""
     snapshots = []
     for source in sources:
-        headers = []
-        keys: dict[bytes, KeyState] = {}
+        created = []
         for path in source.files:
             with RdbReader(path) as reader:
-                headers.append(reader.header)
-                for key in reader:
-                    if wanted is None or wanted(key.name):
-                        keys[key.name] = KeyState(key.deadline_ms)
-        created = [header.created_s for header in headers]
+                created.append(reader.header.created_s)
         if None in created:
             raise SourceError(f"{source.name}: the file does not state when it was saved (ctime)")
+        keys = {key.name: KeyState(key.deadline_ms) for key in _keys_of(source.files, question)}
         snapshots.append((min(one for one in created if one is not None) * 1_000, source.name, keys))
     snapshots.sort(key=lambda snapshot: snapshot[0])
-    states = KeyStates(server="redis")
-    timeline = _Timeline(keeps_events=session is not None)
-    timeline.changes.exact = False
+    states, timeline = KeyStates(server="redis"), _Timeline(question, exact=False)
     for (before_ms, _, before), (after_ms, _, after) in pairwise(snapshots):
         for event in _between(before, after, Moment(before_ms, after_ms)):
             timeline.add(event)
-    states.databases[0] = snapshots[-1][2]
+    states.databases[0] = dict(snapshots[-1][2])
     spans = tuple(Span("rdb", name, time_of(at), time_of(at)) for at, name, _ in snapshots)
-    notes = ("between two snapshots a key may have been written and deleted again: that does not show",)
-    found = timeline.finish(states, session, tuple(timeline.changes.found()), spans, notes)
-    return replace(found, event_source="snapshot")
+    note = "between two snapshots a key may have been written and deleted again: that does not show"
+    return timeline.finish(states, "snapshot", spans, note)
 
 
 def _between(before: dict[bytes, KeyState], after: dict[bytes, KeyState], moment: Moment) -> Iterator[KeyEvent]:
@@ -412,21 +359,19 @@ def _between(before: dict[bytes, KeyState], after: dict[bytes, KeyState], moment
 # Recordings
 
 
-def _from_recording(source: Source, session: str | None, wanted: Callable[[bytes], bool] | None) -> History:
+def _from_recording(source: Source, question: _Question) -> History:
+    states, timeline = KeyStates(server="redis"), _Timeline(question)
     with Ledger(source.files[0], reading=True) as ledger:
-        _, name, began_ms, ended_ms = ledger.source()
+        kind, name, began_ms, ended_ms = ledger.source()
         gaps = tuple(Span("gap", reason, time_of(began), time_of(ended)) for began, ended, reason in ledger.gaps())
-        states = KeyStates(server="redis")
-        timeline = _Timeline(keeps_events=session is not None)
         for recorded in ledger.events():
-            if wanted is None or wanted(recorded.name):
+            if question.wants(recorded.name):
                 timeline.add(_event_of(recorded))
-        for db, key, live, deadline_ms in ledger.recorded_keys():
-            if live and (wanted is None or wanted(key)):
+        for db, key, present, deadline_ms in ledger.recorded_keys():
+            if present and question.wants(key):
                 states.keys_of(db)[key] = KeyState(deadline_ms)
     span = Span("recording", name, time_of(began_ms), time_of(ended_ms))
-    found = timeline.finish(states, session, tuple(timeline.changes.found()), (span,), ())
-    return replace(found, event_source="tracking", gaps=gaps)
+    return replace(timeline.finish(states, kind, (span,)), gaps=gaps)
 
 
 def _event_of(recorded: Recorded) -> KeyEvent:
@@ -442,7 +387,7 @@ def _event_of(recorded: Recorded) -> KeyEvent:
         recorded.name,
         name,
         moment,
-        "",
+        recorded.command,
         recorded.deadline_ms,
         recorded.ttl_ms,
         possible,
@@ -461,7 +406,7 @@ def _event_dict(event: KeyEvent, source: str) -> dict[str, Any]:
         "at": time_text(time_of(at)),
         "key": event.key.decode("utf-8", "replace"),
         "event": event.name,
-        "ttl_s": None if event.ttl_ms is None else plain_seconds(event.ttl_ms / 1_000),
+        "ttl_s": plain_seconds(event.ttl_ms),
         "command": event.command or None,
         "source": source,
     }

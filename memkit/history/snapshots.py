@@ -1,7 +1,7 @@
 """A snapshot as a private server: the values of an RDB file or of an append-only directory, as of its own moment.
 
 The server runs with its clock at the moment of the snapshot, as a replica of an address where no server listens: so
-keys whose deadline has passed since are still there, nothing is deleted and writes are refused. Measured on four
+keys with a deadline that has passed since are still there, nothing is deleted and writes are refused. Measured on four
 servers: of 4,000 keys in a file of three days ago a server at the present time keeps 2,000, and a primary loses more
 every second.
 """
@@ -75,11 +75,13 @@ def open_source(
     if found.kind == "recording":
         raise SourceError(f"{found.name}: a recording has no values and not every key; give it to memkit history")
     served = serve_rdb(found.files) if found.kind == "rdb" else serve_aof(find_aof(found.files[0]), until=at)
-    with served as (server, snapshot), server.client(db=_database(server)) as client, open_target(client) as target:
-        for connection in target.connections:
-            connection.touches_because = ""  # the idle times of a copy
-        keys = sum(1 for _ in scan(client))  # unlike DBSIZE without those that are past their deadline
-        yield replace(target, snapshot=replace(snapshot, name=found.name, keys=keys))
+    with served as (server, snapshot):
+        client = redis.Redis(unix_socket_path=server.socket_path, db=_database(server))
+        with client, open_target(client) as target:
+            for connection in target.connections:
+                connection.touches_because = ""  # the idle times of a copy
+            keys = sum(1 for _ in scan(client))  # unlike DBSIZE without those that are past their deadline
+            yield replace(target, snapshot=replace(snapshot, name=found.name, keys=keys))
 
 
 def _database(server: RedisServer) -> int:

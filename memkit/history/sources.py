@@ -22,7 +22,7 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Something that tells what happened to keys.
+    """Something that shows what happened to keys.
 
     ``name`` is what was given; ``files`` are the RDB files (one a shard), the recording, or the append-only directory.
     """
@@ -44,7 +44,7 @@ def is_file_source(text: str) -> bool:
 
 
 def find_source(given: str | Path) -> Source:
-    """Return what a source is, told from its content, not from its name.
+    """Return what a source is, by its content, not by its name.
 
     Args:
         given: A Redis URL; an RDB file; a directory with RDB files, one a shard; an append-only directory, its

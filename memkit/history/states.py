@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Literal, NamedTuple
 
 from memkit.history.commands import Effect
@@ -80,17 +80,28 @@ class KeyStates:
         server: ``"redis"`` or ``"valkey"``: they log expired and evicted keys differently.
         wanted: Whether a key is followed; all by default.
         complete: The log begins with every key that exists. Otherwise a key may exist that the log has not named yet.
+        keys_of: Returns where the keys of a database are kept, empty at first or not; in memory by default.
     """
 
-    def __init__(self, *, server: str, wanted: Callable[[bytes], bool] | None = None, complete: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        server: str,
+        wanted: Callable[[bytes], bool] | None = None,
+        complete: bool = True,
+        keys_of: Callable[[int], MutableMapping[bytes, KeyState]] = lambda _db: {},
+    ) -> None:
         self._valkey = server == "valkey"
         self._wanted = wanted
         self._complete = complete
-        self.databases: dict[int, dict[bytes, KeyState]] = {}
+        self._new_keys = keys_of
+        self.databases: dict[int, MutableMapping[bytes, KeyState]] = {}
 
-    def keys_of(self, db: int) -> dict[bytes, KeyState]:
+    def keys_of(self, db: int) -> MutableMapping[bytes, KeyState]:
         """Return the keys of a database that exist, with their states."""
-        return self.databases.setdefault(db, {})
+        if db not in self.databases:
+            self.databases[db] = self._new_keys(db)
+        return self.databases[db]
 
     def apply(self, db: int, effect: Effect, moment: Moment, command: str) -> Iterator[KeyEvent]:
         """Yield what an effect does to the keys that are followed.
@@ -155,7 +166,9 @@ class KeyStates:
 
     def _flush(self, db: int | None, moment: Moment, command: str) -> Iterator[KeyEvent]:
         for number in list(self.databases) if db is None else [db]:
-            for key, state in self.databases.pop(number, {}).items():
+            keys = self.keys_of(number)
+            for key, state in list(keys.items()):
+                del keys[key]
                 yield KeyEvent(number, key, "flushed", moment, command, state.deadline_ms)
 
     def _ended(self, db: int, key: bytes, state: KeyState, moment: Moment, command: str) -> KeyEvent:
@@ -179,7 +192,7 @@ class KeyStates:
 
 
 def _deadline(effect: Effect, moment: Moment) -> tuple[int | None, int | None]:
-    """Return the deadline that an effect sets and the TTL that it gives, as far as the moment tells.
+    """Return the deadline that an effect sets and the TTL that it gives, as far as the moment shows.
 
     A log's second is rounded down, so the distance to it is the TTL plus less than a second.
     """

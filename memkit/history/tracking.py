@@ -7,21 +7,91 @@ evicted or deleted, without the reason. Measured: 1.2 to 1.6 times the server's 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import redis
 
-from memkit.readonly.connection import ReadOnlyConnection, refused
+from memkit.readonly.connection import ReadOnlyConnection, Reply, refused
 
 MOST_PENDING = 200_000
-"""Names that wait to be recorded. Beyond it the disk is too slow: the connection is closed, so that the server need not
-buffer more than its socket holds, and the time until the next connection is a gap."""
+"""Names or commands that wait to be recorded. Beyond it the disk is too slow: the connection is closed, so that the
+server need not buffer more than its socket holds, and the time until the next connection is a gap."""
 WAIT_S = 0.5
 READ_BYTES = 1 << 16
 
 
+class Subscription:
+    """Reads what a server sends on a connection, in a thread, so that the server never waits for the disk.
+
+    ``lost`` is why the connection ended; empty while it has not. ``lock`` guards what ``receive`` fills.
+
+    Args:
+        connection: The connection; it is closed with the subscription.
+        receive: Called with each reply; returns how many wait to be taken.
+        each_turn: Called at least twice a second.
+    """
+
+    def __init__(
+        self,
+        connection: ReadOnlyConnection,
+        receive: Callable[[Reply], int],
+        *,
+        each_turn: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._connection, self._receive, self._each_turn = connection, receive, each_turn
+        self.lock = threading.Lock()
+        self._arrived = threading.Event()
+        self.lost = ""
+        self._closing = False
+        connection.socket.settimeout(WAIT_S)
+        self._thread = threading.Thread(target=self._read, daemon=True, name="memkit-record")
+        self._thread.start()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until something has arrived, at most so many seconds."""
+        self._arrived.wait(timeout_s)
+        self._arrived.clear()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._closing = True
+        self._connection.close()
+        self._thread.join(WAIT_S * 4)
+
+    def _read(self) -> None:
+        socket, reader = self._connection.socket, self._connection.reader
+        try:
+            while not self._closing:
+                self._each_turn()
+                with self.lock:
+                    pending = 0
+                    while (reply := reader.gets()) is not False:
+                        pending = self._receive(reply)
+                if pending:
+                    self._arrived.set()
+                if pending > MOST_PENDING:
+                    self._lose(f"more than {MOST_PENDING:,} changes were waiting: the disk is too slow")
+                    self._connection.close()
+                    return
+                try:
+                    part = socket.recv(READ_BYTES)
+                except TimeoutError:
+                    continue
+                if not part:
+                    self._lose("the server closed the connection")
+                    return
+                reader.feed(part)
+        except (OSError, redis.RedisError) as error:
+            self._lose(f"the connection broke: {error}")
+
+    def _lose(self, reason: str) -> None:
+        if not self._closing:
+            self.lost = reason
+            self._arrived.set()
+
+
 class Tracker:
-    """A connection on which names of changed keys arrive, read by a thread.
+    """The names of changed keys, as they arrive.
 
     Args:
         client: A client of the server.
@@ -32,23 +102,17 @@ class Tracker:
     """
 
     def __init__(self, client: redis.Redis, prefixes: Sequence[bytes]) -> None:
-        self._connection = ReadOnlyConnection(client, name="the tracking connection", keep_idle_times=False)
-        self._names: dict[bytes, None] = {}
-        self._lock = threading.Lock()
-        self._arrived = threading.Event()
-        self.flushed = False
-        self.lost = ""
-        self._closing = False
+        connection = ReadOnlyConnection(client, name="the tracking connection", keep_idle_times=False)
         words = [word for prefix in prefixes for word in (b"PREFIX", prefix)]
         commands: list[list[str | bytes | int]] = [["HELLO", "3"], ["CLIENT", "TRACKING", "ON", "BCAST", *words]]
         for command in commands:
-            reply = self._connection.ask(*command)
+            reply = connection.ask(*command)
             if refused(reply):
-                self._connection.close()
+                connection.close()
                 raise reply
-        self._connection.socket.settimeout(WAIT_S)
-        self._thread = threading.Thread(target=self._read, daemon=True, name="memkit-tracking")
-        self._thread.start()
+        self._names: dict[bytes, None] = {}
+        self._flushed = False
+        self.subscription = Subscription(connection, self._receive)
 
     def take(self, timeout_s: float) -> tuple[list[bytes], bool]:
         """Return the names that have arrived, and whether a database was flushed; wait for the first one.
@@ -56,51 +120,16 @@ class Tracker:
         Args:
             timeout_s: How long to wait, in seconds.
         """
-        self._arrived.wait(timeout_s)
-        with self._lock:
+        self.subscription.wait(timeout_s)
+        with self.subscription.lock:
             names, self._names = list(self._names), {}
-            flushed, self.flushed = self.flushed, False
-            self._arrived.clear()
+            flushed, self._flushed = self._flushed, False
         return names, flushed
 
-    def close(self) -> None:
-        """Close the connection."""
-        self._closing = True
-        self._connection.close()
-        self._thread.join(WAIT_S * 4)
-
-    def _read(self) -> None:
-        socket, reader = self._connection.socket, self._connection.reader
-        while not self._closing:
-            try:
-                part = socket.recv(READ_BYTES)
-            except TimeoutError:
-                continue
-            except OSError as error:
-                self._lose(f"the connection broke: {error}")
-                return
-            if not part:
-                self._lose("the server closed the connection")
-                return
-            reader.feed(part)
-            while (push := reader.gets()) is not False:
-                self._take(push)
-            if len(self._names) > MOST_PENDING:
-                self._lose(f"more than {MOST_PENDING:,} names were waiting: the disk is too slow")
-                self._connection.close()
-                return
-
-    def _take(self, push: object) -> None:
-        if not isinstance(push, list) or not push or push[0] != b"invalidate":
-            return
-        with self._lock:
+    def _receive(self, push: Reply) -> int:
+        if isinstance(push, list) and push and push[0] == b"invalidate":
             if push[1] is None:  # FLUSHDB or FLUSHALL
-                self.flushed = True
+                self._flushed = True
             else:
                 self._names.update(dict.fromkeys(push[1]))
-            self._arrived.set()
-
-    def _lose(self, reason: str) -> None:
-        if not self._closing:
-            self.lost = reason
-            self._arrived.set()
+        return len(self._names) + self._flushed

@@ -5,13 +5,13 @@ The page loads nothing and shows no message, no password and no session's name.
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from hashlib import blake2b
 from importlib import resources
 from pathlib import Path
 from secrets import token_bytes
 from string import Template
+from typing import Any
 
 from memkit.audit.finding import Finding
 from memkit.audit.report import AuditReport
@@ -19,21 +19,15 @@ from memkit.audit.run import audit
 from memkit.audit.sampling import KeyFacts, Progress
 from memkit.config import expected
 from memkit.errors import MemkitError, PolicyError
-from memkit.notebook.demo import demo_server, load_incident
+from memkit.history.changes import time_of
+from memkit.history.run import history
+from memkit.notebook.demo import EXPECTATIONS, demo_server, load_incident
 from memkit.readonly.values import to_name
 from memkit.render import Table, ago, counted, duration, escaped, printable, utc_text
 
 MAX_ROWS = 20
 FIRST_ROWS = 5
 """The rows of affected sessions on the page's first screen."""
-
-
-@dataclass(frozen=True, slots=True)
-class Triage:
-    """A written report: ``path``, the HTML file, and ``report``, the audit in it."""
-
-    path: Path
-    report: AuditReport
 
 
 class ExpectationNeeded(PolicyError):
@@ -75,7 +69,7 @@ def triage(
     output: str | Path = "triage.html",
     at: datetime | None = None,
     progress: Progress | None = None,
-) -> Triage:
+) -> AuditReport:
     """Audit a server or a file, read-only, and write the report as one HTML file.
 
     Args:
@@ -86,7 +80,7 @@ def triage(
         progress: Called with the number of checked keys and of all keys.
 
     Returns:
-        The report and its path.
+        The audit in the report.
 
     Raises:
         PolicyError: An expectation is invalid.
@@ -101,9 +95,9 @@ def triage(
     else:
         with demo_server() as server:
             incident = load_incident(server)
-            report = audit(incident.url, expect=expectations or expected(incident.expectations), progress=progress)
+            report = audit(incident.url, expect=expectations or expected(EXPECTATIONS), progress=progress)
     path.write_text(page(report), "utf-8")
-    return Triage(path, report)
+    return report
 
 
 def affected(report: AuditReport, *, reveal: bool = False, limit: int = MAX_ROWS) -> Table:
@@ -123,7 +117,7 @@ def affected(report: AuditReport, *, reveal: bool = False, limit: int = MAX_ROWS
         name = "#" + blake2b(one.key, key=salt, digest_size=4).hexdigest()
         if reveal:
             name = printable(to_name(one.key))
-        expires_at = datetime.fromtimestamp((one.deadline_ms or 0) / 1000, UTC)
+        expires_at: datetime = time_of(one.deadline_ms or 0)
         last_set = "unknown" if one.set_ms is None else duration(one.set_ms)
         return name, one.kind, duration(one.left_ms), last_set, f"{expires_at:%Y-%m-%d %H:%M:%S}"
 
@@ -132,17 +126,43 @@ def affected(report: AuditReport, *, reveal: bool = False, limit: int = MAX_ROWS
     return Table(title, columns, [row(one) for one in volatile[:limit]], total=len(volatile))
 
 
+def timeline(source: str, session: str) -> Any:
+    """Return the timeline of one session from a record of the past; without one, print how to make it.
+
+    Args:
+        source: A recording, an append-only directory, or several RDB files with spaces between them; empty: none.
+        session: The session's id or a key.
+
+    Returns:
+        A figure, as of ``plot.show``; None without a record.
+
+    Raises:
+        SourceError: The record cannot be read.
+    """
+    if not source:
+        print("No record is given: memkit record URL -o incident.db makes one, and the server's own files are others.")
+        return None
+    from memkit import plot
+
+    sources = [source] if Path(source).exists() else source.split()
+    return plot.show(plot.plot_timeline(history(*sources, session=session)))
+
+
 def server_table(report: AuditReport) -> Table:
     """Return what server was audited, as a table."""
     used, limit = report.counters.get("used_memory"), report.counters.get("maxmemory")
     rows = [
         ("server", f"{report.server['flavour']} {report.server['version']}"),
-        ("URL", report.server["url"]),
+        ("URL" if report.server["source"]["kind"] == "live" else "file", report.server["url"]),
         ("keys", f"{report.sample['of']:,}, {report.sample['keys']:,} checked"),
-        ("memory", f"{used or 0:,} bytes, {f'limit {limit:,} bytes' if limit else 'no limit'}"),
+        ("memory", "not in the file" if used is None else f"{used:,} bytes, {_limit(limit)}"),
         ("expected", ", ".join(report.expected) or "no TTL was given"),
     ]
     return Table("The server", ("property", "value"), rows)
+
+
+def _limit(limit: int | None) -> str:
+    return f"limit {limit:,} bytes" if limit else "no limit"
 
 
 def five_minutes_later(url: str) -> str:
@@ -157,9 +177,9 @@ def five_minutes_later(url: str) -> str:
         return "This server is not the demo: its clock was not moved."
     with demo_server() as server:
         incident = load_incident(server)
-        before = examine(incident.url, incident.expectations)
+        before = examine(incident.url, EXPECTATIONS)
         server.clock.shift("5m")
-        after = examine(incident.url, incident.expectations)
+        after = examine(incident.url, EXPECTATIONS)
     remaining = {one.key for one in after.keys}
     sessions = {one.key for expectation in before.expectations for one in expectation.of(before.keys)}
     short = sum(finding.keys for finding in before.findings if finding.cause == "ttl_too_short")

@@ -116,7 +116,7 @@ class ReadOnlyConnection:
         # Maintenance notifications need RESP3 (redis-py 7 and later) and belong to the client's own pool.
         options = {key: value for key, value in pool.connection_kwargs.items() if not key.startswith("maint_")}
         # redis-py 8.1 looks its own version up on disk for each connection, which takes as long as 2,000 messages.
-        options |= {"driver_info": None} if hasattr(redis, "DriverInfo") and "driver_info" not in options else {}
+        options = {"driver_info": None} | options
         self._connection: Any = pool.connection_class(**{**options, "protocol": 2, "decode_responses": False})
         self.name = name
         self.database = int(options.get("db") or 0)

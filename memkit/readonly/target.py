@@ -94,12 +94,10 @@ def open_target(url_or_client: str | Any, *, tolerant: bool = False) -> Iterator
                 route, slots = _open_cluster(client, opened)
             else:
                 route, slots = _open_server(client, opened)
-        prefix = getattr(client, "_test_prefix", "")
-        prefix = prefix.decode("utf-8", "surrogateescape") if isinstance(prefix, bytes) else prefix
         url = redact(url_or_client) if isinstance(url_or_client, str) else opened[0].name
         for connection in opened:
             connection.tolerant = tolerant and len(opened) > 1
-        yield Target(url, tuple(opened), route, _slot_owners(slots), prefix if isinstance(prefix, str) else "")
+        yield Target(url, tuple(opened), route, _slot_owners(slots), getattr(client, "_test_prefix", ""))
     finally:
         for connection in opened:
             with suppress(redis.RedisError, OSError):

@@ -93,7 +93,7 @@ def directory_with(folder: Path, manifest: str, **files: bytes) -> Path:
 SET = b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1\r\nv\r\n"
 
 
-def test_increments_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+def test_increments_are_read_in_order_of_their_numbers(tmp_path: Path) -> None:
     lines = "file ten seq 10 type i\nfile nine seq 9 type i\nfile old seq 1 type h\n"
     files = find_aof(directory_with(tmp_path, lines, nine=SET, ten=SET))
     assert [path.name for path in files.increments] == ["nine", "ten"]
@@ -138,7 +138,7 @@ def test_damaged_commands_are_refused(tmp_path: Path, data: bytes, message: str)
         list(read_commands(path))
 
 
-def test_annotations_other_than_timestamps_are_passed_over(tmp_path: Path) -> None:
+def test_other_annotations_are_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "k"
     path.write_bytes(b"#TS:1700000000\r\n" + SET + b"#something else\r\n" + SET)
     assert [command.second for command in read_commands(path)] == [1_700_000_000] * 2

@@ -91,7 +91,7 @@ def test_without_idle_times_what_is_left_decides(tmp_path: Path) -> None:
     assert 280 <= found["findings"][0]["observed_ttl_s"] <= 300
 
 
-def test_old_sessions_without_idle_times_are_no_finding(tmp_path: Path) -> None:
+def test_old_sessions_are_no_finding(tmp_path: Path) -> None:
     with RedisServer() as server, server.client() as client:
         server.clock.shift("-8d")
         for number in range(40):
@@ -147,7 +147,7 @@ def test_log_is_inspected_as_of_a_moment(
     assert shown["keys"][0]["idle_s"] is None
 
 
-def test_moment_that_is_not_in_the_source_is_refused(
+def test_moment_not_in_the_source_is_refused(
     log: tuple[Path, datetime, datetime], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, before, now = log
@@ -215,8 +215,9 @@ def test_shards_are_one_source(tmp_path: Path) -> None:
 
 
 def test_only_database_with_keys_is_read(tmp_path: Path) -> None:
-    with RedisServer() as server, server.client(db=4) as client:
+    with RedisServer() as server, redis.Redis(unix_socket_path=server.socket_path, db=4) as client:
         client.set("chat:1", CANARY, ex=WEEK_S)
+        assert client.info("keyspace").keys() == {"db4"}
         path = saved(server, client, tmp_path / "dump.rdb")
     assert verdict(path)["sample"]["of"] == 1
     assert inspect_session(path, "chat:1").keys[0].key == "chat:1"
@@ -250,7 +251,7 @@ def test_triage_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert CANARY not in page
 
 
-def test_log_that_grows_meanwhile_is_read_to_where_it_was(tmp_path: Path) -> None:
+def test_growing_log_is_read_to_its_first_size(tmp_path: Path) -> None:
     path = tmp_path / "appendonly.aof"
     command = b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$1\r\nb\r\n"
     path.write_bytes(command * 1_000)

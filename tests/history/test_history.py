@@ -40,7 +40,7 @@ def client(server: RedisServer) -> Iterator[redis.Redis]:
         yield client
 
 
-def told(server: RedisServer, session: str | None = None) -> History:
+def history_of(server: RedisServer, session: str | None = None) -> History:
     """The history, with the log's times moved as far as the server's clock is."""
     for path in [server.directory / "appendonlydir", *(server.directory / "appendonlydir").iterdir()]:
         now = server.clock.now().timestamp()
@@ -49,7 +49,7 @@ def told(server: RedisServer, session: str | None = None) -> History:
 
 
 def cause(server: RedisServer, session: str) -> str:
-    fate = told(server, session).fate
+    fate = history_of(server, session).fate
     assert fate is not None
     return fate.cause
 
@@ -59,7 +59,7 @@ def test_every_end_is_named_right_or_left_open(server: RedisServer, client: redi
     truth = script_of_a_day(server, client, random.Random(7))
     proven_wrong, named = [], 0
     for session, (happened, decidable) in truth.items():
-        fate = told(server, session).fate
+        fate = history_of(server, session).fate
         assert fate is not None
         if fate.cause != happened:
             assert not decidable(valkey), (session, happened, fate)
@@ -113,7 +113,7 @@ def test_expiry_states_its_deadline_and_its_ttl(server: RedisServer, client: red
     deadline = client.pexpiretime("chat:user-42")
     server.clock.shift("1h")
     client.exists("chat:user-42")
-    fate = told(server, "user-42").fate
+    fate = history_of(server, "user-42").fate
     assert fate is not None
     assert (fate.cause, fate.confidence, fate.at_is, fate.ttl_s) == ("expired", "proven", "exact", 300)
     assert fate.at is not None
@@ -138,7 +138,7 @@ def test_evicted_sessions_are_left_open_or_named() -> None:
         for number in range(2_000):
             client.set(f"other:{number}", "x" * 1_000)
         wait_for("the eviction", lambda: client.exists("chat:old"), lambda seen: not seen)
-        fate = told(server, "old").fate
+        fate = history_of(server, "old").fate
     assert fate is not None
     assert fate.cause == "unknown"
     assert fate.either == ("deleted", "evicted")
@@ -152,10 +152,10 @@ def test_changes_of_the_ttl_have_their_moment(server: RedisServer, client: redis
     for number in range(10, 20):
         client.set(f"chat:{number}", CANARY, ex=300)
         server.clock.shift("1m")
-    (change,) = told(server).to_dict()["changes"]
+    (change,) = history_of(server).to_dict()["changes"]
     assert (change["prefix"], change["from_ttl_s"], change["to_ttl_s"]) == ("chat:", 604_800, 300)
     assert (change["at_is"], change["not_before"]) == ("exact", None)
-    assert abs(told(server).changes[0].at.earliest_ms / 1000 - released) < 2  # type: ignore[operator]
+    assert abs(history_of(server).changes[0].at.earliest_ms / 1000 - released) < 2  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("name", ["redis-8.2", "valkey-9"])
@@ -168,9 +168,9 @@ def test_without_timestamps_nothing_is_exact(name: str) -> None:
         client.delete("chat:user1")
         server.clock.shift("1h")
         client.exists("chat:user5")
-        result = told(server)
+        result = history_of(server)
         (change,) = result.to_dict()["changes"]
-        fate = told(server, "user1").fate
+        fate = history_of(server, "user1").fate
     assert (change["from_ttl_s"], change["to_ttl_s"], change["at_is"]) == (604_800, 300, "between")
     assert change["not_before"] <= change["at"]
     assert fate is not None
@@ -183,7 +183,7 @@ def test_fates_are_counted_by_prefix(server: RedisServer, client: redis.Redis) -
     client.expire("chat:1", 60)
     server.clock.shift("1h")
     client.exists("chat:1")
-    assert told(server).fates == {"chat:": {"expired": 1, "exists": 1}, "cart:": {"exists": 1}, "": {"exists": 1}}
+    assert history_of(server).fates == {"chat:": {"expired": 1, "exists": 1}, "cart:": {"exists": 1}, "": {"exists": 1}}
 
 
 def test_session_that_was_never_written(server: RedisServer, client: redis.Redis) -> None:
@@ -196,13 +196,13 @@ def test_values_appear_in_no_output(server: RedisServer, client: redis.Redis) ->
     client.set("chat:user-42", CANARY, ex=100)
     client.rpush("chat:user-43", CANARY)
     for session in ("user-42", "user-43", None):
-        result = told(server, session)
+        result = history_of(server, session)
         assert CANARY not in result.to_json() + result.to_text() + repr(result)
 
 
 def test_json_has_the_documented_form(server: RedisServer, client: redis.Redis) -> None:
     client.set("chat:user-42", CANARY, ex=300)
-    found = json.loads(told(server, "user-42").to_json())
+    found = json.loads(history_of(server, "user-42").to_json())
     assert (found["schema"], found["session"]) == (1, "user-42")
     assert set(found["fate"]) == {
         *("cause", "at", "at_is", "not_before", "either", "ttl_s", "ttl_set_at", "confidence", "sentence"),
@@ -212,7 +212,7 @@ def test_json_has_the_documented_form(server: RedisServer, client: redis.Redis) 
         "at": "", "key": "chat:user-42", "event": "written", "ttl_s": 300, "command": "SET", "source": "aof",
     }  # fmt: skip
     assert [source["kind"] for source in found["sources"]] == ["aof"]
-    assert json.loads(told(server).to_json())["session"] is None
+    assert json.loads(history_of(server).to_json())["session"] is None
 
 
 def test_a_write_and_its_deadline_are_one_event(server: RedisServer, client: redis.Redis) -> None:
@@ -220,11 +220,11 @@ def test_a_write_and_its_deadline_are_one_event(server: RedisServer, client: red
         with client.pipeline(transaction=True) as pipe:
             pipe.rpush("chat:user-42", CANARY).expire("chat:user-42", 300).execute()
         server.clock.shift("1m")
-    events = told(server, "user-42").to_dict()["events"]
+    events = history_of(server, "user-42").to_dict()["events"]
     assert [(event["event"], event["ttl_s"]) for event in events] == [("written", 300), ("renewed", 300)]
 
 
-def test_two_snapshots_report_what_they_cannot_tell_apart(tmp_path: Path) -> None:
+def test_two_snapshots_leave_open_what_they_must(tmp_path: Path) -> None:
     with RedisServer() as server, server.client() as client:
         client.set("chat:a", 1, ex=60)
         client.set("chat:b", 1, px=WEEK_MS)
@@ -272,7 +272,7 @@ def test_text_that_begins_with_a_hash_is_no_log(tmp_path: Path) -> None:
 
 def test_files_are_only_read(server: RedisServer, client: redis.Redis) -> None:
     client.set("chat:user-42", CANARY, ex=300)
-    told(server)
+    history_of(server)
     files = sorted((server.directory / "appendonlydir").iterdir())
     before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in files]
     history(server.directory)

@@ -243,6 +243,31 @@ def subprocess_recording(server: RedisServer, path: Path) -> Iterator[subprocess
             process.kill()
 
 
+def test_full_disk_ends_the_recording_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "incident.db"
+    script = (
+        "import resource, sys; from memkit.cli import main; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); sys.exit(main(sys.argv[1:]))"
+    )
+    with RedisServer() as server, server.client() as client:
+        command = [sys.executable, "-c", script, "record", server.url, "-o", str(path)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as recorder:
+            assert recorder.stderr is not None
+            assert recorder.stderr.readline().startswith("memkit: recording")
+            for number in range(100_000):
+                client.set(f"chat:{number:0100}", CANARY, ex=WEEK_S)
+                if recorder.poll() is not None:
+                    break
+            assert recorder.wait(60) == 2
+            error = recorder.stderr.read()
+        assert error.startswith(f"memkit: {path}: the recording ended, and keeps ")
+        assert error.count("\n") == 1
+        assert len(client.client_list()) == 1
+    with Ledger(path, reading=True) as ledger:
+        assert ledger.source()
+    assert cause(path, f"{0:0100}") == "exists"
+
+
 def test_existing_file_is_never_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "incident.db"
     path.write_text("mine")
@@ -259,7 +284,7 @@ def test_missing_right_is_named(tmp_path: Path) -> None:
             record(url, tmp_path / "incident.db", for_s=0.1)
 
 
-def test_dead_server_is_reported_in_one_line(tmp_path: Path) -> None:
+def test_stopped_server_is_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match="the recording cannot begin") as refused:
         record("redis://127.0.0.1:1/0", tmp_path / "incident.db", for_s=0.1)
     assert "\n" not in str(refused.value)
@@ -270,6 +295,20 @@ def test_file_that_is_no_recording_is_refused(tmp_path: Path, data: bytes) -> No
     path = tmp_path / "incident.db"
     path.write_bytes(data)
     with pytest.raises(SourceError):
+        history(path)
+
+
+def test_damaged_recording_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "incident.db"
+    with Ledger(path) as ledger:
+        ledger.begin_source(kind="tracking", name="redis://", server="redis", version="8", began_ms=1)
+        for number in range(2_000):
+            key = ledger.set_key(0, b"chat:%d" % number, present=True, deadline_ms=None)
+            ledger.add_event(key, "written", at_ms=number)
+    data = bytearray(path.read_bytes())
+    data[20_000:60_000] = b"\xff" * 40_000
+    path.write_bytes(data)
+    with pytest.raises(SourceError, match="damaged"):
         history(path)
 
 
@@ -286,7 +325,7 @@ def test_an_event_takes_under_60_bytes(tmp_path: Path) -> None:
     with Ledger(path) as ledger:
         ledger.begin_source(kind="tracking", name="x", server="redis", version="8", began_ms=0)
         for number in range(20_000):
-            key = ledger.set_key(0, b"chat:user-%d" % (number % 2_000), live=True, deadline_ms=1_800_000_000_000)
+            key = ledger.set_key(0, b"chat:user-%d" % (number % 2_000), present=True, deadline_ms=1_800_000_000_000)
             ledger.add_event(
                 key, "renewed", at_ms=1_795_000_000_000 + number, after_ms=1_795_000_000_000 + number,
                 deadline_ms=1_800_000_000_000, ttl_ms=300_000,

@@ -53,7 +53,7 @@ def backlog_of(replica: RedisServer, session: str | None = None) -> History:
     return history(replica.url, session=session, expect={"*": "7d"}, replication="replica")
 
 
-def test_replica_tells_the_recent_past(servers: tuple[RedisServer, RedisServer]) -> None:
+def test_replica_shows_the_recent_past(servers: tuple[RedisServer, RedisServer]) -> None:
     primary, replica = servers
     with primary.client() as writer, replica.client() as reader:
         writer.set("chat:kept", CANARY, px=WEEK_MS)

@@ -93,7 +93,7 @@ def test_log_is_read_as_of_a_moment(name: str) -> None:
         assert [path.read_bytes() for path in files.all] == before
 
 
-def test_log_without_timestamps_is_refused_for_a_moment() -> None:
+def test_log_that_begins_later_is_refused() -> None:
     with logging("redis-8.2", **{"aof-timestamp-enabled": "no"}) as server, server.client() as client:
         client.set("chat:1", CANARY)
         moment = server.clock.now()

@@ -66,12 +66,12 @@ def test_the_page_of_a_live_server_is_safe_to_pass_on(tmp_path: Path) -> None:
             before = client.dbsize()
             client.config_set("requirepass", SECRET)
         url = f"redis://:{SECRET}@127.0.0.1:{server.port}/0"
-        done = triage.triage(url, expect=["chat:*=7d"], output=tmp_path / "report.html")
+        report = triage.triage(url, expect=["chat:*=7d"], output=tmp_path / "report.html")
         with redis.Redis.from_url(url) as client:
             assert client.dbsize() == before
             assert client.info("commandstats").get("cmdstat_flushall") is None
-    page = unescape(done.path.read_text("utf-8"))
-    assert done.report.verdict.cause == "ttl_too_short"
+    page = unescape((tmp_path / "report.html").read_text("utf-8"))
+    assert report.verdict.cause == "ttl_too_short"
     assert page.count('<svg role="img" aria-label=') == 4
     for unwanted in (SECRET, NAME, TEXT, "<script", 'src="', 'href="http', ".ipynb", "demo"):
         assert unwanted not in page
@@ -141,3 +141,14 @@ def test_affected_sessions_are_hashed_or_revealed(memkit_server: RedisServer) ->
     name = triage.affected(audit(memkit_server.url), reveal=True).rows[0][0]
     assert name.startswith("chat:🦊")
     assert name.isprintable()
+
+
+def test_timeline_of_a_session_from_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "appendonly.aof"
+    words = (b"SET", b"chat:user-42", TEXT.encode(), b"PXAT", b"1732500300000")
+    log.write_bytes(b"#TS:1732500000\r\n*5\r\n" + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words))
+    shown = triage.timeline(str(log), "user-42")
+    assert "user-42" in shown.alt
+    assert TEXT not in shown.alt
+    assert triage.timeline("", "user-42") is None
+    assert "memkit record" in capsys.readouterr().out

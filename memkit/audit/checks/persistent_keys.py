@@ -33,8 +33,8 @@ def persistent_finding(expected: Expectation, sessions: Sequence[Group], context
     prefix = narrowest_prefix([one.key for one in keys], [one.key for one in context.keys], expected.prefix)
     since = _since(expected, keys, everything, context)
     share = "all" if len(keys) == len(everything) else f"{len(keys):,} of {len(everything):,}"
-    message = f"{share} keys {', '.join(shapes[:3])} have no TTL; expected {duration(expected.ttl_ms)}"
-    evidence = [f"PTTL is -1 for {len(keys):,} of {context.sampled:,} keys looked at"]
+    message = f"{share} keys of sessions matching {expected.pattern} have no TTL; expected {duration(expected.ttl_ms)}"
+    evidence = [f"PTTL is -1 for {len(keys):,} of {context.sampled:,} keys looked at, such as {', '.join(shapes[:3])}"]
     fields = [context.fields_without_ttl[one.key] for one in keys if one.key in context.fields_without_ttl]
     if fields:
         without, total = (sum(column) for column in zip(*fields, strict=True))

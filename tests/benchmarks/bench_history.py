@@ -1,0 +1,149 @@
+"""What a recording costs a server and this machine, and how long the fate of a session takes from each file.
+
+    python tests/benchmarks/bench_history.py [--writes 20000] [--keys 100000]
+
+Server time is the server's own CPU time (INFO cpu) for the same writes, in rounds that take turns, relative to none.
+Times of files are CPU time of this process, relative to a bare read of the file in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+import redis
+
+from memkit.history import history
+from memkit.history.ledger import Ledger
+from memkit.history.snapshots import serve_rdb
+from memkit.server import RedisServer
+
+ROUNDS = 3
+WEEK_S = 604_800
+FATE = """
+import json, resource, sys, time
+from memkit.history import history
+began = time.process_time()
+cause = history(*sys.argv[2:], session=sys.argv[1]).fate.cause
+seconds, kb = time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps([cause, seconds, kb / 1024]))
+"""
+
+
+def server_s(client: redis.Redis) -> float:
+    cpu = client.info("cpu")
+    return float(cpu["used_cpu_user"] + cpu["used_cpu_sys"])
+
+
+def write(client: redis.Redis, count: int) -> None:
+    for start in range(0, count, 100):
+        pipe = client.pipeline(transaction=False)
+        for number in range(start, start + 100):
+            pipe.set(f"chat:{number % 1_000}", "x" * 300, ex=WEEK_S + number % 7)
+        pipe.execute()
+
+
+@contextmanager
+def recorder(url: str, path: Path, *options: str) -> Iterator[None]:
+    command = [sys.executable, "-m", "memkit", "record", url, "-o", str(path), "--expect", "chat:*=7d", *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "recording" in process.stderr.readline()
+        yield
+        process.terminate()
+        process.wait(60)
+
+
+@contextmanager
+def monitor(server: RedisServer) -> Iterator[None]:
+    with subprocess.Popen(["redis-cli", "-s", server.socket_path, "MONITOR"], stdout=subprocess.DEVNULL) as process:
+        time.sleep(0.5)
+        yield
+        process.kill()
+
+
+def of_recording(writes: int, folder: Path) -> None:
+    """Print the server's time a write with each way to watch it, and what the recorder needs an event."""
+    with RedisServer(port=0) as primary, primary.client() as client:
+        replica = RedisServer(config={"replicaof": f"127.0.0.1 {primary.port}"})
+        with replica, replica.client() as reader:
+            while reader.info("replication")["master_link_status"] != "up":
+                time.sleep(0.1)
+            ways: dict[str, Callable[[int], AbstractContextManager[None]]] = {
+                "none": lambda _: nullcontext(),
+                "MONITOR": lambda _: monitor(primary),
+                "record": lambda at: recorder(primary.url, folder / f"tracking-{at}.db"),
+                "record --replication": lambda at: recorder(
+                    primary.url, folder / f"stream-{at}.db", "--replication=primary"
+                ),
+            }
+            spent = dict.fromkeys(ways, float("inf"))
+            used = dict.fromkeys(ways, 0.0)
+            for at in range(ROUNDS):
+                for name, way in ways.items():
+                    own = resource.getrusage(resource.RUSAGE_CHILDREN)
+                    with way(at):
+                        began = server_s(client)
+                        write(client, writes)
+                        time.sleep(1)
+                        spent[name] = min(spent[name], server_s(client) - began)
+                    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+                    used[name] = after.ru_utime + after.ru_stime - own.ru_utime - own.ru_stime
+    for name, seconds in spent.items():
+        print(f"{name}: server {seconds / spent['none']:.2f} times none")
+    for name, kind in (("record", "tracking"), ("record --replication", "stream")):
+        path = folder / f"{kind}-{ROUNDS - 1}.db"
+        with Ledger(path, reading=True) as ledger:
+            events = sum(1 for _ in ledger.events())
+        size = path.stat().st_size / events
+        print(f"{name}: {events:,} events, {used[name] / events * 1e6:.0f} s and {size:.0f} MB a million events")
+
+
+def of_files(keys: int, folder: Path) -> None:
+    """Print the time to a fate and the memory for an RDB file and a log, of one size and of ten times the size."""
+    for count in (keys // 10, keys):
+        with RedisServer(config={"appendonly": "yes"}) as server, server.client() as client:
+            for start in range(0, count, 1_000):
+                pipe = client.pipeline(transaction=False)
+                for number in range(start, start + 1_000):
+                    pipe.set(f"chat:{number}", f"{number}" * 50, ex=WEEK_S)
+                pipe.execute()
+            client.save()
+            rdb = (server.directory / "dump.rdb").rename(folder / f"{count}.rdb")
+            for name, sources in (("RDB", [rdb, rdb]), ("AOF", [server.directory])):
+                files = [*server.directory.glob("appendonlydir/*")] if name == "AOF" else sources
+                began = time.process_time()
+                size = sum(len(file.read_bytes()) for file in files)
+                bare = time.process_time() - began
+                command = [sys.executable, "-c", FATE, "chat:7", *map(str, sources)]
+                cause, seconds, mb = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+                print(
+                    f"{name}, {count:,} keys, {size / 1e6:.0f} MB: {cause} in {seconds:.2f} s of CPU, "
+                    f"{seconds / bare:.0f} times a bare read, {mb:.0f} MB of memory"
+                )
+        began = time.monotonic()
+        with serve_rdb([rdb]):
+            print(f"a private server with the RDB file of {count:,} keys: ready after {time.monotonic() - began:.2f} s")
+    assert history(rdb, rdb, session="chat:7").fate is not None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--writes", type=int, default=20_000)
+    parser.add_argument("--keys", type=int, default=100_000)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        of_recording(given.writes, Path(folder))
+        of_files(given.keys, Path(folder))
+
+
+if __name__ == "__main__":
+    main()

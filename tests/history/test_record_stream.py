@@ -1,0 +1,156 @@
+"""Recordings of a replica's stream: each end has its command, a cut connection is a gap, and nothing forks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+from test_history import CANARY, WEEK_MS
+from test_record import cause, has, recorded
+from test_replication import in_step, pair
+from waiting import wait_for
+
+from memkit.cli import main
+from memkit.errors import ServerError
+from memkit.history.ledger import Ledger
+from memkit.history.record import record
+from memkit.history.run import history
+from memkit.server import RedisServer
+
+WEEK_S = WEEK_MS // 1_000
+
+
+@contextmanager
+def recording(url: str, path: Path, *prefixes: bytes) -> Iterator[None]:
+    """Record the stream in a thread while the block runs."""
+    stop, begun = threading.Event(), threading.Event()
+
+    def run() -> None:
+        record(url, path, prefixes=prefixes, replication="replica", stop=stop, began=lambda _: begun.set())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert begun.wait(60)
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.fixture(params=["redis-7.0", "redis-8.2", "valkey-9"])
+def servers(request: pytest.FixtureRequest) -> Iterator[tuple[RedisServer, RedisServer]]:
+    with pair(request.param) as servers:
+        yield servers
+
+
+def test_each_end_has_its_command(servers: tuple[RedisServer, RedisServer], tmp_path: Path) -> None:
+    primary, replica = servers
+    path = tmp_path / "incident.db"
+    with primary.client() as client, replica.client() as reader:
+        client.set("chat:before", CANARY, ex=WEEK_S)
+        in_step(client, reader)
+        forks = reader.info("stats")["total_forks"], client.info("stats")["total_forks"]
+        with recording(replica.url, path, b"chat:"):
+            for name in ("short", "deleted", "renamed", "lost", "kept", "popped"):
+                if name == "popped":
+                    client.rpush("chat:popped", CANARY)
+                else:
+                    client.set(f"chat:{name}", CANARY, ex=WEEK_S)
+            client.set("other:1", CANARY)
+            client.set("chat:short", CANARY, px=300)
+            client.delete("chat:deleted")
+            client.rename("chat:renamed", "chat:new")
+            client.set("chat:lost", CANARY)
+            client.lpop("chat:popped")
+            client.unlink("chat:before")
+            wait_for("the expiry", lambda: client.get("chat:short"), lambda value: value is None)
+            recorded(path, has(b"chat:short", "expired", "deleted"))
+            recorded(path, has(b"chat:popped", "deleted"))
+        assert (reader.info("stats")["total_forks"], client.info("stats")["total_forks"]) == forks
+        assert client.info("stats")["sync_full"] == 1  # the real replica's
+    assert cause(path, "short") == "expired"
+    short = history(path, session="short").fate
+    assert short is not None
+    assert short.ttl_s is not None
+    assert 0.2 < short.ttl_s <= 0.3
+    assert cause(path, "renamed") == "renamed"
+    assert cause(path, "lost") == "overwritten"
+    assert cause(path, "kept") == "exists"
+    assert cause(path, "popped") == "deleted"
+    deleted = history(path, session="deleted")
+    assert deleted.fate is not None
+    assert "deleted" in (deleted.fate.cause, *(deleted.fate.either or ()))
+    shown = deleted.to_dict()["events"]
+    assert (shown[0]["event"], shown[0]["command"], shown[0]["source"]) == ("written", "SET", "replication")
+    assert shown[0]["ttl_s"] == WEEK_S
+    assert history(path, session="before").events[0].command == "UNLINK"
+    assert not history(path, session="1").events
+    assert CANARY.encode() not in path.read_bytes()
+
+
+def test_cut_connection_is_a_gap(tmp_path: Path) -> None:
+    path = tmp_path / "incident.db"
+    with pair("redis-7.0") as (primary, replica), primary.client() as client, replica.client() as reader:
+        client.set("chat:1", CANARY, ex=WEEK_S)
+        in_step(client, reader)
+        with recording(replica.url, path):
+            reader.client_kill_filter(_type="replica")
+            client.delete("chat:1")
+            recorded(path, has(b"chat:1", "deleted"))
+            client.set("chat:2", CANARY)
+            recorded(path, has(b"chat:2", "written"))
+    with Ledger(path, reading=True) as ledger:
+        assert len(ledger.gaps()) == 1
+    assert cause(path, "1") == "unknown"
+    assert cause(path, "2") == "exists"
+
+
+def test_other_databases_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "incident.db"
+    with pair("redis-7.0") as (primary, replica), primary.client() as client, replica.client() as reader:
+        third = redis.Redis(unix_socket_path=primary.socket_path, db=3)
+        third.set("chat:1", CANARY, ex=WEEK_S)
+        client.set("chat:1", CANARY)
+        in_step(client, reader)
+        with third, recording(replica.url.replace("db=0", "db=3"), path):
+            client.delete("chat:1")
+            third.set("chat:2", CANARY)
+            recorded(path, has(b"chat:2", "written"))
+    assert cause(path, "1") == "exists"
+
+
+def test_primary_is_refused(tmp_path: Path) -> None:
+    with pair("redis-7.0") as (primary, _):
+        with pytest.raises(ServerError, match="is a primary"):
+            record(primary.url, tmp_path / "incident.db", replication="replica", for_s=0.1)
+        began: list[str] = []
+        record(primary.url, tmp_path / "other.db", replication="primary", for_s=0.1, began=began.append)
+        assert "lists this connection as a replica" in began[0]
+
+
+def test_server_without_a_backlog_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RedisServer() as server, server.client() as client:
+        assert main(["record", server.url, "-o", str(tmp_path / "a.db"), "--replication", "--for", "1s"]) == 2
+        assert "cmdstat_psync" not in client.info("commandstats")
+    assert "no replication backlog" in capsys.readouterr().err
+
+
+def test_least_user_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["record", "--acl", "--replication", "--expect", "chat:*=7d"]) == 0
+    rule = capsys.readouterr().out.replace(">PASSWORD", ">secret").split()[2:]
+    with pair("redis-7.0") as (primary, replica), replica.client() as admin, primary.client() as client:
+        admin.execute_command("ACL", "SETUSER", *rule)
+        url = replica.url.replace("unix://", "unix://memkit-record:secret@")
+        with recording(url, tmp_path / "incident.db", b"chat:"):
+            client.set("chat:1", CANARY)
+            recorded(tmp_path / "incident.db", has(b"chat:1", "written"))
+
+
+def test_command_shows_in_redis_errors(tmp_path: Path) -> None:
+    with pytest.raises((ServerError, redis.RedisError)):
+        record("unix:///nowhere/redis.sock", tmp_path / "incident.db", replication="replica")
