@@ -33,6 +33,8 @@ OTHER_SENSES = (
 )
 CODE = re.compile(r"```.*?```|``.*?``|`[^`\n]+`|https?://\S+", re.DOTALL)
 SOURCES = sorted((ROOT / "memkit").rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
+LONGEST_TEST_NAME = 50
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 

@@ -46,25 +46,20 @@ class Group:
 
 def groups_of(keys: Sequence[KeyFacts], prefix: str) -> list[Group]:
     """Return the keys under a literal prefix in groups of one shape and type, the largest first."""
-    found: dict[tuple[str, str], Group] = {}
+    names = [_name(facts.key, prefix) for facts in keys]
     split: list[tuple[KeyFacts, list[str]]] = []
-    for facts in keys:
-        name = _name(facts.key, prefix)
+    found: defaultdict[tuple[str, str], list[Member]] = defaultdict(list)
+    for facts, name in zip(keys, names, strict=True):
         if _DELIMITER.search(name):
             split.append((facts, _DELIMITER.split(name)))
         else:
-            _put(found, facts, name, "*")
-    constants = _constants([tokens for _, tokens in split], {_name(facts.key, prefix) for facts in keys})
+            found["*", facts.kind].append(Member(facts, name, "*"))
+    constants = _constants([tokens for _, tokens in split], set(names)) if split else set()
     for facts, tokens in split:
-        _put(found, facts, *_session_and_part(tokens, constants))
-    return sorted(found.values(), key=lambda group: -len(group.members))
-
-
-def _put(found: dict[tuple[str, str], Group], facts: KeyFacts, session: str, part: str) -> None:
-    group = found.get((part, facts.kind))
-    if group is None:
-        group = found[part, facts.kind] = Group(part, facts.kind)
-    group.members.append(Member(facts, session, part))
+        session, part = _session_and_part(tokens, constants)
+        found[part, facts.kind].append(Member(facts, session, part))
+    groups = [Group(part, kind, members) for (part, kind), members in found.items()]
+    return sorted(groups, key=lambda group: -len(group.members))
 
 
 def _name(key: bytes, prefix: str) -> str:

@@ -55,7 +55,8 @@ BYTES_A_KEY = 10_000
 NEED_VALUES = ", ".join([*CHECKS, "stale_index"])
 METADATA = (
     "+ping +info +time +dbsize +scan +randomkey +type +pttl +exists +object|idletime +object|encoding +memory|usage "
-    "+config|get +slowlog|get +client|list +client|setname +cluster|slots +cluster|myid +command +select +hello +auth"
+    "+config|get +slowlog|get +client|list +client|setname +cluster|slots +cluster|myid +readonly +command "
+    "+select +hello +auth"
 )
 NEWER = (
     ("Redis 7.0 and newer, Valkey", "+pexpiretime"),
@@ -111,8 +112,8 @@ def audit(
             append-only directory.
         expect: Pattern to TTL (seconds, ``"7d"`` or an ExpiryPolicy), or Expectations or their texts (``"chat:*=7d"``);
             None: report what is stored.
-        full: Look at every key instead of a sample, and run the checks that read values; these need CLIENT NO-TOUCH
-            (Redis 7.2, Valkey) or ``touch``.
+        full: Scan every key, judge a fair part of up to 40,000 of them, and run the checks that read values; these need
+            CLIENT NO-TOUCH (Redis 7.2, Valkey) or ``touch``.
         duty: The share of time spent asking, above 0, at most 1.
         replica: Read keys there: reads on the primary have not reset its idle clocks.
         touch: Let ``full`` read values even if that resets idle clocks.
@@ -134,7 +135,7 @@ def audit(
         target = stack.enter_context(open_source(source, at=at, tolerant=True))
         if target.snapshot and (replica is not None or watch_s):
             raise PolicyError(f"{target.snapshot.name} is a file: --replica and --watch need a live server")
-        keys_of = target if replica is None else stack.enter_context(open_target(replica, tolerant=True))
+        keys_of = target if replica is None else stack.enter_context(open_target(replica, tolerant=True, replicas=True))
         duty = 1.0 if target.snapshot else duty
         run = _Audit(target, keys_of, found, duty=duty, full=full, touch=touch, watch_s=watch_s, progress=progress)
         return run.report()
@@ -167,6 +168,9 @@ class _Audit:
         ]
         self._notes = list(dict.fromkeys(f"could not see {what}" for one in self._servers for what in one.refused))
         own = source is target
+        same = {one.name for one in target.connections} & {one.name for one in source.connections}
+        if same and not own:
+            self._notes.append(f"read on {', '.join(sorted(same))}, not on a replica: no replica of it was found")
         readers = []
         for at, connection in enumerate(source.connections):
             round_trip_s = connection.round_trip_s()
@@ -253,8 +257,9 @@ class _Audit:
         fields: dict[bytes, tuple[int, int]] = {}
         if any(one.has_field_ttls for one in self._servers):
             sample.keys, fields = with_field_deadlines(sample.keys, self._source.route)
-        # Of a replica, the keys of each primary are not known.
-        own = sample.of_each if self._source is self._target else [sample.of] * len(self._servers)
+        # A shard's replicas are in the same order; if one has failed, the keys of each server are not known.
+        each_known = len(sample.of_each) == len(self._servers)
+        own = sample.of_each if each_known else [sample.of] * len(self._servers)
         accesses = [one.touched_ms for one in sample.keys if one.touched_ms is not None]
         load = self._servers[0].load_ms(own[0], accesses)
         sample.keys = [one.with_known_access(load) for one in sample.keys]

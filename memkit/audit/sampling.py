@@ -1,4 +1,4 @@
-"""A fair sample of a keyspace, or every key: type, deadline, last access and size, never a value.
+"""A fair sample of a keyspace, from a part or from all of it: type, deadline, last access and size, never a value.
 
 Each server of a cluster is read by a thread of its own, at a pace of its own; the parts are merged at the end. A part
 keeps keys in proportion to the keys of its server, so that the memory does not grow with the number of servers.
@@ -10,8 +10,9 @@ import math
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Event
 from typing import NamedTuple
@@ -34,11 +35,12 @@ ENOUGH_KEYS = 26_500
 """Bounds every share of the keyspace to 1 % at 99 % confidence, at any size (Dvoretzky-Kiefer-Wolfowitz)."""
 KEPT_OF_ALL = 40_000
 """How many keys a full pass keeps, whatever the number of keys: memory does not grow with the keyspace."""
-MORE_THAN_KEPT = 1.2
-"""A full pass draws a fifth more than it keeps: of 1,000 keys too few are drawn with a chance of 1 in 10 million."""
 ENOUGH_OF_A_PATTERN = 3_000
 MOST_AT_FIRST = 20
 """The first batch is small: it shows which commands the server refuses."""
+LARGER_PAGES = 8
+MOST_OF_A_PAGE = 1_000
+"""When few keys of a page are drawn, a page of several times the batch is no more work for the server."""
 GUARD_EVERY_S = 1.0
 CLUSTER_DOWN_S = 60.0
 """How long to wait for a failover: cluster-node-timeout is 15 s by default, and a replica takes over a little later."""
@@ -121,6 +123,51 @@ class Sample:
         return round(math.sqrt(math.log(2 / 0.01) / (2 * max(len(self.keys), 1))), 4)
 
 
+class Reservoir:
+    """A uniform sample of a stream of unknown length (Li's algorithm L, which draws how many keys to skip).
+
+    It picks positions in the stream before the keys there are read, so that only these are asked for all their facts.
+    """
+
+    def __init__(self, capacity: int, dice: random.Random) -> None:
+        self._capacity, self._dice = max(capacity, 1), dice
+        self._kept: list[KeyFacts | None] = []
+        self._offered = 0
+        self._weight = 1.0
+        self._next = self._capacity - 1
+        self._skip()
+
+    @property
+    def keys_per_pick(self) -> float:
+        """How many keys of the stream there are now for each that is drawn."""
+        return max(self._offered / self._capacity, 1.0)
+
+    def picks(self, count: int) -> list[int]:
+        """Return which of the next ``count`` keys of the stream are to be put."""
+        first = self._offered
+        self._offered += count
+        picked = list(range(min(count, max(self._capacity - first, 0))))
+        while self._next < self._offered:
+            picked.append(self._next - first)
+            self._skip()
+        return picked
+
+    def put(self, facts: KeyFacts | None) -> None:
+        """Keep a key that was picked; None if it no longer exists."""
+        if len(self._kept) < self._capacity:
+            self._kept.append(facts)
+        else:
+            self._kept[int(self._dice.random() * self._capacity)] = facts
+
+    def kept(self) -> list[KeyFacts]:
+        """Return the sample."""
+        return [facts for facts in self._kept if facts]
+
+    def _skip(self) -> None:
+        self._weight *= math.exp(math.log(self._dice.random() or 1e-12) / self._capacity)
+        self._next += int(math.log(self._dice.random() or 1e-12) / math.log1p(-self._weight)) + 1
+
+
 class ServerKeys:
     """Reads the keys of one server in batches, at a pace, for a Sample."""
 
@@ -139,11 +186,11 @@ class ServerKeys:
         self._guard = guard
         self._guarded_at = time.monotonic()
         self._dice = dice or random.Random()  # noqa: S311  # a sample, not a secret
-        self._columns: tuple[str, ...] = ("pexpiretime", "object|idletime")[: 1 + idle_times]
-        self._details: tuple[str, ...] = ("type", "memory|usage") if sizes else ("type",)
+        wanted = {"object|idletime": idle_times, "memory|usage": sizes}
+        names = ("pexpiretime", "object|idletime", "type", "memory|usage")
+        self._columns = tuple(name for name in names if wanted.get(name, True))
         self._learned = False
         self._known: set[bytes] | None = None
-        self._share = 1.0
 
     def count(self) -> int:
         """Return the number of keys by DBSIZE."""
@@ -153,129 +200,134 @@ class ServerKeys:
         return int(reply)
 
     def all(self, sample: Sample, *, capacity: int, unique: bool) -> Walk:
-        """Read every key and keep a fair part of them; ``unique``: skip keys that SCAN repeats."""
+        """Scan every key, and read the facts of a fair part of them; ``unique``: skip keys that SCAN repeats."""
         self._known = set() if unique else None
-        self._share = min(1.0, MORE_THAN_KEPT * capacity / max(sample.of, 1))
-        try:
-            yield from self._scan(sample, 0, sample.of * 2 + 1_000_000)
-        finally:
-            self._share = 1.0
-        self._keep(sample, capacity)
+        with self._reservoir(sample, capacity) as reservoir:
+            yield from self._scan(sample, reservoir, 0, sample.of * 2 + 1_000_000)
         sample.complete = not sample.stopped
 
     def stretch(self, sample: Sample, share: int) -> Walk:
         """Scan from a random cursor: keys lie in hash order, so a stretch of a standalone keyspace is a fair sample."""
         self._known = set()
-        yield from self._scan(sample, self._dice.getrandbits(40), share)
-        if sample.seen < share and not sample.stopped:
-            yield from self._scan(sample, 0, share)
-        self._keep(sample, share)
-
-    def _keep(self, sample: Sample, count: int) -> None:
-        if len(sample.keys) > count:
-            sample.keys = sorted(sample.keys, key=lambda _: self._dice.random())[:count]
+        with self._reservoir(sample, share) as reservoir:
+            yield from self._scan(sample, reservoir, self._dice.getrandbits(40), share)
+            if sample.seen < share and not sample.stopped:
+                yield from self._scan(sample, reservoir, 0, share)
 
     def random(self, sample: Sample, share: int) -> Walk:
         """RANDOMKEY: in a cluster, where hash tags put many keys into one slot, a partial SCAN is unfair (measured)."""
         self._known = set()
         left = share
-        while left > 0 and not sample.stopped:
-            began = time.monotonic()
-            count = min(self._pace.batch, left)
-            replies = self.connection.send([command("RANDOMKEY")] * count).take()
-            server_s = self._read(self._new([key for key in replies if isinstance(key, bytes)]), sample)
-            self._pace.after(server_s, time.monotonic() - began, count)
-            left -= count
-            yield count
-            self._must_stop(sample)
+        with self._reservoir(sample, share) as reservoir:
+            while left > 0 and not sample.stopped:
+                began = time.monotonic()
+                count = min(self._pace.batch, left)
+                replies = self.connection.send([command("RANDOMKEY")] * count).take()
+                drawn = self._new([key for key in replies if isinstance(key, bytes)])
+                server_s = self._read(drawn, sample, reservoir)
+                self._pace.after(server_s, time.monotonic() - began, count)
+                left -= count
+                yield count
+                self._must_stop(sample)
 
     def matching(self, sample: Sample, pattern: str, known: set[bytes], *, enough: int, pages: int) -> Walk:
         """Read keys of a pattern with SCAN MATCH, until there are enough or the keyspace is scanned."""
         self._known = set(known)
         cursor = start = self._dice.getrandbits(40) if sample.of > ENOUGH_KEYS else 0
         wrapped = start == 0
-        for _ in range(pages):
-            began = time.monotonic()
-            cursor, keys = _page(self.connection.send([_scan_command(cursor, 1000, pattern)]).take()[0])
-            server_s = self._read(self._new(keys), sample)
-            self._pace.after(server_s, time.monotonic() - began, max(len(keys), 1000))
-            yield len(keys)
-            if sample.seen >= enough or (cursor == 0 and wrapped) or self._must_stop(sample):
-                return
-            wrapped = wrapped or cursor == 0
+        with self._reservoir(sample, enough * 10) as reservoir:
+            for _ in range(pages):
+                began = time.monotonic()
+                cursor, keys = _page(self.connection.send([_scan_command(cursor, 1000, pattern)]).take()[0])
+                server_s = self._read(self._new(keys), sample, reservoir)
+                self._pace.after(server_s, time.monotonic() - began, max(len(keys), 1000))
+                yield len(keys)
+                if sample.seen >= enough or (cursor == 0 and wrapped) or self._must_stop(sample):
+                    return
+                wrapped = wrapped or cursor == 0
 
     def named(self, sample: Sample, names: Sequence[bytes]) -> Walk:
         """Read the keys of these names that exist."""
-        for start in range(0, len(names), self._pace.batch):
-            began = time.monotonic()
-            batch = names[start : start + self._pace.batch]
-            server_s = self._read(batch, sample)
-            self._pace.after(server_s, time.monotonic() - began, len(batch))
-            yield len(batch)
+        with self._reservoir(sample, len(names)) as reservoir:
+            for start in range(0, len(names), self._pace.batch):
+                began = time.monotonic()
+                batch = names[start : start + self._pace.batch]
+                server_s = self._read(batch, sample, reservoir)
+                self._pace.after(server_s, time.monotonic() - began, len(batch))
+                yield len(batch)
 
-    def _scan(self, sample: Sample, cursor: int, enough: int) -> Walk:
+    @contextmanager
+    def _reservoir(self, sample: Sample, capacity: int) -> Iterator[Reservoir]:
+        """Keep what was read so far even if reading ends early."""
+        reservoir = Reservoir(capacity, self._dice)
+        try:
+            yield reservoir
+        finally:
+            sample.keys += reservoir.kept()
+
+    def _scan(self, sample: Sample, reservoir: Reservoir, cursor: int, enough: int) -> Walk:
         """Scan from a cursor to the end, or until enough keys were seen.
 
         Without rests, the next batch is sent as soon as its page has arrived, which the server answers first: the
         server works on that batch while this process decodes the one before.
         """
         cursor, keys = _page(self.connection.send([_scan_command(cursor, self._pace.batch)]).take()[0])
-        self._read(self._new(keys[:MOST_AT_FIRST]), sample)
-        ahead: _Request | None = self._send(self._new(keys[MOST_AT_FIRST:]), cursor)
+        self._read(self._new(keys[:MOST_AT_FIRST]), sample, reservoir)
+        ahead: _Request | None = self._send(self._new(keys[MOST_AT_FIRST:]), reservoir, cursor)
         while ahead:
             began, now, ahead = time.monotonic(), ahead, None
             cursor, keys = now.page()
-            count = len(now.commands.keys)
+            count = now.count
             left = bool(cursor or keys) and sample.seen + count < enough
             if left and not self._pace.rests and not self._must_pause():
-                ahead = self._send(self._new(keys), cursor)
-            server_s = self._take(now, sample)
+                ahead = self._send(self._new(keys), reservoir, cursor)
+            server_s = self._take(now, sample, reservoir)
             self._pace.after(server_s, time.monotonic() - began, count)
             if left and not ahead and not self._must_stop(sample):
-                ahead = self._send(self._new(keys), cursor)
+                ahead = self._send(self._new(keys), reservoir, cursor)
             yield count
 
-    def _send(self, keys: Sequence[bytes], cursor: int = 0) -> _Request:
-        """Ask for the next page of the scan if there is one, the facts of keys, and the time before and after."""
-        page = [_scan_command(cursor, self._pace.batch)] if cursor else []
-        commands = KeyCommands(keys, self._columns)
-        share = self._share
-        picks = [at for at in range(len(keys)) if share == 1.0 or self._dice.random() < share]
-        details = KeyCommands([keys[at] for at in picks], self._details)
+    def _send(self, keys: Sequence[bytes], reservoir: Reservoir, cursor: int = 0) -> _Request:
+        """Ask for the next page of the scan if there is one, the facts of the keys to keep, the time before and after.
+
+        SCAN returns only keys that exist, so that nothing is asked about the others: of a million keys, one in six is
+        drawn, and fewer of more.
+        """
+        larger = min(reservoir.keys_per_pick, LARGER_PAGES)
+        page = [_scan_command(cursor, min(int(self._pace.batch * larger), MOST_OF_A_PAGE))] if cursor else []
+        commands = KeyCommands([keys[at] for at in reservoir.picks(len(keys))], self._columns)
         now = [command("TIME")]
-        return _Request(commands, details, picks, bool(page), self.connection.send(now, page, commands, details, now))
+        return _Request(len(keys), commands, bool(page), self.connection.send(now, page, commands, now))
 
-    def _read(self, keys: Sequence[bytes], sample: Sample) -> float | None:
-        request = self._send(keys)
+    def _read(self, keys: Sequence[bytes], sample: Sample, reservoir: Reservoir) -> float | None:
+        request = self._send(keys, reservoir)
         request.page()
-        return self._take(request, sample)
+        return self._take(request, sample, reservoir)
 
-    def _take(self, request: _Request, sample: Sample) -> float | None:
+    def _take(self, request: _Request, sample: Sample, reservoir: Reservoir) -> float | None:
         """Take the replies about keys into the sample; return the server's time for them, if it reports the time."""
         columns = self._available(request.commands, request.replies.columns(request.commands))
-        details = self._available(request.details, request.replies.columns(request.details))
         if self.connection.failure:
             raise self.connection.failure
         seen_ms, server_s = request.times()
-        if not self._learned and request.commands.keys:
-            self._drop_what_is_refused(columns | details, sample)
+        keys = request.commands.keys
+        if not self._learned and keys:
+            self._drop_what_is_refused(columns, sample)
             self._learned = True
-        if request.commands.keys and "pexpiretime" in columns and "pexpiretime" not in self._columns:
-            commands = KeyCommands(request.commands.keys, ("pttl",))
+        if keys and "pexpiretime" in columns and "pexpiretime" not in self._columns:
+            commands = KeyCommands(keys, ("pttl",))
             columns |= self._available(commands, self.connection.send(commands).columns(commands))
             if all(refused(reply) and not redirected(reply) for reply in columns["pttl"]):
                 raise columns["pttl"][0]
         relative = "pttl" in columns
         deadlines = columns["pttl" if relative else "pexpiretime"]
         moved = sum(map(redirected, _errors(deadlines)))
-        sample.seen += len(deadlines) - deadlines.count(-2) - moved
+        sample.seen += request.count - deadlines.count(-2) - moved
         sample.moved += moved
-        idle = columns.get("object|idletime", [None] * len(deadlines))
-        sizes = details.get("memory|usage", [None] * len(request.picks))
-        for at, kind, size in zip(request.picks, details["type"], sizes, strict=True):
-            row = (request.commands.keys[at], kind, deadlines[at], idle[at], size)
-            if facts := _facts(*row, seen_ms=seen_ms, relative=relative):
-                sample.keys.append(facts)
+        unknown = [None] * len(keys)
+        idle, sizes = columns.get("object|idletime", unknown), columns.get("memory|usage", unknown)
+        for row in zip(keys, columns["type"], deadlines, idle, sizes, strict=True):
+            reservoir.put(_facts(*row, seen_ms=seen_ms, relative=relative))
         return server_s
 
     def _available(self, commands: KeyCommands, columns: dict[str, list[Reply]]) -> dict[str, list[Reply]]:
@@ -298,7 +350,6 @@ class ServerKeys:
             sample.blind.add(f"{name}: {replies[0]}")
             instead = ("pttl",) if name == "pexpiretime" else ()
             self._columns = (*instead, *(one for one in self._columns if one != name))
-            self._details = tuple(one for one in self._details if one != name)
 
     def _new(self, keys: Sequence[bytes]) -> list[bytes]:
         """Return the keys that were not seen yet: SCAN repeats some while a table grows or shrinks."""
@@ -356,7 +407,7 @@ class Sampler:
         return self._read(jobs)
 
     def full(self) -> Sample:
-        """Read every key; the facts of at most KEPT_OF_ALL, drawn fairly, are kept."""
+        """Scan every key; the facts of at most KEPT_OF_ALL, drawn fairly, are read and kept."""
         # With 100 more, keys that are written meanwhile to a server that has few are kept too.
         weights = [server.count() + 100 for server in self._servers]
         jobs = []
@@ -483,15 +534,14 @@ def _errors(replies: Sequence[Reply]) -> list[Exception]:
 
 @dataclass(slots=True)
 class _Request:
-    """What was asked about some keys: the columns of all, and the details of those that are to be kept.
+    """What was asked about the drawn ones of ``count`` keys.
 
     The server's time is asked before and after. Deadline minus the later time plus idle time may be less than the TTL
     that was set, never more.
     """
 
+    count: int
     commands: KeyCommands
-    details: KeyCommands
-    picks: Sequence[int]
     has_page: bool
     replies: PendingReplies
     began: Reply = None

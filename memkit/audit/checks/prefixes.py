@@ -59,7 +59,7 @@ def odd_names(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCon
         ]
         found = {one.key for one in odd}
         plain = [one for one in keys if one.key not in found]
-        if not mistake:
+        if odd and not mistake:
             usually = [one._replace(key=expression.sub(usual, one.key)) for one in odd]
             shaped = _shaped(plain, usually, expected)
             odd = [one for one, other in zip(odd, usually, strict=True) if other.key in shaped]
