@@ -47,6 +47,9 @@ CLUSTER_DOWN_S = 60.0
 PROGRESS_EVERY_S = 0.1
 MOST_THREADS = 32
 
+IDLE_RANGE_MS = 8_388_600_000
+"""The idle clock has 24 bits of seconds; half of that is what RESTORE writes for idle times it cannot express."""
+
 Progress = Callable[[int, int], None]
 Walk = Generator[int, None, None]
 
@@ -64,6 +67,17 @@ class KeyFacts(NamedTuple):
     touched_ms: int | None
     seen_ms: int
     size_bytes: int | None
+
+    def with_known_access(self, load_ms: tuple[int, int] | None) -> KeyFacts:
+        """Return the facts without a last access that the idle clock does not show.
+
+        Args:
+            load_ms: The time in which the server loaded its keys, which started their idle clocks.
+        """
+        at = self.touched_ms
+        if at is None or (self.seen_ms - at < IDLE_RANGE_MS and not (load_ms and load_ms[0] <= at <= load_ms[1])):
+            return self
+        return self._replace(touched_ms=None)
 
     @property
     def left_ms(self) -> int | None:
@@ -83,7 +97,7 @@ class KeyFacts(NamedTuple):
 class Sample:
     """Keys that were seen on one server, or on all. ``seen`` counts those that existed; ``keys`` has those kept.
 
-    ``of`` is the number of keys by DBSIZE, ``of_each`` that of each server. ``moved`` counts keys whose slot moved to
+    ``of`` is the number of keys by DBSIZE, ``of_each`` that of each server. ``moved`` counts keys that moved to
     another server while they were read. ``failed`` has the servers that stopped answering, each with the error.
     """
 

@@ -92,7 +92,7 @@ def test_a_full_pass_keeps_a_fair_part_of_each_shard(nodes: Cluster, monkeypatch
     assert found.keys / found.sampled == pytest.approx(1 / 3, abs=0.06)
 
 
-def test_the_other_parts_of_sessions_are_on_other_shards(nodes: Cluster) -> None:
+def test_parts_of_sessions_on_other_shards_are_found(nodes: Cluster) -> None:
     with nodes.client() as client:
         for number in range(200):
             client.set(f"chat:{number}", "{}", ex=WEEK_S)
@@ -101,7 +101,7 @@ def test_the_other_parts_of_sessions_are_on_other_shards(nodes: Cluster) -> None
     assert report.findings[0].cause == "mixed_ttl"
 
 
-def test_a_shard_that_fails_is_reported_and_the_others_read(nodes: Cluster) -> None:
+def test_failing_shard_is_reported_and_the_others_read(nodes: Cluster) -> None:
     """The replica takes over after a second in which no shard answers about keys."""
     fill(nodes, 30_000, short=15_000)
     failing = nodes.primaries[1]
@@ -152,7 +152,7 @@ def test_keys_of_a_slot_that_is_moving_are_reported(nodes: Cluster) -> None:
     assert not [finding for finding in report.findings if finding.prefix]
 
 
-def test_a_cluster_of_which_every_server_fails_is_an_error(nodes: Cluster) -> None:
+def test_cluster_with_only_failing_servers_is_an_error(nodes: Cluster) -> None:
     fill(nodes, 3_000)
     stopped: list[int] = []
 
