@@ -80,3 +80,5 @@ def test_every_capture_under_another_id(client: redis.Redis, session: str) -> No
         assert (report.store, report.session) == (kept["store"], wanted)
         assert len(report.keys) == len(kept["keys"]), name
         assert {problem.cause for problem in report.problems} <= {"no_ttl"}, name
+        by_key = inspect_session(client, renamed(kept["keys"][0]["key"], session), reveal=True)
+        assert by_key.store == "unknown" or by_key.session == wanted, name
