@@ -129,14 +129,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"memkit {memkit.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    _add_lab(commands)
-    _add_server(commands)
-    _add_audit(commands)
-    _add_inspect(commands)
-    _add_history(commands)
-    _add_record(commands)
-    _add_triage(commands)
-    _add_conformance(commands)
+    adding = (_add_lab, _add_server, _add_audit, _add_inspect, _add_history, _add_record, _add_triage, _add_conformance)
+    for add in adding:
+        add(commands)
     return parser
 
 
@@ -145,28 +140,29 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
     return argparse.RawDescriptionHelpFormatter(prog, width=columns - 2)
 
 
-def _command(commands: Any, name: str, run: Command, summary: str, example: str) -> argparse.ArgumentParser:
+def _command(commands: Any, run: Command, example: str) -> argparse.ArgumentParser:
+    """Add a command: its name is the function's, its summary the function's docstring."""
+    name = run.__name__.removeprefix("_")
+    summary = run.__doc__ or name
     added: argparse.ArgumentParser = commands.add_parser(
         name,
-        help=summary,
-        description=wrapped(f"{summary[0].upper()}{summary[1:]}.", columns=COLUMNS - 2),
-        epilog=f"example:\n  {example}",
+        help=summary[0].lower() + summary[1:].removesuffix("."),
+        description=wrapped(summary, columns=COLUMNS - 2),
+        epilog=f"example:\n  memkit {name} {example}",
         formatter_class=_formatter,
     )
     added.set_defaults(run=run)
     return added
 
 
-def _add_source(command: argparse.ArgumentParser, *, required: bool = True, files: str = "") -> None:
+def _add_source(command: argparse.ArgumentParser, *, required: bool = True, files: bool = True) -> None:
+    sources, metavar = (f"a Redis URL{FILES}", "SOURCE") if files else ("a Redis URL", "URL")
     default = f"the variable {' or '.join(URL_VARIABLES)}"
-    metavar = "SOURCE" if files else "URL"
-    command.add_argument("source", nargs="?", metavar=metavar, help=f"a Redis URL{files} (default: {default})")
+    command.add_argument("source", nargs="?", metavar=metavar, help=f"{sources} (default: {default})")
     command.add_argument("--askpass", action="store_true", help=ASKPASS)
+    if files:
+        command.add_argument("--at", metavar="TIME", help="read an append-only directory as of then (ISO form, UTC)")
     command.set_defaults(source_required=required)
-
-
-def _add_at(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--at", metavar="TIME", help="read an append-only directory as of then (ISO form, UTC)")
 
 
 def _add_expect(command: argparse.ArgumentParser) -> None:
@@ -181,13 +177,7 @@ def _add_expect(command: argparse.ArgumentParser) -> None:
 
 
 def _add_lab(commands: Any) -> None:
-    lab = _command(
-        commands,
-        "lab",
-        _lab,
-        "open JupyterLab with the notebooks, a private Redis and the demo incident",
-        "memkit lab --url redis://localhost:6379/0 --expect 'chat:*=7d'",
-    )
+    lab = _command(commands, _lab, "--url redis://localhost:6379/0 --expect 'chat:*=7d'")
     lab.add_argument("--no-browser", action="store_true", help="print the address instead of opening a browser")
     lab.add_argument("--dir", type=Path, metavar="D", help="the notebooks' folder; missing ones are copied there")
     lab.add_argument("--port", type=int, metavar="N", help="JupyterLab's port (default: 8888 or the next free one)")
@@ -196,27 +186,18 @@ def _add_lab(commands: Any) -> None:
 
 
 def _add_server(commands: Any) -> None:
-    server = _command(
-        commands, "server", _server, "run a private Redis until Ctrl-C and print its URL", "memkit server --port 0"
-    )
-    server.add_argument(
-        "--port", type=int, metavar="N", help="also listen on this loopback TCP port (0: any free port)"
-    )
+    server = _command(commands, _server, "--port 0")
+    server.add_argument("--port", type=int, metavar="N", help="also listen on this loopback TCP port (0: any free one)")
 
 
 def _add_audit(commands: Any) -> None:
-    audit = _command(
-        commands,
-        "audit",
-        _audit,
-        "find sessions that expire too early, since when and why (read-only)",
-        "memkit audit redis://localhost:6379/0 --expect 'chat:*=7d'",
-    )
-    _add_source(audit, files=FILES)
-    _add_at(audit)
+    audit = _command(commands, _audit, "redis://localhost:6379/0 --expect 'chat:*=7d'")
+    _add_source(audit)
     _add_expect(audit)
     audit.add_argument("--expect-file", type=Path, metavar="FILE", help="expectations from a file, one a line")
-    audit.add_argument("--full", action="store_true", help="check every key instead of a sample, and read values")
+    audit.add_argument(
+        "--full", action="store_true", help="scan every key, judge up to 40,000 of them, and read values"
+    )
     audit.add_argument(
         "--affected", type=Path, metavar="FILE", help="write the affected keys' names there (implies --full)"
     )
@@ -224,24 +205,15 @@ def _add_audit(commands: Any) -> None:
     audit.add_argument(
         "--duty", type=float, default=0.25, metavar="F", help="share of the time spent querying (default: 0.25)"
     )
-    audit.add_argument(
-        "--watch", metavar="T", help="look again after T (30s, 5m): measures the TTL of renewals meanwhile"
-    )
+    audit.add_argument("--watch", metavar="T", help="look again after T (30s, 5m) and measure the TTL of renewals")
     audit.add_argument("--replica", metavar="URL", help="read idle times there: on a primary, clients reset them")
     audit.add_argument("--acl", action="store_true", help="print the ACL user that an audit needs, and do nothing else")
     audit.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _add_inspect(commands: Any) -> None:
-    inspect = _command(
-        commands,
-        "inspect",
-        _inspect,
-        "show one session of any known store: messages, keys, TTLs, problems (read-only)",
-        "memkit inspect redis://localhost:6379/0 user-42 --expect 'chat:*=7d'",
-    )
-    _add_source(inspect, files=FILES)
-    _add_at(inspect)
+    inspect = _command(commands, _inspect, "redis://localhost:6379/0 user-42 --expect 'chat:*=7d'")
+    _add_source(inspect)
     _add_expect(inspect)
     inspect.add_argument("session", metavar="SESSION_OR_KEY", help="a session id or a key's name")
     inspect.add_argument("--reveal", action="store_true", help="show message texts, which are private")
@@ -249,13 +221,7 @@ def _add_inspect(commands: Any) -> None:
 
 
 def _add_history(commands: Any) -> None:
-    history = _command(
-        commands,
-        "history",
-        _history,
-        "show what happened to a session, or to the keys under each prefix, and when TTLs changed (read-only)",
-        "memkit history /var/lib/redis/appendonlydir user-42",
-    )
+    history = _command(commands, _history, "/var/lib/redis/appendonlydir user-42")
     history.add_argument(
         "sources",
         nargs="+",
@@ -277,14 +243,8 @@ def _add_history(commands: Any) -> None:
 
 
 def _add_record(commands: Any) -> None:
-    record = _command(
-        commands,
-        "record",
-        _record,
-        "record what happens to keys on a live Redis, for memkit history (read-only)",
-        "memkit record redis://localhost:6379/0 -o incident.db --expect 'chat:*=7d'",
-    )
-    _add_source(record)
+    record = _command(commands, _record, "redis://localhost:6379/0 -o incident.db --expect 'chat:*=7d'")
+    _add_source(record, files=False)
     record.add_argument("-o", "--output", type=Path, metavar="FILE.db", help="the recording, a new file")
     _add_expect(record)
     record.add_argument(
@@ -300,16 +260,8 @@ def _add_record(commands: Any) -> None:
 
 
 def _add_triage(commands: Any) -> None:
-    triage = _command(
-        commands,
-        "triage",
-        _triage,
-        "audit a Redis and write the report as one HTML file for a ticket (read-only); without a source: the demo "
-        "incident",
-        "memkit triage redis://localhost:6379/0 --expect 'chat:*=7d' -o report.html",
-    )
-    _add_source(triage, required=False, files=FILES)
-    _add_at(triage)
+    triage = _command(commands, _triage, "redis://localhost:6379/0 --expect 'chat:*=7d' -o report.html")
+    _add_source(triage, required=False)
     _add_expect(triage)
     output = Path("triage.html")
     triage.add_argument(
@@ -318,18 +270,13 @@ def _add_triage(commands: Any) -> None:
 
 
 def _add_conformance(commands: Any) -> None:
-    conformance = _command(
-        commands,
-        "conformance",
-        _conformance,
-        "run the conformance suite against a session store, on a private Redis with fault injection",
-        "memkit conformance memkit.conformance.memkit_adapter:MemkitAdapter",
-    )
+    conformance = _command(commands, _conformance, "memkit.conformance.memkit_adapter:MemkitAdapter")
     conformance.add_argument("adapter", metavar="ADAPTER", help="package.module:factory of a StoreAdapter")
     conformance.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _lab(given: argparse.Namespace) -> int:
+    """Open JupyterLab with the notebooks, a private Redis and the demo incident."""
     from memkit.notebook.lab import run_lab
 
     return run_lab(
@@ -338,6 +285,7 @@ def _lab(given: argparse.Namespace) -> int:
 
 
 def _server(given: argparse.Namespace) -> int:
+    """Run a private Redis until Ctrl-C and print its URL."""
     from memkit.server import RedisServer
 
     ended = _ended_by_signals()
@@ -359,6 +307,7 @@ def _ended_by_signals() -> threading.Event:
 
 
 def _audit(given: argparse.Namespace) -> int:
+    """Find sessions that expire too early, since when and why (read-only)."""
     from memkit.audit.run import acl_rule, audit
     from memkit.config import configured_expectations, parse_expectation, read_expectations
     from memkit.policy import duration_ms
@@ -398,6 +347,7 @@ def _print(report: Any, *, json: bool) -> None:
 
 
 def _inspect(given: argparse.Namespace) -> int:
+    """Show one session of any known store: messages, keys, TTLs, problems (read-only)."""
     from memkit.config import configured_expectations, parse_expectation
     from memkit.inspect import inspect_session
 
@@ -408,6 +358,7 @@ def _inspect(given: argparse.Namespace) -> int:
 
 
 def _history(given: argparse.Namespace) -> int:
+    """Show what happened to a session, or to the keys under each prefix, and when TTLs changed (read-only)."""
     from memkit.config import expected
     from memkit.history import history
     from memkit.history.sources import is_source, parse_moment
@@ -429,6 +380,7 @@ def _history(given: argparse.Namespace) -> int:
 
 
 def _record(given: argparse.Namespace) -> int:
+    """Record what happens to keys on a live Redis, for memkit history (read-only)."""
     from memkit.config import expected
     from memkit.history.record import acl_rule, record
     from memkit.policy import ttl_ms
@@ -455,17 +407,19 @@ def _record(given: argparse.Namespace) -> int:
 
 
 def _triage(given: argparse.Namespace) -> int:
+    """Audit a Redis, or the demo incident without a source, and write the report as one HTML file (read-only)."""
     from memkit.notebook.triage import triage
 
     if not given.output.absolute().parent.is_dir():
         raise MemkitError(f"the folder {given.output.parent} does not exist; make it, or give -o another file")
     with progress("auditing", "keys") as show:
-        done = triage(given.source, expect=given.expect, output=given.output, at=given.at, progress=show)
-    print(f"{wrapped(done.report.verdict.sentence)}\nreport: {done.path}")
-    return done.report.exit_code
+        report = triage(given.source, expect=given.expect, output=given.output, at=given.at, progress=show)
+    print(f"{wrapped(report.verdict.sentence)}\nreport: {given.output}")
+    return report.exit_code
 
 
 def _conformance(given: argparse.Namespace) -> int:
+    """Run the conformance suite against a session store, on a private Redis with fault injection."""
     from memkit.conformance.case import CaseResult
     from memkit.conformance.cases.all_cases import CASES
     from memkit.conformance.runner import run

@@ -208,9 +208,7 @@ def _of_pair(pattern: object, ttl: object) -> Expectation:
 
 def _of_table(pattern: str, table: Mapping[str, Any]) -> Expectation:
     if "ttl" not in table or not set(table) <= {"ttl", "kind", "jitter"}:
-        raise PolicyError(
-            f"{pattern!r}: expected {{ttl = '7d', kind = 'sliding', jitter = '10%'}}, got {dict(table)!r}"
-        )
+        raise PolicyError(f"{pattern!r}: expected {{ttl = '7d', kind = 'sliding', jitter = '10%'}}, got {table!r}")
     expectation = _of_pair(pattern, table["ttl"])
     for option in ("kind", "jitter"):
         if option in table:

@@ -50,9 +50,7 @@ class SessionNotFound(MemkitError, LookupError):
 class AmbiguousSession(MemkitError, LookupError):
     """A session id that matches sessions of several stores.
 
-    Args:
-        message: The message.
-        keys: A full key of each session; it can be given instead of the id.
+    ``keys`` has a full key of each session, which can be given instead of the id.
     """
 
     def __init__(self, message: str, keys: tuple[str, ...] = ()) -> None:

@@ -18,6 +18,7 @@ UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w
 MAX_TTL_MS = 10**14
 """3,170 years. Redis refuses deadlines beyond 2**63 ms; anything near that is a unit mistake."""
 
+_EXPECTED = "expected seconds, a string such as '7d' or a timedelta"
 _TEXT = re.compile(r"([+-]?\d+(?:\.\d+)?) ?(ms|s|m|h|d|w)", re.ASCII)
 
 
@@ -32,15 +33,11 @@ def duration_ms(value: Duration) -> float:
     if isinstance(value, str):
         match = _TEXT.fullmatch(value.strip())
         if not match:
-            raise PolicyError(
-                f"expected seconds, a string such as '7d' or a timedelta; got str {value!r}; a string is a number and "
-                "a unit: 7d, 36h, 5m, 90s or 1500ms"
-            )
+            units = "a string is a number and a unit: 7d, 36h, 5m, 90s or 1500ms"
+            raise PolicyError(f"{_EXPECTED}; got str {value!r}; {units}")
         return float(match[1]) * UNIT_MS[match[2]]
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise PolicyError(
-            f"expected seconds, a string such as '7d' or a timedelta; got {type(value).__name__} {value!r}"
-        )
+        raise PolicyError(f"{_EXPECTED}; got {type(value).__name__} {value!r}")
     try:
         seconds = float(value)
     except OverflowError:

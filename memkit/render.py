@@ -53,13 +53,9 @@ def width(text: str) -> int:
     """Return how many columns of a terminal a text takes."""
     if text.isascii():
         return len(text)
-    return sum(_columns(char) for char in text)
-
-
-def _columns(char: str) -> int:
-    if unicodedata.combining(char) or unicodedata.category(char) in ("Mn", "Me", "Cf"):
-        return 0
-    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+    zero = ("Mn", "Me", "Cf")
+    shown = (char for char in text if not unicodedata.combining(char) and unicodedata.category(char) not in zero)
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in shown)
 
 
 def duration(ms: float | None) -> str:
@@ -130,7 +126,8 @@ class Table:
         """Return the table as aligned text, without the caption."""
         lines = [self.titles, *([printable(cell) for cell in row] for row in self.rows)]
         widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
-        text = ["  ".join(_padded(*pair) for pair in zip(line, widths, strict=True)).rstrip() for line in lines]
+        padded = ([cell + " " * (w - width(cell)) for cell, w in zip(line, widths, strict=True)] for line in lines)
+        text = ["  ".join(line).rstrip() for line in padded]
         return "\n".join([*text, *([f"… and {self._left_out:,} more"] if self._left_out else [])])
 
     def to_html(self) -> str:
@@ -151,10 +148,6 @@ class Table:
 
     def _repr_html_(self) -> str:
         return self.to_html()
-
-
-def _padded(cell: str, columns: int) -> str:
-    return cell + " " * (columns - width(cell))
 
 
 def wrapped(text: str, *, indent: str = "", columns: int = COLUMNS) -> str:

@@ -1,9 +1,10 @@
-"""``any_server``: the same test on every real server that is here, and last lines that say which those were."""
+"""``any_server``, the quick tests, the order under xdist, and last lines that name the servers that were tested."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from servers import LANES, every_server, start
@@ -17,6 +18,45 @@ def any_server(request: pytest.FixtureRequest, record_property: Callable[[str, o
     record_property("server", request.param)
     with start(request.param) as server:
         yield server
+
+
+QUICK_LANE = "redis-8.2"
+NOT_QUICK = (
+    *("tests/notebook/", "tests/conformance/", "tests/plot/", "tests/test_plugin", "tests/test_stress.py"),
+    *("tests/test_cluster.py", "tests/test_sentinel.py", "test_audit_cluster.py", "test_audit_sampling.py"),
+    *("test_audit_worlds.py", "test_audit_verdicts.py", "test_audit_values.py", "test_audit_indexes.py"),
+    *("test_audit_payloads.py", "hostile", "fuzzer"),
+)
+"""Tests that take seconds each, by their names: whole notebooks, many processes, thousands of sessions."""
+FIRST = ("test_notebooks.py", "test_notebook_truth.py", "test_browser.py")
+"""The longest tests, so that no worker is left alone with them at the end."""
+ALONE = ("test_notebooks.py", "test_notebook_truth.py", "test_stores.py")
+"""Files without a shared server: each of their tests goes to the next free worker. The other files stay together."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        lanes = {lane for lane in parameters if isinstance(lane, str) and lane in LANES}
+        if lanes <= {QUICK_LANE} and not any(part in item.nodeid for part in NOT_QUICK):
+            item.add_marker("quick")
+    if hasattr(config, "workerinput"):
+        names = {item: item.path.name for item in items}
+        items.sort(key=lambda item: FIRST.index(names[item]) if names[item] in FIRST else 9 + (names[item] in ALONE))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return nodeid if path.endswith(ALONE) else path
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

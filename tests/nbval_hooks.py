@@ -2,6 +2,8 @@
 
 A cell whose magic does not exist passes (nbval #147): its reply says "error" and there is no exception to see. A kernel
 that died is waited for until the cell's time is up. And a failing cell is shown without what it printed.
+
+The notebook is saved with what its cells put out, as ``executed.ipynb``: the browser's test shows that.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Generator
 from queue import Empty
 from typing import Any
 
+import nbformat
 import pytest
 from nbval.kernel import RunningKernel
 from nbval.plugin import IPyNbCell, NbCellError
@@ -53,6 +56,17 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
         said = "\n".join(text for _, text in _streams(item))
         raise NbCellError(item.cell_num, "Cell failed without an exception", item.cell.source, said)
     return result
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    for notebook in {item.parent for item in session.items if isinstance(item, IPyNbCell)}:
+        cells = {item.cell.id: item for item in session.items if item.parent is notebook}
+        content = nbformat.read(notebook.path, as_version=4)
+        for number, cell in enumerate((one for one in content.cells if one.cell_type == "code"), 1):
+            outputs = cells[cell.id].test_outputs
+            cell.execution_count = None if outputs is None else number
+            cell.outputs = [nbformat.from_dict(output) for output in outputs or ()]
+        nbformat.write(content, notebook.path.with_name("executed.ipynb"))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple
 
-import pytest
+import nbformat
 
 CELL_TIMEOUT_S = 300.0
 HERE = Path(__file__).parent
@@ -22,8 +20,15 @@ NBVAL = (
     f"--nbval --nbval-current-env --nbval-sanitize-with {SANITIZE} -x -q -c {os.devnull} -p nbval_hooks "
     "-p no:cacheprovider -p no:xdist -p no:hypothesispytest -o asyncio_default_fixture_loop_scope=function --color=no"
 ).split()
-Given = TypeVar("Given")
 Run = subprocess.CompletedProcess[str]
+
+
+class Executed(NamedTuple):
+    """A run of nbval: exit status, log, and the file of the notebook with the outputs of its first Run All."""
+
+    returncode: int
+    log: str
+    path: str
 
 
 def run_nbval(
@@ -58,19 +63,16 @@ def own_jupyter(folder: Path) -> dict[str, str]:
     return usual | private | {"PYTHONPATH": str(HERE), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
 
-@contextlib.contextmanager
-def ahead_of_tests(
-    request: pytest.FixtureRequest, parameter: str, work: Callable[[Given], Run]
-) -> Iterator[Callable[[Given], Run]]:
-    """Yield a function that waits for ``work(value)``: begun, two at a time, for the ``parameter`` of every test here.
-
-    Much of a run is a kernel starting. A worker of xdist knows all tests, but not which will be its own: ahead of none.
-    """
-    here = [item for item in request.session.items if item.path == request.path]
-    parameters = [item.callspec.params for item in here if hasattr(item, "callspec")]
-    values = [one[parameter] for one in parameters if parameter in one]
-    values = [] if "PYTEST_XDIST_WORKER" in os.environ else values
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        begun = {value: pool.submit(work, value) for value in values}
-        yield lambda value: begun[value].result() if value in begun else work(value)
-        pool.shutdown(cancel_futures=True)
+def run_twice(notebook: Path, folder: Path) -> Executed:
+    """Run a copy with every cell in it twice, as in a second Run All of the same kernel."""
+    content = nbformat.read(notebook, as_version=4)
+    count = len(content.cells)
+    content.cells += [nbformat.from_dict(cell | {"id": f"again-{number}"}) for number, cell in enumerate(content.cells)]
+    copy = folder / notebook.name
+    nbformat.write(content, copy)
+    run = run_nbval(copy)
+    path = copy.with_name("executed.ipynb")
+    executed = nbformat.read(path, as_version=4)
+    executed.cells = executed.cells[:count]
+    nbformat.write(executed, path)
+    return Executed(run.returncode, run.stdout, str(path))

@@ -62,7 +62,7 @@ def test_the_figure_is_what_memkit_draws():
 def test_the_first_screen_has_the_two_commands():
     first, second = blocks("sh")[:2]
     assert README.index(second) < 3000
-    for command, program in ((first, "memkit lab"), (second, "pytest -n 2")):
+    for command, program in ((first, "memkit lab"), (second, "pytest -n 4")):
         assert command.count("\n") == 1
         assert command.startswith("python3 -m venv .venv && ")
         assert command.rstrip().endswith(f"uv run {program}")

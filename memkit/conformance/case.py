@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from memkit.conformance.environment import TestEnvironment
 
+Outcome = Literal["passed", "failed", "skipped"]
 CaseFunction = Callable[["TestEnvironment"], str | None]
 """Raises CaseFailed, CaseSkipped or Inconclusive; returns a remark on a store that passed, or nothing."""
 
@@ -25,15 +26,17 @@ class Case:
     needs_ttl: bool = False
     function: CaseFunction
 
+    def result(self, outcome: Outcome, message: str, **observed: Any) -> CaseResult:
+        """Return what the case observed of a store."""
+        about: dict[str, Any] = {"meaning": self.meaning, "why": self.why, "fix": self.fix}
+        return CaseResult(self.name, outcome=outcome, message=message, **about, **observed)
+
 
 def case(*, why: str, fix: str, needs_ttl: bool = False) -> Callable[[CaseFunction], Case]:
     """Make a function a case; its docstring, one line, is the meaning."""
     return lambda function: Case(
         function.__name__, meaning=function.__doc__ or "", why=why, fix=fix, needs_ttl=needs_ttl, function=function
     )
-
-
-Outcome = Literal["passed", "failed", "skipped"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,9 +106,8 @@ class TestEnvironment:
     def control_client(self) -> redis.Redis:
         """Return a client of the suite's own user, which is made anew: a restarted server has lost it."""
         with self.server.client() as default:
-            default.execute_command(
-                "ACL", "SETUSER", CONTROL_USER, "reset", "on", f">{CONTROL_PASSWORD}", "~*", "&*", "+@all"
-            )
+            rules = ("reset", "on", f">{CONTROL_PASSWORD}", "~*", "&*", "+@all")
+            default.execute_command("ACL", "SETUSER", CONTROL_USER, *rules)
         return self.server.client(**CONTROL)
 
     def reset(self) -> None:

@@ -1,6 +1,6 @@
 """The keys that a session left on the server: its own, those without a TTL, and how to damage them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import redis
@@ -96,33 +96,29 @@ def key_text(key: Key) -> str:
 
 # Elements, and damage to them
 
+_PLACES: dict[str, Callable[[Any, bytes], Iterable[Any]]] = {
+    "list": lambda client, key: range(client.llen(key)),
+    "hash": lambda client, key: client.hkeys(key),
+    "zset": lambda client, key: client.zrange(key, 0, -1, withscores=True),
+    "set": lambda client, key: sorted(client.smembers(key)),
+    "stream": lambda client, key: [entry for entry, _ in client.xrange(key)],
+}
+_ELEMENTS: dict[str, Callable[[Any, bytes, Any], Iterable[Any]]] = {
+    "list": lambda client, key, place: [client.lindex(key, place)],
+    "hash": lambda client, key, place: [client.hget(key, place)],
+    "zset": lambda _client, _key, place: [place[0]],
+    "set": lambda _client, _key, place: [place],
+    "stream": lambda client, key, place: [
+        part for _, entry in client.xrange(key, place, place) for part in entry.values()
+    ],
+    "string": lambda client, key, _place: [client.get(key)],
+}
+
 
 def places(client: Any, key: bytes) -> Iterator[tuple[str, Any]]:
     """Yield the elements of a key that can be damaged one by one: its type, and an index, field, member or id."""
     kind = client.type(key).decode()
-    found: list[Any] = [None]
-    if kind == "list":
-        found = list(range(client.llen(key)))
-    elif kind == "hash":
-        found = client.hkeys(key)
-    elif kind == "zset":
-        found = client.zrange(key, 0, -1, withscores=True)
-    elif kind == "set":
-        found = sorted(client.smembers(key))
-    elif kind == "stream":
-        found = [entry for entry, _ in client.xrange(key)]
-    return ((kind, place) for place in found)
-
-
-def own_places(env: TestEnvironment, session: TrialSession, before: set[Key]) -> list[tuple[Key, str, Any]]:
-    """Return the elements that belong to a session alone: those of new keys, and its fields of shared hashes."""
-    found: list[tuple[Key, str, Any]] = []
-    for key in sorted(env.keys()):
-        with env.database(key[0]) as client:
-            for kind, place in places(client, key[1]):
-                own = key not in before or (kind == "hash" and session.id.encode() in place)
-                found += [(key, kind, place)] if own else []
-    return found
+    return ((kind, place) for place in (_PLACES[kind](client, key) if kind in _PLACES else (None,)))
 
 
 def damage(client: Any, key: bytes, kind: str, place: Any, value: bytes = GARBAGE, *, instead_of: bytes = b"") -> None:
@@ -157,19 +153,7 @@ def damage(client: Any, key: bytes, kind: str, place: Any, value: bytes = GARBAG
 
 def element(client: Any, key: bytes, kind: str, place: Any) -> list[bytes]:
     """Return the bytes of one element: one value, or the fields of a stream's entry."""
-    found: list[Any] = []
-    if kind == "list":
-        found = [client.lindex(key, place)]
-    elif kind == "hash":
-        found = [client.hget(key, place)]
-    elif kind == "zset":
-        found = [place[0]]
-    elif kind == "set":
-        found = [place]
-    elif kind == "stream":
-        found = [field for _, fields in client.xrange(key, place, place) for field in fields.values()]
-    elif kind == "string":
-        found = [client.get(key)]
+    found = _ELEMENTS[kind](client, key, place) if kind in _ELEMENTS else ()
     return [one for one in found if isinstance(one, bytes)]
 
 

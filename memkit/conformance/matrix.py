@@ -13,11 +13,9 @@ MARKS = {"passed": "ok", "failed": "X", "skipped": "–"}
 
 
 class Matrix:
-    """The results of several stores.
+    """The results of several stores, each as JSON types: store, version, server, date, cases.
 
-    Args:
-        stores: A result for each store, as JSON types: store, version, server, date, cases; ``error`` instead of cases
-            if the store could not be tested.
+    A store that could not be tested has ``error`` instead of cases.
     """
 
     def __init__(self, stores: Sequence[dict[str, Any]]) -> None:

@@ -14,13 +14,9 @@ INDENT = "    "
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The result of a run.
+    """The result of a run: a result for each case, and the seconds that all took.
 
-    Args:
-        store: The store's name.
-        server: The server it ran on: its version, where it is from, and how its clock is moved.
-        cases: A result for each case.
-        took_s: Seconds that the run took.
+    ``server`` is the server's version, where it is from, and how its clock is moved.
     """
 
     store: str

@@ -9,13 +9,7 @@ from memkit.conformance.outcomes import Symptom
 
 @dataclass(frozen=True, slots=True)
 class RootCause:
-    """A likely root cause.
-
-    Args:
-        case: The failed case that shows it.
-        sentence: The cause, or what that case observed.
-        cases: Other failed cases that may follow from it.
-    """
+    """A likely root cause: the failed case that shows it, in a sentence, and others that may follow from it."""
 
     case: str
     _: KW_ONLY

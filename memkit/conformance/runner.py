@@ -37,13 +37,14 @@ class Hung(Exception):
     """The store did not finish within the time limit."""
 
 
-def run_limited(work: Callable[[], object], limit_s: float) -> BaseException | None:
-    """Do work in a thread; return what it raised, or Hung. A thread that hangs cannot be ended."""
+def run_limited(work: Callable[[], object], limit_s: float) -> object:
+    """Do work in a thread; return its result, or what it raised, or Hung. A thread that hangs cannot be ended."""
     with warnings.catch_warnings():
         # A warning of the store is not a wrong answer, also if pytest turns warnings into errors.
         warnings.simplefilter("ignore")
+        future = in_thread(work)
         try:
-            return in_thread(work).exception(limit_s)
+            return future.exception(limit_s) or future.result()
         except TimeoutError:
             return Hung(f"no answer within {limit_s:.3g} s")
 
@@ -71,49 +72,38 @@ def first_contact(env: TestEnvironment, label: str, *, limit_s: float = CASE_LIM
         raise error
     if isinstance(error, Hung):
         raise AdapterError(f"{label}: {steps[-1]} hangs: {error}")
-    if error:
+    if isinstance(error, BaseException):
         raise AdapterError(f"{label}: {steps[-1]} raised {error_line(error)}")
 
 
 def run_case(case: Case, env: TestEnvironment, *, limit_s: float = CASE_LIMIT_S) -> CaseResult:
     """Run one case on the emptied server."""
-    began, remark = time.monotonic(), ""
-    env.limit_s = limit_s
+    began, env.limit_s = time.monotonic(), limit_s
 
-    def work() -> None:
-        nonlocal remark
+    def work() -> object:
         env.reset()
-        remark = case.function(env) or ""
+        return case.function(env)
 
-    def run_again_if_inconclusive() -> BaseException | None:
+    def run_again_if_inconclusive() -> object:
         for _ in range(TRIES):
-            error = run_limited(work, limit_s)
+            found = run_limited(work, limit_s)
             # A store's own time-out without a fault is the machine's as often as the store's.
-            if not isinstance(error, Inconclusive | redis.TimeoutError | TimeoutError):
+            if not isinstance(found, Inconclusive | redis.TimeoutError | TimeoutError):
                 break
-        return error
+        return found
 
-    error: BaseException | None
     if case.needs_ttl and not env.has_ttl:
-        error = CaseSkipped("the store declares that it has no TTL (has_ttl = False)")
+        found: object = CaseSkipped("the store declares that it has no TTL (has_ttl = False)")
     else:
-        error = run_again_if_inconclusive()
-    if case.needs_ttl and isinstance(error, CaseFailed) and uses_client_clock(env):
+        found = run_again_if_inconclusive()
+    if case.needs_ttl and isinstance(found, CaseFailed) and uses_client_clock(env):
         with env.moving_deadlines():
-            error = run_again_if_inconclusive()
-        remark = CLIENT_CLOCK
-    outcome, message, symptom = _outcome(error)
-    return CaseResult(
-        case.name,
-        outcome=outcome,
-        message=message or remark or case.meaning,
-        meaning=case.meaning,
-        why=case.why,
-        fix=case.fix,
-        took_s=round(time.monotonic() - began, 3),
-        symptom=symptom,
-        kept=error.kept if isinstance(error, CaseFailed) else None,
-    )
+            found = run_again_if_inconclusive()
+        found = found if isinstance(found, BaseException) else CLIENT_CLOCK
+    outcome, message, symptom = _outcome(found)
+    kept = found.kept if isinstance(found, CaseFailed) else None
+    took_s = round(time.monotonic() - began, 3)
+    return case.result(outcome, message or case.meaning, took_s=took_s, symptom=symptom, kept=kept)
 
 
 def uses_client_clock(env: TestEnvironment) -> bool:
@@ -121,33 +111,30 @@ def uses_client_clock(env: TestEnvironment) -> bool:
 
     The suite moves the server's clock; in production the two agree, so this is no failure.
     """
-    is_empty = False
 
-    def work() -> None:
-        nonlocal is_empty
+    def is_empty() -> bool:
         env.reset()
         env.move_to(env.now_s() + 86_400)
         session = TrialSession(env)
         session.append()
-        is_empty = not env.read(session.id)
+        return not env.read(session.id)
 
-    run_limited(work, CASE_LIMIT_S)
-    return env.clock.method == "preload" and is_empty
+    return env.clock.method == "preload" and run_limited(is_empty, CASE_LIMIT_S) is True
 
 
-def _outcome(error: BaseException | None) -> tuple[Outcome, str, str]:
+def _outcome(found: object) -> tuple[Outcome, str, str]:
     """Return an outcome, its message and its symptom."""
-    if error is None:
-        return "passed", "", ""
-    if isinstance(error, CaseSkipped):
-        return "skipped", str(error), ""
-    if isinstance(error, Inconclusive):
-        return "skipped", f"{error}, {TRIES} times in a row", ""
-    if isinstance(error, Hung):
-        return "failed", str(error), "hung"
-    if isinstance(error, CaseFailed):
-        return "failed", str(error), error.symptom
-    return "failed", f"raised without a fault: {error_line(error)}", f"raised {type(error).__name__}"
+    if not isinstance(found, BaseException):
+        return "passed", str(found or ""), ""
+    if isinstance(found, CaseSkipped):
+        return "skipped", str(found), ""
+    if isinstance(found, Inconclusive):
+        return "skipped", f"{found}, {TRIES} times in a row", ""
+    if isinstance(found, Hung):
+        return "failed", str(found), "hung"
+    if isinstance(found, CaseFailed):
+        return "failed", str(found), found.symptom
+    return "failed", f"raised without a fault: {error_line(found)}", f"raised {type(found).__name__}"
 
 
 def run_cases(
@@ -256,5 +243,4 @@ def _run_rest(
 
 
 def _lost(name: str, message: str) -> CaseResult:
-    case = next(case for case in CASES if case.name == name)
-    return CaseResult(name, outcome="failed", message=message, meaning=case.meaning, why=case.why, fix=case.fix)
+    return next(case for case in CASES if case.name == name).result("failed", message)

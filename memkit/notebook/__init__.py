@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from memkit.notebook.extension import Status as Status
     from memkit.notebook.extension import expectations as expectations
     from memkit.notebook.extension import incident as incident
-    from memkit.notebook.extension import incident_server as incident_server
     from memkit.notebook.extension import is_demo as is_demo
     from memkit.notebook.extension import remaining_ttls as remaining_ttls
     from memkit.notebook.extension import running as running
@@ -25,7 +24,6 @@ __all__ = [
     "Status",
     "expectations",
     "incident",
-    "incident_server",
     "is_demo",
     "remaining_ttls",
     "running",

@@ -11,7 +11,6 @@ import secrets
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -23,34 +22,14 @@ from memkit.history.record import record
 from memkit.server.launcher import RedisServer
 
 WEEK_S, FIVE_MINUTES_S = 604_800, 300
-CHATS_PER_MINUTE = 4
+SESSIONS, RELEASED_MINUTES_AGO, CHATS_PER_MINUTE = 600, 25, 4
 RECORDER_LOOKS_EVERY_S = 0.1
 RECORDER_WITHIN_S = 60.0
 LAB_URL, LAB_EXPECT = "MEMKIT_LAB_URL", "MEMKIT_LAB_EXPECT"
 """Environment variables that ``memkit lab`` sets for its kernels; expectations are separated by line ends."""
+EXPECTATIONS = ["chat:*=7d"]
+"""What an audit of the demo takes as the expected TTLs."""
 QUESTIONS = ("Where is my order?", "Can I change the address?", "我的订单什么时候到？", "Thanks! One more question:")
-
-
-@dataclass(frozen=True, slots=True)
-class Incident:
-    """The demo incident.
-
-    Attributes:
-        url: The server's URL.
-        prefix: The sessions' prefix.
-        expected: Their expected TTL.
-        released_at: The time of the release; writes since then set another TTL.
-    """
-
-    url: str
-    prefix: str
-    expected: str
-    released_at: datetime
-
-    @property
-    def expectations(self) -> list[str]:
-        """The expectation that an audit of the demo takes."""
-        return [f"{self.prefix}*={self.expected}"]
 
 
 def demo_server() -> RedisServer:
@@ -58,31 +37,26 @@ def demo_server() -> RedisServer:
     return RedisServer(persist=True, config={"appendfsync": "everysec"})
 
 
-def load_incident(server: RedisServer, *, sessions: int = 600, minutes_since: int = 25, seed: int = 7) -> Incident:
-    """Replay six days of chats and the minutes since the release on a private server; its clock ends at real time.
-
-    The same seed gives the same chats.
-    """
-    dice = random.Random(seed)  # noqa: S311  # the same chats each time
-    now = datetime.now(UTC)
-    released_at = now - timedelta(minutes=minutes_since)
-    clock = server.clock
+def load_incident(server: RedisServer) -> RedisServer:
+    """Replay six days of chats and the minutes since the release on a private server, and return it, at real time."""
+    dice = random.Random(7)  # noqa: S311  # the same chats each time
+    now, clock = datetime.now(UTC), server.clock
+    begun_at, released_at = now - timedelta(days=6), now - timedelta(minutes=RELEASED_MINUTES_AGO)
     with server.client() as client:
-        clock.move_to(now - timedelta(days=6))
-        for number in range(sessions):
-            clock.move_to(now - timedelta(days=6) + (released_at - now + timedelta(days=6)) * (number / sessions))
+        for number in range(SESSIONS):
+            clock.move_to(begun_at + (released_at - begun_at) * (number / SESSIONS))
             _append(client, number, dice, WEEK_S)
-        for minute in range(minutes_since):
+        for minute in range(RELEASED_MINUTES_AGO):
             clock.move_to(released_at + timedelta(minutes=minute))
             for _ in range(CHATS_PER_MINUTE):
-                _append(client, dice.randrange(sessions - 100, sessions + 30), dice, FIVE_MINUTES_S)
+                _append(client, dice.randrange(SESSIONS - 100, SESSIONS + 30), dice, FIVE_MINUTES_S)
             client.set(f"cache:answer:{minute % 5}", "…", ex=600)
             client.incr("stats:requests")
         clock.shift(-clock.offset)
-    return Incident(server.url, "chat:", "7d", released_at)
+    return server
 
 
-def continue_incident(url: str, *, sessions: int = 600, every_s: float = 60 / CHATS_PER_MINUTE) -> threading.Event:
+def continue_incident(url: str, *, every_s: float = 60 / CHATS_PER_MINUTE) -> threading.Event:
     """Continue the incident in real time, in a thread, until the event that is returned is set, or the server ends.
 
     Without it, all sessions with the short TTL expire within five minutes after the replay.
@@ -92,7 +66,7 @@ def continue_incident(url: str, *, sessions: int = 600, every_s: float = 60 / CH
     def write() -> None:
         with redis.Redis.from_url(url) as client, contextlib.suppress(redis.RedisError):
             while not ended.wait(every_s):
-                _append(client, dice.randrange(sessions - 100, sessions + 30), dice, FIVE_MINUTES_S)
+                _append(client, dice.randrange(SESSIONS - 100, SESSIONS + 30), dice, FIVE_MINUTES_S)
 
     threading.Thread(target=write, name="memkit-demo", daemon=True).start()
     return ended

@@ -26,7 +26,7 @@ import memkit
 from memkit.connect import connect, redact
 from memkit.errors import ServerNotFound
 from memkit.notebook import ttl_semantics as semantics
-from memkit.notebook.demo import LAB_EXPECT, LAB_URL, Incident, continue_incident, demo_server, load_incident
+from memkit.notebook.demo import EXPECTATIONS, LAB_EXPECT, LAB_URL, continue_incident, demo_server, load_incident
 from memkit.render import Table, counted, escaped
 from memkit.server.guard import started_by_memkit
 from memkit.server.launcher import RedisServer
@@ -86,15 +86,9 @@ def _missing_options(running: RedisServer) -> str:
 
 
 @cache
-def incident_server() -> RedisServer:
-    """Return the private server of the demo incident."""
-    return demo_server().start()
-
-
-@cache
-def incident() -> Incident:
-    """Return the demo incident; the first call replays it on a private server, where it then continues."""
-    replayed = load_incident(incident_server())
+def incident() -> RedisServer:
+    """Return the private server of the demo incident; the first call replays it there, and it continues."""
+    replayed = load_incident(demo_server().start())
     continue_incident(replayed.url)
     return replayed
 
@@ -111,7 +105,7 @@ def expectations() -> list[str]:
     """
     if given := os.environ.get(LAB_EXPECT):
         return given.split("\n")
-    return [] if os.environ.get(LAB_URL) else incident().expectations
+    return [] if os.environ.get(LAB_URL) else EXPECTATIONS
 
 
 def is_demo() -> bool:
@@ -122,9 +116,6 @@ def is_demo() -> bool:
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """Start the server, register the magics and show the status line; the user's namespace stays as it is.
-
-    Args:
-        shell: The IPython shell.
 
     Raises:
         ServerNotFound: No Redis or Valkey server is installed.
@@ -184,12 +175,7 @@ def running() -> Table:
 
 
 def remaining_ttls(target: str, prefix: str) -> Table:
-    """Return the number of sessions by remaining TTL, as a table. Sends only SCAN and PTTL.
-
-    Args:
-        target: A Redis URL.
-        prefix: The keys' prefix.
-    """
+    """Return the number of sessions with a prefix by remaining TTL, as a table. Sends only SCAN and PTTL."""
     with connect(target) as client, client.pipeline(transaction=False) as pipe:
         keys = [key for key in client.scan_iter(count=1000) if bytes(key).startswith(prefix.encode())]
         for key in keys:

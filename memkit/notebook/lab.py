@@ -15,7 +15,7 @@ from pathlib import Path
 from memkit.config import configured_expectations, parse_expectation
 from memkit.connect import connect, redact
 from memkit.errors import MemkitError
-from memkit.notebook.demo import LAB_EXPECT, LAB_URL, continue_incident, demo_server, load_incident
+from memkit.notebook.demo import EXPECTATIONS, LAB_EXPECT, LAB_URL, continue_incident, demo_server, load_incident
 from memkit.server.launcher import find_server, short_directory
 
 REQUIRED = ("jupyterlab", "ipytest", "pandas", "matplotlib")
@@ -92,7 +92,7 @@ def run_lab(
         else:
             demo = load_incident(stack.enter_context(demo_server()))
             stack.callback(continue_incident(demo.url).set)
-            target, expectations = demo.url, list(expect) or demo.expectations
+            target, expectations = demo.url, list(expect) or EXPECTATIONS
             description = "the demo incident on a private Redis"
         lines = (f"notebooks: {folder}", f"investigating: {description}", "Ctrl-C stops JupyterLab and its servers.")
         print("memkit lab", *lines, sep="\n  ", file=sys.stderr, flush=True)

@@ -5,7 +5,6 @@ The page loads nothing and shows no message, no password and no session's name.
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from hashlib import blake2b
 from importlib import resources
@@ -22,21 +21,13 @@ from memkit.config import expected
 from memkit.errors import MemkitError, PolicyError
 from memkit.history.changes import time_of
 from memkit.history.run import history
-from memkit.notebook.demo import demo_server, load_incident
+from memkit.notebook.demo import EXPECTATIONS, demo_server, load_incident
 from memkit.readonly.values import to_name
 from memkit.render import Table, ago, counted, duration, escaped, printable, utc_text
 
 MAX_ROWS = 20
 FIRST_ROWS = 5
 """The rows of affected sessions on the page's first screen."""
-
-
-@dataclass(frozen=True, slots=True)
-class Triage:
-    """A written report: ``path``, the HTML file, and ``report``, the audit in it."""
-
-    path: Path
-    report: AuditReport
 
 
 class ExpectationNeeded(PolicyError):
@@ -78,7 +69,7 @@ def triage(
     output: str | Path = "triage.html",
     at: datetime | None = None,
     progress: Progress | None = None,
-) -> Triage:
+) -> AuditReport:
     """Audit a server or a file, read-only, and write the report as one HTML file.
 
     Args:
@@ -89,7 +80,7 @@ def triage(
         progress: Called with the number of checked keys and of all keys.
 
     Returns:
-        The report and its path.
+        The audit in the report.
 
     Raises:
         PolicyError: An expectation is invalid.
@@ -104,9 +95,9 @@ def triage(
     else:
         with demo_server() as server:
             incident = load_incident(server)
-            report = audit(incident.url, expect=expectations or expected(incident.expectations), progress=progress)
+            report = audit(incident.url, expect=expectations or expected(EXPECTATIONS), progress=progress)
     path.write_text(page(report), "utf-8")
-    return Triage(path, report)
+    return report
 
 
 def affected(report: AuditReport, *, reveal: bool = False, limit: int = MAX_ROWS) -> Table:
@@ -186,9 +177,9 @@ def five_minutes_later(url: str) -> str:
         return "This server is not the demo: its clock was not moved."
     with demo_server() as server:
         incident = load_incident(server)
-        before = examine(incident.url, incident.expectations)
+        before = examine(incident.url, EXPECTATIONS)
         server.clock.shift("5m")
-        after = examine(incident.url, incident.expectations)
+        after = examine(incident.url, EXPECTATIONS)
     remaining = {one.key for one in after.keys}
     sessions = {one.key for expectation in before.expectations for one in expectation.of(before.keys)}
     short = sum(finding.keys for finding in before.findings if finding.cause == "ttl_too_short")
@@ -227,7 +218,9 @@ def page(report: AuditReport) -> str:
 
 def _numbers(report: AuditReport) -> Iterable[tuple[str, str]]:
     first = report.findings[0] if report.findings else None
-    if first and first.keys:
+    if report.affected_text:
+        yield "affected", report.affected_text
+    elif first and first.keys:
         yield "affected", f"{first.keys:,} of {counted(first.sampled, 'key')}"
     if first and first.expected_ttl_s is not None:
         yield "expected TTL", duration(first.expected_ttl_s * 1000)

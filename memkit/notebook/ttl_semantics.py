@@ -210,16 +210,16 @@ def _events(client: redis.Redis) -> Iterator[Callable[[], str]]:
     client.config_set("notify-keyspace-events", "")
 
 
-def _wait_until_expired(client: redis.Redis) -> None:
+def _wait_while(exists: Callable[[], object]) -> None:
     until = time.monotonic() + WAIT_S
-    while client.get("expiring") and time.monotonic() < until:
+    while exists() and time.monotonic() < until:
         pass
 
 
 def _event_of_expiry(client: redis.Redis) -> str:
     with _events(client) as next_event:
         client.set("expiring", "x", px=20)
-        _wait_until_expired(client)
+        _wait_while(lambda: client.get("expiring"))
         return next_event()
 
 
@@ -234,7 +234,7 @@ def _watch_and_expiry(client: redis.Redis) -> str:
     client.set("expiring", "x", px=50)
     with client.pipeline() as pipe:
         pipe.watch("expiring")
-        _wait_until_expired(client)
+        _wait_while(lambda: client.get("expiring"))
         pipe.multi()
         pipe.set("k", "x")
         try:
@@ -328,9 +328,7 @@ def _field(client: redis.Redis, *then: str) -> str:
 def _expired_fields(client: redis.Redis) -> str:
     client.hset("h", mapping={"f": "x", "g": "x"})
     client.hpexpire("h", 20, "f")
-    until = time.monotonic() + WAIT_S
-    while client.hget("h", "f") and time.monotonic() < until:
-        pass
+    _wait_while(lambda: client.hget("h", "f"))
     return f"HGETALL {len(client.hgetall('h'))}, HLEN {client.hlen('h')}"
 
 

@@ -86,10 +86,8 @@ class DeadlineChange:
     current_ttl_ms: int | None
 
     def __str__(self) -> str:
-        previous, current = (
-            "no TTL" if left is None else f"{duration(left)} left"
-            for left in (self.previous_ttl_ms, self.current_ttl_ms)
-        )
+        ttls = (self.previous_ttl_ms, self.current_ttl_ms)
+        previous, current = (duration(left) + ("" if left is None else " left") for left in ttls)
         if self.kind != "ended":
             change = f"{self.kind}, from {previous} to {current}"
         elif self.previous_ttl_ms is None or self.previous_ttl_ms > 0:
@@ -199,21 +197,13 @@ class ExpiryLog:
     def events_text(self) -> str:
         """How many events were received, and the reason if some could not be."""
         received = sum(1 for event in self.event_us if event != NONE)
-        if self.events == "received":
-            return f"{received:,} of {counted(len(self), 'event')} received"
-        if received:
-            return f"{received:,} of {counted(len(self), 'event')} received; then {WHY_NO_EVENTS[self.events]}"
-        return f"no events received: {WHY_NO_EVENTS[self.events]}"
+        if not received and self.events != "received":
+            return f"no events received: {WHY_NO_EVENTS[self.events]}"
+        then = "" if self.events == "received" else f"; then {WHY_NO_EVENTS[self.events]}"
+        return f"{received:,} of {counted(len(self), 'event')} received{then}"
 
     def lifetime_ms(self, index: int) -> tuple[float, float]:
-        """Return the shortest and the longest possible lifetime of a key.
-
-        Args:
-            index: The key's row.
-
-        Returns:
-            Milliseconds; the longest is infinity for a key that still exists.
-        """
+        """Return the shortest and the longest possible lifetime of a row's key, in ms; infinity if it still exists."""
         missing = self.missing_us[index]
         shortest = max(0, self.seen_us[index] - self.started_by_us[index]) / 1000
         return shortest, float("inf") if missing == NONE else (missing - self.started_us[index]) / 1000
@@ -228,7 +218,7 @@ class ExpiryLog:
         import numpy as np
         import pandas as pd
 
-        def seconds(values: array[int], per_s: int) -> Any:
+        def seconds(values: array[int], per_s: int = 1_000_000) -> Any:
             numbers = np.array(values, dtype=float)
             return np.where(numbers == NONE, np.nan, numbers) / per_s
 
@@ -237,19 +227,15 @@ class ExpiryLog:
 
         configured = seconds(self.ttl_ms, 1000)
         configured[configured == NEVER / 1000] = np.inf
-        missing, started, deadline = (
-            seconds(v, 1_000_000) for v in (self.missing_us, self.started_us, self.deadline_us)
-        )
+        missing, started, deadline = map(seconds, (self.missing_us, self.started_us, self.deadline_us))
         return pd.DataFrame(
             {
                 "key": self.keys,
                 "configured_ttl_s": configured,
                 "granted_ttl_s": deadline - started,
-                "lifetime_min_s": np.maximum(
-                    0, seconds(self.seen_us, 1_000_000) - seconds(self.started_by_us, 1_000_000)
-                ),
+                "lifetime_min_s": np.maximum(0, seconds(self.seen_us) - seconds(self.started_by_us)),
                 "lifetime_max_s": missing - started,
-                "event_late_max_s": np.maximum(0, seconds(self.event_us, 1_000_000) - deadline),
+                "event_late_max_s": np.maximum(0, seconds(self.event_us) - deadline),
                 "started_at": times(self.started_us),
                 "deadline_at": times(self.deadline_us),
                 "last_seen_at": times(self.seen_us),
@@ -281,10 +267,8 @@ class ExpiryLog:
         if any(group.ttl_ms is None for group in groups):
             return f"{_summary(groups)}."
         if late := sum(group.checked_late for group in groups):
-            were = "was" if late == 1 else "were"
-            return (
-                f"Inconclusive: {counted(late, 'key')} {were} checked too late to rule out a lifetime of twice the TTL."
-            )
+            keys = f"{counted(late, 'key')} {'was' if late == 1 else 'were'}"
+            return f"Inconclusive: {keys} checked too late to rule out a lifetime of twice the TTL."
         return self._as_configured(groups) if groups else "No keys to observe."
 
     def _as_configured(self, groups: Sequence[TtlGroup]) -> str:
@@ -301,10 +285,8 @@ class ExpiryLog:
 
     def __str__(self) -> str:
         median, worst = self.exact_to_ms
-        text = (
-            f"{self.verdict} Observed on {self.server}, {self.clock}, exact to {duration(median)} "
-            f"(worst {duration(worst)})."
-        )
+        exact = f"exact to {duration(median)} (worst {duration(worst)})"
+        text = f"{self.verdict} Observed on {self.server}, {self.clock}, {exact}."
         return text if self.events == "received" else f"{text} {self.events_text.capitalize()}."
 
     __repr__ = __str__
@@ -317,19 +299,12 @@ class ExpiryLog:
 
 @dataclass(frozen=True, slots=True)
 class TtlGroup:
-    """The keys of one configured TTL.
+    """The keys of one configured TTL (infinity: no TTL; None: unknown), and how many of them ended how.
 
-    Attributes:
-        ttl_ms: The configured TTL in milliseconds; infinity: no TTL; None: unknown.
-        keys: The number of keys.
-        ends: The number of keys per end.
-        lifetime_ms: The shortest and the longest observed lifetime; None if no key ended.
-        exact_to_ms: Half the width of the widest interval.
-        event_late_ms: The largest delay of an event; None without events.
-        events_received: Whether the server's events were received until the end.
-        checked_late: Keys that were checked too late to rule out a lifetime of twice the TTL.
-        deviating: The keys that did not end as configured: a lifetime shorter or longer by over 1 %, another end than
-            expiry, or a TTL that was not configured. None if there are none.
+    ``lifetime_ms`` is the shortest and the longest observed lifetime, ``exact_to_ms`` half the widest interval, and
+    ``event_late_ms`` the largest delay of an event. ``checked_late`` counts the keys that were checked too late to rule
+    out a lifetime of twice the TTL. ``deviating`` are the keys that did not end as configured: a lifetime shorter or
+    longer by over 1 %, another end than expiry, or a TTL that was not configured.
     """
 
     ttl_ms: float | None

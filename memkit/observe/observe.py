@@ -108,7 +108,9 @@ def observe_expiry(
     if wanted and not sandbox:
         guard_write(client)
     prefix = prefix if prefix.startswith(sandbox) else sandbox + prefix
-    log = ExpiryLog(_server_name(client), "by jumps" if clock else "in real time", resolution_ms)
+    info = client.info("server")
+    server = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info['redis_version']}"
+    log = ExpiryLog(server, "by jumps" if clock else "in real time", resolution_ms)
     with ExitStack() as stack:
         run = _Observation(client, log, clock, wait_s, stack.enter_context(progress("observing", "keys")))
         if wanted:
@@ -190,7 +192,7 @@ def _encoded_names(keys: Iterable[Any], *, unique: bool = True) -> list[bytes]:
     """Return key names as bytes."""
     if isinstance(keys, str | bytes):
         raise PolicyError(
-            f"keys={keys!r} is a single name; expected several, such as keys=[{keys!r}] or client.scan_iter()"
+            f"keys={keys!r} is a single name; expected several, as in keys=[{keys!r}] or client.scan_iter()"
         )
     names = list(keys)
     for name in names:
@@ -254,7 +256,7 @@ class _KeyReader:
     def __init__(self, client: redis.Redis, clock: ServerClock | None) -> None:
         if isinstance(client, redis.RedisCluster):
             raise PolicyError(
-                "a cluster has one clock per node; pass the client of one node: client.get_redis_connection(node)"
+                "a cluster has a clock per node; pass one node's client: client.get_redis_connection(node)"
             )
         self._client = client
         # A deadline shift leaves TIME as it is, so the shift is added to it.
@@ -701,13 +703,6 @@ def _sweep(client: redis.Redis, expiring: int) -> Sweep:
     with suppress(redis.ResponseError):
         effort = _config(client, "active-expire-effort") or "1"
     return Sweep(expiring, max(0, with_ttl - expiring), client.info("server").get("hz", 10), int(effort))
-
-
-def _server_name(client: redis.Redis) -> str:
-    info = client.info("server")
-    if "valkey_version" in info:
-        return f"Valkey {info['valkey_version']}"
-    return f"Redis {info.get('redis_version', '(unknown version)')}"
 
 
 def _check_arguments(

@@ -72,11 +72,7 @@ THEMES = (
 
 
 def alt_text(ax: Axes) -> str:
-    """Return a figure's content and conclusion as text.
-
-    Args:
-        ax: Axes that one of memkit's functions has drawn on.
-    """
+    """Return the content and the conclusion of a figure that one of memkit's functions has drawn, as text."""
     return str(ax.get_label())
 
 

@@ -15,10 +15,10 @@ LONGEST_REST_S = 1.0
 class Pace:
     """Takes a share (``duty``) of one server's time, in smaller batches if the server slows down.
 
-    The server's time for a batch is what it reports itself: the difference of TIME before and after the batch, which
-    has the commands of other clients between them too, so that a busy server gets longer rests. Only this time is
-    rested for, and it rests too while replies travel and are decoded. ``round_trip_s`` is subtracted from the duration
-    of a batch if the server does not report its time. ``stopped`` is the reason to stop, if there is one.
+    The server's time for a batch is what it reports itself: the difference of TIME before and after the batch. It
+    includes the commands of other clients, so a busy server gets longer rests. It rests too while replies travel and
+    are decoded. If the server does not report its time, the duration of a batch counts, without ``round_trip_s``.
+    ``stopped`` is the reason to stop, if there is one.
     """
 
     def __init__(self, duty: float, *, batch: int, round_trip_s: float = 0.0) -> None:

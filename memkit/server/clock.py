@@ -61,7 +61,6 @@ class ServerClock:
         offset_file: The file from which the preload of this server reads its offset.
         prefix: The beginning of the keys that may be moved; ``""`` is all keys of the database (all databases of a
             server that memkit started). None: the keys may belong to others, and the clock can only be read.
-        spare: Keys that are not moved.
         dedicated: The production guard has already allowed writing to this database, and it holds a test's keys only.
 
     Time is only moved for a sandbox's prefix, or if the production guard allows writing.
@@ -73,14 +72,12 @@ class ServerClock:
         *,
         offset_file: Path | None = None,
         prefix: str | None = None,
-        spare: Iterable[str] = (),
         dedicated: bool = False,
     ) -> None:
         client = redis.Redis.from_url(url_or_client, db=0) if isinstance(url_or_client, str) else url_or_client
         self._client = cast("redis.Redis", client)
         # memkit started the server that follows an offset file: all its keys may be moved.
         self._prefix = "" if offset_file and prefix is None else prefix
-        self._spare = {key.encode() for key in spare}
         self._offset_file = offset_file if offset_file and self._is_mapped(offset_file) else None
         self._dedicated = dedicated
         self._shifted_ms = 0.0
@@ -141,8 +138,9 @@ class ServerClock:
         ms = duration_ms(by)
         self._refuse_out_of_range(ms)
         if self._offset_file:
-            if ms < 0:
-                self._purge_expired()
+            for client in self._databases() if ms < 0 else ():
+                for _ in scan(client):  # makes every version remove the keys that are past their deadline
+                    pass
             _write_ns(self._offset_file, _read_ns(self._offset_file) + round(ms * 1_000_000))
             self._wait_for_the_command_clock(self._offset_file)
         else:
@@ -246,7 +244,11 @@ class ServerClock:
             return
         pool = self._client.connection_pool
         for name in self._client.info("keyspace"):
-            options = pool.connection_kwargs | {"db": int(name.removeprefix("db"))}
+            number = int(name.removeprefix("db"))
+            if number == (pool.connection_kwargs.get("db") or 0):
+                yield self._client  # a connection of its own would take longer than the rest of a shift
+                continue
+            options = pool.connection_kwargs | {"db": number}
             with redis.Redis.from_pool(redis.ConnectionPool(pool.connection_class, **options)) as client:
                 yield client
 
@@ -256,7 +258,7 @@ class ServerClock:
         # Each once: SCAN repeats keys while a table shrinks, and shifts add up.
         found = {key for node in primaries(client) for match in patterns for key in scan(node, match)}
         slots: dict[int, list[bytes]] = {}
-        for key in found - self._spare:
+        for key in found:
             slots.setdefault(self._cluster.keyslot(key) if self._cluster else 0, []).append(key)
         for keys in slots.values():
             yield from chunks(keys, KEYS_PER_SCRIPT)
@@ -280,12 +282,6 @@ class ServerClock:
         # Redis 8.2's HPTTL returns -2 a millisecond before the field expires (measured): -2 is no proof.
         left_ms = [left[0] if isinstance(left, list) else left for left in replies[1::2]]
         return not any(exists and left in (-2, 0, 1, 2) for exists, left in zip(replies[::2], left_ms, strict=True))
-
-    def _purge_expired(self) -> None:
-        """Make the server remove the keys that are past their deadline; SCAN does that on all versions."""
-        for client in self._databases():
-            for _ in scan(client):
-                pass
 
     def __repr__(self) -> str:
         moved = duration(self.offset / timedelta(milliseconds=1))

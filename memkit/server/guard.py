@@ -31,7 +31,7 @@ MANY_CLIENTS = 5
 """Fewer other connections may be a developer's shells and this test run."""
 NEW_CLIENT_S = 60
 """A connection of another sandbox sets its name 1-5 ms after it is made, later if its process waits for a CPU."""
-POLL_S = 0.005
+POLL_S = 0.02
 LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1", re.IGNORECASE)
 
 
@@ -132,7 +132,8 @@ def _exists(node: redis.Redis, name: bytes) -> bool:
 
 
 def _signs_of_use(client: AnyClient, places: Sequence[str]) -> list[str]:
-    signs = [] if all(map(_is_loopback, places)) else ["an address that is not this machine's loopback"]
+    hosts = [one.rpartition("/")[0].rpartition(":")[0] for one in places if not one.startswith("/")]
+    signs = [] if all(map(LOOPBACK.fullmatch, hosts)) else ["an address that is not this machine's loopback"]
     if keys := foreign_keys(client):
         signs.append(f"{keys} of others in this database")
     for node in primaries(client):
@@ -173,18 +174,9 @@ def _foreign_clients(node: redis.Redis, others: int) -> int:
             own_id = str(node.client_id())
         except redis.ResponseError:
             return others
-        foreign = [client for client in clients if client["id"] != own_id and _is_foreign(client)]
+        own = {one["id"] for one in clients for field in ("user", "name") if OWN_NAME.fullmatch(one[field])}
+        foreign = [one for one in clients if one["id"] not in own | {own_id} and not set("SMA") & set(one["flags"])]
         new = sum(int(one["age"]) <= NEW_CLIENT_S and one["cmd"].partition("|")[0] in FIRST_COMMANDS for one in foreign)
         if len(foreign) < MANY_CLIENTS or len(foreign) - new >= MANY_CLIENTS or not new or time.monotonic() > until:
             return len(foreign)
         time.sleep(POLL_S)
-
-
-def _is_foreign(client: dict[str, str]) -> bool:
-    is_own = any(OWN_NAME.fullmatch(client[field]) for field in ("user", "name"))
-    return not is_own and not set("SMA") & set(client["flags"])
-
-
-def _is_loopback(target: str) -> bool:
-    address = target.rpartition("/")[0]
-    return address.startswith("/") or bool(LOOPBACK.fullmatch(address.rpartition(":")[0]))

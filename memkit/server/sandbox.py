@@ -30,7 +30,17 @@ import redis.asyncio
 from redis.connection import DefaultParser
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from memkit.connect import AnyAsyncClient, AnyClient, connect, connect_async, execute_undecoded, primaries, redact, scan
+from memkit.connect import (
+    NO_DRIVER_INFO,
+    AnyAsyncClient,
+    AnyClient,
+    connect,
+    connect_async,
+    execute_undecoded,
+    primaries,
+    redact,
+    scan,
+)
 from memkit.errors import LeftSandboxError, SandboxError
 from memkit.server.clock import ServerClock, chunks, escape_glob
 from memkit.server.guard import NAME, REGISTRY, guard_write, own_prefixes, sandboxes
@@ -91,9 +101,7 @@ class Sandbox:
         self._where = where
         self._parent = parent
         self._host: SandboxHost = parent._host if parent else SandboxHost(where)
-        self._user = f"{NAME}-{self._host.token}"
-        self._password: str = parent._password if parent else secrets.token_urlsafe(18)
-        self.prefix: str = f"{parent.prefix}{secrets.token_hex(3)}:" if parent else f"{NAME}:{self._host.token}:"
+        self.prefix: str = f"{parent.prefix}{secrets.token_hex(3)}:" if parent else self._host.prefix
         self._pools: dict[bool, redis.ConnectionPool] = {}
         self._latest_child: Sandbox = self
         self._clock: ServerClock | None = None
@@ -102,7 +110,7 @@ class Sandbox:
     @property
     def url(self) -> str:
         """The URL of the sandbox's user."""
-        return url_for_user(self._host.url, self._user, self._password)
+        return url_for_user(self._host.url, self._host.user, self._host.password)
 
     @property
     def clock(self) -> ServerClock:
@@ -120,38 +128,20 @@ class Sandbox:
             ProductionGuardError: The production guard does not allow writing.
             SandboxError: The server does not allow making a user.
         """
-        host = self._host
-        if self._parent:
-            self._finalizer = weakref.finalize(self, _remove_in_owner, host, None, self.prefix, os.getpid())
-            return self
-        host.open()
-        reap(host.admin)
-        try:
-            host.add(self._user, self._password, self.prefix)
-        except RedisError as error:
-            host.forget(self._user, self.prefix)
-            host.close()
-            raise SandboxError(
-                f"no sandbox on {redact(host.url)}: the server did not make a user ({error}). Expected the right to "
-                "ACL SETUSER; use a private server (no --real-redis) or an account with that right"
-            ) from error
-        self._finalizer = weakref.finalize(self, _remove_in_owner, host, self._user, self.prefix, os.getpid())
+        if not self._parent:
+            self._host.open()
+        self._finalizer = weakref.finalize(self, _remove_in_owner, self._host, self.prefix, os.getpid())
         return self
 
     def client(self, *, decode_responses: bool = False, **options: Any) -> AnyClient:
-        """Return a client of the sandbox's user; a MemoryStore on it nests in its ``_test_prefix``.
-
-        Args:
-            decode_responses: As in redis-py.
-            **options: Passed to redis-py.
-        """
+        """Return a client of the sandbox's user, with redis-py's options; stores on it nest in its ``_test_prefix``."""
         parent = None if options else self._parent
         owner = parent or self
         owner._latest_child = self
         if parent and decode_responses in parent._pools:
             client: AnyClient = redis.Redis(connection_pool=parent._pools[decode_responses])
         else:
-            client = connect(self.url, decode_responses=decode_responses, **options)
+            client = connect(self.url, decode_responses=decode_responses, **NO_DRIVER_INFO | options)
             explain_refusals(client, lambda error: owner._latest_child._explained(error))
             if parent and isinstance(client, redis.Redis):
                 # Kept for the next sandbox of the parent: connecting takes 2 ms (measured).
@@ -161,13 +151,8 @@ class Sandbox:
         return client
 
     def async_client(self, *, decode_responses: bool = False, **options: Any) -> AnyAsyncClient:
-        """Return an asyncio client of the sandbox's user.
-
-        Args:
-            decode_responses: As in redis-py.
-            **options: Passed to redis-py.
-        """
-        client = connect_async(self.url, decode_responses=decode_responses, **options)
+        """Return an asyncio client of the sandbox's user, with redis-py's options."""
+        client = connect_async(self.url, decode_responses=decode_responses, **NO_DRIVER_INFO | options)
         explain_refusals_async(client, self._explained)
         client._test_prefix = self.prefix  # type: ignore[union-attr]
         return client
@@ -203,9 +188,9 @@ class Sandbox:
             self._finalizer()
         pools = self._parent._pools if self._parent else self._pools
         for name, pool in list(pools.items()):
-            # A connection that the test did not return may be in any state. redis-py before 6.3 does not count them.
-            counts = pool.get_connection_count() if hasattr(pool, "get_connection_count") else [(0, {}), (1, {})]
-            if counts[1][0] or not self._parent:
+            # A connection that the test did not return may be in any state.
+            _, (in_use, _) = pool.get_connection_count()
+            if in_use or not self._parent:
                 pools.pop(name).disconnect()
 
     def __enter__(self) -> Self:
@@ -218,48 +203,51 @@ class Sandbox:
         return f"<Sandbox {self.prefix!r} on {redact(self._host.url)}>"
 
 
-def _remove_in_owner(host: SandboxHost, user: str | None, prefix: str, pid: int) -> None:
+def _remove_in_owner(host: SandboxHost, prefix: str, pid: int) -> None:
     # A forked child must not remove its parent's sandbox; a server that has ended has no keys.
     if os.getpid() == pid:
         with contextlib.suppress(redis.ConnectionError):
-            host.remove(user, prefix)
+            host.remove(prefix)
 
 
 class SandboxHost:
-    """A sandbox's own connections: to make its user, renew its lease and learn the names of its keys."""
+    """The user, the lease and the connections of a sandbox; the sandboxes within it share them."""
 
     def __init__(self, where: RedisServer | str) -> None:
         self._is_private = isinstance(where, RedisServer)
         self.url = where.url if isinstance(where, RedisServer) else where
         self.token = secrets.token_hex(6)
-        name = f"{NAME}-{self.token}"
-        self.admin: AnyClient = connect(self.url, client_name=name)
+        self.user, self.password = f"{NAME}-{self.token}", secrets.token_urlsafe(18)
+        self.prefix = f"{NAME}:{self.token}:"
+        self.admin: AnyClient = connect(self.url, client_name=self.user, **NO_DRIVER_INFO)
         if isinstance(self.admin, redis.Redis):
             # Also if the URL has another name: the production guard recognises memkit's connections by it.
-            self.admin.connection_pool.connection_kwargs["client_name"] = name
+            self.admin.connection_pool.connection_kwargs["client_name"] = self.user
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self._prefixes: dict[str, str] = {}
         self._trackers: list[_Tracker] = []
-        self._rules = RULES
 
-    def open(self) -> Self:
-        """Connect, and start to renew leases, if the production guard allows writing."""
+    def open(self) -> None:
+        """Remove what killed runs left, make the user, and start to renew the lease, if the guard allows writing."""
         if not self._is_private:
             guard_write(self.admin)  # first: where memkit may not write, it removes nothing of its own either
-        self._trackers = [_Tracker(node, own_prefixes(f"{NAME}:{self.token}:")) for node in primaries(self.admin)]
-        threading.Thread(target=self._renew, name=f"{NAME}-{self.token}-renewal", daemon=True).start()
-        return self
-
-    def add(self, user: str, password: str, prefix: str) -> None:
-        """Register a sandbox and make its user."""
-        with self._lock:
-            self._prefixes[user] = prefix
-            _write_leases(self.admin, {user: prefix})
-        database = database_of(self.admin)
-        keys = [f"~{pattern}*" for pattern in own_prefixes(escape_glob(prefix))]
-        channels = ["resetchannels", f"&{prefix}*", f"&__keyspace@{database}__:{prefix}*"]
-        self._rules = make_user(self.admin, user, password, [*keys, *channels], self._rules)
+        self._trackers = [_Tracker(node, own_prefixes(self.prefix)) for node in primaries(self.admin)]
+        reap(self.admin)
+        keys = [f"~{pattern}*" for pattern in own_prefixes(escape_glob(self.prefix))]
+        events = f"&__keyspace@{database_of(self.admin)}__:{self.prefix}*"
+        try:
+            with self._lock:
+                self._write_lease()
+            channels = ["resetchannels", f"&{self.prefix}*", events]
+            make_user(self.admin, self.user, self.password, [*keys, *channels], RULES)
+        except RedisError as error:
+            self.forget(self.prefix)
+            self.close()
+            raise SandboxError(
+                f"no sandbox on {redact(self.url)}: the server did not make a user ({error}). Expected the right to "
+                "ACL SETUSER; use a private server (no --real-redis) or an account with that right"
+            ) from error
+        threading.Thread(target=self._renew, name=f"{self.user}-renewal", daemon=True).start()
 
     def names(self, prefix: str) -> set[bytes]:
         """Return the names of the keys that a sandbox wrote; after a lost connection, those that exist too."""
@@ -270,25 +258,25 @@ class SandboxHost:
         found = {name for name in pushed if name.startswith(own)}
         return found.union(_scan(self.admin, prefix)) if incomplete else found
 
-    def remove(self, user: str | None, prefix: str) -> None:
-        """Remove the keys of a sandbox, its user and its entry in the registry; user None: these are its parent's."""
-        for node in all_nodes(self.admin) if user else ():
-            node.acl_deluser(cast("str", user))
+    def remove(self, prefix: str) -> None:
+        """Remove the keys of a sandbox; with the outermost one, the user and the entry in the registry."""
+        for node in all_nodes(self.admin) if prefix == self.prefix else ():
+            node.acl_deluser(self.user)
         try:
             names: Iterable[bytes] = self.names(prefix)
         except RedisError:
             names = _scan(self.admin, prefix)
         unlink(self.admin, names)
-        self.forget(user, prefix)
-        if user:
+        self.forget(prefix)
+        if prefix == self.prefix:
             self.close()
 
-    def forget(self, user: str | None, prefix: str) -> None:
-        """Remove a sandbox's entry in the registry, and the names of its keys."""
+    def forget(self, prefix: str) -> None:
+        """Drop the names of a sandbox's keys; of the outermost one, remove the entry in the registry."""
         with self._lock:  # a lease that is being written would remain for ever
-            if user:
-                self._prefixes.pop(user, None)
-                self.admin.hdel(REGISTRY, user)
+            if prefix == self.prefix:
+                self._closed.set()
+                self.admin.hdel(REGISTRY, self.user)
             for tracker in self._trackers:
                 tracker.forget(own_prefixes(prefix))
 
@@ -300,22 +288,19 @@ class SandboxHost:
                 tracker.close()
             self.admin.close()
 
+    def _write_lease(self) -> None:
+        lease = Lease(self.user, self.prefix, _server_ms(self.admin) + LEASE_S * 1000, *_this_process())
+        self.admin.hset(REGISTRY, self.user, json.dumps(asdict(lease)))
+
     def _renew(self) -> None:
         for turn in count(1):
             if self._closed.wait(RENEW_EVERY_S / LISTENS_PER_LEASE):
                 return
             with contextlib.suppress(RedisError), self._lock:
                 if turn % LISTENS_PER_LEASE == 0 and not self._closed.is_set():
-                    _write_leases(self.admin, self._prefixes)
+                    self._write_lease()
                 for tracker in self._trackers if not self._closed.is_set() else ():
                     tracker.listen()
-
-
-def _write_leases(admin: AnyClient, prefixes: dict[str, str]) -> None:
-    if prefixes:
-        until_ms = _server_ms(admin) + LEASE_S * 1000
-        leases = {user: Lease(user, prefix, until_ms, *_this_process()) for user, prefix in prefixes.items()}
-        admin.hset(REGISTRY, mapping={user: json.dumps(asdict(lease)) for user, lease in leases.items()})
 
 
 class _Tracker:
@@ -471,29 +456,22 @@ def database_of(client: AnyClient) -> int:
     return 0 if isinstance(client, redis.RedisCluster) else int(client.connection_pool.connection_kwargs.get("db") or 0)
 
 
-def make_user(
-    admin: AnyClient, user: str, password: str, keys_and_channels: list[str], rules: Sequence[str]
-) -> list[str]:
-    """Make an ACL user on every node; return the rules that these servers accept: some versions lack commands."""
+def make_user(admin: AnyClient, user: str, password: str, keys_and_channels: list[str], rules: Sequence[str]) -> None:
+    """Make an ACL user on every node; rules for commands that its version lacks are skipped."""
     base = ["reset", "on", f">{password}", *keys_and_channels]
-    accepted = list(rules)
+    # redis-py selects a database other than 0 when it connects; SELECT of no other is allowed.
+    select = f"+select|{database_of(admin)}"
     for node in all_nodes(admin):
-        try:
-            # redis-py selects a database other than 0 when it connects; SELECT of no other is allowed.
-            node.execute_command("ACL", "SETUSER", user, *base, *accepted, f"+select|{database_of(admin)}")
-        except ResponseError as error:
-            if not UNKNOWN_COMMAND.search(str(error)):
-                raise
-            # This version lacks a command of the rules (6.2 has no FUNCTION).
-            node.execute_command("ACL", "SETUSER", user, *base)
-            accepted = [rule for rule in accepted if _accepts(node, user, rule)]
-            node.execute_command("ACL", "SETUSER", user, f"+select|{database_of(admin)}")
-    return accepted
+        if not _accepts(node, user, *base, *rules, select):  # 6.2 has no FUNCTION
+            _accepts(node, user, *base)
+            for rule in (*rules, select):
+                _accepts(node, user, rule)
 
 
-def _accepts(node: redis.Redis, user: str, rule: str) -> bool:
+def _accepts(node: redis.Redis, user: str, *rules: str) -> bool:
+    """Set rules of a user; return whether the server knows their commands."""
     try:
-        node.execute_command("ACL", "SETUSER", user, rule)
+        node.execute_command("ACL", "SETUSER", user, *rules)
     except ResponseError as error:
         if not UNKNOWN_COMMAND.search(str(error)):
             raise

@@ -219,7 +219,7 @@ def test_a_kernel_restart_gets_a_new_server(start: Callable[..., Kernel]) -> Non
 def test_a_killed_kernel_leaves_no_server(start: Callable[..., Kernel]) -> None:
     kernel = start()
     kernel.run("%load_ext memkit\nimport memkit.notebook as n")
-    servers = kernel.server(), kernel.server("n.incident() and n.incident_server()")
+    servers = kernel.server(), kernel.server("n.incident()")
     os.kill(kernel.manager.provisioner.pid, signal.SIGKILL)
     for pid, directory in servers:
         assert_gone(pid, directory)

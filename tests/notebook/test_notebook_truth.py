@@ -6,13 +6,13 @@ The faults that leave the kernel running share one notebook, with a passing cell
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import nbformat
 import pytest
-from nbval_run import Run, ahead_of_tests, run_nbval
+from nbval_run import run_nbval
 
 LOAD = "%load_ext memkit"
 PASSES = "%%ipytest\ndef test_passes():\n    pass"
@@ -66,7 +66,6 @@ FAULTS = {
     ),
 }
 KERNEL_FAULTS = {
-    "kernel exits": KernelFault(("import os", "os._exit(1)"), "the kernel died while it was running this cell"),
     "kernel is killed in an inline test": KernelFault(
         (LOAD, inline("def test_ttl():\n    import os, signal\n    os.kill(os.getpid(), signal.SIGKILL)")),
         "the kernel died while it was running this cell",
@@ -112,19 +111,9 @@ def test_the_cells_between_faults_pass(log: str) -> None:
     assert re.findall(r"PASSED faulty.ipynb::Cell (\d+)", log) == ["1", *map(str, range(3, 2 * len(FAULTS), 2))]
 
 
-@pytest.fixture(scope="module")
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Run]]:
-    def with_fault(name: str) -> Run:
-        cells = [nbformat.v4.new_code_cell(source) for source in KERNEL_FAULTS[name].cells]
-        path = write(cells, tmp_path_factory.mktemp(name.replace(" ", "_")) / "faulty.ipynb")
-        return run_nbval(path, cell_timeout_s=KERNEL_FAULTS[name].cell_timeout_s, env=dict(KERNEL_FAULTS[name].env))
-
-    with ahead_of_tests(request, "kernel_fault", with_fault) as run:
-        yield run
-
-
-@pytest.mark.parametrize("kernel_fault", KERNEL_FAULTS)
-def test_a_kernel_fault_fails_the_run(kernel_fault: str, run: Callable[[str], Run]) -> None:
-    done = run(kernel_fault)
-    assert done.returncode != 0, done.stdout
-    assert KERNEL_FAULTS[kernel_fault].reason in done.stdout
+@pytest.mark.parametrize("fault", KERNEL_FAULTS.values(), ids=KERNEL_FAULTS)
+def test_a_kernel_fault_fails_the_run(fault: KernelFault, tmp_path: Path) -> None:
+    path = write([nbformat.v4.new_code_cell(source) for source in fault.cells], tmp_path / "faulty.ipynb")
+    run = run_nbval(path, cell_timeout_s=fault.cell_timeout_s, env=dict(fault.env))
+    assert run.returncode != 0, run.stdout
+    assert fault.reason in run.stdout

@@ -66,12 +66,12 @@ def test_the_page_of_a_live_server_is_safe_to_pass_on(tmp_path: Path) -> None:
             before = client.dbsize()
             client.config_set("requirepass", SECRET)
         url = f"redis://:{SECRET}@127.0.0.1:{server.port}/0"
-        done = triage.triage(url, expect=["chat:*=7d"], output=tmp_path / "report.html")
+        report = triage.triage(url, expect=["chat:*=7d"], output=tmp_path / "report.html")
         with redis.Redis.from_url(url) as client:
             assert client.dbsize() == before
             assert client.info("commandstats").get("cmdstat_flushall") is None
-    page = unescape(done.path.read_text("utf-8"))
-    assert done.report.verdict.cause == "ttl_too_short"
+    page = unescape((tmp_path / "report.html").read_text("utf-8"))
+    assert report.verdict.cause == "ttl_too_short"
     assert page.count('<svg role="img" aria-label=') == 4
     for unwanted in (SECRET, NAME, TEXT, "<script", 'src="', 'href="http', ".ipynb", "demo"):
         assert unwanted not in page

@@ -440,7 +440,7 @@ def test_writing_passes_the_production_guard(client: redis.Redis, monkeypatch: p
         ({"ttls": ["1s"], "keys_per_ttl": 0}, "at least one key"),
         ({"ttls": ["1s"], "resolution_ms": 0}, "0.1 ms to a day"),
         ({"ttls": ["7d"]}, "observing a TTL of 7d takes as long; pass clock="),
-        ({"keys": "abc"}, r"keys='abc' is a single name; expected several, such as keys=\['abc'\]"),
+        ({"keys": "abc"}, r"keys='abc' is a single name; expected several, as in keys=\['abc'\]"),
         ({"keys": b"abc"}, r"keys=b'abc' is a single name"),
         ({"keys": [0]}, "0 is not a key name; expected text or bytes"),
         ({"ttls": [0], "wait_s": 1}, "0 seconds would expire at once"),

@@ -6,13 +6,11 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-import redis
-
 from memkit.conformance.adapter import Handle, Messages, error_line
 from memkit.conformance.case import case
 from memkit.conformance.environment import MARGIN_S, TTL_S, Key, TestEnvironment, messages_of
 from memkit.conformance.fault_proxy import FaultProxy, Loss
-from memkit.conformance.keyspace import SessionKeys, damage, element, holds, key_text, own_places, values
+from memkit.conformance.keyspace import SessionKeys, damage, element, holds, key_text, places, values
 from memkit.conformance.outcomes import CaseFailed, CaseSkipped, Symptom
 from memkit.conformance.processes import LONGEST_S, ForkedProcess, in_thread, in_threads, outcome, works_when_forked
 from memkit.conformance.trial import TrialSession, difference
@@ -408,8 +406,7 @@ def full_memory(env: TestEnvironment) -> None:
 def corrupt_element(env: TestEnvironment) -> None:
     """With one element damaged or cut short, read() raises or shows all the others; an append leaves it there."""
     session = _begin(env, 3)
-    shared = env.keys()
-    count = len(own_places(env, _begin(env, 3), shared))
+    count = len(_begin_with_own_places(env)[1])
     if not count:
         raise CaseSkipped("the session has no key or field of its own that could be damaged")
     for number in range(count):
@@ -420,10 +417,21 @@ def corrupt_element(env: TestEnvironment) -> None:
     session.expect("a session next to the damaged ones")
 
 
-def _damage(env: TestEnvironment, number: int) -> None:
-    shared = env.keys()
+def _begin_with_own_places(env: TestEnvironment) -> tuple[TrialSession, list[tuple[Key, str, Any]]]:
+    """Return a session and its own elements: those of new keys, and its fields of shared hashes."""
+    before = env.keys()
     session = _begin(env, 3)
-    found = own_places(env, session, shared)
+    found: list[tuple[Key, str, Any]] = []
+    for key in sorted(env.keys()):
+        with env.database(key[0]) as client:
+            for kind, place in places(client, key[1]):
+                own = key not in before or (kind == "hash" and session.id.encode() in place)
+                found += [(key, kind, place)] if own else []
+    return session, found
+
+
+def _damage(env: TestEnvironment, number: int) -> None:
+    session, found = _begin_with_own_places(env)
     if number >= len(found):
         return
     key, kind, place = found[number]
@@ -452,9 +460,7 @@ def _damage_mildly(env: TestEnvironment, number: int, what: str, value: bytes) -
 
     A store that takes any bytes as text cannot detect it; it returns them in place of the message, and all the others.
     """
-    shared = env.keys()
-    session = _begin(env, 3)
-    found = own_places(env, session, shared)
+    session, found = _begin_with_own_places(env)
     if number >= len(found):
         return False
     key, kind, place = found[number]
@@ -505,7 +511,12 @@ def foreign_key(env: TestEnvironment) -> None:
         session, keys = _begin_with_own_keys(env)
         key = keys[number]
         with env.database(key[0]) as client:
-            _replace_by_other_type(client, key[1])
+            kind = client.type(key[1])
+            client.delete(key[1])
+            if kind == b"string":
+                client.rpush(key[1], "another program's")
+            else:
+                client.set(key[1], "another program's")
             dump = client.dump(key[1])
             when = f"the key {key_text(key)} holds another type"
             _expect_right_or_raised(session, session.handle, f"{when}, read by the open handle")
@@ -518,9 +529,3 @@ def _begin_with_own_keys(env: TestEnvironment) -> tuple[TrialSession, list[Key]]
     before = env.keys()
     session = _begin(env, 2)
     return session, sorted(key for key in env.keys() - before if env.token in key[1])
-
-
-def _replace_by_other_type(client: redis.Redis, key: bytes) -> None:
-    kind: Any = client.type(key)
-    client.delete(key)
-    client.rpush(key, "another program's") if kind == b"string" else client.set(key, "another program's")
