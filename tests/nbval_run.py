@@ -17,7 +17,7 @@ SANITIZE = HERE / "nbval_sanitize.cfg"
 # Strict: stored outputs are compared, but for pytest's own words. The first failure ends a run: later ones
 # may only follow from it.
 NBVAL = (
-    f"--nbval --nbval-current-env --nbval-sanitize-with {SANITIZE} -x -q -c {os.devnull} -p nbval_hooks "
+    f"--nbval --nbval-current-env --nbval-sanitize-with {SANITIZE} -x -q -c {os.devnull} --rootdir=. -p nbval_hooks "
     "-p no:cacheprovider -p no:xdist -p no:hypothesispytest -o asyncio_default_fixture_loop_scope=function --color=no"
 ).split()
 Run = subprocess.CompletedProcess[str]
