@@ -195,7 +195,9 @@ def _add_audit(commands: Any) -> None:
     _add_source(audit)
     _add_expect(audit)
     audit.add_argument("--expect-file", type=Path, metavar="FILE", help="expectations from a file, one a line")
-    audit.add_argument("--full", action="store_true", help="check every key instead of a sample, and read values")
+    audit.add_argument(
+        "--full", action="store_true", help="scan every key, judge up to 40,000 of them, and read values"
+    )
     audit.add_argument(
         "--affected", type=Path, metavar="FILE", help="write the affected keys' names there (implies --full)"
     )

@@ -22,10 +22,12 @@ def any_server(request: pytest.FixtureRequest, record_property: Callable[[str, o
 
 QUICK_LANE = "redis-8.2"
 NOT_QUICK = (
-    *("notebook/", "conformance/", "plot/", "test_plugin.py", "test_plugin_application.py", "test_stress.py"),
-    *("audit/test_audit_worlds.py", "audit/test_audit_verdicts.py", "test_cluster.py", "test_sentinel.py"),
+    *("tests/notebook/", "tests/conformance/", "tests/plot/", "tests/test_plugin", "tests/test_stress.py"),
+    *("tests/test_cluster.py", "tests/test_sentinel.py", "test_audit_cluster.py", "test_audit_sampling.py"),
+    *("test_audit_worlds.py", "test_audit_verdicts.py", "test_audit_values.py", "test_audit_indexes.py"),
+    *("test_audit_payloads.py", "hostile", "fuzzer"),
 )
-"""Tests that take seconds each: whole notebooks, many processes, thousands of sessions."""
+"""Tests that take seconds each, by their names: whole notebooks, many processes, thousands of sessions."""
 FIRST = ("test_notebooks.py", "test_notebook_truth.py", "test_browser.py")
 """The longest tests, so that no worker is left alone with them at the end."""
 ALONE = ("test_notebooks.py", "test_notebook_truth.py", "test_stores.py")
@@ -37,7 +39,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         lanes = {lane for lane in parameters if isinstance(lane, str) and lane in LANES}
-        if lanes <= {QUICK_LANE} and not any(f"tests/{start}" in item.nodeid for start in NOT_QUICK):
+        if lanes <= {QUICK_LANE} and not any(part in item.nodeid for part in NOT_QUICK):
             item.add_marker("quick")
     if hasattr(config, "workerinput"):
         names = {item: item.path.name for item in items}

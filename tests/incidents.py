@@ -43,7 +43,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class Write:
-    """A key's last write: ``age_s`` before the audit, living ``ttl_s`` (None: for ever), read ``read_s`` before it."""
+    """A key's last write: ``age_s`` before the audit, given ``ttl_s`` (None: no TTL), read ``read_s`` before it."""
 
     key: str
     age_s: float
@@ -53,7 +53,7 @@ class Write:
     value: str = '{"type":"human","data":{"content":"hello"}}'
 
     @property
-    def alive(self) -> bool:
+    def exists(self) -> bool:
         return self.ttl_s is None or self.age_s < self.ttl_s
 
 
@@ -83,14 +83,14 @@ class Incident:
 
 
 def restore(server: RedisServer, client: redis.Redis, writes: list[Write]) -> None:
-    """Put the keys that are still alive there, each with its deadline and its idle time."""
-    alive = [one for one in writes if one.alive]
-    dumps = {kind: _dump(client, write) for kind, write in {(one.kind, one.value): one for one in alive}.items()}
-    for start in range(0, len(alive), 100):
+    """Put the keys that still exist there, each with its deadline and its idle time."""
+    existing = [one for one in writes if one.exists]
+    dumps = {kind: _dump(client, write) for kind, write in {(one.kind, one.value): one for one in existing}.items()}
+    for start in range(0, len(existing), 100):
         # Deadlines count from here and idle times from their RESTORE: little may lie between.
         pipe = client.pipeline(transaction=False)
         now_ms = round(server.clock.now().timestamp() * 1000)
-        for write in alive[start : start + 100]:
+        for write in existing[start : start + 100]:
             deadline = 0 if write.ttl_s is None else now_ms + round((write.ttl_s - write.age_s) * 1000)
             idle = round(write.age_s if write.read_s is None else min(write.read_s, write.age_s))
             dump = dumps[write.kind, write.value]
@@ -109,7 +109,7 @@ def _dump(client: redis.Redis, write: Write) -> bytes:
 
 
 def travel(server: RedisServer, client: redis.Redis, writes: list[Write], changed_s: float | None) -> None:
-    """Live through it: the clock goes back to the first write, then from event to event to the time it has now."""
+    """Carry it out in time: the clock goes back to the first write, then from event to event to the time it has now."""
     end = server.clock.now()
     clock = server.clock
     for batch in _batches(writes, changed_s):
@@ -131,7 +131,7 @@ Event = tuple[float, int, Write]
 def _batches(writes: list[Write], changed_s: float | None) -> list[list[Event]]:
     """Cut the events into batches close in time, none across the change."""
     events: list[Event] = [(write.age_s, 0, write) for write in writes]
-    events += [(min(w.read_s, w.age_s), 1, w) for w in writes if w.read_s is not None and w.alive]
+    events += [(min(w.read_s, w.age_s), 1, w) for w in writes if w.read_s is not None and w.exists]
     events.sort(key=lambda event: (-event[0], event[1]))
     batches: list[list[Event]] = []
     for event in events:
@@ -186,14 +186,14 @@ class Dice:
         self.kind = dice.choice(("list", "list", "hash", "string"))
         self.expect = {f"{self.prefix}*": f"{self.ttl:.0f}s"}
 
-    def lived(self, ttl: float, jitter: float | None = None) -> float:
+    def given_ttl(self, ttl: float, jitter: float | None = None) -> float:
         spread = self.jitter if jitter is None else jitter
         return ttl * self.dice.uniform(1 - spread, 1 + spread)
 
     def session(self, number: int, age: float, ttl: float | None, *, part: str = "", **given: Any) -> Write:
         read = self.dice.uniform(0, age) * self.dice.random() if self.dice.random() < self.read_share else None
         key = f"{self.prefix}{self._id(number)}{part}"
-        return Write(key, age, None if ttl is None else self.lived(ttl), read, **{"kind": self.kind, **given})
+        return Write(key, age, None if ttl is None else self.given_ttl(ttl), read, **{"kind": self.kind, **given})
 
     def _id(self, number: int) -> str:
         return f"{random.Random(number).getrandbits(64):016x}" if self.kind == "hash" else f"user-{number}"
@@ -202,7 +202,7 @@ class Dice:
         return [self.session(first + n, self.dice.uniform(newest, oldest), ttl) for n in range(count)]
 
     def steady(self, count: int | None = None, *, newest: float = 0.0) -> list[Write]:
-        """Sessions last written at any time of the last TTL, under the policy that was meant."""
+        """Sessions last written at any time of the last TTL, under the expected policy."""
         count = self.count if count is None else count
         return self.sessions(count, newest, self.ttl * (1 - self.jitter) * 0.999, self.ttl)
 
@@ -230,12 +230,12 @@ def _changed(dice: Dice, cause: str, observed: float, *, factor: bool = False) -
     rng = dice.dice
     jitter = 0.0 if factor else dice.jitter
     dice.jitter = jitter
-    life = observed * (1 - jitter)
+    shortest = observed * (1 - jitter)
     oldest = dice.ttl * (1 - jitter) * 0.999
-    changed = rng.uniform(min(life * 0.3, oldest * 0.3), oldest * 0.9)
+    changed = rng.uniform(min(shortest * 0.3, oldest * 0.3), oldest * 0.9)
     fresh = max(6, round(dice.count * rng.uniform(0.05, 0.8)))
     old = dice.sessions(dice.count, changed, oldest, dice.ttl)
-    new = dice.sessions(fresh, 0.0, min(changed, life * 0.98), observed, first=dice.count)
+    new = dice.sessions(fresh, 0.0, min(changed, shortest * 0.98), observed, first=dice.count)
     if rng.random() < 0.2:
         old = []
     last = min((write.age_s for write in old), default=None)
@@ -302,10 +302,10 @@ def mixed_ttl(dice: Dice) -> Incident:
 def wrong_prefix(dice: Dice) -> Incident:
     stem = dice.prefix.rstrip(":/")
     wrong = dice.dice.choice([f"{stem}s:", f"{stem.upper()}:", f"prod:{dice.prefix}", f"{stem}_", f"{stem}-"])
-    meant, dice.prefix = dice.prefix, wrong
+    expected, dice.prefix = dice.prefix, wrong
     writes = dice.steady()
     beside = [write for write in dice.beside() if not write.key.startswith(wrong)]
-    return Incident("wrong_prefix", Truth("wrong_prefix", meant, dice.ttl), dice.expect, writes + beside)
+    return Incident("wrong_prefix", Truth("wrong_prefix", expected, dice.ttl), dice.expect, writes + beside)
 
 
 def evicted(dice: Dice) -> Incident:
@@ -350,12 +350,12 @@ def deleted(dice: Dice) -> Incident:
     command = dice.dice.choice(("delete", "unlink"))
     writes = dice.steady(max(dice.count, 40))
     keys = [write.key for write in writes if write.key.startswith(dice.prefix)]
-    gone = dice.dice.sample(keys, round(share * len(keys)))
+    deleted_keys = dice.dice.sample(keys, round(share * len(keys)))
 
     def delete(server: RedisServer) -> None:
         with server.client() as client:
             pipe = client.pipeline(transaction=False)
-            for key in gone:
+            for key in deleted_keys:
                 getattr(pipe, command)(key)
             pipe.execute()
 
@@ -416,13 +416,13 @@ def not_refreshed(dice: Dice) -> Incident:
 def stale_index(dice: Dice) -> Incident:
     """An index of sessions, half of which no longer exist; it does not state when they began."""
     writes = dice.steady(max(dice.count, 30))
-    alive = [write for write in writes if write.alive]
-    gone = [f"{dice.prefix}gone-{n}" for n in range(dice.dice.randrange(5, 200))]
+    existing = [write for write in writes if write.exists]
+    ended = [f"{dice.prefix}ended-{n}" for n in range(dice.dice.randrange(5, 200))]
     index = f"index:{dice.prefix}all"
 
     def make(server: RedisServer) -> None:
         with server.client() as client:
-            client.sadd(index, *gone, *(write.key for write in alive))
+            client.sadd(index, *ended, *(write.key for write in existing))
 
     return Incident("stale_index", Truth("stale_index"), dice.expect, writes, full=True, after=make)
 
@@ -437,7 +437,7 @@ def healthy_steady(dice: Dice) -> Incident:
 
 
 def healthy_near_the_end(dice: Dice) -> Incident:
-    """No traffic for most of a TTL: everything dies soon, as it should; some were read just now."""
+    """No traffic for most of a TTL: everything expires soon, as expected; some were read just now."""
     quiet = dice.ttl * dice.dice.uniform(0.5, 0.85)
     return Incident("healthy_near_the_end", HEALTHY, dice.expect, dice.steady(newest=quiet) + dice.beside())
 
@@ -462,7 +462,7 @@ def healthy_young(dice: Dice) -> Incident:
 
 
 def healthy_absolute(dice: Dice) -> Incident:
-    """Set once, read all the time: idle clocks say nothing."""
+    """Set once, read all the time: idle times show nothing."""
     dice.read_share = 0.9
     expect = {f"{dice.prefix}*": dice.expect[f"{dice.prefix}*"]}
     return Incident("healthy_absolute", HEALTHY, expect, dice.steady() + dice.beside())
@@ -555,7 +555,7 @@ def draw(name: str, seed: int, *, many: bool = False) -> Incident:
 
 
 def complaints(report: AuditReport, truth: Truth) -> list[str]:
-    """Return what is wrong with a verdict; nothing where it tells the truth."""
+    """Return what is wrong with a verdict; nothing if it is right."""
     verdict = report.verdict
     if truth.cause == "healthy":
         return [f"false alarm: {one.cause}: {one.message}; {one.evidence}" for one in report.findings]
@@ -571,10 +571,10 @@ def complaints(report: AuditReport, truth: Truth) -> list[str]:
     wrong = []
     if truth.prefix is not None and found.prefix != truth.prefix:
         wrong.append(f"prefix {found.prefix}, not {truth.prefix}")
-    for name, meant in (("expected_ttl_s", truth.expected_s), ("observed_ttl_s", truth.observed_s)):
+    for name, truly in (("expected_ttl_s", truth.expected_s), ("observed_ttl_s", truth.observed_s)):
         seen = getattr(found, name)
-        if meant is not None and (seen is None or abs(seen - meant) > 0.02 * meant):
-            wrong.append(f"{name} {seen}, not {meant}")
+        if truly is not None and (seen is None or abs(seen - truly) > 0.02 * truly):
+            wrong.append(f"{name} {seen}, not {truly}")
     return wrong + _wrong_date(report, found.since, found.since_is, truth)
 
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from servers import LANES, every_server
+from stress import cluster_load
 from stress.chaos import Chaos
 from stress.exactly_once import TIMEOUT_S, Plan, retry, run
 from test_sandbox import assert_told, assert_told_async
@@ -289,6 +290,16 @@ def goes_on(store: MemoryStore) -> str:
     except redis.RedisError as error:
         return repr(error)
     return "written"
+
+
+def test_load_with_resharding_and_a_failover() -> None:
+    """What is lost is the newest of the killed primary, and nothing that a replica has confirmed."""
+    binary = next(binary for binary in every_server().values() if binary)
+    with cluster(binary.path) as made:
+        outcome = cluster_load.run(made, seconds=4, writers=2, wait=True)
+    assert outcome.faults == []
+    assert outcome.confirmed > 100
+    assert outcome.slots > 5
 
 
 def test_exactly_once_on_a_cluster_under_faults(capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,6 +58,24 @@ class Cluster:
         return next(server for server in self.servers if server.port == port)
 
 
+def move_slot(made: Cluster, slot: int, *, keys: int = 1_000, finish: bool = True) -> int:
+    """Move a slot to another primary as redis-cli does; return how many keys were moved."""
+    with made.client() as client:
+        owner = client.nodes_manager.get_node_from_slot(slot)
+        other = next(node for node in client.get_primaries() if node.port != owner.port)
+        source, target = (client.get_redis_connection(node) for node in (owner, other))
+        ids = [node.execute_command("CLUSTER MYID") for node in (source, target)]
+        source_id, target_id = (each.decode() if isinstance(each, bytes) else each for each in ids)
+        target.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", source_id)
+        source.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", target_id)
+        names = source.execute_command("CLUSTER GETKEYSINSLOT", slot, keys)
+        if names:
+            source.execute_command("MIGRATE", "127.0.0.1", other.port, "", 0, 5_000, "KEYS", *names)
+        for node in (target, source) if finish else ():
+            node.execute_command("CLUSTER SETSLOT", slot, "NODE", target_id)
+        return len(names)
+
+
 @contextmanager
 def cluster(
     binary: Path | str, *, replicas: bool = True, persist: bool = False, node_timeout_ms: int = CALM_MS

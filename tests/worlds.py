@@ -40,6 +40,8 @@ class World:
     config: dict[str, object] = field(default_factory=dict)
     after: Callable[[RedisServer], None] | None = None
     oldest_server: tuple[str, ...] = ()
+    steps: int = STEPS
+    """Events that are closer than their age divided by it happen at once."""
     stops_s: float = 0.0
     """How long before the audit ``after`` begins; it moves the clock on."""
 
@@ -59,7 +61,7 @@ class World:
                 server.clock.move_to(now - timedelta(seconds=oldest))
                 server.restart()
             with server.client() as client:
-                for batch in _batches(self.events):
+                for batch in _batches(self.events, self.steps):
                     server.clock.move_to(now - timedelta(seconds=batch[-1][0]))
                     pipe = client.pipeline(transaction=False)
                     for _, command in batch:
@@ -76,10 +78,10 @@ class World:
             return audit(server.url, expect=self.expect, full=self.full, duty=1)
 
 
-def _batches(events: list[Event]) -> Iterator[list[Event]]:
+def _batches(events: list[Event], steps: int) -> Iterator[list[Event]]:
     batch: list[Event] = []
     for event in sorted(events, key=lambda one: -one[0]):
-        if batch and batch[0][0] - event[0] > max(1.0, batch[0][0] / STEPS):
+        if batch and batch[0][0] - event[0] > max(1.0, batch[0][0] / steps):
             yield batch
             batch = []
         batch.append(event)
@@ -322,7 +324,47 @@ def hash_tags(t: Traffic) -> World:
 
 
 def empty_part_of_the_name(t: Traffic) -> World:
-    return t.world(t.sessions(shape="a::{}") + t.sessions(shape="b:{}"))
+    """Names with a channel that may be empty; the newest session is of either kind."""
+    events = t.sessions(shape="web:{}", newest_s=t.dice.choice((0.0, HOUR)))
+    return t.world(events + t.sessions(shape=":{}", newest_s=t.dice.choice((0.0, HOUR))))
+
+
+def read_at_one_age(t: Traffic) -> World:
+    """A job reads sessions, or most of them, exactly so many days after their last write."""
+    days, share = t.dice.choice((1, 2, 3, 5, 6)), t.dice.choice((0.5, 0.9, 1.0))
+    t = replace(t, count=min(t.count, 120))
+    events = []
+    for age_s in t.times():
+        events += t.write(key := f"chat:{t.uid()}", age_s)
+        if age_s > days * DAY and t.dice.random() < share:
+            events.append((age_s - days * DAY, ("LRANGE", key, 0, -1)))
+    return t.world(events, steps=10_000)
+
+
+def counters_of_sessions(t: Traffic) -> World:
+    events = t.sessions()
+    for key in sorted({command[1] for _, command in events}):
+        events += [(5.0, ("INCR", f"{key}:count")), (5.0, ("PEXPIRE", f"{key}:count", round(t.ttl_s * 1000)))]
+    return t.world(events)
+
+
+def nightly_batches(t: Traffic) -> World:
+    events = []
+    for night in range(6):
+        for _ in range(t.count // 6 + 1):
+            events += t.write(key := f"chat:{t.uid()}", at := 9 * HOUR + night * DAY + t.dice.uniform(0, MINUTE))
+            events += [t.read(key, at)] if t.dice.random() < 0.5 else []
+    return t.world(events)
+
+
+def migrated_by_restore(t: Traffic) -> World:
+    def migrate(server: RedisServer) -> None:
+        with server.client() as client:
+            for key in list(client.scan_iter("chat:*")):
+                client.restore(key, client.pttl(key), client.dump(key), replace=True)
+        server.clock.shift("1h")
+
+    return t.world(t.sessions(newest_s=HOUR + MINUTE), after=migrate, stops_s=HOUR)
 
 
 def tenants(t: Traffic) -> World:
@@ -486,7 +528,8 @@ HEALTHY: dict[str, Callable[[Traffic], World]] = {
             save_points, locks, locks_under_the_prefix, caches, counters, index_that_is_pruned, field_ttls, hash_tags,
             empty_part_of_the_name, tenants, two_ttls_on_purpose, never, several_expectations, deadlines_of_clients,
             flush_of_another_database, flush_before_the_first_session, another_database, throttled_renewal,
-            renewed_by_reads, scripts, few_deletions, nearly_full, names_of_people, spring_session,
+            read_at_one_age, counters_of_sessions, nightly_batches, migrated_by_restore, renewed_by_reads, scripts,
+            few_deletions, nearly_full, names_of_people, spring_session,
         )
     },
 }  # fmt: skip
@@ -525,6 +568,14 @@ def mixed_parts(t: Traffic) -> World:
         uid = t.uid()
         events += t.write(f"chat:{uid}", age_s) + t.write(f"chat:{uid}:messages", age_s, ttl_s=0.6 * t.ttl_s)
     return t.world(events)
+
+
+def encoded_twice(t: Traffic) -> World:
+    return payloads(lambda t, _: json.dumps(t.message()))(t)
+
+
+def python_repr(t: Traffic) -> World:
+    return payloads(lambda t, _: repr(json.loads(t.message())))(t)
 
 
 def not_renewed(t: Traffic) -> World:
@@ -580,8 +631,8 @@ FAULTS: dict[str, Callable[[Traffic], World]] = {
     **{
         one.__name__: one
         for one in (
-            long_ttl, unix_time, no_ttl, two_ttls, mixed_parts, not_renewed, another_prefix, formatted_bytes, flushed,
-            full_memory, evicted, all_deleted,
+            encoded_twice, python_repr, long_ttl, unix_time, no_ttl, two_ttls, mixed_parts, not_renewed,
+            another_prefix, formatted_bytes, flushed, full_memory, evicted, all_deleted,
         )
     },
 }  # fmt: skip

@@ -11,19 +11,14 @@ from pathlib import Path
 
 import redis
 
-from memkit.audit.finding import Finding
-from memkit.audit.report import AuditReport
+from memkit.audit.finding import JITTER, SHORTENED, Finding
+from memkit.audit.report import SOON_MS, AuditReport
 from memkit.connect import AnyClient, redact
 from memkit.errors import MemkitError
 from memkit.history.snapshots import open_source
 from memkit.readonly.connection import ReadOnlyConnection, command, refused
 from memkit.render import counted, wrapped
 
-SHORTENED = ("ttl_too_short", "unit_mistake", "two_ttls", "not_refreshed")
-"""Causes with keys that expire before the expected TTL."""
-SOON_MS = 300_000
-JITTER = 1.1
-"""A TTL may be a tenth longer than the observed one (the default jitter of an expectation)."""
 SCAN_COUNT = 1_000
 RENEWALS_PER_S = 100
 """A redis-cli per key: a server has no noticeable load from 100 commands a second."""

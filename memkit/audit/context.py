@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
-from memkit.audit.checks.ttl_inference import ServerHistory, Since
+from memkit.audit.checks.ttl_inference import ServerHistory
+from memkit.audit.finding import Since
 from memkit.audit.sampling import KeyFacts
 from memkit.audit.server_info import ServerFacts
 from memkit.render import ago, utc_text
@@ -22,7 +22,7 @@ class AuditContext:
         history: What the TTL checks use of the server's report.
         server: The report of the (first) server.
         siblings: Looks up keys by name that a sample has missed.
-        weigh: Returns the bytes that values take, 0 for an integer, of those keys whose size the server reports.
+        weigh: Returns the bytes that values take, 0 for an integer, of those keys of which the server reports the size.
         unclaimed: The keys that match no expectation; None if there is one expectation only.
         fields_without_ttl: For hashes with field TTLs, how many of their fields have none.
     """
@@ -57,10 +57,3 @@ class AuditContext:
         if since.bound == "lower bound":
             return f"since {self.when(since.at_ms)} or soon after"
         return f"since {self.when(-(-since.at_ms // 1000) * 1000)} at the latest"
-
-
-def dated(since: Since | None) -> dict[str, Any]:
-    """Return a finding's ``since`` and ``since_is``."""
-    if since is None:
-        return {}
-    return {"since": datetime.fromtimestamp(since.at_ms / 1000, UTC), "since_is": since.bound}

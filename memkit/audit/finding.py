@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from datetime import datetime
-from typing import Any, Literal
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple
 
+from memkit.config import Expectation
 from memkit.render import utc_text
 
 Severity = Literal["critical", "warning", "info"]
 Confidence = Literal["proven", "likely", "possible"]
+Bound = Literal["exact", "lower bound", "upper bound", "until"]
 Status = Literal["findings", "healthy", "undetermined", "no_data"]
 
 SEVERITIES: dict[str, Severity] = {
@@ -41,8 +43,19 @@ SEVERITIES: dict[str, Severity] = {
     "no_data": "info",
 }
 """Every cause, in the order in which findings of equal weight are reported."""
+SHORTENED = ("ttl_too_short", "unit_mistake", "two_ttls", "not_refreshed")
+"""Causes with keys that expire before the expected TTL."""
+JITTER = 1.1
+"""A TTL may be a tenth longer than the observed one (the default jitter of an expectation)."""
 RANKS = {"critical": 0, "warning": 1, "info": 2}
 CONFIDENCE_RANKS = {"proven": 0, "likely": 1, "possible": 2}
+
+
+class Since(NamedTuple):
+    """When a change happened, in milliseconds on the server's clock, and which bound that is."""
+
+    at_ms: float
+    bound: Bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +66,7 @@ class Finding:
         cause: A key of ``SEVERITIES``.
         prefix: The narrowest prefix that holds all affected keys; None: the whole server.
         keys: How many of the ``sampled`` keys are affected.
-        sampled: How many keys were looked at.
+        sampled: How many keys were looked at; the audit fills it in.
         message: The finding in one sentence.
         confidence: ``"proven"`` (the first line of ``evidence`` is the proof), ``"likely"`` or ``"possible"``.
         expected_ttl_s: The expected TTL in seconds.
@@ -75,9 +88,31 @@ class Finding:
     expected_ttl_s: float | None = None
     observed_ttl_s: float | None = None
     since: datetime | None = None
-    since_is: Literal["exact", "lower bound", "upper bound", "until"] | None = None
-    evidence: tuple[str, ...] = ()
+    since_is: Bound | None = None
+    evidence: Sequence[str] = ()
     next: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        expected: Expectation,
+        cause: str,
+        *,
+        prefix: str | None = None,
+        observed_ms: float | None = None,
+        since: Since | None = None,
+        **given: Any,
+    ) -> Finding:
+        """Return a finding about the keys of an expectation; ``prefix`` is a narrower one than the expectation's."""
+        return cls(
+            cause,
+            prefix=expected.prefix if prefix is None else prefix,
+            expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
+            observed_ttl_s=None if observed_ms is None else round(observed_ms / 1000, 3),
+            since=None if since is None else datetime.fromtimestamp(since.at_ms / 1000, UTC),
+            since_is=None if since is None else since.bound,
+            **given,
+        )
 
     def __post_init__(self) -> None:
         if self.confidence == "proven" and not self.evidence:
@@ -88,6 +123,18 @@ class Finding:
         """``"critical"`` (memory is being lost), ``"warning"`` (it may be, or grows for ever) or ``"info"``."""
         severity = SEVERITIES[self.cause]
         return "warning" if severity == "critical" and self.confidence == "possible" else severity
+
+    def affects(self, key: bytes, given_ms: int | None) -> bool:
+        """Return whether this finding is about a key: under its prefix, and given at most the observed TTL.
+
+        Args:
+            key: The key's name.
+            given_ms: The TTL that it was given, or what is left of it; None: it has none.
+        """
+        if self.cause not in SHORTENED or not self.observed_ttl_s or given_ms is None:
+            return False
+        prefix = (self.prefix or "").encode("utf-8", "surrogateescape")
+        return given_ms <= JITTER * 1000 * self.observed_ttl_s and key.startswith(prefix)
 
     @property
     def order(self) -> tuple[int, int, int, int]:

@@ -1,4 +1,4 @@
-"""Hashes whose fields have TTLs of their own (Redis 7.4, Valkey 9): when such a key ends, and which fields lack one."""
+"""Hashes with TTLs of their fields (Redis 7.4, Valkey 9): when such a key ends, and which fields lack one."""
 
 from __future__ import annotations
 

@@ -14,15 +14,6 @@ from typing import NamedTuple
 
 from memkit.audit.sampling import KeyFacts
 
-_AUXILIARY = """
-lock locks mutex lease semaphore cache cached rate ratelimit limit limits limiter throttle counter counters
-count counts cnt hits seq typing presence online nonce csrf otp tmp temp queue job jobs stats metrics index idx
-indexes config settings version schema seen dedup dedupe idempotency heartbeat health flag flags pubsub token
-tokens
-"""
-AUXILIARY_WORDS = frozenset(_AUXILIARY.split())
-"""Words in the names of keys that are hardly ever sessions; a note lists what was ignored for them."""
-
 _DELIMITER = re.compile(r"([:/|#])")
 _HEAD = re.compile(rb"[^:/|#]*[:/|#]")
 NEARLY_ALL = 0.95
@@ -52,34 +43,23 @@ class Group:
         """The facts of the keys."""
         return [member.facts for member in self.members]
 
-    @property
-    def auxiliary_word(self) -> str | None:
-        """The word in the name that suggests locks, caches, counters or the like; None if there is none."""
-        words = re.split(r"[^A-Za-z]+", self.part)
-        return next((word for word in words if word.lower() in AUXILIARY_WORDS), None)
-
 
 def groups_of(keys: Sequence[KeyFacts], prefix: str) -> list[Group]:
     """Return the keys under a literal prefix in groups of one shape and type, the largest first."""
-    found: dict[tuple[str, str], Group] = {}
+    names = [_name(facts.key, prefix) for facts in keys]
     split: list[tuple[KeyFacts, list[str]]] = []
-    for facts in keys:
-        name = _name(facts.key, prefix)
-        if _DELIMITER.search(name) or name.lower() in AUXILIARY_WORDS:
+    found: defaultdict[tuple[str, str], list[Member]] = defaultdict(list)
+    for facts, name in zip(keys, names, strict=True):
+        if _DELIMITER.search(name):
             split.append((facts, _DELIMITER.split(name)))
         else:
-            _put(found, facts, name, "*")
-    constants = _constants([tokens for _, tokens in split], {_name(facts.key, prefix) for facts in keys})
+            found["*", facts.kind].append(Member(facts, name, "*"))
+    constants = _constants([tokens for _, tokens in split], set(names)) if split else set()
     for facts, tokens in split:
-        _put(found, facts, *_session_and_part(tokens, constants))
-    return sorted(found.values(), key=lambda group: -len(group.members))
-
-
-def _put(found: dict[tuple[str, str], Group], facts: KeyFacts, session: str, part: str) -> None:
-    group = found.get((part, facts.kind))
-    if group is None:
-        group = found[part, facts.kind] = Group(part, facts.kind)
-    group.members.append(Member(facts, session, part))
+        session, part = _session_and_part(tokens, constants)
+        found[part, facts.kind].append(Member(facts, session, part))
+    groups = [Group(part, kind, members) for (part, kind), members in found.items()]
+    return sorted(groups, key=lambda group: -len(group.members))
 
 
 def _name(key: bytes, prefix: str) -> str:
@@ -104,8 +84,7 @@ def _constants(names: Iterable[Sequence[str]], whole: set[str]) -> set[tuple[int
     words: defaultdict[tuple[int, int], list[tuple[int, int, str]]] = defaultdict(list)
     for (length, at, token), count in counts.items():
         often = count >= 3 and count >= 0.02 * places[length, at]
-        named = (length, at, token) in parts or token.lower() in AUXILIARY_WORDS
-        if _WORD.fullmatch(token) and (often or named):
+        if _WORD.fullmatch(token) and (often or (length, at, token) in parts):
             words[length, at].append((length, at, token))
     # Many different words in one place are ids after all (user names).
     return {one for found in words.values() if len(found) <= 8 for one in found}

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from memkit.audit.finding import Finding, PrefixSummary, Verdict
+from memkit.audit.finding import SHORTENED, Finding, PrefixSummary, Verdict
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
 from memkit.render import Table, ago, colored, counted, duration, escaped, printable, utc_text, wrapped
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 2
 INDENT = 11
+SOON_MS = 300_000
 EXIT_CODES = {"healthy": 0, "findings": 1, "undetermined": 2, "no_data": 2}
 
 
@@ -77,6 +78,35 @@ class AuditReport:
         """0: healthy; 1: findings; 2: there was too little to judge."""
         return EXIT_CODES[self.verdict.status]
 
+    @property
+    def affected(self) -> dict[str, int | None] | None:
+        """How many keys end too early: ``now`` existing, of these ``within_5_min``, and ``expired_at_most`` already.
+
+        Of a sample, the first two are estimates for all keys. None if no finding is of TTLs that are too short.
+        """
+        findings = [one for one in self.findings if one.cause in SHORTENED and one.keys]
+        if not findings:
+            return None
+        scale = self.sample["of"] / len(self.keys) if self.sample["error_bound"] else 1.0
+        now = sum(one.keys for one in findings)
+        soon = [one for one in self.keys if one.left_ms is not None and one.left_ms <= SOON_MS]
+        count = sum(any(finding.affects(one.key, one.set_ms) for finding in findings) for one in soon)
+        expired = self.counters.get("expired_keys")
+        return {"now": round(scale * now), "within_5_min": round(scale * min(now, count)), "expired_at_most": expired}
+
+    @property
+    def affected_text(self) -> str | None:
+        """``affected`` in words."""
+        counts = self.affected
+        if counts is None:
+            return None
+        about = "" if self.sample["error_bound"] == 0 else "about "
+        expired = counts["expired_at_most"]
+        already = (
+            "" if expired is None else f"; at most {expired:,} expired already" if expired else "; none expired yet"
+        )
+        return f"{about}{counted(counts['now'] or 0, 'key')}; {counts['within_5_min']:,} expire within 5 min{already}"
+
     def __repr__(self) -> str:
         return f"<AuditReport {self.verdict.cause}: {self.verdict.sentence}>"
 
@@ -87,6 +117,7 @@ class AuditReport:
             "at": utc_text(self.at),
             "server": dict(self.server),
             "verdict": asdict(self.verdict),
+            "affected": self.affected,
             "findings": [finding.to_dict() for finding in self.findings],
             "sample": dict(self.sample),
             "proof": self.proof.to_dict(),
@@ -113,6 +144,7 @@ class AuditReport:
         """Return the report for a terminal: the verdict first, then each finding, then notes and what was read."""
         style = self.findings[0].severity if self.verdict.status == "findings" else self.verdict.status
         lines = _painted(f"{style}: {printable(self.verdict.sentence)}", style, color=color)
+        lines += [wrapped(f"affected: {self.affected_text}")] if self.affected_text else []
         lines += [wrapped(self._place())]
         for finding in self.findings:
             scope = "the whole server" if finding.prefix is None else printable(finding.prefix)
@@ -133,7 +165,9 @@ class AuditReport:
         expected, observed = (
             None if one is None else one * 1000 for one in (finding.expected_ttl_s, finding.observed_ttl_s)
         )
-        if observed is not None or finding.cause == "no_ttl":
+        if finding.cause == "two_ttls" and expected is None:
+            rows.append(("TTL", f"observed {duration(observed)}; nothing was expected"))
+        elif observed is not None or finding.cause == "no_ttl":
             rows.append(("TTL", f"expected {duration(expected)}, observed {duration(observed)}"))
         if finding.since:
             name = "until" if finding.since_is == "until" else "since"
@@ -156,7 +190,8 @@ class AuditReport:
         )
 
     def _repr_html_(self) -> str:
-        top = [self.verdict.sentence, *(f"Next: {one.next}" for one in self.findings[:1])]
+        counts = [f"Affected: {self.affected_text}"] if self.affected_text else []
+        top = [self.verdict.sentence, *counts, *(f"Next: {one.next}" for one in self.findings[:1])]
         verdict = "<br>".join(f"<strong>{escaped(line)}</strong>" for line in top)
         titles = ("severity", "cause", "prefix", "confidence", "what shows it")
         rows = [

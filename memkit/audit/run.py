@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -14,10 +15,10 @@ from typing import Any
 import redis
 
 from memkit.audit.checks.deletions import deleted_finding
-from memkit.audit.checks.payloads import check_values
+from memkit.audit.checks.payloads import CHECKS, check_values
 from memkit.audit.checks.prefixes import prefix_summaries
 from memkit.audit.checks.server import server_findings, server_notes, skewed_ttl
-from memkit.audit.checks.ttl import Diagnosis, diagnose
+from memkit.audit.checks.ttl import Diagnosis, changed_ttls, diagnose
 from memkit.audit.checks.ttl_inference import ServerHistory
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import CONFIDENCE_RANKS, Finding, verdict_of
@@ -51,9 +52,11 @@ NETWORK_S = 0.001
 """From this round trip on, batches are as large as without rests: a neighbour waits longer for the network anyway."""
 BYTES_A_KEY = 10_000
 """A twentieth of the room below maxmemory is enough for the query and reply buffers of one batch (500 bytes a key)."""
+NEED_VALUES = ", ".join([*CHECKS, "stale_index"])
 METADATA = (
     "+ping +info +time +dbsize +scan +randomkey +type +pttl +exists +object|idletime +object|encoding +memory|usage "
-    "+config|get +slowlog|get +client|list +client|setname +cluster|slots +cluster|myid +command +select +hello +auth"
+    "+config|get +slowlog|get +client|list +client|setname +cluster|slots +cluster|myid +readonly +command "
+    "+select +hello +auth"
 )
 NEWER = (
     ("Redis 7.0 and newer, Valkey", "+pexpiretime"),
@@ -109,8 +112,8 @@ def audit(
             append-only directory.
         expect: Pattern to TTL (seconds, ``"7d"`` or an ExpiryPolicy), or Expectations or their texts (``"chat:*=7d"``);
             None: report what is stored.
-        full: Look at every key instead of a sample, and run the checks that read values; these need CLIENT NO-TOUCH
-            (Redis 7.2, Valkey) or ``touch``.
+        full: Scan every key, judge a fair part of up to 40,000 of them, and run the checks that read values; these need
+            CLIENT NO-TOUCH (Redis 7.2, Valkey) or ``touch``.
         duty: The share of time spent asking, above 0, at most 1.
         replica: Read keys there: reads on the primary have not reset its idle clocks.
         touch: Let ``full`` read values even if that resets idle clocks.
@@ -132,7 +135,7 @@ def audit(
         target = stack.enter_context(open_source(source, at=at, tolerant=True))
         if target.snapshot and (replica is not None or watch_s):
             raise PolicyError(f"{target.snapshot.name} is a file: --replica and --watch need a live server")
-        keys_of = target if replica is None else stack.enter_context(open_target(replica, tolerant=True))
+        keys_of = target if replica is None else stack.enter_context(open_target(replica, tolerant=True, replicas=True))
         duty = 1.0 if target.snapshot else duty
         run = _Audit(target, keys_of, found, duty=duty, full=full, touch=touch, watch_s=watch_s, progress=progress)
         return run.report()
@@ -155,6 +158,7 @@ class _Audit:
     ) -> None:
         self._began = time.monotonic()
         self._touched = 0
+        self._unexplained: str | None = None
         self._target, self._source, self._expected = target, source, expected
         self._full, self._touch, self._watch_s = full, touch, watch_s
         self._snapshot = snapshot = target.snapshot
@@ -164,6 +168,9 @@ class _Audit:
         ]
         self._notes = list(dict.fromkeys(f"could not see {what}" for one in self._servers for what in one.refused))
         own = source is target
+        same = {one.name for one in target.connections} & {one.name for one in source.connections}
+        if same and not own:
+            self._notes.append(f"read on {', '.join(sorted(same))}, not on a replica: no replica of it was found")
         readers = []
         for at, connection in enumerate(source.connections):
             round_trip_s = connection.round_trip_s()
@@ -191,8 +198,8 @@ class _Audit:
         diagnoses = self._diagnose(context)
         sessions = sum(one.sessions for one in diagnoses)
         findings = [skewed_ttl(self._servers[0], found) or found for one in diagnoses for found in one.findings]
-        if not sample.keys and not self._expected:
-            findings.append(_empty_database())
+        if not self._expected:
+            findings += changed_ttls(context) if sample.keys else [_empty_database()]
         self._notes += [note for one in diagnoses for note in one.notes]
         findings += self._values(sample, findings)
         findings += self._second_look(sample, findings)
@@ -213,7 +220,8 @@ class _Audit:
         )
         self._notes += [deleted] if isinstance(deleted, str) else []
         findings = _in_order([*findings, *([deleted] if isinstance(deleted, Finding) else [])])
-        self._note_limits(sample)
+        findings = [replace(one, sampled=len(sample.keys)) for one in findings]
+        self._note_limits(sample, context)
         return AuditReport(
             server=self._server(),
             findings=tuple(findings),
@@ -226,7 +234,7 @@ class _Audit:
             sample={"keys": sample.seen, "of": sample.of, "method": sample.method, "error_bound": sample.error_bound},
             proof=self._proof(after),
             notes=tuple(dict.fromkeys(self._notes)),
-            seen=() if self._expected else tuple(prefix_summaries(sample.keys)),
+            seen=() if self._expected else tuple(prefix_summaries(context)),
             expectations=tuple(self._expected),
             at=datetime.fromtimestamp(self._servers[0].now_ms / 1000, UTC),
             keys=sample.keys,
@@ -249,38 +257,37 @@ class _Audit:
         fields: dict[bytes, tuple[int, int]] = {}
         if any(one.has_field_ttls for one in self._servers):
             sample.keys, fields = with_field_deadlines(sample.keys, self._source.route)
+        # A shard's replicas are in the same order; if one has failed, the keys of each server are not known.
+        each_known = len(sample.of_each) == len(self._servers)
+        own = sample.of_each if each_known else [sample.of] * len(self._servers)
+        accesses = [one.touched_ms for one in sample.keys if one.touched_ms is not None]
+        load = self._servers[0].load_ms(own[0], accesses)
+        sample.keys = [one.with_known_access(load) for one in sample.keys]
         claimed = {one.key for expected in self._expected for one in expected.of(sample.keys)}
         complete = sample.complete and not self._full
         return AuditContext(
             sample.keys,
-            self._history(sample),
+            self._history(own, accesses, loaded=load is not None),
             self._servers[0],
-            (lambda _names: ()) if complete else self._sampler.look_up,
+            lambda names: [] if complete else [one.with_known_access(load) for one in self._sampler.look_up(names)],
             self._weigh,
             [one for one in sample.keys if one.key not in claimed] if len(self._expected) > 1 else None,
             fields,
         )
 
-    def _history(self, sample: Sample) -> ServerHistory:
-        accesses = [one.touched_ms for one in sample.keys if one.touched_ms is not None]
-        # Of a replica, the keys of each primary are not known.
-        own = sample.of_each if self._source is self._target else [sample.of] * len(self._servers)
-        load = self._servers[0].load_ms(own[0], accesses)
-        starts = [None if load else one.empty_start_ms(keys) for one, keys in zip(self._servers, own, strict=True)]
+    def _history(self, keys: Sequence[int], accesses: Sequence[int], *, loaded: bool) -> ServerHistory:
+        starts = [None if loaded else one.empty_start_ms(count) for one, count in zip(self._servers, keys, strict=True)]
         earliest = None if None in starts else min(one for one in starts if one is not None)
         if earliest and any(one < earliest for one in accesses):
             earliest = None
-        touches = [one.idle_touches for one in self._servers]
-        reads = [one.reads for one in self._servers]
         return ServerHistory(
             now_ms=self._servers[0].now_ms,
             started_ms=self._servers[0].started_ms,
             empty_start_ms=earliest,
-            load_ms=load,
-            touches=None if None in touches else sum(one for one in touches if one is not None),
-            reads=None if None in reads else sum(one for one in reads if one is not None),
+            touches=_total(one.idle_touches for one in self._servers),
+            reads=_total(one.reads for one in self._servers),
             expired=sum(one.number("expired_keys") or 0 for one in self._servers),
-            idle_known=any(one.touched_ms is not None for one in sample.keys),
+            idle_known=bool(accesses),
         )
 
     def _diagnose(self, context: AuditContext) -> list[Diagnosis]:
@@ -299,7 +306,7 @@ class _Audit:
             return []
         touches_because = self._target.touches_because
         if touches_because and not self._touch:
-            self._notes.append(f"not checked: corrupt, dangling, not_refreshed ({touches_because}); --touch allows it")
+            self._notes.append(f"not checked: {NEED_VALUES} ({touches_because}); --touch allows it")
             return []
         try:
             values = check_values(
@@ -313,10 +320,11 @@ class _Audit:
         except (redis.ConnectionError, redis.TimeoutError) as error:
             if len(self._target.connections) == 1:
                 raise
-            self._notes.append(f"not checked: corrupt, dangling, not_refreshed ({error})")
+            self._notes.append(f"not checked: {NEED_VALUES} ({error})")
             return []
         self._touched = values.read if touches_because else 0
         self._notes += values.notes
+        self._unexplained = values.unexplained
         mixed = {finding.prefix for finding in [*findings, *values.findings] if finding.cause == "mixed_ttl"}
         return [one for one in values.findings if one.cause != "not_refreshed" or one.prefix not in mixed]
 
@@ -335,7 +343,7 @@ class _Audit:
         return found
 
     def _weigh(self, names: Sequence[bytes]) -> list[int]:
-        """Return the bytes that values take, 0 for an integer; of the keys whose node reports them."""
+        """Return the bytes that values take, 0 for an integer; of the keys of which the node reports them."""
         weights: dict[bytes, int] = {}
         commands = KeyCommands(names, ("object|encoding", "memory|usage"))
         for connection in self._source.connections:
@@ -354,7 +362,7 @@ class _Audit:
         lost = self._sampler.missing([one.key for one in far[:SECOND_LOOK_KEYS]])
         return [one for one in far if one.key in lost]
 
-    def _note_limits(self, sample: Sample) -> None:
+    def _note_limits(self, sample: Sample, context: AuditContext) -> None:
         self._notes += [f"could not see {one}" for one in sorted(sample.blind) if not one.startswith("pexpiretime")]
         for name, error in sample.failed.items():
             self._notes.append(f"{name} failed during the audit, and not all of its keys were read: {error}")
@@ -367,13 +375,13 @@ class _Audit:
             self._notes.append(f"{counted(sample.moved, 'key')} moved to another server before they were read")
         if sample.stopped:
             self._notes.append(f"stopped early: {sample.stopped}")
-        if sample.keys and all(one.touched_ms is None for one in sample.keys):
+        if sample.keys and not context.history.idle_known:
             lfu = "lfu" in (self._servers[0].policy or "") or any("LFU" in one for one in sample.blind)
             why = "LFU" if lfu else "OBJECT IDLETIME is refused to this user"
             why = "the file has no idle times" if self._snapshot else f"the server does not report idle times ({why})"
             self._notes.append(f"{why}: TTLs are judged by what is left alone")
         if not self._full:
-            self._notes.append("not checked without --full: corrupt, dangling, not_refreshed (they read values)")
+            self._notes.append(f"not checked without --full, which reads values: {NEED_VALUES}")
 
     def _healthy(self, diagnoses: Sequence[Diagnosis]) -> str:
         sessions, reached = (sum(getattr(one, name) for one in diagnoses) for name in ("sessions", "reached"))
@@ -391,6 +399,8 @@ class _Audit:
             settle = "to settle it, audit the live server, or compare with another RDB file (memkit history)"
         if not self._expected:
             return f"{counted(sample.seen, 'key')} seen; state with --expect what their TTLs should be"
+        if self._unexplained:
+            return f"{self._unexplained}; to settle it, read such a session with the application"
         for expected, one in zip(self._expected, diagnoses, strict=True):
             if one.unexplained:
                 return f"{one.unexplained} under {expected.prefix}, more than reads explain; {settle}"
@@ -422,7 +432,7 @@ class _Audit:
 
 
 def _too_short_by(findings: Sequence[Finding]) -> Callable[[KeyFacts], bool]:
-    """Return whether a key is one of those whose TTL alone explains its early end."""
+    """Return whether the TTL alone explains a key's early end."""
     tops = [
         (finding.prefix or "", (finding.observed_ttl_s or 0) * 1100 + 2_000)
         for finding in findings
@@ -445,10 +455,15 @@ def _batch(servers: Sequence[ServerFacts], duty: float, round_trip_s: float) -> 
 
 
 def _risen(before: Sequence[ServerFacts], after: Sequence[Mapping[str, str]], name: str) -> int | None:
-    pairs = [(one.number(name), now.get(name)) for one, now in zip(before, after, strict=True)]
-    if any(was is None or now is None for was, now in pairs):
-        return None
-    return sum(int(now or 0) - (was or 0) for was, now in pairs)
+    then = _total(one.number(name) for one in before)
+    now = _total(int(one[name]) if name in one else None for one in after)
+    return None if then is None or now is None else now - then
+
+
+def _total(counts: Iterable[int | None]) -> int | None:
+    """Return the sum of the servers' counts; None if one of them does not report it."""
+    known = list(counts)
+    return None if None in known else sum(one or 0 for one in known)
 
 
 def _in_order(findings: Sequence[Finding]) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""A fair sample of a keyspace, or every key: type, deadline, last access and size, never a value.
+"""A fair sample of a keyspace, from a part or from all of it: type, deadline, last access and size, never a value.
 
 Each server of a cluster is read by a thread of its own, at a pace of its own; the parts are merged at the end. A part
 keeps keys in proportion to the keys of its server, so that the memory does not grow with the number of servers.
@@ -38,11 +38,17 @@ KEPT_OF_ALL = 40_000
 ENOUGH_OF_A_PATTERN = 3_000
 MOST_AT_FIRST = 20
 """The first batch is small: it shows which commands the server refuses."""
+LARGER_PAGES = 8
+MOST_OF_A_PAGE = 1_000
+"""When few keys of a page are drawn, a page of several times the batch is no more work for the server."""
 GUARD_EVERY_S = 1.0
 CLUSTER_DOWN_S = 60.0
 """How long to wait for a failover: cluster-node-timeout is 15 s by default, and a replica takes over a little later."""
 PROGRESS_EVERY_S = 0.1
 MOST_THREADS = 32
+
+IDLE_RANGE_MS = 8_388_600_000
+"""The idle clock has 24 bits of seconds; half of that is what RESTORE writes for idle times it cannot express."""
 
 Progress = Callable[[int, int], None]
 Walk = Generator[int, None, None]
@@ -62,6 +68,17 @@ class KeyFacts(NamedTuple):
     seen_ms: int
     size_bytes: int | None
 
+    def with_known_access(self, load_ms: tuple[int, int] | None) -> KeyFacts:
+        """Return the facts without a last access that the idle clock does not show.
+
+        Args:
+            load_ms: The time in which the server loaded its keys, which started their idle clocks.
+        """
+        at = self.touched_ms
+        if at is None or (self.seen_ms - at < IDLE_RANGE_MS and not (load_ms and load_ms[0] <= at <= load_ms[1])):
+            return self
+        return self._replace(touched_ms=None)
+
     @property
     def left_ms(self) -> int | None:
         """The remaining TTL when the key was seen."""
@@ -80,7 +97,7 @@ class KeyFacts(NamedTuple):
 class Sample:
     """Keys that were seen on one server, or on all. ``seen`` counts those that existed; ``keys`` has those kept.
 
-    ``of`` is the number of keys by DBSIZE, ``of_each`` that of each server. ``moved`` counts keys whose slot moved to
+    ``of`` is the number of keys by DBSIZE, ``of_each`` that of each server. ``moved`` counts keys that moved to
     another server while they were read. ``failed`` has the servers that stopped answering, each with the error.
     """
 
@@ -119,6 +136,11 @@ class Reservoir:
         self._weight = 1.0
         self._next = self._capacity - 1
         self._skip()
+
+    @property
+    def keys_per_pick(self) -> float:
+        """How many keys of the stream there are now for each that is drawn."""
+        return max(self._offered / self._capacity, 1.0)
 
     def picks(self, count: int) -> list[int]:
         """Return which of the next ``count`` keys of the stream are to be put."""
@@ -164,8 +186,9 @@ class ServerKeys:
         self._guard = guard
         self._guarded_at = time.monotonic()
         self._dice = dice or random.Random()  # noqa: S311  # a sample, not a secret
-        self._columns: tuple[str, ...] = ("pexpiretime", "object|idletime")[: 1 + idle_times]
-        self._details: tuple[str, ...] = ("type", "memory|usage") if sizes else ("type",)
+        wanted = {"object|idletime": idle_times, "memory|usage": sizes}
+        names = ("pexpiretime", "object|idletime", "type", "memory|usage")
+        self._columns = tuple(name for name in names if wanted.get(name, True))
         self._learned = False
         self._known: set[bytes] | None = None
 
@@ -177,7 +200,7 @@ class ServerKeys:
         return int(reply)
 
     def all(self, sample: Sample, *, capacity: int, unique: bool) -> Walk:
-        """Read every key and keep a fair part of them; ``unique``: skip keys that SCAN repeats."""
+        """Scan every key, and read the facts of a fair part of them; ``unique``: skip keys that SCAN repeats."""
         self._known = set() if unique else None
         with self._reservoir(sample, capacity) as reservoir:
             yield from self._scan(sample, reservoir, 0, sample.of * 2 + 1_000_000)
@@ -254,7 +277,7 @@ class ServerKeys:
         while ahead:
             began, now, ahead = time.monotonic(), ahead, None
             cursor, keys = now.page()
-            count = len(now.commands.keys)
+            count = now.count
             left = bool(cursor or keys) and sample.seen + count < enough
             if left and not self._pace.rests and not self._must_pause():
                 ahead = self._send(self._new(keys), reservoir, cursor)
@@ -265,13 +288,16 @@ class ServerKeys:
             yield count
 
     def _send(self, keys: Sequence[bytes], reservoir: Reservoir, cursor: int = 0) -> _Request:
-        """Ask for the next page of the scan if there is one, the facts of keys, and the time before and after."""
-        page = [_scan_command(cursor, self._pace.batch)] if cursor else []
-        commands = KeyCommands(keys, self._columns)
-        picks = reservoir.picks(len(keys))
-        details = KeyCommands([keys[at] for at in picks], self._details)
+        """Ask for the next page of the scan if there is one, the facts of the keys to keep, the time before and after.
+
+        SCAN returns only keys that exist, so that nothing is asked about the others: of a million keys, one in six is
+        drawn, and fewer of more.
+        """
+        larger = min(reservoir.keys_per_pick, LARGER_PAGES)
+        page = [_scan_command(cursor, min(int(self._pace.batch * larger), MOST_OF_A_PAGE))] if cursor else []
+        commands = KeyCommands([keys[at] for at in reservoir.picks(len(keys))], self._columns)
         now = [command("TIME")]
-        return _Request(commands, details, picks, bool(page), self.connection.send(now, page, commands, details, now))
+        return _Request(len(keys), commands, bool(page), self.connection.send(now, page, commands, now))
 
     def _read(self, keys: Sequence[bytes], sample: Sample, reservoir: Reservoir) -> float | None:
         request = self._send(keys, reservoir)
@@ -281,27 +307,26 @@ class ServerKeys:
     def _take(self, request: _Request, sample: Sample, reservoir: Reservoir) -> float | None:
         """Take the replies about keys into the sample; return the server's time for them, if it reports the time."""
         columns = self._available(request.commands, request.replies.columns(request.commands))
-        details = self._available(request.details, request.replies.columns(request.details))
         if self.connection.failure:
             raise self.connection.failure
         seen_ms, server_s = request.times()
-        if not self._learned and request.commands.keys:
-            self._drop_what_is_refused(columns | details, sample)
+        keys = request.commands.keys
+        if not self._learned and keys:
+            self._drop_what_is_refused(columns, sample)
             self._learned = True
-        if request.commands.keys and "pexpiretime" in columns and "pexpiretime" not in self._columns:
-            commands = KeyCommands(request.commands.keys, ("pttl",))
+        if keys and "pexpiretime" in columns and "pexpiretime" not in self._columns:
+            commands = KeyCommands(keys, ("pttl",))
             columns |= self._available(commands, self.connection.send(commands).columns(commands))
             if all(refused(reply) and not redirected(reply) for reply in columns["pttl"]):
                 raise columns["pttl"][0]
         relative = "pttl" in columns
         deadlines = columns["pttl" if relative else "pexpiretime"]
         moved = sum(map(redirected, _errors(deadlines)))
-        sample.seen += len(deadlines) - deadlines.count(-2) - moved
+        sample.seen += request.count - deadlines.count(-2) - moved
         sample.moved += moved
-        idle = columns.get("object|idletime", [None] * len(deadlines))
-        sizes = details.get("memory|usage", [None] * len(request.picks))
-        for at, kind, size in zip(request.picks, details["type"], sizes, strict=True):
-            row = (request.commands.keys[at], kind, deadlines[at], idle[at], size)
+        unknown = [None] * len(keys)
+        idle, sizes = columns.get("object|idletime", unknown), columns.get("memory|usage", unknown)
+        for row in zip(keys, columns["type"], deadlines, idle, sizes, strict=True):
             reservoir.put(_facts(*row, seen_ms=seen_ms, relative=relative))
         return server_s
 
@@ -325,7 +350,6 @@ class ServerKeys:
             sample.blind.add(f"{name}: {replies[0]}")
             instead = ("pttl",) if name == "pexpiretime" else ()
             self._columns = (*instead, *(one for one in self._columns if one != name))
-            self._details = tuple(one for one in self._details if one != name)
 
     def _new(self, keys: Sequence[bytes]) -> list[bytes]:
         """Return the keys that were not seen yet: SCAN repeats some while a table grows or shrinks."""
@@ -383,7 +407,7 @@ class Sampler:
         return self._read(jobs)
 
     def full(self) -> Sample:
-        """Read every key; the facts of at most KEPT_OF_ALL, drawn fairly, are kept."""
+        """Scan every key; the facts of at most KEPT_OF_ALL, drawn fairly, are read and kept."""
         # With 100 more, keys that are written meanwhile to a server that has few are kept too.
         weights = [server.count() + 100 for server in self._servers]
         jobs = []
@@ -510,15 +534,14 @@ def _errors(replies: Sequence[Reply]) -> list[Exception]:
 
 @dataclass(slots=True)
 class _Request:
-    """What was asked about some keys: the columns of all, and the details of those that are to be kept.
+    """What was asked about the drawn ones of ``count`` keys.
 
     The server's time is asked before and after. Deadline minus the later time plus idle time may be less than the TTL
     that was set, never more.
     """
 
+    count: int
     commands: KeyCommands
-    details: KeyCommands
-    picks: Sequence[int]
     has_page: bool
     replies: PendingReplies
     began: Reply = None

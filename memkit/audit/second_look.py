@@ -47,16 +47,14 @@ def measured_renewals(
         return None, note
     low, high = sorted(short)[len(short) // 2]
     observed = rounded((low + high) / 2)
-    finding = Finding(
+    finding = Finding.of(
+        expected,
         "ttl_too_short",
-        prefix=expected.prefix,
         keys=len(short),
-        sampled=len(before),
         message=f"writes under {expected.prefix} give {duration(observed)} instead of {duration(expected.ttl_ms)}, "
         "measured during the audit",
         confidence="proven",
-        expected_ttl_s=expected.ttl_ms / 1000,
-        observed_ttl_s=round(observed / 1000, 3),
+        observed_ms=observed,
         evidence=(f"{counted(len(short), 'key')} got a new deadline between two looks {seconds:,.0f} s apart",),
         next="redis-cli CLIENT LIST names the clients that set a TTL",
     )

@@ -24,6 +24,7 @@ AOF_BYTES_A_BYTE, AOF_MORE_BYTES = 3, 10_000
 LOADED_TOGETHER, FEWEST_LOADED = 20, 10
 """Keys with an idle clock that begins in the first seconds are loaded ones if they are so many times the usual rate."""
 SLOWLOG_ENTRIES = 128
+SECTIONS = ("server", "stats", "memory", "persistence", "replication", "commandstats", "keyspace", "cluster")
 RESTORES = ("restore", "restore-asking")
 DELETES = ("del", "unlink", "getdel")
 FLUSHES = ("flushall", "flushdb")
@@ -157,9 +158,7 @@ class ServerFacts:
     @property
     def idle_touches(self) -> int | None:
         """How many commands may have touched a key without renewing its TTL, since the start or the last reset."""
-        if not self.calls:
-            return None
-        return self.called(*VALUE_READS) + max(0, self.writes - self.called(*RENEWALS))
+        return self.called(*VALUE_READS) + max(0, self.writes - self.called(*RENEWALS)) if self.calls else None
 
     @property
     def reads(self) -> int | None:
@@ -291,17 +290,7 @@ def _info(connection: ReadOnlyConnection, refusals: list[str]) -> dict[str, str]
     if refused(reply):
         # Some managed services refuse the large request and answer section by section.
         found: dict[str, str] = {}
-        for section in (
-            "server",
-            "stats",
-            "memory",
-            "persistence",
-            "replication",
-            "commandstats",
-            "keyspace",
-            "cluster",
-            "errorstats",
-        ):
+        for section in (*SECTIONS, "errorstats"):
             found |= _lines(connection.ask("INFO", section))
         if not found:
             refusals.append("INFO (expired and evicted keys, memory, persistence)")

@@ -1,8 +1,8 @@
 """agno's RedisDb: a STRING for the session, a STRING a run, a ZSET that orders the runs, and index SETs.
 
 Keys are ``<prefix>:sessions:<id>``, ``<prefix>:runs:<uuid>``, ``<prefix>:runs:by_session:<id>`` and
-``<prefix>:<table>:index:<field>:<value>``. Each write sets the TTL of the key written: a run's is never renewed, so old
-runs die first, and the index sets never get one.
+``<prefix>:<table>:index:<field>:<value>``. Each write sets the TTL of the key written: a run's is never renewed, so the
+oldest runs expire first, and the index sets never get one.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def decode(stored: SessionValues) -> Iterator[Item]:
     session = stored.get(f"{owner.prefix}sessions:{owner.session}")
     if session is None:
         yield Problem(
-            "dangling", f"{owner.prefix}sessions:{owner.session}", "the runs are there and their session is gone"
+            "dangling", f"{owner.prefix}sessions:{owner.session}", "the runs exist and their session does not"
         )
     else:
         document, problems = read(session)
@@ -131,7 +131,7 @@ def _runs(stored: SessionValues) -> Iterator[Item]:
         name = f"{stored.owner.prefix}runs:{run}"
         raw = stored.get(name)
         if raw is None:
-            yield Problem("dangling", name, "the order lists this run and it is gone, with what was said in it")
+            yield Problem("dangling", name, "the order lists this run and it no longer exists, with its messages")
             continue
         document, problems = read(raw)
         yield from problems
@@ -153,16 +153,16 @@ def _gaps(documents: Mapping[str, Mapping[str, Any]]) -> Iterator[Problem]:
     for name, number in sorted(numbered.items(), key=lambda pair: pair[1]):
         if number > expected:
             yield Problem(
-                "gap", name, f"run {number} is the next after {expected} runs: {number - expected} before it are gone"
+                "gap", name, f"run {number} follows {expected} runs: {number - expected} before it no longer exist"
             )
         expected = max(expected, number + 1)
 
 
 def _messages(run: dict[str, Any], key: str) -> Iterator[Item]:
-    said = run.get("messages")
-    if not isinstance(said, list | None):
-        yield misshapen(key, f"its messages are {kind_of(said)}")
-    for item in messages(a_list(said), key, _turn):
+    stored = run.get("messages")
+    if not isinstance(stored, list | None):
+        yield misshapen(key, f"its messages are {kind_of(stored)}")
+    for item in messages(a_list(stored), key, _turn):
         if isinstance(item, Turn) and item.at_s is None:
             item = item._replace(at_s=seconds(run.get("created_at")))
         yield item
@@ -178,20 +178,17 @@ def _dangling(stored: SessionValues) -> Iterator[Problem]:
     order = stored.owner.prefix + ORDER + stored.owner.session
     runs = _run_ids(stored)
     if stored.get(order) is None and runs:  # a session without any run has no order yet
-        reason = "the order of the runs is gone: agno will show an empty session"
+        reason = "the order of the runs no longer exists: agno will show an empty session"
         kept = "; recoverable: the runs are still there, listed in the session's index"
         members = " ".join(f"{position} {quoted(run)}" for position, run in enumerate(runs))
         yield Problem(
-            "dangling",
-            order,
-            reason + kept,
-            f"ZADD {quoted(order)} {members}" if all(map(is_uuid, runs)) else "",
+            "dangling", order, reason + kept, f"ZADD {quoted(order)} {members}" if all(map(is_uuid, runs)) else ""
         )
     for name, ids in _index_entries(stored).items():
         index = stored.get(name)
         missing = ids - (index.members if index else frozenset())
         if missing:
-            what = "is gone" if index is None else "does not list it"
+            what = "no longer exists" if index is None else "does not list it"
             reason = f"the index {what}: agno's search by it misses {len(missing)} entries of this session"
             yield Problem("dangling", name, reason)
 

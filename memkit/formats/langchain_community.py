@@ -37,7 +37,7 @@ def names(session: str) -> Iterable[str]:
 
 
 def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
-    """Claim lists whose elements are ``{"type": "human" | "ai" | …, "data": {…}}``, or that have the default name."""
+    """Claim lists of ``{"type": "human" | "ai" | …, "data": {…}}``, and lists with the default name."""
     if not (votes(raw)[STORE] or raw.name.startswith(PREFIX)):
         return None
     prefix, session = split(raw.name, PREFIX, wanted)

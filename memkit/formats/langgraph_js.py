@@ -11,16 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from memkit.formats.model import Format, Item, KeyOwner, Note, Problem, SessionValues, a_dict, text_or_none
-from memkit.formats.parsing.documents import misshapen, peek, read
+from memkit.formats.model import Format, Item, KeyOwner, Note, Problem, SessionValues, a_dict, few, text_or_none
+from memkit.formats.parsing.documents import peek, read
 from memkit.formats.parsing.langgraph_common import (
     REDIS_KINDS,
-    message_items,
-    missing_channels,
+    checkpoints,
     missing_parents,
     name_parts,
-    newer_schema,
     pieces_of,
+    state_items,
     thread_of,
     write_problems,
 )
@@ -28,7 +27,6 @@ from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue
 
 STORE, SHALLOW = "langgraph-js", "langgraph-js-shallow"
 _END = ":shallow"
-_REPORTED = 5
 _PARTS = {"checkpoint": "checkpoint", "checkpoint_write": "write", "checkpoint_blob": "blob",
           "write_keys_zset": "write list"}  # fmt: skip
 
@@ -63,18 +61,8 @@ def _kind(name: str, stored: SessionValues) -> str:
     return "shallow" if pieces and name.endswith(_END) else pieces.kind if pieces else ""
 
 
-def _documents(stored: SessionValues, kind: str) -> tuple[dict[str, dict[str, Any]], list[Problem]]:
-    """Return the checkpoints that can be read, oldest first, and the problems of the others."""
-    documents: dict[str, dict[str, Any]] = {}
-    problems: list[Problem] = []
-    for name, raw in stored.keys.items():
-        if raw and _kind(name, stored) == kind:
-            document, found = read(raw)
-            lacks = None if document is None else missing_channels(document)
-            problems += [*found, *([misshapen(name, lacks)] if lacks else [])]
-            if document is not None and not lacks:
-                documents[name] = document
-    return dict(sorted(documents.items(), key=lambda pair: str(pair[1].get("checkpoint_id")))), problems
+def _of_kind(stored: SessionValues, kind: str) -> dict[str, RedisValue | None]:
+    return {name: raw for name, raw in stored.keys.items() if _kind(name, stored) == kind}
 
 
 def _blobs(stored: SessionValues, name: str, document: dict[str, Any]) -> dict[str, str]:
@@ -100,29 +88,20 @@ def siblings(stored: SessionValues) -> Iterable[KeyRequest]:
 def decode(stored: SessionValues) -> Iterator[Item]:
     """Yield the messages of the latest checkpoint, and what is missing around it."""
     yield Note("the library searches with KEYS, which blocks the server for all clients")
-    shallow, problems = _documents(stored, "shallow")
-    full, more = _documents(stored, "checkpoint")
+    shallow, problems = checkpoints(_of_kind(stored, "shallow").values())
+    full, more = checkpoints(_of_kind(stored, "checkpoint").values())
     yield from [*problems, *more]
     documents = full or shallow
     name = next((name for name in reversed(documents) if _is_root(name, stored)), next(reversed(documents), ""))
     if name:
-        checkpoint = a_dict(documents[name].get("checkpoint"))
-        yield from newer_schema(checkpoint, name)
-        channels = dict(a_dict(checkpoint.get("channel_values")))
-        for channel, blob in (_blobs(stored, name, documents[name]) if full else {}).items():
-            if raw := stored.get(blob):
-                channels[channel] = peek(raw).get("value")
-        yield from message_items(channels, name)
+        blobs = _blobs(stored, name, documents[name]) if full else {}
+        values = {channel: peek(raw).get("value") for channel, blob in blobs.items() if (raw := stored.get(blob))}
+        yield from state_items(documents[name], name, values)
         yield from _lost(stored, name, documents[name] if full else {})
     yield from missing_parents(stored, {key: str(each.get("parent_checkpoint_id") or "") for key, each in full.items()})
-    for key, raw in stored.keys.items():
-        if raw and _kind(key, stored) == "checkpoint_blob":
-            yield from read(raw)[1]
-        if _kind(key, stored) == "checkpoint_write":
-            if raw is None:
-                yield Problem("dangling", key, "a list of pending writes names this write, and it no longer exists")
-            else:
-                yield from write_problems(raw)
+    for raw in filter(None, _of_kind(stored, "checkpoint_blob").values()):
+        yield from read(raw)[1]
+    yield from write_problems(_of_kind(stored, "checkpoint_write"))
 
 
 def _is_root(name: str, stored: SessionValues) -> bool:
@@ -134,8 +113,8 @@ def _lost(stored: SessionValues, name: str, document: dict[str, Any]) -> Iterato
     """Yield the blob of the messages if it is lost; other channels are written only if they hold a value."""
     lost = [blob for channel, blob in _blobs(stored, name, document).items()
             if channel == "messages" and blob in stored.keys and stored.get(blob) is None]  # fmt: skip
-    for blob in lost[:_REPORTED]:
-        yield Problem("dangling", blob, "the latest checkpoint names this blob, and it no longer exists")
+    reason = "the latest checkpoint names this blob, and it no longer exists"
+    yield from few(Problem("dangling", blob, reason) for blob in lost)
 
 
 def _name_of(stored: SessionValues) -> str:

@@ -1,7 +1,7 @@
 """langgraph-checkpoint-plainredis: msgpack in base64 in JSON, in STRINGs; channels' values in blobs of their own.
 
 ``lg:cp:<thread>:<ns>:<id>``, ``lg:blob:<thread>:<ns>:<channel>:<version>``, ``lg:wr:<thread>:<ns>:<id>`` (HASH) and
-``lg:idx:<thread>:<ns>`` (ZSET, the order); ``lg:threads`` (HASH) and ``lg:seq`` are everybody's and never expire.
+``lg:idx:<thread>:<ns>`` (ZSET, the order); ``lg:threads`` (HASH) and ``lg:seq`` belong to all threads and never expire.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from memkit.formats.model import Format, Item, KeyOwner, Problem, SessionValues, a_dict, is_uuid, quoted
+from memkit.formats.model import Format, Item, KeyOwner, Problem, SessionValues, a_dict, few, is_uuid, quoted
 from memkit.formats.parsing.documents import misshapen, peek, read
 from memkit.formats.parsing.element_shapes import kind_of, missing
 from memkit.formats.parsing.langgraph_common import (
@@ -109,7 +109,7 @@ def _checkpoint(stored: SessionValues, value: Mapping[str, Any], uid: str) -> Ch
 
 
 def decode(stored: SessionValues) -> Iterator[Item]:
-    """Yield the messages of the newest checkpoint whose blob is there, and what is missing."""
+    """Yield the messages of the newest checkpoint that has its blob, and what is missing."""
     checkpoints, problems = _checkpoints(stored)
     yield from problems
     yield from _dialogue(stored, checkpoints)
@@ -136,12 +136,8 @@ def _dialogue(stored: SessionValues, checkpoints: Mapping[str, Checkpoint]) -> I
         channels = next(iter(checkpoints.values())).blobs if checkpoints else {}
         yield from message_items({channel: blobs[name] for channel, name in channels.items() if name in blobs}, "")
     lost = sorted({name for point in checkpoints.values() for name in point.blobs.values() if not stored.get(name)})
-    for name in lost[:5]:
-        yield Problem(
-            "dangling", name, "a checkpoint names this blob and it no longer exists, with the channel's value"
-        )
-    if len(lost) > 5:
-        yield Problem("dangling", lost[5], f"… and {len(lost) - 5} more blobs no longer exist")
+    reason = "a checkpoint names this blob and it no longer exists, with the channel's value"
+    yield from few(Problem("dangling", name, reason) for name in lost)
 
 
 def _blobs(stored: SessionValues) -> tuple[dict[str, Any], list[Problem]]:

@@ -17,17 +17,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from memkit.formats.model import Format, Item, KeyOwner, Note, Problem, SessionValues, a_dict, quoted, text_or_none
-from memkit.formats.parsing.documents import misshapen, peek, read
+from memkit.formats.model import Format, Item, KeyOwner, Note, Problem, SessionValues, quoted, text_or_none
+from memkit.formats.parsing.documents import peek
 from memkit.formats.parsing.langgraph_common import (
     REDIS_KINDS,
     Pieces,
-    message_items,
-    missing_channels,
+    checkpoints,
     missing_parents,
     name_parts,
-    newer_schema,
     pieces_of,
+    state_items,
     thread_of,
     write_problems,
 )
@@ -44,11 +43,7 @@ _PARTS = {"checkpoint": "checkpoint", "checkpoint_write": "write", "checkpoint_l
 
 def names(session: str) -> Iterable[str]:
     """Return the pointer of the graph itself, and the shallow saver's keys; the others carry ids of their own."""
-    return (
-        f"checkpoint_latest:{session}:{ROOT}",
-        f"checkpoint:{session}:",
-        f"write_registry:{session}:{ROOT}{_END}",
-    )
+    return (f"checkpoint_latest:{session}:{ROOT}", f"checkpoint:{session}:", f"write_registry:{session}:{ROOT}{_END}")
 
 
 def is_shallow_name(name: str) -> bool:
@@ -230,7 +225,8 @@ def decode(stored: SessionValues) -> Iterator[Item]:
 
 
 def _decode_full(stored: SessionValues) -> Iterator[Item]:
-    documents, problems = _documents(stored)
+    found = _by_kind(stored)
+    documents, problems = checkpoints(found.get("checkpoint", {}).values())
     yield from problems
     yield from _pointer_problems(stored, documents)
     pointed = _pointed(stored)
@@ -238,44 +234,17 @@ def _decode_full(stored: SessionValues) -> Iterator[Item]:
     if latest:
         if problems and latest != pointed:
             yield Note("the latest checkpoint cannot be read; this is the newest state that can be")
-        checkpoint = a_dict(documents[latest].get("checkpoint"))
-        yield from newer_schema(checkpoint, latest)
-        yield from message_items(a_dict(checkpoint.get("channel_values")), latest)
+        yield from state_items(documents[latest], latest)
     yield from missing_parents(
         stored, {name: str(each.get("parent_checkpoint_id") or "") for name, each in documents.items()}
     )
-    found = _by_kind(stored)
     # The shallow saver keeps no such lists; if it wrote to the thread too, only stored checkpoints need one.
     both = _exists(found.get("shallow")) or _exists(found.get("registry"))
     for name, raw in found.get("write list", {}).items():
         rest = name.partition("write_keys_zset:")[2]
         if raw is None and not (both and not any(key.endswith(rest) for key in found.get("checkpoint", {}))):
             yield Problem("dangling", name, "a checkpoint has writes, and the list of them no longer exists")
-    yield from _write_problems(found)
-
-
-def _write_problems(found: Mapping[str, Mapping[str, RedisValue | None]]) -> Iterator[Item]:
-    for name, raw in found.get("write", {}).items():
-        if raw is None:
-            yield Problem("dangling", name, "a list of pending writes names this write, and it no longer exists")
-        else:
-            yield from write_problems(raw)
-
-
-def _documents(stored: SessionValues) -> tuple[dict[str, dict[str, Any]], list[Problem]]:
-    """Return the checkpoints that can be read, oldest first; their ids sort by time."""
-    documents: dict[str, dict[str, Any]] = {}
-    problems: list[Problem] = []
-    for name, raw in _by_kind(stored).get("checkpoint", {}).items():
-        if raw:
-            document, found = read(raw)
-            problems += found
-            lacks = None if document is None else missing_channels(document)
-            if lacks:
-                problems.append(misshapen(name, lacks))
-            elif document is not None:
-                documents[name] = document
-    return dict(sorted(documents.items(), key=lambda pair: str(pair[1].get("checkpoint_id")))), problems
+    yield from write_problems(found.get("write", {}))
 
 
 def _pointed(stored: SessionValues) -> str:
@@ -311,21 +280,16 @@ def _decode_shallow(stored: SessionValues) -> Iterator[Item]:
     if raw is None:
         yield Problem("dangling", name, "the writes exist and the checkpoint does not: the thread is empty")
     else:
-        document, problems = read(raw)
+        documents, problems = checkpoints([raw])
         yield from problems
-        lacks = None if document is None else missing_channels(document)
-        if lacks:
-            yield misshapen(name, lacks)
-        elif document is not None:
-            checkpoint = a_dict(document.get("checkpoint"))
-            yield from newer_schema(checkpoint, name)
-            yield from message_items(a_dict(checkpoint.get("channel_values")), name)
+        for document in documents.values():
+            yield from state_items(document, name)
     registry, writes = _registry_name(stored), found.get("write", {})
     if stored.get(registry) is None and writes:
         reason = f"the list of the thread's {len(writes)} pending writes no longer exists; recoverable: the writes do"
         repair = f"ZADD {quoted(registry)} " + " ".join(f"{name.rpartition(':')[2]} {quoted(name)}" for name in writes)
         yield Problem("dangling", registry, reason, repair)
-    yield from _write_problems(found)
+    yield from write_problems(found.get("write", {}))
 
 
 def _name_of(stored: SessionValues) -> str:

@@ -1,4 +1,4 @@
-"""Stores whose keys and messages have a known shape, described as data: see ``layouts`` for the entries.
+"""Stores with keys and messages of a known shape, described as data: see ``layouts`` for the entries.
 
 A pattern holds ``{id}`` for the session's id, ``{#}`` for digits and ``{*}`` for any text.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -22,28 +22,30 @@ from memkit.formats.model import (
     SessionValues,
     Turn,
     a_list,
+    few,
     text_or_none,
 )
-from memkit.formats.parsing.chat import messages_of, place_of
+from memkit.formats.parsing.any_message import messages_of
 from memkit.formats.parsing.conversation import Entry, find_entries, in_order
-from memkit.formats.parsing.documents import messages, misshapen, peek, wrong_kind
+from memkit.formats.parsing.documents import messages, misshapen, peek, read_or_salvage, wrong_kind
+from memkit.formats.parsing.element_shapes import missing
 from memkit.formats.parsing.list_elements import Convert, sample, turns
 from memkit.formats.parsing.payload import open_payload, read_document
 from memkit.policy import ExpiryPolicy
 from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue, to_name
 
 _TOKEN = re.compile(r"(\{id\}|\{#\}|\{\*\})")
-_ANY_PREFIX = rf"(?:.*[{re.escape(SEPARATORS)}])?"
-_REPORTED = 5
+_ANY_PREFIX = rf"(?:.*?[{re.escape(SEPARATORS)}])??"
+_NOTHING = (b"", b"null", b"{}", b"[]")
 MESSAGES, MESSAGE, IDS = "messages", "message", "ids"
 
 
 def read_any(value: dict[str, Any], key: str) -> Sequence[Turn] | str:
     """Return an object's messages, whatever its fields are called, or the reason if it is none."""
-    return messages_of(value, key) or "no field of it gives a role and a text"
+    return messages_of(value, key)[0] or "no field of it gives a role and a text"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Key:
     """One kind of key of a store.
 
@@ -57,8 +59,9 @@ class Key:
     """
 
     pattern: str
+    _: KW_ONLY
     kinds: tuple[str, ...]
-    part: str
+    part: str = "primary"
     fields: frozenset[str] = frozenset()
     holds: str = ""
     shared: bool = False
@@ -66,7 +69,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """A store whose messages have a known shape.
+    """A store with messages of a known shape.
 
     Attributes:
         store: The name of the store.
@@ -148,7 +151,8 @@ def _recognise(layout: Layout, raw: RedisValue, wanted: str | None) -> KeyOwner 
         if session is None and not layout.prefix and key.pattern == "{id}":
             return KeyOwner(layout.store, raw.name, "", key.part)
         found = _regex(layout.prefix, key.pattern, session).fullmatch(raw.name)
-        if found is None and key.fields and session and not _is_open(layout.prefix):
+        literal = session or key.pattern != "{id}"
+        if found is None and key.fields and literal and (stated or not _is_open(layout.prefix)):
             found = _regex("", key.pattern, session).fullmatch(raw.name)
         if found:
             return KeyOwner(layout.store, found["id"], found["prefix"], key.part)
@@ -163,17 +167,22 @@ def _looks_alike(layout: Layout, key: Key, raw: RedisValue) -> bool:
     if raw.kind == "list":
         values: list[Mapping[str, Any]] = list(sample(raw))
     elif not all(field.encode() in raw.data for field in key.fields):
-        return _is_broken(layout, raw)  # without parsing: most documents are of other stores
+        return _is_broken(layout, key, raw)  # without parsing: most documents are of other stores
     else:
         values = _objects(raw)
     alike = sum(key.fields <= value.keys() and (layout.looks is None or layout.looks(value)) for value in values)
-    return 2 * alike > len(values) or (not values and _is_broken(layout, raw))
+    return 2 * alike > len(values) or (raw.kind in DOCUMENT_KINDS and _is_broken(layout, key, raw))
 
 
-def _is_broken(layout: Layout, raw: RedisValue) -> bool:
-    """Return whether a document of a name that only this store uses is damaged, so that only its name can tell."""
-    named = layout.id_field and layout.prefix and raw.name.startswith(layout.prefix)
-    return bool(named and raw.data[:1] == b"{" and not peek(raw))
+def _is_broken(layout: Layout, key: Key, raw: RedisValue) -> bool:
+    """Return whether a document with a name that only this store uses is damaged, so that only its name can tell."""
+    named = re.compile(_translated(layout.prefix + key.pattern, None), re.DOTALL)  # under the library's own prefix
+    if not (layout.id_field and layout.prefix and named.fullmatch(raw.name)):
+        return False
+    if raw.data.strip() in _NOTHING:
+        return not raw.unread_reason
+    own = (layout.id_field, *key.fields)
+    return any(raw.data.startswith(f'{{"{field}"'.encode()) for field in own)
 
 
 def _objects(raw: RedisValue) -> list[Mapping[str, Any]]:
@@ -238,7 +247,10 @@ def _decode(layout: Layout, stored: SessionValues) -> Iterator[Item]:
             if isinstance(found, str):
                 yield misshapen(raw.name, found)
             elif found is not None:
-                single[raw.name] = Entry([found] if isinstance(found, Turn) else list(found), place_of(value)), raw
+                single[raw.name] = (
+                    Entry([found] if isinstance(found, Turn) else list(found), messages_of(value, raw.name)[1]),
+                    raw,
+                )
         elif key.kinds == DOCUMENT_KINDS or key.fields:
             yield from read_document(raw)[1]
     yield from _in_order(layout, stored, {name: entry for name, (entry, _) in single.items()})
@@ -250,7 +262,7 @@ def _converted(layout: Layout, value: dict[str, Any], key: str) -> Turn | Iterab
 
 
 def _from_document(layout: Layout, raw: RedisValue) -> Iterator[Item]:
-    value, problems = read_document(raw)
+    value, problems = read_or_salvage(raw, layout.messages_field) if layout.messages_field else read_document(raw)
     yield from problems
     if layout.configured_ttl and isinstance(value, dict):
         yield ConfiguredTtl(ExpiryPolicy.of(layout.configured_ttl(value)))
@@ -264,8 +276,10 @@ def _from_document(layout: Layout, raw: RedisValue) -> Iterator[Item]:
     elif value is not None:
         array = value.get(layout.messages_field) if isinstance(value, dict) else value
         if not isinstance(array, list):
-            yield misshapen(raw.name, f"it has no array {layout.messages_field or 'of messages'}")
-        yield from messages(a_list(array), raw.name, partial(_converted, layout))
+            lacks = missing(value, (layout.messages_field,), kind=list) if layout.messages_field else None
+            yield misshapen(raw.name, lacks or "it has no array of messages")
+        what = layout.messages_field.removesuffix("s") or "message"
+        yield from messages(a_list(array), raw.name, partial(_converted, layout), what)
 
 
 def _in_order(layout: Layout, stored: SessionValues, single: Mapping[str, Entry]) -> Iterator[Item]:
@@ -281,10 +295,9 @@ def _in_order(layout: Layout, stored: SessionValues, single: Mapping[str, Entry]
                   for key in layout.keys if key.holds == IDS), "")  # fmt: skip
     if order in stored.keys and stored.get(order) is None and single:
         yield Problem("dangling", order, "the messages exist, the key that lists them in their order does not")
-    for name in lost[:_REPORTED]:
-        yield Problem("dangling", name, "the session lists this message, and its key no longer exists")
-    if len(lost) > _REPORTED:
-        yield Problem("dangling", lost[_REPORTED], f"… and {len(lost) - _REPORTED:,} more messages no longer exist")
+    yield from few(
+        Problem("dangling", name, "the session lists this message, and its key no longer exists") for name in lost
+    )
 
 
 def _place(name: str, entry: Entry) -> tuple[float, int, str]:

@@ -1,4 +1,4 @@
-"""The stores whose messages have a known shape: one entry a store.
+"""The stores with messages of a known shape: one entry a store.
 
 To add one, write its entry here and put a captured session of the real library into ``captures/``. Each entry names the
 library and the version that wrote the capture.
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from memkit.formats import ag2, llama_index
+from memkit.formats import ag2, google_adk, llama_index
 from memkit.formats.layout import IDS, MESSAGE, MESSAGES, Key, Layout
 from memkit.formats.model import SessionValues, one_of
 from memkit.formats.parsing import element_shapes
@@ -18,6 +18,12 @@ from memkit.policy import MAX_TTL_MS
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue, to_name
 
 _LIST, _SET, _ZSET, _STRING = ("list",), ("set",), ("zset",), ("string",)
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 _LANGCHAIN4J_TYPES = frozenset({"USER", "AI", "SYSTEM", "TOOL_EXECUTION_RESULT", "CUSTOM"})
 _MAX_SPRING_MESSAGES = 1_000
 """RedisChatMemoryRepository.findByConversationId asks the index for so many messages, the oldest first."""
@@ -40,15 +46,25 @@ LAYOUTS: tuple[Layout, ...] = (
     # llama-index-storage-chat-store-redis 0.8.0; the key is the session's id, without any prefix.
     Layout(
         store="llama-index",
-        keys=(Key(pattern="{id}", kinds=_LIST, part="primary", fields=frozenset({"role"}), holds=MESSAGES),),
+        keys=(Key("{id}", kinds=_LIST, fields=_names("role"), holds=MESSAGES),),
         looks=element_shapes.SHAPES["llama-index"],
         convert=llama_index.turn,
+    ),
+    # google-adk-redis 0.1.5: one document a session, ``session:<app>:<user>:<id>``, renewed by each write.
+    Layout(
+        store="google-adk-redis",
+        prefix="session:{*}:{*}:",
+        keys=(Key("{id}", kinds=_STRING, fields=_names("app_name events"), holds=MESSAGES),),
+        default_ttl="1h",
+        id_field="id",
+        messages_field="events",
+        convert=google_adk.turn,
     ),
     # ag2 1.2.1.
     Layout(
         store="ag2",
         prefix="ag2:stream:",
-        keys=(Key(pattern="{id}", kinds=_LIST, part="primary", fields=frozenset({"__event__"}), holds=MESSAGES),),
+        keys=(Key("{id}", kinds=_LIST, fields=_names("__event__"), holds=MESSAGES),),
         ttl_unit="",
         convert=ag2.turn,
     ),
@@ -57,21 +73,11 @@ LAYOUTS: tuple[Layout, ...] = (
         store="vercel-chat-sdk",
         prefix="chat-sdk:",
         keys=(
+            Key("list:msg-history:{id}", kinds=_LIST, part="messages", fields=_names("_type author"), holds=MESSAGES),
             Key(
-                pattern="list:msg-history:{id}",
-                kinds=_LIST,
-                part="messages",
-                fields=frozenset({"_type", "author"}),
-                holds=MESSAGES,
+                "list:msg-history:{*}:{id}", kinds=_LIST, part="messages", fields=_names("_type author"), holds=MESSAGES
             ),
-            Key(
-                pattern="list:msg-history:{*}:{id}",
-                kinds=_LIST,
-                part="messages",
-                fields=frozenset({"_type", "author"}),
-                holds=MESSAGES,
-            ),
-            Key(pattern="subscriptions", kinds=_SET, part="shared subscriptions", shared=True),
+            Key("subscriptions", kinds=_SET, part="shared subscriptions", shared=True),
         ),
         ttl_unit="ms",
         default_ttl="7d",
@@ -81,15 +87,15 @@ LAYOUTS: tuple[Layout, ...] = (
         store="mastra-redis",
         keys=(
             Key(
-                pattern="mastra_messages:threadId:{id}:id:{*}",
+                "mastra_messages:threadId:{id}:id:{*}",
                 kinds=_STRING,
                 part="message",
-                fields=frozenset({"threadId", "content"}),
+                fields=_names("threadId content"),
                 holds=MESSAGE,
             ),
-            Key(pattern="mastra_threads:id:{id}", kinds=_STRING, part="thread", fields=frozenset({"id", "resourceId"})),
-            Key(pattern="thread:{id}:messages", kinds=_ZSET, part="order", holds=IDS),
-            Key(pattern="msg-idx:{*}", kinds=_STRING, part="message index", holds="", shared=False),
+            Key("mastra_threads:id:{id}", kinds=_STRING, part="thread", fields=_names("id resourceId")),
+            Key("thread:{id}:messages", kinds=_ZSET, part="order", holds=IDS),
+            Key("msg-idx:{*}", kinds=_STRING, part="message index", holds="", shared=False),
         ),
         ttl_unit="",
     ),
@@ -98,14 +104,8 @@ LAYOUTS: tuple[Layout, ...] = (
         store="agentscope-storage",
         prefix="agentscope:user:{*}:session:",
         keys=(
-            Key(
-                pattern="{id}:messages",
-                kinds=_LIST,
-                part="messages",
-                fields=frozenset({"role", "content"}),
-                holds=MESSAGES,
-            ),
-            Key(pattern="{id}:message_ids", kinds=_SET, part="message ids"),
+            Key("{id}:messages", kinds=_LIST, part="messages", fields=_names("role content"), holds=MESSAGES),
+            Key("{id}:message_ids", kinds=_SET, part="message ids"),
         ),
     ),
     # AgentScope 1.0.21.
@@ -113,16 +113,10 @@ LAYOUTS: tuple[Layout, ...] = (
         store="agentscope-memory",
         prefix="user_id:{*}:session:",
         keys=(
-            Key(pattern="{id}:messages", kinds=_LIST, part="order", holds=IDS),
-            Key(
-                pattern="{id}:msg:{*}",
-                kinds=_STRING,
-                part="message",
-                fields=frozenset({"role", "content"}),
-                holds=MESSAGE,
-            ),
-            Key(pattern="{id}:mark:{*}", kinds=_LIST, part="mark"),
-            Key(pattern="{id}:marks_index", kinds=_SET, part="marks"),
+            Key("{id}:messages", kinds=_LIST, part="order", holds=IDS),
+            Key("{id}:msg:{*}", kinds=_STRING, part="message", fields=_names("role content"), holds=MESSAGE),
+            Key("{id}:mark:{*}", kinds=_LIST, part="mark"),
+            Key("{id}:marks_index", kinds=_SET, part="marks"),
         ),
     ),
     # strands-valkey-session-manager 0.1.0.
@@ -131,25 +125,20 @@ LAYOUTS: tuple[Layout, ...] = (
         prefix="session:",
         keys=(
             Key(
-                pattern="{id}:agent:{*}:message:{#}",
+                "{id}:agent:{*}:message:{#}",
                 kinds=DOCUMENT_KINDS,
                 part="message",
-                fields=frozenset({"message", "message_id"}),
+                fields=_names("message message_id"),
                 holds=MESSAGE,
             ),
             Key(
-                pattern="{id}:agent:{*}",
+                "{id}:agent:{*}",
                 kinds=DOCUMENT_KINDS,
                 part="agent",
-                fields=frozenset({"agent_id", "conversation_manager_state"}),
+                fields=_names("agent_id conversation_manager_state"),
             ),
-            Key(pattern="{id}:multi_agent:{*}", kinds=DOCUMENT_KINDS, part="agents", fields=frozenset({"id", "type"})),
-            Key(
-                pattern="{id}",
-                kinds=DOCUMENT_KINDS,
-                part="primary",
-                fields=frozenset({"session_id", "session_type", "created_at"}),
-            ),
+            Key("{id}:multi_agent:{*}", kinds=DOCUMENT_KINDS, part="agents", fields=_names("id type")),
+            Key("{id}", kinds=DOCUMENT_KINDS, fields=_names("session_id session_type created_at")),
         ),
         ttl_unit="",
     ),
@@ -157,15 +146,7 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         store="agent-memory-server",
         prefix="working_memory:",
-        keys=(
-            Key(
-                pattern="{id}",
-                kinds=DOCUMENT_KINDS,
-                part="primary",
-                fields=frozenset({"messages", "memories"}),
-                holds=MESSAGES,
-            ),
-        ),
+        keys=(Key("{id}", kinds=DOCUMENT_KINDS, fields=_names("messages memories"), holds=MESSAGES),),
         id_field="session_id",
         messages_field="messages",
         configured_ttl=lambda document: _whole_seconds(document.get("ttl_seconds")),
@@ -177,13 +158,13 @@ LAYOUTS: tuple[Layout, ...] = (
         prefix="chat-memory:",
         keys=(
             Key(
-                pattern="{id}:{#}",
+                "{id}:{#}",
                 kinds=DOCUMENT_KINDS,
                 part="message",
-                fields=frozenset({"type", "content", "conversation_id"}),
+                fields=_names("type content conversation_id"),
                 holds=MESSAGE,
             ),
-            Key(pattern="counter:{id}", kinds=_STRING, part="counter"),
+            Key("counter:{id}", kinds=_STRING, part="counter"),
         ),
         id_field="conversation_id",
         notes=_spring_notes,
@@ -192,24 +173,20 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         store="spring-ai-alibaba",
         prefix="spring_ai_alibaba_chat_memory:",
-        keys=(
-            Key(pattern="{id}", kinds=_LIST, part="primary", fields=frozenset({"messageType", "text"}), holds=MESSAGES),
-        ),
+        keys=(Key("{id}", kinds=_LIST, fields=_names("messageType text"), holds=MESSAGES),),
         ttl_unit="",
     ),
     # LangChain4j community: the prefix is empty by default, and each turn rewrites the whole array.
     Layout(
         store="langchain4j",
-        keys=(Key(pattern="{id}", kinds=DOCUMENT_KINDS, part="primary", fields=frozenset({"type"}), holds=MESSAGES),),
+        keys=(Key("{id}", kinds=DOCUMENT_KINDS, fields=_names("type"), holds=MESSAGES),),
         looks=lambda value: one_of(value.get("type"), _LANGCHAIN4J_TYPES) and not {"data", "role"} & value.keys(),
     ),
     # Rasa 3.6 RedisTrackerStore: actions and slots stand between the messages.
     Layout(
         store="rasa",
         prefix="tracker:",
-        keys=(
-            Key(pattern="{id}", kinds=_STRING, part="primary", fields=frozenset({"events", "name"}), holds=MESSAGES),
-        ),
+        keys=(Key("{id}", kinds=_STRING, fields=_names("events name"), holds=MESSAGES),),
         id_field="sender_id",
         messages_field="events",
         skip=lambda event: event.get("event") not in ("user", "bot") or event.get("text") is None,
@@ -218,21 +195,22 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         store="connect-redis",
         prefix="sess:",
-        keys=(Key(pattern="{id}", kinds=_STRING, part="primary", fields=frozenset({"cookie"}), holds=MESSAGES),),
+        keys=(Key("{id}", kinds=_STRING, fields=_names("cookie"), holds=MESSAGES),),
         web_session=True,
         default_ttl="1d",
     ),
     Layout(
         store="flask-session",
         prefix="session:",
-        keys=(Key(pattern="{id}", kinds=_STRING, part="primary", fields=frozenset({"_permanent"}), holds=MESSAGES),),
+        keys=(Key("{id}", kinds=_STRING, fields=_names("_permanent"), holds=MESSAGES),),
         web_session=True,
         default_ttl="31d",
     ),
     Layout(
         store="django-session",
         prefix="django.contrib.sessions.cache",
-        keys=(Key(pattern="{id}", kinds=_STRING, part="primary", holds=MESSAGES),),
+        # django.contrib.sessions.backends.cached_db writes "cached_db" instead of "cache".
+        keys=(Key("d_db{id}", kinds=_STRING, holds=MESSAGES), Key("{id}", kinds=_STRING, holds=MESSAGES)),
         web_session=True,
         default_ttl="14d",
     ),
@@ -245,10 +223,10 @@ def _whole_seconds(value: Any) -> int | None:
 
 def leads(raw: RedisValue) -> tuple[str, ...]:
     """Return the keys that show which session an order, an index or a list of sessions belongs to."""
-    order = re.fullmatch(r"((?:.*:)?)thread:(.+):messages", raw.name, re.DOTALL)
+    order = re.fullmatch(r"((?:.*?[:/|}])??)thread:(.+):messages", raw.name, re.DOTALL)
     if order and raw.kind == "zset":
         return (f"{order[1]}mastra_threads:id:{order[2]}",)
-    index = re.fullmatch(r"((?:.*:)?)msg-idx:.+", raw.name, re.DOTALL)
+    index = re.fullmatch(r"((?:.*?[:/|}])??)msg-idx:.+", raw.name, re.DOTALL)
     if index and raw.kind == "string":
         return (f"{index[1]}mastra_threads:id:{to_name(raw.data)}",)
     if raw.kind == "set" and raw.name.endswith("chat-sdk:subscriptions"):

@@ -35,7 +35,7 @@ def names(session: str) -> Iterable[str]:
 
 
 def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
-    """Claim lists that begin with a header of any schema, or whose other elements are memkit's, unless most are not."""
+    """Claim lists that begin with a header of any schema, or have other elements of memkit, unless most are not."""
     ends = [*raw.elements[:3], *raw.elements[3:][-3:]]
     begins = bool(ends) and is_header(ends[0])
     stamped = begins + sum(1 for element in ends if stamp_of(element))

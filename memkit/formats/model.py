@@ -74,6 +74,18 @@ class Problem(NamedTuple):
     repair: str = ""
 
 
+REPORTED_PER_CAUSE = 5
+
+
+def few(problems: Iterable[Problem]) -> Iterator[Problem]:
+    """Yield five of many like problems, and a sixth that counts the others."""
+    found = list(problems)
+    yield from found[:REPORTED_PER_CAUSE]
+    if len(found) > REPORTED_PER_CAUSE:
+        more = f"… and {len(found) - REPORTED_PER_CAUSE:,} more like it"
+        yield found[REPORTED_PER_CAUSE]._replace(message=more, repair="")
+
+
 class Note(NamedTuple):
     """A fact about a session that is not a fault."""
 

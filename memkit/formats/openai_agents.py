@@ -66,7 +66,9 @@ def leads(raw: RedisValue) -> tuple[str, ...]:
 def siblings(stored: SessionValues) -> Iterable[KeyRequest]:
     """Return both keys."""
     base = stored.owner.prefix + stored.owner.session
-    return (KeyRequest(base, "primary", kind="hash"), KeyRequest(base + LIST, "messages", kind="list"))
+    yield KeyRequest(base, "primary", kind="hash")
+    yield KeyRequest(base + LIST, "messages", kind="list")
+    yield KeyRequest(base + ":counter", "counter")
 
 
 def decode(stored: SessionValues) -> Iterator[Item]:

@@ -13,6 +13,7 @@ from memkit.formats.model import (
     Tool,
     Turn,
     a_dict,
+    few,
     seconds,
     text_or_none,
 )
@@ -22,7 +23,6 @@ from memkit.readonly.values import KeyRequest, RedisValue
 
 STORE = "redisvl"
 FIELDS = frozenset({"entry_id", "session_tag", "role", "content", "timestamp"})
-_REPORTED = 5
 _ENOUGH = 3  # of these fields: what lacks one or two is a damaged message, what has only two is somebody else's
 
 
@@ -60,9 +60,7 @@ def decode(stored: SessionValues) -> Iterator[Item]:
             damaged.append(Problem("corrupt", name, reason))
         if "content" in raw.fields:
             yield _turn(raw)
-    yield from damaged[:_REPORTED]
-    if len(damaged) > _REPORTED:
-        yield damaged[_REPORTED]._replace(message=f"… and {len(damaged) - _REPORTED:,} more messages like it")
+    yield from few(damaged)
 
 
 def _lacks(raw: RedisValue) -> str | None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from memkit.formats import (
     agent_framework_redis,
     agno,
-    google_adk_redis,
     langchain_community,
     langchain_redis,
     langgraph_aws,
@@ -35,7 +34,6 @@ FORMATS: tuple[Format, ...] = (
     redisvl.FORMAT,
     openai_agents.FORMAT,
     agno.FORMAT,
-    google_adk_redis.FORMAT,
     agent_framework_redis.FORMAT,
     langgraph_redis.FORMAT,
     langgraph_js.FORMAT,
@@ -116,7 +114,7 @@ def store_name(stored: SessionValues) -> str:
 
 
 def stores() -> Iterable[str]:
-    """Return the names of all stores whose sessions can be decoded."""
+    """Return the names of all stores that can be decoded."""
     more = (
         openai_agents.ENCRYPTED,
         langgraph_redis.SHALLOW,

@@ -1,27 +1,30 @@
-"""Sessions of no known store: roles, texts, tools, times and order as far as the content tells them.
+"""Sessions of no known store: roles, texts, tools, times and order as far as the content shows them.
 
 People keep a conversation as a string (a JSON array or object), a list, a hash (one field, or a field a message), a
 sorted set by time, a stream, or a key a message; see ``parsing.chat`` for the field names and ``parsing.payload`` for
-the encodings. If the order cannot be told from the content, a note reports it.
+the encodings. If the content does not show the order, a note reports it.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
 from memkit.formats.model import Item, Note, Problem, SessionValues, Turn, seconds
+from memkit.formats.parsing.any_message import spoken_lines
 from memkit.formats.parsing.conversation import (
+    LIKELY_FIELDS,
     Entry,
     entry_of,
     find_entries,
     in_order,
     message_fields,
+    named_entries,
     sorted_entries,
+    trailing_number,
 )
 from memkit.formats.parsing.dialogue_checks import Dialogue
 from memkit.formats.parsing.encodings import encoding_of, examine, pickle_opcodes
@@ -33,7 +36,6 @@ STORE = "unknown"
 _SAMPLED = 6
 _SMALL_BYTES = 64 << 10
 """JSON of this size unfolds to 2 MB at worst, so it needs no bound."""
-_TRAILING_NUMBER = re.compile(r"(\d+)$")
 _STRUCTURED = ("json", "json string", "ndjson", "msgpack")
 
 
@@ -66,12 +68,20 @@ def decode(stored: SessionValues) -> Iterator[Item]:
     for each in several:
         by_place = sorted_entries(each.entries) if each.raw.kind in ("hash", "set") else None
         ordered = each.ordered or by_place is not None
-        yield from Dialogue().follow(in_order(by_place or each.entries, ordered=ordered))
+        yield from Dialogue().follow(in_order(_with_own_ids(by_place or each.entries), ordered=ordered))
     if single:
         yield from Dialogue().follow(_a_key_each(single))
     yield from faults
     if not found:
         yield from _undecoded(raw for raw in stored.keys.values() if raw and not raw.unread_reason)
+
+
+def _with_own_ids(entries: Sequence[Entry]) -> Sequence[Entry]:
+    """Return entries without their ids if all have the same one: it is the user's or the session's."""
+    ids = {turn.uid for entry in entries for turn in entry.turns}
+    if len(entries) < 3 or len(ids) > 1 or None in ids:
+        return entries
+    return [entry._replace(turns=[turn._replace(uid=None) for turn in entry.turns]) for entry in entries]
 
 
 def _entries(raw: RedisValue) -> tuple[list[Entry], bool, list[Problem]]:
@@ -80,15 +90,21 @@ def _entries(raw: RedisValue) -> tuple[list[Entry], bool, list[Problem]]:
         opened = open_payload(raw.data)
         if opened.cut:
             return [], False, [Problem("truncated", raw.name, "the payload unfolds to over 8 MB and is not decoded")]
-        return find_entries(opened.value, raw.name), False, []
+        entries = find_entries(opened.value, raw.name)
+        if not entries and opened.encoding == "text":
+            entries = [Entry((turn,)) for turn in spoken_lines(raw.data.decode("utf-8", "replace"), raw.name)]
+            return entries, True, []
+        return entries, False, []
     if raw.kind == "list":
         return _of_list(raw)
     if raw.kind == "hash":
         return _of_hash(raw), False, []
     if raw.kind == "zset":
-        scored = sorted(raw.scores, key=lambda member: raw.scores[member])
+        # Scores below zero are times or counters with the sign changed, so that ZRANGE returns the newest first.
+        newest_first = bool(raw.scores) and max(raw.scores.values()) <= 0
+        scored = sorted(raw.scores, key=lambda member: raw.scores[member], reverse=newest_first)
         found = [_opened(to_bytes(member), raw.name) for member in scored]
-        entries = [each._replace(place=raw.scores[name]) for name, each in zip(scored, found, strict=True) if each]
+        entries = [each._replace(place=abs(raw.scores[name])) for name, each in zip(scored, found, strict=True) if each]
         return entries if 2 * len(entries) >= len(scored) else [], True, []
     if raw.kind == "stream":
         found = [_of_stream_entry(uid, fields, raw.name) for uid, fields in raw.entries]
@@ -99,20 +115,25 @@ def _entries(raw: RedisValue) -> tuple[list[Entry], bool, list[Problem]]:
 
 def _opened(data: bytes, key: str) -> Entry | None:
     """Return the messages of one element, whatever its encoding."""
-    value = None
-    if data[:1] == b"{" and len(data) <= _SMALL_BYTES:
-        with suppress(orjson.JSONDecodeError):
-            value = orjson.loads(data)
-    value = open_payload(data).value if value is None else value
-    if value is None:
-        try:
-            value = data.decode()
-        except UnicodeDecodeError:
-            return None
-    if isinstance(value, list):
+    value = _opened_value(data)
+    if isinstance(value, list) and not entry_of(value, key):
         turns = [turn for entry in find_entries(value, key) for turn in entry.turns]
         return Entry(turns) if turns else None
     return entry_of(value, key)
+
+
+def _opened_value(data: bytes) -> Any:
+    """Return what a payload holds: JSON or msgpack in whatever encoding, or a text; None if it is neither."""
+    if data[:1] == b"{" and len(data) <= _SMALL_BYTES:
+        with suppress(orjson.JSONDecodeError):
+            return orjson.loads(data)
+    value = open_payload(data).value
+    if value is not None:
+        return value
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _of_list(raw: RedisValue) -> tuple[list[Entry], bool, list[Problem]]:
@@ -135,19 +156,13 @@ def _of_hash(raw: RedisValue) -> list[Entry]:
     """Return the messages of a hash that is one message, has them in a field, or has a field a message."""
     if entry := _of_fields(raw.fields, raw.name):
         return [entry]
-    names = sorted(raw.fields, key=lambda name: (_number(name), name))
-    values = {name: open_payload(raw.fields[name]).value for name in names}
-    each = {name: entry for name, value in values.items() if (entry := entry_of(value, raw.name))}
-    if len(each) > 1 or (each and len(each) == len(values)):
-        numbered = all(_TRAILING_NUMBER.search(name) for name in each)
-        placed = [entry._replace(place=_number(name)) if numbered else entry for name, entry in each.items()]
-        return sorted_entries(placed) or placed
+    values = {name: _opened_value(raw.fields[name]) for name in raw.fields}
+    if found := named_entries(values, raw.name):
+        return found
+    each = [entry for value in values.values() if (entry := entry_of(value, raw.name))]
+    if each and len(each) == len(values):
+        return each
     return next((found for value in values.values() if (found := find_entries(value, raw.name))), [])
-
-
-def _number(name: str) -> float:
-    found = _TRAILING_NUMBER.search(name)
-    return float(found[1]) if found else 0.0
 
 
 def _of_fields(fields: Mapping[str, bytes], key: str) -> Entry | None:
@@ -165,7 +180,7 @@ def _of_stream_entry(uid: str, fields: Mapping[str, bytes], key: str) -> Entry |
     entry = _of_fields(fields, key)
     if entry is None:
         return None
-    at_s = seconds(_number(uid.partition("-")[0]))
+    at_s = seconds(trailing_number(uid.partition("-")[0]))
     return Entry([turn if turn.at_s else turn._replace(at_s=at_s) for turn in entry.turns])
 
 
@@ -173,10 +188,9 @@ def _a_key_each(found: Sequence[_Found]) -> Iterator[Turn | Note]:
     """Yield messages that have a key each, by their times, or by the numbers at the ends of the keys' names."""
     entries = [each.entries[0] for each in found]
     by_place = sorted_entries(entries)
-    numbered = [_TRAILING_NUMBER.search(each.raw.name) for each in found]
-    if by_place is None and all(numbered):
-        in_order = sorted(found, key=lambda each: _number(each.raw.name))
-        by_place = [each.entries[0] for each in in_order]
+    numbered = {trailing_number(each.raw.name): each.entries[0] for each in found}
+    if by_place is None and None not in numbered and len(numbered) == len(found):
+        by_place = [entry for _, entry in sorted(numbered.items(), key=lambda pair: pair[0] or 0)]
     if by_place is None and len(entries) > 1:
         yield Note("the order of the messages is not known: neither times nor the keys' names show it")
     yield from (turn for entry in by_place or entries for turn in entry.turns)
@@ -189,6 +203,8 @@ def _undecoded(raws: Iterable[RedisValue]) -> Iterator[Item]:
         inner = found.layers[-1]
         if found.fault or inner == "stringified object":
             yield Problem("corrupt", raw.name, f"the payload is {found}: {found.fault or 'its content is lost'}")
+        elif inner in _STRUCTURED and _is_empty(open_payload(next(iter(raw.payloads), b"")).value):
+            yield Note("no messages are stored in the session")
         elif inner in _STRUCTURED:
             reason = f"partly decoded: the payload is readable {inner}, and no messages are found in it"
             yield Problem("partly_decoded", raw.name, reason)
@@ -198,6 +214,12 @@ def _undecoded(raws: Iterable[RedisValue]) -> Iterator[Item]:
             yield Note(f"partly decoded: the payload looks like {found}: its text cannot be read here")
             if inner == "pickle":
                 yield Note(_pickle_note(found.inner))
+
+
+def _is_empty(value: Any) -> bool:
+    """Return whether a conversation that has been read has no messages: ``[]``, or ``{"messages": []}``."""
+    fields = value.items() if isinstance(value, dict) else ()
+    return value in ([], {}) or any(each == [] and name in LIKELY_FIELDS for name, each in fields)
 
 
 def _pickle_note(data: bytes) -> str:

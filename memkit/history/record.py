@@ -299,9 +299,9 @@ class _Recorder:
         self._looked_s = time.monotonic()
         self._ledger.commit()
         prefixes = ", ".join(prefix.decode("utf-8", "replace") + "*" for prefix in self._prefixes)
-        how = "CLIENT TRACKING and PEXPIRETIME", "1.2 to 1.6 times the CPU of each write to them"
+        how = "CLIENT TRACKING and PEXPIRETIME", "1.2 to 1.8 times the CPU of each write to them"
         if self._replication:
-            how = "its replication stream", "0.9 to 1.3 times the CPU of each write"
+            how = "its replication stream", "0.9 to 1.4 times the CPU of each write"
         primary = "; the primary lists this connection as a replica" if self._replication == "primary" else ""
         return (
             f"recording {prefixes} of {place(self._client)} by {how[0]}: {counted(self._keys, 'key')} now; it costs "

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from memkit.config import Expectation
-from memkit.formats.model import Problem
+from memkit.formats.model import Problem, few
 from memkit.inspect.report import early_ends
 from memkit.policy import ExpiryPolicy
 from memkit.readonly.reader import LoadedKey
 from memkit.readonly.values import RedisValue, to_bytes
-from memkit.render import counted, duration
+from memkit.render import duration
 
 BIG_VALUE_BYTES = 1 << 20
 """A read of 1 MB takes Redis about a millisecond, in which it serves no other client."""
@@ -22,7 +22,6 @@ _WRITE_SHARE = 0.01
 _GRAIN_MS = 5_000
 """Clocks of several servers with NTP, and idle clocks, differ by less."""
 _ZONES_MS = 14 * 3_600_000
-_REPORTED = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +58,8 @@ def key_problems(own: Mapping[str, LoadedKey], facts: SessionFacts) -> list[Prob
     """
     ends_s = {name: each.metadata.ttl_ms / 1000 for name, each in own.items() if each.metadata.ttl_ms is not None}
     expected = {name: one for name in own if (one := facts.expected_of(name))}
-    persistent = [name for name in own if name not in ends_s and _should_expire(expected.get(name))]
+    never = {name for name, one in expected.items() if one.ttl_ms is None}
+    persistent = [name for name in own if name not in ends_s and name not in never]
     problems: list[Problem] = []
     if persistent:
         problems += _no_ttl(persistent, len(ends_s), facts.no_option)
@@ -68,19 +68,15 @@ def key_problems(own: Mapping[str, LoadedKey], facts: SessionFacts) -> list[Prob
     early = early_ends(parts, max(ttls_ms) / 1000 if ttls_ms else None)
     problems += _mixed_ttl(ends_s, early)
     judged = {name: one for name, one in expected.items() if name in ends_s and name not in early}
-    problems += _few([found for name, one in judged.items() if (found := _against(one, name, own[name], facts))])
+    problems += few([found for name, one in judged.items() if (found := _against(one, name, own[name], facts))])
     unread = [(name, each.value.unread_reason) for name, each in own.items() if each.value.unread_reason]
-    problems += _few([Problem("unreadable", name, reason) for name, reason in unread])
+    problems += few([Problem("unreadable", name, reason) for name, reason in unread])
     for name, each in own.items():
         if each.value.partial:
             read = len(each.value.elements) + len(each.value.scores)
             of = f" of {each.value.total:,}" if each.value.total > read else ""
             problems.append(Problem("truncated", name, f"only the first {read:,}{of} elements were read"))
-    return problems + _few([problem for name, each in own.items() if (problem := _big(name, each.value))])
-
-
-def _should_expire(expected: Expectation | None) -> bool:
-    return expected is None or expected.ttl_ms is not None
+    return [*problems, *few(problem for name, each in own.items() if (problem := _big(name, each.value)))]
 
 
 def _against(expected: Expectation, name: str, loaded: LoadedKey, facts: SessionFacts) -> Problem | None:
@@ -119,7 +115,7 @@ def _ttls(expected: Expectation) -> str:
 def _no_ttl(persistent: list[str], with_ttl: int, option: str) -> list[Problem]:
     if with_ttl:
         reason = "has no TTL while other keys of the session have one: it will remain when they have expired"
-        return _few([Problem("no_ttl", name, reason) for name in persistent])
+        return list(few(Problem("no_ttl", name, reason) for name in persistent))
     count = "the key remains" if len(persistent) == 1 else f"all {len(persistent):,} keys remain"
     reason = f"no key of the session has a TTL: {count} until deleted or evicted{option}"
     return [Problem("no_ttl", persistent[0], reason)]
@@ -127,14 +123,8 @@ def _no_ttl(persistent: list[str], with_ttl: int, option: str) -> list[Problem]:
 
 def _mixed_ttl(ends_s: Mapping[str, float], early: list[str]) -> list[Problem]:
     last = duration(1000 * max(ends_s.values(), default=0.0))
-    problems = [
-        Problem("mixed_ttl", name, f"expires in {duration(1000 * ends_s[name])}, the session's last key in {last}")
-        for name in early[:_REPORTED]
-    ]
-    if len(early) > _REPORTED:
-        more = counted(len(early) - _REPORTED, "more key")
-        problems.append(Problem("mixed_ttl", early[_REPORTED], f"… and {more} that expire early"))
-    return problems
+    reason = "expires in {}, the session's last key in " + last
+    return list(few(Problem("mixed_ttl", name, reason.format(duration(1000 * ends_s[name]))) for name in early))
 
 
 def _big(name: str, value: RedisValue) -> Problem | None:
@@ -143,11 +133,3 @@ def _big(name: str, value: RedisValue) -> Problem | None:
         return None
     reason = f"holds a value of {size / 1e6:.1f} MB: each read of it transfers that much, and blocks others meanwhile"
     return Problem("big_value", name, reason)
-
-
-def _few(problems: list[Problem]) -> list[Problem]:
-    """Return five of many like problems, and a sixth that counts the rest."""
-    if len(problems) <= _REPORTED:
-        return problems
-    more = counted(len(problems) - _REPORTED, "more key")
-    return [*problems[:_REPORTED], problems[_REPORTED]._replace(message=f"… and {more} like it")]

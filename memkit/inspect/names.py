@@ -42,7 +42,7 @@ def name_mask(names: Iterable[str], wanted: str) -> Callable[[str], str]:
 
 
 def masked_repair(repair: str, mask: Callable[[str], str]) -> str:
-    """Return a command with its names masked; then it cannot be pasted, and a remark tells how to see it."""
+    """Return a command with its names masked; then it cannot be pasted, and a remark shows how to see it."""
 
     def shown(found: re.Match[str]) -> str:
         word = found[0]

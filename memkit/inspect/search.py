@@ -153,7 +153,7 @@ class _Search:
         groups: dict[Group, dict[str, KeyOwner]] = {}
         for name in self._there:
             owner = self._owner(name, self._wanted)
-            if owner and owner.session == self._wanted and (_is_apart(owner.prefix) or _is_default(owner)):
+            if owner and owner.session == self._wanted and (not owner.prefix[-1:].isalnum() or _is_default(owner)):
                 groups.setdefault(owner.group, {})[name] = owner
         strong = {group: owners for group, owners in groups.items() if group[2][-1:] in SEPARATORS}
         return strong or groups
@@ -188,7 +188,7 @@ class _Search:
         return self._as_unknown(self._wanted, names)
 
     def _unseparated(self) -> _Found | None:
-        """Return the session of keys whose names end with the id, without a separator before it."""
+        """Return the session of keys that end with the id, without a separator before it."""
         ending = re.compile(rf"[^\W_]{re.escape(self._wanted)}$")
         names = self._reader.scan(f"{_glob(self._reader.target.prefix)}*{_glob(self._wanted)}", ending, MAX_NAMES)
         self._load(KeyRequest(name, "") for name in names)
@@ -282,10 +282,6 @@ class _Search:
             raw = self._there[name].value
             seen[name] = _shielded(lambda: formats.recognise(raw, wanted), None)
         return seen[name]
-
-
-def _is_apart(prefix: str) -> bool:
-    return not prefix[-1:].isalnum()
 
 
 def _is_default(owner: KeyOwner) -> bool:

@@ -218,7 +218,9 @@ def page(report: AuditReport) -> str:
 
 def _numbers(report: AuditReport) -> Iterable[tuple[str, str]]:
     first = report.findings[0] if report.findings else None
-    if first and first.keys:
+    if report.affected_text:
+        yield "affected", report.affected_text
+    elif first and first.keys:
         yield "affected", f"{first.keys:,} of {counted(first.sampled, 'key')}"
     if first and first.expected_ttl_s is not None:
         yield "expected TTL", duration(first.expected_ttl_s * 1000)

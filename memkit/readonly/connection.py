@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import hiredis
 import redis
 
+from memkit.connect import NO_DRIVER_INFO
+
 READ_BYTES = 1 << 17
 REPLY_TIMEOUT_S = 30.0
 """More than the time to connect: a slow command of another client may delay a batch, which is no reason to give up."""
@@ -108,19 +110,21 @@ class ReadOnlyConnection:
     commands. ``sent`` counts the commands. ``touches_because`` is empty if NO-TOUCH is on, so that reading a value does
     not reset its idle time, and the reason otherwise. If ``tolerant``, a broken connection raises nothing: the error is
     ``failure`` and the reply to every command from then on. ``socket`` and ``reader`` (hiredis) are for a subscription:
-    its messages are not replies.
+    its messages are not replies. With ``replica``, a cluster's replica answers for its primary's keys (READONLY).
     """
 
-    def __init__(self, client: redis.Redis, *, name: str = "", keep_idle_times: bool = True) -> None:
+    def __init__(
+        self, client: redis.Redis, *, name: str = "", keep_idle_times: bool = True, replica: bool = False
+    ) -> None:
         pool = client.connection_pool
         # Maintenance notifications need RESP3 (redis-py 7 and later) and belong to the client's own pool.
         options = {key: value for key, value in pool.connection_kwargs.items() if not key.startswith("maint_")}
-        # redis-py 8.1 looks its own version up on disk for each connection, which takes as long as 2,000 messages.
-        options = {"driver_info": None} | options
-        self._connection: Any = pool.connection_class(**{**options, "protocol": 2, "decode_responses": False})
+        self._connection: Any = pool.connection_class(
+            **{**NO_DRIVER_INFO, **options, "protocol": 2, "decode_responses": False}
+        )
         self.name = name
         self.database = int(options.get("db") or 0)
-        self._keep_idle_times = keep_idle_times
+        self._keep_idle_times, self._replica = keep_idle_times, replica
         self.sent: Counter[str] = Counter()
         self.tolerant = False
         self.failure: redis.RedisError | None = None
@@ -134,6 +138,8 @@ class ReadOnlyConnection:
         self.socket.settimeout(REPLY_TIMEOUT_S)
         self.reader = hiredis.Reader(protocolError=redis.InvalidResponse, replyError=redis.ResponseError)
         self._pending: deque[PendingReplies] = deque()
+        if self._replica:
+            self.ask("READONLY")
         self.touches_because = "CLIENT NO-TOUCH was not sent"
         if self._keep_idle_times:
             reply = self.ask("CLIENT", "NO-TOUCH", "ON")

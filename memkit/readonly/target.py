@@ -37,7 +37,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An open Redis: ``connections`` has one for each primary of a cluster, or the one server.
+    """An open Redis: ``connections`` has the one server, or one for each shard of a cluster, in the order of the slots.
 
     ``route`` returns the connection for a key. ``slot_owners`` has the id of each slot's primary when the target was
     opened; it is empty if this is no cluster. ``prefix`` is that of a sandbox's client, else empty. ``url`` has no
@@ -67,13 +67,14 @@ class Target:
 
 
 @contextmanager
-def open_target(url_or_client: str | Any, *, tolerant: bool = False) -> Iterator[Target]:
+def open_target(url_or_client: str | Any, *, tolerant: bool = False, replicas: bool = False) -> Iterator[Target]:
     """Open connections to a server, or to each primary of a cluster; they are closed at the end.
 
     Args:
         url_or_client: A Redis URL (standalone, Sentinel, cluster, or one node of a cluster), or a synchronous redis-py
             client. A client's pool is not used: the connections are new ones with its settings.
         tolerant: Of a cluster, go on without a server that stops answering: see ReadOnlyConnection.
+        replicas: Of a cluster, open a replica of each primary that has one.
 
     Raises:
         PolicyError: Neither a URL nor a synchronous client.
@@ -91,9 +92,9 @@ def open_target(url_or_client: str | Any, *, tolerant: bool = False) -> Iterator
     try:
         with _tls_hint(str(url_or_client)):
             if isinstance(client, RedisCluster):
-                route, slots = _open_cluster(client, opened)
+                route, slots = _open_cluster(client, opened, replicas)
             else:
-                route, slots = _open_server(client, opened)
+                route, slots = _open_server(client, opened, replicas)
         url = redact(url_or_client) if isinstance(url_or_client, str) else opened[0].name
         for connection in opened:
             connection.tolerant = tolerant and len(opened) > 1
@@ -111,16 +112,20 @@ Slots = Sequence[Any]
 """The reply to CLUSTER SLOTS: first and last slot, then the primary (host, port, id), then its replicas."""
 
 
-def _open_cluster(client: RedisCluster, opened: list[ReadOnlyConnection]) -> tuple[Route, Slots]:
-    opened.extend(
-        ReadOnlyConnection(client.get_redis_connection(node), name=str(node.name)) for node in client.get_primaries()
-    )
-    by_name = {connection.name: connection for connection in opened}
-    return lambda key: by_name[str(client.get_node_from_key(key).name)], _slots(opened[0])
+def _open_cluster(client: RedisCluster, opened: list[ReadOnlyConnection], replicas: bool) -> tuple[Route, Slots]:
+    slots = sorted(client.nodes_manager.slots_cache.items())
+    nodes_of = {str(nodes[0].name): _chosen(nodes, replicas) for _, nodes in slots}
+    nodes_of |= {str(one.name): one for one in client.get_primaries() if str(one.name) not in nodes_of}
+    by_primary = {}
+    for name, node in nodes_of.items():
+        connection = ReadOnlyConnection(client.get_redis_connection(node), name=str(node.name), replica=replicas)
+        by_primary[name] = connection
+        opened.append(connection)
+    return lambda key: by_primary[str(client.get_node_from_key(key).name)], _slots(opened[0])
 
 
-def _open_server(client: redis.Redis, opened: list[ReadOnlyConnection]) -> tuple[Route, Slots]:
-    """Open the server; if it is a node of a cluster, the primaries of that cluster."""
+def _open_server(client: redis.Redis, opened: list[ReadOnlyConnection], replicas: bool) -> tuple[Route, Slots]:
+    """Open the server; if it is a node of a cluster, the primaries of that cluster, or a replica of each."""
     first = ReadOnlyConnection(client, name=place(client))
     opened.append(first)
     options = client.connection_pool.connection_kwargs
@@ -130,19 +135,26 @@ def _open_server(client: redis.Redis, opened: list[ReadOnlyConnection]) -> tuple
     own_id = first.ask("CLUSTER", "MYID") if slots else b""
     by_id: dict[bytes, ReadOnlyConnection] = {}
     by_slot: dict[int, ReadOnlyConnection] = {}
-    for start, end, (host, port, node_id, *_), *_ in slots:
-        if node_id == own_id:
+    for start, end, *nodes in sorted(slots, key=lambda one: one[0]):
+        host, port, node_id, *_ = _chosen(nodes, replicas)
+        if node_id == own_id and not replicas:
             by_id[node_id] = first
         elif node_id not in by_id:
             address = {"host": host.decode() if host else options.get("host", "127.0.0.1"), "port": int(port)}
-            by_id[node_id] = ReadOnlyConnection(_at(client, address), name=f"{address['host']}:{address['port']}")
+            name = f"{address['host']}:{address['port']}"
+            by_id[node_id] = ReadOnlyConnection(_at(client, address), name=name, replica=replicas)
             opened.append(by_id[node_id])
         by_slot |= dict.fromkeys(range(start, end + 1), by_id[node_id])
-    if by_id and own_id not in by_id:
-        # A replica, or a primary without slots: its keys are those of another primary, or none.
-        opened.remove(first)
-        first.close()
+    if by_id:
+        if first not in by_id.values():
+            first.close()  # not chosen, or a primary without slots: its keys are those of another server, or none
+        opened[:] = by_id.values()
     return lambda key: by_slot.get(key_slot(key), opened[0]) if by_slot else first, slots
+
+
+def _chosen(nodes: Sequence[Any], replicas: bool) -> Any:
+    """Return the primary, which comes first, or with ``replicas`` its first replica if it has one."""
+    return nodes[1] if replicas and len(nodes) > 1 else nodes[0]
 
 
 def _at(client: redis.Redis, address: dict[str, Any]) -> redis.Redis:

@@ -26,7 +26,7 @@ class CommandLog:
     def start(self) -> None:
         """Log every command from now on."""
         self._started_s = time.monotonic()
-        with self._server.client() as client, client.pipeline(transaction=False) as pipe:
+        with self._server.client(protocol=2) as client, client.pipeline(transaction=False) as pipe:
             pipe.config_get("slowlog-*")
             pipe.config_set("slowlog-log-slower-than", 0)
             pipe.config_set("slowlog-max-len", ENTRIES)
@@ -35,7 +35,7 @@ class CommandLog:
 
     def stop(self) -> None:
         """Restore the server's configuration."""
-        with self._server.client() as client, client.pipeline(transaction=False) as pipe:
+        with self._server.client(protocol=2) as client, client.pipeline(transaction=False) as pipe:
             for name, value in self._before.items():
                 pipe.config_set(name, value)
             pipe.execute()

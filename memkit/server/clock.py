@@ -244,7 +244,11 @@ class ServerClock:
             return
         pool = self._client.connection_pool
         for name in self._client.info("keyspace"):
-            options = pool.connection_kwargs | {"db": int(name.removeprefix("db"))}
+            number = int(name.removeprefix("db"))
+            if number == (pool.connection_kwargs.get("db") or 0):
+                yield self._client  # a connection of its own would take longer than the rest of a shift
+                continue
+            options = pool.connection_kwargs | {"db": number}
             with redis.Redis.from_pool(redis.ConnectionPool(pool.connection_class, **options)) as client:
                 yield client
 

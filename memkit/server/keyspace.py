@@ -9,6 +9,7 @@ import redis.asyncio
 from redis.exceptions import RedisError, ResponseError
 
 from memkit.connect import (
+    NO_DRIVER_INFO,
     AnyAsyncClient,
     AnyClient,
     connect,
@@ -52,7 +53,7 @@ class PrivateKeyspace:
     def __init__(self, server: RedisServer) -> None:
         self.server = server
         # On the unix socket, as a test may change what the port accepts.
-        self._admin = redis.Redis(unix_socket_path=server.socket_path)
+        self._admin = redis.Redis(unix_socket_path=server.socket_path, **NO_DRIVER_INFO)
         self._changes = b""
 
     @property
@@ -90,11 +91,11 @@ class PrivateKeyspace:
 
     def client(self) -> redis.Redis:
         """Return a plain client."""
-        return redis.Redis.from_url(self.url)
+        return self.server.client()
 
     def async_client(self) -> redis.asyncio.Redis:
         """Return a plain asyncio client that closes with its event loop."""
-        client = redis.asyncio.Redis.from_url(self.url)
+        client = self.server.async_client()
         explain_refusals_async(client, lambda error: error)
         return client
 

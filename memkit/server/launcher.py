@@ -25,7 +25,7 @@ from urllib.parse import quote
 import redis
 import redis.asyncio
 
-from memkit.connect import redact
+from memkit.connect import NO_DRIVER_INFO, redact
 from memkit.errors import ServerError, ServerNotFound
 from memkit.server.clock import ServerClock
 from memkit.server.guard import DIRECTORY_PREFIX
@@ -285,11 +285,11 @@ class RedisServer:
 
     def client(self, **options: Any) -> redis.Redis:
         """Return a new redis-py client with the options of ``redis.Redis.from_url``."""
-        return redis.Redis.from_url(self.url, **options)
+        return redis.Redis.from_url(self.url, **NO_DRIVER_INFO | options)
 
     def async_client(self, **options: Any) -> redis.asyncio.Redis:
         """Return a new redis-py asyncio client with the options of ``redis.asyncio.Redis.from_url``."""
-        return redis.asyncio.Redis.from_url(self.url, **options)
+        return redis.asyncio.Redis.from_url(self.url, **NO_DRIVER_INFO | options)
 
     def start(self) -> Self:
         """Start the server and return when it answers; on a running server, do nothing.

@@ -30,7 +30,17 @@ import redis.asyncio
 from redis.connection import DefaultParser
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from memkit.connect import AnyAsyncClient, AnyClient, connect, connect_async, execute_undecoded, primaries, redact, scan
+from memkit.connect import (
+    NO_DRIVER_INFO,
+    AnyAsyncClient,
+    AnyClient,
+    connect,
+    connect_async,
+    execute_undecoded,
+    primaries,
+    redact,
+    scan,
+)
 from memkit.errors import LeftSandboxError, SandboxError
 from memkit.server.clock import ServerClock, chunks, escape_glob
 from memkit.server.guard import NAME, REGISTRY, guard_write, own_prefixes, sandboxes
@@ -131,7 +141,7 @@ class Sandbox:
         if parent and decode_responses in parent._pools:
             client: AnyClient = redis.Redis(connection_pool=parent._pools[decode_responses])
         else:
-            client = connect(self.url, decode_responses=decode_responses, **options)
+            client = connect(self.url, decode_responses=decode_responses, **NO_DRIVER_INFO | options)
             explain_refusals(client, lambda error: owner._latest_child._explained(error))
             if parent and isinstance(client, redis.Redis):
                 # Kept for the next sandbox of the parent: connecting takes 2 ms (measured).
@@ -142,7 +152,7 @@ class Sandbox:
 
     def async_client(self, *, decode_responses: bool = False, **options: Any) -> AnyAsyncClient:
         """Return an asyncio client of the sandbox's user, with redis-py's options."""
-        client = connect_async(self.url, decode_responses=decode_responses, **options)
+        client = connect_async(self.url, decode_responses=decode_responses, **NO_DRIVER_INFO | options)
         explain_refusals_async(client, self._explained)
         client._test_prefix = self.prefix  # type: ignore[union-attr]
         return client
@@ -209,7 +219,7 @@ class SandboxHost:
         self.token = secrets.token_hex(6)
         self.user, self.password = f"{NAME}-{self.token}", secrets.token_urlsafe(18)
         self.prefix = f"{NAME}:{self.token}:"
-        self.admin: AnyClient = connect(self.url, client_name=self.user)
+        self.admin: AnyClient = connect(self.url, client_name=self.user, **NO_DRIVER_INFO)
         if isinstance(self.admin, redis.Redis):
             # Also if the URL has another name: the production guard recognises memkit's connections by it.
             self.admin.connection_pool.connection_kwargs["client_name"] = self.user

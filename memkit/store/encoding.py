@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from base64 import urlsafe_b64encode
 from binascii import b2a_base64
@@ -34,7 +35,6 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import chain
-from os import urandom
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import orjson
@@ -53,6 +53,8 @@ ELEMENT_BYTES = 7_900
 8,192 bytes of a list together (list-max-listpack-size), in steps of 1,024 bytes."""
 MOST_ELEMENT_BYTES = 9_000
 """An element is split if it is larger: the first messages were smaller than the others."""
+NONCES_AT_ONCE = 64
+"""Asking the system for each takes an append 1 us more."""
 SAMPLED_MESSAGES = 8
 DEEPEST = 250
 VECTORS_MARK = b"memkit1 float32 "
@@ -156,15 +158,6 @@ class Header(NamedTuple):
     metadata: dict[str, Any]
 
 
-class Element(NamedTuple):
-    """The messages of an element. A save's lists have no version and no time; ``own_id`` is "" without an id."""
-
-    version: int | None
-    at_ms: int | None
-    own_id: str
-    messages: list[Message]
-
-
 def encode_messages(messages: Sequence[object], *, listed: bool = False) -> list[bytes]:
     """Return messages as arguments of a script: the JSON of several together; one with its own id follows that id.
 
@@ -188,6 +181,17 @@ def encode_messages(messages: Sequence[object], *, listed: bool = False) -> list
             encoded += own_id(own), body
             start = index + 1
     return encoded + _encode_run(messages, start, len(messages), listed)
+
+
+def plain_text(message: object) -> bytes | None:
+    """Return the JSON of a message without an own id that orjson encodes exactly, or None if it has to be checked."""
+    if type(message) is not dict or "id" in message or not _EXACT.issuperset(map(type, message.values())):
+        return None
+    try:
+        text = orjson.dumps(message)
+    except orjson.JSONEncodeError:
+        return None
+    return text if len(text) <= MAX_BYTES else None
 
 
 def _encode_run(messages: Sequence[object], start: int, stop: int, listed: bool) -> list[bytes]:
@@ -230,9 +234,10 @@ def _dumped(run: list[object]) -> bytes | None:
 
 
 def _is_plain(run: Sequence[Any]) -> bool:
-    if set(map(type, run)) != {dict}:
+    try:
+        return _EXACT.issuperset(map(type, chain.from_iterable(map(dict.values, run))))
+    except TypeError:  # not a dict
         return False
-    return _EXACT.issuperset(map(type, chain.from_iterable(map(dict.values, run))))
 
 
 def encode_message(message: object, where: str) -> bytes:
@@ -322,9 +327,18 @@ def is_utf8(text: str) -> bool:
     return True
 
 
+_nonces: list[bytes] = []
+os.register_at_fork(after_in_child=_nonces.clear)
+
+
 def new_id() -> bytes:
     """Return a new nonce for a call: 48 random bits of the system as 8 characters. Forked processes share none."""
-    return b2a_base64(urandom(6), newline=False).translate(_URL_SAFE)
+    try:
+        return _nonces.pop()
+    except IndexError:
+        drawn = b2a_base64(os.urandom(6 * NONCES_AT_ONCE), newline=False).translate(_URL_SAFE)
+        _nonces.extend(drawn[at : at + 8] for at in range(8, len(drawn), 8))
+        return drawn[:8]
 
 
 def own_id(text: str) -> bytes:
@@ -397,40 +411,26 @@ def stamp(raw: bytes, key: str, index: int) -> tuple[int, int]:
     return (int(match[2], 16), int(match[3], 16)) if match[1] else (0, 0)
 
 
-def decode_element(raw: bytes, key: str, index: int, created_ms: int = 0) -> Element:
-    """Return an element's parts.
-
-    Args:
-        raw: The element.
-        key: The session's key, for the error.
-        index: The element's index, for the error.
-        created_ms: The header's; the element's time is relative to it.
-
-    Raises:
-        DecodeError: The element is damaged or foreign.
-    """
-    version, after_ms = stamp(raw, key, index)
-    match = cast("re.Match[bytes]", _ELEMENT.match(raw))
+def decode_element(raw: bytes, key: str, index: int) -> list[Message]:
+    """Return the messages of an element. Raises DecodeError for a damaged or foreign element."""
+    match = _ELEMENT.match(raw)
+    if not match:
+        raise _damaged(raw, key, index, "is damaged or foreign")
     try:
-        messages = _messages(orjson.loads(raw[match.end() :]))
+        value = orjson.loads(raw[match.end() :])
+        items = [
+            json.loads(item) if isinstance(item, str) else item
+            for item in (value if isinstance(value, list) else [value])
+        ]
     except (ValueError, RecursionError) as error:
         raise _damaged(raw, key, index, "is damaged") from error
-    if messages is None:
+    if any(type(item) is not dict for item in items):
         raise _damaged(raw, key, index, "contains a value that is not a message")
-    at_ms = created_ms + after_ms if version else None
-    return Element(version or None, at_ms, (match[4] or b"").decode(), messages)
+    return items
 
 
 def _damaged(raw: bytes, key: str, index: int, what: str) -> DecodeError:
     return DecodeError(f"element {index} of {key!r} {what} ({len(raw)} bytes); `memkit inspect` shows it")
-
-
-def _messages(value: object) -> list[Message] | None:
-    """Return the messages of an element's value, or None if it contains anything else."""
-    items = [
-        json.loads(item) if isinstance(item, str) else item for item in (value if isinstance(value, list) else [value])
-    ]
-    return cast("list[Message]", items) if all(type(item) is dict for item in items) else None
 
 
 def decode_messages(elements: Sequence[bytes], key: str, first: int = 1) -> list[Message]:
@@ -458,7 +458,7 @@ def decode_messages(elements: Sequence[bytes], key: str, first: int = 1) -> list
         if set(map(type, messages)) <= {dict}:
             return messages
     decoded = (decode_element(raw, key, first + index) for index, raw in enumerate(elements))
-    return [message for element in decoded for message in element.messages]
+    return list(chain.from_iterable(decoded))
 
 
 def decode_session(session_id: str, key: str, elements: Sequence[bytes], ttl: float | None) -> tuple[Session, bool]:

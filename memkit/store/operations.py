@@ -36,6 +36,7 @@ from memkit.store.encoding import (
     is_header,
     is_utf8,
     new_id,
+    plain_text,
     policy_of,
     policy_text,
     stamp,
@@ -213,11 +214,12 @@ class Operations:
     def append(self, session_id: str, messages: tuple[Message, ...], *, create: bool) -> Write[int]:
         """Add the messages that are not among the last 1,024."""
         key = self.key(session_id)
-        bodies = _for(key, encode_messages, messages)
-        # Messages with own ids may be older than what this store last saw: search the whole window for them.
-        chosen = len(bodies) > 1 and any(body[0] == OWN_ID for body in bodies)
-        seen = b"" if chosen else self._seen.get(session_id, b"")
-        return self._write("append", session_id, key, b"1" if create else b"0", seen, *bodies)
+        seen = self._seen.get(session_id, b"")
+        text = plain_text(messages[0]) if len(messages) == 1 else None
+        bodies = [text] if text else _for(key, encode_messages, messages)
+        if len(bodies) > 1 and any(body[0] == OWN_ID for body in bodies):
+            seen = b""  # messages with own ids may be older than what was last seen: search the whole window for them
+        return self._write("append", session_id, key, seen if create else b"!" + seen, *bodies)
 
     def save(self, session_id: str, messages: list[Message], *, version: int | None) -> Write[int]:
         """Replace the dialogue."""
@@ -297,7 +299,8 @@ class Operations:
 
     def _write(self, name: str, session_id: str, key: str, *arguments: Argument) -> Write[int]:
         """Return a call that replies with a version. Its nonce is made once, here, even if the call is sent again."""
-        call = (self._policy, vectors_key(key), new_id(), *arguments)
+        first = b"%b%b\n%b" % (new_id(), self._policy, vectors_key(key))
+        call = (1, encoded(key), first, *arguments)
         return Write(key, script(name), call, lambda reply: self._version(session_id, key, reply))
 
     def _version(self, session_id: str, key: str, reply: bytes) -> Version:

@@ -14,6 +14,12 @@ own connection::
         MemoryStore(connection, prefix="chat:", ttl="7d").append("user-42", message)
         replicas = connection.wait(1, 100)  # how many replicas have it, after at most 100 ms
 
+On a cluster, with a client that one thread uses alone, the node's pool returns the same connection again::
+
+    store.append("user-42", message)
+    node = client.get_node_from_key(store.key("user-42"))
+    replicas = client.execute_command("WAIT", 1, 100, target_nodes=node)
+
 A call that raises redis-py's ConnectionError or TimeoutError after its retries was done once or not at all; messages
 with their own ids may then be appended again.
 
@@ -26,7 +32,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Self, TypeVar
 from weakref import WeakKeyDictionary
 
 import redis
@@ -55,6 +61,7 @@ if TYPE_CHECKING:
     import redis.asyncio.cluster
 
 T = TypeVar("T")
+C = TypeVar("C")
 _warned_of: WeakKeyDictionary[object, set[Warned]] = WeakKeyDictionary()
 """The warnings of each client's stores: an application may make a store for every request."""
 READ_ATTEMPTS: Final = 6
@@ -73,17 +80,37 @@ class _NoTtl:
 _NO_TTL: Final = _NoTtl()
 
 
-class _Store:
-    """What both stores share: everything but the I/O."""
+class _ClientChecked:
+    """Refuses what is no client of the right kind, before an argument that is missing is reported.
+
+    It is a class of its own because ``inspect.signature`` prefers a ``__new__`` to an ``__init__`` beside it.
+    """
+
+    _asynchronous: ClassVar[bool]
 
     def __new__(cls, client: object = None, *_: object, **__: object) -> Self:
         if isinstance(client, type) or not callable(getattr(client, "execute_command", None)):
             raise TypeError(
                 f"expected a redis-py client; got {type(client).__name__}. memkit.connect(url) makes one from a URL"
             )
+        if isinstance(client, redis.asyncio.Redis | redis.asyncio.RedisCluster) and not cls._asynchronous:
+            raise TypeError(f"{cls.__name__} got an asyncio client; use AsyncMemoryStore")
+        if isinstance(client, redis.Redis | redis.RedisCluster) and cls._asynchronous:
+            raise TypeError(f"{cls.__name__} got a synchronous client; use MemoryStore")
         return super().__new__(cls)
 
-    def __init__(self, client: Any, prefix: str, ttl: Duration | ExpiryPolicy | _NoTtl | None, shorten: bool) -> None:
+
+class _Store(_ClientChecked, Generic[C]):
+    """What both stores share: everything but the I/O."""
+
+    def __init__(
+        self,
+        client: C,
+        *,
+        prefix: str,
+        ttl: Duration | ExpiryPolicy | _NoTtl | None = _NO_TTL,
+        shorten: bool = False,
+    ) -> None:
         if not isinstance(prefix, str):
             raise PolicyError(f"expected a prefix such as 'session:'; got {type(prefix).__name__} {prefix!r}")
         # A sandbox's client carries its prefix: code under test needs no change.
@@ -101,7 +128,7 @@ class _Store:
                 f"{type(self).__name__}(prefix={prefix!r}) has no ttl=, so its sessions never expire. Add ttl='7d', or "
                 "ttl=None if that is intended",
                 NoTtlWarning,
-                stacklevel=3,
+                stacklevel=2,
             )
         self._client: Any = client
         self._operations = Operations(nested, policy, shorten=shorten, warned=warned)
@@ -149,7 +176,7 @@ class _Store:
         return f"<{type(self).__name__} {self.prefix!r}, {self.policy}>"
 
 
-class MemoryStore(_Store):
+class MemoryStore(_Store[redis.Redis | redis.RedisCluster]):
     """Sessions of an LLM application in Redis: one key each, a TTL in every write, exactly once under retries.
 
     Args:
@@ -169,17 +196,7 @@ class MemoryStore(_Store):
     key. If a call raises one of memkit's errors, what is stored is unchanged. Errors of Redis pass through.
     """
 
-    def __init__(
-        self,
-        client: redis.Redis | redis.RedisCluster,
-        *,
-        prefix: str,
-        ttl: Duration | ExpiryPolicy | _NoTtl | None = _NO_TTL,
-        shorten: bool = False,
-    ) -> None:
-        if isinstance(client, redis.asyncio.Redis | redis.asyncio.RedisCluster):
-            raise TypeError("MemoryStore got an asyncio client; use AsyncMemoryStore")
-        super().__init__(client, prefix, ttl, shorten)
+    _asynchronous = False
 
     def save(self, session_id: str, messages: list[Message], *, version: int | None = None) -> int:
         """Replace the messages, all or none. Summary and metadata stay.
@@ -362,20 +379,19 @@ class MemoryStore(_Store):
             raise
 
     def _write(self, operation: Write[T]) -> T:
-        call = (1, encoded(operation.key), *operation.arguments)
         try:
             try:
-                reply = self._client.execute_command("EVALSHA", operation.script.sha, *call, **RAW)
+                reply = self._client.execute_command("EVALSHA", operation.script.sha, *operation.arguments, **RAW)
             except NoScriptError:
                 # Never loaded, or lost (SCRIPT FLUSH, a restart, a failover): send the script, with the same nonce.
-                reply = self._client.execute_command("EVAL", operation.script.text, *call, **RAW)
+                reply = self._client.execute_command("EVAL", operation.script.text, *operation.arguments, **RAW)
         except redis.RedisError as error:
             self._add_note(error, operation.key)
             raise
         return operation.decode(reply)
 
 
-class AsyncMemoryStore(_Store):
+class AsyncMemoryStore(_Store["redis.asyncio.Redis | redis.asyncio.cluster.RedisCluster"]):
     """MemoryStore for asyncio: the same names, arguments and guarantees, awaited.
 
     Args:
@@ -389,17 +405,7 @@ class AsyncMemoryStore(_Store):
         PolicyError: An invalid TTL, prefix, session id or version.
     """
 
-    def __init__(
-        self,
-        client: redis.asyncio.Redis | redis.asyncio.cluster.RedisCluster,
-        *,
-        prefix: str,
-        ttl: Duration | ExpiryPolicy | _NoTtl | None = _NO_TTL,
-        shorten: bool = False,
-    ) -> None:
-        if isinstance(client, redis.Redis | redis.RedisCluster):
-            raise TypeError("AsyncMemoryStore got a synchronous client; use MemoryStore")
-        super().__init__(client, prefix, ttl, shorten)
+    _asynchronous = True
 
     async def save(self, session_id: str, messages: list[Message], *, version: int | None = None) -> int:
         """See MemoryStore.save."""
@@ -487,12 +493,11 @@ class AsyncMemoryStore(_Store):
             raise
 
     async def _write(self, operation: Write[T]) -> T:
-        call = (1, encoded(operation.key), *operation.arguments)
         try:
             try:
-                reply = await self._client.execute_command("EVALSHA", operation.script.sha, *call, **RAW)
+                reply = await self._client.execute_command("EVALSHA", operation.script.sha, *operation.arguments, **RAW)
             except NoScriptError:
-                reply = await self._client.execute_command("EVAL", operation.script.text, *call, **RAW)
+                reply = await self._client.execute_command("EVAL", operation.script.text, *operation.arguments, **RAW)
         except redis.RedisError as error:
             self._add_note(error, operation.key)
             raise

@@ -1,4 +1,4 @@
-"""The audit told the truth about drawn incidents, hurt nobody, and said what it could not see."""
+"""The audit of drawn incidents: the verdict is right, nothing changes, and what was refused is noted."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def test_no_idle_clock_and_no_byte_changes(lane: str) -> None:
         assert min(idle.values()) >= 59
         # A neighbour's second may tick; a key that was touched would be back at 0.
         assert all(0 <= later[key] - idle[key] <= 5 for key in later)
-        alive = {key: value for key, value in before.items() if client.exists(key)}
-        assert {key: client.dump(key) for key in alive} == alive
+        existing = {key: value for key, value in before.items() if client.exists(key)}
+        assert {key: client.dump(key) for key in existing} == existing
         used = {name: after[name] - stats.get(name, 0) for name in after if after[name] > stats.get(name, 0)}
         assert set(used) <= HARMLESS | {"config|resetstat", "acl|whoami"}
         assert report.proof.idle_clocks_touched == 0
@@ -96,7 +96,7 @@ def words(counted: Mapping[str, int]) -> Counter[str]:
     total: Counter[str] = Counter()
     for name, count in counted.items():
         total[name.partition("|")[0]] += count
-    # What redis-py says on connecting, and what a server does not know and so does not count.
+    # What redis-py sends on connecting, and what a server does not know and so does not count.
     del total["hello"], total["select"], total["client"], total["pexpiretime"]
     return total
 
@@ -105,7 +105,7 @@ def calls(client: redis.Redis) -> dict[str, int]:
     return {name.removeprefix("cmdstat_"): row["calls"] for name, row in client.info("commandstats").items()}
 
 
-def test_full_reads_no_value_where_that_would_touch() -> None:
+def test_full_reads_no_value_if_that_would_touch_it() -> None:
     with played("corrupt", 1, LANES[0]) as (server, incident):
         report = audit(server.url, expect=incident.expect, full=True)
         if LANES[0] in ("redis-6.2", "redis-7.0"):
@@ -152,13 +152,13 @@ def split_rule(words: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("denied", "says"),
+    ("denied", "noted"),
     [
         ("config", "CONFIG"), ("info", "INFO"), ("client", "CLIENT"), ("slowlog", "SLOWLOG"), ("object", "idletime"),
         ("memory", "memory"),
     ],
 )  # fmt: skip
-def test_what_is_denied_is_said_and_the_rest_still_found(denied: str, says: str, any_server: RedisServer) -> None:
+def test_denied_command_is_noted_and_the_rest_found(denied: str, noted: str, any_server: RedisServer) -> None:
     with any_server.client() as client:
         for number in range(60):
             client.rpush(f"chat:{number}", "{}")
@@ -166,11 +166,11 @@ def test_what_is_denied_is_said_and_the_rest_still_found(denied: str, says: str,
         client.execute_command("ACL", "SETUSER", "limited", "on", ">pw", "~*", "+@all", f"-{denied}")
     url = any_server.url.replace("unix://", "unix://limited:pw@")
     report = audit(url, expect={"chat:*": "7d"}, full=True, duty=1)
-    assert any(says in note for note in report.notes), report.notes
+    assert any(noted in note for note in report.notes), report.notes
     assert report.findings[0].cause == "ttl_too_short" or denied in ("object", "info")
 
 
-def test_locks_caches_and_counters_beside_the_sessions_are_no_finding() -> None:
+def test_locks_caches_and_counters_are_no_finding() -> None:
     with RedisServer(persist=True) as server, server.client() as client:
         for number in range(40):
             client.rpush(f"chat:{number}", "{}")
@@ -207,7 +207,7 @@ def test_a_replica_is_read_and_its_primary_judged(any_server: RedisServer) -> No
 
 
 def state_of(node: redis.Redis) -> tuple[str, int]:
-    """Return what a node says of its cluster, and how many nodes it knows."""
+    """Return what a node reports of its cluster, and how many nodes it knows."""
     return node.cluster("info")["cluster_state"], len(node.cluster("nodes"))
 
 
@@ -260,7 +260,7 @@ def test_a_cluster_is_one_keyspace() -> None:
         "chat:=7d",
     ],
 )
-def test_an_unreadable_expectation_says_what_was_expected(text: str) -> None:
+def test_invalid_expectation_names_what_is_valid(text: str) -> None:
     with pytest.raises(PolicyError):
         parse_expectation(text)
 
@@ -280,7 +280,7 @@ def test_expectations_are_read_as_written(tmp_path: Path) -> None:
         read_expectations(tmp_path / "none")
 
 
-def test_what_names_one_key_or_is_said_twice_is_refused() -> None:
+def test_single_key_or_repeated_expectation_is_refused() -> None:
     with pytest.raises(PolicyError, match=r"'chat:' names one key; for all that begin so: 'chat:\*=7d'"):
         parse_expectation("chat:=7d,absolute")
     assert parse_expectation("the-only-session=7d").pattern == "the-only-session"
@@ -289,7 +289,7 @@ def test_what_names_one_key_or_is_said_twice_is_refused() -> None:
         expectations([parse_expectation("chat:*=7d"), parse_expectation("chat:*=5m")])
 
 
-def test_expectations_are_taken_as_a_mapping_or_as_their_texts() -> None:
+def test_expectations_can_be_a_mapping_or_texts() -> None:
     with start(LANES[-1]) as server:
         for expect in ({"chat:*": "7d"}, "chat:*=7d", ["chat:*=7d"], (parse_expectation(one) for one in ["chat:*=7d"])):
             assert audit(server.url, expect=expect, duty=1).expected == ("chat:*=sliding 7d",)
@@ -298,12 +298,12 @@ def test_expectations_are_taken_as_a_mapping_or_as_their_texts() -> None:
 @pytest.mark.parametrize(
     "expect", ["chat:*", "", ["chat:*"], [("chat:*", "7d")], b"chat:*=7d", 7, {b"chat:*": "7d"}, {"": "7d"}, [None]]
 )
-def test_what_is_no_expectation_is_refused_with_what_was_expected(expect: Any) -> None:
+def test_other_types_of_expectations_are_refused(expect: Any) -> None:
     with pytest.raises(PolicyError, match="expected"):
         audit("redis://127.0.0.1:1/0", expect=expect)
 
 
-def test_why_idle_times_are_not_told_is_said_as_it_is(any_server: RedisServer) -> None:
+def test_reason_for_missing_idle_times_is_noted(any_server: RedisServer) -> None:
     with any_server.client() as client:
         for number in range(30):
             client.set(f"chat:{number}", "x", ex=300)
@@ -337,7 +337,7 @@ def test_patterns_match_as_redis_matches(pattern: str, key: bytes, matches: bool
     assert bool(glob_expression(pattern).fullmatch(key)) is matches
 
 
-def test_an_empty_database_and_a_pattern_without_keys_are_exit_2(any_server: RedisServer) -> None:
+def test_empty_database_and_unmatched_pattern_exit_2(any_server: RedisServer) -> None:
     assert (audit(any_server.url).verdict.cause, audit(any_server.url).exit_code) == ("no_data", 2)
     with any_server.client() as client:
         client.set("other:1", "x")
@@ -346,7 +346,7 @@ def test_an_empty_database_and_a_pattern_without_keys_are_exit_2(any_server: Red
     assert "other:*" in report.verdict.sentence
 
 
-def test_what_cannot_be_reached_passes_redis_own_error_on() -> None:
+def test_unreachable_server_raises_the_redis_error() -> None:
     with pytest.raises(redis.ConnectionError):
         audit(f"redis://127.0.0.1:{free_port()}/0")
     with pytest.raises(ServerError):
@@ -360,7 +360,7 @@ def test_what_cannot_be_reached_passes_redis_own_error_on() -> None:
             audit(server.url, duty=0)
 
 
-def test_a_plain_server_behind_a_tls_url_is_an_error_not_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tls_url_of_a_plain_server_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("memkit.readonly.target.CONNECT_TIMEOUT_S", 0.3)
     with RedisServer(port=0) as server, pytest.raises((redis.ConnectionError, redis.TimeoutError)):
         audit(f"rediss://127.0.0.1:{server.port}/0")
@@ -369,7 +369,7 @@ def test_a_plain_server_behind_a_tls_url_is_an_error_not_a_hang(monkeypatch: pyt
 # -- the report --------------------------------------------------------------------------------------------------------
 
 
-def test_without_expectations_it_says_what_to_expect() -> None:
+def test_without_expectations_it_states_what_to_expect() -> None:
     with played("healthy_steady", 3, LANES[-1]) as (server, incident):
         report = audit(server.url, duty=1)
         assert (report.verdict.status, report.exit_code) == ("undetermined", 2)
@@ -404,7 +404,7 @@ def test_the_json_has_the_promised_shape() -> None:
     assert {"commands", "writes", "idle_clocks_touched", "expired_during_audit"} <= set(shown["proof"])
 
 
-def test_names_of_keys_cannot_act_on_a_terminal_or_a_page() -> None:
+def test_key_names_are_escaped_in_text_and_html() -> None:
     with start(LANES[-1]) as server, server.client() as client:
         for number in range(10):
             client.set(f"\x1b[31m<b>:{number}", "x", ex=300)
@@ -457,7 +457,7 @@ def test_a_server_that_evicts_is_left_alone(duty: float, monkeypatch: pytest.Mon
         assert len(looked_at) == 2, "one more batch, and it is noticed"
 
 
-def test_batches_shrink_while_the_server_is_slow_and_it_is_left_alone_if_it_stays_so() -> None:
+def test_batches_shrink_and_stop_if_the_server_is_slow() -> None:
     pace = Pace(1, batch=200)
     for _ in range(5):
         pace.after(0.002, 0.002, 200)

@@ -1,4 +1,4 @@
-"""Less usual incidents, each with a known truth: what the finding says of cause, keys, TTL and date."""
+"""Less usual incidents, each with a known truth: the finding's cause, keys, TTL and date."""
 
 from __future__ import annotations
 
@@ -55,25 +55,25 @@ def the_finding(report: AuditReport) -> Finding:
 # -- never -------------------------------------------------------------------------------------------------------------
 
 
-def test_sessions_that_should_never_expire_and_have_a_deadline(server: RedisServer) -> None:
+def test_sessions_with_a_deadline_against_never(server: RedisServer) -> None:
     writes = spread("chat:", 100, 0, HOUR * 0.9, HOUR) + spread("chat:for-ever-", 50, 0, DAY, None)
     found = the_finding(audited(server, writes, {"chat:*": None}))
     assert (found.cause, found.prefix, found.keys, found.confidence) == ("ttl_too_short", "chat:", 100, "proven")
     assert (found.expected_ttl_s, found.observed_ttl_s) == (None, HOUR)
 
 
-def test_sessions_that_should_never_expire_and_do_not(server: RedisServer) -> None:
+def test_sessions_without_a_deadline_fit_never(server: RedisServer) -> None:
     report = audited(server, spread("chat:", 50, 0, DAY, None), {"chat:*": None})
     assert (report.findings, report.exit_code) == ((), 0)
 
 
-def test_immortal_sessions_under_a_similar_prefix(server: RedisServer) -> None:
+def test_persistent_sessions_under_a_similar_prefix(server: RedisServer) -> None:
     found = the_finding(audited(server, spread("chats:", 50, 0, DAY, None), {"chat:*": None}))
     assert (found.cause, found.prefix, found.keys, found.confidence) == ("wrong_prefix", "chat:", 50, "possible")
     assert (found.expected_ttl_s, found.observed_ttl_s, found.since) == (None, None, None)
 
 
-def test_mortal_keys_under_a_similar_prefix_are_not_the_immortal_sessions(server: RedisServer) -> None:
+def test_volatile_keys_are_not_the_persistent_sessions(server: RedisServer) -> None:
     report = audited(server, spread("chats:", 50, 0, HOUR * 0.9, HOUR), {"chat:*": None})
     assert report.verdict.cause == "no_data"
 
@@ -90,7 +90,7 @@ def test_mortal_keys_under_a_similar_prefix_are_not_the_immortal_sessions(server
         ("dialogue/", DAY, "no_data", "proven"),
     ],
 )
-def test_no_key_where_sessions_were_expected(
+def test_no_key_under_the_expected_prefix(
     prefix: str, ttl_s: float, cause: str, confidence: str, server: RedisServer
 ) -> None:
     found = the_finding(audited(server, spread(prefix, 60, 0, ttl_s * 0.9, ttl_s), {"chat:*": "7d"}))
@@ -116,7 +116,7 @@ def test_sessions_that_moved_to_another_prefix_since(server: RedisServer) -> Non
     assert found.since_is == "lower bound"
 
 
-def test_a_similar_prefix_beside_one_that_is_still_written_is_no_finding(server: RedisServer) -> None:
+def test_similar_prefix_beside_active_one_is_healthy(server: RedisServer) -> None:
     writes = spread("chat:", 80, 0, 6.5 * DAY, WEEK) + spread("chats:", 60, 0, 6 * DAY, WEEK)
     assert audited(server, writes, {"chat:*": "7d"}).findings == ()
 
@@ -124,7 +124,7 @@ def test_a_similar_prefix_beside_one_that_is_still_written_is_no_finding(server:
 # -- units -------------------------------------------------------------------------------------------------------------
 
 
-def test_what_another_expectation_is_about_did_not_move_there(server: RedisServer) -> None:
+def test_keys_of_another_expectation_did_not_move(server: RedisServer) -> None:
     writes = spread("chat:", 60, DAY, 6 * DAY, WEEK) + spread("chats:", 60, 0, DAY, WEEK)
     assert the_finding(audited(server, writes, {"chat:*": "7d"})).cause == "wrong_prefix"
     assert audit(server.url, expect={"chat:*": "7d", "chats:*": "7d"}, duty=1).findings == ()
@@ -150,13 +150,13 @@ def test_a_ttl_in_another_unit(expected: str, given_s: float, server: RedisServe
 # -- names -------------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_asked_for_is_a_session_whatever_its_name(server: RedisServer) -> None:
+def test_expected_keys_are_sessions_by_any_name(server: RedisServer) -> None:
     writes = spread("lock:", 60, 0, 5 * MINUTE * 0.9, 5 * MINUTE, kind="string")
     found = the_finding(audited(server, writes, {"lock:*": "1h"}))
     assert (found.cause, found.prefix, found.keys, found.observed_ttl_s) == ("ttl_too_short", "lock:", 60, 5 * MINUTE)
 
 
-def test_short_keys_of_other_ids_beside_healthy_sessions_are_noted_only(server: RedisServer) -> None:
+def test_short_keys_of_other_ids_are_only_noted(server: RedisServer) -> None:
     writes = spread("chat:", 80, 0, 6.5 * DAY, WEEK, kind="list")
     writes += [Write(f"chat:x{n}:preview", n * 4.0, 5 * MINUTE, kind="string") for n in range(60)]
     report = audited(server, writes, {"chat:*": "7d"})
@@ -181,9 +181,7 @@ def shaped(shape: str, count: int, newest_s: float, oldest_s: float, ttl_s: floa
     ("old", "new"),
     [("chat:{}", "chat:v2:n{}"), ("chat:user-{}", "chat:tenant-7:user-n{}"), ("chat:{}", "chat:acme/n{}")],
 )
-def test_a_release_that_changes_the_shape_of_keys_and_their_ttl(
-    old: str, new: str, kind: str, server: RedisServer
-) -> None:
+def test_release_that_changes_shape_and_ttl_is_found(old: str, new: str, kind: str, server: RedisServer) -> None:
     writes = shaped(old, 120, 5 * MINUTE, 6.5 * DAY, WEEK, kind=kind, value=JSON)
     writes += shaped(new, 60, 0, 5 * MINUTE * 0.95, 5 * MINUTE, kind=kind, value=JSON)
     report = audited(server, writes, {"chat:*": "7d"})
@@ -194,16 +192,14 @@ def test_a_release_that_changes_the_shape_of_keys_and_their_ttl(
     assert (report.at - found.since).total_seconds() == pytest.approx(5 * MINUTE, abs=60)
 
 
-def test_short_sessions_of_a_shape_beside_another_that_is_still_written_are_possible(server: RedisServer) -> None:
+def test_short_shape_beside_an_active_one_is_possible(server: RedisServer) -> None:
     writes = shaped("chat:{}", 120, 0, 6.5 * DAY, WEEK) + shaped("chat:acme/n{}", 60, 0, 280, 5 * MINUTE)
     found = the_finding(audited(server, writes, {"chat:*": "7d"}))
     assert (found.cause, found.keys, found.confidence) == ("ttl_too_short", 60, "possible")
 
 
 @pytest.mark.parametrize(("kind", "value", "count"), [("string", "17", 60), ("string", "on", 60), ("hash", "x", 60)])
-def test_short_keys_of_another_type_or_size_are_no_sessions_and_not_called_as_expected(
-    kind: str, value: str, count: int, server: RedisServer
-) -> None:
+def test_short_keys_of_other_type_or_size_are_ignored(kind: str, value: str, count: int, server: RedisServer) -> None:
     writes = shaped("chat:{}", 120, 0, 6.5 * DAY, WEEK, kind="string", value=JSON)
     writes += shaped("chat:n{}:hint", count, 0, 280, 5 * MINUTE, kind=kind, value=value)
     report = audited(server, writes, {"chat:*": "7d"})
@@ -219,9 +215,7 @@ HELPERS = ["chat:{}:stop", "chat:{}:unread", "chat:mutexes:{}", "chat:answers:{}
 
 @pytest.mark.parametrize("shape", HELPERS)
 @pytest.mark.parametrize("kind", ["list", "string"])
-def test_flags_set_with_each_message_of_a_session_are_no_parts_of_it(
-    shape: str, kind: str, server: RedisServer
-) -> None:
+def test_flags_set_with_each_message_are_no_parts(shape: str, kind: str, server: RedisServer) -> None:
     writes = shaped("chat:{}", 200, 0, 6.5 * DAY, WEEK, kind=kind, value=JSON)
     now = shaped("chat:{}", 12, 0, 25, WEEK, kind=kind, value=JSON)
     flags = shaped(shape, 12, 0, 25, 30, kind="string", value="yes")
@@ -232,7 +226,7 @@ def test_flags_set_with_each_message_of_a_session_are_no_parts_of_it(
 
 
 @pytest.mark.parametrize("value", ["7", "typing since 12:04"])
-def test_flags_of_various_lives_and_times_are_no_parts_of_sessions(value: str, server: RedisServer) -> None:
+def test_flags_with_various_ttls_are_no_parts(value: str, server: RedisServer) -> None:
     dice = random.Random(value)
     writes = shaped("chat:{}", 200, 0, 6.5 * DAY, WEEK)
     for n in dice.sample(range(200), 60):
@@ -243,8 +237,8 @@ def test_flags_of_various_lives_and_times_are_no_parts_of_sessions(value: str, s
 
 @pytest.mark.parametrize("at_its_message", [True, False])
 def test_a_cache_of_a_few_sessions_is_no_part_of_them(at_its_message: bool, server: RedisServer) -> None:
-    # A list of the sessions' own type and size, some hours long: only that it is there for few of them, or comes when
-    # nothing is written to them, tells.
+    # A list of the sessions' own type and size, some hours long: only that few of them have it, or that it comes when
+    # nothing is written to them, decides.
     writes = shaped("chat:{}", 800, 0, 6.5 * DAY, WEEK, read_s=1.0)
     caches = []
     for n in range(0, 27, 3) if at_its_message else range(3, 200, 4):
@@ -255,9 +249,7 @@ def test_a_cache_of_a_few_sessions_is_no_part_of_them(at_its_message: bool, serv
 
 @pytest.mark.parametrize("ttl_s", [MINUTE, 5 * MINUTE, DAY])
 @pytest.mark.parametrize(("kind", "value"), [("list", "x"), ("string", JSON)])
-def test_a_part_that_is_written_with_every_message_and_dies_before_it_is_torn_off(
-    ttl_s: float, kind: str, value: str, server: RedisServer
-) -> None:
+def test_part_with_a_shorter_ttl_is_mixed_ttl(ttl_s: float, kind: str, value: str, server: RedisServer) -> None:
     newest = shaped("chat:{}", 40, 0, ttl_s * 0.9, WEEK, read_s=0.5)
     parts = shaped("chat:{}:summary", 40, 0, ttl_s * 0.9, ttl_s, kind=kind, value=value)
     others = shaped("chat:old-{}", 100, ttl_s, 6.5 * DAY, WEEK)
@@ -267,7 +259,7 @@ def test_a_part_that_is_written_with_every_message_and_dies_before_it_is_torn_of
     assert found.observed_ttl_s == pytest.approx(ttl_s, abs=1.5)
 
 
-def test_a_part_that_is_not_renewed_is_torn_off(server: RedisServer) -> None:
+def test_part_that_is_not_renewed_is_mixed_ttl(server: RedisServer) -> None:
     writes = shaped("chat:{}", 60, 0, 2 * DAY, WEEK) + shaped("chat:{}:summary", 60, 3 * DAY, 6.5 * DAY, WEEK)
     assert the_finding(audited(server, writes, {"chat:*": "7d"})).cause == "mixed_ttl"
 
@@ -277,14 +269,14 @@ def test_a_part_that_is_not_renewed_is_torn_off(server: RedisServer) -> None:
 
 @pytest.fixture(params=list(LANES))
 def blind(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    """A server with an LFU policy: it does not tell when a key was last touched."""
+    """A server with an LFU policy: it does not report when a key was last accessed."""
     binary = every_server()[request.param]
     assert binary
     with RedisServer(binary=binary.path, persist=True, config={"maxmemory-policy": "allkeys-lfu"}) as server:
         yield server
 
 
-def test_short_lives_below_a_gap_are_a_short_ttl(blind: RedisServer) -> None:
+def test_short_remaining_ttls_below_a_gap_are_found(blind: RedisServer) -> None:
     writes = spread("chat:", 60, 5 * MINUTE, 4 * DAY, WEEK) + spread("chat:new-", 60, 0, 5 * MINUTE * 0.97, 5 * MINUTE)
     report = audited(blind, writes, {"chat:*": "7d"})
     found = the_finding(report)
@@ -296,7 +288,7 @@ def test_short_lives_below_a_gap_are_a_short_ttl(blind: RedisServer) -> None:
     assert any("LFU" in note for note in report.notes)
 
 
-def test_short_lives_on_a_young_server_are_a_short_ttl(blind: RedisServer) -> None:
+def test_short_ttls_left_on_a_young_server_are_found(blind: RedisServer) -> None:
     with blind.client() as client:
         for n in range(60):
             client.set(f"chat:{n}", "{}", ex=5 + 5 * n)
@@ -305,18 +297,18 @@ def test_short_lives_on_a_young_server_are_a_short_ttl(blind: RedisServer) -> No
     assert found.observed_ttl_s == pytest.approx(5 * MINUTE, rel=0.05)
 
 
-def test_lives_of_every_length_are_as_they_should_be_without_idle_clocks_too(blind: RedisServer) -> None:
+def test_all_ttls_left_are_healthy_without_idle_times(blind: RedisServer) -> None:
     assert audited(blind, spread("chat:", 120, 0, 6.9 * DAY, WEEK), {"chat:*": "7d"}).findings == ()
 
 
-def test_lives_that_are_too_long_are_seen_without_idle_clocks(blind: RedisServer) -> None:
+def test_long_ttl_is_found_without_idle_times(blind: RedisServer) -> None:
     writes = spread("chat:", 60, 6 * HOUR, 23 * HOUR, DAY) + spread("chat:new-", 60, 0, 6 * HOUR, 10 * DAY)
     found = the_finding(audited(blind, writes, {"chat:*": "1d"}))
     assert (found.cause, found.keys, found.confidence) == ("ttl_too_long", 60, "proven")
     assert found.observed_ttl_s == pytest.approx(10 * DAY, rel=0.01)
 
 
-def test_immortal_sessions_have_no_date_without_idle_clocks(blind: RedisServer) -> None:
+def test_no_date_of_persistent_keys_without_idle(blind: RedisServer) -> None:
     writes = spread("chat:", 60, HOUR, 6 * DAY, WEEK) + spread("chat:new-", 20, 0, HOUR, None)
     found = the_finding(audited(blind, writes, {"chat:*": "7d"}))
     assert (found.cause, found.keys, found.confidence) == ("no_ttl", 20, "proven")
@@ -333,9 +325,7 @@ def test_sessions_of_one_instant_near_their_end(server: RedisServer) -> None:
 
 
 @pytest.mark.parametrize(("short", "read", "found"), [(60, 0, True), (60, 40, True), (5, 40, False)])
-def test_a_burst_among_others_counts_unless_reads_explain_it(
-    short: int, read: int, found: bool, server: RedisServer
-) -> None:
+def test_burst_is_a_finding_unless_reads_explain_it(short: int, read: int, found: bool, server: RedisServer) -> None:
     others = spread("chat:", 80, DAY, 6.5 * DAY, WEEK)
     others = [Write(one.key, one.age_s, one.ttl_s, one.age_s / 3 if n < read else None) for n, one in enumerate(others)]
     report = audited(server, others + spread("chat:new-", short, 20, 21, 5 * MINUTE), {"chat:*": "7d"})
@@ -343,7 +333,7 @@ def test_a_burst_among_others_counts_unless_reads_explain_it(
     assert causes == ([("ttl_too_short", short, "likely", 5 * MINUTE)] if found else [])
 
 
-def test_short_lives_that_nobody_read_are_proven_by_the_servers_own_count(server: RedisServer) -> None:
+def test_short_ttls_are_proven_by_the_count_of_reads(server: RedisServer) -> None:
     # The server is ten days old, so age proves nothing; it has served no read.
     with server.client() as client:
         end = server.clock.now()

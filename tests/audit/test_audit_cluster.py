@@ -8,10 +8,11 @@ import pytest
 import redis
 import redis.crc
 from servers import every_server
-from topology import Cluster, cluster
+from topology import Cluster, cluster, move_slot
 
 from memkit.audit import audit
 from memkit.audit.sampling import KEPT_OF_ALL
+from memkit.server import RedisServer
 
 BINARY = every_server()[next(name for name, binary in every_server().items() if binary)]
 WEEK_S, MINUTES_S = 604_800, 300
@@ -34,24 +35,6 @@ def fill(made: Cluster, keys: int, *, short: int = 0) -> None:
             pipe.execute()
 
 
-def move_slot(made: Cluster, slot: int, *, keys: int = 1_000, finish: bool = True) -> int:
-    """Move a slot to another primary as redis-cli does; return how many keys were moved."""
-    with made.client() as client:
-        owner = client.nodes_manager.get_node_from_slot(slot)
-        other = next(node for node in client.get_primaries() if node.port != owner.port)
-        source, target = (client.get_redis_connection(node) for node in (owner, other))
-        ids = [node.execute_command("CLUSTER MYID") for node in (source, target)]
-        source_id, target_id = (each.decode() if isinstance(each, bytes) else each for each in ids)
-        target.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", source_id)
-        source.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", target_id)
-        names = source.execute_command("CLUSTER GETKEYSINSLOT", slot, keys)
-        if names:
-            source.execute_command("MIGRATE", "127.0.0.1", other.port, "", 0, 5_000, "KEYS", *names)
-        for node in (target, source) if finish else ():
-            node.execute_command("CLUSTER SETSLOT", slot, "NODE", target_id)
-        return len(names)
-
-
 def test_every_node_gives_the_same_counts(nodes: Cluster) -> None:
     fill(nodes, 3_000, short=1_000)
     urls = [nodes.url, *(f"redis://127.0.0.1:{server.port}" for server in nodes.servers)]
@@ -62,6 +45,38 @@ def test_every_node_gives_the_same_counts(nodes: Cluster) -> None:
         }
         found = {(one.verdict.cause, one.findings[0].prefix, one.findings[0].keys) for one in reports}
         assert found == {(reports[0].verdict.cause, "chat:", 1_000)}
+
+
+def type_calls(server: RedisServer) -> int:
+    with server.client() as client:
+        return int(client.info("commandstats").get("cmdstat_type", {}).get("calls", 0))
+
+
+def test_replica_of_a_cluster_is_read_on_each_shard(nodes: Cluster) -> None:
+    fill(nodes, 1_500, short=500)
+    for server in nodes.primaries:
+        with server.client() as client:
+            client.execute_command("WAIT", 1, 60_000)
+    given = [nodes.url, *(f"redis://127.0.0.1:{nodes.servers[at].port}" for at in (0, 4))]
+    for full, url in zip((False, True, False), given, strict=True):
+        before = list(map(type_calls, nodes.servers))
+        report = audit(nodes.url, expect={"chat:*": "7d"}, full=full, duty=1, replica=url)
+        read = [now - then for now, then in zip(map(type_calls, nodes.servers), before, strict=True)]
+        assert report.sample["keys"] == 1_500
+        assert [one.keys for one in report.findings if one.prefix == "chat:"] == [500], report.findings
+        assert not [note for note in report.notes if "replica" in note or "moved" in note]
+        assert read[:3] == [0, 0, 0] or full  # a full audit reads values, on the primaries
+        assert sum(read[3:]) == 1_500
+
+
+def test_shards_without_a_replica_are_a_note() -> None:
+    assert BINARY
+    with cluster(BINARY.path, replicas=False) as made:
+        fill(made, 300)
+        report = audit(made.url, expect={"chat:*": "7d"}, duty=1, replica=made.url)
+    assert report.sample["keys"] == 300
+    ports = sorted(f"127.0.0.1:{server.port}" for server in made.servers)
+    assert any(note.startswith(f"read on {', '.join(ports)}, not on a replica") for note in report.notes), report.notes
 
 
 def test_a_full_pass_keeps_a_fair_part_of_each_shard(nodes: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +92,7 @@ def test_a_full_pass_keeps_a_fair_part_of_each_shard(nodes: Cluster, monkeypatch
     assert found.keys / found.sampled == pytest.approx(1 / 3, abs=0.06)
 
 
-def test_the_other_parts_of_sessions_are_on_other_shards(nodes: Cluster) -> None:
+def test_parts_of_sessions_on_other_shards_are_found(nodes: Cluster) -> None:
     with nodes.client() as client:
         for number in range(200):
             client.set(f"chat:{number}", "{}", ex=WEEK_S)
@@ -86,7 +101,7 @@ def test_the_other_parts_of_sessions_are_on_other_shards(nodes: Cluster) -> None
     assert report.findings[0].cause == "mixed_ttl"
 
 
-def test_a_shard_that_fails_is_reported_and_the_others_read(nodes: Cluster) -> None:
+def test_failing_shard_is_reported_and_the_others_read(nodes: Cluster) -> None:
     """The replica takes over after a second in which no shard answers about keys."""
     fill(nodes, 30_000, short=15_000)
     failing = nodes.primaries[1]
@@ -137,7 +152,7 @@ def test_keys_of_a_slot_that_is_moving_are_reported(nodes: Cluster) -> None:
     assert not [finding for finding in report.findings if finding.prefix]
 
 
-def test_a_cluster_of_which_every_server_fails_is_an_error(nodes: Cluster) -> None:
+def test_cluster_with_only_failing_servers_is_an_error(nodes: Cluster) -> None:
     fill(nodes, 3_000)
     stopped: list[int] = []
 

@@ -132,7 +132,7 @@ def test_the_words_in_its_name_decide_nothing(server: RedisServer, name: str) ->
     assert [one.cause for one in world(server, PLAIN["a set of ids"], name=name)] == ["stale_index"]
 
 
-def test_sessions_that_users_deleted_only_possibly_dangle(server: RedisServer) -> None:
+def test_sessions_deleted_by_users_possibly_dangle(server: RedisServer) -> None:
     def delete(client: redis.Redis, key: str, sessions: Sequence[Entry]) -> None:
         client.zadd(key, dict(sessions))
         client.delete(*(f"sess:{one}" for one, _ in sessions[::2]))
@@ -166,7 +166,7 @@ OTHERS: dict[str, Callable[[redis.Redis], object]] = {
 
 
 @pytest.mark.parametrize("what", OTHERS)
-def test_numbers_and_words_of_other_things_are_no_index(server: RedisServer, what: str) -> None:
+def test_numbers_and_other_words_are_no_index(server: RedisServer, what: str) -> None:
     with server.client() as client:
         client.flushdb()
         for each in (*range(200), "en", "de"):

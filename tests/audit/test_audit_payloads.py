@@ -317,7 +317,7 @@ def test_damage_is_found_in_the_only_session(server: RedisServer, kind: str) -> 
         ("Python repr", lambda data: repr(json.loads(data))),
     ],
 )
-def test_json_in_another_dress_since_a_release_is_dated(
+def test_new_json_encoding_since_a_release_is_dated(
     server: RedisServer, name: str, twice: Callable[[bytes], str]
 ) -> None:
     def payload(dice: random.Random, at: float) -> bytes:
@@ -333,7 +333,7 @@ def test_json_in_another_dress_since_a_release_is_dated(
 
 
 @pytest.mark.parametrize("codec", ["gzip", "base64", "pickle 5", "msgpack"])
-def test_a_known_store_in_another_encoding_is_no_damage(server: RedisServer, codec: str) -> None:
+def test_known_store_in_another_encoding_is_no_damage(server: RedisServer, codec: str) -> None:
     def payload(dice: random.Random, at: float) -> Value:
         elements = [json.dumps({"type": "human", "data": {"content": words(dice)}}).encode() for _ in range(4)]
         return [*elements, CODECS[codec](elements[0])] if at > RELEASE else elements
@@ -375,7 +375,7 @@ def test_one_key_for_many_users_is_found(server: RedisServer, name: str) -> None
 
 
 @pytest.mark.parametrize("name", ["default", "alice", "nonesuch"])
-def test_one_large_session_among_active_ones_is_healthy(server: RedisServer, name: str) -> None:
+def test_large_session_among_active_ones_is_healthy(server: RedisServer, name: str) -> None:
     _shared(server, name, others_until=1)
     report = audit(server.url, expect={"chat:*": "7d"}, full=True, duty=1)
     assert [one.cause for one in report.findings] == []

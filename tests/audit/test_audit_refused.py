@@ -1,4 +1,4 @@
-"""Servers that refuse some commands, or tell of trouble of their own: what is still found, and what ends the audit."""
+"""Servers that refuse some commands, or report trouble of their own: what is still found, and what ends the audit."""
 
 from __future__ import annotations
 
@@ -57,9 +57,7 @@ def only(report: AuditReport, cause: str) -> list[object]:
 
 
 @pytest.mark.parametrize("command", ["dbsize", "scan", "type", "pttl"])
-def test_without_these_there_is_no_audit_and_the_servers_own_words_are_passed_on(
-    command: str, any_server: RedisServer
-) -> None:
+def test_refused_needed_command_raises_server_error(command: str, any_server: RedisServer) -> None:
     with any_server.client() as client:
         with_sessions(client)
     denied = ["-pttl", "-pexpiretime"] if command == "pttl" and any_server.version >= "7" else [f"-{command}"]
@@ -85,7 +83,7 @@ def test_without_time_this_machines_clock_is_taken(any_server: RedisServer) -> N
     assert [one.observed_ttl_s for one in short] == [300]  # type: ignore[attr-defined]
 
 
-def test_info_that_is_only_given_section_by_section_is_put_together(any_server: RedisServer) -> None:
+def test_info_in_sections_is_put_together(any_server: RedisServer) -> None:
     sections = [f"+info|{name}" for name in ("server", "stats", "memory", "persistence", "replication", "commandstats")]
     with any_server.client() as client:
         with_sessions(client)
@@ -111,7 +109,7 @@ def test_without_info_nothing_is_guessed(any_server: RedisServer) -> None:
     }
 
 
-def test_a_mistaken_expectation_or_client_is_an_error_before_anything_is_asked(tmp_path: Path) -> None:
+def test_invalid_arguments_raise_before_any_command(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match=r"chat:\[z-a\]\*"):
         _ = parse_expectation("chat:[z-a]*=7d").matches
     empty = tmp_path / "expectations.txt"
@@ -144,7 +142,7 @@ def test_a_save_that_fails_is_a_risk() -> None:
     assert report.verdict.cause == "persistence_risk"
 
 
-def test_no_eviction_threatens_keys_that_the_policy_spares(server: RedisServer) -> None:
+def test_volatile_policy_spares_persistent_keys(server: RedisServer) -> None:
     with server.client() as client:
         for number in range(60):
             client.set(f"chat:{number}", "{}")
@@ -166,14 +164,14 @@ def test_no_eviction_threatens_keys_that_the_policy_spares(server: RedisServer) 
         ({}, None),
     ],
 )
-def test_what_info_says_of_files(info: Mapping[str, str], cause: str | None) -> None:
+def test_files_in_info(info: Mapping[str, str], cause: str | None) -> None:
     facts = ServerFacts(info, {"save": "3600 1"})
     found = server_findings(facts, context_of(facts), [], after={})
     assert [one.cause for one in found] == ([cause] if cause else [])
 
 
 @pytest.mark.parametrize(("moved_s", "found"), [(0.0, True), (600.0, False), (300.0, True)])
-def test_only_a_clock_that_memkit_moved_as_far_as_it_is_off_is_no_finding(moved_s: float, found: bool) -> None:
+def test_clock_moved_by_memkit_as_far_is_no_finding(moved_s: float, found: bool) -> None:
     now = 1_800_000_000_000
     keys = [KeyFacts(b"chat:1", "string", now + 1000, now - 500_000, now, None)]
     facts = ServerFacts({}, {}, skew_ms=600_000.0, skew_error_ms=1.0, moved_by_ms=moved_s * 1000, now_ms=now)
@@ -184,9 +182,7 @@ def test_only_a_clock_that_memkit_moved_as_far_as_it_is_off_is_no_finding(moved_
 
 @pytest.mark.parametrize("by_s", [90, 7_200, 43_200, 54_000])
 @pytest.mark.parametrize("kind", ["list", "string"])
-def test_a_clock_that_memkit_moved_after_the_keys_were_written_is_no_finding(
-    kind: str, by_s: int, server: RedisServer
-) -> None:
+def test_clock_moved_after_the_writes_is_no_finding(kind: str, by_s: int, server: RedisServer) -> None:
     with server.client() as client:
         for number in range(100):
             with client.pipeline() as pipe:
@@ -199,7 +195,7 @@ def test_a_clock_that_memkit_moved_after_the_keys_were_written_is_no_finding(
     assert only(audit(server.url, expect={"chat:*": "7d"}, duty=1), "clock_skew") == []
 
 
-def test_a_clock_that_memkit_moves_on_between_writes_is_no_finding_however_far_it_was_before(
+def test_clock_moved_between_writes_is_no_finding(
     server: RedisServer,
 ) -> None:
     server.clock.shift("9d")
@@ -211,7 +207,7 @@ def test_a_clock_that_memkit_moves_on_between_writes_is_no_finding_however_far_i
 
 
 @pytest.mark.parametrize("by_s", [-600, 30, 3_600, 9 * 86_400])
-def test_a_clock_that_was_off_before_the_first_write_is_off(by_s: int, server: RedisServer) -> None:
+def test_clock_off_before_the_first_write_is_a_finding(by_s: int, server: RedisServer) -> None:
     server.clock.shift(by_s)
     with server.client() as client:
         with_sessions(client, short=0)
@@ -220,7 +216,7 @@ def test_a_clock_that_was_off_before_the_first_write_is_off(by_s: int, server: R
     assert len(only(audit(server.url, expect={"chat:*": "7d"}, duty=1), "clock_skew")) == 1
 
 
-def test_deadlines_that_clients_computed_by_another_clock_are_off_by_its_skew(server: RedisServer) -> None:
+def test_client_deadlines_are_off_by_the_clock_skew(server: RedisServer) -> None:
     server.clock.shift("10m")
     with server.client() as client:
         for number in range(60):
@@ -233,7 +229,7 @@ def test_deadlines_that_clients_computed_by_another_clock_are_off_by_its_skew(se
     assert found.observed_ttl_s == pytest.approx(3_000, abs=60)
 
 
-def test_a_short_ttl_that_only_looks_like_the_skew_is_a_short_ttl(server: RedisServer) -> None:
+def test_short_ttl_that_resembles_the_skew_is_short(server: RedisServer) -> None:
     server.clock.shift("10m")
     with server.client() as client:
         for number in range(60):
@@ -261,7 +257,7 @@ def test_the_slow_log_names_deleted_sessions(command: str, any_server: RedisServ
     assert (found.since.timestamp(), found.since_is) == (pytest.approx(deleted_at, abs=60), "upper bound")
 
 
-def test_what_the_slow_log_says_of_other_keys_is_no_finding(server: RedisServer) -> None:
+def test_slow_log_entries_of_other_keys_are_no_finding(server: RedisServer) -> None:
     with server.client() as client:
         with_sessions(client, short=0)
         client.set("cache:1", "x")
@@ -275,7 +271,7 @@ def test_what_the_slow_log_says_of_other_keys_is_no_finding(server: RedisServer)
         assert only(audit(server.url, expect={"chat:*": "7d"}, duty=1), "deleted") == []
 
 
-def test_a_flush_of_another_database_deleted_no_session(server: RedisServer) -> None:
+def test_flush_of_another_database_is_no_deletion(server: RedisServer) -> None:
     with server.client() as client:
         with_sessions(client, short=0)
         client.config_set("slowlog-log-slower-than", 0)
@@ -287,7 +283,7 @@ def test_a_flush_of_another_database_deleted_no_session(server: RedisServer) -> 
         assert only(audit(server.url, expect={"*": "7d"}, duty=1), "deleted") == []
 
 
-def test_locks_that_scripts_release_are_no_deleted_sessions(server: RedisServer) -> None:
+def test_locks_released_by_scripts_are_no_deletion(server: RedisServer) -> None:
     with server.client() as client:
         with_sessions(client, short=0)
         for number in range(50):
@@ -300,7 +296,7 @@ def test_locks_that_scripts_release_are_no_deleted_sessions(server: RedisServer)
             client.set(f"lock:{number}", "1", ex=30)
             client.delete(f"lock:{number}")
         found = only(audit(server.url, expect={"chat:*": "7d"}, duty=1), "deleted")
-        # Strings as the sessions are, and gone: it cannot be told.
+        # The deleted keys were strings, as the sessions are.
         assert [one.confidence for one in found] == ["possible"]  # type: ignore[attr-defined]
 
 
@@ -330,7 +326,7 @@ def a_code(client: redis.Redis, number: int) -> None:
 
 @pytest.mark.parametrize("over_s", [6 * 86_400, 9 * 86_400])
 @pytest.mark.parametrize("come_and_go", [a_lock, a_cache, a_code])
-def test_strings_that_come_and_go_by_command_are_no_deleted_sessions(
+def test_deleted_strings_are_no_deleted_sessions(
     come_and_go: Callable[[redis.Redis, int], None], over_s: float, server: RedisServer
 ) -> None:
     with server.client() as client:
@@ -343,7 +339,7 @@ def test_strings_that_come_and_go_by_command_are_no_deleted_sessions(
 
 
 @pytest.mark.parametrize("command", ["DEL", "UNLINK"])
-def test_deleted_sessions_are_found_beside_caches_that_expire(command: str, server: RedisServer) -> None:
+def test_deleted_sessions_beside_caches_are_found(command: str, server: RedisServer) -> None:
     with server.client() as client:
         with_lists(server, client)
         for number in range(200):
@@ -357,9 +353,7 @@ def test_deleted_sessions_are_found_beside_caches_that_expire(command: str, serv
 
 
 @pytest.mark.parametrize("beside", [True, False])
-def test_deletions_that_short_lived_strings_beside_sessions_of_strings_explain_are_noted(
-    beside: bool, server: RedisServer
-) -> None:
+def test_deletions_of_short_lived_strings_are_noted(beside: bool, server: RedisServer) -> None:
     with server.client() as client:
         with_sessions(client, short=0)
         server.clock.shift("1d")

@@ -49,7 +49,7 @@ def server() -> Iterator[RedisServer]:
 # -- shares ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_third_of_40000_keys_is_a_third_of_the_sample(any_server: RedisServer) -> None:
+def test_third_of_40000_keys_is_a_third_of_the_sample(any_server: RedisServer) -> None:
     with any_server.client() as client:
         fill(client, "chat:", range(30_000), WEEK_S)
         fill(client, "chat:", range(30_000, 45_000), MINUTES_S)
@@ -63,7 +63,7 @@ def test_a_third_of_40000_keys_is_a_third_of_the_sample(any_server: RedisServer)
 
 
 @pytest.mark.parametrize("cluster", [False, True])
-def test_a_small_sample_of_many_keys_is_fair_and_has_no_key_twice(server: RedisServer, cluster: bool) -> None:
+def test_small_sample_is_fair_and_has_no_key_twice(server: RedisServer, cluster: bool) -> None:
     with server.client() as client:
         fill(client, "old:", range(9_000), WEEK_S)
         fill(client, "new:", range(1_000), MINUTES_S)
@@ -92,7 +92,7 @@ def test_two_samples_are_not_the_same_stretch(server: RedisServer) -> None:
     assert len(drawn[0] & drawn[1]) < 400
 
 
-def test_a_stretch_that_begins_near_the_end_goes_on_at_the_beginning(server: RedisServer) -> None:
+def test_stretch_near_the_end_continues_at_the_start(server: RedisServer) -> None:
     with server.client() as client:
         fill(client, "chat:", range(3_000), WEEK_S)
 
@@ -107,7 +107,7 @@ def test_a_stretch_that_begins_near_the_end_goes_on_at_the_beginning(server: Red
     assert len({one.key for one in sample.keys}) == len(sample.keys)
 
 
-def test_keys_of_a_cluster_that_pile_up_in_slots_are_drawn_at_random() -> None:
+def test_cluster_keys_in_few_slots_are_drawn_at_random() -> None:
     config = {"cluster-enabled": "yes", "cluster-config-file": "nodes.conf"}
     binary = every_server()[LANES[0]]
     assert binary
@@ -140,9 +140,7 @@ def test_every_session_is_found_among_many_other_keys(server: RedisServer) -> No
     assert found.observed_ttl_s == MINUTES_S
 
 
-def test_looking_for_more_of_a_pattern_ends_when_there_are_enough(
-    server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_search_for_a_pattern_ends_with_enough_keys(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("memkit.audit.sampling.ENOUGH_OF_A_PATTERN", 200)
     with server.client() as client:
         fill(client, "cache:", range(9_000), WEEK_S)
@@ -157,7 +155,7 @@ def test_looking_for_more_of_a_pattern_ends_when_there_are_enough(
     assert sample.seen == seen + len(more)
 
 
-def test_the_other_parts_of_sampled_sessions_are_looked_up(server: RedisServer) -> None:
+def test_other_parts_of_sampled_sessions_are_looked_up(server: RedisServer) -> None:
     with server.client() as client:
         fill(client, "chat:", range(20_000), WEEK_S)
         fill(client, "chat:", range(20_000), 86_400, part=":messages")
@@ -181,9 +179,7 @@ def test_only_what_is_there_is_looked_up(server: RedisServer) -> None:
 # -- all, of which some are remembered ---------------------------------------------------------------------------------
 
 
-def test_a_full_pass_counts_every_key_and_remembers_a_fair_part(
-    server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_pass_counts_all_and_keeps_a_fair_part(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("memkit.audit.sampling.KEPT_OF_ALL", 1_000)
     with server.client() as client:
         fill(client, "chat:", range(6_000), WEEK_S)
@@ -223,7 +219,7 @@ def test_a_sample_ends_when_the_server_suffers(
     assert 0 < len(sample.keys) <= 200
 
 
-def test_keys_that_expire_while_they_are_looked_at_are_no_facts(server: RedisServer) -> None:
+def test_keys_that_expire_meanwhile_are_left_out(server: RedisServer) -> None:
     with server.client() as client:
         fill(client, "chat:", range(500), WEEK_S)
         with sampler_of(server) as sampler:

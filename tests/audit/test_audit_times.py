@@ -175,7 +175,7 @@ SHOWN = ("not_refreshed", "trimmed", "corrupt", "encoding_changed")
 
 
 def by_prefix(report: AuditReport) -> dict[str, list[Finding]]:
-    """Return the findings that payloads show; the keys' idle times tell of the test and not of the world."""
+    """Return the findings that payloads show; the keys' idle times are those of the test and not of the world."""
     found: dict[str, list[Finding]] = {}
     for one in report.findings:
         if one.cause in ("not_refreshed", "trimmed", "corrupt", "encoding_changed") or one.evidence[0].startswith(

@@ -1,4 +1,4 @@
-"""Which lives are a short TTL, and which are sessions that were read, where deadlines and idle clocks deceive."""
+"""Short TTLs against sessions that were read: cases in which deadlines and idle times are alike."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def read(write: Write, read_s: float) -> Write:
 
 @pytest.mark.parametrize("step_s", [10 * MINUTE, HOUR])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_what_is_written_and_read_on_a_grid_is_as_it_should_be(seed: int, step_s: float, server: RedisServer) -> None:
+def test_writes_and_reads_on_a_grid_are_healthy(seed: int, step_s: float, server: RedisServer) -> None:
     dice = random.Random(seed)
     writes: list[Write] = []
     for tick in reversed(range(int(DAY / step_s))):
@@ -40,7 +40,7 @@ def test_what_is_written_and_read_on_a_grid_is_as_it_should_be(seed: int, step_s
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_people_who_come_back_at_the_same_hour_are_no_short_ttl(seed: int, server: RedisServer) -> None:
+def test_returns_at_the_same_hour_are_no_short_ttl(seed: int, server: RedisServer) -> None:
     dice = random.Random(seed)
     writes = []
     for n in range(600):
@@ -50,13 +50,13 @@ def test_people_who_come_back_at_the_same_hour_are_no_short_ttl(seed: int, serve
     assert audited(server, writes, {"chat:*": "7d"}).findings == ()
 
 
-def test_a_batch_that_was_read_later_but_for_two_of_it_is_no_short_ttl(server: RedisServer) -> None:
+def test_batch_mostly_read_later_is_no_short_ttl(server: RedisServer) -> None:
     batch = spread("chat:", 50, 3 * DAY, 3 * DAY + 1, 7 * DAY)
     writes = [read(one, DAY) for one in batch[:48]] + batch[48:]
     assert audited(server, writes, {"chat:*": "7d"}).findings == ()
 
 
-def test_batches_that_were_all_read_at_one_moment_are_no_short_ttl(server: RedisServer) -> None:
+def test_batches_read_at_one_moment_are_no_short_ttl(server: RedisServer) -> None:
     batches = [spread(f"chat:{n}-", 20, n * HOUR + 6 * HOUR, n * HOUR + 6 * HOUR + 0.2, DAY) for n in range(12)]
     writes = [read(one, HOUR) for batch in batches for one in batch]
     assert audited(server, writes, {"chat:*": "1d"}).findings == ()
@@ -67,7 +67,7 @@ def test_batches_that_were_all_read_at_one_moment_are_no_short_ttl(server: Redis
 
 @pytest.mark.parametrize(("short_s", "changed_s"), [(18 * HOUR, 3 * HOUR), (12 * HOUR, 2 * HOUR), (5 * MINUTE, 250)])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_shorter_ttl_with_jitter_is_seen_among_reads(
+def test_shorter_ttl_with_jitter_is_found_among_reads(
     seed: int, short_s: float, changed_s: float, server: RedisServer
 ) -> None:
     dice = random.Random(seed)
@@ -86,7 +86,7 @@ def test_a_shorter_ttl_with_jitter_is_seen_among_reads(
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_short_ttl_is_measured_by_the_sessions_that_nobody_read(seed: int, server: RedisServer) -> None:
+def test_short_ttl_is_measured_by_unread_sessions(seed: int, server: RedisServer) -> None:
     dice = random.Random(seed)
     writes = []
     for n in range(90):

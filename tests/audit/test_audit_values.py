@@ -1,4 +1,4 @@
-"""What the audit finds by reading values: dates inside payloads against deadlines, and pointers to what is gone."""
+"""What the audit finds by reading values: dates inside payloads against deadlines, and pointers to missing keys."""
 
 from __future__ import annotations
 
@@ -85,11 +85,11 @@ DATED = [
 
 
 def written_twice(server: RedisServer, write: Writer, *, renew: int = 0) -> None:
-    """Write sessions five days ago with a week to live, and again now, which renews the first ``renew``."""
+    """Write sessions five days ago with a TTL of a week, and again now, which renews the first ``renew``."""
     now = server.clock.now()
     with server.client() as client:
         server.clock.move_to(now - timedelta(days=5))
-        client.set("untouched-since", "x")  # the server is not as young as its uptime says
+        client.set("untouched-since", "x")  # the server is not as young as its uptime
         for n in range(SESSIONS):
             write(client, f"chat:{n}", now - timedelta(days=5))
             client.expire(f"chat:{n}", WEEK_S)
@@ -101,7 +101,7 @@ def written_twice(server: RedisServer, write: Writer, *, renew: int = 0) -> None
 
 
 @pytest.mark.parametrize("write", DATED, ids=lambda write: write.__name__)
-def test_a_payload_younger_than_its_deadline_allows_was_not_renewed(write: Writer, server: RedisServer) -> None:
+def test_payload_newer_than_its_deadline_not_renewed(write: Writer, server: RedisServer) -> None:
     written_twice(server, write)
     report = full(server)
     found = report.findings[0]
@@ -117,7 +117,7 @@ def test_what_every_write_renews_is_no_finding(write: Writer, server: RedisServe
     assert full(server).findings == ()
 
 
-def test_one_writer_that_does_not_renew_is_told_with_its_share(server: RedisServer) -> None:
+def test_writer_that_does_not_renew_has_its_share(server: RedisServer) -> None:
     written_twice(server, epoch_in_a_hash, renew=SESSIONS - 4)
     assert [one.keys for one in of(full(server), "not_refreshed")] == [4]
 
@@ -127,15 +127,15 @@ def test_two_late_sessions_are_no_finding(server: RedisServer) -> None:
     assert of(full(server), "not_refreshed") == []
 
 
-def test_a_deadline_that_is_meant_to_stay_is_not_expected_to_be_renewed(server: RedisServer) -> None:
+def test_absolute_deadline_need_not_be_renewed(server: RedisServer) -> None:
     written_twice(server, epoch_in_a_hash)
     assert full(server, ExpiryPolicy.absolute("7d")).findings == ()
 
 
-@pytest.mark.parametrize("says", ["2026-13-45T99:99:99", "soon", None, [], "2126-01-01T00:00:00+00:00", "12345"])
-def test_what_is_no_date_or_lies_in_the_future_says_nothing(says: object, server: RedisServer) -> None:
+@pytest.mark.parametrize("date", ["2026-13-45T99:99:99", "soon", None, [], "2126-01-01T00:00:00+00:00", "12345"])
+def test_invalid_or_future_date_is_ignored(date: object, server: RedisServer) -> None:
     def write(client: redis.Redis, key: str, _at: datetime) -> None:
-        client.set(key, json.dumps({"created_at": says, "n": [[[[[[[[{"ts": 1_700_000_000}]]]]]]]]}), keepttl=True)
+        client.set(key, json.dumps({"created_at": date, "n": [[[[[[[[{"ts": 1_700_000_000}]]]]]]]]}), keepttl=True)
 
     written_twice(server, write)
     report = full(server)
@@ -144,7 +144,7 @@ def test_what_is_no_date_or_lies_in_the_future_says_nothing(says: object, server
     assert any(note.startswith("not_refreshed") for note in report.notes)
 
 
-def test_lists_of_a_known_store_that_name_what_is_gone_are_found(server: RedisServer) -> None:
+def test_list_of_missing_keys_of_a_store_is_found(server: RedisServer) -> None:
     with server.client() as client:
         session = load_capture(client, "langgraph-redis", json_as_text=True)
         blobs = list(client.scan_iter("checkpoint_write:*"))
@@ -198,7 +198,7 @@ def plain(value: str | dict[str, str]) -> str | bytes:
 
 
 def copy_of(client: redis.Redis, store: str, n: int, *, prefix: str = "") -> list[str]:
-    """Store a captured session as ``sess-<n>`` under a prefix, with a week to live; return its keys."""
+    """Store a captured session as ``sess-<n>`` under a prefix, with a TTL of a week; return its keys."""
     entries = capture.capture(store)["keys"]
     names = {entry["key"] for entry in entries}
 
@@ -218,8 +218,8 @@ def copy_of(client: redis.Redis, store: str, n: int, *, prefix: str = "") -> lis
 
 
 def all_of(server: RedisServer, pattern: str, store: str) -> AuditReport:
-    mortal = any(entry["pttl"] > 0 for entry in capture.capture(store)["keys"])
-    return audit(server.url, expect={pattern: "7d" if mortal else None}, full=True, duty=1)
+    volatile = any(entry["pttl"] > 0 for entry in capture.capture(store)["keys"])
+    return audit(server.url, expect={pattern: "7d" if volatile else None}, full=True, duty=1)
 
 
 # A pickled session has its id behind a word, and vectors are bytes: they are copied as they are.
@@ -230,9 +230,7 @@ COPIED = [name for name in capture.names() if capture.capture(name)["session_id"
     ("store", "count", "prefix"),
     [(store, *copies) for at, store in enumerate(COPIED) for copies in [((2, ""), (20, "acme:"))[at % 2], (1, "a:")]],
 )
-def test_many_healthy_sessions_of_a_known_store_miss_nothing(
-    store: str, count: int, prefix: str, server: RedisServer
-) -> None:
+def test_healthy_sessions_of_a_store_lack_nothing(store: str, count: int, prefix: str, server: RedisServer) -> None:
     with server.client() as client:
         keys = [copy_of(client, store, n, prefix=prefix) for n in range(count)]
         report = all_of(server, f"{prefix}*", store)
@@ -247,7 +245,7 @@ def shared(name: str) -> bool:
 
 @pytest.mark.parametrize("prefix", ["", "acme:"])
 @pytest.mark.parametrize("store", SEVERAL_PARTS)
-def test_what_one_session_of_many_has_lost_is_all_that_is_found(store: str, prefix: str, server: RedisServer) -> None:
+def test_loss_in_one_session_is_the_only_finding(store: str, prefix: str, server: RedisServer) -> None:
     with server.client() as client:
         parts = [copy_of(client, store, n, prefix=prefix) for n in range(12)][3]
         dropped = 0
@@ -267,7 +265,7 @@ def test_what_one_session_of_many_has_lost_is_all_that_is_found(store: str, pref
     assert dropped
 
 
-@pytest.mark.parametrize("then", ["is there", "has died"])
+@pytest.mark.parametrize("then", ["exists", "has expired"])
 def test_what_is_missing_is_looked_for_twice(then: str, server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     with server.client() as client:
         parts = [copy_of(client, "langgraph-redis", n, prefix="acme:") for n in range(5)][3]
@@ -288,9 +286,7 @@ def test_what_is_missing_is_looked_for_twice(then: str, server: RedisServer, mon
     assert of(report, "dangling") == []
 
 
-def test_sessions_in_parts_are_read_as_long_as_there_is_time(
-    server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sessions_in_parts_are_read_within_the_time(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("memkit.audit.checks.known_stores.BATCH_KEYS", 1)
     monkeypatch.setattr("memkit.audit.checks.known_stores.FEWEST_SESSIONS", 2)
     with server.client() as client, open_target(client) as target:
@@ -313,7 +309,7 @@ def test_a_key_that_is_read_twice_has_one_idle_clock() -> None:
     assert report.proof.idle_clocks_touched == len(names)
 
 
-def test_parts_that_are_two_patterns_are_told_of_once(server: RedisServer) -> None:
+def test_parts_that_are_two_patterns_are_reported_once(server: RedisServer) -> None:
     with server.client() as client:
         parts = [copy_of(client, "langgraph-redis", n) for n in range(5)][2]
         client.delete(next(name for name in parts if name.startswith("checkpoint_write:")))
@@ -321,7 +317,7 @@ def test_parts_that_are_two_patterns_are_told_of_once(server: RedisServer) -> No
     assert [(one.prefix, one.keys) for one in of(report, "dangling")] == [("checkpoint", 1)]
 
 
-def test_writes_alone_are_not_taken_for_a_thread_that_lost_its_pointer(server: RedisServer) -> None:
+def test_writes_alone_are_no_thread_without_pointer(server: RedisServer) -> None:
     with server.client() as client:
         for n in range(5):
             copy_of(client, "langgraph-redis-shallow", n)
@@ -329,7 +325,7 @@ def test_writes_alone_are_not_taken_for_a_thread_that_lost_its_pointer(server: R
     assert of(report, "dangling") == []
 
 
-def test_memkits_own_messages_tell_when_they_were_written(server: RedisServer) -> None:
+def test_own_messages_state_when_they_were_written(server: RedisServer) -> None:
     now = server.clock.now()
     with server.client() as client:
         store = MemoryStore(client, prefix="chat:", ttl=ExpiryPolicy.absolute("7d"))

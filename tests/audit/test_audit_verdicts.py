@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import random
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from waiting import nothing, wait_for
-from worlds import DAY, HOUR, Traffic
+from worlds import DAY, HOUR, Event, Traffic, false_alarms
 
 from memkit.audit import Finding, audit
+from memkit.audit.checks.payloads import CHECKS
 from memkit.audit.checks.ttl_inference import HOUR_MS, MINUTE_MS, TtlAnomaly
 from memkit.audit.report import AuditReport
 from memkit.server import RedisServer
@@ -61,7 +64,7 @@ def test_flush_is_named_with_a_bound(command: str, traffic: Traffic) -> None:
     assert timedelta(hours=1.5) < report.at - found.since < timedelta(hours=2.1)
 
 
-def test_expired_keys_dropped_at_the_load_of_an_old_file(traffic: Traffic) -> None:
+def test_expired_keys_dropped_at_load_of_an_old_file(traffic: Traffic) -> None:
     def load(server: RedisServer) -> None:
         with server.client() as client:
             wait_for("no save under way", lambda: client.info("persistence")["rdb_bgsave_in_progress"], nothing)
@@ -247,7 +250,7 @@ def test_new_shape_of_names(shape: str, shown: str, ttl: str | None, traffic: Tr
     assert shown in found.message
 
 
-def test_names_with_hash_tags_throughout_are_no_finding(traffic: Traffic) -> None:
+def test_hash_tags_in_all_names_are_no_finding(traffic: Traffic) -> None:
     assert traffic.world(traffic.sessions(shape="{{{}}}")).audited().findings == ()
 
 
@@ -295,7 +298,101 @@ def test_proven_needs_its_proof() -> None:
         Finding("deleted", message="x", confidence="proven")
 
 
-def test_two_ttls_without_expectations_are_never_healthy(traffic: Traffic) -> None:
+def changed(traffic: Traffic, *, ttl_s: float) -> list[Event]:
+    """Return sessions of seven days until a day ago, and of another TTL since."""
+    events = [one for age_s in traffic.times(DAY) for one in traffic.write(f"chat:{traffic.uid()}", age_s)]
+    ages = [traffic.dice.uniform(0, ttl_s) for _ in range(40)]
+    return events + [one for age_s in ages for one in traffic.write(f"chat:{traffic.uid()}", age_s, ttl_s=ttl_s)]
+
+
+def test_changed_ttl_without_expectation_is_first(traffic: Traffic) -> None:
+    report = traffic.world(changed(traffic, ttl_s=300), expect={}).audited()
+    first = report.findings[0]
+    assert (first.cause, first.severity, first.expected_ttl_s, first.observed_ttl_s) == (
+        "two_ttls",
+        "warning",
+        None,
+        300,
+    )
+    assert "keys under chat: were given 5m, the others 7d, since" in report.verdict.sentence
+    assert (report.verdict.status, report.exit_code) == ("findings", 1)
+    counts = report.affected
+    assert counts
+    assert counts["now"] == counts["within_5_min"] == first.keys
+
+
+def test_two_ttls_in_steady_proportion_are_a_note(traffic: Traffic) -> None:
+    events = traffic.sessions(reads=0) + replace(traffic, ttl_s=HOUR).sessions(reads=0)
+    report = traffic.world(events, expect={}).audited()
+    assert (report.findings, report.verdict.status) == ((), "undetermined")
+
+
+def test_ttls_of_different_prefixes_are_no_finding(traffic: Traffic) -> None:
+    codes = replace(traffic, prefix="otp:", ttl_s=300).sessions(kind="string")
+    assert traffic.world(traffic.sessions() + codes, expect={}).audited().findings == ()
+
+
+def test_affected_keys_are_counted_in_text_and_json(traffic: Traffic) -> None:
+    report = traffic.world(changed(traffic, ttl_s=HOUR)).audited()
+    counts = report.to_dict()["affected"]
+    assert counts == report.affected
+    assert 0 < counts["within_5_min"] < counts["now"] == report.findings[0].keys
+    assert f"affected: {counts['now']} keys; {counts['within_5_min']} expire within 5 min" in text_of(report)
+    assert f"Affected: {counts['now']} keys" in report._repr_html_()
+
+
+def test_healthy_report_counts_no_affected_keys(traffic: Traffic) -> None:
+    report = traffic.world(traffic.sessions()).audited()
+    assert (report.affected, report.to_dict()["affected"]) == (None, None)
+
+
+@pytest.mark.parametrize("days", [2, 5])
+def test_sessions_read_at_one_age_raise_no_alarm(days: int, traffic: Traffic) -> None:
+    events = []
+    for age_s in traffic.times():
+        events += traffic.write(key := f"chat:{traffic.uid()}", age_s)
+        events += [(age_s - days * DAY, ("LRANGE", key, 0, -1))] if age_s > days * DAY else []
+    assert false_alarms(traffic.world(events).audited()) == []
+
+
+def test_integers_of_sessions_are_no_parts_of_them(traffic: Traffic) -> None:
+    events = traffic.sessions()
+    for key in {command[1] for _, command in events}:
+        events += [(5.0, ("INCR", f"{key}:count")), (5.0, ("EXPIRE", f"{key}:count", round(7 * DAY)))]
+    report = traffic.world(events).audited()
+    assert (report.findings, report.verdict.status) == ((), "healthy")
+
+
+def test_one_session_encoded_twice_is_not_healthy(traffic: Traffic) -> None:
+    value = json.dumps(traffic.message())
+    report = traffic.world(traffic.write("chat:1", 60, kind="string", value=value), full=True).audited()
+    assert report.verdict.status == "undetermined"
+    assert "encoded twice" in report.verdict.sentence
+
+
+def test_possible_wrong_prefix_is_a_warning(traffic: Traffic) -> None:
+    report = traffic.world(traffic.sessions() + traffic.write("chat:'7'", 60)).audited()
+    found = of(report, "wrong_prefix")
+    assert (found.confidence, found.severity, report.exit_code) == ("possible", "warning", 1)
+
+
+def test_suspected_prefix_beside_no_data_is_exit_2(traffic: Traffic) -> None:
+    report = traffic.world(replace(traffic, prefix="chats:").sessions(), expect={"chat:*": "7d"}).audited()
+    assert (of(report, "wrong_prefix").severity, report.verdict.status, report.exit_code) == ("warning", "no_data", 2)
+
+
+def test_few_short_keys_of_another_shape_are_possible(traffic: Traffic) -> None:
+    report = traffic.world(traffic.sessions() + traffic.write("chat:acme:17", 60, ttl_s=300)).audited()
+    found = of(report, "ttl_too_short")
+    assert (found.keys, found.confidence) == (1, "possible")
+
+
+def test_note_names_every_check_that_needs_values(traffic: Traffic) -> None:
+    note = next(one for one in traffic.world(traffic.sessions()).audited().notes if one.startswith("not checked"))
+    assert all(check in note for check in (*CHECKS, "stale_index"))
+
+
+def test_two_ttls_without_expectation_are_not_healthy(traffic: Traffic) -> None:
     events = traffic.sessions(reads=0) + traffic.sessions(reads=0, ttl_s=30 * DAY)
     report = traffic.world(events, expect={}).audited()
     assert (report.verdict.status, report.exit_code) == ("undetermined", 2)

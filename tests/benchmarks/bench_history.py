@@ -4,6 +4,11 @@
 
 Server time is the server's own CPU time (INFO cpu) for the same writes, in rounds that take turns, relative to none.
 Times of files are CPU time of this process, relative to a bare read of the file in the same run.
+
+Redis 7.0.15, 10,000 pipelined SETs of 300 bytes, on a loaded machine, in two runs: MONITOR 6.8 to 7.7 times none,
+record 1.7 to 1.8, record --replication=primary 1.3 to 1.4. A million events need 40 to 61 s of CPU and 52 to 56 MB.
+The fate of a session from 100,000 keys: two RDB files of 8 MB 0.5 s and 39 MB of memory (37 MB for 10,000 keys), a log
+of 31 MB 1.2 s and 40 MB (39 MB for 10,000 keys): the memory does not grow with the file.
 """
 
 from __future__ import annotations
@@ -29,11 +34,12 @@ from memkit.server import RedisServer
 ROUNDS = 3
 WEEK_S = 604_800
 FATE = """
-import json, resource, sys, time
+import json, pathlib, re, sys, time
 from memkit.history import history
 began = time.process_time()
 cause = history(*sys.argv[2:], session=sys.argv[1]).fate.cause
-seconds, kb = time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+seconds = time.process_time() - began
+kb = int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])  # ru_maxrss has the parent's
 print(json.dumps([cause, seconds, kb / 1024]))
 """
 

@@ -45,7 +45,7 @@ from memkit.readonly.values import RedisValue, to_bytes, to_name
 EVERY_CAPTURE = capture.names()
 HOMEMADE = [name for name in EVERY_CAPTURE if capture.capture(name)["store"] == "unknown"]
 UNREADABLE = ["django-session", "homemade-pickle", "openai-agents-encrypted"]
-"""Serialised objects, which are never loaded, and texts whose key only the application has."""
+"""Serialised objects, which are never loaded, and texts that only the application can decrypt."""
 CAPTURES = [
     name
     for name in EVERY_CAPTURE
@@ -147,7 +147,7 @@ def test_there_is_a_capture_of_every_store() -> None:
 
 
 @pytest.mark.parametrize("name", CAPTURES)
-def test_a_capture_decodes_to_the_messages_that_were_written(name: str) -> None:
+def test_a_capture_decodes_to_its_messages(name: str) -> None:
     kept = capture.capture(name)
     stored = known_of(raws_of(name))
     items = list(formats.decode(stored))
@@ -176,7 +176,7 @@ def test_ids_are_opaque(name: str, session: str) -> None:
     "session", ["checkpoint:1", "write_keys_zset:1", "write_registry:x", "checkpoint_write:a:b", "lg:cp:1"]
 )
 @pytest.mark.parametrize("name", [name for name in CAPTURES if name.startswith("langgraph")])
-def test_a_thread_that_is_called_like_a_key_is_told_by_any_of_its_keys(name: str, session: str) -> None:
+def test_a_thread_with_the_name_of_a_key(name: str, session: str) -> None:
     own = [raw for raw in raws_of(name, session) if raw.name not in ("lg:seq", "lg:threads")]
     for wanted in (session, None):
         owners = [formats.recognise(raw, wanted) for raw in own]
@@ -228,7 +228,7 @@ def test_a_session_is_recognised_under_another_prefix(name: str) -> None:
         ("agent-framework-redis", "chat_messages|v2|~none|bot|~none|redis_memory|", "other|"),
     ],
 )
-def test_a_prefix_of_ones_own_is_recognised_by_the_payload(name: str, key: str, mine: str) -> None:
+def test_an_own_prefix_is_recognised_by_the_payload(name: str, key: str, mine: str) -> None:
     raws = [raw._replace(name=raw.name.replace(key, mine)) for raw in raws_of(name)]
     assert plainly(turns(decoded(raws))) == expected_of(name)
 
@@ -245,14 +245,14 @@ SIBLINGS = [
 
 
 @pytest.mark.parametrize(("name", "key"), SIBLINGS)
-def test_a_sibling_that_is_gone_is_missed(name: str, key: str) -> None:
+def test_a_missing_sibling_is_reported(name: str, key: str) -> None:
     left = [raw for raw in raws_of(name) if raw.name != key]
     found = problems(decoded(left))
     assert found
     assert {problem.cause for problem in found} <= {"dangling", "gap", "orphan_tool_result"}
 
 
-def test_a_lost_pointer_is_recoverable_and_the_repair_is_said() -> None:
+def test_the_repair_of_a_lost_pointer() -> None:
     pointer = "checkpoint_latest:sess-A:__empty__"
     left = [raw for raw in raws_of("langgraph-redis") if raw.name != pointer]
     items = decoded(left)
@@ -264,7 +264,7 @@ def test_a_lost_pointer_is_recoverable_and_the_repair_is_said() -> None:
     assert plainly(turns(items)) == expected_of("langgraph-redis")
 
 
-def test_a_lost_order_of_plain_langgraph_is_rebuilt_in_the_order_of_the_checkpoints() -> None:
+def test_the_repair_of_a_lost_order_of_checkpoints() -> None:
     order = next(raw for raw in raws_of("langgraph-plainredis") if raw.kind == "zset")
     (problem,) = problems(
         decoded(raw for raw in raws_of("langgraph-plainredis") if raw is not order and raw.kind != "zset")
@@ -274,19 +274,19 @@ def test_a_lost_order_of_plain_langgraph_is_rebuilt_in_the_order_of_the_checkpoi
     )
 
 
-def test_the_last_readable_state_of_plain_langgraph_is_shown() -> None:
+def test_the_last_readable_checkpoint_is_shown() -> None:
     items = decoded(raw for raw in raws_of("langgraph-plainredis") if raw.name != "lg:blob:sess-A::messages:8")
     assert plainly(turns(items)) == expected_of("langgraph-plainredis")[:2]
     assert {problem.cause for problem in problems(items)} >= {"dangling", "gap"}
 
 
-# Stores whose lists have three messages; memkit's own elements are no JSON objects and have tests of their own.
+# Stores with three messages in a list; memkit's own elements are no JSON objects and have tests of their own.
 LISTS = ["langchain-community", "llama-index", "openai-agents", "agent-framework-redis", "ag2"]
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
 @pytest.mark.parametrize("name", LISTS)
-def test_a_corrupt_element_is_named_with_its_byte_and_the_rest_is_shown(name: str, index: int) -> None:
+def test_a_corrupt_element_is_reported_with_its_byte(name: str, index: int) -> None:
     raws = raws_of(name)
     damaged = next(raw for raw in raws if raw.kind == "list")
     damaged.elements[index] = damaged.elements[index][:20] + b"\xff" + damaged.elements[index][21:]
@@ -315,7 +315,7 @@ def test_a_corrupt_document_is_named_with_its_byte(name: str, key: str) -> None:
     assert "% of it is readable" in corrupt[0].message
 
 
-def test_what_stands_before_the_break_of_a_document_is_shown() -> None:
+def test_a_broken_document_is_shown_up_to_the_break() -> None:
     (raw,) = raws_of("google-adk-redis")
     cut = RedisValue(raw.name, raw.kind, data=raw.data[:-300], total=raw.total)
     assert plainly(turns(decoded([cut]))) == expected_of("google-adk-redis")[:2]
@@ -341,7 +341,7 @@ FOREIGN = [
 
 @pytest.mark.parametrize("at", [0, 1, 3])
 @pytest.mark.parametrize(("name", "other"), FOREIGN)
-def test_one_element_of_another_store_leaves_the_session_its_own(name: str, other: str, at: int) -> None:
+def test_one_foreign_element_in_a_list(name: str, other: str, at: int) -> None:
     raws, raw = listed(name)
     foreign = listed(other)[1].elements[-1 if other == "langchain-community" else 0]
     raw.elements.insert(at, foreign)
@@ -361,13 +361,13 @@ def test_one_element_of_another_store_leaves_the_session_its_own(name: str, othe
     "foreign", [b'"Zk3_x9Ab1.5",{"role":"user","content":"hi"}', b'{"memkit":1,"policy":"x","end":1}']
 )
 @pytest.mark.parametrize("name", LISTS)
-def test_one_element_of_memkits_own_leaves_the_session_its_own(name: str, foreign: bytes) -> None:
+def test_one_element_of_memkit_in_a_list(name: str, foreign: bytes) -> None:
     raws, raw = listed(name)
     raw.elements.insert(0, foreign)
     assert known_of(raws).owner.store == name
 
 
-def test_elements_of_another_store_leave_a_memkit_session_its_own() -> None:
+def test_foreign_elements_in_a_memkit_session() -> None:
     raw = memkit_raw()
     raw.elements.insert(1, listed("langchain-community")[1].elements[0])
     stored = known_of([raw], "s")
@@ -381,7 +381,7 @@ JUNK = [{}, {"foo": 1}, {"type": "human"}, {"role": "user"}, {"role": 7, "conten
 
 @pytest.mark.parametrize("junk", JUNK, ids=json.dumps)
 @pytest.mark.parametrize("name", LISTS)
-def test_an_element_of_the_wrong_shape_is_corrupt_and_the_rest_is_shown(name: str, junk: Any) -> None:
+def test_an_element_of_the_wrong_shape_is_corrupt(name: str, junk: Any) -> None:
     raws, raw = listed(name)
     raw.elements[1] = json.dumps(junk).encode()
     items = decoded(raws)
@@ -392,7 +392,7 @@ def test_an_element_of_the_wrong_shape_is_corrupt_and_the_rest_is_shown(name: st
 
 
 @pytest.mark.parametrize(
-    ("name", "element", "says"),
+    ("name", "element", "message"),
     [
         ("langchain-community", {"type": "human", "data": {"content": 7}}, "its content is a number"),
         ("langchain-community", {"type": "human", "data": {"content": None}}, "it has no content"),
@@ -407,12 +407,12 @@ def test_an_element_of_the_wrong_shape_is_corrupt_and_the_rest_is_shown(name: st
         ("ag2", {"__event__": "ag2.events.tool_events.ToolResultEvent", "parent_id": "1"}, "it has no result"),
     ],
 )
-def test_what_an_element_lacks_is_said(name: str, element: dict[str, Any], says: str) -> None:
+def test_what_an_element_lacks_is_reported(name: str, element: dict[str, Any], message: str) -> None:
     raws, raw = listed(name)
     raw.elements[1] = json.dumps(element).encode()
     corrupt = [problem.message for problem in problems(decoded(raws)) if problem.cause == "corrupt"]
     assert len(corrupt) == 1
-    assert says in corrupt[0]
+    assert message in corrupt[0]
 
 
 CALLED = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
@@ -432,7 +432,7 @@ CALLED = [{"id": "1", "type": "function", "function": {"name": "f", "arguments":
         ("ag2", {"__event__": "ag2.events.model_events.ModelResponse", "message": None}),
     ],
 )
-def test_a_message_that_legitimately_has_no_content_is_no_problem(name: str, element: dict[str, Any]) -> None:
+def test_a_message_that_needs_no_content(name: str, element: dict[str, Any]) -> None:
     raws, raw = listed(name)
     raw.elements[:] = [json.dumps(element).encode()]
     found = [problem for problem in problems(decoded(raws)) if problem.cause == "corrupt"]
@@ -464,7 +464,7 @@ def test_a_document_of_the_wrong_shape_is_corrupt(name: str, key: str, data: byt
 
 
 @pytest.mark.parametrize(
-    ("name", "key", "lost", "says"),
+    ("name", "key", "lost", "message"),
     [
         ("google-adk-redis", PARTS[0][1], '"events"', "it has no events"),
         ("google-adk-redis", PARTS[0][1], '"author"', ""),
@@ -483,13 +483,13 @@ def test_a_document_of_the_wrong_shape_is_corrupt(name: str, key: str, data: byt
         ("langgraph-plainredis", PARTS[8][1], '"t"', "it has no t"),
     ],
 )  # fmt: skip
-def test_what_a_document_lacks_is_said(name: str, key: str, lost: str, says: str) -> None:
+def test_what_a_document_lacks_is_reported(name: str, key: str, lost: str, message: str) -> None:
     renamed = lost.replace('"', '"x_', 1).encode()
     raws = [raw._replace(data=raw.data.replace(lost.encode() + b":", renamed + b":")) if raw.name == key else raw
             for raw in raws_of(name)]  # fmt: skip
     corrupt = [problem for problem in problems(decoded(raws)) if problem.cause == "corrupt"]
-    assert {problem.key for problem in corrupt} == ({key} if says else set())
-    assert says in " ".join(problem.message for problem in corrupt)
+    assert {problem.key for problem in corrupt} == ({key} if message else set())
+    assert message in " ".join(problem.message for problem in corrupt)
 
 
 EVENTS = [{}, {"foo": 1}, {"author": "user", "content": "hi"}, {"author": "user", "content": {"parts": 7}},
@@ -507,7 +507,7 @@ def test_an_event_of_the_wrong_shape_is_corrupt(event: Any) -> None:
     assert len(turns(items)) == 2
 
 
-def test_a_state_without_the_latest_checkpoint_says_so() -> None:
+def test_a_thread_without_its_latest_checkpoint() -> None:
     key = PARTS[5][1]
     items = decoded(raw._replace(data=b"{}") if raw.name == key else raw for raw in raws_of("langgraph-redis"))
     assert plainly(turns(items)) == expected_of("langgraph-redis")
@@ -519,7 +519,7 @@ OTHER_KIND = [(name, raw.name) for name in SEVERAL for raw in raws_of(name) if "
 
 
 @pytest.mark.parametrize(("name", "key"), OTHER_KIND)
-def test_a_key_that_was_overwritten_by_another_type_is_corrupt(name: str, key: str) -> None:
+def test_a_key_of_another_type_is_corrupt(name: str, key: str) -> None:
     whole = known_of(raws_of(name))
     raw = whole.keys[key]
     assert raw is not None
@@ -546,36 +546,36 @@ def test_a_hash_without_a_field_is_corrupt(field: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "says"),
+    ("field", "value", "message"),
     [("content", b"a\xff\xfe", "content of this message is not valid UTF-8 at byte 1 of 3"), ("role", b"\xff", "UTF-8"),
      ("role", b"", "the role of this message is empty"), ("timestamp", b"x", "no number")],
 )  # fmt: skip
-def test_a_hash_with_a_damaged_field_is_corrupt(field: str, value: bytes, says: str) -> None:
+def test_a_hash_with_a_damaged_field_is_corrupt(field: str, value: bytes, message: str) -> None:
     raws = raws_of("redisvl")[:1]
     raws[0] = raws[0]._replace(fields={**raws[0].fields, field: value})
     (problem,) = problems(decoded(raws))
     assert (problem.cause, problem.key) == ("corrupt", raws[0].name)
-    assert says in problem.message
+    assert message in problem.message
 
 
-def test_a_hash_of_somebody_elses_is_not_claimed() -> None:
+def test_a_foreign_hash_is_not_claimed() -> None:
     for fields in ({"role": b"a", "content": b"b"}, {"role": b"a", "content": b"b", "timestamp": b"1"}):
         assert formats.recognise(RedisValue("users:1", "hash", fields=fields)) is None
 
 
-def test_damage_by_the_hundred_is_said_briefly_in_documents_and_hashes_too() -> None:
+def test_many_damaged_messages_are_counted() -> None:
     hashes = [
         RedisValue(f"chat:s:{at}:aa", "hash", fields={"entry_id": b"s:1:aa", "session_tag": b"s", "content": b"hi"})
         for at in range(300)
     ]
     found = [problem for problem in problems(decoded(hashes, "s")) if problem.cause == "corrupt"]
-    assert (len(found), found[-1].message) == (6, "… and 295 more messages like it")
+    assert (len(found), found[-1].message) == (6, "… and 295 more like it")
     adk = {"id": "s", "app_name": "a", "events": [{}] * 300}
     found = problems(decoded([RedisValue("session:a:u:s", "string", data=json.dumps(adk).encode())], "s"))
     assert (len(found), found[-1].message) == (6, "… and 295 more like it")
 
 
-def test_memkits_messages_may_be_any_objects_and_nothing_else() -> None:
+def test_a_memkit_message_may_be_any_object() -> None:
     odd = [b'"Zk3_x9Ab1.5",{}', b'"Zk3_x9Ab2.6",{"q":"why","a":7}', b'["x",{"role":"user","content":"hi"}]']
     items = decoded([_sessions(odd)], "s")
     assert [turn.text for turn in turns(items)] == ["{}", '{"q": "why", "a": 7}', "hi"]
@@ -589,7 +589,7 @@ def test_a_compressed_element_is_called_so() -> None:
     assert any("it looks like gzip > json" in problem.message for problem in problems(decoded([raw])))
 
 
-def test_hundreds_of_corrupt_elements_are_said_briefly() -> None:
+def test_many_corrupt_elements_are_counted() -> None:
     (raw,) = raws_of("llama-index")
     found = problems(decoded([RedisValue(raw.name, "list", elements=[*raw.elements, *[b"x"] * 900], total=903)]))
     assert len(found) == 6
@@ -604,7 +604,7 @@ def test_nan_is_not_json_but_is_read() -> None:
     assert plainly(turns(items)) == expected_of("ag2")
 
 
-def test_an_element_that_was_written_twice_is_a_duplicate() -> None:
+def test_an_element_written_twice_is_a_duplicate() -> None:
     (raw,) = raws_of("llama-index")
     raw.elements.insert(0, raw.elements[0])
     assert [problem.cause for problem in problems(decoded([raw]))] == ["duplicate"]
@@ -641,7 +641,7 @@ def test_a_call_without_its_result_is_a_gap() -> None:
     assert follow(USER, Turn("assistant", ""), loses_calls=True) == ["gap"]
 
 
-def test_a_dialogue_that_begins_with_a_call_has_lost_its_beginning() -> None:
+def test_a_dialogue_that_begins_with_a_call_has_a_gap() -> None:
     assert follow(CALL, RESULT) == ["gap"]
 
 
@@ -651,11 +651,11 @@ def test_the_same_id_twice_is_a_duplicate() -> None:
     assert follow(USER, CALL, RESULT, RESULT) == ["duplicate"]
 
 
-def test_many_problems_of_a_kind_are_said_briefly() -> None:
+def test_many_problems_of_a_kind_are_counted() -> None:
     found = list(Dialogue().follow([USER] + [RESULT._replace(tools=(Tool(None, str(at)),)) for at in range(100)]))
-    said = [item.message for item in found if isinstance(item, Problem)]
-    assert len(said) == 6
-    assert said[-1] == "… and 95 more like it"
+    found = [item.message for item in found if isinstance(item, Problem)]
+    assert len(found) == 6
+    assert found[-1] == "… and 95 more like it"
 
 
 # Vocabulary
@@ -679,7 +679,7 @@ def test_many_problems_of_a_kind_are_said_briefly() -> None:
         (7, "7"),
     ],
 )
-def test_content_of_many_parts_becomes_one_text_with_marks(content: Any, text: str) -> None:
+def test_content_of_several_parts_becomes_one_text(content: Any, text: str) -> None:
     assert chat.flatten(content) == text
 
 
@@ -719,7 +719,7 @@ def test_memkits_own_sessions_are_read() -> None:
     assert problems(items) == []
 
 
-def test_a_memkit_session_of_a_newer_schema_is_said_and_still_read() -> None:
+def test_a_memkit_session_of_a_newer_schema() -> None:
     (problem,) = problems(decoded([memkit_raw(memkit=2)], "s"))
     assert problem.cause == "unknown_schema"
     assert len(turns(decoded([memkit_raw(memkit=2)], "s"))) == 4
@@ -733,7 +733,7 @@ def test_a_damaged_header_leaves_the_messages_readable() -> None:
     assert len(turns(items)) == 4
 
 
-def test_a_header_is_recognised_by_its_siblings_when_it_is_destroyed() -> None:
+def test_a_memkit_session_with_a_destroyed_header() -> None:
     raw = memkit_raw()
     raw.elements[0] = b"\x00"
     assert formats.recognise(raw, "s") == KeyOwner("memkit", "s", "session:", "primary")
@@ -744,7 +744,7 @@ def test_lost_vectors_are_missed() -> None:
     assert (problem.cause, problem.key) == ("dangling", "{session:s}:vectors")
 
 
-def test_a_corrupt_element_of_memkits_is_named_with_its_byte() -> None:
+def test_a_corrupt_element_of_a_memkit_session() -> None:
     raw = memkit_raw()
     raw.elements[1] = raw.elements[1][:30] + b"\xff" + raw.elements[1][31:]
     (problem,) = problems(decoded([raw], "s"))
@@ -755,7 +755,7 @@ def test_a_corrupt_element_of_memkits_is_named_with_its_byte() -> None:
     assert "2 of 3 elements are readable" in problem.message
 
 
-def test_a_foreign_element_in_a_memkit_session_is_said() -> None:
+def test_a_foreign_element_in_a_memkit_session() -> None:
     raw = memkit_raw()
     raw.elements.append(b'{"role":"user","content":"written by hand"}')
     items = decoded([raw], "s")
@@ -793,7 +793,7 @@ def chat_json() -> bytes:
         (b"(see above).", "text"),
         (b"I am here.", "text"),
         (b"Very well.\nYes.", "text"),
-        (b"\x08\x96\x01\x12\x07testing", "protobuf?"),
+        (b"\x08\x96\x01\x12\x07testing", "binary"),
         (struct.pack("<4f", 0.1, -0.2, 0.3, 7e9), "binary"),
         (bz2.compress(b"a"), "binary"),
         (bytes.fromhex("28b52ffd042005290000") + b"hello" + bytes.fromhex("00000000"), "zstd"),
@@ -923,7 +923,7 @@ def survive(stored: SessionValues) -> list[Item]:
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-def test_hostile_bytes_are_survived_in_bounded_time_and_memory(what: str) -> None:
+def test_hostile_bytes_take_bounded_time(what: str) -> None:
     data = HOSTILE[what]
     slowest, store = 0.0, ""
     for stored in shells(data):
@@ -1023,27 +1023,27 @@ def test_msgpack_reads_every_kind_of_value() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "byte", "says"),
+    ("data", "byte", "message"),
     [(b"\xa5hi", 1, "cut short"), (b"\xc1", 0, "never uses"), (b"\xc0\xc0", 1, "after the end"),
      (b"\xa1\xff", 1, "UTF-8"), (b"\x91" * 100, 65, "too deeply"), (b"\xdc\xff\xff", 3, "cut short")],
 )  # fmt: skip
-def test_msgpack_faults_say_where(data: bytes, byte: int, says: str) -> None:
-    with pytest.raises(msgpack.MsgpackFault, match=says) as fault:
+def test_msgpack_faults_say_where(data: bytes, byte: int, message: str) -> None:
+    with pytest.raises(msgpack.MsgpackFault, match=message) as fault:
         msgpack.unpack(data)
     assert fault.value.byte == byte
 
 
 @pytest.mark.parametrize(
-    ("data", "byte", "says"),
+    ("data", "byte", "message"),
     [(b'{"a": }', 6, "not valid JSON"), ('{"é": }'.encode(), 7, "not valid JSON"), (b'{"a": "\xff"}', 7, "UTF-8"),
      (nested(100_000), 1024, "too deeply"), (b"", 0, "not valid JSON"), (b'"\\ud83d" x', 9, "not valid JSON")],
 )  # fmt: skip
-def test_json_faults_say_where(data: bytes, byte: int, says: str) -> None:
+def test_json_faults_say_where(data: bytes, byte: int, message: str) -> None:
     fault = parse(data).fault
     assert fault is not None
     assert fault.byte is not None
     assert abs(fault.byte - byte) <= 1
-    assert says in fault.message
+    assert message in fault.message
 
 
 def test_the_estimate_of_memory_is_an_upper_bound() -> None:
@@ -1063,7 +1063,7 @@ def test_the_estimate_of_memory_is_an_upper_bound() -> None:
 # Safe to show
 
 
-def test_nothing_that_a_terminal_acts_on_is_shown_as_it_is() -> None:
+def test_characters_a_terminal_acts_on_are_escaped() -> None:
     shown = render.printable("a\x1b[31mred\x07\u202eevil\u2066\x9b\n\r\x00\ud83d\U000e0041z\u2028")
     assert shown == "a\\x1b[31mred\\x07\\u202eevil\\u2066\\x9b\\n\\x0d\\x00\\ud83d\\U000e0041z\\u2028"
     assert render.printable("Привет 👨‍👩‍👧 Zürich 你好 ☀️ é") == "Привет 👨‍👩‍👧 Zürich 你好 ☀️ é"
@@ -1071,7 +1071,7 @@ def test_nothing_that_a_terminal_acts_on_is_shown_as_it_is() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=40))
-def test_whatever_is_shown_is_one_line_without_controls(text: str) -> None:
+def test_printable_text_is_one_line_without_controls(text: str) -> None:
     shown = render.printable(text)
     shown.encode()
     assert not any(
@@ -1080,7 +1080,7 @@ def test_whatever_is_shown_is_one_line_without_controls(text: str) -> None:
     )
 
 
-def test_a_long_text_is_cut_and_says_so() -> None:
+def test_a_long_text_is_cut_with_its_length() -> None:
     assert render.printable("x" * 10_000_000) == "x" * 2_000 + "… (10,000,000 characters)"
     assert render.escaped('<script>"&') == "&lt;script&gt;&quot;&amp;"
 
@@ -1101,7 +1101,7 @@ def test_names_survive_and_are_quoted_for_redis_cli() -> None:
     assert quoted('a "b"\n\udcff$(rm)') == '"a \\x22b\\x22\\x0a\\xff$(rm)"'
 
 
-def test_a_few_hundred_steps_of_the_fuzzer_find_nothing() -> None:
+def test_a_few_hundred_fuzzer_steps_find_nothing() -> None:
     fuzzer = Fuzzer(seed=20261124)
     reached = len(fuzzer.edges)
     for _ in range(300):
@@ -1110,7 +1110,7 @@ def test_a_few_hundred_steps_of_the_fuzzer_find_nothing() -> None:
     assert len(fuzzer.edges) > reached + 500
 
 
-def test_a_newer_schema_is_said_and_read_as_far_as_it_goes() -> None:
+def test_a_newer_schema_is_reported_and_read() -> None:
     for name in ("langgraph-redis", "langgraph-redis-shallow"):
         raws = [_with(raw, raw.data.replace(b'"v":4', b'"v":9')) or raw for raw in raws_of(name)]
         items = decoded(raws)
@@ -1123,19 +1123,19 @@ def test_a_newer_schema_is_said_and_read_as_far_as_it_goes() -> None:
     assert problem.cause == "unknown_schema"
 
 
-def test_runs_that_are_gone_with_all_that_named_them_leave_a_gap() -> None:
+def test_lost_runs_leave_a_gap_in_the_run_numbers() -> None:
     lost = "f082bd82-75bf-46ce-8948-423d61b19d2b"
     raws = [
         RedisValue(raw.name, raw.kind, data=raw.data, members=raw.members - {lost}, total=raw.total,
             scores={member: score for member, score in raw.scores.items() if member != lost})
         for raw in raws_of("agno") if lost not in raw.name
     ]  # fmt: skip
-    assert "run 2 is the next after 1 runs: 1 before it are gone" in [
+    assert "run 2 follows 1 runs: 1 before it no longer exist" in [
         problem.message for problem in problems(decoded(raws))
     ]
 
 
-def test_an_order_that_is_not_the_clocks_is_said() -> None:
+def test_messages_that_are_not_in_order_of_time() -> None:
     now = 1_790_000_000.0
     assert follow(USER._replace(at_s=now), USER._replace(at_s=now - 60)) == ["out_of_order"]
     assert follow(USER._replace(at_s=now), USER._replace(at_s=now - 1)) == []
@@ -1144,7 +1144,7 @@ def test_an_order_that_is_not_the_clocks_is_said() -> None:
     assert [problem.cause for problem in problems(decoded([raw]))] == ["out_of_order", "out_of_order"]
 
 
-def test_what_stands_where_fields_should_is_no_message_and_no_harm() -> None:
+def test_values_of_other_types_in_place_of_fields() -> None:
     for fields in (None, 7, "x", [], True):
         raw = list_of("message_store:s", {"type": "human", "data": {"content": "hi"}}, {"type": "ai", "data": fields})
         items = decoded([raw], "s")
@@ -1174,14 +1174,14 @@ def test_a_graph_without_messages_is_no_damage() -> None:
     assert Note("no channel of the graph's state holds messages") in items
 
 
-def test_bad_base64_and_bad_msgpack_are_told_apart() -> None:
+def test_bad_base64_and_bad_msgpack_are_distinguished() -> None:
     key = "lg:blob:sess-A::messages:8"
-    for data, says in ((b"!!", "not valid base64"), (b"kQ==", "msgpack cut short at its byte 1")):
+    for data, message in ((b"!!", "not valid base64"), (b"kQ==", "msgpack cut short at its byte 1")):
         raws = [_with(raw, json.dumps({"t": "msgpack", "d": data.decode()}).encode()) if raw.name == key else raw
                 for raw in raws_of("langgraph-plainredis")]  # fmt: skip
         corrupt = [problem for problem in problems(decoded(filter(None, raws))) if problem.cause == "corrupt"]
         assert [problem.key for problem in corrupt] == [key]
-        assert says in corrupt[0].message
+        assert message in corrupt[0].message
 
 
 def test_llama_indexs_plain_and_other_messages() -> None:
@@ -1208,7 +1208,7 @@ def test_reasoning_is_noted_and_not_shown() -> None:
     assert any("reasoning" in item.message for item in found if isinstance(item, Note))
 
 
-def test_agent_framework_sessions_with_keys_of_their_own() -> None:
+def test_agent_framework_sessions_with_own_keys() -> None:
     (raw,) = raws_of("agent-framework-redis")
     for name, wanted, session in (
         ("chat_messages|v2|s7", None, "s7"),
@@ -1225,7 +1225,7 @@ def _sessions(elements: list[bytes]) -> RedisValue:
     return RedisValue("session:s", "list", elements=[head, *elements], total=len(elements) + 1)
 
 
-def test_keys_that_their_library_deletes_are_housekeeping() -> None:
+def test_keys_that_a_library_deletes_are_housekeeping() -> None:
     for name in ("langgraph-redis-shallow", "langgraph-redis-own-prefix", "langgraph-js"):
         keys = [raw.name for raw in raws_of(name)]
         writes = [key for key in keys if re.search(r":\d+$", key) and "_blob" not in key]

@@ -1,4 +1,4 @@
-"""Layouts that people write themselves: roles, texts, tools and order, as far as the content tells them."""
+"""Layouts that people write themselves: roles, texts, tools and order, as far as the content shows them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import zlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -134,3 +135,170 @@ def test_a_list_of_messages_is_not_openai_agents() -> None:
 def test_a_hash_beside_the_messages_is_no_message() -> None:
     items = decoded(elements(ASKED, ANSWERED), fields("chat:1:meta", user=b"u1", title=b"x"))
     assert turns(items) == BOTH
+
+
+ROLES = [
+    "role=user/assistant",
+    "role=human/ai",
+    "role=USER/ASSISTANT",
+    "role=customer/agent",
+    "role=user/model",
+    "Role=User/Bot",
+    "type=human/ai",
+    "type=request/response",
+    "type=question/answer",
+    "sender=user/bot",
+    "sender=client/assistant",
+    "author=me/gpt-4",
+    "from=human/gpt",
+    "who=user/bot",
+    "actor=user/assistant",
+    "name=user/assistant",
+    "sender_type=user/bot",
+    "senderType=user/bot",
+    "messageType=USER/ASSISTANT",
+    "direction=inbound/outbound",
+    "direction=incoming/outgoing",
+]
+TEXTS = [
+    "content",
+    "text",
+    "message",
+    "body",
+    "msg",
+    "value",
+    "utterance",
+    "parts",
+    "data",
+    "payload",
+    "txt",
+    "c",
+    "Content",
+    "_content",
+]
+PAIRS = [
+    "prompt/response",
+    "question/answer",
+    "user/assistant",
+    "input/output",
+    "human/ai",
+    "user/bot",
+    "query/response",
+    "request/response",
+    "q/a",
+    "prompt/completion",
+    "user_message/assistant_message",
+    "userMessage/botMessage",
+    "user_input/bot_response",
+    "human_message/ai_message",
+    "user_query/llm_response",
+    "inputs/outputs",
+    "instruction/output",
+    "customer/agent",
+    "User/Assistant",
+    "userText/aiText",
+    "message/reply",
+    "text/answer",
+]
+NUMBERED = [
+    {"0": ASKED, "1": ANSWERED},
+    {"message_9": ASKED, "message_10": ANSWERED},
+    {"1795884000": ASKED, "1795884001": ANSWERED},
+    {"b": ASKED | {"ts": 1795884000}, "a": ANSWERED | {"ts": 1795884001}},
+    {"1:user": b"hi", "2:assistant": b"ho"},
+    {"user_0": b"hi", "assistant_0": b"ho"},
+    {"0:role": b"user", "0:content": b"hi", "1:role": b"ai", "1:content": b"ho"},
+    {"0": ASKED, "1": ANSWERED, "count": b"2", "owner": b"u1"},
+]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_any_name_of_a_role(role: str) -> None:
+    name, _, (user, _, assistant) = (*role.partition("=")[:2], role.partition("=")[2].partition("/"))
+    assert turns(decoded(elements({name: user, "content": "hi"}, {name: assistant, "content": "ho"}))) == BOTH
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_any_name_of_a_text(text: str) -> None:
+    assert turns(decoded(elements({"role": "user", text: "hi"}, {"role": "bot", text: "ho"}))) == BOTH
+
+
+@pytest.mark.parametrize("more", [{}, {"timestamp": 1795884000, "model": "gpt-4o", "user_id": "u1"}], ids=["", "more"])
+@pytest.mark.parametrize("pair", PAIRS)
+def test_any_name_of_a_pair(pair: str, more: dict[str, Any]) -> None:
+    asked, _, answered = pair.partition("/")
+    assert turns(decoded(string([{asked: "hi", answered: "ho"} | more]))) == BOTH
+
+
+@pytest.mark.parametrize("numbered", NUMBERED, ids=[" ".join(each) for each in NUMBERED])
+def test_a_hash_with_a_name_for_each_message(numbered: dict[str, Any]) -> None:
+    assert turns(decoded(fields(**numbered))) == BOTH
+
+
+MORE = {
+    "pairs of role and text": string([["user", "hi"], ["assistant", "ho"]]),
+    "lines with a bar": elements(b"user|hi", b"assistant|ho"),
+    "a transcript": string(b"Human: hi\nAI: ho"),
+    "a version before it": string(b"v1:" + packed([ASKED, ANSWERED])),
+    "an id before a member": RedisValue("chat:1", "zset", scores={"2:" + json.dumps(ANSWERED): 2.0,
+                                                                  "1:" + json.dumps(ASKED): 1.0}),
+    "scores below zero": RedisValue("chat:1", "zset", scores={json.dumps(ANSWERED): -2.0, json.dumps(ASKED): -1.0}),
+    "messages by name": string({"m1": ASKED, "m2": ANSWERED}),
+    "two lists": string({"user": ["hi"], "assistant": ["ho"]}),
+    "Semantic Kernel": string([{"Role": {"Label": "user"}, "Items": [{"$type": "TextContent", "Text": "hi"}]},
+                               {"Role": {"Label": "assistant"}, "Items": [{"Text": "ho"}]}]),
+    "Pydantic AI": string([{"parts": [{"content": "hi", "part_kind": "user-prompt"}], "kind": "request"},
+                           {"parts": [{"content": "ho", "part_kind": "text"}], "kind": "response"}]),
+    "Haystack": string([{"_role": "user", "_content": [{"text": "hi"}]},
+                        {"_role": "assistant", "_content": [{"text": "ho"}]}]),
+    "Slack": elements({"user": "U1", "text": "hi"}, {"bot_id": "B1", "text": "ho"}),
+    "an author beside them": string({"author": "bob", "type": "agent", "items": [ASKED, ANSWERED]}),
+    "one id for all": elements(*(each | {"id": "u1"} for each in (ASKED, ANSWERED, ASKED, ANSWERED))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", MORE)
+def test_another_homemade_layout_is_decoded(layout: str) -> None:
+    items = decoded(MORE[layout])
+    assert turns(items)[:2] == BOTH
+    assert not [item for item in items if isinstance(item, Problem)]
+
+
+TOOL_CALLS = json.loads(Path(__file__).with_name("tool_calls.json").read_text("utf-8"))
+"""One dialogue in the forms of the chat APIs and of libraries: a question, a call, its result and an answer."""
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+@pytest.mark.parametrize("form", TOOL_CALLS)
+def test_every_form_of_a_tool_call(form: str, newest_first: bool) -> None:
+    items = decoded(elements(*TOOL_CALLS[form][:: -1 if newest_first else 1]))
+    shown = [(item.role, item.text, [tool.name for tool in item.tools]) for item in items if isinstance(item, Turn)]
+    assert shown == [("user", "hi", []), ("assistant", "", ["w"]), ("tool", "21", ["w"]), ("assistant", "done", [])]
+    assert not [item for item in items if isinstance(item, Problem)]
+
+
+def test_tool_calls_beside_a_text() -> None:
+    call = {"state": "result", "toolCallId": "t", "toolName": "w", "args": {}, "result": "21"}
+    items = decoded(elements(ASKED, {"role": "assistant", "content": "ho", "toolInvocations": [call]}))
+    assert turns(items) == [*BOTH, ("tool", "21")]
+
+
+@pytest.mark.parametrize("empty", [[], {}, {"messages": [], "user": "u1"}])
+def test_an_empty_conversation_is_no_problem(empty: Any) -> None:
+    (note,) = decoded(string(empty))
+    assert note == Note("no messages are stored in the session")
+
+
+def test_results_of_calls_that_are_not_stored() -> None:
+    result = {"role": "tool", "content": "21", "tool_call_id": "t"}
+    stored = decoded(elements(ASKED, {"role": "assistant", "content": ""}, result))
+    lost = decoded(elements(result, ASKED))
+    assert [item.cause for item in stored if isinstance(item, Problem)] == []
+    assert [item.cause for item in lost if isinstance(item, Problem)] == ["orphan_tool_result"]
+
+
+@pytest.mark.parametrize(
+    "value", [{"cart": [{"sku": "a", "count": 2}]}, {"flags": {"beta": True}}, [["a", "b"]], [1, 2]]
+)
+def test_what_is_no_conversation_shows_none(value: Any) -> None:
+    assert turns(decoded(string(value))) == []

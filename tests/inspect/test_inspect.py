@@ -33,7 +33,7 @@ FIRST = (
     *("langgraph-plainredis", "langgraph-redis", "langgraph-redis-refresh", "langgraph-redis-shallow", "llama-index"),
     *("memkit", "openai-agents", "redisvl"),
 )
-"""Stores whose every key names the others, so that any damage to one of them can be reported."""
+"""Stores in which each key names the others, so that any damage to one of them can be reported."""
 PRIMARY = {name: capture.capture(name)["keys"][0]["key"] for name in CAPTURES}
 
 
@@ -141,9 +141,7 @@ def _digest(client: redis.Redis) -> dict[str, tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("name", ["agno", "openai-agents"])
-def test_no_idle_clock_is_touched_where_the_server_allows_and_it_is_said_where_not(
-    any_server: RedisServer, name: str
-) -> None:
+def test_idle_clocks_are_kept_if_the_server_allows(any_server: RedisServer, name: str) -> None:
     with any_server.client(decode_responses=True) as client:
         session = load(client, name)
         before = _digest(client)
@@ -174,7 +172,7 @@ COMMANDS = (
 READING = {f"cmdstat_{command}" for command in COMMANDS}
 
 
-def test_no_touch_does_not_leak_into_the_applications_connections(client: redis.Redis, server: RedisServer) -> None:
+def test_no_touch_stays_on_its_own_connection(client: redis.Redis, server: RedisServer) -> None:
     load(client, "openai-agents")
     with server.client(single_connection_client=True) as mine:
         inspect_session(mine, "sess-A")
@@ -193,7 +191,7 @@ def test_it_works_while_the_clients_pool_is_used_up(client: redis.Redis, server:
 # Finding
 
 
-def test_the_id_that_only_a_sibling_tells_is_found_from_any_key(client: redis.Redis) -> None:
+def test_an_id_that_only_a_sibling_states(client: redis.Redis) -> None:
     load(client, "openai-agents")
     for suffix in ("", ":messages"):
         client.rename(f"agents:session:sess-A{suffix}", f"my:own:sess-A{suffix}")
@@ -209,7 +207,7 @@ def test_an_agno_session_without_any_run_yet_is_sound(client: redis.Redis) -> No
     assert causes(inspect_session(client, "sess-A")) == []
 
 
-def test_an_id_of_several_stores_is_ambiguous_and_any_key_resolves_it(client: redis.Redis) -> None:
+def test_an_id_of_several_stores_is_ambiguous(client: redis.Redis) -> None:
     names = [
         name for name in FIRST if name not in ("llama-index", "langgraph-redis-refresh", "langgraph-redis-shallow")
     ]
@@ -274,13 +272,13 @@ def test_what_cannot_be_an_id_is_refused(client: redis.Redis, session: Any) -> N
         inspect_session(client, session)
 
 
-def test_an_empty_id_is_refused_in_so_many_words(client: redis.Redis) -> None:
+def test_an_empty_id_is_refused(client: redis.Redis) -> None:
     for session in ("", b""):
         with pytest.raises(PolicyError, match="a session id or key is non-empty text, got an empty one"):
             inspect_session(client, session)
 
 
-def test_an_asynchronous_client_is_refused_in_so_many_words(server: RedisServer) -> None:
+def test_an_asynchronous_client_is_refused(server: RedisServer) -> None:
     client = redis.asyncio.Redis(unix_socket_path=server.socket_path)
     with pytest.raises(PolicyError, match=r"this client is asynchronous; a Redis URL or a synchronous redis\.Redis"):
         inspect_session(client, "sess-A")
@@ -353,7 +351,7 @@ def test_a_lost_ttl_is_found(client: redis.Redis, name: str) -> None:
     assert PRIMARY[name] in [problem.key for problem in problems]
 
 
-@pytest.mark.parametrize("name", [name for name in FIRST if name != "redisvl"])  # whose fields are plain text
+@pytest.mark.parametrize("name", [name for name in FIRST if name != "redisvl"])  # its fields are plain text
 def test_a_corrupt_element_is_found(client: redis.Redis, server: RedisServer, name: str) -> None:
     session = load(client, name)
     entries = capture.capture(name)["keys"]
@@ -381,7 +379,7 @@ def test_memkits_own_sessions_have_no_problem(client: redis.Redis) -> None:
         client.delete("session:s")
 
 
-def test_lost_vectors_and_a_life_beyond_the_policy_are_found(client: redis.Redis) -> None:
+def test_lost_vectors_and_a_ttl_beyond_the_policy(client: redis.Redis) -> None:
     np = pytest.importorskip("numpy")
     store = MemoryStore(client, prefix="session:", ttl="7d")
     store.save("s", [{"role": "user", "content": "hi"}])
@@ -399,7 +397,7 @@ def test_a_big_value_is_found_and_read(client: redis.Redis) -> None:
     assert report.messages[0].chars == 10_000_000
 
 
-def test_what_is_over_the_limits_is_cut_and_said(client: redis.Redis) -> None:
+def test_values_over_the_limits_are_cut_and_reported(client: redis.Redis) -> None:
     client.rpush(
         "message_store:many", *[json.dumps({"type": "human", "data": {"content": str(at)}}) for at in range(120_000)]
     )
@@ -435,7 +433,7 @@ def hashes(client: redis.Redis, texts: list[str], **more: str) -> None:
     pipe.execute()
 
 
-def test_answers_stay_with_their_keys_when_a_value_is_asked_for_twice(client: redis.Redis) -> None:
+def test_answers_stay_with_their_keys(client: redis.Redis) -> None:
     """A hash of over 1 MB is first asked how long it is, while what is known of the next keys is on its way."""
     texts = [f"message {at}" for at in range(1_700)]
     texts[900] = texts[400] = "x" * 1_100_000
@@ -450,7 +448,7 @@ def test_answers_stay_with_their_keys_when_a_value_is_asked_for_twice(client: re
     ]
 
 
-def test_messages_as_columns_are_the_messages_one_by_one(client: redis.Redis) -> None:
+def test_columns_hold_the_messages_one_by_one(client: redis.Redis) -> None:
     texts = [f"message {at}\n{'line' * (at % 3)}" for at in range(250)]
     hashes(client, texts)
     columns = inspect_session(client, "v", reveal=True)
@@ -461,7 +459,7 @@ def test_messages_as_columns_are_the_messages_one_by_one(client: redis.Redis) ->
     assert [problem.cause for problem in columns.problems] == [problem.cause for problem in singly.problems]
 
 
-def test_a_refused_key_is_said_and_the_rest_is_shown(client: redis.Redis, server: RedisServer) -> None:
+def test_a_refused_key_is_reported_the_rest_shown(client: redis.Redis, server: RedisServer) -> None:
     load(client, "openai-agents")
     client.acl_setuser(
         "poor", enabled=True, reset=True, nopass=True, keys=["*"], commands=["+@all", "-hgetall", "-memory"]
@@ -473,7 +471,7 @@ def test_a_refused_key_is_said_and_the_rest_is_shown(client: redis.Redis, server
     client.acl_deluser("poor")
 
 
-def test_a_user_who_may_do_little_still_gets_what_there_is(client: redis.Redis, server: RedisServer) -> None:
+def test_a_user_with_few_rights_gets_what_is_readable(client: redis.Redis, server: RedisServer) -> None:
     load(client, "langchain-community")
     client.acl_setuser(
         "poor", enabled=True, nopass=True, keys=["message_store:*"], commands=["+lrange", "+llen", "+type", "+pttl"]
@@ -485,9 +483,7 @@ def test_a_user_who_may_do_little_still_gets_what_there_is(client: redis.Redis, 
     client.acl_deluser("poor")
 
 
-def test_where_scan_is_refused_it_is_not_said_that_there_is_no_session(
-    client: redis.Redis, server: RedisServer
-) -> None:
+def test_a_refused_scan_does_not_deny_the_session(client: redis.Redis, server: RedisServer) -> None:
     load(client, "langchain-community")
     client.rename("message_store:sess-A", "custom:sess-A")
     client.acl_setuser("poor", enabled=True, nopass=True, keys=["*"], commands=["+@read", "-scan"])
@@ -515,9 +511,7 @@ print(took, (after.ru_maxrss - before.ru_maxrss) * 1024, len(report.problems))
 
 
 @pytest.mark.parametrize("what", ["brackets", "bomb", "empty objects", "one document", "small elements"])
-def test_a_hostile_session_takes_a_second_and_64_mb_at_most(
-    client: redis.Redis, server: RedisServer, what: str
-) -> None:
+def test_a_hostile_session_takes_bounded_resources(client: redis.Redis, server: RedisServer, what: str) -> None:
     document = b'{"id":"s","app_name":"a","events":[' + b'{"content":{"parts":[{"text":"a"}]}},' * 400_000 + b"{}]}"
     payloads = {
         "brackets": b"[" * 30_000_000,
@@ -594,7 +588,7 @@ def test_tables_are_frames_for_those_who_want_them(client: redis.Redis) -> None:
     assert report.to_frame("problems").empty
 
 
-def test_a_long_session_is_shown_in_part_and_says_so(client: redis.Redis) -> None:
+def test_a_long_session_is_shown_in_part(client: redis.Redis) -> None:
     client.rpush(
         "message_store:s", *[json.dumps({"type": "human", "data": {"content": str(at)}}) for at in range(1000)]
     )
@@ -632,7 +626,7 @@ def json_server() -> Iterator[RedisServer]:
 @pytest.mark.parametrize(
     "name", [name for name in CAPTURES if any(entry["type"] == JSON_KIND for entry in capture.capture(name)["keys"])]
 )
-def test_json_documents_are_read_where_the_server_has_the_module(json_server: RedisServer, name: str) -> None:
+def test_json_documents_are_read_with_the_module(json_server: RedisServer, name: str) -> None:
     with json_server.client() as client:
         client.flushall()
         report = inspect_session(client, load_capture(client, name), reveal=True)
@@ -641,7 +635,7 @@ def test_json_documents_are_read_where_the_server_has_the_module(json_server: Re
     assert JSON_KIND in {key.type for key in report.keys}
 
 
-def test_a_capture_of_json_documents_needs_the_module_or_leave(client: redis.Redis) -> None:
+def test_a_json_capture_without_the_module(client: redis.Redis) -> None:
     with pytest.raises(MemkitError, match="no JSON module"):
         load_capture(client, "langchain-redis")
     with pytest.raises(MemkitError, match="there is no capture 'nothing'"):
@@ -694,7 +688,7 @@ def test_a_watched_server_is_read_through_sentinel() -> None:
         assert plainly(report) == expected_of("openai-agents")
 
 
-def test_a_short_id_looks_at_no_key_that_is_not_its_own(client: redis.Redis) -> None:
+def test_a_short_id_reads_only_its_own_keys(client: redis.Redis) -> None:
     for at in range(300):
         client.set(f"other:{at}1{at}", "x" * 1000)
     client.rpush("message_store:1", *capture.capture("langchain-community")["keys"][0]["value"])
@@ -714,7 +708,7 @@ def test_recognition_that_fails_is_no_recognition(client: redis.Redis, monkeypat
     assert inspect_session(client, "message_store:sess-A").store == "unknown"
 
 
-def test_a_decoder_that_fails_does_not_end_the_inspection(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_decoder_does_not_end_the_inspection(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> bool:
         raise ZeroDivisionError("with a secret in it")
 

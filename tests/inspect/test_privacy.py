@@ -29,7 +29,7 @@ FIRST = (
     *("langgraph-plainredis", "langgraph-redis", "langgraph-redis-refresh", "langgraph-redis-shallow", "llama-index"),
     *("memkit", "openai-agents", "redisvl"),
 )
-"""Stores whose texts can be replaced by secrets without losing their form."""
+"""Stores with texts that can be replaced by secrets without losing their form."""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def client(server: RedisServer) -> Iterator[redis.Redis]:
 
 
 def plant(value: Any, *, structure: frozenset[str]) -> Any:
-    """Return a JSON value with a secret in place of each text that says something, and structure left alone."""
+    """Return a JSON value with a secret in place of each text that is not structure."""
     if isinstance(value, str):
         return (
             value
@@ -79,7 +79,7 @@ def planted_element(element: str) -> str:
 
 
 def planted(client: redis.Redis, name: str) -> str:
-    """Load a capture whose every text is a secret, but for what gives it its form."""
+    """Load a capture with a secret in place of every text that does not give it its form."""
     session = load_capture(client, name, json_as_text=True)
     for entry in capture.capture(name)["keys"]:
         key, value = entry["key"], entry["value"]
@@ -156,7 +156,7 @@ def test_no_secret_is_shown_unless_asked_for(client: redis.Redis, name: str) -> 
 
 
 @pytest.mark.parametrize("name", FIRST)
-def test_no_secret_is_in_what_is_said_of_damage(client: redis.Redis, name: str) -> None:
+def test_no_secret_is_in_the_report_of_damage(client: redis.Redis, name: str) -> None:
     planted(client, name)
     for entry in capture.capture(name)["keys"]:
         key = entry["key"]
@@ -173,7 +173,7 @@ def test_no_secret_is_in_what_is_said_of_damage(client: redis.Redis, name: str) 
 
 
 @pytest.mark.parametrize("name", CAPTURES)
-def test_no_text_of_a_capture_is_shown_unless_asked_for(client: redis.Redis, name: str) -> None:
+def test_no_text_of_a_capture_is_shown_unrevealed(client: redis.Redis, name: str) -> None:
     report = inspect_session(client, load_capture(client, name, json_as_text=True))
     texts = [text for message in capture.capture(name)["expected"] for text in message["text"].splitlines() if text]
     for shown in everything_shown(report):
@@ -188,7 +188,7 @@ def test_no_text_of_a_capture_is_shown_unless_asked_for(client: redis.Redis, nam
      json.dumps({"a": ATTACK}).encode(),
      json.dumps([{"role": SECRET, "content": ATTACK, "name": SECRET}]).encode(), json.dumps([ATTACK]).encode()],
 )  # fmt: skip
-def test_no_secret_of_an_unknown_store_is_shown_unless_asked_for(client: redis.Redis, payload: bytes) -> None:
+def test_no_secret_of_an_unknown_store_is_shown(client: redis.Redis, payload: bytes) -> None:
     client.set("some:key", payload)
     report = inspect_session(client, "some:key")
     for shown in everything_shown(report):
@@ -216,7 +216,7 @@ def test_memkits_own_header_is_not_shown_either(client: redis.Redis) -> None:
         harmless(report)
 
 
-def test_a_session_whose_name_is_an_attack_does_no_harm(client: redis.Redis) -> None:
+def test_a_hostile_session_name_does_no_harm(client: redis.Redis) -> None:
     name = "</code><script>alert(1)</script>\x1b[2J\u202e"
     client.rpush(f"message_store:{name}", *capture.capture("langchain-community")["keys"][0]["value"])
     harmless(inspect_session(client, name))
@@ -227,7 +227,7 @@ def test_a_session_whose_name_is_an_attack_does_no_harm(client: redis.Redis) -> 
         assert not re.search(r"[\x00-\x1f\u202e]", str(refused.value))
 
 
-def test_equal_texts_are_seen_to_be_equal_within_one_report_alone(client: redis.Redis) -> None:
+def test_equal_texts_have_equal_hashes_in_one_report(client: redis.Redis) -> None:
     texts = ["yes", "no", "yes", ""]
     client.rpush(
         "message_store:s",
@@ -238,7 +238,7 @@ def test_equal_texts_are_seen_to_be_equal_within_one_report_alone(client: redis.
     assert not set(first) & set(second)
 
 
-def test_the_hashes_do_not_depend_on_the_interpreters_seed(server: RedisServer, client: redis.Redis) -> None:
+def test_hashes_do_not_depend_on_pythonhashseed(server: RedisServer, client: redis.Redis) -> None:
     client.rpush("message_store:s", json.dumps({"type": "human", "data": {"content": "yes"}}))
     code = f"from memkit.inspect import inspect_session; print(inspect_session({server.url!r}, 's').messages[0].hash)"
     python = [sys.executable, "-c", code]
@@ -254,7 +254,7 @@ def test_a_password_in_a_url_is_never_shown(server: RedisServer, tail: str) -> N
     assert SECRET not in "".join(traceback.format_exception(refused.value))
 
 
-def test_ids_that_only_a_payload_tells_are_not_shown(client: redis.Redis) -> None:
+def test_ids_that_only_a_payload_states_are_hidden(client: redis.Redis) -> None:
     session = load_capture(client, "agno")
     run = "agno:runs:f082bd82-75bf-46ce-8948-423d61b19d2b"
     document = json.loads(client.get(run) or "")
@@ -273,7 +273,7 @@ def test_ids_that_only_a_payload_tells_are_not_shown(client: redis.Redis) -> Non
 
 
 @pytest.mark.parametrize("store", ["google-adk-redis", "redisvl", "langchain-redis"])
-def test_a_session_id_that_only_the_payload_tells_is_not_shown(client: redis.Redis, store: str) -> None:
+def test_a_session_id_only_in_a_payload_is_hidden(client: redis.Redis, store: str) -> None:
     load_capture(client, store, json_as_text=True)
     for entry in capture.capture(store)["keys"]:
         if entry["type"] == "hash":
@@ -285,7 +285,7 @@ def test_a_session_id_that_only_the_payload_tells_is_not_shown(client: redis.Red
 
 
 @pytest.mark.parametrize("thread", [SECRET, f"a b {SECRET}", f"{SECRET}:1"])
-def test_a_thread_that_only_the_payload_tells_is_not_shown_in_a_repair(client: redis.Redis, thread: str) -> None:
+def test_a_thread_in_a_payload_is_hidden_in_a_repair(client: redis.Redis, thread: str) -> None:
     load_capture(client, "langgraph-redis", json_as_text=True)
     key = max(name for name in client.keys("checkpoint:*"))
     client.set(key, (client.get(key) or "").replace('"sess-A"', json.dumps(thread)), keepttl=True)
@@ -302,7 +302,7 @@ def test_a_thread_that_only_the_payload_tells_is_not_shown_in_a_repair(client: r
     assert "hidden" not in revealed
 
 
-def test_a_repair_whose_names_are_all_known_is_shown_whole(client: redis.Redis) -> None:
+def test_a_repair_of_known_names_is_shown_whole(client: redis.Redis) -> None:
     for name, lost in (
         ("langgraph-redis", "checkpoint_latest:sess-A:__empty__"),
         ("agno", "agno:runs:by_session:sess-A"),

@@ -7,8 +7,10 @@ import enum
 import inspect
 import json
 import math
+import os
 import sys
 import uuid
+import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -79,7 +81,7 @@ def exactly(value: Any) -> str:
 def test_messages_come_back_exactly(dialogue: list[dict[str, Any]], saved: bool) -> None:
     elements = stored(encode_messages(dialogue, listed=saved), saved=saved)
     assert exactly(decode_messages(elements, KEY)) == exactly(dialogue)
-    one_by_one = [message for raw in elements for message in decode_element(raw, KEY, 1).messages]
+    one_by_one = [message for raw in elements for message in decode_element(raw, KEY, 1)]
     assert exactly(one_by_one) == exactly(dialogue)
 
 
@@ -356,3 +358,22 @@ def test_a_version_is_a_number_that_can_be_copied() -> None:
     assert (version, version + 1, json.dumps(version), f"{version}") == (3, 4, "3", "3")
     back = copy.deepcopy(version)
     assert (back, back.born) == (3, "Zk3_x9Ab")
+
+
+def test_nonces_differ_in_a_forked_process() -> None:
+    encoding.new_id()  # draws many
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of fork with threads
+        child = os.fork()
+    if not child:
+        os.write(writing, b"".join(encoding.new_id() for _ in range(encoding.NONCES_AT_ONCE)))
+        os._exit(0)
+    os.waitpid(child, 0)
+    theirs = os.read(reading, 1 << 16)
+    ours = {encoding.new_id() for _ in range(3 * encoding.NONCES_AT_ONCE)}
+    assert len(ours) == 3 * encoding.NONCES_AT_ONCE
+    assert {len(nonce) for nonce in ours} == {8}
+    assert ours.isdisjoint(theirs[at : at + 8] for at in range(0, len(theirs), 8))
+    os.close(reading)
+    os.close(writing)

@@ -1,18 +1,18 @@
-"""Short-lived keys under the sessions' own prefix: sessions of another shape, parts of sessions, or neither. Pure.
+"""Keys under the sessions' own prefix that are no sessions: locks, counters, caches, drafts, indexes. Pure.
 
-A part of a session is written with it: nearly every session that was written a moment ago has it. Keys that only some
-sessions have, that are written at other times, or that hold no more than a flag are auxiliary: locks, caches, drafts.
+Types, sizes and times decide, never the words of a name. A part of a session is written with it: nearly every session
+that was written a moment ago has it. Keys that only some sessions have, that are written at other times, or that hold
+no more than a flag are auxiliary.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import cached_property
 from statistics import median_low
 from typing import NamedTuple
 
-from memkit.audit.checks.ttl_inference import LifetimeAnalysis, lifetimes_of
+from memkit.audit.checks.ttl_inference import LifetimeAnalysis
 from memkit.audit.context import AuditContext
 from memkit.audit.key_shapes import Group, Member
 from memkit.audit.sampling import KeyFacts
@@ -25,32 +25,37 @@ TINY = 3
 """Flags are this many times smaller than the values of sessions."""
 SHORT_SHARE = 1 / 20
 """Far below the expected TTL, whatever the distribution."""
+SETS = ("set", "zset")
+"""A set keeps no order, so it holds no dialogue; a sorted set that shares no id with sessions is an index of them."""
 TOGETHER_MS = 3_000
 """The idle clock's grain at both ends."""
 WEIGHED_KEYS = 40
 RECENT_KEYS = 200
 FEWEST_SESSIONS = 5
-"""Fewer short-lived keys of another shape are no release that changed the shape of all."""
+"""Fewer keys show little: of five sessions, a share is known to a fifth."""
 
 
 class Pair(NamedTuple):
-    """A short-lived key and the key of the same session that expires last."""
+    """A key and the key of the same session that expires last."""
 
     own: KeyFacts
     main: Member
 
 
 def auxiliary_groups(expected: Expectation, groups: Sequence[Group], context: AuditContext) -> list[Group]:
-    """Return the groups of short-lived keys that share ids with sessions and are no parts of them."""
-    if not expected.ttl_ms or len(groups) < 2:
-        return []
+    """Return the groups of keys that are neither sessions nor parts of them; if there is nothing else, none."""
     last: dict[str, Member] = {}
     for group in groups:
         for member in group.members:
             best = last.get(member.session)
             if member.session and (best is None or _deadline(member.facts) > _deadline(best.facts)):
                 last[member.session] = member
-    return [group for group in groups if _Comparison(expected, group, groups, last, context).is_auxiliary()]
+    found = [
+        group
+        for group in groups
+        if len(groups) > 1 and _Comparison(expected, group, groups, last, context).is_auxiliary()
+    ]
+    return found if len(found) < len(groups) else []
 
 
 def _deadline(facts: KeyFacts) -> float:
@@ -73,6 +78,7 @@ class _Comparison:
         mains = ((member.facts, last.get(member.session)) for member in group.members)
         self.pairs = [Pair(own, main) for own, main in mains if main and main.part != group.part]
         parts = {pair.main.part for pair in self.pairs}
+        self.others = [one for one in groups if one is not group]
         self.mains = [member for one in groups if one.part in parts for member in one.members]
         self.longest = longest_given(group.keys)
         # Deadlines show when sessions were written if none has more than the TTL, as with a jitter every other has.
@@ -80,38 +86,35 @@ class _Comparison:
         self.exact = over <= 0.05 * len(self.mains)
 
     def is_auxiliary(self) -> bool:
-        """Whether the group is short-lived, beside sessions that are not, and is no part of them."""
-        if not self.pairs or any(one.deadline_ms is None for one in self.group.keys):
-            return False
-        if self._own_bytes == 0:
+        """Whether the keys hold no dialogue, or are short-lived and no parts of the sessions that they belong to."""
+        own = usual_bytes(self.group.keys, self.context) if self.group.kind == "string" else None
+        if own == 0:
             return True  # an integer holds no dialogue
-        if not self._is_short():
+        if LifetimeAnalysis(self.group.keys, self.expected, self.context.history).right:
             return False
-        return self._is_flag() or not self._written_together() or not self._in_every_session()
-
-    @cached_property
-    def _own_bytes(self) -> int | None:
-        return usual_bytes(self.group.keys, self.context) if self.group.kind == "string" else None
+        if self.group.kind in SETS:
+            documents = [one for one in self.others if one.kind not in SETS]
+            ids = {member.session for one in documents for member in one.members}
+            unordered = self.group.kind == "set"
+            return bool(documents) and (unordered or ids.isdisjoint(one.session for one in self.group.members))
+        if not self.pairs:
+            return own is not None and own <= FLAG_BYTES and self._others_are_larger(own)
+        if not self.ttl or any(one.deadline_ms is None for one in self.group.keys) or not self._is_short():
+            return False
+        brief = self.longest <= min(FLAG_MS, self.ttl * SHORT_SHARE)
+        if brief and own is not None and own <= FLAG_BYTES and self._others_are_larger(own):
+            return True
+        return not self._written_together() or not self._in_every_session()
 
     def _is_short(self) -> bool:
-        lifetimes = lifetimes_of(self.group.keys, self.context.history.load_ms)
-        analysis = LifetimeAnalysis(lifetimes, self.expected, self.context.history)
-        if analysis.right:
-            return False
+        analysis = LifetimeAnalysis(self.group.keys, self.expected, self.context.history)
         short = sum(one.keys for one in analysis.anomalies() if one.kind == "short")
         return short >= 0.9 * len(analysis.all) or self.longest <= self.ttl * SHORT_SHARE
 
-    def _is_flag(self) -> bool:
-        """Whether the values are tiny beside the sessions' and expire within minutes."""
-        own = self._own_bytes
-        brief = self.longest <= min(FLAG_MS, self.ttl * SHORT_SHARE)
-        if self.group.kind != "string" or not brief or (own or 0) > FLAG_BYTES:
-            return False
-        mains = [pair.main.facts for pair in self.pairs]
-        if any(one.kind != "string" for one in mains):
-            return True
-        others = usual_bytes(mains, self.context)
-        return own is not None and others is not None and others >= TINY * own
+    def _others_are_larger(self, own: int) -> bool:
+        """Whether the other groups hold no such tiny values."""
+        sizes = [usual_bytes(one.keys, self.context) for one in self.others if one.kind == "string"]
+        return len(sizes) < len(self.others) or any(size is not None and size >= TINY * own for size in sizes)
 
     def _written_together(self) -> bool:
         """Whether most were written when the session's main key was: by their last access, or a constant distance."""
@@ -169,10 +172,10 @@ def usual_bytes(keys: Sequence[KeyFacts], context: AuditContext) -> int | None:
 def is_other_shape(group: Group, healthy: Sequence[Group], context: AuditContext) -> bool:
     """Whether short-lived keys that share no ids with sessions are sessions themselves, of another shape.
 
-    They are of the sessions' type, not a handful, and, if strings, not tiny beside the sessions'.
+    They are of the sessions' type and, if strings, not tiny beside the sessions'.
     """
     like = [one for one in healthy if one.kind == group.kind]
-    if not like or len(group.members) < FEWEST_SESSIONS:
+    if not like:
         return False
     if group.kind != "string":
         return True

@@ -62,15 +62,14 @@ def deleted_finding(
             "deleted",
             prefix=prefix,
             keys=len(vanished),
-            sampled=len(keys),
             message=f"{counted(len(vanished), 'key')} under {prefix} disappeared during the audit, long before their "
             "deadline",
             confidence="proven",
             evidence=(
                 "they existed at the first look and no longer at the second; evicted_keys did not change",
-                *(f"a client whose last command deletes: {name}" for name in deleters[:3]),
+                *(f"a client that deleted last: {name}" for name in deleters[:3]),
             ),
-            next="redis-cli CLIENT LIST: clients whose cmd is del or unlink",
+            next="redis-cli CLIENT LIST: clients with cmd=del or cmd=unlink",
         )
     logged = [one for one in server.slow_commands if _names_sessions(one, expectations)]
     if logged:
@@ -81,7 +80,6 @@ def deleted_finding(
             "deleted",
             prefix=prefix,
             keys=count,
-            sampled=len(keys),
             message=f"{first.command.upper()} deletes sessions under {prefix}, not their TTL: at least {count:,} keys",
             confidence="proven",
             since=datetime.fromtimestamp(first.at_s + 1, UTC),
@@ -133,7 +131,6 @@ def _counted(
         "deleted",
         prefix=expectations[0].prefix if len(expectations) == 1 else None,
         keys=count,
-        sampled=context.sampled,
         message=f"commands delete keys before their TTL ends: about {count:,}; {sessions:,} sessions exist",
         confidence="possible",
         evidence=(
@@ -141,7 +138,7 @@ def _counted(
             f"{server.info.get('evicted_keys', '?')}",
             "the server does not count by prefix: the deleted keys may be others",
         ),
-        next="redis-cli CLIENT LIST: clients whose cmd is del or unlink; then search that application for it",
+        next="redis-cli CLIENT LIST: clients with cmd=del or cmd=unlink; then search that application for it",
     )
 
 

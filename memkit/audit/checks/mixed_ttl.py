@@ -1,4 +1,4 @@
-"""Sessions whose parts expire at different times: the keys of one session, compared. Pure."""
+"""Sessions with parts that expire at different times: the keys of one session, compared. Pure."""
 
 from __future__ import annotations
 
@@ -30,24 +30,22 @@ class MixedTtl:
         return sum(key in self.keys for key in compared) > 0.5 * len(compared)
 
 
-def mixed_ttl(expected: Expectation, sessions: Sequence[Sequence[Member]], *, sampled: int) -> MixedTtl:
-    """Return the finding of sessions, each given by its keys, whose parts expire apart; a few among many are none."""
+def mixed_ttl(expected: Expectation, sessions: Sequence[Sequence[Member]]) -> MixedTtl:
+    """Return the finding of sessions, each given by its keys, with parts that end apart; a few among many are none."""
     mixed = [members for members in sessions if _is_mixed(members, expected)]
     if not mixed or len(mixed) < max(min(3, len(sessions)), FEWEST_SHARE * len(sessions)):
         return MixedTtl(None)
     keys = frozenset(member.facts.key for members in mixed for member in members)
     gap, first, last = max((_gap(members) for members in mixed), key=lambda one: one[0])
     shortest = [min(one.facts.set_ms or 0 for one in members if one.facts.deadline_ms) for members in mixed]
-    finding = Finding(
+    finding = Finding.of(
+        expected,
         "mixed_ttl",
-        prefix=expected.prefix,
         keys=len(keys),
-        sampled=sampled,
         message=f"parts of {len(mixed):,} of {len(sessions):,} sessions under {expected.prefix} expire up to "
         f"{duration(gap)} apart ({first} before {last})",
         confidence="proven",
-        expected_ttl_s=(expected.ttl_ms or 0) / 1000,
-        observed_ttl_s=round(_common(shortest) / 1000, 3),
+        observed_ms=_common(shortest),
         evidence=(f"deadlines of the keys of one session, compared: {len(sessions):,} sessions have several keys",),
         next="renew all keys of a session in one write (MULTI or a script): memkit inspect URL SESSION",
     )

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from memkit import formats
-from memkit.audit.finding import Confidence, Finding
+from memkit.audit.finding import Confidence, Finding, Since
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
 from memkit.formats import memkit_store
@@ -221,28 +221,25 @@ def not_refreshed(expected: Expectation, sessions: Sequence[DatedSession], notes
     if len(late) >= FEWEST_LATE and confidence == "likely":
         confidence = "proven"
     newest_times = [newest.at for _, _, newest in late]
-    since = datetime.fromtimestamp(min(newest_times) / 1000, UTC)
+    first_late = min(newest_times)
     given = ttl - median(ahead)
     # Without a deadline that counts from the first message, one distance for all sessions is their TTL.
     is_ttl = not fixed and _are_alike(ahead) and not _are_alike(newest_times)
-    return Finding(
+    return Finding.of(
+        expected,
         "ttl_too_short" if is_ttl else "not_refreshed",
-        prefix=expected.prefix,
         keys=len(late),
-        sampled=len(sessions),
         message=f"writes to keys matching {expected.pattern} "
         f"{'set a shorter TTL' if is_ttl else 'do not renew the TTL'}: after its last message a session has "
         f"{duration(given)} instead of {duration(ttl)} (median of {len(late):,})",
         confidence="likely" if is_ttl else confidence,
-        expected_ttl_s=ttl / 1000,
-        observed_ttl_s=round((given if is_ttl else ttl) / 1000),
-        since=since,
-        since_is="upper bound",
+        observed_ms=round(given, -3) if is_ttl else ttl,
+        since=Since(first_late, "upper bound"),
         evidence=(
             f"the payloads of {len(late):,} of {counted(len(dated), 'session')} state a write later than the deadline "
             f"minus the TTL",
             f"{counted(fixed, 'deadline')} of them still count from the first message",
-            f"the first such write that still exists was at {utc_text(since)}",
+            f"the first such write that still exists was at {utc_text(datetime.fromtimestamp(first_late / 1000, UTC))}",
         ),
         next="set the TTL in the same command or transaction as every write (EXPIRE after RPUSH, or SET with EX)",
     )
@@ -283,15 +280,13 @@ def trimmed(expected: Expectation, sessions: Sequence[DatedSession]) -> Finding 
     # Without shorter sessions nothing shows that messages here are as new as their write: it may be a copy of old data.
     if not others or sum(gap > LATE_MS for gap in others) > OTHERS_SHARE * len(others):
         return None
-    return Finding(
+    return Finding.of(
+        expected,
         "trimmed",
-        prefix=expected.prefix,
         keys=len(older),
-        sampled=len(sessions),
         message=f"{counted(len(older), 'session')} matching {expected.pattern} hold exactly {most:,} messages, and the "
         f"newest is older than the last write: new messages may be dropped",
         confidence="possible",
-        expected_ttl_s=ttl / 1000,
         evidence=(
             f"no session holds more than {most:,} messages",
             f"the newest message is up to {duration(max(older))} older than the last write (deadline minus TTL)",

@@ -20,7 +20,7 @@ from memkit.audit.checks.mixed_ttl import mixed_ttl
 from memkit.audit.checks.payload_times import DatedSession, dated_session, not_refreshed, trimmed, written_ms
 from memkit.audit.checks.session_indexes import index_findings
 from memkit.audit.checks.shared_key import shared_key
-from memkit.audit.finding import Confidence, Finding
+from memkit.audit.finding import Confidence, Finding, Since
 from memkit.audit.key_shapes import Member
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
@@ -57,6 +57,8 @@ class Values:
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     read: int = 0
+    unexplained: str | None = None
+    """Why these sessions cannot be called healthy although nothing is wrong for sure."""
 
 
 class _Payload(NamedTuple):
@@ -70,8 +72,13 @@ class _Payload(NamedTuple):
 
 @dataclass
 class _Contents:
-    """What the values of one expectation showed; the values themselves are dropped, batch by batch."""
+    """What the values of one expectation showed; the values themselves are dropped, batch by batch.
 
+    ``keys`` are the expectation's, ``present`` all that the audit has seen, by name.
+    """
+
+    keys: Sequence[KeyFacts]
+    present: Mapping[str, KeyFacts]
     tried: int = 0
     dated: list[DatedSession] = field(default_factory=list)
     places: defaultdict[tuple[str, str], list[_Payload]] = field(default_factory=lambda: defaultdict(list))
@@ -96,7 +103,7 @@ class _Contents:
             self.hashes[shape].append((facts, frozenset(name for name in value.fields if not re.search(r"\d", name))))
         for place, payloads in _payloads(value):
             examined = [examine(payload) for payload in payloads]
-            names = [str(one).replace("protobuf?", "binary") for one in examined]
+            names = [str(one) for one in examined]
             fault = next((one.fault for one in examined if one.fault), "")
             odd = any(n == "binary" and _is_printable(payload) for n, payload in zip(names, payloads, strict=True))
             self.places[f"{value.kind} {shape}", place].append(_Payload(facts, frozenset(names), fault, odd))
@@ -140,38 +147,29 @@ def check_values(
     """
     found, loads = Values(), ValueReader(reader)
     present = {to_name(one.key): one for one in keys}
-    contents = [_read(loads, one, one.of(keys), within_s=max(within_s, 0.5)) for one in expected]
+    contents = [_Contents(one.of(keys), present) for one in expected]
+    for one, content in zip(expected, contents, strict=True):
+        _read(loads, one, content, within_s=max(within_s, 0.5))
     _assign_problems(expected, contents)
     for one, content in zip(expected, contents, strict=True):
+        content.dated = [session for session in content.dated if not short(session.facts)]
+        found.findings += [finding for check in CHECKS.values() if (finding := check(one, content))]
         found.notes += content.notes
-        dated = [session for session in content.dated if not short(session.facts)]
-        own = one.of(keys)
-        findings = (
-            _corrupt(one, content),
-            _fragments(one, content),
-            _missing_parts(one, content),
-            _mixed_ttl(one, content, present),
-            _encoding_changed(one, content),
-            shared_key(one, own),
-            trimmed(one, dated),
-            not_refreshed(one, dated, found.notes),
-        )
-        found.findings += [finding for finding in findings if finding]
+        found.unexplained = found.unexplained or _encoded_twice(one, content)
     explained = {problem.key for content in contents for problem in content.known.problems.values()}
     found.findings += index_findings(loads, expected, keys, deletions=deletions, explained=explained)
     found.read = len(loads.names)
     return found
 
 
-def _read(loads: ValueReader, expected: Expectation, keys: Sequence[KeyFacts], *, within_s: float) -> _Contents:
-    """Read values batch by batch and keep what they show; then those sessions whose parts were not in one batch."""
+def _read(loads: ValueReader, expected: Expectation, content: _Contents, *, within_s: float) -> None:
+    """Read values batch by batch and keep what they show; then the sessions with parts outside one batch."""
     until = time.monotonic() + within_s
-    content = _Contents()
-    in_order = sorted(keys)  # by name, so that most sessions' keys are together
+    in_order = sorted(content.keys)  # by name, so that most sessions' keys are together
     for start in range(0, len(in_order), BATCH_KEYS):
         if content.tried >= FEWEST_VALUES and time.monotonic() > until:
             content.notes.append(
-                f"values of {content.tried:,} of {len(keys):,} keys matching {expected.pattern} were read"
+                f"values of {content.tried:,} of {len(in_order):,} keys matching {expected.pattern} were read"
             )
             break
         batch = {to_name(one.key): one for one in in_order[start : start + BATCH_KEYS]}
@@ -183,10 +181,9 @@ def _read(loads: ValueReader, expected: Expectation, keys: Sequence[KeyFacts], *
         for value in values:
             content.add(value, batch[value.name], owners[value.name])
         content.known.add(values, owners)
-    done, of = content.known.finish(loads, {to_name(one.key): one for one in keys}, within_s=within_s)
+    done, of = content.known.finish(loads, content.present, within_s=within_s)
     if done < of:
         content.notes.append(f"parts of {done:,} of {of:,} sessions matching {expected.pattern} were looked for")
-    return content
 
 
 def _assign_problems(expected: Sequence[Expectation], contents: Sequence[_Contents]) -> None:
@@ -218,21 +215,19 @@ def _corrupt(expected: Expectation, content: _Contents) -> Finding | None:
             changes = _changes(expected, payloads, chance=LARGER_CHANCE)
             changed = {one.facts.key for _, having, _ in changes for one in having}
             names = [to_name(one.facts.key) for one in strange if one.facts.key not in changed]
-            odd |= dict.fromkeys(names, "holds bytes of no known encoding, where the other keys hold JSON")
+            odd |= dict.fromkeys(names, "holds bytes of no known encoding; the other keys hold JSON")
     proven: Confidence = "proven" if broken else "possible"
     found = broken or odd
     if not found:
         return None
     reasons = Counter(found.values()).most_common(3)
-    return Finding(
+    return Finding.of(
+        expected,
         "corrupt",
-        prefix=expected.prefix,
         keys=len(found),
-        sampled=len(content.dated),
         message=f"{len(found):,} of {counted(len(content.dated), 'key')} matching {expected.pattern} hold a payload "
         f"that cannot be read",
         confidence=proven,
-        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
         evidence=tuple(f"{counted(count, 'key')}: {why}" for why, count in reasons),
         next="memkit inspect URL KEY shows which element and byte, and how much is readable",
     )
@@ -253,15 +248,13 @@ def _fragments(expected: Expectation, content: _Contents) -> Finding | None:
         return None
     persistent = sum(one.deadline_ms is None for one in found) if expected.ttl_ms else 0
     fields = ", ".join(name for name, _ in lacking.most_common(3))
-    return Finding(
+    return Finding.of(
+        expected,
         "corrupt",
-        prefix=expected.prefix,
         keys=len(found),
-        sampled=len(content.dated),
         message=f"{counted(len(found), 'hash', 'hashes')} matching {expected.pattern} hold a fragment of a session "
         f"(no {fields}): a field was written after the session had expired, which created the key anew",
         confidence="likely" if 2 * persistent > len(found) else "possible",
-        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
         evidence=(f"the other hashes have {fields}", f"{persistent:,} of the fragments have no TTL"),
         next="write fields and TTL in one script that does nothing if the key no longer exists",
     )
@@ -308,19 +301,25 @@ def _encoding_changed(expected: Expectation, content: _Contents) -> Finding | No
             dates += [first] if first else []
     if not keys:
         return None
-    return Finding(
+    return Finding.of(
+        expected,
         "encoding_changed",
-        prefix=expected.prefix,
         keys=len(keys),
-        sampled=len(content.dated),
         message=f"{counted(len(keys), 'key')} matching {expected.pattern} have another encoding: {evidence[0]}",
         confidence="likely",
-        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
-        since=datetime.fromtimestamp(min(dates) / 1000, UTC) if dates else None,
-        since_is="upper bound" if dates else None,
-        evidence=tuple(evidence[:5]),
+        since=Since(min(dates), "upper bound") if dates else None,
+        evidence=evidence[:5],
         next="check that every reader of these keys reads both encodings",
     )
+
+
+def _encoded_twice(expected: Expectation, content: _Contents) -> str | None:
+    """Return why sessions that readers of JSON refuse or take for text cannot be called healthy."""
+    for payloads in content.places.values():
+        for encoding in (name for one in payloads for name in one.encodings):
+            if not UNUSUAL.isdisjoint(encoding.split(" > ")):
+                return f"a payload matching {expected.pattern} is {_named(encoding)}: readers may take it for text"
+    return None
 
 
 def _named(encoding: str) -> str:
@@ -337,14 +336,12 @@ def _missing_parts(expected: Expectation, content: _Contents) -> Finding | None:
     keys = {problem.key for problem in problems}
     if not keys:
         return None
-    return Finding(
+    return Finding.of(
+        expected,
         "dangling",
-        prefix=expected.prefix,
         keys=len(keys),
-        sampled=len(content.dated),
         message=f"{counted(len(keys), 'key')} to which sessions matching {expected.pattern} point no longer exist",
         confidence="proven",
-        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
         evidence=tuple(
             f"{counted(count, 'key')}: {text}"
             for text, count in Counter(problem.message for problem in problems).most_common(3)
@@ -353,13 +350,30 @@ def _missing_parts(expected: Expectation, content: _Contents) -> Finding | None:
     )
 
 
-def _mixed_ttl(expected: Expectation, content: _Contents, present: Mapping[str, KeyFacts]) -> Finding | None:
+def _mixed_ttl(expected: Expectation, content: _Contents) -> Finding | None:
     """Return the finding of sessions of which only the payload shows that their parts belong together."""
     sessions = [
-        [Member(present[name], owner.session, owner.part) for name, owner in owners.items() if name in present]
+        [
+            Member(content.present[name], owner.session, owner.part)
+            for name, owner in owners.items()
+            if name in content.present
+        ]
         for owners in content.known.owners.values()
     ]
     several = [members for members in sessions if len(members) > 1]
     if not expected.ttl_ms or len(several) < SEVERAL_SHARE * len(sessions):
         return None
-    return mixed_ttl(expected, several, sampled=len(content.dated)).finding
+    return mixed_ttl(expected, several).finding
+
+
+CHECKS: dict[str, Callable[[Expectation, _Contents], Finding | None]] = {
+    "corrupt": _corrupt,
+    "fragments": _fragments,
+    "dangling": _missing_parts,
+    "mixed_ttl of known stores": _mixed_ttl,
+    "encoding_changed": _encoding_changed,
+    "shared_key": lambda expected, content: shared_key(expected, content.keys),
+    "trimmed": lambda expected, content: trimmed(expected, content.dated),
+    "not_refreshed": lambda expected, content: not_refreshed(expected, content.dated, content.notes),
+}
+"""What values are checked for; ``index_findings`` adds stale_index, for all expectations together."""

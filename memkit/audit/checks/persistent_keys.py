@@ -1,12 +1,12 @@
-"""Sessions without a TTL that should have one: since when or until when, and hashes whose fields lost theirs. Pure."""
+"""Sessions without a TTL that should have one, since when or until when; hashes with fields that lost theirs. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memkit.audit.checks.ttl_inference import IDLE_RANGE_MS, LifetimeAnalysis, Since, lifetimes_of
-from memkit.audit.context import AuditContext, dated
-from memkit.audit.finding import Finding
+from memkit.audit.checks.ttl_inference import LifetimeAnalysis
+from memkit.audit.context import AuditContext
+from memkit.audit.finding import Finding, Since
 from memkit.audit.key_shapes import Group, narrowest_prefix
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
@@ -33,8 +33,8 @@ def persistent_finding(expected: Expectation, sessions: Sequence[Group], context
     prefix = narrowest_prefix([one.key for one in keys], [one.key for one in context.keys], expected.prefix)
     since = _since(expected, keys, everything, context)
     share = "all" if len(keys) == len(everything) else f"{len(keys):,} of {len(everything):,}"
-    message = f"{share} keys {', '.join(shapes[:3])} have no TTL; expected {duration(expected.ttl_ms)}"
-    evidence = [f"PTTL is -1 for {len(keys):,} of {context.sampled:,} keys looked at"]
+    message = f"{share} keys of sessions matching {expected.pattern} have no TTL; expected {duration(expected.ttl_ms)}"
+    evidence = [f"PTTL is -1 for {len(keys):,} of {context.sampled:,} keys looked at, such as {', '.join(shapes[:3])}"]
     fields = [context.fields_without_ttl[one.key] for one in keys if one.key in context.fields_without_ttl]
     if fields:
         without, total = (sum(column) for column in zip(*fields, strict=True))
@@ -47,16 +47,15 @@ def persistent_finding(expected: Expectation, sessions: Sequence[Group], context
         evidence.append(f"every key written since {context.when(since.at_ms)} has a TTL: the fault has ended")
     if prefix != expected.prefix:
         evidence.append(f"all of them are under {prefix}")
-    return Finding(
+    return Finding.of(
+        expected,
         "no_ttl",
         prefix=prefix,
         keys=len(keys),
-        sampled=context.sampled,
         message=message + ("" if since is None else f", {context.since_text(since)}"),
         confidence="proven",
-        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
-        **dated(since),
-        evidence=tuple(evidence),
+        since=since,
+        evidence=evidence,
         next="give the keys that are left a TTL once: EXPIRE KEY SECONDS NX"
         if since and since.bound == "until"
         else "find the write that leaves no TTL (SET without EX; a crash before EXPIRE): memkit inspect URL KEY",
@@ -67,17 +66,10 @@ def _since(
     expected: Expectation, keys: Sequence[KeyFacts], everything: Sequence[KeyFacts], context: AuditContext
 ) -> Since | None:
     """Return since when, or until when, keys are written without TTL, by their last accesses."""
-    load = context.history.load_ms
-    accesses = sorted(
-        one.touched_ms
-        for one in keys
-        if one.touched_ms is not None
-        and one.seen_ms - one.touched_ms < IDLE_RANGE_MS
-        and not (load and load[0] <= one.touched_ms <= load[1])
-    )
+    accesses = sorted(one.touched_ms for one in keys if one.touched_ms is not None)
     if not accesses:
         return None
-    analysis = LifetimeAnalysis(lifetimes_of(everything, load), expected, context.history)
+    analysis = LifetimeAnalysis(everything, expected, context.history)
     first, last = accesses[0], analysis.last_write(analysis.within)
     if last is not None and last <= first + SLACK_MS:
         return Since(last, "lower bound")

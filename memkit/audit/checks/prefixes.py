@@ -12,15 +12,16 @@ from collections import Counter
 from collections.abc import Sequence
 
 from memkit.audit.checks.ttl_inference import (
+    STOPPED_GAPS,
     KeyLifetime,
     LifetimeAnalysis,
-    Since,
+    ServerHistory,
     common_ttl,
     lifetimes_of,
     rounded,
 )
-from memkit.audit.context import AuditContext, dated
-from memkit.audit.finding import Confidence, Finding, PrefixSummary
+from memkit.audit.context import AuditContext
+from memkit.audit.finding import Confidence, Finding, PrefixSummary, Since
 from memkit.audit.key_shapes import alike, by_prefix, groups_of, is_content
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
@@ -45,7 +46,7 @@ whenever it occurs."""
 
 
 def odd_names(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext) -> Finding | None:
-    """Return the finding of sessions whose names have a new shape: without it, the names would match the pattern."""
+    """Return the finding of sessions with names of a new shape: without it, the names would match the pattern."""
     own = {one.key for one in keys}
     candidates = [*keys, *(one for one in context.other_keys if one.key not in own)]
     for what, expression, usual, mistake in ODD_NAMES:
@@ -58,7 +59,7 @@ def odd_names(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCon
         ]
         found = {one.key for one in odd}
         plain = [one for one in keys if one.key not in found]
-        if not mistake:
+        if odd and not mistake:
             usually = [one._replace(key=expression.sub(usual, one.key)) for one in odd]
             shaped = _shaped(plain, usually, expected)
             odd = [one for one, other in zip(odd, usually, strict=True) if other.key in shaped]
@@ -70,7 +71,7 @@ def odd_names(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCon
 
 
 def _shaped(plain: Sequence[KeyFacts], usually: Sequence[KeyFacts], expected: Expectation) -> set[bytes]:
-    """Return those names, written as usual, whose shape other keys have: in some layouts a part of a name is empty."""
+    """Return those names, written as usual, of which other keys have the shape: in some layouts a part is empty."""
     others = {one.key for one in plain}
     groups = groups_of([*plain, *usually], expected.prefix)
     return {
@@ -91,13 +92,14 @@ def _odd_finding(
     what: str,
     mistake: bool,
 ) -> Finding | None:
-    load = context.history.load_ms
-    known = [one for one in odd if one.touched_ms is not None and not (load and load[0] <= one.touched_ms <= load[1])]
-    first = min((one.touched_ms or 0 for one in known), default=None)
+    accesses = [one.touched_ms for one in odd if one.touched_ms is not None]
+    first, newest = min(accesses, default=None), max(accesses, default=0)
     last = _last_written(expected, plain, context)
-    newest = max((one.touched_ms or 0 for one in known), default=0)
-    # Names that were all written at one time replace none.
+    # Names that were all written at one time replace none, and neither do those of a pause in the traffic.
+    pause_ms = 0 if last is None else context.history.now_ms - last
+    stopped = expected.ttl_ms is None or pause_ms > STOPPED_GAPS * expected.ttl_ms / max(len(plain), 1)
     replaced = first is not None and last is not None and last <= first + SLACK_MS and newest > last + SLACK_MS
+    replaced = replaced and (stopped or mistake)
     if not replaced and not mistake:
         return None
     since = None
@@ -106,22 +108,20 @@ def _odd_finding(
     elif first is not None:
         since = Since(min(first + 1_000, context.history.now_ms), "upper bound")
     example = re.sub(rb"[0-9A-Za-z_-]{9,}", b"*", odd[0].key).decode("utf-8", "replace")
-    ttl = common_ttl(lifetimes_of(odd, load))
+    ttl = common_ttl(lifetimes_of(odd, context.history))
     evidence = [f"{counted(len(odd), 'name')} with {what}, such as {printable(repr(example)[1:-1], 80)}"]
     if replaced:
         evidence.append("no session has been written under the usual names since")
-    return Finding(
+    return Finding.of(
+        expected,
         "wrong_prefix",
-        prefix=expected.prefix,
         keys=len(odd),
-        sampled=context.sampled,
         message=f"{len(odd):,} sessions of {expected.pattern} are written under names with {what}"
         + ("" if since is None else f", {context.since_text(since)}"),
         confidence="likely" if len(odd) >= FEWEST else "possible",
-        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
-        observed_ttl_s=ttl and round(ttl / 1000, 3),
-        **dated(since),
-        evidence=tuple(evidence),
+        observed_ms=ttl,
+        since=since,
+        evidence=evidence,
         next="compare how writers and readers build the key: both need the same name",
     )
 
@@ -129,7 +129,7 @@ def _odd_finding(
 def _last_written(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext) -> int | None:
     """Return when the last of these was written, or no earlier: by deadlines, or by accesses if there is no TTL."""
     if expected.ttl_ms is not None:
-        analysis = LifetimeAnalysis(lifetimes_of(keys, context.history.load_ms), expected, context.history)
+        analysis = LifetimeAnalysis(keys, expected, context.history)
         return analysis.last_write(analysis.within)
     return max((one.touched_ms for one in keys if one.touched_ms is not None), default=None)
 
@@ -157,13 +157,11 @@ def missing(expected: Expectation, context: AuditContext) -> list[Finding]:
     if expired and started:
         ended = f"; {counted(expired, 'key')} expired on this server since it started {context.when(started)}"
     stored = f"; nearest existing: {others}" if others else "; the database is empty"
-    no_data = Finding(
+    no_data = Finding.of(
+        expected,
         "no_data",
-        prefix=expected.prefix,
-        sampled=context.sampled,
         message=f"no key matches {expected.pattern}{stored}{ended}",
         confidence="proven",
-        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
         evidence=(f"{context.sampled:,} keys looked at", f"expired_keys is {expired:,}"),
         next="check the pattern, the database number and the server in the URL"
         if not expired
@@ -185,7 +183,7 @@ def moved(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext
     last = _last_written(expected, keys, context) if near else None
     for prefix, others in near.items() if last is not None else ():
         if last is not None and _suspicion(expected, prefix, others, context) == "likely":
-            theirs = LifetimeAnalysis(lifetimes_of(others, context.history.load_ms), expected, context.history)
+            theirs = LifetimeAnalysis(others, expected, context.history)
             first = min(one.accessed for one in theirs.right)
             if last <= first + SLACK_MS and len(theirs.right) >= 0.5 * len(others):
                 return _wrong_prefix(expected, prefix, others, context, "likely", since=Since(last, "lower bound"))
@@ -197,13 +195,12 @@ def _suspicion(
 ) -> Confidence | None:
     """Return how likely it is that these keys are the sessions that are expected under another prefix."""
     fits = [one for one in keys if is_content(one)]
-    if len(fits) < FEWEST or any(group.auxiliary_word for group in groups_of(fits, "")[:1]):
+    if len(fits) < FEWEST:
         return None
     near = alike(expected.prefix, prefix)
-    lifetimes = lifetimes_of(fits, context.history.load_ms)
     if expected.ttl_ms is None:
-        return "likely" if near and len(lifetimes) < 0.1 * len(fits) else None
-    analysis = LifetimeAnalysis(lifetimes, expected, context.history)
+        return "likely" if near and sum(one.deadline_ms is not None for one in fits) < 0.1 * len(fits) else None
+    analysis = LifetimeAnalysis(fits, expected, context.history)
     as_expected = len(analysis.right) >= max(FEWEST, 0.2 * len(fits))
     if near:
         return "likely" if as_expected else "possible"
@@ -219,23 +216,21 @@ def _wrong_prefix(
     *,
     since: Since | None,
 ) -> Finding:
-    lifetimes = lifetimes_of(keys, context.history.load_ms)
+    lifetimes = lifetimes_of(keys, context.history)
     ttl = common_ttl(lifetimes)
     if since is None and lifetimes:
         first = min(one.accessed for one in lifetimes) + 1_000
         since = Since(min(first, context.history.now_ms), "upper bound")
     name = prefix or "(no prefix)"
-    return Finding(
+    return Finding.of(
+        expected,
         "wrong_prefix",
-        prefix=expected.prefix,
         keys=len(keys),
-        sampled=context.sampled,
         message=f"sessions are written under {name} instead of {expected.prefix}"
         + ("" if since is None else f", {context.since_text(since)}"),
         confidence=confidence,
-        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
-        observed_ttl_s=ttl and round(ttl / 1000, 3),
-        **dated(since),
+        observed_ms=ttl,
+        since=since,
         evidence=(
             f"{len(keys):,} keys under {name}, given {'no single TTL' if ttl is None else duration(ttl)}; those "
             "expected are not written",
@@ -248,14 +243,15 @@ def _wrong_prefix(
 # -- without expectations ----------------------------------------------------------------------------------------------
 
 
-def prefix_summaries(keys: Sequence[KeyFacts]) -> list[PrefixSummary]:
+def prefix_summaries(context: AuditContext) -> list[PrefixSummary]:
     """Return what is stored under each prefix, the largest first, and what to expect of it."""
-    return [_summary(prefix, own) for prefix, own in list(by_prefix(keys).items())[:SHOWN_PREFIXES]]
+    found = list(by_prefix(context.keys).items())[:SHOWN_PREFIXES]
+    return [_summary(prefix, own, context.history) for prefix, own in found]
 
 
-def _summary(prefix: str, own: Sequence[KeyFacts]) -> PrefixSummary:
-    lifetimes = lifetimes_of(own)
-    ttls = _ttls_given(lifetimes)
+def _summary(prefix: str, own: Sequence[KeyFacts], history: ServerHistory) -> PrefixSummary:
+    lifetimes = lifetimes_of(own, history)
+    ttls = ttls_given(lifetimes)
     persistent = len(own) - len(lifetimes)
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in Counter(one.kind for one in own).most_common(3))
     message = f"{prefix or '(no prefix)'}*: {counted(len(own), 'key')} ({kinds})"
@@ -279,7 +275,7 @@ def _summary(prefix: str, own: Sequence[KeyFacts]) -> PrefixSummary:
     return PrefixSummary(prefix, keys=len(own), kinds=kinds, persistent=persistent, ttl_s=ttl_s, message=message)
 
 
-def _ttls_given(lifetimes: Sequence[KeyLifetime]) -> list[float]:
+def ttls_given(lifetimes: Sequence[KeyLifetime]) -> list[float]:
     """Return the TTLs that these keys seem to be given, the most frequent first; at most two."""
     ttl = common_ttl(lifetimes)
     if ttl is None:

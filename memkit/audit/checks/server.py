@@ -47,8 +47,8 @@ def server_findings(
         after: INFO's counters at the end of the audit.
     """
     found = [
-        _out_of_memory(server, context),
-        _evicted(server, context, after) or _eviction_risk(server, context),
+        _out_of_memory(server),
+        _evicted(server, after) or _eviction_risk(server, context),
         _flushed(server, context, expectations),
         _restarted(server, context, expectations),
         _replica_stale(server, context),
@@ -84,7 +84,7 @@ def server_notes(server: ServerFacts, expectations: Sequence[Expectation], *, wh
     return notes
 
 
-def _out_of_memory(server: ServerFacts, context: AuditContext) -> Finding | None:
+def _out_of_memory(server: ServerFacts) -> Finding | None:
     """Uses errorstat_OOM (Redis 6.2), used_memory, maxmemory and the policy."""
     used, limit = server.memory
     errors = server.oom_errors
@@ -95,7 +95,6 @@ def _out_of_memory(server: ServerFacts, context: AuditContext) -> Finding | None
     now = "and memory is full" if full else "and memory has room now"
     return Finding(
         "out_of_memory",
-        sampled=context.sampled,
         message=f"the server refused {counted(errors, 'write')} for lack of memory ({server.policy}), {now}"
         if errors
         else f"memory is full and {server.policy} refuses writes",
@@ -105,7 +104,7 @@ def _out_of_memory(server: ServerFacts, context: AuditContext) -> Finding | None
     )
 
 
-def _evicted(server: ServerFacts, context: AuditContext, after: Mapping[str, str]) -> Finding | None:
+def _evicted(server: ServerFacts, after: Mapping[str, str]) -> Finding | None:
     """Uses evicted_keys at the start and the end, and the policy."""
     now = int(after.get("evicted_keys") or server.number("evicted_keys") or 0)
     if not now or server.policy in (None, "noeviction"):
@@ -115,7 +114,6 @@ def _evicted(server: ServerFacts, context: AuditContext, after: Mapping[str, str
     return Finding(
         "evicted",
         keys=now,
-        sampled=context.sampled,
         message=f"Redis has evicted {now:,} keys for lack of memory, whatever their TTL ({server.policy})",
         confidence="proven",
         evidence=(
@@ -137,7 +135,6 @@ def _eviction_risk(server: ServerFacts, context: AuditContext) -> Finding | None
         return None
     return Finding(
         "eviction_risk",
-        sampled=context.sampled,
         message=f"memory is {used / limit:.0%} of maxmemory, and {policy} will evict sessions when it is full",
         confidence="proven",
         evidence=(f"used_memory {used:,}, maxmemory {limit:,}, maxmemory-policy {policy}, no key evicted yet",),
@@ -169,7 +166,6 @@ def _flushed(server: ServerFacts, context: AuditContext, expectations: Sequence[
     oldest_key = f"no key is older than {duration(age)}" if context.keys else "no key exists"
     return Finding(
         "flushed",
-        sampled=context.sampled,
         message=f"{names} deleted all keys, {shown_at}; {sessions:,} sessions exist",
         confidence="proven" if logged else "likely" if likely else "possible",
         expected_ttl_s=ttl_ms / 1000,
@@ -196,7 +192,6 @@ def _restarted(server: ServerFacts, context: AuditContext, expectations: Sequenc
         return Finding(
             "restarted",
             keys=dropped,
-            sampled=context.sampled,
             message=f"the server started {context.when(started)} and dropped {dropped:,} of {dropped + loaded:,} keys "
             "that had expired before it loaded its file: the file was old, or the server was stopped for long",
             confidence="possible",
@@ -213,7 +208,6 @@ def _restarted(server: ServerFacts, context: AuditContext, expectations: Sequenc
         return None
     return Finding(
         "restarted",
-        sampled=context.sampled,
         message=f"the server started empty {context.when(started)}, and sessions were written from the first moment "
         "on: what was stored before may be lost",
         confidence="possible",
@@ -236,7 +230,6 @@ def _replica_stale(server: ServerFacts, context: AuditContext) -> Finding | None
     shown = "" if since is None else f" since {context.when(since)}"
     return Finding(
         "replica_stale",
-        sampled=context.sampled,
         message=f"this replica has lost its primary{shown}: it does not show what was written or expired since",
         confidence="proven",
         since=None if since is None else datetime.fromtimestamp(since / 1000, UTC),
@@ -267,7 +260,6 @@ def _persistence_risk(server: ServerFacts, context: AuditContext) -> Finding | N
         return None
     return Finding(
         "persistence_risk",
-        sampled=context.sampled,
         message=f"a restart or crash will lose sessions: {why}",
         confidence="proven",
         evidence=(
@@ -290,7 +282,6 @@ def _skewed(server: ServerFacts, keys: Sequence[KeyFacts], expectations: Sequenc
     way = "ahead of" if skew > 0 else "behind"
     return Finding(
         "clock_skew",
-        sampled=len(keys),
         message=f"the server's clock is {duration(abs(skew))} {way} this machine's: "
         "deadlines that clients compute are off by that",
         confidence="proven",
@@ -342,7 +333,6 @@ def skewed_ttl(server: ServerFacts, finding: Finding) -> Finding | None:
         "clock_skew",
         prefix=finding.prefix,
         keys=finding.keys,
-        sampled=finding.sampled,
         message=f"sessions under {finding.prefix} are given {duration(observed * 1000)} instead of "
         f"{duration(expected * 1000)}: clients compute the deadlines, and the server's clock is "
         f"{duration(abs(server.skew_ms))} {way} theirs",

@@ -96,9 +96,7 @@ def index_findings(
             for cause, names, fact in _judge(loads, sessions, entries, explained):
                 ended[cause] += names
                 facts_of[cause].append(f"{name} lists {fact}")
-        findings += [
-            _finding(one, cause, names, facts_of[cause], len(keys), deletions) for cause, names in ended.items()
-        ]
+        findings += [_finding(one, cause, names, facts_of[cause], deletions) for cause, names in ended.items()]
     return findings
 
 
@@ -261,20 +259,18 @@ def _missing(loads: ValueReader, sessions: _Sessions, names: Sequence[str]) -> l
 
 
 def _finding(
-    expected: Expectation, cause: str, names: Sequence[str], facts: Sequence[str], looked: int, deletions: int | None
+    expected: Expectation, cause: str, names: Sequence[str], facts: Sequence[str], deletions: int | None
 ) -> Finding:
     lost = cause == "dangling"
     deleted = [_DELETES.format(counted(deletions, "deletion"))] if lost and deletions else []
     ended = "their TTL has not passed" if lost else "nothing shows that they ended too early"
-    return Finding(
+    return Finding.of(
+        expected,
         cause,
-        prefix=expected.prefix,
         keys=len(set(names)),
-        sampled=looked,
         message=f"{counted(len(set(names)), 'session')} matching {expected.pattern} are still listed and no longer "
         f"exist: {ended}",
         confidence="likely" if lost and not deleted else "possible",
-        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
         evidence=(*facts[:3], *deleted),
         next="find what removed them: memkit history, or memkit record"
         if lost

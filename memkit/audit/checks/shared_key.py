@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from itertools import pairwise
 
 from memkit.audit.checks.payload_times import written_ms
-from memkit.audit.finding import Finding
+from memkit.audit.finding import Finding, Since
 from memkit.audit.key_shapes import groups_of
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
@@ -41,7 +40,7 @@ def shared_key(expected: Expectation, keys: Sequence[KeyFacts]) -> Finding | Non
     """
     sessions: defaultdict[str, list[KeyFacts]] = defaultdict(list)
     for group in groups_of(keys, expected.prefix):
-        for member in [] if group.auxiliary_word else group.members:
+        for member in group.members:
             sessions[member.session].append(member.facts)
     sizes = {session: sum(one.size_bytes or 0 for one in own) for session, own in sessions.items()}
     nameless = [one for one in sizes if _is_missing(one)] if expected.prefix else []
@@ -58,7 +57,6 @@ def shared_key(expected: Expectation, keys: Sequence[KeyFacts]) -> Finding | Non
     if not nameless and not alone:
         return None
     name = sessions[largest][0].key.decode("utf-8", "surrogateescape")
-    since = datetime.fromtimestamp(times[-1] / 1000, UTC) if alone else None
     facts = []
     if nameless:
         facts.append(f"the id in {name!r} is the word for a missing value, not a session's id")
@@ -68,19 +66,16 @@ def shared_key(expected: Expectation, keys: Sequence[KeyFacts]) -> Finding | Non
             f"another session was {duration(longest)}"
         )
     facts.append(f"it takes {sizes[largest]:,} bytes, the largest other session {rest:,}")
-    return Finding(
+    return Finding.of(
+        expected,
         "shared_key",
-        prefix=expected.prefix,
         keys=len(sessions[largest]),
-        sampled=len(keys),
         message=f"many users share the session {name}, among {counted(len(sizes) - 1, 'other session')}: each sees "
         f"what the others write",
         confidence="likely"
         if (nameless and sizes[largest] >= rest) or (alone and silence > LONGER * longest)
         else "possible",
-        expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
-        since=since,
-        since_is="lower bound" if since else None,
-        evidence=tuple(facts),
+        since=Since(times[-1], "lower bound") if alone else None,
+        evidence=facts,
         next=f"memkit inspect URL '{name}'; make the writer refuse a missing session id",
     )

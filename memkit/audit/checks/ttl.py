@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from memkit.audit.checks.auxiliary_keys import auxiliary_groups, is_other_shape, longest_given
+from memkit.audit.checks.auxiliary_keys import FEWEST_SESSIONS, auxiliary_groups, is_other_shape, longest_given
 from memkit.audit.checks.mixed_ttl import MixedTtl, mixed_ttl
 from memkit.audit.checks.persistent_keys import persistent_finding
-from memkit.audit.checks.prefixes import missing, moved, odd_names
+from memkit.audit.checks.prefixes import SHOWN_PREFIXES, missing, moved, odd_names, ttls_given
 from memkit.audit.checks.ttl_inference import (
     HOUR_MS,
+    STOPPED_GAPS,
     UNIT_FACTORS,
     LifetimeAnalysis,
-    Since,
     TtlAnomaly,
     analyses_of,
     common_ttl,
@@ -21,13 +21,13 @@ from memkit.audit.checks.ttl_inference import (
     rounded,
 )
 from memkit.audit.checks.ttl_peaks import IDLE_GRAIN_MS
-from memkit.audit.context import AuditContext, dated
-from memkit.audit.finding import Finding
-from memkit.audit.key_shapes import Group, Member, groups_of, narrowest_prefix, sessions_of
+from memkit.audit.context import AuditContext
+from memkit.audit.finding import Finding, Since
+from memkit.audit.key_shapes import Group, Member, by_prefix, groups_of, narrowest_prefix, sessions_of
 from memkit.audit.sampling import KeyFacts
 from memkit.audit.server_info import ABSOLUTE_DEADLINES, RENEWALS
 from memkit.config import Expectation
-from memkit.policy import ttl_text
+from memkit.policy import ExpiryPolicy, ttl_text
 from memkit.render import counted, duration
 
 LOOKED_UP = 200
@@ -69,32 +69,22 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
     odd = odd_names(expected, keys, context)
     if not keys:
         return Diagnosis([odd] if odd else missing(expected, context))
-    groups = groups_of(keys, expected.prefix)
-    sessions = [group for group in groups if not group.auxiliary_word] or groups
-    notes = [
-        f"ignored {_many(expected, group)}: {group.auxiliary_word!r} in the name suggests no sessions; "
-        f"{_expect(expected, group)} checks them"
-        for group in groups
-        if group not in sessions
-    ]
+    sessions = groups_of(keys, expected.prefix)
+    if expected.ttl_ms is not None:
+        expected, layout_note = _with_known_layout(expected, sessions)
+        _add_missed_siblings(sessions, expected, context)
+    helpers = auxiliary_groups(expected, sessions, context)
+    sessions = [group for group in sessions if group not in helpers]
     if expected.ttl_ms is None:
+        notes = [_ignored(expected, group) for group in helpers]
         unwanted = _unwanted_deadlines(expected, sessions, context)
         found = [one for one in (unwanted, odd) if one]
         reached = sum(one.deadline_ms is None for group in sessions for one in group.keys)
         return Diagnosis(found, notes, _count(sessions), reached)
-    expected, layout_note = _with_known_layout(expected, sessions)
-    _add_missed_siblings(sessions, expected, context)
-    helpers = auxiliary_groups(expected, sessions, context)
-    sessions = [group for group in sessions if group not in helpers]
-    mixed = mixed_ttl(expected, list(sessions_of(sessions)), sampled=context.sampled)
+    mixed = mixed_ttl(expected, list(sessions_of(sessions)))
     anomalies, short_groups = _anomalies(expected, sessions, context)
     ignored_groups = [*helpers, *(group for group, _ in short_groups)]
-    for group in ignored_groups:
-        longest = duration(rounded(longest_given(group.keys)))
-        notes.append(
-            f"ignored {_many(expected, group)}: they are given up to {longest}, beside sessions with the expected TTL; "
-            f"{_expect(expected, group)} checks them"
-        )
+    notes = [_ignored(expected, group) for group in ignored_groups]
     sessions = [group for group in sessions if group not in ignored_groups]
     findings = [_ttl_finding(expected, group, anomaly, context) for group, anomaly in _merged(anomalies, mixed)]
     everything = [one for group in sessions for one in group.keys]
@@ -112,6 +102,11 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
         if finding
     ]
     notes += [layout_note] if layout_note else []
+    if (few := analyses[-1].long) and not any(one.kind == "long" for _, one in anomalies):
+        longest = duration(max(one.left for one in few))
+        notes.append(
+            f"{counted(len(few), 'key')} under {expected.prefix} have up to {longest} left, more than expected"
+        )
     soon = [one for one in analyses[-1].short if one.known and one.left < SOON * analyses[-1].ttl]
     soon = soon if context.history.idle_known else []
     if not findings and soon and expected.policy.kind == "sliding" and not expected.policy.refresh_on_read:
@@ -133,14 +128,16 @@ def _count(groups: Iterable[Group]) -> int:
     return sum(len(group.members) for group in groups)
 
 
-def _many(expected: Expectation, group: Group) -> str:
-    return f"{counted(len(group.members), 'key')} matching {expected.prefix}{group.part}"
-
-
-def _expect(expected: Expectation, group: Group) -> str:
+def _ignored(expected: Expectation, group: Group) -> str:
     volatile = [one for one in group.keys if one.deadline_ms is not None]
-    ttl = ttl_text(round(rounded(longest_given(volatile)))) if volatile else "never"
-    return f"--expect '{expected.prefix}{group.part}={ttl}'"
+    longest = rounded(longest_given(volatile))
+    given = f"are given up to {duration(longest)}" if volatile else "have no TTL"
+    many, shape = counted(len(group.members), "key"), f"{expected.prefix}{group.part}"
+    ttl = ttl_text(round(longest)) if volatile else "never"
+    return (
+        f"ignored {many} matching {shape}: they {given}, beside sessions of another type, size or time of writing; "
+        f"--expect '{shape}={ttl}' checks them"
+    )
 
 
 def _with_known_layout(expected: Expectation, groups: Sequence[Group]) -> tuple[Expectation, str | None]:
@@ -195,9 +192,10 @@ def _anomalies(
 def _as_new_shape(anomaly: TtlAnomaly, healthy: Sequence[LifetimeAnalysis]) -> TtlAnomaly:
     """Return the anomaly of sessions of a new shape: likely if the old one is not written since."""
     last = max((at for one in healthy if (at := one.last_write(one.within))), default=None)
-    like = "their type and size are those of the sessions with the expected TTL, whose ids they do not share"
-    if last is None or anomaly.first_seen_ms is None or last > anomaly.first_seen_ms + 2_000:
-        return replace(anomaly, confidence="possible", reasons=(*anomaly.reasons, like, "both shapes are written"))
+    like = "their type and size are those of the sessions with the expected TTL, and they share no ids with these"
+    few = anomaly.keys < FEWEST_SESSIONS
+    if few or last is None or anomaly.first_seen_ms is None or last > anomaly.first_seen_ms + 2_000:
+        return replace(anomaly, confidence="possible", reasons=(*anomaly.reasons, like))
     reasons = (*anomaly.reasons, like, "the other shape is not written since")
     confidence = anomaly.confidence if anomaly.confidence == "possible" else "likely"
     return replace(anomaly, confidence=confidence, since=Since(last, "lower bound"), reasons=reasons, still_expected=0)
@@ -251,16 +249,15 @@ def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, conte
         evidence.append(f"all of them are under {prefix}; the other keys of {expected.pattern} are not affected")
     if anomaly.kind == "long" and expected.policy.kind == "sliding" and not unit:
         evidence.append("keys with more than the expected TTL left do not depend on the idle clock")
-    return Finding(
+    return Finding.of(
+        expected,
         cause,
         prefix=prefix,
         keys=anomaly.keys,
-        sampled=context.sampled,
         message=message + (f": {unit}" if unit else ""),
         confidence=anomaly.confidence,
-        expected_ttl_s=expected_ms / 1000,
-        observed_ttl_s=round(anomaly.ttl_ms / 1000, 3),
-        **dated(anomaly.since),
+        observed_ms=anomaly.ttl_ms,
+        since=anomaly.since,
         evidence=(*evidence, *([unit] if unit else [])),
         next=_next_for_ttl(expected, anomaly, context, both=both),
     )
@@ -295,7 +292,7 @@ def _unit_mistake(anomaly: TtlAnomaly, factor: int | None, context: AuditContext
 
 def _renewing_clients(context: AuditContext) -> list[str]:
     names = [one.name for one in context.server.clients if one.last_command in RENEWALS]
-    return [f"clients whose last command sets a TTL: {', '.join(names[:5])}"] if names else []
+    return [f"clients that set a TTL last: {', '.join(names[:5])}"] if names else []
 
 
 def _next_for_ttl(expected: Expectation, anomaly: TtlAnomaly, context: AuditContext, *, both: bool) -> str:
@@ -318,17 +315,17 @@ def _unwanted_deadlines(expected: Expectation, sessions: Sequence[Group], contex
     volatile = [one for group in sessions for one in group.keys if one.deadline_ms is not None]
     if not volatile:
         return None
-    ttl = common_ttl(lifetimes_of(volatile))
+    ttl = common_ttl(lifetimes_of(volatile, context.history))
     prefix = narrowest_prefix([one.key for one in volatile], [one.key for one in context.keys], expected.prefix)
     message = f"{len(volatile):,} keys of sessions under {prefix} that should never expire have a deadline"
-    return Finding(
+    return Finding.of(
+        expected,
         "ttl_too_short",
         prefix=prefix,
         keys=len(volatile),
-        sampled=context.sampled,
         message=message,
         confidence="proven",
-        observed_ttl_s=ttl and round(ttl / 1000, 3),
+        observed_ms=ttl,
         evidence=(f"PTTL of {len(volatile):,} keys",),
         next="find what sets the TTL: redis-cli CLIENT LIST shows each client's last command",
     )
@@ -346,16 +343,14 @@ def _time_zone(expected: Expectation, analysis: LifetimeAnalysis, context: Audit
         return None
     affected = [one for one in values if abs(one.given - ttl) <= 2 * IDLE_GRAIN_MS]
     offset = f"exactly {counted(abs(hours), 'hour')} {'more' if hours > 0 else 'less'}"
-    return Finding(
+    return Finding.of(
+        expected,
         "unit_mistake",
-        prefix=expected.prefix,
         keys=len(affected),
-        sampled=context.sampled,
         message=f"sessions under {expected.prefix} are given {duration(ttl)} instead of {duration(ttl_ms)}: {offset}, "
         "as if a local time were taken for UTC",
         confidence="likely",
-        expected_ttl_s=ttl_ms / 1000,
-        observed_ttl_s=round(ttl / 1000, 3),
+        observed_ms=ttl,
         evidence=(
             f"{len(affected):,} keys were given {offset} than the expected TTL",
             f"EXPIREAT or PEXPIREAT was called {calls:,} times: clients compute the deadlines",
@@ -377,16 +372,14 @@ def _persistent_renewal(expected: Expectation, analysis: LifetimeAnalysis, conte
     if renewals < 2 * len(analysis.all):
         return None
     since = duration(max(now - (one.deadline - analysis.ttl) for one in analysis.all))
-    return Finding(
+    return Finding.of(
+        expected,
         "persistent_renewal",
-        prefix=expected.prefix,
         keys=len(analysis.all),
-        sampled=context.sampled,
         message=f"something renews all {len(analysis.all):,} sessions under {expected.prefix}: each got a whole TTL "
         f"within the last {since}, and no key has expired since the server started",
         confidence="likely",
-        expected_ttl_s=analysis.ttl / 1000,
-        observed_ttl_s=analysis.ttl / 1000,
+        observed_ms=analysis.ttl,
         evidence=(
             f"expired_keys is 0, and the server started {context.when(started)}, more than two TTLs ago",
             f"commands that set a TTL were called {renewals:,} times",
@@ -401,19 +394,54 @@ def _unrenewed(expected: Expectation, analysis: LifetimeAnalysis, context: Audit
     if not old:
         return None
     reads = counted(context.history.reads or 0, "command")
-    return Finding(
+    return Finding.of(
+        expected,
         "not_refreshed",
-        prefix=expected.prefix,
         keys=len(old),
-        sampled=context.sampled,
         message=f"writes under {expected.prefix} do not renew the TTL: {len(old):,} keys were accessed long after it "
         "was set",
         confidence="likely",
-        expected_ttl_s=analysis.ttl / 1000,
-        observed_ttl_s=analysis.ttl / 1000,
+        observed_ms=analysis.ttl,
         evidence=(f"{reads} read values since the server started: the accesses were writes",),
         next="set the TTL in the same command or transaction as every write (EXPIRE after RPUSH, or SET with EX)",
     )
+
+
+# -- without expectations ----------------------------------------------------------------------------------------------
+
+
+def changed_ttls(context: AuditContext) -> list[Finding]:
+    """Return the findings of prefixes under which a shorter TTL has replaced a longer one, if nothing is expected.
+
+    Two TTLs that are both being set are no change: that may be on purpose.
+    """
+    found = []
+    for prefix, keys in list(by_prefix(context.keys).items())[:SHOWN_PREFIXES]:
+        ttls = ttls_given(lifetimes_of(keys, context.history))
+        if not ttls:
+            continue
+        former = Expectation(f"{prefix}*", ExpiryPolicy("sliding", round(max(ttls))))
+        ends = sorted(one.deadline for one in LifetimeAnalysis(keys, former, context.history).right)
+        usual_ms = (ends[-1] - ends[0]) / max(len(ends) - 1, 1) if ends else 0
+        if not ends or context.history.now_ms + max(ttls) - ends[-1] < STOPPED_GAPS * usual_ms:
+            continue
+        for one in diagnose(former, keys, context).findings:
+            if one.cause in ("ttl_too_short", "unit_mistake") and one.since_is == "lower bound" and one.since:
+                given = duration(1000 * (one.observed_ttl_s or 0))
+                since = context.since_text(Since(one.since.timestamp() * 1000, "lower bound"))
+                found.append(
+                    replace(
+                        one,
+                        cause="two_ttls",
+                        expected_ttl_s=None,
+                        confidence="possible",
+                        message=f"{one.keys:,} of {len(keys):,} keys under {one.prefix} were given {given}, the others "
+                        f"{duration(former.ttl_ms)}, {since}",
+                        next=f"if this is no change on purpose, look for the release that made it, and state what is "
+                        f"expected: --expect '{prefix}*={ttl_text(former.ttl_ms or 0)}'",
+                    )
+                )
+    return found
 
 
 # -- parts of a session ------------------------------------------------------------------------------------------------

@@ -25,13 +25,12 @@ from memkit.audit.checks.ttl_peaks import (
     TtlPeak,
     best_peak,
     longest,
-    plateau,
     quantile,
     start_of,
     surprise,
     ttl_peaks,
 )
-from memkit.audit.finding import Confidence
+from memkit.audit.finding import Confidence, Since
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
 from memkit.policy import MAX_TTL_MS
@@ -40,8 +39,6 @@ ENOUGH_SHORT = 5_000
 """Of more short values every nth is searched for peaks: a window needs tens of keys, not thousands."""
 PAIRED = 600
 """Of more deadlines or accesses every nth is paired: 600 give a chance to 0.3 %."""
-IDLE_RANGE_MS = 8_388_600_000
-"""The idle clock has 24 bits of seconds; half of that is what RESTORE writes for idle times it cannot express."""
 EVENT_MS = 4_000
 """Keys written within this time and last accessed within this time count as one event."""
 SLACK_MS = 2_000
@@ -57,6 +54,12 @@ IMPROBABLE = 0.001
 """Highest chance at which a few keys near their deadline are called too short: 300 s left of 7 d are 0.0005."""
 RARE = 0.005
 """If reads alone put fewer keys than this so near to their deadline, one such key is reason to look again."""
+STOPPED_GAPS = 5
+"""Writes that go on pause for five times the usual gap with a chance of 0.7 %."""
+LATEST_READ = 0.1
+"""Jobs that read sessions at one age do so before less than this share of the TTL is left."""
+READ_LATER_TIMES = 4
+"""Traffic is hardly ever four times that of the stretches around it: by day it is two to three times that by night."""
 UNREAD_SHARE = 1 / 3
 """Renewal that is throttled on purpose leaves more than this share of the TTL (thresholds in use: 0.5, 0.6, 0.9)."""
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
@@ -75,7 +78,7 @@ UNIT_FACTORS = {
 class KeyLifetime(NamedTuple):
     """One key with a deadline, in milliseconds: what is left, the TTL it was given at least, and its deadline.
 
-    ``known``: whether its idle clock is its own; those of keys that a server loaded from a file begin at the load.
+    ``known``: whether it has an idle clock of its own, or the server reports none at all.
     """
 
     left: int
@@ -102,7 +105,6 @@ class ServerHistory:
         now_ms: The server's time.
         started_ms: When the server started.
         empty_start_ms: When the server started empty; None if it loaded data, or may have.
-        load_ms: The time in which it may have loaded its keys.
         touches: How many commands may have accessed keys without renewing their TTL; None if unknown.
         reads: How many commands read values since the start; None if unknown.
         expired: How many keys expired since the start.
@@ -112,19 +114,10 @@ class ServerHistory:
     now_ms: int
     started_ms: int | None = None
     empty_start_ms: int | None = None
-    load_ms: tuple[int, int] | None = None
     touches: int | None = None
     reads: int | None = None
     expired: int = 0
     idle_known: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Since:
-    """When a change happened, on the server's clock, and which bound that is."""
-
-    at_ms: int
-    bound: Literal["lower bound", "upper bound", "until"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,18 +172,13 @@ def rounded(ms: float) -> float:
     return float(ms)
 
 
-def lifetimes_of(keys: Sequence[KeyFacts], load_ms: tuple[int, int] | None = None) -> list[KeyLifetime]:
-    """Return the lifetimes of the keys that have a deadline.
-
-    Args:
-        keys: The keys.
-        load_ms: The time in which a server loaded its keys: an idle clock that begins then is no evidence.
-    """
+def lifetimes_of(keys: Sequence[KeyFacts], history: ServerHistory) -> list[KeyLifetime]:
+    """Return the lifetimes of the keys that have a deadline."""
     found = []
     for _, _, deadline, touched, seen, _ in keys:
         if deadline is not None:
-            accessed = seen if touched is None or touched > seen else touched
-            known = not (load_ms and touched is not None and load_ms[0] <= touched <= load_ms[1])
+            accessed = seen if touched is None else min(touched, seen)
+            known = touched is not None or not history.idle_known
             found.append(KeyLifetime(deadline - seen, deadline - accessed, deadline, known))
     return found
 
@@ -212,25 +200,23 @@ class LifetimeAnalysis:
     """The keys of one pattern that have a deadline, sorted by what their deadlines can mean under one expected TTL.
 
     Args:
-        lifetimes: The keys.
+        keys: The keys.
         expected: The expectation.
         history: What the server reports.
         ttl_ms: The TTL, if the expectation has several; None: the longest.
     """
 
     def __init__(
-        self,
-        lifetimes: Sequence[KeyLifetime],
-        expected: Expectation,
-        history: ServerHistory,
-        ttl_ms: int | None = None,
+        self, keys: Sequence[KeyFacts], expected: Expectation, history: ServerHistory, *, ttl_ms: int | None = None
     ) -> None:
         self.ttl = ttl_ms or expected.ttl_ms or MAX_TTL_MS
         self.jitter = max(expected.jitter, 0.01)
         self.history = history
         slack = min(SLACK_MS, self.ttl * 0.05)
         self.floor, self.ceiling = self.ttl * (1 - self.jitter) - slack, self.ttl * (1 + self.jitter) + slack
-        self.all = [self._usable(one) for one in lifetimes]
+        lifetimes = lifetimes_of(keys, history)
+        # Without an idle clock of its own, a key counts as not accessed since the last write.
+        self.all = [one if one.known else one._replace(given=max(self.ttl, one.left)) for one in lifetimes]
         self.long = [one for one in self.all if one.given > self.ceiling]
         if not any(one.left > self.ceiling for one in self.long):
             # An idle clock alone is no proof: keys written within 100 ms after a jump of the clock look too idle.
@@ -240,12 +226,6 @@ class LifetimeAnalysis:
         # A load that reset the idle clock makes the value too low, never too high.
         self.reached = [one for one in lifetimes if one.given >= self.floor]
         self.short = sorted((one for one in self.all if one.given < self.floor), key=lambda one: one.given)
-
-    def _usable(self, one: KeyLifetime) -> KeyLifetime:
-        """Without an idle clock of its own, or idle for longer than it can count: not accessed since the last write."""
-        if one.known and one.given - one.left < IDLE_RANGE_MS:
-            return one
-        return one._replace(given=max(self.ttl, one.left))
 
     @property
     def within(self) -> list[KeyLifetime]:
@@ -310,9 +290,8 @@ class LifetimeAnalysis:
     # -- too short -----------------------------------------------------------------------------------------------------
 
     def _too_short(self) -> TtlAnomaly | None:
-        found = self._peaks() if len(self.short) >= 3 else []
-        for peak in found:
-            anomaly = self._judge(peak, found)
+        for peak in self._peaks() if len(self.short) >= 3 else []:
+            anomaly = self._judge(peak)
             if anomaly:
                 return anomaly
         return (self._gap_in_time_left() if len(self.short) >= 3 else None) or self._nearly_expired()
@@ -325,7 +304,7 @@ class LifetimeAnalysis:
         found = ttl_peaks(values, sorted(apart.values()), spread_over=self.floor)
         return sorted(found, key=lambda one: (one.wide, -one.count))[:12]
 
-    def _judge(self, peak: TtlPeak, found: Sequence[TtlPeak]) -> TtlAnomaly | None:
+    def _judge(self, peak: TtlPeak) -> TtlAnomaly | None:
         """Decide whether a peak of short values is a short TTL or can be sessions that were read."""
         members = [one for one in self.short if peak.low <= one.given <= peak.high]
         below = [one for one in self.short if one.given <= peak.high]
@@ -333,9 +312,6 @@ class LifetimeAnalysis:
         confidence, reason = self._evidence(peak, members, others)
         if confidence is None:
             return None
-        sharp = _top_of(peak, members, found)
-        if sharp is not peak:
-            peak, members = sharp, [one for one in members if sharp.low <= one.given <= sharp.high]
         return self._short_anomaly(peak, members, below, others, confidence, reason)
 
     def _evidence(
@@ -383,23 +359,47 @@ class LifetimeAnalysis:
         self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]
     ) -> tuple[Confidence | None, str]:
         reason = "deadline and last access differ from key to key, their difference is one TTL: reads cannot do that"
-        one_change = not others or self._when(peak, members, others).bound == "lower bound"
         # People who come back at the same hour every day make a wide heap of reads; but not one that began when the
         # writes under the expected TTL ended, and none near the short end.
-        if peak.wide and not one_change and peak.low > self.ttl / 10:
+        one_change = not others or self._when(peak, members, others).bound == "lower bound"
+        if peak.wide and not one_change and peak.low > LATEST_READ * self.ttl:
             return None, ""
-        # A job that reads every session a fixed time after its last write makes the same picture, but never for
-        # sessions that are that old and were not accessed; and its pause is hardly ever more than half the TTL.
+        # Without other sessions, a job that reads them before half of their TTL has passed explains these keys too.
+        if not self._read_at_one_age(peak, members, others) and (others or peak.low <= self.ttl / 2):
+            return "proven", reason
         untouched = any(one.left < peak.low for one in others if one.given >= self.floor)
-        if peak.low > self.ttl / 2 and not one_change and not untouched:
-            return None, ""
-        return "proven", reason
+        return ("possible", reason) if untouched or not others else (None, "")
+
+    def _read_at_one_age(self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]) -> bool:
+        """Whether a job that reads sessions a fixed time after their last write explains these keys.
+
+        It does not near the end of the TTL, without as many reads, if writes under the expected TTL have ended since,
+        or if far more sessions would have to have been written in the time that these deadlines imply than around it.
+        """
+        reads = self.history.reads
+        if peak.low <= LATEST_READ * self.ttl or (reads is not None and reads < len(members) / 2):
+            return False
+        changed = not others or self._when(peak, members, others).bound == "lower bound"
+        ends = sorted(one.deadline for one in self.right)
+        pause_ms = self.history.now_ms + self.ttl - ends[-1] if ends else self.ttl
+        if not others or (changed and pause_ms > STOPPED_GAPS * self.ttl / max(len(ends), 1)):
+            return False
+        deadlines = sorted(one.deadline for one in members)
+        first, last = quantile(deadlines, CHANCE), quantile(deadlines, 1 - CHANCE)
+        width = max(last - first, 2 * IDLE_GRAIN_MS)
+        low, high = max(self.history.now_ms, first - 3 * width), min(self.history.now_ms + self.ttl, last + 3 * width)
+        near = [one for one in ends if low <= one <= high]
+        inside = sum(first <= one <= last for one in near)
+        usual = (len(near) - inside) * width / max(high - low - width, IDLE_GRAIN_MS)
+        count = round((1 - 2 * CHANCE) * len(members) + inside)
+        more = surprise(count, READ_LATER_TIMES * usual) > 0
+        return not (more and surprise(count, usual) > (SLIGHT_SURPRISE_NATS if changed else SURE_NATS))
 
     def _written_at_once(
         self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]
     ) -> tuple[Confidence | None, str]:
         """Decide between keys written in one go and old ones of one go that were all read in one go."""
-        if not self.history.idle_known or self._is_one_reading(members):
+        if not self.history.idle_known or (not peak.wide and self._read_at_one_age(peak, members, others)):
             return None, ""
         if self._is_unlike(peak, members, others):
             return "likely", "readers of the other sessions would not have met so many with such deadlines"
@@ -411,17 +411,11 @@ class LifetimeAnalysis:
             all_alike = len(members) >= 0.8 * len(self.all) and not peak.wide
             lost = all_alike and self.history.expired >= len(members) / 2
             return ("likely", f"{self.history.expired:,} keys expired on this server") if lost else (None, "")
-        share = self._read_share(others)
+        exact = sum(abs(one.given - self.ttl) < 2 * IDLE_GRAIN_MS for one in others)
+        share = (len(others) - exact + 1) / (len(others) + 1)
         if len(members) * -math.log(share) < FEW_READS_NATS:
             return None, ""
         return "likely", f"no key without a read has such a deadline, and at most {share:.0%} of the others were read"
-
-    def _is_one_reading(self, members: Sequence[KeyLifetime]) -> bool:
-        """Whether these were accessed at one moment, and most of what was accessed then is none of them."""
-        accesses = [one.accessed for one in members]
-        first, last = min(accesses), max(accesses)
-        moment = sum(first - IDLE_GRAIN_MS <= one.accessed <= last + IDLE_GRAIN_MS for one in self.short)
-        return not _is_spread(accesses) and len(members) < 0.6 * moment
 
     def _is_unlike(self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]) -> bool:
         """Whether readers of sessions like the others would not have met so many with such deadlines.
@@ -450,14 +444,6 @@ class LifetimeAnalysis:
         stretch = max(right, default=0) - min(right, default=0)
         chance = (len(right) - beside) * (last - first + 2 * margin) / stretch if stretch else 0.0
         return beside > 0 and (beside >= 0.1 * len(members) or surprise(beside, chance) > SLIGHT_SURPRISE_NATS)
-
-    def _read_share(self, others: Sequence[KeyLifetime]) -> float:
-        """Return which share of keys was read after the last write: by those old enough to show it, or exact."""
-        old = [one for one in others if one.left < self.floor]
-        by_age = (sum(one.given < self.floor for one in old) + 1) / (len(old) + 1) if old else 1.0
-        exact = sum(abs(one.given - self.ttl) < 2 * IDLE_GRAIN_MS for one in others)
-        by_value = (len(others) - exact + 1) / (len(others) + 1)
-        return min(by_age, by_value)
 
     def _gap_in_time_left(self) -> TtlAnomaly | None:
         """Without idle clocks, or if something read every key: short times left fill the first stretch, then a gap."""
@@ -568,13 +554,13 @@ class LifetimeAnalysis:
 
 def analyses_of(keys: Sequence[KeyFacts], expected: Expectation, history: ServerHistory) -> list[LifetimeAnalysis]:
     """Return one analysis for each expected TTL, the longest last: of the keys that were not given more than it."""
-    rest = lifetimes_of(keys, history.load_ms)
     found = []
     for ttl_ms in expected.other_ttls_ms:
         top = ttl_ms * (1 + max(expected.jitter, 0.01)) + SLACK_MS
-        found.append(LifetimeAnalysis([one for one in rest if one.given <= top], expected, history, ttl_ms))
-        rest = [one for one in rest if one.given > top]
-    return [*found, LifetimeAnalysis(rest, expected, history)]
+        shorter = [one for one in keys if (one.set_ms or 0) <= top]
+        found.append(LifetimeAnalysis(shorter, expected, history, ttl_ms=ttl_ms))
+        keys = [one for one in keys if (one.set_ms or 0) > top]
+    return [*found, LifetimeAnalysis(keys, expected, history)]
 
 
 def _paired(deadlines: Sequence[int], accesses: Sequence[int], peak: TtlPeak, floor: float) -> float:
@@ -594,13 +580,6 @@ def _is_spread(times: Sequence[int]) -> bool:
     return quantile(ordered, 0.95) - quantile(ordered, 0.05) > 30_000
 
 
-def _top_of(peak: TtlPeak, members: Sequence[KeyLifetime], found: Sequence[TtlPeak]) -> TtlPeak:
-    """Return the sharp peak at the upper edge of a wide one, if there is one: reads smear a TTL downwards."""
-    inside = (one for one in found if not one.wide and peak.low <= one.low and one.high <= peak.high)
-    tops = (one for one in inside if sum(each.given > one.high for each in members) <= 0.05 * len(members))
-    return max(tops, key=lambda one: one.high, default=peak) if peak.wide else peak
-
-
 def _ttl_of(members: Sequence[KeyLifetime], peak: TtlPeak, *, idle_known: bool) -> tuple[float, float]:
     """Return the TTL behind a peak, in ms, and its jitter as a share (0: none)."""
     values = sorted(one.given for one in members)
@@ -608,7 +587,7 @@ def _ttl_of(members: Sequence[KeyLifetime], peak: TtlPeak, *, idle_known: bool) 
         return rounded(values[-1]), 0.0
     if not peak.wide:
         return _sharpened(members, quantile(values, 0.5)), 0.0
-    low, high = plateau(values)
+    low, high = quantile(values, CHANCE), values[-1]  # reads put a few below
     center = (low + high) / 2
     return center, (high - low) / 2 / center
 

@@ -151,24 +151,6 @@ def best_peak(values: Sequence[int], spread_over: float) -> TtlPeak | None:
     return max(found, key=lambda one: one.count, default=None)
 
 
-def plateau(values: Sequence[int]) -> tuple[float, float]:
-    """Return the edges of the densest even stretch of sorted values, without the thinner ones before and after.
-
-    The likeliest two edges between three even densities.
-    """
-    step = max(len(values) // EDGES, 1)
-    places = sorted({*range(0, len(values), step), len(values) - 1})
-    least = max((values[-1] - values[0]) / 10, 1.0)
-    best = (-math.inf, 0, len(values) - 1)
-    for first in places:
-        for last in reversed(places):
-            if values[last] - values[first] < least:
-                break
-            likely = _likelihood(values, first, last)
-            best = max(best, (likely, first, last))
-    return float(values[best[1]]), float(values[best[2]])
-
-
 def start_of(values: Sequence[int]) -> float:
     """Return the value at which sorted values become dense, without the few that are scattered before."""
     step = max(len(values) // EDGES, 1)
@@ -185,17 +167,6 @@ def start_of(values: Sequence[int]) -> float:
 def _fit(count: int, width: float) -> float:
     """Return the log likelihood of so many values spread evenly over a width."""
     return count * math.log(count / max(width, 2 * IDLE_GRAIN_MS)) if count else 0.0
-
-
-def _likelihood(values: Sequence[int], first: int, last: int) -> float:
-    """Return the log likelihood of three even densities with these edges, less what edges by chance would gain."""
-    pieces = (
-        (first, values[first] - values[0]),
-        (last - first + 1, values[last] - values[first]),
-        (len(values) - 1 - last, values[-1] - values[last]),
-    )
-    edges = (first > 0) + (last < len(values) - 1)
-    return sum(_fit(count, width) for count, width in pieces) - 1.5 * edges * math.log(len(values))
 
 
 def quantile(values: Sequence[float], share: float) -> float:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 from memkit.formats.model import Note, Turn
+from memkit.formats.parsing.any_message import messages_of, spoken_line
 from memkit.formats.parsing.bounded_json import parse
-from memkit.formats.parsing.chat import messages_of, place_of, spoken_line
+from memkit.formats.parsing.chat import role_of
 
 LIKELY_FIELDS = ("messages", "history", "chat_history", "chatHistory", "conversation", "turns", "dialogue", "dialog",
                  "chat", "transcript", "exchanges", "events", "items", "entries", "log", "contents", "memory", "data",
@@ -18,6 +20,9 @@ _CLEAR_MAJORITY = 4
 """How many pairs of neighbours must be in one order for one that is not: a few clocks are always skewed."""
 _JUDGED = 200
 """The order is judged by so many entries of each end; a list is written in one direction."""
+
+_TRAILING_NUMBER = re.compile(r"(\d{1,20})$", re.ASCII)
+_NUMBERED = re.compile(r"(?:[a-z]+[:._-])?(\d{1,9})[:._-]([a-zA-Z]+)|([a-zA-Z]+)[:._-](\d{1,9})", re.ASCII)
 
 OLDEST_FIRST, NEWEST_FIRST, UNKNOWN_ORDER = "oldest first", "newest first", "unknown"
 
@@ -30,19 +35,20 @@ class Entry(NamedTuple):
 
 
 def entry_of(value: Any, key: str) -> Entry | None:
-    """Return an element's messages: of an object, of a text that holds JSON, or of a line ``User: hello``."""
+    """Return an element's messages: an object, ``[role, text]``, a text that holds JSON, or a line ``User: hello``."""
     if isinstance(value, str):
-        inner = parse(value.encode("utf-8", "surrogatepass")).value if value[:1] == "{" else None
-        if isinstance(inner, dict):
-            value = inner
-        else:
+        inner = _inner(value)
+        if not isinstance(inner, dict):
             turn = spoken_line(value, key)
             return Entry((turn,)) if turn else None
+        value = inner
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(each, str) for each in value):
+        role, text = role_of(value[0].lower()), value[1]
+        return Entry((Turn(role, text, (), None, None, key),)) if role != "other" else None
     if not isinstance(value, dict):
         return None
-    turns = messages_of(value, key)
-    has_place = len(value) > 2 or len(turns) > 1  # a role and a text alone have none
-    return Entry(turns, place_of(value) if has_place else None) if turns else None
+    turns, place = messages_of(value, key)
+    return Entry(turns, place) if turns else None
 
 
 def find_entries(value: Any, key: str, depth: int = 0) -> list[Entry]:
@@ -64,14 +70,42 @@ def find_entries(value: Any, key: str, depth: int = 0) -> list[Entry]:
         return next(_deeper(value, key, depth), []) if len(value) == 1 else []
     if not isinstance(value, dict):
         return []
-    if value and all(str(name).isdigit() for name in value):
-        return find_entries([value[name] for name in sorted(value, key=int)], key, depth + 1)
     fields = [value[name] for name in LIKELY_FIELDS if name in value]
-    fields += [each for name, each in value.items() if name not in LIKELY_FIELDS]
-    lists = [each for each in fields if isinstance(each, list | dict | str)]
+    lists = [each for each in fields if isinstance(each, list)]
+    if found := next(_deeper(lists, key, depth), []):  # a session may have an author, or a type, beside its messages
+        return found
     if entry := entry_of(value, key):
         return [entry]
-    return next(_deeper(lists, key, depth), [])
+    fields += [each for name, each in value.items() if name not in LIKELY_FIELDS]
+    inner = [each for each in fields if isinstance(each, list | dict | str)]
+    return named_entries(value, key) or next(_deeper(inner, key, depth), [])
+
+
+def named_entries(values: Mapping[str, Any], key: str) -> list[Entry]:
+    """Return the messages that an object or a hash has under a name each: two or more, in the order of their numbers.
+
+    A name may hold the number and the role (``0:user``), or several names the fields of one message (``0:role``).
+    """
+    each = {name: entry for name, value in values.items() if (entry := entry_of(value, key))}
+    if len(each) < 2:
+        groups: dict[int, dict[str, Any]] = {}
+        for name, value in values.items():
+            if found := _NUMBERED.fullmatch(name):
+                groups.setdefault(int(found[1] or found[4]), {})[found[2] or found[3]] = value
+        each = {str(number): entry for number in sorted(groups) if (entry := entry_of(groups[number], key))}
+    count = sum(len(entry.turns) for entry in each.values())
+    if count < 2 or 2 * count < sum(isinstance(value, dict) for value in values.values()):
+        return []
+    numbers = [trailing_number(name) for name in each]
+    if None not in numbers and len(set(numbers)) > 1:
+        return [entry for _, entry in sorted(zip(numbers, each.values(), strict=True), key=lambda pair: pair[0] or 0)]
+    return sorted_entries(list(each.values())) or list(each.values())
+
+
+def trailing_number(name: str) -> int | None:
+    """Return the number at the end of a name."""
+    found = _TRAILING_NUMBER.search(name)
+    return int(found[1]) if found else None
 
 
 def _deeper(values: Iterable[Any], key: str, depth: int) -> Iterator[list[Entry]]:

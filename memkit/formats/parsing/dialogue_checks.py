@@ -73,9 +73,9 @@ class Dialogue:
             self._open[call_id] = key, self._count
 
     def _result(self, turn: Turn) -> Turn:
-        if self._loses_calls or not turn.tools:
+        if self._loses_calls or not turn.tools or not self._names:
             asked = self._may_answer
-        else:  # a result without an id needs an assistant's message before it
+        else:  # a result without an id needs an assistant's message before it; so does each if no call is stored at all
             asked = all(self._may_answer if uid is None else uid in self._names for _, uid in turn.tools)
         if not asked:
             reason = "message {:,} is a tool's result, and no call before it asks for it"

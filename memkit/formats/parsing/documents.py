@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from memkit.formats.model import Item, Problem, Turn, a_dict
+from memkit.formats.model import Item, Problem, Turn, a_dict, few
 from memkit.formats.parsing.bounded_json import Fault, Parsed, parse
 from memkit.formats.parsing.element_shapes import kind_of
 from memkit.formats.parsing.encodings import encoding_of
@@ -17,7 +17,6 @@ from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
 
 _SALVAGE_BYTES = 1 << 20
 _SALVAGED = 2_000
-_REPORTED = 5
 _GAP = re.compile(r"[\s,]*")
 
 
@@ -55,7 +54,7 @@ def only_one(value: Any) -> Any:
 def read(raw: RedisValue) -> tuple[dict[str, Any] | None, list[Problem]]:
     """Return the document, or None and the problem that names which byte is wrong and how much is readable."""
     if raw.unread_reason:
-        return None, []  # the reader has said why
+        return None, []  # the reader reports why
     if raw.kind not in DOCUMENT_KINDS:
         return None, [wrong_kind(raw, "a document")]
     parsed = parse(raw.data)
@@ -100,19 +99,16 @@ def messages(entries: Sequence[Any], key: str, convert: Convert, what: str = "me
         convert: See ``list_elements.turns``.
         what: What an entry is called.
     """
-    bad = 0
+    bad: list[Problem] = []
     for index, entry in enumerate(entries):
         found = convert(entry, key) if isinstance(entry, dict) else f"it is {kind_of(entry)}"
         if isinstance(found, Turn):
             yield found
         elif isinstance(found, str):
-            bad += 1
-            if bad <= _REPORTED:
-                yield Problem("corrupt", key, f"{what} {index:,} of {len(entries):,} (from 0) is none: {found}")
+            bad.append(Problem("corrupt", key, f"{what} {index:,} of {len(entries):,} (from 0) is none: {found}"))
         elif found is not None:
             yield from found
-    if bad > _REPORTED:
-        yield Problem("corrupt", key, f"… and {bad - _REPORTED:,} more like it")
+    yield from few(bad)
 
 
 def salvage(data: bytes, field: str) -> Iterator[dict[str, Any]]:

@@ -24,45 +24,29 @@ _INSTEAD = (
 _KINDS = {dict: "an object", list: "an array", str: "text", bool: "a boolean", type(None): "null"}
 
 
-def _langchain_community(value: Mapping[str, Any]) -> bool:
-    return isinstance(value.get("data"), dict) and one_of(value.get("type"), TYPES)
-
-
-def _llama_index(value: Mapping[str, Any]) -> bool:
-    body = value.get("blocks") if "blocks" in value else value.get("content", 0)
-    return "role" in value and "additional_kwargs" in value and isinstance(body, list | str | None)
-
-
-def _openai_agents(value: Mapping[str, Any]) -> bool:
-    return is_item(value.get("type")) or (value.get("type") == "message" and "content" in value)
-
-
 def is_item(kind: Any) -> bool:
-    """Return whether a type is that of an item beside the messages; the API gets new ones, whose names end alike."""
+    """Return whether a type is that of an item beside the messages; new ones of the API end alike."""
     return isinstance(kind, str) and (
         kind in HIDDEN or kind.startswith("mcp_approval_") or kind.endswith(("_call", "_call_output", "_search_output"))
     )
 
 
-def _agent_framework_redis(value: Mapping[str, Any]) -> bool:
-    return value.get("type") == "message" and "contents" in value
-
-
-def _ag2(value: Mapping[str, Any]) -> bool:
-    return "__event__" in value
-
-
 SHAPES: dict[str, Callable[[Mapping[str, Any]], bool]] = {
-    "langchain-community": _langchain_community,
-    "llama-index": _llama_index,
-    "openai-agents": _openai_agents,
-    "agent-framework-redis": _agent_framework_redis,
-    "ag2": _ag2,
+    "langchain-community": lambda value: isinstance(value.get("data"), dict) and one_of(value.get("type"), TYPES),
+    "llama-index": lambda value: (
+        {"role", "additional_kwargs"} <= value.keys()
+        and isinstance(value.get("blocks", value.get("content", 0)), list | str | None)
+    ),
+    "openai-agents": lambda value: (
+        is_item(value.get("type")) or (value.get("type") == "message" and "content" in value)
+    ),
+    "agent-framework-redis": lambda value: value.get("type") == "message" and "contents" in value,
+    "ag2": lambda value: "__event__" in value,
 }
 
 
 def store_of(value: Mapping[str, Any]) -> str | None:
-    """Return the store whose elements look like this one."""
+    """Return the store that writes elements like this one."""
     return next((store for store, fits in SHAPES.items() if fits(value)), None)
 
 

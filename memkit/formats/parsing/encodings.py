@@ -1,4 +1,4 @@
-"""Name a payload's encodings, layer by layer, and say what a format itself proves to be damaged.
+"""Name a payload's encodings, layer by layer, and report what a format itself proves to be damaged.
 
 Nothing is ever unpickled: ``pickletools`` names the opcodes. Only the first 64 KB of a compressed payload are kept, so
 a decompression bomb stays small. A fault needs proof by the format: an end that comes too early, or a checksum that
@@ -68,7 +68,7 @@ _CUT_WORD = re.compile(r"-?|t|tr|tru|f|fa|fal|fals|n|nu|nul")
 class Encoding(NamedTuple):
     """The layers of a payload, outermost first, and ``fault``: what a format proves to be wrong, or nothing.
 
-    ``inner`` are the bytes below the layers that could be opened, the first 64 KB of compressed ones.
+    ``inner`` are the bytes below the layers that could be opened, of compressed ones no more than were asked for.
     """
 
     layers: tuple[str, ...]
@@ -88,11 +88,16 @@ class _Layer(NamedTuple):
     whole: bool = True
 
 
-def examine(data: bytes) -> Encoding:
+_Read = Callable[[bytes, int], _Layer | None]
+"""Opens a layer: its bytes, and how many of those inside are kept."""
+
+
+def examine(data: bytes, *, keep_bytes: int = PEEK_BYTES) -> Encoding:
     """Return a payload's encoding and what is proven to be wrong with it.
 
     Args:
         data: The payload's bytes; they may be hostile.
+        keep_bytes: How much of a compressed layer is kept; the rest is only checked.
 
     Returns:
         The layers, outermost first: ``("gzip", "json")``, ``("pickle",)``.
@@ -100,7 +105,7 @@ def examine(data: bytes) -> Encoding:
     layers: list[str] = []
     whole = True
     while True:
-        layer = _layer(data, whole=whole)
+        layer = _layer(data, keep_bytes, whole=whole)
         layers.append(layer.name)
         if layer.fault or not layer.inner or len(layers) == MAX_LAYERS:
             fault = f"{layer.name} {layer.fault}" if layer.fault else ""
@@ -118,12 +123,12 @@ def is_packed(encoding: str) -> bool:
     return not READABLE.issuperset(encoding.split(" > "))
 
 
-def _layer(data: bytes, *, whole: bool = True) -> _Layer:
+def _layer(data: bytes, keep_bytes: int = PEEK_BYTES, *, whole: bool = True) -> _Layer:
     if not data:
         return _Layer("empty")
     if data.lstrip()[:1] in (b"{", b"[", b'"') and (found := _document(data, whole=whole)):
         return found
-    return _text_layer(data) if _is_text(data) else _binary_layer(data)
+    return _text_layer(data) if _is_text(data) else _binary_layer(data, keep_bytes)
 
 
 # -- JSON and what is taken for it -------------------------------------------------------------------------------------
@@ -237,16 +242,15 @@ def _unbase64(data: bytes) -> _Layer | None:
     return _Layer("base64", fault="ends early") if left == 1 else _Layer("base64", inner)
 
 
-_UNNAMED = ("binary", "protobuf?")
 _NAMED = frozenset(("json", "gzip", "zlib", "zstd", "lz4", "pickle", "msgpack", "java"))
 
 
 # -- binary ------------------------------------------------------------------------------------------------------------
 
 
-def _binary_layer(data: bytes) -> _Layer:
+def _binary_layer(data: bytes, keep_bytes: int) -> _Layer:
     for magic, read in _MAGIC:
-        if data.startswith(magic) and (found := read(data)):
+        if data.startswith(magic) and (found := read(data, keep_bytes)):
             return found
     if found := _msgpack(data) or _prefixed_binary(data):
         return found
@@ -254,7 +258,7 @@ def _binary_layer(data: bytes) -> _Layer:
         return _Layer("pickle")
     if 0xA1 <= data[0] <= 0xB7 and _cbor_end(data, 0, 0) == len(data):
         return _Layer("cbor")
-    return _Layer("protobuf?" if _is_protobuf(data) else "binary")
+    return _Layer("binary")
 
 
 def _prefixed_binary(data: bytes) -> _Layer | None:
@@ -264,11 +268,11 @@ def _prefixed_binary(data: bytes) -> _Layer | None:
     return _Layer("prefix", inner) if any(inner.startswith(magic) for magic, _ in _MAGIC) else None
 
 
-def _deflate(name: str, wbits: int) -> Callable[[bytes], _Layer | None]:
+def _deflate(name: str, wbits: int) -> _Read:
     """Return a reader of zlib's formats, which checks the whole payload and keeps its beginning."""
 
-    def read(data: bytes) -> _Layer | None:
-        stream, inner, size, fault = zlib.decompressobj(wbits), b"", 0, ""
+    def read(data: bytes, keep_bytes: int) -> _Layer | None:
+        stream, inner, size, fault = zlib.decompressobj(wbits), bytearray(), 0, ""
         try:
             head, rest = data[:_HEAD_BYTES], data[_HEAD_BYTES:]
             steps = [(head, 16), (rest, PEEK_BYTES)]  # small ones first: zlib keeps nothing of a step that fails
@@ -276,7 +280,8 @@ def _deflate(name: str, wbits: int) -> Callable[[bytes], _Layer | None]:
             for part in parts:
                 chunk = stream.decompress(part, PEEK_BYTES)
                 while chunk:
-                    inner, size = inner + chunk[: PEEK_BYTES - len(inner)], size + len(chunk)
+                    inner += chunk[: keep_bytes - len(inner)]
+                    size += len(chunk)
                     chunk = stream.decompress(stream.unconsumed_tail, PEEK_BYTES)
                 if stream.eof or size > MOST_CHECKED_BYTES:
                     break
@@ -285,14 +290,14 @@ def _deflate(name: str, wbits: int) -> Callable[[bytes], _Layer | None]:
         except zlib.error as error:
             fault = "fails its checksum" if "check" in str(error) else "does not decompress to its end"
         if not fault:
-            return _Layer(name, inner, whole=len(inner) < PEEK_BYTES)
-        told = len(inner) >= FEWEST_INFLATED_BYTES and _layer(inner, whole=False).name not in _UNNAMED
-        return _Layer(name, fault=fault) if told or (wbits > 15 and len(data) > _GZIP_HEAD_BYTES) else None
+            return _Layer(name, bytes(inner), whole=len(inner) < keep_bytes)
+        named = len(inner) >= FEWEST_INFLATED_BYTES and _layer(bytes(inner), whole=False).name != "binary"
+        return _Layer(name, fault=fault) if named or (wbits > 15 and len(data) > _GZIP_HEAD_BYTES) else None
 
     return read
 
 
-def _zstd(data: bytes) -> _Layer:
+def _zstd(data: bytes, keep_bytes: int) -> _Layer:
     """Walk the blocks of a zstd frame (RFC 8878, 3.1.1)."""
     head, window_code = data[4:6].ljust(2, b"\0")
     single = bool(head & 0x20)
@@ -316,10 +321,10 @@ def _zstd(data: bytes) -> _Layer:
         last = bool(block & 1)
     if at + (4 if head & 4 else 0) > len(data):
         return _Layer("zstd", fault="ends early")
-    return _opened("zstd", "zstandard", data)
+    return _opened("zstd", "zstandard", data, keep_bytes)
 
 
-def _lz4(data: bytes) -> _Layer:
+def _lz4(data: bytes, keep_bytes: int) -> _Layer:
     """Walk the blocks of an lz4 frame (the frame format's description, 1.6.1)."""
     flags, size_code = data[4:6].ljust(2, b"\0")
     at = 7 + (8 if flags & 8 else 0) + (4 if flags & 1 else 0)
@@ -337,23 +342,23 @@ def _lz4(data: bytes) -> _Layer:
         at += size + (4 if flags & 16 else 0)
     if at + (4 if flags & 4 else 0) > len(data):
         return _Layer("lz4", fault="ends early")
-    return _opened("lz4", "lz4.frame", data)
+    return _opened("lz4", "lz4.frame", data, keep_bytes)
 
 
-def _opened(name: str, module: str, data: bytes) -> _Layer:
+def _opened(name: str, module: str, data: bytes, keep_bytes: int) -> _Layer:
     """Return a complete frame with its content, if the library for it is installed."""
     try:
         library = importlib.import_module(module)
     except ImportError:
         return _Layer(name)
     try:
-        inner = library.open(io.BytesIO(data), "rb").read(PEEK_BYTES)
+        inner = library.open(io.BytesIO(data), "rb").read(keep_bytes)
     except Exception:  # noqa: BLE001 - each library has its own errors; the frame's blocks were complete
         return _Layer(name, fault="does not decompress to its end")
-    return _Layer(name, inner, whole=len(inner) < PEEK_BYTES)
+    return _Layer(name, inner, whole=len(inner) < keep_bytes)
 
 
-def _pickle(data: bytes) -> _Layer | None:
+def _pickle(data: bytes, _keep_bytes: int) -> _Layer | None:
     """Return the layer of a pickle of protocol 2 to 5, by its opcodes."""
     if len(data) < 3 or not 2 <= data[1] <= 5:
         return None
@@ -370,13 +375,13 @@ def _pickle(data: bytes) -> _Layer | None:
     return _Layer("pickle", fault="ends early") if not stream.read(1) and count >= FEWEST_OPCODES else None
 
 
-_MAGIC: tuple[tuple[bytes, Callable[[bytes], _Layer | None]], ...] = (
+_MAGIC: tuple[tuple[bytes, _Read], ...] = (
     (b"\x1f\x8b\x08", _deflate("gzip", 31)),
     (b"\x78", _deflate("zlib", 15)),
     (b"\x28\xb5\x2f\xfd", _zstd),
     (b"\x04\x22\x4d\x18", _lz4),
     (b"\x80", _pickle),
-    (b"\xac\xed\x00\x05", lambda _: _Layer("java")),
+    (b"\xac\xed\x00\x05", lambda _, __: _Layer("java")),
 )
 
 
@@ -450,44 +455,6 @@ def pickle_opcodes(data: bytes) -> Counter[str]:
     except (ValueError, IndexError, OverflowError, EOFError):
         pass
     return found
-
-
-def _is_protobuf(data: bytes) -> bool:
-    """Return whether the bytes read as protobuf fields, end to end (the first 64 of them for long payloads)."""
-    at, fields = 0, 0
-    while at < len(data) and fields < 64:
-        tag, at = _varint(data, at)
-        if tag <= 7 or tag >> 3 > 4096 or at < 0:
-            return False
-        at = _field_end(data, at, tag & 7)
-        if at < 0:
-            return False
-        fields += 1
-    return fields > 0 and at <= len(data)
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(data):
-            return 0, -1
-        value |= (data[at] & 0x7F) << shift
-        at += 1
-        if data[at - 1] < 0x80:
-            return value, at
-    return 0, -1
-
-
-def _field_end(data: bytes, at: int, wire_type: int) -> int:
-    """Return where the field ends, or -1."""
-    if wire_type == 0:
-        return _varint(data, at)[1]
-    if wire_type == 2:
-        length, at = _varint(data, at)
-        end = at + length if at >= 0 else -1
-    else:
-        end = {1: at + 8, 5: at + 4}.get(wire_type, -1)
-    return end if end <= len(data) else -1
 
 
 def hex_view(data: bytes) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
-from memkit.formats.model import Item, Note, Problem, SessionValues, Turn, a_dict, one_of
+from memkit.formats.model import Item, Note, Problem, SessionValues, Turn, a_dict, few, one_of
 from memkit.formats.parsing import msgpack
 from memkit.formats.parsing.bounded_json import Fault, Parsed, parse
 from memkit.formats.parsing.chat import chat_turn
@@ -28,7 +28,6 @@ _PYDANTIC = (4, 5)
 _BY_KEYWORDS = 2
 _UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _WRITE_NAME = re.compile(rf".*:{_UUID}:{_UUID}:\d+", re.DOTALL)
-_REPORTED = 5
 
 
 class Pieces(NamedTuple):
@@ -176,16 +175,34 @@ def missing_channels(document: Mapping[str, Any]) -> str | None:
 
 
 def missing_parents(stored: SessionValues, parents: Mapping[str, str]) -> Iterator[Problem]:
-    """Yield a problem for each checkpoint whose parent no longer exists; ``parents`` gives the parent's id by key.
+    """Yield a problem for each checkpoint without its parent; ``parents`` gives the parent's id by key.
 
     A checkpoint's id ends its key, so that one that exists and cannot be read counts as existing.
     """
     there = {name.rpartition(":")[2] for name, raw in stored.keys.items() if raw and raw.kind in DOCUMENT_KINDS}
     lost = [name for name, parent in parents.items() if parent and parent not in there]
-    for name in lost[:_REPORTED]:
-        yield Problem("gap", name, "this checkpoint's parent no longer exists: the thread cannot be rewound past it")
-    if len(lost) > _REPORTED:
-        yield Problem("gap", lost[_REPORTED], f"… and {len(lost) - _REPORTED} more checkpoints without their parents")
+    reason = "this checkpoint's parent no longer exists: the thread cannot be rewound past it"
+    yield from few(Problem("gap", name, reason) for name in lost)
+
+
+def checkpoints(raws: Iterable[RedisValue | None]) -> tuple[dict[str, dict[str, Any]], list[Problem]]:
+    """Return the checkpoints that can be read, oldest first (their ids sort by time), and the others' problems."""
+    documents: dict[str, dict[str, Any]] = {}
+    problems: list[Problem] = []
+    for raw in filter(None, raws):
+        document, found = read(raw)
+        lacks = None if document is None else missing_channels(document)
+        problems += [*found, *([misshapen(raw.name, lacks)] if lacks else [])]
+        if document is not None and not lacks:
+            documents[raw.name] = document
+    return dict(sorted(documents.items(), key=lambda pair: str(pair[1].get("checkpoint_id")))), problems
+
+
+def state_items(document: Mapping[str, Any], name: str, values: Mapping[str, Any] | None = None) -> Iterator[Item]:
+    """Yield the messages of a checkpoint; ``values`` are those of channels with keys of their own."""
+    checkpoint = a_dict(document.get("checkpoint"))
+    yield from newer_schema(checkpoint, name)
+    yield from message_items({**a_dict(checkpoint.get("channel_values")), **(values or {})}, name)
 
 
 def newer_schema(checkpoint: Mapping[str, Any], key: str) -> Iterator[Problem]:
@@ -196,10 +213,13 @@ def newer_schema(checkpoint: Mapping[str, Any], key: str) -> Iterator[Problem]:
         yield Problem("unknown_schema", key, reason)
 
 
-def write_problems(raw: RedisValue) -> Iterator[Problem]:
-    """Yield what is wrong with a pending write's document."""
-    document, problems = read(raw)
-    yield from problems
-    lacks = None if document is None else missing(document, ("channel",))
-    if lacks:
-        yield misshapen(raw.name, lacks)
+def write_problems(writes: Mapping[str, RedisValue | None]) -> Iterator[Problem]:
+    """Yield what is wrong with pending writes: those that a list names and that do not exist, and damaged ones."""
+    for name, raw in writes.items():
+        if raw is None:
+            yield Problem("dangling", name, "a list of pending writes names this write, and it no longer exists")
+            continue
+        document, problems = read(raw)
+        yield from problems
+        if document is not None and (lacks := missing(document, ("channel",))):
+            yield misshapen(name, lacks)

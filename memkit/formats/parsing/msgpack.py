@@ -1,6 +1,8 @@
-"""A small, bounded msgpack reader for LangGraph's checkpoints; hostile bytes must not cost more than themselves.
+"""A bounded msgpack reader: hostile bytes must not cost more than themselves.
 
-After the specification at https://github.com/msgpack/msgpack/blob/master/spec.md.
+After the specification at https://github.com/msgpack/msgpack/blob/master/spec.md. The library msgpack limits the length
+of each container (``max_array_len``), not the number of all values: 8 MB of small arrays in arrays would become eight
+million objects.
 """
 
 from __future__ import annotations

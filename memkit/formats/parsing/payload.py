@@ -6,24 +6,21 @@ unfolded beyond ``MAX_OPEN_BYTES``.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import importlib
-import zlib
+import re
 from typing import Any, NamedTuple
 
 from memkit.formats.model import Problem
 from memkit.formats.parsing import msgpack
 from memkit.formats.parsing.bounded_json import parse
 from memkit.formats.parsing.documents import corrupt, read
-from memkit.formats.parsing.encodings import encoding_of
+from memkit.formats.parsing.encodings import examine
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
 
 MAX_OPEN_BYTES = 8 << 20
 """A chat of 8 MB has some 10,000 messages of a model's size; 64 MB are the most that an inspection may take."""
 MAX_LINES = 20_000
-_MAX_LAYERS = 4
-_ZSTD = b"\x28\xb5\x2f\xfd"
+_PREFIX = re.compile(rb"[\w.-]{1,40}[:|#](?=[{\[])")
+"""A version, a time or an id before a JSON document: members of a sorted set are made unique so."""
 
 
 class Opened(NamedTuple):
@@ -46,40 +43,13 @@ def open_payload(data: bytes) -> Opened:
             return Opened(parsed.value, "json")
         lines = _lines(data)
         return Opened(lines, "json lines") if lines else Opened(None, "text")
-    encoding = encoding_of(data)
-    for layer in encoding.split(" > ")[:_MAX_LAYERS]:
-        unfolded = _unfolded(layer, data)
-        if unfolded is None:
-            break
-        data = unfolded
-    if len(data) > MAX_OPEN_BYTES:
+    found = examine(data, keep_bytes=MAX_OPEN_BYTES + 1)
+    encoding, inner = str(found), found.inner
+    if encoding == "text" and (prefix := _PREFIX.match(data)) and (parsed := parse(data[prefix.end() :])).fault is None:
+        return Opened(parsed.value, "prefix > json")
+    if len(inner) > MAX_OPEN_BYTES:
         return Opened(None, encoding, cut=True)
-    return Opened(_value(data, encoding.rpartition(" > ")[2]), encoding)
-
-
-def _unfolded(layer: str, data: bytes) -> bytes | None:
-    """Return the inside of a compressed or encoded layer, at most one byte over the limit; None of any other."""
-    try:
-        if layer in ("gzip", "zlib"):
-            return zlib.decompressobj(31 if layer == "gzip" else 15).decompress(data, MAX_OPEN_BYTES + 1)
-        if layer == "json string":
-            inner = parse(data).value
-            return inner.encode("utf-8", "surrogatepass") if isinstance(inner, str) else None
-        if layer == "base64":
-            return base64.b64decode(data.translate(bytes.maketrans(b"-_", b"+/")) + b"=" * (-len(data) % 4))
-        if layer == "zstd":
-            reader = importlib.import_module("zstandard").ZstdDecompressor().stream_reader(data)
-            return bytes(reader.read(MAX_OPEN_BYTES + 1))
-        if layer == "lz4":
-            frame = importlib.import_module("lz4.frame").LZ4FrameDecompressor()
-            return bytes(frame.decompress(data, MAX_OPEN_BYTES + 1))
-    except (ImportError, zlib.error, binascii.Error, ValueError, EOFError, RuntimeError):
-        return None
-    except Exception as error:
-        if type(error).__module__.split(".")[0] in ("zstandard", "lz4"):
-            return None
-        raise
-    return None
+    return Opened(_value(inner, found.layers[-1]), encoding)
 
 
 def _value(data: bytes, encoding: str) -> Any:

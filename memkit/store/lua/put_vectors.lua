@@ -1,4 +1,4 @@
--- Stores vectors with the session. ARGV[4]: their shape and bytes.
+-- Stores vectors with the session. ARGV[2]: their shape and bytes.
 local h = read()
 if not h then return NOT_FOUND end
 if h.err then return h end
@@ -10,7 +10,7 @@ local longer = renew(h)
 h.version, h.vectors = h.version + 1, true
 remember(h, nonce, h.version)
 local head = header(h)
-local vectors = MARK .. h.born .. ' ' .. ARGV[4]
+local vectors = MARK .. h.born .. ' ' .. ARGV[2]
 -- PX here too, so that vectors never remain without a TTL.
 local left = redis.call('PTTL', key)
 if left >= 0 then
