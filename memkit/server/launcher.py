@@ -261,10 +261,14 @@ class RedisServer:
     @property
     def url(self) -> str:
         """The URL of database 0: of the TCP port if there is one, otherwise of the unix socket."""
+        return self._url() + ("/0" if self.port else "?db=0")
+
+    def _url(self) -> str:
+        """Return the URL without a database, because one in a URL has precedence over the option ``db``."""
         credentials = f":{quote(self._password, safe='')}@" if self._password else ""
         if self.port:
-            return f"redis://{credentials}127.0.0.1:{self.port}/0"
-        return f"unix://{credentials}{quote(self.socket_path)}?db=0"
+            return f"redis://{credentials}127.0.0.1:{self.port}"
+        return f"unix://{credentials}{quote(self.socket_path)}"
 
     @property
     def _password(self) -> str:
@@ -285,11 +289,11 @@ class RedisServer:
 
     def client(self, **options: Any) -> redis.Redis:
         """Return a new redis-py client with the options of ``redis.Redis.from_url``."""
-        return redis.Redis.from_url(self.url, **NO_DRIVER_INFO | options)
+        return redis.Redis.from_url(self._url(), **NO_DRIVER_INFO | options)
 
     def async_client(self, **options: Any) -> redis.asyncio.Redis:
         """Return a new redis-py asyncio client with the options of ``redis.asyncio.Redis.from_url``."""
-        return redis.asyncio.Redis.from_url(self.url, **NO_DRIVER_INFO | options)
+        return redis.asyncio.Redis.from_url(self._url(), **NO_DRIVER_INFO | options)
 
     def start(self) -> Self:
         """Start the server and return when it answers; on a running server, do nothing.

@@ -426,3 +426,11 @@ def test_memkit_server_ends_on_a_signal():
         process.send_signal(signal.SIGINT)
         assert process.wait(WITHIN_S) == 0
     assert_gone(info["process_id"], directory)
+
+
+@pytest.mark.parametrize("port", [None, 0], ids=["unix socket", "TCP"])
+def test_a_client_of_another_database(port):
+    with RedisServer(port=port) as server, server.client(db=3) as client, server.client() as usual:
+        client.set("chat:1", "x")
+        assert usual.dbsize() == 0
+        assert usual.info("keyspace").keys() == {"db3"}
