@@ -30,7 +30,7 @@ NOT_QUICK = (
 """Tests that take seconds each, by their names: whole notebooks, many processes, thousands of sessions."""
 FIRST = ("test_notebooks.py", "test_notebook_truth.py", "test_browser.py")
 """The longest tests, so that no worker is left alone with them at the end."""
-ALONE = ("test_notebooks.py", "test_notebook_truth.py", "test_stores.py")
+ALONE = ("test_notebooks.py", "test_stores.py")
 """Files without a shared server: each of their tests goes to the next free worker. The other files stay together."""
 
 

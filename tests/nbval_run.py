@@ -18,7 +18,7 @@ SANITIZE = HERE / "nbval_sanitize.cfg"
 # may only follow from it.
 NBVAL = (
     f"--nbval --nbval-current-env --nbval-sanitize-with {SANITIZE} -x -q -c {os.devnull} --rootdir=. -p nbval_hooks "
-    "-p no:cacheprovider -p no:xdist -p no:hypothesispytest -o asyncio_default_fixture_loop_scope=function --color=no"
+    "-p no:cacheprovider -p no:xdist -p no:hypothesispytest -p no:valkey -p no:asyncio -p no:memkit --color=no"
 ).split()
 Run = subprocess.CompletedProcess[str]
 

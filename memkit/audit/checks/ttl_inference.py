@@ -411,8 +411,10 @@ class LifetimeAnalysis:
             all_alike = len(members) >= 0.8 * len(self.all) and not peak.wide
             lost = all_alike and self.history.expired >= len(members) / 2
             return ("likely", f"{self.history.expired:,} keys expired on this server") if lost else (None, "")
-        exact = sum(abs(one.given - self.ttl) < 2 * IDLE_GRAIN_MS for one in others)
-        share = (len(others) - exact + 1) / (len(others) + 1)
+        # A key without an idle clock of its own may have been read before the server loaded it.
+        known = [one for one in others if one.known]
+        exact = sum(abs(one.given - self.ttl) < 2 * IDLE_GRAIN_MS for one in known)
+        share = (len(known) - exact + 1) / (len(known) + 1)
         if len(members) * -math.log(share) < FEW_READS_NATS:
             return None, ""
         return "likely", f"no key without a read has such a deadline, and at most {share:.0%} of the others were read"
