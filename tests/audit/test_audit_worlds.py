@@ -32,3 +32,8 @@ def test_large_world_with_a_fault_is_not_healthy(name: str, seed: int) -> None:
     assert report.verdict.status in ("findings", "no_data"), (
         f"draw_world({name!r}, {seed}, 3_000): {report.verdict.sentence}"
     )
+
+
+@pytest.mark.parametrize(("name", "seed"), [("deadlines_of_clients", 639_017)])
+def test_healthy_world_that_raised_an_alarm_once(name: str, seed: int) -> None:
+    assert false_alarms(draw_world(name, seed).audited()) == []

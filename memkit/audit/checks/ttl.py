@@ -10,6 +10,7 @@ from memkit.audit.checks.mixed_ttl import MixedTtl, mixed_ttl
 from memkit.audit.checks.persistent_keys import persistent_finding
 from memkit.audit.checks.prefixes import SHOWN_PREFIXES, missing, moved, odd_names, ttls_given
 from memkit.audit.checks.ttl_inference import (
+    COMMON_SHARE,
     HOUR_MS,
     STOPPED_GAPS,
     UNIT_FACTORS,
@@ -342,6 +343,8 @@ def _time_zone(expected: Expectation, analysis: LifetimeAnalysis, context: Audit
     if ttl is None or not 1 <= abs(hours) <= 14 or abs(ttl - ttl_ms - hours * HOUR_MS) > 2 * IDLE_GRAIN_MS:
         return None
     affected = [one for one in values if abs(one.given - ttl) <= 2 * IDLE_GRAIN_MS]
+    if len(affected) < max(3, COMMON_SHARE * len(values)):
+        return None
     offset = f"exactly {counted(abs(hours), 'hour')} {'more' if hours > 0 else 'less'}"
     return Finding.of(
         expected,

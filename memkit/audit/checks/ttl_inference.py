@@ -60,6 +60,8 @@ LATEST_READ = 0.1
 """Jobs that read sessions at one age do so before less than this share of the TTL is left."""
 READ_LATER_TIMES = 4
 """Traffic is hardly ever four times that of the stretches around it: by day it is two to three times that by night."""
+COMMON_SHARE = 0.2
+"""A TTL is common if at least this share of the keys was given it; the others may have been read since."""
 UNREAD_SHARE = 1 / 3
 """Renewal that is throttled on purpose leaves more than this share of the TTL (thresholds in use: 0.5, 0.6, 0.9)."""
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
@@ -190,7 +192,7 @@ def common_ttl(lifetimes: Sequence[KeyLifetime]) -> float | None:
         return None
     values = sorted(one.given for one in lifetimes)
     peak = best_peak(values, spread_over=values[-1])
-    if peak is None or peak.count < 0.2 * len(values):
+    if peak is None or peak.count < COMMON_SHARE * len(values):
         return None
     members = [one for one in lifetimes if peak.low <= one.given <= peak.high]
     return rounded(_ttl_of(members, peak, idle_known=True)[0])
