@@ -91,6 +91,15 @@ def test_without_idle_times_what_is_left_decides(tmp_path: Path) -> None:
     assert 280 <= found["findings"][0]["observed_ttl_s"] <= 300
 
 
+def test_sessions_of_two_moments_are_not_healthy(tmp_path: Path) -> None:
+    """Half were given 5 minutes, or 7 days almost 7 days ago: a file without idle times cannot tell."""
+    with RedisServer() as server, server.client() as client:
+        for number in range(40):
+            client.set(f"chat:{number}", CANARY, ex=300 if number % 2 else WEEK_S)
+        path = saved(server, client, tmp_path / "dump.rdb")
+    assert verdict(path)["verdict"]["status"] == "undetermined"
+
+
 def test_old_sessions_are_no_finding(tmp_path: Path) -> None:
     with RedisServer() as server, server.client() as client:
         server.clock.shift("-8d")

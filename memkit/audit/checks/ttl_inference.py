@@ -34,6 +34,7 @@ from memkit.audit.finding import Confidence, Since
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
 from memkit.policy import MAX_TTL_MS
+from memkit.render import duration
 
 ENOUGH_SHORT = 5_000
 """Of more short values every nth is searched for peaks: a window needs tens of keys, not thousands."""
@@ -241,15 +242,16 @@ class LifetimeAnalysis:
     def unexplained(self) -> str | None:
         """Return why keys near their deadline are more than reads and chance explain; None if they are not."""
         events = sorted({one.event: one.given for one in self.short}.values())
+        all_events = len({one.event for one in self.all})
         for count, given in enumerate(events, 1):
             if given > self.ttl / 10:
                 break
-            usual = len(self.all) * given / self.ttl
+            usual = all_events * given / self.ttl
             members = [one for one in self.short if one.given <= given]
             many = count >= 3 and surprise(count, usual) > 2 * SLIGHT_SURPRISE_NATS
             if (many or usual < RARE) and not self._has_untouched(members):
-                share = given / self.ttl
-                return f"{len(members):,} of {len(self.all):,} keys were given at least {share:.1%} of the expected TTL"
+                most = f"{duration(given)} of the expected {duration(self.ttl)}"
+                return f"{len(members):,} of {len(self.all):,} keys have at most {most}"
         return None
 
     def unrenewed(self) -> list[KeyLifetime]:
