@@ -24,6 +24,17 @@ def any_server(request: pytest.FixtureRequest, record_property: Callable[[str, o
         yield server
 
 
+@pytest.fixture(autouse=True)
+def _leaves_no_key(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All tests of a worker share ``memkit_server``, in any order: each leaves it empty."""
+    yield
+    if "memkit_server" in request.fixturenames:
+        with request.getfixturevalue("memkit_server").client() as client:
+            left = client.keys("*")
+            client.flushall()
+        assert left == []
+
+
 QUICK_LANE = "redis-8.2"
 NOT_QUICK = (
     *("tests/notebook/", "tests/conformance/", "tests/plot/", "tests/test_plugin", "tests/test_stress.py"),

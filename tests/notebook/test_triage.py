@@ -19,6 +19,12 @@ triage = pytest.importorskip("memkit.notebook.triage")
 SECRET, NAME, TEXT = "hunter2-secret", "somebodys-name", "a private message"
 
 
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
 @pytest.fixture(scope="module")
 def incident() -> Iterator[tuple[Incident, AuditReport]]:
     drawn = draw("ttl_too_short", 5)
@@ -94,7 +100,7 @@ def test_the_page_has_the_parts_of_a_ticket_in_order(incident: tuple[Incident, A
     assert places == sorted(places)
 
 
-def test_one_triage_is_one_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memkit_server: RedisServer) -> None:
+def test_one_triage_is_one_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: RedisServer) -> None:
     calls: list[str] = []
 
     def counting(url: str, **options: object) -> AuditReport:
@@ -102,8 +108,8 @@ def test_one_triage_is_one_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return audit(url, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(triage, "audit", counting)
-    triage.triage(memkit_server.url, expect=["chat:*=7d"], output=tmp_path / "report.html")
-    assert calls == [memkit_server.url]
+    triage.triage(server.url, expect=["chat:*=7d"], output=tmp_path / "report.html")
+    assert calls == [server.url]
 
 
 def test_invalid_arguments_write_no_page(tmp_path: Path) -> None:
@@ -116,29 +122,29 @@ def test_invalid_arguments_write_no_page(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_notebook_asks_for_an_expectation(memkit_server: RedisServer) -> None:
-    with memkit_server.client() as client:
+def test_the_notebook_asks_for_an_expectation(server: RedisServer) -> None:
+    with server.client() as client:
         for number in range(60):
             client.set(f"chat:{NAME}-{number}", "{}", ex=604_800 if number < 20 else 300)
     with pytest.raises(triage.ExpectationNeeded, match="Which TTL should these sessions have") as asked:
-        triage.examine(memkit_server.url)
+        triage.examine(server.url)
     assert "  chat:*: 60 keys (string 60)" in str(asked.value)
     assert asked.value._render_traceback_() == str(asked.value).splitlines()
 
 
-def test_affected_sessions_are_hashed_or_revealed(memkit_server: RedisServer) -> None:
-    with memkit_server.client() as client:
+def test_affected_sessions_are_hashed_or_revealed(server: RedisServer) -> None:
+    with server.client() as client:
         for number in range(60):
             client.set(f"chat:{NAME}-{number}", "{}", ex=604_800 if number < 20 else 300)
-    report = audit(memkit_server.url)
+    report = audit(server.url)
     table = triage.affected(report)
     assert (len(table.rows), table.total) == (triage.MAX_ROWS, 60)
     assert NAME not in table.to_html()
     assert {row[3] for row in table.rows} <= {"5m", "5m 1s", "4m 59s"}
     assert f"chat:{NAME}-" in triage.affected(report, reveal=True).rows[0][0]
-    with memkit_server.client() as client:
+    with server.client() as client:
         client.set("chat:🦊\x1b[2J", "{}", ex=60)
-    name = triage.affected(audit(memkit_server.url), reveal=True).rows[0][0]
+    name = triage.affected(audit(server.url), reveal=True).rows[0][0]
     assert name.startswith("chat:🦊")
     assert name.isprintable()
 
