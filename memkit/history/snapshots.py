@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -40,9 +39,6 @@ DEBUG_NEEDS_LEAVE = (7, 0)
 """From Redis 7.0 on DEBUG, which loads a second file beside the first, is off by default."""
 TIMES_ARE_ROUNDED_BY = timedelta(seconds=1)
 """A file states its moment as a whole second, rounded down: a key that ends in that second counts as expired."""
-IDLE_CLOCK_MASK = 0xFFFFFF
-"""The clock of idle times has 24 bits."""
-IDLE_CLOCK_WITHIN_S = 60.0
 MODULE_KINDS_OF_SERVERS = frozenset({"string", "list", "set", "zset", "hash", "stream"})
 
 
@@ -120,7 +116,6 @@ def serve_rdb(files: Sequence[Path]) -> Iterator[tuple[RedisServer, Snapshot]]:
                 server.restart()
                 continue
             with server.client() as client:
-                _wait_for_the_idle_clock(client)
                 client.execute_command("DEBUG", "RELOAD", "MERGE", "NOFLUSH", "NOSAVE")
         server.clock.shift(TIMES_ARE_ROUNDED_BY)
         has_idle_times = all(one.has_idle_times for one in checked)
@@ -158,16 +153,6 @@ def _snapshot(
     version = aux.get("valkey-ver") or aux.get("redis-ver") or "?"
     flavour = "valkey" if "valkey-ver" in aux else "redis" if header is None else header.server
     return Snapshot(kind, "", taken_at, flavour, version, has_idle_times)
-
-
-def _wait_for_the_idle_clock(client: redis.Redis) -> None:
-    """Wait until a moved clock is in force for idle times: the server keeps a copy of up to 100 ms ago."""
-    until = time.monotonic() + IDLE_CLOCK_WITHIN_S
-    while time.monotonic() < until:
-        if abs(int(client.info("server")["lru_clock"]) - (int(client.time()[0]) & IDLE_CLOCK_MASK)) <= 1:
-            return
-        time.sleep(0.005)
-    raise SourceError("the private server did not follow its moved clock")
 
 
 @contextmanager

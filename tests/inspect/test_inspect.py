@@ -44,13 +44,6 @@ def server() -> Iterator[RedisServer]:
         yield running
 
 
-@pytest.fixture
-def client(server: RedisServer) -> Iterator[redis.Redis]:
-    with server.client(decode_responses=True) as client:
-        client.flushall()
-        yield client
-
-
 def load(client: redis.Redis, name: str) -> str:
     return load_capture(client, name, json_as_text=True)
 

@@ -29,13 +29,6 @@ def server() -> Iterator[RedisServer]:
         yield running
 
 
-@pytest.fixture
-def client(server: RedisServer) -> Iterator[redis.Redis]:
-    with server.client(decode_responses=True) as client:
-        client.flushall()
-        yield client
-
-
 def write(client: redis.Redis, left_s: float, *, written_s: float | None = None) -> None:
     """Write a session that expires in ``left_s``; its message was written ``written_s`` ago, if it states that."""
     at = {} if written_s is None else {"ts": client.time()[0] - written_s}

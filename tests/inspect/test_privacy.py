@@ -38,13 +38,6 @@ def server() -> Iterator[RedisServer]:
         yield running
 
 
-@pytest.fixture
-def client(server: RedisServer) -> Iterator[redis.Redis]:
-    with server.client(decode_responses=True) as client:
-        client.flushall()
-        yield client
-
-
 def plant(value: Any, *, structure: frozenset[str]) -> Any:
     """Return a JSON value with a secret in place of each text that is not structure."""
     if isinstance(value, str):

@@ -381,12 +381,12 @@ class LifetimeAnalysis:
         or if far more sessions would have to have been written in the time that these deadlines imply than around it.
         """
         reads = self.history.reads
-        if peak.low <= LATEST_READ * self.ttl or (reads is not None and reads < len(members) / 2):
+        if not others or peak.low <= LATEST_READ * self.ttl or (reads is not None and reads < len(members) / 2):
             return False
-        changed = not others or self._when(peak, members, others).bound == "lower bound"
+        changed = self._when(peak, members, others).bound == "lower bound"
         ends = sorted(one.deadline for one in self.right)
         pause_ms = self.history.now_ms + self.ttl - ends[-1] if ends else self.ttl
-        if not others or (changed and pause_ms > STOPPED_GAPS * self.ttl / max(len(ends), 1)):
+        if changed and pause_ms > STOPPED_GAPS * self.ttl / max(len(ends), 1):
             return False
         deadlines = sorted(one.deadline for one in members)
         first, last = quantile(deadlines, CHANCE), quantile(deadlines, 1 - CHANCE)
