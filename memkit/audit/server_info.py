@@ -14,7 +14,6 @@ from memkit.readonly.target import Snapshot
 from memkit.server.guard import is_server_directory
 
 CONFIG_NAMES = ("maxmemory", "maxmemory-policy", "save", "appendonly")
-LRU_CLOCK_WITHIN_S = 0.5
 LOAD_GRAIN_MS = 5_000
 """Keys that a server loads get idle clocks that begin within this time of its start (1 M keys load in 2.3-4.3 s)."""
 EMPTY_AOF_BYTES = 100
@@ -254,7 +253,6 @@ class ServerFacts:
 def read_server_facts(connection: ReadOnlyConnection) -> ServerFacts:
     """Ask a server to report about itself; what it refuses is listed in ``refused``."""
     refusals: list[str] = []
-    _wait_for_the_idle_clock(connection)
     info = _info(connection, refusals)
     skew, unsure, now_ms = _skew(connection)
     slow = _slow_commands(connection, refusals)
@@ -268,16 +266,6 @@ def facts_of_snapshot(connection: ReadOnlyConnection, snapshot: Snapshot) -> Ser
     keyspace = _lines(connection.ask("INFO", "keyspace"))
     version = {f"{snapshot.flavour}_version": snapshot.version}
     return ServerFacts(keyspace | version, {}, now_ms=int(snapshot.taken_at.timestamp() * 1000))
-
-
-def _wait_for_the_idle_clock(connection: ReadOnlyConnection) -> None:
-    """Wait until the server's cached LRU clock is right: up to 100 ms after its time was moved, idle times are not."""
-    deadline = time.monotonic() + LRU_CLOCK_WITHIN_S
-    while time.monotonic() < deadline:
-        clock, now = _lines(connection.ask("INFO", "server")).get("lru_clock"), connection.ask("TIME")
-        if clock is None or refused(now) or abs((int(now[0]) & 0xFFFFFF) - int(clock)) <= 1:
-            return
-        time.sleep(0.005)
 
 
 def counters(connection: ReadOnlyConnection) -> dict[str, str]:
