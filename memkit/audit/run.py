@@ -17,7 +17,7 @@ import redis
 from memkit.audit.checks.deletions import deleted_finding
 from memkit.audit.checks.payloads import CHECKS, check_values
 from memkit.audit.checks.prefixes import prefix_summaries
-from memkit.audit.checks.server import server_findings, server_notes, skewed_ttl
+from memkit.audit.checks.server import server_findings, server_notes
 from memkit.audit.checks.ttl import Diagnosis, changed_ttls, diagnose
 from memkit.audit.checks.ttl_inference import ServerHistory
 from memkit.audit.context import AuditContext
@@ -197,7 +197,7 @@ class _Audit:
         context = self._context(sample)
         diagnoses = self._diagnose(context)
         sessions = sum(one.sessions for one in diagnoses)
-        findings = [skewed_ttl(self._servers[0], found) or found for one in diagnoses for found in one.findings]
+        findings = [found for one in diagnoses for found in one.findings]
         if not self._expected:
             findings += changed_ttls(context) if sample.keys else [_empty_database()]
         self._notes += [note for one in diagnoses for note in one.notes]
@@ -284,7 +284,6 @@ class _Audit:
             now_ms=self._servers[0].now_ms,
             started_ms=self._servers[0].started_ms,
             empty_start_ms=earliest,
-            touches=_total(one.idle_touches for one in self._servers),
             reads=_total(one.reads for one in self._servers),
             expired=sum(one.number("expired_keys") or 0 for one in self._servers),
             idle_known=bool(accesses),

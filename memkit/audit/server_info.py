@@ -155,11 +155,6 @@ class ServerFacts:
         return any(one.get("subexpiry") or one.get("keys_with_volatile_items") for one in counts)
 
     @property
-    def idle_touches(self) -> int | None:
-        """How many commands may have touched a key without renewing its TTL, since the start or the last reset."""
-        return self.called(*VALUE_READS) + max(0, self.writes - self.called(*RENEWALS)) if self.calls else None
-
-    @property
     def reads(self) -> int | None:
         """How many commands read values since the start; None if the counters were reset, or RESTORE was used."""
         if not self.calls or {"config|resetstat", "config", *RESTORES} & self.calls.keys():

@@ -1,10 +1,12 @@
 """Hundreds of drawn worlds against the audit: ``python tests/stress/audit_worlds.py [seeds] [name ...]``.
 
-Prints each false alarm on a healthy world and each fault that is called healthy, with the line that repeats it.
+The seeds start at a random number. Prints each false alarm on a healthy world and each fault that is called healthy,
+with the line that repeats it.
 """
 
 from __future__ import annotations
 
+import random
 import sys
 import time
 from pathlib import Path
@@ -16,7 +18,7 @@ from worlds import FAULTS, HEALTHY, draw_world, false_alarms
 
 def main(seeds: int, names: list[str]) -> int:
     began, wrong, statuses, total = time.monotonic(), 0, {"healthy": 0}, 0
-    for seed in range(seeds):
+    for seed in range(first := random.SystemRandom().randrange(1_000_000), first + seeds):
         for name in names or HEALTHY:
             if name in HEALTHY:
                 report = draw_world(name, seed).audited()

@@ -319,29 +319,3 @@ def _written_ms(server: ServerFacts, expectations: Iterable[Expectation], keys: 
         for deadline, ttl in given:
             if exact or ttl < expected.ttl_ms * (1 - expected.jitter) - SKEW_MS:
                 yield deadline - expected.ttl_ms
-
-
-def skewed_ttl(server: ServerFacts, finding: Finding) -> Finding | None:
-    """Return the clock's finding for TTLs that are off by exactly the clock's skew: clients compute the deadlines."""
-    expected, observed = finding.expected_ttl_s, finding.observed_ttl_s
-    if expected is None or observed is None or abs(server.skew_ms) < SKEW_MS or not server.deadlines_by_clients:
-        return None
-    if abs((expected - observed) * 1000 - server.skew_ms) > max(SKEW_MS, 0.002 * abs(server.skew_ms)):
-        return None
-    way = "ahead of" if server.skew_ms > 0 else "behind"
-    return Finding(
-        "clock_skew",
-        prefix=finding.prefix,
-        keys=finding.keys,
-        message=f"sessions under {finding.prefix} are given {duration(observed * 1000)} instead of "
-        f"{duration(expected * 1000)}: clients compute the deadlines, and the server's clock is "
-        f"{duration(abs(server.skew_ms))} {way} theirs",
-        confidence="likely",
-        expected_ttl_s=expected,
-        observed_ttl_s=observed,
-        evidence=(
-            *finding.evidence,
-            f"TIME against this machine's clock: {server.skew_ms / 1000:+,.3f} s, exactly as much",
-        ),
-        next="let NTP set the clock that is wrong; set TTLs relative (EXPIRE, SET EX), not EXPIREAT",
-    )

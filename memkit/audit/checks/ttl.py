@@ -9,6 +9,7 @@ from memkit.audit.checks.auxiliary_keys import FEWEST_SESSIONS, auxiliary_groups
 from memkit.audit.checks.mixed_ttl import MixedTtl, mixed_ttl
 from memkit.audit.checks.persistent_keys import persistent_finding
 from memkit.audit.checks.prefixes import SHOWN_PREFIXES, missing, moved, odd_names, ttls_given
+from memkit.audit.checks.server import SKEW_MS
 from memkit.audit.checks.ttl_inference import (
     COMMON_SHARE,
     HOUR_MS,
@@ -83,7 +84,8 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
         reached = sum(one.deadline_ms is None for group in sessions for one in group.keys)
         return Diagnosis(found, notes, _count(sessions), reached)
     mixed = mixed_ttl(expected, list(sessions_of(sessions)))
-    anomalies, short_groups = _anomalies(expected, sessions, context)
+    skewed = _skewed_ttl(expected, [one for group in sessions for one in group.keys], context)
+    anomalies, short_groups = ([], []) if skewed else _anomalies(expected, sessions, context)
     ignored_groups = [*helpers, *(group for group, _ in short_groups)]
     notes = [_ignored(expected, group) for group in ignored_groups]
     sessions = [group for group in sessions if group not in ignored_groups]
@@ -93,12 +95,13 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
     findings += [
         finding
         for finding in (
+            skewed,
             persistent_finding(expected, sessions, context),
             mixed.finding,
             odd or moved(expected, keys, context),
             _persistent_renewal(expected, analyses[-1], context),
-            None if anomalies or mixed.finding else _time_zone(expected, analyses[-1], context),
-            None if anomalies or mixed.finding else _unrenewed(expected, analyses[0], context),
+            None if anomalies or mixed.finding or skewed else _time_zone(expected, analyses[-1], context),
+            None if anomalies or mixed.finding or skewed else _unrenewed(expected, analyses[0], context),
         )
         if finding
     ]
@@ -329,6 +332,32 @@ def _unwanted_deadlines(expected: Expectation, sessions: Sequence[Group], contex
         observed_ms=ttl,
         evidence=(f"PTTL of {len(volatile):,} keys",),
         next="find what sets the TTL: redis-cli CLIENT LIST shows each client's last command",
+    )
+
+
+def _skewed_ttl(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext) -> Finding | None:
+    """Return the finding of TTLs that are off by exactly the clock's skew, if clients compute the deadlines."""
+    server, ttl_ms = context.server, expected.ttl_ms or 0
+    if abs(server.skew_ms) < SKEW_MS or not server.deadlines_by_clients or expected.other_ttls_ms:
+        return None
+    ttl = common_ttl(lifetimes_of(keys, context.history))
+    if ttl is None or abs(ttl_ms - ttl - server.skew_ms) > max(SKEW_MS, 0.002 * abs(server.skew_ms)):
+        return None
+    way = "ahead of" if server.skew_ms > 0 else "behind"
+    affected = sum(abs((one.set_ms or 0) - ttl) <= SKEW_MS for one in keys)
+    return Finding.of(
+        expected,
+        "clock_skew",
+        keys=affected,
+        message=f"sessions under {expected.prefix} are given {duration(ttl)} instead of {duration(ttl_ms)}: clients "
+        f"compute the deadlines, and the server's clock is {duration(abs(server.skew_ms))} {way} theirs",
+        confidence="likely",
+        observed_ms=ttl,
+        evidence=(
+            f"{affected:,} of {len(keys):,} keys were given {duration(ttl)}",
+            f"TIME against this machine's clock: {server.skew_ms / 1000:+,.3f} s, exactly as much",
+        ),
+        next="let NTP set the clock that is wrong; set TTLs relative (EXPIRE, SET EX), not EXPIREAT",
     )
 
 

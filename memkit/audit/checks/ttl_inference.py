@@ -6,7 +6,7 @@ may therefore be a read of an old session. Facts that exclude this, in order of 
 
 - the server started empty, and is younger than the key would be;
 - deadline and last access vary from key to key and their difference does not: reads cannot do that;
-- the server has executed fewer reads than there are such keys;
+- the server has executed fewer reads than there are such keys, against a job that reads at one age;
 - hardly any key without an access has such a deadline, although most other keys were not accessed.
 """
 
@@ -108,7 +108,6 @@ class ServerHistory:
         now_ms: The server's time.
         started_ms: When the server started.
         empty_start_ms: When the server started empty; None if it loaded data, or may have.
-        touches: How many commands may have accessed keys without renewing their TTL; None if unknown.
         reads: How many commands read values since the start; None if unknown.
         expired: How many keys expired since the start.
         idle_known: Whether the server reports idle times.
@@ -117,7 +116,6 @@ class ServerHistory:
     now_ms: int
     started_ms: int | None = None
     empty_start_ms: int | None = None
-    touches: int | None = None
     reads: int | None = None
     expired: int = 0
     idle_known: bool = True
@@ -326,10 +324,6 @@ class LifetimeAnalysis:
             return "proven", "the server started empty and is younger than sessions with the expected TTL would be"
         if history.idle_known and self._is_no_chance(peak):
             return self._constant_difference(peak, members, others)
-        touches = history.touches if history.idle_known and history.empty_start_ms is not None else None
-        if touches is not None and touches < len(members) / 2:
-            reads = f"only {touches:,} commands read values since the server started empty"
-            return "proven", f"{reads}: reads do not explain {len(members):,} such keys"
         return self._written_at_once(peak, members, others)
 
     @cached_property
