@@ -138,14 +138,14 @@ def with_checksum(data: bytes) -> bytes:
     return data + checksum.to_bytes(8, "little")
 
 
-def module_file(opcodes: bytes) -> bytes:
+def module_file(opcodes: bytes, name: bytes = b"k") -> bytes:
     """A file with one key of RedisJSON, with a value of these opcodes."""
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
     module_id = 0
     for char in "ReJSON-RL":
         module_id = module_id << 6 | alphabet.index(char)
-    body = b"REDIS0011" + b"\x07\x01k\x81" + (module_id << 10 | 3).to_bytes(8, "big") + opcodes + b"\xff"
-    return with_checksum(body)
+    start = b"REDIS0011\xfa\x05ctime\x0a1700000000\x07%c%b\x81" % (len(name), name)
+    return with_checksum(start + (module_id << 10 | 3).to_bytes(8, "big") + opcodes + b"\xff")
 
 
 def test_module_data_is_passed_over(tmp_path: Path) -> None:
