@@ -111,16 +111,15 @@ class WatchedServer:
     ) -> None:
         self._prefixes = tuple(prefixes)
         self.pushed: Tracker | CommandStream
-        if replication:
-            stream = ReadOnlyConnection(client, name=url, keep_idle_times=False)
-            try:
-                self.pushed = CommandStream(stream, primary=replication == "primary")
-            except (redis.RedisError, ServerError):
-                stream.close()
-                raise
-        else:
-            self.pushed = Tracker(client, prefixes)
         self._connection = ReadOnlyConnection(client, name=url, keep_idle_times=False)
+        try:
+            if replication:
+                self.pushed = CommandStream(client, name=url, primary=replication == "primary")
+            else:
+                self.pushed = Tracker(client, prefixes)
+        except (redis.RedisError, ServerError):
+            self._connection.close()
+            raise
 
     def close(self) -> None:
         """Close the connections."""
@@ -330,7 +329,7 @@ class _Recorder:
                 if time.monotonic() >= next_counters:
                     self._explain()
                     next_counters = time.monotonic() + COUNTERS_EVERY_S
-            except (redis.ConnectionError, redis.TimeoutError) as error:
+            except redis.RedisError as error:  # also LOADING and MASTERDOWN, which a failover brings
                 self._reconnect(str(error), until, stop)
             if time.monotonic() >= next_commit:
                 self._ledger.observed_until(self._looked_ms)
@@ -477,19 +476,22 @@ class _Recorder:
         self._ledger.add_gap(began_ms, ended_ms, reason)
 
     def _reconnect(self, reason: str, until: float | None, stop: threading.Event) -> None:
-        """Connect again, as often as it takes; what was not observed is a gap."""
-        lost_ms = self._looked_ms
+        """Connect again, as often as it takes; what was not observed is a gap, up to the end of the recording."""
+        lost_ms, lost_s = self._looked_ms, self._looked_s
         self._vanished.clear()
+        why = "the recording ended"
         while not stop.wait(RECONNECT_EVERY_S) and (until is None or time.monotonic() < until):
             self._server.close()
             try:
                 self._connect()
                 self._scan(gap_began_ms=lost_ms)
-            except (redis.RedisError, ServerError):
+            except (redis.RedisError, ServerError) as error:
+                self._looked_ms, why = lost_ms, str(error)
                 continue
             self._add_gap(lost_ms, self._looked_ms, reason)
             self._looked_s = time.monotonic()
             return
+        self._add_gap(lost_ms, lost_ms + round((time.monotonic() - lost_s) * 1_000), f"{reason}; {why}")
 
     def _scan(self, *, gap_began_ms: int | None) -> None:
         """Read which keys exist, with their deadlines; after a gap, keys that do not exist any more ended in it."""
@@ -506,7 +508,9 @@ class _Recorder:
                 if old is None or not old.present:
                     self._keys += 1
                 elif gap_began_ms is not None and old.deadline_ms != deadline_ms:
-                    self._add_event(key, "renewed", self._looked_ms, gap_began_ms, (), deadline_ms)
+                    lost_ttl = ("overwritten", "ttl_removed") if deadline_ms is None else ()
+                    event = "overwritten" if lost_ttl else "renewed"
+                    self._add_event(key, event, self._looked_ms, gap_began_ms, lost_ttl, deadline_ms)
         if gap_began_ms is None:
             return
         for name, state in list(self._ledger.keys_present(self._db)):

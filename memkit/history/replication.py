@@ -115,17 +115,27 @@ class CommandStream:
     database that the stream named last, because it names one only when it changes.
 
     Args:
-        connection: A connection to the server; it is closed with the stream.
+        client: A client of the server.
+        name: The server's URL without its password, for messages.
         primary: See ``read_backlog``.
 
     Raises:
+        redis.RedisError: The server does not answer.
         ServerError: The server has no backlog, is a primary, or refuses to continue; or the database is not known.
     """
 
-    def __init__(self, connection: ReadOnlyConnection, *, primary: bool) -> None:
-        self._connection = connection
+    def __init__(self, client: redis.Redis, *, name: str, primary: bool) -> None:
+        self._connection = ReadOnlyConnection(client, name=name, keep_idle_times=False)
         self._commands: list[Executed] = []
         self._acknowledged_s = 0.0
+        try:
+            self._begin(self._connection, primary=primary)
+        except (redis.RedisError, ServerError):
+            self._connection.close()
+            raise
+        self.subscription = Subscription(self._connection, self._receive, each_turn=self._acknowledge)
+
+    def _begin(self, connection: ReadOnlyConnection, *, primary: bool) -> None:
         databases = [name for name in info_fields(_reply(connection, "INFO", "keyspace")) if name.startswith("db")]
         backlog = _backlog(connection, primary=primary)
         data = _continue(connection, backlog, backlog.first_offset + _margin(connection, backlog))
@@ -139,7 +149,6 @@ class CommandStream:
             raise ServerError(
                 f"{connection.name}: several databases have keys, and the stream has not named one yet; try again later"
             )
-        self.subscription = Subscription(connection, self._receive, each_turn=self._acknowledge)
 
     def take(self, timeout_s: float) -> list[Executed]:
         """Return the commands that have arrived; wait for the first one, at most so many seconds."""
