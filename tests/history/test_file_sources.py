@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import redis
+from rdb_files import file_of_strings, module_file, with_checksum
 from servers import LANES, every_server, start
 from test_history import CANARY, logging
-from test_rdb import module_file, with_checksum
 
 from memkit.audit import audit
 from memkit.cli import main
@@ -235,21 +235,11 @@ def test_module_data_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert "data of a module (ReJSON-RL)" in error
 
 
-def stored(*keys: tuple[str, int | None], idle_s: int = 0) -> bytes:
-    """A file of strings of 100 bytes with these names and remaining TTLs in seconds."""
-    saved_s = 1_700_000_000
-    parts = [b"REDIS0011\xfa\x05ctime\x0a%d" % saved_s]
-    for name, left_s in keys:
-        if left_s is not None:
-            parts.append(b"\xfc" + ((saved_s + left_s) * 1_000).to_bytes(8, "little"))
-        parts.append(b"\xf8\x80" + idle_s.to_bytes(4, "big"))
-        parts.append(b"\x00%c%b\x40\x64" % (len(name), name.encode()) + b"v" * 100)
-    return with_checksum(b"".join(parts) + b"\xff")
-
-
 def test_large_file_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "dump.rdb"
-    path.write_bytes(stored(*((f"cart:{n}", None) for n in range(40_000)), *((f"chat:{n}", 200) for n in range(300))))
+    path.write_bytes(
+        file_of_strings(*((f"cart:{n}", None) for n in range(40_000)), *((f"chat:{n}", 200) for n in range(300)))
+    )
     monkeypatch.setattr("memkit.history.snapshots.installed_servers", lambda: iter(()))  # no server is needed
     found = verdict(path)
     assert found["sample"]["of"] == 40_300
@@ -260,7 +250,7 @@ def test_large_file_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_missed_parts_of_sampled_sessions_are_found(tmp_path: Path) -> None:
     path = tmp_path / "dump.rdb"
     parts = [(f"chat:{n:05}:{part}", WEEK_S) for n in range(30_000) for part in ("meta", "messages")]
-    path.write_bytes(stored(*parts))
+    path.write_bytes(file_of_strings(*parts))
     assert verdict(path)["verdict"]["status"] == "healthy"
 
 

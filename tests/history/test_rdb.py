@@ -8,9 +8,9 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import anycrc
 import pytest
 import redis
+from rdb_files import module_file, with_checksum
 from servers import every_server, needs, start
 
 from memkit.errors import SourceError
@@ -131,21 +131,6 @@ def rdb() -> bytes:
     with start("redis-8.2") as server, server.client() as client:
         write_every_encoding(client)
         return saved(server, client).read_bytes()
-
-
-def with_checksum(data: bytes) -> bytes:
-    checksum: int = anycrc.Model("CRC64-REDIS").calc(data)
-    return data + checksum.to_bytes(8, "little")
-
-
-def module_file(opcodes: bytes, name: bytes = b"k") -> bytes:
-    """A file with one key of RedisJSON, with a value of these opcodes."""
-    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-    module_id = 0
-    for char in "ReJSON-RL":
-        module_id = module_id << 6 | alphabet.index(char)
-    start = b"REDIS0011\xfa\x05ctime\x0a1700000000\x07%c%b\x81" % (len(name), name)
-    return with_checksum(start + (module_id << 10 | 3).to_bytes(8, "big") + opcodes + b"\xff")
 
 
 def test_module_data_is_passed_over(tmp_path: Path) -> None:

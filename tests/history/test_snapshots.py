@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import redis
+from rdb_files import module_file, with_checksum
 from servers import LANES, every_server
 from test_history import CANARY, WEEK_MS, logging
-from test_rdb import module_file, with_checksum
 
 from memkit.errors import ServerNotFound, SourceError
 from memkit.history.aof import find_aof
