@@ -161,37 +161,30 @@ def read_commands(path: Path, *, offset: int = 0, second: int | None = None) -> 
 
 
 class _Stream:
-    """A file read in chunks: lines, numbers and length-prefixed arguments."""
+    """A file read in chunks: lines, numbers and length-prefixed arguments.
+
+    A server may be writing: only what was there at first is read. ``offset`` is how far the file has been read.
+    """
 
     def __init__(self, path: Path, offset: int) -> None:
-        self._path = path
-        self._file = path.open("rb")
+        self._path, self.offset = path, offset
+        self._file = path.open("rb", buffering=CHUNK_BYTES)
         self._file.seek(offset)
         self._size = os.fstat(self._file.fileno()).st_size
-        self._buffer, self._at, self._before = b"", 0, offset
-
-    @property
-    def offset(self) -> int:
-        return self._before + self._at
 
     def close(self) -> None:
         self._file.close()
 
     def line(self) -> bytes | None:
         """Return the next line without its end, or None at the end of the file."""
-        end = self._buffer.find(b"\r\n", self._at)
-        if end < 0:
-            self._refill(MAX_LINE_BYTES)
-            if self._at == len(self._buffer):
-                return None
-            end = self._buffer.find(b"\r\n", self._at)
-            if end < 0:
-                raise (
-                    self._ends_early() if len(self._buffer) < MAX_LINE_BYTES else self.damaged("a line without an end")
-                )
-        line = self._buffer[self._at : end]
-        self._at = end + 2
-        return line
+        if self.offset >= self._size:
+            return None
+        line = self._file.readline(min(MAX_LINE_BYTES, self._size - self.offset))
+        if not line.endswith(b"\r\n"):
+            whole = line.endswith(b"\n") or len(line) == MAX_LINE_BYTES
+            raise self.damaged("a line without an end") if whole else self._ends_early()
+        self.offset += len(line)
+        return line[:-2]
 
     def number(self, line: bytes, *, most: int) -> int:
         """Return the number after a line's first character."""
@@ -209,31 +202,14 @@ class _Stream:
         length = self.number(line, most=MAX_ARGUMENT_BYTES)
         if length + 2 > self._size - self.offset:
             raise self._ends_early()
-        end = self._at + length
-        if end + 2 > len(self._buffer):
-            self._refill(min(length, KEPT_BYTES) + 2)
-            end = self._at + length
-        kept = self._buffer[self._at : min(end, self._at + KEPT_BYTES)]
-        if end + 2 <= len(self._buffer):
-            self._at = end + 2
-        else:
-            target = self.offset + length + 2
-            self._file.seek(target)
-            self._buffer, self._at, self._before = b"", 0, target
-        return kept
-
-    def _refill(self, wanted: int) -> None:
-        """Keep what has not been read and add chunks until the wanted bytes are there or the file ends."""
-        rest = self._buffer[self._at :]
-        self._before += self._at
-        self._at = 0
-        while len(rest) < max(wanted, CHUNK_BYTES):
-            # A server may be writing: only what was there at first is read.
-            chunk = self._file.read(min(CHUNK_BYTES, self._size - self._before - len(rest)))
-            if not chunk:
-                break
-            rest += chunk
-        self._buffer = rest
+        kept = self._file.read(min(length, KEPT_BYTES) + 2)
+        if length > KEPT_BYTES:
+            self._file.seek(length - KEPT_BYTES - 2, os.SEEK_CUR)
+            kept = kept[:KEPT_BYTES] + self._file.read(2)
+        if not kept.endswith(b"\r\n"):
+            raise self.damaged("an argument without an end")
+        self.offset += length + 2
+        return kept[:-2]
 
     def _ends_early(self) -> SourceError:
         return SourceError(
