@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from memkit.config import Expect, Expectation, expectations
 from memkit.connect import redact
@@ -18,12 +18,12 @@ from memkit.history.aof import AofFiles, find_aof, read_commands
 from memkit.history.changes import TtlChange, TtlChanges, plain_seconds, prefix_of, time_of, time_text
 from memkit.history.commands import effects_of
 from memkit.history.fate import ENDS, SAME_SECOND_MS, Fate, fate_of
-from memkit.history.ledger import Ledger, Recorded
+from memkit.history.ledger import Ledger
 from memkit.history.log_clock import LogClock
 from memkit.history.rdb import RdbReader, SnapshotKey
 from memkit.history.replication import read_backlog
 from memkit.history.sources import Source, find_source
-from memkit.history.states import EventName, KeyEvent, KeyState, KeyStates, Moment
+from memkit.history.states import KeyEvent, KeyState, KeyStates, Moment
 from memkit.render import counted, duration, printable, wrapped
 
 WORD_ENDS = frozenset(b":/|.#{}-_")
@@ -173,11 +173,6 @@ class _Timeline:
         self._question = question
         self._events: list[KeyEvent] = []
         self._counts: dict[str, Counter[str]] = {}
-        self._at_start: list[bytes] = []
-
-    def present_at_start(self, states: KeyStates) -> None:
-        if self._question.session is not None:
-            self._at_start = [key for keys in states.databases.values() for key in keys]
 
     def add(self, event: KeyEvent) -> None:
         self.changes.add(event)
@@ -216,7 +211,7 @@ class _Timeline:
                 self._counts.setdefault(prefix_of(key), Counter())["exists"] += 1
             fates = {prefix: dict(counts) for prefix, counts in self._counts.items()}
             return History(None, None, (), fates, changes, (), spans, source, notes)
-        fate = _fate_of_session(session, self._events, existing, self._at_start)
+        fate = _fate_of_session(session, self._events, existing)
         return History(session, fate, tuple(self._events), {}, changes, (), spans, source, notes)
 
 
@@ -228,11 +223,9 @@ def _set_right_after(write: KeyEvent, renewal: KeyEvent) -> bool:
     return same_key and no_ttl_of_its_own and distance < SAME_SECOND_MS
 
 
-def _fate_of_session(
-    session: str, events: Sequence[KeyEvent], existing: dict[bytes, KeyState], at_start: Sequence[bytes]
-) -> Fate:
+def _fate_of_session(session: str, events: Sequence[KeyEvent], existing: dict[bytes, KeyState]) -> Fate:
     """Return the fate of the session's keys: of the one that ended last, if any does not exist; otherwise of any."""
-    keys = list(dict.fromkeys([*at_start, *(event.key for event in events), *existing]))
+    keys = list(dict.fromkeys([*(event.key for event in events), *existing]))
     if not keys:
         return fate_of(session.encode("utf-8", "surrogateescape"), [], None)
     fates = {key: fate_of(key, [one for one in events if one.key == key], existing.get(key)) for key in keys}
@@ -261,7 +254,6 @@ def _from_aof(source: Source, question: _Question, progress: Callable[[int, int]
     if base:
         for key in _keys_of([base], question):
             states.keys_of(key.db)[key.name] = KeyState(key.deadline_ms, None, Moment(None, begins_ms))
-        timeline.present_at_start(states)
     clock = LogClock(begins_ms=begins_ms, ends_ms=last_modified_ms, expected_ttl_ms=question.expected_ttl_ms)
     timeline.add_commands(_logged(files, progress), states, clock)
     span = Span("aof", source.name, time_of(begins_ms), time_of(last_modified_ms))
@@ -364,35 +356,14 @@ def _from_recording(source: Source, question: _Question) -> History:
     with Ledger(source.files[0], reading=True) as ledger:
         kind, name, began_ms, ended_ms = ledger.source()
         gaps = tuple(Span("gap", reason, time_of(began), time_of(ended)) for began, ended, reason in ledger.gaps())
-        for recorded in ledger.events():
-            if question.wants(recorded.name):
-                timeline.add(_event_of(recorded))
-        for db, key, present, deadline_ms in ledger.recorded_keys():
-            if present and question.wants(key):
-                states.keys_of(db)[key] = KeyState(deadline_ms)
+        for event in ledger.events():
+            if question.wants(event.key):
+                timeline.add(event)
+        for db, keys in ledger.databases().items():
+            existing = (item for batch in keys.batches() for item in batch.items())
+            states.databases[db] = {key: state for key, state in existing if question.wants(key)}
     span = Span("recording", name, time_of(began_ms), time_of(ended_ms))
     return replace(timeline.finish(states, kind, (span,)), gaps=gaps)
-
-
-def _event_of(recorded: Recorded) -> KeyEvent:
-    name = cast("EventName", recorded.event)
-    possible = cast("tuple[EventName, ...]", recorded.possible)
-    if not possible and name in ("expired", "evicted", "deleted"):
-        possible = (name,)
-    after = recorded.at_ms if recorded.after_ms is None else recorded.after_ms
-    moment = Moment(after, recorded.at_ms)
-    created = name == "written" and (recorded.ttl_ms is not None or recorded.deadline_ms is None)
-    return KeyEvent(
-        recorded.db,
-        recorded.name,
-        name,
-        moment,
-        recorded.command,
-        recorded.deadline_ms,
-        recorded.ttl_ms,
-        possible,
-        created=created,
-    )
 
 
 # Text
