@@ -37,37 +37,18 @@ NEWEST_VERSIONS = {"redis": 14, "valkey": 81}
 """What Redis 8.8 and Valkey 9.2 write."""
 
 _STRING = 0
-_LIST, _SET, _ZSET, _HASH, _STREAM = "list", "set", "zset", "hash", "stream"
 _ZSET_TEXT, _ZSET_BINARY, _MODULE, _QUICKLIST_2 = 3, 5, 7, 18
 _STREAM_V1, _STREAM_V2, _STREAM_V3 = 15, 19, 21
 _HASH_METADATA_PRE_GA, _HASH_LISTPACK_EX_PRE_GA, _HASH_METADATA, _HASH_LISTPACK_EX = 22, 23, 24, 25
 _VALKEY_HASH_WITH_TTLS = 22
 _HASHES_WITH_TTLS = (22, 23, 24, 25)
-KINDS = {
+KINDS: dict[int, str] = {
     _STRING: "string",
-    1: _LIST,
-    2: _SET,
-    3: _ZSET,
-    4: _HASH,
-    5: _ZSET,
-    _MODULE: "module",
-    9: _HASH,
-    10: _LIST,
-    11: _SET,
-    12: _ZSET,
-    13: _HASH,
-    14: _LIST,
-    16: _HASH,
-    17: _ZSET,
-    18: _LIST,
-    20: _SET,
-    _STREAM_V1: _STREAM,
-    _STREAM_V2: _STREAM,
-    _STREAM_V3: _STREAM,
-    22: _HASH,
-    23: _HASH,
-    24: _HASH,
-    25: _HASH,
+    **dict.fromkeys((1, 10, 14, _QUICKLIST_2), "list"),
+    **dict.fromkeys((2, 11, 20), "set"),
+    **dict.fromkeys((_ZSET_TEXT, _ZSET_BINARY, 12, 17), "zset"),
+    **dict.fromkeys((4, 9, 13, 16, *_HASHES_WITH_TTLS), "hash"),
+    **dict.fromkeys((_STREAM_V1, _STREAM_V2, _STREAM_V3), "stream"),
 }
 # Types with a value of one string, and types with a value of a count and that many strings (times the factor).
 _ONE_STRING = frozenset({9, 10, 11, 12, 13, 16, 17, 20})
@@ -425,31 +406,27 @@ class RdbReader:
             taken = self._buffer[self._at : end]
             self._at = end
             return taken
+        return b"".join(self._chunks(count))
+
+    def _skip(self, count: int) -> None:
+        end = self._at + count
+        if end <= len(self._buffer):
+            self._at = end
+        else:
+            for _ in self._chunks(count):
+                pass
+
+    def _chunks(self, count: int) -> Iterator[bytes]:
+        """Yield the next bytes, as they are read."""
         if count > self._size - self.bytes_read:
             raise self._ends_early()
-        parts = []
         while count:
             if self._at >= len(self._buffer):
                 self._refill()
             part = self._buffer[self._at : self._at + count]
             self._at += len(part)
             count -= len(part)
-            parts.append(part)
-        return b"".join(parts)
-
-    def _skip(self, count: int) -> None:
-        end = self._at + count
-        if end <= len(self._buffer):
-            self._at = end
-            return
-        if count > self._size - self.bytes_read:
-            raise self._ends_early()
-        while count:
-            if self._at >= len(self._buffer):
-                self._refill()
-            step = min(count, len(self._buffer) - self._at)
-            self._at += step
-            count -= step
+            yield part
 
     def _refill(self) -> None:
         """Read the next chunk; the bytes before it are in the checksum then."""
