@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from memkit.errors import SourceError
-from memkit.history.rdb import is_rdb
+from memkit.history.rdb import RdbReader, is_rdb
 
 CHUNK_BYTES = 1 << 20
 KEPT_BYTES = 4_096
@@ -46,18 +46,18 @@ class AofCommand(NamedTuple):
 class AofFiles:
     """The files of an append-only directory, in the order in which they are read.
 
-    ``base`` is None if the log began on an empty server; ``base_is_rdb`` is its format.
+    ``base`` is the RDB file with which the log begins, None if it began on an empty server; ``logs`` hold commands. A
+    single file of an old server may be both.
     """
 
     directory: Path
     base: Path | None
-    base_is_rdb: bool
-    increments: tuple[Path, ...]
+    logs: tuple[Path, ...]
 
     @property
     def all(self) -> tuple[Path, ...]:
-        """The base and the increments."""
-        return (*([self.base] if self.base else []), *self.increments)
+        """Every file once."""
+        return tuple(dict.fromkeys([*([self.base] if self.base else []), *self.logs]))
 
 
 def find_aof(path: str | Path) -> AofFiles:
@@ -71,7 +71,7 @@ def find_aof(path: str | Path) -> AofFiles:
     """
     given = Path(path)
     if given.is_file() and not given.name.endswith(".manifest"):
-        return AofFiles(given.parent, given, _begins_as_rdb(given), ())
+        return AofFiles(given.parent, given if _begins_as_rdb(given) else None, (given,))
     manifest = given if given.is_file() else _manifest_in(given)
     files: dict[str, list[tuple[int, Path]]] = {"base": [], "increment": [], "history": []}
     if manifest.stat().st_size > MAX_MANIFEST_BYTES:
@@ -89,9 +89,10 @@ def find_aof(path: str | Path) -> AofFiles:
     for _, file in listed:
         if not file.is_file():
             raise SourceError(f"{file}: the manifest names this file, but it does not exist")
-    base = files["base"][0][1] if files["base"] else None
-    increments = tuple(file for _, file in sorted(files["increment"]))
-    return AofFiles(manifest.parent, base, bool(base and _begins_as_rdb(base)), increments)
+    first, *others = (file for _, file in listed)
+    if files["base"] and _begins_as_rdb(first):
+        return AofFiles(manifest.parent, first, tuple(others))
+    return AofFiles(manifest.parent, None, (first, *others))
 
 
 def _manifest_in(directory: Path) -> Path:
@@ -127,18 +128,27 @@ def _begins_as_rdb(path: Path) -> bool:
         return is_rdb(file.read(9))
 
 
-def read_commands(path: Path, *, offset: int = 0, second: int | None = None) -> Iterator[AofCommand]:
+def _end_of_rdb(path: Path) -> int:
+    """Return where the commands begin: a single file of an old server may begin with an RDB file."""
+    if not _begins_as_rdb(path):
+        return 0
+    with RdbReader(path) as reader:
+        for _ in reader:
+            pass
+        return reader.bytes_read
+
+
+def read_commands(path: Path, *, second: int | None = None) -> Iterator[AofCommand]:
     """Yield the commands of one append-only file, in order.
 
     Args:
         path: A file of commands.
-        offset: Where the commands begin, in bytes: after an RDB preamble, say.
         second: The Unix time that was last stated before this file.
 
     Raises:
         SourceError: The file ends in the middle of a command, or holds something that is no command.
     """
-    stream = _Stream(path, offset)
+    stream = _Stream(path, _end_of_rdb(path))
     try:
         while True:
             start = stream.offset

@@ -245,14 +245,13 @@ def _from_aof(source: Source, question: _Question, progress: Callable[[int, int]
     files = find_aof(source.files[0])
     server, begins_ms = "redis", None
     last_modified_ms = max(int(path.stat().st_mtime_ns // 1_000_000) for path in files.all)
-    base = files.base if files.base_is_rdb else None
-    if base:
-        with RdbReader(base) as reader:
+    if files.base:
+        with RdbReader(files.base) as reader:
             server = reader.header.server
             begins_ms = None if reader.header.created_s is None else reader.header.created_s * 1_000
     states, timeline = KeyStates(server=server, wanted=question.wants), _Timeline(question)
-    if base:
-        for key in _keys_of([base], question):
+    if files.base:
+        for key in _keys_of([files.base], question):
             states.keys_of(key.db)[key.name] = KeyState(key.deadline_ms, None, Moment(None, begins_ms))
     clock = LogClock(begins_ms=begins_ms, ends_ms=last_modified_ms, expected_ttl_ms=question.expected_ttl_ms)
     timeline.add_commands(_logged(files, progress), states, clock)
@@ -275,24 +274,13 @@ def _logged(
 ) -> Iterator[tuple[tuple[bytes, ...], int | None]]:
     """Yield the commands of a log, each with the last timestamp before it."""
     second, done, total = None, 0, sum(path.stat().st_size for path in files.all)
-    for path in files.increments if files.base_is_rdb else files.all:
-        for command in read_commands(path, offset=_end_of_preamble(path), second=second):
+    for path in files.logs:
+        for command in read_commands(path, second=second):
             second = command.second
             yield command.arguments, second
             if progress:
                 progress(done + command.offset, total)
         done += path.stat().st_size
-
-
-def _end_of_preamble(path: Path) -> int:
-    """Return where the commands begin: a single file of an old server may begin with an RDB file."""
-    with path.open("rb") as file:
-        if not file.read(5).startswith((b"REDIS", b"VALKE")):
-            return 0
-    with RdbReader(path) as reader:
-        for _ in reader:
-            pass
-        return reader.bytes_read
 
 
 def _from_backlog(url: str, question: _Question, *, primary: bool) -> History:

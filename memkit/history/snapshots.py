@@ -258,7 +258,7 @@ def serve_aof(files: AofFiles, *, until: datetime | None) -> Iterator[tuple[Redi
         SourceError: The log has no timestamps, or begins after that moment.
     """
     header = None
-    if files.base and files.base_is_rdb:
+    if files.base:
         with RdbReader(files.base) as reader:
             header = reader.header
     if until is not None and header is not None and header.created_s is not None:
@@ -266,7 +266,7 @@ def serve_aof(files: AofFiles, *, until: datetime | None) -> Iterator[tuple[Redi
         if until < begins:
             raise SourceError(f"{files.directory}: the log begins at {utc_text(begins)}, after {utc_text(until)}")
     ends, second = _ends(files, None if until is None else until.timestamp())
-    modified_s = max(path.stat().st_mtime for path in files.increments or files.all)
+    modified_s = max(path.stat().st_mtime for path in files.logs or files.all)
     taken_at = until or datetime.fromtimestamp(int(modified_s) if second is None else second, UTC)
     binary = server_for(header, files.directory) if header else _newest(files.directory)
     with RedisServer(binary=binary.path, config=AS_A_REPLICA, persist=True) as server:
@@ -323,32 +323,33 @@ def _newest(path: Path) -> ServerBinary:
 
 
 def _ends(files: AofFiles, until_s: float | None) -> tuple[list[int], int | None]:
-    """Return where each increment ends as of a moment, and the last timestamp before that."""
+    """Return where each log ends as of a moment, and the last timestamp before that."""
     ends: list[int] = []
     second: int | None = None
-    for path in files.increments if files.base_is_rdb else files.all:
-        size = end = path.stat().st_size
-        for command in read_commands(path, second=second):
+    is_over = False
+    for path in files.logs:
+        end = 0 if is_over else path.stat().st_size
+        for command in () if is_over else read_commands(path, second=second):
             if until_s is not None and command.second is None and path.stat().st_mtime > until_s:
                 raise SourceError(
                     f"{path}: the log has no timestamps (aof-timestamp-enabled is off): no moment can be found in it"
                 )
             if until_s is not None and command.second is not None and command.second > until_s:
-                end = command.offset
+                end, is_over = min(end, command.offset), True
                 break
             second = command.second
-        ends.append(min(end, size))
-    return ends[-len(files.increments) :] if files.increments else [], second
+        ends.append(end)
+    return ends, second
 
 
 def _lay_out(files: AofFiles, ends: Sequence[int], folder: Path) -> None:
-    """Lay out the directory again: links to what is whole, copies of increments up to their ends."""
+    """Lay out the directory again: a link to the base, copies of the logs up to their ends."""
     folder.mkdir()
     lines = []
-    if files.base:
+    if files.base and files.base not in files.logs:
         (folder / files.base.name).symlink_to(files.base.resolve())
         lines.append(f"file {files.base.name} seq 1 type b")
-    for number, (path, end) in enumerate(zip(files.increments, ends, strict=True), 1):
+    for number, (path, end) in enumerate(zip(files.logs, ends, strict=True), 1):
         shutil.copyfile(path, folder / path.name)
         os.truncate(folder / path.name, end)
         lines.append(f"file {path.name} seq {number} type i")
