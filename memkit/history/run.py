@@ -203,11 +203,20 @@ class _Timeline:
                     dated = ttl is not None and effect.deadline_ms is not None
                     self.add(event._replace(ttl_ms=ttl) if dated else event)
 
-    def finish(self, states: KeyStates, source: str, spans: tuple[Span, ...], *notes: str) -> History:
-        existing = {key: state for keys in states.databases.values() for key, state in keys.items()}
+    def finish(self, states: KeyStates, source: str, spans: tuple[Span, ...], *notes: str, ends: Moment) -> History:
+        """Return what was collected; a key that was past its deadline when the source ended has expired."""
+        existing: dict[tuple[int, bytes], KeyState] = {}
+        for db, keys in states.databases.items():
+            for key, state in keys.items():
+                deadline_ms = state.deadline_ms
+                if deadline_ms is None or ends.earliest_ms is None or deadline_ms > ends.earliest_ms:
+                    existing[db, key] = state
+                else:
+                    at = Moment(deadline_ms, deadline_ms, stated=ends.stated)
+                    self.add(KeyEvent(db, key, "expired", at, "", deadline_ms, state.ttl_ms, ("expired",)))
         changes, session = tuple(self.changes.found()), self._question.session
         if session is None:
-            for key in existing:
+            for _, key in existing:
                 self._counts.setdefault(prefix_of(key), Counter())["exists"] += 1
             fates = {prefix: dict(counts) for prefix, counts in self._counts.items()}
             return History(None, None, (), fates, changes, (), spans, source, notes)
@@ -223,13 +232,17 @@ def _set_right_after(write: KeyEvent, renewal: KeyEvent) -> bool:
     return same_key and no_ttl_of_its_own and distance < SAME_SECOND_MS
 
 
-def _fate_of_session(session: str, events: Sequence[KeyEvent], existing: dict[bytes, KeyState]) -> Fate:
+def _fate_of_session(session: str, events: Sequence[KeyEvent], existing: dict[tuple[int, bytes], KeyState]) -> Fate:
     """Return the fate of the session's keys: of the one that ended last, if any does not exist; otherwise of any."""
-    keys = list(dict.fromkeys([*(event.key for event in events), *existing]))
+    by_key: dict[tuple[int, bytes], list[KeyEvent]] = {key: [] for key in existing}
+    for event in events:
+        by_key.setdefault((event.db, event.key), []).append(event)
+    keys = sorted(by_key, key=lambda key: not by_key[key])  # keys with events first
     if not keys:
         return fate_of(session.encode("utf-8", "surrogateescape"), [], None)
-    fates = {key: fate_of(key, [one for one in events if one.key == key], existing.get(key)) for key in keys}
-    ended = [event.key for event in reversed(events) if event.name in ENDS and event.key not in existing]
+    fates = {key: fate_of(key[1], by_key[key], existing.get(key)) for key in keys}
+    ends = ((event.db, event.key) for event in reversed(events) if event.name in ENDS)
+    ended = [key for key in ends if key not in existing]
     key = next(iter(ended), next((key for key, fate in fates.items() if fate.cause == "overwritten"), keys[0]))
     others = Counter(other.cause for name, other in fates.items() if name != key)
     if not others:
@@ -257,10 +270,9 @@ def _from_aof(source: Source, question: _Question, progress: Callable[[int, int]
     timeline.add_commands(_logged(files, progress), states, clock)
     span = Span("aof", source.name, time_of(begins_ms), time_of(last_modified_ms))
     timeline.changes.exact = clock.has_timestamps
-    if clock.has_timestamps:
-        return timeline.finish(states, "aof", (span,))
     note = "the log has no timestamps (aof-timestamp-enabled is off): times are bounds, or follow from deadlines"
-    return timeline.finish(states, "aof", (span,), note)
+    ends = Moment(clock.earliest_ms, clock.earliest_ms, stated=clock.has_timestamps)
+    return timeline.finish(states, "aof", (span,), *([] if clock.has_timestamps else [note]), ends=ends)
 
 
 def _keys_of(paths: Iterable[Path], question: _Question) -> Iterator[SnapshotKey]:
@@ -291,7 +303,8 @@ def _from_backlog(url: str, question: _Question, *, primary: bool) -> History:
     timeline.add_commands(((arguments, None) for arguments in backlog.commands), states, clock, db=backlog.db)
     note = f"the backlog held {counted(len(backlog.commands), 'command')}; it has no timestamps: times are bounds, or "
     span = Span("replication", redact(url), None, time_of(backlog.read_at_ms))
-    return timeline.finish(states, "replication", (span,), note + "follow from deadlines")
+    note += "follow from deadlines"
+    return timeline.finish(states, "replication", (span,), note, ends=Moment.at(backlog.read_at_ms))
 
 
 # RDB files
@@ -307,33 +320,39 @@ def _from_snapshots(sources: Sequence[Source], question: _Question) -> History:
                 created.append(reader.header.created_s)
         if None in created:
             raise SourceError(f"{source.name}: the file does not state when it was saved (ctime)")
-        keys = {key.name: KeyState(key.deadline_ms) for key in _keys_of(source.files, question)}
+        keys = {(key.db, key.name): KeyState(key.deadline_ms) for key in _keys_of(source.files, question)}
         snapshots.append((min(one for one in created if one is not None) * 1_000, source.name, keys))
     snapshots.sort(key=lambda snapshot: snapshot[0])
     states, timeline = KeyStates(server="redis"), _Timeline(question, exact=False)
     for (before_ms, _, before), (after_ms, _, after) in pairwise(snapshots):
         for event in _between(before, after, Moment(before_ms, after_ms)):
             timeline.add(event)
-    states.databases[0] = dict(snapshots[-1][2])
+    ends_ms, _, last = snapshots[-1]
+    for (db, name), state in last.items():
+        states.keys_of(db)[name] = state
     spans = tuple(Span("rdb", name, time_of(at), time_of(at)) for at, name, _ in snapshots)
     note = "between two snapshots a key may have been written and deleted again: that does not show"
-    return timeline.finish(states, "snapshot", spans, note)
+    return timeline.finish(states, "snapshot", spans, note, ends=Moment.at(ends_ms))
 
 
-def _between(before: dict[bytes, KeyState], after: dict[bytes, KeyState], moment: Moment) -> Iterator[KeyEvent]:
-    for key, state in before.items():
-        now = after.get(key)
+SnapshotKeys = dict[tuple[int, bytes], KeyState]
+"""The keys of a snapshot, by database and name."""
+
+
+def _between(before: SnapshotKeys, after: SnapshotKeys, moment: Moment) -> Iterator[KeyEvent]:
+    for (db, key), state in before.items():
+        now = after.get((db, key))
         if now is None:
             reached = state.deadline_ms is not None and state.deadline_ms <= (moment.latest_ms or 0)
             possible: Any = ("expired", "deleted", "evicted") if reached else ("deleted", "evicted")
-            yield KeyEvent(0, key, possible[0], moment, "", state.deadline_ms, possible=possible)
+            yield KeyEvent(db, key, possible[0], moment, "", state.deadline_ms, possible=possible)
         elif now.deadline_ms is None and state.deadline_ms is not None:
-            yield KeyEvent(0, key, "ttl_removed", moment, "")
+            yield KeyEvent(db, key, "ttl_removed", moment, "")
         elif now.deadline_ms != state.deadline_ms:
-            yield KeyEvent(0, key, "renewed", moment, "", now.deadline_ms)
-    for key, state in after.items():
-        if key not in before:
-            yield KeyEvent(0, key, "written", moment, "", state.deadline_ms)
+            yield KeyEvent(db, key, "renewed", moment, "", now.deadline_ms)
+    for (db, key), state in after.items():
+        if (db, key) not in before:
+            yield KeyEvent(db, key, "written", moment, "", state.deadline_ms)
 
 
 # Recordings
@@ -351,7 +370,7 @@ def _from_recording(source: Source, question: _Question) -> History:
             existing = (item for batch in keys.batches() for item in batch.items())
             states.databases[db] = {key: state for key, state in existing if question.wants(key)}
     span = Span("recording", name, time_of(began_ms), time_of(ended_ms))
-    return replace(timeline.finish(states, kind, (span,)), gaps=gaps)
+    return replace(timeline.finish(states, kind, (span,), ends=Moment.at(ended_ms)), gaps=gaps)
 
 
 # Text

@@ -141,6 +141,8 @@ def test_log_is_audited_as_of_a_moment(log: tuple[Path, datetime, datetime]) -> 
     assert datetime.fromisoformat(earlier["server"]["source"]["taken_at"]) == before.replace(microsecond=0)
     assert earlier["sample"]["of"] == 40
     assert not earlier["findings"]
+    (single,) = path.glob("*.incr.aof")
+    assert verdict(single, at=before)["sample"]["of"] == 40
 
 
 def test_log_is_inspected_as_of_a_moment(
