@@ -253,12 +253,20 @@ def test_key_past_its_deadline_has_expired_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "appendonly.aof"
     words = [b"SET", b"chat:1", b"x", b"PXAT", b"1700000060000"]
     write = b"*5\r\n" + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
-    path.write_bytes(
-        b"#TS:1700000000\r\n" + write + b"#TS:1700000100\r\n*1\r\n$4\r\nPING\r\n" + write.replace(b":1", b":2")
-    )
+    path.write_bytes(b"#TS:1700000000\r\n" + write + b"#TS:1700000100\r\n" + write.replace(b":1", b":2"))
     fate = history(path, session="1").fate
     assert fate is not None
     assert (fate.cause, fate.confidence, fate.at_is, fate.ttl_s) == ("expired", "proven", "exact", 60)
+
+
+def test_key_that_was_made_again_is_not_overwritten(server: RedisServer, client: redis.Redis) -> None:
+    client.set("chat:user-42", 1, ex=300)
+    client.set("chat:user-42", 1)
+    client.delete("chat:user-42")
+    client.set("chat:user-42", 1)
+    fate = history_of(server, "user-42").fate
+    assert fate is not None
+    assert (fate.cause, fate.ttl_s) == ("exists", None)
 
 
 def test_databases_of_one_log_are_told_apart(server: RedisServer, client: redis.Redis) -> None:
