@@ -39,21 +39,19 @@ NEWEST_VERSIONS = {"redis": 14, "valkey": 81}
 _STRING = 0
 _ZSET_TEXT, _ZSET_BINARY, _MODULE, _QUICKLIST_2 = 3, 5, 7, 18
 _STREAM_V1, _STREAM_V2, _STREAM_V3 = 15, 19, 21
-_HASH_METADATA_PRE_GA, _HASH_LISTPACK_EX_PRE_GA, _HASH_METADATA, _HASH_LISTPACK_EX = 22, 23, 24, 25
-_VALKEY_HASH_WITH_TTLS = 22
-_HASHES_WITH_TTLS = (22, 23, 24, 25)
+_VALKEY_HASH_WITH_TTLS, _HASH_METADATA, _HASH_LISTPACK_EX = 22, 24, 25
 KINDS: dict[int, str] = {
     _STRING: "string",
     **dict.fromkeys((1, 10, 14, _QUICKLIST_2), "list"),
     **dict.fromkeys((2, 11, 20), "set"),
     **dict.fromkeys((_ZSET_TEXT, _ZSET_BINARY, 12, 17), "zset"),
-    **dict.fromkeys((4, 9, 13, 16, *_HASHES_WITH_TTLS), "hash"),
+    **dict.fromkeys((4, 9, 13, 16, _VALKEY_HASH_WITH_TTLS, _HASH_METADATA, _HASH_LISTPACK_EX), "hash"),
     **dict.fromkeys((_STREAM_V1, _STREAM_V2, _STREAM_V3), "stream"),
 }
 # Types with a value of one string, and types with a value of a count and that many strings (times the factor).
 _ONE_STRING = frozenset({9, 10, 11, 12, 13, 16, 17, 20})
 _STRINGS_PER_ELEMENT = {1: 1, 2: 1, 4: 2, 14: 1}
-_SLOT_IMPORT, _SLOT_INFO, _FUNCTION2, _FUNCTION_PRE_GA, _MODULE_AUX = 243, 244, 245, 246, 247
+_SLOT_IMPORT, _SLOT_INFO, _FUNCTION2, _MODULE_AUX = 243, 244, 245, 247
 _IDLE, _FREQUENCY, _AUX, _RESIZE_DB, _EXPIRE_MS, _EXPIRE_S, _SELECT_DB, _EOF = range(248, 256)
 _MODULE_NAME = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 _MODULE_KINDS = {"ReJSON-RL": JSON_KIND}
@@ -231,7 +229,7 @@ class RdbReader:
             self._pass_over_stream(kind)
         elif kind == _MODULE:
             return self._pass_over_module()
-        elif kind in _HASHES_WITH_TTLS and (not self._valkey or kind == _VALKEY_HASH_WITH_TTLS):
+        elif kind in ((_VALKEY_HASH_WITH_TTLS,) if self._valkey else (_HASH_METADATA, _HASH_LISTPACK_EX)):
             self._pass_over_hash_with_ttls(kind)
         else:
             raise self._undocumented(f"the value type {kind}")
@@ -249,9 +247,9 @@ class RdbReader:
 
     def _pass_over_hash_with_ttls(self, kind: int) -> None:
         self.has_field_ttls = True
-        if not self._valkey and kind in (_HASH_METADATA, _HASH_LISTPACK_EX):
+        if not self._valkey:
             self._skip(8)  # the earliest deadline of the fields
-        if not self._valkey and kind in (_HASH_LISTPACK_EX, _HASH_LISTPACK_EX_PRE_GA):
+        if kind == _HASH_LISTPACK_EX:
             self._pass_over_string()
             return
         for _ in range(self._length()):
@@ -321,8 +319,6 @@ class RdbReader:
             for _ in range(self._length()):  # slot ranges
                 self._length()
                 self._length()
-        elif opcode == _FUNCTION_PRE_GA:
-            raise SourceError(f"{self.path}: functions from a release candidate of Redis 7.0 cannot be read")
         else:
             raise self._undocumented(f"the opcode {opcode}")
 

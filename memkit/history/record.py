@@ -56,13 +56,13 @@ _REPLACING_NAMES = "set getset mset msetex setnx restore sort sunionstore sinter
 _REPLACING = frozenset(_REPLACING_NAMES.split())
 
 
-class Counters(NamedTuple):
+class _Counters(NamedTuple):
     """The server's counters at one moment: evicted keys, and calls by command."""
 
     evicted: int
     calls: Mapping[str, int]
 
-    def since(self, before: Counters, names: Iterable[str]) -> int:
+    def since(self, before: _Counters, names: Iterable[str]) -> int:
         """Return how often these commands were called since then."""
         return sum(self.calls.get(name, 0) - before.calls.get(name, 0) for name in names)
 
@@ -89,21 +89,8 @@ class _Vanished(NamedTuple):
     moment: Moment
 
 
-class WatchedServer:
-    """The connections to one server: what it pushes, and commands that read deadlines, counters and the clock.
-
-    ``pushed`` is where changes arrive: the names of keys, or the commands of its replication stream.
-
-    Args:
-        client: A client of the server.
-        url: The server's URL without its password, for messages.
-        prefixes: Beginnings of the keys to watch.
-        replication: Read the replication stream of a replica, or of a primary too.
-
-    Raises:
-        redis.RedisError: The server does not answer or refuses what is needed.
-        ServerError: The server has no replication backlog, or is a primary.
-    """
+class _WatchedServer:
+    """The connections to one server: one on which changes arrive (``pushed``), and one for commands that read."""
 
     def __init__(
         self, client: redis.Redis, *, url: str, prefixes: Sequence[bytes], replication: Replication | None
@@ -121,7 +108,6 @@ class WatchedServer:
             raise
 
     def close(self) -> None:
-        """Close the connections."""
         self.pushed.subscription.close()
         self._connection.close()
 
@@ -133,19 +119,17 @@ class WatchedServer:
         return reply
 
     def now_ms(self) -> int:
-        """Return the server's clock."""
         seconds, microseconds = self.ask("TIME")
         return int(seconds) * 1_000 + int(microseconds) // 1_000
 
-    def counters(self) -> Counters:
-        """Return the server's counters."""
+    def counters(self) -> _Counters:
         stats, commands = info_fields(self.ask("INFO", "stats")), info_fields(self.ask("INFO", "commandstats"))
         calls = {
             name.removeprefix("cmdstat_"): int(text.partition("calls=")[2].partition(",")[0])
             for name, text in commands.items()
             if text.startswith("calls=")
         }
-        return Counters(int(stats.get("evicted_keys", 0)), calls)
+        return _Counters(int(stats.get("evicted_keys", 0)), calls)
 
     def version(self) -> tuple[str, str]:
         """Return the kind of server and its version."""
@@ -153,7 +137,6 @@ class WatchedServer:
         return ("valkey" if "valkey_version" in info else "redis"), info.get("valkey_version") or info["redis_version"]
 
     def watches(self, name: bytes) -> bool:
-        """Return whether a key is watched."""
         return name.startswith(self._prefixes)
 
     def deadlines(self, names: Sequence[bytes]) -> list[tuple[bytes, int]]:
@@ -254,7 +237,7 @@ class _Recorder:
             raise ServerError(f"{url}: the recording cannot begin: {error}") from None
 
     def _connect(self) -> None:
-        self._server = WatchedServer(
+        self._server = _WatchedServer(
             self._client, url=self._url, prefixes=self._prefixes, replication=self._replication
         )
         self._looked_ms = self._server.now_ms()

@@ -31,11 +31,13 @@ from memkit.server.launcher import OLDEST, RedisServer, ServerBinary, installed_
 
 AS_A_REPLICA = {"replicaof": "127.0.0.1 1", "databases": str(MOST_DATABASES)}
 """Port 1 (tcpmux) is reserved: the connection is refused at once, and the replica keeps its data."""
-READS_REDIS_VERSION = (((7, 4), 12), ((7, 2), 11), ((7, 0), 10), ((6, 2), 9))
-"""The newest RDB version that each release of Redis reads, from the newest release on."""
+READS_VERSION = {
+    "redis": (((7, 4), 12), ((7, 2), 11), ((7, 0), 10), ((6, 2), 9)),
+    "valkey": (((9, 2), 81), ((9, 0), 80)),
+}
+"""The newest version of its own RDB format that each release reads, from the newest release on."""
 VALKEY_READS_REDIS_VERSION = 11
 """Valkey reads what Redis 7.2 wrote; later versions of Redis's format it refuses."""
-VALKEY_READS_VERSION = (((9, 2), 81), ((9, 0), 80))
 DEBUG_NEEDS_LEAVE = (7, 0)
 """From Redis 7.0 on DEBUG, which loads a second file beside the first, is off by default."""
 TIMES_ARE_ROUNDED_BY = timedelta(seconds=1)
@@ -295,7 +297,7 @@ def server_for(header: RdbHeader, path: Path) -> ServerBinary:
     fitting = [binary for binary in installed_servers() if binary.release >= OLDEST and _reads(binary, header)]
     if fitting:
         return max(fitting, key=lambda binary: (binary.flavour == header.server, binary.release))
-    newest = VALKEY_READS_VERSION if header.server == "valkey" else READS_REDIS_VERSION
+    newest = READS_VERSION[header.server]
     if header.version > newest[0][1]:
         raise SourceError(f"{path}: the format {header.format_name} is newer than the servers that memkit can start")
     needed = next(release for release, version in reversed(newest) if version >= header.version)
@@ -306,13 +308,11 @@ def server_for(header: RdbHeader, path: Path) -> ServerBinary:
 
 
 def _reads(binary: ServerBinary, header: RdbHeader) -> bool:
-    if header.server == "valkey":
-        readable = next((version for release, version in VALKEY_READS_VERSION if binary.release >= release), 0)
-        return binary.flavour == "valkey" and header.version <= readable
-    if binary.flavour == "valkey":
-        return header.version <= VALKEY_READS_REDIS_VERSION
-    readable = next((version for release, version in READS_REDIS_VERSION if binary.release >= release), 0)
-    return header.version <= readable
+    if header.server == binary.flavour:
+        return any(
+            binary.release >= release and header.version <= most for release, most in READS_VERSION[header.server]
+        )
+    return binary.flavour == "valkey" and header.version <= VALKEY_READS_REDIS_VERSION
 
 
 def _newest(path: Path) -> ServerBinary:
