@@ -309,9 +309,8 @@ def server_for(header: RdbHeader, path: Path) -> ServerBinary:
 
 def _reads(binary: ServerBinary, header: RdbHeader) -> bool:
     if header.server == binary.flavour:
-        return any(
-            binary.release >= release and header.version <= most for release, most in READS_VERSION[header.server]
-        )
+        reads = READS_VERSION[header.server]
+        return any(binary.release >= release and header.version <= version for release, version in reads)
     return binary.flavour == "valkey" and header.version <= VALKEY_READS_REDIS_VERSION
 
 
