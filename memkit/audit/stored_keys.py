@@ -21,7 +21,7 @@ class StoredKeys:
     def __init__(self, contents: RdbContents, snapshot: Snapshot, progress: Progress | None) -> None:
         self.snapshot = snapshot
         self._contents, self._progress = contents, progress
-        self._string_bytes: dict[bytes, int] = {}
+        self._weights: dict[bytes, int] = {}
 
     def sample(self) -> Sample:
         """Return a fair sample, or every key if there are hardly more."""
@@ -42,8 +42,7 @@ class StoredKeys:
 
     def weigh(self, names: Sequence[bytes]) -> list[int]:
         """Return the bytes that the values take, 0 for an integer; of those keys that are strings."""
-        sizes = [self._string_bytes[name] for name in names if name in self._string_bytes]
-        return [size and size + STRING_OVERHEAD_BYTES for size in sizes]
+        return [self._weights[name] for name in names if name in self._weights]
 
     def _read(self, most: int, wanted: Callable[[bytes], object]) -> list[KeyFacts]:
         """Return the wanted keys, or a fair part of them if there are more than so many."""
@@ -54,7 +53,8 @@ class StoredKeys:
                 self._progress(done, self.snapshot.keys)
             if wanted(key.name) and reservoir.picks(1):
                 touched_ms = saved_ms - key.idle_s * 1_000 if idle_times and key.idle_s is not None else None
-                reservoir.put(KeyFacts(key.name, key.kind, key.deadline_ms, touched_ms, now_ms, key.string_bytes))
+                weight = None if key.string_bytes is None else key.string_bytes + STRING_OVERHEAD_BYTES
+                reservoir.put(KeyFacts(key.name, key.kind, key.deadline_ms, touched_ms, now_ms, weight))
         kept = reservoir.kept()
-        self._string_bytes |= {one.key: one.size_bytes for one in kept if one.size_bytes is not None}
+        self._weights |= {one.key: one.size_bytes or 0 for one in kept if one.kind == "string"}
         return [one._replace(size_bytes=None) for one in kept]

@@ -71,8 +71,8 @@ class SnapshotKey(NamedTuple):
     """One key of an RDB file, without its value.
 
     ``deadline_ms`` is a Unix time, None for a persistent key. ``idle_s`` is None if the file has no idle times (it
-    has them only under a ``*-lru`` maxmemory-policy). ``string_bytes`` is the length of a string's value, 0 if that is
-    an integer; None for other types.
+    has them only under a ``*-lru`` maxmemory-policy). ``string_bytes`` is the length of a string's value; None for an
+    integer and for other types.
     """
 
     db: int
@@ -209,12 +209,12 @@ class RdbReader:
 
     # Values
 
-    def _pass_over_string_value(self) -> int:
-        """Pass over the value of a string; return its length, 0 for an integer."""
+    def _pass_over_string_value(self) -> int | None:
+        """Pass over the value of a string; return its length, None for an integer."""
         if self._peek() > LONGEST_INTEGER_BYTES:
             return self._pass_over_string()
         text = self._string(LONGEST_INTEGER_BYTES)
-        return 0 if text.removeprefix(b"-").isdigit() else len(text)
+        return None if text.removeprefix(b"-").isdigit() else len(text)
 
     def _pass_over(self, kind: int) -> str:
         """Pass over a value; return the key's type."""
@@ -343,8 +343,8 @@ class RdbReader:
             return int.from_bytes(self._take(8), "big")
         raise self._damaged("a length has an unknown form")
 
-    def _pass_over_string(self) -> int:
-        """Pass over a string; return its length, 0 for an integer."""
+    def _pass_over_string(self) -> int | None:
+        """Pass over a string; return its length, None for an integer."""
         first = self._peek()
         if first < 0xC0:
             length = self._length()
@@ -353,7 +353,7 @@ class RdbReader:
         self._byte()
         if first <= 0xC2:  # an integer of 1, 2 or 4 bytes
             self._skip(1 << (first & 3))
-            return 0
+            return None
         if first != 0xC3:
             raise self._damaged("a string has an unknown encoding")
         compressed, length = self._length(), self._length()  # LZF: compressed length, length, data
