@@ -188,6 +188,7 @@ def test_moment_not_in_the_source_is_refused(
     ("dump.rdb", b"\x7fELF" + bytes(60), "is not an RDB file"),
     ("dump.rdb", with_checksum(b"REDIS0099\xff"), "REDIS0099"),
     ("dump.rdb", with_checksum(b"REDIS0000\xff"), "version 0"),
+    ("dump.rdb", with_checksum(b"REDIS0011\xfa\x05ctime\x0c999999999999\xff"), "does not state when it was saved"),
     ("incident.db", b"SQLite format 3\x00" + bytes(84), "memkit history"),
     ("appendonly.aof", b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$9\r\n12", "truncated"),
     ("appendonly.aof", b"*1\r\n?\r\n", "damaged"),

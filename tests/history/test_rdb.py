@@ -156,6 +156,9 @@ REFUSED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         lambda _: with_checksum(b"REDIS0014\x1b\x01k\x00\xff"), "the format REDIS0014 is newer than this memkit reads"
     ),
     "an unknown module opcode": (lambda _: module_file(b"\x09\x00"), "the module opcode 9"),
+    "database 2^32 - 1": (
+        lambda _: with_checksum(b"REDIS0012\xfe\x80\xff\xff\xff\xff\xff"), "the number of a database, 4,294,967,295"
+    ),
     "a name of 4 GiB": (lambda _: with_checksum(b"REDIS0012\x00\x80\xff\xff\xff\xff"), "longer than Redis allows"),
     "a value of 2^63 bytes": (
         lambda _: with_checksum(b"REDIS0012\x00\x01k\x81\x7f" + b"\xff" * 7), "is truncated"

@@ -9,7 +9,7 @@ import pytest
 from rdb_files import with_checksum
 from stress.fuzz_rdb import changed, corpus, failure, read
 
-STEPS = 300
+STEPS = 1_000
 
 
 @pytest.fixture(scope="module")

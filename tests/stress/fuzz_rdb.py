@@ -44,7 +44,12 @@ TOKENS = (
     *(bytes([opcode]) for opcode in (*range(27), *range(243, 256))),
     *(b"\x81" + b"\xff" * 8, b"\x81" + b"\x00" * 8, b"\x80\xff\xff\xff\xff", b"\x7f\xff", b"\x40\x00", b"\x3f"),
     *(b"\xc0\xff", b"\xc1\xff\xff", b"\xc2\xff\xff\xff\xff", b"\xc3\x05\x80\xff\xff\xff\xff", b"\xc4", b"\x00"),
-    *(b"\xfc" + b"\xff" * 7 + b"\x7f", b"\xfc" + b"\x00" * 7 + b"\x80", b"\xfd\xff\xff\xff\xff", b"\xfa\x05ctime\x01x"),
+    *(
+        b"\xfc" + b"\xff" * 7 + b"\x7f",
+        b"\xfc" + b"\x00" * 7 + b"\x80",
+        b"\xfd\xff\xff\xff\xff",
+        b"\xfa\x05ctime\x0c" + b"9" * 12,
+    ),
     *(b"\x00\x06chat:1\x01v", b"\x0d\x06chat:2\x00", b"\x07\x06chat:3\x81" + b"\xff" * 8, b"\xfe\x41\x00"),
 )
 
@@ -52,7 +57,8 @@ TOKENS = (
 def write_every_kind(client: redis.Redis, server: RedisServer) -> None:
     """Write a few keys of each type and encoding, a function, and another database."""
     client.set("chat:1", "a text", ex=300)
-    client.mset({"chat:2": 7, "chat:3": 70_000, "chat:4": 2**40, "chat:5": "ab" * 300, "k" * 80: "a compressed name"})
+    client.mset({"chat:2": 7, "chat:3": 70_000, "chat:4": 2**40, "chat:5": "ab" * 300})
+    client.mset({f"chat:{f'{number}ab' * 20}": "a compressed name" for number in range(10)})
     client.rpush("chat:list", "a", 1, "x" * 100)
     client.rpush("chat:quicklist", *range(40), "y" * 300)
     client.sadd("numbers", 1, 2, 3)
