@@ -24,7 +24,9 @@ USES = {
     "redis_memory_store": "redis_memory_store.set(redis_memory_store._test_prefix + 'k', n)",
     "memory_store": "memory_store.save('k', [{'n': n}]); assert memory_store.load('k')",
     "async_memory_store": "asyncio.run(use_store(async_memory_store))",
-    "redis_client, memkit_clock": "redis_client.set('k', n, 9); memkit_clock.shift('9s'); assert not redis_client.dbsize()",
+    "redis_client, memkit_clock": (
+        "redis_client.set('k', n, 9); memkit_clock.shift('9s'); assert not redis_client.dbsize()"
+    ),
 }
 PEER = {"redisdb": "redisdb.set('k', n); assert redisdb.get('k')"}
 MODULE = """
