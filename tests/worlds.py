@@ -367,6 +367,36 @@ def migrated_by_restore(t: Traffic) -> World:
     return t.world(t.sessions(newest_s=HOUR + MINUTE), after=migrate, stops_s=HOUR)
 
 
+def migrated_by_copy(t: Traffic) -> World:
+    """A script has copied sessions from another server, with what was left of their TTLs; then traffic went on."""
+    moved_s = t.dice.choice((30.0, 5 * MINUTE, 2 * HOUR, DAY))
+    took_s = t.dice.choice((1.0, MINUTE, moved_s))
+    way = t.dice.choice(("PXAT", "PEXPIREAT", "PEXPIRE"))
+    ages = t.times(moved_s)
+    if t.dice.random() < 0.4:  # of batches
+        starts = [t.dice.uniform(moved_s, 0.95 * t.ttl_s) for _ in range(t.dice.randrange(1, 4))]
+        ages = [t.dice.choice(starts) + t.dice.uniform(0, t.dice.choice((1, 600))) for _ in range(t.count)]
+    events: list[Event] = []
+    now_ms = datetime.now(UTC).timestamp() * 1000
+    for age_s in ages:
+        key = f"chat:{t.uid()}"
+        at_s = moved_s - t.dice.uniform(0, took_s) if age_s > moved_s else moved_s
+        deadline_ms = round(now_ms + 1000 * (t.ttl_s - age_s))
+        left_ms = round(1000 * (t.ttl_s - age_s + at_s))
+        if way == "PXAT":
+            events.append((at_s, ("SET", key, t.message(), "PX", left_ms)))
+        else:
+            events += [(at_s, ("RPUSH", key, t.message())) for _ in range(t.dice.randrange(1, 6))]
+            events.append((at_s, (way, key, deadline_ms if way == "PEXPIREAT" else left_ms)))
+        if t.dice.random() < 0.3 and at_s > 1 and way != "PXAT":
+            events += t.write(key, t.dice.uniform(0, at_s))
+    if t.dice.random() < 0.5:
+        fresh = replace(t, count=t.count // 3 + 1)
+        events += [one for age_s in fresh.times(0, moved_s) for one in t.write(f"chat:{t.uid()}", age_s)]
+    age_s = t.dice.choice((moved_s + MINUTE, 1.3 * t.ttl_s))
+    return t.world(events, age_s=age_s)
+
+
 def tenants(t: Traffic) -> World:
     events = [one for n in range(8) for one in replace(t, count=t.count // 8 + 1).sessions(shape=f"tenant-{n}:{{}}")]
     return t.world(events)
@@ -528,8 +558,8 @@ HEALTHY: dict[str, Callable[[Traffic], World]] = {
             save_points, locks, locks_under_the_prefix, caches, counters, index_that_is_pruned, field_ttls, hash_tags,
             empty_part_of_the_name, tenants, two_ttls_on_purpose, never, several_expectations, deadlines_of_clients,
             flush_of_another_database, flush_before_the_first_session, another_database, throttled_renewal,
-            read_at_one_age, counters_of_sessions, nightly_batches, migrated_by_restore, renewed_by_reads, scripts,
-            few_deletions, nearly_full, names_of_people, spring_session,
+            read_at_one_age, counters_of_sessions, nightly_batches, migrated_by_restore, migrated_by_copy, scripts,
+            few_deletions, nearly_full, names_of_people, spring_session, renewed_by_reads,
         )
     },
 }  # fmt: skip

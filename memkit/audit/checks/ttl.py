@@ -425,7 +425,7 @@ def _unrenewed(expected: Expectation, analysis: LifetimeAnalysis, context: Audit
     old = [] if analysis.long else analysis.unrenewed()
     server, scale = context.server, context.server.keys / max(context.sampled, 1)
     # If no key was written twice, each was given what it has.
-    if not old or server.writes - server.keys < scale * len(old) / 2:
+    if not old or server.called(*ABSOLUTE_DEADLINES) or server.writes - server.keys < scale * len(old) / 2:
         return None
     reads = counted(context.history.reads or 0, "command")
     return Finding.of(
