@@ -30,6 +30,7 @@ FLUSHES = ("flushall", "flushdb")
 RELATIVE_DEADLINES = ("expire", "pexpire", "setex", "psetex")
 ABSOLUTE_DEADLINES = ("expireat", "pexpireat")
 RENEWALS = (*RELATIVE_DEADLINES, *ABSOLUTE_DEADLINES, "getex", "set", "setnx", "mset")
+STRING_WRITES = ("set", "setex", "psetex", "setnx", "mset", "msetnx", "getset")
 _VALUE_READS = """
 get mget getrange substr strlen getex lrange llen lindex lpos hget hgetall hmget hlen hkeys hvals hexists hscan
 hstrlen smembers sismember smismember scard sscan sinter sunion zrange zrangebyscore zrevrange zrevrangebyscore

@@ -267,11 +267,10 @@ class LifetimeAnalysis:
 
     def unrenewed(self) -> list[KeyLifetime]:
         """Return keys that were accessed long after their TTL was set, if the server's reads do not explain that."""
-        started = self.history.now_ms if self.history.started_ms is None else self.history.started_ms
+        # On a server that started empty no TTL was set before.
+        started = self.history.empty_start_ms or 0
         old = [one for one in self._unread() if one.deadline - self.ttl >= started]
-        # Sessions that a script has copied with what was left of their TTLs were all accessed then.
-        spread = _spread([one.accessed for one in old]) >= _spread([one.deadline for one in old]) / 2
-        return old if spread and self._are_some(old) else []
+        return old if self._are_some(old) else []
 
     def _unread(self) -> list[KeyLifetime]:
         """Return keys with little of the TTL left after their last access, if the server has hardly read values."""
@@ -355,7 +354,7 @@ class LifetimeAnalysis:
 
         Then what was left varies as much as the times of writing do. One TTL for all does not vary with them.
         """
-        given, accesses = _spread([one.given for one in members]), _spread([one.accessed for one in members])
+        given, accesses = spread([one.given for one in members]), spread([one.accessed for one in members])
         return accesses < max(2 * given, 2 * IDLE_GRAIN_MS)
 
     def _is_configured(self, peak: TtlPeak, members: Sequence[KeyLifetime]) -> bool:
@@ -464,7 +463,7 @@ class LifetimeAnalysis:
         """
         first = _onset(peak, members)
         accesses = [one.accessed for one in members]
-        if len(others) < 10 or max(_spread(accesses), _spread([one.deadline for one in members])) <= ONE_WRITE_MS:
+        if len(others) < 10 or max(spread(accesses), spread([one.deadline for one in members])) <= ONE_WRITE_MS:
             return False
         renewed = sum(one.accessed > first + 2 * IDLE_GRAIN_MS for one in others if one.given >= self.floor)
         if renewed > 0.15 * len(members):
@@ -616,7 +615,7 @@ def _paired(deadlines: Sequence[int], accesses: Sequence[int], peak: TtlPeak, fl
     return inside / max(between, 1)
 
 
-def _spread(values: Sequence[int]) -> float:
+def spread(values: Sequence[int]) -> float:
     """Return how far values are apart, without a twentieth at each end."""
     ordered = sorted(values)
     return quantile(ordered, 0.95) - quantile(ordered, 0.05) if ordered else 0.0
