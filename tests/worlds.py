@@ -37,6 +37,7 @@ class World:
     age_s: float = 0.0
     full: bool = False
     persist: bool = True
+    port: int | None = None
     config: dict[str, object] = field(default_factory=dict)
     after: Callable[[RedisServer], None] | None = None
     oldest_server: tuple[str, ...] = ()
@@ -54,7 +55,7 @@ class World:
             name = next((one for one in ("redis-8.2", "valkey-9") if lanes[one]), name)
         binary = lanes[name]
         assert binary
-        with RedisServer(binary=binary.path, persist=self.persist, config=self.config) as server:
+        with RedisServer(binary=binary.path, port=self.port, persist=self.persist, config=self.config) as server:
             now = server.clock.now()
             oldest = max([self.age_s, *(age for age, _ in self.events)], default=0.0)
             if oldest > MINUTE:
@@ -367,6 +368,23 @@ def migrated_by_restore(t: Traffic) -> World:
     return t.world(t.sessions(newest_s=HOUR + MINUTE), after=migrate, stops_s=HOUR)
 
 
+def migrated_by_replication(t: Traffic) -> World:
+    """The server has become a primary after it was the replica of another, which sent it all sessions."""
+    gap_s = t.dice.choice((HOUR, 5 * MINUTE, DAY))
+
+    def migrate(server: RedisServer) -> None:
+        with RedisServer(port=0) as other, server.client() as client, other.client() as source:
+            other.clock.move_to(server.clock.now())
+            for one, of in ((source, server), (client, other)):
+                one.replicaof(*of.url.removeprefix("redis://").removesuffix("/0").split(":"))
+                wait_for("a full sync", lambda one=one: one.info("replication")["master_link_status"], "up".__eq__)
+                one.replicaof("NO", "ONE")
+        server.clock.shift(gap_s)
+
+    sessions = t.sessions(newest_s=gap_s + t.dice.choice((MINUTE, 0.5 * t.ttl_s)), reads=0.3)
+    return t.world(sessions, after=migrate, stops_s=gap_s, port=0)
+
+
 def migrated_by_copy(t: Traffic) -> World:
     """A script has copied sessions from another server, with what was left of their TTLs; then traffic went on."""
     moved_s = t.dice.choice((30.0, 5 * MINUTE, 2 * HOUR, DAY))
@@ -560,6 +578,7 @@ HEALTHY: dict[str, Callable[[Traffic], World]] = {
             flush_of_another_database, flush_before_the_first_session, another_database, throttled_renewal,
             read_at_one_age, counters_of_sessions, nightly_batches, migrated_by_restore, migrated_by_copy, scripts,
             few_deletions, nearly_full, names_of_people, spring_session, renewed_by_reads,
+            migrated_by_replication,
         )
     },
 }  # fmt: skip
