@@ -20,6 +20,7 @@ from waiting import nothing, wait_for
 
 from memkit.audit import audit
 from memkit.audit.report import AuditReport
+from memkit.policy import ExpiryPolicy
 from memkit.server import RedisServer
 
 MINUTE, HOUR, DAY = 60.0, 3_600.0, 86_400.0
@@ -368,6 +369,21 @@ def migrated_by_restore(t: Traffic) -> World:
     return t.world(t.sessions(newest_s=HOUR + MINUTE), after=migrate, stops_s=HOUR)
 
 
+def absolute_deadlines(t: Traffic) -> World:
+    """The TTL is set once, on purpose; a job may write to each session at one age."""
+    job_s = t.dice.choice((None, 0.1, 0.5)) and t.dice.uniform(0.05, 0.6) * t.ttl_s
+    reads = t.dice.choice((0.0, 0.5))
+    events = []
+    for age_s in t.times():
+        events += t.write(key := f"chat:{t.uid()}", age_s)
+        for _ in range(t.dice.randrange(4)):
+            events.append((t.dice.uniform(0, 1) * age_s, ("RPUSH", key, t.message())))
+        if job_s and age_s > job_s:
+            events.append((age_s - job_s, ("RPUSH", key, t.message())))
+        events += [t.read(key, age_s)] if t.dice.random() < reads else []
+    return t.world(events, expect={"chat:*": ExpiryPolicy.absolute(t.ttl_s)})
+
+
 def migrated_by_replication(t: Traffic) -> World:
     """The server has become a primary after it was the replica of another, which sent it all sessions."""
     gap_s = t.dice.choice((HOUR, 5 * MINUTE, DAY))
@@ -578,7 +594,7 @@ HEALTHY: dict[str, Callable[[Traffic], World]] = {
             flush_of_another_database, flush_before_the_first_session, another_database, throttled_renewal,
             read_at_one_age, counters_of_sessions, nightly_batches, migrated_by_restore, migrated_by_copy, scripts,
             few_deletions, nearly_full, names_of_people, spring_session, renewed_by_reads,
-            migrated_by_replication,
+            migrated_by_replication, absolute_deadlines,
         )
     },
 }  # fmt: skip

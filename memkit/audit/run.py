@@ -288,6 +288,7 @@ class _Audit:
             started_ms=self._servers[0].started_ms,
             empty_start_ms=earliest,
             reads=_total(one.reads for one in self._servers),
+            touches=_total(one.touches for one in self._servers),
             expired=sum(one.number("expired_keys") or 0 for one in self._servers),
             idle_known=bool(accesses),
         )

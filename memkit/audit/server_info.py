@@ -168,6 +168,13 @@ class ServerFacts:
         return self.called(*VALUE_READS)
 
     @property
+    def touches(self) -> int | None:
+        """How many commands read values, or may have written them without setting a TTL; None as for ``reads``."""
+        if self.reads is None:
+            return None
+        return self.reads + max(0, self.writes - self.called(*RELATIVE_DEADLINES, *ABSOLUTE_DEADLINES))
+
+    @property
     def writes(self) -> int:
         """How many commands wrote values, as far as they are known by name."""
         return self.called(*VALUE_WRITES)

@@ -6,7 +6,7 @@ may therefore be a read of an old session. Facts that exclude this, in order of 
 
 - the server started empty, and is younger than the key would be;
 - deadline and last access vary from key to key and their difference does not: reads cannot do that;
-- the server has executed fewer reads than there are such keys, against a job that reads at one age;
+- the server has executed fewer commands that leave the TTL than there are such keys, against a job at one age;
 - hardly any key without an access has such a deadline, although most other keys were not accessed.
 """
 
@@ -118,6 +118,7 @@ class ServerHistory:
         started_ms: When the server started.
         empty_start_ms: When the server started empty; None if it loaded data, or may have.
         reads: How many commands read values since the start; None if unknown.
+        touches: How many commands read values, or may have written some without setting a TTL; None if unknown.
         expired: How many keys expired since the start.
         idle_known: Whether the server reports idle times.
     """
@@ -126,6 +127,7 @@ class ServerHistory:
     started_ms: int | None = None
     empty_start_ms: int | None = None
     reads: int | None = None
+    touches: int | None = None
     expired: int = 0
     idle_known: bool = True
 
@@ -408,13 +410,14 @@ class LifetimeAnalysis:
         return ("possible", reason) if untouched or not others else (None, "")
 
     def _read_at_one_age(self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]) -> bool:
-        """Whether a job that reads sessions a fixed time after their last write explains these keys.
+        """Whether a job that accesses sessions a fixed time after their TTL was set explains these keys.
 
-        It does not near the end of the TTL, without as many reads, if writes under the expected TTL have ended since,
-        or if far more sessions would have to have been written in the time that these deadlines imply than around it.
+        It does not near the end of the TTL, without as many commands that leave the TTL, if writes under the expected
+        TTL have ended since, or if far more sessions would have to have been written in the time that these deadlines
+        imply than around it.
         """
-        reads = self.history.reads
-        if not others or peak.low <= LATEST_READ * self.ttl or (reads is not None and reads < len(members) / 2):
+        touches = self.history.touches if self.sliding else None
+        if not others or peak.low <= LATEST_READ * self.ttl or (touches is not None and touches < len(members) / 2):
             return False
         changed = self._when(peak, members, others).bound == "lower bound"
         ends = sorted(one.deadline for one in self.right)
