@@ -194,7 +194,6 @@ def _add_audit(commands: Any) -> None:
     audit = _command(commands, _audit, "redis://localhost:6379/0 --expect 'chat:*=7d'")
     _add_source(audit)
     _add_expect(audit)
-    audit.add_argument("--expect-file", type=Path, metavar="FILE", help="expectations from a file, one a line")
     audit.add_argument(
         "--full", action="store_true", help="scan every key, judge up to 40,000 of them, and read values"
     )
@@ -309,14 +308,11 @@ def _ended_by_signals() -> threading.Event:
 def _audit(given: argparse.Namespace) -> int:
     """Find sessions that expire too early, since when and why (read-only)."""
     from memkit.audit.run import acl_rule, audit
-    from memkit.config import configured_expectations, parse_expectation, read_expectations
+    from memkit.config import expected
     from memkit.policy import duration_ms
 
     watch_s = duration_ms(given.watch) / 1000 if given.watch else 0.0
-    expect = [parse_expectation(text) for text in given.expect]
-    if given.expect_file:
-        expect += read_expectations(given.expect_file)
-    expect = expect or configured_expectations()
+    expect = expected(given.expect)
     if given.acl:
         print(acl_rule(expectation.prefix for expectation in expect))
         return 0
@@ -348,10 +344,10 @@ def _print(report: Any, *, json: bool) -> None:
 
 def _inspect(given: argparse.Namespace) -> int:
     """Show one session of any known store: messages, keys, TTLs, problems (read-only)."""
-    from memkit.config import configured_expectations, parse_expectation
+    from memkit.config import expected
     from memkit.inspect import inspect_session
 
-    expect = [parse_expectation(text) for text in given.expect] or configured_expectations()
+    expect = expected(given.expect)
     report = inspect_session(given.source, given.session, expect=expect, reveal=given.reveal, at=given.at)
     print(report.to_json() if given.json else report.to_text())
     return 1 if report.problems else 0

@@ -24,7 +24,7 @@ def plot_matrix(matrix: Matrix, ax: Axes | None = None) -> Axes:
     Returns:
         The axes; their label states how many cases each store failed.
     """
-    cases = [row[0] for row in matrix.rows]
+    cases = matrix.cases
     ax = own_axes(ax, (2.5 + 0.55 * len(matrix.stores), 1.8 + 0.21 * len(cases)))
     for outcome, marker in MARKERS.items():
         places = [
