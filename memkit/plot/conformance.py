@@ -39,8 +39,6 @@ def plot_matrix(matrix: Matrix, ax: Axes | None = None) -> Axes:
     ax.set_xticks(range(len(stores)), stores, rotation=50, ha="left", rotation_mode="anchor", color=INK)
     ax.xaxis.tick_top()
     ax.tick_params(length=0, colors=INK)
-    ax.grid(visible=True, color="#ececec", lw=0.8)
-    ax.set_axisbelow(True)
     for spine in ax.spines.values():
         spine.set_visible(False)
     ax.legend(loc="upper left", bbox_to_anchor=(0, -0.01), ncols=3, frameon=False, labelcolor=INK)
