@@ -45,6 +45,18 @@ class TestEnvironment:
     __test__ = False  # for pytest, which collects classes named Test
 
     def __init__(self, adapter: StoreAdapter, *, spec: str = "", persist: bool = False) -> None:
+        self.use(adapter, spec=spec)
+        self.limit_s = 60.0
+        """The time limit of the current case."""
+        self._persist = persist
+        self.handles: list[Handle] = []
+        """The open handles of the current case."""
+        self._ids = itertools.count(1)
+        self.token = f"memkit{os.getpid()}".encode()
+        """The end of every session id; a key with it in its name belongs to one session."""
+
+    def use(self, adapter: StoreAdapter, *, spec: str = "") -> Self:
+        """Test this adapter from the next case on."""
         self.adapter = adapter
         self.spec = spec
         self.has_ttl: bool = getattr(adapter, "has_ttl", True)
@@ -54,14 +66,7 @@ class TestEnvironment:
         self.roles: tuple[str, ...] = tuple(getattr(adapter, "roles", ROLES))
         self.works_when_forked: bool | None = None
         """Whether the store answers in a forked process; None: not tried yet."""
-        self.limit_s = 60.0
-        """The time limit of the current case."""
-        self._persist = persist
-        self.handles: list[Handle] = []
-        """The open handles of the current case."""
-        self._ids = itertools.count(1)
-        self.token = f"memkit{os.getpid()}".encode()
-        """The end of every session id; a key with it in its name belongs to one session."""
+        return self
 
     def start(self) -> Self:
         """Start the server."""
