@@ -149,6 +149,11 @@ class ServerFacts:
         return {name: {key: int(text) for key, text in self.fields(name).items() if text.isdigit()} for name in names}
 
     @property
+    def keys(self) -> int:
+        """How many keys all databases have."""
+        return sum(one.get("keys", 0) for one in self.databases.values())
+
+    @property
     def has_field_ttls(self) -> bool:
         """Whether a key has fields with TTLs (``subexpiry``: Redis 7.4; ``keys_with_volatile_items``: Valkey 9)."""
         counts = self.databases.values()

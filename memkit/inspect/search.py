@@ -38,12 +38,12 @@ _ROUNDS = 5
 _LEADS = 20
 _GLOB = re.compile(r"[*?\[\]^\\]")
 _BETWEEN = r"[:/|{}.#_-]"
-_SUFFIX = re.compile(
-    rf"{_BETWEEN}+(?:messages?|msgs?|history|chat_history|chats?|stream|log|events|turns|meta|metadata|info|summary|"
-    r"state|context|ids|index|order|vectors|data|\d+)$",
-    re.IGNORECASE,
+_WORD = (
+    r"(?:messages?|msgs?|history|chat_history|chats?|stream|log|events|turns|meta|metadata|info|summary|state|context|"
+    r"ids|index|order|vectors|data)"
 )
-"""What people write behind a session's id to name one of its keys."""
+_SUFFIX = re.compile(rf"{_BETWEEN}+{_WORD}(?:{_BETWEEN}+\d+)?$", re.IGNORECASE)
+"""What people write behind a session's id to name one of its keys; a number alone may be the id."""
 T = TypeVar("T")
 Group = tuple[str, str, str]
 
@@ -229,13 +229,12 @@ class _Search:
 
     def _beside(self, name: str) -> list[str]:
         """Return the unknown keys beside one: ``chat:7:meta`` beside ``chat:7:messages`` or ``chat:7``."""
-        base = name
-        for _ in range(2):
-            shorter = _SUFFIX.sub("", base)
-            base = shorter if re.search(_BETWEEN, shorter) else base
+        shorter = _SUFFIX.sub("", name)
+        base = shorter if re.search(_BETWEEN, shorter) else name
         if not re.search(_BETWEEN, base) or self._reader.database_keys() > SCAN_FREELY_KEYS:
             return []
-        mine = re.compile(rf"^{re.escape(base)}(?:{_BETWEEN}|$)")
+        # Ids contain "-" and "_": behind these only a word names another key of the same session.
+        mine = re.compile(rf"^{re.escape(base)}(?:[:/|{{}}.#]|[_-]+{_WORD}|$)", re.IGNORECASE)
         names = self._reader.scan(f"{_glob(base)}*", mine, _MAX_SIBLINGS)
         self._load(KeyRequest(each, "") for each in names)
         return [each for each in names if each != name and each in self._there and self._owner(each, None) is None]
@@ -341,7 +340,7 @@ def _report(reader: Reader, found: _Found, expected: Sequence[Expectation], *, r
         problems=tuple(
             problem._replace(key=mask(problem.key), repair=masked_repair(problem.repair, mask)) for problem in problems
         ),
-        notes=(*found.notes, *notes, *_reading_notes(reader)),
+        notes=tuple(dict.fromkeys((*found.notes, *notes, *_reading_notes(reader)))),
         revealed=reveal,
     )
 

@@ -227,6 +227,27 @@ def test_a_key_always_wins_over_an_id(client: redis.Redis) -> None:
     assert inspect_session(client, "message_store:sess-A").store == "langchain-community"
 
 
+@pytest.mark.parametrize(
+    "key", ["chat:user-33:messages", "app:chat:7:messages", "app:chat:7", "chat:user_3", "c:a:msg:0"]
+)
+def test_a_key_leads_to_its_own_session_only(key: str, client: redis.Redis) -> None:
+    session = key.removesuffix(":messages").removesuffix(":msg:0")
+    for name in (
+        "chat:user-34:messages",
+        "app:chat:8:messages",
+        "app:chat:8",
+        "chat:user_3_4",
+        "c:b:msg:0",
+        "c:aa:msg:0",
+    ):
+        client.rpush(name, '{"role": "user", "content": "of another session"}')
+    client.rpush(key, '{"role": "user", "content": "hi"}')
+    client.hset(f"{session}:meta", mapping={"name": "x"})
+    report = inspect_session(client, key)
+    assert {one.key for one in report.keys} == {key, f"{session}:meta"}
+    assert len(set(report.notes)) == len(report.notes)
+
+
 def test_two_prefixes_of_one_store_are_ambiguous(client: redis.Redis) -> None:
     for prefix in ("message_store:", "tenant-7/"):
         client.lpush(prefix + "s1", *capture.capture("langchain-community")["keys"][0]["value"])

@@ -212,6 +212,7 @@ class LifetimeAnalysis:
     ) -> None:
         self.ttl = ttl_ms or expected.ttl_ms or MAX_TTL_MS
         self.jitter = max(expected.jitter, 0.01)
+        self.sliding = expected.policy.kind == "sliding"
         self.history = history
         slack = min(SLACK_MS, self.ttl * 0.05)
         self.floor, self.ceiling = self.ttl * (1 - self.jitter) - slack, self.ttl * (1 + self.jitter) + slack
@@ -250,6 +251,9 @@ class LifetimeAnalysis:
             if (many or usual < RARE) and not self._has_untouched(members):
                 most = f"{duration(given)} of the expected {duration(self.ttl)}"
                 return f"{len(members):,} of {len(self.all):,} keys have at most {most}"
+        if old := self.unrenewed():
+            most = f"{duration(UNREAD_SHARE * self.ttl)} of the expected {duration(self.ttl)}"
+            return f"{len(old):,} of {len(self.all):,} keys were given at most {most}"
         return None
 
     def unrenewed(self) -> list[KeyLifetime]:
@@ -258,9 +262,10 @@ class LifetimeAnalysis:
         started = history.now_ms if history.started_ms is None else history.started_ms
         old = [one for one in self.short if one.given < UNREAD_SHARE * self.ttl and one.known]
         old = [one for one in old if one.accessed > started]
-        if not history.idle_known or history.reads is None or len(old) < max(3, 0.05 * len(self.all)):
+        known = history.idle_known and history.reads is not None
+        if not self.sliding or not known or len(old) < max(3, 0.05 * len(self.all)):
             return []
-        return old if history.reads < len(old) / 2 else []
+        return old if (history.reads or 0) < len(old) / 2 else []
 
     # -- too long ------------------------------------------------------------------------------------------------------
 
