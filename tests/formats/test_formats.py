@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stress.fuzz_formats import Fuzzer
+from stress.fuzz_formats import Fuzzer, value_of
 
 from memkit import formats, render
 from memkit.formats import agent_framework_redis, capture, unknown
@@ -37,6 +37,7 @@ from memkit.formats.model import (
     unquoted,
 )
 from memkit.formats.parsing import bounded_json, chat, encodings, msgpack
+from memkit.formats.parsing.any_message import messages_of
 from memkit.formats.parsing.bounded_json import parse
 from memkit.formats.parsing.dialogue_checks import Dialogue
 from memkit.policy import ExpiryPolicy
@@ -79,7 +80,7 @@ def raws_of(name: str, session: str = "sess-A") -> list[RedisValue]:
         encoded = agent_framework_redis.encoded("sess-A")
         entry["key"] = entry["key"].replace(encoded, agent_framework_redis.encoded(session)).replace("sess-A", session)
         entry["value"] = _renamed(entry["value"], session, in_json=entry["type"] in ("string", "ReJSON-RL", "list"))
-    return [capture.raw_of(entry) for entry in kept["keys"]]
+    return [value_of(entry) for entry in kept["keys"]]
 
 
 def _renamed(value: Any, session: str, *, in_json: bool) -> Any:
@@ -696,7 +697,8 @@ def test_calls_are_found_in_every_form() -> None:
     openai = {"tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}
     anthropic = {"content": [{"type": "text", "text": "…"}, {"type": "tool_use", "id": "1", "name": "f", "input": {}}]}
     for message in (openai, anthropic):
-        assert chat.chat_turn({"role": "assistant"} | message, "k").tools == (Tool("f", "1"),)
+        (turn,) = messages_of({"role": "assistant"} | message, "k")[0]
+        assert turn.tools == (Tool("f", "1"),)
 
 
 # memkit's own
