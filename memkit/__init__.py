@@ -19,10 +19,9 @@ Imports go down this map only::
                         (connection pace reader target values)
       formats/          How memory stores lay out their keys: pure decoders without I/O, one module
                         or one data entry a store
-                        (ag2 agent_framework_redis agno capture google_adk langchain_community
-                        langchain_redis langgraph_aws langgraph_js langgraph_plainredis
-                        langgraph_redis layout layouts llama_index memkit_store model openai_agents
-                        redisvl registry unknown parsing/)
+                        (ag2 agent_framework_redis agno capture langchain_community langgraph_aws
+                        langgraph_js langgraph_plainredis langgraph_redis layout layouts
+                        memkit_store model openai_agents redisvl registry unknown parsing/)
       history/          history: what happened to a session, from logs, snapshots, a replica's
                         backlog and recordings
                         (aof changes commands fate ledger log_clock rdb record replication run

@@ -35,16 +35,15 @@ def run_nbval(
     notebook: Path,
     *,
     cell_timeout_s: float = CELL_TIMEOUT_S,
-    env: dict[str, str] | None = None,
     options: Sequence[str] = (),
 ) -> Run:
-    """Run a notebook in its folder; the log is in ``stdout``. ``env`` and ``options`` are added to the usual ones."""
+    """Run a notebook in its folder; the log is in ``stdout``. ``options`` are added to the usual ones."""
     limit = f"--nbval-cell-timeout={cell_timeout_s}"
     command = [sys.executable, "-m", "pytest", *NBVAL, limit, *options, notebook.name]
     return subprocess.run(
         command,
         cwd=notebook.parent,
-        env=own_jupyter(notebook.parent) | (env or {}),
+        env=own_jupyter(notebook.parent),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

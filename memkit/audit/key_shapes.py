@@ -10,6 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from typing import NamedTuple
 
 from memkit.audit.sampling import KeyFacts
@@ -18,6 +19,8 @@ _DELIMITER = re.compile(r"([:/|#])")
 _HEAD = re.compile(rb"[^:/|#]*[:/|#]")
 NEARLY_ALL = 0.95
 """A read of an unaffected session may look like an affected one."""
+ALIKE_RATIO = 0.75
+"""One letter of four may differ."""
 _WORD = re.compile(r"[A-Za-z_-]{2,24}")
 _KINDS_WITH_CONTENT = frozenset(("list", "hash", "string", "stream", "zset", "set", "ReJSON-RL"))
 
@@ -171,15 +174,4 @@ def alike(expected: str, seen: str) -> bool:
         return False
     if one in other or (other in one and len(other) >= 3):
         return True
-    return _edits(one, other) <= max(1, len(one) // 4)
-
-
-def _edits(one: str, other: str) -> int:
-    """Return the Levenshtein distance."""
-    before = list(range(len(other) + 1))
-    for row, char in enumerate(one, 1):
-        now = [row]
-        for column, against in enumerate(other, 1):
-            now.append(min(before[column] + 1, now[-1] + 1, before[column - 1] + (char != against)))
-        before = now
-    return before[-1]
+    return SequenceMatcher(None, one, other).ratio() >= ALIKE_RATIO

@@ -252,6 +252,9 @@ class _Audit:
         self._notes += [deleted] if isinstance(deleted, str) else []
         findings = _in_order([*findings, *([deleted] if isinstance(deleted, Finding) else [])])
         findings = [replace(one, sampled=len(sample.keys)) for one in findings]
+        undetermined = self._undetermined(sample, diagnoses)
+        if undetermined and findings and all(one.prefix is None for one in findings):
+            self._notes.insert(0, undetermined)  # what is wrong with the server must not hide it
         self._note_limits(sample, context)
         return AuditReport(
             server=self._server(),
@@ -260,7 +263,7 @@ class _Audit:
                 findings,
                 sessions=sessions or (0 if self._expected else sample.seen),
                 healthy=self._healthy(diagnoses),
-                undetermined=self._undetermined(sample, diagnoses),
+                undetermined=undetermined,
             ),
             sample={"keys": sample.seen, "of": sample.of, "method": sample.method, "error_bound": sample.error_bound},
             proof=self._proof(after),
@@ -319,6 +322,7 @@ class _Audit:
             started_ms=self._servers[0].started_ms,
             empty_start_ms=earliest,
             reads=_total(one.reads for one in self._servers),
+            touches=_total(one.touches for one in self._servers),
             expired=sum(one.number("expired_keys") or 0 for one in self._servers),
             idle_known=bool(accesses),
         )

@@ -30,6 +30,7 @@ FLUSHES = ("flushall", "flushdb")
 RELATIVE_DEADLINES = ("expire", "pexpire", "setex", "psetex")
 ABSOLUTE_DEADLINES = ("expireat", "pexpireat")
 RENEWALS = (*RELATIVE_DEADLINES, *ABSOLUTE_DEADLINES, "getex", "set", "setnx", "mset")
+STRING_WRITES = ("set", "setex", "psetex", "setnx", "mset", "msetnx", "getset")
 _VALUE_READS = """
 get mget getrange substr strlen getex lrange llen lindex lpos hget hgetall hmget hlen hkeys hvals hexists hscan
 hstrlen smembers sismember smismember scard sscan sinter sunion zrange zrangebyscore zrevrange zrevrangebyscore
@@ -149,6 +150,11 @@ class ServerFacts:
         return {name: {key: int(text) for key, text in self.fields(name).items() if text.isdigit()} for name in names}
 
     @property
+    def keys(self) -> int:
+        """How many keys all databases have."""
+        return sum(one.get("keys", 0) for one in self.databases.values())
+
+    @property
     def has_field_ttls(self) -> bool:
         """Whether a key has fields with TTLs (``subexpiry``: Redis 7.4; ``keys_with_volatile_items``: Valkey 9)."""
         counts = self.databases.values()
@@ -160,6 +166,13 @@ class ServerFacts:
         if not self.calls or {"config|resetstat", "config", *RESTORES} & self.calls.keys():
             return None
         return self.called(*VALUE_READS)
+
+    @property
+    def touches(self) -> int | None:
+        """How many commands read values, or may have written them without setting a TTL; None as for ``reads``."""
+        if self.reads is None:
+            return None
+        return self.reads + max(0, self.writes - self.called(*RELATIVE_DEADLINES, *ABSOLUTE_DEADLINES))
 
     @property
     def writes(self) -> int:

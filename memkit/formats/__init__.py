@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from memkit.formats.parsing.langgraph_common import deletes_own_keys, is_housekeeping
 from memkit.formats.registry import (
     FORMATS,
     VOCABULARY,
     decode,
-    deletes_own_keys,
     format_of,
-    is_housekeeping,
+    lacking,
     leads,
     recognise,
     store_name,
@@ -22,6 +22,7 @@ __all__ = [
     "deletes_own_keys",
     "format_of",
     "is_housekeeping",
+    "lacking",
     "leads",
     "recognise",
     "store_name",

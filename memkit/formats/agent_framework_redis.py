@@ -8,14 +8,14 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from memkit.formats.model import Format, Item, KeyOwner, Problem, SessionValues, Tool, Turn, a_list, text_or_none
-from memkit.formats.parsing.chat import dumped, flatten, role_of
+from memkit.formats.model import Format, Item, KeyOwner, Problem, SessionValues, Turn
+from memkit.formats.parsing.any_message import read_any
 from memkit.formats.parsing.element_shapes import missing
 from memkit.formats.parsing.list_elements import turns, votes
-from memkit.readonly.values import KeyRequest, RedisValue, to_bytes, to_name
+from memkit.readonly.values import RedisValue, to_bytes, to_name
 
 STORE = "agent-framework-redis"
 PREFIX = "chat_messages|"
@@ -42,11 +42,6 @@ def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     return KeyOwner(STORE, last, head + bar, "primary")
 
 
-def siblings(stored: SessionValues) -> Iterable[KeyRequest]:
-    """Return nothing beyond the key that was found: a session has one."""
-    return (KeyRequest(name, "primary") for name in stored.keys)
-
-
 def decode(stored: SessionValues) -> Iterator[Item]:
     """Yield the list's messages from head to tail."""
     for raw in stored.keys.values():
@@ -55,7 +50,7 @@ def decode(stored: SessionValues) -> Iterator[Item]:
             if version and int(version[1]) > KNOWN_VERSION:
                 reason = f"the key is of layout version {int(version[1])}, and those up to {KNOWN_VERSION} can be read"
                 yield Problem("unknown_schema", raw.name, reason)
-            yield from turns(raw, _turn, store=STORE)
+            yield from turns(raw, _turns, store=STORE)
 
 
 def _decoded(tail: str) -> str:
@@ -65,25 +60,8 @@ def _decoded(tail: str) -> str:
         return ""
 
 
-def _turn(value: dict[str, Any], key: str) -> Turn | str:
-    lacks = missing(value, ("role",)) or missing(value, ("contents",), kind=list)
-    if lacks:
-        return lacks
-    contents = [part for part in a_list(value.get("contents")) if isinstance(part, dict)]
-    results = [part for part in contents if part.get("type") == "function_result"]
-    made = [part for part in contents if part.get("type") == "function_call"]
-    shown = [_shown(part) for part in contents if part not in made]
-    tools = tuple(Tool(text_or_none(part.get("name")), text_or_none(part.get("call_id"))) for part in results or made)
-    uid = text_or_none(value.get("message_id"))
-    return Turn("tool" if results else role_of(value.get("role")), flatten(shown), tools, None, uid, key)
+def _turns(value: dict[str, Any], key: str) -> Sequence[Turn] | str:
+    return missing(value, ("role",)) or missing(value, ("contents",), kind=list) or read_any(value, key)
 
 
-def _shown(part: dict[str, Any]) -> Any:
-    if part.get("type") != "function_result":
-        return part
-    return flatten(part["items"]) if part.get("items") else dumped(part.get("result"))
-
-
-FORMAT = Format(
-    store=STORE, kinds=("list",), recognise=recognise, siblings=siblings, decode=decode, prefix=PREFIX, ttl_option=False
-)
+FORMAT = Format(store=STORE, kinds=("list",), recognise=recognise, decode=decode, prefix=PREFIX, ttl_option=False)

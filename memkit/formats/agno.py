@@ -7,7 +7,7 @@ oldest runs expire first, and the index sets never get one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from memkit.formats.model import (
@@ -24,7 +24,7 @@ from memkit.formats.model import (
     seconds,
     text_or_none,
 )
-from memkit.formats.parsing.chat import chat_turn
+from memkit.formats.parsing.any_message import read_any
 from memkit.formats.parsing.documents import messages, misshapen, peek, read, salvage
 from memkit.formats.parsing.element_shapes import kind_of, missing, missing_content
 from memkit.readonly.values import KeyRequest, RedisValue
@@ -35,11 +35,6 @@ ORDER = "runs:by_session:"
 RUN_INDEX = ("agent_id", "team_id", "workflow_id", "run_type", "session_id", "status", "user_id")
 SESSION_FIELDS = frozenset({"session_id", "session_type", "session_data"})
 SESSION_INDEX = ("agent_id", "team_id", "workflow_id", "session_type", "user_id")
-
-
-def names(session: str) -> Iterable[str]:
-    """Return the names of the session, its order and its own index."""
-    return tuple(PREFIX + rest + session for rest in ("sessions:", ORDER, "runs:index:session_id:"))
 
 
 def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
@@ -136,7 +131,7 @@ def _runs(stored: SessionValues) -> Iterator[Item]:
         document, problems = read(raw)
         yield from problems
         if document is None:
-            yield from messages(list(salvage(raw.data, "messages")), name, _turn)
+            yield from messages(list(salvage(raw.data, "messages")), name, _turns)
         elif lacks := missing(document, ("run_data",), kind=dict):
             yield misshapen(name, lacks)
         else:
@@ -162,16 +157,16 @@ def _messages(run: dict[str, Any], key: str) -> Iterator[Item]:
     stored = run.get("messages")
     if not isinstance(stored, list | None):
         yield misshapen(key, f"its messages are {kind_of(stored)}")
-    for item in messages(a_list(stored), key, _turn):
+    for item in messages(a_list(stored), key, _turns):
         if isinstance(item, Turn) and item.at_s is None:
             item = item._replace(at_s=seconds(run.get("created_at")))
         yield item
 
 
-def _turn(message: dict[str, Any], key: str) -> Turn | str | None:
+def _turns(message: dict[str, Any], key: str) -> Sequence[Turn] | str | None:
     if message.get("from_history"):
         return None
-    return missing(message, ("role",)) or missing_content(message) or chat_turn(message, key)
+    return missing(message, ("role",)) or missing_content(message) or read_any(message, key)
 
 
 def _dangling(stored: SessionValues) -> Iterator[Problem]:
@@ -199,6 +194,6 @@ FORMAT = Format(
     recognise=recognise,
     siblings=siblings,
     decode=decode,
-    names=names,
+    names=("agno:sessions:{id}", "agno:runs:by_session:{id}", "agno:runs:index:session_id:{id}"),
     prefix=PREFIX,
 )

@@ -14,7 +14,7 @@ from importlib import resources
 from typing import Any
 
 from memkit.errors import DecodeError, MemkitError
-from memkit.readonly.values import JSON_KIND, RedisValue, to_bytes
+from memkit.readonly.values import JSON_KIND, to_bytes
 
 
 @cache
@@ -35,27 +35,9 @@ def _folder() -> Any:
     return resources.files("memkit.formats") / "captures"
 
 
-def _bytes(value: Any) -> bytes:
+def payload_of(value: Any) -> bytes:
     """Return a value of a capture as bytes: text, or ``{"b64": …}`` for bytes that are not text."""
     return base64.b64decode(value["b64"]) if isinstance(value, dict) else to_bytes(value)
-
-
-def raw_of(entry: dict[str, Any]) -> RedisValue:
-    """Return a capture's key as if it had just been read."""
-    name, kind, value = entry["key"], entry["type"], entry["value"]
-    if kind in ("string", JSON_KIND):
-        data = _bytes(value)
-        return RedisValue(name, kind, data=data, total=len(data))
-    if kind == "list":
-        return RedisValue(name, kind, elements=list(map(_bytes, value)), total=len(value))
-    if kind == "hash":
-        return RedisValue(name, kind, fields={field: _bytes(each) for field, each in value.items()}, total=len(value))
-    if kind == "set":
-        return RedisValue(name, kind, members=frozenset(value), total=len(value))
-    if kind == "stream":
-        entries = [(uid, {field: _bytes(each) for field, each in fields.items()}) for uid, fields in value]
-        return RedisValue(name, kind, entries=entries, total=len(value))
-    return RedisValue(name, kind, scores=dict(value), total=len(value))
 
 
 def load_capture(client: Any, name: str, *, json_as_text: bool = False) -> str:
@@ -90,13 +72,15 @@ def load_capture(client: Any, name: str, *, json_as_text: bool = False) -> str:
 def _commands(entry: dict[str, Any], *, json_as_text: bool) -> list[tuple[Any, ...]]:
     name, kind, value = entry["key"], entry["type"], entry["value"]
     writes: dict[str, Any] = {
-        "string": lambda: [("SET", name, _bytes(value))],
-        "list": lambda: [("RPUSH", name, *map(_bytes, value))],
-        "hash": lambda: [("HSET", name, *(part for field, each in value.items() for part in (field, _bytes(each))))],
+        "string": lambda: [("SET", name, payload_of(value))],
+        "list": lambda: [("RPUSH", name, *map(payload_of, value))],
+        "hash": lambda: [
+            ("HSET", name, *(part for field, each in value.items() for part in (field, payload_of(each))))
+        ],
         "set": lambda: [("SADD", name, *value)],
         "zset": lambda: [("ZADD", name, *(part for member, score in value for part in (score, member)))],
         "stream": lambda: [
-            ("XADD", name, uid, *(part for field, each in fields.items() for part in (field, _bytes(each))))
+            ("XADD", name, uid, *(part for field, each in fields.items() for part in (field, payload_of(each))))
             for uid, fields in value
         ],
         JSON_KIND: lambda: [("SET", name, value) if json_as_text else ("JSON.SET", name, "$", value)],

@@ -1,17 +1,15 @@
-"""Lists of LangChain's messages, ``{"type", "data"}``: written newest first by three libraries, oldest first by one.
+"""The order of lists of LangChain's messages: three libraries write them newest first, one oldest first.
 
-langchain-community's RedisChatMessageHistory (default prefix ``message_store:``), LangChain.js (no prefix; n8n and
-Flowise use it) put the newest message at the head (LPUSH). langchain-google-memorystore-redis (no prefix) appends at
-the tail (RPUSH). The content decides which it is. All set the TTL by an EXPIRE of its own after each write; if that is
-lost, the session is persistent.
+langchain-community's RedisChatMessageHistory and LangChain.js (n8n and Flowise use it) put the newest message at the
+head (LPUSH). langchain-google-memorystore-redis appends at the tail (RPUSH). The content decides which it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
-from memkit.formats.model import Format, Item, KeyOwner, Note, SessionValues, Turn, a_dict, split
+from memkit.formats.model import SessionValues, Turn, a_dict
 from memkit.formats.parsing.bounded_json import parse
 from memkit.formats.parsing.conversation import (
     NEWEST_FIRST,
@@ -22,31 +20,13 @@ from memkit.formats.parsing.conversation import (
     user_speaks_last,
 )
 from memkit.formats.parsing.langchain_message import typed_turn
-from memkit.formats.parsing.list_elements import sample, turns, votes
-from memkit.readonly.values import KeyRequest, RedisValue
+from memkit.formats.parsing.list_elements import sample
+from memkit.readonly.values import RedisValue
 
 STORE, OLDEST_FIRST_STORE = "langchain-community", "google-memorystore"
 PREFIX = "message_store:"
 _JUDGED = 100
 _JUDGED_BYTES = 64 << 10
-
-
-def names(session: str) -> Iterable[str]:
-    """Return the key under langchain-community's prefix and without one."""
-    return (PREFIX + session, session)
-
-
-def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
-    """Claim lists of ``{"type": "human" | "ai" | …, "data": {…}}``, and lists with the default name."""
-    if not (votes(raw)[STORE] or raw.name.startswith(PREFIX)):
-        return None
-    prefix, session = split(raw.name, PREFIX, wanted)
-    return KeyOwner(STORE, session, prefix, "primary")
-
-
-def siblings(stored: SessionValues) -> Iterable[KeyRequest]:
-    """Return the one key."""
-    return (KeyRequest(stored.owner.prefix + stored.owner.session, "primary"),)
 
 
 def _order(raw: RedisValue) -> tuple[str, bool]:
@@ -68,29 +48,27 @@ def _is_javascript(raw: RedisValue) -> bool:
     return not any("type" in a_dict(value.get("data")) for value in sample(raw))
 
 
-def _name_of(stored: SessionValues) -> str:
+def is_newest_first(raw: RedisValue) -> bool:
+    """Return whether the head of a list is its newest message."""
+    return _order(raw)[0] == NEWEST_FIRST
+
+
+def name_of(stored: SessionValues) -> str:
+    """Return the store by the order of its list."""
     lists = [raw for raw in stored.keys.values() if raw and raw.kind == "list"]
-    return OLDEST_FIRST_STORE if lists and _order(lists[0])[0] == OLDEST_FIRST else STORE
+    return STORE if all(map(is_newest_first, lists)) else OLDEST_FIRST_STORE
 
 
-def decode(stored: SessionValues) -> Iterator[Item]:
-    """Yield the list's messages, oldest first."""
-    for raw in stored.keys.values():
-        if raw:
-            order, proven = _order(raw)
-            yield from turns(raw, typed_turn, store=STORE, newest_first=order == NEWEST_FIRST)
-            if not proven:
-                yield Note(f"the order is not known: no time, tool call or system message shows it; read {order}")
-            if _is_javascript(raw) and len(raw.elements) > 2 and not any(map(_has_tools, sample(raw))):
-                yield Note(
-                    "if Flowise wrote this list: its window of k messages is read from the oldest, not the newest"
-                )
+def notes(stored: SessionValues) -> Iterable[str]:
+    """Yield that an order is not proven, and what Flowise's users should know."""
+    for raw in filter(None, stored.keys.values()):
+        order, proven = _order(raw)
+        if not proven:
+            yield f"the order is not known: no time, tool call or system message shows it; read {order}"
+        if _is_javascript(raw) and len(raw.elements) > 2 and not any(map(_has_tools, sample(raw))):
+            yield "if Flowise wrote this list: its window of k messages is read from the oldest, not the newest"
 
 
 def _has_tools(value: dict[str, Any]) -> bool:
     data = a_dict(value.get("data"))
     return bool(data.get("tool_calls") or data.get("tool_call_id"))
-
-
-FORMAT = Format(store=STORE, kinds=("list",), recognise=recognise, siblings=siblings, decode=decode, names=names,
-                prefix=PREFIX, name_of=_name_of)  # fmt: skip

@@ -23,11 +23,6 @@ _PARTS = {"checkpoint": "checkpoint", "writes": "writes", "thread": "order"}
 _FIELDS = frozenset({"thread_id", "checkpoint_id", "checkpoint"})
 
 
-def names(session: str) -> Iterable[str]:
-    """Return the list of the graph's checkpoints; it names all others."""
-    return (f"thread:{{{session}}}:",)
-
-
 @cache
 def _name(wanted: str | None) -> re.Pattern[str]:
     thread = re.escape(wanted) if wanted else ".+"
@@ -103,6 +98,6 @@ FORMAT = Format(
     recognise=recognise,
     siblings=siblings,
     decode=decode,
-    names=names,
+    names=("thread:{{id}}:",),
     scanned=True,
 )

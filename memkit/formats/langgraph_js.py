@@ -8,10 +8,11 @@ messages inside; it deletes its old writes. The TTL is given in minutes.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from memkit.formats.model import Format, Item, KeyOwner, Note, Problem, SessionValues, a_dict, few, text_or_none
+from memkit.formats.model import Format, Item, KeyOwner, Note, Problem, SessionValues, a_dict, text_or_none
 from memkit.formats.parsing.documents import peek, read
 from memkit.formats.parsing.langgraph_common import (
     REDIS_KINDS,
@@ -31,17 +32,6 @@ _PARTS = {"checkpoint": "checkpoint", "checkpoint_write": "write", "checkpoint_b
           "write_keys_zset": "write list"}  # fmt: skip
 
 
-def names(session: str) -> Iterable[str]:
-    """Return the shallow saver's key; the others carry ids of their own."""
-    return (f"checkpoint:{session}:{_END}",)
-
-
-def is_shallow_name(name: str) -> bool:
-    """Return whether a key's name is that of the shallow saver's checkpoint."""
-    pieces = name_parts(name, REDIS_KINDS)
-    return pieces is not None and pieces.kind == "checkpoint" and pieces.rest.endswith(_END)
-
-
 def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     """Claim a thread's keys by their documents; Python's saver writes a word where this one has no namespace."""
     pieces = name_parts(raw.name, REDIS_KINDS)
@@ -56,13 +46,12 @@ def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     return KeyOwner(STORE, thread, pieces.prefix, _PARTS[pieces.kind]) if own else None
 
 
-def _kind(name: str, stored: SessionValues) -> str:
-    pieces = pieces_of(name, stored.owner.session)
-    return "shallow" if pieces and name.endswith(_END) else pieces.kind if pieces else ""
-
-
-def _of_kind(stored: SessionValues, kind: str) -> dict[str, RedisValue | None]:
-    return {name: raw for name, raw in stored.keys.items() if _kind(name, stored) == kind}
+def _by_kind(stored: SessionValues) -> defaultdict[str, dict[str, RedisValue | None]]:
+    found: defaultdict[str, dict[str, RedisValue | None]] = defaultdict(dict)
+    for name, raw in stored.keys.items():
+        if pieces := pieces_of(name, stored.owner.session):
+            found["shallow" if name.endswith(_END) else pieces.kind][name] = raw
+    return found
 
 
 def _blobs(stored: SessionValues, name: str, document: dict[str, Any]) -> dict[str, str]:
@@ -77,50 +66,39 @@ def _blobs(stored: SessionValues, name: str, document: dict[str, Any]) -> dict[s
 
 def siblings(stored: SessionValues) -> Iterable[KeyRequest]:
     """Return the blobs that checkpoints name, and the writes that lists name."""
-    for name, raw in stored.keys.items():
-        kind = _kind(name, stored) if raw else ""
-        if raw and kind == "checkpoint":
-            yield from (KeyRequest(blob, "blob") for blob in _blobs(stored, name, peek(raw)).values())
-        if raw and kind == "write_keys_zset":
-            yield from (KeyRequest(member, "write") for member in raw.scores)
+    found = _by_kind(stored)
+    for name, raw in found["checkpoint"].items():
+        yield from (KeyRequest(blob, "blob") for blob in _blobs(stored, name, peek(raw) if raw else {}).values())
+    for raw in found["write_keys_zset"].values():
+        yield from (KeyRequest(member, "write") for member in (raw.scores if raw else ()))
 
 
 def decode(stored: SessionValues) -> Iterator[Item]:
     """Yield the messages of the latest checkpoint, and what is missing around it."""
     yield Note("the library searches with KEYS, which blocks the server for all clients")
-    shallow, problems = checkpoints(_of_kind(stored, "shallow").values())
-    full, more = checkpoints(_of_kind(stored, "checkpoint").values())
+    found = _by_kind(stored)
+    shallow, problems = checkpoints(found["shallow"].values())
+    full, more = checkpoints(found["checkpoint"].values())
     yield from [*problems, *more]
     documents = full or shallow
-    name = next((name for name in reversed(documents) if _is_root(name, stored)), next(reversed(documents), ""))
-    if name:
+    roots = [name for name in documents if f":{stored.owner.session}::" in name]  # the others are of subgraphs
+    if name := next(reversed(roots or list(documents)), ""):
         blobs = _blobs(stored, name, documents[name]) if full else {}
         values = {channel: peek(raw).get("value") for channel, blob in blobs.items() if (raw := stored.get(blob))}
         yield from state_items(documents[name], name, values)
-        yield from _lost(stored, name, documents[name] if full else {})
+        lost = blobs.get("messages", "")  # other channels are written only if they hold a value
+        if lost in stored.keys and stored.get(lost) is None:
+            yield Problem("dangling", lost, "the latest checkpoint names this blob, and it no longer exists")
     yield from missing_parents(stored, {key: str(each.get("parent_checkpoint_id") or "") for key, each in full.items()})
-    for raw in filter(None, _of_kind(stored, "checkpoint_blob").values()):
+    for raw in filter(None, found["checkpoint_blob"].values()):
         yield from read(raw)[1]
-    yield from write_problems(_of_kind(stored, "checkpoint_write"))
-
-
-def _is_root(name: str, stored: SessionValues) -> bool:
-    pieces = pieces_of(name, stored.owner.session)
-    return pieces is not None and pieces.rest[len(stored.owner.session) + 1 :].startswith(":")
-
-
-def _lost(stored: SessionValues, name: str, document: dict[str, Any]) -> Iterator[Problem]:
-    """Yield the blob of the messages if it is lost; other channels are written only if they hold a value."""
-    lost = [blob for channel, blob in _blobs(stored, name, document).items()
-            if channel == "messages" and blob in stored.keys and stored.get(blob) is None]  # fmt: skip
-    reason = "the latest checkpoint names this blob, and it no longer exists"
-    yield from few(Problem("dangling", blob, reason) for blob in lost)
+    yield from write_problems(found["checkpoint_write"])
 
 
 def _name_of(stored: SessionValues) -> str:
-    kinds = {_kind(name, stored) for name, raw in stored.keys.items() if raw}
-    return SHALLOW if "shallow" in kinds and "checkpoint" not in kinds else STORE
+    found = _by_kind(stored)
+    return SHALLOW if any(found["shallow"].values()) and not any(found["checkpoint"].values()) else STORE
 
 
 FORMAT = Format(store=STORE, kinds=(*DOCUMENT_KINDS, "zset"), recognise=recognise, siblings=siblings, decode=decode,
-                names=names, scanned=True, name_of=_name_of)  # fmt: skip
+                names=("checkpoint:{id}::shallow",), scanned=True, name_of=_name_of)  # fmt: skip

@@ -28,11 +28,6 @@ _KINDS = ("cp", "blob", "wr", "idx")
 _PARTS = {"cp": "checkpoint", "blob": "blob", "wr": "write", "idx": "order"}
 
 
-def names(session: str) -> Iterable[str]:
-    """Return the order of the graph itself; it leads to everything else."""
-    return (f"lg:idx:{session}:",)
-
-
 def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     """Claim documents ``{"t", "d"}``, hashes of them and orders, all by name too: nothing in them names the thread."""
     pieces = name_parts(raw.name, _KINDS)
@@ -40,11 +35,6 @@ def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
         return None
     thread = thread_of(pieces.rest, "", wanted)
     return KeyOwner(STORE, thread, pieces.prefix, _PARTS[pieces.kind]) if thread else None
-
-
-def _kind(name: str) -> str:
-    pieces = name_parts(name, _KINDS)
-    return pieces.kind if pieces else ""
 
 
 def _fits(raw: RedisValue, kind: str, prefix: str) -> bool:
@@ -119,16 +109,19 @@ def decode(stored: SessionValues) -> Iterator[Item]:
 
 
 def _dialogue(stored: SessionValues, checkpoints: Mapping[str, Checkpoint]) -> Iterator[Item]:
-    blobs, problems = _blobs(stored)
-    yield from problems
+    blobs: dict[str, Any] = {}
+    for key, raw in stored.keys.items():
+        if raw and key.startswith(f"{stored.owner.prefix}blob:{stored.owner.session}:"):
+            value, faults = _value(raw)
+            yield from faults
+            blobs |= {} if faults else {key: value}
     newest = True
     for point in reversed(list(checkpoints.values())):
         name = point.blobs.get("messages", "")
         if name in blobs:
             if not newest:
-                yield Problem(
-                    "gap", name, "the newest messages no longer exist; this is the last state that can be read"
-                )
+                reason = "the newest messages no longer exist; this is the last state that can be read"
+                yield Problem("gap", name, reason)
             yield from message_items({"messages": blobs[name]}, name)
             break
         newest = newest and not name
@@ -140,18 +133,6 @@ def _dialogue(stored: SessionValues, checkpoints: Mapping[str, Checkpoint]) -> I
     yield from few(Problem("dangling", name, reason) for name in lost)
 
 
-def _blobs(stored: SessionValues) -> tuple[dict[str, Any], list[Problem]]:
-    values: dict[str, Any] = {}
-    problems: list[Problem] = []
-    for name, raw in stored.keys.items():
-        if raw and _kind(name) == "blob":
-            value, faults = _value(raw)
-            problems += faults
-            if not faults:
-                values[name] = value
-    return values, problems
-
-
 def _missing_writes(stored: SessionValues, checkpoints: Mapping[str, Checkpoint]) -> Iterator[Problem]:
     """Yield the checkpoints without writes from which a step of the loop was made: they have lost them."""
     stepped = {point.parent for point in checkpoints.values() if point.source == "loop"}
@@ -159,9 +140,8 @@ def _missing_writes(stored: SessionValues, checkpoints: Mapping[str, Checkpoint]
         name = f"{stored.owner.prefix}wr:{stored.owner.session}::{point.uid}"
         raw = stored.get(name)
         if raw is None and point.uid in stepped:
-            yield Problem(
-                "dangling", name, "the checkpoint's writes no longer exist: the step after it cannot be replayed"
-            )
+            reason = "the checkpoint's writes no longer exist: the step after it cannot be replayed"
+            yield Problem("dangling", name, reason)
         for field, data in raw.fields.items() if raw else ():
             faults = _value(RedisValue(f"{name} {field}", "string", data=data, total=len(data)))[1]
             yield from (problem._replace(key=name) for problem in faults)
@@ -172,17 +152,12 @@ def _index_problems(stored: SessionValues, checkpoints: Mapping[str, Checkpoint]
     order, threads = f"{base}idx:{thread}:", stored.get(f"{base}threads")
     listed = stored.get(order)
     if listed is None:
-        members = " ".join(f"{at} {point.uid}" for at, point in enumerate(checkpoints.values(), 1))
+        uids = [point.uid for point in checkpoints.values()]
         reason = "the thread's order no longer exists: the library shows an empty thread"
-        reason += "; recoverable: the checkpoints are still there" if members else ""
-        yield Problem(
-            "dangling",
-            order,
-            reason,
-            f"ZADD {quoted(order)} {members}"
-            if all(is_uuid(point.uid) for point in checkpoints.values()) and members
-            else "",
-        )
+        reason += "; recoverable: the checkpoints are still there" if uids else ""
+        members = " ".join(f"{at} {uid}" for at, uid in enumerate(uids, 1))
+        repair = f"ZADD {quoted(order)} {members}" if uids and all(map(is_uuid, uids)) else ""
+        yield Problem("dangling", order, reason, repair)
     for uid in listed.scores if listed else ():
         name = f"{base}cp:{thread}::{uid}"
         if stored.get(name) is None:
@@ -190,9 +165,7 @@ def _index_problems(stored: SessionValues, checkpoints: Mapping[str, Checkpoint]
     if threads is None or order not in threads.fields:
         yield Problem("dangling", f"{base}threads", "the list of threads does not name this one")
     if stored.get(f"{base}seq") is None:
-        reason = (
-            "the counter that orders checkpoints no longer exists: the next ones will sort before those that are there"
-        )
+        reason = "the counter that orders checkpoints no longer exists: the next ones will sort before the others"
         yield Problem("dangling", f"{base}seq", reason)
 
 
@@ -214,6 +187,6 @@ FORMAT = Format(
     recognise=recognise,
     siblings=siblings,
     decode=decode,
-    names=names,
+    names=("lg:idx:{id}:",),
     scanned=True,
 )

@@ -14,6 +14,7 @@ by its other keys.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -39,19 +40,6 @@ _LATEST = "_latest"
 _WRITE_FIELDS = frozenset({"thread_id", "checkpoint_id", "task_id", "channel"})
 _PARTS = {"checkpoint": "checkpoint", "checkpoint_write": "write", "checkpoint_latest": "pointer",
           "write_keys_zset": "write list", "write_registry": "write list"}  # fmt: skip
-
-
-def names(session: str) -> Iterable[str]:
-    """Return the pointer of the graph itself, and the shallow saver's keys; the others carry ids of their own."""
-    return (f"checkpoint_latest:{session}:{ROOT}", f"checkpoint:{session}:", f"write_registry:{session}:{ROOT}{_END}")
-
-
-def is_shallow_name(name: str) -> bool:
-    """Return whether a key's name is one of the shallow saver: its checkpoint, or the list of its writes."""
-    pieces = name_parts(name, REDIS_KINDS)
-    return pieces is not None and (
-        pieces.kind == "write_registry" or (pieces.kind == "checkpoint" and pieces.rest[-1:] == ":")
-    )
 
 
 def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
@@ -151,87 +139,76 @@ def _kind(name: str, stored: SessionValues) -> str:
     return "shallow" if not rest or rest == document.get("checkpoint_ns") else "checkpoint"
 
 
-def _by_kind(stored: SessionValues) -> dict[str, dict[str, RedisValue | None]]:
-    found: dict[str, dict[str, RedisValue | None]] = {}
-    for name, raw in stored.keys.items():
-        found.setdefault(_kind(name, stored), {})[name] = raw
-    return found
+class _Thread:
+    """The keys of one thread by their kind, and the names of those that each thread has."""
 
+    def __init__(self, stored: SessionValues) -> None:
+        self.stored, owner = stored, stored.owner
+        self.kinds: defaultdict[str, dict[str, RedisValue | None]] = defaultdict(dict)
+        heads = [f"{owner.prefix}checkpoint"]
+        for name, raw in stored.keys.items():
+            kind = _kind(name, stored)
+            self.kinds[kind][name] = raw
+            pieces = pieces_of(name, owner.session)
+            if raw and pieces and kind in ("checkpoint", "shallow", "pointer"):
+                heads.insert(-1, pieces.prefix + pieces.kind.removesuffix(_LATEST if kind == "pointer" else ""))
+        self.shallow = not self.exists("checkpoint", "pointer") and self.exists("shallow", "registry")
+        self.checkpoint = f"{heads[0]}:{owner.session}:"
+        self.pointer = f"{heads[0]}{_LATEST}:{owner.session}:{ROOT}"
+        registry = f"{owner.prefix}write_registry:{owner.session}:{ROOT}{_END}"
+        self.registry = next((name for name in stored.keys if name.endswith(_END)), registry)
 
-def _exists(keys: Mapping[str, RedisValue | None] | None) -> bool:
-    return any(raw is not None for raw in (keys or {}).values())
+    def exists(self, *kinds: str) -> bool:
+        """Return whether the thread has a key of one of these kinds."""
+        return any(raw is not None for kind in kinds for raw in self.kinds[kind].values())
 
-
-def is_shallow(stored: SessionValues) -> bool:
-    """Return whether the shallow saver wrote the thread: it has one checkpoint without an id, or a registry."""
-    found = _by_kind(stored)
-    if _exists(found.get("checkpoint")) or _exists(found.get("pointer")):
-        return False
-    return _exists(found.get("shallow")) or _exists(found.get("registry"))
-
-
-def _head(stored: SessionValues) -> str:
-    """Return the word for checkpoints with its prefix, as the thread's own keys have it."""
-    for name, raw in stored.keys.items():
-        kind = _kind(name, stored) if raw else ""
-        pieces = pieces_of(name, stored.owner.session)
-        if pieces and kind in ("checkpoint", "shallow", "pointer"):
-            return pieces.prefix + (pieces.kind.removesuffix(_LATEST) if kind == "pointer" else pieces.kind)
-    return f"{stored.owner.prefix}checkpoint"
-
-
-def _pointer_name(stored: SessionValues) -> str:
-    return f"{_head(stored)}{_LATEST}:{stored.owner.session}:{ROOT}"
-
-
-def _registry_name(stored: SessionValues) -> str:
-    found = (name for name in stored.keys if name.endswith(_END))
-    return next(found, f"{stored.owner.prefix}write_registry:{stored.owner.session}:{ROOT}{_END}")
+    def write_list(self, rest: str) -> KeyRequest:
+        """Return the list of a checkpoint's writes: it has a prefix only if the lists that were read have it."""
+        lists = {**self.kinds["write list"], **self.kinds["registry"]}
+        own = next((name for name in lists if name.endswith(f"write_keys_zset:{rest}")), None)
+        heads = {name.partition("write_keys_zset:")[0] for name, raw in lists.items() if raw}
+        default = f"{next(iter(heads), self.stored.owner.prefix)}write_keys_zset:{rest}"
+        return KeyRequest(own or default, "write list", kind="zset")
 
 
 def siblings(stored: SessionValues) -> Iterable[KeyRequest]:
     """Return the keys of the saver, or of both while only writes are known, and whatever pointers and lists name."""
-    found = _by_kind(stored)
-    full = _exists(found.get("checkpoint")) or _exists(found.get("pointer")) or _exists(found.get("write list"))
-    if full or not is_shallow(stored):
-        yield KeyRequest(_pointer_name(stored), "pointer", kind="string")
+    thread, session = _Thread(stored), stored.owner.session
+    full = thread.exists("checkpoint", "pointer", "write list")
+    if full or not thread.shallow:
+        yield KeyRequest(thread.pointer, "pointer", kind="string")
     if not full:
-        yield KeyRequest(f"{_head(stored)}:{stored.owner.session}:", "checkpoint")
-        yield KeyRequest(_registry_name(stored), "write list", kind="zset")
-    lists = {**found.get("write list", {}), **found.get("registry", {})}
-    for raw in lists.values():
+        yield KeyRequest(thread.checkpoint, "checkpoint")
+        yield KeyRequest(thread.registry, "write list", kind="zset")
+    for raw in (*thread.kinds["write list"].values(), *thread.kinds["registry"].values()):
         yield from (KeyRequest(member, "write") for member in (raw.scores if raw else ()))
-    yield from (KeyRequest(to_name(raw.data), "checkpoint") for raw in found.get("pointer", {}).values() if raw)
-    for name in found.get("write", {}):
-        pieces = pieces_of(name, stored.owner.session)
-        if pieces and not is_shallow(stored):
-            yield KeyRequest(_write_list(stored, pieces.rest.rsplit(":", 2)[0], lists), "write list", kind="zset")
-    for name, raw in found.get("checkpoint", {}).items():
-        pieces = pieces_of(name, stored.owner.session)
+    yield from (KeyRequest(to_name(raw.data), "checkpoint") for raw in thread.kinds["pointer"].values() if raw)
+    for name in () if thread.shallow else thread.kinds["write"]:
+        if pieces := pieces_of(name, session):
+            yield thread.write_list(pieces.rest.rsplit(":", 2)[0])
+    for name, raw in thread.kinds["checkpoint"].items():
+        pieces = pieces_of(name, session)
         if raw and pieces and peek(raw).get("has_writes") is True:
-            yield KeyRequest(_write_list(stored, pieces.rest, lists), "write list", kind="zset")
-
-
-def _write_list(stored: SessionValues, rest: str, lists: Mapping[str, RedisValue | None]) -> str:
-    """Return the name of a checkpoint's list of writes: it has a prefix only if the lists that were read have it."""
-    own = next((name for name in lists if name.endswith(f"write_keys_zset:{rest}")), None)
-    heads = {name.partition("write_keys_zset:")[0] for name, raw in lists.items() if raw}
-    return own or f"{next(iter(heads), stored.owner.prefix)}write_keys_zset:{rest}"
+            yield thread.write_list(pieces.rest)
 
 
 def decode(stored: SessionValues) -> Iterator[Item]:
     """Yield the messages of the latest checkpoint, and what is missing around it."""
-    yield from (_decode_shallow if is_shallow(stored) else _decode_full)(stored)
+    thread = _Thread(stored)
+    yield from _decode_shallow(thread) if thread.shallow else _decode_full(thread)
+    yield from write_problems(thread.kinds["write"])
 
 
-def _decode_full(stored: SessionValues) -> Iterator[Item]:
-    found = _by_kind(stored)
-    documents, problems = checkpoints(found.get("checkpoint", {}).values())
+def _decode_full(thread: _Thread) -> Iterator[Item]:
+    stored, kept = thread.stored, thread.kinds["checkpoint"]
+    documents, problems = checkpoints(kept.values())
     yield from problems
-    yield from _pointer_problems(stored, documents)
-    pointed = _pointed(stored)
-    latest = pointed if pointed in documents else _newest(documents)
-    if latest:
+    roots = [name for name, document in documents.items() if document.get("checkpoint_ns") in (ROOT, "", None)]
+    newest = next(reversed(roots or list(documents)), "")
+    yield from _pointer_problems(thread, newest, len(documents))
+    pointer = stored.get(thread.pointer)
+    pointed = to_name(pointer.data) if pointer else ""
+    if latest := pointed if pointed in documents else newest:
         if problems and latest != pointed:
             yield Note("the latest checkpoint cannot be read; this is the newest state that can be")
         yield from state_items(documents[latest], latest)
@@ -239,62 +216,47 @@ def _decode_full(stored: SessionValues) -> Iterator[Item]:
         stored, {name: str(each.get("parent_checkpoint_id") or "") for name, each in documents.items()}
     )
     # The shallow saver keeps no such lists; if it wrote to the thread too, only stored checkpoints need one.
-    both = _exists(found.get("shallow")) or _exists(found.get("registry"))
-    for name, raw in found.get("write list", {}).items():
+    both = thread.exists("shallow", "registry")
+    for name, raw in thread.kinds["write list"].items():
         rest = name.partition("write_keys_zset:")[2]
-        if raw is None and not (both and not any(key.endswith(rest) for key in found.get("checkpoint", {}))):
+        if raw is None and not (both and not any(key.endswith(rest) for key in kept)):
             yield Problem("dangling", name, "a checkpoint has writes, and the list of them no longer exists")
-    yield from write_problems(found.get("write", {}))
 
 
-def _pointed(stored: SessionValues) -> str:
-    pointer = stored.get(_pointer_name(stored))
-    return to_name(pointer.data) if pointer else ""
-
-
-def _newest(documents: dict[str, dict[str, Any]]) -> str | None:
-    roots = [name for name, document in documents.items() if document.get("checkpoint_ns") in (ROOT, "", None)]
-    return roots[-1] if roots else next(reversed(documents), None)
-
-
-def _pointer_problems(stored: SessionValues, documents: dict[str, dict[str, Any]]) -> Iterator[Problem]:
-    name = _pointer_name(stored)
-    pointer, newest = stored.get(name), _newest(documents)
+def _pointer_problems(thread: _Thread, newest: str, count: int) -> Iterator[Problem]:
+    pointer = thread.stored.get(thread.pointer)
     option = "KEEPTTL" if pointer else "EX <the checkpoints' TTL in seconds>"
-    repair = f"SET {quoted(name)} {quoted(newest or '')} {option}"
     if pointer is None:
         reason = "the pointer to the latest checkpoint no longer exists: the library shows an empty thread"
-    elif stored.get(to_name(pointer.data)) is None:
+    elif thread.stored.get(to_name(pointer.data)) is None:
         reason = "the pointer names a checkpoint that does not exist: the library shows an empty thread"
     else:
         return
     if newest:
-        reason += f"; recoverable: the checkpoints are still there ({len(documents)} of them)"
-    yield Problem("dangling", name, reason, repair if newest else "")
+        reason += f"; recoverable: the checkpoints are still there ({count} of them)"
+    repair = f"SET {quoted(thread.pointer)} {quoted(newest)} {option}" if newest else ""
+    yield Problem("dangling", thread.pointer, reason, repair)
 
 
-def _decode_shallow(stored: SessionValues) -> Iterator[Item]:
-    found = _by_kind(stored)
-    name = f"{_head(stored)}:{stored.owner.session}:"
-    raw = stored.get(name)
+def _decode_shallow(thread: _Thread) -> Iterator[Item]:
+    raw, writes = thread.stored.get(thread.checkpoint), thread.kinds["write"]
     if raw is None:
-        yield Problem("dangling", name, "the writes exist and the checkpoint does not: the thread is empty")
-    else:
-        documents, problems = checkpoints([raw])
-        yield from problems
-        for document in documents.values():
-            yield from state_items(document, name)
-    registry, writes = _registry_name(stored), found.get("write", {})
-    if stored.get(registry) is None and writes:
+        reason = "the writes exist and the checkpoint does not: the thread is empty"
+        yield Problem("dangling", thread.checkpoint, reason)
+    documents, problems = checkpoints([raw])
+    yield from problems
+    for name, document in documents.items():
+        yield from state_items(document, name)
+    if thread.stored.get(thread.registry) is None and writes:
         reason = f"the list of the thread's {len(writes)} pending writes no longer exists; recoverable: the writes do"
-        repair = f"ZADD {quoted(registry)} " + " ".join(f"{name.rpartition(':')[2]} {quoted(name)}" for name in writes)
-        yield Problem("dangling", registry, reason, repair)
-    yield from write_problems(found.get("write", {}))
+        members = " ".join(f"{name.rpartition(':')[2]} {quoted(name)}" for name in writes)
+        yield Problem("dangling", thread.registry, reason, f"ZADD {quoted(thread.registry)} {members}")
 
 
 def _name_of(stored: SessionValues) -> str:
-    return SHALLOW if is_shallow(stored) else STORE
+    return SHALLOW if _Thread(stored).shallow else STORE
 
 
 FORMAT = Format(store=STORE, kinds=(*DOCUMENT_KINDS, "zset"), recognise=recognise, siblings=siblings, decode=decode,
-                names=names, scanned=True, name_of=_name_of)  # fmt: skip
+                names=("checkpoint_latest:{id}:__empty__", "checkpoint:{id}:", "write_registry:{id}:__empty__:shallow"),
+                scanned=True, name_of=_name_of)  # fmt: skip

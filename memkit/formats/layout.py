@@ -1,12 +1,12 @@
 """Stores with keys and messages of a known shape, described as data: see ``layouts`` for the entries.
 
-A pattern holds ``{id}`` for the session's id, ``{#}`` for digits and ``{*}`` for any text.
+A pattern holds ``{id}`` for the session's id, ``{#}`` for digits, ``{ulid}`` for a ULID and ``{*}`` for any text.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import cache, partial
 from typing import Any
@@ -25,24 +25,20 @@ from memkit.formats.model import (
     few,
     text_or_none,
 )
-from memkit.formats.parsing.any_message import messages_of
-from memkit.formats.parsing.conversation import Entry, find_entries, in_order
-from memkit.formats.parsing.documents import messages, misshapen, peek, read_or_salvage, wrong_kind
+from memkit.formats.parsing.any_message import messages_of, read_any
+from memkit.formats.parsing.conversation import Entry, find_entries, in_order, trailing_number
+from memkit.formats.parsing.documents import messages, misshapen, peek, read, read_or_salvage, wrong_kind
 from memkit.formats.parsing.element_shapes import missing
-from memkit.formats.parsing.list_elements import Convert, sample, turns
+from memkit.formats.parsing.list_elements import Convert, Turns, sample, turns
 from memkit.formats.parsing.payload import open_payload, read_document
 from memkit.policy import ExpiryPolicy
 from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue, to_name
 
-_TOKEN = re.compile(r"(\{id\}|\{#\}|\{\*\})")
+_TOKENS = {"{#}": r"\d+", "{*}": ".+?", "{ulid}": "[0-9A-HJKMNP-TV-Z]{26}"}
+_TOKEN = re.compile(r"(\{(?:id|#|\*|ulid)\})")
 _ANY_PREFIX = rf"(?:.*?[{re.escape(SEPARATORS)}])??"
 _NOTHING = (b"", b"null", b"{}", b"[]")
 MESSAGES, MESSAGE, IDS = "messages", "message", "ids"
-
-
-def read_any(value: dict[str, Any], key: str) -> Sequence[Turn] | str:
-    """Return an object's messages, whatever its fields are called, or the reason if it is none."""
-    return messages_of(value, key)[0] or "no field of it gives a role and a text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +56,15 @@ class Key:
 
     pattern: str
     _: KW_ONLY
-    kinds: tuple[str, ...]
+    kinds: tuple[str, ...] = DOCUMENT_KINDS
     part: str = "primary"
-    fields: frozenset[str] = frozenset()
+    fields: tuple[str, ...] = ()
     holds: str = ""
     shared: bool = False
+
+    def name(self, stored: SessionValues) -> str:
+        """Return the name of the session's key; tokens other than the id remain in it."""
+        return stored.owner.prefix + self.pattern.replace("{id}", stored.owner.session)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,12 +80,16 @@ class Layout:
         id_field: The field of a document that holds the session's id.
         messages_field: The field of a document that holds the messages; empty if the document is the array, or if the
             messages are to be searched.
+        looks: Whether an object is one of this store's, if the names of its fields do not suffice.
+        lacks: Returns what an object lacks to be one of this store's messages, or None.
         skip: Whether an object is no message but part of the session's history all the same.
         convert: Turns one object into messages.
-        looks: Whether an object is one of this store's, if the names of its fields do not suffice.
+        newest_first: Whether the head of a list is the newest message; without it, it is the oldest.
+        loses_calls: Whether the library drops an assistant's tool calls when it writes.
         web_session: Whether the document is a web session, which need not contain a dialogue.
         configured_ttl: Returns the TTL in seconds that a document states, or None.
         notes: Returns what its users should know if a session shows it.
+        name_of: Returns the name to report, if it depends on the session.
     """
 
     store: str
@@ -95,12 +99,16 @@ class Layout:
     default_ttl: str | None = None
     id_field: str = ""
     messages_field: str = ""
+    looks: Callable[[Mapping[str, Any]], bool] | None = None
+    lacks: Callable[[Mapping[str, Any]], str | None] | None = None
     skip: Callable[[Mapping[str, Any]], bool] | None = None
     convert: Convert = read_any
-    looks: Callable[[Mapping[str, Any]], bool] | None = None
+    newest_first: Callable[[RedisValue], bool] | None = None
+    loses_calls: bool = False
     web_session: bool = False
     configured_ttl: Callable[[Mapping[str, Any]], int | None] | None = None
     notes: Callable[[SessionValues], Iterable[str]] | None = None
+    name_of: Callable[[SessionValues], str] | None = None
 
     def format(self) -> Format:
         """Return the layout as a format that can be registered."""
@@ -111,21 +119,24 @@ class Layout:
             recognise=partial(_recognise, self),
             siblings=partial(_siblings, self),
             decode=partial(_decode, self),
-            names=partial(_names, self),
+            names=tuple(name for key in own if not _is_open(name := self.prefix + key.pattern)),
             scanned=any(_is_open(key.pattern) for key in own),
-            prefix=self.prefix if not _is_open(self.prefix) else "",
+            prefix="" if _is_open(self.prefix) else self.prefix,
+            loses_calls=self.loses_calls,
             ttl_option=bool(self.ttl_unit),
+            name_of=self.name_of,
         )
+
+    def read(self, value: dict[str, Any], key: str) -> Turns | str | None:
+        """Return an object's messages, None if it is none of the dialogue, or what it lacks to be one."""
+        if lacks := self.lacks(value) if self.lacks else None:
+            return lacks
+        return None if self.skip and self.skip(value) else self.convert(value, key)
 
 
 def _is_open(pattern: str) -> bool:
     """Return whether a pattern has a part beside the id that cannot be derived from it."""
-    return "{*}" in pattern or "{#}" in pattern
-
-
-def _names(layout: Layout, session: str) -> Iterable[str]:
-    patterns = (layout.prefix + key.pattern for key in layout.keys if not key.shared)
-    return tuple(pattern.replace("{id}", session) for pattern in patterns if not _is_open(pattern))
+    return any(token in pattern for token in _TOKENS)
 
 
 @cache
@@ -134,10 +145,9 @@ def _regex(prefix: str, pattern: str, session: str | None) -> re.Pattern[str]:
 
 
 def _translated(pattern: str, session: str | None) -> str:
-    *_, last = pieces = _TOKEN.split(pattern)
-    any_id = "(?P<id>.+)" if not last and pieces[-2:-1] == ["{id}"] else "(?P<id>.+?)"
-    tokens = {"{id}": f"(?P<id>{re.escape(session)})" if session else any_id, "{#}": r"\d+", "{*}": ".+?"}
-    return "".join(tokens.get(piece) or re.escape(piece) for piece in pieces)
+    any_id = "(?P<id>.+)" if pattern.endswith("{id}") else "(?P<id>.+?)"
+    tokens = {**_TOKENS, "{id}": f"(?P<id>{re.escape(session)})" if session else any_id}
+    return "".join(tokens.get(piece) or re.escape(piece) for piece in _TOKEN.split(pattern))
 
 
 def _recognise(layout: Layout, raw: RedisValue, wanted: str | None) -> KeyOwner | None:
@@ -167,11 +177,14 @@ def _looks_alike(layout: Layout, key: Key, raw: RedisValue) -> bool:
     if raw.kind == "list":
         values: list[Mapping[str, Any]] = list(sample(raw))
     elif not all(field.encode() in raw.data for field in key.fields):
-        return _is_broken(layout, key, raw)  # without parsing: most documents are of other stores
+        values = []  # without parsing: most documents are of other stores
     else:
         values = _objects(raw)
-    alike = sum(key.fields <= value.keys() and (layout.looks is None or layout.looks(value)) for value in values)
-    return 2 * alike > len(values) or (raw.kind in DOCUMENT_KINDS and _is_broken(layout, key, raw))
+    named = [each for each in values if all(field in each for field in key.fields)]
+    alike = sum(layout.looks is None or layout.looks(each) for each in named)
+    if raw.kind == "list":  # the name decides only if no element can be read
+        return 2 * alike >= len(values) if alike else not values and raw.name.startswith(layout.prefix or "\0")
+    return 2 * alike > len(values) or _is_broken(layout, key, raw)
 
 
 def _is_broken(layout: Layout, key: Key, raw: RedisValue) -> bool:
@@ -181,8 +194,8 @@ def _is_broken(layout: Layout, key: Key, raw: RedisValue) -> bool:
         return False
     if raw.data.strip() in _NOTHING:
         return not raw.unread_reason
-    own = (layout.id_field, *key.fields)
-    return any(raw.data.startswith(f'{{"{field}"'.encode()) for field in own)
+    begins = raw.data.startswith(tuple(f'{{"{field}"'.encode() for field in (layout.id_field, *key.fields)))
+    return begins or 2 * sum(f'"{field}"'.encode() in raw.data for field in key.fields) > len(key.fields)
 
 
 def _objects(raw: RedisValue) -> list[Mapping[str, Any]]:
@@ -192,24 +205,21 @@ def _objects(raw: RedisValue) -> list[Mapping[str, Any]]:
 
 
 def _siblings(layout: Layout, stored: SessionValues) -> Iterator[KeyRequest]:
-    prefix, session = stored.owner.prefix, stored.owner.session
     listed = _listed(layout, stored)
     for key in layout.keys:
-        name = key.pattern.replace("{id}", session)
-        if not _is_open(key.pattern):
-            only = (session,) if key.shared else ()
-            yield KeyRequest(prefix + name, key.part, only, shared=key.shared)
-        elif key.pattern.count("{*}") == 1 and "{#}" not in key.pattern:
-            yield from (KeyRequest(prefix + name.replace("{*}", uid), key.part) for uid in listed)
+        name = key.name(stored)
+        if _is_open(key.pattern):
+            yield from (KeyRequest(name.replace("{*}", uid), key.part) for uid in listed)
+        else:
+            yield KeyRequest(name, key.part, (stored.owner.session,) if key.shared else (), shared=key.shared)
 
 
 def _listed(layout: Layout, stored: SessionValues) -> list[str]:
     """Return the ids of messages in the order of the key that lists them."""
-    for key in layout.keys:
-        raw = stored.get(stored.owner.prefix + key.pattern.replace("{id}", stored.owner.session))
-        if key.holds == IDS and raw:
-            in_order = sorted(raw.scores, key=lambda uid: (raw.scores[uid], uid))
-            return in_order if raw.kind == "zset" else [to_name(element).strip('"') for element in raw.elements]
+    for raw in (stored.get(key.name(stored)) for key in layout.keys if key.holds == IDS):
+        if raw and raw.kind == "zset":
+            return sorted(raw.scores, key=lambda uid: (raw.scores[uid], uid))
+        return [to_name(element).strip('"') for element in raw.elements] if raw else []
     return []
 
 
@@ -217,19 +227,15 @@ def _key_of(layout: Layout, stored: SessionValues, raw: RedisValue) -> Key | Non
     """Return which kind of key of the session a key is."""
     rest = raw.name.removeprefix(stored.owner.prefix)
     for key in layout.keys:
-        pattern = _translated(key.pattern, stored.owner.session)
-        if re.fullmatch(pattern, rest, re.DOTALL) and (not key.fields or raw.kind == "list" or _fits(key, raw)):
-            return key
+        if re.fullmatch(_translated(key.pattern, stored.owner.session), rest, re.DOTALL):
+            objects = _objects(raw) if key.fields and raw.kind != "list" else []
+            if not objects or any(field in each for each in objects for field in key.fields):
+                return key
     return None
 
 
-def _fits(key: Key, raw: RedisValue) -> bool:
-    objects = _objects(raw)
-    return not objects or any(key.fields & value.keys() for value in objects)
-
-
 def _decode(layout: Layout, stored: SessionValues) -> Iterator[Item]:
-    single: dict[str, tuple[Entry, RedisValue]] = {}
+    single: dict[str, Entry] = {}
     for raw in stored.keys.values():
         key = _key_of(layout, stored, raw) if raw and not raw.unread_reason else None
         if raw is None or key is None:
@@ -237,28 +243,23 @@ def _decode(layout: Layout, stored: SessionValues) -> Iterator[Item]:
         if raw.kind not in key.kinds:
             yield wrong_kind(raw, f"a {key.kinds[0]}")
         elif key.holds == MESSAGES and raw.kind == "list":
-            yield from turns(raw, partial(_converted, layout), store=layout.store)
+            newest_first = layout.newest_first is not None and layout.newest_first(raw)
+            yield from turns(raw, layout.read, store=layout.store, newest_first=newest_first)
         elif key.holds == MESSAGES:
             yield from _from_document(layout, raw)
         elif key.holds == MESSAGE:
-            value, problems = read_document(raw)
+            value, problems = read(raw)
             yield from problems
-            found = _converted(layout, value, raw.name) if isinstance(value, dict) else None
+            found = None if value is None else layout.read(value, raw.name)
             if isinstance(found, str):
                 yield misshapen(raw.name, found)
-            elif found is not None:
-                single[raw.name] = (
-                    Entry([found] if isinstance(found, Turn) else list(found), messages_of(value, raw.name)[1]),
-                    raw,
-                )
-        elif key.kinds == DOCUMENT_KINDS or key.fields:
+            elif value is not None and found is not None:
+                shown = [found] if isinstance(found, Turn) else list(found)
+                single[raw.name] = Entry(shown, messages_of(value, raw.name)[1])
+        elif raw.kind in DOCUMENT_KINDS and key.fields:
             yield from read_document(raw)[1]
-    yield from _in_order(layout, stored, {name: entry for name, (entry, _) in single.items()})
+    yield from _a_key_each(layout, stored, single)
     yield from (Note(text) for text in (layout.notes(stored) if layout.notes else ()))
-
-
-def _converted(layout: Layout, value: dict[str, Any], key: str) -> Turn | Iterable[Turn] | str | None:
-    return None if layout.skip and layout.skip(value) else layout.convert(value, key)
 
 
 def _from_document(layout: Layout, raw: RedisValue) -> Iterator[Item]:
@@ -279,27 +280,20 @@ def _from_document(layout: Layout, raw: RedisValue) -> Iterator[Item]:
             lacks = missing(value, (layout.messages_field,), kind=list) if layout.messages_field else None
             yield misshapen(raw.name, lacks or "it has no array of messages")
         what = layout.messages_field.removesuffix("s") or "message"
-        yield from messages(a_list(array), raw.name, partial(_converted, layout), what)
+        yield from messages(a_list(array), raw.name, layout.read, what)
 
 
-def _in_order(layout: Layout, stored: SessionValues, single: Mapping[str, Entry]) -> Iterator[Item]:
+def _a_key_each(layout: Layout, stored: SessionValues, single: Mapping[str, Entry]) -> Iterator[Item]:
     """Yield messages that have a key each: in the order of the key that lists them, or of their times and numbers."""
-    pattern = next((key.pattern for key in layout.keys if key.holds == MESSAGE), "")
-    head = stored.owner.prefix + pattern.replace("{id}", stored.owner.session)
-    listed = {head.replace("{*}", uid): uid for uid in _listed(layout, stored)} if pattern else {}
-    lost = [name for name in listed if name in stored.keys and stored.get(name) is None]
-    rest = sorted((name for name in single if name not in listed), key=lambda name: _place(name, single[name]))
+    names = [key.name(stored) for key in layout.keys if key.holds == MESSAGE]
+    listed = [name.replace("{*}", uid) for name in names for uid in _listed(layout, stored)]
+    rest = sorted(single.keys() - set(listed),
+                  key=lambda name: (single[name].place or 0.0, trailing_number(name) or 0, name))  # fmt: skip
     for name in [*(name for name in listed if name in single), *rest]:
         yield from single[name].turns
-    order = next((stored.owner.prefix + key.pattern.replace("{id}", stored.owner.session)
-                  for key in layout.keys if key.holds == IDS), "")  # fmt: skip
-    if order in stored.keys and stored.get(order) is None and single:
-        yield Problem("dangling", order, "the messages exist, the key that lists them in their order does not")
-    yield from few(
-        Problem("dangling", name, "the session lists this message, and its key no longer exists") for name in lost
-    )
-
-
-def _place(name: str, entry: Entry) -> tuple[float, int, str]:
-    number = re.search(r"(\d+)$", name)
-    return entry.place or 0.0, int(number[1]) if number else 0, name
+    for order in (key.name(stored) for key in layout.keys if key.holds == IDS):
+        if order in stored.keys and stored.get(order) is None and single:
+            yield Problem("dangling", order, "the messages exist, the key that lists them in their order does not")
+    lost = [name for name in listed if name in stored.keys and stored.get(name) is None]
+    reason = "the session lists this message, and its key no longer exists"
+    yield from few(Problem("dangling", name, reason) for name in lost)

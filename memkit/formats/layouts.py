@@ -10,23 +10,24 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from memkit.formats import ag2, google_adk, llama_index
+from memkit.formats import ag2, langchain_community
 from memkit.formats.layout import IDS, MESSAGE, MESSAGES, Key, Layout
-from memkit.formats.model import SessionValues, one_of
-from memkit.formats.parsing import element_shapes
+from memkit.formats.model import SessionValues, a_dict, one_of
+from memkit.formats.parsing.documents import peek
+from memkit.formats.parsing.element_shapes import SHAPES, adk_lacks, llama_index_lacks
+from memkit.formats.parsing.langchain_message import langchain_redis_turn, typed_turn
 from memkit.policy import MAX_TTL_MS
-from memkit.readonly.values import DOCUMENT_KINDS, RedisValue, to_name
+from memkit.readonly.values import RedisValue, to_name
 
-_LIST, _SET, _ZSET, _STRING = ("list",), ("set",), ("zset",), ("string",)
-
-
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
+_LIST, _SET, _ZSET = ("list",), ("set",), ("zset",)
 _LANGCHAIN4J_TYPES = frozenset({"USER", "AI", "SYSTEM", "TOOL_EXECUTION_RESULT", "CUSTOM"})
 _MAX_SPRING_MESSAGES = 1_000
 """RedisChatMemoryRepository.findByConversationId asks the index for so many messages, the oldest first."""
+
+
+def _lost_calls_note(stored: SessionValues) -> Iterable[str]:
+    if any(raw and peek(raw).get("type") == "tool" for raw in stored.keys.values()):
+        yield "langchain-redis does not store an assistant's tool calls: results stand alone, which is not damage"
 
 
 def _spring_notes(stored: SessionValues) -> Iterable[str]:
@@ -43,28 +44,51 @@ def _summary_note(stored: SessionValues) -> Iterable[str]:
 
 
 LAYOUTS: tuple[Layout, ...] = (
+    # langchain-community 0.4.2; @langchain/redis 1.1.2 and google-memorystore 0.3.0 write no prefix. An EXPIRE after
+    # each write sets the TTL; if that is lost, the session is persistent.
+    Layout(
+        store=langchain_community.STORE,
+        prefix=langchain_community.PREFIX,
+        keys=(Key("{id}", kinds=_LIST, fields=("type", "data"), holds=MESSAGES),),
+        looks=SHAPES["langchain-community"],
+        convert=typed_turn,
+        newest_first=langchain_community.is_newest_first,
+        notes=langchain_community.notes,
+        name_of=langchain_community.name_of,
+    ),
+    # langchain-redis 0.2.6: a document a message, each with a TTL of its own that nothing renews.
+    Layout(
+        store="langchain-redis",
+        prefix="chat:",
+        keys=(Key("{id}:{ulid}", part="message", fields=("type", "data", "message_id", "session_id"), holds=MESSAGE),),
+        id_field="session_id",
+        convert=langchain_redis_turn,
+        loses_calls=True,
+        notes=_lost_calls_note,
+    ),
     # llama-index-storage-chat-store-redis 0.8.0; the key is the session's id, without any prefix.
     Layout(
         store="llama-index",
-        keys=(Key("{id}", kinds=_LIST, fields=_names("role"), holds=MESSAGES),),
-        looks=element_shapes.SHAPES["llama-index"],
-        convert=llama_index.turn,
+        keys=(Key("{id}", kinds=_LIST, fields=("role",), holds=MESSAGES),),
+        looks=SHAPES["llama-index"],
+        lacks=llama_index_lacks,
     ),
     # google-adk-redis 0.1.5: one document a session, ``session:<app>:<user>:<id>``, renewed by each write.
     Layout(
         store="google-adk-redis",
         prefix="session:{*}:{*}:",
-        keys=(Key("{id}", kinds=_STRING, fields=_names("app_name events"), holds=MESSAGES),),
+        keys=(Key("{id}", fields=("app_name", "events"), holds=MESSAGES),),
         default_ttl="1h",
         id_field="id",
         messages_field="events",
-        convert=google_adk.turn,
+        lacks=adk_lacks,
+        skip=lambda event: not a_dict(event.get("content")).get("parts"),
     ),
     # ag2 1.2.1.
     Layout(
         store="ag2",
         prefix="ag2:stream:",
-        keys=(Key("{id}", kinds=_LIST, fields=_names("__event__"), holds=MESSAGES),),
+        keys=(Key("{id}", kinds=_LIST, fields=("__event__",), holds=MESSAGES),),
         ttl_unit="",
         convert=ag2.turn,
     ),
@@ -73,10 +97,8 @@ LAYOUTS: tuple[Layout, ...] = (
         store="vercel-chat-sdk",
         prefix="chat-sdk:",
         keys=(
-            Key("list:msg-history:{id}", kinds=_LIST, part="messages", fields=_names("_type author"), holds=MESSAGES),
-            Key(
-                "list:msg-history:{*}:{id}", kinds=_LIST, part="messages", fields=_names("_type author"), holds=MESSAGES
-            ),
+            Key("list:msg-history:{id}", kinds=_LIST, part="messages", fields=("_type", "author"), holds=MESSAGES),
+            Key("list:msg-history:{*}:{id}", kinds=_LIST, part="messages", fields=("_type", "author"), holds=MESSAGES),
             Key("subscriptions", kinds=_SET, part="shared subscriptions", shared=True),
         ),
         ttl_unit="ms",
@@ -86,16 +108,10 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         store="mastra-redis",
         keys=(
-            Key(
-                "mastra_messages:threadId:{id}:id:{*}",
-                kinds=_STRING,
-                part="message",
-                fields=_names("threadId content"),
-                holds=MESSAGE,
-            ),
-            Key("mastra_threads:id:{id}", kinds=_STRING, part="thread", fields=_names("id resourceId")),
+            Key("mastra_messages:threadId:{id}:id:{*}", part="message", fields=("threadId", "content"), holds=MESSAGE),
+            Key("mastra_threads:id:{id}", part="thread", fields=("id", "resourceId")),
             Key("thread:{id}:messages", kinds=_ZSET, part="order", holds=IDS),
-            Key("msg-idx:{*}", kinds=_STRING, part="message index", holds="", shared=False),
+            Key("msg-idx:{*}", part="message index"),
         ),
         ttl_unit="",
     ),
@@ -104,7 +120,7 @@ LAYOUTS: tuple[Layout, ...] = (
         store="agentscope-storage",
         prefix="agentscope:user:{*}:session:",
         keys=(
-            Key("{id}:messages", kinds=_LIST, part="messages", fields=_names("role content"), holds=MESSAGES),
+            Key("{id}:messages", kinds=_LIST, part="messages", fields=("role", "content"), holds=MESSAGES),
             Key("{id}:message_ids", kinds=_SET, part="message ids"),
         ),
     ),
@@ -114,7 +130,7 @@ LAYOUTS: tuple[Layout, ...] = (
         prefix="user_id:{*}:session:",
         keys=(
             Key("{id}:messages", kinds=_LIST, part="order", holds=IDS),
-            Key("{id}:msg:{*}", kinds=_STRING, part="message", fields=_names("role content"), holds=MESSAGE),
+            Key("{id}:msg:{*}", part="message", fields=("role", "content"), holds=MESSAGE),
             Key("{id}:mark:{*}", kinds=_LIST, part="mark"),
             Key("{id}:marks_index", kinds=_SET, part="marks"),
         ),
@@ -124,21 +140,10 @@ LAYOUTS: tuple[Layout, ...] = (
         store="strands-valkey",
         prefix="session:",
         keys=(
-            Key(
-                "{id}:agent:{*}:message:{#}",
-                kinds=DOCUMENT_KINDS,
-                part="message",
-                fields=_names("message message_id"),
-                holds=MESSAGE,
-            ),
-            Key(
-                "{id}:agent:{*}",
-                kinds=DOCUMENT_KINDS,
-                part="agent",
-                fields=_names("agent_id conversation_manager_state"),
-            ),
-            Key("{id}:multi_agent:{*}", kinds=DOCUMENT_KINDS, part="agents", fields=_names("id type")),
-            Key("{id}", kinds=DOCUMENT_KINDS, fields=_names("session_id session_type created_at")),
+            Key("{id}:agent:{*}:message:{#}", part="message", fields=("message", "message_id"), holds=MESSAGE),
+            Key("{id}:agent:{*}", part="agent", fields=("agent_id", "conversation_manager_state")),
+            Key("{id}:multi_agent:{*}", part="agents", fields=("id", "type")),
+            Key("{id}", fields=("session_id", "session_type", "created_at")),
         ),
         ttl_unit="",
     ),
@@ -146,7 +151,7 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         store="agent-memory-server",
         prefix="working_memory:",
-        keys=(Key("{id}", kinds=DOCUMENT_KINDS, fields=_names("messages memories"), holds=MESSAGES),),
+        keys=(Key("{id}", fields=("messages", "memories"), holds=MESSAGES),),
         id_field="session_id",
         messages_field="messages",
         configured_ttl=lambda document: _whole_seconds(document.get("ttl_seconds")),
@@ -157,14 +162,8 @@ LAYOUTS: tuple[Layout, ...] = (
         store="spring-ai",
         prefix="chat-memory:",
         keys=(
-            Key(
-                "{id}:{#}",
-                kinds=DOCUMENT_KINDS,
-                part="message",
-                fields=_names("type content conversation_id"),
-                holds=MESSAGE,
-            ),
-            Key("counter:{id}", kinds=_STRING, part="counter"),
+            Key("{id}:{#}", part="message", fields=("type", "content", "conversation_id"), holds=MESSAGE),
+            Key("counter:{id}", part="counter"),
         ),
         id_field="conversation_id",
         notes=_spring_notes,
@@ -173,20 +172,20 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         store="spring-ai-alibaba",
         prefix="spring_ai_alibaba_chat_memory:",
-        keys=(Key("{id}", kinds=_LIST, fields=_names("messageType text"), holds=MESSAGES),),
+        keys=(Key("{id}", kinds=_LIST, fields=("messageType", "text"), holds=MESSAGES),),
         ttl_unit="",
     ),
     # LangChain4j community: the prefix is empty by default, and each turn rewrites the whole array.
     Layout(
         store="langchain4j",
-        keys=(Key("{id}", kinds=DOCUMENT_KINDS, fields=_names("type"), holds=MESSAGES),),
+        keys=(Key("{id}", fields=("type",), holds=MESSAGES),),
         looks=lambda value: one_of(value.get("type"), _LANGCHAIN4J_TYPES) and not {"data", "role"} & value.keys(),
     ),
     # Rasa 3.6 RedisTrackerStore: actions and slots stand between the messages.
     Layout(
         store="rasa",
         prefix="tracker:",
-        keys=(Key("{id}", kinds=_STRING, fields=_names("events name"), holds=MESSAGES),),
+        keys=(Key("{id}", fields=("events", "name"), holds=MESSAGES),),
         id_field="sender_id",
         messages_field="events",
         skip=lambda event: event.get("event") not in ("user", "bot") or event.get("text") is None,
@@ -195,14 +194,14 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         store="connect-redis",
         prefix="sess:",
-        keys=(Key("{id}", kinds=_STRING, fields=_names("cookie"), holds=MESSAGES),),
+        keys=(Key("{id}", fields=("cookie",), holds=MESSAGES),),
         web_session=True,
         default_ttl="1d",
     ),
     Layout(
         store="flask-session",
         prefix="session:",
-        keys=(Key("{id}", kinds=_STRING, fields=_names("_permanent"), holds=MESSAGES),),
+        keys=(Key("{id}", fields=("_permanent",), holds=MESSAGES),),
         web_session=True,
         default_ttl="31d",
     ),
@@ -210,7 +209,7 @@ LAYOUTS: tuple[Layout, ...] = (
         store="django-session",
         prefix="django.contrib.sessions.cache",
         # django.contrib.sessions.backends.cached_db writes "cached_db" instead of "cache".
-        keys=(Key("d_db{id}", kinds=_STRING, holds=MESSAGES), Key("{id}", kinds=_STRING, holds=MESSAGES)),
+        keys=(Key("d_db{id}", holds=MESSAGES), Key("{id}", holds=MESSAGES)),
         web_session=True,
         default_ttl="14d",
     ),
@@ -223,16 +222,12 @@ def _whole_seconds(value: Any) -> int | None:
 
 def leads(raw: RedisValue) -> tuple[str, ...]:
     """Return the keys that show which session an order, an index or a list of sessions belongs to."""
-    order = re.fullmatch(r"((?:.*?[:/|}])??)thread:(.+):messages", raw.name, re.DOTALL)
-    if order and raw.kind == "zset":
-        return (f"{order[1]}mastra_threads:id:{order[2]}",)
-    index = re.fullmatch(r"((?:.*?[:/|}])??)msg-idx:.+", raw.name, re.DOTALL)
-    if index and raw.kind == "string":
-        return (f"{index[1]}mastra_threads:id:{to_name(raw.data)}",)
-    if raw.kind == "set" and raw.name.endswith("chat-sdk:subscriptions"):
-        return tuple(
-            raw.name.removesuffix("subscriptions") + f"list:msg-history:{each}" for each in sorted(raw.members)
-        )
+    of_mastra = re.fullmatch(r"((?:.*?[:/|}])??)(?:thread:(.+):messages|msg-idx:.+)", raw.name, re.DOTALL)
+    if of_mastra and raw.kind == ("zset" if of_mastra[2] else "string"):
+        return (f"{of_mastra[1]}mastra_threads:id:{of_mastra[2] or to_name(raw.data)}",)
+    base = raw.name.removesuffix("chat-sdk:subscriptions")
+    if raw.kind == "set" and base != raw.name:
+        return tuple(f"{base}chat-sdk:list:msg-history:{each}" for each in sorted(raw.members))
     return ()
 
 
@@ -240,6 +235,4 @@ def vocabulary() -> Iterable[str]:
     """Yield the words of the stores' own names."""
     for layout in LAYOUTS:
         for key in layout.keys:
-            yield from (
-                (layout.prefix + key.pattern).replace("{id}", ":").replace("{*}", ":").replace("{#}", ":").split(":")
-            )
+            yield from re.sub(r"\{[^}]*\}", ":", layout.prefix + key.pattern).split(":")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from memkit.errors import DecodeError
@@ -17,9 +17,11 @@ from memkit.formats.model import (
     Turn,
     seconds,
     split,
+    text_or_none,
 )
+from memkit.formats.parsing.any_message import messages_of
 from memkit.formats.parsing.bounded_json import parse
-from memkit.formats.parsing.chat import chat_turn, dumped
+from memkit.formats.parsing.chat import dumped, role_of
 from memkit.formats.parsing.list_elements import Faults, votes
 from memkit.readonly.values import KeyRequest, RedisValue, to_name
 from memkit.store.encoding import decode_header, is_header, stamp_of
@@ -27,11 +29,6 @@ from memkit.store.operations import vectors_key
 
 STORE = "memkit"
 PREFIX = "session:"
-
-
-def names(session: str) -> Iterable[str]:
-    """Return the name under the prefix that memkit's own examples use; a store's prefix is always chosen."""
-    return (PREFIX + session,)
 
 
 def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
@@ -68,15 +65,14 @@ def decode(stored: SessionValues) -> Iterator[Item]:
     name = stored.owner.prefix + stored.owner.session
     raw = stored.get(name)
     if raw and raw.elements:
-        yield from _header(raw)
-        yield from _messages(raw)
+        yield from _items(raw)
     vectors = _vectors(name)
     if vectors and vectors in stored.keys and stored.get(vectors) is None:
         yield Problem("dangling", vectors, "the session's vectors no longer exist; recoverable: compute them again")
 
 
-def _header(raw: RedisValue) -> Iterator[Item]:
-    head = raw.elements[0]
+def _items(raw: RedisValue) -> Iterator[Item]:
+    head, created_ms = raw.elements[0], None
     try:
         header = decode_header(head, "")
     except (DecodeError, ValueError) as error:
@@ -84,22 +80,11 @@ def _header(raw: RedisValue) -> Iterator[Item]:
         cause = "unknown_schema" if newer else "corrupt"
         reason = "was written by a newer memkit; upgrade this one" if newer else f"is damaged ({len(head):,} bytes)"
         yield Problem(cause, raw.name, f"element 0, the header, {reason}; the messages after it are readable")
-        return
-    yield ConfiguredTtl(header.policy)
-    yield Note(f"the session's own policy: {header.policy}")
-
-
-def _created_ms(raw: RedisValue) -> int:
-    try:
-        created_ms = decode_header(raw.elements[0], "").created_ms
-    except (DecodeError, ValueError):
-        return 0
-    return created_ms if isinstance(created_ms, int) else 0
-
-
-def _messages(raw: RedisValue) -> Iterator[Item]:
-    created_ms = _created_ms(raw)
-    first = 0 if stamp_of(raw.elements[0]) else 1
+    else:
+        created_ms = header.created_ms
+        yield ConfiguredTtl(header.policy)
+        yield Note(f"the session's own policy: {header.policy}")
+    first = 0 if stamp_of(head) else 1
     faults = Faults(raw, len(raw.elements) - first, STORE)
     for index in range(first, len(raw.elements)):
         element = raw.elements[index]
@@ -107,26 +92,33 @@ def _messages(raw: RedisValue) -> Iterator[Item]:
         if stamp is None and not element.startswith(b"["):
             faults.add("corrupt", index, "has no stamp before its messages: another program wrote it")
         after = stamp.bytes if stamp else 0
-        at_s = seconds(created_ms + stamp.after_ms) if stamp and created_ms else None
+        at_s = seconds(created_ms + stamp.after_ms) if stamp and isinstance(created_ms, int) else None
         value = faults.value(index, element[after:], after=after)
         items = value if isinstance(value, list) else [] if value is None else [value]
         for item in items:
             # An integer beyond 64 bits stands in a text that holds the message's JSON.
             message = parse(item.encode("utf-8", "surrogatepass")).value if isinstance(item, str) else item
             if isinstance(message, dict):
-                yield _turn(message, at_s, raw.name)
+                yield from (turn._replace(at_s=at_s) for turn in _turns(message, raw.name))
             else:
                 faults.foreign(index, {}, "a message in it is no JSON object")
     yield from faults.problems()
 
 
-def _turn(message: dict[str, Any], at_s: float | None, key: str) -> Turn:
-    """Return a message; one without content is any object that an application keeps, and shown as it stands."""
-    turn = chat_turn(message, key)
-    text = turn.text if turn.tools or message.get("content") is not None else dumped(message)
-    return turn._replace(at_s=at_s, text=text)
+def _turns(message: dict[str, Any], key: str) -> Sequence[Turn]:
+    """Return a message; one without role and content is any object that an application keeps, and shown as it is."""
+    found = messages_of(message, key)[0] if "role" in message else []
+    if found and (message.get("content") is not None or any(turn.tools for turn in found)):
+        return found
+    return [Turn(role_of(message.get("role")), dumped(message), (), None, text_or_none(message.get("id")), key)]
 
 
 FORMAT = Format(
-    store=STORE, kinds=("list",), recognise=recognise, siblings=siblings, decode=decode, names=names, prefix=PREFIX
+    store=STORE,
+    kinds=("list",),
+    recognise=recognise,
+    siblings=siblings,
+    decode=decode,
+    names=(PREFIX + "{id}",),
+    prefix=PREFIX,
 )

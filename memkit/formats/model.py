@@ -7,6 +7,7 @@ to Redis exactly as it was read.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from memkit.readonly.values import KeyRequest, RedisValue, to_bytes, to_name
 SEPARATORS = ":/|{}.#"
 """The characters between a prefix and an id. ``-`` and ``_`` are not among them because ids contain them too."""
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+REPORTED_PER_CAUSE = 5
 _PLAIN = re.compile(r"[A-Za-z0-9_:./|~@=+-]+", re.ASCII)
 _ISO_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
 _EARLIEST_S, _LATEST_S = 6.3e8, 4.1e9
@@ -74,16 +76,34 @@ class Problem(NamedTuple):
     repair: str = ""
 
 
-REPORTED_PER_CAUSE = 5
+class LikeProblems:
+    """Problems by cause: the first five of each cause are kept, and the others are counted."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, list[Problem]] = {}
+        self._counts: Counter[str] = Counter()
+
+    def add(self, cause: str, key: str, message: str | Callable[[], str]) -> None:
+        """Add a problem; a message that takes time is made by a function, and only if it is kept."""
+        self._counts[cause] += 1
+        kept = self._kept.setdefault(cause, [])
+        if len(kept) < REPORTED_PER_CAUSE:
+            kept.append(Problem(cause, key, message if isinstance(message, str) else message()))
+
+    def report(self, more: str = "more like it") -> Iterator[Problem]:
+        """Yield the problems that were kept, and after those of a cause one that counts the others."""
+        for cause, kept in self._kept.items():
+            yield from kept
+            if self._counts[cause] > len(kept):
+                yield kept[-1]._replace(message=f"… and {self._counts[cause] - len(kept):,} {more}")
 
 
 def few(problems: Iterable[Problem]) -> Iterator[Problem]:
     """Yield five of many like problems, and a sixth that counts the others."""
-    found = list(problems)
-    yield from found[:REPORTED_PER_CAUSE]
-    if len(found) > REPORTED_PER_CAUSE:
-        more = f"… and {len(found) - REPORTED_PER_CAUSE:,} more like it"
-        yield found[REPORTED_PER_CAUSE]._replace(message=more, repair="")
+    found = LikeProblems()
+    for problem in problems:
+        found.add(problem.cause, problem.key, problem.message)
+    return found.report()
 
 
 class Note(NamedTuple):
@@ -126,11 +146,6 @@ class SessionValues(NamedTuple):
         return self.keys.get(name)
 
 
-def no_names(_session: str) -> Iterable[str]:
-    """Return nothing: the names of the keys contain more than the id, so they cannot be derived from it."""
-    return ()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
     """How one store lays out its keys.
@@ -139,9 +154,10 @@ class Format:
         store: The name of the store.
         kinds: The Redis types of its own keys.
         recognise: Returns the owner of a key, by its payload first; the second argument is the id that is searched.
-        siblings: Returns the keys that a session should have, judging by those read so far.
         decode: Yields the messages, oldest first, with problems and notes.
-        names: Returns the exact names that a session's keys have under the library's default prefix.
+        siblings: Returns the keys that a session should have, judging by those read so far.
+        names: The names of a session's keys under the library's default prefix, with ``{id}`` for the id; only those
+            that have nothing else in them.
         scanned: Whether siblings can only be found by SCAN.
         prefix: The library's default prefix, if names begin with one.
         loses_calls: Whether the library drops an assistant's tool calls when it writes.
@@ -152,9 +168,9 @@ class Format:
     store: str
     kinds: tuple[str, ...]
     recognise: Callable[[RedisValue, str | None], KeyOwner | None]
-    siblings: Callable[[SessionValues], Iterable[KeyRequest]]
     decode: Callable[[SessionValues], Iterator[Item]]
-    names: Callable[[str], Iterable[str]] = no_names
+    siblings: Callable[[SessionValues], Iterable[KeyRequest]] = lambda _: ()
+    names: tuple[str, ...] = ()
     scanned: bool = False
     prefix: str = ""
     loses_calls: bool = False

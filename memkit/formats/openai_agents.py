@@ -4,25 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from memkit.formats.model import (
-    Format,
-    Item,
-    KeyOwner,
-    Note,
-    Problem,
-    SessionValues,
-    Tool,
-    Turn,
-    one_of,
-    seconds,
-    split,
-    text_or_none,
-)
-from memkit.formats.parsing.chat import dumped, flatten, role_of
-from memkit.formats.parsing.element_shapes import CALLS, RESULTS, is_item, missing, missing_content
+from memkit.formats.model import Format, Item, KeyOwner, Note, Problem, SessionValues, Turn, seconds, split
+from memkit.formats.parsing.any_message import read_any
+from memkit.formats.parsing.element_shapes import CALLS, RESULTS, is_item, openai_lacks
 from memkit.formats.parsing.list_elements import sample, turns
 from memkit.readonly.values import KeyRequest, RedisValue
 from memkit.render import counted, duration
@@ -33,11 +20,6 @@ LIST = ":messages"
 ENCRYPTED_TTL_S = 600
 """The default of EncryptedSession's ``ttl`` (openai-agents 0.24): it does not return older items."""
 _DATES = frozenset({"session_id", "created_at", "updated_at"})
-
-
-def names(session: str) -> Iterable[str]:
-    """Return the names of hash and list."""
-    return (PREFIX + session, PREFIX + session + LIST)
 
 
 def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
@@ -78,7 +60,7 @@ def decode(stored: SessionValues) -> Iterator[Item]:
     if items and items.kind == "list" and is_encrypted(items):
         yield from _encrypted(items)
     elif items and items.kind == "list":
-        yield from turns(items, _turn, store=STORE)
+        yield from turns(items, _turns, store=STORE)
         if any(value.get("type") == "reasoning" for value in sample(items)):
             yield Note("reasoning items are not part of the dialogue and are not shown")
     elif items is None:
@@ -121,23 +103,10 @@ def _name_of(stored: SessionValues) -> str:
     return ENCRYPTED if items and items.kind == "list" and is_encrypted(items) else STORE
 
 
-def _turn(value: dict[str, Any], key: str) -> Turn | str | None:
-    kind, uid = value.get("type", "message"), text_or_none(value.get("id"))
-    if one_of(kind, CALLS):
-        call_id = text_or_none(value.get("call_id")) or uid
-        if call_id is None:
-            return "it has no call_id"
-        return Turn("assistant", "", (Tool(text_or_none(value.get("name")), call_id),), None, uid, key)
-    if one_of(kind, RESULTS):
-        if "output" not in value:
-            return "it has no output"
-        output = value["output"]
-        text = flatten(output) if isinstance(output, list) else dumped(output)
-        return Turn("tool", text, (Tool(None, text_or_none(value.get("call_id"))),), None, uid, key)
-    if is_item(kind):
+def _turns(item: dict[str, Any], key: str) -> Sequence[Turn] | str | None:
+    if is_item(item.get("type")) and item["type"] not in CALLS | RESULTS:
         return None
-    lacks = missing(value, ("role",)) or missing_content(value)
-    return lacks or Turn(role_of(value["role"]), flatten(value.get("content")), (), None, uid, key)
+    return openai_lacks(item) or read_any(item, key)
 
 
 FORMAT = Format(
@@ -146,7 +115,7 @@ FORMAT = Format(
     recognise=recognise,
     siblings=siblings,
     decode=decode,
-    names=names,
+    names=(PREFIX + "{id}", PREFIX + "{id}" + LIST),
     prefix=PREFIX,
     name_of=_name_of,
 )

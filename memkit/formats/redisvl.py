@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from memkit.formats.model import (
     Format,
@@ -19,7 +19,7 @@ from memkit.formats.model import (
 )
 from memkit.formats.parsing.bounded_json import parse
 from memkit.formats.parsing.chat import role_of
-from memkit.readonly.values import KeyRequest, RedisValue
+from memkit.readonly.values import RedisValue
 
 STORE = "redisvl"
 FIELDS = frozenset({"entry_id", "session_tag", "role", "content", "timestamp"})
@@ -43,11 +43,6 @@ def _session(raw: RedisValue, wanted: str | None) -> str:
         return _text(raw, "session_tag")
     entry = _text(raw, "entry_id")
     return wanted if wanted and entry.startswith(f"{wanted}:") else entry.rsplit(":", 2)[0]
-
-
-def siblings(_known: SessionValues) -> Iterable[KeyRequest]:
-    """Return nothing beyond the messages that were found: nothing lists them."""
-    return ()
 
 
 def decode(stored: SessionValues) -> Iterator[Item]:
@@ -98,6 +93,4 @@ def _number(raw: RedisValue) -> float | None:
         return None
 
 
-FORMAT = Format(
-    store=STORE, kinds=("hash",), recognise=recognise, siblings=siblings, decode=decode, scanned=True, ttl_option=False
-)
+FORMAT = Format(store=STORE, kinds=("hash",), recognise=recognise, decode=decode, scanned=True, ttl_option=False)

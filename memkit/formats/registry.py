@@ -8,7 +8,6 @@ from memkit.formats import (
     agent_framework_redis,
     agno,
     langchain_community,
-    langchain_redis,
     langgraph_aws,
     langgraph_js,
     langgraph_plainredis,
@@ -22,15 +21,12 @@ from memkit.formats.layouts import LAYOUTS, vocabulary
 from memkit.formats.model import Format, Item, KeyOwner, SessionValues
 from memkit.formats.parsing.dialogue_checks import Dialogue
 from memkit.formats.parsing.documents import parsed_once, wrong_kind
-from memkit.formats.parsing.langgraph_common import is_write_name
 from memkit.formats.parsing.list_elements import votes
-from memkit.readonly.values import RedisValue
+from memkit.readonly.values import KeyRequest, RedisValue
 
 FORMATS: tuple[Format, ...] = (
     memkit_store.FORMAT,
     langgraph_aws.FORMAT,
-    langchain_community.FORMAT,
-    langchain_redis.FORMAT,
     redisvl.FORMAT,
     openai_agents.FORMAT,
     agno.FORMAT,
@@ -92,19 +88,18 @@ def leads(raw: RedisValue) -> tuple[str, ...]:
     return agno.leads(raw) or langgraph_plainredis.leads(raw) or openai_agents.leads(raw) or layouts.leads(raw)
 
 
-def is_housekeeping(name: str) -> bool:
-    """Return whether a key is one that its own library deletes while its session goes on (LangGraph's writes)."""
-    return is_write_name(name)
-
-
-def deletes_own_keys(name: str) -> bool:
-    """Return whether a key belongs to a saver that deletes keys by itself: LangGraph's shallow ones."""
-    return langgraph_redis.is_shallow_name(name) or langgraph_js.is_shallow_name(name)
-
-
 def format_of(store: str) -> Format:
     """Return the format of a store, by the name that ``recognise`` gives it."""
     return _BY_STORE[store]
+
+
+def lacking(stored: SessionValues) -> list[KeyRequest]:
+    """Return the requests for a session's keys that have not been read.
+
+    Of a key that sessions share only this session's entries are read, so those must all be known first.
+    """
+    found = {one.name: one for one in format_of(stored.owner.store).siblings(stored) if one.name not in stored.keys}
+    return [one for one in found.values() if not one.shared] or list(found.values())
 
 
 def store_name(stored: SessionValues) -> str:

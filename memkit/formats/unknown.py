@@ -197,23 +197,29 @@ def _a_key_each(found: Sequence[_Found]) -> Iterator[Turn | Note]:
 
 
 def _undecoded(raws: Iterable[RedisValue]) -> Iterator[Item]:
-    """Yield why no messages could be decoded."""
+    """Yield, for each key, why no messages could be decoded: a problem if one of its payloads is one, else a note."""
     for raw in raws:
-        found = examine(next(iter(raw.payloads), b""))
-        inner = found.layers[-1]
-        if found.fault or inner == "stringified object":
-            yield Problem("corrupt", raw.name, f"the payload is {found}: {found.fault or 'its content is lost'}")
-        elif inner in _STRUCTURED and _is_empty(open_payload(next(iter(raw.payloads), b"")).value):
-            yield Note("no messages are stored in the session")
-        elif inner in _STRUCTURED:
-            reason = f"partly decoded: the payload is readable {inner}, and no messages are found in it"
-            yield Problem("partly_decoded", raw.name, reason)
-        elif inner == "text" and raw.kind != "hash":
-            yield Note("partly decoded: the payload is plain text, and shows no roles")
-        elif inner not in ("text", "empty"):
-            yield Note(f"partly decoded: the payload looks like {found}: its text cannot be read here")
-            if inner == "pickle":
-                yield Note(_pickle_note(found.inner))
+        payloads = [*raw.payloads, *map(to_bytes, raw.members or raw.scores)][:_SAMPLED]
+        found = [reason for payload in payloads if (reason := _reason(raw, payload))]
+        yield from sorted(found, key=lambda item: isinstance(item, Note))[:1]
+
+
+def _reason(raw: RedisValue, payload: bytes) -> Problem | Note | None:
+    """Return why no messages could be decoded from a payload; None for a field of a hash that is plain text."""
+    found = examine(payload)
+    inner = found.layers[-1]
+    if found.fault or inner == "stringified object":
+        return Problem("corrupt", raw.name, f"the payload is {found}: {found.fault or 'its content is lost'}")
+    if inner in _STRUCTURED:
+        if _is_empty(open_payload(payload).value):
+            return Note("no messages are stored in the session")
+        reason = f"partly decoded: the payload is readable {inner}, and no messages are found in it"
+        return Problem("partly_decoded", raw.name, reason)
+    if inner in ("text", "empty"):
+        shown = inner == "text" and raw.kind != "hash"
+        return Note("partly decoded: the payload is plain text, and shows no roles") if shown else None
+    more = _pickle_note(found.inner) if inner == "pickle" else ""
+    return Note(f"partly decoded: the payload looks like {found}: its text cannot be read here{more}")
 
 
 def _is_empty(value: Any) -> bool:
@@ -226,4 +232,4 @@ def _pickle_note(data: bytes) -> str:
     opcodes = pickle_opcodes(data)
     calls = sum(opcodes[name] for name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX", "INST", "OBJ", "BUILD"))
     verdict = f"{calls} of them call code when it is loaded" if calls else "none of them calls code"
-    return f"a pickle is never loaded; disassembled, its first 64 KB have {opcodes.total()} opcodes, {verdict}"
+    return f". A pickle is never loaded; disassembled, its first 64 KB have {opcodes.total()} opcodes, {verdict}"

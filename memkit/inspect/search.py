@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from memkit import formats
@@ -37,12 +38,12 @@ _ROUNDS = 5
 _LEADS = 20
 _GLOB = re.compile(r"[*?\[\]^\\]")
 _BETWEEN = r"[:/|{}.#_-]"
-_SUFFIX = re.compile(
-    rf"{_BETWEEN}+(?:messages?|msgs?|history|chat_history|chats?|stream|log|events|turns|meta|metadata|info|summary|"
-    r"state|context|ids|index|order|vectors|data|\d+)$",
-    re.IGNORECASE,
+_WORD = (
+    r"(?:messages?|msgs?|history|chat_history|chats?|stream|log|events|turns|meta|metadata|info|summary|state|context|"
+    r"ids|index|order|vectors|data)"
 )
-"""What people write behind a session's id to name one of its keys."""
+_SUFFIX = re.compile(rf"{_BETWEEN}+{_WORD}(?:{_BETWEEN}+\d+)?$", re.IGNORECASE)
+"""What people write behind a session's id to name one of its keys; a number alone may be the id."""
 T = TypeVar("T")
 Group = tuple[str, str, str]
 
@@ -122,7 +123,8 @@ class _Search:
         self._scanned = False
 
     def run(self) -> _Found:
-        exact = [self._wanted, *(name for each in formats.FORMATS for name in each.names(self._wanted))]
+        names = (name for each in formats.FORMATS for name in each.names)
+        exact = [self._wanted, *(name.replace("{id}", self._wanted) for name in names)]
         self._load(KeyRequest(prefix + name, "") for name in exact for prefix in {"", self._reader.target.prefix})
         if self._loaded.get(self._wanted):
             return self._by_key(self._wanted)
@@ -234,13 +236,12 @@ class _Search:
 
     def _beside(self, name: str) -> list[str]:
         """Return the unknown keys beside one: ``chat:7:meta`` beside ``chat:7:messages`` or ``chat:7``."""
-        base = name
-        for _ in range(2):
-            shorter = _SUFFIX.sub("", base)
-            base = shorter if re.search(_BETWEEN, shorter) else base
+        shorter = _SUFFIX.sub("", name)
+        base = shorter if re.search(_BETWEEN, shorter) else name
         if not re.search(_BETWEEN, base) or self._reader.database_keys() > SCAN_FREELY_KEYS:
             return []
-        mine = re.compile(rf"^{re.escape(base)}(?:{_BETWEEN}|$)")
+        # Ids contain "-" and "_": behind these only a word names another key of the same session.
+        mine = re.compile(rf"^{re.escape(base)}(?:[:/|{{}}.#]|[_-]+{_WORD}|$)", re.IGNORECASE)
         names = self._reader.scan(f"{_glob(base)}*", mine, _MAX_SIBLINGS)
         self._load(KeyRequest(each, "") for each in names)
         return [each for each in names if each != name and each in self._there and self._owner(each, None) is None]
@@ -252,18 +253,17 @@ class _Search:
         owners = self._members(owner)
         owner = next(iter(owners.values()), owner)
         parts = {name: member.part for name, member in owners.items()}
+        shared: set[str] = set()
         for _ in range(_ROUNDS):
-            requests = {each.name: each for each in self._siblings(owner, parts) if each.name not in parts}
-            # Of shared keys only this session's entries are read, so those must all be known first.
-            new = [each for each in requests.values() if not each.shared] or list(requests.values())
+            values = {name: loaded.value if (loaded := self._loaded[name]) else None for name in parts}
+            new: list[KeyRequest] = _shielded(partial(formats.lacking, SessionValues(owner, values)), [])
             if not new:
                 break
             self._load(new)
             parts |= {each.name: each.part for each in new}
-        owner = self._named(owner, parts)
-        shared = {each.name for each in self._siblings(owner, parts) if each.shared}
+            shared |= {each.name for each in new if each.shared}
         keys = {name: self._loaded[name] for name in parts}
-        return _Found(self._wanted, owner, keys, parts, frozenset(shared), tuple(self._notes))
+        return _Found(self._wanted, self._named(owner, parts), keys, parts, frozenset(shared), tuple(self._notes))
 
     def _named(self, owner: KeyOwner, names: Iterable[str]) -> KeyOwner:
         """Return the owner with the session's own id if only a sibling of the key that was given states it."""
@@ -272,11 +272,6 @@ class _Search:
         owners = (self._owner(name, None) for name in names if name in self._there)
         same = (each for each in owners if each and each.store == owner.store and each.prefix)
         return next((each for each in same if each.prefix + each.session == owner.session), owner)
-
-    def _siblings(self, owner: KeyOwner, names: Iterable[str]) -> list[KeyRequest]:
-        values = {name: loaded.value if (loaded := self._loaded[name]) else None for name in names}
-        stored = SessionValues(owner, values)
-        return _shielded(lambda: list(formats.format_of(owner.store).siblings(stored)), [])
 
     def _members(self, owner: KeyOwner) -> dict[str, KeyOwner]:
         """Return the keys read so far that belong to the session of a key."""
@@ -352,7 +347,7 @@ def _report(reader: Reader, found: _Found, expected: Sequence[Expectation], *, r
         problems=tuple(
             problem._replace(key=mask(problem.key), repair=masked_repair(problem.repair, mask)) for problem in problems
         ),
-        notes=(*found.notes, *notes, *_reading_notes(reader)),
+        notes=tuple(dict.fromkeys((*found.notes, *notes, *_reading_notes(reader)))),
         revealed=reveal,
     )
 

@@ -152,19 +152,16 @@ def timeline(source: str, session: str) -> Any:
 
 def server_table(report: AuditReport) -> Table:
     """Return what server was audited, as a table."""
-    used, limit = report.counters.get("used_memory"), report.counters.get("maxmemory")
+    used, most = report.counters.get("used_memory"), report.counters.get("maxmemory")
+    limit = f"limit {most:,} bytes" if most else "no limit"
     rows = [
         ("server", f"{report.server['flavour']} {report.server['version']}"),
         ("URL" if report.server["source"]["kind"] == "live" else "file", report.server["url"]),
         ("keys", f"{report.sample['of']:,}, {report.sample['keys']:,} checked"),
-        ("memory", "not in the file" if used is None else f"{used:,} bytes, {_limit(limit)}"),
+        ("memory", "not in the file" if used is None else f"{used:,} bytes, {limit}"),
         ("expected", ", ".join(report.expected) or "no TTL was given"),
     ]
     return Table("The server", ("property", "value"), rows)
-
-
-def _limit(limit: int | None) -> str:
-    return f"limit {limit:,} bytes" if limit else "no limit"
 
 
 def five_minutes_later(url: str) -> str:

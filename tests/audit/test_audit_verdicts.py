@@ -126,6 +126,25 @@ def test_one_session_is_judged_by_probability(ttl_s: float, status: str, traffic
         assert (report.findings[0].cause, report.findings[0].confidence) == ("ttl_too_short", "likely")
 
 
+def test_keys_written_once_are_not_unrenewed(traffic: Traffic) -> None:
+    ages = [(age_s, round(traffic.dice.uniform(1, traffic.ttl_s))) for age_s in traffic.times(0, HOUR)]
+    events = [(age_s, ("SET", f"chat:{traffic.uid()}", "{}", "EX", round(HOUR) + ttl_s)) for age_s, ttl_s in ages]
+    report = traffic.world(events).audited()
+    assert report.verdict.status == "undetermined", report.verdict.sentence
+    assert "which reads and chance do not explain" in report.verdict.sentence
+
+
+def test_a_risk_of_the_server_hides_no_suspicion(traffic: Traffic) -> None:
+    # All keys were read a moment ago, so that their last accesses show nothing; five expire within five minutes.
+    sessions = traffic.sessions(reads=0)
+    for age_s in (60.0, 90.0, 140.0, 180.0, 230.0):
+        sessions += traffic.write(f"chat:{traffic.uid()}", age_s, ttl_s=300)
+    reads = [(0.0, ("LRANGE", command[1], 0, -1)) for _, command in sessions]
+    report = replace(traffic.world(sessions + reads), persist=False).audited()
+    assert report.verdict.cause == "persistence_risk"
+    assert "which reads and chance do not explain" in report.notes[0]
+
+
 @pytest.mark.parametrize(
     ("kind", "expected_ms", "observed_ms", "factor"),
     [

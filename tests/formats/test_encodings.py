@@ -9,7 +9,7 @@ import zlib
 
 import pytest
 
-from memkit.formats.parsing.encodings import encoding_of, is_packed, pickle_opcodes
+from memkit.formats.parsing.encodings import encoding_of, pickle_opcodes
 
 FIELDS = b"\x0a\x05hello\x10\x96\x01"
 
@@ -45,7 +45,6 @@ FIELDS = b"\x0a\x05hello\x10\x96\x01"
 )
 def test_encoding_of_unknown_bytes(data: bytes, encoding: str) -> None:
     assert encoding_of(data) == encoding
-    assert is_packed(encoding) == (encoding not in ("json", "text", "empty"))
 
 
 def test_opcodes_of_a_damaged_pickle() -> None:

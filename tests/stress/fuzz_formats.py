@@ -22,8 +22,9 @@ from typing import Any
 
 from memkit import formats
 from memkit.formats import capture, unknown
+from memkit.formats.capture import payload_of
 from memkit.formats.model import KeyOwner, SessionValues
-from memkit.readonly.values import RedisValue, to_bytes
+from memkit.readonly.values import DOCUMENT_KINDS, RedisValue, to_bytes
 
 MAX_CPU_S = 1.0
 TOKENS = (
@@ -32,6 +33,25 @@ TOKENS = (
     *(b"\x81\xa1a", b"\xc7\x03\x05", b"\xdd\xff\xff\xff\xff", b"\x80\x04", b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd"),
 )
 KINDS = ("string", "list", "hash", "set", "zset", "stream", "ReJSON-RL", "vectorset")
+
+
+def value_of(entry: dict[str, Any]) -> RedisValue:
+    """Return a capture's key as if it had just been read."""
+    name, kind, value = entry["key"], entry["type"], entry["value"]
+    if kind in DOCUMENT_KINDS:
+        data = payload_of(value)
+        return RedisValue(name, kind, data=data, total=len(data))
+    if kind == "list":
+        return RedisValue(name, kind, elements=list(map(payload_of, value)), total=len(value))
+    if kind == "hash":
+        fields = {field: payload_of(each) for field, each in value.items()}
+        return RedisValue(name, kind, fields=fields, total=len(value))
+    if kind == "set":
+        return RedisValue(name, kind, members=frozenset(value), total=len(value))
+    if kind == "stream":
+        entries = [(uid, {field: payload_of(each) for field, each in fields.items()}) for uid, fields in value]
+        return RedisValue(name, kind, entries=entries, total=len(value))
+    return RedisValue(name, kind, scores=dict(value), total=len(value))
 
 
 @dataclass
@@ -167,7 +187,7 @@ class Fuzzer:
 
 
 def _captured(name: str) -> SessionValues:
-    raws = [capture.raw_of(entry) for entry in capture.capture(name)["keys"]]
+    raws = [value_of(entry) for entry in capture.capture(name)["keys"]]
     found = (owner for raw in raws if (owner := formats.recognise(raw, None)))
     owner = next(found, None) or KeyOwner("unknown", "k", "", "unknown")
     return SessionValues(owner, {raw.name: raw for raw in raws})

@@ -68,7 +68,7 @@ class KnownSessions:
         for group, own in here.items():
             self.owners[group] |= own
             stored = SessionValues(_first(own), {name: by_name[name] for name in own})
-            if any(_lacking(stored)):
+            if formats.lacking(stored):
                 self.incomplete.add(group)
             else:
                 self.problems |= _problems(stored)
@@ -129,16 +129,8 @@ def _completed(loads: ValueReader, sessions: Sequence[Owners]) -> list[SessionVa
             one._replace(keys={**one.keys, **{request.name: loaded[request.name] for request in each}})
             for one, each in zip(stored, requests, strict=True)
         ]
-        requests = []
-        for one in stored:
-            # Of shared keys only this session's entries are read, so those must all be known first.
-            lacking = list(_lacking(one))
-            requests.append([request for request in lacking if not request.shared] or lacking)
+        requests = [formats.lacking(one) for one in stored]
     return stored
-
-
-def _lacking(stored: SessionValues) -> Iterator[KeyRequest]:
-    return (one for one in formats.format_of(stored.owner.store).siblings(stored) if one.name not in stored.keys)
 
 
 def _merged(requests: Iterable[KeyRequest]) -> list[KeyRequest]:

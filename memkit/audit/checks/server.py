@@ -267,7 +267,7 @@ def _persistence_risk(server: ServerFacts, context: AuditContext) -> Finding | N
             f"rdb_last_bgsave_status {info.get('rdb_last_bgsave_status', '?')}",
             f"rdb_changes_since_last_save {changes:,}",
         ),
-        next="redis-cli CONFIG SET appendonly yes (and in redis.conf)",
+        next="redis-cli CONFIG SET appendonly yes, and in redis.conf; this forks once to write all data",
     )
 
 

@@ -8,7 +8,7 @@ and of sessions that people build themselves. They are compared in lower case an
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from memkit.formats.parsing.chat import (
     plain_name,
     role_of,
 )
+from memkit.formats.parsing.element_shapes import CALLS
 
 _MORE_ROLES = {
     **{name.lower(): role for name, role in ROLES.items()},
@@ -50,7 +51,7 @@ _TIME_FIELDS = ("createdat", "timestamp", "ts", "time", "date", "datetime", "sen
                 "createtime", "timestampms", "senton")  # fmt: skip
 _ORDER_FIELDS = (*_TIME_FIELDS, "index", "i", "seq", "sequence", "order", "position", "turn", "n", "no")
 _ID_FIELDS = ("id", "messageid", "uuid", "msgid")
-_INNER_FIELDS = ("message", "data", "kwargs", "payload", "msg", "value")
+_INNER_FIELDS = ("message", "data", "kwargs", "payload", "msg", "value", "content")
 _CALL_FIELDS = ("toolcalls", "toolexecutionrequests", "invalidtoolcalls")
 _RESULT_FIELDS = ("toolresponses", "responses", "toolresults")
 _NO_TEXT = re.compile(r".*id|model|.*name|status|lang\w*|channel|platform|version|.*reason|session|thread|topic|title|"
@@ -66,6 +67,7 @@ _ANSWERED = re.compile(
 )
 _LESS_LIKELY = ("user", "customer", "client", "model", "agent")
 """Beside a question or an answer these may be the name of a person or of a model."""
+_PLAIN_FIELDS = frozenset({"role", "content", "id"})
 _CALL_PARTS = frozenset({"tooluse", "toolcall", "functioncall"})
 _RESULT_PARTS = frozenset({"toolresult", "functionresult", "functionresponse", "toolresponse", "toolreturn"})
 _DONE_STATES = ("result", "output-available", "output-error")
@@ -82,6 +84,11 @@ def any_role(value: Any) -> str:
     return _MORE_ROLES.get(plain) or ("assistant" if _MODEL.match(plain) else "other")
 
 
+def read_any(value: dict[str, Any], key: str) -> Sequence[Turn] | str:
+    """Return an object's messages, whatever its fields are called, or the reason if it is none."""
+    return messages_of(value, key)[0] or "no field of it gives a role and a text"
+
+
 def messages_of(value: Mapping[str, Any], key: str) -> tuple[list[Turn], float | None]:
     """Return the messages of one JSON object: none, one, or several (a pair, a call with its result).
 
@@ -92,10 +99,10 @@ def messages_of(value: Mapping[str, Any], key: str) -> tuple[list[Turn], float |
     Returns:
         The messages, and the number that orders them among others, a time or an index, if the object has one.
     """
-    if len(value) == 2 and isinstance(value.get("content"), str):  # most homemade sessions have nothing else
+    if value.keys() <= _PLAIN_FIELDS and isinstance(value.get("content"), str):  # most sessions have nothing else
         plain = role_of(value.get("role"))
         if plain not in ("other", "tool"):
-            return [Turn(plain, value["content"], (), None, None, key)], None
+            return [Turn(plain, value["content"], (), None, text_or_none(value.get("id")), key)], None
     fields = _unwrapped(value)
     turns = _messages(fields, key)
     return turns, _place(fields, value) if turns else None
@@ -107,26 +114,26 @@ def _messages(fields: Mapping[str, Any], key: str) -> list[Turn]:
         return _item(fields, key) or _pair(fields, key)
     names = [name for name in _TEXT_FIELDS if name in fields and isinstance(fields[name], str | list | dict)]
     name = next((name for name in names if fields[name]), names[0] if names else None)
-    first = _taken_apart(fields[name]) if name else _Parts("", [], [], [])
-    more = [_taken_apart(fields[each]) for each in ("parts", "toolinvocations") if each in fields]
-    made = [tool for field in _CALL_FIELDS if field in fields for tool in calls(fields[field])] or first.calls
-    if not made:
-        extra = a_dict(fields.get("additionalkwargs"))
-        made = [*calls(extra.get("tool_calls")), *calls([fields["functioncall"]] if "functioncall" in fields else [])]
-        made = made or [tool for each in more for tool in each.calls]
-    results = [(call_of(each), _result_text(plain_fields(each))) for each in _responses(fields)] or first.results
-    results = results or [pair for each in more for pair in each.results]
-    text = first.text
-    if name is None and not made and not results and not ("role" in fields and "content" in fields):
+    # The AI SDK repeats a text in ``parts``, or has the calls beside it; LangChain and llama-index keep OpenAI's form.
+    parts = [_taken_apart(fields[each]) for each in (name, "parts", "toolinvocations") if each and each in fields]
+    extra = plain_fields(a_dict(fields.get("additionalkwargs")))
+    called = [*a_list(extra.get("toolcalls")), extra.get("functioncall"), fields.get("functioncall")]
+    made = [tool for field in _CALL_FIELDS for tool in calls(fields.get(field))]
+    made = made or next((each.calls for each in parts if each.calls), []) or list(calls(called))
+    answers = [each for field in _RESULT_FIELDS for each in a_list(fields.get(field)) if isinstance(each, dict)]
+    results = [(call_of(each), _result_text(plain_fields(each))) for each in answers]
+    results = results or next((each.results for each in parts if each.results), [])
+    text = parts[0].text if name else ""
+    if name is None and not made and not results and "content" not in fields:
         only = _only_text(fields)
         if only is None:
             return _pair(fields, key)
         text = fields[only]
     if role == "tool" and not results:
-        tool = answered(fields)
+        tool, made = answered({**extra, **fields}), []
         own = fields.get("id") if "toolname" in fields else None  # LangChain4j's id of a result is the call's
         results, text = [(tool if tool.call_id else Tool(tool.name, text_or_none(own)), text)], ""
-    instructions = [Turn("system", each, (), None, None, key) for each in first.instructions]
+    instructions = [Turn("system", each, (), None, None, key) for part in parts[:1] for each in part.instructions]
     at_s = _time(fields)
     uid = next((found for name in _ID_FIELDS if name in fields and (found := text_or_none(fields[name]))), None)
     spoken = Turn(role, text, tuple(made), at_s, uid, key)
@@ -175,7 +182,7 @@ def _tool_part(part: Any) -> tuple[str, Mapping[str, Any]]:
     if not isinstance(part, dict):
         return "", {}
     fields = plain_fields(part)
-    kind = next((fields[name] for name in ("type", "partkind") if isinstance(fields.get(name), str)), None)
+    kind = next((fields[name] for name in ("type", "partkind", "blocktype") if isinstance(fields.get(name), str)), None)
     plain = plain_name(kind or "")
     if plain in _RESULT_PARTS or plain in _CALL_PARTS:
         return ("result" if plain in _RESULT_PARTS else "call"), fields
@@ -194,7 +201,7 @@ def _tool_part(part: Any) -> tuple[str, Mapping[str, Any]]:
 
 
 def _result_text(part: Mapping[str, Any]) -> str:
-    names = ("content", "output", "result", "response", "responsedata", "contents", "text", "outputs")
+    names = ("content", "output", "result", "response", "responsedata", "contents", "text", "outputs", "items")
     value = next((part[name] for name in names if part.get(name) is not None), None)
     if isinstance(value, dict):
         # A plain result is wrapped by Gemini and by the AI SDK; anything else is the tool's own object.
@@ -207,13 +214,15 @@ def _result_text(part: Mapping[str, Any]) -> str:
 
 def _item(fields: Mapping[str, Any], key: str) -> list[Turn]:
     """Return a call or a result of the Responses API (``function_call``, ``function_call_output``)."""
-    kind, call_id = fields.get("type"), text_or_none(fields.get("callid"))
-    if not isinstance(kind, str) or call_id is None:
+    kind, call_id, uid = fields.get("type"), text_or_none(fields.get("callid")), text_or_none(fields.get("id"))
+    if not isinstance(kind, str):
         return []
     if kind.endswith("_call_output"):
-        return [Turn("tool", _result_text(fields), (Tool(None, call_id),), _time(fields), None, key)]
-    tool = Tool(text_or_none(fields.get("name")), call_id)
-    return [Turn("assistant", "", (tool,), _time(fields), None, key)] if kind.endswith("_call") else []
+        return [Turn("tool", _result_text(fields), (Tool(None, call_id),), _time(fields), uid, key)]
+    if kind in CALLS or (kind.endswith("_call") and call_id):
+        tool = Tool(text_or_none(fields.get("name")), call_id or uid)
+        return [Turn("assistant", "", (tool,), _time(fields), uid, key)]
+    return []
 
 
 def _ordered(spoken: Turn, results: list[tuple[Tool, str]], *, alone: bool, drop: bool) -> list[Turn]:
@@ -230,12 +239,6 @@ def _ordered(spoken: Turn, results: list[tuple[Tool, str]], *, alone: bool, drop
     return [*own, *answers] if spoken.role == "assistant" else [*answers, *own]
 
 
-def _responses(fields: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    for name in _RESULT_FIELDS:
-        if name in fields:
-            yield from (each for each in a_list(fields[name]) if isinstance(each, dict))
-
-
 def _unwrapped(value: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the fields of the message itself if it is wrapped (LangChain's ``data``, Strands' ``message``)."""
     fields = plain_fields(value)
@@ -247,10 +250,9 @@ def _unwrapped(value: Mapping[str, Any]) -> Mapping[str, Any]:
             if not any(field in inner for field in ("role", *_TEXT_FIELDS[:4])):
                 continue
             outer = {key: each for key, each in fields.items() if key != name}
-            path = fields.get("id")
-            if name == "kwargs" and isinstance(path, list) and path:  # LangChain's constructor form
-                outer = {"type": path[-1]}
-                inner.pop("type", None)
+            if name == "kwargs":  # LangChain's constructor form: the class ends the path that is its id
+                path = a_list(fields.get("id"))
+                outer = {"type": path[-1]} if path and any_role(path[-1]) != "other" else {}
             return {**inner, **outer} if "type" in outer and "role" not in inner else {**outer, **inner}
     return fields
 

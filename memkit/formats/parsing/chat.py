@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from memkit.formats.model import Tool, Turn, a_dict, a_list, one_of, seconds, text_or_none
+from memkit.formats.model import Tool, a_dict, a_list, one_of, text_or_none
 
 ROLES = {
     "user": "user", "human": "user", "HumanMessage": "user", "HumanMessageChunk": "user",
@@ -108,15 +108,3 @@ def call_parts(content: Any) -> tuple[Tool, ...]:
     if not isinstance(content, list):
         return ()
     return calls([part for part in content if isinstance(part, dict) and one_of(part.get("type"), CALL_PARTS)])
-
-
-def chat_turn(message: dict[str, Any], key: str) -> Turn:
-    """Return a message in the form of the chat APIs: role, content, tool_calls or tool_call_id."""
-    role, content = role_of(message.get("role")), message.get("content")
-    if role == "tool":
-        tools: tuple[Tool, ...] = (answered(message),)
-    else:
-        tools = calls(message.get("tool_calls")) or call_parts(content)
-    at_s = seconds(message.get("created_at", message.get("timestamp")))
-    text = content if isinstance(content, str) else flatten(content)
-    return Turn(role, text, tools, at_s, text_or_none(message.get("id")), key)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from memkit.formats.model import Item, Problem, Tool, Turn
+from memkit.formats.model import Item, LikeProblems, Tool, Turn
 
-_REPORTED_PER_CAUSE = 5
 SKEW_S = 5.0
 """Clocks of several writers differ: an order that is wrong by less than this is not reported."""
 
@@ -28,8 +26,7 @@ class Dialogue:
         self._at_s = 0.0
         self._may_answer = False
         self._count = 0
-        self._found: dict[str, list[Problem]] = {}
-        self._counts: Counter[str] = Counter()
+        self._found = LikeProblems()
 
     def follow(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield the items (a result gets its tool's name from the call), then the problems between them."""
@@ -37,28 +34,25 @@ class Dialogue:
             yield self._seen(item) if isinstance(item, Turn) else item
             del item  # a text may have 10 MB: release it before the next one is parsed
         self._end()
-        for cause, found in self._found.items():
-            yield from found[:_REPORTED_PER_CAUSE]
-            if len(found) > _REPORTED_PER_CAUSE:
-                more = self._counts[cause] - _REPORTED_PER_CAUSE
-                yield found[_REPORTED_PER_CAUSE]._replace(message=f"… and {more:,} more like it")
+        yield from self._found.report()
 
     def _seen(self, turn: Turn) -> Turn:
         self._count += 1
         if turn.at_s is not None:
             if turn.at_s < self._at_s - SKEW_S:
-                self._add("out_of_order", turn.key, "message {:,} is older than the one before it", self._count)
+                self._add("out_of_order", turn.key, "is older than the one before it")
             self._at_s = max(self._at_s, turn.at_s)
         self._empty_at = turn.key if turn.role == "assistant" and not turn.text else None
         if turn.uid is not None:
             if turn.uid in self._uids:
-                self._add("duplicate", turn.key, "message {:,} has the id of an earlier one", self._count)
+                self._add("duplicate", turn.key, "has the id of an earlier one")
             self._uids.add(turn.uid)
         if turn.role == "tool":
             return self._result(turn)
         self._may_answer = turn.role == "assistant"
         if self._count == 1 and self._may_answer and (turn.tools or not turn.text):
-            self._add("gap", turn.key, "the dialogue begins with a tool call: the messages before it no longer exist")
+            reason = "the dialogue begins with a tool call: the messages before it no longer exist"
+            self._found.add("gap", turn.key, reason)
         if turn.tools:
             self._calls(turn.key, turn.tools)
         return turn
@@ -68,7 +62,7 @@ class Dialogue:
             if call_id is None:
                 continue
             if call_id in self._names:
-                self._add("duplicate", key, "message {:,} makes a tool call that an earlier one made", self._count)
+                self._add("duplicate", key, "makes a tool call that an earlier one made")
             self._names[call_id] = name
             self._open[call_id] = key, self._count
 
@@ -78,16 +72,13 @@ class Dialogue:
         else:  # a result without an id needs an assistant's message before it; so does each if no call is stored at all
             asked = all(self._may_answer if uid is None else uid in self._names for _, uid in turn.tools)
         if not asked:
-            reason = "message {:,} is a tool's result, and no call before it asks for it"
-            self._add("orphan_tool_result", turn.key, reason, self._count)
+            self._add("orphan_tool_result", turn.key, "is a tool's result, and no call before it asks for it")
         for _, call_id in turn.tools:
             if call_id is None:
                 continue
             self._open.pop(call_id, None)
             if call_id in self._answered:
-                self._add(
-                    "duplicate", turn.key, "message {:,} answers a tool call that was answered before", self._count
-                )
+                self._add("duplicate", turn.key, "answers a tool call that was answered before")
             self._answered.add(call_id)
         named = tuple([tool if tool.name else Tool(self._names.get(tool[1] or ""), tool[1]) for tool in turn.tools])
         return turn._replace(tools=named)
@@ -95,13 +86,10 @@ class Dialogue:
     def _end(self) -> None:
         for key, count in self._open.values():
             place = "the last message" if count == self._count else f"message {count:,}"
-            self._add("gap", key, f"{place} calls a tool and no result is stored: still running, or lost")
+            self._found.add("gap", key, f"{place} calls a tool and no result is stored: still running, or lost")
         if self._loses_calls and self._empty_at is not None:
             reason = "the last message is an assistant's without text, so a tool call, and no result is stored"
-            self._add("gap", self._empty_at, f"{reason}: still running, or lost")
+            self._found.add("gap", self._empty_at, f"{reason}: still running, or lost")
 
-    def _add(self, cause: str, key: str, reason: str, count: int = 0) -> None:
-        """Note a problem of message ``count``; beyond the first five of a cause only their number is kept."""
-        self._counts[cause] += 1
-        if self._counts[cause] <= _REPORTED_PER_CAUSE + 1:
-            self._found.setdefault(cause, []).append(Problem(cause, key, reason.format(count)))
+    def _add(self, cause: str, key: str, reason: str) -> None:
+        self._found.add(cause, key, f"message {self._count:,} {reason}")

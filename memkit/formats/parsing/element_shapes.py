@@ -1,6 +1,7 @@
 """Recognise which store wrote a list by the shape of the majority of its elements.
 
-``missing`` and the functions after it name what a message lacks, in words that hold nothing of the message.
+``missing`` and the functions after it name what a store's message lacks, in words that hold nothing of the message;
+they return None if it lacks nothing.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from memkit.formats.model import one_of
+from memkit.formats.model import a_dict, one_of
 from memkit.formats.parsing.chat import ROLES
 
 TYPES = frozenset(name for name in ROLES if not name.endswith("Message")) | {"chat", "remove"}
@@ -56,7 +57,7 @@ def kind_of(value: Any) -> str:
 
 
 def missing(value: Mapping[str, Any], fields: Iterable[str], *, kind: type = str) -> str | None:
-    """Return which of the fields is not there, or is of another type; None where all are as they should be."""
+    """Return which of the fields is not there, or is of another type."""
     for field in fields:
         if field not in value:
             return f"it has no {field}"
@@ -73,3 +74,46 @@ def missing_content(message: Mapping[str, Any]) -> str | None:
     if content is not None:
         return f"its content is {kind_of(content)}"
     return None if any(map(message.get, _INSTEAD)) else "it has no content"
+
+
+def llama_index_lacks(message: Mapping[str, Any]) -> str | None:
+    """Return what ``{"role", "blocks"}`` (before llama-index 0.11: ``{"role", "content"}``) lacks."""
+    in_blocks = "blocks" in message or "content" not in message
+    content = missing(message, ("blocks",), kind=list) if in_blocks else missing_content(message)
+    return missing(message, ("role",)) or content
+
+
+def adk_lacks(event: Mapping[str, Any]) -> str | None:
+    """Return what an event of Google's ADK, which holds Gemini's content, lacks."""
+    content = event.get("content")
+    if content is None:  # a change of state, not a message
+        return None if event.get("author") or event.get("actions") else "it has no content and no author"
+    if not isinstance(content, dict):
+        return f"its content is {kind_of(content)}"
+    parts = content.get("parts")
+    if not isinstance(parts, list | None):
+        return f"its parts are {kind_of(parts)}"
+    wrong = next((part for part in parts or () if not isinstance(part, dict)), None)
+    return None if wrong is None else f"a part of it is {kind_of(wrong)}"
+
+
+def openai_lacks(item: Mapping[str, Any]) -> str | None:
+    """Return what an item of the Responses API lacks: a call, its result, or a message."""
+    if one_of(item.get("type"), CALLS):
+        return None if item.get("call_id") or item.get("id") else "it has no call_id"
+    if one_of(item.get("type"), RESULTS):
+        return None if "output" in item else "it has no output"
+    return missing(item, ("role",)) or missing_content(item)
+
+
+def langchain_lacks(message: Mapping[str, Any]) -> str | None:
+    """Return what a message in LangChain's constructor form, its flat form, or that of the chat APIs lacks."""
+    if is_constructed(message):
+        return missing_content(message["kwargs"])
+    typed = one_of(message.get("type"), TYPES)
+    return (None if typed else missing(message, ("role",))) or missing_content(message)
+
+
+def is_constructed(value: Any) -> bool:
+    """Return whether a value is LangChain's ``{"lc": 1, "type": "constructor", "id": [...], "kwargs": {…}}``."""
+    return "lc" in a_dict(value) and isinstance(value.get("kwargs"), dict)

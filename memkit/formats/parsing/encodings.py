@@ -18,7 +18,7 @@ import re
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 from memkit.formats.parsing import msgpack
@@ -29,8 +29,6 @@ PEEK_BYTES = 64 << 10
 MOST_CHECKED_BYTES = 64 << 20
 """A payload is decompressed up to here to find its end; a bomb of 1 GB takes 0.05 s."""
 HEX_BYTES = 256
-READABLE = frozenset(("json", "json string", "ndjson", "python repr", "text", "empty", "stringified object", "php"))
-"""Encodings that show their text to a reader of the bytes."""
 ENCRYPTED = "fernet (encrypted)"
 
 MOST_DOCUMENTS = 10_000
@@ -42,7 +40,7 @@ FEWEST_OPCODES = 8
 FEWEST_INFLATED_BYTES = 8
 """Random bytes have a zlib header and inflate to so much readable text in one of ten million cases."""
 FEWEST_NAMES = 2
-"""Two names of fields in a broken msgpack map: random bytes hold them in one of a billion cases."""
+"""Two names of fields in broken msgpack maps: random bytes hold them in one of ten million cases."""
 
 _GZIP_HEAD_BYTES = 10
 _HEAD_BYTES = 1 << 10
@@ -116,11 +114,6 @@ def examine(data: bytes, *, keep_bytes: int = PEEK_BYTES) -> Encoding:
 def encoding_of(data: bytes) -> str:
     """Return the guessed encoding, outermost layer first: ``json``, ``gzip > json``, ``pickle``."""
     return str(examine(data))
-
-
-def is_packed(encoding: str) -> bool:
-    """Return whether an encoding hides its text from a reader of the bytes: compressed, encoded or binary."""
-    return not READABLE.issuperset(encoding.split(" > "))
 
 
 def _layer(data: bytes, keep_bytes: int = PEEK_BYTES, *, whole: bool = True) -> _Layer:
@@ -256,6 +249,8 @@ def _binary_layer(data: bytes, keep_bytes: int) -> _Layer:
         return found
     if data[0] in _OLD_PICKLES and _is_old_pickle(data):
         return _Layer("pickle")
+    if (found := _deflate("deflate", -15)(data, keep_bytes)) and not found.fault and _is_text(found.inner):
+        return found
     if 0xA1 <= data[0] <= 0xB7 and _cbor_end(data, 0, 0) == len(data):
         return _Layer("cbor")
     return _Layer("binary")
@@ -290,7 +285,9 @@ def _deflate(name: str, wbits: int) -> _Read:
         except zlib.error as error:
             fault = "fails its checksum" if "check" in str(error) else "does not decompress to its end"
         if not fault:
-            return _Layer(name, bytes(inner), whole=len(inner) < keep_bytes)
+            # Without a header, the end of the payload and so much inside it prove the format.
+            proven = wbits > 0 or (stream.eof and not stream.unused_data and size >= FEWEST_INFLATED_BYTES)
+            return _Layer(name, bytes(inner), whole=len(inner) < keep_bytes) if proven else None
         named = len(inner) >= FEWEST_INFLATED_BYTES and _layer(bytes(inner), whole=False).name != "binary"
         return _Layer(name, fault=fault) if named or (wbits > 15 and len(data) > _GZIP_HEAD_BYTES) else None
 
@@ -387,31 +384,14 @@ _MAGIC: tuple[tuple[bytes, _Read], ...] = (
 
 def _msgpack(data: bytes) -> _Layer | None:
     """Return the layer of a msgpack map or array; one that ends early is known by the names of its fields."""
-    if msgpack.looks_like(data):
-        return _Layer("msgpack")
-    if data[0] not in (*range(0x81, 0xA0), 0xDC, 0xDE):
+    if not msgpack.begins_container(data):
         return None
     try:
         msgpack.unpack(data)
-    except msgpack.MsgpackFault as error:
-        if error.message == "cut short" and len(list(_msgpack_names(data))) >= FEWEST_NAMES:
-            return _Layer("msgpack", fault="ends early")
-    return None
-
-
-def _msgpack_names(data: bytes) -> Iterator[str]:
-    """Yield the words at the beginning of a map, or of the first map in an array."""
-    at = 1 if data[0] < 0xA0 else 3
-    at += data[0] >> 4 == 9 or data[0] == 0xDC
-    while at < min(len(data), HEX_BYTES):
-        is_long = data[at] == 0xD9
-        length = data[at] & 0x1F if 0xA2 <= data[at] <= 0xBF else int.from_bytes(data[at + 1 : at + 2]) * is_long
-        at += 1 + is_long
-        word = data[at : at + length]
-        if not length or len(word) < length or not word.isascii() or not word.decode().isprintable():
-            return
-        yield word.decode()
-        at += length
+    except msgpack.MsgpackFault as fault:
+        ends_early = fault.message == "cut short" and fault.names >= FEWEST_NAMES
+        return _Layer("msgpack", fault="ends early") if ends_early else None
+    return _Layer("msgpack")
 
 
 def _cbor_end(data: bytes, at: int, depth: int) -> int:

@@ -9,13 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
-from memkit.formats.model import Item, Note, Problem, SessionValues, Turn, a_dict, few, one_of
+from memkit.formats.model import Item, Note, Problem, SessionValues, a_dict, few, one_of
 from memkit.formats.parsing import msgpack
+from memkit.formats.parsing.any_message import read_any
 from memkit.formats.parsing.bounded_json import Fault, Parsed, parse
-from memkit.formats.parsing.chat import chat_turn
 from memkit.formats.parsing.documents import corrupt, messages, misshapen, read
-from memkit.formats.parsing.element_shapes import TYPES, missing, missing_content
-from memkit.formats.parsing.langchain_message import constructed_turn, is_constructed, message_turn
+from memkit.formats.parsing.element_shapes import TYPES, is_constructed, langchain_lacks, missing
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
 
 KNOWN_VERSION = 4
@@ -74,8 +73,17 @@ def _after(root: str) -> re.Pattern[str]:
     return re.compile(rf":(?={re.escape(root)}(?::|$)|{_SUBGRAPH}(?::|$))")
 
 
-def is_write_name(name: str) -> bool:
-    """Return whether a key is a pending write, under any prefix: checkpoint, task and number end its name."""
+def deletes_own_keys(name: str) -> bool:
+    """Return whether a key belongs to a saver that deletes keys by itself: a shallow one, by its name."""
+    pieces = name_parts(name, REDIS_KINDS) or Pieces("", "", "")
+    return pieces.kind == "write_registry" or (pieces.kind == "checkpoint" and pieces.rest.endswith((":", ":shallow")))
+
+
+def is_housekeeping(name: str) -> bool:
+    """Return whether a saver deletes a key while its thread goes on: a pending write or a list of them.
+
+    Under any prefix the ids of checkpoint and task and a number end the name of a write.
+    """
     pieces = name_parts(name, ("write_keys_zset", "write_registry", "checkpoint_write"))
     return pieces is not None or _WRITE_NAME.fullmatch(name) is not None
 
@@ -143,7 +151,7 @@ def message_items(channels: Mapping[str, Any], key: str) -> Iterator[Item]:
         if name == "__start__" and isinstance(value, dict):
             value = value.get("messages")  # the very first checkpoint: the input, not yet taken up
         if isinstance(value, list) and _are_messages(value, name):
-            yield from messages(value, key, _turn)
+            yield from messages(value, key, lambda entry, key: langchain_lacks(entry) or read_any(entry, key))
             return
     yield Note("no channel of the graph's state holds messages")
 
@@ -156,14 +164,6 @@ def _are_messages(entries: list[Any], channel: str) -> bool:
 
 def _is_message(entry: Any) -> bool:
     return is_constructed(entry) or (isinstance(entry, dict) and (one_of(entry.get("type"), TYPES) or "role" in entry))
-
-
-def _turn(entry: dict[str, Any], key: str) -> Turn | str:
-    if is_constructed(entry):
-        return constructed_turn(entry, key)
-    typed = one_of(entry.get("type"), TYPES)
-    lacks = missing(entry, ("type" if typed else "role",)) or missing_content(entry)
-    return lacks or (message_turn(entry["type"], entry, key) if typed else chat_turn(entry, key))
 
 
 def missing_channels(document: Mapping[str, Any]) -> str | None:

@@ -8,13 +8,12 @@ from typing import Any
 
 import orjson
 
-from memkit.formats.model import Item, Problem, Turn
+from memkit.formats.model import Item, LikeProblems, Problem, Turn
 from memkit.formats.parsing.bounded_json import Fault, parse
 from memkit.formats.parsing.element_shapes import store_of
 from memkit.formats.parsing.encodings import encoding_of
 from memkit.readonly.values import RedisValue
 
-REPORTED_PER_CAUSE = 5
 _SAMPLED_BYTES = 64 << 10
 Turns = Turn | Iterable[Turn]
 Convert = Callable[[dict[str, Any], str], Turns | str | None]
@@ -72,8 +71,7 @@ class Faults:
         self.key = raw.name
         self._raw, self._count, self._store = raw, count, store
         self._bad = 0
-        self._reported: dict[str, list[str]] = {}
-        self._counted: dict[str, int] = {}
+        self._found = LikeProblems()
 
     def read(self, index: int, element: bytes) -> dict[str, Any] | None:
         """Return the element as a JSON object; else note the fault and return None."""
@@ -102,45 +100,31 @@ class Faults:
         return parsed.value
 
     def _corrupt(self, index: int, element: bytes, fault: Fault, after: int = 0) -> None:
-        cause = "truncated" if fault.byte is None else "corrupt"
-        if self._enough(cause):
-            return
-        place = "" if fault.byte is None else f" at byte {fault.byte + after:,} of {len(element) + after:,}"
-        looks = encoding_of(element)
-        hint = "" if looks in ("text", "binary", "json", "empty") else f"; it looks like {looks}"
-        self.add(cause, index, f"is unreadable: {fault.message}{place}{hint}")
+        def reason() -> str:
+            place = "" if fault.byte is None else f" at byte {fault.byte + after:,} of {len(element) + after:,}"
+            looks = encoding_of(element)
+            hint = "" if looks in ("text", "binary", "json", "empty") else f"; it looks like {looks}"
+            return f"is unreadable: {fault.message}{place}{hint}"
+
+        self._bad += 1
+        self.add("truncated" if fault.byte is None else "corrupt", index, reason)
 
     def foreign(self, index: int, value: Any, lacks: str) -> None:
         """Note an element that is JSON and no message of this store."""
-        if self._enough("corrupt"):
-            return
+        self._bad += 1
         looks = store_of(value)
         hint = f"; it looks like one of {looks}" if looks and looks != self._store else ""
         of = f" of {self._store}" if self._store else ""
         self.add("corrupt", index, f"is no message{of}: {lacks}{hint}")
 
-    def _enough(self, cause: str) -> bool:
-        """Count an element that cannot be read; return whether enough of them are reported."""
-        self._bad += 1
-        enough = len(self._reported.get(cause, ())) >= REPORTED_PER_CAUSE
-        if enough:
-            self._counted[cause] += 1
-        return enough
-
-    def add(self, cause: str, index: int, reason: str) -> None:
+    def add(self, cause: str, index: int, reason: str | Callable[[], str]) -> None:
         """Note one fault of an element."""
-        reported = self._reported.setdefault(cause, [])
-        self._counted[cause] = self._counted.get(cause, 0) + 1
-        if len(reported) < REPORTED_PER_CAUSE:
-            reported.append(f"element {index:,} of {self._raw.total:,} (counted from the head) {reason}")
+        place = f"element {index:,} of {self._raw.total:,} (counted from the head) "
+        self._found.add(cause, self.key, lambda: place + (reason if isinstance(reason, str) else reason()))
 
     def problems(self) -> Iterator[Problem]:
         """Yield the faults as problems."""
-        for cause, reported in self._reported.items():
-            readable = f"{self._count - self._bad:,} of {self._count:,} elements are readable"
-            tail = f" ({readable})" if cause in ("corrupt", "truncated") else ""
-            for line in reported:
-                yield Problem(cause, self._raw.name, line + tail)
-            if self._counted[cause] > len(reported):
-                more = self._counted[cause] - len(reported)
-                yield Problem(cause, self._raw.name, f"… and {more:,} more elements{tail}")
+        readable = f" ({self._count - self._bad:,} of {self._count:,} elements are readable)"
+        for problem in self._found.report("more elements"):
+            tail = readable if problem.cause in ("corrupt", "truncated") else ""
+            yield problem._replace(message=problem.message + tail)

@@ -1,4 +1,4 @@
-"""langgraph-checkpoint-redis' RedisSaver behind the suite's adapter; it needs Redis's JSON and search modules."""
+"""langgraph-checkpoint-redis' savers behind the suite's adapter; they need Redis's JSON and search modules."""
 
 from __future__ import annotations
 
@@ -11,15 +11,23 @@ from memkit.conformance.adapter import Messages
 
 
 class LanggraphRedis:
-    """A graph of messages with a RedisSaver; a thread a session; its TTL is in minutes, fractions allowed."""
+    """A graph of messages with a saver; a thread a session; its TTL is in minutes, fractions allowed."""
 
     name = "langgraph-redis"
+    saver = ("langgraph.checkpoint.redis", "RedisSaver")
 
     def open(self, url: str, session_id: str, ttl_s: float | None) -> LanggraphHandle:
         """Return a handle with a saver, and so a client, of its own."""
-        saver = import_module("langgraph.checkpoint.redis").RedisSaver
+        module, name = self.saver
         ttl = None if ttl_s is None else {"default_ttl": ttl_s / 60, "refresh_on_read": False}
-        return LanggraphHandle(saver(redis_url=url, ttl=ttl), session_id)
+        return LanggraphHandle(getattr(import_module(module), name)(redis_url=url, ttl=ttl), session_id)
+
+
+class LanggraphRedisShallow(LanggraphRedis):
+    """The same graph with the saver that keeps only the latest checkpoint."""
+
+    name = "langgraph-redis-shallow"
+    saver = ("langgraph.checkpoint.redis.shallow", "ShallowRedisSaver")
 
 
 class LanggraphHandle:
