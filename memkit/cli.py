@@ -164,6 +164,8 @@ def _command(
         added.add_argument("--askpass", action="store_true", help=ASKPASS)
     if source == "SOURCE":
         added.add_argument("--at", metavar="TIME", help="read an append-only directory as of then (ISO form, UTC)")
+        file_db = "the database of a file (default: 0, or the one with most keys if 0 has none)"
+        added.add_argument("--db", type=int, metavar="N", help=file_db)
     if expect:
         added.add_argument(
             "--expect",
@@ -312,13 +314,14 @@ def _audit(given: argparse.Namespace) -> int:
             touch=given.touch,
             watch_s=watch_s,
             at=given.at,
+            db=given.db,
             progress=show,
         )
     _print(report, json=given.json)
     if given.affected:
         from memkit.audit.affected import write_affected
 
-        affected = write_affected(given.source, report, given.affected, at=given.at)
+        affected = write_affected(given.source, report, given.affected, at=given.at, db=given.db)
         print(affected.to_text(), file=sys.stderr if given.json else None)
     return report.exit_code
 
@@ -334,7 +337,7 @@ def _inspect(given: argparse.Namespace) -> int:
     from memkit.inspect import inspect_session
 
     expect = expected(given.expect)
-    report = inspect_session(given.source, given.session, expect=expect, reveal=given.reveal, at=given.at)
+    report = inspect_session(given.source, given.session, expect=expect, reveal=given.reveal, at=given.at, db=given.db)
     print(report.to_json() if given.json else report.to_text())
     return 1 if report.problems else 0
 
@@ -395,7 +398,7 @@ def _triage(given: argparse.Namespace) -> int:
     if not given.output.absolute().parent.is_dir():
         raise MemkitError(f"the folder {given.output.parent} does not exist; make it, or give -o another file")
     with progress("auditing", "keys") as show:
-        report = triage(given.source, expect=given.expect, output=given.output, at=given.at, progress=show)
+        report = triage(given.source, expect=given.expect, output=given.output, at=given.at, db=given.db, progress=show)
     print(f"{wrapped(report.verdict.sentence)}\nreport: {given.output}")
     return report.exit_code
 

@@ -269,11 +269,13 @@ def read_server_facts(connection: ReadOnlyConnection) -> ServerFacts:
     return ServerFacts(info, config, slow, clients, skew, unsure, *_moved(info), tuple(refusals), now_ms, _calls(info))
 
 
-def facts_of_snapshot(connection: ReadOnlyConnection, snapshot: Snapshot) -> ServerFacts:
-    """Return what a file shows of its server: its version and its databases; the server that serves it is another."""
-    keyspace = _lines(connection.ask("INFO", "keyspace"))
-    version = {f"{snapshot.flavour}_version": snapshot.version}
-    return ServerFacts(keyspace | version, {}, now_ms=int(snapshot.taken_at.timestamp() * 1000))
+def facts_of_snapshot(snapshot: Snapshot, connections: Sequence[ReadOnlyConnection]) -> ServerFacts:
+    """Return what a file shows of its server: its version and its databases; a server that serves it is another."""
+    info = {f"{snapshot.flavour}_version": snapshot.version}
+    info |= {f"db{db}": f"keys={keys}" for db, keys in snapshot.databases.items()}
+    for connection in connections:
+        info |= _lines(connection.ask("INFO", "keyspace"))
+    return ServerFacts(info, {}, now_ms=int(snapshot.taken_at.timestamp() * 1000))
 
 
 def counters(connection: ReadOnlyConnection) -> dict[str, str]:

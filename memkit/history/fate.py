@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import takewhile
 from typing import Any, Literal, cast
 
 from memkit.history.changes import plain_seconds, time_of, time_text
@@ -62,6 +63,8 @@ def fate_of(key: bytes, events: Sequence[KeyEvent], state: KeyState | None) -> F
     if not events and state is None:
         sentence = f"never seen: {name} does not occur in the sources: nothing was written in the time that they cover"
         return Fate("never_seen", sentence, "likely")
+    if state is not None:
+        events = list(takewhile(lambda event: event.name not in ENDS, reversed(events)))[::-1]
     given = next((event for event in reversed(events) if event.ttl_ms is not None), None)
     known: dict[str, Any] = {}
     if given is not None:

@@ -152,14 +152,15 @@ class KeyStates:
 
     def _rename(self, db: int, effect: Effect, moment: Moment, command: str) -> Iterator[KeyEvent]:
         keys, target = self.keys_of(db), effect.target or b""
-        goal = self.keys_of(db if effect.db is None else effect.db)
+        goal_db = db if effect.db is None else effect.db
+        goal = self.keys_of(goal_db)
         state = keys.get(effect.key)
         overwritten = goal.get(target)
         if state is not None and (self._wanted is None or self._wanted(target)):
             goal[target] = state
             lost_ttl = overwritten is not None and overwritten.deadline_ms is not None and state.deadline_ms is None
             name: EventName = "overwritten" if lost_ttl else "written"
-            yield KeyEvent(effect.db or db, target, name, moment, command, state.deadline_ms, state.ttl_ms)
+            yield KeyEvent(goal_db, target, name, moment, command, state.deadline_ms, state.ttl_ms)
         if effect.action == "rename" and state is not None:
             del keys[effect.key]
             yield KeyEvent(db, effect.key, "renamed", moment, command, state.deadline_ms, target=target)
