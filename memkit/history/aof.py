@@ -71,7 +71,7 @@ def find_aof(path: str | Path) -> AofFiles:
     """
     given = Path(path)
     if given.is_file() and not given.name.endswith(".manifest"):
-        return AofFiles(given.parent, given if _begins_as_rdb(given) else None, (given,))
+        return AofFiles(given.parent, given if is_rdb(given) else None, (given,))
     manifest = given if given.is_file() else _manifest_in(given)
     files: dict[str, list[tuple[int, Path]]] = {"base": [], "increment": [], "history": []}
     if manifest.stat().st_size > MAX_MANIFEST_BYTES:
@@ -90,7 +90,7 @@ def find_aof(path: str | Path) -> AofFiles:
         if not file.is_file():
             raise SourceError(f"{file}: the manifest names this file, but it does not exist")
     first, *others = (file for _, file in listed)
-    if files["base"] and _begins_as_rdb(first):
+    if files["base"] and is_rdb(first):
         return AofFiles(manifest.parent, first, tuple(others))
     return AofFiles(manifest.parent, None, (first, *others))
 
@@ -123,14 +123,9 @@ def _manifest_line(manifest: Path, number: int, line: str) -> tuple[str, int, st
         ) from None
 
 
-def _begins_as_rdb(path: Path) -> bool:
-    with path.open("rb") as file:
-        return is_rdb(file.read(9))
-
-
 def _end_of_rdb(path: Path) -> int:
     """Return where the commands begin: a single file of an old server may begin with an RDB file."""
-    if not _begins_as_rdb(path):
+    if not is_rdb(path):
         return 0
     with RdbReader(path) as reader:
         for _ in reader:

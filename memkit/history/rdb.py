@@ -20,6 +20,7 @@ from memkit.errors import SourceError
 from memkit.readonly.values import JSON_KIND
 
 CHUNK_BYTES = 1 << 20
+MAGIC_BYTES = 9
 MAX_KEY_BYTES = 512 << 20
 """A key is at most 512 MiB (the limit of a Redis string)."""
 MAX_AUX_BYTES = 1 << 20
@@ -87,8 +88,8 @@ class SnapshotKey(NamedTuple):
 class RdbHeader:
     """What an RDB file states before its first key.
 
-    ``server`` is ``"redis"`` or ``"valkey"``; ``version`` is the format's; ``aux`` are fields of the header: redis-ver
-    or valkey-ver, and ctime (Unix time of the save).
+    ``server`` (``"redis"`` or ``"valkey"``) and ``version`` are those of the format; ``aux`` are fields of the header:
+    redis-ver or valkey-ver, and ctime (Unix time of the save).
     """
 
     server: str
@@ -102,13 +103,28 @@ class RdbHeader:
         return int(text) if text.isdecimal() and len(text) <= CTIME_DIGITS else None
 
     @property
+    def flavour(self) -> str:
+        """The server that wrote the file: Valkey before 9.0 wrote the format of Redis."""
+        return "valkey" if "valkey-ver" in self.aux else self.server
+
+    @property
+    def server_version(self) -> str:
+        """The version of that server; "?" if the file does not state it."""
+        return self.aux.get("valkey-ver") or self.aux.get("redis-ver") or "?"
+
+    @property
     def format_name(self) -> str:
         """The format as its first bytes state it: ``REDIS0012``, ``VALKEY080``."""
         return f"VALKEY{self.version:03}" if self.server == "valkey" else f"REDIS{self.version:04}"
 
 
-def is_rdb(start: bytes) -> bool:
-    """Return whether a file that begins with these bytes is an RDB file."""
+def is_rdb(path: Path) -> bool:
+    """Return whether a file begins as an RDB file."""
+    with path.open("rb") as file:
+        return _is_magic(file.read(MAGIC_BYTES))
+
+
+def _is_magic(start: bytes) -> bool:
     return (start[:5] == b"REDIS" and start[5:9].isdigit()) or (start[:6] == b"VALKEY" and start[6:9].isdigit())
 
 
@@ -187,9 +203,9 @@ class RdbReader:
             raise SourceError(f"{self.path}: the file is empty")
         start = self._file.read(16)
         self._file.seek(0)
-        if not is_rdb(start):
+        if not _is_magic(start):
             raise SourceError(f"{self.path}: {_what_else(start)}")
-        magic = self._take(9)
+        magic = self._take(MAGIC_BYTES)
         server = "valkey" if magic.startswith(b"VALKEY") else "redis"
         version = int(magic[6:] if server == "valkey" else magic[5:])
         if not version:
@@ -228,7 +244,10 @@ class RdbReader:
         elif kind in (_STREAM_V1, _STREAM_V2, _STREAM_V3):
             self._pass_over_stream(kind)
         elif kind == _MODULE:
-            return self._pass_over_module()
+            module_id = self._length()  # nine characters of six bits, then ten bits of version
+            self._pass_over_module_data()
+            name = "".join(_MODULE_NAME[module_id >> (10 + 6 * place) & 0x3F] for place in reversed(range(9)))
+            return _MODULE_KINDS.get(name, name)
         elif kind in ((_VALKEY_HASH_WITH_TTLS,) if self._valkey else (_HASH_METADATA, _HASH_LISTPACK_EX)):
             self._pass_over_hash_with_ttls(kind)
         else:
@@ -277,11 +296,6 @@ class RdbReader:
                 self._pass_over_string()
                 self._skip(16 if kind == _STREAM_V3 else 8)
                 self._skip(16 * self._length())
-
-    def _pass_over_module(self) -> str:
-        name = _module_name(self._length())
-        self._pass_over_module_data()
-        return _MODULE_KINDS.get(name, name)
 
     def _pass_over_module_data(self) -> None:
         while True:
@@ -468,11 +482,6 @@ def _what_else(start: bytes) -> str:
     if start.startswith((b"*", b"#TS:")):
         return "the file is a single append-only file; give the directory that holds its manifest"
     return "the file is not an RDB file: it does not begin with REDIS or VALKEY and a version (is it encrypted?)"
-
-
-def _module_name(module_id: int) -> str:
-    """Return the name that a module's 64-bit id encodes: nine characters of six bits, then ten bits of version."""
-    return "".join(_MODULE_NAME[module_id >> (10 + 6 * place) & 0x3F] for place in reversed(range(9)))
 
 
 def decompress_lzf(data: bytes, length: int) -> bytes:

@@ -19,8 +19,9 @@ import redis
 
 from memkit.connect import connect, place, redact
 from memkit.errors import ServerError
+from memkit.history.commands import Executed
 from memkit.history.ledger import Ledger
-from memkit.history.replication import CommandStream, Executed
+from memkit.history.replication import CommandStream
 from memkit.history.states import EventName, KeyEvent, KeyState, KeyStates, Moment
 from memkit.history.tracking import Tracker
 from memkit.readonly.connection import KeyCommands, ReadOnlyConnection, info_fields, refused

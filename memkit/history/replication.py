@@ -12,14 +12,13 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import hiredis
 import redis
 
 from memkit.connect import connect, redact
 from memkit.errors import ServerError
-from memkit.history.commands import Effect, effects_of
+from memkit.history.commands import Executed, execute
 from memkit.history.tracking import Subscription
 from memkit.readonly.connection import ReadOnlyConnection, Reply, command, info_fields, refused
 
@@ -34,6 +33,7 @@ ANSWER_WITHIN_S = 60.0
 _COMMAND_START = re.compile(rb"\*[1-9][0-9]{0,6}\r\n\$[0-9]{1,9}\r\n")
 ACKNOWLEDGE_EVERY_S = 1.0
 """A server drops a replica that is silent for repl-timeout (60 s by default); a replica answers each second."""
+NOT_NAMED = -1
 COMMANDS_THAT_CONFIRM = 2
 """A start that is followed by this many commands is no text inside a value."""
 
@@ -95,14 +95,6 @@ def read_backlog(url: str, *, primary: bool = False) -> BacklogCommands:
         connection.close()
 
 
-class Executed(NamedTuple):
-    """A command that the server executed: its database, its name, and what it does to keys."""
-
-    db: int
-    name: str
-    effects: list[Effect]
-
-
 class CommandStream:
     """The commands that a server executes, as they arrive, from now on: read as a replica reads them.
 
@@ -136,11 +128,11 @@ class CommandStream:
         data = _continue(connection, backlog, backlog.first_offset + _margin(connection, backlog))
         start = _first_command(data)
         connection.reader.feed(data[len(data) if start is None else start :])
-        self._db = int(databases[0][2:]) if len(databases) == 1 else None if databases else 0
+        self._db = int(databases[0][2:]) if len(databases) == 1 else NOT_NAMED if databases else 0
         while (reply := connection.reader.gets()) is not False:
             self._receive(reply)
         self._commands.clear()
-        if self._db is None:
+        if self._db == NOT_NAMED:
             raise ServerError(
                 f"{connection.name}: several databases have keys, and the stream has not named one yet; try again later"
             )
@@ -154,12 +146,10 @@ class CommandStream:
 
     def _receive(self, reply: Reply) -> int:
         if isinstance(reply, list) and reply:
-            name = reply[0].upper().decode("ascii", "replace")
-            if name == "SELECT":
-                self._db = int(reply[1])
-            effects = effects_of(reply)
-            if effects:
-                self._commands.append(Executed(self._db or 0, name, effects))
+            executed = execute(reply, self._db)
+            self._db = executed.db
+            if executed.effects:
+                self._commands.append(executed)
         return len(self._commands)
 
     def _acknowledge(self) -> None:

@@ -16,8 +16,8 @@ from memkit.connect import redact
 from memkit.errors import SourceError
 from memkit.history.aof import AofFiles, find_aof, read_commands
 from memkit.history.changes import TtlChange, TtlChanges, plain_seconds, prefix_of, time_of, time_text
-from memkit.history.commands import effects_of
-from memkit.history.fate import ENDS, SAME_SECOND_MS, Fate, fate_of
+from memkit.history.commands import execute
+from memkit.history.fate import ENDS, Fate, fate_of
 from memkit.history.ledger import Ledger
 from memkit.history.log_clock import LogClock
 from memkit.history.rdb import RdbReader, SnapshotKey
@@ -85,7 +85,10 @@ class History:
             lines += [_fates_line(prefix, counts) for prefix, counts in sorted(self.fates.items())]
         if self.changes:
             lines += ["", "changes of the TTL:", *(wrapped(f"  {change}", indent="    ") for change in self.changes)]
-        lines += ["", *(_span_line(span) for span in self.sources)]
+        lines.append("")
+        for one in self.sources:
+            span = f"{time_text(one.begins) or '?'} to {time_text(one.ends)}"
+            lines.append(wrapped(f"source: {one.name} ({one.kind}), {span}", indent="  "))
         lines += [f"gap: {time_text(gap.begins)} to {time_text(gap.ends)}" for gap in self.gaps]
         lines += [wrapped(f"note: {note}", indent="  ") for note in self.notes]
         return "\n".join(lines)
@@ -177,11 +180,13 @@ class _Timeline:
     def add(self, event: KeyEvent) -> None:
         self.changes.add(event)
         if self._question.session is not None:
-            last = self._events[-1] if self._events else None
-            if last and event.name == "renewed" and _set_right_after(last, event):
-                self._events[-1] = last.with_deadline_of(event)
-            else:
-                self._events.append(event)
+            if self._events and event.belongs_to(self._events[-1]):
+                write = self._events.pop()
+                if write.created:
+                    event = write._replace(deadline_ms=event.deadline_ms, ttl_ms=event.ttl_ms)
+                else:
+                    event = event._replace(command=write.command)
+            self._events.append(event)
         elif event.name in ENDS and self._question.is_recent(event.moment):
             cause = event.name if len(event.possible) < 2 else fate_of(event.key, [event], None).cause
             self._counts.setdefault(prefix_of(event.key), Counter())[cause] += 1
@@ -191,10 +196,7 @@ class _Timeline:
     ) -> None:
         """Add what logged commands did, each given with the log's last timestamp."""
         for arguments, second in commands:
-            name = arguments[0].upper().decode("ascii", "replace")
-            if name == "SELECT" and len(arguments) == 2 and arguments[1].isdigit():
-                db = int(arguments[1])
-            effects = effects_of(arguments)
+            db, name, effects = execute(arguments, db)
             if not effects:
                 continue
             moment, ttl = clock.moment(second, effects)
@@ -222,14 +224,6 @@ class _Timeline:
             return History(None, None, (), fates, changes, (), spans, source, notes)
         fate = _fate_of_session(session, self._events, existing)
         return History(session, fate, tuple(self._events), {}, changes, (), spans, source, notes)
-
-
-def _set_right_after(write: KeyEvent, renewal: KeyEvent) -> bool:
-    """Return whether a deadline belongs to the write before it: the same key, within a second."""
-    same_key = (write.db, write.key) == (renewal.db, renewal.key)
-    no_ttl_of_its_own = write.name == "written" and write.ttl_ms is None
-    distance = (renewal.moment.latest_ms or 0) - (write.moment.latest_ms or 0)
-    return same_key and no_ttl_of_its_own and distance < SAME_SECOND_MS
 
 
 def _fate_of_session(session: str, events: Sequence[KeyEvent], existing: dict[tuple[int, bytes], KeyState]) -> Fate:
@@ -401,9 +395,3 @@ def _event_line(event: KeyEvent) -> str:
 def _fates_line(prefix: str, counts: dict[str, int]) -> str:
     parts = ", ".join(f"{count:,} {cause}" for cause, count in sorted(counts.items(), key=lambda pair: -pair[1]))
     return f"{printable(prefix) or '(no prefix)'}  {counted(sum(counts.values()), 'key')}: {parts}"
-
-
-def _span_line(span: Span) -> str:
-    return wrapped(
-        f"source: {span.name} ({span.kind}), {time_text(span.begins) or '?'} to {time_text(span.ends)}", indent="  "
-    )

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
 
 import redis
 
@@ -83,8 +82,9 @@ class RdbContents:
         """
         taken_at = datetime.fromtimestamp(self.now_ms / 1_000, UTC) - TIMES_ARE_ROUNDED_BY
         database = _database(name, self.databases, db)
-        found = _snapshot("rdb", self.newest[1], taken_at, self.databases, has_idle_times=self.has_idle_times)
-        return replace(found, name=name, keys=self.databases.get(database, 0), database=database)
+        header, keys = self.newest[1], self.databases.get(database, 0)
+        written_by = (header.flavour, header.server_version)
+        return Snapshot("rdb", name, taken_at, *written_by, self.has_idle_times, keys, database, self.databases)
 
 
 def read_rdb(files: Sequence[Path], *, progress: Callable[[int, int], None] | None = None) -> RdbContents:
@@ -230,20 +230,6 @@ def serve_rdb(files: Sequence[Path]) -> Iterator[tuple[RedisServer, Snapshot]]:
         yield server, contents.snapshot(str(path), None)
 
 
-def _snapshot(
-    kind: Literal["rdb", "aof"],
-    header: RdbHeader | None,
-    taken_at: datetime,
-    databases: Mapping[int, int],
-    *,
-    has_idle_times: bool,
-) -> Snapshot:
-    aux = {} if header is None else header.aux
-    version = aux.get("valkey-ver") or aux.get("redis-ver") or "?"
-    flavour = "valkey" if "valkey-ver" in aux else "redis" if header is None else header.server
-    return Snapshot(kind, "", taken_at, flavour, version, has_idle_times, databases=databases)
-
-
 @contextmanager
 def serve_aof(files: AofFiles, *, until: datetime | None) -> Iterator[tuple[RedisServer, Snapshot]]:
     """Serve an append-only directory as of a moment; its files are only read.
@@ -275,12 +261,23 @@ def serve_aof(files: AofFiles, *, until: datetime | None) -> Iterator[tuple[Redi
         server.clock.require_preload()
         server.clock.move_to(taken_at if until else taken_at + TIMES_ARE_ROUNDED_BY)
         server.kill()
-        shutil.rmtree(server.directory / "appendonlydir")
-        _lay_out(files, ends, server.directory / "appendonlydir")
+        folder = server.directory / "appendonlydir"
+        shutil.rmtree(folder)
+        folder.mkdir()
+        lines = []
+        if files.base and files.base not in files.logs:
+            (folder / files.base.name).symlink_to(files.base.resolve())
+            lines.append(f"file {files.base.name} seq 1 type b\n")
+        for number, (path, end) in enumerate(zip(files.logs, ends, strict=True), 1):
+            shutil.copyfile(path, folder / path.name)
+            os.truncate(folder / path.name, end)
+            lines.append(f"file {path.name} seq {number} type i\n")
+        (folder / "appendonly.aof.manifest").write_text("".join(lines))
         server.start()
         with server.client() as client:
             databases = {int(name[2:]): counts["keys"] for name, counts in client.info("keyspace").items()}
-        yield server, _snapshot("aof", header, taken_at, databases, has_idle_times=False)
+        written_by = (header.flavour, header.server_version) if header else ("redis", "?")
+        yield server, Snapshot("aof", str(files.directory), taken_at, *written_by, False, databases=databases)
 
 
 def server_for(header: RdbHeader, path: Path) -> ServerBinary:
@@ -339,17 +336,3 @@ def _ends(files: AofFiles, until_s: float | None) -> tuple[list[int], int | None
             second = command.second
         ends.append(end)
     return ends, second
-
-
-def _lay_out(files: AofFiles, ends: Sequence[int], folder: Path) -> None:
-    """Lay out the directory again: a link to the base, copies of the logs up to their ends."""
-    folder.mkdir()
-    lines = []
-    if files.base and files.base not in files.logs:
-        (folder / files.base.name).symlink_to(files.base.resolve())
-        lines.append(f"file {files.base.name} seq 1 type b")
-    for number, (path, end) in enumerate(zip(files.logs, ends, strict=True), 1):
-        shutil.copyfile(path, folder / path.name)
-        os.truncate(folder / path.name, end)
-        lines.append(f"file {path.name} seq {number} type i")
-    (folder / "appendonly.aof.manifest").write_text("\n".join(lines) + "\n")

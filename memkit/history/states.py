@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple
 
 from memkit.history.commands import Effect
 
+SAME_SECOND_MS = 1_000
+"""A log states whole seconds: what it states with the same one may have happened at once."""
 EventName = Literal[
     "written", "renewed", "ttl_removed", "expired", "evicted", "deleted", "overwritten", "renamed", "flushed"
 ]
@@ -53,11 +55,12 @@ class KeyEvent(NamedTuple):
     target: bytes | None = None
     created: bool = False
 
-    def with_deadline_of(self, renewal: KeyEvent) -> KeyEvent:
-        """Return a write and the deadline that was set right after it as one event."""
-        if self.created:
-            return self._replace(deadline_ms=renewal.deadline_ms, ttl_ms=renewal.ttl_ms)
-        return renewal._replace(command=self.command)
+    def belongs_to(self, write: KeyEvent) -> bool:
+        """Return whether this is the deadline that a write got: set within a second after it."""
+        if self.name != "renewed" or write.name != "written" or write.ttl_ms is not None:
+            return False
+        distance = (self.moment.latest_ms or 0) - (write.moment.latest_ms or 0)
+        return (write.db, write.key) == (self.db, self.key) and distance < SAME_SECOND_MS
 
 
 class KeyState(NamedTuple):

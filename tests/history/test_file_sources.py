@@ -18,9 +18,11 @@ from servers import LANES, every_server, start
 from test_history import CANARY, logging
 
 from memkit.audit import audit
+from memkit.audit.stored_keys import STRING_OVERHEAD_BYTES, StoredKeys
 from memkit.cli import main
 from memkit.errors import PolicyError, SourceError
 from memkit.history.aof import read_commands
+from memkit.history.snapshots import read_rdb
 from memkit.inspect import inspect_session
 from memkit.server import RedisServer
 
@@ -250,11 +252,14 @@ def test_large_file_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert [(one["cause"], one["keys"]) for one in found["findings"]] == [("ttl_too_short", 300)]
 
 
-def test_missed_parts_of_sampled_sessions_are_found(tmp_path: Path) -> None:
+def test_keys_of_a_file_are_looked_up(tmp_path: Path) -> None:
     path = tmp_path / "dump.rdb"
-    parts = [(f"chat:{n:05}:{part}", WEEK_S) for n in range(30_000) for part in ("meta", "messages")]
-    path.write_bytes(file_of_strings(*parts))
-    assert verdict(path)["verdict"]["status"] == "healthy"
+    path.write_bytes(file_of_strings(("chat:1", 200), ("chat:expired", -5), ("chat:3", None), idle_s=50))
+    contents = read_rdb([path])
+    keys = StoredKeys(contents, contents.snapshot("dump.rdb", None), None)
+    (found,) = keys.look_up([b"chat:1", b"chat:expired", b"chat:none"])
+    assert (found.key, found.left_ms, found.set_ms) == (b"chat:1", 199_000, 250_000)
+    assert keys.weigh([b"chat:1", b"chat:none"]) == [100 + STRING_OVERHEAD_BYTES]
 
 
 def test_hash_with_field_ttls_is_read_by_a_server(tmp_path: Path) -> None:
