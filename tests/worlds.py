@@ -281,6 +281,16 @@ def parts(*shapes: str) -> Callable[[Traffic], World]:
     return make
 
 
+def buffers(t: Traffic) -> World:
+    """Each write leaves a part with a short TTL of its own, on purpose."""
+    buffer_s = t.dice.choice((MINUTE, 5 * MINUTE, HOUR))
+    events = []
+    for age_s in [*t.times(), *t.times(0, 0.9 * buffer_s)]:
+        events += t.write(key := f"chat:{t.uid()}", age_s)
+        events += t.write(f"{key}:buffer", age_s, ttl_s=buffer_s)
+    return t.world(events)
+
+
 def locks(t: Traffic) -> World:
     events = t.sessions()
     for _ in range(t.count):
@@ -594,7 +604,7 @@ HEALTHY: dict[str, Callable[[Traffic], World]] = {
             flush_of_another_database, flush_before_the_first_session, another_database, throttled_renewal,
             read_at_one_age, counters_of_sessions, nightly_batches, migrated_by_restore, migrated_by_copy, scripts,
             few_deletions, nearly_full, names_of_people, spring_session, renewed_by_reads,
-            migrated_by_replication, absolute_deadlines,
+            migrated_by_replication, absolute_deadlines, buffers,
         )
     },
 }  # fmt: skip
