@@ -132,7 +132,7 @@ def test_flush_of_this_database_and_of_another(server: RedisServer, client: redi
 
 
 @pytest.mark.parametrize("name", ["redis-8.2", "valkey-9"])
-def test_hash_that_ends_with_its_last_field_has_expired(name: str, tmp_path: Path) -> None:
+def test_hash_expires_with_its_last_field(name: str, tmp_path: Path) -> None:
     path = tmp_path / "incident.db"
     with start(name) as server, server.client() as client, recording(server, path, b"chat:"):
         client.hset("chat:hash", "messages", CANARY)
