@@ -26,6 +26,7 @@ from memkit.history.states import EventName, KeyEvent, KeyState, KeyStates, Mome
 from memkit.history.tracking import Tracker
 from memkit.readonly.connection import KeyCommands, ReadOnlyConnection, info_fields, refused
 from memkit.render import counted, duration
+from memkit.server.clock import escape_glob
 
 Replication = Literal["replica", "primary"]
 COUNTERS_EVERY_S = 0.2
@@ -157,9 +158,9 @@ class _WatchedServer:
     def scan(self) -> Iterator[list[bytes]]:
         """Yield the names of the watched keys that exist, in batches; a name may come twice."""
         for prefix in self._prefixes:
-            cursor: Any = 0
+            cursor, pattern = b"0", escape_glob(prefix.decode("latin-1")).encode("latin-1") + b"*"
             while True:
-                cursor, names = self.ask("SCAN", cursor, "MATCH", _escaped(prefix) + b"*", "COUNT", SCAN_COUNT)
+                cursor, names = self.ask("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT)
                 yield names
                 if cursor == b"0":
                     break
@@ -443,7 +444,3 @@ def _ttl(deadline_ms: int, moment: Moment) -> int:
     least, most = deadline_ms - (moment.latest_ms or 0), deadline_ms - (moment.earliest_ms or 0) + PUSH_DELAY_MS
     whole = -(-least // ROUND_MS) * ROUND_MS
     return whole if whole <= most else least
-
-
-def _escaped(prefix: bytes) -> bytes:
-    return b"".join(b"\\" + bytes([char]) if char in b"*?[]^\\-" else bytes([char]) for char in prefix)
