@@ -67,6 +67,8 @@ _ANSWERED = re.compile(
 )
 _LESS_LIKELY = ("user", "customer", "client", "model", "agent")
 """Beside a question or an answer these may be the name of a person or of a model."""
+_SHORTEST_ALONE = 2
+"""``{"q": …, "a": …}`` is a pair; one field of one letter may be anything."""
 _PLAIN_FIELDS = frozenset({"role", "content", "id"})
 _CALL_PARTS = frozenset({"tooluse", "toolcall", "functioncall"})
 _RESULT_PARTS = frozenset({"toolresult", "functionresult", "functionresponse", "toolresponse", "toolreturn"})
@@ -308,14 +310,12 @@ def _only_text(fields: Mapping[str, Any]) -> str | None:
 
 def _pair(fields: Mapping[str, Any], key: str) -> list[Turn]:
     """Return a question and its answer (``prompt`` and ``response``), or the one that its only field names."""
-    sides = [(name, _side(name)) for name in fields]
-    asked = _likeliest([name for name, side in sides if side == "user" and isinstance(fields[name], str | list)])
-    reply = _likeliest(
-        [name for name, side in sides if side == "assistant" and isinstance(fields[name], str | list | None)]
-    )
+    texts = [name for name, value in fields.items() if value is None or _is_content(value)]
+    asked = _likeliest([name for name in texts if _side(name) == "user" and fields[name] is not None])
+    reply = _likeliest([name for name in texts if _side(name) == "assistant"])
     if reply and not asked:
         asked = next((name for name in _TEXT_FIELDS[:3] if isinstance(fields.get(name), str)), None)
-    if not (asked and reply) and (len(fields) > 1 or not (asked or reply)):
+    if not (asked and reply) and (len(fields) > 1 or len(asked or reply or "") < _SHORTEST_ALONE):
         return []
     question, answer = fields[asked] if asked else None, fields[reply] if reply else None
     both = [(question, answer)]
@@ -338,6 +338,10 @@ def _side(name: str) -> str:
 
 def _likeliest(names: list[str]) -> str | None:
     return min(names, key=lambda name: name in _LESS_LIKELY, default=None)
+
+
+def _is_content(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str | dict) for each in value))
 
 
 def _time(fields: Mapping[str, Any]) -> float | None:

@@ -1,4 +1,4 @@
-// Stores of npm packages: reads one call a line, [method, ...arguments], and writes one answer a line.
+// Stores of npm packages: reads one call a line, [number, method, ...arguments], and writes one answer a line.
 // The packages are those of the folder that MEMKIT_NPM names.
 
 import { createRequire } from "node:module";
@@ -20,17 +20,18 @@ function pairs(messages) {
 function history(url, sessionId, ttlS) {
   const { RedisChatMessageHistory } = load("@langchain/redis");
   const own = new RedisChatMessageHistory({ sessionId, sessionTTL: ttlS ?? undefined, config: { url } });
-  own.client.on("error", () => {}); // without a listener an error of the connection ends the process
+  own.client.on("error", () => {}); // node-redis asks for a listener: without one an error ends the process
   return {
     append: (role, text) => own.addMessage(message(role, text)),
     read: async () => pairs(await own.getMessages()),
     clear: () => own.clear(),
-    close: () => own.client.close(),
+    close: () => own.client.disconnect(), // quit() waits for a server that may not be there any more
   };
 }
 
 async function graph(saver, threadId) {
   const { MessagesAnnotation, START, StateGraph } = load("@langchain/langgraph");
+  saver.client.on("error", () => {});
   const builder = new StateGraph(MessagesAnnotation).addNode("talk", () => ({})).addEdge(START, "talk");
   const own = builder.compile({ checkpointer: saver });
   const config = { configurable: { thread_id: threadId } };
@@ -38,7 +39,7 @@ async function graph(saver, threadId) {
     append: (role, text) => own.invoke({ messages: [message(role, text)] }, config),
     read: async () => pairs((await own.getState(config)).values.messages ?? []),
     clear: () => saver.deleteThread(threadId),
-    close: () => saver.end(),
+    close: () => saver.client.disconnect(),
   };
 }
 
@@ -57,24 +58,27 @@ const STORES = {
   },
 };
 
-let session = null;
+const sessions = [];
 
-async function call([method, ...given]) {
+async function call(method, given) {
   if (method === "open") {
     const [store, ...own] = given;
-    session = await STORES[store](...own);
-    return null;
+    return sessions.push(await STORES[store](...own)) - 1;
   }
-  return (await session[method](...given)) ?? null;
+  const [number, ...own] = given;
+  const result = await sessions[number][method](...own);
+  return Array.isArray(result) ? result : null;
 }
 
-// An error outside of a call is one of the connection: the call that waits for it reports it.
+// An error outside of a call is one of a connection: the call that waits for it reports it.
 process.on("uncaughtException", () => {});
-for await (const line of createInterface({ input: process.stdin })) {
-  const answer = await call(JSON.parse(line)).then(
-    (result) => ({ result: Array.isArray(result) ? result : null }),
+const lines = createInterface({ input: process.stdin });
+lines.on("close", () => process.exit());
+lines.on("line", async (line) => {
+  const [number, method, ...given] = JSON.parse(line);
+  const answer = await call(method, given).then(
+    (result) => ({ result }),
     (error) => ({ error: `${error?.name ?? "Error"}: ${error?.message ?? error}` }),
   );
-  process.stdout.write(`${JSON.stringify(answer)}\n`);
-}
-process.exit();
+  process.stdout.write(`${JSON.stringify([number, answer])}\n`);
+});
