@@ -9,6 +9,8 @@ from memkit.conformance.cases.all_cases import CASES
 from memkit.render import Table, wrapped
 
 SHIPPED = Path(__file__).parent / "matrix.json"
+MOST_COLUMNS = 12
+"""With the longest name of a case, 28 letters, so many columns of four fit a line of 80."""
 MARKS = {"passed": "ok", "failed": "X", "skipped": "–"}
 
 
@@ -58,8 +60,12 @@ class Matrix:
             f"({number}) {result['store']} {result['version']} on {result['server']}, {result['date']}"
             for number, result in enumerate(self.stores, 1)
         ]
-        titles = ("X failed, – skipped", *(str(number) for number in range(1, len(self.stores) + 1)))
-        return "\n".join([*(wrapped(line, indent="    ") for line in lines), Table("", titles, self.rows).to_text()])
+        parts = [wrapped(line, indent="    ") for line in lines]
+        for start in range(0, len(self.stores), MOST_COLUMNS):
+            columns = range(start + 1, min(start + MOST_COLUMNS, len(self.stores)) + 1)
+            rows = [(row[0], *(row[column] for column in columns)) for row in self.rows]
+            parts.append(Table("", ("X failed, – skipped", *map(str, columns)), rows).to_text())
+        return "\n".join(parts)
 
     def _repr_html_(self) -> str:
         titles = ("case", *(f"{result['store']} {result['version']}" for result in self.stores))

@@ -1,4 +1,8 @@
-"""Stores of npm packages behind the suite's adapter: a Node process runs ``npm_stores.mjs`` and answers calls."""
+"""Stores of npm packages behind the suite's adapter: a Node process runs ``npm_stores.mjs`` and answers calls.
+
+MEMKIT_NPM names the folder in which the packages are installed, with a copy of that file: Node looks for packages
+beside the file that asks for them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,6 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, ClassVar
 
@@ -17,14 +20,21 @@ from adapters.shared import whole_seconds
 
 from memkit.conformance.adapter import Messages
 
-STORES = Path(__file__).with_name("npm_stores.mjs")
+FILE = "npm_stores.mjs"
 
 
 class NpmStore:
-    """A store as its documentation makes it; MEMKIT_NPM names the folder in which its packages are installed."""
+    """A store as its documentation makes it.
 
-    def __init__(self, name: str, *, whole: bool) -> None:
+    Args:
+        name: Its name in ``npm_stores.mjs``.
+        whole: Whether it takes whole seconds.
+        more: What else the adapter declares, such as ``window``.
+    """
+
+    def __init__(self, name: str, *, whole: bool = False, **more: Any) -> None:
         self.name, self._whole = name, whole
+        self.__dict__ |= more
 
     def open(self, url: str, session_id: str, ttl_s: float | None) -> NpmHandle:
         """Return a handle with a client of its own."""
@@ -63,7 +73,8 @@ class Node:
 
     def __init__(self) -> None:
         pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
-        node = subprocess.Popen(["node", str(STORES)], stdin=pipe, stdout=pipe, stderr=nothing)
+        command = ["node", f"{os.environ['MEMKIT_NPM']}/{FILE}"]
+        node = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nothing)
         assert node.stdin
         assert node.stdout
         self._input, self._output = node.stdin, node.stdout
@@ -101,6 +112,9 @@ class Node:
             waiting.put({"error": "the Node process ended"})
 
 
+TWO_ROLES = ("user", "assistant")
 LangchainJs = partial(NpmStore, "langchain-js", whole=True)
-LanggraphJs = partial(NpmStore, "langgraph-js", whole=False)
-LanggraphJsShallow = partial(NpmStore, "langgraph-js-shallow", whole=False)
+LanggraphJs = partial(NpmStore, "langgraph-js")
+LanggraphJsShallow = partial(NpmStore, "langgraph-js-shallow")
+VercelChatSdk = partial(NpmStore, "vercel-chat-sdk", window=100, roles=TWO_ROLES)
+MastraRedis = partial(NpmStore, "mastra-redis", has_ttl=False, roles=TWO_ROLES)
