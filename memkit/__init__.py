@@ -32,7 +32,7 @@ Imports go down this map only::
                         (log observe)
       audit/            audit: a Redis server against the expected TTLs
                         (affected context finding hash_fields key_shapes report run sampling
-                        second_look server_info checks/)
+                        second_look server_info stored_keys checks/)
       conformance/      Run any session store through cases with real faults, on a private server,
                         to see when it loses memory
                         (adapter case environment examples fault_proxy keyspace matrix

@@ -140,8 +140,13 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
     return argparse.RawDescriptionHelpFormatter(prog, width=columns - 2)
 
 
-def _command(commands: Any, run: Command, example: str) -> argparse.ArgumentParser:
-    """Add a command: its name is the function's, its summary the function's docstring."""
+def _command(
+    commands: Any, run: Command, example: str, *, source: str = "", expect: bool = False, json: bool = False
+) -> argparse.ArgumentParser:
+    """Add a command with the options that commands share: its name is the function's, its summary the docstring's.
+
+    ``source`` is the name of its first argument, SOURCE (a Redis URL or files) or URL; empty: it has none.
+    """
     name = run.__name__.removeprefix("_")
     summary = run.__doc__ or name
     added: argparse.ArgumentParser = commands.add_parser(
@@ -151,38 +156,36 @@ def _command(commands: Any, run: Command, example: str) -> argparse.ArgumentPars
         epilog=f"example:\n  memkit {name} {example}",
         formatter_class=_formatter,
     )
-    added.set_defaults(run=run)
+    added.set_defaults(run=run, source_required=True)
+    if source:
+        sources = f"a Redis URL{FILES if source == 'SOURCE' else ''}"
+        default = f"the variable {' or '.join(URL_VARIABLES)}"
+        added.add_argument("source", nargs="?", metavar=source, help=f"{sources} (default: {default})")
+        added.add_argument("--askpass", action="store_true", help=ASKPASS)
+    if source == "SOURCE":
+        added.add_argument("--at", metavar="TIME", help="read an append-only directory as of then (ISO form, UTC)")
+        file_db = "the database of a file (default: 0, or the one with most keys if 0 has none)"
+        added.add_argument("--db", type=int, metavar="N", help=file_db)
+    if expect:
+        added.add_argument(
+            "--expect",
+            action="append",
+            default=[],
+            metavar="PATTERN=TTL",
+            help="the expected TTL of keys, such as 'chat:*=7d', with [,sliding|absolute][,jitter=10%%]; may be "
+            "repeated (default: [tool.memkit.expect] in pyproject.toml, or memkit.toml)",
+        )
+    if json:
+        added.add_argument("--json", action="store_true", help="print one JSON object")
     return added
 
 
-def _add_source(command: argparse.ArgumentParser, *, required: bool = True, files: bool = True) -> None:
-    sources, metavar = (f"a Redis URL{FILES}", "SOURCE") if files else ("a Redis URL", "URL")
-    default = f"the variable {' or '.join(URL_VARIABLES)}"
-    command.add_argument("source", nargs="?", metavar=metavar, help=f"{sources} (default: {default})")
-    command.add_argument("--askpass", action="store_true", help=ASKPASS)
-    if files:
-        command.add_argument("--at", metavar="TIME", help="read an append-only directory as of then (ISO form, UTC)")
-    command.set_defaults(source_required=required)
-
-
-def _add_expect(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--expect",
-        action="append",
-        default=[],
-        metavar="PATTERN=TTL",
-        help="the expected TTL of keys, such as 'chat:*=7d', with [,sliding|absolute][,jitter=10%%]; may be repeated "
-        "(default: [tool.memkit.expect] in pyproject.toml, or memkit.toml)",
-    )
-
-
 def _add_lab(commands: Any) -> None:
-    lab = _command(commands, _lab, "--url redis://localhost:6379/0 --expect 'chat:*=7d'")
+    lab = _command(commands, _lab, "--url redis://localhost:6379/0 --expect 'chat:*=7d'", expect=True)
     lab.add_argument("--no-browser", action="store_true", help="print the address instead of opening a browser")
     lab.add_argument("--dir", type=Path, metavar="D", help="the notebooks' folder; missing ones are copied there")
     lab.add_argument("--port", type=int, metavar="N", help="JupyterLab's port (default: 8888 or the next free one)")
     lab.add_argument("--url", metavar="URL", help="investigate this Redis, read-only, instead of the demo incident")
-    _add_expect(lab)
 
 
 def _add_server(commands: Any) -> None:
@@ -191,10 +194,8 @@ def _add_server(commands: Any) -> None:
 
 
 def _add_audit(commands: Any) -> None:
-    audit = _command(commands, _audit, "redis://localhost:6379/0 --expect 'chat:*=7d'")
-    _add_source(audit)
-    _add_expect(audit)
-    audit.add_argument("--expect-file", type=Path, metavar="FILE", help="expectations from a file, one a line")
+    example = "redis://localhost:6379/0 --expect 'chat:*=7d'"
+    audit = _command(commands, _audit, example, source="SOURCE", expect=True, json=True)
     audit.add_argument(
         "--full", action="store_true", help="scan every key, judge up to 40,000 of them, and read values"
     )
@@ -208,20 +209,17 @@ def _add_audit(commands: Any) -> None:
     audit.add_argument("--watch", metavar="T", help="look again after T (30s, 5m) and measure the TTL of renewals")
     audit.add_argument("--replica", metavar="URL", help="read idle times there: on a primary, clients reset them")
     audit.add_argument("--acl", action="store_true", help="print the ACL user that an audit needs, and do nothing else")
-    audit.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _add_inspect(commands: Any) -> None:
-    inspect = _command(commands, _inspect, "redis://localhost:6379/0 user-42 --expect 'chat:*=7d'")
-    _add_source(inspect)
-    _add_expect(inspect)
+    example = "redis://localhost:6379/0 user-42 --expect 'chat:*=7d'"
+    inspect = _command(commands, _inspect, example, source="SOURCE", expect=True, json=True)
     inspect.add_argument("session", metavar="SESSION_OR_KEY", help="a session id or a key's name")
     inspect.add_argument("--reveal", action="store_true", help="show message texts, which are private")
-    inspect.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _add_history(commands: Any) -> None:
-    history = _command(commands, _history, "/var/lib/redis/appendonlydir user-42")
+    history = _command(commands, _history, "/var/lib/redis/appendonlydir user-42", expect=True, json=True)
     history.add_argument(
         "sources",
         nargs="+",
@@ -230,39 +228,29 @@ def _add_history(commands: Any) -> None:
         "the last argument may be a session id or a key's name",
     )
     history.add_argument("--since", metavar="T", help="leave out what happened before, such as 2026-11-28T02:00:00Z")
-    history.add_argument(
-        "--replication",
-        nargs="?",
-        const="replica",
-        choices=["replica", "primary"],
-        help="read the replication backlog of a replica; =primary: of a primary, which then lists memkit as a replica",
-    )
+    _add_replication(history, "read the replication backlog of a replica")
     history.add_argument("--askpass", action="store_true", help=ASKPASS)
-    _add_expect(history)
-    history.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _add_record(commands: Any) -> None:
-    record = _command(commands, _record, "redis://localhost:6379/0 -o incident.db --expect 'chat:*=7d'")
-    _add_source(record, files=False)
+    example = "redis://localhost:6379/0 -o incident.db --expect 'chat:*=7d'"
+    record = _command(commands, _record, example, source="URL", expect=True)
     record.add_argument("-o", "--output", type=Path, metavar="FILE.db", help="the recording, a new file")
-    _add_expect(record)
-    record.add_argument(
-        "--replication",
-        nargs="?",
-        const="replica",
-        choices=["replica", "primary"],
-        help="read the replication stream of a replica, which shows commands; =primary: of a primary, which then lists "
-        "memkit as a replica",
-    )
+    _add_replication(record, "read the replication stream of a replica, which shows commands")
     record.add_argument("--for", dest="duration", metavar="10m", help="how long to record (default: until Ctrl-C)")
     record.add_argument("--acl", action="store_true", help="print the ACL user that it needs, and do nothing else")
 
 
+def _add_replication(command: argparse.ArgumentParser, what: str) -> None:
+    primary = "=primary: of a primary, which then lists memkit as a replica"
+    choices = ["replica", "primary"]
+    command.add_argument("--replication", nargs="?", const="replica", choices=choices, help=f"{what}; {primary}")
+
+
 def _add_triage(commands: Any) -> None:
-    triage = _command(commands, _triage, "redis://localhost:6379/0 --expect 'chat:*=7d' -o report.html")
-    _add_source(triage, required=False)
-    _add_expect(triage)
+    example = "redis://localhost:6379/0 --expect 'chat:*=7d' -o report.html"
+    triage = _command(commands, _triage, example, source="SOURCE", expect=True)
+    triage.set_defaults(source_required=False)
     output = Path("triage.html")
     triage.add_argument(
         "-o", "--output", type=Path, default=output, metavar="FILE", help=f"the report (default: {output})"
@@ -270,9 +258,8 @@ def _add_triage(commands: Any) -> None:
 
 
 def _add_conformance(commands: Any) -> None:
-    conformance = _command(commands, _conformance, "memkit.conformance.memkit_adapter:MemkitAdapter")
+    conformance = _command(commands, _conformance, "memkit.conformance.memkit_adapter:MemkitAdapter", json=True)
     conformance.add_argument("adapter", metavar="ADAPTER", help="package.module:factory of a StoreAdapter")
-    conformance.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _lab(given: argparse.Namespace) -> int:
@@ -309,14 +296,11 @@ def _ended_by_signals() -> threading.Event:
 def _audit(given: argparse.Namespace) -> int:
     """Find sessions that expire too early, since when and why (read-only)."""
     from memkit.audit.run import acl_rule, audit
-    from memkit.config import configured_expectations, parse_expectation, read_expectations
+    from memkit.config import expected
     from memkit.policy import duration_ms
 
     watch_s = duration_ms(given.watch) / 1000 if given.watch else 0.0
-    expect = [parse_expectation(text) for text in given.expect]
-    if given.expect_file:
-        expect += read_expectations(given.expect_file)
-    expect = expect or configured_expectations()
+    expect = expected(given.expect)
     if given.acl:
         print(acl_rule(expectation.prefix for expectation in expect))
         return 0
@@ -330,13 +314,14 @@ def _audit(given: argparse.Namespace) -> int:
             touch=given.touch,
             watch_s=watch_s,
             at=given.at,
+            db=given.db,
             progress=show,
         )
     _print(report, json=given.json)
     if given.affected:
         from memkit.audit.affected import write_affected
 
-        affected = write_affected(given.source, report, given.affected, at=given.at)
+        affected = write_affected(given.source, report, given.affected, at=given.at, db=given.db)
         print(affected.to_text(), file=sys.stderr if given.json else None)
     return report.exit_code
 
@@ -348,11 +333,11 @@ def _print(report: Any, *, json: bool) -> None:
 
 def _inspect(given: argparse.Namespace) -> int:
     """Show one session of any known store: messages, keys, TTLs, problems (read-only)."""
-    from memkit.config import configured_expectations, parse_expectation
+    from memkit.config import expected
     from memkit.inspect import inspect_session
 
-    expect = [parse_expectation(text) for text in given.expect] or configured_expectations()
-    report = inspect_session(given.source, given.session, expect=expect, reveal=given.reveal, at=given.at)
+    expect = expected(given.expect)
+    report = inspect_session(given.source, given.session, expect=expect, reveal=given.reveal, at=given.at, db=given.db)
     print(report.to_json() if given.json else report.to_text())
     return 1 if report.problems else 0
 
@@ -413,7 +398,7 @@ def _triage(given: argparse.Namespace) -> int:
     if not given.output.absolute().parent.is_dir():
         raise MemkitError(f"the folder {given.output.parent} does not exist; make it, or give -o another file")
     with progress("auditing", "keys") as show:
-        report = triage(given.source, expect=given.expect, output=given.output, at=given.at, progress=show)
+        report = triage(given.source, expect=given.expect, output=given.output, at=given.at, db=given.db, progress=show)
     print(f"{wrapped(report.verdict.sentence)}\nreport: {given.output}")
     return report.exit_code
 

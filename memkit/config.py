@@ -150,29 +150,6 @@ def _with_option(expectation: Expectation, option: str) -> Expectation:
     raise PolicyError(f"{option!r} is not an option; {SHAPE}")
 
 
-def read_expectations(path: str | Path) -> list[Expectation]:
-    """Return the expectations of a text file: one a line, ``#`` begins a comment.
-
-    Raises:
-        PolicyError: Names the line that could not be read, or the file if it is unreadable or has no expectation.
-    """
-    try:
-        lines = Path(path).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PolicyError(f"cannot read expectations from {path}: {error}") from None
-    found = []
-    for number, line in enumerate(lines, 1):
-        text = line.partition("#")[0].strip() if not line.lstrip().startswith("#") else ""
-        if text:
-            try:
-                found.append(parse_expectation(text))
-            except PolicyError as error:
-                raise PolicyError(f"{path}, line {number}: {error}") from None
-    if not found:
-        raise PolicyError(f"{path} has no expectation in it; {SHAPE}")
-    return found
-
-
 def expectations(expect: Expect) -> list[Expectation]:
     """Return what ``audit(expect=...)`` was given as expectations, the most specific pattern first.
 

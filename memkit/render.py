@@ -94,10 +94,12 @@ def utc_text(at: datetime, *, round_up: bool = False) -> str:
 
 
 def ago(at: datetime, now: datetime) -> str:
-    """Return how long before now a time was, in one unit: ``42 min ago``, ``3 h ago``, or ``in 5 d`` if it is later."""
+    """Return how long before now a time was: ``42 min ago``, ``3 h ago``, ``now``, or ``in 5 d`` if it is later."""
     seconds = (now - at).total_seconds()
     unit, size = next((one for one in (("d", 172_800), ("h", 7_200), ("min", 120)) if abs(seconds) >= one[1]), ("s", 1))
     count = round(abs(seconds) / (size / 2 if unit != "s" else 1))
+    if not count:
+        return "now"
     return f"{count} {unit} ago" if seconds >= 0 else f"in {count} {unit}"
 
 

@@ -101,7 +101,6 @@ def test_the_password_may_come_from_the_environment(capsys, monkeypatch, user):
         ["inspect", "redis://u:hunter2@localhost:1/0", "s"],
         ["inspect", "gopher://u:hunter2@h", "s"],
         ["audit", "redis://localhost:1", "--expect", "chat:*=soon"],
-        ["audit", "redis://localhost:1", "--expect-file", "/no/such/file"],
         ["audit", "redis://localhost:1", "--duty", "7"],
         ["triage", "redis://u:hunter2@localhost:1/0"],
         ["triage", "redis://localhost:1", "--expect", "chat"],

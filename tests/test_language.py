@@ -58,11 +58,9 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
             yield token.start[0], token.string
 
 
-@pytest.mark.parametrize(
-    "path", [ROOT / "README.md", *sorted((ROOT / ".github").glob("*.md"))], ids=lambda path: path.name
-)
-def test_markdown_uses_the_fields_words(path: Path) -> None:
-    assert not forbidden(path.read_text("utf-8"))
+def test_markdown_uses_the_fields_words() -> None:
+    pages = [ROOT / "README.md", *(ROOT / ".github").glob("*.md")]
+    assert {path.name: words for path in pages if (words := forbidden(path.read_text("utf-8")))} == {}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -73,16 +71,15 @@ def test_notebooks_use_the_fields_words(path: Path) -> None:
     assert not {name: words for name, words in (found | outputs).items() if words}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_texts_in_code_use_the_fields_words(path: Path) -> None:
-    found = {f"{path.name}:{line}": forbidden(text) for line, text in texts(path)}
-    assert not {place: words for place, words in found.items() if words}
+def test_texts_in_code_use_the_fields_words() -> None:
+    found = {f"{path}:{line}": forbidden(text) for path in SOURCES for line, text in texts(path)}
+    assert {place: words for place, words in found.items() if words} == {}
 
 
-@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_test_names_have_at_most_50_characters(path: Path) -> None:
-    names = re.findall(r"^ *(?:async )?def (test_\w+)", path.read_text("utf-8"), re.MULTILINE)
-    assert not [name for name in names if len(name) > LONGEST_TEST_NAME]
+def test_test_names_have_at_most_50_characters() -> None:
+    found = re.compile(r"^ *(?:async )?def (test_\w+)", re.MULTILINE)
+    names = [(path.name, name) for path in TESTS for name in found.findall(path.read_text("utf-8"))]
+    assert [(file, name) for file, name in names if len(name) > LONGEST_TEST_NAME] == []
 
 
 def test_help_uses_the_fields_words() -> None:

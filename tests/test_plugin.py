@@ -61,20 +61,20 @@ def test_under_xdist_too(pytester):
 
 def test_a_run_without_fixtures_prints_nothing(pytester):
     pytester.makepyfile("def test(): pass")
-    result = pytester.runpytest_subprocess()
+    result = pytester.runpytest_inprocess()
     result.assert_outcomes(passed=1)
     result.stdout.no_fnmatch_line("memkit:*")
 
 
 def test_users_of_the_fixtures_are_marked(pytester):
     pytester.makepyfile("def test_with(memory_store): pass\ndef test_without(): pass")
-    result = pytester.runpytest_subprocess("-m", "redis", "--strict-markers", "-v")
+    result = pytester.runpytest_inprocess("-m", "redis", "--strict-markers", "-v")
     result.assert_outcomes(passed=1, deselected=1)
     result.stdout.fnmatch_lines(["*test_with PASSED*"])
 
 
 def test_every_fixture_is_described(pytester):
-    result = pytester.runpytest_subprocess("--fixtures")
+    result = pytester.runpytest_inprocess("--fixtures")
     for name in ("redis_url", "redis_memory_store", "memkit_server", "memkit_clock", "memkit_sandbox", "memory_store"):
         result.stdout.fnmatch_lines([f"{name}*"])
     assert "no docstring available" not in "".join(line for line in result.outlines if "memkit" in line)
@@ -136,14 +136,16 @@ NO_SERVER = """
     def without_a_server():
         def find():
             raise ServerNotFound(launcher.HOW_TO_GET_ONE)
-        launcher.find_server = find
+        before, launcher.find_server = launcher.find_server, find
+        yield
+        launcher.find_server = before
 """
 
 
 def test_without_a_server_tests_are_skipped(pytester):
     pytester.makeconftest(NO_SERVER)
     pytester.makepyfile(ARTICLE)
-    result = pytester.runpytest_subprocess("-rs")
+    result = pytester.runpytest_inprocess("-rs")
     result.assert_outcomes(skipped=2)
     result.stdout.fnmatch_lines(["*pip install 'redis-memkit[[]server[]]'*"])
 
@@ -154,7 +156,7 @@ def test_a_required_server_that_is_missing_fails(pytester, monkeypatch, how):
         monkeypatch.setenv("CI", "true")
     pytester.makeconftest(NO_SERVER)
     pytester.makepyfile(ARTICLE)
-    result = pytester.runpytest_subprocess(*(["--memkit-require-server"] if how == "option" else []))
+    result = pytester.runpytest_inprocess(*(["--memkit-require-server"] if how == "option" else []))
     result.assert_outcomes(errors=2)
     result.stdout.fnmatch_lines(["*pip install 'redis-memkit[[]server[]]'*"])
 
@@ -171,7 +173,7 @@ def test_a_real_server_is_left_unchanged(pytester, prepared, monkeypatch, how):
     if how == "environment":
         monkeypatch.setenv("MEMKIT_REDIS_URL", url)
     pytester.makepyfile(ARTICLE)
-    result = pytester.runpytest_subprocess(*([f"--real-redis={url}"] if how == "option" else []))
+    result = pytester.runpytest_inprocess(*([f"--real-redis={url}"] if how == "option" else []))
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines([f"memkit: redis * at {url}, in sandboxes, time moved by deadline shift"])
     assert client.keys("*") == []
@@ -221,7 +223,7 @@ def test_a_run_removes_what_a_killed_one_left(pytester, prepared):
     )
     assert pytester.runpytest_subprocess("test_killed.py", f"--real-redis={url}").ret == -signal.SIGKILL
     assert len(client.keys("memkit-test:*")) == 1
-    pytester.runpytest_subprocess("test_next.py", f"--real-redis={url}").assert_outcomes(passed=2)
+    pytester.runpytest_inprocess("test_next.py", f"--real-redis={url}").assert_outcomes(passed=2)
     assert client.keys("*") == []
     assert client.acl_users() == ["default"]
 
@@ -229,7 +231,7 @@ def test_a_run_removes_what_a_killed_one_left(pytester, prepared):
 def test_a_cluster_may_be_the_real_server(pytester, tmp_path):
     pytester.makepyfile(ARTICLE)
     with foreign_cluster(tmp_path, find_server().path) as url, connect(url) as client:
-        pytester.runpytest_subprocess(f"--real-redis={url}").assert_outcomes(passed=2)
+        pytester.runpytest_inprocess(f"--real-redis={url}").assert_outcomes(passed=2)
         assert list(client.scan_iter()) == []
 
 
@@ -238,12 +240,12 @@ def test_a_server_with_foreign_keys_is_refused(pytester, prepared, monkeypatch):
     client.set("customer:1", "theirs")
     pytester.makepyfile(ARTICLE)
     try:
-        result = pytester.runpytest_subprocess(f"--real-redis={url}")
+        result = pytester.runpytest_inprocess(f"--real-redis={url}")
         result.assert_outcomes(errors=2)
         result.stdout.fnmatch_lines(["*ProductionGuardError*1 key of others*MEMKIT_ALLOW=*"])
         assert client.keys("*") == ["customer:1"]
         monkeypatch.setenv("MEMKIT_ALLOW", url.removeprefix("redis://"))
-        pytester.runpytest_subprocess(f"--real-redis={url}").assert_outcomes(passed=2)
+        pytester.runpytest_inprocess(f"--real-redis={url}").assert_outcomes(passed=2)
         assert client.keys("*") == ["customer:1"]
     finally:
         client.delete("customer:1")
@@ -251,7 +253,7 @@ def test_a_server_with_foreign_keys_is_refused(pytester, prepared, monkeypatch):
 
 def test_an_unreachable_real_server_is_an_error(pytester):
     pytester.makepyfile(ARTICLE)
-    result = pytester.runpytest_subprocess("--real-redis=redis://:secret@localhost:1/15")
+    result = pytester.runpytest_inprocess("--real-redis=redis://:secret@localhost:1/15")
     result.assert_outcomes(errors=2)
     result.stdout.fnmatch_lines(["no answer from redis://:[*][*][*]@localhost:1/15, which --real-redis *start it*"])
     assert len(result.outlines) < 30
@@ -263,7 +265,7 @@ def test_an_invalid_real_redis_is_a_usage_error(pytester, monkeypatch, how):
     given = pytester.makepyfile(ARTICLE).name if how == "file" else ":secret@localhost:6379"
     if how == "environment":
         monkeypatch.setenv("MEMKIT_REDIS_URL", given)
-    result = pytester.runpytest_subprocess(*(["--real-redis", given] if how == "file" else []))
+    result = pytester.runpytest_inprocess(*(["--real-redis", given] if how == "file" else []))
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(
         [f"ERROR: *'{given.replace('secret', '[*][*][*]')}'*not a URL*--real-redis=URL*redis://localhost:6379/15*"]
@@ -278,9 +280,14 @@ def test_the_plugin_loads_no_heavy_package(pytester):
 
 
 WITHOUT_PRELOAD = """
+    import pytest
     from memkit.server import launcher
 
-    launcher._shim = str
+    @pytest.fixture(autouse=True, scope="session")
+    def without_preload():
+        before, launcher._shim = launcher._shim, str
+        yield
+        launcher._shim = before
 """
 MOVED = """
     from datetime import UTC, datetime, timedelta
@@ -312,6 +319,6 @@ MOVED = """
 def test_without_the_preload_time_is_set_back_too(pytester):
     pytester.makeconftest(WITHOUT_PRELOAD)
     pytester.makepyfile(MOVED)
-    result = pytester.runpytest_subprocess()
+    result = pytester.runpytest_inprocess()
     result.assert_outcomes(passed=5)
     result.stdout.fnmatch_lines(["memkit: *, private, time moved by deadline shift"])

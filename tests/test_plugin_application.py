@@ -141,7 +141,7 @@ LEAVES_CHANGES = """
 
 def test_changes_of_the_server_do_not_last(pytester):
     pytester.makepyfile(LEAVES_CHANGES)
-    pytester.runpytest_subprocess().assert_outcomes(passed=7)
+    pytester.runpytest_inprocess().assert_outcomes(passed=7)
 
 
 def test_both_kinds_of_fixtures_share_the_clock(pytester):
@@ -161,7 +161,7 @@ def test_both_kinds_of_fixtures_share_the_clock(pytester):
             assert memory_store.load("t") is None
         """
     )
-    pytester.runpytest_subprocess().assert_outcomes(passed=1)
+    pytester.runpytest_inprocess().assert_outcomes(passed=1)
 
 
 REFUSED = """
@@ -185,7 +185,7 @@ REFUSED = """
 def test_another_database_is_refused_naming_select(pytester, dedicated):
     client, url = dedicated
     pytester.makepyfile(REFUSED)
-    result = pytester.runpytest_subprocess(f"--real-redis={url}")
+    result = pytester.runpytest_inprocess(f"--real-redis={url}")
     result.assert_outcomes(failed=2, passed=11)
     result.stdout.fnmatch_lines(["*With --real-redis a test has one database*SELECT of another one is refused*"] * 2)
     assert client.keys("*") == []
@@ -196,7 +196,7 @@ def test_a_database_with_foreign_keys_is_refused(pytester, dedicated, monkeypatc
     client.set("customer:1", "theirs")
     pytester.makepyfile("def test_one(redis_client): pass\ndef test_two(redis_client_url): pass")
     monkeypatch.setenv("MEMKIT_ALLOW", url.removeprefix("redis://"))
-    result = pytester.runpytest_subprocess(f"--real-redis={url}")
+    result = pytester.runpytest_inprocess(f"--real-redis={url}")
     result.assert_outcomes(errors=2)
     port = client.connection_pool.connection_kwargs["port"]
     result.stdout.fnmatch_lines([f"*has 1 key of others*redis-cli -h localhost -p {port} -n 15 FLUSHDB"])
@@ -218,11 +218,11 @@ def test_keys_of_a_killed_run_are_refused(pytester, dedicated):
         test_next="def test_next(redis_client): assert redis_client.dbsize() == 0",
     )
     pytester.runpytest_subprocess("test_killed.py", f"--real-redis={url}")
-    result = pytester.runpytest_subprocess("test_next.py", f"--real-redis={url}")
+    result = pytester.runpytest_inprocess("test_next.py", f"--real-redis={url}")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*has 1 key of others*left from a killed run*FLUSHDB"])
     assert client.delete("left")
-    pytester.runpytest_subprocess("test_next.py", f"--real-redis={url}").assert_outcomes(passed=1)
+    pytester.runpytest_inprocess("test_next.py", f"--real-redis={url}").assert_outcomes(passed=1)
     assert client.acl_users() == ["default"]
 
 
@@ -247,12 +247,12 @@ def test_two_runs_on_one_database_are_refused(pytester, dedicated):
     ) as process:
         while "ready" not in process.stdout.readline():
             assert process.poll() is None
-        result = pytester.runpytest_subprocess("test_second.py", f"--real-redis={url}")
+        result = pytester.runpytest_inprocess("test_second.py", f"--real-redis={url}")
         result.assert_outcomes(errors=1)
         result.stdout.fnmatch_lines(["*another test run uses the database*"])
         process.communicate("\n")
         assert process.returncode == 0
-    pytester.runpytest_subprocess("test_second.py", f"--real-redis={url}").assert_outcomes(passed=1)
+    pytester.runpytest_inprocess("test_second.py", f"--real-redis={url}").assert_outcomes(passed=1)
 
 
 DEADLINES = """
@@ -338,7 +338,7 @@ BYTES = """
 
 def test_bytes_on_a_decoding_client_are_explained(pytester):
     pytester.makepyfile(BYTES)
-    result = pytester.runpytest_subprocess()
+    result = pytester.runpytest_inprocess()
     result.assert_outcomes(failed=4)
     notes = [
         line for line in result.outlines if "use the fixture redis_client, which has decode_responses=False" in line
@@ -348,7 +348,7 @@ def test_bytes_on_a_decoding_client_are_explained(pytester):
 
 def test_a_sandbox_s_refusal_names_the_fixtures(pytester):
     pytester.makepyfile("def test_fixed_prefix(redis_memory_store): redis_memory_store.set('chat:user-42', 'hi')")
-    result = pytester.runpytest_subprocess()
+    result = pytester.runpytest_inprocess()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*outside the sandbox*redis_client (or async_redis_client), or redis_client_url*"])
     frames = [line for line in result.outlines if ": LeftSandboxError" in line or line.endswith(": ")]
@@ -368,6 +368,6 @@ def test_a_refused_command_of_the_tests_own_user_fails(pytester):
             redis.Redis(port=port, username="reader", password="x").set("k", 1)
         """
     )
-    result = pytester.runpytest_subprocess()
+    result = pytester.runpytest_inprocess()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*NoPermissionError: this user has no permissions to run the 'set' command*"])

@@ -1,9 +1,9 @@
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from memkit.policy import duration_ms
-from memkit.render import Table, colored, counted, duration, progress, utc_text, wrapped
+from memkit.render import Table, ago, colored, counted, duration, progress, utc_text, wrapped
 
 
 @pytest.mark.parametrize(
@@ -77,3 +77,12 @@ def test_no_progress_without_a_terminal(capsys):
     with progress("auditing", "keys") as show:
         show(1, 2)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "now"), (-0.4, "now"), (1, "1 s ago"), (150, "2 min ago"), (10_800, "3 h ago"), (-432_000, "in 5 d")],
+)
+def test_ago_uses_one_unit(seconds: float, text: str) -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    assert ago(now - timedelta(seconds=seconds), now) == text

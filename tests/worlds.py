@@ -20,6 +20,7 @@ from waiting import nothing, wait_for
 
 from memkit.audit import audit
 from memkit.audit.report import AuditReport
+from memkit.policy import ExpiryPolicy
 from memkit.server import RedisServer
 
 MINUTE, HOUR, DAY = 60.0, 3_600.0, 86_400.0
@@ -37,6 +38,7 @@ class World:
     age_s: float = 0.0
     full: bool = False
     persist: bool = True
+    port: int | None = None
     config: dict[str, object] = field(default_factory=dict)
     after: Callable[[RedisServer], None] | None = None
     oldest_server: tuple[str, ...] = ()
@@ -54,7 +56,7 @@ class World:
             name = next((one for one in ("redis-8.2", "valkey-9") if lanes[one]), name)
         binary = lanes[name]
         assert binary
-        with RedisServer(binary=binary.path, persist=self.persist, config=self.config) as server:
+        with RedisServer(binary=binary.path, port=self.port, persist=self.persist, config=self.config) as server:
             now = server.clock.now()
             oldest = max([self.age_s, *(age for age, _ in self.events)], default=0.0)
             if oldest > MINUTE:
@@ -279,6 +281,16 @@ def parts(*shapes: str) -> Callable[[Traffic], World]:
     return make
 
 
+def buffers(t: Traffic) -> World:
+    """Each write leaves a part with a short TTL of its own, on purpose."""
+    buffer_s = t.dice.choice((MINUTE, 5 * MINUTE, HOUR))
+    events = []
+    for age_s in [*t.times(), *t.times(0, 0.9 * buffer_s)]:
+        events += t.write(key := f"chat:{t.uid()}", age_s)
+        events += t.write(f"{key}:buffer", age_s, ttl_s=buffer_s)
+    return t.world(events)
+
+
 def locks(t: Traffic) -> World:
     events = t.sessions()
     for _ in range(t.count):
@@ -365,6 +377,68 @@ def migrated_by_restore(t: Traffic) -> World:
         server.clock.shift("1h")
 
     return t.world(t.sessions(newest_s=HOUR + MINUTE), after=migrate, stops_s=HOUR)
+
+
+def absolute_deadlines(t: Traffic) -> World:
+    """The TTL is set once, on purpose; a job may write to each session at one age."""
+    job_s = t.dice.choice((None, 0.1, 0.5)) and t.dice.uniform(0.05, 0.6) * t.ttl_s
+    reads = t.dice.choice((0.0, 0.5))
+    events = []
+    for age_s in t.times():
+        events += t.write(key := f"chat:{t.uid()}", age_s)
+        for _ in range(t.dice.randrange(4)):
+            events.append((t.dice.uniform(0, 1) * age_s, ("RPUSH", key, t.message())))
+        if job_s and age_s > job_s:
+            events.append((age_s - job_s, ("RPUSH", key, t.message())))
+        events += [t.read(key, age_s)] if t.dice.random() < reads else []
+    return t.world(events, expect={"chat:*": ExpiryPolicy.absolute(t.ttl_s)})
+
+
+def migrated_by_replication(t: Traffic) -> World:
+    """The server has become a primary after it was the replica of another, which sent it all sessions."""
+    gap_s = t.dice.choice((HOUR, 5 * MINUTE, DAY))
+
+    def migrate(server: RedisServer) -> None:
+        with RedisServer(port=0) as other, server.client() as client, other.client() as source:
+            other.clock.move_to(server.clock.now())
+            for one, of in ((source, server), (client, other)):
+                one.replicaof(*of.url.removeprefix("redis://").removesuffix("/0").split(":"))
+                wait_for("a full sync", lambda one=one: one.info("replication")["master_link_status"], "up".__eq__)
+                one.replicaof("NO", "ONE")
+        server.clock.shift(gap_s)
+
+    sessions = t.sessions(newest_s=gap_s + t.dice.choice((MINUTE, 0.5 * t.ttl_s)), reads=0.3)
+    return t.world(sessions, after=migrate, stops_s=gap_s, port=0)
+
+
+def migrated_by_copy(t: Traffic) -> World:
+    """A script has copied sessions from another server, with what was left of their TTLs; then traffic went on."""
+    moved_s = t.dice.choice((30.0, 5 * MINUTE, 2 * HOUR, DAY))
+    took_s = t.dice.choice((1.0, MINUTE, moved_s))
+    way = t.dice.choice(("PXAT", "PEXPIREAT", "PEXPIRE"))
+    ages = t.times(moved_s)
+    if t.dice.random() < 0.4:  # of batches
+        starts = [t.dice.uniform(moved_s, 0.95 * t.ttl_s) for _ in range(t.dice.randrange(1, 4))]
+        ages = [t.dice.choice(starts) + t.dice.uniform(0, t.dice.choice((1, 600))) for _ in range(t.count)]
+    events: list[Event] = []
+    now_ms = datetime.now(UTC).timestamp() * 1000
+    for age_s in ages:
+        key = f"chat:{t.uid()}"
+        at_s = moved_s - t.dice.uniform(0, took_s) if age_s > moved_s else moved_s
+        deadline_ms = round(now_ms + 1000 * (t.ttl_s - age_s))
+        left_ms = round(1000 * (t.ttl_s - age_s + at_s))
+        if way == "PXAT":
+            events.append((at_s, ("SET", key, t.message(), "PX", left_ms)))
+        else:
+            events += [(at_s, ("RPUSH", key, t.message())) for _ in range(t.dice.randrange(1, 6))]
+            events.append((at_s, (way, key, deadline_ms if way == "PEXPIREAT" else left_ms)))
+        if t.dice.random() < 0.3 and at_s > 1 and way != "PXAT":
+            events += t.write(key, t.dice.uniform(0, at_s))
+    if t.dice.random() < 0.5:
+        fresh = replace(t, count=t.count // 3 + 1)
+        events += [one for age_s in fresh.times(0, moved_s) for one in t.write(f"chat:{t.uid()}", age_s)]
+    age_s = t.dice.choice((moved_s + MINUTE, 1.3 * t.ttl_s))
+    return t.world(events, age_s=age_s)
 
 
 def tenants(t: Traffic) -> World:
@@ -528,8 +602,9 @@ HEALTHY: dict[str, Callable[[Traffic], World]] = {
             save_points, locks, locks_under_the_prefix, caches, counters, index_that_is_pruned, field_ttls, hash_tags,
             empty_part_of_the_name, tenants, two_ttls_on_purpose, never, several_expectations, deadlines_of_clients,
             flush_of_another_database, flush_before_the_first_session, another_database, throttled_renewal,
-            read_at_one_age, counters_of_sessions, nightly_batches, migrated_by_restore, renewed_by_reads, scripts,
-            few_deletions, nearly_full, names_of_people, spring_session,
+            read_at_one_age, counters_of_sessions, nightly_batches, migrated_by_restore, migrated_by_copy, scripts,
+            few_deletions, nearly_full, names_of_people, spring_session, renewed_by_reads,
+            migrated_by_replication, absolute_deadlines, buffers,
         )
     },
 }  # fmt: skip

@@ -5,6 +5,6 @@ from __future__ import annotations
 from memkit.audit.finding import Finding
 from memkit.audit.report import AuditReport
 from memkit.audit.run import acl_rule, audit
-from memkit.config import Expectation, parse_expectation, read_expectations
+from memkit.config import Expectation, parse_expectation
 
-__all__ = ["AuditReport", "Expectation", "Finding", "acl_rule", "audit", "parse_expectation", "read_expectations"]
+__all__ = ["AuditReport", "Expectation", "Finding", "acl_rule", "audit", "parse_expectation"]

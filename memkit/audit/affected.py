@@ -54,7 +54,12 @@ class Affected:
 
 
 def write_affected(
-    source: str | Path | AnyClient, report: AuditReport, path: str | Path, *, at: datetime | None = None
+    source: str | Path | AnyClient,
+    report: AuditReport,
+    path: str | Path,
+    *,
+    at: datetime | None = None,
+    db: int | None = None,
 ) -> Affected:
     """Write the names of all affected keys to a file; read-only (SCAN and PTTL).
 
@@ -65,6 +70,7 @@ def write_affected(
         report: What ``audit`` returned for it.
         path: A new file; it gets mode 0600, because key names are private.
         at: As for ``audit``.
+        db: As for ``audit``.
 
     Raises:
         MemkitError: The file exists already, or cannot be written.
@@ -75,7 +81,7 @@ def write_affected(
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
         raise MemkitError(f"cannot write {path}: {error.strerror}; give a new file") from None
-    with os.fdopen(descriptor, "wb") as file, open_source(source, at=at) as target:
+    with os.fdopen(descriptor, "wb") as file, open_source(source, at=at, db=db) as target:
         for finding in findings:
             bound_ms = JITTER * 1000 * (finding.observed_ttl_s or 0)
             prefix = (finding.prefix or "").encode("utf-8", "surrogateescape")
@@ -88,7 +94,7 @@ def write_affected(
                     done.keys += 1
                     done.soon += left_ms <= SOON_MS
         address = redact(source) if isinstance(source, str) else target.url
-        address = "redis://HOST:PORT/0" if target.snapshot else address
+        address = f"redis://HOST:PORT/{target.snapshot.database}" if target.snapshot else address
         done.commands = [_renewal(finding, report, address, done.path, len(findings)) for finding in findings]
     return done
 

@@ -147,9 +147,7 @@ class AuditReport:
         lines += [wrapped(f"affected: {self.affected_text}")] if self.affected_text else []
         lines += [wrapped(self._place())]
         for finding in self.findings:
-            scope = "the whole server" if finding.prefix is None else printable(finding.prefix)
-            head = f"{finding.severity} {finding.cause} ({scope}; confidence: {finding.confidence})"
-            lines += ["", *_painted(head, finding.severity, color=color)]
+            lines += ["", *_painted(_title(finding), finding.severity, color=color)]
             lines += [_row(name, value) for name, value in self._rows(finding)]
         if self.seen:
             lines += ["", *(wrapped(printable(one.message), indent="  ") for one in self.seen)]
@@ -193,21 +191,15 @@ class AuditReport:
         counts = [f"Affected: {self.affected_text}"] if self.affected_text else []
         top = [self.verdict.sentence, *counts, *(f"Next: {one.next}" for one in self.findings[:1])]
         verdict = "<br>".join(f"<strong>{escaped(line)}</strong>" for line in top)
-        titles = ("severity", "cause", "prefix", "confidence", "what shows it")
-        rows = [
-            (
-                one.severity,
-                one.cause,
-                "whole server" if one.prefix is None else one.prefix,
-                one.confidence,
-                "; ".join(f"{name}: {value}" for name, value in self._rows(one)),
-            )
-            for one in self.findings
-        ]
-        table = Table(f"Findings: {len(rows)}", titles, rows).to_html() if rows else ""
+        tables = "".join(Table(_title(one), ("fact", "value"), self._rows(one)).to_html() for one in self.findings)
         below = [*(one.message for one in self.seen), *(f"Note: {note}" for note in self.notes)]
         paragraphs = "".join(f"<p>{escaped(text)}</p>" for text in [*below, self.proof_sentence()])
-        return f'<div class="memkit"><p>{verdict}</p>{table}{paragraphs}</div>'
+        return f'<div class="memkit"><p>{verdict}</p>{tables}{paragraphs}</div>'
+
+
+def _title(finding: Finding) -> str:
+    scope = "the whole server" if finding.prefix is None else printable(finding.prefix)
+    return f"{finding.severity} {finding.cause} ({scope}; confidence: {finding.confidence})"
 
 
 def _row(name: str, value: str) -> str:

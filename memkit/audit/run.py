@@ -27,11 +27,12 @@ from memkit.audit.report import AuditReport, Proof
 from memkit.audit.sampling import ENOUGH_OF_A_PATTERN, KeyFacts, Progress, Sample, Sampler, ServerKeys
 from memkit.audit.second_look import measured_renewals
 from memkit.audit.server_info import ServerFacts, counters, facts_of_snapshot, read_server_facts
+from memkit.audit.stored_keys import StoredKeys
 from memkit.config import Expect, Expectation, expectations
 from memkit.connect import AnyClient
 from memkit.errors import PolicyError
-from memkit.history.snapshots import open_source
-from memkit.readonly.connection import KeyCommands
+from memkit.history.snapshots import check_options, find_file, open_source, read_rdb
+from memkit.readonly.connection import KeyCommands, ReadOnlyConnection
 from memkit.readonly.pace import Pace
 from memkit.readonly.reader import Reader
 from memkit.readonly.target import Target, open_target
@@ -101,6 +102,7 @@ def audit(
     touch: bool = False,
     watch_s: float = 0.0,
     at: datetime | None = None,
+    db: int | None = None,
     progress: Progress | None = None,
 ) -> AuditReport:
     """Compare the TTLs of keys with the expected ones, and report why they differ; read-only.
@@ -119,6 +121,7 @@ def audit(
         touch: Let ``full`` read values even if that resets idle clocks.
         watch_s: Look a second time after so many seconds: the TTLs of keys that were renewed meanwhile are measured.
         at: A timezone-aware moment of an append-only directory; None: its end.
+        db: The database of a file; None: 0, or the one with most keys if 0 has none.
         progress: Called now and then with how many keys are done, of how many.
 
     Raises:
@@ -132,13 +135,40 @@ def audit(
         raise PolicyError(f"watch_s={watch_s!r}: expected 0 to {MOST_WATCHED_S:,} seconds")
     found = expectations(() if expect is None else expect)
     with ExitStack() as stack:
-        target = stack.enter_context(open_source(source, at=at, tolerant=True))
+        stored = None if full else _stored_keys(source, at, db, progress)
+        if stored:
+            connections: dict[bytes, ReadOnlyConnection] = {}
+            target = Target(stored.snapshot.name, (), connections.__getitem__, snapshot=stored.snapshot)
+        else:
+            target = stack.enter_context(open_source(source, at=at, db=db, tolerant=True))
         if target.snapshot and (replica is not None or watch_s):
             raise PolicyError(f"{target.snapshot.name} is a file: --replica and --watch need a live server")
         keys_of = target if replica is None else stack.enter_context(open_target(replica, tolerant=True, replicas=True))
         duty = 1.0 if target.snapshot else duty
-        run = _Audit(target, keys_of, found, duty=duty, full=full, touch=touch, watch_s=watch_s, progress=progress)
+        run = _Audit(
+            target,
+            keys_of,
+            found,
+            stored=stored,
+            duty=duty,
+            full=full,
+            touch=touch,
+            watch_s=watch_s,
+            progress=progress,
+        )
         return run.report()
+
+
+def _stored_keys(
+    source: str | Path | AnyClient, at: datetime | None, db: int | None, progress: Progress | None
+) -> StoredKeys | None:
+    """Return the keys of a source that needs no server if no value is read: RDB files without TTLs of hash fields."""
+    found = find_file(source)
+    if found is None or found.kind != "rdb":
+        return None
+    check_options(source, found, at=at, db=db)
+    contents = read_rdb(found.files, progress=progress)
+    return None if contents.has_field_ttls else StoredKeys(contents, contents.snapshot(found.name, db), progress)
 
 
 class _Audit:
@@ -150,6 +180,7 @@ class _Audit:
         source: Target,
         expected: Sequence[Expectation],
         *,
+        stored: StoredKeys | None,
         duty: float,
         full: bool,
         touch: bool,
@@ -162,10 +193,10 @@ class _Audit:
         self._target, self._source, self._expected = target, source, expected
         self._full, self._touch, self._watch_s = full, touch, watch_s
         self._snapshot = snapshot = target.snapshot
-        self._servers = [
-            read_server_facts(connection) if snapshot is None else facts_of_snapshot(connection, snapshot)
-            for connection in target.connections
-        ]
+        if snapshot:
+            self._servers = [facts_of_snapshot(snapshot, target.connections)]
+        else:
+            self._servers = [read_server_facts(connection) for connection in target.connections]
         self._notes = list(dict.fromkeys(f"could not see {what}" for one in self._servers for what in one.refused))
         own = source is target
         same = {one.name for one in target.connections} & {one.name for one in source.connections}
@@ -182,6 +213,7 @@ class _Audit:
             guard = partial(self._evicting, guarded)
             readers.append(ServerKeys(connection, pace=pace, guard=guard, sizes=full, idle_times=idle))
         self._sampler = Sampler(readers, route=source.route, progress=progress)
+        self._stored, self._keys = stored, stored or self._sampler
 
     def _evicting(self, guarded: Sequence[int]) -> str | None:
         """Return why the audit should stop: a server began to evict."""
@@ -203,13 +235,12 @@ class _Audit:
         self._notes += [note for one in diagnoses for note in one.notes]
         findings += self._values(sample, findings)
         findings += self._second_look(sample, findings)
-        after = [counters(connection) for connection in self._target.connections]
+        after = [counters(connection) for connection in self._target.connections] or [{}]
         for server, now in zip(self._servers, after, strict=True):
             findings += server_findings(server, context, self._expected, after=now)
             started = "" if server.started_ms is None else context.when(server.started_ms)
-            self._notes += server_notes(
-                server, self._expected, when=started, database=self._target.connections[0].database
-            )
+            database = self._snapshot.database if self._snapshot else self._target.connections[0].database
+            self._notes += server_notes(server, self._expected, when=started, database=database)
         deleted = deleted_finding(
             self._servers[0],
             self._expected,
@@ -246,14 +277,17 @@ class _Audit:
 
     def _sample(self) -> Sample:
         cluster = len(self._source.connections) > 1 or self._servers[0].is_cluster
-        sample = self._sampler.full() if self._full else self._sampler.sample(cluster=cluster)
+        if self._stored:
+            sample = self._stored.sample()
+        else:
+            sample = self._sampler.full() if self._full else self._sampler.sample(cluster=cluster)
         if self._snapshot:
             sample.of = self._snapshot.keys
         for expected in self._expected:
             if sample.complete or sample.stopped or self._full:
                 break
             if len(expected.of(sample.keys)) < ENOUGH_OF_A_PATTERN / 2:
-                sample.keys += self._sampler.more_of(sample, expected.pattern, expected.matches.fullmatch)
+                sample.keys += self._keys.more_of(sample, expected.pattern, expected.matches.fullmatch)
         return sample
 
     def _context(self, sample: Sample) -> AuditContext:
@@ -272,8 +306,8 @@ class _Audit:
             sample.keys,
             self._history(own, accesses, loaded=load is not None),
             self._servers[0],
-            lambda names: [] if complete else [one.with_known_access(load) for one in self._sampler.look_up(names)],
-            self._weigh,
+            lambda names: [] if complete else [one.with_known_access(load) for one in self._keys.look_up(names)],
+            self._stored.weigh if self._stored else self._weigh,
             [one for one in sample.keys if one.key not in claimed] if len(self._expected) > 1 else None,
             fields,
         )
@@ -288,6 +322,7 @@ class _Audit:
             started_ms=self._servers[0].started_ms,
             empty_start_ms=earliest,
             reads=_total(one.reads for one in self._servers),
+            touches=_total(one.touches for one in self._servers),
             expired=sum(one.number("expired_keys") or 0 for one in self._servers),
             idle_known=bool(accesses),
         )
@@ -357,7 +392,7 @@ class _Audit:
 
     def _vanished(self, sample: Sample, after: Sequence[Mapping[str, str]]) -> list[KeyFacts]:
         """Return sessions that no longer exist before their deadline, though nothing was evicted meanwhile."""
-        if _risen(self._servers, after, "evicted_keys"):
+        if self._snapshot or _risen(self._servers, after, "evicted_keys"):
             return []
         sessions = (one for expected in self._expected for one in expected.of(sample.keys))
         far = [one for one in sessions if one.left_ms is None or one.left_ms > FAR_FROM_THE_END_MS]
@@ -375,6 +410,8 @@ class _Audit:
             )
         if sample.moved:
             self._notes.append(f"{counted(sample.moved, 'key')} moved to another server before they were read")
+        if self._snapshot and len(self._snapshot.databases) > 1:
+            self._notes.append(f"database {self._snapshot.database} of the file was read; --db N reads another one")
         if sample.stopped:
             self._notes.append(f"stopped early: {sample.stopped}")
         if sample.keys and not context.history.idle_known:

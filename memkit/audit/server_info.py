@@ -30,6 +30,7 @@ FLUSHES = ("flushall", "flushdb")
 RELATIVE_DEADLINES = ("expire", "pexpire", "setex", "psetex")
 ABSOLUTE_DEADLINES = ("expireat", "pexpireat")
 RENEWALS = (*RELATIVE_DEADLINES, *ABSOLUTE_DEADLINES, "getex", "set", "setnx", "mset")
+STRING_WRITES = ("set", "setex", "psetex", "setnx", "mset", "msetnx", "getset")
 _VALUE_READS = """
 get mget getrange substr strlen getex lrange llen lindex lpos hget hgetall hmget hlen hkeys hvals hexists hscan
 hstrlen smembers sismember smismember scard sscan sinter sunion zrange zrangebyscore zrevrange zrevrangebyscore
@@ -167,6 +168,13 @@ class ServerFacts:
         return self.called(*VALUE_READS)
 
     @property
+    def touches(self) -> int | None:
+        """How many commands read values, or may have written them without setting a TTL; None as for ``reads``."""
+        if self.reads is None:
+            return None
+        return self.reads + max(0, self.writes - self.called(*RELATIVE_DEADLINES, *ABSOLUTE_DEADLINES))
+
+    @property
     def writes(self) -> int:
         """How many commands wrote values, as far as they are known by name."""
         return self.called(*VALUE_WRITES)
@@ -261,11 +269,13 @@ def read_server_facts(connection: ReadOnlyConnection) -> ServerFacts:
     return ServerFacts(info, config, slow, clients, skew, unsure, *_moved(info), tuple(refusals), now_ms, _calls(info))
 
 
-def facts_of_snapshot(connection: ReadOnlyConnection, snapshot: Snapshot) -> ServerFacts:
-    """Return what a file shows of its server: its version and its databases; the server that serves it is another."""
-    keyspace = _lines(connection.ask("INFO", "keyspace"))
-    version = {f"{snapshot.flavour}_version": snapshot.version}
-    return ServerFacts(keyspace | version, {}, now_ms=int(snapshot.taken_at.timestamp() * 1000))
+def facts_of_snapshot(snapshot: Snapshot, connections: Sequence[ReadOnlyConnection]) -> ServerFacts:
+    """Return what a file shows of its server: its version and its databases; a server that serves it is another."""
+    info = {f"{snapshot.flavour}_version": snapshot.version}
+    info |= {f"db{db}": f"keys={keys}" for db, keys in snapshot.databases.items()}
+    for connection in connections:
+        info |= _lines(connection.ask("INFO", "keyspace"))
+    return ServerFacts(info, {}, now_ms=int(snapshot.taken_at.timestamp() * 1000))
 
 
 def counters(connection: ReadOnlyConnection) -> dict[str, str]:

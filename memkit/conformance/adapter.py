@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -86,11 +87,20 @@ def load(spec: str) -> StoreAdapter:
         raise AdapterError(f"{spec}: the adapter cannot be imported: {error_line(error)}") from error
     if not callable(factory):
         raise AdapterError(f"{spec}: {attribute} is of type {type(factory).__name__}; expected a factory to call")
+    return made_by(factory, spec)
+
+
+def made_by(
+    factory: Callable[[], object], label: str, *, except_for: tuple[type[BaseException], ...] = ()
+) -> StoreAdapter:
+    """Return the adapter that a factory makes; AdapterError if it raises, ``except_for`` some errors."""
     try:
         adapter = factory()
+    except except_for:
+        raise
     except BaseException as error:  # a factory may raise anything, SystemExit included
-        raise AdapterError(f"{spec}: the factory raised {error_line(error)}") from error
-    return checked(adapter, spec)
+        raise AdapterError(f"{label}: the factory raised {error_line(error)}") from error
+    return checked(adapter, label)
 
 
 def checked(adapter: object, label: str) -> StoreAdapter:

@@ -5,7 +5,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import redis
 
@@ -31,6 +31,7 @@ HANDSHAKE = frozenset(
 """Commands of a connection, not of a store; denying one proves nothing."""
 Key = tuple[int, bytes]
 """A database and the name of a key in it."""
+Result = TypeVar("Result")
 
 
 class TestEnvironment:
@@ -44,6 +45,18 @@ class TestEnvironment:
     __test__ = False  # for pytest, which collects classes named Test
 
     def __init__(self, adapter: StoreAdapter, *, spec: str = "", persist: bool = False) -> None:
+        self.use(adapter, spec=spec)
+        self.limit_s = 60.0
+        """The time limit of the current case."""
+        self._persist = persist
+        self.handles: list[Handle] = []
+        """The open handles of the current case."""
+        self._ids = itertools.count(1)
+        self.token = f"memkit{os.getpid()}".encode()
+        """The end of every session id; a key with it in its name belongs to one session."""
+
+    def use(self, adapter: StoreAdapter, *, spec: str = "") -> Self:
+        """Test this adapter from the next case on."""
         self.adapter = adapter
         self.spec = spec
         self.has_ttl: bool = getattr(adapter, "has_ttl", True)
@@ -53,14 +66,7 @@ class TestEnvironment:
         self.roles: tuple[str, ...] = tuple(getattr(adapter, "roles", ROLES))
         self.works_when_forked: bool | None = None
         """Whether the store answers in a forked process; None: not tried yet."""
-        self.limit_s = 60.0
-        """The time limit of the current case."""
-        self._persist = persist
-        self.handles: list[Handle] = []
-        """The open handles of the current case."""
-        self._ids = itertools.count(1)
-        self.token = f"memkit{os.getpid()}".encode()
-        """The end of every session id; a key with it in its name belongs to one session."""
+        return self
 
     def start(self) -> Self:
         """Start the server."""
@@ -148,10 +154,9 @@ class TestEnvironment:
 
     def require_no_ttl_allowed(self) -> None:
         """Raise CaseSkipped if the store refuses to be opened without a TTL."""
-        try:
-            self.open(self.new_id("none"), None)
-        except Exception as error:  # noqa: BLE001  # an error is a refusal
-            raise CaseSkipped(f"the store refuses to be opened without a TTL ({error_line(error)})") from None
+        opened = attempt(lambda: self.open(self.new_id("none"), None))
+        if isinstance(opened, Exception):
+            raise CaseSkipped(f"the store refuses to be opened without a TTL ({error_line(opened)})")
 
     def read(self, session_id: str, ttl_s: float | None = TTL_S, *, url: str | None = None) -> Messages:
         """Return what a new handle reads, and close it."""
@@ -249,3 +254,11 @@ class TestEnvironment:
 def messages_of(handle: Handle) -> Messages:
     """Return what a handle reads, each message as a plain pair."""
     return [(role, text) for role, text in handle.read()]
+
+
+def attempt(work: Callable[[], Result]) -> Result | Exception:
+    """Return what a store returned or raised: under a fault it may raise anything, and an error is a refusal."""
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001
+        return error

@@ -1,7 +1,7 @@
 """The keys that a session left on the server: its own, those without a TTL, and how to damage them."""
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, cast
+from collections.abc import Iterable
+from typing import Any, NamedTuple, cast
 
 import redis
 
@@ -96,36 +96,40 @@ def key_text(key: Key) -> str:
 
 # Elements, and damage to them
 
-_PLACES: dict[str, Callable[[Any, bytes], Iterable[Any]]] = {
-    "list": lambda client, key: range(client.llen(key)),
-    "hash": lambda client, key: client.hkeys(key),
-    "zset": lambda client, key: client.zrange(key, 0, -1, withscores=True),
-    "set": lambda client, key: sorted(client.smembers(key)),
-    "stream": lambda client, key: [entry for entry, _ in client.xrange(key)],
-}
-_ELEMENTS: dict[str, Callable[[Any, bytes, Any], Iterable[Any]]] = {
-    "list": lambda client, key, place: [client.lindex(key, place)],
-    "hash": lambda client, key, place: [client.hget(key, place)],
-    "zset": lambda _client, _key, place: [place[0]],
-    "set": lambda _client, _key, place: [place],
-    "stream": lambda client, key, place: [
-        part for _, entry in client.xrange(key, place, place) for part in entry.values()
-    ],
-    "string": lambda client, key, _place: [client.get(key)],
-}
+
+class Element(NamedTuple):
+    """A part of a key that can be damaged by itself: the key's type, its index, field, member or id, and its bytes."""
+
+    kind: str
+    place: Any
+    parts: list[bytes]
 
 
-def places(client: Any, key: bytes) -> Iterator[tuple[str, Any]]:
-    """Yield the elements of a key that can be damaged one by one: its type, and an index, field, member or id."""
+def elements(client: Any, key: bytes) -> list[Element]:
+    """Return the elements of a key; of a type that is not known, the whole key without its bytes."""
     kind = client.type(key).decode()
-    return ((kind, place) for place in (_PLACES[kind](client, key) if kind in _PLACES else (None,)))
+    found: Iterable[tuple[Any, list[bytes]]] = [(None, [])]
+    if kind == "string":
+        found = [(None, [client.get(key) or b""])]
+    elif kind == "list":
+        found = ((index, [value]) for index, value in enumerate(client.lrange(key, 0, -1)))
+    elif kind == "hash":
+        found = ((field, [value]) for field, value in client.hgetall(key).items())
+    elif kind == "zset":
+        found = ((pair, [pair[0]]) for pair in client.zrange(key, 0, -1, withscores=True))
+    elif kind == "set":
+        found = ((member, [member]) for member in sorted(client.smembers(key)))
+    elif kind == "stream":
+        found = ((entry, list(fields.values())) for entry, fields in client.xrange(key))
+    return [Element(kind, place, parts) for place, parts in found]
 
 
-def damage(client: Any, key: bytes, kind: str, place: Any, value: bytes = GARBAGE, *, instead_of: bytes = b"") -> None:
+def damage(client: Any, key: bytes, element: Element, value: bytes = GARBAGE, *, instead_of: bytes = b"") -> None:
     """Replace one element by garbage, or by another value; the key keeps its TTL.
 
     Of a stream's entry all fields are replaced, or only those that contain ``instead_of``.
     """
+    kind, place = element.kind, element.place
     left_ms = client.pttl(key)
     if kind == "list":
         client.lset(key, place, value)
@@ -151,12 +155,6 @@ def damage(client: Any, key: bytes, kind: str, place: Any, value: bytes = GARBAG
         client.pexpire(key, left_ms)
 
 
-def element(client: Any, key: bytes, kind: str, place: Any) -> list[bytes]:
-    """Return the bytes of one element: one value, or the fields of a stream's entry."""
-    found = _ELEMENTS[kind](client, key, place) if kind in _ELEMENTS else ()
-    return [one for one in found if isinstance(one, bytes)]
-
-
 def values(client: Any, key: bytes) -> list[bytes]:
     """Return what a key holds, hash and stream fields included, as bytes."""
     kind = client.type(key).decode()
@@ -165,7 +163,7 @@ def values(client: Any, key: bytes) -> list[bytes]:
     names = client.hkeys(key) if kind == "hash" else []
     if kind == "stream":
         names = [name for _, fields in client.xrange(key) for name in fields]
-    return [*names, *(one for place in places(client, key) for one in element(client, key, *place))]
+    return [*names, *(part for element in elements(client, key) for part in element.parts)]
 
 
 def holds(client: redis.Redis, needle: bytes) -> bool:

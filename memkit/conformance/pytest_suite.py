@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from memkit.conformance.adapter import AdapterError, StoreAdapter, checked, error_line, load
+from memkit.conformance.adapter import AdapterError, StoreAdapter, checked, load, made_by
 from memkit.conformance.case import Case
 from memkit.conformance.cases.all_cases import CASES
 from memkit.conformance.environment import TestEnvironment
@@ -87,15 +87,8 @@ def _adapter(store: Any, label: str) -> StoreAdapter:
     if store is None:
         raise AdapterError(f"{label}.store is not set; expected an adapter class or 'package.module:factory'")
     store = store.__func__ if isinstance(store, staticmethod) else store
-    if not callable(store):
-        return checked(store, label)
-    try:
-        return checked(store(), label)
-    except (pytest.skip.Exception, pytest.fail.Exception, pytest.exit.Exception, AdapterError):
-        raise
-    except BaseException as error:  # a factory may raise anything, SystemExit included
-        name = getattr(store, "__qualname__", type(store).__name__)
-        raise AdapterError(f"{label}: {name}() raised {error_line(error)}") from error
+    outcomes = (pytest.skip.Exception, pytest.fail.Exception, pytest.exit.Exception)
+    return made_by(store, label, except_for=outcomes) if callable(store) else checked(store, label)
 
 
 def _test_of(case: Case) -> Callable[[StoreContract, _StoreUnderTest], None]:

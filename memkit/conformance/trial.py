@@ -6,7 +6,7 @@ from datetime import timedelta
 from functools import partial
 
 from memkit.conformance.adapter import Handle, Messages, error_line
-from memkit.conformance.environment import MARGIN_S, TTL_S, TestEnvironment, messages_of
+from memkit.conformance.environment import MARGIN_S, TTL_S, TestEnvironment, attempt, messages_of
 from memkit.conformance.outcomes import CaseFailed, Inconclusive, Symptom
 from memkit.render import counted
 
@@ -74,11 +74,7 @@ class TrialSession:
 
     def try_append(self, text: str, role: str = "user", *, by: Handle | None = None) -> Exception | None:
         """Append under a fault; return what the store raised, or None if it reported the message as stored."""
-        try:
-            self.append(text, role, by=by)
-        except Exception as error:  # noqa: BLE001  # under a fault a store may raise anything
-            return error
-        return None
+        return attempt(partial(self.append, text, role, by=by))
 
     @property
     def expected(self) -> Messages:
@@ -110,11 +106,11 @@ class TrialSession:
             raise CaseFailed(f"{when}: {found}", symptom=symptom)
 
     def _read(self, when: str, by: Handle | None) -> Messages:
-        try:
-            return messages_of(by) if by else self.env.read(self.id, self.ttl_s)
-        except Exception as error:  # noqa: BLE001  # no case reads so while a fault lasts
-            symptom = f"raised {type(error).__name__}"
-            raise CaseFailed(f"{when}: read() raises {error_line(error)}", symptom=symptom) from None
+        read = attempt(lambda: messages_of(by) if by else self.env.read(self.id, self.ttl_s))
+        if isinstance(read, Exception):  # no case reads so while a fault lasts
+            symptom = f"raised {type(read).__name__}"
+            raise CaseFailed(f"{when}: read() raises {error_line(read)}", symptom=symptom)
+        return read
 
     @property
     def _time_moved(self) -> bool:

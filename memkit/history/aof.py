@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from memkit.errors import SourceError
-from memkit.history.rdb import is_rdb
+from memkit.history.rdb import RdbReader, is_rdb
 
 CHUNK_BYTES = 1 << 20
 KEPT_BYTES = 4_096
@@ -46,18 +46,18 @@ class AofCommand(NamedTuple):
 class AofFiles:
     """The files of an append-only directory, in the order in which they are read.
 
-    ``base`` is None if the log began on an empty server; ``base_is_rdb`` is its format.
+    ``base`` is the RDB file with which the log begins, None if it began on an empty server; ``logs`` hold commands. A
+    single file of an old server may be both.
     """
 
     directory: Path
     base: Path | None
-    base_is_rdb: bool
-    increments: tuple[Path, ...]
+    logs: tuple[Path, ...]
 
     @property
     def all(self) -> tuple[Path, ...]:
-        """The base and the increments."""
-        return (*([self.base] if self.base else []), *self.increments)
+        """Every file once."""
+        return tuple(dict.fromkeys([*([self.base] if self.base else []), *self.logs]))
 
 
 def find_aof(path: str | Path) -> AofFiles:
@@ -71,7 +71,7 @@ def find_aof(path: str | Path) -> AofFiles:
     """
     given = Path(path)
     if given.is_file() and not given.name.endswith(".manifest"):
-        return AofFiles(given.parent, given, _begins_as_rdb(given), ())
+        return AofFiles(given.parent, given if is_rdb(given) else None, (given,))
     manifest = given if given.is_file() else _manifest_in(given)
     files: dict[str, list[tuple[int, Path]]] = {"base": [], "increment": [], "history": []}
     if manifest.stat().st_size > MAX_MANIFEST_BYTES:
@@ -89,9 +89,10 @@ def find_aof(path: str | Path) -> AofFiles:
     for _, file in listed:
         if not file.is_file():
             raise SourceError(f"{file}: the manifest names this file, but it does not exist")
-    base = files["base"][0][1] if files["base"] else None
-    increments = tuple(file for _, file in sorted(files["increment"]))
-    return AofFiles(manifest.parent, base, bool(base and _begins_as_rdb(base)), increments)
+    first, *others = (file for _, file in listed)
+    if files["base"] and is_rdb(first):
+        return AofFiles(manifest.parent, first, tuple(others))
+    return AofFiles(manifest.parent, None, (first, *others))
 
 
 def _manifest_in(directory: Path) -> Path:
@@ -122,23 +123,27 @@ def _manifest_line(manifest: Path, number: int, line: str) -> tuple[str, int, st
         ) from None
 
 
-def _begins_as_rdb(path: Path) -> bool:
-    with path.open("rb") as file:
-        return is_rdb(file.read(9))
+def _end_of_rdb(path: Path) -> int:
+    """Return where the commands begin: a single file of an old server may begin with an RDB file."""
+    if not is_rdb(path):
+        return 0
+    with RdbReader(path) as reader:
+        for _ in reader:
+            pass
+        return reader.bytes_read
 
 
-def read_commands(path: Path, *, offset: int = 0, second: int | None = None) -> Iterator[AofCommand]:
+def read_commands(path: Path, *, second: int | None = None) -> Iterator[AofCommand]:
     """Yield the commands of one append-only file, in order.
 
     Args:
         path: A file of commands.
-        offset: Where the commands begin, in bytes: after an RDB preamble, say.
         second: The Unix time that was last stated before this file.
 
     Raises:
         SourceError: The file ends in the middle of a command, or holds something that is no command.
     """
-    stream = _Stream(path, offset)
+    stream = _Stream(path, _end_of_rdb(path))
     try:
         while True:
             start = stream.offset
@@ -161,37 +166,30 @@ def read_commands(path: Path, *, offset: int = 0, second: int | None = None) -> 
 
 
 class _Stream:
-    """A file read in chunks: lines, numbers and length-prefixed arguments."""
+    """A file read in chunks: lines, numbers and length-prefixed arguments.
+
+    A server may be writing: only what was there at first is read. ``offset`` is how far the file has been read.
+    """
 
     def __init__(self, path: Path, offset: int) -> None:
-        self._path = path
-        self._file = path.open("rb")
+        self._path, self.offset = path, offset
+        self._file = path.open("rb", buffering=CHUNK_BYTES)
         self._file.seek(offset)
         self._size = os.fstat(self._file.fileno()).st_size
-        self._buffer, self._at, self._before = b"", 0, offset
-
-    @property
-    def offset(self) -> int:
-        return self._before + self._at
 
     def close(self) -> None:
         self._file.close()
 
     def line(self) -> bytes | None:
         """Return the next line without its end, or None at the end of the file."""
-        end = self._buffer.find(b"\r\n", self._at)
-        if end < 0:
-            self._refill(MAX_LINE_BYTES)
-            if self._at == len(self._buffer):
-                return None
-            end = self._buffer.find(b"\r\n", self._at)
-            if end < 0:
-                raise (
-                    self._ends_early() if len(self._buffer) < MAX_LINE_BYTES else self.damaged("a line without an end")
-                )
-        line = self._buffer[self._at : end]
-        self._at = end + 2
-        return line
+        if self.offset >= self._size:
+            return None
+        line = self._file.readline(min(MAX_LINE_BYTES, self._size - self.offset))
+        if not line.endswith(b"\r\n"):
+            whole = line.endswith(b"\n") or len(line) == MAX_LINE_BYTES
+            raise self.damaged("a line without an end") if whole else self._ends_early()
+        self.offset += len(line)
+        return line[:-2]
 
     def number(self, line: bytes, *, most: int) -> int:
         """Return the number after a line's first character."""
@@ -209,31 +207,14 @@ class _Stream:
         length = self.number(line, most=MAX_ARGUMENT_BYTES)
         if length + 2 > self._size - self.offset:
             raise self._ends_early()
-        end = self._at + length
-        if end + 2 > len(self._buffer):
-            self._refill(min(length, KEPT_BYTES) + 2)
-            end = self._at + length
-        kept = self._buffer[self._at : min(end, self._at + KEPT_BYTES)]
-        if end + 2 <= len(self._buffer):
-            self._at = end + 2
-        else:
-            target = self.offset + length + 2
-            self._file.seek(target)
-            self._buffer, self._at, self._before = b"", 0, target
-        return kept
-
-    def _refill(self, wanted: int) -> None:
-        """Keep what has not been read and add chunks until the wanted bytes are there or the file ends."""
-        rest = self._buffer[self._at :]
-        self._before += self._at
-        self._at = 0
-        while len(rest) < max(wanted, CHUNK_BYTES):
-            # A server may be writing: only what was there at first is read.
-            chunk = self._file.read(min(CHUNK_BYTES, self._size - self._before - len(rest)))
-            if not chunk:
-                break
-            rest += chunk
-        self._buffer = rest
+        kept = self._file.read(min(length, KEPT_BYTES) + 2)
+        if length > KEPT_BYTES:
+            self._file.seek(length - KEPT_BYTES - 2, os.SEEK_CUR)
+            kept = kept[:KEPT_BYTES] + self._file.read(2)
+        if not kept.endswith(b"\r\n"):
+            raise self.damaged("an argument without an end")
+        self.offset += length + 2
+        return kept[:-2]
 
     def _ends_early(self) -> SourceError:
         return SourceError(

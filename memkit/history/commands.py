@@ -7,6 +7,7 @@ a script as the commands it ran, an expired or evicted key as ``DEL`` or ``UNLIN
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Literal, NamedTuple
 
 Action = Literal[
@@ -39,23 +40,34 @@ class Effect(NamedTuple):
     db: int | None = None
 
 
+class Executed(NamedTuple):
+    """A command that a server executed: the database that is selected after it, its name, and what it does to keys."""
+
+    db: int
+    name: str
+    effects: list[Effect]
+
+
 Handler = Callable[[Sequence[bytes]], Iterable[Effect]]
 
 
-def effects_of(arguments: Sequence[bytes]) -> list[Effect]:
-    """Return what a logged command does to keys; nothing if it changes none.
+def execute(arguments: Sequence[bytes], db: int) -> Executed:
+    """Return what a logged command does.
 
     Args:
         arguments: The command's name and its arguments. An argument that is no key may have been cut.
+        db: The database that the log had selected before it.
     """
     name, *rest = arguments
+    effects: list[Effect] = []
     handler = _HANDLERS.get(name.upper())
-    if not handler:
-        return []
-    try:
-        return list(handler(rest))
-    except (IndexError, ValueError):
-        return []  # a server logs no command that it refused: this one is not understood
+    # A server logs no command that it refused: one that is not understood is passed over.
+    with suppress(IndexError, ValueError):
+        if name.upper() == b"SELECT":
+            db = _number(rest[0])
+        elif handler:
+            effects = list(handler(rest))
+    return Executed(db, name.upper().decode("ascii", "replace"), effects)
 
 
 def _number(word: bytes) -> int:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import takewhile
 from typing import Any, Literal, cast
 
 from memkit.history.changes import plain_seconds, time_of, time_text
-from memkit.history.states import KeyEvent, KeyState, Moment
+from memkit.history.states import SAME_SECOND_MS, KeyEvent, KeyState, Moment
 from memkit.render import duration, printable, utc_text
 
 Cause = Literal["expired", "evicted", "deleted", "overwritten", "renamed", "flushed", "exists", "never_seen", "unknown"]
 ENDS = frozenset({"expired", "evicted", "deleted", "renamed", "flushed"})
-SAME_SECOND_MS = 1_000
-"""A log states whole seconds: within the second of its deadline, a deletion is far more likely the expiry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +61,8 @@ def fate_of(key: bytes, events: Sequence[KeyEvent], state: KeyState | None) -> F
     if not events and state is None:
         sentence = f"never seen: {name} does not occur in the sources: nothing was written in the time that they cover"
         return Fate("never_seen", sentence, "likely")
+    if state is not None:
+        events = list(takewhile(lambda event: event.name not in ENDS, reversed(events)))[::-1]
     given = next((event for event in reversed(events) if event.ttl_ms is not None), None)
     known: dict[str, Any] = {}
     if given is not None:
@@ -102,7 +103,7 @@ def _fate_of_deleted(name: str, last: KeyEvent, known: Mapping[str, Any]) -> Fat
     if last.possible[0] == "expired" and deadline is not None:
         only = last.possible == ("expired",)
         proven = only and last.moment.stated
-        if only or _is_exact(last.moment):
+        if only or _is_exact(last.moment):  # within a second of the deadline an expiry is far likelier than a deletion
             at = time_of(deadline)
             sentence = f"expired: {name}, written{ttl}, reached its deadline at {utc_text(at)}"
             exact: Literal["exact", "between"] = "exact" if last.moment.stated else "between"

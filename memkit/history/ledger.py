@@ -13,17 +13,21 @@ Tables (all times are Unix times in milliseconds on the server's clock):
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 from memkit.errors import SourceError
+from memkit.history.states import KeyEvent, KeyState, Moment
 
 APPLICATION_ID = 0x6D656D6B
 """``memk``: marks an SQLite file as a recording."""
 SCHEMA = 2
+BATCH_KEYS = 1_000
+DELETIONS = frozenset({"expired", "evicted", "deleted"})
+"""Ends that a source may not tell apart; if it does, the event has the one as its only possible cause."""
 _TABLES = """
 CREATE TABLE source (kind TEXT, name TEXT, server TEXT, version TEXT, began_ms INTEGER, ended_ms INTEGER);
 CREATE TABLE key (
@@ -37,26 +41,46 @@ CREATE TABLE gap (began_ms INTEGER, ended_ms INTEGER, reason TEXT);
 """
 
 
-class Known(NamedTuple):
-    """A key as the recording has it; ``present`` is whether it exists."""
+class RecordedKeys(MutableMapping[bytes, KeyState]):
+    """The keys of one database that exist, as the recording has them: the memory does not grow with their number."""
 
-    id: int
-    present: bool
-    deadline_ms: int | None
+    def __init__(self, file: sqlite3.Connection, db: int) -> None:
+        self._file, self._db = file, db
 
+    def __getitem__(self, name: bytes) -> KeyState:
+        found = self._file.execute(
+            "SELECT deadline_ms FROM key WHERE db = ? AND name = ? AND present = 1", (self._db, name)
+        ).fetchone()
+        if found is None:
+            raise KeyError(name)
+        return KeyState(found[0])
 
-class Recorded(NamedTuple):
-    """One event as the recording has it."""
+    def __setitem__(self, name: bytes, state: KeyState) -> None:
+        self._file.execute(
+            "INSERT INTO key (db, name, present, deadline_ms) VALUES (?, ?, 1, ?) ON CONFLICT (db, name) "
+            "DO UPDATE SET present = 1, deadline_ms = excluded.deadline_ms",
+            (self._db, name, state.deadline_ms),
+        )
 
-    db: int
-    name: bytes
-    at_ms: int
-    after_ms: int | None
-    event: str
-    possible: tuple[str, ...]
-    deadline_ms: int | None
-    ttl_ms: int | None
-    command: str
+    def __delitem__(self, name: bytes) -> None:
+        self._file.execute("UPDATE key SET present = 0, deadline_ms = NULL WHERE db = ? AND name = ?", (self._db, name))
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (name for batch in self.batches() for name in batch)
+
+    def __len__(self) -> int:
+        row = self._file.execute("SELECT count(*) FROM key WHERE db = ? AND present = 1", (self._db,)).fetchone()
+        return int(row[0])
+
+    def batches(self) -> Iterator[dict[bytes, KeyState]]:
+        """Yield the keys, some at a time; they may be changed meanwhile."""
+        last = 0
+        while rows := self._file.execute(
+            "SELECT id, name, deadline_ms FROM key WHERE db = ? AND present = 1 AND id > ? ORDER BY id LIMIT ?",
+            (self._db, last, BATCH_KEYS),
+        ).fetchall():
+            last = rows[-1][0]
+            yield {name: KeyState(deadline_ms) for _, name, deadline_ms in rows}
 
 
 class Ledger:
@@ -139,58 +163,21 @@ class Ledger:
         """Record until when the source was observed."""
         self._db.execute("UPDATE source SET ended_ms = ?", (at_ms,))
 
-    def known(self, db: int, names: Iterable[bytes]) -> dict[bytes, Known]:
-        """Return those of the keys that the recording has."""
-        found = {}
-        for name in names:
-            row = self._db.execute(
-                "SELECT id, present, deadline_ms FROM key WHERE db = ? AND name = ?", (db, name)
-            ).fetchone()
-            if row:
-                found[name] = Known(row[0], bool(row[1]), row[2])
-        return found
+    def keys(self, db: int) -> RecordedKeys:
+        """Return the keys of a database that exist; changes of the mapping are recorded."""
+        return RecordedKeys(self._db, db)
 
-    def keys_present(self, db: int) -> Iterator[tuple[bytes, Known]]:
-        """Yield the keys of a database that exist."""
-        rows = self._db.execute("SELECT name, id, deadline_ms FROM key WHERE db = ? AND present = 1", (db,)).fetchall()
-        for name, key, deadline in rows:
-            yield name, Known(key, True, deadline)
-
-    def set_key(self, db: int, name: bytes, *, present: bool, deadline_ms: int | None) -> int:
-        """Record a key's state; return its id."""
-        row = self._db.execute(
-            "INSERT INTO key (db, name, present, deadline_ms) VALUES (?, ?, ?, ?) ON CONFLICT (db, name) "
-            "DO UPDATE SET present = excluded.present, deadline_ms = excluded.deadline_ms RETURNING id",
-            (db, name, present, deadline_ms),
-        ).fetchone()
-        return int(row[0])
-
-    def add_event(
-        self,
-        key: int,
-        event: str,
-        *,
-        at_ms: int,
-        after_ms: int | None = None,
-        possible: Iterable[str] = (),
-        deadline_ms: int | None = None,
-        ttl_ms: int | None = None,
-        command: str = "",
-    ) -> None:
-        """Record what happened to a key.
-
-        Args:
-            key: Its id.
-            event: The event's name.
-            at_ms: When it happened, or when it was seen to have happened.
-            after_ms: When it had not happened yet; None if ``at_ms`` is exact.
-            possible: The causes that cannot be told apart.
-            deadline_ms: The deadline after the event, or before an end.
-            ttl_ms: The TTL that it gave.
-            command: The command, if the source shows it.
-        """
-        row = (key, at_ms, after_ms, event, ",".join(possible) or None, deadline_ms, ttl_ms, command or None)
-        self._db.execute("INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+    def add(self, event: KeyEvent) -> None:
+        """Record what happened to a key that is or was recorded as existing."""
+        earliest_ms, at_ms, _ = event.moment
+        possible = ",".join(event.possible) if len(event.possible) > 1 else None
+        self._db.execute(
+            "INSERT INTO event VALUES ((SELECT id FROM key WHERE db = ? AND name = ?), ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(event.db, event.key, at_ms, None if earliest_ms == at_ms else earliest_ms, event.name, possible),
+                *(event.deadline_ms, event.ttl_ms, event.command or None),
+            ),
+        )
 
     def add_gap(self, began_ms: int, ended_ms: int, reason: str) -> None:
         """Record a time that was not observed."""
@@ -205,21 +192,29 @@ class Ledger:
             raise SourceError(f"{self.path}: the recording is empty")
         return row[0], row[1], row[2], row[3]
 
-    def recorded_keys(self) -> Iterator[tuple[int, bytes, bool, int | None]]:
-        """Yield every key: database, name, whether it exists, deadline."""
-        rows = self._db.execute("SELECT db, name, present, deadline_ms FROM key ORDER BY id")
-        for db, name, present, deadline in rows:
-            yield db, name, bool(present), deadline
+    def databases(self) -> dict[int, RecordedKeys]:
+        """Return the keys that exist at the end, by database."""
+        return {db: self.keys(db) for (db,) in self._db.execute("SELECT DISTINCT db FROM key").fetchall()}
 
-    def events(self) -> Iterator[Recorded]:
+    def events(self) -> Iterator[KeyEvent]:
         """Yield every event in the order in which it was recorded."""
         rows = self._db.execute(
-            "SELECT key.db, key.name, at_ms, after_ms, event, possible, event.deadline_ms, ttl_ms, command "
+            "SELECT key.db, key.name, event, at_ms, after_ms, possible, event.deadline_ms, ttl_ms, command "
             "FROM event JOIN key ON key.id = event.key ORDER BY event.rowid"
         )
-        for db, name, at, after, event, possible, deadline, ttl, command in rows:
-            several = tuple(possible.split(",")) if possible else ()
-            yield Recorded(db, name, at, after, event, several, deadline, ttl, command or "")
+        for db, key, name, at, after, several, deadline, ttl, command in rows:
+            possible = tuple(several.split(",")) if several else (name,) if name in DELETIONS else ()
+            moment = Moment(at if after is None else after, at)
+            created = name == "written" and (ttl is not None or deadline is None)
+            yield KeyEvent(db, key, name, moment, command or "", deadline, ttl, possible, created=created)
+
+    def counts(self) -> tuple[int, int, int]:
+        """Return how many keys, events and gaps were recorded."""
+        keys, events, gaps = (
+            self._db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608  # names from this line
+            for table in ("key", "event", "gap")
+        )
+        return keys, events, gaps
 
     def gaps(self) -> list[tuple[int, int, str]]:
         """Return the times that were not observed, with the reasons."""

@@ -38,12 +38,16 @@ class LogClock:
         begins_ms: The Unix time before which nothing in the log was written: its base file's creation.
         ends_ms: The Unix time after which nothing was written: the file's last modification.
         expected_ttl_ms: The TTL that a key is expected to get, None if that is not known.
+
+    Attributes:
+        earliest_ms: The Unix time before which the next command was not written.
+        has_timestamps: Whether the log states times.
     """
 
     def __init__(
         self, *, begins_ms: int | None, ends_ms: int | None, expected_ttl_ms: Callable[[bytes], int | None]
     ) -> None:
-        self._earliest_ms = begins_ms
+        self.earliest_ms = begins_ms
         self._ends_ms = ends_ms
         self._expected_ttl_ms = expected_ttl_ms
         self._shorter_ttls_ms: set[int] = set()
@@ -58,7 +62,7 @@ class LogClock:
         """
         if second is not None:
             self.has_timestamps = True
-            self._earliest_ms = max(second * 1_000, self._earliest_ms or 0)
+            self.earliest_ms = max(second * 1_000, self.earliest_ms or 0)
             return Moment.of_second(second), None
         for effect in effects:
             if effect.deadline_ms is None:
@@ -66,12 +70,12 @@ class LogClock:
             ttl = self._ttl_ms(effect.key, effect.deadline_ms)
             if ttl is not None:
                 at = effect.deadline_ms - ttl
-                self._earliest_ms = max(at, self._earliest_ms or 0)
+                self.earliest_ms = max(at, self.earliest_ms or 0)
                 return Moment(at, at, stated=False), ttl
-        return Moment(self._earliest_ms, self._ends_ms, stated=False), None
+        return Moment(self.earliest_ms, self._ends_ms, stated=False), None
 
     def _ttl_ms(self, key: bytes, deadline_ms: int) -> int | None:
-        expected, earliest = self._expected_ttl_ms(key), self._earliest_ms
+        expected, earliest = self._expected_ttl_ms(key), self.earliest_ms
         if expected is not None and (earliest is None or deadline_ms - expected >= earliest - SLACK_MS):
             return expected
         if earliest is None:

@@ -20,49 +20,39 @@ from memkit.errors import SourceError
 from memkit.readonly.values import JSON_KIND
 
 CHUNK_BYTES = 1 << 20
+MAGIC_BYTES = 9
 MAX_KEY_BYTES = 512 << 20
 """A key is at most 512 MiB (the limit of a Redis string)."""
 MAX_AUX_BYTES = 1 << 20
 """The header's fields are short texts; Lua scripts, which old versions store there, are under 1 MiB in practice."""
+AUX_NAMES = frozenset({"ctime", "redis-ver", "valkey-ver"})
+MOST_DATABASES = 10_000
+"""A server has 16 databases if its configuration does not state another number."""
+LONGEST_INTEGER_BYTES = 20
+"""``-9223372036854775808``: a string that is a 64-bit integer."""
+CTIME_DIGITS = 11
+"""Until the year 5138."""
 OLDEST_VERSION_WITH_CHECKSUM = 5
 DOCUMENTED_VERSION = 12
+NEWEST_VERSIONS = {"redis": 14, "valkey": 81}
+"""What Redis 8.8 and Valkey 9.2 write."""
 
-_LIST, _SET, _ZSET, _HASH, _STREAM = "list", "set", "zset", "hash", "stream"
+_STRING = 0
 _ZSET_TEXT, _ZSET_BINARY, _MODULE, _QUICKLIST_2 = 3, 5, 7, 18
 _STREAM_V1, _STREAM_V2, _STREAM_V3 = 15, 19, 21
-_HASH_METADATA_PRE_GA, _HASH_LISTPACK_EX_PRE_GA, _HASH_METADATA, _HASH_LISTPACK_EX = 22, 23, 24, 25
-_VALKEY_HASH_WITH_TTLS = 22
-_HASHES_WITH_TTLS = (22, 23, 24, 25)
-KINDS = {
-    0: "string",
-    1: _LIST,
-    2: _SET,
-    3: _ZSET,
-    4: _HASH,
-    5: _ZSET,
-    _MODULE: "module",
-    9: _HASH,
-    10: _LIST,
-    11: _SET,
-    12: _ZSET,
-    13: _HASH,
-    14: _LIST,
-    16: _HASH,
-    17: _ZSET,
-    18: _LIST,
-    20: _SET,
-    _STREAM_V1: _STREAM,
-    _STREAM_V2: _STREAM,
-    _STREAM_V3: _STREAM,
-    22: _HASH,
-    23: _HASH,
-    24: _HASH,
-    25: _HASH,
+_VALKEY_HASH_WITH_TTLS, _HASH_METADATA, _HASH_LISTPACK_EX = 22, 24, 25
+KINDS: dict[int, str] = {
+    _STRING: "string",
+    **dict.fromkeys((1, 10, 14, _QUICKLIST_2), "list"),
+    **dict.fromkeys((2, 11, 20), "set"),
+    **dict.fromkeys((_ZSET_TEXT, _ZSET_BINARY, 12, 17), "zset"),
+    **dict.fromkeys((4, 9, 13, 16, _VALKEY_HASH_WITH_TTLS, _HASH_METADATA, _HASH_LISTPACK_EX), "hash"),
+    **dict.fromkeys((_STREAM_V1, _STREAM_V2, _STREAM_V3), "stream"),
 }
 # Types with a value of one string, and types with a value of a count and that many strings (times the factor).
-_ONE_STRING = frozenset({0, 9, 10, 11, 12, 13, 16, 17, 20})
+_ONE_STRING = frozenset({9, 10, 11, 12, 13, 16, 17, 20})
 _STRINGS_PER_ELEMENT = {1: 1, 2: 1, 4: 2, 14: 1}
-_SLOT_IMPORT, _SLOT_INFO, _FUNCTION2, _FUNCTION_PRE_GA, _MODULE_AUX = 243, 244, 245, 246, 247
+_SLOT_IMPORT, _SLOT_INFO, _FUNCTION2, _MODULE_AUX = 243, 244, 245, 247
 _IDLE, _FREQUENCY, _AUX, _RESIZE_DB, _EXPIRE_MS, _EXPIRE_S, _SELECT_DB, _EOF = range(248, 256)
 _MODULE_NAME = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 _MODULE_KINDS = {"ReJSON-RL": JSON_KIND}
@@ -82,7 +72,8 @@ class SnapshotKey(NamedTuple):
     """One key of an RDB file, without its value.
 
     ``deadline_ms`` is a Unix time, None for a persistent key. ``idle_s`` is None if the file has no idle times (it
-    has them only under a ``*-lru`` maxmemory-policy).
+    has them only under a ``*-lru`` maxmemory-policy). ``string_bytes`` is the length of a string's value; None for an
+    integer and for other types.
     """
 
     db: int
@@ -90,14 +81,15 @@ class SnapshotKey(NamedTuple):
     kind: str
     deadline_ms: int | None
     idle_s: int | None
+    string_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class RdbHeader:
     """What an RDB file states before its first key.
 
-    ``server`` is ``"redis"`` or ``"valkey"``; ``version`` is the format's; ``aux`` are the header's fields: redis-ver,
-    ctime (Unix time of the save), used-mem, repl-id, …
+    ``server`` (``"redis"`` or ``"valkey"``) and ``version`` are those of the format; ``aux`` are fields of the header:
+    redis-ver or valkey-ver, and ctime (Unix time of the save).
     """
 
     server: str
@@ -108,7 +100,17 @@ class RdbHeader:
     def created_s(self) -> int | None:
         """The Unix time of the save, if the file states it."""
         text = self.aux.get("ctime", "")
-        return int(text) if text.isdecimal() else None
+        return int(text) if text.isdecimal() and len(text) <= CTIME_DIGITS else None
+
+    @property
+    def flavour(self) -> str:
+        """The server that wrote the file: Valkey before 9.0 wrote the format of Redis."""
+        return "valkey" if "valkey-ver" in self.aux else self.server
+
+    @property
+    def server_version(self) -> str:
+        """The version of that server; "?" if the file does not state it."""
+        return self.aux.get("valkey-ver") or self.aux.get("redis-ver") or "?"
 
     @property
     def format_name(self) -> str:
@@ -116,13 +118,20 @@ class RdbHeader:
         return f"VALKEY{self.version:03}" if self.server == "valkey" else f"REDIS{self.version:04}"
 
 
-def is_rdb(start: bytes) -> bool:
-    """Return whether a file that begins with these bytes is an RDB file."""
+def is_rdb(path: Path) -> bool:
+    """Return whether a file begins as an RDB file."""
+    with path.open("rb") as file:
+        return _is_magic(file.read(MAGIC_BYTES))
+
+
+def _is_magic(start: bytes) -> bool:
     return (start[:5] == b"REDIS" and start[5:9].isdigit()) or (start[:6] == b"VALKEY" and start[6:9].isdigit())
 
 
 class RdbReader:
     """An open RDB file: its header, then its keys as a stream.
+
+    ``has_field_ttls`` is whether a hash that has been read can have TTLs of its fields.
 
     Args:
         path: The file. It is only read.
@@ -137,7 +146,7 @@ class RdbReader:
         self._size = os.fstat(self._file.fileno()).st_size
         self._checksum = anycrc.Model("CRC64-REDIS")
         self._buffer, self._at, self._before, self._crc = b"", 0, 0, 0
-        self.keys_read = 0
+        self.keys_read, self.has_field_ttls = 0, False
         try:
             self.header = self._read_header()
         except BaseException:
@@ -165,10 +174,13 @@ class RdbReader:
         while True:
             opcode = self._byte()
             if opcode < _SLOT_IMPORT:
-                name = self._string(MAX_KEY_BYTES)
-                kind = self._pass_over(opcode)
+                name, size = self._string(MAX_KEY_BYTES), None
+                if opcode == _STRING:
+                    kind, size = KINDS[_STRING], self._pass_over_string_value()
+                else:
+                    kind = self._pass_over(opcode)
                 self.keys_read += 1
-                yield SnapshotKey(db, name, kind, deadline, idle)
+                yield SnapshotKey(db, name, kind, deadline, idle, size)
                 deadline = idle = None
             elif opcode == _EXPIRE_MS:
                 deadline = self._int(8)
@@ -179,7 +191,7 @@ class RdbReader:
             elif opcode == _FREQUENCY:
                 self._byte()
             elif opcode == _SELECT_DB:
-                db = self._length()
+                db = self._database()
             elif opcode == _EOF:
                 self._verify()
                 return
@@ -191,22 +203,34 @@ class RdbReader:
             raise SourceError(f"{self.path}: the file is empty")
         start = self._file.read(16)
         self._file.seek(0)
-        if not is_rdb(start):
+        if not _is_magic(start):
             raise SourceError(f"{self.path}: {_what_else(start)}")
-        magic = self._take(9)
+        magic = self._take(MAGIC_BYTES)
         server = "valkey" if magic.startswith(b"VALKEY") else "redis"
         version = int(magic[6:] if server == "valkey" else magic[5:])
         if not version:
             raise SourceError(f"{self.path}: RDB version 0 does not exist")
+        if version > NEWEST_VERSIONS[server]:
+            raise SourceError(f"{self.path}: the format {magic.decode()} is newer than this memkit reads")
         self._valkey, self.version = server == "valkey", version
         aux: dict[str, str] = {}
         while self._peek() == _AUX:
             self._byte()
             name = self._string(MAX_AUX_BYTES).decode("utf-8", "replace")
-            aux[name] = self._string(MAX_AUX_BYTES).decode("utf-8", "replace")
+            if name in AUX_NAMES:
+                aux[name] = self._string(MAX_AUX_BYTES).decode("utf-8", "replace")
+            else:
+                self._pass_over_string()
         return RdbHeader(server, version, aux)
 
     # Values
+
+    def _pass_over_string_value(self) -> int | None:
+        """Pass over the value of a string; return its length, None for an integer."""
+        if self._peek() > LONGEST_INTEGER_BYTES:
+            return self._pass_over_string()
+        text = self._string(LONGEST_INTEGER_BYTES)
+        return None if text.removeprefix(b"-").isdigit() else len(text)
 
     def _pass_over(self, kind: int) -> str:
         """Pass over a value; return the key's type."""
@@ -220,8 +244,11 @@ class RdbReader:
         elif kind in (_STREAM_V1, _STREAM_V2, _STREAM_V3):
             self._pass_over_stream(kind)
         elif kind == _MODULE:
-            return self._pass_over_module()
-        elif kind in _HASHES_WITH_TTLS and (not self._valkey or kind == _VALKEY_HASH_WITH_TTLS):
+            module_id = self._length()  # nine characters of six bits, then ten bits of version
+            self._pass_over_module_data()
+            name = "".join(_MODULE_NAME[module_id >> (10 + 6 * place) & 0x3F] for place in reversed(range(9)))
+            return _MODULE_KINDS.get(name, name)
+        elif kind in ((_VALKEY_HASH_WITH_TTLS,) if self._valkey else (_HASH_METADATA, _HASH_LISTPACK_EX)):
             self._pass_over_hash_with_ttls(kind)
         else:
             raise self._undocumented(f"the value type {kind}")
@@ -238,9 +265,10 @@ class RdbReader:
             self._skip(length if length < 253 else 0)  # 253, 254, 255: NaN and the infinities
 
     def _pass_over_hash_with_ttls(self, kind: int) -> None:
-        if not self._valkey and kind in (_HASH_METADATA, _HASH_LISTPACK_EX):
+        self.has_field_ttls = True
+        if not self._valkey:
             self._skip(8)  # the earliest deadline of the fields
-        if not self._valkey and kind in (_HASH_LISTPACK_EX, _HASH_LISTPACK_EX_PRE_GA):
+        if kind == _HASH_LISTPACK_EX:
             self._pass_over_string()
             return
         for _ in range(self._length()):
@@ -268,11 +296,6 @@ class RdbReader:
                 self._pass_over_string()
                 self._skip(16 if kind == _STREAM_V3 else 8)
                 self._skip(16 * self._length())
-
-    def _pass_over_module(self) -> str:
-        name = _module_name(self._length())
-        self._pass_over_module_data()
-        return _MODULE_KINDS.get(name, name)
 
     def _pass_over_module_data(self) -> None:
         while True:
@@ -310,12 +333,16 @@ class RdbReader:
             for _ in range(self._length()):  # slot ranges
                 self._length()
                 self._length()
-        elif opcode == _FUNCTION_PRE_GA:
-            raise SourceError(f"{self.path}: functions from a release candidate of Redis 7.0 cannot be read")
         else:
             raise self._undocumented(f"the opcode {opcode}")
 
     # Bytes
+
+    def _database(self) -> int:
+        number = self._length()
+        if number >= MOST_DATABASES:
+            raise self._damaged(f"the number of a database, {number:,}, is larger than any in use")
+        return number
 
     def _length(self) -> int:
         first = self._byte()
@@ -330,20 +357,22 @@ class RdbReader:
             return int.from_bytes(self._take(8), "big")
         raise self._damaged("a length has an unknown form")
 
-    def _pass_over_string(self) -> None:
+    def _pass_over_string(self) -> int | None:
+        """Pass over a string; return its length, None for an integer."""
         first = self._peek()
         if first < 0xC0:
-            self._skip(self._length())
-            return
+            length = self._length()
+            self._skip(length)
+            return length
         self._byte()
         if first <= 0xC2:  # an integer of 1, 2 or 4 bytes
             self._skip(1 << (first & 3))
-        elif first == 0xC3:  # LZF: compressed length, length, data
-            compressed = self._length()
-            self._length()
-            self._skip(compressed)
-        else:
+            return None
+        if first != 0xC3:
             raise self._damaged("a string has an unknown encoding")
+        compressed, length = self._length(), self._length()  # LZF: compressed length, length, data
+        self._skip(compressed)
+        return length
 
     def _string(self, most_bytes: int) -> bytes:
         first = self._peek()
@@ -387,31 +416,27 @@ class RdbReader:
             taken = self._buffer[self._at : end]
             self._at = end
             return taken
+        return b"".join(self._chunks(count))
+
+    def _skip(self, count: int) -> None:
+        end = self._at + count
+        if end <= len(self._buffer):
+            self._at = end
+        else:
+            for _ in self._chunks(count):
+                pass
+
+    def _chunks(self, count: int) -> Iterator[bytes]:
+        """Yield the next bytes, as they are read."""
         if count > self._size - self.bytes_read:
             raise self._ends_early()
-        parts = []
         while count:
             if self._at >= len(self._buffer):
                 self._refill()
             part = self._buffer[self._at : self._at + count]
             self._at += len(part)
             count -= len(part)
-            parts.append(part)
-        return b"".join(parts)
-
-    def _skip(self, count: int) -> None:
-        end = self._at + count
-        if end <= len(self._buffer):
-            self._at = end
-            return
-        if count > self._size - self.bytes_read:
-            raise self._ends_early()
-        while count:
-            if self._at >= len(self._buffer):
-                self._refill()
-            step = min(count, len(self._buffer) - self._at)
-            self._at += step
-            count -= step
+            yield part
 
     def _refill(self) -> None:
         """Read the next chunk; the bytes before it are in the checksum then."""
@@ -459,11 +484,6 @@ def _what_else(start: bytes) -> str:
     return "the file is not an RDB file: it does not begin with REDIS or VALKEY and a version (is it encrypted?)"
 
 
-def _module_name(module_id: int) -> str:
-    """Return the name that a module's 64-bit id encodes: nine characters of six bits, then ten bits of version."""
-    return "".join(_MODULE_NAME[module_id >> (10 + 6 * place) & 0x3F] for place in reversed(range(9)))
-
-
 def decompress_lzf(data: bytes, length: int) -> bytes:
     """Return LZF data decompressed.
 
@@ -492,8 +512,8 @@ def decompress_lzf(data: bytes, length: int) -> bytes:
             at += 1
             if start < 0:
                 raise ValueError("a reference before the first byte")
-            for place in range(start, start + count + 2):  # the copy may overlap itself
-                out.append(out[place])
+            part = out[start : start + count + 2]
+            out += (part * (-(-(count + 2) // len(part))))[: count + 2]  # the copy may overlap itself
             if len(out) > length:
                 raise ValueError("more bytes than stated")
     except IndexError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,10 @@ import redis
 
 from memkit.connect import connect, place, redact
 from memkit.errors import ServerError
-from memkit.history.ledger import Known, Ledger
-from memkit.history.replication import CommandStream, Executed
-from memkit.history.states import KeyEvent, KeyState, KeyStates, Moment
+from memkit.history.commands import Executed
+from memkit.history.ledger import Ledger
+from memkit.history.replication import CommandStream
+from memkit.history.states import EventName, KeyEvent, KeyState, KeyStates, Moment
 from memkit.history.tracking import Tracker
 from memkit.readonly.connection import KeyCommands, ReadOnlyConnection, info_fields, refused
 from memkit.render import counted, duration
@@ -56,13 +57,13 @@ _REPLACING_NAMES = "set getset mset msetex setnx restore sort sunionstore sinter
 _REPLACING = frozenset(_REPLACING_NAMES.split())
 
 
-class Counters(NamedTuple):
+class _Counters(NamedTuple):
     """The server's counters at one moment: evicted keys, and calls by command."""
 
     evicted: int
     calls: Mapping[str, int]
 
-    def since(self, before: Counters, names: Iterable[str]) -> int:
+    def since(self, before: _Counters, names: Iterable[str]) -> int:
         """Return how often these commands were called since then."""
         return sum(self.calls.get(name, 0) - before.calls.get(name, 0) for name in names)
 
@@ -82,48 +83,32 @@ class RecordingSummary:
 
 
 class _Vanished(NamedTuple):
-    """A key that no longer exists; why is known after the next reading of the counters."""
+    """A key that no longer exists or lost its TTL; why is known after the next reading of the counters."""
 
     name: bytes
-    known: Known
-    after_ms: int
-    at_ms: int
+    before: KeyState
+    moment: Moment
 
 
-class WatchedServer:
-    """The connections to one server: what it pushes, and commands that read deadlines, counters and the clock.
-
-    ``pushed`` is where changes arrive: the names of keys, or the commands of its replication stream.
-
-    Args:
-        client: A client of the server.
-        url: The server's URL without its password, for messages.
-        prefixes: Beginnings of the keys to watch.
-        replication: Read the replication stream of a replica, or of a primary too.
-
-    Raises:
-        redis.RedisError: The server does not answer or refuses what is needed.
-        ServerError: The server has no replication backlog, or is a primary.
-    """
+class _WatchedServer:
+    """The connections to one server: one on which changes arrive (``pushed``), and one for commands that read."""
 
     def __init__(
         self, client: redis.Redis, *, url: str, prefixes: Sequence[bytes], replication: Replication | None
     ) -> None:
         self._prefixes = tuple(prefixes)
         self.pushed: Tracker | CommandStream
-        if replication:
-            stream = ReadOnlyConnection(client, name=url, keep_idle_times=False)
-            try:
-                self.pushed = CommandStream(stream, primary=replication == "primary")
-            except (redis.RedisError, ServerError):
-                stream.close()
-                raise
-        else:
-            self.pushed = Tracker(client, prefixes)
         self._connection = ReadOnlyConnection(client, name=url, keep_idle_times=False)
+        try:
+            if replication:
+                self.pushed = CommandStream(client, name=url, primary=replication == "primary")
+            else:
+                self.pushed = Tracker(client, prefixes)
+        except (redis.RedisError, ServerError):
+            self._connection.close()
+            raise
 
     def close(self) -> None:
-        """Close the connections."""
         self.pushed.subscription.close()
         self._connection.close()
 
@@ -135,19 +120,17 @@ class WatchedServer:
         return reply
 
     def now_ms(self) -> int:
-        """Return the server's clock."""
         seconds, microseconds = self.ask("TIME")
         return int(seconds) * 1_000 + int(microseconds) // 1_000
 
-    def counters(self) -> Counters:
-        """Return the server's counters."""
+    def counters(self) -> _Counters:
         stats, commands = info_fields(self.ask("INFO", "stats")), info_fields(self.ask("INFO", "commandstats"))
         calls = {
             name.removeprefix("cmdstat_"): int(text.partition("calls=")[2].partition(",")[0])
             for name, text in commands.items()
             if text.startswith("calls=")
         }
-        return Counters(int(stats.get("evicted_keys", 0)), calls)
+        return _Counters(int(stats.get("evicted_keys", 0)), calls)
 
     def version(self) -> tuple[str, str]:
         """Return the kind of server and its version."""
@@ -155,7 +138,6 @@ class WatchedServer:
         return ("valkey" if "valkey_version" in info else "redis"), info.get("valkey_version") or info["redis_version"]
 
     def watches(self, name: bytes) -> bool:
-        """Return whether a key is watched."""
         return name.startswith(self._prefixes)
 
     def deadlines(self, names: Sequence[bytes]) -> list[tuple[bytes, int]]:
@@ -232,31 +214,6 @@ def acl_rule(prefixes: Sequence[bytes] = (), *, replication: bool = False) -> st
     return f"ACL SETUSER memkit-record on >PASSWORD resetchannels -@all {keys} {commands}"
 
 
-class _RecordedKeys(MutableMapping[bytes, KeyState]):
-    """The keys of one database that exist, as the recording has them: the memory does not grow with their number."""
-
-    def __init__(self, ledger: Ledger, db: int) -> None:
-        self._ledger, self._db = ledger, db
-
-    def __getitem__(self, name: bytes) -> KeyState:
-        known = self._ledger.known(self._db, [name]).get(name)
-        if known is None or not known.present:
-            raise KeyError(name)
-        return KeyState(known.deadline_ms)
-
-    def __setitem__(self, name: bytes, state: KeyState) -> None:
-        self._ledger.set_key(self._db, name, present=True, deadline_ms=state.deadline_ms)
-
-    def __delitem__(self, name: bytes) -> None:
-        self._ledger.set_key(self._db, name, present=False, deadline_ms=None)
-
-    def __iter__(self) -> Iterator[bytes]:
-        return (name for name, _ in self._ledger.keys_present(self._db))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-
 class _Recorder:
     """Looks at a server again and again, and writes what changed into the recording."""
 
@@ -272,8 +229,8 @@ class _Recorder:
         self._client, self._ledger, self._url, self._prefixes = client, ledger, url, prefixes
         self._replication = replication
         self._db = int(client.connection_pool.connection_kwargs.get("db") or 0)
+        self._present = ledger.keys(self._db)
         self._vanished: list[_Vanished] = []
-        self._keys = self._events = self._gaps = 0
         self._began_s = self._looked_s = time.monotonic()
         try:
             self._connect()
@@ -281,7 +238,7 @@ class _Recorder:
             raise ServerError(f"{url}: the recording cannot begin: {error}") from None
 
     def _connect(self) -> None:
-        self._server = WatchedServer(
+        self._server = _WatchedServer(
             self._client, url=self._url, prefixes=self._prefixes, replication=self._replication
         )
         self._looked_ms = self._server.now_ms()
@@ -292,10 +249,8 @@ class _Recorder:
         server, version = self._server.version()
         kind = "replication" if self._replication else "tracking"
         self._ledger.begin_source(kind=kind, name=self._url, server=server, version=version, began_ms=self._looked_ms)
-        self._states = KeyStates(
-            server=server, wanted=self._server.watches, keys_of=lambda db: _RecordedKeys(self._ledger, db)
-        )
-        self._scan(gap_began_ms=None)
+        self._states = KeyStates(server=server, wanted=self._server.watches, keys_of=self._ledger.keys)
+        self._find_new()
         self._looked_s = time.monotonic()
         self._ledger.commit()
         prefixes = ", ".join(prefix.decode("utf-8", "replace") + "*" for prefix in self._prefixes)
@@ -304,8 +259,8 @@ class _Recorder:
             how = "its replication stream", "0.9 to 1.4 times the CPU of each write"
         primary = "; the primary lists this connection as a replica" if self._replication == "primary" else ""
         return (
-            f"recording {prefixes} of {place(self._client)} by {how[0]}: {counted(self._keys, 'key')} now; it costs "
-            f"the server {how[1]}{primary}"
+            f"recording {prefixes} of {place(self._client)} by {how[0]}: {counted(len(self._present), 'key')} now; it "
+            f"costs the server {how[1]}{primary}"
         )
 
     def close(self) -> None:
@@ -330,7 +285,7 @@ class _Recorder:
                 if time.monotonic() >= next_counters:
                     self._explain()
                     next_counters = time.monotonic() + COUNTERS_EVERY_S
-            except (redis.ConnectionError, redis.TimeoutError) as error:
+            except redis.RedisError as error:  # also LOADING and MASTERDOWN, which a failover brings
                 self._reconnect(str(error), until, stop)
             if time.monotonic() >= next_commit:
                 self._ledger.observed_until(self._looked_ms)
@@ -340,190 +295,148 @@ class _Recorder:
             self._explain()
         self._ledger.observed_until(self._looked_ms)
 
-    def _looked(self) -> tuple[int, int]:
-        """Return the server's time at the last look and now; a long time without a look is a gap."""
+    def _looked(self) -> Moment:
+        """Return the time between the last look and now; a long time without a look is a gap."""
         after_ms, self._looked_ms = self._looked_ms, self._server.now_ms()
         paused_s = time.monotonic() - self._looked_s
         self._looked_s = time.monotonic()
         if paused_s > GAP_S + COUNTERS_EVERY_S:
-            self._add_gap(after_ms, self._looked_ms, "the recorder was not running or the server did not answer")
-        return after_ms, self._looked_ms
+            self._ledger.add_gap(after_ms, self._looked_ms, "the recorder was paused or the server did not answer")
+        return Moment(after_ms, self._looked_ms)
 
     def _apply(self, commands: Sequence[Executed]) -> None:
         """Record what the commands of a replication stream did."""
-        after_ms, at_ms = self._looked()
-        moment = Moment(after_ms, at_ms)
+        moment = self._looked()
         emptied: dict[bytes, str] = {}
         for db, name, effects in commands:
             if name == "SWAPDB":
                 raise redis.ConnectionError("SWAPDB exchanged two databases")
             for effect in effects:
-                if effect.action == "remove elements" and db == self._db:
+                if effect.action == "remove elements" and db == self._db and self._server.watches(effect.key):
                     emptied[effect.key] = name
                 for event in self._states.apply(db, effect, moment, name):
                     if event.db == self._db:
-                        self._record_event(event, after_ms, at_ms)
-        self._check_emptied(emptied, after_ms, at_ms)
-
-    def _check_emptied(self, emptied: Mapping[bytes, str], after_ms: int, at_ms: int) -> None:
-        """Record which keys no longer exist because their last element was removed."""
-        for key, deadline in self._server.deadlines([key for key in emptied if self._server.watches(key)]):
-            state = self._states.keys_of(self._db).pop(key, None) if deadline == -2 else None
+                        self._ledger.add(_dated(event, moment))
+        for key, deadline in self._server.deadlines(list(emptied)):
+            state = self._present.pop(key, None) if deadline == -2 else None
             if state is not None:
-                moment = Moment(after_ms, at_ms)
-                ended = KeyEvent(self._db, key, "deleted", moment, emptied[key], state.deadline_ms)
-                self._record_event(ended, after_ms, at_ms)
-
-    def _record_event(self, event: KeyEvent, after_ms: int, at_ms: int) -> None:
-        key = self._ledger.known(self._db, [event.key])[event.key].id
-        self._keys += event.created
-        gave_ttl = event.ttl_ms is not None and event.deadline_ms is not None
-        ttl_ms = _ttl(event.deadline_ms or 0, after_ms, at_ms) if gave_ttl else event.ttl_ms
-        if event.possible == ("expired",):
-            after_ms = at_ms = event.deadline_ms or at_ms
-        after = None if after_ms == at_ms else after_ms
-        self._add_event(key, event.name, at_ms, after, event.possible, event.deadline_ms, ttl_ms, event.command)
+                self._add_end(key, state, moment, "deleted", command=emptied[key])
 
     def _look(self, names: Sequence[bytes], *, flushed: bool) -> None:
         """Record what changed since the last look."""
-        wanted = [name for name in names if self._server.watches(name)]
-        deadlines = self._server.deadlines(wanted)
-        after_ms, at_ms = self._looked()
-        known = self._ledger.known(self._db, wanted)
+        deadlines = self._server.deadlines([name for name in names if self._server.watches(name)])
+        moment = self._looked()
         for name, deadline in deadlines:
-            self._record(name, known.get(name), deadline, after_ms, at_ms)
-        if flushed:
-            self._check_all(after_ms, at_ms)
+            self._record(name, deadline, moment)
+        if not flushed:
+            return
+        for batch in self._present.batches():  # a database was flushed, whichever
+            for name, deadline in self._server.deadlines(list(batch)):
+                if deadline == -2:
+                    del self._present[name]
+                    self._add_end(name, batch[name], moment, "flushed")
 
-    def _check_all(self, after_ms: int, at_ms: int) -> None:
-        """After a flush, of whichever database: look which keys no longer exist."""
-        present = dict(self._ledger.keys_present(self._db))
-        for name, deadline in self._server.deadlines(list(present)):
-            if deadline == -2:
-                self._ledger.set_key(self._db, name, present=False, deadline_ms=None)
-                self._add_event(present[name].id, "flushed", at_ms, after_ms, (), present[name].deadline_ms)
-
-    def _record(self, name: bytes, known: Known | None, deadline: int, after_ms: int, at_ms: int) -> None:
-        before = known if known and known.present else None
+    def _record(self, name: bytes, deadline: int, moment: Moment) -> None:
+        before = self._present.get(name)
         if deadline == -2:
             if before is not None:
-                self._ledger.set_key(self._db, name, present=False, deadline_ms=None)
-                self._vanished.append(_Vanished(name, before, after_ms, at_ms))
+                del self._present[name]
+                self._vanished.append(_Vanished(name, before, moment))
             return
         deadline_ms = None if deadline == -1 else deadline
-        ttl_ms = None if deadline_ms is None else _ttl(deadline_ms, after_ms, at_ms)
-        key = self._ledger.set_key(self._db, name, present=True, deadline_ms=deadline_ms)
-        if before is None:
-            self._keys += 1
-            self._add_event(key, "written", at_ms, after_ms, (), deadline_ms, ttl_ms)
-        elif before.deadline_ms == deadline_ms:
-            self._add_event(key, "written", at_ms, after_ms, (), deadline_ms)
-        elif deadline_ms is None:
-            self._vanished.append(_Vanished(name, before, after_ms, at_ms))
-        else:
-            self._add_event(key, "renewed", at_ms, after_ms, (), deadline_ms, ttl_ms)
+        self._present[name] = KeyState(deadline_ms)
+        if before is not None and before.deadline_ms is not None and deadline_ms is None:
+            self._vanished.append(_Vanished(name, before, moment))
+            return
+        changed = before is None or before.deadline_ms != deadline_ms
+        ttl_ms = _ttl(deadline_ms, moment) if changed and deadline_ms is not None else None
+        event: EventName = "renewed" if before is not None and changed else "written"
+        self._ledger.add(KeyEvent(self._db, name, event, moment, "", deadline_ms, ttl_ms))
 
     def _explain(self) -> None:
         """Read the counters, and record why keys ended or lost their TTL since the last reading."""
         now = self._server.counters()
         before, self._counters = self._counters, now
         vanished, self._vanished = self._vanished, []
-        known = self._ledger.known(self._db, [one.name for one in vanished])
-        for one in vanished:
-            key, state = one.known, known.get(one.name)
-            if state is not None and state.present and state.deadline_ms is None and key.deadline_ms is not None:
-                self._explain_lost_ttl(one, before, now)
-            elif key.deadline_ms is not None and one.at_ms >= key.deadline_ms:
-                self._add_event(key.id, "expired", key.deadline_ms, None, (), key.deadline_ms)
+        for name, was, moment in vanished:
+            state = self._present.get(name)
+            if state is not None and state.deadline_ms is None and was.deadline_ms is not None:
+                persisted, replaced = now.since(before, _REMOVING_TTL), now.since(before, _REPLACING)
+                lost: list[EventName] = ["overwritten"] if replaced or not persisted else []
+                lost += ["ttl_removed"] if persisted else []
+                self._ledger.add(KeyEvent(self._db, name, lost[0], moment, "", possible=tuple(lost)))
+            elif was.deadline_ms is not None and (moment.latest_ms or 0) >= was.deadline_ms:
+                self._add_end(name, was, Moment.at(was.deadline_ms), "expired")
             else:
-                possible = [
-                    *(["deleted"] if now.since(before, _DELETING) else []),
-                    *(["evicted"] if now.evicted > before.evicted else []),
-                    *(["renamed"] if now.since(before, _RENAMING) else []),
-                    *(["flushed"] if now.since(before, _FLUSHING) else []),
-                ] or ["deleted", "evicted", "renamed"]
-                self._add_event(key.id, possible[0], one.at_ms, one.after_ms, possible, key.deadline_ms)
+                possible: list[EventName] = ["deleted"] if now.since(before, _DELETING) else []
+                possible += ["evicted"] if now.evicted > before.evicted else []
+                possible += ["renamed"] if now.since(before, _RENAMING) else []
+                possible += ["flushed"] if now.since(before, _FLUSHING) else []
+                self._add_end(name, was, moment, *(possible or ("deleted", "evicted", "renamed")))
 
-    def _explain_lost_ttl(self, one: _Vanished, before: Counters, now: Counters) -> None:
-        persisted, replaced = now.since(before, _REMOVING_TTL), now.since(before, _REPLACING)
-        possible = [*(["overwritten"] if replaced or not persisted else []), *(["ttl_removed"] if persisted else [])]
-        self._add_event(one.known.id, possible[0], one.at_ms, one.after_ms, possible, None)
-
-    def _add_event(
-        self,
-        key: int,
-        event: str,
-        at_ms: int,
-        after_ms: int | None,
-        possible: Sequence[str],
-        deadline_ms: int | None,
-        ttl_ms: int | None = None,
-        command: str = "",
-    ) -> None:
-        self._events += 1
-        self._ledger.add_event(
-            key,
-            event,
-            at_ms=at_ms,
-            after_ms=after_ms,
-            possible=possible if len(possible) > 1 else (),
-            deadline_ms=deadline_ms,
-            ttl_ms=ttl_ms,
-            command=command,
-        )
-
-    def _add_gap(self, began_ms: int, ended_ms: int, reason: str) -> None:
-        self._gaps += 1
-        self._ledger.add_gap(began_ms, ended_ms, reason)
+    def _add_end(self, name: bytes, state: KeyState, moment: Moment, *possible: EventName, command: str = "") -> None:
+        event = KeyEvent(self._db, name, possible[0], moment, command, state.deadline_ms, possible=possible)
+        self._ledger.add(event)
 
     def _reconnect(self, reason: str, until: float | None, stop: threading.Event) -> None:
-        """Connect again, as often as it takes; what was not observed is a gap."""
-        lost_ms = self._looked_ms
+        """Connect again, as often as it takes; what was not observed is a gap, up to the end of the recording."""
+        lost_ms, lost_s = self._looked_ms, self._looked_s
         self._vanished.clear()
+        why = "the recording ended"
         while not stop.wait(RECONNECT_EVERY_S) and (until is None or time.monotonic() < until):
             self._server.close()
             try:
                 self._connect()
-                self._scan(gap_began_ms=lost_ms)
-            except (redis.RedisError, ServerError):
+                self._catch_up(lost_ms)
+                self._find_new()
+            except (redis.RedisError, ServerError) as error:
+                self._looked_ms, why = lost_ms, str(error)
                 continue
-            self._add_gap(lost_ms, self._looked_ms, reason)
+            self._ledger.add_gap(lost_ms, self._looked_ms, reason)
             self._looked_s = time.monotonic()
             return
+        self._ledger.add_gap(lost_ms, lost_ms + round((time.monotonic() - lost_s) * 1_000), f"{reason}; {why}")
 
-    def _scan(self, *, gap_began_ms: int | None) -> None:
-        """Read which keys exist, with their deadlines; after a gap, keys that do not exist any more ended in it."""
-        seen: set[bytes] = set()
-        for names in self._server.scan():
-            known = self._ledger.known(self._db, names)
-            for name, deadline in self._server.deadlines(names):
+    def _catch_up(self, gap_began_ms: int) -> None:
+        """Record what became of the recorded keys in a gap."""
+        for batch in self._present.batches():
+            deadlines = self._server.deadlines(list(batch))
+            moment = Moment(gap_began_ms, self._server.now_ms())
+            for name, deadline in deadlines:
+                before, deadline_ms = batch[name], None if deadline == -1 else deadline
                 if deadline == -2:
-                    continue
-                seen.add(name)
-                deadline_ms = None if deadline == -1 else deadline
-                key = self._ledger.set_key(self._db, name, present=True, deadline_ms=deadline_ms)
-                old = known.get(name)
-                if old is None or not old.present:
-                    self._keys += 1
-                elif gap_began_ms is not None and old.deadline_ms != deadline_ms:
-                    self._add_event(key, "renewed", self._looked_ms, gap_began_ms, (), deadline_ms)
-        if gap_began_ms is None:
-            return
-        for name, state in list(self._ledger.keys_present(self._db)):
-            if name not in seen:
-                self._ledger.set_key(self._db, name, present=False, deadline_ms=None)
-                possible = ["deleted", "evicted", "renamed", "flushed"]
-                if state.deadline_ms is not None and state.deadline_ms <= self._looked_ms:
-                    possible.insert(0, "expired")
-                self._add_event(state.id, possible[0], self._looked_ms, gap_began_ms, possible, state.deadline_ms)
+                    del self._present[name]
+                    ended = before.deadline_ms is not None and before.deadline_ms <= (moment.latest_ms or 0)
+                    possible: tuple[EventName, ...] = ("expired",) if ended else ()
+                    self._add_end(name, before, moment, *possible, "deleted", "evicted", "renamed", "flushed")
+                elif deadline_ms != before.deadline_ms:
+                    self._present[name] = KeyState(deadline_ms)
+                    lost: tuple[EventName, ...] = ("overwritten", "ttl_removed") if deadline_ms is None else ()
+                    event: EventName = lost[0] if lost else "renewed"
+                    self._ledger.add(KeyEvent(self._db, name, event, moment, "", deadline_ms, possible=lost))
+
+    def _find_new(self) -> None:
+        """Record the keys that exist and are not recorded yet."""
+        for names in self._server.scan():
+            for name, deadline in self._server.deadlines([name for name in names if name not in self._present]):
+                if deadline != -2:
+                    self._present[name] = KeyState(None if deadline == -1 else deadline)
 
     def summary(self) -> RecordingSummary:
-        return RecordingSummary(self._keys, self._events, self._gaps, time.monotonic() - self._began_s)
+        return RecordingSummary(*self._ledger.counts(), time.monotonic() - self._began_s)
 
 
-def _ttl(deadline_ms: int, after_ms: int, at_ms: int) -> int:
+def _dated(event: KeyEvent, moment: Moment) -> KeyEvent:
+    """Return an event of a stream with the TTL that it gave; an expiry with its own time."""
+    if event.possible == ("expired",) and event.deadline_ms is not None:
+        return event._replace(moment=Moment.at(event.deadline_ms))
+    gave_ttl = event.ttl_ms is not None and event.deadline_ms is not None
+    return event._replace(ttl_ms=_ttl(event.deadline_ms or 0, moment)) if gave_ttl else event
+
+
+def _ttl(deadline_ms: int, moment: Moment) -> int:
     """Return the TTL that was given between two looks: a whole number of seconds if one fits, otherwise the least."""
-    least, most = deadline_ms - at_ms, deadline_ms - after_ms + PUSH_DELAY_MS
+    least, most = deadline_ms - (moment.latest_ms or 0), deadline_ms - (moment.earliest_ms or 0) + PUSH_DELAY_MS
     whole = -(-least // ROUND_MS) * ROUND_MS
     return whole if whole <= most else least
 

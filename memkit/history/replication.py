@@ -12,14 +12,13 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import hiredis
 import redis
 
 from memkit.connect import connect, redact
 from memkit.errors import ServerError
-from memkit.history.commands import Effect, effects_of
+from memkit.history.commands import Executed, execute
 from memkit.history.tracking import Subscription
 from memkit.readonly.connection import ReadOnlyConnection, Reply, command, info_fields, refused
 
@@ -34,6 +33,7 @@ ANSWER_WITHIN_S = 60.0
 _COMMAND_START = re.compile(rb"\*[1-9][0-9]{0,6}\r\n\$[0-9]{1,9}\r\n")
 ACKNOWLEDGE_EVERY_S = 1.0
 """A server drops a replica that is silent for repl-timeout (60 s by default); a replica answers each second."""
+NOT_NAMED = -1
 COMMANDS_THAT_CONFIRM = 2
 """A start that is followed by this many commands is no text inside a value."""
 
@@ -46,11 +46,6 @@ class Backlog:
     first_offset: int
     end_offset: int
     size_bytes: int
-
-    @property
-    def length(self) -> int:
-        """How many bytes the backlog holds."""
-        return self.end_offset - self.first_offset
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +95,6 @@ def read_backlog(url: str, *, primary: bool = False) -> BacklogCommands:
         connection.close()
 
 
-class Executed(NamedTuple):
-    """A command that the server executed: its database, its name, and what it does to keys."""
-
-    db: int
-    name: str
-    effects: list[Effect]
-
-
 class CommandStream:
     """The commands that a server executes, as they arrive, from now on: read as a replica reads them.
 
@@ -115,31 +102,40 @@ class CommandStream:
     database that the stream named last, because it names one only when it changes.
 
     Args:
-        connection: A connection to the server; it is closed with the stream.
+        client: A client of the server.
+        name: The server's URL without its password, for messages.
         primary: See ``read_backlog``.
 
     Raises:
+        redis.RedisError: The server does not answer.
         ServerError: The server has no backlog, is a primary, or refuses to continue; or the database is not known.
     """
 
-    def __init__(self, connection: ReadOnlyConnection, *, primary: bool) -> None:
-        self._connection = connection
+    def __init__(self, client: redis.Redis, *, name: str, primary: bool) -> None:
+        self._connection = ReadOnlyConnection(client, name=name, keep_idle_times=False)
         self._commands: list[Executed] = []
         self._acknowledged_s = 0.0
+        try:
+            self._begin(self._connection, primary=primary)
+        except (redis.RedisError, ServerError):
+            self._connection.close()
+            raise
+        self.subscription = Subscription(self._connection, self._receive, each_turn=self._acknowledge)
+
+    def _begin(self, connection: ReadOnlyConnection, *, primary: bool) -> None:
         databases = [name for name in info_fields(_reply(connection, "INFO", "keyspace")) if name.startswith("db")]
         backlog = _backlog(connection, primary=primary)
         data = _continue(connection, backlog, backlog.first_offset + _margin(connection, backlog))
         start = _first_command(data)
         connection.reader.feed(data[len(data) if start is None else start :])
-        self._db = int(databases[0][2:]) if len(databases) == 1 else None if databases else 0
+        self._db = int(databases[0][2:]) if len(databases) == 1 else NOT_NAMED if databases else 0
         while (reply := connection.reader.gets()) is not False:
             self._receive(reply)
         self._commands.clear()
-        if self._db is None:
+        if self._db == NOT_NAMED:
             raise ServerError(
                 f"{connection.name}: several databases have keys, and the stream has not named one yet; try again later"
             )
-        self.subscription = Subscription(connection, self._receive, each_turn=self._acknowledge)
 
     def take(self, timeout_s: float) -> list[Executed]:
         """Return the commands that have arrived; wait for the first one, at most so many seconds."""
@@ -150,12 +146,10 @@ class CommandStream:
 
     def _receive(self, reply: Reply) -> int:
         if isinstance(reply, list) and reply:
-            name = reply[0].upper().decode("ascii", "replace")
-            if name == "SELECT":
-                self._db = int(reply[1])
-            effects = effects_of(reply)
-            if effects:
-                self._commands.append(Executed(self._db or 0, name, effects))
+            executed = execute(reply, self._db)
+            self._db = executed.db
+            if executed.effects:
+                self._commands.append(executed)
         return len(self._commands)
 
     def _acknowledge(self) -> None:
@@ -192,7 +186,7 @@ def _backlog(connection: ReadOnlyConnection, *, primary: bool) -> Backlog:
 
 def _margin(connection: ReadOnlyConnection, before: Backlog) -> int:
     """Return how much of the backlog's beginning to leave out; nothing while it is not full."""
-    if before.length + LEAST_MARGIN_BYTES < before.size_bytes:
+    if before.end_offset - before.first_offset + LEAST_MARGIN_BYTES < before.size_bytes:
         return 0
     time.sleep(RATE_WITHIN_S)  # a sampling interval: how fast the backlog moves
     after = _backlog(connection, primary=True)
@@ -206,39 +200,26 @@ def _margin(connection: ReadOnlyConnection, before: Backlog) -> int:
     return margin
 
 
-def _begin(connection: ReadOnlyConnection, backlog: Backlog, offset: int) -> bytes:
-    """Ask for the stream from an offset on; return what has arrived of it."""
+def _continue(connection: ReadOnlyConnection, backlog: Backlog, offset: int) -> bytes:
+    """Ask for the backlog from an offset and return it up to the end that INFO stated."""
     connection.socket.settimeout(ANSWER_WITHIN_S)
     data = b""
     try:
         connection.socket.sendall(command("PSYNC", backlog.replication_id, offset).payload)
         while b"\r\n" not in data.lstrip(b"\n"):
             data += _received(connection)
-    except OSError as error:
-        raise _broken(connection, error) from None
-    line, _, rest = data.lstrip(b"\n").partition(b"\r\n")
-    if not line.startswith(b"+CONTINUE"):
-        raise ServerError(
-            f"{connection.name} did not continue from its backlog but answered: {line.decode(errors='replace')[:100]}"
-        )
-    return rest
-
-
-def _continue(connection: ReadOnlyConnection, backlog: Backlog, offset: int) -> bytes:
-    """Ask for the backlog from an offset and return it up to the end that INFO stated."""
-    parts = [_begin(connection, backlog, offset)]
-    missing = backlog.end_offset - offset - len(parts[0])
-    try:
+        line, _, rest = data.lstrip(b"\n").partition(b"\r\n")
+        if not line.startswith(b"+CONTINUE"):
+            answer = line.decode(errors="replace")[:100]
+            raise ServerError(f"{connection.name} did not continue from its backlog but answered: {answer}")
+        parts = [rest]
+        missing = backlog.end_offset - offset - len(rest)
         while missing > 0:
             parts.append(_received(connection))
             missing -= len(parts[-1])
     except OSError as error:
-        raise _broken(connection, error) from None
+        raise ServerError(f"{connection.name}: the connection broke while the backlog was read: {error}") from None
     return b"".join(parts)
-
-
-def _broken(connection: ReadOnlyConnection, error: OSError) -> ServerError:
-    return ServerError(f"{connection.name}: the connection broke while the backlog was read: {error}")
 
 
 def _received(connection: ReadOnlyConnection) -> bytes:

@@ -9,21 +9,21 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from memkit.config import Expect, Expectation, expectations
 from memkit.connect import redact
 from memkit.errors import SourceError
 from memkit.history.aof import AofFiles, find_aof, read_commands
 from memkit.history.changes import TtlChange, TtlChanges, plain_seconds, prefix_of, time_of, time_text
-from memkit.history.commands import effects_of
-from memkit.history.fate import ENDS, SAME_SECOND_MS, Fate, fate_of
-from memkit.history.ledger import Ledger, Recorded
+from memkit.history.commands import execute
+from memkit.history.fate import ENDS, Fate, fate_of
+from memkit.history.ledger import Ledger
 from memkit.history.log_clock import LogClock
 from memkit.history.rdb import RdbReader, SnapshotKey
 from memkit.history.replication import read_backlog
 from memkit.history.sources import Source, find_source
-from memkit.history.states import EventName, KeyEvent, KeyState, KeyStates, Moment
+from memkit.history.states import KeyEvent, KeyState, KeyStates, Moment
 from memkit.render import counted, duration, printable, wrapped
 
 WORD_ENDS = frozenset(b":/|.#{}-_")
@@ -85,7 +85,10 @@ class History:
             lines += [_fates_line(prefix, counts) for prefix, counts in sorted(self.fates.items())]
         if self.changes:
             lines += ["", "changes of the TTL:", *(wrapped(f"  {change}", indent="    ") for change in self.changes)]
-        lines += ["", *(_span_line(span) for span in self.sources)]
+        lines.append("")
+        for one in self.sources:
+            span = f"{time_text(one.begins) or '?'} to {time_text(one.ends)}"
+            lines.append(wrapped(f"source: {one.name} ({one.kind}), {span}", indent="  "))
         lines += [f"gap: {time_text(gap.begins)} to {time_text(gap.ends)}" for gap in self.gaps]
         lines += [wrapped(f"note: {note}", indent="  ") for note in self.notes]
         return "\n".join(lines)
@@ -173,20 +176,17 @@ class _Timeline:
         self._question = question
         self._events: list[KeyEvent] = []
         self._counts: dict[str, Counter[str]] = {}
-        self._at_start: list[bytes] = []
-
-    def present_at_start(self, states: KeyStates) -> None:
-        if self._question.session is not None:
-            self._at_start = [key for keys in states.databases.values() for key in keys]
 
     def add(self, event: KeyEvent) -> None:
         self.changes.add(event)
         if self._question.session is not None:
-            last = self._events[-1] if self._events else None
-            if last and event.name == "renewed" and _set_right_after(last, event):
-                self._events[-1] = last.with_deadline_of(event)
-            else:
-                self._events.append(event)
+            if self._events and event.belongs_to(self._events[-1]):
+                write = self._events.pop()
+                if write.created:
+                    event = write._replace(deadline_ms=event.deadline_ms, ttl_ms=event.ttl_ms)
+                else:
+                    event = event._replace(command=write.command)
+            self._events.append(event)
         elif event.name in ENDS and self._question.is_recent(event.moment):
             cause = event.name if len(event.possible) < 2 else fate_of(event.key, [event], None).cause
             self._counts.setdefault(prefix_of(event.key), Counter())[cause] += 1
@@ -196,10 +196,7 @@ class _Timeline:
     ) -> None:
         """Add what logged commands did, each given with the log's last timestamp."""
         for arguments, second in commands:
-            name = arguments[0].upper().decode("ascii", "replace")
-            if name == "SELECT" and len(arguments) == 2 and arguments[1].isdigit():
-                db = int(arguments[1])
-            effects = effects_of(arguments)
+            db, name, effects = execute(arguments, db)
             if not effects:
                 continue
             moment, ttl = clock.moment(second, effects)
@@ -208,35 +205,38 @@ class _Timeline:
                     dated = ttl is not None and effect.deadline_ms is not None
                     self.add(event._replace(ttl_ms=ttl) if dated else event)
 
-    def finish(self, states: KeyStates, source: str, spans: tuple[Span, ...], *notes: str) -> History:
-        existing = {key: state for keys in states.databases.values() for key, state in keys.items()}
+    def finish(self, states: KeyStates, source: str, spans: tuple[Span, ...], *notes: str, ends: Moment) -> History:
+        """Return what was collected; a key that was past its deadline when the source ended has expired."""
+        existing: dict[tuple[int, bytes], KeyState] = {}
+        for db, keys in states.databases.items():
+            for key, state in keys.items():
+                deadline_ms = state.deadline_ms
+                if deadline_ms is None or ends.earliest_ms is None or deadline_ms > ends.earliest_ms:
+                    existing[db, key] = state
+                else:
+                    at = Moment(deadline_ms, deadline_ms, stated=ends.stated)
+                    self.add(KeyEvent(db, key, "expired", at, "", deadline_ms, state.ttl_ms, ("expired",)))
         changes, session = tuple(self.changes.found()), self._question.session
         if session is None:
-            for key in existing:
+            for _, key in existing:
                 self._counts.setdefault(prefix_of(key), Counter())["exists"] += 1
             fates = {prefix: dict(counts) for prefix, counts in self._counts.items()}
             return History(None, None, (), fates, changes, (), spans, source, notes)
-        fate = _fate_of_session(session, self._events, existing, self._at_start)
+        fate = _fate_of_session(session, self._events, existing)
         return History(session, fate, tuple(self._events), {}, changes, (), spans, source, notes)
 
 
-def _set_right_after(write: KeyEvent, renewal: KeyEvent) -> bool:
-    """Return whether a deadline belongs to the write before it: the same key, within a second."""
-    same_key = (write.db, write.key) == (renewal.db, renewal.key)
-    no_ttl_of_its_own = write.name == "written" and write.ttl_ms is None
-    distance = (renewal.moment.latest_ms or 0) - (write.moment.latest_ms or 0)
-    return same_key and no_ttl_of_its_own and distance < SAME_SECOND_MS
-
-
-def _fate_of_session(
-    session: str, events: Sequence[KeyEvent], existing: dict[bytes, KeyState], at_start: Sequence[bytes]
-) -> Fate:
+def _fate_of_session(session: str, events: Sequence[KeyEvent], existing: dict[tuple[int, bytes], KeyState]) -> Fate:
     """Return the fate of the session's keys: of the one that ended last, if any does not exist; otherwise of any."""
-    keys = list(dict.fromkeys([*at_start, *(event.key for event in events), *existing]))
+    by_key: dict[tuple[int, bytes], list[KeyEvent]] = {key: [] for key in existing}
+    for event in events:
+        by_key.setdefault((event.db, event.key), []).append(event)
+    keys = sorted(by_key, key=lambda key: not by_key[key])  # keys with events first
     if not keys:
         return fate_of(session.encode("utf-8", "surrogateescape"), [], None)
-    fates = {key: fate_of(key, [one for one in events if one.key == key], existing.get(key)) for key in keys}
-    ended = [event.key for event in reversed(events) if event.name in ENDS and event.key not in existing]
+    fates = {key: fate_of(key[1], by_key[key], existing.get(key)) for key in keys}
+    ends = ((event.db, event.key) for event in reversed(events) if event.name in ENDS)
+    ended = [key for key in ends if key not in existing]
     key = next(iter(ended), next((key for key, fate in fates.items() if fate.cause == "overwritten"), keys[0]))
     others = Counter(other.cause for name, other in fates.items() if name != key)
     if not others:
@@ -252,24 +252,21 @@ def _from_aof(source: Source, question: _Question, progress: Callable[[int, int]
     files = find_aof(source.files[0])
     server, begins_ms = "redis", None
     last_modified_ms = max(int(path.stat().st_mtime_ns // 1_000_000) for path in files.all)
-    base = files.base if files.base_is_rdb else None
-    if base:
-        with RdbReader(base) as reader:
+    if files.base:
+        with RdbReader(files.base) as reader:
             server = reader.header.server
             begins_ms = None if reader.header.created_s is None else reader.header.created_s * 1_000
     states, timeline = KeyStates(server=server, wanted=question.wants), _Timeline(question)
-    if base:
-        for key in _keys_of([base], question):
+    if files.base:
+        for key in _keys_of([files.base], question):
             states.keys_of(key.db)[key.name] = KeyState(key.deadline_ms, None, Moment(None, begins_ms))
-        timeline.present_at_start(states)
     clock = LogClock(begins_ms=begins_ms, ends_ms=last_modified_ms, expected_ttl_ms=question.expected_ttl_ms)
     timeline.add_commands(_logged(files, progress), states, clock)
     span = Span("aof", source.name, time_of(begins_ms), time_of(last_modified_ms))
     timeline.changes.exact = clock.has_timestamps
-    if clock.has_timestamps:
-        return timeline.finish(states, "aof", (span,))
     note = "the log has no timestamps (aof-timestamp-enabled is off): times are bounds, or follow from deadlines"
-    return timeline.finish(states, "aof", (span,), note)
+    ends = Moment(clock.earliest_ms, clock.earliest_ms, stated=clock.has_timestamps)
+    return timeline.finish(states, "aof", (span,), *([] if clock.has_timestamps else [note]), ends=ends)
 
 
 def _keys_of(paths: Iterable[Path], question: _Question) -> Iterator[SnapshotKey]:
@@ -283,24 +280,13 @@ def _logged(
 ) -> Iterator[tuple[tuple[bytes, ...], int | None]]:
     """Yield the commands of a log, each with the last timestamp before it."""
     second, done, total = None, 0, sum(path.stat().st_size for path in files.all)
-    for path in files.increments if files.base_is_rdb else files.all:
-        for command in read_commands(path, offset=_end_of_preamble(path), second=second):
+    for path in files.logs:
+        for command in read_commands(path, second=second):
             second = command.second
             yield command.arguments, second
             if progress:
                 progress(done + command.offset, total)
         done += path.stat().st_size
-
-
-def _end_of_preamble(path: Path) -> int:
-    """Return where the commands begin: a single file of an old server may begin with an RDB file."""
-    with path.open("rb") as file:
-        if not file.read(5).startswith((b"REDIS", b"VALKE")):
-            return 0
-    with RdbReader(path) as reader:
-        for _ in reader:
-            pass
-        return reader.bytes_read
 
 
 def _from_backlog(url: str, question: _Question, *, primary: bool) -> History:
@@ -311,7 +297,8 @@ def _from_backlog(url: str, question: _Question, *, primary: bool) -> History:
     timeline.add_commands(((arguments, None) for arguments in backlog.commands), states, clock, db=backlog.db)
     note = f"the backlog held {counted(len(backlog.commands), 'command')}; it has no timestamps: times are bounds, or "
     span = Span("replication", redact(url), None, time_of(backlog.read_at_ms))
-    return timeline.finish(states, "replication", (span,), note + "follow from deadlines")
+    note += "follow from deadlines"
+    return timeline.finish(states, "replication", (span,), note, ends=Moment.at(backlog.read_at_ms))
 
 
 # RDB files
@@ -327,33 +314,39 @@ def _from_snapshots(sources: Sequence[Source], question: _Question) -> History:
                 created.append(reader.header.created_s)
         if None in created:
             raise SourceError(f"{source.name}: the file does not state when it was saved (ctime)")
-        keys = {key.name: KeyState(key.deadline_ms) for key in _keys_of(source.files, question)}
+        keys = {(key.db, key.name): KeyState(key.deadline_ms) for key in _keys_of(source.files, question)}
         snapshots.append((min(one for one in created if one is not None) * 1_000, source.name, keys))
     snapshots.sort(key=lambda snapshot: snapshot[0])
     states, timeline = KeyStates(server="redis"), _Timeline(question, exact=False)
     for (before_ms, _, before), (after_ms, _, after) in pairwise(snapshots):
         for event in _between(before, after, Moment(before_ms, after_ms)):
             timeline.add(event)
-    states.databases[0] = dict(snapshots[-1][2])
+    ends_ms, _, last = snapshots[-1]
+    for (db, name), state in last.items():
+        states.keys_of(db)[name] = state
     spans = tuple(Span("rdb", name, time_of(at), time_of(at)) for at, name, _ in snapshots)
     note = "between two snapshots a key may have been written and deleted again: that does not show"
-    return timeline.finish(states, "snapshot", spans, note)
+    return timeline.finish(states, "snapshot", spans, note, ends=Moment.at(ends_ms))
 
 
-def _between(before: dict[bytes, KeyState], after: dict[bytes, KeyState], moment: Moment) -> Iterator[KeyEvent]:
-    for key, state in before.items():
-        now = after.get(key)
+SnapshotKeys = dict[tuple[int, bytes], KeyState]
+"""The keys of a snapshot, by database and name."""
+
+
+def _between(before: SnapshotKeys, after: SnapshotKeys, moment: Moment) -> Iterator[KeyEvent]:
+    for (db, key), state in before.items():
+        now = after.get((db, key))
         if now is None:
             reached = state.deadline_ms is not None and state.deadline_ms <= (moment.latest_ms or 0)
             possible: Any = ("expired", "deleted", "evicted") if reached else ("deleted", "evicted")
-            yield KeyEvent(0, key, possible[0], moment, "", state.deadline_ms, possible=possible)
+            yield KeyEvent(db, key, possible[0], moment, "", state.deadline_ms, possible=possible)
         elif now.deadline_ms is None and state.deadline_ms is not None:
-            yield KeyEvent(0, key, "ttl_removed", moment, "")
+            yield KeyEvent(db, key, "ttl_removed", moment, "")
         elif now.deadline_ms != state.deadline_ms:
-            yield KeyEvent(0, key, "renewed", moment, "", now.deadline_ms)
-    for key, state in after.items():
-        if key not in before:
-            yield KeyEvent(0, key, "written", moment, "", state.deadline_ms)
+            yield KeyEvent(db, key, "renewed", moment, "", now.deadline_ms)
+    for (db, key), state in after.items():
+        if (db, key) not in before:
+            yield KeyEvent(db, key, "written", moment, "", state.deadline_ms)
 
 
 # Recordings
@@ -364,35 +357,14 @@ def _from_recording(source: Source, question: _Question) -> History:
     with Ledger(source.files[0], reading=True) as ledger:
         kind, name, began_ms, ended_ms = ledger.source()
         gaps = tuple(Span("gap", reason, time_of(began), time_of(ended)) for began, ended, reason in ledger.gaps())
-        for recorded in ledger.events():
-            if question.wants(recorded.name):
-                timeline.add(_event_of(recorded))
-        for db, key, present, deadline_ms in ledger.recorded_keys():
-            if present and question.wants(key):
-                states.keys_of(db)[key] = KeyState(deadline_ms)
+        for event in ledger.events():
+            if question.wants(event.key):
+                timeline.add(event)
+        for db, keys in ledger.databases().items():
+            existing = (item for batch in keys.batches() for item in batch.items())
+            states.databases[db] = {key: state for key, state in existing if question.wants(key)}
     span = Span("recording", name, time_of(began_ms), time_of(ended_ms))
-    return replace(timeline.finish(states, kind, (span,)), gaps=gaps)
-
-
-def _event_of(recorded: Recorded) -> KeyEvent:
-    name = cast("EventName", recorded.event)
-    possible = cast("tuple[EventName, ...]", recorded.possible)
-    if not possible and name in ("expired", "evicted", "deleted"):
-        possible = (name,)
-    after = recorded.at_ms if recorded.after_ms is None else recorded.after_ms
-    moment = Moment(after, recorded.at_ms)
-    created = name == "written" and (recorded.ttl_ms is not None or recorded.deadline_ms is None)
-    return KeyEvent(
-        recorded.db,
-        recorded.name,
-        name,
-        moment,
-        recorded.command,
-        recorded.deadline_ms,
-        recorded.ttl_ms,
-        possible,
-        created=created,
-    )
+    return replace(timeline.finish(states, kind, (span,), ends=Moment.at(ended_ms)), gaps=gaps)
 
 
 # Text
@@ -423,9 +395,3 @@ def _event_line(event: KeyEvent) -> str:
 def _fates_line(prefix: str, counts: dict[str, int]) -> str:
     parts = ", ".join(f"{count:,} {cause}" for cause, count in sorted(counts.items(), key=lambda pair: -pair[1]))
     return f"{printable(prefix) or '(no prefix)'}  {counted(sum(counts.values()), 'key')}: {parts}"
-
-
-def _span_line(span: Span) -> str:
-    return wrapped(
-        f"source: {span.name} ({span.kind}), {time_text(span.begins) or '?'} to {time_text(span.ends)}", indent="  "
-    )

@@ -10,47 +10,149 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 import redis
 
 from memkit.connect import AnyClient, scan
 from memkit.errors import ServerNotFound, SourceError
 from memkit.history.aof import AofFiles, find_aof, read_commands
-from memkit.history.rdb import RdbHeader, RdbReader
-from memkit.history.sources import find_source, is_file_source
+from memkit.history.rdb import MOST_DATABASES, RdbHeader, RdbReader, SnapshotKey
+from memkit.history.sources import Source, find_source, is_file_source
 from memkit.readonly.target import Snapshot, Target, open_target
 from memkit.render import utc_text
 from memkit.server.launcher import OLDEST, RedisServer, ServerBinary, installed_servers
 
-NO_ONE_LISTENS = "127.0.0.1 1"
+AS_A_REPLICA = {"replicaof": "127.0.0.1 1", "databases": str(MOST_DATABASES)}
 """Port 1 (tcpmux) is reserved: the connection is refused at once, and the replica keeps its data."""
-READS_REDIS_VERSION = (((7, 4), 12), ((7, 2), 11), ((7, 0), 10), ((6, 2), 9))
-"""The newest RDB version that each release of Redis reads, from the newest release on."""
+READS_VERSION = {
+    "redis": (((7, 4), 12), ((7, 2), 11), ((7, 0), 10), ((6, 2), 9)),
+    "valkey": (((9, 2), 81), ((9, 0), 80)),
+}
+"""The newest version of its own RDB format that each release reads, from the newest release on."""
 VALKEY_READS_REDIS_VERSION = 11
 """Valkey reads what Redis 7.2 wrote; later versions of Redis's format it refuses."""
-VALKEY_READS_VERSION = (((9, 2), 81), ((9, 0), 80))
 DEBUG_NEEDS_LEAVE = (7, 0)
 """From Redis 7.0 on DEBUG, which loads a second file beside the first, is off by default."""
 TIMES_ARE_ROUNDED_BY = timedelta(seconds=1)
 """A file states its moment as a whole second, rounded down: a key that ends in that second counts as expired."""
-MODULE_KINDS_OF_SERVERS = frozenset({"string", "list", "set", "zset", "hash", "stream"})
+PROGRESS_EVERY_KEYS = 10_000
+KINDS_OF_SERVERS = frozenset({"string", "list", "set", "zset", "hash", "stream"})
+
+
+@dataclass(frozen=True, slots=True)
+class RdbContents:
+    """What RDB files hold, one or one a shard, as of the newest save; it was found by reading each file once.
+
+    ``headers`` begin with the oldest save. ``databases`` counts the keys that existed at ``now_ms``, the end of the
+    second of the newest save. ``module`` is a file with a module's key, and the key's type; None if there is none.
+    """
+
+    headers: Mapping[Path, RdbHeader]
+    now_ms: int
+    databases: Mapping[int, int]
+    has_idle_times: bool
+    has_field_ttls: bool
+    module: tuple[Path, str] | None
+
+    @property
+    def newest(self) -> tuple[Path, RdbHeader]:
+        """The file with the newest format; of several the one that was saved last."""
+        return max(self.headers.items(), key=lambda item: (item[1].version, item[1].created_s))
+
+    def keys(self, db: int) -> Iterator[tuple[SnapshotKey, int]]:
+        """Yield the keys of a database that existed then, each with the Unix time of its file's save in ms."""
+        for path, header in self.headers.items():
+            with RdbReader(path) as reader:
+                for key in reader:
+                    if key.db == db and _exists(key, self.now_ms):
+                        yield key, (header.created_s or 0) * 1_000
+
+    def snapshot(self, name: str, db: int | None) -> Snapshot:
+        """Return the files as a source.
+
+        Args:
+            name: What was given.
+            db: The database to read; None: 0, or the one with most keys if that is empty.
+        """
+        taken_at = datetime.fromtimestamp(self.now_ms / 1_000, UTC) - TIMES_ARE_ROUNDED_BY
+        database = _database(name, self.databases, db)
+        header, keys = self.newest[1], self.databases.get(database, 0)
+        written_by = (header.flavour, header.server_version)
+        return Snapshot("rdb", name, taken_at, *written_by, self.has_idle_times, keys, database, self.databases)
+
+
+def read_rdb(files: Sequence[Path], *, progress: Callable[[int, int], None] | None = None) -> RdbContents:
+    """Read RDB files as a stream, verify their checksums, and return what they hold.
+
+    Args:
+        files: One file, or one a shard.
+        progress: Called now and then with how many keys have been read, and with 0: how many there are is not known.
+
+    Raises:
+        SourceError: A file is damaged, holds something that is not documented, or does not state when it was saved.
+    """
+    headers: dict[Path, RdbHeader] = {}
+    for path in files:
+        with RdbReader(path) as reader:
+            headers[path] = reader.header
+    now_ms = max(header.created_s or 0 for header in headers.values()) * 1_000 + 1_000
+    databases: Counter[int] = Counter()
+    has_idle_times, has_field_ttls, module = True, False, None
+    for path in files:
+        with RdbReader(path) as reader:
+            for key in reader:
+                has_idle_times = has_idle_times and key.idle_s is not None
+                if key.kind not in KINDS_OF_SERVERS:
+                    module = (path, key.kind)
+                databases[key.db] += _exists(key, now_ms)
+                if progress and reader.keys_read % PROGRESS_EVERY_KEYS == 0:
+                    progress(databases.total(), 0)
+            has_field_ttls = has_field_ttls or reader.has_field_ttls
+        if headers[path].created_s is None:
+            raise SourceError(f"{path}: the file does not state when it was saved (ctime)")
+    headers = dict(sorted(headers.items(), key=lambda item: item[1].created_s or 0))
+    return RdbContents(headers, now_ms, +databases, has_idle_times, has_field_ttls, module)
+
+
+def _exists(key: SnapshotKey, now_ms: int) -> bool:
+    return key.deadline_ms is None or key.deadline_ms > now_ms
+
+
+def _database(name: str, keys: Mapping[int, int], wanted: int | None) -> int:
+    """Return the database to read, of those that have keys: the wanted one, or 0, or the one with most keys."""
+    if wanted is not None and wanted not in keys:
+        others = ", ".join(f"{db} ({count:,})" for db, count in keys.items()) or "none"
+        raise SourceError(f"{name}: database {wanted} has no keys; databases that have keys: {others}")
+    if wanted is not None:
+        return wanted
+    return 0 if 0 in keys or not keys else max(keys, key=lambda db: keys[db])
+
+
+def find_file(source: str | Path | AnyClient) -> Source | None:
+    """Return what a source is if it is a file or a directory; None if it is a live server.
+
+    Raises:
+        SourceError: There is no such file, or it is no source.
+    """
+    return find_source(source) if isinstance(source, str | Path) and is_file_source(str(source)) else None
 
 
 @contextmanager
 def open_source(
-    source: str | Path | AnyClient, *, at: datetime | None = None, tolerant: bool = False
+    source: str | Path | AnyClient, *, at: datetime | None = None, db: int | None = None, tolerant: bool = False
 ) -> Iterator[Target]:
     """Open a live server, or a file as a private server.
 
     Args:
         source: A Redis URL, a client, an RDB file, a directory of RDB files (one a shard), or an append-only directory.
         at: A timezone-aware moment of an append-only directory; None: its end.
+        db: The database of a file to read; None: 0, or the one with most keys if that is empty.
         tolerant: See ``open_target``.
 
     Yields:
@@ -60,31 +162,31 @@ def open_source(
         SourceError: The file cannot be served: see ``serve_rdb`` and ``serve_aof``.
         redis.RedisError: The live server cannot be reached.
     """
-    path = Path(source) if isinstance(source, str | Path) and is_file_source(str(source)) else None
-    found = None if path is None else find_source(path)
-    if at is not None and (found is None or found.kind != "aof"):
-        raise SourceError(f"{source}: a moment (at) can only be chosen in an append-only directory")
+    found = find_file(source)
+    check_options(source, found, at=at, db=db)
     if found is None:
         with open_target(source, tolerant=tolerant) as target:
             yield target
         return
-    if found.kind == "recording":
-        raise SourceError(f"{found.name}: a recording has no values and not every key; give it to memkit history")
     served = serve_rdb(found.files) if found.kind == "rdb" else serve_aof(find_aof(found.files[0]), until=at)
     with served as (server, snapshot):
-        client = redis.Redis(unix_socket_path=server.socket_path, db=_database(server))
+        database = _database(found.name, snapshot.databases, db)
+        client = redis.Redis(unix_socket_path=server.socket_path, db=database)
         with client, open_target(client) as target:
             for connection in target.connections:
                 connection.touches_because = ""  # the idle times of a copy
             keys = sum(1 for _ in scan(client))  # unlike DBSIZE without those that are past their deadline
-            yield replace(target, snapshot=replace(snapshot, name=found.name, keys=keys))
+            yield replace(target, snapshot=replace(snapshot, name=found.name, keys=keys, database=database))
 
 
-def _database(server: RedisServer) -> int:
-    """Return the database to read: 0, or the one with most keys if that is empty."""
-    with server.client() as client:
-        keys = {int(name[2:]): counts["keys"] for name, counts in client.info("keyspace").items()}
-    return 0 if 0 in keys or not keys else max(keys, key=lambda db: keys[db])
+def check_options(source: str | Path | AnyClient, found: Source | None, *, at: datetime | None, db: int | None) -> None:
+    """Raise SourceError if a source is a recording, or has no such moment, or states its database itself."""
+    if at is not None and (found is None or found.kind != "aof"):
+        raise SourceError(f"{source}: a moment (at) can only be chosen in an append-only directory")
+    if db is not None and found is None:
+        raise SourceError(f"{source}: a server's database is chosen in its URL: redis://host:6379/{db}")
+    if found and found.kind == "recording":
+        raise SourceError(f"{found.name}: a recording has no values and not every key; give it to memkit history")
 
 
 @contextmanager
@@ -100,59 +202,32 @@ def serve_rdb(files: Sequence[Path]) -> Iterator[tuple[RedisServer, Snapshot]]:
     Raises:
         SourceError: A file is damaged, holds data of a module, or no server here reads its version.
     """
-    checked = sorted((_checked(path) for path in files), key=lambda one: one.created_s)
-    newest = max(checked, key=lambda one: (one.header.version, one.created_s))
-    binary = server_for(newest.header, newest.path)
+    for path in files:
+        with RdbReader(path) as reader:
+            server_for(reader.header, path)  # a later version is refused before anything else
+    contents = read_rdb(files)
+    if contents.module:
+        raise SourceError(
+            f"{contents.module[0]}: the file holds data of a module ({contents.module[1]}), which no server here can "
+            "load; memkit audit without --full reads the keys and deadlines of such files"
+        )
+    path, header = contents.newest
+    binary = server_for(header, path)
     debug = {"enable-debug-command": "local"} if binary.release >= DEBUG_NEEDS_LEAVE else {}
-    with RedisServer(binary=binary.path, config={"replicaof": NO_ONE_LISTENS} | debug) as server:
+    with RedisServer(binary=binary.path, config=AS_A_REPLICA | debug) as server:
         server.clock.require_preload()
         dump = server.directory / "dump.rdb"
-        for number, one in enumerate(checked):
-            taken_at = datetime.fromtimestamp(one.created_s, UTC)
-            server.clock.move_to(taken_at)
+        for number, (path, header) in enumerate(contents.headers.items()):
+            server.clock.move_to(datetime.fromtimestamp(header.created_s or 0, UTC))
             dump.unlink(missing_ok=True)
-            dump.symlink_to(one.path.resolve())
+            dump.symlink_to(path.resolve())
             if number == 0:
                 server.restart()
                 continue
             with server.client() as client:
                 client.execute_command("DEBUG", "RELOAD", "MERGE", "NOFLUSH", "NOSAVE")
         server.clock.shift(TIMES_ARE_ROUNDED_BY)
-        has_idle_times = all(one.has_idle_times for one in checked)
-        yield server, _snapshot("rdb", newest.header, taken_at, has_idle_times=has_idle_times)
-
-
-class _CheckedRdb(NamedTuple):
-    path: Path
-    header: RdbHeader
-    created_s: int
-    has_idle_times: bool
-
-
-def _checked(path: Path) -> _CheckedRdb:
-    """Read a whole file, and return what has to be known to serve it."""
-    has_idle_times = True
-    with RdbReader(path) as reader:
-        server_for(reader.header, path)  # a later version is refused before anything else
-        for key in reader:
-            has_idle_times = has_idle_times and key.idle_s is not None
-            if key.kind not in MODULE_KINDS_OF_SERVERS:
-                raise SourceError(
-                    f"{path}: the file holds data of a module ({key.kind}), which no server here can load; memkit "
-                    "history reads the keys and deadlines of such files"
-                )
-    if reader.header.created_s is None:
-        raise SourceError(f"{path}: the file does not state when it was saved (ctime)")
-    return _CheckedRdb(path, reader.header, reader.header.created_s, has_idle_times)
-
-
-def _snapshot(
-    kind: Literal["rdb", "aof"], header: RdbHeader | None, taken_at: datetime, *, has_idle_times: bool
-) -> Snapshot:
-    aux = {} if header is None else header.aux
-    version = aux.get("valkey-ver") or aux.get("redis-ver") or "?"
-    flavour = "valkey" if "valkey-ver" in aux else "redis" if header is None else header.server
-    return Snapshot(kind, "", taken_at, flavour, version, has_idle_times)
+        yield server, contents.snapshot(str(path), None)
 
 
 @contextmanager
@@ -171,7 +246,7 @@ def serve_aof(files: AofFiles, *, until: datetime | None) -> Iterator[tuple[Redi
         SourceError: The log has no timestamps, or begins after that moment.
     """
     header = None
-    if files.base and files.base_is_rdb:
+    if files.base:
         with RdbReader(files.base) as reader:
             header = reader.header
     if until is not None and header is not None and header.created_s is not None:
@@ -179,17 +254,30 @@ def serve_aof(files: AofFiles, *, until: datetime | None) -> Iterator[tuple[Redi
         if until < begins:
             raise SourceError(f"{files.directory}: the log begins at {utc_text(begins)}, after {utc_text(until)}")
     ends, second = _ends(files, None if until is None else until.timestamp())
-    modified_s = max(path.stat().st_mtime for path in files.increments or files.all)
+    modified_s = max(path.stat().st_mtime for path in files.logs or files.all)
     taken_at = until or datetime.fromtimestamp(int(modified_s) if second is None else second, UTC)
     binary = server_for(header, files.directory) if header else _newest(files.directory)
-    with RedisServer(binary=binary.path, config={"replicaof": NO_ONE_LISTENS}, persist=True) as server:
+    with RedisServer(binary=binary.path, config=AS_A_REPLICA, persist=True) as server:
         server.clock.require_preload()
         server.clock.move_to(taken_at if until else taken_at + TIMES_ARE_ROUNDED_BY)
         server.kill()
-        shutil.rmtree(server.directory / "appendonlydir")
-        _lay_out(files, ends, server.directory / "appendonlydir")
+        folder = server.directory / "appendonlydir"
+        shutil.rmtree(folder)
+        folder.mkdir()
+        lines = []
+        if files.base and files.base not in files.logs:
+            (folder / files.base.name).symlink_to(files.base.resolve())
+            lines.append(f"file {files.base.name} seq 1 type b\n")
+        for number, (path, end) in enumerate(zip(files.logs, ends, strict=True), 1):
+            shutil.copyfile(path, folder / path.name)
+            os.truncate(folder / path.name, end)
+            lines.append(f"file {path.name} seq {number} type i\n")
+        (folder / "appendonly.aof.manifest").write_text("".join(lines))
         server.start()
-        yield server, _snapshot("aof", header, taken_at, has_idle_times=False)
+        with server.client() as client:
+            databases = {int(name[2:]): counts["keys"] for name, counts in client.info("keyspace").items()}
+        written_by = (header.flavour, header.server_version) if header else ("redis", "?")
+        yield server, Snapshot("aof", str(files.directory), taken_at, *written_by, False, databases=databases)
 
 
 def server_for(header: RdbHeader, path: Path) -> ServerBinary:
@@ -206,7 +294,7 @@ def server_for(header: RdbHeader, path: Path) -> ServerBinary:
     fitting = [binary for binary in installed_servers() if binary.release >= OLDEST and _reads(binary, header)]
     if fitting:
         return max(fitting, key=lambda binary: (binary.flavour == header.server, binary.release))
-    newest = VALKEY_READS_VERSION if header.server == "valkey" else READS_REDIS_VERSION
+    newest = READS_VERSION[header.server]
     if header.version > newest[0][1]:
         raise SourceError(f"{path}: the format {header.format_name} is newer than the servers that memkit can start")
     needed = next(release for release, version in reversed(newest) if version >= header.version)
@@ -217,13 +305,10 @@ def server_for(header: RdbHeader, path: Path) -> ServerBinary:
 
 
 def _reads(binary: ServerBinary, header: RdbHeader) -> bool:
-    if header.server == "valkey":
-        readable = next((version for release, version in VALKEY_READS_VERSION if binary.release >= release), 0)
-        return binary.flavour == "valkey" and header.version <= readable
-    if binary.flavour == "valkey":
-        return header.version <= VALKEY_READS_REDIS_VERSION
-    readable = next((version for release, version in READS_REDIS_VERSION if binary.release >= release), 0)
-    return header.version <= readable
+    if header.server == binary.flavour:
+        reads = READS_VERSION[header.server]
+        return any(binary.release >= release and header.version <= version for release, version in reads)
+    return binary.flavour == "valkey" and header.version <= VALKEY_READS_REDIS_VERSION
 
 
 def _newest(path: Path) -> ServerBinary:
@@ -234,33 +319,20 @@ def _newest(path: Path) -> ServerBinary:
 
 
 def _ends(files: AofFiles, until_s: float | None) -> tuple[list[int], int | None]:
-    """Return where each increment ends as of a moment, and the last timestamp before that."""
+    """Return where each log ends as of a moment, and the last timestamp before that."""
     ends: list[int] = []
     second: int | None = None
-    for path in files.increments if files.base_is_rdb else files.all:
-        size = end = path.stat().st_size
-        for command in read_commands(path, second=second):
+    is_over = False
+    for path in files.logs:
+        end = 0 if is_over else path.stat().st_size
+        for command in () if is_over else read_commands(path, second=second):
             if until_s is not None and command.second is None and path.stat().st_mtime > until_s:
                 raise SourceError(
                     f"{path}: the log has no timestamps (aof-timestamp-enabled is off): no moment can be found in it"
                 )
             if until_s is not None and command.second is not None and command.second > until_s:
-                end = command.offset
+                end, is_over = min(end, command.offset), True
                 break
             second = command.second
-        ends.append(min(end, size))
-    return ends[-len(files.increments) :] if files.increments else [], second
-
-
-def _lay_out(files: AofFiles, ends: Sequence[int], folder: Path) -> None:
-    """Lay out the directory again: links to what is whole, copies of increments up to their ends."""
-    folder.mkdir()
-    lines = []
-    if files.base:
-        (folder / files.base.name).symlink_to(files.base.resolve())
-        lines.append(f"file {files.base.name} seq 1 type b")
-    for number, (path, end) in enumerate(zip(files.increments, ends, strict=True), 1):
-        shutil.copyfile(path, folder / path.name)
-        os.truncate(folder / path.name, end)
-        lines.append(f"file {path.name} seq {number} type i")
-    (folder / "appendonly.aof.manifest").write_text("\n".join(lines) + "\n")
+        ends.append(end)
+    return ends, second

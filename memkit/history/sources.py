@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 from memkit.errors import SourceError
-from memkit.history.aof import find_aof
 from memkit.history.rdb import is_rdb
 
 SourceKind = Literal["live", "rdb", "aof", "recording"]
@@ -57,12 +56,16 @@ def find_source(given: str | Path) -> Source:
     if _URL.match(name):
         return Source("live", name)
     path = Path(given)
+    if path.is_dir() and (any(path.glob("*.manifest")) or any(path.glob("appendonlydir/*.manifest"))):
+        return Source("aof", name, (path,))
     if path.is_dir():
-        return _find_in_directory(path)
+        shards = tuple(file for file in sorted(path.iterdir()) if file.is_file() and is_rdb(file))
+        if not shards:
+            raise SourceError(f"{path}: this directory holds neither an append-only file nor an RDB file")
+        return Source("rdb", name, shards)
     if not path.is_file():
         raise SourceError(f"{path}: there is no such file or directory")
     if path.name.endswith(".manifest"):
-        find_aof(path)
         return Source("aof", name, (path,))
     with path.open("rb") as file:
         start = file.read(START_BYTES)
@@ -71,21 +74,6 @@ def find_source(given: str | Path) -> Source:
     if _AOF_START.match(start):
         return Source("aof", name, (path,))
     return Source("rdb", name, (path,))  # whatever it is, the RDB reader states it
-
-
-def _find_in_directory(path: Path) -> Source:
-    if any(path.glob("*.manifest")) or any((path / "appendonlydir").glob("*.manifest")):
-        find_aof(path)
-        return Source("aof", str(path), (path,))
-    shards = tuple(file for file in sorted(path.iterdir()) if file.is_file() and _begins_as_rdb(file))
-    if not shards:
-        raise SourceError(f"{path}: this directory holds neither an append-only file nor an RDB file")
-    return Source("rdb", str(path), shards)
-
-
-def _begins_as_rdb(path: Path) -> bool:
-    with path.open("rb") as file:
-        return is_rdb(file.read(START_BYTES))
 
 
 def parse_moment(text: str) -> datetime:

@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple
 
 from memkit.history.commands import Effect
 
+SAME_SECOND_MS = 1_000
+"""A log states whole seconds: what it states with the same one may have happened at once."""
 EventName = Literal[
     "written", "renewed", "ttl_removed", "expired", "evicted", "deleted", "overwritten", "renamed", "flushed"
 ]
@@ -53,11 +55,12 @@ class KeyEvent(NamedTuple):
     target: bytes | None = None
     created: bool = False
 
-    def with_deadline_of(self, renewal: KeyEvent) -> KeyEvent:
-        """Return a write and the deadline that was set right after it as one event."""
-        if self.created:
-            return self._replace(deadline_ms=renewal.deadline_ms, ttl_ms=renewal.ttl_ms)
-        return renewal._replace(command=self.command)
+    def belongs_to(self, write: KeyEvent) -> bool:
+        """Return whether this is the deadline that a write got: set within a second after it."""
+        if self.name != "renewed" or write.name != "written" or write.ttl_ms is not None:
+            return False
+        distance = (self.moment.latest_ms or 0) - (write.moment.latest_ms or 0)
+        return (write.db, write.key) == (self.db, self.key) and distance < SAME_SECOND_MS
 
 
 class KeyState(NamedTuple):
@@ -152,14 +155,15 @@ class KeyStates:
 
     def _rename(self, db: int, effect: Effect, moment: Moment, command: str) -> Iterator[KeyEvent]:
         keys, target = self.keys_of(db), effect.target or b""
-        goal = self.keys_of(db if effect.db is None else effect.db)
+        goal_db = db if effect.db is None else effect.db
+        goal = self.keys_of(goal_db)
         state = keys.get(effect.key)
         overwritten = goal.get(target)
         if state is not None and (self._wanted is None or self._wanted(target)):
             goal[target] = state
             lost_ttl = overwritten is not None and overwritten.deadline_ms is not None and state.deadline_ms is None
             name: EventName = "overwritten" if lost_ttl else "written"
-            yield KeyEvent(effect.db or db, target, name, moment, command, state.deadline_ms, state.ttl_ms)
+            yield KeyEvent(goal_db, target, name, moment, command, state.deadline_ms, state.ttl_ms)
         if effect.action == "rename" and state is not None:
             del keys[effect.key]
             yield KeyEvent(db, effect.key, "renamed", moment, command, state.deadline_ms, target=target)

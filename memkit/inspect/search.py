@@ -49,7 +49,13 @@ Group = tuple[str, str, str]
 
 
 def inspect_session(
-    source: Any, session_id: str | bytes, *, expect: Expect = (), reveal: bool = False, at: datetime | None = None
+    source: Any,
+    session_id: str | bytes,
+    *,
+    expect: Expect = (),
+    reveal: bool = False,
+    at: datetime | None = None,
+    db: int | None = None,
 ) -> SessionReport:
     """Find a session by its id or by any of its keys, decode it, and report what is wrong with it.
 
@@ -63,6 +69,7 @@ def inspect_session(
             the TTL that their payload states, if it states one.
         reveal: Keep texts, names and ids inside payloads, which are redacted otherwise.
         at: A timezone-aware moment of an append-only directory; None: its end.
+        db: The database of a file; None: 0, or the one with most keys if 0 has none.
 
     Returns:
         The report; ``store`` is ``unknown`` for a session that no known library wrote.
@@ -83,7 +90,7 @@ def inspect_session(
     except UnicodeEncodeError:
         raise PolicyError("this session id has a lone surrogate, which no key can have") from None
     expected = expectations(expect or ())
-    with open_source(source, at=at) as target:
+    with open_source(source, at=at, db=db) as target:
         reader = Reader(target)
         report = _report(reader, _Search(reader, wanted).run(), expected, reveal=reveal)
     if target.snapshot is None:

@@ -68,6 +68,7 @@ def triage(
     expect: Sequence[str] = (),
     output: str | Path = "triage.html",
     at: datetime | None = None,
+    db: int | None = None,
     progress: Progress | None = None,
 ) -> AuditReport:
     """Audit a server or a file, read-only, and write the report as one HTML file.
@@ -77,6 +78,7 @@ def triage(
         expect: The expected TTLs, such as ``"chat:*=7d"``; none: those of the configuration file.
         output: The file to write.
         at: A timezone-aware moment of an append-only directory; None: its end.
+        db: The database of a file; None: 0, or the one with most keys if 0 has none.
         progress: Called with the number of checked keys and of all keys.
 
     Returns:
@@ -91,7 +93,7 @@ def triage(
     if path.is_dir():
         raise MemkitError(f"{output} is a folder; give -o the name of a file, such as {path / 'triage.html'}")
     if url:
-        report = audit(url, expect=expectations, at=at, progress=progress)
+        report = audit(url, expect=expectations, at=at, db=db, progress=progress)
     else:
         with demo_server() as server:
             incident = load_incident(server)
@@ -150,19 +152,16 @@ def timeline(source: str, session: str) -> Any:
 
 def server_table(report: AuditReport) -> Table:
     """Return what server was audited, as a table."""
-    used, limit = report.counters.get("used_memory"), report.counters.get("maxmemory")
+    used, most = report.counters.get("used_memory"), report.counters.get("maxmemory")
+    limit = f"limit {most:,} bytes" if most else "no limit"
     rows = [
         ("server", f"{report.server['flavour']} {report.server['version']}"),
         ("URL" if report.server["source"]["kind"] == "live" else "file", report.server["url"]),
         ("keys", f"{report.sample['of']:,}, {report.sample['keys']:,} checked"),
-        ("memory", "not in the file" if used is None else f"{used:,} bytes, {_limit(limit)}"),
+        ("memory", "not in the file" if used is None else f"{used:,} bytes, {limit}"),
         ("expected", ", ".join(report.expected) or "no TTL was given"),
     ]
     return Table("The server", ("property", "value"), rows)
-
-
-def _limit(limit: int | None) -> str:
-    return f"limit {limit:,} bytes" if limit else "no limit"
 
 
 def five_minutes_later(url: str) -> str:

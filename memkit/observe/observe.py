@@ -127,30 +127,6 @@ def observe_expiry(
     return log
 
 
-def watch(client: redis.Redis, keys: Names, *, for_s: float, every_s: float = 1.0) -> Iterator[DeadlineChange]:
-    """Follow the deadlines of existing keys for some time. Read-only: PEXPIRETIME, or PTTL on Redis 6.2.
-
-    Args:
-        client: A client of one server.
-        keys: The keys' names, as text or bytes.
-        for_s: How long to watch, in seconds.
-        every_s: The time between two checks, in seconds.
-
-    Returns:
-        An iterator of the changes, each as soon as a check finds it. The first check is made at once.
-
-    Raises:
-        PolicyError: ``keys`` are not names, or the client is a cluster's.
-    """
-
-    def changes(watched: Watch, until: float) -> Iterator[DeadlineChange]:
-        while (left := until - time.monotonic()) > 0:
-            time.sleep(min(every_s, left))  # a sampling interval: nothing here waits for an expiry
-            yield from watched.look()
-
-    return changes(Watch(client, keys), time.monotonic() + for_s)
-
-
 class Watch:
     """The deadlines of some keys; ``look()`` returns those that moved. Read-only.
 

@@ -15,19 +15,7 @@ from matplotlib.ticker import PercentFormatter
 from memkit.audit.finding import Finding
 from memkit.audit.report import AuditReport
 from memkit.audit.sampling import KeyFacts
-from memkit.plot.style import (
-    BLUE,
-    GREEN,
-    INK,
-    LEGEND,
-    ORANGE,
-    SKY,
-    VERMILLION,
-    count_axis,
-    finish,
-    own_axes,
-    time_axis,
-)
+from memkit.plot import style
 from memkit.render import counted, duration
 
 DAY_S = 86_400.0
@@ -47,7 +35,7 @@ def plot_ttl_now(report: AuditReport, ax: Axes | None = None) -> Axes:
     Returns:
         The axes; ``show(ax)`` displays them with alt text.
     """
-    ax = own_axes(ax, (8.0, 4.0))
+    ax = style.own_axes(ax, (8.0, 4.0))
     left = np.array([(one.left_ms or 0) / 1000 for one in _volatile(report)])
     left = left[left > 0]
     expected = _expected_s(report)
@@ -55,14 +43,14 @@ def plot_ttl_now(report: AuditReport, ax: Axes | None = None) -> Axes:
     high = max(3 * (expected or 1.0), 2 * left.max() if len(left) else 60.0)
     _histogram(ax, left, np.geomspace(low, high, 60))
     if expected:
-        _vertical(ax, expected, GREEN, "--", f"expected {duration(expected * 1000)}", ha="right")
+        _vertical(ax, expected, style.GREEN, "--", f"expected {duration(expected * 1000)}", ha="right")
     short = _shortened(report)
     if short and short.observed_ttl_s:
-        _vertical(ax, short.observed_ttl_s, VERMILLION, "-.", f"set now: {duration(short.observed_ttl_s * 1000)}")
+        _vertical(ax, short.observed_ttl_s, style.VERMILLION, "-.", f"set now: {duration(short.observed_ttl_s * 1000)}")
     ax.set(xlabel="remaining TTL (log)", ylabel="keys", xlim=(low, high))
-    time_axis(ax.xaxis)
+    style.time_axis(ax.xaxis)
     conclusion = _shortened_share(report) or f"{_which(report)} with a TTL: {_share_below(left, expected)}"
-    finish(ax, conclusion, _source(report))
+    style.finish(ax, conclusion, _source(report))
     ax.set_label(f"Number of keys by remaining TTL. {conclusion}. {report.verdict.sentence}")
     return ax
 
@@ -77,7 +65,7 @@ def plot_deadlines(report: AuditReport, ax: Axes | None = None) -> Axes:
     Returns:
         The axes; ``show(ax)`` displays them with alt text.
     """
-    ax = own_axes(ax, (8.0, 4.0))
+    ax = style.own_axes(ax, (8.0, 4.0))
     now_s = report.at.timestamp()
     days = np.array([((one.deadline_ms or 0) / 1000 - now_s) / DAY_S for one in _volatile(report)])
     expected = _expected_s(report)
@@ -87,13 +75,13 @@ def plot_deadlines(report: AuditReport, ax: Axes | None = None) -> Axes:
     short = _shortened(report)
     if expected:
         conclusion = "deadlines reach as far as the expected TTL"
-        _vertical(ax, expected / DAY_S, GREEN, "--", "a write now should\nexpire here")
+        _vertical(ax, expected / DAY_S, style.GREEN, "--", "a write now should\nexpire here")
     if short and short.since and expected:
         change = (short.since.timestamp() + expected - now_s) / DAY_S
-        _vertical(ax, change, VERMILLION, "-.", "last write that set\nthe expected TTL", ha="right")
+        _vertical(ax, change, style.VERMILLION, "-.", "last write that set\nthe expected TTL", ha="right")
         conclusion = f"no later deadlines: writes have set another TTL since {_minute(short.since)}"
     ax.set(xlabel="deadline (days after the audit)", ylabel="keys", xlim=(0, horizon))
-    finish(ax, conclusion, _source(report))
+    style.finish(ax, conclusion, _source(report))
     ax.set_label(f"Number of keys by deadline. {conclusion}.")
     return ax
 
@@ -108,26 +96,26 @@ def plot_future(report: AuditReport, ax: Axes | None = None) -> Axes:
     Returns:
         The axes; ``show(ax)`` displays them with alt text.
     """
-    ax = own_axes(ax, (8.0, 4.0))
+    ax = style.own_axes(ax, (8.0, 4.0))
     left = np.sort([(one.left_ms or 0) / 1000 for one in _volatile(report)])
     expected = _expected_s(report)
     low, high = 1.0, 2 * max([expected or 60.0, *left[-1:]])
     times = np.geomspace(low, high, 400)
     existing = 1 - np.searchsorted(left, times, side="right") / max(len(left), 1)
-    ax.step(times, existing, where="post", color=BLUE, lw=2, ls="-", label="as found")
+    ax.step(times, existing, where="post", color=style.BLUE, lw=2, ls="-", label="as found")
     if expected:
         ideal = np.clip(1 - times / expected, 0, 1)
-        ax.plot(times, ideal, color=GREEN, lw=2, ls="--", label="steady traffic with the expected TTL")
+        ax.plot(times, ideal, color=style.GREEN, lw=2, ls="--", label="steady traffic with the expected TTL")
     ax.set(xscale="log", xlim=(low, high), ylim=(-0.02, 1.05), xlabel="time from now (log)", ylabel="existing keys")
     ax.yaxis.set_major_formatter(PercentFormatter(1))
-    time_axis(ax.xaxis)
-    ax.legend(loc="lower left", **LEGEND)
+    style.time_axis(ax.xaxis)
+    ax.legend(loc="lower left", **style.LEGEND)
     soon = int(np.sum(left < SOON_S))
     conclusion = f"{soon:,} of {counted(len(left), 'key')} will expire within {duration(SOON_S * 1000)} unless renewed"
     short = _shortened(report)
     if short and short.observed_ttl_s:
         conclusion += f"; each key written now expires {duration(1000 * short.observed_ttl_s)} later"
-    finish(ax, conclusion, _source(report))
+    style.finish(ax, conclusion, _source(report))
     ax.set_label(f"Share of the keys that still exist after a time without writes. {conclusion}.")
     return ax
 
@@ -142,34 +130,34 @@ def plot_ends(report: AuditReport, ax: Axes | None = None) -> Axes:
     Returns:
         The axes; ``show(ax)`` displays them with alt text.
     """
-    ax = own_axes(ax, (8.0, 2.4))
+    ax = style.own_axes(ax, (8.0, 2.4))
     counts = [report.counters.get(name) or 0 for name in ("expired_keys", "evicted_keys")]
-    ax.barh([0, 1], counts, color=[SKY, ORANGE], edgecolor=INK, hatch=["", "//"], height=0.6)
+    ax.barh([0, 1], counts, color=[style.SKY, style.ORANGE], edgecolor=style.INK, hatch=["", "//"], height=0.6)
     for place, count in enumerate(counts):
-        ax.annotate(f"{count:,}", (count, place), (5, 0), textcoords="offset points", va="center", color=INK)
+        ax.annotate(f"{count:,}", (count, place), (5, 0), textcoords="offset points", va="center", color=style.INK)
     ax.set(yticks=[0, 1], yticklabels=["expired", "evicted"], xlabel="keys since the server started")
     ax.set_xlim(0, max(1, *counts) * 1.15)
-    count_axis(ax.xaxis)
+    style.count_axis(ax.xaxis)
     ax.invert_yaxis()
     conclusion = "no key was evicted: missing keys expired or were deleted"
     if counts[1]:
         conclusion = "keys are evicted because memory is full"
-    finish(ax, conclusion, _source(report))
+    style.finish(ax, conclusion, _source(report))
     ax.set_label(f"Expired: {counted(counts[0], 'key')}; evicted: {counted(counts[1], 'key')}. {conclusion}.")
     return ax
 
 
 def _histogram(ax: Axes, values: Any, edges: Any) -> None:
-    counts, _, _ = ax.hist(values, bins=edges.tolist(), color=SKY, edgecolor=BLUE, lw=0.6)
+    counts, _, _ = ax.hist(values, bins=edges.tolist(), color=style.SKY, edgecolor=style.BLUE, lw=0.6)
     ax.set_ylim(0, HEADROOM * max(1.0, float(np.max(counts))))
-    count_axis(ax.yaxis)
+    style.count_axis(ax.yaxis)
 
 
-def _vertical(ax: Axes, x: float, colour: str, style: Any, text: str, *, ha: str = "left") -> None:
+def _vertical(ax: Axes, x: float, colour: str, line: Any, text: str, *, ha: str = "left") -> None:
     """Draw a vertical line with its label above the bars."""
-    ax.axvline(x, color=colour, lw=2, ls=style)
+    ax.axvline(x, color=colour, lw=2, ls=line)
     look: Any = {"xycoords": ax.get_xaxis_transform(), "textcoords": "offset points", "ha": ha, "va": "top"}
-    ax.annotate(text, (x, 0.98), (4 if ha == "left" else -4, 0), fontsize=9, color=INK, **look)
+    ax.annotate(text, (x, 0.98), (4 if ha == "left" else -4, 0), fontsize=9, color=style.INK, **look)
 
 
 def _volatile(report: AuditReport) -> list[KeyFacts]:

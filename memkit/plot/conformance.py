@@ -24,7 +24,7 @@ def plot_matrix(matrix: Matrix, ax: Axes | None = None) -> Axes:
     Returns:
         The axes; their label states how many cases each store failed.
     """
-    cases = [row[0] for row in matrix.rows]
+    cases = matrix.cases
     ax = own_axes(ax, (2.5 + 0.55 * len(matrix.stores), 1.8 + 0.21 * len(cases)))
     for outcome, marker in MARKERS.items():
         places = [
@@ -39,8 +39,6 @@ def plot_matrix(matrix: Matrix, ax: Axes | None = None) -> Axes:
     ax.set_xticks(range(len(stores)), stores, rotation=50, ha="left", rotation_mode="anchor", color=INK)
     ax.xaxis.tick_top()
     ax.tick_params(length=0, colors=INK)
-    ax.grid(visible=True, color="#ececec", lw=0.8)
-    ax.set_axisbelow(True)
     for spine in ax.spines.values():
         spine.set_visible(False)
     ax.legend(loc="upper left", bbox_to_anchor=(0, -0.01), ncols=3, frameon=False, labelcolor=INK)

@@ -22,8 +22,9 @@ CONNECT_TIMEOUT_S = 5.0
 class Snapshot:
     """A file as a source: what it is and of when, and what the private server that has its data does not show.
 
-    ``version`` is that of the server that wrote the file. ``keys`` is how many keys existed at ``taken_at`` in the
-    database that is read. Without ``has_idle_times`` the file does not show when a key was accessed.
+    ``version`` is that of the server that wrote the file. ``keys`` is how many keys existed at ``taken_at`` in
+    ``database``, the one that is read; ``databases`` are all that have keys, with their numbers of keys. Without
+    ``has_idle_times`` the file does not show when a key was accessed.
     """
 
     kind: Literal["rdb", "aof"]
@@ -33,15 +34,18 @@ class Snapshot:
     version: str
     has_idle_times: bool
     keys: int = 0
+    database: int = 0
+    databases: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """An open Redis: ``connections`` has the one server, or one for each shard of a cluster, in the order of the slots.
 
-    ``route`` returns the connection for a key. ``slot_owners`` has the id of each slot's primary when the target was
-    opened; it is empty if this is no cluster. ``prefix`` is that of a sandbox's client, else empty. ``url`` has no
-    password. ``snapshot`` is None for a live server.
+    Keys of RDB files that are read as a stream have no server, and the target no connection. ``route`` returns the
+    connection for a key. ``slot_owners`` has the id of each slot's primary when the target was opened; it is empty if
+    this is no cluster. ``prefix`` is that of a sandbox's client, else empty. ``url`` has no password. ``snapshot`` is
+    None for a live server.
     """
 
     url: str

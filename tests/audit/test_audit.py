@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from waiting import wait_for
 from memkit.audit.key_shapes import alike, by_prefix
 from memkit.audit.run import acl_rule, audit
 from memkit.audit.sampling import KeyFacts
-from memkit.config import expectations, glob_expression, parse_expectation, read_expectations
+from memkit.config import expectations, glob_expression, parse_expectation
 from memkit.errors import PolicyError, ServerError
 from memkit.policy import ExpiryPolicy
 from memkit.readonly.pace import Pace
@@ -265,19 +264,12 @@ def test_invalid_expectation_names_what_is_valid(text: str) -> None:
         parse_expectation(text)
 
 
-def test_expectations_are_read_as_written(tmp_path: Path) -> None:
+def test_expectations_are_read_as_written() -> None:
     one = parse_expectation("chat:*=7d,absolute,jitter=25%")
     assert (one.prefix, one.policy, one.jitter) == ("chat:", ExpiryPolicy.absolute("7d"), 0.25)
     assert parse_expectation("a=b:*=90").policy == ExpiryPolicy.sliding(90)
     assert parse_expectation(r"a\*b*=1h").prefix == "a*b"
-    file = tmp_path / "expectations"
-    file.write_text("# sessions\nchat:*=7d\n\nuser:*=never  # kept\n")
-    assert [str(one) for one in read_expectations(file)] == ["chat:*=sliding 7d", "user:*=never expires"]
-    file.write_text("chat:*=7d\nchat:*=soon\n")
-    with pytest.raises(PolicyError, match="line 2"):
-        read_expectations(file)
-    with pytest.raises(PolicyError, match="cannot read"):
-        read_expectations(tmp_path / "none")
+    assert str(parse_expectation("user:*=never")) == "user:*=never expires"
 
 
 def test_single_key_or_repeated_expectation_is_refused() -> None:

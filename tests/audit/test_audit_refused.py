@@ -12,7 +12,7 @@ import redis
 from servers import every_server, start
 from waiting import wait_for
 
-from memkit.audit import parse_expectation, read_expectations
+from memkit.audit import parse_expectation
 from memkit.audit.checks.server import server_findings
 from memkit.audit.checks.ttl_inference import ServerHistory
 from memkit.audit.context import AuditContext
@@ -109,13 +109,9 @@ def test_without_info_nothing_is_guessed(any_server: RedisServer) -> None:
     }
 
 
-def test_invalid_arguments_raise_before_any_command(tmp_path: Path) -> None:
+def test_invalid_arguments_raise_before_any_command() -> None:
     with pytest.raises(PolicyError, match=r"chat:\[z-a\]\*"):
         _ = parse_expectation("chat:[z-a]*=7d").matches
-    empty = tmp_path / "expectations.txt"
-    empty.write_text("# nothing but a comment\n\n")
-    with pytest.raises(PolicyError, match="expectations.txt"):
-        read_expectations(empty)
     with pytest.raises(PolicyError, match="not dict"):
         audit({"host": "localhost"}, expect={"chat:*": "7d"})  # type: ignore[arg-type]
 

@@ -1,6 +1,8 @@
-"""What a recording costs a server and this machine, and how long the fate of a session takes from each file.
+"""What a recording costs a server and this machine, and how long a fate or an audit takes from each file.
 
-    python tests/benchmarks/bench_history.py [--writes 20000] [--keys 100000]
+    python tests/benchmarks/bench_history.py [--writes 20000] [--keys 100000] [--rounds 1]
+
+``--keys 1000000 --rounds 3`` makes RDB files of a million keys and a log of 1 GB, in which each key is written 3 times.
 
 Server time is the server's own CPU time (INFO cpu) for the same writes, in rounds that take turns, relative to none.
 Times of files are CPU time of this process, relative to a bare read of the file in the same run.
@@ -33,11 +35,15 @@ from memkit.server import RedisServer
 
 ROUNDS = 3
 WEEK_S = 604_800
-FATE = """
+MEASURED = """
 import json, pathlib, re, sys, time
+from memkit.audit import audit
 from memkit.history import history
 began = time.process_time()
-cause = history(*sys.argv[2:], session=sys.argv[1]).fate.cause
+if sys.argv[1]:
+    cause = history(*sys.argv[2:], session=sys.argv[1]).fate.cause
+else:
+    cause = audit(sys.argv[2], expect={"chat:*": "7d"}).verdict.status
 seconds = time.process_time() - began
 kb = int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])  # ru_maxrss has the parent's
 print(json.dumps([cause, seconds, kb / 1024]))
@@ -113,23 +119,28 @@ def of_recording(writes: int, folder: Path) -> None:
         print(f"{name}: {events:,} events, {used[name] / events * 1e6:.0f} s and {size:.0f} MB a million events")
 
 
-def of_files(keys: int, folder: Path) -> None:
+def of_files(keys: int, rounds: int, folder: Path) -> None:
     """Print the time to a fate and the memory for an RDB file and a log, of one size and of ten times the size."""
     for count in (keys // 10, keys):
         with RedisServer(config={"appendonly": "yes"}) as server, server.client() as client:
-            for start in range(0, count, 1_000):
+            for start in range(0, count * rounds, 1_000):
                 pipe = client.pipeline(transaction=False)
                 for number in range(start, start + 1_000):
-                    pipe.set(f"chat:{number}", f"{number}" * 50, ex=WEEK_S)
+                    pipe.set(f"chat:{number % count}", f"{number % count}" * 50, ex=WEEK_S)
                 pipe.execute()
             client.save()
             rdb = (server.directory / "dump.rdb").rename(folder / f"{count}.rdb")
-            for name, sources in (("RDB", [rdb, rdb]), ("AOF", [server.directory])):
-                files = [*server.directory.glob("appendonlydir/*")] if name == "AOF" else sources
+            of_each = (
+                ("fate, 2 RDB files", "chat:7", [rdb, rdb]),
+                ("fate, AOF", "chat:7", [server.directory]),
+                ("audit, RDB file", "", [rdb]),
+            )
+            for name, session, sources in of_each:
+                files = [*server.directory.glob("appendonlydir/*")] if "AOF" in name else sources
                 began = time.process_time()
                 size = sum(len(file.read_bytes()) for file in files)
                 bare = time.process_time() - began
-                command = [sys.executable, "-c", FATE, "chat:7", *map(str, sources)]
+                command = [sys.executable, "-c", MEASURED, session, *map(str, sources)]
                 cause, seconds, mb = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
                 print(
                     f"{name}, {count:,} keys, {size / 1e6:.0f} MB: {cause} in {seconds:.2f} s of CPU, "
@@ -145,10 +156,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--writes", type=int, default=20_000)
     parser.add_argument("--keys", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=1)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         of_recording(given.writes, Path(folder))
-        of_files(given.keys, Path(folder))
+        of_files(given.keys, given.rounds, Path(folder))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from waiting import nothing, wait_for
 
 from memkit.conformance.environment import TestEnvironment
 from memkit.conformance.fault_proxy import FaultProxy, Loss
-from memkit.conformance.keyspace import GARBAGE, SessionKeys, damage, element, holds, places, values
+from memkit.conformance.keyspace import GARBAGE, Element, SessionKeys, damage, elements, holds, values
 from memkit.conformance.outcomes import CaseFailed
 from memkit.conformance.processes import LONGEST_S, ForkedProcess, in_thread, in_threads, outcome
 from memkit.server import RedisServer
@@ -135,12 +135,12 @@ def test_damage_replaces_one_element_and_keeps_the_ttl(kind: str, client: redis.
     client.execute_command(*FILLED[kind])
     client.pexpire("k", 500_000)
     assert holds(client, b"a secret")
-    found = list(places(client, b"k"))
-    assert {name for name, _ in found} == {kind}
+    found = elements(client, b"k")
+    assert {element.kind for element in found} == {kind}
     assert len(found) == {"string": 1, "stream": 1}.get(kind, 2)
     assert not holds(client, GARBAGE)
-    for _, place in found:
-        damage(client, b"k", kind, place)
+    for element in found:
+        damage(client, b"k", element)
     assert holds(client, GARBAGE)
     assert not holds(client, b"a secret")
     assert client.type("k").decode() == kind
@@ -151,8 +151,8 @@ def test_damage_replaces_one_element_and_keeps_the_ttl(kind: str, client: redis.
 def test_values_show_what_replaced_an_element(kind: str, client: redis.Redis) -> None:
     client.flushdb()
     client.execute_command(*FILLED[kind])
-    _, place = [one for one in places(client, b"k") if b"a secret" in element(client, b"k", *one)][-1]
-    damage(client, b"k", kind, place, b"{}", instead_of=b"a secret")
+    element = [one for one in elements(client, b"k") if b"a secret" in one.parts][-1]
+    damage(client, b"k", element, b"{}", instead_of=b"a secret")
     assert b"{}" in values(client, b"k")
     assert not holds(client, b"a secret")
 
@@ -161,7 +161,7 @@ def test_damage_to_a_stream_entry_leaves_the_others(client: redis.Redis) -> None
     client.flushdb()
     client.xadd("k", {"text": "first"}, id="1-1")
     client.xadd("k", {"text": "second"}, id="2-1")
-    damage(client, b"k", "stream", b"2-1")
+    damage(client, b"k", Element("stream", b"2-1", []))
     assert client.xrange("k") == [(b"1-1", {b"text": b"first"}), (b"2-1", {b"text": GARBAGE})]
 
 

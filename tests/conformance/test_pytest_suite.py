@@ -76,7 +76,7 @@ def test_contract_class_in_a_users_suite(tmp_path: Path) -> None:
     assert "Traceback" not in text
     # An adapter that cannot be used fails once; the other test is skipped.
     assert text.count("FAILED test_mine.py::TestRaises::") == text.count("FAILED test_mine.py::TestExits::") == 1
-    assert "TestRaises: TestRaises.store() raised KeyError: 'boom'" in text
+    assert "TestRaises: the factory raised KeyError: 'boom'" in text
     assert "no library here" in text
     assert "4 failed, 4 passed, 6 skipped" in text
 

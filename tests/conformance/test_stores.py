@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, ClassVar
 
 import pytest
@@ -10,8 +11,9 @@ from right_stores import RIGHT, Compacts, KeyPerMessage, ListScript, NoTtl, RawL
 
 from memkit.conformance import CASES, CaseResult, Result
 from memkit.conformance.cases import concurrency
+from memkit.conformance.environment import TestEnvironment
 from memkit.conformance.examples import ListAndScript, ListThenExpire
-from memkit.conformance.runner import run_cases
+from memkit.conformance.runner import run_case
 
 NAMES = {case.name: case for case in CASES}
 SLOW = {
@@ -31,8 +33,18 @@ def failures(result: Result) -> dict[str, CaseResult]:
     return {case.name: case for case in result.cases if case.outcome == "failed"}
 
 
+@cache
+def environment() -> TestEnvironment:
+    """One server for all stores: each case begins with an empty one. It stops with this process."""
+    return TestEnvironment(ListScript()).start()
+
+
 def run_named(store: type[Any], *names: str, spec: str = "") -> Result:
-    return run_cases(store(), spec=spec, cases=[NAMES[name] for name in names])
+    env = environment().use(store(), spec=spec)
+    results = [run_case(NAMES[name], env) for name in names]
+    if any(result.hung for result in results):
+        env.replace_server()
+    return Result(store.__name__, server="", cases=tuple(results))
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.__name__}-{mutant.found_by}")

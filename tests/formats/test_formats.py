@@ -14,7 +14,7 @@ import struct
 import time
 import tracemalloc
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -842,31 +842,33 @@ def nested(depth: int) -> bytes:
     return b"[" * depth + b"]" * depth
 
 
-HOSTILE = {
-    "nothing but prefixes": b"a:" * 500_000,
-    "zip bomb": zlib.compress(b"0" * 50_000_000),
-    "gzip bomb in gzip": gzip.compress(gzip.compress(b"0" * 50_000_000)),
-    "deep lists": nested(1_000_000),
-    "deep objects": b'{"a":' * 500_000 + b"1" + b"}" * 500_000,
-    "deep but legal": nested(900),
-    "many empty lists": b"[" + b"[]," * 3_000_000 + b"[]]",
-    "many empty objects": b'{"messages":[' + b"{}," * 3_000_000 + b"{}]}",
-    "huge integer": b'{"type":"human","data":{"content":' + b"9" * 5_000_000 + b"}}",
-    "huge exponent": b'{"content":1e999999999}',
-    "NaN": b'{"role":"user","content":NaN,"timestamp":-Infinity}',
-    "lone surrogate": b'{"role":"user","content":"\\ud83d"}',
-    "not UTF-8": b'{"role":"user","content":"\xff\xfe"}',
-    "one long text": b'{"role":"user","content":"' + b"x" * 10_000_000 + b'"}',
-    "emoji, four bytes each in Python": b'{"role":"user","content":"' + "x🧠".encode() * 2_000_000 + b'"}',
-    "one emoji among ten million letters": b'{"role":"user","content":"' + "🧠".encode() + b"x" * 10_000_000 + b'"}',
-    "escaped emoji": b'{"role":"user","content":"\\ud83e\\udde0' + b"x" * 8_000_000 + b'"}',
-    "msgpack of four billion": b"\xdd\xff\xff\xff\xff",
-    "msgpack, deep": b"\x91" * 1_000_000,
-    "msgpack, wide": b"\xdc\xff\xff" + b"\xc0" * 65_535,
-    "long base64": base64.b64encode(b"\x00" * 8_000_000),
-    "pickle of long text": b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7f.",
-    "protobuf": b"\x08\x01" * 3_000_000,
-    "nothing but quotes": b'"' * 5_000_000,
+HOSTILE: dict[str, Callable[[], bytes]] = {
+    "nothing but prefixes": lambda: b"a:" * 500_000,
+    "zip bomb": lambda: zlib.compress(b"0" * 50_000_000),
+    "gzip bomb in gzip": lambda: gzip.compress(gzip.compress(b"0" * 50_000_000)),
+    "deep lists": lambda: nested(1_000_000),
+    "deep objects": lambda: b'{"a":' * 500_000 + b"1" + b"}" * 500_000,
+    "deep but legal": lambda: nested(900),
+    "many empty lists": lambda: b"[" + b"[]," * 3_000_000 + b"[]]",
+    "many empty objects": lambda: b'{"messages":[' + b"{}," * 3_000_000 + b"{}]}",
+    "huge integer": lambda: b'{"type":"human","data":{"content":' + b"9" * 5_000_000 + b"}}",
+    "huge exponent": lambda: b'{"content":1e999999999}',
+    "NaN": lambda: b'{"role":"user","content":NaN,"timestamp":-Infinity}',
+    "lone surrogate": lambda: b'{"role":"user","content":"\\ud83d"}',
+    "not UTF-8": lambda: b'{"role":"user","content":"\xff\xfe"}',
+    "one long text": lambda: b'{"role":"user","content":"' + b"x" * 10_000_000 + b'"}',
+    "emoji, four bytes each in Python": lambda: b'{"role":"user","content":"' + "x🧠".encode() * 2_000_000 + b'"}',
+    "one emoji among ten million letters": lambda: (
+        b'{"role":"user","content":"' + "🧠".encode() + b"x" * 10_000_000 + b'"}'
+    ),
+    "escaped emoji": lambda: b'{"role":"user","content":"\\ud83e\\udde0' + b"x" * 8_000_000 + b'"}',
+    "msgpack of four billion": lambda: b"\xdd\xff\xff\xff\xff",
+    "msgpack, deep": lambda: b"\x91" * 1_000_000,
+    "msgpack, wide": lambda: b"\xdc\xff\xff" + b"\xc0" * 65_535,
+    "long base64": lambda: base64.b64encode(b"\x00" * 8_000_000),
+    "pickle of long text": lambda: b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7f.",
+    "protobuf": lambda: b"\x08\x01" * 3_000_000,
+    "nothing but quotes": lambda: b'"' * 5_000_000,
 }
 
 
@@ -927,7 +929,7 @@ def survive(stored: SessionValues) -> list[Item]:
 
 @pytest.mark.parametrize("what", HOSTILE)
 def test_hostile_bytes_take_bounded_time(what: str) -> None:
-    data = HOSTILE[what]
+    data = HOSTILE[what]()
     slowest, store = 0.0, ""
     for stored in shells(data):
         begun = time.process_time()
@@ -939,7 +941,7 @@ def test_hostile_bytes_take_bounded_time(what: str) -> None:
 
 @pytest.mark.parametrize("what", HOSTILE)
 def test_hostile_bytes_take_bounded_memory(what: str) -> None:
-    data = HOSTILE[what]
+    data = HOSTILE[what]()
     document, listed = RedisValue("k", "string", data=data), RedisValue("k", "list", elements=[data] * 3)
     for store, raw in (("unknown", document), ("google-adk-redis", document), ("llama-index", listed)):
         stored = SessionValues(KeyOwner(store, "k", "", "primary"), {"k": raw})

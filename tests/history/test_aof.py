@@ -33,7 +33,7 @@ def logging(name: str, **config: str) -> RedisServer:
 
 
 def commands_of(files: AofFiles) -> list[tuple[bytes, ...]]:
-    return [command.arguments for path in files.increments for command in read_commands(path)]
+    return [command.arguments for path in files.logs for command in read_commands(path)]
 
 
 def test_commands_are_read_in_order(logging_server: RedisServer) -> None:
@@ -57,7 +57,7 @@ def test_timestamps_follow_the_servers_clock(logging_server: RedisServer) -> Non
         logging_server.clock.shift("1h")
         client.set("b", 1)
         now = logging_server.clock.now().timestamp()
-        (increment,) = find_aof(logging_server.directory).increments
+        (increment,) = find_aof(logging_server.directory).logs
         seconds = {command.arguments[1]: command.second for command in read_commands(increment)}
     assert seconds[b"b"] is not None
     assert abs(seconds[b"b"] - now) < 60
@@ -72,7 +72,6 @@ def test_base_is_an_rdb_file(logging_server: RedisServer) -> None:
         client.set("after", 1)
         files = find_aof(logging_server.directory)
         commands = commands_of(files)
-    assert files.base_is_rdb
     assert files.base is not None
     with RdbReader(files.base) as reader:
         assert [key.name for key in reader] == [b"before"]
@@ -96,7 +95,7 @@ SET = b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1\r\nv\r\n"
 def test_increments_are_read_in_order_of_their_numbers(tmp_path: Path) -> None:
     lines = "file ten seq 10 type i\nfile nine seq 9 type i\nfile old seq 1 type h\n"
     files = find_aof(directory_with(tmp_path, lines, nine=SET, ten=SET))
-    assert [path.name for path in files.increments] == ["nine", "ten"]
+    assert [path.name for path in files.logs] == ["nine", "ten"]
     assert files.base is None
 
 
@@ -169,8 +168,6 @@ def test_argument_over_a_chunk_is_passed_over(tmp_path: Path) -> None:
 def test_old_server_writes_one_file() -> None:
     with logging("redis-6.2") as server, server.client() as client:
         client.set("k", "v", ex=100)
-        files = find_aof(server.directory / "appendonly.aof")
-        assert files.base is not None
-        commands = [command.arguments for command in read_commands(files.base)]
+        commands = commands_of(find_aof(server.directory / "appendonly.aof"))
     assert [arguments[0] for arguments in commands] == [b"SELECT", b"SET"]
     assert b"PXAT" in commands[1]

@@ -13,14 +13,16 @@ from typing import Any
 
 import pytest
 import redis
-from servers import LANES, every_server
+from rdb_files import file_of_strings, module_file, with_checksum
+from servers import LANES, every_server, start
 from test_history import CANARY, logging
-from test_rdb import module_file, with_checksum
 
 from memkit.audit import audit
+from memkit.audit.stored_keys import STRING_OVERHEAD_BYTES, StoredKeys
 from memkit.cli import main
 from memkit.errors import PolicyError, SourceError
 from memkit.history.aof import read_commands
+from memkit.history.snapshots import read_rdb
 from memkit.inspect import inspect_session
 from memkit.server import RedisServer
 
@@ -141,6 +143,8 @@ def test_log_is_audited_as_of_a_moment(log: tuple[Path, datetime, datetime]) -> 
     assert datetime.fromisoformat(earlier["server"]["source"]["taken_at"]) == before.replace(microsecond=0)
     assert earlier["sample"]["of"] == 40
     assert not earlier["findings"]
+    (single,) = path.glob("*.incr.aof")
+    assert verdict(single, at=before)["sample"]["of"] == 40
 
 
 def test_log_is_inspected_as_of_a_moment(
@@ -186,7 +190,7 @@ def test_moment_not_in_the_source_is_refused(
     ("dump.rdb", b"\x7fELF" + bytes(60), "is not an RDB file"),
     ("dump.rdb", with_checksum(b"REDIS0099\xff"), "REDIS0099"),
     ("dump.rdb", with_checksum(b"REDIS0000\xff"), "version 0"),
-    ("dump.rdb", module_file(b"\x05\x02{}\x00"), "a module .ReJSON-RL."),
+    ("dump.rdb", with_checksum(b"REDIS0011\xfa\x05ctime\x0c999999999999\xff"), "does not state when it was saved"),
     ("incident.db", b"SQLite format 3\x00" + bytes(84), "memkit history"),
     ("appendonly.aof", b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$9\r\n12", "truncated"),
     ("appendonly.aof", b"*1\r\n?\r\n", "damaged"),
@@ -221,6 +225,75 @@ def test_shards_are_one_source(tmp_path: Path) -> None:
     assert report.sample["of"] == 60
     assert report.verdict.status == "healthy"
     assert all(abs((one.set_ms or 0) - WEEK_S * 1_000) < 3_000 for one in report.keys)
+
+
+def test_module_data_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "dump.rdb"
+    path.write_bytes(module_file(b"\x05\x02{}\x00", b"chat:1"))
+    found = verdict(path)
+    assert [(one["cause"], one["keys"]) for one in found["findings"]] == [("no_ttl", 1)]
+    assert sum(found["proof"]["commands"].values()) == 0
+    for command in (["audit", str(path), *EXPECTED, "--full"], ["inspect", str(path), "chat:1"]):
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "data of a module (ReJSON-RL)" in error
+
+
+def test_large_file_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "dump.rdb"
+    path.write_bytes(
+        file_of_strings(*((f"cart:{n}", None) for n in range(40_000)), *((f"chat:{n}", 200) for n in range(300)))
+    )
+    monkeypatch.setattr("memkit.history.snapshots.installed_servers", lambda: iter(()))  # no server is needed
+    found = verdict(path)
+    assert found["sample"]["of"] == 40_300
+    assert 0 < found["sample"]["error_bound"] < 0.01
+    assert [(one["cause"], one["keys"]) for one in found["findings"]] == [("ttl_too_short", 300)]
+
+
+def test_keys_of_a_file_are_looked_up(tmp_path: Path) -> None:
+    path = tmp_path / "dump.rdb"
+    path.write_bytes(file_of_strings(("chat:1", 200), ("chat:expired", -5), ("chat:3", None), idle_s=50))
+    contents = read_rdb([path])
+    keys = StoredKeys(contents, contents.snapshot("dump.rdb", None), None)
+    (found,) = keys.look_up([b"chat:1", b"chat:expired", b"chat:none"])
+    assert (found.key, found.left_ms, found.set_ms) == (b"chat:1", 199_000, 250_000)
+    assert keys.weigh([b"chat:1", b"chat:none"]) == [100 + STRING_OVERHEAD_BYTES]
+
+
+def test_hash_with_field_ttls_is_read_by_a_server(tmp_path: Path) -> None:
+    with start("redis-8.2") as server, server.client() as client:
+        for number in range(20):
+            client.hset(f"chat:{number}", "messages", CANARY)
+            client.hexpire(f"chat:{number}", WEEK_S, "messages")
+        path = saved(server, client, tmp_path / "dump.rdb")
+        live = verdict(server.url)
+    found = verdict(path)
+    assert "no_ttl" not in [one["cause"] for one in (*live["findings"], *found["findings"])]
+
+
+def test_database_can_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RedisServer() as server, redis.Redis(unix_socket_path=server.socket_path, db=3) as client:
+        client.set("chat:1", CANARY, ex=WEEK_S)
+        client.set("chat:2", CANARY)
+        client.select(0)
+        client.set("lock", 1)
+        path = saved(server, client, tmp_path / "dump.rdb")
+    found = verdict(path)
+    assert found["sample"]["of"] == 1
+    assert "database 0 of the file was read; --db N reads another one" in found["notes"]
+    for options in ([], ["--full"]):
+        assert main(["audit", str(path), *EXPECTED, "--db", "3", "--json", *options]) == 1
+        shown = json.loads(capsys.readouterr().out)
+        assert (shown["sample"]["of"], shown["findings"][0]["cause"]) == (2, "no_ttl")
+    assert main(["inspect", str(path), "chat:1", "--db", "3"]) == 0
+    capsys.readouterr()
+    for command in (["audit", str(path), *EXPECTED, "--db", "7"], ["inspect", str(path), "chat:1", "--db", "7"]):
+        assert main(command) == 2
+        assert "database 7 has no keys; databases that have keys: 0 (1), 3 (2)" in capsys.readouterr().err
+    assert main(["audit", "redis://127.0.0.1:1/0", *EXPECTED, "--db", "3"]) == 2
+    assert "chosen in its URL" in capsys.readouterr().err
 
 
 def test_only_database_with_keys_is_read(tmp_path: Path) -> None:

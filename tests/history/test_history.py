@@ -248,6 +248,39 @@ def test_two_snapshots_leave_open_what_they_must(tmp_path: Path) -> None:
     assert fates["b"].at_is == "between"
 
 
+def test_key_past_its_deadline_has_expired_at_the_end(tmp_path: Path) -> None:
+    """A server deletes such a key later, and logs that then."""
+    path = tmp_path / "appendonly.aof"
+    words = [b"SET", b"chat:1", b"x", b"PXAT", b"1700000060000"]
+    write = b"*5\r\n" + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
+    path.write_bytes(b"#TS:1700000000\r\n" + write + b"#TS:1700000100\r\n" + write.replace(b":1", b":2"))
+    fate = history(path, session="1").fate
+    assert fate is not None
+    assert (fate.cause, fate.confidence, fate.at_is, fate.ttl_s) == ("expired", "proven", "exact", 60)
+
+
+def test_key_that_was_made_again_is_not_overwritten(server: RedisServer, client: redis.Redis) -> None:
+    client.set("chat:user-42", 1, ex=300)
+    client.set("chat:user-42", 1)
+    client.delete("chat:user-42")
+    client.set("chat:user-42", 1)
+    fate = history_of(server, "user-42").fate
+    assert fate is not None
+    assert (fate.cause, fate.ttl_s) == ("exists", None)
+
+
+def test_databases_of_one_log_are_told_apart(server: RedisServer, client: redis.Redis) -> None:
+    client.set("chat:user-42", 1, ex=300)
+    client.select(3)
+    client.set("chat:user-42", 1)
+    client.rename("chat:user-42", "archive:42")
+    client.select(0)
+    fate = history_of(server, "user-42").fate
+    assert fate is not None
+    assert fate.cause == "renamed"
+    assert fate.sentence.endswith("of its other keys: 1 exists")
+
+
 @pytest.mark.parametrize("sources", [[], ["nothing.rdb"], ["redis://127.0.0.1:1/0"]])
 def test_sources_that_do_not_go_together_are_refused(sources: list[str]) -> None:
     with pytest.raises(SourceError):

@@ -8,9 +8,9 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import anycrc
 import pytest
 import redis
+from rdb_files import module_file, with_checksum
 from servers import every_server, needs, start
 
 from memkit.errors import SourceError
@@ -133,21 +133,6 @@ def rdb() -> bytes:
         return saved(server, client).read_bytes()
 
 
-def with_checksum(data: bytes) -> bytes:
-    checksum: int = anycrc.Model("CRC64-REDIS").calc(data)
-    return data + checksum.to_bytes(8, "little")
-
-
-def module_file(opcodes: bytes) -> bytes:
-    """A file with one key of RedisJSON, with a value of these opcodes."""
-    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-    module_id = 0
-    for char in "ReJSON-RL":
-        module_id = module_id << 6 | alphabet.index(char)
-    body = b"REDIS0011" + b"\x07\x01k\x81" + (module_id << 10 | 3).to_bytes(8, "big") + opcodes + b"\xff"
-    return with_checksum(body)
-
-
 def test_module_data_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "a.rdb"
     path.write_bytes(module_file(b"\x05\x02{}" + b"\x02\x07" + b"\x04" + b"d" * 8 + b"\x03" + b"f" * 4 + b"\x00"))
@@ -171,6 +156,9 @@ REFUSED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         lambda _: with_checksum(b"REDIS0014\x1b\x01k\x00\xff"), "the format REDIS0014 is newer than this memkit reads"
     ),
     "an unknown module opcode": (lambda _: module_file(b"\x09\x00"), "the module opcode 9"),
+    "database 2^32 - 1": (
+        lambda _: with_checksum(b"REDIS0012\xfe\x80\xff\xff\xff\xff\xff"), "the number of a database, 4,294,967,295"
+    ),
     "a name of 4 GiB": (lambda _: with_checksum(b"REDIS0012\x00\x80\xff\xff\xff\xff"), "longer than Redis allows"),
     "a value of 2^63 bytes": (
         lambda _: with_checksum(b"REDIS0012\x00\x01k\x81\x7f" + b"\xff" * 7), "is truncated"

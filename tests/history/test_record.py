@@ -22,6 +22,7 @@ from memkit.errors import ServerError, SourceError
 from memkit.history.ledger import Ledger
 from memkit.history.record import GAP_S, RecordingSummary, record
 from memkit.history.run import history
+from memkit.history.states import KeyEvent, KeyState, Moment
 from memkit.server import RedisServer
 
 WEEK_S = 604_800
@@ -66,7 +67,7 @@ def recorded(path: Path, done: Callable[[dict[tuple[bytes, str], int]], object])
         counts: dict[tuple[bytes, str], int] = {}
         with Ledger(path, reading=True) as ledger:
             for event in ledger.events():
-                counts[event.name, event.event] = counts.get((event.name, event.event), 0) + 1
+                counts[event.key, event.name] = counts.get((event.key, event.name), 0) + 1
         return counts
 
     wait_for("the events in the recording", events, done)
@@ -303,8 +304,8 @@ def test_damaged_recording_is_refused(tmp_path: Path) -> None:
     with Ledger(path) as ledger:
         ledger.begin_source(kind="tracking", name="redis://", server="redis", version="8", began_ms=1)
         for number in range(2_000):
-            key = ledger.set_key(0, b"chat:%d" % number, present=True, deadline_ms=None)
-            ledger.add_event(key, "written", at_ms=number)
+            ledger.keys(0)[b"chat:%d" % number] = KeyState()
+            ledger.add(KeyEvent(0, b"chat:%d" % number, "written", Moment.at(number), ""))
     data = bytearray(path.read_bytes())
     data[20_000:60_000] = b"\xff" * 40_000
     path.write_bytes(data)
@@ -325,9 +326,8 @@ def test_an_event_takes_under_60_bytes(tmp_path: Path) -> None:
     with Ledger(path) as ledger:
         ledger.begin_source(kind="tracking", name="x", server="redis", version="8", began_ms=0)
         for number in range(20_000):
-            key = ledger.set_key(0, b"chat:user-%d" % (number % 2_000), present=True, deadline_ms=1_800_000_000_000)
-            ledger.add_event(
-                key, "renewed", at_ms=1_795_000_000_000 + number, after_ms=1_795_000_000_000 + number,
-                deadline_ms=1_800_000_000_000, ttl_ms=300_000,
-            )  # fmt: skip
+            key, deadline_ms = b"chat:user-%d" % (number % 2_000), 1_800_000_000_000
+            ledger.keys(0)[key] = KeyState(deadline_ms)
+            moment = Moment(1_795_000_000_000 + number, 1_795_000_000_100 + number)
+            ledger.add(KeyEvent(0, key, "renewed", moment, "", deadline_ms, 300_000))
     assert path.stat().st_size < 20_000 * 60

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import redis
 from test_history import CANARY, WEEK_MS
-from test_record import cause, has, recorded
+from test_record import cause, gaps, has, recorded
 from test_replication import in_step, pair
 from waiting import wait_for
 
 from memkit.cli import main
 from memkit.errors import ServerError
 from memkit.history.ledger import Ledger
-from memkit.history.record import record
+from memkit.history.record import Replication, record
 from memkit.history.run import history
 from memkit.server import RedisServer
 
@@ -25,12 +25,12 @@ WEEK_S = WEEK_MS // 1_000
 
 
 @contextmanager
-def recording(url: str, path: Path, *prefixes: bytes) -> Iterator[None]:
+def recording(url: str, path: Path, *prefixes: bytes, replication: Replication = "replica") -> Iterator[None]:
     """Record the stream in a thread while the block runs."""
     stop, begun = threading.Event(), threading.Event()
 
     def run() -> None:
-        record(url, path, prefixes=prefixes, replication="replica", stop=stop, began=lambda _: begun.set())
+        record(url, path, prefixes=prefixes, replication=replication, stop=stop, began=lambda _: begun.set())
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -108,6 +108,80 @@ def test_cut_connection_is_a_gap(tmp_path: Path) -> None:
         assert len(ledger.gaps()) == 1
     assert cause(path, "1") == "unknown"
     assert cause(path, "2") == "exists"
+
+
+@pytest.mark.parametrize("name", ["redis-7.0", "valkey-9"])
+def test_failover_is_a_gap_and_no_fate_is_wrong(name: str, tmp_path: Path) -> None:
+    """The primary is killed and the replica promoted: it is recorded on only if primaries are allowed."""
+    allowed, refused = tmp_path / "allowed.db", tmp_path / "refused.db"
+    with pair(name) as (primary, replica), primary.client() as client, replica.client() as reader:
+        for session in ("deleted", "kept", "ended", "lost", "unlinked"):
+            client.set(f"chat:{session}", CANARY, ex=WEEK_S)
+        in_step(client, reader)
+        with recording(replica.url, allowed, replication="primary"), recording(replica.url, refused):
+            client.rename("chat:deleted", "chat:renamed")
+            for path in (allowed, refused):
+                recorded(path, has(b"chat:deleted", "renamed"))
+            primary.kill()
+            reader.replicaof("NO", "ONE")
+            reader.delete("chat:ended")
+            reader.set("chat:lost", CANARY)
+            wait_for("the gap in the recording", lambda: gaps(allowed))
+            reader.rename("chat:unlinked", "chat:moved")
+            reader.set("chat:after", CANARY, ex=WEEK_S)
+            recorded(allowed, has(b"chat:after", "written"))
+    known = {"deleted": "renamed", "kept": "exists"}
+    assert {session: cause(allowed, session) for session in known} == known
+    assert {session: cause(refused, session) for session in known} == known
+    assert {session: cause(allowed, session) for session in ("unlinked", "after")} == {
+        "unlinked": "renamed",
+        "after": "exists",
+    }
+    for session, happened in (("ended", "deleted"), ("lost", "overwritten")):
+        fate = history(allowed, session=session).fate
+        assert fate is not None
+        assert happened in (fate.cause, *(fate.either or ()))
+        assert fate.confidence != "proven" or fate.cause == happened
+    ((_, ended_ms, reason),) = gaps(refused)
+    assert "is a primary" in reason
+    assert ended_ms > gaps(allowed)[0][0]
+    found = history(refused, session="after")
+    assert found.fate is not None
+    assert found.fate.cause == "never_seen"
+    assert found.sources[0].ends == found.gaps[0].begins
+
+
+def test_backlog_is_read_while_a_replica_is_promoted() -> None:
+    """Each answer is an error or right, whenever the promotion comes."""
+    found: list[dict[str, str]] = []
+    errors: list[str] = []
+    with pair("redis-7.0") as (primary, replica), primary.client() as client, replica.client() as reader:
+        client.set("chat:kept", CANARY, ex=WEEK_S)
+        client.set("chat:renamed", CANARY, ex=WEEK_S)
+        client.rename("chat:renamed", "chat:other")
+        in_step(client, reader)
+        stop = threading.Event()
+
+        def ask() -> None:
+            while not stop.is_set():
+                try:
+                    answers = {
+                        name: history(replica.url, session=name, replication="replica").fate
+                        for name in ("kept", "renamed")
+                    }
+                    found.append({name: fate.cause for name, fate in answers.items() if fate})
+                except ServerError as error:
+                    errors.append(str(error))
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        wait_for("an answer", lambda: found)
+        primary.kill()
+        reader.replicaof("NO", "ONE")
+        wait_for("the refusal", lambda: any("is a primary" in error for error in errors))
+        stop.set()
+        thread.join()
+    assert all(one == {"kept": "exists", "renamed": "renamed"} for one in found)
 
 
 def test_other_databases_are_told_apart(tmp_path: Path) -> None:

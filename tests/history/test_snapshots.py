@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import redis
+from rdb_files import module_file, with_checksum
 from servers import LANES, every_server
 from test_history import CANARY, WEEK_MS, logging
-from test_rdb import module_file, with_checksum
 
 from memkit.errors import ServerNotFound, SourceError
 from memkit.history.aof import find_aof
@@ -51,8 +51,8 @@ def test_expired_keys_are_still_there(snapshot: Path) -> None:
 
 @pytest.mark.parametrize(("data", "error", "message"), [
     (module_file(b"\x05\x02{}\x00"), SourceError, "data of a module .ReJSON-RL."),
-    (with_checksum(b"REDIS0099\xff"), SourceError, "REDIS0099 is newer than the servers that memkit can start"),
-    (with_checksum(b"VALKEY099\xff"), SourceError, "VALKEY099 is newer than the servers"),
+    (with_checksum(b"REDIS0099\xff"), SourceError, "REDIS0099 is newer than this memkit reads"),
+    (with_checksum(b"VALKEY099\xff"), SourceError, "VALKEY099 is newer than this memkit reads"),
     (with_checksum(b"REDIS0011\xff"), SourceError, "does not state when it was saved"),
     (b"REDIS0011", SourceError, "is truncated"),
 ])  # fmt: skip

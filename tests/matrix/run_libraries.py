@@ -29,11 +29,13 @@ import memkit
 from memkit.conformance.cases.all_cases import CASES
 from memkit.conformance.matrix import Matrix
 from memkit.errors import MemkitError
+from memkit.render import Table
 from memkit.server import find_server
 
 HERE = Path(__file__).resolve().parent
 LIMIT_S = 300.0
 """A case that takes longer is not judged: some libraries load the whole dialogue at each append."""
+MARKS = {"passed": "ok", "failed": "X", "skipped": "–"}
 RUN = """
 import json, sys
 from memkit.conformance import run
@@ -72,8 +74,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.update:
         found = {one["store"]: one for one in [*json.loads(given.update.read_text())["stores"], *results]}
         _write(given.update, [found[library.store] for library in LIBRARIES if library.store in found])
-    print(Matrix(results))
+    print(_table(results))
     return 2 if any("error" in result for result in results) else 0
+
+
+def _table(results: Sequence[dict[str, Any]]) -> str:
+    matrix = Matrix(results)
+    lines = [f"{result['store']}: not tested: {result['error']}" for result in results if "error" in result]
+    for number, result in enumerate(matrix.stores, 1):
+        lines.append(f"({number}) {result['store']} {result['version']} on {result['server']}, {result['date']}")
+    stores = [result["store"] for result in matrix.stores]
+    rows = [(case, *(MARKS.get(matrix.outcome(store, case), "") for store in stores)) for case in matrix.cases]
+    titles = ("X failed, – skipped", *map(str, range(1, len(stores) + 1)))
+    return "\n".join([*lines, Table("", titles, rows).to_text()])
 
 
 def _write(file: Path, results: list[dict[str, Any]]) -> None:

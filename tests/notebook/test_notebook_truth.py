@@ -1,13 +1,13 @@
 """Faulty notebooks: each fault fails the run and prints its reason.
 
-The faults that leave the kernel running share one notebook, with a passing cell between two of them.
+The faults that leave the kernel running share one notebook, with a passing cell between two of them. The others have a
+notebook each. All run in one process, except the cell that hangs: its time limit would be too short for the others.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
@@ -34,16 +34,6 @@ class Fault:
         return cell
 
 
-@dataclass(frozen=True)
-class KernelFault:
-    """Cells that end or block their kernel, or a kernel without a server: each needs its own."""
-
-    cells: tuple[str, ...]
-    reason: str
-    cell_timeout_s: float = 300
-    env: Mapping[str, str] = field(default_factory=dict)
-
-
 def inline(body: str) -> str:
     return f"%%ipytest\nimport pytest\n{body}"
 
@@ -65,18 +55,17 @@ FAULTS = {
         stored="the session existed for 7 days\n",
     ),
 }
+NO_SERVER = 'import os\nos.environ["MEMKIT_REDIS_SERVER"] = "/no/redis-server"'
 KERNEL_FAULTS = {
-    "kernel is killed in an inline test": KernelFault(
-        (LOAD, inline("def test_ttl():\n    import os, signal\n    os.kill(os.getpid(), signal.SIGKILL)")),
-        "the kernel died while it was running this cell",
+    "killed": Fault(
+        inline("def test_ttl():\n    import os, signal\n    os.kill(os.getpid(), signal.SIGKILL)"),
+        ("the kernel died while it was running this cell",),
     ),
-    "hangs": KernelFault(("while True: pass",), "Timeout of 4 seconds exceeded", cell_timeout_s=4),
-    "server missing": KernelFault(
-        (LOAD,),
-        "MEMKIT_REDIS_SERVER=/no/redis-server is not a Redis or Valkey server that runs here",
-        env={"MEMKIT_REDIS_SERVER": "/no/redis-server"},
+    "no_server": Fault(
+        f"{NO_SERVER}\n{LOAD}", ("MEMKIT_REDIS_SERVER=/no/redis-server is not a Redis or Valkey server that runs here",)
     ),
 }
+"""Cells that end their kernel, or a kernel without a server, by the names of their notebooks."""
 
 
 def write(cells: list[nbformat.NotebookNode], path: Path) -> Path:
@@ -84,25 +73,30 @@ def write(cells: list[nbformat.NotebookNode], path: Path) -> Path:
     return path
 
 
+def report_of(log: str, notebook: str, number: int) -> str:
+    """Return the report of a failed cell, between two head lines; pytest's own report of an inline test is inside."""
+    assert f"FAILED {notebook}.ipynb::Cell {number}" in log, log
+    _, *reports = re.split(r"^_+ (\S+)\.ipynb::Cell (\d+) _+$", log, flags=re.MULTILINE)
+    return {(name, int(at)): text for name, at, text in zip(*[iter(reports)] * 3, strict=True)}[notebook, number]
+
+
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The log of one run of a notebook with all faults of cells."""
+    """The log of one run of the notebook with all faults of cells, and of those with a kernel's fault each."""
     cells = [FAULTS["cell magic missing"].to_cell(), nbformat.v4.new_code_cell(LOAD)]
     for name, fault in FAULTS.items():
         if name != "cell magic missing":
             cells += [fault.to_cell(), nbformat.v4.new_code_cell(PASSES)]
-    path = write(cells, tmp_path_factory.mktemp("faults") / "faulty.ipynb")
-    return run_nbval(path, options=["--maxfail=99", "-rA"]).stdout
+    folder = tmp_path_factory.mktemp("faults")
+    for name, fault in KERNEL_FAULTS.items():
+        write([nbformat.v4.new_code_cell(LOAD if name == "killed" else "1"), fault.to_cell()], folder / f"{name}.ipynb")
+    others = [f"{name}.ipynb" for name in KERNEL_FAULTS]
+    return run_nbval(write(cells, folder / "faulty.ipynb"), options=["--maxfail=99", "-rA", *others]).stdout
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_faulty_cell_fails_with_its_reason(fault: str, log: str) -> None:
-    place = list(FAULTS).index(fault)
-    number = 2 * place if place else 0
-    assert f"FAILED faulty.ipynb::Cell {number}" in log, log
-    # The reports of the cells, between their head lines; pytest's own report of an inline test is inside.
-    _, *reports = re.split(r"^_+ .*Cell (\d+) _+$", log, flags=re.MULTILINE)
-    report = dict(zip(reports[::2], reports[1::2], strict=True))[str(number)]
+    report = report_of(log, "faulty", 2 * list(FAULTS).index(fault))
     for reason in FAULTS[fault].reasons:
         assert reason in report
 
@@ -111,9 +105,14 @@ def test_the_cells_between_faults_pass(log: str) -> None:
     assert re.findall(r"PASSED faulty.ipynb::Cell (\d+)", log) == ["1", *map(str, range(3, 2 * len(FAULTS), 2))]
 
 
-@pytest.mark.parametrize("fault", KERNEL_FAULTS.values(), ids=KERNEL_FAULTS)
-def test_a_kernel_fault_fails_the_run(fault: KernelFault, tmp_path: Path) -> None:
-    path = write([nbformat.v4.new_code_cell(source) for source in fault.cells], tmp_path / "faulty.ipynb")
-    run = run_nbval(path, cell_timeout_s=fault.cell_timeout_s, env=dict(fault.env))
+@pytest.mark.parametrize("fault", KERNEL_FAULTS)
+def test_a_kernel_fault_fails_with_its_reason(fault: str, log: str) -> None:
+    for reason in KERNEL_FAULTS[fault].reasons:
+        assert reason in report_of(log, fault, 1)
+
+
+def test_a_cell_that_hangs_fails_the_run(tmp_path: Path) -> None:
+    cell = nbformat.v4.new_code_cell("import time\ntime.sleep(600)")
+    run = run_nbval(write([cell], tmp_path / "faulty.ipynb"), cell_timeout_s=4)
     assert run.returncode != 0, run.stdout
-    assert fault.reason in run.stdout
+    assert "Timeout of 4 seconds exceeded" in run.stdout

@@ -24,8 +24,8 @@ from waiting import wait_for
 
 import memkit.observe.observe
 from memkit.errors import PolicyError, ProductionGuardError
-from memkit.observe import Watch, observe_expiry, watch
-from memkit.observe.log import DeadlineChange, ExpiryLog, Sweep
+from memkit.observe import Watch, observe_expiry
+from memkit.observe.log import ExpiryLog, Sweep
 from memkit.server import RedisServer, Sandbox, ServerClock
 
 SLOW_S = 60
@@ -476,18 +476,6 @@ def test_watch_returns_previous_and_current_ttls(server: RedisServer, client: re
     assert changes[0].after < changes[0].before
     assert looker.look() == []
     assert writes(client) == done
-
-
-def test_watch_for_a_while(client: redis.Redis) -> None:
-    client.set("chat:1", "x", ex=3600)
-    seen: list[DeadlineChange] = []
-    watching = watch(client, ["chat:1"], for_s=0.5, every_s=0.02)
-    client.expire("chat:1", 7200)
-    for change in watching:
-        seen.append(change)
-        if len(seen) < 3:
-            client.expire("chat:1", 300 * len(seen))
-    assert [change.kind for change in seen] == ["renewed", "shortened", "renewed"]
 
 
 @pytest.mark.parametrize(

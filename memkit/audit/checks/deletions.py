@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import Finding
 from memkit.audit.sampling import KeyFacts
-from memkit.audit.server_info import DELETES, ServerFacts, SlowCommand
+from memkit.audit.server_info import DELETES, STRING_WRITES, ServerFacts, SlowCommand
 from memkit.config import Expectation
 from memkit.formats import deletes_own_keys, is_housekeeping
 from memkit.readonly.values import to_name
@@ -30,7 +30,6 @@ STRING_SHARE = 0.3
 FAR_MORE = 50
 FEWEST_SESSIONS = 200
 """Deletions of 50 times as many keys as there are sessions are a queue or a cache."""
-MAKE_STRINGS = ("set", "setex", "psetex", "setnx", "mset", "msetnx", "getset")
 MAKE_OTHERS = ("rpush", "lpush", "hset", "hmset", "hsetnx", "hsetex", "sadd", "zadd", "xadd", "json.set")
 
 
@@ -161,7 +160,7 @@ def _strings_removed(
         # Sessions expire, too: at most as many as were written and no longer exist.
         others = server.called(*MAKE_OTHERS)
         expired = max(0, expired - max(0, round(others - scale * context.sampled + existing)))
-    return max(0, round(server.called(*MAKE_STRINGS) - existing - expired))
+    return max(0, round(server.called(*STRING_WRITES) - existing - expired))
 
 
 def _short_strings(

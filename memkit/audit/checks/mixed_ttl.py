@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
+from memkit.audit.checks.ttl_inference import rounded
+from memkit.audit.checks.ttl_peaks import IDLE_GRAIN_MS
 from memkit.audit.finding import Finding
 from memkit.audit.key_shapes import Group, Member
 from memkit.config import Expectation
-from memkit.policy import PartEnd, ends_apart
+from memkit.policy import PartEnd, ends_apart, ttl_text
 from memkit.render import duration
 
 FEWEST_SHARE = 0.02
@@ -38,15 +41,22 @@ def mixed_ttl(expected: Expectation, sessions: Sequence[Sequence[Member]]) -> Mi
     keys = frozenset(member.facts.key for members in mixed for member in members)
     gap, first, last = max((_gap(members) for members in mixed), key=lambda one: one[0])
     shortest = [min(one.facts.set_ms or 0 for one in members if one.facts.deadline_ms) for members in mixed]
+    evidence = [f"deadlines of the keys of one session, compared: {len(sessions):,} sessions have several keys"]
+    own = {part: ttl for part, ttl in _longest(sessions).items() if ttl < _floor_ms(expected)}
+    # A part that was never given the expected TTL may have one of its own, such as a buffer; others were not renewed.
+    on_purpose = all(_gap(members)[1] in own for members in mixed)
+    for part, ttl in own.items() if on_purpose else ():
+        text = f"{expected.prefix}{part}"
+        evidence.append(f"{text} is given at most {duration(ttl)}; if intended: --expect '{text}={ttl_text(ttl)}'")
     finding = Finding.of(
         expected,
         "mixed_ttl",
         keys=len(keys),
         message=f"parts of {len(mixed):,} of {len(sessions):,} sessions under {expected.prefix} expire up to "
         f"{duration(gap)} apart ({first} before {last})",
-        confidence="proven",
+        confidence="possible" if on_purpose else "proven",
         observed_ms=_common(shortest),
-        evidence=(f"deadlines of the keys of one session, compared: {len(sessions):,} sessions have several keys",),
+        evidence=evidence,
         next="renew all keys of a session in one write (MULTI or a script): memkit inspect URL SESSION",
     )
     return MixedTtl(finding, keys, frozenset(member.facts.key for members in sessions for member in members))
@@ -66,6 +76,20 @@ def _gap(members: Sequence[Member]) -> tuple[int, str, str]:
     volatile = [member for member in members if member.facts.deadline_ms]
     first, *_, last = sorted(volatile, key=lambda one: one.facts.deadline_ms or 0)
     return (last.facts.deadline_ms or 0) - (first.facts.deadline_ms or 0), first.part, last.part
+
+
+def _longest(sessions: Sequence[Sequence[Member]]) -> dict[str, int]:
+    """Return the longest TTL that each part was given, to the idle clock's grain."""
+    found: dict[str, int] = {}
+    for member in chain.from_iterable(sessions):
+        if member.facts.set_ms is not None:
+            found[member.part] = max(found.get(member.part, 0), member.facts.set_ms)
+    return {part: round(rounded(ttl)) for part, ttl in found.items()}
+
+
+def _floor_ms(expected: Expectation) -> float:
+    shortest = min((*expected.other_ttls_ms, expected.ttl_ms or 0))
+    return shortest * (1 - max(expected.jitter, 0.01)) - IDLE_GRAIN_MS
 
 
 def _common(values: Sequence[int]) -> float:

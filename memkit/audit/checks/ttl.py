@@ -21,13 +21,14 @@ from memkit.audit.checks.ttl_inference import (
     common_ttl,
     lifetimes_of,
     rounded,
+    spread,
 )
 from memkit.audit.checks.ttl_peaks import IDLE_GRAIN_MS
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import Finding, Since
 from memkit.audit.key_shapes import Group, Member, by_prefix, groups_of, narrowest_prefix, sessions_of
 from memkit.audit.sampling import KeyFacts
-from memkit.audit.server_info import ABSOLUTE_DEADLINES, RENEWALS
+from memkit.audit.server_info import ABSOLUTE_DEADLINES, RENEWALS, STRING_WRITES
 from memkit.config import Expectation
 from memkit.policy import ExpiryPolicy, ttl_text
 from memkit.render import counted, duration
@@ -43,6 +44,8 @@ SOON = 0.05
 RENEWED_TOGETHER = 0.05
 """All TTLs renewed within this share of the TTL: of steady traffic so many keys have that chance, each."""
 FEWEST_RENEWED = 20
+LONG_COPY = 0.2
+"""A script that copies sessions to another server takes less than this share of their TTL."""
 
 
 @dataclass
@@ -421,12 +424,22 @@ def _persistent_renewal(expected: Expectation, analysis: LifetimeAnalysis, conte
 
 
 def _unrenewed(expected: Expectation, analysis: LifetimeAnalysis, context: AuditContext) -> Finding | None:
-    """Return the finding of writes that do not renew the TTL, by the server's own count of reads."""
+    """Return the finding of writes that do not renew the TTL, by the server's own counts of reads and writes.
+
+    A script that has copied sessions with what was left of their TTLs has accessed all of them then, and has written
+    each string once.
+    """
     old = [] if analysis.long else analysis.unrenewed()
     server, scale = context.server, context.server.keys / max(context.sampled, 1)
+    rewritten = scale * len(old) / 2
     # If no key was written twice, each was given what it has.
-    if not old or server.writes - server.keys < scale * len(old) / 2:
+    if not old or server.writes - server.keys < rewritten:
         return None
+    own = expected.of(context.keys)
+    strings = all(one.kind == "string" for one in own)
+    twice = strings and server.called(*STRING_WRITES) - scale * len(own) >= rewritten
+    apart = max(LONG_COPY * analysis.ttl, spread([one.deadline for one in old]) / 2)
+    copied = server.called(*ABSOLUTE_DEADLINES) or not (twice or spread([one.accessed for one in old]) >= apart)
     reads = counted(context.history.reads or 0, "command")
     return Finding.of(
         expected,
@@ -434,11 +447,12 @@ def _unrenewed(expected: Expectation, analysis: LifetimeAnalysis, context: Audit
         keys=len(old),
         message=f"writes under {expected.prefix} do not renew the TTL: {len(old):,} keys were accessed long after it "
         "was set",
-        confidence="likely",
+        confidence="possible" if copied else "likely",
         observed_ms=analysis.ttl,
         evidence=(
             f"{reads} read values since the server started: the accesses were writes",
             f"{server.writes:,} commands wrote values, for {counted(server.keys, 'key')}",
+            *(["or a script has copied them with what was left of their TTLs: --watch 30s shows it"] if copied else []),
         ),
         next="set the TTL in the same command or transaction as every write (EXPIRE after RPUSH, or SET with EX)",
     )

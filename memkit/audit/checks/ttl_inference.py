@@ -6,7 +6,7 @@ may therefore be a read of an old session. Facts that exclude this, in order of 
 
 - the server started empty, and is younger than the key would be;
 - deadline and last access vary from key to key and their difference does not: reads cannot do that;
-- the server has executed fewer reads than there are such keys, against a job that reads at one age;
+- the server has executed fewer commands that leave the TTL than there are such keys, against a job at one age;
 - hardly any key without an access has such a deadline, although most other keys were not accessed.
 """
 
@@ -17,6 +17,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from memkit.audit.checks.ttl_peaks import (
@@ -42,12 +43,20 @@ PAIRED = 600
 """Of more deadlines or accesses every nth is paired: 600 give a chance to 0.3 %."""
 EVENT_MS = 4_000
 """Keys written within this time and last accessed within this time count as one event."""
+ONE_WRITE_MS = 30_000
+"""A job that writes or reads many sessions takes less."""
 SLACK_MS = 2_000
 """Two bounds that are closer than the idle clock's grain at both ends count as one moment."""
 SLIGHT_SURPRISE_NATS = 3.0
 """A chance of 1 in 20: reason enough to doubt a suspicion, not to raise one."""
 FEW_READS_NATS = math.log(10_000)
 """Reads of the others at their rate would have met exactly these keys with a chance of less than 1 in 10,000."""
+LARGEST_GAP_NATS = 3.0
+"""Of evenly spread values a larger gap has a chance of 5 %."""
+FEWEST_EVEN = 20
+"""Fewer values of a few batches may look evenly spread."""
+CONFIGURED_STEP_MS = 300_000
+"""A TTL of a multiple of five minutes, to the idle clock's grain, is a coincidence with a chance of 1 %."""
 CHANCE = 0.05
 NEARLY_EXPIRED = 0.05
 """If no key has more than this share of the TTL left or given, a quiet period would have to be 19 times as long."""
@@ -109,6 +118,7 @@ class ServerHistory:
         started_ms: When the server started.
         empty_start_ms: When the server started empty; None if it loaded data, or may have.
         reads: How many commands read values since the start; None if unknown.
+        touches: How many commands read values, or may have written some without setting a TTL; None if unknown.
         expired: How many keys expired since the start.
         idle_known: Whether the server reports idle times.
     """
@@ -117,6 +127,7 @@ class ServerHistory:
     started_ms: int | None = None
     empty_start_ms: int | None = None
     reads: int | None = None
+    touches: int | None = None
     expired: int = 0
     idle_known: bool = True
 
@@ -251,21 +262,28 @@ class LifetimeAnalysis:
             if (many or usual < RARE) and not self._has_untouched(members):
                 most = f"{duration(given)} of the expected {duration(self.ttl)}"
                 return f"{len(members):,} of {len(self.all):,} keys have at most {most}"
-        if old := self.unrenewed():
+        if old := self._unread():
             most = f"{duration(UNREAD_SHARE * self.ttl)} of the expected {duration(self.ttl)}"
             return f"{len(old):,} of {len(self.all):,} keys were given at most {most}"
         return None
 
     def unrenewed(self) -> list[KeyLifetime]:
         """Return keys that were accessed long after their TTL was set, if the server's reads do not explain that."""
+        # On a server that started empty no TTL was set before.
+        started = self.history.empty_start_ms or 0
+        old = [one for one in self._unread() if one.deadline - self.ttl >= started]
+        return old if self._are_some(old) else []
+
+    def _unread(self) -> list[KeyLifetime]:
+        """Return keys with little of the TTL left after their last access, if the server has hardly read values."""
         history = self.history
-        started = history.now_ms if history.started_ms is None else history.started_ms
         old = [one for one in self.short if one.given < UNREAD_SHARE * self.ttl and one.known]
-        old = [one for one in old if one.accessed > started]
-        known = history.idle_known and history.reads is not None
-        if not self.sliding or not known or len(old) < max(3, 0.05 * len(self.all)):
-            return []
-        return old if (history.reads or 0) < len(old) / 2 else []
+        old = [one for one in old if one.accessed > (history.started_ms or history.now_ms)]
+        unread = history.idle_known and history.reads is not None and history.reads < len(old) / 2
+        return old if self.sliding and unread and self._are_some(old) else []
+
+    def _are_some(self, keys: Sequence[KeyLifetime]) -> bool:
+        return len(keys) >= max(3, 0.05 * len(self.all))
 
     # -- too long ------------------------------------------------------------------------------------------------------
 
@@ -319,6 +337,8 @@ class LifetimeAnalysis:
         confidence, reason = self._evidence(peak, members, others)
         if confidence is None:
             return None
+        if self._may_be_copied(members) and not self._is_configured(peak, members):
+            confidence, reason = "possible", f"{reason}; or a script has copied them with what was left of their TTLs"
         return self._short_anomaly(peak, members, below, others, confidence, reason)
 
     def _evidence(
@@ -330,6 +350,22 @@ class LifetimeAnalysis:
         if history.idle_known and self._is_no_chance(peak):
             return self._constant_difference(peak, members, others)
         return self._written_at_once(peak, members, others)
+
+    def _may_be_copied(self, members: Sequence[KeyLifetime]) -> bool:
+        """Whether a script may have written these with what was left of their TTLs elsewhere: in a migration, say.
+
+        Then what was left varies as much as the times of writing do. One TTL for all does not vary with them.
+        """
+        given, accesses = spread([one.given for one in members]), spread([one.accessed for one in members])
+        return accesses < max(2 * given, 2 * IDLE_GRAIN_MS)
+
+    def _is_configured(self, peak: TtlPeak, members: Sequence[KeyLifetime]) -> bool:
+        """Whether this TTL is one that people configure, or so short that hardly any copied session would have it."""
+        if peak.high <= IMPROBABLE * self.ttl:
+            return True
+        middle = quantile(sorted(one.given for one in members), 0.5)
+        off = abs(middle - round(middle / CONFIGURED_STEP_MS) * CONFIGURED_STEP_MS)
+        return not peak.wide and middle >= CONFIGURED_STEP_MS / 2 and off <= IDLE_GRAIN_MS
 
     @cached_property
     def _events(self) -> list[KeyLifetime]:
@@ -374,13 +410,14 @@ class LifetimeAnalysis:
         return ("possible", reason) if untouched or not others else (None, "")
 
     def _read_at_one_age(self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]) -> bool:
-        """Whether a job that reads sessions a fixed time after their last write explains these keys.
+        """Whether a job that accesses sessions a fixed time after their TTL was set explains these keys.
 
-        It does not near the end of the TTL, without as many reads, if writes under the expected TTL have ended since,
-        or if far more sessions would have to have been written in the time that these deadlines imply than around it.
+        It does not near the end of the TTL, without as many commands that leave the TTL, if writes under the expected
+        TTL have ended since, or if far more sessions would have to have been written in the time that these deadlines
+        imply than around it.
         """
-        reads = self.history.reads
-        if not others or peak.low <= LATEST_READ * self.ttl or (reads is not None and reads < len(members) / 2):
+        touches = self.history.touches if self.sliding else None
+        if not others or peak.low <= LATEST_READ * self.ttl or (touches is not None and touches < len(members) / 2):
             return False
         changed = self._when(peak, members, others).bound == "lower bound"
         ends = sorted(one.deadline for one in self.right)
@@ -429,7 +466,7 @@ class LifetimeAnalysis:
         """
         first = _onset(peak, members)
         accesses = [one.accessed for one in members]
-        if len(others) < 10 or not (_is_spread(accesses) or _is_spread([one.deadline for one in members])):
+        if len(others) < 10 or max(spread(accesses), spread([one.deadline for one in members])) <= ONE_WRITE_MS:
             return False
         renewed = sum(one.accessed > first + 2 * IDLE_GRAIN_MS for one in others if one.given >= self.floor)
         if renewed > 0.15 * len(members):
@@ -462,20 +499,21 @@ class LifetimeAnalysis:
         top = lefts[count - 1]
         members = [one for one in self.short if one.left <= top]
         others = [one for one in self.all if top < one.left and one.given <= self.ceiling]
-        young = self._younger_than_the_server(members)
+        young = self._younger_than_the_server(members) and not self._may_be_copied(members)
         if len(members) < count or not (others or young or self.history.expired >= count):
             return None
         reason = "no key has more left"
         if others:
             reason = f"{count:,} keys have up to {top / 1000:,.0f} s left, then none up to {lefts[count] / 1000:,.0f} s"
         peak = TtlPeak(quantile(lefts[:count], 0.5), top, count, wide=True)
-        found = self._short_anomaly(peak, members, members, others, "likely", reason)
+        confidence: Confidence = "likely" if count >= FEWEST_EVEN else "possible"
+        found = self._short_anomaly(peak, members, members, others, confidence, reason)
         if others and found.since and found.since.bound == "upper bound":
             return None
         # Of evenly spread values the longest is short of the TTL by one part; unless it is a round one already.
         snapped = rounded(top) if rounded(top) != top else rounded(top * (1 + 1 / count))
         first = found.first_seen_ms if self.history.idle_known else None
-        return TtlAnomaly("short", snapped, 0.0, count, "likely", found.since, first, found.reasons, top)
+        return TtlAnomaly("short", snapped, 0.0, count, confidence, found.since, first, found.reasons, top)
 
     def _nearly_expired(self) -> TtlAnomaly | None:
         """Judge few keys by probability: none was given much, and of the expected TTL so little is improbable."""
@@ -580,9 +618,10 @@ def _paired(deadlines: Sequence[int], accesses: Sequence[int], peak: TtlPeak, fl
     return inside / max(between, 1)
 
 
-def _is_spread(times: Sequence[int]) -> bool:
-    ordered = sorted(times)
-    return quantile(ordered, 0.95) - quantile(ordered, 0.05) > 30_000
+def spread(values: Sequence[int]) -> float:
+    """Return how far values are apart, without a twentieth at each end."""
+    ordered = sorted(values)
+    return quantile(ordered, 0.95) - quantile(ordered, 0.05) if ordered else 0.0
 
 
 def _ttl_of(members: Sequence[KeyLifetime], peak: TtlPeak, *, idle_known: bool) -> tuple[float, float]:
@@ -629,8 +668,11 @@ def _edge(lefts: Sequence[int], ttl: int) -> int:
         last = index == len(lefts) - 1
         top, after = lefts[index], ttl if last else lefts[index + 1]
         count = index + 1
+        # Of evenly spread values hardly any gap is larger; those of a few batches have larger ones.
+        gap = max(high - low for low, high in pairwise((0, *lefts[:count])))
+        even = gap <= top * (math.log(count) + LARGEST_GAP_NATS) / count
         crowded = count / max(top, 1) >= 10 * max(len(lefts) - count, 1) / ttl
         filled = lefts[count // 2] <= 0.8 * top and lefts[count // 2] >= 0.2 * top
-        if top < ttl / 2 and after > 1.5 * top and crowded and filled:
+        if top < ttl / 2 and after > 1.5 * top and crowded and filled and even:
             return count
     return 0

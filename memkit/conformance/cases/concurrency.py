@@ -1,15 +1,17 @@
 """Cases of concurrency: many writers, a restart of the server, and what an append to a long dialogue costs."""
 
 import contextlib
+import multiprocessing
 import time
 from collections import Counter
 from functools import partial
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 from memkit.conformance.adapter import error_line
 from memkit.conformance.case import case
 from memkit.conformance.cases.expiry import WEEK_S
-from memkit.conformance.environment import MARGIN_S, TestEnvironment, messages_of
+from memkit.conformance.environment import MARGIN_S, TestEnvironment, attempt, messages_of
 from memkit.conformance.outcomes import CaseFailed, CaseSkipped, Symptom
 from memkit.conformance.processes import LONGEST_S, ForkedProcess, in_thread, in_threads, outcome, works_when_forked
 from memkit.conformance.trial import TrialSession, difference
@@ -18,8 +20,6 @@ PROCESSES, THREADS, APPENDS = 4, 2, 50
 WRITERS = PROCESSES * THREADS
 NEW_SESSIONS = 6
 """Sessions that all writers begin at the same time, before their appends to the common one."""
-GATES = 15
-"""The database in which the writers wait for each other."""
 WRITES_FOR = 0.5
 """The part of a case's time limit in which the writers append; a store that needs longer is not judged."""
 Writes = dict[str, list[Any]]
@@ -44,8 +44,10 @@ def eight_writers(env: TestEnvironment) -> str:
     sessions[0].handle  # noqa: B018  # opened before the writers start
     writes: list[Writes] = []
     wrong_reads: list[str] = []
-    if works_when_forked(env):
-        processes = [ForkedProcess(partial(_write, sessions, number)) for number in range(PROCESSES)]
+    forked = works_when_forked(env)
+    gates = [multiprocessing.get_context("fork").Barrier(WRITERS) if forked else Barrier(WRITERS) for _ in sessions]
+    if forked:
+        processes = [ForkedProcess(partial(_write, sessions, gates, number)) for number in range(PROCESSES)]
         deadline = time.monotonic() + LONGEST_S
         try:
             while not all(one.is_done(within_s=0) for one in processes) and time.monotonic() < deadline:
@@ -55,7 +57,7 @@ def eight_writers(env: TestEnvironment) -> str:
             for one in processes:
                 one.kill()
     else:
-        in_threads([lambda number=number: writes.append(_write(sessions, number)) for number in range(PROCESSES)])  # type: ignore[misc]
+        in_threads([lambda one=one: writes.append(_write(sessions, gates, one)) for one in range(PROCESSES)])  # type: ignore[misc]
     stored, raised = ([one for done in writes for one in done[what]] for what in ("stored", "raised"))
     errors = [error for done in writes for error in done["errors"]]
     example = f", such as {errors[0]}" if errors else ""
@@ -78,40 +80,36 @@ def eight_writers(env: TestEnvironment) -> str:
     return f"{len(raised)} of {len(raised) + len(stored)} appends raised{example}" if raised else ""
 
 
-def _write(sessions: list[TrialSession], process: int) -> Writes:
+def _write(sessions: list[TrialSession], gates: list[Barrier], process: int) -> Writes:
     done: Writes = {"stored": [], "raised": [], "errors": []}
-    in_threads([partial(_writer, sessions, f"writer {process * THREADS + thread}", done) for thread in range(THREADS)])
+    names = [f"writer {process * THREADS + thread}" for thread in range(THREADS)]
+    in_threads([partial(_writer, sessions, gates, name, done) for name in names])
     return done
 
 
-def _writer(sessions: list[TrialSession], name: str, done: Writes) -> None:
+def _writer(sessions: list[TrialSession], gates: list[Barrier], name: str, done: Writes) -> None:
     env = sessions[0].env
     until = time.monotonic() + env.limit_s * WRITES_FOR
-    with env.database(GATES) as gates:
-        for at in (*range(1, len(sessions)), 0):
-            try:
-                handle = sessions[at].open_again()
-            except BaseException:
-                for gate in range(len(sessions)):  # the other writers do not wait for this one
-                    gates.rpush(f"open-{gate}", *range(WRITERS))
-                raise
-            with contextlib.suppress(Exception):
-                messages_of(handle)  # connects
-            # Wait for the other writers, so that all start at once.
-            if gates.incr(f"gate-{at}") == WRITERS:
-                gates.rpush(f"open-{at}", *range(WRITERS))
-            gates.blpop([f"open-{at}"])
-            for number in range(1 if at else APPENDS):
-                if time.monotonic() > until:
-                    break
-                text = f"{name} number {number}"
-                try:
-                    handle.append("user", text)
-                except Exception as error:  # noqa: BLE001  # then it does not count as stored
-                    done["raised"].append((at, text))
-                    done["errors"].append(error_line(error))
-                else:
-                    done["stored"].append((at, text))
+    for at in (*range(1, len(sessions)), 0):
+        try:
+            handle = sessions[at].open_again()
+        except BaseException:
+            for gate in gates:
+                gate.abort()  # the other writers do not wait for this one
+            raise
+        attempt(partial(messages_of, handle))  # connects
+        with contextlib.suppress(BrokenBarrierError):
+            gates[at].wait(until - time.monotonic())  # so that all writers start at once
+        for number in range(1 if at else APPENDS):
+            if time.monotonic() > until:
+                break
+            text = f"{name} number {number}"
+            result = attempt(partial(handle.append, "user", text))
+            if isinstance(result, Exception):
+                done["raised"].append((at, text))
+                done["errors"].append(error_line(result))
+            else:
+                done["stored"].append((at, text))
 
 
 def _writer_and_number(text: str) -> tuple[str, int]:
@@ -128,10 +126,9 @@ def _by_writer(texts: list[str]) -> dict[str, list[int]]:
 
 def _wrong_read(session: TrialSession) -> list[str]:
     """Read while others write: a writer's messages are there in order, each once."""
-    try:
-        read = messages_of(session.handle)
-    except Exception:  # noqa: BLE001  # a reader may raise; it may not be wrong
-        return []
+    read = attempt(partial(messages_of, session.handle))
+    if isinstance(read, Exception):
+        return []  # a reader may raise; it may not be wrong
     for writer, numbers in _by_writer([text for _, text in read]).items():
         if numbers != sorted(set(numbers)):
             return [f"the last messages of {writer} are numbers {numbers[-5:]}"]

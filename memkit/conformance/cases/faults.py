@@ -4,13 +4,12 @@ import itertools
 import time
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
 
 from memkit.conformance.adapter import Handle, Messages, error_line
 from memkit.conformance.case import case
-from memkit.conformance.environment import MARGIN_S, TTL_S, Key, TestEnvironment, messages_of
+from memkit.conformance.environment import MARGIN_S, TTL_S, Key, TestEnvironment, attempt, messages_of
 from memkit.conformance.fault_proxy import FaultProxy, Loss
-from memkit.conformance.keyspace import SessionKeys, damage, element, holds, key_text, places, values
+from memkit.conformance.keyspace import Element, SessionKeys, damage, elements, holds, key_text, values
 from memkit.conformance.outcomes import CaseFailed, CaseSkipped, Symptom
 from memkit.conformance.processes import LONGEST_S, ForkedProcess, in_thread, in_threads, outcome, works_when_forked
 from memkit.conformance.trial import TrialSession, difference
@@ -35,19 +34,7 @@ def _begin(env: TestEnvironment, messages: int = 2) -> TrialSession:
 
 
 def _read(handle: Handle) -> Messages | Exception:
-    """Read under a fault, in which a store may raise anything."""
-    try:
-        return messages_of(handle)
-    except Exception as error:  # noqa: BLE001
-        return error
-
-
-def _open(session: TrialSession) -> Handle | Exception:
-    """Open a handle under a fault; a store that tests its connection in open() is right to raise."""
-    try:
-        return session.open_again()
-    except Exception as error:  # noqa: BLE001
-        return error
+    return attempt(partial(messages_of, handle))
 
 
 def _expect_right_or_raised(session: TrialSession, handle: Handle, when: str) -> None:
@@ -99,8 +86,8 @@ def read_denied(env: TestEnvironment) -> None:
         with env.denied(*rules):
             when = f"{' and '.join(rules)} denied"
             _expect_right_or_raised(session, session.handle, f"{when}, read by the open handle")
-            handle = _open(session)
-            if not isinstance(handle, Exception):
+            handle = attempt(session.open_again)
+            if not isinstance(handle, Exception):  # a store that tests its connection in open() is right to raise
                 _expect_right_or_raised(session, handle, f"{when}, read by a new handle")
     session.expect("after the fault")
 
@@ -132,7 +119,7 @@ def _append_denied(session: TrialSession, keys: SessionKeys, rules: tuple[str, .
     env, text = session.env, f"appended while {' '.join(rules)} is denied"
     when = f"{' and '.join(rules)} denied, {'an existing' if session.messages else 'a new'} session"
     with env.denied(*rules):
-        handle = session.handle if session.messages else _open(session)
+        handle = session.handle if session.messages else attempt(session.open_again)
         error = handle if isinstance(handle, Exception) else session.try_append(text, by=handle)
     if error is None or rules[0].startswith("@"):
         session.expect_after(text, error, when)
@@ -156,11 +143,9 @@ def clear_denied(env: TestEnvironment) -> None:
     for rules in (("@write",), ("@write", "@scripting"), *_one_by_one(needed)):
         session = _begin(env, 3)
         with env.denied(*rules):
-            try:
-                session.handle.clear()
-            except Exception:  # noqa: BLE001, S112  # as it should be
-                continue
-        session.expect_empty(f"{' and '.join(rules)} denied, clear() did not raise")
+            result = attempt(session.handle.clear)
+        if not isinstance(result, Exception):
+            session.expect_empty(f"{' and '.join(rules)} denied, clear() did not raise")
 
 
 # The network
@@ -226,11 +211,7 @@ def _append_with_another_writer(env: TestEnvironment, nth: int) -> None:
             outcome(writing[0], within_s=PAUSE_S)
 
         proxy.lose("reply", nth, meanwhile=write)
-        try:
-            handle.append(*mine)
-            stored = [mine]
-        except Exception:  # noqa: BLE001  # under a fault a store may raise anything
-            stored = []
+        stored = [] if isinstance(attempt(partial(handle.append, *mine)), Exception) else [mine]
         proxy.lose(None)
     if writing and outcome(writing[0]) is None:
         stored.append(other)
@@ -406,7 +387,7 @@ def full_memory(env: TestEnvironment) -> None:
 def corrupt_element(env: TestEnvironment) -> None:
     """With one element damaged or cut short, read() raises or shows all the others; an append leaves it there."""
     session = _begin(env, 3)
-    count = len(_begin_with_own_places(env)[1])
+    count = len(_begin_with_own_elements(env)[1])
     if not count:
         raise CaseSkipped("the session has no key or field of its own that could be damaged")
     for number in range(count):
@@ -417,27 +398,29 @@ def corrupt_element(env: TestEnvironment) -> None:
     session.expect("a session next to the damaged ones")
 
 
-def _begin_with_own_places(env: TestEnvironment) -> tuple[TrialSession, list[tuple[Key, str, Any]]]:
+def _begin_with_own_elements(env: TestEnvironment) -> tuple[TrialSession, list[tuple[Key, Element]]]:
     """Return a session and its own elements: those of new keys, and its fields of shared hashes."""
     before = env.keys()
     session = _begin(env, 3)
-    found: list[tuple[Key, str, Any]] = []
+    found: list[tuple[Key, Element]] = []
     for key in sorted(env.keys()):
         with env.database(key[0]) as client:
-            for kind, place in places(client, key[1]):
-                own = key not in before or (kind == "hash" and session.id.encode() in place)
-                found += [(key, kind, place)] if own else []
+            found += [
+                (key, element)
+                for element in elements(client, key[1])
+                if key not in before or (element.kind == "hash" and session.id.encode() in element.place)
+            ]
     return session, found
 
 
 def _damage(env: TestEnvironment, number: int) -> None:
-    session, found = _begin_with_own_places(env)
+    session, found = _begin_with_own_elements(env)
     if number >= len(found):
         return
-    key, kind, place = found[number]
+    key, element = found[number]
     with env.database(key[0]) as client:
-        damage(client, key[1], kind, place)
-        when = f"an element of the {kind} {key_text(key)} is damaged"
+        damage(client, key[1], element)
+        when = f"an element of the {element.kind} {key_text(key)} is damaged"
         _expect_right_or_raised(session, session.handle, f"{when}, read by the open handle")
         _expect_right_or_raised(session, session.open_again(), f"{when}, read by a new handle")
         text = "appended after the damage"
@@ -460,20 +443,20 @@ def _damage_mildly(env: TestEnvironment, number: int, what: str, value: bytes) -
 
     A store that takes any bytes as text cannot detect it; it returns them in place of the message, and all the others.
     """
-    session, found = _begin_with_own_places(env)
+    session, found = _begin_with_own_elements(env)
     if number >= len(found):
         return False
-    key, kind, place = found[number]
+    key, element = found[number]
     with env.database(key[0]) as client:
-        parts = element(client, key[1], kind, place)
-        held = [(part, text.encode()) for part in parts for _, text in session.messages if text.encode() in part]
+        texts = [text.encode() for _, text in session.messages]
+        held = [(part, text) for part in element.parts for text in texts if text in part]
         # What holds several messages is only cut: an empty object in place of a whole session is an empty session.
         if not held or (value and len(held) > 1):
             return False
         part, text = held[-1]
         value = value or part[: part.index(text) + len(text) // 2]
-        damage(client, key[1], kind, place, value, instead_of=text)
-        when = f"an element of the {kind} {key_text(key)} is {what}"
+        damage(client, key[1], element, value, instead_of=text)
+        when = f"an element of the {element.kind} {key_text(key)} is {what}"
         _expect_one_altered(session.expected, _read(session.handle), value, f"{when}, read by the open handle")
         _expect_one_altered(session.expected, _read(session.open_again()), value, f"{when}, read by a new handle")
         error = session.try_append("appended after the damage")

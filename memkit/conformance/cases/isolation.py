@@ -1,12 +1,12 @@
 """Cases of isolation: a session is separate from all others, and the same for every client."""
 
-import contextlib
 import os
 from collections.abc import Iterable
+from functools import partial
 
-from memkit.conformance.adapter import Messages, error_line
+from memkit.conformance.adapter import error_line
 from memkit.conformance.case import case
-from memkit.conformance.environment import MARGIN_S, TTL_S, TestEnvironment
+from memkit.conformance.environment import MARGIN_S, TTL_S, TestEnvironment, attempt
 from memkit.conformance.keyspace import SessionKeys, holds, key_text
 from memkit.conformance.outcomes import CaseFailed, CaseSkipped
 from memkit.conformance.processes import ForkedProcess, Interpreter, works_when_forked
@@ -44,31 +44,24 @@ def _write_all(env: TestEnvironment, ids: Iterable[str]) -> tuple[list[TrialSess
     sessions, refused = [], {}
     for session_id in ids:
         session = TrialSession(env, session_id=session_id)
-        try:
-            session.append(f"only for {session_id!r}")
-        except Exception as error:  # noqa: BLE001  # an error is a refusal, which mixes nothing up
-            refused[session_id] = error_line(error)
-        else:
+        error = session.try_append(f"only for {session_id!r}")
+        if error is None:
             sessions.append(session)
+        else:  # a refusal, which mixes nothing up
+            refused[session_id] = error_line(error)
     if len(sessions) < len(refused):
         example = next(iter(refused.items()))
         raise CaseFailed(f"{len(refused)} of {len(refused) + len(sessions)} ids are refused, such as {example}")
     for role, text in (("assistant", "the same in every session"), ("user", "and the same once more")):
         for session in sessions:
-            try:
-                session.append_fast(text, role)
-            except Exception as error:  # noqa: BLE001  # an id is refused at its first message, or not
-                message = f"the session {session.id!r} among others: append() raises {error_line(error)}"
-                raise CaseFailed(message) from None
+            error = attempt(partial(session.append_fast, text, role))
+            if error:  # an id is refused at its first message, or not
+                raise CaseFailed(f"the session {session.id!r} among others: append() raises {error_line(error)}")
     return sessions, refused
 
 
 def _accepts(env: TestEnvironment, session_id: str) -> bool:
-    try:
-        env.open(session_id)
-    except Exception:  # noqa: BLE001  # an error is a refusal, which mixes nothing up
-        return False
-    return True
+    return not isinstance(attempt(partial(env.open, session_id)), Exception)
 
 
 def _refusals(env: TestEnvironment, refused: dict[str, str]) -> str:
@@ -78,10 +71,8 @@ def _refusals(env: TestEnvironment, refused: dict[str, str]) -> str:
         alone = TrialSession(env, session_id=session_id)
         if alone.try_append("alone") is None:
             raise CaseFailed(f"the session {session_id!r} among others: append() raises {error}; alone it does not")
-        stored: Messages = []
-        with contextlib.suppress(Exception):
-            stored = env.read(session_id)
-        if stored:
+        stored = attempt(partial(env.read, session_id))
+        if stored and not isinstance(stored, Exception):
             raise CaseFailed(f"the session {session_id!r} is refused ({error}), and its message is stored")
     ids = ", ".join(map(repr, refused))[:200]
     return f"refuses {counted(len(refused), 'id')} with an error: {ids}" if refused else ""
@@ -292,11 +283,10 @@ def database_of_the_url(env: TestEnvironment) -> None:
     session = TrialSession(env)
     session.append("in database 0")
     keys = env.keys()
-    try:
-        handle = env.open(session.id, url=other)
-        handle.read()
-    except Exception as error:  # noqa: BLE001  # search indexes exist in database 0 only
-        raise CaseSkipped(f"the store refuses database {OTHER_DATABASE}: {error_line(error)}") from None
+    read = attempt(partial(env.read, session.id, url=other))
+    if isinstance(read, Exception):  # search indexes exist in database 0 only
+        raise CaseSkipped(f"the store refuses database {OTHER_DATABASE}: {error_line(read)}")
+    handle = env.open(session.id, url=other)
     session.expect_empty(f"the same id in database {OTHER_DATABASE}", by=handle)
     handle.append("user", "in another database")
     wrong = sorted(key for key in env.keys() - keys if key[0] != OTHER_DATABASE)
@@ -307,8 +297,7 @@ def database_of_the_url(env: TestEnvironment) -> None:
     # The same after a reconnect; a store may also raise.
     keys = env.keys()
     env.control.execute_command("CLIENT", "KILL", "USER", "default")
-    with contextlib.suppress(Exception):
-        handle.append("user", "in another database, after a lost connection")
+    attempt(partial(handle.append, "user", "in another database, after a lost connection"))
     wrong = sorted(key for key in env.keys() - keys if key[0] != OTHER_DATABASE)
     if wrong:
         message = f"a message for database {OTHER_DATABASE} went to {key_text(wrong[0])}"

@@ -1,0 +1,34 @@
+"""RDB files that no server here writes: with a module's data, or of many keys."""
+
+from __future__ import annotations
+
+import anycrc
+
+SAVED_S = 1_700_000_000
+START = b"REDIS0011\xfa\x05ctime\x0a%d" % SAVED_S
+_NAME_CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
+
+def with_checksum(data: bytes) -> bytes:
+    checksum: int = anycrc.Model("CRC64-REDIS").calc(data)
+    return data + checksum.to_bytes(8, "little")
+
+
+def module_file(opcodes: bytes, name: bytes = b"k") -> bytes:
+    """A file with one key of RedisJSON, with a value of these opcodes."""
+    module_id = 0
+    for char in "ReJSON-RL":
+        module_id = module_id << 6 | _NAME_CHARACTERS.index(char)
+    key = b"\x07%c%b\x81" % (len(name), name) + (module_id << 10 | 3).to_bytes(8, "big")
+    return with_checksum(START + key + opcodes + b"\xff")
+
+
+def file_of_strings(*keys: tuple[str, int | None], idle_s: int = 0) -> bytes:
+    """A file of strings of 100 bytes with these names and remaining TTLs in seconds."""
+    parts = [START]
+    for name, left_s in keys:
+        if left_s is not None:
+            parts.append(b"\xfc" + ((SAVED_S + left_s) * 1_000).to_bytes(8, "little"))
+        parts.append(b"\xf8\x80" + idle_s.to_bytes(4, "big"))
+        parts.append(b"\x00%c%b\x40\x64" % (len(name), name.encode()) + b"v" * 100)
+    return with_checksum(b"".join(parts) + b"\xff")
