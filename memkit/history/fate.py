@@ -110,7 +110,8 @@ def _fate_of_deleted(name: str, last: KeyEvent, known: Mapping[str, Any]) -> Fat
             return Fate("expired", sentence, "proven" if proven else "likely", at, exact, **known)
     if len(last.possible) == 1:
         cause = cast("Cause", last.possible[0])
-        sentence = f"{cause}: {name} was {cause}{_by(last)}{_when(last.moment)}"
+        what = "expired with its last field" if cause == "expired" else f"was {cause}"
+        sentence = f"{cause}: {name} {what}{_by(last)}{_when(last.moment)}"
         return Fate(cause, sentence + _before_deadline(deadline), "proven", **_at(last.moment), **known)
     choices = " or ".join(last.possible)
     sentence = f"{choices}: {name} ceased to exist{_by(last)}{_when(last.moment)}" + _before_deadline(deadline)

@@ -22,7 +22,7 @@ from memkit.errors import ServerError
 from memkit.history.commands import Executed
 from memkit.history.ledger import Ledger
 from memkit.history.replication import CommandStream
-from memkit.history.states import EventName, KeyEvent, KeyState, KeyStates, Moment
+from memkit.history.states import EventName, KeyEvent, KeyState, KeyStates, Moment, logs_like
 from memkit.history.tracking import Tracker
 from memkit.readonly.connection import KeyCommands, ReadOnlyConnection, info_fields, refused
 from memkit.render import counted, duration
@@ -47,7 +47,7 @@ _DELETING_NAMES = """
 del unlink getdel delex expire pexpire expireat pexpireat getex migrate restore sort lpop rpop lmpop blpop brpop blmpop
 lmove blmove rpoplpush brpoplpush lrem ltrim srem spop smove hdel hgetdel zrem zpopmin zpopmax zmpop bzpopmin bzpopmax
 zremrangebyrank zremrangebyscore zremrangebylex sunionstore sinterstore sdiffstore zunionstore zinterstore zdiffstore
-zrangestore
+zrangestore hexpire hpexpire hexpireat hpexpireat hsetex hgetex json.del json.forget
 """
 _DELETING = frozenset(_DELETING_NAMES.split())
 _RENAMING = frozenset({"rename", "renamenx", "move"})
@@ -58,9 +58,10 @@ _REPLACING = frozenset(_REPLACING_NAMES.split())
 
 
 class _Counters(NamedTuple):
-    """The server's counters at one moment: evicted keys, and calls by command."""
+    """The server's counters at one moment: evicted keys, expired hash fields, and calls by command."""
 
     evicted: int
+    expired_fields: int
     calls: Mapping[str, int]
 
     def since(self, before: _Counters, names: Iterable[str]) -> int:
@@ -130,12 +131,14 @@ class _WatchedServer:
             for name, text in commands.items()
             if text.startswith("calls=")
         }
-        return _Counters(int(stats.get("evicted_keys", 0)), calls)
+        fields = int(stats.get("expired_subkeys") or stats.get("expired_fields") or 0)  # Redis 7.4, Valkey 9
+        return _Counters(int(stats.get("evicted_keys", 0)), fields, calls)
 
-    def version(self) -> tuple[str, str]:
-        """Return the kind of server and its version."""
+    def version(self) -> tuple[str, str, str]:
+        """Return the kind of server, its version, and as which kind it logs the ends of keys."""
         info = info_fields(self.ask("INFO", "server"))
-        return ("valkey" if "valkey_version" in info else "redis"), info.get("valkey_version") or info["redis_version"]
+        flavour = "valkey" if "valkey_version" in info else "redis"
+        return flavour, info[f"{flavour}_version"], logs_like(info)
 
     def watches(self, name: bytes) -> bool:
         return name.startswith(self._prefixes)
@@ -246,10 +249,10 @@ class _Recorder:
 
     def begin(self) -> str:
         """Record the keys that exist; return what is recorded and what it costs."""
-        server, version = self._server.version()
+        server, version, log = self._server.version()
         kind = "replication" if self._replication else "tracking"
         self._ledger.begin_source(kind=kind, name=self._url, server=server, version=version, began_ms=self._looked_ms)
-        self._states = KeyStates(server=server, wanted=self._server.watches, keys_of=self._ledger.keys)
+        self._states = KeyStates(server=log, wanted=self._server.watches, keys_of=self._ledger.keys)
         self._find_new()
         self._looked_s = time.monotonic()
         self._ledger.commit()
@@ -372,6 +375,7 @@ class _Recorder:
                 possible += ["evicted"] if now.evicted > before.evicted else []
                 possible += ["renamed"] if now.since(before, _RENAMING) else []
                 possible += ["flushed"] if now.since(before, _FLUSHING) else []
+                possible += ["expired"] if now.expired_fields > before.expired_fields else []  # with its last field
                 self._add_end(name, was, moment, *(possible or ("deleted", "evicted", "renamed")))
 
     def _add_end(self, name: bytes, state: KeyState, moment: Moment, *possible: EventName, command: str = "") -> None:

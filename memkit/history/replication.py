@@ -19,6 +19,7 @@ import redis
 from memkit.connect import connect, redact
 from memkit.errors import ServerError
 from memkit.history.commands import Executed, execute
+from memkit.history.states import logs_like
 from memkit.history.tracking import Subscription
 from memkit.readonly.connection import ReadOnlyConnection, Reply, command, info_fields, refused
 
@@ -87,7 +88,7 @@ def read_backlog(url: str, *, primary: bool = False) -> BacklogCommands:
         seconds, microseconds = _reply(connection, "TIME")
         offset = backlog.first_offset + margin
         data = _continue(connection, backlog, offset)
-        server = "valkey" if "valkey_version" in info else "redis"
+        server = logs_like(info)
         commands = _commands(data, shown)
         db = int(client.connection_pool.connection_kwargs.get("db") or 0)
         return BacklogCommands(server, db, tuple(commands), int(seconds) * 1_000 + int(microseconds) // 1_000)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Literal, NamedTuple
 
 from memkit.history.commands import Effect
 
+VALKEY_UNLINKS = 8
 SAME_SECOND_MS = 1_000
 """A log states whole seconds: what it states with the same one may have happened at once."""
 EventName = Literal[
     "written", "renewed", "ttl_removed", "expired", "evicted", "deleted", "overwritten", "renamed", "flushed"
 ]
+
+
+def logs_like(info: Mapping[str, str]) -> str:
+    """Return as which server one logs the ends of keys, by its INFO: Valkey logs UNLINK from 8.0 on, by default."""
+    return "valkey" if int(info.get("valkey_version", "0").partition(".")[0]) >= VALKEY_UNLINKS else "redis"
 
 
 class Moment(NamedTuple):
@@ -80,7 +86,7 @@ class KeyStates:
     """The keys of a server as its log describes them.
 
     Args:
-        server: ``"redis"`` or ``"valkey"``: they log expired and evicted keys differently.
+        server: ``"redis"`` or ``"valkey"``: they log expired and evicted keys differently (see ``logs_like``).
         wanted: Whether a key is followed; all by default.
         complete: The log begins with every key that exists. Otherwise a key may exist that the log has not named yet.
         keys_of: Returns where the keys of a database are kept, empty at first or not; in memory by default.

@@ -248,7 +248,7 @@ def test_two_snapshots_leave_open_what_they_must(tmp_path: Path) -> None:
     assert fates["b"].at_is == "between"
 
 
-def test_key_past_its_deadline_has_expired_at_the_end(tmp_path: Path) -> None:
+def test_key_past_its_deadline_has_expired(tmp_path: Path) -> None:
     """A server deletes such a key later, and logs that then."""
     path = tmp_path / "appendonly.aof"
     words = [b"SET", b"chat:1", b"x", b"PXAT", b"1700000060000"]

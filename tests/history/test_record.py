@@ -131,6 +131,18 @@ def test_flush_of_this_database_and_of_another(server: RedisServer, client: redi
     assert [cause(path, name) for name in ("chat:1", "chat:2", "chat:3")] == ["flushed", "flushed", "exists"]
 
 
+@pytest.mark.parametrize("name", ["redis-8.2", "valkey-9"])
+def test_hash_expires_with_its_last_field(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "incident.db"
+    with start(name) as server, server.client() as client, recording(server, path, b"chat:"):
+        client.hset("chat:hash", "messages", CANARY)
+        client.hpexpire("chat:hash", 300, "messages")
+        recorded(path, has(b"chat:hash", "expired", "deleted"))
+    fate = history(path, session="hash").fate
+    assert fate is not None
+    assert "expired" in (fate.cause, *(fate.either or ()))
+
+
 def test_evicted_keys_are_named_if_nothing_was_deleted(tmp_path: Path) -> None:
     path = tmp_path / "incident.db"
     with start("redis-8.2") as server, server.client() as client:
