@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import redis
-from servers import every_server
+from servers import NO_FSYNC, every_server
 from waiting import nothing, wait_for
 
 from memkit.audit import audit
@@ -56,7 +56,9 @@ class World:
             name = next((one for one in ("redis-8.2", "valkey-9") if lanes[one]), name)
         binary = lanes[name]
         assert binary
-        with RedisServer(binary=binary.path, port=self.port, persist=self.persist, config=self.config) as server:
+        with RedisServer(
+            binary=binary.path, port=self.port, persist=self.persist, config=self.config | NO_FSYNC
+        ) as server:
             now = server.clock.now()
             oldest = max([self.age_s, *(age for age, _ in self.events)], default=0.0)
             if oldest > MINUTE:

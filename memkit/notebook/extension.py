@@ -67,7 +67,8 @@ class _ServerNotFound(_MessageOnly, ServerNotFound):
 @cache
 def server() -> RedisServer:
     """Return this notebook's private server; it starts at the first call and stops with the kernel."""
-    return RedisServer(persist=True).start()
+    # Without fsync the file has each write before its reply too, and a notebook does not wait for the disk.
+    return RedisServer(persist=True, config={"appendfsync": "no"}).start()
 
 
 @cache

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 from incidents import CAUSES, HEALTHIES, Incident, complaints, draw, restore
-from servers import every_server, needs, start
+from servers import NO_FSYNC, every_server, needs, start
 from topology import cluster_ports
 from waiting import wait_for
 
@@ -40,7 +40,7 @@ def played(name: str, seed: int, lane: str) -> Iterator[tuple[RedisServer, Incid
     incident = draw(name, seed)
     binary = every_server()[lane]
     assert binary
-    with RedisServer(binary=binary.path, config=incident.config, persist=incident.persist) as server:
+    with RedisServer(binary=binary.path, config=incident.config | NO_FSYNC, persist=incident.persist) as server:
         incident.play(server)
         yield server, incident
 
@@ -170,7 +170,7 @@ def test_denied_command_is_noted_and_the_rest_found(denied: str, noted: str, any
 
 
 def test_locks_caches_and_counters_are_no_finding() -> None:
-    with RedisServer(persist=True) as server, server.client() as client:
+    with RedisServer(persist=True, config=NO_FSYNC) as server, server.client() as client:
         for number in range(40):
             client.rpush(f"chat:{number}", "{}")
             client.expire(f"chat:{number}", 604_800)
@@ -218,7 +218,11 @@ def a_cluster(lane: str) -> Iterator[tuple[list[RedisServer], redis.RedisCluster
     with ExitStack() as stack:
         nodes = []
         for port, _ in cluster_ports(3):
-            config = {"cluster-enabled": "yes", "cluster-node-timeout": "5000", "cluster-config-file": "nodes.conf"}
+            config = NO_FSYNC | {
+                "cluster-enabled": "yes",
+                "cluster-node-timeout": "5000",
+                "cluster-config-file": "nodes.conf",
+            }
             nodes.append(stack.enter_context(RedisServer(binary=binary.path, port=port, config=config, persist=True)))
         clients = [stack.enter_context(node.client()) for node in nodes]
         for index, client in enumerate(clients):

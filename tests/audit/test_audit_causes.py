@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from incidents import DAY, HOUR, MINUTE, Write, restore, travel
-from servers import every_server
+from servers import NO_FSYNC, every_server
 
 from memkit.audit import Finding
 from memkit.audit.run import AuditReport, audit
@@ -24,7 +24,7 @@ WEEK = 7 * DAY
 def server() -> Iterator[RedisServer]:
     binary = every_server()[LANES[-1]]
     assert binary
-    with RedisServer(binary=binary.path, persist=True) as server:
+    with RedisServer(binary=binary.path, persist=True, config=NO_FSYNC) as server:
         yield server
 
 
@@ -272,7 +272,9 @@ def blind(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     """A server with an LFU policy: it does not report when a key was last accessed."""
     binary = every_server()[request.param]
     assert binary
-    with RedisServer(binary=binary.path, persist=True, config={"maxmemory-policy": "allkeys-lfu"}) as server:
+    with RedisServer(
+        binary=binary.path, persist=True, config={"maxmemory-policy": "allkeys-lfu", **NO_FSYNC}
+    ) as server:
         yield server
 
 

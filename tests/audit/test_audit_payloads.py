@@ -19,7 +19,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from servers import every_server
+from servers import NO_FSYNC, every_server
 
 from memkit.audit import Finding
 from memkit.audit.run import AuditReport, audit
@@ -41,7 +41,7 @@ def server() -> Iterator[RedisServer]:
     binary = every_server()["redis-8.2"] or every_server()["valkey-9"]
     if not binary:
         pytest.skip("no server with CLIENT NO-TOUCH on this machine")
-    with RedisServer(binary=binary.path, persist=True) as server:
+    with RedisServer(binary=binary.path, persist=True, config=NO_FSYNC) as server:
         yield server
 
 

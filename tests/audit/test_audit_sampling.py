@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 import redis
-from servers import every_server, start
+from servers import NO_FSYNC, every_server, start
 from waiting import wait_for
 
 from memkit.audit import audit
@@ -108,7 +108,7 @@ def test_stretch_near_the_end_continues_at_the_start(server: RedisServer) -> Non
 
 
 def test_cluster_keys_in_few_slots_are_drawn_at_random() -> None:
-    config = {"cluster-enabled": "yes", "cluster-config-file": "nodes.conf"}
+    config = NO_FSYNC | {"cluster-enabled": "yes", "cluster-config-file": "nodes.conf"}
     binary = every_server()[LANES[0]]
     assert binary
     with RedisServer(binary=binary.path, config=config, persist=True) as server, server.client() as client:

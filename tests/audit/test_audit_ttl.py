@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from incidents import DAY, HOUR, MINUTE, Write
+from servers import NO_FSYNC
 from test_audit_causes import audited, spread, the_finding
 
 from memkit.server import RedisServer
@@ -16,7 +17,7 @@ SEEDS = range(3)
 
 @pytest.fixture
 def server() -> Iterator[RedisServer]:
-    with RedisServer(persist=True) as one:
+    with RedisServer(persist=True, config=NO_FSYNC) as one:
         yield one
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import redis
-from servers import every_server
+from servers import NO_FSYNC, every_server
 
 from memkit import ExpiryPolicy, MemoryStore
 from memkit.audit import Finding
@@ -35,7 +35,7 @@ def server() -> Iterator[RedisServer]:
     # The last one is new enough for CLIENT NO-TOUCH.
     binary = every_server()[LANES[-1]]
     assert binary
-    with RedisServer(binary=binary.path, persist=True) as server:
+    with RedisServer(binary=binary.path, persist=True, config=NO_FSYNC) as server:
         yield server
 
 

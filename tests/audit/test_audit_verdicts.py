@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from servers import NO_FSYNC
 from waiting import nothing, wait_for
 from worlds import DAY, HOUR, Event, Traffic, false_alarms
 
@@ -84,13 +85,13 @@ def test_expired_keys_dropped_at_load_of_an_old_file(traffic: Traffic) -> None:
 
 
 def test_replica_that_lost_its_primary() -> None:
-    with RedisServer(persist=True, config={"replicaof": "127.0.0.1 1"}) as server:
+    with RedisServer(persist=True, config={"replicaof": "127.0.0.1 1", **NO_FSYNC}) as server:
         report = audit(server.url, expect={"chat:*": "7d"}, duty=1)
     assert "master_link_status" in of(report, "replica_stale").evidence[0]
 
 
 def test_sessions_in_another_database_are_noted() -> None:
-    with RedisServer(persist=True) as server:
+    with RedisServer(persist=True, config=NO_FSYNC) as server:
         with server.client() as client:
             client.select(2)
             client.set("chat:1", "{}", ex=60)
@@ -171,7 +172,7 @@ def test_unix_time_given_as_a_ttl(traffic: Traffic) -> None:
 
 def test_deadlines_off_by_a_time_zone() -> None:
     now = datetime.now(UTC).timestamp()
-    with RedisServer(persist=True) as server, server.client() as client:
+    with RedisServer(persist=True, config=NO_FSYNC) as server, server.client() as client:
         for n in range(30):
             client.rpush(f"chat:{n}", "{}")
             client.expireat(f"chat:{n}", round(now + WEEK - 2 * HOUR))
@@ -277,7 +278,7 @@ def test_hash_tags_in_all_names_are_no_finding(traffic: Traffic) -> None:
 
 
 def test_second_look_measures_the_ttl_that_writes_give() -> None:
-    with RedisServer(persist=True) as server, server.client() as client:
+    with RedisServer(persist=True, config=NO_FSYNC) as server, server.client() as client:
         for n in range(20):
             client.rpush(f"chat:{n}", "{}")
             client.expire(f"chat:{n}", round(WEEK))

@@ -38,6 +38,15 @@ def test_environment_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [command[-1] for command in installs] == ["a-store==1", "a-store==2"]
 
 
+def test_packages_of_npm_are_installed_for_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installs: list[list[str]] = []
+    monkeypatch.setattr("run_libraries.subprocess.run", lambda command, **_: installs.append(command))
+    library = Library("a-store", "a-package", "x:Y", ("a-package@1",), npm=True)
+    assert environment(library, tmp_path) == environment(library, tmp_path) == Path(sys.executable)
+    assert [(command[:2], command[-1]) for command in installs] == [(["npm", "install"], "a-package@1")]
+    assert (tmp_path / "a-store/npm_stores.mjs").exists()
+
+
 def make_venv(folder: Path) -> None:
     (folder / "lib/python3/site-packages").mkdir(parents=True, exist_ok=True)
 

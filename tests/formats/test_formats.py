@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import bz2
 import contextlib
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 from stress.fuzz_formats import Fuzzer, value_of
 
 from memkit import formats, render
-from memkit.formats import agent_framework_redis, capture, unknown
+from memkit.formats import agent_framework_redis, capture, layouts, unknown
 from memkit.formats.model import (
     ConfiguredTtl,
     Item,
@@ -1238,3 +1239,12 @@ def test_keys_that_a_library_deletes_are_housekeeping() -> None:
         assert not any(formats.is_housekeeping(key) for key in keys if key.startswith(("checkpoint:", "myapp_ckpt")))
     assert formats.deletes_own_keys("checkpoint:sess-A::shallow")
     assert not formats.deletes_own_keys("checkpoint:sess-A:__empty__:1f1eb487-c0ee-6680-ffff-c1023ffb8b5f")
+
+
+def test_a_layout_is_an_entry_of_at_most_15_lines() -> None:
+    calls = [
+        node for node in ast.walk(ast.parse(Path(layouts.__file__).read_text("utf-8"))) if isinstance(node, ast.Call)
+    ]
+    entries = [node for node in calls if isinstance(node.func, ast.Name) and node.func.id == "Layout"]
+    assert len(entries) == len(layouts.LAYOUTS)
+    assert max((node.end_lineno or 0) - node.lineno + 1 for node in entries) <= 15

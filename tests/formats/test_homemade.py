@@ -57,6 +57,7 @@ LAYOUTS = {
     "JSON lines": string(packed(ASKED) + b"\n" + packed(ANSWERED)),
     "gzip": string(gzip.compress(packed([ASKED, ANSWERED]))),
     "zlib elements": elements(zlib.compress(packed(ASKED)), zlib.compress(packed(ANSWERED))),
+    "deflate": string(zlib.compress(packed([ASKED, ANSWERED]))[2:-4]),
     "base64": string(base64.b64encode(packed({"messages": [ASKED, ANSWERED]}))),
     "JSON in a JSON string": string(json.dumps([ASKED, ANSWERED])),
     "msgpack": string(b"\x92\x82\xa4role\xa4user\xa7content\xa2hi\x82\xa4role\xa9assistant\xa7content\xa2ho"),
@@ -112,9 +113,34 @@ def test_an_order_that_nothing_shows_is_reported() -> None:
         assert "the order of the messages is not known" in note.message
 
 
-def test_json_without_messages_is_partly_decoded() -> None:
-    (problem,) = [item for item in decoded(string({"a": [1, 2], "b": "c"})) if isinstance(item, Problem)]
+UNREAD = {
+    "object": string({"a": [1, 2], "b": "c"}),
+    "one short field": string({"a": [1]}),
+    "short names": elements({"r": 0, "t": "hi"}, {"r": 1, "t": "ho"}),
+    "pairs without names": string([["hi", "ho"], ["q", "a"]]),
+    "numbers and texts": string([[0, "hi"], [1, "ho"]]),
+    "texts": string(["hi", "ho"]),
+    "field of a hash": fields(user=b"u1", state={"a": [1]}),
+    "member of a sorted set": RedisValue("chat:1", "zset", scores={'{"a":1}': 1.0}),
+    "entry of a stream": RedisValue("chat:1", "stream", entries=[("1-0", {"data": b'{"a":1}'})]),
+}
+
+
+@pytest.mark.parametrize("what", UNREAD)
+def test_json_without_messages_is_partly_decoded(what: str) -> None:
+    (problem,) = decoded(UNREAD[what])
+    assert isinstance(problem, Problem)
     assert (problem.cause, problem.message.split(":")[0]) == ("partly_decoded", "partly decoded")
+
+
+def test_roles_that_are_numbers_leave_the_texts() -> None:
+    shown = turns(decoded(elements({"role": 0, "text": "hi"}, {"role": 1, "text": "ho"})))
+    assert shown == [("other", "hi"), ("other", "ho")]
+
+
+def test_lines_without_roles_are_partly_decoded() -> None:
+    (note,) = decoded(elements(b"hi there", b"how are you"))
+    assert note == Note("partly decoded: the payload is plain text, and shows no roles")
 
 
 @pytest.mark.parametrize(

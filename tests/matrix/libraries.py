@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """A session store of a library: ``requirements`` are pip's (none: this environment will do).
+    """A session store of a library: ``requirements`` are pip's (none: this environment will do), or npm's.
 
-    ``needs_modules``: RedisJSON and RediSearch.
+    ``version_of`` is the package that has the version; ``needs_modules``: RedisJSON and RediSearch.
     """
 
     store: str
@@ -64,5 +64,49 @@ LIBRARIES = (
         f"{_HERE}.langgraph_redis:LanggraphRedis",
         ("langgraph-checkpoint-redis==0.5.2", "langgraph", "redis==8.1.0"),
         needs_modules=True,
+    ),
+    Library(
+        "langgraph-redis-shallow",
+        "langgraph-checkpoint-redis",
+        f"{_HERE}.langgraph_redis:LanggraphRedisShallow",
+        ("langgraph-checkpoint-redis==0.5.2", "langgraph", "redis==8.1.0"),
+        needs_modules=True,
+    ),
+    Library(
+        "langchain-js",
+        "@langchain/redis",
+        f"{_HERE}.npm:LangchainJs",
+        ("@langchain/redis@1.1.2", "@langchain/core"),
+        npm=True,
+    ),
+    Library(
+        "langgraph-js",
+        "@langchain/langgraph-checkpoint-redis",
+        f"{_HERE}.npm:LanggraphJs",
+        ("@langchain/langgraph-checkpoint-redis@1.0.11", "@langchain/langgraph", "@langchain/core"),
+        needs_modules=True,
+        npm=True,
+    ),
+    Library(
+        "langgraph-js-shallow",
+        "@langchain/langgraph-checkpoint-redis",
+        f"{_HERE}.npm:LanggraphJsShallow",
+        ("@langchain/langgraph-checkpoint-redis@1.0.11", "@langchain/langgraph", "@langchain/core"),
+        needs_modules=True,
+        npm=True,
+    ),
+    Library(
+        "vercel-chat-sdk",
+        "chat",
+        f"{_HERE}.npm:VercelChatSdk",
+        ("chat@4.41.1", "@chat-adapter/state-redis@4.41.1"),
+        npm=True,
+    ),
+    Library(
+        "mastra-redis",
+        "@mastra/redis",
+        f"{_HERE}.npm:MastraRedis",
+        ("@mastra/redis@1.3.1", "@mastra/core"),
+        npm=True,
     ),
 )

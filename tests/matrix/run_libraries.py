@@ -151,6 +151,7 @@ def environment(library: Library, cache: Path) -> Path:
         subprocess.run([*install, *library.requirements], check=True, stdout=sys.stderr)
         made.write_text(wanted)
     if library.npm:
+        shutil.copy(HERE / "adapters" / "npm_stores.mjs", folder)
         return python
     packages = next((folder / "lib").glob("python*/site-packages"))
     shutil.copytree(Path(memkit.__file__).parent, packages / "memkit", dirs_exist_ok=True)

@@ -25,6 +25,7 @@ from nbformat.sign import NotebookNotary
 from nbval_run import Executed
 from notebook_policy import METADATA
 from processes import linux
+from servers import NO_FSYNC
 from test_lab import Lab
 from test_notebooks import NOTEBOOKS
 
@@ -250,7 +251,7 @@ def brightness(colour: str) -> int:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_triage_page_fits_a_phone_and_one_screen(scheme: str, visitor: Visitor, tmp_path: Path) -> None:
-    with RedisServer(persist=True) as server, server.client() as client:
+    with RedisServer(persist=True, config=NO_FSYNC) as server, server.client() as client:
         for number in range(60):
             client.set(f"chat:{number}", "{}", ex=300 if number % 2 else 604_800)
         triage(server.url, expect=["chat:*=7d"], output=tmp_path / "report.html")

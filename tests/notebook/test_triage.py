@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 from incidents import Incident, draw
+from servers import NO_FSYNC
 
 from memkit.audit import AuditReport, audit
 from memkit.errors import MemkitError, PolicyError
@@ -28,7 +29,7 @@ def server() -> Iterator[RedisServer]:
 @pytest.fixture(scope="module")
 def incident() -> Iterator[tuple[Incident, AuditReport]]:
     drawn = draw("ttl_too_short", 5)
-    with RedisServer(persist=True) as server:
+    with RedisServer(persist=True, config=NO_FSYNC) as server:
         drawn.play(server)
         yield drawn, audit(server.url, expect=drawn.expect, duty=1)
 
@@ -64,7 +65,7 @@ def test_labels_stand_above_the_bars(name: str, incident: tuple[Incident, AuditR
 
 
 def test_the_page_of_a_live_server_is_safe_to_pass_on(tmp_path: Path) -> None:
-    with RedisServer(persist=True, port=0) as server:
+    with RedisServer(persist=True, port=0, config=NO_FSYNC) as server:
         with server.client() as client:
             for number in range(40):
                 client.rpush(f"chat:{NAME}-{number}", f'{{"type":"human","data":{{"content":"{TEXT}"}}}}')

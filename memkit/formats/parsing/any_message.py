@@ -67,6 +67,8 @@ _ANSWERED = re.compile(
 )
 _LESS_LIKELY = ("user", "customer", "client", "model", "agent")
 """Beside a question or an answer these may be the name of a person or of a model."""
+_SHORTEST_ALONE = 2
+"""``{"q": …, "a": …}`` is a pair; one field of one letter may be anything."""
 _PLAIN_FIELDS = frozenset({"role", "content", "id"})
 _CALL_PARTS = frozenset({"tooluse", "toolcall", "functioncall"})
 _RESULT_PARTS = frozenset({"toolresult", "functionresult", "functionresponse", "toolresponse", "toolreturn"})
@@ -86,7 +88,7 @@ def any_role(value: Any) -> str:
 
 def read_any(value: dict[str, Any], key: str) -> Sequence[Turn] | str:
     """Return an object's messages, whatever its fields are called, or the reason if it is none."""
-    return messages_of(value, key)[0] or "no field of it gives a role and a text"
+    return _plain(value, key) or _messages(_unwrapped(value), key) or "no field of it gives a role and a text"
 
 
 def messages_of(value: Mapping[str, Any], key: str) -> tuple[list[Turn], float | None]:
@@ -99,13 +101,19 @@ def messages_of(value: Mapping[str, Any], key: str) -> tuple[list[Turn], float |
     Returns:
         The messages, and the number that orders them among others, a time or an index, if the object has one.
     """
-    if value.keys() <= _PLAIN_FIELDS and isinstance(value.get("content"), str):  # most sessions have nothing else
-        plain = role_of(value.get("role"))
-        if plain not in ("other", "tool"):
-            return [Turn(plain, value["content"], (), None, text_or_none(value.get("id")), key)], None
+    if plain := _plain(value, key):
+        return plain, None
     fields = _unwrapped(value)
     turns = _messages(fields, key)
     return turns, _place(fields, value) if turns else None
+
+
+def _plain(value: Mapping[str, Any], key: str) -> list[Turn]:
+    """Return a message that has nothing but a role, a content and an id: most have nothing else."""
+    role = role_of(value.get("role")) if value.keys() <= _PLAIN_FIELDS else "other"
+    if role in ("other", "tool") or not isinstance(value.get("content"), str):
+        return []
+    return [Turn(role, value["content"], (), None, text_or_none(value.get("id")), key)]
 
 
 def _messages(fields: Mapping[str, Any], key: str) -> list[Turn]:
@@ -157,6 +165,9 @@ def _taken_apart(content: Any) -> _Parts:
     found = _Parts("", [], [], [])
     texts: list[str] = []
     for part in content:
+        if isinstance(part, dict) and part.get("type", part.get("block_type")) == "text" and "text" in part:
+            texts.append(part["text"] if isinstance(part["text"], str) else "")  # most parts are texts
+            continue
         kind, inner = _tool_part(part)
         if kind == "result":
             found.results.append((call_of(inner), _result_text(inner)))
@@ -259,6 +270,8 @@ def _unwrapped(value: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _role(fields: Mapping[str, Any]) -> str | None:
     """Return the role of a message; None if no field gives one."""
+    if (plain := role_of(fields.get("role"))) != "other":
+        return plain
     found = (_role_in(fields[name]) for name in _ROLE_FIELDS if name in fields)
     if role := next((each for each in found if each != "other"), None) or _flagged(fields):
         return role
@@ -308,14 +321,12 @@ def _only_text(fields: Mapping[str, Any]) -> str | None:
 
 def _pair(fields: Mapping[str, Any], key: str) -> list[Turn]:
     """Return a question and its answer (``prompt`` and ``response``), or the one that its only field names."""
-    sides = [(name, _side(name)) for name in fields]
-    asked = _likeliest([name for name, side in sides if side == "user" and isinstance(fields[name], str | list)])
-    reply = _likeliest(
-        [name for name, side in sides if side == "assistant" and isinstance(fields[name], str | list | None)]
-    )
+    texts = [name for name, value in fields.items() if value is None or _is_content(value)]
+    asked = _likeliest([name for name in texts if _side(name) == "user" and fields[name] is not None])
+    reply = _likeliest([name for name in texts if _side(name) == "assistant"])
     if reply and not asked:
         asked = next((name for name in _TEXT_FIELDS[:3] if isinstance(fields.get(name), str)), None)
-    if not (asked and reply) and (len(fields) > 1 or not (asked or reply)):
+    if not (asked and reply) and (len(fields) > 1 or len(asked or reply or "") < _SHORTEST_ALONE):
         return []
     question, answer = fields[asked] if asked else None, fields[reply] if reply else None
     both = [(question, answer)]
@@ -340,8 +351,12 @@ def _likeliest(names: list[str]) -> str | None:
     return min(names, key=lambda name: name in _LESS_LIKELY, default=None)
 
 
+def _is_content(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str | dict) for each in value))
+
+
 def _time(fields: Mapping[str, Any]) -> float | None:
-    for name in _TIME_FIELDS:
+    for name in () if fields.keys().isdisjoint(_TIME_FIELDS) else _TIME_FIELDS:
         value = fields.get(name)
         value = value.get("$date") if isinstance(value, dict) else value  # MongoDB's extended JSON
         if value is not None and (at_s := seconds(_number(value))) is not None:
