@@ -183,18 +183,20 @@ class _Stream:
         """Return the next line without its end, or None at the end of the file."""
         if self.offset >= self._size:
             return None
-        line = self._file.readline(min(MAX_LINE_BYTES, self._size - self.offset))
-        if not line.endswith(b"\r\n"):
-            whole = line.endswith(b"\n") or len(line) == MAX_LINE_BYTES
+        line = self._file.readline(MAX_LINE_BYTES)
+        end = self.offset + len(line)
+        if line[-2:] != b"\r\n" or end > self._size:
+            whole = end <= self._size and (line.endswith(b"\n") or len(line) == MAX_LINE_BYTES)
             raise self.damaged("a line without an end") if whole else self._ends_early()
-        self.offset += len(line)
+        self.offset = end
         return line[:-2]
 
     def number(self, line: bytes, *, most: int) -> int:
         """Return the number after a line's first character."""
-        if not line[1:].isdigit() or int(line[1:]) > most:
-            raise self.damaged("a length that is no number or too large")
-        return int(line[1:])
+        digits = line[1:]
+        if digits.isdigit() and (number := int(digits)) <= most:
+            return number
+        raise self.damaged("a length that is no number or too large")
 
     def argument(self) -> bytes:
         """Return the next argument, or its first 4,096 bytes."""
