@@ -123,7 +123,8 @@ def of_recording(writes: int, folder: Path) -> None:
 def of_files(keys: int, rounds: int, folder: Path) -> None:
     """Print the time to a fate and the memory for an RDB file and a log, of one size and of ten times the size."""
     for count in (keys // 10, keys):
-        with RedisServer(config={"appendonly": "yes"}) as server, server.client() as client:
+        config = {"appendonly": "yes", "auto-aof-rewrite-percentage": "0"}
+        with RedisServer(config=config) as server, server.client() as client:
             for start in range(0, count * rounds, 1_000):
                 pipe = client.pipeline(transaction=False)
                 for number in range(start, start + 1_000):
