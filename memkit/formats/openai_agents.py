@@ -81,11 +81,9 @@ def _encrypted(raw: RedisValue) -> Iterator[Item]:
     count = len(raw.elements)
     yield Note(f"EncryptedSession encrypted {counted(count, 'item')}: the texts cannot be read without its key")
     times = [at_s for value in sample(raw) if (at_s := _fernet_time(value.get("payload"))) is not None]
-    if times and max(times) - min(times) > ENCRYPTED_TTL_S:
-        reason = f"EncryptedSession skips items older than its ttl ({ENCRYPTED_TTL_S} s by default)"
-        yield Note(f"{reason}: these were written over {duration(1000 * (max(times) - min(times)))}")
-    else:
-        yield Note(f"EncryptedSession skips items older than its ttl ({ENCRYPTED_TTL_S} s by default), stored or not")
+    span_s = max(times, default=0.0) - min(times, default=0.0)
+    shown = f": these were written over {duration(1000 * span_s)}" if span_s > ENCRYPTED_TTL_S else ", stored or not"
+    yield Note(f"EncryptedSession skips items older than its ttl ({ENCRYPTED_TTL_S} s by default){shown}")
 
 
 def _fernet_time(token: Any) -> float | None:
@@ -109,13 +107,5 @@ def _turns(item: dict[str, Any], key: str) -> Sequence[Turn] | str | None:
     return openai_lacks(item) or read_any(item, key)
 
 
-FORMAT = Format(
-    store=STORE,
-    kinds=("list", "hash"),
-    recognise=recognise,
-    siblings=siblings,
-    decode=decode,
-    names=(PREFIX + "{id}", PREFIX + "{id}" + LIST),
-    prefix=PREFIX,
-    name_of=_name_of,
-)
+FORMAT = Format(store=STORE, kinds=("list", "hash"), recognise=recognise, siblings=siblings, decode=decode,
+                names=(PREFIX + "{id}", PREFIX + "{id}" + LIST), prefix=PREFIX, name_of=_name_of)  # fmt: skip
