@@ -5,7 +5,7 @@ from __future__ import annotations
 import anycrc
 
 SAVED_S = 1_700_000_000
-START = b"REDIS0011\xfa\x05ctime\x0a%d" % SAVED_S
+START = b"REDIS0011\xfa\x05ctime\x0a%d"
 _NAME_CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
@@ -20,15 +20,15 @@ def module_file(opcodes: bytes, name: bytes = b"k") -> bytes:
     for char in "ReJSON-RL":
         module_id = module_id << 6 | _NAME_CHARACTERS.index(char)
     key = b"\x07%c%b\x81" % (len(name), name) + (module_id << 10 | 3).to_bytes(8, "big")
-    return with_checksum(START + key + opcodes + b"\xff")
+    return with_checksum(START % SAVED_S + key + opcodes + b"\xff")
 
 
-def file_of_strings(*keys: tuple[str, int | None], idle_s: int = 0) -> bytes:
+def file_of_strings(*keys: tuple[str, int | None], idle_s: int = 0, saved_s: int = SAVED_S) -> bytes:
     """A file of strings of 100 bytes with these names and remaining TTLs in seconds."""
-    parts = [START]
+    parts = [START % saved_s]
     for name, left_s in keys:
         if left_s is not None:
-            parts.append(b"\xfc" + ((SAVED_S + left_s) * 1_000).to_bytes(8, "little"))
+            parts.append(b"\xfc" + ((saved_s + left_s) * 1_000).to_bytes(8, "little"))
         parts.append(b"\xf8\x80" + idle_s.to_bytes(4, "big"))
         parts.append(b"\x00%c%b\x40\x64" % (len(name), name.encode()) + b"v" * 100)
     return with_checksum(b"".join(parts) + b"\xff")

@@ -293,6 +293,16 @@ def buffers(t: Traffic) -> World:
     return t.world(events)
 
 
+def always_in_use(t: Traffic) -> World:
+    """Sessions of channels: each is written to every few hours, and none ever expires."""
+    events = []
+    for _ in range(min(t.count, 40)):
+        key = f"chat:{t.uid()}"
+        for n in range(120):
+            events += t.write(key, 3 * t.ttl_s - (n + t.dice.random()) * t.ttl_s / 40)
+    return t.world(events, age_s=3.2 * t.ttl_s, steps=400)
+
+
 def locks(t: Traffic) -> World:
     events = t.sessions()
     for _ in range(t.count):
@@ -606,7 +616,7 @@ HEALTHY: dict[str, Callable[[Traffic], World]] = {
             flush_of_another_database, flush_before_the_first_session, another_database, throttled_renewal,
             read_at_one_age, counters_of_sessions, nightly_batches, migrated_by_restore, migrated_by_copy, scripts,
             few_deletions, nearly_full, names_of_people, spring_session, renewed_by_reads,
-            migrated_by_replication, absolute_deadlines, buffers,
+            migrated_by_replication, absolute_deadlines, buffers, always_in_use,
         )
     },
 }  # fmt: skip

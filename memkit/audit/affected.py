@@ -18,6 +18,7 @@ from memkit.errors import MemkitError
 from memkit.history.snapshots import open_source
 from memkit.readonly.connection import ReadOnlyConnection, command, refused
 from memkit.render import counted, wrapped
+from memkit.server.clock import escape_glob
 
 SCAN_COUNT = 1_000
 RENEWALS_PER_S = 100
@@ -102,7 +103,7 @@ def write_affected(
 def _keys_with_ttl(connection: ReadOnlyConnection, prefix: bytes, bound_ms: float) -> Iterator[tuple[bytes, int]]:
     """Yield each key under a prefix with a remaining TTL up to a bound; a key may come twice, as from SCAN."""
     cursor = b"0"
-    pattern = b"".join(b"\\" + bytes([byte]) if byte in b"*?[]\\" else bytes([byte]) for byte in prefix) + b"*"
+    pattern = escape_glob(prefix.decode("latin-1")).encode("latin-1") + b"*"
     while True:
         reply = connection.ask("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT)
         if refused(reply):

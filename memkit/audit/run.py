@@ -31,7 +31,7 @@ from memkit.audit.stored_keys import StoredKeys
 from memkit.config import Expect, Expectation, expectations
 from memkit.connect import AnyClient
 from memkit.errors import PolicyError
-from memkit.history.snapshots import check_options, find_file, open_source, read_rdb
+from memkit.history.snapshots import find_file, open_source, read_rdb
 from memkit.readonly.connection import KeyCommands, ReadOnlyConnection
 from memkit.readonly.pace import Pace
 from memkit.readonly.reader import Reader
@@ -163,10 +163,9 @@ def _stored_keys(
     source: str | Path | AnyClient, at: datetime | None, db: int | None, progress: Progress | None
 ) -> StoredKeys | None:
     """Return the keys of a source that needs no server if no value is read: RDB files without TTLs of hash fields."""
-    found = find_file(source)
+    found = find_file(source, at=at, db=db)
     if found is None or found.kind != "rdb":
         return None
-    check_options(source, found, at=at, db=db)
     contents = read_rdb(found.files, progress=progress)
     return None if contents.has_field_ttls else StoredKeys(contents, contents.snapshot(found.name, db), progress)
 

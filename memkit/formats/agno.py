@@ -25,7 +25,7 @@ from memkit.formats.model import (
     text_or_none,
 )
 from memkit.formats.parsing.any_message import read_any
-from memkit.formats.parsing.documents import messages, misshapen, peek, read, salvage
+from memkit.formats.parsing.documents import messages, misshapen, peek, read, read_with, salvage
 from memkit.formats.parsing.element_shapes import kind_of, missing, missing_content
 from memkit.readonly.values import KeyRequest, RedisValue
 
@@ -111,9 +111,8 @@ def decode(stored: SessionValues) -> Iterator[Item]:
             "dangling", f"{owner.prefix}sessions:{owner.session}", "the runs exist and their session does not"
         )
     else:
-        document, problems = read(session)
-        lacks = None if document is None else missing(document, ("session_id",))
-        yield from [*problems, misshapen(session.name, lacks)] if lacks else problems
+        document, problems = read_with(session, "session_id")
+        yield from problems
         for run in a_list(a_dict(document).get("runs")):  # agno 1 kept the runs inside the session
             yield from _messages(a_dict(run), session.name)
     yield from _runs(stored)
@@ -188,12 +187,6 @@ def _dangling(stored: SessionValues) -> Iterator[Problem]:
             yield Problem("dangling", name, reason)
 
 
-FORMAT = Format(
-    store=STORE,
-    kinds=("string", "zset", "set"),
-    recognise=recognise,
-    siblings=siblings,
-    decode=decode,
-    names=("agno:sessions:{id}", "agno:runs:by_session:{id}", "agno:runs:index:session_id:{id}"),
-    prefix=PREFIX,
-)
+FORMAT = Format(store=STORE, kinds=("string", "zset", "set"), recognise=recognise, siblings=siblings, decode=decode,
+                names=("agno:sessions:{id}", "agno:runs:by_session:{id}", "agno:runs:index:session_id:{id}"),
+                prefix=PREFIX)  # fmt: skip

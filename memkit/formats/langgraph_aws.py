@@ -9,11 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
-from typing import Any
 
 from memkit.formats.model import Format, Item, KeyOwner, Note, Problem, SessionValues, a_dict
-from memkit.formats.parsing.documents import misshapen, peek, read
-from memkit.formats.parsing.element_shapes import missing
+from memkit.formats.parsing.documents import peek, read_with
 from memkit.formats.parsing.langgraph_common import deserialised, message_items, newer_schema
 from memkit.readonly.values import KeyRequest, RedisValue, to_name
 from memkit.render import counted
@@ -57,47 +55,27 @@ def decode(stored: SessionValues) -> Iterator[Item]:
     """Yield the messages of the latest checkpoint of the graph itself, and what is missing around it."""
     root = f"{_base(stored, 'checkpoint')}:"
     found = {name: raw for name, raw in stored.keys.items() if name.startswith(root)}
-    readable = sorted((name for name, raw in found.items() if raw), reverse=True)
     shown = False
-    for name in readable:
-        value, problems = _checkpoint(found[name], read_value=not shown)
+    for _, raw in sorted(found.items(), reverse=True):
+        document, problems = read_with(raw, "type", "checkpoint") if raw else (None, [])
         yield from problems
-        if value is not None and not shown:
-            yield from newer_schema(value, name)
-            yield from message_items(a_dict(value.get("channel_values")), name)
-            shown = True
+        if raw and document is not None and not shown:
+            value, problems = deserialised(document["type"], document["checkpoint"], raw)
+            yield from problems
+            if shown := isinstance(value, dict):
+                yield from newer_schema(value, raw.name)
+                yield from message_items(a_dict(value.get("channel_values")), raw.name)
     order = stored.get(_base(stored, "thread"))
     listed = [root + to_name(element) for element in order.elements] if order else []
     lost = [name for name in listed if name in found and found[name] is None]
     if order is None:
         yield Problem("dangling", _base(stored, "thread"), "the thread's list of checkpoints no longer exists")
     if lost and lost[0] == listed[0]:
-        yield Problem(
-            "dangling", lost[0], "the thread's list names this checkpoint as the latest, and it does not exist"
-        )
+        reason = "the thread's list names this checkpoint as the latest, and it does not exist"
+        yield Problem("dangling", lost[0], reason)
     elif lost:
         yield Note(f"{counted(len(lost), 'older checkpoint')} no longer exist: the library does not renew their TTL")
 
 
-def _checkpoint(raw: RedisValue | None, *, read_value: bool) -> tuple[dict[str, Any] | None, list[Problem]]:
-    if raw is None:
-        return None, []
-    document, problems = read(raw)
-    lacks = None if document is None else missing(document, ("type", "checkpoint"))
-    if document is None or lacks:
-        return None, [*problems, *([misshapen(raw.name, lacks)] if lacks else [])]
-    if not read_value:
-        return None, problems
-    value, faults = deserialised(document["type"], document["checkpoint"], raw)
-    return (value if isinstance(value, dict) else None), [*problems, *faults]
-
-
-FORMAT = Format(
-    store=STORE,
-    kinds=("string", "list"),
-    recognise=recognise,
-    siblings=siblings,
-    decode=decode,
-    names=("thread:{{id}}:",),
-    scanned=True,
-)
+FORMAT = Format(store=STORE, kinds=("string", "list"), recognise=recognise, siblings=siblings, decode=decode,
+                names=("thread:{{id}}:",), scanned=True)  # fmt: skip

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from memkit.formats.model import Format, Item, KeyOwner, Problem, SessionValues, a_dict, few, is_uuid, quoted
-from memkit.formats.parsing.documents import misshapen, peek, read
-from memkit.formats.parsing.element_shapes import kind_of, missing
+from memkit.formats.parsing.documents import misshapen, peek, read_with
+from memkit.formats.parsing.element_shapes import kind_of
 from memkit.formats.parsing.langgraph_common import (
     deserialised,
     message_items,
@@ -171,22 +171,12 @@ def _index_problems(stored: SessionValues, checkpoints: Mapping[str, Checkpoint]
 
 def _value(raw: RedisValue) -> tuple[Any, list[Problem]]:
     """Return what a ``{"t": …, "d": base64}`` document holds, messages as plain objects."""
-    document, problems = read(raw)
-    lacks = missing(document, ("t", "d")) if document is not None else None
-    if lacks:
-        problems.append(misshapen(raw.name, lacks))
-    if document is None or lacks:
+    document, problems = read_with(raw, "t", "d")
+    if document is None:
         return None, problems
     value, fault = deserialised(document["t"], document["d"], raw)
     return value, [*problems, *fault]
 
 
-FORMAT = Format(
-    store=STORE,
-    kinds=("string", "hash", "zset"),
-    recognise=recognise,
-    siblings=siblings,
-    decode=decode,
-    names=("lg:idx:{id}:",),
-    scanned=True,
-)
+FORMAT = Format(store=STORE, kinds=("string", "hash", "zset"), recognise=recognise, siblings=siblings, decode=decode,
+                names=("lg:idx:{id}:",), scanned=True)  # fmt: skip

@@ -38,7 +38,6 @@ class AofCommand(NamedTuple):
 
     arguments: tuple[bytes, ...]
     second: int | None
-    path: Path
     offset: int
 
 
@@ -158,7 +157,7 @@ def read_commands(path: Path, *, second: int | None = None) -> Iterator[AofComma
                 arguments = tuple(stream.argument() for _ in range(count))
                 if not arguments:
                     raise stream.damaged("a command without a name")
-                yield AofCommand(arguments, second, path, start)
+                yield AofCommand(arguments, second, start)
             else:
                 raise stream.damaged("a line that is neither a command nor an annotation")
     finally:

@@ -26,6 +26,7 @@ from memkit.history.states import EventName, KeyEvent, KeyState, KeyStates, Mome
 from memkit.history.tracking import Tracker
 from memkit.readonly.connection import KeyCommands, ReadOnlyConnection, info_fields, refused
 from memkit.render import counted, duration
+from memkit.server.clock import escape_glob
 
 Replication = Literal["replica", "primary"]
 COUNTERS_EVERY_S = 0.2
@@ -143,23 +144,24 @@ class _WatchedServer:
     def watches(self, name: bytes) -> bool:
         return name.startswith(self._prefixes)
 
-    def deadlines(self, names: Sequence[bytes]) -> list[tuple[bytes, int]]:
-        """Return each key's deadline: -1 for a persistent key, -2 for one that does not exist."""
-        found: list[tuple[bytes, int]] = []
+    def states(self, names: Sequence[bytes]) -> list[tuple[bytes, KeyState | None]]:
+        """Return each key's deadline as its state; None for a key that does not exist."""
+        found: list[tuple[bytes, KeyState | None]] = []
         for start in range(0, len(names), BATCH_KEYS):
             batch = names[start : start + BATCH_KEYS]
             replies = self._connection.send(KeyCommands(batch, ["pexpiretime"])).take()
             for reply in filter(refused, replies):
                 raise reply
-            found += zip(batch, replies, strict=True)
+            for name, deadline in zip(batch, replies, strict=True):
+                found.append((name, None if deadline == -2 else KeyState(None if deadline == -1 else deadline)))
         return found
 
     def scan(self) -> Iterator[list[bytes]]:
         """Yield the names of the watched keys that exist, in batches; a name may come twice."""
         for prefix in self._prefixes:
-            cursor: Any = 0
+            cursor, pattern = b"0", escape_glob(prefix.decode("latin-1")).encode("latin-1") + b"*"
             while True:
-                cursor, names = self.ask("SCAN", cursor, "MATCH", _escaped(prefix) + b"*", "COUNT", SCAN_COUNT)
+                cursor, names = self.ask("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT)
                 yield names
                 if cursor == b"0":
                     break
@@ -320,34 +322,34 @@ class _Recorder:
                 for event in self._states.apply(db, effect, moment, name):
                     if event.db == self._db:
                         self._ledger.add(_dated(event, moment))
-        for key, deadline in self._server.deadlines(list(emptied)):
-            state = self._present.pop(key, None) if deadline == -2 else None
-            if state is not None:
-                self._add_end(key, state, moment, "deleted", command=emptied[key])
+        for key, now in self._server.states(list(emptied)):
+            before = self._present.pop(key, None) if now is None else None
+            if before is not None:
+                self._add_end(key, before, moment, "deleted", command=emptied[key])
 
     def _look(self, names: Sequence[bytes], *, flushed: bool) -> None:
         """Record what changed since the last look."""
-        deadlines = self._server.deadlines([name for name in names if self._server.watches(name)])
+        states = self._server.states([name for name in names if self._server.watches(name)])
         moment = self._looked()
-        for name, deadline in deadlines:
-            self._record(name, deadline, moment)
+        for name, now in states:
+            self._record(name, now, moment)
         if not flushed:
             return
         for batch in self._present.batches():  # a database was flushed, whichever
-            for name, deadline in self._server.deadlines(list(batch)):
-                if deadline == -2:
+            for name, now in self._server.states(list(batch)):
+                if now is None:
                     del self._present[name]
                     self._add_end(name, batch[name], moment, "flushed")
 
-    def _record(self, name: bytes, deadline: int, moment: Moment) -> None:
+    def _record(self, name: bytes, now: KeyState | None, moment: Moment) -> None:
         before = self._present.get(name)
-        if deadline == -2:
+        if now is None:
             if before is not None:
                 del self._present[name]
                 self._vanished.append(_Vanished(name, before, moment))
             return
-        deadline_ms = None if deadline == -1 else deadline
-        self._present[name] = KeyState(deadline_ms)
+        deadline_ms = now.deadline_ms
+        self._present[name] = now
         if before is not None and before.deadline_ms is not None and deadline_ms is None:
             self._vanished.append(_Vanished(name, before, moment))
             return
@@ -404,27 +406,27 @@ class _Recorder:
     def _catch_up(self, gap_began_ms: int) -> None:
         """Record what became of the recorded keys in a gap."""
         for batch in self._present.batches():
-            deadlines = self._server.deadlines(list(batch))
+            states = self._server.states(list(batch))
             moment = Moment(gap_began_ms, self._server.now_ms())
-            for name, deadline in deadlines:
-                before, deadline_ms = batch[name], None if deadline == -1 else deadline
-                if deadline == -2:
+            for name, now in states:
+                before = batch[name]
+                if now is None:
                     del self._present[name]
                     ended = before.deadline_ms is not None and before.deadline_ms <= (moment.latest_ms or 0)
                     possible: tuple[EventName, ...] = ("expired",) if ended else ()
                     self._add_end(name, before, moment, *possible, "deleted", "evicted", "renamed", "flushed")
-                elif deadline_ms != before.deadline_ms:
-                    self._present[name] = KeyState(deadline_ms)
-                    lost: tuple[EventName, ...] = ("overwritten", "ttl_removed") if deadline_ms is None else ()
+                elif now.deadline_ms != before.deadline_ms:
+                    self._present[name] = now
+                    lost: tuple[EventName, ...] = ("overwritten", "ttl_removed") if now.deadline_ms is None else ()
                     event: EventName = lost[0] if lost else "renewed"
-                    self._ledger.add(KeyEvent(self._db, name, event, moment, "", deadline_ms, possible=lost))
+                    self._ledger.add(KeyEvent(self._db, name, event, moment, "", now.deadline_ms, possible=lost))
 
     def _find_new(self) -> None:
         """Record the keys that exist and are not recorded yet."""
         for names in self._server.scan():
-            for name, deadline in self._server.deadlines([name for name in names if name not in self._present]):
-                if deadline != -2:
-                    self._present[name] = KeyState(None if deadline == -1 else deadline)
+            for name, now in self._server.states([name for name in names if name not in self._present]):
+                if now is not None:
+                    self._present[name] = now
 
     def summary(self) -> RecordingSummary:
         return RecordingSummary(*self._ledger.counts(), time.monotonic() - self._began_s)
@@ -443,7 +445,3 @@ def _ttl(deadline_ms: int, moment: Moment) -> int:
     least, most = deadline_ms - (moment.latest_ms or 0), deadline_ms - (moment.earliest_ms or 0) + PUSH_DELAY_MS
     whole = -(-least // ROUND_MS) * ROUND_MS
     return whole if whole <= most else least
-
-
-def _escaped(prefix: bytes) -> bytes:
-    return b"".join(b"\\" + bytes([char]) if char in b"*?[]^\\-" else bytes([char]) for char in prefix)

@@ -336,7 +336,10 @@ SnapshotKeys = dict[tuple[int, bytes], KeyState]
 def _between(before: SnapshotKeys, after: SnapshotKeys, moment: Moment) -> Iterator[KeyEvent]:
     for (db, key), state in before.items():
         now = after.get((db, key))
-        if now is None:
+        if now is None and state.deadline_ms is not None and state.deadline_ms <= (moment.earliest_ms or 0):
+            at = Moment.at(state.deadline_ms)
+            yield KeyEvent(db, key, "expired", at, "", state.deadline_ms, possible=("expired",))
+        elif now is None:
             reached = state.deadline_ms is not None and state.deadline_ms <= (moment.latest_ms or 0)
             possible: Any = ("expired", "deleted", "evicted") if reached else ("deleted", "evicted")
             yield KeyEvent(db, key, possible[0], moment, "", state.deadline_ms, possible=possible)

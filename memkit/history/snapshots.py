@@ -19,7 +19,7 @@ from pathlib import Path
 
 import redis
 
-from memkit.connect import AnyClient, scan
+from memkit.connect import AnyClient, redact, scan
 from memkit.errors import ServerNotFound, SourceError
 from memkit.history.aof import AofFiles, find_aof, read_commands
 from memkit.history.rdb import MOST_DATABASES, RdbHeader, RdbReader, SnapshotKey
@@ -134,13 +134,25 @@ def _database(name: str, keys: Mapping[int, int], wanted: int | None) -> int:
     return 0 if 0 in keys or not keys else max(keys, key=lambda db: keys[db])
 
 
-def find_file(source: str | Path | AnyClient) -> Source | None:
+def find_file(source: str | Path | AnyClient, *, at: datetime | None, db: int | None) -> Source | None:
     """Return what a source is if it is a file or a directory; None if it is a live server.
 
+    Args:
+        source: See ``open_source``.
+        at: A moment, which only an append-only directory has.
+        db: A database; that of a live server is stated in its URL.
+
     Raises:
-        SourceError: There is no such file, or it is no source.
+        SourceError: There is no such file, it is no source or a recording, or it does not have ``at`` or ``db``.
     """
-    return find_source(source) if isinstance(source, str | Path) and is_file_source(str(source)) else None
+    found = find_source(source) if isinstance(source, str | Path) and is_file_source(str(source)) else None
+    if at is not None and (found is None or found.kind != "aof"):
+        raise SourceError(f"{redact(str(source))}: a moment (at) can only be chosen in an append-only directory")
+    if db is not None and found is None:
+        raise SourceError(f"{redact(str(source))}: a server's database is chosen in its URL, such as redis://HOST/{db}")
+    if found and found.kind == "recording":
+        raise SourceError(f"{found.name}: a recording has no values and not every key; give it to memkit history")
+    return found
 
 
 @contextmanager
@@ -162,8 +174,7 @@ def open_source(
         SourceError: The file cannot be served: see ``serve_rdb`` and ``serve_aof``.
         redis.RedisError: The live server cannot be reached.
     """
-    found = find_file(source)
-    check_options(source, found, at=at, db=db)
+    found = find_file(source, at=at, db=db)
     if found is None:
         with open_target(source, tolerant=tolerant) as target:
             yield target
@@ -177,16 +188,6 @@ def open_source(
                 connection.touches_because = ""  # the idle times of a copy
             keys = sum(1 for _ in scan(client))  # unlike DBSIZE without those that are past their deadline
             yield replace(target, snapshot=replace(snapshot, name=found.name, keys=keys, database=database))
-
-
-def check_options(source: str | Path | AnyClient, found: Source | None, *, at: datetime | None, db: int | None) -> None:
-    """Raise SourceError if a source is a recording, or has no such moment, or states its database itself."""
-    if at is not None and (found is None or found.kind != "aof"):
-        raise SourceError(f"{source}: a moment (at) can only be chosen in an append-only directory")
-    if db is not None and found is None:
-        raise SourceError(f"{source}: a server's database is chosen in its URL: redis://host:6379/{db}")
-    if found and found.kind == "recording":
-        raise SourceError(f"{found.name}: a recording has no values and not every key; give it to memkit history")
 
 
 @contextmanager

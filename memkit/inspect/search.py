@@ -250,9 +250,10 @@ class _Search:
         """Read the siblings: those that can be named, then, for stores that do not list them, those that SCAN finds."""
         if formats.format_of(owner.store).scanned and not self._scanned:
             self._scan(owner.session)
-        owners = self._members(owner)
-        owner = next(iter(owners.values()), owner)
-        parts = {name: member.part for name, member in owners.items()}
+        owners = {name: self._owner(name, owner.session) for name in self._there}
+        own = {name: each for name, each in owners.items() if each and each.group == owner.group}
+        owner = next(iter(own.values()), owner)
+        parts = {name: member.part for name, member in own.items()}
         shared: set[str] = set()
         for _ in range(_ROUNDS):
             values = {name: loaded.value if (loaded := self._loaded[name]) else None for name in parts}
@@ -272,11 +273,6 @@ class _Search:
         owners = (self._owner(name, None) for name in names if name in self._there)
         same = (each for each in owners if each and each.store == owner.store and each.prefix)
         return next((each for each in same if each.prefix + each.session == owner.session), owner)
-
-    def _members(self, owner: KeyOwner) -> dict[str, KeyOwner]:
-        """Return the keys read so far that belong to the session of a key."""
-        owners = {name: self._owner(name, owner.session) for name in self._there}
-        return {name: each for name, each in owners.items() if each and each.group == owner.group}
 
     def _owner(self, name: str, wanted: str | None) -> KeyOwner | None:
         seen = self._owners.setdefault(wanted, {})

@@ -25,7 +25,7 @@ USES = {
     "memory_store": "memory_store.save('k', [{'n': n}]); assert memory_store.load('k')",
     "async_memory_store": "asyncio.run(use_store(async_memory_store))",
     "redis_client, memkit_clock": (
-        "redis_client.set('k', n, 9); memkit_clock.shift('9s'); assert not redis_client.get('k')"
+        "redis_client.set('k', n, 9); memkit_clock.shift('10s'); assert not redis_client.get('k')"
     ),
 }
 PEER = {"redisdb": "redisdb.set('k', n); assert redisdb.get('k')"}

@@ -292,8 +292,11 @@ def test_database_can_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[st
     for command in (["audit", str(path), *EXPECTED, "--db", "7"], ["inspect", str(path), "chat:1", "--db", "7"]):
         assert main(command) == 2
         assert "database 7 has no keys; databases that have keys: 0 (1), 3 (2)" in capsys.readouterr().err
-    assert main(["audit", "redis://127.0.0.1:1/0", *EXPECTED, "--db", "3"]) == 2
-    assert "chosen in its URL" in capsys.readouterr().err
+    for option in (["--db", "3"], ["--at", "2026-11-28"]):
+        assert main(["audit", "redis://user:secret-5f1c@127.0.0.1:1/0", *EXPECTED, *option]) == 2
+        error = capsys.readouterr().err
+        assert "can only be chosen" in error or "is chosen in its URL" in error
+        assert "secret-5f1c" not in error
 
 
 def test_only_database_with_keys_is_read(tmp_path: Path) -> None:

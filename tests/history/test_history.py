@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from rdb_files import SAVED_S, file_of_strings
 from servers import LANES, every_server
 from waiting import wait_for
 
@@ -246,6 +247,17 @@ def test_two_snapshots_leave_open_what_they_must(tmp_path: Path) -> None:
     ]
     assert fates["b"] is not None
     assert fates["b"].at_is == "between"
+
+
+def test_key_past_its_deadline_in_a_file_has_expired(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.rdb", tmp_path / "second.rdb"
+    first.write_bytes(file_of_strings(("chat:1", -5), ("chat:2", 3_000)))
+    second.write_bytes(file_of_strings(("chat:2", -600), saved_s=SAVED_S + 3_600))
+    for name, at_s in (("1", SAVED_S - 5), ("2", SAVED_S + 3_000)):
+        fate = history(first, second, session=name).fate
+        assert fate is not None
+        assert fate.at is not None
+        assert (fate.cause, fate.confidence, fate.at.timestamp()) == ("expired", "proven", at_s)
 
 
 def test_key_past_its_deadline_has_expired(tmp_path: Path) -> None:

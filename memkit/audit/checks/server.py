@@ -275,7 +275,7 @@ def _persistence_risk(server: ServerFacts, context: AuditContext) -> Finding | N
 
 
 def _skewed(server: ServerFacts, keys: Sequence[KeyFacts], expectations: Sequence[Expectation]) -> Finding | None:
-    """Uses TIME against this machine's clock."""
+    """Uses TIME against this machine's clock, and the calls of EXPIREAT and PEXPIREAT: relative TTLs need no clock."""
     skew = server.skew_ms
     if abs(skew) < max(SKEW_MS, 3 * server.skew_error_ms) or _moved_on_purpose(server, keys, expectations):
         return None
@@ -284,7 +284,7 @@ def _skewed(server: ServerFacts, keys: Sequence[KeyFacts], expectations: Sequenc
         "clock_skew",
         message=f"the server's clock is {duration(abs(skew))} {way} this machine's: "
         "deadlines that clients compute are off by that",
-        confidence="proven",
+        confidence="proven" if server.called(*ABSOLUTE_DEADLINES) else "possible",
         evidence=(
             f"TIME against this machine's clock: {skew / 1000:+,.3f} s, give or take {server.skew_error_ms:.1f} ms",
         ),

@@ -30,6 +30,8 @@ class Parsed(NamedTuple):
 
 def unfolded_bytes(data: bytes) -> int:
     """Return an upper estimate of what parsing the JSON will take (sizes of CPython 3.11 objects, 64 bit)."""
+    if 2 * len(data) > MAX_UNFOLDED_BYTES:
+        return 2 * len(data)  # too large, whatever is in it
     commas, lists, dicts = data.count(b","), data.count(b"["), data.count(b"{")
     # One character outside the basic plane makes all of a text take four bytes each; as input, and again as value.
     texts = 8 if not data.isascii() and any(lead in data for lead in _ASTRAL) else 5 if b"\\u" in data else 2

@@ -10,7 +10,7 @@ from typing import Any
 
 from memkit.formats.model import Item, Problem, Turn, a_dict, few
 from memkit.formats.parsing.bounded_json import Fault, Parsed, parse
-from memkit.formats.parsing.element_shapes import kind_of
+from memkit.formats.parsing.element_shapes import kind_of, missing
 from memkit.formats.parsing.encodings import encoding_of
 from memkit.formats.parsing.list_elements import Convert
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
@@ -66,6 +66,14 @@ def read(raw: RedisValue) -> tuple[dict[str, Any] | None, list[Problem]]:
     if isinstance(value, dict):
         return value, problems
     return None, [*problems, corrupt(raw.name, raw.data, parsed)]
+
+
+def read_with(raw: RedisValue, *fields: str) -> tuple[dict[str, Any] | None, list[Problem]]:
+    """Return the document if it has these fields, which are texts; and the problem if it has not, or is unreadable."""
+    document, problems = read(raw)
+    if document is not None and (lacks := missing(document, fields)):
+        return None, [*problems, misshapen(raw.name, lacks)]
+    return document, problems
 
 
 def corrupt(name: str, data: bytes, parsed: Parsed) -> Problem:

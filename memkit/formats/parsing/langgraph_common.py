@@ -13,7 +13,7 @@ from memkit.formats.model import Item, Note, Problem, SessionValues, a_dict, few
 from memkit.formats.parsing import msgpack
 from memkit.formats.parsing.any_message import read_any
 from memkit.formats.parsing.bounded_json import Fault, Parsed, parse
-from memkit.formats.parsing.documents import corrupt, messages, misshapen, read
+from memkit.formats.parsing.documents import corrupt, messages, misshapen, read, read_with
 from memkit.formats.parsing.element_shapes import TYPES, is_constructed, langchain_lacks, missing
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
 
@@ -218,8 +218,5 @@ def write_problems(writes: Mapping[str, RedisValue | None]) -> Iterator[Problem]
     for name, raw in writes.items():
         if raw is None:
             yield Problem("dangling", name, "a list of pending writes names this write, and it no longer exists")
-            continue
-        document, problems = read(raw)
-        yield from problems
-        if document is not None and (lacks := missing(document, ("channel",))):
-            yield misshapen(name, lacks)
+        else:
+            yield from read_with(raw, "channel")[1]
