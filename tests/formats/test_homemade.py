@@ -154,9 +154,9 @@ def test_a_serialised_object_is_named(payload: bytes, name: str) -> None:
     assert f"the payload looks like {name}" in note.message
 
 
-def test_a_list_of_messages_is_not_openai_agents() -> None:
-    raw = elements(ASKED, ANSWERED)._replace(name="chat:1:messages")
-    assert recognise(raw) is None
+@pytest.mark.parametrize("name", ["chat:1:messages", "message_store:1", "ag2:stream:1", "chat_messages|v2|1"])
+def test_a_name_does_not_make_messages_a_librarys(name: str) -> None:
+    assert recognise(elements(ASKED, ANSWERED)._replace(name=name)) is None
 
 
 def test_a_hash_beside_the_messages_is_no_message() -> None:
