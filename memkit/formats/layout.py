@@ -52,6 +52,7 @@ class Key:
         fields: The fields by which its document, or most of its elements, is recognised. Without them the name decides.
         holds: ``messages``, one ``message``, the ``ids`` of messages in their order, or nothing to decode.
         shared: Whether it holds other sessions' entries too, and may be persistent.
+        lost: What is wrong if it no longer exists while the session's other keys do; empty if nothing is.
     """
 
     pattern: str
@@ -61,6 +62,7 @@ class Key:
     fields: tuple[str, ...] = ()
     holds: str = ""
     shared: bool = False
+    lost: str = ""
 
     def name(self, stored: SessionValues) -> str:
         """Return the name of the session's key; tokens other than the id remain in it."""
@@ -154,7 +156,7 @@ def _recognise(layout: Layout, raw: RedisValue, wanted: str | None) -> KeyOwner 
     for key in layout.keys:
         if "{id}" not in key.pattern or raw.kind not in key.kinds or not _looks_alike(layout, key, raw):
             continue
-        stated = text_or_none(peek(raw).get(layout.id_field)) if layout.id_field else None
+        stated = _stated(layout, raw) if layout.id_field else None
         session = wanted or stated
         if wanted and stated not in (None, wanted):
             continue
@@ -171,9 +173,19 @@ def _recognise(layout: Layout, raw: RedisValue, wanted: str | None) -> KeyOwner 
     return None
 
 
+def _stated(layout: Layout, raw: RedisValue) -> str | None:
+    """Return the session's id if the document, or the hash, states it."""
+    if raw.kind == "hash":
+        return raw.fields.get(layout.id_field, b"").decode("utf-8", "replace") or None
+    return text_or_none(peek(raw).get(layout.id_field))
+
+
 def _looks_alike(layout: Layout, key: Key, raw: RedisValue) -> bool:
     if not key.fields:
         return bool(layout.prefix)
+    is_named = raw.name.startswith(layout.prefix or "\0")
+    if raw.kind == "hash":
+        return is_named or all(field in raw.fields for field in key.fields)
     if raw.kind == "list":
         values: list[Mapping[str, Any]] = list(sample(raw))
     elif not all(field.encode() in raw.data for field in key.fields):
@@ -183,7 +195,7 @@ def _looks_alike(layout: Layout, key: Key, raw: RedisValue) -> bool:
     named = [each for each in values if all(field in each for field in key.fields)]
     alike = sum(layout.looks is None or layout.looks(each) for each in named)
     if raw.kind == "list":  # the name decides only if no element can be read
-        return 2 * alike >= len(values) if alike else not values and raw.name.startswith(layout.prefix or "\0")
+        return 2 * alike >= len(values) if alike else not values and is_named
     return 2 * alike > len(values) or _is_broken(layout, key, raw)
 
 
@@ -240,10 +252,9 @@ def _key_of(layout: Layout, stored: SessionValues, raw: RedisValue) -> Key | Non
 
 def _decode(layout: Layout, stored: SessionValues) -> Iterator[Item]:
     single: dict[str, Entry] = {}
-    for raw in stored.keys.values():
-        key = _key_of(layout, stored, raw) if raw and not raw.unread_reason else None
-        if raw is None or key is None:
-            continue
+    readable = [raw for raw in stored.keys.values() if raw and not raw.unread_reason]
+    own = [(raw, key) for raw in readable if (key := _key_of(layout, stored, raw))]
+    for raw, key in own:
         if raw.kind not in key.kinds:
             yield wrong_kind(raw, f"a {key.kinds[0]}")
         elif key.holds == MESSAGES and raw.kind == "list":
@@ -263,7 +274,16 @@ def _decode(layout: Layout, stored: SessionValues) -> Iterator[Item]:
         elif raw.kind in DOCUMENT_KINDS and key.fields:
             yield from read_document(raw)[1]
     yield from _a_key_each(layout, stored, single)
+    if any(key.holds or key.lost for _, key in own):
+        yield from _lost_keys(layout, stored)
     yield from (Note(text) for text in (layout.notes(stored) if layout.notes else ()))
+
+
+def _lost_keys(layout: Layout, stored: SessionValues) -> Iterator[Problem]:
+    for key in layout.keys:
+        name = key.name(stored)
+        if key.lost and name in stored.keys and stored.get(name) is None:
+            yield Problem("dangling", name, key.lost)
 
 
 def _from_document(layout: Layout, raw: RedisValue) -> Iterator[Item]:
@@ -295,9 +315,6 @@ def _a_key_each(layout: Layout, stored: SessionValues, single: Mapping[str, Entr
                   key=lambda name: (single[name].place or 0.0, trailing_number(name) or 0, name))  # fmt: skip
     for name in [*(name for name in listed if name in single), *rest]:
         yield from single[name].turns
-    for order in (key.name(stored) for key in layout.keys if key.holds == IDS):
-        if order in stored.keys and stored.get(order) is None and single:
-            yield Problem("dangling", order, "the messages exist, the key that lists them in their order does not")
     lost = [name for name in listed if name in stored.keys and stored.get(name) is None]
     reason = "the session lists this message, and its key no longer exists"
     yield from few(Problem("dangling", name, reason) for name in lost)

@@ -28,7 +28,6 @@ FORMATS: tuple[Format, ...] = (
     memkit_store.FORMAT,
     langgraph_aws.FORMAT,
     redisvl.FORMAT,
-    openai_agents.FORMAT,
     agno.FORMAT,
     agent_framework_redis.FORMAT,
     langgraph_redis.FORMAT,
@@ -85,7 +84,7 @@ def _likeness(raw: RedisValue) -> Callable[[KeyOwner], tuple[int, bool]]:
 
 def leads(raw: RedisValue) -> tuple[str, ...]:
     """Return the keys that show which sessions a key belongs to: those that an index shared by sessions points to."""
-    return agno.leads(raw) or langgraph_plainredis.leads(raw) or openai_agents.leads(raw) or layouts.leads(raw)
+    return agno.leads(raw) or langgraph_plainredis.leads(raw) or layouts.leads(raw)
 
 
 def format_of(store: str) -> Format:
