@@ -134,8 +134,9 @@ def test_json_without_messages_is_partly_decoded(what: str) -> None:
 
 
 def test_roles_that_are_numbers_leave_the_texts() -> None:
-    shown = turns(decoded(elements({"role": 0, "text": "hi"}, {"role": 1, "text": "ho"})))
-    assert shown == [("other", "hi"), ("other", "ho")]
+    items = decoded(elements({"role": 0, "text": "hi"}, {"role": 1, "text": "ho"}))
+    assert turns(items) == [("other", "hi"), ("other", "ho")]
+    assert [item.message[:16] for item in items if isinstance(item, Note)] == ["the order of the", "partly decoded: "]
 
 
 def test_lines_without_roles_are_partly_decoded() -> None:
