@@ -29,7 +29,7 @@ from memkit.formats.parsing.any_message import messages_of, read_any
 from memkit.formats.parsing.conversation import Entry, find_entries, in_order, trailing_number
 from memkit.formats.parsing.documents import messages, misshapen, peek, read, read_or_salvage, wrong_kind
 from memkit.formats.parsing.element_shapes import missing
-from memkit.formats.parsing.list_elements import Convert, Turns, sample, turns
+from memkit.formats.parsing.list_elements import Convert, Turns, most_are, turns
 from memkit.formats.parsing.payload import open_payload, read_document
 from memkit.policy import ExpiryPolicy
 from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue, to_name
@@ -187,16 +187,14 @@ def _looks_alike(layout: Layout, key: Key, raw: RedisValue) -> bool:
     if raw.kind == "hash":
         return is_named or all(field in raw.fields for field in key.fields)
     if raw.kind == "list":
-        values: list[Mapping[str, Any]] = list(sample(raw))
-    elif not all(field.encode() in raw.data for field in key.fields):
-        values = []  # without parsing: most documents are of other stores
-    else:
-        values = _objects(raw)
-    named = [each for each in values if all(field in each for field in key.fields)]
-    alike = sum(layout.looks is None or layout.looks(each) for each in named)
-    if raw.kind == "list":  # the name decides only if no element can be read
-        return 2 * alike >= len(values) if alike else not values and is_named
-    return 2 * alike > len(values) or _is_broken(layout, key, raw)
+        return most_are(raw, partial(_looks, layout, key), named=is_named)
+    # Not parsed if a field is not there: most documents are of other stores.
+    found = _objects(raw) if all(field.encode() in raw.data for field in key.fields) else []
+    return 2 * sum(_looks(layout, key, value) for value in found) > len(found) or _is_broken(layout, key, raw)
+
+
+def _looks(layout: Layout, key: Key, value: Mapping[str, Any]) -> bool:
+    return all(field in value for field in key.fields) and (layout.looks is None or layout.looks(value))
 
 
 def _is_broken(layout: Layout, key: Key, raw: RedisValue) -> bool:

@@ -143,7 +143,7 @@ def _eviction_risk(server: ServerFacts, context: AuditContext) -> Finding | None
 
 
 def _flushed(server: ServerFacts, context: AuditContext, expectations: Sequence[Expectation]) -> Finding | None:
-    """Uses the calls of FLUSHALL and FLUSHDB, the slow log, and the oldest access of any key."""
+    """Uses the calls of FLUSHALL and FLUSHDB, the slow log, expired_keys, and the oldest access of any key."""
     calls, started = server.called(*FLUSHES), server.started_ms
     ttl_ms = max((one.ttl_ms or 0 for one in expectations), default=0)
     if not calls or not ttl_ms or started is None:
@@ -157,7 +157,9 @@ def _flushed(server: ServerFacts, context: AuditContext, expectations: Sequence[
     if not logged and (age >= OLD_SHARE * possible_age or chance > FLUSH_CHANCE) and sessions:
         return None
     elsewhere = len(server.databases) > 1 and not server.called("flushall")
-    likely = bool(sessions) and not elsewhere and chance < RARE_FLUSH_CHANCE
+    # If no key has expired before, there may have been no session before: a flush when the service was launched.
+    used_before = bool(server.number("expired_keys"))
+    likely = bool(sessions) and not elsewhere and used_before and chance < RARE_FLUSH_CHANCE
     names = " and ".join(name.upper() for name in FLUSHES if server.called(name))
     at = max((one.at_s * 1000 for one in logged), default=None)
     by = f" by {logged[-1].client}" if logged and logged[-1].client else ""
