@@ -28,7 +28,7 @@ def test_every_path_exists(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "path"), [("SEVERITIES", "memkit/audit/finding.py"), ("FORMAT", "memkit/formats/openai_agents.py")]
+    ("name", "path"), [("SEVERITIES", "memkit/audit/finding.py"), ("FORMAT", "memkit/formats/agno.py")]
 )
 def test_every_name_is_in_its_module(name: str, path: str) -> None:
     assert f"`{name}`" in CONTRIBUTING

@@ -107,6 +107,7 @@ SOURCES = sorted(path for folder in ("memkit", "tests") for path in (PACKAGE.par
 SHOWS_A_FAKE = {"ttl_semantics.py", "test_semantics.py", "test_layers.py"}
 
 
+@cache
 def names_and_calls(path):
     """What a file imports, and the functions of modules that it calls."""
     calls = {

@@ -293,6 +293,16 @@ def buffers(t: Traffic) -> World:
     return t.world(events)
 
 
+def always_in_use(t: Traffic) -> World:
+    """Sessions of channels: each is written to every few hours, and none ever expires."""
+    events = []
+    for _ in range(min(t.count, 40)):
+        key = f"chat:{t.uid()}"
+        for n in range(120):
+            events += t.write(key, 3 * t.ttl_s - (n + t.dice.random()) * t.ttl_s / 40)
+    return t.world(events, age_s=3.2 * t.ttl_s, steps=400)
+
+
 def locks(t: Traffic) -> World:
     events = t.sessions()
     for _ in range(t.count):
@@ -487,6 +497,12 @@ def flush_before_the_first_session(t: Traffic) -> World:
     return t.world([(1.2 * t.ttl_s, ("FLUSHALL",)), *t.sessions()])
 
 
+def flushed_at_launch(t: Traffic) -> World:
+    """The server was flushed before the service was launched, some time less than the TTL ago."""
+    launch_s = t.dice.uniform(0.05, 0.9) * t.ttl_s
+    return t.world([(launch_s, ("FLUSHALL",)), *[one for one in t.sessions() if one[0] < launch_s]])
+
+
 def another_database(t: Traffic) -> World:
     def fill(server: RedisServer) -> None:
         with server.client() as client:
@@ -604,9 +620,9 @@ HEALTHY: dict[str, Callable[[Traffic], World]] = {
             save_points, locks, locks_under_the_prefix, caches, counters, index_that_is_pruned, field_ttls, hash_tags,
             empty_part_of_the_name, tenants, two_ttls_on_purpose, never, several_expectations, deadlines_of_clients,
             flush_of_another_database, flush_before_the_first_session, another_database, throttled_renewal,
-            read_at_one_age, counters_of_sessions, nightly_batches, migrated_by_restore, migrated_by_copy, scripts,
-            few_deletions, nearly_full, names_of_people, spring_session, renewed_by_reads,
-            migrated_by_replication, absolute_deadlines, buffers,
+            read_at_one_age, flushed_at_launch, counters_of_sessions, nightly_batches, migrated_by_restore,
+            migrated_by_copy, scripts, few_deletions, nearly_full, names_of_people, spring_session, renewed_by_reads,
+            migrated_by_replication, absolute_deadlines, buffers, always_in_use,
         )
     },
 }  # fmt: skip

@@ -13,8 +13,8 @@ from typing import Any
 
 from memkit.formats.model import Format, Item, KeyOwner, Problem, SessionValues, Turn
 from memkit.formats.parsing.any_message import read_any
-from memkit.formats.parsing.element_shapes import missing
-from memkit.formats.parsing.list_elements import turns, votes
+from memkit.formats.parsing.element_shapes import SHAPES, missing
+from memkit.formats.parsing.list_elements import most_are, turns
 from memkit.readonly.values import RedisValue, to_bytes, to_name
 
 STORE = "agent-framework-redis"
@@ -31,7 +31,7 @@ def encoded(session: str) -> str:
 
 def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     """Claim lists of ``{"type": "message", "contents": […]}``, or with the default name."""
-    if not (raw.name.startswith(PREFIX) or votes(raw)[STORE]):
+    if not most_are(raw, SHAPES[STORE], named=raw.name.startswith(PREFIX)):
         return None
     prefix, mark, tail = raw.name.rpartition(ENCODED)
     if mark and (session := _decoded(tail)):

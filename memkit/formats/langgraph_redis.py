@@ -49,7 +49,7 @@ def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     document = peek(raw)
     if not document:
         return _pointer_owner(raw, wanted) or _damaged_owner(raw, wanted)
-    thread = text_or_none(document.get("thread_id")) or wanted or _shallow_thread(raw.name)
+    thread = text_or_none(document.get("thread_id")) or wanted or _shallow_thread(name_parts(raw.name, REDIS_KINDS))
     if thread is None or wanted not in (None, thread) or ("checkpoint" not in document and not _is_write(document)):
         return None
     pieces = _pieces(raw.name, thread)
@@ -81,9 +81,8 @@ def _is_python(after_thread: str, document: Mapping[str, Any]) -> bool:
     return "run_id" in document or "blob" in document or not after_thread.count(":") or "value" not in document
 
 
-def _shallow_thread(name: str) -> str | None:
-    pieces = name_parts(name, REDIS_KINDS)
-    return pieces.rest.removesuffix(":") if pieces and pieces.kind == "checkpoint" and pieces.rest[-1:] == ":" else None
+def _shallow_thread(pieces: Pieces | None) -> str | None:
+    return pieces.rest[:-1] if pieces and pieces.kind == "checkpoint" and pieces.rest[-1:] == ":" else None
 
 
 def _list_owner(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
@@ -113,10 +112,8 @@ def _damaged_owner(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     pieces = name_parts(raw.name, ("checkpoint", "checkpoint_write"))
     if pieces is None or raw.kind not in DOCUMENT_KINDS:
         return None
-    thread = thread_of(pieces.rest, ROOT, wanted)
-    if thread is None and pieces.kind == "checkpoint" and pieces.rest[-1:] == ":":
-        thread = pieces.rest[:-1] if wanted in (None, pieces.rest[:-1]) else None
-    return KeyOwner(STORE, thread, pieces.prefix, _PARTS[pieces.kind]) if thread else None
+    thread = thread_of(pieces.rest, ROOT, wanted) or _shallow_thread(pieces)
+    return KeyOwner(STORE, thread, pieces.prefix, _PARTS[pieces.kind]) if thread and wanted in (None, thread) else None
 
 
 def _kind(name: str, stored: SessionValues) -> str:

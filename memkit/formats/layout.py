@@ -29,7 +29,7 @@ from memkit.formats.parsing.any_message import messages_of, read_any
 from memkit.formats.parsing.conversation import Entry, find_entries, in_order, trailing_number
 from memkit.formats.parsing.documents import messages, misshapen, peek, read, read_or_salvage, wrong_kind
 from memkit.formats.parsing.element_shapes import missing
-from memkit.formats.parsing.list_elements import Convert, Turns, sample, turns
+from memkit.formats.parsing.list_elements import Convert, Turns, most_are, turns
 from memkit.formats.parsing.payload import open_payload, read_document
 from memkit.policy import ExpiryPolicy
 from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue, to_name
@@ -52,6 +52,7 @@ class Key:
         fields: The fields by which its document, or most of its elements, is recognised. Without them the name decides.
         holds: ``messages``, one ``message``, the ``ids`` of messages in their order, or nothing to decode.
         shared: Whether it holds other sessions' entries too, and may be persistent.
+        lost: What is wrong if it no longer exists while the session's other keys do; empty if nothing is.
     """
 
     pattern: str
@@ -61,6 +62,7 @@ class Key:
     fields: tuple[str, ...] = ()
     holds: str = ""
     shared: bool = False
+    lost: str = ""
 
     def name(self, stored: SessionValues) -> str:
         """Return the name of the session's key; tokens other than the id remain in it."""
@@ -154,7 +156,7 @@ def _recognise(layout: Layout, raw: RedisValue, wanted: str | None) -> KeyOwner 
     for key in layout.keys:
         if "{id}" not in key.pattern or raw.kind not in key.kinds or not _looks_alike(layout, key, raw):
             continue
-        stated = text_or_none(peek(raw).get(layout.id_field)) if layout.id_field else None
+        stated = _stated(layout, raw) if layout.id_field else None
         session = wanted or stated
         if wanted and stated not in (None, wanted):
             continue
@@ -171,20 +173,28 @@ def _recognise(layout: Layout, raw: RedisValue, wanted: str | None) -> KeyOwner 
     return None
 
 
+def _stated(layout: Layout, raw: RedisValue) -> str | None:
+    """Return the session's id if the document, or the hash, states it."""
+    if raw.kind == "hash":
+        return raw.fields.get(layout.id_field, b"").decode("utf-8", "replace") or None
+    return text_or_none(peek(raw).get(layout.id_field))
+
+
 def _looks_alike(layout: Layout, key: Key, raw: RedisValue) -> bool:
     if not key.fields:
         return bool(layout.prefix)
+    is_named = raw.name.startswith(layout.prefix or "\0")
+    if raw.kind == "hash":
+        return is_named or all(field in raw.fields for field in key.fields)
     if raw.kind == "list":
-        values: list[Mapping[str, Any]] = list(sample(raw))
-    elif not all(field.encode() in raw.data for field in key.fields):
-        values = []  # without parsing: most documents are of other stores
-    else:
-        values = _objects(raw)
-    named = [each for each in values if all(field in each for field in key.fields)]
-    alike = sum(layout.looks is None or layout.looks(each) for each in named)
-    if raw.kind == "list":  # the name decides only if no element can be read
-        return 2 * alike >= len(values) if alike else not values and raw.name.startswith(layout.prefix or "\0")
-    return 2 * alike > len(values) or _is_broken(layout, key, raw)
+        return most_are(raw, partial(_looks, layout, key), named=is_named)
+    # Not parsed if a field is not there: most documents are of other stores.
+    found = _objects(raw) if all(field.encode() in raw.data for field in key.fields) else []
+    return 2 * sum(_looks(layout, key, value) for value in found) > len(found) or _is_broken(layout, key, raw)
+
+
+def _looks(layout: Layout, key: Key, value: Mapping[str, Any]) -> bool:
+    return all(field in value for field in key.fields) and (layout.looks is None or layout.looks(value))
 
 
 def _is_broken(layout: Layout, key: Key, raw: RedisValue) -> bool:
@@ -240,10 +250,9 @@ def _key_of(layout: Layout, stored: SessionValues, raw: RedisValue) -> Key | Non
 
 def _decode(layout: Layout, stored: SessionValues) -> Iterator[Item]:
     single: dict[str, Entry] = {}
-    for raw in stored.keys.values():
-        key = _key_of(layout, stored, raw) if raw and not raw.unread_reason else None
-        if raw is None or key is None:
-            continue
+    readable = [raw for raw in stored.keys.values() if raw and not raw.unread_reason]
+    own = [(raw, key) for raw in readable if (key := _key_of(layout, stored, raw))]
+    for raw, key in own:
         if raw.kind not in key.kinds:
             yield wrong_kind(raw, f"a {key.kinds[0]}")
         elif key.holds == MESSAGES and raw.kind == "list":
@@ -263,7 +272,16 @@ def _decode(layout: Layout, stored: SessionValues) -> Iterator[Item]:
         elif raw.kind in DOCUMENT_KINDS and key.fields:
             yield from read_document(raw)[1]
     yield from _a_key_each(layout, stored, single)
+    if any(key.holds or key.lost for _, key in own):
+        yield from _lost_keys(layout, stored)
     yield from (Note(text) for text in (layout.notes(stored) if layout.notes else ()))
+
+
+def _lost_keys(layout: Layout, stored: SessionValues) -> Iterator[Problem]:
+    for key in layout.keys:
+        name = key.name(stored)
+        if key.lost and name in stored.keys and stored.get(name) is None:
+            yield Problem("dangling", name, key.lost)
 
 
 def _from_document(layout: Layout, raw: RedisValue) -> Iterator[Item]:
@@ -295,9 +313,6 @@ def _a_key_each(layout: Layout, stored: SessionValues, single: Mapping[str, Entr
                   key=lambda name: (single[name].place or 0.0, trailing_number(name) or 0, name))  # fmt: skip
     for name in [*(name for name in listed if name in single), *rest]:
         yield from single[name].turns
-    for order in (key.name(stored) for key in layout.keys if key.holds == IDS):
-        if order in stored.keys and stored.get(order) is None and single:
-            yield Problem("dangling", order, "the messages exist, the key that lists them in their order does not")
     lost = [name for name in listed if name in stored.keys and stored.get(name) is None]
     reason = "the session lists this message, and its key no longer exists"
     yield from few(Problem("dangling", name, reason) for name in lost)

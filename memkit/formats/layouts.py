@@ -10,16 +10,19 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from memkit.formats import ag2, langchain_community
+from memkit.formats import ag2, langchain_community, openai_agents
 from memkit.formats.layout import IDS, MESSAGE, MESSAGES, Key, Layout
 from memkit.formats.model import SessionValues, a_dict, one_of
 from memkit.formats.parsing.documents import peek
-from memkit.formats.parsing.element_shapes import SHAPES, adk_lacks, llama_index_lacks
+from memkit.formats.parsing.element_shapes import SHAPES, adk_lacks, llama_index_lacks, openai_lacks
 from memkit.formats.parsing.langchain_message import langchain_redis_turn, typed_turn
 from memkit.policy import MAX_TTL_MS
 from memkit.readonly.values import RedisValue, to_name
 
-_LIST, _SET, _ZSET = ("list",), ("set",), ("zset",)
+_LIST, _SET, _ZSET, _HASH = ("list",), ("set",), ("zset",), ("hash",)
+_NO_ORDER = "the messages exist, the key that lists them in their order does not"
+_NO_DATES = "the messages exist, the hash with the session's dates does not"
+_NO_LIST = "the hash with the session's dates exists, its list of messages does not"
 _LANGCHAIN4J_TYPES = frozenset({"USER", "AI", "SYSTEM", "TOOL_EXECUTION_RESULT", "CUSTOM"})
 _MAX_SPRING_MESSAGES = 1_000
 """RedisChatMemoryRepository.findByConversationId asks the index for so many messages, the oldest first."""
@@ -73,6 +76,21 @@ LAYOUTS: tuple[Layout, ...] = (
         looks=SHAPES["llama-index"],
         lacks=llama_index_lacks,
     ),
+    # openai-agents 0.24.0: both keys are renewed in one MULTI. A list under another prefix may be anybody's.
+    Layout(
+        store=openai_agents.STORE,
+        prefix="agents:session:",
+        keys=(
+            Key("{id}", kinds=_HASH, fields=("session_id", "created_at", "updated_at"), lost=_NO_DATES),
+            Key("{id}:messages", kinds=_LIST, part="messages", holds=MESSAGES, lost=_NO_LIST),
+            Key("{id}:counter", part="counter"),
+        ),
+        id_field="session_id",
+        lacks=openai_lacks,
+        skip=openai_agents.is_hidden,
+        notes=openai_agents.notes,
+        name_of=openai_agents.name_of,
+    ),
     # google-adk-redis 0.1.5: one document a session, ``session:<app>:<user>:<id>``, renewed by each write.
     Layout(
         store="google-adk-redis",
@@ -110,7 +128,7 @@ LAYOUTS: tuple[Layout, ...] = (
         keys=(
             Key("mastra_messages:threadId:{id}:id:{*}", part="message", fields=("threadId", "content"), holds=MESSAGE),
             Key("mastra_threads:id:{id}", part="thread", fields=("id", "resourceId")),
-            Key("thread:{id}:messages", kinds=_ZSET, part="order", holds=IDS),
+            Key("thread:{id}:messages", kinds=_ZSET, part="order", holds=IDS, lost=_NO_ORDER),
             Key("msg-idx:{*}", part="message index"),
         ),
         ttl_unit="",
@@ -129,7 +147,7 @@ LAYOUTS: tuple[Layout, ...] = (
         store="agentscope-memory",
         prefix="user_id:{*}:session:",
         keys=(
-            Key("{id}:messages", kinds=_LIST, part="order", holds=IDS),
+            Key("{id}:messages", kinds=_LIST, part="order", holds=IDS, lost=_NO_ORDER),
             Key("{id}:msg:{*}", part="message", fields=("role", "content"), holds=MESSAGE),
             Key("{id}:mark:{*}", kinds=_LIST, part="mark"),
             Key("{id}:marks_index", kinds=_SET, part="marks"),
@@ -221,7 +239,9 @@ def _whole_seconds(value: Any) -> int | None:
 
 
 def leads(raw: RedisValue) -> tuple[str, ...]:
-    """Return the keys that show which session an order, an index or a list of sessions belongs to."""
+    """Return the keys that show which session an order, an index, a list of messages or of sessions belongs to."""
+    if raw.kind == "list" and raw.name.endswith(":messages"):  # openai-agents' hash names its session
+        return (raw.name.removesuffix(":messages"),)
     of_mastra = re.fullmatch(r"((?:.*?[:/|}])??)(?:thread:(.+):messages|msg-idx:.+)", raw.name, re.DOTALL)
     if of_mastra and raw.kind == ("zset" if of_mastra[2] else "string"):
         return (f"{of_mastra[1]}mastra_threads:id:{of_mastra[2] or to_name(raw.data)}",)

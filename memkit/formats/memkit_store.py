@@ -22,7 +22,8 @@ from memkit.formats.model import (
 from memkit.formats.parsing.any_message import messages_of
 from memkit.formats.parsing.bounded_json import parse
 from memkit.formats.parsing.chat import dumped, role_of
-from memkit.formats.parsing.list_elements import Faults, votes
+from memkit.formats.parsing.element_shapes import store_of
+from memkit.formats.parsing.list_elements import Faults, sample
 from memkit.readonly.values import KeyRequest, RedisValue, to_name
 from memkit.store.encoding import decode_header, is_header, stamp_of
 from memkit.store.operations import vectors_key
@@ -37,7 +38,7 @@ def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     begins = bool(ends) and is_header(ends[0])
     stamped = begins + sum(1 for element in ends if stamp_of(element))
     saved = sum(1 for element in ends if element.startswith(b"["))
-    if not stamped or stamped + saved + begins <= votes(raw).total():
+    if not stamped or stamped + saved + begins <= sum(1 for value in sample(raw) if store_of(value)):
         return None
     prefix, session = split(raw.name, PREFIX, wanted)
     return KeyOwner(STORE, session, prefix, "primary")

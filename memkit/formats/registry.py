@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from memkit.formats import (
     agent_framework_redis,
@@ -21,14 +21,12 @@ from memkit.formats.layouts import LAYOUTS, vocabulary
 from memkit.formats.model import Format, Item, KeyOwner, SessionValues
 from memkit.formats.parsing.dialogue_checks import Dialogue
 from memkit.formats.parsing.documents import parsed_once, wrong_kind
-from memkit.formats.parsing.list_elements import votes
 from memkit.readonly.values import KeyRequest, RedisValue
 
 FORMATS: tuple[Format, ...] = (
     memkit_store.FORMAT,
     langgraph_aws.FORMAT,
     redisvl.FORMAT,
-    openai_agents.FORMAT,
     agno.FORMAT,
     agent_framework_redis.FORMAT,
     langgraph_redis.FORMAT,
@@ -36,7 +34,7 @@ FORMATS: tuple[Format, ...] = (
     langgraph_plainredis.FORMAT,
     *(layout.format() for layout in LAYOUTS),
 )
-"""The order decides between formats that claim the same key, except for lists: see ``recognise``."""
+"""The order decides between formats that claim the same key."""
 
 VOCABULARY = frozenset(
     (
@@ -61,31 +59,20 @@ _BY_STORE = {each.store: each for each in FORMATS}
 def recognise(raw: RedisValue, wanted: str | None = None) -> KeyOwner | None:
     """Return the session that a key belongs to, or None.
 
-    Each format looks at the payload before it looks at the name, and the order of ``FORMATS`` decides between them. Of
-    a list most elements decide, and its name counts as one more, so that one foreign element changes nothing.
+    Each format looks at the payload before it looks at the name, and the order of ``FORMATS`` decides between them.
 
     Args:
         raw: The key.
         wanted: The session id that is searched, if there is one.
     """
     claims = (owner for each in _BY_KIND.get(raw.kind, ()) if (owner := each.recognise(raw, wanted)))
-    if raw.kind != "list":
-        with parsed_once():
-            return next(claims, None)
-    owners = list(claims)
-    return owners[0] if len(owners) == 1 else max(owners, key=_likeness(raw), default=None)
-
-
-def _likeness(raw: RedisValue) -> Callable[[KeyOwner], tuple[int, bool]]:
-    named = {each.store for each in FORMATS if each.prefix and raw.name.startswith(each.prefix)}
-    found = votes(raw)
-    found[memkit_store.STORE] = len(raw.elements)  # its own claim has been weighed against the others'
-    return lambda owner: (found[owner.store] + (owner.store in named), owner.store in named)
+    with parsed_once():
+        return next(claims, None)
 
 
 def leads(raw: RedisValue) -> tuple[str, ...]:
     """Return the keys that show which sessions a key belongs to: those that an index shared by sessions points to."""
-    return agno.leads(raw) or langgraph_plainredis.leads(raw) or openai_agents.leads(raw) or layouts.leads(raw)
+    return agno.leads(raw) or langgraph_plainredis.leads(raw) or layouts.leads(raw)
 
 
 def format_of(store: str) -> Format:

@@ -72,6 +72,8 @@ def decode(stored: SessionValues) -> Iterator[Item]:
     if single:
         yield from Dialogue().follow(_a_key_each(single))
     yield from faults
+    if {turn.role for each in found for entry in each.entries for turn in entry.turns} == {"other"}:
+        yield Note("partly decoded: no field of the messages shows whether the user or the assistant wrote them")
     if not found:
         yield from _undecoded(raw for raw in stored.keys.values() if raw and not raw.unread_reason)
 

@@ -134,8 +134,9 @@ def test_json_without_messages_is_partly_decoded(what: str) -> None:
 
 
 def test_roles_that_are_numbers_leave_the_texts() -> None:
-    shown = turns(decoded(elements({"role": 0, "text": "hi"}, {"role": 1, "text": "ho"})))
-    assert shown == [("other", "hi"), ("other", "ho")]
+    items = decoded(elements({"role": 0, "text": "hi"}, {"role": 1, "text": "ho"}))
+    assert turns(items) == [("other", "hi"), ("other", "ho")]
+    assert [item.message[:16] for item in items if isinstance(item, Note)] == ["the order of the", "partly decoded: "]
 
 
 def test_lines_without_roles_are_partly_decoded() -> None:
@@ -153,9 +154,9 @@ def test_a_serialised_object_is_named(payload: bytes, name: str) -> None:
     assert f"the payload looks like {name}" in note.message
 
 
-def test_a_list_of_messages_is_not_openai_agents() -> None:
-    raw = elements(ASKED, ANSWERED)._replace(name="chat:1:messages")
-    assert recognise(raw) is None
+@pytest.mark.parametrize("name", ["chat:1:messages", "message_store:1", "ag2:stream:1", "chat_messages|v2|1"])
+def test_a_name_does_not_make_messages_a_librarys(name: str) -> None:
+    assert recognise(elements(ASKED, ANSWERED)._replace(name=name)) is None
 
 
 def test_a_hash_beside_the_messages_is_no_message() -> None:

@@ -153,7 +153,7 @@ def test_shifted_keys_expire_and_are_not_deleted(clock: ServerClock, client: red
         channels: list[bytes] = []
 
         def heard() -> int:
-            if event := events.get_message(timeout=0.1):
+            while event := events.get_message(timeout=0.1):
                 channels.append(event["channel"])
             return len(channels)
 

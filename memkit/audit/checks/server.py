@@ -143,7 +143,7 @@ def _eviction_risk(server: ServerFacts, context: AuditContext) -> Finding | None
 
 
 def _flushed(server: ServerFacts, context: AuditContext, expectations: Sequence[Expectation]) -> Finding | None:
-    """Uses the calls of FLUSHALL and FLUSHDB, the slow log, and the oldest access of any key."""
+    """Uses the calls of FLUSHALL and FLUSHDB, the slow log, expired_keys, and the oldest access of any key."""
     calls, started = server.called(*FLUSHES), server.started_ms
     ttl_ms = max((one.ttl_ms or 0 for one in expectations), default=0)
     if not calls or not ttl_ms or started is None:
@@ -157,7 +157,9 @@ def _flushed(server: ServerFacts, context: AuditContext, expectations: Sequence[
     if not logged and (age >= OLD_SHARE * possible_age or chance > FLUSH_CHANCE) and sessions:
         return None
     elsewhere = len(server.databases) > 1 and not server.called("flushall")
-    likely = bool(sessions) and not elsewhere and chance < RARE_FLUSH_CHANCE
+    # If no key has expired before, there may have been no session before: a flush when the service was launched.
+    used_before = bool(server.number("expired_keys"))
+    likely = bool(sessions) and not elsewhere and used_before and chance < RARE_FLUSH_CHANCE
     names = " and ".join(name.upper() for name in FLUSHES if server.called(name))
     at = max((one.at_s * 1000 for one in logged), default=None)
     by = f" by {logged[-1].client}" if logged and logged[-1].client else ""
@@ -275,7 +277,7 @@ def _persistence_risk(server: ServerFacts, context: AuditContext) -> Finding | N
 
 
 def _skewed(server: ServerFacts, keys: Sequence[KeyFacts], expectations: Sequence[Expectation]) -> Finding | None:
-    """Uses TIME against this machine's clock."""
+    """Uses TIME against this machine's clock, and the calls of EXPIREAT and PEXPIREAT: relative TTLs need no clock."""
     skew = server.skew_ms
     if abs(skew) < max(SKEW_MS, 3 * server.skew_error_ms) or _moved_on_purpose(server, keys, expectations):
         return None
@@ -284,7 +286,7 @@ def _skewed(server: ServerFacts, keys: Sequence[KeyFacts], expectations: Sequenc
         "clock_skew",
         message=f"the server's clock is {duration(abs(skew))} {way} this machine's: "
         "deadlines that clients compute are off by that",
-        confidence="proven",
+        confidence="proven" if server.called(*ABSOLUTE_DEADLINES) else "possible",
         evidence=(
             f"TIME against this machine's clock: {skew / 1000:+,.3f} s, give or take {server.skew_error_ms:.1f} ms",
         ),

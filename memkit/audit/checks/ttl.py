@@ -13,6 +13,7 @@ from memkit.audit.checks.server import SKEW_MS
 from memkit.audit.checks.ttl_inference import (
     COMMON_SHARE,
     HOUR_MS,
+    ONE_WRITE_MS,
     STOPPED_GAPS,
     UNIT_FACTORS,
     LifetimeAnalysis,
@@ -28,7 +29,7 @@ from memkit.audit.context import AuditContext
 from memkit.audit.finding import Finding, Since
 from memkit.audit.key_shapes import Group, Member, by_prefix, groups_of, narrowest_prefix, sessions_of
 from memkit.audit.sampling import KeyFacts
-from memkit.audit.server_info import ABSOLUTE_DEADLINES, RENEWALS, STRING_WRITES
+from memkit.audit.server_info import ABSOLUTE_DEADLINES, RELATIVE_DEADLINES, RENEWALS, STRING_WRITES
 from memkit.config import Expectation
 from memkit.policy import ExpiryPolicy, ttl_text
 from memkit.render import counted, duration
@@ -42,7 +43,7 @@ UNIX_TIME_S = 1_000_000_000
 SOON = 0.05
 """Sessions with less than this share of the TTL left expire soon."""
 RENEWED_TOGETHER = 0.05
-"""All TTLs renewed within this share of the TTL: of steady traffic so many keys have that chance, each."""
+"""All TTLs renewed within this share of the TTL: each key of steady traffic has that chance."""
 FEWEST_RENEWED = 20
 LONG_COPY = 0.2
 """A script that copies sessions to another server takes less than this share of their TTL."""
@@ -407,13 +408,16 @@ def _persistent_renewal(expected: Expectation, analysis: LifetimeAnalysis, conte
     if renewals < 2 * len(analysis.all):
         return None
     since = duration(max(now - (one.deadline - analysis.ttl) for one in analysis.all))
+    # Sessions that are always in use are renewed one by one, with a read or a write each time.
+    at_once = spread([one.deadline for one in analysis.all]) <= ONE_WRITE_MS
+    alone = server.called(*RELATIVE_DEADLINES, *ABSOLUTE_DEADLINES) - server.writes - (server.reads or 0)
     return Finding.of(
         expected,
         "persistent_renewal",
         keys=len(analysis.all),
         message=f"something renews all {len(analysis.all):,} sessions under {expected.prefix}: each got a whole TTL "
         f"within the last {since}, and no key has expired since the server started",
-        confidence="likely",
+        confidence="likely" if at_once or alone >= len(analysis.all) / 2 else "possible",
         observed_ms=analysis.ttl,
         evidence=(
             f"expired_keys is 0, and the server started {context.when(started)}, more than two TTLs ago",

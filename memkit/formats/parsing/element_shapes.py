@@ -103,7 +103,8 @@ def openai_lacks(item: Mapping[str, Any]) -> str | None:
         return None if item.get("call_id") or item.get("id") else "it has no call_id"
     if one_of(item.get("type"), RESULTS):
         return None if "output" in item else "it has no output"
-    return missing(item, ("role",)) or missing_content(item)
+    hidden = is_item(item.get("type")) or "__enc__" in item
+    return None if hidden else missing(item, ("role",)) or missing_content(item)
 
 
 def langchain_lacks(message: Mapping[str, Any]) -> str | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -28,9 +27,13 @@ def sample(raw: RedisValue) -> Iterator[dict[str, Any]]:
             yield value
 
 
-def votes(raw: RedisValue) -> Counter[str]:
-    """Return how many of a list's sampled elements look like each store's."""
-    return Counter(store for value in sample(raw) if (store := store_of(value)))
+def most_are(raw: RedisValue, looks: Callable[[Mapping[str, Any]], bool], *, named: bool = False) -> bool:
+    """Return whether most of a list's elements are a store's; its name, if it is the store's, counts as one more.
+
+    So one foreign element changes nothing, and the name decides if no element can be read.
+    """
+    found = [looks(value) for value in sample(raw)]
+    return 2 * sum(found) + named > len(found)
 
 
 def turns(raw: RedisValue, convert: Convert, *, store: str = "", newest_first: bool = False) -> Iterator[Item]:
