@@ -11,6 +11,8 @@ from memkit.readonly.target import Snapshot
 
 ALL_KEYS = int(ENOUGH_KEYS * 1.2)
 """If there are hardly more than enough, every key is kept, as ``Sampler`` does."""
+HALF_SECOND_MS = 500
+"""Saves and idle times are whole seconds of one clock: their difference is the second in which a key was accessed."""
 STRING_OVERHEAD_BYTES = 56
 """MEMORY USAGE of Redis 7.0 is 48 to 68 bytes more than the name and the value of a string of up to 1,000 bytes."""
 
@@ -52,7 +54,9 @@ class StoredKeys:
             if self._progress and done % PROGRESS_EVERY_KEYS == 0:
                 self._progress(done, self.snapshot.keys)
             if wanted(key.name) and reservoir.picks(1):
-                touched_ms = saved_ms - key.idle_s * 1_000 if idle_times and key.idle_s is not None else None
+                touched_ms = None
+                if idle_times and key.idle_s is not None:
+                    touched_ms = saved_ms - key.idle_s * 1_000 + HALF_SECOND_MS
                 weight = None if key.string_bytes is None else key.string_bytes + STRING_OVERHEAD_BYTES
                 reservoir.put(KeyFacts(key.name, key.kind, key.deadline_ms, touched_ms, now_ms, weight))
         kept = reservoir.kept()
