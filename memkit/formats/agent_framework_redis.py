@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from memkit.formats.model import Format, Item, KeyOwner, Problem, SessionValues, Turn
+from memkit.formats.model import NO_TTL_OPTION, Format, Item, KeyOwner, Problem, SessionValues, Turn
 from memkit.formats.parsing.any_message import read_any
 from memkit.formats.parsing.element_shapes import SHAPES, missing
 from memkit.formats.parsing.list_elements import most_are, turns
@@ -64,4 +64,6 @@ def _turns(value: dict[str, Any], key: str) -> Sequence[Turn] | str:
     return missing(value, ("role",)) or missing(value, ("contents",), kind=list) or read_any(value, key)
 
 
-FORMAT = Format(store=STORE, kinds=("list",), recognise=recognise, decode=decode, prefix=PREFIX, ttl_option=False)
+FORMAT = Format(
+    store=STORE, kinds=("list",), recognise=recognise, decode=decode, prefix=PREFIX, ttl_option=NO_TTL_OPTION
+)

@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from memkit.formats.model import (
+    NO_TTL_OPTION,
     SEPARATORS,
     ConfiguredTtl,
     Format,
@@ -97,7 +98,7 @@ class Layout:
     store: str
     prefix: str = ""
     keys: tuple[Key, ...]
-    ttl_unit: str = "s"
+    ttl_unit: str = "seconds"
     default_ttl: str | None = None
     id_field: str = ""
     messages_field: str = ""
@@ -125,7 +126,9 @@ class Layout:
             scanned=any(_is_open(key.pattern) for key in own),
             prefix="" if _is_open(self.prefix) else self.prefix,
             loses_calls=self.loses_calls,
-            ttl_option=bool(self.ttl_unit),
+            ttl_option=f"takes its TTL in {self.ttl_unit}; the default is {self.default_ttl or 'no TTL'}"
+            if self.ttl_unit
+            else NO_TTL_OPTION,
             name_of=self.name_of,
         )
 

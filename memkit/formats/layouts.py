@@ -119,7 +119,7 @@ LAYOUTS: tuple[Layout, ...] = (
             Key("list:msg-history:{*}:{id}", kinds=_LIST, part="messages", fields=("_type", "author"), holds=MESSAGES),
             Key("subscriptions", kinds=_SET, part="shared subscriptions", shared=True),
         ),
-        ttl_unit="ms",
+        ttl_unit="milliseconds",
         default_ttl="7d",
     ),
     # @mastra/redis 1.3.1.

@@ -146,6 +146,9 @@ class SessionValues(NamedTuple):
         return self.keys.get(name)
 
 
+NO_TTL_OPTION = "has no TTL option"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
     """How one store lays out its keys.
@@ -161,7 +164,7 @@ class Format:
         scanned: Whether siblings can only be found by SCAN.
         prefix: The library's default prefix, if names begin with one.
         loses_calls: Whether the library drops an assistant's tool calls when it writes.
-        ttl_option: Whether the library can set a TTL at all.
+        ttl_option: What the library's TTL option is, for a session without a TTL; empty if nothing is known of it.
         name_of: Returns the name to report, if it depends on all keys of the session.
     """
 
@@ -174,7 +177,7 @@ class Format:
     scanned: bool = False
     prefix: str = ""
     loses_calls: bool = False
-    ttl_option: bool = True
+    ttl_option: str = ""
     name_of: Callable[[SessionValues], str] | None = None
 
 

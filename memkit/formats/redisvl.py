@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from memkit.formats.model import (
+    NO_TTL_OPTION,
     Format,
     Item,
     KeyOwner,
@@ -93,4 +94,6 @@ def _number(raw: RedisValue) -> float | None:
         return None
 
 
-FORMAT = Format(store=STORE, kinds=("hash",), recognise=recognise, decode=decode, scanned=True, ttl_option=False)
+FORMAT = Format(
+    store=STORE, kinds=("hash",), recognise=recognise, decode=decode, scanned=True, ttl_option=NO_TTL_OPTION
+)

@@ -29,14 +29,14 @@ class SessionFacts:
     """What is known about a session beside its keys.
 
     Attributes:
-        no_option: A remark if the store has no TTL option; else empty.
+        ttl_option: A remark on the store's TTL option; may be empty.
         expect: The expectations of the caller, the most specific pattern first.
         configured: What the session's payload states about its own TTL: a policy, or None if it states nothing.
         newest_ms: When the newest message was written, in ms since 1970, if its store keeps that.
         now_ms: The server's time.
     """
 
-    no_option: str = ""
+    ttl_option: str = ""
     expect: Sequence[Expectation] = ()
     configured: ExpiryPolicy | None = None
     newest_ms: float | None = None
@@ -62,7 +62,7 @@ def key_problems(own: Mapping[str, LoadedKey], facts: SessionFacts) -> list[Prob
     persistent = [name for name in own if name not in ends_s and name not in never]
     problems: list[Problem] = []
     if persistent:
-        problems += _no_ttl(persistent, len(ends_s), facts.no_option)
+        problems += _no_ttl(persistent, len(ends_s), facts.ttl_option)
     parts = {name: (end_s, own[name].metadata.idle_s) for name, end_s in ends_s.items()}
     ttls_ms = [one.ttl_ms for one in expected.values() if one.ttl_ms]
     early = early_ends(parts, max(ttls_ms) / 1000 if ttls_ms else None)

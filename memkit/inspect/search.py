@@ -322,10 +322,10 @@ def _report(reader: Reader, found: _Found, expected: Sequence[Expectation], *, r
     loaded = {name: loaded for name, loaded in found.keys.items() if loaded}
     own = {name: each for name, each in loaded.items() if name not in found.shared}
     store = unknown.STORE if is_unknown else _shielded(lambda: formats.store_name(stored), found.owner.store)
-    no_option = "" if is_unknown or formats.format_of(found.owner.store).ttl_option else f"; {store} has no TTL option"
+    option = "" if is_unknown else formats.format_of(found.owner.store).ttl_option
     newest_s = max((one.at_s for one in messages if one.at_s is not None), default=None)
     facts = SessionFacts(
-        no_option=no_option,
+        ttl_option=f"; {store} {option}" if option else "",
         expect=expected,
         configured=configured.policy if configured else None,
         newest_ms=None if newest_s is None else newest_s * 1000,

@@ -368,6 +368,22 @@ def test_a_lost_ttl_is_found(client: redis.Redis, name: str) -> None:
     assert PRIMARY[name] in [problem.key for problem in problems]
 
 
+@pytest.mark.parametrize(
+    ("name", "remark"),
+    [
+        ("langchain-community", "takes its TTL in seconds; the default is no TTL"),
+        ("vercel-chat-sdk", "takes its TTL in milliseconds; the default is 7d"),
+        ("ag2", "has no TTL option"),
+    ],
+)
+def test_a_store_without_ttl_names_its_option(client: redis.Redis, name: str, remark: str) -> None:
+    session = load_capture(client, name)
+    for key in client.scan_iter():
+        client.persist(key)
+    found = [one.message for one in inspect_session(client, session).problems if one.cause == "no_ttl"]
+    assert found[0].endswith(f"{name} {remark}")
+
+
 @pytest.mark.parametrize("name", [name for name in FIRST if name != "redisvl"])  # its fields are plain text
 def test_a_corrupt_element_is_found(client: redis.Redis, server: RedisServer, name: str) -> None:
     session = load(client, name)
