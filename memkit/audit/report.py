@@ -53,6 +53,7 @@ class AuditReport:
         expectations: What was expected.
         at: The server's time.
         keys: The keys that were looked at, for figures.
+        scales: By prefix, how many keys there are for each one that was looked at.
         counters: Some of INFO's numbers.
     """
 
@@ -66,6 +67,7 @@ class AuditReport:
     expectations: tuple[Expectation, ...] = ()
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
     keys: Sequence[KeyFacts] = ()
+    scales: Mapping[str, float] = field(default_factory=dict)
     counters: Mapping[str, int | None] = field(default_factory=dict)
 
     @property
@@ -87,12 +89,23 @@ class AuditReport:
         findings = [one for one in self.findings if one.cause in SHORTENED and one.keys]
         if not findings:
             return None
-        scale = self.sample["of"] / len(self.keys) if self.sample["error_bound"] else 1.0
-        now = sum(one.keys for one in findings)
-        soon = [one for one in self.keys if one.left_ms is not None and one.left_ms <= SOON_MS]
-        count = sum(any(finding.affects(one.key, one.set_ms) for finding in findings) for one in soon)
+        left = [one for one in self.keys if one.left_ms is not None and one.left_ms <= SOON_MS]
+        now = soon = 0.0
+        for finding in findings:
+            own = [one for one in left if finding.affects(one.key, one.set_ms)]
+            taken = {one.key for one in own}
+            left = [one for one in left if one.key not in taken]
+            scale = self._scale(finding.prefix or "")
+            now += scale * finding.keys
+            soon += scale * min(finding.keys, len(own))
         expired = self.counters.get("expired_keys")
-        return {"now": round(scale * now), "within_5_min": round(scale * min(now, count)), "expired_at_most": expired}
+        return {"now": round(now), "within_5_min": round(soon), "expired_at_most": expired}
+
+    def _scale(self, prefix: str) -> float:
+        """Return how many keys there are for each one under a prefix that was looked at."""
+        if not self.sample["error_bound"]:
+            return 1.0
+        return self.scales.get(max((one for one in self.scales if prefix.startswith(one)), key=len, default=""), 1.0)
 
     @property
     def affected_text(self) -> str | None:

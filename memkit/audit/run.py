@@ -271,6 +271,7 @@ class _Audit:
             expectations=tuple(self._expected),
             at=datetime.fromtimestamp(self._servers[0].now_ms / 1000, UTC),
             keys=sample.keys,
+            scales={"": sample.of / max(len(sample.keys) - sample.extra, 1), **sample.scales},
             counters={name: self._servers[0].number(name) for name in COUNTERS},
         )
 
@@ -285,8 +286,11 @@ class _Audit:
         for expected in self._expected:
             if sample.complete or sample.stopped or self._full:
                 break
-            if len(expected.of(sample.keys)) < ENOUGH_OF_A_PATTERN / 2:
-                sample.keys += self._keys.more_of(sample, expected.pattern, expected.matches.fullmatch)
+            own = len(expected.of(sample.keys))
+            if own < ENOUGH_OF_A_PATTERN / 2:
+                more = self._keys.more_of(sample, expected.pattern, expected.matches.fullmatch)
+                enough = ENOUGH_OF_A_PATTERN / max(len(self._source.connections), 1)
+                sample.add(expected.prefix, own, more, complete=len(more) < enough)
         return sample
 
     def _context(self, sample: Sample) -> AuditContext:

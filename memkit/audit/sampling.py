@@ -99,6 +99,8 @@ class Sample:
 
     ``of`` is the number of keys by DBSIZE, ``of_each`` that of each server. ``moved`` counts keys that moved to
     another server while they were read. ``failed`` has the servers that stopped answering, each with the error.
+    ``extra`` counts the keys that were read because the fair sample has too few of their pattern, and ``scales`` has
+    how many keys there are for each one of a prefix that was looked at.
     """
 
     method: str
@@ -110,6 +112,8 @@ class Sample:
     stopped: str | None = None
     blind: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
+    extra: int = 0
+    scales: dict[str, float] = field(default_factory=dict)
     of_each: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -120,7 +124,14 @@ class Sample:
         """How far a share in the sample can be from the truth, with 99 % confidence; 0 if every key was seen."""
         if self.complete and len(self.keys) == self.seen:
             return 0.0
-        return round(math.sqrt(math.log(2 / 0.01) / (2 * max(len(self.keys), 1))), 4)
+        return round(math.sqrt(math.log(2 / 0.01) / (2 * max(len(self.keys) - self.extra, 1))), 4)
+
+    def add(self, prefix: str, own: int, more: Sequence[KeyFacts], *, complete: bool) -> None:
+        """Add more keys of a pattern, or all, of which the fair sample has ``own`` ones."""
+        fair = max(len(self.keys) - self.extra, 1)
+        self.scales[prefix] = 1.0 if complete else self.of / fair * own / (own + len(more))
+        self.keys += more
+        self.extra += len(more)
 
 
 class Reservoir:

@@ -12,7 +12,7 @@ from servers import NO_FSYNC, every_server, start
 from waiting import wait_for
 
 from memkit.audit import audit
-from memkit.audit.sampling import Sampler, ServerKeys
+from memkit.audit.sampling import KeyFacts, Sample, Sampler, ServerKeys
 from memkit.readonly.connection import ReadOnlyConnection
 from memkit.readonly.pace import Pace
 from memkit.server import RedisServer
@@ -226,3 +226,23 @@ def test_keys_that_expire_meanwhile_are_left_out(server: RedisServer) -> None:
             server.clock.shift("8d")
             sample = sampler.sample(cluster=False)
     assert sample.keys == []
+
+
+def test_affected_keys_of_a_rare_pattern_are_counted(server: RedisServer) -> None:
+    script = """
+    for i = 1, 45000 do redis.call('SET', 'cache:' .. i, 'x', 'EX', 90000) end
+    for i = 1, 1000 do redis.call('SET', 'chat:' .. i, 'x', 'EX', i % 10 < 3 and 300 or 604800) end"""
+    with server.client() as client:
+        client.eval(script, 0)
+        report = audit(server.url, expect={"chat:*": "7d"}, duty=1)
+    assert report.sample["error_bound"] > 0
+    assert report.affected == {"now": 300, "within_5_min": 300, "expired_at_most": 0}
+
+
+def test_a_pattern_read_in_part_is_scaled_by_its_share() -> None:
+    facts = [KeyFacts(b"k", "string", 1, 0, 0, None)] * 100
+    sample = Sample("scan", 10_000, list(facts))
+    sample.add("chat:", 10, facts, complete=False)
+    # 10 of 100 fair ones: 1,000 keys match, and 110 of these were looked at.
+    assert sample.scales["chat:"] == pytest.approx(1_000 / 110)
+    assert sample.error_bound == Sample("scan", 10_000, list(facts)).error_bound
