@@ -98,7 +98,7 @@ def ago(at: datetime, now: datetime) -> str:
     seconds = (now - at).total_seconds()
     unit, size = next((one for one in (("d", 172_800), ("h", 7_200), ("min", 120)) if abs(seconds) >= one[1]), ("s", 1))
     count = round(abs(seconds) / (size / 2 if unit != "s" else 1))
-    if not count:
+    if not count or -2 < seconds < 0:  # bounds are rounded up to a second, and a file's time is rounded down
         return "now"
     return f"{count} {unit} ago" if seconds >= 0 else f"in {count} {unit}"
 

@@ -81,7 +81,15 @@ def test_no_progress_without_a_terminal(capsys):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "now"), (-0.4, "now"), (1, "1 s ago"), (150, "2 min ago"), (10_800, "3 h ago"), (-432_000, "in 5 d")],
+    [
+        (0, "now"),
+        (-0.4, "now"),
+        (-1.6, "now"),
+        (1, "1 s ago"),
+        (150, "2 min ago"),
+        (10_800, "3 h ago"),
+        (-432_000, "in 5 d"),
+    ],
 )
 def test_ago_uses_one_unit(seconds: float, text: str) -> None:
     now = datetime(2026, 1, 1, tzinfo=UTC)
