@@ -31,13 +31,17 @@ RELATIVE_DEADLINES = ("expire", "pexpire", "setex", "psetex")
 ABSOLUTE_DEADLINES = ("expireat", "pexpireat")
 RENEWALS = (*RELATIVE_DEADLINES, *ABSOLUTE_DEADLINES, "getex", "set", "setnx", "mset")
 STRING_WRITES = ("set", "setex", "psetex", "setnx", "mset", "msetnx", "getset")
-_VALUE_READS = """
-get mget getrange substr strlen getex lrange llen lindex lpos hget hgetall hmget hlen hkeys hvals hexists hscan
-hstrlen smembers sismember smismember scard sscan sinter sunion zrange zrangebyscore zrevrange zrevrangebyscore
-zrangebylex zscore zmscore zcard zcount zrank zscan xrange xrevrange xlen xread xreadgroup json.get json.mget
-touch copy dump sort sort_ro bitcount getbit
+_NO_ACCESS = """
+ttl pttl expiretime pexpiretime type exists del unlink watch eval evalsha eval_ro evalsha_ro fcall fcall_ro
+acl asking auth bgrewriteaof bgsave client cluster command config dbsize debug discard echo exec failover flushall
+flushdb function hello info keys lastsave latency lolwut memory module monitor multi object ping psubscribe psync
+publish pubsub punsubscribe quit randomkey readonly readwrite replconf replicaof reset role save scan script select
+shutdown slaveof slowlog spublish ssubscribe subscribe sunsubscribe swapdb sync time unsubscribe unwatch wait waitaof
 """
-VALUE_READS = frozenset(_VALUE_READS.split())
+NO_ACCESS = frozenset(_NO_ACCESS.split())
+"""Commands that start no idle clock: without keys, or about keys alone. Those in a script are counted themselves."""
+ACCESS_MANY = ("mget", "json.mget", "touch", "xread", "xreadgroup", "sinter", "sunion", "sdiff", "zinter", "zunion")
+"""One call accesses any number of keys."""
 _VALUE_WRITES = """
 set setex psetex setnx mset getset append rpush lpush rpushx lpushx hset hmset hsetnx hsetex sadd zadd xadd
 json.set
@@ -162,14 +166,18 @@ class ServerFacts:
 
     @property
     def reads(self) -> int | None:
-        """How many commands read values since the start; None if the counters were reset, or RESTORE was used."""
-        if not self.calls or {"config|resetstat", "config", *RESTORES} & self.calls.keys():
+        """How many commands accessed values since the start, other than the known writes and those that set TTLs.
+
+        None if the counters were reset, if RESTORE was used, or commands that access many keys.
+        """
+        if not self.calls or {"config|resetstat", "config", *RESTORES, *ACCESS_MANY} & self.calls.keys():
             return None
-        return self.called(*VALUE_READS)
+        others = NO_ACCESS.union(VALUE_WRITES, RELATIVE_DEADLINES, ABSOLUTE_DEADLINES)
+        return sum(calls for name, calls in self.calls.items() if name.partition("|")[0] not in others)
 
     @property
     def touches(self) -> int | None:
-        """How many commands read values, or may have written them without setting a TTL; None as for ``reads``."""
+        """``reads``, and how many known writes were more than the commands that set TTLs."""
         if self.reads is None:
             return None
         return self.reads + max(0, self.writes - self.called(*RELATIVE_DEADLINES, *ABSOLUTE_DEADLINES))

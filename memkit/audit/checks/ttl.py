@@ -436,8 +436,9 @@ def _unrenewed(expected: Expectation, analysis: LifetimeAnalysis, context: Audit
     old = [] if analysis.long else analysis.unrenewed()
     server, scale = context.server, context.server.keys / max(context.sampled, 1)
     rewritten = scale * len(old) / 2
-    # If no key was written twice, each was given what it has.
-    if not old or server.writes - server.keys < rewritten:
+    # If no key was written twice, or each write set a TTL, each was given what it has.
+    alone = (server.touches or 0) - (server.reads or 0)
+    if not old or min(server.writes - server.keys, alone) < rewritten:
         return None
     own = expected.of(context.keys)
     strings = all(one.kind == "string" for one in own)
@@ -454,7 +455,7 @@ def _unrenewed(expected: Expectation, analysis: LifetimeAnalysis, context: Audit
         confidence="possible" if copied else "likely",
         observed_ms=analysis.ttl,
         evidence=(
-            f"{reads} read values since the server started: the accesses were writes",
+            f"{reads} other than writes accessed values since the server started: these accesses were writes",
             f"{server.writes:,} commands wrote values, for {counted(server.keys, 'key')}",
             *(["or a script has copied them with what was left of their TTLs: --watch 30s shows it"] if copied else []),
         ),

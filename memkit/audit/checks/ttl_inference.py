@@ -117,8 +117,8 @@ class ServerHistory:
         now_ms: The server's time.
         started_ms: When the server started.
         empty_start_ms: When the server started empty; None if it loaded data, or may have.
-        reads: How many commands read values since the start; None if unknown.
-        touches: How many commands read values, or may have written some without setting a TTL; None if unknown.
+        reads: How many commands accessed values since the start and were no writes; None if unknown.
+        touches: The same, with writes that may have left the TTL; None if unknown.
         expired: How many keys expired since the start.
         idle_known: Whether the server reports idle times.
     """
