@@ -137,10 +137,11 @@ class Finding:
         return given_ms <= JITTER * 1000 * self.observed_ttl_s and key.startswith(prefix)
 
     @property
-    def order(self) -> tuple[int, int, int, int]:
-        """Sorts the finding that matters most first."""
+    def order(self) -> tuple[int, ...]:
+        """Sorts the finding that matters most first; of warnings, those that may be losses before risks."""
+        own, cause = RANKS[self.severity], RANKS[SEVERITIES[self.cause]]
         causes = list(SEVERITIES)
-        return RANKS[self.severity], -self.keys, CONFIDENCE_RANKS[self.confidence], causes.index(self.cause)
+        return own, cause, -self.keys, CONFIDENCE_RANKS[self.confidence], causes.index(self.cause)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the finding as ``audit --json`` shows it."""

@@ -29,9 +29,8 @@ STEADY_GAPS = 3
 """Sessions that begin within three usual gaps of the server's start were not the first ever."""
 YOUNG_MS = 600_000
 """In the first ten minutes every session is a young one."""
-FLUSH_CHANCE, RARE_FLUSH_CHANCE = 0.01, 0.0001
-"""The chance that no session is older, if there was no flush: below the first it is possible, below the second likely.
-FLUSHDB is counted for all databases together."""
+FLUSH_CHANCE = 0.01
+"""The chance that no session is older, if there was no flush. FLUSHDB is counted for all databases together."""
 OLD_SHARE = 0.9
 
 
@@ -143,7 +142,7 @@ def _eviction_risk(server: ServerFacts, context: AuditContext) -> Finding | None
 
 
 def _flushed(server: ServerFacts, context: AuditContext, expectations: Sequence[Expectation]) -> Finding | None:
-    """Uses the calls of FLUSHALL and FLUSHDB, the slow log, expired_keys, and the oldest access of any key."""
+    """Uses the calls of FLUSHALL and FLUSHDB, the slow log, and the oldest access of any key."""
     calls, started = server.called(*FLUSHES), server.started_ms
     ttl_ms = max((one.ttl_ms or 0 for one in expectations), default=0)
     if not calls or not ttl_ms or started is None:
@@ -156,10 +155,6 @@ def _flushed(server: ServerFacts, context: AuditContext, expectations: Sequence[
     chance = min(age / possible_age, 1.0) ** sessions if possible_age > 0 else 1.0
     if not logged and (age >= OLD_SHARE * possible_age or chance > FLUSH_CHANCE) and sessions:
         return None
-    elsewhere = len(server.databases) > 1 and not server.called("flushall")
-    # If no key has expired before, there may have been no session before: a flush when the service was launched.
-    used_before = bool(server.number("expired_keys"))
-    likely = bool(sessions) and not elsewhere and used_before and chance < RARE_FLUSH_CHANCE
     names = " and ".join(name.upper() for name in FLUSHES if server.called(name))
     at = max((one.at_s * 1000 for one in logged), default=None)
     by = f" by {logged[-1].client}" if logged and logged[-1].client else ""
@@ -169,7 +164,8 @@ def _flushed(server: ServerFacts, context: AuditContext, expectations: Sequence[
     return Finding(
         "flushed",
         message=f"{names} deleted all keys, {shown_at}; {sessions:,} sessions exist",
-        confidence="proven" if logged else "likely" if likely else "possible",
+        # The counters do not tell whether sessions existed: a server is flushed before a launch, too.
+        confidence="proven" if logged else "possible",
         expected_ttl_s=ttl_ms / 1000,
         since=datetime.fromtimestamp(since_ms / 1000, UTC),
         since_is="exact" if at is not None else "upper bound",

@@ -74,6 +74,7 @@ COMMON_SHARE = 0.2
 """A TTL is common if at least this share of the keys was given it; the others may have been read since."""
 UNREAD_SHARE = 1 / 3
 """Renewal that is throttled on purpose leaves more than this share of the TTL (thresholds in use: 0.5, 0.6, 0.9)."""
+IDLE_WRAP_MS = (1 << 24) * 1_000
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 UNIT_FACTORS = {
     24: (DAY_MS, "days", "hours"),
@@ -228,6 +229,8 @@ class LifetimeAnalysis:
         slack = min(SLACK_MS, self.ttl * 0.05)
         self.floor, self.ceiling = self.ttl * (1 - self.jitter) - slack, self.ttl * (1 + self.jitter) + slack
         lifetimes = lifetimes_of(keys, history)
+        # The idle clock begins again after 194 days: an access may be as much earlier.
+        lifetimes = [one._replace(known=one.known and one.given + IDLE_WRAP_MS > self.ceiling) for one in lifetimes]
         # Without an idle clock of its own, a key counts as not accessed since the last write.
         self.all = [one if one.known else one._replace(given=max(self.ttl, one.left)) for one in lifetimes]
         self.long = [one for one in self.all if one.given > self.ceiling]
@@ -319,7 +322,8 @@ class LifetimeAnalysis:
             anomaly = self._judge(peak)
             if anomaly:
                 return anomaly
-        return (self._gap_in_time_left() if len(self.short) >= 3 else None) or self._nearly_expired()
+        gap = self._gap_in_time_left() if len(self.short) >= 3 else None
+        return gap if gap and gap.confidence == "likely" else self._nearly_expired() or gap
 
     def _peaks(self) -> list[TtlPeak]:
         values = [one.given for one in self.short]
@@ -404,10 +408,11 @@ class LifetimeAnalysis:
         if peak.wide and not one_change and peak.low > LATEST_READ * self.ttl:
             return None, ""
         # Without other sessions, a job that reads them before half of their TTL has passed explains these keys too.
-        if not self._read_at_one_age(peak, members, others) and (others or peak.low <= self.ttl / 2):
+        shown = len(others) >= 3 or peak.low <= self.ttl / 2 or self._too_few_touches(members)
+        if not self._read_at_one_age(peak, members, others) and shown:
             return "proven", reason
         untouched = any(one.left < peak.low for one in others if one.given >= self.floor)
-        return ("possible", reason) if untouched or not others else (None, "")
+        return ("possible", reason) if untouched or len(others) < 3 else (None, "")
 
     def _read_at_one_age(self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]) -> bool:
         """Whether a job that accesses sessions a fixed time after their TTL was set explains these keys.
@@ -416,8 +421,7 @@ class LifetimeAnalysis:
         TTL have ended since, or if far more sessions would have to have been written in the time that these deadlines
         imply than around it.
         """
-        touches = self.history.touches if self.sliding else None
-        if not others or peak.low <= LATEST_READ * self.ttl or (touches is not None and touches < len(members) / 2):
+        if not others or peak.low <= LATEST_READ * self.ttl or self._too_few_touches(members):
             return False
         changed = self._when(peak, members, others).bound == "lower bound"
         ends = sorted(one.deadline for one in self.right)
@@ -434,6 +438,11 @@ class LifetimeAnalysis:
         count = round((1 - 2 * CHANCE) * len(members) + inside)
         more = surprise(count, READ_LATER_TIMES * usual) > 0
         return not (more and surprise(count, usual) > (SLIGHT_SURPRISE_NATS if changed else SURE_NATS))
+
+    def _too_few_touches(self, members: Sequence[KeyLifetime]) -> bool:
+        """Whether the server has executed too few commands that leave the TTL to explain these keys."""
+        touches = self.history.touches if self.sliding else None
+        return touches is not None and touches < len(members) / 2
 
     def _written_at_once(
         self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]
@@ -506,7 +515,8 @@ class LifetimeAnalysis:
         if others:
             reason = f"{count:,} keys have up to {top / 1000:,.0f} s left, then none up to {lefts[count] / 1000:,.0f} s"
         peak = TtlPeak(quantile(lefts[:count], 0.5), top, count, wide=True)
-        confidence: Confidence = "likely" if count >= FEWEST_EVEN else "possible"
+        # Without others, it may be that nothing was written for long, and the expired keys had the expected TTL.
+        confidence: Confidence = "likely" if (others or young) and count >= FEWEST_EVEN else "possible"
         found = self._short_anomaly(peak, members, members, others, confidence, reason)
         if others and found.since and found.since.bound == "upper bound":
             return None
