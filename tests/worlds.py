@@ -303,6 +303,69 @@ def always_in_use(t: Traffic) -> World:
     return t.world(events, age_s=3.2 * t.ttl_s, steps=400)
 
 
+def job_at_one_age(t: Traffic) -> World:
+    """A job executes a command that leaves the TTL on each session, at one age."""
+    job_s = t.dice.uniform(0.1, 0.6) * t.ttl_s
+    kind, command, *options = t.dice.choice(
+        (
+            ("list", "LTRIM", -50, -1), ("list", "LSET", 0, "{}"), ("list", "LREM", 1, "none"), ("hash", "HDEL", "n"),
+            ("hash", "HINCRBY", "n", 1), ("hash", "HGETALL"), ("zset", "ZREM", "none"), ("zset", "ZINCRBY", 1, "n"),
+            ("stream", "XTRIM", "MAXLEN", 100), ("stream", "XDEL", "1-1"), ("string", "SETRANGE", 0, "{"),
+            ("string", "APPEND", " "), ("string", "DUMP"),
+        )
+    )  # fmt: skip
+    events = []
+    for age_s in t.times():
+        events += t.write(key := f"chat:{t.uid()}", age_s, kind=kind)
+        events += [(age_s - job_s, (command, key, *options))] if age_s > job_s else []
+    return t.world(events, steps=500)
+
+
+def read_in_batches(t: Traffic) -> World:
+    """One call reads many sessions."""
+    events = t.sessions(kind="string", reads=0)
+    keys = sorted({command[1] for _, command in events})
+    at_s, command = t.dice.choice((30.0, 3 * HOUR)), t.dice.choice(("MGET", "TOUCH"))
+    return t.world(events + [(at_s, (command, *keys[n : n + 100])) for n in range(0, len(keys), 100)])
+
+
+def lazy_migration(t: Traffic) -> World:
+    """Sessions are copied at their first use, over days, with what was left of their TTLs."""
+    start_s = t.dice.uniform(0.1, 0.9) * t.ttl_s
+    events: list[Event] = []
+    for age_s in t.times():
+        key, at_s = f"chat:{t.uid()}", t.dice.uniform(0, start_s)
+        if age_s <= start_s:
+            events += t.write(key, age_s)
+        else:
+            events += t.write(key, at_s, ttl_s=t.ttl_s - age_s + at_s)
+            events += t.write(key, t.dice.uniform(0, at_s)) if t.dice.random() < 0.3 else []
+    return t.world(events, age_s=t.dice.choice((start_s + MINUTE, 1.3 * t.ttl_s)))
+
+
+def quiet_and_backup(t: Traffic) -> World:
+    """No session for days; then a backup reads all keys."""
+    quiet_s = t.ttl_s * t.dice.uniform(0.5, 0.8)
+    ages = [*t.times(quiet_s), *t.times(t.ttl_s + MINUTE, 2 * t.ttl_s)]
+    events = [one for age_s in ages for one in t.write(f"chat:{t.uid()}", age_s)]
+
+    def backup(server: RedisServer) -> None:
+        with server.client() as client:
+            for key in list(client.scan_iter()):
+                client.dump(key)
+
+    return t.world(events, age_s=2.2 * t.ttl_s, after=backup, steps=300)
+
+
+def one_year(t: Traffic) -> World:
+    t = replace(t, ttl_s=365 * DAY)
+    return t.world(t.sessions(reads=t.dice.choice((0, 0.3))))
+
+
+def binary_names(t: Traffic) -> World:
+    return t.world([one for age_s in t.times() for one in t.write(b"chat:" + t.dice.randbytes(16), age_s)])  # type: ignore[arg-type]
+
+
 def locks(t: Traffic) -> World:
     events = t.sessions()
     for _ in range(t.count):
@@ -500,7 +563,8 @@ def flush_before_the_first_session(t: Traffic) -> World:
 def flushed_at_launch(t: Traffic) -> World:
     """The server was flushed before the service was launched, some time less than the TTL ago."""
     launch_s = t.dice.uniform(0.05, 0.9) * t.ttl_s
-    return t.world([(launch_s, ("FLUSHALL",)), *[one for one in t.sessions() if one[0] < launch_s]])
+    locks = [(t.dice.uniform(0, launch_s), ("SET", f"lock:{t.uid()}", 1, "EX", 10)) for _ in range(20)]
+    return t.world([(launch_s, ("FLUSHALL",)), *locks, *[one for one in t.sessions() if one[0] < launch_s]])
 
 
 def another_database(t: Traffic) -> World:
@@ -623,6 +687,7 @@ HEALTHY: dict[str, Callable[[Traffic], World]] = {
             read_at_one_age, flushed_at_launch, counters_of_sessions, nightly_batches, migrated_by_restore,
             migrated_by_copy, scripts, few_deletions, nearly_full, names_of_people, spring_session, renewed_by_reads,
             migrated_by_replication, absolute_deadlines, buffers, always_in_use,
+            job_at_one_age, read_in_batches, lazy_migration, quiet_and_backup, one_year, binary_names,
         )
     },
 }  # fmt: skip
@@ -679,6 +744,14 @@ def not_renewed(t: Traffic) -> World:
     return t.world(events)
 
 
+def another_type(t: Traffic) -> World:
+    """A new kind of sessions with the same shape of names gets a short TTL."""
+    events = t.sessions(kind="string")
+    for age_s in t.times(0, 300):
+        events += t.write(f"chat:{t.uid()}", age_s, kind="hash", ttl_s=300)
+    return t.world(events)
+
+
 def another_prefix(t: Traffic) -> World:
     return t.world(replace(t, prefix="chats:").sessions(), expect={"chat:*": "7d"})
 
@@ -725,7 +798,7 @@ FAULTS: dict[str, Callable[[Traffic], World]] = {
         one.__name__: one
         for one in (
             encoded_twice, python_repr, long_ttl, unix_time, no_ttl, two_ttls, mixed_parts, not_renewed,
-            another_prefix, formatted_bytes, flushed, full_memory, evicted, all_deleted,
+            another_prefix, another_type, formatted_bytes, flushed, full_memory, evicted, all_deleted,
         )
     },
 }  # fmt: skip

@@ -54,6 +54,7 @@ def odd_names(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCon
             one
             for one in candidates
             if expression.search(one.key)
+            and one.key.isascii()  # the last byte of a binary id may be any
             and expected.matches.fullmatch(expression.sub(usual, one.key))
             and not expression.search(expected.pattern.encode("utf-8", "surrogateescape"))
         ]

@@ -190,6 +190,9 @@ def _anomalies(
         looked = group.members[:LOOKED_UP]
         if sum(member.session in ids for member in looked) > 0.2 * len(looked):
             found.append((group, one))
+        elif group.part in {each.part for each, _ in healthy}:
+            like = "their names have the shape of the sessions with the expected TTL, and their type is another"
+            found.append((group, replace(one, confidence="possible", reasons=(*one.reasons, like))))
         elif is_other_shape(group, [each for each, _ in healthy], context):
             found.append((group, _as_new_shape(one, [analysis for _, analysis in healthy])))
         else:

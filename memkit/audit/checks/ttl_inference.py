@@ -75,6 +75,7 @@ COMMON_SHARE = 0.2
 UNREAD_SHARE = 1 / 3
 """Renewal that is throttled on purpose leaves more than this share of the TTL (thresholds in use: 0.5, 0.6, 0.9)."""
 IDLE_WRAP_MS = (1 << 24) * 1_000
+"""The idle clock has 24 bits of seconds: 194 days."""
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 UNIT_FACTORS = {
     24: (DAY_MS, "days", "hours"),
