@@ -253,7 +253,8 @@ def test_a_server_with_foreign_keys_is_refused(pytester, prepared, monkeypatch):
 
 def test_an_unreachable_real_server_is_an_error(pytester):
     pytester.makepyfile(ARTICLE)
-    result = pytester.runpytest_inprocess("--real-redis=redis://:secret@localhost:1/15")
+    # In this process pytest may warn that the plugin was imported before, on lines of its own.
+    result = pytester.runpytest_subprocess("--real-redis=redis://:secret@localhost:1/15")
     result.assert_outcomes(errors=2)
     result.stdout.fnmatch_lines(["no answer from redis://:[*][*][*]@localhost:1/15, which --real-redis *start it*"])
     assert len(result.outlines) < 30

@@ -362,6 +362,11 @@ def one_year(t: Traffic) -> World:
     return t.world(t.sessions(reads=t.dice.choice((0, 0.3))))
 
 
+def clock_set_back(t: Traffic) -> World:
+    t = replace(t, ttl_s=6 * HOUR)
+    return t.world(t.sessions(), after=lambda server: server.clock.shift("-1h"))
+
+
 def binary_names(t: Traffic) -> World:
     return t.world([one for age_s in t.times() for one in t.write(b"chat:" + t.dice.randbytes(16), age_s)])  # type: ignore[arg-type]
 
@@ -688,6 +693,7 @@ HEALTHY: dict[str, Callable[[Traffic], World]] = {
             migrated_by_copy, scripts, few_deletions, nearly_full, names_of_people, spring_session, renewed_by_reads,
             migrated_by_replication, absolute_deadlines, buffers, always_in_use,
             job_at_one_age, read_in_batches, lazy_migration, quiet_and_backup, one_year, binary_names,
+            clock_set_back,
         )
     },
 }  # fmt: skip

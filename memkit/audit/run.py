@@ -19,7 +19,7 @@ from memkit.audit.checks.payloads import CHECKS, check_values
 from memkit.audit.checks.prefixes import prefix_summaries
 from memkit.audit.checks.server import server_findings, server_notes
 from memkit.audit.checks.ttl import Diagnosis, changed_ttls, diagnose
-from memkit.audit.checks.ttl_inference import ServerHistory
+from memkit.audit.checks.ttl_inference import IDLE_WRAP_MS, ServerHistory
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import CONFIDENCE_RANKS, Finding, verdict_of
 from memkit.audit.hash_fields import with_field_deadlines
@@ -44,6 +44,8 @@ FAR_FROM_THE_END_MS = 600_000
 """A key that has so much left and no longer exists did not expire."""
 MOST_WATCHED_S = 3_600
 SHORT_CAUSES = ("ttl_too_short", "unit_mistake", "two_ttls")
+NEARLY_WRAPPED = 0.9
+"""No access was 175 days ago on a server that is younger than that."""
 COUNTERS = ("expired_keys", "evicted_keys", "used_memory", "maxmemory")
 RESTING_BATCH_KEYS, RESTLESS_BATCH_KEYS = 60, 350
 """60 keys with two commands each take the server 0.08 ms, 350 take it 0.6 ms, as 50 and 250 keys with four commands
@@ -328,7 +330,19 @@ class _Audit:
             touches=_total(one.touches for one in self._servers),
             expired=sum(one.number("expired_keys") or 0 for one in self._servers),
             idle_known=bool(accesses),
+            set_back_ms=self._set_back_ms(accesses),
         )
+
+    def _set_back_ms(self, accesses: Sequence[int]) -> int:
+        """Return how far the clock was set back at least: accesses in the future are idle for nearly 194 days."""
+        now, started = self._servers[0].now_ms, self._servers[0].started_ms or 0
+        longest = max(NEARLY_WRAPPED * IDLE_WRAP_MS, now - started)
+        back = max((IDLE_WRAP_MS - (now - at) for at in accesses if now - at > longest), default=0)
+        if back > 0:
+            self._notes.append(
+                f"the server's clock was set back by {duration(back)} or more: what was written before expires later"
+            )
+        return max(back, 0)
 
     def _diagnose(self, context: AuditContext) -> list[Diagnosis]:
         """Return the diagnosis of each expectation; a key belongs to the first that it matches."""

@@ -123,6 +123,7 @@ class ServerHistory:
         touches: The same, with writes that may have left the TTL; None if unknown.
         expired: How many keys expired since the start.
         idle_known: Whether the server reports idle times.
+        set_back_ms: How far the server's clock was set back at least: deadlines are so much further away.
     """
 
     now_ms: int
@@ -132,6 +133,7 @@ class ServerHistory:
     touches: int | None = None
     expired: int = 0
     idle_known: bool = True
+    set_back_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +230,8 @@ class LifetimeAnalysis:
         self.sliding = expected.policy.kind == "sliding"
         self.history = history
         slack = min(SLACK_MS, self.ttl * 0.05)
-        self.floor, self.ceiling = self.ttl * (1 - self.jitter) - slack, self.ttl * (1 + self.jitter) + slack
+        self.floor = self.ttl * (1 - self.jitter) - slack
+        self.ceiling = self.ttl * (1 + self.jitter) + slack + history.set_back_ms
         lifetimes = lifetimes_of(keys, history)
         # The idle clock begins again after 194 days: an access may be as much earlier.
         lifetimes = [one._replace(known=one.known and one.given + IDLE_WRAP_MS > self.ceiling) for one in lifetimes]
