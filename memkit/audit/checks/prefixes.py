@@ -34,6 +34,8 @@ FEWEST = 3
 SHOWN_PREFIXES = 20
 OLD_SHARE = 0.1
 """More old names than this share written since the new ones appeared are two kinds of writers, not a release."""
+PLAIN_NAME = re.compile(rb"(?:[\w.-]+[:/|])*[\w.-]*")
+"""Most names are of such words and separators; nothing is odd about them."""
 ODD_NAMES = (
     ("bytes formatted as text (b'…')", re.compile(rb"b(['\"])(.+)\1"), rb"\2", True),
     ("quotes", re.compile(rb"(['\"])(.+?)\1"), rb"\2", True),
@@ -49,6 +51,7 @@ def odd_names(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCon
     """Return the finding of sessions with names of a new shape: without it, the names would match the pattern."""
     own = {one.key for one in keys}
     candidates = [*keys, *(one for one in context.other_keys if one.key not in own)]
+    candidates = [one for one in candidates if not PLAIN_NAME.fullmatch(one.key)]
     for what, expression, usual, mistake in ODD_NAMES:
         odd = [
             one
@@ -59,7 +62,7 @@ def odd_names(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCon
             and not expression.search(expected.pattern.encode("utf-8", "surrogateescape"))
         ]
         found = {one.key for one in odd}
-        plain = [one for one in keys if one.key not in found]
+        plain = [one for one in keys if one.key not in found] if odd else []
         if odd and not mistake:
             usually = [one._replace(key=expression.sub(usual, one.key)) for one in odd]
             shaped = _shaped(plain, usually, expected)

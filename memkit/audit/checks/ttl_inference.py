@@ -234,7 +234,8 @@ class LifetimeAnalysis:
         self.ceiling = self.ttl * (1 + self.jitter) + slack + history.set_back_ms
         lifetimes = lifetimes_of(keys, history)
         # The idle clock begins again after 194 days: an access may be as much earlier.
-        lifetimes = [one._replace(known=one.known and one.given + IDLE_WRAP_MS > self.ceiling) for one in lifetimes]
+        if self.ttl > IDLE_WRAP_MS:
+            lifetimes = [one._replace(known=one.known and one.given + IDLE_WRAP_MS > self.ceiling) for one in lifetimes]
         # Without an idle clock of its own, a key counts as not accessed since the last write.
         self.all = [one if one.known else one._replace(given=max(self.ttl, one.left)) for one in lifetimes]
         self.long = [one for one in self.all if one.given > self.ceiling]
