@@ -214,7 +214,7 @@ def acl_rule(prefixes: Sequence[bytes] = (), *, replication: bool = False) -> st
         replication: For a recording of the replication stream, which has all data.
     """
     keys = " ".join(f"%R~{prefix.decode('utf-8', 'surrogateescape')}*" for prefix in prefixes or (b"",))
-    source = "+psync +replconf" if replication else "+hello +client|tracking"
+    source = "+psync +replconf" if replication else "&__keyevent@* +hello +client|tracking +subscribe"
     commands = f"{source} +ping +time +info +scan +pexpiretime"
     return f"ACL SETUSER memkit-record on >PASSWORD resetchannels -@all {keys} {commands}"
 
@@ -236,6 +236,7 @@ class _Recorder:
         self._db = int(client.connection_pool.connection_kwargs.get("db") or 0)
         self._present = ledger.keys(self._db)
         self._vanished: list[_Vanished] = []
+        self._ends: dict[bytes, str] = {}
         self._began_s = self._looked_s = time.monotonic()
         try:
             self._connect()
@@ -281,7 +282,8 @@ class _Recorder:
             try:
                 pushed = self._server.pushed
                 if isinstance(pushed, Tracker):
-                    names, flushed = pushed.take(COUNTERS_EVERY_S)
+                    names, ends, flushed = pushed.take(COUNTERS_EVERY_S)
+                    self._ends |= ends
                     self._look(names, flushed=flushed)
                 else:
                     self._apply(pushed.take(STREAM_LOOK_S))
@@ -363,6 +365,7 @@ class _Recorder:
         now = self._server.counters()
         before, self._counters = self._counters, now
         vanished, self._vanished = self._vanished, []
+        ends, self._ends = self._ends, {}
         for name, was, moment in vanished:
             state = self._present.get(name)
             if state is not None and state.deadline_ms is None and was.deadline_ms is not None:
@@ -370,6 +373,8 @@ class _Recorder:
                 lost: list[EventName] = ["overwritten"] if replaced or not persisted else []
                 lost += ["ttl_removed"] if persisted else []
                 self._ledger.add(KeyEvent(self._db, name, lost[0], moment, "", possible=tuple(lost)))
+            elif ends.get(name) == "evicted":
+                self._add_end(name, was, moment, "evicted")
             elif was.deadline_ms is not None and (moment.latest_ms or 0) >= was.deadline_ms:
                 self._add_end(name, was, Moment.at(was.deadline_ms), "expired")
             else:

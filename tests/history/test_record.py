@@ -26,7 +26,7 @@ from memkit.history.states import KeyEvent, KeyState, Moment
 from memkit.server import RedisServer
 
 WEEK_S = 604_800
-READS = {"hello", "client|tracking", "time", "info", "scan", "pexpiretime", "ping", "client|setinfo"}
+READS = {"hello", "client|tracking", "time", "info", "scan", "pexpiretime", "ping", "client|setinfo", "subscribe"}
 
 
 @pytest.fixture(params=["redis-7.0", "redis-8.2", "valkey-9"])
@@ -156,6 +156,24 @@ def test_evicted_keys_are_named_if_nothing_was_deleted(tmp_path: Path) -> None:
         fates = history(path).fates["chat:"]
     assert fates["evicted"] >= 20
     assert set(fates) == {"evicted", "exists"}
+
+
+def test_published_evictions_are_told_from_deletions(tmp_path: Path) -> None:
+    path = tmp_path / "incident.db"
+    with start("redis-8.2") as server, server.client() as client:
+        client.config_set("notify-keyspace-events", "Ee")
+        client.config_set("maxmemory-policy", "allkeys-random")
+        for number in range(200):
+            client.set(f"chat:{number}", "x" * 10_000, ex=WEEK_S)
+        with recording(server, path, b"chat:"):
+            client.delete("chat:0")
+            client.config_set("maxmemory", client.info("memory")["used_memory"] - 500_000)
+            client.delete("chat:1", "chat:2", "chat:3")
+            recorded(path, lambda seen: sum(name == "evicted" for _, name in seen) >= 20)
+        evicted = client.info("stats")["evicted_keys"]
+    fates = history(path).fates["chat:"]
+    assert fates["evicted"] == evicted
+    assert set(fates) <= {"evicted", "exists", "deleted", "unknown"}
 
 
 def test_only_commands_that_read_are_sent(server: RedisServer, client: redis.Redis, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ SLOTS = 16_384
 class Journal:
     """What one writer knows of one session, by the number of the message.
 
-    ``acknowledged`` has the time of each; ``confirmed`` those that a replica has; ``unknown`` those that raised.
+    ``acknowledged`` has when each was sent; ``confirmed`` those that a replica has; ``unknown`` those that raised.
     """
 
     acknowledged: dict[int, float] = field(default_factory=dict)
@@ -81,12 +81,13 @@ def write(nodes: Cluster, journals: dict[str, Journal], stop: threading.Event, *
         while not stop.is_set():
             number += 1
             for session_id, journal in journals.items():
+                sent_at = time.monotonic()
                 try:
                     store.append(session_id, {"n": number})
                 except redis.RedisError:
                     journal.unknown.add(number)
                     continue
-                journal.acknowledged[number] = time.monotonic()
+                journal.acknowledged[number] = sent_at
                 try:
                     if wait and confirmed_by_a_replica(client, store.key(session_id)):
                         journal.confirmed.add(number)
@@ -111,8 +112,8 @@ def kill_a_primary(nodes: Cluster, slots: Collection[int]) -> tuple[set[int], fl
         os.kill(replica.pid, signal.SIGSTOP)
         node.client_kill_filter(_type="replica")
     time.sleep(CUT_S)
-    killed_at = time.monotonic()
     victim.kill()
+    killed_at = time.monotonic()
     os.kill(replica.pid, signal.SIGCONT)
     probe = next(f"probe:{number}" for number in range(SLOTS) if redis.crc.key_slot(b"probe:%d" % number) in owned)
     wait_for("a primary for its slots", lambda: is_served(nodes, probe), bool)
@@ -183,7 +184,7 @@ def faults(name: str, journal: Journal, stored: list[int], killed_at: float | No
     if lost and killed_at is None:
         found.append(f"{name}: {len(lost)} messages lost on a primary that was not killed")
     if any(journal.acknowledged[number] > (killed_at or 0) for number in lost):
-        found.append(f"{name}: a message lost that was acknowledged after the primary was killed")
+        found.append(f"{name}: a message lost that was sent after the primary was killed")
     if lost and any(lost[0] < number < lost[-1] for number in stored):
         found.append(f"{name}: an older message lost, and a newer one stored")
     if journal.confirmed & set(lost):
