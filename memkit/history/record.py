@@ -236,7 +236,7 @@ class _Recorder:
         self._db = int(client.connection_pool.connection_kwargs.get("db") or 0)
         self._present = ledger.keys(self._db)
         self._vanished: list[_Vanished] = []
-        self._ends: dict[bytes, str] = {}
+        self._evicted: set[bytes] = set()
         self._began_s = self._looked_s = time.monotonic()
         try:
             self._connect()
@@ -282,8 +282,8 @@ class _Recorder:
             try:
                 pushed = self._server.pushed
                 if isinstance(pushed, Tracker):
-                    names, ends, flushed = pushed.take(COUNTERS_EVERY_S)
-                    self._ends |= ends
+                    names, evicted, flushed = pushed.take(COUNTERS_EVERY_S)
+                    self._evicted |= evicted
                     self._look(names, flushed=flushed)
                 else:
                     self._apply(pushed.take(STREAM_LOOK_S))
@@ -365,7 +365,7 @@ class _Recorder:
         now = self._server.counters()
         before, self._counters = self._counters, now
         vanished, self._vanished = self._vanished, []
-        ends, self._ends = self._ends, {}
+        evicted, self._evicted = self._evicted, set()
         for name, was, moment in vanished:
             state = self._present.get(name)
             if state is not None and state.deadline_ms is None and was.deadline_ms is not None:
@@ -373,7 +373,7 @@ class _Recorder:
                 lost: list[EventName] = ["overwritten"] if replaced or not persisted else []
                 lost += ["ttl_removed"] if persisted else []
                 self._ledger.add(KeyEvent(self._db, name, lost[0], moment, "", possible=tuple(lost)))
-            elif ends.get(name) == "evicted":
+            elif name in evicted:
                 self._add_end(name, was, moment, "evicted")
             elif was.deadline_ms is not None and (moment.latest_ms or 0) >= was.deadline_ms:
                 self._add_end(name, was, Moment.at(was.deadline_ms), "expired")
@@ -393,6 +393,7 @@ class _Recorder:
         """Connect again, as often as it takes; what was not observed is a gap, up to the end of the recording."""
         lost_ms, lost_s = self._looked_ms, self._looked_s
         self._vanished.clear()
+        self._evicted.clear()
         why = "the recording ended"
         while not stop.wait(RECONNECT_EVERY_S) and (until is None or time.monotonic() < until):
             self._server.close()

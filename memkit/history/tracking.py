@@ -1,8 +1,8 @@
 """Learn which keys a server changes, from the server: CLIENT TRACKING in broadcast mode, for prefixes only.
 
 It needs no configuration and reads no value. The server pushes the name of a key when it is written, expires, is
-evicted or deleted, without the reason. If the server publishes ``evicted`` and ``expired`` events, these have the
-reason; memkit does not turn them on. Measured: 1.2 to 1.8 times the server's CPU per write (MONITOR: 1.5 to 3.5).
+evicted or deleted, without the reason. If the server publishes ``evicted`` events, these have that reason; memkit does
+not turn them on. Measured: 1.2 to 1.8 times the server's CPU per write (MONITOR: 1.5 to 3.5).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import redis
 
 from memkit.readonly.connection import ReadOnlyConnection, Reply, refused
 
-END_EVENTS = ("evicted", "expired")
 MOST_PENDING = 200_000
 """Names or commands that wait to be recorded. Beyond it the disk is too slow: the connection is closed, so that the
 server need not buffer more than its socket holds, and the time until the next connection is a gap."""
@@ -112,15 +111,15 @@ class Tracker:
             if refused(reply):
                 connection.close()
                 raise reply
-        for event in END_EVENTS:  # refused to a user without the right: then the counters have to do
-            connection.ask("SUBSCRIBE", f"__keyevent@{connection.database}__:{event}")
+        # Refused to a user without the right: then the counters have to do.
+        connection.ask("SUBSCRIBE", f"__keyevent@{connection.database}__:evicted")
         self._names: dict[bytes, None] = {}
-        self._ends: dict[bytes, str] = {}
+        self._evicted: set[bytes] = set()
         self._flushed = False
         self.subscription = Subscription(connection, self._receive)
 
-    def take(self, timeout_s: float) -> tuple[list[bytes], dict[bytes, str], bool]:
-        """Return the names that have arrived, the published events of keys that ended, and whether a flush was one.
+    def take(self, timeout_s: float) -> tuple[list[bytes], set[bytes], bool]:
+        """Return the names that have arrived, those of them that were evicted, and whether a database was flushed.
 
         Args:
             timeout_s: How long to wait for the first name, in seconds.
@@ -128,9 +127,9 @@ class Tracker:
         self.subscription.wait(timeout_s)
         with self.subscription.lock:
             names, self._names = list(self._names), {}
-            ends, self._ends = self._ends, {}
+            evicted, self._evicted = self._evicted, set()
             flushed, self._flushed = self._flushed, False
-        return names, ends, flushed
+        return names, evicted, flushed
 
     def _receive(self, push: Reply) -> int:
         if isinstance(push, list) and push and push[0] == b"invalidate":
@@ -139,5 +138,7 @@ class Tracker:
             else:
                 self._names.update(dict.fromkeys(push[1]))
         elif isinstance(push, list) and push and push[0] == b"message":
-            self._ends[push[2]] = push[1].rpartition(b":")[2].decode()
+            # The event comes before the server sends the name of the changed key.
+            self._evicted.add(push[2])
+            self._names[push[2]] = None
         return len(self._names) + self._flushed
