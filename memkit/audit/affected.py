@@ -103,7 +103,7 @@ def write_affected(
 def _keys_with_ttl(connection: ReadOnlyConnection, prefix: bytes, bound_ms: float) -> Iterator[tuple[bytes, int]]:
     """Yield each key under a prefix with a remaining TTL up to a bound; a key may come twice, as from SCAN."""
     cursor = b"0"
-    pattern = escape_glob(prefix.decode("latin-1")).encode("latin-1") + b"*"
+    pattern = escape_glob(prefix) + b"*"
     while True:
         reply = connection.ask("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT)
         if refused(reply):

@@ -40,7 +40,11 @@ shutdown slaveof slowlog spublish ssubscribe subscribe sunsubscribe swapdb sync 
 """
 NO_ACCESS = frozenset(_NO_ACCESS.split())
 """Commands that start no idle clock: without keys, or about keys alone. Those in a script are counted themselves."""
-ACCESS_MANY = ("mget", "json.mget", "touch", "xread", "xreadgroup", "sinter", "sunion", "sdiff", "zinter", "zunion")
+_ACCESS_MANY = """
+mget json.mget touch xread xreadgroup sort sort_ro pfcount pfmerge bitop sintercard zintercard
+sinter sunion sdiff zinter zunion zdiff sinterstore sunionstore sdiffstore zinterstore zunionstore zdiffstore
+"""
+ACCESS_MANY = frozenset(_ACCESS_MANY.split())
 """One call accesses any number of keys."""
 _VALUE_WRITES = """
 set setex psetex setnx mset getset append rpush lpush rpushx lpushx hset hmset hsetnx hsetex sadd zadd xadd

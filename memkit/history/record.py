@@ -159,7 +159,7 @@ class _WatchedServer:
     def scan(self) -> Iterator[list[bytes]]:
         """Yield the names of the watched keys that exist, in batches; a name may come twice."""
         for prefix in self._prefixes:
-            cursor, pattern = b"0", escape_glob(prefix.decode("latin-1")).encode("latin-1") + b"*"
+            cursor, pattern = b"0", escape_glob(prefix) + b"*"
             while True:
                 cursor, names = self.ask("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT)
                 yield names

@@ -23,6 +23,7 @@ from memkit.inspect.report import KeyReport, SessionReport
 from memkit.readonly.reader import LoadedKey, Reader
 from memkit.readonly.values import KeyRequest, to_bytes, to_name
 from memkit.render import counted, printable, utc_text
+from memkit.server.clock import escape_glob
 
 __all__ = ["SessionReport", "inspect_session"]
 
@@ -36,7 +37,6 @@ MIN_UNSEPARATED = 5
 _MAX_SIBLINGS = 1_000
 _ROUNDS = 5
 _LEADS = 20
-_GLOB = re.compile(r"[*?\[\]^\\]")
 _BETWEEN = r"[:/|{}.#_-]"
 _WORD = (
     r"(?:messages?|msgs?|history|chat_history|chats?|stream|log|events|turns|meta|metadata|info|summary|state|context|"
@@ -150,7 +150,7 @@ class _Search:
         """Search the names of the whole database; only new keys that hold the id are read."""
         # "1" is in nearly every name: a key is read only if the id stands by itself.
         alone = re.compile(rf"(?:^|[\W_]){re.escape(part)}(?:$|[^\w-])")
-        names = self._reader.scan(f"{_glob(self._reader.target.prefix)}*{_glob(part)}*", alone, MAX_NAMES)
+        names = self._reader.scan(f"{escape_glob(self._reader.target.prefix)}*{escape_glob(part)}*", alone, MAX_NAMES)
         self._scanned = True
         if len(names) == MAX_NAMES:
             self._notes.append(f"over {MAX_NAMES:,} keys have this id in their name; the others were left out")
@@ -199,7 +199,9 @@ class _Search:
     def _unseparated(self) -> _Found | None:
         """Return the session of keys that end with the id, without a separator before it."""
         ending = re.compile(rf"[^\W_]{re.escape(self._wanted)}$")
-        names = self._reader.scan(f"{_glob(self._reader.target.prefix)}*{_glob(self._wanted)}", ending, MAX_NAMES)
+        names = self._reader.scan(
+            f"{escape_glob(self._reader.target.prefix)}*{escape_glob(self._wanted)}", ending, MAX_NAMES
+        )
         self._load(KeyRequest(name, "") for name in names)
         if groups := self._groups():
             return self._by_id(groups)
@@ -242,7 +244,7 @@ class _Search:
             return []
         # Ids contain "-" and "_": behind these only a word names another key of the same session.
         mine = re.compile(rf"^{re.escape(base)}(?:[:/|{{}}.#]|[_-]+{_WORD}|$)", re.IGNORECASE)
-        names = self._reader.scan(f"{_glob(base)}*", mine, _MAX_SIBLINGS)
+        names = self._reader.scan(f"{escape_glob(base)}*", mine, _MAX_SIBLINGS)
         self._load(KeyRequest(each, "") for each in names)
         return [each for each in names if each != name and each in self._there and self._owner(each, None) is None]
 
@@ -307,11 +309,6 @@ def _ambiguous(wanted: str, choices: Sequence[tuple[str, str]]) -> AmbiguousSess
     listed = "; ".join(f"{printable(key, 200)} ({store})" for store, key in choices)
     message = f"{printable(wanted, 200)!r} fits {len(choices)} sessions; give one of these keys: {listed}"
     return AmbiguousSession(message, tuple(key for _, key in choices))
-
-
-def _glob(text: str) -> str:
-    """Return a text as a glob that matches it alone."""
-    return _GLOB.sub(r"\\\g<0>", text)
 
 
 def _report(reader: Reader, found: _Found, expected: Sequence[Expectation], *, reveal: bool) -> SessionReport:

@@ -602,7 +602,7 @@ class _Events:
             reply = connection.ask("SUBSCRIBE", *(channel + name for name in names))
         else:
             # Latin-1 has one character per byte, because names need not be text.
-            begin = escape_glob((channel + cast("bytes", commonprefix(names))).decode("latin-1")).encode("latin-1")
+            begin = escape_glob(channel + cast("bytes", commonprefix(names)))
             reply = connection.ask("PSUBSCRIBE", begin + b"*")
         if refused(reply):
             raise reply

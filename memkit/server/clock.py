@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,7 @@ from functools import cache, partial
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, AnyStr, TypeVar, cast
 
 import redis
 from redis.client import NEVER_DECODE
@@ -289,9 +290,11 @@ class ServerClock:
         return f"<ServerClock by {self.method}, {moved} from real time; not simulated: {not_simulated}>"
 
 
-def escape_glob(text: str) -> str:
-    r"""Return text as a pattern that MATCH reads literally (``\ * ? [ ]`` are escaped)."""
-    return "".join(f"\\{char}" if char in "\\*?[]" else char for char in text)
+def escape_glob(text: AnyStr) -> AnyStr:
+    r"""Return text or bytes as a pattern that MATCH reads literally (``\ * ? [ ]`` are escaped)."""
+    if isinstance(text, bytes):
+        return re.sub(rb"([\\*?\[\]])", rb"\\\1", text)
+    return re.sub(r"([\\*?\[\]])", r"\\\1", text)
 
 
 class _Timespec(ctypes.Structure):
