@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -139,6 +140,7 @@ class Interpreter:
         # -P and a path without the current directory, from which load() alone imports: a json.py in it would replace
         # the standard library's.
         path = os.pathsep.join(one for one in sys.path if one and one != str(Path.cwd()))
+        self._ended: str | None = None
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed by stop()
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "memkit.conformance.worker", *arguments],
@@ -149,10 +151,11 @@ class Interpreter:
         )
 
     def send(self, **line: object) -> None:
-        """Send a JSON object; BrokenPipeError if the interpreter has ended."""
+        """Send a JSON object; one that has ended does not get it, but what it wrote before can still be received."""
         if self._process.stdin:
-            self._process.stdin.write(json.dumps(line).encode() + b"\n")
-            self._process.stdin.flush()
+            with suppress(BrokenPipeError):
+                self._process.stdin.write(json.dumps(line).encode() + b"\n")
+                self._process.stdin.flush()
 
     def receive(self, limit_s: float) -> dict[str, Any] | None:
         """Return the next JSON object, None at its end; TimeoutError if none comes in time."""
@@ -163,13 +166,15 @@ class Interpreter:
 
     def stop(self, *, within_s: float = 0.0) -> str:
         """End the interpreter, by SIGKILL after a time; return its exit status and the last line of its stderr."""
-        try:
-            self._process.wait(within_s)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-        self._process.communicate()
-        with self._stderr as stderr:
-            stderr.seek(0)
-            last = stderr.read().decode(errors="replace").strip().splitlines()[-1:]
-        code = self._process.returncode
-        return ", ".join((f"exit status {code}" if code >= 0 else f"signal {-code}", *last))
+        if self._ended is None:
+            try:
+                self._process.wait(within_s)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+            self._process.communicate()
+            with self._stderr as stderr:
+                stderr.seek(0)
+                last = stderr.read().decode(errors="replace").strip().splitlines()[-1:]
+            code = self._process.returncode
+            self._ended = ", ".join((f"exit status {code}" if code >= 0 else f"signal {-code}", *last))
+        return self._ended

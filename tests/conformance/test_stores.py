@@ -13,6 +13,7 @@ from memkit.conformance import CASES, CaseResult, Result
 from memkit.conformance.cases import concurrency
 from memkit.conformance.environment import TestEnvironment
 from memkit.conformance.examples import ListAndScript, ListThenExpire
+from memkit.conformance.processes import LIMIT_S, Interpreter
 from memkit.conformance.runner import run_case
 
 NAMES = {case.name: case for case in CASES}
@@ -76,6 +77,15 @@ def test_second_process_is_a_fork_without_spec() -> None:
     result = run_named(PythonsHash, "second_client")
     assert result.cases[0].outcome == "passed"
     assert result.cases[0].message.startswith("another process is a fork here")
+
+
+def test_interpreter_that_has_ended_still_answers() -> None:
+    fresh = Interpreter("no_such_module:X")
+    fresh._process.wait(LIMIT_S)
+    fresh.send(role="user")
+    assert "the adapter cannot" in (fresh.receive(LIMIT_S) or {})["error"]
+    assert fresh.receive(LIMIT_S) is None
+    assert fresh.stop() == fresh.stop() != ""
 
 
 def test_second_process_is_fresh_with_spec() -> None:

@@ -214,8 +214,6 @@ def _in_a_fresh_process(session: TrialSession, fresh: Interpreter | None) -> str
     try:
         fresh.send(url=env.server.url, session_id=session.id, ttl_s=env.ttl(), role=message[0], text=message[1])
         answer = fresh.receive(limit_s) or {"error": f"it ended: {fresh.stop()}"}
-    except BrokenPipeError:
-        answer = {"error": f"it ended: {fresh.stop()}"}
     except TimeoutError:
         answer = {"error": f"no answer within {limit_s:.2g} s"}
     if "error" in answer:
