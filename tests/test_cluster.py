@@ -25,7 +25,7 @@ from stress.chaos import Chaos
 from stress.exactly_once import TIMEOUT_S, Plan, retry, run
 from test_sandbox import assert_told, assert_told_async
 from test_store import STRANGE, calls
-from topology import CALM_MS, HASTY_MS, PRIMARIES, Cluster, cluster, cluster_ports, known_nodes
+from topology import CALM_MS, HASTY_MS, PRIMARIES, Cluster, cluster, cluster_ports, known_nodes, settle
 from waiting import wait_for
 
 from memkit.connect import connect, connect_async
@@ -281,6 +281,7 @@ def test_a_failover_keeps_what_was_replicated(nodes: Cluster) -> None:
         wait_for("another primary", lambda: nodes.serving("session:failover"), lambda seen: seen is not victim)
         victim.start()
         nodes.fail_over_after(CALM_MS)
+    settle(nodes)
 
 
 def goes_on(store: MemoryStore) -> str:

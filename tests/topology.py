@@ -102,7 +102,7 @@ def cluster(
         for server in servers:
             # A primary waits 2 s before it takes writes: let its clock go on by as much.
             server.clock.shift("3s")
-        wait_for("servers that are ready", lambda: list(map(is_ready, servers)), all)
+        settle(made)
         yield made
 
 
@@ -141,6 +141,27 @@ def known_nodes(ports: Sequence[int], buses: Sequence[int], myself: int) -> str:
         epoch, served = n % PRIMARIES + 1, slots[n] if primary else ""
         lines.append(f"{ids[n]} 127.0.0.1:{port}@{bus} {mine}{flags} {of} 0 0 {epoch} connected {served}".rstrip())
     return "\n".join([*lines, f"vars currentEpoch {PRIMARIES} lastVoteEpoch 0", ""])
+
+
+def settle(made: Cluster) -> None:
+    """Wait until every node serves and all agree on the owner of each slot.
+
+    A primary that was started again answers CLUSTERDOWN for 5 s, and takes its old slots for its own until another
+    node corrects it.
+    """
+    wait_for("nodes that are ready", lambda: list(map(is_ready, made.servers)), all)
+    wait_for("one view of the slots", lambda: list(map(slot_owners, made.servers)), agree)
+
+
+def slot_owners(server: RedisServer) -> set[tuple[int, int, int]]:
+    """Return the ranges of slots and the port of their primary, as one node knows them."""
+    with server.client() as client:
+        return {(start, end, primary[1]) for start, end, primary, *_ in client.execute_command("CLUSTER SLOTS")}
+
+
+def agree(views: Sequence[set[tuple[int, int, int]]]) -> bool:
+    """Whether the nodes know the same owners, of all slots."""
+    return all(view == views[0] for view in views) and sum(end - start + 1 for start, end, _ in views[0]) == SLOTS
 
 
 def is_ready(server: RedisServer) -> bool:
