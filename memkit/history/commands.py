@@ -9,12 +9,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import takewhile
 from typing import Literal, NamedTuple
 
 Action = Literal[
-    "write",  # creates the key or changes its value, which has at least so many elements then; an existing TTL stays
-    "add elements",  # the same, with so many elements more
-    "remove elements",  # the key no longer exists if they were the last ones
+    "write",  # creates the key or changes its value, with up to so many new elements; an existing TTL stays
+    "add elements",  # the same, with so many new elements
+    "expire fields",  # the same, and gives its fields TTLs
+    "remove elements",  # at least one and up to so many; the key no longer exists if they were the last ones
+    "pop elements",  # the same, with so many elements
     "trim",  # at most so many elements stay, and at least one
     "replace",  # a new value; the old TTL is dropped
     "store",  # the same; if the result is empty, the key no longer exists
@@ -48,11 +51,15 @@ class Effect(NamedTuple):
 
 
 class Executed(NamedTuple):
-    """A command that a server executed: the database that is selected after it, its name, and what it does to keys."""
+    """A command that a server executed: its name, and what it does to keys.
+
+    ``db`` is the database that is selected after it, and ``in_multi`` whether a transaction goes on after it.
+    """
 
     db: int
     name: str
     effects: list[Effect]
+    in_multi: bool = False
 
 
 Handler = Callable[[Sequence[bytes]], Iterable[Effect]]
@@ -60,12 +67,13 @@ ALL = sys.maxsize
 """A number of elements that the command does not state."""
 
 
-def execute(arguments: Sequence[bytes], db: int) -> Executed:
+def execute(arguments: Sequence[bytes], db: int, *, in_multi: bool = False) -> Executed:
     """Return what a logged command does.
 
     Args:
         arguments: The command's name and its arguments. An argument that is no key may have been cut.
         db: The database that the log had selected before it.
+        in_multi: Whether it is in a transaction.
     """
     name, *rest = arguments
     effects: list[Effect] = []
@@ -76,7 +84,8 @@ def execute(arguments: Sequence[bytes], db: int) -> Executed:
             db = _number(rest[0])
         elif handler:
             effects = list(handler(rest))
-    return Executed(db, name.upper().decode("ascii", "replace"), effects)
+    text = name.upper().decode("ascii", "replace")
+    return Executed(db, text, effects, text == "MULTI" or (in_multi and text != "EXEC"))
 
 
 def _number(word: bytes) -> int:
@@ -152,7 +161,7 @@ def _trim_list(rest: Sequence[bytes]) -> Iterator[Effect]:
     elif start < 0 and stop == -1:
         yield Effect("trim", key, elements=-start)
     elif start >= 0 > stop:
-        yield Effect("remove elements", key, elements=start - stop - 1)
+        yield Effect("pop elements", key, elements=start - stop - 1)
     else:
         yield Effect("remove elements", key, elements=ALL)
 
@@ -161,7 +170,7 @@ def _move_element(rest: Sequence[bytes]) -> list[Effect]:
     source, target = rest[:2]
     if source == target:  # the list is rotated
         return [Effect("write", source)]
-    return [Effect("remove elements", source), Effect("add elements", target)]
+    return [Effect("pop elements", source), Effect("add elements", target)]
 
 
 def _copy(rest: Sequence[bytes]) -> Iterator[Effect]:
@@ -175,7 +184,24 @@ def _first_key(action: Action, *, elements: int = 1) -> Handler:
 
 
 def _popped(rest: Sequence[bytes]) -> list[Effect]:
-    return [Effect("remove elements", rest[0], elements=_number(rest[1]) if len(rest) > 1 else 1)]
+    return [Effect("pop elements", rest[0], elements=_number(rest[1]) if len(rest) > 1 else 1)]
+
+
+def _added_with_options(words: int) -> Handler:
+    """Return the handler of ZADD or GEOADD, with so many words for each element."""
+
+    def handler(rest: Sequence[bytes]) -> list[Effect]:
+        options = takewhile(lambda word: word.isalpha() and not word.lower().endswith(b"inf"), rest[1:])
+        upper = [word.upper() for word in options]
+        count = 0 if b"XX" in upper else (len(rest) - 1 - len(upper)) // words
+        return [Effect("write", rest[0], elements=count)]
+
+    return handler
+
+
+def _set_fields(rest: Sequence[bytes]) -> list[Effect]:
+    words = [word.upper() for word in rest]
+    return [Effect("expire fields", rest[0], elements=_number(rest[words.index(b"FIELDS", 1) + 1]))]
 
 
 def _named_elements(action: Action) -> Handler:
@@ -197,13 +223,17 @@ def _named(names: str, handler: Handler) -> dict[bytes, Handler]:
 _HANDLERS: dict[bytes, Handler] = {
     **_named(
         "APPEND INCR DECR INCRBY DECRBY INCRBYFLOAT SETRANGE SETBIT BITFIELD SETNX LSET HSETNX HINCRBY HINCRBYFLOAT "
-        "HSETEX HGETEX HEXPIRE HPEXPIRE HEXPIREAT HPEXPIREAT HPERSIST ZADD ZINCRBY XADD XSETID XCLAIM XAUTOCLAIM XACK "
-        "XGROUP PFADD PFMERGE GEOADD JSON.SET JSON.MERGE JSON.ARRAPPEND JSON.ARRINSERT JSON.ARRPOP JSON.ARRTRIM "
+        "HPERSIST ZINCRBY XADD XSETID XCLAIM XAUTOCLAIM XACK "
+        "XGROUP PFADD PFMERGE JSON.SET JSON.MERGE JSON.ARRAPPEND JSON.ARRINSERT JSON.ARRPOP JSON.ARRTRIM "
         "JSON.NUMINCRBY JSON.STRAPPEND JSON.TOGGLE JSON.CLEAR",
         _first_key("write"),
     ),
     **_named("LPUSH RPUSH LPUSHX RPUSHX", _named_elements("add elements")),
     b"LINSERT": _first_key("add elements"),
+    b"ZADD": _added_with_options(2),
+    b"GEOADD": _added_with_options(3),
+    b"HSETEX": _set_fields,
+    **_named("HGETEX HEXPIRE HPEXPIRE HEXPIREAT HPEXPIREAT", _first_key("expire fields", elements=0)),
     b"SADD": lambda rest: [Effect("write", rest[0], elements=len(set(rest[1:])))],
     **_named("HSET HMSET", lambda rest: [Effect("write", rest[0], elements=len(set(rest[1::2])))]),
     **_named("LPOP RPOP SPOP ZPOPMIN ZPOPMAX", _popped),

@@ -102,21 +102,25 @@ def _fate_of_existing(
         if event.name != "written" or event.deadline_ms is not None:
             lost = event if event.name == "overwritten" else None
     cause: Cause = "exists" if lost is None else "overwritten"
-    if state.is_sure and state.elements and (lost is None or len(lost.possible) < 2):
+    if state.is_sure and state.least and (lost is None or len(lost.possible) < 2):
         if lost is None:
             until = "without a TTL" if state.deadline_ms is None else f"until {utc_text(time_of(state.deadline_ms))}"
             return Fate("exists", f"exists: {name} exists at the end of the sources, {until}", "proven", **known)
         writer, when = lost.command or "a write", _when(lost.moment)
         sentence = f"overwritten: {name} exists, but {writer} replaced it{when} and dropped its TTL: it never expires"
         return Fate("overwritten", sentence, "proven", **_at(lost.moment), **known)
-    if not state.elements:
+    if not state.least:
         by = f"{events[-1].command}{_when(events[-1].moment)}" if events else "a command"
-        sentence = f"{cause} or deleted: {name} exists, if {by} left an element in it"
-        return Fate("unknown", sentence, "possible", either=(cause, "deleted"), **known)
-    if lost is not None and len(lost.possible) > 1:
+        created_anew = lost is not None and lost is not events[-1] and len(lost.possible) > 1
+        expires = state.fields_expire or (bool(events) and "expired" in events[-1].possible)
+        either: tuple[Cause, ...] = (cause, "exists", "deleted") if created_anew else (cause, "deleted")
+        either += ("expired",) if expires else ()
+        sentence = f"{' or '.join(either)}: {name} exists, if {by} left an element in it"
+        return Fate("unknown", sentence, "possible", either=either, **known)
+    if lost is not None:
         how = "by a write or by PERSIST"
         if lost.command:
-            how = f"by {lost.command}, if that did not delete it because the result was empty"
+            how = f"by {lost.command}, if it was not deleted and created anew"
         sentence = f"overwritten or exists: {name} exists, but lost its TTL{_when(lost.moment)}, {how}"
         return Fate("unknown", sentence, "possible", either=("overwritten", "exists"), **_at(lost.moment), **known)
     if state.deadline_ms is not None and ends_ms is not None and state.deadline_ms <= ends_ms:

@@ -315,13 +315,13 @@ class _Recorder:
         """Record what the commands of a replication stream did."""
         moment = self._looked()
         emptied: dict[bytes, str] = {}
-        for db, name, effects in commands:
+        for db, name, effects, in_multi in commands:
             if name == "SWAPDB":
                 raise redis.ConnectionError("SWAPDB exchanged two databases")
             for effect in effects:
                 if effect.action == "remove elements" and db == self._db and self._server.watches(effect.key):
                     emptied[effect.key] = name
-                for event in self._states.apply(db, effect, moment, name):
+                for event in self._states.apply(db, effect, moment, name, in_multi=in_multi):
                     if event.db == self._db:
                         self._ledger.add(_dated(event, moment))
         for key, now in self._server.states(list(emptied)):

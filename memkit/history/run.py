@@ -228,9 +228,7 @@ class _Timeline:
         """Add what logged commands did, each given with the log's last timestamp."""
         in_multi = False
         for arguments, second in commands:
-            db, name, effects = execute(arguments, db)
-            if name in ("MULTI", "EXEC"):
-                in_multi = name == "MULTI"
+            db, name, effects, in_multi = execute(arguments, db, in_multi=in_multi)
             if not effects:
                 continue
             moment, ttl = clock.moment(second, effects)
@@ -250,7 +248,7 @@ class _Timeline:
                     existing[db, key] = state
                 else:
                     at = Moment(deadline_ms, deadline_ms, stated=ends.stated)
-                    possible: tuple[EventName, ...] = ("expired",) if state.elements else ("expired", "deleted")
+                    possible: tuple[EventName, ...] = ("expired",) if state.least else ("expired", "deleted")
                     self.add(KeyEvent(db, key, "expired", at, "", deadline_ms, possible=possible))
         changes = tuple(self.changes.found())
         if session is not None:
@@ -258,8 +256,10 @@ class _Timeline:
             fate = _fate_of_session(session, self._events, existing, ends_ms)
             return History(session, fate, tuple(self._events), {}, changes, (), spans, source, notes)
         for (db, key), state in existing.items():
-            if hash((db, key)) not in self._lost_ttl:
-                is_known = state.is_sure and state.elements
+            is_known, has_lost_ttl = state.is_sure and state.least, hash((db, key)) in self._lost_ttl
+            if has_lost_ttl and not is_known:
+                self._count(db, key, "unknown")
+            elif not has_lost_ttl:
                 self._count(db, key, "exists" if is_known else fate_of(key, [], state, ends_ms=ends_ms).cause)
         fates = {prefix: dict(+counts) for prefix, counts in self._counts.items()}
         return History(None, None, (), fates, changes, (), spans, source, notes)

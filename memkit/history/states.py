@@ -78,15 +78,18 @@ class KeyEvent(NamedTuple):
 class KeyState(NamedTuple):
     """A key that exists: its deadline, None for a persistent key, its TTL, and when it got that.
 
-    ``elements`` is how many elements it has at least; if there may be none, the key may not exist, and the next write
-    may create it without a TTL. ``is_sure``: the deadline is known.
+    ``least`` and ``most`` are how many elements it has, as far as that is known; if there may be none, the key may not
+    exist, and the next write may create it without a TTL. ``is_sure``: the deadline is known. ``fields_expire``: it is
+    a hash with TTLs of its fields.
     """
 
     deadline_ms: int | None = None
     ttl_ms: int | None = None
     given: Moment = Moment(None, None)
-    elements: int = 1
+    least: int = 1
+    most: int | None = None
     is_sure: bool = True
+    fields_expire: bool = False
 
 
 class KeyStates:
@@ -142,45 +145,60 @@ class KeyStates:
             yield from self._swap(int(effect.key), effect.db or 0, moment, command)
         elif effect.action in ("rename", "copy"):
             yield from self._rename(db, effect, moment, command)
-        elif self._wanted is None or self._wanted(effect.key):
-            by_client = command not in ("DEL", "UNLINK") or effect.keys > 1
-            yield from self._apply_to_key(db, effect, moment, command, in_multi=in_multi, by_client=by_client)
+        elif self._wanted is not None and not self._wanted(effect.key):
+            return
+        elif effect.action == "delete":
+            yield from self._delete(db, effect, moment, command, in_multi=in_multi)
+        elif effect.action in ("replace", "store"):
+            yield from self._replace(db, effect, moment, command)
+        else:
+            if moment.stated:
+                yield from self._expire(db, effect.key, moment)
+            change = self._set_deadline if effect.action.endswith("deadline") else self._change_elements
+            yield from change(db, effect, moment, command)
 
-    def _apply_to_key(
-        self, db: int, effect: Effect, moment: Moment, command: str, *, in_multi: bool, by_client: bool
-    ) -> Iterator[KeyEvent]:
+    def _replace(self, db: int, effect: Effect, moment: Moment, command: str) -> Iterator[KeyEvent]:
         keys, key = self.keys_of(db), effect.key
-        existed = key in keys
-        possible: tuple[EventName, ...]
-        if effect.action != "delete" and moment.stated:
+        may_be_empty = effect.action == "store" and (key in keys or not self._complete)
+        if moment.stated:
             yield from self._expire(db, key, moment)
         before = keys.get(key)
         deadline, ttl, is_sure = _deadline(effect, moment)
-        if effect.action == "delete":
-            keys.pop(key, None)
-            if before is not None:
-                yield self._ended(db, key, before, moment, command, in_multi=in_multi, by_client=by_client)
-            elif not self._complete:
-                possible = ("deleted",) if by_client else ("expired", "deleted", "evicted")
-                yield KeyEvent(db, key, possible[0], moment, command, possible=possible)
-        elif effect.action in ("replace", "store"):
-            may_be_empty = effect.action == "store" and (existed or not self._complete)
-            keys[key] = KeyState(deadline, ttl, moment, 0 if may_be_empty else 1, is_sure)
-            name = _name_of_write(before, deadline)
-            possible = (name, "deleted") if may_be_empty else ()
-            yield KeyEvent(db, key, name, moment, command, deadline, ttl, possible)
-        elif effect.action in ("write", "add elements", "remove elements", "trim"):
-            state = self._with_elements(before or KeyState(given=moment, is_sure=self._complete), effect)
-            keys[key] = state
-            yield KeyEvent(db, key, "written", moment, command, state.deadline_ms, created=before is None)
-        elif before is None and self._complete:
+        name = _name_of_write(before, deadline)
+        possible: tuple[EventName, ...] = (name, "deleted") if may_be_empty else ()
+        if may_be_empty and before is not None and "expired" in _possible(before, moment, "deleted"):
+            possible = (*possible, "expired")
+        keys[key] = KeyState(deadline, ttl, moment, 0 if may_be_empty else 1, is_sure=is_sure)
+        yield KeyEvent(db, key, name, moment, command, deadline, ttl, possible)
+
+    def _set_deadline(self, db: int, effect: Effect, moment: Moment, command: str) -> Iterator[KeyEvent]:
+        keys, key = self.keys_of(db), effect.key
+        before = keys.get(key)
+        if before is None and self._complete:
             return  # a server logs no TTL of a key that does not exist
-        elif effect.action == "set deadline":
-            keys[key] = KeyState(deadline, ttl, moment, max(before.elements, 1) if before else 1, is_sure)
+        state = before or KeyState()
+        state = state._replace(given=moment, least=max(state.least, 1))
+        deadline, ttl, is_sure = _deadline(effect, moment)
+        keys[key] = state._replace(deadline_ms=deadline, ttl_ms=ttl, is_sure=is_sure)
+        if effect.action == "set deadline":
             yield KeyEvent(db, key, "renewed", moment, command, deadline, ttl)
         elif before is None or before.deadline_ms is not None or not before.is_sure:
-            keys[key] = KeyState(None, None, moment, max(before.elements, 1) if before else 1)
             yield KeyEvent(db, key, "ttl_removed", moment, command)
+
+    def _change_elements(self, db: int, effect: Effect, moment: Moment, command: str) -> Iterator[KeyEvent]:
+        keys, key = self.keys_of(db), effect.key
+        before = keys.get(key)
+        new = KeyState(given=moment, least=0, most=0 if self._complete else None, is_sure=self._complete)
+        state = _with_elements(before or new, effect)
+        if before is not None and state.most == 0:
+            del keys[key]
+            possible: tuple[EventName, ...] = ("deleted",)
+            if state.fields_expire and command == "HDEL":
+                possible = ("expired", "deleted")
+            yield KeyEvent(db, key, possible[0], moment, command, state.deadline_ms, possible=possible)
+            return
+        keys[key] = state
+        yield KeyEvent(db, key, "written", moment, command, state.deadline_ms, created=before is None)
 
     def _expire(self, db: int, key: bytes, moment: Moment) -> Iterator[KeyEvent]:
         """Remove a key that is past its deadline: some commands replace such a key, and no DEL is logged."""
@@ -188,17 +206,6 @@ class KeyStates:
         if state is not None and _possible(state, moment, "deleted") == ("expired",):
             del self.keys_of(db)[key]
             yield KeyEvent(db, key, "expired", moment, "", state.deadline_ms, possible=("expired",))
-
-    @staticmethod
-    def _with_elements(state: KeyState, effect: Effect) -> KeyState:
-        """Return a key's state after a write that keeps its TTL, if the key existed."""
-        count, elements = effect.elements, state.elements
-        if effect.action == "remove elements":
-            return state._replace(elements=max(elements - count, 0))
-        if effect.action == "trim":
-            return state._replace(elements=max(min(elements, count), 1))
-        elements = elements + count if effect.action == "add elements" else max(elements, count)
-        return state._replace(elements=elements, is_sure=state.is_sure and state.elements > 0)
 
     def _rename(self, db: int, effect: Effect, moment: Moment, command: str) -> Iterator[KeyEvent]:
         source, target = effect.key, effect.target or b""
@@ -208,7 +215,7 @@ class KeyStates:
         if self._wanted is None or self._wanted(target):
             if state is None:
                 self.unknown_sources[goal_db, target] = source
-            new = state or KeyState(is_sure=False)
+            new = KeyState(is_sure=False) if state is None else state._replace(least=max(state.least, 1))
             name = _name_of_write(goal.get(target), new.deadline_ms) if new.is_sure else "written"
             goal[target] = new
             yield KeyEvent(goal_db, target, name, moment, command, new.deadline_ms, new.ttl_ms, ttl_given=new.given)
@@ -227,7 +234,7 @@ class KeyStates:
         for db, other in (first, second), (second, first):
             for key, state in before[db].items():
                 if key not in before[other]:
-                    possible: tuple[EventName, ...] = () if state.elements else ("renamed", "deleted")
+                    possible: tuple[EventName, ...] = () if state.least else ("renamed", "deleted")
                     yield KeyEvent(db, key, "renamed", moment, command, state.deadline_ms, None, possible, target=key)
                 name, ttl_ms, given = (
                     _name_of_write(before[other].get(key), state.deadline_ms),
@@ -242,13 +249,11 @@ class KeyStates:
             for key, state in list(keys.items()):
                 del keys[key]
                 possible = _possible(state, moment, "flushed")
-                if not state.elements:
+                if not state.least:
                     possible = (*possible, "deleted")
                 yield KeyEvent(number, key, possible[0], moment, command, state.deadline_ms, possible=possible)
 
-    def _ended(
-        self, db: int, key: bytes, state: KeyState, moment: Moment, command: str, *, in_multi: bool, by_client: bool
-    ) -> KeyEvent:
+    def _delete(self, db: int, effect: Effect, moment: Moment, command: str, *, in_multi: bool) -> Iterator[KeyEvent]:
         """Tell an expired key from one that was deleted or evicted, as far as the log does.
 
         A server deletes a key that is past its deadline before any command sees it, and logs that: so a deletion at or
@@ -256,18 +261,39 @@ class KeyStates:
         and Valkey as UNLINK, but a client's DEL as it is. No server deletes several keys with one command by itself, or
         evicts a key in a transaction.
         """
-        if by_client:
-            return KeyEvent(db, key, "deleted", moment, command, state.deadline_ms, possible=("deleted",))
-        possible = _possible(state, moment, "deleted", *(() if in_multi else ("evicted",)))
-        if in_multi and not state.elements and possible == ("deleted",):
-            possible = ("expired", "deleted")  # Valkey logs so that the last field of a hash expired
-        if possible == ("expired",) and command == "DEL":
-            self._valkey = False  # lazyfree-lazy-expire is off, so lazyfree-lazy-eviction may be
-        assumed = self._valkey and command == "DEL" and possible != ("expired",)
-        proven = not assumed or possible == ("deleted",)
-        if assumed:
-            possible = ("deleted",)
-        return KeyEvent(db, key, possible[0], moment, command, state.deadline_ms, possible=possible, proven=proven)
+        key, proven = effect.key, True
+        state = self.keys_of(db).pop(key, None)
+        if state is None and self._complete:
+            return
+        state = state or KeyState(is_sure=False)
+        if command not in ("DEL", "UNLINK") or effect.keys > 1:
+            possible: tuple[EventName, ...] = ("deleted",)
+            if not state.least:  # it may have ended before
+                moment = moment._replace(earliest_ms=state.given.earliest_ms)
+        else:
+            possible = _possible(state, moment, "deleted", *(() if in_multi else ("evicted",)))
+            if possible == ("expired",) and command == "DEL":
+                self._valkey = False  # lazyfree-lazy-expire is off, so lazyfree-lazy-eviction may be
+            elif self._valkey and command == "DEL":
+                possible, proven = ("deleted",), possible == ("deleted",)
+            elif in_multi and not state.least and possible == ("deleted",):
+                possible = ("expired", "deleted")  # Valkey logs so that the last field of a hash expired
+        yield KeyEvent(db, key, possible[0], moment, command, state.deadline_ms, possible=possible, proven=proven)
+
+
+def _with_elements(state: KeyState, effect: Effect) -> KeyState:
+    """Return a key's state after a write that keeps its TTL, if the key existed."""
+    count, least, most = effect.elements, state.least, state.most
+    if effect.action in ("remove elements", "pop elements"):
+        removed = count if effect.action == "pop elements" else 1
+        return state._replace(least=max(least - count, 0), most=None if most is None else max(most - removed, 0))
+    if effect.action == "trim":
+        return state._replace(least=max(min(least, count), 1), most=count if most is None else min(most, count))
+    is_sure = state.is_sure and (least > 0 or most == 0)
+    least = least + count if effect.action == "add elements" else max(least, count, 1)
+    fields_expire = state.fields_expire or effect.action == "expire fields"
+    most = None if most is None else most + count
+    return state._replace(least=least, most=most, is_sure=is_sure, fields_expire=fields_expire)
 
 
 def _name_of_write(before: KeyState | None, deadline_ms: int | None) -> EventName:
