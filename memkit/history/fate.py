@@ -98,11 +98,13 @@ def _fate_of_existing(
     name: str, events: Sequence[KeyEvent], state: KeyState, known: Mapping[str, Any], ends_ms: int | None
 ) -> Fate:
     lost: KeyEvent | None = None
+    doubts: list[KeyEvent] = []  # after which the key may have ended and been created anew
     for event in events:
         if event.name != "written" or event.deadline_ms is not None:
-            lost = event if event.name == "overwritten" else None
+            lost, doubts = event if event.name == "overwritten" else None, []
+        doubts += [event] if len(event.possible) > 1 else []
     cause: Cause = "exists" if lost is None else "overwritten"
-    if state.is_sure and state.least and (lost is None or len(lost.possible) < 2):
+    if state.is_sure and state.least and (lost is None or not doubts):
         if lost is None:
             until = "without a TTL" if state.deadline_ms is None else f"until {utc_text(time_of(state.deadline_ms))}"
             return Fate("exists", f"exists: {name} exists at the end of the sources, {until}", "proven", **known)
@@ -111,7 +113,7 @@ def _fate_of_existing(
         return Fate("overwritten", sentence, "proven", **_at(lost.moment), **known)
     if not state.least:
         by = f"{events[-1].command}{_when(events[-1].moment)}" if events else "a command"
-        created_anew = lost is not None and lost is not events[-1] and len(lost.possible) > 1
+        created_anew = lost is not None and doubts[:1] not in ([], [events[-1]])
         expires = state.fields_expire or (bool(events) and "expired" in events[-1].possible)
         either: tuple[Cause, ...] = (cause, "exists", "deleted") if created_anew else (cause, "deleted")
         either += ("expired",) if expires else ()

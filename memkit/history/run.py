@@ -208,9 +208,11 @@ class _Timeline:
             self._lost_ttl.discard(hash((event.db, event.key)))
             if self._question.is_recent(event.moment):
                 self._count(event.db, event.key, fate_of(event.key, [event], None).cause)
-        elif event.name == "overwritten":
+        elif event.name == "overwritten" or (
+            event.name == "written" and len(event.possible) > 1 and hash((event.db, event.key)) in self._lost_ttl
+        ):
             self._lost_ttl.add(hash((event.db, event.key)))
-            self._count(event.db, event.key, event.name if len(event.possible) < 2 else "unknown")
+            self._count(event.db, event.key, "overwritten" if len(event.possible) < 2 else "unknown")
         elif event.name != "written" or event.deadline_ms is not None:
             self._lost_ttl.discard(hash((event.db, event.key)))
 
@@ -240,12 +242,14 @@ class _Timeline:
     def finish(self, states: KeyStates, source: str, spans: tuple[Span, ...], *notes: str, ends: Moment) -> History:
         """Return what was collected; a key that was past its deadline when the source ended has expired."""
         existing: dict[tuple[int, bytes], KeyState] = {}
-        ends_ms, session = ends.earliest_ms, self._question.session
+        ends_ms, session = ends.latest_ms, self._question.session
         for db, keys in states.databases.items():
             for key, state in keys.items():
                 deadline_ms = state.deadline_ms
                 if deadline_ms is None or ends_ms is None or deadline_ms > ends_ms or not state.is_sure:
                     existing[db, key] = state
+                elif ends.earliest_ms is None or deadline_ms > ends.earliest_ms:
+                    existing[db, key] = state._replace(is_sure=False)
                 else:
                     at = Moment(deadline_ms, deadline_ms, stated=ends.stated)
                     possible: tuple[EventName, ...] = ("expired",) if state.least else ("expired", "deleted")
@@ -301,6 +305,9 @@ def _from_aof(source: Source, question: _Question, progress: Callable[[int, int]
     if files.base:
         for key in _keys_of([files.base], question):
             states.keys_of(key.db)[key.name] = KeyState(key.deadline_ms, None, Moment(None, begins_ms))
+    elif files.base_has_commands:
+        begins_ms = _apply_base(files.logs[0], states)
+        files = replace(files, logs=files.logs[1:])
     clock = LogClock(begins_ms=begins_ms, ends_ms=last_modified_ms, expected_ttl_ms=question.expected_ttl_ms)
     timeline.add_commands(_logged(files, progress), states, clock)
     if question.follows_more(states):
@@ -308,8 +315,21 @@ def _from_aof(source: Source, question: _Question, progress: Callable[[int, int]
     span = Span("aof", source.name, time_of(begins_ms), time_of(last_modified_ms))
     timeline.changes.exact = clock.has_timestamps
     note = "the log has no timestamps (aof-timestamp-enabled is off): times are bounds, or follow from deadlines"
-    ends = Moment(clock.earliest_ms, clock.earliest_ms, stated=clock.has_timestamps)
+    latest_ms = clock.earliest_ms if clock.has_timestamps else last_modified_ms
+    ends = Moment(clock.earliest_ms, latest_ms, stated=clock.has_timestamps)
     return timeline.finish(states, "aof", (span,), *([] if clock.has_timestamps else [note]), ends=ends)
+
+
+def _apply_base(path: Path, states: KeyStates) -> int | None:
+    """Take the keys of a base of commands as they were when it was made; return when that was, if it states it."""
+    db, second = 0, None
+    for command in read_commands(path):
+        db, name, effects, _ = execute(command.arguments, db)
+        second = second or command.second
+        for effect in effects:
+            for _ in states.apply(db, effect, Moment(None, None, stated=False), name):
+                pass
+    return None if second is None else second * 1_000
 
 
 def _keys_of(paths: Iterable[Path], question: _Question) -> Iterator[SnapshotKey]:

@@ -233,15 +233,15 @@ class KeyStates:
         self.databases[first], self.databases[second] = self.databases[second], self.databases[first]
         for db, other in (first, second), (second, first):
             for key, state in before[db].items():
-                if key not in before[other]:
-                    possible: tuple[EventName, ...] = () if state.least else ("renamed", "deleted")
-                    yield KeyEvent(db, key, "renamed", moment, command, state.deadline_ms, None, possible, target=key)
-                name, ttl_ms, given = (
-                    _name_of_write(before[other].get(key), state.deadline_ms),
-                    state.ttl_ms,
-                    state.given,
-                )
-                yield KeyEvent(other, key, name, moment, command, state.deadline_ms, ttl_ms, ttl_given=given)
+                deadline_ms, replaced = state.deadline_ms, before[other].get(key)
+                possible = _possible(state, moment, "renamed", *(() if state.least else ("deleted",)))
+                if possible != ("renamed",):
+                    self.databases[other][key] = state._replace(is_sure=False)
+                if replaced is None:
+                    event = KeyEvent(db, key, possible[0], moment, command, deadline_ms, target=key)
+                    yield event if possible == ("renamed",) else event._replace(possible=possible)
+                event = KeyEvent(other, key, _name_of_write(replaced, deadline_ms), moment, command, deadline_ms)
+                yield event._replace(ttl_ms=state.ttl_ms, ttl_given=state.given)
 
     def _flush(self, db: int | None, moment: Moment, command: str) -> Iterator[KeyEvent]:
         for number in list(self.databases) if db is None else [db]:
@@ -272,9 +272,8 @@ class KeyStates:
                 moment = moment._replace(earliest_ms=state.given.earliest_ms)
         else:
             possible = _possible(state, moment, "deleted", *(() if in_multi else ("evicted",)))
-            if possible == ("expired",) and command == "DEL":
-                self._valkey = False  # lazyfree-lazy-expire is off, so lazyfree-lazy-eviction may be
-            elif self._valkey and command == "DEL":
+            if self._valkey and command == "DEL" and possible != ("expired",):
+                # lazyfree-lazy-eviction may be off, as the redis.conf of many servers has it
                 possible, proven = ("deleted",), possible == ("deleted",)
             elif in_multi and not state.least and possible == ("deleted",):
                 possible = ("expired", "deleted")  # Valkey logs so that the last field of a hash expired
