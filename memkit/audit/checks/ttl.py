@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from memkit.audit.checks.auxiliary_keys import FEWEST_SESSIONS, auxiliary_groups, is_other_shape, longest_given
 from memkit.audit.checks.mixed_ttl import MixedTtl, mixed_ttl
+from memkit.audit.checks.payload_times import ZONE_MS
 from memkit.audit.checks.persistent_keys import persistent_finding
 from memkit.audit.checks.prefixes import SHOWN_PREFIXES, missing, moved, odd_names, ttls_given
 from memkit.audit.checks.server import SKEW_MS
@@ -40,6 +42,8 @@ SPRING_MARGIN_MS = 300_000
 """Spring Session keeps a session's hash so much longer than its ``expires`` key (RedisIndexedSessionRepository)."""
 UNIX_TIME_S = 1_000_000_000
 """A TTL over 31 years that is near the current Unix time is a point in time (2001 and later)."""
+HALF_HOUR_MS = HOUR_MS // 2
+"""Every time zone in use but three is a multiple of it away from UTC."""
 SOON = 0.05
 """Sessions with less than this share of the TTL left expire soon."""
 RENEWED_TOGETHER = 0.05
@@ -104,7 +108,6 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
             mixed.finding,
             odd or moved(expected, keys, context),
             _persistent_renewal(expected, analyses[-1], context),
-            None if anomalies or mixed.finding or skewed else _time_zone(expected, analyses[-1], context),
             None if anomalies or mixed.finding or skewed else _unrenewed(expected, analyses[0], context),
         )
         if finding
@@ -174,6 +177,7 @@ def _anomalies(
     for group in sessions:
         analyses = analyses_of(group.keys, expected, context.history)
         anomalies = [one for analysis in analyses for one in analysis.anomalies()]
+        anomalies = anomalies or _time_zone(expected, analyses[-1], context)
         right = any(analysis.right for analysis in analyses)
         if not any(one.kind == "short" for one in anomalies) and right:
             healthy.append((group, analyses[-1]))
@@ -230,6 +234,8 @@ def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, conte
     elif not anomaly.jitter:
         anomaly = replace(anomaly, ttl_ms=rounded(anomaly.ttl_ms))
     unit = _unit_mistake(anomaly, factor, context)
+    zone = None if unit or anomaly.jitter else _offset(expected, anomaly.ttl_ms, context)
+    unit = unit or zone
     both = anomaly.kind == "short" and anomaly.still_expected >= max(3, 0.05 * anomaly.keys)
     both = both and anomaly.since is not None and anomaly.since.bound == "upper bound"
     cause = "unit_mistake" if unit else "two_ttls" if both else f"ttl_too_{anomaly.kind}"
@@ -258,6 +264,9 @@ def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, conte
         evidence.append(f"the oldest of them that still exists was written {context.when(anomaly.first_seen_ms)}")
     if prefix != expected.prefix:
         evidence.append(f"all of them are under {prefix}; the other keys of {expected.pattern} are not affected")
+    if zone:
+        calls = context.server.called(*ABSOLUTE_DEADLINES)
+        evidence.append(f"EXPIREAT or PEXPIREAT was called {counted(calls, 'time')}: clients compute the deadlines")
     if anomaly.kind == "long" and expected.policy.kind == "sliding" and not unit:
         evidence.append("keys with more than the expected TTL left do not depend on the idle clock")
     return Finding.of(
@@ -270,7 +279,9 @@ def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, conte
         observed_ms=anomaly.ttl_ms,
         since=anomaly.since,
         evidence=(*evidence, *([unit] if unit else [])),
-        next=_next_for_ttl(expected, anomaly, context, both=both),
+        next="compute deadlines in UTC, or set the TTL with EXPIRE or SET EX"
+        if zone
+        else _next_for_ttl(expected, anomaly, context, both=both),
     )
 
 
@@ -290,15 +301,15 @@ def _is_affected(one: KeyFacts, anomaly: TtlAnomaly) -> bool:
 
 def _unit_mistake(anomaly: TtlAnomaly, factor: int | None, context: AuditContext) -> str | None:
     """Return the unit mistake that explains a TTL exactly, if there is one."""
+    if factor:
+        _, longer, shorter = UNIT_FACTORS[factor]
+        taken = f"{longer} taken for {shorter}" if anomaly.kind == "short" else f"{shorter} taken for {longer}"
+        return f"off by exactly {factor:,}, {taken}"
     now_s, ttl_s = context.history.now_ms / 1000, anomaly.ttl_ms / 1000
     for unit, size in (("seconds", 1), ("milliseconds", 1_000)):
         if anomaly.kind == "long" and ttl_s > UNIX_TIME_S and abs(ttl_s / size - now_s) < 0.05 * now_s:
             return f"the TTL is a Unix time in {unit}: a point in time was given as a duration (EXPIREAT, EXAT)"
-    if not factor:
-        return None
-    _, longer, shorter = UNIT_FACTORS[factor]
-    taken = f"{longer} taken for {shorter}" if anomaly.kind == "short" else f"{shorter} taken for {longer}"
-    return f"off by exactly {factor:,}, {taken}"
+    return None
 
 
 def _renewing_clients(context: AuditContext) -> list[str]:
@@ -368,34 +379,29 @@ def _skewed_ttl(expected: Expectation, keys: Sequence[KeyFacts], context: AuditC
     )
 
 
-def _time_zone(expected: Expectation, analysis: LifetimeAnalysis, context: AuditContext) -> Finding | None:
-    """Return the finding of TTLs that are off by whole hours, within the jitter, if clients compute the deadlines."""
-    calls, ttl_ms = context.server.called(*ABSOLUTE_DEADLINES), expected.ttl_ms or 0
-    values = [one for one in analysis.right if one.known]
-    if not calls or len(values) < 3 or ttl_ms <= HOUR_MS or expected.other_ttls_ms:
-        return None
+def _time_zone(expected: Expectation, analysis: LifetimeAnalysis, context: AuditContext) -> list[TtlAnomaly]:
+    """Return TTLs that are off by a time zone's offset, within the jitter, as an anomaly."""
+    values = [one for one in analysis.all if one.known and one.given >= analysis.floor]
     ttl = common_ttl(values)
-    hours = 0 if ttl is None else round((ttl - ttl_ms) / HOUR_MS)
-    if ttl is None or not 1 <= abs(hours) <= 14 or abs(ttl - ttl_ms - hours * HOUR_MS) > 2 * IDLE_GRAIN_MS:
+    if ttl is None or not _offset(expected, ttl, context):
+        return []
+    affected = sum(abs(one.given - ttl) <= 2 * IDLE_GRAIN_MS for one in values)
+    if affected < max(3, COMMON_SHARE * len(values)):
+        return []
+    kind: Literal["short", "long"] = "long" if ttl > analysis.ttl else "short"
+    return [TtlAnomaly(kind, ttl, 0.0, affected, "likely", None, None, ())]
+
+
+def _offset(expected: Expectation, ttl_ms: float, context: AuditContext) -> str | None:
+    """Return by how many whole or half hours a TTL is off, if clients compute the deadlines: a time zone."""
+    off = ttl_ms - (expected.ttl_ms or 0)
+    zone = round(off / HALF_HOUR_MS) * HALF_HOUR_MS
+    if expected.other_ttls_ms or not context.server.called(*ABSOLUTE_DEADLINES):
         return None
-    affected = [one for one in values if abs(one.given - ttl) <= 2 * IDLE_GRAIN_MS]
-    if len(affected) < max(3, COMMON_SHARE * len(values)):
+    if not HOUR_MS <= abs(zone) <= ZONE_MS or abs(off - zone) > 2 * IDLE_GRAIN_MS:
         return None
-    offset = f"exactly {counted(abs(hours), 'hour')} {'more' if hours > 0 else 'less'}"
-    return Finding.of(
-        expected,
-        "unit_mistake",
-        keys=len(affected),
-        message=f"sessions under {expected.prefix} are given {duration(ttl)} instead of {duration(ttl_ms)}: {offset}, "
-        "as if a local time were taken for UTC",
-        confidence="likely",
-        observed_ms=ttl,
-        evidence=(
-            f"{len(affected):,} keys were given {offset} than the expected TTL",
-            f"EXPIREAT or PEXPIREAT was called {calls:,} times: clients compute the deadlines",
-        ),
-        next="compute deadlines in UTC, or set the TTL with EXPIRE or SET EX",
-    )
+    hours = duration(abs(zone)) if zone % HOUR_MS else counted(abs(zone) // HOUR_MS, "hour")
+    return f"exactly {hours} {'more' if off > 0 else 'less'}, as if a local time were taken for UTC"
 
 
 def _persistent_renewal(expected: Expectation, analysis: LifetimeAnalysis, context: AuditContext) -> Finding | None:

@@ -268,12 +268,19 @@ class LifetimeAnalysis:
             members = [one for one in self.short if one.given <= given]
             many = count >= 3 and surprise(count, usual) > 2 * SLIGHT_SURPRISE_NATS
             if (many or usual < RARE) and not self._has_untouched(members):
-                most = f"{duration(given)} of the expected {duration(self.ttl)}"
-                return f"{len(members):,} of {len(self.all):,} keys have at most {most}"
-        if old := self._unread():
-            most = f"{duration(UNREAD_SHARE * self.ttl)} of the expected {duration(self.ttl)}"
-            return f"{len(old):,} of {len(self.all):,} keys were given at most {most}"
-        return None
+                return self._given_at_most(given, members)
+        for peak in self._peaks() if self.history.idle_known else ():
+            if not peak.wide and peak.high <= self.ttl / 10:
+                return self._given_at_most(peak.high, [one for one in self.short if one.given <= peak.high])
+        unread = [one for one in self.short if one.known and one.accessed > (self.history.started_ms or math.inf)]
+        if unread and self._too_few_touches(unread):
+            return self._given_at_most(unread[-1].given, unread)
+        old = self._unread()
+        return self._given_at_most(UNREAD_SHARE * self.ttl, old) if old else None
+
+    def _given_at_most(self, given: float, members: Sequence[KeyLifetime]) -> str:
+        most = f"{duration(given)} of the expected {duration(self.ttl)}"
+        return f"{len(members):,} of {len(self.all):,} keys were given at most {most}"
 
     def unrenewed(self) -> list[KeyLifetime]:
         """Return keys that were accessed long after their TTL was set, if the server's reads do not explain that."""
@@ -591,8 +598,9 @@ class LifetimeAnalysis:
         if self._is_jittered(old):
             ends = [one.deadline for one in old]
             latest = round(max(ends) - max(one.given for one in old) + _spacing(ends))
-        after = sum(one.accessed > latest for one in members)
-        stopped = after >= max(min(7, len(members)), 3, 0.8 * len(members))
+        ends = [one.deadline for one in others]
+        usual_ms = (max(ends) - min(ends)) / max(len(ends) - 1, 1)
+        stopped = not self.history.idle_known or self.history.now_ms - latest > STOPPED_GAPS * usual_ms
         return Since(last, "lower bound") if latest <= first + SLACK_MS and stopped else upper
 
     def _is_jittered(self, old: Sequence[KeyLifetime]) -> bool:
