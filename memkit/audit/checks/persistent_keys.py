@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memkit.audit.checks.auxiliary_keys import FEWEST_SESSIONS
-from memkit.audit.checks.ttl_inference import LifetimeAnalysis
+from memkit.audit.checks.ttl_inference import LifetimeAnalysis, have_stopped
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import Finding, Since
 from memkit.audit.key_shapes import Group, narrowest_prefix
@@ -76,7 +76,8 @@ def _since(
         return None
     analysis = LifetimeAnalysis(everything, expected, context.history)
     first, last = accesses[0], analysis.last_write(analysis.within)
-    if last is not None and last <= first + SLACK_MS:
+    ends = [one.deadline for one in analysis.within]
+    if last is not None and last <= first + SLACK_MS and have_stopped(ends, context.history.now_ms - last):
         return Since(last, "lower bound")
     ended = _ended(accesses, analysis, context.history.now_ms)
     return Since(min(first + 1_000, context.history.now_ms), "upper bound") if ended is None else Since(ended, "until")

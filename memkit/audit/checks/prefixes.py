@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from memkit.audit.checks.ttl_inference import (
-    STOPPED_GAPS,
     KeyLifetime,
     LifetimeAnalysis,
     ServerHistory,
     common_ttl,
+    have_stopped,
     lifetimes_of,
     rounded,
 )
@@ -137,9 +137,8 @@ def _last_written(expected: Expectation, keys: Sequence[KeyFacts], context: Audi
 
 
 def _have_stopped(expected: Expectation, keys: Sequence[KeyFacts], last_ms: int, context: AuditContext) -> bool:
-    """Return whether keys are not written any more: for many times as long as they usually are not."""
-    usual_ms = (expected.ttl_ms or 0) / max(len(keys), 1)
-    return context.history.now_ms - last_ms > STOPPED_GAPS * usual_ms
+    ends = [one.deadline_ms for one in keys if one.deadline_ms is not None]
+    return expected.ttl_ms is None or have_stopped(ends, context.history.now_ms - last_ms)
 
 
 def missing(expected: Expectation, context: AuditContext) -> list[Finding]:
@@ -228,7 +227,7 @@ def _wrong_prefix(
 ) -> Finding:
     lifetimes = lifetimes_of(keys, context.history)
     ttl = common_ttl(lifetimes)
-    if since is None and lifetimes:
+    if since is None and lifetimes and context.history.idle_known:
         first = min(one.accessed for one in lifetimes) + 1_000
         since = Since(min(first, context.history.now_ms), "upper bound")
     name = prefix or "(no prefix)"
