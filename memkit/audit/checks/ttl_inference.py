@@ -547,7 +547,7 @@ class LifetimeAnalysis:
         reason = f"none was given more; if the TTL were the expected one, the chance of that would be {chance:.2%}"
         first = min(one.accessed for one in known) if self.history.idle_known else None
         since = None if first is None else Since(first + 1_000, "upper bound")
-        return TtlAnomaly("short", rounded(top), 0.0, len(known), "likely", since, first, (reason,), top)
+        return TtlAnomaly("short", top, 0.0, len(known), "likely", since, first, (reason,), top)
 
     def _short_anomaly(
         self,
