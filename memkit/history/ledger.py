@@ -204,9 +204,9 @@ class Ledger:
         )
         for db, key, name, at, after, several, deadline, ttl, command in rows:
             possible = tuple(several.split(",")) if several else (name,) if name in DELETIONS else ()
+            proven = several is None or len(possible) > 1
             moment = Moment(at if after is None else after, at)
             created = name == "written" and (ttl is not None or deadline is None)
-            proven = len(possible) != 1 or several is None
             yield KeyEvent(
                 db, key, name, moment, command or "", deadline, ttl, possible, created=created, proven=proven
             )
