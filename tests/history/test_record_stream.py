@@ -93,7 +93,7 @@ def test_each_end_has_its_command(servers: tuple[RedisServer, RedisServer], tmp_
     assert CANARY.encode() not in path.read_bytes()
 
 
-def test_key_that_the_commands_do_not_show_is_looked_at(tmp_path: Path) -> None:
+def test_what_commands_do_not_show_is_looked_at(tmp_path: Path) -> None:
     """A new name for a key that was not recorded, and removed elements: its TTL and whether it exists are read."""
     path = tmp_path / "incident.db"
     with pair("redis-7.0") as (primary, replica), primary.client() as client, replica.client() as reader:
