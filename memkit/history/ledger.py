@@ -147,6 +147,11 @@ class Ledger:
                 self._db.execute("PRAGMA journal_mode=DELETE")
         self._db.close()
 
+    def discard(self) -> None:
+        """Remove the file: nothing was recorded."""
+        self.close()
+        self.path.unlink()
+
     def commit(self) -> None:
         """Write what was recorded: what comes before is in the file, even if the process is killed."""
         self._db.execute("COMMIT")

@@ -204,7 +204,11 @@ def record(
     if isinstance(client, redis.RedisCluster):
         raise ServerError("a recording is of one server; record each node of a cluster by its own URL")
     with Ledger(Path(output)) as ledger:
-        recorder = _Recorder(client, ledger, url=redact(url), prefixes=prefixes or (b"",), replication=replication)
+        try:
+            recorder = _Recorder(client, ledger, url=redact(url), prefixes=prefixes or (b"",), replication=replication)
+        except ServerError:
+            ledger.discard()
+            raise
         try:
             began(recorder.begin())
             recorder.run(for_s, stop or threading.Event())

@@ -85,13 +85,13 @@ def read_backlog(url: str, *, primary: bool = False) -> BacklogCommands:
         backlog = _backlog(connection, primary=primary)
         margin = _margin(connection, backlog)
         info = info_fields(_reply(connection, "INFO", "server"))
-        seconds, microseconds = _reply(connection, "TIME")
         offset = backlog.first_offset + margin
         data = _continue(connection, backlog, offset)
         server = logs_like(info)
         commands = _commands(data, shown)
         db = int(client.connection_pool.connection_kwargs.get("db") or 0)
-        return BacklogCommands(server, db, tuple(commands), int(seconds) * 1_000 + int(microseconds) // 1_000)
+        read_at_ms = int(info["server_time_usec"]) // 1_000  # from Redis 6.0 on; a user may lack the right to TIME
+        return BacklogCommands(server, db, tuple(commands), read_at_ms)
     finally:
         connection.close()
 

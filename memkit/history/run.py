@@ -134,6 +134,8 @@ def history(
             "a server keeps no history: add --replication to read a replica's backlog, or record it with memkit record"
         )
     else:
+        for path in (path for source in found if source.kind == "rdb" for path in source.files):
+            RdbReader(path).close()  # a file that is no RDB file is named
         given = ", ".join(f"{source.name} ({source.kind})" for source in found) or "nothing"
         raise SourceError(f"expected one append-only directory, one recording, or two or more RDB files; got {given}")
     events = tuple(event for event in answer.events if question.is_recent(event.moment))
@@ -315,10 +317,10 @@ def _from_aof(source: Source, question: _Question, progress: Callable[[int, int]
     timeline.add_commands(_logged(files, progress), states, clock)
     if question.follows_more(states):
         return _from_aof(source, question, progress)
-    span = Span("aof", source.name, time_of(begins_ms), time_of(last_modified_ms))
     timeline.changes.exact = clock.has_timestamps
     note = "the log has no timestamps (aof-timestamp-enabled is off): times are bounds, or follow from deadlines"
     latest_ms = clock.earliest_ms if clock.has_timestamps else last_modified_ms
+    span = Span("aof", source.name, time_of(begins_ms), time_of(latest_ms))
     ends = Moment(clock.earliest_ms, latest_ms, stated=clock.has_timestamps)
     return timeline.finish(states, "aof", (span,), *([] if clock.has_timestamps else [note]), ends=ends)
 

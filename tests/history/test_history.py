@@ -315,6 +315,24 @@ def test_sources_that_do_not_go_together_are_refused(sources: list[str]) -> None
         history(*sources)
 
 
+@pytest.mark.parametrize(("data", "message"), [(b"", "the file is empty"), (b"\x1f\x8bx", "compressed with gzip")])
+def test_single_file_that_is_no_source_is_named(data: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "source.db").write_bytes(data)
+    with pytest.raises(SourceError, match=message):
+        history(tmp_path / "source.db", session="1")
+
+
+def test_source_ends_at_its_last_timestamp(server: RedisServer, client: redis.Redis) -> None:
+    """A copy of a log was modified later than the log."""
+    client.set("chat:user-42", CANARY)
+    now = server.clock.now().timestamp()
+    for path in (server.directory / "appendonlydir").iterdir():
+        os.utime(path, (now + 86_400,) * 2)
+    (source,) = history(server.directory).sources
+    assert source.ends is not None
+    assert abs(source.ends.timestamp() - now) < 60
+
+
 def test_since_leaves_out_what_came_before(server: RedisServer, client: redis.Redis) -> None:
     client.set("chat:user-42", CANARY, ex=300)
     server.clock.shift("1m")

@@ -379,6 +379,7 @@ def test_missing_right_is_named(tmp_path: Path) -> None:
         url = server.url.replace("unix://", "unix://reader:pw@")
         with pytest.raises(ServerError, match="client|tracking"):
             record(url, tmp_path / "incident.db", for_s=0.1)
+        assert not list(tmp_path.iterdir())  # the next try with the right user needs no other name
 
 
 def test_stopped_server_is_reported_in_one_line(tmp_path: Path) -> None:

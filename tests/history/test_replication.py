@@ -109,6 +109,20 @@ def test_primary_is_read_only_if_asked_for(servers: tuple[RedisServer, RedisServ
         assert client.info("stats")["total_forks"] == forks
 
 
+def test_least_user_reads_the_backlog(servers: tuple[RedisServer, RedisServer]) -> None:
+    primary, replica = servers
+    with primary.client() as writer, replica.client() as reader:
+        writer.set("chat:1", CANARY, ex=300)
+        in_step(writer, reader)
+        reader.execute_command("ACL", "SETUSER", "least", "on", ">pw", "-@all", "+psync", "+replconf", "+info", "+ping")
+        url = replica.url.replace("unix://", "unix://least:pw@")
+        now_ms = reader.time()[0] * 1_000
+        assert abs(read_backlog(url).read_at_ms - now_ms) < 10_000
+        reader.execute_command("ACL", "SETUSER", "least", "-psync")
+        with pytest.raises(ServerError, match="psync"):
+            read_backlog(url)
+
+
 def test_server_without_a_backlog_is_refused() -> None:
     with RedisServer() as server, server.client() as client:
         client.config_resetstat()
