@@ -252,8 +252,8 @@ def _fragments(expected: Expectation, content: _Contents) -> Finding | None:
         expected,
         "corrupt",
         keys=len(found),
-        message=f"{counted(len(found), 'hash', 'hashes')} matching {expected.pattern} hold a fragment of a session "
-        f"(no {fields}): a field was written after the session had expired, which created the key anew",
+        message=f"{counted(len(found), 'hash', 'hashes')} matching {expected.pattern} lack {fields}: a field that is "
+        "written after a session has expired creates the key anew, as such a fragment",
         confidence="likely" if 2 * persistent > len(found) else "possible",
         evidence=(f"the other hashes have {fields}", f"{persistent:,} of the fragments have no TTL"),
         next="write fields and TTL in one script that does nothing if the key no longer exists",
