@@ -214,7 +214,9 @@ def _judge(
             lost += [name] if expires > facts.seen_ms else []
     if len(lost) >= max(min(FEWEST_LOST, len(existing)), LOST_SHARE * (len(existing) + len(lost))):
         yield "dangling", lost, f"{len(lost):,} of them with a time less than {duration(ttl)} ago"
-    stale = [name for name in missing if name not in set(lost) and not _expires_itself(found[name][0], ttl)]
+    # An index that expires soon after its sessions is pruned by that.
+    kept = [name for name in missing if not ttl or not 0 <= (found[name][0].left_ms or -1) <= 2 * ttl]
+    stale = [name for name in kept if name not in set(lost)]
     if stale:
         yield "stale_index", stale, f"{len(stale):,} of them beside {len(existing):,} that exist"
 
@@ -240,11 +242,6 @@ def _are_ids(existing: dict[str, KeyFacts], count: int) -> bool:
     distinct = [name for name in existing if len(name) >= PLAIN_ID_CHARS and not name.isdigit()]
     plain = [name for name in existing if not name.isdigit()]
     return bool(distinct or len(plain) >= FEWEST_PLAIN) and len(plain) >= LISTED_SHARE * count
-
-
-def _expires_itself(index: KeyFacts, ttl: int) -> bool:
-    """Return whether the index expires soon after its sessions, which prunes it."""
-    return index.left_ms is not None and bool(ttl) and index.left_ms <= 2 * ttl
 
 
 def _missing(loads: ValueReader, sessions: _Sessions, names: Sequence[str]) -> list[str]:
