@@ -65,7 +65,7 @@ def shared_key(expected: Expectation, keys: Sequence[KeyFacts]) -> Finding | Non
             f"another session was {duration(longest)}"
         )
     facts.append(f"it takes {sizes[largest]:,} bytes, the largest other session {rest:,}")
-    likely = (nameless and sizes[largest] >= rest) or (alone and silence > max(WEEKEND_MS, LONGER * longest))
+    likely = (nameless and sizes[largest] > LARGER * rest) or (alone and silence > max(WEEKEND_MS, LONGER * longest))
     return Finding.of(
         expected,
         "shared_key",

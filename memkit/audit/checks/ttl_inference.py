@@ -310,22 +310,17 @@ class LifetimeAnalysis:
         members = [one for one in self.long if peak.low <= one.given <= peak.high]
         ttl, jitter = _ttl_of(members, peak, idle_known=self.history.idle_known)
         first = min(one.deadline for one in members) - peak.low
-        last = self._last_expected_before(first)
         since = Since(math.ceil(first), "upper bound")
+        # A key of the longer TTL that was read looks like one of the expected: only exact ones count, and of these
+        # only those from before, if there are hardly any others.
+        exact = [one for one in self.right if abs(one.given - self.ttl) <= IDLE_GRAIN_MS]
+        before = [one for one in exact if one.deadline - self.ttl <= first + SLACK_MS]
+        hidden = 2 * len(exact) <= len(self.right) or len(exact) - len(before) > max(2, 0.05 * len(exact))
+        last = None if hidden else self.last_write(before)
         if last is not None and last <= first + SLACK_MS:
             since = Since(last, "lower bound")
         reasons = (f"{len(self.long):,} keys have more time left than the expected TTL",)
         return TtlAnomaly("long", ttl, jitter, len(self.long), "proven", since, round(first), reasons, peak.high)
-
-    def _last_expected_before(self, first_new_ms: float) -> int | None:
-        """Return a lower bound of the last write with the expected TTL, if keys with the longer one do not hide it."""
-        # A key of the longer TTL that was read looks like one of the expected: only exact ones count, and of these
-        # only those from before.
-        exact = [one for one in self.right if abs(one.given - self.ttl) <= IDLE_GRAIN_MS]
-        before = [one for one in exact if one.deadline - self.ttl <= first_new_ms + SLACK_MS]
-        if 2 * len(exact) <= len(self.right) or len(exact) - len(before) > max(2, 0.05 * len(exact)):
-            return None
-        return self.last_write(before)
 
     # -- too short -----------------------------------------------------------------------------------------------------
 
