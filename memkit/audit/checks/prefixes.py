@@ -294,6 +294,6 @@ def ttls_given(lifetimes: Sequence[KeyLifetime]) -> list[float]:
     ttl = common_ttl(lifetimes)
     if ttl is None:
         return []
-    rest = [one for one in lifetimes if one.given > 1.05 * ttl]
-    second = common_ttl(rest)
+    second = common_ttl([one for one in lifetimes if one.given > 1.05 * ttl])
+    second = second or common_ttl([one for one in lifetimes if one.given < 0.95 * ttl])
     return [ttl] if second is None else [ttl, rounded(second)]
