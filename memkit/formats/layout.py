@@ -145,8 +145,8 @@ def _is_open(pattern: str) -> bool:
 
 
 @lru_cache(maxsize=1_024)
-def _regex(prefix: str, pattern: str, session: str | None) -> re.Pattern[str]:
-    return re.compile(f"(?P<prefix>{_ANY_PREFIX}{_translated(prefix, None)}){_translated(pattern, session)}", re.DOTALL)
+def _regex(prefix: str, pattern: str, session: str | None, before: str = _ANY_PREFIX) -> re.Pattern[str]:
+    return re.compile(f"(?P<prefix>{before}{_translated(prefix, None)}){_translated(pattern, session)}", re.DOTALL)
 
 
 def _translated(pattern: str, session: str | None) -> str:
@@ -168,7 +168,8 @@ def _recognise(layout: Layout, raw: RedisValue, wanted: str | None) -> KeyOwner 
         found = _regex(layout.prefix, key.pattern, session).fullmatch(raw.name)
         literal = session or key.pattern != "{id}"
         if found is None and key.fields and literal and (stated or not _is_open(layout.prefix)):
-            found = _regex("", key.pattern, session).fullmatch(raw.name)
+            # The user's own prefix ends with a separator, unless the document states where the id begins.
+            found = _regex("", key.pattern, session, ".*?" if stated else _ANY_PREFIX).fullmatch(raw.name)
         if found:
             return KeyOwner(layout.store, found["id"], found["prefix"], key.part)
         if key.fields and session is None and key.pattern == "{id}":

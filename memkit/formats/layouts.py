@@ -140,7 +140,9 @@ LAYOUTS: tuple[Layout, ...] = (
         keys=(
             Key("{id}:messages", kinds=_LIST, part="messages", fields=("role", "content"), holds=MESSAGES),
             Key("{id}:message_ids", kinds=_SET, part="message ids"),
+            Key("{id}", part="session", fields=("agent_id", "config", "state")),
         ),
+        id_field="id",
     ),
     # AgentScope 1.0.21.
     Layout(
@@ -245,9 +247,9 @@ def leads(raw: RedisValue) -> tuple[str, ...]:
     of_mastra = re.fullmatch(r"((?:.*?[:/|}])??)(?:thread:(.+):messages|msg-idx:.+)", raw.name, re.DOTALL)
     if of_mastra and raw.kind == ("zset" if of_mastra[2] else "string"):
         return (f"{of_mastra[1]}mastra_threads:id:{of_mastra[2] or to_name(raw.data)}",)
-    base = raw.name.removesuffix("chat-sdk:subscriptions")
+    base = raw.name.removesuffix(":subscriptions")  # of the Chat SDK
     if raw.kind == "set" and base != raw.name:
-        return tuple(f"{base}chat-sdk:list:msg-history:{each}" for each in sorted(raw.members))
+        return tuple(f"{base}:list:msg-history:{each}" for each in sorted(raw.members))
     return ()
 
 

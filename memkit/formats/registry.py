@@ -60,14 +60,18 @@ def recognise(raw: RedisValue, wanted: str | None = None) -> KeyOwner | None:
     """Return the session that a key belongs to, or None.
 
     Each format looks at the payload before it looks at the name, and the order of ``FORMATS`` decides between them.
+    The id that is searched decides where the prefix in a name ends, not which store wrote the key.
 
     Args:
         raw: The key.
         wanted: The session id that is searched, if there is one.
     """
-    claims = (owner for each in _BY_KIND.get(raw.kind, ()) if (owner := each.recognise(raw, wanted)))
+    own = _BY_KIND.get(raw.kind, ())
     with parsed_once():
-        return next(claims, None)
+        found = next(((each, owner) for each in own if (owner := each.recognise(raw, None))), None)
+        if found and wanted is not None:
+            return found[0].recognise(raw, wanted)
+        return found[1] if found else next((one for each in own if (one := each.recognise(raw, wanted))), None)
 
 
 def leads(raw: RedisValue) -> tuple[str, ...]:

@@ -162,17 +162,28 @@ class _Search:
         groups: dict[Group, dict[str, KeyOwner]] = {}
         for name in self._there:
             owner = self._owner(name, self._wanted)
-            if owner and owner.session == self._wanted and (not owner.prefix[-1:].isalnum() or _is_default(owner)):
+            if (
+                owner
+                and owner.session == self._wanted
+                and (not owner.prefix[-1:].isalnum() or _is_default(owner) or self._owner(name, None) == owner)
+            ):
                 groups.setdefault(owner.group, {})[name] = owner
         strong = {group: owners for group, owners in groups.items() if group[2][-1:] in SEPARATORS}
         return strong or groups
 
     def _by_id(self, groups: Mapping[Group, Mapping[str, KeyOwner]]) -> _Found:
         if len(groups) > 1:
+            groups = {group: owners for group, owners in groups.items() if not self._ends_other(owners)} or groups
+        if len(groups) > 1:
             raise _ambiguous(self._wanted, [(group[0], next(iter(owners))) for group, owners in groups.items()])
         if groups:
             return self._complete(next(iter(next(iter(groups.values())).values())))
         return self._unknown_keys()
+
+    def _ends_other(self, names: Iterable[str]) -> bool:
+        """Return whether the id only ends another one: ``1`` that of ``message_store:session:1``."""
+        owners = [owner for name in names if (owner := self._owner(name, None))]
+        return any(owner.prefix and owner.session != self._wanted for owner in owners)
 
     def _unknown_keys(self) -> _Found:
         """Return the keys of no known store that have the id in their name."""
@@ -197,17 +208,16 @@ class _Search:
         return self._as_unknown(self._wanted, names)
 
     def _unseparated(self) -> _Found | None:
-        """Return the session of keys that end with the id, without a separator before it."""
-        ending = re.compile(rf"[^\W_]{re.escape(self._wanted)}$")
-        names = self._reader.scan(
-            f"{escape_glob(self._reader.target.prefix)}*{escape_glob(self._wanted)}", ending, MAX_NAMES
-        )
+        """Return the session of keys in whose names a word before the id has no separator after it."""
+        joined = re.compile(rf"[^\W_]{re.escape(self._wanted)}(?:$|{_BETWEEN})")
+        pattern = f"{escape_glob(self._reader.target.prefix)}*{escape_glob(self._wanted)}*"
+        names = self._reader.scan(pattern, joined, MAX_NAMES)
         self._load(KeyRequest(name, "") for name in names)
         if groups := self._groups():
             return self._by_id(groups)
         names = [name for name in names if name in self._there and self._owner(name, None) is None]
         if names:
-            self._notes.append("found at the end of a key's name, without a separator before it")
+            self._notes.append("found in a key's name, without a separator before it")
         return self._as_unknown(self._wanted, names) if names else None
 
     def _as_unknown(self, session: str, names: list[str]) -> _Found:

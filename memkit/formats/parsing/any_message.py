@@ -232,7 +232,9 @@ def _item(fields: Mapping[str, Any], key: str) -> list[Turn]:
         return [Turn("tool", _result_text(fields), (Tool(None, call_id),), _time(fields), uid, key)]
     if kind in CALLS or (kind.endswith("_call") and call_id):
         tool = Tool(text_or_none(fields.get("name")), call_id or uid)
-        return [Turn("assistant", "", (tool,), _time(fields), uid, key)]
+        call = Turn("assistant", "", (tool,), _time(fields), uid, key)
+        result = next((fields[name] for name in ("output", "error") if fields.get(name) is not None), None)  # MCP's
+        return [call] if result is None else [call, Turn("tool", dumped(result), (tool,), call.at_s, None, key)]
     return []
 
 

@@ -45,6 +45,8 @@ def entry_of(value: Any, key: str) -> Entry | None:
     if isinstance(value, list) and len(value) == 2 and all(isinstance(each, str) for each in value):
         role, text = role_of(value[0].lower()), value[1]
         return Entry((Turn(role, text, (), None, None, key),)) if role != "other" else None
+    if isinstance(value, list) and value and not any(isinstance(each, dict) for each in value[1:]):
+        value = value[0]  # a message with its marks (AgentScope)
     if not isinstance(value, dict):
         return None
     turns, place = messages_of(value, key)
@@ -64,9 +66,9 @@ def find_entries(value: Any, key: str, depth: int = 0) -> list[Entry]:
     if isinstance(value, str):
         value = _inner(value)
     if isinstance(value, list):
-        found = [entry for each in value if (entry := entry_of(each, key))]
-        if 2 * len(found) >= len(value):  # of a conversation at least half are messages
-            return found
+        spoken = list(_spoken({str(at): each for at, each in enumerate(value)}, key).values())
+        if 2 * len(spoken) >= len(value):  # of a conversation at least half are messages
+            return spoken
         return next(_deeper(value, key, depth), []) if len(value) == 1 else []
     if not isinstance(value, dict):
         return []
@@ -74,8 +76,8 @@ def find_entries(value: Any, key: str, depth: int = 0) -> list[Entry]:
     lists = [each for each in fields if isinstance(each, list)]
     if found := next(_deeper(lists, key, depth), []):  # a session may have an author, or a type, beside its messages
         return found
-    if entry := entry_of(value, key):
-        return [entry]
+    if alone := _spoken({"": value}, key):
+        return list(alone.values())
     fields += [each for name, each in value.items() if name not in LIKELY_FIELDS]
     inner = [each for each in fields if isinstance(each, list | dict | str)]
     return named_entries(value, key) or next(_deeper(inner, key, depth), [])
@@ -86,7 +88,7 @@ def named_entries(values: Mapping[str, Any], key: str) -> list[Entry]:
 
     A name may hold the number and the role (``0:user``), or several names the fields of one message (``0:role``).
     """
-    each = {name: entry for name, value in values.items() if (entry := entry_of(value, key))}
+    each = _spoken(values, key)
     if len(each) < 2:
         groups: dict[int, dict[str, Any]] = {}
         for name, value in values.items():
@@ -100,6 +102,17 @@ def named_entries(values: Mapping[str, Any], key: str) -> list[Entry]:
     if None not in numbers and len(set(numbers)) > 1:
         return [entry for _, entry in sorted(zip(numbers, each.values(), strict=True), key=lambda pair: pair[0] or 0)]
     return sorted_entries(list(each.values())) or list(each.values())
+
+
+def _spoken(values: Mapping[str, Any], key: str) -> dict[str, Entry]:
+    """Return the values that are messages.
+
+    ``{"user": "hi"}`` is one only beside one of the other side: it may name a user.
+    """
+    found = {name: entry for name, value in values.items() if (entry := entry_of(value, key))}
+    single = {name for name in found if isinstance(values[name], dict) and len(values[name]) == 1}
+    sides = {turn.role for name in single for turn in found[name].turns}
+    return found if len(sides) != 1 else {name: entry for name, entry in found.items() if name not in single}
 
 
 def trailing_number(name: str) -> int | None:
