@@ -261,7 +261,7 @@ class _Search:
     def _complete(self, owner: KeyOwner) -> _Found:
         """Read the siblings: those that can be named, then, for stores that do not list them, those that SCAN finds."""
         if formats.format_of(owner.store).scanned and not self._scanned:
-            self._scan(owner.session)
+            self._scan(owner.prefix * owner.prefix[-1:].isalnum() + owner.session)  # so that the id stands by itself
         owners = {name: self._owner(name, owner.session) for name in self._there}
         own = {name: each for name, each in owners.items() if each and each.group == owner.group}
         owner = next(iter(own.values()), owner)

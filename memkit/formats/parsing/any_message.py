@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from memkit.formats.model import Tool, Turn, a_dict, a_list, seconds, text_or_none
+from memkit.formats.model import Tool, Turn, a_dict, a_list, one_of, seconds, text_or_none
 from memkit.formats.parsing.chat import (
     ROLES,
     answered,
@@ -20,6 +20,7 @@ from memkit.formats.parsing.chat import (
     calls,
     dumped,
     flatten,
+    inner_text,
     part_text,
     plain_fields,
     plain_name,
@@ -41,9 +42,14 @@ _MODEL = re.compile(r"(?:chat)?gpt|claude|gemini|llama|mistral|copilot")
 """A message by such a sender is the assistant's: ``gpt-4o``, ``Claude``."""
 _ROLE_FIELDS = ("role", "messagerole", "type", "messagetype", "sendertype", "senderrole", "usertype", "sender",
                 "author", "from", "speaker", "event", "kind", "source", "direction")  # fmt: skip
-_PERSON_FIELDS = ("role", "sender", "author", "from", "speaker")
+_PERSON_FIELDS = ("role", "sender", "author", "from", "speaker", "senderid", "authorid")
+_ROLE_WORDS = re.compile(r"[^a-z]+|message|msg")
+"""What stands beside the role in ``message.user`` and ``bot_msg``."""
+_SHORTEST_WORD = 2
+"""``u2`` is a user's id."""
 _FLAGS = {"isuser": "user", "fromuser": "user", "ishuman": "user", "isai": "assistant", "isassistant": "assistant",
-          "isme": "assistant", "isbot": "assistant"}  # fmt: skip
+          "isme": "assistant", "isbot": "assistant", "bot": "assistant"}  # fmt: skip
+_DIRECTIONS = {"in": "user", "out": "assistant"}
 _OTHER_SIDE = {"user": "assistant", "assistant": "user"}
 _TEXT_FIELDS = ("content", "text", "message", "parts", "body", "contents", "blocks", "msg", "value", "utterance",
                 "items", "payload", "data")  # fmt: skip
@@ -74,8 +80,10 @@ _CALL_PARTS = frozenset({"tooluse", "toolcall", "functioncall"})
 _RESULT_PARTS = frozenset({"toolresult", "functionresult", "functionresponse", "toolresponse", "toolreturn"})
 _DONE_STATES = ("result", "output-available", "output-error")
 _TRANSCRIPT_CHARS = 1 << 20
-_SPOKEN_LINE = re.compile(r"[\s*\[<]*(\w[\w ]{0,20}?)[*\]>]*\s*[:|]\s*(.*)", re.DOTALL)
-_LINE_START = re.compile(r"^(?=[*\[<]*\w[\w ]{0,20}?[*\]>]*\s*:)", re.MULTILINE)
+_STAMP = r"(?:[\[(]?\d[\d:.,/T+ -]{3,28}[AP]?M?Z?[\])]?[ -]+)?"
+"""The time before a line of a transcript: ``[10:02]``, ``2026-11-28 10:02:03 -``."""
+_SPOKEN_LINE = re.compile(rf"\s*({_STAMP})[\s*\[<]*(\w[\w ]{{0,20}}?)[*\]>]*\s*[:|][*_]*\s*(.*)", re.DOTALL)
+_LINE_START = re.compile(rf"^(?={_STAMP}[*\[<]*\w[\w ]{{0,20}}?[*\]>]*\s*:)", re.MULTILINE)
 
 
 def any_role(value: Any) -> str:
@@ -83,7 +91,10 @@ def any_role(value: Any) -> str:
     if not isinstance(value, str):
         return "other"
     plain = plain_name(value.strip())
-    return _MORE_ROLES.get(plain) or ("assistant" if _MODEL.match(plain) else "other")
+    if role := _MORE_ROLES.get(plain) or ("assistant" if _MODEL.match(plain) else None):
+        return role
+    words = [word for word in _ROLE_WORDS.split(plain) if len(word) >= _SHORTEST_WORD]
+    return _MORE_ROLES.get(words[0], "other") if len(words) == 1 else "other"
 
 
 def read_any(value: dict[str, Any], key: str) -> Sequence[Turn] | str:
@@ -166,7 +177,7 @@ def _taken_apart(content: Any) -> _Parts:
     texts: list[str] = []
     for part in content:
         if isinstance(part, dict) and part.get("type", part.get("block_type")) == "text" and "text" in part:
-            texts.append(part["text"] if isinstance(part["text"], str) else "")  # most parts are texts
+            texts.append(inner_text(part) or "")  # most parts are texts
             continue
         kind, inner = _tool_part(part)
         if kind == "result":
@@ -277,7 +288,9 @@ def _role(fields: Mapping[str, Any]) -> str | None:
     found = (_role_in(fields[name]) for name in _ROLE_FIELDS if name in fields)
     if role := next((each for each in found if each != "other"), None) or _flagged(fields):
         return role
-    if not any(isinstance(fields.get(name), str | list) for name in _TEXT_FIELDS):
+    if one_of(fields.get("direction"), _DIRECTIONS):
+        return _DIRECTIONS[fields["direction"]]
+    if not any(_is_text(fields.get(name)) for name in _TEXT_FIELDS):
         return None
     others = (
         role_of(each.lower()) for name, each in fields.items() if name not in _TEXT_FIELDS and isinstance(each, str)
@@ -290,6 +303,13 @@ def _role(fields: Mapping[str, Any]) -> str | None:
         return "assistant"
     answers = any(_side(name) == "assistant" for name in fields)
     return "user" if isinstance(fields.get("user"), str) and not answers else None
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether a content is text, or has one in it: a list of anything else may be a cart."""
+    if isinstance(value, list):
+        return any(map(_is_text, value))
+    return isinstance(value, str) or (isinstance(value, dict) and inner_text(value) is not None)
 
 
 def _role_in(value: Any) -> str:
@@ -336,7 +356,7 @@ def _pair(fields: Mapping[str, Any], key: str) -> list[Turn]:
         both = list(zip(question, answer, strict=True))
     at_s = _time(fields)
     return [
-        Turn(role, flatten(text), (), at_s, None, key)
+        Turn(role, flatten(text), (), at_s or _time(plain_fields(a_dict(text))), None, key)
         for pair in both
         for role, text in zip(("user", "assistant"), pair, strict=True)
         if text is not None
@@ -354,6 +374,8 @@ def _likeliest(names: list[str]) -> str | None:
 
 
 def _is_content(value: Any) -> bool:
+    if isinstance(value, dict):
+        return inner_text(value) is not None
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str | dict) for each in value))
 
 
@@ -387,8 +409,10 @@ def _number(value: Any) -> Any:
 def spoken_line(text: str, key: str) -> Turn | None:
     """Return the message of a line ``User: hello`` or ``user|hello``, or None."""
     found = _SPOKEN_LINE.fullmatch(text)
-    role = any_role(found[1]) if found else "other"
-    return Turn(role, found[2].strip(), (), None, None, key) if found and role != "other" else None
+    role = any_role(found[2]) if found else "other"
+    if found is None or role == "other":
+        return None
+    return Turn(role, found[3].strip(), (), seconds(found[1].strip("[]() -")), None, key)
 
 
 def spoken_lines(text: str, key: str) -> list[Turn]:

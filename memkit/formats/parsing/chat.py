@@ -49,8 +49,7 @@ def part_text(part: Any) -> str | None:
     """Return one part as text or mark; None for a tool call, which is shown as such, and for a step's mark."""
     if not isinstance(part, dict):
         return flatten(part) if part is None or isinstance(part, str) else json.dumps(part)
-    text = part.get("text", part.get("content"))
-    if isinstance(text, str):
+    if (text := inner_text(part)) is not None:
         return text
     if isinstance(part.get("parts"), list):
         return flatten(part["parts"])
@@ -58,6 +57,14 @@ def part_text(part: Any) -> str | None:
     if one_of(kind, CALL_PARTS) or one_of(kind, _STEP_PARTS):
         return None
     return f"[{kind if isinstance(kind, str) and _WORD.fullmatch(kind) else 'part'}]"
+
+
+def inner_text(part: Mapping[str, Any]) -> str | None:
+    """Return the text of a part: ``{"text": …}``, ``{"text": {"value": …}}``, ``{"body": …}``; None if it has none."""
+    text = part.get("text", part.get("content"))
+    holder = text if isinstance(text, dict) else part if text is None and "type" not in part else {}
+    text = text if isinstance(text, str) else holder.get("value", holder.get("body"))
+    return text if isinstance(text, str) else None
 
 
 def dumped(value: Any) -> str:

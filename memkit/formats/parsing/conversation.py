@@ -15,6 +15,9 @@ from memkit.formats.parsing.chat import role_of
 LIKELY_FIELDS = ("messages", "history", "chat_history", "chatHistory", "conversation", "turns", "dialogue", "dialog",
                  "chat", "transcript", "exchanges", "events", "items", "entries", "log", "contents", "memory", "data",
                  "state")  # fmt: skip
+PAIR_FIELDS = ("history", "chat_history", "chatHistory", "conversation", "messages", "turns", "dialogue", "dialog",
+               "chat", "chatbot", "exchanges", "internal", "visible")  # fmt: skip
+"""Fields in which ``[["hi", "ho"]]`` is a question and its answer (Gradio, text-generation-webui)."""
 MAX_DEPTH = 5
 _CLEAR_MAJORITY = 4
 """How many pairs of neighbours must be in one order for one that is not: a few clocks are always skewed."""
@@ -78,6 +81,8 @@ def find_entries(value: Any, key: str, depth: int = 0) -> list[Entry]:
         return found
     if alone := _spoken({"": value}, key):
         return list(alone.values())
+    if pairs := next((found for name in PAIR_FIELDS if (found := _pairs(value.get(name), key))), []):
+        return pairs
     fields += [each for name, each in value.items() if name not in LIKELY_FIELDS]
     inner = [each for each in fields if isinstance(each, list | dict | str)]
     return named_entries(value, key) or next(_deeper(inner, key, depth), [])
@@ -110,9 +115,27 @@ def _spoken(values: Mapping[str, Any], key: str) -> dict[str, Entry]:
     ``{"user": "hi"}`` is one only beside one of the other side: it may name a user.
     """
     found = {name: entry for name, value in values.items() if (entry := entry_of(value, key))}
+    # An object with the fields of a message is one, whoever its sender is.
+    shapes = {frozenset(values[name]) for name in found if isinstance(values[name], dict)}
+    if shapes and len(found) < len(values):
+        found = {name: entry for name, value in values.items()
+                 if (entry := found.get(name) or (entry_of({"sender": "", **value}, key)
+                     if isinstance(value, dict) and frozenset(value) in shapes else None))}  # fmt: skip
     single = {name for name in found if isinstance(values[name], dict) and len(values[name]) == 1}
     sides = {turn.role for name in single for turn in found[name].turns}
     return found if len(sides) != 1 else {name: entry for name, entry in found.items() if name not in single}
+
+
+def _pairs(value: Any, key: str) -> list[Entry]:
+    """Return questions and answers without names; empty if the value is no array of such pairs."""
+    pairs = [each for each in value if isinstance(each, list) and len(each) == 2] if isinstance(value, list) else []
+    if not pairs or len(pairs) < len(value) or not all(isinstance(text, str | None) for pair in pairs for text in pair):
+        return []
+    return [
+        Entry([Turn(role, text, (), None, None, key) for role, text in zip(("user", "assistant"), pair, strict=True)
+               if text is not None])
+        for pair in pairs
+    ]  # fmt: skip
 
 
 def trailing_number(name: str) -> int | None:
