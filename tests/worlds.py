@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import pickle
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -648,6 +649,52 @@ def names_of_people(t: Traffic) -> World:
     return t.world(events)
 
 
+def batch_before_a_restart(t: Traffic) -> World:
+    """Few sessions of one batch; the append-only file that is loaded is small."""
+    age_s, ago_s = t.dice.uniform(0.2, 0.9) * t.ttl_s, t.dice.choice((700.0, HOUR, 3 * HOUR))
+
+    def restart(server: RedisServer) -> None:
+        server.restart()
+        server.clock.shift(ago_s)
+
+    events = [one for _ in range(t.dice.choice((3, 9))) for one in t.write(f"chat:{t.uid()}", age_s)]
+    return t.world(events, after=restart, stops_s=ago_s)
+
+
+def one_session_at_night(t: Traffic) -> World:
+    """The largest session is always in use, by a monitor, and the only one at night."""
+    t = replace(t, ttl_s=DAY, count=min(t.count, 60))
+    events = [one for age_s in t.times(8 * HOUR, 20 * HOUR) for one in t.write(f"chat:{t.uid()}", age_s)]
+    events += [one for n in range(400) for one in t.write("chat:monitor", n * 0.95 * DAY / 400)]
+    return t.world(events, full=True, steps=500)
+
+
+def evicted_caches(t: Traffic) -> World:
+    """Caches are evicted, and sessions never expire, so that the policy spares them."""
+
+    def fill(server: RedisServer) -> None:
+        with server.client() as client:
+            client.config_set("maxmemory", client.info("memory")["used_memory"] + 300_000)
+            for n in range(400):
+                client.set(f"cache:{n}", "x" * 4_000, ex=9_000)
+
+    config: dict[str, object] = {"maxmemory-policy": "volatile-lru"}
+    return t.world(t.sessions(ttl_s=None), expect={"chat:*": None}, config=config, after=fill)
+
+
+def drafts(t: Traffic) -> World:
+    """Drafts of the sessions' type have a short TTL on purpose; sessions are few."""
+    t = replace(t, count=12)
+    events = t.sessions(newest_s=t.dice.choice((0.0, 12 * HOUR)))
+    for age_s in t.times(0, 28 * MINUTE):
+        events += t.write(f"chat:draft:{t.uid()}", age_s, ttl_s=30 * MINUTE)
+    return t.world(events)
+
+
+def setting_without_ttl(t: Traffic) -> World:
+    return t.world([*t.sessions(), (1.1 * t.ttl_s, ("HSET", "chat:settings", "model", "large"))])
+
+
 def spring_session(t: Traffic) -> World:
     t = replace(t, prefix="spring:session:sessions:", ttl_s=30 * MINUTE)
     events = []
@@ -693,7 +740,7 @@ HEALTHY: dict[str, Callable[[Traffic], World]] = {
             migrated_by_copy, scripts, few_deletions, nearly_full, names_of_people, spring_session, renewed_by_reads,
             migrated_by_replication, absolute_deadlines, buffers, always_in_use,
             job_at_one_age, read_in_batches, lazy_migration, quiet_and_backup, one_year, binary_names,
-            clock_set_back,
+            clock_set_back, batch_before_a_restart, one_session_at_night, evicted_caches, drafts, setting_without_ttl,
         )
     },
 }  # fmt: skip
@@ -791,6 +838,26 @@ def evicted(t: Traffic) -> World:
     return t.world(t.sessions(), config={"maxmemory-policy": "allkeys-lru"}, after=fill)
 
 
+def local_times(t: Traffic) -> World:
+    """Clients compute deadlines from a local time and take it for UTC."""
+    t, now = replace(t, ttl_s=DAY), datetime.now(UTC).timestamp()
+    zone_s = t.dice.choice((-8, -7, -5, -3)) * HOUR
+    events: list[Event] = []
+    for age_s in t.times(0, 0.6 * DAY):
+        key = f"chat:{t.uid()}"
+        events += [(age_s, ("RPUSH", key, "{}")), (age_s, ("EXPIREAT", key, round(now - age_s + DAY + zone_s)))]
+    return t.world(events, steps=5_000)
+
+
+def one_of_many(t: Traffic) -> World:
+    """One session alone is given little; nothing has been read."""
+    return t.world(t.sessions(reads=0) + t.write(f"chat:{t.uid()}", 100, ttl_s=300))
+
+
+def cut_pickles(t: Traffic) -> World:
+    return payloads(lambda t, _: pickle.dumps({"messages": 9 * t.message()})[:400], kind="string")(t)
+
+
 def all_deleted(t: Traffic) -> World:
     events = t.sessions()
     return t.world(events + [(1.0, ("DEL", key)) for key in sorted({command[1] for _, command in events})])
@@ -804,7 +871,8 @@ FAULTS: dict[str, Callable[[Traffic], World]] = {
         one.__name__: one
         for one in (
             encoded_twice, python_repr, long_ttl, unix_time, no_ttl, two_ttls, mixed_parts, not_renewed,
-            another_prefix, another_type, formatted_bytes, flushed, full_memory, evicted, all_deleted,
+            another_prefix, another_type, formatted_bytes, flushed, full_memory, evicted, all_deleted, local_times,
+            one_of_many, cut_pickles,
         )
     },
 }  # fmt: skip

@@ -242,13 +242,9 @@ class _Audit:
             started = "" if server.started_ms is None else context.when(server.started_ms)
             database = self._snapshot.database if self._snapshot else self._target.connections[0].database
             self._notes += server_notes(server, self._expected, when=started, database=database)
+        vanished, looked = self._vanished(sample, after)
         deleted = deleted_finding(
-            self._servers[0],
-            self._expected,
-            self._vanished(sample, after),
-            context,
-            of=sample.of,
-            sessions=sessions,
+            self._servers[0], self._expected, vanished, context, looked=looked, of=sample.of, sessions=sessions
         )
         self._notes += [deleted] if isinstance(deleted, str) else []
         findings = _in_order([*findings, *([deleted] if isinstance(deleted, Finding) else [])])
@@ -407,14 +403,15 @@ class _Audit:
                     weights[name] = 0 if encoding == b"int" else size - len(name)
         return list(weights.values())
 
-    def _vanished(self, sample: Sample, after: Sequence[Mapping[str, str]]) -> list[KeyFacts]:
-        """Return sessions that no longer exist before their deadline, though nothing was evicted meanwhile."""
+    def _vanished(self, sample: Sample, after: Sequence[Mapping[str, str]]) -> tuple[list[KeyFacts], int]:
+        """Return sessions that no longer exist though nothing was evicted, and at how many there was a second look."""
         if self._snapshot or _risen(self._servers, after, "evicted_keys"):
-            return []
+            return [], 0
         sessions = (one for expected in self._expected for one in expected.of(sample.keys))
         far = [one for one in sessions if one.left_ms is None or one.left_ms > FAR_FROM_THE_END_MS]
-        lost = self._sampler.missing([one.key for one in far[:SECOND_LOOK_KEYS]])
-        return [one for one in far if one.key in lost]
+        far = far[:SECOND_LOOK_KEYS]
+        lost = self._sampler.missing([one.key for one in far])
+        return [one for one in far if one.key in lost], len(far)
 
     def _note_limits(self, sample: Sample, context: AuditContext) -> None:
         self._notes += [f"could not see {one}" for one in sorted(sample.blind) if not one.startswith("pexpiretime")]

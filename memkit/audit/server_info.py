@@ -18,8 +18,6 @@ LOAD_GRAIN_MS = 5_000
 """Keys that a server loads get idle clocks that begin within this time of its start (1 M keys load in 2.3-4.3 s)."""
 EMPTY_AOF_BYTES = 100
 """An append-only file without keys has 0 (Redis 6.2) or 88 bytes (7.0 and later: its base is an empty RDB)."""
-AOF_BYTES_A_BYTE, AOF_MORE_BYTES = 3, 10_000
-"""An append-only file gets less for each byte that the server receives: ``SET k v EX 9`` as PXAT, a DEL of its end."""
 LOADED_TOGETHER, FEWEST_LOADED = 20, 10
 """Keys with an idle clock that begins in the first seconds are loaded ones if they are so many times the usual rate."""
 SLOWLOG_ENTRIES = 128
@@ -169,12 +167,17 @@ class ServerFacts:
         return any(one.get("subexpiry") or one.get("keys_with_volatile_items") for one in counts)
 
     @property
+    def may_be_reset(self) -> bool:
+        """Whether CONFIG RESETSTAT may have reset the counters; Redis 6.2 counts all CONFIG commands together."""
+        return self.called("config|resetstat", "config") > 0
+
+    @property
     def reads(self) -> int | None:
         """How many commands accessed values since the start, other than the known writes and those that set TTLs.
 
         None if the counters were reset, if RESTORE was used, or commands that access many keys.
         """
-        if not self.calls or {"config|resetstat", "config", *RESTORES, *ACCESS_MANY} & self.calls.keys():
+        if not self.calls or self.may_be_reset or {*RESTORES, *ACCESS_MANY} & self.calls.keys():
             return None
         others = NO_ACCESS.union(VALUE_WRITES, RELATIVE_DEADLINES, ABSOLUTE_DEADLINES)
         return sum(calls for name, calls in self.calls.items() if name.partition("|")[0] not in others)
@@ -226,18 +229,18 @@ class ServerFacts:
         """Whether the server loaded keys from a file when it started; None if INFO does not show it."""
         if self.loaded_keys:
             return True
-        if self.info.get("aof_enabled") == "1":
-            sizes = [self.number(name) for name in ("aof_base_size", "aof_current_size", "total_net_input_bytes")]
-            base, size, received = (0 if one is None else one for one in sizes)
-            rewritten = self.number("aof_last_rewrite_time_sec") != -1
-            if None in sizes or (rewritten and base > EMPTY_AOF_BYTES):
-                return None
-            if base > EMPTY_AOF_BYTES:
-                return True
-            # One call of a script can write any number of bytes.
-            longer = size > AOF_BYTES_A_BYTE * received + AOF_MORE_BYTES
-            return None if longer and self.called("eval", "evalsha", "fcall") else longer
-        return False if "rdb_last_load_keys_loaded" in self.info else None
+        if not self.has_aof:
+            return False if "rdb_last_load_keys_loaded" in self.info else None
+        rewritten = self.number("aof_last_rewrite_time_sec") != -1
+        if (self.number("aof_base_size") or 0) > EMPTY_AOF_BYTES and not rewritten:
+            return True
+        # Commands that are replayed from an append-only file count as changes and not as calls (all four servers).
+        return False if self.unexplained_changes == 0 else None
+
+    @property
+    def has_aof(self) -> bool:
+        """Whether the server has an append-only file."""
+        return self.info.get("aof_enabled") == "1"
 
     def empty_start_ms(self, keys: int) -> int | None:
         """Return when the server started, if it surely started empty: keys cannot be older than that.
@@ -246,8 +249,8 @@ class ServerFacts:
             keys: How many keys the database has.
         """
         # RESTORE (MIGRATE, importers) brings keys that are older than the server.
-        unsure = self.is_replica or {"config|resetstat", "config", *RESTORES} & self.calls.keys()
-        if self.loaded or unsure or (self.loaded is None and self.writes < keys):
+        unsure = self.is_replica or self.may_be_reset or self.called(*RESTORES)
+        if self.loaded or unsure or (self.loaded is None and (self.has_aof or self.writes < keys)):
             return None
         return self.started_ms
 

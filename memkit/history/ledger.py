@@ -5,8 +5,8 @@ Tables (all times are Unix times in milliseconds on the server's clock):
 - ``source``: where the record comes from: kind, server (without password), version, begin and end.
 - ``key``: every key that was seen: database, name, whether it exists, its deadline (null: persistent).
 - ``event``: what happened to a key: the time, between which times it happened if that is not exact, the event, the
-  causes that cannot be told apart, the deadline after it (for an end: before it), the TTL that it gave, and the
-  command if the source shows it.
+  causes that cannot be told apart (a single one: it is likely, not certain), the deadline after it (for an end: before
+  it), the TTL that it gave, and the command if the source shows it.
 - ``gap``: times that were not observed, with the reason.
 """
 
@@ -170,7 +170,7 @@ class Ledger:
     def add(self, event: KeyEvent) -> None:
         """Record what happened to a key that is or was recorded as existing."""
         earliest_ms, at_ms, _ = event.moment
-        possible = ",".join(event.possible) if len(event.possible) > 1 else None
+        possible = ",".join(event.possible) if len(event.possible) > 1 or not event.proven else None
         self._db.execute(
             "INSERT INTO event VALUES ((SELECT id FROM key WHERE db = ? AND name = ?), ?, ?, ?, ?, ?, ?, ?)",
             (
@@ -206,7 +206,10 @@ class Ledger:
             possible = tuple(several.split(",")) if several else (name,) if name in DELETIONS else ()
             moment = Moment(at if after is None else after, at)
             created = name == "written" and (ttl is not None or deadline is None)
-            yield KeyEvent(db, key, name, moment, command or "", deadline, ttl, possible, created=created)
+            proven = len(possible) != 1 or several is None
+            yield KeyEvent(
+                db, key, name, moment, command or "", deadline, ttl, possible, created=created, proven=proven
+            )
 
     def counts(self) -> tuple[int, int, int]:
         """Return how many keys, events and gaps were recorded."""

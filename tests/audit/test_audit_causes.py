@@ -182,20 +182,23 @@ def shaped(shape: str, count: int, newest_s: float, oldest_s: float, ttl_s: floa
     [("chat:{}", "chat:v2:n{}"), ("chat:user-{}", "chat:tenant-7:user-n{}"), ("chat:{}", "chat:acme/n{}")],
 )
 def test_release_that_changes_shape_and_ttl_is_found(old: str, new: str, kind: str, server: RedisServer) -> None:
-    writes = shaped(old, 120, 5 * MINUTE, 6.5 * DAY, WEEK, kind=kind, value=JSON)
+    # The old shape was written every 80 minutes.
+    writes = shaped(old, 120, 8 * HOUR, 6.5 * DAY, WEEK, kind=kind, value=JSON)
     writes += shaped(new, 60, 0, 5 * MINUTE * 0.95, 5 * MINUTE, kind=kind, value=JSON)
     report = audited(server, writes, {"chat:*": "7d"})
     found = the_finding(report)
     assert (found.cause, found.keys, found.confidence) == ("ttl_too_short", 60, "likely")
     assert (found.observed_ttl_s, found.since_is) == (5 * MINUTE, "lower bound")
     assert found.since
-    assert (report.at - found.since).total_seconds() == pytest.approx(5 * MINUTE, abs=60)
+    assert (report.at - found.since).total_seconds() == pytest.approx(8 * HOUR, abs=60)
 
 
-def test_short_shape_beside_an_active_one_is_possible(server: RedisServer) -> None:
-    writes = shaped("chat:{}", 120, 0, 6.5 * DAY, WEEK) + shaped("chat:acme/n{}", 60, 0, 280, 5 * MINUTE)
+@pytest.mark.parametrize("pause_s", [0, HOUR])
+def test_short_shape_beside_an_active_one_is_possible(pause_s: float, server: RedisServer) -> None:
+    writes = shaped("chat:{}", 120, pause_s, 6.5 * DAY, WEEK) + shaped("chat:acme/n{}", 60, 0, 280, 5 * MINUTE)
     found = the_finding(audited(server, writes, {"chat:*": "7d"}))
     assert (found.cause, found.keys, found.confidence) == ("ttl_too_short", 60, "possible")
+    assert found.since_is == "upper bound"
 
 
 @pytest.mark.parametrize(("kind", "value", "count"), [("string", "17", 60), ("string", "on", 60), ("hash", "x", 60)])

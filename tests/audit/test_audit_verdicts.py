@@ -17,6 +17,7 @@ from memkit.audit import Finding, audit
 from memkit.audit.checks.payloads import CHECKS
 from memkit.audit.checks.ttl_inference import HOUR_MS, MINUTE_MS, TtlAnomaly
 from memkit.audit.report import AuditReport
+from memkit.policy import ttl_ms
 from memkit.server import RedisServer
 
 WEEK = 7 * DAY
@@ -170,16 +171,54 @@ def test_unix_time_given_as_a_ttl(traffic: Traffic) -> None:
     assert "Unix time in seconds" in found.message
 
 
-def test_deadlines_off_by_a_time_zone() -> None:
-    now = datetime.now(UTC).timestamp()
+@pytest.mark.parametrize(
+    ("expected", "off_s", "shown"),
+    [
+        ("7d", -2 * HOUR, "2 hours less"),
+        ("7d", HOUR, "1 hour more"),
+        ("1d", -5 * HOUR, "5 hours less"),
+        ("1d", 8 * HOUR, "8 hours more"),
+        ("1d", 5.5 * HOUR, "5h 30m more"),
+    ],
+)
+def test_deadlines_off_by_a_time_zone(expected: str, off_s: float, shown: str) -> None:
+    ttl_s = ttl_ms(expected) / 1000
     with RedisServer(persist=True, config=NO_FSYNC) as server, server.client() as client:
-        for n in range(30):
+        end = server.clock.now()
+        for n in range(30, 0, -1):
+            server.clock.move_to(end - timedelta(seconds=n * ttl_s / 100))
             client.rpush(f"chat:{n}", "{}")
-            client.expireat(f"chat:{n}", round(now + WEEK - 2 * HOUR))
-        report = audit(server.url, expect={"chat:*": "7d"}, duty=1)
+            client.expireat(f"chat:{n}", round(server.clock.now().timestamp() + ttl_s + off_s))
+        server.clock.move_to(end)
+        report = audit(server.url, expect={"chat:*": expected}, duty=1)
     found = of(report, "unit_mistake")
-    assert "exactly 2 hours less" in found.message
-    assert found.confidence == "likely"
+    assert f"exactly {shown}, as if a local time were taken for UTC" in found.message
+    assert any("EXPIREAT or PEXPIREAT was called 30 times" in line for line in found.evidence)
+    assert "UTC" in found.next
+
+
+def test_whole_hours_by_expire_are_no_time_zone(traffic: Traffic) -> None:
+    events = [
+        one for age_s in traffic.times(0, 0.7 * DAY) for one in traffic.write(traffic.uid(), age_s, ttl_s=19 * HOUR)
+    ]
+    report = traffic.world(events, expect={"*": "1d"}).audited()
+    assert [one.cause for one in report.findings] == ["ttl_too_short"]
+
+
+def test_few_sessions_of_one_ttl_are_not_healthy(traffic: Traffic) -> None:
+    traffic.count = 30
+    events = traffic.sessions() + [
+        one for age_s in (500.0, 2_000.0, 3_000.0) for one in traffic.write(f"chat:{traffic.uid()}", age_s, ttl_s=HOUR)
+    ]
+    assert traffic.world(events, steps=2_000).audited().verdict.status != "healthy"
+
+
+def test_users_who_end_sessions_are_no_deletion(traffic: Traffic) -> None:
+    traffic.count = 300
+    with traffic.world(traffic.sessions()).played() as server, server.client() as client:
+        keys = sorted(client.scan_iter("chat:*"))
+        report = audit(server.url, expect={"chat:*": "7d"}, progress=lambda _done, _of: client.unlink(*keys[::100]))
+    assert report.verdict.cause != "deleted" or of(report, "deleted").confidence == "possible"
 
 
 def test_two_ttls_at_the_same_time(traffic: Traffic) -> None:

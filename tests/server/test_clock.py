@@ -213,6 +213,25 @@ def test_a_key_written_during_the_shift_is_kept(
     assert client.get("session:1") == b"new"
 
 
+def test_a_clock_set_back_takes_no_cpu_time(any_server: RedisServer, client: redis.Redis) -> None:
+    def used_s() -> float:
+        stats = client.info("cpu")
+        return float(stats["used_cpu_user"] + stats["used_cpu_sys"])
+
+    any_server.clock.shift("-9d")
+    # Deleted one by one: freed memory is what the allocator's thread waits for.
+    for _ in range(3):
+        pipe = client.pipeline(transaction=False)
+        for number in range(2_000):
+            pipe.set(f"session:{number}", "x" * 2_000)
+        for number in range(2_000):
+            pipe.delete(f"session:{number}")
+        pipe.execute()
+    begun = used_s()
+    time.sleep(0.5)  # the time in which it is measured
+    assert used_s() - begun < 0.1
+
+
 @pytest.mark.parametrize("decode_responses", [True, False])
 @pytest.mark.parametrize("protocol", [2, 3])
 def test_any_client_works(any_server: RedisServer, decode_responses: bool, protocol: int) -> None:

@@ -26,6 +26,8 @@ SHORT_MS = 3_600_000
 FEWEST_DELETED = 15
 DELETED_SHARE = 0.15
 """Users delete some of their sessions; fewer deletions than this share of what exists are no incident."""
+FEWEST_VANISHED, VANISHED_SHARE = 3, 0.05
+"""Users who end sessions of ten minutes end so many of them in half a minute; an audit takes seconds."""
 STRING_SHARE = 0.3
 FAR_MORE = 50
 FEWEST_SESSIONS = 200
@@ -39,6 +41,7 @@ def deleted_finding(
     vanished: Sequence[KeyFacts],
     context: AuditContext,
     *,
+    looked: int,
     of: int,
     sessions: int,
 ) -> Finding | str | None:
@@ -49,6 +52,7 @@ def deleted_finding(
         expectations: What is expected.
         vanished: Sessions that existed at a first look and no longer at the second.
         context: The keys.
+        looked: At how many sessions there was a second look.
         of: How many keys the database has.
         sessions: How many keys of sessions were looked at.
     """
@@ -57,15 +61,17 @@ def deleted_finding(
     if vanished:
         prefix = next((one.prefix for one in expectations if one.matches.fullmatch(vanished[0].key)), None)
         deleters = [one.name for one in server.clients if one.last_command in DELETES]
+        many = len(vanished) >= max(FEWEST_VANISHED, VANISHED_SHARE * looked)
         return Finding(
             "deleted",
             prefix=prefix,
             keys=len(vanished),
             message=f"{counted(len(vanished), 'key')} under {prefix} disappeared during the audit, long before their "
             "deadline",
-            confidence="proven",
+            confidence="proven" if many else "possible",
             evidence=(
                 "they existed at the first look and no longer at the second; evicted_keys did not change",
+                *([] if many else ["users may have ended so few of their sessions themselves"]),
                 *(f"a client that deleted last: {name}" for name in deleters[:3]),
             ),
             next="redis-cli CLIENT LIST: clients with cmd=del or cmd=unlink",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memkit.audit.checks.ttl_inference import LifetimeAnalysis
+from memkit.audit.checks.auxiliary_keys import FEWEST_SESSIONS
+from memkit.audit.checks.ttl_inference import LifetimeAnalysis, have_stopped
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import Finding, Since
 from memkit.audit.key_shapes import Group, narrowest_prefix
@@ -22,11 +23,13 @@ def persistent_finding(expected: Expectation, sessions: Sequence[Group], context
     """Return the finding of sessions without TTL; a lone key that all sessions share may be persistent."""
     keys: list[KeyFacts] = []
     shapes: list[str] = []
+    like_sessions = False
     for group in sessions:
         own = [one for one in group.keys if one.deadline_ms is None]
         if own and (len(group.members) > 1 or len(sessions) == 1) and ("*" in group.part or len(sessions) == 1):
             keys += own
             shapes.append(f"{expected.prefix}{group.part}")
+            like_sessions |= len(own) < len(group.members) or len(own) >= FEWEST_SESSIONS or len(sessions) == 1
     if not keys:
         return None
     everything = [one for group in sessions for one in group.keys]
@@ -35,6 +38,8 @@ def persistent_finding(expected: Expectation, sessions: Sequence[Group], context
     share = "all" if len(keys) == len(everything) else f"{len(keys):,} of {len(everything):,}"
     message = f"{share} keys of sessions matching {expected.pattern} have no TTL; expected {duration(expected.ttl_ms)}"
     evidence = [f"PTTL is -1 for {len(keys):,} of {context.sampled:,} keys looked at, such as {', '.join(shapes[:3])}"]
+    if not like_sessions:
+        evidence.append("none of their shape and type has a TTL, so they may be no sessions")
     fields = [context.fields_without_ttl[one.key] for one in keys if one.key in context.fields_without_ttl]
     if fields:
         without, total = (sum(column) for column in zip(*fields, strict=True))
@@ -53,7 +58,7 @@ def persistent_finding(expected: Expectation, sessions: Sequence[Group], context
         prefix=prefix,
         keys=len(keys),
         message=message + ("" if since is None else f", {context.since_text(since)}"),
-        confidence="proven",
+        confidence="proven" if like_sessions else "possible",
         since=since,
         evidence=evidence,
         next="give the keys that are left a TTL once: EXPIRE KEY SECONDS NX"
@@ -71,7 +76,8 @@ def _since(
         return None
     analysis = LifetimeAnalysis(everything, expected, context.history)
     first, last = accesses[0], analysis.last_write(analysis.within)
-    if last is not None and last <= first + SLACK_MS:
+    ends = [one.deadline for one in analysis.within]
+    if last is not None and last <= first + SLACK_MS and have_stopped(ends, context.history.now_ms - last):
         return Since(last, "lower bound")
     ended = _ended(accesses, analysis, context.history.now_ms)
     return Since(min(first + 1_000, context.history.now_ms), "upper bound") if ended is None else Since(ended, "until")

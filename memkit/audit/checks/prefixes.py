@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from memkit.audit.checks.ttl_inference import (
-    STOPPED_GAPS,
     KeyLifetime,
     LifetimeAnalysis,
     ServerHistory,
     common_ttl,
+    have_stopped,
     lifetimes_of,
     rounded,
 )
@@ -100,10 +100,8 @@ def _odd_finding(
     first, newest = min(accesses, default=None), max(accesses, default=0)
     last = _last_written(expected, plain, context)
     # Names that were all written at one time replace none, and neither do those of a pause in the traffic.
-    pause_ms = 0 if last is None else context.history.now_ms - last
-    stopped = expected.ttl_ms is None or pause_ms > STOPPED_GAPS * expected.ttl_ms / max(len(plain), 1)
     replaced = first is not None and last is not None and last <= first + SLACK_MS and newest > last + SLACK_MS
-    replaced = replaced and (stopped or mistake)
+    replaced = replaced and (mistake or _have_stopped(expected, plain, last or 0, context))
     if not replaced and not mistake:
         return None
     since = None
@@ -136,6 +134,11 @@ def _last_written(expected: Expectation, keys: Sequence[KeyFacts], context: Audi
         analysis = LifetimeAnalysis(keys, expected, context.history)
         return analysis.last_write(analysis.within)
     return max((one.touched_ms for one in keys if one.touched_ms is not None), default=None)
+
+
+def _have_stopped(expected: Expectation, keys: Sequence[KeyFacts], last_ms: int, context: AuditContext) -> bool:
+    ends = [one.deadline_ms for one in keys if one.deadline_ms is not None]
+    return expected.ttl_ms is None or have_stopped(ends, context.history.now_ms - last_ms)
 
 
 def missing(expected: Expectation, context: AuditContext) -> list[Finding]:
@@ -192,7 +195,9 @@ def moved(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext
             # Names that were all written at one time replace none: the parts of one session, or a restored backup.
             began_then = last <= first + SLACK_MS and newest > last + SLACK_MS
             if began_then and len(theirs.right) >= 0.5 * len(others):
-                return _wrong_prefix(expected, prefix, others, context, "likely", since=Since(last, "lower bound"))
+                # After a pause of the usual length, both may be written.
+                sure: Confidence = "likely" if _have_stopped(expected, keys, last, context) else "possible"
+                return _wrong_prefix(expected, prefix, others, context, sure, since=Since(last, "lower bound"))
     return None
 
 
@@ -224,7 +229,7 @@ def _wrong_prefix(
 ) -> Finding:
     lifetimes = lifetimes_of(keys, context.history)
     ttl = common_ttl(lifetimes)
-    if since is None and lifetimes:
+    if since is None and lifetimes and context.history.idle_known:
         first = min(one.accessed for one in lifetimes) + 1_000
         since = Since(min(first, context.history.now_ms), "upper bound")
     name = prefix or "(no prefix)"

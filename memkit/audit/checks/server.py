@@ -47,7 +47,7 @@ def server_findings(
     """
     found = [
         _out_of_memory(server),
-        _evicted(server, after) or _eviction_risk(server, context),
+        None if _spares_sessions(server, context, expectations) else _evicted(server, after) or _eviction_risk(server),
         _flushed(server, context, expectations),
         _restarted(server, context, expectations),
         _replica_stale(server, context),
@@ -124,13 +124,18 @@ def _evicted(server: ServerFacts, after: Mapping[str, str]) -> Finding | None:
     )
 
 
-def _eviction_risk(server: ServerFacts, context: AuditContext) -> Finding | None:
+def _spares_sessions(server: ServerFacts, context: AuditContext, expectations: Sequence[Expectation]) -> bool:
+    """Whether the policy evicts keys with a TTL only, and sessions have none."""
+    own = [one for expected in expectations for one in expected.of(context.keys)] or context.keys
+    persistent = bool(own) and all(one.deadline_ms is None for one in own)
+    return persistent and str(server.policy).startswith("volatile")
+
+
+def _eviction_risk(server: ServerFacts) -> Finding | None:
     """Uses used_memory, maxmemory and the policy."""
     used, limit = server.memory
     policy = server.policy
     if not limit or used < NEAR_FULL * limit or policy in (None, "noeviction"):
-        return None
-    if str(policy).startswith("volatile") and context.keys and all(one.deadline_ms is None for one in context.keys):
         return None
     return Finding(
         "eviction_risk",

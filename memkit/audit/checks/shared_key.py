@@ -18,8 +18,10 @@ NO_VALUES = frozenset(("", "none", "null", "undefined", "nan", "nil", "[object o
 LARGER = 10
 """The shared key is so many times larger than the largest other session; 1,800 messages against 6 in one report."""
 FEWEST_OTHERS = 10
-LONGER = 2
-"""The others have been silent for so many times their longest silence before: nights and weekends are in it."""
+LONGER, WEEKEND_MS = 2, 72 * 3_600_000
+"""Others that are silent for longer than a weekend, and for twice their longest silence before, are not written any
+more. In less time, a night or a weekend, a large session that is always in use is the only one too.
+"""
 
 
 def _is_missing(session: str) -> bool:
@@ -66,15 +68,14 @@ def shared_key(expected: Expectation, keys: Sequence[KeyFacts]) -> Finding | Non
             f"another session was {duration(longest)}"
         )
     facts.append(f"it takes {sizes[largest]:,} bytes, the largest other session {rest:,}")
+    likely = (nameless and sizes[largest] >= rest) or (alone and silence > max(WEEKEND_MS, LONGER * longest))
     return Finding.of(
         expected,
         "shared_key",
         keys=len(sessions[largest]),
-        message=f"many users share the session {name}, among {counted(len(sizes) - 1, 'other session')}: each sees "
-        f"what the others write",
-        confidence="likely"
-        if (nameless and sizes[largest] >= rest) or (alone and silence > LONGER * longest)
-        else "possible",
+        message=f"many users {'' if likely else 'may '}share the session {name}, among "
+        f"{counted(len(sizes) - 1, 'other session')}: each sees what the others write",
+        confidence="likely" if likely else "possible",
         since=Since(times[-1], "lower bound") if alone else None,
         evidence=facts,
         next=f"memkit inspect URL '{name}'; make the writer refuse a missing session id",

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from memkit.audit.checks.auxiliary_keys import FEWEST_SESSIONS, auxiliary_groups, is_other_shape, longest_given
 from memkit.audit.checks.mixed_ttl import MixedTtl, mixed_ttl
+from memkit.audit.checks.payload_times import ZONE_MS
 from memkit.audit.checks.persistent_keys import persistent_finding
 from memkit.audit.checks.prefixes import SHOWN_PREFIXES, missing, moved, odd_names, ttls_given
 from memkit.audit.checks.server import SKEW_MS
 from memkit.audit.checks.ttl_inference import (
-    COMMON_SHARE,
     HOUR_MS,
     ONE_WRITE_MS,
-    STOPPED_GAPS,
     UNIT_FACTORS,
     LifetimeAnalysis,
     TtlAnomaly,
     analyses_of,
     common_ttl,
+    have_stopped,
     lifetimes_of,
     rounded,
     spread,
@@ -40,6 +41,8 @@ SPRING_MARGIN_MS = 300_000
 """Spring Session keeps a session's hash so much longer than its ``expires`` key (RedisIndexedSessionRepository)."""
 UNIX_TIME_S = 1_000_000_000
 """A TTL over 31 years that is near the current Unix time is a point in time (2001 and later)."""
+HALF_HOUR_MS = HOUR_MS // 2
+"""Every time zone in use but three is a multiple of it away from UTC."""
 SOON = 0.05
 """Sessions with less than this share of the TTL left expire soon."""
 RENEWED_TOGETHER = 0.05
@@ -88,8 +91,7 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
         reached = sum(one.deadline_ms is None for group in sessions for one in group.keys)
         return Diagnosis(found, notes, _count(sessions), reached)
     mixed = mixed_ttl(expected, list(sessions_of(sessions)))
-    skewed = _skewed_ttl(expected, [one for group in sessions for one in group.keys], context)
-    anomalies, short_groups = ([], []) if skewed else _anomalies(expected, sessions, context)
+    anomalies, short_groups = _anomalies(expected, sessions, context)
     ignored_groups = [*helpers, *(group for group, _ in short_groups)]
     notes = [_ignored(expected, group) for group in ignored_groups]
     sessions = [group for group in sessions if group not in ignored_groups]
@@ -99,13 +101,11 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
     findings += [
         finding
         for finding in (
-            skewed,
             persistent_finding(expected, sessions, context),
             mixed.finding,
             odd or moved(expected, keys, context),
             _persistent_renewal(expected, analyses[-1], context),
-            None if anomalies or mixed.finding or skewed else _time_zone(expected, analyses[-1], context),
-            None if anomalies or mixed.finding or skewed else _unrenewed(expected, analyses[0], context),
+            None if anomalies or mixed.finding else _unrenewed(expected, analyses[0], context),
         )
         if finding
     ]
@@ -174,6 +174,7 @@ def _anomalies(
     for group in sessions:
         analyses = analyses_of(group.keys, expected, context.history)
         anomalies = [one for analysis in analyses for one in analysis.anomalies()]
+        anomalies = anomalies or _off_by_clock(expected, analyses[-1], context)
         right = any(analysis.right for analysis in analyses)
         if not any(one.kind == "short" for one in anomalies) and right:
             healthy.append((group, analyses[-1]))
@@ -194,18 +195,20 @@ def _anomalies(
             like = "their names have the shape of the sessions with the expected TTL, and their type is another"
             found.append((group, replace(one, confidence="possible", reasons=(*one.reasons, like))))
         elif is_other_shape(group, [each for each, _ in healthy], context):
-            found.append((group, _as_new_shape(one, [analysis for _, analysis in healthy])))
+            found.append((group, _as_new_shape(one, [each for _, each in healthy], context.history.now_ms)))
         else:
             others.append((group, one))
     return found, others
 
 
-def _as_new_shape(anomaly: TtlAnomaly, healthy: Sequence[LifetimeAnalysis]) -> TtlAnomaly:
+def _as_new_shape(anomaly: TtlAnomaly, healthy: Sequence[LifetimeAnalysis], now_ms: int) -> TtlAnomaly:
     """Return the anomaly of sessions of a new shape: likely if the old one is not written since."""
     last = max((at for one in healthy if (at := one.last_write(one.within))), default=None)
+    ends = [each.deadline for one in healthy for each in one.within]
     like = "their type and size are those of the sessions with the expected TTL, and they share no ids with these"
     few = anomaly.keys < FEWEST_SESSIONS
-    if few or last is None or anomaly.first_seen_ms is None or last > anomaly.first_seen_ms + 2_000:
+    first = anomaly.first_seen_ms
+    if few or last is None or first is None or last > first + 2_000 or not have_stopped(ends, now_ms - last):
         return replace(anomaly, confidence="possible", reasons=(*anomaly.reasons, like))
     reasons = (*anomaly.reasons, like, "the other shape is not written since")
     confidence = anomaly.confidence if anomaly.confidence == "possible" else "likely"
@@ -230,9 +233,11 @@ def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, conte
     elif not anomaly.jitter:
         anomaly = replace(anomaly, ttl_ms=rounded(anomaly.ttl_ms))
     unit = _unit_mistake(anomaly, factor, context)
+    clock = None if unit or anomaly.jitter else _other_clock(expected, anomaly.ttl_ms, context)
+    unit = clock[1] if clock else unit
     both = anomaly.kind == "short" and anomaly.still_expected >= max(3, 0.05 * anomaly.keys)
     both = both and anomaly.since is not None and anomaly.since.bound == "upper bound"
-    cause = "unit_mistake" if unit else "two_ttls" if both else f"ttl_too_{anomaly.kind}"
+    cause = clock[0] if clock else "unit_mistake" if unit else "two_ttls" if both else f"ttl_too_{anomaly.kind}"
     affected = [one.key for one in group.keys if _is_affected(one, anomaly)]
     prefix = narrowest_prefix(affected, [one.key for one in context.keys], expected.prefix)
     seen, wanted = duration(anomaly.ttl_ms), _ttls(expected)
@@ -258,6 +263,10 @@ def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, conte
         evidence.append(f"the oldest of them that still exists was written {context.when(anomaly.first_seen_ms)}")
     if prefix != expected.prefix:
         evidence.append(f"all of them are under {prefix}; the other keys of {expected.pattern} are not affected")
+    if clock:
+        calls, skew_s = context.server.called(*ABSOLUTE_DEADLINES), context.server.skew_ms / 1000
+        evidence.append(f"EXPIREAT or PEXPIREAT was called {counted(calls, 'time')}: clients compute the deadlines")
+        evidence.append(f"TIME against this machine's clock: {skew_s:+,.3f} s")
     if anomaly.kind == "long" and expected.policy.kind == "sliding" and not unit:
         evidence.append("keys with more than the expected TTL left do not depend on the idle clock")
     return Finding.of(
@@ -266,11 +275,13 @@ def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, conte
         prefix=prefix,
         keys=anomaly.keys,
         message=message + (f": {unit}" if unit else ""),
-        confidence=anomaly.confidence,
+        confidence="likely" if cause == "clock_skew" and anomaly.confidence == "proven" else anomaly.confidence,
         observed_ms=anomaly.ttl_ms,
         since=anomaly.since,
         evidence=(*evidence, *([unit] if unit else [])),
-        next=_next_for_ttl(expected, anomaly, context, both=both),
+        next="let NTP set the clocks and compute deadlines in UTC, or set TTLs relative (EXPIRE, SET EX)"
+        if clock
+        else _next_for_ttl(expected, anomaly, context, both=both),
     )
 
 
@@ -290,15 +301,15 @@ def _is_affected(one: KeyFacts, anomaly: TtlAnomaly) -> bool:
 
 def _unit_mistake(anomaly: TtlAnomaly, factor: int | None, context: AuditContext) -> str | None:
     """Return the unit mistake that explains a TTL exactly, if there is one."""
+    if factor:
+        _, longer, shorter = UNIT_FACTORS[factor]
+        taken = f"{longer} taken for {shorter}" if anomaly.kind == "short" else f"{shorter} taken for {longer}"
+        return f"off by exactly {factor:,}, {taken}"
     now_s, ttl_s = context.history.now_ms / 1000, anomaly.ttl_ms / 1000
     for unit, size in (("seconds", 1), ("milliseconds", 1_000)):
         if anomaly.kind == "long" and ttl_s > UNIX_TIME_S and abs(ttl_s / size - now_s) < 0.05 * now_s:
             return f"the TTL is a Unix time in {unit}: a point in time was given as a duration (EXPIREAT, EXAT)"
-    if not factor:
-        return None
-    _, longer, shorter = UNIT_FACTORS[factor]
-    taken = f"{longer} taken for {shorter}" if anomaly.kind == "short" else f"{shorter} taken for {longer}"
-    return f"off by exactly {factor:,}, {taken}"
+    return None
 
 
 def _renewing_clients(context: AuditContext) -> list[str]:
@@ -342,66 +353,41 @@ def _unwanted_deadlines(expected: Expectation, sessions: Sequence[Group], contex
     )
 
 
-def _skewed_ttl(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext) -> Finding | None:
-    """Return the finding of TTLs that are off by exactly the clock's skew, if clients compute the deadlines."""
-    server, ttl_ms = context.server, expected.ttl_ms or 0
-    if abs(server.skew_ms) < SKEW_MS or not server.deadlines_by_clients or expected.other_ttls_ms:
-        return None
-    ttl = common_ttl(lifetimes_of(keys, context.history))
-    if ttl is None or abs(ttl_ms - ttl - server.skew_ms) > max(SKEW_MS, 0.002 * abs(server.skew_ms)):
-        return None
-    way = "ahead of" if server.skew_ms > 0 else "behind"
-    affected = sum(abs((one.set_ms or 0) - ttl) <= SKEW_MS for one in keys)
-    return Finding.of(
-        expected,
-        "clock_skew",
-        keys=affected,
-        message=f"sessions under {expected.prefix} are given {duration(ttl)} instead of {duration(ttl_ms)}: clients "
-        f"compute the deadlines, and the server's clock is {duration(abs(server.skew_ms))} {way} theirs",
-        confidence="likely",
-        observed_ms=ttl,
-        evidence=(
-            f"{affected:,} of {len(keys):,} keys were given {duration(ttl)}",
-            f"TIME against this machine's clock: {server.skew_ms / 1000:+,.3f} s, exactly as much",
-        ),
-        next="let NTP set the clock that is wrong; set TTLs relative (EXPIRE, SET EX), not EXPIREAT",
-    )
-
-
-def _time_zone(expected: Expectation, analysis: LifetimeAnalysis, context: AuditContext) -> Finding | None:
-    """Return the finding of TTLs that are off by whole hours, within the jitter, if clients compute the deadlines."""
-    calls, ttl_ms = context.server.called(*ABSOLUTE_DEADLINES), expected.ttl_ms or 0
-    values = [one for one in analysis.right if one.known]
-    if not calls or len(values) < 3 or ttl_ms <= HOUR_MS or expected.other_ttls_ms:
-        return None
+def _off_by_clock(expected: Expectation, analysis: LifetimeAnalysis, context: AuditContext) -> list[TtlAnomaly]:
+    """Return TTLs that another clock explains and that are within the jitter, or too few to be short for sure."""
+    values = [one for one in analysis.all if one.known]
     ttl = common_ttl(values)
-    hours = 0 if ttl is None else round((ttl - ttl_ms) / HOUR_MS)
-    if ttl is None or not 1 <= abs(hours) <= 14 or abs(ttl - ttl_ms - hours * HOUR_MS) > 2 * IDLE_GRAIN_MS:
+    if ttl is None or not _other_clock(expected, ttl, context):
+        return []
+    affected = [one for one in values if abs(one.given - ttl) <= SKEW_MS + IDLE_GRAIN_MS]
+    longer = ttl > analysis.ttl
+    if len(affected) < 3 or (not longer and max(one.given for one in values) > ttl + SKEW_MS + IDLE_GRAIN_MS):
+        return []
+    # A job that reads each session some hours after it was written leaves the same deadlines and idle times.
+    sure = longer or analysis.too_few_touches(affected)
+    kind: Literal["short", "long"] = "long" if longer else "short"
+    return [TtlAnomaly(kind, ttl, 0.0, len(affected), "likely" if sure else "possible", None, None, (), ttl)]
+
+
+def _other_clock(expected: Expectation, ttl_ms: float, context: AuditContext) -> tuple[str, str] | None:
+    """Return the cause and its words if clients compute the deadlines and their clock or zone is exactly as far off."""
+    server, off = context.server, ttl_ms - (expected.ttl_ms or 0)
+    if expected.other_ttls_ms or not server.deadlines_by_clients:
         return None
-    affected = [one for one in values if abs(one.given - ttl) <= 2 * IDLE_GRAIN_MS]
-    if len(affected) < max(3, COMMON_SHARE * len(values)):
+    if abs(server.skew_ms) >= SKEW_MS and abs(off + server.skew_ms) <= max(SKEW_MS, 0.002 * abs(server.skew_ms)):
+        way = "ahead of" if server.skew_ms > 0 else "behind"
+        return "clock_skew", f"the server's clock is {duration(abs(server.skew_ms))} {way} that of clients"
+    zone = round(off / HALF_HOUR_MS) * HALF_HOUR_MS
+    if not server.called(*ABSOLUTE_DEADLINES) or not HOUR_MS <= abs(zone) <= ZONE_MS or abs(off - zone) > SKEW_MS:
         return None
-    offset = f"exactly {counted(abs(hours), 'hour')} {'more' if hours > 0 else 'less'}"
-    return Finding.of(
-        expected,
-        "unit_mistake",
-        keys=len(affected),
-        message=f"sessions under {expected.prefix} are given {duration(ttl)} instead of {duration(ttl_ms)}: {offset}, "
-        "as if a local time were taken for UTC",
-        confidence="likely",
-        observed_ms=ttl,
-        evidence=(
-            f"{len(affected):,} keys were given {offset} than the expected TTL",
-            f"EXPIREAT or PEXPIREAT was called {calls:,} times: clients compute the deadlines",
-        ),
-        next="compute deadlines in UTC, or set the TTL with EXPIRE or SET EX",
-    )
+    hours = duration(abs(zone)) if zone % HOUR_MS else counted(abs(zone) // HOUR_MS, "hour")
+    return "unit_mistake", f"exactly {hours} {'more' if off > 0 else 'less'}, as if a local time were taken for UTC"
 
 
 def _persistent_renewal(expected: Expectation, analysis: LifetimeAnalysis, context: AuditContext) -> Finding | None:
     """Return the finding of a job that renews every session, so that none ever expires."""
     server, now = context.server, context.history.now_ms
-    started = context.history.empty_start_ms
+    started = None if server.may_be_reset else server.started_ms
     fresh = [one for one in analysis.all if one.left >= (1 - RENEWED_TOGETHER) * analysis.ttl]
     if started is None or now - started < 2 * analysis.ttl or server.number("expired_keys") != 0:
         return None
@@ -480,9 +466,8 @@ def changed_ttls(context: AuditContext) -> list[Finding]:
         if not ttls:
             continue
         former = Expectation(f"{prefix}*", ExpiryPolicy("sliding", round(max(ttls))))
-        ends = sorted(one.deadline for one in LifetimeAnalysis(keys, former, context.history).right)
-        usual_ms = (ends[-1] - ends[0]) / max(len(ends) - 1, 1) if ends else 0
-        if not ends or context.history.now_ms + max(ttls) - ends[-1] < STOPPED_GAPS * usual_ms:
+        ends = [one.deadline for one in LifetimeAnalysis(keys, former, context.history).right]
+        if not have_stopped(ends, context.history.now_ms + max(ttls) - max(ends, default=0)):
             continue
         for one in diagnose(former, keys, context).findings:
             if one.cause in ("ttl_too_short", "unit_mistake") and one.since_is == "lower bound" and one.since:

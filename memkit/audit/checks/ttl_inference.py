@@ -268,12 +268,19 @@ class LifetimeAnalysis:
             members = [one for one in self.short if one.given <= given]
             many = count >= 3 and surprise(count, usual) > 2 * SLIGHT_SURPRISE_NATS
             if (many or usual < RARE) and not self._has_untouched(members):
-                most = f"{duration(given)} of the expected {duration(self.ttl)}"
-                return f"{len(members):,} of {len(self.all):,} keys have at most {most}"
-        if old := self._unread():
-            most = f"{duration(UNREAD_SHARE * self.ttl)} of the expected {duration(self.ttl)}"
-            return f"{len(old):,} of {len(self.all):,} keys were given at most {most}"
-        return None
+                return self._given_at_most(given, members)
+        for peak in self._peaks() if self.history.idle_known else ():
+            if not peak.wide and peak.high <= self.ttl / 10:
+                return self._given_at_most(peak.high, [one for one in self.short if one.given <= peak.high])
+        unread = [one for one in self.short if one.known and one.accessed > (self.history.started_ms or math.inf)]
+        if unread and self.history.idle_known and self.too_few_touches(unread):
+            return self._given_at_most(unread[-1].given, unread)
+        old = self._unread()
+        return self._given_at_most(UNREAD_SHARE * self.ttl, old) if old else None
+
+    def _given_at_most(self, given: float, members: Sequence[KeyLifetime]) -> str:
+        most = f"{duration(given)} of the expected {duration(self.ttl)}"
+        return f"{len(members):,} of {len(self.all):,} keys were given at most {most}"
 
     def unrenewed(self) -> list[KeyLifetime]:
         """Return keys that were accessed long after their TTL was set, if the server's reads do not explain that."""
@@ -413,7 +420,7 @@ class LifetimeAnalysis:
         if peak.wide and not one_change and peak.low > LATEST_READ * self.ttl:
             return None, ""
         # Without other sessions, a job that reads them before half of their TTL has passed explains these keys too.
-        shown = len(others) >= 3 or peak.low <= self.ttl / 2 or self._too_few_touches(members)
+        shown = len(others) >= 3 or peak.low <= self.ttl / 2 or self.too_few_touches(members)
         if not self._read_at_one_age(peak, members, others) and shown:
             return "proven", reason
         untouched = any(one.left < peak.low for one in others if one.given >= self.floor)
@@ -426,13 +433,11 @@ class LifetimeAnalysis:
         TTL have ended since, or if far more sessions would have to have been written in the time that these deadlines
         imply than around it.
         """
-        if not others or peak.low <= LATEST_READ * self.ttl or self._too_few_touches(members):
+        if not others or peak.low <= LATEST_READ * self.ttl or self.too_few_touches(members):
             return False
-        changed = self._when(peak, members, others).bound == "lower bound"
+        if self._when(peak, members, others).bound == "lower bound":
+            return False
         ends = sorted(one.deadline for one in self.right)
-        pause_ms = self.history.now_ms + self.ttl - ends[-1] if ends else self.ttl
-        if changed and pause_ms > STOPPED_GAPS * self.ttl / max(len(ends), 1):
-            return False
         deadlines = sorted(one.deadline for one in members)
         first, last = quantile(deadlines, CHANCE), quantile(deadlines, 1 - CHANCE)
         width = max(last - first, 2 * IDLE_GRAIN_MS)
@@ -442,9 +447,9 @@ class LifetimeAnalysis:
         usual = (len(near) - inside) * width / max(high - low - width, IDLE_GRAIN_MS)
         count = round((1 - 2 * CHANCE) * len(members) + inside)
         more = surprise(count, READ_LATER_TIMES * usual) > 0
-        return not (more and surprise(count, usual) > (SLIGHT_SURPRISE_NATS if changed else SURE_NATS))
+        return not (more and surprise(count, usual) > SURE_NATS)
 
-    def _too_few_touches(self, members: Sequence[KeyLifetime]) -> bool:
+    def too_few_touches(self, members: Sequence[KeyLifetime]) -> bool:
         """Whether the server has executed too few commands that leave the TTL to explain these keys."""
         touches = self.history.touches if self.sliding else None
         return touches is not None and touches < len(members) / 2
@@ -540,9 +545,9 @@ class LifetimeAnalysis:
         if top > NEARLY_EXPIRED * self.ttl or chance > IMPROBABLE:
             return None
         reason = f"none was given more; if the TTL were the expected one, the chance of that would be {chance:.2%}"
-        first = min(one.accessed for one in known)
-        since = Since(first + 1_000, "upper bound")
-        return TtlAnomaly("short", rounded(top), 0.0, len(known), "likely", since, first, (reason,), top)
+        first = min(one.accessed for one in known) if self.history.idle_known else None
+        since = None if first is None else Since(first + 1_000, "upper bound")
+        return TtlAnomaly("short", top, 0.0, len(known), "likely", since, first, (reason,), top)
 
     def _short_anomaly(
         self,
@@ -591,8 +596,8 @@ class LifetimeAnalysis:
         if self._is_jittered(old):
             ends = [one.deadline for one in old]
             latest = round(max(ends) - max(one.given for one in old) + _spacing(ends))
-        after = sum(one.accessed > latest for one in members)
-        stopped = after >= max(min(7, len(members)), 3, 0.8 * len(members))
+        pause_ms = self.history.now_ms - latest
+        stopped = not self.history.idle_known or have_stopped([one.deadline for one in others], pause_ms)
         return Since(last, "lower bound") if latest <= first + SLACK_MS and stopped else upper
 
     def _is_jittered(self, old: Sequence[KeyLifetime]) -> bool:
@@ -608,6 +613,11 @@ class LifetimeAnalysis:
     def last_write(self, old: Sequence[KeyLifetime]) -> int | None:
         """Return a time that the last write under the expected TTL was no earlier than: the cliff in the deadlines."""
         return round(max(one.deadline for one in old) - self._longest_expected(old)) if old else None
+
+
+def have_stopped(times: Sequence[int], pause_ms: float) -> bool:
+    """Return whether writes have stopped: for far longer than between those at the given times or deadlines."""
+    return len(times) > 1 and pause_ms > STOPPED_GAPS * (max(times) - min(times)) / (len(times) - 1)
 
 
 def analyses_of(keys: Sequence[KeyFacts], expected: Expectation, history: ServerHistory) -> list[LifetimeAnalysis]:
