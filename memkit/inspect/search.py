@@ -208,7 +208,7 @@ class _Search:
         return self._as_unknown(self._wanted, names)
 
     def _unseparated(self) -> _Found | None:
-        """Return the session of keys in whose names a word before the id has no separator after it."""
+        """Return the session of keys with the id behind a letter or a digit, without a separator between them."""
         joined = re.compile(rf"[^\W_]{re.escape(self._wanted)}(?:$|{_BETWEEN})")
         pattern = f"{escape_glob(self._reader.target.prefix)}*{escape_glob(self._wanted)}*"
         names = self._reader.scan(pattern, joined, MAX_NAMES)
