@@ -24,6 +24,7 @@ _NO_ORDER = "the messages exist, the key that lists them in their order does not
 _NO_DATES = "the messages exist, the hash with the session's dates does not"
 _NO_LIST = "the hash with the session's dates exists, its list of messages does not"
 _LANGCHAIN4J_TYPES = frozenset({"USER", "AI", "SYSTEM", "TOOL_EXECUTION_RESULT", "CUSTOM"})
+_ESCAPED_COLON = "\\:"
 _MAX_SPRING_MESSAGES = 1_000
 """RedisChatMemoryRepository.findByConversationId asks the index for so many messages, the oldest first."""
 
@@ -177,7 +178,7 @@ LAYOUTS: tuple[Layout, ...] = (
         configured_ttl=lambda document: _whole_seconds(document.get("ttl_seconds")),
         notes=_summary_note,
     ),
-    # Spring AI 2 (spring-ai-model-chat-memory-repository-redis).
+    # Spring AI 2 (spring-ai-model-chat-memory-repository-redis); names write "a:b" as "a\\:b".
     Layout(
         store="spring-ai",
         prefix="chat-memory:",
@@ -186,6 +187,7 @@ LAYOUTS: tuple[Layout, ...] = (
             Key("counter:{id}", part="counter"),
         ),
         id_field="conversation_id",
+        colon=_ESCAPED_COLON,
         notes=_spring_notes,
     ),
     # Spring AI Alibaba (spring-ai-alibaba-starter-memory-redis).

@@ -99,6 +99,12 @@ def store_name(stored: SessionValues) -> str:
     return found.name_of(stored) if found.name_of else found.store
 
 
+def written(session: str) -> Iterable[str]:
+    """Return how stores write an id into names, if not as it is."""
+    colons = {each.colon for each in FORMATS} if ":" in session else set()
+    return (agent_framework_redis.encoded(session), *(session.replace(":", colon) for colon in colons - {":"}))
+
+
 def stores() -> Iterable[str]:
     """Return the names of all stores that can be decoded."""
     more = (

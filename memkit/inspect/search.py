@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from memkit import formats
 from memkit.config import Expect, Expectation, expectations
 from memkit.errors import AmbiguousSession, PolicyError, SessionNotFound
-from memkit.formats import agent_framework_redis, unknown
+from memkit.formats import unknown
 from memkit.formats.model import SEPARATORS, ConfiguredTtl, KeyOwner, Note, Problem, SessionValues, Turn
 from memkit.formats.parsing.encodings import hex_view
 from memkit.history.snapshots import open_source
@@ -30,7 +30,7 @@ __all__ = ["SessionReport", "inspect_session"]
 SCAN_FREELY_KEYS = 1_000_000
 """Up to here the database is always searched for further sessions of the same id: about a second of SCAN."""
 SCAN_TWICE_KEYS = 100_000
-"""Up to here it is always searched again for the one store that encodes the id in its keys."""
+"""Up to here it is always searched again for the stores that write the id in another way into their keys."""
 MAX_NAMES = 50_000
 MIN_UNSEPARATED = 5
 """A shorter id ends too many names by chance."""
@@ -131,8 +131,8 @@ class _Search:
         groups, size = self._groups(), self._reader.database_keys()
         if size <= SCAN_FREELY_KEYS or not groups:
             groups = self._groups() if self._scan(self._wanted) else groups
-            if size <= SCAN_TWICE_KEYS or not groups:
-                groups = self._groups() if self._scan(agent_framework_redis.encoded(self._wanted)) else groups
+            for written in formats.written(self._wanted) if size <= SCAN_TWICE_KEYS or not groups else ():
+                groups = self._groups() if self._scan(written) else groups
         else:
             self._notes.append(f"over {SCAN_FREELY_KEYS:,} keys: other stores' sessions of this id were not looked for")
         return self._by_id(groups)
@@ -260,8 +260,10 @@ class _Search:
 
     def _complete(self, owner: KeyOwner) -> _Found:
         """Read the siblings: those that can be named, then, for stores that do not list them, those that SCAN finds."""
-        if formats.format_of(owner.store).scanned and not self._scanned:
-            self._scan(owner.prefix * owner.prefix[-1:].isalnum() + owner.session)  # so that the id stands by itself
+        found = formats.format_of(owner.store)
+        if found.scanned and not self._scanned:
+            joined = owner.prefix if owner.prefix[-1:].isalnum() else ""  # so that the id stands by itself
+            self._scan(joined + owner.session.replace(":", found.colon))
         owners = {name: self._owner(name, owner.session) for name in self._there}
         own = {name: each for name, each in owners.items() if each and each.group == owner.group}
         owner = next(iter(own.values()), owner)
