@@ -224,9 +224,9 @@ def all_of(server: RedisServer, pattern: str, store: str) -> AuditReport:
 
 def test_the_index_of_another_store_is_not_judged(server: RedisServer) -> None:
     with server.client() as client:
-        for n in range(5):
+        for n in range(10):
             copy_of(client, "langgraph-plainredis", n)
-        for n in range(3):
+        for n in range(5):
             copy_of(client, "langchain-community", n)
         assert all_of(server, "message_store:*", "langchain-community").findings == ()
 
