@@ -16,7 +16,6 @@ from memkit.formats.model import Tool, Turn, a_dict, a_list, one_of, seconds, te
 from memkit.formats.parsing.chat import (
     ROLES,
     answered,
-    call_of,
     calls,
     dumped,
     flatten,
@@ -25,6 +24,7 @@ from memkit.formats.parsing.chat import (
     plain_fields,
     plain_name,
     role_of,
+    tool_in,
 )
 from memkit.formats.parsing.element_shapes import CALLS
 
@@ -136,11 +136,13 @@ def _messages(fields: Mapping[str, Any], key: str) -> list[Turn]:
     # The AI SDK repeats a text in ``parts``, or has the calls beside it; LangChain and llama-index keep OpenAI's form.
     parts = [_taken_apart(fields[each]) for each in (name, "parts", "toolinvocations") if each and each in fields]
     extra = plain_fields(a_dict(fields.get("additionalkwargs")))
-    called = [*a_list(extra.get("toolcalls")), extra.get("functioncall"), fields.get("functioncall")]
-    made = [tool for field in _CALL_FIELDS for tool in calls(fields.get(field))]
-    made = made or next((each.calls for each in parts if each.calls), []) or list(calls(called))
-    answers = [each for field in _RESULT_FIELDS for each in a_list(fields.get(field)) if isinstance(each, dict)]
-    results = [(call_of(each), _result_text(plain_fields(each))) for each in answers]
+    made = [tool for field in _CALL_FIELDS if field in fields for tool in calls(fields[field])]
+    made = made or next((each.calls for each in parts if each.calls), [])
+    if not made and (extra or "functioncall" in fields):
+        made = list(calls([*a_list(extra.get("toolcalls")), extra.get("functioncall"), fields.get("functioncall")]))
+    answers = [plain_fields(each) for field in _RESULT_FIELDS if field in fields for each in a_list(fields[field])
+               if isinstance(each, dict)]  # fmt: skip
+    results = [(tool_in(each), _result_text(each)) for each in answers]
     results = results or next((each.results for each in parts if each.results), [])
     text = parts[0].text if name else ""
     if name is None and not made and not results and "content" not in fields:
@@ -173,23 +175,24 @@ def _taken_apart(content: Any) -> _Parts:
         content = content["parts"]
     if not isinstance(content, list):
         return _Parts(_text_of(content) or "", [], [], [])
-    found = _Parts("", [], [], [])
     texts: list[str] = []
+    made: list[Tool] = []
+    results: list[tuple[Tool, str]] = []
+    prompts: list[str] = []
     for part in content:
         if isinstance(part, dict) and part.get("type", part.get("block_type")) == "text" and "text" in part:
             texts.append(inner_text(part) or "")  # most parts are texts
             continue
         kind, inner = _tool_part(part)
-        if kind == "result":
-            found.results.append((call_of(inner), _result_text(inner)))
-        elif kind:
-            found.calls.append(call_of(inner))
-            if kind == "call with its result":
-                found.results.append((call_of(inner), _result_text(inner)))
+        if kind:
+            if kind != "result":
+                made.append(tool_in(inner))
+            if kind != "call":
+                results.append((tool_in(inner), _result_text(inner)))
         elif (text := _text_of(part)) is not None:
             is_prompt = isinstance(part, dict) and part.get("part_kind") == "system-prompt"  # Pydantic AI
-            (found.instructions if is_prompt else texts).append(text)
-    return found._replace(text="\n".join(texts))
+            (prompts if is_prompt else texts).append(text)
+    return _Parts("\n".join(texts), made, results, prompts)
 
 
 def _text_of(part: Any) -> str | None:
