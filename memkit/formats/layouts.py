@@ -22,7 +22,7 @@ from memkit.readonly.values import RedisValue, to_name
 _LIST, _SET, _ZSET, _HASH = ("list",), ("set",), ("zset",), ("hash",)
 _NO_ORDER = "the messages exist, the key that lists them in their order does not"
 _NO_DATES = "the messages exist, the hash with the session's dates does not"
-_NO_LIST = "the hash with the session's dates exists, its list of messages does not"
+_NO_LIST = "the hash with the session's dates exists, its list of messages does not: lost, or its last item was popped"
 _LANGCHAIN4J_TYPES = frozenset({"USER", "AI", "SYSTEM", "TOOL_EXECUTION_RESULT", "CUSTOM"})
 _ESCAPED_COLON = "\\:"
 _MAX_SPRING_MESSAGES = 1_000

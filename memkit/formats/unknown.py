@@ -65,8 +65,9 @@ def decode(stored: SessionValues) -> Iterator[Item]:
             faults += problems
             if entries:
                 found.append(_Found(raw, entries, ordered))
-    if sum(len(each.entries) for each in found) == 1 and found[0].entries[0].turns[0].role == "other":
-        found = []  # one text by anybody is no conversation
+    roles = [turn.role for each in found for entry in each.entries for turn in entry.turns]
+    if roles == ["other"] or (len(roles) > 1 and set(roles) == {"system"}):
+        found = []  # one text by anybody is no conversation, and neither is a log
     several = [each for each in found if len(each.entries) > 1 or each.raw.kind in ("list", "zset", "stream")]
     single = [each for each in found if each not in several]
     for each in several:
@@ -76,7 +77,7 @@ def decode(stored: SessionValues) -> Iterator[Item]:
     if single:
         yield from Dialogue().follow(_a_key_each(single))
     yield from faults
-    if {turn.role for each in found for entry in each.entries for turn in entry.turns} == {"other"}:
+    if found and set(roles) == {"other"}:
         yield Note("partly decoded: no field of the messages shows whether the user or the assistant wrote them")
     if not found:
         yield from _undecoded(raw for raw in stored.keys.values() if raw and not raw.unread_reason)

@@ -139,6 +139,10 @@ def test_roles_that_are_numbers_leave_the_texts() -> None:
     assert [item.message[:16] for item in items if isinstance(item, Note)] == ["the order of the", "partly decoded: "]
 
 
+def test_settings_are_no_transcript() -> None:
+    assert turns(decoded(string(b"model: gpt-4o\nsystem: be kind\ntemperature: 1"))) == []
+
+
 def test_lines_without_roles_are_partly_decoded() -> None:
     (note,) = decoded(elements(b"hi there", b"how are you"))
     assert note == Note("partly decoded: the payload is plain text, and shows no roles")
@@ -364,6 +368,9 @@ def test_elements_that_are_no_messages_are_counted() -> None:
         {"users": [{"user": "u1"}, {"user": "u2"}]},
         {"role": "admin", "message": "away"},
         {"type": "like", "from": "u2", "post": "p1"},
+        {"history": [["2026-01-01", "100"], ["2026-01-02", "101"]]},
+        {"request": {"url": "/", "body": "a"}, "response": {"status": 200, "body": "b"}},
+        [{"source": "system", "message": "started"}, {"source": "system", "message": "stopped"}],
     ],
 )
 def test_what_is_no_conversation_shows_none(value: Any) -> None:

@@ -57,7 +57,7 @@ _TIME_FIELDS = ("createdat", "timestamp", "ts", "time", "date", "datetime", "sen
                 "createtime", "timestampms", "senton")  # fmt: skip
 _ORDER_FIELDS = (*_TIME_FIELDS, "index", "i", "seq", "sequence", "order", "position", "turn", "n", "no")
 _ID_FIELDS = ("id", "messageid", "uuid", "msgid")
-_INNER_FIELDS = ("message", "data", "kwargs", "payload", "msg", "value", "content")
+_INNER_FIELDS = ("message", "data", "kwargs", "payload", "msg", "value", "content", "item")
 _CALL_FIELDS = ("toolcalls", "toolexecutionrequests", "invalidtoolcalls")
 _RESULT_FIELDS = ("toolresponses", "responses", "toolresults")
 _NO_TEXT = re.compile(r".*id|model|.*name|status|lang\w*|channel|platform|version|.*reason|session|thread|topic|title|"
@@ -68,7 +68,7 @@ _ASKED = re.compile(
     rf"(?:prompt|question|query|utterance|instruction|inputs?|request|q)(?:text)?|(?:user|human|customer|client){_SPOKEN}?"
 )
 _ANSWERED = re.compile(
-    r"(?:response|answer|outputs?|completion|reply|generation|a)(?:text)?|"
+    r"(?:response|answer|outputs?|completion|reply|generation|fulfillment|a)(?:text)?|"
     rf"(?:assistant|ai|bot|llm|agent|gpt|chatbot|model){_SPOKEN}?"
 )
 _LESS_LIKELY = ("user", "customer", "client", "model", "agent")
@@ -378,7 +378,7 @@ def _likeliest(names: list[str]) -> str | None:
 
 def _is_content(value: Any) -> bool:
     if isinstance(value, dict):
-        return inner_text(value) is not None
+        return isinstance(value.get("text", value.get("content")), str)
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str | dict) for each in value))
 
 
@@ -430,4 +430,5 @@ def spoken_lines(text: str, key: str) -> list[Turn]:
             found[-1] = found[-1]._replace(text=f"{found[-1].text}\n{part.strip()}")
         else:
             found.append(turn)
-    return found if len({turn.role for turn in found}) > 1 else []
+    roles = {turn.role for turn in found}
+    return found if "user" in roles and len(roles) > 1 else []  # settings have lines "model: …" and "system: …"

@@ -24,6 +24,7 @@ _CLEAR_MAJORITY = 4
 _JUDGED = 200
 """The order is judged by so many entries of each end; a list is written in one direction."""
 
+_LETTER = re.compile(r"[^\W\d_]")
 _TRAILING_NUMBER = re.compile(r"(\d{1,20})$", re.ASCII)
 _NUMBERED = re.compile(r"(?:[a-z]+[:._-])?(\d{1,9})[:._-]([a-zA-Z]+)|([a-zA-Z]+)[:._-](\d{1,9})", re.ASCII)
 
@@ -129,7 +130,10 @@ def _spoken(values: Mapping[str, Any], key: str) -> dict[str, Entry]:
 def _pairs(value: Any, key: str) -> list[Entry]:
     """Return questions and answers without names; empty if the value is no array of such pairs."""
     pairs = [each for each in value if isinstance(each, list) and len(each) == 2] if isinstance(value, list) else []
-    if not pairs or len(pairs) < len(value) or not all(isinstance(text, str | None) for pair in pairs for text in pair):
+    texts = [text for pair in pairs for text in pair if text is not None]
+    if not texts or len(pairs) < len(value):
+        return []
+    if not all(isinstance(text, str) and _LETTER.search(text) for text in texts):  # prices by date are pairs too
         return []
     return [
         Entry([Turn(role, text, (), None, None, key) for role, text in zip(("user", "assistant"), pair, strict=True)
