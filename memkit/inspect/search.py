@@ -59,8 +59,8 @@ def inspect_session(
 ) -> SessionReport:
     """Find a session by its id or by any of its keys, decode it, and report what is wrong with it.
 
-    Reads on a connection of its own, with CLIENT NO-TOUCH if the server has it (Redis 7.2, Valkey); otherwise a note
-    states how many idle clocks were reset. At most 64 MB and 100,000 elements are read.
+    Reads on a connection of its own, with CLIENT NO-TOUCH if the server has it (Redis 7.2, Valkey; in a cluster
+    Valkey 9); otherwise a note states how many idle clocks were reset. At most 64 MB and 100,000 elements are read.
 
     Args:
         source: A Redis URL, a synchronous client, an RDB file, a directory of RDB files, or an append-only directory.
