@@ -107,7 +107,7 @@ def call_of(call: Mapping[str, Any]) -> Tool:
 
 
 def tool_in(fields: Mapping[str, Any]) -> Tool:
-    """Return the tool of a call whose fields have plain names."""
+    """Return the tool of a call; its fields have plain names."""
     name = (
         fields.get("name") or a_dict(fields.get("function") or fields.get("call")).get("name") or fields.get("toolname")
     )
