@@ -46,12 +46,14 @@ class AofFiles:
     """The files of an append-only directory, in the order in which they are read.
 
     ``base`` is the RDB file with which the log begins, None if it began on an empty server; ``logs`` hold commands. A
-    single file of an old server may be both.
+    single file of an old server may be both. ``base_has_commands``: the first of the logs is the base (without
+    ``aof-use-rdb-preamble``), so its commands write what existed when it was made.
     """
 
     directory: Path
     base: Path | None
     logs: tuple[Path, ...]
+    base_has_commands: bool = False
 
     @property
     def all(self) -> tuple[Path, ...]:
@@ -91,7 +93,7 @@ def find_aof(path: str | Path) -> AofFiles:
     first, *others = (file for _, file in listed)
     if files["base"] and is_rdb(first):
         return AofFiles(manifest.parent, first, tuple(others))
-    return AofFiles(manifest.parent, None, (first, *others))
+    return AofFiles(manifest.parent, None, (first, *others), base_has_commands=bool(files["base"]))
 
 
 def _manifest_in(directory: Path) -> Path:

@@ -64,7 +64,7 @@ class TtlChanges:
 
     def add(self, event: KeyEvent) -> None:
         """Take an event into account if it gave a TTL: a key that lost its own is no change of what others get."""
-        if event.ttl_ms is None or event.name not in ("written", "renewed"):
+        if event.ttl_ms is None or event.ttl_given is not None or event.name not in ("written", "renewed"):
             return
         prefix = prefix_of(event.key)
         given = self._current.get(prefix)

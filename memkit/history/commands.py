@@ -6,14 +6,21 @@ a script as the commands it ran, an expired or evicted key as ``DEL`` or ``UNLIN
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import takewhile
 from typing import Literal, NamedTuple
 
 Action = Literal[
-    "write",  # creates the key or changes its value; an existing TTL stays
-    "remove elements",  # the same, and the key no longer exists if they were the last ones
+    "write",  # creates the key or changes its value, with up to so many new elements; an existing TTL stays
+    "add elements",  # the same, with so many new elements
+    "expire fields",  # the same, and gives its fields TTLs
+    "remove elements",  # at least one and up to so many; the key no longer exists if they were the last ones
+    "pop elements",  # the same, with so many elements
+    "trim",  # at most so many elements stay, and at least one
     "replace",  # a new value; the old TTL is dropped
+    "store",  # the same; if the result is empty, the key no longer exists
     "set deadline",
     "drop deadline",
     "delete",
@@ -29,7 +36,8 @@ class Effect(NamedTuple):
     """What one command does to one key.
 
     ``deadline_ms`` is a Unix time and ``ttl_ms`` a relative TTL; at most one of them is set. ``target`` is the new name
-    of a rename or copy. ``db`` is the other database of a swap, or the one that a copy or move goes to.
+    of a rename or copy. ``db`` is the other database of a swap, or the one that a copy or move goes to. ``elements`` is
+    the number that the action refers to. ``keys`` is how many keys the command deletes.
     """
 
     action: Action
@@ -38,25 +46,34 @@ class Effect(NamedTuple):
     ttl_ms: int | None = None
     target: bytes | None = None
     db: int | None = None
+    elements: int = 1
+    keys: int = 1
 
 
 class Executed(NamedTuple):
-    """A command that a server executed: the database that is selected after it, its name, and what it does to keys."""
+    """A command that a server executed: its name, and what it does to keys.
+
+    ``db`` is the database that is selected after it, and ``in_multi`` whether a transaction goes on after it.
+    """
 
     db: int
     name: str
     effects: list[Effect]
+    in_multi: bool = False
 
 
 Handler = Callable[[Sequence[bytes]], Iterable[Effect]]
+ALL = sys.maxsize
+"""A number of elements that the command does not state."""
 
 
-def execute(arguments: Sequence[bytes], db: int) -> Executed:
+def execute(arguments: Sequence[bytes], db: int, *, in_multi: bool = False) -> Executed:
     """Return what a logged command does.
 
     Args:
         arguments: The command's name and its arguments. An argument that is no key may have been cut.
         db: The database that the log had selected before it.
+        in_multi: Whether it is in a transaction.
     """
     name, *rest = arguments
     effects: list[Effect] = []
@@ -67,7 +84,8 @@ def execute(arguments: Sequence[bytes], db: int) -> Executed:
             db = _number(rest[0])
         elif handler:
             effects = list(handler(rest))
-    return Executed(db, name.upper().decode("ascii", "replace"), effects)
+    text = name.upper().decode("ascii", "replace")
+    return Executed(db, text, effects, text == "MULTI" or (in_multi and text != "EXEC"))
 
 
 def _number(word: bytes) -> int:
@@ -131,7 +149,28 @@ def _store_by_option(rest: Sequence[bytes]) -> Iterator[Effect]:
     words = [word.upper() for word in rest]
     for option in (b"STORE", b"STOREDIST"):
         if option in words[1:]:
-            yield Effect("replace", rest[words.index(option, 1) + 1])
+            yield Effect("store", rest[words.index(option, 1) + 1])
+
+
+def _trim_list(rest: Sequence[bytes]) -> Iterator[Effect]:
+    key, start, stop = rest[0], _number(rest[1]), _number(rest[2])
+    if start > stop and (start < 0) == (stop < 0):
+        yield Effect("delete", key)
+    elif start == 0 <= stop:
+        yield Effect("trim", key, elements=stop + 1)
+    elif start < 0 and stop == -1:
+        yield Effect("trim", key, elements=-start)
+    elif start >= 0 > stop:
+        yield Effect("pop elements", key, elements=start - stop - 1)
+    else:
+        yield Effect("remove elements", key, elements=ALL)
+
+
+def _move_element(rest: Sequence[bytes]) -> list[Effect]:
+    source, target = rest[:2]
+    if source == target:  # the list is rotated
+        return [Effect("write", source)]
+    return [Effect("pop elements", source), Effect("add elements", target)]
 
 
 def _copy(rest: Sequence[bytes]) -> Iterator[Effect]:
@@ -140,8 +179,33 @@ def _copy(rest: Sequence[bytes]) -> Iterator[Effect]:
     yield Effect("copy", rest[0], target=rest[1], db=db)
 
 
-def _first_key(action: Action) -> Handler:
-    return lambda rest: [Effect(action, rest[0])]
+def _first_key(action: Action, *, elements: int = 1) -> Handler:
+    return lambda rest: [Effect(action, rest[0], elements=elements)]
+
+
+def _popped(rest: Sequence[bytes]) -> list[Effect]:
+    return [Effect("pop elements", rest[0], elements=_number(rest[1]) if len(rest) > 1 else 1)]
+
+
+def _added_with_options(words: int) -> Handler:
+    """Return the handler of ZADD or GEOADD, with so many words for each element."""
+
+    def handler(rest: Sequence[bytes]) -> list[Effect]:
+        options = takewhile(lambda word: word.isalpha() and not word.lower().endswith(b"inf"), rest[1:])
+        upper = [word.upper() for word in options]
+        count = 0 if b"XX" in upper else (len(rest) - 1 - len(upper)) // words
+        return [Effect("write", rest[0], elements=count)]
+
+    return handler
+
+
+def _set_fields(rest: Sequence[bytes]) -> list[Effect]:
+    words = [word.upper() for word in rest]
+    return [Effect("expire fields", rest[0], elements=_number(rest[words.index(b"FIELDS", 1) + 1]))]
+
+
+def _named_elements(action: Action) -> Handler:
+    return lambda rest: [Effect(action, rest[0], elements=len(rest) - 1)]
 
 
 def _deadline(unit_ms: int) -> Handler:
@@ -158,29 +222,37 @@ def _named(names: str, handler: Handler) -> dict[bytes, Handler]:
 
 _HANDLERS: dict[bytes, Handler] = {
     **_named(
-        "APPEND INCR DECR INCRBY DECRBY INCRBYFLOAT SETRANGE SETBIT BITFIELD SETNX LPUSH RPUSH LPUSHX RPUSHX LINSERT "
-        "LSET HSET HMSET HSETNX HINCRBY HINCRBYFLOAT HSETEX HGETEX HEXPIRE HPEXPIRE HEXPIREAT HPEXPIREAT HPERSIST SADD "
-        "ZADD ZINCRBY XADD XSETID XCLAIM XAUTOCLAIM XACK XGROUP PFADD PFMERGE GEOADD JSON.SET JSON.MERGE "
-        "JSON.ARRAPPEND JSON.ARRINSERT JSON.ARRPOP JSON.ARRTRIM JSON.NUMINCRBY JSON.STRAPPEND JSON.TOGGLE JSON.CLEAR",
+        "APPEND INCR DECR INCRBY DECRBY INCRBYFLOAT SETRANGE SETBIT BITFIELD SETNX LSET HSETNX HINCRBY HINCRBYFLOAT "
+        "HPERSIST ZINCRBY XADD XSETID XCLAIM XAUTOCLAIM XACK "
+        "XGROUP PFADD PFMERGE JSON.SET JSON.MERGE JSON.ARRAPPEND JSON.ARRINSERT JSON.ARRPOP JSON.ARRTRIM "
+        "JSON.NUMINCRBY JSON.STRAPPEND JSON.TOGGLE JSON.CLEAR",
         _first_key("write"),
     ),
+    **_named("LPUSH RPUSH LPUSHX RPUSHX", _named_elements("add elements")),
+    b"LINSERT": _first_key("add elements"),
+    b"ZADD": _added_with_options(2),
+    b"GEOADD": _added_with_options(3),
+    b"HSETEX": _set_fields,
+    **_named("HGETEX HEXPIRE HPEXPIRE HEXPIREAT HPEXPIREAT", _first_key("expire fields", elements=0)),
+    b"SADD": lambda rest: [Effect("write", rest[0], elements=len(set(rest[1:])))],
+    **_named("HSET HMSET", lambda rest: [Effect("write", rest[0], elements=len(set(rest[1::2])))]),
+    **_named("LPOP RPOP SPOP ZPOPMIN ZPOPMAX", _popped),
+    **_named("SREM HDEL ZREM", _named_elements("remove elements")),
+    b"LTRIM": _trim_list,
     **_named(
-        "LPOP RPOP LREM LTRIM SREM SPOP HDEL HGETDEL ZREM ZPOPMIN ZPOPMAX ZREMRANGEBYRANK ZREMRANGEBYSCORE "
-        "ZREMRANGEBYLEX",
-        _first_key("remove elements"),
+        "LREM HGETDEL ZREMRANGEBYRANK ZREMRANGEBYSCORE ZREMRANGEBYLEX", _first_key("remove elements", elements=ALL)
     ),
     # A stream that has lost its last entry still exists.
     **_named("XDEL XTRIM XDELEX XACKDEL", _first_key("write")),
+    **_named("LMOVE RPOPLPUSH BLMOVE BRPOPLPUSH", _move_element),
+    b"SMOVE": lambda rest: [Effect("remove elements", rest[0]), Effect("write", rest[1])],
+    b"GETSET": _first_key("replace"),
     **_named(
-        "LMOVE RPOPLPUSH BLMOVE BRPOPLPUSH SMOVE",
-        lambda rest: [Effect("remove elements", rest[0]), Effect("write", rest[1])],
-    ),
-    **_named(
-        "GETSET SUNIONSTORE SINTERSTORE SDIFFSTORE ZUNIONSTORE ZINTERSTORE ZDIFFSTORE ZRANGESTORE GEOSEARCHSTORE",
-        _first_key("replace"),
+        "SUNIONSTORE SINTERSTORE SDIFFSTORE ZUNIONSTORE ZINTERSTORE ZDIFFSTORE ZRANGESTORE GEOSEARCHSTORE",
+        _first_key("store"),
     ),
     **_named("SORT GEORADIUS GEORADIUSBYMEMBER", _store_by_option),
-    b"BITOP": lambda rest: [Effect("replace", rest[1])],
+    b"BITOP": lambda rest: [Effect("store", rest[1])],
     b"SET": _set,
     b"SETEX": _ttl("replace", 1_000),
     b"PSETEX": _ttl("replace", 1),
@@ -193,7 +265,7 @@ _HANDLERS: dict[bytes, Handler] = {
     b"PEXPIREAT": _deadline(1),
     b"GETEX": _get_and_set_deadline,
     b"PERSIST": _first_key("drop deadline"),
-    **_named("DEL UNLINK", lambda rest: [Effect("delete", key) for key in rest]),
+    **_named("DEL UNLINK", lambda rest: [Effect("delete", key, keys=len(rest)) for key in rest]),
     **_named("GETDEL DELEX", _first_key("delete")),
     **_named("JSON.DEL JSON.FORGET", _delete_document),
     **_named("RENAME RENAMENX", lambda rest: [Effect("rename", rest[0], target=rest[1])]),

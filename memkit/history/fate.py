@@ -49,74 +49,118 @@ class Fate:
         }
 
 
-def fate_of(key: bytes, events: Sequence[KeyEvent], state: KeyState | None) -> Fate:
+def fate_of(key: bytes, events: Sequence[KeyEvent], state: KeyState | None, *, ends_ms: int | None = None) -> Fate:
     """Return what became of one key.
 
     Args:
         key: Its name.
         events: What happened to it, in order.
         state: The key at the end of the sources, None if it does not exist then.
+        ends_ms: When the sources end, as a Unix time, if that is known.
     """
     name = printable(key.decode("utf-8", "replace"))
     if not events and state is None:
         sentence = f"never seen: {name} does not occur in the sources: nothing was written in the time that they cover"
         return Fate("never_seen", sentence, "likely")
-    if state is not None:
-        events = list(takewhile(lambda event: event.name not in ENDS, reversed(events)))[::-1]
-    given = next((event for event in reversed(events) if event.ttl_ms is not None), None)
+    last = None if state is not None or events[-1].name not in ENDS else events[-1]
+    events = events if last is None else events[:-1]
+    events = list(takewhile(lambda event: event.name not in ENDS, reversed(events)))[::-1]  # since it was created
+    given = _ttl_of(events)
     known: dict[str, Any] = {}
     if given is not None:
-        known = {"ttl_s": plain_seconds(given.ttl_ms), "ttl_set_at": time_of(given.moment.earliest_ms)}
+        set_at = (given.ttl_given or given.moment).earliest_ms
+        known = {"ttl_s": plain_seconds(given.ttl_ms), "ttl_set_at": time_of(set_at)}
     if state is not None:
-        return _fate_of_existing(name, events, state, known)
-    last = next((event for event in reversed(events) if event.name in ENDS), None)
+        return _fate_of_existing(name, events, state, known, ends_ms)
     if last is None:
         return Fate(
             "unknown", f"unknown: {name} does not exist at the end, and no source shows why", "possible", **known
         )
-    if last.possible:
+    if last.name != "renamed" or last.possible:
         return _fate_of_deleted(name, last, known)
-    what = "was renamed" if last.name == "renamed" else f"was deleted by {last.command or 'a flush of the database'}"
     target = f" to {printable((last.target or b'').decode('utf-8', 'replace'))}" if last.target is not None else ""
-    cause: Cause = "renamed" if last.name == "renamed" else "flushed"
-    return Fate(cause, f"{cause}: {name} {what}{target}{_when(last.moment)}", "proven", **_at(last.moment), **known)
+    sentence = f"renamed: {name} was renamed{target}{_when(last.moment)}"
+    return Fate("renamed", sentence, "proven", **_at(last.moment), **known)
 
 
-def _fate_of_existing(name: str, events: Sequence[KeyEvent], state: KeyState, known: Mapping[str, Any]) -> Fate:
-    last_write = next((event for event in reversed(events) if event.name in ("overwritten", "renewed")), None)
-    if last_write is not None and last_write.name == "overwritten" and state.deadline_ms is None:
-        when, at = _when(last_write.moment), _at(last_write.moment)
-        if len(last_write.possible) > 1:
-            sentence = f"overwritten or exists: {name} exists, but lost its TTL{when}, by a write or by PERSIST"
-            return Fate("unknown", sentence, "possible", either=("overwritten", "exists"), **at, **known)
-        writer = last_write.command or "a write"
+def _ttl_of(events: Sequence[KeyEvent]) -> KeyEvent | None:
+    """Return the event that gave a key its last TTL, if that TTL is known."""
+    given = None
+    for event in events:
+        if event.ttl_ms is not None:
+            given = event
+        elif given is not None and event.deadline_ms not in (None, given.deadline_ms):
+            given = None
+    return given
+
+
+def _fate_of_existing(
+    name: str, events: Sequence[KeyEvent], state: KeyState, known: Mapping[str, Any], ends_ms: int | None
+) -> Fate:
+    lost: KeyEvent | None = None
+    doubts: list[KeyEvent] = []  # after which the key may have ended and been created anew
+    for event in events:
+        if event.name != "written" or event.deadline_ms is not None:
+            lost, doubts = event if event.name == "overwritten" else None, []
+        doubts += [event] if len(event.possible) > 1 else []
+    cause: Cause = "exists" if lost is None else "overwritten"
+    if state.is_sure and state.least and (lost is None or not doubts):
+        if lost is None:
+            until = "without a TTL" if state.deadline_ms is None else f"until {utc_text(time_of(state.deadline_ms))}"
+            return Fate("exists", f"exists: {name} exists at the end of the sources, {until}", "proven", **known)
+        writer, when = lost.command or "a write", _when(lost.moment)
         sentence = f"overwritten: {name} exists, but {writer} replaced it{when} and dropped its TTL: it never expires"
-        return Fate("overwritten", sentence, "proven", **at, **known)
-    confidence: Literal["proven", "likely"] = "likely" if state.may_be_empty else "proven"
-    until = "without a TTL" if state.deadline_ms is None else f"until {utc_text(time_of(state.deadline_ms))}"
-    return Fate("exists", f"exists: {name} exists at the end of the sources, {until}", confidence, **known)
+        return Fate("overwritten", sentence, "proven", **_at(lost.moment), **known)
+    if not state.least:
+        by = f"{events[-1].command}{_when(events[-1].moment)}" if events else "a command"
+        created_anew = lost is not None and doubts[:1] not in ([], [events[-1]])
+        expires = state.fields_expire or (bool(events) and "expired" in events[-1].possible)
+        either: tuple[Cause, ...] = (cause, "exists", "deleted") if created_anew else (cause, "deleted")
+        either += ("expired",) if expires else ()
+        sentence = f"{' or '.join(either)}: {name} exists, if {by} left an element in it"
+        return Fate("unknown", sentence, "possible", either=either, **known)
+    if lost is not None:
+        how = "by a write or by PERSIST"
+        if lost.command:
+            how = f"by {lost.command}, if it was not deleted and created anew"
+        sentence = f"overwritten or exists: {name} exists, but lost its TTL{_when(lost.moment)}, {how}"
+        return Fate("unknown", sentence, "possible", either=("overwritten", "exists"), **_at(lost.moment), **known)
+    if state.deadline_ms is not None and ends_ms is not None and state.deadline_ms <= ends_ms:
+        sentence = f"exists or expired: {name} reached a deadline, if it was not created anew without a TTL before"
+        return Fate("unknown", sentence, "possible", either=("exists", "expired"), **known)
+    sentence = f"exists: {name} exists at the end of the sources; its deadline is not known"
+    return Fate("exists", sentence, "likely", **known)
 
 
 def _fate_of_deleted(name: str, last: KeyEvent, known: Mapping[str, Any]) -> Fate:
-    deadline = last.deadline_ms
+    deadline, moment = last.deadline_ms, last.moment
+    possible = last.possible or (last.name,)
     ttl = f" with a TTL of {duration(known['ttl_s'] * 1_000)}" if "ttl_s" in known else ""
-    if last.possible[0] == "expired" and deadline is not None:
-        only = last.possible == ("expired",)
-        proven = only and last.moment.stated
-        if only or _is_exact(last.moment):  # within a second of the deadline an expiry is far likelier than a deletion
+    if possible[0] == "expired" and deadline is not None:
+        only = possible == ("expired",)
+        # Within a second of the deadline an expiry is far likelier than a deletion.
+        is_close = _is_exact(moment) and abs(deadline - (moment.earliest_ms or 0)) < 2 * SAME_SECOND_MS
+        if only or is_close:
             at = time_of(deadline)
             sentence = f"expired: {name}, written{ttl}, reached its deadline at {utc_text(at)}"
-            exact: Literal["exact", "between"] = "exact" if last.moment.stated else "between"
-            return Fate("expired", sentence, "proven" if proven else "likely", at, exact, **known)
-    if len(last.possible) == 1:
-        cause = cast("Cause", last.possible[0])
-        what = "expired with its last field" if cause == "expired" else f"was {cause}"
-        sentence = f"{cause}: {name} {what}{_by(last)}{_when(last.moment)}"
-        return Fate(cause, sentence + _before_deadline(deadline), "proven", **_at(last.moment), **known)
-    choices = " or ".join(last.possible)
-    sentence = f"{choices}: {name} ceased to exist{_by(last)}{_when(last.moment)}" + _before_deadline(deadline)
-    either = cast("tuple[Cause, ...]", last.possible)
-    return Fate("unknown", sentence, "possible", either=either, **_at(last.moment), **known)
+            exact: Literal["exact", "between"] = "exact" if moment.stated else "between"
+            return Fate("expired", sentence, "proven" if only and moment.stated else "likely", at, exact, **known)
+    if len(possible) == 1:
+        cause = cast("Cause", possible[0])
+        what = (
+            "expired with its last field"
+            if cause == "expired"
+            else "was deleted"
+            if cause == "flushed"
+            else f"was {cause}"
+        )
+        by = _by(last) or (" by a flush of the database" if cause == "flushed" else "")
+        sentence = f"{cause}: {name} {what}{by}{_when(moment)}" + _before_deadline(deadline)
+        return Fate(cause, sentence, "proven" if last.proven else "likely", **_at(moment), **known)
+    choices = " or ".join(possible)
+    sentence = f"{choices}: {name} ceased to exist{_by(last)}{_when(moment)}" + _before_deadline(deadline)
+    either = cast("tuple[Cause, ...]", possible)
+    return Fate("unknown", sentence, "possible", either=either, **_at(moment), **known)
 
 
 def _by(event: KeyEvent) -> str:

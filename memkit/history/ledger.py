@@ -5,8 +5,8 @@ Tables (all times are Unix times in milliseconds on the server's clock):
 - ``source``: where the record comes from: kind, server (without password), version, begin and end.
 - ``key``: every key that was seen: database, name, whether it exists, its deadline (null: persistent).
 - ``event``: what happened to a key: the time, between which times it happened if that is not exact, the event, the
-  causes that cannot be told apart, the deadline after it (for an end: before it), the TTL that it gave, and the
-  command if the source shows it.
+  causes that cannot be told apart (a single one: it is likely, not certain), the deadline after it (for an end: before
+  it), the TTL that it gave, and the command if the source shows it.
 - ``gap``: times that were not observed, with the reason.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, MutableMapping
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -102,26 +102,35 @@ class Ledger:
         if path.exists():
             raise SourceError(f"{path}: the file exists; give a new name: a recording is never overwritten")
         try:
-            self._db = sqlite3.connect(path, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.execute(f"PRAGMA application_id={APPLICATION_ID}")
-            self._db.execute(f"PRAGMA user_version={SCHEMA}")
-            self._db.executescript(_TABLES)
-            self._db.execute("BEGIN")
+            with ExitStack() as opened:
+                self._db = opened.enter_context(closing(sqlite3.connect(path, isolation_level=None)))
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=NORMAL")
+                self._db.execute(f"PRAGMA application_id={APPLICATION_ID}")
+                self._db.execute(f"PRAGMA user_version={SCHEMA}")
+                self._db.executescript(_TABLES)
+                self._db.execute("BEGIN")
+                opened.pop_all()
         except sqlite3.Error as error:
             raise SourceError(f"{path}: the recording cannot be made: {error}") from None
 
     def _open_for_reading(self) -> None:
         try:
-            self._db = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True)
-            marks = [self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
+            with ExitStack() as opened:
+                address = f"{self.path.resolve().as_uri()}?mode=ro"
+                self._db = opened.enter_context(closing(sqlite3.connect(address, uri=True)))
+                application, schema = (
+                    self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+                )
+                if application != APPLICATION_ID:
+                    raise SourceError(f"{self.path}: this SQLite file is no recording of memkit")
+                if schema != SCHEMA:
+                    raise SourceError(
+                        f"{self.path}: the recording has schema {schema}; this memkit reads schema {SCHEMA}"
+                    )
+                opened.pop_all()
         except sqlite3.Error as error:
             raise SourceError(f"{self.path}: the file cannot be read as a recording: {error}") from None
-        if marks[0] != APPLICATION_ID:
-            raise SourceError(f"{self.path}: this SQLite file is no recording of memkit")
-        if marks[1] != SCHEMA:
-            raise SourceError(f"{self.path}: the recording has schema {marks[1]}; this memkit reads schema {SCHEMA}")
 
     def __enter__(self) -> Self:
         return self
@@ -170,7 +179,7 @@ class Ledger:
     def add(self, event: KeyEvent) -> None:
         """Record what happened to a key that is or was recorded as existing."""
         earliest_ms, at_ms, _ = event.moment
-        possible = ",".join(event.possible) if len(event.possible) > 1 else None
+        possible = ",".join(event.possible) if len(event.possible) > 1 or not event.proven else None
         self._db.execute(
             "INSERT INTO event VALUES ((SELECT id FROM key WHERE db = ? AND name = ?), ?, ?, ?, ?, ?, ?, ?)",
             (
@@ -206,7 +215,10 @@ class Ledger:
             possible = tuple(several.split(",")) if several else (name,) if name in DELETIONS else ()
             moment = Moment(at if after is None else after, at)
             created = name == "written" and (ttl is not None or deadline is None)
-            yield KeyEvent(db, key, name, moment, command or "", deadline, ttl, possible, created=created)
+            proven = len(possible) != 1 or several is None
+            yield KeyEvent(
+                db, key, name, moment, command or "", deadline, ttl, possible, created=created, proven=proven
+            )
 
     def counts(self) -> tuple[int, int, int]:
         """Return how many keys, events and gaps were recorded."""

@@ -29,6 +29,8 @@ ROUND_TTLS_MS = tuple(
 ROUND_WITHIN = 0.25
 """How far above a round TTL the distance to the last dated write may be: that much time has passed in between. Beyond
 it the next larger round TTL explains the distance as well."""
+CLOSE_WITHIN = 0.02
+"""If less time has passed, in parts of the TTL, the round TTL dates its write."""
 
 
 class LogClock:
@@ -44,12 +46,11 @@ class LogClock:
         has_timestamps: Whether the log states times.
     """
 
-    def __init__(
-        self, *, begins_ms: int | None, ends_ms: int | None, expected_ttl_ms: Callable[[bytes], int | None]
-    ) -> None:
+    def __init__(self, *, begins_ms: int | None, ends_ms: int, expected_ttl_ms: Callable[[bytes], int | None]) -> None:
         self.earliest_ms = begins_ms
         self._ends_ms = ends_ms
         self._expected_ttl_ms = expected_ttl_ms
+        self._dated_ms: int | None = None
         self._shorter_ttls_ms: set[int] = set()
         self.has_timestamps = False
 
@@ -64,28 +65,34 @@ class LogClock:
             self.has_timestamps = True
             self.earliest_ms = max(second * 1_000, self.earliest_ms or 0)
             return Moment.of_second(second), None
-        for effect in effects:
-            if effect.deadline_ms is None:
-                continue
-            ttl = self._ttl_ms(effect.key, effect.deadline_ms)
-            if ttl is not None:
-                at = effect.deadline_ms - ttl
-                self.earliest_ms = max(at, self.earliest_ms or 0)
+        effect = next((effect for effect in effects if effect.deadline_ms is not None), None)
+        if effect is None or effect.deadline_ms is None:
+            return Moment(self.earliest_ms, self._ends_ms, stated=False), None
+        deadline_ms, ttl = effect.deadline_ms, self._expected_ttl_ms(effect.key)
+        if ttl is not None:
+            at = deadline_ms - ttl
+            earliest_ms = at if self.earliest_ms is None else self.earliest_ms
+            if earliest_ms - SLACK_MS <= at <= self._ends_ms + SLACK_MS:
+                self.earliest_ms = self._dated_ms = max(at, earliest_ms)
                 return Moment(at, at, stated=False), ttl
-        return Moment(self.earliest_ms, self._ends_ms, stated=False), None
+        ttl = self._round_ttl_ms(deadline_ms)
+        if ttl is not None and self._dated_ms is not None:
+            at = deadline_ms - ttl
+            is_close = at - self._dated_ms <= ttl * CLOSE_WITHIN
+            self._dated_ms = max(at, self._dated_ms)
+            if is_close:
+                return Moment(at, at, stated=False), ttl
+        return Moment(self.earliest_ms, max(self.earliest_ms or 0, min(deadline_ms, self._ends_ms)), stated=False), ttl
 
-    def _ttl_ms(self, key: bytes, deadline_ms: int) -> int | None:
-        expected, earliest = self._expected_ttl_ms(key), self.earliest_ms
-        if expected is not None and (earliest is None or deadline_ms - expected >= earliest - SLACK_MS):
-            return expected
-        if earliest is None:
+    def _round_ttl_ms(self, deadline_ms: int) -> int | None:
+        """Return the round TTL that explains a deadline after the last dated write, the one seen before if it fits."""
+        if self._dated_ms is None:
             return None
-        most = deadline_ms - earliest + SLACK_MS
-        seen = max((ttl for ttl in self._shorter_ttls_ms if ttl <= most), default=None)
-        if seen is not None:
-            return seen
-        rounded = max((ttl for ttl in ROUND_TTLS_MS if ttl <= most), default=None)
-        if rounded is None or most - SLACK_MS > rounded * (1 + ROUND_WITHIN):
-            return None
-        self._shorter_ttls_ms.add(rounded)
-        return rounded
+        most = deadline_ms - self._dated_ms + SLACK_MS
+        seen = max((ttl for ttl in self._shorter_ttls_ms if ttl <= most), default=0)
+        rounded = max((ttl for ttl in ROUND_TTLS_MS if ttl <= most), default=0)
+        for ttl in (seen, rounded):
+            if ttl and most - SLACK_MS <= ttl * (1 + ROUND_WITHIN) and deadline_ms - ttl <= self._ends_ms + SLACK_MS:
+                self._shorter_ttls_ms.add(ttl)
+                return ttl
+        return None

@@ -58,6 +58,10 @@ _REPLACING_NAMES = "set getset mset msetex setnx restore sort sunionstore sinter
 _REPLACING = frozenset(_REPLACING_NAMES.split())
 
 
+_LOOK_AFTER = frozenset({"remove elements", "pop elements", "store"})
+"""After these the key may have no element left, and no longer exist."""
+
+
 class _Counters(NamedTuple):
     """The server's counters at one moment: evicted keys, expired hash fields, and calls by command."""
 
@@ -312,22 +316,39 @@ class _Recorder:
         return Moment(after_ms, self._looked_ms)
 
     def _apply(self, commands: Sequence[Executed]) -> None:
-        """Record what the commands of a replication stream did."""
+        """Record what the commands of a replication stream did; look at keys that may have been emptied."""
         moment = self._looked()
-        emptied: dict[bytes, str] = {}
-        for db, name, effects in commands:
+        unsure: dict[bytes, str] = {}
+        events: list[KeyEvent] = []
+        for db, name, effects, in_multi in commands:
             if name == "SWAPDB":
                 raise redis.ConnectionError("SWAPDB exchanged two databases")
             for effect in effects:
-                if effect.action == "remove elements" and db == self._db and self._server.watches(effect.key):
-                    emptied[effect.key] = name
-                for event in self._states.apply(db, effect, moment, name):
+                for event in self._states.apply(db, effect, moment, name, in_multi=in_multi):
                     if event.db == self._db:
-                        self._ledger.add(_dated(event, moment))
-        for key, now in self._server.states(list(emptied)):
-            before = self._present.pop(key, None) if now is None else None
-            if before is not None:
-                self._add_end(key, before, moment, "deleted", command=emptied[key])
+                        events.append(event)
+                        unsure |= {event.key: name} if effect.action in _LOOK_AFTER else {}
+        unsure |= {key: "a rename" for db, key in self._states.unknown_sources if db == self._db}
+        self._states.unknown_sources.clear()
+        states = self._server.states(list(unsure))
+        existing = {key for key, now in states if now is not None}
+        for event in events:
+            is_write = event.name in ("written", "overwritten") and event.key in existing
+            self._ledger.add(_dated(event._replace(possible=()) if is_write else event, moment))
+        for key, now in states:
+            self._correct(key, now, moment, command=unsure[key])
+
+    def _correct(self, key: bytes, now: KeyState | None, moment: Moment, *, command: str) -> None:
+        """Record what became of a key if it is not in the state that the commands show."""
+        before = self._present.get(key)
+        if before is None or before == now:
+            return
+        del self._present[key]
+        if now is None or (now.deadline_ms is None and before.deadline_ms is not None):
+            self._add_end(key, before, moment, "deleted", command=command)
+        if now is not None:  # created anew, or renamed from a key that was not recorded
+            self._present[key] = now
+            self._ledger.add(KeyEvent(self._db, key, "written", moment, "", now.deadline_ms))
 
     def _look(self, names: Sequence[bytes], *, flushed: bool) -> None:
         """Record what changed since the last look."""

@@ -115,7 +115,7 @@ class CommandStream:
     def __init__(self, client: redis.Redis, *, name: str, primary: bool) -> None:
         self._connection = ReadOnlyConnection(client, name=name, keep_idle_times=False)
         self._commands: list[Executed] = []
-        self._acknowledged_s = 0.0
+        self._acknowledged_s, self._in_multi = 0.0, False
         try:
             self._begin(self._connection, primary=primary)
         except (redis.RedisError, ServerError):
@@ -147,8 +147,8 @@ class CommandStream:
 
     def _receive(self, reply: Reply) -> int:
         if isinstance(reply, list) and reply:
-            executed = execute(reply, self._db)
-            self._db = executed.db
+            executed = execute(reply, self._db, in_multi=self._in_multi)
+            self._db, self._in_multi = executed.db, executed.in_multi
             if executed.effects:
                 self._commands.append(executed)
         return len(self._commands)

@@ -23,7 +23,7 @@ from memkit.history.log_clock import LogClock
 from memkit.history.rdb import RdbReader, SnapshotKey
 from memkit.history.replication import read_backlog
 from memkit.history.sources import Source, find_source
-from memkit.history.states import KeyEvent, KeyState, KeyStates, Moment
+from memkit.history.states import EventName, KeyEvent, KeyState, KeyStates, Moment
 from memkit.render import counted, duration, printable, wrapped
 
 WORD_ENDS = frozenset(b":/|.#{}-_")
@@ -142,11 +142,15 @@ def history(
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """What is asked: about a session or about all keys, from when on, and which TTLs keys should get."""
+    """What is asked: about a session or about all keys, from when on, and which TTLs keys should get.
+
+    ``renamed`` are keys that were renamed or copied to the session's: they are followed for their deadlines.
+    """
 
     session: str | None
     expected: Sequence[Expectation]
     since: datetime | None
+    renamed: set[bytes] = field(default_factory=set)
 
     def wants(self, key: bytes) -> bool:
         """Return whether a key is the session's: its name is the given text, or has it as a whole word."""
@@ -160,6 +164,15 @@ class _Question:
                 return True
             at = key.find(text, at + 1)
         return False
+
+    def follows(self, key: bytes) -> bool:
+        return self.wants(key) or key in self.renamed
+
+    def follows_more(self, states: KeyStates) -> bool:
+        """Follow the keys that were renamed to followed ones; return whether there are any that were not followed."""
+        missed = set(states.unknown_sources.values()) - self.renamed
+        self.renamed.update(missed)
+        return self.session is not None and bool(missed)
 
     def expected_ttl_ms(self, key: bytes) -> int | None:
         return next((one.ttl_ms for one in self.expected if one.matches.fullmatch(key)), None)
@@ -176,8 +189,12 @@ class _Timeline:
         self._question = question
         self._events: list[KeyEvent] = []
         self._counts: dict[str, Counter[str]] = {}
+        self._fates: dict[int, str] = {}  # by the hash of the database and name: a tenth of the memory of the names
+        self._lost_ttl: set[int] = set()
 
     def add(self, event: KeyEvent) -> None:
+        if not self._question.wants(event.key):
+            return
         self.changes.add(event)
         if self._question.session is not None:
             if self._events and event.belongs_to(self._events[-1]):
@@ -187,46 +204,74 @@ class _Timeline:
                 else:
                     event = event._replace(command=write.command)
             self._events.append(event)
-        elif event.name in ENDS and self._question.is_recent(event.moment):
-            cause = event.name if len(event.possible) < 2 else fate_of(event.key, [event], None).cause
-            self._counts.setdefault(prefix_of(event.key), Counter())[cause] += 1
+        elif event.name in ENDS:
+            self._lost_ttl.discard(hash((event.db, event.key)))
+            if self._question.is_recent(event.moment):
+                self._count(event.db, event.key, fate_of(event.key, [event], None).cause)
+        elif event.name == "overwritten" or (
+            event.name == "written" and len(event.possible) > 1 and hash((event.db, event.key)) in self._lost_ttl
+        ):
+            self._lost_ttl.add(hash((event.db, event.key)))
+            self._count(event.db, event.key, "overwritten" if len(event.possible) < 2 else "unknown")
+        elif event.name != "written" or event.deadline_ms is not None:
+            self._lost_ttl.discard(hash((event.db, event.key)))
+
+    def _count(self, db: int, key: bytes, cause: str) -> None:
+        """Count what became of a key, instead of what was counted for it before."""
+        counts, name = self._counts.setdefault(prefix_of(key), Counter()), hash((db, key))
+        if name in self._fates:
+            counts[self._fates[name]] -= 1
+        counts[cause] += 1
+        self._fates[name] = cause
 
     def add_commands(
         self, commands: Iterable[tuple[Sequence[bytes], int | None]], states: KeyStates, clock: LogClock, *, db: int = 0
     ) -> None:
         """Add what logged commands did, each given with the log's last timestamp."""
+        in_multi = False
         for arguments, second in commands:
-            db, name, effects = execute(arguments, db)
+            db, name, effects, in_multi = execute(arguments, db, in_multi=in_multi)
             if not effects:
                 continue
             moment, ttl = clock.moment(second, effects)
             for effect in effects:
-                for event in states.apply(db, effect, moment, name):
+                for event in states.apply(db, effect, moment, name, in_multi=in_multi):
                     dated = ttl is not None and effect.deadline_ms is not None
                     self.add(event._replace(ttl_ms=ttl) if dated else event)
 
     def finish(self, states: KeyStates, source: str, spans: tuple[Span, ...], *notes: str, ends: Moment) -> History:
         """Return what was collected; a key that was past its deadline when the source ended has expired."""
         existing: dict[tuple[int, bytes], KeyState] = {}
+        ends_ms, session = ends.latest_ms, self._question.session
         for db, keys in states.databases.items():
             for key, state in keys.items():
                 deadline_ms = state.deadline_ms
-                if deadline_ms is None or ends.earliest_ms is None or deadline_ms > ends.earliest_ms:
+                if deadline_ms is None or ends_ms is None or deadline_ms > ends_ms or not state.is_sure:
                     existing[db, key] = state
+                elif ends.earliest_ms is None or deadline_ms > ends.earliest_ms:
+                    existing[db, key] = state._replace(is_sure=False)
                 else:
                     at = Moment(deadline_ms, deadline_ms, stated=ends.stated)
-                    self.add(KeyEvent(db, key, "expired", at, "", deadline_ms, state.ttl_ms, ("expired",)))
-        changes, session = tuple(self.changes.found()), self._question.session
-        if session is None:
-            for _, key in existing:
-                self._counts.setdefault(prefix_of(key), Counter())["exists"] += 1
-            fates = {prefix: dict(counts) for prefix, counts in self._counts.items()}
-            return History(None, None, (), fates, changes, (), spans, source, notes)
-        fate = _fate_of_session(session, self._events, existing)
-        return History(session, fate, tuple(self._events), {}, changes, (), spans, source, notes)
+                    possible: tuple[EventName, ...] = ("expired",) if state.least else ("expired", "deleted")
+                    self.add(KeyEvent(db, key, "expired", at, "", deadline_ms, possible=possible))
+        changes = tuple(self.changes.found())
+        if session is not None:
+            existing = {key: state for key, state in existing.items() if self._question.wants(key[1])}
+            fate = _fate_of_session(session, self._events, existing, ends_ms)
+            return History(session, fate, tuple(self._events), {}, changes, (), spans, source, notes)
+        for (db, key), state in existing.items():
+            is_known, has_lost_ttl = state.is_sure and state.least, hash((db, key)) in self._lost_ttl
+            if has_lost_ttl and not is_known:
+                self._count(db, key, "unknown")
+            elif not has_lost_ttl:
+                self._count(db, key, "exists" if is_known else fate_of(key, [], state, ends_ms=ends_ms).cause)
+        fates = {prefix: dict(+counts) for prefix, counts in self._counts.items()}
+        return History(None, None, (), fates, changes, (), spans, source, notes)
 
 
-def _fate_of_session(session: str, events: Sequence[KeyEvent], existing: dict[tuple[int, bytes], KeyState]) -> Fate:
+def _fate_of_session(
+    session: str, events: Sequence[KeyEvent], existing: dict[tuple[int, bytes], KeyState], ends_ms: int | None
+) -> Fate:
     """Return the fate of the session's keys: of the one that ended last, if any does not exist; otherwise of any."""
     by_key: dict[tuple[int, bytes], list[KeyEvent]] = {key: [] for key in existing}
     for event in events:
@@ -234,7 +279,7 @@ def _fate_of_session(session: str, events: Sequence[KeyEvent], existing: dict[tu
     keys = sorted(by_key, key=lambda key: not by_key[key])  # keys with events first
     if not keys:
         return fate_of(session.encode("utf-8", "surrogateescape"), [], None)
-    fates = {key: fate_of(key[1], by_key[key], existing.get(key)) for key in keys}
+    fates = {key: fate_of(key[1], by_key[key], existing.get(key), ends_ms=ends_ms) for key in keys}
     ends = ((event.db, event.key) for event in reversed(events) if event.name in ENDS)
     ended = [key for key in ends if key not in existing]
     key = next(iter(ended), next((key for key, fate in fates.items() if fate.cause == "overwritten"), keys[0]))
@@ -254,25 +299,43 @@ def _from_aof(source: Source, question: _Question, progress: Callable[[int, int]
     last_modified_ms = max(int(path.stat().st_mtime_ns // 1_000_000) for path in files.all)
     if files.base:
         with RdbReader(files.base) as reader:
-            server = reader.header.server
+            server = reader.header.flavour
             begins_ms = None if reader.header.created_s is None else reader.header.created_s * 1_000
-    states, timeline = KeyStates(server=server, wanted=question.wants), _Timeline(question)
+    states, timeline = KeyStates(server=server, wanted=question.follows), _Timeline(question)
     if files.base:
         for key in _keys_of([files.base], question):
             states.keys_of(key.db)[key.name] = KeyState(key.deadline_ms, None, Moment(None, begins_ms))
+    elif files.base_has_commands:
+        begins_ms = _apply_base(files.logs[0], states)
+        files = replace(files, logs=files.logs[1:])
     clock = LogClock(begins_ms=begins_ms, ends_ms=last_modified_ms, expected_ttl_ms=question.expected_ttl_ms)
     timeline.add_commands(_logged(files, progress), states, clock)
+    if question.follows_more(states):
+        return _from_aof(source, question, progress)
     span = Span("aof", source.name, time_of(begins_ms), time_of(last_modified_ms))
     timeline.changes.exact = clock.has_timestamps
     note = "the log has no timestamps (aof-timestamp-enabled is off): times are bounds, or follow from deadlines"
-    ends = Moment(clock.earliest_ms, clock.earliest_ms, stated=clock.has_timestamps)
+    latest_ms = clock.earliest_ms if clock.has_timestamps else last_modified_ms
+    ends = Moment(clock.earliest_ms, latest_ms, stated=clock.has_timestamps)
     return timeline.finish(states, "aof", (span,), *([] if clock.has_timestamps else [note]), ends=ends)
+
+
+def _apply_base(path: Path, states: KeyStates) -> int | None:
+    """Take the keys of a base of commands as they were when it was made; return when that was, if it states it."""
+    db, second = 0, None
+    for command in read_commands(path):
+        db, name, effects, _ = execute(command.arguments, db)
+        second = second or command.second
+        for effect in effects:
+            for _ in states.apply(db, effect, Moment(None, None, stated=False), name):
+                pass
+    return None if second is None else second * 1_000
 
 
 def _keys_of(paths: Iterable[Path], question: _Question) -> Iterator[SnapshotKey]:
     for path in paths:
         with RdbReader(path) as reader:
-            yield from (key for key in reader if question.wants(key.name))
+            yield from (key for key in reader if question.follows(key.name))
 
 
 def _logged(
@@ -291,10 +354,13 @@ def _logged(
 
 def _from_backlog(url: str, question: _Question, *, primary: bool) -> History:
     backlog = read_backlog(url, primary=primary)
-    states = KeyStates(server=backlog.server, wanted=question.wants, complete=False)
-    timeline = _Timeline(question, exact=False)
-    clock = LogClock(begins_ms=None, ends_ms=backlog.read_at_ms, expected_ttl_ms=question.expected_ttl_ms)
-    timeline.add_commands(((arguments, None) for arguments in backlog.commands), states, clock, db=backlog.db)
+    while True:
+        states = KeyStates(server=backlog.server, wanted=question.follows, complete=False)
+        timeline = _Timeline(question, exact=False)
+        clock = LogClock(begins_ms=None, ends_ms=backlog.read_at_ms, expected_ttl_ms=question.expected_ttl_ms)
+        timeline.add_commands(((arguments, None) for arguments in backlog.commands), states, clock, db=backlog.db)
+        if not question.follows_more(states):
+            break
     note = f"the backlog held {counted(len(backlog.commands), 'command')}; it has no timestamps: times are bounds, or "
     span = Span("replication", redact(url), None, time_of(backlog.read_at_ms))
     note += "follow from deadlines"

@@ -10,6 +10,9 @@ from memkit.history.commands import Effect
 VALKEY_UNLINKS = 8
 SAME_SECOND_MS = 1_000
 """A log states whole seconds: what it states with the same one may have happened at once."""
+CLOCK_IS_BEHIND_MS = 100
+"""A server states the time at which its turn began: an expiry can stand before its own deadline (an expire cycle takes
+up to 25 ms at ``hz 10``)."""
 EventName = Literal[
     "written", "renewed", "ttl_removed", "expired", "evicted", "deleted", "overwritten", "renamed", "flushed"
 ]
@@ -47,7 +50,8 @@ class KeyEvent(NamedTuple):
 
     ``ttl_ms`` is the TTL that the event gave, if it is known; ``deadline_ms`` the deadline after it, or for an end the
     deadline that the key had. ``possible`` are the ends that the log cannot tell apart, the likeliest first, which is
-    also the ``name``. ``target`` is the name after a rename. ``created``: the key did not exist before.
+    also the ``name``. ``target`` is the name after a rename. ``created``: the key did not exist before. ``ttl_given``
+    is when the key got its TTL if it got it under another name. ``proven``: an only possible end is certain.
     """
 
     db: int
@@ -60,6 +64,8 @@ class KeyEvent(NamedTuple):
     possible: tuple[EventName, ...] = ()
     target: bytes | None = None
     created: bool = False
+    ttl_given: Moment | None = None
+    proven: bool = True
 
     def belongs_to(self, write: KeyEvent) -> bool:
         """Return whether this is the deadline that a write got: set within a second after it."""
@@ -70,16 +76,20 @@ class KeyEvent(NamedTuple):
 
 
 class KeyState(NamedTuple):
-    """A key that exists: its deadline, None for a persistent key, and the event that gave it.
+    """A key that exists: its deadline, None for a persistent key, its TTL, and when it got that.
 
-    ``may_be_empty``: elements were removed since; if they were the last ones, the key does not exist and the next write
-    creates it without a TTL.
+    ``least`` and ``most`` are how many elements it has, as far as that is known; if there may be none, the key may not
+    exist, and the next write may create it without a TTL. ``is_sure``: the deadline is known. ``fields_expire``: it is
+    a hash with TTLs of its fields.
     """
 
     deadline_ms: int | None = None
     ttl_ms: int | None = None
     given: Moment = Moment(None, None)
-    may_be_empty: bool = False
+    least: int = 1
+    most: int | None = None
+    is_sure: bool = True
+    fields_expire: bool = False
 
 
 class KeyStates:
@@ -90,6 +100,10 @@ class KeyStates:
         wanted: Whether a key is followed; all by default.
         complete: The log begins with every key that exists. Otherwise a key may exist that the log has not named yet.
         keys_of: Returns where the keys of a database are kept, empty at first or not; in memory by default.
+
+    Attributes:
+        unknown_sources: The keys (database, name) that were renamed or copied from a key that is not followed, with its
+            name: their deadlines are not known.
     """
 
     def __init__(
@@ -104,6 +118,7 @@ class KeyStates:
         self._wanted = wanted
         self._complete = complete
         self._new_keys = keys_of
+        self.unknown_sources: dict[tuple[int, bytes], bytes] = {}
         self.databases: dict[int, MutableMapping[bytes, KeyState]] = {}
 
     def keys_of(self, db: int) -> MutableMapping[bytes, KeyState]:
@@ -112,104 +127,202 @@ class KeyStates:
             self.databases[db] = self._new_keys(db)
         return self.databases[db]
 
-    def apply(self, db: int, effect: Effect, moment: Moment, command: str) -> Iterator[KeyEvent]:
+    def apply(
+        self, db: int, effect: Effect, moment: Moment, command: str, *, in_multi: bool = False
+    ) -> Iterator[KeyEvent]:
         """Yield what an effect does to the keys that are followed.
 
         Args:
             db: The database that the log had selected.
-            effect: See ``commands.effects_of``.
+            effect: See ``commands.execute``.
             moment: When the command was logged.
             command: The command's name, for the events.
+            in_multi: The command is in a transaction: no key is evicted in one.
         """
         if effect.action in ("flush database", "flush all"):
             yield from self._flush(None if effect.action == "flush all" else db, moment, command)
         elif effect.action == "swap databases":
-            first, second = int(effect.key), effect.db or 0
-            self.databases[first], self.databases[second] = self.keys_of(second), self.keys_of(first)
+            yield from self._swap(int(effect.key), effect.db or 0, moment, command)
         elif effect.action in ("rename", "copy"):
             yield from self._rename(db, effect, moment, command)
-        elif self._wanted is None or self._wanted(effect.key):
-            yield from self._apply_to_key(db, effect, moment, command)
+        elif self._wanted is not None and not self._wanted(effect.key):
+            return
+        elif effect.action == "delete":
+            yield from self._delete(db, effect, moment, command, in_multi=in_multi)
+        elif effect.action in ("replace", "store"):
+            yield from self._replace(db, effect, moment, command)
+        else:
+            if moment.stated:
+                yield from self._expire(db, effect.key, moment)
+            change = self._set_deadline if effect.action.endswith("deadline") else self._change_elements
+            yield from change(db, effect, moment, command)
 
-    def _apply_to_key(self, db: int, effect: Effect, moment: Moment, command: str) -> Iterator[KeyEvent]:
+    def _replace(self, db: int, effect: Effect, moment: Moment, command: str) -> Iterator[KeyEvent]:
+        keys, key = self.keys_of(db), effect.key
+        may_be_empty = effect.action == "store" and (key in keys or not self._complete)
+        if moment.stated:
+            yield from self._expire(db, key, moment)
+        before = keys.get(key)
+        deadline, ttl, is_sure = _deadline(effect, moment)
+        name = _name_of_write(before, deadline)
+        possible: tuple[EventName, ...] = (name, "deleted") if may_be_empty else ()
+        if may_be_empty and before is not None and "expired" in _possible(before, moment, "deleted"):
+            possible = (*possible, "expired")
+        keys[key] = KeyState(deadline, ttl, moment, 0 if may_be_empty else 1, is_sure=is_sure)
+        yield KeyEvent(db, key, name, moment, command, deadline, ttl, possible)
+
+    def _set_deadline(self, db: int, effect: Effect, moment: Moment, command: str) -> Iterator[KeyEvent]:
         keys, key = self.keys_of(db), effect.key
         before = keys.get(key)
-        deadline, ttl = _deadline(effect, moment)
-        if effect.action == "delete":
-            keys.pop(key, None)
-            if before is not None:
-                yield self._ended(db, key, before, moment, command)
-            elif not self._complete:
-                possible: tuple[EventName, ...] = ("expired", "deleted", "evicted")
-                yield KeyEvent(db, key, "expired", moment, command, possible=possible)
-        elif effect.action == "replace":
-            keys[key] = KeyState(deadline, ttl, moment)
-            lost_ttl = before is not None and before.deadline_ms is not None and deadline is None
-            yield KeyEvent(db, key, "overwritten" if lost_ttl else "written", moment, command, deadline, ttl)
-        elif effect.action in ("write", "remove elements"):
-            state = before or KeyState(given=moment)
-            keys[key] = state._replace(may_be_empty=effect.action == "remove elements")
-            yield KeyEvent(db, key, "written", moment, command, state.deadline_ms, created=before is None)
-        elif before is None and self._complete:
+        if before is None and self._complete:
             return  # a server logs no TTL of a key that does not exist
-        elif effect.action == "set deadline":
-            keys[key] = KeyState(deadline, ttl, moment)
+        state = before or KeyState()
+        state = state._replace(given=moment, least=max(state.least, 1))
+        deadline, ttl, is_sure = _deadline(effect, moment)
+        keys[key] = state._replace(deadline_ms=deadline, ttl_ms=ttl, is_sure=is_sure)
+        if effect.action == "set deadline":
             yield KeyEvent(db, key, "renewed", moment, command, deadline, ttl)
-        elif before is None or before.deadline_ms is not None:
-            keys[key] = KeyState(None, None, moment)
+        elif before is None or before.deadline_ms is not None or not before.is_sure:
             yield KeyEvent(db, key, "ttl_removed", moment, command)
 
+    def _change_elements(self, db: int, effect: Effect, moment: Moment, command: str) -> Iterator[KeyEvent]:
+        keys, key = self.keys_of(db), effect.key
+        before = keys.get(key)
+        new = KeyState(given=moment, least=0, most=0 if self._complete else None, is_sure=self._complete)
+        state = _with_elements(before or new, effect)
+        if before is not None and state.most == 0:
+            del keys[key]
+            possible: tuple[EventName, ...] = ("deleted",)
+            if state.fields_expire and command == "HDEL":
+                possible = ("expired", "deleted")
+            yield KeyEvent(db, key, possible[0], moment, command, state.deadline_ms, possible=possible)
+            return
+        keys[key] = state
+        yield KeyEvent(db, key, "written", moment, command, state.deadline_ms, created=before is None)
+
+    def _expire(self, db: int, key: bytes, moment: Moment) -> Iterator[KeyEvent]:
+        """Remove a key that is past its deadline: some commands replace such a key, and no DEL is logged."""
+        state = self.keys_of(db).get(key)
+        if state is not None and _possible(state, moment, "deleted") == ("expired",):
+            del self.keys_of(db)[key]
+            yield KeyEvent(db, key, "expired", moment, "", state.deadline_ms, possible=("expired",))
+
     def _rename(self, db: int, effect: Effect, moment: Moment, command: str) -> Iterator[KeyEvent]:
-        keys, target = self.keys_of(db), effect.target or b""
+        source, target = effect.key, effect.target or b""
         goal_db = db if effect.db is None else effect.db
-        goal = self.keys_of(goal_db)
-        state = keys.get(effect.key)
-        overwritten = goal.get(target)
-        if state is not None and (self._wanted is None or self._wanted(target)):
-            goal[target] = state
-            lost_ttl = overwritten is not None and overwritten.deadline_ms is not None and state.deadline_ms is None
-            name: EventName = "overwritten" if lost_ttl else "written"
-            yield KeyEvent(goal_db, target, name, moment, command, state.deadline_ms, state.ttl_ms)
-        if effect.action == "rename" and state is not None:
-            del keys[effect.key]
-            yield KeyEvent(db, effect.key, "renamed", moment, command, state.deadline_ms, target=target)
+        keys, goal = self.keys_of(db), self.keys_of(goal_db)
+        state = keys.get(source)
+        if self._wanted is None or self._wanted(target):
+            if state is None:
+                self.unknown_sources[goal_db, target] = source
+            new = KeyState(is_sure=False) if state is None else state._replace(least=max(state.least, 1))
+            name = _name_of_write(goal.get(target), new.deadline_ms) if new.is_sure else "written"
+            goal[target] = new
+            yield KeyEvent(goal_db, target, name, moment, command, new.deadline_ms, new.ttl_ms, ttl_given=new.given)
+        if effect.action == "rename" and (self._wanted is None or self._wanted(source)):
+            keys.pop(source, None)
+            deadline_ms = None if state is None else state.deadline_ms
+            yield KeyEvent(db, source, "renamed", moment, command, deadline_ms, target=target)
+
+    def _swap(self, first: int, second: int, moment: Moment, command: str) -> Iterator[KeyEvent]:
+        """Exchange two databases: each key is renamed into the other one."""
+        for db in first, second:
+            for key in list(self.keys_of(db)):
+                yield from self._expire(db, key, moment)
+        before = {db: dict(self.databases[db]) for db in (first, second)}
+        self.databases[first], self.databases[second] = self.databases[second], self.databases[first]
+        for db, other in (first, second), (second, first):
+            for key, state in before[db].items():
+                deadline_ms, replaced = state.deadline_ms, before[other].get(key)
+                possible = _possible(state, moment, "renamed", *(() if state.least else ("deleted",)))
+                if possible != ("renamed",):
+                    self.databases[other][key] = state._replace(is_sure=False)
+                if replaced is None:
+                    event = KeyEvent(db, key, possible[0], moment, command, deadline_ms, target=key)
+                    yield event if possible == ("renamed",) else event._replace(possible=possible)
+                event = KeyEvent(other, key, _name_of_write(replaced, deadline_ms), moment, command, deadline_ms)
+                yield event._replace(ttl_ms=state.ttl_ms, ttl_given=state.given)
 
     def _flush(self, db: int | None, moment: Moment, command: str) -> Iterator[KeyEvent]:
         for number in list(self.databases) if db is None else [db]:
             keys = self.keys_of(number)
             for key, state in list(keys.items()):
                 del keys[key]
-                yield KeyEvent(number, key, "flushed", moment, command, state.deadline_ms)
+                possible = _possible(state, moment, "flushed")
+                if not state.least:
+                    possible = (*possible, "deleted")
+                yield KeyEvent(number, key, possible[0], moment, command, state.deadline_ms, possible=possible)
 
-    def _ended(self, db: int, key: bytes, state: KeyState, moment: Moment, command: str) -> KeyEvent:
+    def _delete(self, db: int, effect: Effect, moment: Moment, command: str, *, in_multi: bool) -> Iterator[KeyEvent]:
         """Tell an expired key from one that was deleted or evicted, as far as the log does.
 
         A server deletes a key that is past its deadline before any command sees it, and logs that: so a deletion at or
         after the deadline is its expiry. Before it, Redis logs an eviction as DEL (UNLINK with lazyfree-lazy-eviction),
-        and Valkey as UNLINK, but a client's DEL as it is.
+        and Valkey as UNLINK, but a client's DEL as it is. No server deletes several keys with one command by itself, or
+        evicts a key in a transaction.
         """
-        deadline = state.deadline_ms
-        possible: tuple[EventName, ...]
-        if deadline is not None and moment.earliest_ms is not None and moment.earliest_ms >= deadline:
-            possible = ("expired",)
-        elif deadline is None or (moment.latest_ms is not None and moment.latest_ms < deadline):
-            possible = ("deleted",) if self._valkey and command == "DEL" else ("deleted", "evicted")
-        elif self._valkey and command == "DEL":
-            possible = ("deleted",)
+        key, proven = effect.key, True
+        state = self.keys_of(db).pop(key, None)
+        if state is None and self._complete:
+            return
+        state = state or KeyState(is_sure=False)
+        if command not in ("DEL", "UNLINK") or effect.keys > 1:
+            possible: tuple[EventName, ...] = ("deleted",)
+            if not state.least:  # it may have ended before
+                moment = moment._replace(earliest_ms=state.given.earliest_ms)
         else:
-            possible = ("expired", "deleted", "evicted")
-        return KeyEvent(db, key, possible[0], moment, command, deadline, state.ttl_ms, possible)
+            possible = _possible(state, moment, "deleted", *(() if in_multi else ("evicted",)))
+            if self._valkey and command == "DEL" and possible != ("expired",):
+                # lazyfree-lazy-eviction may be off, as the redis.conf of many servers has it
+                possible, proven = ("deleted",), possible == ("deleted",)
+            elif in_multi and not state.least and possible == ("deleted",):
+                possible = ("expired", "deleted")  # Valkey logs so that the last field of a hash expired
+        yield KeyEvent(db, key, possible[0], moment, command, state.deadline_ms, possible=possible, proven=proven)
 
 
-def _deadline(effect: Effect, moment: Moment) -> tuple[int | None, int | None]:
-    """Return the deadline that an effect sets and the TTL that it gives, as far as the moment shows.
+def _with_elements(state: KeyState, effect: Effect) -> KeyState:
+    """Return a key's state after a write that keeps its TTL, if the key existed."""
+    count, least, most = effect.elements, state.least, state.most
+    if effect.action in ("remove elements", "pop elements"):
+        removed = count if effect.action == "pop elements" else 1
+        return state._replace(least=max(least - count, 0), most=None if most is None else max(most - removed, 0))
+    if effect.action == "trim":
+        return state._replace(least=max(min(least, count), 1), most=count if most is None else min(most, count))
+    is_sure = state.is_sure and (least > 0 or most == 0)
+    least = least + count if effect.action == "add elements" else max(least, count, 1)
+    fields_expire = state.fields_expire or effect.action == "expire fields"
+    most = None if most is None else most + count
+    return state._replace(least=least, most=most, is_sure=is_sure, fields_expire=fields_expire)
+
+
+def _name_of_write(before: KeyState | None, deadline_ms: int | None) -> EventName:
+    """Return what a write is that gives a key this deadline: it overwrites a key that has a TTL with one without."""
+    return "overwritten" if before is not None and before.deadline_ms is not None and deadline_ms is None else "written"
+
+
+def _possible(state: KeyState, moment: Moment, *otherwise: EventName) -> tuple[EventName, ...]:
+    """Return why a key may have ended at a moment: it expired, if its deadline was reached, or otherwise."""
+    deadline = state.deadline_ms
+    if not state.is_sure:
+        return ("expired", *otherwise)
+    if deadline is not None and moment.earliest_ms is not None and moment.earliest_ms >= deadline:
+        return ("expired",)
+    if deadline is None or (moment.latest_ms is not None and moment.latest_ms + CLOCK_IS_BEHIND_MS < deadline):
+        return otherwise
+    return ("expired", *otherwise)
+
+
+def _deadline(effect: Effect, moment: Moment) -> tuple[int | None, int | None, bool]:
+    """Return the deadline that an effect sets, the TTL that it gives, and whether the deadline is known.
 
     A log's second is rounded down, so the distance to it is the TTL plus less than a second.
     """
+    earliest_ms, latest_ms = moment.earliest_ms, moment.latest_ms
+    is_close = earliest_ms is not None and latest_ms is not None and latest_ms - earliest_ms < SAME_SECOND_MS
     if effect.deadline_ms is None:
-        deadline = None if effect.ttl_ms is None or moment.latest_ms is None else moment.latest_ms + effect.ttl_ms
-        return deadline, effect.ttl_ms
-    if moment.earliest_ms is None or moment.latest_ms is None or moment.latest_ms - moment.earliest_ms >= 1_000:
-        return effect.deadline_ms, None
-    distance = effect.deadline_ms - moment.earliest_ms
-    return effect.deadline_ms, distance if moment.earliest_ms == moment.latest_ms else distance // 1_000 * 1_000
+        deadline = None if effect.ttl_ms is None or latest_ms is None else latest_ms + effect.ttl_ms
+        return deadline, effect.ttl_ms, effect.ttl_ms is None or is_close
+    if earliest_ms is None or not is_close:
+        return effect.deadline_ms, None, True
+    distance = effect.deadline_ms - earliest_ms
+    return effect.deadline_ms, distance if earliest_ms == latest_ms else distance // 1_000 * 1_000, True

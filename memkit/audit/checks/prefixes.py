@@ -196,8 +196,10 @@ def moved(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext
     for prefix, others in near.items() if last is not None else ():
         if last is not None and _suspicion(expected, prefix, others, context) == "likely":
             theirs = LifetimeAnalysis(others, expected, context.history)
-            first = min(one.accessed for one in theirs.right)
-            if last <= first + SLACK_MS and len(theirs.right) >= 0.5 * len(others):
+            first, newest = (end(one.accessed for one in theirs.right) for end in (min, max))
+            # Names that were all written at one time replace none: the parts of one session, or a restored backup.
+            began_then = last <= first + SLACK_MS and newest > last + SLACK_MS
+            if began_then and len(theirs.right) >= 0.5 * len(others):
                 # After a pause of the usual length, both may be written.
                 sure: Confidence = "likely" if _have_stopped(expected, keys, last, context) else "possible"
                 return _wrong_prefix(expected, prefix, others, context, sure, since=Since(last, "lower bound"))

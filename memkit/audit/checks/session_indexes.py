@@ -83,7 +83,7 @@ def index_findings(
     for group in groups_of(found, ""):
         for facts in group.keys:
             value = values.get(to_name(facts.key))
-            if value and not value.unread_reason and not formats.recognise(value):
+            if value and not value.unread_reason and not formats.recognise(value) and not formats.leads(value):
                 name = group.part if len(group.keys) > 1 else value.name
                 for entry in _entries(value):
                     indexes[name, group.kind, entry.place].append((facts, entry))

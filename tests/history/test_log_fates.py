@@ -1,0 +1,249 @@
+"""Fates from logs written by hand: each as a server writes it, for what is rare or close."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from rdb_files import file_of_strings
+from test_hostile_logs import packed
+
+from memkit.history.fate import Fate
+from memkit.history.run import History, history
+
+BEGAN_S = 1_800_000_000
+EVICTED = "deleted", "evicted"
+
+
+def log_of(path: Path, text: str, *, timestamps: bool = True) -> Path:
+    """Write a log: each line ``SECOND COMMAND``, seconds since the beginning; ``+S`` is such a second as Unix ms."""
+    parts = []
+    for line in filter(None, map(str.strip, text.splitlines())):
+        second, *words = re.sub(
+            r"\+([\d.]+)", lambda found: str(round((BEGAN_S + float(found[1])) * 1000)), line
+        ).split()
+        parts += [b"#TS:%d\r\n" % (BEGAN_S + int(second))] if timestamps else []
+        parts.append(packed(*(word.encode() for word in words)))
+    path.write_bytes(b"".join(parts))
+    os.utime(path, (BEGAN_S + int(second),) * 2)
+    return path
+
+
+def valkey_log(directory: Path, text: str) -> Path:
+    """Write a directory with the base that Valkey 9 writes, so that the log is read as Valkey's."""
+    directory.mkdir(exist_ok=True)
+    header = b"VALKEY080\xfa\x0avalkey-ver\x059.0.0\xfa\x05ctime\xc2" + BEGAN_S.to_bytes(4, "little")
+    (directory / "base.rdb").write_bytes(header + b"\xff" + bytes(8))
+    log_of(directory / "incr.aof", text)
+    manifest = "file base.rdb seq 1 type b\nfile incr.aof seq 1 type i\n"
+    (directory / "appendonly.aof.manifest").write_text(manifest)
+    return directory
+
+
+def fate_of(path: Path, session: str = "1", **options: object) -> Fate:
+    fate = history(path, session=session, **options).fate  # type: ignore[arg-type]
+    assert fate is not None
+    return fate
+
+
+def causes(path: Path, session: str = "1") -> tuple[str, ...]:
+    fate = fate_of(path, session)
+    return fate.either or (fate.cause,)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0 RPUSH chat:1 a b\n1 LPOP chat:1", ["exists"]),
+        ("0 RPUSH chat:1 a b\n1 LPOP chat:1 2", ["deleted"]),
+        ("0 RPUSH chat:1 a\n1 LMOVE chat:1 other LEFT LEFT", ["deleted"]),
+        ("0 RPUSH chat:1 a\n1 LMOVE chat:1 chat:1 LEFT RIGHT", ["exists"]),
+        ("0 RPUSH chat:1 a b c\n1 LTRIM chat:1 -2 -1\n2 LPOP chat:1", ["exists"]),
+        ("0 RPUSH chat:1 a b c\n1 LTRIM chat:1 2 -1\n2 LPOP chat:1", ["deleted"]),
+        ("0 RPUSH chat:1 a b c\n1 LTRIM chat:1 0 0\n2 LPOP chat:1", ["deleted"]),
+        ("0 RPUSH chat:1 a b c\n1 LTRIM chat:1 1 0", ["deleted"]),
+        ("0 RPUSH chat:1 a b\n1 LREM chat:1 0 a", ["exists", "deleted"]),
+        ("0 SADD chat:1 a a\n1 SREM chat:1 a", ["deleted"]),
+        ("0 SADD chat:1 a b\n1 SREM chat:1 a c", ["exists", "deleted"]),
+        ("0 ZADD chat:1 NX CH 1 a inf b\n1 ZPOPMIN chat:1", ["exists"]),
+        ("0 ZADD chat:1 1 a\n1 ZREMRANGEBYRANK chat:1 0 -1", ["deleted"]),
+        ("0 HSET chat:1 f v\n1 HDEL chat:1 f", ["deleted"]),
+        ("0 HSET chat:1 f v\n1 HPEXPIREAT chat:1 +9 FIELDS 1 f\n9 HDEL chat:1 f", ["expired", "deleted"]),
+        ("0 HSETEX chat:1 PXAT +9 FIELDS 2 f v g v\n9 HDEL chat:1 f", ["exists"]),
+        ("0 SINTERSTORE chat:1 a b", ["exists"]),
+        ("0 SET chat:1 v\n1 SINTERSTORE chat:1 a b", ["exists", "deleted"]),
+        ("0 SET chat:1 v PXAT +300\n1 SINTERSTORE chat:1 a b", ["overwritten", "deleted"]),
+        ("0 SET chat:1 v PXAT +300\n1 SINTERSTORE chat:1 a b\n2 SADD chat:1 a", ["overwritten", "exists"]),
+        ("0 SADD chat:1 v\n1 SINTERSTORE chat:1 a b\n2 PEXPIREAT chat:1 +300", ["exists"]),
+        ("0 SADD chat:1 v\n1 SINTERSTORE chat:1 a b\n2 FLUSHALL", ["flushed", "deleted"]),
+    ],
+)
+def test_key_that_may_have_no_element_left(text: str, expected: list[str], tmp_path: Path) -> None:
+    path = log_of(tmp_path / "appendonly.aof", text)
+    assert list(causes(path)) == expected
+    cause = expected[0] if len(expected) == 1 else "unknown"
+    assert history(path).fates["chat:"] == {cause: 1}
+
+
+def test_key_may_be_created_anew_without_its_ttl(tmp_path: Path) -> None:
+    """The last element may have been removed: then the next write gave no TTL, and the old deadline is none."""
+    text = "0 RPUSH chat:1 a b\n0 PEXPIREAT chat:1 +60\n1 LREM chat:1 0 a\n2 RPUSH chat:1 c\n{} SET other v"
+    path = tmp_path / "appendonly.aof"
+    assert causes(log_of(path, text.format(100))) == ("exists", "expired")
+    fate = fate_of(log_of(path, text.format(30)))
+    assert (fate.cause, fate.confidence) == ("exists", "likely")
+    assert "deadline is not known" in fate.sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "redis", "valkey"),
+    [
+        ("1 DEL chat:1", EVICTED, ("deleted", "likely")),
+        ("1 UNLINK chat:1", EVICTED, EVICTED),
+        ("1 DEL chat:1 chat:2", ("deleted", "proven"), ("deleted", "proven")),
+        ("1 UNLINK chat:1 chat:2", ("deleted", "proven"), ("deleted", "proven")),
+        ("1 GETDEL chat:1", ("deleted", "proven"), ("deleted", "proven")),
+        ("1 MULTI\n1 UNLINK chat:1\n1 EXEC", ("deleted", "proven"), ("deleted", "proven")),
+        ("1 MULTI\n1 SET other v\n1 EXEC\n1 UNLINK chat:1", EVICTED, EVICTED),
+    ],
+)
+def test_deletion_is_told_from_eviction(
+    text: str, redis: tuple[str, str], valkey: tuple[str, str], tmp_path: Path
+) -> None:
+    text = f"0 SET chat:1 v PXAT +600\n{text}"
+    for path, expected in (
+        (log_of(tmp_path / "appendonly.aof", text), redis),
+        (valkey_log(tmp_path / "valkey", text), valkey),
+    ):
+        fate = fate_of(path)
+        assert (fate.either or (fate.cause, fate.confidence)) == expected
+
+
+def test_expiry_may_be_logged_before_its_second(tmp_path: Path) -> None:
+    """A server's clock is behind by its last turn: the key's deadline is 50 ms after the stated second."""
+    text = "0 SET chat:1 v PXAT +60.05\n59 DEL chat:1"
+    assert "expired" in causes(log_of(tmp_path / "appendonly.aof", text))
+
+
+@pytest.mark.parametrize("command", ["RENAME temp:1 chat:1", "COPY temp:1 chat:1"])
+def test_key_has_the_ttl_of_the_one_it_was_made_from(command: str, tmp_path: Path) -> None:
+    text = f"0 SET temp:0 v PXAT +300\n5 RENAME temp:0 temp:1\n10 {command}\n400 DEL chat:1"
+    fate = fate_of(log_of(tmp_path / "appendonly.aof", text))
+    assert (fate.cause, fate.confidence, fate.ttl_s) == ("expired", "proven", 300)
+    assert fate.ttl_set_at is not None
+    assert fate.ttl_set_at.timestamp() == BEGAN_S
+
+
+def test_rename_changes_no_ttl_of_a_prefix(tmp_path: Path) -> None:
+    text = "0 SET chat:1 v PXAT +3600\n1 SET temp:1 v PXAT +60\n2 RENAME temp:1 chat:2\n3 SET chat:3 v PXAT +3603"
+    assert history(log_of(tmp_path / "appendonly.aof", text)).changes == ()
+
+
+def test_swap_renames_the_keys_of_two_databases(tmp_path: Path) -> None:
+    text = "0 SELECT 0\n0 SET chat:1 v PXAT +300\n1 SET chat:2 v\n2 SWAPDB 0 1\n400 SELECT 1\n400 DEL chat:1"
+    found = history(log_of(tmp_path / "appendonly.aof", text), session="1")
+    events = [(event.db, event.name) for event in found.events]
+    assert events == [(0, "written"), (0, "renamed"), (1, "written"), (1, "expired")]
+    assert found.fate is not None
+    assert (found.fate.cause, found.fate.ttl_s) == ("expired", 300)
+
+
+def test_expiry_states_when_its_ttl_was_given(tmp_path: Path) -> None:
+    text = "0 SET chat:1 v PXAT +60\n9 SET chat:1 v PXAT +309\n400 DEL chat:1"
+    fate = fate_of(log_of(tmp_path / "appendonly.aof", text))
+    assert fate.ttl_s == 300
+    assert fate.ttl_set_at is not None
+    assert fate.ttl_set_at.timestamp() == BEGAN_S + 9
+
+
+def test_ttl_of_a_key_that_ended_before_is_left_out(tmp_path: Path) -> None:
+    text = "0 SET chat:1 v PXAT +60\n70 DEL chat:1\n80 SET chat:1 v\n90 DEL chat:1 chat:2"
+    fate = fate_of(log_of(tmp_path / "appendonly.aof", text))
+    assert (fate.cause, fate.ttl_s, fate.ttl_set_at) == ("deleted", None, None)
+
+
+@pytest.mark.parametrize("command", ["FLUSHALL", "SINTERSTORE chat:1 a b", "SWAPDB 0 1"])
+def test_key_past_its_deadline_expired_before(command: str, tmp_path: Path) -> None:
+    """A server does not log a DEL before these."""
+    path = log_of(tmp_path / "appendonly.aof", f"0 SET chat:1 v PXAT +60\n70 {command}")
+    events = history(path, session="1").events
+    assert [event.name for event in events][:2] == ["written", "expired"]
+    assert "overwritten" not in causes(path)
+
+
+def test_overwritten_key_that_got_a_ttl_and_lost_it(tmp_path: Path) -> None:
+    text = "0 SET chat:1 v PXAT +60\n1 SET chat:1 v\n2 SET chat:1 v PXAT +60\n3 PERSIST chat:1"
+    path = log_of(tmp_path / "appendonly.aof", text)
+    assert causes(path) == ("exists",)
+    assert history(path).fates["chat:"] == {"exists": 1}
+
+
+def test_fates_count_each_key_once(tmp_path: Path) -> None:
+    text = """
+    0 SET chat:1 v PXAT +60
+    70 DEL chat:1
+    80 SET chat:1 v PXAT +100
+    200 DEL chat:1
+    210 SET chat:2 v PXAT +220
+    230 DEL chat:2
+    240 SET chat:2 v
+    250 SET chat:3 v PXAT +600
+    260 SET chat:3 v
+    """
+    assert history(log_of(tmp_path / "appendonly.aof", text)).fates["chat:"] == {
+        "expired": 1,
+        "exists": 1,
+        "overwritten": 1,
+    }
+
+
+def test_base_of_commands_is_no_write(tmp_path: Path) -> None:
+    """Without aof-use-rdb-preamble the base has a SET and a PEXPIREAT for each key, at the time of the rewrite."""
+    log_of(tmp_path / "base.aof", "500 SET chat:1 v\n500 PEXPIREAT chat:1 +600\n500 SET chat:2 v")
+    log_of(tmp_path / "incr.aof", "700 DEL chat:1\n710 DEL chat:2 chat:3")
+    manifest = "file base.aof seq 1 type b\nfile incr.aof seq 1 type i\n"
+    (tmp_path / "appendonly.aof.manifest").write_text(manifest)
+    found = history(tmp_path, session="1")
+    assert found.fate is not None
+    assert (found.fate.cause, found.fate.confidence, found.fate.ttl_s) == ("expired", "proven", None)
+    assert [event.name for event in found.events] == ["expired"]
+    assert causes(tmp_path, "2") == ("deleted",)
+    assert found.to_dict()["sources"][0]["from"] == "2027-01-15T08:08:20Z"
+
+
+def sparse_log(path: Path, expect: dict[str, str]) -> History:
+    """A log without timestamps: a TTL of 3 h 33 min is given 2 h after one of 7 d; it ends 1 min later."""
+    week = 7 * 86_400
+    text = f"0 SET chat:1 v PXAT +{week}\n7200 SET chat:2 v PXAT +20000\n7260 SET other v"
+    return history(log_of(path, text, timestamps=False), session="2", expect=expect)
+
+
+def test_time_that_no_log_shows_is_a_bound(tmp_path: Path) -> None:
+    (event,) = sparse_log(tmp_path / "appendonly.aof", {"*": "7d"}).events
+    assert event.moment.earliest_ms == BEGAN_S * 1_000
+    assert event.moment.latest_ms == (BEGAN_S + 7_260) * 1_000
+    assert event.ttl_ms is None
+
+
+def test_longer_ttl_than_expected_dates_nothing(tmp_path: Path) -> None:
+    """The deadline minus the expected TTL would be after the end of the log."""
+    found = sparse_log(tmp_path / "appendonly.aof", {"*": "1m"})
+    (event,) = found.events
+    assert event.moment.latest_ms == (BEGAN_S + 7_260) * 1_000
+    assert found.fate is not None
+    assert (found.fate.cause, found.fate.ttl_s) == ("exists", None)
+
+
+def test_deadline_before_the_end_leaves_expiry_open(tmp_path: Path) -> None:
+    text = "0 SET chat:1 v PXAT +60\n100 SET other v"
+    assert causes(log_of(tmp_path / "appendonly.aof", text, timestamps=False)) == ("exists", "expired")
+
+
+def test_base_with_keys_past_their_deadline(tmp_path: Path) -> None:
+    (tmp_path / "base.rdb").write_bytes(file_of_strings(("chat:1", -5), ("chat:2", 5_000)))
+    log_of(tmp_path / "incr.aof", "1 SET other v")
+    manifest = "file base.rdb seq 1 type b\nfile incr.aof seq 1 type i\n"
+    (tmp_path / "appendonly.aof.manifest").write_text(manifest)
+    assert causes(tmp_path) == ("expired",)
