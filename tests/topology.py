@@ -159,6 +159,12 @@ def slot_owners(server: RedisServer) -> set[tuple[int, int, int]]:
         return {(start, end, primary[1]) for start, end, primary, *_ in client.execute_command("CLUSTER SLOTS")}
 
 
+def lists_replicas(server: RedisServer) -> bool:
+    """Whether a node lists a replica for each range of slots: from 7.0 on only one that has received a write."""
+    with server.client() as client:
+        return all(len(nodes) > 1 for _, _, *nodes in client.execute_command("CLUSTER SLOTS"))
+
+
 def agree(views: Sequence[set[tuple[int, int, int]]]) -> bool:
     """Whether the nodes know the same owners, of all slots."""
     return all(view == views[0] for view in views) and sum(end - start + 1 for start, end, _ in views[0]) == SLOTS

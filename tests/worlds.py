@@ -682,6 +682,44 @@ def evicted_caches(t: Traffic) -> World:
     return t.world(t.sessions(ttl_s=None), expect={"chat:*": None}, config=config, after=fill)
 
 
+def evicted_long_ago(t: Traffic) -> World:
+    """Keys were evicted before the first of today's sessions was written, and memory has room since."""
+    t = replace(t, count=min(t.count, 60))
+
+    def fill(server: RedisServer) -> None:
+        end = server.clock.now() + timedelta(seconds=1.2 * t.ttl_s)
+        with server.client() as client:
+            client.config_set("maxmemory", client.info("memory")["used_memory"] + 300_000)
+            for n in range(300):
+                client.set(f"blob:{n}", "x" * 4_000, ex=900)
+            client.config_set("maxmemory", "400mb")
+            for age_s in sorted(t.times(), reverse=True):
+                server.clock.move_to(end - timedelta(seconds=age_s))
+                client.rpush(key := f"chat:{t.uid()}", t.message())
+                client.pexpire(key, round(t.ttl_s * 1000))
+        server.clock.move_to(end)
+
+    return t.world([], config={"maxmemory-policy": "allkeys-lru"}, after=fill, stops_s=1.2 * t.ttl_s)
+
+
+def one_large_session_ended(t: Traffic) -> World:
+    """A user has ended a session that was so large that the slow log has it."""
+
+    def end(server: RedisServer) -> None:
+        with server.client() as client:
+            client.config_set("slowlog-log-slower-than", 0)
+            client.delete(next(client.scan_iter("chat:*")))
+            client.config_set("slowlog-log-slower-than", 10_000)
+
+    return t.world(t.sessions(), after=end)
+
+
+def texts_under_a_store_s_name(t: Traffic) -> World:
+    t = replace(t, prefix="message_store:")
+    events = [one for age_s in t.times() for one in t.write(t.prefix + t.uid(), age_s, value=t.text())]
+    return t.world(events, full=True)
+
+
 def drafts(t: Traffic) -> World:
     """Drafts of the sessions' type have a short TTL on purpose; sessions are few."""
     t = replace(t, count=12)
@@ -741,6 +779,7 @@ HEALTHY: dict[str, Callable[[Traffic], World]] = {
             migrated_by_replication, absolute_deadlines, buffers, always_in_use,
             job_at_one_age, read_in_batches, lazy_migration, quiet_and_backup, one_year, binary_names,
             clock_set_back, batch_before_a_restart, one_session_at_night, evicted_caches, drafts, setting_without_ttl,
+            evicted_long_ago, one_large_session_ended, texts_under_a_store_s_name,
         )
     },
 }  # fmt: skip

@@ -22,7 +22,7 @@ from memkit.audit.checks.ttl import Diagnosis, changed_ttls, diagnose
 from memkit.audit.checks.ttl_inference import IDLE_WRAP_MS, ServerHistory
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import CONFIDENCE_RANKS, Finding, verdict_of
-from memkit.audit.hash_fields import with_field_deadlines
+from memkit.audit.hash_fields import HASHES, with_field_deadlines
 from memkit.audit.report import AuditReport, Proof
 from memkit.audit.sampling import ENOUGH_OF_A_PATTERN, KeyFacts, Progress, Sample, Sampler, ServerKeys
 from memkit.audit.second_look import measured_renewals
@@ -117,7 +117,7 @@ def audit(
         expect: Pattern to TTL (seconds, ``"7d"`` or an ExpiryPolicy), or Expectations or their texts (``"chat:*=7d"``);
             None: report what is stored.
         full: Scan every key, judge a fair part of up to 40,000 of them, and run the checks that read values; these need
-            CLIENT NO-TOUCH (Redis 7.2, Valkey) or ``touch``.
+            CLIENT NO-TOUCH (Redis 7.2, Valkey; in a cluster Valkey 9) or ``touch``.
         duty: The share of time spent asking, above 0, at most 1.
         replica: Read keys there: reads on the primary have not reset its idle clocks.
         touch: Let ``full`` read values even if that resets idle clocks.
@@ -191,6 +191,7 @@ class _Audit:
         self._began = time.monotonic()
         self._touched = 0
         self._unexplained: str | None = None
+        self._unjudged: Sequence[KeyFacts] = ()
         self._target, self._source, self._expected = target, source, expected
         self._full, self._touch, self._watch_s = full, touch, watch_s
         self._snapshot = snapshot = target.snapshot
@@ -294,7 +295,18 @@ class _Audit:
     def _context(self, sample: Sample) -> AuditContext:
         fields: dict[bytes, tuple[int, int]] = {}
         if any(one.has_field_ttls for one in self._servers):
-            sample.keys, fields = with_field_deadlines(sample.keys, self._source.route)
+            touches_because = self._source.touches_because
+            hashes = [one for one in sample.keys if one.kind == "hash" and one.deadline_ms is None]
+            if touches_because and not self._touch:
+                self._unjudged = hashes
+                sample.keys = [one for one in sample.keys if one.kind != "hash" or one.deadline_ms is not None]
+                self._notes.append(
+                    f"not checked: {counted(len(hashes), 'hash', 'hashes')} without a TTL, because their fields may "
+                    f"have one ({touches_because}); --touch allows it"
+                )
+            else:
+                sample.keys, fields = with_field_deadlines(sample.keys, self._source.route)
+                self._touched += min(len(hashes), HASHES) if touches_because else 0
         # A shard's replicas are in the same order; if one has failed, the keys of each server are not known.
         each_known = len(sample.of_each) == len(self._servers)
         own = sample.of_each if each_known else [sample.of] * len(self._servers)
@@ -347,7 +359,8 @@ class _Audit:
         for expected in self._expected:
             own = [one for one in expected.of(context.keys) if one.key not in taken]
             taken.update([one.key for one in own] if len(self._expected) > 1 else ())
-            found.append(diagnose(expected, own, context))
+            unjudged = 0 if own else len(expected.of(self._unjudged))
+            found.append(Diagnosis([], sessions=unjudged) if unjudged else diagnose(expected, own, context))
         return found
 
     def _values(self, sample: Sample, findings: Sequence[Finding]) -> list[Finding]:
@@ -372,7 +385,7 @@ class _Audit:
                 raise
             self._notes.append(f"not checked: {NEED_VALUES} ({error})")
             return []
-        self._touched = values.read if touches_because else 0
+        self._touched += values.read if touches_because else 0
         self._notes += values.notes
         self._unexplained = values.unexplained
         mixed = {finding.prefix for finding in [*findings, *values.findings] if finding.cause == "mixed_ttl"}

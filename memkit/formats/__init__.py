@@ -13,6 +13,7 @@ from memkit.formats.registry import (
     recognise,
     store_name,
     stores,
+    written,
 )
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "recognise",
     "store_name",
     "stores",
+    "written",
 ]

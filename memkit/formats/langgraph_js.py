@@ -10,18 +10,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import Any
 
-from memkit.formats.model import Format, Item, KeyOwner, Note, Problem, SessionValues, a_dict, text_or_none
+from memkit.formats.model import Format, Item, KeyOwner, Note, Problem, SessionValues, text_or_none
 from memkit.formats.parsing.documents import peek, read
 from memkit.formats.parsing.langgraph_common import (
     REDIS_KINDS,
+    blob_value,
+    blobs,
     checkpoints,
+    is_javascript,
+    lists_of_javascript,
     missing_parents,
     name_parts,
     pieces_of,
     state_items,
     thread_of,
+    thread_of_named,
     write_problems,
 )
 from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue
@@ -39,11 +43,13 @@ def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
         return None
     document = peek(raw)
     thread = text_or_none(document.get("thread_id")) or (None if document else thread_of(pieces.rest, "", wanted))
+    own_list = raw.kind == "zset" and lists_of_javascript(raw, pieces.rest)
+    thread = thread or (thread_of_named(pieces.rest, wanted) if own_list else None)
     if thread is None or wanted not in (None, thread) or not pieces.rest.startswith(f"{thread}:"):
         return None
     after = pieces.rest[len(thread) + 1 :]
-    own = after[:1] == ":" or after.endswith(_END) or pieces.kind == "checkpoint_blob" or "global_idx" in document
-    return KeyOwner(STORE, thread, pieces.prefix, _PARTS[pieces.kind]) if own else None
+    own = is_javascript(document) or after[:1] == ":" or after.endswith(_END) or pieces.kind == "checkpoint_blob"
+    return KeyOwner(STORE, thread, pieces.prefix, _PARTS[pieces.kind]) if own or own_list else None
 
 
 def _by_kind(stored: SessionValues) -> defaultdict[str, dict[str, RedisValue | None]]:
@@ -54,21 +60,11 @@ def _by_kind(stored: SessionValues) -> defaultdict[str, dict[str, RedisValue | N
     return found
 
 
-def _blobs(stored: SessionValues, name: str, document: dict[str, Any]) -> dict[str, str]:
-    """Return the key of each channel's value."""
-    pieces = pieces_of(name, stored.owner.session)
-    versions = a_dict(a_dict(document.get("checkpoint")).get("channel_versions"))
-    if pieces is None:
-        return {}
-    base = f"{pieces.prefix}checkpoint_blob:{pieces.rest.rpartition(':')[0]}"
-    return {channel: f"{base}:{channel}:{version}" for channel, version in versions.items()}
-
-
 def siblings(stored: SessionValues) -> Iterable[KeyRequest]:
     """Return the blobs that checkpoints name, and the writes that lists name."""
     found = _by_kind(stored)
     for name, raw in found["checkpoint"].items():
-        yield from (KeyRequest(blob, "blob") for blob in _blobs(stored, name, peek(raw) if raw else {}).values())
+        yield from (KeyRequest(blob, "blob") for blob in blobs(stored, name, peek(raw) if raw else {}).values())
     for raw in found["write_keys_zset"].values():
         yield from (KeyRequest(member, "write") for member in (raw.scores if raw else ()))
 
@@ -83,10 +79,10 @@ def decode(stored: SessionValues) -> Iterator[Item]:
     documents = full or shallow
     roots = [name for name in documents if f":{stored.owner.session}::" in name]  # the others are of subgraphs
     if name := next(reversed(roots or list(documents)), ""):
-        blobs = _blobs(stored, name, documents[name]) if full else {}
-        values = {channel: peek(raw).get("value") for channel, blob in blobs.items() if (raw := stored.get(blob))}
+        names = blobs(stored, name, documents[name]) if full else {}
+        values = {channel: blob_value(raw) for channel, blob in names.items() if (raw := stored.get(blob))}
         yield from state_items(documents[name], name, values)
-        lost = blobs.get("messages", "")  # other channels are written only if they hold a value
+        lost = names.get("messages", "")  # other channels are written only if they hold a value
         if lost in stored.keys and stored.get(lost) is None:
             yield Problem("dangling", lost, "the latest checkpoint names this blob, and it no longer exists")
     yield from missing_parents(stored, {key: str(each.get("parent_checkpoint_id") or "") for key, each in full.items()})

@@ -15,7 +15,7 @@ by its other keys.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from memkit.formats.model import Format, Item, KeyOwner, Note, Problem, SessionValues, quoted, text_or_none
@@ -23,12 +23,17 @@ from memkit.formats.parsing.documents import peek
 from memkit.formats.parsing.langgraph_common import (
     REDIS_KINDS,
     Pieces,
+    blob_value,
+    blobs,
     checkpoints,
+    is_javascript,
+    lists_of_javascript,
     missing_parents,
     name_parts,
     pieces_of,
     state_items,
     thread_of,
+    thread_of_named,
     write_problems,
 )
 from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue, to_name
@@ -37,25 +42,33 @@ STORE, SHALLOW = "langgraph-redis", "langgraph-redis-shallow"
 ROOT = "__empty__"
 _END = ":shallow"
 _LATEST = "_latest"
-_WRITE_FIELDS = frozenset({"thread_id", "checkpoint_id", "task_id", "channel"})
+_FIELDS = {
+    "write": frozenset({"thread_id", "checkpoint_id", "task_id", "channel"}),
+    "blob": frozenset({"thread_id", "channel", "version", "blob"}),
+    "checkpoint": frozenset({"checkpoint"}),
+}
+_SINCE = ("checkpoint_ts", "run_id")
+"""The fields of checkpoints since these versions, 0.1 of RedisSaver and 0.3 of ShallowRedisSaver."""
+MOST_NAME_BYTES = 10_000
 _PARTS = {"checkpoint": "checkpoint", "checkpoint_write": "write", "checkpoint_latest": "pointer",
           "write_keys_zset": "write list", "write_registry": "write list"}  # fmt: skip
 
 
 def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
-    """Claim checkpoints and writes by their fields, pointers by what they point to, lists of writes by their names."""
+    """Claim documents by their fields, pointers by what they point to, lists of writes by their names and entries."""
     if raw.kind == "zset":
         return _list_owner(raw, wanted)
     document = peek(raw)
     if not document:
         return _pointer_owner(raw, wanted) or _damaged_owner(raw, wanted)
     thread = text_or_none(document.get("thread_id")) or wanted or _shallow_thread(name_parts(raw.name, REDIS_KINDS))
-    if thread is None or wanted not in (None, thread) or ("checkpoint" not in document and not _is_write(document)):
+    kind = next((kind for kind, fields in _FIELDS.items() if document.keys() >= fields), None)
+    if kind is None or thread is None or wanted not in (None, thread) or is_javascript(document):
         return None
     pieces = _pieces(raw.name, thread)
-    if pieces is None or not _is_python(_after(pieces, thread), document):
+    if pieces is None or _after(pieces, thread).startswith(":"):  # JavaScript's saver has no word for this namespace
         return None
-    return KeyOwner(STORE, thread, pieces.prefix, "write" if _is_write(document) else "checkpoint")
+    return KeyOwner(STORE, thread, pieces.prefix, kind)
 
 
 def _pieces(name: str, thread: str) -> Pieces | None:
@@ -70,17 +83,6 @@ def _after(pieces: Pieces, thread: str) -> str:
     return ROOT + pieces.rest.partition(f":{ROOT}")[2]
 
 
-def _is_write(document: Mapping[str, Any]) -> bool:
-    return document.keys() >= _WRITE_FIELDS
-
-
-def _is_python(after_thread: str, document: Mapping[str, Any]) -> bool:
-    """Return whether a key is Python's: JavaScript's saver writes an empty namespace where Python's writes a word."""
-    if after_thread.startswith((ROOT, ":")) or not after_thread:
-        return not after_thread.startswith(":")
-    return "run_id" in document or "blob" in document or not after_thread.count(":") or "value" not in document
-
-
 def _shallow_thread(pieces: Pieces | None) -> str | None:
     return pieces.rest[:-1] if pieces and pieces.kind == "checkpoint" and pieces.rest[-1:] == ":" else None
 
@@ -89,22 +91,38 @@ def _list_owner(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     pieces = name_parts(raw.name, ("write_keys_zset", "write_registry"))
     if pieces is None or (pieces.kind == "write_registry" and not pieces.rest.endswith(_END)):
         return None
-    thread = thread_of(pieces.rest.removesuffix(_END), ROOT, wanted)
+    rest, first = pieces.rest.removesuffix(_END), next(iter(raw.scores), "")
+    if rest == pieces.rest and lists_of_javascript(raw, rest):
+        return None
+    thread = thread_of(rest, ROOT, wanted)
+    if thread is None and (f":{ROOT}:" in first or rest != pieces.rest):
+        thread = thread_of(rest, "", wanted)  # before 0.3 the lists had no word for this namespace
+    thread = thread or thread_of_named(rest, wanted)
     if thread is None:
         return None
     # The name has no prefix of the user's own, but the writes that it lists have.
-    listed = pieces_of(next(iter(raw.scores), ""), thread)
+    listed = pieces_of(first, thread)
     return KeyOwner(STORE, thread, (listed or pieces).prefix, "write list")
 
 
 def _pointer_owner(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     head, mark, rest = raw.name.partition(f"{_LATEST}:")
-    named = name_parts(raw.name, ("checkpoint_latest",))
-    if raw.kind != "string" or not mark or not (named or to_name(raw.data).startswith(f"{head}:{rest}:")):
+    named, pointed = name_parts(raw.name, ("checkpoint_latest",)), _pointed(raw)
+    points = pointed.startswith(f"{head}:{rest}:")
+    if raw.kind != "string" or not mark or not (named or points):
         return None
-    thread = thread_of(named.rest if named else rest, ROOT, wanted)
-    prefix = named.prefix if named else head[: head.rfind(":") + 1]
-    return KeyOwner(STORE, thread, prefix, "pointer") if thread else None
+    rest = named.rest if named else rest
+    thread = thread_of(rest, ROOT, wanted) or (thread_of_named(rest, wanted) if f":{rest}:" in pointed else None)
+    if thread is None:
+        return None
+    # Before 0.5 the name had no prefix of the user's own, but the checkpoint that it names has.
+    pieces = pieces_of(pointed, thread) or named
+    return KeyOwner(STORE, thread, pieces.prefix if pieces else head[: head.rfind(":") + 1], "pointer")
+
+
+def _pointed(raw: RedisValue | None) -> str:
+    """Return the name that a pointer holds; more bytes than a name has are none."""
+    return to_name(raw.data) if raw and len(raw.data) <= MOST_NAME_BYTES else ""
 
 
 def _damaged_owner(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
@@ -116,19 +134,18 @@ def _damaged_owner(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     return KeyOwner(STORE, thread, pieces.prefix, _PARTS[pieces.kind]) if thread and wanted in (None, thread) else None
 
 
-def _kind(name: str, stored: SessionValues) -> str:
-    """Return the kind of one of the session's keys: checkpoint, shallow, write, pointer, write list, registry."""
+def _kind(name: str, stored: SessionValues, document: dict[str, Any]) -> str:
+    """Return the kind of one of the session's keys: checkpoint, shallow, write, blob, pointer, write list, registry."""
     pieces = _pieces(name, stored.owner.session) or Pieces("", "", "")
-    rest, raw = _after(pieces, stored.owner.session), stored.get(name)
-    if pieces.kind == "write_keys_zset":
-        return "write list"
-    if pieces.kind == "write_registry":
-        return "registry"
-    if pieces.kind.endswith(_LATEST) and (raw is None or raw.kind == "string"):
+    rest = _after(pieces, stored.owner.session)
+    if pieces.kind in ("write_keys_zset", "write_registry"):
+        return "registry" if name.endswith(_END) else "write list"
+    if pieces.kind.endswith(_LATEST) and not document:
         return "pointer"
-    document = peek(raw) if raw else {}
+    if pieces.kind == "checkpoint_blob":
+        return "blob"
     if (
-        _is_write(document)
+        document.keys() >= _FIELDS["write"]
         or pieces.kind == "checkpoint_write"
         or (rest.count(":") >= 3 and "checkpoint" not in document)
     ):
@@ -137,56 +154,76 @@ def _kind(name: str, stored: SessionValues) -> str:
 
 
 class _Thread:
-    """The keys of one thread by their kind, and the names of those that each thread has."""
+    """The keys of one thread by their kind, and the names that those may have which each thread has.
+
+    ``indexed``: whether its pointer and its lists of writes must exist: RedisSaver has none before 0.1, and before 0.3
+    ShallowRedisSaver deletes its list at each step.
+    """
 
     def __init__(self, stored: SessionValues) -> None:
         self.stored, owner = stored, stored.owner
         self.kinds: defaultdict[str, dict[str, RedisValue | None]] = defaultdict(dict)
-        heads = [f"{owner.prefix}checkpoint"]
+        self.documents = {name: peek(raw) if raw else {} for name, raw in stored.keys.items()}
         for name, raw in stored.keys.items():
-            kind = _kind(name, stored)
-            self.kinds[kind][name] = raw
-            pieces = pieces_of(name, owner.session)
-            if raw and pieces and kind in ("checkpoint", "shallow", "pointer"):
-                heads.insert(-1, pieces.prefix + pieces.kind.removesuffix(_LATEST if kind == "pointer" else ""))
+            self.kinds[_kind(name, stored, self.documents[name])][name] = raw
+        self.pointed = [name for raw in self.kinds["pointer"].values() if (name := _pointed(raw))]
+        kept = [name for kind in ("checkpoint", "shallow") for name, raw in self.kinds[kind].items() if raw]
+        heads = [f"{pieces.prefix}{pieces.kind}" for name in (*kept, *self.pointed)
+                 if (pieces := pieces_of(name, owner.session))]  # fmt: skip
+        lists = [raw for kind in ("write list", "registry") for raw in self.kinds[kind].values() if raw]
+        writes = [*self.kinds["write"], *(name for raw in lists for name in raw.scores)]
+        words = {pieces.kind for name in writes if (pieces := pieces_of(name, owner.session))}
+        self.named = bool(heads) or words <= {"checkpoint_write"}
+        """Whether the word for checkpoints is known: that for writes does not show it."""
+        head, session = [*heads, f"{owner.prefix}checkpoint"][0], owner.session
         self.shallow = not self.exists("checkpoint", "pointer") and self.exists("shallow", "registry")
-        self.checkpoint = f"{heads[0]}:{owner.session}:"
-        self.pointer = f"{heads[0]}{_LATEST}:{owner.session}:{ROOT}"
-        registry = f"{owner.prefix}write_registry:{owner.session}:{ROOT}{_END}"
-        self.registry = next((name for name in stored.keys if name.endswith(_END)), registry)
+        documents = [self.documents[name] for name in kept]
+        self.indexed = not any(documents) or any(_SINCE[self.shallow] in each for each in documents)
+        self.checkpoint = f"{head}:{session}:"
+        self.pointers = self._named_so(f"{head}{_LATEST}:{session}:{ROOT}", f"checkpoint{_LATEST}:{session}:{ROOT}")
+        own, without = f"write_registry:{session}:{ROOT}{_END}", f"write_keys_zset:{session}:{ROOT}{_END}"
+        self.registries = self._named_so(f"{owner.prefix}{own}", own, f"{owner.prefix}{without}", without)
+
+    def _named_so(self, *names: str) -> list[str]:
+        """Return the first of these names that exists, else all; before 0.3 some had no word for the namespace."""
+        names = (*names, *(name.replace(f":{ROOT}", ":", 1) for name in names if _LATEST not in name))
+        there = [name for name in names if self.stored.get(name)]
+        return there[:1] or list(dict.fromkeys(names))
 
     def exists(self, *kinds: str) -> bool:
         """Return whether the thread has a key of one of these kinds."""
         return any(raw is not None for kind in kinds for raw in self.kinds[kind].values())
 
-    def write_list(self, rest: str) -> KeyRequest:
-        """Return the list of a checkpoint's writes: it has a prefix only if the lists that were read have it."""
-        lists = {**self.kinds["write list"], **self.kinds["registry"]}
-        own = next((name for name in lists if name.endswith(f"write_keys_zset:{rest}")), None)
-        heads = {name.partition("write_keys_zset:")[0] for name, raw in lists.items() if raw}
-        default = f"{next(iter(heads), self.stored.owner.prefix)}write_keys_zset:{rest}"
-        return KeyRequest(own or default, "write list", kind="zset")
+    def lost(self, names: Iterable[str]) -> bool:
+        """Return whether a key was looked for under all names that it may have, and does not exist."""
+        return all(name in self.stored.keys and self.stored.get(name) is None for name in names)
+
+    def write_lists(self) -> Iterator[list[str]]:
+        """Yield the names that the list of each checkpoint's writes may have."""
+        session, prefix = self.stored.owner.session, self.stored.owner.prefix
+        wrote = [name for name in self.kinds["checkpoint"] if self.documents[name].get("has_writes") is True]
+        writes = [name.rsplit(":", 2)[0] for name in (() if self.shallow else self.kinds["write"])]
+        found = (pieces_of(name, session) for name in (*writes, *wrote))
+        for rest in dict.fromkeys(pieces.rest for pieces in found if pieces) if self.indexed else ():
+            yield self._named_so(f"{prefix}write_keys_zset:{rest}", f"write_keys_zset:{rest}")
 
 
 def siblings(stored: SessionValues) -> Iterable[KeyRequest]:
     """Return the keys of the saver, or of both while only writes are known, and whatever pointers and lists name."""
-    thread, session = _Thread(stored), stored.owner.session
+    thread = _Thread(stored)
     full = thread.exists("checkpoint", "pointer", "write list")
-    if full or not thread.shallow:
-        yield KeyRequest(thread.pointer, "pointer", kind="string")
+    if (full or not thread.shallow) and thread.indexed and thread.named:
+        yield from (KeyRequest(name, "pointer", kind="string") for name in thread.pointers)
     if not full:
-        yield KeyRequest(thread.checkpoint, "checkpoint")
-        yield KeyRequest(thread.registry, "write list", kind="zset")
+        yield from (KeyRequest(name, "write list", kind="zset") for name in thread.registries)
+        yield from [KeyRequest(thread.checkpoint, "checkpoint")] if thread.named else ()
     for raw in (*thread.kinds["write list"].values(), *thread.kinds["registry"].values()):
         yield from (KeyRequest(member, "write") for member in (raw.scores if raw else ()))
-    yield from (KeyRequest(to_name(raw.data), "checkpoint") for raw in thread.kinds["pointer"].values() if raw)
-    for name in () if thread.shallow else thread.kinds["write"]:
-        if pieces := pieces_of(name, session):
-            yield thread.write_list(pieces.rest.rsplit(":", 2)[0])
-    for name, raw in thread.kinds["checkpoint"].items():
-        pieces = pieces_of(name, session)
-        if raw and pieces and peek(raw).get("has_writes") is True:
-            yield thread.write_list(pieces.rest)
+    yield from (KeyRequest(name, "checkpoint") for name in thread.pointed)
+    for names in thread.write_lists():
+        yield from (KeyRequest(name, "write list", kind="zset") for name in names)
+    for name in () if thread.indexed else thread.kinds["checkpoint"]:
+        yield from (KeyRequest(blob, "blob") for blob in blobs(stored, name, thread.documents[name]).values())
 
 
 def decode(stored: SessionValues) -> Iterator[Item]:
@@ -203,51 +240,55 @@ def _decode_full(thread: _Thread) -> Iterator[Item]:
     roots = [name for name, document in documents.items() if document.get("checkpoint_ns") in (ROOT, "", None)]
     newest = next(reversed(roots or list(documents)), "")
     yield from _pointer_problems(thread, newest, len(documents))
-    pointer = stored.get(thread.pointer)
-    pointed = to_name(pointer.data) if pointer else ""
+    pointer = stored.get(thread.pointers[0])
+    pointed = _pointed(pointer)
     if latest := pointed if pointed in documents else newest:
         if problems and latest != pointed:
             yield Note("the latest checkpoint cannot be read; this is the newest state that can be")
-        yield from state_items(documents[latest], latest)
+        names = {} if thread.indexed else blobs(stored, latest, documents[latest])
+        values = {channel: blob_value(raw) for channel, name in names.items() if (raw := stored.get(name))}
+        yield from state_items(documents[latest], latest, values)
     yield from missing_parents(
         stored, {name: str(each.get("parent_checkpoint_id") or "") for name, each in documents.items()}
     )
     # The shallow saver keeps no such lists; if it wrote to the thread too, only stored checkpoints need one.
     both = thread.exists("shallow", "registry")
-    for name, raw in thread.kinds["write list"].items():
-        rest = name.partition("write_keys_zset:")[2]
-        if raw is None and not (both and not any(key.endswith(rest) for key in kept)):
-            yield Problem("dangling", name, "a checkpoint has writes, and the list of them no longer exists")
+    for names_of_list in thread.write_lists():
+        rest = names_of_list[0].partition("write_keys_zset:")[2]
+        if thread.lost(names_of_list) and not (both and not any(key.endswith(rest) for key in kept)):
+            reason = "a checkpoint has writes, and the list of them no longer exists"
+            yield Problem("dangling", names_of_list[0], reason)
 
 
 def _pointer_problems(thread: _Thread, newest: str, count: int) -> Iterator[Problem]:
-    pointer = thread.stored.get(thread.pointer)
+    name = thread.pointers[0]
+    pointer = thread.stored.get(name)
     option = "KEEPTTL" if pointer else "EX <the checkpoints' TTL in seconds>"
-    if pointer is None:
+    if thread.lost(thread.pointers):
         reason = "the pointer to the latest checkpoint no longer exists: the library shows an empty thread"
-    elif thread.stored.get(to_name(pointer.data)) is None:
+    elif pointer and thread.stored.get(_pointed(pointer)) is None:
         reason = "the pointer names a checkpoint that does not exist: the library shows an empty thread"
     else:
         return
     if newest:
         reason += f"; recoverable: the checkpoints are still there ({count} of them)"
-    repair = f"SET {quoted(thread.pointer)} {quoted(newest)} {option}" if newest else ""
-    yield Problem("dangling", thread.pointer, reason, repair)
+    yield Problem("dangling", name, reason, f"SET {quoted(name)} {quoted(newest)} {option}" if newest else "")
 
 
 def _decode_shallow(thread: _Thread) -> Iterator[Item]:
     raw, writes = thread.stored.get(thread.checkpoint), thread.kinds["write"]
-    if raw is None:
+    if raw is None and thread.named:
         reason = "the writes exist and the checkpoint does not: the thread is empty"
         yield Problem("dangling", thread.checkpoint, reason)
     documents, problems = checkpoints([raw])
     yield from problems
     for name, document in documents.items():
         yield from state_items(document, name)
-    if thread.stored.get(thread.registry) is None and writes:
+    if thread.lost(thread.registries) and thread.indexed and writes:
+        registry = thread.registries[0]
         reason = f"the list of the thread's {len(writes)} pending writes no longer exists; recoverable: the writes do"
         members = " ".join(f"{name.rpartition(':')[2]} {quoted(name)}" for name in writes)
-        yield Problem("dangling", thread.registry, reason, f"ZADD {quoted(thread.registry)} {members}")
+        yield Problem("dangling", registry, reason, f"ZADD {quoted(registry)} {members}")
 
 
 def _name_of(stored: SessionValues) -> str:

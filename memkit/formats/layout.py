@@ -87,6 +87,7 @@ class Layout:
         lacks: Returns what an object lacks to be one of this store's messages, or None.
         skip: Whether an object is no message but part of the session's history all the same.
         convert: Turns one object into messages.
+        colon: How names write a colon of the session's id.
         newest_first: Whether the head of a list is the newest message; without it, it is the oldest.
         loses_calls: Whether the library drops an assistant's tool calls when it writes.
         web_session: Whether the document is a web session, which need not contain a dialogue.
@@ -106,6 +107,7 @@ class Layout:
     lacks: Callable[[Mapping[str, Any]], str | None] | None = None
     skip: Callable[[Mapping[str, Any]], bool] | None = None
     convert: Convert = read_any
+    colon: str = ":"
     newest_first: Callable[[RedisValue], bool] | None = None
     loses_calls: bool = False
     web_session: bool = False
@@ -130,6 +132,7 @@ class Layout:
             if self.ttl_unit
             else NO_TTL_OPTION,
             name_of=self.name_of,
+            colon=self.colon,
         )
 
     def read(self, value: dict[str, Any], key: str) -> Turns | str | None:
@@ -145,13 +148,15 @@ def _is_open(pattern: str) -> bool:
 
 
 @lru_cache(maxsize=1_024)
-def _regex(prefix: str, pattern: str, session: str | None) -> re.Pattern[str]:
-    return re.compile(f"(?P<prefix>{_ANY_PREFIX}{_translated(prefix, None)}){_translated(pattern, session)}", re.DOTALL)
+def _regex(prefix: str, pattern: str, session: str | None, colon: str, before: str = _ANY_PREFIX) -> re.Pattern[str]:
+    named = _translated(pattern, session, colon)
+    return re.compile(f"(?P<prefix>{before}{_translated(prefix, None)}){named}", re.DOTALL)
 
 
-def _translated(pattern: str, session: str | None) -> str:
+def _translated(pattern: str, session: str | None, colon: str = ":") -> str:
     any_id = "(?P<id>.+)" if pattern.endswith("{id}") else "(?P<id>.+?)"
-    tokens = {**_TOKENS, "{id}": f"(?P<id>{re.escape(session)})" if session else any_id}
+    own = re.escape(session or "").replace(":", f"(?:{re.escape(colon)}|:)")
+    tokens = {**_TOKENS, "{id}": f"(?P<id>{own})" if session else any_id}
     return "".join(tokens.get(piece) or re.escape(piece) for piece in _TOKEN.split(pattern))
 
 
@@ -165,12 +170,13 @@ def _recognise(layout: Layout, raw: RedisValue, wanted: str | None) -> KeyOwner 
             continue
         if session is None and not layout.prefix and key.pattern == "{id}":
             return KeyOwner(layout.store, raw.name, "", key.part)
-        found = _regex(layout.prefix, key.pattern, session).fullmatch(raw.name)
+        found = _regex(layout.prefix, key.pattern, session, layout.colon).fullmatch(raw.name)
         literal = session or key.pattern != "{id}"
         if found is None and key.fields and literal and (stated or not _is_open(layout.prefix)):
-            found = _regex("", key.pattern, session).fullmatch(raw.name)
+            # The user's own prefix ends with a separator, unless the document states where the id begins.
+            found = _regex("", key.pattern, session, layout.colon, ".*?" if stated else _ANY_PREFIX).fullmatch(raw.name)
         if found:
-            return KeyOwner(layout.store, found["id"], found["prefix"], key.part)
+            return KeyOwner(layout.store, found["id"].replace(layout.colon, ":"), found["prefix"], key.part)
         if key.fields and session is None and key.pattern == "{id}":
             return KeyOwner(layout.store, raw.name, "", key.part)
     return None
@@ -217,7 +223,13 @@ def _objects(raw: RedisValue) -> list[Mapping[str, Any]]:
     return [each for each in (value[:3] if isinstance(value, list) else [value]) if isinstance(each, dict) and each]
 
 
+def _as_in_names(layout: Layout, stored: SessionValues) -> SessionValues:
+    """Return the session with its id as names write it."""
+    return stored._replace(owner=stored.owner._replace(session=stored.owner.session.replace(":", layout.colon)))
+
+
 def _siblings(layout: Layout, stored: SessionValues) -> Iterator[KeyRequest]:
+    stored = _as_in_names(layout, stored)
     listed = _listed(layout, stored)
     for key in layout.keys:
         name = key.name(stored)
@@ -238,10 +250,10 @@ def _listed(layout: Layout, stored: SessionValues) -> list[str]:
 
 def _key_of(layout: Layout, stored: SessionValues, raw: RedisValue) -> Key | None:
     """Return which kind of key of the session a key is."""
-    rest = raw.name.removeprefix(stored.owner.prefix)
+    rest, session = raw.name.removeprefix(stored.owner.prefix), stored.owner.session.replace(layout.colon, ":")
     for key in layout.keys:
         if _is_open(key.pattern):  # otherwise an expression for each session would be compiled: 0.4 ms
-            named = re.fullmatch(_translated(key.pattern, stored.owner.session), rest, re.DOTALL) is not None
+            named = re.fullmatch(_translated(key.pattern, session, layout.colon), rest, re.DOTALL) is not None
         else:
             named = raw.name == key.name(stored)
         if named:
@@ -252,6 +264,7 @@ def _key_of(layout: Layout, stored: SessionValues, raw: RedisValue) -> Key | Non
 
 
 def _decode(layout: Layout, stored: SessionValues) -> Iterator[Item]:
+    stored = _as_in_names(layout, stored)
     single: dict[str, Entry] = {}
     readable = [raw for raw in stored.keys.values() if raw and not raw.unread_reason]
     own = [(raw, key) for raw in readable if (key := _key_of(layout, stored, raw))]

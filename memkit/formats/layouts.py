@@ -22,8 +22,9 @@ from memkit.readonly.values import RedisValue, to_name
 _LIST, _SET, _ZSET, _HASH = ("list",), ("set",), ("zset",), ("hash",)
 _NO_ORDER = "the messages exist, the key that lists them in their order does not"
 _NO_DATES = "the messages exist, the hash with the session's dates does not"
-_NO_LIST = "the hash with the session's dates exists, its list of messages does not"
+_NO_LIST = "the hash with the session's dates exists, its list of messages does not: lost, or its last item was popped"
 _LANGCHAIN4J_TYPES = frozenset({"USER", "AI", "SYSTEM", "TOOL_EXECUTION_RESULT", "CUSTOM"})
+_ESCAPED_COLON = "\\:"
 _MAX_SPRING_MESSAGES = 1_000
 """RedisChatMemoryRepository.findByConversationId asks the index for so many messages, the oldest first."""
 
@@ -140,7 +141,9 @@ LAYOUTS: tuple[Layout, ...] = (
         keys=(
             Key("{id}:messages", kinds=_LIST, part="messages", fields=("role", "content"), holds=MESSAGES),
             Key("{id}:message_ids", kinds=_SET, part="message ids"),
+            Key("{id}", part="session", fields=("agent_id", "config", "state")),
         ),
+        id_field="id",
     ),
     # AgentScope 1.0.21.
     Layout(
@@ -175,7 +178,7 @@ LAYOUTS: tuple[Layout, ...] = (
         configured_ttl=lambda document: _whole_seconds(document.get("ttl_seconds")),
         notes=_summary_note,
     ),
-    # Spring AI 2 (spring-ai-model-chat-memory-repository-redis).
+    # Spring AI 2 (spring-ai-model-chat-memory-repository-redis); names write "a:b" as "a\\:b".
     Layout(
         store="spring-ai",
         prefix="chat-memory:",
@@ -184,6 +187,7 @@ LAYOUTS: tuple[Layout, ...] = (
             Key("counter:{id}", part="counter"),
         ),
         id_field="conversation_id",
+        colon=_ESCAPED_COLON,
         notes=_spring_notes,
     ),
     # Spring AI Alibaba (spring-ai-alibaba-starter-memory-redis).
@@ -245,9 +249,9 @@ def leads(raw: RedisValue) -> tuple[str, ...]:
     of_mastra = re.fullmatch(r"((?:.*?[:/|}])??)(?:thread:(.+):messages|msg-idx:.+)", raw.name, re.DOTALL)
     if of_mastra and raw.kind == ("zset" if of_mastra[2] else "string"):
         return (f"{of_mastra[1]}mastra_threads:id:{of_mastra[2] or to_name(raw.data)}",)
-    base = raw.name.removesuffix("chat-sdk:subscriptions")
+    base = raw.name.removesuffix(":subscriptions")  # of the Chat SDK
     if raw.kind == "set" and base != raw.name:
-        return tuple(f"{base}chat-sdk:list:msg-history:{each}" for each in sorted(raw.members))
+        return tuple(f"{base}:list:msg-history:{each}" for each in sorted(raw.members))
     return ()
 
 

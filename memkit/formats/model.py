@@ -166,6 +166,7 @@ class Format:
         loses_calls: Whether the library drops an assistant's tool calls when it writes.
         ttl_option: What the library's TTL option is, for a session without a TTL; empty if nothing is known of it.
         name_of: Returns the name to report, if it depends on all keys of the session.
+        colon: How names write a colon of the session's id.
     """
 
     store: str
@@ -179,6 +180,7 @@ class Format:
     loses_calls: bool = False
     ttl_option: str = ""
     name_of: Callable[[SessionValues], str] | None = None
+    colon: str = ":"
 
 
 def split(name: str, marker: str, wanted: str | None) -> tuple[str, str]:

@@ -60,14 +60,18 @@ def recognise(raw: RedisValue, wanted: str | None = None) -> KeyOwner | None:
     """Return the session that a key belongs to, or None.
 
     Each format looks at the payload before it looks at the name, and the order of ``FORMATS`` decides between them.
+    The id that is searched decides where the prefix in a name ends, not which store wrote the key.
 
     Args:
         raw: The key.
         wanted: The session id that is searched, if there is one.
     """
-    claims = (owner for each in _BY_KIND.get(raw.kind, ()) if (owner := each.recognise(raw, wanted)))
+    own = _BY_KIND.get(raw.kind, ())
     with parsed_once():
-        return next(claims, None)
+        found = next(((each, owner) for each in own if (owner := each.recognise(raw, None))), None)
+        if found and wanted is not None:
+            return found[0].recognise(raw, wanted)
+        return found[1] if found else next((one for each in own if (one := each.recognise(raw, wanted))), None)
 
 
 def leads(raw: RedisValue) -> tuple[str, ...]:
@@ -93,6 +97,12 @@ def store_name(stored: SessionValues) -> str:
     """Return the name to report for a session, which all of its keys decide."""
     found = format_of(stored.owner.store)
     return found.name_of(stored) if found.name_of else found.store
+
+
+def written(session: str) -> Iterable[str]:
+    """Return how stores write an id into names, if not as it is."""
+    colons = {each.colon for each in FORMATS} if ":" in session else set()
+    return (agent_framework_redis.encoded(session), *(session.replace(":", colon) for colon in colons - {":"}))
 
 
 def stores() -> Iterable[str]:

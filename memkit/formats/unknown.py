@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import orjson
@@ -31,6 +32,7 @@ from memkit.formats.parsing.encodings import encoding_of, examine, pickle_opcode
 from memkit.formats.parsing.list_elements import Faults
 from memkit.formats.parsing.payload import open_payload
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue, to_bytes
+from memkit.render import counted
 
 STORE = "unknown"
 _SAMPLED = 6
@@ -56,13 +58,16 @@ def payload_encoding(raw: RedisValue) -> str:
 def decode(stored: SessionValues) -> Iterator[Item]:
     """Yield the messages of all keys, with notes on what the payloads are if they cannot be read."""
     found: list[_Found] = []
-    faults: list[Problem] = []
+    faults: list[Problem | Note] = []
     for raw in stored.keys.values():
         if raw and not raw.unread_reason:
             entries, ordered, problems = _entries(raw)
             faults += problems
             if entries:
                 found.append(_Found(raw, entries, ordered))
+    roles = [turn.role for each in found for entry in each.entries for turn in entry.turns]
+    if roles == ["other"] or (len(roles) > 1 and set(roles) == {"system"}):
+        found = []  # one text by anybody is no conversation, and neither is a log
     several = [each for each in found if len(each.entries) > 1 or each.raw.kind in ("list", "zset", "stream")]
     single = [each for each in found if each not in several]
     for each in several:
@@ -72,7 +77,7 @@ def decode(stored: SessionValues) -> Iterator[Item]:
     if single:
         yield from Dialogue().follow(_a_key_each(single))
     yield from faults
-    if {turn.role for each in found for entry in each.entries for turn in entry.turns} == {"other"}:
+    if found and set(roles) == {"other"}:
         yield Note("partly decoded: no field of the messages shows whether the user or the assistant wrote them")
     if not found:
         yield from _undecoded(raw for raw in stored.keys.values() if raw and not raw.unread_reason)
@@ -86,8 +91,8 @@ def _with_own_ids(entries: Sequence[Entry]) -> Sequence[Entry]:
     return [entry._replace(turns=[turn._replace(uid=None) for turn in entry.turns]) for entry in entries]
 
 
-def _entries(raw: RedisValue) -> tuple[list[Entry], bool, list[Problem]]:
-    """Return a key's messages, whether the key itself proves their order, and its damaged elements."""
+def _entries(raw: RedisValue) -> tuple[list[Entry], bool, Sequence[Problem | Note]]:
+    """Return a key's messages, whether the key itself proves their order, and what is wrong with its elements."""
     if raw.kind in DOCUMENT_KINDS:
         opened = open_payload(raw.data)
         if opened.cut:
@@ -102,17 +107,27 @@ def _entries(raw: RedisValue) -> tuple[list[Entry], bool, list[Problem]]:
     if raw.kind == "hash":
         return _of_hash(raw), False, []
     if raw.kind == "zset":
-        # Scores below zero are times or counters with the sign changed, so that ZRANGE returns the newest first.
-        newest_first = bool(raw.scores) and max(raw.scores.values()) <= 0
-        scored = sorted(raw.scores, key=lambda member: raw.scores[member], reverse=newest_first)
-        found = [_opened(to_bytes(member), raw.name) for member in scored]
-        entries = [each._replace(place=abs(raw.scores[name])) for name, each in zip(scored, found, strict=True) if each]
-        return entries if 2 * len(entries) >= len(scored) else [], True, []
+        return _of_zset(raw)
     if raw.kind == "stream":
         found = [_of_stream_entry(uid, fields, raw.name) for uid, fields in raw.entries]
         return [each for each in found if each], True, []
     members = [entry for member in sorted(raw.members) if (entry := _opened(to_bytes(member), raw.name))]
     return members if 2 * len(members) >= len(raw.members) else [], False, []
+
+
+def _of_zset(raw: RedisValue) -> tuple[list[Entry], bool, list[Problem | Note]]:
+    """Return the messages by their scores; equal scores by the times or indexes in the messages."""
+    found = [(score, each) for name, score in raw.scores.items() if (each := _opened(to_bytes(name), raw.name))]
+    if 2 * len(found) < len(raw.scores):
+        return [], True, []
+    # Scores below zero are times or counters with the sign changed, so that ZRANGE returns the newest first.
+    sign = -1 if max(raw.scores.values(), default=0.0) <= 0 else 1
+    keyed = [(sign * score, each.place or 0.0, each) for score, each in found]
+    keyed.sort(key=lambda one: one[:2])
+    equal = sum(first[:2] == second[:2] for first, second in pairwise(keyed))
+    reason = f"the order of the messages is not known if their scores are equal: {counted(equal, 'pair')} of them"
+    entries = [each._replace(place=abs(score)) for score, _, each in keyed]
+    return entries, True, [Note(reason)] if equal else []
 
 
 def _opened(data: bytes, key: str) -> Entry | None:
@@ -138,20 +153,24 @@ def _opened_value(data: bytes) -> Any:
         return None
 
 
-def _of_list(raw: RedisValue) -> tuple[list[Entry], bool, list[Problem]]:
+def _of_list(raw: RedisValue) -> tuple[list[Entry], bool, list[Problem | Note]]:
     ends = [*raw.elements[:_SAMPLED], *raw.elements[_SAMPLED:][-_SAMPLED:]]
     sampled = [_opened(element, raw.name) for element in ends]
     if 2 * len([each for each in sampled if each]) < len(ends):
         return [], False, []
     faults = Faults(raw, len(raw.elements), "")
     entries: list[Entry] = []
+    others = 0
     for index, element in enumerate(raw.elements):
         entry = _opened(element, raw.name)
         if entry:
             entries.append(entry)
         elif element[:1] == b"{" and open_payload(element).value is None:
             faults.read(index, element)
-    return entries, False, list(faults.problems())
+        else:
+            others += 1
+    note = Note(f"{counted(others, 'element')} of {len(raw.elements):,} are no messages and are not shown")
+    return entries, False, [*faults.problems(), *([note] if others else [])]
 
 
 def _of_hash(raw: RedisValue) -> list[Entry]:

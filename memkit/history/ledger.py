@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, MutableMapping
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -102,26 +102,35 @@ class Ledger:
         if path.exists():
             raise SourceError(f"{path}: the file exists; give a new name: a recording is never overwritten")
         try:
-            self._db = sqlite3.connect(path, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.execute(f"PRAGMA application_id={APPLICATION_ID}")
-            self._db.execute(f"PRAGMA user_version={SCHEMA}")
-            self._db.executescript(_TABLES)
-            self._db.execute("BEGIN")
+            with ExitStack() as opened:
+                self._db = opened.enter_context(closing(sqlite3.connect(path, isolation_level=None)))
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=NORMAL")
+                self._db.execute(f"PRAGMA application_id={APPLICATION_ID}")
+                self._db.execute(f"PRAGMA user_version={SCHEMA}")
+                self._db.executescript(_TABLES)
+                self._db.execute("BEGIN")
+                opened.pop_all()
         except sqlite3.Error as error:
             raise SourceError(f"{path}: the recording cannot be made: {error}") from None
 
     def _open_for_reading(self) -> None:
         try:
-            self._db = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True)
-            marks = [self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
+            with ExitStack() as opened:
+                address = f"{self.path.resolve().as_uri()}?mode=ro"
+                self._db = opened.enter_context(closing(sqlite3.connect(address, uri=True)))
+                application, schema = (
+                    self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+                )
+                if application != APPLICATION_ID:
+                    raise SourceError(f"{self.path}: this SQLite file is no recording of memkit")
+                if schema != SCHEMA:
+                    raise SourceError(
+                        f"{self.path}: the recording has schema {schema}; this memkit reads schema {SCHEMA}"
+                    )
+                opened.pop_all()
         except sqlite3.Error as error:
             raise SourceError(f"{self.path}: the file cannot be read as a recording: {error}") from None
-        if marks[0] != APPLICATION_ID:
-            raise SourceError(f"{self.path}: this SQLite file is no recording of memkit")
-        if marks[1] != SCHEMA:
-            raise SourceError(f"{self.path}: the recording has schema {marks[1]}; this memkit reads schema {SCHEMA}")
 
     def __enter__(self) -> Self:
         return self

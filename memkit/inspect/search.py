@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from memkit import formats
 from memkit.config import Expect, Expectation, expectations
 from memkit.errors import AmbiguousSession, PolicyError, SessionNotFound
-from memkit.formats import agent_framework_redis, unknown
+from memkit.formats import unknown
 from memkit.formats.model import SEPARATORS, ConfiguredTtl, KeyOwner, Note, Problem, SessionValues, Turn
 from memkit.formats.parsing.encodings import hex_view
 from memkit.history.snapshots import open_source
@@ -30,7 +30,7 @@ __all__ = ["SessionReport", "inspect_session"]
 SCAN_FREELY_KEYS = 1_000_000
 """Up to here the database is always searched for further sessions of the same id: about a second of SCAN."""
 SCAN_TWICE_KEYS = 100_000
-"""Up to here it is always searched again for the one store that encodes the id in its keys."""
+"""Up to here it is always searched again for the stores that write the id in another way into their keys."""
 MAX_NAMES = 50_000
 MIN_UNSEPARATED = 5
 """A shorter id ends too many names by chance."""
@@ -59,8 +59,8 @@ def inspect_session(
 ) -> SessionReport:
     """Find a session by its id or by any of its keys, decode it, and report what is wrong with it.
 
-    Reads on a connection of its own, with CLIENT NO-TOUCH if the server has it (Redis 7.2, Valkey); otherwise a note
-    states how many idle clocks were reset. At most 64 MB and 100,000 elements are read.
+    Reads on a connection of its own, with CLIENT NO-TOUCH if the server has it (Redis 7.2, Valkey; in a cluster
+    Valkey 9); otherwise a note states how many idle clocks were reset. At most 64 MB and 100,000 elements are read.
 
     Args:
         source: A Redis URL, a synchronous client, an RDB file, a directory of RDB files, or an append-only directory.
@@ -131,8 +131,8 @@ class _Search:
         groups, size = self._groups(), self._reader.database_keys()
         if size <= SCAN_FREELY_KEYS or not groups:
             groups = self._groups() if self._scan(self._wanted) else groups
-            if size <= SCAN_TWICE_KEYS or not groups:
-                groups = self._groups() if self._scan(agent_framework_redis.encoded(self._wanted)) else groups
+            for written in formats.written(self._wanted) if size <= SCAN_TWICE_KEYS or not groups else ():
+                groups = self._groups() if self._scan(written) else groups
         else:
             self._notes.append(f"over {SCAN_FREELY_KEYS:,} keys: other stores' sessions of this id were not looked for")
         return self._by_id(groups)
@@ -162,17 +162,28 @@ class _Search:
         groups: dict[Group, dict[str, KeyOwner]] = {}
         for name in self._there:
             owner = self._owner(name, self._wanted)
-            if owner and owner.session == self._wanted and (not owner.prefix[-1:].isalnum() or _is_default(owner)):
+            if (
+                owner
+                and owner.session == self._wanted
+                and (not owner.prefix[-1:].isalnum() or _is_default(owner) or self._owner(name, None) == owner)
+            ):
                 groups.setdefault(owner.group, {})[name] = owner
         strong = {group: owners for group, owners in groups.items() if group[2][-1:] in SEPARATORS}
         return strong or groups
 
     def _by_id(self, groups: Mapping[Group, Mapping[str, KeyOwner]]) -> _Found:
         if len(groups) > 1:
+            groups = {group: owners for group, owners in groups.items() if not self._ends_other(owners)} or groups
+        if len(groups) > 1:
             raise _ambiguous(self._wanted, [(group[0], next(iter(owners))) for group, owners in groups.items()])
         if groups:
             return self._complete(next(iter(next(iter(groups.values())).values())))
         return self._unknown_keys()
+
+    def _ends_other(self, names: Iterable[str]) -> bool:
+        """Return whether the id only ends another one: ``1`` that of ``message_store:session:1``."""
+        owners = [owner for name in names if (owner := self._owner(name, None))]
+        return any(owner.prefix and owner.session != self._wanted for owner in owners)
 
     def _unknown_keys(self) -> _Found:
         """Return the keys of no known store that have the id in their name."""
@@ -197,17 +208,16 @@ class _Search:
         return self._as_unknown(self._wanted, names)
 
     def _unseparated(self) -> _Found | None:
-        """Return the session of keys that end with the id, without a separator before it."""
-        ending = re.compile(rf"[^\W_]{re.escape(self._wanted)}$")
-        names = self._reader.scan(
-            f"{escape_glob(self._reader.target.prefix)}*{escape_glob(self._wanted)}", ending, MAX_NAMES
-        )
+        """Return the session of keys with the id behind a letter or a digit, without a separator between them."""
+        joined = re.compile(rf"[^\W_]{re.escape(self._wanted)}(?:$|{_BETWEEN})")
+        pattern = f"{escape_glob(self._reader.target.prefix)}*{escape_glob(self._wanted)}*"
+        names = self._reader.scan(pattern, joined, MAX_NAMES)
         self._load(KeyRequest(name, "") for name in names)
         if groups := self._groups():
             return self._by_id(groups)
         names = [name for name in names if name in self._there and self._owner(name, None) is None]
         if names:
-            self._notes.append("found at the end of a key's name, without a separator before it")
+            self._notes.append("found in a key's name, without a separator before it")
         return self._as_unknown(self._wanted, names) if names else None
 
     def _as_unknown(self, session: str, names: list[str]) -> _Found:
@@ -250,8 +260,10 @@ class _Search:
 
     def _complete(self, owner: KeyOwner) -> _Found:
         """Read the siblings: those that can be named, then, for stores that do not list them, those that SCAN finds."""
-        if formats.format_of(owner.store).scanned and not self._scanned:
-            self._scan(owner.session)
+        found = formats.format_of(owner.store)
+        if found.scanned and not self._scanned:
+            joined = owner.prefix if owner.prefix[-1:].isalnum() else ""  # so that the id stands by itself
+            self._scan(joined + owner.session.replace(":", found.colon))
         owners = {name: self._owner(name, owner.session) for name in self._there}
         own = {name: each for name, each in owners.items() if each and each.group == owner.group}
         owner = next(iter(own.values()), owner)

@@ -23,6 +23,10 @@ REPLY_TIMEOUT_S = 30.0
 """More than the time to connect: a slow command of another client may delay a batch, which is no reason to give up."""
 
 PINGS = 5
+SAFE_IN_A_CLUSTER = 9
+"""The Valkey from which on CLIENT NO-TOUCH is safe in a cluster. With it, a command for a key of a slot that moves ends
+a server of Redis 8.2.3 by a null pointer (measured; from redis/redis#13512 on, and in Valkey 8.1 before valkey#2347).
+"""
 
 _CONTAINERS = frozenset({"client", "config", "memory", "object", "latency", "slowlog", "cluster", "acl"})
 _KEY_COMMANDS = {
@@ -140,14 +144,23 @@ class ReadOnlyConnection:
         self._pending: deque[PendingReplies] = deque()
         if self._replica:
             self.ask("READONLY")
-        self.touches_because = "CLIENT NO-TOUCH was not sent"
-        if self._keep_idle_times:
-            reply = self.ask("CLIENT", "NO-TOUCH", "ON")
-            if str(reply).startswith("NOAUTH"):
-                raise redis.AuthenticationError(str(reply))
-            self.touches_because = "CLIENT NO-TOUCH needs Redis 7.2 or Valkey" if refused(reply) else ""
-            if str(reply).startswith("NOPERM"):
-                self.touches_because = "this user may not use CLIENT NO-TOUCH"
+        self.touches_because = self._keep_idle() if self._keep_idle_times else "CLIENT NO-TOUCH was not sent"
+
+    def _keep_idle(self) -> str:
+        """Send CLIENT NO-TOUCH if that is safe; return why reading a value resets its idle time nevertheless."""
+        reply = self.ask("CLUSTER", "MYID")
+        if str(reply).startswith("NOAUTH"):
+            raise redis.AuthenticationError(str(reply))
+        if "cluster support disabled" not in str(reply):
+            about = self.ask("INFO", "server")
+            version = "" if refused(about) else info_fields(about).get("valkey_version", "")
+            if int(version.partition(".")[0] or 0) < SAFE_IN_A_CLUSTER:
+                unknown = "this server does not report whether it is in one" if refused(reply) else "and this is one"
+                return f"CLIENT NO-TOUCH can end a server of a cluster before Valkey {SAFE_IN_A_CLUSTER}, {unknown}"
+        reply = self.ask("CLIENT", "NO-TOUCH", "ON")
+        if str(reply).startswith("NOPERM"):
+            return "this user may not use CLIENT NO-TOUCH"
+        return "CLIENT NO-TOUCH needs Redis 7.2 or Valkey" if refused(reply) else ""
 
     def ask(self, *args: str | bytes | int) -> Reply:
         """Send one command and return its reply."""

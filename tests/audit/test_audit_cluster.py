@@ -7,11 +7,13 @@ from collections.abc import Iterator
 import pytest
 import redis
 import redis.crc
-from servers import every_server
-from topology import Cluster, cluster, move_slot
+from servers import LANES, every_server
+from topology import Cluster, cluster, lists_replicas, move_slot
+from waiting import wait_for
 
 from memkit.audit import audit
 from memkit.audit.sampling import KEPT_OF_ALL
+from memkit.inspect import inspect_session
 from memkit.server import RedisServer
 
 BINARY = every_server()[next(name for name, binary in every_server().items() if binary)]
@@ -57,6 +59,7 @@ def test_replica_of_a_cluster_is_read_on_each_shard(nodes: Cluster) -> None:
     for server in nodes.primaries:
         with server.client() as client:
             client.execute_command("WAIT", 1, 60_000)
+    wait_for("listed replicas", lambda: list(map(lists_replicas, nodes.servers)), all)
     given = [nodes.url, *(f"redis://127.0.0.1:{nodes.servers[at].port}" for at in (0, 4))]
     for full, url in zip((False, True, False), given, strict=True):
         before = list(map(type_calls, nodes.servers))
@@ -137,19 +140,48 @@ def test_slots_that_move_are_reported(nodes: Cluster) -> None:
     assert not [one for one in report.findings if one.cause == "deleted"]
 
 
-def test_keys_of_a_slot_that_is_moving_are_reported(nodes: Cluster) -> None:
-    fill(nodes, 6_000)
-    slot = redis.crc.key_slot(b"chat:17")
-    with nodes.client() as client:
-        for number in range(30):
-            client.set(f"chat:{{chat:17}}:{number}", "{}", ex=WEEK_S)
-    moved = move_slot(nodes, slot, keys=20, finish=False)
-    assert moved == 20
-    report = audit(nodes.url, expect={"chat:*": "7d"}, duty=1)
-    # The server that imports the slot has them, and sends readers to the other until the slot is its own.
-    assert "20 keys moved to another server before they were read" in report.notes
-    assert report.sample["keys"] == 6_010
-    assert not [finding for finding in report.findings if finding.prefix]
+@pytest.mark.parametrize("lane", every_server())
+def test_slot_that_is_moving_ends_no_server(lane: str) -> None:
+    """With CLIENT NO-TOUCH, Redis 8.2 ends when a key of such a slot is looked up."""
+    binary = every_server()[lane]
+    if not binary:
+        pytest.skip(f"no {lane} on this machine: {LANES[lane]}")
+    with cluster(binary.path, replicas=False) as nodes:
+        fill(nodes, 6_000)
+        slot = redis.crc.key_slot(b"chat:17")
+        with nodes.client() as client:
+            for number in range(30):
+                client.set(f"chat:{{chat:17}}:{number}", "{}", ex=WEEK_S)
+        assert move_slot(nodes, slot, keys=20, finish=False) == 20
+        report = audit(nodes.url, expect={"chat:*": "7d"}, duty=1)
+        # The server that imports the slot has them, and sends readers to the other until the slot is its own.
+        assert "20 keys moved to another server before they were read" in report.notes
+        assert report.sample["keys"] == 6_010
+        assert not [finding for finding in report.findings if finding.prefix]
+        full = audit(nodes.url, expect={"chat:*": "7d"}, full=True, touch=True, duty=1)
+        assert not [finding for finding in full.findings if finding.prefix]
+        assert bool(full.proof.idle_clocks_touched) == (lane != "valkey-9")
+        inspect_session(nodes.url, "chat:17")
+        assert all(server.running for server in nodes.servers)
+
+
+def test_field_ttls_in_a_cluster_are_read_if_allowed() -> None:
+    binary = every_server()["redis-8.2"]
+    if not binary:
+        pytest.skip(f"no redis-8.2 on this machine: {LANES['redis-8.2']}")
+    with cluster(binary.path, replicas=False) as nodes:
+        with nodes.client() as client:
+            for number in range(40):
+                client.hset(f"chat:{number}", mapping={"text": "hi"})
+                client.hexpire(f"chat:{number}", WEEK_S, "text")
+        report = audit(nodes.url, expect={"chat:*": "7d"}, duty=1)
+        assert report.proof.idle_clocks_touched == 0
+        assert "none of 40 keys under chat: shows that 7d is given" in str(report.notes)
+        assert any(note.startswith("not checked: 40 hashes without a TTL") for note in report.notes)
+        allowed = audit(nodes.url, expect={"chat:*": "7d"}, touch=True, duty=1)
+        assert allowed.proof.idle_clocks_touched == 40
+        for one in (report, allowed):
+            assert not [finding for finding in one.findings if finding.prefix]
 
 
 def test_cluster_with_only_failing_servers_is_an_error(nodes: Cluster) -> None:

@@ -222,6 +222,28 @@ def all_of(server: RedisServer, pattern: str, store: str) -> AuditReport:
     return audit(server.url, expect={pattern: "7d" if volatile else None}, full=True, duty=1)
 
 
+def test_the_index_of_another_store_is_not_judged(server: RedisServer) -> None:
+    with server.client() as client:
+        for n in range(10):
+            copy_of(client, "langgraph-plainredis", n)
+        for n in range(5):
+            copy_of(client, "langchain-community", n)
+        assert all_of(server, "message_store:*", "langchain-community").findings == ()
+
+
+PARTS = [(store, part) for store in SEVERAL_PARTS
+         for part in sorted({entry["key"].partition("sess-A")[0] for entry in capture.capture(store)["keys"]
+                             if "sess-A" in entry["key"] and entry["pttl"] > 0})]  # fmt: skip
+
+
+@pytest.mark.parametrize(("store", "part"), PARTS)
+def test_one_part_of_healthy_sessions_lacks_nothing(store: str, part: str, server: RedisServer) -> None:
+    with server.client() as client:
+        for n in range(5):
+            copy_of(client, store, n)
+        assert all_of(server, f"{part}sess-*", store).findings == ()
+
+
 # A pickled session has its id behind a word, and vectors are bytes: they are copied as they are.
 COPIED = [name for name in capture.names() if capture.capture(name)["session_id"] == "sess-A" or "vercel" in name]
 

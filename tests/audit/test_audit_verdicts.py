@@ -451,8 +451,10 @@ def test_note_names_every_check_that_needs_values(traffic: Traffic) -> None:
     assert all(check in note for check in (*CHECKS, "stale_index"))
 
 
-def test_two_ttls_without_expectation_are_not_healthy(traffic: Traffic) -> None:
-    events = traffic.sessions(reads=0) + traffic.sessions(reads=0, ttl_s=30 * DAY)
+@pytest.mark.parametrize("longer", [60, 150])
+def test_two_ttls_without_expectation_are_not_healthy(longer: int, traffic: Traffic) -> None:
+    others = replace(traffic, count=longer)
+    events = traffic.sessions(reads=0) + others.sessions(reads=0, ttl_s=30 * DAY)
     report = traffic.world(events, expect={}).audited()
     assert (report.verdict.status, report.exit_code) == ("undetermined", 2)
     assert "two TTLs under one prefix" in text_of(report)

@@ -516,6 +516,79 @@ def test_a_thread_without_its_latest_checkpoint() -> None:
     assert any("the newest state that can be" in item.message for item in items if isinstance(item, Note))
 
 
+def changed(raw: RedisValue, **values: Any) -> RedisValue:
+    """Return a document with other values; None takes a field away."""
+    document = json.loads(raw.data) | values
+    data = json.dumps({name: value for name, value in document.items() if value is not None}).encode()
+    return raw._replace(data=data, total=len(data))
+
+
+def test_lists_of_writes_without_a_word_for_the_root() -> None:
+    raws = [raw._replace(name=raw.name.replace("__empty__", "")) if raw.kind == "zset" else raw
+            for raw in raws_of("langgraph-redis")]  # fmt: skip
+    assert {owner.group for raw in raws if (owner := formats.recognise(raw, None))} == {
+        ("langgraph-redis", "sess-A", "")
+    }
+    assert problems(decoded(raws)) == []
+    assert problems(decoded([raw for raw in raws if raw.kind != "zset"]))[0].cause == "dangling"
+
+
+@pytest.mark.parametrize("in_blobs", [False, True])
+def test_a_thread_of_the_first_versions(in_blobs: bool) -> None:
+    raws: list[RedisValue] = []
+    for raw in raws_of("langgraph-redis"):
+        if raw.name.startswith("checkpoint:"):
+            checkpoint = json.loads(raw.data)["checkpoint"]
+            values = checkpoint.pop("channel_values") if in_blobs else {}
+            for channel, value in values.items():
+                blob = {"thread_id": "sess-A", "channel": channel, "version": "1", "blob": json.dumps(value)}
+                name = f"checkpoint_blob:sess-A:__empty__:{channel}:{checkpoint['channel_versions'][channel]}"
+                raws.append(changed(raw, **blob, checkpoint=None)._replace(name=name))
+            raws.append(changed(raw, checkpoint=checkpoint, checkpoint_ts=None, has_writes=None))
+        elif raw.name.startswith("checkpoint_write:"):
+            raws.append(raw)
+    stored = known_of(raws)
+    items = list(formats.decode(stored))
+    assert formats.store_name(stored) == "langgraph-redis"
+    assert plainly(turns(items)) == expected_of("langgraph-redis")
+    assert problems(items) == []
+
+
+def test_a_shallow_saver_that_deleted_its_list() -> None:
+    raws = [raw for raw in raws_of("langgraph-redis-shallow") if raw.kind != "zset"]
+    assert [problem.cause for problem in problems(decoded(raws))] == ["dangling"]
+    before = [changed(raw, run_id=None) for raw in raws]
+    assert problems(decoded(before)) == []
+
+
+def test_a_pointer_without_the_users_own_prefix() -> None:
+    raws = raws_of("langgraph-redis-own-prefix")
+    (pointer,) = [raw for raw in raws if "_latest:" in raw.name]
+    renamed = pointer._replace(name="checkpoint_latest:" + pointer.name.partition("_latest:")[2])
+    raws = [renamed if raw is pointer else raw for raw in raws]
+    assert len({owner.group for raw in raws if (owner := formats.recognise(raw, None))}) == 1
+    assert problems(decoded(raws)) == []
+
+
+def test_writes_alone_do_not_show_their_own_prefix() -> None:
+    writes = [raw for raw in raws_of("langgraph-redis-own-prefix") if b'"task_id"' in raw.data]
+    assert writes
+    lost = {problem.message for problem in problems(decoded(writes))}
+    assert lost == {"a checkpoint has writes, and the list of them no longer exists"}
+
+
+@pytest.mark.parametrize("name", ["langgraph-redis", "langgraph-js", "langgraph-redis-shallow", "langgraph-js-shallow"])
+def test_a_subgraph_that_keeps_its_state(name: str) -> None:
+    own = raws_of(name)
+    found = re.compile("(?<=sess-A:)(__empty__)?(?=:|$)")
+    inner = [raw._replace(name=found.sub("sub", raw.name, count=1), data=found.sub("sub", raw.data.decode()).encode(),
+                          scores={found.sub("sub", each, count=1): score for each, score in raw.scores.items()})
+             for raw in own]  # fmt: skip
+    for wanted in ("sess-A", None):
+        owners = [formats.recognise(raw, wanted) for raw in (*own, *inner) if raw.name != "checkpoint:sess-A:sub"]
+        assert {owner and owner.group for owner in owners} == {(owners[0] and owners[0].group)}
+
+
 SEVERAL = ("openai-agents", "agno", "langgraph-redis", "langgraph-redis-shallow", "langgraph-plainredis")
 OTHER_KIND = [(name, raw.name) for name in SEVERAL for raw in raws_of(name) if "checkpoint_write" not in raw.name]
 

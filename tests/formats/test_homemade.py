@@ -139,6 +139,10 @@ def test_roles_that_are_numbers_leave_the_texts() -> None:
     assert [item.message[:16] for item in items if isinstance(item, Note)] == ["the order of the", "partly decoded: "]
 
 
+def test_settings_are_no_transcript() -> None:
+    assert turns(decoded(string(b"model: gpt-4o\nsystem: be kind\ntemperature: 1"))) == []
+
+
 def test_lines_without_roles_are_partly_decoded() -> None:
     (note,) = decoded(elements(b"hi there", b"how are you"))
     assert note == Note("partly decoded: the payload is plain text, and shows no roles")
@@ -280,6 +284,18 @@ MORE = {
                         {"_role": "assistant", "_content": [{"text": "ho"}]}]),
     "Slack": elements({"user": "U1", "text": "hi"}, {"bot_id": "B1", "text": "ho"}),
     "an author beside them": string({"author": "bob", "type": "agent", "items": [ASKED, ANSWERED]}),
+    "pairs by their places": string({"history": {"internal": [["hi", "ho"]], "visible": [["hi", "ho"]]}}),
+    "a Markdown transcript": string(b"**User:** hi\n\n**Assistant:** ho"),
+    "times before the lines": string(b"[2026-11-28 10:00:00] User: hi\n[2026-11-28 10:00:05] Bot: ho"),
+    "a role in a longer word": elements({"event": "message.user", "text": "hi"}, {"event": "bot_msg", "text": "ho"}),
+    "a text in an object": elements({"from": "user", "text": {"body": "hi"}}, {"from": "bot", "text": {"value": "ho"}}),
+    "a flag in an object": elements({"author": {"bot": False}, "content": "hi"},
+                                    {"author": {"bot": True}, "content": "ho"}),
+    "in and out": elements({"direction": "in", "text": "hi"}, {"direction": "out", "text": "ho"}),
+    "a pair of objects": string([{"user": {"text": "hi"}, "assistant": {"text": "ho"}}]),
+    "messages with marks": string({"memory": {"content": [[ASKED, ["pinned"]], [ANSWERED, []]]}}),
+    "equal scores and times": RedisValue("chat:1", "zset", scores={json.dumps(ANSWERED | {"ts": 2}): 0.0,
+                                                                   json.dumps(ASKED | {"ts": 1}): 0.0}),
     "one id for all": elements(*(each | {"id": "u1"} for each in (ASKED, ANSWERED, ASKED, ANSWERED))),
 }  # fmt: skip
 
@@ -324,8 +340,38 @@ def test_results_of_calls_that_are_not_stored() -> None:
     assert [item.cause for item in lost if isinstance(item, Problem)] == ["orphan_tool_result"]
 
 
+def test_equal_scores_show_no_order() -> None:
+    tied = RedisValue("chat:1", "zset", scores={json.dumps(ANSWERED): 1.0, json.dumps(ASKED): 1.0})
+    (note,) = [item.message for item in decoded(tied) if isinstance(item, Note)]
+    assert note == "the order of the messages is not known if their scores are equal: 1 pair of them"
+
+
+def test_a_sender_without_a_role_is_shown() -> None:
+    both = [{"source": "user", "content": "hi", "kind": "x"}, {"source": "planner", "content": "ho", "kind": "x"}]
+    assert turns(decoded(string({"thread": both}))) == [("user", "hi"), ("other", "ho")]
+
+
+def test_elements_that_are_no_messages_are_counted() -> None:
+    items = decoded(elements(ASKED, [1], ANSWERED | {"ts": 2}))
+    assert items[-1] == Note("1 element of 3 are no messages and are not shown")
+
+
 @pytest.mark.parametrize(
-    "value", [{"cart": [{"sku": "a", "count": 2}]}, {"flags": {"beta": True}}, [["a", "b"]], [1, 2]]
+    "value",
+    [
+        {"cart": [{"sku": "a", "count": 2}]},
+        {"flags": {"beta": True}},
+        [["a", "b"]],
+        [1, 2],
+        {"user": "u1", "items": [{"sku": "a"}, {"sku": "b"}]},
+        {"passport": {"user": "u1"}},
+        {"users": [{"user": "u1"}, {"user": "u2"}]},
+        {"role": "admin", "message": "away"},
+        {"type": "like", "from": "u2", "post": "p1"},
+        {"history": [["2026-01-01", "100"], ["2026-01-02", "101"]]},
+        {"request": {"url": "/", "body": "a"}, "response": {"status": 200, "body": "b"}},
+        [{"source": "system", "message": "started"}, {"source": "system", "message": "stopped"}],
+    ],
 )
 def test_what_is_no_conversation_shows_none(value: Any) -> None:
     assert turns(decoded(string(value))) == []

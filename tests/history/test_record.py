@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -317,7 +317,7 @@ def test_killed_it_keeps_what_was_committed(tmp_path: Path) -> None:
         os.kill(process.pid, signal.SIGKILL)
         process.wait(60)
     assert cause(path, "chat:1") == "exists"
-    with sqlite3.connect(path) as file:
+    with closing(sqlite3.connect(path)) as file:
         assert file.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
@@ -412,7 +412,7 @@ def test_damaged_recording_is_refused(tmp_path: Path) -> None:
 
 def test_other_sqlite_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.db"
-    with sqlite3.connect(path) as file:
+    with closing(sqlite3.connect(path)) as file:
         file.execute("CREATE TABLE t (a)")
     with pytest.raises(SourceError, match="no recording of memkit"):
         history(path)

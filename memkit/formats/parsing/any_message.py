@@ -12,18 +12,19 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from memkit.formats.model import Tool, Turn, a_dict, a_list, seconds, text_or_none
+from memkit.formats.model import Tool, Turn, a_dict, a_list, one_of, seconds, text_or_none
 from memkit.formats.parsing.chat import (
     ROLES,
     answered,
-    call_of,
     calls,
     dumped,
     flatten,
+    inner_text,
     part_text,
     plain_fields,
     plain_name,
     role_of,
+    tool_in,
 )
 from memkit.formats.parsing.element_shapes import CALLS
 
@@ -41,9 +42,14 @@ _MODEL = re.compile(r"(?:chat)?gpt|claude|gemini|llama|mistral|copilot")
 """A message by such a sender is the assistant's: ``gpt-4o``, ``Claude``."""
 _ROLE_FIELDS = ("role", "messagerole", "type", "messagetype", "sendertype", "senderrole", "usertype", "sender",
                 "author", "from", "speaker", "event", "kind", "source", "direction")  # fmt: skip
-_PERSON_FIELDS = ("role", "sender", "author", "from", "speaker")
+_PERSON_FIELDS = ("role", "sender", "author", "from", "speaker", "senderid", "authorid")
+_ROLE_WORDS = re.compile(r"[^a-z]+|message|msg")
+"""What stands beside the role in ``message.user`` and ``bot_msg``."""
+_SHORTEST_WORD = 2
+"""``u2`` is a user's id."""
 _FLAGS = {"isuser": "user", "fromuser": "user", "ishuman": "user", "isai": "assistant", "isassistant": "assistant",
-          "isme": "assistant", "isbot": "assistant"}  # fmt: skip
+          "isme": "assistant", "isbot": "assistant", "bot": "assistant"}  # fmt: skip
+_DIRECTIONS = {"in": "user", "out": "assistant"}
 _OTHER_SIDE = {"user": "assistant", "assistant": "user"}
 _TEXT_FIELDS = ("content", "text", "message", "parts", "body", "contents", "blocks", "msg", "value", "utterance",
                 "items", "payload", "data")  # fmt: skip
@@ -51,7 +57,7 @@ _TIME_FIELDS = ("createdat", "timestamp", "ts", "time", "date", "datetime", "sen
                 "createtime", "timestampms", "senton")  # fmt: skip
 _ORDER_FIELDS = (*_TIME_FIELDS, "index", "i", "seq", "sequence", "order", "position", "turn", "n", "no")
 _ID_FIELDS = ("id", "messageid", "uuid", "msgid")
-_INNER_FIELDS = ("message", "data", "kwargs", "payload", "msg", "value", "content")
+_INNER_FIELDS = ("message", "data", "kwargs", "payload", "msg", "value", "content", "item")
 _CALL_FIELDS = ("toolcalls", "toolexecutionrequests", "invalidtoolcalls")
 _RESULT_FIELDS = ("toolresponses", "responses", "toolresults")
 _NO_TEXT = re.compile(r".*id|model|.*name|status|lang\w*|channel|platform|version|.*reason|session|thread|topic|title|"
@@ -62,7 +68,7 @@ _ASKED = re.compile(
     rf"(?:prompt|question|query|utterance|instruction|inputs?|request|q)(?:text)?|(?:user|human|customer|client){_SPOKEN}?"
 )
 _ANSWERED = re.compile(
-    r"(?:response|answer|outputs?|completion|reply|generation|a)(?:text)?|"
+    r"(?:response|answer|outputs?|completion|reply|generation|fulfillment|a)(?:text)?|"
     rf"(?:assistant|ai|bot|llm|agent|gpt|chatbot|model){_SPOKEN}?"
 )
 _LESS_LIKELY = ("user", "customer", "client", "model", "agent")
@@ -74,8 +80,10 @@ _CALL_PARTS = frozenset({"tooluse", "toolcall", "functioncall"})
 _RESULT_PARTS = frozenset({"toolresult", "functionresult", "functionresponse", "toolresponse", "toolreturn"})
 _DONE_STATES = ("result", "output-available", "output-error")
 _TRANSCRIPT_CHARS = 1 << 20
-_SPOKEN_LINE = re.compile(r"[\s*\[<]*(\w[\w ]{0,20}?)[*\]>]*\s*[:|]\s*(.*)", re.DOTALL)
-_LINE_START = re.compile(r"^(?=[*\[<]*\w[\w ]{0,20}?[*\]>]*\s*:)", re.MULTILINE)
+_STAMP = r"(?:[\[(]?\d[\d:.,/T+ -]{3,28}[AP]?M?Z?[\])]?[ -]+)?"
+"""The time before a line of a transcript: ``[10:02]``, ``2026-11-28 10:02:03 -``."""
+_SPOKEN_LINE = re.compile(rf"\s*({_STAMP})[\s*\[<]*(\w[\w ]{{0,20}}?)[*\]>]*\s*[:|][*_]*\s*(.*)", re.DOTALL)
+_LINE_START = re.compile(rf"^(?={_STAMP}[*\[<]*\w[\w ]{{0,20}}?[*\]>]*\s*:)", re.MULTILINE)
 
 
 def any_role(value: Any) -> str:
@@ -83,7 +91,10 @@ def any_role(value: Any) -> str:
     if not isinstance(value, str):
         return "other"
     plain = plain_name(value.strip())
-    return _MORE_ROLES.get(plain) or ("assistant" if _MODEL.match(plain) else "other")
+    if role := _MORE_ROLES.get(plain) or ("assistant" if _MODEL.match(plain) else None):
+        return role
+    words = [word for word in _ROLE_WORDS.split(plain) if len(word) >= _SHORTEST_WORD]
+    return _MORE_ROLES.get(words[0], "other") if len(words) == 1 else "other"
 
 
 def read_any(value: dict[str, Any], key: str) -> Sequence[Turn] | str:
@@ -125,11 +136,13 @@ def _messages(fields: Mapping[str, Any], key: str) -> list[Turn]:
     # The AI SDK repeats a text in ``parts``, or has the calls beside it; LangChain and llama-index keep OpenAI's form.
     parts = [_taken_apart(fields[each]) for each in (name, "parts", "toolinvocations") if each and each in fields]
     extra = plain_fields(a_dict(fields.get("additionalkwargs")))
-    called = [*a_list(extra.get("toolcalls")), extra.get("functioncall"), fields.get("functioncall")]
-    made = [tool for field in _CALL_FIELDS for tool in calls(fields.get(field))]
-    made = made or next((each.calls for each in parts if each.calls), []) or list(calls(called))
-    answers = [each for field in _RESULT_FIELDS for each in a_list(fields.get(field)) if isinstance(each, dict)]
-    results = [(call_of(each), _result_text(plain_fields(each))) for each in answers]
+    made = [tool for field in _CALL_FIELDS if field in fields for tool in calls(fields[field])]
+    made = made or next((each.calls for each in parts if each.calls), [])
+    if not made and (extra or "functioncall" in fields):
+        made = list(calls([*a_list(extra.get("toolcalls")), extra.get("functioncall"), fields.get("functioncall")]))
+    answers = [plain_fields(each) for field in _RESULT_FIELDS if field in fields for each in a_list(fields[field])
+               if isinstance(each, dict)]  # fmt: skip
+    results = [(tool_in(each), _result_text(each)) for each in answers]
     results = results or next((each.results for each in parts if each.results), [])
     text = parts[0].text if name else ""
     if name is None and not made and not results and "content" not in fields:
@@ -162,23 +175,24 @@ def _taken_apart(content: Any) -> _Parts:
         content = content["parts"]
     if not isinstance(content, list):
         return _Parts(_text_of(content) or "", [], [], [])
-    found = _Parts("", [], [], [])
     texts: list[str] = []
+    made: list[Tool] = []
+    results: list[tuple[Tool, str]] = []
+    prompts: list[str] = []
     for part in content:
         if isinstance(part, dict) and part.get("type", part.get("block_type")) == "text" and "text" in part:
-            texts.append(part["text"] if isinstance(part["text"], str) else "")  # most parts are texts
+            texts.append(inner_text(part) or "")  # most parts are texts
             continue
         kind, inner = _tool_part(part)
-        if kind == "result":
-            found.results.append((call_of(inner), _result_text(inner)))
-        elif kind:
-            found.calls.append(call_of(inner))
-            if kind == "call with its result":
-                found.results.append((call_of(inner), _result_text(inner)))
+        if kind:
+            if kind != "result":
+                made.append(tool_in(inner))
+            if kind != "call":
+                results.append((tool_in(inner), _result_text(inner)))
         elif (text := _text_of(part)) is not None:
             is_prompt = isinstance(part, dict) and part.get("part_kind") == "system-prompt"  # Pydantic AI
-            (found.instructions if is_prompt else texts).append(text)
-    return found._replace(text="\n".join(texts))
+            (prompts if is_prompt else texts).append(text)
+    return _Parts("\n".join(texts), made, results, prompts)
 
 
 def _text_of(part: Any) -> str | None:
@@ -232,7 +246,9 @@ def _item(fields: Mapping[str, Any], key: str) -> list[Turn]:
         return [Turn("tool", _result_text(fields), (Tool(None, call_id),), _time(fields), uid, key)]
     if kind in CALLS or (kind.endswith("_call") and call_id):
         tool = Tool(text_or_none(fields.get("name")), call_id or uid)
-        return [Turn("assistant", "", (tool,), _time(fields), uid, key)]
+        call = Turn("assistant", "", (tool,), _time(fields), uid, key)
+        result = next((fields[name] for name in ("output", "error") if fields.get(name) is not None), None)  # MCP's
+        return [call] if result is None else [call, Turn("tool", dumped(result), (tool,), call.at_s, None, key)]
     return []
 
 
@@ -275,7 +291,9 @@ def _role(fields: Mapping[str, Any]) -> str | None:
     found = (_role_in(fields[name]) for name in _ROLE_FIELDS if name in fields)
     if role := next((each for each in found if each != "other"), None) or _flagged(fields):
         return role
-    if not any(isinstance(fields.get(name), str | list) for name in _TEXT_FIELDS):
+    if one_of(fields.get("direction"), _DIRECTIONS):
+        return _DIRECTIONS[fields["direction"]]
+    if not any(_is_text(fields.get(name)) for name in _TEXT_FIELDS):
         return None
     others = (
         role_of(each.lower()) for name, each in fields.items() if name not in _TEXT_FIELDS and isinstance(each, str)
@@ -288,6 +306,13 @@ def _role(fields: Mapping[str, Any]) -> str | None:
         return "assistant"
     answers = any(_side(name) == "assistant" for name in fields)
     return "user" if isinstance(fields.get("user"), str) and not answers else None
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether a content is text, or has one in it: a list of anything else may be a cart."""
+    if isinstance(value, list):
+        return any(map(_is_text, value))
+    return isinstance(value, str) or (isinstance(value, dict) and inner_text(value) is not None)
 
 
 def _role_in(value: Any) -> str:
@@ -334,7 +359,7 @@ def _pair(fields: Mapping[str, Any], key: str) -> list[Turn]:
         both = list(zip(question, answer, strict=True))
     at_s = _time(fields)
     return [
-        Turn(role, flatten(text), (), at_s, None, key)
+        Turn(role, flatten(text), (), at_s or _time(plain_fields(a_dict(text))), None, key)
         for pair in both
         for role, text in zip(("user", "assistant"), pair, strict=True)
         if text is not None
@@ -352,6 +377,8 @@ def _likeliest(names: list[str]) -> str | None:
 
 
 def _is_content(value: Any) -> bool:
+    if isinstance(value, dict):
+        return isinstance(value.get("text", value.get("content")), str)
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str | dict) for each in value))
 
 
@@ -385,8 +412,10 @@ def _number(value: Any) -> Any:
 def spoken_line(text: str, key: str) -> Turn | None:
     """Return the message of a line ``User: hello`` or ``user|hello``, or None."""
     found = _SPOKEN_LINE.fullmatch(text)
-    role = any_role(found[1]) if found else "other"
-    return Turn(role, found[2].strip(), (), None, None, key) if found and role != "other" else None
+    role = any_role(found[2]) if found else "other"
+    if found is None or role == "other":
+        return None
+    return Turn(role, found[3].strip(), (), seconds(found[1].strip("[]() -")), None, key)
 
 
 def spoken_lines(text: str, key: str) -> list[Turn]:
@@ -401,4 +430,5 @@ def spoken_lines(text: str, key: str) -> list[Turn]:
             found[-1] = found[-1]._replace(text=f"{found[-1].text}\n{part.strip()}")
         else:
             found.append(turn)
-    return found if len({turn.role for turn in found}) > 1 else []
+    roles = {turn.role for turn in found}
+    return found if "user" in roles and len(roles) > 1 else []  # settings have lines "model: …" and "system: …"

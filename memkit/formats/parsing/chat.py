@@ -22,6 +22,7 @@ CALL_PARTS = frozenset({"tool_use", "tool_call", "function_call", "toolUse", "to
 _STEP_PARTS = frozenset({"step-start", "step-finish", "start-step", "finish-step"})
 """Marks that the AI SDK puts between the steps of an answer."""
 _CALL_IDS = ("toolcallid", "tooluseid", "callid")
+_FEW_FIELDS = 32
 _LONG_NAME = 64
 """No field that is looked for has a longer name; hostile ones need not be kept."""
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,32}", re.ASCII)
@@ -49,8 +50,7 @@ def part_text(part: Any) -> str | None:
     """Return one part as text or mark; None for a tool call, which is shown as such, and for a step's mark."""
     if not isinstance(part, dict):
         return flatten(part) if part is None or isinstance(part, str) else json.dumps(part)
-    text = part.get("text", part.get("content"))
-    if isinstance(text, str):
+    if (text := inner_text(part)) is not None:
         return text
     if isinstance(part.get("parts"), list):
         return flatten(part["parts"])
@@ -58,6 +58,14 @@ def part_text(part: Any) -> str | None:
     if one_of(kind, CALL_PARTS) or one_of(kind, _STEP_PARTS):
         return None
     return f"[{kind if isinstance(kind, str) and _WORD.fullmatch(kind) else 'part'}]"
+
+
+def inner_text(part: Mapping[str, Any]) -> str | None:
+    """Return the text of a part: ``{"text": …}``, ``{"text": {"value": …}}``, ``{"body": …}``; None if it has none."""
+    text = part.get("text", part.get("content"))
+    holder = text if isinstance(text, dict) else part if text is None and "type" not in part else {}
+    text = text if isinstance(text, str) else holder.get("value", holder.get("body"))
+    return text if isinstance(text, str) else None
 
 
 def dumped(value: Any) -> str:
@@ -78,15 +86,28 @@ def plain_name(name: str) -> str:
 
 def plain_fields(value: Mapping[str, Any]) -> dict[str, Any]:
     """Return an object with plain names; of two alike the first counts."""
+    if len(value) <= _FEW_FIELDS and (names := _plain_names(tuple(value))):
+        return dict(zip(names, value.values(), strict=True))
     found: dict[str, Any] = {}
     for name, each in value.items():
         found.setdefault(plain_name(name), each)
     return found
 
 
+@lru_cache(maxsize=1_024)
+def _plain_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the plain names of an object's fields, none if two are alike: most messages have the same fields."""
+    plain = tuple(map(plain_name, names))
+    return plain if len(set(plain)) == len(plain) else ()
+
+
 def call_of(call: Mapping[str, Any]) -> Tool:
     """Return the tool of a call, in any of the forms that APIs give it."""
-    fields = plain_fields(call)
+    return tool_in(plain_fields(call))
+
+
+def tool_in(fields: Mapping[str, Any]) -> Tool:
+    """Return the tool of a call; its fields have plain names."""
     name = (
         fields.get("name") or a_dict(fields.get("function") or fields.get("call")).get("name") or fields.get("toolname")
     )

@@ -15,12 +15,16 @@ from memkit.formats.parsing.chat import role_of
 LIKELY_FIELDS = ("messages", "history", "chat_history", "chatHistory", "conversation", "turns", "dialogue", "dialog",
                  "chat", "transcript", "exchanges", "events", "items", "entries", "log", "contents", "memory", "data",
                  "state")  # fmt: skip
+PAIR_FIELDS = ("history", "chat_history", "chatHistory", "conversation", "messages", "turns", "dialogue", "dialog",
+               "chat", "chatbot", "exchanges", "internal", "visible")  # fmt: skip
+"""Fields in which ``[["hi", "ho"]]`` is a question and its answer (Gradio, text-generation-webui)."""
 MAX_DEPTH = 5
 _CLEAR_MAJORITY = 4
 """How many pairs of neighbours must be in one order for one that is not: a few clocks are always skewed."""
 _JUDGED = 200
 """The order is judged by so many entries of each end; a list is written in one direction."""
 
+_LETTER = re.compile(r"[^\W\d_]")
 _TRAILING_NUMBER = re.compile(r"(\d{1,20})$", re.ASCII)
 _NUMBERED = re.compile(r"(?:[a-z]+[:._-])?(\d{1,9})[:._-]([a-zA-Z]+)|([a-zA-Z]+)[:._-](\d{1,9})", re.ASCII)
 
@@ -45,6 +49,8 @@ def entry_of(value: Any, key: str) -> Entry | None:
     if isinstance(value, list) and len(value) == 2 and all(isinstance(each, str) for each in value):
         role, text = role_of(value[0].lower()), value[1]
         return Entry((Turn(role, text, (), None, None, key),)) if role != "other" else None
+    if isinstance(value, list) and value and not any(isinstance(each, dict) for each in value[1:]):
+        value = value[0]  # a message with its marks (AgentScope)
     if not isinstance(value, dict):
         return None
     turns, place = messages_of(value, key)
@@ -64,9 +70,9 @@ def find_entries(value: Any, key: str, depth: int = 0) -> list[Entry]:
     if isinstance(value, str):
         value = _inner(value)
     if isinstance(value, list):
-        found = [entry for each in value if (entry := entry_of(each, key))]
-        if 2 * len(found) >= len(value):  # of a conversation at least half are messages
-            return found
+        spoken = list(_spoken({str(at): each for at, each in enumerate(value)}, key).values())
+        if 2 * len(spoken) >= len(value):  # of a conversation at least half are messages
+            return spoken
         return next(_deeper(value, key, depth), []) if len(value) == 1 else []
     if not isinstance(value, dict):
         return []
@@ -74,8 +80,10 @@ def find_entries(value: Any, key: str, depth: int = 0) -> list[Entry]:
     lists = [each for each in fields if isinstance(each, list)]
     if found := next(_deeper(lists, key, depth), []):  # a session may have an author, or a type, beside its messages
         return found
-    if entry := entry_of(value, key):
-        return [entry]
+    if alone := _spoken({"": value}, key):
+        return list(alone.values())
+    if pairs := next((found for name in PAIR_FIELDS if (found := _pairs(value.get(name), key))), []):
+        return pairs
     fields += [each for name, each in value.items() if name not in LIKELY_FIELDS]
     inner = [each for each in fields if isinstance(each, list | dict | str)]
     return named_entries(value, key) or next(_deeper(inner, key, depth), [])
@@ -86,7 +94,7 @@ def named_entries(values: Mapping[str, Any], key: str) -> list[Entry]:
 
     A name may hold the number and the role (``0:user``), or several names the fields of one message (``0:role``).
     """
-    each = {name: entry for name, value in values.items() if (entry := entry_of(value, key))}
+    each = _spoken(values, key)
     if len(each) < 2:
         groups: dict[int, dict[str, Any]] = {}
         for name, value in values.items():
@@ -100,6 +108,38 @@ def named_entries(values: Mapping[str, Any], key: str) -> list[Entry]:
     if None not in numbers and len(set(numbers)) > 1:
         return [entry for _, entry in sorted(zip(numbers, each.values(), strict=True), key=lambda pair: pair[0] or 0)]
     return sorted_entries(list(each.values())) or list(each.values())
+
+
+def _spoken(values: Mapping[str, Any], key: str) -> dict[str, Entry]:
+    """Return the values that are messages.
+
+    ``{"user": "hi"}`` is one only beside one of the other side: it may name a user.
+    """
+    found = {name: entry for name, value in values.items() if (entry := entry_of(value, key))}
+    # An object with the fields of a message is one, whoever its sender is.
+    shapes = {frozenset(values[name]) for name in found if isinstance(values[name], dict)}
+    if shapes and len(found) < len(values):
+        found = {name: entry for name, value in values.items()
+                 if (entry := found.get(name) or (entry_of({"sender": "", **value}, key)
+                     if isinstance(value, dict) and frozenset(value) in shapes else None))}  # fmt: skip
+    single = {name for name in found if isinstance(values[name], dict) and len(values[name]) == 1}
+    sides = {turn.role for name in single for turn in found[name].turns}
+    return found if len(sides) != 1 else {name: entry for name, entry in found.items() if name not in single}
+
+
+def _pairs(value: Any, key: str) -> list[Entry]:
+    """Return questions and answers without names; empty if the value is no array of such pairs."""
+    pairs = [each for each in value if isinstance(each, list) and len(each) == 2] if isinstance(value, list) else []
+    texts = [text for pair in pairs for text in pair if text is not None]
+    if not texts or len(pairs) < len(value):
+        return []
+    if not all(isinstance(text, str) and _LETTER.search(text) for text in texts):  # prices by date are pairs too
+        return []
+    return [
+        Entry([Turn(role, text, (), None, None, key) for role, text in zip(("user", "assistant"), pair, strict=True)
+               if text is not None])
+        for pair in pairs
+    ]  # fmt: skip
 
 
 def trailing_number(name: str) -> int | None:

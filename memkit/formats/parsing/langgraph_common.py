@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
-from memkit.formats.model import Item, Note, Problem, SessionValues, a_dict, few, one_of
+from memkit.formats.model import Item, Note, Problem, SessionValues, a_dict, few, one_of, text_or_none
 from memkit.formats.parsing import msgpack
 from memkit.formats.parsing.any_message import read_any
 from memkit.formats.parsing.bounded_json import Fault, Parsed, parse
-from memkit.formats.parsing.documents import corrupt, messages, misshapen, read, read_with
+from memkit.formats.parsing.documents import corrupt, messages, misshapen, peek, read, read_with
 from memkit.formats.parsing.element_shapes import TYPES, is_constructed, langchain_lacks, missing
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
 
@@ -26,6 +26,7 @@ MAX_NESTED = 4
 _PYDANTIC = (4, 5)
 _BY_KEYWORDS = 2
 _UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_NAMED_SUBGRAPH = re.compile(rf"(?<!:):[^:]+(?::{_UUID})?$")
 _WRITE_NAME = re.compile(rf".*:{_UUID}:{_UUID}:\d+", re.DOTALL)
 
 
@@ -71,6 +72,47 @@ def thread_of(rest: str, root: str, wanted: str | None) -> str | None:
 @cache
 def _after(root: str) -> re.Pattern[str]:
     return re.compile(rf":(?={re.escape(root)}(?::|$)|{_SUBGRAPH}(?::|$))")
+
+
+def thread_of_named(rest: str, wanted: str | None) -> str | None:
+    """Return the thread of ``<thread>:<namespace>[:<checkpoint>]`` if the namespace is one word.
+
+    Such a namespace looks like the end of an id, so that the key's content must show that the key is a saver's.
+    """
+    found = _NAMED_SUBGRAPH.search(rest, len(wanted) if wanted else 1)
+    thread = rest[: found.start()] if found else ""
+    return thread if thread and wanted in (None, thread) else None
+
+
+def is_javascript(document: Mapping[str, Any]) -> bool:
+    """Return whether JavaScript's saver wrote a document: Python's names a type in the checkpoint and writes blobs."""
+    checkpoint = a_dict(document.get("checkpoint"))
+    return "value" in document or ("channel_versions" in checkpoint and "type" not in checkpoint)
+
+
+def lists_of_javascript(raw: RedisValue, rest: str) -> bool:
+    """Return whether JavaScript's saver wrote a list of writes: it orders them by time, Python's by counting them.
+
+    ``rest`` is what follows the kind in the name of the list, and in those of its writes.
+    """
+    return any(f":{rest}:" in name and score > len(raw.scores) for name, score in raw.scores.items())
+
+
+def blobs(stored: SessionValues, name: str, document: Mapping[str, Any]) -> dict[str, str]:
+    """Return the key of each channel's value, of a checkpoint that does not hold the values itself."""
+    pieces = pieces_of(name, stored.owner.session)
+    versions = a_dict(a_dict(document.get("checkpoint")).get("channel_versions"))
+    if pieces is None:
+        return {}
+    base = f"{pieces.prefix}checkpoint_blob:{pieces.rest.rpartition(':')[0]}"
+    return {channel: f"{base}:{channel}:{version}" for channel, version in versions.items()}
+
+
+def blob_value(raw: RedisValue | None) -> Any:
+    """Return the value of a channel: JavaScript's savers write it as JSON, Python's before 0.1 as a text of JSON."""
+    document = peek(raw) if raw else {}
+    text = text_or_none(document.get("blob"))
+    return parse(text.encode("utf-8", "surrogatepass")).value if text else document.get("value")
 
 
 def deletes_own_keys(name: str) -> bool:
