@@ -730,7 +730,8 @@ def drafts(t: Traffic) -> World:
 
 
 def setting_without_ttl(t: Traffic) -> World:
-    return t.world([*t.sessions(), (1.1 * t.ttl_s, ("HSET", "chat:settings", "model", "large"))])
+    settings: list[Event] = [(1.1 * t.ttl_s, ("HSET", f"chat:{name}", "model", "large")) for name in ("main", "test")]
+    return t.world([*t.sessions(), *settings])
 
 
 def spring_session(t: Traffic) -> World:

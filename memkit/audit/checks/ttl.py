@@ -115,12 +115,13 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
         notes.append(
             f"{counted(len(few), 'key')} under {expected.prefix} have up to {longest} left, more than expected"
         )
+    unexplained = None if findings else next((text for one in analyses if (text := one.unexplained())), None)
     soon = [one for one in analyses[-1].short if one.known and one.left < SOON * analyses[-1].ttl]
-    soon = soon if context.history.idle_known else []
-    if not findings and soon and expected.policy.kind == "sliding" and not expected.policy.refresh_on_read:
+    sliding = expected.policy.kind == "sliding" and not expected.policy.refresh_on_read
+    if soon and sliding and context.history.idle_known and not findings and not unexplained:
         notes.append(
-            f"{counted(len(soon), 'key')} under {expected.prefix} were read since their TTL was set and expire within "
-            f"{duration(max(one.left for one in soon))}: reads do not renew the TTL"
+            f"reads do not renew the TTL: {counted(len(soon), 'key')} under {expected.prefix}, read since, will expire "
+            f"within {duration(max(one.left for one in soon))}"
         )
     return Diagnosis(
         findings,
@@ -128,7 +129,7 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
         _count(sessions),
         sum(len(one.reached) for one in analyses),
         _count(ignored_groups),
-        None if findings else next((text for one in analyses if (text := one.unexplained())), None),
+        unexplained,
     )
 
 
@@ -269,7 +270,7 @@ def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, conte
     if clock:
         calls, skew_s = context.server.called(*ABSOLUTE_DEADLINES), context.server.skew_ms / 1000
         evidence.append(f"EXPIREAT or PEXPIREAT was called {counted(calls, 'time')}: clients compute the deadlines")
-        evidence.append(f"TIME against this machine's clock: {skew_s:+,.3f} s")
+        evidence += [f"TIME against this machine's clock: {skew_s:+,.3f} s"] if cause == "clock_skew" else []
     if anomaly.kind == "long" and expected.policy.kind == "sliding" and not unit:
         evidence.append("keys with more than the expected TTL left do not depend on the idle clock")
     return Finding.of(
