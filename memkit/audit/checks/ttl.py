@@ -48,6 +48,8 @@ SOON = 0.05
 RENEWED_TOGETHER = 0.05
 """All TTLs renewed within this share of the TTL: each key of steady traffic has that chance."""
 FEWEST_RENEWED = 20
+HEARTBEAT_TTL_MS = HOUR_MS
+"""Heartbeats renew TTLs of seconds to minutes (Socket.IO: 25 s); those of more than an hour need none."""
 LONG_COPY = 0.2
 """A script that copies sessions to another server takes less than this share of their TTL."""
 
@@ -396,16 +398,18 @@ def _persistent_renewal(expected: Expectation, analysis: LifetimeAnalysis, conte
     if renewals < 2 * len(analysis.all):
         return None
     since = duration(max(now - (one.deadline - analysis.ttl) for one in analysis.all))
-    # Sessions that are always in use are renewed one by one, with a read or a write each time.
-    at_once = spread([one.deadline for one in analysis.all]) <= ONE_WRITE_MS
+    # Sessions that are always in use are renewed one by one: with a read or a write each time, or by a heartbeat.
+    apart = spread([one.deadline for one in analysis.all])
+    at_once = apart <= min(ONE_WRITE_MS, RENEWED_TOGETHER * RENEWED_TOGETHER * analysis.ttl)
     alone = server.called(*RELATIVE_DEADLINES, *ABSOLUTE_DEADLINES) - server.writes - (server.reads or 0)
+    by_job = at_once or (analysis.ttl > HEARTBEAT_TTL_MS and alone >= len(analysis.all) / 2)
     return Finding.of(
         expected,
         "persistent_renewal",
         keys=len(analysis.all),
         message=f"something renews all {len(analysis.all):,} sessions under {expected.prefix}: each got a whole TTL "
         f"within the last {since}, and no key has expired since the server started",
-        confidence="likely" if at_once or alone >= len(analysis.all) / 2 else "possible",
+        confidence="likely" if by_job else "possible",
         observed_ms=analysis.ttl,
         evidence=(
             f"expired_keys is 0, and the server started {context.when(started)}, more than two TTLs ago",
