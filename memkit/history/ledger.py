@@ -156,6 +156,11 @@ class Ledger:
                 self._db.execute("PRAGMA journal_mode=DELETE")
         self._db.close()
 
+    def discard(self) -> None:
+        """Remove the file: nothing was recorded."""
+        self.close()
+        self.path.unlink()
+
     def commit(self) -> None:
         """Write what was recorded: what comes before is in the file, even if the process is killed."""
         self._db.execute("COMMIT")
@@ -213,9 +218,9 @@ class Ledger:
         )
         for db, key, name, at, after, several, deadline, ttl, command in rows:
             possible = tuple(several.split(",")) if several else (name,) if name in DELETIONS else ()
+            proven = several is None or len(possible) > 1
             moment = Moment(at if after is None else after, at)
             created = name == "written" and (ttl is not None or deadline is None)
-            proven = len(possible) != 1 or several is None
             yield KeyEvent(
                 db, key, name, moment, command or "", deadline, ttl, possible, created=created, proven=proven
             )
