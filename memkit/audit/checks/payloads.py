@@ -324,9 +324,7 @@ def _encoded_twice(expected: Expectation, content: _Contents) -> str | None:
     """Return why sessions that readers of JSON, or of a known store, may refuse cannot be called healthy."""
     refused = {one.key for one in content.known.problems.values() if one.cause == "corrupt"} & content.other
     if refused:
-        return (
-            f"{counted(len(refused), 'key')} matching {expected.pattern} have a known store's names, not its payloads"
-        )
+        return f"{counted(len(refused), 'key')} matching {expected.pattern} have a store's names, not its payloads"
     for payloads in content.places.values():
         for encoding in (name for one in payloads for name in one.encodings):
             if not UNUSUAL.isdisjoint(encoding.split(" > ")):

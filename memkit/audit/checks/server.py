@@ -45,11 +45,10 @@ def server_findings(
         expectations: What is expected.
         after: INFO's counters at the end of the audit.
     """
+    spared = _spares_sessions(server, context, expectations)
     found = [
         _out_of_memory(server),
-        None
-        if _spares_sessions(server, context, expectations)
-        else _evicted(server, after, expectations) or _eviction_risk(server),
+        None if spared else _evicted(server, after, expectations) or _eviction_risk(server),
         _flushed(server, context, expectations),
         _restarted(server, context, expectations),
         _replica_stale(server, context),

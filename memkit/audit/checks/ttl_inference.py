@@ -280,7 +280,7 @@ class LifetimeAnalysis:
 
     def _given_at_most(self, given: float, members: Sequence[KeyLifetime]) -> str:
         most = f"{duration(given)} of the expected {duration(self.ttl)}"
-        return f"{len(members):,} of {len(self.all):,} keys were given at most {most}"
+        return f"{len(members):,} of {len(self.all):,} keys got at most {most}"
 
     def unrenewed(self) -> list[KeyLifetime]:
         """Return keys that were accessed long after their TTL was set, if the server's reads do not explain that."""
