@@ -80,10 +80,12 @@ _CALL_PARTS = frozenset({"tooluse", "toolcall", "functioncall"})
 _RESULT_PARTS = frozenset({"toolresult", "functionresult", "functionresponse", "toolresponse", "toolreturn"})
 _DONE_STATES = ("result", "output-available", "output-error")
 _TRANSCRIPT_CHARS = 1 << 20
-_STAMP = r"(?:[\[(]?\d[\d:.,/T+ -]{3,28}[AP]?M?Z?[\])]?[ -]+)?"
+_STAMP = r"(?:[\[(]?\d[\d:.,/T+ -]{3,28}[AP]?M?Z?[\])]?[ -]{1,3})?"
 """The time before a line of a transcript: ``[10:02]``, ``2026-11-28 10:02:03 -``."""
-_SPOKEN_LINE = re.compile(rf"\s*({_STAMP})[\s*\[<]*(\w[\w ]{{0,20}}?)[*\]>]*\s*[:|][*_]*\s*(.*)", re.DOTALL)
-_LINE_START = re.compile(rf"^(?={_STAMP}[*\[<]*\w[\w ]{{0,20}}?[*\]>]*\s*:)", re.MULTILINE)
+_BEFORE, _AFTER = r"[\s*\[<]{0,8}", r"[*\]>]{0,8}\s{0,8}"
+"""What stands around a speaker's name; bounded, because a hostile line must not be read once for each character."""
+_SPOKEN_LINE = re.compile(rf"({_STAMP}){_BEFORE}(\w[\w ]{{0,20}}?){_AFTER}[:|][*_]{{0,3}}\s*(.*)", re.DOTALL)
+_LINE_START = re.compile(rf"^(?={_STAMP}[*\[<]{{0,8}}\w[\w ]{{0,20}}?{_AFTER}:)", re.MULTILINE)
 
 
 def any_role(value: Any) -> str:
@@ -411,7 +413,7 @@ def _number(value: Any) -> Any:
 
 def spoken_line(text: str, key: str) -> Turn | None:
     """Return the message of a line ``User: hello`` or ``user|hello``, or None."""
-    found = _SPOKEN_LINE.fullmatch(text)
+    found = _SPOKEN_LINE.fullmatch(text.lstrip())
     role = any_role(found[2]) if found else "other"
     if found is None or role == "other":
         return None
