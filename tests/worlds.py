@@ -682,6 +682,66 @@ def evicted_caches(t: Traffic) -> World:
     return t.world(t.sessions(ttl_s=None), expect={"chat:*": None}, config=config, after=fill)
 
 
+def evicted_long_ago(t: Traffic) -> World:
+    """Keys were evicted before the first of today's sessions was written, and memory has room since."""
+    t = replace(t, count=min(t.count, 60))
+
+    def fill(server: RedisServer) -> None:
+        end = server.clock.now() + timedelta(seconds=1.2 * t.ttl_s)
+        with server.client() as client:
+            client.config_set("maxmemory", client.info("memory")["used_memory"] + 300_000)
+            for n in range(300):
+                client.set(f"blob:{n}", "x" * 4_000, ex=900)
+            client.config_set("maxmemory", "400mb")
+            for age_s in sorted(t.times(), reverse=True):
+                server.clock.move_to(end - timedelta(seconds=age_s))
+                client.rpush(key := f"chat:{t.uid()}", t.message())
+                client.pexpire(key, round(t.ttl_s * 1000))
+        server.clock.move_to(end)
+
+    return t.world([], config={"maxmemory-policy": "allkeys-lru"}, after=fill, stops_s=1.2 * t.ttl_s)
+
+
+def one_large_session_ended(t: Traffic) -> World:
+    """A user has ended a session that was so large that the slow log has it."""
+
+    def end(server: RedisServer) -> None:
+        with server.client() as client:
+            client.config_set("slowlog-log-slower-than", 0)
+            client.delete(next(client.scan_iter("chat:*")))
+            client.config_set("slowlog-log-slower-than", 10_000)
+
+    return t.world(t.sessions(), after=end)
+
+
+def texts_under_a_store_s_name(t: Traffic) -> World:
+    t = replace(t, prefix="message_store:")
+    events = [one for age_s in t.times() for one in t.write(t.prefix + t.uid(), age_s, value=t.text())]
+    return t.world(events, full=True)
+
+
+def heartbeats(t: Traffic) -> World:
+    """Each connected client renews its session every four seconds; none has left since the server started."""
+    ttl_s = 1.5 * MINUTE
+    events: list[Event] = []
+    for _ in range(30):
+        key, offset_s = f"chat:{t.uid()}", t.dice.uniform(0, 4)
+        events.append((10 * MINUTE, ("HSET", key, "user", "x")))
+        events += [(age_s + offset_s, ("PEXPIRE", key, round(ttl_s * 1000))) for age_s in range(0, 596, 4)]
+    return replace(t, ttl_s=ttl_s).world(events, age_s=10 * MINUTE, steps=10**6)
+
+
+def task_after_an_hour(t: Traffic) -> World:
+    """Clients compute deadlines, and a task reads each session one hour after it was written; no session is newer."""
+    events: list[Event] = []
+    now = datetime.now(UTC).timestamp()
+    for age_s in t.times(1.2 * HOUR):
+        key = f"chat:{t.uid()}"
+        events += [(age_s, ("RPUSH", key, "{}")), (age_s, ("EXPIREAT", key, round(now - age_s + t.ttl_s)))]
+        events.append((age_s - HOUR, ("LRANGE", key, 0, -1)))
+    return t.world(events, steps=10**6)
+
+
 def drafts(t: Traffic) -> World:
     """Drafts of the sessions' type have a short TTL on purpose; sessions are few."""
     t = replace(t, count=12)
@@ -692,7 +752,8 @@ def drafts(t: Traffic) -> World:
 
 
 def setting_without_ttl(t: Traffic) -> World:
-    return t.world([*t.sessions(), (1.1 * t.ttl_s, ("HSET", "chat:settings", "model", "large"))])
+    settings: list[Event] = [(1.1 * t.ttl_s, ("HSET", f"chat:{name}", "model", "large")) for name in ("main", "test")]
+    return t.world([*t.sessions(), *settings])
 
 
 def spring_session(t: Traffic) -> World:
@@ -741,6 +802,8 @@ HEALTHY: dict[str, Callable[[Traffic], World]] = {
             migrated_by_replication, absolute_deadlines, buffers, always_in_use,
             job_at_one_age, read_in_batches, lazy_migration, quiet_and_backup, one_year, binary_names,
             clock_set_back, batch_before_a_restart, one_session_at_night, evicted_caches, drafts, setting_without_ttl,
+            evicted_long_ago, one_large_session_ended, texts_under_a_store_s_name,
+            heartbeats, task_after_an_hour,
         )
     },
 }  # fmt: skip

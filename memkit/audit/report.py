@@ -95,17 +95,13 @@ class AuditReport:
             own = [one for one in left if finding.affects(one.key, one.set_ms)]
             taken = {one.key for one in own}
             left = [one for one in left if one.key not in taken]
-            scale = self._scale(finding.prefix or "")
+            # How many keys there are for each one under the prefix that was looked at.
+            known = [one for one in self.scales if (finding.prefix or "").startswith(one)]
+            scale = self.scales.get(max(known, key=len, default=""), 1.0) if self.sample["error_bound"] else 1.0
             now += scale * finding.keys
             soon += scale * min(finding.keys, len(own))
         expired = self.counters.get("expired_keys")
         return {"now": round(now), "within_5_min": round(soon), "expired_at_most": expired}
-
-    def _scale(self, prefix: str) -> float:
-        """Return how many keys there are for each one under a prefix that was looked at."""
-        if not self.sample["error_bound"]:
-            return 1.0
-        return self.scales.get(max((one for one in self.scales if prefix.startswith(one)), key=len, default=""), 1.0)
 
     @property
     def affected_text(self) -> str | None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from memkit.formats.model import Format, Item, KeyOwner, Note, Problem, SessionValues, quoted, text_or_none
 from memkit.formats.parsing.documents import peek
@@ -48,6 +49,7 @@ _FIELDS = {
 }
 _SINCE = ("checkpoint_ts", "run_id")
 """The fields of checkpoints since these versions, 0.1 of RedisSaver and 0.3 of ShallowRedisSaver."""
+MOST_NAME_BYTES = 10_000
 _PARTS = {"checkpoint": "checkpoint", "checkpoint_write": "write", "checkpoint_latest": "pointer",
           "write_keys_zset": "write list", "write_registry": "write list"}  # fmt: skip
 
@@ -105,7 +107,7 @@ def _list_owner(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
 
 def _pointer_owner(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     head, mark, rest = raw.name.partition(f"{_LATEST}:")
-    named, pointed = name_parts(raw.name, ("checkpoint_latest",)), to_name(raw.data)
+    named, pointed = name_parts(raw.name, ("checkpoint_latest",)), _pointed(raw)
     points = pointed.startswith(f"{head}:{rest}:")
     if raw.kind != "string" or not mark or not (named or points):
         return None
@@ -118,6 +120,11 @@ def _pointer_owner(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     return KeyOwner(STORE, thread, pieces.prefix if pieces else head[: head.rfind(":") + 1], "pointer")
 
 
+def _pointed(raw: RedisValue | None) -> str:
+    """Return the name that a pointer holds; more bytes than a name has are none."""
+    return to_name(raw.data) if raw and len(raw.data) <= MOST_NAME_BYTES else ""
+
+
 def _damaged_owner(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     """Claim what cannot be read by its name."""
     pieces = name_parts(raw.name, ("checkpoint", "checkpoint_write"))
@@ -127,13 +134,12 @@ def _damaged_owner(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     return KeyOwner(STORE, thread, pieces.prefix, _PARTS[pieces.kind]) if thread and wanted in (None, thread) else None
 
 
-def _kind(name: str, stored: SessionValues) -> str:
+def _kind(name: str, stored: SessionValues, document: dict[str, Any]) -> str:
     """Return the kind of one of the session's keys: checkpoint, shallow, write, blob, pointer, write list, registry."""
     pieces = _pieces(name, stored.owner.session) or Pieces("", "", "")
-    rest, raw = _after(pieces, stored.owner.session), stored.get(name)
+    rest = _after(pieces, stored.owner.session)
     if pieces.kind in ("write_keys_zset", "write_registry"):
         return "registry" if name.endswith(_END) else "write list"
-    document = peek(raw) if raw else {}
     if pieces.kind.endswith(_LATEST) and not document:
         return "pointer"
     if pieces.kind == "checkpoint_blob":
@@ -157,9 +163,10 @@ class _Thread:
     def __init__(self, stored: SessionValues) -> None:
         self.stored, owner = stored, stored.owner
         self.kinds: defaultdict[str, dict[str, RedisValue | None]] = defaultdict(dict)
+        self.documents = {name: peek(raw) if raw else {} for name, raw in stored.keys.items()}
         for name, raw in stored.keys.items():
-            self.kinds[_kind(name, stored)][name] = raw
-        self.pointed = [to_name(raw.data) for raw in self.kinds["pointer"].values() if raw and raw.data]
+            self.kinds[_kind(name, stored, self.documents[name])][name] = raw
+        self.pointed = [name for raw in self.kinds["pointer"].values() if (name := _pointed(raw))]
         kept = [name for kind in ("checkpoint", "shallow") for name, raw in self.kinds[kind].items() if raw]
         heads = [f"{pieces.prefix}{pieces.kind}" for name in (*kept, *self.pointed)
                  if (pieces := pieces_of(name, owner.session))]  # fmt: skip
@@ -170,7 +177,7 @@ class _Thread:
         """Whether the word for checkpoints is known: that for writes does not show it."""
         head, session = [*heads, f"{owner.prefix}checkpoint"][0], owner.session
         self.shallow = not self.exists("checkpoint", "pointer") and self.exists("shallow", "registry")
-        documents = [peek(raw) for name in kept if (raw := stored.get(name))]
+        documents = [self.documents[name] for name in kept]
         self.indexed = not any(documents) or any(_SINCE[self.shallow] in each for each in documents)
         self.checkpoint = f"{head}:{session}:"
         self.pointers = self._named_so(f"{head}{_LATEST}:{session}:{ROOT}", f"checkpoint{_LATEST}:{session}:{ROOT}")
@@ -194,7 +201,7 @@ class _Thread:
     def write_lists(self) -> Iterator[list[str]]:
         """Yield the names that the list of each checkpoint's writes may have."""
         session, prefix = self.stored.owner.session, self.stored.owner.prefix
-        wrote = [name for name, raw in self.kinds["checkpoint"].items() if raw and peek(raw).get("has_writes") is True]
+        wrote = [name for name in self.kinds["checkpoint"] if self.documents[name].get("has_writes") is True]
         writes = [name.rsplit(":", 2)[0] for name in (() if self.shallow else self.kinds["write"])]
         found = (pieces_of(name, session) for name in (*writes, *wrote))
         for rest in dict.fromkeys(pieces.rest for pieces in found if pieces) if self.indexed else ():
@@ -215,8 +222,8 @@ def siblings(stored: SessionValues) -> Iterable[KeyRequest]:
     yield from (KeyRequest(name, "checkpoint") for name in thread.pointed)
     for names in thread.write_lists():
         yield from (KeyRequest(name, "write list", kind="zset") for name in names)
-    for name, raw in () if thread.indexed else thread.kinds["checkpoint"].items():
-        yield from (KeyRequest(blob, "blob") for blob in blobs(stored, name, peek(raw) if raw else {}).values())
+    for name in () if thread.indexed else thread.kinds["checkpoint"]:
+        yield from (KeyRequest(blob, "blob") for blob in blobs(stored, name, thread.documents[name]).values())
 
 
 def decode(stored: SessionValues) -> Iterator[Item]:
@@ -234,7 +241,7 @@ def _decode_full(thread: _Thread) -> Iterator[Item]:
     newest = next(reversed(roots or list(documents)), "")
     yield from _pointer_problems(thread, newest, len(documents))
     pointer = stored.get(thread.pointers[0])
-    pointed = to_name(pointer.data) if pointer else ""
+    pointed = _pointed(pointer)
     if latest := pointed if pointed in documents else newest:
         if problems and latest != pointed:
             yield Note("the latest checkpoint cannot be read; this is the newest state that can be")
@@ -259,7 +266,7 @@ def _pointer_problems(thread: _Thread, newest: str, count: int) -> Iterator[Prob
     option = "KEEPTTL" if pointer else "EX <the checkpoints' TTL in seconds>"
     if thread.lost(thread.pointers):
         reason = "the pointer to the latest checkpoint no longer exists: the library shows an empty thread"
-    elif pointer and thread.stored.get(to_name(pointer.data)) is None:
+    elif pointer and thread.stored.get(_pointed(pointer)) is None:
         reason = "the pointer names a checkpoint that does not exist: the library shows an empty thread"
     else:
         return

@@ -107,10 +107,12 @@ def _fate_of_existing(
     if state.is_sure and state.least and (lost is None or not doubts):
         if lost is None:
             until = "without a TTL" if state.deadline_ms is None else f"until {utc_text(time_of(state.deadline_ms))}"
-            return Fate("exists", f"exists: {name} exists at the end of the sources, {until}", "proven", **known)
+            confidence: Literal["proven", "likely"] = "proven" if all(event.proven for event in events) else "likely"
+            return Fate("exists", f"exists: {name} exists at the end of the sources, {until}", confidence, **known)
         writer, when = lost.command or "a write", _when(lost.moment)
         sentence = f"overwritten: {name} exists, but {writer} replaced it{when} and dropped its TTL: it never expires"
-        return Fate("overwritten", sentence, "proven", **_at(lost.moment), **known)
+        confidence = "proven" if lost.proven else "likely"
+        return Fate("overwritten", sentence, confidence, **_at(lost.moment), **known)
     if not state.least:
         by = f"{events[-1].command}{_when(events[-1].moment)}" if events else "a command"
         created_anew = lost is not None and doubts[:1] not in ([], [events[-1]])
@@ -144,7 +146,14 @@ def _fate_of_deleted(name: str, last: KeyEvent, known: Mapping[str, Any]) -> Fat
             at = time_of(deadline)
             sentence = f"expired: {name}, written{ttl}, reached its deadline at {utc_text(at)}"
             exact: Literal["exact", "between"] = "exact" if moment.stated else "between"
-            return Fate("expired", sentence, "proven" if only and moment.stated else "likely", at, exact, **known)
+            return Fate(
+                "expired",
+                sentence,
+                "proven" if only and moment.stated and last.proven else "likely",
+                at,
+                exact,
+                **known,
+            )
     if len(possible) == 1:
         cause = cast("Cause", possible[0])
         what = (

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,10 +18,10 @@ import redis
 
 from memkit.connect import connect, place, redact
 from memkit.errors import ServerError
-from memkit.history.commands import Executed
+from memkit.history.commands import Action, Executed
 from memkit.history.ledger import Ledger
 from memkit.history.replication import CommandStream
-from memkit.history.states import EventName, KeyEvent, KeyState, KeyStates, Moment, logs_like
+from memkit.history.states import EventName, KeyEvent, KeyState, KeyStates, Moment, logs_like, possible_ends
 from memkit.history.tracking import Tracker
 from memkit.readonly.connection import KeyCommands, ReadOnlyConnection, info_fields, refused
 from memkit.render import counted, duration
@@ -54,7 +53,10 @@ _DELETING = frozenset(_DELETING_NAMES.split())
 _RENAMING = frozenset({"rename", "renamenx", "move"})
 _FLUSHING = frozenset({"flushdb", "flushall", "swapdb"})
 _REMOVING_TTL = frozenset({"persist", "getex"})
-_REPLACING_NAMES = "set getset mset msetex setnx restore sort sunionstore sinterstore sdiffstore zunionstore copy"
+_REPLACING_NAMES = """
+set getset mset msetex setnx restore sort sunionstore sinterstore sdiffstore zunionstore zinterstore zdiffstore
+zrangestore geosearchstore georadius bitop copy rename renamenx
+"""
 _REPLACING = frozenset(_REPLACING_NAMES.split())
 
 
@@ -63,9 +65,10 @@ _LOOK_AFTER = frozenset({"remove elements", "pop elements", "store"})
 
 
 class _Counters(NamedTuple):
-    """The server's counters at one moment: evicted keys, expired hash fields, and calls by command."""
+    """The server's counters at one moment: evicted and expired keys, expired hash fields, and calls by command."""
 
     evicted: int
+    expired: int
     expired_fields: int
     calls: Mapping[str, int]
 
@@ -137,7 +140,7 @@ class _WatchedServer:
             if text.startswith("calls=")
         }
         fields = int(stats.get("expired_subkeys") or stats.get("expired_fields") or 0)  # Redis 7.4, Valkey 9
-        return _Counters(int(stats.get("evicted_keys", 0)), fields, calls)
+        return _Counters(int(stats.get("evicted_keys", 0)), int(stats.get("expired_keys", 0)), fields, calls)
 
     def version(self) -> tuple[str, str, str]:
         """Return the kind of server, its version, and as which kind it logs the ends of keys."""
@@ -201,7 +204,11 @@ def record(
     if isinstance(client, redis.RedisCluster):
         raise ServerError("a recording is of one server; record each node of a cluster by its own URL")
     with Ledger(Path(output)) as ledger:
-        recorder = _Recorder(client, ledger, url=redact(url), prefixes=prefixes or (b"",), replication=replication)
+        try:
+            recorder = _Recorder(client, ledger, url=redact(url), prefixes=prefixes or (b"",), replication=replication)
+        except ServerError:
+            ledger.discard()
+            raise
         try:
             began(recorder.begin())
             recorder.run(for_s, stop or threading.Event())
@@ -259,7 +266,7 @@ class _Recorder:
         server, version, log = self._server.version()
         kind = "replication" if self._replication else "tracking"
         self._ledger.begin_source(kind=kind, name=self._url, server=server, version=version, began_ms=self._looked_ms)
-        self._states = KeyStates(server=log, wanted=self._server.watches, keys_of=self._ledger.keys)
+        self._states = KeyStates(server=log, wanted=self._server.watches, keys_of=self._keys_of)
         self._find_new()
         self._looked_s = time.monotonic()
         self._ledger.commit()
@@ -272,6 +279,10 @@ class _Recorder:
             f"recording {prefixes} of {place(self._client)} by {how[0]}: {counted(len(self._present), 'key')} now; it "
             f"costs the server {how[1]}{primary}"
         )
+
+    def _keys_of(self, db: int) -> MutableMapping[bytes, KeyState]:
+        """Return where the states of a database are kept: those of others are not recorded."""
+        return self._present if db == self._db else {}
 
     def close(self) -> None:
         self._server.close()
@@ -302,8 +313,10 @@ class _Recorder:
                 self._ledger.observed_until(self._looked_ms)
                 self._ledger.commit()
                 next_commit = time.monotonic() + COMMIT_EVERY_S
-        with suppress(redis.RedisError):
+        try:
             self._explain()
+        except redis.RedisError:
+            self._record_vanished()
         self._ledger.observed_until(self._looked_ms)
 
     def _looked(self) -> Moment:
@@ -315,21 +328,30 @@ class _Recorder:
             self._ledger.add_gap(after_ms, self._looked_ms, "the recorder was paused or the server did not answer")
         return Moment(after_ms, self._looked_ms)
 
+    def _changes(self, commands: Sequence[Executed], moment: Moment) -> Iterator[tuple[KeyEvent, str, Action]]:
+        """Yield what commands did in the recorded database, each with the command and its action."""
+        for db, name, effects, in_multi in commands:
+            if name == "SWAPDB":
+                raise redis.ConnectionError("SWAPDB exchanged two databases")
+            for effect in effects:
+                if self._db in (db, effect.db) or effect.action == "flush all":
+                    for event in self._states.apply(db, effect, moment, name, in_multi=in_multi):
+                        if event.db == self._db:
+                            yield event, name, effect.action
+
     def _apply(self, commands: Sequence[Executed]) -> None:
         """Record what the commands of a replication stream did; look at keys that may have been emptied."""
         moment = self._looked()
         unsure: dict[bytes, str] = {}
         events: list[KeyEvent] = []
-        for db, name, effects, in_multi in commands:
-            if name == "SWAPDB":
-                raise redis.ConnectionError("SWAPDB exchanged two databases")
-            for effect in effects:
-                for event in self._states.apply(db, effect, moment, name, in_multi=in_multi):
-                    if event.db == self._db:
-                        events.append(event)
-                        unsure |= {event.key: name} if effect.action in _LOOK_AFTER else {}
+        for event, name, action in self._changes(commands, moment):
+            events.append(event)
+            unsure |= {event.key: name} if action in _LOOK_AFTER else {}
         unsure |= {key: "a rename" for db, key in self._states.unknown_sources if db == self._db}
         self._states.unknown_sources.clear()
+        for db, keys in self._states.databases.items():
+            if db != self._db:
+                keys.clear()
         states = self._server.states(list(unsure))
         existing = {key for key, now in states if now is not None}
         for event in events:
@@ -362,7 +384,7 @@ class _Recorder:
             for name, now in self._server.states(list(batch)):
                 if now is None:
                     del self._present[name]
-                    self._add_end(name, batch[name], moment, "flushed")
+                    self._add_end(name, batch[name], moment, *possible_ends(batch[name], moment, "flushed"))
 
     def _record(self, name: bytes, now: KeyState | None, moment: Moment) -> None:
         before = self._present.get(name)
@@ -385,6 +407,8 @@ class _Recorder:
         """Read the counters, and record why keys ended or lost their TTL since the last reading."""
         now = self._server.counters()
         before, self._counters = self._counters, now
+        if now.since(before, ("swapdb",)) and isinstance(self._server.pushed, Tracker):
+            raise redis.ConnectionError("SWAPDB exchanged two databases")  # no names of keys are sent
         vanished, self._vanished = self._vanished, []
         evicted, self._evicted = self._evicted, set()
         for name, was, moment in vanished:
@@ -393,28 +417,41 @@ class _Recorder:
                 persisted, replaced = now.since(before, _REMOVING_TTL), now.since(before, _REPLACING)
                 lost: list[EventName] = ["overwritten"] if replaced or not persisted else []
                 lost += ["ttl_removed"] if persisted else []
-                self._ledger.add(KeyEvent(self._db, name, lost[0], moment, "", possible=tuple(lost)))
+                event = KeyEvent(self._db, name, lost[0], moment, "", possible=tuple(lost))
+                # It may also have been deleted and created anew.
+                self._ledger.add(event._replace(proven=not now.since(before, _DELETING)))
             elif name in evicted:
                 self._add_end(name, was, moment, "evicted")
             elif was.deadline_ms is not None and (moment.latest_ms or 0) >= was.deadline_ms:
-                self._add_end(name, was, Moment.at(was.deadline_ms), "expired")
+                certain = (moment.earliest_ms or 0) >= was.deadline_ms or not now.since(before, _DELETING)
+                self._add_end(name, was, Moment.at(was.deadline_ms), "expired", proven=certain)
             else:
                 possible: list[EventName] = ["deleted"] if now.since(before, _DELETING) else []
                 possible += ["evicted"] if now.evicted > before.evicted else []
                 possible += ["renamed"] if now.since(before, _RENAMING) else []
                 possible += ["flushed"] if now.since(before, _FLUSHING) else []
                 possible += ["expired"] if now.expired_fields > before.expired_fields else []  # with its last field
-                self._add_end(name, was, moment, *(possible or ("deleted", "evicted", "renamed")))
+                if not possible:
+                    possible = ["expired"] if now.expired > before.expired else []  # with a TTL that was not seen
+                    possible += ["deleted", "evicted", "renamed"]
+                self._add_end(name, was, moment, *possible)
 
-    def _add_end(self, name: bytes, state: KeyState, moment: Moment, *possible: EventName, command: str = "") -> None:
+    def _add_end(
+        self,
+        name: bytes,
+        state: KeyState,
+        moment: Moment,
+        *possible: EventName,
+        command: str = "",
+        proven: bool = True,
+    ) -> None:
         event = KeyEvent(self._db, name, possible[0], moment, command, state.deadline_ms, possible=possible)
-        self._ledger.add(event)
+        self._ledger.add(event._replace(proven=proven))
 
     def _reconnect(self, reason: str, until: float | None, stop: threading.Event) -> None:
         """Connect again, as often as it takes; what was not observed is a gap, up to the end of the recording."""
         lost_ms, lost_s = self._looked_ms, self._looked_s
-        self._vanished.clear()
-        self._evicted.clear()
+        self._record_vanished()
         why = "the recording ended"
         while not stop.wait(RECONNECT_EVERY_S) and (until is None or time.monotonic() < until):
             self._server.close()
@@ -436,17 +473,30 @@ class _Recorder:
             states = self._server.states(list(batch))
             moment = Moment(gap_began_ms, self._server.now_ms())
             for name, now in states:
-                before = batch[name]
                 if now is None:
                     del self._present[name]
-                    ended = before.deadline_ms is not None and before.deadline_ms <= (moment.latest_ms or 0)
-                    possible: tuple[EventName, ...] = ("expired",) if ended else ()
-                    self._add_end(name, before, moment, *possible, "deleted", "evicted", "renamed", "flushed")
-                elif now.deadline_ms != before.deadline_ms:
+                elif now != batch[name]:
                     self._present[name] = now
-                    lost: tuple[EventName, ...] = ("overwritten", "ttl_removed") if now.deadline_ms is None else ()
-                    event: EventName = lost[0] if lost else "renewed"
-                    self._ledger.add(KeyEvent(self._db, name, event, moment, "", now.deadline_ms, possible=lost))
+                if now != batch[name]:
+                    self._add_vanished(name, batch[name], moment, now)
+
+    def _record_vanished(self) -> None:
+        """Record the keys that changed since the counters were read last."""
+        for name, was, moment in self._vanished:
+            self._add_vanished(name, was, moment, self._present.get(name))
+        self._vanished.clear()
+        self._evicted.clear()
+
+    def _add_vanished(self, name: bytes, was: KeyState, moment: Moment, now: KeyState | None) -> None:
+        """Record a key that changed when the counters were not read: why is not known."""
+        if now is None:
+            ended = was.deadline_ms is not None and was.deadline_ms <= (moment.latest_ms or 0)
+            expired: tuple[EventName, ...] = ("expired",) if ended else ()
+            self._add_end(name, was, moment, *expired, "deleted", "evicted", "renamed", "flushed")
+        else:
+            lost: tuple[EventName, ...] = ("overwritten", "ttl_removed") if now.deadline_ms is None else ()
+            event: EventName = lost[0] if lost else "renewed"
+            self._ledger.add(KeyEvent(self._db, name, event, moment, "", now.deadline_ms, possible=lost))
 
     def _find_new(self) -> None:
         """Record the keys that exist and are not recorded yet."""

@@ -85,13 +85,13 @@ def read_backlog(url: str, *, primary: bool = False) -> BacklogCommands:
         backlog = _backlog(connection, primary=primary)
         margin = _margin(connection, backlog)
         info = info_fields(_reply(connection, "INFO", "server"))
-        seconds, microseconds = _reply(connection, "TIME")
         offset = backlog.first_offset + margin
         data = _continue(connection, backlog, offset)
         server = logs_like(info)
         commands = _commands(data, shown)
         db = int(client.connection_pool.connection_kwargs.get("db") or 0)
-        return BacklogCommands(server, db, tuple(commands), int(seconds) * 1_000 + int(microseconds) // 1_000)
+        read_at_ms = int(info["server_time_usec"]) // 1_000  # from Redis 6.0 on; a user may lack the right to TIME
+        return BacklogCommands(server, db, tuple(commands), read_at_ms)
     finally:
         connection.close()
 
@@ -186,13 +186,16 @@ def _backlog(connection: ReadOnlyConnection, *, primary: bool) -> Backlog:
 
 
 def _margin(connection: ReadOnlyConnection, before: Backlog) -> int:
-    """Return how much of the backlog's beginning to leave out; nothing while it is not full."""
-    if before.end_offset - before.first_offset + LEAST_MARGIN_BYTES < before.size_bytes:
-        return 0
+    """Return how much of the backlog's beginning to leave out; nothing while there is room for what is written."""
     time.sleep(RATE_WITHIN_S)  # a sampling interval: how fast the backlog moves
     after = _backlog(connection, primary=True)
     rate = (after.end_offset - before.end_offset) / RATE_WITHIN_S
-    margin = max(LEAST_MARGIN_BYTES, int(before.size_bytes * MARGIN))
+    length = before.end_offset - before.first_offset
+    least = min(LEAST_MARGIN_BYTES, before.size_bytes // 2)
+    room = before.size_bytes - length
+    if room > max(least, rate * SAFE_S):
+        return 0
+    margin = min(max(least, int(before.size_bytes * MARGIN)), length)  # an offset after the end would be out of range
     if rate * SAFE_S > margin:
         raise ServerError(
             f"{connection.name} writes {rate / 1e6:.1f} MB/s into a backlog of {before.size_bytes / 1e6:.1f} MB: it "

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from memkit.history.log_clock import LogClock
 from memkit.history.rdb import RdbReader, SnapshotKey
 from memkit.history.replication import read_backlog
 from memkit.history.sources import Source, find_source
-from memkit.history.states import EventName, KeyEvent, KeyState, KeyStates, Moment
+from memkit.history.states import EventName, KeyEvent, KeyState, KeyStates, Moment, possible_ends
 from memkit.render import counted, duration, printable, wrapped
 
 WORD_ENDS = frozenset(b":/|.#{}-_")
@@ -134,6 +134,8 @@ def history(
             "a server keeps no history: add --replication to read a replica's backlog, or record it with memkit record"
         )
     else:
+        for path in (path for source in found if source.kind == "rdb" for path in source.files):
+            RdbReader(path).close()  # a file that is no RDB file is named
         given = ", ".join(f"{source.name} ({source.kind})" for source in found) or "nothing"
         raise SourceError(f"expected one append-only directory, one recording, or two or more RDB files; got {given}")
     events = tuple(event for event in answer.events if question.is_recent(event.moment))
@@ -167,6 +169,9 @@ class _Question:
 
     def follows(self, key: bytes) -> bool:
         return self.wants(key) or key in self.renamed
+
+    def follows_key(self, key: SnapshotKey) -> bool:
+        return self.follows(key.name)
 
     def follows_more(self, states: KeyStates) -> bool:
         """Follow the keys that were renamed to followed ones; return whether there are any that were not followed."""
@@ -303,7 +308,7 @@ def _from_aof(source: Source, question: _Question, progress: Callable[[int, int]
             begins_ms = None if reader.header.created_s is None else reader.header.created_s * 1_000
     states, timeline = KeyStates(server=server, wanted=question.follows), _Timeline(question)
     if files.base:
-        for key in _keys_of([files.base], question):
+        for key in filter(question.follows_key, _all_keys([files.base])):
             states.keys_of(key.db)[key.name] = KeyState(key.deadline_ms, None, Moment(None, begins_ms))
     elif files.base_has_commands:
         begins_ms = _apply_base(files.logs[0], states)
@@ -312,10 +317,10 @@ def _from_aof(source: Source, question: _Question, progress: Callable[[int, int]
     timeline.add_commands(_logged(files, progress), states, clock)
     if question.follows_more(states):
         return _from_aof(source, question, progress)
-    span = Span("aof", source.name, time_of(begins_ms), time_of(last_modified_ms))
     timeline.changes.exact = clock.has_timestamps
     note = "the log has no timestamps (aof-timestamp-enabled is off): times are bounds, or follow from deadlines"
     latest_ms = clock.earliest_ms if clock.has_timestamps else last_modified_ms
+    span = Span("aof", source.name, time_of(begins_ms), time_of(latest_ms))
     ends = Moment(clock.earliest_ms, latest_ms, stated=clock.has_timestamps)
     return timeline.finish(states, "aof", (span,), *([] if clock.has_timestamps else [note]), ends=ends)
 
@@ -332,10 +337,10 @@ def _apply_base(path: Path, states: KeyStates) -> int | None:
     return None if second is None else second * 1_000
 
 
-def _keys_of(paths: Iterable[Path], question: _Question) -> Iterator[SnapshotKey]:
+def _all_keys(paths: Iterable[Path]) -> Iterator[SnapshotKey]:
     for path in paths:
         with RdbReader(path) as reader:
-            yield from (key for key in reader if question.follows(key.name))
+            yield from reader
 
 
 def _logged(
@@ -380,37 +385,69 @@ def _from_snapshots(sources: Sequence[Source], question: _Question) -> History:
                 created.append(reader.header.created_s)
         if None in created:
             raise SourceError(f"{source.name}: the file does not state when it was saved (ctime)")
-        keys = {(key.db, key.name): KeyState(key.deadline_ms) for key in _keys_of(source.files, question)}
-        snapshots.append((min(one for one in created if one is not None) * 1_000, source.name, keys))
+        saved = [one * 1_000 for one in created if one is not None]
+        keys = {
+            (key.db, key.name): KeyState(key.deadline_ms)
+            for key in filter(question.follows_key, _all_keys(source.files))
+        }
+        snapshots.append((min(saved), max(saved), source, keys))
     snapshots.sort(key=lambda snapshot: snapshot[0])
     states, timeline = KeyStates(server="redis"), _Timeline(question, exact=False)
-    for (before_ms, _, before), (after_ms, _, after) in pairwise(snapshots):
-        for event in _between(before, after, Moment(before_ms, after_ms)):
+    for (begins_ms, _, old, before), (_, ends_ms, new, after) in pairwise(snapshots):
+        evidence = _evidence(
+            old, new, {state.deadline_ms for key, state in before.items() if key not in after}, ends_ms
+        )
+        for event in _between(before, after, Moment(begins_ms, ends_ms), *evidence):
             timeline.add(event)
-    ends_ms, _, last = snapshots[-1]
+    begins_ms, ends_ms, _, last = snapshots[-1]
     for (db, name), state in last.items():
         states.keys_of(db)[name] = state
-    spans = tuple(Span("rdb", name, time_of(at), time_of(at)) for at, name, _ in snapshots)
+    spans = tuple(Span("rdb", source.name, time_of(begin), time_of(end)) for begin, end, source, _ in snapshots)
     note = "between two snapshots a key may have been written and deleted again: that does not show"
-    return timeline.finish(states, "snapshot", spans, note, ends=Moment.at(ends_ms))
+    return timeline.finish(states, "snapshot", spans, note, ends=Moment(begins_ms, ends_ms))
 
 
+MOST_WITNESSES = 1_000
+"""One key of a database that has kept its deadline is enough; most sessions are there in the next snapshot."""
 SnapshotKeys = dict[tuple[int, bytes], KeyState]
 """The keys of a snapshot, by database and name."""
 
 
-def _between(before: SnapshotKeys, after: SnapshotKeys, moment: Moment) -> Iterator[KeyEvent]:
+def _evidence(
+    old: Source, new: Source, missing: Collection[int | None], ends_ms: int
+) -> tuple[set[int | None], set[int]]:
+    """Return the deadlines of missing keys that new keys have, and the databases that were not flushed.
+
+    A deadline is kept by a rename, and has milliseconds: a new key with the deadline of a missing one may be that one,
+    and a database with a key that has kept its deadline was not flushed.
+    """
+    volatile = ((key.db, key.name, key.deadline_ms) for key in _all_keys(old.files) if (key.deadline_ms or 0) > ends_ms)
+    witnesses = set(islice(volatile, MOST_WITNESSES)) if missing else set()
+    deadlines: set[int | None] = set()
+    not_flushed: set[int] = set()
+    for key in _all_keys(new.files) if missing else ():
+        if (key.db, key.name, key.deadline_ms) in witnesses:
+            not_flushed.add(key.db)
+        elif key.deadline_ms in missing:
+            deadlines.add(key.deadline_ms)
+    return deadlines, not_flushed
+
+
+def _between(
+    before: SnapshotKeys, after: SnapshotKeys, moment: Moment, deadlines: Container[int | None], not_flushed: set[int]
+) -> Iterator[KeyEvent]:
     for (db, key), state in before.items():
         now = after.get((db, key))
-        if now is None and state.deadline_ms is not None and state.deadline_ms <= (moment.earliest_ms or 0):
-            at = Moment.at(state.deadline_ms)
-            yield KeyEvent(db, key, "expired", at, "", state.deadline_ms, possible=("expired",))
-        elif now is None:
-            reached = state.deadline_ms is not None and state.deadline_ms <= (moment.latest_ms or 0)
-            possible: Any = ("expired", "deleted", "evicted") if reached else ("deleted", "evicted")
-            yield KeyEvent(db, key, possible[0], moment, "", state.deadline_ms, possible=possible)
+        if now is None:
+            possible = possible_ends(state, moment, "deleted", "evicted")
+            if possible != ("expired",):
+                possible += ("renamed",) if state.deadline_ms in deadlines else ()
+                possible += () if db in not_flushed else ("flushed",)
+                possible += () if "expired" in possible else ("expired",)  # with a shorter TTL than in the snapshot
+            at = Moment.at(state.deadline_ms or 0) if possible == ("expired",) else moment
+            yield KeyEvent(db, key, possible[0], at, "", state.deadline_ms, possible=possible)
         elif now.deadline_ms is None and state.deadline_ms is not None:
-            yield KeyEvent(db, key, "ttl_removed", moment, "")
+            yield KeyEvent(db, key, "overwritten", moment, "", possible=("overwritten", "ttl_removed"))
         elif now.deadline_ms != state.deadline_ms:
             yield KeyEvent(db, key, "renewed", moment, "", now.deadline_ms)
     for (db, key), state in after.items():
@@ -433,7 +470,12 @@ def _from_recording(source: Source, question: _Question) -> History:
             existing = (item for batch in keys.batches() for item in batch.items())
             states.databases[db] = {key: state for key, state in existing if question.wants(key)}
     span = Span("recording", name, time_of(began_ms), time_of(ended_ms))
-    return replace(timeline.finish(states, kind, (span,), ends=Moment.at(ended_ms)), gaps=gaps)
+    found = timeline.finish(states, kind, (span,), ends=Moment.at(ended_ms))
+    fate = found.fate
+    if fate and fate.cause in ENDS and fate.at and any(gap.ends and gap.ends > fate.at for gap in gaps):
+        sentence = f"{fate.sentence}; in a gap after that it may have been created anew"
+        fate = replace(fate, sentence=sentence, confidence="possible" if fate.confidence == "possible" else "likely")
+    return replace(found, fate=fate, gaps=gaps)
 
 
 # Text

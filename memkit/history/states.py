@@ -118,6 +118,7 @@ class KeyStates:
         self._wanted = wanted
         self._complete = complete
         self._new_keys = keys_of
+        self._ended: set[tuple[int, bytes]] = set()
         self.unknown_sources: dict[tuple[int, bytes], bytes] = {}
         self.databases: dict[int, MutableMapping[bytes, KeyState]] = {}
 
@@ -139,6 +140,15 @@ class KeyStates:
             command: The command's name, for the events.
             in_multi: The command is in a transaction: no key is evicted in one.
         """
+        for event in self._changes(db, effect, moment, command, in_multi=in_multi):
+            if not self._complete:
+                key = event.db, event.key
+                self._ended.discard(key) if event.key in self.keys_of(event.db) else self._ended.add(key)
+            yield event
+        if effect.action == "flush all":
+            self._complete = True
+
+    def _changes(self, db: int, effect: Effect, moment: Moment, command: str, *, in_multi: bool) -> Iterator[KeyEvent]:
         if effect.action in ("flush database", "flush all"):
             yield from self._flush(None if effect.action == "flush all" else db, moment, command)
         elif effect.action == "swap databases":
@@ -159,17 +169,19 @@ class KeyStates:
 
     def _replace(self, db: int, effect: Effect, moment: Moment, command: str) -> Iterator[KeyEvent]:
         keys, key = self.keys_of(db), effect.key
-        may_be_empty = effect.action == "store" and (key in keys or not self._complete)
+        is_known = self._complete or key in keys or (db, key) in self._ended
+        may_be_empty = effect.action == "store" and (key in keys or not is_known)
         if moment.stated:
             yield from self._expire(db, key, moment)
         before = keys.get(key)
         deadline, ttl, is_sure = _deadline(effect, moment)
         name = _name_of_write(before, deadline)
         possible: tuple[EventName, ...] = (name, "deleted") if may_be_empty else ()
-        if may_be_empty and before is not None and "expired" in _possible(before, moment, "deleted"):
+        if may_be_empty and before is not None and "expired" in possible_ends(before, moment, "deleted"):
             possible = (*possible, "expired")
         keys[key] = KeyState(deadline, ttl, moment, 0 if may_be_empty else 1, is_sure=is_sure)
-        yield KeyEvent(db, key, name, moment, command, deadline, ttl, possible)
+        proven = is_known or deadline is not None  # otherwise the key may have had a TTL
+        yield KeyEvent(db, key, name, moment, command, deadline, ttl, possible, proven=proven)
 
     def _set_deadline(self, db: int, effect: Effect, moment: Moment, command: str) -> Iterator[KeyEvent]:
         keys, key = self.keys_of(db), effect.key
@@ -188,7 +200,8 @@ class KeyStates:
     def _change_elements(self, db: int, effect: Effect, moment: Moment, command: str) -> Iterator[KeyEvent]:
         keys, key = self.keys_of(db), effect.key
         before = keys.get(key)
-        new = KeyState(given=moment, least=0, most=0 if self._complete else None, is_sure=self._complete)
+        is_new = self._complete or (db, key) in self._ended
+        new = KeyState(given=moment, least=0, most=0 if is_new else None, is_sure=is_new)
         state = _with_elements(before or new, effect)
         if before is not None and state.most == 0:
             del keys[key]
@@ -203,7 +216,7 @@ class KeyStates:
     def _expire(self, db: int, key: bytes, moment: Moment) -> Iterator[KeyEvent]:
         """Remove a key that is past its deadline: some commands replace such a key, and no DEL is logged."""
         state = self.keys_of(db).get(key)
-        if state is not None and _possible(state, moment, "deleted") == ("expired",):
+        if state is not None and possible_ends(state, moment, "deleted") == ("expired",):
             del self.keys_of(db)[key]
             yield KeyEvent(db, key, "expired", moment, "", state.deadline_ms, possible=("expired",))
 
@@ -234,7 +247,7 @@ class KeyStates:
         for db, other in (first, second), (second, first):
             for key, state in before[db].items():
                 deadline_ms, replaced = state.deadline_ms, before[other].get(key)
-                possible = _possible(state, moment, "renamed", *(() if state.least else ("deleted",)))
+                possible = possible_ends(state, moment, "renamed", *(() if state.least else ("deleted",)))
                 if possible != ("renamed",):
                     self.databases[other][key] = state._replace(is_sure=False)
                 if replaced is None:
@@ -248,7 +261,7 @@ class KeyStates:
             keys = self.keys_of(number)
             for key, state in list(keys.items()):
                 del keys[key]
-                possible = _possible(state, moment, "flushed")
+                possible = possible_ends(state, moment, "flushed")
                 if not state.least:
                     possible = (*possible, "deleted")
                 yield KeyEvent(number, key, possible[0], moment, command, state.deadline_ms, possible=possible)
@@ -262,16 +275,17 @@ class KeyStates:
         evicts a key in a transaction.
         """
         key, proven = effect.key, True
-        state = self.keys_of(db).pop(key, None)
-        if state is None and self._complete:
+        before = self.keys_of(db).pop(key, None)
+        if before is None and (self._complete or (db, key) in self._ended):
             return
-        state = state or KeyState(is_sure=False)
+        state = before or KeyState(is_sure=False)
         if command not in ("DEL", "UNLINK") or effect.keys > 1:
             possible: tuple[EventName, ...] = ("deleted",)
+            proven = before is not None or effect.keys == 1  # of several keys one may not have existed
             if not state.least:  # it may have ended before
                 moment = moment._replace(earliest_ms=state.given.earliest_ms)
         else:
-            possible = _possible(state, moment, "deleted", *(() if in_multi else ("evicted",)))
+            possible = possible_ends(state, moment, "deleted", *(() if in_multi else ("evicted",)))
             if self._valkey and command == "DEL" and possible != ("expired",):
                 # lazyfree-lazy-eviction may be off, as the redis.conf of many servers has it
                 possible, proven = ("deleted",), possible == ("deleted",)
@@ -300,7 +314,7 @@ def _name_of_write(before: KeyState | None, deadline_ms: int | None) -> EventNam
     return "overwritten" if before is not None and before.deadline_ms is not None and deadline_ms is None else "written"
 
 
-def _possible(state: KeyState, moment: Moment, *otherwise: EventName) -> tuple[EventName, ...]:
+def possible_ends(state: KeyState, moment: Moment, *otherwise: EventName) -> tuple[EventName, ...]:
     """Return why a key may have ended at a moment: it expired, if its deadline was reached, or otherwise."""
     deadline = state.deadline_ms
     if not state.is_sure:

@@ -213,6 +213,24 @@ def test_few_sessions_of_one_ttl_are_not_healthy(traffic: Traffic) -> None:
     assert traffic.world(events, steps=2_000).audited().verdict.status != "healthy"
 
 
+@pytest.mark.parametrize("written", [0, 4])
+def test_a_small_file_was_loaded_too(written: int, traffic: Traffic) -> None:
+    """An append-only file of few sessions; all are of one batch, so that what is left is alike."""
+
+    def restart(server: RedisServer) -> None:
+        server.restart()
+        with server.client() as client:
+            for n in range(written):
+                client.set(f"chat:new-{n}", "{}", ex=round(WEEK))
+        server.clock.shift("1h")
+
+    events = [one for n in range(6) for one in traffic.write(f"chat:{n}", 4 * DAY)]
+    with traffic.world(events, after=restart, stops_s=HOUR).played() as server:
+        for _ in range(2):  # the second audit has sent more than the file holds
+            report = audit(server.url, expect={"chat:*": "7d"}, duty=1)
+            assert report.findings == ()
+
+
 def test_users_who_end_sessions_are_no_deletion(traffic: Traffic) -> None:
     traffic.count = 300
     with traffic.world(traffic.sessions()).played() as server, server.client() as client:
@@ -451,8 +469,10 @@ def test_note_names_every_check_that_needs_values(traffic: Traffic) -> None:
     assert all(check in note for check in (*CHECKS, "stale_index"))
 
 
-def test_two_ttls_without_expectation_are_not_healthy(traffic: Traffic) -> None:
-    events = traffic.sessions(reads=0) + traffic.sessions(reads=0, ttl_s=30 * DAY)
+@pytest.mark.parametrize("longer", [60, 150])
+def test_two_ttls_without_expectation_are_not_healthy(longer: int, traffic: Traffic) -> None:
+    others = replace(traffic, count=longer)
+    events = traffic.sessions(reads=0) + others.sessions(reads=0, ttl_s=30 * DAY)
     report = traffic.world(events, expect={}).audited()
     assert (report.verdict.status, report.exit_code) == ("undetermined", 2)
     assert "two TTLs under one prefix" in text_of(report)

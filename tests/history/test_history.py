@@ -240,9 +240,9 @@ def test_two_snapshots_leave_open_what_they_must(tmp_path: Path) -> None:
         second = server.directory / "dump.rdb"
         fates = {name: history(second, first, session=name).fate for name in "abcd"}
     assert [(fate.cause, fate.either) for fate in fates.values() if fate] == [
-        ("unknown", ("expired", "deleted", "evicted")),
-        ("unknown", ("deleted", "evicted")),
-        ("exists", None),
+        ("unknown", ("expired", "deleted", "evicted", "flushed")),
+        ("unknown", ("deleted", "evicted", "flushed", "expired")),
+        ("unknown", ("overwritten", "exists")),
         ("never_seen", None),
     ]
     assert fates["b"] is not None
@@ -258,6 +258,22 @@ def test_key_past_its_deadline_in_a_file_has_expired(tmp_path: Path) -> None:
         assert fate is not None
         assert fate.at is not None
         assert (fate.cause, fate.confidence, fate.at.timestamp()) == ("expired", "proven", at_s)
+
+
+def test_deadlines_show_what_two_snapshots_exclude(tmp_path: Path) -> None:
+    """A rename keeps the deadline, and a flush leaves no key."""
+    first, second = tmp_path / "first.rdb", tmp_path / "second.rdb"
+    first.write_bytes(file_of_strings(("chat:1", 9_000), ("chat:2", 9_001), ("chat:3", 9_002), ("chat:4", None)))
+    second.write_bytes(
+        file_of_strings(("archive:2", 5_401), ("chat:3", 5_402), ("chat:4", 5_403), saved_s=SAVED_S + 3_600)
+    )
+    either = {name: history(first, second, session=name).fate.either for name in ("1", "2")}  # type: ignore[union-attr]
+    assert either == {
+        "1": ("deleted", "evicted", "expired"),
+        "2": ("deleted", "evicted", "renamed", "expired"),
+    }
+    assert history(first, second).fates["chat:"] == {"unknown": 2, "exists": 2}
+    assert [event.name for event in history(first, second, session="4").events] == ["renewed"]
 
 
 def test_key_past_its_deadline_has_expired(tmp_path: Path) -> None:
@@ -297,6 +313,24 @@ def test_databases_of_one_log_are_told_apart(server: RedisServer, client: redis.
 def test_sources_that_do_not_go_together_are_refused(sources: list[str]) -> None:
     with pytest.raises(SourceError):
         history(*sources)
+
+
+@pytest.mark.parametrize(("data", "message"), [(b"", "the file is empty"), (b"\x1f\x8bx", "compressed with gzip")])
+def test_single_file_that_is_no_source_is_named(data: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "source.db").write_bytes(data)
+    with pytest.raises(SourceError, match=message):
+        history(tmp_path / "source.db", session="1")
+
+
+def test_source_ends_at_its_last_timestamp(server: RedisServer, client: redis.Redis) -> None:
+    """A copy of a log was modified later than the log."""
+    client.set("chat:user-42", CANARY)
+    now = server.clock.now().timestamp()
+    for path in (server.directory / "appendonlydir").iterdir():
+        os.utime(path, (now + 86_400,) * 2)
+    (source,) = history(server.directory).sources
+    assert source.ends is not None
+    assert abs(source.ends.timestamp() - now) < 60
 
 
 def test_since_leaves_out_what_came_before(server: RedisServer, client: redis.Redis) -> None:

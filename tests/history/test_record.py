@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from servers import start
+from servers import every_server, start
 from test_history import CANARY
 from waiting import wait_for
 
@@ -217,6 +217,72 @@ def test_lost_connection_is_a_gap(server: RedisServer, client: redis.Redis, tmp_
     assert history(path).to_dict()["gaps"]
 
 
+def test_swapped_databases_are_a_gap(tmp_path: Path) -> None:
+    """The server sends no names then."""
+    path = tmp_path / "incident.db"
+    with start("redis-8.2") as server, server.client() as client:
+        client.set("chat:1", CANARY, ex=WEEK_S)
+        with recording(server, path):
+            client.swapdb(0, 1)
+            wait_for("the gap in the recording", lambda: gaps(path))
+            client.set("chat:2", CANARY)
+            recorded(path, has(b"chat:2", "written"))
+    fate = history(path, session="1").fate
+    assert fate is not None
+    assert (fate.cause, fate.either) == ("unknown", ("deleted", "evicted", "renamed", "flushed"))
+
+
+def test_key_deleted_before_the_cut_is_left_open(tmp_path: Path) -> None:
+    """Why it ended is read from the counters up to 0.2 s later, and the connection is cut before that."""
+    path = tmp_path / "incident.db"
+    with start("redis-8.2") as server, server.client() as client:
+        names = [f"chat:{number}" for number in range(20)]
+        client.mset(dict.fromkeys(names, CANARY))
+        with recording(server, path):
+            for number, name in enumerate(names):
+                client.delete(name)
+                client.client_kill_filter(_type="normal", skipme=True)
+                wait_for("the gap in the recording", lambda number=number: len(gaps(path)) > number)
+        fates = [history(path, session=name).fate for name in names[:-1]]
+    assert all(fate and fate.at for fate in fates)
+    assert {fate.cause for fate in fates if fate} <= {"unknown", "deleted"}
+    assert all("deleted" in (fate.either or (fate.cause,)) for fate in fates if fate)
+
+
+def test_flush_after_the_deadline_is_an_expiry(tmp_path: Path) -> None:
+    path = tmp_path / "incident.db"
+    binary = every_server()["redis-8.2"]
+    if not binary:
+        pytest.skip("no redis-8.2 on this machine")
+    server = RedisServer(binary=binary.path, config={"enable-debug-command": "yes"})
+    with server, server.client() as client:
+        client.set("chat:1", CANARY, ex=60)
+        client.execute_command("DEBUG", "SET-ACTIVE-EXPIRE", "0")
+        with recording(server, path):
+            server.clock.shift("1h")
+            client.set("chat:2", CANARY)
+            recorded(path, has(b"chat:2", "written"))
+            client.flushdb()
+            recorded(path, has(b"chat:2", "flushed"))
+    assert cause(path, "1") == "expired"
+
+
+def test_end_before_a_gap_is_not_proven(tmp_path: Path) -> None:
+    """In the gap the key may have been created anew, and may have ended again."""
+    path = tmp_path / "incident.db"
+    with Ledger(path) as ledger:
+        ledger.begin_source(kind="tracking", name="redis://", server="redis", version="8", began_ms=1_000)
+        for name in (b"chat:1", b"chat:2"):
+            ledger.keys(0)[name] = KeyState()
+            del ledger.keys(0)[name]
+        ledger.add(KeyEvent(0, b"chat:1", "deleted", Moment.at(2_000), "", possible=("deleted",)))
+        ledger.add_gap(3_000, 4_000, "the connection broke")
+        ledger.add(KeyEvent(0, b"chat:2", "deleted", Moment.at(5_000), "", possible=("deleted",)))
+        ledger.observed_until(6_000)
+    fates = [history(path, session=name).fate for name in ("1", "2")]
+    assert [(fate.cause, fate.confidence) for fate in fates if fate] == [("deleted", "likely"), ("deleted", "proven")]
+
+
 def gaps(path: Path) -> list[tuple[int, int, str]]:
     with Ledger(path, reading=True) as ledger:
         return ledger.gaps()
@@ -313,6 +379,7 @@ def test_missing_right_is_named(tmp_path: Path) -> None:
         url = server.url.replace("unix://", "unix://reader:pw@")
         with pytest.raises(ServerError, match="client|tracking"):
             record(url, tmp_path / "incident.db", for_s=0.1)
+        assert not list(tmp_path.iterdir())  # the next try with the right user needs no other name
 
 
 def test_stopped_server_is_reported_in_one_line(tmp_path: Path) -> None:

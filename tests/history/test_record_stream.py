@@ -93,6 +93,33 @@ def test_each_end_has_its_command(servers: tuple[RedisServer, RedisServer], tmp_
     assert CANARY.encode() not in path.read_bytes()
 
 
+def test_what_commands_do_not_show_is_looked_at(tmp_path: Path) -> None:
+    """A new name for a key that was not recorded, and removed elements: its TTL and whether it exists are read."""
+    path = tmp_path / "incident.db"
+    with pair("redis-7.0") as (primary, replica), primary.client() as client, replica.client() as reader:
+        client.set("temp:1", CANARY, ex=WEEK_S)
+        client.rpush("chat:popped", 1, 2)
+        client.sadd("chat:stored", 1)
+        client.expire("chat:stored", WEEK_S)
+        with redis.Redis(unix_socket_path=primary.socket_path, db=3) as third:
+            third.set("chat:moved", CANARY, ex=WEEK_S)
+            client.set("chat:0", CANARY)
+            in_step(client, reader)
+            with recording(replica.url, path, b"chat:"):
+                client.set("chat:first", CANARY)
+                client.rename("temp:1", "chat:renamed")
+                third.move("chat:moved", 0)
+                client.lpop("chat:popped")
+                client.sinterstore("chat:stored", ["chat:stored", "other:1"])
+                client.set("chat:last", CANARY)
+                recorded(path, has(b"chat:last", "written"))
+    for session in ("renamed", "moved"):
+        fate = history(path, session=session).fate
+        assert fate is not None
+        assert "until" in fate.sentence
+    assert [cause(path, session) for session in ("popped", "stored")] == ["exists", "deleted"]
+
+
 def test_cut_connection_is_a_gap(tmp_path: Path) -> None:
     path = tmp_path / "incident.db"
     with pair("redis-7.0") as (primary, replica), primary.client() as client, replica.client() as reader:

@@ -109,6 +109,20 @@ def test_primary_is_read_only_if_asked_for(servers: tuple[RedisServer, RedisServ
         assert client.info("stats")["total_forks"] == forks
 
 
+def test_least_user_reads_the_backlog(servers: tuple[RedisServer, RedisServer]) -> None:
+    primary, replica = servers
+    with primary.client() as writer, replica.client() as reader:
+        writer.set("chat:1", CANARY, ex=300)
+        in_step(writer, reader)
+        reader.execute_command("ACL", "SETUSER", "least", "on", ">pw", "-@all", "+psync", "+replconf", "+info", "+ping")
+        url = replica.url.replace("unix://", "unix://least:pw@")
+        now_ms = reader.time()[0] * 1_000
+        assert abs(read_backlog(url).read_at_ms - now_ms) < 10_000
+        reader.execute_command("ACL", "SETUSER", "least", "-psync")
+        with pytest.raises(ServerError, match="psync"):
+            read_backlog(url)
+
+
 def test_server_without_a_backlog_is_refused() -> None:
     with RedisServer() as server, server.client() as client:
         client.config_resetstat()
@@ -134,6 +148,59 @@ def test_full_backlog_is_read_with_a_margin() -> None:
             assert reader.info("stats")["total_forks"] == forks
     assert commands[-1][:2] == (b"SET", b"chat:299")
     assert 50 < len(commands) < 110
+
+
+@pytest.mark.parametrize("name", ["redis-6.2", "redis-8.2"])
+def test_backlog_smaller_than_the_margin_is_read(name: str) -> None:
+    """The least margin, 64 KiB, is more than such a backlog holds; an offset after its end makes the server fork."""
+    servers = pair(name, **{"repl-backlog-size": "16kb"})
+    with servers as (primary, replica), primary.client() as writer, replica.client() as reader:
+        writer.set("chat:1", CANARY, ex=300)
+        in_step(writer, reader)
+        assert "chat:1" in str(read_backlog(replica.url).commands)
+        for number in range(1_000):
+            writer.set(f"chat:{number}", CANARY, ex=300)
+        in_step(writer, reader)
+        commands = read_backlog(replica.url).commands
+        assert reader.info("stats")["sync_full"] == 0
+    assert commands[-1][:2] == (b"SET", b"chat:999")
+
+
+def test_key_from_before_the_backlog_is_left_open() -> None:
+    """Whether it had a TTL, and under which name it was written, is not in the backlog."""
+    servers = pair("redis-8.2", **{"repl-backlog-size": "16kb"})
+    with servers as (primary, replica), primary.client() as writer, replica.client() as reader:
+        for name in ("appended", "renamed", "replaced"):
+            writer.rpush(f"chat:{name}", CANARY)
+        writer.expire("chat:appended", 300)
+        for number in range(2_000):
+            writer.set(f"other:{number}", "x" * 100)
+        writer.rpush("chat:appended", CANARY)
+        writer.rename("chat:renamed", "chat:new")
+        writer.set("chat:replaced", CANARY)
+        in_step(writer, reader)
+        fates = {name: backlog_of(replica, name).fate for name in ("appended", "renamed", "new", "replaced")}
+    found = {name: (fate.cause, fate.confidence) for name, fate in fates.items() if fate}
+    assert found == {
+        "appended": ("exists", "likely"),
+        "renamed": ("renamed", "proven"),
+        "new": ("exists", "likely"),
+        "replaced": ("exists", "likely"),
+    }
+
+
+def test_relative_deadlines_of_an_old_server_are_open() -> None:
+    """Redis 6.2 replicates EX and EXPIRE as they are: the deadline is after the write by the TTL, whenever that was."""
+    with pair("redis-6.2") as (primary, replica), primary.client() as writer, replica.client() as reader:
+        writer.set("chat:1", CANARY, px=50)
+        writer.set("chat:2", CANARY, ex=300)
+        wait_for("the expiry", lambda: writer.exists("chat:1"), lambda there: not there)
+        in_step(writer, reader)
+        fates = {name: backlog_of(replica, name).fate for name in "12"}
+    assert fates["1"] is not None
+    assert fates["1"].either == ("expired", "deleted", "evicted")
+    assert fates["2"] is not None
+    assert (fates["2"].cause, fates["2"].confidence, fates["2"].ttl_s) == ("exists", "likely", 300)
 
 
 @pytest.mark.parametrize(("before", "start"), [

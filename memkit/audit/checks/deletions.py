@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import Finding
 from memkit.audit.sampling import KeyFacts
-from memkit.audit.server_info import DELETES, STRING_WRITES, ServerFacts, SlowCommand
+from memkit.audit.server_info import DELETES, STRING_WRITES, ServerFacts
 from memkit.config import Expectation
 from memkit.formats import deletes_own_keys, is_housekeeping
 from memkit.readonly.values import to_name
@@ -76,32 +76,30 @@ def deleted_finding(
             ),
             next="redis-cli CLIENT LIST: clients with cmd=del or cmd=unlink",
         )
-    logged = [one for one in server.slow_commands if _names_sessions(one, expectations)]
-    if logged:
+    named = [(one, key) for one in server.slow_commands if one.command in DELETES for key in one.keys]
+    named = [(one, key) for one, key in named if not is_housekeeping(to_name(key))]
+    prefixes = {one: each.prefix for each in expectations for one, key in named if each.matches.fullmatch(key)}
+    if logged := list(prefixes):
         first = min(logged, key=lambda one: one.at_s)
-        prefix = next(one.prefix for one in expectations if any(one.matches.fullmatch(key) for key in first.keys))
+        prefix = prefixes[first]
         count = sum(len(one.keys) for one in logged)
+        many = count >= FEWEST_DELETED or any(len(one.keys) >= FEWEST_VANISHED for one in logged)
         return Finding(
             "deleted",
             prefix=prefix,
             keys=count,
-            message=f"{first.command.upper()} deletes sessions under {prefix}, not their TTL: at least {count:,} keys",
-            confidence="proven",
+            message=f"{first.command.upper()} deletes sessions under {prefix}, not their TTL: at least "
+            f"{counted(count, 'key')}",
+            confidence="proven" if many else "possible",  # a user may have ended a large session
             since=datetime.fromtimestamp(first.at_s + 1, UTC),
             since_is="upper bound",
-            evidence=tuple(f"slow log: {one.command} of {len(one.keys):,} keys by {one.client}" for one in logged[:3]),
+            evidence=tuple(
+                f"slow log: {one.command} of {counted(len(one.keys), 'key')} by {one.client}" for one in logged[:3]
+            ),
             next="redis-cli SLOWLOG GET 128 and CLIENT LIST name the client that deletes",
         )
     scale = of / len(keys) if keys else 0.0
     return _counted(server, expectations, context, scale=scale, sessions=sessions)
-
-
-def _names_sessions(one: SlowCommand, expectations: Sequence[Expectation]) -> bool:
-    return one.command in DELETES and any(
-        expected.matches.fullmatch(key) and not is_housekeeping(to_name(key))
-        for expected in expectations
-        for key in one.keys
-    )
 
 
 def _counted(

@@ -41,8 +41,10 @@ def mixed_ttl(expected: Expectation, sessions: Sequence[Sequence[Member]]) -> Mi
     keys = frozenset(member.facts.key for members in mixed for member in members)
     gap, first, last = max((_gap(members) for members in mixed), key=lambda one: one[0])
     shortest = [min(one.facts.set_ms or 0 for one in members if one.facts.deadline_ms) for members in mixed]
+    second, count = Counter(round(value / 1000) for value in shortest).most_common(1)[0]
     evidence = [f"deadlines of the keys of one session, compared: {len(sessions):,} sessions have several keys"]
-    own = {part: ttl for part, ttl in _longest(sessions).items() if ttl < _floor_ms(expected)}
+    floor = min((*expected.other_ttls_ms, expected.ttl_ms or 0)) * (1 - max(expected.jitter, 0.01)) - IDLE_GRAIN_MS
+    own = {part: ttl for part, ttl in _longest(sessions).items() if ttl < floor}
     # A part that was never given the expected TTL may have one of its own, such as a buffer; others were not renewed.
     on_purpose = all(_gap(members)[1] in own for members in mixed)
     for part, ttl in own.items() if on_purpose else ():
@@ -55,7 +57,7 @@ def mixed_ttl(expected: Expectation, sessions: Sequence[Sequence[Member]]) -> Mi
         message=f"parts of {len(mixed):,} of {len(sessions):,} sessions under {expected.prefix} expire up to "
         f"{duration(gap)} apart ({first} before {last})",
         confidence="possible" if on_purpose else "proven",
-        observed_ms=_common(shortest),
+        observed_ms=second * 1000 if count > 0.2 * len(shortest) else sorted(shortest)[len(shortest) // 2],
         evidence=evidence,
         next="renew all keys of a session in one write (MULTI or a script): memkit inspect URL SESSION",
     )
@@ -85,14 +87,3 @@ def _longest(sessions: Sequence[Sequence[Member]]) -> dict[str, int]:
         if member.facts.set_ms is not None:
             found[member.part] = max(found.get(member.part, 0), member.facts.set_ms)
     return {part: round(rounded(ttl)) for part, ttl in found.items()}
-
-
-def _floor_ms(expected: Expectation) -> float:
-    shortest = min((*expected.other_ttls_ms, expected.ttl_ms or 0))
-    return shortest * (1 - max(expected.jitter, 0.01)) - IDLE_GRAIN_MS
-
-
-def _common(values: Sequence[int]) -> float:
-    """Return the most frequent value, to the second, or the median if none is frequent."""
-    seconds, count = Counter(round(value / 1000) for value in values).most_common(1)[0]
-    return seconds * 1000 if count > 0.2 * len(values) else sorted(values)[len(values) // 2]

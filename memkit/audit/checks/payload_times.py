@@ -93,6 +93,11 @@ def dated_session(value: RedisValue, facts: KeyFacts, owner: KeyOwner | None) ->
         turn_times = [one.at_s for one in decoded if isinstance(one, Turn) and one.at_s is not None]
         stated = [StatedTime(at_s * 1000, at_s * 1000) for at_s in turn_times]
         lengths = [value.total]
+    elif value.kind == "stream":
+        # The server gives an entry its time as id, unless the client does.
+        ids = [] if value.partial else [float(entry.partition("-")[0]) for entry, _ in value.entries]
+        stated = [StatedTime(at_ms, at_ms) for at_ms in ids if seconds(at_ms)]
+        lengths = [value.total]
     else:
         document = _document(value)
         stated = list(times_in(document))

@@ -74,7 +74,8 @@ class _Payload(NamedTuple):
 class _Contents:
     """What the values of one expectation showed; the values themselves are dropped, batch by batch.
 
-    ``keys`` are the expectation's, ``present`` all that the audit has seen, by name.
+    ``keys`` are the expectation's, ``present`` all that the audit has seen, by name. Of known stores, ``encoded`` are
+    keys in another known encoding, and ``other`` those without any JSON object.
     """
 
     keys: Sequence[KeyFacts]
@@ -83,6 +84,7 @@ class _Contents:
     dated: list[DatedSession] = field(default_factory=list)
     places: defaultdict[tuple[str, str], list[_Payload]] = field(default_factory=lambda: defaultdict(list))
     encoded: set[str] = field(default_factory=set)
+    other: set[str] = field(default_factory=set)
     hashes: defaultdict[str, list[tuple[KeyFacts, frozenset[str]]]] = field(default_factory=lambda: defaultdict(list))
     known: KnownSessions = field(default_factory=KnownSessions)
     notes: list[str] = field(default_factory=list)
@@ -94,8 +96,12 @@ class _Contents:
         shape = f"{words[0] if words else ''} {len(re.findall('[:/|]', value.name))}"
         if owner:
             payloads = value.payloads if value.kind in (*DOCUMENT_KINDS, "list") else ()
-            encoded = {str(one) for one in map(examine, payloads) if one.layers[0] in ENCODINGS and not one.fault}
+            examined = [examine(payload) for payload in payloads]
+            encoded = {str(one) for one in examined if one.layers[0] in ENCODINGS and not one.fault}
             self.encoded |= {value.name} if encoded else set()
+            objects = any(payload.lstrip().startswith(b"{") for payload in payloads)
+            if examined and not objects and not any(one.fault for one in examined):
+                self.other.add(value.name)
             self.places[shape, ""].append(_Payload(facts, frozenset((owner.store, *encoded))))
             return
         if value.kind == "hash":
@@ -202,7 +208,8 @@ def _assign_problems(expected: Sequence[Expectation], contents: Sequence[_Conten
 def _corrupt(expected: Expectation, content: _Contents) -> Finding | None:
     """Return the finding of payloads that their own format proves to be damaged."""
     problems = content.known.problems.values()
-    broken = {one.key: one.message for one in problems if one.cause == "corrupt" and one.key not in content.encoded}
+    different = content.encoded | content.other
+    broken = {one.key: one.message for one in problems if one.cause == "corrupt" and one.key not in different}
     odd: dict[str, str] = {}
     for payloads in content.places.values():
         unknown = sum(any(name == "binary" or name.endswith("?") for name in one.encodings) for one in payloads)
@@ -252,8 +259,8 @@ def _fragments(expected: Expectation, content: _Contents) -> Finding | None:
         expected,
         "corrupt",
         keys=len(found),
-        message=f"{counted(len(found), 'hash', 'hashes')} matching {expected.pattern} hold a fragment of a session "
-        f"(no {fields}): a field was written after the session had expired, which created the key anew",
+        message=f"{counted(len(found), 'hash', 'hashes')} matching {expected.pattern} lack {fields}: a field that is "
+        "written after a session has expired creates the key anew, as such a fragment",
         confidence="likely" if 2 * persistent > len(found) else "possible",
         evidence=(f"the other hashes have {fields}", f"{persistent:,} of the fragments have no TTL"),
         next="write fields and TTL in one script that does nothing if the key no longer exists",
@@ -314,7 +321,10 @@ def _encoding_changed(expected: Expectation, content: _Contents) -> Finding | No
 
 
 def _encoded_twice(expected: Expectation, content: _Contents) -> str | None:
-    """Return why sessions that readers of JSON refuse or take for text cannot be called healthy."""
+    """Return why sessions that readers of JSON, or of a known store, may refuse cannot be called healthy."""
+    refused = {one.key for one in content.known.problems.values() if one.cause == "corrupt"} & content.other
+    if refused:
+        return f"{counted(len(refused), 'key')} matching {expected.pattern} have a store's names, not its payloads"
     for payloads in content.places.values():
         for encoding in (name for one in payloads for name in one.encodings):
             if not UNUSUAL.isdisjoint(encoding.split(" > ")):

@@ -34,7 +34,7 @@ def persistent_finding(expected: Expectation, sessions: Sequence[Group], context
         return None
     everything = [one for group in sessions for one in group.keys]
     prefix = narrowest_prefix([one.key for one in keys], [one.key for one in context.keys], expected.prefix)
-    since = _since(expected, keys, everything, context)
+    since = _since(expected, keys, everything, context) if like_sessions else None
     share = "all" if len(keys) == len(everything) else f"{len(keys):,} of {len(everything):,}"
     message = f"{share} keys of sessions matching {expected.pattern} have no TTL; expected {duration(expected.ttl_ms)}"
     evidence = [f"PTTL is -1 for {len(keys):,} of {context.sampled:,} keys looked at, such as {', '.join(shapes[:3])}"]

@@ -7,10 +7,12 @@ a hash tag, quotes, bytes that were formatted as text, a line end.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
 
+from memkit.audit.checks.payload_times import written_ms
 from memkit.audit.checks.ttl_inference import (
     KeyLifetime,
     LifetimeAnalysis,
@@ -31,6 +33,7 @@ from memkit.render import counted, duration, printable
 SLACK_MS = 2_000
 FEWEST = 3
 """One or two keys of another name are typed by hand or left by a test."""
+CHANCE = 0.01
 SHOWN_PREFIXES = 20
 OLD_SHARE = 0.1
 """More old names than this share written since the new ones appeared are two kinds of writers, not a release."""
@@ -39,7 +42,7 @@ PLAIN_NAME = re.compile(rb"(?:[\w.-]+[:/|])*[\w.-]*")
 ODD_NAMES = (
     ("bytes formatted as text (b'…')", re.compile(rb"b(['\"])(.+)\1"), rb"\2", True),
     ("quotes", re.compile(rb"(['\"])(.+?)\1"), rb"\2", True),
-    ("a line end or white space at an end", re.compile(rb"^\s+|\s+$|\\n$"), b"", True),
+    ("a line end or white space before or after the id", re.compile(rb"(?:^|(?<=[:/|]))\s+|\s+$|\\n$"), b"", True),
     ("a doubled separator", re.compile(rb"([:/|])\1+"), rb"\1", False),
     ("a hash tag ({…})", re.compile(rb"\{([^{}]+)\}"), rb"\1", False),
 )
@@ -96,12 +99,13 @@ def _odd_finding(
     what: str,
     mistake: bool,
 ) -> Finding | None:
-    accesses = [one.touched_ms for one in odd if one.touched_ms is not None]
+    timed = [one for one in odd if one.touched_ms is not None or (expected.ttl_ms and one.deadline_ms)]
+    accesses = [round(written_ms(expected, one)) if one.touched_ms is None else one.touched_ms for one in timed]
     first, newest = min(accesses, default=None), max(accesses, default=0)
     last = _last_written(expected, plain, context)
-    # Names that were all written at one time replace none, and neither do those of a pause in the traffic.
+    # Names that were all written at one time replace none; two kinds of writers write in any order.
     replaced = first is not None and last is not None and last <= first + SLACK_MS and newest > last + SLACK_MS
-    replaced = replaced and (mistake or _have_stopped(expected, plain, last or 0, context))
+    replaced = replaced and (mistake or math.comb(len(plain) + len(odd), len(odd)) > 1 / CHANCE)
     if not replaced and not mistake:
         return None
     since = None
@@ -109,6 +113,7 @@ def _odd_finding(
         since = Since(last, "lower bound")
     elif first is not None:
         since = Since(min(first + 1_000, context.history.now_ms), "upper bound")
+    stopped = mistake or _have_stopped(expected, plain, last or 0, context)
     example = re.sub(rb"[0-9A-Za-z_-]{9,}", b"*", odd[0].key).decode("utf-8", "replace")
     ttl = common_ttl(lifetimes_of(odd, context.history))
     evidence = [f"{counted(len(odd), 'name')} with {what}, such as {printable(repr(example)[1:-1], 80)}"]
@@ -120,7 +125,7 @@ def _odd_finding(
         keys=len(odd),
         message=f"{len(odd):,} sessions of {expected.pattern} are written under names with {what}"
         + ("" if since is None else f", {context.since_text(since)}"),
-        confidence="likely" if len(odd) >= FEWEST else "possible",
+        confidence="likely" if len(odd) >= FEWEST and stopped else "possible",
         observed_ms=ttl,
         since=since,
         evidence=evidence,
@@ -291,6 +296,6 @@ def ttls_given(lifetimes: Sequence[KeyLifetime]) -> list[float]:
     ttl = common_ttl(lifetimes)
     if ttl is None:
         return []
-    rest = [one for one in lifetimes if one.given > 1.05 * ttl]
-    second = common_ttl(rest)
+    second = common_ttl([one for one in lifetimes if one.given > 1.05 * ttl])
+    second = second or common_ttl([one for one in lifetimes if one.given < 0.95 * ttl])
     return [ttl] if second is None else [ttl, rounded(second)]

@@ -45,9 +45,10 @@ def server_findings(
         expectations: What is expected.
         after: INFO's counters at the end of the audit.
     """
+    spared = _spares_sessions(server, context, expectations)
     found = [
         _out_of_memory(server),
-        None if _spares_sessions(server, context, expectations) else _evicted(server, after) or _eviction_risk(server),
+        None if spared else _evicted(server, after, expectations) or _eviction_risk(server),
         _flushed(server, context, expectations),
         _restarted(server, context, expectations),
         _replica_stale(server, context),
@@ -103,18 +104,22 @@ def _out_of_memory(server: ServerFacts) -> Finding | None:
     )
 
 
-def _evicted(server: ServerFacts, after: Mapping[str, str]) -> Finding | None:
-    """Uses evicted_keys at the start and the end, and the policy."""
+def _evicted(server: ServerFacts, after: Mapping[str, str], expectations: Sequence[Expectation]) -> Finding | None:
+    """Uses evicted_keys at the start and the end, used_memory, maxmemory, uptime_in_seconds and the policy."""
     now = int(after.get("evicted_keys") or server.number("evicted_keys") or 0)
     if not now or server.policy in (None, "noeviction"):
         return None
     rising = now > (server.number("evicted_keys") or 0)
     used, limit = server.memory
+    # If memory has room now, all of that may have been before today's sessions began.
+    longest = max((one.ttl_ms or 0 for one in expectations), default=0)
+    recent = server.started_ms is None or server.now_ms - server.started_ms <= longest
+    sure = rising or recent or used >= NEAR_FULL * limit > 0
     return Finding(
         "evicted",
         keys=now,
         message=f"Redis has evicted {now:,} keys for lack of memory, whatever their TTL ({server.policy})",
-        confidence="proven",
+        confidence="proven" if sure else "possible",
         evidence=(
             f"evicted_keys {now:,}, expired_keys {server.number('expired_keys') or 0:,} since the server started",
             f"evictions went on during the audit: {'yes' if rising else 'no'}",

@@ -197,7 +197,10 @@ def _judge(
     }  # fmt: skip
     full = any(name.startswith(sessions.expected.prefix) for name in existing)
     begins = _begins(sessions.expected, [(found[name][1].at_ms, facts) for name, facts in existing.items()])
-    if not existing or not (full or begins or _are_ids(existing, sessions.count)):
+    # Bare ids that exist as sessions can be nothing else if they are long, or several, and most of the sessions.
+    plain = [name for name in existing if not name.isdigit()]
+    are_ids = len(plain) >= FEWEST_PLAIN or any(len(name) >= PLAIN_ID_CHARS for name in plain)
+    if not existing or not (full or begins or (are_ids and len(plain) >= LISTED_SHARE * sessions.count)):
         return
     absent = [name for name in found if name not in existing and name.startswith(sessions.expected.prefix) == full]
     missing = [
@@ -214,7 +217,9 @@ def _judge(
             lost += [name] if expires > facts.seen_ms else []
     if len(lost) >= max(min(FEWEST_LOST, len(existing)), LOST_SHARE * (len(existing) + len(lost))):
         yield "dangling", lost, f"{len(lost):,} of them with a time less than {duration(ttl)} ago"
-    stale = [name for name in missing if name not in set(lost) and not _expires_itself(found[name][0], ttl)]
+    # An index that expires soon after its sessions is pruned by that.
+    kept = [name for name in missing if not ttl or not 0 <= (found[name][0].left_ms or -1) <= 2 * ttl]
+    stale = [name for name in kept if name not in set(lost)]
     if stale:
         yield "stale_index", stale, f"{len(stale):,} of them beside {len(existing):,} that exist"
 
@@ -233,18 +238,6 @@ def _begins(expected: Expectation, existing: Sequence[tuple[float | None, KeyFac
         if agree >= AGREE_SHARE * len(timed):
             return shift
     return None
-
-
-def _are_ids(existing: dict[str, KeyFacts], count: int) -> bool:
-    """Return whether bare ids that exist as sessions can be nothing else, and are most of the sessions."""
-    distinct = [name for name in existing if len(name) >= PLAIN_ID_CHARS and not name.isdigit()]
-    plain = [name for name in existing if not name.isdigit()]
-    return bool(distinct or len(plain) >= FEWEST_PLAIN) and len(plain) >= LISTED_SHARE * count
-
-
-def _expires_itself(index: KeyFacts, ttl: int) -> bool:
-    """Return whether the index expires soon after its sessions, which prunes it."""
-    return index.left_ms is not None and bool(ttl) and index.left_ms <= 2 * ttl
 
 
 def _missing(loads: ValueReader, sessions: _Sessions, names: Sequence[str]) -> list[str]:

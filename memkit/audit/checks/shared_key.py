@@ -24,11 +24,6 @@ more. In less time, a night or a weekend, a large session that is always in use 
 """
 
 
-def _is_missing(session: str) -> bool:
-    """Return whether an id, or its last part behind a tenant's, is the word for a missing value."""
-    return session.rpartition(":")[2].lower() in NO_VALUES and (session == "" or not session.endswith(":"))
-
-
 def shared_key(expected: Expectation, keys: Sequence[KeyFacts]) -> Finding | None:
     """Return the finding of a key that many users share.
 
@@ -45,7 +40,9 @@ def shared_key(expected: Expectation, keys: Sequence[KeyFacts]) -> Finding | Non
         for member in group.members:
             sessions[member.session].append(member.facts)
     sizes = {session: sum(one.size_bytes or 0 for one in own) for session, own in sessions.items()}
-    nameless = [one for one in sizes if _is_missing(one)] if expected.prefix else []
+    # The last part of an id may stand behind a tenant's.
+    words = {one: one.rpartition(":")[2].lower() for one in sizes if one == "" or not one.endswith(":")}
+    nameless = [one for one, word in words.items() if word in NO_VALUES] if expected.prefix else []
     largest = max(nameless or sizes, key=lambda one: sizes[one], default=None)
     if largest is None or (len(sizes) <= FEWEST_OTHERS and not nameless):
         return None
@@ -68,7 +65,7 @@ def shared_key(expected: Expectation, keys: Sequence[KeyFacts]) -> Finding | Non
             f"another session was {duration(longest)}"
         )
     facts.append(f"it takes {sizes[largest]:,} bytes, the largest other session {rest:,}")
-    likely = (nameless and sizes[largest] >= rest) or (alone and silence > max(WEEKEND_MS, LONGER * longest))
+    likely = (nameless and sizes[largest] > LARGER * rest) or (alone and silence > max(WEEKEND_MS, LONGER * longest))
     return Finding.of(
         expected,
         "shared_key",

@@ -48,6 +48,8 @@ SOON = 0.05
 RENEWED_TOGETHER = 0.05
 """All TTLs renewed within this share of the TTL: each key of steady traffic has that chance."""
 FEWEST_RENEWED = 20
+HEARTBEAT_TTL_MS = HOUR_MS
+"""Heartbeats renew TTLs of seconds to minutes (Socket.IO: 25 s); those of more than an hour need none."""
 LONG_COPY = 0.2
 """A script that copies sessions to another server takes less than this share of their TTL."""
 
@@ -115,12 +117,13 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
         notes.append(
             f"{counted(len(few), 'key')} under {expected.prefix} have up to {longest} left, more than expected"
         )
+    unexplained = None if findings else next((text for one in analyses if (text := one.unexplained())), None)
     soon = [one for one in analyses[-1].short if one.known and one.left < SOON * analyses[-1].ttl]
-    soon = soon if context.history.idle_known else []
-    if not findings and soon and expected.policy.kind == "sliding" and not expected.policy.refresh_on_read:
+    sliding = expected.policy.kind == "sliding" and not expected.policy.refresh_on_read
+    if soon and sliding and context.history.idle_known and not findings and not unexplained:
         notes.append(
-            f"{counted(len(soon), 'key')} under {expected.prefix} were read since their TTL was set and expire within "
-            f"{duration(max(one.left for one in soon))}: reads do not renew the TTL"
+            f"reads do not renew the TTL: {counted(len(soon), 'key')} under {expected.prefix}, read since, will expire "
+            f"within {duration(max(one.left for one in soon))}"
         )
     return Diagnosis(
         findings,
@@ -128,7 +131,7 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
         _count(sessions),
         sum(len(one.reached) for one in analyses),
         _count(ignored_groups),
-        None if findings else next((text for one in analyses if (text := one.unexplained())), None),
+        unexplained,
     )
 
 
@@ -176,7 +179,9 @@ def _anomalies(
         anomalies = [one for analysis in analyses for one in analysis.anomalies()]
         anomalies = anomalies or _off_by_clock(expected, analyses[-1], context)
         right = any(analysis.right for analysis in analyses)
-        if not any(one.kind == "short" for one in anomalies) and right:
+        # Without idle times, half of the TTL that is left shows as well that not all are given a short one.
+        longer = right or any(2 * one.left > analyses[-1].ttl for one in analyses[-1].all)
+        if longer and not any(one.kind == "short" for one in anomalies):
             healthy.append((group, analyses[-1]))
         volatile = sum(len(analysis.all) for analysis in analyses)
         for one in anomalies:
@@ -256,7 +261,8 @@ def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, conte
             f"{anomaly.still_expected:,} keys were given {wanted} after the first of these was written: two kinds of "
             "writers or of sessions, not a release"
         )
-        evidence += _renewing_clients(context)
+        names = [one.name for one in context.server.clients if one.last_command in RENEWALS]
+        evidence += [f"clients that set a TTL last: {', '.join(names[:5])}"] if names else []
     elif anomaly.since and anomaly.since.bound == "lower bound":
         evidence.append(f"the last write that got the expected TTL was {context.when(anomaly.since.at_ms)}")
     if anomaly.first_seen_ms is not None:
@@ -266,7 +272,7 @@ def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, conte
     if clock:
         calls, skew_s = context.server.called(*ABSOLUTE_DEADLINES), context.server.skew_ms / 1000
         evidence.append(f"EXPIREAT or PEXPIREAT was called {counted(calls, 'time')}: clients compute the deadlines")
-        evidence.append(f"TIME against this machine's clock: {skew_s:+,.3f} s")
+        evidence += [f"TIME against this machine's clock: {skew_s:+,.3f} s"] if cause == "clock_skew" else []
     if anomaly.kind == "long" and expected.policy.kind == "sliding" and not unit:
         evidence.append("keys with more than the expected TTL left do not depend on the idle clock")
     return Finding.of(
@@ -310,11 +316,6 @@ def _unit_mistake(anomaly: TtlAnomaly, factor: int | None, context: AuditContext
         if anomaly.kind == "long" and ttl_s > UNIX_TIME_S and abs(ttl_s / size - now_s) < 0.05 * now_s:
             return f"the TTL is a Unix time in {unit}: a point in time was given as a duration (EXPIREAT, EXAT)"
     return None
-
-
-def _renewing_clients(context: AuditContext) -> list[str]:
-    names = [one.name for one in context.server.clients if one.last_command in RENEWALS]
-    return [f"clients that set a TTL last: {', '.join(names[:5])}"] if names else []
 
 
 def _next_for_ttl(expected: Expectation, anomaly: TtlAnomaly, context: AuditContext, *, both: bool) -> str:
@@ -397,16 +398,18 @@ def _persistent_renewal(expected: Expectation, analysis: LifetimeAnalysis, conte
     if renewals < 2 * len(analysis.all):
         return None
     since = duration(max(now - (one.deadline - analysis.ttl) for one in analysis.all))
-    # Sessions that are always in use are renewed one by one, with a read or a write each time.
-    at_once = spread([one.deadline for one in analysis.all]) <= ONE_WRITE_MS
+    # Sessions that are always in use are renewed one by one: with a read or a write each time, or by a heartbeat.
+    apart = spread([one.deadline for one in analysis.all])
+    at_once = apart <= min(ONE_WRITE_MS, RENEWED_TOGETHER * RENEWED_TOGETHER * analysis.ttl)
     alone = server.called(*RELATIVE_DEADLINES, *ABSOLUTE_DEADLINES) - server.writes - (server.reads or 0)
+    by_job = at_once or (analysis.ttl > HEARTBEAT_TTL_MS and alone >= len(analysis.all) / 2)
     return Finding.of(
         expected,
         "persistent_renewal",
         keys=len(analysis.all),
         message=f"something renews all {len(analysis.all):,} sessions under {expected.prefix}: each got a whole TTL "
         f"within the last {since}, and no key has expired since the server started",
-        confidence="likely" if at_once or alone >= len(analysis.all) / 2 else "possible",
+        confidence="likely" if by_job else "possible",
         observed_ms=analysis.ttl,
         evidence=(
             f"expired_keys is 0, and the server started {context.when(started)}, more than two TTLs ago",

@@ -280,7 +280,7 @@ class LifetimeAnalysis:
 
     def _given_at_most(self, given: float, members: Sequence[KeyLifetime]) -> str:
         most = f"{duration(given)} of the expected {duration(self.ttl)}"
-        return f"{len(members):,} of {len(self.all):,} keys were given at most {most}"
+        return f"{len(members):,} of {len(self.all):,} keys got at most {most}"
 
     def unrenewed(self) -> list[KeyLifetime]:
         """Return keys that were accessed long after their TTL was set, if the server's reads do not explain that."""
@@ -310,22 +310,17 @@ class LifetimeAnalysis:
         members = [one for one in self.long if peak.low <= one.given <= peak.high]
         ttl, jitter = _ttl_of(members, peak, idle_known=self.history.idle_known)
         first = min(one.deadline for one in members) - peak.low
-        last = self._last_expected_before(first)
         since = Since(math.ceil(first), "upper bound")
+        # A key of the longer TTL that was read looks like one of the expected: only exact ones count, and of these
+        # only those from before, if there are hardly any others.
+        exact = [one for one in self.right if abs(one.given - self.ttl) <= IDLE_GRAIN_MS]
+        before = [one for one in exact if one.deadline - self.ttl <= first + SLACK_MS]
+        hidden = 2 * len(exact) <= len(self.right) or len(exact) - len(before) > max(2, 0.05 * len(exact))
+        last = None if hidden else self.last_write(before)
         if last is not None and last <= first + SLACK_MS:
             since = Since(last, "lower bound")
         reasons = (f"{len(self.long):,} keys have more time left than the expected TTL",)
         return TtlAnomaly("long", ttl, jitter, len(self.long), "proven", since, round(first), reasons, peak.high)
-
-    def _last_expected_before(self, first_new_ms: float) -> int | None:
-        """Return a lower bound of the last write with the expected TTL, if keys with the longer one do not hide it."""
-        # A key of the longer TTL that was read looks like one of the expected: only exact ones count, and of these
-        # only those from before.
-        exact = [one for one in self.right if abs(one.given - self.ttl) <= IDLE_GRAIN_MS]
-        before = [one for one in exact if one.deadline - self.ttl <= first_new_ms + SLACK_MS]
-        if 2 * len(exact) <= len(self.right) or len(exact) - len(before) > max(2, 0.05 * len(exact)):
-            return None
-        return self.last_write(before)
 
     # -- too short -----------------------------------------------------------------------------------------------------
 
@@ -571,12 +566,11 @@ class LifetimeAnalysis:
 
     def _ended(self, members: Sequence[KeyLifetime], expected_writes: Sequence[int]) -> int | None:
         """Return when the last of these was written, if they stopped and the expected TTL is given since."""
-        accesses = sorted(one.accessed for one in members)
-        last, pause = accesses[-1], self.history.now_ms - accesses[-1]
-        usual_ms = (last - accesses[0]) / max(len(accesses) - 1, 1)
-        after = sum(one > last + SLACK_MS for one in expected_writes)
-        # Ten times the usual pause has a chance of 0.00005 while they are still being written.
-        return last if pause > 10 * usual_ms + SLACK_MS and after >= 3 else None
+        accesses = [one.accessed for one in members]
+        after = sum(one > max(accesses) + SLACK_MS for one in expected_writes)
+        # Twice the usual proof: with ten times the usual gap, the chance is 0.00005 while they are still written.
+        stopped = have_stopped(accesses, (self.history.now_ms - max(accesses) - SLACK_MS) / 2)
+        return max(accesses) if stopped and after >= 3 else None
 
     def _when(self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]) -> Since:
         """Return since when TTLs are short: after the last write of the former TTL, or no later than the first seen.
@@ -594,8 +588,10 @@ class LifetimeAnalysis:
         # The same, as late as it may have been.
         latest = last
         if self._is_jittered(old):
-            ends = [one.deadline for one in old]
-            latest = round(max(ends) - max(one.given for one in old) + _spacing(ends))
+            ends = sorted(one.deadline for one in old)
+            # One more could have been later by three times the gaps between the last eleven.
+            gap = (ends[-1] - ends[-11:][0]) / max(len(ends[-11:]) - 1, 1)
+            latest = round(ends[-1] - max(one.given for one in old) + 3 * gap)
         pause_ms = self.history.now_ms - latest
         stopped = not self.history.idle_known or have_stopped([one.deadline for one in others], pause_ms)
         return Since(last, "lower bound") if latest <= first + SLACK_MS and stopped else upper
@@ -679,12 +675,6 @@ def _onset(peak: TtlPeak, members: Sequence[KeyLifetime]) -> float:
     if len(accesses) < 8:
         return float(accesses[0])
     return max(start_of(accesses), quantile(accesses, CHANCE)) if peak.wide else start_of(accesses)
-
-
-def _spacing(deadlines: Sequence[int]) -> float:
-    """Return how far beyond the latest deadline one more could have been: three times the gaps between the last."""
-    last = sorted(deadlines)[-11:]
-    return 3 * (last[-1] - last[0]) / max(len(last) - 1, 1)
 
 
 def _edge(lefts: Sequence[int], ttl: int) -> int:

@@ -44,21 +44,20 @@ def ttl_peaks(values: Sequence[int], apart: Sequence[int], spread_over: float) -
     """
     narrow = _windows(values, spread_over, lambda low: low + 2 * IDLE_GRAIN_MS, at_least=3, wide=False)
     wide = _windows(apart, spread_over, lambda low: low * WIDE_RATIO + 2 * IDLE_GRAIN_MS, at_least=8, wide=True)
-    kept = [one for one in wide if not any(_mostly(part, one) for part in narrow)]
-    return narrow + kept
-
-
-def _mostly(part: TtlPeak, whole: TtlPeak) -> bool:
-    """Whether a wide peak is mostly this narrow one: reads only lower values, so a peak may be its upper edge."""
-    if part.low < whole.low - 1 or part.high > whole.high + 1:
-        return False
-    return part.count >= 0.4 * whole.count
+    # A wide peak may be mostly a narrow one: reads only lower values, so that this is its upper edge.
+    return narrow + [
+        one
+        for one in wide
+        if not any(
+            one.low - 1 <= part.low and part.high <= one.high + 1 and part.count >= 0.4 * one.count for part in narrow
+        )
+    ]
 
 
 def _windows(
     values: Sequence[int], spread_over: float, end_of: Callable[[float], float], *, at_least: int, wide: bool
 ) -> list[TtlPeak]:
-    found: list[TtlPeak] = []
+    found: list[tuple[int, float, float]] = []
     full = []
     for low in _starts(values, wide=wide):
         high = end_of(low)
@@ -81,8 +80,8 @@ def _windows(
         stands_out = count > steep * around.below and count > (5 * around.above if wide else 4 * usual)
         sharp = wide or surprise(count, around.below) > 5
         if stands_out and sharp and surprise(count, usual) > enough and surprise(count, peer) > SURE_NATS:
-            found.append(TtlPeak(values[first], values[last - 1], count, wide))
-    return _best_of_overlapping(found)
+            found.append((count, values[first], values[last - 1]))
+    return [TtlPeak(low, high, count, wide) for count, low, high in _apart(found)]
 
 
 def _starts(values: Sequence[int], *, wide: bool) -> list[float]:
@@ -115,16 +114,8 @@ def _around(values: Sequence[int], low: float, high: float, spread_over: float, 
 def _apart(full: Sequence[tuple[int, float, float]]) -> list[tuple[int, float, float]]:
     """Return the fullest windows that do not overlap."""
     best: list[tuple[int, float, float]] = []
-    for one in sorted(full, reverse=True):
+    for one in sorted(full, key=lambda one: -one[0]):
         if len(best) < PEERS and all(one[2] < low or high < one[1] for _, low, high in best):
-            best.append(one)
-    return best
-
-
-def _best_of_overlapping(found: Sequence[TtlPeak]) -> list[TtlPeak]:
-    best: list[TtlPeak] = []
-    for one in sorted(found, key=lambda peak: -peak.count):
-        if all(one.high < other.low or one.low > other.high for other in best):
             best.append(one)
     return best
 
