@@ -306,7 +306,10 @@ class _Search:
         seen = self._owners.setdefault(wanted, {})
         if name not in seen:
             raw = self._there[name].value
-            seen[name] = _shielded(lambda: formats.recognise(raw, wanted), None)
+            # The payload decides which store wrote a key, and the id that is searched where the name's prefix ends.
+            first = None if wanted is None else self._owner(name, None)
+            store = first.store if first else ""
+            seen[name] = _shielded(lambda: formats.recognise(raw, wanted, store=store), None)
         return seen[name]
 
 
