@@ -35,7 +35,8 @@ _MORE_ROLES = {
     **dict.fromkeys(("agent", "gpt", "assistantmessage", "response", "answer", "outgoing", "outbound", "sent", "reply",
                      "a"), "assistant"),
     **dict.fromkeys(("systemprompt", "instructions"), "system"),
-    **dict.fromkeys(("toolresult", "toolresponse", "toolexecutionresult", "functionresponse", "toolreturn"), "tool"),
+    **dict.fromkeys(("toolresult", "toolresponse", "toolexecutionresult", "functionresponse", "toolreturn",
+                     "functionexecutionresult"), "tool"),
 }  # fmt: skip
 """Names that are roles only in a field for a role."""
 _MODEL = re.compile(r"(?:chat)?gpt|claude|gemini|llama|mistral|copilot")
@@ -210,6 +211,8 @@ def _tool_part(part: Any) -> tuple[str, Mapping[str, Any]]:
         return "", {}
     fields = plain_fields(part)
     kind = next((fields[name] for name in ("type", "partkind", "blocktype") if isinstance(fields.get(name), str)), None)
+    if kind is None and isinstance(fields.get("name"), str) and ("arguments" in fields or "callid" in fields):
+        return ("call" if "arguments" in fields else "result"), fields  # AutoGen
     plain = plain_name(kind or "")
     if plain in _RESULT_PARTS or plain in _CALL_PARTS:
         return ("result" if plain in _RESULT_PARTS else "call"), fields
@@ -295,7 +298,7 @@ def _role(fields: Mapping[str, Any]) -> str | None:
         return role
     if one_of(fields.get("direction"), _DIRECTIONS):
         return _DIRECTIONS[fields["direction"]]
-    if not any(_is_text(fields.get(name)) for name in _TEXT_FIELDS):
+    if not any(_is_text(fields[name]) for name in _TEXT_FIELDS if name in fields):
         return None
     others = (
         role_of(each.lower()) for name, each in fields.items() if name not in _TEXT_FIELDS and isinstance(each, str)
