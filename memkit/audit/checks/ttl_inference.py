@@ -266,7 +266,7 @@ class LifetimeAnalysis:
                 break
             usual = all_events * given / self.ttl
             members = [one for one in self.short if one.given <= given]
-            many = count >= 3 and surprise(count, usual) > 2 * SLIGHT_SURPRISE_NATS
+            many = count >= 2 and surprise(count, usual) > 2 * SLIGHT_SURPRISE_NATS
             if (many or usual < RARE) and not self._has_untouched(members):
                 return self._given_at_most(given, members)
         for peak in self._peaks() if self.history.idle_known else ():
