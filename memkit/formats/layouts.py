@@ -60,11 +60,15 @@ LAYOUTS: tuple[Layout, ...] = (
         notes=langchain_community.notes,
         name_of=langchain_community.name_of,
     ),
-    # langchain-redis 0.2.6: a document a message, each with a TTL of its own that nothing renews.
+    # langchain-redis 0.2.6: a document a message, each with a TTL of its own that nothing renews. Before 0.2 the time
+    # ends the name, and no message has an id.
     Layout(
         store="langchain-redis",
         prefix="chat:",
-        keys=(Key("{id}:{ulid}", part="message", fields=("type", "data", "message_id", "session_id"), holds=MESSAGE),),
+        keys=(
+            Key("{id}:{ulid}", part="message", fields=("type", "data", "message_id", "session_id"), holds=MESSAGE),
+            Key("{id}:{#}.{#}", part="message", fields=("type", "data", "session_id", "timestamp"), holds=MESSAGE),
+        ),
         id_field="session_id",
         convert=langchain_redis_turn,
         loses_calls=True,

@@ -56,22 +56,20 @@ _BY_KIND = {
 _BY_STORE = {each.store: each for each in FORMATS}
 
 
-def recognise(raw: RedisValue, wanted: str | None = None) -> KeyOwner | None:
+def recognise(raw: RedisValue, wanted: str | None = None, *, store: str = "") -> KeyOwner | None:
     """Return the session that a key belongs to, or None.
 
     Each format looks at the payload before it looks at the name, and the order of ``FORMATS`` decides between them.
-    The id that is searched decides where the prefix in a name ends, not which store wrote the key.
 
     Args:
         raw: The key.
         wanted: The session id that is searched, if there is one.
+        store: The store that is known to have written the key; empty if it is not known.
     """
-    own = _BY_KIND.get(raw.kind, ())
+    found = (_BY_STORE[store],) if store else _BY_KIND.get(raw.kind, ())
+    claims = (owner for each in found if (owner := each.recognise(raw, wanted)))
     with parsed_once():
-        found = next(((each, owner) for each in own if (owner := each.recognise(raw, None))), None)
-        if found and wanted is not None:
-            return found[0].recognise(raw, wanted)
-        return found[1] if found else next((one for each in own if (one := each.recognise(raw, wanted))), None)
+        return next(claims, None)
 
 
 def leads(raw: RedisValue) -> tuple[str, ...]:

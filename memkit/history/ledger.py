@@ -95,7 +95,7 @@ class Ledger:
     """
 
     def __init__(self, path: Path, *, reading: bool = False) -> None:
-        self.path, self._reading = path, reading
+        self.path, self._reading, self._discarded = path, reading, False
         if reading:
             self._open_for_reading()
             return
@@ -155,11 +155,12 @@ class Ledger:
             with suppress(sqlite3.Error):  # another process reads it
                 self._db.execute("PRAGMA journal_mode=DELETE")
         self._db.close()
+        if self._discarded:
+            self.path.unlink()
 
     def discard(self) -> None:
-        """Remove the file: nothing was recorded."""
-        self.close()
-        self.path.unlink()
+        """Remove the file when it is closed: nothing was recorded."""
+        self._discarded = True
 
     def commit(self) -> None:
         """Write what was recorded: what comes before is in the file, even if the process is killed."""

@@ -21,7 +21,7 @@ from memkit.inspect.names import masked_repair, name_mask
 from memkit.inspect.redaction import Message, Redactor
 from memkit.inspect.report import KeyReport, SessionReport
 from memkit.readonly.reader import LoadedKey, Reader
-from memkit.readonly.values import KeyRequest, to_bytes, to_name
+from memkit.readonly.values import KeyRequest, RedisValue, to_bytes, to_name
 from memkit.render import counted, printable, utc_text
 from memkit.server.clock import escape_glob
 
@@ -205,7 +205,21 @@ class _Search:
                 f"{counted(self._reader.scanned_keys, 'key')} has it in its name: expired, evicted, deleted, another "
                 "database?"
             )
+        self._refuse_several(names)
         return self._as_unknown(self._wanted, names)
+
+    def _refuse_several(self, names: Iterable[str]) -> None:
+        """Raise an error if keys with other words before the id have messages each: they are other sessions."""
+        alone = re.compile(rf"(?:^|[^\w-]){re.escape(self._wanted)}(?:[^\w-]|$)")
+        groups: dict[str, dict[str, RedisValue | None]] = {}
+        for name in names:
+            found = alone.search(name)
+            groups.setdefault(name[: found.start()] if found else "", {})[name] = self._there[name].value
+        owner = KeyOwner(unknown.STORE, self._wanted, "", unknown.STORE)
+        spoken = [own for own in groups.values() if len(groups) > 1
+                  and any(isinstance(item, Turn) for item in unknown.decode(SessionValues(owner, own)))]  # fmt: skip
+        if len(spoken) > 1:
+            raise _ambiguous(self._wanted, [(unknown.STORE, next(iter(own))) for own in spoken])
 
     def _unseparated(self) -> _Found | None:
         """Return the session of keys with the id behind a letter or a digit, without a separator between them."""
@@ -292,7 +306,10 @@ class _Search:
         seen = self._owners.setdefault(wanted, {})
         if name not in seen:
             raw = self._there[name].value
-            seen[name] = _shielded(lambda: formats.recognise(raw, wanted), None)
+            # The payload decides which store wrote a key, and the id that is searched where the name's prefix ends.
+            first = None if wanted is None else self._owner(name, None)
+            store = first.store if first else ""
+            seen[name] = _shielded(lambda: formats.recognise(raw, wanted, store=store), None)
         return seen[name]
 
 

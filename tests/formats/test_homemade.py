@@ -296,6 +296,7 @@ MORE = {
     "messages with marks": string({"memory": {"content": [[ASKED, ["pinned"]], [ANSWERED, []]]}}),
     "equal scores and times": RedisValue("chat:1", "zset", scores={json.dumps(ANSWERED | {"ts": 2}): 0.0,
                                                                    json.dumps(ASKED | {"ts": 1}): 0.0}),
+    "Jackson's name of a class": string({"chat": ["java.util.ArrayList", [ASKED, ANSWERED]]}),
     "one id for all": elements(*(each | {"id": "u1"} for each in (ASKED, ANSWERED, ASKED, ANSWERED))),
 }  # fmt: skip
 

@@ -556,11 +556,12 @@ print(took, (after.ru_maxrss - before.ru_maxrss) * 1024, len(report.problems))
 """
 
 
-@pytest.mark.parametrize("what", ["brackets", "bomb", "empty objects", "one document", "small elements"])
+@pytest.mark.parametrize("what", ["brackets", "spaces", "bomb", "empty objects", "one document", "small elements"])
 def test_a_hostile_session_takes_bounded_resources(client: redis.Redis, server: RedisServer, what: str) -> None:
     document = b'{"id":"s","app_name":"a","events":[' + b'{"content":{"parts":[{"text":"a"}]}},' * 400_000 + b"{}]}"
     payloads = {
         "brackets": b"[" * 30_000_000,
+        "spaces": b"12:34 " + b" " * 30_000_000,
         "bomb": zlib.compress(b"0" * 200_000_000),
         "empty objects": b'{"messages":[' + b"{}," * 5_000_000 + b"{}]}",
         "one document": document,

@@ -35,7 +35,8 @@ _MORE_ROLES = {
     **dict.fromkeys(("agent", "gpt", "assistantmessage", "response", "answer", "outgoing", "outbound", "sent", "reply",
                      "a"), "assistant"),
     **dict.fromkeys(("systemprompt", "instructions"), "system"),
-    **dict.fromkeys(("toolresult", "toolresponse", "toolexecutionresult", "functionresponse", "toolreturn"), "tool"),
+    **dict.fromkeys(("toolresult", "toolresponse", "toolexecutionresult", "functionresponse", "toolreturn",
+                     "functionexecutionresult"), "tool"),
 }  # fmt: skip
 """Names that are roles only in a field for a role."""
 _MODEL = re.compile(r"(?:chat)?gpt|claude|gemini|llama|mistral|copilot")
@@ -80,10 +81,12 @@ _CALL_PARTS = frozenset({"tooluse", "toolcall", "functioncall"})
 _RESULT_PARTS = frozenset({"toolresult", "functionresult", "functionresponse", "toolresponse", "toolreturn"})
 _DONE_STATES = ("result", "output-available", "output-error")
 _TRANSCRIPT_CHARS = 1 << 20
-_STAMP = r"(?:[\[(]?\d[\d:.,/T+ -]{3,28}[AP]?M?Z?[\])]?[ -]+)?"
+_STAMP = r"(?:[\[(]?\d[\d:.,/T+ -]{3,28}[AP]?M?Z?[\])]?[ -]{1,3})?"
 """The time before a line of a transcript: ``[10:02]``, ``2026-11-28 10:02:03 -``."""
-_SPOKEN_LINE = re.compile(rf"\s*({_STAMP})[\s*\[<]*(\w[\w ]{{0,20}}?)[*\]>]*\s*[:|][*_]*\s*(.*)", re.DOTALL)
-_LINE_START = re.compile(rf"^(?={_STAMP}[*\[<]*\w[\w ]{{0,20}}?[*\]>]*\s*:)", re.MULTILINE)
+_BEFORE, _AFTER = r"[\s*\[<]{0,8}", r"[*\]>]{0,8}\s{0,8}"
+"""What stands around a speaker's name; bounded, because a hostile line must not be read once for each character."""
+_SPOKEN_LINE = re.compile(rf"({_STAMP}){_BEFORE}(\w[\w ]{{0,20}}?){_AFTER}[:|][*_]{{0,3}}\s*(.*)", re.DOTALL)
+_LINE_START = re.compile(rf"^(?={_STAMP}[*\[<]{{0,8}}\w[\w ]{{0,20}}?{_AFTER}:)", re.MULTILINE)
 
 
 def any_role(value: Any) -> str:
@@ -208,6 +211,8 @@ def _tool_part(part: Any) -> tuple[str, Mapping[str, Any]]:
         return "", {}
     fields = plain_fields(part)
     kind = next((fields[name] for name in ("type", "partkind", "blocktype") if isinstance(fields.get(name), str)), None)
+    if kind is None and isinstance(fields.get("name"), str) and ("arguments" in fields or "callid" in fields):
+        return ("call" if "arguments" in fields else "result"), fields  # AutoGen
     plain = plain_name(kind or "")
     if plain in _RESULT_PARTS or plain in _CALL_PARTS:
         return ("result" if plain in _RESULT_PARTS else "call"), fields
@@ -293,7 +298,7 @@ def _role(fields: Mapping[str, Any]) -> str | None:
         return role
     if one_of(fields.get("direction"), _DIRECTIONS):
         return _DIRECTIONS[fields["direction"]]
-    if not any(_is_text(fields.get(name)) for name in _TEXT_FIELDS):
+    if not any(_is_text(fields[name]) for name in _TEXT_FIELDS if name in fields):
         return None
     others = (
         role_of(each.lower()) for name, each in fields.items() if name not in _TEXT_FIELDS and isinstance(each, str)
@@ -411,7 +416,7 @@ def _number(value: Any) -> Any:
 
 def spoken_line(text: str, key: str) -> Turn | None:
     """Return the message of a line ``User: hello`` or ``user|hello``, or None."""
-    found = _SPOKEN_LINE.fullmatch(text)
+    found = _SPOKEN_LINE.fullmatch(text.lstrip())
     role = any_role(found[2]) if found else "other"
     if found is None or role == "other":
         return None

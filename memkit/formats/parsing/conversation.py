@@ -18,6 +18,8 @@ LIKELY_FIELDS = ("messages", "history", "chat_history", "chatHistory", "conversa
 PAIR_FIELDS = ("history", "chat_history", "chatHistory", "conversation", "messages", "turns", "dialogue", "dialog",
                "chat", "chatbot", "exchanges", "internal", "visible")  # fmt: skip
 """Fields in which ``[["hi", "ho"]]`` is a question and its answer (Gradio, text-generation-webui)."""
+_MOST_WRAPPED = 2
+"""Jackson writes an array as ``["java.util.ArrayList", […]]``."""
 MAX_DEPTH = 5
 _CLEAR_MAJORITY = 4
 """How many pairs of neighbours must be in one order for one that is not: a few clocks are always skewed."""
@@ -73,7 +75,7 @@ def find_entries(value: Any, key: str, depth: int = 0) -> list[Entry]:
         spoken = list(_spoken({str(at): each for at, each in enumerate(value)}, key).values())
         if 2 * len(spoken) >= len(value):  # of a conversation at least half are messages
             return spoken
-        return next(_deeper(value, key, depth), []) if len(value) == 1 else []
+        return next(_deeper(value, key, depth), []) if len(value) <= _MOST_WRAPPED else []
     if not isinstance(value, dict):
         return []
     fields = [value[name] for name in LIKELY_FIELDS if name in value]
@@ -82,7 +84,7 @@ def find_entries(value: Any, key: str, depth: int = 0) -> list[Entry]:
         return found
     if alone := _spoken({"": value}, key):
         return list(alone.values())
-    if pairs := next((found for name in PAIR_FIELDS if (found := _pairs(value.get(name), key))), []):
+    if pairs := next((found for name in PAIR_FIELDS if name in value and (found := _pairs(value[name], key))), []):
         return pairs
     fields += [each for name, each in value.items() if name not in LIKELY_FIELDS]
     inner = [each for each in fields if isinstance(each, list | dict | str)]

@@ -33,5 +33,6 @@ def _tools(role: str, data: dict[str, Any]) -> tuple[Tool, ...]:
 def langchain_redis_turn(value: dict[str, Any], key: str) -> Turn | str:
     """Return the message of langchain-redis' document, or what it lacks to be one."""
     turn = typed_turn(value, key)
-    lacks = missing(value, ("message_id", "session_id"))
-    return turn if isinstance(turn, str) else lacks or turn._replace(uid=value["message_id"])
+    by_time = key.rpartition(":")[2].replace(".", "", 1).isdigit()  # before 0.2
+    lacks = missing(value, ("session_id",) if by_time else ("message_id", "session_id"))
+    return turn if isinstance(turn, str) else lacks or turn._replace(uid=text_or_none(value.get("message_id")))
