@@ -358,7 +358,8 @@ def test_damage_is_possible_beside_a_known_store(server: RedisServer) -> None:
             client.rpush(f"chat:{n}", message if n % 10 else "\x00\xff not json")
             client.expire(f"chat:{n}", WEEK_S)
     report = audit(server.url, expect={"chat:*": "7d"}, full=True, duty=1)
-    assert [(one.cause, one.confidence, one.keys) for one in report.findings] == [("corrupt", "possible", 4)]
+    found = [(one.cause, one.confidence, one.keys) for one in report.findings if one.cause != "flushed"]
+    assert found == [("corrupt", "possible", 4)]
 
 
 def test_a_field_written_after_the_end_is_a_fragment(server: RedisServer) -> None:
