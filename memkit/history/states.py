@@ -131,7 +131,7 @@ class KeyStates:
     def apply(
         self, db: int, effect: Effect, moment: Moment, command: str, *, in_multi: bool = False
     ) -> Iterator[KeyEvent]:
-        """Yield what an effect does to the keys that are followed.
+        """Return what an effect does to the keys that are followed, as it is iterated.
 
         Args:
             db: The database that the log had selected.
@@ -140,10 +140,14 @@ class KeyStates:
             command: The command's name, for the events.
             in_multi: The command is in a transaction: no key is evicted in one.
         """
-        for event in self._changes(db, effect, moment, command, in_multi=in_multi):
-            if not self._complete:
-                key = event.db, event.key
-                self._ended.discard(key) if event.key in self.keys_of(event.db) else self._ended.add(key)
+        changes = self._changes(db, effect, moment, command, in_multi=in_multi)
+        return changes if self._complete else self._with_ends(changes, effect)
+
+    def _with_ends(self, changes: Iterator[KeyEvent], effect: Effect) -> Iterator[KeyEvent]:
+        """Yield changes, and remember which keys do not exist, although the log does not begin with every key."""
+        for event in changes:
+            key = event.db, event.key
+            self._ended.discard(key) if event.key in self.keys_of(event.db) else self._ended.add(key)
             yield event
         if effect.action == "flush all":
             self._complete = True
