@@ -577,7 +577,7 @@ def test_writes_alone_do_not_show_their_own_prefix() -> None:
     assert lost == {"a checkpoint has writes, and the list of them no longer exists"}
 
 
-def test_a_subgraph_of_plain_redis_that_keeps_its_state() -> None:
+def test_a_plain_redis_subgraph_that_keeps_its_state() -> None:
     inner = [raw._replace(name=raw.name.replace("sess-A:", "sess-A:sub", 1)) for raw in raws_of("langgraph-plainredis")]
     own = [raw for raw in inner if "sess-A" in raw.name]
     owners = [formats.recognise(raw, "sess-A") for raw in own]
