@@ -655,7 +655,11 @@ def batch_before_a_restart(t: Traffic) -> World:
 
     def restart(server: RedisServer) -> None:
         server.restart()
-        server.clock.shift(ago_s)
+        server.clock.shift(0.9 * ago_s)
+        with server.client() as client:
+            for _ in range(t.dice.choice((0, 100))):
+                client.set("lock", 1, nx=True, ex=60)  # a call that changes nothing
+        server.clock.shift(0.1 * ago_s)
 
     events = [one for _ in range(t.dice.choice((3, 9))) for one in t.write(f"chat:{t.uid()}", age_s)]
     return t.world(events, after=restart, stops_s=ago_s)
@@ -742,6 +746,14 @@ def task_after_an_hour(t: Traffic) -> World:
     return t.world(events, steps=10**6)
 
 
+def service_ended(t: Traffic) -> World:
+    """Nothing has been written for nearly a TTL, and all of the last sessions are read now."""
+    last = replace(t, count=8)
+    events = [one for age_s in last.times(0.96 * t.ttl_s) for one in t.write(f"chat:{t.uid()}", age_s)]
+    keys = sorted({command[1] for _, command in events})
+    return t.world(events + [(t.dice.uniform(1, HOUR), ("LRANGE", key, 0, -1)) for key in keys])
+
+
 def drafts(t: Traffic) -> World:
     """Drafts of the sessions' type have a short TTL on purpose; sessions are few."""
     t = replace(t, count=12)
@@ -803,7 +815,7 @@ HEALTHY: dict[str, Callable[[Traffic], World]] = {
             job_at_one_age, read_in_batches, lazy_migration, quiet_and_backup, one_year, binary_names,
             clock_set_back, batch_before_a_restart, one_session_at_night, evicted_caches, drafts, setting_without_ttl,
             evicted_long_ago, one_large_session_ended, texts_under_a_store_s_name,
-            heartbeats, task_after_an_hour,
+            heartbeats, task_after_an_hour, service_ended,
         )
     },
 }  # fmt: skip

@@ -17,7 +17,7 @@ import redis
 from memkit.audit.checks.deletions import deleted_finding
 from memkit.audit.checks.payloads import CHECKS, check_values
 from memkit.audit.checks.prefixes import prefix_summaries
-from memkit.audit.checks.server import server_findings, server_notes
+from memkit.audit.checks.server import YOUNG_MS, server_findings, server_notes
 from memkit.audit.checks.ttl import Diagnosis, changed_ttls, diagnose
 from memkit.audit.checks.ttl_inference import IDLE_WRAP_MS, ServerHistory
 from memkit.audit.context import AuditContext
@@ -26,7 +26,7 @@ from memkit.audit.hash_fields import HASHES, with_field_deadlines
 from memkit.audit.report import AuditReport, Proof
 from memkit.audit.sampling import ENOUGH_OF_A_PATTERN, KeyFacts, Progress, Sample, Sampler, ServerKeys
 from memkit.audit.second_look import measured_renewals
-from memkit.audit.server_info import ServerFacts, counters, facts_of_snapshot, read_server_facts
+from memkit.audit.server_info import LOAD_GRAIN_MS, ServerFacts, counters, facts_of_snapshot, read_server_facts
 from memkit.audit.stored_keys import StoredKeys
 from memkit.config import Expect, Expectation, expectations
 from memkit.connect import AnyClient
@@ -328,7 +328,9 @@ class _Audit:
     def _history(self, keys: Sequence[int], accesses: Sequence[int], *, loaded: bool) -> ServerHistory:
         starts = [None if loaded else one.empty_start_ms(count) for one, count in zip(self._servers, keys, strict=True)]
         earliest = None if None in starts else min(one for one in starts if one is not None)
-        if earliest and any(one < earliest for one in accesses):
+        # What a server loads gets idle clocks that begin with it; only at first are there others so old.
+        old = earliest is not None and self._servers[0].now_ms - earliest > YOUNG_MS
+        if earliest and min(accesses, default=earliest) < earliest + (LOAD_GRAIN_MS if old else 0):
             earliest = None
         return ServerHistory(
             now_ms=self._servers[0].now_ms,

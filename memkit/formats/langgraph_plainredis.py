@@ -13,6 +13,7 @@ from memkit.formats.model import Format, Item, KeyOwner, Problem, SessionValues,
 from memkit.formats.parsing.documents import misshapen, peek, read_with
 from memkit.formats.parsing.element_shapes import kind_of
 from memkit.formats.parsing.langgraph_common import (
+    Pieces,
     deserialised,
     message_items,
     missing_channels,
@@ -20,6 +21,7 @@ from memkit.formats.parsing.langgraph_common import (
     name_parts,
     newer_schema,
     thread_of,
+    thread_of_named,
 )
 from memkit.readonly.values import KeyRequest, RedisValue
 
@@ -33,8 +35,15 @@ def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     pieces = name_parts(raw.name, _KINDS)
     if pieces is None or not _fits(raw, pieces.kind, pieces.prefix):
         return None
-    thread = thread_of(pieces.rest, "", wanted)
+    thread = thread_of(pieces.rest, "", wanted) or _thread_of_subgraph(pieces, wanted)
     return KeyOwner(STORE, thread, pieces.prefix, _PARTS[pieces.kind]) if thread else None
+
+
+def _thread_of_subgraph(pieces: Pieces, wanted: str | None) -> str | None:
+    """Return the thread of a subgraph that keeps its state: its namespace is a word, and channels may have colons."""
+    if pieces.kind != "blob":
+        return thread_of_named(pieces.rest, wanted)
+    return wanted if wanted and pieces.rest.startswith(f"{wanted}:") and "::" not in pieces.rest else None
 
 
 def _fits(raw: RedisValue, kind: str, prefix: str) -> bool:

@@ -365,13 +365,22 @@ def _report(reader: Reader, found: _Found, expected: Sequence[Expectation], *, r
         store=store,
         session=mask(found.owner.session),
         messages=messages,
-        keys=tuple(_key_report(name, each, found, reveal=reveal) for name, each in loaded.items()),
+        keys=tuple(
+            _key_report(name, each, found, reveal=reveal)
+            for name, each in loaded.items()
+            if name not in found.shared or _has_entries(each.value)
+        ),
         problems=tuple(
             problem._replace(key=mask(problem.key), repair=masked_repair(problem.repair, mask)) for problem in problems
         ),
         notes=tuple(dict.fromkeys((*found.notes, *notes, *_reading_notes(reader)))),
         revealed=reveal,
     )
+
+
+def _has_entries(value: RedisValue) -> bool:
+    """Return whether a key that sessions share has an entry of this session, or is not read by its entries."""
+    return bool(value.members or value.fields or value.scores or value.data or value.unread_reason)
 
 
 def _decoded(

@@ -350,6 +350,18 @@ def test_damaged_text_of_no_encoding_is_only_possible(server: RedisServer) -> No
     assert (found.cause, found.confidence, found.severity, found.keys) == ("corrupt", "possible", "warning", 4)
 
 
+def test_damage_is_possible_beside_a_known_store(server: RedisServer) -> None:
+    message = json.dumps({"type": "human", "data": {"content": "hello", "type": "human"}})
+    with server.client() as client:
+        client.flushdb()
+        for n in range(40):
+            client.rpush(f"chat:{n}", message if n % 10 else "\x00\xff not json")
+            client.expire(f"chat:{n}", WEEK_S)
+    report = audit(server.url, expect={"chat:*": "7d"}, full=True, duty=1)
+    found = [(one.cause, one.confidence, one.keys) for one in report.findings if one.cause != "flushed"]
+    assert found == [("corrupt", "possible", 4)]
+
+
 def test_a_field_written_after_the_end_is_a_fragment(server: RedisServer) -> None:
     def whole(_dice: random.Random, at: float) -> Value:
         fields = {"created": b"1", "user": b"u", "messages": b"[]", "last_seen": b"5"}

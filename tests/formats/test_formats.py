@@ -577,6 +577,15 @@ def test_writes_alone_do_not_show_their_own_prefix() -> None:
     assert lost == {"a checkpoint has writes, and the list of them no longer exists"}
 
 
+def test_a_plain_redis_subgraph_that_keeps_its_state() -> None:
+    inner = [raw._replace(name=raw.name.replace("sess-A:", "sess-A:sub", 1)) for raw in raws_of("langgraph-plainredis")]
+    own = [raw for raw in inner if "sess-A" in raw.name]
+    owners = [formats.recognise(raw, "sess-A") for raw in own]
+    alone = [raw for raw in own if ":blob:" not in raw.name]
+    owners += [formats.recognise(raw) for raw in alone]
+    assert {owner and owner.session for owner in owners} == {"sess-A"}
+
+
 @pytest.mark.parametrize("name", ["langgraph-redis", "langgraph-js", "langgraph-redis-shallow", "langgraph-js-shallow"])
 def test_a_subgraph_that_keeps_its_state(name: str) -> None:
     own = raws_of(name)

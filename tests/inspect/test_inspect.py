@@ -209,6 +209,15 @@ def test_an_id_that_only_a_sibling_states(client: redis.Redis) -> None:
         assert (report.store, report.session, report.problems) == ("openai-agents", "sess-A", ())
 
 
+def test_a_shared_key_without_an_entry_is_not_listed(client: redis.Redis) -> None:
+    session = load(client, "vercel-chat-sdk")
+    listed = {key.key for key in inspect_session(client, session).keys}
+    assert "chat-sdk:subscriptions" in listed
+    client.srem("chat-sdk:subscriptions", *client.smembers("chat-sdk:subscriptions"))
+    client.sadd("chat-sdk:subscriptions", "slack:C0:1")
+    assert {key.key for key in inspect_session(client, session).keys} == listed - {"chat-sdk:subscriptions"}
+
+
 def test_an_agno_session_without_any_run_yet_is_sound(client: redis.Redis) -> None:
     load(client, "agno")
     for key in client.keys("agno:runs:*"):

@@ -14,6 +14,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,8 @@ def visitor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visitor]:
     try:
         with playwright() as driver:
             visitor = Visitor(driver, lab, shots, folder, elsewhere)
-            yield visitor
+            with closing(visitor.notary.store):
+                yield visitor
             visitor.look_again_in_the_dark()
     finally:
         lab.end()

@@ -81,14 +81,13 @@ def deleted_finding(
     prefixes = {one: each.prefix for each in expectations for one, key in named if each.matches.fullmatch(key)}
     if logged := list(prefixes):
         first = min(logged, key=lambda one: one.at_s)
-        prefix = prefixes[first]
         count = sum(len(one.keys) for one in logged)
         many = count >= FEWEST_DELETED or any(len(one.keys) >= FEWEST_VANISHED for one in logged)
         return Finding(
             "deleted",
-            prefix=prefix,
+            prefix=prefixes[first],
             keys=count,
-            message=f"{first.command.upper()} deletes sessions under {prefix}, not their TTL: at least "
+            message=f"{first.command.upper()} deletes sessions under {prefixes[first]}, not their TTL: at least "
             f"{counted(count, 'key')}",
             confidence="proven" if many else "possible",  # a user may have ended a large session
             since=datetime.fromtimestamp(first.at_s + 1, UTC),

@@ -211,15 +211,16 @@ def _corrupt(expected: Expectation, content: _Contents) -> Finding | None:
     different = content.encoded | content.other
     broken = {one.key: one.message for one in problems if one.cause == "corrupt" and one.key not in different}
     odd: dict[str, str] = {}
-    for payloads in content.places.values():
+    for (shape, _), payloads in content.places.items():
         unknown = sum(any(name == "binary" or name.endswith("?") for name in one.encodings) for one in payloads)
         faulty = [one for one in payloads if one.fault]
         for one in faulty if unknown <= len(faulty) else [one for one in faulty if not one.fault.startswith(WEAK)]:
             broken.setdefault(to_name(one.facts.key), one.fault)
-        documents = sum("json" in one.encodings for one in payloads)
+        known = content.places.get((shape.partition(" ")[2], ""), [])
+        documents = sum("json" in one.encodings for one in payloads) + len(known)
         strange = [one for one in payloads if one.odd]
-        if documents >= (1 - MOST_ODD) * len(payloads):
-            changes = _changes(expected, payloads, chance=LARGER_CHANCE)
+        if documents >= (1 - MOST_ODD) * (len(payloads) + len(known)):
+            changes = _changes(expected, [*payloads, *known], chance=LARGER_CHANCE)
             changed = {one.facts.key for _, having, _ in changes for one in having}
             names = [to_name(one.facts.key) for one in strange if one.facts.key not in changed]
             odd |= dict.fromkeys(names, "holds bytes of no known encoding; the other keys hold JSON")

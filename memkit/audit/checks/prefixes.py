@@ -113,7 +113,8 @@ def _odd_finding(
         since = Since(last, "lower bound")
     elif first is not None:
         since = Since(min(first + 1_000, context.history.now_ms), "upper bound")
-    stopped = mistake or _have_stopped(expected, plain, last or 0, context)
+    ends = [one.deadline_ms for one in plain if one.deadline_ms is not None]
+    stopped = mistake or expected.ttl_ms is None or have_stopped(ends, context.history.now_ms - (last or 0))
     example = re.sub(rb"[0-9A-Za-z_-]{9,}", b"*", odd[0].key).decode("utf-8", "replace")
     ttl = common_ttl(lifetimes_of(odd, context.history))
     evidence = [f"{counted(len(odd), 'name')} with {what}, such as {printable(repr(example)[1:-1], 80)}"]
@@ -139,11 +140,6 @@ def _last_written(expected: Expectation, keys: Sequence[KeyFacts], context: Audi
         analysis = LifetimeAnalysis(keys, expected, context.history)
         return analysis.last_write(analysis.within)
     return max((one.touched_ms for one in keys if one.touched_ms is not None), default=None)
-
-
-def _have_stopped(expected: Expectation, keys: Sequence[KeyFacts], last_ms: int, context: AuditContext) -> bool:
-    ends = [one.deadline_ms for one in keys if one.deadline_ms is not None]
-    return expected.ttl_ms is None or have_stopped(ends, context.history.now_ms - last_ms)
 
 
 def missing(expected: Expectation, context: AuditContext) -> list[Finding]:
@@ -201,7 +197,8 @@ def moved(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext
             began_then = last <= first + SLACK_MS and newest > last + SLACK_MS
             if began_then and len(theirs.right) >= 0.5 * len(others):
                 # After a pause of the usual length, both may be written.
-                sure: Confidence = "likely" if _have_stopped(expected, keys, last, context) else "possible"
+                ends = [one.deadline_ms for one in keys if one.deadline_ms is not None]
+                sure: Confidence = "likely" if have_stopped(ends, context.history.now_ms - last) else "possible"
                 return _wrong_prefix(expected, prefix, others, context, sure, since=Since(last, "lower bound"))
     return None
 

@@ -58,8 +58,6 @@ FEWEST_EVEN = 20
 CONFIGURED_STEP_MS = 300_000
 """A TTL of a multiple of five minutes, to the idle clock's grain, is a coincidence with a chance of 1 %."""
 CHANCE = 0.05
-NEARLY_EXPIRED = 0.05
-"""If no key has more than this share of the TTL left or given, a quiet period would have to be 19 times as long."""
 IMPROBABLE = 0.001
 """Highest chance at which a few keys near their deadline are called too short: 300 s left of 7 d are 0.0005."""
 RARE = 0.005
@@ -266,7 +264,7 @@ class LifetimeAnalysis:
                 break
             usual = all_events * given / self.ttl
             members = [one for one in self.short if one.given <= given]
-            many = count >= 3 and surprise(count, usual) > 2 * SLIGHT_SURPRISE_NATS
+            many = count >= 2 and surprise(count, usual) > 2 * SLIGHT_SURPRISE_NATS
             if (many or usual < RARE) and not self._has_untouched(members):
                 return self._given_at_most(given, members)
         for peak in self._peaks() if self.history.idle_known else ():
@@ -536,8 +534,9 @@ class LifetimeAnalysis:
         if not known or self.right or self.reached or self.long:
             return None
         top = known[-1].given
-        chance = (top / self.ttl) ** min(len({one.event for one in known}), 3)
-        if top > NEARLY_EXPIRED * self.ttl or chance > IMPROBABLE:
+        # However many they are: if nothing has been written for long, all are as near to their end.
+        chance = top / self.ttl
+        if chance > IMPROBABLE:
             return None
         reason = f"none was given more; if the TTL were the expected one, the chance of that would be {chance:.2%}"
         first = min(one.accessed for one in known) if self.history.idle_known else None
