@@ -128,7 +128,10 @@ def _fate_of_existing(
         sentence = f"overwritten or exists: {name} exists, but lost its TTL{_when(lost.moment)}, {how}"
         return Fate("unknown", sentence, "possible", either=("overwritten", "exists"), **_at(lost.moment), **known)
     if state.deadline_ms is not None and ends_ms is not None and state.deadline_ms <= ends_ms:
-        sentence = f"exists or expired: {name} reached a deadline, if it was not created anew without a TTL before"
+        deadline = utc_text(time_of(state.deadline_ms))
+        sentence = (
+            f"exists or expired: {name} had a deadline at {until}; the sources do not show whether it still had it"
+        )
         return Fate("unknown", sentence, "possible", either=("exists", "expired"), **known)
     sentence = f"exists: {name} exists at the end of the sources; its deadline is not known"
     return Fate("exists", sentence, "likely", **known)
