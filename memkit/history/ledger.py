@@ -13,7 +13,7 @@ Tables (all times are Unix times in milliseconds on the server's clock):
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import TracebackType
@@ -182,17 +182,22 @@ class Ledger:
         """Return the keys of a database that exist; changes of the mapping are recorded."""
         return RecordedKeys(self._db, db)
 
-    def add(self, event: KeyEvent) -> None:
-        """Record what happened to a key that is or was recorded as existing."""
+    def add(self, event: KeyEvent) -> int:
+        """Record what happened to a key that is or was recorded as existing; return the number of the event."""
         earliest_ms, at_ms, _ = event.moment
         possible = ",".join(event.possible) if len(event.possible) > 1 or not event.proven else None
-        self._db.execute(
+        added = self._db.execute(
             "INSERT INTO event VALUES ((SELECT id FROM key WHERE db = ? AND name = ?), ?, ?, ?, ?, ?, ?, ?)",
             (
                 *(event.db, event.key, at_ms, None if earliest_ms == at_ms else earliest_ms, event.name, possible),
                 *(event.deadline_ms, event.ttl_ms, event.command or None),
             ),
         )
+        return added.lastrowid or 0
+
+    def remove_ttls(self, events: Iterable[int]) -> None:
+        """Record that it is not known which TTL the events gave."""
+        self._db.executemany("UPDATE event SET ttl_ms = NULL WHERE rowid = ?", ((event,) for event in events))
 
     def add_gap(self, began_ms: int, ended_ms: int, reason: str) -> None:
         """Record a time that was not observed."""

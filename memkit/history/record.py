@@ -51,6 +51,8 @@ zrangestore hexpire hpexpire hexpireat hpexpireat hsetex hgetex json.del json.fo
 """
 _DELETING = frozenset(_DELETING_NAMES.split())
 _RENAMING = frozenset({"rename", "renamenx", "move"})
+_KEEPING_DEADLINE = frozenset({"rename", "renamenx", "move", "copy", "restore"})
+"""A key that gets its deadline from another one: the time until then is not the TTL that was given."""
 _FLUSHING = frozenset({"flushdb", "flushall", "swapdb"})
 _REMOVING_TTL = frozenset({"persist", "getex"})
 _REPLACING_NAMES = """
@@ -248,6 +250,7 @@ class _Recorder:
         self._present = ledger.keys(self._db)
         self._vanished: list[_Vanished] = []
         self._evicted: set[bytes] = set()
+        self._odd_ttls: list[int] = []
         self._began_s = self._looked_s = time.monotonic()
         try:
             self._connect()
@@ -401,7 +404,9 @@ class _Recorder:
         changed = before is None or before.deadline_ms != deadline_ms
         ttl_ms = _ttl(deadline_ms, moment) if changed and deadline_ms is not None else None
         event: EventName = "renewed" if before is not None and changed else "written"
-        self._ledger.add(KeyEvent(self._db, name, event, moment, "", deadline_ms, ttl_ms))
+        added = self._ledger.add(KeyEvent(self._db, name, event, moment, "", deadline_ms, ttl_ms))
+        if (ttl_ms or 0) % ROUND_MS:
+            self._odd_ttls.append(added)
 
     def _explain(self) -> None:
         """Read the counters, and record why keys ended or lost their TTL since the last reading."""
@@ -411,6 +416,9 @@ class _Recorder:
             raise redis.ConnectionError("SWAPDB exchanged two databases")  # no names of keys are sent
         vanished, self._vanished = self._vanished, []
         evicted, self._evicted = self._evicted, set()
+        if now.since(before, _KEEPING_DEADLINE):
+            self._ledger.remove_ttls(self._odd_ttls)
+        self._odd_ttls.clear()
         for name, was, moment in vanished:
             state = self._present.get(name)
             if state is not None and state.deadline_ms is None and was.deadline_ms is not None:

@@ -190,12 +190,11 @@ def _margin(connection: ReadOnlyConnection, before: Backlog) -> int:
     time.sleep(RATE_WITHIN_S)  # a sampling interval: how fast the backlog moves
     after = _backlog(connection, primary=True)
     rate = (after.end_offset - before.end_offset) / RATE_WITHIN_S
-    length = before.end_offset - before.first_offset
-    least = min(LEAST_MARGIN_BYTES, before.size_bytes // 2)
-    room = before.size_bytes - length
+    room = before.size_bytes - (before.end_offset - before.first_offset)
+    least = min(LEAST_MARGIN_BYTES, before.size_bytes // 2)  # an offset after the end would make the server fork
     if room > max(least, rate * SAFE_S):
         return 0
-    margin = min(max(least, int(before.size_bytes * MARGIN)), length)  # an offset after the end would be out of range
+    margin = max(least, int(before.size_bytes * MARGIN))
     if rate * SAFE_S > margin:
         raise ServerError(
             f"{connection.name} writes {rate / 1e6:.1f} MB/s into a backlog of {before.size_bytes / 1e6:.1f} MB: it "

@@ -23,7 +23,7 @@ from memkit.history.log_clock import LogClock
 from memkit.history.rdb import RdbReader, SnapshotKey
 from memkit.history.replication import read_backlog
 from memkit.history.sources import Source, find_source
-from memkit.history.states import EventName, KeyEvent, KeyState, KeyStates, Moment, possible_ends
+from memkit.history.states import SAME_SECOND_MS, EventName, KeyEvent, KeyState, KeyStates, Moment, possible_ends
 from memkit.render import counted, duration, printable, wrapped
 
 WORD_ENDS = frozenset(b":/|.#{}-_")
@@ -319,7 +319,9 @@ def _from_aof(source: Source, question: _Question, progress: Callable[[int, int]
         return _from_aof(source, question, progress)
     timeline.changes.exact = clock.has_timestamps
     note = "the log has no timestamps (aof-timestamp-enabled is off): times are bounds, or follow from deadlines"
-    latest_ms = clock.earliest_ms if clock.has_timestamps else last_modified_ms
+    latest_ms = last_modified_ms
+    if clock.has_timestamps and clock.earliest_ms is not None:
+        latest_ms = clock.earliest_ms + SAME_SECOND_MS - 1
     span = Span("aof", source.name, time_of(begins_ms), time_of(latest_ms))
     ends = Moment(clock.earliest_ms, latest_ms, stated=clock.has_timestamps)
     return timeline.finish(states, "aof", (span,), *([] if clock.has_timestamps else [note]), ends=ends)

@@ -241,6 +241,12 @@ def test_deadline_before_the_end_leaves_expiry_open(tmp_path: Path) -> None:
     assert causes(log_of(tmp_path / "appendonly.aof", text, timestamps=False)) == ("exists", "expired")
 
 
+def test_deadline_in_the_last_second_is_open(tmp_path: Path) -> None:
+    """A log states whole seconds: its last command may have come before the deadline or after it."""
+    text = "0 SET chat:1 v PXAT +60.5\n60 SET other v"
+    assert causes(log_of(tmp_path / "appendonly.aof", text)) == ("exists", "expired")
+
+
 def test_base_with_keys_past_their_deadline(tmp_path: Path) -> None:
     (tmp_path / "base.rdb").write_bytes(file_of_strings(("chat:1", -5), ("chat:2", 5_000)))
     log_of(tmp_path / "incr.aof", "1 SET other v")
