@@ -218,11 +218,10 @@ def _corrupt(expected: Expectation, content: _Contents) -> Finding | None:
             broken.setdefault(to_name(one.facts.key), one.fault)
         known = content.places.get((shape.partition(" ")[2], ""), [])
         documents = sum("json" in one.encodings for one in payloads) + len(known)
-        strange = [one for one in payloads if one.odd]
         if documents >= (1 - MOST_ODD) * (len(payloads) + len(known)):
             changes = _changes(expected, [*payloads, *known], chance=LARGER_CHANCE)
             changed = {one.facts.key for _, having, _ in changes for one in having}
-            names = [to_name(one.facts.key) for one in strange if one.facts.key not in changed]
+            names = [to_name(one.facts.key) for one in payloads if one.odd and one.facts.key not in changed]
             odd |= dict.fromkeys(names, "holds bytes of no known encoding; the other keys hold JSON")
     proven: Confidence = "proven" if broken else "possible"
     found = broken or odd

@@ -361,8 +361,8 @@ def _off_by_clock(expected: Expectation, analysis: LifetimeAnalysis, context: Au
     if ttl is None or not _other_clock(expected, ttl, context):
         return []
     affected = [one for one in values if abs(one.given - ttl) <= SKEW_MS + IDLE_GRAIN_MS]
-    longer = ttl > analysis.ttl
-    if len(affected) < 3 or (not longer and max(one.given for one in values) > ttl + SKEW_MS + IDLE_GRAIN_MS):
+    longer, most = ttl > analysis.ttl, max(one.given for one in values)
+    if len(affected) < 3 or (not longer and most > ttl + SKEW_MS + IDLE_GRAIN_MS):
         return []
     # A job that reads each session some hours after it was written leaves the same deadlines and idle times.
     sure = longer or analysis.too_few_touches(affected)
