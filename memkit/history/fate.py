@@ -130,7 +130,7 @@ def _fate_of_existing(
     if state.deadline_ms is not None and ends_ms is not None and state.deadline_ms <= ends_ms:
         deadline = utc_text(time_of(state.deadline_ms))
         sentence = (
-            f"exists or expired: {name} had a deadline at {until}; the sources do not show whether it still had it"
+            f"exists or expired: {name} had a deadline at {deadline}; the sources do not show whether it still had it"
         )
         return Fate("unknown", sentence, "possible", either=("exists", "expired"), **known)
     sentence = f"exists: {name} exists at the end of the sources; its deadline is not known"
