@@ -381,6 +381,7 @@ class _Audit:
                 short=_too_short_by(findings),
                 within_s=(time.monotonic() - self._began) / 4,
                 deletions=sum(one.called("del", "unlink") for one in self._servers),
+                pops=sum(one.called("rpop", "lpop", "lmpop") for one in self._servers),
             )
         except (redis.ConnectionError, redis.TimeoutError) as error:
             if len(self._target.connections) == 1:

@@ -54,6 +54,7 @@ class Key:
         holds: ``messages``, one ``message``, the ``ids`` of messages in their order, or nothing to decode.
         shared: Whether it holds other sessions' entries too, and may be persistent.
         lost: What is wrong if it no longer exists while the session's other keys do; empty if nothing is.
+        popped: Whether the store can remove its last element, which removes the key.
     """
 
     pattern: str
@@ -64,6 +65,7 @@ class Key:
     holds: str = ""
     shared: bool = False
     lost: str = ""
+    popped: bool = False
 
     def name(self, stored: SessionValues) -> str:
         """Return the name of the session's key; tokens other than the id remain in it."""
@@ -297,7 +299,7 @@ def _lost_keys(layout: Layout, stored: SessionValues) -> Iterator[Problem]:
     for key in layout.keys:
         name = key.name(stored)
         if key.lost and name in stored.keys and stored.get(name) is None:
-            yield Problem("dangling", name, key.lost)
+            yield Problem("dangling", name, key.lost, pop_explains=key.popped)
 
 
 def _from_document(layout: Layout, raw: RedisValue) -> Iterator[Item]:

@@ -87,7 +87,7 @@ LAYOUTS: tuple[Layout, ...] = (
         prefix="agents:session:",
         keys=(
             Key("{id}", kinds=_HASH, fields=("session_id", "created_at", "updated_at"), lost=_NO_DATES),
-            Key("{id}:messages", kinds=_LIST, part="messages", holds=MESSAGES, lost=_NO_LIST),
+            Key("{id}:messages", kinds=_LIST, part="messages", holds=MESSAGES, lost=_NO_LIST, popped=True),
             Key("{id}:counter", part="counter"),
         ),
         id_field="session_id",

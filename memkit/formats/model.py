@@ -68,12 +68,16 @@ class Turn(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A fault of a session. ``repair`` is a command for a person to review; memkit never runs it."""
+    """A fault of a session. ``repair`` is a command for a person to review; memkit never runs it.
+
+    ``pop_explains``: it is no fault if the application itself removed the last element.
+    """
 
     cause: str
     key: str
     message: str
     repair: str = ""
+    pop_explains: bool = False
 
 
 class LikeProblems:

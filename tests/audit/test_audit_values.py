@@ -160,6 +160,21 @@ def test_list_of_missing_keys_of_a_store_is_found(server: RedisServer) -> None:
     assert found[0].keys >= 1
 
 
+def test_popped_last_item_is_no_proven_loss(server: RedisServer) -> None:
+    with server.client() as client:
+        session = load_capture(client, "openai-agents", json_as_text=True)
+        (messages,) = client.scan_iter(f"agents:session:{session}:messages")
+        client.delete(messages)
+        (lost,) = of(audit(server.url, expect={"agents:*": None}, full=True, duty=1), "dangling")
+        client.rpush("other", "item")
+        client.rpop("other")
+        (popped,) = of(audit(server.url, expect={"agents:*": None}, full=True, duty=1), "dangling")
+    assert [(one.severity, one.confidence) for one in (lost, popped)] == [
+        ("critical", "proven"),
+        ("warning", "possible"),
+    ]
+
+
 # -- sessions of known stores, many of them ----------------------------------------------------------------------------
 
 SEVERAL_PARTS = [

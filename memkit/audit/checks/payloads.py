@@ -87,6 +87,7 @@ class _Contents:
     other: set[str] = field(default_factory=set)
     hashes: defaultdict[str, list[tuple[KeyFacts, frozenset[str]]]] = field(default_factory=lambda: defaultdict(list))
     known: KnownSessions = field(default_factory=KnownSessions)
+    pops: int = 0
     notes: list[str] = field(default_factory=list)
 
     def add(self, value: RedisValue, facts: KeyFacts, owner: KeyOwner | None) -> None:
@@ -140,6 +141,7 @@ def check_values(
     short: Callable[[KeyFacts], bool],
     within_s: float = 0.0,
     deletions: int | None = None,
+    pops: int = 0,
 ) -> Values:
     """Read values and return what they show.
 
@@ -150,10 +152,11 @@ def check_values(
         short: Whether a key's TTL alone is known to be too short.
         within_s: How long to read, in seconds, after the first FEWEST_VALUES keys of an expectation.
         deletions: How many DEL and UNLINK the server has counted; None if it does not report that.
+        pops: How many commands were called that remove elements of lists.
     """
     found, loads = Values(), ValueReader(reader)
     present = {to_name(one.key): one for one in keys}
-    contents = [_Contents(one.of(keys), present) for one in expected]
+    contents = [_Contents(one.of(keys), present, pops=pops) for one in expected]
     for one, content in zip(expected, contents, strict=True):
         _read(loads, one, content, within_s=max(within_s, 0.5))
     _assign_problems(expected, contents)
@@ -351,7 +354,7 @@ def _missing_parts(expected: Expectation, content: _Contents) -> Finding | None:
         "dangling",
         keys=len(keys),
         message=f"{counted(len(keys), 'key')} to which sessions matching {expected.pattern} point no longer exist",
-        confidence="proven",
+        confidence="possible" if content.pops and all(problem.pop_explains for problem in problems) else "proven",
         evidence=tuple(
             f"{counted(count, 'key')}: {text}"
             for text, count in Counter(problem.message for problem in problems).most_common(3)
