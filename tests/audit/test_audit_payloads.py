@@ -15,7 +15,7 @@ import struct
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -233,7 +233,7 @@ def play(server: RedisServer, worlds: Mapping[str, Payload], seed: int) -> Audit
             for world, payload in worlds.items():
                 write(pipe, f"{world}:{n:04d}", payload(dice, n / COUNT))
             pipe.execute()
-        server.clock.move_to(now)
+        server.clock.move_to(datetime.now(UTC))  # not behind the machine's clock by the time that this took
     expect = {f"{world}:*": "7d" for world in worlds}
     return audit(server.url, expect=expect, full=True, duty=1)
 
@@ -416,4 +416,4 @@ def _shared(server: RedisServer, name: str, *, others_until: float) -> None:
                 other = f"chat:{dice.getrandbits(64):016x}"
                 client.rpush(other, json.dumps(chat(dice)))
                 client.expire(other, WEEK_S)
-        server.clock.move_to(now)
+        server.clock.move_to(datetime.now(UTC))  # not behind the machine's clock by the time that this took
