@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -109,12 +110,15 @@ def cluster(
 def cluster_ports(number: int) -> Iterator[tuple[int, int]]:
     """Yield free ports whose bus port, 10,000 above, is free as well (6.2 cannot be told another).
 
-    Both are below 32,768, from where on Linux gives them to outgoing connections: one took a bus port in between.
+    Both are below 32,768, from where on Linux gives them to outgoing connections: one took a bus port in between. Each
+    worker has a thousand of its own: two that look at once see the same one free.
     """
-    dice = SystemRandom()  # a seeded one would say the same in every worker
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 11_000 + worker % 10 * 1_000
+    dice = SystemRandom()
     found: set[int] = set()
     while len(found) < number:
-        port = dice.randrange(11_000, 22_000)
+        port = dice.randrange(first, first + 1_000)
         if port not in found and can_listen(port) and can_listen(port + 10_000):
             found.add(port)
             yield port, port + 10_000
