@@ -159,13 +159,7 @@ def _fate_of_deleted(name: str, last: KeyEvent, known: Mapping[str, Any]) -> Fat
             )
     if len(possible) == 1:
         cause = cast("Cause", possible[0])
-        what = (
-            "expired with its last field"
-            if cause == "expired"
-            else "was deleted"
-            if cause == "flushed"
-            else f"was {cause}"
-        )
+        what = {"expired": "expired with its last field", "flushed": "was deleted"}.get(cause, f"was {cause}")
         by = _by(last) or (" by a flush of the database" if cause == "flushed" else "")
         sentence = f"{cause}: {name} {what}{by}{_when(moment)}" + _before_deadline(deadline)
         return Fate(cause, sentence, "proven" if last.proven else "likely", **_at(moment), **known)

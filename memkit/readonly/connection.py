@@ -24,8 +24,8 @@ REPLY_TIMEOUT_S = 30.0
 
 PINGS = 5
 SAFE_IN_A_CLUSTER = 9
-"""The Valkey from which on CLIENT NO-TOUCH is safe in a cluster. With it, a command for a key of a slot that moves ends
-a server of Redis 8.2.3 by a null pointer (measured; from redis/redis#13512 on, and in Valkey 8.1 before valkey#2347).
+"""The Valkey from which on CLIENT NO-TOUCH is safe in a cluster. With it, Redis 8.2.3 crashes at a command for a key of
+a slot that moves (measured: a null pointer, since redis/redis#13512; in Valkey 8.1 until valkey-io/valkey#2347).
 """
 
 _CONTAINERS = frozenset({"client", "config", "memory", "object", "latency", "slowlog", "cluster", "acl"})
@@ -144,9 +144,9 @@ class ReadOnlyConnection:
         self._pending: deque[PendingReplies] = deque()
         if self._replica:
             self.ask("READONLY")
-        self.touches_because = self._keep_idle() if self._keep_idle_times else "CLIENT NO-TOUCH was not sent"
+        self.touches_because = self._turn_no_touch_on() if self._keep_idle_times else "CLIENT NO-TOUCH was not sent"
 
-    def _keep_idle(self) -> str:
+    def _turn_no_touch_on(self) -> str:
         """Send CLIENT NO-TOUCH if that is safe; return why reading a value resets its idle time nevertheless."""
         reply = self.ask("CLUSTER", "MYID")
         if str(reply).startswith("NOAUTH"):
@@ -155,8 +155,8 @@ class ReadOnlyConnection:
             about = self.ask("INFO", "server")
             version = "" if refused(about) else info_fields(about).get("valkey_version", "")
             if int(version.partition(".")[0] or 0) < SAFE_IN_A_CLUSTER:
-                unknown = "this server does not report whether it is in one" if refused(reply) else "and this is one"
-                return f"CLIENT NO-TOUCH can end a server of a cluster before Valkey {SAFE_IN_A_CLUSTER}, {unknown}"
+                unknown = "CLUSTER MYID is refused, and " if refused(reply) else ""
+                return f"{unknown}in a cluster before Valkey {SAFE_IN_A_CLUSTER}, CLIENT NO-TOUCH can crash a server"
         reply = self.ask("CLIENT", "NO-TOUCH", "ON")
         if str(reply).startswith("NOPERM"):
             return "this user may not use CLIENT NO-TOUCH"
