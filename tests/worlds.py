@@ -673,17 +673,19 @@ def one_session_at_night(t: Traffic) -> World:
     return t.world(events, full=True, steps=500)
 
 
+def _exceed_maxmemory(server: RedisServer) -> None:
+    """Write caches until keys are evicted."""
+    with server.client() as client:
+        client.config_set("maxmemory", client.info("memory")["used_memory"] + 300_000)
+        for n in range(400):
+            client.set(f"cache:{n}", "x" * 4_000, ex=9_000)
+
+
 def evicted_caches(t: Traffic) -> World:
     """Caches are evicted, and sessions never expire, so that the policy spares them."""
 
-    def fill(server: RedisServer) -> None:
-        with server.client() as client:
-            client.config_set("maxmemory", client.info("memory")["used_memory"] + 300_000)
-            for n in range(400):
-                client.set(f"cache:{n}", "x" * 4_000, ex=9_000)
-
     config: dict[str, object] = {"maxmemory-policy": "volatile-lru"}
-    return t.world(t.sessions(ttl_s=None), expect={"chat:*": None}, config=config, after=fill)
+    return t.world(t.sessions(ttl_s=None), expect={"chat:*": None}, config=config, after=_exceed_maxmemory)
 
 
 def evicted_long_ago(t: Traffic) -> World:
@@ -904,13 +906,7 @@ def full_memory(t: Traffic) -> World:
 
 
 def evicted(t: Traffic) -> World:
-    def fill(server: RedisServer) -> None:
-        with server.client() as client:
-            client.config_set("maxmemory", client.info("memory")["used_memory"] + 300_000)
-            for n in range(400):
-                client.set(f"blob:{n}", "x" * 4_000, ex=9_000)
-
-    return t.world(t.sessions(), config={"maxmemory-policy": "allkeys-lru"}, after=fill)
+    return t.world(t.sessions(), config={"maxmemory-policy": "allkeys-lru"}, after=_exceed_maxmemory)
 
 
 def local_times(t: Traffic) -> World:

@@ -218,7 +218,7 @@ def _judge(
     if len(lost) >= max(min(FEWEST_LOST, len(existing)), LOST_SHARE * (len(existing) + len(lost))):
         yield "dangling", lost, f"{len(lost):,} of them with a time less than {duration(ttl)} ago"
     # An index that expires soon after its sessions is pruned by that.
-    kept = [name for name in missing if not ttl or not 0 <= (found[name][0].left_ms or -1) <= 2 * ttl]
+    kept = [name for name in missing if not ttl or (left := found[name][0].left_ms) is None or left > 2 * ttl]
     stale = [name for name in kept if name not in set(lost)]
     if stale:
         yield "stale_index", stale, f"{len(stale):,} of them beside {len(existing):,} that exist"
