@@ -1,5 +1,4 @@
--- Replaces the messages. ARGV[2]: the version that the session must have ("": any; 0: it must not exist), or
--- "version born"; [3...]: JSON of messages; one with its own id follows that id.
+-- Replaces the messages. Expected: see other(). ARGV[2...]: JSON of messages; one with its own id follows that id.
 local PORTION, TRACES, COMPARED = 100, 64, 64
 
 local h = read(true)
@@ -16,12 +15,12 @@ local appends, traced = {}, nil
 -- The server compares them, because a script pays 1.5 ns for each byte that it reads (see unfold).
 local function unchanged()
   local times = {}
-  for i = 1, math.min(length, #ARGV - 2, COMPARED) do
-    local body = ARGV[i + 2]
+  for i = 1, math.min(length, #ARGV - 1, COMPARED) do
+    local body = ARGV[i + 1]
     times[body] = (times[body] or 0) + 1
     if string.byte(body) ~= 91 or redis.call('LPOS', key, body, 'RANK', times[body]) ~= i then return i - 1 end
   end
-  return math.min(length, #ARGV - 2, COMPARED)
+  return math.min(length, #ARGV - 1, COMPARED)
 end
 
 for from = 1 + unchanged(), length, PORTION do
@@ -45,7 +44,7 @@ if not h.new then redis.call('LTRIM', key, '0', '-1') end -- if it is denied, no
 for i = math.max(1, #appends - TRACES + 1), #appends do remember(h, appends[i][1], appends[i][2]) end
 h.version = h.version + 1
 remember(h, nonce, h.version)
-local elements = elements_of(3, h, false, {}, {header(h)})
+local elements = elements_of(h, false, {}, {header(h)})
 -- RPUSH first, then drop the old elements: the key and its deadline always exist.
 push(elements)
 if not h.new then redis.call('LTRIM', key, -#elements, -1) end
