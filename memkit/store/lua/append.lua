@@ -40,7 +40,7 @@ if not h.new and not (born == h.born and tonumber(seen, 16) == h.version) then
 end
 
 h.version = h.version + 1
-local elements = elements_of(h, true, found, h.new and {''} or {})
+local elements = elements_of(2, h, true, found, h.new and {''} or {})
 local answer = h.version
 if #elements == 0 then -- all are stored: reply with the version that added them; the session's stays
   h.version, answer = h.version - 1, nil

@@ -169,12 +169,12 @@ local function finish(h)
   if h.new and h.ttl then redis.call('PEXPIRE', key, whole(h.ttl)) end
 end
 
--- Adds ARGV[2...] as elements to those given. append: all with this call's nonce, and each own id once; otherwise as
+-- Adds ARGV[from...] as elements to those given. append: all with this call's nonce, and each own id once; otherwise as
 -- in a save. skip: own ids that are stored already.
-local function elements_of(h, append, skip, elements)
+local function elements_of(from, h, append, skip, elements)
   local stamp = '"' .. (append and nonce or NO_NONCE) .. string.format('%x.%x', h.version, math.max(0, now - h.created))
   local front = stamp .. '",'
-  local i = 2
+  local i = from
   while i <= #ARGV do
     local own = string.byte(ARGV[i]) == 46 and ARGV[i] -- "."
     if not own then
