@@ -151,6 +151,12 @@ def _is_magic(start: bytes) -> bool:
     return (start[:5] == b"REDIS" and start[5:9].isdigit()) or (start[:6] == b"VALKEY" and start[6:9].isdigit())
 
 
+def read_header(path: str | Path) -> RdbHeader:
+    """Return what an RDB file states before its first key; raises SourceError if it is no RDB file."""
+    with RdbReader(path) as reader:
+        return reader.header
+
+
 class RdbReader:
     """An open RDB file: its header, then its keys as a stream.
 
@@ -180,10 +186,6 @@ class RdbReader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
     @property
