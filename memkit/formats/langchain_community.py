@@ -7,7 +7,6 @@ head (LPUSH). langchain-google-memorystore-redis appends at the tail (RPUSH). Th
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from memkit.formats.model import SessionValues, Turn, a_dict
 from memkit.formats.parsing.bounded_json import parse
@@ -33,7 +32,7 @@ def _order(raw: RedisValue) -> tuple[str, bool]:
     """Return the order of a list, and whether its content or its library proves it."""
     ends = raw.elements if len(raw.elements) <= 2 * _JUDGED else [*raw.elements[:_JUDGED], *raw.elements[-_JUDGED:]]
     values = (parse(element).value for element in ends if len(element) <= _JUDGED_BYTES)
-    found = [typed_turn(value, raw.name) for value in values if isinstance(value, dict)]
+    found = (typed_turn(value, raw.name) for value in values if isinstance(value, dict))
     entries = [Entry((turn,)) for turn in found if isinstance(turn, Turn)]
     order = order_of(entries) if len(entries) > 1 else UNKNOWN_ORDER
     if order != UNKNOWN_ORDER:
@@ -65,10 +64,7 @@ def notes(stored: SessionValues) -> Iterable[str]:
         order, proven = _order(raw)
         if not proven:
             yield f"the order is not known: no time, tool call or system message shows it; read {order}"
-        if _is_javascript(raw) and len(raw.elements) > 2 and not any(map(_has_tools, sample(raw))):
+        data = [a_dict(value.get("data")) for value in sample(raw)]
+        has_tools = any(one.get("tool_calls") or one.get("tool_call_id") for one in data)
+        if _is_javascript(raw) and len(raw.elements) > 2 and not has_tools:
             yield "if Flowise wrote this list: its window of k messages is read from the oldest, not the newest"
-
-
-def _has_tools(value: dict[str, Any]) -> bool:
-    data = a_dict(value.get("data"))
-    return bool(data.get("tool_calls") or data.get("tool_call_id"))

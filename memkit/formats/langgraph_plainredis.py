@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from memkit.formats.model import Format, Item, KeyOwner, Problem, SessionValues, a_dict, few, is_uuid, quoted
 from memkit.formats.parsing.documents import peek, read_with
 from memkit.formats.parsing.langgraph_common import (
-    Pieces,
     checkpoints,
     deserialised,
     message_items,
@@ -32,25 +31,22 @@ _PARTS = {"cp": "checkpoint", "blob": "blob", "wr": "write", "idx": "order"}
 def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     """Claim documents ``{"t", "d"}``, hashes of them and orders, all by name too: nothing in them names the thread."""
     pieces = name_parts(raw.name, _KINDS)
-    if pieces is None or not _fits(raw, pieces.kind, pieces.prefix):
+    if pieces is None:
         return None
-    thread = thread_of(pieces.rest, "", wanted) or _thread_of_subgraph(pieces, wanted)
-    return KeyOwner(STORE, thread, pieces.prefix, _PARTS[pieces.kind]) if thread else None
-
-
-def _thread_of_subgraph(pieces: Pieces, wanted: str | None) -> str | None:
-    """Return the thread of a subgraph that keeps its state: its namespace is a word, and channels may have colons."""
-    if pieces.kind != "blob":
-        return thread_of_named(pieces.rest, wanted)
-    return wanted if wanted and pieces.rest.startswith(f"{wanted}:") and "::" not in pieces.rest else None
-
-
-def _fits(raw: RedisValue, kind: str, prefix: str) -> bool:
+    prefix, kind, rest = pieces
     if kind == "idx":
-        return raw.kind == "zset" and prefix.endswith("lg:")
-    if kind == "wr":
-        return raw.kind == "hash" and any(value.startswith(b'{"t"') for value in raw.fields.values())
-    return raw.kind == "string" and ({"t", "d"} <= peek(raw).keys() or prefix.endswith("lg:"))
+        fits = raw.kind == "zset" and prefix.endswith("lg:")
+    elif kind == "wr":
+        fits = raw.kind == "hash" and any(value.startswith(b'{"t"') for value in raw.fields.values())
+    else:
+        fits = raw.kind == "string" and ({"t", "d"} <= peek(raw).keys() or prefix.endswith("lg:"))
+    thread = thread_of(rest, "", wanted)
+    # A subgraph that keeps its state has a word for its namespace, and channels may have colons.
+    if thread is None and kind != "blob":
+        thread = thread_of_named(rest, wanted)
+    elif thread is None and wanted and rest.startswith(f"{wanted}:") and "::" not in rest:
+        thread = wanted
+    return KeyOwner(STORE, thread, prefix, _PARTS[kind]) if fits and thread else None
 
 
 def leads(raw: RedisValue) -> tuple[str, ...]:

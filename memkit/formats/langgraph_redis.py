@@ -288,10 +288,6 @@ def _decode_shallow(thread: _Thread) -> Iterator[Item]:
         yield Problem("dangling", registry, reason, f"ZADD {quoted(registry)} {members}")
 
 
-def _name_of(stored: SessionValues) -> str:
-    return SHALLOW if _Thread(stored).shallow else STORE
-
-
 FORMAT = Format(store=STORE, kinds=(*DOCUMENT_KINDS, "zset"), recognise=recognise, siblings=siblings, decode=decode,
                 names=("checkpoint_latest:{id}:__empty__", "checkpoint:{id}:", "write_registry:{id}:__empty__:shallow"),
-                scanned=True, name_of=_name_of)  # fmt: skip
+                scanned=True, name_of=lambda stored: SHALLOW if _Thread(stored).shallow else STORE)  # fmt: skip

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
 from memkit.formats import ag2, langchain_community, openai_agents
 from memkit.formats.layout import IDS, MESSAGE, MESSAGES, Key, Layout
@@ -16,7 +15,6 @@ from memkit.formats.model import SessionValues, a_dict, one_of
 from memkit.formats.parsing.documents import peek
 from memkit.formats.parsing.element_shapes import SHAPES, adk_lacks, llama_index_lacks, openai_lacks
 from memkit.formats.parsing.langchain_message import langchain_redis_turn, typed_turn
-from memkit.policy import MAX_TTL_MS
 from memkit.readonly.values import RedisValue, to_name
 
 _LIST, _SET, _ZSET, _HASH = ("list",), ("set",), ("zset",), ("hash",)
@@ -179,7 +177,7 @@ LAYOUTS: tuple[Layout, ...] = (
         keys=(Key("{id}", fields=("messages", "memories"), holds=MESSAGES),),
         id_field="session_id",
         messages_field="messages",
-        configured_ttl=lambda document: _whole_seconds(document.get("ttl_seconds")),
+        ttl_field="ttl_seconds",
         notes=_summary_note,
     ),
     # Spring AI 2 (spring-ai-model-chat-memory-repository-redis); names write "a:b" as "a\\:b".
@@ -240,10 +238,6 @@ LAYOUTS: tuple[Layout, ...] = (
         default_ttl="14d",
     ),
 )
-
-
-def _whole_seconds(value: Any) -> int | None:
-    return value if type(value) is int and 0 < value * 1000 <= MAX_TTL_MS else None
 
 
 def leads(raw: RedisValue) -> tuple[str, ...]:
