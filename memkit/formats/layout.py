@@ -28,10 +28,18 @@ from memkit.formats.model import (
 )
 from memkit.formats.parsing.any_message import messages_of, read_any
 from memkit.formats.parsing.conversation import Entry, find_entries, in_order, trailing_number
-from memkit.formats.parsing.documents import messages, misshapen, peek, read, read_or_salvage, wrong_kind
+from memkit.formats.parsing.documents import (
+    messages,
+    misshapen,
+    open_payload,
+    peek,
+    read,
+    read_document,
+    read_or_salvage,
+    wrong_kind,
+)
 from memkit.formats.parsing.element_shapes import missing
 from memkit.formats.parsing.list_elements import Convert, Turns, most_are, turns
-from memkit.formats.parsing.payload import open_payload, read_document
 from memkit.policy import MAX_TTL_MS, ExpiryPolicy
 from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue, to_name
 

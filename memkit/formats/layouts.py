@@ -9,12 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from memkit.formats import ag2, langchain_community, openai_agents
+from memkit.formats import ag2, langchain, openai_agents
 from memkit.formats.layout import IDS, MESSAGE, MESSAGES, Key, Layout
 from memkit.formats.model import SessionValues, a_dict, one_of
 from memkit.formats.parsing.documents import peek
 from memkit.formats.parsing.element_shapes import SHAPES, adk_lacks, llama_index_lacks, openai_lacks
-from memkit.formats.parsing.langchain_message import langchain_redis_turn, typed_turn
 from memkit.readonly.values import RedisValue, to_name
 
 _LIST, _SET, _ZSET, _HASH = ("list",), ("set",), ("zset",), ("hash",)
@@ -49,14 +48,14 @@ LAYOUTS: tuple[Layout, ...] = (
     # langchain-community 0.4.2; @langchain/redis 1.1.2 and google-memorystore 0.3.0 write no prefix. An EXPIRE after
     # each write sets the TTL; if that is lost, the session is persistent.
     Layout(
-        store=langchain_community.STORE,
-        prefix=langchain_community.PREFIX,
+        store=langchain.STORE,
+        prefix=langchain.PREFIX,
         keys=(Key("{id}", kinds=_LIST, fields=("type", "data"), holds=MESSAGES),),
         looks=SHAPES["langchain-community"],
-        convert=typed_turn,
-        newest_first=langchain_community.is_newest_first,
-        notes=langchain_community.notes,
-        name_of=langchain_community.name_of,
+        convert=langchain.typed_turn,
+        newest_first=langchain.is_newest_first,
+        notes=langchain.notes,
+        name_of=langchain.name_of,
     ),
     # langchain-redis 0.2.6: a document a message, each with a TTL of its own that nothing renews. Before 0.2 the time
     # ends the name, and no message has an id.
@@ -68,7 +67,7 @@ LAYOUTS: tuple[Layout, ...] = (
             Key("{id}:{#}.{#}", part="message", fields=("type", "data", "session_id", "timestamp"), holds=MESSAGE),
         ),
         id_field="session_id",
-        convert=langchain_redis_turn,
+        convert=langchain.langchain_redis_turn,
         loses_calls=True,
         notes=_lost_calls_note,
     ),

@@ -1,7 +1,7 @@
 """Sessions of no known store: roles, texts, tools, times and order as far as the content shows them.
 
 People keep a conversation as a string (a JSON array or object), a list, a hash (one field, or a field a message), a
-sorted set by time, a stream, or a key a message; see ``parsing.chat`` for the field names and ``parsing.payload`` for
+sorted set by time, a stream, or a key a message; see ``parsing.chat`` for the field names and ``parsing.documents`` for
 the encodings. If the content does not show the order, a note reports it.
 """
 
@@ -28,9 +28,9 @@ from memkit.formats.parsing.conversation import (
     trailing_number,
 )
 from memkit.formats.parsing.dialogue_checks import Dialogue
+from memkit.formats.parsing.documents import open_payload
 from memkit.formats.parsing.encodings import encoding_of, examine, pickle_opcodes
 from memkit.formats.parsing.list_elements import Faults
-from memkit.formats.parsing.payload import open_payload
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue, to_bytes
 from memkit.render import counted
 

@@ -17,8 +17,7 @@ from memkit.formats.model import SEPARATORS, ConfiguredTtl, KeyOwner, Note, Prob
 from memkit.formats.parsing.encodings import hex_view
 from memkit.history.snapshots import open_source
 from memkit.inspect.key_checks import SessionFacts, key_problems
-from memkit.inspect.names import masked_repair, name_mask
-from memkit.inspect.redaction import Message, Redactor
+from memkit.inspect.redaction import Message, Redactor, masked_repair, name_mask
 from memkit.inspect.report import KeyReport, SessionReport
 from memkit.readonly.reader import LoadedKey, Reader
 from memkit.readonly.values import KeyRequest, RedisValue, to_bytes, to_name

@@ -118,6 +118,12 @@ def encoding_of(data: bytes) -> str:
     return str(examine(data))
 
 
+def looks_like(data: bytes) -> str:
+    """Return what a damaged payload looks like, as the end of a sentence; empty if that explains nothing."""
+    looks = encoding_of(data)
+    return "" if looks in ("text", "binary", "json", "empty") else f"; it looks like {looks}"
+
+
 def _layer(data: bytes, keep_bytes: int = PEEK_BYTES, *, whole: bool = True) -> _Layer:
     if not data:
         return _Layer("empty")
