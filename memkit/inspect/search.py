@@ -14,7 +14,7 @@ from memkit.config import Expect, Expectation, expectations
 from memkit.errors import AmbiguousSession, PolicyError, SessionNotFound
 from memkit.formats import unknown
 from memkit.formats.model import SEPARATORS, ConfiguredTtl, KeyOwner, Note, Problem, SessionValues, Turn
-from memkit.formats.parsing.encodings import hex_view
+from memkit.formats.parsing.encodings import encoding_of, hex_view
 from memkit.history.snapshots import open_source
 from memkit.inspect.key_checks import SessionFacts, key_problems
 from memkit.inspect.redaction import Message, Redactor, masked_repair, name_mask
@@ -413,8 +413,9 @@ def _key_report(name: str, each: LoadedKey, found: _Found, *, reveal: bool) -> K
     ttl_s = None if meta.ttl_ms is None else meta.ttl_ms / 1000
     payload = preview = None
     if found.owner.store == unknown.STORE:
-        payload = unknown.payload_encoding(each.value) or None
-        preview = hex_view(next(iter(each.value.payloads), b"")) or None if reveal else None
+        first = None if each.value.unread_reason else next(iter(each.value.payloads), None)
+        payload = None if first is None else encoding_of(first)
+        preview = hex_view(first or b"") or None if reveal else None
     part = found.parts.get(name, "")
     return KeyReport(name, meta.kind, part, ttl_s, meta.size_bytes, meta.idle_s, meta.encoding, payload, preview)
 
