@@ -161,11 +161,12 @@ class _Search:
         groups: dict[Group, dict[str, KeyOwner]] = {}
         for name in self._there:
             owner = self._owner(name, self._wanted)
-            if (
-                owner
-                and owner.session == self._wanted
-                and (not owner.prefix[-1:].isalnum() or _is_default(owner) or self._owner(name, None) == owner)
-            ):
+            if owner is None or owner.session != self._wanted:
+                continue
+            # The store's own prefix need not end with a separator (Django's).
+            default = formats.format_of(owner.store).prefix
+            is_default = bool(default) and owner.prefix.endswith(default)
+            if not owner.prefix[-1:].isalnum() or is_default or self._owner(name, None) == owner:
                 groups.setdefault(owner.group, {})[name] = owner
         strong = {group: owners for group, owners in groups.items() if group[2][-1:] in SEPARATORS}
         return strong or groups
@@ -310,12 +311,6 @@ class _Search:
             store = first.store if first else ""
             seen[name] = _shielded(lambda: formats.recognise(raw, wanted, store=store), None)
         return seen[name]
-
-
-def _is_default(owner: KeyOwner) -> bool:
-    """Return whether the prefix before the id is the store's own, which need not end with a separator (Django's)."""
-    default = formats.format_of(owner.store).prefix
-    return bool(default) and owner.prefix.endswith(default)
 
 
 def _part_of(name: str, session: str, names: Sequence[str]) -> str:
