@@ -208,7 +208,7 @@ def _looks_alike(layout: Layout, key: Key, raw: RedisValue) -> bool:
     found = _objects(raw) if all(field.encode() in raw.data for field in key.fields) else []
     if 2 * sum(_looks(layout, key, value) for value in found) > len(found):
         return True
-    # A damaged document can only be told by a name that no other store uses: one under the library's own prefix.
+    # A damaged document is recognised by a name that no other store uses: one under the library's own prefix.
     named = re.compile(_translated(layout.prefix + key.pattern, None), re.DOTALL)
     if not (layout.id_field and layout.prefix and named.fullmatch(raw.name)):
         return False
