@@ -20,7 +20,7 @@ from memkit.formats import (
 from memkit.formats.layouts import LAYOUTS, vocabulary
 from memkit.formats.model import Format, Item, KeyOwner, SessionValues
 from memkit.formats.parsing.dialogue_checks import Dialogue
-from memkit.formats.parsing.documents import parsed_once, wrong_kind
+from memkit.formats.parsing.documents import first_object, wrong_kind
 from memkit.readonly.values import KeyRequest, RedisValue
 
 FORMATS: tuple[Format, ...] = (
@@ -68,8 +68,9 @@ def recognise(raw: RedisValue, wanted: str | None = None, *, store: str = "") ->
     """
     found = (_BY_STORE[store],) if store else _BY_KIND.get(raw.kind, ())
     claims = (owner for each in found if (owner := each.recognise(raw, wanted)))
-    with parsed_once():
-        return next(claims, None)
+    owner = next(claims, None)
+    first_object.cache_clear()  # a document may have 64 MB
+    return owner
 
 
 def leads(raw: RedisValue) -> tuple[str, ...]:
@@ -122,3 +123,4 @@ def decode(stored: SessionValues) -> Iterator[Item]:
         raw = stored.get(request.name)
         if raw and request.kind and raw.kind != request.kind and not raw.unread_reason:
             yield wrong_kind(raw, f"a {request.kind}")
+    first_object.cache_clear()

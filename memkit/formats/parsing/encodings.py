@@ -250,8 +250,13 @@ def _binary_layer(data: bytes, keep_bytes: int) -> _Layer:
     for magic, read in _MAGIC:
         if data.startswith(magic) and (found := read(data, keep_bytes)):
             return found
-    if found := _msgpack(data):
-        return found
+    if msgpack.begins_container(data):
+        try:
+            msgpack.unpack(data)
+            return _Layer("msgpack")
+        except msgpack.MsgpackFault as fault:
+            if fault.message == "cut short" and fault.names >= FEWEST_NAMES:
+                return _Layer("msgpack", fault="ends early")
     prefix = _PREFIXED.match(data)  # a short version or name before bytes with a magic number
     inner = data[prefix.end() :] if prefix else b""
     if any(inner.startswith(magic) for magic, _ in _MAGIC):
@@ -385,18 +390,6 @@ _MAGIC: tuple[tuple[bytes, _Read], ...] = (
     (b"\x80", _pickle),
     (b"\xac\xed\x00\x05", lambda _, __: _Layer("java")),
 )
-
-
-def _msgpack(data: bytes) -> _Layer | None:
-    """Return the layer of a msgpack map or array; one that ends early is known by the names of its fields."""
-    if not msgpack.begins_container(data):
-        return None
-    try:
-        msgpack.unpack(data)
-    except msgpack.MsgpackFault as fault:
-        ends_early = fault.message == "cut short" and fault.names >= FEWEST_NAMES
-        return _Layer("msgpack", fault="ends early") if ends_early else None
-    return _Layer("msgpack")
 
 
 def _cbor_end(data: bytes, at: int, depth: int) -> int:
