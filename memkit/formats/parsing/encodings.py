@@ -18,7 +18,9 @@ import re
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import islice
 from typing import NamedTuple
 
 from memkit.formats.parsing import msgpack
@@ -370,16 +372,19 @@ def _pickle(data: bytes, _keep_bytes: int) -> _Layer | None:
     if data[2:3] == b"\x95" and len(data) - _FRAME_HEAD_BYTES < int.from_bytes(data[3:11], "little") < MOST_FRAME_BYTES:
         return _Layer("pickle", fault="ends early")
     stream, count = io.BytesIO(data), 0
-    try:
-        for opcode, _argument, _at in pickletools.genops(stream):
-            count += 1
-            if count == MOST_OPCODES:
-                return _Layer("pickle")
-            if opcode.name == "STOP":
-                return _Layer("pickle") if stream.tell() == len(data) else None
-    except (ValueError, IndexError, OverflowError, EOFError):
-        pass
+    for count, name in enumerate(_opcodes(stream), 1):
+        if count == MOST_OPCODES:
+            return _Layer("pickle")
+        if name == "STOP":
+            return _Layer("pickle") if stream.tell() == len(data) else None
     return _Layer("pickle", fault="ends early") if not stream.read(1) and count >= FEWEST_OPCODES else None
+
+
+def _opcodes(pickled: bytes | io.BytesIO) -> Iterator[str]:
+    """Yield the names of the opcodes up to the first that is invalid or cut."""
+    with suppress(ValueError, IndexError, OverflowError, EOFError):
+        for opcode, _argument, _at in pickletools.genops(pickled):
+            yield opcode.name
 
 
 _MAGIC: tuple[tuple[bytes, _Read], ...] = (
@@ -424,15 +429,7 @@ def _is_old_pickle(data: bytes) -> bool:
 
 def pickle_opcodes(data: bytes) -> Counter[str]:
     """Return how often each opcode occurs in the first 64 KB of a pickle, which is disassembled and never loaded."""
-    found: Counter[str] = Counter()
-    try:
-        for opcode, _argument, _at in pickletools.genops(data[:PEEK_BYTES]):
-            found[opcode.name] += 1
-            if found.total() >= _OPCODES:
-                break
-    except (ValueError, IndexError, OverflowError, EOFError):
-        pass
-    return found
+    return Counter(islice(_opcodes(data[:PEEK_BYTES]), _OPCODES))
 
 
 def hex_view(data: bytes) -> str:
