@@ -7,14 +7,12 @@ from collections.abc import Iterable, Iterator
 from memkit.formats import (
     agent_framework_redis,
     agno,
-    langchain,
     langgraph_aws,
     langgraph_js,
     langgraph_plainredis,
     langgraph_redis,
     layouts,
     memkit_store,
-    openai_agents,
     redisvl,
 )
 from memkit.formats.layouts import LAYOUTS, vocabulary
@@ -102,17 +100,6 @@ def written(session: str) -> Iterable[str]:
     """Return how stores write an id into names, if not as it is."""
     colons = {each.colon for each in FORMATS} if ":" in session else set()
     return (agent_framework_redis.encoded(session), *(session.replace(":", colon) for colon in colons - {":"}))
-
-
-def stores() -> Iterable[str]:
-    """Return the names of all stores that can be decoded."""
-    more = (
-        openai_agents.ENCRYPTED,
-        langgraph_redis.SHALLOW,
-        langgraph_js.SHALLOW,
-        langchain.OLDEST_FIRST_STORE,
-    )
-    return (*_BY_STORE, *more)
 
 
 def decode(stored: SessionValues) -> Iterator[Item]:
