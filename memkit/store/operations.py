@@ -111,28 +111,8 @@ class Write(NamedTuple, Generic[T]):
     decode: Callable[[bytes], T]
 
 
-class Renewed(NamedTuple):
-    """The ``born`` of the session with the renewed TTL, and that TTL in seconds; None: it never expires."""
-
-    born: str
-    ttl: float | None
-
-
-def with_renewed_ttl(session: Session, renewed: Renewed | None) -> Session:
-    """Return a session with its renewed TTL, unless another session of the same id was renewed."""
-    same = renewed and isinstance(session.version, Version) and renewed.born == session.version.born
-    return replace(session, ttl=renewed.ttl) if renewed and same else session
-
-
 class Operations:
-    """The operations of a store, without I/O.
-
-    Args:
-        prefix: The beginning of every key.
-        policy: The store's policy.
-        shorten: Whether writes may shorten the TTL of existing sessions.
-        warned: The warnings that the stores of this client have issued.
-    """
+    """The operations of a store, without I/O. ``warned`` has the warnings that the stores of its client have issued."""
 
     def __init__(self, prefix: str, policy: ExpiryPolicy, *, shorten: bool, warned: set[Warned]) -> None:
         self.prefix = prefix
@@ -243,16 +223,15 @@ class Operations:
         key = self.key(session_id)
         return self._write("put_vectors", session_id, key, _for(key, encode_vectors, array))
 
-    def touch(self, session_id: str) -> Write[Renewed | None]:
-        """Renew the deadline only."""
+    def touch(self, session_id: str) -> Write[bool]:
+        """Renew the deadline only; return whether the session exists."""
         write = self._write("touch", session_id, self.key(session_id))
 
-        def decode(reply: bytes) -> Renewed | None:
+        def decode(reply: bytes) -> bool:
             if reply[0] == REFUSAL:
-                return None
-            left_ms, _, version = reply.partition(b" ")
-            born = self._version(session_id, write.key, version).born
-            return Renewed(born, None if left_ms == b"-1" else int(left_ms) / 1000)
+                return False
+            self._version(session_id, write.key, reply)
+            return True
 
         return Write(write.key, write.script, write.arguments, decode)
 
