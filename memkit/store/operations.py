@@ -294,26 +294,23 @@ class Operations:
         born, version, *kept = reply.split(b" ", 2)
         self._saw(session_id, b"%b %b" % (born, version) if kept else reply)
         if kept:
-            self._warn(key, policy_of(kept[0].decode()))
+            written = policy_of(kept[0].decode())
+            warning = (self.prefix, written, self.policy)
+            if warning not in self._warned:
+                self._warned.add(warning)
+                warnings.warn(
+                    f"{key!r} was written under a longer policy ({written}) than this store's ({self.policy}); its "
+                    "deadline was kept. New sessions expire earlier: if that is a mistake, change ttl= back; otherwise "
+                    "MemoryStore(..., shorten=True) applies it to existing sessions too",
+                    PolicyShortenedWarning,
+                    stacklevel=5,
+                )
         return Version.of(int(version, 16), born.decode())
 
     def _saw(self, session_id: str, state: bytes) -> None:
         self._seen[session_id] = state
         if len(self._seen) > REMEMBERED_SESSIONS:
             self._seen.popitem(last=False)
-
-    def _warn(self, key: str, written: ExpiryPolicy) -> None:
-        warning = (self.prefix, written, self.policy)
-        if warning in self._warned:
-            return
-        self._warned.add(warning)
-        warnings.warn(
-            f"{key!r} was written under a longer policy ({written}) than this store's ({self.policy}); its deadline "
-            "was kept. New sessions expire earlier: if that is a mistake, change ttl= back; otherwise "
-            "MemoryStore(..., shorten=True) applies it to existing sessions too",
-            PolicyShortenedWarning,
-            stacklevel=6,
-        )
 
 
 @lru_cache(maxsize=REMEMBERED_SESSIONS)
