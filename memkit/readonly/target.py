@@ -124,6 +124,8 @@ def _open_servers(
     options = seed.connection_pool.connection_kwargs
     slots = _slots(first)
     own_id = first.ask("CLUSTER", "MYID") if slots else b""
+    if slots:
+        first.name = first.name.removesuffix("/0")  # a cluster has only database 0
     by_id: dict[bytes, ReadOnlyConnection] = {}
     by_slot: dict[int, ReadOnlyConnection] = {}
     for start, end, *nodes in sorted(slots, key=lambda one: one[0]):

@@ -375,16 +375,17 @@ class MemoryStore(_Store[redis.Redis | redis.RedisCluster]):
             raise
 
     def _write(self, operation: Write[T]) -> T:
+        key, script, arguments, decode = operation
         try:
             try:
-                reply = self._client.execute_command("EVALSHA", operation.script.sha, *operation.arguments, **RAW)
+                reply = self._client.execute_command("EVALSHA", script.sha, *arguments, **RAW)
             except NoScriptError:
                 # Never loaded, or lost (SCRIPT FLUSH, a restart, a failover): send the script, with the same nonce.
-                reply = self._client.execute_command("EVAL", operation.script.text, *operation.arguments, **RAW)
+                reply = self._client.execute_command("EVAL", script.text, *arguments, **RAW)
         except redis.RedisError as error:
-            self._add_note(error, operation.key)
+            self._add_note(error, key)
             raise
-        return operation.decode(reply)
+        return decode(reply)
 
 
 class AsyncMemoryStore(_Store["redis.asyncio.Redis | redis.asyncio.cluster.RedisCluster"]):
@@ -486,12 +487,13 @@ class AsyncMemoryStore(_Store["redis.asyncio.Redis | redis.asyncio.cluster.Redis
             raise
 
     async def _write(self, operation: Write[T]) -> T:
+        key, script, arguments, decode = operation
         try:
             try:
-                reply = await self._client.execute_command("EVALSHA", operation.script.sha, *operation.arguments, **RAW)
+                reply = await self._client.execute_command("EVALSHA", script.sha, *arguments, **RAW)
             except NoScriptError:
-                reply = await self._client.execute_command("EVAL", operation.script.text, *operation.arguments, **RAW)
+                reply = await self._client.execute_command("EVAL", script.text, *arguments, **RAW)
         except redis.RedisError as error:
-            self._add_note(error, operation.key)
+            self._add_note(error, key)
             raise
-        return operation.decode(reply)
+        return decode(reply)
