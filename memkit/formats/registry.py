@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from memkit.formats import (
     agent_framework_redis,
     agno,
-    langchain_community,
+    langchain,
     langgraph_aws,
     langgraph_js,
     langgraph_plainredis,
@@ -109,7 +109,7 @@ def stores() -> Iterable[str]:
         openai_agents.ENCRYPTED,
         langgraph_redis.SHALLOW,
         langgraph_js.SHALLOW,
-        langchain_community.OLDEST_FIRST_STORE,
+        langchain.OLDEST_FIRST_STORE,
     )
     return (*_BY_STORE, *more)
 

@@ -998,7 +998,7 @@ def survive(stored: SessionValues) -> list[Item]:
     for raw in stored.keys.values():
         if raw:
             formats.recognise(raw, "sess-A")
-            unknown.payload_encoding(raw)
+            encodings.encoding_of(next(iter(raw.payloads), b""))
     if stored.owner.store != "unknown":
         list(formats.format_of(stored.owner.store).siblings(stored))
     kept = []

@@ -85,6 +85,45 @@ def test_what_is_saved_is_loaded(store: MemoryStore) -> None:
     assert store.load("a") == []
 
 
+def large(*numbers: int) -> list[dict[str, Any]]:
+    """Return messages of which two share an element."""
+    return [{"role": "user", "content": f"{n} " + "x" * 3_000} for n in numbers]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (large(*range(9)), large(*range(9))),
+        (large(*range(9)), large(*range(10))),
+        (large(*range(10)), large(*range(11))),
+        (large(*range(9)), large(*range(30))),
+        (large(*range(9)), large(*range(8))),
+        (large(*range(9)), large(*range(3))),
+        (large(*range(9)), large(*range(8), 77)),
+        (large(*range(9)), large(77, *range(1, 9))),
+        (large(*range(9)), large(*range(4), 77, *range(5, 12))),
+        (large(*[1] * 9), large(*[1] * 12)),
+        (large(*range(9)), [*large(*range(9)), {"id": "x"}]),
+        ([*large(*range(8)), {"id": "x"}], [*large(*range(8)), {"id": "x"}, *large(8)]),
+    ],
+)
+@pytest.mark.parametrize("appended", [0, 1, 3])
+def test_a_dialogue_is_saved_again(
+    store: MemoryStore, client: redis.Redis, before: list[Any], after: list[Any], appended: int
+) -> None:
+    store.save("a", before)
+    for message in large(*range(100, 100 + appended)):
+        store.append("a", message)
+    write = store._operations.save("a", after, version=None)
+    assert store._write(write) == store._write(write) == 2 + appended
+    assert store.load("a") == after
+    store.save("b", after)
+    # The stamps of messages with their own ids contain the version and the time.
+    elements = [client.lrange(f"session:{name}", 1, -1) for name in "ab"]
+    assert [raw for raw in elements[0] if raw[:1] == b"["] == [raw for raw in elements[1] if raw[:1] == b"["]
+    assert client.pttl("session:a") > 604_000_000
+
+
 def test_a_session_does_not_exist_before_a_write(store: MemoryStore) -> None:
     assert store.load("a") is None
     assert store.get("a") is None
@@ -873,23 +912,21 @@ def test_get_renews_a_persistent_session(client: redis.Redis) -> None:
     assert found.ttl is None
 
 
-def test_a_renewed_ttl_of_a_newer_session_is_ignored(client: redis.Redis, server: RedisServer) -> None:
-    reads = ExpiryPolicy.sliding("7d", refresh_on_read=True)
-    policed(client, reads).append("a", HI)
-    server.clock.shift("6d")
-    store = policed(client, reads)
-    renew = store._operations.touch
+def test_get_has_the_ttl_of_the_session_it_reads(client: redis.Redis) -> None:
+    store = policed(client, ExpiryPolicy.sliding("7d", refresh_on_read=True))
+    store.append("a", HI)
+    read = store._operations.get
 
-    def renew_another(session_id: str) -> Any:
-        create_again(client, reads, "new")
-        return renew(session_id)
+    def read_another(session_id: str) -> Any:
+        create_again(client, "1d", "new")
+        return read(session_id)
 
-    store._operations.touch = renew_another  # type: ignore[method-assign]
+    store._operations.get = read_another  # type: ignore[method-assign]
     found = store.get("a")
     assert found is not None
-    assert found.messages == [HI]
+    assert found.messages == [{"content": "new"}]
     assert found.ttl is not None
-    assert found.ttl < 86_400 + 10
+    assert found.ttl <= 86_400
 
 
 # Ids, prefixes and clients

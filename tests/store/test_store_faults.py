@@ -212,6 +212,36 @@ def test_a_denied_command_leaves_no_persistent_session(
             assert client.pttl("session:a") > WEEK_MS - 60_000
 
 
+@pytest.mark.parametrize("denied", DENIED)
+@pytest.mark.parametrize("added", [1, 5])
+def test_a_denied_save_leaves_what_was_to_grow(
+    client: redis.Redis, any_server: RedisServer, denied: str, added: int
+) -> None:
+    dialogue = [{"text": "x" * 3_000} for _ in range(9)]
+    store = MemoryStore(client, prefix="session:", ttl="7d")
+    store.save("a", dialogue)
+    before = client.lrange("session:a", 0, -1)
+    grown = dialogue + [{"text": "y" * 3_000}] * added
+    with restricted(client, any_server, denied) as limited:
+        try:
+            MemoryStore(limited, prefix="session:", ttl="7d").save("a", grown)
+        except redis.ResponseError:
+            assert client.lrange("session:a", 0, -1) == before
+        else:
+            assert store.load("a") == grown
+
+
+def test_a_grown_dialogue_is_not_replicated_whole() -> None:
+    with RedisServer(config={"appendonly": "yes"}) as server, server.client() as client:
+        store = MemoryStore(client, prefix="session:", ttl="7d")
+        dialogue = [{"role": "user", "content": f"{n} " + "x" * 300} for n in range(1_000)]
+        store.save("a", dialogue)
+        before = client.info("persistence")["aof_current_size"]
+        store.save("a", [*dialogue, {"role": "user", "content": "one more"}])
+        assert client.info("persistence")["aof_current_size"] - before < 20_000
+        assert len(store.load("a") or []) == 1_001
+
+
 def test_rights_without_vectors(client: redis.Redis, any_server: RedisServer) -> None:
     client.acl_setuser("own", reset=True, enabled=True, nopass=True, keys=["session:*"], commands=["+@all"])
     with any_server.client(username="own", password="x") as limited:

@@ -130,6 +130,12 @@ def encoding_of(data: bytes) -> str:
     return str(examine(data))
 
 
+def looks_like(data: bytes) -> str:
+    """Return what a damaged payload looks like, as the end of a sentence; empty if that explains nothing."""
+    looks = encoding_of(data)
+    return "" if looks in ("text", "binary", "json", "empty") else f"; it looks like {looks}"
+
+
 def _layer(data: bytes, keep_bytes: int = PEEK_BYTES, *, whole: bool = True) -> _Layer:
     if not data:
         return _Layer("empty")
@@ -148,7 +154,8 @@ def _document(data: bytes, *, whole: bool) -> _Layer | None:
     """Return the layer of what begins like JSON; None for other text."""
     parsed = parse(data)
     if parsed.fault is None:
-        if isinstance(parsed.value, str) and _is_document(inner := parsed.value.encode("utf-8", "surrogatepass")):
+        inner = parsed.value.encode("utf-8", "surrogatepass") if isinstance(parsed.value, str) else b""
+        if _is_document(inner):
             return _Layer("json string", inner)
         return _Layer("json")
     if parsed.fault.byte is None or (not whole and _is_text(data)):
@@ -165,6 +172,7 @@ def _document(data: bytes, *, whole: bool) -> _Layer | None:
 
 
 def _is_document(data: bytes) -> bool:
+    """Return whether this is a JSON object or array, or one in any number of JSON strings."""
     value = parse(data).value if data[:1] in (b"{", b"[", b'"') else None
     nested = isinstance(value, str) and _is_document(value.encode("utf-8", "surrogatepass"))
     return nested or isinstance(value, dict | list)
@@ -296,8 +304,12 @@ def _binary_layer(data: bytes, keep_bytes: int) -> _Layer:
     for magic, read in _MAGIC:
         if data.startswith(magic) and (found := read(data, keep_bytes)):
             return found
-    if found := _msgpack(data) or _prefixed_binary(data):
+    if found := _msgpack(data):
         return found
+    prefix = _PREFIXED.match(data)  # a short version or name before bytes with a magic number
+    inner = data[prefix.end() :] if prefix else b""
+    if any(inner.startswith(magic) for magic, _ in _MAGIC):
+        return _Layer("prefix", inner)
     if data[0] in _OLD_PICKLES and _is_old_pickle(data):
         return _Layer("pickle")
     if (found := _deflate("deflate", -15)(data, keep_bytes)) and not found.fault and _is_text(found.inner):
@@ -305,13 +317,6 @@ def _binary_layer(data: bytes, keep_bytes: int) -> _Layer:
     if 0xA1 <= data[0] <= 0xB7 and _cbor_end(data, 0, 0) == len(data):
         return _Layer("cbor")
     return _Layer("binary")
-
-
-def _prefixed_binary(data: bytes) -> _Layer | None:
-    """Return the layer of a short version or name before bytes with a magic number."""
-    prefix = _PREFIXED.match(data)
-    inner = data[prefix.end() :] if prefix else b""
-    return _Layer("prefix", inner) if any(inner.startswith(magic) for magic, _ in _MAGIC) else None
 
 
 def _deflate(name: str, wbits: int) -> _Read:

@@ -1,13 +1,13 @@
--- Adds messages that are not stored yet. ARGV[2]: "born version" that the caller last saw, "" for none: its messages are
--- not in elements up to that version, so that only newer ones are searched; after a "!": only to an existing session.
--- [3...]: JSON of messages; one with its own id follows that id.
+-- Adds messages that are not stored yet. Expected: "born version" that the caller last saw, "" for none: its messages
+-- are not in elements up to that version, so that only newer ones are searched; before a "!": only to an existing session.
+-- ARGV[2...]: JSON of messages; one with its own id follows that id.
 -- Within the last 1,024 elements (and as many more as this call adds) an id is stored once: a call that is sent again
 -- adds nothing. With windows of 4 and 64, lost replies still caused duplicates; with 1,024 they did not (measured).
 local WINDOW, PORTION = 1024, 64
 
 local h = read()
 if not h then
-  if string.byte(ARGV[2]) == 33 then return NOT_FOUND end
+  if string.byte(expected, -1) == 33 then return NOT_FOUND end
   h = fresh()
 end
 if h.err then return h end
@@ -15,7 +15,7 @@ if h.err then return h end
 local found = {} -- nonces and own ids, and the version that added each
 
 local function search(seen)
-  local done, last, portion = 0, math.min(WINDOW + #ARGV - 3, redis.call('LLEN', key) - 1), 4
+  local done, last, portion = 0, math.min(WINDOW + #ARGV - 2, redis.call('LLEN', key) - 1), 4
   while done < last do
     local raws = redis.call('LRANGE', key, -math.min(done + portion, last), -done - 1)
     for i = #raws, 1, -1 do
@@ -29,7 +29,7 @@ local function search(seen)
 end
 
 -- Usually no other client has written since, and there is nothing to search.
-local born, seen = string.match(ARGV[2], '^!?(%S+) (%x+)$')
+local born, seen = string.match(expected, '^(%S+) (%x+)!?$')
 if not h.new and not (born == h.born and tonumber(seen, 16) == h.version) then
   seen = seen and tonumber(seen, 16)
   local err = search(born == h.born and seen <= h.version and seen or 0)
@@ -40,11 +40,11 @@ if not h.new and not (born == h.born and tonumber(seen, 16) == h.version) then
 end
 
 h.version = h.version + 1
-local elements = elements_of(3, h, true, found, h.new and {''} or {})
+local elements = elements_of(2, h, true, found, h.new and {''} or {})
 local answer = h.version
 if #elements == 0 then -- all are stored: reply with the version that added them; the session's stays
   h.version, answer = h.version - 1, nil
-  for i = 3, #ARGV, 2 do answer = math.max(answer or 0, found[ARGV[i]]) end
+  for i = 2, #ARGV, 2 do answer = math.max(answer or 0, found[ARGV[i]]) end
 end
 admit(h)
 local longer, adopted = renew(h)

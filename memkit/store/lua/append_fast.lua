@@ -4,13 +4,15 @@
 do
   local key, call, find, format = KEYS[1], redis.call, string.find, string.format
   local head, last = call('LINDEX', key, '0'), call('LINDEX', key, '-1')
-  if head and #ARGV == 3 and ARGV[2] ~= '' then
+  if head and #ARGV == 2 then
     local _, _, policy, ttl, born, created, version, rest = find(head, '^{"memkit":1,"policy":"(%a+ ?(%d*)[^"]*)",'
       .. '"born":"([^"]+)","created_ms":(%d+),"version":(%d+),"updated_ms":%d+,"(.)')
     local _, at, seen = find(last, '^"[%w_-].......(%x+)%.')
-    local ends, state = string.byte(last, -1), at and born and born .. ' ' .. seen
-    if state and (ARGV[2] == state or ARGV[2] == '!' .. state) and rest ~= 'v' and (ends == 125 or ends == 93)
-      and find(ARGV[1], policy .. '\n', 9, true) == 9 and string.sub(head, -8) == '"end":1}' then
+    local ends, from, to = string.byte(last, -1)
+    if at and born then from, to = find(ARGV[1], policy .. '\n' .. born .. ' ' .. seen, 9, true) end
+    local after = from == 9 and string.byte(ARGV[1], to + 1)
+    if (after == 10 or after == 33) and rest ~= 'v' and (ends == 125 or ends == 93)
+      and string.sub(head, -8) == '"end":1}' then
       seen = tonumber(seen, 16)
       local time = call('TIME')
       local age = time[1] * 1000 + math.floor(time[2] / 1000) - created
@@ -23,7 +25,7 @@ do
           call('PEXPIRE', key, want)
         end
         local made = format('%x', seen + 1)
-        call('RPUSH', key, '"' .. string.sub(ARGV[1], 1, 8) .. made .. format('.%x",', math.max(0, age)) .. ARGV[3])
+        call('RPUSH', key, '"' .. string.sub(ARGV[1], 1, 8) .. made .. format('.%x",', math.max(0, age)) .. ARGV[2])
         return born .. ' ' .. made
       end
     end

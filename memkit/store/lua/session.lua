@@ -1,10 +1,11 @@
 -- In front of every script of the store. KEYS[1] is the session.
 -- ARGV[1], one argument because each takes a client 0.7 us: this call's nonce; the store's policy as stored in a header,
--- after a "!" if it may shorten TTLs, and a line end; the key of the session's vectors, in the same slot. It is not
--- KEYS[2], so that an application without vectors needs rights on its sessions' keys only.
+-- after a "!" if it may shorten TTLs; on the next line what the call expects of the session; on the rest the key of the
+-- session's vectors, in the same slot. It is not KEYS[2], so that an application without vectors needs rights on its
+-- sessions' keys only. [2...]: contents.
 local key = KEYS[1]
-local nonce, may_shorten, policy, kind, ttl, vectors_key =
-  string.match(ARGV[1], '^(........)(!?)((%l+) ?(%d*)[ reads]*)\n(.*)$')
+local nonce, may_shorten, policy, kind, ttl, expected, vectors_key =
+  string.match(ARGV[1], '^(........)(!?)((%l+) ?(%d*)[ reads]*)\n([^\n]*)\n(.*)$')
 local store = {policy = policy, kind = kind, ttl = tonumber(ttl), may_shorten = may_shorten == '!'}
 local HEADER = '^{"memkit":1,"policy":"((%l+) ?(%d*)[ reads]*)","born":"([%w_-]+)","created_ms":(%d+),"version":(%d+),'
   .. '"updated_ms":%d+,()'
@@ -30,9 +31,10 @@ local function element(raw)
   end
 end
 
--- The reply if ARGV[2] is not the version of this session; otherwise nil.
+-- The reply if the expected version is not that of this session; otherwise nil. Expected is "", any; 0: it must not
+-- exist; a version, or "version born".
 local function other(h)
-  local wanted, born = string.match(ARGV[2], '^(%d+) ?(%S*)$')
+  local wanted, born = string.match(expected, '^(%d+) ?(%S*)$')
   if not wanted then return nil end
   local version = h and h.version or 0
   if tonumber(wanted) == version and (born == '' or not h or born == h.born) then return nil end

@@ -1,5 +1,5 @@
--- Changes summary and metadata. ARGV[2]: the version, as for a save; [3]: 0 leaves the summary, 1 sets it, 2 removes it;
--- [4]: the summary; [5...]: metadata: name, 1 (set) or 0 (remove), JSON, in turn.
+-- Changes summary and metadata. Expected: see other(). ARGV[2]: 0 leaves the summary, 1 sets it, 2 removes it; [3]: the
+-- summary; [4...]: metadata: name, 1 (set) or 0 (remove), JSON, in turn.
 local h = read()
 if not h then return NOT_FOUND end
 if h.err then return h end
@@ -11,10 +11,10 @@ if conflict then return conflict end
 local ok, rest = pcall(cjson.decode, '{' .. h.rest)
 local metadata = ok and rest.metadata or {}
 if not ok or type(metadata) ~= 'table' then return {err = 'MEMKIT header'} end
-for i = 5, #ARGV, 3 do metadata[ARGV[i]] = ARGV[i + 1] == '1' and ARGV[i + 2] or nil end
+for i = 4, #ARGV, 3 do metadata[ARGV[i]] = ARGV[i + 1] == '1' and ARGV[i + 2] or nil end
 local summary = rest.summary
-if ARGV[3] == '1' then summary = ARGV[4] end
-if ARGV[3] == '2' then summary = nil end
+if ARGV[2] == '1' then summary = ARGV[3] end
+if ARGV[2] == '2' then summary = nil end
 h.rest = (summary and '"summary":' .. cjson.encode(summary) .. ',' or '')
   .. (next(metadata) and '"metadata":' .. cjson.encode(metadata) .. ',' or '') .. '"end":1}'
 
