@@ -19,15 +19,15 @@ Imports go down this map only::
                         (connection pace reader target values)
       formats/          How memory stores lay out their keys: pure decoders without I/O, one module
                         or one data entry a store
-                        (ag2 agent_framework_redis agno capture langchain_community langgraph_aws
-                        langgraph_js langgraph_plainredis langgraph_redis layout layouts
-                        memkit_store model openai_agents redisvl registry unknown parsing/)
+                        (ag2 agent_framework_redis agno capture langchain langgraph_aws langgraph_js
+                        langgraph_plainredis langgraph_redis layout layouts memkit_store model
+                        openai_agents redisvl registry unknown parsing/)
       history/          history: what happened to a session, from logs, snapshots, a replica's
                         backlog and recordings
                         (aof changes commands fate ledger log_clock rdb record replication run
                         snapshots sources states tracking)
       inspect/          inspect_session: one session, decoded, redacted and checked
-                        (key_checks names redaction report search)
+                        (key_checks redaction report search)
       observe/          observe_expiry: when keys expired, as intervals on the server's clock
                         (log observe)
       audit/            audit: a Redis server against the expected TTLs

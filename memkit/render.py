@@ -74,17 +74,13 @@ def duration(ms: float | None) -> str:
     for unit, size in _UNITS_S:
         if seconds % size == 0 and (seconds < 100 * size or unit == "d"):
             return f"{sign}{seconds // size}{unit}"
-    return sign + _two_units(seconds)
-
-
-_UNITS_S = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
-
-
-def _two_units(seconds: int) -> str:
     place = next(place for place, (_, size) in enumerate(_UNITS_S) if seconds >= size)
     (unit, size), (smaller_unit, smaller) = _UNITS_S[place : place + 2]
     whole, rest = divmod(round(seconds / smaller) * smaller, size)
-    return f"{whole}{unit} {rest // smaller}{smaller_unit}" if rest else f"{whole}{unit}"
+    return f"{sign}{whole}{unit} {rest // smaller}{smaller_unit}" if rest else f"{sign}{whole}{unit}"
+
+
+_UNITS_S = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 
 
 def utc_text(at: datetime, *, round_up: bool = False) -> str:

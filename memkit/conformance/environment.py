@@ -84,11 +84,6 @@ class TestEnvironment:
         by_preload = self.server.clock.method == "preload"
         offset_file = self.server.directory / "clock" if by_preload else None
         self.clock = ServerClock(self.control, offset_file=offset_file, prefix="")
-        try:
-            self.control.execute_command("HPTTL", "no such key", "FIELDS", 1, "field")
-            self.has_hash_field_ttl = True
-        except redis.ResponseError:
-            self.has_hash_field_ttl = False
         return self
 
     def stop(self) -> None:

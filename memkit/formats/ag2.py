@@ -17,30 +17,22 @@ def turn(event: dict[str, Any], key: str) -> Turn | str | None:
     lacks = missing(event, ("__event__",))
     if lacks:
         return lacks
-    path: str = event["__event__"]
-    name, at_s = path.rpartition(".")[2], seconds(event.get("created_at"))
+    *_, name = path = event["__event__"].split(".")
+    at_s = seconds(event.get("created_at"))
     if name == "ToolCallEvent":
         tool = Tool(text_or_none(event.get("name")), text_or_none(event.get("id")))
         return missing(event, ("id", "name")) or Turn("assistant", "", (tool,), at_s, None, key)
     if "ToolResult" in name or "ToolError" in name:
-        return _result(event, name, at_s, key)
-    return _message(event, path, at_s, key)
-
-
-def _result(event: dict[str, Any], name: str, at_s: float | None, key: str) -> Turn | str:
-    lacks = missing(event, ("parent_id",)) if name == "ToolResultEvent" else None
-    if lacks or (name == "ToolResultEvent" and "result" not in event):
-        return lacks or "it has no result"
-    result = event.get("result", event.get("content"))
-    parts = a_dict(a_dict(result).get("data")).get("parts", a_dict(result).get("parts"))
-    text = flatten(parts) if parts is not None else dumped(result)
-    tool = answered(event)._replace(call_id=text_or_none(event.get("parent_id")))
-    return Turn("tool", text, (tool,), at_s, None, key)
-
-
-def _message(event: dict[str, Any], path: str, at_s: float | None, key: str) -> Turn | str | None:
-    *_, name = where = path.split(".")
-    role = next((_ROLES[part] for part in where if part in _ROLES), None)
+        if name == "ToolResultEvent" and (lacks := missing(event, ("parent_id",))):
+            return lacks
+        if name == "ToolResultEvent" and "result" not in event:
+            return "it has no result"
+        result = event.get("result", event.get("content"))
+        parts = a_dict(a_dict(result).get("data")).get("parts", a_dict(result).get("parts"))
+        text = flatten(parts) if parts is not None else dumped(result)
+        tool = answered(event)._replace(call_id=text_or_none(event.get("parent_id")))
+        return Turn("tool", text, (tool,), at_s, None, key)
+    role = next((_ROLES[part] for part in path if part in _ROLES), None)
     body = next((event[field] for field in _TEXT_FIELDS if event.get(field) is not None), None)
     tools = calls(event.get("tool_calls")) or call_parts(body)
     if body is None and not tools:

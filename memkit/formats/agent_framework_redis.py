@@ -9,6 +9,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from memkit.formats.model import NO_TTL_OPTION, Format, Item, KeyOwner, Problem, SessionValues, Turn
@@ -34,8 +35,10 @@ def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     if not most_are(raw, SHAPES[STORE], named=raw.name.startswith(PREFIX)):
         return None
     prefix, mark, tail = raw.name.rpartition(ENCODED)
-    if mark and (session := _decoded(tail)):
-        return KeyOwner(STORE, session, prefix, "primary")
+    with suppress(binascii.Error, ValueError):
+        session = to_name(base64.b32decode(tail.upper() + "=" * (-len(tail) % 8)))
+        if mark and session:
+            return KeyOwner(STORE, session, prefix, "primary")
     if wanted and raw.name.endswith(wanted):
         return KeyOwner(STORE, wanted, raw.name.removesuffix(wanted), "primary")
     head, bar, last = raw.name.rpartition("|")
@@ -51,13 +54,6 @@ def decode(stored: SessionValues) -> Iterator[Item]:
                 reason = f"the key is of layout version {int(version[1])}, and those up to {KNOWN_VERSION} can be read"
                 yield Problem("unknown_schema", raw.name, reason)
             yield from turns(raw, _turns, store=STORE)
-
-
-def _decoded(tail: str) -> str:
-    try:
-        return to_name(base64.b32decode(tail.upper() + "=" * (-len(tail) % 8)))
-    except (binascii.Error, ValueError):
-        return ""
 
 
 def _turns(value: dict[str, Any], key: str) -> Sequence[Turn] | str:

@@ -7,7 +7,7 @@ oldest runs expire first, and the index sets never get one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from memkit.formats.model import (
@@ -39,16 +39,11 @@ SESSION_INDEX = ("agent_id", "team_id", "workflow_id", "session_type", "user_id"
 
 def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     """Claim runs and sessions by their fields, and the order and the session's own index by the default names."""
-    if raw.kind == "string":
-        return _document(raw, wanted)
-    mark = {"zset": ORDER, "set": "runs:index:session_id:"}.get(raw.kind)
-    prefix, found, session = raw.name.partition(mark) if mark else ("", "", "")
-    if not found or wanted not in (None, session):
-        return None
-    return KeyOwner(STORE, session, prefix, "order" if raw.kind == "zset" else "index")
-
-
-def _document(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
+    if raw.kind != "string":
+        mark = {"zset": ORDER, "set": "runs:index:session_id:"}.get(raw.kind)
+        prefix, found, session = raw.name.partition(mark) if mark else ("", "", "")
+        part = "order" if raw.kind == "zset" else "index"
+        return KeyOwner(STORE, session, prefix, part) if found and wanted in (None, session) else None
     document = peek(raw)
     if "run_data" in document and isinstance(document.get("session_id"), str):
         return KeyOwner(STORE, document["session_id"], raw.name.rpartition("runs:")[0], "run")
@@ -105,18 +100,29 @@ def _index_entries(stored: SessionValues) -> dict[str, set[str]]:
 def decode(stored: SessionValues) -> Iterator[Item]:
     """Yield the messages of the runs in order, leaving out those that a run repeats from its history."""
     owner = stored.owner
-    session = stored.get(f"{owner.prefix}sessions:{owner.session}")
-    if session is None:
-        yield Problem(
-            "dangling", f"{owner.prefix}sessions:{owner.session}", "the runs exist and their session does not"
-        )
-    else:
+    name = f"{owner.prefix}sessions:{owner.session}"
+    if session := stored.get(name):
         document, problems = read_with(session, "session_id")
         yield from problems
         for run in a_list(a_dict(document).get("runs")):  # agno 1 kept the runs inside the session
-            yield from _messages(a_dict(run), session.name)
+            yield from _messages(a_dict(run), name)
+    else:
+        yield Problem("dangling", name, "the runs exist and their session does not")
     yield from _runs(stored)
-    yield from _dangling(stored)
+    order, runs = owner.prefix + ORDER + owner.session, _run_ids(stored)
+    if stored.get(order) is None and runs:  # a session without any run has no order yet
+        reason = "the order of the runs no longer exists: agno will show an empty session"
+        reason += "; recoverable: the runs are still there, listed in the session's index"
+        members = " ".join(f"{position} {quoted(run)}" for position, run in enumerate(runs))
+        repair = f"ZADD {quoted(order)} {members}" if all(map(is_uuid, runs)) else ""
+        yield Problem("dangling", order, reason, repair)
+    for name, ids in _index_entries(stored).items():
+        index = stored.get(name)
+        lost = ids - (index.members if index else frozenset())
+        if lost:
+            what = "no longer exists" if index is None else "does not list it"
+            reason = f"the index {what}: agno's search by it misses {len(lost)} entries of this session"
+            yield Problem("dangling", name, reason)
 
 
 def _runs(stored: SessionValues) -> Iterator[Item]:
@@ -136,19 +142,15 @@ def _runs(stored: SessionValues) -> Iterator[Item]:
         else:
             documents[name] = document
             yield from _messages(document["run_data"], name)
-    if len(documents) == len(_run_ids(stored)):
-        yield from _gaps(documents)
-
-
-def _gaps(documents: Mapping[str, Mapping[str, Any]]) -> Iterator[Problem]:
-    """Yield a problem where the runs' own numbers leave some out: those were lost with all that named them."""
-    numbered = {name: each["run_index"] for name, each in documents.items() if isinstance(each.get("run_index"), int)}
+    if len(documents) < len(_run_ids(stored)):
+        return
+    # If the runs' own numbers leave some out, those were lost with all that named them.
+    numbered = [(each["run_index"], name) for name, each in documents.items() if isinstance(each.get("run_index"), int)]
     expected = 0
-    for name, number in sorted(numbered.items(), key=lambda pair: pair[1]):
+    for number, name in sorted(numbered):
         if number > expected:
-            yield Problem(
-                "gap", name, f"run {number} follows {expected} runs: {number - expected} before it no longer exist"
-            )
+            reason = f"run {number} follows {expected} runs: {number - expected} before it no longer exist"
+            yield Problem("gap", name, reason)
         expected = max(expected, number + 1)
 
 
@@ -166,25 +168,6 @@ def _turns(message: dict[str, Any], key: str) -> Sequence[Turn] | str | None:
     if message.get("from_history"):
         return None
     return missing(message, ("role",)) or missing_content(message) or read_any(message, key)
-
-
-def _dangling(stored: SessionValues) -> Iterator[Problem]:
-    order = stored.owner.prefix + ORDER + stored.owner.session
-    runs = _run_ids(stored)
-    if stored.get(order) is None and runs:  # a session without any run has no order yet
-        reason = "the order of the runs no longer exists: agno will show an empty session"
-        kept = "; recoverable: the runs are still there, listed in the session's index"
-        members = " ".join(f"{position} {quoted(run)}" for position, run in enumerate(runs))
-        yield Problem(
-            "dangling", order, reason + kept, f"ZADD {quoted(order)} {members}" if all(map(is_uuid, runs)) else ""
-        )
-    for name, ids in _index_entries(stored).items():
-        index = stored.get(name)
-        missing = ids - (index.members if index else frozenset())
-        if missing:
-            what = "no longer exists" if index is None else "does not list it"
-            reason = f"the index {what}: agno's search by it misses {len(missing)} entries of this session"
-            yield Problem("dangling", name, reason)
 
 
 FORMAT = Format(store=STORE, kinds=("string", "zset", "set"), recognise=recognise, siblings=siblings, decode=decode,

@@ -15,7 +15,6 @@ from memkit.formats.model import Format, Item, KeyOwner, Note, Problem, SessionV
 from memkit.formats.parsing.documents import peek, read
 from memkit.formats.parsing.langgraph_common import (
     REDIS_KINDS,
-    blob_value,
     blobs,
     checkpoints,
     is_javascript,
@@ -80,12 +79,11 @@ def decode(stored: SessionValues) -> Iterator[Item]:
     roots = [name for name in documents if f":{stored.owner.session}::" in name]  # the others are of subgraphs
     if name := next(reversed(roots or list(documents)), ""):
         names = blobs(stored, name, documents[name]) if full else {}
-        values = {channel: blob_value(raw) for channel, blob in names.items() if (raw := stored.get(blob))}
-        yield from state_items(documents[name], name, values)
+        yield from state_items(documents[name], name, stored, names)
         lost = names.get("messages", "")  # other channels are written only if they hold a value
         if lost in stored.keys and stored.get(lost) is None:
             yield Problem("dangling", lost, "the latest checkpoint names this blob, and it no longer exists")
-    yield from missing_parents(stored, {key: str(each.get("parent_checkpoint_id") or "") for key, each in full.items()})
+    yield from missing_parents(stored, {key: each.get("parent_checkpoint_id") for key, each in full.items()})
     for raw in filter(None, found["checkpoint_blob"].values()):
         yield from read(raw)[1]
     yield from write_problems(found["checkpoint_write"])

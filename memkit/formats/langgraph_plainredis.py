@@ -10,13 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from memkit.formats.model import Format, Item, KeyOwner, Problem, SessionValues, a_dict, few, is_uuid, quoted
-from memkit.formats.parsing.documents import misshapen, peek, read_with
-from memkit.formats.parsing.element_shapes import kind_of
+from memkit.formats.parsing.documents import peek, read_with
 from memkit.formats.parsing.langgraph_common import (
-    Pieces,
+    checkpoints,
     deserialised,
     message_items,
-    missing_channels,
     missing_parents,
     name_parts,
     newer_schema,
@@ -33,25 +31,22 @@ _PARTS = {"cp": "checkpoint", "blob": "blob", "wr": "write", "idx": "order"}
 def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     """Claim documents ``{"t", "d"}``, hashes of them and orders, all by name too: nothing in them names the thread."""
     pieces = name_parts(raw.name, _KINDS)
-    if pieces is None or not _fits(raw, pieces.kind, pieces.prefix):
+    if pieces is None:
         return None
-    thread = thread_of(pieces.rest, "", wanted) or _thread_of_subgraph(pieces, wanted)
-    return KeyOwner(STORE, thread, pieces.prefix, _PARTS[pieces.kind]) if thread else None
-
-
-def _thread_of_subgraph(pieces: Pieces, wanted: str | None) -> str | None:
-    """Return the thread of a subgraph that keeps its state: its namespace is a word, and channels may have colons."""
-    if pieces.kind != "blob":
-        return thread_of_named(pieces.rest, wanted)
-    return wanted if wanted and pieces.rest.startswith(f"{wanted}:") and "::" not in pieces.rest else None
-
-
-def _fits(raw: RedisValue, kind: str, prefix: str) -> bool:
+    prefix, kind, rest = pieces
     if kind == "idx":
-        return raw.kind == "zset" and prefix.endswith("lg:")
-    if kind == "wr":
-        return raw.kind == "hash" and any(value.startswith(b'{"t"') for value in raw.fields.values())
-    return raw.kind == "string" and ({"t", "d"} <= peek(raw).keys() or prefix.endswith("lg:"))
+        fits = raw.kind == "zset" and prefix.endswith("lg:")
+    elif kind == "wr":
+        fits = raw.kind == "hash" and any(value.startswith(b'{"t"') for value in raw.fields.values())
+    else:
+        fits = raw.kind == "string" and ({"t", "d"} <= peek(raw).keys() or prefix.endswith("lg:"))
+    thread = thread_of(rest, "", wanted)
+    # A subgraph that keeps its state has a word for its namespace, and channels may have colons.
+    if thread is None and kind != "blob":
+        thread = thread_of_named(rest, wanted)
+    elif thread is None and wanted and rest.startswith(f"{wanted}:") and "::" not in rest:
+        thread = wanted
+    return KeyOwner(STORE, thread, prefix, _PARTS[kind]) if fits and thread else None
 
 
 def leads(raw: RedisValue) -> tuple[str, ...]:
@@ -85,39 +80,40 @@ class Checkpoint(NamedTuple):
 
 def _checkpoints(stored: SessionValues) -> tuple[dict[str, Checkpoint], list[Problem]]:
     """Return the checkpoints that can be read, oldest first, by key; and the problems of the others."""
+    thread = f"{stored.owner.session}::"  # those of subgraphs are shown as keys and not decoded
+    root, blob = f"{stored.owner.prefix}cp:{thread}", f"{stored.owner.prefix}blob:{thread}"
+    documents, problems = checkpoints((raw for name, raw in stored.keys.items() if name.startswith(root)), _value)
     found: dict[str, Checkpoint] = {}
-    problems: list[Problem] = []
-    root = f"{stored.owner.prefix}cp:{stored.owner.session}::"  # those of subgraphs are shown as keys and not decoded
-    for name, raw in stored.keys.items():
-        if raw and name.startswith(root):
-            value, faults = _value(raw)
-            lacks = missing_channels(value) if isinstance(value, dict) else f"it holds {kind_of(value)}"
-            problems += [*faults, *([misshapen(name, lacks)] if lacks and not faults and not raw.unread_reason else [])]
-            if isinstance(value, dict) and not lacks:
-                found[name] = _checkpoint(stored, value, name.removeprefix(root))
-                problems += newer_schema(a_dict(value.get("checkpoint")), name)
-    return dict(sorted(found.items(), key=lambda pair: pair[1].uid)), problems
-
-
-def _checkpoint(stored: SessionValues, value: Mapping[str, Any], uid: str) -> Checkpoint:
-    checkpoint, metadata = a_dict(value.get("checkpoint")), a_dict(value.get("metadata"))
-    base = f"{stored.owner.prefix}blob:{stored.owner.session}::"
-    versions = a_dict(checkpoint.get("channel_versions"))
-    blobs = {channel: f"{base}{channel}:{version}" for channel, version in versions.items()}
-    return Checkpoint(uid, str(value.get("parent_id") or ""), str(metadata.get("source")), blobs)
+    for name, value in documents.items():
+        checkpoint = a_dict(value.get("checkpoint"))
+        problems += newer_schema(checkpoint, name)
+        blobs = {channel: f"{blob}{channel}:{at}" for channel, at in a_dict(checkpoint.get("channel_versions")).items()}
+        source = str(a_dict(value.get("metadata")).get("source"))
+        found[name] = Checkpoint(name.removeprefix(root), str(value.get("parent_id") or ""), source, blobs)
+    return found, problems
 
 
 def decode(stored: SessionValues) -> Iterator[Item]:
     """Yield the messages of the newest checkpoint that has its blob, and what is missing."""
-    checkpoints, problems = _checkpoints(stored)
+    points, problems = _checkpoints(stored)
     yield from problems
-    yield from _dialogue(stored, checkpoints)
-    yield from missing_parents(stored, {name: point.parent for name, point in checkpoints.items()})
-    yield from _missing_writes(stored, checkpoints)
-    yield from _index_problems(stored, checkpoints)
+    yield from _dialogue(stored, points)
+    yield from missing_parents(stored, {name: point.parent for name, point in points.items()})
+    # A checkpoint from which a step of the loop was made had writes.
+    stepped = {point.parent for point in points.values() if point.source == "loop"}
+    for point in points.values():
+        name = f"{stored.owner.prefix}wr:{stored.owner.session}::{point.uid}"
+        raw = stored.get(name)
+        if raw is None and point.uid in stepped:
+            reason = "the checkpoint's writes no longer exist: the step after it cannot be replayed"
+            yield Problem("dangling", name, reason)
+        for field, data in raw.fields.items() if raw else ():
+            faults = _value(RedisValue(f"{name} {field}", "string", data=data, total=len(data)))[1]
+            yield from (problem._replace(key=name) for problem in faults)
+    yield from _index_problems(stored, points)
 
 
-def _dialogue(stored: SessionValues, checkpoints: Mapping[str, Checkpoint]) -> Iterator[Item]:
+def _dialogue(stored: SessionValues, points: Mapping[str, Checkpoint]) -> Iterator[Item]:
     blobs: dict[str, Any] = {}
     for key, raw in stored.keys.items():
         if raw and key.startswith(f"{stored.owner.prefix}blob:{stored.owner.session}:"):
@@ -125,7 +121,7 @@ def _dialogue(stored: SessionValues, checkpoints: Mapping[str, Checkpoint]) -> I
             yield from faults
             blobs |= {} if faults else {key: value}
     newest = True
-    for point in reversed(list(checkpoints.values())):
+    for point in reversed(list(points.values())):
         name = point.blobs.get("messages", "")
         if name in blobs:
             if not newest:
@@ -135,33 +131,19 @@ def _dialogue(stored: SessionValues, checkpoints: Mapping[str, Checkpoint]) -> I
             break
         newest = newest and not name
     else:
-        channels = next(iter(checkpoints.values())).blobs if checkpoints else {}
+        channels = next(iter(points.values())).blobs if points else {}
         yield from message_items({channel: blobs[name] for channel, name in channels.items() if name in blobs}, "")
-    lost = sorted({name for point in checkpoints.values() for name in point.blobs.values() if not stored.get(name)})
+    lost = sorted({name for point in points.values() for name in point.blobs.values() if not stored.get(name)})
     reason = "a checkpoint names this blob and it no longer exists, with the channel's value"
     yield from few(Problem("dangling", name, reason) for name in lost)
 
 
-def _missing_writes(stored: SessionValues, checkpoints: Mapping[str, Checkpoint]) -> Iterator[Problem]:
-    """Yield the checkpoints without writes from which a step of the loop was made: they have lost them."""
-    stepped = {point.parent for point in checkpoints.values() if point.source == "loop"}
-    for point in checkpoints.values():
-        name = f"{stored.owner.prefix}wr:{stored.owner.session}::{point.uid}"
-        raw = stored.get(name)
-        if raw is None and point.uid in stepped:
-            reason = "the checkpoint's writes no longer exist: the step after it cannot be replayed"
-            yield Problem("dangling", name, reason)
-        for field, data in raw.fields.items() if raw else ():
-            faults = _value(RedisValue(f"{name} {field}", "string", data=data, total=len(data)))[1]
-            yield from (problem._replace(key=name) for problem in faults)
-
-
-def _index_problems(stored: SessionValues, checkpoints: Mapping[str, Checkpoint]) -> Iterator[Problem]:
+def _index_problems(stored: SessionValues, points: Mapping[str, Checkpoint]) -> Iterator[Problem]:
     base, thread = stored.owner.prefix, stored.owner.session
     order, threads = f"{base}idx:{thread}:", stored.get(f"{base}threads")
     listed = stored.get(order)
     if listed is None:
-        uids = [point.uid for point in checkpoints.values()]
+        uids = [point.uid for point in points.values()]
         reason = "the thread's order no longer exists: the library shows an empty thread"
         reason += "; recoverable: the checkpoints are still there" if uids else ""
         members = " ".join(f"{at} {uid}" for at, uid in enumerate(uids, 1))

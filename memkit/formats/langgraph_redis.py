@@ -23,7 +23,6 @@ from memkit.formats.parsing.documents import peek
 from memkit.formats.parsing.langgraph_common import (
     REDIS_KINDS,
     Pieces,
-    blob_value,
     blobs,
     checkpoints,
     is_javascript,
@@ -247,11 +246,8 @@ def _decode_full(thread: _Thread) -> Iterator[Item]:
         if problems and latest != pointed:
             yield Note("the latest checkpoint cannot be read; this is the newest state that can be")
         names = {} if thread.indexed else blobs(stored, latest, documents[latest])
-        values = {channel: blob_value(raw) for channel, name in names.items() if (raw := stored.get(name))}
-        yield from state_items(documents[latest], latest, values)
-    yield from missing_parents(
-        stored, {name: str(each.get("parent_checkpoint_id") or "") for name, each in documents.items()}
-    )
+        yield from state_items(documents[latest], latest, stored, names)
+    yield from missing_parents(stored, {name: each.get("parent_checkpoint_id") for name, each in documents.items()})
     # The shallow saver keeps no such lists; if it wrote to the thread too, only stored checkpoints need one.
     both = thread.exists("shallow", "registry")
     for names_of_list in thread.write_lists():
@@ -284,7 +280,7 @@ def _decode_shallow(thread: _Thread) -> Iterator[Item]:
     documents, problems = checkpoints([raw])
     yield from problems
     for name, document in documents.items():
-        yield from state_items(document, name)
+        yield from state_items(document, name, thread.stored)
     if thread.lost(thread.registries) and thread.indexed and writes:
         registry = thread.registries[0]
         reason = f"the list of the thread's {len(writes)} pending writes no longer exists; recoverable: the writes do"
@@ -292,10 +288,6 @@ def _decode_shallow(thread: _Thread) -> Iterator[Item]:
         yield Problem("dangling", registry, reason, f"ZADD {quoted(registry)} {members}")
 
 
-def _name_of(stored: SessionValues) -> str:
-    return SHALLOW if _Thread(stored).shallow else STORE
-
-
 FORMAT = Format(store=STORE, kinds=(*DOCUMENT_KINDS, "zset"), recognise=recognise, siblings=siblings, decode=decode,
                 names=("checkpoint_latest:{id}:__empty__", "checkpoint:{id}:", "write_registry:{id}:__empty__:shallow"),
-                scanned=True, name_of=_name_of)  # fmt: skip
+                scanned=True, name_of=lambda stored: SHALLOW if _Thread(stored).shallow else STORE)  # fmt: skip

@@ -28,11 +28,19 @@ from memkit.formats.model import (
 )
 from memkit.formats.parsing.any_message import messages_of, read_any
 from memkit.formats.parsing.conversation import Entry, find_entries, in_order, trailing_number
-from memkit.formats.parsing.documents import messages, misshapen, peek, read, read_or_salvage, wrong_kind
+from memkit.formats.parsing.documents import (
+    messages,
+    misshapen,
+    open_payload,
+    peek,
+    read,
+    read_document,
+    read_or_salvage,
+    wrong_kind,
+)
 from memkit.formats.parsing.element_shapes import missing
 from memkit.formats.parsing.list_elements import Convert, Turns, most_are, turns
-from memkit.formats.parsing.payload import open_payload, read_document
-from memkit.policy import ExpiryPolicy
+from memkit.policy import MAX_TTL_MS, ExpiryPolicy
 from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue, to_name
 
 _TOKENS = {"{#}": r"\d+", "{*}": ".+?", "{ulid}": "[0-9A-HJKMNP-TV-Z]{26}"}
@@ -93,7 +101,7 @@ class Layout:
         newest_first: Whether the head of a list is the newest message; without it, it is the oldest.
         loses_calls: Whether the library drops an assistant's tool calls when it writes.
         web_session: Whether the document is a web session, which need not contain a dialogue.
-        configured_ttl: Returns the TTL in seconds that a document states, or None.
+        ttl_field: The field of a document that states its TTL in seconds.
         notes: Returns what its users should know if a session shows it.
         name_of: Returns the name to report, if it depends on the session.
     """
@@ -113,7 +121,7 @@ class Layout:
     newest_first: Callable[[RedisValue], bool] | None = None
     loses_calls: bool = False
     web_session: bool = False
-    configured_ttl: Callable[[Mapping[str, Any]], int | None] | None = None
+    ttl_field: str = ""
     notes: Callable[[SessionValues], Iterable[str]] | None = None
     name_of: Callable[[SessionValues], str] | None = None
 
@@ -166,7 +174,11 @@ def _recognise(layout: Layout, raw: RedisValue, wanted: str | None) -> KeyOwner 
     for key in layout.keys:
         if "{id}" not in key.pattern or raw.kind not in key.kinds or not _looks_alike(layout, key, raw):
             continue
-        stated = _stated(layout, raw) if layout.id_field else None
+        stated = None
+        if layout.id_field and raw.kind == "hash":
+            stated = raw.fields.get(layout.id_field, b"").decode("utf-8", "replace") or None
+        elif layout.id_field:
+            stated = text_or_none(peek(raw).get(layout.id_field))
         session = wanted or stated
         if wanted and stated not in (None, wanted):
             continue
@@ -184,13 +196,6 @@ def _recognise(layout: Layout, raw: RedisValue, wanted: str | None) -> KeyOwner 
     return None
 
 
-def _stated(layout: Layout, raw: RedisValue) -> str | None:
-    """Return the session's id if the document, or the hash, states it."""
-    if raw.kind == "hash":
-        return raw.fields.get(layout.id_field, b"").decode("utf-8", "replace") or None
-    return text_or_none(peek(raw).get(layout.id_field))
-
-
 def _looks_alike(layout: Layout, key: Key, raw: RedisValue) -> bool:
     if not key.fields:
         return bool(layout.prefix)
@@ -201,22 +206,20 @@ def _looks_alike(layout: Layout, key: Key, raw: RedisValue) -> bool:
         return most_are(raw, partial(_looks, layout, key), named=is_named)
     # Not parsed if a field is not there: most documents are of other stores.
     found = _objects(raw) if all(field.encode() in raw.data for field in key.fields) else []
-    return 2 * sum(_looks(layout, key, value) for value in found) > len(found) or _is_broken(layout, key, raw)
-
-
-def _looks(layout: Layout, key: Key, value: Mapping[str, Any]) -> bool:
-    return all(field in value for field in key.fields) and (layout.looks is None or layout.looks(value))
-
-
-def _is_broken(layout: Layout, key: Key, raw: RedisValue) -> bool:
-    """Return whether a document with a name that only this store uses is damaged, so that only its name can tell."""
-    named = re.compile(_translated(layout.prefix + key.pattern, None), re.DOTALL)  # under the library's own prefix
+    if 2 * sum(_looks(layout, key, value) for value in found) > len(found):
+        return True
+    # A damaged document is recognised by a name that no other store uses: one under the library's own prefix.
+    named = re.compile(_translated(layout.prefix + key.pattern, None), re.DOTALL)
     if not (layout.id_field and layout.prefix and named.fullmatch(raw.name)):
         return False
     if raw.data.strip() in _NOTHING:
         return not raw.unread_reason
     begins = raw.data.startswith(tuple(f'{{"{field}"'.encode() for field in (layout.id_field, *key.fields)))
     return begins or 2 * sum(f'"{field}"'.encode() in raw.data for field in key.fields) > len(key.fields)
+
+
+def _looks(layout: Layout, key: Key, value: Mapping[str, Any]) -> bool:
+    return all(field in value for field in key.fields) and (layout.looks is None or layout.looks(value))
 
 
 def _objects(raw: RedisValue) -> list[Mapping[str, Any]]:
@@ -290,23 +293,20 @@ def _decode(layout: Layout, stored: SessionValues) -> Iterator[Item]:
         elif raw.kind in DOCUMENT_KINDS and key.fields:
             yield from read_document(raw)[1]
     yield from _a_key_each(layout, stored, single)
+    named = {key.name(stored): key for key in layout.keys if key.lost}
+    lost = [(name, key) for name, key in named.items() if name in stored.keys and stored.get(name) is None]
     if any(key.holds or key.lost for _, key in own):
-        yield from _lost_keys(layout, stored)
+        yield from (Problem("dangling", name, key.lost, pop_explains=key.popped) for name, key in lost)
     yield from (Note(text) for text in (layout.notes(stored) if layout.notes else ()))
-
-
-def _lost_keys(layout: Layout, stored: SessionValues) -> Iterator[Problem]:
-    for key in layout.keys:
-        name = key.name(stored)
-        if key.lost and name in stored.keys and stored.get(name) is None:
-            yield Problem("dangling", name, key.lost, pop_explains=key.popped)
 
 
 def _from_document(layout: Layout, raw: RedisValue) -> Iterator[Item]:
     value, problems = read_or_salvage(raw, layout.messages_field) if layout.messages_field else read_document(raw)
     yield from problems
-    if layout.configured_ttl and isinstance(value, dict):
-        yield ConfiguredTtl(ExpiryPolicy.of(layout.configured_ttl(value)))
+    if layout.ttl_field and isinstance(value, dict):
+        ttl_s = value.get(layout.ttl_field)
+        is_ttl = type(ttl_s) is int and 0 < ttl_s * 1000 <= MAX_TTL_MS
+        yield ConfiguredTtl(ExpiryPolicy.of(ttl_s if is_ttl else None))
     if layout.web_session:
         entries = find_entries(value, raw.name)
         yield from in_order(entries)

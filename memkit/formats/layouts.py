@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
-from memkit.formats import ag2, langchain_community, openai_agents
+from memkit.formats import ag2, langchain, openai_agents
 from memkit.formats.layout import IDS, MESSAGE, MESSAGES, Key, Layout
 from memkit.formats.model import SessionValues, a_dict, one_of
 from memkit.formats.parsing.documents import peek
 from memkit.formats.parsing.element_shapes import SHAPES, adk_lacks, llama_index_lacks, openai_lacks
-from memkit.formats.parsing.langchain_message import langchain_redis_turn, typed_turn
-from memkit.policy import MAX_TTL_MS
 from memkit.readonly.values import RedisValue, to_name
 
 _LIST, _SET, _ZSET, _HASH = ("list",), ("set",), ("zset",), ("hash",)
@@ -51,14 +48,14 @@ LAYOUTS: tuple[Layout, ...] = (
     # langchain-community 0.4.2; @langchain/redis 1.1.2 and google-memorystore 0.3.0 write no prefix. An EXPIRE after
     # each write sets the TTL; if that is lost, the session is persistent.
     Layout(
-        store=langchain_community.STORE,
-        prefix=langchain_community.PREFIX,
+        store=langchain.STORE,
+        prefix=langchain.PREFIX,
         keys=(Key("{id}", kinds=_LIST, fields=("type", "data"), holds=MESSAGES),),
         looks=SHAPES["langchain-community"],
-        convert=typed_turn,
-        newest_first=langchain_community.is_newest_first,
-        notes=langchain_community.notes,
-        name_of=langchain_community.name_of,
+        convert=langchain.typed_turn,
+        newest_first=langchain.is_newest_first,
+        notes=langchain.notes,
+        name_of=langchain.name_of,
     ),
     # langchain-redis 0.2.6: a document a message, each with a TTL of its own that nothing renews. Before 0.2 the time
     # ends the name, and no message has an id.
@@ -70,7 +67,7 @@ LAYOUTS: tuple[Layout, ...] = (
             Key("{id}:{#}.{#}", part="message", fields=("type", "data", "session_id", "timestamp"), holds=MESSAGE),
         ),
         id_field="session_id",
-        convert=langchain_redis_turn,
+        convert=langchain.langchain_redis_turn,
         loses_calls=True,
         notes=_lost_calls_note,
     ),
@@ -179,7 +176,7 @@ LAYOUTS: tuple[Layout, ...] = (
         keys=(Key("{id}", fields=("messages", "memories"), holds=MESSAGES),),
         id_field="session_id",
         messages_field="messages",
-        configured_ttl=lambda document: _whole_seconds(document.get("ttl_seconds")),
+        ttl_field="ttl_seconds",
         notes=_summary_note,
     ),
     # Spring AI 2 (spring-ai-model-chat-memory-repository-redis); names write "a:b" as "a\\:b".
@@ -240,10 +237,6 @@ LAYOUTS: tuple[Layout, ...] = (
         default_ttl="14d",
     ),
 )
-
-
-def _whole_seconds(value: Any) -> int | None:
-    return value if type(value) is int and 0 < value * 1000 <= MAX_TTL_MS else None
 
 
 def leads(raw: RedisValue) -> tuple[str, ...]:

@@ -236,18 +236,15 @@ def seconds(value: Any) -> float | None:
             as UTC, because servers run in UTC.
     """
     if isinstance(value, str):
-        return _iso_seconds(value) if _ISO_TIME.match(value) else None
+        if not _ISO_TIME.match(value):
+            return None
+        try:
+            at = datetime.fromisoformat(value)
+        except ValueError:
+            return None
+        value = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
     if type(value) not in (int, float):
         return None
     scale = 1e6 if value > _MICROSECONDS else 1e3 if value > _MILLISECONDS else 1
     scaled = value / scale
     return scaled if _EARLIEST_S < scaled < _LATEST_S else None
-
-
-def _iso_seconds(text: str) -> float | None:
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    at_s = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
-    return at_s if _EARLIEST_S < at_s < _LATEST_S else None

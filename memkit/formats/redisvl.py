@@ -33,27 +33,21 @@ def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
         there = FIELDS & raw.fields.keys()
         if len(there) < _ENOUGH or not there & {"entry_id", "session_tag"}:
             return None
-    session = _session(raw, wanted)
+    # The session's tag, or what the entry's id begins with: time and hash are its last two parts.
+    session, entry = _text(raw, "session_tag"), _text(raw, "entry_id")
+    if "session_tag" not in raw.fields:
+        session = wanted if wanted and entry.startswith(f"{wanted}:") else entry.rsplit(":", 2)[0]
     prefix, found, _ = raw.name.partition(f"{session}:")
     return KeyOwner(STORE, session, prefix if found else "", "message") if wanted in (None, session) else None
 
 
-def _session(raw: RedisValue, wanted: str | None) -> str:
-    """Return the session's id: its tag, or what the entry's id begins with; time and hash are its last two parts."""
-    if "session_tag" in raw.fields:
-        return _text(raw, "session_tag")
-    entry = _text(raw, "entry_id")
-    return wanted if wanted and entry.startswith(f"{wanted}:") else entry.rsplit(":", 2)[0]
-
-
 def decode(stored: SessionValues) -> Iterator[Item]:
     """Yield the messages in the order of their timestamps."""
-    found = [(_number(raw), raw.name, raw) for raw in stored.keys.values() if raw]
-    found.sort(key=lambda each: (each[0] or 0.0, each[1]))
+    found = sorted(filter(None, stored.keys.values()), key=lambda raw: (_number(raw) or 0.0, raw.name))
     damaged: list[Problem] = []
-    for _, name, raw in found:
+    for raw in found:
         if reason := _lacks(raw):
-            damaged.append(Problem("corrupt", name, reason))
+            damaged.append(Problem("corrupt", raw.name, reason))
         if "content" in raw.fields:
             yield _turn(raw)
     yield from few(damaged)

@@ -1,7 +1,7 @@
 """Sessions of no known store: roles, texts, tools, times and order as far as the content shows them.
 
 People keep a conversation as a string (a JSON array or object), a list, a hash (one field, or a field a message), a
-sorted set by time, a stream, or a key a message; see ``parsing.chat`` for the field names and ``parsing.payload`` for
+sorted set by time, a stream, or a key a message; see ``parsing.chat`` for the field names and ``parsing.documents`` for
 the encodings. If the content does not show the order, a note reports it.
 """
 
@@ -28,9 +28,9 @@ from memkit.formats.parsing.conversation import (
     trailing_number,
 )
 from memkit.formats.parsing.dialogue_checks import Dialogue
-from memkit.formats.parsing.encodings import encoding_of, examine, pickle_opcodes
+from memkit.formats.parsing.documents import open_payload
+from memkit.formats.parsing.encodings import examine, pickle_opcodes
 from memkit.formats.parsing.list_elements import Faults
-from memkit.formats.parsing.payload import open_payload
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue, to_bytes
 from memkit.render import counted
 
@@ -47,12 +47,6 @@ class _Found(NamedTuple):
     raw: RedisValue
     entries: Sequence[Entry]
     ordered: bool = False
-
-
-def payload_encoding(raw: RedisValue) -> str:
-    """Return the guessed encoding of a key's payloads, judged by the first."""
-    first = next(iter(raw.payloads), None)
-    return "" if first is None or raw.unread_reason else encoding_of(first)
 
 
 def decode(stored: SessionValues) -> Iterator[Item]:
@@ -232,25 +226,20 @@ def _reason(raw: RedisValue, payload: bytes) -> Problem | Note | None:
     if found.fault or inner == "stringified object":
         return Problem("corrupt", raw.name, f"the payload is {found}: {found.fault or 'its content is lost'}")
     if inner in _STRUCTURED:
-        if _is_empty(open_payload(payload).value):
+        value = open_payload(payload).value
+        fields = value.items() if isinstance(value, dict) else ()
+        if value in ([], {}) or any(each == [] and name in LIKELY_FIELDS for name, each in fields):
             return Note("no messages are stored in the session")
         reason = f"partly decoded: the payload is readable {inner}, and no messages are found in it"
         return Problem("partly_decoded", raw.name, reason)
     if inner in ("text", "empty"):
         shown = inner == "text" and raw.kind != "hash"
         return Note("partly decoded: the payload is plain text, and shows no roles") if shown else None
-    more = _pickle_note(found.inner) if inner == "pickle" else ""
+    more = ""
+    if inner == "pickle":
+        opcodes = pickle_opcodes(found.inner)
+        calls = sum(opcodes[name] for name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX", "INST", "OBJ", "BUILD"))
+        verdict = f"{calls} of them call code when it is loaded" if calls else "none of them calls code"
+        count = opcodes.total()
+        more = f". A pickle is never loaded; disassembled, its first 64 KB have {count} opcodes, {verdict}"
     return Note(f"partly decoded: the payload looks like {found}: its text cannot be read here{more}")
-
-
-def _is_empty(value: Any) -> bool:
-    """Return whether a conversation that has been read has no messages: ``[]``, or ``{"messages": []}``."""
-    fields = value.items() if isinstance(value, dict) else ()
-    return value in ([], {}) or any(each == [] and name in LIKELY_FIELDS for name, each in fields)
-
-
-def _pickle_note(data: bytes) -> str:
-    opcodes = pickle_opcodes(data)
-    calls = sum(opcodes[name] for name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX", "INST", "OBJ", "BUILD"))
-    verdict = f"{calls} of them call code when it is loaded" if calls else "none of them calls code"
-    return f". A pickle is never loaded; disassembled, its first 64 KB have {opcodes.total()} opcodes, {verdict}"

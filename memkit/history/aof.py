@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from memkit.errors import SourceError
 from memkit.history.rdb import RdbReader, is_rdb
@@ -26,7 +27,8 @@ MAX_ARGUMENT_BYTES = 512 << 20
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_LINE_BYTES = 1_024
 """A line that is neither a command nor an argument: a timestamp or another annotation."""
-_ROLES = {"b": "base", "i": "increment", "h": "history"}
+_BASE, _INCREMENT, _HISTORY = "b", "i", "h"
+"""The types of files in a manifest."""
 
 
 class AofCommand(NamedTuple):
@@ -74,26 +76,22 @@ def find_aof(path: str | Path) -> AofFiles:
     if given.is_file() and not given.name.endswith(".manifest"):
         return AofFiles(given.parent, given if is_rdb(given) else None, (given,))
     manifest = given if given.is_file() else _manifest_in(given)
-    files: dict[str, list[tuple[int, Path]]] = {"base": [], "increment": [], "history": []}
     if manifest.stat().st_size > MAX_MANIFEST_BYTES:
         raise SourceError(f"{manifest}: the manifest is larger than any that a server writes")
-    for number, line in enumerate(manifest.read_text("utf-8", "replace").splitlines(), 1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        role, sequence, name = _manifest_line(manifest, number, line)
-        files[role].append((sequence, manifest.parent / name))
-    if len(files["base"]) > 1:
-        raise SourceError(f"{manifest}: the manifest names {len(files['base'])} base files; expected one at most")
-    listed = [*files["base"], *sorted(files["increment"])]
-    if not listed:
+    lines = enumerate(manifest.read_text("utf-8", "replace").splitlines(), 1)
+    entries = [_manifest_line(manifest, *line) for line in lines if line[1].strip() and not line[1].startswith("#")]
+    bases = [file for kind, _, file in entries if kind == _BASE]
+    if len(bases) > 1:
+        raise SourceError(f"{manifest}: the manifest names {len(bases)} base files; expected one at most")
+    files = (*bases, *(file for kind, _, file in sorted(entries) if kind == _INCREMENT))
+    if not files:
         raise SourceError(f"{manifest}: the manifest names no file")
-    for _, file in listed:
+    for file in files:
         if not file.is_file():
             raise SourceError(f"{file}: the manifest names this file, but it does not exist")
-    first, *others = (file for _, file in listed)
-    if files["base"] and is_rdb(first):
-        return AofFiles(manifest.parent, first, tuple(others))
-    return AofFiles(manifest.parent, None, (first, *others), base_has_commands=bool(files["base"]))
+    if bases and is_rdb(files[0]):
+        return AofFiles(manifest.parent, files[0], files[1:])
+    return AofFiles(manifest.parent, None, files, base_has_commands=bool(bases))
 
 
 def _manifest_in(directory: Path) -> Path:
@@ -109,29 +107,19 @@ def _manifest_in(directory: Path) -> Path:
     raise SourceError(f"{directory}: there is no append-only file in it: no *.manifest was found")
 
 
-def _manifest_line(manifest: Path, number: int, line: str) -> tuple[str, int, str]:
-    """Return the role, sequence number and file name of ``file NAME seq N type b``; NAME may be quoted."""
+def _manifest_line(manifest: Path, number: int, line: str) -> tuple[str, int, Path]:
+    """Return the type, sequence number and path of ``file NAME seq N type b``; NAME may be quoted."""
     try:
         words = shlex.split(line)
         fields = dict(zip(words[::2], words[1::2], strict=True))
-        name = fields["file"]
-        if "/" in name or name in ("", ".", ".."):
-            raise ValueError("a file outside the directory")
-        return _ROLES[fields["type"]], int(fields["seq"]), name
+        name, kind = fields["file"], fields["type"]
+        if "/" in name or name in ("", ".", "..") or kind not in (_BASE, _INCREMENT, _HISTORY):
+            raise ValueError("a file outside the directory, or of an unknown type")
+        return kind, int(fields["seq"]), manifest.parent / name
     except (KeyError, ValueError):
         raise SourceError(
             f"{manifest}: line {number} is not understood; expected file NAME seq NUMBER type b, i or h"
         ) from None
-
-
-def _end_of_rdb(path: Path) -> int:
-    """Return where the commands begin: a single file of an old server may begin with an RDB file."""
-    if not is_rdb(path):
-        return 0
-    with RdbReader(path) as reader:
-        for _ in reader:
-            pass
-        return reader.bytes_read
 
 
 def read_commands(path: Path, *, second: int | None = None) -> Iterator[AofCommand]:
@@ -144,17 +132,19 @@ def read_commands(path: Path, *, second: int | None = None) -> Iterator[AofComma
     Raises:
         SourceError: The file ends in the middle of a command, or holds something that is no command.
     """
-    stream = _Stream(path, _end_of_rdb(path))
-    try:
-        while True:
-            start = stream.offset
-            line = stream.line()
-            if line is None:
-                return
+    begins = 0
+    if is_rdb(path):  # a single file of an old server may begin with an RDB file
+        with RdbReader(path) as reader:
+            deque(reader, maxlen=0)
+            begins = reader.bytes_read
+    with path.open("rb", buffering=CHUNK_BYTES) as file:
+        stream = _Stream(path, file, begins)
+        while (line := stream.line()) is not None:
             if line.startswith(b"#"):
                 if line.startswith(b"#TS:") and line[4:].isdigit():
                     second = int(line[4:])
             elif line.startswith(b"*"):
+                start = stream.offset - len(line) - 2
                 count = stream.number(line, most=MAX_ARGUMENTS)
                 arguments = tuple(stream.argument() for _ in range(count))
                 if not arguments:
@@ -162,8 +152,6 @@ def read_commands(path: Path, *, second: int | None = None) -> Iterator[AofComma
                 yield AofCommand(arguments, second, start)
             else:
                 raise stream.damaged("a line that is neither a command nor an annotation")
-    finally:
-        stream.close()
 
 
 class _Stream:
@@ -172,14 +160,10 @@ class _Stream:
     A server may be writing: only what was there at first is read. ``offset`` is how far the file has been read.
     """
 
-    def __init__(self, path: Path, offset: int) -> None:
-        self._path, self.offset = path, offset
-        self._file = path.open("rb", buffering=CHUNK_BYTES)
-        self._file.seek(offset)
-        self._size = os.fstat(self._file.fileno()).st_size
-
-    def close(self) -> None:
-        self._file.close()
+    def __init__(self, path: Path, file: BinaryIO, offset: int) -> None:
+        self._path, self._file, self.offset = path, file, offset
+        file.seek(offset)
+        self._size = os.fstat(file.fileno()).st_size
 
     def line(self) -> bytes | None:
         """Return the next line without its end, or None at the end of the file."""

@@ -49,17 +49,11 @@ class TtlChange:
 
 
 @dataclass(slots=True)
-class _Given:
-    ttl_ms: int | None
-    last: Moment
-
-
-@dataclass(slots=True)
 class TtlChanges:
     """Collects the changes while events pass by, in bounded memory; ``exact``: whether their moments are stated."""
 
     exact: bool
-    _current: dict[str, _Given] = field(default_factory=dict)
+    _current: dict[str, KeyEvent] = field(default_factory=dict)
     _changes: dict[str, list[TtlChange]] = field(default_factory=dict)
 
     def add(self, event: KeyEvent) -> None:
@@ -67,16 +61,14 @@ class TtlChanges:
         if event.ttl_ms is None or event.ttl_given is not None or event.name not in ("written", "renewed"):
             return
         prefix = prefix_of(event.key)
-        given = self._current.get(prefix)
-        if given is None:
-            self._current[prefix] = _Given(event.ttl_ms, event.moment)
-        elif is_same_ttl(given.ttl_ms, event.ttl_ms):
-            given.last = event.moment
-        else:
-            changes = self._changes.setdefault(prefix, [])
-            if len(changes) <= MOST_CHANGES:
-                changes.append(TtlChange(prefix, given.ttl_ms, event.ttl_ms, event.moment, given.last))
-            self._current[prefix] = _Given(event.ttl_ms, event.moment)
+        given = self._current.setdefault(prefix, event)
+        if is_same_ttl(given.ttl_ms, event.ttl_ms):
+            self._current[prefix] = given._replace(moment=event.moment)
+            return
+        changes = self._changes.setdefault(prefix, [])
+        if len(changes) <= MOST_CHANGES:
+            changes.append(TtlChange(prefix, given.ttl_ms, event.ttl_ms, event.moment, given.moment))
+        self._current[prefix] = event
 
     def found(self) -> list[TtlChange]:
         """Return the changes of every prefix; of a prefix with several TTLs at the same time only the first one."""

@@ -73,9 +73,8 @@ def fate_of(key: bytes, events: Sequence[KeyEvent], state: KeyState | None, *, e
     if state is not None:
         return _fate_of_existing(name, events, state, known, ends_ms)
     if last is None:
-        return Fate(
-            "unknown", f"unknown: {name} does not exist at the end, and no source shows why", "possible", **known
-        )
+        sentence = f"unknown: {name} does not exist at the end, and no source shows why"
+        return Fate("unknown", sentence, "possible", **known)
     if last.name != "renamed" or last.possible:
         return _fate_of_deleted(name, last, known)
     target = f" to {printable((last.target or b'').decode('utf-8', 'replace'))}" if last.target is not None else ""
@@ -149,14 +148,8 @@ def _fate_of_deleted(name: str, last: KeyEvent, known: Mapping[str, Any]) -> Fat
             at = time_of(deadline)
             sentence = f"expired: {name}, written{ttl}, reached its deadline at {utc_text(at)}"
             exact: Literal["exact", "between"] = "exact" if moment.stated else "between"
-            return Fate(
-                "expired",
-                sentence,
-                "proven" if only and moment.stated and last.proven else "likely",
-                at,
-                exact,
-                **known,
-            )
+            confidence: Literal["proven", "likely"] = "proven" if only and moment.stated and last.proven else "likely"
+            return Fate("expired", sentence, confidence, at, exact, **known)
     if len(possible) == 1:
         cause = cast("Cause", possible[0])
         what = {"expired": "expired with its last field", "flushed": "was deleted"}.get(cause, f"was {cause}")

@@ -28,7 +28,11 @@ SCHEMA = 2
 BATCH_KEYS = 1_000
 DELETIONS = frozenset({"expired", "evicted", "deleted"})
 """Ends that a source may not tell apart; if it does, the event has the one as its only possible cause."""
-_TABLES = """
+_NEW_FILE = f"""
+PRAGMA journal_mode=WAL;
+PRAGMA synchronous=NORMAL;
+PRAGMA application_id={APPLICATION_ID};
+PRAGMA user_version={SCHEMA};
 CREATE TABLE source (kind TEXT, name TEXT, server TEXT, version TEXT, began_ms INTEGER, ended_ms INTEGER);
 CREATE TABLE key (
     id INTEGER PRIMARY KEY, db INTEGER, name BLOB, present INTEGER, deadline_ms INTEGER, UNIQUE (db, name)
@@ -38,6 +42,7 @@ CREATE TABLE event (
     command TEXT
 );
 CREATE TABLE gap (began_ms INTEGER, ended_ms INTEGER, reason TEXT);
+BEGIN;
 """
 
 
@@ -96,41 +101,24 @@ class Ledger:
 
     def __init__(self, path: Path, *, reading: bool = False) -> None:
         self.path, self._reading, self._discarded = path, reading, False
-        if reading:
-            self._open_for_reading()
-            return
-        if path.exists():
+        if path.exists() and not reading:
             raise SourceError(f"{path}: the file exists; give a new name: a recording is never overwritten")
+        address = f"{path.resolve().as_uri()}?mode={'ro' if reading else 'rwc'}"
         try:
             with ExitStack() as opened:
-                self._db = opened.enter_context(closing(sqlite3.connect(path, isolation_level=None)))
-                self._db.execute("PRAGMA journal_mode=WAL")
-                self._db.execute("PRAGMA synchronous=NORMAL")
-                self._db.execute(f"PRAGMA application_id={APPLICATION_ID}")
-                self._db.execute(f"PRAGMA user_version={SCHEMA}")
-                self._db.executescript(_TABLES)
-                self._db.execute("BEGIN")
-                opened.pop_all()
-        except sqlite3.Error as error:
-            raise SourceError(f"{path}: the recording cannot be made: {error}") from None
-
-    def _open_for_reading(self) -> None:
-        try:
-            with ExitStack() as opened:
-                address = f"{self.path.resolve().as_uri()}?mode=ro"
-                self._db = opened.enter_context(closing(sqlite3.connect(address, uri=True)))
-                application, schema = (
-                    self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
-                )
+                self._db = opened.enter_context(closing(sqlite3.connect(address, uri=True, isolation_level=None)))
+                if not reading:
+                    self._db.executescript(_NEW_FILE)
+                names = ("application_id", "user_version")
+                application, schema = (self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in names)
                 if application != APPLICATION_ID:
-                    raise SourceError(f"{self.path}: this SQLite file is no recording of memkit")
+                    raise SourceError(f"{path}: this SQLite file is no recording of memkit")
                 if schema != SCHEMA:
-                    raise SourceError(
-                        f"{self.path}: the recording has schema {schema}; this memkit reads schema {SCHEMA}"
-                    )
+                    raise SourceError(f"{path}: the recording has schema {schema}; this memkit reads schema {SCHEMA}")
                 opened.pop_all()
         except sqlite3.Error as error:
-            raise SourceError(f"{self.path}: the file cannot be read as a recording: {error}") from None
+            what = "the file cannot be read as a recording" if reading else "the recording cannot be made"
+            raise SourceError(f"{path}: {what}: {error}") from None
 
     def __enter__(self) -> Self:
         return self

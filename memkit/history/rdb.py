@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
 import anycrc
 
@@ -37,23 +37,46 @@ DOCUMENTED_VERSION = 12
 NEWEST_VERSIONS = {"redis": 14, "valkey": 81}
 """What Redis 8.8 and Valkey 9.2 write."""
 
-_STRING = 0
-_ZSET_TEXT, _ZSET_BINARY, _MODULE, _QUICKLIST_2 = 3, 5, 7, 18
-_STREAM_V1, _STREAM_V2, _STREAM_V3 = 15, 19, 21
-_VALKEY_HASH_WITH_TTLS, _HASH_METADATA, _HASH_LISTPACK_EX = 22, 24, 25
-KINDS: dict[int, str] = {
-    _STRING: "string",
-    **dict.fromkeys((1, 10, 14, _QUICKLIST_2), "list"),
-    **dict.fromkeys((2, 11, 20), "set"),
-    **dict.fromkeys((_ZSET_TEXT, _ZSET_BINARY, 12, 17), "zset"),
-    **dict.fromkeys((4, 9, 13, 16, _VALKEY_HASH_WITH_TTLS, _HASH_METADATA, _HASH_LISTPACK_EX), "hash"),
-    **dict.fromkeys((_STREAM_V1, _STREAM_V2, _STREAM_V3), "stream"),
-}
-# Types with a value of one string, and types with a value of a count and that many strings (times the factor).
-_ONE_STRING = frozenset({9, 10, 11, 12, 13, 16, 17, 20})
-_STRINGS_PER_ELEMENT = {1: 1, 2: 1, 4: 2, 14: 1}
 _SLOT_IMPORT, _SLOT_INFO, _FUNCTION2, _MODULE_AUX = 243, 244, 245, 247
 _IDLE, _FREQUENCY, _AUX, _RESIZE_DB, _EXPIRE_MS, _EXPIRE_S, _SELECT_DB, _EOF = range(248, 256)
+_STRING, _MODULE = 0, 7
+KINDS: dict[int, str] = {
+    **dict.fromkeys((1, 10, 14, 18), "list"),
+    **dict.fromkeys((2, 11, 20), "set"),
+    **dict.fromkeys((3, 5, 12, 17), "zset"),
+    **dict.fromkeys((4, 9, 13, 16, 22, 24, 25), "hash"),
+    **dict.fromkeys((15, 19, 21), "stream"),
+}
+_WITH_FIELD_TTLS = frozenset({22, 24, 25})
+_S, _N, _SCORE, _MODULE_DATA = "string", "number", "score", "module data"
+_Parts = tuple[str | int | tuple[Any, ...], ...]
+"""What a value consists of: the above, so many bytes, or a tuple: a number, and that many times the tuple's parts."""
+_PENDING, _CONSUMER = (16 + 8, _N), (_S, 8, (16,))  # id, time, deliveries; name, time, ids of its pending entries
+_PARTS: dict[int, _Parts] = {
+    **dict.fromkeys((9, 10, 11, 12, 13, 16, 17, 20), (_S,)),
+    **dict.fromkeys((1, 2, 14), ((_S,),)),
+    3: ((_S, _SCORE),),
+    4: ((_S, _S),),
+    5: ((_S, 8),),
+    18: ((_N, _S),),  # nodes: a container format and a listpack
+    # Entries, then lengths and ids, then groups: name, last id, entries read, pending entries, consumers.
+    15: ((_S, _S), *(_N,) * 3, (_S, _N, _N, _PENDING, _CONSUMER)),
+    19: ((_S, _S), *(_N,) * 8, (_S, _N, _N, _N, _PENDING, _CONSUMER)),
+    21: ((_S, _S), *(_N,) * 8, (_S, _N, _N, _N, _PENDING, (_S, 16, (16,)))),
+    _FREQUENCY: (1,),
+    _RESIZE_DB: (_N, _N),
+    _AUX: (_S, _S),
+    _FUNCTION2: (_S,),
+    _SLOT_INFO: (_N, _N, _N),
+    _MODULE_AUX: (_N, _N, _N, _MODULE_DATA),  # the module's id, the opcode and the value of "when"
+}
+"""What follows the number of a type (below ``_SLOT_IMPORT``) and the key's name, or the number of an opcode."""
+_PARTS_OF_SERVER: dict[str, dict[int, _Parts]] = {
+    # Hashes with TTLs: the earliest deadline; of a field 0 or 1 + the distance to it, or its deadline.
+    "redis": {24: (8, (_N, _S, _S)), 25: (8, _S)},
+    "valkey": {22: ((_S, _S, 8),), _SLOT_IMPORT: (_S, (_N, _N))},
+}
+_MODULE_PARTS: dict[int, _Parts] = {1: (_N,), 2: (_N,), 3: (4,), 4: (8,), 5: (_S,)}
 _MODULE_NAME = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 _MODULE_KINDS = {"ReJSON-RL": JSON_KIND}
 COMPRESSED = {
@@ -128,6 +151,12 @@ def _is_magic(start: bytes) -> bool:
     return (start[:5] == b"REDIS" and start[5:9].isdigit()) or (start[:6] == b"VALKEY" and start[6:9].isdigit())
 
 
+def read_header(path: str | Path) -> RdbHeader:
+    """Return what an RDB file states before its first key; raises SourceError if it is no RDB file."""
+    with RdbReader(path) as reader:
+        return reader.header
+
+
 class RdbReader:
     """An open RDB file: its header, then its keys as a stream.
 
@@ -157,10 +186,6 @@ class RdbReader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
     @property
@@ -180,9 +205,12 @@ class RdbReader:
             if opcode < _SLOT_IMPORT:
                 name, size = self._string(MAX_KEY_BYTES), None
                 if opcode == _STRING:
-                    kind, size = KINDS[_STRING], self._pass_over_string_value()
+                    kind, size = "string", self._pass_over_string_value()
+                elif opcode == _MODULE:
+                    kind = self._pass_over_module()
                 else:
-                    kind = self._pass_over(opcode)
+                    self._pass_over_rest(opcode)
+                    kind = KINDS[opcode]
                 self.keys_read += 1
                 yield SnapshotKey(db, name, kind, deadline, idle, size)
                 deadline = idle = None
@@ -192,15 +220,13 @@ class RdbReader:
                 deadline = self._int(4) * 1_000
             elif opcode == _IDLE:
                 idle = self._length()
-            elif opcode == _FREQUENCY:
-                self._byte()
             elif opcode == _SELECT_DB:
                 db = self._database()
             elif opcode == _EOF:
                 self._verify()
                 return
             else:
-                self._pass_over_opcode(opcode)
+                self._pass_over_rest(opcode)
 
     def _read_header(self) -> RdbHeader:
         if not self._size:
@@ -236,109 +262,44 @@ class RdbReader:
         text = self._string(LONGEST_INTEGER_BYTES)
         return None if text.removeprefix(b"-").isdigit() else len(text)
 
-    def _pass_over(self, kind: int) -> str:
-        """Pass over a value; return the key's type."""
-        if kind in _ONE_STRING:
-            self._pass_over_string()
-        elif kind in _STRINGS_PER_ELEMENT:
-            for _ in range(self._length() * _STRINGS_PER_ELEMENT[kind]):
-                self._pass_over_string()
-        elif kind in (_ZSET_TEXT, _ZSET_BINARY, _QUICKLIST_2):
-            self._pass_over_pairs(kind)
-        elif kind in (_STREAM_V1, _STREAM_V2, _STREAM_V3):
-            self._pass_over_stream(kind)
-        elif kind == _MODULE:
-            module_id = self._length()  # nine characters of six bits, then ten bits of version
-            self._pass_over_module_data()
-            name = "".join(_MODULE_NAME[module_id >> (10 + 6 * place) & 0x3F] for place in reversed(range(9)))
-            return _MODULE_KINDS.get(name, name)
-        elif kind in ((_VALKEY_HASH_WITH_TTLS,) if self._valkey else (_HASH_METADATA, _HASH_LISTPACK_EX)):
-            self._pass_over_hash_with_ttls(kind)
-        else:
-            raise self._undocumented(f"the value type {kind}")
-        return KINDS[kind]
+    def _pass_over_rest(self, number: int) -> None:
+        """Pass over what follows the number of a type and the key's name, or the number of an opcode."""
+        parts = _PARTS.get(number) or _PARTS_OF_SERVER[self.header.server].get(number)
+        if parts is None:
+            raise self._undocumented(f"the {'value type' if number < _SLOT_IMPORT else 'opcode'} {number}")
+        if number in _WITH_FIELD_TTLS:
+            self.has_field_ttls = True
+        self._pass_over(parts)
 
-    def _pass_over_pairs(self, kind: int) -> None:
-        for _ in range(self._length()):
-            if kind == _QUICKLIST_2:  # a container format and a node
-                self._length()
-                self._pass_over_string()
-                continue
-            self._pass_over_string()  # a member and its score
-            length = 8 if kind == _ZSET_BINARY else self._byte()
-            self._skip(length if length < 253 else 0)  # 253, 254, 255: NaN and the infinities
+    def _pass_over(self, parts: _Parts, times: int = 1) -> None:
+        for _ in range(times):
+            for part in parts:
+                if part is _S:
+                    self._pass_over_string()
+                elif part is _N:
+                    self._length()
+                elif isinstance(part, int):
+                    self._skip(part)
+                elif isinstance(part, tuple):
+                    self._pass_over(part, self._length())
+                elif part is _SCORE:
+                    length = self._byte()
+                    self._skip(length if length < 253 else 0)  # 253, 254, 255: NaN and the infinities
+                else:
+                    self._pass_over_module_data()
 
-    def _pass_over_hash_with_ttls(self, kind: int) -> None:
-        self.has_field_ttls = True
-        if not self._valkey:
-            self._skip(8)  # the earliest deadline of the fields
-        if kind == _HASH_LISTPACK_EX:
-            self._pass_over_string()
-            return
-        for _ in range(self._length()):
-            if not self._valkey:
-                self._length()  # 0: the field has no TTL; otherwise 1 + the distance to the earliest deadline
-            self._pass_over_string()
-            self._pass_over_string()
-            if self._valkey:
-                self._skip(8)  # the field's deadline
-
-    def _pass_over_stream(self, kind: int) -> None:
-        for _ in range(self._length()):  # entries: an id and a listpack
-            self._pass_over_string()
-            self._pass_over_string()
-        for _ in range(3 if kind == _STREAM_V1 else 8):  # length, last id; first id, greatest deleted id, entries added
-            self._length()
-        for _ in range(self._length()):  # consumer groups
-            self._pass_over_string()
-            for _ in range(2 if kind == _STREAM_V1 else 3):  # last id, entries read
-                self._length()
-            for _ in range(self._length()):  # pending: id, delivery time, delivery count
-                self._skip(16 + 8)
-                self._length()
-            for _ in range(self._length()):  # consumers: name, seen time, active time, pending ids
-                self._pass_over_string()
-                self._skip(16 if kind == _STREAM_V3 else 8)
-                self._skip(16 * self._length())
+    def _pass_over_module(self) -> str:
+        """Pass over a module's value; return the key's type."""
+        module_id = self._length()  # nine characters of six bits, then ten bits of version
+        self._pass_over_module_data()
+        name = "".join(_MODULE_NAME[module_id >> (10 + 6 * place) & 0x3F] for place in reversed(range(9)))
+        return _MODULE_KINDS.get(name, name)
 
     def _pass_over_module_data(self) -> None:
-        while True:
-            opcode = self._length()
-            if opcode == 0:  # end of the value
-                return
-            if opcode in (1, 2):  # signed, unsigned
-                self._length()
-            elif opcode in (3, 4):  # float, double
-                self._skip(4 if opcode == 3 else 8)
-            elif opcode == 5:
-                self._pass_over_string()
-            else:
+        while opcode := self._length():  # 0: the end
+            if opcode not in _MODULE_PARTS:
                 raise self._undocumented(f"the module opcode {opcode}")
-
-    def _pass_over_opcode(self, opcode: int) -> None:
-        if opcode == _RESIZE_DB:
-            self._length()
-            self._length()
-        elif opcode == _AUX:
-            self._pass_over_string()
-            self._pass_over_string()
-        elif opcode == _FUNCTION2:
-            self._pass_over_string()
-        elif opcode == _SLOT_INFO:
-            for _ in range(3):
-                self._length()
-        elif opcode == _MODULE_AUX:
-            self._length()  # the module's id
-            self._length()  # the opcode and the value of "when"
-            self._length()
-            self._pass_over_module_data()
-        elif opcode == _SLOT_IMPORT and self._valkey:
-            self._pass_over_string()  # the job's name
-            for _ in range(self._length()):  # slot ranges
-                self._length()
-                self._length()
-        else:
-            raise self._undocumented(f"the opcode {opcode}")
+            self._pass_over(_MODULE_PARTS[opcode])
 
     # Bytes
 
@@ -364,6 +325,9 @@ class RdbReader:
     def _pass_over_string(self) -> int | None:
         """Pass over a string; return its length, None for an integer."""
         first = self._peek()
+        if first < 0x40:  # most strings: the byte is their length
+            self._skip(1 + first)
+            return first
         if first < 0xC0:
             length = self._length()
             self._skip(length)

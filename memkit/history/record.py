@@ -60,8 +60,6 @@ set getset mset msetex setnx restore sort sunionstore sinterstore sdiffstore zun
 zrangestore geosearchstore georadius bitop copy rename renamenx
 """
 _REPLACING = frozenset(_REPLACING_NAMES.split())
-
-
 _LOOK_AFTER = frozenset({"remove elements", "pop elements", "store"})
 """After these the key may have no element left, and no longer exist."""
 
@@ -91,14 +89,6 @@ class RecordingSummary:
     def __str__(self) -> str:
         parts = [counted(self.keys, "key"), counted(self.events, "event"), counted(self.gaps, "gap")]
         return f"{', '.join(parts)} in {duration(self.seconds * 1_000)}"
-
-
-class _Vanished(NamedTuple):
-    """A key that no longer exists or lost its TTL; why is known after the next reading of the counters."""
-
-    name: bytes
-    before: KeyState
-    moment: Moment
 
 
 class _WatchedServer:
@@ -205,6 +195,7 @@ def record(
     client = connect(url, decode_responses=False)
     if isinstance(client, redis.RedisCluster):
         raise ServerError("a recording is of one server; record each node of a cluster by its own URL")
+    began_s = time.monotonic()
     with Ledger(Path(output)) as ledger:
         try:
             recorder = _Recorder(client, ledger, url=redact(url), prefixes=prefixes or (b"",), replication=replication)
@@ -216,7 +207,7 @@ def record(
             recorder.run(for_s, stop or threading.Event())
         finally:
             recorder.close()
-        return recorder.summary()
+        return RecordingSummary(*ledger.counts(), time.monotonic() - began_s)
 
 
 def acl_rule(prefixes: Sequence[bytes] = (), *, replication: bool = False) -> str:
@@ -248,10 +239,11 @@ class _Recorder:
         self._replication = replication
         self._db = int(client.connection_pool.connection_kwargs.get("db") or 0)
         self._present = ledger.keys(self._db)
-        self._vanished: list[_Vanished] = []
+        self._vanished: list[tuple[bytes, KeyState, Moment]] = []
+        """Keys that no longer exist or lost their TTL; why is known after the next reading of the counters."""
         self._evicted: set[bytes] = set()
         self._odd_ttls: list[int] = []
-        self._began_s = self._looked_s = time.monotonic()
+        self._looked_s = time.monotonic()
         try:
             self._connect()
         except redis.RedisError as error:
@@ -394,12 +386,12 @@ class _Recorder:
         if now is None:
             if before is not None:
                 del self._present[name]
-                self._vanished.append(_Vanished(name, before, moment))
+                self._vanished.append((name, before, moment))
             return
         deadline_ms = now.deadline_ms
         self._present[name] = now
         if before is not None and before.deadline_ms is not None and deadline_ms is None:
-            self._vanished.append(_Vanished(name, before, moment))
+            self._vanished.append((name, before, moment))
             return
         changed = before is None or before.deadline_ms != deadline_ms
         ttl_ms = _ttl(deadline_ms, moment) if changed and deadline_ms is not None else None
@@ -512,9 +504,6 @@ class _Recorder:
             for name, now in self._server.states([name for name in names if name not in self._present]):
                 if now is not None:
                     self._present[name] = now
-
-    def summary(self) -> RecordingSummary:
-        return RecordingSummary(*self._ledger.counts(), time.monotonic() - self._began_s)
 
 
 def _dated(event: KeyEvent, moment: Moment) -> KeyEvent:

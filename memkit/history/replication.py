@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import hiredis
@@ -83,15 +82,14 @@ def read_backlog(url: str, *, primary: bool = False) -> BacklogCommands:
         client.close()
     try:
         backlog = _backlog(connection, primary=primary)
-        margin = _margin(connection, backlog)
         info = info_fields(_reply(connection, "INFO", "server"))
-        offset = backlog.first_offset + margin
-        data = _continue(connection, backlog, offset)
-        server = logs_like(info)
-        commands = _commands(data, shown)
-        db = int(client.connection_pool.connection_kwargs.get("db") or 0)
+        connection.reader.feed(_from_first_command(connection, backlog))
+        replies = iter(connection.reader.gets, False)
+        commands = tuple(tuple(one) for one in replies if one and isinstance(one, list) and isinstance(one[0], bytes))
         read_at_ms = int(info["server_time_usec"]) // 1_000  # from Redis 6.0 on; a user may lack the right to TIME
-        return BacklogCommands(server, db, tuple(commands), read_at_ms)
+        return BacklogCommands(logs_like(info), connection.database, commands, read_at_ms)
+    except redis.InvalidResponse:
+        raise ServerError(f"{shown}: the replication stream is not understood") from None
     finally:
         connection.close()
 
@@ -117,26 +115,22 @@ class CommandStream:
         self._commands: list[Executed] = []
         self._acknowledged_s, self._in_multi = 0.0, False
         try:
-            self._begin(self._connection, primary=primary)
+            keyspace = info_fields(_reply(self._connection, "INFO", "keyspace"))
+            databases = [int(name[2:]) for name in keyspace if name.startswith("db")]
+            self._db = databases[0] if len(databases) == 1 else NOT_NAMED if databases else 0
+            backlog = _backlog(self._connection, primary=primary)
+            self._connection.reader.feed(_from_first_command(self._connection, backlog))
+            for reply in iter(self._connection.reader.gets, False):
+                self._receive(reply)
+            self._commands.clear()
+            if self._db == NOT_NAMED:
+                raise ServerError(
+                    f"{name}: several databases have keys, and the stream has not named one yet; try again later"
+                )
         except (redis.RedisError, ServerError):
             self._connection.close()
             raise
         self.subscription = Subscription(self._connection, self._receive, each_turn=self._acknowledge)
-
-    def _begin(self, connection: ReadOnlyConnection, *, primary: bool) -> None:
-        databases = [name for name in info_fields(_reply(connection, "INFO", "keyspace")) if name.startswith("db")]
-        backlog = _backlog(connection, primary=primary)
-        data = _continue(connection, backlog, backlog.first_offset + _margin(connection, backlog))
-        start = _first_command(data)
-        connection.reader.feed(data[len(data) if start is None else start :])
-        self._db = int(databases[0][2:]) if len(databases) == 1 else NOT_NAMED if databases else 0
-        while (reply := connection.reader.gets()) is not False:
-            self._receive(reply)
-        self._commands.clear()
-        if self._db == NOT_NAMED:
-            raise ServerError(
-                f"{connection.name}: several databases have keys, and the stream has not named one yet; try again later"
-            )
 
     def take(self, timeout_s: float) -> list[Executed]:
         """Return the commands that have arrived; wait for the first one, at most so many seconds."""
@@ -203,8 +197,9 @@ def _margin(connection: ReadOnlyConnection, before: Backlog) -> int:
     return margin
 
 
-def _continue(connection: ReadOnlyConnection, backlog: Backlog, offset: int) -> bytes:
-    """Ask for the backlog from an offset and return it up to the end that INFO stated."""
+def _from_first_command(connection: ReadOnlyConnection, backlog: Backlog) -> bytes:
+    """Ask for the backlog and return it from its first whole command up to the end that INFO stated."""
+    offset = backlog.first_offset + _margin(connection, backlog)
     connection.socket.settimeout(ANSWER_WITHIN_S)
     data = b""
     try:
@@ -222,7 +217,9 @@ def _continue(connection: ReadOnlyConnection, backlog: Backlog, offset: int) -> 
             missing -= len(parts[-1])
     except OSError as error:
         raise ServerError(f"{connection.name}: the connection broke while the backlog was read: {error}") from None
-    return b"".join(parts)
+    data = b"".join(parts)
+    start = _first_command(data)
+    return b"" if start is None else data[start:]
 
 
 def _received(connection: ReadOnlyConnection) -> bytes:
@@ -230,21 +227,6 @@ def _received(connection: ReadOnlyConnection) -> bytes:
     if not part:
         raise ServerError(f"{connection.name} closed the connection while its backlog was read")
     return part
-
-
-def _commands(data: bytes, shown: str) -> Iterator[tuple[bytes, ...]]:
-    """Yield the commands in a piece of a replication stream; what comes before the first whole one is left out."""
-    start = _first_command(data)
-    if start is None:
-        return
-    reader = hiredis.Reader()
-    reader.feed(data[start:])
-    try:
-        while (arguments := reader.gets()) is not False:
-            if isinstance(arguments, list) and all(isinstance(word, bytes) for word in arguments) and arguments:
-                yield tuple(arguments)
-    except hiredis.ProtocolError:
-        raise ServerError(f"{shown}: the replication stream is not understood") from None
 
 
 def _first_command(data: bytes) -> int | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+import re
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cache
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -20,14 +22,14 @@ from memkit.history.commands import execute
 from memkit.history.fate import ENDS, Fate, fate_of
 from memkit.history.ledger import Ledger
 from memkit.history.log_clock import LogClock
-from memkit.history.rdb import RdbReader, SnapshotKey
+from memkit.history.rdb import RdbReader, SnapshotKey, read_header
 from memkit.history.replication import read_backlog
 from memkit.history.sources import Source, find_source
 from memkit.history.states import SAME_SECOND_MS, EventName, KeyEvent, KeyState, KeyStates, Moment, possible_ends
 from memkit.render import counted, duration, printable, wrapped
 
-WORD_ENDS = frozenset(b":/|.#{}-_")
-"""What may stand beside a session's id in the name of a key."""
+WORD_ENDS = rb":/|.#{}\-_"
+"""What may stand beside a session's id in the name of a key, as a regular expression has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,9 @@ class History:
             lines += [wrapped(self.fate.sentence), f"confidence: {self.fate.confidence}"]
             lines += ["", *map(_event_line, self.events)] if self.events else []
         else:
-            lines += [_fates_line(prefix, counts) for prefix, counts in sorted(self.fates.items())]
+            for prefix, counts in sorted(self.fates.items()):
+                parts = ", ".join(f"{count:,} {cause}" for cause, count in Counter(counts).most_common())
+                lines.append(f"{printable(prefix) or '(no prefix)'}  {counted(sum(counts.values()), 'key')}: {parts}")
         if self.changes:
             lines += ["", "changes of the TTL:", *(wrapped(f"  {change}", indent="    ") for change in self.changes)]
         lines.append("")
@@ -135,7 +139,7 @@ def history(
         )
     else:
         for path in (path for source in found if source.kind == "rdb" for path in source.files):
-            RdbReader(path).close()  # a file that is no RDB file is named
+            read_header(path)  # a file that is no RDB file is named
         given = ", ".join(f"{source.name} ({source.kind})" for source in found) or "nothing"
         raise SourceError(f"expected one append-only directory, one recording, or two or more RDB files; got {given}")
     events = tuple(event for event in answer.events if question.is_recent(event.moment))
@@ -156,16 +160,7 @@ class _Question:
 
     def wants(self, key: bytes) -> bool:
         """Return whether a key is the session's: its name is the given text, or has it as a whole word."""
-        if self.session is None:
-            return True
-        text = self.session.encode("utf-8", "surrogateescape")
-        at = key.find(text)
-        while at >= 0:
-            end = at + len(text)
-            if (at == 0 or key[at - 1] in WORD_ENDS) and (end == len(key) or key[end] in WORD_ENDS):
-                return True
-            at = key.find(text, at + 1)
-        return False
+        return self.session is None or _named_in_keys(self.session).search(key) is not None
 
     def follows(self, key: bytes) -> bool:
         return self.wants(key) or key in self.renamed
@@ -184,6 +179,12 @@ class _Question:
 
     def is_recent(self, at: Moment) -> bool:
         return self.since is None or at.latest_ms is None or at.latest_ms >= self.since.timestamp() * 1_000
+
+
+@cache
+def _named_in_keys(session: str) -> re.Pattern[bytes]:
+    text = re.escape(session.encode("utf-8", "surrogateescape"))
+    return re.compile(b"(?<![^%b])%b(?![^%b])" % (WORD_ENDS, text, WORD_ENDS))
 
 
 class _Timeline:
@@ -303,15 +304,20 @@ def _from_aof(source: Source, question: _Question, progress: Callable[[int, int]
     server, begins_ms = "redis", None
     last_modified_ms = max(int(path.stat().st_mtime_ns // 1_000_000) for path in files.all)
     if files.base:
-        with RdbReader(files.base) as reader:
-            server = reader.header.flavour
-            begins_ms = None if reader.header.created_s is None else reader.header.created_s * 1_000
+        header = read_header(files.base)
+        server, begins_ms = header.flavour, None if header.created_s is None else header.created_s * 1_000
     states, timeline = KeyStates(server=server, wanted=question.follows), _Timeline(question)
     if files.base:
         for key in filter(question.follows_key, _all_keys([files.base])):
             states.keys_of(key.db)[key.name] = KeyState(key.deadline_ms, None, Moment(None, begins_ms))
     elif files.base_has_commands:
-        begins_ms = _apply_base(files.logs[0], states)
+        db, second = 0, None
+        for command in read_commands(files.logs[0]):  # the keys as they were when the base was made
+            db, name, effects, _ = execute(command.arguments, db)
+            second = second or command.second
+            for effect in effects:
+                deque(states.apply(db, effect, Moment(None, None, stated=False), name), maxlen=0)
+        begins_ms = None if second is None else second * 1_000
         files = replace(files, logs=files.logs[1:])
     clock = LogClock(begins_ms=begins_ms, ends_ms=last_modified_ms, expected_ttl_ms=question.expected_ttl_ms)
     timeline.add_commands(_logged(files, progress), states, clock)
@@ -325,18 +331,6 @@ def _from_aof(source: Source, question: _Question, progress: Callable[[int, int]
     span = Span("aof", source.name, time_of(begins_ms), time_of(latest_ms))
     ends = Moment(clock.earliest_ms, latest_ms, stated=clock.has_timestamps)
     return timeline.finish(states, "aof", (span,), *([] if clock.has_timestamps else [note]), ends=ends)
-
-
-def _apply_base(path: Path, states: KeyStates) -> int | None:
-    """Take the keys of a base of commands as they were when it was made; return when that was, if it states it."""
-    db, second = 0, None
-    for command in read_commands(path):
-        db, name, effects, _ = execute(command.arguments, db)
-        second = second or command.second
-        for effect in effects:
-            for _ in states.apply(db, effect, Moment(None, None, stated=False), name):
-                pass
-    return None if second is None else second * 1_000
 
 
 def _all_keys(paths: Iterable[Path]) -> Iterator[SnapshotKey]:
@@ -381,10 +375,7 @@ def _from_snapshots(sources: Sequence[Source], question: _Question) -> History:
     """Compare snapshots: what is missing in a later one was deleted, evicted or expired in between."""
     snapshots = []
     for source in sources:
-        created = []
-        for path in source.files:
-            with RdbReader(path) as reader:
-                created.append(reader.header.created_s)
+        created = [read_header(path).created_s for path in source.files]
         if None in created:
             raise SourceError(f"{source.name}: the file does not state when it was saved (ctime)")
         saved = [one * 1_000 for one in created if one is not None]
@@ -503,8 +494,3 @@ def _event_line(event: KeyEvent) -> str:
     ttl = f", TTL {duration(event.ttl_ms)}" if event.ttl_ms is not None else ""
     command = f" by {event.command}" if event.command else ""
     return f"{at}  {printable(event.key.decode('utf-8', 'replace'))}  {name}{command}{ttl}"
-
-
-def _fates_line(prefix: str, counts: dict[str, int]) -> str:
-    parts = ", ".join(f"{count:,} {cause}" for cause, count in sorted(counts.items(), key=lambda pair: -pair[1]))
-    return f"{printable(prefix) or '(no prefix)'}  {counted(sum(counts.values()), 'key')}: {parts}"

@@ -22,7 +22,7 @@ import redis
 from memkit.connect import AnyClient, redact, scan
 from memkit.errors import ServerNotFound, SourceError
 from memkit.history.aof import AofFiles, find_aof, read_commands
-from memkit.history.rdb import MOST_DATABASES, RdbHeader, RdbReader, SnapshotKey
+from memkit.history.rdb import MOST_DATABASES, RdbHeader, RdbReader, SnapshotKey, read_header
 from memkit.history.sources import Source, find_source, is_file_source
 from memkit.readonly.target import Snapshot, Target, open_target
 from memkit.render import utc_text
@@ -97,10 +97,7 @@ def read_rdb(files: Sequence[Path], *, progress: Callable[[int, int], None] | No
     Raises:
         SourceError: A file is damaged, holds something that is not documented, or does not state when it was saved.
     """
-    headers: dict[Path, RdbHeader] = {}
-    for path in files:
-        with RdbReader(path) as reader:
-            headers[path] = reader.header
+    headers = {path: read_header(path) for path in files}
     now_ms = max(header.created_s or 0 for header in headers.values()) * 1_000 + 1_000
     databases: Counter[int] = Counter()
     has_idle_times, has_field_ttls, module = True, False, None
@@ -204,8 +201,7 @@ def serve_rdb(files: Sequence[Path]) -> Iterator[tuple[RedisServer, Snapshot]]:
         SourceError: A file is damaged, holds data of a module, or no server here reads its version.
     """
     for path in files:
-        with RdbReader(path) as reader:
-            server_for(reader.header, path)  # a later version is refused before anything else
+        server_for(read_header(path), path)  # a later version is refused before anything else
     contents = read_rdb(files)
     if contents.module:
         raise SourceError(
@@ -246,10 +242,7 @@ def serve_aof(files: AofFiles, *, until: datetime | None) -> Iterator[tuple[Redi
     Raises:
         SourceError: The log has no timestamps, or begins after that moment.
     """
-    header = None
-    if files.base:
-        with RdbReader(files.base) as reader:
-            header = reader.header
+    header = read_header(files.base) if files.base else None
     if until is not None and header is not None and header.created_s is not None:
         begins = datetime.fromtimestamp(header.created_s, UTC)
         if until < begins:

@@ -10,7 +10,7 @@ from memkit.formats.model import Problem, few
 from memkit.inspect.report import early_ends
 from memkit.policy import ExpiryPolicy
 from memkit.readonly.reader import LoadedKey
-from memkit.readonly.values import RedisValue, to_bytes
+from memkit.readonly.values import to_bytes
 from memkit.render import duration
 
 BIG_VALUE_BYTES = 1 << 20
@@ -66,7 +66,9 @@ def key_problems(own: Mapping[str, LoadedKey], facts: SessionFacts) -> list[Prob
     parts = {name: (end_s, own[name].metadata.idle_s) for name, end_s in ends_s.items()}
     ttls_ms = [one.ttl_ms for one in expected.values() if one.ttl_ms]
     early = early_ends(parts, max(ttls_ms) / 1000 if ttls_ms else None)
-    problems += _mixed_ttl(ends_s, early)
+    last = duration(1000 * max(ends_s.values(), default=0.0))
+    reason = "expires in {}, the session's last key in " + last
+    problems += few(Problem("mixed_ttl", name, reason.format(duration(1000 * ends_s[name]))) for name in early)
     judged = {name: one for name, one in expected.items() if name in ends_s and name not in early}
     problems += few([found for name, one in judged.items() if (found := _against(one, name, own[name], facts))])
     unread = [(name, each.value.unread_reason) for name, each in own.items() if each.value.unread_reason]
@@ -76,7 +78,10 @@ def key_problems(own: Mapping[str, LoadedKey], facts: SessionFacts) -> list[Prob
             read = len(each.value.elements) + len(each.value.scores)
             of = f" of {each.value.total:,}" if each.value.total > read else ""
             problems.append(Problem("truncated", name, f"only the first {read:,}{of} elements were read"))
-    return [*problems, *few(problem for name, each in own.items() if (problem := _big(name, each.value)))]
+    sizes = {name: max(map(len, each.value.payloads), default=0) for name, each in own.items()}
+    big = {name: size / 1e6 for name, size in sizes.items() if size > BIG_VALUE_BYTES}
+    reason = "holds a value of {:.1f} MB: each read of it transfers that much, and blocks others meanwhile"
+    return [*problems, *few(Problem("big_value", name, reason.format(size)) for name, size in big.items())]
 
 
 def _against(expected: Expectation, name: str, loaded: LoadedKey, facts: SessionFacts) -> Problem | None:
@@ -88,7 +93,8 @@ def _against(expected: Expectation, name: str, loaded: LoadedKey, facts: Session
         reason = f"{left}, and should never expire: {expected}"
         return Problem("ttl_too_short", name, reason) if asked else None
     shortest = min(expected.ttl_ms, *expected.other_ttls_ms, expected.ttl_ms)
-    what = f"the {'expected TTL' if asked else 'TTL in its payload'}, {_ttls(expected)}"
+    ttls = " or ".join(map(duration, (*expected.other_ttls_ms, expected.ttl_ms)))
+    what = f"the {'expected TTL' if asked else 'TTL in its payload'}, {ttls}"
     if left_ms > expected.ttl_ms * (1 + max(expected.jitter, _WRITE_SHARE)):
         return Problem("ttl_too_long", name, f"{left}, more than {what}")
     floor_ms = shortest * (1 - expected.jitter) - _GRAIN_MS
@@ -108,10 +114,6 @@ def _against(expected: Expectation, name: str, loaded: LoadedKey, facts: Session
     return None
 
 
-def _ttls(expected: Expectation) -> str:
-    return " or ".join(map(duration, (*expected.other_ttls_ms, expected.ttl_ms)))
-
-
 def _no_ttl(persistent: list[str], with_ttl: int, option: str) -> list[Problem]:
     if with_ttl:
         reason = "has no TTL while other keys of the session have one: it will remain when they have expired"
@@ -119,17 +121,3 @@ def _no_ttl(persistent: list[str], with_ttl: int, option: str) -> list[Problem]:
     count = "the key remains" if len(persistent) == 1 else f"all {len(persistent):,} keys remain"
     reason = f"no key of the session has a TTL: {count} until deleted or evicted{option}"
     return [Problem("no_ttl", persistent[0], reason)]
-
-
-def _mixed_ttl(ends_s: Mapping[str, float], early: list[str]) -> list[Problem]:
-    last = duration(1000 * max(ends_s.values(), default=0.0))
-    reason = "expires in {}, the session's last key in " + last
-    return list(few(Problem("mixed_ttl", name, reason.format(duration(1000 * ends_s[name]))) for name in early))
-
-
-def _big(name: str, value: RedisValue) -> Problem | None:
-    size = max(map(len, value.payloads), default=0)
-    if size <= BIG_VALUE_BYTES:
-        return None
-    reason = f"holds a value of {size / 1e6:.1f} MB: each read of it transfers that much, and blocks others meanwhile"
-    return Problem("big_value", name, reason)

@@ -194,6 +194,4 @@ def _message_row(message: Message) -> Sequence[Any]:
 
 def _harmless(value: Any) -> Any:
     """Return a text whole, but characters that a terminal acts on written out, except line breaks."""
-    if not isinstance(value, str):
-        return value
-    return "\n".join(printable(line, len(line)) for line in value.split("\n"))
+    return "\n".join(printable(line, len(line)) for line in value.split("\n")) if isinstance(value, str) else value

@@ -14,11 +14,10 @@ from memkit.config import Expect, Expectation, expectations
 from memkit.errors import AmbiguousSession, PolicyError, SessionNotFound
 from memkit.formats import unknown
 from memkit.formats.model import SEPARATORS, ConfiguredTtl, KeyOwner, Note, Problem, SessionValues, Turn
-from memkit.formats.parsing.encodings import hex_view
+from memkit.formats.parsing.encodings import encoding_of, hex_view
 from memkit.history.snapshots import open_source
 from memkit.inspect.key_checks import SessionFacts, key_problems
-from memkit.inspect.names import masked_repair, name_mask
-from memkit.inspect.redaction import Message, Redactor
+from memkit.inspect.redaction import Message, Redactor, masked_repair, name_mask
 from memkit.inspect.report import KeyReport, SessionReport
 from memkit.readonly.reader import LoadedKey, Reader
 from memkit.readonly.values import KeyRequest, RedisValue, to_bytes, to_name
@@ -162,11 +161,12 @@ class _Search:
         groups: dict[Group, dict[str, KeyOwner]] = {}
         for name in self._there:
             owner = self._owner(name, self._wanted)
-            if (
-                owner
-                and owner.session == self._wanted
-                and (not owner.prefix[-1:].isalnum() or _is_default(owner) or self._owner(name, None) == owner)
-            ):
+            if owner is None or owner.session != self._wanted:
+                continue
+            # The store's own prefix need not end with a separator (Django's).
+            default = formats.format_of(owner.store).prefix
+            is_default = bool(default) and owner.prefix.endswith(default)
+            if not owner.prefix[-1:].isalnum() or is_default or self._owner(name, None) == owner:
                 groups.setdefault(owner.group, {})[name] = owner
         strong = {group: owners for group, owners in groups.items() if group[2][-1:] in SEPARATORS}
         return strong or groups
@@ -313,12 +313,6 @@ class _Search:
         return seen[name]
 
 
-def _is_default(owner: KeyOwner) -> bool:
-    """Return whether the prefix before the id is the store's own, which need not end with a separator (Django's)."""
-    default = formats.format_of(owner.store).prefix
-    return bool(default) and owner.prefix.endswith(default)
-
-
 def _part_of(name: str, session: str, names: Sequence[str]) -> str:
     """Return what stands behind the id in an unknown key's name: ``messages``, ``meta``."""
     base = session if session not in names or len(names) == 1 else min(names, key=len)
@@ -414,8 +408,9 @@ def _key_report(name: str, each: LoadedKey, found: _Found, *, reveal: bool) -> K
     ttl_s = None if meta.ttl_ms is None else meta.ttl_ms / 1000
     payload = preview = None
     if found.owner.store == unknown.STORE:
-        payload = unknown.payload_encoding(each.value) or None
-        preview = hex_view(next(iter(each.value.payloads), b"")) or None if reveal else None
+        first = None if each.value.unread_reason else next(iter(each.value.payloads), None)
+        payload = None if first is None else encoding_of(first)
+        preview = hex_view(first or b"") or None if reveal else None
     part = found.parts.get(name, "")
     return KeyReport(name, meta.kind, part, ttl_s, meta.size_bytes, meta.idle_s, meta.encoding, payload, preview)
 

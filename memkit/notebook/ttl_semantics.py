@@ -307,14 +307,8 @@ def _script(client: redis.Redis) -> str:
     return f"runs, TTL {_tens(cast('int', left))} s"
 
 
-def _idle_time(client: redis.Redis) -> str:
-    client.set("k", "x")
-    return "some seconds" if client.object("idletime", "k") is not None else "none"
-
-
-def _memory(client: redis.Redis) -> str:
-    client.set("k", "x")
-    return "some bytes" if client.memory_usage("k") else "none"
+def _found(client: redis.Redis, command: str, unit: str) -> str:
+    return "none" if _run(client, f"SET k x; {command}")[1] is None else f"some {unit}"
 
 
 def _field(client: redis.Redis, *then: str) -> str:
@@ -330,11 +324,6 @@ def _expired_fields(client: redis.Redis) -> str:
     client.hpexpire("h", 20, "f")
     _wait_while(lambda: client.hget("h", "f"))
     return f"HGETALL {len(client.hgetall('h'))}, HLEN {client.hlen('h')}"
-
-
-def _deadline(client: redis.Redis) -> str:
-    client.set("k", "x")
-    return str(client.expiretime("k"))
 
 
 def _expire(client: redis.Redis, rule: str) -> str:
@@ -353,9 +342,9 @@ CASES: Sequence[Case] = (
     Case("the event of writes over maxmemory, allkeys-lru", _event_of_eviction),
     Case("SET by an ACL user without +set", _forbidden_write),
     Case("EVAL", _script),
-    Case("OBJECT IDLETIME", _idle_time),
-    Case("MEMORY USAGE", _memory),
-    Case("EXPIRETIME of a key without TTL", _deadline, varies=True),
+    Case("OBJECT IDLETIME", lambda client: _found(client, "OBJECT IDLETIME k", "seconds")),
+    Case("MEMORY USAGE", lambda client: _found(client, "MEMORY USAGE k", "bytes")),
+    Case("EXPIRETIME of a key without TTL", lambda client: str(_run(client, "SET k x; EXPIRETIME k")[1]), varies=True),
     Case("HSET on a field with a TTL of 100 s", lambda client: _field(client, "HSET", "h", "f", "y"), varies=True),
     Case("EXPIRE on the key of that field", lambda client: _field(client, "EXPIRE", "h", "10"), varies=True),
     Case("an expired field beside another", _expired_fields, varies=True),

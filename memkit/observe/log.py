@@ -269,9 +269,8 @@ class ExpiryLog:
         if late := sum(group.checked_late for group in groups):
             keys = f"{counted(late, 'key')} {'was' if late == 1 else 'were'}"
             return f"Inconclusive: {keys} checked too late to rule out a lifetime of twice the TTL."
-        return self._as_configured(groups) if groups else "No keys to observe."
-
-    def _as_configured(self, groups: Sequence[TtlGroup]) -> str:
+        if not groups:
+            return "No keys to observe."
         existing = self.counts().get("not expired", 0)
         rest = f"{counted(existing, 'key')} {'has' if existing == 1 else 'have'} not expired."
         expired = [group for group in groups if group.lifetime_ms]

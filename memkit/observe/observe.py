@@ -102,7 +102,10 @@ def observe_expiry(
         PolicyError: An argument is invalid.
         ProductionGuardError: ``ttls`` would write to a server that memkit may not write to.
     """
-    wanted, configured = list(ttls), _configured_ttls(keys)
+    wanted, names = list(ttls), _encoded_names(keys)
+    configured = dict.fromkeys(names, NONE)
+    if isinstance(keys, Mapping):
+        configured = dict(zip(names, [NEVER if ttl is None else ttl_ms(ttl) for ttl in keys.values()], strict=True))
     _check_arguments(wanted, configured, keys_per_ttl, resolution_ms, clock, wait_s)
     sandbox = getattr(client, "_test_prefix", "")
     if wanted and not sandbox:
@@ -143,7 +146,7 @@ class Watch:
 
     def __init__(self, client: redis.Redis, keys: Names, *, clock: ServerClock | None = None) -> None:
         self._reader = _KeyReader(client, clock)
-        self._names = list(_encoded_names(keys))
+        self._names = list(dict.fromkeys(_encoded_names(keys)))
         self.keys = [shown(name) for name in self._names]
         self._seen = list(self._reader.deadlines(self._names))
 
@@ -156,16 +159,7 @@ class Watch:
         return changes
 
 
-def _configured_ttls(keys: Names | Mapping[str, Duration | None] | Mapping[bytes, Duration | None]) -> dict[bytes, int]:
-    """Return each key's configured TTL in ms: NEVER for no TTL, NONE if it is unknown."""
-    if not isinstance(keys, Mapping):
-        return dict.fromkeys(_encoded_names(keys), NONE)
-    ttls = [NEVER if ttl is None else ttl_ms(ttl) for ttl in keys.values()]
-    return dict(zip(_encoded_names(keys, unique=False), ttls, strict=True))
-
-
-def _encoded_names(keys: Iterable[Any], *, unique: bool = True) -> list[bytes]:
-    """Return key names as bytes."""
+def _encoded_names(keys: Iterable[Any]) -> list[bytes]:
     if isinstance(keys, str | bytes):
         raise PolicyError(
             f"keys={keys!r} is a single name; expected several, as in keys=[{keys!r}] or client.scan_iter()"
@@ -175,8 +169,7 @@ def _encoded_names(keys: Iterable[Any], *, unique: bool = True) -> list[bytes]:
         if not isinstance(name, str | bytes):
             raise PolicyError(f"{name!r} is not a key name; expected text or bytes")
     # redis-py 8.1 with hiredis sends text as UTF-8, whatever the client's encoding.
-    encoded = [name if isinstance(name, bytes) else name.encode() for name in names]
-    return list(dict.fromkeys(encoded)) if unique else encoded
+    return [name if isinstance(name, bytes) else name.encode() for name in names]
 
 
 def shown(name: bytes) -> str:
@@ -405,7 +398,12 @@ class _Observation:
         while heap and self._may_continue():
             now = self._reader.now_us()
             if heap[0][0] > now + ahead_us:
-                now, round_us = self._approach(heap, ahead_us), ROUND_US
+                # The first stop is early, so that no interval is wide if this process is late for the second.
+                early_us = max(1_000_000, 10 * ahead_us)
+                self._check_near(heap, self._reach(heap[0][0] - early_us) + 60 * early_us)
+                now, round_us = self._reach(heap[0][0] - ahead_us) if heap else self._reader.now_us(), ROUND_US
+                # The nearest keys first: checking thousands takes longer than they still have.
+                self._check_near(heap, now + ahead_us + NEAR_US)
             # Three rounds ahead, so that a key with a deadline during a round was checked shortly before.
             self._check_near(heap, now + ahead_us + self._step_us + 3 * round_us)
             self._listen()
@@ -414,16 +412,6 @@ class _Observation:
             if heap and after < heap[0][0]:
                 self._pass_time(self._step_us)
         self._finish()
-
-    def _approach(self, heap: list[tuple[int, int]], ahead_us: int) -> int:
-        """Let time pass until shortly before the next deadline; return the time."""
-        # The first stop is early, so that no interval is wide if this process is late for the second.
-        early_us = max(1_000_000, 10 * ahead_us)
-        self._check_near(heap, self._reach(heap[0][0] - early_us) + 60 * early_us)
-        now = self._reach(heap[0][0] - ahead_us) if heap else self._reader.now_us()
-        # The nearest keys first: checking thousands takes longer than they still have.
-        self._check_near(heap, now + ahead_us + NEAR_US)
-        return now
 
     def _check_near(self, heap: list[tuple[int, int]], until_us: int) -> None:
         due = []

@@ -70,45 +70,35 @@ OUTCOMES = {
 ENDED = {"early": "expired", "late": "expired"}
 
 
-@dataclass(frozen=True, slots=True)
-class _Points:
-    """A log's rows in seconds; ``ttl`` is the granted TTL if the configured one is unknown."""
+def _points(log: ExpiryLog) -> Any:
+    """Return a log's rows as an array of records, in seconds.
 
-    ttl: Any
-    low: Any
-    high: Any
-    outcome: Any
+    ``ttl`` is the granted TTL if the configured one is unknown. ``lifetime`` is the middle of the interval from ``low``
+    to ``high``; for a key that has not expired it is ``low``, and ``high`` is NaN.
+    """
+    started, started_by, seen, missing, deadline = (
+        np.array(column, dtype=float) / 1e6
+        for column in (log.started_us, log.started_by_us, log.seen_us, log.missing_us, log.deadline_us)
+    )
+    configured = np.array(log.ttl_ms, dtype=float)
+    granted = np.where(np.array(log.deadline_us) == NONE, np.nan, deadline - started)
+    ttl = np.where(configured == NONE, granted, configured / 1e3)
+    low = np.maximum(seen - started_by, 0)
+    high = np.where(np.array(log.missing_us) == NONE, np.nan, missing - started)
+    lifetime = np.where(np.isnan(high), low, (low + high) / 2)
+    ends = np.array(ENDS)[np.frombuffer(bytes(log.ends), dtype=np.uint8)]
+    slack = np.maximum(ttl * TOLERANCE, MIN_TOLERANCE_MS / 1000)
+    outcome = np.where(high < ttl - slack, "early", np.where(low > ttl + slack, "late", "on time"))
+    outcome = np.where(ends == "expired", outcome, ends)
+    rows = (ttl > 0) & (ends != "absent")  # a key without a TTL has no place on the axis
+    columns = [ttl, low, high, lifetime, outcome]
+    return np.rec.fromarrays(columns, names="ttl,low,high,lifetime,outcome")[rows]  # type: ignore[call-overload]
 
-    @classmethod
-    def of(cls, log: ExpiryLog) -> _Points:
-        started, started_by, seen, missing, deadline = (
-            np.array(column, dtype=float) / 1e6
-            for column in (log.started_us, log.started_by_us, log.seen_us, log.missing_us, log.deadline_us)
-        )
-        configured = np.array(log.ttl_ms, dtype=float)
-        granted = np.where(np.array(log.deadline_us) == NONE, np.nan, deadline - started)
-        ttl = np.where(configured == NONE, granted, configured / 1e3)
-        low = np.maximum(seen - started_by, 0)
-        high = np.where(np.array(log.missing_us) == NONE, np.nan, missing - started)
-        ends = np.array(ENDS)[np.frombuffer(bytes(log.ends), dtype=np.uint8)]
-        slack = np.maximum(ttl * TOLERANCE, MIN_TOLERANCE_MS / 1000)
-        outcome = np.where(high < ttl - slack, "early", np.where(low > ttl + slack, "late", "on time"))
-        outcome = np.where(ends == "expired", outcome, ends)
-        rows = (ttl > 0) & (ends != "absent")  # a key without a TTL has no place on the axis
-        return cls(ttl[rows], low[rows], high[rows], outcome[rows])
 
-    @property
-    def lifetime(self) -> Any:
-        """The middle of the interval; its lower end for a key that has not expired."""
-        return np.where(np.isnan(self.high), self.low, (self.low + self.high) / 2)
-
-    def select(self, rows: Any) -> _Points:
-        return _Points(self.ttl[rows], self.low[rows], self.high[rows], self.outcome[rows])
-
-    def by_outcome(self) -> Iterator[tuple[str, _Points]]:
-        for name in OUTCOMES:
-            if (self.outcome == name).any():
-                yield name, self.select(self.outcome == name)
+def _by_outcome(points: Any) -> Iterator[tuple[str, Any]]:
+    for name in OUTCOMES:
+        if (points.outcome == name).any():
+            yield name, points[points.outcome == name]
 
 
 def plot_expiry(log: ExpiryLog, ax: Axes | None = None) -> Axes:
@@ -126,7 +116,7 @@ def plot_expiry(log: ExpiryLog, ax: Axes | None = None) -> Axes:
         The axes; ``show(ax)`` displays them with alt text.
     """
     ax = style.own_axes(ax, (7.2, 6.4))
-    points = _Points.of(log)
+    points = _points(log)
     low, high = _range(np.concatenate([points.ttl, points.lifetime]))
     ax.fill_between([low, high], [low, high], [low, low], color=style.SHADE, lw=0, zorder=0)
     ax.plot([low, high], [low, high], color=style.INK, lw=1, ls="--", zorder=1, label="lifetime = TTL")
@@ -150,21 +140,21 @@ def plot_expiry(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _note_keys_not_drawn(ax: Axes, log: ExpiryLog, points: _Points) -> None:
+def _note_keys_not_drawn(ax: Axes, log: ExpiryLog, points: Any) -> None:
     left_out = len(log) - len(points.ttl)
     if left_out:
         text = f"not drawn: {counted(left_out, 'key')} without a known TTL, or absent"
         ax.text(0.99, 0.02, text, transform=ax.transAxes, fontsize=9, color=style.INK, ha="right", zorder=5)
 
 
-def _draw_keys(ax: Axes, points: _Points, low: float, high: float) -> list[Annotation]:
+def _draw_keys(ax: Axes, points: Any, low: float, high: float) -> list[Annotation]:
     """Draw the keys; return their labels, which have no place yet."""
     many_ttls = len(np.unique(points.ttl)) > FEW_TTLS
     if many_ttls and len(points.ttl) > FEW_KEYS:
         _draw_many(ax, points, low, high)
         return list(_label_outcomes(ax, points))
     labels = list(_label_outcomes(ax, points)) if many_ttls else []
-    for name, some in points.by_outcome():
+    for name, some in _by_outcome(points):
         outcome = OUTCOMES[name]
         if many_ttls:
             top = np.where(np.isnan(some.high), some.low, some.high)
@@ -172,14 +162,14 @@ def _draw_keys(ax: Axes, points: _Points, low: float, high: float) -> list[Annot
             ax.vlines(some.ttl, bottom, top, color=outcome.colour, lw=1, alpha=0.7, zorder=3)
             _scatter(ax, some.ttl, some.lifetime, outcome, 22)
         for ttl in [] if many_ttls else np.unique(some.ttl):
-            group = some.select(some.ttl == ttl)
+            group = some[some.ttl == ttl]
             _draw_mark(ax, float(ttl), outcome, group)
             labels.append(_label_mark(ax, float(ttl), name, group))
         _scatter(ax, [], [], outcome, 45, label=outcome.name)
     return labels
 
 
-def _draw_mark(ax: Axes, ttl: float, outcome: Outcome, some: _Points) -> None:
+def _draw_mark(ax: Axes, ttl: float, outcome: Outcome, some: Any) -> None:
     """Draw all keys of one TTL and outcome: a mark at the median, a thin bar from least to most, a thick one 5-95 %."""
     lifetime, colour = some.lifetime, outcome.colour
     shortest, longest = np.nanmin(some.low), np.nanmax(np.where(np.isnan(some.high), some.low, some.high))
@@ -195,7 +185,7 @@ def _scatter(ax: Axes, x: Any, y: Any, outcome: Outcome, size: float, label: str
     )
 
 
-def _label_mark(ax: Axes, ttl: float, name: str, some: _Points) -> Annotation:
+def _label_mark(ax: Axes, ttl: float, name: str, some: Any) -> Annotation:
     """Label a mark beside it; if it is not on the dashed line, an arrow from there leads to it."""
     lifetime, colour = float(np.median(some.lifetime)), OUTCOMES[name].colour
     keys = counted(len(some.ttl), "key")
@@ -218,7 +208,7 @@ def _label(ax: Axes, text: str, at: tuple[float, float], **look: Any) -> Annotat
     return label
 
 
-def _place_labels(ax: Axes, labels: Sequence[Annotation], points: _Points) -> None:
+def _place_labels(ax: Axes, labels: Sequence[Annotation], points: Any) -> None:
     """Move each label to the place near its mark that covers least: marks, lines, other labels, the axes' edge."""
     ax.figure.canvas.draw()
     rows = np.linspace(0, len(points.ttl) - 1, min(len(points.ttl), MAX_OBSTACLES)).astype(int)
@@ -251,29 +241,29 @@ def _place_labels(ax: Axes, labels: Sequence[Annotation], points: _Points) -> No
         taken.append(box)
 
 
-def _draw_many(ax: Axes, points: _Points, low: float, high: float) -> None:
+def _draw_many(ax: Axes, points: Any, low: float, high: float) -> None:
     """Draw the keys on time as a density, and all others by marks, because a density would hide a few among many."""
-    on_time = points.select(points.outcome == "on time")
+    on_time = points[points.outcome == "on time"]
     if len(on_time.ttl):
         _draw_density(ax, on_time, low, high)
         label = f"{OUTCOMES['on time'].name}: {counted(len(on_time.ttl), 'key')}"
         ax.scatter([], [], s=70, marker="h", facecolor=style.BLUE, edgecolor=style.PAPER, label=label)
     cell_size = math.log(high / low) / 40
-    for name, some in points.by_outcome():
+    for name, some in _by_outcome(points):
         if name != "on time":
             outcome = OUTCOMES[name]
             cells = [np.round(np.log(np.maximum(v, SHORTEST_S)) / cell_size) for v in (some.ttl, some.lifetime)]
             _, cell = np.unique(np.stack(cells), axis=1, return_inverse=True)
             for number in np.unique(cell):
-                part = some.select(cell.ravel() == number)
+                part = some[cell.ravel() == number]
                 place = np.median(part.ttl), max(np.median(part.lifetime), SHORTEST_S)
                 _scatter(ax, [place[0]], [place[1]], outcome, 45 + 20 * np.log10(len(part.ttl)))
             _scatter(ax, [], [], outcome, 45, label=f"{outcome.name}: {counted(len(some.ttl), 'key')}")
 
 
-def _label_outcomes(ax: Axes, points: _Points) -> Iterator[Annotation]:
+def _label_outcomes(ax: Axes, points: Any) -> Iterator[Annotation]:
     """Label the keys of each outcome but "on time" with their number, TTLs and lifetimes."""
-    for name, some in points.by_outcome():
+    for name, some in _by_outcome(points):
         if name != "on time":
             middle = np.argsort(some.ttl)[len(some.ttl) // 2]
             x, y = float(some.ttl[middle]), max(float(some.lifetime[middle]), SHORTEST_S)
@@ -292,7 +282,7 @@ def _range_text(values_s: Any) -> str:
     return " to ".join(dict.fromkeys(ends))
 
 
-def _draw_density(ax: Axes, points: _Points, low: float, high: float) -> None:
+def _draw_density(ax: Axes, points: Any, low: float, high: float) -> None:
     colours = LinearSegmentedColormap.from_list("memkit", ["#a5d3f2", style.BLUE, "#00568f"])
     drawn = ax.hexbin(
         points.ttl,
@@ -333,13 +323,13 @@ def plot_survival(log: ExpiryLog, ax: Axes | None = None) -> Axes:
         The axes; ``show(ax)`` displays them with alt text.
     """
     ax = style.own_axes(ax, (7.6, 4.4))
-    points = _Points.of(log)
+    points = _points(log)
     ttls = [float(ttl) for ttl in np.unique(points.ttl)]
     limits = low, high = _range(np.concatenate([points.ttl, points.lifetime]))
     if len(ttls) > len(style.LINES):
         _survival_line(ax, points, f"TTLs {_range_text(np.array(ttls))}", 0, limits)
     for number, ttl in enumerate(ttls if len(ttls) <= len(style.LINES) else []):
-        _survival_line(ax, points.select(points.ttl == ttl), f"configured {duration(1000 * ttl)}", number, limits)
+        _survival_line(ax, points[points.ttl == ttl], f"configured {duration(1000 * ttl)}", number, limits)
     _note_keys_not_drawn(ax, log, points)
     ax.set(xscale="log", xlim=(low, high), ylim=(-0.02, 1.05), ylabel="readable keys")
     ax.set_xlabel("time since the write (log)")
@@ -354,7 +344,7 @@ def plot_survival(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _survival_line(ax: Axes, some: _Points, label: str, number: int, limits: tuple[float, float]) -> None:
+def _survival_line(ax: Axes, some: Any, label: str, number: int, limits: tuple[float, float]) -> None:
     early = np.isin(some.outcome, ["on time", "not expired"]).mean() < 0.5
     colour = style.VERMILLION if early else (style.BLUE, style.GREEN, style.SKY, style.PURPLE)[number % 4]
     share, middle, configured, shortest, longest = _steps(some, limits)
@@ -367,7 +357,7 @@ def _survival_line(ax: Axes, some: _Points, label: str, number: int, limits: tup
     ax.fill_betweenx(share[ended], shortest[ended], longest[ended], step="pre", color=colour, alpha=0.2, lw=0)
 
 
-def _steps(some: _Points, limits: tuple[float, float]) -> tuple[Any, ...]:
+def _steps(some: Any, limits: tuple[float, float]) -> tuple[Any, ...]:
     """Return shares and the times when they were reached: observed, configured, earliest, latest.
 
     Infinity: not reached, because keys did not expire.

@@ -33,13 +33,7 @@ class Pace:
     def after(self, server_s: float | None, took_s: float, keys: int) -> None:
         """Adapt to a batch that took so long, of which the server worked ``server_s``, and rest."""
         waited_s = max(took_s - self._round_trip_s, 0.0)
-        self._adapt(waited_s / max(keys, 1), waited_s)
-        if self.rests:
-            worked_s = waited_s if server_s is None else min(server_s, took_s)
-            idle_s = took_s - worked_s
-            time.sleep(min(max(worked_s * self._rest - idle_s, 0.0), LONGEST_REST_S))
-
-    def _adapt(self, each_s: float, waited_s: float) -> None:
+        each_s = waited_s / max(keys, 1)
         slow = self._usual_s > 0 and each_s > SLOWED_TIMES * self._usual_s and waited_s > NOTICED_S
         self._usual_s = each_s if not self._usual_s else min(self._usual_s * 1.02, each_s * 0.1 + self._usual_s * 0.9)
         self._slow_batches = self._slow_batches + 1 if slow else 0
@@ -49,3 +43,7 @@ class Pace:
             self.batch = min(self.batch + max(self.batch // 8, 1), self._full_batch)
         if self._slow_batches >= SLOW_BATCHES:
             self.stopped = "the server answered many times slower than at the start"
+        if self.rests:
+            worked_s = waited_s if server_s is None else min(server_s, took_s)
+            idle_s = took_s - worked_s
+            time.sleep(min(max(worked_s * self._rest - idle_s, 0.0), LONGEST_REST_S))

@@ -95,10 +95,7 @@ def open_target(url_or_client: str | Any, *, tolerant: bool = False, replicas: b
     opened: list[ReadOnlyConnection] = []
     try:
         with _tls_hint(str(url_or_client)):
-            if isinstance(client, RedisCluster):
-                route, slots = _open_cluster(client, opened, replicas)
-            else:
-                route, slots = _open_server(client, opened, replicas)
+            route, slots = _open_servers(client, opened, replicas)
         url = redact(url_or_client) if isinstance(url_or_client, str) else opened[0].name
         for connection in opened:
             connection.tolerant = tolerant and len(opened) > 1
@@ -116,27 +113,19 @@ Slots = Sequence[Any]
 """The reply to CLUSTER SLOTS: first and last slot, then the primary (host, port, id), then its replicas."""
 
 
-def _open_cluster(client: RedisCluster, opened: list[ReadOnlyConnection], replicas: bool) -> tuple[Route, Slots]:
-    slots = sorted(client.nodes_manager.slots_cache.items())
-    nodes_of = {str(nodes[0].name): _chosen(nodes, replicas) for _, nodes in slots}
-    nodes_of |= {str(one.name): one for one in client.get_primaries() if str(one.name) not in nodes_of}
-    by_primary = {}
-    for name, node in nodes_of.items():
-        connection = ReadOnlyConnection(client.get_redis_connection(node), name=str(node.name), replica=replicas)
-        by_primary[name] = connection
-        opened.append(connection)
-    return lambda key: by_primary[str(client.get_node_from_key(key).name)], _slots(opened[0])
-
-
-def _open_server(client: redis.Redis, opened: list[ReadOnlyConnection], replicas: bool) -> tuple[Route, Slots]:
-    """Open the server; if it is a node of a cluster, the primaries of that cluster, or a replica of each."""
-    first = ReadOnlyConnection(client, name=place(client))
+def _open_servers(
+    client: redis.Redis | RedisCluster, opened: list[ReadOnlyConnection], replicas: bool
+) -> tuple[Route, Slots]:
+    """Open the server; of a cluster, or of a node of one, the primaries that have slots, or a replica of each."""
+    node: Any = client.get_default_node() if isinstance(client, RedisCluster) else None
+    seed = client.get_redis_connection(node) if isinstance(client, RedisCluster) else client
+    first = ReadOnlyConnection(seed, name=place(seed))
     opened.append(first)
-    options = client.connection_pool.connection_kwargs
-    info = first.ask("INFO", "cluster")
-    in_cluster = isinstance(info, bytes) and b"cluster_enabled:1" in info
-    slots = _slots(first) if in_cluster else []
+    options = seed.connection_pool.connection_kwargs
+    slots = _slots(first)
     own_id = first.ask("CLUSTER", "MYID") if slots else b""
+    if slots:
+        first.name = first.name.removesuffix("/0")  # a cluster has only database 0
     by_id: dict[bytes, ReadOnlyConnection] = {}
     by_slot: dict[int, ReadOnlyConnection] = {}
     for start, end, *nodes in sorted(slots, key=lambda one: one[0]):
@@ -144,9 +133,11 @@ def _open_server(client: redis.Redis, opened: list[ReadOnlyConnection], replicas
         if node_id == own_id and not replicas:
             by_id[node_id] = first
         elif node_id not in by_id:
-            address = {"host": host.decode() if host else options.get("host", "127.0.0.1"), "port": int(port)}
-            name = f"{address['host']}:{address['port']}"
-            by_id[node_id] = ReadOnlyConnection(_at(client, address), name=name, replica=replicas)
+            host, port = host.decode() if host else options.get("host", "127.0.0.1"), int(port)
+            if isinstance(client, RedisCluster):
+                host, port = client.nodes_manager.remap_host_port(host, port)
+            address = {"host": host, "port": port}
+            by_id[node_id] = ReadOnlyConnection(_at(seed, address), name=f"{host}:{port}", replica=replicas)
             opened.append(by_id[node_id])
         by_slot |= dict.fromkeys(range(start, end + 1), by_id[node_id])
     if by_id:

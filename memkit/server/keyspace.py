@@ -17,7 +17,6 @@ from memkit.connect import (
     execute_undecoded,
     place,
     primaries,
-    redact,
     scan,
 )
 from memkit.errors import LeftSandboxError, SandboxError
@@ -31,6 +30,8 @@ from memkit.server.sandbox import (
     explain_refusals_async,
     is_refusal,
     make_user,
+    named_client,
+    no_user_error,
     unlink,
     url_for_user,
 )
@@ -118,9 +119,7 @@ class DedicatedDatabase:
     def __init__(self, url: str) -> None:
         self._admin_url = url
         self._user, self._password = f"{DATABASE_USER}-{secrets.token_hex(6)}", secrets.token_urlsafe(18)
-        self._admin = connect(url, client_name=self._user)
-        if isinstance(self._admin, redis.Redis):
-            self._admin.connection_pool.connection_kwargs["client_name"] = self._user  # also if the URL has another
+        self._admin = named_client(url, self._user)
         self._has_user = False
         self._clock: ServerClock | None = None
 
@@ -137,10 +136,7 @@ class DedicatedDatabase:
         try:
             make_user(self._admin, self._user, self._password, ["allkeys", "allchannels"], DATABASE_RULES)
         except RedisError as error:
-            raise SandboxError(
-                f"no user for tests on {redact(self._admin_url)}: the server did not make one ({error}). Expected the "
-                "right to ACL SETUSER; use a private server (no --real-redis) or an account with that right"
-            ) from error
+            raise no_user_error("database for tests", self._admin_url, error) from error
         self._has_user = True
         return self
 

@@ -416,13 +416,7 @@ class RedisServer:
     def _forget_shell(self) -> None:
         """End the watchdog of a server that has ended; keep the directory."""
         if self._finalizer and self._finalizer.alive:
-            write_end, shell, _, _ = self._finalizer.detach()[2]  # type: ignore[index]
-            os.write(write_end, b"keep\n")
-            _pipes.discard(write_end)
-            os.close(write_end)
-            shell.wait()
-        if self._shell and self._shell.stdout:
-            self._shell.stdout.close()
+            _end(*self._finalizer.detach()[2], keep=True)  # type: ignore[index]
         self._shell = self._finalizer = None
 
     def __enter__(self) -> Self:
@@ -436,17 +430,19 @@ class RedisServer:
         return f"<RedisServer {self.flavour} {self.version} ({self.source}) {state}>"
 
 
-def _end(write_end: int, shell: subprocess.Popen[bytes], pid: int, directory: str) -> None:
+def _end(write_end: int, shell: subprocess.Popen[bytes], pid: int, directory: str, *, keep: bool = False) -> None:
     """End a server by closing its watchdog's pipe. In a forked child do nothing: the server is the parent's."""
     if os.getpid() != pid:
         return
+    if keep:
+        os.write(write_end, b"keep\n")
     _pipes.discard(write_end)
     os.close(write_end)
     shell.wait()
     if shell.stdout:
         shell.stdout.close()
-    # The watchdog has done this, unless it was killed.
-    shutil.rmtree(directory, ignore_errors=True)
+    if not keep:
+        shutil.rmtree(directory, ignore_errors=True)  # the watchdog has done this, unless it was killed
 
 
 def _words(name: str, value: object) -> list[str]:

@@ -219,10 +219,7 @@ class SandboxHost:
         self.token = secrets.token_hex(6)
         self.user, self.password = f"{NAME}-{self.token}", secrets.token_urlsafe(18)
         self.prefix = f"{NAME}:{self.token}:"
-        self.admin: AnyClient = connect(self.url, client_name=self.user, **NO_DRIVER_INFO)
-        if isinstance(self.admin, redis.Redis):
-            # Also if the URL has another name: the production guard recognises memkit's connections by it.
-            self.admin.connection_pool.connection_kwargs["client_name"] = self.user
+        self.admin = named_client(self.url, self.user)
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._trackers: list[_Tracker] = []
@@ -243,10 +240,7 @@ class SandboxHost:
         except RedisError as error:
             self.forget(self.prefix)
             self.close()
-            raise SandboxError(
-                f"no sandbox on {redact(self.url)}: the server did not make a user ({error}). Expected the right to "
-                "ACL SETUSER; use a private server (no --real-redis) or an account with that right"
-            ) from error
+            raise no_user_error("sandbox", self.url, error) from error
         threading.Thread(target=self._renew, name=f"{self.user}-renewal", daemon=True).start()
 
     def names(self, prefix: str) -> set[bytes]:
@@ -289,7 +283,8 @@ class SandboxHost:
             self.admin.close()
 
     def _write_lease(self) -> None:
-        lease = Lease(self.user, self.prefix, _server_ms(self.admin) + LEASE_S * 1000, *_this_process())
+        until_ms = _server_ms(self.admin) + LEASE_S * 1000
+        lease = Lease(self.user, self.prefix, until_ms, _machine(), os.getpid(), _process_started(os.getpid()))
         self.admin.hset(REGISTRY, self.user, json.dumps(asdict(lease)))
 
     def _renew(self) -> None:
@@ -401,10 +396,6 @@ def reap(admin: AnyClient) -> list[str]:
     return reaped
 
 
-def _this_process() -> tuple[str, int, str]:
-    return _machine(), os.getpid(), _process_started(os.getpid())
-
-
 def _machine() -> str:
     """Return a name for this machine, boot and PID namespace: within it a PID can be looked up."""
     name = socket.gethostname()
@@ -454,6 +445,22 @@ def url_for_user(url: str, user: str, password: str) -> str:
 def database_of(client: AnyClient) -> int:
     """Return the number of a client's database."""
     return 0 if isinstance(client, redis.RedisCluster) else int(client.connection_pool.connection_kwargs.get("db") or 0)
+
+
+def named_client(url: str, name: str) -> AnyClient:
+    """Return a client with a name, by which the production guard recognises memkit's connections."""
+    client = connect(url, client_name=name, **NO_DRIVER_INFO)
+    if isinstance(client, redis.Redis):
+        client.connection_pool.connection_kwargs["client_name"] = name  # also if the URL has another
+    return client
+
+
+def no_user_error(what: str, url: str, error: RedisError) -> SandboxError:
+    """Return the error for a server that refused to make a user."""
+    return SandboxError(
+        f"no {what} on {redact(url)}: the server did not make a user ({error}). Expected the right to ACL SETUSER; "
+        "use a private server (no --real-redis) or an account with that right"
+    )
 
 
 def make_user(admin: AnyClient, user: str, password: str, keys_and_channels: list[str], rules: Sequence[str]) -> None:
@@ -510,8 +517,9 @@ Explain = Callable[[ResponseError], ResponseError]
 def explain_refusals(client: AnyClient, explain: Explain) -> None:
     """Make a client raise the errors of ``explain``."""
     if isinstance(client, redis.Redis):
-        pool = client.connection_pool
-        pool.connection_class = _explaining(pool.connection_class, explain)
+        options = client.connection_pool.connection_kwargs
+        connect = options.get("redis_connect_func") or redis.Connection.on_connect
+        options["redis_connect_func"] = partial(_explain, explain=explain, then=connect)
     else:
         # A cluster's client makes its pools anew whenever the topology changes, and reports each connection.
         client.user_on_connect_func = partial(_explain, explain=explain, then=client.user_on_connect_func)
@@ -533,19 +541,6 @@ def explain_refusals_async(client: AnyAsyncClient, explain: Explain) -> None:
 def is_refusal(error: ResponseError) -> bool:
     """Whether the server refused a command because of the user's rights; within a script it is a plain error."""
     return isinstance(error, NoPermissionError) or bool(re.search(r"NOPERM|can't (run|access)|permission", str(error)))
-
-
-def _explaining(base: type[Any], explain: Explain) -> type[Any]:
-    """Return a connection class that raises the errors of ``explain``."""
-
-    class Explaining(base):  # type: ignore[misc]
-        def read_response(self, *args: Any, **options: Any) -> Any:
-            try:
-                return _explained_replies(explain, super().read_response(*args, **options))
-            except ResponseError as error:
-                raise explain(error) from None
-
-    return Explaining
 
 
 def _explain(connection: Any, *, explain: Explain, then: Callable[[Any], None] | None) -> None:

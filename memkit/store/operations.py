@@ -116,28 +116,8 @@ class Names(NamedTuple):
     vectors: bytes
 
 
-class Renewed(NamedTuple):
-    """The ``born`` of the session with the renewed TTL, and that TTL in seconds; None: it never expires."""
-
-    born: str
-    ttl: float | None
-
-
-def with_renewed_ttl(session: Session, renewed: Renewed | None) -> Session:
-    """Return a session with its renewed TTL, unless another session of the same id was renewed."""
-    same = renewed and isinstance(session.version, Version) and renewed.born == session.version.born
-    return replace(session, ttl=renewed.ttl) if renewed and same else session
-
-
 class Operations:
-    """The operations of a store, without I/O.
-
-    Args:
-        prefix: The beginning of every key.
-        policy: The store's policy.
-        shorten: Whether writes may shorten the TTL of existing sessions.
-        warned: The warnings that the stores of this client have issued.
-    """
+    """The operations of a store, without I/O. ``warned`` has the warnings that the stores of its client have issued."""
 
     def __init__(self, prefix: str, policy: ExpiryPolicy, *, shorten: bool, warned: set[Warned]) -> None:
         self.prefix = prefix
@@ -249,16 +229,15 @@ class Operations:
         names = self._names(session_id)
         return self._write("put_vectors", session_id, names, b"", (_for(names.key, encode_vectors, array),))
 
-    def touch(self, session_id: str) -> Write[Renewed | None]:
-        """Renew the deadline only."""
+    def touch(self, session_id: str) -> Write[bool]:
+        """Renew the deadline only; return whether the session exists."""
         key, script, arguments, _ = self._write("touch", session_id, self._names(session_id))
 
-        def decode(reply: bytes) -> Renewed | None:
+        def decode(reply: bytes) -> bool:
             if reply[0] == REFUSAL:
-                return None
-            left_ms, _, version = reply.partition(b" ")
-            born = self._version(session_id, key, version).born
-            return Renewed(born, None if left_ms == b"-1" else int(left_ms) / 1000)
+                return False
+            self._version(session_id, key, reply)
+            return True
 
         return key, script, arguments, decode
 
@@ -325,26 +304,23 @@ class Operations:
         kept = len(words) > 2
         self._saw(session_id, b"%b %b" % (words[0], words[1]) if kept else reply)
         if kept:
-            self._warn(key, policy_of(words[2].decode()))
+            written = policy_of(words[2].decode())
+            warning = (self.prefix, written, self.policy)
+            if warning not in self._warned:
+                self._warned.add(warning)
+                warnings.warn(
+                    f"{key!r} was written under a longer policy ({written}) than this store's ({self.policy}); its "
+                    "deadline was kept. New sessions expire earlier: if that is a mistake, change ttl= back; otherwise "
+                    "MemoryStore(..., shorten=True) applies it to existing sessions too",
+                    PolicyShortenedWarning,
+                    stacklevel=5,
+                )
         return Version.of(int(words[1], 16), words[0].decode())
 
     def _saw(self, session_id: str, state: bytes) -> None:
         self._seen[session_id] = state
         if len(self._seen) > REMEMBERED_SESSIONS:
             self._seen.popitem(last=False)
-
-    def _warn(self, key: str, written: ExpiryPolicy) -> None:
-        warning = (self.prefix, written, self.policy)
-        if warning in self._warned:
-            return
-        self._warned.add(warning)
-        warnings.warn(
-            f"{key!r} was written under a longer policy ({written}) than this store's ({self.policy}); its deadline "
-            "was kept. New sessions expire earlier: if that is a mistake, change ttl= back; otherwise "
-            "MemoryStore(..., shorten=True) applies it to existing sessions too",
-            PolicyShortenedWarning,
-            stacklevel=6,
-        )
 
 
 @lru_cache(maxsize=REMEMBERED_SESSIONS)

@@ -53,7 +53,6 @@ from memkit.store.operations import (
     checked_replies,
     encoded,
     raise_decode_error,
-    with_renewed_ttl,
 )
 
 if TYPE_CHECKING:
@@ -255,13 +254,10 @@ class MemoryStore(_Store[redis.Redis | redis.RedisCluster]):
         Args:
             session_id: The session.
         """
-        found = self._read(self._operations.get(session_id))
-        if found is None:
-            return None
-        session, vectors = found
         if self.policy.refresh_on_read:
-            session = with_renewed_ttl(session, self._write(self._operations.touch(session_id)))
-        if vectors:
+            self.touch(session_id)  # first, so that the session's TTL is the renewed one
+        session, vectors = self._read(self._operations.get(session_id)) or (None, False)
+        if session and vectors:
             session = self._read(self._operations.vectors_lost(session))
         return session
 
@@ -327,7 +323,7 @@ class MemoryStore(_Store[redis.Redis | redis.RedisCluster]):
         Returns:
             Whether the session exists.
         """
-        return self._write(self._operations.touch(session_id)) is not None
+        return self._write(self._operations.touch(session_id))
 
     def ttl(self, session_id: str) -> float | None:
         """Return the remaining TTL in seconds, None if the session never expires.
@@ -425,13 +421,10 @@ class AsyncMemoryStore(_Store["redis.asyncio.Redis | redis.asyncio.cluster.Redis
 
     async def get(self, session_id: str) -> Session | None:
         """See MemoryStore.get."""
-        found = await self._read(self._operations.get(session_id))
-        if found is None:
-            return None
-        session, vectors = found
         if self.policy.refresh_on_read:
-            session = with_renewed_ttl(session, await self._write(self._operations.touch(session_id)))
-        if vectors:
+            await self.touch(session_id)
+        session, vectors = await self._read(self._operations.get(session_id)) or (None, False)
+        if session and vectors:
             session = await self._read(self._operations.vectors_lost(session))
         return session
 
@@ -456,7 +449,7 @@ class AsyncMemoryStore(_Store["redis.asyncio.Redis | redis.asyncio.cluster.Redis
 
     async def touch(self, session_id: str) -> bool:
         """See MemoryStore.touch."""
-        return await self._write(self._operations.touch(session_id)) is not None
+        return await self._write(self._operations.touch(session_id))
 
     async def ttl(self, session_id: str) -> float | None:
         """See MemoryStore.ttl."""

@@ -311,7 +311,15 @@ def test_job_that_renews_every_session(traffic: Traffic) -> None:
 
 @pytest.mark.parametrize(
     ("shape", "shown"),
-    [("b'{}'", "b'"), ('"{}"', "quotes"), ("{}\n", "line end"), (":{}", "doubled"), ("{{{}}}", "hash tag")],
+    [
+        ("b'{}'", "b'"),
+        ('"{}"', "quotes"),
+        ("{}\n", "line end"),
+        (":{}", "doubled"),
+        ("{{{}}}", "hash tag"),
+        ("chat:{}", "chat:chat:*"),
+        ("None:{}", "chat:None:*"),
+    ],
 )
 @pytest.mark.parametrize("ttl", ["7d", None])
 def test_new_shape_of_names(shape: str, shown: str, ttl: str | None, traffic: Traffic) -> None:
@@ -325,6 +333,28 @@ def test_new_shape_of_names(shape: str, shown: str, ttl: str | None, traffic: Tr
     found = of(traffic.world(events + later, expect={"chat:*": ttl}).audited(), "wrong_prefix")
     assert (found.keys, found.confidence, found.since_is) == (60, "likely", "lower bound")
     assert shown in found.message
+
+
+@pytest.mark.parametrize("ttl", ["7d", None])
+def test_other_shape_of_names_may_be_on_purpose(ttl: str | None, traffic: Traffic) -> None:
+    given = {"reads": 0.0, "ttl_s": WEEK if ttl else None}
+    events = traffic.sessions(newest_s=14 * HOUR, **given)
+    for age_s in traffic.times(0, 13 * HOUR):
+        events += traffic.write(f"chat:web:{traffic.uid()}", age_s, ttl_s=given["ttl_s"])
+    found = of(traffic.world(events, expect={"chat:*": ttl}).audited(), "wrong_prefix")
+    assert (found.severity, found.confidence) == ("warning", "possible")
+    assert "chat:web:*" in found.message
+
+
+@pytest.mark.parametrize("prefix", ["chat%3A", "prod:chat:"])
+@pytest.mark.parametrize("ttl", ["7d", None])
+def test_names_outside_the_pattern_since(prefix: str, ttl: str | None, traffic: Traffic) -> None:
+    given = {"reads": 0.0, "ttl_s": WEEK if ttl else None}
+    events = traffic.sessions(newest_s=14 * HOUR, **given)
+    for age_s in traffic.times(0, 13 * HOUR):
+        events += traffic.write(prefix + traffic.uid(), age_s, ttl_s=given["ttl_s"])
+    found = of(traffic.world(events, expect={"chat:*": ttl}).audited(), "wrong_prefix")
+    assert (found.keys, found.confidence, found.since_is) == (60, "likely", "lower bound")
 
 
 def test_hash_tags_in_all_names_are_no_finding(traffic: Traffic) -> None:

@@ -21,7 +21,7 @@ from waiting import nothing, wait_for
 from memkit import AsyncMemoryStore, MemoryStore, Sandbox
 from memkit.errors import ProductionGuardError, SandboxError
 from memkit.server.guard import REGISTRY
-from memkit.server.sandbox import Lease, _this_process, reap
+from memkit.server.sandbox import Lease, _machine, _process_started, reap
 
 
 @pytest.fixture
@@ -263,7 +263,7 @@ def test_only_a_killed_run_s_sandbox_is_reaped(memkit_server):
 
 
 def lease_of(user, prefix, **changed):
-    machine, pid, started = _this_process()
+    machine, pid, started = _machine(), os.getpid(), _process_started(os.getpid())
     fields = {"machine": machine, "pid": pid, "started": started, "until_ms": 0} | changed
     return json.dumps({"user": user, "prefix": prefix, **fields})
 

@@ -24,6 +24,7 @@ from memkit import formats
 from memkit.formats import capture, unknown
 from memkit.formats.capture import payload_of
 from memkit.formats.model import KeyOwner, SessionValues
+from memkit.formats.parsing import encodings
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue, to_bytes
 
 MAX_CPU_S = 1.0
@@ -200,7 +201,7 @@ def run(stored: SessionValues) -> None:
             for wanted in ("sess-A", None):
                 formats.recognise(raw, wanted)
             formats.leads(raw)
-            unknown.payload_encoding(raw)
+            encodings.encoding_of(next(iter(raw.payloads), b""))
     if stored.owner.store != "unknown":
         list(formats.format_of(stored.owner.store).siblings(stored))
         list(formats.decode(stored))

@@ -75,7 +75,8 @@ def server_notes(server: ServerFacts, expectations: Sequence[Expectation], *, wh
         notes.append(f"the server started {when}, within the expected TTL: {loaded}{dropped}")
     flushes = server.called(*FLUSHES)
     if flushes:
-        notes.append(f"FLUSHALL or FLUSHDB was called {counted(flushes, 'time')} since the start or the last reset")
+        names = " or ".join(name.upper() for name in FLUSHES)
+        notes.append(f"{names} was called {counted(flushes, 'time')} since the start or the last reset")
     if server.oom_errors:
         notes.append(f"{counted(server.oom_errors, 'command')} were refused for lack of memory (errorstat_OOM)")
     others = {name: one.get("keys", 0) for name, one in server.databases.items() if name != f"db{database}"}
@@ -173,7 +174,7 @@ def _flushed(server: ServerFacts, context: AuditContext, expectations: Sequence[
     oldest_key = f"no key is older than {duration(age)}" if context.keys else "no key exists"
     return Finding(
         "flushed",
-        message=f"{names} deleted all keys, {shown_at}; {sessions:,} sessions exist",
+        message=f"{names} removed all keys from the database, {shown_at}; {counted(sessions, 'session')} exist",
         # The counters do not tell whether sessions existed: a server is flushed before a launch, too.
         confidence="proven" if logged else "possible",
         expected_ttl_s=ttl_ms / 1000,
@@ -186,7 +187,7 @@ def _flushed(server: ServerFacts, context: AuditContext, expectations: Sequence[
             f"{duration(ttl_ms)} old",
         ),
         next="find the client that flushes (a cache that is cleared?) and give sessions a database or server of "
-        "their own; deny FLUSHALL and FLUSHDB by ACL",
+        "their own; deny these commands by ACL",
     )
 
 

@@ -9,7 +9,7 @@ from memkit.conformance.adapter import Handle, Messages, error_line
 from memkit.conformance.case import case
 from memkit.conformance.environment import MARGIN_S, TTL_S, Key, TestEnvironment, attempt, messages_of
 from memkit.conformance.fault_proxy import FaultProxy, Loss
-from memkit.conformance.keyspace import Element, SessionKeys, damage, elements, holds, key_text, values
+from memkit.conformance.keyspace import GARBAGE, Element, SessionKeys, damage, elements, holds, key_text, values
 from memkit.conformance.outcomes import CaseFailed, CaseSkipped, Symptom
 from memkit.conformance.processes import LONGEST_S, ForkedProcess, in_thread, in_threads, outcome, works_when_forked
 from memkit.conformance.trial import TrialSession, difference
@@ -38,10 +38,7 @@ def _read(handle: Handle) -> Messages | Exception:
 
 
 def _expect_right_or_raised(session: TrialSession, handle: Handle, when: str) -> None:
-    read = _read(handle)
-    if not isinstance(read, Exception) and read != session.expected:
-        message = f"{when}: read() did not raise; {difference(session.expected, read)}"
-        raise CaseFailed(message, symptom=Symptom.ERROR_HIDDEN)
+    _expect_right_or_altered([session.expected], handle, None, when)
 
 
 # Denied commands
@@ -391,9 +388,8 @@ def corrupt_element(env: TestEnvironment) -> None:
     if not count:
         raise CaseSkipped("the session has no key or field of its own that could be damaged")
     for number in range(count):
-        _damage(env, number)
-        for what, value in MILD_DAMAGE:
-            if not _damage_mildly(env, number, what, value):
+        for what, value in DAMAGE:
+            if not _damage(env, number, what, value):
                 break
     session.expect("a session next to the damaged ones")
 
@@ -413,41 +409,21 @@ def _begin_with_own_elements(env: TestEnvironment) -> tuple[TrialSession, list[t
     return session, found
 
 
-def _damage(env: TestEnvironment, number: int) -> None:
-    session, found = _begin_with_own_elements(env)
-    if number >= len(found):
-        return
-    key, element = found[number]
-    with env.database(key[0]) as client:
-        damage(client, key[1], element)
-        when = f"an element of the {element.kind} {key_text(key)} is damaged"
-        _expect_right_or_raised(session, session.handle, f"{when}, read by the open handle")
-        _expect_right_or_raised(session, session.open_again(), f"{when}, read by a new handle")
-        text = "appended after the damage"
-        error = session.try_append(text)
-        read = _read(session.open_again())
-        if isinstance(read, Exception):
-            if not holds(client, b"damaged on purpose"):
-                raise CaseFailed(f"{when}; an append overwrote the damage, and read() raises {error_line(read)}")
-            return
-    allowed = [session.expected, *([env.kept([*session.messages, ("user", text)])] if error else [])]
-    if read not in allowed:
-        raise CaseFailed(f"{when}; after an append read() does not raise: {difference(session.expected, read)}")
+DAMAGE = (("damaged", GARBAGE), ("cut short", b""), ("replaced by {}", b"{}"), ("replaced by a number", b"7"))
 
 
-MILD_DAMAGE = (("cut short", b""), ("replaced by {}", b"{}"), ("replaced by a number", b"7"))
+def _damage(env: TestEnvironment, number: int, what: str, value: bytes) -> bool:
+    """Damage an element and append; return False if it holds no message's text that mild damage could replace.
 
-
-def _damage_mildly(env: TestEnvironment, number: int, what: str, value: bytes) -> bool:
-    """Replace an element that holds a message's text by valid UTF-8, or JSON; return False if it holds none.
-
-    A store that takes any bytes as text cannot detect it; it returns them in place of the message, and all the others.
+    Mild damage is valid UTF-8 or JSON. A store that takes any bytes as text cannot detect it; it returns them in place
+    of the message, and all the others.
     """
     session, found = _begin_with_own_elements(env)
     if number >= len(found):
         return False
     key, element = found[number]
-    with env.database(key[0]) as client:
+    mild, text = value != GARBAGE, b""
+    if mild:
         texts = [text.encode() for _, text in session.messages]
         held = [(part, text) for part in element.parts for text in texts if text in part]
         # What holds several messages is only cut: an empty object in place of a whole session is an empty session.
@@ -455,33 +431,44 @@ def _damage_mildly(env: TestEnvironment, number: int, what: str, value: bytes) -
             return False
         part, text = held[-1]
         value = value or part[: part.index(text) + len(text) // 2]
+    with env.database(key[0]) as client:
         damage(client, key[1], element, value, instead_of=text)
         when = f"an element of the {element.kind} {key_text(key)} is {what}"
-        _expect_one_altered(session.expected, _read(session.handle), value, f"{when}, read by the open handle")
-        _expect_one_altered(session.expected, _read(session.open_again()), value, f"{when}, read by a new handle")
+        for handle, which in ((session.handle, "the open"), (session.open_again(), "a new")):
+            _expect_right_or_altered(
+                [session.expected], handle, value if mild else None, f"{when}, read by {which} handle"
+            )
         error = session.try_append("appended after the damage")
-        read = _read(session.open_again())
         with_it = env.kept([*session.messages, (session.role("user"), "appended after the damage")])
-        longer = error and not isinstance(read, Exception) and len(read) == len(with_it)
-        _expect_one_altered(with_it if longer else session.expected, read, value, f"{when}; after an append")
-        # Anywhere in the key: an LPUSH moves the elements.
-        left = values(client, key[1])
-        if isinstance(read, Exception) and value not in (b"".join(left) if what == "cut short" else left):
-            raise CaseFailed(f"{when}; an append overwrote it, and read() raises {error_line(read)}")
+        possible = [session.expected, *([with_it] if error else [])]
+        read = _expect_right_or_altered(
+            possible, session.open_again(), value if mild else None, f"{when}; after an append"
+        )
+        if isinstance(read, Exception):
+            left = values(client, key[1])  # anywhere in the key: an LPUSH moves the elements
+            kept = value in (b"".join(left) if what == "cut short" else left)
+            if not (kept if mild else holds(client, b"damaged on purpose")):
+                raise CaseFailed(f"{when}; an append overwrote it, and read() raises {error_line(read)}")
     return True
 
 
-def _expect_one_altered(expected: Messages, read: Messages | Exception, value: bytes, when: str) -> None:
-    """Accept an error, the expected messages, or one of them replaced by the damage."""
-    if isinstance(read, Exception) or read == expected:
-        return
-    altered = [(before, after) for before, after in zip(expected, read, strict=False) if before != after]
-    if len(read) == len(expected) and len(altered) == 1:
-        before, after = altered[0]
-        shown, text = value.decode(errors="replace"), str(after[1])
-        if shown in (text, str(after[0])) or (text and before[1].startswith(text)):
-            return
-    raise CaseFailed(f"{when}: read() did not raise; {difference(expected, read)}", symptom=Symptom.ERROR_HIDDEN)
+def _expect_right_or_altered(
+    possible: list[Messages], handle: Handle, value: bytes | None, when: str
+) -> Messages | Exception:
+    """Read; accept an error, any of the possible messages, or those with one replaced by this value (None: none)."""
+    read = _read(handle)
+    if isinstance(read, Exception) or read in possible:
+        return read
+    shown = value.decode(errors="replace") if value is not None else None
+    for expected in possible if shown is not None else ():
+        altered = [(before, after) for before, after in zip(expected, read, strict=False) if before != after]
+        if len(read) == len(expected) and len(altered) == 1:
+            before, after = altered[0]
+            text = str(after[1])
+            if shown in (text, str(after[0])) or (text and before[1].startswith(text)):
+                return read
+    message = f"{when}: read() did not raise; {difference(possible[0], read)}"
+    raise CaseFailed(message, symptom=Symptom.ERROR_HIDDEN)
 
 
 @case(

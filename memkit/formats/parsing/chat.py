@@ -75,7 +75,7 @@ def dumped(value: Any) -> str:
 
 def calls(raw: Any) -> tuple[Tool, ...]:
     """Return the tools of a list of calls, in OpenAI's form (``function.name``) or LangChain's (``name``)."""
-    return tuple(call_of(call) for call in a_list(raw) if isinstance(call, dict)) if raw else ()
+    return tuple(tool_in(plain_fields(call)) for call in a_list(raw) if isinstance(call, dict)) if raw else ()
 
 
 @lru_cache(maxsize=4_096)
@@ -101,16 +101,10 @@ def _plain_names(names: tuple[str, ...]) -> tuple[str, ...]:
     return plain if len(set(plain)) == len(plain) else ()
 
 
-def call_of(call: Mapping[str, Any]) -> Tool:
-    """Return the tool of a call, in any of the forms that APIs give it."""
-    return tool_in(plain_fields(call))
-
-
 def tool_in(fields: Mapping[str, Any]) -> Tool:
     """Return the tool of a call; its fields have plain names."""
-    name = (
-        fields.get("name") or a_dict(fields.get("function") or fields.get("call")).get("name") or fields.get("toolname")
-    )
+    call = a_dict(fields.get("function") or fields.get("call"))
+    name = fields.get("name") or call.get("name") or fields.get("toolname")
     return Tool(text_or_none(name), _first_text(fields, (*_CALL_IDS, "id")))
 
 

@@ -171,7 +171,17 @@ def order_of(entries: Sequence[Entry]) -> str:
     if len(entries) < 2:
         return OLDEST_FIRST
     judged = entries if len(entries) <= 2 * _JUDGED else [*entries[:_JUDGED], *entries[-_JUDGED:]]
-    return _by_calls(judged) or _by_places(judged) or _by_system(judged) or UNKNOWN_ORDER
+    if order := _by_calls(judged):
+        return order
+    places = [entry.place for entry in judged if entry.place is not None]
+    rising = sum(first < second for first, second in pairwise(places))
+    falling = sum(first > second for first, second in pairwise(places))
+    if rising > _CLEAR_MAJORITY * falling:
+        return OLDEST_FIRST
+    if falling > _CLEAR_MAJORITY * rising:
+        return NEWEST_FIRST
+    first, last = (judged[at].turns[0].role == "system" for at in (0, -1))
+    return UNKNOWN_ORDER if first == last else OLDEST_FIRST if first else NEWEST_FIRST
 
 
 def _by_calls(entries: Sequence[Entry]) -> str | None:
@@ -193,20 +203,6 @@ def _by_calls(entries: Sequence[Entry]) -> str | None:
         at + 1 < len(roles) and roles[at + 1] == "assistant" and not entries[at + 1].turns[0].text for at in results
     )
     return None if asks == asked else OLDEST_FIRST if asks > asked else NEWEST_FIRST
-
-
-def _by_places(entries: Sequence[Entry]) -> str | None:
-    places = [entry.place for entry in entries if entry.place is not None]
-    rising = sum(first < second for first, second in pairwise(places))
-    falling = sum(first > second for first, second in pairwise(places))
-    if rising > _CLEAR_MAJORITY * falling:
-        return OLDEST_FIRST
-    return NEWEST_FIRST if falling > _CLEAR_MAJORITY * rising else None
-
-
-def _by_system(entries: Sequence[Entry]) -> str | None:
-    first, last = (entries[at].turns[0].role == "system" for at in (0, -1))
-    return None if first == last else OLDEST_FIRST if first else NEWEST_FIRST
 
 
 def user_speaks_last(entries: Sequence[Entry]) -> bool:

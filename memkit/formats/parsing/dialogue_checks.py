@@ -33,7 +33,12 @@ class Dialogue:
         for item in items:
             yield self._seen(item) if isinstance(item, Turn) else item
             del item  # a text may have 10 MB: release it before the next one is parsed
-        self._end()
+        for key, count in self._open.values():
+            place = "the last message" if count == self._count else f"message {count:,}"
+            self._found.add("gap", key, f"{place} calls a tool and no result is stored: still running, or lost")
+        if self._loses_calls and self._empty_at is not None:
+            reason = "the last message is an assistant's without text, so a tool call, and no result is stored"
+            self._found.add("gap", self._empty_at, f"{reason}: still running, or lost")
         yield from self._found.report()
 
     def _seen(self, turn: Turn) -> Turn:
@@ -82,14 +87,6 @@ class Dialogue:
             self._answered.add(call_id)
         named = tuple([tool if tool.name else Tool(self._names.get(tool[1] or ""), tool[1]) for tool in turn.tools])
         return turn._replace(tools=named)
-
-    def _end(self) -> None:
-        for key, count in self._open.values():
-            place = "the last message" if count == self._count else f"message {count:,}"
-            self._found.add("gap", key, f"{place} calls a tool and no result is stored: still running, or lost")
-        if self._loses_calls and self._empty_at is not None:
-            reason = "the last message is an assistant's without text, so a tool call, and no result is stored"
-            self._found.add("gap", self._empty_at, f"{reason}: still running, or lost")
 
     def _add(self, cause: str, key: str, reason: str) -> None:
         self._found.add(cause, key, f"message {self._count:,} {reason}")

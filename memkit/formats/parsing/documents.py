@@ -1,49 +1,45 @@
-"""Read whole JSON documents, and what is left of broken ones."""
+"""Read whole documents: JSON, or what can be opened layer by layer, and what is left of broken ones.
+
+Layers are compression, base64, msgpack, JSON, and one JSON object a line. Serialised objects (pickle, Java, PHP) are
+named and never loaded. Every step is bounded: a compressed payload is not unfolded beyond ``MAX_OPEN_BYTES``.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from memkit.formats.model import Item, Problem, Turn, a_dict, few
+from memkit.formats.parsing import msgpack
 from memkit.formats.parsing.bounded_json import Fault, Parsed, parse
 from memkit.formats.parsing.element_shapes import kind_of, missing
-from memkit.formats.parsing.encodings import encoding_of
+from memkit.formats.parsing.encodings import examine, looks_like
 from memkit.formats.parsing.list_elements import Convert
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
 
 _SALVAGE_BYTES = 1 << 20
 _SALVAGED = 2_000
 _GAP = re.compile(r"[\s,]*")
-
-
-_parsed: dict[str, tuple[bytes, dict[str, Any]]] = {}
-
-
-@contextmanager
-def parsed_once() -> Iterator[None]:
-    """Keep the document that is being recognised, so that each format can look at it without parsing it again."""
-    _parsed["document"] = b"", {}
-    try:
-        yield
-    finally:
-        _parsed.clear()
+MAX_OPEN_BYTES = 8 << 20
+"""A chat of 8 MB has some 10,000 messages of a model's size; 64 MB are the most that an inspection may take."""
+MAX_LINES = 20_000
+_PREFIX = re.compile(rb"[\w.-]{1,40}[:|#](?=[{\[])")
+"""A version, a time or an id before a JSON document: members of a sorted set are made unique so."""
 
 
 def peek(raw: RedisValue) -> dict[str, Any]:
     """Return the document if it is a JSON object, else an empty one; for recognising, so no faults are reported."""
-    if raw.kind not in DOCUMENT_KINDS or raw.data[:1] not in (b"{", b"["):
-        return {}
-    kept = _parsed.get("document")
-    if kept and kept[0] is raw.data:
-        return kept[1]
-    document = a_dict(only_one(parse(raw.data).value))
-    if kept:
-        _parsed["document"] = raw.data, document
-    return document
+    return first_object(raw.data) if raw.kind in DOCUMENT_KINDS and raw.data[:1] in (b"{", b"[") else {}
+
+
+@lru_cache(maxsize=1)
+def first_object(data: bytes) -> dict[str, Any]:
+    """Return the JSON object; each format looks at the document that is being recognised, which is parsed once."""
+    return a_dict(only_one(parse(data).value))
 
 
 def only_one(value: Any) -> Any:
@@ -82,10 +78,8 @@ def corrupt(name: str, data: bytes, parsed: Parsed) -> Problem:
     if fault.byte is None:
         return Problem("truncated", name, f"the document is not shown: {fault.message}")
     share = fault.byte / len(data) if data else 0
-    looks = encoding_of(data)
-    hint = f"; it looks like {looks}" if looks not in ("text", "binary", "json", "empty") else ""
     where = f"at byte {fault.byte:,} of {len(data):,} ({share:.0%} of it is readable)"
-    return Problem("corrupt", name, f"the document is unreadable: {fault.message} {where}{hint}")
+    return Problem("corrupt", name, f"the document is unreadable: {fault.message} {where}{looks_like(data)}")
 
 
 def wrong_kind(raw: RedisValue, expected: str) -> Problem:
@@ -141,3 +135,51 @@ def read_or_salvage(raw: RedisValue, field: str) -> tuple[dict[str, Any], list[I
     if value is not None:
         return value, list(problems)
     return {field: list(salvage(raw.data, field))}, list(problems)
+
+
+class Opened(NamedTuple):
+    """What a payload holds (None if that is unknown), its encoding, outermost layer first, and whether it was cut."""
+
+    value: Any
+    encoding: str
+    cut: bool = False
+
+
+def open_payload(data: bytes) -> Opened:
+    """Return the value in a payload, the bytes as Redis has them."""
+    if data[:1] in (b"{", b"["):
+        value = _json_or_lines(data)
+        return Opened(value, "text" if value is None else "json")
+    found = examine(data, keep_bytes=MAX_OPEN_BYTES + 1)
+    encoding, inner = str(found), found.inner
+    if encoding == "text" and (prefix := _PREFIX.match(data)) and (parsed := parse(data[prefix.end() :])).fault is None:
+        return Opened(parsed.value, "prefix > json")
+    if len(inner) > MAX_OPEN_BYTES:
+        return Opened(None, encoding, cut=True)
+    if inner[:1] in (b"{", b"[", b'"'):
+        return Opened(_json_or_lines(inner), encoding)
+    value = None
+    with suppress(msgpack.MsgpackFault):
+        value = msgpack.unpack(inner) if found.layers[-1] == "msgpack" else None
+    return Opened(value, encoding)
+
+
+def _json_or_lines(data: bytes) -> Any:
+    """Return a JSON value, or the objects of JSON lines; None if one of the first lines is none."""
+    parsed = parse(data)
+    if parsed.fault is None:
+        return parsed.value
+    lines = [line for line in data.split(b"\n", MAX_LINES) if line.strip()]
+    if len(lines) < 2 or any(parse(line).fault for line in lines[:3]):
+        return None
+    return [parsed.value for line in lines if not (parsed := parse(line)).fault]
+
+
+def read_document(raw: RedisValue) -> tuple[Any, list[Problem]]:
+    """Return the value of a document, and the problems if it is damaged; None if it is not JSON or msgpack."""
+    if raw.kind not in DOCUMENT_KINDS or raw.unread_reason or raw.data[:1] == b"{":
+        return read(raw)
+    opened = open_payload(raw.data)
+    if opened.value is None and opened.encoding in ("text", "empty", "binary"):
+        return None, [corrupt(raw.name, raw.data, parse(raw.data))]
+    return opened.value, []

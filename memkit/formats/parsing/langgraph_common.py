@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from memkit.formats.parsing import msgpack
 from memkit.formats.parsing.any_message import read_any
 from memkit.formats.parsing.bounded_json import Fault, Parsed, parse
 from memkit.formats.parsing.documents import corrupt, messages, misshapen, peek, read, read_with
-from memkit.formats.parsing.element_shapes import TYPES, is_constructed, langchain_lacks, missing
+from memkit.formats.parsing.element_shapes import TYPES, is_constructed, kind_of, langchain_lacks, missing
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
 
 KNOWN_VERSION = 4
@@ -108,9 +108,9 @@ def blobs(stored: SessionValues, name: str, document: Mapping[str, Any]) -> dict
     return {channel: f"{base}:{channel}:{version}" for channel, version in versions.items()}
 
 
-def blob_value(raw: RedisValue | None) -> Any:
+def blob_value(raw: RedisValue) -> Any:
     """Return the value of a channel: JavaScript's savers write it as JSON, Python's before 0.1 as a text of JSON."""
-    document = peek(raw) if raw else {}
+    document = peek(raw)
     text = text_or_none(document.get("blob"))
     return parse(text.encode("utf-8", "surrogatepass")).value if text else document.get("value")
 
@@ -200,12 +200,12 @@ def message_items(channels: Mapping[str, Any], key: str) -> Iterator[Item]:
 
 def _are_messages(entries: list[Any], channel: str) -> bool:
     """Return whether a channel holds messages; in the one of that name some may be damaged."""
-    judged = [_is_message(entry) or entry == {} for entry in entries]
+    judged = [
+        is_constructed(entry) or entry == {}
+        or (isinstance(entry, dict) and (one_of(entry.get("type"), TYPES) or "role" in entry))
+        for entry in entries
+    ]  # fmt: skip
     return any(judged) if channel in ("messages", "__start__") else bool(judged) and all(judged)
-
-
-def _is_message(entry: Any) -> bool:
-    return is_constructed(entry) or (isinstance(entry, dict) and (one_of(entry.get("type"), TYPES) or "role" in entry))
 
 
 def missing_channels(document: Mapping[str, Any]) -> str | None:
@@ -216,35 +216,45 @@ def missing_channels(document: Mapping[str, Any]) -> str | None:
     return missing(document, ("checkpoint",), kind=dict) or "its checkpoint has no channel_values"
 
 
-def missing_parents(stored: SessionValues, parents: Mapping[str, str]) -> Iterator[Problem]:
+def missing_parents(stored: SessionValues, parents: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield a problem for each checkpoint without its parent; ``parents`` gives the parent's id by key.
 
     A checkpoint's id ends its key, so that one that exists and cannot be read counts as existing.
     """
     there = {name.rpartition(":")[2] for name, raw in stored.keys.items() if raw and raw.kind in DOCUMENT_KINDS}
-    lost = [name for name, parent in parents.items() if parent and parent not in there]
+    lost = [name for name, parent in parents.items() if parent and str(parent) not in there]
     reason = "this checkpoint's parent no longer exists: the thread cannot be rewound past it"
     yield from few(Problem("gap", name, reason) for name in lost)
 
 
-def checkpoints(raws: Iterable[RedisValue | None]) -> tuple[dict[str, dict[str, Any]], list[Problem]]:
-    """Return the checkpoints that can be read, oldest first (their ids sort by time), and the others' problems."""
+def checkpoints(
+    raws: Iterable[RedisValue | None], read: Callable[[RedisValue], tuple[Any, list[Problem]]] = read
+) -> tuple[dict[str, dict[str, Any]], list[Problem]]:
+    """Return the checkpoints that can be read, oldest first (their ids sort by time), and the others' problems.
+
+    ``read`` returns what a key holds and the problems; a JSON document by default.
+    """
     documents: dict[str, dict[str, Any]] = {}
     problems: list[Problem] = []
     for raw in filter(None, raws):
-        document, found = read(raw)
-        lacks = None if document is None else missing_channels(document)
-        problems += [*found, *([misshapen(raw.name, lacks)] if lacks else [])]
-        if document is not None and not lacks:
-            documents[raw.name] = document
-    return dict(sorted(documents.items(), key=lambda pair: str(pair[1].get("checkpoint_id")))), problems
+        value, found = read(raw)
+        problems += found
+        lacks = missing_channels(value) if isinstance(value, dict) else f"it holds {kind_of(value)}"
+        if not lacks:
+            documents[raw.name] = value
+        elif value is not None or not (found or raw.unread_reason):
+            problems.append(misshapen(raw.name, lacks))
+    return dict(sorted(documents.items(), key=lambda pair: str(pair[1].get("checkpoint_id", pair[0])))), problems
 
 
-def state_items(document: Mapping[str, Any], name: str, values: Mapping[str, Any] | None = None) -> Iterator[Item]:
-    """Yield the messages of a checkpoint; ``values`` are those of channels with keys of their own."""
+def state_items(
+    document: Mapping[str, Any], name: str, stored: SessionValues, blobs: Mapping[str, str] | None = None
+) -> Iterator[Item]:
+    """Yield the messages of a checkpoint; ``blobs`` are the keys of channels that have one of their own."""
     checkpoint = a_dict(document.get("checkpoint"))
     yield from newer_schema(checkpoint, name)
-    yield from message_items({**a_dict(checkpoint.get("channel_values")), **(values or {})}, name)
+    values = {channel: blob_value(raw) for channel, blob in (blobs or {}).items() if (raw := stored.get(blob))}
+    yield from message_items({**a_dict(checkpoint.get("channel_values")), **values}, name)
 
 
 def newer_schema(checkpoint: Mapping[str, Any], key: str) -> Iterator[Problem]:

@@ -10,7 +10,7 @@ import orjson
 from memkit.formats.model import Item, LikeProblems, Problem, Turn
 from memkit.formats.parsing.bounded_json import Fault, parse
 from memkit.formats.parsing.element_shapes import store_of
-from memkit.formats.parsing.encodings import encoding_of
+from memkit.formats.parsing.encodings import looks_like
 from memkit.readonly.values import RedisValue
 
 _SAMPLED_BYTES = 64 << 10
@@ -105,9 +105,7 @@ class Faults:
     def _corrupt(self, index: int, element: bytes, fault: Fault, after: int = 0) -> None:
         def reason() -> str:
             place = "" if fault.byte is None else f" at byte {fault.byte + after:,} of {len(element) + after:,}"
-            looks = encoding_of(element)
-            hint = "" if looks in ("text", "binary", "json", "empty") else f"; it looks like {looks}"
-            return f"is unreadable: {fault.message}{place}{hint}"
+            return f"is unreadable: {fault.message}{place}{looks_like(element)}"
 
         self._bad += 1
         self.add("truncated" if fault.byte is None else "corrupt", index, reason)

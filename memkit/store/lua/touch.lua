@@ -1,7 +1,7 @@
 -- Renews the deadline and changes nothing else: version and policy stay. Needs no memory, so that a read that renews
--- works if memory is full. Replies with the TTL in milliseconds, then as every write.
+-- works if memory is full.
 local h = read()
 if not h then return NOT_FOUND end
 if h.err then return h end
 local longer = renew(h)
-return whole(redis.call('PTTL', key)) .. ' ' .. reply(h, h.version, longer)
+return reply(h, h.version, longer)
