@@ -222,28 +222,24 @@ def _line_magic(line: str) -> None:
         raise KeyboardInterrupt("interrupted while an inline test was running")
     if seen.not_run and not (seen.failed or seen.errors):
         raise InlineTestsFailed(_named(f"pytest stopped before {counted(len(seen.not_run), 'test')} ran", seen.not_run))
+    report = printed.getvalue().strip()
     if must_fail:
-        _require_failure(seen, printed.getvalue())
+        if seen.errors:
+            raise InlineTestsFailed(f"expected a failing test; this is an error outside of one\n{report}")
+        if not seen.failed:
+            raise InlineTestsFailed(f"expected a failing test, and none failed\n{report}")
+        print("\n".join([_named(f"{len(seen.failed)} failed as expected", seen.failed), *seen.assertions]))
     elif code or not seen.passed:
-        raise InlineTestsFailed(f"{_reason(seen)}\n{printed.getvalue().strip()}")
+        failed = list(dict.fromkeys([*seen.failed, *seen.errors]))
+        reason = "no test was found in this cell; name a test function test_…"
+        if failed:
+            reason = _named(f"{len(failed)} of {len({*failed, *seen.passed})} failed", failed)
+        elif seen.skipped:
+            reason = "every test was skipped"
+        raise InlineTestsFailed(f"{reason}\n{report}")
     else:
         skipped = "".join(f"\nskipped {name}: {reason}" for name, reason in seen.skipped.items())
         print(_named(f"{len(seen.passed)} passed", seen.passed) + skipped)
-
-
-def _reason(seen: _Outcomes) -> str:
-    failed = list(dict.fromkeys([*seen.failed, *seen.errors]))
-    if failed:
-        return _named(f"{len(failed)} of {len({*failed, *seen.passed})} failed", failed)
-    return "every test was skipped" if seen.skipped else "no test was found in this cell; name a test function test_…"
-
-
-def _require_failure(seen: _Outcomes, report: str) -> None:
-    if seen.errors:
-        raise InlineTestsFailed(f"expected a failing test; this is an error outside of one\n{report.strip()}")
-    if not seen.failed:
-        raise InlineTestsFailed(f"expected a failing test, and none failed\n{report.strip()}")
-    print("\n".join([_named(f"{len(seen.failed)} failed as expected", seen.failed), *seen.assertions]))
 
 
 def _named(what: str, tests: list[str]) -> str:
