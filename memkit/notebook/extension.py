@@ -78,14 +78,6 @@ def server_with_expire_options() -> RedisServer:
     return RedisServer(binary=binary.path).start() if binary else server()
 
 
-def _missing_options(running: RedisServer) -> str:
-    if not semantics.lacks_expire_options(running):
-        return ""
-    other = semantics.binary_with_expire_options()
-    instead = f"{other.flavour} {other.version} is used instead" if other else "and no other server is installed"
-    return f"this server lacks {semantics.EXPIRE_OPTIONS}; {instead}"
-
-
 @cache
 def incident() -> RedisServer:
     """Return the private server of the demo incident; the first call replays it there, and it continues."""
@@ -144,10 +136,21 @@ class Status:
     """One line: the server, its source, how its clock is moved, and what other Redis memkit may read."""
 
     def __init__(self, running: RedisServer) -> None:
+        other = "no other Redis is used"
+        if named := os.environ.get(LAB_URL):
+            with connect(named) as client:
+                started = started_by_memkit(client)
+            other = "the demo incident runs beside it" if started else f"read-only on {redact(named)}"
         self._text = (
             f"memkit {memkit.__version__}: {running.flavour} {running.version} ({running.source}), private; "
-            f"time moved by {running.clock.method}; {'; '.join(filter(None, (_guard(), _missing_options(running))))}"
+            f"time moved by {running.clock.method}; {other}"
         )
+        if semantics.lacks_expire_options(running):
+            newer = semantics.binary_with_expire_options()
+            instead = (
+                f"{newer.flavour} {newer.version} is used instead" if newer else "and no other server is installed"
+            )
+            self._text += f"; this server lacks {semantics.EXPIRE_OPTIONS}; {instead}"
 
     def __repr__(self) -> str:
         return self._text
@@ -190,14 +193,6 @@ def remaining_ttls(target: str, prefix: str) -> Table:
     ]
     caption = f"{counted(len(left_s), 'session')} {prefix}* by remaining TTL"
     return Table(caption, ("remaining TTL", "sessions", ""), rows)
-
-
-def _guard() -> str:
-    named = os.environ.get(LAB_URL)
-    if not named:
-        return "no other Redis is used"
-    with connect(named) as client:
-        return "the demo incident runs beside it" if started_by_memkit(client) else f"read-only on {redact(named)}"
 
 
 def _cell_magic(line: str, cell: str) -> None:
