@@ -18,7 +18,9 @@ import re
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import islice
 from typing import NamedTuple
 
 from memkit.formats.parsing import msgpack
@@ -304,8 +306,13 @@ def _binary_layer(data: bytes, keep_bytes: int) -> _Layer:
     for magic, read in _MAGIC:
         if data.startswith(magic) and (found := read(data, keep_bytes)):
             return found
-    if found := _msgpack(data):
-        return found
+    if msgpack.begins_container(data):
+        try:
+            msgpack.unpack(data)
+            return _Layer("msgpack")
+        except msgpack.MsgpackFault as fault:
+            if fault.message == "cut short" and fault.names >= FEWEST_NAMES:
+                return _Layer("msgpack", fault="ends early")
     prefix = _PREFIXED.match(data)  # a short version or name before bytes with a magic number
     inner = data[prefix.end() :] if prefix else b""
     if any(inner.startswith(magic) for magic, _ in _MAGIC):
@@ -419,16 +426,19 @@ def _pickle(data: bytes, _keep_bytes: int) -> _Layer | None:
     if data[2:3] == b"\x95" and len(data) - _FRAME_HEAD_BYTES < int.from_bytes(data[3:11], "little") < MOST_FRAME_BYTES:
         return _Layer("pickle", fault="ends early")
     stream, count = io.BytesIO(data), 0
-    try:
-        for opcode, _argument, _at in pickletools.genops(stream):
-            count += 1
-            if count == MOST_OPCODES:
-                return _Layer("pickle")
-            if opcode.name == "STOP":
-                return _Layer("pickle") if stream.tell() == len(data) else None
-    except (ValueError, IndexError, OverflowError, EOFError):
-        pass
+    for count, name in enumerate(_opcodes(stream), 1):
+        if count == MOST_OPCODES:
+            return _Layer("pickle")
+        if name == "STOP":
+            return _Layer("pickle") if stream.tell() == len(data) else None
     return _Layer("pickle", fault="ends early") if not stream.read(1) and count >= FEWEST_OPCODES else None
+
+
+def _opcodes(pickled: bytes | io.BytesIO) -> Iterator[str]:
+    """Yield the names of the opcodes up to the first that is invalid or cut."""
+    with suppress(ValueError, IndexError, OverflowError, EOFError):
+        for opcode, _argument, _at in pickletools.genops(pickled):
+            yield opcode.name
 
 
 _MAGIC: tuple[tuple[bytes, _Read], ...] = (
@@ -439,18 +449,6 @@ _MAGIC: tuple[tuple[bytes, _Read], ...] = (
     (b"\x80", _pickle),
     (b"\xac\xed\x00\x05", lambda _, __: _Layer("java")),
 )
-
-
-def _msgpack(data: bytes) -> _Layer | None:
-    """Return the layer of a msgpack map or array; one that ends early is known by the names of its fields."""
-    if not msgpack.begins_container(data):
-        return None
-    try:
-        msgpack.unpack(data)
-    except msgpack.MsgpackFault as fault:
-        ends_early = fault.message == "cut short" and fault.names >= FEWEST_NAMES
-        return _Layer("msgpack", fault="ends early") if ends_early else None
-    return _Layer("msgpack")
 
 
 def _cbor_end(data: bytes, at: int, depth: int) -> int:
@@ -485,15 +483,7 @@ def _is_old_pickle(data: bytes) -> bool:
 
 def pickle_opcodes(data: bytes) -> Counter[str]:
     """Return how often each opcode occurs in the first 64 KB of a pickle, which is disassembled and never loaded."""
-    found: Counter[str] = Counter()
-    try:
-        for opcode, _argument, _at in pickletools.genops(data[:PEEK_BYTES]):
-            found[opcode.name] += 1
-            if found.total() >= _OPCODES:
-                break
-    except (ValueError, IndexError, OverflowError, EOFError):
-        pass
-    return found
+    return Counter(islice(_opcodes(data[:PEEK_BYTES]), _OPCODES))
 
 
 def hex_view(data: bytes) -> str:
