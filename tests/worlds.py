@@ -537,6 +537,16 @@ def never(t: Traffic) -> World:
     return t.world(t.sessions(ttl_s=None), expect={"chat:*": None})
 
 
+def never_with_locks(t: Traffic) -> World:
+    """Sessions without TTL, one of them locked, and rate limits under their prefix."""
+    events = t.sessions(ttl_s=None)
+    key = next(command[1] for _, command in events)
+    events.append((2.0, ("SET", f"{key}:lock", t.uid(), "NX", "EX", 30)))
+    for age_s in t.times(0, 50):
+        events += [(age_s, ("INCR", key := f"chat:rate:{t.uid()}")), (age_s, ("EXPIRE", key, 60))]
+    return t.world(events, expect={"chat:*": None})
+
+
 def several_expectations(t: Traffic) -> World:
     other = replace(t, prefix="user:", ttl_s=30 * DAY)
     return t.world(t.sessions() + other.sessions(), expect={"chat:*": "7d", "user:*": "30d"}, age_s=40 * DAY)
@@ -817,7 +827,7 @@ HEALTHY: dict[str, Callable[[Traffic], World]] = {
             job_at_one_age, read_in_batches, lazy_migration, quiet_and_backup, one_year, binary_names,
             clock_set_back, batch_before_a_restart, one_session_at_night, evicted_caches, drafts, setting_without_ttl,
             evicted_long_ago, one_large_session_ended, texts_under_a_store_s_name,
-            heartbeats, task_after_an_hour, service_ended,
+            heartbeats, task_after_an_hour, service_ended, never_with_locks,
         )
     },
 }  # fmt: skip
@@ -894,6 +904,35 @@ def flushed(t: Traffic) -> World:
     return t.world([*t.sessions(newest_s=2 * HOUR), (HOUR, ("FLUSHALL",))])
 
 
+def swapped(t: Traffic) -> World:
+    """A job has swapped the database for another; a few sessions are written since."""
+    later = replace(t, count=t.count // 10 + 1)
+    events = [one for age_s in later.times(0, HOUR) for one in later.write(f"chat:{t.uid()}", age_s)]
+    return t.world([*t.sessions(newest_s=2 * HOUR), (1.5 * HOUR, ("SWAPDB", 0, 1)), *events])
+
+
+def slightly_long(t: Traffic) -> World:
+    return t.world(t.sessions(ttl_s=8 * t.ttl_s / 7, reads=0))
+
+
+def fields_end_before_the_key(t: Traffic) -> World:
+    """All fields of a session have a short TTL, and its key has the expected one."""
+    events: list[Event] = []
+    for age_s in t.times(0, 290):
+        events += t.write(key := f"chat:{t.uid()}", age_s, kind="hash")
+        events.append((age_s, ("HEXPIRE", key, 300, "FIELDS", 2, "messages", "n")))
+    return t.world(events, oldest_server=("redis-7.4", "valkey-9"))
+
+
+def past_deadlines(t: Traffic) -> World:
+    """Clients give a Unix time in seconds that the server takes for milliseconds."""
+    events: list[Event] = []
+    for age_s in t.times():
+        key = f"chat:{t.uid()}"
+        events += [(age_s, ("SET", key, "{}")), (age_s, ("PEXPIREAT", key, round(written(age_s) + t.ttl_s)))]
+    return t.world(events)
+
+
 def full_memory(t: Traffic) -> World:
     def fill(server: RedisServer) -> None:
         with server.client() as client:
@@ -943,7 +982,7 @@ FAULTS: dict[str, Callable[[Traffic], World]] = {
         for one in (
             encoded_twice, python_repr, long_ttl, unix_time, no_ttl, two_ttls, mixed_parts, not_renewed,
             another_prefix, another_type, formatted_bytes, flushed, full_memory, evicted, all_deleted, local_times,
-            one_of_many, cut_pickles,
+            one_of_many, cut_pickles, swapped, slightly_long, past_deadlines, fields_end_before_the_key,
         )
     },
 }  # fmt: skip

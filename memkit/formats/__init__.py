@@ -12,7 +12,6 @@ from memkit.formats.registry import (
     leads,
     recognise,
     store_name,
-    stores,
     written,
 )
 
@@ -27,6 +26,5 @@ __all__ = [
     "leads",
     "recognise",
     "store_name",
-    "stores",
     "written",
 ]

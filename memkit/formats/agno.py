@@ -109,7 +109,20 @@ def decode(stored: SessionValues) -> Iterator[Item]:
     else:
         yield Problem("dangling", name, "the runs exist and their session does not")
     yield from _runs(stored)
-    yield from _dangling(stored)
+    order, runs = owner.prefix + ORDER + owner.session, _run_ids(stored)
+    if stored.get(order) is None and runs:  # a session without any run has no order yet
+        reason = "the order of the runs no longer exists: agno will show an empty session"
+        reason += "; recoverable: the runs are still there, listed in the session's index"
+        members = " ".join(f"{position} {quoted(run)}" for position, run in enumerate(runs))
+        repair = f"ZADD {quoted(order)} {members}" if all(map(is_uuid, runs)) else ""
+        yield Problem("dangling", order, reason, repair)
+    for name, ids in _index_entries(stored).items():
+        index = stored.get(name)
+        lost = ids - (index.members if index else frozenset())
+        if lost:
+            what = "no longer exists" if index is None else "does not list it"
+            reason = f"the index {what}: agno's search by it misses {len(lost)} entries of this session"
+            yield Problem("dangling", name, reason)
 
 
 def _runs(stored: SessionValues) -> Iterator[Item]:
@@ -155,24 +168,6 @@ def _turns(message: dict[str, Any], key: str) -> Sequence[Turn] | str | None:
     if message.get("from_history"):
         return None
     return missing(message, ("role",)) or missing_content(message) or read_any(message, key)
-
-
-def _dangling(stored: SessionValues) -> Iterator[Problem]:
-    order = stored.owner.prefix + ORDER + stored.owner.session
-    runs = _run_ids(stored)
-    if stored.get(order) is None and runs:  # a session without any run has no order yet
-        reason = "the order of the runs no longer exists: agno will show an empty session"
-        reason += "; recoverable: the runs are still there, listed in the session's index"
-        members = " ".join(f"{position} {quoted(run)}" for position, run in enumerate(runs))
-        repair = f"ZADD {quoted(order)} {members}" if all(map(is_uuid, runs)) else ""
-        yield Problem("dangling", order, reason, repair)
-    for name, ids in _index_entries(stored).items():
-        index = stored.get(name)
-        missing = ids - (index.members if index else frozenset())
-        if missing:
-            what = "no longer exists" if index is None else "does not list it"
-            reason = f"the index {what}: agno's search by it misses {len(missing)} entries of this session"
-            yield Problem("dangling", name, reason)
 
 
 FORMAT = Format(store=STORE, kinds=("string", "zset", "set"), recognise=recognise, siblings=siblings, decode=decode,

@@ -40,16 +40,13 @@ def typed_turn(value: dict[str, Any], key: str) -> Turn | str:
     role = role_of(kind if kind in ROLES else data.get("role"))
     content = data.get("content")
     text = content if isinstance(content, str) else flatten(content)
-    return Turn(role, text, _tools(role, data), seconds(value.get("timestamp")), text_or_none(data.get("id")), key)
-
-
-def _tools(role: str, data: dict[str, Any]) -> tuple[Tool, ...]:
-    """Return the call that a tool's result answers, or the calls that any other message makes."""
-    if role == "tool":
-        return (answered(data),)
     made, invalid, extra = data.get("tool_calls"), data.get("invalid_tool_calls"), data.get("additional_kwargs")
-    found = calls(made) + calls(invalid) if made or invalid else ()
-    return found or (calls(a_dict(extra).get("tool_calls")) if extra else ()) or call_parts(data.get("content"))
+    if role == "tool":
+        tools: tuple[Tool, ...] = (answered(data),)
+    else:
+        tools = calls(made) + calls(invalid) if made or invalid else ()
+        tools = tools or (calls(a_dict(extra).get("tool_calls")) if extra else ()) or call_parts(content)
+    return Turn(role, text, tools, seconds(value.get("timestamp")), text_or_none(data.get("id")), key)
 
 
 def langchain_redis_turn(value: dict[str, Any], key: str) -> Turn | str:

@@ -99,7 +99,17 @@ def decode(stored: SessionValues) -> Iterator[Item]:
     yield from problems
     yield from _dialogue(stored, points)
     yield from missing_parents(stored, {name: point.parent for name, point in points.items()})
-    yield from _missing_writes(stored, points)
+    # A checkpoint from which a step of the loop was made had writes.
+    stepped = {point.parent for point in points.values() if point.source == "loop"}
+    for point in points.values():
+        name = f"{stored.owner.prefix}wr:{stored.owner.session}::{point.uid}"
+        raw = stored.get(name)
+        if raw is None and point.uid in stepped:
+            reason = "the checkpoint's writes no longer exist: the step after it cannot be replayed"
+            yield Problem("dangling", name, reason)
+        for field, data in raw.fields.items() if raw else ():
+            faults = _value(RedisValue(f"{name} {field}", "string", data=data, total=len(data)))[1]
+            yield from (problem._replace(key=name) for problem in faults)
     yield from _index_problems(stored, points)
 
 
@@ -126,20 +136,6 @@ def _dialogue(stored: SessionValues, points: Mapping[str, Checkpoint]) -> Iterat
     lost = sorted({name for point in points.values() for name in point.blobs.values() if not stored.get(name)})
     reason = "a checkpoint names this blob and it no longer exists, with the channel's value"
     yield from few(Problem("dangling", name, reason) for name in lost)
-
-
-def _missing_writes(stored: SessionValues, points: Mapping[str, Checkpoint]) -> Iterator[Problem]:
-    """Yield the checkpoints without writes from which a step of the loop was made: they have lost them."""
-    stepped = {point.parent for point in points.values() if point.source == "loop"}
-    for point in points.values():
-        name = f"{stored.owner.prefix}wr:{stored.owner.session}::{point.uid}"
-        raw = stored.get(name)
-        if raw is None and point.uid in stepped:
-            reason = "the checkpoint's writes no longer exist: the step after it cannot be replayed"
-            yield Problem("dangling", name, reason)
-        for field, data in raw.fields.items() if raw else ():
-            faults = _value(RedisValue(f"{name} {field}", "string", data=data, total=len(data)))[1]
-            yield from (problem._replace(key=name) for problem in faults)
 
 
 def _index_problems(stored: SessionValues, points: Mapping[str, Checkpoint]) -> Iterator[Problem]:

@@ -64,15 +64,12 @@ def _vectors(name: str) -> str | None:
 def decode(stored: SessionValues) -> Iterator[Item]:
     """Yield the policy of the header, then the messages."""
     name = stored.owner.prefix + stored.owner.session
-    raw = stored.get(name)
-    if raw and raw.elements:
-        yield from _items(raw)
     vectors = _vectors(name)
     if vectors and vectors in stored.keys and stored.get(vectors) is None:
         yield Problem("dangling", vectors, "the session's vectors no longer exist; recoverable: compute them again")
-
-
-def _items(raw: RedisValue) -> Iterator[Item]:
+    raw = stored.get(name)
+    if not raw or not raw.elements:
+        return
     head, created_ms = raw.elements[0], None
     try:
         header = decode_header(head, "")

@@ -7,20 +7,18 @@ from collections.abc import Iterable, Iterator
 from memkit.formats import (
     agent_framework_redis,
     agno,
-    langchain,
     langgraph_aws,
     langgraph_js,
     langgraph_plainredis,
     langgraph_redis,
     layouts,
     memkit_store,
-    openai_agents,
     redisvl,
 )
 from memkit.formats.layouts import LAYOUTS, vocabulary
 from memkit.formats.model import Format, Item, KeyOwner, SessionValues
 from memkit.formats.parsing.dialogue_checks import Dialogue
-from memkit.formats.parsing.documents import parsed_once, wrong_kind
+from memkit.formats.parsing.documents import first_object, wrong_kind
 from memkit.readonly.values import KeyRequest, RedisValue
 
 FORMATS: tuple[Format, ...] = (
@@ -68,8 +66,9 @@ def recognise(raw: RedisValue, wanted: str | None = None, *, store: str = "") ->
     """
     found = (_BY_STORE[store],) if store else _BY_KIND.get(raw.kind, ())
     claims = (owner for each in found if (owner := each.recognise(raw, wanted)))
-    with parsed_once():
-        return next(claims, None)
+    owner = next(claims, None)
+    first_object.cache_clear()  # a document may have 64 MB
+    return owner
 
 
 def leads(raw: RedisValue) -> tuple[str, ...]:
@@ -103,17 +102,6 @@ def written(session: str) -> Iterable[str]:
     return (agent_framework_redis.encoded(session), *(session.replace(":", colon) for colon in colons - {":"}))
 
 
-def stores() -> Iterable[str]:
-    """Return the names of all stores that can be decoded."""
-    more = (
-        openai_agents.ENCRYPTED,
-        langgraph_redis.SHALLOW,
-        langgraph_js.SHALLOW,
-        langchain.OLDEST_FIRST_STORE,
-    )
-    return (*_BY_STORE, *more)
-
-
 def decode(stored: SessionValues) -> Iterator[Item]:
     """Yield a session's dialogue, oldest first, with the problems in it and between its keys."""
     found = format_of(stored.owner.store)
@@ -122,3 +110,4 @@ def decode(stored: SessionValues) -> Iterator[Item]:
         raw = stored.get(request.name)
         if raw and request.kind and raw.kind != request.kind and not raw.unread_reason:
             yield wrong_kind(raw, f"a {request.kind}")
+    first_object.cache_clear()

@@ -107,23 +107,18 @@ class Ledger:
         try:
             with ExitStack() as opened:
                 self._db = opened.enter_context(closing(sqlite3.connect(address, uri=True, isolation_level=None)))
-                if reading:
-                    self._check()
-                else:
+                if not reading:
                     self._db.executescript(_NEW_FILE)
+                names = ("application_id", "user_version")
+                application, schema = (self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in names)
+                if application != APPLICATION_ID:
+                    raise SourceError(f"{path}: this SQLite file is no recording of memkit")
+                if schema != SCHEMA:
+                    raise SourceError(f"{path}: the recording has schema {schema}; this memkit reads schema {SCHEMA}")
                 opened.pop_all()
         except sqlite3.Error as error:
             what = "the file cannot be read as a recording" if reading else "the recording cannot be made"
             raise SourceError(f"{path}: {what}: {error}") from None
-
-    def _check(self) -> None:
-        application, schema = (
-            self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
-        )
-        if application != APPLICATION_ID:
-            raise SourceError(f"{self.path}: this SQLite file is no recording of memkit")
-        if schema != SCHEMA:
-            raise SourceError(f"{self.path}: the recording has schema {schema}; this memkit reads schema {SCHEMA}")
 
     def __enter__(self) -> Self:
         return self

@@ -115,24 +115,22 @@ class CommandStream:
         self._commands: list[Executed] = []
         self._acknowledged_s, self._in_multi = 0.0, False
         try:
-            self._begin(self._connection, primary=primary)
+            keyspace = info_fields(_reply(self._connection, "INFO", "keyspace"))
+            databases = [int(name[2:]) for name in keyspace if name.startswith("db")]
+            self._db = databases[0] if len(databases) == 1 else NOT_NAMED if databases else 0
+            backlog = _backlog(self._connection, primary=primary)
+            self._connection.reader.feed(_from_first_command(self._connection, backlog))
+            for reply in iter(self._connection.reader.gets, False):
+                self._receive(reply)
+            self._commands.clear()
+            if self._db == NOT_NAMED:
+                raise ServerError(
+                    f"{name}: several databases have keys, and the stream has not named one yet; try again later"
+                )
         except (redis.RedisError, ServerError):
             self._connection.close()
             raise
         self.subscription = Subscription(self._connection, self._receive, each_turn=self._acknowledge)
-
-    def _begin(self, connection: ReadOnlyConnection, *, primary: bool) -> None:
-        databases = [name for name in info_fields(_reply(connection, "INFO", "keyspace")) if name.startswith("db")]
-        backlog = _backlog(connection, primary=primary)
-        connection.reader.feed(_from_first_command(connection, backlog))
-        self._db = int(databases[0][2:]) if len(databases) == 1 else NOT_NAMED if databases else 0
-        for reply in iter(connection.reader.gets, False):
-            self._receive(reply)
-        self._commands.clear()
-        if self._db == NOT_NAMED:
-            raise ServerError(
-                f"{connection.name}: several databases have keys, and the stream has not named one yet; try again later"
-            )
 
     def take(self, timeout_s: float) -> list[Executed]:
         """Return the commands that have arrived; wait for the first one, at most so many seconds."""

@@ -84,7 +84,9 @@ class History:
             lines += [wrapped(self.fate.sentence), f"confidence: {self.fate.confidence}"]
             lines += ["", *map(_event_line, self.events)] if self.events else []
         else:
-            lines += [_fates_line(prefix, counts) for prefix, counts in sorted(self.fates.items())]
+            for prefix, counts in sorted(self.fates.items()):
+                parts = ", ".join(f"{count:,} {cause}" for cause, count in Counter(counts).most_common())
+                lines.append(f"{printable(prefix) or '(no prefix)'}  {counted(sum(counts.values()), 'key')}: {parts}")
         if self.changes:
             lines += ["", "changes of the TTL:", *(wrapped(f"  {change}", indent="    ") for change in self.changes)]
         lines.append("")
@@ -309,7 +311,13 @@ def _from_aof(source: Source, question: _Question, progress: Callable[[int, int]
         for key in filter(question.follows_key, _all_keys([files.base])):
             states.keys_of(key.db)[key.name] = KeyState(key.deadline_ms, None, Moment(None, begins_ms))
     elif files.base_has_commands:
-        begins_ms = _apply_base(files.logs[0], states)
+        db, second = 0, None
+        for command in read_commands(files.logs[0]):  # the keys as they were when the base was made
+            db, name, effects, _ = execute(command.arguments, db)
+            second = second or command.second
+            for effect in effects:
+                deque(states.apply(db, effect, Moment(None, None, stated=False), name), maxlen=0)
+        begins_ms = None if second is None else second * 1_000
         files = replace(files, logs=files.logs[1:])
     clock = LogClock(begins_ms=begins_ms, ends_ms=last_modified_ms, expected_ttl_ms=question.expected_ttl_ms)
     timeline.add_commands(_logged(files, progress), states, clock)
@@ -323,17 +331,6 @@ def _from_aof(source: Source, question: _Question, progress: Callable[[int, int]
     span = Span("aof", source.name, time_of(begins_ms), time_of(latest_ms))
     ends = Moment(clock.earliest_ms, latest_ms, stated=clock.has_timestamps)
     return timeline.finish(states, "aof", (span,), *([] if clock.has_timestamps else [note]), ends=ends)
-
-
-def _apply_base(path: Path, states: KeyStates) -> int | None:
-    """Take the keys of a base of commands as they were when it was made; return when that was, if it states it."""
-    db, second = 0, None
-    for command in read_commands(path):
-        db, name, effects, _ = execute(command.arguments, db)
-        second = second or command.second
-        for effect in effects:
-            deque(states.apply(db, effect, Moment(None, None, stated=False), name), maxlen=0)
-    return None if second is None else second * 1_000
 
 
 def _all_keys(paths: Iterable[Path]) -> Iterator[SnapshotKey]:
@@ -497,8 +494,3 @@ def _event_line(event: KeyEvent) -> str:
     ttl = f", TTL {duration(event.ttl_ms)}" if event.ttl_ms is not None else ""
     command = f" by {event.command}" if event.command else ""
     return f"{at}  {printable(event.key.decode('utf-8', 'replace'))}  {name}{command}{ttl}"
-
-
-def _fates_line(prefix: str, counts: dict[str, int]) -> str:
-    parts = ", ".join(f"{count:,} {cause}" for cause, count in sorted(counts.items(), key=lambda pair: -pair[1]))
-    return f"{printable(prefix) or '(no prefix)'}  {counted(sum(counts.values()), 'key')}: {parts}"

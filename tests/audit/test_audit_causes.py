@@ -106,6 +106,16 @@ def test_two_keys_are_not_enough_for_a_suspicion(server: RedisServer) -> None:
     assert audited(server, spread("chats:", 2, 0, DAY, WEEK), {"chat:*": "7d"}).verdict.cause == "no_data"
 
 
+def test_deadlines_in_the_past_leave_no_key(server: RedisServer) -> None:
+    with server.client() as client:
+        client.set("chat:1", "x")
+        client.expireat("chat:1", 1_000_000_000)
+    report = audit(server.url, expect={"chat:*": "7d"}, duty=1)
+    (found,) = report.findings
+    assert (found.cause, report.exit_code) == ("no_data", 2)
+    assert "EXPIREAT or PEXPIREAT was called 1 time: a deadline in the past" in "; ".join(found.evidence)
+
+
 def test_sessions_that_moved_to_another_prefix_since(server: RedisServer) -> None:
     writes = spread("chat:", 80, 2 * DAY, 6.5 * DAY, WEEK) + spread("chats:", 60, 0, 2 * DAY - MINUTE, WEEK)
     report = audited(server, writes, {"chat:*": "7d"})

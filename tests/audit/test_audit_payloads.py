@@ -171,6 +171,10 @@ TEXTS: Mapping[str, Callable[[random.Random], str]] = {
     "json text": lambda dice: json.dumps(words(dice)),
     "json of a model": lambda dice: '```json\n{"a": 1}\n```' + words(dice),
     "empty": lambda _dice: "",
+    "replacement characters": lambda dice: f"caf\ufffd, na\ufffdve: {words(dice)}",
+    "code of bytes": lambda dice: f"b'{words(dice)}'",
+    "code with a list": lambda dice: f"['{words(dice, 1)}', total(order), card]",
+    "name of a class": lambda _dice: "System.Text.Json",
     "one bracket": lambda _dice: "[",
     "true": lambda _dice: "true",
 }
@@ -198,6 +202,10 @@ def healthy_worlds() -> dict[str, Payload]:
         "hash-content": lambda dice, _at: {
             "role": b"assistant",
             "content": json.dumps({"answer": words(dice)}).encode() if dice.random() < 0.75 else mixed_texts(dice),
+        },
+        "hash-answers-that-end-early": lambda dice, _at: {
+            "role": b"assistant",
+            "content": (f'{{"answer": "{words(dice)}' if dice.random() < 0.3 else words(dice)).encode(),
         },
         "hash-optional-fields": lambda dice, _at: {
             "role": b"tool",
@@ -272,8 +280,14 @@ DAMAGE: Mapping[str, tuple[Callable[[bytes], bytes], str]] = {
     "ndjson cut": (lambda _data: b'{"role": "user"}\n{"role": "assistant", "cont', "ends early"),
     "gzip with a flipped bit": (lambda data: _flipped(gzip.compress(data, mtime=0), -6), "checksum"),
     "zlib with a flipped bit": (lambda data: _flipped(zlib.compress(data), -2), "checksum"),
+    "php cut": (lambda _data: b'a:2:{s:4:"user";s:4:"abcd";s:8:"messages";a:1:{i:0;s:90:"when', "ends early"),
+    "gzip decoded as text": (lambda data: gzip.compress(data).decode(errors="replace").encode(), "replacement"),
+    "pickle decoded as text": (lambda data: pickle.dumps(data).decode(errors="replace").encode(), "replacement"),
     "a JavaScript object": (lambda _data: b"[object Object]", "name of an object"),
     "a Python object": (lambda _data: b"<app.Message object at 0x7f2a10>", "name of an object"),
+    "a Python coroutine": (lambda _data: b"<coroutine object load at 0x7f2a10>", "name of an object"),
+    "a Ruby object": (lambda _data: b"#<Chat::Session:0x00007f2a10>", "name of an object"),
+    "a .NET object": (lambda _data: b"System.Collections.Generic.List`1[Chat.Message]", "name of an object"),
 }  # fmt: skip
 
 
@@ -314,7 +328,10 @@ def test_damage_is_found_in_the_only_session(server: RedisServer, kind: str) -> 
     ("name", "twice"),
     [
         ("JSON inside a JSON string", lambda data: json.dumps(data.decode())),
+        ("encoded 3 times", lambda data: json.dumps(json.dumps(data.decode()))),
         ("Python repr", lambda data: repr(json.loads(data))),
+        ("Python repr", lambda data: repr(json.loads(data) | {"at": datetime(2026, 11, 3, tzinfo=UTC)})),
+        ("Python repr", repr),
     ],
 )
 def test_new_json_encoding_since_a_release_is_dated(

@@ -85,6 +85,28 @@ def test_expired_keys_dropped_at_load_of_an_old_file(traffic: Traffic) -> None:
     assert "rdb_last_load_keys_expired" in found.evidence[0]
 
 
+def test_file_that_lacks_the_last_hours_is_reported(traffic: Traffic) -> None:
+    """The server loads a file that is 30 hours old; sessions are written before and after that."""
+
+    def restart(server: RedisServer) -> None:
+        with server.client() as client:
+            client.save()
+            for _ in range(20):
+                client.set(f"chat:{traffic.uid()}", "{}", ex=round(WEEK))
+        server.clock.shift("28h")
+        server.restart()
+        server.clock.shift("2h")
+        with server.client() as client:
+            client.set(f"chat:{traffic.uid()}", "{}", ex=round(WEEK))
+
+    traffic = replace(traffic, count=300)
+    sessions = traffic.sessions(newest_s=30 * HOUR, kind="string")
+    world = replace(traffic.world(sessions, after=restart, stops_s=30 * HOUR, config={"save": ""}), persist=False)
+    found = of(world.audited(), "restarted")
+    assert (found.confidence, found.since_is) == ("possible", "exact")
+    assert "and has no session of the 1d 4h before it" in found.message
+
+
 def test_replica_that_lost_its_primary() -> None:
     with RedisServer(persist=True, config={"replicaof": "127.0.0.1 1", **NO_FSYNC}) as server:
         report = audit(server.url, expect={"chat:*": "7d"}, duty=1)
@@ -311,7 +333,15 @@ def test_job_that_renews_every_session(traffic: Traffic) -> None:
 
 @pytest.mark.parametrize(
     ("shape", "shown"),
-    [("b'{}'", "b'"), ('"{}"', "quotes"), ("{}\n", "line end"), (":{}", "doubled"), ("{{{}}}", "hash tag")],
+    [
+        ("b'{}'", "b'"),
+        ('"{}"', "quotes"),
+        ("{}\n", "line end"),
+        (":{}", "doubled"),
+        ("{{{}}}", "hash tag"),
+        ("chat:{}", "chat:chat:*"),
+        ("None:{}", "chat:None:*"),
+    ],
 )
 @pytest.mark.parametrize("ttl", ["7d", None])
 def test_new_shape_of_names(shape: str, shown: str, ttl: str | None, traffic: Traffic) -> None:
@@ -325,6 +355,28 @@ def test_new_shape_of_names(shape: str, shown: str, ttl: str | None, traffic: Tr
     found = of(traffic.world(events + later, expect={"chat:*": ttl}).audited(), "wrong_prefix")
     assert (found.keys, found.confidence, found.since_is) == (60, "likely", "lower bound")
     assert shown in found.message
+
+
+@pytest.mark.parametrize("ttl", ["7d", None])
+def test_other_shape_of_names_may_be_on_purpose(ttl: str | None, traffic: Traffic) -> None:
+    given = {"reads": 0.0, "ttl_s": WEEK if ttl else None}
+    events = traffic.sessions(newest_s=14 * HOUR, **given)
+    for age_s in traffic.times(0, 13 * HOUR):
+        events += traffic.write(f"chat:web:{traffic.uid()}", age_s, ttl_s=given["ttl_s"])
+    found = of(traffic.world(events, expect={"chat:*": ttl}).audited(), "wrong_prefix")
+    assert (found.severity, found.confidence) == ("warning", "possible")
+    assert "chat:web:*" in found.message
+
+
+@pytest.mark.parametrize("prefix", ["chat%3A", "prod:chat:"])
+@pytest.mark.parametrize("ttl", ["7d", None])
+def test_names_outside_the_pattern_since(prefix: str, ttl: str | None, traffic: Traffic) -> None:
+    given = {"reads": 0.0, "ttl_s": WEEK if ttl else None}
+    events = traffic.sessions(newest_s=14 * HOUR, **given)
+    for age_s in traffic.times(0, 13 * HOUR):
+        events += traffic.write(prefix + traffic.uid(), age_s, ttl_s=given["ttl_s"])
+    found = of(traffic.world(events, expect={"chat:*": ttl}).audited(), "wrong_prefix")
+    assert (found.keys, found.confidence, found.since_is) == (60, "likely", "lower bound")
 
 
 def test_hash_tags_in_all_names_are_no_finding(traffic: Traffic) -> None:

@@ -91,7 +91,7 @@ class _Comparison:
         if own == 0:
             return True  # an integer holds no dialogue
         analysis = LifetimeAnalysis(self.group.keys, self.expected, self.context.history)
-        if analysis.right:
+        if self.ttl and analysis.right:
             return False
         if self.group.kind in SETS:
             documents = [one for one in self.others if one.kind not in SETS]
@@ -100,13 +100,14 @@ class _Comparison:
             return bool(documents) and (unordered or ids.isdisjoint(one.session for one in self.group.members))
         if not self.pairs:
             return own is not None and own <= FLAG_BYTES and self._others_are_larger(own)
+        brief = self.longest <= min(FLAG_MS, self.ttl * SHORT_SHARE or FLAG_MS)
+        expiring = all(one.deadline_ms is not None for one in self.group.keys)
+        if expiring and brief and own is not None and own <= FLAG_BYTES and self._others_are_larger(own):
+            return True
         short = sum(one.keys for one in analysis.anomalies() if one.kind == "short")
         is_short = short >= 0.9 * len(analysis.all) or self.longest <= self.ttl * SHORT_SHARE
-        if not self.ttl or any(one.deadline_ms is None for one in self.group.keys) or not is_short:
+        if not self.ttl or not expiring or not is_short:
             return False
-        brief = self.longest <= min(FLAG_MS, self.ttl * SHORT_SHARE)
-        if brief and own is not None and own <= FLAG_BYTES and self._others_are_larger(own):
-            return True
         return not self._written_together() or not self._in_every_session()
 
     def _others_are_larger(self, own: int) -> bool:

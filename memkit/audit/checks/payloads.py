@@ -216,7 +216,10 @@ def _corrupt(expected: Expectation, content: _Contents) -> Finding | None:
     odd: dict[str, str] = {}
     for (shape, _), payloads in content.places.items():
         unknown = sum(any(name == "binary" or name.endswith("?") for name in one.encodings) for one in payloads)
-        faulty = [one for one in payloads if one.fault]
+        # A text may begin like JSON and end early, such as an answer of a model at its limit.
+        texts = sum("text" in one.encodings for one in payloads)
+        proven = [one for one in payloads if one.fault]
+        faulty = [one for one in proven if not one.fault.startswith("json") or texts <= len(proven)]
         for one in faulty if unknown <= len(faulty) else [one for one in faulty if not one.fault.startswith(WEAK)]:
             broken.setdefault(to_name(one.facts.key), one.fault)
         known = content.places.get((shape.partition(" ")[2], ""), [])
@@ -226,7 +229,7 @@ def _corrupt(expected: Expectation, content: _Contents) -> Finding | None:
             changed = {one.facts.key for _, having, _ in changes for one in having}
             names = [to_name(one.facts.key) for one in payloads if one.odd and one.facts.key not in changed]
             odd |= dict.fromkeys(names, "holds bytes of no known encoding; the other keys hold JSON")
-    proven: Confidence = "proven" if broken else "possible"
+    confidence: Confidence = "proven" if broken else "possible"
     found = broken or odd
     if not found:
         return None
@@ -237,7 +240,7 @@ def _corrupt(expected: Expectation, content: _Contents) -> Finding | None:
         keys=len(found),
         message=f"{len(found):,} of {counted(len(content.dated), 'key')} matching {expected.pattern} hold a payload "
         f"that cannot be read",
-        confidence=proven,
+        confidence=confidence,
         evidence=tuple(f"{counted(count, 'key')}: {why}" for why, count in reasons),
         next="memkit inspect URL KEY shows which element and byte, and how much is readable",
     )
@@ -336,9 +339,10 @@ def _encoded_twice(expected: Expectation, content: _Contents) -> str | None:
 
 
 def _named(encoding: str) -> str:
-    return encoding.replace("json string > json", "JSON inside a JSON string (encoded twice)").replace(
-        "python repr", "a Python repr, which is not JSON"
-    )
+    again = encoding.count("json string")
+    twice = f"JSON inside a JSON string (encoded {'twice' if again == 1 else f'{again + 1} times'})"
+    named = re.sub("(json string > )+json", twice, encoding)
+    return re.sub("python repr( > json)?", "a Python repr, which is not JSON", named)
 
 
 # -- parts of known stores ---------------------------------------------------------------------------------------------

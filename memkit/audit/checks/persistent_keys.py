@@ -47,7 +47,7 @@ def persistent_finding(expected: Expectation, sessions: Sequence[Group], context
             f"{without:,} of {total:,} fields in {counted(len(fields), 'hash', 'hashes')} have no TTL and the others "
             "have: HSET removes a field's TTL"
         )
-        message += f"; {without:,} fields lost theirs"
+        message += f"; {counted(without, 'field')} lost theirs"
     if since and since.bound == "until":
         evidence.append(f"every key written since {context.when(since.at_ms)} has a TTL: the fault has ended")
     if prefix != expected.prefix:

@@ -11,8 +11,11 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from urllib.parse import unquote_to_bytes
 
 from memkit.audit.checks.payload_times import written_ms
+from memkit.audit.checks.shared_key import NO_VALUES
 from memkit.audit.checks.ttl_inference import (
     KeyLifetime,
     LifetimeAnalysis,
@@ -24,8 +27,9 @@ from memkit.audit.checks.ttl_inference import (
 )
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import Confidence, Finding, PrefixSummary, Since
-from memkit.audit.key_shapes import alike, by_prefix, groups_of, is_content
+from memkit.audit.key_shapes import Group, alike, by_prefix, is_content
 from memkit.audit.sampling import KeyFacts
+from memkit.audit.server_info import ABSOLUTE_DEADLINES
 from memkit.config import Expectation
 from memkit.policy import ttl_text
 from memkit.render import counted, duration, printable
@@ -35,6 +39,7 @@ FEWEST = 3
 """One or two keys of another name are typed by hand or left by a test."""
 CHANCE = 0.01
 SHOWN_PREFIXES = 20
+PAST = "a deadline in the past, by another clock, time zone or unit, deletes a key at once"
 OLD_SHARE = 0.1
 """More old names than this share written since the new ones appeared are two kinds of writers, not a release."""
 PLAIN_NAME = re.compile(rb"(?:[\w.-]+[:/|])*[\w.-]*")
@@ -45,6 +50,7 @@ ODD_NAMES = (
     ("a line end or white space before or after the id", re.compile(rb"(?:^|(?<=[:/|]))\s+|\s+$|\\n$"), b"", True),
     ("a doubled separator", re.compile(rb"([:/|])\1+"), rb"\1", False),
     ("a hash tag ({…})", re.compile(rb"\{([^{}]+)\}"), rb"\1", False),
+    ("percent-encoding", re.compile(rb"%3A|%2F", re.IGNORECASE), lambda found: unquote_to_bytes(found[0]), False),
 )
 """What is odd about a name, the expression that finds it, what a usual name has instead, and whether it is a mistake
 whenever it occurs."""
@@ -66,10 +72,6 @@ def odd_names(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCon
         ]
         found = {one.key for one in odd}
         plain = [one for one in keys if one.key not in found] if odd else []
-        if odd and not mistake:
-            usually = [one._replace(key=expression.sub(usual, one.key)) for one in odd]
-            shaped = _shaped(plain, usually, expected)
-            odd = [one for one, other in zip(odd, usually, strict=True) if other.key in shaped]
         if (odd and mistake) or (len(odd) >= FEWEST and plain):
             finding = _odd_finding(expected, odd, plain, context, what=what, mistake=mistake)
             if finding:
@@ -77,17 +79,30 @@ def odd_names(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCon
     return None
 
 
-def _shaped(plain: Sequence[KeyFacts], usually: Sequence[KeyFacts], expected: Expectation) -> set[bytes]:
-    """Return those names, written as usual, of which other keys have the shape: in some layouts a part is empty."""
-    others = {one.key for one in plain}
-    groups = groups_of([*plain, *usually], expected.prefix)
-    return {
-        one.key
-        for group in groups
-        if sum(one.key in others for one in group.keys) >= FEWEST
-        for one in group.keys
-        if one.key not in others
-    }
+def new_shape(expected: Expectation, groups: Sequence[Group], context: AuditContext) -> Finding | None:
+    """Return the finding of sessions with names of other shapes, if those of the former shapes are not written since.
+
+    It is on purpose in some releases, unless the name has the prefix twice or the word for a missing value.
+    """
+    in_order = sorted(groups, key=lambda group: min(written_ms(expected, one) for one in group.keys))
+    for at in range(1, len(in_order)):
+        new = max(in_order[at:], key=lambda group: len(group.members))
+        former, later = (
+            [one for group in part if group.kind == new.kind for one in group.members]
+            for part in (in_order[:at], in_order[at:])
+        )
+        ids = {one.session for one in later}
+        if min(len(ids), len(former)) < FEWEST or not ids.isdisjoint(one.session for one in former):
+            continue
+        shape = f"{expected.prefix}{new.part}"
+        odd, plain = ([one.facts for one in part] for part in (later, former))
+        finding = _odd_finding(expected, odd, plain, context, what=f"another shape ({shape})", mistake=False)
+        words = {word.lower() for word in re.split("[:/|#]", new.part) if word}
+        if finding and words.isdisjoint(NO_VALUES) and not shape.startswith(2 * expected.prefix):
+            return replace(finding, confidence="possible")
+        if finding:
+            return finding
+    return None
 
 
 def _odd_finding(
@@ -158,21 +173,26 @@ def missing(expected: Expectation, context: AuditContext) -> list[Finding]:
     counts = by_prefix(context.keys)
     others = ", ".join(f"{prefix}* ({len(counts[prefix]):,})" for prefix in shown)
     if not others:
-        others = f"{len(context.keys):,} keys without a prefix" if context.keys else ""
+        others = f"{counted(len(context.keys), 'key')} without a prefix" if context.keys else ""
     server = context.server
     expired, started = server.number("expired_keys") or 0, server.started_ms
-    ended = ""
-    if expired and started:
-        ended = f"; {counted(expired, 'key')} expired on this server since it started {context.when(started)}"
+    ended, clients = "", server.called(*ABSOLUTE_DEADLINES)
+    if started and (expired or (server.writes and not server.keys)):
+        ended = f"{counted(expired, 'key')} expired" if expired else f"{counted(server.writes, 'command')} wrote values"
+        ended = f"; {ended} on this server since it started {context.when(started)}"
     stored = f"; nearest existing: {others}" if others else "; the database is empty"
     no_data = Finding.of(
         expected,
         "no_data",
         message=f"no key matches {expected.pattern}{stored}{ended}",
         confidence="proven",
-        evidence=(f"{context.sampled:,} keys looked at", f"expired_keys is {expired:,}"),
+        evidence=(
+            f"{context.sampled:,} keys looked at",
+            f"expired_keys is {expired:,}",
+            *([f"EXPIREAT or PEXPIREAT was called {counted(clients, 'time')}: {PAST}"] if ended and clients else []),
+        ),
         next="check the pattern, the database number and the server in the URL"
-        if not expired
+        if not ended
         else "if these sessions existed: memkit record URL shows which TTL the next ones are given",
     )
     return [no_data, *suspects[:1]]
@@ -180,7 +200,7 @@ def missing(expected: Expectation, context: AuditContext) -> list[Finding]:
 
 def moved(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext) -> Finding | None:
     """Return the finding of sessions that are written under a similar prefix now, and no longer under this one."""
-    if expected.ttl_ms is None or len(keys) == len(context.keys):
+    if len(keys) == len(context.keys):
         return None
     own = {one.key for one in keys}
     near = {
@@ -191,13 +211,13 @@ def moved(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext
     last = _last_written(expected, keys, context) if near else None
     for prefix, others in near.items() if last is not None else ():
         if last is not None and _suspicion(expected, prefix, others, context) == "likely":
-            theirs = LifetimeAnalysis(others, expected, context.history)
-            first, newest = (end(one.accessed for one in theirs.right) for end in (min, max))
+            written = [one.accessed for one in LifetimeAnalysis(others, expected, context.history).right]
+            times = written if expected.ttl_ms else [one.touched_ms for one in others if one.touched_ms is not None]
             # Names that were all written at one time replace none: the parts of one session, or a restored backup.
-            began_then = last <= first + SLACK_MS and newest > last + SLACK_MS
-            if began_then and len(theirs.right) >= 0.5 * len(others):
+            began_then = bool(times) and last <= min(times) + SLACK_MS and max(times) > last + SLACK_MS
+            if began_then and len(times) >= 0.5 * len(others):
                 # After a pause of the usual length, both may be written.
-                ends = [one.deadline_ms for one in keys if one.deadline_ms is not None]
+                ends = [at for one in keys if (at := one.deadline_ms or one.touched_ms) is not None]
                 sure: Confidence = "likely" if have_stopped(ends, context.history.now_ms - last) else "possible"
                 return _wrong_prefix(expected, prefix, others, context, sure, since=Since(last, "lower bound"))
     return None

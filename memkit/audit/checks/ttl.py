@@ -10,7 +10,7 @@ from memkit.audit.checks.auxiliary_keys import FEWEST_SESSIONS, auxiliary_groups
 from memkit.audit.checks.mixed_ttl import MixedTtl, mixed_ttl
 from memkit.audit.checks.payload_times import ZONE_MS
 from memkit.audit.checks.persistent_keys import persistent_finding
-from memkit.audit.checks.prefixes import SHOWN_PREFIXES, missing, moved, odd_names, ttls_given
+from memkit.audit.checks.prefixes import SHOWN_PREFIXES, missing, moved, new_shape, odd_names, ttls_given
 from memkit.audit.checks.server import SKEW_MS
 from memkit.audit.checks.ttl_inference import (
     HOUR_MS,
@@ -89,7 +89,8 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
     if expected.ttl_ms is None:
         notes = [_ignored(expected, group) for group in helpers]
         unwanted = _unwanted_deadlines(expected, sessions, context)
-        found = [one for one in (unwanted, odd) if one]
+        found = [one for one in (unwanted, odd or moved(expected, keys, context)) if one]
+        found = found or [one for one in (new_shape(expected, sessions, context),) if one]
         reached = sum(one.deadline_ms is None for group in sessions for one in group.keys)
         return Diagnosis(found, notes, _count(sessions), reached)
     mixed = mixed_ttl(expected, list(sessions_of(sessions)))
@@ -111,6 +112,7 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
         )
         if finding
     ]
+    findings = findings or [one for one in (new_shape(expected, sessions, context),) if one]
     notes += [layout_note] if layout_note else []
     if (few := analyses[-1].long) and not any(one.kind == "long" for _, one in anomalies):
         longest = duration(max(one.left for one in few))
@@ -335,21 +337,24 @@ def _next_for_ttl(expected: Expectation, anomaly: TtlAnomaly, context: AuditCont
 
 def _unwanted_deadlines(expected: Expectation, sessions: Sequence[Group], context: AuditContext) -> Finding | None:
     """Return a finding if sessions that should never expire have a deadline."""
-    volatile = [one for group in sessions for one in group.keys if one.deadline_ms is not None]
-    if not volatile:
+    persistent = {one.session for group in sessions for one in group.members if one.facts.deadline_ms is None}
+    volatile = [group for group in sessions if any(one.deadline_ms is not None for one in group.keys)]
+    shared = [group for group in volatile if not persistent.isdisjoint(one.session for one in group.members)]
+    keys = [one for group in shared or volatile for one in group.keys if one.deadline_ms is not None]
+    if not keys:
         return None
-    ttl = common_ttl(lifetimes_of(volatile, context.history))
-    prefix = narrowest_prefix([one.key for one in volatile], [one.key for one in context.keys], expected.prefix)
-    message = f"{len(volatile):,} keys of sessions under {prefix} that should never expire have a deadline"
+    sure = bool(shared) or not persistent
+    prefix = narrowest_prefix([one.key for one in keys], [one.key for one in context.keys], expected.prefix)
+    apart = "they share neither shape nor ids with the sessions without a TTL, so they may be no sessions"
     return Finding.of(
         expected,
         "ttl_too_short",
         prefix=prefix,
-        keys=len(volatile),
-        message=message,
-        confidence="proven",
-        observed_ms=ttl,
-        evidence=(f"PTTL of {len(volatile):,} keys",),
+        keys=len(keys),
+        message=f"{counted(len(keys), 'key')} of sessions under {prefix} that should never expire have a deadline",
+        confidence="proven" if sure else "possible",
+        observed_ms=common_ttl(lifetimes_of(keys, context.history)),
+        evidence=(f"PTTL of {counted(len(keys), 'key')}", *([] if sure else [apart])),
         next="find what sets the TTL: redis-cli CLIENT LIST shows each client's last command",
     )
 

@@ -243,7 +243,7 @@ class LifetimeAnalysis:
         top = self.ceiling if self.long else math.inf
         self.right = [one for one in self.all if self.floor <= one.given <= top]
         # A load that reset the idle clock makes the value too low, never too high.
-        self.reached = [one for one in lifetimes if one.given >= self.floor]
+        self.reached = [one for one in lifetimes if self.floor <= one.given <= self.ceiling]
         self.short = sorted((one for one in self.all if one.given < self.floor), key=lambda one: one.given)
 
     @property

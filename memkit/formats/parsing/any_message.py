@@ -160,8 +160,14 @@ def _messages(fields: Mapping[str, Any], key: str) -> list[Turn]:
     instructions = [Turn("system", each, (), None, None, key) for part in parts[:1] for each in part.instructions]
     at_s = _time(fields)
     uid = next((found for name in _ID_FIELDS if name in fields and (found := text_or_none(fields[name]))), None)
-    spoken = Turn(role, text, tuple(made), at_s, uid, key)
-    return [*instructions, *_ordered(spoken, results, alone="toolname" not in fields, drop=bool(instructions))]
+    spoken = [Turn(role, text, tuple(made), at_s, uid, key)]
+    if (results or instructions) and not text and not made:
+        spoken = []
+    replies = [Turn("tool", result, (tool,), at_s, None, key) for tool, result in results]
+    if not spoken and len(replies) == 1 and "toolname" not in fields:
+        replies[0] = replies[0]._replace(uid=uid)
+    # An assistant's answer comes before its results, a user's text after.
+    return [*instructions, *spoken, *replies] if role == "assistant" else [*instructions, *replies, *spoken]
 
 
 class _Parts(NamedTuple):
@@ -255,20 +261,6 @@ def _item(fields: Mapping[str, Any], key: str) -> list[Turn]:
         result = next((fields[name] for name in ("output", "error") if fields.get(name) is not None), None)  # MCP's
         return [call] if result is None else [call, Turn("tool", dumped(result), (tool,), call.at_s, None, key)]
     return []
-
-
-def _ordered(spoken: Turn, results: list[tuple[Tool, str]], *, alone: bool, drop: bool) -> list[Turn]:
-    """Return a message and the results in it: an assistant's answer comes before its results, a user's text after.
-
-    ``alone``: one result without a text has the message's id. ``drop``: leave out the message if nothing else is in it.
-    """
-    if not results:
-        return [spoken] if spoken.text or spoken.tools or not drop else []
-    answers = [Turn("tool", text, (tool,), spoken.at_s, None, spoken.key) for tool, text in results]
-    own = [spoken] if spoken.text or spoken.tools else []
-    if not own and len(answers) == 1 and alone:
-        answers[0] = answers[0]._replace(uid=spoken.uid)
-    return [*own, *answers] if spoken.role == "assistant" else [*answers, *own]
 
 
 def _unwrapped(value: Mapping[str, Any]) -> Mapping[str, Any]:

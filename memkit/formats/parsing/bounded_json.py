@@ -52,14 +52,7 @@ def parse(data: bytes) -> Parsed:
         text = data.decode()
     except UnicodeDecodeError as error:
         return Parsed(None, Fault("not valid UTF-8", error.start))
-    return _parse_leniently(text, at)
-
-
-def _parse_leniently(text: str, at: int) -> Parsed:
-    """Parse what Python's json writes and the standard forbids: NaN, Infinity, lone surrogates.
-
-    ``at`` is the character where the strict parser stopped.
-    """
+    # What Python's json writes and the standard forbids: NaN, Infinity, lone surrogates.
     seen_nan: list[str] = []
     try:
         value = json.loads(text, parse_constant=seen_nan.append)

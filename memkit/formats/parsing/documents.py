@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from memkit.formats.model import Item, Problem, Turn, a_dict, few
@@ -28,30 +29,17 @@ MAX_OPEN_BYTES = 8 << 20
 MAX_LINES = 20_000
 _PREFIX = re.compile(rb"[\w.-]{1,40}[:|#](?=[{\[])")
 """A version, a time or an id before a JSON document: members of a sorted set are made unique so."""
-_parsed: dict[str, tuple[bytes, dict[str, Any]]] = {}
-
-
-@contextmanager
-def parsed_once() -> Iterator[None]:
-    """Keep the document that is being recognised, so that each format can look at it without parsing it again."""
-    _parsed["document"] = b"", {}
-    try:
-        yield
-    finally:
-        _parsed.clear()
 
 
 def peek(raw: RedisValue) -> dict[str, Any]:
     """Return the document if it is a JSON object, else an empty one; for recognising, so no faults are reported."""
-    if raw.kind not in DOCUMENT_KINDS or raw.data[:1] not in (b"{", b"["):
-        return {}
-    kept = _parsed.get("document")
-    if kept and kept[0] is raw.data:
-        return kept[1]
-    document = a_dict(only_one(parse(raw.data).value))
-    if kept:
-        _parsed["document"] = raw.data, document
-    return document
+    return first_object(raw.data) if raw.kind in DOCUMENT_KINDS and raw.data[:1] in (b"{", b"[") else {}
+
+
+@lru_cache(maxsize=1)
+def first_object(data: bytes) -> dict[str, Any]:
+    """Return the JSON object; each format looks at the document that is being recognised, which is parsed once."""
+    return a_dict(only_one(parse(data).value))
 
 
 def only_one(value: Any) -> Any:
@@ -160,32 +148,27 @@ class Opened(NamedTuple):
 def open_payload(data: bytes) -> Opened:
     """Return the value in a payload, the bytes as Redis has them."""
     if data[:1] in (b"{", b"["):
-        parsed = parse(data)
-        if parsed.fault is None:
-            return Opened(parsed.value, "json")
-        lines = _lines(data)
-        return Opened(lines, "json lines") if lines else Opened(None, "text")
+        value = _json_or_lines(data)
+        return Opened(value, "text" if value is None else "json")
     found = examine(data, keep_bytes=MAX_OPEN_BYTES + 1)
     encoding, inner = str(found), found.inner
     if encoding == "text" and (prefix := _PREFIX.match(data)) and (parsed := parse(data[prefix.end() :])).fault is None:
         return Opened(parsed.value, "prefix > json")
     if len(inner) > MAX_OPEN_BYTES:
         return Opened(None, encoding, cut=True)
-    return Opened(_value(inner, found.layers[-1]), encoding)
+    if inner[:1] in (b"{", b"[", b'"'):
+        return Opened(_json_or_lines(inner), encoding)
+    value = None
+    with suppress(msgpack.MsgpackFault):
+        value = msgpack.unpack(inner) if found.layers[-1] == "msgpack" else None
+    return Opened(value, encoding)
 
 
-def _value(data: bytes, encoding: str) -> Any:
-    if data[:1] in (b"{", b"[", b'"'):
-        parsed = parse(data)
-        return _lines(data) if parsed.fault else parsed.value
-    try:
-        return msgpack.unpack(data) if encoding == "msgpack" else None
-    except msgpack.MsgpackFault:
-        return None
-
-
-def _lines(data: bytes) -> list[Any] | None:
-    """Return the objects of JSON lines; None if one of the first lines is none."""
+def _json_or_lines(data: bytes) -> Any:
+    """Return a JSON value, or the objects of JSON lines; None if one of the first lines is none."""
+    parsed = parse(data)
+    if parsed.fault is None:
+        return parsed.value
     lines = [line for line in data.split(b"\n", MAX_LINES) if line.strip()]
     if len(lines) < 2 or any(parse(line).fault for line in lines[:3]):
         return None

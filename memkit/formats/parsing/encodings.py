@@ -18,7 +18,9 @@ import re
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import islice
 from typing import NamedTuple
 
 from memkit.formats.parsing import msgpack
@@ -59,9 +61,21 @@ _BETWEEN = re.compile(r"[\s\x1e]*(?=\S)")
 _REPR = re.compile(rb"[\[({]+\s*'")
 _STRINGIFIED = re.compile(
     r"(\[object [A-Z]\w*\],?)+"  # JavaScript
-    r"|<[\w.]+ object at 0x[0-9a-f]+>"  # Python
+    r"|<[\w.]+( [\w.<>]+)* at 0x[0-9a-f]+>"  # Python
+    r"|#<[A-Z][\w:]*:0x[0-9a-f]+.*>"  # Ruby
+    r"|System\.[\w.]*[A-Z]\w*(`\d\[.+\]|\[\])"  # .NET
     r"|(\[L)?([a-z]\w*\.)+[A-Z]\w*;?@[0-9a-f]+"  # Java
 )
+_REPR_NODES = (ast.Dict, ast.List, ast.Tuple, ast.Set, ast.Constant, ast.UnaryOp, ast.unaryop, ast.expr_context)
+_REPR_CALLS = (ast.Call, ast.keyword, ast.Attribute, ast.Name)
+"""A repr holds literals, and calls such as ``datetime.datetime(2026, 11, 3)``."""
+_REPLACEMENT = "\ufffd".encode()
+_REPLACED_MAGIC = re.compile(b"%b[\2-\5]|%b%b\0\5" % (3 * (_REPLACEMENT,)))
+"""What the first bytes of a pickle and of a serialized Java object become."""
+FEWEST_REPLACED, REPLACED_SHARE = 8, 0.2
+"""Compressed bytes that are decoded as UTF-8 become replacement characters to 40 %; text has hardly any."""
+_PHP_TOKEN = re.compile(rb"N;|[bidrR]:[^;]*;|s:(\d+):\"|a:\d+:\{|O:\d+:\"[^\"]*\":\d+:\{|\}")
+_CUT_PHP_TOKEN = re.compile(rb"[abdiNOrRs](:[\d.eE+-]*)?(:\"?)?|O:\d+:[^:]*(:\d*)?:?|")
 _CUT_WORD = re.compile(r"-?|t|tr|tru|f|fa|fal|fals|n|nu|nul")
 
 
@@ -127,6 +141,9 @@ def looks_like(data: bytes) -> str:
 def _layer(data: bytes, keep_bytes: int = PEEK_BYTES, *, whole: bool = True) -> _Layer:
     if not data:
         return _Layer("empty")
+    replaced = data[:PEEK_BYTES].count(_REPLACEMENT)
+    if _REPLACED_MAGIC.match(data) or replaced >= max(FEWEST_REPLACED, REPLACED_SHARE * (len(data) - 2 * replaced)):
+        return _Layer("text", fault="with replacement characters: bytes were decoded as text, and are lost")
     if data.lstrip()[:1] in (b"{", b"[", b'"') and (found := _document(data, whole=whole)):
         return found
     return _text_layer(data) if _is_text(data) else _binary_layer(data, keep_bytes)
@@ -140,7 +157,7 @@ def _document(data: bytes, *, whole: bool) -> _Layer | None:
     parsed = parse(data)
     if parsed.fault is None:
         inner = parsed.value.encode("utf-8", "surrogatepass") if isinstance(parsed.value, str) else b""
-        if inner[:1] in (b"{", b"[") and isinstance(parse(inner).value, dict | list):
+        if _is_document(inner):
             return _Layer("json string", inner)
         return _Layer("json")
     if parsed.fault.byte is None or (not whole and _is_text(data)):
@@ -156,15 +173,38 @@ def _document(data: bytes, *, whole: bool) -> _Layer | None:
     return _documents(text)
 
 
+def _is_document(data: bytes) -> bool:
+    """Return whether this is a JSON object or array, or one in any number of JSON strings."""
+    value = parse(data).value if data[:1] in (b"{", b"[", b'"') else None
+    nested = isinstance(value, str) and _is_document(value.encode("utf-8", "surrogatepass"))
+    return nested or isinstance(value, dict | list)
+
+
 def _is_repr(data: bytes) -> bool:
     """Return whether the bytes are the Python repr of a container."""
     if len(data) > PEEK_BYTES:
         return data.rstrip()[-1:] in (b"}", b"]", b")")
     try:
         with warnings.catch_warnings(action="ignore"):
-            return isinstance(ast.literal_eval(data.decode()), dict | list | tuple)
+            tree = ast.parse(data.decode(), mode="eval").body
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return False
+    nodes = list(ast.walk(tree))
+    names, heads = (sum(isinstance(one, kind) for one in nodes) for kind in (ast.Name, ast.Call | ast.Attribute))
+    known = all(isinstance(one, (*_REPR_NODES, *_REPR_CALLS)) for one in nodes)
+    return known and names <= heads and isinstance(tree, ast.Dict | ast.List | ast.Tuple)
+
+
+def _bytes_repr(data: bytes) -> _Layer | None:
+    """Return the layer of the Python repr of bytes that hold a document."""
+    if data[:2] not in (b"b'", b'b"') or len(data) > PEEK_BYTES:
+        return None
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            inner = ast.literal_eval(data.decode())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return _Layer("python repr", inner) if isinstance(inner, bytes) and _layer(inner).name in _NAMED else None
 
 
 def _documents(text: str) -> _Layer | None:
@@ -216,12 +256,28 @@ def _text_layer(data: bytes) -> _Layer:
     if data[0] in _OLD_PICKLES and _is_old_pickle(data):
         return _Layer("pickle")
     if _PHP.match(data):
-        return _Layer("php")
+        return _Layer("php", fault="ends early" if _php_ends_early(data) else "")
+    if found := _bytes_repr(data):
+        return found
     prefix = _PREFIXED.match(data)
     inner = data[prefix.end() :] if prefix else b""
     if _FERNET.fullmatch(inner) or (inner and _unbase64(inner)):
         return _Layer("prefix", inner)
     return _unbase64(data) or _Layer("text")
+
+
+def _php_ends_early(data: bytes) -> bool:
+    """Return whether PHP's serialize() format ends inside a value: it states lengths, and arrays end with a brace."""
+    at = depth = 0
+    while at < len(data):
+        token = _PHP_TOKEN.match(data, at)
+        if not token:
+            return bool(_CUT_PHP_TOKEN.fullmatch(data, at))
+        at = token.end() + (int(token[1]) + len('";') if token[1] else 0)
+        depth += token[0].endswith(b"{") - (token[0] == b"}")
+        if not depth:
+            return at > len(data)
+    return True
 
 
 def _unbase64(data: bytes) -> _Layer | None:
@@ -250,8 +306,13 @@ def _binary_layer(data: bytes, keep_bytes: int) -> _Layer:
     for magic, read in _MAGIC:
         if data.startswith(magic) and (found := read(data, keep_bytes)):
             return found
-    if found := _msgpack(data):
-        return found
+    if msgpack.begins_container(data):
+        try:
+            msgpack.unpack(data)
+            return _Layer("msgpack")
+        except msgpack.MsgpackFault as fault:
+            if fault.message == "cut short" and fault.names >= FEWEST_NAMES:
+                return _Layer("msgpack", fault="ends early")
     prefix = _PREFIXED.match(data)  # a short version or name before bytes with a magic number
     inner = data[prefix.end() :] if prefix else b""
     if any(inner.startswith(magic) for magic, _ in _MAGIC):
@@ -365,16 +426,19 @@ def _pickle(data: bytes, _keep_bytes: int) -> _Layer | None:
     if data[2:3] == b"\x95" and len(data) - _FRAME_HEAD_BYTES < int.from_bytes(data[3:11], "little") < MOST_FRAME_BYTES:
         return _Layer("pickle", fault="ends early")
     stream, count = io.BytesIO(data), 0
-    try:
-        for opcode, _argument, _at in pickletools.genops(stream):
-            count += 1
-            if count == MOST_OPCODES:
-                return _Layer("pickle")
-            if opcode.name == "STOP":
-                return _Layer("pickle") if stream.tell() == len(data) else None
-    except (ValueError, IndexError, OverflowError, EOFError):
-        pass
+    for count, name in enumerate(_opcodes(stream), 1):
+        if count == MOST_OPCODES:
+            return _Layer("pickle")
+        if name == "STOP":
+            return _Layer("pickle") if stream.tell() == len(data) else None
     return _Layer("pickle", fault="ends early") if not stream.read(1) and count >= FEWEST_OPCODES else None
+
+
+def _opcodes(pickled: bytes | io.BytesIO) -> Iterator[str]:
+    """Yield the names of the opcodes up to the first that is invalid or cut."""
+    with suppress(ValueError, IndexError, OverflowError, EOFError):
+        for opcode, _argument, _at in pickletools.genops(pickled):
+            yield opcode.name
 
 
 _MAGIC: tuple[tuple[bytes, _Read], ...] = (
@@ -385,18 +449,6 @@ _MAGIC: tuple[tuple[bytes, _Read], ...] = (
     (b"\x80", _pickle),
     (b"\xac\xed\x00\x05", lambda _, __: _Layer("java")),
 )
-
-
-def _msgpack(data: bytes) -> _Layer | None:
-    """Return the layer of a msgpack map or array; one that ends early is known by the names of its fields."""
-    if not msgpack.begins_container(data):
-        return None
-    try:
-        msgpack.unpack(data)
-    except msgpack.MsgpackFault as fault:
-        ends_early = fault.message == "cut short" and fault.names >= FEWEST_NAMES
-        return _Layer("msgpack", fault="ends early") if ends_early else None
-    return _Layer("msgpack")
 
 
 def _cbor_end(data: bytes, at: int, depth: int) -> int:
@@ -431,15 +483,7 @@ def _is_old_pickle(data: bytes) -> bool:
 
 def pickle_opcodes(data: bytes) -> Counter[str]:
     """Return how often each opcode occurs in the first 64 KB of a pickle, which is disassembled and never loaded."""
-    found: Counter[str] = Counter()
-    try:
-        for opcode, _argument, _at in pickletools.genops(data[:PEEK_BYTES]):
-            found[opcode.name] += 1
-            if found.total() >= _OPCODES:
-                break
-    except (ValueError, IndexError, OverflowError, EOFError):
-        pass
-    return found
+    return Counter(islice(_opcodes(data[:PEEK_BYTES]), _OPCODES))
 
 
 def hex_view(data: bytes) -> str:

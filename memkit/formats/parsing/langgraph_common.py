@@ -200,12 +200,12 @@ def message_items(channels: Mapping[str, Any], key: str) -> Iterator[Item]:
 
 def _are_messages(entries: list[Any], channel: str) -> bool:
     """Return whether a channel holds messages; in the one of that name some may be damaged."""
-    judged = [_is_message(entry) or entry == {} for entry in entries]
+    judged = [
+        is_constructed(entry) or entry == {}
+        or (isinstance(entry, dict) and (one_of(entry.get("type"), TYPES) or "role" in entry))
+        for entry in entries
+    ]  # fmt: skip
     return any(judged) if channel in ("messages", "__start__") else bool(judged) and all(judged)
-
-
-def _is_message(entry: Any) -> bool:
-    return is_constructed(entry) or (isinstance(entry, dict) and (one_of(entry.get("type"), TYPES) or "role" in entry))
 
 
 def missing_channels(document: Mapping[str, Any]) -> str | None:

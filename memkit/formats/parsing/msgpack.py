@@ -39,21 +39,17 @@ class MsgpackFault(ValueError):
     ``names`` is how many names of fields were read before: random bytes hardly hold one.
     """
 
-    def __init__(self, message: str, byte: int) -> None:
+    def __init__(self, message: str, byte: int, names: int) -> None:
         super().__init__(message)
-        self.message, self.byte, self.names = message, byte, 0
+        self.message, self.byte, self.names = message, byte, names
 
 
 def unpack(data: bytes) -> Any:
     """Return the one value that the bytes hold; raises MsgpackFault."""
     reader = _Reader(data)
-    try:
-        value = reader.value(0)
-    except MsgpackFault as fault:
-        fault.names = reader.names
-        raise
+    value = reader.value(0)
     if reader.at != len(data):
-        raise MsgpackFault("bytes after the end of the value", reader.at)
+        raise reader.fault("bytes after the end of the value", reader.at)
     return value
 
 
@@ -64,12 +60,15 @@ def begins_container(data: bytes) -> bool:
 
 class _Reader:
     def __init__(self, data: bytes) -> None:
-        self._data, self.at, self._nodes, self.names = data, 0, 0, 0
+        self._data, self.at, self._nodes, self._names = data, 0, 0, 0
+
+    def fault(self, message: str, byte: int) -> MsgpackFault:
+        return MsgpackFault(message, byte, self._names)
 
     def value(self, depth: int) -> Any:
         self._nodes += 1
         if self._nodes > MAX_NODES or depth > MAX_DEPTH:
-            raise MsgpackFault("nested too deeply" if depth > MAX_DEPTH else f"over {MAX_NODES:,} values", self.at)
+            raise self.fault("nested too deeply" if depth > MAX_DEPTH else f"over {MAX_NODES:,} values", self.at)
         lead = self._take(1)[0]
         if lead < 0x80:
             return lead
@@ -87,7 +86,7 @@ class _Reader:
         if lead in _NUMBERS:
             return struct.unpack(_NUMBERS[lead], self._take(struct.calcsize(_NUMBERS[lead])))[0]
         if lead not in _FIXED_EXTS and lead not in _LENGTHS:
-            raise MsgpackFault("a byte that msgpack never uses", self.at - 1)
+            raise self.fault("a byte that msgpack never uses", self.at - 1)
         length = _FIXED_EXTS.get(lead) or int.from_bytes(self._take(_LENGTHS[lead]), "big")
         if lead in _TEXTS:
             return self._text(length)
@@ -100,7 +99,7 @@ class _Reader:
     def _take(self, count: int) -> bytes:
         start, self.at = self.at, self.at + count
         if self.at > len(self._data):
-            raise MsgpackFault("cut short", start)
+            raise self.fault("cut short", start)
         return self._data[start : self.at]
 
     def _text(self, length: int) -> str:
@@ -108,7 +107,7 @@ class _Reader:
         try:
             return self._take(length).decode()
         except UnicodeDecodeError as error:
-            raise MsgpackFault("text that is not UTF-8", start + error.start) from None
+            raise self.fault("text that is not UTF-8", start + error.start) from None
 
     def _array(self, count: int, depth: int) -> list[Any]:
         self._check_room(count)
@@ -120,10 +119,10 @@ class _Reader:
         for _ in range(count):
             key = self.value(depth + 1)
             name = key if isinstance(key, str) else repr(key)
-            self.names += name is key and len(name) > 1 and name.isascii() and name.isprintable()
+            self._names += name is key and len(name) > 1 and name.isascii() and name.isprintable()
             found[name] = self.value(depth + 1)
         return found
 
     def _check_room(self, count: int) -> None:
         if count > len(self._data) - self.at:
-            raise MsgpackFault("cut short", self.at)
+            raise self.fault("cut short", self.at)
