@@ -307,6 +307,11 @@ class _Audit:
             else:
                 sample.keys, fields = with_field_deadlines(sample.keys, self._source.route)
                 self._touched += min(len(hashes), HASHES) if touches_because else 0
+                parts = sum(one.deadline_ms is not None and one.key in fields for one in sample.keys)
+                if parts:
+                    self._notes.append(
+                        f"some fields of {counted(parts, 'hash', 'hashes')} expire before the key (HPTTL)"
+                    )
         # A shard's replicas are in the same order; if one has failed, the keys of each server are not known.
         each_known = len(sample.of_each) == len(self._servers)
         own = sample.of_each if each_known else [sample.of] * len(self._servers)
