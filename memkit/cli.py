@@ -51,7 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return NO_VERDICT
     try:
         if "source" in given:
-            given.source = _source(given)
+            given.source = given.source or next(filter(None, map(os.environ.get, URL_VARIABLES)), None)
+            if given.source:
+                given.source = _with_password(given.source, askpass=given.askpass)
+            elif given.source_required and not getattr(given, "acl", False):
+                raise MemkitError(f"no Redis URL: give one, or set {' or '.join(URL_VARIABLES)}")
         if getattr(given, "at", None):
             from memkit.history.sources import parse_moment
 
@@ -65,16 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report_error(error, getattr(given, "source", None))
     except KeyboardInterrupt:
         return INTERRUPTED
-
-
-def _source(given: argparse.Namespace) -> str | None:
-    """Return the command's URL, from the environment if it was left out, with the password if it has none."""
-    url: str | None = given.source or next(filter(None, map(os.environ.get, URL_VARIABLES)), None)
-    if url is None:
-        if given.source_required and not getattr(given, "acl", False):
-            raise MemkitError(f"no Redis URL: give one, or set {' or '.join(URL_VARIABLES)}")
-        return None
-    return _with_password(url, askpass=given.askpass)
 
 
 def _with_password(url: str, *, askpass: bool) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, cast
+from typing import Literal, Protocol, TypeVar, cast
 
 from memkit.errors import PolicyError
 from memkit.policy import JITTER, Duration, ExpiryPolicy, ttl_text
@@ -106,13 +106,13 @@ def glob_expression(pattern: str) -> re.Pattern[bytes]:
         raise PolicyError(f"{pattern!r} is not a pattern that Redis takes: {error}; {SHAPE}") from None
 
 
-def parse_expectation(text: str) -> Expectation:
+def parse_expectation(text: object) -> Expectation:
     """Return the expectation that one ``--expect`` states; without an option it is sliding, renewed by every write.
 
     Raises:
         PolicyError: Names the part that could not be read.
     """
-    entry = _ENTRY.fullmatch(text.strip())
+    entry = _ENTRY.fullmatch(text.strip()) if isinstance(text, str) else None
     if not entry:
         raise PolicyError(f"{text!r} is not an expectation; {SHAPE}")
     pattern, ttl = entry["pattern"], entry["ttl"].strip()
@@ -161,7 +161,7 @@ def expectations(expect: Expect) -> list[Expectation]:
     elif isinstance(expect, str):
         found = [parse_expectation(expect)]
     elif isinstance(expect, Iterable) and not isinstance(expect, bytes):
-        found = [_of_item(one) for one in expect]
+        found = [one if isinstance(one, Expectation) else parse_expectation(one) for one in expect]
     else:
         raise PolicyError(f"{expect!r} is not an expectation; expected {{pattern: TTL}}, such as {{'chat:*': '7d'}}")
     twice = [pattern for pattern, count in Counter(one.pattern for one in found).items() if count > 1]
@@ -177,28 +177,15 @@ def _of_pair(pattern: object, ttl: object) -> Expectation:
     if not isinstance(pattern, str) or not pattern:
         raise PolicyError(f"{pattern!r} is not a pattern; expected text, as in {{'chat:*': '7d'}}")
     if isinstance(ttl, Mapping):
-        return _of_table(pattern, ttl)
+        if "ttl" not in ttl or not set(ttl) <= {"ttl", "kind", "jitter"}:
+            raise PolicyError(f"{pattern!r}: expected {{ttl = '7d', kind = 'sliding', jitter = '10%'}}, got {ttl!r}")
+        expectation = _of_pair(pattern, ttl["ttl"])
+        for option in (name for name in ("kind", "jitter") if name in ttl):
+            expectation = _with_option(expectation, str(ttl[option]))
+        return expectation
     if isinstance(ttl, str):
         return _with_ttls(pattern, [one.strip() for one in ttl.split("|")])
     return _with_ttls(pattern, ttl if isinstance(ttl, list) else [cast(Duration, ttl)])
-
-
-def _of_table(pattern: str, table: Mapping[str, Any]) -> Expectation:
-    if "ttl" not in table or not set(table) <= {"ttl", "kind", "jitter"}:
-        raise PolicyError(f"{pattern!r}: expected {{ttl = '7d', kind = 'sliding', jitter = '10%'}}, got {table!r}")
-    expectation = _of_pair(pattern, table["ttl"])
-    for option in ("kind", "jitter"):
-        if option in table:
-            expectation = _with_option(expectation, str(table[option]))
-    return expectation
-
-
-def _of_item(one: object) -> Expectation:
-    if isinstance(one, Expectation):
-        return one
-    if isinstance(one, str):
-        return parse_expectation(one)
-    raise PolicyError(f"{one!r} is not an expectation; {SHAPE}, or {{'chat:*': '7d'}}")
 
 
 def configured_expectations(directory: Path | None = None) -> list[Expectation]:

@@ -63,19 +63,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and what the summary prints."""
     config.addinivalue_line("markers", "redis: needs a real Redis (added to tests that use memkit's fixtures)")
-    config.stash[REAL_URL] = _url(config.getoption("--real-redis"))
-    config.stash[RAN_ON] = set()
-
-
-def _url(given: str | None) -> str | None:
-    """Return the value of --real-redis; ``pytest --real-redis test_x.py`` gives it the file."""
-    if given and "://" not in given:
+    given: str | None = config.getoption("--real-redis")
+    if given and "://" not in given:  # pytest --real-redis test_x.py gives it the file
         shown = redact(f"://{given}")[3:]
         raise pytest.UsageError(
             f"--real-redis was given {shown!r}, which is not a URL. Name the server as --real-redis=URL, such as "
             f"--real-redis={DEFAULT_REAL}; to use that one without typing it, put --real-redis behind the files"
         )
-    return given
+    config.stash[REAL_URL], config.stash[RAN_ON] = given, set()
 
 
 @pytest.hookimpl(tryfirst=True)

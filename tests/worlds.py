@@ -915,6 +915,15 @@ def slightly_long(t: Traffic) -> World:
     return t.world(t.sessions(ttl_s=8 * t.ttl_s / 7, reads=0))
 
 
+def fields_end_before_the_key(t: Traffic) -> World:
+    """All fields of a session have a short TTL, and its key has the expected one."""
+    events: list[Event] = []
+    for age_s in t.times(0, 290):
+        events += t.write(key := f"chat:{t.uid()}", age_s, kind="hash")
+        events.append((age_s, ("HEXPIRE", key, 300, "FIELDS", 2, "messages", "n")))
+    return t.world(events, oldest_server=("redis-7.4", "valkey-9"))
+
+
 def past_deadlines(t: Traffic) -> World:
     """Clients give a Unix time in seconds that the server takes for milliseconds."""
     events: list[Event] = []
@@ -973,7 +982,7 @@ FAULTS: dict[str, Callable[[Traffic], World]] = {
         for one in (
             encoded_twice, python_repr, long_ttl, unix_time, no_ttl, two_ttls, mixed_parts, not_renewed,
             another_prefix, another_type, formatted_bytes, flushed, full_memory, evicted, all_deleted, local_times,
-            one_of_many, cut_pickles, swapped, slightly_long, past_deadlines,
+            one_of_many, cut_pickles, swapped, slightly_long, past_deadlines, fields_end_before_the_key,
         )
     },
 }  # fmt: skip

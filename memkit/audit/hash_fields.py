@@ -19,7 +19,7 @@ def with_field_deadlines(
     """Return the keys, hashes that end with their last field with that deadline, and the fields that have no TTL.
 
     Args:
-        keys: The keys; of those that are hashes without a TTL, the first 1,000 are looked at.
+        keys: The keys; of those that are hashes, the first 1,000 are looked at.
         route: Returns the connection for a key.
 
     Returns:
@@ -27,8 +27,7 @@ def with_field_deadlines(
     """
     deadlines: dict[bytes, int] = {}
     without: dict[bytes, tuple[int, int]] = {}
-    hashes = [one.key for one in keys if one.kind == "hash" and one.deadline_ms is None][:HASHES]
-    for key in hashes:
+    for key, end in [(one.key, one.deadline_ms) for one in keys if one.kind == "hash"][:HASHES]:
         page = route(key).ask("HSCAN", key, 0, "COUNT", FIELDS, "NOVALUES")
         names = [] if refused(page) else page[1][:FIELDS]
         times: Reply = route(key).ask("HPEXPIRETIME", key, "FIELDS", len(names), *names) if names else []
@@ -38,5 +37,5 @@ def with_field_deadlines(
         if lacking:
             without[key] = (lacking, len(times))
         else:
-            deadlines[key] = max(times)
+            deadlines[key] = max(times) if end is None else min(end, max(times))
     return [one._replace(deadline_ms=deadlines.get(one.key, one.deadline_ms)) for one in keys], without

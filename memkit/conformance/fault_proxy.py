@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import Literal, Self
 
+from memkit.server.launcher import RedisServer
+
 Loss = Literal["request", "reply", "reply twice", "late reply", "hold", "every request"]
 """``request``: it never arrives; ``reply``: it was carried out, and the client gets no reply; ``reply twice``: nor to
 the same request's retry; ``late reply``: no reply for LATE_S, then the connection breaks; ``hold``: the request stays
@@ -16,12 +18,15 @@ LATE_S = 2.5
 
 
 class FaultProxy:
-    """Forwards connections to a port on loopback; ``lose`` names the request that fails. A context manager."""
+    """Forwards connections to a server's port; ``lose`` names the request that fails. A context manager.
 
-    def __init__(self, port: int) -> None:
-        self._target = port
+    ``url`` is the server's, with the proxy's port.
+    """
+
+    def __init__(self, server: RedisServer) -> None:
+        self._target = server.port
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
+        self.url = server.url.replace(f":{server.port}/", f":{self._listener.getsockname()[1]}/")
         self.requests = 0
         self.lost = threading.Event()
         """Set when the request that fails has arrived."""
@@ -40,10 +45,6 @@ class FaultProxy:
         _shut(self._listener)
         for one in self._sockets:
             _shut(one)
-
-    def url(self, url: str) -> str:
-        """Return a URL of the server (TCP, on loopback) as one of the proxy."""
-        return url.replace(f":{self._target}/", f":{self.port}/")
 
     def lose(self, loss: Loss | None, nth: int = 1, *, meanwhile: Callable[[], object] | None = None) -> None:
         """Make the nth request from now on fail (None: none), and count ``requests`` from zero again.

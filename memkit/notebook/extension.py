@@ -78,14 +78,6 @@ def server_with_expire_options() -> RedisServer:
     return RedisServer(binary=binary.path).start() if binary else server()
 
 
-def _missing_options(running: RedisServer) -> str:
-    if not semantics.lacks_expire_options(running):
-        return ""
-    other = semantics.binary_with_expire_options()
-    instead = f"{other.flavour} {other.version} is used instead" if other else "and no other server is installed"
-    return f"this server lacks {semantics.EXPIRE_OPTIONS}; {instead}"
-
-
 @cache
 def incident() -> RedisServer:
     """Return the private server of the demo incident; the first call replays it there, and it continues."""
@@ -144,10 +136,21 @@ class Status:
     """One line: the server, its source, how its clock is moved, and what other Redis memkit may read."""
 
     def __init__(self, running: RedisServer) -> None:
+        other = "no other Redis is used"
+        if named := os.environ.get(LAB_URL):
+            with connect(named) as client:
+                started = started_by_memkit(client)
+            other = "the demo incident runs beside it" if started else f"read-only on {redact(named)}"
         self._text = (
             f"memkit {memkit.__version__}: {running.flavour} {running.version} ({running.source}), private; "
-            f"time moved by {running.clock.method}; {'; '.join(filter(None, (_guard(), _missing_options(running))))}"
+            f"time moved by {running.clock.method}; {other}"
         )
+        if semantics.lacks_expire_options(running):
+            newer = semantics.binary_with_expire_options()
+            instead = (
+                f"{newer.flavour} {newer.version} is used instead" if newer else "and no other server is installed"
+            )
+            self._text += f"; this server lacks {semantics.EXPIRE_OPTIONS}; {instead}"
 
     def __repr__(self) -> str:
         return self._text
@@ -192,14 +195,6 @@ def remaining_ttls(target: str, prefix: str) -> Table:
     return Table(caption, ("remaining TTL", "sessions", ""), rows)
 
 
-def _guard() -> str:
-    named = os.environ.get(LAB_URL)
-    if not named:
-        return "no other Redis is used"
-    with connect(named) as client:
-        return "the demo incident runs beside it" if started_by_memkit(client) else f"read-only on {redact(named)}"
-
-
 def _cell_magic(line: str, cell: str) -> None:
     ipytest.clean()
     shell: Any = InteractiveShell.instance()
@@ -222,28 +217,24 @@ def _line_magic(line: str) -> None:
         raise KeyboardInterrupt("interrupted while an inline test was running")
     if seen.not_run and not (seen.failed or seen.errors):
         raise InlineTestsFailed(_named(f"pytest stopped before {counted(len(seen.not_run), 'test')} ran", seen.not_run))
+    report = printed.getvalue().strip()
     if must_fail:
-        _require_failure(seen, printed.getvalue())
+        if seen.errors:
+            raise InlineTestsFailed(f"expected a failing test; this is an error outside of one\n{report}")
+        if not seen.failed:
+            raise InlineTestsFailed(f"expected a failing test, and none failed\n{report}")
+        print("\n".join([_named(f"{len(seen.failed)} failed as expected", seen.failed), *seen.assertions]))
     elif code or not seen.passed:
-        raise InlineTestsFailed(f"{_reason(seen)}\n{printed.getvalue().strip()}")
+        failed = list(dict.fromkeys([*seen.failed, *seen.errors]))
+        reason = "no test was found in this cell; name a test function test_…"
+        if failed:
+            reason = _named(f"{len(failed)} of {len({*failed, *seen.passed})} failed", failed)
+        elif seen.skipped:
+            reason = "every test was skipped"
+        raise InlineTestsFailed(f"{reason}\n{report}")
     else:
         skipped = "".join(f"\nskipped {name}: {reason}" for name, reason in seen.skipped.items())
         print(_named(f"{len(seen.passed)} passed", seen.passed) + skipped)
-
-
-def _reason(seen: _Outcomes) -> str:
-    failed = list(dict.fromkeys([*seen.failed, *seen.errors]))
-    if failed:
-        return _named(f"{len(failed)} of {len({*failed, *seen.passed})} failed", failed)
-    return "every test was skipped" if seen.skipped else "no test was found in this cell; name a test function test_…"
-
-
-def _require_failure(seen: _Outcomes, report: str) -> None:
-    if seen.errors:
-        raise InlineTestsFailed(f"expected a failing test; this is an error outside of one\n{report.strip()}")
-    if not seen.failed:
-        raise InlineTestsFailed(f"expected a failing test, and none failed\n{report.strip()}")
-    print("\n".join([_named(f"{len(seen.failed)} failed as expected", seen.failed), *seen.assertions]))
 
 
 def _named(what: str, tests: list[str]) -> str:

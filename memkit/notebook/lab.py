@@ -128,7 +128,11 @@ def prepare(directory: Path | None) -> Path:
 
 
 def _jupyter(folder: Path, port: int | None, browser: bool, variables: dict[str, str]) -> int:
-    runtime = _runtime()
+    # The names of a kernel's sockets add 50 bytes, and macOS allows 103 in all. The watchdog removes the directory.
+    runtime = short_directory("memkit-lab-", 32)
+    (runtime / "labconfig").mkdir()
+    for name, content in JUPYTER_DEFAULTS.items():
+        (runtime / "labconfig" / name).write_text(json.dumps(content))
     command = [sys.executable, "-m", "jupyterlab", str(folder), *JUPYTER_OPTIONS]
     command += [f"--port={port}", "--port-retries=0"] if port else []
     command += [] if browser else ["--no-browser"]
@@ -149,16 +153,6 @@ def _jupyter(folder: Path, port: int | None, browser: bool, variables: dict[str,
     if code and not asked:
         raise MemkitError(f"JupyterLab ended with exit code {code}; its messages are above")
     return 0
-
-
-def _runtime() -> Path:
-    """Return a new directory for JupyterLab's files while it runs; the watchdog removes it."""
-    # The names of a kernel's sockets add 50 bytes, and macOS allows 103 in all.
-    directory = short_directory("memkit-lab-", 32)
-    (directory / "labconfig").mkdir()
-    for name, content in JUPYTER_DEFAULTS.items():
-        (directory / "labconfig" / name).write_text(json.dumps(content))
-    return directory
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ ZADD z 1 a; EXPIRE z 100; ZADD z 2 b
 XADD x * f 1; EXPIRE x 100; XADD x * f 2
 SET k 1 EX 100; RENAME k j
 SET k 1 EX 100; COPY k j
-"""
+""".strip().splitlines()
 EXPIRE_RULES = """
 SET k 1; EXPIRE k 200 NX
 SET k 1 EX 100; EXPIRE k 200 NX
@@ -55,7 +55,7 @@ SET k 1 EX 100; EXPIRE k 200 LT
 SET k 1; TTL k
 DEL k; TTL k
 SET k 1 EX 100; EXPIRE k -1
-"""
+""".strip().splitlines()
 EXPIRE_OPTIONS = "EXPIRE with NX, XX, GT, LT (Redis 7.0)"
 NAMES = (*"kjstlmhzx", "expiring")
 """All keys of the cases except the fillers, which their case removes."""
@@ -68,14 +68,14 @@ FILLERS = {f"memkit-filler:{number}": "v" * 1_000 for number in range(1_000)}
 def ttl_rules(client: redis.Redis) -> Table:
     """Run each line of TTL_RULES on new keys and return the TTL of its last key."""
     guard_write(client)
-    rows = [(rule, _ttl_after(client, rule)) for rule in _rules(TTL_RULES)]
+    rows = [(rule, _ttl_after(client, rule)) for rule in TTL_RULES]
     return Table("The effect of commands on a TTL of 100 s", ("commands", "TTL of the last key"), rows)
 
 
 def expire_rules(client: redis.Redis) -> Table:
     """Run each line of EXPIRE_RULES on new keys and return its last reply and the TTL after it."""
     guard_write(client)
-    rows = [(rule, *_reply_and_ttl(client, rule)) for rule in _rules(EXPIRE_RULES)]
+    rows = [(rule, *_reply_and_ttl(client, rule)) for rule in EXPIRE_RULES]
     return Table("EXPIRE with its options, and the replies of TTL", ("commands", "last reply", "TTL after it"), rows)
 
 
@@ -152,10 +152,6 @@ def _result(case: Case, client: redis.Redis) -> str:
         return case.run(client)
     except redis.ResponseError as error:
         return "no such command" if "unknown command" in str(error) else "error"
-
-
-def _rules(text: str) -> list[str]:
-    return text.strip().splitlines()
 
 
 def _run(client: redis.Redis, rule: str) -> tuple[str, Any]:
@@ -331,8 +327,8 @@ def _expire(client: redis.Redis, rule: str) -> str:
 
 
 CASES: Sequence[Case] = (
-    *(Case(rule, partial(_ttl_after, rule=rule)) for rule in _rules(TTL_RULES)),
-    *(Case(rule, partial(_expire, rule=rule), varies=" 200 " in rule) for rule in _rules(EXPIRE_RULES)),
+    *(Case(rule, partial(_ttl_after, rule=rule)) for rule in TTL_RULES),
+    *(Case(rule, partial(_expire, rule=rule), varies=" 200 " in rule) for rule in EXPIRE_RULES),
     Case("the event when an expired key is read", _event_of_expiry),
     Case("the event of EXPIRE k -1", _event_of_a_past_deadline, varies=True),
     Case("WATCH k, k expires, EXEC", _watch_and_expiry),

@@ -36,9 +36,9 @@ def plot_ttl_now(report: AuditReport, ax: Axes | None = None) -> Axes:
         The axes; ``show(ax)`` displays them with alt text.
     """
     ax = style.own_axes(ax, (8.0, 4.0))
-    left = np.array([(one.left_ms or 0) / 1000 for one in _volatile(report)])
+    keys, which, expected = _drawn(report)
+    left = np.array([(one.left_ms or 0) / 1000 for one in keys])
     left = left[left > 0]
-    expected = _expected_s(report)
     low = max(0.5, left.min() / 2) if len(left) else 0.5
     high = max(3 * (expected or 1.0), 2 * left.max() if len(left) else 60.0)
     _histogram(ax, left, np.geomspace(low, high, 60))
@@ -49,7 +49,10 @@ def plot_ttl_now(report: AuditReport, ax: Axes | None = None) -> Axes:
         _vertical(ax, short.observed_ttl_s, style.VERMILLION, "-.", f"set now: {duration(short.observed_ttl_s * 1000)}")
     ax.set(xlabel="remaining TTL (log)", ylabel="keys", xlim=(low, high))
     style.time_axis(ax.xaxis)
-    conclusion = _shortened_share(report) or f"{_which(report)} with a TTL: {_share_below(left, expected)}"
+    conclusion = f"{which} with a TTL: {_share_below(left, expected)}"
+    if short and short.observed_ttl_s and short.expected_ttl_s:
+        ttls = [duration(1000 * ttl_s) for ttl_s in (short.observed_ttl_s, short.expected_ttl_s)]
+        conclusion = f"{short.keys:,} of {which} have a TTL of {ttls[0]} instead of {ttls[1]}"
     style.finish(ax, conclusion, _source(report))
     ax.set_label(f"Number of keys by remaining TTL. {conclusion}. {report.verdict.sentence}")
     return ax
@@ -67,11 +70,11 @@ def plot_deadlines(report: AuditReport, ax: Axes | None = None) -> Axes:
     """
     ax = style.own_axes(ax, (8.0, 4.0))
     now_s = report.at.timestamp()
-    days = np.array([((one.deadline_ms or 0) / 1000 - now_s) / DAY_S for one in _volatile(report)])
-    expected = _expected_s(report)
+    keys, which, expected = _drawn(report)
+    days = np.array([((one.deadline_ms or 0) / 1000 - now_s) / DAY_S for one in keys])
     horizon = 1.15 * max([(expected or DAY_S) / DAY_S, *days[days < 400]])
     _histogram(ax, np.clip(days, 0, horizon), np.linspace(0, horizon, 80))
-    conclusion = f"{_which(report)}: the last deadline is in {duration(1000 * DAY_S * max([0.0, *days]))}"
+    conclusion = f"{which}: the last deadline is in {duration(1000 * DAY_S * max([0.0, *days]))}"
     short = _shortened(report)
     if expected:
         conclusion = "deadlines reach as far as the expected TTL"
@@ -97,8 +100,8 @@ def plot_future(report: AuditReport, ax: Axes | None = None) -> Axes:
         The axes; ``show(ax)`` displays them with alt text.
     """
     ax = style.own_axes(ax, (8.0, 4.0))
-    left = np.sort([(one.left_ms or 0) / 1000 for one in _volatile(report)])
-    expected = _expected_s(report)
+    keys, _, expected = _drawn(report)
+    left = np.sort([(one.left_ms or 0) / 1000 for one in keys])
     low, high = 1.0, 2 * max([expected or 60.0, *left[-1:]])
     times = np.geomspace(low, high, 400)
     existing = 1 - np.searchsorted(left, times, side="right") / max(len(left), 1)
@@ -160,32 +163,18 @@ def _vertical(ax: Axes, x: float, colour: str, line: Any, text: str, *, ha: str 
     ax.annotate(text, (x, 0.98), (4 if ha == "left" else -4, 0), fontsize=9, color=style.INK, **look)
 
 
-def _volatile(report: AuditReport) -> list[KeyFacts]:
-    """Return the keys with a TTL under the first expectation that has any; all such keys without expectations."""
-    for expectation in report.expectations:
-        own = [one for one in expectation.of(report.keys) if one.deadline_ms is not None]
-        if own:
-            return own
-    return [one for one in report.keys if one.deadline_ms is not None]
+def _drawn(report: AuditReport) -> tuple[list[KeyFacts], str, float | None]:
+    """Return the keys with a TTL of the first expectation that has any, their number as text, and the expected TTL.
 
-
-def _which(report: AuditReport) -> str:
-    """Return the number and the pattern of the keys in the figures."""
-    pattern = next((one.pattern for one in report.expectations if one.of(report.keys)), None)
-    return f"{counted(len(_volatile(report)), 'key')}{f' {pattern}' if pattern else ''}"
-
-
-def _shortened_share(report: AuditReport) -> str | None:
-    short = _shortened(report)
-    if not short or not short.observed_ttl_s or not short.expected_ttl_s:
-        return None
-    observed, expected = duration(1000 * short.observed_ttl_s), duration(1000 * short.expected_ttl_s)
-    return f"{short.keys:,} of {_which(report)} have a TTL of {observed} instead of {expected}"
-
-
-def _expected_s(report: AuditReport) -> float | None:
-    ttls = [one.ttl_ms / 1000 for one in report.expectations if one.ttl_ms and one.of(report.keys)]
-    return ttls[0] if ttls else None
+    Without expectations these are all keys with a TTL.
+    """
+    volatile = [one for one in report.keys if one.deadline_ms is not None]
+    if not report.expectations:
+        return volatile, counted(len(volatile), "key"), None
+    found = [(expectation.of(volatile), expectation) for expectation in report.expectations]
+    keys, expectation = next((pair for pair in found if pair[0]), found[0])
+    expected_s = None if expectation.ttl_ms is None else expectation.ttl_ms / 1000
+    return keys, f"{counted(len(keys), 'key')} {expectation.pattern}", expected_s
 
 
 def _shortened(report: AuditReport) -> Finding | None:

@@ -120,8 +120,10 @@ def plot_expiry(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     low, high = _range(np.concatenate([points.ttl, points.lifetime]))
     ax.fill_between([low, high], [low, high], [low, low], color=style.SHADE, lw=0, zorder=0)
     ax.plot([low, high], [low, high], color=style.INK, lw=1, ls="--", zorder=1, label="lifetime = TTL")
-    if (points.outcome == "early").any():
-        _guides(ax, low, high)
+    for factor, name in GUIDES.items() if (points.outcome == "early").any() else ():
+        ax.plot([low, high], [low / factor, high / factor], color=style.GREY, lw=0.8, ls=":", zorder=1)
+        look: Any = {"fontsize": 8, "color": style.GREY, "rotation": 45, "rotation_mode": "anchor", "va": "top"}
+        ax.annotate(name, (low * factor * 4, low * 4), (4, 0), textcoords="offset points", **look)
     labels = _draw_keys(ax, points, low, high)
     _note_keys_not_drawn(ax, log, points)
     ax.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=style.INK, handletextpad=0.6)
@@ -300,13 +302,6 @@ def _draw_density(ax: Axes, points: Any, low: float, high: float) -> None:
     bar = ax.figure.colorbar(drawn, ax=ax, shrink=0.6, pad=0.02)
     bar.set_label("keys", color=style.INK)
     bar.ax.tick_params(colors=style.INK)
-
-
-def _guides(ax: Axes, low: float, high: float) -> None:
-    for factor, name in GUIDES.items():
-        ax.plot([low, high], [low / factor, high / factor], color=style.GREY, lw=0.8, ls=":", zorder=1)
-        look: Any = {"fontsize": 8, "color": style.GREY, "rotation": 45, "rotation_mode": "anchor", "va": "top"}
-        ax.annotate(name, (low * factor * 4, low * 4), (4, 0), textcoords="offset points", **look)
 
 
 def plot_survival(log: ExpiryLog, ax: Axes | None = None) -> Axes:

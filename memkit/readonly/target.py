@@ -94,8 +94,12 @@ def open_target(url_or_client: str | Any, *, tolerant: bool = False, replicas: b
         raise PolicyError(f"a Redis URL or a redis.Redis client is expected, not {type(client).__name__}")
     opened: list[ReadOnlyConnection] = []
     try:
-        with _tls_hint(str(url_or_client)):
+        try:
             route, slots = _open_servers(client, opened, replicas)
+        except (redis.TimeoutError, redis.ConnectionError) as error:
+            if isinstance(error, redis.AuthenticationError) or not str(url_or_client).startswith("rediss"):
+                raise
+            raise type(error)(f"{error}: does that port speak TLS? redis:// is without") from None
         url = redact(url_or_client) if isinstance(url_or_client, str) else opened[0].name
         for connection in opened:
             connection.tolerant = tolerant and len(opened) > 1
@@ -122,7 +126,9 @@ def _open_servers(
     first = ReadOnlyConnection(seed, name=place(seed))
     opened.append(first)
     options = seed.connection_pool.connection_kwargs
-    slots = _slots(first)
+    info = first.ask("INFO", "cluster")
+    in_cluster = node is not None or (not refused(info) and b"cluster_enabled:1" in info)
+    slots = _slots(first) if in_cluster else []
     own_id = first.ask("CLUSTER", "MYID") if slots else b""
     if slots:
         first.name = first.name.removesuffix("/0")  # a cluster has only database 0
@@ -168,13 +174,3 @@ def _slots(connection: ReadOnlyConnection) -> Slots:
 
 def _slot_owners(slots: Slots) -> dict[int, bytes]:
     return {slot: node[2] for start, end, node, *_ in slots for slot in range(start, end + 1)}
-
-
-@contextmanager
-def _tls_hint(url: str) -> Iterator[None]:
-    try:
-        yield
-    except (redis.TimeoutError, redis.ConnectionError) as error:
-        if isinstance(error, redis.AuthenticationError) or not url.startswith("rediss"):
-            raise
-        raise type(error)(f"{error}: does that port speak TLS? redis:// is without") from None

