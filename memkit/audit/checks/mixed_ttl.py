@@ -43,9 +43,8 @@ def mixed_ttl(expected: Expectation, sessions: Sequence[Sequence[Member]]) -> Mi
     shortest = [min(one.facts.set_ms or 0 for one in members if one.facts.deadline_ms) for members in mixed]
     second, count = Counter(round(value / 1000) for value in shortest).most_common(1)[0]
     evidence = [f"deadlines of the keys of one session, compared: {len(sessions):,} sessions have several keys"]
-    floor = (
-        min((*expected.other_ttls_ms, expected.ttl_ms or 0)) * (1 - max(expected.jitter, FINEST_JITTER)) - IDLE_GRAIN_MS
-    )
+    jitter = max(expected.jitter, FINEST_JITTER)
+    floor = min((*expected.other_ttls_ms, expected.ttl_ms or 0)) * (1 - jitter) - IDLE_GRAIN_MS
     own = {part: ttl for part, ttl in _longest(sessions).items() if ttl < floor}
     # A part that was never given the expected TTL may have one of its own, such as a buffer; others were not renewed.
     on_purpose = all(_gap(members)[1] in own for members in mixed)

@@ -21,6 +21,7 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from memkit.audit.checks.ttl_peaks import (
+    AROUND,
     FEWEST,
     IDLE_GRAIN_MS,
     SURE_NATS,
@@ -69,8 +70,6 @@ NEARLY_ALL, SOME = 0.9, 0.05
 """One cause explains nearly all keys; some have been read meanwhile, or belong to another."""
 LATEST_READ = 0.1
 """Jobs that read sessions at one age do so before less than this share of the TTL is left."""
-AROUND = 3
-"""Traffic is compared with that of stretches so many times as long, before and after."""
 LATEST_GAPS = 3
 """The last write was no later than so many usual gaps after the last one that is known."""
 CROWDED, DESERTED = 10, 1.5
@@ -450,10 +449,8 @@ class LifetimeAnalysis:
         deadlines = sorted(one.deadline for one in members)
         first, last = quantile(deadlines, CHANCE), quantile(deadlines, 1 - CHANCE)
         width = max(last - first, 2 * IDLE_GRAIN_MS)
-        low, high = (
-            max(self.history.now_ms, first - AROUND * width),
-            min(self.history.now_ms + self.ttl, last + AROUND * width),
-        )
+        low = max(self.history.now_ms, first - AROUND * width)
+        high = min(self.history.now_ms + self.ttl, last + AROUND * width)
         near = [one for one in ends if low <= one <= high]
         inside = sum(first <= one <= last for one in near)
         usual = (len(near) - inside) * width / max(high - low - width, IDLE_GRAIN_MS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -22,6 +22,8 @@ WIDE_RATIO = 1.222
 FEWEST, FEWEST_WIDE = 3, 8
 """Two values agree by chance; a jitter shows in more of them."""
 FEWEST_PEERS = 4
+AROUND = 3
+"""A stretch is compared with what is around it, before and after, so many times as long."""
 STEEP, STEEP_WIDE = 1.7, 1.2
 """So many times as many as below: most sessions are read soon after a write, so reads alone make more values the nearer
 to the TTL. Far from the TTL they hardly do.
@@ -58,10 +60,8 @@ def ttl_peaks(values: Sequence[int], apart: Sequence[int], spread_over: float) -
 
     ``apart``: the values with those written and read together counted once; only these can show a jitter.
     """
-    narrow = _windows(values, spread_over, lambda low: low + 2 * IDLE_GRAIN_MS, at_least=FEWEST, wide=False)
-    wide = _windows(
-        apart, spread_over, lambda low: low * WIDE_RATIO + 2 * IDLE_GRAIN_MS, at_least=FEWEST_WIDE, wide=True
-    )
+    narrow = _windows(values, spread_over, ratio=1.0, at_least=FEWEST)
+    wide = _windows(apart, spread_over, ratio=WIDE_RATIO, at_least=FEWEST_WIDE)
     # A wide peak may be mostly a narrow one: reads only lower values, so that this is its upper edge.
     return narrow + [
         one
@@ -73,13 +73,13 @@ def ttl_peaks(values: Sequence[int], apart: Sequence[int], spread_over: float) -
     ]
 
 
-def _windows(
-    values: Sequence[int], spread_over: float, end_of: Callable[[float], float], *, at_least: int, wide: bool
-) -> list[TtlPeak]:
+def _windows(values: Sequence[int], spread_over: float, *, ratio: float, at_least: int) -> list[TtlPeak]:
+    """Return the fullest windows, each from a value to the same times ``ratio`` and the idle clock's grain."""
+    wide = ratio > 1
     found: list[tuple[int, float, float]] = []
     full = []
     for low in _starts(values, wide=wide):
-        high = end_of(low)
+        high = low * ratio + 2 * IDLE_GRAIN_MS
         first, last = bisect_left(values, low), bisect_right(values, high)
         if last - first >= at_least:
             full.append((last - first, low, high))
@@ -107,9 +107,8 @@ def _starts(values: Sequence[int], *, wide: bool) -> list[float]:
     if wide:
         return sorted({STEP_RATIO ** int(math.log(value, STEP_RATIO)) for value in values if value > 1})
     steps = Counter(value // STEP_MS for value in values)
-    return sorted(
-        float(STEP_MS * step) for step, count in steps.items() if count + steps[step + 1] + steps[step + 2] > 1
-    )
+    full = (step for step, count in steps.items() if count + steps[step + 1] + steps[step + 2] > 1)
+    return sorted(float(STEP_MS * step) for step in full)
 
 
 class _Around(NamedTuple):
@@ -122,7 +121,7 @@ class _Around(NamedTuple):
 
 def _around(values: Sequence[int], low: float, high: float, spread_over: float, *, wide: bool) -> _Around:
     width = high - low
-    reach = width if wide else 3 * width
+    reach = width if wide else AROUND * width
     first = max(low - reach, 0)
     below = (bisect_left(values, low) - bisect_left(values, first)) / max(low - first, width)
     above = (bisect_right(values, high + reach) - bisect_right(values, high)) / reach
