@@ -104,7 +104,8 @@ class Sandbox:
         self.prefix: str = f"{parent.prefix}{secrets.token_hex(3)}:" if parent else self._host.prefix
         self._pools: dict[bool, redis.ConnectionPool] = {}
         self._latest_child: Sandbox = self
-        self._clock: ServerClock | None = None
+        # Only one, because it counts how far it has moved the deadlines.
+        self._clock = ServerClock(self._host.admin, prefix=self.prefix)
         self._finalizer: weakref.finalize[..., Sandbox] | None = None
 
     @property
@@ -115,11 +116,7 @@ class Sandbox:
     @property
     def clock(self) -> ServerClock:
         """The private server's clock; on another server, one that shifts the deadlines of this sandbox's keys."""
-        if isinstance(self._where, RedisServer):
-            return self._where.clock
-        if not self._clock:  # only one, because it counts how far it has moved the deadlines
-            self._clock = ServerClock(self._host.admin, prefix=self.prefix)
-        return self._clock
+        return self._where.clock if isinstance(self._where, RedisServer) else self._clock
 
     def open(self) -> Self:
         """Remove what killed runs left on this server, make the user, and start to renew the lease.
