@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -233,7 +233,11 @@ class _Audit:
         sessions = sum(one.sessions for one in diagnoses)
         findings = [found for one in diagnoses for found in one.findings]
         if not self._expected:
-            findings += changed_ttls(context) if sample.keys else [_empty_database()]
+            findings += changed_ttls(context)
+        if not self._expected and not sample.keys:
+            step = "check the database number and the server in the URL"
+            text = "the database is empty: there is nothing to audit"
+            findings.append(Finding("no_data", message=text, confidence="proven", evidence=("DBSIZE is 0",), next=step))
         self._notes += [note for one in diagnoses for note in one.notes]
         findings += self._values(sample, findings)
         findings += self._second_look(sample, findings)
@@ -275,7 +279,7 @@ class _Audit:
         )
 
     def _sample(self) -> Sample:
-        cluster = len(self._source.connections) > 1 or self._servers[0].is_cluster
+        cluster = len(self._source.connections) > 1 or self._servers[0].info.get("cluster_enabled") == "1"
         if self._stored:
             sample = self._stored.sample()
         else:
@@ -378,12 +382,13 @@ class _Audit:
         if touches_because and not self._touch:
             self._notes.append(f"not checked: {NEED_VALUES} ({touches_because}); --touch allows it")
             return []
+        short = [one for one in findings if one.cause in SHORT_CAUSES]
         try:
             values = check_values(
                 Reader(self._target),
                 self._expected,
                 [one for one in sample.keys if self._target.route(one.key).name not in sample.failed],
-                short=_too_short_by(findings),
+                short=lambda key: any(one.affects(key.key, key.set_ms) for one in short),
                 within_s=(time.monotonic() - self._began) / 4,
                 deletions=sum(one.called("del", "unlink") for one in self._servers),
                 pops=sum(one.called("rpop", "lpop", "lmpop") for one in self._servers),
@@ -505,20 +510,6 @@ class _Audit:
         )
 
 
-def _too_short_by(findings: Sequence[Finding]) -> Callable[[KeyFacts], bool]:
-    """Return whether the TTL alone explains a key's early end."""
-    tops = [
-        (finding.prefix or "", (finding.observed_ttl_s or 0) * 1100 + 2_000)
-        for finding in findings
-        if finding.cause in SHORT_CAUSES and finding.observed_ttl_s
-    ]
-
-    def short(one: KeyFacts) -> bool:
-        return any(one.key.startswith(prefix.encode()) and (one.set_ms or 0) <= top for prefix, top in tops)
-
-    return short
-
-
 def _batch(servers: Sequence[ServerFacts], duty: float, round_trip_s: float) -> int:
     """Return how many keys to ask about at once: fewer if the buffers could push a nearly full server to evict."""
     room = [
@@ -547,13 +538,3 @@ def _in_order(findings: Sequence[Finding]) -> list[Finding]:
     for finding in surest:
         once.setdefault((finding.cause, finding.prefix), finding)
     return sorted(once.values(), key=lambda one: one.order)
-
-
-def _empty_database() -> Finding:
-    return Finding(
-        "no_data",
-        message="the database is empty: there is nothing to audit",
-        confidence="proven",
-        evidence=("DBSIZE is 0",),
-        next="check the database number and the server in the URL",
-    )

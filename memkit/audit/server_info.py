@@ -118,11 +118,6 @@ class ServerFacts:
         return self.info.get("role") == "slave"
 
     @property
-    def is_cluster(self) -> bool:
-        """Whether the server is a cluster's node."""
-        return self.info.get("cluster_enabled") == "1"
-
-    @property
     def flavour(self) -> str:
         """``"redis"`` or ``"valkey"``."""
         return "valkey" if "valkey_version" in self.info else "redis"
@@ -218,11 +213,6 @@ class ServerFacts:
             return None
         deadlines = self.called("expire", "pexpire", *ABSOLUTE_DEADLINES, "persist")
         return max(0, (self.number("rdb_changes_since_last_save") or 0) - self.writes - deadlines)
-
-    @property
-    def deadlines_by_clients(self) -> bool:
-        """Whether clients may have computed deadlines: absolute ones were set, or SET was called and nothing else."""
-        return bool(self.called(*ABSOLUTE_DEADLINES) or (self.called("set") and not self.called(*RELATIVE_DEADLINES)))
 
     @property
     def loaded(self) -> bool | None:

@@ -65,13 +65,13 @@ def mixed_ttl(expected: Expectation, sessions: Sequence[Sequence[Member]]) -> Mi
 
 
 def _is_mixed(members: Sequence[Member], expected: Expectation) -> bool:
-    volatile = [member.facts for member in members if member.facts.deadline_ms is not None]
-    if len(volatile) < 2:
-        return False
-    early = min(volatile, key=lambda one: one.deadline_ms or 0)
-    late = max(volatile, key=lambda one: one.deadline_ms or 0)
-    first, last = (PartEnd(one.deadline_ms or 0, one.touched_ms) for one in (early, late))
-    return ends_apart(first, last, (*expected.other_ttls_ms, expected.ttl_ms or 0), jitter=expected.jitter)
+    ends = [
+        PartEnd(one.facts.deadline_ms, one.facts.touched_ms) for one in members if one.facts.deadline_ms is not None
+    ]
+    ends.sort(key=lambda one: one.deadline_ms)
+    return len(ends) > 1 and ends_apart(
+        ends[0], ends[-1], (*expected.other_ttls_ms, expected.ttl_ms or 0), jitter=expected.jitter
+    )
 
 
 def _gap(members: Sequence[Member]) -> tuple[int, str, str]:

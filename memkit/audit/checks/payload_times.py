@@ -152,12 +152,10 @@ def times_in(value: Any, *, depth: int = 0, listed: bool = False, message: bool 
         inner = value[name]
         if plain in (MESSAGE_FIELDS if is_message else SESSION_FIELDS):
             yield from _time(inner)
-        elif plain in CONTAINERS or (depth == 0 and _is_message(inner)):
+        elif plain in CONTAINERS or (
+            depth == 0 and isinstance(inner, dict) and "role" in inner and not MESSAGE_TEXTS.isdisjoint(inner)
+        ):
             yield from times_in(inner, depth=depth + 1, message=is_message and isinstance(inner, dict))
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and "role" in value and not MESSAGE_TEXTS.isdisjoint(value)
 
 
 def _time(value: Any) -> Iterator[StatedTime]:

@@ -112,7 +112,12 @@ class _Contents:
             examined = [examine(payload) for payload in payloads]
             names = [str(one) for one in examined]
             fault = next((one.fault for one in examined if one.fault), "")
-            odd = any(n == "binary" and _is_printable(payload) for n, payload in zip(names, payloads, strict=True))
+            unknown = [payload for name, payload in zip(names, payloads, strict=True) if name == "binary"]
+            # Mostly text, with control characters in it.
+            odd = any(
+                min(one) < 32 and sum(32 <= byte < 127 for byte in one) >= MOSTLY_PRINTABLE * len(one)
+                for one in unknown
+            )
             self.places[f"{value.kind} {shape}", place].append(_Payload(facts, frozenset(names), fault, odd))
 
 
@@ -125,12 +130,6 @@ def _payloads(value: RedisValue) -> Iterator[tuple[str, Sequence[bytes]]]:
     elif value.kind == "hash":
         for name, payload in value.fields.items():
             yield re.sub(r"\d+", "*", name), [payload]
-
-
-def _is_printable(payload: bytes) -> bool:
-    """Return whether bytes of no known encoding are mostly text with control characters in it."""
-    printable = sum(32 <= byte < 127 for byte in payload)
-    return printable >= MOSTLY_PRINTABLE * len(payload) and any(byte < 32 for byte in payload)
 
 
 def check_values(

@@ -48,7 +48,9 @@ def server_findings(
         expectations: What is expected.
         after: INFO's counters at the end of the audit.
     """
-    spared = _spares_sessions(server, context, expectations)
+    own = [one for expected in expectations for one in expected.of(context.keys)] or context.keys
+    # Sessions without TTLs are spared by a policy that evicts volatile keys only.
+    spared = bool(own) and all(one.deadline_ms is None for one in own) and str(server.policy).startswith("volatile")
     found = [
         _out_of_memory(server),
         None if spared else _evicted(server, after, expectations) or _eviction_risk(server),
@@ -133,13 +135,6 @@ def _evicted(server: ServerFacts, after: Mapping[str, str], expectations: Sequen
     )
 
 
-def _spares_sessions(server: ServerFacts, context: AuditContext, expectations: Sequence[Expectation]) -> bool:
-    """Whether the policy evicts keys with a TTL only, and sessions have none."""
-    own = [one for expected in expectations for one in expected.of(context.keys)] or context.keys
-    persistent = bool(own) and all(one.deadline_ms is None for one in own)
-    return persistent and str(server.policy).startswith("volatile")
-
-
 def _eviction_risk(server: ServerFacts) -> Finding | None:
     """Uses used_memory, maxmemory and the policy."""
     used, limit = server.memory
@@ -211,7 +206,7 @@ def _restarted(server: ServerFacts, context: AuditContext, expectations: Sequenc
         what = f"dropped {dropped:,} of {dropped + loaded:,} keys that had expired before it loaded its file: the file "
         what += "was old, or the server was stopped for long"
         evidence = [f"rdb_last_load_keys_expired {dropped:,}, rdb_last_load_keys_loaded {loaded:,}"]
-    elif len(written) > len(before) >= STEADY_SESSIONS and pause > max(YOUNG_MS, PAUSES * longest):
+    elif loaded and len(written) > len(before) >= STEADY_SESSIONS and pause > max(YOUNG_MS, PAUSES * longest):
         what = f"has no session of the {duration(pause)} before it: its file was old, or none was written"
         evidence = [f"before that, the longest time without a write was {duration(longest)}"]
     elif empty and len(written) >= STEADY_SESSIONS and written[0] - started <= STEADY_GAPS * uptime / len(written):

@@ -378,7 +378,9 @@ def _off_by_clock(expected: Expectation, analysis: LifetimeAnalysis, context: Au
 def _other_clock(expected: Expectation, ttl_ms: float, context: AuditContext) -> tuple[str, str] | None:
     """Return the cause and its words if clients compute the deadlines and their clock or zone is exactly as far off."""
     server, off = context.server, ttl_ms - (expected.ttl_ms or 0)
-    if expected.other_ttls_ms or not server.deadlines_by_clients:
+    # Clients compute deadlines if absolute ones were set, or SET (PXAT) was called and nothing else.
+    set_alone = server.called("set") and not server.called(*RELATIVE_DEADLINES)
+    if expected.other_ttls_ms or not (server.called(*ABSOLUTE_DEADLINES) or set_alone):
         return None
     if abs(server.skew_ms) >= SKEW_MS and abs(off + server.skew_ms) <= max(SKEW_MS, 0.002 * abs(server.skew_ms)):
         way = "ahead of" if server.skew_ms > 0 else "behind"
