@@ -76,8 +76,6 @@ CROWDED, DESERTED = 10, 1.5
 """Short times left are so many times as dense as longer ones, and none follows up to so many times the longest."""
 FILLED = 0.2
 """The middle one of evenly spread values is at least this share of their range away from both ends."""
-WEEKEND_MS = 72 * 3_600_000
-"""Traffic pauses for a night or a weekend."""
 EXACT_SHARE, EXACT_MS = 0.002, 650
 """A TTL without jitter is known to a fraction of a second: 10 minutes is not 604.8 s."""
 JITTERED_SHARE = 0.015
@@ -534,7 +532,7 @@ class LifetimeAnalysis:
             reason = f"{count:,} keys have up to {top / 1000:,.0f} s left, then none up to {lefts[count] / 1000:,.0f} s"
         peak = TtlPeak(quantile(lefts[:count], 0.5), top, count, wide=True)
         # It may be that hardly anything was written for long, and that the expired keys had the expected TTL.
-        paused = top > RARE * self.ttl and self.ttl - top < WEEKEND_MS
+        paused = top > RARE * self.ttl
         confidence: Confidence = "likely" if ((others and not paused) or young) and count >= FEWEST_EVEN else "possible"
         found = self._short_anomaly(peak, members, members, others, confidence, reason)
         if others and found.since and found.since.bound == "upper bound":
