@@ -35,7 +35,7 @@ from memkit.formats.parsing.documents import (
     peek,
     read,
     read_document,
-    read_or_salvage,
+    salvage,
     wrong_kind,
 )
 from memkit.formats.parsing.element_shapes import missing
@@ -301,8 +301,10 @@ def _decode(layout: Layout, stored: SessionValues) -> Iterator[Item]:
 
 
 def _from_document(layout: Layout, raw: RedisValue) -> Iterator[Item]:
-    value, problems = read_or_salvage(raw, layout.messages_field) if layout.messages_field else read_document(raw)
+    value, problems = read(raw) if layout.messages_field else read_document(raw)
     yield from problems
+    if value is None and layout.messages_field:
+        value = {layout.messages_field: list(salvage(raw.data, layout.messages_field))}
     if layout.ttl_field and isinstance(value, dict):
         ttl_s = value.get(layout.ttl_field)
         is_ttl = type(ttl_s) is int and 0 < ttl_s * 1000 <= MAX_TTL_MS

@@ -250,10 +250,3 @@ def leads(raw: RedisValue) -> tuple[str, ...]:
     if raw.kind == "set" and base != raw.name:
         return tuple(f"{base}:list:msg-history:{each}" for each in sorted(raw.members))
     return ()
-
-
-def vocabulary() -> Iterable[str]:
-    """Yield the words of the stores' own names."""
-    for layout in LAYOUTS:
-        for key in layout.keys:
-            yield from re.sub(r"\{[^}]*\}", ":", layout.prefix + key.pattern).split(":")

@@ -7,6 +7,7 @@ from typing import Any
 
 from memkit.errors import DecodeError
 from memkit.formats.model import (
+    SEPARATORS,
     ConfiguredTtl,
     Format,
     Item,
@@ -16,7 +17,6 @@ from memkit.formats.model import (
     SessionValues,
     Turn,
     seconds,
-    split,
     text_or_none,
 )
 from memkit.formats.parsing.any_message import messages_of
@@ -40,8 +40,12 @@ def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     saved = sum(1 for element in ends if element.startswith(b"["))
     if not stamped or stamped + saved + begins <= sum(1 for value in sample(raw) if store_of(value)):
         return None
-    prefix, session = split(raw.name, PREFIX, wanted)
-    return KeyOwner(STORE, session, prefix, "primary")
+    # Behind the default prefix an id begins after a separator, so that "A" is not found in "sess-A".
+    prefix = raw.name.removesuffix(wanted) if wanted else raw.name
+    if wanted and prefix != raw.name and (prefix[-1:] in SEPARATORS or PREFIX not in prefix):
+        return KeyOwner(STORE, wanted, prefix, "primary")
+    head, found, tail = raw.name.partition(PREFIX)
+    return KeyOwner(STORE, tail if found else raw.name, head + PREFIX if found else "", "primary")
 
 
 def siblings(stored: SessionValues) -> Iterable[KeyRequest]:

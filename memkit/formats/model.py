@@ -187,22 +187,6 @@ class Format:
     colon: str = ":"
 
 
-def split(name: str, marker: str, wanted: str | None) -> tuple[str, str]:
-    """Return prefix and session of a key that ends with the session's id.
-
-    Args:
-        name: The key.
-        marker: The library's own prefix; behind it an id begins after a separator, so that ``A`` is not found in
-            ``sess-A``.
-        wanted: The id that is searched, if there is one.
-    """
-    prefix = name.removesuffix(wanted) if wanted else name
-    if wanted and prefix != name and (prefix[-1:] in SEPARATORS or not marker or marker not in prefix):
-        return prefix, wanted
-    head, found, tail = name.partition(marker) if marker else ("", "", "")
-    return (head + marker, tail) if found else ("", name)
-
-
 def text_or_none(value: Any) -> str | None:
     """Return the value if it is non-empty text."""
     return value if isinstance(value, str) and value else None

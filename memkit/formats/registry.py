@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
 from memkit.formats import (
@@ -15,7 +16,7 @@ from memkit.formats import (
     memkit_store,
     redisvl,
 )
-from memkit.formats.layouts import LAYOUTS, vocabulary
+from memkit.formats.layouts import LAYOUTS
 from memkit.formats.model import Format, Item, KeyOwner, SessionValues
 from memkit.formats.parsing.dialogue_checks import Dialogue
 from memkit.formats.parsing.documents import first_object, wrong_kind
@@ -42,7 +43,12 @@ VOCABULARY = frozenset(
         *("lg", "cp", "blob", "wr", "idx", "threads", "seq", "__start__", "branch", "to"),
         *("agno", "runs", "sessions", "by_session", "index", "agent", "team", "workflow", *agno.RUN_INDEX),
         *(*agno.SESSION_INDEX, "PENDING", "RUNNING", "PAUSED", "COMPLETED", "CANCELLED", "ERROR"),
-        *vocabulary(),
+        *(
+            word
+            for layout in LAYOUTS
+            for key in layout.keys
+            for word in re.sub(r"\{[^}]*\}", ":", layout.prefix + key.pattern).split(":")
+        ),
     )
 )
 """The words of which the stores' own key names are made; any other word in a name was chosen by a user."""

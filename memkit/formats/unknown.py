@@ -22,7 +22,7 @@ from memkit.formats.parsing.conversation import (
     entry_of,
     find_entries,
     in_order,
-    message_fields,
+    json_in,
     named_entries,
     sorted_entries,
     trailing_number,
@@ -194,7 +194,8 @@ def _of_hash(raw: RedisValue) -> list[Entry]:
 
 def _of_fields(fields: Mapping[str, bytes], key: str) -> Entry | None:
     """Return the message that the fields of a hash or of a stream's entry are, or that one of them holds."""
-    value = message_fields(fields)
+    texts = {name: value.decode("utf-8", "replace") for name, value in fields.items()}
+    value = {name: inner if (inner := json_in(text)) is not None else text for name, text in texts.items()}
     entry = entry_of(value, key) if "role" in value or len(value) > 1 else None
     inner = [each for each in value.values() if isinstance(each, dict)]
     if entry is None and len(inner) == 1 and len(value) <= 2:

@@ -62,7 +62,8 @@ class TtlChanges:
             return
         prefix = prefix_of(event.key)
         given = self._current.setdefault(prefix, event)
-        if is_same_ttl(given.ttl_ms, event.ttl_ms):
+        before_ms = given.ttl_ms or 0
+        if abs(before_ms - event.ttl_ms) <= max(SAME_TTL * max(before_ms, event.ttl_ms), SAME_TTL_MS):
             self._current[prefix] = given._replace(moment=event.moment)
             return
         changes = self._changes.setdefault(prefix, [])
@@ -77,13 +78,6 @@ class TtlChanges:
             for changes in self._changes.values()
             for change in (changes if len(changes) <= MOST_CHANGES else changes[:1])
         ]
-
-
-def is_same_ttl(one: int | None, other: int | None) -> bool:
-    """Return whether two TTLs are one, as far as a log shows."""
-    if one is None or other is None:
-        return one is other
-    return abs(one - other) <= max(SAME_TTL * max(one, other), SAME_TTL_MS)
 
 
 def prefix_of(key: bytes) -> str:

@@ -64,7 +64,7 @@ class LogClock:
         if second is not None:
             self.has_timestamps = True
             self.earliest_ms = max(second * 1_000, self.earliest_ms or 0)
-            return Moment.of_second(second), None
+            return Moment(second * 1_000, second * 1_000 + 999), None  # it is rounded down
         effect = next((effect for effect in effects if effect.deadline_ms is not None), None)
         if effect is None or effect.deadline_ms is None:
             return Moment(self.earliest_ms, self._ends_ms, stated=False), None

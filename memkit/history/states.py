@@ -35,11 +35,6 @@ class Moment(NamedTuple):
     stated: bool = True
 
     @classmethod
-    def of_second(cls, second: int) -> Moment:
-        """Return the moment that a log's timestamp states: it is rounded down to the second."""
-        return cls(second * 1_000, second * 1_000 + 999)
-
-    @classmethod
     def at(cls, ms: int) -> Moment:
         """Return a moment that is known to the millisecond."""
         return cls(ms, ms)

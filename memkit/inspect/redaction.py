@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from functools import cache
 from hashlib import blake2b
 from secrets import token_bytes
 from typing import Any, NamedTuple
@@ -108,15 +107,11 @@ def name_mask(names: Iterable[str], wanted: str) -> Callable[[str], str]:
         wanted: The id or key that was asked for.
     """
     there = set(names)
-
-    @cache
-    def known_words() -> frozenset[str]:
-        return formats.VOCABULARY.union(*(_WORDS.split(name) for name in (*there, wanted)))
+    words = formats.VOCABULARY.union(*(_WORDS.split(name) for name in (*there, wanted)))
 
     def masked(name: str) -> str:
         if name in there or name == wanted:
             return name
-        words = known_words()
         return "".join(
             word if word in words or _MADE.fullmatch(word) or is_uuid(word) else "…" for word in _WORDS.split(name)
         )

@@ -126,7 +126,9 @@ def _open_servers(
     first = ReadOnlyConnection(seed, name=place(seed))
     opened.append(first)
     options = seed.connection_pool.connection_kwargs
-    slots = _slots(first)
+    info = first.ask("INFO", "cluster")
+    in_cluster = node is not None or (not refused(info) and b"cluster_enabled:1" in info)
+    slots = _slots(first) if in_cluster else []
     own_id = first.ask("CLUSTER", "MYID") if slots else b""
     if slots:
         first.name = first.name.removesuffix("/0")  # a cluster has only database 0

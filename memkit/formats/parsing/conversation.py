@@ -43,7 +43,7 @@ class Entry(NamedTuple):
 def entry_of(value: Any, key: str) -> Entry | None:
     """Return an element's messages: an object, ``[role, text]``, a text that holds JSON, or a line ``User: hello``."""
     if isinstance(value, str):
-        inner = _inner(value)
+        inner = json_in(value)
         if not isinstance(inner, dict):
             turn = spoken_line(value, key)
             return Entry((turn,)) if turn else None
@@ -70,7 +70,7 @@ def find_entries(value: Any, key: str, depth: int = 0) -> list[Entry]:
     if depth > MAX_DEPTH:
         return []
     if isinstance(value, str):
-        value = _inner(value)
+        value = json_in(value)
     if isinstance(value, list):
         spoken = list(_spoken({str(at): each for at, each in enumerate(value)}, key).values())
         if 2 * len(spoken) >= len(value):  # of a conversation at least half are messages
@@ -158,7 +158,8 @@ def _deeper(values: Iterable[Any], key: str, depth: int) -> Iterator[list[Entry]
             yield found
 
 
-def _inner(text: str) -> Any:
+def json_in(text: str) -> Any:
+    """Return the JSON array or object in a text; None if it holds none."""
     return parse(text.encode("utf-8", "surrogatepass")).value if text[:1] in ("[", "{") else None
 
 
@@ -232,9 +233,3 @@ def in_order(entries: Sequence[Entry], *, ordered: bool = False) -> Iterator[Tur
         yield Note(f"the order of the messages is not known: no time, tool call or system message shows it ({shown})")
     for entry in entries[::-1] if order == NEWEST_FIRST else entries:
         yield from entry.turns
-
-
-def message_fields(fields: Mapping[str, bytes]) -> dict[str, Any]:
-    """Return a hash's or a stream entry's fields as an object; a value that is JSON counts as what it holds."""
-    texts = {name: value.decode("utf-8", "replace") for name, value in fields.items()}
-    return {name: inner if (inner := _inner(text)) is not None else text for name, text in texts.items()}

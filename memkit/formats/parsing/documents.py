@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from memkit.formats.model import Item, Problem, Turn, a_dict, few
+from memkit.formats.model import Problem, Turn, a_dict, few
 from memkit.formats.parsing import msgpack
 from memkit.formats.parsing.bounded_json import Fault, Parsed, parse
 from memkit.formats.parsing.element_shapes import kind_of, missing
@@ -127,14 +127,6 @@ def salvage(data: bytes, field: str) -> Iterator[dict[str, Any]]:
             return
         if isinstance(value, dict):
             yield value
-
-
-def read_or_salvage(raw: RedisValue, field: str) -> tuple[dict[str, Any], list[Item]]:
-    """Return a document, or one made of what can be saved of its array ``field``; and the problems."""
-    value, problems = read(raw)
-    if value is not None:
-        return value, list(problems)
-    return {field: list(salvage(raw.data, field))}, list(problems)
 
 
 class Opened(NamedTuple):

@@ -108,13 +108,6 @@ def blobs(stored: SessionValues, name: str, document: Mapping[str, Any]) -> dict
     return {channel: f"{base}:{channel}:{version}" for channel, version in versions.items()}
 
 
-def blob_value(raw: RedisValue) -> Any:
-    """Return the value of a channel: JavaScript's savers write it as JSON, Python's before 0.1 as a text of JSON."""
-    document = peek(raw)
-    text = text_or_none(document.get("blob"))
-    return parse(text.encode("utf-8", "surrogatepass")).value if text else document.get("value")
-
-
 def deletes_own_keys(name: str) -> bool:
     """Return whether a key belongs to a saver that deletes keys by itself: a shallow one, by its name."""
     pieces = name_parts(name, REDIS_KINDS) or Pieces("", "", "")
@@ -208,14 +201,6 @@ def _are_messages(entries: list[Any], channel: str) -> bool:
     return any(judged) if channel in ("messages", "__start__") else bool(judged) and all(judged)
 
 
-def missing_channels(document: Mapping[str, Any]) -> str | None:
-    """Return what a document lacks to be a checkpoint."""
-    fields = a_dict(document.get("checkpoint"))
-    if any(isinstance(fields.get(field), dict) for field in ("channel_values", "channel_versions")):
-        return None
-    return missing(document, ("checkpoint",), kind=dict) or "its checkpoint has no channel_values"
-
-
 def missing_parents(stored: SessionValues, parents: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield a problem for each checkpoint without its parent; ``parents`` gives the parent's id by key.
 
@@ -239,10 +224,14 @@ def checkpoints(
     for raw in filter(None, raws):
         value, found = read(raw)
         problems += found
-        lacks = missing_channels(value) if isinstance(value, dict) else f"it holds {kind_of(value)}"
-        if not lacks:
+        checkpoint = a_dict(a_dict(value).get("checkpoint"))
+        if any(isinstance(checkpoint.get(field), dict) for field in ("channel_values", "channel_versions")):
             documents[raw.name] = value
-        elif value is not None or not (found or raw.unread_reason):
+            continue
+        lacks = f"it holds {kind_of(value)}"
+        if isinstance(value, dict):
+            lacks = missing(value, ("checkpoint",), kind=dict) or "its checkpoint has no channel_values"
+        if value is not None or not (found or raw.unread_reason):
             problems.append(misshapen(raw.name, lacks))
     return dict(sorted(documents.items(), key=lambda pair: str(pair[1].get("checkpoint_id", pair[0])))), problems
 
@@ -253,8 +242,14 @@ def state_items(
     """Yield the messages of a checkpoint; ``blobs`` are the keys of channels that have one of their own."""
     checkpoint = a_dict(document.get("checkpoint"))
     yield from newer_schema(checkpoint, name)
-    values = {channel: blob_value(raw) for channel, blob in (blobs or {}).items() if (raw := stored.get(blob))}
-    yield from message_items({**a_dict(checkpoint.get("channel_values")), **values}, name)
+    values = dict(a_dict(checkpoint.get("channel_values")))
+    for channel, blob in (blobs or {}).items():
+        if raw := stored.get(blob):
+            stored_value = peek(raw)
+            text = text_or_none(stored_value.get("blob"))  # Python's before 0.1: a text of JSON
+            value = parse(text.encode("utf-8", "surrogatepass")).value if text else stored_value.get("value")
+            values[channel] = value
+    yield from message_items(values, name)
 
 
 def newer_schema(checkpoint: Mapping[str, Any], key: str) -> Iterator[Problem]:
