@@ -348,7 +348,7 @@ def test_inspect_takes_text_in_braces_for_text(server: RedisServer) -> None:
         assert inspect_session(client, "list:1").problems == ()
 
 
-def test_key_that_is_expected_by_its_name_is_not_shared(server: RedisServer) -> None:
+def test_key_expected_by_its_name_is_not_shared(server: RedisServer) -> None:
     with server.client() as client:
         client.flushdb()
         client.set("chat:1", document(random.Random(6)), ex=WEEK_S)
