@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from memkit.audit.checks.payload_times import written_ms
+from memkit.audit.checks.ttl_inference import WEEKEND_MS
 from memkit.audit.finding import Finding, Since
 from memkit.audit.key_shapes import groups_of
 from memkit.audit.sampling import KeyFacts
@@ -18,7 +19,7 @@ NO_VALUES = frozenset(("", "none", "null", "undefined", "nan", "nil", "[object o
 LARGER = 10
 """The shared key is so many times larger than the largest other session; 1,800 messages against 6 in one report."""
 FEWEST_OTHERS = 10
-LONGER, WEEKEND_MS = 2, 72 * 3_600_000
+LONGER = 2
 """Others that are silent for longer than a weekend, and for twice their longest silence before, are not written any
 more. In less time, a night or a weekend, a large session that is always in use is the only one too.
 """
@@ -42,7 +43,8 @@ def shared_key(expected: Expectation, keys: Sequence[KeyFacts]) -> Finding | Non
     sizes = {session: sum(one.size_bytes or 0 for one in own) for session, own in sessions.items()}
     # The last part of an id may stand behind a tenant's.
     words = {one: one.rpartition(":")[2].lower() for one in sizes if one == "" or not one.endswith(":")}
-    nameless = [one for one, word in words.items() if word in NO_VALUES] if expected.prefix else []
+    no_id = expected.prefix in ("", expected.pattern)  # any key, or one by its whole name
+    nameless = [] if no_id else [one for one, word in words.items() if word in NO_VALUES]
     largest = max(nameless or sizes, key=lambda one: sizes[one], default=None)
     if largest is None or (len(sizes) <= FEWEST_OTHERS and not nameless):
         return None
