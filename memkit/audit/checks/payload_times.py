@@ -26,7 +26,8 @@ _SESSION_TIMES = """
 updated updatedat updatetime lastupdate lastupdated lastupdatedat lastupdatetime modified modifiedat lastmodified
 lastmodifiedat createdat creationtime createtime lastmessageat lastmessagetime lastactive lastactiveat lastactivity
 lastactivityat lastaccess lastaccessed lastaccessedat lastaccessedtime lastseen lastseenat lastwrite lastwriteat
-writtenat savedat startedat timestamp timestampms ts
+writtenat savedat startedat timestamp timestampms ts updatedon dateupdated datemodified accessedat touchedat lasttouched
+lasttouchedat lastused lastusedat lastinteraction lastinteractionat lastrequest lastrequestat
 """
 _MESSAGE_TIMES = "at created date datesent datetime sentat time timesent"
 _TEXTS = """
