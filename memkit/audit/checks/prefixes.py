@@ -48,7 +48,7 @@ OLD_SHARE = 0.1
 PLAIN_NAME = re.compile(rb"(?:[\w.-]+[:/|])*[\w.-]*")
 """Most names are of such words and separators; nothing is odd about them."""
 ODD_NAMES = (
-    ("bytes formatted as text (b'…')", re.compile(rb"b(['\"])(.+)\1"), rb"\2", True),
+    ("bytes formatted as text (b'…')", re.compile(rb"(?:^|(?<=[:/|]))b(['\"])(.+)\1(?=$|[:/|])"), rb"\2", True),
     ("quotes", re.compile(rb"(?:^|(?<=[:/|]))(?:\w*\()?(['\"])([^'\"]+)\1(?:,?\))?(?=$|[:/|])"), rb"\2", True),
     ("a line end or white space before or after the id", re.compile(rb"(?:^|(?<=[:/|]))\s+|\s+$|\\n$"), b"", True),
     ("a doubled separator", re.compile(rb"([:/|])\1+"), rb"\1", False),
