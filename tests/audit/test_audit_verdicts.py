@@ -379,6 +379,11 @@ def test_names_outside_the_pattern_since(prefix: str, ttl: str | None, traffic: 
     assert (found.keys, found.confidence, found.since_is) == (60, "likely", "lower bound")
 
 
+@pytest.mark.parametrize("shape", ['{{"user":"{}","bot":"a"}}', "o'brien-{}", "user%3A{}", "https://example.org/{}"])
+def test_names_of_one_unusual_shape_are_healthy(shape: str, traffic: Traffic) -> None:
+    assert traffic.world(traffic.sessions(shape=shape)).audited().verdict.status == "healthy"
+
+
 def test_hash_tags_in_all_names_are_no_finding(traffic: Traffic) -> None:
     assert traffic.world(traffic.sessions(shape="{{{}}}")).audited().findings == ()
 
