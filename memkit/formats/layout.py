@@ -21,7 +21,6 @@ from memkit.formats.model import (
     Note,
     Problem,
     SessionValues,
-    Turn,
     a_list,
     few,
     text_or_none,
@@ -278,8 +277,7 @@ def _decode(layout: Layout, stored: SessionValues) -> Iterator[Item]:
             if isinstance(found, str):
                 yield misshapen(raw.name, found)
             elif value is not None and found is not None:
-                shown = [found] if isinstance(found, Turn) else list(found)
-                single[raw.name] = Entry(shown, messages_of(value, raw.name)[1])
+                single[raw.name] = Entry(found, messages_of(value, raw.name)[1])
         elif raw.kind in DOCUMENT_KINDS and key.fields:
             yield from read_document(raw)[1]
     yield from _a_key_each(layout, stored, single)

@@ -58,7 +58,7 @@ LAYOUTS: tuple[Layout, ...] = (
         prefix=langchain.PREFIX,
         keys=(Key("{id}", kinds=_LIST, fields=("type", "data"), holds=MESSAGES),),
         looks=SHAPES["langchain-community"],
-        convert=langchain.typed_turn,
+        convert=langchain.turns,
         newest_first=langchain.is_newest_first,
         notes=langchain.notes,
         name_of=langchain.name_of,
@@ -73,7 +73,7 @@ LAYOUTS: tuple[Layout, ...] = (
             Key("{id}:{#}.{#}", part="message", fields=("type", "data", "session_id", "timestamp"), holds=MESSAGE),
         ),
         id_field="session_id",
-        convert=langchain.langchain_redis_turn,
+        convert=langchain.redis_turns,
         loses_calls=True,
         notes=_lost_calls_note,
     ),
@@ -114,7 +114,7 @@ LAYOUTS: tuple[Layout, ...] = (
         prefix="ag2:stream:",
         keys=(Key("{id}", kinds=_LIST, fields=("__event__",), holds=MESSAGES),),
         ttl_unit="",
-        convert=ag2.turn,
+        convert=ag2.turns,
     ),
     # chat 4.41.1 with @chat-adapter/state-redis: PEXPIRE 7 days, the last 100 messages. The id is adapter:thread.
     Layout(
