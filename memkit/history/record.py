@@ -250,7 +250,8 @@ class _Recorder:
             self._client, url=self._url, prefixes=self._prefixes, replication=self._replication
         )
         self._looked_ms = self._server.now_ms()
-        self._counters = self._server.counters()
+        counters = self._server.counters()
+        self._readings = counters, counters
 
     def begin(self) -> str:
         """Record the keys that exist; return what is recorded and what it costs."""
@@ -397,9 +398,14 @@ class _Recorder:
             self._odd_ttls.append(added)
 
     def _explain(self) -> None:
-        """Read the counters, and record why keys ended or lost their TTL since the last reading."""
+        """Read the counters, and record why keys ended or lost their TTL.
+
+        A command may have been counted by the last reading, before the name of its key arrived: so the counters are
+        compared with the reading before that one.
+        """
         now = self._server.counters()
-        before, self._counters = self._counters, now
+        before, last = self._readings
+        self._readings = last, now
         called = {name for name, _ in now.calls.items() ^ before.calls.items()}
         if "swapdb" in called and isinstance(self._server.pushed, Tracker):
             raise redis.ConnectionError("SWAPDB exchanged two databases")  # no names of keys are sent
