@@ -61,7 +61,15 @@ exit $code
 def run_lab(
     *, directory: Path | None, port: int | None, browser: bool, url: str | None, expect: Sequence[str] = ()
 ) -> int:
-    """Run JupyterLab until it ends; return the exit code. The parameters are the options of ``memkit lab``.
+    """Run JupyterLab until it ends; return the exit code.
+
+    Args:
+        directory: The folder with the notebooks; those that are missing in it are copied there. None: the clone's
+            notebooks, or a copy of the installed ones.
+        port: JupyterLab's port; None: 8888 or the next free one.
+        browser: Whether to open a browser.
+        url: A Redis to investigate, read-only; None: the demo incident.
+        expect: Its expected TTLs, such as ``chat:*=7d``; none: those of the configuration file.
 
     Raises:
         MemkitError: Something is missing, and the message gives the command to type; or an expectation is invalid.
