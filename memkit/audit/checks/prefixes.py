@@ -48,8 +48,8 @@ OLD_SHARE = 0.1
 PLAIN_NAME = re.compile(rb"(?:[\w.-]+[:/|])*[\w.-]*")
 """Most names are of such words and separators; nothing is odd about them."""
 ODD_NAMES = (
-    ("bytes formatted as text (b'…')", re.compile(rb"b(['\"])(.+)\1"), rb"\2", True),
-    ("quotes", re.compile(rb"(['\"])(.+?)\1"), rb"\2", True),
+    ("bytes formatted as text (b'…')", re.compile(rb"(?:^|(?<=[:/|]))b(['\"])(.+)\1(?=$|[:/|])"), rb"\2", True),
+    ("quotes", re.compile(rb"(?:^|(?<=[:/|]))(?:\w*\()?(['\"])([^'\"]+)\1(?:,?\))?(?=$|[:/|])"), rb"\2", True),
     ("a line end or white space before or after the id", re.compile(rb"(?:^|(?<=[:/|]))\s+|\s+$|\\n$"), b"", True),
     ("a doubled separator", re.compile(rb"([:/|])\1+"), rb"\1", False),
     ("a hash tag ({…})", re.compile(rb"\{([^{}]+)\}"), rb"\1", False),
@@ -142,7 +142,7 @@ def _odd_finding(
         expected,
         "wrong_prefix",
         keys=len(odd),
-        message=f"{len(odd):,} sessions of {expected.pattern} are written under names with {what}"
+        message=f"{counted(len(odd), 'session')} of {expected.pattern} are written under names with {what}"
         + ("" if since is None else f", {context.since_text(since)}"),
         confidence="likely" if len(odd) >= FEWEST and stopped else "possible",
         observed_ms=ttl,

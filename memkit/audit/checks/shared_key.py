@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from memkit.audit.checks.payload_times import written_ms
-from memkit.audit.checks.ttl_inference import WEEKEND_MS
 from memkit.audit.finding import Finding, Since
 from memkit.audit.key_shapes import groups_of
 from memkit.audit.sampling import KeyFacts
@@ -19,7 +18,7 @@ NO_VALUES = frozenset(("", "none", "null", "undefined", "nan", "nil", "[object o
 LARGER = 10
 """The shared key is so many times larger than the largest other session; 1,800 messages against 6 in one report."""
 FEWEST_OTHERS = 10
-LONGER = 2
+LONGER, WEEKEND_MS = 2, 72 * 3_600_000
 """Others that are silent for longer than a weekend, and for twice their longest silence before, are not written any
 more. In less time, a night or a weekend, a large session that is always in use is the only one too.
 """

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -76,8 +76,6 @@ CROWDED, DESERTED = 10, 1.5
 """Short times left are so many times as dense as longer ones, and none follows up to so many times the longest."""
 FILLED = 0.2
 """The middle one of evenly spread values is at least this share of their range away from both ends."""
-WEEKEND_MS = 72 * 3_600_000
-"""Traffic pauses for a night or a weekend."""
 EXACT_SHARE, EXACT_MS = 0.002, 650
 """A TTL without jitter is known to a fraction of a second: 10 minutes is not 604.8 s."""
 JITTERED_SHARE = 0.015
@@ -335,7 +333,8 @@ class LifetimeAnalysis:
         if last is not None and last <= first + SLACK_MS:
             since = Since(last, "lower bound")
         reasons = (f"{len(self.long):,} keys have more time left than the expected TTL",)
-        return TtlAnomaly("long", ttl, jitter, len(self.long), "proven", since, round(first), reasons, peak.high)
+        found = TtlAnomaly("long", ttl, jitter, len(self.long), "proven", since, round(first), reasons, peak.high)
+        return found if self.history.idle_known else replace(found, since=None, first_seen_ms=None)
 
     # -- too short -----------------------------------------------------------------------------------------------------
 
@@ -534,7 +533,7 @@ class LifetimeAnalysis:
             reason = f"{count:,} keys have up to {top / 1000:,.0f} s left, then none up to {lefts[count] / 1000:,.0f} s"
         peak = TtlPeak(quantile(lefts[:count], 0.5), top, count, wide=True)
         # It may be that hardly anything was written for long, and that the expired keys had the expected TTL.
-        paused = top > RARE * self.ttl and self.ttl - top < WEEKEND_MS
+        paused = top > RARE * self.ttl
         confidence: Confidence = "likely" if ((others and not paused) or young) and count >= FEWEST_EVEN else "possible"
         found = self._short_anomaly(peak, members, members, others, confidence, reason)
         if others and found.since and found.since.bound == "upper bound":
@@ -554,7 +553,8 @@ class LifetimeAnalysis:
         chance = top / self.ttl
         if chance > IMPROBABLE:
             return None
-        reason = f"none was given more; if the TTL were the expected one, the chance of that would be {chance:.2%}"
+        more = "was given more" if self.history.idle_known else "has more left"
+        reason = f"none {more}; if the TTL were the expected one, the chance of that would be {chance:.2%}"
         first = min(one.accessed for one in known) if self.history.idle_known else None
         since = None if first is None else Since(first + 1_000, "upper bound")
         return TtlAnomaly("short", top, 0.0, len(known), "likely", since, first, (reason,), top)
