@@ -15,7 +15,7 @@ from redis.exceptions import NoPermissionError
 
 from memkit.connect import connect, redact
 from memkit.errors import LeftSandboxError, MemkitError, ServerNotFound
-from memkit.server.client_deadlines import CommandLog
+from memkit.server.client_deadlines import explained_deadlines
 from memkit.server.clock import ServerClock
 from memkit.server.guard import NAME
 from memkit.server.keyspace import DedicatedDatabase, PrivateKeyspace
@@ -26,7 +26,7 @@ from memkit.store.store import AsyncMemoryStore, MemoryStore
 DEFAULT_REAL = "redis://localhost:6379/15"
 REAL_URL = pytest.StashKey[str | None]()
 RAN_ON = pytest.StashKey["set[str]"]()
-COMMAND_LOGS = pytest.StashKey["list[CommandLog]"]()
+EXPLAIN = pytest.StashKey["list[Callable[[], str | None]]"]()
 APPLICATION_FIXTURES = {"redis_client", "async_redis_client", "redis_client_url"}
 DECODING_FIXTURES = {"redis_memory_store", "memory_store"}
 SANDBOX_FIXTURES = {"redis_memory_store", "memory_store", "async_memory_store", "memkit_sandbox"}
@@ -94,11 +94,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if error is None or not names or isinstance(error, pytest.skip.Exception):
         return
     with contextlib.suppress(redis.RedisError, MemkitError, OSError):
-        for log in item.stash.get(COMMAND_LOGS, []):
-            explanation = log.explanation()
-            if explanation:
-                error.add_note(explanation)
-                break
+        explanation = next(filter(None, (explain() for explain in item.stash.get(EXPLAIN, []))), None)
+        if explanation:
+            error.add_note(explanation)
     if names & DECODING_FIXTURES and (isinstance(error, UnicodeDecodeError) or BYTES_EXPECTED.search(str(error))):
         error.add_note(
             f"memkit: the client of {min(names & DECODING_FIXTURES)} decodes replies as UTF-8 (decode_responses=True). "
@@ -300,11 +298,8 @@ def memkit_clock(request: pytest.FixtureRequest) -> Iterator[ServerClock]:
                 clocks.append(target.clock)
             else:
                 clocks.append(request.getfixturevalue("memkit_sandbox").clock)
-        logs = [CommandLog(server) for server in servers if server.clock.method == "preload"]
-        for log in logs:
-            log.start()
-            stack.callback(log.stop)
-        request.node.stash[COMMAND_LOGS] = logs
+        movable = [server for server in servers if server.clock.method == "preload"]
+        request.node.stash[EXPLAIN] = [stack.enter_context(explained_deadlines(server)) for server in movable]
         before = [clock.offset for clock in clocks]
         with clocks[0].together_with(clocks[1:]):
             yield clocks[0]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from typing import NamedTuple
 
+from memkit.audit.checks.ttl_peaks import FEWEST
 from memkit.audit.sampling import KeyFacts
 
 _DELIMITER = re.compile(r"([:/|#])")
@@ -21,6 +22,10 @@ NEARLY_ALL = 0.95
 """A read of an unaffected session may look like an affected one."""
 ALIKE_RATIO = 0.75
 """One letter of four may differ."""
+WORD_SHARE, MOST_WORDS, DEEPEST = 0.02, 8, 3
+"""A word of the layout is in so many of the names, there are at most so many in one place, and prefixes have at most so
+many: others are ids, such as the names of users or tenants.
+"""
 _WORD = re.compile(r"[A-Za-z_-]{2,24}")
 _KINDS_WITH_CONTENT = frozenset(("list", "hash", "string", "stream", "zset", "set", "ReJSON-RL"))
 
@@ -86,11 +91,11 @@ def _constants(names: Iterable[Sequence[str]], whole: set[str]) -> set[tuple[int
             places[len(tokens), at] += 1
     words: defaultdict[tuple[int, int], list[tuple[int, int, str]]] = defaultdict(list)
     for (length, at, token), count in counts.items():
-        often = count >= 3 and count >= 0.02 * places[length, at]
+        often = count >= max(FEWEST, WORD_SHARE * places[length, at])
         if _WORD.fullmatch(token) and (often or (length, at, token) in parts):
             words[length, at].append((length, at, token))
     # Many different words in one place are ids after all (user names).
-    return {one for found in words.values() if len(found) <= 8 for one in found}
+    return {one for found in words.values() if len(found) <= MOST_WORDS for one in found}
 
 
 def _session_and_part(tokens: Sequence[str], constants: set[tuple[int, int, str]]) -> tuple[str, str]:
@@ -132,7 +137,7 @@ def _deepen(
         head = "".join(tokens[:2]) if len(tokens) > 2 and (depth == 0 or _WORD.fullmatch(tokens[0])) else ""
         heads[head].append((tokens, one))
     for head, inside in heads.items():
-        if head and depth < 3 and (depth == 0 or len(inside) >= max(3, 0.02 * len(split))):
+        if head and depth < DEEPEST and (depth == 0 or len(inside) >= max(FEWEST, WORD_SHARE * len(split))):
             _deepen(prefix + head, [(tokens[2:], one) for tokens, one in inside], depth + 1, found)
         else:
             found.setdefault(prefix, []).extend(one for _, one in inside)
@@ -149,7 +154,7 @@ def narrowest_prefix(affected: Sequence[bytes], everything: Sequence[bytes], def
     best = default.encode("utf-8", "surrogateescape")
     needed = NEARLY_ALL * len(affected)
     others = [key for key in set(everything).difference(affected) if key.startswith(best)]
-    while len(affected) >= 3:  # fewer may be the parts of one session
+    while len(affected) >= FEWEST:  # fewer may be the parts of one session
         heads = Counter(found[0] for key in affected if key.startswith(best) and (found := _HEAD.match(key, len(best))))
         head, count = heads.most_common(1)[0] if heads else (b"", 0)
         left = [key for key in others if key.startswith(best + head)]
@@ -172,6 +177,6 @@ def alike(expected: str, seen: str) -> bool:
     one, other = (re.sub(r"[^a-z0-9]", "", text.lower()) for text in (expected, seen))
     if not one or not other:
         return False
-    if one in other or (other in one and len(other) >= 3):
+    if one in other or (other in one and len(other) >= FEWEST):
         return True
     return SequenceMatcher(None, one, other).ratio() >= ALIKE_RATIO

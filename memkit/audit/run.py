@@ -43,11 +43,13 @@ SECOND_LOOK_KEYS = 1_000
 FAR_FROM_THE_END_MS = 600_000
 """A key that has so much left and no longer exists did not expire."""
 MOST_WATCHED_S = 3_600
+VALUES_SHARE = 0.25
+"""Reading values takes at most so much of the time that reading the keys has taken."""
 SHORT_CAUSES = ("ttl_too_short", "unit_mistake", "two_ttls")
 NEARLY_WRAPPED = 0.9
 """No access was 175 days ago on a server that is younger than that."""
 COUNTERS = ("expired_keys", "evicted_keys", "used_memory", "maxmemory")
-RESTING_BATCH_KEYS, RESTLESS_BATCH_KEYS = 60, 350
+RESTING_BATCH_KEYS, RESTLESS_BATCH_KEYS, LEAST_BATCH_KEYS = 60, 350, 10
 """60 keys with two commands each take the server 0.08 ms, 350 take it 0.6 ms, as 50 and 250 keys with four commands
 did, for which a neighbour's p99 was 2.2 and 3.4 times idle; at twice as many it was 3.0 and more than 10 (Redis 8.2).
 """
@@ -389,7 +391,7 @@ class _Audit:
                 self._expected,
                 [one for one in sample.keys if self._target.route(one.key).name not in sample.failed],
                 short=lambda key: any(one.affects(key.key, key.set_ms) for one in short),
-                within_s=(time.monotonic() - self._began) / 4,
+                within_s=VALUES_SHARE * (time.monotonic() - self._began),
                 deletions=sum(one.called("del", "unlink") for one in self._servers),
                 pops=sum(one.called("rpop", "lpop", "lmpop") for one in self._servers),
             )
@@ -482,11 +484,11 @@ class _Audit:
             return f"{self._unexplained}; to settle it, read such a session with the application"
         for expected, one in zip(self._expected, diagnoses, strict=True):
             if one.unexplained:
-                return f"under {expected.prefix} {one.unexplained}, which reads and chance do not explain; {settle}"
+                return f"{expected.pattern}: {one.unexplained}, which reads and chance do not explain; {settle}"
             if not one.reached:
                 ttl = duration(expected.ttl_ms)
                 keys = counted(one.sessions, "key")
-                return f"none of {keys} under {expected.prefix} shows that {ttl} is given; {settle}"
+                return f"none of {keys} matching {expected.pattern} shows that {ttl} is given; {settle}"
         return None
 
     def _server(self) -> dict[str, Any]:
@@ -516,7 +518,7 @@ def _batch(servers: Sequence[ServerFacts], duty: float, round_trip_s: float) -> 
         (one.number("maxmemory") or 0) - (one.number("used_memory") or 0) for one in servers if one.number("maxmemory")
     ]
     usual = RESTING_BATCH_KEYS if duty < 1 and round_trip_s < NETWORK_S else RESTLESS_BATCH_KEYS
-    return max(10, min(usual, min(room, default=usual * BYTES_A_KEY) // BYTES_A_KEY))
+    return max(LEAST_BATCH_KEYS, min(usual, min(room, default=usual * BYTES_A_KEY) // BYTES_A_KEY))
 
 
 def _risen(before: Sequence[ServerFacts], after: Sequence[Mapping[str, str]], name: str) -> int | None:

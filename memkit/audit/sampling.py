@@ -36,6 +36,11 @@ ENOUGH_KEYS = 26_500
 KEPT_OF_ALL = 40_000
 """How many keys a full pass keeps, whatever the number of keys: memory does not grow with the keyspace."""
 ENOUGH_OF_A_PATTERN = 3_000
+HARDLY_MORE = 1.2
+"""If a keyspace has hardly more keys than enough, all are read."""
+WRITTEN_MEANWHILE, MOST_WRITTEN = 100, 500_000
+"""Keys that are written to a server while it is read: those of a server that has few are kept, and scanning ends."""
+PATTERN_PAGE_KEYS, LEAST_PAGES = 1_000, 200
 MOST_AT_FIRST = 20
 """The first batch is small: it shows which commands the server refuses."""
 LARGER_PAGES = 8
@@ -214,7 +219,7 @@ class ServerKeys:
         """Scan every key, and read the facts of a fair part of them; ``unique``: skip keys that SCAN repeats."""
         self._known = set() if unique else None
         with self._reservoir(sample, capacity) as reservoir:
-            yield from self._scan(sample, reservoir, 0, sample.of * 2 + 1_000_000)
+            yield from self._scan(sample, reservoir, 0, 2 * (sample.of + MOST_WRITTEN))
         sample.complete = not sample.stopped
 
     def stretch(self, sample: Sample, share: int) -> Walk:
@@ -249,9 +254,11 @@ class ServerKeys:
         with self._reservoir(sample, enough * 10) as reservoir:
             for _ in range(pages):
                 began = time.monotonic()
-                cursor, keys = _page(self.connection.send([_scan_command(cursor, 1000, pattern)]).take()[0])
+                cursor, keys = _page(
+                    self.connection.send([_scan_command(cursor, PATTERN_PAGE_KEYS, pattern)]).take()[0]
+                )
                 server_s = self._read(self._new(keys), sample, reservoir)
-                self._pace.after(server_s, time.monotonic() - began, max(len(keys), 1000))
+                self._pace.after(server_s, time.monotonic() - began, max(len(keys), PATTERN_PAGE_KEYS))
                 yield len(keys)
                 if sample.seen >= enough or (cursor == 0 and wrapped) or self._must_stop(sample):
                     return
@@ -405,9 +412,9 @@ class Sampler:
         total = sum(sizes)
         jobs = []
         for server, size in zip(self._servers, sizes, strict=True):
-            if total <= enough * 1.2:
+            if total <= HARDLY_MORE * enough:
                 part = Sample("scan", size)
-                walk = server.all(part, capacity=size * 2 + 10, unique=True)
+                walk = server.all(part, capacity=2 * (size + WRITTEN_MEANWHILE), unique=True)
             elif cluster:
                 part = Sample("randomkey", size)
                 walk = server.random(part, enough * size // total)
@@ -419,11 +426,10 @@ class Sampler:
 
     def full(self) -> Sample:
         """Scan every key; the facts of at most KEPT_OF_ALL, drawn fairly, are read and kept."""
-        # With 100 more, keys that are written meanwhile to a server that has few are kept too.
-        weights = [server.count() + 100 for server in self._servers]
+        weights = [server.count() + WRITTEN_MEANWHILE for server in self._servers]
         jobs = []
         for server, weight in zip(self._servers, weights, strict=True):
-            part = Sample("full", weight - 100)
+            part = Sample("full", weight - WRITTEN_MEANWHILE)
             walk = server.all(part, capacity=KEPT_OF_ALL * weight // sum(weights), unique=False)
             jobs.append(_Job(server, part, walk))
         return self._read(jobs)
@@ -432,7 +438,7 @@ class Sampler:
         """Return keys of a pattern that the sample has too few of, found by SCAN MATCH over the whole keyspace."""
         known = {facts.key for facts in sample.keys if matches(facts.key)}
         enough = math.ceil(ENOUGH_OF_A_PATTERN / len(self._servers))
-        pages = 2 * max(200, sample.of // 1000)
+        pages = 2 * max(LEAST_PAGES, sample.of // PATTERN_PAGE_KEYS)
         jobs = []
         for server in self._servers:
             part = Sample("scan", sample.of // len(self._servers))

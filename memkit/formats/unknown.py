@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from memkit.formats.model import Item, Note, Problem, SessionValues, Turn, seconds
+from memkit.formats.model import Item, Note, Problem, SessionValues, Turn, few, seconds
 from memkit.formats.parsing.any_message import spoken_lines
 from memkit.formats.parsing.conversation import (
     LIKELY_FIELDS,
@@ -59,6 +59,7 @@ def decode(stored: SessionValues) -> Iterator[Item]:
             faults += problems
             if entries:
                 found.append(_Found(raw, entries, ordered))
+                faults += few(_damaged(raw))
     roles = [turn.role for each in found for entry in each.entries for turn in entry.turns]
     if roles == ["other"] or (len(roles) > 1 and set(roles) == {"system"}):
         found = []  # one text by anybody is no conversation, and neither is a log
@@ -75,6 +76,17 @@ def decode(stored: SessionValues) -> Iterator[Item]:
         yield Note("partly decoded: no field of the messages shows whether the user or the assistant wrote them")
     if not found:
         yield from _undecoded(raw for raw in stored.keys.values() if raw and not raw.unread_reason)
+
+
+def _damaged(raw: RedisValue) -> Iterator[Problem]:
+    """Yield elements and fields that their own format proves to be damaged; JSON that ends early may be a text."""
+    in_order = enumerate([*raw.payloads, *map(to_bytes, raw.members or raw.scores)])
+    named = raw.fields.items() if raw.kind == "hash" else in_order
+    for place, payload in named if raw.kind not in DOCUMENT_KINDS else ():
+        found = None if payload[:1] == b"{" else examine(payload)
+        if found and found.fault and found.layers != ("json",):
+            kind = "field" if raw.kind == "hash" else "element"
+            yield Problem("corrupt", raw.name, f"{kind} {place} is unreadable: {found.fault}")
 
 
 def _with_own_ids(entries: Sequence[Entry]) -> Sequence[Entry]:
@@ -159,7 +171,7 @@ def _of_list(raw: RedisValue) -> tuple[list[Entry], bool, list[Problem | Note]]:
         entry = _opened(element, raw.name)
         if entry:
             entries.append(entry)
-        elif element[:1] == b"{" and open_payload(element).value is None:
+        elif element[:1] == b"{" and open_payload(element).value is None and examine(element).fault:
             faults.read(index, element)
         else:
             others += 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 
@@ -28,35 +30,27 @@ def plot_lifetimes(report: SessionReport, ax: Axes | None = None) -> Axes:
     Returns:
         The axes; ``show(ax)`` displays them with alt text.
     """
-    rows = _lifetime_rows(report)
+    own = [key for key in report.keys if not key.part.startswith(SHARED)]
+    early = early_ends({key.key: (key.ttl_s, key.idle_s) for key in own if key.ttl_s is not None})
+    rows = _lifetime_rows(report, set(early))
     ends = [row.ttl_s for row in rows if row.ttl_s]
     low, high = min([0.5, *(end / 2 for end in ends)]), 3 * max([10.0, *ends])
     ax = own_axes(ax, (8.4, 1.6 + 0.32 * len(rows)))
+    look: Any = {"textcoords": "offset points", "va": "center", "fontsize": 9, "color": INK, "annotation_clip": False}
     for place, row in enumerate(rows):
         colour, marker = _lifetime_look(row)
         end = row.ttl_s or high
         ax.hlines(place, low, end, color=colour, lw=2, ls="-" if row.ttl_s else ":")
         face = colour if row.ttl_s else PAPER
         ax.plot(end, place, marker, color=colour, mfc=face, ms=8, mew=1.5, clip_on=False)
-        ax.annotate(
-            _ttl_text(row.ttl_s),
-            (end, place),
-            (9, 0),
-            "data",
-            "offset points",
-            va="center",
-            fontsize=9,
-            color=INK,
-            annotation_clip=False,
-        )
-    ax.set(
-        xlim=(low, high), ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)), yticklabels=[row.label for row in rows]
-    )
+        ax.annotate(_ttl_text(row.ttl_s), (end, place), (9, 0), **look)
+    ax.set(xlim=(low, high), ylim=(len(rows) - 0.4, -0.6))
+    ax.set(yticks=range(len(rows)), yticklabels=[row.label for row in rows])
     for label in ax.get_yticklabels():
         label.set_parse_math(False)  # a key may contain a dollar sign
     ax.set_xlabel("remaining TTL (log)")
     time_axis(ax.xaxis)
-    conclusion = _lifetime_conclusion(report)
+    conclusion = _lifetime_conclusion(own, len(early))
     finish(ax, conclusion, f"{report.store} session {printable(report.session, 40)}".replace("$", r"\$"))
     ax.set_label(f"Remaining TTL of {counted(len(report.keys), 'key')} of one session of {report.store}. {conclusion}")
     return ax
@@ -79,8 +73,7 @@ class _Lifetime:
     early: bool
 
 
-def _lifetime_rows(report: SessionReport) -> list[_Lifetime]:
-    early = set(_early_keys(report))
+def _lifetime_rows(report: SessionReport, early: set[str]) -> list[_Lifetime]:
     alike: dict[tuple[str, bool, int | None], list[KeyReport]] = {}
     for key in report.keys:
         step = None if not key.ttl_s else round(math.log(key.ttl_s) * TTL_STEPS_PER_E)
@@ -103,22 +96,12 @@ def _short(name: str) -> str:
     return shown if len(shown) <= 28 else f"{shown[:15]}…{shown[-12:]}"
 
 
-def _early_keys(report: SessionReport) -> list[str]:
-    return early_ends({key.key: (key.ttl_s, key.idle_s) for key in report.keys if key.ttl_s is not None and _own(key)})
-
-
-def _own(key: KeyReport) -> bool:
-    return not key.part.startswith(SHARED)
-
-
 def _ttl_text(ttl_s: float | None) -> str:
     return duration(None if ttl_s is None else ttl_s * 1000)
 
 
-def _lifetime_conclusion(report: SessionReport) -> str:
-    own = [key for key in report.keys if _own(key)]
+def _lifetime_conclusion(own: Sequence[KeyReport], early: int) -> str:
     ttls = [key.ttl_s for key in own if key.ttl_s is not None]
-    early = len(_early_keys(report))
     if not ttls:
         return "No key has a TTL: the session never expires."
     if early:

@@ -2,8 +2,10 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from itertools import pairwise
 
 from memkit.connect import execute_undecoded
@@ -17,55 +19,54 @@ ENTRIES = 10_000
 CLIENT_CLOCK_MODULES = ("time_machine", "freezegun")
 
 
-class CommandLog:
-    """The SLOWLOG of a private server, set to log every command."""
+@contextmanager
+def explained_deadlines(server: RedisServer) -> Iterator[Callable[[], str | None]]:
+    """Log every command of a private server in its SLOWLOG.
 
-    def __init__(self, server: RedisServer) -> None:
-        self._server = server
-
-    def start(self) -> None:
-        """Log every command from now on."""
-        self._started_s = time.monotonic()
-        with self._server.client(protocol=2) as client, client.pipeline(transaction=False) as pipe:
-            pipe.config_get("slowlog-*")
-            pipe.config_set("slowlog-log-slower-than", 0)
-            pipe.config_set("slowlog-max-len", ENTRIES)
-            pipe.slowlog_reset()
-            self._before: dict[str, str] = pipe.execute()[0]
-
-    def stop(self) -> None:
-        """Restore the server's configuration."""
-        with self._server.client(protocol=2) as client, client.pipeline(transaction=False) as pipe:
-            for name, value in self._before.items():
+    Yields:
+        A function that returns why a deadline of the client's clock was wrong, or None if there was none.
+    """
+    started_s = time.monotonic()
+    with server.client(protocol=2) as client, client.pipeline(transaction=False) as pipe:
+        pipe.config_get("slowlog-*")
+        pipe.config_set("slowlog-log-slower-than", 0)
+        pipe.config_set("slowlog-max-len", ENTRIES)
+        pipe.slowlog_reset()
+        before: dict[str, str] = pipe.execute()[0]
+    try:
+        yield partial(_explanation, server, started_s)
+    finally:
+        with server.client(protocol=2) as client, client.pipeline(transaction=False) as pipe:
+            for name, value in before.items():
                 pipe.config_set(name, value)
             pipe.execute()
 
-    def explanation(self) -> str | None:
-        """Return why a deadline of the client's clock was wrong, or None if there was none."""
-        test_took_ms = (time.monotonic() - self._started_s) * 1000
-        moved_ms = self._server.clock.offset.total_seconds() * 1000
-        with self._server.client() as client:
-            entries = execute_undecoded(client, "SLOWLOG", "GET", ENTRIES)
-        real_ms = (self._server.clock.now().timestamp() * 1000) - moved_ms
-        for _, sent_s, _, words, *_ in reversed(entries):
-            sent_ms = sent_s * 1000
-            ahead_ms = sent_ms - real_ms
-            if abs(ahead_ms) <= test_took_ms + MOVED_OVER_MS:
-                continue  # the clock had not been moved yet
-            if abs(ahead_ms - moved_ms) <= test_took_ms + MOVED_OVER_MS:
-                ahead_ms = moved_ms  # the same move, without the rounding of SLOWLOG
-            for command, key, deadline_ms in _deadlines(words):
-                passed = deadline_ms <= sent_ms
-                if passed or not any(name in sys.modules for name in CLIENT_CLOCK_MODULES):
-                    left = "already past" if passed else f"{duration(deadline_ms - sent_ms)} away"
-                    return (
-                        f"memkit: the test sent {command} {printable(key)} with the deadline "
-                        f"{utc_text(datetime.fromtimestamp(deadline_ms / 1000, UTC))} while memkit_clock was "
-                        f"{duration(abs(ahead_ms))} {'ahead' if ahead_ms > 0 else 'behind'}. For the server that was "
-                        f"{left}. memkit_clock moves the server's clock only, and the deadline came from the client's "
-                        "clock. Use EXPIRE or EX, or move the client's clock too, for example with time-machine"
-                    )
-        return None
+
+def _explanation(server: RedisServer, started_s: float) -> str | None:
+    test_took_ms = (time.monotonic() - started_s) * 1000
+    moved_ms = server.clock.offset.total_seconds() * 1000
+    with server.client() as client:
+        entries = execute_undecoded(client, "SLOWLOG", "GET", ENTRIES)
+    real_ms = (server.clock.now().timestamp() * 1000) - moved_ms
+    for _, sent_s, _, words, *_ in reversed(entries):
+        sent_ms = sent_s * 1000
+        ahead_ms = sent_ms - real_ms
+        if abs(ahead_ms) <= test_took_ms + MOVED_OVER_MS:
+            continue  # the clock had not been moved yet
+        if abs(ahead_ms - moved_ms) <= test_took_ms + MOVED_OVER_MS:
+            ahead_ms = moved_ms  # the same move, without the rounding of SLOWLOG
+        for command, key, deadline_ms in _deadlines(words):
+            passed = deadline_ms <= sent_ms
+            if passed or not any(name in sys.modules for name in CLIENT_CLOCK_MODULES):
+                left = "already past" if passed else f"{duration(deadline_ms - sent_ms)} away"
+                return (
+                    f"memkit: the test sent {command} {printable(key)} with the deadline "
+                    f"{utc_text(datetime.fromtimestamp(deadline_ms / 1000, UTC))} while memkit_clock was "
+                    f"{duration(abs(ahead_ms))} {'ahead' if ahead_ms > 0 else 'behind'}. For the server that was "
+                    f"{left}. memkit_clock moves the server's clock only, and the deadline came from the client's "
+                    "clock. Use EXPIRE or EX, or move the client's clock too, for example with time-machine"
+                )
+    return None
 
 
 def _deadlines(words: Sequence[bytes]) -> Iterator[tuple[str, str, float]]:

@@ -55,7 +55,7 @@ class ServerClock:
 
     There are two methods. ``"preload"`` moves the server's wall clock itself; it needs a server that memkit started
     with its preload. ``"deadline shift"`` moves the deadlines of the keys under ``prefix``, and of hash fields, by the
-    same duration; ``cannot_simulate`` lists what that leaves out.
+    same duration. ``method`` is the clock's own; ``cannot_simulate`` lists what it leaves out.
 
     Args:
         url_or_client: The server.
@@ -77,22 +77,15 @@ class ServerClock:
     ) -> None:
         client = redis.Redis.from_url(url_or_client, db=0) if isinstance(url_or_client, str) else url_or_client
         self._client = cast("redis.Redis", client)
+        self._cluster = client if isinstance(client, redis.RedisCluster) else None
         # memkit started the server that follows an offset file: all its keys may be moved.
         self._prefix = "" if offset_file and prefix is None else prefix
         self._offset_file = offset_file if offset_file and self._is_mapped(offset_file) else None
+        self.method = "preload" if self._offset_file else "deadline shift"
+        self.cannot_simulate = NOT_SIMULATED[self.method]
         self._dedicated = dedicated
         self._shifted_ms = 0.0
         self._others: tuple[ServerClock, ...] = ()
-
-    @property
-    def method(self) -> str:
-        """``"preload"`` or ``"deadline shift"``."""
-        return "preload" if self._offset_file else "deadline shift"
-
-    @property
-    def cannot_simulate(self) -> tuple[str, ...]:
-        """What this method does not move."""
-        return NOT_SIMULATED[self.method]
 
     def require_preload(self) -> None:
         """Return if the server's own clock moves.
@@ -264,11 +257,6 @@ class ServerClock:
             slots.setdefault(self._cluster.keyslot(key) if self._cluster else 0, []).append(key)
         for keys in slots.values():
             yield from chunks(keys, KEYS_PER_SCRIPT)
-
-    @property
-    def _cluster(self) -> redis.RedisCluster | None:
-        client: object = self._client
-        return client if isinstance(client, redis.RedisCluster) else None
 
     def _all_expired(self, client: redis.Redis, expiring: list[list[bytes]]) -> bool:
         """Whether none of the keys and fields is in its last milliseconds: each has expired or was written again."""

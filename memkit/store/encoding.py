@@ -31,7 +31,7 @@ from base64 import urlsafe_b64encode
 from binascii import b2a_base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import chain
@@ -58,7 +58,6 @@ NONCES_AT_ONCE = 64
 SAMPLED_MESSAGES = 8
 DEEPEST = 250
 VECTORS_MARK = b"memkit1 float32 "
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST_MS = 10**14
 """The year 5138: later times, and larger versions, are damage."""
 Message = dict[str, Any]
@@ -446,8 +445,8 @@ def decode_session(session_id: str, key: str, elements: Sequence[bytes], ttl: fl
         metadata=header.metadata,
         policy=header.policy,
         ttl=ttl,
-        created_at=_at(header.created_ms),
-        updated_at=_at(max(header.updated_ms, header.created_ms + after_ms)),
+        created_at=datetime.fromtimestamp(header.created_ms / 1000, UTC),
+        updated_at=datetime.fromtimestamp(max(header.updated_ms, header.created_ms + after_ms) / 1000, UTC),
         version=Version.of(max(header.version, version), header.born),
     )
     return session, header.vectors
@@ -494,7 +493,3 @@ def decode_vectors(raw: bytes, key: str, born: str) -> np.ndarray | None:
 def is_header(raw: bytes) -> bool:
     """Whether an element is a header of any schema."""
     return _HEADER_START.match(raw) is not None
-
-
-def _at(ms: int) -> datetime:
-    return EPOCH + timedelta(milliseconds=ms)

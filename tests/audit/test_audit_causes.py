@@ -316,6 +316,12 @@ def test_all_ttls_left_are_healthy_without_idle_times(blind: RedisServer) -> Non
     assert audited(blind, spread("chat:", 120, 0, 6.9 * DAY, WEEK), {"chat:*": "7d"}).findings == ()
 
 
+def test_pause_without_idle_times_is_possible(blind: RedisServer) -> None:
+    # A day's sessions, a night in which one was written, and an audit before the next ones.
+    writes = [*spread("chat:", 60, 13 * HOUR, 23 * HOUR, DAY), Write("chat:night", HOUR, DAY)]
+    assert [one.confidence for one in audited(blind, writes, {"chat:*": "1d"}).findings] == ["possible"]
+
+
 def test_long_ttl_is_found_without_idle_times(blind: RedisServer) -> None:
     writes = spread("chat:", 60, 6 * HOUR, 23 * HOUR, DAY) + spread("chat:new-", 60, 0, 6 * HOUR, 10 * DAY)
     found = the_finding(audited(blind, writes, {"chat:*": "1d"}))

@@ -324,6 +324,38 @@ def test_damage_is_found_in_the_only_session(server: RedisServer, kind: str) -> 
     assert [one.keys for one in report.findings if one.cause == "corrupt"] == [1]
 
 
+@pytest.mark.parametrize("kind", ["gzip cut", "php cut", "a JavaScript object", "pickle decoded as text"])
+def test_inspect_names_the_damaged_part(server: RedisServer, kind: str) -> None:
+    dice = random.Random(4)
+    damaged = DAMAGE[kind][0](document(dice))
+    with server.client() as client:
+        client.flushdb()
+        client.rpush("list:1", json.dumps(chat(dice)), json.dumps(chat(dice)), damaged)
+        client.hset("hash:1", mapping={"role": "user", "content": damaged})
+        client.expire("list:1", WEEK_S), client.expire("hash:1", WEEK_S)
+        found = [inspect_session(client, key).problems for key in ("list:1", "hash:1")]
+    for problems, place in zip(found, ("element 2 is unreadable", "field content is unreadable"), strict=True):
+        assert [problem.cause for problem in problems] == ["corrupt"]
+        assert place in problems[0].message
+
+
+def test_inspect_takes_text_in_braces_for_text(server: RedisServer) -> None:
+    dice = random.Random(5)
+    with server.client() as client:
+        client.flushdb()
+        client.rpush("list:1", json.dumps(chat(dice)), json.dumps(chat(dice)), "{name}, hello. " + words(dice))
+        client.expire("list:1", WEEK_S)
+        assert inspect_session(client, "list:1").problems == ()
+
+
+def test_key_expected_by_its_name_is_not_shared(server: RedisServer) -> None:
+    with server.client() as client:
+        client.flushdb()
+        client.set("chat:1", document(random.Random(6)), ex=WEEK_S)
+    report = audit(server.url, expect={"chat:1": "7d"}, full=True, duty=1)
+    assert "shared_key" not in {one.cause for one in report.findings}
+
+
 @pytest.mark.parametrize(
     ("name", "twice"),
     [

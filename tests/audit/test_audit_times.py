@@ -87,7 +87,18 @@ STAMPS: Mapping[str, Stamp] = {
     "iso": iso,
     "z": lambda at: iso(at).replace("+00:00", "Z"),
 }
-FIELDS = ("updatedAt", "updated_at", "lastMessageAt", "lastActive", "last_active_at", "lastModified", "timestamp", "ts")
+FIELDS = (
+    "updatedAt",
+    "updated_at",
+    "lastInteractionAt",
+    "date_updated",
+    "lastMessageAt",
+    "lastActive",
+    "last_active_at",
+    "lastModified",
+    "timestamp",
+    "ts",
+)
 
 SPOKEN: Mapping[str, Layout] = {
     "expires": spoken(lambda at, dice: {"expires_at": at + ahead(dice), "token": {"timestamp": at + ahead(dice)}}),

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -558,36 +558,38 @@ inspect_session(url, "warm")
 before = resource.getrusage(resource.RUSAGE_SELF)
 report = inspect_session(url, key)
 after = resource.getrusage(resource.RUSAGE_SELF)
-sum(range(30_000_000))
+sum(range(15_000_000))
 reference_s = resource.getrusage(resource.RUSAGE_SELF).ru_utime - after.ru_utime
 took = (after.ru_utime - before.ru_utime) / reference_s
 print(took, (after.ru_maxrss - before.ru_maxrss) * 1024, len(report.problems))
 """
 
 
-@pytest.mark.parametrize("what", ["brackets", "spaces", "bomb", "empty objects", "one document", "small elements"])
+HOSTILE_PAYLOADS: dict[str, Callable[[], bytes]] = {
+    "brackets": lambda: b"[" * 30_000_000,
+    "spaces": lambda: b"12:34 " + b" " * 30_000_000,
+    "bomb": lambda: zlib.compress(b"0" * 200_000_000),
+    "empty objects": lambda: b'{"messages":[' + b"{}," * 5_000_000 + b"{}]}",
+    "one document": lambda: (
+        b'{"id":"s","app_name":"a","events":[' + b'{"content":{"parts":[{"text":"a"}]}},' * 400_000 + b"{}]}"
+    ),
+}
+
+
+@pytest.mark.parametrize("what", [*HOSTILE_PAYLOADS, "small elements"])
 def test_a_hostile_session_takes_bounded_resources(client: redis.Redis, server: RedisServer, what: str) -> None:
-    document = b'{"id":"s","app_name":"a","events":[' + b'{"content":{"parts":[{"text":"a"}]}},' * 400_000 + b"{}]}"
-    payloads = {
-        "brackets": b"[" * 30_000_000,
-        "spaces": b"12:34 " + b" " * 30_000_000,
-        "bomb": zlib.compress(b"0" * 200_000_000),
-        "empty objects": b'{"messages":[' + b"{}," * 5_000_000 + b"{}]}",
-        "one document": document,
-        "small elements": b"",
-    }
     client.set("warm", "x")
     key = "session:a:u:s"
-    if payloads[what]:
-        client.set(key, payloads[what])
+    if what in HOSTILE_PAYLOADS:
+        client.set(key, HOSTILE_PAYLOADS[what]())
     else:
         client.rpush(key, *[json.dumps({"type": "human", "data": {"content": f"{at} 🧠"}}) for at in range(90_000)])
     payload_bytes = client.memory_usage(key, samples=0)
     python = [sys.executable, "-c", MEASURE, server.url, key]
     took, more_bytes, found = map(float, subprocess.run(python, capture_output=True, check=True).stdout.split())
     assert found
-    # A second of the processor, where the reference takes 0.4 s.
-    assert took <= 2.5
+    # A second of the processor, if the reference takes 0.2 s.
+    assert took <= 5
     assert more_bytes <= (64 << 20) + payload_bytes
 
 

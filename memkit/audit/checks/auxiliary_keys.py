@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from statistics import median_low
 from typing import NamedTuple
 
-from memkit.audit.checks.ttl_inference import LifetimeAnalysis
+from memkit.audit.checks.ttl_inference import NEARLY_ALL, SOME, LifetimeAnalysis
+from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST
 from memkit.audit.context import AuditContext
 from memkit.audit.key_shapes import Group, Member
 from memkit.audit.sampling import KeyFacts
@@ -83,7 +84,7 @@ class _Comparison:
         self.longest = longest_given(group.keys)
         # Deadlines show when sessions were written if none has more than the TTL, as with a jitter every other has.
         over = sum((member.facts.set_ms or 0) > self.ttl + TOGETHER_MS for member in self.mains)
-        self.exact = over <= 0.05 * len(self.mains)
+        self.exact = over <= SOME * len(self.mains)
 
     def is_auxiliary(self) -> bool:
         """Whether the keys hold no dialogue, or are short-lived and no parts of the sessions that they belong to."""
@@ -105,7 +106,7 @@ class _Comparison:
         if expiring and brief and own is not None and own <= FLAG_BYTES and self._others_are_larger(own):
             return True
         short = sum(one.keys for one in analysis.anomalies() if one.kind == "short")
-        is_short = short >= 0.9 * len(analysis.all) or self.longest <= self.ttl * SHORT_SHARE
+        is_short = short >= NEARLY_ALL * len(analysis.all) or self.longest <= self.ttl * SHORT_SHARE
         if not self.ttl or not expiring or not is_short:
             return False
         return not self._written_together() or not self._in_every_session()
@@ -123,10 +124,10 @@ class _Comparison:
                 gap = _deadline(own) - _deadline(main.facts)
                 gaps[int(gap // TOGETHER_MS)].append(gap)
         fullest = max(gaps.values(), key=len, default=[])
-        usual = median_low(fullest) if len(fullest) >= 3 else None
+        usual = median_low(fullest) if len(fullest) >= FEWEST else None
         together = sum(self._at_once(pair, usual) for pair in self.pairs)
         # With a jitter the deadlines show nothing, and an access may be a read.
-        return together >= (0.5 if self.exact else 0.2) * len(self.pairs)
+        return together >= len(self.pairs) * (1 / 2 if self.exact else COMMON_SHARE)
 
     def _at_once(self, pair: Pair, usual_gap: float | None) -> bool:
         own, main = pair.own, pair.main.facts
@@ -142,9 +143,9 @@ class _Comparison:
     def _in_every_session(self) -> bool:
         """Whether nearly every session that was written within this group's TTL has its key here."""
         first = min(_deadline(one) for one in self.group.keys) - self.longest - TOGETHER_MS
-        since = max(first, self.context.history.now_ms - 0.9 * self.longest)
+        since = max(first, self.context.history.now_ms - NEARLY_ALL * self.longest)
         recent = [one for one in self.mains if since <= (self._written(one.facts) or 0)][:RECENT_KEYS]
-        if len(recent) < 3 or not self.exact:
+        if len(recent) < FEWEST or not self.exact:
             return True
         there = {member.session for member in self.group.members}
         lacking = [member.session for member in recent if member.session not in there]
@@ -153,13 +154,13 @@ class _Comparison:
             shape = f"{self.expected.prefix}{self.group.part}"
             names = [shape.replace("*", one, 1).encode("utf-8", "surrogateescape") for one in lacking]
         found = len(recent) - len(lacking) + len(self.context.siblings(names))
-        return found >= (0.7 if len(recent) >= FEWEST_SESSIONS else 0.5) * len(recent)
+        return found >= len(recent) / 2
 
 
 def longest_given(keys: Sequence[KeyFacts]) -> int:
     """Return the TTL that keys were given at most; not by the very longest, which a jump of the clock may have made."""
     given = sorted(one.set_ms or 0 for one in keys)
-    return given[int(0.9 * (len(given) - 1))] if given else 0
+    return given[int(NEARLY_ALL * (len(given) - 1))] if given else 0
 
 
 def usual_bytes(keys: Sequence[KeyFacts], context: AuditContext) -> int | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from memkit.audit.checks.ttl_inference import SOME
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import Finding
 from memkit.audit.sampling import KeyFacts
@@ -159,7 +160,7 @@ def _strings_removed(
     existing = scale * sum(one.kind == "string" for one in context.keys)
     expired = server.number("expired_keys") or 0
     ttl_ms = max((one.ttl_ms or 0 for one in expectations), default=0)
-    if any(one.left_ms is not None and one.left_ms < 0.1 * ttl_ms for one in own):
+    if any(one.left_ms is not None and one.left_ms < SOME * ttl_ms for one in own):
         # Sessions expire, too: at most as many as were written and no longer exist.
         others = server.called(*MAKE_OTHERS)
         expired = max(0, expired - max(0, round(others - scale * context.sampled + existing)))

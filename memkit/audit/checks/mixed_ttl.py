@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from memkit.audit.checks.ttl_inference import rounded
-from memkit.audit.checks.ttl_peaks import IDLE_GRAIN_MS
+from memkit.audit.checks.ttl_inference import FINEST_JITTER, rounded
+from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST, IDLE_GRAIN_MS
 from memkit.audit.finding import Finding
 from memkit.audit.key_shapes import Group, Member
 from memkit.config import Expectation
@@ -30,20 +30,21 @@ class MixedTtl:
     def explains(self, group: Group) -> bool:
         """Whether most keys of a group that could be compared with their siblings are parts of such sessions."""
         compared = [member.facts.key for member in group.members if member.facts.key in self.compared]
-        return sum(key in self.keys for key in compared) > 0.5 * len(compared)
+        return sum(key in self.keys for key in compared) > len(compared) / 2
 
 
 def mixed_ttl(expected: Expectation, sessions: Sequence[Sequence[Member]]) -> MixedTtl:
     """Return the finding of sessions, each given by its keys, with parts that end apart; a few among many are none."""
     mixed = [members for members in sessions if _is_mixed(members, expected)]
-    if not mixed or len(mixed) < max(min(3, len(sessions)), FEWEST_SHARE * len(sessions)):
+    if not mixed or len(mixed) < max(min(FEWEST, len(sessions)), FEWEST_SHARE * len(sessions)):
         return MixedTtl(None)
     keys = frozenset(member.facts.key for members in mixed for member in members)
     gap, first, last = max((_gap(members) for members in mixed), key=lambda one: one[0])
     shortest = [min(one.facts.set_ms or 0 for one in members if one.facts.deadline_ms) for members in mixed]
     second, count = Counter(round(value / 1000) for value in shortest).most_common(1)[0]
     evidence = [f"deadlines of the keys of one session, compared: {len(sessions):,} sessions have several keys"]
-    floor = min((*expected.other_ttls_ms, expected.ttl_ms or 0)) * (1 - max(expected.jitter, 0.01)) - IDLE_GRAIN_MS
+    jitter = max(expected.jitter, FINEST_JITTER)
+    floor = min((*expected.other_ttls_ms, expected.ttl_ms or 0)) * (1 - jitter) - IDLE_GRAIN_MS
     own = {part: ttl for part, ttl in _longest(sessions).items() if ttl < floor}
     # A part that was never given the expected TTL may have one of its own, such as a buffer; others were not renewed.
     on_purpose = all(_gap(members)[1] in own for members in mixed)
@@ -57,7 +58,7 @@ def mixed_ttl(expected: Expectation, sessions: Sequence[Sequence[Member]]) -> Mi
         message=f"parts of {len(mixed):,} of {len(sessions):,} sessions under {expected.prefix} expire up to "
         f"{duration(gap)} apart ({first} before {last})",
         confidence="possible" if on_purpose else "proven",
-        observed_ms=second * 1000 if count > 0.2 * len(shortest) else sorted(shortest)[len(shortest) // 2],
+        observed_ms=second * 1000 if count > COMMON_SHARE * len(shortest) else sorted(shortest)[len(shortest) // 2],
         evidence=evidence,
         next="renew all keys of a session in one write (MULTI or a script): memkit inspect URL SESSION",
     )

@@ -26,7 +26,8 @@ _SESSION_TIMES = """
 updated updatedat updatetime lastupdate lastupdated lastupdatedat lastupdatetime modified modifiedat lastmodified
 lastmodifiedat createdat creationtime createtime lastmessageat lastmessagetime lastactive lastactiveat lastactivity
 lastactivityat lastaccess lastaccessed lastaccessedat lastaccessedtime lastseen lastseenat lastwrite lastwriteat
-writtenat savedat startedat timestamp timestampms ts
+writtenat savedat startedat timestamp timestampms ts updatedon dateupdated datemodified accessedat touchedat lasttouched
+lasttouchedat lastused lastusedat lastinteraction lastinteractionat lastrequest lastrequestat
 """
 _MESSAGE_TIMES = "at created date datesent datetime sentat time timesent"
 _TEXTS = """
@@ -191,7 +192,7 @@ def not_refreshed(expected: Expectation, sessions: Sequence[DatedSession], notes
     if expected.policy.kind != "sliding" or expected.ttl_ms is None or not sessions:
         return None
     ttl = min((expected.ttl_ms, *expected.other_ttls_ms))
-    tolerance = LATE_MS + 1.1 * expected.jitter * ttl
+    tolerance = LATE_MS + expected.jitter * ttl
     dated = [
         (one.facts.deadline_ms - ttl, one.first.at, one.newest)
         for one in sessions

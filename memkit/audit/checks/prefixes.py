@@ -17,6 +17,7 @@ from urllib.parse import unquote_to_bytes
 from memkit.audit.checks.payload_times import written_ms
 from memkit.audit.checks.shared_key import NO_VALUES
 from memkit.audit.checks.ttl_inference import (
+    SOME,
     KeyLifetime,
     LifetimeAnalysis,
     ServerHistory,
@@ -25,8 +26,9 @@ from memkit.audit.checks.ttl_inference import (
     lifetimes_of,
     rounded,
 )
+from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST
 from memkit.audit.context import AuditContext
-from memkit.audit.finding import Confidence, Finding, PrefixSummary, Since
+from memkit.audit.finding import JITTER, Confidence, Finding, PrefixSummary, Since
 from memkit.audit.key_shapes import Group, alike, by_prefix, is_content
 from memkit.audit.sampling import KeyFacts
 from memkit.audit.server_info import ABSOLUTE_DEADLINES
@@ -35,18 +37,19 @@ from memkit.policy import ttl_text
 from memkit.render import counted, duration, printable
 
 SLACK_MS = 2_000
-FEWEST = 3
 """One or two keys of another name are typed by hand or left by a test."""
 CHANCE = 0.01
 SHOWN_PREFIXES = 20
+LEAST_ALIKE = 0.4
+"""Less alike than a typo leaves it: names that are shown as the nearest may also be another plural or word."""
 PAST = "a deadline in the past, by another clock, time zone or unit, deletes a key at once"
 OLD_SHARE = 0.1
 """More old names than this share written since the new ones appeared are two kinds of writers, not a release."""
 PLAIN_NAME = re.compile(rb"(?:[\w.-]+[:/|])*[\w.-]*")
 """Most names are of such words and separators; nothing is odd about them."""
 ODD_NAMES = (
-    ("bytes formatted as text (b'…')", re.compile(rb"b(['\"])(.+)\1"), rb"\2", True),
-    ("quotes", re.compile(rb"(['\"])(.+?)\1"), rb"\2", True),
+    ("bytes formatted as text (b'…')", re.compile(rb"(?:^|(?<=[:/|]))b(['\"])(.+)\1(?=$|[:/|])"), rb"\2", True),
+    ("quotes", re.compile(rb"(?:^|(?<=[:/|]))(?:\w*\()?(['\"])([^'\"]+)\1(?:,?\))?(?=$|[:/|])"), rb"\2", True),
     ("a line end or white space before or after the id", re.compile(rb"(?:^|(?<=[:/|]))\s+|\s+$|\\n$"), b"", True),
     ("a doubled separator", re.compile(rb"([:/|])\1+"), rb"\1", False),
     ("a hash tag ({…})", re.compile(rb"\{([^{}]+)\}"), rb"\1", False),
@@ -139,7 +142,7 @@ def _odd_finding(
         expected,
         "wrong_prefix",
         keys=len(odd),
-        message=f"{len(odd):,} sessions of {expected.pattern} are written under names with {what}"
+        message=f"{counted(len(odd), 'session')} of {expected.pattern} are written under names with {what}"
         + ("" if since is None else f", {context.since_text(since)}"),
         confidence="likely" if len(odd) >= FEWEST and stopped else "possible",
         observed_ms=ttl,
@@ -168,7 +171,7 @@ def missing(expected: Expectation, context: AuditContext) -> list[Finding]:
         if _suspicion(expected, prefix, keys, context)
     ]
     names = [prefix for prefix in by_prefix(context.keys) if prefix]
-    near = difflib.get_close_matches(expected.prefix, names, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(expected.prefix, names, cutoff=LEAST_ALIKE)
     shown = list(dict.fromkeys([*near, *names]))[:5]
     counts = by_prefix(context.keys)
     others = ", ".join(f"{prefix}* ({len(counts[prefix]):,})" for prefix in shown)
@@ -215,7 +218,7 @@ def moved(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext
             times = written if expected.ttl_ms else [one.touched_ms for one in others if one.touched_ms is not None]
             # Names that were all written at one time replace none: the parts of one session, or a restored backup.
             began_then = bool(times) and last <= min(times) + SLACK_MS and max(times) > last + SLACK_MS
-            if began_then and len(times) >= 0.5 * len(others):
+            if began_then and len(times) >= len(others) / 2:
                 # After a pause of the usual length, both may be written.
                 ends = [at for one in keys if (at := one.deadline_ms or one.touched_ms) is not None]
                 sure: Confidence = "likely" if have_stopped(ends, context.history.now_ms - last) else "possible"
@@ -232,9 +235,9 @@ def _suspicion(
         return None
     near = alike(expected.prefix, prefix)
     if expected.ttl_ms is None:
-        return "likely" if near and sum(one.deadline_ms is not None for one in fits) < 0.1 * len(fits) else None
+        return "likely" if near and sum(one.deadline_ms is not None for one in fits) < SOME * len(fits) else None
     analysis = LifetimeAnalysis(fits, expected, context.history)
-    as_expected = len(analysis.right) >= max(FEWEST, 0.2 * len(fits))
+    as_expected = len(analysis.right) >= max(FEWEST, COMMON_SHARE * len(fits))
     if near:
         return "likely" if as_expected else "possible"
     return "possible" if as_expected and context.history.idle_known else None
@@ -297,7 +300,7 @@ def _summary(prefix: str, own: Sequence[KeyFacts], history: ServerHistory) -> Pr
         longest = max(one.left for one in lifetimes)
         if len(ttls) > 1:
             message += f" and {duration(ttls[1])}: two TTLs under one prefix"
-        elif longest > 1.1 * ttls[0]:
+        elif longest > JITTER * ttls[0]:
             message += f", others more: up to {duration(longest)} left: two TTLs under one prefix"
     message += f", {persistent:,} of them without TTL" if persistent and lifetimes else ""
     if ttls:
@@ -313,6 +316,6 @@ def ttls_given(lifetimes: Sequence[KeyLifetime]) -> list[float]:
     ttl = common_ttl(lifetimes)
     if ttl is None:
         return []
-    second = common_ttl([one for one in lifetimes if one.given > 1.05 * ttl])
-    second = second or common_ttl([one for one in lifetimes if one.given < 0.95 * ttl])
+    second = common_ttl([one for one in lifetimes if one.given > (1 + SOME) * ttl])
+    second = second or common_ttl([one for one in lifetimes if one.given < (1 - SOME) * ttl])
     return [ttl] if second is None else [ttl, rounded(second)]

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 
+from memkit.audit.checks.ttl_inference import SOME
+from memkit.audit.checks.ttl_peaks import FEWEST
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import Finding
 from memkit.audit.sampling import KeyFacts
@@ -19,6 +21,8 @@ from memkit.render import counted, duration
 NEAR_FULL = 0.8
 FULL = 0.95
 """One large write or one client's buffers fill the rest."""
+SURE_ERRORS = 3
+"""The clocks differ if their difference is so many times the error of measuring it."""
 SKEW_MS = 2_000.0
 """Less is what NTP leaves and what a slow network hides."""
 UNSAVED_MS = 86_400_000
@@ -202,7 +206,7 @@ def _restarted(server: ServerFacts, context: AuditContext, expectations: Sequenc
     ttl_ms = max((one.ttl_ms or 0 for one in expectations), default=0)
     empty = context.history.empty_start_ms is not None and YOUNG_MS <= uptime < ttl_ms
     next_step = "compare the file's age with the time of the stop: writes between both are lost"
-    if dropped >= max(3, DROPPED_SHARE * (dropped + loaded)):
+    if dropped >= max(FEWEST, DROPPED_SHARE * (dropped + loaded)):
         what = f"dropped {dropped:,} of {dropped + loaded:,} keys that had expired before it loaded its file: the file "
         what += "was old, or the server was stopped for long"
         evidence = [f"rdb_last_load_keys_expired {dropped:,}, rdb_last_load_keys_loaded {loaded:,}"]
@@ -285,7 +289,7 @@ def _persistence_risk(server: ServerFacts, context: AuditContext) -> Finding | N
 def _skewed(server: ServerFacts, keys: Sequence[KeyFacts], expectations: Sequence[Expectation]) -> Finding | None:
     """Uses TIME against this machine's clock, and the calls of EXPIREAT and PEXPIREAT: relative TTLs need no clock."""
     skew = server.skew_ms
-    if abs(skew) < max(SKEW_MS, 3 * server.skew_error_ms) or _moved_on_purpose(server, keys, expectations):
+    if abs(skew) < max(SKEW_MS, SURE_ERRORS * server.skew_error_ms) or _moved_on_purpose(server, keys, expectations):
         return None
     way = "ahead of" if skew > 0 else "behind"
     return Finding(
@@ -323,7 +327,7 @@ def _written_ms(server: ServerFacts, expectations: Iterable[Expectation], keys: 
             continue
         given = [(one.deadline_ms, one.set_ms or 0) for one in expected.of(keys) if one.deadline_ms is not None]
         over = sum(ttl > expected.ttl_ms + SKEW_MS for _, ttl in given)
-        exact = over <= 0.05 * len(given) and not server.called(*ABSOLUTE_DEADLINES)
+        exact = over <= SOME * len(given) and not server.called(*ABSOLUTE_DEADLINES)
         for deadline, ttl in given:
             if exact or ttl < expected.ttl_ms * (1 - expected.jitter) - SKEW_MS:
                 yield deadline - expected.ttl_ms

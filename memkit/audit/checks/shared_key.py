@@ -42,7 +42,8 @@ def shared_key(expected: Expectation, keys: Sequence[KeyFacts]) -> Finding | Non
     sizes = {session: sum(one.size_bytes or 0 for one in own) for session, own in sessions.items()}
     # The last part of an id may stand behind a tenant's.
     words = {one: one.rpartition(":")[2].lower() for one in sizes if one == "" or not one.endswith(":")}
-    nameless = [one for one, word in words.items() if word in NO_VALUES] if expected.prefix else []
+    no_id = expected.prefix in ("", expected.pattern)  # any key, or one by its whole name
+    nameless = [] if no_id else [one for one, word in words.items() if word in NO_VALUES]
     largest = max(nameless or sizes, key=lambda one: sizes[one], default=None)
     if largest is None or (len(sizes) <= FEWEST_OTHERS and not nameless):
         return None

@@ -13,8 +13,13 @@ from memkit.audit.checks.persistent_keys import persistent_finding
 from memkit.audit.checks.prefixes import SHOWN_PREFIXES, missing, moved, new_shape, odd_names, ttls_given
 from memkit.audit.checks.server import SKEW_MS
 from memkit.audit.checks.ttl_inference import (
+    EXACT_SHARE,
+    FINEST_JITTER,
     HOUR_MS,
+    NEARLY_ALL,
     ONE_WRITE_MS,
+    SLACK_MS,
+    SOME,
     UNIT_FACTORS,
     LifetimeAnalysis,
     TtlAnomaly,
@@ -25,7 +30,7 @@ from memkit.audit.checks.ttl_inference import (
     rounded,
     spread,
 )
-from memkit.audit.checks.ttl_peaks import IDLE_GRAIN_MS
+from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST, IDLE_GRAIN_MS
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import Finding, Since
 from memkit.audit.key_shapes import Group, Member, by_prefix, groups_of, narrowest_prefix, sessions_of
@@ -160,10 +165,10 @@ def _with_known_layout(expected: Expectation, groups: Sequence[Group]) -> tuple[
     markers = [part.replace("expires:", "") for part in strings if "expires:" in part]
     if expected.ttl_ms is None or hashes.isdisjoint(markers):
         return expected, None
-    ttls = sorted({expected.ttl_ms - SPRING_MARGIN_MS, expected.ttl_ms, expected.ttl_ms + SPRING_MARGIN_MS})
-    policy = replace(expected.policy, ttl_ms=ttls[-1])
+    *others, longest = sorted({expected.ttl_ms - SPRING_MARGIN_MS, expected.ttl_ms, expected.ttl_ms + SPRING_MARGIN_MS})
+    policy, jitter = replace(expected.policy, ttl_ms=longest), min(expected.jitter, FINEST_JITTER)
     note = f"Spring Session keeps a session's hash {duration(SPRING_MARGIN_MS)} longer than its expires key on purpose"
-    return replace(expected, policy=policy, other_ttls_ms=tuple(ttls[:-1]), jitter=min(expected.jitter, 0.02)), note
+    return replace(expected, policy=policy, other_ttls_ms=tuple(others), jitter=jitter), note
 
 
 # -- TTLs --------------------------------------------------------------------------------------------------------------
@@ -187,7 +192,7 @@ def _anomalies(
             healthy.append((group, analyses[-1]))
         volatile = sum(len(analysis.all) for analysis in analyses)
         for one in anomalies:
-            alone = one.kind == "short" and not right and one.keys >= 0.9 * volatile
+            alone = one.kind == "short" and not right and one.keys >= NEARLY_ALL * volatile
             (all_short if alone else found).append((group, one))
     if not healthy or len(all_short) == len(sessions):
         return found + all_short, []
@@ -196,7 +201,7 @@ def _anomalies(
     for group, one in all_short:
         # Of a sample's keys the siblings of the first LOOKED_UP were looked up.
         looked = group.members[:LOOKED_UP]
-        if sum(member.session in ids for member in looked) > 0.2 * len(looked):
+        if sum(member.session in ids for member in looked) > COMMON_SHARE * len(looked):
             found.append((group, one))
         elif group.part in {each.part for each, _ in healthy}:
             like = "their names have the shape of the sessions with the expected TTL, and their type is another"
@@ -215,7 +220,7 @@ def _as_new_shape(anomaly: TtlAnomaly, healthy: Sequence[LifetimeAnalysis], now_
     like = "their type and size are those of the sessions with the expected TTL, and they share no ids with these"
     few = anomaly.keys < FEWEST_SESSIONS
     first = anomaly.first_seen_ms
-    if few or last is None or first is None or last > first + 2_000 or not have_stopped(ends, now_ms - last):
+    if few or last is None or first is None or last > first + SLACK_MS or not have_stopped(ends, now_ms - last):
         return replace(anomaly, confidence="possible", reasons=(*anomaly.reasons, like))
     reasons = (*anomaly.reasons, like, "the other shape is not written since")
     confidence = anomaly.confidence if anomaly.confidence == "possible" else "likely"
@@ -242,12 +247,13 @@ def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, conte
     unit = _unit_mistake(anomaly, factor, context)
     clock = None if unit or anomaly.jitter else _other_clock(expected, anomaly.ttl_ms, context)
     unit = clock[1] if clock else unit
-    both = anomaly.kind == "short" and anomaly.still_expected >= max(3, 0.05 * anomaly.keys)
+    both = anomaly.kind == "short" and anomaly.still_expected >= max(FEWEST, SOME * anomaly.keys)
     both = both and anomaly.since is not None and anomaly.since.bound == "upper bound"
     cause = clock[0] if clock else "unit_mistake" if unit else "two_ttls" if both else f"ttl_too_{anomaly.kind}"
     affected = [one.key for one in group.keys if _is_affected(one, anomaly)]
     prefix = narrowest_prefix(affected, [one.key for one in context.keys], expected.prefix)
-    seen, wanted = duration(anomaly.ttl_ms), _ttls(expected)
+    seen = duration(anomaly.ttl_ms) + ("" if context.history.idle_known else " or more")
+    wanted = _ttls(expected)
     since = "" if anomaly.since is None else f", {context.since_text(anomaly.since)}"
     message = f"sessions under {prefix} are given {seen} instead of {wanted}{since}"
     if both:
@@ -303,7 +309,7 @@ def _is_affected(one: KeyFacts, anomaly: TtlAnomaly) -> bool:
         return False
     if anomaly.kind == "long":
         return given >= anomaly.ttl_ms * (1 - anomaly.jitter) - 2 * IDLE_GRAIN_MS
-    low = anomaly.ttl_ms * (1 - 1.1 * anomaly.jitter) - 2 * IDLE_GRAIN_MS
+    low = anomaly.ttl_ms * (1 - anomaly.jitter) - 2 * IDLE_GRAIN_MS
     return low <= given <= max(anomaly.top_ms, anomaly.ttl_ms + IDLE_GRAIN_MS)
 
 
@@ -315,7 +321,7 @@ def _unit_mistake(anomaly: TtlAnomaly, factor: int | None, context: AuditContext
         return f"off by exactly {factor:,}, {taken}"
     now_s, ttl_s = context.history.now_ms / 1000, anomaly.ttl_ms / 1000
     for unit, size in (("seconds", 1), ("milliseconds", 1_000)):
-        if anomaly.kind == "long" and ttl_s > UNIX_TIME_S and abs(ttl_s / size - now_s) < 0.05 * now_s:
+        if anomaly.kind == "long" and ttl_s > UNIX_TIME_S and abs(ttl_s / size - now_s) < SOME * now_s:
             return f"the TTL is a Unix time in {unit}: a point in time was given as a duration (EXPIREAT, EXAT)"
     return None
 
@@ -367,7 +373,7 @@ def _off_by_clock(expected: Expectation, analysis: LifetimeAnalysis, context: Au
         return []
     affected = [one for one in values if abs(one.given - ttl) <= SKEW_MS + IDLE_GRAIN_MS]
     longer, most = ttl > analysis.ttl, max(one.given for one in values)
-    if len(affected) < 3 or (not longer and most > ttl + SKEW_MS + IDLE_GRAIN_MS):
+    if len(affected) < FEWEST or (not longer and most > ttl + SKEW_MS + IDLE_GRAIN_MS):
         return []
     # A job that reads each session some hours after it was written leaves the same deadlines and idle times.
     sure = longer or analysis.too_few_touches(affected)
@@ -382,7 +388,7 @@ def _other_clock(expected: Expectation, ttl_ms: float, context: AuditContext) ->
     set_alone = server.called("set") and not server.called(*RELATIVE_DEADLINES)
     if expected.other_ttls_ms or not (server.called(*ABSOLUTE_DEADLINES) or set_alone):
         return None
-    if abs(server.skew_ms) >= SKEW_MS and abs(off + server.skew_ms) <= max(SKEW_MS, 0.002 * abs(server.skew_ms)):
+    if abs(server.skew_ms) >= SKEW_MS and abs(off + server.skew_ms) <= max(SKEW_MS, EXACT_SHARE * abs(server.skew_ms)):
         way = "ahead of" if server.skew_ms > 0 else "behind"
         return "clock_skew", f"the server's clock is {duration(abs(server.skew_ms))} {way} that of clients"
     zone = round(off / HALF_HOUR_MS) * HALF_HOUR_MS

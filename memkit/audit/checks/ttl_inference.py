@@ -15,12 +15,14 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from memkit.audit.checks.ttl_peaks import (
+    AROUND,
+    FEWEST,
     IDLE_GRAIN_MS,
     SURE_NATS,
     TtlPeak,
@@ -64,12 +66,23 @@ RARE = 0.005
 """If reads alone put fewer keys than this so near to their deadline, one such key is reason to look again."""
 STOPPED_GAPS = 5
 """Writes that go on pause for five times the usual gap with a chance of 0.7 %."""
+NEARLY_ALL, SOME = 0.9, 0.05
+"""One cause explains nearly all keys; some have been read meanwhile, or belong to another."""
 LATEST_READ = 0.1
 """Jobs that read sessions at one age do so before less than this share of the TTL is left."""
+LATEST_GAPS = 3
+"""The last write was no later than so many usual gaps after the last one that is known."""
+CROWDED, DESERTED = 10, 1.5
+"""Short times left are so many times as dense as longer ones, and none follows up to so many times the longest."""
+FILLED = 0.2
+"""The middle one of evenly spread values is at least this share of their range away from both ends."""
+EXACT_SHARE, EXACT_MS = 0.002, 650
+"""A TTL without jitter is known to a fraction of a second: 10 minutes is not 604.8 s."""
+JITTERED_SHARE = 0.015
+FINEST_JITTER = 0.01
+"""Deadlines that clients compute vary by the time that a write takes."""
 READ_LATER_TIMES = 4
 """Traffic is hardly ever four times that of the stretches around it: by day it is two to three times that by night."""
-COMMON_SHARE = 0.2
-"""A TTL is common if at least this share of the keys was given it; the others may have been read since."""
 UNREAD_SHARE = 1 / 3
 """Renewal that is throttled on purpose leaves more than this share of the TTL (thresholds in use: 0.5, 0.6, 0.9)."""
 IDLE_WRAP_MS = (1 << 24) * 1_000
@@ -168,8 +181,7 @@ class TtlAnomaly:
             exact = expected_ms * factor if self.kind == "long" else expected_ms / factor
             if max(exact, expected_ms) % unit_ms:
                 continue
-            # A peak without jitter is known to a fraction of a second: 10 minutes is not 604.8 s.
-            near = 0.015 * exact if self.jitter else max(0.002 * exact, min(700.0, 0.08 * exact))
+            near = JITTERED_SHARE * exact if self.jitter else _error_ms(exact)
             off = abs(self.ttl_ms - exact)
             if off <= near and not (self.jitter and abs(self.ttl_ms - rounded(self.ttl_ms)) < off):
                 return factor
@@ -181,9 +193,13 @@ def rounded(ms: float) -> float:
     for unit, steps in ((DAY_MS, (1,)), (HOUR_MS, (1,)), (MINUTE_MS, (5, 1)), (1_000, (30, 5, 1))):
         for step in steps:
             size = unit * step
-            if ms >= size and abs(ms - round(ms / size) * size) <= max(ms * 0.002, 650):
+            if ms >= size and abs(ms - round(ms / size) * size) <= _error_ms(ms):
                 return float(round(ms / size) * size)
     return float(ms)
+
+
+def _error_ms(ms: float) -> float:
+    return max(EXACT_SHARE * ms, EXACT_MS)
 
 
 def lifetimes_of(keys: Sequence[KeyFacts], history: ServerHistory) -> list[KeyLifetime]:
@@ -200,11 +216,11 @@ def lifetimes_of(keys: Sequence[KeyFacts], history: ServerHistory) -> list[KeyLi
 def common_ttl(lifetimes: Sequence[KeyLifetime]) -> float | None:
     """Return the TTL in ms that most of these keys seem to be given, without an expectation; None if there is none."""
     lifetimes = [one for one in lifetimes if one.known]
-    if len(lifetimes) < 3:
+    if len(lifetimes) < FEWEST:
         return None
     values = sorted(one.given for one in lifetimes)
     peak = best_peak(values, spread_over=values[-1])
-    if peak is None or peak.count < COMMON_SHARE * len(values):
+    if peak is None:
         return None
     members = [one for one in lifetimes if peak.low <= one.given <= peak.high]
     return rounded(_ttl_of(members, peak, idle_known=True)[0])
@@ -224,10 +240,10 @@ class LifetimeAnalysis:
         self, keys: Sequence[KeyFacts], expected: Expectation, history: ServerHistory, *, ttl_ms: int | None = None
     ) -> None:
         self.ttl = ttl_ms or expected.ttl_ms or MAX_TTL_MS
-        self.jitter = max(expected.jitter, 0.01)
+        self.jitter = max(expected.jitter, FINEST_JITTER)
         self.sliding = expected.policy.kind == "sliding"
         self.history = history
-        slack = min(SLACK_MS, self.ttl * 0.05)
+        slack = min(SLACK_MS, SOME * self.ttl)
         self.floor = self.ttl * (1 - self.jitter) - slack
         self.ceiling = self.ttl * (1 + self.jitter) + slack + history.set_back_ms
         lifetimes = lifetimes_of(keys, history)
@@ -260,7 +276,7 @@ class LifetimeAnalysis:
         events = sorted({one.event: one.given for one in self.short}.values())
         all_events = len({one.event for one in self.all})
         for count, given in enumerate(events, 1):
-            if given > self.ttl / 10:
+            if given > LATEST_READ * self.ttl:
                 break
             usual = all_events * given / self.ttl
             members = [one for one in self.short if one.given <= given]
@@ -268,7 +284,7 @@ class LifetimeAnalysis:
             if (many or usual < RARE) and not self._has_untouched(members):
                 return self._given_at_most(given, members)
         for peak in self._peaks() if self.history.idle_known else ():
-            if not peak.wide and peak.high <= self.ttl / 10:
+            if not peak.wide and peak.high <= LATEST_READ * self.ttl:
                 return self._given_at_most(peak.high, [one for one in self.short if one.given <= peak.high])
         unread = [one for one in self.short if one.known and one.accessed > (self.history.started_ms or math.inf)]
         if unread and self.history.idle_known and self.too_few_touches(unread):
@@ -284,8 +300,7 @@ class LifetimeAnalysis:
         """Return keys that were accessed long after their TTL was set, if the server's reads do not explain that."""
         # On a server that started empty no TTL was set before.
         started = self.history.empty_start_ms or 0
-        old = [one for one in self._unread() if one.deadline - self.ttl >= started]
-        return old if self._are_some(old) else []
+        return [one for one in self._unread() if one.deadline - self.ttl >= started]
 
     def _unread(self) -> list[KeyLifetime]:
         """Return keys with little of the TTL left after their last access, if the server has hardly read values."""
@@ -296,13 +311,13 @@ class LifetimeAnalysis:
         return old if self.sliding and unread and self._are_some(old) else []
 
     def _are_some(self, keys: Sequence[KeyLifetime]) -> bool:
-        return len(keys) >= max(3, 0.05 * len(self.all))
+        return len(keys) >= max(FEWEST, SOME * len(self.all))
 
     # -- too long ------------------------------------------------------------------------------------------------------
 
     def _too_long(self) -> TtlAnomaly | None:
         """Return the keys over the TTL: what was set is at least what is seen."""
-        if not self.long or len(self.long) < min(3, len(self.all)):
+        if not self.long or len(self.long) < min(FEWEST, len(self.all)):
             return None
         peak = longest(sorted(one.given for one in self.long))
         members = [one for one in self.long if peak.low <= one.given <= peak.high]
@@ -313,21 +328,22 @@ class LifetimeAnalysis:
         # only those from before, if there are hardly any others.
         exact = [one for one in self.right if abs(one.given - self.ttl) <= IDLE_GRAIN_MS]
         before = [one for one in exact if one.deadline - self.ttl <= first + SLACK_MS]
-        hidden = 2 * len(exact) <= len(self.right) or len(exact) - len(before) > max(2, 0.05 * len(exact))
+        hidden = len(exact) - len(before) > max(2, SOME * len(exact))
         last = None if hidden else self.last_write(before)
         if last is not None and last <= first + SLACK_MS:
             since = Since(last, "lower bound")
         reasons = (f"{len(self.long):,} keys have more time left than the expected TTL",)
-        return TtlAnomaly("long", ttl, jitter, len(self.long), "proven", since, round(first), reasons, peak.high)
+        found = TtlAnomaly("long", ttl, jitter, len(self.long), "proven", since, round(first), reasons, peak.high)
+        return found if self.history.idle_known else replace(found, since=None, first_seen_ms=None)
 
     # -- too short -----------------------------------------------------------------------------------------------------
 
     def _too_short(self) -> TtlAnomaly | None:
-        for peak in self._peaks() if len(self.short) >= 3 else []:
+        for peak in self._peaks():
             anomaly = self._judge(peak)
             if anomaly:
                 return anomaly
-        gap = self._gap_in_time_left() if len(self.short) >= 3 else None
+        gap = self._gap_in_time_left() if self.short else None
         return gap if gap and gap.confidence == "likely" else self._nearly_expired() or gap
 
     def _peaks(self) -> list[TtlPeak]:
@@ -336,7 +352,7 @@ class LifetimeAnalysis:
         some = self.short[:: len(self.short) // ENOUGH_SHORT + 1]
         apart = {(one.given // EVENT_MS, one.deadline // EVENT_MS): one.given for one in some}
         found = ttl_peaks(values, sorted(apart.values()), spread_over=self.floor)
-        return sorted(found, key=lambda one: (one.wide, -one.count))[:12]
+        return sorted(found, key=lambda one: (one.wide, -one.count))
 
     def _judge(self, peak: TtlPeak) -> TtlAnomaly | None:
         """Decide whether a peak of short values is a short TTL or can be sessions that were read."""
@@ -374,7 +390,7 @@ class LifetimeAnalysis:
             return True
         middle = quantile(sorted(one.given for one in members), 0.5)
         off = abs(middle - round(middle / CONFIGURED_STEP_MS) * CONFIGURED_STEP_MS)
-        return not peak.wide and middle >= CONFIGURED_STEP_MS / 2 and off <= IDLE_GRAIN_MS
+        return off <= IDLE_GRAIN_MS
 
     @cached_property
     def _events(self) -> list[KeyLifetime]:
@@ -391,17 +407,15 @@ class LifetimeAnalysis:
         count = sum(peak.low <= one.given <= peak.high for one in events)
         accesses = [one.accessed for one in events]
         usual = _paired([one.deadline for one in events], accesses, peak, self.floor) * len(events)
-        return count > 1.7 * usual and surprise(count, usual) > SURE_NATS
+        return surprise(count, usual) > SURE_NATS
 
     def _younger_than_the_server(self, members: Sequence[KeyLifetime]) -> bool:
         """Whether the server is too young for these keys to be old ones that were read."""
         if self.history.empty_start_ms is None:
             return False
         age = self.history.now_ms - self.history.empty_start_ms
-        young = [one for one in self.short if one.left + age < self.floor]
         own = sum(one.left + age < self.floor for one in members)
-        # One wrong TTL explains most of them; keys of all ages mean that the server's age is not what it reports.
-        return own > 0.9 * len(members) and len(members) > 0.3 * len(young)
+        return own > NEARLY_ALL * len(members)
 
     def _constant_difference(
         self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]
@@ -413,11 +427,11 @@ class LifetimeAnalysis:
         if peak.wide and not one_change and peak.low > LATEST_READ * self.ttl:
             return None, ""
         # Without other sessions, a job that reads them before half of their TTL has passed explains these keys too.
-        shown = len(others) >= 3 or peak.low <= self.ttl / 2 or self.too_few_touches(members)
+        shown = len(others) >= FEWEST or peak.low <= self.ttl / 2 or self.too_few_touches(members)
         if not self._read_at_one_age(peak, members, others) and shown:
             return "proven", reason
         untouched = any(one.left < peak.low for one in others if one.given >= self.floor)
-        return ("possible", reason) if untouched or len(others) < 3 else (None, "")
+        return ("possible", reason) if untouched or len(others) < FEWEST else (None, "")
 
     def _read_at_one_age(self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]) -> bool:
         """Whether a job that accesses sessions a fixed time after their TTL was set explains these keys.
@@ -426,7 +440,7 @@ class LifetimeAnalysis:
         TTL have ended since, or if far more sessions would have to have been written in the time that these deadlines
         imply than around it.
         """
-        if not others or peak.low <= LATEST_READ * self.ttl or self.too_few_touches(members):
+        if peak.low <= LATEST_READ * self.ttl or self.too_few_touches(members):
             return False
         if self._when(peak, members, others).bound == "lower bound":
             return False
@@ -434,7 +448,8 @@ class LifetimeAnalysis:
         deadlines = sorted(one.deadline for one in members)
         first, last = quantile(deadlines, CHANCE), quantile(deadlines, 1 - CHANCE)
         width = max(last - first, 2 * IDLE_GRAIN_MS)
-        low, high = max(self.history.now_ms, first - 3 * width), min(self.history.now_ms + self.ttl, last + 3 * width)
+        low = max(self.history.now_ms, first - AROUND * width)
+        high = min(self.history.now_ms + self.ttl, last + AROUND * width)
         near = [one for one in ends if low <= one <= high]
         inside = sum(first <= one <= last for one in near)
         usual = (len(near) - inside) * width / max(high - low - width, IDLE_GRAIN_MS)
@@ -455,12 +470,11 @@ class LifetimeAnalysis:
             return None, ""
         if self._is_unlike(peak, members, others):
             return "likely", "readers of the other sessions would not have met so many with such deadlines"
-        accesses = sorted(one.accessed for one in members)
-        spread = peak.wide and quantile(accesses, 0.95) - quantile(accesses, 0.05) > 0.05 * peak.low
-        if spread or self._has_untouched(members):
+        accesses = [one.accessed for one in members]
+        if (peak.wide and spread(accesses) > SOME * peak.low) or self._has_untouched(members):
             return None, ""
         if not others:
-            all_alike = len(members) >= 0.8 * len(self.all) and not peak.wide
+            all_alike = len(members) >= NEARLY_ALL * len(self.all) and not peak.wide
             lost = all_alike and self.history.expired >= len(members) / 2
             return ("likely", f"{self.history.expired:,} keys expired on this server") if lost else (None, "")
         # A key without an idle clock of its own may have been read before the server loaded it.
@@ -478,31 +492,31 @@ class LifetimeAnalysis:
         """
         first = _onset(peak, members)
         accesses = [one.accessed for one in members]
-        if len(others) < 10 or max(spread(accesses), spread([one.deadline for one in members])) <= ONE_WRITE_MS:
+        if max(spread(accesses), spread([one.deadline for one in members])) <= ONE_WRITE_MS:
             return False
         renewed = sum(one.accessed > first + 2 * IDLE_GRAIN_MS for one in others if one.given >= self.floor)
-        if renewed > 0.15 * len(members):
+        if renewed > SOME * len(members):
             return False
         after = [one.accessed for one in self.short if one.accessed >= first]
         usual = _paired([one.deadline for one in others], after, peak, self.floor) * len(after)
         count = sum(one >= first for one in accesses)
-        return count > 1.7 * usual and surprise(count, usual) > SURE_NATS
+        return surprise(count, usual) > SURE_NATS
 
     def _has_untouched(self, members: Sequence[KeyLifetime]) -> bool:
         """Whether sessions of the expected TTL have these deadlines too and were not accessed: more than by chance."""
         deadlines = sorted(one.deadline for one in members)
         first, last = deadlines[0], deadlines[-1]
-        margin = max(2 * IDLE_GRAIN_MS, (last - first) * 0.1)
+        margin = 2 * IDLE_GRAIN_MS
         right = [one.deadline for one in self.right]
         beside = sum(first - margin <= one <= last + margin for one in right)
         stretch = max(right, default=0) - min(right, default=0)
         chance = (len(right) - beside) * (last - first + 2 * margin) / stretch if stretch else 0.0
-        return beside > 0 and (beside >= 0.1 * len(members) or surprise(beside, chance) > SLIGHT_SURPRISE_NATS)
+        return beside >= SOME * len(members) or surprise(beside, chance) > SLIGHT_SURPRISE_NATS
 
     def _gap_in_time_left(self) -> TtlAnomaly | None:
         """Without idle clocks, or if something read every key: short times left fill the first stretch, then a gap."""
         share_read = sum(one.given < self.floor for one in self.all) / len(self.all)
-        if self.history.idle_known and share_read < 0.9:
+        if self.history.idle_known and share_read < NEARLY_ALL:
             return None
         lefts = sorted(one.left for one in self.all if one.given <= self.ceiling)
         count = _edge(lefts, self.ttl)
@@ -518,8 +532,9 @@ class LifetimeAnalysis:
         if others:
             reason = f"{count:,} keys have up to {top / 1000:,.0f} s left, then none up to {lefts[count] / 1000:,.0f} s"
         peak = TtlPeak(quantile(lefts[:count], 0.5), top, count, wide=True)
-        # Without others, it may be that nothing was written for long, and the expired keys had the expected TTL.
-        confidence: Confidence = "likely" if (others or young) and count >= FEWEST_EVEN else "possible"
+        # It may be that hardly anything was written for long, and that the expired keys had the expected TTL.
+        paused = top > RARE * self.ttl
+        confidence: Confidence = "likely" if ((others and not paused) or young) and count >= FEWEST_EVEN else "possible"
         found = self._short_anomaly(peak, members, members, others, confidence, reason)
         if others and found.since and found.since.bound == "upper bound":
             return None
@@ -538,7 +553,8 @@ class LifetimeAnalysis:
         chance = top / self.ttl
         if chance > IMPROBABLE:
             return None
-        reason = f"none was given more; if the TTL were the expected one, the chance of that would be {chance:.2%}"
+        more = "was given more" if self.history.idle_known else "has more left"
+        reason = f"none {more}; if the TTL were the expected one, the chance of that would be {chance:.2%}"
         first = min(one.accessed for one in known) if self.history.idle_known else None
         since = None if first is None else Since(first + 1_000, "upper bound")
         return TtlAnomaly("short", top, 0.0, len(known), "likely", since, first, (reason,), top)
@@ -569,7 +585,7 @@ class LifetimeAnalysis:
         after = sum(one > max(accesses) + SLACK_MS for one in expected_writes)
         # Twice the usual proof: with ten times the usual gap, the chance is 0.00005 while they are still written.
         stopped = have_stopped(accesses, (self.history.now_ms - max(accesses) - SLACK_MS) / 2)
-        return max(accesses) if stopped and after >= 3 else None
+        return max(accesses) if stopped and after >= FEWEST else None
 
     def _when(self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]) -> Since:
         """Return since when TTLs are short: after the last write of the former TTL, or no later than the first seen.
@@ -580,7 +596,7 @@ class LifetimeAnalysis:
         upper = Since(math.ceil(first), "upper bound")
         # Of a jittered new TTL some values are over the peak: only those that fit the former are surely of it.
         right = [one for one in others if one.given >= self.floor]
-        old = right if len(right) >= 3 else others
+        old = right if len(right) >= FEWEST else others
         last = self.last_write(old)
         if last is None:
             return upper
@@ -588,9 +604,9 @@ class LifetimeAnalysis:
         latest = last
         if self._is_jittered(old):
             ends = sorted(one.deadline for one in old)
-            # One more could have been later by three times the gaps between the last eleven.
+            # By the gaps between the last eleven.
             gap = (ends[-1] - ends[-11:][0]) / max(len(ends[-11:]) - 1, 1)
-            latest = round(ends[-1] - max(one.given for one in old) + 3 * gap)
+            latest = round(ends[-1] - max(one.given for one in old) + LATEST_GAPS * gap)
         pause_ms = self.history.now_ms - latest
         stopped = not self.history.idle_known or have_stopped([one.deadline for one in others], pause_ms)
         return Since(last, "lower bound") if latest <= first + SLACK_MS and stopped else upper
@@ -619,7 +635,7 @@ def analyses_of(keys: Sequence[KeyFacts], expected: Expectation, history: Server
     """Return one analysis for each expected TTL, the longest last: of the keys that were not given more than it."""
     found = []
     for ttl_ms in expected.other_ttls_ms:
-        top = ttl_ms * (1 + max(expected.jitter, 0.01)) + SLACK_MS
+        top = ttl_ms * (1 + max(expected.jitter, FINEST_JITTER)) + SLACK_MS
         shorter = [one for one in keys if (one.set_ms or 0) <= top]
         found.append(LifetimeAnalysis(shorter, expected, history, ttl_ms=ttl_ms))
         keys = [one for one in keys if (one.set_ms or 0) > top]
@@ -641,7 +657,7 @@ def _paired(deadlines: Sequence[int], accesses: Sequence[int], peak: TtlPeak, fl
 def spread(values: Sequence[int]) -> float:
     """Return how far values are apart, without a twentieth at each end."""
     ordered = sorted(values)
-    return quantile(ordered, 0.95) - quantile(ordered, 0.05) if ordered else 0.0
+    return quantile(ordered, 1 - SOME) - quantile(ordered, SOME) if ordered else 0.0
 
 
 def _ttl_of(members: Sequence[KeyLifetime], peak: TtlPeak, *, idle_known: bool) -> tuple[float, float]:
@@ -650,43 +666,38 @@ def _ttl_of(members: Sequence[KeyLifetime], peak: TtlPeak, *, idle_known: bool) 
     if not idle_known:
         return rounded(values[-1]), 0.0
     if not peak.wide:
-        return _sharpened(members, quantile(values, 0.5)), 0.0
+        return _sharpened(members), 0.0
     low, high = quantile(values, CHANCE), values[-1]  # reads put a few below
     center = (low + high) / 2
     return center, (high - low) / 2 / center
 
 
-def _sharpened(members: Sequence[KeyLifetime], middle: float) -> float:
-    """Return the TTL more exactly than the idle clock's grain: its error evens out, and no key has more left."""
-    mean = sum(one.given for one in members) / len(members)
-    near = mean if abs(mean - middle) < 700 else middle
-    if near < 20_000:
-        return max(near, float(max(one.left for one in members)))
+def _sharpened(members: Sequence[KeyLifetime]) -> float:
+    """Return the TTL more exactly than the idle clock's grain: its error evens out."""
+    near = sum(one.given for one in members) / len(members)
     # Both ends of the idle clock err in one direction if the server is busy: 301 s is a TTL that hardly anyone
     # configures, five minutes is.
     minutes = float(round(near / MINUTE_MS) * MINUTE_MS)
-    return minutes if minutes and abs(near - minutes) <= min(IDLE_GRAIN_MS, 0.004 * near) else near
+    return minutes if minutes and abs(near - minutes) <= min(IDLE_GRAIN_MS, 2 * EXACT_SHARE * near) else near
 
 
 def _onset(peak: TtlPeak, members: Sequence[KeyLifetime]) -> float:
     """Return when the first of these was written, without a few that were read before: old ones by chance."""
     accesses = sorted(one.accessed for one in members)
-    if len(accesses) < 8:
-        return float(accesses[0])
     return max(start_of(accesses), quantile(accesses, CHANCE)) if peak.wide else start_of(accesses)
 
 
 def _edge(lefts: Sequence[int], ttl: int) -> int:
     """Return how many of the smallest are crowded together before a gap; 0 if there is no such edge."""
-    for index in range(4, len(lefts)):
+    for index in range(FEWEST + 1, len(lefts)):
         last = index == len(lefts) - 1
         top, after = lefts[index], ttl if last else lefts[index + 1]
         count = index + 1
         # Of evenly spread values hardly any gap is larger; those of a few batches have larger ones.
         gap = max(high - low for low, high in pairwise((0, *lefts[:count])))
         even = gap <= top * (math.log(count) + LARGEST_GAP_NATS) / count
-        crowded = count / max(top, 1) >= 10 * max(len(lefts) - count, 1) / ttl
-        filled = lefts[count // 2] <= 0.8 * top and lefts[count // 2] >= 0.2 * top
-        if top < ttl / 2 and after > 1.5 * top and crowded and filled and even:
+        crowded = count / max(top, 1) >= CROWDED * max(len(lefts) - count, 1) / ttl
+        filled = FILLED * top <= lefts[count // 2] <= (1 - FILLED) * top
+        if top < ttl / 2 and after > DESERTED * top and crowded and filled and even:
             return count
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -17,8 +17,26 @@ EDGES = 60
 """How many places are tried for an edge: finer ones moved no observed TTL by more than 0.2 % (simulated)."""
 PEERS = 40
 """How many of the fullest windows a window is compared with: a grid of writes and reads has many alike."""
-WIDE_RATIO = 1.23
-"""The widest jitter looked for: 10 % either way is a ratio of 1.22 from the shortest to the longest."""
+WIDE_RATIO = 1.222
+"""The widest jitter looked for: 10 % either way, from the shortest to the longest."""
+FEWEST, FEWEST_WIDE = 3, 8
+"""Two values agree by chance; a jitter shows in more of them."""
+FEWEST_PEERS = 4
+AROUND = 3
+"""A stretch is compared with what is around it, before and after, so many times as long."""
+STEEP, STEEP_WIDE = 1.7, 1.2
+"""So many times as many as below: most sessions are read soon after a write, so reads alone make more values the nearer
+to the TTL. Far from the TTL they hardly do.
+"""
+HIGH, HIGH_WIDE = 4, 5
+"""So many times as many as above, where few values are of one short TTL."""
+SHARP_NATS = 5.0
+MOSTLY_NARROW = 0.4
+STEP_RATIO, STEP_MS = 1.03, 500
+"""The distances at which windows begin."""
+COMMON_SHARE = 0.2
+NEARLY_AS_MANY = 0.95
+"""From 40 keys of a TTL of 10 % jitter, 6 of 810 are more than 2 % off; by the fullest window 24 (simulated)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,43 +60,43 @@ def ttl_peaks(values: Sequence[int], apart: Sequence[int], spread_over: float) -
 
     ``apart``: the values with those written and read together counted once; only these can show a jitter.
     """
-    narrow = _windows(values, spread_over, lambda low: low + 2 * IDLE_GRAIN_MS, at_least=3, wide=False)
-    wide = _windows(apart, spread_over, lambda low: low * WIDE_RATIO + 2 * IDLE_GRAIN_MS, at_least=8, wide=True)
+    narrow = _windows(values, spread_over, ratio=1.0, at_least=FEWEST)
+    wide = _windows(apart, spread_over, ratio=WIDE_RATIO, at_least=FEWEST_WIDE)
     # A wide peak may be mostly a narrow one: reads only lower values, so that this is its upper edge.
     return narrow + [
         one
         for one in wide
         if not any(
-            one.low - 1 <= part.low and part.high <= one.high + 1 and part.count >= 0.4 * one.count for part in narrow
+            one.low - 1 <= part.low and part.high <= one.high + 1 and part.count >= MOSTLY_NARROW * one.count
+            for part in narrow
         )
     ]
 
 
-def _windows(
-    values: Sequence[int], spread_over: float, end_of: Callable[[float], float], *, at_least: int, wide: bool
-) -> list[TtlPeak]:
+def _windows(values: Sequence[int], spread_over: float, *, ratio: float, at_least: int) -> list[TtlPeak]:
+    """Return the fullest windows, each from a value to the same times ``ratio`` and the idle clock's grain."""
+    wide = ratio > 1
     found: list[tuple[int, float, float]] = []
     full = []
     for low in _starts(values, wide=wide):
-        high = end_of(low)
+        high = low * ratio + 2 * IDLE_GRAIN_MS
         first, last = bisect_left(values, low), bisect_right(values, high)
         if last - first >= at_least:
             full.append((last - first, low, high))
     peers = [] if wide else _apart(full)
     for count, low, high in full:
         first, last = bisect_left(values, low), bisect_right(values, high)
-        others = [other for other, at, end in peers if end < 0.8 * low or high < at]
-        peer = sum(others[:4]) / 4 if len(others) >= 4 else 0.0
+        others = [other for other, at, end in peers if end < low or high < at]
+        peer = sum(others[:FEWEST_PEERS]) / FEWEST_PEERS if len(others) >= FEWEST_PEERS else 0.0
         around = _around(values, low, high, spread_over, wide=wide)
         # Reads only lower values, so those below a sharp edge may belong to it; a jitter has no sharp edge.
         usual = (
             max(around.below, around.overall) if wide and high >= spread_over / 2 else max(around.above, around.overall)
         )
         enough = SURE_NATS + math.log(max(spread_over / (high - low), 1))
-        # Most sessions are read soon after a write: reads alone make more values the nearer to the TTL.
-        steep = 1.2 if wide and high < spread_over / 2 else 1.7
-        stands_out = count > steep * around.below and count > (5 * around.above if wide else 4 * usual)
-        sharp = wide or surprise(count, around.below) > 5
+        steep = STEEP_WIDE if wide and high < spread_over / 2 else STEEP
+        stands_out = count > steep * around.below and count > (HIGH_WIDE * around.above if wide else HIGH * usual)
+        sharp = wide or surprise(count, around.below) > SHARP_NATS
         if stands_out and sharp and surprise(count, usual) > enough and surprise(count, peer) > SURE_NATS:
             found.append((count, values[first], values[last - 1]))
     return [TtlPeak(low, high, count, wide) for count, low, high in _apart(found)]
@@ -87,11 +105,10 @@ def _windows(
 def _starts(values: Sequence[int], *, wide: bool) -> list[float]:
     """Return the starts of the windows: each second with two values, or steps of 3 %."""
     if wide:
-        return sorted({1.03 ** int(math.log(value) / math.log(1.03)) for value in values if value > 1})
-    seconds = Counter(value // 500 for value in values)
-    return sorted(
-        500.0 * second for second, count in seconds.items() if count + seconds[second + 1] + seconds[second + 2] >= 2
-    )
+        return sorted({STEP_RATIO ** int(math.log(value, STEP_RATIO)) for value in values if value > 1})
+    steps = Counter(value // STEP_MS for value in values)
+    full = (step for step, count in steps.items() if count + steps[step + 1] + steps[step + 2] > 1)
+    return sorted(float(STEP_MS * step) for step in full)
 
 
 class _Around(NamedTuple):
@@ -104,7 +121,7 @@ class _Around(NamedTuple):
 
 def _around(values: Sequence[int], low: float, high: float, spread_over: float, *, wide: bool) -> _Around:
     width = high - low
-    reach = width if wide else 3 * width
+    reach = width if wide else AROUND * width
     first = max(low - reach, 0)
     below = (bisect_left(values, low) - bisect_left(values, first)) / max(low - first, width)
     above = (bisect_right(values, high + reach) - bisect_right(values, high)) / reach
@@ -123,9 +140,9 @@ def _apart(full: Sequence[tuple[int, float, float]]) -> list[tuple[int, float, f
 def longest(values: Sequence[int]) -> TtlPeak:
     """Return the window in which most of sorted long TTLs agree: to the grain if a fifth does, else to a jitter."""
     grain = _densest(values, 1.0, 2 * IDLE_GRAIN_MS)
-    # From 40 keys of a TTL of 10 % jitter, 6 of 810 are more than 2 % off; by the fullest window 24 (simulated).
-    spread = _densest(values, 1.222, 2 * IDLE_GRAIN_MS, nearly=0.95)
-    return grain if grain.count >= max(3, 0.2 * len(values)) or len(values) < 3 else replace(spread, wide=True)
+    spread = _densest(values, WIDE_RATIO, 2 * IDLE_GRAIN_MS, nearly=NEARLY_AS_MANY)
+    enough = min(max(FEWEST, COMMON_SHARE * len(values)), len(values))
+    return grain if grain.count >= enough else replace(spread, wide=True)
 
 
 def _densest(values: Sequence[int], ratio: float, more_ms: float, *, nearly: float = 1.0) -> TtlPeak:
