@@ -484,7 +484,7 @@ class _Audit:
             return f"{self._unexplained}; to settle it, read such a session with the application"
         for expected, one in zip(self._expected, diagnoses, strict=True):
             if one.unexplained:
-                return f"of {expected.pattern} {one.unexplained}, which reads and chance do not explain; {settle}"
+                return f"{expected.pattern}: {one.unexplained}, which reads and chance do not explain; {settle}"
             if not one.reached:
                 ttl = duration(expected.ttl_ms)
                 keys = counted(one.sessions, "key")

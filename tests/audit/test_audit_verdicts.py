@@ -150,6 +150,15 @@ def test_one_session_is_judged_by_probability(ttl_s: float, status: str, traffic
         assert (report.findings[0].cause, report.findings[0].confidence) == ("ttl_too_short", "likely")
 
 
+def test_file_without_idle_times_gives_a_bound(traffic: Traffic) -> None:
+    with traffic.world(traffic.sessions(ttl_s=30 * DAY)).played() as server, server.client() as client:
+        client.save()
+        report = audit(f"{client.config_get('dir')['dir']}/dump.rdb", expect={"chat:*": "7d"})
+    found = of(report, "ttl_too_long")
+    assert (found.confidence, found.since) == ("proven", None)
+    assert "or more instead of 7d" in found.message
+
+
 def test_keys_written_once_are_not_unrenewed(traffic: Traffic) -> None:
     ages = [(age_s, round(traffic.dice.uniform(1, traffic.ttl_s))) for age_s in traffic.times(0, HOUR)]
     events = [(age_s, ("SET", f"chat:{traffic.uid()}", "{}", "EX", round(HOUR) + ttl_s)) for age_s, ttl_s in ages]

@@ -252,7 +252,8 @@ def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, conte
     cause = clock[0] if clock else "unit_mistake" if unit else "two_ttls" if both else f"ttl_too_{anomaly.kind}"
     affected = [one.key for one in group.keys if _is_affected(one, anomaly)]
     prefix = narrowest_prefix(affected, [one.key for one in context.keys], expected.prefix)
-    seen, wanted = duration(anomaly.ttl_ms), _ttls(expected)
+    seen = duration(anomaly.ttl_ms) + ("" if context.history.idle_known else " or more")
+    wanted = _ttls(expected)
     since = "" if anomaly.since is None else f", {context.since_text(anomaly.since)}"
     message = f"sessions under {prefix} are given {seen} instead of {wanted}{since}"
     if both:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -335,7 +335,8 @@ class LifetimeAnalysis:
         if last is not None and last <= first + SLACK_MS:
             since = Since(last, "lower bound")
         reasons = (f"{len(self.long):,} keys have more time left than the expected TTL",)
-        return TtlAnomaly("long", ttl, jitter, len(self.long), "proven", since, round(first), reasons, peak.high)
+        found = TtlAnomaly("long", ttl, jitter, len(self.long), "proven", since, round(first), reasons, peak.high)
+        return found if self.history.idle_known else replace(found, since=None, first_seen_ms=None)
 
     # -- too short -----------------------------------------------------------------------------------------------------
 
@@ -555,7 +556,8 @@ class LifetimeAnalysis:
         chance = top / self.ttl
         if chance > IMPROBABLE:
             return None
-        reason = f"none was given more; if the TTL were the expected one, the chance of that would be {chance:.2%}"
+        more = "was given more" if self.history.idle_known else "has more left"
+        reason = f"none {more}; if the TTL were the expected one, the chance of that would be {chance:.2%}"
         first = min(one.accessed for one in known) if self.history.idle_known else None
         since = None if first is None else Since(first + 1_000, "upper bound")
         return TtlAnomaly("short", top, 0.0, len(known), "likely", since, first, (reason,), top)
