@@ -141,11 +141,8 @@ class Table:
     def _left_out(self) -> int:
         return 0 if self.total is None else self.total - len(self.rows)
 
-    def __repr__(self) -> str:
-        return self.to_text()
-
-    def _repr_html_(self) -> str:
-        return self.to_html()
+    __repr__ = to_text
+    _repr_html_ = to_html
 
 
 def wrapped(text: str, *, indent: str = "", columns: int = COLUMNS) -> str:

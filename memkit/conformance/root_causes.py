@@ -1,6 +1,6 @@
 """Which failed cases are likely root causes, and which failures may follow from them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
 from memkit.conformance.case import CaseResult
@@ -70,27 +70,20 @@ _OPTIONAL = ("reopen_shorter", "ttl_fraction", "ttl_not_positive")
 
 def root_causes(results: Sequence[CaseResult]) -> list[RootCause]:
     """Group the failed cases by likely root cause, the one that explains most of them first."""
-    failed = {case.name: case for case in results if case.outcome == "failed"}
-    found = list(_grouped(failed))
-    explained = {name for cause in found for name in (cause.case, *cause.cases)}
-    found += [RootCause(name, sentence=case.message) for name, case in failed.items() if name not in explained]
-    return sorted(found, key=lambda cause: (-len(cause.cases), cause.case in _OPTIONAL))
+    left = {case.name: case for case in results if case.outcome == "failed"}
+    found: list[RootCause] = []
 
-
-def _grouped(failed: dict[str, CaseResult]) -> Iterator[RootCause]:
-    left = dict(failed)
-
-    def group(names: Sequence[str], sentence: str) -> Iterator[RootCause]:
+    def group(names: Sequence[str], sentence: str) -> None:
         for name in names:
             del left[name]
         if names:
-            yield RootCause(names[0], sentence=sentence, cases=tuple(names[1:]))
+            found.append(RootCause(names[0], sentence=sentence, cases=tuple(names[1:])))
 
-    for symptom in dict.fromkeys(case.symptom for case in failed.values()):
+    for symptom in dict.fromkeys(case.symptom for case in left.values()):
         # An error without a fault, or a hang, in several cases: one reason is likelier than many.
         same = [name for name, case in left.items() if case.symptom == symptom]
         if symptom.startswith(("raised", "hung")) and len(same) > 1:
-            yield from group(same, left[same[0]].message)
+            group(same, left[same[0]].message)
     trims = next((left[name] for name in _TRIMS if name in left and left[name].kept), None)
     if trims:
         others = [name for name, case in left.items() if case.kept == trims.kept and name != trims.name]
@@ -98,9 +91,11 @@ def _grouped(failed: dict[str, CaseResult]) -> Iterator[RootCause]:
             f"only {trims.kept} messages of a session are kept (if these are the last ones and that is intended, "
             f"declare window = {trims.kept} in the adapter)"
         )
-        yield from group([trims.name, *others], sentence)
+        group([trims.name, *others], sentence)
     for rule in _RULES:
         same = [name for name, case in left.items() if case.symptom in rule.symptoms]
         first = next((name for name in rule.found_by if name in same), "")
         others = [name for name in same if name != first and name in (rule.explains or same)]
-        yield from group([first, *others] if first else [], rule.sentence)
+        group([first, *others] if first else [], rule.sentence)
+    found += [RootCause(name, sentence=case.message) for name, case in left.items()]
+    return sorted(found, key=lambda cause: (-len(cause.cases), cause.case in _OPTIONAL))

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources, util
@@ -16,7 +15,7 @@ from memkit.config import configured_expectations, parse_expectation
 from memkit.connect import connect, redact
 from memkit.errors import MemkitError
 from memkit.notebook.demo import EXPECTATIONS, LAB_EXPECT, LAB_URL, continue_incident, demo_server, load_incident
-from memkit.server.launcher import find_server, short_directory
+from memkit.server.launcher import find_server, short_directory, start_watched
 
 REQUIRED = ("jupyterlab", "ipytest", "pandas", "matplotlib")
 # No network access: no news, no extension manager. Kernels listen on unix sockets in the lab's own directory instead of
@@ -138,16 +137,9 @@ def _jupyter(folder: Path, port: int | None, browser: bool, variables: dict[str,
     command += [] if browser else ["--no-browser"]
     command += ["--allow-root"] if os.geteuid() == 0 else []
     paths = os.pathsep.join(filter(None, (str(runtime), os.environ.get("JUPYTER_CONFIG_PATH"))))
-    read_end, write_end = os.pipe()
-    try:
-        watchdog = subprocess.Popen(
-            ["/bin/sh", "-c", WATCHDOG, "memkit-lab-watchdog", str(runtime), *command],
-            stdin=read_end,
-            env=os.environ | {"JUPYTER_RUNTIME_DIR": str(runtime), "JUPYTER_CONFIG_PATH": paths} | variables,
-            start_new_session=True,
-        )
-    finally:
-        os.close(read_end)
+    variables |= {"JUPYTER_RUNTIME_DIR": str(runtime), "JUPYTER_CONFIG_PATH": paths}
+    words = ["memkit-lab-watchdog", str(runtime), *command]
+    watchdog, write_end = start_watched(WATCHDOG, words, env=os.environ | variables)
     with _ended_by_signals(lambda: os.close(write_end)) as asked:
         code = watchdog.wait()
     if code and not asked:

@@ -121,12 +121,7 @@ class DedicatedDatabase:
         self._has_user = False
 
     def open(self) -> Self:
-        """Check that tests may use this database, and make their user.
-
-        Raises:
-            ProductionGuardError: The production guard does not allow writing.
-            SandboxError: Others have keys there, another run uses it, or the server does not allow making a user.
-        """
+        """Make the tests' user, if the guard allows writing, and neither another run nor others' keys are there."""
         self._refuse_foreign_keys()
         guard_write(self._admin)
         self._remove_users_of_killed_runs()

@@ -181,6 +181,16 @@ def _shim() -> str:
     return spec.origin or "" if spec else ""
 
 
+def start_watched(script: str, words: Iterable[str], **options: Any) -> tuple[subprocess.Popen[bytes], int]:
+    """Start a shell script in a session of its own; return it and the write end of the pipe that is its stdin."""
+    read_end, write_end = os.pipe()
+    try:
+        command = ["/bin/sh", "-c", script, *words]
+        return subprocess.Popen(command, stdin=read_end, start_new_session=True, **options), write_end
+    finally:
+        os.close(read_end)
+
+
 class RedisServer:
     """A private Redis or Valkey server that ends with this process, even if that is killed.
 
@@ -288,19 +298,9 @@ class RedisServer:
                 (self._directory / PRELOAD).symlink_to(_shim())
         preload = PRELOAD if (self._directory / PRELOAD).exists() else ""
         program = [str(self._directory), f"{self._directory}/clock", preload, str(self._binary.path)]
-        read_end, write_end = os.pipe()
-        try:
-            self._shell = subprocess.Popen(
-                ["/bin/sh", "-c", WATCHDOG, "memkit-watchdog", *program, *self._arguments()],
-                stdin=read_end,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                bufsize=0,
-                cwd=self._directory,
-                start_new_session=True,
-            )
-        finally:
-            os.close(read_end)
+        words = ["memkit-watchdog", *program, *self._arguments()]
+        options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "cwd": self._directory}
+        self._shell, write_end = start_watched(WATCHDOG, words, bufsize=0, **options)
         _pipes.add(write_end)
         self._finalizer = weakref.finalize(self, _end, write_end, self._shell, os.getpid(), str(self._directory))
         deadline = time.monotonic() + READY_WITHIN_S

@@ -364,13 +364,10 @@ class _Tracker:
 
 
 def reap(admin: AnyClient) -> list[str]:
-    """Remove the sandboxes of runs that have ended.
+    """Remove the sandboxes of runs that have ended; return their prefixes.
 
     A run has ended if its process, on this machine, no longer exists. If that cannot be looked up, the lease decides. A
     running process keeps its sandbox, even if its lease is late.
-
-    Returns:
-        The prefixes of the removed sandboxes.
     """
     reaped = []
     for prefix in sandboxes(admin):

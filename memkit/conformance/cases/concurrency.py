@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from functools import partial
 from threading import Barrier, BrokenBarrierError
-from typing import Any
 
 from memkit.conformance.adapter import error_line
 from memkit.conformance.case import case
@@ -22,8 +21,8 @@ NEW_SESSIONS = 6
 """Sessions that all writers begin at the same time, before their appends to the common one."""
 WRITES_FOR = 0.5
 """The part of a case's time limit in which the writers append; a store that needs longer is not judged."""
-Writes = dict[str, list[Any]]
-"""What a writer's process did: stored and raised, each (number of the session, text), and errors."""
+Write = tuple[int, str, str]
+"""An append of a writer: the number of the session, the text, and the error, if any."""
 MEASURED_AT = (10, 500)
 MEASURED_APPENDS = 5
 GROWS_FOR_S = 5.0
@@ -42,7 +41,7 @@ def eight_writers(env: TestEnvironment) -> str:
     """8 writers at once (4 processes, 2 threads each), to new sessions, then 50 appends each: none lost, none twice."""
     sessions = [TrialSession(env), *(TrialSession(env, "new") for _ in range(NEW_SESSIONS))]
     sessions[0].handle  # noqa: B018  # opened before the writers start
-    writes: list[Writes] = []
+    writes: list[Write] = []
     wrong_reads: list[str] = []
     forked = works_when_forked(env)
     gates = [multiprocessing.get_context("fork").Barrier(WRITERS) if forked else Barrier(WRITERS) for _ in sessions]
@@ -52,42 +51,42 @@ def eight_writers(env: TestEnvironment) -> str:
         try:
             while not all(one.is_done(within_s=0) for one in processes) and time.monotonic() < deadline:
                 wrong_reads += _wrong_read(sessions[0])
-            writes = [one.result() for one in processes]
+            writes = [write for one in processes for write in one.result()]
         finally:
             for one in processes:
                 one.kill()
     else:
-        in_threads([lambda one=one: writes.append(_write(sessions, gates, one)) for one in range(PROCESSES)])  # type: ignore[misc]
-    stored, raised = ([one for done in writes for one in done[what]] for what in ("stored", "raised"))
-    errors = [error for done in writes for error in done["errors"]]
+        in_threads([lambda one=one: writes.extend(_write(sessions, gates, one)) for one in range(PROCESSES)])  # type: ignore[misc]
+    errors = [error for _, _, error in writes if error]
     example = f", such as {errors[0]}" if errors else ""
     try:
         for number, session in enumerate(sessions):
-            acknowledged, refused = ([text for at, text in texts if at == number] for texts in (stored, raised))
+            stored = [text for at, text, error in writes if at == number and not error]
+            raised = [text for at, text, error in writes if at == number and error]
             read = [text for _, text in env.read(session.id)]
-            _expect_all_once(env, acknowledged, refused, read, " who begin a session" if number else "")
+            _expect_all_once(env, stored, raised, read, " who begin a session" if number else "")
         if wrong_reads:
             raise CaseFailed(f"read while others write: {wrong_reads[0]}")
-        if raised and not stored:
-            raise CaseFailed(f"all {len(raised)} appends of 8 writers raised{example}")
+        if errors and len(errors) == len(writes):
+            raise CaseFailed(f"all {len(errors)} appends of 8 writers raised{example}")
     except CaseFailed:
         _skip_if_wrong_in_turn(env)
         raise
-    ended, all_appends = len(stored) + len(raised), WRITERS * (NEW_SESSIONS + APPENDS)
-    if ended < all_appends:
+    all_appends = WRITERS * (NEW_SESSIONS + APPENDS)
+    if len(writes) < all_appends:
         within_s = env.limit_s * WRITES_FOR
-        raise CaseSkipped(f"not judged: {ended} of {all_appends} appends ended within {within_s:g} s, none lost")
-    return f"{len(raised)} of {len(raised) + len(stored)} appends raised{example}" if raised else ""
+        raise CaseSkipped(f"not judged: {len(writes)} of {all_appends} appends ended within {within_s:g} s, none lost")
+    return f"{len(errors)} of {len(writes)} appends raised{example}" if errors else ""
 
 
-def _write(sessions: list[TrialSession], gates: list[Barrier], process: int) -> Writes:
-    done: Writes = {"stored": [], "raised": [], "errors": []}
+def _write(sessions: list[TrialSession], gates: list[Barrier], process: int) -> list[Write]:
+    done: list[Write] = []
     names = [f"writer {process * THREADS + thread}" for thread in range(THREADS)]
     in_threads([partial(_writer, sessions, gates, name, done) for name in names])
     return done
 
 
-def _writer(sessions: list[TrialSession], gates: list[Barrier], name: str, done: Writes) -> None:
+def _writer(sessions: list[TrialSession], gates: list[Barrier], name: str, done: list[Write]) -> None:
     env = sessions[0].env
     until = time.monotonic() + env.limit_s * WRITES_FOR
     for at in (*range(1, len(sessions)), 0):
@@ -105,11 +104,7 @@ def _writer(sessions: list[TrialSession], gates: list[Barrier], name: str, done:
                 break
             text = f"{name} number {number}"
             result = attempt(partial(handle.append, "user", text))
-            if isinstance(result, Exception):
-                done["raised"].append((at, text))
-                done["errors"].append(error_line(result))
-            else:
-                done["stored"].append((at, text))
+            done.append((at, text, error_line(result) if isinstance(result, Exception) else ""))
 
 
 def _writer_and_number(text: str) -> tuple[str, int]:
