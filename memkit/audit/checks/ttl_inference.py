@@ -56,7 +56,7 @@ FEW_READS_NATS = math.log(10_000)
 LARGEST_GAP_NATS = 3.0
 """Of evenly spread values a larger gap has a chance of 5 %."""
 FEWEST_OTHERS = 10
-"""Fewer do not show when sessions are written and read."""
+"""Fewer other moments of writing do not show when sessions are written and read."""
 FEWEST_EVEN = 20
 """Fewer values of a few batches may look evenly spread."""
 CONFIGURED_STEP_MS = 300_000
@@ -451,7 +451,7 @@ class LifetimeAnalysis:
         first, last = quantile(deadlines, CHANCE), quantile(deadlines, 1 - CHANCE)
         width = max(last - first, 2 * IDLE_GRAIN_MS)
         low = max(self.history.now_ms, first - AROUND * width)
-        high = min(self.history.now_ms + self.ttl, last + AROUND * width)
+        high = min(max(ends, default=last), last + AROUND * width)  # later ones were not written yet
         near = [one for one in ends if low <= one <= high]
         inside = sum(first <= one <= last for one in near)
         usual = (len(near) - inside) * width / max(high - low - width, IDLE_GRAIN_MS)
@@ -495,7 +495,7 @@ class LifetimeAnalysis:
         first = _onset(peak, members)
         accesses = [one.accessed for one in members]
         at_once = max(spread(accesses), spread([one.deadline for one in members])) <= ONE_WRITE_MS
-        if at_once or len(others) < FEWEST_OTHERS:
+        if at_once or len({one.deadline // ONE_WRITE_MS for one in others}) < FEWEST_OTHERS:
             return False
         renewed = sum(one.accessed > first + 2 * IDLE_GRAIN_MS for one in others if one.given >= self.floor)
         if renewed > SOME * len(members):
