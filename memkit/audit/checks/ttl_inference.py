@@ -609,7 +609,7 @@ class LifetimeAnalysis:
             ends = sorted(one.deadline for one in old)
             # By the gaps between the last eleven.
             gap = (ends[-1] - ends[-11:][0]) / max(len(ends[-11:]) - 1, 1)
-            latest = round(ends[-1] - max(one.given for one in old) + LATEST_GAPS * gap)
+            latest = round(ends[-1] - min(self.ceiling, max(one.given for one in old)) + LATEST_GAPS * gap)
         pause_ms = self.history.now_ms - latest
         stopped = not self.history.idle_known or have_stopped([one.deadline for one in others], pause_ms)
         return Since(last, "lower bound") if latest <= first + SLACK_MS and stopped else upper
@@ -620,9 +620,7 @@ class LifetimeAnalysis:
 
     def _longest_expected(self, old: Sequence[KeyLifetime]) -> float:
         """Return the longest TTL that was given under the expected one and its jitter."""
-        if not old or not self._is_jittered(old):
-            return self.ttl
-        return max(self.ttl * (1 + self.jitter), *(one.given for one in old))
+        return self.ceiling if old and self._is_jittered(old) else self.ttl
 
     def last_write(self, old: Sequence[KeyLifetime]) -> int | None:
         """Return a time that the last write under the expected TTL was no earlier than: the cliff in the deadlines."""
