@@ -10,6 +10,10 @@ from incidents import DAY, HOUR, MINUTE, Write
 from servers import NO_FSYNC
 from test_audit_causes import audited, spread, the_finding
 
+from memkit.audit.checks.ttl_inference import LifetimeAnalysis, ServerHistory
+from memkit.audit.sampling import KeyFacts
+from memkit.config import Expectation
+from memkit.policy import ExpiryPolicy
 from memkit.server import RedisServer
 
 SEEDS = range(3)
@@ -61,6 +65,20 @@ def test_batches_read_at_one_moment_are_no_short_ttl(server: RedisServer) -> Non
     batches = [spread(f"chat:{n}-", 20, n * HOUR + 6 * HOUR, n * HOUR + 6 * HOUR + 0.2, DAY) for n in range(12)]
     writes = [read(one, HOUR) for batch in batches for one in batch]
     assert audited(server, writes, {"chat:*": "1d"}).findings == ()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_reads_at_one_age_before_a_pause_prove_nothing(seed: int) -> None:
+    # A job reads each session a day after its write; for half of the TTL, nothing has been written or read.
+    dice, keys, now = random.Random(seed), [], 1_000_000_000_000
+    for n in range(80):
+        age_s = dice.uniform(0.5, 0.99) * 7 * DAY
+        read_s = age_s - DAY if age_s - DAY > 3.5 * DAY else age_s
+        touched, deadline = (now - int(one * 1000) for one in (read_s, age_s - 7 * DAY))
+        keys.append(KeyFacts(f"chat:{n}".encode(), "list", deadline, touched // 1000 * 1000, now, None))
+    history = ServerHistory(now, now - 300 * int(HOUR) * 1000)
+    found = LifetimeAnalysis(keys, Expectation("chat:*", ExpiryPolicy.sliding("7d")), history).anomalies()
+    assert {one.confidence for one in found} <= {"possible"}
 
 
 # -- too short ---------------------------------------------------------------------------------------------------------
