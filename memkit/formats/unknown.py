@@ -132,7 +132,6 @@ def _of_zset(raw: RedisValue) -> _Found:
 
 
 def _opened(data: bytes, key: str) -> Entry | None:
-    """Return the messages of one element, whatever its encoding."""
     value = _opened_value(data)
     if isinstance(value, list) and not entry_of(value, key):
         turns = [turn for entry in find_entries(value, key) for turn in entry.turns]

@@ -392,7 +392,6 @@ class RdbReader:
                 pass
 
     def _chunks(self, count: int) -> Iterator[bytes]:
-        """Yield the next bytes, as they are read."""
         if count > self._size - self.bytes_read:
             raise self._ends_early()
         while count:

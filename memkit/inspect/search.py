@@ -237,7 +237,6 @@ class _Search:
         return _Found(self._wanted, owner, keys, parts, notes=tuple(self._notes))
 
     def _by_key(self, name: str) -> _Found:
-        """Return the session that a key belongs to."""
         owner = self._owner(name, None) or self._led_to(name)
         if owner is None:
             return self._as_unknown(name, [name, *self._beside(name)])

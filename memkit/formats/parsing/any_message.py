@@ -282,7 +282,6 @@ def _unwrapped(value: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _role(fields: Mapping[str, Any]) -> str | None:
-    """Return the role of a message; None if no field gives one."""
     if (plain := role_of(fields.get("role"))) != "other":
         return plain
     found = (_role_in(fields[name]) for name in _ROLE_FIELDS if name in fields)

@@ -192,7 +192,6 @@ def _is_repr(data: bytes) -> bool:
 
 
 def _bytes_repr(data: bytes) -> _Layer | None:
-    """Return the layer of the Python repr of bytes that hold a document."""
     if data[:2] not in (b"b'", b'b"') or len(data) > PEEK_BYTES:
         return None
     try:
