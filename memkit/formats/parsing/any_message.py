@@ -8,6 +8,7 @@ and of sessions that people build themselves. They are compared in lower case an
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -393,7 +394,7 @@ def _place(fields: Mapping[str, Any], value: Mapping[str, Any]) -> float | None:
         return at_s
     for name in _ORDER_FIELDS:
         found = _number(fields.get(name, value.get(name)))
-        if type(found) in (int, float) and found == found:  # NaN orders nothing
+        if type(found) in (int, float) and abs(found) <= sys.float_info.max:  # NaN orders nothing
             return float(found)
     return None
 
