@@ -12,7 +12,7 @@ _ROLES = {"input_events": "user", "TextInput": "user", "HumanMessage": "user", "
 _TEXT_FIELDS = ("content", "text", "parts", "message")
 
 
-def turn(event: dict[str, Any], key: str) -> Turn | str | None:
+def turns(event: dict[str, Any], key: str) -> list[Turn] | str | None:
     """Return the message of an event; None if it is not part of the dialogue, else what it lacks."""
     lacks = missing(event, ("__event__",))
     if lacks:
@@ -21,7 +21,7 @@ def turn(event: dict[str, Any], key: str) -> Turn | str | None:
     at_s = seconds(event.get("created_at"))
     if name == "ToolCallEvent":
         tool = Tool(text_or_none(event.get("name")), text_or_none(event.get("id")))
-        return missing(event, ("id", "name")) or Turn("assistant", "", (tool,), at_s, None, key)
+        return missing(event, ("id", "name")) or [Turn("assistant", "", (tool,), at_s, None, key)]
     if "ToolResult" in name or "ToolError" in name:
         if name == "ToolResultEvent" and (lacks := missing(event, ("parent_id",))):
             return lacks
@@ -31,7 +31,7 @@ def turn(event: dict[str, Any], key: str) -> Turn | str | None:
         parts = a_dict(a_dict(result).get("data")).get("parts", a_dict(result).get("parts"))
         text = flatten(parts) if parts is not None else dumped(result)
         tool = answered(event)._replace(call_id=text_or_none(event.get("parent_id")))
-        return Turn("tool", text, (tool,), at_s, None, key)
+        return [Turn("tool", text, (tool,), at_s, None, key)]
     role = next((_ROLES[part] for part in path if part in _ROLES), None)
     body = next((event[field] for field in _TEXT_FIELDS if event.get(field) is not None), None)
     tools = calls(event.get("tool_calls")) or call_parts(body)
@@ -39,4 +39,4 @@ def turn(event: dict[str, Any], key: str) -> Turn | str | None:
         # Without a role it is an event about the run, not of the dialogue.
         return "it has no content" if role else None
     role = role or ("assistant" if name.startswith("Model") else "other")
-    return Turn(role, flatten(body), tools, at_s, None, key)
+    return [Turn(role, flatten(body), tools, at_s, None, key)]

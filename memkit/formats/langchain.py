@@ -31,7 +31,7 @@ _JUDGED = 100
 _JUDGED_BYTES = 64 << 10
 
 
-def typed_turn(value: dict[str, Any], key: str) -> Turn | str:
+def turns(value: dict[str, Any], key: str) -> list[Turn] | str:
     """Return the message of a ``{"type", "data"}``, or what it lacks to be one."""
     lacks = missing(value, ("type",)) or missing(value, ("data",), kind=dict) or missing_content(value["data"])
     if lacks:
@@ -46,23 +46,25 @@ def typed_turn(value: dict[str, Any], key: str) -> Turn | str:
     else:
         tools = calls(made) + calls(invalid) if made or invalid else ()
         tools = tools or (calls(a_dict(extra).get("tool_calls")) if extra else ()) or call_parts(content)
-    return Turn(role, text, tools, seconds(value.get("timestamp")), text_or_none(data.get("id")), key)
+    return [Turn(role, text, tools, seconds(value.get("timestamp")), text_or_none(data.get("id")), key)]
 
 
-def langchain_redis_turn(value: dict[str, Any], key: str) -> Turn | str:
+def redis_turns(value: dict[str, Any], key: str) -> list[Turn] | str:
     """Return the message of langchain-redis' document, or what it lacks to be one."""
-    turn = typed_turn(value, key)
+    found = turns(value, key)
+    if isinstance(found, str):
+        return found
     by_time = key.rpartition(":")[2].replace(".", "", 1).isdigit()  # before 0.2
     lacks = missing(value, ("session_id",) if by_time else ("message_id", "session_id"))
-    return turn if isinstance(turn, str) else lacks or turn._replace(uid=text_or_none(value.get("message_id")))
+    return lacks or [found[0]._replace(uid=text_or_none(value.get("message_id")))]
 
 
 def _order(raw: RedisValue) -> tuple[str, bool]:
     """Return the order of a list, and whether its content or its library proves it."""
     ends = raw.elements if len(raw.elements) <= 2 * _JUDGED else [*raw.elements[:_JUDGED], *raw.elements[-_JUDGED:]]
     values = (parse(element).value for element in ends if len(element) <= _JUDGED_BYTES)
-    found = (typed_turn(value, raw.name) for value in values if isinstance(value, dict))
-    entries = [Entry((turn,)) for turn in found if isinstance(turn, Turn)]
+    found = (turns(value, raw.name) for value in values if isinstance(value, dict))
+    entries = [Entry(one) for one in found if not isinstance(one, str)]
     order = order_of(entries) if len(entries) > 1 else UNKNOWN_ORDER
     if order != UNKNOWN_ORDER:
         return order, True

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from functools import cache
 
 from memkit.formats.model import Format, Item, KeyOwner, Note, Problem, SessionValues, a_dict
 from memkit.formats.parsing.documents import peek, read_with
@@ -21,15 +20,11 @@ _PARTS = {"checkpoint": "checkpoint", "writes": "writes", "thread": "order"}
 _FIELDS = frozenset({"thread_id", "checkpoint_id", "checkpoint"})
 
 
-@cache
-def _name(wanted: str | None) -> re.Pattern[str]:
-    thread = re.escape(wanted) if wanted else ".+"
-    return re.compile(rf"((?:.*[:/|.])?)(checkpoint|writes|thread):\{{({thread})\}}:(.*)", re.DOTALL)
-
-
 def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     """Claim checkpoints by their fields, their order and their writes by the hash tag in their names."""
-    found = _name(wanted).fullmatch(raw.name)
+    thread = re.escape(wanted) if wanted else ".+"
+    name = rf"((?:.*[:/|.])?)(checkpoint|writes|thread):\{{({thread})\}}:(.*)"
+    found = re.fullmatch(name, raw.name, re.DOTALL)
     if found is None or raw.kind != ("list" if found[2] == "thread" else "string"):
         return None
     if found[2] == "checkpoint" and not peek(raw).keys() >= _FIELDS and raw.data[:1] == b"{":

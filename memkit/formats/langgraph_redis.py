@@ -60,7 +60,11 @@ def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
         return _list_owner(raw, wanted)
     document = peek(raw)
     if not document:
-        return _pointer_owner(raw, wanted) or _damaged_owner(raw, wanted)
+        pointer, pieces = _pointer_owner(raw, wanted), name_parts(raw.name, ("checkpoint", "checkpoint_write"))
+        thread = thread_of(pieces.rest, ROOT, wanted) or _shallow_thread(pieces) if pieces else None
+        if pointer or not pieces or not thread or wanted not in (None, thread) or raw.kind not in DOCUMENT_KINDS:
+            return pointer
+        return KeyOwner(STORE, thread, pieces.prefix, _PARTS[pieces.kind])  # a damaged document is known by its name
     thread = text_or_none(document.get("thread_id")) or wanted or _shallow_thread(name_parts(raw.name, REDIS_KINDS))
     kind = next((kind for kind, fields in _FIELDS.items() if document.keys() >= fields), None)
     if kind is None or thread is None or wanted not in (None, thread) or is_javascript(document):
@@ -123,15 +127,6 @@ def _pointer_owner(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
 def _pointed(raw: RedisValue | None) -> str:
     """Return the name that a pointer holds; more bytes than a name has are none."""
     return to_name(raw.data) if raw and len(raw.data) <= MOST_NAME_BYTES else ""
-
-
-def _damaged_owner(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
-    """Claim what cannot be read by its name."""
-    pieces = name_parts(raw.name, ("checkpoint", "checkpoint_write"))
-    if pieces is None or raw.kind not in DOCUMENT_KINDS:
-        return None
-    thread = thread_of(pieces.rest, ROOT, wanted) or _shallow_thread(pieces)
-    return KeyOwner(STORE, thread, pieces.prefix, _PARTS[pieces.kind]) if thread and wanted in (None, thread) else None
 
 
 def _kind(name: str, stored: SessionValues, document: dict[str, Any]) -> str:

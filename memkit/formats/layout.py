@@ -21,7 +21,6 @@ from memkit.formats.model import (
     Note,
     Problem,
     SessionValues,
-    Turn,
     a_list,
     few,
     text_or_none,
@@ -39,7 +38,7 @@ from memkit.formats.parsing.documents import (
     wrong_kind,
 )
 from memkit.formats.parsing.element_shapes import missing
-from memkit.formats.parsing.list_elements import Convert, Turns, most_are, turns
+from memkit.formats.parsing.list_elements import Convert, most_are, turns
 from memkit.policy import MAX_TTL_MS, ExpiryPolicy
 from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue, to_name
 
@@ -94,9 +93,7 @@ class Layout:
         messages_field: The field of a document that holds the messages; empty if the document is the array, or if the
             messages are to be searched.
         looks: Whether an object is one of this store's, if the names of its fields do not suffice.
-        lacks: Returns what an object lacks to be one of this store's messages, or None.
-        skip: Whether an object is no message but part of the session's history all the same.
-        convert: Turns one object into messages.
+        convert: Turns one object into messages; see ``list_elements.turns``.
         colon: How names write a colon of the session's id.
         newest_first: Whether the head of a list is the newest message; without it, it is the oldest.
         loses_calls: Whether the library drops an assistant's tool calls when it writes.
@@ -114,8 +111,6 @@ class Layout:
     id_field: str = ""
     messages_field: str = ""
     looks: Callable[[Mapping[str, Any]], bool] | None = None
-    lacks: Callable[[Mapping[str, Any]], str | None] | None = None
-    skip: Callable[[Mapping[str, Any]], bool] | None = None
     convert: Convert = read_any
     colon: str = ":"
     newest_first: Callable[[RedisValue], bool] | None = None
@@ -144,12 +139,6 @@ class Layout:
             name_of=self.name_of,
             colon=self.colon,
         )
-
-    def read(self, value: dict[str, Any], key: str) -> Turns | str | None:
-        """Return an object's messages, None if it is none of the dialogue, or what it lacks to be one."""
-        if lacks := self.lacks(value) if self.lacks else None:
-            return lacks
-        return None if self.skip and self.skip(value) else self.convert(value, key)
 
 
 def _is_open(pattern: str) -> bool:
@@ -278,18 +267,17 @@ def _decode(layout: Layout, stored: SessionValues) -> Iterator[Item]:
             yield wrong_kind(raw, f"a {key.kinds[0]}")
         elif key.holds == MESSAGES and raw.kind == "list":
             newest_first = layout.newest_first is not None and layout.newest_first(raw)
-            yield from turns(raw, layout.read, store=layout.store, newest_first=newest_first)
+            yield from turns(raw, layout.convert, store=layout.store, newest_first=newest_first)
         elif key.holds == MESSAGES:
             yield from _from_document(layout, raw)
         elif key.holds == MESSAGE:
             value, problems = read(raw)
             yield from problems
-            found = None if value is None else layout.read(value, raw.name)
+            found = None if value is None else layout.convert(value, raw.name)
             if isinstance(found, str):
                 yield misshapen(raw.name, found)
             elif value is not None and found is not None:
-                shown = [found] if isinstance(found, Turn) else list(found)
-                single[raw.name] = Entry(shown, messages_of(value, raw.name)[1])
+                single[raw.name] = Entry(found, messages_of(value, raw.name)[1])
         elif raw.kind in DOCUMENT_KINDS and key.fields:
             yield from read_document(raw)[1]
     yield from _a_key_each(layout, stored, single)
@@ -322,7 +310,7 @@ def _from_document(layout: Layout, raw: RedisValue) -> Iterator[Item]:
             lacks = missing(value, (layout.messages_field,), kind=list) if layout.messages_field else None
             yield misshapen(raw.name, lacks or "it has no array of messages")
         what = layout.messages_field.removesuffix("s") or "message"
-        yield from messages(a_list(array), raw.name, layout.read, what)
+        yield from messages(a_list(array), raw.name, layout.convert, what)
 
 
 def _a_key_each(layout: Layout, stored: SessionValues, single: Mapping[str, Entry]) -> Iterator[Item]:

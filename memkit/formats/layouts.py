@@ -7,13 +7,15 @@ library and the version that wrote the capture.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from memkit.formats import ag2, langchain, openai_agents
 from memkit.formats.layout import IDS, MESSAGE, MESSAGES, Key, Layout
-from memkit.formats.model import SessionValues, a_dict, one_of
+from memkit.formats.model import SessionValues, Turn, a_dict, one_of
+from memkit.formats.parsing.any_message import read_any
 from memkit.formats.parsing.documents import peek
-from memkit.formats.parsing.element_shapes import SHAPES, adk_lacks, llama_index_lacks, openai_lacks
+from memkit.formats.parsing.element_shapes import SHAPES, adk_lacks, llama_index_lacks
 from memkit.readonly.values import RedisValue, to_name
 
 _LIST, _SET, _ZSET, _HASH = ("list",), ("set",), ("zset",), ("hash",)
@@ -44,6 +46,10 @@ def _summary_note(stored: SessionValues) -> Iterable[str]:
         yield "messages before these were summarised into the document's context and are not stored any more"
 
 
+def _adk_turns(event: dict[str, Any], key: str) -> Sequence[Turn] | str | None:
+    return adk_lacks(event) or (read_any(event, key) if a_dict(event.get("content")).get("parts") else None)
+
+
 LAYOUTS: tuple[Layout, ...] = (
     # langchain-community 0.4.2; @langchain/redis 1.1.2 and google-memorystore 0.3.0 write no prefix. An EXPIRE after
     # each write sets the TTL; if that is lost, the session is persistent.
@@ -52,7 +58,7 @@ LAYOUTS: tuple[Layout, ...] = (
         prefix=langchain.PREFIX,
         keys=(Key("{id}", kinds=_LIST, fields=("type", "data"), holds=MESSAGES),),
         looks=SHAPES["langchain-community"],
-        convert=langchain.typed_turn,
+        convert=langchain.turns,
         newest_first=langchain.is_newest_first,
         notes=langchain.notes,
         name_of=langchain.name_of,
@@ -67,7 +73,7 @@ LAYOUTS: tuple[Layout, ...] = (
             Key("{id}:{#}.{#}", part="message", fields=("type", "data", "session_id", "timestamp"), holds=MESSAGE),
         ),
         id_field="session_id",
-        convert=langchain.langchain_redis_turn,
+        convert=langchain.redis_turns,
         loses_calls=True,
         notes=_lost_calls_note,
     ),
@@ -76,7 +82,7 @@ LAYOUTS: tuple[Layout, ...] = (
         store="llama-index",
         keys=(Key("{id}", kinds=_LIST, fields=("role",), holds=MESSAGES),),
         looks=SHAPES["llama-index"],
-        lacks=llama_index_lacks,
+        convert=lambda value, key: llama_index_lacks(value) or read_any(value, key),
     ),
     # openai-agents 0.24.0: both keys are renewed in one MULTI. A list under another prefix may be anybody's.
     Layout(
@@ -88,8 +94,7 @@ LAYOUTS: tuple[Layout, ...] = (
             Key("{id}:counter", part="counter"),
         ),
         id_field="session_id",
-        lacks=openai_lacks,
-        skip=openai_agents.is_hidden,
+        convert=openai_agents.turns,
         notes=openai_agents.notes,
         name_of=openai_agents.name_of,
     ),
@@ -101,8 +106,7 @@ LAYOUTS: tuple[Layout, ...] = (
         default_ttl="1h",
         id_field="id",
         messages_field="events",
-        lacks=adk_lacks,
-        skip=lambda event: not a_dict(event.get("content")).get("parts"),
+        convert=_adk_turns,
     ),
     # ag2 1.2.1.
     Layout(
@@ -110,7 +114,7 @@ LAYOUTS: tuple[Layout, ...] = (
         prefix="ag2:stream:",
         keys=(Key("{id}", kinds=_LIST, fields=("__event__",), holds=MESSAGES),),
         ttl_unit="",
-        convert=ag2.turn,
+        convert=ag2.turns,
     ),
     # chat 4.41.1 with @chat-adapter/state-redis: PEXPIRE 7 days, the last 100 messages. The id is adapter:thread.
     Layout(
@@ -211,7 +215,9 @@ LAYOUTS: tuple[Layout, ...] = (
         keys=(Key("{id}", fields=("events", "name"), holds=MESSAGES),),
         id_field="sender_id",
         messages_field="events",
-        skip=lambda event: event.get("event") not in ("user", "bot") or event.get("text") is None,
+        convert=lambda event, key: (
+            read_any(event, key) if event.get("event") in ("user", "bot") and event.get("text") is not None else None
+        ),
     ),
     # connect-redis 9.0.0 (Express), Flask-Session 0.8.0, django-redis 7.0.0: web sessions, which may hold a dialogue.
     Layout(

@@ -115,12 +115,5 @@ def _turns(message: dict[str, Any], key: str) -> Sequence[Turn]:
     return [Turn(role_of(message.get("role")), dumped(message), (), None, text_or_none(message.get("id")), key)]
 
 
-FORMAT = Format(
-    store=STORE,
-    kinds=("list",),
-    recognise=recognise,
-    siblings=siblings,
-    decode=decode,
-    names=(PREFIX + "{id}",),
-    prefix=PREFIX,
-)
+FORMAT = Format(store=STORE, kinds=("list",), recognise=recognise, siblings=siblings, decode=decode,
+                names=(PREFIX + "{id}",), prefix=PREFIX)  # fmt: skip

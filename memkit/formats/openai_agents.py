@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from memkit.formats.model import SessionValues, seconds
-from memkit.formats.parsing.element_shapes import CALLS, RESULTS, is_item
+from memkit.formats.model import SessionValues, Turn, seconds
+from memkit.formats.parsing.any_message import read_any
+from memkit.formats.parsing.element_shapes import CALLS, RESULTS, is_item, openai_lacks
 from memkit.formats.parsing.list_elements import sample
 from memkit.readonly.values import RedisValue
 from memkit.render import counted, duration
@@ -18,11 +19,13 @@ ENCRYPTED_TTL_S = 600
 """The default of EncryptedSession's ``ttl`` (openai-agents 0.24): it does not return older items."""
 
 
-def is_hidden(item: Mapping[str, Any]) -> bool:
-    """Return whether an item is no part of the dialogue, or EncryptedSession's ``{"__enc__": 1, "payload"}``."""
-    return (item.get("__enc__") == 1 and "payload" in item) or (
-        is_item(item.get("type")) and item["type"] not in CALLS | RESULTS
-    )
+def turns(item: dict[str, Any], key: str) -> Sequence[Turn] | str | None:
+    """Return an item's messages; None if it is no part of the dialogue, or EncryptedSession's."""
+    if lacks := openai_lacks(item):
+        return lacks
+    is_encrypted = item.get("__enc__") == 1 and "payload" in item
+    is_hidden = is_item(item.get("type")) and item["type"] not in CALLS | RESULTS
+    return None if is_encrypted or is_hidden else read_any(item, key)
 
 
 def _is_encrypted(raw: RedisValue | None) -> bool:

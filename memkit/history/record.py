@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -70,11 +70,7 @@ class _Counters(NamedTuple):
     evicted: int
     expired: int
     expired_fields: int
-    calls: Mapping[str, int]
-
-    def since(self, before: _Counters, names: Iterable[str]) -> int:
-        """Return how often these commands were called since then."""
-        return sum(self.calls.get(name, 0) - before.calls.get(name, 0) for name in names)
+    calls: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +250,8 @@ class _Recorder:
             self._client, url=self._url, prefixes=self._prefixes, replication=self._replication
         )
         self._looked_ms = self._server.now_ms()
-        self._counters = self._server.counters()
+        counters = self._server.counters()
+        self._readings = counters, counters
 
     def begin(self) -> str:
         """Record the keys that exist; return what is recorded and what it costs."""
@@ -401,35 +398,40 @@ class _Recorder:
             self._odd_ttls.append(added)
 
     def _explain(self) -> None:
-        """Read the counters, and record why keys ended or lost their TTL since the last reading."""
+        """Read the counters, and record why keys ended or lost their TTL.
+
+        A command may have been counted by the last reading, before the name of its key arrived: so the counters are
+        compared with the reading before that one.
+        """
         now = self._server.counters()
-        before, self._counters = self._counters, now
-        if now.since(before, ("swapdb",)) and isinstance(self._server.pushed, Tracker):
+        before, last = self._readings
+        self._readings = last, now
+        called = {name for name, _ in now.calls.items() ^ before.calls.items()}
+        if "swapdb" in called and isinstance(self._server.pushed, Tracker):
             raise redis.ConnectionError("SWAPDB exchanged two databases")  # no names of keys are sent
         vanished, self._vanished = self._vanished, []
         evicted, self._evicted = self._evicted, set()
-        if now.since(before, _KEEPING_DEADLINE):
+        if called & _KEEPING_DEADLINE:
             self._ledger.remove_ttls(self._odd_ttls)
         self._odd_ttls.clear()
         for name, was, moment in vanished:
             state = self._present.get(name)
             if state is not None and state.deadline_ms is None and was.deadline_ms is not None:
-                persisted, replaced = now.since(before, _REMOVING_TTL), now.since(before, _REPLACING)
+                persisted, replaced = called & _REMOVING_TTL, called & _REPLACING
                 lost: list[EventName] = ["overwritten"] if replaced or not persisted else []
                 lost += ["ttl_removed"] if persisted else []
-                event = KeyEvent(self._db, name, lost[0], moment, "", possible=tuple(lost))
-                # It may also have been deleted and created anew.
-                self._ledger.add(event._replace(proven=not now.since(before, _DELETING)))
+                proven = not called & _DELETING  # otherwise it may also have been deleted and created anew
+                self._ledger.add(KeyEvent(self._db, name, lost[0], moment, "", possible=tuple(lost), proven=proven))
             elif name in evicted:
                 self._add_end(name, was, moment, "evicted")
             elif was.deadline_ms is not None and (moment.latest_ms or 0) >= was.deadline_ms:
-                certain = (moment.earliest_ms or 0) >= was.deadline_ms or not now.since(before, _DELETING)
+                certain = (moment.earliest_ms or 0) >= was.deadline_ms or not called & _DELETING
                 self._add_end(name, was, Moment.at(was.deadline_ms), "expired", proven=certain)
             else:
-                possible: list[EventName] = ["deleted"] if now.since(before, _DELETING) else []
+                possible: list[EventName] = ["deleted"] if called & _DELETING else []
                 possible += ["evicted"] if now.evicted > before.evicted else []
-                possible += ["renamed"] if now.since(before, _RENAMING) else []
-                possible += ["flushed"] if now.since(before, _FLUSHING) else []
+                possible += ["renamed"] if called & _RENAMING else []
+                possible += ["flushed"] if called & _FLUSHING else []
                 possible += ["expired"] if now.expired_fields > before.expired_fields else []  # with its last field
                 if not possible:
                     possible = ["expired"] if now.expired > before.expired else []  # with a TTL that was not seen
@@ -437,13 +439,7 @@ class _Recorder:
                 self._add_end(name, was, moment, *possible)
 
     def _add_end(
-        self,
-        name: bytes,
-        state: KeyState,
-        moment: Moment,
-        *possible: EventName,
-        command: str = "",
-        proven: bool = True,
+        self, name: bytes, state: KeyState, moment: Moment, *possible: EventName, command: str = "", proven: bool = True
     ) -> None:
         event = KeyEvent(self._db, name, possible[0], moment, command, state.deadline_ms, possible=possible)
         self._ledger.add(event._replace(proven=proven))

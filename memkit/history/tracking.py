@@ -105,12 +105,10 @@ class Tracker:
     def __init__(self, client: redis.Redis, prefixes: Sequence[bytes]) -> None:
         connection = ReadOnlyConnection(client, name="the tracking connection", keep_idle_times=False)
         words = [word for prefix in prefixes for word in (b"PREFIX", prefix)]
-        commands: list[list[str | bytes | int]] = [["HELLO", "3"], ["CLIENT", "TRACKING", "ON", "BCAST", *words]]
-        for command in commands:
-            reply = connection.ask(*command)
-            if refused(reply):
-                connection.close()
-                raise reply
+        replies = connection.ask("HELLO", "3"), connection.ask("CLIENT", "TRACKING", "ON", "BCAST", *words)
+        for reply in filter(refused, replies):
+            connection.close()
+            raise reply
         # Refused to a user without the right: then the counters have to do.
         connection.ask("SUBSCRIBE", f"__keyevent@{connection.database}__:evicted")
         self._names: dict[bytes, None] = {}

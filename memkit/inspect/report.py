@@ -100,7 +100,11 @@ class SessionReport:
         for name in ("messages", "keys"):
             table = self._table(name)
             parts.append(f"{table.caption}\n{table.to_text()}" if table.rows else f"no {name}")
-        parts.append("\n".join(self._problem_lines()) if self.problems else "no problems")
+        shown = self.problems[:_MAX_ROWS]  # as paragraphs: a table of them is wider than a terminal
+        lines = [counted(len(self.problems), "problem") if shown else "no problems"]
+        lines += [wrapped(f"{one.cause}: {printable(one.key)} {printable(one.message)}", indent="  ") for one in shown]
+        lines += [f"… and {len(self.problems) - _MAX_ROWS:,} more"] if len(self.problems) > _MAX_ROWS else []
+        parts.append("\n".join(lines))
         parts += [wrapped(f"suggested fix (review before running): {printable(fix)}") for fix in self._repairs()]
         parts += [wrapped(f"note: {printable(note)}", indent="  ") for note in self.notes]
         parts += ["\n".join(f"    {printable(line)}" for line in key.preview.splitlines()) for key in self._previewed()]
@@ -127,14 +131,6 @@ class SessionReport:
 
     def _repairs(self) -> list[str]:
         return [problem.repair for problem in self.problems if problem.repair]
-
-    def _problem_lines(self) -> Iterator[str]:
-        """Yield the problems as paragraphs: a table of them is wider than a terminal."""
-        yield counted(len(self.problems), "problem")
-        for problem in self.problems[:_MAX_ROWS]:
-            yield wrapped(f"{problem.cause}: {printable(problem.key)} {printable(problem.message)}", indent="  ")
-        if len(self.problems) > _MAX_ROWS:
-            yield f"… and {len(self.problems) - _MAX_ROWS:,} more"
 
     def _rows(self, table: str) -> Iterator[Sequence[Any]]:
         if table == "messages":

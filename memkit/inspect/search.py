@@ -354,6 +354,10 @@ def _report(reader: Reader, found: _Found, expected: Sequence[Expectation], *, r
     problems += key_problems(own, facts)
     if expected and not any(one.matches.fullmatch(to_bytes(name)) for name in own for one in expected):
         notes.append("no expectation matches a key of this session: " + ", ".join(one.pattern for one in expected))
+    if reader.scanned_keys:
+        notes.append(f"SCAN examined {counted(reader.scanned_keys, 'key')} to find it")
+    if why := reader.target.touches_because:
+        notes.append(f"reading reset the idle clocks of {counted(reader.read_keys, 'key')}: {why}")
     mask = (lambda name: name) if reveal else name_mask(loaded, found.wanted)
     return SessionReport(
         store=store,
@@ -367,7 +371,7 @@ def _report(reader: Reader, found: _Found, expected: Sequence[Expectation], *, r
         problems=tuple(
             problem._replace(key=mask(problem.key), repair=masked_repair(problem.repair, mask)) for problem in problems
         ),
-        notes=tuple(dict.fromkeys((*found.notes, *notes, *_reading_notes(reader)))),
+        notes=tuple(dict.fromkeys((*found.notes, *notes))),
         revealed=reveal,
     )
 
@@ -413,9 +417,3 @@ def _key_report(name: str, each: LoadedKey, found: _Found, *, reveal: bool) -> K
         preview = hex_view(first or b"") or None if reveal else None
     part = found.parts.get(name, "")
     return KeyReport(name, meta.kind, part, ttl_s, meta.size_bytes, meta.idle_s, meta.encoding, payload, preview)
-
-
-def _reading_notes(reader: Reader) -> list[str]:
-    scanned = f"SCAN examined {counted(reader.scanned_keys, 'key')} to find it" if reader.scanned_keys else ""
-    touched = f"reading reset the idle clocks of {counted(reader.read_keys, 'key')}: {reader.target.touches_because}"
-    return [note for note in (scanned, touched if reader.target.touches_because else "") if note]

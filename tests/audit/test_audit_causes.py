@@ -322,6 +322,14 @@ def test_pause_without_idle_times_is_possible(blind: RedisServer) -> None:
     assert [one.confidence for one in audited(blind, writes, {"chat:*": "1d"}).findings] == ["possible"]
 
 
+def test_short_part_is_found_without_idle_times(blind: RedisServer) -> None:
+    ages = [n * MINUTE for n in range(300)]
+    writes = [Write(f"chat:{n}", age_s, WEEK, kind="list") for n, age_s in enumerate(ages)]
+    writes += [Write(f"chat:{n}:state", age_s, HOUR, kind="hash") for n, age_s in enumerate(ages) if age_s < 0.9 * HOUR]
+    found = the_finding(audited(blind, writes, {"chat:*": "7d"}))
+    assert (found.cause, found.keys) == ("mixed_ttl", 108)
+
+
 def test_long_ttl_is_found_without_idle_times(blind: RedisServer) -> None:
     writes = spread("chat:", 60, 6 * HOUR, 23 * HOUR, DAY) + spread("chat:new-", 60, 0, 6 * HOUR, 10 * DAY)
     found = the_finding(audited(blind, writes, {"chat:*": "1d"}))

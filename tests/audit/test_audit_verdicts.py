@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from servers import NO_FSYNC
 from waiting import nothing, wait_for
-from worlds import DAY, HOUR, Event, Traffic, false_alarms
+from worlds import DAY, HOUR, MINUTE, Event, Traffic, false_alarms
 
 from memkit.audit import Finding, audit
 from memkit.audit.checks.payloads import CHECKS
@@ -64,6 +64,21 @@ def test_flush_is_named_with_a_bound(command: str, traffic: Traffic) -> None:
     assert command in found.message
     assert found.since
     assert timedelta(hours=1.5) < report.at - found.since < timedelta(hours=2.1)
+
+
+@pytest.mark.parametrize(("command", "database", "ago_s"), [("FLUSHALL", 0, 5 * HOUR), ("FLUSHDB", 1, 20 * MINUTE)])
+def test_flush_in_the_slow_log_that_ended_no_session(
+    command: str, database: int, ago_s: float, traffic: Traffic
+) -> None:
+    """All sessions ended by their TTL since, or the flush was of a cache in another database."""
+    ttl_s = 30 * MINUTE
+    sessions = [one for age_s in traffic.times(0, 18 * MINUTE) for one in traffic.write("chat:1", age_s, ttl_s=ttl_s)]
+    log: list[Event] = [(ago_s, ("CONFIG", "SET", "slowlog-log-slower-than", usec)) for usec in (0, 10_000)]
+    log.insert(1, (ago_s, (command,)))
+    caches: list[Event] = [(ago_s, ("SET", "cache", 1))] if database else []
+    flush = [(ago_s, ("SELECT", database)), *log, *caches, (ago_s, ("SELECT", 0))]
+    report = traffic.world([*flush, *sessions], expect={"chat:*": ttl_s}, age_s=9 * HOUR).audited()
+    assert false_alarms(report) == []
 
 
 def test_expired_keys_dropped_at_load_of_an_old_file(traffic: Traffic) -> None:

@@ -20,9 +20,10 @@ from waiting import wait_for
 
 from memkit.errors import ServerError, SourceError
 from memkit.history.ledger import Ledger
-from memkit.history.record import GAP_S, RecordingSummary, record
+from memkit.history.record import GAP_S, RecordingSummary, _Recorder, record
 from memkit.history.run import history
 from memkit.history.states import KeyEvent, KeyState, Moment
+from memkit.history.tracking import Tracker
 from memkit.server import RedisServer
 
 WEEK_S = 604_800
@@ -230,6 +231,23 @@ def test_swapped_databases_are_a_gap(tmp_path: Path) -> None:
     fate = history(path, session="1").fate
     assert fate is not None
     assert (fate.cause, fate.either) == ("unknown", ("deleted", "evicted", "renamed", "flushed"))
+
+
+def test_command_is_counted_before_its_name_arrives(tmp_path: Path) -> None:
+    """The server pushes a name between its turns: the counters may have been read since the command."""
+    with start("redis-8.2") as server, server.client() as client, Ledger(tmp_path / "incident.db") as ledger:
+        client.set("chat:1", CANARY, ex=WEEK_S)
+        recorder = _Recorder(client, ledger, url=server.url, prefixes=[b""], replication=None)
+        recorder.begin()
+        client.delete("chat:1")
+        recorder._explain()
+        assert isinstance(recorder._server.pushed, Tracker)
+        names, _, _ = recorder._server.pushed.take(60)
+        recorder._look(names, flushed=False)
+        recorder._explain()
+        (ended,) = ledger.events()
+        recorder.close()
+    assert ended.possible == ("deleted",)
 
 
 def test_renamed_key_states_no_ttl(tmp_path: Path) -> None:

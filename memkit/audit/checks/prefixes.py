@@ -101,10 +101,9 @@ def new_shape(expected: Expectation, groups: Sequence[Group], context: AuditCont
         odd, plain = ([one.facts for one in part] for part in (later, former))
         finding = _odd_finding(expected, odd, plain, context, what=f"another shape ({shape})", mistake=False)
         words = {word.lower() for word in re.split("[:/|#]", new.part) if word}
-        if finding and words.isdisjoint(NO_VALUES) and not shape.startswith(2 * expected.prefix):
-            return replace(finding, confidence="possible")
+        on_purpose = words.isdisjoint(NO_VALUES) and not shape.startswith(2 * expected.prefix)
         if finding:
-            return finding
+            return replace(finding, confidence="possible") if on_purpose else finding
     return None
 
 
@@ -170,10 +169,10 @@ def missing(expected: Expectation, context: AuditContext) -> list[Finding]:
         for prefix, keys in by_prefix(context.other_keys).items()
         if _suspicion(expected, prefix, keys, context)
     ]
-    names = [prefix for prefix in by_prefix(context.keys) if prefix]
+    counts = by_prefix(context.keys)
+    names = [prefix for prefix in counts if prefix]
     near = difflib.get_close_matches(expected.prefix, names, cutoff=LEAST_ALIKE)
     shown = list(dict.fromkeys([*near, *names]))[:5]
-    counts = by_prefix(context.keys)
     others = ", ".join(f"{prefix}* ({len(counts[prefix]):,})" for prefix in shown)
     if not others:
         others = f"{counted(len(context.keys), 'key')} without a prefix" if context.keys else ""

@@ -162,7 +162,10 @@ def _flushed(server: ServerFacts, context: AuditContext, expectations: Sequence[
         return None
     # A key that was accessed before a flush was in another database.
     oldest = _oldest_ms(server, context.keys, expectations)
-    logged = [one for one in server.slow_commands if one.command in FLUSHES and one.at_s * 1000 <= oldest]
+    # The log does not name the database; sessions from before a flush that is older than the TTL have ended by it.
+    named = FLUSHES if len(server.databases) < 2 else ("flushall",)
+    logged = [one for one in server.slow_commands if one.command in named and one.at_s * 1000 <= oldest]
+    logged = [one for one in logged if one.at_s * 1000 > server.now_ms - ttl_ms]
     age, possible_age = server.now_ms - oldest, min(ttl_ms, server.now_ms - started)
     sessions = sum(len(one.of(context.keys)) for one in expectations)
     chance = min(age / possible_age, 1.0) ** sessions if possible_age > 0 else 1.0
@@ -171,8 +174,8 @@ def _flushed(server: ServerFacts, context: AuditContext, expectations: Sequence[
     names = " and ".join(name.upper() for name in FLUSHES if server.called(name))
     at = max((one.at_s * 1000 for one in logged), default=None)
     by = f" by {logged[-1].client}" if logged and logged[-1].client else ""
-    shown_at = context.when(oldest if at is None else at) + ("" if at is not None else " at the latest")
     since_ms = oldest if at is None else at
+    shown_at = context.when(since_ms) + ("" if logged else " at the latest")
     oldest_key = f"no key is older than {duration(age)}" if context.keys else "no key exists"
     return Finding(
         "flushed",

@@ -55,6 +55,8 @@ FEW_READS_NATS = math.log(10_000)
 """Reads of the others at their rate would have met exactly these keys with a chance of less than 1 in 10,000."""
 LARGEST_GAP_NATS = 3.0
 """Of evenly spread values a larger gap has a chance of 5 %."""
+FEWEST_OTHERS = 10
+"""Fewer do not show when sessions are written and read."""
 FEWEST_EVEN = 20
 """Fewer values of a few batches may look evenly spread."""
 CONFIGURED_STEP_MS = 300_000
@@ -492,7 +494,8 @@ class LifetimeAnalysis:
         """
         first = _onset(peak, members)
         accesses = [one.accessed for one in members]
-        if max(spread(accesses), spread([one.deadline for one in members])) <= ONE_WRITE_MS:
+        at_once = max(spread(accesses), spread([one.deadline for one in members])) <= ONE_WRITE_MS
+        if at_once or len(others) < FEWEST_OTHERS:
             return False
         renewed = sum(one.accessed > first + 2 * IDLE_GRAIN_MS for one in others if one.given >= self.floor)
         if renewed > SOME * len(members):

@@ -421,11 +421,11 @@ def spoken_lines(text: str, key: str) -> list[Turn]:
     found: list[Turn] = []
     for part in parts:
         turn = spoken_line(part, key)
-        if turn is None and not found:
-            return []
-        if turn is None:
+        if turn:
+            found.append(turn)
+        elif found:
             found[-1] = found[-1]._replace(text=f"{found[-1].text}\n{part.strip()}")
         else:
-            found.append(turn)
+            return []
     roles = {turn.role for turn in found}
     return found if "user" in roles and len(roles) > 1 else []  # settings have lines "model: …" and "system: …"

@@ -104,9 +104,7 @@ def messages(entries: Sequence[Any], key: str, convert: Convert, what: str = "me
     bad: list[Problem] = []
     for index, entry in enumerate(entries):
         found = convert(entry, key) if isinstance(entry, dict) else f"it is {kind_of(entry)}"
-        if isinstance(found, Turn):
-            yield found
-        elif isinstance(found, str):
+        if isinstance(found, str):
             bad.append(Problem("corrupt", key, f"{what} {index:,} of {len(entries):,} (from 0) is none: {found}"))
         elif found is not None:
             yield from found

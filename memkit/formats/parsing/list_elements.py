@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -14,8 +14,7 @@ from memkit.formats.parsing.encodings import looks_like
 from memkit.readonly.values import RedisValue
 
 _SAMPLED_BYTES = 64 << 10
-Turns = Turn | Iterable[Turn]
-Convert = Callable[[dict[str, Any], str], Turns | str | None]
+Convert = Callable[[dict[str, Any], str], Sequence[Turn] | str | None]
 
 
 def sample(raw: RedisValue) -> Iterator[dict[str, Any]]:
@@ -58,10 +57,7 @@ def turns(raw: RedisValue, convert: Convert, *, store: str = "", newest_first: b
         elif found is not None:
             if element == previous:
                 faults.add("duplicate", index, "is byte for byte the one before it: a write that was sent twice?")
-            if isinstance(found, Turn):
-                yield found
-            else:
-                yield from found
+            yield from found
         previous = element
         found = value = None  # a text may have 10 MB: release it before the next one is parsed
     yield from faults.problems()
