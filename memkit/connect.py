@@ -33,11 +33,11 @@ AnyAsyncClient = redis.asyncio.Redis | redis.asyncio.cluster.RedisCluster
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """The parts of a cluster or sentinel URL."""
+    """The parts of a cluster or sentinel URL; ``service`` is the Sentinels' name of the primary."""
 
     hosts: tuple[tuple[str, int], ...]
-    path: tuple[str, ...]
     options: dict[str, Any]
+    service: str
 
 
 def connect(url: str, **options: Any) -> AnyClient:
@@ -63,7 +63,7 @@ def connect(url: str, **options: Any) -> AnyClient:
     if topology == "sentinel":
         address = _address(url)
         sentinel = redis.sentinel.Sentinel(address.hosts, **address.options | options)
-        return cast("redis.Redis", sentinel.master_for(*_service(address)))
+        return cast("redis.Redis", sentinel.master_for(address.service))
     try:
         client = redis.Redis.from_url(url, **options)
         pool = client.connection_pool
@@ -88,7 +88,7 @@ def connect_async(url: str, **options: Any) -> AnyAsyncClient:
     if topology == "sentinel":
         address = _address(url)
         sentinels = redis.asyncio.sentinel.Sentinel(list(address.hosts), **address.options | options)
-        primary = sentinels.master_for(*_service(address), connection_pool_class=_SentinelPool)
+        primary = sentinels.master_for(address.service, connection_pool_class=_SentinelPool)
         return cast("redis.asyncio.Redis", primary)
     try:
         return redis.asyncio.Redis.from_url(url, **options)
@@ -210,7 +210,13 @@ def _address(url: str) -> Address:
         raise _invalid_url(url, error) from None
     if parts.query.startswith("sentinel_password="):
         options["sentinel_kwargs"] = {"password": unquote(parts.query.partition("=")[2])}
-    return Address(pairs, tuple(unquote(part) for part in parts.path.split("/") if part), options)
+    service, *database = [unquote(part) for part in parts.path.split("/") if part] or [""]
+    if parts.scheme.endswith("sentinel"):
+        if not service or len(database) > 1 or not all(map(str.isdecimal, database)):
+            raise ServerError(f"a sentinel URL ends with /service or /service/db, not {parts.path or '/'}")
+        if database:
+            options["db"] = int(database[0])
+    return Address(pairs, options, service)
 
 
 def _host_port(text: str) -> tuple[str, int]:
@@ -218,14 +224,6 @@ def _host_port(text: str) -> tuple[str, int]:
     if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ValueError("each host needs its port, as host:port")
     return host.strip("[]"), int(port)
-
-
-def _service(address: Address) -> tuple[str]:
-    if len(address.path) == 2 and address.path[1].isdecimal():
-        address.options["db"] = int(address.path[1])
-    elif len(address.path) != 1:
-        raise ServerError(f"a sentinel URL ends with /service or /service/db, not /{'/'.join(address.path)}")
-    return (address.path[0],)
 
 
 def _reason(error: ValueError) -> str:
