@@ -1,7 +1,8 @@
 """A Redis URL to a client: standalone, Sentinel or Cluster.
 
 URLs: ``redis://``, ``rediss://``, ``unix://`` as redis-py reads them; ``redis+cluster://host:port[,host:port]``;
-``redis+sentinel://host:port[,host:port]/service[/db]``; ``rediss+…`` for TLS.
+``redis+sentinel://host:port[,host:port]/service[/db]``; ``rediss+…`` for TLS. redis-py's options follow a ``?``;
+``sentinel_password`` is for the Sentinels.
 """
 
 import re
@@ -194,7 +195,7 @@ def _is_option(pair: str) -> bool:
 
 
 def _address(url: str) -> Address:
-    """Read a URL with several hosts. Credentials and ``?sentinel_password=`` may be percent-encoded."""
+    """Read a URL with several hosts and redis-py's options; credentials may be percent-encoded."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -204,12 +205,14 @@ def _address(url: str) -> Address:
     if credentials:
         username, _, password = credentials.partition(":")
         options |= {"username": unquote(username) or None, "password": unquote(password) or None}
+    query = dict(pair.split("=", 1) for pair in parts.query.split("&") if pair)
+    if "sentinel_password" in query:
+        options["sentinel_kwargs"] = {"password": unquote(query.pop("sentinel_password"))}
     try:
         pairs = tuple(_host_port(pair) for pair in hosts.split(","))
+        options |= redis.connection.parse_url(f"redis://?{'&'.join(map('='.join, query.items()))}")
     except ValueError as error:
         raise _invalid_url(url, error) from None
-    if parts.query.startswith("sentinel_password="):
-        options["sentinel_kwargs"] = {"password": unquote(parts.query.partition("=")[2])}
     service, *database = [unquote(part) for part in parts.path.split("/") if part] or [""]
     if parts.scheme.endswith("sentinel"):
         if not service or len(database) > 1 or not all(map(str.isdecimal, database)):
