@@ -8,7 +8,7 @@ URLs: ``redis://``, ``rediss://``, ``unix://`` as redis-py reads them; ``redis+c
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 import redis
@@ -28,6 +28,7 @@ NO_DRIVER_INFO: Final[dict[str, Any]] = {"driver_info": None}
 _accepted_options: set[tuple[object, ...]] = set()
 """Options that redis-py has accepted: a trial takes 0.3 ms (measured)."""
 
+Standalone = TypeVar("Standalone", redis.Redis, redis.asyncio.Redis)
 AnyClient = redis.Redis | redis.RedisCluster
 AnyAsyncClient = redis.asyncio.Redis | redis.asyncio.cluster.RedisCluster
 
@@ -65,18 +66,7 @@ def connect(url: str, **options: Any) -> AnyClient:
         address = _address(url)
         sentinel = redis.sentinel.Sentinel(address.hosts, **address.options | options)
         return cast("redis.Redis", sentinel.master_for(address.service))
-    try:
-        client = redis.Redis.from_url(url, **options)
-        pool = client.connection_pool
-        names = (pool.connection_class, *sorted(pool.connection_kwargs))
-        if names not in _accepted_options:
-            pool.connection_class(**pool.connection_kwargs)  # not connected; redis-py takes any option until then
-            _accepted_options.add(names)
-    except ValueError as error:
-        raise _invalid_url(url, _reason(error)) from None
-    except TypeError as error:
-        raise _invalid_url(url, f"redis-py has no option {str(error).rpartition(' ')[2]}") from None
-    return client
+    return _standalone(redis.Redis, url, options)
 
 
 def connect_async(url: str, **options: Any) -> AnyAsyncClient:
@@ -91,10 +81,24 @@ def connect_async(url: str, **options: Any) -> AnyAsyncClient:
         sentinels = redis.asyncio.sentinel.Sentinel(list(address.hosts), **address.options | options)
         primary = sentinels.master_for(address.service, connection_pool_class=_SentinelPool)
         return cast("redis.asyncio.Redis", primary)
+    return _standalone(redis.asyncio.Redis, url, options)
+
+
+def _standalone(kind: type[Standalone], url: str, options: dict[str, Any]) -> Standalone:
     try:
-        return redis.asyncio.Redis.from_url(url, **options)
+        client = kind.from_url(url, **options)
+        pool: Any = client.connection_pool
+        names = (pool.connection_class, *sorted(pool.connection_kwargs))
+        if names not in _accepted_options:
+            pool.connection_class(**pool.connection_kwargs)  # not connected; redis-py takes any option until then
+            _accepted_options.add(names)
     except ValueError as error:
-        raise _invalid_url(url, _reason(error)) from None
+        message = str(error)  # about other parts it may quote a password
+        reason = message if message.startswith("Invalid value for") else "its host or port cannot be parsed"
+        raise _invalid_url(url, reason) from None
+    except TypeError as error:
+        raise _invalid_url(url, f"redis-py has no option {str(error).rpartition(' ')[2]}") from None
+    return client
 
 
 class _SentinelPool(redis.asyncio.sentinel.SentinelConnectionPool):
@@ -227,12 +231,6 @@ def _host_port(text: str) -> tuple[str, int]:
     if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ValueError("each host needs its port, as host:port")
     return host.strip("[]"), int(port)
-
-
-def _reason(error: ValueError) -> str:
-    """Return redis-py's message about an option; its messages about other parts may quote a password."""
-    message = str(error)
-    return message if message.startswith("Invalid value for") else "its host or port cannot be parsed"
 
 
 def _invalid_url(url: str, why: object) -> ServerError:

@@ -147,6 +147,13 @@ def test_an_invalid_url_is_one_line_without_password(url):
 
 
 @pytest.mark.parametrize("make", [connect, connect_async])
+@pytest.mark.parametrize("options", ["nonsense=1", "socket_timeout=soon", "ssl_ca_certs=/ca.pem"])
+def test_an_option_that_does_not_fit_is_an_error(make, options):
+    with pytest.raises(ServerError, match="no option '(nonsense|ssl_ca_certs)'|Invalid value for 'socket_timeout'"):
+        make(f"redis://h:1/0?{options}")
+
+
+@pytest.mark.parametrize("make", [connect, connect_async])
 def test_options_of_a_sentinel_url(make):
     client = make("rediss+sentinel://u:p%40@h:1/s/3?socket_timeout=7&sentinel_password=a%26b&ssl_ca_certs=/ca.pem")
     sentinels = client.connection_pool.sentinel_manager
