@@ -58,30 +58,27 @@ def connect(url: str, **options: Any) -> AnyClient:
         PolicyError: The URL has an invalid database number.
     """
     topology = _topology(url)
-    if topology == "cluster":
-        address = _address(url)
-        nodes = [redis.cluster.ClusterNode(host, port) for host, port in address.hosts]
-        return redis.RedisCluster(startup_nodes=nodes, **address.options | options)
+    if topology == "standalone":
+        return _standalone(redis.Redis, url, options)
+    address = _address(url)
     if topology == "sentinel":
-        address = _address(url)
         sentinel = redis.sentinel.Sentinel(address.hosts, **address.options | options)
         return cast("redis.Redis", sentinel.master_for(address.service))
-    return _standalone(redis.Redis, url, options)
+    nodes = [redis.cluster.ClusterNode(host, port) for host, port in address.hosts]
+    return redis.RedisCluster(startup_nodes=nodes, **address.options | options)
 
 
 def connect_async(url: str, **options: Any) -> AnyAsyncClient:
     """Return an asyncio client; the arguments and errors are those of ``connect``."""
     topology = _topology(url)
-    if topology == "cluster":
-        address = _address(url)
-        nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in address.hosts]
-        return redis.asyncio.cluster.RedisCluster(startup_nodes=nodes, **address.options | options)
+    if topology == "standalone":
+        return _standalone(redis.asyncio.Redis, url, options)
+    address = _address(url)
     if topology == "sentinel":
-        address = _address(url)
-        sentinels = redis.asyncio.sentinel.Sentinel(list(address.hosts), **address.options | options)
-        primary = sentinels.master_for(address.service, connection_pool_class=_SentinelPool)
-        return cast("redis.asyncio.Redis", primary)
-    return _standalone(redis.asyncio.Redis, url, options)
+        sentinel = redis.asyncio.sentinel.Sentinel(list(address.hosts), **address.options | options)
+        return cast("redis.asyncio.Redis", sentinel.master_for(address.service, connection_pool_class=_SentinelPool))
+    nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in address.hosts]
+    return redis.asyncio.cluster.RedisCluster(startup_nodes=nodes, **address.options | options)
 
 
 def _standalone(kind: type[Standalone], url: str, options: dict[str, Any]) -> Standalone:
