@@ -53,7 +53,7 @@ class TtlChanges:
     """Collects the changes while events pass by, in bounded memory; ``exact``: whether their moments are stated."""
 
     exact: bool
-    _current: dict[str, KeyEvent] = field(default_factory=dict)
+    _current: dict[str, tuple[int, Moment]] = field(default_factory=dict)
     _changes: dict[str, list[TtlChange]] = field(default_factory=dict)
 
     def add(self, event: KeyEvent) -> None:
@@ -61,15 +61,13 @@ class TtlChanges:
         if event.ttl_ms is None or event.ttl_given is not None or event.name not in ("written", "renewed"):
             return
         prefix = prefix_of(event.key)
-        given = self._current.setdefault(prefix, event)
-        before_ms = given.ttl_ms or 0
-        if abs(before_ms - event.ttl_ms) <= max(SAME_TTL * max(before_ms, event.ttl_ms), SAME_TTL_MS):
-            self._current[prefix] = given._replace(moment=event.moment)
-            return
-        changes = self._changes.setdefault(prefix, [])
-        if len(changes) <= MOST_CHANGES:
-            changes.append(TtlChange(prefix, given.ttl_ms, event.ttl_ms, event.moment, given.moment))
-        self._current[prefix] = event
+        given_ms, last = self._current.get(prefix, (event.ttl_ms, event.moment))
+        if abs(given_ms - event.ttl_ms) > max(SAME_TTL * max(given_ms, event.ttl_ms), SAME_TTL_MS):
+            changes = self._changes.setdefault(prefix, [])
+            if len(changes) <= MOST_CHANGES:
+                changes.append(TtlChange(prefix, given_ms, event.ttl_ms, event.moment, last))
+            given_ms = event.ttl_ms
+        self._current[prefix] = given_ms, event.moment
 
     def found(self) -> list[TtlChange]:
         """Return the changes of every prefix; of a prefix with several TTLs at the same time only the first one."""
