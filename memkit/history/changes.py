@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +15,7 @@ SAME_TTL = 0.01
 SAME_TTL_MS = 1_500
 MOST_CHANGES = 10
 """More changes than this are no releases but several TTLs at the same time."""
-SEPARATORS = b":/|.#"
+_PREFIX = re.compile(rb"[^:/|.#]*[:/|.#]")
 EARLIEST_MS, LATEST_MS = -62_135_596_800_000, 253_402_300_799_000
 """The years 1 to 9999 of ``datetime``: a Unix time that is taken for a TTL gives later deadlines."""
 
@@ -80,8 +81,8 @@ class TtlChanges:
 
 def prefix_of(key: bytes) -> str:
     """Return a key's name up to and including its first separator; the empty text if it has none."""
-    places = [place for separator in SEPARATORS if (place := key.find(separator)) >= 0]
-    return key[: min(places) + 1].decode("utf-8", "replace") if places else ""
+    prefix = _PREFIX.match(key)
+    return prefix[0].decode("utf-8", "replace") if prefix else ""
 
 
 def time_of(ms: int | None) -> Any:
