@@ -5,9 +5,7 @@ import getpass
 import os
 import re
 import shutil
-import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -267,9 +265,9 @@ def _lab(given: argparse.Namespace) -> int:
 
 def _server(given: argparse.Namespace) -> int:
     """Run a private Redis until Ctrl-C and print its URL."""
-    from memkit.server import RedisServer
+    from memkit.server.launcher import RedisServer, ended_by_signals
 
-    ended = _ended_by_signals()
+    ended = ended_by_signals()
     with RedisServer(port=given.port) as server:
         print(server.url, flush=True)
         about = f"{server.flavour} {server.version} ({server.source}), private, without persistence"
@@ -277,14 +275,6 @@ def _server(given: argparse.Namespace) -> int:
         while server.running and not ended.wait(0.2):
             pass
         return 0 if ended.is_set() else _report_error(MemkitError("the server stopped unexpectedly"), None)
-
-
-def _ended_by_signals() -> threading.Event:
-    """Return an event that the next signal sets, instead of ending this process."""
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: ended.set())
-    return ended
 
 
 def _audit(given: argparse.Namespace) -> int:
@@ -363,6 +353,7 @@ def _record(given: argparse.Namespace) -> int:
     from memkit.config import expected
     from memkit.history.record import acl_rule, record
     from memkit.policy import ttl_ms
+    from memkit.server.launcher import ended_by_signals
 
     expect = expected(given.expect)
     prefixes = [one.prefix.encode("utf-8", "surrogateescape") for one in expect]
@@ -378,7 +369,7 @@ def _record(given: argparse.Namespace) -> int:
         prefixes=prefixes,
         replication=given.replication,
         for_s=for_s,
-        stop=_ended_by_signals(),
+        stop=ended_by_signals(),
         began=lambda text: print(f"memkit: {text}", file=sys.stderr, flush=True),
     )
     print(f"{given.output}: {done}")

@@ -1,13 +1,14 @@
 """A Redis URL to a client: standalone, Sentinel or Cluster.
 
 URLs: ``redis://``, ``rediss://``, ``unix://`` as redis-py reads them; ``redis+cluster://host:port[,host:port]``;
-``redis+sentinel://host:port[,host:port]/service[/db]``; ``rediss+…`` for TLS.
+``redis+sentinel://host:port[,host:port]/service[/db]``; ``rediss+…`` for TLS. redis-py's options follow a ``?``;
+``sentinel_password`` is for the Sentinels.
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 import redis
@@ -27,17 +28,18 @@ NO_DRIVER_INFO: Final[dict[str, Any]] = {"driver_info": None}
 _accepted_options: set[tuple[object, ...]] = set()
 """Options that redis-py has accepted: a trial takes 0.3 ms (measured)."""
 
+Standalone = TypeVar("Standalone", redis.Redis, redis.asyncio.Redis)
 AnyClient = redis.Redis | redis.RedisCluster
 AnyAsyncClient = redis.asyncio.Redis | redis.asyncio.cluster.RedisCluster
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """The parts of a cluster or sentinel URL."""
+    """The parts of a cluster or sentinel URL; ``service`` is the Sentinels' name of the primary."""
 
     hosts: tuple[tuple[str, int], ...]
-    path: tuple[str, ...]
     options: dict[str, Any]
+    service: str
 
 
 def connect(url: str, **options: Any) -> AnyClient:
@@ -56,44 +58,44 @@ def connect(url: str, **options: Any) -> AnyClient:
         PolicyError: The URL has an invalid database number.
     """
     topology = _topology(url)
-    if topology == "cluster":
-        address = _address(url)
-        nodes = [redis.cluster.ClusterNode(host, port) for host, port in address.hosts]
-        return redis.RedisCluster(startup_nodes=nodes, **address.options | options)
+    if topology == "standalone":
+        return _standalone(redis.Redis, url, options)
+    address = _address(url)
     if topology == "sentinel":
-        address = _address(url)
         sentinel = redis.sentinel.Sentinel(address.hosts, **address.options | options)
-        return cast("redis.Redis", sentinel.master_for(*_service(address)))
-    try:
-        client = redis.Redis.from_url(url, **options)
-        pool = client.connection_pool
-        names = (pool.connection_class, *sorted(pool.connection_kwargs))
-        if names not in _accepted_options:
-            pool.connection_class(**pool.connection_kwargs)  # not connected; redis-py takes any option until then
-            _accepted_options.add(names)
-    except ValueError as error:
-        raise _invalid_url(url, _reason(error)) from None
-    except TypeError as error:
-        raise _invalid_url(url, f"redis-py has no option {str(error).rpartition(' ')[2]}") from None
-    return client
+        return cast("redis.Redis", sentinel.master_for(address.service))
+    nodes = [redis.cluster.ClusterNode(host, port) for host, port in address.hosts]
+    return redis.RedisCluster(startup_nodes=nodes, **address.options | options)
 
 
 def connect_async(url: str, **options: Any) -> AnyAsyncClient:
     """Return an asyncio client; the arguments and errors are those of ``connect``."""
     topology = _topology(url)
-    if topology == "cluster":
-        address = _address(url)
-        nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in address.hosts]
-        return redis.asyncio.cluster.RedisCluster(startup_nodes=nodes, **address.options | options)
+    if topology == "standalone":
+        return _standalone(redis.asyncio.Redis, url, options)
+    address = _address(url)
     if topology == "sentinel":
-        address = _address(url)
-        sentinels = redis.asyncio.sentinel.Sentinel(list(address.hosts), **address.options | options)
-        primary = sentinels.master_for(*_service(address), connection_pool_class=_SentinelPool)
-        return cast("redis.asyncio.Redis", primary)
+        sentinel = redis.asyncio.sentinel.Sentinel(list(address.hosts), **address.options | options)
+        return cast("redis.asyncio.Redis", sentinel.master_for(address.service, connection_pool_class=_SentinelPool))
+    nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in address.hosts]
+    return redis.asyncio.cluster.RedisCluster(startup_nodes=nodes, **address.options | options)
+
+
+def _standalone(kind: type[Standalone], url: str, options: dict[str, Any]) -> Standalone:
     try:
-        return redis.asyncio.Redis.from_url(url, **options)
+        client = kind.from_url(url, **options)
+        pool: Any = client.connection_pool
+        names = (pool.connection_class, *sorted(pool.connection_kwargs))
+        if names not in _accepted_options:
+            pool.connection_class(**pool.connection_kwargs)  # not connected; redis-py takes any option until then
+            _accepted_options.add(names)
     except ValueError as error:
-        raise _invalid_url(url, _reason(error)) from None
+        message = str(error)  # about other parts it may quote a password
+        reason = message if message.startswith("Invalid value for") else "its host or port cannot be parsed"
+        raise _invalid_url(url, reason) from None
+    except TypeError as error:
+        raise _invalid_url(url, f"redis-py has no option {str(error).rpartition(' ')[2]}") from None
+    return client
 
 
 class _SentinelPool(redis.asyncio.sentinel.SentinelConnectionPool):
@@ -194,7 +196,7 @@ def _is_option(pair: str) -> bool:
 
 
 def _address(url: str) -> Address:
-    """Read a URL with several hosts. Credentials and ``?sentinel_password=`` may be percent-encoded."""
+    """Read a URL with several hosts and redis-py's options; credentials may be percent-encoded."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -204,13 +206,21 @@ def _address(url: str) -> Address:
     if credentials:
         username, _, password = credentials.partition(":")
         options |= {"username": unquote(username) or None, "password": unquote(password) or None}
+    query = dict(pair.split("=", 1) for pair in parts.query.split("&") if pair)
+    if "sentinel_password" in query:
+        options["sentinel_kwargs"] = {"password": unquote(query.pop("sentinel_password"))}
     try:
         pairs = tuple(_host_port(pair) for pair in hosts.split(","))
+        options |= redis.connection.parse_url(f"redis://?{'&'.join(map('='.join, query.items()))}")
     except ValueError as error:
         raise _invalid_url(url, error) from None
-    if parts.query.startswith("sentinel_password="):
-        options["sentinel_kwargs"] = {"password": unquote(parts.query.partition("=")[2])}
-    return Address(pairs, tuple(unquote(part) for part in parts.path.split("/") if part), options)
+    service, *database = [unquote(part) for part in parts.path.split("/") if part] or [""]
+    if parts.scheme.endswith("sentinel"):
+        if not service or len(database) > 1 or not all(map(str.isdecimal, database)):
+            raise ServerError(f"a sentinel URL ends with /service or /service/db, not {parts.path or '/'}")
+        if database:
+            options["db"] = int(database[0])
+    return Address(pairs, options, service)
 
 
 def _host_port(text: str) -> tuple[str, int]:
@@ -218,20 +228,6 @@ def _host_port(text: str) -> tuple[str, int]:
     if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ValueError("each host needs its port, as host:port")
     return host.strip("[]"), int(port)
-
-
-def _service(address: Address) -> tuple[str]:
-    if len(address.path) == 2 and address.path[1].isdecimal():
-        address.options["db"] = int(address.path[1])
-    elif len(address.path) != 1:
-        raise ServerError(f"a sentinel URL ends with /service or /service/db, not /{'/'.join(address.path)}")
-    return (address.path[0],)
-
-
-def _reason(error: ValueError) -> str:
-    """Return redis-py's message about an option; its messages about other parts may quote a password."""
-    message = str(error)
-    return message if message.startswith("Invalid value for") else "its host or port cannot be parsed"
 
 
 def _invalid_url(url: str, why: object) -> ServerError:

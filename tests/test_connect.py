@@ -7,7 +7,7 @@ import redis
 from waiting import wait_for
 
 from memkit import Sandbox, connect
-from memkit.connect import place, redact
+from memkit.connect import connect_async, place, redact
 from memkit.errors import MemkitError, ProductionGuardError, ServerError
 from memkit.server import find_server, free_port
 from memkit.server.guard import guard_write, started_by_memkit
@@ -136,7 +136,7 @@ def test_places(url, where):
     "url",
     [
         "http://x", "localhost:6379", "", "redis+cluster://nohost", "redis+sentinel://h:1", "redis+sentinel://h:1/a/b/c",
-        "redis://localhost:99999999", "redis+ring://h:1", "redis+cluster://h:0",
+        "redis://localhost:99999999", "redis+ring://h:1", "redis+cluster://h:0", "redis+sentinel://h:1/s?socket_timeout=x",
     ],
 )  # fmt: skip
 def test_an_invalid_url_is_one_line_without_password(url):
@@ -144,6 +144,22 @@ def test_an_invalid_url_is_one_line_without_password(url):
         connect(url)
     assert isinstance(caught.value, ServerError)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [connect, connect_async])
+@pytest.mark.parametrize("options", ["nonsense=1", "socket_timeout=soon", "ssl_ca_certs=/ca.pem"])
+def test_an_option_that_does_not_fit_is_an_error(make, options):
+    with pytest.raises(ServerError, match="no option '(nonsense|ssl_ca_certs)'|Invalid value for 'socket_timeout'"):
+        make(f"redis://h:1/0?{options}")
+
+
+@pytest.mark.parametrize("make", [connect, connect_async])
+def test_options_of_a_sentinel_url(make):
+    client = make("rediss+sentinel://u:p%40@h:1/s/3?socket_timeout=7&sentinel_password=a%26b&ssl_ca_certs=/ca.pem")
+    sentinels = client.connection_pool.sentinel_manager
+    assert sentinels.sentinel_kwargs["password"] == "a&b"
+    options = {"username": "u", "password": "p@", "db": 3, "socket_timeout": 7.0, "ssl_ca_certs": "/ca.pem"}
+    assert {name: sentinels.connection_kwargs[name] for name in options} == options
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def attempt(do: Callable[[], object]) -> str:
 
 
 def test_a_store_follows_the_failover(service: Watched) -> None:
-    client = connect(service.url, retry=Retry(NoBackoff(), 1), socket_timeout=60)
+    client = connect(service.url.removesuffix("0") + "1", retry=Retry(NoBackoff(), 1), socket_timeout=60)
     assert isinstance(client, redis.Redis)
     with client:
         store = MemoryStore(client, prefix="session:", ttl="7d")
@@ -62,16 +62,18 @@ def test_a_store_follows_the_failover(service: Watched) -> None:
         assert service.primary() is not before
         assert (store.ttl("a") or 0) > 604_700
         assert list(store.sessions()) == ["a"]
+        with service.primary().client(db=1) as node:
+            assert node.exists("session:a") == 1
 
 
 async def test_an_async_store_uses_sentinel_s_primary(service: Watched) -> None:
-    client = connect_async(service.url)
+    client = connect_async(service.url.removesuffix("0") + "1")
     assert isinstance(client, redis.asyncio.Redis)
     async with client:
         store = AsyncMemoryStore(client, prefix="session:", ttl="7d")
         await asyncio.gather(*(store.append("a", {"n": n}) for n in range(10)))
         assert sorted(message["n"] for message in await store.load("a") or []) == list(range(10))
-        with service.primary().client() as node:
+        with service.primary().client(db=1) as node:
             assert node.exists("session:a") == 1
         sentinels = client.connection_pool.sentinel_manager.sentinels  # type: ignore[attr-defined]
         assert any(connections(sentinel) for sentinel in sentinels)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from struct import error, unpack
 
@@ -84,7 +85,6 @@ class ServerFacts:
         moved_at_ms: When it did so last, on that clock.
         refused: What the server refused to report.
         now_ms: Its time, in milliseconds since 1970.
-        calls: How often each command was called since the start, or since CONFIG RESETSTAT.
     """
 
     info: Mapping[str, str]
@@ -97,7 +97,6 @@ class ServerFacts:
     moved_at_ms: float | None = None
     refused: tuple[str, ...] = ()
     now_ms: int = 0
-    calls: Mapping[str, int] = field(default_factory=dict)
 
     def number(self, name: str) -> int | None:
         """Return an integer of INFO; None if INFO does not have it."""
@@ -107,6 +106,12 @@ class ServerFacts:
     def fields(self, name: str) -> dict[str, str]:
         """Return the parts of one of INFO's lists, such as ``calls=1,usec=12`` of a command."""
         return dict(pair.partition("=")[::2] for pair in self.info.get(name, "").split(",") if "=" in pair)
+
+    @cached_property
+    def calls(self) -> Mapping[str, int]:
+        """How often each command was called since the start, or since CONFIG RESETSTAT."""
+        names = [name for name in self.info if name.startswith("cmdstat_")]
+        return {name.removeprefix("cmdstat_").lower(): int(self.fields(name).get("calls", 0)) for name in names}
 
     def called(self, *commands: str) -> int:
         """Return how often any of these commands was called."""
@@ -271,7 +276,7 @@ def read_server_facts(connection: ReadOnlyConnection) -> ServerFacts:
     slow = _slow_commands(connection, refusals)
     config = _config(connection, refusals)
     clients = _clients(connection, refusals)
-    return ServerFacts(info, config, slow, clients, skew, unsure, *_moved(info), tuple(refusals), now_ms, _calls(info))
+    return ServerFacts(info, config, slow, clients, skew, unsure, *_moved(info), tuple(refusals), now_ms)
 
 
 def facts_of_snapshot(snapshot: Snapshot, connections: Sequence[ReadOnlyConnection]) -> ServerFacts:
@@ -306,15 +311,6 @@ def _lines(reply: Reply) -> dict[str, str]:
         return {}
     pairs = (line.partition(":") for line in reply.decode(errors="replace").splitlines())
     return {name: value for name, colon, value in pairs if colon}
-
-
-def _calls(info: Mapping[str, str]) -> dict[str, int]:
-    found = {}
-    for name, value in info.items():
-        calls = re.match(r"calls=(\d+)", value) if name.startswith("cmdstat_") else None
-        if calls:
-            found[name.removeprefix("cmdstat_").lower()] = int(calls[1])
-    return found
 
 
 def _config(connection: ReadOnlyConnection, refusals: list[str]) -> dict[str, str]:

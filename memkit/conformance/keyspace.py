@@ -1,6 +1,7 @@
 """The keys that a session left on the server: its own, those without a TTL, and how to damage them."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple, cast
 
 import redis
@@ -37,8 +38,17 @@ class SessionKeys:
             self._not_own |= env.keys()
 
     def _persistent_keys(self) -> Iterator[Key]:
-        """Yield the keys without TTL that belong to one session."""
-        return (key for key in sorted(self.keys()) if self._is_persistent(key) and not self._is_shared(key))
+        """Yield the keys without TTL that belong to one session; a hash may have a TTL on every field instead."""
+        for key in sorted(self.keys()):
+            with self._env.database(key[0]) as client:
+                persistent = client.pttl(key[1]) == -1
+                if persistent and client.type(key[1]) == b"hash":
+                    fields = cast(list[bytes], client.hkeys(key[1]))
+                    with suppress(redis.ResponseError):  # before Redis 7.4 and Valkey 9
+                        left_ms: Any = client.execute_command("HPTTL", key[1], "FIELDS", len(fields), *fields)
+                        persistent = not all(ms > 0 for ms in left_ms)
+            if persistent and not self._is_shared(key):
+                yield key
 
     def _write_other_sessions(self, count: int) -> None:
         for _ in range(count):
@@ -63,19 +73,6 @@ class SessionKeys:
         if left:
             message = f"{when}: the key {key_text(left[0])} still exists ({len(left)} in all)"
             raise CaseFailed(message, symptom=Symptom.NO_EXPIRY)
-
-    def _is_persistent(self, key: Key) -> bool:
-        with self._env.database(key[0]) as client:
-            if client.pttl(key[1]) != -1:
-                return False
-            if client.type(key[1]) != b"hash":
-                return True
-            fields = cast(list[bytes], client.hkeys(key[1]))
-            try:
-                left_ms = cast(list[int], client.execute_command("HPTTL", key[1], "FIELDS", len(fields), *fields))
-            except redis.ResponseError:
-                return True  # before Redis 7.4 and Valkey 9, fields have no TTL
-            return not all(ms > 0 for ms in left_ms)
 
     def _is_shared(self, key: Key) -> bool:
         """Return whether other sessions write to this key too, tested with other sessions."""

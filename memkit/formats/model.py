@@ -227,7 +227,7 @@ def seconds(value: Any) -> float | None:
         except ValueError:
             return None
         value = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
-    if type(value) not in (int, float):
+    if type(value) not in (int, float) or value > _LATEST_S * 1e6:  # an integer may be beyond all floats
         return None
     scale = 1e6 if value > _MICROSECONDS else 1e3 if value > _MILLISECONDS else 1
     scaled = value / scale

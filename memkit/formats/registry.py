@@ -20,6 +20,7 @@ from memkit.formats.layouts import LAYOUTS
 from memkit.formats.model import Format, Item, KeyOwner, SessionValues
 from memkit.formats.parsing.dialogue_checks import Dialogue
 from memkit.formats.parsing.documents import first_object, wrong_kind
+from memkit.formats.parsing.langgraph_common import REDIS_KINDS
 from memkit.readonly.values import KeyRequest, RedisValue
 
 FORMATS: tuple[Format, ...] = (
@@ -35,20 +36,16 @@ FORMATS: tuple[Format, ...] = (
 )
 """The order decides between formats that claim the same key."""
 
+_PATTERNS = [
+    *(name for each in FORMATS for name in each.names),
+    *(layout.prefix + key.pattern for layout in LAYOUTS for key in layout.keys),
+]
 VOCABULARY = frozenset(
     (
-        *("agents", "session", "messages", "message_store", "vectors", "chat", "chat_messages", "shallow"),
-        *("checkpoint", "checkpoint_latest", "checkpoint_write", "checkpoint_blob", "write_keys_zset"),
-        *("write_registry", "__empty__", "writes", "thread"),
-        *("lg", "cp", "blob", "wr", "idx", "threads", "seq", "__start__", "branch", "to"),
-        *("agno", "runs", "sessions", "by_session", "index", "agent", "team", "workflow", *agno.RUN_INDEX),
-        *(*agno.SESSION_INDEX, "PENDING", "RUNNING", "PAUSED", "COMPLETED", "CANCELLED", "ERROR"),
-        *(
-            word
-            for layout in LAYOUTS
-            for key in layout.keys
-            for word in re.sub(r"\{[^}]*\}", ":", layout.prefix + key.pattern).split(":")
-        ),
+        *("vectors", "chat_messages", *REDIS_KINDS, "writes", "cp", "blob", "wr", "threads", "seq", "__start__"),
+        *("branch", "to", "agent", "team", "workflow", *agno.RUN_INDEX, *agno.SESSION_INDEX),
+        *("PENDING", "RUNNING", "PAUSED", "COMPLETED", "CANCELLED", "ERROR"),
+        *(word for pattern in _PATTERNS for word in re.sub(r"\{[^}]*\}", ":", pattern).split(":")),
     )
 )
 """The words of which the stores' own key names are made; any other word in a name was chosen by a user."""

@@ -42,24 +42,19 @@ _STRUCTURED = ("json", "json string", "ndjson", "msgpack")
 
 
 class _Found(NamedTuple):
-    """The messages of one key: its entries in the order of the key, and whether that order is proven."""
+    """The messages of one key in its order, whether that order is proven, and what is wrong with its elements."""
 
     raw: RedisValue
-    entries: Sequence[Entry]
+    entries: Sequence[Entry] = ()
     ordered: bool = False
+    faults: Sequence[Problem | Note] = ()
 
 
 def decode(stored: SessionValues) -> Iterator[Item]:
     """Yield the messages of all keys, with notes on what the payloads are if they cannot be read."""
-    found: list[_Found] = []
-    faults: list[Problem | Note] = []
-    for raw in stored.keys.values():
-        if raw and not raw.unread_reason:
-            entries, ordered, problems = _entries(raw)
-            faults += problems
-            if entries:
-                found.append(_Found(raw, entries, ordered))
-                faults += few(_damaged(raw))
+    read = [_found(raw) for raw in stored.keys.values() if raw and not raw.unread_reason]
+    found = [each for each in read if each.entries]
+    faults = [fault for each in read for fault in (*each.faults, *few(_damaged(each.raw) if each.entries else ()))]
     roles = [turn.role for each in found for entry in each.entries for turn in entry.turns]
     if roles == ["other"] or (len(roles) > 1 and set(roles) == {"system"}):
         found = []  # one text by anybody is no conversation, and neither is a log
@@ -75,7 +70,7 @@ def decode(stored: SessionValues) -> Iterator[Item]:
     if found and set(roles) == {"other"}:
         yield Note("partly decoded: no field of the messages shows whether the user or the assistant wrote them")
     if not found:
-        yield from _undecoded(raw for raw in stored.keys.values() if raw and not raw.unread_reason)
+        yield from _undecoded(each.raw for each in read)
 
 
 def _damaged(raw: RedisValue) -> Iterator[Problem]:
@@ -97,35 +92,35 @@ def _with_own_ids(entries: Sequence[Entry]) -> Sequence[Entry]:
     return [entry._replace(turns=[turn._replace(uid=None) for turn in entry.turns]) for entry in entries]
 
 
-def _entries(raw: RedisValue) -> tuple[list[Entry], bool, Sequence[Problem | Note]]:
-    """Return a key's messages, whether the key itself proves their order, and what is wrong with its elements."""
+def _found(raw: RedisValue) -> _Found:
     if raw.kind in DOCUMENT_KINDS:
         opened = open_payload(raw.data)
         if opened.cut:
-            return [], False, [Problem("truncated", raw.name, "the payload unfolds to over 8 MB and is not decoded")]
+            cause = Problem("truncated", raw.name, "the payload unfolds to over 8 MB and is not decoded")
+            return _Found(raw, faults=[cause])
         entries = find_entries(opened.value, raw.name)
-        if not entries and opened.encoding == "text":
-            entries = [Entry((turn,)) for turn in spoken_lines(raw.data.decode("utf-8", "replace"), raw.name)]
-            return entries, True, []
-        return entries, False, []
+        if entries or opened.encoding != "text":
+            return _Found(raw, entries)
+        lines = spoken_lines(raw.data.decode("utf-8", "replace"), raw.name)
+        return _Found(raw, [Entry((turn,)) for turn in lines], ordered=True)
     if raw.kind == "list":
         return _of_list(raw)
     if raw.kind == "hash":
-        return _of_hash(raw), False, []
+        return _Found(raw, _of_hash(raw))
     if raw.kind == "zset":
         return _of_zset(raw)
     if raw.kind == "stream":
         found = [_of_stream_entry(uid, fields, raw.name) for uid, fields in raw.entries]
-        return [each for each in found if each], True, []
+        return _Found(raw, [each for each in found if each], ordered=True)
     members = [entry for member in sorted(raw.members) if (entry := _opened(to_bytes(member), raw.name))]
-    return members if 2 * len(members) >= len(raw.members) else [], False, []
+    return _Found(raw, members if 2 * len(members) >= len(raw.members) else ())
 
 
-def _of_zset(raw: RedisValue) -> tuple[list[Entry], bool, list[Problem | Note]]:
+def _of_zset(raw: RedisValue) -> _Found:
     """Return the messages by their scores; equal scores by the times or indexes in the messages."""
     found = [(score, each) for name, score in raw.scores.items() if (each := _opened(to_bytes(name), raw.name))]
     if 2 * len(found) < len(raw.scores):
-        return [], True, []
+        return _Found(raw)
     # Scores below zero are times or counters with the sign changed, so that ZRANGE returns the newest first.
     sign = -1 if max(raw.scores.values(), default=0.0) <= 0 else 1
     keyed = [(sign * score, each.place or 0.0, each) for score, each in found]
@@ -133,11 +128,10 @@ def _of_zset(raw: RedisValue) -> tuple[list[Entry], bool, list[Problem | Note]]:
     equal = sum(first[:2] == second[:2] for first, second in pairwise(keyed))
     reason = f"the order of the messages is not known if their scores are equal: {counted(equal, 'pair')} of them"
     entries = [each._replace(place=abs(score)) for score, _, each in keyed]
-    return entries, True, [Note(reason)] if equal else []
+    return _Found(raw, entries, ordered=True, faults=[Note(reason)] if equal else [])
 
 
 def _opened(data: bytes, key: str) -> Entry | None:
-    """Return the messages of one element, whatever its encoding."""
     value = _opened_value(data)
     if isinstance(value, list) and not entry_of(value, key):
         turns = [turn for entry in find_entries(value, key) for turn in entry.turns]
@@ -159,11 +153,11 @@ def _opened_value(data: bytes) -> Any:
         return None
 
 
-def _of_list(raw: RedisValue) -> tuple[list[Entry], bool, list[Problem | Note]]:
+def _of_list(raw: RedisValue) -> _Found:
     ends = [*raw.elements[:_SAMPLED], *raw.elements[_SAMPLED:][-_SAMPLED:]]
     sampled = [_opened(element, raw.name) for element in ends]
     if 2 * len([each for each in sampled if each]) < len(ends):
-        return [], False, []
+        return _Found(raw)
     faults = Faults(raw, len(raw.elements), "")
     entries: list[Entry] = []
     others = 0
@@ -176,7 +170,7 @@ def _of_list(raw: RedisValue) -> tuple[list[Entry], bool, list[Problem | Note]]:
         else:
             others += 1
     note = Note(f"{counted(others, 'element')} of {len(raw.elements):,} are no messages and are not shown")
-    return entries, False, [*faults.problems(), *([note] if others else [])]
+    return _Found(raw, entries, faults=[*faults.problems(), *([note] if others else [])])
 
 
 def _of_hash(raw: RedisValue) -> list[Entry]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +15,7 @@ SAME_TTL = 0.01
 SAME_TTL_MS = 1_500
 MOST_CHANGES = 10
 """More changes than this are no releases but several TTLs at the same time."""
-SEPARATORS = b":/|.#"
+_PREFIX = re.compile(rb"[^:/|.#]*[:/|.#]")
 EARLIEST_MS, LATEST_MS = -62_135_596_800_000, 253_402_300_799_000
 """The years 1 to 9999 of ``datetime``: a Unix time that is taken for a TTL gives later deadlines."""
 
@@ -53,7 +54,7 @@ class TtlChanges:
     """Collects the changes while events pass by, in bounded memory; ``exact``: whether their moments are stated."""
 
     exact: bool
-    _current: dict[str, KeyEvent] = field(default_factory=dict)
+    _current: dict[str, tuple[int, Moment]] = field(default_factory=dict)
     _changes: dict[str, list[TtlChange]] = field(default_factory=dict)
 
     def add(self, event: KeyEvent) -> None:
@@ -61,15 +62,13 @@ class TtlChanges:
         if event.ttl_ms is None or event.ttl_given is not None or event.name not in ("written", "renewed"):
             return
         prefix = prefix_of(event.key)
-        given = self._current.setdefault(prefix, event)
-        before_ms = given.ttl_ms or 0
-        if abs(before_ms - event.ttl_ms) <= max(SAME_TTL * max(before_ms, event.ttl_ms), SAME_TTL_MS):
-            self._current[prefix] = given._replace(moment=event.moment)
-            return
-        changes = self._changes.setdefault(prefix, [])
-        if len(changes) <= MOST_CHANGES:
-            changes.append(TtlChange(prefix, given.ttl_ms, event.ttl_ms, event.moment, given.moment))
-        self._current[prefix] = event
+        given_ms, last = self._current.get(prefix, (event.ttl_ms, event.moment))
+        if abs(given_ms - event.ttl_ms) > max(SAME_TTL * max(given_ms, event.ttl_ms), SAME_TTL_MS):
+            changes = self._changes.setdefault(prefix, [])
+            if len(changes) <= MOST_CHANGES:
+                changes.append(TtlChange(prefix, given_ms, event.ttl_ms, event.moment, last))
+            given_ms = event.ttl_ms
+        self._current[prefix] = given_ms, event.moment
 
     def found(self) -> list[TtlChange]:
         """Return the changes of every prefix; of a prefix with several TTLs at the same time only the first one."""
@@ -82,8 +81,8 @@ class TtlChanges:
 
 def prefix_of(key: bytes) -> str:
     """Return a key's name up to and including its first separator; the empty text if it has none."""
-    places = [place for separator in SEPARATORS if (place := key.find(separator)) >= 0]
-    return key[: min(places) + 1].decode("utf-8", "replace") if places else ""
+    prefix = _PREFIX.match(key)
+    return prefix[0].decode("utf-8", "replace") if prefix else ""
 
 
 def time_of(ms: int | None) -> Any:

@@ -13,6 +13,7 @@ from memkit.history.states import SAME_SECOND_MS, KeyEvent, KeyState, Moment
 from memkit.render import duration, printable, utc_text
 
 Cause = Literal["expired", "evicted", "deleted", "overwritten", "renamed", "flushed", "exists", "never_seen", "unknown"]
+Confidence = Literal["proven", "likely", "possible"]
 ENDS = frozenset({"expired", "evicted", "deleted", "renamed", "flushed"})
 
 
@@ -26,7 +27,7 @@ class Fate:
 
     cause: Cause
     sentence: str
-    confidence: Literal["proven", "likely", "possible"]
+    confidence: Confidence
     at: datetime | None = None
     at_is: Literal["exact", "between"] | None = None
     not_before: datetime | None = None
@@ -73,13 +74,11 @@ def fate_of(key: bytes, events: Sequence[KeyEvent], state: KeyState | None, *, e
     if state is not None:
         return _fate_of_existing(name, events, state, known, ends_ms)
     if last is None:
-        sentence = f"unknown: {name} does not exist at the end, and no source shows why"
-        return Fate("unknown", sentence, "possible", **known)
+        return _fate(("unknown",), f"{name} does not exist at the end, and no source shows why", known)
     if last.name != "renamed" or last.possible:
         return _fate_of_deleted(name, last, known)
     target = f" to {printable((last.target or b'').decode('utf-8', 'replace'))}" if last.target is not None else ""
-    sentence = f"renamed: {name} was renamed{target}{_when(last.moment)}"
-    return Fate("renamed", sentence, "proven", **_at(last.moment), **known)
+    return _fate(("renamed",), f"{name} was renamed{target}{_when(last.moment)}", known, "proven", last.moment)
 
 
 def _ttl_of(events: Sequence[KeyEvent]) -> KeyEvent | None:
@@ -103,42 +102,35 @@ def _fate_of_existing(
             lost, doubts = event if event.name == "overwritten" else None, []
         doubts += [event] if len(event.possible) > 1 else []
     cause: Cause = "exists" if lost is None else "overwritten"
-    if state.is_sure and state.least and (lost is None or not doubts):
-        if lost is None:
-            until = "without a TTL" if state.deadline_ms is None else f"until {utc_text(time_of(state.deadline_ms))}"
-            confidence: Literal["proven", "likely"] = "proven" if all(event.proven for event in events) else "likely"
-            return Fate("exists", f"exists: {name} exists at the end of the sources, {until}", confidence, **known)
-        writer, when = lost.command or "a write", _when(lost.moment)
-        sentence = f"overwritten: {name} exists, but {writer} replaced it{when} and dropped its TTL: it never expires"
+    if state.is_sure and state.least and lost is None:
+        until = "without a TTL" if state.deadline_ms is None else f"until {utc_text(time_of(state.deadline_ms))}"
+        confidence: Confidence = "proven" if all(event.proven for event in events) else "likely"
+        return _fate(("exists",), f"{name} exists at the end of the sources, {until}", known, confidence)
+    if state.is_sure and state.least and lost is not None and not doubts:
+        what = f"{lost.command or 'a write'} replaced it{_when(lost.moment)} and dropped its TTL: it never expires"
         confidence = "proven" if lost.proven else "likely"
-        return Fate("overwritten", sentence, confidence, **_at(lost.moment), **known)
+        return _fate(("overwritten",), f"{name} exists, but {what}", known, confidence, lost.moment)
     if not state.least:
         by = f"{events[-1].command}{_when(events[-1].moment)}" if events else "a command"
         created_anew = lost is not None and doubts[:1] not in ([], [events[-1]])
         expires = state.fields_expire or (bool(events) and "expired" in events[-1].possible)
         either: tuple[Cause, ...] = (cause, "exists", "deleted") if created_anew else (cause, "deleted")
         either += ("expired",) if expires else ()
-        sentence = f"{' or '.join(either)}: {name} exists, if {by} left an element in it"
-        return Fate("unknown", sentence, "possible", either=either, **known)
+        return _fate(either, f"{name} exists, if {by} left an element in it", known)
     if lost is not None:
-        how = "by a write or by PERSIST"
-        if lost.command:
-            how = f"by {lost.command}, if it was not deleted and created anew"
-        sentence = f"overwritten or exists: {name} exists, but lost its TTL{_when(lost.moment)}, {how}"
-        return Fate("unknown", sentence, "possible", either=("overwritten", "exists"), **_at(lost.moment), **known)
+        how = f"{lost.command}, if it was not deleted and created anew" if lost.command else "a write or by PERSIST"
+        text = f"{name} exists, but lost its TTL{_when(lost.moment)}, by {how}"
+        return _fate(("overwritten", "exists"), text, known, moment=lost.moment)
     if state.deadline_ms is not None and ends_ms is not None and state.deadline_ms <= ends_ms:
-        deadline = utc_text(time_of(state.deadline_ms))
-        sentence = (
-            f"exists or expired: {name} had a deadline at {deadline}; the sources do not show whether it still had it"
-        )
-        return Fate("unknown", sentence, "possible", either=("exists", "expired"), **known)
-    sentence = f"exists: {name} exists at the end of the sources; its deadline is not known"
-    return Fate("exists", sentence, "likely", **known)
+        text = f"{name} had a deadline at {utc_text(time_of(state.deadline_ms))}; the sources do not show whether it "
+        return _fate(("exists", "expired"), text + "still had it", known)
+    text = f"{name} exists at the end of the sources; its deadline is not known"
+    return _fate(("exists",), text, known, "likely")
 
 
 def _fate_of_deleted(name: str, last: KeyEvent, known: Mapping[str, Any]) -> Fate:
     deadline, moment = last.deadline_ms, last.moment
-    possible = last.possible or (last.name,)
+    possible = cast("tuple[Cause, ...]", last.possible or (last.name,))
     ttl = f" with a TTL of {duration(known['ttl_s'] * 1_000)}" if "ttl_s" in known else ""
     if possible[0] == "expired" and deadline is not None:
         only = possible == ("expired",)
@@ -148,26 +140,30 @@ def _fate_of_deleted(name: str, last: KeyEvent, known: Mapping[str, Any]) -> Fat
             at = time_of(deadline)
             sentence = f"expired: {name}, written{ttl}, reached its deadline at {utc_text(at)}"
             exact: Literal["exact", "between"] = "exact" if moment.stated else "between"
-            confidence: Literal["proven", "likely"] = "proven" if only and moment.stated and last.proven else "likely"
+            confidence: Confidence = "proven" if only and moment.stated and last.proven else "likely"
             return Fate("expired", sentence, confidence, at, exact, **known)
-    if len(possible) == 1:
-        cause = cast("Cause", possible[0])
-        what = {"expired": "expired with its last field", "flushed": "was deleted"}.get(cause, f"was {cause}")
-        by = _by(last) or (" by a flush of the database" if cause == "flushed" else "")
-        sentence = f"{cause}: {name} {what}{by}{_when(moment)}" + _before_deadline(deadline)
-        return Fate(cause, sentence, "proven" if last.proven else "likely", **_at(moment), **known)
-    choices = " or ".join(possible)
-    sentence = f"{choices}: {name} ceased to exist{_by(last)}{_when(moment)}" + _before_deadline(deadline)
-    either = cast("tuple[Cause, ...]", possible)
-    return Fate("unknown", sentence, "possible", either=either, **_at(moment), **known)
+    by = f" by {last.command}" if last.command else ""
+    tail = _when(moment) + ("" if deadline is None else f"; its deadline was {utc_text(time_of(deadline))}")
+    if len(possible) > 1:
+        return _fate(possible, f"{name} ceased to exist{by}{tail}", known, moment=moment)
+    (cause,) = possible
+    what = {"expired": "expired with its last field", "flushed": "was deleted"}.get(cause, f"was {cause}")
+    by = by or (" by a flush of the database" if cause == "flushed" else "")
+    return _fate(possible, f"{name} {what}{by}{tail}", known, "proven" if last.proven else "likely", moment)
 
 
-def _by(event: KeyEvent) -> str:
-    return f" by {event.command}" if event.command else ""
-
-
-def _before_deadline(deadline_ms: int | None) -> str:
-    return "" if deadline_ms is None else f"; its deadline was {utc_text(time_of(deadline_ms))}"
+def _fate(
+    causes: tuple[Cause, ...],
+    text: str,
+    known: Mapping[str, Any],
+    confidence: Confidence = "possible",
+    moment: Moment | None = None,
+) -> Fate:
+    """Return the fate with a cause, or with several that the sources cannot tell apart."""
+    sentence, at = f"{' or '.join(causes)}: {text}", _at(moment) if moment else {}
+    if len(causes) > 1:
+        return Fate("unknown", sentence, confidence, either=causes, **at, **known)
+    return Fate(causes[0], sentence, confidence, **at, **known)
 
 
 def _is_exact(moment: Moment) -> bool:

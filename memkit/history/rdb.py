@@ -8,6 +8,7 @@ read as long as the file holds nothing that these versions do not have.
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from memkit.readonly.values import JSON_KIND
 
 CHUNK_BYTES = 1 << 20
 MAGIC_BYTES = 9
+_MAGIC = re.compile(rb"REDIS([0-9]{4})|VALKEY([0-9]{3})")
 MAX_KEY_BYTES = 512 << 20
 """A key is at most 512 MiB (the limit of a Redis string)."""
 MAX_AUX_BYTES = 1 << 20
@@ -144,11 +146,7 @@ class RdbHeader:
 def is_rdb(path: Path) -> bool:
     """Return whether a file begins as an RDB file."""
     with path.open("rb") as file:
-        return _is_magic(file.read(MAGIC_BYTES))
-
-
-def _is_magic(start: bytes) -> bool:
-    return (start[:5] == b"REDIS" and start[5:9].isdigit()) or (start[:6] == b"VALKEY" and start[6:9].isdigit())
+        return _MAGIC.match(file.read(MAGIC_BYTES)) is not None
 
 
 def read_header(path: str | Path) -> RdbHeader:
@@ -233,16 +231,15 @@ class RdbReader:
             raise SourceError(f"{self.path}: the file is empty")
         start = self._file.read(16)
         self._file.seek(0)
-        if not _is_magic(start):
+        magic = _MAGIC.match(start)
+        if not magic:
             raise SourceError(f"{self.path}: {_what_else(start)}")
-        magic = self._take(MAGIC_BYTES)
-        server = "valkey" if magic.startswith(b"VALKEY") else "redis"
-        version = int(magic[6:] if server == "valkey" else magic[5:])
+        self._skip(MAGIC_BYTES)
+        server, version = ("valkey", int(magic[2])) if magic[2] else ("redis", int(magic[1]))
         if not version:
             raise SourceError(f"{self.path}: RDB version 0 does not exist")
         if version > NEWEST_VERSIONS[server]:
-            raise SourceError(f"{self.path}: the format {magic.decode()} is newer than this memkit reads")
-        self._valkey, self.version = server == "valkey", version
+            raise SourceError(f"{self.path}: the format {magic[0].decode()} is newer than this memkit reads")
         aux: dict[str, str] = {}
         while self._peek() == _AUX:
             self._byte()
@@ -395,7 +392,6 @@ class RdbReader:
                 pass
 
     def _chunks(self, count: int) -> Iterator[bytes]:
-        """Yield the next bytes, as they are read."""
         if count > self._size - self.bytes_read:
             raise self._ends_early()
         while count:
@@ -416,7 +412,7 @@ class RdbReader:
 
     def _verify(self) -> None:
         crc = self._checksum.calc(self._buffer[: self._at], self._crc)
-        if self.version < OLDEST_VERSION_WITH_CHECKSUM:
+        if self.header.version < OLDEST_VERSION_WITH_CHECKSUM:
             return
         stored = int.from_bytes(self._take(8), "little")
         if stored and stored != crc:  # 0: written with rdbchecksum no
@@ -432,12 +428,12 @@ class RdbReader:
         return SourceError(f"{self.path}: the RDB file is damaged near byte {self.bytes_read:,}: {why}")
 
     def _undocumented(self, what: str) -> SourceError:
-        if self._valkey or self.version > DOCUMENTED_VERSION:
+        if self.header.server == "valkey" or self.header.version > DOCUMENTED_VERSION:
             return SourceError(
                 f"{self.path}: the format {self.header.format_name} is newer than this memkit reads: "
                 f"the file holds {what}"
             )
-        return self._damaged(f"{what} does not exist in version {self.version}")
+        return self._damaged(f"{what} does not exist in version {self.header.version}")
 
 
 def _what_else(start: bytes) -> str:

@@ -365,7 +365,6 @@ class _Recorder:
             self._ledger.add(KeyEvent(self._db, key, "written", moment, "", now.deadline_ms))
 
     def _look(self, names: Sequence[bytes], *, flushed: bool) -> None:
-        """Record what changed since the last look."""
         states = self._server.states([name for name in names if self._server.watches(name)])
         moment = self._looked()
         for name, now in states:
@@ -495,7 +494,6 @@ class _Recorder:
             self._ledger.add(KeyEvent(self._db, name, event, moment, "", now.deadline_ms, possible=lost))
 
     def _find_new(self) -> None:
-        """Record the keys that exist and are not recorded yet."""
         for names in self._server.scan():
             for name, now in self._server.states([name for name in names if name not in self._present]):
                 if now is not None:

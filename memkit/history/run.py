@@ -165,9 +165,6 @@ class _Question:
     def follows(self, key: bytes) -> bool:
         return self.wants(key) or key in self.renamed
 
-    def follows_key(self, key: SnapshotKey) -> bool:
-        return self.follows(key.name)
-
     def follows_more(self, states: KeyStates) -> bool:
         """Follow the keys that were renamed to followed ones; return whether there are any that were not followed."""
         missed = set(states.unknown_sources.values()) - self.renamed
@@ -308,7 +305,7 @@ def _from_aof(source: Source, question: _Question, progress: Callable[[int, int]
         server, begins_ms = header.flavour, None if header.created_s is None else header.created_s * 1_000
     states, timeline = KeyStates(server=server, wanted=question.follows), _Timeline(question)
     if files.base:
-        for key in filter(question.follows_key, _all_keys([files.base])):
+        for key in (key for key in _all_keys([files.base]) if question.follows(key.name)):
             states.keys_of(key.db)[key.name] = KeyState(key.deadline_ms, None, Moment(None, begins_ms))
     elif files.base_has_commands:
         db, second = 0, None
@@ -379,10 +376,8 @@ def _from_snapshots(sources: Sequence[Source], question: _Question) -> History:
         if None in created:
             raise SourceError(f"{source.name}: the file does not state when it was saved (ctime)")
         saved = [one * 1_000 for one in created if one is not None]
-        keys = {
-            (key.db, key.name): KeyState(key.deadline_ms)
-            for key in filter(question.follows_key, _all_keys(source.files))
-        }
+        followed = (key for key in _all_keys(source.files) if question.follows(key.name))
+        keys = {(key.db, key.name): KeyState(key.deadline_ms) for key in followed}
         snapshots.append((min(saved), max(saved), source, keys))
     snapshots.sort(key=lambda snapshot: snapshot[0])
     states, timeline = KeyStates(server="redis"), _Timeline(question, exact=False)

@@ -61,8 +61,13 @@ def key_problems(own: Mapping[str, LoadedKey], facts: SessionFacts) -> list[Prob
     never = {name for name, one in expected.items() if one.ttl_ms is None}
     persistent = [name for name in own if name not in ends_s and name not in never]
     problems: list[Problem] = []
-    if persistent:
-        problems += _no_ttl(persistent, len(ends_s), facts.ttl_option)
+    if persistent and ends_s:
+        reason = "has no TTL while other keys of the session have one: it will remain when they have expired"
+        problems += few(Problem("no_ttl", name, reason) for name in persistent)
+    elif persistent:
+        count = "the key remains" if len(persistent) == 1 else f"all {len(persistent):,} keys remain"
+        reason = f"no key of the session has a TTL: {count} until deleted or evicted{facts.ttl_option}"
+        problems.append(Problem("no_ttl", persistent[0], reason))
     parts = {name: (end_s, own[name].metadata.idle_s) for name, end_s in ends_s.items()}
     ttls_ms = [one.ttl_ms for one in expected.values() if one.ttl_ms]
     early = early_ends(parts, max(ttls_ms) / 1000 if ttls_ms else None)
@@ -112,12 +117,3 @@ def _against(expected: Expectation, name: str, loaded: LoadedKey, facts: Session
         share = f"{left_ms / shortest:.2%} of {what}"
         return Problem("ttl_too_short", name, f"{left}, {share}: likely, it was given less")
     return None
-
-
-def _no_ttl(persistent: list[str], with_ttl: int, option: str) -> list[Problem]:
-    if with_ttl:
-        reason = "has no TTL while other keys of the session have one: it will remain when they have expired"
-        return list(few(Problem("no_ttl", name, reason) for name in persistent))
-    count = "the key remains" if len(persistent) == 1 else f"all {len(persistent):,} keys remain"
-    reason = f"no key of the session has a TTL: {count} until deleted or evicted{option}"
-    return [Problem("no_ttl", persistent[0], reason)]

@@ -129,23 +129,21 @@ class _Search:
             return self._by_key(self._wanted)
         groups, size = self._groups(), self._reader.database_keys()
         if size <= SCAN_FREELY_KEYS or not groups:
-            groups = self._groups() if self._scan(self._wanted) else groups
-            for written in formats.written(self._wanted) if size <= SCAN_TWICE_KEYS or not groups else ():
-                groups = self._groups() if self._scan(written) else groups
+            self._scan(self._wanted)
+            for written in formats.written(self._wanted) if size <= SCAN_TWICE_KEYS or not self._groups() else ():
+                self._scan(written)
+            groups = self._groups()
         else:
             self._notes.append(f"over {SCAN_FREELY_KEYS:,} keys: other stores' sessions of this id were not looked for")
         return self._by_id(groups)
 
-    def _load(self, requests: Iterable[KeyRequest]) -> bool:
-        """Read the keys that were not yet asked for; return whether there were any."""
-        new = [request for request in requests if request.name not in self._loaded]
-        if new:
-            loaded = self._reader.load(new)
-            self._loaded |= loaded
-            self._there |= {name: each for name, each in sorted(loaded.items()) if each}
-        return bool(new)
+    def _load(self, requests: Iterable[KeyRequest]) -> None:
+        """Read the keys that were not yet asked for."""
+        loaded = self._reader.load(request for request in requests if request.name not in self._loaded)
+        self._loaded |= loaded
+        self._there |= {name: each for name, each in sorted(loaded.items()) if each}
 
-    def _scan(self, part: str) -> bool:
+    def _scan(self, part: str) -> None:
         """Search the names of the whole database; only new keys that hold the id are read."""
         # "1" is in nearly every name: a key is read only if the id stands by itself.
         alone = re.compile(rf"(?:^|[\W_]){re.escape(part)}(?:$|[^\w-])")
@@ -154,7 +152,7 @@ class _Search:
         if len(names) == MAX_NAMES:
             self._notes.append(f"over {MAX_NAMES:,} keys have this id in their name; the others were left out")
         # Names end with times and counters: read the newest first, because the budget may not last.
-        return self._load(KeyRequest(name, "") for name in reversed(names))
+        self._load(KeyRequest(name, "") for name in reversed(names))
 
     def _groups(self) -> dict[Group, dict[str, KeyOwner]]:
         """Return the keys of each session of this id; a strong boundary before the id beats a weak one."""
@@ -187,8 +185,8 @@ class _Search:
 
     def _unknown_keys(self) -> _Found:
         """Return the keys of no known store that have the id in their name."""
-        mine = re.compile(rf"(.*[^\w-])?{re.escape(self._wanted)}([^\w-].*)?", re.DOTALL)
-        names = [name for name in self._there if mine.fullmatch(name) and self._owner(name, None) is None]
+        alone = re.compile(rf"(?:^|[^\w-]){re.escape(self._wanted)}(?:[^\w-]|$)")
+        names = [name for name in self._there if alone.search(name) and self._owner(name, None) is None]
         if not names and not self._reader.scan_refused and len(self._wanted) >= MIN_UNSEPARATED:
             found = self._unseparated()
             if found:
@@ -205,16 +203,14 @@ class _Search:
                 f"{counted(self._reader.scanned_keys, 'key')} has it in its name: expired, evicted, deleted, another "
                 "database?"
             )
-        self._refuse_several(names)
+        self._refuse_several({name: alone.split(name, maxsplit=1)[0] for name in names})
         return self._as_unknown(self._wanted, names)
 
-    def _refuse_several(self, names: Iterable[str]) -> None:
+    def _refuse_several(self, before: Mapping[str, str]) -> None:
         """Raise an error if keys with other words before the id have messages each: they are other sessions."""
-        alone = re.compile(rf"(?:^|[^\w-]){re.escape(self._wanted)}(?:[^\w-]|$)")
         groups: dict[str, dict[str, RedisValue | None]] = {}
-        for name in names:
-            found = alone.search(name)
-            groups.setdefault(name[: found.start()] if found else "", {})[name] = self._there[name].value
+        for name, words in before.items():
+            groups.setdefault(words, {})[name] = self._there[name].value
         owner = KeyOwner(unknown.STORE, self._wanted, "", unknown.STORE)
         spoken = [own for own in groups.values() if len(groups) > 1
                   and any(isinstance(item, Turn) for item in unknown.decode(SessionValues(owner, own)))]  # fmt: skip
@@ -241,7 +237,6 @@ class _Search:
         return _Found(self._wanted, owner, keys, parts, notes=tuple(self._notes))
 
     def _by_key(self, name: str) -> _Found:
-        """Return the session that a key belongs to."""
         owner = self._owner(name, None) or self._led_to(name)
         if owner is None:
             return self._as_unknown(name, [name, *self._beside(name)])
@@ -354,6 +349,10 @@ def _report(reader: Reader, found: _Found, expected: Sequence[Expectation], *, r
     problems += key_problems(own, facts)
     if expected and not any(one.matches.fullmatch(to_bytes(name)) for name in own for one in expected):
         notes.append("no expectation matches a key of this session: " + ", ".join(one.pattern for one in expected))
+    if reader.scanned_keys:
+        notes.append(f"SCAN examined {counted(reader.scanned_keys, 'key')} to find it")
+    if why := reader.target.touches_because:
+        notes.append(f"reading reset the idle clocks of {counted(reader.read_keys, 'key')}: {why}")
     mask = (lambda name: name) if reveal else name_mask(loaded, found.wanted)
     return SessionReport(
         store=store,
@@ -367,7 +366,7 @@ def _report(reader: Reader, found: _Found, expected: Sequence[Expectation], *, r
         problems=tuple(
             problem._replace(key=mask(problem.key), repair=masked_repair(problem.repair, mask)) for problem in problems
         ),
-        notes=tuple(dict.fromkeys((*found.notes, *notes, *_reading_notes(reader)))),
+        notes=tuple(dict.fromkeys((*found.notes, *notes))),
         revealed=reveal,
     )
 
@@ -413,9 +412,3 @@ def _key_report(name: str, each: LoadedKey, found: _Found, *, reveal: bool) -> K
         preview = hex_view(first or b"") or None if reveal else None
     part = found.parts.get(name, "")
     return KeyReport(name, meta.kind, part, ttl_s, meta.size_bytes, meta.idle_s, meta.encoding, payload, preview)
-
-
-def _reading_notes(reader: Reader) -> list[str]:
-    scanned = f"SCAN examined {counted(reader.scanned_keys, 'key')} to find it" if reader.scanned_keys else ""
-    touched = f"reading reset the idle clocks of {counted(reader.read_keys, 'key')}: {reader.target.touches_because}"
-    return [note for note in (scanned, touched if reader.target.touches_because else "") if note]

@@ -4,10 +4,9 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from importlib import resources, util
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from memkit.config import configured_expectations, parse_expectation
 from memkit.connect import connect, redact
 from memkit.errors import MemkitError
 from memkit.notebook.demo import EXPECTATIONS, LAB_EXPECT, LAB_URL, continue_incident, demo_server, load_incident
-from memkit.server.launcher import find_server, short_directory, start_watched
+from memkit.server.launcher import ended_by_signals, find_server, short_directory, start_watched
 
 REQUIRED = ("jupyterlab", "ipytest", "pandas", "matplotlib")
 # No network access: no news, no extension manager. Kernels listen on unix sockets in the lab's own directory instead of
@@ -140,31 +139,14 @@ def _jupyter(folder: Path, port: int | None, browser: bool, variables: dict[str,
     variables |= {"JUPYTER_RUNTIME_DIR": str(runtime), "JUPYTER_CONFIG_PATH": paths}
     words = ["memkit-lab-watchdog", str(runtime), *command]
     watchdog, write_end = start_watched(WATCHDOG, words, env=os.environ | variables)
-    with _ended_by_signals(lambda: os.close(write_end)) as asked:
-        code = watchdog.wait()
-    if code and not asked:
+    ended = ended_by_signals()
+    while watchdog.poll() is None and not ended.wait(0.2):
+        pass
+    os.close(write_end)
+    code = watchdog.wait()
+    if code and not ended.is_set():
         raise MemkitError(f"JupyterLab ended with exit code {code}; its messages are above")
     return 0
-
-
-@contextlib.contextmanager
-def _ended_by_signals(end: Callable[[], None]) -> Iterator[list[int]]:
-    """Call ``end`` once, at the first signal that ends this process or at the end; yield the signals received."""
-    asked: list[int] = []
-
-    def stop(number: int, _: object) -> None:
-        if not asked:
-            end()
-        asked.append(number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if not asked:
-            end()
 
 
 def _is_free(port: int) -> bool:

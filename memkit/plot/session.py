@@ -38,7 +38,12 @@ def plot_lifetimes(report: SessionReport, ax: Axes | None = None) -> Axes:
     ax = own_axes(ax, (8.4, 1.6 + 0.32 * len(rows)))
     look: Any = {"textcoords": "offset points", "va": "center", "fontsize": 9, "color": INK, "annotation_clip": False}
     for place, row in enumerate(rows):
-        colour, marker = _lifetime_look(row)
+        if row.early:
+            colour, marker = VERMILLION, "v"
+        elif row.ttl_s:
+            colour, marker = BLUE, "o"
+        else:
+            colour, marker = (GREY if row.label.startswith(SHARED) else ORANGE), ">"
         end = row.ttl_s or high
         ax.hlines(place, low, end, color=colour, lw=2, ls="-" if row.ttl_s else ":")
         face = colour if row.ttl_s else PAPER
@@ -54,14 +59,6 @@ def plot_lifetimes(report: SessionReport, ax: Axes | None = None) -> Axes:
     finish(ax, conclusion, f"{report.store} session {printable(report.session, 40)}".replace("$", r"\$"))
     ax.set_label(f"Remaining TTL of {counted(len(report.keys), 'key')} of one session of {report.store}. {conclusion}")
     return ax
-
-
-def _lifetime_look(row: _Lifetime) -> tuple[str, str]:
-    if row.early:
-        return VERMILLION, "v"
-    if row.ttl_s:
-        return BLUE, "o"
-    return (GREY if row.label.startswith(SHARED) else ORANGE), ">"
 
 
 @dataclass(frozen=True, slots=True)

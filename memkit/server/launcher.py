@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
@@ -189,6 +190,14 @@ def start_watched(script: str, words: Iterable[str], **options: Any) -> tuple[su
         return subprocess.Popen(command, stdin=read_end, start_new_session=True, **options), write_end
     finally:
         os.close(read_end)
+
+
+def ended_by_signals() -> threading.Event:
+    """Return an event that the next signal sets, instead of ending this process."""
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: ended.set())
+    return ended
 
 
 class RedisServer:

@@ -231,8 +231,8 @@ class SandboxHost:
             channels = ["resetchannels", f"&{self.prefix}*", events]
             make_user(self.admin, self.user, self.password, [*keys, *channels], RULES)
         except RedisError as error:
-            self.forget(self.prefix)
-            self.close()
+            with contextlib.suppress(RedisError):
+                self._close()
             raise no_user_error("sandbox", self.url, error) from error
         threading.Thread(target=self._renew, name=f"{self.user}-renewal", daemon=True).start()
 
@@ -254,26 +254,21 @@ class SandboxHost:
         except RedisError:
             names = _scan(self.admin, prefix)
         unlink(self.admin, names)
-        self.forget(prefix)
         if prefix == self.prefix:
-            self.close()
+            self._close()
+        else:
+            with self._lock:
+                for tracker in self._trackers:
+                    tracker.forget(own_prefixes(prefix))
 
-    def forget(self, prefix: str) -> None:
-        """Drop the names of a sandbox's keys; of the outermost one, remove the entry in the registry."""
-        with self._lock:  # a lease that is being written would remain for ever
-            if prefix == self.prefix:
-                self._closed.set()
-                self.admin.hdel(REGISTRY, self.user)
-            for tracker in self._trackers:
-                tracker.forget(own_prefixes(prefix))
-
-    def close(self) -> None:
-        """Close the connections."""
-        with self._lock:  # a tracker that listens would connect again
+    def _close(self) -> None:
+        """Close the connections and remove the entry in the registry."""
+        with self._lock:  # a lease that is being written would remain for ever; a tracker that listens would reconnect
             self._closed.set()
             for tracker in self._trackers:
                 tracker.close()
-            self.admin.close()
+            with contextlib.closing(self.admin):
+                self.admin.hdel(REGISTRY, self.user)
 
     def _write_lease(self) -> None:
         until_ms = _server_ms(self.admin) + LEASE_S * 1000

@@ -10,6 +10,7 @@ from incidents import DAY, HOUR, MINUTE, Write
 from servers import NO_FSYNC
 from test_audit_causes import audited, spread, the_finding
 
+from memkit.audit import audit
 from memkit.audit.checks.ttl_inference import LifetimeAnalysis, ServerHistory
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
@@ -124,3 +125,18 @@ def test_two_ttls_set_at_the_same_time(short_s: float, server: RedisServer) -> N
     assert (found.cause, found.observed_ttl_s, found.since_is) == ("two_ttls", short_s, "upper bound")
     assert found.since
     assert (report.at - found.since).total_seconds() == pytest.approx(10 * MINUTE, abs=60)
+
+
+def test_few_look_ups_for_many_shapes_of_names(server: RedisServer) -> None:
+    """The sessions of each shape are looked up in the others only if shapes are few: 50,000 keys with 32 shapes."""
+    words = [
+        f"{team}:{{}}:{part}"
+        for team in ("ab", "cd", "ef", "gh")
+        for part in ["head", "body", "tail", "meta", "plan", "note", "file", "log"]
+    ]
+    with server.client() as client:
+        for n in range(1_600):
+            client.rpush(f"chat:{words[n % 32].format(n)}", "{}")
+            client.expire(f"chat:{words[n % 32].format(n)}", 604_800)
+    report = audit(server.url, expect={"chat:*": "7d"}, full=True, duty=1)
+    assert sum(report.proof.commands.values()) < 30_000

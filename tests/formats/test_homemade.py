@@ -13,6 +13,7 @@ import pytest
 
 from memkit.formats import recognise, unknown
 from memkit.formats.model import Item, KeyOwner, Note, Problem, SessionValues, Turn
+from memkit.formats.parsing.any_message import messages_of
 from memkit.readonly.values import RedisValue
 
 ASKED, ANSWERED = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}
@@ -376,3 +377,9 @@ def test_elements_that_are_no_messages_are_counted() -> None:
 )
 def test_what_is_no_conversation_shows_none(value: Any) -> None:
     assert turns(decoded(string(value))) == []
+
+
+@pytest.mark.parametrize("field", ["created_at", "index"])
+def test_integer_beyond_floats_orders_nothing(field: str) -> None:
+    turns, place = messages_of({"role": "user", "content": "hi", field: 10**400}, "k")
+    assert ([turn.text for turn in turns], turns[0].at_s, place) == (["hi"], None, None)

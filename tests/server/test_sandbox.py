@@ -318,9 +318,10 @@ def test_a_killed_server_is_no_error_at_the_end(memkit_server_factory):
         server.kill()
 
 
-def test_an_account_without_acl_rights_is_an_error(memkit_server):
+@pytest.mark.parametrize("denied", ["-acl", "-@hash"])
+def test_an_account_without_the_rights_is_an_error(memkit_server, denied):
     with memkit_server.client() as admin:
-        admin.execute_command("ACL", "SETUSER", "plain", "on", ">secret", "~*", "&*", "+@all", "-acl|setuser", "-acl")
+        admin.execute_command("ACL", "SETUSER", "plain", "on", ">secret", "~*", "&*", "+@all", denied)
         url = memkit_server.url.replace("unix://", "unix://plain:secret@")
         with pytest.raises(SandboxError, match="ACL") as caught:
             Sandbox(url).open()

@@ -87,16 +87,20 @@ def new_shape(expected: Expectation, groups: Sequence[Group], context: AuditCont
 
     It is on purpose in some releases, unless the name has the prefix twice or the word for a missing value.
     """
-    in_order = sorted(groups, key=lambda group: min(written_ms(expected, one) for one in group.keys))
-    for at in range(1, len(in_order)):
-        new = max(in_order[at:], key=lambda group: len(group.members))
+    for kind in dict.fromkeys(group.kind for group in groups):
+        times = [(group, [written_ms(expected, one) for one in group.keys]) for group in groups if group.kind == kind]
+        times.sort(key=lambda one: min(one[1]))
+        last, change = min(times[0][1]), 0
+        for at, (_, written) in enumerate(times):
+            change = at if min(written) >= last - SLACK_MS else change
+            last = max(last, *written)
         former, later = (
-            [one for group in part if group.kind == new.kind for one in group.members]
-            for part in (in_order[:at], in_order[at:])
+            [one for group, _ in part for one in group.members] for part in (times[:change], times[change:])
         )
         ids = {one.session for one in later}
         if min(len(ids), len(former)) < FEWEST or not ids.isdisjoint(one.session for one in former):
             continue
+        new = max((group for group, _ in times[change:]), key=lambda group: len(group.members))
         shape = f"{expected.prefix}{new.part}"
         odd, plain = ([one.facts for one in part] for part in (later, former))
         finding = _odd_finding(expected, odd, plain, context, what=f"another shape ({shape})", mistake=False)

@@ -8,6 +8,7 @@ and of sessions that people build themselves. They are compared in lower case an
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -282,7 +283,6 @@ def _unwrapped(value: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _role(fields: Mapping[str, Any]) -> str | None:
-    """Return the role of a message; None if no field gives one."""
     if (plain := role_of(fields.get("role"))) != "other":
         return plain
     found = (_role_in(fields[name]) for name in _ROLE_FIELDS if name in fields)
@@ -394,7 +394,7 @@ def _place(fields: Mapping[str, Any], value: Mapping[str, Any]) -> float | None:
         return at_s
     for name in _ORDER_FIELDS:
         found = _number(fields.get(name, value.get(name)))
-        if type(found) in (int, float) and found == found:  # NaN orders nothing
+        if type(found) in (int, float) and abs(found) <= sys.float_info.max:  # NaN orders nothing
             return float(found)
     return None
 
@@ -421,11 +421,11 @@ def spoken_lines(text: str, key: str) -> list[Turn]:
     found: list[Turn] = []
     for part in parts:
         turn = spoken_line(part, key)
-        if turn is None and not found:
-            return []
-        if turn is None:
+        if turn:
+            found.append(turn)
+        elif found:
             found[-1] = found[-1]._replace(text=f"{found[-1].text}\n{part.strip()}")
         else:
-            found.append(turn)
+            return []
     roles = {turn.role for turn in found}
     return found if "user" in roles and len(roles) > 1 else []  # settings have lines "model: …" and "system: …"

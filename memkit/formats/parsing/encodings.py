@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import base64
 import binascii
+import codecs
 import importlib
 import io
 import json
@@ -164,13 +165,8 @@ def _document(data: bytes, *, whole: bool) -> _Layer | None:
         return _Layer("json")  # too large to be parsed, or the beginning of a larger document
     if _REPR.match(data) and _is_repr(data):
         return _Layer("python repr")
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        if error.start < len(data) - 3 or error.reason != "unexpected end of data":
-            return None
-        text = data[: error.start].decode()
-    return _documents(text)
+    text = _decoded(data)
+    return None if text is None else _documents(text)
 
 
 def _is_document(data: bytes) -> bool:
@@ -196,7 +192,6 @@ def _is_repr(data: bytes) -> bool:
 
 
 def _bytes_repr(data: bytes) -> _Layer | None:
-    """Return the layer of the Python repr of bytes that hold a document."""
     if data[:2] not in (b"b'", b'b"') or len(data) > PEEK_BYTES:
         return None
     try:
@@ -238,14 +233,16 @@ def _ends_early(error: json.JSONDecodeError, text: str) -> bool:
 # -- text --------------------------------------------------------------------------------------------------------------
 
 
+def _decoded(data: bytes, *, whole: bool = False) -> str | None:
+    """Return a text, unless ``whole`` without a last character that is incomplete; None for other bytes."""
+    with suppress(UnicodeDecodeError):
+        return codecs.getincrementaldecoder("utf-8")().decode(data, final=whole)
+    return None
+
+
 def _is_text(data: bytes) -> bool:
-    try:
-        text = data[:PEEK_BYTES].decode()
-    except UnicodeDecodeError as error:
-        if len(data) <= PEEK_BYTES or error.start < PEEK_BYTES - 4:
-            return False
-        text = data[: error.start].decode()
-    return not any(mark < " " and mark not in "\t\n\r\x1b" for mark in text[:4096])
+    text = _decoded(data[:PEEK_BYTES], whole=len(data) <= PEEK_BYTES)
+    return text is not None and not any(mark < " " and mark not in "\t\n\r\x1b" for mark in text[:4096])
 
 
 def _text_layer(data: bytes) -> _Layer:
