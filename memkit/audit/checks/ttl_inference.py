@@ -425,14 +425,16 @@ class LifetimeAnalysis:
         reason = "deadline and last access differ from key to key, their difference is one TTL: reads cannot do that"
         # People who come back at the same hour every day make a wide heap of reads; but not one that began when the
         # writes under the expected TTL ended, and none near the short end.
-        one_change = not others or self._when(peak, members, others).bound == "lower bound"
-        if peak.wide and not one_change and peak.low > LATEST_READ * self.ttl:
+        switched = self._when(peak, members, others).bound == "lower bound"
+        if peak.wide and others and not switched and peak.low > LATEST_READ * self.ttl:
             return None, ""
         # Without other sessions, a job that reads them before half of their TTL has passed explains these keys too.
         shown = len(others) >= FEWEST or peak.low <= self.ttl / 2 or self.too_few_touches(members)
         if not self._read_at_one_age(peak, members, others) and shown:
-            # A jitter is a heap of values, which chance can imitate (3 of 77,000 healthy samples, simulated).
-            return "likely" if peak.wide else "proven", reason
+            # Chance can imitate a jitter (3 of 77,000 healthy samples, simulated); and after a pause of all writes, a job
+            # that goes on reading sessions at one age looks like a new TTL.
+            paused = switched and peak.low > LATEST_READ * self.ttl and not self.too_few_touches(members)
+            return "likely" if peak.wide or paused else "proven", reason
         untouched = any(one.left < peak.low for one in others if one.given >= self.floor)
         return ("possible", reason) if untouched or len(others) < FEWEST else (None, "")
 
