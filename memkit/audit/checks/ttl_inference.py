@@ -478,10 +478,6 @@ class LifetimeAnalysis:
         accesses = [one.accessed for one in members]
         if (peak.wide and spread(accesses) > SOME * peak.low) or self._has_untouched(members):
             return None, ""
-        if not others:
-            all_alike = len(members) >= NEARLY_ALL * len(self.all) and not peak.wide
-            lost = all_alike and self.history.expired >= len(members) / 2
-            return ("likely", f"{self.history.expired:,} keys expired on this server") if lost else (None, "")
         # A key without an idle clock of its own may have been read before the server loaded it.
         known = [one for one in others if one.known]
         exact = sum(abs(one.given - self.ttl) < 2 * IDLE_GRAIN_MS for one in known)
