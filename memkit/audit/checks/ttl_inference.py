@@ -23,6 +23,7 @@ from typing import Literal, NamedTuple
 from memkit.audit.checks.ttl_peaks import (
     AROUND,
     FEWEST,
+    FEWEST_WIDE,
     IDLE_GRAIN_MS,
     SURE_NATS,
     TtlPeak,
@@ -354,7 +355,12 @@ class LifetimeAnalysis:
         some = self.short[:: len(self.short) // ENOUGH_SHORT + 1]
         apart = {(one.given // EVENT_MS, one.deadline // EVENT_MS): one.given for one in some}
         found = ttl_peaks(values, sorted(apart.values()), spread_over=self.floor)
+        # A jitter spreads deadlines; the sessions of a few batches, read at random, have few.
+        found = [one for one in found if not one.wide or self._deadlines_in(one) >= FEWEST_WIDE]
         return sorted(found, key=lambda one: (one.wide, -one.count))
+
+    def _deadlines_in(self, peak: TtlPeak) -> int:
+        return len({one.deadline // EVENT_MS for one in self.short if peak.low <= one.given <= peak.high})
 
     def _judge(self, peak: TtlPeak) -> TtlAnomaly | None:
         """Decide whether a peak of short values is a short TTL or can be sessions that were read."""
@@ -431,8 +437,8 @@ class LifetimeAnalysis:
         # Without other sessions, a job that reads them before half of their TTL has passed explains these keys too.
         shown = len(others) >= FEWEST or peak.low <= self.ttl / 2 or self.too_few_touches(members)
         if not self._read_at_one_age(peak, members, others) and shown:
-            # Chance can imitate a jitter (3 of 77,000 healthy samples, simulated); and after a pause of all writes, a job
-            # that goes on reading sessions at one age looks like a new TTL.
+            # Chance can imitate a jitter (3 of 77,000 healthy samples, simulated). If all writes have paused, a job that
+            # goes on reading sessions at one age looks like a new TTL.
             paused = switched and peak.low > LATEST_READ * self.ttl and not self.too_few_touches(members)
             return "likely" if peak.wide or paused else "proven", reason
         untouched = any(one.left < peak.low for one in others if one.given >= self.floor)
