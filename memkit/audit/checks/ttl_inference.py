@@ -437,8 +437,8 @@ class LifetimeAnalysis:
         # Without other sessions, a job that reads them before half of their TTL has passed explains these keys too.
         shown = len(others) >= FEWEST or peak.low <= self.ttl / 2 or self.too_few_touches(members)
         if not self._read_at_one_age(peak, members, others) and shown:
-            # Chance can imitate a jitter (3 of 77,000 healthy samples, simulated). If all writes have paused, a job that
-            # goes on reading sessions at one age looks like a new TTL.
+            # Chance can imitate a jitter (3 of 77,000 healthy samples, simulated). If all writes have paused, a job
+            # that goes on reading sessions at one age looks like a new TTL.
             paused = switched and peak.low > LATEST_READ * self.ttl and not self.too_few_touches(members)
             return "likely" if peak.wide or paused else "proven", reason
         untouched = any(one.left < peak.low for one in others if one.given >= self.floor)
