@@ -451,7 +451,11 @@ class LifetimeAnalysis:
         TTL have ended since, or if far more sessions would have to have been written in the time that these deadlines
         imply than around it.
         """
-        if peak.low <= LATEST_READ * self.ttl or self.too_few_touches(members):
+        if self.too_few_touches(members):
+            return False
+        if self._are_all_of_their_time(peak, members):
+            return True
+        if peak.low <= LATEST_READ * self.ttl:
             return False
         if self._when(peak, members, others).bound == "lower bound":
             return False
@@ -467,6 +471,21 @@ class LifetimeAnalysis:
         count = round((1 - 2 * CHANCE) * len(members) + inside)
         more = surprise(count, READ_LATER_TIMES * usual) > 0
         return not (more and surprise(count, usual) > SURE_NATS)
+
+    def _are_all_of_their_time(self, peak: TtlPeak, members: Sequence[KeyLifetime]) -> bool:
+        """Whether hardly any other key ends among these, although many end from then on.
+
+        If these were new sessions with a short TTL, older ones would still end at the same time.
+        """
+        ends = [one.deadline for one in members]
+        first, last, width = min(ends), max(ends), max(ends) - min(ends)
+        others = [one.deadline for one in self.all if not peak.low <= one.given <= peak.high]
+        inside = sum(first <= one <= last for one in others)
+        after = [one - last for one in others if last < one <= last + width]
+        if inside >= len(after) or min(after) > STOPPED_GAPS * width / len(after):
+            return False
+        lacking = len(after) - inside + (inside * math.log(inside / len(after)) if inside else 0)
+        return lacking > SURE_NATS
 
     def too_few_touches(self, members: Sequence[KeyLifetime]) -> bool:
         """Whether the server has executed too few commands that leave the TTL to explain these keys."""
