@@ -464,7 +464,7 @@ class LifetimeAnalysis:
         first, last = quantile(deadlines, CHANCE), quantile(deadlines, 1 - CHANCE)
         width = max(last - first, 2 * IDLE_GRAIN_MS)
         low = max(self.history.now_ms, first - AROUND * width)
-        high = min(max(ends, default=last), last + AROUND * width)  # later ones were not written yet
+        high = min(self.history.now_ms + self.ttl, last + AROUND * width)
         near = [one for one in ends if low <= one <= high]
         inside = sum(first <= one <= last for one in near)
         usual = (len(near) - inside) * width / max(high - low - width, IDLE_GRAIN_MS)
