@@ -10,6 +10,11 @@ from incidents import DAY, HOUR, MINUTE, Write
 from servers import NO_FSYNC
 from test_audit_causes import audited, spread, the_finding
 
+from memkit.audit import audit
+from memkit.audit.checks.ttl_inference import LifetimeAnalysis, ServerHistory
+from memkit.audit.sampling import KeyFacts
+from memkit.config import Expectation
+from memkit.policy import ExpiryPolicy
 from memkit.server import RedisServer
 
 SEEDS = range(3)
@@ -63,6 +68,20 @@ def test_batches_read_at_one_moment_are_no_short_ttl(server: RedisServer) -> Non
     assert audited(server, writes, {"chat:*": "1d"}).findings == ()
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_reads_at_one_age_before_a_pause_prove_nothing(seed: int) -> None:
+    # A job reads each session a day after its write; for half of the TTL, nothing has been written or read.
+    dice, keys, now = random.Random(seed), [], 1_000_000_000_000
+    for n in range(80):
+        age_s = dice.uniform(0.5, 0.99) * 7 * DAY
+        read_s = age_s - DAY if age_s - DAY > 3.5 * DAY else age_s
+        touched, deadline = (now - int(one * 1000) for one in (read_s, age_s - 7 * DAY))
+        keys.append(KeyFacts(f"chat:{n}".encode(), "list", deadline, touched // 1000 * 1000, now, None))
+    history = ServerHistory(now, now - 300 * int(HOUR) * 1000)
+    found = LifetimeAnalysis(keys, Expectation("chat:*", ExpiryPolicy.sliding("7d")), history).anomalies()
+    assert {one.confidence for one in found} <= {"possible"}
+
+
 # -- too short ---------------------------------------------------------------------------------------------------------
 
 
@@ -106,3 +125,18 @@ def test_two_ttls_set_at_the_same_time(short_s: float, server: RedisServer) -> N
     assert (found.cause, found.observed_ttl_s, found.since_is) == ("two_ttls", short_s, "upper bound")
     assert found.since
     assert (report.at - found.since).total_seconds() == pytest.approx(10 * MINUTE, abs=60)
+
+
+def test_few_look_ups_for_many_shapes_of_names(server: RedisServer) -> None:
+    """The sessions of each shape are looked up in the others only if shapes are few: 50,000 keys with 32 shapes."""
+    words = [
+        f"{team}:{{}}:{part}"
+        for team in ("ab", "cd", "ef", "gh")
+        for part in ["head", "body", "tail", "meta", "plan", "note", "file", "log"]
+    ]
+    with server.client() as client:
+        for n in range(1_600):
+            client.rpush(f"chat:{words[n % 32].format(n)}", "{}")
+            client.expire(f"chat:{words[n % 32].format(n)}", 604_800)
+    report = audit(server.url, expect={"chat:*": "7d"}, full=True, duty=1)
+    assert sum(report.proof.commands.values()) < 30_000

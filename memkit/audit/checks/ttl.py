@@ -42,6 +42,8 @@ from memkit.render import counted, duration
 
 LOOKED_UP = 200
 """Of a sample's sessions so many have their other parts looked up: enough for a share to 10 %."""
+MOST_SHAPES = 10
+"""Of so many shapes of names, the largest, missed parts are looked up: 18,000 keys at most."""
 SPRING_MARGIN_MS = 300_000
 """Spring Session keeps a session's hash so much longer than its ``expires`` key (RedisIndexedSessionRepository)."""
 UNIX_TIME_S = 1_000_000_000
@@ -509,7 +511,7 @@ def changed_ttls(context: AuditContext) -> list[Finding]:
 
 def _add_missed_siblings(groups: Sequence[Group], expected: Expectation, context: AuditContext) -> None:
     """Look up the parts of sessions that a sample has missed: the same id in the other shapes."""
-    simple = [group for group in groups if group.part.count("*") == 1]
+    simple = [group for group in groups if group.part.count("*") == 1][:MOST_SHAPES]
     wanted: dict[bytes, tuple[Group, str]] = {}
     for group in simple:
         have = {member.session for member in group.members}

@@ -164,7 +164,7 @@ def start_of(values: Sequence[int]) -> float:
     step = max(len(values) // EDGES, 1)
     whole = _fit(len(values), values[-1] - values[0])
     best = (whole + math.log(len(values)), 0)
-    for first in range(step, len(values) - 2, step):
+    for first in range(step, len(values) // 2 + 1, step):
         before = _fit(first, values[first] - values[0])
         since = _fit(len(values) - first, values[-1] - values[first])
         if (len(values) - first) * (values[first] - values[0]) > first * (values[-1] - values[first]):
