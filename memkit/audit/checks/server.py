@@ -210,8 +210,7 @@ def _restarted(server: ServerFacts, context: AuditContext, expectations: Sequenc
     empty = context.history.empty_start_ms is not None and YOUNG_MS <= uptime < ttl_ms
     next_step = "compare the file's age with the time of the stop: writes between both are lost"
     if dropped >= max(FEWEST, DROPPED_SHARE * (dropped + loaded)):
-        what = f"dropped {dropped:,} of {dropped + loaded:,} keys that had expired before it loaded its file: the file "
-        what += "was old, or the server was stopped for long"
+        what = f"dropped {dropped:,} of {dropped + loaded:,} keys as expired: an old file, or it was stopped for long"
         evidence = [f"rdb_last_load_keys_expired {dropped:,}, rdb_last_load_keys_loaded {loaded:,}"]
     elif loaded and len(written) > len(before) >= STEADY_SESSIONS and pause > max(YOUNG_MS, PAUSES * longest):
         what = f"has no session of the {duration(pause)} before it: its file was old, or none was written"
