@@ -860,6 +860,17 @@ def two_ttls(t: Traffic) -> World:
     return t.world(events + [one for age in t.times(0, 290) for one in t.write(f"chat:{t.uid()}", age, ttl_s=300)])
 
 
+def two_ttls_and_a_restart(t: Traffic) -> World:
+    """Half of the sessions get little; a restart has reset the idle clocks that show it."""
+    short = [one for age_s in t.times(60, 290) for one in t.write(f"chat:{t.uid()}", age_s, ttl_s=300)]
+
+    def restart(server: RedisServer) -> None:
+        server.restart()
+        server.clock.shift("20s")
+
+    return t.world(t.sessions(reads=0, newest_s=60) + short, after=restart, stops_s=20)
+
+
 def mixed_parts(t: Traffic) -> World:
     events = []
     for age_s in t.times(0, 0.5 * t.ttl_s):
@@ -983,6 +994,7 @@ FAULTS: dict[str, Callable[[Traffic], World]] = {
             encoded_twice, python_repr, long_ttl, unix_time, no_ttl, two_ttls, mixed_parts, not_renewed,
             another_prefix, another_type, formatted_bytes, flushed, full_memory, evicted, all_deleted, local_times,
             one_of_many, cut_pickles, swapped, slightly_long, past_deadlines, fields_end_before_the_key,
+            two_ttls_and_a_restart,
         )
     },
 }  # fmt: skip

@@ -41,11 +41,10 @@ def measured_renewals(
         return None, note
     given = Counter(duration(rounded((low + high) / 2)) for low, high in bounds)
     note += ": " + ", ".join(f"{count:,} to about {ttl}" for ttl, count in given.most_common(3))
-    ttls_ms = (*expected.other_ttls_ms, expected.ttl_ms)
-    floors = [ttl * (1 - expected.jitter) for ttl in ttls_ms]
-    near = [ttl * (1 + expected.jitter) for ttl in ttls_ms]
-    fits = [any(low <= top and high >= floor for floor, top in zip(floors, near, strict=True)) for low, high in bounds]
-    short = [one for one, fit in zip(bounds, fits, strict=True) if not fit and one[1] < floors[-1]]
+    spread = expected.jitter
+    ttls = [(ttl * (1 - spread), ttl * (1 + spread)) for ttl in (*expected.other_ttls_ms, expected.ttl_ms)]
+    other = [one for one in bounds if not any(one[0] <= top and one[1] >= floor for floor, top in ttls)]
+    short = [one for one in other if one[1] < ttls[-1][0]]
     if not short:
         return None, note
     low, high = sorted(short)[len(short) // 2]

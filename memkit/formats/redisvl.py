@@ -48,8 +48,13 @@ def decode(stored: SessionValues) -> Iterator[Item]:
     for raw in found:
         if reason := _lacks(raw):
             damaged.append(Problem("corrupt", raw.name, reason))
-        if "content" in raw.fields:
-            yield _turn(raw)
+        if "content" not in raw.fields:
+            continue
+        role, call_id = role_of(_text(raw, "role")), text_or_none(_text(raw, "tool_call_id"))
+        call = a_dict(a_dict(parse(raw.fields["metadata"]).value).get("tool_call")) if "metadata" in raw.fields else {}
+        tool = Tool(text_or_none(call.get("name")), call_id or text_or_none(call.get("id")))
+        tools = (tool,) if call_id or call or role == "tool" else ()
+        yield Turn(role, _text(raw, "content"), tools, seconds(_number(raw)), _text(raw, "entry_id"), raw.name)
     yield from few(damaged)
 
 
@@ -67,14 +72,6 @@ def _lacks(raw: RedisValue) -> str | None:
         if not text and field != "content":
             return f"the {field} of this message is empty"
     return None if _number(raw) is not None else "the timestamp of this message is no number: its place is unknown"
-
-
-def _turn(raw: RedisValue) -> Turn:
-    role, call_id = role_of(_text(raw, "role")), text_or_none(_text(raw, "tool_call_id"))
-    call = a_dict(a_dict(parse(raw.fields["metadata"]).value).get("tool_call")) if "metadata" in raw.fields else {}
-    name = text_or_none(call.get("name"))
-    tools = (Tool(name, call_id or text_or_none(call.get("id"))),) if call_id or call or role == "tool" else ()
-    return Turn(role, _text(raw, "content"), tools, seconds(_number(raw)), _text(raw, "entry_id"), raw.name)
 
 
 def _text(raw: RedisValue, field: str) -> str:

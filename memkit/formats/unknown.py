@@ -7,7 +7,7 @@ the encodings. If the content does not show the order, a note reports it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -62,15 +62,20 @@ def decode(stored: SessionValues) -> Iterator[Item]:
     single = [each for each in found if each not in several]
     for each in several:
         by_place = sorted_entries(each.entries) if each.raw.kind in ("hash", "set") else None
-        ordered = each.ordered or by_place is not None
-        yield from Dialogue().follow(in_order(_with_own_ids(by_place or each.entries), ordered=ordered))
+        entries = by_place or each.entries
+        ids = {turn.uid for entry in entries for turn in entry.turns}
+        if len(entries) > 2 and len(ids) == 1 and None not in ids:  # the user's id, or the session's
+            entries = [entry._replace(turns=[turn._replace(uid=None) for turn in entry.turns]) for entry in entries]
+        yield from Dialogue().follow(in_order(entries, ordered=each.ordered or by_place is not None))
     if single:
         yield from Dialogue().follow(_a_key_each(single))
     yield from faults
     if found and set(roles) == {"other"}:
         yield Note("partly decoded: no field of the messages shows whether the user or the assistant wrote them")
-    if not found:
-        yield from _undecoded(each.raw for each in read)
+    for raw in (each.raw for each in read if not found):
+        payloads = [*raw.payloads, *map(to_bytes, raw.members or raw.scores)][:_SAMPLED]
+        reasons = [reason for payload in payloads if (reason := _reason(raw, payload))]
+        yield from sorted(reasons, key=lambda item: isinstance(item, Note))[:1]  # a problem, if one payload is one
 
 
 def _damaged(raw: RedisValue) -> Iterator[Problem]:
@@ -82,14 +87,6 @@ def _damaged(raw: RedisValue) -> Iterator[Problem]:
         if found and found.fault and found.layers != ("json",):
             kind = "field" if raw.kind == "hash" else "element"
             yield Problem("corrupt", raw.name, f"{kind} {place} is unreadable: {found.fault}")
-
-
-def _with_own_ids(entries: Sequence[Entry]) -> Sequence[Entry]:
-    """Return entries without their ids if all have the same one: it is the user's or the session's."""
-    ids = {turn.uid for entry in entries for turn in entry.turns}
-    if len(entries) < 3 or len(ids) > 1 or None in ids:
-        return entries
-    return [entry._replace(turns=[turn._replace(uid=None) for turn in entry.turns]) for entry in entries]
 
 
 def _found(raw: RedisValue) -> _Found:
@@ -216,14 +213,6 @@ def _a_key_each(found: Sequence[_Found]) -> Iterator[Turn | Note]:
     if by_place is None and len(entries) > 1:
         yield Note("the order of the messages is not known: neither times nor the keys' names show it")
     yield from (turn for entry in by_place or entries for turn in entry.turns)
-
-
-def _undecoded(raws: Iterable[RedisValue]) -> Iterator[Item]:
-    """Yield, for each key, why no messages could be decoded: a problem if one of its payloads is one, else a note."""
-    for raw in raws:
-        payloads = [*raw.payloads, *map(to_bytes, raw.members or raw.scores)][:_SAMPLED]
-        found = [reason for payload in payloads if (reason := _reason(raw, payload))]
-        yield from sorted(found, key=lambda item: isinstance(item, Note))[:1]
 
 
 def _reason(raw: RedisValue, payload: bytes) -> Problem | Note | None:

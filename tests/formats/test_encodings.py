@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import gzip
+import json
 import pickle
+import random
 import zlib
+from collections.abc import Callable
 
 import pytest
 
-from memkit.formats.parsing.encodings import encoding_of, pickle_opcodes
+from memkit.formats.parsing.encodings import PEEK_BYTES, encoding_of, examine, pickle_opcodes
 
 FIELDS = b"\x0a\x05hello\x10\x96\x01"
 
@@ -45,6 +48,27 @@ FIELDS = b"\x0a\x05hello\x10\x96\x01"
 )
 def test_encoding_of_unknown_bytes(data: bytes, encoding: str) -> None:
     assert encoding_of(data) == encoding
+
+
+LARGE = {"messages": [random.Random(n).randbytes(100).hex() for n in range(1_000)]}
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress])
+@pytest.mark.parametrize(
+    "inner",
+    [
+        pickle.dumps(LARGE, 2),
+        pickle.dumps(LARGE, 5),
+        base64.b64encode(json.dumps(LARGE).encode()),
+        gzip.compress(json.dumps(LARGE).encode()),
+        b'a:1:{i:0;s:200000:"' + b"x" * 200_000 + b'";}',
+    ],
+    ids=["pickle 2", "pickle 5", "base64", "gzip", "php"],
+)
+def test_large_payload_inside_another_is_whole(pack: Callable[[bytes], bytes], inner: bytes) -> None:
+    assert len(inner) > PEEK_BYTES
+    assert examine(pack(inner)).fault == ""
+    assert examine(pack(inner)[:-20]).fault.endswith("ends early")
 
 
 def test_opcodes_of_a_damaged_pickle() -> None:

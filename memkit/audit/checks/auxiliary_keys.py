@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from statistics import median_low
-from typing import NamedTuple
 
 from memkit.audit.checks.ttl_inference import NEARLY_ALL, SOME, LifetimeAnalysis
 from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST
@@ -34,13 +33,6 @@ WEIGHED_KEYS = 40
 RECENT_KEYS = 200
 FEWEST_SESSIONS = 5
 """Fewer keys show little: of five sessions, a share is known to a fifth."""
-
-
-class Pair(NamedTuple):
-    """A key and the key of the same session that expires last."""
-
-    own: KeyFacts
-    main: Member
 
 
 def auxiliary_groups(expected: Expectation, groups: Sequence[Group], context: AuditContext) -> list[Group]:
@@ -77,8 +69,8 @@ class _Comparison:
         self.expected, self.group, self.context = expected, group, context
         self.ttl = expected.ttl_ms or 0
         mains = ((member.facts, last.get(member.session)) for member in group.members)
-        self.pairs = [Pair(own, main) for own, main in mains if main and main.part != group.part]
-        parts = {pair.main.part for pair in self.pairs}
+        self.pairs = [(own, main) for own, main in mains if main and main.part != group.part]
+        parts = {main.part for _, main in self.pairs}
         self.others = [one for one in groups if one is not group]
         self.mains = [member for one in groups if one.part in parts for member in one.members]
         self.longest = longest_given(group.keys)
@@ -125,12 +117,11 @@ class _Comparison:
                 gaps[int(gap // TOGETHER_MS)].append(gap)
         fullest = max(gaps.values(), key=len, default=[])
         usual = median_low(fullest) if len(fullest) >= FEWEST else None
-        together = sum(self._at_once(pair, usual) for pair in self.pairs)
+        together = sum(self._at_once(own, main.facts, usual) for own, main in self.pairs)
         # With a jitter the deadlines show nothing, and an access may be a read.
         return together >= len(self.pairs) * (1 / 2 if self.exact else COMMON_SHARE)
 
-    def _at_once(self, pair: Pair, usual_gap: float | None) -> bool:
-        own, main = pair.own, pair.main.facts
+    def _at_once(self, own: KeyFacts, main: KeyFacts, usual_gap: float | None) -> bool:
         if usual_gap is not None and abs(_deadline(own) - _deadline(main) - usual_gap) <= TOGETHER_MS:
             return True
         times = [at for at in (main.touched_ms, self._written(main)) if at is not None]

@@ -76,9 +76,8 @@ def _is_mixed(members: Sequence[Member], expected: Expectation) -> bool:
 
 
 def _gap(members: Sequence[Member]) -> tuple[int, str, str]:
-    volatile = [member for member in members if member.facts.deadline_ms]
-    first, *_, last = sorted(volatile, key=lambda one: one.facts.deadline_ms or 0)
-    return (last.facts.deadline_ms or 0) - (first.facts.deadline_ms or 0), first.part, last.part
+    ends = sorted((one.facts.deadline_ms, one.part) for one in members if one.facts.deadline_ms)
+    return ends[-1][0] - ends[0][0], ends[0][1], ends[-1][1]
 
 
 def _longest(sessions: Sequence[Sequence[Member]]) -> dict[str, int]:

@@ -208,20 +208,16 @@ def _restarted(server: ServerFacts, context: AuditContext, expectations: Sequenc
     pause = started - before[-1] if before else 0
     ttl_ms = max((one.ttl_ms or 0 for one in expectations), default=0)
     empty = context.history.empty_start_ms is not None and YOUNG_MS <= uptime < ttl_ms
-    next_step = "compare the file's age with the time of the stop: writes between both are lost"
     if dropped >= max(FEWEST, DROPPED_SHARE * (dropped + loaded)):
-        what = f"dropped {dropped:,} of {dropped + loaded:,} keys that had expired before it loaded its file: the file "
-        what += "was old, or the server was stopped for long"
+        what = f"dropped {dropped:,} of {dropped + loaded:,} keys as expired: an old file, or it was stopped for long"
         evidence = [f"rdb_last_load_keys_expired {dropped:,}, rdb_last_load_keys_loaded {loaded:,}"]
     elif loaded and len(written) > len(before) >= STEADY_SESSIONS and pause > max(YOUNG_MS, PAUSES * longest):
         what = f"has no session of the {duration(pause)} before it: its file was old, or none was written"
         evidence = [f"before that, the longest time without a write was {duration(longest)}"]
     elif empty and len(written) >= STEADY_SESSIONS and written[0] - started <= STEADY_GAPS * uptime / len(written):
         what = "was empty, and sessions were written from the first moment on: what was stored before may be lost"
-        evidence = [f"rdb_last_load_keys_loaded {loaded:,}; uptime {duration(uptime)}"]
         first = duration(max(written[0] - started, 0))
-        evidence.append(f"{len(written):,} sessions, the first written {first} after the start")
-        next_step = "if this was not the first start: keep an append-only file, and restore the last backup"
+        evidence = [f"{len(written):,} sessions within {duration(uptime)}, the first written {first} after the start"]
     else:
         return None
     return Finding(
@@ -232,7 +228,8 @@ def _restarted(server: ServerFacts, context: AuditContext, expectations: Sequenc
         since=datetime.fromtimestamp(started / 1000, UTC),
         since_is="exact",
         evidence=evidence,
-        next=next_step,
+        next="if this was not the first start, compare the file's age with the time of the stop: writes between both "
+        "are lost; keep an append-only file",
     )
 
 

@@ -276,16 +276,18 @@ class LifetimeAnalysis:
 
     def unexplained(self) -> str | None:
         """Return why keys near their deadline are more than reads and chance explain; None if they are not."""
-        events = sorted({one.event: one.given for one in self.short}.values())
+        # Whenever a key without an idle clock of its own was accessed, it has no more than this left.
+        near = [*self.short, *(one._replace(given=one.left) for one in self.all if not one.known)]
+        events = sorted({one.event: one.given for one in near}.values())
         all_events = len({one.event for one in self.all})
         for count, given in enumerate(events, 1):
             if given > LATEST_READ * self.ttl:
                 break
             usual = all_events * given / self.ttl
-            members = [one for one in self.short if one.given <= given]
-            many = count >= 2 and surprise(count, usual) > 2 * SLIGHT_SURPRISE_NATS
-            if (many or usual < RARE) and not self._has_untouched(members):
-                return self._given_at_most(given, members)
+            if usual < RARE or (count >= 2 and surprise(count, usual) > 2 * SLIGHT_SURPRISE_NATS):
+                members = [one for one in near if one.given <= given]
+                if not self._has_untouched(members):
+                    return self._given_at_most(given, members)
         for peak in self._peaks() if self.history.idle_known else ():
             if not peak.wide and peak.high <= LATEST_READ * self.ttl:
                 return self._given_at_most(peak.high, [one for one in self.short if one.given <= peak.high])
@@ -297,7 +299,8 @@ class LifetimeAnalysis:
 
     def _given_at_most(self, given: float, members: Sequence[KeyLifetime]) -> str:
         most = f"{duration(given)} of the expected {duration(self.ttl)}"
-        return f"{len(members):,} of {len(self.all):,} keys got at most {most}"
+        got = "got" if self.history.idle_known and all(one.known for one in self.all) else "have"
+        return f"{len(members):,} of {len(self.all):,} keys {got} at most {most}"
 
     def unrenewed(self) -> list[KeyLifetime]:
         """Return keys that were accessed long after their TTL was set, if the server's reads do not explain that."""
@@ -534,7 +537,7 @@ class LifetimeAnalysis:
         deadlines = sorted(one.deadline for one in members)
         first, last = deadlines[0], deadlines[-1]
         margin = 2 * IDLE_GRAIN_MS
-        right = [one.deadline for one in self.right]
+        right = [one.deadline for one in self.right if one.known]
         beside = sum(first - margin <= one <= last + margin for one in right)
         stretch = max(right, default=0) - min(right, default=0)
         chance = (len(right) - beside) * (last - first + 2 * margin) / stretch if stretch else 0.0
