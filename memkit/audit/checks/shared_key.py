@@ -40,10 +40,10 @@ def shared_key(expected: Expectation, keys: Sequence[KeyFacts]) -> Finding | Non
         for member in group.members:
             sessions[member.session].append(member.facts)
     sizes = {session: sum(one.size_bytes or 0 for one in own) for session, own in sessions.items()}
-    # The last part of an id may stand behind a tenant's.
-    words = {one: one.rpartition(":")[2].lower() for one in sizes if one == "" or not one.endswith(":")}
-    no_id = expected.prefix in ("", expected.pattern)  # any key, or one by its whole name
-    nameless = [] if no_id else [one for one, word in words.items() if word in NO_VALUES]
+    # The last part of an id may stand behind a tenant's. An id is missing only behind a separator.
+    empty = expected.prefix.endswith((":", "/", "|", "#"))
+    words = {one: one.rpartition(":")[2].lower() for one in sizes if (not one.endswith(":") if one else empty)}
+    nameless = [one for one, word in words.items() if word in NO_VALUES] if expected.prefix else []
     largest = max(nameless or sizes, key=lambda one: sizes[one], default=None)
     if largest is None or (len(sizes) <= FEWEST_OTHERS and not nameless):
         return None
