@@ -23,6 +23,7 @@ from typing import Literal, NamedTuple
 from memkit.audit.checks.ttl_peaks import (
     AROUND,
     FEWEST,
+    FEWEST_WIDE,
     IDLE_GRAIN_MS,
     SURE_NATS,
     TtlPeak,
@@ -357,7 +358,12 @@ class LifetimeAnalysis:
         some = self.short[:: len(self.short) // ENOUGH_SHORT + 1]
         apart = {(one.given // EVENT_MS, one.deadline // EVENT_MS): one.given for one in some}
         found = ttl_peaks(values, sorted(apart.values()), spread_over=self.floor)
+        # A jitter spreads deadlines; the sessions of a few batches, read at random, have few.
+        found = [one for one in found if not one.wide or self._deadlines_in(one) >= FEWEST_WIDE]
         return sorted(found, key=lambda one: (one.wide, -one.count))
+
+    def _deadlines_in(self, peak: TtlPeak) -> int:
+        return len({one.deadline // EVENT_MS for one in self.short if peak.low <= one.given <= peak.high})
 
     def _judge(self, peak: TtlPeak) -> TtlAnomaly | None:
         """Decide whether a peak of short values is a short TTL or can be sessions that were read."""
@@ -428,14 +434,16 @@ class LifetimeAnalysis:
         reason = "deadline and last access differ from key to key, their difference is one TTL: reads cannot do that"
         # People who come back at the same hour every day make a wide heap of reads; but not one that began when the
         # writes under the expected TTL ended, and none near the short end.
-        one_change = not others or self._when(peak, members, others).bound == "lower bound"
-        if peak.wide and not one_change and peak.low > LATEST_READ * self.ttl:
+        switched = self._when(peak, members, others).bound == "lower bound"
+        if peak.wide and others and not switched and peak.low > LATEST_READ * self.ttl:
             return None, ""
         # Without other sessions, a job that reads them before half of their TTL has passed explains these keys too.
         shown = len(others) >= FEWEST or peak.low <= self.ttl / 2 or self.too_few_touches(members)
         if not self._read_at_one_age(peak, members, others) and shown:
-            # A jitter is a heap of values, which chance can imitate (3 of 77,000 healthy samples, simulated).
-            return "likely" if peak.wide else "proven", reason
+            # Chance can imitate a jitter (3 of 77,000 healthy samples, simulated). If all writes have paused, a job
+            # that goes on reading sessions at one age looks like a new TTL.
+            paused = switched and peak.low > LATEST_READ * self.ttl and not self.too_few_touches(members)
+            return "likely" if peak.wide or paused else "proven", reason
         untouched = any(one.left < peak.low for one in others if one.given >= self.floor)
         return ("possible", reason) if untouched or len(others) < FEWEST else (None, "")
 
@@ -446,7 +454,11 @@ class LifetimeAnalysis:
         TTL have ended since, or if far more sessions would have to have been written in the time that these deadlines
         imply than around it.
         """
-        if peak.low <= LATEST_READ * self.ttl or self.too_few_touches(members):
+        if self.too_few_touches(members):
+            return False
+        if self._are_all_of_their_time(peak, members):
+            return True
+        if peak.low <= LATEST_READ * self.ttl:
             return False
         if self._when(peak, members, others).bound == "lower bound":
             return False
@@ -455,13 +467,28 @@ class LifetimeAnalysis:
         first, last = quantile(deadlines, CHANCE), quantile(deadlines, 1 - CHANCE)
         width = max(last - first, 2 * IDLE_GRAIN_MS)
         low = max(self.history.now_ms, first - AROUND * width)
-        high = min(max(ends, default=last), last + AROUND * width)  # later ones were not written yet
+        high = min(self.history.now_ms + self.ttl, last + AROUND * width)
         near = [one for one in ends if low <= one <= high]
         inside = sum(first <= one <= last for one in near)
         usual = (len(near) - inside) * width / max(high - low - width, IDLE_GRAIN_MS)
         count = round((1 - 2 * CHANCE) * len(members) + inside)
         more = surprise(count, READ_LATER_TIMES * usual) > 0
         return not (more and surprise(count, usual) > SURE_NATS)
+
+    def _are_all_of_their_time(self, peak: TtlPeak, members: Sequence[KeyLifetime]) -> bool:
+        """Whether hardly any other key ends among these, although many end from then on.
+
+        If these were new sessions with a short TTL, older ones would still end at the same time.
+        """
+        ends = [one.deadline for one in members]
+        first, last, width = min(ends), max(ends), max(ends) - min(ends)
+        others = [one.deadline for one in self.all if not peak.low <= one.given <= peak.high]
+        inside = sum(first <= one <= last for one in others)
+        after = [one - last for one in others if last < one <= last + width]
+        if inside >= len(after) or min(after) > STOPPED_GAPS * width / len(after):
+            return False
+        lacking = len(after) - inside + (inside * math.log(inside / len(after)) if inside else 0)
+        return lacking > SURE_NATS
 
     def too_few_touches(self, members: Sequence[KeyLifetime]) -> bool:
         """Whether the server has executed too few commands that leave the TTL to explain these keys."""
@@ -479,10 +506,6 @@ class LifetimeAnalysis:
         accesses = [one.accessed for one in members]
         if (peak.wide and spread(accesses) > SOME * peak.low) or self._has_untouched(members):
             return None, ""
-        if not others:
-            all_alike = len(members) >= NEARLY_ALL * len(self.all) and not peak.wide
-            lost = all_alike and self.history.expired >= len(members) / 2
-            return ("likely", f"{self.history.expired:,} keys expired on this server") if lost else (None, "")
         # A key without an idle clock of its own may have been read before the server loaded it.
         known = [one for one in others if one.known]
         exact = sum(abs(one.given - self.ttl) < 2 * IDLE_GRAIN_MS for one in known)
