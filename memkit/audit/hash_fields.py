@@ -33,8 +33,7 @@ def with_field_deadlines(
         times: Reply = route(key).ask("HPEXPIRETIME", key, "FIELDS", len(names), *names) if names else []
         if refused(times) or not times or max(times) <= 0:
             continue
-        lacking = sum(at <= 0 for at in times)
-        if lacking:
+        if lacking := sum(at <= 0 for at in times):
             without[key] = (lacking, len(times))
         else:
             deadlines[key] = max(times) if end is None else min(end, max(times))

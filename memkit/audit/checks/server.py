@@ -84,8 +84,7 @@ def server_notes(server: ServerFacts, expectations: Sequence[Expectation], *, wh
         notes.append(f"the server started {when}, within the expected TTL: {loaded}{dropped}")
     flushes = server.called(*FLUSHES)
     if flushes:
-        names = " or ".join(name.upper() for name in FLUSHES)
-        notes.append(f"{names} was called {counted(flushes, 'time')} since the start or the last reset")
+        notes.append(f"FLUSHALL, FLUSHDB or SWAPDB was called {counted(flushes, 'time')} since the start or a reset")
     if server.oom_errors:
         notes.append(f"{counted(server.oom_errors, 'command')} were refused for lack of memory (errorstat_OOM)")
     others = {name: one.get("keys", 0) for name, one in server.databases.items() if name != f"db{database}"}

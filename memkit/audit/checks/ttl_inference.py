@@ -81,6 +81,8 @@ FILLED = 0.2
 """The middle one of evenly spread values is at least this share of their range away from both ends."""
 EXACT_SHARE, EXACT_MS = 0.002, 650
 """A TTL without jitter is known to a fraction of a second: 10 minutes is not 604.8 s."""
+TICK_MS = 1_000
+"""Keys of one moment are all off by the same part of the idle clock's second: 24 seconds are seen as up to 25."""
 JITTERED_SHARE = 0.015
 FINEST_JITTER = 0.01
 """Deadlines that clients compute vary by the time that a write takes."""
@@ -184,7 +186,7 @@ class TtlAnomaly:
             exact = expected_ms * factor if self.kind == "long" else expected_ms / factor
             if max(exact, expected_ms) % unit_ms:
                 continue
-            near = JITTERED_SHARE * exact if self.jitter else _error_ms(exact)
+            near = JITTERED_SHARE * exact if self.jitter else max(_error_ms(exact), min(TICK_MS, exact / 7))
             off = abs(self.ttl_ms - exact)
             if off <= near and not (self.jitter and abs(self.ttl_ms - rounded(self.ttl_ms)) < off):
                 return factor
