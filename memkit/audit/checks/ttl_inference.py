@@ -444,17 +444,21 @@ class LifetimeAnalysis:
         if not self._read_at_one_age(peak, members, others) and shown:
             # Chance can imitate a jitter (3 of 77,000 healthy samples, simulated). If all writes have paused, a job
             # that goes on reading sessions at one age looks like a new TTL.
-            paused = switched and peak.low > LATEST_READ * self.ttl and not self.too_few_touches(members)
+            end = max((one.deadline for one in self.right), default=0)
+            paused = peak.low > LATEST_READ * self.ttl and not self.too_few_touches(members)
+            paused = paused and (switched or self._read_at_one_age(peak, members, others, end))
             return "likely" if peak.wide or paused else "proven", reason
         untouched = any(one.left < peak.low for one in others if one.given >= self.floor)
         return ("possible", reason) if untouched or len(others) < FEWEST else (None, "")
 
-    def _read_at_one_age(self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]) -> bool:
+    def _read_at_one_age(
+        self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime], end: int | None = None
+    ) -> bool:
         """Whether a job that accesses sessions a fixed time after their TTL was set explains these keys.
 
         It does not near the end of the TTL, without as many commands that leave the TTL, if writes under the expected
         TTL have ended since, or if far more sessions would have to have been written in the time that these deadlines
-        imply than around it.
+        imply than around it; up to ``end``, if it is given: later deadlines were not set.
         """
         if self.too_few_touches(members):
             return False
@@ -469,9 +473,11 @@ class LifetimeAnalysis:
         first, last = quantile(deadlines, CHANCE), quantile(deadlines, 1 - CHANCE)
         width = max(last - first, 2 * IDLE_GRAIN_MS)
         low = max(self.history.now_ms, first - AROUND * width)
-        high = min(self.history.now_ms + self.ttl, last + AROUND * width)
+        high = min(self.history.now_ms + self.ttl if end is None else end, last + AROUND * width)
         near = [one for one in ends if low <= one <= high]
         inside = sum(first <= one <= last for one in near)
+        if end is not None and high - low - width < IDLE_GRAIN_MS:
+            return True
         usual = (len(near) - inside) * width / max(high - low - width, IDLE_GRAIN_MS)
         count = round((1 - 2 * CHANCE) * len(members) + inside)
         more = surprise(count, READ_LATER_TIMES * usual) > 0
