@@ -212,7 +212,7 @@ def test_a_denied_command_leaves_no_persistent_session(
             assert client.pttl("session:a") > WEEK_MS - 60_000
 
 
-@pytest.mark.parametrize("denied", DENIED)
+@pytest.mark.parametrize("denied", ["-rpush", "-lset", "-ltrim", "-lpos", "-@write"])
 @pytest.mark.parametrize("added", [1, 5])
 def test_a_denied_save_leaves_what_was_to_grow(
     client: redis.Redis, any_server: RedisServer, denied: str, added: int

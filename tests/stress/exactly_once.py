@@ -29,6 +29,7 @@ import redis
 import redis.asyncio
 import redis.asyncio.retry
 from redis.backoff import ExponentialBackoff
+from redis.exceptions import RedisClusterException
 from redis.retry import Retry
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -122,7 +123,7 @@ def client_of(writer: Writer, address: tuple[str, int]) -> Any:
     host, port = address
     timeouts: dict[str, Any] = {"socket_timeout": TIMEOUT_S, "socket_connect_timeout": TIMEOUT_S}
     if writer == "cluster":
-        return redis.RedisCluster(host, port, retry=retry(), **timeouts)
+        return persist(lambda: redis.RedisCluster(host, port, retry=retry(), **timeouts))
     return redis.Redis(host, port, retry=retry(), **timeouts)
 
 
@@ -163,7 +164,7 @@ def one_more(found: Session | None) -> dict[str, Any]:
 def persist(do: Callable[[], Any]) -> Any:
     """Be an application that tries again, whatever happened."""
     while True:
-        with contextlib.suppress(redis.RedisError):
+        with contextlib.suppress(redis.RedisError, RedisClusterException):  # the second is raised before a first node
             return do()
 
 
