@@ -444,10 +444,10 @@ class LifetimeAnalysis:
         if not self._read_at_one_age(peak, members, others) and shown:
             # Chance can imitate a jitter (3 of 77,000 healthy samples, simulated). If all writes have paused, a job
             # that goes on reading sessions at one age looks like a new TTL.
-            end = max((one.deadline for one in self.right), default=0)
-            paused = peak.low > LATEST_READ * self.ttl and not self.too_few_touches(members)
-            paused = paused and (switched or self._read_at_one_age(peak, members, others, end))
-            return "likely" if peak.wide or paused else "proven", reason
+            last_end = max((one.deadline for one in self.right), default=0)
+            paused = switched or self._read_at_one_age(peak, members, others, last_end)
+            by_job = paused and peak.low > LATEST_READ * self.ttl and not self.too_few_touches(members)
+            return "likely" if peak.wide or by_job else "proven", reason
         untouched = any(one.left < peak.low for one in others if one.given >= self.floor)
         return ("possible", reason) if untouched or len(others) < FEWEST else (None, "")
 
@@ -456,13 +456,13 @@ class LifetimeAnalysis:
     ) -> bool:
         """Whether a job that accesses sessions a fixed time after their TTL was set explains these keys.
 
-        It does not near the end of the TTL, without as many commands that leave the TTL, if writes under the expected
-        TTL have ended since, or if far more sessions would have to have been written in the time that these deadlines
-        imply than around it; up to ``end``, if it is given: later deadlines were not set.
+        It does if these are the oldest sessions. It does not near the end of the TTL, without as many commands that
+        leave the TTL, if writes under the expected TTL have ended since, or if far more sessions would have to have
+        been written in the time that these deadlines imply than around it: up to ``end``, if no later ones were set.
         """
         if self.too_few_touches(members):
             return False
-        if self._are_all_of_their_time(peak, members):
+        if self._are_the_oldest(peak, members):
             return True
         if peak.low <= LATEST_READ * self.ttl:
             return False
@@ -483,7 +483,7 @@ class LifetimeAnalysis:
         more = surprise(count, READ_LATER_TIMES * usual) > 0
         return not (more and surprise(count, usual) > SURE_NATS)
 
-    def _are_all_of_their_time(self, peak: TtlPeak, members: Sequence[KeyLifetime]) -> bool:
+    def _are_the_oldest(self, peak: TtlPeak, members: Sequence[KeyLifetime]) -> bool:
         """Whether hardly any other key ends among these, although many end from then on.
 
         If these were new sessions with a short TTL, older ones would still end at the same time.
