@@ -1,12 +1,14 @@
-"""The short form of tests/stress: exactly once while everything goes wrong, and controls that must fail."""
+"""The short forms of tests/stress: exactly once while everything goes wrong, controls that must fail, histories."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 from servers import every_server
 from stress.exactly_once import CONTROLS, Plan, run_standalone
+from stress.ttl_histories import confidence_of, draw_history
 
 FIRST = next((name for name in ("redis-8.2", "valkey-9", "redis-7.0") if every_server().get(name)), "redis-8.2")
 SHORT = Plan(FIRST, seconds=5, acknowledged=100, faults=20, writers=4, rate=0.05)
@@ -27,3 +29,14 @@ def test_the_harness_sees(says: str) -> None:
         if not result.clean:
             return
     pytest.fail(f"{says}, but it was not seen: {result}")
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_simulated_histories(short: bool) -> None:
+    drawn = [analysis for seed in range(500) if (analysis := draw_history(seed, short=short))]
+    counts = Counter(map(confidence_of, drawn))
+    if short:
+        assert counts["proven"] + counts["likely"] > 0.75 * len(drawn), counts
+    else:
+        assert counts["proven"] == 0, counts
+        assert counts["likely"] < 0.01 * len(drawn), counts
