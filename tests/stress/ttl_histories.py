@@ -1,6 +1,6 @@
 """Simulated histories of sessions, healthy and with a shorter TTL since a release, against the TTL analysis alone.
 
-``python tests/stress/ttl_histories.py [histories] [first seed]`` draws 1,000 of each a second, without a server. It
+``python tests/stress/ttl_histories.py [histories] [first seed]`` draws some hundred a second, without a server. It
 prints how sure the findings are, and the seeds of those healthy histories of which a finding is more than possible.
 """
 
