@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memkit.audit.checks.auxiliary_keys import FEWEST_SESSIONS
-from memkit.audit.checks.ttl_inference import LifetimeAnalysis, have_stopped
+from memkit.audit.checks.ttl_inference import SLACK_MS, LifetimeAnalysis, have_stopped
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import Finding, Since
 from memkit.audit.key_shapes import Group, narrowest_prefix
@@ -13,7 +13,6 @@ from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
 from memkit.render import counted, duration
 
-SLACK_MS = 2_000
 FEWEST_AFTER = 3
 QUIETER = 0.5
 """Accesses at less than half the former rate are reads of what was written before."""

@@ -17,6 +17,7 @@ from urllib.parse import unquote_to_bytes
 from memkit.audit.checks.payload_times import written_ms
 from memkit.audit.checks.shared_key import NO_VALUES
 from memkit.audit.checks.ttl_inference import (
+    SLACK_MS,
     SOME,
     KeyLifetime,
     LifetimeAnalysis,
@@ -36,8 +37,6 @@ from memkit.config import Expectation
 from memkit.policy import ttl_text
 from memkit.render import counted, duration, printable
 
-SLACK_MS = 2_000
-"""One or two keys of another name are typed by hand or left by a test."""
 CHANCE = 0.01
 SHOWN_PREFIXES = 20
 LEAST_ALIKE = 0.4

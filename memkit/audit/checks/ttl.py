@@ -97,7 +97,8 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
         notes = [_ignored(expected, group) for group in helpers]
         unwanted = _unwanted_deadlines(expected, sessions, context)
         found = [one for one in (unwanted, odd or moved(expected, keys, context)) if one]
-        found = found or [one for one in (new_shape(expected, sessions, context),) if one]
+        if not found and (shape := new_shape(expected, sessions, context)):
+            found.append(shape)
         reached = sum(one.deadline_ms is None for group in sessions for one in group.keys)
         return Diagnosis(found, notes, _count(sessions), reached)
     mixed = mixed_ttl(expected, list(sessions_of(sessions)))
@@ -119,7 +120,8 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
         )
         if finding
     ]
-    findings = findings or [one for one in (new_shape(expected, sessions, context),) if one]
+    if not findings and (shape := new_shape(expected, sessions, context)):
+        findings.append(shape)
     notes += [layout_note] if layout_note else []
     if (few := analyses[-1].long) and not any(one.kind == "long" for _, one in anomalies):
         longest = duration(max(one.left for one in few))

@@ -81,8 +81,10 @@ FILLED = 0.2
 """The middle one of evenly spread values is at least this share of their range away from both ends."""
 EXACT_SHARE, EXACT_MS = 0.002, 650
 """A TTL without jitter is known to a fraction of a second: 10 minutes is not 604.8 s."""
-TICK_MS = 1_000
-"""Keys of one moment are all off by the same part of the idle clock's second: 24 seconds are seen as up to 25."""
+TICK_MS, TICK_SHARE = 1_000, 1 / 7
+"""Keys of one moment are all off by the same part of the idle clock's second: 24 seconds are seen as up to 25, and 7
+as up to 8. Shorter TTLs may be off by a seventh.
+"""
 JITTERED_SHARE = 0.015
 FINEST_JITTER = 0.01
 """Deadlines that clients compute vary by the time that a write takes."""
@@ -186,7 +188,7 @@ class TtlAnomaly:
             exact = expected_ms * factor if self.kind == "long" else expected_ms / factor
             if max(exact, expected_ms) % unit_ms:
                 continue
-            near = JITTERED_SHARE * exact if self.jitter else max(_error_ms(exact), min(TICK_MS, exact / 7))
+            near = JITTERED_SHARE * exact if self.jitter else max(_error_ms(exact), min(TICK_MS, TICK_SHARE * exact))
             off = abs(self.ttl_ms - exact)
             if off <= near and not (self.jitter and abs(self.ttl_ms - rounded(self.ttl_ms)) < off):
                 return factor
@@ -445,8 +447,8 @@ class LifetimeAnalysis:
             # Chance can imitate a jitter (3 of 77,000 healthy samples, simulated). If all writes have paused, a job
             # that goes on reading sessions at one age looks like a new TTL.
             last_end = max((one.deadline for one in self.right), default=0)
-            paused = switched or self._read_at_one_age(peak, members, others, last_end)
-            by_job = paused and peak.low > LATEST_READ * self.ttl and not self.too_few_touches(members)
+            by_job = peak.low > LATEST_READ * self.ttl and not self.too_few_touches(members)
+            by_job = by_job and (switched or self._read_at_one_age(peak, members, others, last_end))
             return "likely" if peak.wide or by_job else "proven", reason
         untouched = any(one.left < peak.low for one in others if one.given >= self.floor)
         return ("possible", reason) if untouched or len(others) < FEWEST else (None, "")
