@@ -12,6 +12,7 @@ from test_audit_causes import audited, spread, the_finding
 
 from memkit.audit import audit
 from memkit.audit.checks.ttl_inference import LifetimeAnalysis, ServerHistory
+from memkit.audit.checks.ttl_peaks import start_of
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
 from memkit.policy import ExpiryPolicy
@@ -66,6 +67,12 @@ def test_batches_read_at_one_moment_are_no_short_ttl(server: RedisServer) -> Non
     batches = [spread(f"chat:{n}-", 20, n * HOUR + 6 * HOUR, n * HOUR + 6 * HOUR + 0.2, DAY) for n in range(12)]
     writes = [read(one, HOUR) for batch in batches for one in batch]
     assert audited(server, writes, {"chat:*": "1d"}).findings == ()
+
+
+def test_onset_is_not_a_late_clump_of_accesses() -> None:
+    steady = [n * 1_000_000 for n in range(55)]
+    clump = [55_000_000 + n * 1_000 for n in range(4)]
+    assert start_of(steady + clump) <= steady[27]
 
 
 @pytest.mark.parametrize("seed", range(20))
