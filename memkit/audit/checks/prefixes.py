@@ -17,6 +17,7 @@ from urllib.parse import unquote_to_bytes
 from memkit.audit.checks.payload_times import written_ms
 from memkit.audit.checks.shared_key import NO_VALUES
 from memkit.audit.checks.ttl_inference import (
+    ONE_WRITE_MS,
     SLACK_MS,
     SOME,
     KeyLifetime,
@@ -93,6 +94,8 @@ def new_shape(expected: Expectation, groups: Sequence[Group], context: AuditCont
         for at, (_, written) in enumerate(times):
             change = at if min(written) >= last - SLACK_MS else change
             last = max(last, *written)
+        if last - min(times[0][1]) <= ONE_WRITE_MS:
+            continue  # a script that writes shape after shape replaces none
         former, later = (
             [one for group, _ in part for one in group.members] for part in (times[:change], times[change:])
         )
@@ -104,7 +107,7 @@ def new_shape(expected: Expectation, groups: Sequence[Group], context: AuditCont
         odd, plain = ([one.facts for one in part] for part in (later, former))
         finding = _odd_finding(expected, odd, plain, context, what=f"another shape ({shape})", mistake=False)
         words = {word.lower() for word in re.split("[:/|#]", new.part) if word}
-        on_purpose = words.isdisjoint(NO_VALUES) and not shape.startswith(2 * expected.prefix)
+        on_purpose = words.isdisjoint(NO_VALUES) and not (expected.prefix and shape.startswith(2 * expected.prefix))
         if finding:
             return replace(finding, confidence="possible") if on_purpose else finding
     return None
