@@ -395,6 +395,17 @@ def test_other_shape_of_names_may_be_on_purpose(ttl: str | None, traffic: Traffi
     assert "chat:web:*" in found.message
 
 
+@pytest.mark.parametrize("ttl", ["7d", None])
+def test_shapes_that_a_script_writes_in_turn(ttl: str | None, traffic: Traffic) -> None:
+    ttl_s = WEEK if ttl else None
+    events = []
+    for shape, newest_s, oldest_s in (("chat:{}", 20, 28), ("chat:web:{}", 5, 12)):
+        for age_s in traffic.times(newest_s, oldest_s):
+            events += traffic.write(shape.format(traffic.uid()), age_s, ttl_s=ttl_s)
+    report = traffic.world(events, expect={"chat:*": ttl}).audited()
+    assert "wrong_prefix" not in {one.cause for one in report.findings}
+
+
 @pytest.mark.parametrize("prefix", ["chat%3A", "prod:chat:"])
 @pytest.mark.parametrize("ttl", ["7d", None])
 def test_names_outside_the_pattern_since(prefix: str, ttl: str | None, traffic: Traffic) -> None:
