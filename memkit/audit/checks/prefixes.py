@@ -31,7 +31,7 @@ from memkit.audit.checks.ttl_inference import (
 from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import JITTER, Confidence, Finding, PrefixSummary, Since
-from memkit.audit.key_shapes import Group, alike, by_prefix, is_content
+from memkit.audit.key_shapes import Group, alike, by_prefix, groups_of, is_content
 from memkit.audit.sampling import KeyFacts
 from memkit.audit.server_info import ABSOLUTE_DEADLINES
 from memkit.config import Expectation
@@ -75,11 +75,28 @@ def odd_names(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCon
         ]
         found = {one.key for one in odd}
         plain = [one for one in keys if one.key not in found] if odd else []
+        if odd and not mistake:
+            usually = [one._replace(key=expression.sub(usual, one.key)) for one in odd]
+            shaped = _shaped(plain, usually, expected)
+            odd = [one for one, other in zip(odd, usually, strict=True) if other.key in shaped]
         if (odd and mistake) or (len(odd) >= FEWEST and plain):
             finding = _odd_finding(expected, odd, plain, context, what=what, mistake=mistake)
             if finding:
                 return finding
     return None
+
+
+def _shaped(plain: Sequence[KeyFacts], usually: Sequence[KeyFacts], expected: Expectation) -> set[bytes]:
+    """Return those names, written as usual, of which other keys have the shape: in some layouts a part is empty."""
+    others = {one.key for one in plain}
+    groups = groups_of([*plain, *usually], expected.prefix)
+    return {
+        one.key
+        for group in groups
+        if sum(one.key in others for one in group.keys) >= FEWEST
+        for one in group.keys
+        if one.key not in others
+    }
 
 
 def new_shape(expected: Expectation, groups: Sequence[Group], context: AuditContext) -> Finding | None:
@@ -99,8 +116,10 @@ def new_shape(expected: Expectation, groups: Sequence[Group], context: AuditCont
         former, later = (
             [one for group, _ in part for one in group.members] for part in (times[:change], times[change:])
         )
-        ids = {one.session for one in later}
-        if min(len(ids), len(former)) < FEWEST or not ids.isdisjoint(one.session for one in former):
+        # The parts of one session may have ids of their own beside the session's.
+        ids = {word for one in later for word in one.session.split(":")}
+        known = {word for one in former for word in one.session.split(":")}
+        if min(len({one.session for one in later}), len(former)) < FEWEST or not ids.isdisjoint(known):
             continue
         new = max((group for group, _ in times[change:]), key=lambda group: len(group.members))
         shape = f"{expected.prefix}{new.part}"
