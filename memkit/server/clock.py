@@ -18,7 +18,7 @@ from typing import Any, AnyStr, TypeVar, cast
 import redis
 from redis.client import NEVER_DECODE
 
-from memkit.connect import primaries, scan
+from memkit.connect import NO_DRIVER_INFO, primaries, scan
 from memkit.errors import ClockUnavailable, PolicyError
 from memkit.policy import UNIT_MS, Duration, duration_ms
 from memkit.render import duration
@@ -75,7 +75,9 @@ class ServerClock:
         prefix: str | None = None,
         dedicated: bool = False,
     ) -> None:
-        client = redis.Redis.from_url(url_or_client, db=0) if isinstance(url_or_client, str) else url_or_client
+        client = url_or_client
+        if isinstance(client, str):
+            client = redis.Redis.from_url(client, db=0, **NO_DRIVER_INFO)
         self._client = cast("redis.Redis", client)
         self._cluster = client if isinstance(client, redis.RedisCluster) else None
         # memkit started the server that follows an offset file: all its keys may be moved.
