@@ -59,9 +59,10 @@ NOT_QUICK = (
     *("sentinel", "conformance_of", "shifted_keys", "the_verdict_is_the_truth", "the_wheel"),
 )
 """Tests that take seconds each, by their names: whole notebooks, many processes, thousands of sessions."""
-FIRST = ("test_notebooks.py", "test_notebook_truth.py", "test_browser.py")
-"""The longest tests, so that no worker is left alone with them at the end."""
-ALONE = ("test_notebooks.py", "test_stores.py")
+FIRST = ("test_notebooks.py",)
+"""The longest file, so that no worker is left alone with it at the end. One worker runs its kernels in turn: together
+they would each compile IPython, matplotlib and pandas (4 s of CPU) before one of them has."""
+ALONE = ("test_stores.py",)
 """Files without a shared server: each of their tests goes to the next free worker. The other files stay together."""
 
 
