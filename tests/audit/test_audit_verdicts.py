@@ -6,6 +6,7 @@ import json
 import random
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from memkit.audit.checks.payloads import CHECKS
 from memkit.audit.checks.ttl_inference import HOUR_MS, MINUTE_MS, TtlAnomaly
 from memkit.audit.report import AuditReport
 from memkit.policy import ttl_ms
-from memkit.server import RedisServer
+from memkit.server import RedisServer, free_port
 
 WEEK = 7 * DAY
 
@@ -52,6 +53,58 @@ def test_writes_refused_for_lack_of_memory(traffic: Traffic) -> None:
     found = of(traffic.world(traffic.sessions(), after=fill).audited(), "out_of_memory")
     assert (found.severity, found.confidence) == ("critical", "proven")
     assert "30" in found.evidence[0]
+
+
+def test_writes_refused_while_saving_fails(traffic: Traffic) -> None:
+    def fail(server: RedisServer) -> None:
+        with server.client() as client:
+            directory, name = (client.config_get(one)[one] for one in ("dir", "dbfilename"))
+            Path(directory, name).mkdir()
+            client.config_set("save", "3600 1")
+            client.bgsave()
+            wait_for("the save fails", lambda: client.info()["rdb_last_bgsave_status"] == "err")
+            for n in range(30):
+                with pytest.raises(Exception, match="RDB snapshot"):
+                    client.set(f"chat:{n}", "x", ex=60)
+
+    found = of(traffic.world(traffic.sessions(), after=fail).audited(), "writes_refused")
+    assert (found.severity, found.confidence) == ("critical", "proven")
+    assert "30 writes" in found.message
+    assert "MISCONF 30" in found.message
+
+
+@pytest.mark.parametrize(("errors", "cause"), [(30, "writes_refused"), (2, None)])
+def test_writes_that_failed_are_counted(errors: int, cause: str | None, traffic: Traffic) -> None:
+    """A failover refuses a few; a setting that is no number makes every SET fail."""
+    events: list[Event] = [(HOUR, ("SET", "chat:1", "x", "EX", "NaN"))] * errors
+    report = traffic.world([*traffic.sessions(), *events]).audited()
+    assert [one.cause for one in report.findings] == ([cause] if cause else [])
+    assert false_alarms(report) == []
+    assert f"{errors} writes failed or were refused" in text_of(report)
+
+
+def test_keys_removed_to_replicate_another_server(traffic: Traffic) -> None:
+    def replicate(server: RedisServer) -> None:
+        with RedisServer(port=free_port(), config=NO_FSYNC) as other, server.client() as client:
+            port = other.client().connection_pool.connection_kwargs["port"]
+            client.replicaof("127.0.0.1", port)
+            wait_for("a copy", lambda: client.info()["master_link_status"] == "up")
+            client.replicaof("NO", "ONE")
+            for n in range(60):
+                server.clock.shift("1m")
+                client.set(f"chat:{n}", traffic.message(), px=round(1000 * WEEK))
+
+    found = of(traffic.world(traffic.sessions(), after=replicate, stops_s=HOUR).audited(), "flushed")
+    assert "REPLICAOF removed all keys" in found.message
+
+
+def test_keys_copied_from_the_primary_are_healthy(traffic: Traffic) -> None:
+    world = traffic.world(traffic.sessions(), port=free_port())
+    with world.played() as primary, RedisServer(config=NO_FSYNC, persist=True) as server, server.client() as client:
+        client.replicaof("127.0.0.1", primary.client().connection_pool.connection_kwargs["port"])
+        wait_for("a copy", lambda: client.info()["master_link_status"] == "up")
+        client.replicaof("NO", "ONE")
+        assert audit(server.url, expect={"chat:*": WEEK}, duty=1).findings == ()
 
 
 @pytest.mark.parametrize("command", ["FLUSHDB", "FLUSHALL"])
@@ -312,6 +365,32 @@ def test_narrowest_prefix_is_named(traffic: Traffic) -> None:
     assert (found.prefix, found.observed_ttl_s) == ("chat:initech:", 300)
 
 
+@pytest.mark.parametrize("expected_s", [60 * DAY, 365 * DAY])
+def test_short_ttl_on_a_younger_server_is_no_restart(expected_s: float, traffic: Traffic) -> None:
+    """The idle clock counts 194 days, more than the age of this server."""
+    events = [
+        one
+        for age_s in traffic.times(0, 9 * DAY)
+        for one in traffic.write(f"chat:{traffic.uid()}", age_s, ttl_s=10 * DAY)
+    ]
+    report = traffic.world(events, expect={"chat:*": expected_s}, age_s=40 * DAY, steps=1_000).audited()
+    assert [(one.cause, one.confidence, one.observed_ttl_s) for one in report.findings] == [
+        ("ttl_too_short", "proven", 10 * DAY)
+    ]
+    assert report.findings[0].since
+    assert report.at - report.findings[0].since > timedelta(days=8)
+
+
+def test_locks_named_after_sessions_are_no_alarm(traffic: Traffic) -> None:
+    traffic = replace(traffic, ttl_s=24 * MINUTE)
+    events = traffic.sessions(kind="string")
+    for age_s in traffic.times(0, 28):
+        key = f"chat:{traffic.uid()}"
+        events += traffic.write(key, age_s, kind="string")
+        events.append((age_s, ("SET", f"{key}_LOCK", "www1|17", "NX", "PX", 30_000)))
+    assert false_alarms(traffic.world(events).audited()) == []
+
+
 def test_persistent_keys_of_a_fault_that_ended(traffic: Traffic) -> None:
     events = [
         one
@@ -415,6 +494,20 @@ def test_names_outside_the_pattern_since(prefix: str, ttl: str | None, traffic: 
         events += traffic.write(prefix + traffic.uid(), age_s, ttl_s=given["ttl_s"])
     found = of(traffic.world(events, expect={"chat:*": ttl}).audited(), "wrong_prefix")
     assert (found.keys, found.confidence, found.since_is) == (60, "likely", "lower bound")
+
+
+@pytest.mark.parametrize("old_s", [0, 14 * HOUR])
+def test_unlike_prefix_since_the_former_one_ended(old_s: float, traffic: Traffic) -> None:
+    events = traffic.sessions(newest_s=old_s, reads=0.0)
+    for age_s in traffic.times(0, 13 * HOUR):
+        events += traffic.write(f":2:memory.cache{traffic.uid()}", age_s)
+    report = traffic.world(events).audited()
+    if old_s:
+        found = of(report, "wrong_prefix")
+        assert (found.keys, found.confidence, found.since_is) == (60, "possible", "lower bound")
+        assert "under :2:memory.cache instead of chat:" in found.message
+    else:
+        assert report.verdict.status == "healthy"
 
 
 @pytest.mark.parametrize("shape", ['{{"user":"{}","bot":"a"}}', "o'brien-{}", "user%3A{}", "https://example.org/{}"])

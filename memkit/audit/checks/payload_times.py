@@ -19,7 +19,7 @@ from memkit.config import Expectation
 from memkit.formats import memkit_store
 from memkit.formats.model import KeyOwner, SessionValues, Turn, seconds
 from memkit.formats.parsing.bounded_json import parse
-from memkit.readonly.values import RedisValue
+from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
 from memkit.render import counted, duration, utc_text
 
 _SESSION_TIMES = """
@@ -46,6 +46,8 @@ MESSAGE_TEXTS = frozenset(_TEXTS.split())
 """A message has one of these fields; an appointment, a token or an order in a list of its own has none."""
 CONTAINERS = frozenset(_CONTAINERS.split())
 """The fields inside which times are looked for; what tools are given and return is none of them."""
+NOTHING = frozenset((b"", b"null", b"{}", b'""', b"None"))
+"""What applications write for a session without content."""
 MOST_DEPTH = 6
 ENDS = 3
 """Messages are in order, so the first and last few hold the first and the newest time."""
@@ -79,7 +81,7 @@ class StatedTime(NamedTuple):
 
 
 class DatedSession(NamedTuple):
-    """A key with the first and the newest time that its payload states, and how many messages it holds."""
+    """A key with the first and the newest time that its payload states, and how many messages it holds; -1: unknown."""
 
     facts: KeyFacts
     first: StatedTime | None
@@ -104,8 +106,9 @@ def dated_session(value: RedisValue, facts: KeyFacts, owner: KeyOwner | None) ->
         stated = list(times_in(document))
         inner = document.values() if isinstance(document, dict) else (document,)
         lengths = [value.total] if value.kind == "list" else [len(one) for one in inner if isinstance(one, list)]
+        lengths = [0] if value.kind in DOCUMENT_KINDS and value.data.strip() in NOTHING else lengths
     times = [one for one in stated if one.earliest <= facts.seen_ms + SAME_MS]
-    return DatedSession(facts, min(times, default=None), max(times, default=None), max(lengths, default=0))
+    return DatedSession(facts, min(times, default=None), max(times, default=None), max(lengths, default=-1))
 
 
 def written_ms(expected: Expectation, facts: KeyFacts) -> float:
@@ -273,7 +276,7 @@ def trimmed(expected: Expectation, sessions: Sequence[DatedSession]) -> Finding 
     dated = [
         (one.messages, one.facts.deadline_ms - ttl - one.newest.at)
         for one in sessions
-        if one.facts.deadline_ms and one.newest and one.newest.at == one.newest.earliest and one.messages
+        if one.facts.deadline_ms and one.newest and one.newest.at == one.newest.earliest and one.messages > 0
     ]
     most = max((messages for messages, _ in dated), default=0)
     full = [gap for messages, gap in dated if messages == most]

@@ -20,6 +20,7 @@ from memkit.audit.checks.mixed_ttl import mixed_ttl
 from memkit.audit.checks.payload_times import DatedSession, dated_session, not_refreshed, trimmed, written_ms
 from memkit.audit.checks.session_indexes import index_findings
 from memkit.audit.checks.shared_key import shared_key
+from memkit.audit.checks.ttl_inference import NEARLY_ALL
 from memkit.audit.finding import Confidence, Finding, Since
 from memkit.audit.key_shapes import Member
 from memkit.audit.sampling import KeyFacts
@@ -46,6 +47,7 @@ MOST_ODD, MOSTLY_PRINTABLE = 0.25, 0.6
 """Encrypted and compressed bytes are printable ASCII to 37 %, damaged text is mostly; the other payloads are JSON."""
 SEVERAL_SHARE = 0.02
 """If fewer sessions have several keys, these may be different sessions of which the ids are alike."""
+FEWEST_EMPTY = 10
 FEWEST_HASHES, COMMON_SHARE = 10, 0.8
 """A field is one of the layout if so many hashes have it; a fragment has half of these fields at most, and no other."""
 
@@ -272,6 +274,29 @@ def _fragments(expected: Expectation, content: _Contents) -> Finding | None:
     )
 
 
+def _emptied(expected: Expectation, content: _Contents) -> Finding | None:
+    """Return the finding of sessions without messages, if nearly all that were written since some time are such."""
+    known = [one for one in content.dated if one.messages >= 0]
+    empty = [one for one in known if not one.messages]
+    first = min((written_ms(expected, one.facts) for one in empty), default=0.0)
+    since = [one for one in known if written_ms(expected, one.facts) >= first]
+    before = len(known) - len(since)
+    # Sessions that have just begun are empty too, beside others that go on.
+    if len(empty) < max(FEWEST_EMPTY, NEARLY_ALL * len(since)) or before < FEWEST_EMPTY:
+        return None
+    return Finding.of(
+        expected,
+        "corrupt",
+        keys=len(empty),
+        message=f"{counted(len(empty), 'session')} matching {expected.pattern} hold no messages: of those written "
+        f"since {utc_text(datetime.fromtimestamp(first / 1000, UTC))} nearly all, of those before none",
+        confidence="possible",
+        since=Since(first, "upper bound"),
+        evidence=(f"{before:,} sessions that were written before hold messages",),
+        next="memkit inspect URL KEY shows such a session: look for a write that replaces sessions with empty ones",
+    )
+
+
 # -- another encoding --------------------------------------------------------------------------------------------------
 
 
@@ -385,6 +410,7 @@ def _mixed_ttl(expected: Expectation, content: _Contents) -> Finding | None:
 CHECKS: dict[str, Callable[[Expectation, _Contents], Finding | None]] = {
     "corrupt": _corrupt,
     "fragments": _fragments,
+    "emptied": _emptied,
     "dangling": _missing_parts,
     "mixed_ttl of known stores": _mixed_ttl,
     "encoding_changed": _encoding_changed,

@@ -21,6 +21,10 @@ from memkit.render import counted, duration
 NEAR_FULL = 0.8
 FULL = 0.95
 """One large write or one client's buffers fill the rest."""
+REFUSED_SHARE = 0.01
+"""A failover refuses the writes of some seconds, hardly a hundredth of all."""
+USUAL_ERRORS, MOST_CODES = ("LOADING", "MOVED", "ASK", "NOSCRIPT"), 3
+"""What clients see at a server's start, in a cluster and before a script is loaded; the most codes that are shown."""
 SURE_ERRORS = 3
 """The clocks differ if their difference is so many times the error of measuring it."""
 SKEW_MS = 2_000.0
@@ -56,7 +60,7 @@ def server_findings(
     # Sessions without TTLs are spared by a policy that evicts volatile keys only.
     spared = bool(own) and all(one.deadline_ms is None for one in own) and str(server.policy).startswith("volatile")
     found = [
-        _out_of_memory(server),
+        _writes_refused(server),
         None if spared else _evicted(server, after, expectations) or _eviction_risk(server),
         _flushed(server, context, expectations),
         _restarted(server, context, expectations),
@@ -84,33 +88,58 @@ def server_notes(server: ServerFacts, expectations: Sequence[Expectation], *, wh
         notes.append(f"the server started {when}, within the expected TTL: {loaded}{dropped}")
     flushes = server.called(*FLUSHES)
     if flushes:
-        notes.append(f"FLUSHALL, FLUSHDB or SWAPDB was called {counted(flushes, 'time')} since the start or a reset")
-    if server.oom_errors:
-        notes.append(f"{counted(server.oom_errors, 'command')} were refused for lack of memory (errorstat_OOM)")
+        names = " or ".join(name.upper() for name in FLUSHES if server.called(name))
+        notes.append(f"{names} was called {counted(flushes, 'time')} since the start or a reset")
+    if (refused := server.refused_writes) or server.errors("OOM"):
+        notes.append(
+            f"{counted(refused, 'write')} failed or were refused since the start or a reset: {_errors(server)}"
+        )
+    if rejected := server.number("rejected_connections"):
+        notes.append(f"{counted(rejected, 'connection')} were refused since the start or a reset (maxclients)")
     others = {name: one.get("keys", 0) for name, one in server.databases.items() if name != f"db{database}"}
     if others:
         notes.append(f"other databases have keys: {', '.join(f'{name} ({keys:,})' for name, keys in others.items())}")
     return notes
 
 
-def _out_of_memory(server: ServerFacts) -> Finding | None:
-    """Uses errorstat_OOM (Redis 6.2), used_memory, maxmemory and the policy."""
+def _writes_refused(server: ServerFacts) -> Finding | None:
+    """Uses failed_calls and rejected_calls of writes, errorstats (Redis 6.2), and the state that refuses writes now."""
     used, limit = server.memory
-    errors = server.oom_errors
-    full = bool(limit) and used >= FULL * limit
-    if not errors and not (limit and used >= limit and server.policy == "noeviction"):
-        return None
     state = f"used_memory {used:,} of maxmemory {limit:,} bytes" if limit else "maxmemory is 0: no limit now"
-    now = "and memory is full" if full else "and memory has room now"
+    out_of_memory = server.errors("OOM")
+    full = bool(limit) and used >= FULL * limit
+    if out_of_memory or (limit and used >= limit and server.policy == "noeviction"):
+        now = "and memory is full" if full else "and memory has room now"
+        return Finding(
+            "out_of_memory",
+            message=f"the server refused {counted(out_of_memory, 'write')} for lack of memory ({server.policy}), {now}"
+            if out_of_memory
+            else f"memory is full and {server.policy} refuses writes",
+            confidence="proven" if full and out_of_memory else "likely" if full else "possible",
+            evidence=(f"errorstat_OOM: {out_of_memory:,} since the start or the last reset", state),
+            next="raise maxmemory, or delete what is not needed; sessions are not stored until then",
+        )
+    refused = server.refused_writes
+    if refused < max(FEWEST, REFUSED_SHARE * (server.writes + refused)):
+        return None
+    failed = "err" in (server.info.get("rdb_last_bgsave_status"), server.info.get("aof_last_write_status"))
+    still = bool(server.errors("MISCONF")) and failed
     return Finding(
-        "out_of_memory",
-        message=f"the server refused {counted(errors, 'write')} for lack of memory ({server.policy}), {now}"
-        if errors
-        else f"memory is full and {server.policy} refuses writes",
-        confidence="proven" if full and errors else "likely" if full else "possible",
-        evidence=(f"errorstat_OOM: {errors:,} since the start or the last reset", state),
-        next="raise maxmemory, or delete what is not needed; sessions are not stored until then",
+        "writes_refused",
+        message=f"{refused:,} writes of values or TTLs failed or were refused ({_errors(server)})"
+        + ("; the server refuses every write until its data can be saved" if still else ""),
+        # If the state has passed, or is one client's, it may have been a failover or no session's write.
+        confidence="proven" if still else "possible",
+        evidence=(f"INFO commandstats: {refused:,} failed and rejected calls beside {server.writes:,} writes",),
+        next="INFO commandstats names the commands, the application's log has the texts of the errors",
     )
+
+
+def _errors(server: ServerFacts) -> str:
+    """Return the codes of the most frequent errors with their counts, without those of every start and redirection."""
+    counts = {code: server.errors(code) for name in server.info if (code := name.partition("errorstat_")[2])}
+    found = sorted((-count, code) for code, count in counts.items() if code not in USUAL_ERRORS)
+    return ", ".join(f"{code} {-count:,}" for count, code in found[:MOST_CODES])
 
 
 def _evicted(server: ServerFacts, after: Mapping[str, str], expectations: Sequence[Expectation]) -> Finding | None:
@@ -213,7 +242,7 @@ def _restarted(server: ServerFacts, context: AuditContext, expectations: Sequenc
     elif loaded and len(written) > len(before) >= STEADY_SESSIONS and pause > max(YOUNG_MS, PAUSES * longest):
         what = f"has no session of the {duration(pause)} before it: its file was old, or none was written"
         evidence = [f"before that, the longest time without a write was {duration(longest)}"]
-    elif empty and len(written) >= STEADY_SESSIONS and written[0] - started <= STEADY_GAPS * uptime / len(written):
+    elif empty and len(written) >= STEADY_SESSIONS and abs(written[0] - started) <= STEADY_GAPS * uptime / len(written):
         what = "was empty, and sessions were written from the first moment on: what was stored before may be lost"
         first = duration(max(written[0] - started, 0))
         evidence = [f"{len(written):,} sessions within {duration(uptime)}, the first written {first} after the start"]

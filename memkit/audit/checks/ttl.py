@@ -141,7 +141,7 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
         notes,
         _count(sessions),
         sum(len(one.reached) for one in analyses),
-        _count(ignored_groups),
+        sum(one.deadline_ms is not None for group in ignored_groups for one in group.keys),
         unexplained,
     )
 
