@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -22,14 +23,13 @@ from memkit.formats.parsing.bounded_json import parse
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
 from memkit.render import counted, duration, utc_text
 
-_SESSION_TIMES = """
-updated updatedat updatetime lastupdate lastupdated lastupdatedat lastupdatetime modified modifiedat lastmodified
-lastmodifiedat createdat creationtime createtime lastmessageat lastmessagetime lastactive lastactiveat lastactivity
-lastactivityat lastaccess lastaccessed lastaccessedat lastaccessedtime lastseen lastseenat lastwrite lastwriteat
-writtenat savedat startedat timestamp timestampms ts updatedon dateupdated datemodified accessedat touchedat lasttouched
-lasttouchedat lastused lastusedat lastinteraction lastinteractionat lastrequest lastrequestat
+_WHEN = "(at|on|time|date|timestamp|ts|ms|utc)"
+_SESSION_TIME = f"""
+(last)?(updated?|modified|modification|edited|changed){_WHEN}*
+|last(message|active|activity|access(ed)?|seen|write|written|use[d]?|touch(ed)?|interaction|request|turn){_WHEN}*
+|(created?|creation|written|saved|started|accessed|touched){_WHEN}+
+|date(created|updated|modified)|mtime|timestamp(ms)?|ts
 """
-_MESSAGE_TIMES = "at created date datesent datetime sentat time timesent"
 _TEXTS = """
 content contents text message parts body blocks data prompt response question answer query reply input output user
 assistant human ai bot event
@@ -38,9 +38,9 @@ _CONTAINERS = """
 session metadata meta messages message history chathistory conversation dialog dialogue turns events entries items
 memory log transcript
 """
-SESSION_FIELDS = frozenset(_SESSION_TIMES.split())
+SESSION_FIELD = re.compile(_SESSION_TIME, re.VERBOSE)
 """Names of fields, in lower case without ``_`` and ``-``, that state when a session was written."""
-MESSAGE_FIELDS = SESSION_FIELDS.union(_MESSAGE_TIMES.split())
+MESSAGE_FIELD = re.compile(f"{_SESSION_TIME}|at|created|date|time|datetime|(date|time)sent|sent{_WHEN}+", re.VERBOSE)
 """Those that state when a message was written."""
 MESSAGE_TEXTS = frozenset(_TEXTS.split())
 """A message has one of these fields; an appointment, a token or an order in a list of its own has none."""
@@ -70,7 +70,9 @@ FEWEST_TRIMMED, TRIMMED_SHARE, OTHERS_SHARE = 3, 0.5, 0.1
 most OTHERS_SHARE of the shorter ones. If reads renew the TTL, the shorter ones are older too."""
 
 _ISO = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
-_NUMBER = re.compile(r"\d{9,17}(\.\d+)?")
+_HTTP = re.compile(r"[A-Z][a-z]{2}, \d\d? [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d ")
+_NUMBER = re.compile(r"(?:/Date\()?(\d{9,17}(?:\.\d+)?)(?:[+-]\d{4})?(?:\)/)?")
+"""A Unix time as text, also as .NET writes it."""
 
 
 class StatedTime(NamedTuple):
@@ -100,6 +102,11 @@ def dated_session(value: RedisValue, facts: KeyFacts, owner: KeyOwner | None) ->
         # The server gives an entry its time as id, unless the client does.
         ids = [] if value.partial else [float(entry.partition("-")[0]) for entry, _ in value.entries]
         stated = [StatedTime(at_ms, at_ms) for at_ms in ids if seconds(at_ms)]
+        lengths = [value.total]
+    elif value.kind == "zset":
+        # An id with a time is an entry of an index.
+        scores = [seconds(score) for member, score in value.scores.items() if " " in member]
+        stated = [StatedTime(at_s * 1000, at_s * 1000) for at_s in scores if at_s]
         lengths = [value.total]
     else:
         document = _document(value)
@@ -154,7 +161,7 @@ def times_in(value: Any, *, depth: int = 0, listed: bool = False, message: bool 
         return
     for name, plain in names.items():
         inner = value[name]
-        if plain in (MESSAGE_FIELDS if is_message else SESSION_FIELDS):
+        if (MESSAGE_FIELD if is_message else SESSION_FIELD).fullmatch(plain):
             yield from _time(inner)
         elif plain in CONTAINERS or (
             depth == 0 and isinstance(inner, dict) and "role" in inner and not MESSAGE_TEXTS.isdisjoint(inner)
@@ -163,16 +170,17 @@ def times_in(value: Any, *, depth: int = 0, listed: bool = False, message: bool 
 
 
 def _time(value: Any) -> Iterator[StatedTime]:
-    if isinstance(value, str) and _ISO.match(value):
+    if isinstance(value, str) and (_ISO.match(value) or _HTTP.match(value)):
         try:
-            at = datetime.fromisoformat(value)
+            at = parsedate_to_datetime(value) if _HTTP.match(value) else datetime.fromisoformat(value)
         except ValueError:
             return
         ms = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000
         yield StatedTime(ms, ms if at.tzinfo else ms - ZONE_MS)
         return
     if isinstance(value, str):
-        value = float(value) if _NUMBER.fullmatch(value) else None
+        number = _NUMBER.fullmatch(value)
+        value = float(number[1]) if number else None
     found = seconds(value)
     if found is not None:
         yield StatedTime(found * 1000, found * 1000)
