@@ -244,11 +244,7 @@ class _Audit:
         findings += self._values(sample, findings)
         findings += self._second_look(sample, findings)
         after = [counters(connection) for connection in self._target.connections] or [{}]
-        for server, now in zip(self._servers, after, strict=True):
-            findings += server_findings(server, context, self._expected, after=now)
-            started = "" if server.started_ms is None else context.when(server.started_ms)
-            database = self._snapshot.database if self._snapshot else self._target.connections[0].database
-            self._notes += server_notes(server, self._expected, when=started, database=database)
+        findings += self._of_servers(context, after)
         vanished, looked = self._vanished(sample, after)
         deleted = deleted_finding(
             self._servers[0], self._expected, vanished, context, looked=looked, of=sample.of, sessions=sessions
@@ -279,6 +275,16 @@ class _Audit:
             scales={"": sample.of / max(len(sample.keys) - sample.extra, 1), **sample.scales},
             counters={name: self._servers[0].number(name) for name in COUNTERS},
         )
+
+    def _of_servers(self, context: AuditContext, after: Sequence[dict[str, str]]) -> list[Finding]:
+        """Return what the servers report about themselves, and note it. ``after``: their counters at the end."""
+        findings = []
+        database = self._snapshot.database if self._snapshot else self._target.connections[0].database
+        for server, now in zip(self._servers, after, strict=True):
+            findings += server_findings(server, context, self._expected, after=now)
+            started = "" if server.started_ms is None else context.when(server.started_ms)
+            self._notes += server_notes(server, self._expected, when=started, database=database)
+        return findings
 
     def _sample(self) -> Sample:
         cluster = len(self._source.connections) > 1 or self._servers[0].info.get("cluster_enabled") == "1"

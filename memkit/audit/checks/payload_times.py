@@ -232,26 +232,44 @@ def not_refreshed(expected: Expectation, sessions: Sequence[DatedSession], notes
         )
         return None
     fixed = sum(abs(first - begin) <= tolerance for begin, first, _ in late)
+    return _late_finding(
+        expected, ttl, [newest.at for _, _, newest in late], ahead, fixed=fixed, short=short, of=len(dated)
+    )
+
+
+def _late_finding(
+    expected: Expectation,
+    ttl: float,
+    times: Sequence[float],
+    ahead: Sequence[float],
+    *,
+    fixed: int,
+    short: bool,
+    of: int,
+) -> Finding:
+    """Return the finding of sessions that were written so late, by how far each write is ahead of a whole TTL.
+
+    ``fixed``: how many deadlines still count from the first message; ``short``: some have hardly any TTL left.
+    """
     confidence: Confidence = "possible" if not (fixed or short) else "likely"
-    if len(late) >= FEWEST_LATE and confidence == "likely":
+    if len(times) >= FEWEST_LATE and confidence == "likely":
         confidence = "proven"
-    newest_times = [newest.at for _, _, newest in late]
-    first_late = min(newest_times)
+    first_late = min(times)
     given = ttl - median(ahead)
     # Without a deadline that counts from the first message, one distance for all sessions is their TTL.
-    is_ttl = not fixed and _are_alike(ahead) and not _are_alike(newest_times)
+    is_ttl = not fixed and _are_alike(ahead) and not _are_alike(times)
     return Finding.of(
         expected,
         "ttl_too_short" if is_ttl else "not_refreshed",
-        keys=len(late),
+        keys=len(times),
         message=f"writes to keys matching {expected.pattern} "
         f"{'set a shorter TTL' if is_ttl else 'do not renew the TTL'}: after its last message a session has "
-        f"{duration(given)} instead of {duration(ttl)} (median of {len(late):,})",
+        f"{duration(given)} instead of {duration(ttl)} (median of {len(times):,})",
         confidence="likely" if is_ttl else confidence,
         observed_ms=round(given, -3) if is_ttl else ttl,
         since=Since(first_late, "upper bound"),
         evidence=(
-            f"the payloads of {len(late):,} of {counted(len(dated), 'session')} state a write later than the deadline "
+            f"the payloads of {len(times):,} of {counted(of, 'session')} state a write later than the deadline "
             f"minus the TTL",
             f"{counted(fixed, 'deadline')} of them still count from the first message",
             f"the first such write that still exists was at {utc_text(datetime.fromtimestamp(first_late / 1000, UTC))}",

@@ -39,8 +39,10 @@ larger chance is enough to explain bytes of no known encoding.
 """
 UNUSUAL = frozenset(("json string", "python repr"))
 """Encodings that readers of JSON refuse or take for text, whether they are new or not."""
-ENCODINGS = ("gzip", "zlib", "zstd", "lz4", "pickle", "msgpack", "base64", "prefix", ENCRYPTED)
-"""A known store's own JSON in one of these is another encoding, which its decoder reports as damage."""
+ENCODINGS = ("gzip", "zlib", "zstd", "lz4", "pickle", "msgpack", "base64", "prefix", ENCRYPTED, *UNUSUAL)
+"""A known store's own JSON in one of these is another encoding."""
+REFUSED = ("encoding_changed", "partly_decoded")
+"""What a known store's decoder reports if a payload is whole and not the store's."""
 WEAK = ("zlib", "gzip", "zstd", "lz4", "pickle", "msgpack", "base64")
 """Formats with a short signature: among many payloads of no known format, chance may imitate one."""
 MOST_ODD, MOSTLY_PRINTABLE = 0.25, 0.6
@@ -64,20 +66,23 @@ class Values:
 
 
 class _Payload(NamedTuple):
-    """The encodings of a key's payloads in one place, the first fault, and whether they look like damaged text."""
+    """The encodings of a key's payloads in one place, the first fault, and whether they look like damaged text.
+
+    ``known``: a known store's, of which the decoder reports what it cannot read.
+    """
 
     facts: KeyFacts
     encodings: frozenset[str]
     fault: str = ""
     odd: bool = False
+    known: bool = False
 
 
 @dataclass
 class _Contents:
     """What the values of one expectation showed; the values themselves are dropped, batch by batch.
 
-    ``keys`` are the expectation's, ``present`` all that the audit has seen, by name. Of known stores, ``encoded`` are
-    keys in another known encoding, and ``other`` those without any JSON object.
+    ``keys`` are the expectation's, ``present`` all that the audit has seen, by name.
     """
 
     keys: Sequence[KeyFacts]
@@ -85,8 +90,6 @@ class _Contents:
     tried: int = 0
     dated: list[DatedSession] = field(default_factory=list)
     places: defaultdict[tuple[str, str], list[_Payload]] = field(default_factory=lambda: defaultdict(list))
-    encoded: set[str] = field(default_factory=set)
-    other: set[str] = field(default_factory=set)
     hashes: defaultdict[str, list[tuple[KeyFacts, frozenset[str]]]] = field(default_factory=lambda: defaultdict(list))
     known: KnownSessions = field(default_factory=KnownSessions)
     pops: int = 0
@@ -101,11 +104,7 @@ class _Contents:
             payloads = value.payloads if value.kind in (*DOCUMENT_KINDS, "list") else ()
             examined = [examine(payload) for payload in payloads]
             encoded = {str(one) for one in examined if one.layers[0] in ENCODINGS and not one.fault}
-            self.encoded |= {value.name} if encoded else set()
-            objects = any(payload.lstrip().startswith(b"{") for payload in payloads)
-            if examined and not objects and not any(one.fault for one in examined):
-                self.other.add(value.name)
-            self.places[shape, ""].append(_Payload(facts, frozenset((owner.store, *encoded))))
+            self.places[shape, ""].append(_Payload(facts, frozenset((owner.store, *encoded)), known=True))
             return
         if value.kind == "hash":
             # A field with a number in its name is one of many alike, such as a message, and none of the layout.
@@ -211,9 +210,7 @@ def _assign_problems(expected: Sequence[Expectation], contents: Sequence[_Conten
 
 def _corrupt(expected: Expectation, content: _Contents) -> Finding | None:
     """Return the finding of payloads that their own format proves to be damaged."""
-    problems = content.known.problems.values()
-    different = content.encoded | content.other
-    broken = {one.key: one.message for one in problems if one.cause == "corrupt" and one.key not in different}
+    broken = {one.key: one.message for one in content.known.problems.values() if one.cause == "corrupt"}
     odd: dict[str, str] = {}
     for (shape, _), payloads in content.places.items():
         unknown = sum(any(name == "binary" or name.endswith("?") for name in one.encodings) for one in payloads)
@@ -318,7 +315,8 @@ def _changes(
         before = sum(written_ms(expected, one.facts) < first for one in payloads)
         is_new = (1 - len(having) / len(payloads)) ** before < chance
         refused = encoding.startswith(ENCODINGS) and any(to_name(one.facts.key) in unreadable for one in having)
-        if is_new or refused or not UNUSUAL.isdisjoint(encoding.split(" > ")):
+        unusual = not having[0].known and not UNUSUAL.isdisjoint(encoding.split(" > "))
+        if is_new or refused or unusual:
             yield encoding, having, first if is_new else None
 
 
@@ -326,7 +324,7 @@ def _encoding_changed(expected: Expectation, content: _Contents) -> Finding | No
     keys: dict[bytes, None] = {}
     evidence: list[str] = []
     dates: list[float] = []
-    unreadable = {one.key for one in content.known.problems.values() if one.cause == "corrupt"} & content.encoded
+    unreadable = {one.key for one in content.known.problems.values() if one.cause == "encoding_changed"}
     for payloads in content.places.values():
         usual = Counter(name for one in payloads for name in one.encodings).most_common(1)[0][0]
         intact = [one for one in payloads if not one.fault]
@@ -352,11 +350,11 @@ def _encoding_changed(expected: Expectation, content: _Contents) -> Finding | No
 
 def _encoded_twice(expected: Expectation, content: _Contents) -> str | None:
     """Return why sessions that readers of JSON, or of a known store, may refuse cannot be called healthy."""
-    refused = {one.key for one in content.known.problems.values() if one.cause == "corrupt"} & content.other
+    refused = {one.key for one in content.known.problems.values() if one.cause in REFUSED}
     if refused:
         return f"{counted(len(refused), 'key')} matching {expected.pattern} have a store's names, not its payloads"
     for payloads in content.places.values():
-        for encoding in (name for one in payloads for name in one.encodings):
+        for encoding in (name for one in payloads if not one.known for name in one.encodings):
             if not UNUSUAL.isdisjoint(encoding.split(" > ")):
                 return f"a payload matching {expected.pattern} is {_named(encoding)}: readers may take it for text"
     return None
