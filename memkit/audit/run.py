@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -241,10 +241,18 @@ class _Audit:
             text = "the database is empty: there is nothing to audit"
             findings.append(Finding("no_data", message=text, confidence="proven", evidence=("DBSIZE is 0",), next=step))
         self._notes += [note for one in diagnoses for note in one.notes]
-        findings += self._values(sample, findings)
+        ignored = {each.key for one in diagnoses for each in one.ignored}
+        short = [one for one in findings if one.cause in SHORT_CAUSES]
+
+        def undated(key: KeyFacts) -> bool:
+            """Whether a key is no session, or has a TTL that is known to be too short: its times show nothing."""
+            return key.key in ignored or any(one.affects(key.key, key.set_ms) for one in short)
+
+        findings += self._values(sample, findings, undated)
         findings += self._second_look(sample, findings)
         after = [counters(connection) for connection in self._target.connections] or [{}]
-        findings += self._of_servers(context, after)
+        own = [one for expected in self._expected for one in expected.of(context.keys) if not undated(one)]
+        findings += self._of_servers(context, own, after)
         vanished, looked = self._vanished(sample, after)
         deleted = deleted_finding(
             self._servers[0], self._expected, vanished, context, looked=looked, of=sample.of, sessions=sessions
@@ -276,12 +284,14 @@ class _Audit:
             counters={name: self._servers[0].number(name) for name in COUNTERS},
         )
 
-    def _of_servers(self, context: AuditContext, after: Sequence[dict[str, str]]) -> list[Finding]:
+    def _of_servers(
+        self, context: AuditContext, sessions: Sequence[KeyFacts], after: Sequence[dict[str, str]]
+    ) -> list[Finding]:
         """Return what the servers report about themselves, and note it. ``after``: their counters at the end."""
         findings = []
         database = self._snapshot.database if self._snapshot else self._target.connections[0].database
         for server, now in zip(self._servers, after, strict=True):
-            findings += server_findings(server, context, self._expected, after=now)
+            findings += server_findings(server, context, self._expected, sessions=sessions, after=now)
             started = "" if server.started_ms is None else context.when(server.started_ms)
             self._notes += server_notes(server, self._expected, when=started, database=database)
         return findings
@@ -382,7 +392,9 @@ class _Audit:
             found.append(Diagnosis([], sessions=unjudged) if unjudged else diagnose(expected, own, context))
         return found
 
-    def _values(self, sample: Sample, findings: Sequence[Finding]) -> list[Finding]:
+    def _values(
+        self, sample: Sample, findings: Sequence[Finding], undated: Callable[[KeyFacts], bool]
+    ) -> list[Finding]:
         """Return what values show, if they may be read without resetting idle times, or if that is allowed."""
         if not self._full or not self._expected or sample.stopped:
             return []
@@ -390,13 +402,12 @@ class _Audit:
         if touches_because and not self._touch:
             self._notes.append(f"not checked: {NEED_VALUES} ({touches_because}); --touch allows it")
             return []
-        short = [one for one in findings if one.cause in SHORT_CAUSES]
         try:
             values = check_values(
                 Reader(self._target),
                 self._expected,
                 [one for one in sample.keys if self._target.route(one.key).name not in sample.failed],
-                short=lambda key: any(one.affects(key.key, key.set_ms) for one in short),
+                undated=undated,
                 within_s=VALUES_SHARE * (time.monotonic() - self._began),
                 deletions=sum(one.called("del", "unlink") for one in self._servers),
                 pops=sum(one.called("rpop", "lpop", "lmpop") for one in self._servers),
@@ -472,7 +483,7 @@ class _Audit:
 
     def _healthy(self, diagnoses: Sequence[Diagnosis]) -> str:
         sessions, reached = (sum(getattr(one, name) for one in diagnoses) for name in ("sessions", "reached"))
-        ignored = sum(one.ignored for one in diagnoses)
+        ignored = sum(each.deadline_ms is not None for one in diagnoses for each in one.ignored)
         text = (
             f"{counted(sessions, 'key')} of sessions looked at, none against {', '.join(map(str, self._expected))}; "
             f"{reached:,} of them were seen to be given the expected TTL"

@@ -25,7 +25,7 @@ SLOWLOG_ENTRIES = 128
 SECTIONS = ("server", "stats", "memory", "persistence", "replication", "commandstats", "keyspace", "cluster")
 RESTORES = ("restore", "restore-asking")
 DELETES = ("del", "unlink", "getdel")
-FLUSHES = ("flushall", "flushdb", "swapdb", "replicaof", "slaveof")
+FLUSHES = ("flushall", "flushdb", "swapdb", "replicaof", "slaveof", "move")
 """A server that begins to replicate another one removes all of its own keys."""
 RELATIVE_DEADLINES = ("expire", "pexpire", "setex", "psetex")
 ABSOLUTE_DEADLINES = ("expireat", "pexpireat")

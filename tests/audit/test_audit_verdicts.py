@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from servers import NO_FSYNC
 from waiting import nothing, wait_for
-from worlds import DAY, HOUR, MINUTE, Event, Traffic, false_alarms
+from worlds import DAY, HOUR, MINUTE, Event, Traffic, false_alarms, written
 
 from memkit.audit import Finding, audit
 from memkit.audit.checks.payloads import CHECKS
@@ -117,6 +117,22 @@ def test_flush_is_named_with_a_bound(command: str, traffic: Traffic) -> None:
     assert command in found.message
     assert found.since
     assert timedelta(hours=1.5) < report.at - found.since < timedelta(hours=2.1)
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("flushed", [True, False])
+def test_short_lived_keys_beside_sessions_date_nothing(flushed: bool, full: bool, traffic: Traffic) -> None:
+    """Buckets of a rate limit under the sessions' prefix: their deadlines are near, and they state the time."""
+    events = traffic.sessions(newest_s=2 * HOUR)
+    for age_s in traffic.times(60, 1.9 * HOUR):
+        events += traffic.write(f"chat:{traffic.uid()}", age_s)
+    for age_s in traffic.times(0, 59):
+        key = f"chat:bucket:{traffic.uid()}"
+        events += [(age_s, ("HSET", key, "n", 9, "ts", round(written(age_s)))), (age_s, ("EXPIRE", key, 60))]
+    if flushed:
+        events.append((2 * HOUR, ("FLUSHDB",)))
+    report = traffic.world(events, full=full).audited()
+    assert [one.cause for one in report.findings] == (["flushed"] if flushed else [])
 
 
 @pytest.mark.parametrize(("command", "database", "ago_s"), [("FLUSHALL", 0, 5 * HOUR), ("FLUSHDB", 1, 20 * MINUTE)])

@@ -46,7 +46,12 @@ OLD_SHARE = 0.9
 
 
 def server_findings(
-    server: ServerFacts, context: AuditContext, expectations: Sequence[Expectation], *, after: Mapping[str, str]
+    server: ServerFacts,
+    context: AuditContext,
+    expectations: Sequence[Expectation],
+    *,
+    sessions: Sequence[KeyFacts],
+    after: Mapping[str, str],
 ) -> list[Finding]:
     """Return what is wrong with the server as a whole.
 
@@ -54,19 +59,23 @@ def server_findings(
         server: Its report at the start of the audit.
         context: The keys.
         expectations: What is expected.
+        sessions: The expected keys, without those that are no sessions or have another TTL: by their deadlines and
+            the expected TTL they show when they were written.
         after: INFO's counters at the end of the audit.
     """
     own = [one for expected in expectations for one in expected.of(context.keys)] or context.keys
+    written = sorted(_written_ms(server, expectations, sessions))
+    oldest = min([server.now_ms, *written, *(one.touched_ms for one in context.keys if one.touched_ms is not None)])
     # Sessions without TTLs are spared by a policy that evicts volatile keys only.
     spared = bool(own) and all(one.deadline_ms is None for one in own) and str(server.policy).startswith("volatile")
     found = [
         _writes_refused(server),
         None if spared else _evicted(server, after, expectations) or _eviction_risk(server),
-        _flushed(server, context, expectations),
-        _restarted(server, context, expectations),
+        _flushed(server, context, expectations, oldest, len(sessions)),
+        _restarted(server, context, expectations, written),
         _replica_stale(server, context),
         _persistence_risk(server, context),
-        _skewed(server, context.keys, expectations),
+        _skewed(server, oldest if context.keys else 0),
     ]
     return [finding for finding in found if finding]
 
@@ -182,22 +191,22 @@ def _eviction_risk(server: ServerFacts) -> Finding | None:
     )
 
 
-def _flushed(server: ServerFacts, context: AuditContext, expectations: Sequence[Expectation]) -> Finding | None:
+def _flushed(
+    server: ServerFacts, context: AuditContext, expectations: Sequence[Expectation], oldest: int, sessions: int
+) -> Finding | None:
     """Uses the calls of FLUSHALL and FLUSHDB, the slow log, and the oldest access of any key."""
     calls, started = server.called(*FLUSHES), server.started_ms
     ttl_ms = max((one.ttl_ms or 0 for one in expectations), default=0)
     if not calls or not ttl_ms or started is None:
         return None
-    # A key that was accessed before a flush was in another database.
-    oldest = _oldest_ms(server, context.keys, expectations)
     # The log does not name the database; sessions from before a flush that is older than the TTL have ended by it.
     named = FLUSHES if len(server.databases) < 2 else ("flushall",)
     logged = [one for one in server.slow_commands if one.command in named and one.at_s * 1000 <= oldest]
     logged = [one for one in logged if one.at_s * 1000 > server.now_ms - ttl_ms]
     age, possible_age = server.now_ms - oldest, min(ttl_ms, server.now_ms - started)
-    sessions = sum(len(one.of(context.keys)) for one in expectations)
+    existing = sum(len(one.of(context.keys)) for one in expectations)
     chance = min(age / possible_age, 1.0) ** sessions if possible_age > 0 else 1.0
-    if not logged and (age >= OLD_SHARE * possible_age or chance > FLUSH_CHANCE) and sessions:
+    if not logged and (age >= OLD_SHARE * possible_age or chance > FLUSH_CHANCE) and existing:
         return None
     names = " and ".join(name.upper() for name in FLUSHES if server.called(name))
     at = max((one.at_s * 1000 for one in logged), default=None)
@@ -207,7 +216,7 @@ def _flushed(server: ServerFacts, context: AuditContext, expectations: Sequence[
     oldest_key = f"no key is older than {duration(age)}" if context.keys else "no key exists"
     return Finding(
         "flushed",
-        message=f"{names} removed all keys from the database, {shown_at}; {counted(sessions, 'session')} exist",
+        message=f"{names} removed all keys from the database, {shown_at}; {counted(existing, 'session')} exist",
         # The counters do not tell whether sessions existed: a server is flushed before a launch, too.
         confidence="proven" if logged else "possible",
         expected_ttl_s=ttl_ms / 1000,
@@ -224,13 +233,14 @@ def _flushed(server: ServerFacts, context: AuditContext, expectations: Sequence[
     )
 
 
-def _restarted(server: ServerFacts, context: AuditContext, expectations: Sequence[Expectation]) -> Finding | None:
+def _restarted(
+    server: ServerFacts, context: AuditContext, expectations: Sequence[Expectation], written: Sequence[int]
+) -> Finding | None:
     """Uses uptime_in_seconds, rdb_last_load_keys_loaded and _expired (Redis 7.0), and the sessions' deadlines."""
     started, uptime = server.started_ms, server.now_ms - (server.started_ms or 0)
     if started is None or server.is_replica:
         return None
     dropped, loaded = server.expired_at_load, server.loaded_keys
-    written = sorted(_written_ms(server, expectations, context.keys))
     before = [at for at in written if at < started]
     longest = max((after - at for at, after in pairwise(before)), default=0)
     pause = started - before[-1] if before else 0
@@ -242,7 +252,7 @@ def _restarted(server: ServerFacts, context: AuditContext, expectations: Sequenc
     elif loaded and len(written) > len(before) >= STEADY_SESSIONS and pause > max(YOUNG_MS, PAUSES * longest):
         what = f"has no session of the {duration(pause)} before it: its file was old, or none was written"
         evidence = [f"before that, the longest time without a write was {duration(longest)}"]
-    elif empty and len(written) >= STEADY_SESSIONS and abs(written[0] - started) <= STEADY_GAPS * uptime / len(written):
+    elif empty and len(written) >= STEADY_SESSIONS and written[0] - started <= STEADY_GAPS * uptime / len(written):
         what = "was empty, and sessions were written from the first moment on: what was stored before may be lost"
         first = duration(max(written[0] - started, 0))
         evidence = [f"{len(written):,} sessions within {duration(uptime)}, the first written {first} after the start"]
@@ -314,10 +324,10 @@ def _persistence_risk(server: ServerFacts, context: AuditContext) -> Finding | N
 # -- clock -------------------------------------------------------------------------------------------------------------
 
 
-def _skewed(server: ServerFacts, keys: Sequence[KeyFacts], expectations: Sequence[Expectation]) -> Finding | None:
+def _skewed(server: ServerFacts, oldest: int) -> Finding | None:
     """Uses TIME against this machine's clock, and the calls of EXPIREAT and PEXPIREAT: relative TTLs need no clock."""
     skew = server.skew_ms
-    if abs(skew) < max(SKEW_MS, SURE_ERRORS * server.skew_error_ms) or _moved_on_purpose(server, keys, expectations):
+    if abs(skew) < max(SKEW_MS, SURE_ERRORS * server.skew_error_ms) or _moved_on_purpose(server, oldest):
         return None
     way = "ahead of" if skew > 0 else "behind"
     return Finding(
@@ -332,20 +342,13 @@ def _skewed(server: ServerFacts, keys: Sequence[KeyFacts], expectations: Sequenc
     )
 
 
-def _moved_on_purpose(server: ServerFacts, keys: Sequence[KeyFacts], expectations: Sequence[Expectation]) -> bool:
+def _moved_on_purpose(server: ServerFacts, oldest: int) -> bool:
     """Whether memkit moved this clock while the keys were there: they are older than its last move."""
     moved = server.moved_by_ms
     if not moved or abs(server.skew_ms - moved) > SKEW_MS:
         return False
-    oldest = _oldest_ms(server, keys, expectations)
     before = server.moved_at_ms is not None and oldest < server.moved_at_ms - 2 * SKEW_MS
-    return not keys or before or server.now_ms - oldest > abs(moved) / 2
-
-
-def _oldest_ms(server: ServerFacts, keys: Sequence[KeyFacts], expectations: Sequence[Expectation]) -> float:
-    """Return the earliest time that keys show: a last access, or the write that the expected TTL implies."""
-    touched = [one.touched_ms for one in keys if one.touched_ms is not None]
-    return min([server.now_ms, *touched, *_written_ms(server, expectations, keys)])
+    return before or server.now_ms - oldest > abs(moved) / 2
 
 
 def _written_ms(server: ServerFacts, expectations: Iterable[Expectation], keys: Sequence[KeyFacts]) -> Iterator[int]:

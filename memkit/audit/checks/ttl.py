@@ -70,7 +70,7 @@ class Diagnosis:
         notes: What was left out, and facts that are no findings.
         sessions: How many keys of sessions were looked at.
         reached: How many of them were seen to have been given the expected TTL.
-        ignored: How many keys were left out.
+        ignored: Keys that are no sessions.
         unexplained: Why these keys cannot be called healthy although nothing is wrong for sure.
     """
 
@@ -78,7 +78,7 @@ class Diagnosis:
     notes: list[str] = field(default_factory=list)
     sessions: int = 0
     reached: int = 0
-    ignored: int = 0
+    ignored: Sequence[KeyFacts] = ()
     unexplained: str | None = None
 
 
@@ -99,7 +99,11 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
         if not found and (shape := new_shape(expected, sessions, context)):
             found.append(shape)
         reached = sum(one.deadline_ms is None for group in sessions for one in group.keys)
-        return Diagnosis(found, [_ignored(expected, group) for group in helpers], _count(sessions), reached)
+        notes, ignored = (
+            [_ignored(expected, group) for group in helpers],
+            [one for group in helpers for one in group.keys],
+        )
+        return Diagnosis(found, notes, _count(sessions), reached, ignored)
     mixed = mixed_ttl(expected, list(sessions_of(sessions)))
     anomalies, short_groups = _anomalies(expected, sessions, context)
     ignored_groups = [*helpers, *(group for group, _ in short_groups)]
@@ -132,7 +136,7 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
         notes,
         _count(sessions),
         sum(len(one.reached) for one in analyses),
-        sum(one.deadline_ms is not None for group in ignored_groups for one in group.keys),
+        [one for group in ignored_groups for one in group.keys],
         unexplained,
     )
 
