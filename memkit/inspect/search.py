@@ -345,7 +345,7 @@ def _report(reader: Reader, found: _Found, expected: Sequence[Expectation], *, r
     newest_s = max((one.at_s for one in messages if one.at_s is not None), default=None)
     facts = SessionFacts(
         ttl_option=f"; {store} {option}" if option else "",
-        expect=expected,
+        expect=[one.of_spring_session() for one in expected] if is_unknown and _is_spring(reader, own) else expected,
         configured=configured.policy if configured else None,
         newest_ms=None if newest_s is None else newest_s * 1000,
         now_ms=reader.now_ms() if expected or configured else 0.0,
@@ -381,6 +381,13 @@ def _report(reader: Reader, found: _Found, expected: Sequence[Expectation], *, r
         notes=tuple(dict.fromkeys((*found.notes, *notes))),
         revealed=reveal,
     )
+
+
+def _is_spring(reader: Reader, own: Mapping[str, LoadedKey]) -> bool:
+    """Return whether a session has the keys of Spring Session: a hash, and a key with ``expires`` before the id."""
+    hashes = (name.rpartition(":") for name, each in own.items() if each.metadata.kind == "hash")
+    markers = [to_bytes(f"{before}:expires:{session}") for before, _, session in hashes if before]
+    return bool(markers) and any(reader.exist(markers[:1]))
 
 
 def _with_field_ttls(

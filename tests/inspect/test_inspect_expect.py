@@ -133,6 +133,14 @@ def test_counter_beside_a_session_is_not_compared(client: redis.Redis, beside: s
     assert any("1 counter beside the session" in note for note in report.notes) == (cause is None)
 
 
+@pytest.mark.parametrize(("marker", "cause"), [("expires:1", None), ("other:1", "ttl_too_long")])
+def test_hash_of_spring_session_ends_later(client: redis.Redis, marker: str, cause: str | None) -> None:
+    client.hset("chat:1", mapping={"lastAccessedTime": 1, "sessionAttr:user": "x"})
+    client.expire("chat:1", 35 * 60)
+    client.set(f"chat:{marker}", "", ex=30 * 60)
+    assert [one for one, _ in found(client, {"chat:*": "30m"})] == ([cause] if cause else [])
+
+
 def test_parts_within_an_expected_jitter(client: redis.Redis) -> None:
     session = load_capture(client, "openai-agents")
     client.pexpire("agents:session:sess-A", 300_000)
