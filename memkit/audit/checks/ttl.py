@@ -14,7 +14,6 @@ from memkit.audit.checks.prefixes import SHOWN_PREFIXES, missing, moved, new_sha
 from memkit.audit.checks.server import SKEW_MS
 from memkit.audit.checks.ttl_inference import (
     EXACT_SHARE,
-    FINEST_JITTER,
     HOUR_MS,
     NEARLY_ALL,
     ONE_WRITE_MS,
@@ -36,7 +35,7 @@ from memkit.audit.finding import Finding, Since
 from memkit.audit.key_shapes import Group, Member, by_prefix, groups_of, narrowest_prefix, sessions_of
 from memkit.audit.sampling import KeyFacts
 from memkit.audit.server_info import ABSOLUTE_DEADLINES, RELATIVE_DEADLINES, RENEWALS, STRING_WRITES
-from memkit.config import Expectation
+from memkit.config import SPRING_MARGIN_MS, Expectation
 from memkit.policy import ExpiryPolicy, ttl_text
 from memkit.render import counted, duration
 
@@ -44,8 +43,6 @@ LOOKED_UP = 200
 """Of a sample's sessions so many have their other parts looked up: enough for a share to 10 %."""
 MOST_SHAPES = 10
 """Of so many shapes of names, the largest, missed parts are looked up: 18,000 keys at most."""
-SPRING_MARGIN_MS = 300_000
-"""Spring Session keeps a session's hash so much longer than its ``expires`` key (RedisIndexedSessionRepository)."""
 UNIX_TIME_S = 1_000_000_000
 """A TTL over 31 years that is near the current Unix time is a point in time (2001 and later)."""
 HALF_HOUR_MS = HOUR_MS // 2
@@ -182,10 +179,8 @@ def _with_known_layout(expected: Expectation, groups: Sequence[Group]) -> tuple[
     markers = [part.replace("expires:", "") for part in strings if "expires:" in part]
     if expected.ttl_ms is None or hashes.isdisjoint(markers):
         return expected, None
-    *others, longest = sorted({expected.ttl_ms - SPRING_MARGIN_MS, expected.ttl_ms, expected.ttl_ms + SPRING_MARGIN_MS})
-    policy, jitter = replace(expected.policy, ttl_ms=longest), min(expected.jitter, FINEST_JITTER)
     note = f"Spring Session keeps a session's hash {duration(SPRING_MARGIN_MS)} longer than its expires key on purpose"
-    return replace(expected, policy=policy, other_ttls_ms=tuple(others), jitter=jitter), note
+    return expected.of_spring_session(), note
 
 
 # -- TTLs --------------------------------------------------------------------------------------------------------------
