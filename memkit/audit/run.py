@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -241,19 +241,13 @@ class _Audit:
             text = "the database is empty: there is nothing to audit"
             findings.append(Finding("no_data", message=text, confidence="proven", evidence=("DBSIZE is 0",), next=step))
         self._notes += [note for one in diagnoses for note in one.notes]
-        ignored = {each.key for one in diagnoses for each in one.ignored}
         short = [one for one in findings if one.cause in SHORT_CAUSES]
-
-        def undated(key: KeyFacts) -> bool:
-            """Whether a key is no session, or has a TTL that is known to be too short: its times show nothing."""
-            return key.key in ignored or any(one.affects(key.key, key.set_ms) for one in short)
-
-        findings += self._values(sample, findings, undated)
-        findings += self._second_look(sample, findings)
+        findings += self._values(sample, findings, diagnoses)
+        findings += self._second_look(findings, diagnoses)
         after = [counters(connection) for connection in self._target.connections] or [{}]
-        own = [one for expected in self._expected for one in expected.of(context.keys) if not undated(one)]
-        findings += self._of_servers(context, own, after)
-        vanished, looked = self._vanished(sample, after)
+        own = [[key for key in one.keys if not _is_of(short, key)] for one in diagnoses]
+        findings += self._of_servers(context, list(zip(self._expected, own, strict=True)), after)
+        vanished, looked = self._vanished(diagnoses, after)
         deleted = deleted_finding(
             self._servers[0], self._expected, vanished, context, looked=looked, of=sample.of, sessions=sessions
         )
@@ -285,13 +279,16 @@ class _Audit:
         )
 
     def _of_servers(
-        self, context: AuditContext, sessions: Sequence[KeyFacts], after: Sequence[dict[str, str]]
+        self,
+        context: AuditContext,
+        sessions: Sequence[tuple[Expectation, Sequence[KeyFacts]]],
+        after: Sequence[dict[str, str]],
     ) -> list[Finding]:
         """Return what the servers report about themselves, and note it. ``after``: their counters at the end."""
         findings = []
         database = self._snapshot.database if self._snapshot else self._target.connections[0].database
         for server, now in zip(self._servers, after, strict=True):
-            findings += server_findings(server, context, self._expected, sessions=sessions, after=now)
+            findings += server_findings(server, context, sessions, after=now)
             started = "" if server.started_ms is None else context.when(server.started_ms)
             self._notes += server_notes(server, self._expected, when=started, database=database)
         return findings
@@ -389,12 +386,13 @@ class _Audit:
             own = [one for one in expected.of(context.keys) if one.key not in taken]
             taken.update([one.key for one in own] if len(self._expected) > 1 else ())
             unjudged = 0 if own else len(expected.of(self._unjudged))
-            found.append(Diagnosis([], sessions=unjudged) if unjudged else diagnose(expected, own, context))
+            diagnosis = Diagnosis([], sessions=unjudged) if unjudged else diagnose(expected, own, context)
+            ignored = {one.key for one in diagnosis.ignored}
+            diagnosis.keys = [one for one in own if one.key not in ignored]
+            found.append(diagnosis)
         return found
 
-    def _values(
-        self, sample: Sample, findings: Sequence[Finding], undated: Callable[[KeyFacts], bool]
-    ) -> list[Finding]:
+    def _values(self, sample: Sample, findings: Sequence[Finding], diagnoses: Sequence[Diagnosis]) -> list[Finding]:
         """Return what values show, if they may be read without resetting idle times, or if that is allowed."""
         if not self._full or not self._expected or sample.stopped:
             return []
@@ -402,12 +400,14 @@ class _Audit:
         if touches_because and not self._touch:
             self._notes.append(f"not checked: {NEED_VALUES} ({touches_because}); --touch allows it")
             return []
+        short = [one for one in findings if one.cause in SHORT_CAUSES]
         try:
             values = check_values(
                 Reader(self._target),
                 self._expected,
                 [one for one in sample.keys if self._target.route(one.key).name not in sample.failed],
-                undated=undated,
+                sessions=[one.keys for one in diagnoses],
+                short=lambda key: _is_of(short, key),
                 within_s=VALUES_SHARE * (time.monotonic() - self._began),
                 deletions=sum(one.called("del", "unlink") for one in self._servers),
                 pops=sum(one.called("rpop", "lpop", "lmpop") for one in self._servers),
@@ -423,15 +423,15 @@ class _Audit:
         mixed = {finding.prefix for finding in [*findings, *values.findings] if finding.cause == "mixed_ttl"}
         return [one for one in values.findings if one.cause != "not_refreshed" or one.prefix not in mixed]
 
-    def _second_look(self, sample: Sample, findings: Sequence[Finding]) -> list[Finding]:
+    def _second_look(self, findings: Sequence[Finding], diagnoses: Sequence[Diagnosis]) -> list[Finding]:
         """Wait, look again at some sessions, and return what their new deadlines prove."""
         if not self._watch_s:
             return []
         time.sleep(self._watch_s)
         short = {one.prefix for one in findings if one.cause in SHORT_CAUSES}
         found: list[Finding] = []
-        for expected in self._expected:
-            first = [one for one in expected.of(sample.keys) if one.deadline_ms is not None][:SECOND_LOOK_KEYS]
+        for expected, diagnosis in zip(self._expected, diagnoses, strict=True):
+            first = [one for one in diagnosis.keys if one.deadline_ms is not None][:SECOND_LOOK_KEYS]
             finding, note = measured_renewals(expected, first, self._sampler.look_up([one.key for one in first]))
             self._notes.append(note)
             found += [finding] if finding and expected.prefix not in short else []
@@ -448,11 +448,13 @@ class _Audit:
                     weights[name] = 0 if encoding == b"int" else size - len(name)
         return list(weights.values())
 
-    def _vanished(self, sample: Sample, after: Sequence[Mapping[str, str]]) -> tuple[list[KeyFacts], int]:
+    def _vanished(
+        self, diagnoses: Sequence[Diagnosis], after: Sequence[Mapping[str, str]]
+    ) -> tuple[list[KeyFacts], int]:
         """Return sessions that no longer exist though nothing was evicted, and at how many there was a second look."""
         if self._snapshot or _risen(self._servers, after, "evicted_keys"):
             return [], 0
-        sessions = (one for expected in self._expected for one in expected.of(sample.keys))
+        sessions = (key for one in diagnoses for key in one.keys)
         far = [one for one in sessions if one.left_ms is None or one.left_ms > FAR_FROM_THE_END_MS]
         far = far[:SECOND_LOOK_KEYS]
         lost = self._sampler.missing([one.key for one in far])
@@ -536,6 +538,10 @@ def _batch(servers: Sequence[ServerFacts], duty: float, round_trip_s: float) -> 
     ]
     usual = RESTING_BATCH_KEYS if duty < 1 and round_trip_s < NETWORK_S else RESTLESS_BATCH_KEYS
     return max(LEAST_BATCH_KEYS, min(usual, min(room, default=usual * BYTES_A_KEY) // BYTES_A_KEY))
+
+
+def _is_of(findings: Sequence[Finding], key: KeyFacts) -> bool:
+    return any(one.affects(key.key, key.set_ms) for one in findings)
 
 
 def _risen(before: Sequence[ServerFacts], after: Sequence[Mapping[str, str]], name: str) -> int | None:

@@ -162,7 +162,7 @@ def test_volatile_policy_spares_persistent_keys(server: RedisServer) -> None:
 )
 def test_files_in_info(info: Mapping[str, str], cause: str | None) -> None:
     facts = ServerFacts(info, {"save": "3600 1"})
-    found = server_findings(facts, context_of(facts), [], sessions=[], after={})
+    found = server_findings(facts, context_of(facts), [], after={})
     assert [one.cause for one in found] == ([cause] if cause else [])
 
 
@@ -171,7 +171,7 @@ def test_clock_moved_by_memkit_as_far_is_no_finding(moved_s: float, found: bool)
     now = 1_800_000_000_000
     keys = [KeyFacts(b"chat:1", "string", now + 1000, now - 500_000, now, None)]
     facts = ServerFacts({}, {}, skew_ms=600_000.0, skew_error_ms=1.0, moved_by_ms=moved_s * 1000, now_ms=now)
-    assert [one.cause for one in server_findings(facts, context_of(facts, keys), [], sessions=[], after={})] == (
+    assert [one.cause for one in server_findings(facts, context_of(facts, keys), [], after={})] == (
         ["clock_skew"] if found else []
     )
 

@@ -556,6 +556,34 @@ def test_second_look_measures_the_ttl_that_writes_give() -> None:
     assert any("second look after" in note for note in report.notes)
 
 
+def test_second_look_leaves_out_short_lived_keys(traffic: Traffic) -> None:
+    buckets = [f"chat:bucket:{n}" for n in range(20)]
+    events = traffic.sessions()
+    for key in buckets:
+        events += [(5.0, ("HSET", key, "n", 9)), (5.0, ("EXPIRE", key, 60))]
+    with traffic.world(events).played() as server, server.client() as client:
+
+        def renew(_done: int, _of: int) -> None:
+            for key in buckets:
+                client.expire(key, 60)
+
+        report = audit(server.url, expect={"chat:*": "7d"}, duty=1, watch_s=0.2, progress=renew)
+    assert (report.verdict.status, false_alarms(report)) == ("healthy", [])
+    assert any("0 of 60 keys" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("patterns", [("chat:*", "chat:guest:*"), ("chat:guest:*", "chat:*")])
+def test_each_check_takes_the_narrowest_pattern(patterns: tuple[str, str], traffic: Traffic) -> None:
+    ttls = {"chat:*": WEEK, "chat:guest:*": HOUR}
+    events = []
+    for pattern, ttl_s in ttls.items():
+        for age_s in traffic.times(0, 0.97 * ttl_s):
+            value = traffic.message(timestamp=written(age_s))
+            events += traffic.write(pattern[:-1] + traffic.uid(), age_s, kind="string", ttl_s=ttl_s, value=value)
+    report = traffic.world(events, expect={one: ttls[one] for one in patterns}, full=True).audited()
+    assert (report.verdict.status, report.findings) == ("healthy", ())
+
+
 # -- the report --------------------------------------------------------------------------------------------------------
 
 

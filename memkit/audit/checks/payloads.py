@@ -138,7 +138,8 @@ def check_values(
     expected: Sequence[Expectation],
     keys: Sequence[KeyFacts],
     *,
-    undated: Callable[[KeyFacts], bool],
+    sessions: Sequence[Sequence[KeyFacts]],
+    short: Callable[[KeyFacts], bool],
     within_s: float = 0.0,
     deletions: int | None = None,
     pops: int = 0,
@@ -149,19 +150,20 @@ def check_values(
         reader: Reads without touching idle clocks, if the server allows it.
         expected: All expectations.
         keys: The keys that the audit has seen.
-        undated: Whether a key is no session, or its TTL alone is known to be too short: its times show nothing.
+        sessions: Those of each expectation that are sessions.
+        short: Whether a key's TTL alone is known to be too short.
         within_s: How long to read, in seconds, after the first FEWEST_VALUES keys of an expectation.
         deletions: How many DEL and UNLINK the server has counted; None if it does not report that.
         pops: How many commands were called that remove elements of lists.
     """
     found, loads = Values(), ValueReader(reader)
     present = {to_name(one.key): one for one in keys}
-    contents = [_Contents(one.of(keys), present, pops=pops) for one in expected]
+    contents = [_Contents([one for one in own if to_name(one.key) in present], present, pops=pops) for own in sessions]
     for one, content in zip(expected, contents, strict=True):
         _read(loads, one, content, within_s=max(within_s, 0.5))
     _assign_problems(expected, contents)
     for one, content in zip(expected, contents, strict=True):
-        content.dated = [session for session in content.dated if not undated(session.facts)]
+        content.dated = [session for session in content.dated if not short(session.facts)]
         found.findings += [finding for check in CHECKS.values() if (finding := check(one, content))]
         found.notes += content.notes
         found.unexplained = found.unexplained or _encoded_twice(one, content)

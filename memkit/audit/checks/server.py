@@ -5,7 +5,7 @@ Each check names the facts that it uses. What the server reports and what is no 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 
@@ -48,9 +48,8 @@ OLD_SHARE = 0.9
 def server_findings(
     server: ServerFacts,
     context: AuditContext,
-    expectations: Sequence[Expectation],
+    sessions: Sequence[tuple[Expectation, Sequence[KeyFacts]]],
     *,
-    sessions: Sequence[KeyFacts],
     after: Mapping[str, str],
 ) -> list[Finding]:
     """Return what is wrong with the server as a whole.
@@ -58,21 +57,23 @@ def server_findings(
     Args:
         server: Its report at the start of the audit.
         context: The keys.
-        expectations: What is expected.
-        sessions: The expected keys, without those that are no sessions or have another TTL: by their deadlines and
-            the expected TTL they show when they were written.
+        sessions: What is expected, each with its keys, without those that are no sessions or have another TTL: by
+            their deadlines and the expected TTL they show when they were written.
         after: INFO's counters at the end of the audit.
     """
-    own = [one for expected in expectations for one in expected.of(context.keys)] or context.keys
-    written = sorted(_written_ms(server, expectations, sessions))
+    own = [one for _, keys in sessions for one in keys]
+    ttl_ms = max((expected.ttl_ms or 0 for expected, _ in sessions), default=0)
+    existing = sum(len(expected.of(context.keys)) for expected, _ in sessions)
+    written = sorted(at for expected, keys in sessions for at in _written_ms(server, expected, keys))
     oldest = min([server.now_ms, *written, *(one.touched_ms for one in context.keys if one.touched_ms is not None)])
     # Sessions without TTLs are spared by a policy that evicts volatile keys only.
-    spared = bool(own) and all(one.deadline_ms is None for one in own) and str(server.policy).startswith("volatile")
+    volatile = any(one.deadline_ms is not None for one in own or context.keys)
+    spared = bool(context.keys) and not volatile and str(server.policy).startswith("volatile")
     found = [
         _writes_refused(server),
-        None if spared else _evicted(server, after, expectations) or _eviction_risk(server),
-        _flushed(server, context, expectations, oldest, len(sessions)),
-        _restarted(server, context, expectations, written),
+        None if spared else _evicted(server, after, ttl_ms) or _eviction_risk(server),
+        _flushed(server, context, ttl_ms, oldest, dated=len(own), existing=existing),
+        _restarted(server, context, ttl_ms, written),
         _replica_stale(server, context),
         _persistence_risk(server, context),
         _skewed(server, oldest if context.keys else 0),
@@ -151,7 +152,7 @@ def _errors(server: ServerFacts) -> str:
     return ", ".join(f"{code} {-count:,}" for count, code in found[:MOST_CODES])
 
 
-def _evicted(server: ServerFacts, after: Mapping[str, str], expectations: Sequence[Expectation]) -> Finding | None:
+def _evicted(server: ServerFacts, after: Mapping[str, str], ttl_ms: int) -> Finding | None:
     """Uses evicted_keys at the start and the end, used_memory, maxmemory, uptime_in_seconds and the policy."""
     now = int(after.get("evicted_keys") or server.number("evicted_keys") or 0)
     if not now or server.policy in (None, "noeviction"):
@@ -159,8 +160,7 @@ def _evicted(server: ServerFacts, after: Mapping[str, str], expectations: Sequen
     rising = now > (server.number("evicted_keys") or 0)
     used, limit = server.memory
     # If memory has room now, all of that may have been before today's sessions began.
-    longest = max((one.ttl_ms or 0 for one in expectations), default=0)
-    recent = server.started_ms is None or server.now_ms - server.started_ms <= longest
+    recent = server.started_ms is None or server.now_ms - server.started_ms <= ttl_ms
     sure = rising or recent or used >= NEAR_FULL * limit > 0
     return Finding(
         "evicted",
@@ -192,11 +192,10 @@ def _eviction_risk(server: ServerFacts) -> Finding | None:
 
 
 def _flushed(
-    server: ServerFacts, context: AuditContext, expectations: Sequence[Expectation], oldest: int, sessions: int
+    server: ServerFacts, context: AuditContext, ttl_ms: int, oldest: int, *, dated: int, existing: int
 ) -> Finding | None:
     """Uses the calls of FLUSHALL and FLUSHDB, the slow log, and the oldest access of any key."""
     calls, started = server.called(*FLUSHES), server.started_ms
-    ttl_ms = max((one.ttl_ms or 0 for one in expectations), default=0)
     if not calls or not ttl_ms or started is None:
         return None
     # The log does not name the database; sessions from before a flush that is older than the TTL have ended by it.
@@ -204,8 +203,7 @@ def _flushed(
     logged = [one for one in server.slow_commands if one.command in named and one.at_s * 1000 <= oldest]
     logged = [one for one in logged if one.at_s * 1000 > server.now_ms - ttl_ms]
     age, possible_age = server.now_ms - oldest, min(ttl_ms, server.now_ms - started)
-    existing = sum(len(one.of(context.keys)) for one in expectations)
-    chance = min(age / possible_age, 1.0) ** sessions if possible_age > 0 else 1.0
+    chance = min(age / possible_age, 1.0) ** dated if possible_age > 0 else 1.0
     if not logged and (age >= OLD_SHARE * possible_age or chance > FLUSH_CHANCE) and existing:
         return None
     names = " and ".join(name.upper() for name in FLUSHES if server.called(name))
@@ -233,9 +231,7 @@ def _flushed(
     )
 
 
-def _restarted(
-    server: ServerFacts, context: AuditContext, expectations: Sequence[Expectation], written: Sequence[int]
-) -> Finding | None:
+def _restarted(server: ServerFacts, context: AuditContext, ttl_ms: int, written: Sequence[int]) -> Finding | None:
     """Uses uptime_in_seconds, rdb_last_load_keys_loaded and _expired (Redis 7.0), and the sessions' deadlines."""
     started, uptime = server.started_ms, server.now_ms - (server.started_ms or 0)
     if started is None or server.is_replica:
@@ -244,7 +240,6 @@ def _restarted(
     before = [at for at in written if at < started]
     longest = max((after - at for at, after in pairwise(before)), default=0)
     pause = started - before[-1] if before else 0
-    ttl_ms = max((one.ttl_ms or 0 for one in expectations), default=0)
     empty = context.history.empty_start_ms is not None and YOUNG_MS <= uptime < ttl_ms
     if dropped >= max(FEWEST, DROPPED_SHARE * (dropped + loaded)):
         what = f"dropped {dropped:,} of {dropped + loaded:,} keys as expired: an old file, or it was stopped for long"
@@ -351,14 +346,12 @@ def _moved_on_purpose(server: ServerFacts, oldest: int) -> bool:
     return before or server.now_ms - oldest > abs(moved) / 2
 
 
-def _written_ms(server: ServerFacts, expectations: Iterable[Expectation], keys: Sequence[KeyFacts]) -> Iterator[int]:
+def _written_ms(server: ServerFacts, expected: Expectation, keys: Sequence[KeyFacts]) -> Iterator[int]:
     """Yield when keys were written, by their deadlines: surely, or if no jitter and no client moved these."""
-    for expected in expectations:
-        if not expected.ttl_ms:
-            continue
-        given = [(one.deadline_ms, one.set_ms or 0) for one in expected.of(keys) if one.deadline_ms is not None]
-        over = sum(ttl > expected.ttl_ms + SKEW_MS for _, ttl in given)
-        exact = over <= SOME * len(given) and not server.called(*ABSOLUTE_DEADLINES)
-        for deadline, ttl in given:
-            if exact or ttl < expected.ttl_ms * (1 - expected.jitter) - SKEW_MS:
-                yield deadline - expected.ttl_ms
+    ttl_ms = expected.ttl_ms or 0
+    given = [(one.deadline_ms, one.set_ms or 0) for one in keys if one.deadline_ms is not None and ttl_ms]
+    over = sum(ttl > ttl_ms + SKEW_MS for _, ttl in given)
+    exact = over <= SOME * len(given) and not server.called(*ABSOLUTE_DEADLINES)
+    for deadline, ttl in given:
+        if exact or ttl < ttl_ms * (1 - expected.jitter) - SKEW_MS:
+            yield deadline - ttl_ms

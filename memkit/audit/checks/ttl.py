@@ -68,6 +68,7 @@ class Diagnosis:
         sessions: How many keys of sessions were looked at.
         reached: How many of them were seen to have been given the expected TTL.
         ignored: Keys that are no sessions.
+        keys: The others; the audit fills it in. A key belongs to the first expectation that it matches.
         unexplained: Why these keys cannot be called healthy although nothing is wrong for sure.
     """
 
@@ -77,6 +78,7 @@ class Diagnosis:
     reached: int = 0
     ignored: Sequence[KeyFacts] = ()
     unexplained: str | None = None
+    keys: Sequence[KeyFacts] = ()
 
 
 def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext) -> Diagnosis:
