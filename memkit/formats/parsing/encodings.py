@@ -55,7 +55,8 @@ _OLD_PICKLES = b"(]})cVSUXILFG"
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{16,}={0,2}")
 _FERNET = re.compile(rb"gAAAAA[A-Za-z0-9_-]{60,}={0,2}")
 _PREFIXED = re.compile(rb"[A-Za-z][A-Za-z0-9_.-]{0,15}[:|$]")
-_PHP = re.compile(rb"[aO]:\d+:[{\"]|s:\d+:\"")
+_PHP = re.compile(rb"(?:\w+\|)?(?:[aO]:\d+:[{\"]|s:\d+:\")|\w+\|(?:[bdi]:[\d.-]+|N);")
+"""What serialize() writes, or session_encode(): the name of each value before it."""
 _JSON_OBJECT = re.compile(r'[\s\[]*\{\s*"(?:[^"\\]|\\.)*"\s*:|"[\s\[]*\{\s*\\"')
 """The beginning of a JSON object, or of one in a JSON string: text and templates have no quoted name there."""
 _JSON_START = re.compile(rb'\s*[\[{]\s*["\]}]')
@@ -463,6 +464,7 @@ _MAGIC: tuple[tuple[bytes, _Read], ...] = (
     (b"\x04\x22\x4d\x18", _lz4),
     (b"\x80", _pickle),
     (b"\xac\xed\x00\x05", lambda _, __: _Layer("java")),
+    (b"\x04\x08{", lambda _, __: _Layer("ruby marshal")),
 )
 
 
