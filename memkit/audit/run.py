@@ -272,6 +272,11 @@ class _Audit:
             notes=tuple(dict.fromkeys(self._notes)),
             seen=() if self._expected else tuple(prefix_summaries(context)),
             expectations=tuple(self._expected),
+            ignored=tuple(
+                f"{expected.prefix}{group.part}"
+                for expected, one in zip(self._expected, diagnoses, strict=True)
+                for group in one.ignored
+            ),
             at=datetime.fromtimestamp(self._servers[0].now_ms / 1000, UTC),
             keys=sample.keys,
             scales={"": sample.of / max(len(sample.keys) - sample.extra, 1), **sample.scales},
@@ -387,7 +392,7 @@ class _Audit:
             taken.update([one.key for one in own] if len(self._expected) > 1 else ())
             unjudged = 0 if own else len(expected.of(self._unjudged))
             diagnosis = Diagnosis([], sessions=unjudged) if unjudged else diagnose(expected, own, context)
-            ignored = {one.key for one in diagnosis.ignored}
+            ignored = {one.key for group in diagnosis.ignored for one in group.keys}
             diagnosis.keys = [one for one in own if one.key not in ignored]
             found.append(diagnosis)
         return found
@@ -485,7 +490,8 @@ class _Audit:
 
     def _healthy(self, diagnoses: Sequence[Diagnosis]) -> str:
         sessions, reached = (sum(getattr(one, name) for one in diagnoses) for name in ("sessions", "reached"))
-        ignored = sum(each.deadline_ms is not None for one in diagnoses for each in one.ignored)
+        left_out = (key for one in diagnoses for group in one.ignored for key in group.keys)
+        ignored = sum(key.deadline_ms is not None for key in left_out)
         text = (
             f"{counted(sessions, 'key')} of sessions looked at, none against {', '.join(map(str, self._expected))}; "
             f"{reached:,} of them were seen to be given the expected TTL"

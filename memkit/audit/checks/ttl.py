@@ -67,7 +67,7 @@ class Diagnosis:
         notes: What was left out, and facts that are no findings.
         sessions: How many keys of sessions were looked at.
         reached: How many of them were seen to have been given the expected TTL.
-        ignored: Keys that are no sessions.
+        ignored: Groups of keys that are no sessions.
         keys: The others; the audit fills it in. A key belongs to the first expectation that it matches.
         unexplained: Why these keys cannot be called healthy although nothing is wrong for sure.
     """
@@ -76,7 +76,7 @@ class Diagnosis:
     notes: list[str] = field(default_factory=list)
     sessions: int = 0
     reached: int = 0
-    ignored: Sequence[KeyFacts] = ()
+    ignored: Sequence[Group] = ()
     unexplained: str | None = None
     keys: Sequence[KeyFacts] = ()
 
@@ -98,11 +98,7 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
         if not found and (shape := new_shape(expected, sessions, context)):
             found.append(shape)
         reached = sum(one.deadline_ms is None for group in sessions for one in group.keys)
-        notes, ignored = (
-            [_ignored(expected, group) for group in helpers],
-            [one for group in helpers for one in group.keys],
-        )
-        return Diagnosis(found, notes, _count(sessions), reached, ignored)
+        return Diagnosis(found, [_ignored(expected, group) for group in helpers], _count(sessions), reached, helpers)
     mixed = mixed_ttl(expected, list(sessions_of(sessions)))
     anomalies, short_groups = _anomalies(expected, sessions, context)
     ignored_groups = [*helpers, *(group for group, _ in short_groups)]
@@ -135,7 +131,7 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
         notes,
         _count(sessions),
         sum(len(one.reached) for one in analyses),
-        [one for group in ignored_groups for one in group.keys],
+        ignored_groups,
         unexplained,
     )
 
