@@ -182,7 +182,7 @@ def expectations(expect: Expect) -> list[Expectation]:
     twice = [pattern for pattern, count in Counter(one.pattern for one in found).items() if count > 1]
     if twice:
         raise PolicyError(f"{twice[0]!r} is expected twice; several TTLs on purpose are written '{twice[0]}=1d|30d'")
-    return sorted(found, key=lambda one: -len(one.prefix))
+    return sorted(found, key=lambda one: (-len(one.prefix), -len(one.pattern.replace("*", ""))))
 
 
 def _of_pair(pattern: object, ttl: object) -> Expectation:
