@@ -1,5 +1,7 @@
 """Expected TTLs by pattern: ``chat:*=7d,sliding,jitter=10%``, from the command line, Python or a configuration file."""
 
+from __future__ import annotations
+
 import os
 import re
 import tomllib
@@ -15,6 +17,10 @@ from memkit.policy import JITTER, Duration, ExpiryPolicy, ttl_text
 
 SHAPE = "expected PATTERN=TTL[|TTL][,sliding|absolute][,jitter=10%], such as 'chat:*=7d'"
 CONFIG_VARIABLE = "MEMKIT_CONFIG"
+SPRING_MARGIN_MS = 300_000
+"""Spring Session keeps a session's hash so much longer than its ``expires`` key (RedisIndexedSessionRepository)."""
+SPRING_JITTER = 0.01
+"""Its TTLs vary by the time that a write takes."""
 
 _ENTRY = re.compile(r"(?P<pattern>.+?)=(?P<ttl>[^=,]+)(?P<options>(?:,[^,]+)*)")
 _PERCENT = re.compile(r"(?:jitter=)?(\d+(?:\.\d+)?) ?%")
@@ -78,6 +84,15 @@ class Expectation:
             return [one for one in keys if one.key.startswith(begin)]
         matches = self.matches.fullmatch
         return [one for one in keys if matches(one.key)]
+
+    def of_spring_session(self) -> Expectation:
+        """Return the expectation with the TTLs that Spring Session's layout gives on purpose."""
+        if self.ttl_ms is None:
+            return self
+        ttls_ms = {self.ttl_ms - SPRING_MARGIN_MS, self.ttl_ms, self.ttl_ms + SPRING_MARGIN_MS}
+        *others, longest = sorted(one for one in ttls_ms if one > 0)
+        policy, jitter = replace(self.policy, ttl_ms=longest), min(self.jitter, SPRING_JITTER)
+        return replace(self, policy=policy, other_ttls_ms=tuple(others), jitter=jitter)
 
     def __str__(self) -> str:
         kinds = f"{self.policy.kind} {self._ttls}" if self.other_ttls_ms else str(self.policy)
@@ -167,7 +182,7 @@ def expectations(expect: Expect) -> list[Expectation]:
     twice = [pattern for pattern, count in Counter(one.pattern for one in found).items() if count > 1]
     if twice:
         raise PolicyError(f"{twice[0]!r} is expected twice; several TTLs on purpose are written '{twice[0]}=1d|30d'")
-    return sorted(found, key=lambda one: -len(one.prefix))
+    return sorted(found, key=lambda one: (-len(one.prefix), -len(one.pattern.replace("*", ""))))
 
 
 def _of_pair(pattern: object, ttl: object) -> Expectation:

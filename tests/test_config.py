@@ -21,6 +21,12 @@ def test_several_ttls_on_purpose() -> None:
     assert expectations({"sess:*": ["1d", "30d"]}) == [parse_expectation("sess:*=1d|30d")]
 
 
+def test_narrower_patterns_come_first() -> None:
+    patterns = ["*", "chat:*", "chat:*:meta", "chat:guest:*"]
+    found = expectations(dict.fromkeys(patterns, "7d"))
+    assert [one.pattern for one in found] == ["chat:guest:*", "chat:*:meta", "chat:*", "*"]
+
+
 @pytest.mark.parametrize("text", ["sess:*=1d|", "sess:*=1d|never", "sess:*=1d|soon"])
 def test_unreadable_ttl_among_several(text: str) -> None:
     with pytest.raises(PolicyError, match="sess"):

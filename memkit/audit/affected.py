@@ -13,6 +13,7 @@ import redis
 
 from memkit.audit.finding import JITTER, SHORTENED, Finding
 from memkit.audit.report import SOON_MS, AuditReport
+from memkit.config import glob_expression
 from memkit.connect import AnyClient, redact
 from memkit.errors import MemkitError
 from memkit.history.snapshots import open_source
@@ -64,7 +65,8 @@ def write_affected(
 ) -> Affected:
     """Write the names of all affected keys to a file; read-only (SCAN and PTTL).
 
-    A key is affected if it is under the prefix of a finding of too short TTLs and has at most the observed TTL left.
+    A key is affected if it is under the prefix of a finding of too short TTLs and has at most the observed TTL left;
+    not one that is no session, or of which another expectation states the TTL.
 
     Args:
         source: A Redis URL, a client or a file, as for ``audit``.
@@ -77,6 +79,7 @@ def write_affected(
         MemkitError: The file exists already, or cannot be written.
     """
     done = Affected(Path(path))
+    left_out = [glob_expression(one) for one in report.ignored]
     findings = [one for one in report.findings if one.cause in SHORTENED and one.expected_ttl_s and one.observed_ttl_s]
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -88,6 +91,9 @@ def write_affected(
             prefix = (finding.prefix or "").encode("utf-8", "surrogateescape")
             for connection in target.connections:
                 for name, left_ms in _keys_with_ttl(connection, prefix, bound_ms):
+                    own = next((one.prefix for one in report.expectations if one.matches.fullmatch(name)), "")
+                    if not (finding.prefix or "").startswith(own) or any(one.fullmatch(name) for one in left_out):
+                        continue
                     if b"\n" in name:
                         done.unprintable += 1
                         continue

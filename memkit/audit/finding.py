@@ -22,6 +22,7 @@ SEVERITIES: dict[str, Severity] = {
     "mixed_ttl": "critical",
     "not_refreshed": "critical",
     "out_of_memory": "critical",
+    "writes_refused": "critical",
     "flushed": "critical",
     "evicted": "critical",
     "deleted": "critical",

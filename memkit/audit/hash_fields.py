@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from memkit.audit.sampling import KeyFacts
-from memkit.readonly.connection import ReadOnlyConnection, Reply, refused
+from memkit.readonly.connection import ReadOnlyConnection
+from memkit.readonly.hash_fields import field_deadlines
 
 HASHES = 1_000
 """As many hashes are looked at: a share of them is known to 4 %."""
-FIELDS = 1_000
-"""Of a hash as many fields are looked at."""
 
 
 def with_field_deadlines(
@@ -28,13 +27,9 @@ def with_field_deadlines(
     deadlines: dict[bytes, int] = {}
     without: dict[bytes, tuple[int, int]] = {}
     for key, end in [(one.key, one.deadline_ms) for one in keys if one.kind == "hash"][:HASHES]:
-        page = route(key).ask("HSCAN", key, 0, "COUNT", FIELDS, "NOVALUES")
-        names = [] if refused(page) else page[1][:FIELDS]
-        times: Reply = route(key).ask("HPEXPIRETIME", key, "FIELDS", len(names), *names) if names else []
-        if refused(times) or not times or max(times) <= 0:
-            continue
+        times = field_deadlines(route(key), key)
         if lacking := sum(at <= 0 for at in times):
             without[key] = (lacking, len(times))
-        else:
+        elif times:
             deadlines[key] = max(times) if end is None else min(end, max(times))
     return [one._replace(deadline_ms=deadlines.get(one.key, one.deadline_ms)) for one in keys], without

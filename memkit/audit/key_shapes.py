@@ -17,6 +17,7 @@ from memkit.audit.checks.ttl_peaks import FEWEST
 from memkit.audit.sampling import KeyFacts
 
 _DELIMITER = re.compile(r"([:/|#])")
+_SUFFIX = re.compile(r"(.*[^._~@-])([._~@-]+)([A-Za-z]{2,24})", re.DOTALL)
 _HEAD = re.compile(rb"[^:/|#]*[:/|#]")
 NEARLY_ALL = 0.95
 """A read of an unaffected session may look like an affected one."""
@@ -55,14 +56,20 @@ class Group:
 def groups_of(keys: Sequence[KeyFacts], prefix: str) -> list[Group]:
     """Return the keys under a literal prefix in groups of one shape and type, the largest first."""
     names = [_name(facts.key, prefix) for facts in keys]
+    whole = set(names)
+    # A word behind the whole names of other keys names a part, however it is joined: chat:17 and chat:17_lock.
+    suffixes = [_SUFFIX.fullmatch(name) for name in names]
+    words = Counter(one.groups()[1:] for one in suffixes if one and one[1] in whole)
     split: list[tuple[KeyFacts, list[str]]] = []
     found: defaultdict[tuple[str, str], list[Member]] = defaultdict(list)
-    for facts, name in zip(keys, names, strict=True):
-        if _DELIMITER.search(name):
+    for facts, name, suffix in zip(keys, names, suffixes, strict=True):
+        if suffix and words[suffix.groups()[1:]] >= FEWEST:
+            split.append((facts, [*_DELIMITER.split(suffix[1]), *suffix.groups()[1:]]))
+        elif _DELIMITER.search(name):
             split.append((facts, _DELIMITER.split(name)))
         else:
             found["*", facts.kind].append(Member(facts, name, "*"))
-    constants = _constants([tokens for _, tokens in split], set(names)) if split else set()
+    constants = _constants([tokens for _, tokens in split], whole) if split else set()
     for facts, tokens in split:
         session, part = _session_and_part(tokens, constants)
         found[part, facts.kind].append(Member(facts, session, part))

@@ -51,6 +51,7 @@ class AuditReport:
         notes: What could not be seen, what was not checked, and facts that are no findings.
         seen: What is stored under each prefix, if nothing was expected.
         expectations: What was expected.
+        ignored: Patterns of keys that match and are no sessions.
         at: The server's time.
         keys: The keys that were looked at, for figures.
         scales: By prefix, how many keys there are for each one that was looked at.
@@ -65,6 +66,7 @@ class AuditReport:
     notes: tuple[str, ...] = ()
     seen: tuple[PrefixSummary, ...] = ()
     expectations: tuple[Expectation, ...] = ()
+    ignored: tuple[str, ...] = ()
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
     keys: Sequence[KeyFacts] = ()
     scales: Mapping[str, float] = field(default_factory=dict)

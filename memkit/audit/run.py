@@ -241,15 +241,13 @@ class _Audit:
             text = "the database is empty: there is nothing to audit"
             findings.append(Finding("no_data", message=text, confidence="proven", evidence=("DBSIZE is 0",), next=step))
         self._notes += [note for one in diagnoses for note in one.notes]
-        findings += self._values(sample, findings)
-        findings += self._second_look(sample, findings)
+        short = [one for one in findings if one.cause in SHORT_CAUSES]
+        findings += self._values(sample, findings, diagnoses)
+        findings += self._second_look(findings, diagnoses)
         after = [counters(connection) for connection in self._target.connections] or [{}]
-        for server, now in zip(self._servers, after, strict=True):
-            findings += server_findings(server, context, self._expected, after=now)
-            started = "" if server.started_ms is None else context.when(server.started_ms)
-            database = self._snapshot.database if self._snapshot else self._target.connections[0].database
-            self._notes += server_notes(server, self._expected, when=started, database=database)
-        vanished, looked = self._vanished(sample, after)
+        own = [[key for key in one.keys if not _is_of(short, key)] for one in diagnoses]
+        findings += self._of_servers(context, list(zip(self._expected, own, strict=True)), after)
+        vanished, looked = self._vanished(diagnoses, after)
         deleted = deleted_finding(
             self._servers[0], self._expected, vanished, context, looked=looked, of=sample.of, sessions=sessions
         )
@@ -274,11 +272,31 @@ class _Audit:
             notes=tuple(dict.fromkeys(self._notes)),
             seen=() if self._expected else tuple(prefix_summaries(context)),
             expectations=tuple(self._expected),
+            ignored=tuple(
+                f"{expected.prefix}{group.part}"
+                for expected, one in zip(self._expected, diagnoses, strict=True)
+                for group in one.ignored
+            ),
             at=datetime.fromtimestamp(self._servers[0].now_ms / 1000, UTC),
             keys=sample.keys,
             scales={"": sample.of / max(len(sample.keys) - sample.extra, 1), **sample.scales},
             counters={name: self._servers[0].number(name) for name in COUNTERS},
         )
+
+    def _of_servers(
+        self,
+        context: AuditContext,
+        sessions: Sequence[tuple[Expectation, Sequence[KeyFacts]]],
+        after: Sequence[dict[str, str]],
+    ) -> list[Finding]:
+        """Return what the servers report about themselves, and note it. ``after``: their counters at the end."""
+        findings = []
+        database = self._snapshot.database if self._snapshot else self._target.connections[0].database
+        for server, now in zip(self._servers, after, strict=True):
+            findings += server_findings(server, context, sessions, after=now)
+            started = "" if server.started_ms is None else context.when(server.started_ms)
+            self._notes += server_notes(server, self._expected, when=started, database=database)
+        return findings
 
     def _sample(self) -> Sample:
         cluster = len(self._source.connections) > 1 or self._servers[0].info.get("cluster_enabled") == "1"
@@ -373,10 +391,13 @@ class _Audit:
             own = [one for one in expected.of(context.keys) if one.key not in taken]
             taken.update([one.key for one in own] if len(self._expected) > 1 else ())
             unjudged = 0 if own else len(expected.of(self._unjudged))
-            found.append(Diagnosis([], sessions=unjudged) if unjudged else diagnose(expected, own, context))
+            diagnosis = Diagnosis([], sessions=unjudged) if unjudged else diagnose(expected, own, context)
+            ignored = {one.key for group in diagnosis.ignored for one in group.keys}
+            diagnosis.keys = [one for one in own if one.key not in ignored]
+            found.append(diagnosis)
         return found
 
-    def _values(self, sample: Sample, findings: Sequence[Finding]) -> list[Finding]:
+    def _values(self, sample: Sample, findings: Sequence[Finding], diagnoses: Sequence[Diagnosis]) -> list[Finding]:
         """Return what values show, if they may be read without resetting idle times, or if that is allowed."""
         if not self._full or not self._expected or sample.stopped:
             return []
@@ -390,7 +411,8 @@ class _Audit:
                 Reader(self._target),
                 self._expected,
                 [one for one in sample.keys if self._target.route(one.key).name not in sample.failed],
-                short=lambda key: any(one.affects(key.key, key.set_ms) for one in short),
+                sessions=[one.keys for one in diagnoses],
+                short=lambda key: _is_of(short, key),
                 within_s=VALUES_SHARE * (time.monotonic() - self._began),
                 deletions=sum(one.called("del", "unlink") for one in self._servers),
                 pops=sum(one.called("rpop", "lpop", "lmpop") for one in self._servers),
@@ -406,15 +428,15 @@ class _Audit:
         mixed = {finding.prefix for finding in [*findings, *values.findings] if finding.cause == "mixed_ttl"}
         return [one for one in values.findings if one.cause != "not_refreshed" or one.prefix not in mixed]
 
-    def _second_look(self, sample: Sample, findings: Sequence[Finding]) -> list[Finding]:
+    def _second_look(self, findings: Sequence[Finding], diagnoses: Sequence[Diagnosis]) -> list[Finding]:
         """Wait, look again at some sessions, and return what their new deadlines prove."""
         if not self._watch_s:
             return []
         time.sleep(self._watch_s)
         short = {one.prefix for one in findings if one.cause in SHORT_CAUSES}
         found: list[Finding] = []
-        for expected in self._expected:
-            first = [one for one in expected.of(sample.keys) if one.deadline_ms is not None][:SECOND_LOOK_KEYS]
+        for expected, diagnosis in zip(self._expected, diagnoses, strict=True):
+            first = [one for one in diagnosis.keys if one.deadline_ms is not None][:SECOND_LOOK_KEYS]
             finding, note = measured_renewals(expected, first, self._sampler.look_up([one.key for one in first]))
             self._notes.append(note)
             found += [finding] if finding and expected.prefix not in short else []
@@ -431,11 +453,13 @@ class _Audit:
                     weights[name] = 0 if encoding == b"int" else size - len(name)
         return list(weights.values())
 
-    def _vanished(self, sample: Sample, after: Sequence[Mapping[str, str]]) -> tuple[list[KeyFacts], int]:
+    def _vanished(
+        self, diagnoses: Sequence[Diagnosis], after: Sequence[Mapping[str, str]]
+    ) -> tuple[list[KeyFacts], int]:
         """Return sessions that no longer exist though nothing was evicted, and at how many there was a second look."""
         if self._snapshot or _risen(self._servers, after, "evicted_keys"):
             return [], 0
-        sessions = (one for expected in self._expected for one in expected.of(sample.keys))
+        sessions = (key for one in diagnoses for key in one.keys)
         far = [one for one in sessions if one.left_ms is None or one.left_ms > FAR_FROM_THE_END_MS]
         far = far[:SECOND_LOOK_KEYS]
         lost = self._sampler.missing([one.key for one in far])
@@ -466,7 +490,8 @@ class _Audit:
 
     def _healthy(self, diagnoses: Sequence[Diagnosis]) -> str:
         sessions, reached = (sum(getattr(one, name) for one in diagnoses) for name in ("sessions", "reached"))
-        ignored = sum(one.ignored for one in diagnoses)
+        left_out = (key for one in diagnoses for group in one.ignored for key in group.keys)
+        ignored = sum(key.deadline_ms is not None for key in left_out)
         text = (
             f"{counted(sessions, 'key')} of sessions looked at, none against {', '.join(map(str, self._expected))}; "
             f"{reached:,} of them were seen to be given the expected TTL"
@@ -519,6 +544,10 @@ def _batch(servers: Sequence[ServerFacts], duty: float, round_trip_s: float) -> 
     ]
     usual = RESTING_BATCH_KEYS if duty < 1 and round_trip_s < NETWORK_S else RESTLESS_BATCH_KEYS
     return max(LEAST_BATCH_KEYS, min(usual, min(room, default=usual * BYTES_A_KEY) // BYTES_A_KEY))
+
+
+def _is_of(findings: Sequence[Finding], key: KeyFacts) -> bool:
+    return any(one.affects(key.key, key.set_ms) for one in findings)
 
 
 def _risen(before: Sequence[ServerFacts], after: Sequence[Mapping[str, str]], name: str) -> int | None:

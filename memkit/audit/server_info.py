@@ -25,7 +25,8 @@ SLOWLOG_ENTRIES = 128
 SECTIONS = ("server", "stats", "memory", "persistence", "replication", "commandstats", "keyspace", "cluster")
 RESTORES = ("restore", "restore-asking")
 DELETES = ("del", "unlink", "getdel")
-FLUSHES = ("flushall", "flushdb", "swapdb")
+FLUSHES = ("flushall", "flushdb", "swapdb", "replicaof", "slaveof", "move")
+"""A server that begins to replicate another one removes all of its own keys."""
 RELATIVE_DEADLINES = ("expire", "pexpire", "setex", "psetex")
 ABSOLUTE_DEADLINES = ("expireat", "pexpireat")
 RENEWALS = (*RELATIVE_DEADLINES, *ABSOLUTE_DEADLINES, "getex", "set", "setnx", "mset")
@@ -144,10 +145,16 @@ class ServerFacts:
         limit = int(self.config.get("maxmemory") or 0) if limit is None else limit
         return (self.number("used_memory") or 0) - (self.number("mem_not_counted_for_evict") or 0), limit
 
+    def errors(self, code: str) -> int:
+        """Return how many errors with this code were sent (Redis 6.2), since the start or the last CONFIG RESETSTAT."""
+        return int(self.fields(f"errorstat_{code}").get("count", 0))
+
     @property
-    def oom_errors(self) -> int:
-        """How many commands were refused for lack of memory, since the start or the last CONFIG RESETSTAT."""
-        return int(self.fields("errorstat_OOM").get("count", 0))
+    def refused_writes(self) -> int:
+        """How many writes of values or TTLs failed or were rejected (Redis 6.2); same period."""
+        names = VALUE_WRITES.union(RELATIVE_DEADLINES, ABSOLUTE_DEADLINES)
+        counts = [self.fields(f"cmdstat_{name}") for name in names]
+        return sum(int(one.get(name, 0)) for one in counts for name in ("failed_calls", "rejected_calls"))
 
     @property
     def databases(self) -> dict[str, dict[str, int]]:

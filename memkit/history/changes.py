@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -15,6 +16,13 @@ SAME_TTL = 0.01
 SAME_TTL_MS = 1_500
 MOST_CHANGES = 10
 """More changes than this are no releases but several TTLs at the same time."""
+FEWEST_RETURNS = 2
+"""A release and its rollback return to the former TTL once; after few writes each, two returns are two TTLs."""
+MOST_SHAPES = 1_000
+"""More shapes of names are followed together."""
+Shape = int | tuple[bytes, ...]
+_SEPARATOR = re.compile(rb"[:/|.#]")
+_WORD = re.compile(rb"[A-Za-z][A-Za-z_-]*")
 _PREFIX = re.compile(rb"[^:/|.#]*[:/|.#]")
 EARLIEST_MS, LATEST_MS = -62_135_596_800_000, 253_402_300_799_000
 """The years 1 to 9999 of ``datetime``: a Unix time that is taken for a TTL gives later deadlines."""
@@ -50,33 +58,94 @@ class TtlChange:
 
 
 @dataclass(slots=True)
-class TtlChanges:
-    """Collects the changes while events pass by, in bounded memory; ``exact``: whether their moments are stated."""
+class _Given:
+    """The TTL that keys of one shape get, and the changes.
 
-    exact: bool
-    _current: dict[str, tuple[int, Moment]] = field(default_factory=dict)
-    _changes: dict[str, list[TtlChange]] = field(default_factory=dict)
+    ``count``: how often they got it in a row; ``before``: before the first change; ``shortest``: between two changes.
+    """
 
-    def add(self, event: KeyEvent) -> None:
-        """Take an event into account if it gave a TTL: a key that lost its own is no change of what others get."""
-        if event.ttl_ms is None or event.ttl_given is not None or event.name not in ("written", "renewed"):
-            return
-        prefix = prefix_of(event.key)
-        given_ms, last = self._current.get(prefix, (event.ttl_ms, event.moment))
-        if abs(given_ms - event.ttl_ms) > max(SAME_TTL * max(given_ms, event.ttl_ms), SAME_TTL_MS):
-            changes = self._changes.setdefault(prefix, [])
-            if len(changes) <= MOST_CHANGES:
-                changes.append(TtlChange(prefix, given_ms, event.ttl_ms, event.moment, last))
-            given_ms = event.ttl_ms
-        self._current[prefix] = given_ms, event.moment
+    ttl_ms: int
+    last: Moment
+    count: int = 0
+    before: int = 0
+    shortest: int = MOST_CHANGES
+    returns: int = 0
+    changes: list[TtlChange] = field(default_factory=list)
+
+    def add(self, prefix: str, ttl_ms: int, moment: Moment) -> None:
+        if not _same(self.ttl_ms, ttl_ms):
+            self.returns += any(_same(one.from_ttl_ms or 0, ttl_ms) for one in self.changes)
+            if self.changes:
+                self.shortest = min(self.shortest, self.count)
+            else:
+                self.before = self.count
+            if len(self.changes) <= MOST_CHANGES:
+                self.changes.append(TtlChange(prefix, self.ttl_ms, ttl_ms, moment, self.last))
+            self.ttl_ms, self.count = ttl_ms, 0
+        self.count += 1
+        self.last = moment
 
     def found(self) -> list[TtlChange]:
-        """Return the changes of every prefix; of a prefix with several TTLs at the same time only the first one."""
-        return [
-            replace(change, exact=self.exact)
-            for changes in self._changes.values()
-            for change in (changes if len(changes) <= MOST_CHANGES else changes[:1])
-        ]
+        """Return the changes; none if several TTLs are given at the same time.
+
+        Of many changes only the first is one, if one TTL was given until then and never again.
+        """
+        if len(self.changes) > MOST_CHANGES:
+            return self.changes[:1] if self.before > MOST_CHANGES and not self.returns else []
+        at_once = self.returns >= FEWEST_RETURNS and self.shortest < MOST_CHANGES
+        return [] if at_once else self.changes
+
+
+@dataclass(slots=True)
+class TtlChanges:
+    """Collects the changes while events pass by, in bounded memory; ``exact``: whether their moments are stated.
+
+    Keys of different shapes, such as a session and its lock, may get different TTLs: each shape is followed by itself.
+    """
+
+    exact: bool
+    _given: dict[tuple[str, Shape], _Given] = field(default_factory=dict)
+
+    def add(self, event: KeyEvent) -> None:
+        """Take an event into account if it gave a TTL: a key that lost its own is no change of what others get.
+
+        RESTORE gives a copy what is left of a TTL.
+        """
+        if event.ttl_ms is None or event.ttl_given is not None or event.name not in ("written", "renewed"):
+            return
+        if event.command.upper().startswith("RESTORE"):
+            return
+        prefix = prefix_of(event.key)
+        at = prefix, _shape_of(event.key)
+        given = self._given.get(at)
+        if given is None:
+            at = at if len(self._given) < MOST_SHAPES else (prefix, 0)
+            given = self._given.setdefault(at, _Given(event.ttl_ms, event.moment))
+        given.add(prefix, event.ttl_ms, event.moment)
+
+    def found(self) -> list[TtlChange]:
+        """Return the changes of every prefix, one that keys of several shapes have once."""
+        first: dict[tuple[str, int | None, int | None, int], TtlChange] = {}
+        for given in self._given.values():
+            seen: Counter[tuple[str, int | None, int | None]] = Counter()
+            for change in given.found():
+                what = change.prefix, change.from_ttl_ms, change.to_ttl_ms
+                seen[what] += 1  # a TTL that was changed again after it had been changed back is another change
+                other = first.setdefault((*what, seen[what]), change)
+                if (change.at.latest_ms or 0) < (other.at.latest_ms or 0):
+                    first[*what, seen[what]] = change
+        return [replace(change, exact=self.exact) for change in first.values()]
+
+
+def _same(one_ms: int, other_ms: int) -> bool:
+    return abs(one_ms - other_ms) <= max(SAME_TTL * max(one_ms, other_ms), SAME_TTL_MS)
+
+
+def _shape_of(key: bytes) -> Shape:
+    """Return how many parts a name has; with its words, if an id stands beside them: ``chat:lock:7``."""
+    parts = _SEPARATOR.split(key)[1:]
+    words = [part if _WORD.fullmatch(part) else b"" for part in parts]
+    return tuple(words) if len(parts) > 1 and b"" in words else len(parts)
 
 
 def prefix_of(key: bytes) -> str:

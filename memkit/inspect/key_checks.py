@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from memkit.config import Expectation
 from memkit.formats.model import Problem, few
@@ -34,6 +34,7 @@ class SessionFacts:
         configured: What the session's payload states about its own TTL: a policy, or None if it states nothing.
         newest_ms: When the newest message was written, in ms since 1970, if its store keeps that.
         now_ms: The server's time.
+        fields_without_ttl: For hashes of which some fields have a TTL: how many have none, and of how many.
     """
 
     ttl_option: str = ""
@@ -41,6 +42,7 @@ class SessionFacts:
     configured: ExpiryPolicy | None = None
     newest_ms: float | None = None
     now_ms: float = 0.0
+    fields_without_ttl: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def expected_of(self, name: str) -> Expectation | None:
         """Return the caller's expectation of a key, else the one that its session's payload states, if any."""
@@ -60,7 +62,10 @@ def key_problems(own: Mapping[str, LoadedKey], facts: SessionFacts) -> list[Prob
     expected = {name: one for name in own if (one := facts.expected_of(name))}
     never = {name for name, one in expected.items() if one.ttl_ms is None}
     persistent = [name for name in own if name not in ends_s and name not in never]
-    problems: list[Problem] = []
+    parts_left = {name: facts.fields_without_ttl[name] for name in persistent if name in facts.fields_without_ttl}
+    reason = "{:,} of its {:,} fields have no TTL: the key remains with these when the others have expired"
+    problems = list(few(Problem("no_ttl", name, reason.format(*counts)) for name, counts in parts_left.items()))
+    persistent = [name for name in persistent if name not in parts_left]
     if persistent and ends_s:
         reason = "has no TTL while other keys of the session have one: it will remain when they have expired"
         problems += few(Problem("no_ttl", name, reason) for name in persistent)

@@ -19,6 +19,7 @@ from memkit.history.snapshots import open_source
 from memkit.inspect.key_checks import SessionFacts, key_problems
 from memkit.inspect.redaction import Message, Redactor, masked_repair, name_mask
 from memkit.inspect.report import KeyReport, SessionReport
+from memkit.readonly.hash_fields import field_deadlines
 from memkit.readonly.reader import LoadedKey, Reader
 from memkit.readonly.values import KeyRequest, RedisValue, to_bytes, to_name
 from memkit.render import counted, printable, utc_text
@@ -34,6 +35,8 @@ MAX_NAMES = 50_000
 MIN_UNSEPARATED = 5
 """A shorter id ends too many names by chance."""
 _MAX_SIBLINGS = 1_000
+MAX_HASHES = 100
+"""Of so many hashes the fields' TTLs are read: two round trips each."""
 _ROUNDS = 5
 _LEADS = 20
 _BETWEEN = r"[:/|{}.#_-]"
@@ -335,17 +338,26 @@ def _report(reader: Reader, found: _Found, expected: Sequence[Expectation], *, r
     stored = SessionValues(found.owner, values)
     messages, problems, notes, configured = _decoded(stored, Redactor(reveal=reveal))
     loaded = {name: loaded for name, loaded in found.keys.items() if loaded}
+    loaded, fields_without_ttl = _with_field_ttls(reader, loaded)
     own = {name: each for name, each in loaded.items() if name not in found.shared}
     store = unknown.STORE if is_unknown else _shielded(lambda: formats.store_name(stored), found.owner.store)
     option = "" if is_unknown else formats.format_of(found.owner.store).ttl_option
     newest_s = max((one.at_s for one in messages if one.at_s is not None), default=None)
     facts = SessionFacts(
         ttl_option=f"; {store} {option}" if option else "",
-        expect=expected,
+        expect=[one.of_spring_session() for one in expected] if is_unknown and _is_spring(reader, own) else expected,
         configured=configured.policy if configured else None,
         newest_ms=None if newest_s is None else newest_s * 1000,
         now_ms=reader.now_ms() if expected or configured else 0.0,
+        fields_without_ttl=fields_without_ttl,
     )
+    counters = {name for name, each in own.items() if each.metadata.encoding == "int"} if is_unknown else set()
+    if counters and len(counters) < len(own):
+        # As in an audit: an integer holds no dialogue.
+        own = {name: each for name, each in own.items() if name not in counters}
+        notes.append(
+            f"TTLs of {counted(len(counters), 'counter')} beside the session were not compared: an integer each"
+        )
     problems += key_problems(own, facts)
     if expected and not any(one.matches.fullmatch(to_bytes(name)) for name in own for one in expected):
         notes.append("no expectation matches a key of this session: " + ", ".join(one.pattern for one in expected))
@@ -369,6 +381,31 @@ def _report(reader: Reader, found: _Found, expected: Sequence[Expectation], *, r
         notes=tuple(dict.fromkeys((*found.notes, *notes))),
         revealed=reveal,
     )
+
+
+def _is_spring(reader: Reader, own: Mapping[str, LoadedKey]) -> bool:
+    """Return whether a session has the keys of Spring Session: a hash, and a key with ``expires`` before the id."""
+    hashes = (name.rpartition(":") for name, each in own.items() if each.metadata.kind == "hash")
+    markers = [to_bytes(f"{before}:expires:{session}") for before, _, session in hashes if before]
+    return bool(markers) and any(reader.exist(markers[:1]))
+
+
+def _with_field_ttls(
+    reader: Reader, loaded: Mapping[str, LoadedKey]
+) -> tuple[dict[str, LoadedKey], dict[str, tuple[int, int]]]:
+    """Return the keys, hashes that end with their last field with that TTL; and how many fields of a hash lack one."""
+    found, without = dict(loaded), {}
+    for name in [name for name, each in loaded.items() if each.metadata.kind == "hash"][:MAX_HASHES]:
+        key = to_bytes(name)
+        times = field_deadlines(reader.target.route(key), key)
+        metadata = loaded[name].metadata
+        if lacking := sum(at <= 0 for at in times):
+            without[name] = (lacking, len(times))
+        elif times:
+            left_ms = max(0, round(max(times) - reader.now_ms()))
+            left_ms = left_ms if metadata.ttl_ms is None else min(left_ms, metadata.ttl_ms)
+            found[name] = loaded[name]._replace(metadata=metadata._replace(ttl_ms=left_ms))
+    return found, without
 
 
 def _has_entries(value: RedisValue) -> bool:

@@ -54,6 +54,19 @@ def test_the_file_has_the_names_and_the_line_renews(
         assert client.ttl("other:1") <= 60
 
 
+def test_locks_and_other_expectations_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "affected"
+    expect = [option for one in ("chat:*=7d", "chat:guest:*=10m") for option in ("--expect", one)]
+    with RedisServer(persist=True) as server, server.client() as client:
+        for number in range(60):
+            client.rpush(f"chat:{number}", "x" * 200)
+            client.expire(f"chat:{number}", 7_200)
+            client.set(f"chat:{number}:lock", "x", ex=30)
+            client.set(f"chat:guest:{number}", "x" * 200, ex=600)
+        main(["audit", server.url, *expect, "--duty", "1", "--affected", os.fspath(path)])
+    assert set(path.read_text().splitlines()) == {f"chat:{number}" for number in range(60)}
+
+
 def test_an_existing_file_is_kept(incident: RedisServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "notes"
     path.write_text("mine")

@@ -314,6 +314,22 @@ def test_damage_is_found_among_intact_payloads(server: RedisServer) -> None:
         assert reason in found[0].evidence[0], kind
 
 
+EMPTY: Mapping[str, bytes] = {"null": b"null", "braces": b"{}", "nothing": b"", "no-messages": b'{"messages": []}'}
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_sessions_without_messages_since_a_release(server: RedisServer, share: float) -> None:
+    """If every session is written without messages since; sessions that have just begun have none either."""
+
+    def world(empty: bytes) -> Payload:
+        return lambda dice, at: empty if at > 0.5 and dice.random() < share else document(dice)
+
+    report = play(server, {name: world(empty) for name, empty in EMPTY.items()}, 5)
+    for name in EMPTY:
+        found = [one for one in under(report, name) if one.cause == "corrupt"]
+        assert [(one.keys, one.confidence) for one in found] == ([(19, "possible")] if share == 1 else []), name
+
+
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_is_found_in_the_only_session(server: RedisServer, kind: str) -> None:
     value = DAMAGE[kind][0](document(random.Random(3)))

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
+from email.utils import format_datetime
 from typing import Any
 
 import pytest
@@ -52,6 +53,7 @@ class World:
     most: int = 0
     keep_newest: bool = True
     as_list: bool = False
+    as_zset: bool = False
     sessions: int = 40
 
 
@@ -86,6 +88,8 @@ STAMPS: Mapping[str, Stamp] = {
     "text": lambda at: str(int(at)),
     "iso": iso,
     "z": lambda at: iso(at).replace("+00:00", "Z"),
+    "http": lambda at: format_datetime(datetime.fromtimestamp(at, UTC), usegmt=True),
+    "dotnet": lambda at: f"/Date({round(at * 1000)}+0000)/",
 }
 FIELDS = (
     "updatedAt",
@@ -98,6 +102,13 @@ FIELDS = (
     "lastModified",
     "timestamp",
     "ts",
+    "lastMessageTimestamp",
+    "last_message_ts",
+    "updated_time",
+    "updateDate",
+    "modifiedTime",
+    "last_interaction_time",
+    "mtime",
 )
 
 SPOKEN: Mapping[str, Layout] = {
@@ -128,12 +139,15 @@ HEALTHY: dict[str, World] = {
     "throttled-50": World(messages("ts", lambda at: at), renew_below=0.55, gap_s=DAY_S / 2),
     "throttled-day": World(messages("ts", lambda at: at), renew_below=6 / 7, gap_s=DAY_S / 4),
     "window": World(messages("ts", lambda at: at), most=4, gap_s=DAY_S / 4, as_list=True),
+    "zset": World(messages("text", iso), as_zset=True),
+    "zset-index": World(lambda times, _dice: [f"id-{at}" for at in times], as_zset=True, renew_below=0),
     "no-times": World(lambda _times, _dice: {"messages": [{"role": "user", "content": "hi"}]}),
 }  # fmt: skip
 FAULTS: dict[str, tuple[World, str]] = {
     **{f"fixed-{field}": (World(document(field, iso), renew_below=0), "not_refreshed") for field in FIELDS},
     **{f"fixed-{name}": (World(messages("timestamp", stamp), renew_below=0), "not_refreshed")
        for name, stamp in STAMPS.items()},
+    "fixed-zset": (World(messages("text", iso), renew_below=0, as_zset=True), "not_refreshed"),
     "fixed-list": (World(messages("timestamp", iso), renew_below=0, as_list=True), "not_refreshed"),
     "fixed-zone": (World(document("updatedAt", in_zone(9)), renew_below=0), "not_refreshed"),
     "fixed-short": (World(messages("ts", iso), renew_below=0, gap_s=DAY_S, sessions=80), "not_refreshed"),
@@ -158,6 +172,9 @@ def play(server: RedisServer, worlds: Mapping[str, World], seed: int) -> AuditRe
                 found = world.layout(shown, dice)
                 if world.as_list and isinstance(found, list):
                     pipe.rpush(f"{name}:{n}", *map(json.dumps, found))
+                elif world.as_zset and isinstance(found, list):
+                    members = (one if isinstance(one, str) else json.dumps(one) for one in found)
+                    pipe.zadd(f"{name}:{n}", dict(zip(members, shown, strict=True)))
                 else:
                     pipe.set(f"{name}:{n}", json.dumps(found))
                 pipe.dump(f"{name}:{n}")

@@ -6,19 +6,20 @@ import json
 import random
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from servers import NO_FSYNC
 from waiting import nothing, wait_for
-from worlds import DAY, HOUR, MINUTE, Event, Traffic, false_alarms
+from worlds import DAY, HOUR, MINUTE, Event, Traffic, false_alarms, written
 
 from memkit.audit import Finding, audit
 from memkit.audit.checks.payloads import CHECKS
 from memkit.audit.checks.ttl_inference import HOUR_MS, MINUTE_MS, TtlAnomaly
 from memkit.audit.report import AuditReport
 from memkit.policy import ttl_ms
-from memkit.server import RedisServer
+from memkit.server import RedisServer, free_port
 
 WEEK = 7 * DAY
 
@@ -54,6 +55,58 @@ def test_writes_refused_for_lack_of_memory(traffic: Traffic) -> None:
     assert "30" in found.evidence[0]
 
 
+def test_writes_refused_while_saving_fails(traffic: Traffic) -> None:
+    def fail(server: RedisServer) -> None:
+        with server.client() as client:
+            directory, name = (client.config_get(one)[one] for one in ("dir", "dbfilename"))
+            Path(directory, name).mkdir()
+            client.config_set("save", "3600 1")
+            client.bgsave()
+            wait_for("the save fails", lambda: client.info()["rdb_last_bgsave_status"] == "err")
+            for n in range(30):
+                with pytest.raises(Exception, match="RDB snapshot"):
+                    client.set(f"chat:{n}", "x", ex=60)
+
+    found = of(traffic.world(traffic.sessions(), after=fail).audited(), "writes_refused")
+    assert (found.severity, found.confidence) == ("critical", "proven")
+    assert "30 writes" in found.message
+    assert "MISCONF 30" in found.message
+
+
+@pytest.mark.parametrize(("errors", "cause"), [(30, "writes_refused"), (2, None)])
+def test_writes_that_failed_are_counted(errors: int, cause: str | None, traffic: Traffic) -> None:
+    """A failover refuses a few; a setting that is no number makes every SET fail."""
+    events: list[Event] = [(HOUR, ("SET", "chat:1", "x", "EX", "NaN"))] * errors
+    report = traffic.world([*traffic.sessions(), *events]).audited()
+    assert [one.cause for one in report.findings] == ([cause] if cause else [])
+    assert false_alarms(report) == []
+    assert f"{errors} writes failed or were refused" in text_of(report)
+
+
+def test_keys_removed_to_replicate_another_server(traffic: Traffic) -> None:
+    def replicate(server: RedisServer) -> None:
+        with RedisServer(port=free_port(), config=NO_FSYNC) as other, server.client() as client:
+            port = other.client().connection_pool.connection_kwargs["port"]
+            client.replicaof("127.0.0.1", port)
+            wait_for("a copy", lambda: client.info()["master_link_status"] == "up")
+            client.replicaof("NO", "ONE")
+            for n in range(60):
+                server.clock.shift("1m")
+                client.set(f"chat:{n}", traffic.message(), px=round(1000 * WEEK))
+
+    found = of(traffic.world(traffic.sessions(), after=replicate, stops_s=HOUR).audited(), "flushed")
+    assert "REPLICAOF removed all keys" in found.message
+
+
+def test_keys_copied_from_the_primary_are_healthy(traffic: Traffic) -> None:
+    world = traffic.world(traffic.sessions(), port=free_port())
+    with world.played() as primary, RedisServer(config=NO_FSYNC, persist=True) as server, server.client() as client:
+        client.replicaof("127.0.0.1", primary.client().connection_pool.connection_kwargs["port"])
+        wait_for("a copy", lambda: client.info()["master_link_status"] == "up")
+        client.replicaof("NO", "ONE")
+        assert audit(server.url, expect={"chat:*": WEEK}, duty=1).findings == ()
+
+
 @pytest.mark.parametrize("command", ["FLUSHDB", "FLUSHALL"])
 def test_flush_is_named_with_a_bound(command: str, traffic: Traffic) -> None:
     events = [*traffic.sessions(newest_s=2 * HOUR), (2 * HOUR, (command,))]
@@ -64,6 +117,22 @@ def test_flush_is_named_with_a_bound(command: str, traffic: Traffic) -> None:
     assert command in found.message
     assert found.since
     assert timedelta(hours=1.5) < report.at - found.since < timedelta(hours=2.1)
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("flushed", [True, False])
+def test_short_lived_keys_beside_sessions_date_nothing(flushed: bool, full: bool, traffic: Traffic) -> None:
+    """Buckets of a rate limit under the sessions' prefix: their deadlines are near, and they state the time."""
+    events = traffic.sessions(newest_s=2 * HOUR)
+    for age_s in traffic.times(60, 1.9 * HOUR):
+        events += traffic.write(f"chat:{traffic.uid()}", age_s)
+    for age_s in traffic.times(0, 59):
+        key = f"chat:bucket:{traffic.uid()}"
+        events += [(age_s, ("HSET", key, "n", 9, "ts", round(written(age_s)))), (age_s, ("EXPIRE", key, 60))]
+    if flushed:
+        events.append((2 * HOUR, ("FLUSHDB",)))
+    report = traffic.world(events, full=full).audited()
+    assert [one.cause for one in report.findings] == (["flushed"] if flushed else [])
 
 
 @pytest.mark.parametrize(("command", "database", "ago_s"), [("FLUSHALL", 0, 5 * HOUR), ("FLUSHDB", 1, 20 * MINUTE)])
@@ -312,6 +381,32 @@ def test_narrowest_prefix_is_named(traffic: Traffic) -> None:
     assert (found.prefix, found.observed_ttl_s) == ("chat:initech:", 300)
 
 
+@pytest.mark.parametrize("expected_s", [60 * DAY, 365 * DAY])
+def test_short_ttl_on_a_younger_server_is_no_restart(expected_s: float, traffic: Traffic) -> None:
+    """The idle clock counts 194 days, more than the age of this server."""
+    events = [
+        one
+        for age_s in traffic.times(0, 9 * DAY)
+        for one in traffic.write(f"chat:{traffic.uid()}", age_s, ttl_s=10 * DAY)
+    ]
+    report = traffic.world(events, expect={"chat:*": expected_s}, age_s=40 * DAY, steps=1_000).audited()
+    assert [(one.cause, one.confidence, one.observed_ttl_s) for one in report.findings] == [
+        ("ttl_too_short", "proven", 10 * DAY)
+    ]
+    assert report.findings[0].since
+    assert report.at - report.findings[0].since > timedelta(days=8)
+
+
+def test_locks_named_after_sessions_are_no_alarm(traffic: Traffic) -> None:
+    traffic = replace(traffic, ttl_s=24 * MINUTE)
+    events = traffic.sessions(kind="string")
+    for age_s in traffic.times(0, 28):
+        key = f"chat:{traffic.uid()}"
+        events += traffic.write(key, age_s, kind="string")
+        events.append((age_s, ("SET", f"{key}_LOCK", "www1|17", "NX", "PX", 30_000)))
+    assert false_alarms(traffic.world(events).audited()) == []
+
+
 def test_persistent_keys_of_a_fault_that_ended(traffic: Traffic) -> None:
     events = [
         one
@@ -417,6 +512,20 @@ def test_names_outside_the_pattern_since(prefix: str, ttl: str | None, traffic: 
     assert (found.keys, found.confidence, found.since_is) == (60, "likely", "lower bound")
 
 
+@pytest.mark.parametrize("old_s", [0, 14 * HOUR])
+def test_unlike_prefix_since_the_former_one_ended(old_s: float, traffic: Traffic) -> None:
+    events = traffic.sessions(newest_s=old_s, reads=0.0)
+    for age_s in traffic.times(0, 13 * HOUR):
+        events += traffic.write(f":2:memory.cache{traffic.uid()}", age_s)
+    report = traffic.world(events).audited()
+    if old_s:
+        found = of(report, "wrong_prefix")
+        assert (found.keys, found.confidence, found.since_is) == (60, "possible", "lower bound")
+        assert "under :2:memory.cache instead of chat:" in found.message
+    else:
+        assert report.verdict.status == "healthy"
+
+
 @pytest.mark.parametrize("shape", ['{{"user":"{}","bot":"a"}}', "o'brien-{}", "user%3A{}", "https://example.org/{}"])
 def test_names_of_one_unusual_shape_are_healthy(shape: str, traffic: Traffic) -> None:
     assert traffic.world(traffic.sessions(shape=shape)).audited().verdict.status == "healthy"
@@ -445,6 +554,35 @@ def test_second_look_measures_the_ttl_that_writes_give() -> None:
 
         report = audit(server.url, expect={"chat:*": "7d"}, duty=1, watch_s=0.2, progress=renew)
     assert any("second look after" in note for note in report.notes)
+
+
+def test_second_look_leaves_out_short_lived_keys(traffic: Traffic) -> None:
+    buckets = [f"chat:bucket:{n}" for n in range(20)]
+    events = traffic.sessions()
+    for key in buckets:
+        events += [(5.0, ("HSET", key, "n", 9)), (5.0, ("EXPIRE", key, 60))]
+    with traffic.world(events).played() as server, server.client() as client:
+
+        def renew(_done: int, _of: int) -> None:
+            for key in buckets:
+                client.expire(key, 60)
+
+        report = audit(server.url, expect={"chat:*": "7d"}, duty=1, watch_s=0.2, progress=renew)
+    assert (report.verdict.status, false_alarms(report)) == ("healthy", [])
+    assert any("0 of 60 keys" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("other", ["chat:guest:*", "chat:*:state"])
+@pytest.mark.parametrize("first", [True, False])
+def test_each_check_takes_the_narrowest_pattern(other: str, first: bool, traffic: Traffic) -> None:
+    ttls = {other: HOUR, "chat:*": WEEK} if first else {"chat:*": WEEK, other: HOUR}
+    events = []
+    for pattern, ttl_s in ttls.items():
+        for age_s in traffic.times(0, 0.97 * ttl_s):
+            value, key = traffic.message(timestamp=written(age_s)), pattern.replace("*", traffic.uid())
+            events += traffic.write(key, age_s, kind="string", ttl_s=ttl_s, value=value)
+    report = traffic.world(events, expect=ttls, full=True).audited()
+    assert (report.verdict.status, report.findings) == ("healthy", ())
 
 
 # -- the report --------------------------------------------------------------------------------------------------------

@@ -668,10 +668,38 @@ def test_a_memkit_message_may_be_any_object() -> None:
     assert "a message in it is no JSON object" in problem.message
 
 
-def test_a_compressed_element_is_called_so() -> None:
+OTHER_ENCODINGS = {
+    "gzip > json": lambda data: gzip.compress(data, mtime=0),
+    "zlib > json": zlib.compress,
+    "base64 > json": base64.b64encode,
+    "json string > json": lambda data: json.dumps(data.decode()).encode(),
+    "python repr": lambda data: repr(json.loads(data)).encode(),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_ENCODINGS)
+@pytest.mark.parametrize("store", ["langchain-community", "agno"])
+def test_another_encoding_is_no_damage(store: str, name: str) -> None:
+    raws = raws_of(store)
+    raw = next(raw for raw in raws if raw.kind == "list" or raw.name == "agno:sessions:sess-A")
+    encode = OTHER_ENCODINGS[name]
+    whole = raw._replace(elements=list(map(encode, raw.elements)), data=encode(raw.data) if raw.data else b"")
+    found = [
+        problem
+        for problem in problems(decoded([whole if one is raw else one for one in raws]))
+        if problem.key == raw.name
+    ]
+    assert {problem.cause for problem in found} == {"encoding_changed"}
+    assert f"is {name}, and not the store's JSON" in found[0].message
+
+
+@pytest.mark.parametrize(("texts", "cause"), [(3, "partly_decoded"), (1, "corrupt")])
+def test_text_among_a_store_s_messages_is_damage(texts: int, cause: str) -> None:
     (raw,) = raws_of("langchain-community")
-    raw.elements[1] = gzip.compress(raw.elements[1], mtime=0)
-    assert any("it looks like gzip > json" in problem.message for problem in problems(decoded([raw])))
+    kept = len(raw.elements) if texts == 1 else 0
+    raw.elements[:] = [*raw.elements[:kept], *[b"see you tomorrow"] * texts]
+    found = problems(decoded([raw._replace(total=len(raw.elements))]))
+    assert {problem.cause for problem in found} - {"duplicate"} == {cause}
 
 
 def test_many_corrupt_elements_are_counted() -> None:

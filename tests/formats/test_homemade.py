@@ -152,6 +152,8 @@ def test_lines_without_roles_are_partly_decoded() -> None:
 @pytest.mark.parametrize(
     ("payload", "name"),
     [(b"\xac\xed\x00\x05sr\x00\x11java.util.ArrayListx", "java"), (b'a:1:{i:0;s:2:"hi";}', "php"),
+     (b'cart|a:1:{s:3:"sku";s:2:"A1";}uid|i:17;', "php"), (b'uid|i:17;cart|a:0:{}', "php"),
+     (b"\x04\x08{\x06I\"\x09user\x06:\x06ETi\x16", "ruby marshal"),
      (b"gAAAAABrCwW06zwtDmNV0iq-uSEkKZDYzIETmcEh4SBQ-IrUHdCJnCMjgbCB4MH5qnRP5k-whYUc2pxD4Tn21Q==", "fernet")],
 )  # fmt: skip
 def test_a_serialised_object_is_named(payload: bytes, name: str) -> None:

@@ -141,6 +141,48 @@ def test_rename_changes_no_ttl_of_a_prefix(tmp_path: Path) -> None:
     assert history(log_of(tmp_path / "appendonly.aof", text)).changes == ()
 
 
+def written(names: str, *ttls_s: int) -> str:
+    """Return the lines of writes, a second apart: the nth gives the nth TTL; ``#`` in a name is the number."""
+    lines = [f"{n} SET {names.replace('#', str(n))} v PXAT +{n + ttl_s}" for n, ttl_s in enumerate(ttls_s)]
+    return "\n".join(lines)
+
+
+ONE, OTHER = 604_800, 300
+SEVERAL = {
+    "jitter": written("chat:#", *(ONE + 1_000 * (n * 37 % 101) for n in range(40))),
+    "two at once": written("chat:#", *[ONE, OTHER, OTHER] * 2, ONE),
+    "a lock for each session": written("chat:#", *[ONE] * 9) + "\n9 SET chat:8:lock v PXAT +39",
+    "drafts": written("chat:#", *[ONE] * 9) + "\n9 SET chat:draft:8 v PXAT +39",
+    "locks and limits": written("chat:lock:#", *[60] * 3) + "\n" + written("chat:rate:#", *[30] * 3),
+    "copies with what is left": written("chat:#", *[ONE] * 20) + "\n20 RESTORE chat:1 9000000 x",
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_several_ttls_at_once_are_no_change(name: str, tmp_path: Path) -> None:
+    assert history(log_of(tmp_path / "appendonly.aof", SEVERAL[name])).changes == ()
+
+
+@pytest.mark.parametrize(
+    ("ttls_s", "to_s"),
+    [
+        ([ONE] * 3 + [OTHER], [OTHER]),
+        ([ONE] * 20 + [OTHER] * 20 + [ONE] * 20, [OTHER, ONE]),
+        ([*[ONE] * 20, *[OTHER] * 20] * 2, [OTHER, ONE, OTHER]),
+        ([ONE] * 20 + [OTHER + 100 * n for n in range(40)], [OTHER]),
+    ],
+)
+def test_each_release_is_a_change(ttls_s: list[int], to_s: list[int], tmp_path: Path) -> None:
+    found = history(log_of(tmp_path / "appendonly.aof", written("chat:#", *ttls_s))).changes
+    assert [(change.to_ttl_ms or 0) // 1000 for change in found] == to_s
+
+
+def test_change_of_several_parts_is_one(tmp_path: Path) -> None:
+    text = "\n".join(written(name, *[ONE] * 5, *[OTHER] * 5) for name in ("chat:#", "chat:#:meta"))
+    (change,) = history(log_of(tmp_path / "appendonly.aof", text)).changes
+    assert (change.to_ttl_ms, change.at.earliest_ms) == (OTHER * 1000, (BEGAN_S + 5) * 1000)
+
+
 def test_swap_renames_the_keys_of_two_databases(tmp_path: Path) -> None:
     text = "0 SELECT 0\n0 SET chat:1 v PXAT +300\n1 SET chat:2 v\n2 SWAPDB 0 1\n400 SELECT 1\n400 DEL chat:1"
     found = history(log_of(tmp_path / "appendonly.aof", text), session="1")

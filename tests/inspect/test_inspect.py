@@ -161,22 +161,10 @@ def test_idle_clocks_are_kept_if_the_server_allows(any_server: RedisServer, name
 
 # Those of the client's own set-up included. Before 7.0 subcommands are counted under their command's name.
 COMMANDS = (
-    *(
-        "client",
-        "client|no-touch",
-        "client|setinfo",
-        "cluster",
-        "cluster|myid",
-        "hello",
-        "select",
-        "info",
-        "dbsize",
-        "scan",
-        "type",
-        "pttl",
-    ),
-    *("object", "object|idletime", "object|encoding", "memory", "memory|usage", "get", "strlen", "llen", "lrange"),
-    *("hgetall", "hmget", "smembers", "smismember", "zrange", "zmscore"),
+    *("client", "client|no-touch", "client|setinfo", "cluster", "cluster|myid", "hello", "select", "info", "dbsize"),
+    *("scan", "type", "pttl", "object", "object|idletime", "object|encoding", "memory", "memory|usage"),
+    *("get", "strlen", "llen", "lrange", "hgetall", "hmget", "smembers", "smismember", "zrange", "zmscore"),
+    *("hscan", "hpexpiretime"),
 )
 READING = {f"cmdstat_{command}" for command in COMMANDS}
 

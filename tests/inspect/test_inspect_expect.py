@@ -107,6 +107,40 @@ def test_a_persistent_key_that_never_expires(client: redis.Redis) -> None:
     assert [one for one, _ in found(client, WEEK)] == ["no_ttl"]
 
 
+@pytest.mark.parametrize("name", ["redis-8.2", "valkey-9"])
+@pytest.mark.parametrize(
+    ("ttls_s", "cause"),
+    [((7 * DAY_S, 7 * DAY_S), None), ((300, 300), "ttl_too_short"), ((7 * DAY_S, None), "no_ttl")],
+)
+def test_ttls_of_fields_are_the_hash_s(name: str, ttls_s: tuple[int | None, ...], cause: str | None) -> None:
+    with start(name) as server, server.client() as client:
+        for number, ttl_s in enumerate(ttls_s):
+            client.hset("chat:1", f"m{number}", json.dumps({"role": "user", "content": "hi"}))
+            if ttl_s:
+                client.hexpire("chat:1", ttl_s, f"m{number}")
+        problems = found(client, WEEK)
+    assert [one for one, _ in problems] == ([cause] if cause else [])
+    if cause == "no_ttl":
+        assert problems[0][1].startswith("1 of its 2 fields have no TTL")
+
+
+@pytest.mark.parametrize(("beside", "cause"), [("3", None), ("words", "mixed_ttl")])
+def test_counter_beside_a_session_is_not_compared(client: redis.Redis, beside: str, cause: str | None) -> None:
+    write(client, 3 * DAY_S)
+    client.set("chat:1:count", beside, ex=7 * DAY_S)
+    report = inspect_session(client, "chat:1", expect=WEEK)
+    assert [one.cause for one in report.problems] == ([cause] if cause else [])
+    assert any("1 counter beside the session" in note for note in report.notes) == (cause is None)
+
+
+@pytest.mark.parametrize(("marker", "cause"), [("expires:1", None), ("other:1", "ttl_too_long")])
+def test_hash_of_spring_session_ends_later(client: redis.Redis, marker: str, cause: str | None) -> None:
+    client.hset("chat:1", mapping={"lastAccessedTime": 1, "sessionAttr:user": "x"})
+    client.expire("chat:1", 35 * 60)
+    client.set(f"chat:{marker}", "", ex=30 * 60)
+    assert [one for one, _ in found(client, {"chat:*": "30m"})] == ([cause] if cause else [])
+
+
 def test_parts_within_an_expected_jitter(client: redis.Redis) -> None:
     session = load_capture(client, "openai-agents")
     client.pexpire("agents:session:sess-A", 300_000)

@@ -57,49 +57,62 @@ def deleted_finding(
         of: How many keys the database has.
         sessions: How many keys of sessions were looked at.
     """
-    keys = context.keys
     vanished = [one for one in vanished if not is_housekeeping(to_name(one.key))]
     if vanished:
-        prefix = next((one.prefix for one in expectations if one.matches.fullmatch(vanished[0].key)), None)
-        deleters = [one.name for one in server.clients if one.last_command in DELETES]
-        many = len(vanished) >= max(FEWEST_VANISHED, VANISHED_SHARE * looked)
-        return Finding(
-            "deleted",
-            prefix=prefix,
-            keys=len(vanished),
-            message=f"{counted(len(vanished), 'key')} under {prefix} disappeared during the audit, long before their "
-            "deadline",
-            confidence="proven" if many else "possible",
-            evidence=(
-                "they existed at the first look and no longer at the second; evicted_keys did not change",
-                *([] if many else ["users may have ended so few of their sessions themselves"]),
-                *(f"a client that deleted last: {name}" for name in deleters[:3]),
-            ),
-            next="redis-cli CLIENT LIST: clients with cmd=del or cmd=unlink",
-        )
+        return _vanished_finding(server, expectations, vanished, looked=looked)
+    if found := _logged_finding(server, expectations):
+        return found
+    scale = of / len(context.keys) if context.keys else 0.0
+    return _counted(server, expectations, context, scale=scale, sessions=sessions)
+
+
+def _vanished_finding(
+    server: ServerFacts, expectations: Sequence[Expectation], vanished: Sequence[KeyFacts], *, looked: int
+) -> Finding:
+    prefix = next((one.prefix for one in expectations if one.matches.fullmatch(vanished[0].key)), None)
+    deleters = [one.name for one in server.clients if one.last_command in DELETES]
+    many = len(vanished) >= max(FEWEST_VANISHED, VANISHED_SHARE * looked)
+    return Finding(
+        "deleted",
+        prefix=prefix,
+        keys=len(vanished),
+        message=f"{counted(len(vanished), 'key')} under {prefix} disappeared during the audit, long before their "
+        "deadline",
+        confidence="proven" if many else "possible",
+        evidence=(
+            "they existed at the first look and no longer at the second; evicted_keys did not change",
+            *([] if many else ["users may have ended so few of their sessions themselves"]),
+            *(f"a client that deleted last: {name}" for name in deleters[:3]),
+        ),
+        next="redis-cli CLIENT LIST: clients with cmd=del or cmd=unlink",
+    )
+
+
+def _logged_finding(server: ServerFacts, expectations: Sequence[Expectation]) -> Finding | None:
+    """Return the finding of deletions in the slow log that name sessions."""
     named = [(one, key) for one in server.slow_commands if one.command in DELETES for key in one.keys]
     named = [(one, key) for one, key in named if not is_housekeeping(to_name(key))]
     prefixes = {one: each.prefix for each in expectations for one, key in named if each.matches.fullmatch(key)}
-    if logged := list(prefixes):
-        first = min(logged, key=lambda one: one.at_s)
-        count = sum(len(one.keys) for one in logged)
-        many = count >= FEWEST_DELETED or any(len(one.keys) >= FEWEST_VANISHED for one in logged)
-        return Finding(
-            "deleted",
-            prefix=prefixes[first],
-            keys=count,
-            message=f"{first.command.upper()} deletes sessions under {prefixes[first]}, not their TTL: at least "
-            f"{counted(count, 'key')}",
-            confidence="proven" if many else "possible",  # a user may have ended a large session
-            since=datetime.fromtimestamp(first.at_s + 1, UTC),
-            since_is="upper bound",
-            evidence=tuple(
-                f"slow log: {one.command} of {counted(len(one.keys), 'key')} by {one.client}" for one in logged[:3]
-            ),
-            next="redis-cli SLOWLOG GET 128 and CLIENT LIST name the client that deletes",
-        )
-    scale = of / len(keys) if keys else 0.0
-    return _counted(server, expectations, context, scale=scale, sessions=sessions)
+    logged = list(prefixes)
+    if not logged:
+        return None
+    first = min(logged, key=lambda one: one.at_s)
+    count = sum(len(one.keys) for one in logged)
+    many = count >= FEWEST_DELETED or any(len(one.keys) >= FEWEST_VANISHED for one in logged)
+    return Finding(
+        "deleted",
+        prefix=prefixes[first],
+        keys=count,
+        message=f"{first.command.upper()} deletes sessions under {prefixes[first]}, not their TTL: at least "
+        f"{counted(count, 'key')}",
+        confidence="proven" if many else "possible",  # a user may have ended a large session
+        since=datetime.fromtimestamp(first.at_s + 1, UTC),
+        since_is="upper bound",
+        evidence=tuple(
+            f"slow log: {one.command} of {counted(len(one.keys), 'key')} by {one.client}" for one in logged[:3]
+        ),
+        next="redis-cli SLOWLOG GET 128 and CLIENT LIST name the client that deletes",
+    )
 
 
 def _counted(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -19,17 +20,16 @@ from memkit.config import Expectation
 from memkit.formats import memkit_store
 from memkit.formats.model import KeyOwner, SessionValues, Turn, seconds
 from memkit.formats.parsing.bounded_json import parse
-from memkit.readonly.values import RedisValue
+from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
 from memkit.render import counted, duration, utc_text
 
-_SESSION_TIMES = """
-updated updatedat updatetime lastupdate lastupdated lastupdatedat lastupdatetime modified modifiedat lastmodified
-lastmodifiedat createdat creationtime createtime lastmessageat lastmessagetime lastactive lastactiveat lastactivity
-lastactivityat lastaccess lastaccessed lastaccessedat lastaccessedtime lastseen lastseenat lastwrite lastwriteat
-writtenat savedat startedat timestamp timestampms ts updatedon dateupdated datemodified accessedat touchedat lasttouched
-lasttouchedat lastused lastusedat lastinteraction lastinteractionat lastrequest lastrequestat
+_WHEN = "(at|on|time|date|timestamp|ts|ms|utc)"
+_SESSION_TIME = f"""
+(last)?(updated?|modified|modification|edited|changed){_WHEN}*
+|last(message|active|activity|access(ed)?|seen|write|written|use[d]?|touch(ed)?|interaction|request|turn){_WHEN}*
+|(created?|creation|written|saved|started|accessed|touched){_WHEN}+
+|date(created|updated|modified)|mtime|timestamp(ms)?|ts
 """
-_MESSAGE_TIMES = "at created date datesent datetime sentat time timesent"
 _TEXTS = """
 content contents text message parts body blocks data prompt response question answer query reply input output user
 assistant human ai bot event
@@ -38,14 +38,16 @@ _CONTAINERS = """
 session metadata meta messages message history chathistory conversation dialog dialogue turns events entries items
 memory log transcript
 """
-SESSION_FIELDS = frozenset(_SESSION_TIMES.split())
+SESSION_FIELD = re.compile(_SESSION_TIME, re.VERBOSE)
 """Names of fields, in lower case without ``_`` and ``-``, that state when a session was written."""
-MESSAGE_FIELDS = SESSION_FIELDS.union(_MESSAGE_TIMES.split())
+MESSAGE_FIELD = re.compile(f"{_SESSION_TIME}|at|created|date|time|datetime|(date|time)sent|sent{_WHEN}+", re.VERBOSE)
 """Those that state when a message was written."""
 MESSAGE_TEXTS = frozenset(_TEXTS.split())
 """A message has one of these fields; an appointment, a token or an order in a list of its own has none."""
 CONTAINERS = frozenset(_CONTAINERS.split())
 """The fields inside which times are looked for; what tools are given and return is none of them."""
+NOTHING = frozenset((b"", b"null", b"{}", b'""', b"None"))
+"""What applications write for a session without content."""
 MOST_DEPTH = 6
 ENDS = 3
 """Messages are in order, so the first and last few hold the first and the newest time."""
@@ -68,7 +70,9 @@ FEWEST_TRIMMED, TRIMMED_SHARE, OTHERS_SHARE = 3, 0.5, 0.1
 most OTHERS_SHARE of the shorter ones. If reads renew the TTL, the shorter ones are older too."""
 
 _ISO = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
-_NUMBER = re.compile(r"\d{9,17}(\.\d+)?")
+_HTTP = re.compile(r"[A-Z][a-z]{2}, \d\d? [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d ")
+_NUMBER = re.compile(r"(?:/Date\()?(\d{9,17}(?:\.\d+)?)(?:[+-]\d{4})?(?:\)/)?")
+"""A Unix time as text, also as .NET writes it."""
 
 
 class StatedTime(NamedTuple):
@@ -79,7 +83,7 @@ class StatedTime(NamedTuple):
 
 
 class DatedSession(NamedTuple):
-    """A key with the first and the newest time that its payload states, and how many messages it holds."""
+    """A key with the first and the newest time that its payload states, and how many messages it holds; -1: unknown."""
 
     facts: KeyFacts
     first: StatedTime | None
@@ -99,13 +103,19 @@ def dated_session(value: RedisValue, facts: KeyFacts, owner: KeyOwner | None) ->
         ids = [] if value.partial else [float(entry.partition("-")[0]) for entry, _ in value.entries]
         stated = [StatedTime(at_ms, at_ms) for at_ms in ids if seconds(at_ms)]
         lengths = [value.total]
+    elif value.kind == "zset":
+        # An id with a time is an entry of an index.
+        scores = [seconds(score) for member, score in value.scores.items() if " " in member]
+        stated = [StatedTime(at_s * 1000, at_s * 1000) for at_s in scores if at_s]
+        lengths = [value.total]
     else:
         document = _document(value)
         stated = list(times_in(document))
         inner = document.values() if isinstance(document, dict) else (document,)
         lengths = [value.total] if value.kind == "list" else [len(one) for one in inner if isinstance(one, list)]
+        lengths = [0] if value.kind in DOCUMENT_KINDS and value.data.strip() in NOTHING else lengths
     times = [one for one in stated if one.earliest <= facts.seen_ms + SAME_MS]
-    return DatedSession(facts, min(times, default=None), max(times, default=None), max(lengths, default=0))
+    return DatedSession(facts, min(times, default=None), max(times, default=None), max(lengths, default=-1))
 
 
 def written_ms(expected: Expectation, facts: KeyFacts) -> float:
@@ -151,7 +161,7 @@ def times_in(value: Any, *, depth: int = 0, listed: bool = False, message: bool 
         return
     for name, plain in names.items():
         inner = value[name]
-        if plain in (MESSAGE_FIELDS if is_message else SESSION_FIELDS):
+        if (MESSAGE_FIELD if is_message else SESSION_FIELD).fullmatch(plain):
             yield from _time(inner)
         elif plain in CONTAINERS or (
             depth == 0 and isinstance(inner, dict) and "role" in inner and not MESSAGE_TEXTS.isdisjoint(inner)
@@ -160,16 +170,17 @@ def times_in(value: Any, *, depth: int = 0, listed: bool = False, message: bool 
 
 
 def _time(value: Any) -> Iterator[StatedTime]:
-    if isinstance(value, str) and _ISO.match(value):
+    if isinstance(value, str) and (_ISO.match(value) or _HTTP.match(value)):
         try:
-            at = datetime.fromisoformat(value)
+            at = parsedate_to_datetime(value) if _HTTP.match(value) else datetime.fromisoformat(value)
         except ValueError:
             return
         ms = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000
         yield StatedTime(ms, ms if at.tzinfo else ms - ZONE_MS)
         return
     if isinstance(value, str):
-        value = float(value) if _NUMBER.fullmatch(value) else None
+        number = _NUMBER.fullmatch(value)
+        value = float(number[1]) if number else None
     found = seconds(value)
     if found is not None:
         yield StatedTime(found * 1000, found * 1000)
@@ -221,26 +232,44 @@ def not_refreshed(expected: Expectation, sessions: Sequence[DatedSession], notes
         )
         return None
     fixed = sum(abs(first - begin) <= tolerance for begin, first, _ in late)
+    return _late_finding(
+        expected, ttl, [newest.at for _, _, newest in late], ahead, fixed=fixed, short=short, of=len(dated)
+    )
+
+
+def _late_finding(
+    expected: Expectation,
+    ttl: float,
+    times: Sequence[float],
+    ahead: Sequence[float],
+    *,
+    fixed: int,
+    short: bool,
+    of: int,
+) -> Finding:
+    """Return the finding of sessions that were written so late, by how far each write is ahead of a whole TTL.
+
+    ``fixed``: how many deadlines still count from the first message; ``short``: some have hardly any TTL left.
+    """
     confidence: Confidence = "possible" if not (fixed or short) else "likely"
-    if len(late) >= FEWEST_LATE and confidence == "likely":
+    if len(times) >= FEWEST_LATE and confidence == "likely":
         confidence = "proven"
-    newest_times = [newest.at for _, _, newest in late]
-    first_late = min(newest_times)
+    first_late = min(times)
     given = ttl - median(ahead)
     # Without a deadline that counts from the first message, one distance for all sessions is their TTL.
-    is_ttl = not fixed and _are_alike(ahead) and not _are_alike(newest_times)
+    is_ttl = not fixed and _are_alike(ahead) and not _are_alike(times)
     return Finding.of(
         expected,
         "ttl_too_short" if is_ttl else "not_refreshed",
-        keys=len(late),
+        keys=len(times),
         message=f"writes to keys matching {expected.pattern} "
         f"{'set a shorter TTL' if is_ttl else 'do not renew the TTL'}: after its last message a session has "
-        f"{duration(given)} instead of {duration(ttl)} (median of {len(late):,})",
+        f"{duration(given)} instead of {duration(ttl)} (median of {len(times):,})",
         confidence="likely" if is_ttl else confidence,
         observed_ms=round(given, -3) if is_ttl else ttl,
         since=Since(first_late, "upper bound"),
         evidence=(
-            f"the payloads of {len(late):,} of {counted(len(dated), 'session')} state a write later than the deadline "
+            f"the payloads of {len(times):,} of {counted(of, 'session')} state a write later than the deadline "
             f"minus the TTL",
             f"{counted(fixed, 'deadline')} of them still count from the first message",
             f"the first such write that still exists was at {utc_text(datetime.fromtimestamp(first_late / 1000, UTC))}",
@@ -273,7 +302,7 @@ def trimmed(expected: Expectation, sessions: Sequence[DatedSession]) -> Finding 
     dated = [
         (one.messages, one.facts.deadline_ms - ttl - one.newest.at)
         for one in sessions
-        if one.facts.deadline_ms and one.newest and one.newest.at == one.newest.earliest and one.messages
+        if one.facts.deadline_ms and one.newest and one.newest.at == one.newest.earliest and one.messages > 0
     ]
     most = max((messages for messages, _ in dated), default=0)
     full = [gap for messages, gap in dated if messages == most]

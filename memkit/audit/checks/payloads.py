@@ -20,6 +20,7 @@ from memkit.audit.checks.mixed_ttl import mixed_ttl
 from memkit.audit.checks.payload_times import DatedSession, dated_session, not_refreshed, trimmed, written_ms
 from memkit.audit.checks.session_indexes import index_findings
 from memkit.audit.checks.shared_key import shared_key
+from memkit.audit.checks.ttl_inference import NEARLY_ALL
 from memkit.audit.finding import Confidence, Finding, Since
 from memkit.audit.key_shapes import Member
 from memkit.audit.sampling import KeyFacts
@@ -38,14 +39,17 @@ larger chance is enough to explain bytes of no known encoding.
 """
 UNUSUAL = frozenset(("json string", "python repr"))
 """Encodings that readers of JSON refuse or take for text, whether they are new or not."""
-ENCODINGS = ("gzip", "zlib", "zstd", "lz4", "pickle", "msgpack", "base64", "prefix", ENCRYPTED)
-"""A known store's own JSON in one of these is another encoding, which its decoder reports as damage."""
+ENCODINGS = ("gzip", "zlib", "zstd", "lz4", "pickle", "msgpack", "base64", "prefix", ENCRYPTED, *UNUSUAL)
+"""A known store's own JSON in one of these is another encoding."""
+REFUSED = ("encoding_changed", "partly_decoded")
+"""What a known store's decoder reports if a payload is whole and not the store's."""
 WEAK = ("zlib", "gzip", "zstd", "lz4", "pickle", "msgpack", "base64")
 """Formats with a short signature: among many payloads of no known format, chance may imitate one."""
 MOST_ODD, MOSTLY_PRINTABLE = 0.25, 0.6
 """Encrypted and compressed bytes are printable ASCII to 37 %, damaged text is mostly; the other payloads are JSON."""
 SEVERAL_SHARE = 0.02
 """If fewer sessions have several keys, these may be different sessions of which the ids are alike."""
+FEWEST_EMPTY = 10
 FEWEST_HASHES, COMMON_SHARE = 10, 0.8
 """A field is one of the layout if so many hashes have it; a fragment has half of these fields at most, and no other."""
 
@@ -62,20 +66,23 @@ class Values:
 
 
 class _Payload(NamedTuple):
-    """The encodings of a key's payloads in one place, the first fault, and whether they look like damaged text."""
+    """The encodings of a key's payloads in one place, the first fault, and whether they look like damaged text.
+
+    ``known``: a known store's, of which the decoder reports what it cannot read.
+    """
 
     facts: KeyFacts
     encodings: frozenset[str]
     fault: str = ""
     odd: bool = False
+    known: bool = False
 
 
 @dataclass
 class _Contents:
     """What the values of one expectation showed; the values themselves are dropped, batch by batch.
 
-    ``keys`` are the expectation's, ``present`` all that the audit has seen, by name. Of known stores, ``encoded`` are
-    keys in another known encoding, and ``other`` those without any JSON object.
+    ``keys`` are the expectation's, ``present`` all that the audit has seen, by name.
     """
 
     keys: Sequence[KeyFacts]
@@ -83,8 +90,6 @@ class _Contents:
     tried: int = 0
     dated: list[DatedSession] = field(default_factory=list)
     places: defaultdict[tuple[str, str], list[_Payload]] = field(default_factory=lambda: defaultdict(list))
-    encoded: set[str] = field(default_factory=set)
-    other: set[str] = field(default_factory=set)
     hashes: defaultdict[str, list[tuple[KeyFacts, frozenset[str]]]] = field(default_factory=lambda: defaultdict(list))
     known: KnownSessions = field(default_factory=KnownSessions)
     pops: int = 0
@@ -99,11 +104,7 @@ class _Contents:
             payloads = value.payloads if value.kind in (*DOCUMENT_KINDS, "list") else ()
             examined = [examine(payload) for payload in payloads]
             encoded = {str(one) for one in examined if one.layers[0] in ENCODINGS and not one.fault}
-            self.encoded |= {value.name} if encoded else set()
-            objects = any(payload.lstrip().startswith(b"{") for payload in payloads)
-            if examined and not objects and not any(one.fault for one in examined):
-                self.other.add(value.name)
-            self.places[shape, ""].append(_Payload(facts, frozenset((owner.store, *encoded))))
+            self.places[shape, ""].append(_Payload(facts, frozenset((owner.store, *encoded)), known=True))
             return
         if value.kind == "hash":
             # A field with a number in its name is one of many alike, such as a message, and none of the layout.
@@ -137,6 +138,7 @@ def check_values(
     expected: Sequence[Expectation],
     keys: Sequence[KeyFacts],
     *,
+    sessions: Sequence[Sequence[KeyFacts]],
     short: Callable[[KeyFacts], bool],
     within_s: float = 0.0,
     deletions: int | None = None,
@@ -148,6 +150,7 @@ def check_values(
         reader: Reads without touching idle clocks, if the server allows it.
         expected: All expectations.
         keys: The keys that the audit has seen.
+        sessions: Those of each expectation that are sessions.
         short: Whether a key's TTL alone is known to be too short.
         within_s: How long to read, in seconds, after the first FEWEST_VALUES keys of an expectation.
         deletions: How many DEL and UNLINK the server has counted; None if it does not report that.
@@ -155,7 +158,7 @@ def check_values(
     """
     found, loads = Values(), ValueReader(reader)
     present = {to_name(one.key): one for one in keys}
-    contents = [_Contents(one.of(keys), present, pops=pops) for one in expected]
+    contents = [_Contents([one for one in own if to_name(one.key) in present], present, pops=pops) for own in sessions]
     for one, content in zip(expected, contents, strict=True):
         _read(loads, one, content, within_s=max(within_s, 0.5))
     _assign_problems(expected, contents)
@@ -209,9 +212,7 @@ def _assign_problems(expected: Sequence[Expectation], contents: Sequence[_Conten
 
 def _corrupt(expected: Expectation, content: _Contents) -> Finding | None:
     """Return the finding of payloads that their own format proves to be damaged."""
-    problems = content.known.problems.values()
-    different = content.encoded | content.other
-    broken = {one.key: one.message for one in problems if one.cause == "corrupt" and one.key not in different}
+    broken = {one.key: one.message for one in content.known.problems.values() if one.cause == "corrupt"}
     odd: dict[str, str] = {}
     for (shape, _), payloads in content.places.items():
         unknown = sum(any(name == "binary" or name.endswith("?") for name in one.encodings) for one in payloads)
@@ -272,6 +273,29 @@ def _fragments(expected: Expectation, content: _Contents) -> Finding | None:
     )
 
 
+def _emptied(expected: Expectation, content: _Contents) -> Finding | None:
+    """Return the finding of sessions without messages, if nearly all that were written since some time are such."""
+    known = [one for one in content.dated if one.messages >= 0]
+    empty = [one for one in known if not one.messages]
+    first = min((written_ms(expected, one.facts) for one in empty), default=0.0)
+    since = [one for one in known if written_ms(expected, one.facts) >= first]
+    before = len(known) - len(since)
+    # Sessions that have just begun are empty too, beside others that go on.
+    if len(empty) < max(FEWEST_EMPTY, NEARLY_ALL * len(since)) or before < FEWEST_EMPTY:
+        return None
+    return Finding.of(
+        expected,
+        "corrupt",
+        keys=len(empty),
+        message=f"{counted(len(empty), 'session')} matching {expected.pattern} hold no messages: of those written "
+        f"since {utc_text(datetime.fromtimestamp(first / 1000, UTC))} nearly all, of those before none",
+        confidence="possible",
+        since=Since(first, "upper bound"),
+        evidence=(f"{before:,} sessions that were written before hold messages",),
+        next="memkit inspect URL KEY shows such a session: look for a write that replaces sessions with empty ones",
+    )
+
+
 # -- another encoding --------------------------------------------------------------------------------------------------
 
 
@@ -293,7 +317,8 @@ def _changes(
         before = sum(written_ms(expected, one.facts) < first for one in payloads)
         is_new = (1 - len(having) / len(payloads)) ** before < chance
         refused = encoding.startswith(ENCODINGS) and any(to_name(one.facts.key) in unreadable for one in having)
-        if is_new or refused or not UNUSUAL.isdisjoint(encoding.split(" > ")):
+        unusual = not having[0].known and not UNUSUAL.isdisjoint(encoding.split(" > "))
+        if is_new or refused or unusual:
             yield encoding, having, first if is_new else None
 
 
@@ -301,7 +326,7 @@ def _encoding_changed(expected: Expectation, content: _Contents) -> Finding | No
     keys: dict[bytes, None] = {}
     evidence: list[str] = []
     dates: list[float] = []
-    unreadable = {one.key for one in content.known.problems.values() if one.cause == "corrupt"} & content.encoded
+    unreadable = {one.key for one in content.known.problems.values() if one.cause == "encoding_changed"}
     for payloads in content.places.values():
         usual = Counter(name for one in payloads for name in one.encodings).most_common(1)[0][0]
         intact = [one for one in payloads if not one.fault]
@@ -327,11 +352,11 @@ def _encoding_changed(expected: Expectation, content: _Contents) -> Finding | No
 
 def _encoded_twice(expected: Expectation, content: _Contents) -> str | None:
     """Return why sessions that readers of JSON, or of a known store, may refuse cannot be called healthy."""
-    refused = {one.key for one in content.known.problems.values() if one.cause == "corrupt"} & content.other
+    refused = {one.key for one in content.known.problems.values() if one.cause in REFUSED}
     if refused:
         return f"{counted(len(refused), 'key')} matching {expected.pattern} have a store's names, not its payloads"
     for payloads in content.places.values():
-        for encoding in (name for one in payloads for name in one.encodings):
+        for encoding in (name for one in payloads if not one.known for name in one.encodings):
             if not UNUSUAL.isdisjoint(encoding.split(" > ")):
                 return f"a payload matching {expected.pattern} is {_named(encoding)}: readers may take it for text"
     return None
@@ -385,6 +410,7 @@ def _mixed_ttl(expected: Expectation, content: _Contents) -> Finding | None:
 CHECKS: dict[str, Callable[[Expectation, _Contents], Finding | None]] = {
     "corrupt": _corrupt,
     "fragments": _fragments,
+    "emptied": _emptied,
     "dangling": _missing_parts,
     "mixed_ttl of known stores": _mixed_ttl,
     "encoding_changed": _encoding_changed,

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from os.path import commonprefix
 from urllib.parse import unquote_to_bytes
 
 from memkit.audit.checks.payload_times import written_ms
@@ -36,6 +37,7 @@ from memkit.audit.sampling import KeyFacts
 from memkit.audit.server_info import ABSOLUTE_DEADLINES
 from memkit.config import Expectation
 from memkit.policy import ttl_text
+from memkit.readonly.values import to_name
 from memkit.render import counted, duration, printable
 
 CHANCE = 0.01
@@ -226,27 +228,29 @@ def missing(expected: Expectation, context: AuditContext) -> list[Finding]:
 
 
 def moved(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext) -> Finding | None:
-    """Return the finding of sessions that are written under a similar prefix now, and no longer under this one."""
-    if len(keys) == len(context.keys):
-        return None
+    """Return the finding of sessions that are written under another prefix now, and no longer under this one."""
     own = {one.key for one in keys}
-    near = {
-        prefix: others
-        for prefix, others in by_prefix([one for one in context.other_keys if one.key not in own]).items()
-        if prefix and alike(expected.prefix, prefix)
-    }
-    last = _last_written(expected, keys, context) if near else None
-    for prefix, others in near.items() if last is not None else ():
-        if last is not None and _suspicion(expected, prefix, others, context) == "likely":
-            written = [one.accessed for one in LifetimeAnalysis(others, expected, context.history).right]
-            times = written if expected.ttl_ms else [one.touched_ms for one in others if one.touched_ms is not None]
-            # Names that were all written at one time replace none: the parts of one session, or a restored backup.
-            began_then = bool(times) and last <= min(times) + SLACK_MS and max(times) > last + SLACK_MS
-            if began_then and len(times) >= len(others) / 2:
-                # After a pause of the usual length, both may be written.
-                ends = [at for one in keys if (at := one.deadline_ms or one.touched_ms) is not None]
-                sure: Confidence = "likely" if have_stopped(ends, context.history.now_ms - last) else "possible"
-                return _wrong_prefix(expected, prefix, others, context, sure, since=Since(last, "lower bound"))
+    last = _last_written(expected, keys, context) if len(keys) < len(context.keys) else None
+    if last is None:
+        return None
+    # After a pause of the usual length, both may be written.
+    ends = [at for one in keys if (at := one.deadline_ms or one.touched_ms) is not None]
+    stopped = have_stopped(ends, context.history.now_ms - last)
+    for prefix, others in by_prefix([one for one in context.other_keys if one.key not in own]).items():
+        near = bool(prefix) and alike(expected.prefix, prefix)
+        suspicion = _suspicion(expected, prefix, others, context) if near or (prefix and stopped) else None
+        if suspicion != ("likely" if near else "possible"):
+            continue
+        written = [one.accessed for one in LifetimeAnalysis(others, expected, context.history).right]
+        times = written if expected.ttl_ms else [one.touched_ms for one in others if one.touched_ms is not None]
+        # Names that were all written at one time replace none: the parts of one session, or a restored backup.
+        began_then = bool(times) and last <= min(times) + SLACK_MS and max(times) > last + SLACK_MS
+        # Names unlike these are of other sessions, unless none of them was written before by more than chance.
+        share = (context.history.now_ms - last) / (expected.ttl_ms or math.inf)
+        if began_then and len(times) >= len(others) / 2 and (near or share ** len(times) < CHANCE):
+            sure: Confidence = "likely" if stopped and near else "possible"
+            name = prefix if near else commonprefix([to_name(one.key) for one in others])  # noqa: RUF071
+            return _wrong_prefix(expected, name, others, context, sure, since=Since(last, "lower bound"))
     return None
 
 

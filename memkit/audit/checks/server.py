@@ -5,7 +5,7 @@ Each check names the facts that it uses. What the server reports and what is no 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 
@@ -21,6 +21,10 @@ from memkit.render import counted, duration
 NEAR_FULL = 0.8
 FULL = 0.95
 """One large write or one client's buffers fill the rest."""
+REFUSED_SHARE = 0.01
+"""A failover refuses the writes of some seconds, hardly a hundredth of all."""
+USUAL_ERRORS, MOST_CODES = ("LOADING", "MOVED", "ASK", "NOSCRIPT"), 3
+"""What clients see at a server's start, in a cluster and before a script is loaded; the most codes that are shown."""
 SURE_ERRORS = 3
 """The clocks differ if their difference is so many times the error of measuring it."""
 SKEW_MS = 2_000.0
@@ -42,27 +46,37 @@ OLD_SHARE = 0.9
 
 
 def server_findings(
-    server: ServerFacts, context: AuditContext, expectations: Sequence[Expectation], *, after: Mapping[str, str]
+    server: ServerFacts,
+    context: AuditContext,
+    sessions: Sequence[tuple[Expectation, Sequence[KeyFacts]]],
+    *,
+    after: Mapping[str, str],
 ) -> list[Finding]:
     """Return what is wrong with the server as a whole.
 
     Args:
         server: Its report at the start of the audit.
         context: The keys.
-        expectations: What is expected.
+        sessions: What is expected, each with its keys, without those that are no sessions or have another TTL: by
+            their deadlines and the expected TTL they show when they were written.
         after: INFO's counters at the end of the audit.
     """
-    own = [one for expected in expectations for one in expected.of(context.keys)] or context.keys
+    own = [one for _, keys in sessions for one in keys]
+    ttl_ms = max((expected.ttl_ms or 0 for expected, _ in sessions), default=0)
+    existing = sum(len(expected.of(context.keys)) for expected, _ in sessions)
+    written = sorted(at for expected, keys in sessions for at in _written_ms(server, expected, keys))
+    oldest = min([server.now_ms, *written, *(one.touched_ms for one in context.keys if one.touched_ms is not None)])
     # Sessions without TTLs are spared by a policy that evicts volatile keys only.
-    spared = bool(own) and all(one.deadline_ms is None for one in own) and str(server.policy).startswith("volatile")
+    volatile = any(one.deadline_ms is not None for one in own or context.keys)
+    spared = bool(context.keys) and not volatile and str(server.policy).startswith("volatile")
     found = [
-        _out_of_memory(server),
-        None if spared else _evicted(server, after, expectations) or _eviction_risk(server),
-        _flushed(server, context, expectations),
-        _restarted(server, context, expectations),
+        _writes_refused(server),
+        None if spared else _evicted(server, after, ttl_ms) or _eviction_risk(server),
+        _flushed(server, context, ttl_ms, oldest, dated=len(own), existing=existing),
+        _restarted(server, context, ttl_ms, written),
         _replica_stale(server, context),
         _persistence_risk(server, context),
-        _skewed(server, context.keys, expectations),
+        _skewed(server, oldest if context.keys else 0),
     ]
     return [finding for finding in found if finding]
 
@@ -84,36 +98,61 @@ def server_notes(server: ServerFacts, expectations: Sequence[Expectation], *, wh
         notes.append(f"the server started {when}, within the expected TTL: {loaded}{dropped}")
     flushes = server.called(*FLUSHES)
     if flushes:
-        notes.append(f"FLUSHALL, FLUSHDB or SWAPDB was called {counted(flushes, 'time')} since the start or a reset")
-    if server.oom_errors:
-        notes.append(f"{counted(server.oom_errors, 'command')} were refused for lack of memory (errorstat_OOM)")
+        names = " or ".join(name.upper() for name in FLUSHES if server.called(name))
+        notes.append(f"{names} was called {counted(flushes, 'time')} since the start or a reset")
+    if (refused := server.refused_writes) or server.errors("OOM"):
+        notes.append(
+            f"{counted(refused, 'write')} failed or were refused since the start or a reset: {_errors(server)}"
+        )
+    if rejected := server.number("rejected_connections"):
+        notes.append(f"{counted(rejected, 'connection')} were refused since the start or a reset (maxclients)")
     others = {name: one.get("keys", 0) for name, one in server.databases.items() if name != f"db{database}"}
     if others:
         notes.append(f"other databases have keys: {', '.join(f'{name} ({keys:,})' for name, keys in others.items())}")
     return notes
 
 
-def _out_of_memory(server: ServerFacts) -> Finding | None:
-    """Uses errorstat_OOM (Redis 6.2), used_memory, maxmemory and the policy."""
+def _writes_refused(server: ServerFacts) -> Finding | None:
+    """Uses failed_calls and rejected_calls of writes, errorstats (Redis 6.2), and the state that refuses writes now."""
     used, limit = server.memory
-    errors = server.oom_errors
-    full = bool(limit) and used >= FULL * limit
-    if not errors and not (limit and used >= limit and server.policy == "noeviction"):
-        return None
     state = f"used_memory {used:,} of maxmemory {limit:,} bytes" if limit else "maxmemory is 0: no limit now"
-    now = "and memory is full" if full else "and memory has room now"
+    out_of_memory = server.errors("OOM")
+    full = bool(limit) and used >= FULL * limit
+    if out_of_memory or (limit and used >= limit and server.policy == "noeviction"):
+        now = "and memory is full" if full else "and memory has room now"
+        return Finding(
+            "out_of_memory",
+            message=f"the server refused {counted(out_of_memory, 'write')} for lack of memory ({server.policy}), {now}"
+            if out_of_memory
+            else f"memory is full and {server.policy} refuses writes",
+            confidence="proven" if full and out_of_memory else "likely" if full else "possible",
+            evidence=(f"errorstat_OOM: {out_of_memory:,} since the start or the last reset", state),
+            next="raise maxmemory, or delete what is not needed; sessions are not stored until then",
+        )
+    refused = server.refused_writes
+    if refused < max(FEWEST, REFUSED_SHARE * (server.writes + refused)):
+        return None
+    failed = "err" in (server.info.get("rdb_last_bgsave_status"), server.info.get("aof_last_write_status"))
+    still = bool(server.errors("MISCONF")) and failed
     return Finding(
-        "out_of_memory",
-        message=f"the server refused {counted(errors, 'write')} for lack of memory ({server.policy}), {now}"
-        if errors
-        else f"memory is full and {server.policy} refuses writes",
-        confidence="proven" if full and errors else "likely" if full else "possible",
-        evidence=(f"errorstat_OOM: {errors:,} since the start or the last reset", state),
-        next="raise maxmemory, or delete what is not needed; sessions are not stored until then",
+        "writes_refused",
+        message=f"{refused:,} writes of values or TTLs failed or were refused ({_errors(server)})"
+        + ("; the server refuses every write until its data can be saved" if still else ""),
+        # If the state has passed, or is one client's, it may have been a failover or no session's write.
+        confidence="proven" if still else "possible",
+        evidence=(f"INFO commandstats: {refused:,} failed and rejected calls beside {server.writes:,} writes",),
+        next="INFO commandstats names the commands, the application's log has the texts of the errors",
     )
 
 
-def _evicted(server: ServerFacts, after: Mapping[str, str], expectations: Sequence[Expectation]) -> Finding | None:
+def _errors(server: ServerFacts) -> str:
+    """Return the codes of the most frequent errors with their counts, without those of every start and redirection."""
+    counts = {code: server.errors(code) for name in server.info if (code := name.partition("errorstat_")[2])}
+    found = sorted((-count, code) for code, count in counts.items() if code not in USUAL_ERRORS)
+    return ", ".join(f"{code} {-count:,}" for count, code in found[:MOST_CODES])
+
+
+def _evicted(server: ServerFacts, after: Mapping[str, str], ttl_ms: int) -> Finding | None:
     """Uses evicted_keys at the start and the end, used_memory, maxmemory, uptime_in_seconds and the policy."""
     now = int(after.get("evicted_keys") or server.number("evicted_keys") or 0)
     if not now or server.policy in (None, "noeviction"):
@@ -121,8 +160,7 @@ def _evicted(server: ServerFacts, after: Mapping[str, str], expectations: Sequen
     rising = now > (server.number("evicted_keys") or 0)
     used, limit = server.memory
     # If memory has room now, all of that may have been before today's sessions began.
-    longest = max((one.ttl_ms or 0 for one in expectations), default=0)
-    recent = server.started_ms is None or server.now_ms - server.started_ms <= longest
+    recent = server.started_ms is None or server.now_ms - server.started_ms <= ttl_ms
     sure = rising or recent or used >= NEAR_FULL * limit > 0
     return Finding(
         "evicted",
@@ -153,22 +191,20 @@ def _eviction_risk(server: ServerFacts) -> Finding | None:
     )
 
 
-def _flushed(server: ServerFacts, context: AuditContext, expectations: Sequence[Expectation]) -> Finding | None:
+def _flushed(
+    server: ServerFacts, context: AuditContext, ttl_ms: int, oldest: int, *, dated: int, existing: int
+) -> Finding | None:
     """Uses the calls of FLUSHALL and FLUSHDB, the slow log, and the oldest access of any key."""
     calls, started = server.called(*FLUSHES), server.started_ms
-    ttl_ms = max((one.ttl_ms or 0 for one in expectations), default=0)
     if not calls or not ttl_ms or started is None:
         return None
-    # A key that was accessed before a flush was in another database.
-    oldest = _oldest_ms(server, context.keys, expectations)
     # The log does not name the database; sessions from before a flush that is older than the TTL have ended by it.
     named = FLUSHES if len(server.databases) < 2 else ("flushall",)
     logged = [one for one in server.slow_commands if one.command in named and one.at_s * 1000 <= oldest]
     logged = [one for one in logged if one.at_s * 1000 > server.now_ms - ttl_ms]
     age, possible_age = server.now_ms - oldest, min(ttl_ms, server.now_ms - started)
-    sessions = sum(len(one.of(context.keys)) for one in expectations)
-    chance = min(age / possible_age, 1.0) ** sessions if possible_age > 0 else 1.0
-    if not logged and (age >= OLD_SHARE * possible_age or chance > FLUSH_CHANCE) and sessions:
+    chance = min(age / possible_age, 1.0) ** dated if possible_age > 0 else 1.0
+    if not logged and (age >= OLD_SHARE * possible_age or chance > FLUSH_CHANCE) and existing:
         return None
     names = " and ".join(name.upper() for name in FLUSHES if server.called(name))
     at = max((one.at_s * 1000 for one in logged), default=None)
@@ -178,7 +214,7 @@ def _flushed(server: ServerFacts, context: AuditContext, expectations: Sequence[
     oldest_key = f"no key is older than {duration(age)}" if context.keys else "no key exists"
     return Finding(
         "flushed",
-        message=f"{names} removed all keys from the database, {shown_at}; {counted(sessions, 'session')} exist",
+        message=f"{names} removed all keys from the database, {shown_at}; {counted(existing, 'session')} exist",
         # The counters do not tell whether sessions existed: a server is flushed before a launch, too.
         confidence="proven" if logged else "possible",
         expected_ttl_s=ttl_ms / 1000,
@@ -195,17 +231,15 @@ def _flushed(server: ServerFacts, context: AuditContext, expectations: Sequence[
     )
 
 
-def _restarted(server: ServerFacts, context: AuditContext, expectations: Sequence[Expectation]) -> Finding | None:
+def _restarted(server: ServerFacts, context: AuditContext, ttl_ms: int, written: Sequence[int]) -> Finding | None:
     """Uses uptime_in_seconds, rdb_last_load_keys_loaded and _expired (Redis 7.0), and the sessions' deadlines."""
     started, uptime = server.started_ms, server.now_ms - (server.started_ms or 0)
     if started is None or server.is_replica:
         return None
     dropped, loaded = server.expired_at_load, server.loaded_keys
-    written = sorted(_written_ms(server, expectations, context.keys))
     before = [at for at in written if at < started]
     longest = max((after - at for at, after in pairwise(before)), default=0)
     pause = started - before[-1] if before else 0
-    ttl_ms = max((one.ttl_ms or 0 for one in expectations), default=0)
     empty = context.history.empty_start_ms is not None and YOUNG_MS <= uptime < ttl_ms
     if dropped >= max(FEWEST, DROPPED_SHARE * (dropped + loaded)):
         what = f"dropped {dropped:,} of {dropped + loaded:,} keys as expired: an old file, or it was stopped for long"
@@ -285,10 +319,10 @@ def _persistence_risk(server: ServerFacts, context: AuditContext) -> Finding | N
 # -- clock -------------------------------------------------------------------------------------------------------------
 
 
-def _skewed(server: ServerFacts, keys: Sequence[KeyFacts], expectations: Sequence[Expectation]) -> Finding | None:
+def _skewed(server: ServerFacts, oldest: int) -> Finding | None:
     """Uses TIME against this machine's clock, and the calls of EXPIREAT and PEXPIREAT: relative TTLs need no clock."""
     skew = server.skew_ms
-    if abs(skew) < max(SKEW_MS, SURE_ERRORS * server.skew_error_ms) or _moved_on_purpose(server, keys, expectations):
+    if abs(skew) < max(SKEW_MS, SURE_ERRORS * server.skew_error_ms) or _moved_on_purpose(server, oldest):
         return None
     way = "ahead of" if skew > 0 else "behind"
     return Finding(
@@ -303,30 +337,21 @@ def _skewed(server: ServerFacts, keys: Sequence[KeyFacts], expectations: Sequenc
     )
 
 
-def _moved_on_purpose(server: ServerFacts, keys: Sequence[KeyFacts], expectations: Sequence[Expectation]) -> bool:
+def _moved_on_purpose(server: ServerFacts, oldest: int) -> bool:
     """Whether memkit moved this clock while the keys were there: they are older than its last move."""
     moved = server.moved_by_ms
     if not moved or abs(server.skew_ms - moved) > SKEW_MS:
         return False
-    oldest = _oldest_ms(server, keys, expectations)
     before = server.moved_at_ms is not None and oldest < server.moved_at_ms - 2 * SKEW_MS
-    return not keys or before or server.now_ms - oldest > abs(moved) / 2
+    return before or server.now_ms - oldest > abs(moved) / 2
 
 
-def _oldest_ms(server: ServerFacts, keys: Sequence[KeyFacts], expectations: Sequence[Expectation]) -> float:
-    """Return the earliest time that keys show: a last access, or the write that the expected TTL implies."""
-    touched = [one.touched_ms for one in keys if one.touched_ms is not None]
-    return min([server.now_ms, *touched, *_written_ms(server, expectations, keys)])
-
-
-def _written_ms(server: ServerFacts, expectations: Iterable[Expectation], keys: Sequence[KeyFacts]) -> Iterator[int]:
+def _written_ms(server: ServerFacts, expected: Expectation, keys: Sequence[KeyFacts]) -> Iterator[int]:
     """Yield when keys were written, by their deadlines: surely, or if no jitter and no client moved these."""
-    for expected in expectations:
-        if not expected.ttl_ms:
-            continue
-        given = [(one.deadline_ms, one.set_ms or 0) for one in expected.of(keys) if one.deadline_ms is not None]
-        over = sum(ttl > expected.ttl_ms + SKEW_MS for _, ttl in given)
-        exact = over <= SOME * len(given) and not server.called(*ABSOLUTE_DEADLINES)
-        for deadline, ttl in given:
-            if exact or ttl < expected.ttl_ms * (1 - expected.jitter) - SKEW_MS:
-                yield deadline - expected.ttl_ms
+    ttl_ms = expected.ttl_ms or 0
+    given = [(one.deadline_ms, one.set_ms or 0) for one in keys if one.deadline_ms is not None and ttl_ms]
+    over = sum(ttl > ttl_ms + SKEW_MS for _, ttl in given)
+    exact = over <= SOME * len(given) and not server.called(*ABSOLUTE_DEADLINES)
+    for deadline, ttl in given:
+        if exact or ttl < ttl_ms * (1 - expected.jitter) - SKEW_MS:
+            yield deadline - ttl_ms

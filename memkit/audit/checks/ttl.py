@@ -14,7 +14,6 @@ from memkit.audit.checks.prefixes import SHOWN_PREFIXES, missing, moved, new_sha
 from memkit.audit.checks.server import SKEW_MS
 from memkit.audit.checks.ttl_inference import (
     EXACT_SHARE,
-    FINEST_JITTER,
     HOUR_MS,
     NEARLY_ALL,
     ONE_WRITE_MS,
@@ -36,7 +35,7 @@ from memkit.audit.finding import Finding, Since
 from memkit.audit.key_shapes import Group, Member, by_prefix, groups_of, narrowest_prefix, sessions_of
 from memkit.audit.sampling import KeyFacts
 from memkit.audit.server_info import ABSOLUTE_DEADLINES, RELATIVE_DEADLINES, RENEWALS, STRING_WRITES
-from memkit.config import Expectation
+from memkit.config import SPRING_MARGIN_MS, Expectation
 from memkit.policy import ExpiryPolicy, ttl_text
 from memkit.render import counted, duration
 
@@ -44,8 +43,6 @@ LOOKED_UP = 200
 """Of a sample's sessions so many have their other parts looked up: enough for a share to 10 %."""
 MOST_SHAPES = 10
 """Of so many shapes of names, the largest, missed parts are looked up: 18,000 keys at most."""
-SPRING_MARGIN_MS = 300_000
-"""Spring Session keeps a session's hash so much longer than its ``expires`` key (RedisIndexedSessionRepository)."""
 UNIX_TIME_S = 1_000_000_000
 """A TTL over 31 years that is near the current Unix time is a point in time (2001 and later)."""
 HALF_HOUR_MS = HOUR_MS // 2
@@ -70,7 +67,8 @@ class Diagnosis:
         notes: What was left out, and facts that are no findings.
         sessions: How many keys of sessions were looked at.
         reached: How many of them were seen to have been given the expected TTL.
-        ignored: How many keys were left out.
+        ignored: Groups of keys that are no sessions.
+        keys: The others; the audit fills it in. A key belongs to the first expectation that it matches.
         unexplained: Why these keys cannot be called healthy although nothing is wrong for sure.
     """
 
@@ -78,8 +76,9 @@ class Diagnosis:
     notes: list[str] = field(default_factory=list)
     sessions: int = 0
     reached: int = 0
-    ignored: int = 0
+    ignored: Sequence[Group] = ()
     unexplained: str | None = None
+    keys: Sequence[KeyFacts] = ()
 
 
 def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext) -> Diagnosis:
@@ -93,14 +92,13 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
         _add_missed_siblings(sessions, expected, context)
     helpers = auxiliary_groups(expected, sessions, context)
     sessions = [group for group in sessions if group not in helpers]
+    names = odd or moved(expected, keys, context)
     if expected.ttl_ms is None:
-        notes = [_ignored(expected, group) for group in helpers]
-        unwanted = _unwanted_deadlines(expected, sessions, context)
-        found = [one for one in (unwanted, odd or moved(expected, keys, context)) if one]
+        found = [one for one in (_unwanted_deadlines(expected, sessions, context), names) if one]
         if not found and (shape := new_shape(expected, sessions, context)):
             found.append(shape)
         reached = sum(one.deadline_ms is None for group in sessions for one in group.keys)
-        return Diagnosis(found, notes, _count(sessions), reached)
+        return Diagnosis(found, [_ignored(expected, group) for group in helpers], _count(sessions), reached, helpers)
     mixed = mixed_ttl(expected, list(sessions_of(sessions)))
     anomalies, short_groups = _anomalies(expected, sessions, context)
     ignored_groups = [*helpers, *(group for group, _ in short_groups)]
@@ -114,7 +112,7 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
         for finding in (
             persistent_finding(expected, sessions, context),
             mixed.finding,
-            odd or moved(expected, keys, context),
+            names,
             _persistent_renewal(expected, analyses[-1], context),
             None if anomalies or mixed.finding else _unrenewed(expected, analyses[0], context),
         )
@@ -123,27 +121,37 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
     if not findings and (shape := new_shape(expected, sessions, context)):
         findings.append(shape)
     notes += [layout_note] if layout_note else []
-    if (few := analyses[-1].long) and not any(one.kind == "long" for _, one in anomalies):
-        longest = duration(max(one.left for one in few))
-        notes.append(
-            f"{counted(len(few), 'key')} under {expected.prefix} have up to {longest} left, more than expected"
-        )
+    if not any(one.kind == "long" for _, one in anomalies):
+        notes += _too_long_note(expected, analyses[-1])
     unexplained = None if findings else next((text for one in analyses if (text := one.unexplained())), None)
-    soon = [one for one in analyses[-1].short if one.known and one.left < SOON * analyses[-1].ttl]
-    sliding = expected.policy.kind == "sliding" and not expected.policy.refresh_on_read
-    if soon and sliding and context.history.idle_known and not findings and not unexplained:
-        notes.append(
-            f"reads do not renew the TTL: {counted(len(soon), 'key')} under {expected.prefix}, read since, will expire "
-            f"within {duration(max(one.left for one in soon))}"
-        )
+    if not findings and not unexplained and context.history.idle_known:
+        notes += _reads_note(expected, analyses[-1])
     return Diagnosis(
         findings,
         notes,
         _count(sessions),
         sum(len(one.reached) for one in analyses),
-        _count(ignored_groups),
+        ignored_groups,
         unexplained,
     )
+
+
+def _too_long_note(expected: Expectation, analysis: LifetimeAnalysis) -> list[str]:
+    if not analysis.long:
+        return []
+    longest = duration(max(one.left for one in analysis.long))
+    many = counted(len(analysis.long), "key")
+    return [f"{many} under {expected.prefix} have up to {longest} left, more than expected"]
+
+
+def _reads_note(expected: Expectation, analysis: LifetimeAnalysis) -> list[str]:
+    """Return a note if sessions are read and will expire soon nevertheless."""
+    soon = [one for one in analysis.short if one.known and one.left < SOON * analysis.ttl]
+    if not soon or expected.policy.kind != "sliding" or expected.policy.refresh_on_read:
+        return []
+    longest = duration(max(one.left for one in soon))
+    many = counted(len(soon), "key")
+    return [f"reads do not renew the TTL: {many} under {expected.prefix}, read since, will expire within {longest}"]
 
 
 def _count(groups: Iterable[Group]) -> int:
@@ -169,10 +177,8 @@ def _with_known_layout(expected: Expectation, groups: Sequence[Group]) -> tuple[
     markers = [part.replace("expires:", "") for part in strings if "expires:" in part]
     if expected.ttl_ms is None or hashes.isdisjoint(markers):
         return expected, None
-    *others, longest = sorted({expected.ttl_ms - SPRING_MARGIN_MS, expected.ttl_ms, expected.ttl_ms + SPRING_MARGIN_MS})
-    policy, jitter = replace(expected.policy, ttl_ms=longest), min(expected.jitter, FINEST_JITTER)
     note = f"Spring Session keeps a session's hash {duration(SPRING_MARGIN_MS)} longer than its expires key on purpose"
-    return replace(expected, policy=policy, other_ttls_ms=tuple(others), jitter=jitter), note
+    return expected.of_spring_session(), note
 
 
 # -- TTLs --------------------------------------------------------------------------------------------------------------
@@ -256,29 +262,12 @@ def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, conte
     cause = clock[0] if clock else "unit_mistake" if unit else "two_ttls" if both else f"ttl_too_{anomaly.kind}"
     affected = [one.key for one in group.keys if _is_affected(one, anomaly)]
     prefix = narrowest_prefix(affected, [one.key for one in context.keys], expected.prefix)
-    seen = duration(anomaly.ttl_ms) + ("" if context.history.idle_known else " or more")
-    wanted = _ttls(expected)
+    given, wanted = _given(anomaly, context), _ttls(expected)
     since = "" if anomaly.since is None else f", {context.since_text(anomaly.since)}"
-    message = f"sessions under {prefix} are given {seen} instead of {wanted}{since}"
+    message = f"sessions under {prefix} are given {given} instead of {wanted}{since}"
     if both:
-        message = f"sessions under {prefix} are given {seen} and {wanted} at the same time; expected {wanted}"
-    spread = f", give or take {anomaly.jitter:.0%}" if anomaly.jitter else ""
-    evidence = [
-        *reversed(anomaly.reasons[:1]),
-        f"{anomaly.keys:,} of {context.sampled:,} keys looked at were given {seen}{spread}",
-        *anomaly.reasons[1:],
-    ]
-    if both:
-        evidence.append(
-            f"{anomaly.still_expected:,} keys were given {wanted} after the first of these was written: two kinds of "
-            "writers or of sessions, not a release"
-        )
-        names = [one.name for one in context.server.clients if one.last_command in RENEWALS]
-        evidence += [f"clients that set a TTL last: {', '.join(names[:5])}"] if names else []
-    elif anomaly.since and anomaly.since.bound == "lower bound":
-        evidence.append(f"the last write that got the expected TTL was {context.when(anomaly.since.at_ms)}")
-    if anomaly.first_seen_ms is not None:
-        evidence.append(f"the oldest of them that still exists was written {context.when(anomaly.first_seen_ms)}")
+        message = f"sessions under {prefix} are given {given} and {wanted} at the same time; expected {wanted}"
+    evidence = _ttl_evidence(expected, anomaly, context, both=both)
     if prefix != expected.prefix:
         evidence.append(f"all of them are under {prefix}; the other keys of {expected.pattern} are not affected")
     if clock:
@@ -301,6 +290,33 @@ def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, conte
         if clock
         else _next_for_ttl(expected, anomaly, context, both=both),
     )
+
+
+def _ttl_evidence(expected: Expectation, anomaly: TtlAnomaly, context: AuditContext, *, both: bool) -> list[str]:
+    """Return what was seen of these keys. ``both``: the expected TTL is given at the same time."""
+    given, wanted = _given(anomaly, context), _ttls(expected)
+    spread = f", give or take {anomaly.jitter:.0%}" if anomaly.jitter else ""
+    evidence = [
+        *anomaly.reasons[:1],
+        f"{anomaly.keys:,} of {context.sampled:,} keys looked at were given {given}{spread}",
+        *anomaly.reasons[1:],
+    ]
+    if both:
+        evidence.append(
+            f"{anomaly.still_expected:,} keys were given {wanted} after the first of these was written: two kinds of "
+            "writers or of sessions, not a release"
+        )
+        names = [one.name for one in context.server.clients if one.last_command in RENEWALS]
+        evidence += [f"clients that set a TTL last: {', '.join(names[:5])}"] if names else []
+    elif anomaly.since and anomaly.since.bound == "lower bound":
+        evidence.append(f"the last write that got the expected TTL was {context.when(anomaly.since.at_ms)}")
+    if anomaly.first_seen_ms is not None:
+        evidence.append(f"the oldest of them that still exists was written {context.when(anomaly.first_seen_ms)}")
+    return evidence
+
+
+def _given(anomaly: TtlAnomaly, context: AuditContext) -> str:
+    return duration(anomaly.ttl_ms) + ("" if context.history.idle_known else " or more")
 
 
 def _ttls(expected: Expectation) -> str:

@@ -254,8 +254,8 @@ class LifetimeAnalysis:
         self.floor = self.ttl * (1 - self.jitter) - slack
         self.ceiling = self.ttl * (1 + self.jitter) + slack + history.set_back_ms
         lifetimes = lifetimes_of(keys, history)
-        # The idle clock begins again after 194 days: an access may be as much earlier.
-        if self.ttl > IDLE_WRAP_MS:
+        # The idle clock begins again after 194 days: an access may be as much earlier if the server is older.
+        if self.ttl > IDLE_WRAP_MS and history.now_ms - (history.empty_start_ms or 0) > IDLE_WRAP_MS:
             lifetimes = [one._replace(known=one.known and one.given + IDLE_WRAP_MS > self.ceiling) for one in lifetimes]
         # Without an idle clock of its own, a key counts as not accessed since the last write.
         self.all = [one if one.known else one._replace(given=max(self.ttl, one.left)) for one in lifetimes]
@@ -529,7 +529,7 @@ class LifetimeAnalysis:
 
         Not for what was written in one go and accessed in one go: one event, however many keys.
         """
-        first = _onset(peak, members)
+        first = _onset(peak, members, others)
         accesses = [one.accessed for one in members]
         at_once = max(spread(accesses), spread([one.deadline for one in members])) <= ONE_WRITE_MS
         if at_once or len({one.deadline // ONE_WRITE_MS for one in others}) < FEWEST_OTHERS:
@@ -610,7 +610,7 @@ class LifetimeAnalysis:
     ) -> TtlAnomaly:
         ttl, jitter = _ttl_of(members, peak, idle_known=True)
         since = self._when(peak, members, others)
-        first = round(_onset(peak, members))
+        first = round(_onset(peak, members, others))
         both = 0
         if since.bound == "upper bound":
             top = self._longest_expected(self.right)
@@ -632,7 +632,7 @@ class LifetimeAnalysis:
 
         The former only if such writes have stopped since: a chance pause of one of two kinds of writers is not that.
         """
-        first = _onset(peak, members)
+        first = _onset(peak, members, others)
         upper = Since(math.ceil(first), "upper bound")
         # Of a jittered new TTL some values are over the peak: only those that fit the former are surely of it.
         right = [one for one in others if one.given >= self.floor]
@@ -719,9 +719,11 @@ def _sharpened(members: Sequence[KeyLifetime]) -> float:
     return minutes if minutes and abs(near - minutes) <= IDLE_GRAIN_MS else near
 
 
-def _onset(peak: TtlPeak, members: Sequence[KeyLifetime]) -> float:
+def _onset(peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]) -> float:
     """Return when the first of these was written, without a few that were read before: old ones by chance."""
     accesses = sorted(one.accessed for one in members)
+    if not others:
+        return accesses[0]
     return max(start_of(accesses), quantile(accesses, CHANCE)) if peak.wide else start_of(accesses)
 
 

@@ -17,7 +17,7 @@ from memkit.formats.model import Problem, Turn, a_dict, few
 from memkit.formats.parsing import msgpack
 from memkit.formats.parsing.bounded_json import Fault, Parsed, parse
 from memkit.formats.parsing.element_shapes import kind_of, missing
-from memkit.formats.parsing.encodings import examine, looks_like
+from memkit.formats.parsing.encodings import encoding_of, examine, looks_like, unreadable_cause
 from memkit.formats.parsing.list_elements import Convert
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
 
@@ -61,7 +61,7 @@ def read(raw: RedisValue) -> tuple[dict[str, Any] | None, list[Problem]]:
         problems.append(Problem("nan", raw.name, reason))
     if isinstance(value, dict):
         return value, problems
-    return None, [*problems, corrupt(raw.name, raw.data, parsed)]
+    return None, [*problems, _unreadable(raw, parsed)]
 
 
 def read_with(raw: RedisValue, *fields: str) -> tuple[dict[str, Any] | None, list[Problem]]:
@@ -79,7 +79,17 @@ def corrupt(name: str, data: bytes, parsed: Parsed) -> Problem:
         return Problem("truncated", name, f"the document is not shown: {fault.message}")
     share = fault.byte / len(data) if data else 0
     where = f"at byte {fault.byte:,} of {len(data):,} ({share:.0%} of it is readable)"
-    return Problem("corrupt", name, f"the document is unreadable: {fault.message} {where}{looks_like(data)}")
+    reason = f"the document is unreadable: {fault.message} {where}{looks_like(data)}"
+    return Problem("corrupt", name, reason)
+
+
+def _unreadable(raw: RedisValue, parsed: Parsed) -> Problem:
+    """Return the problem of a whole document that is not JSON: it may be of another encoding."""
+    problem = corrupt(raw.name, raw.data, parsed)
+    cause = unreadable_cause(raw.data)
+    if cause == "encoding_changed":
+        return Problem(cause, raw.name, f"the document is {encoding_of(raw.data)}, and not the store's JSON")
+    return problem if problem.cause == "truncated" else problem._replace(cause=cause)
 
 
 def wrong_kind(raw: RedisValue, expected: str) -> Problem:
@@ -171,5 +181,5 @@ def read_document(raw: RedisValue) -> tuple[Any, list[Problem]]:
         return read(raw)
     opened = open_payload(raw.data)
     if opened.value is None and opened.encoding in ("text", "empty", "binary"):
-        return None, [corrupt(raw.name, raw.data, parse(raw.data))]
+        return None, [_unreadable(raw, parse(raw.data))]
     return opened.value, []

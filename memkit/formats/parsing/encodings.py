@@ -55,9 +55,11 @@ _OLD_PICKLES = b"(]})cVSUXILFG"
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{16,}={0,2}")
 _FERNET = re.compile(rb"gAAAAA[A-Za-z0-9_-]{60,}={0,2}")
 _PREFIXED = re.compile(rb"[A-Za-z][A-Za-z0-9_.-]{0,15}[:|$]")
-_PHP = re.compile(rb"[aO]:\d+:[{\"]|s:\d+:\"")
+_PHP = re.compile(rb"(?:\w+\|)?(?:[aO]:\d+:[{\"]|s:\d+:\")|\w+\|(?:[bdi]:[\d.-]+|N);")
+"""What serialize() writes, or session_encode(): the name of each value before it."""
 _JSON_OBJECT = re.compile(r'[\s\[]*\{\s*"(?:[^"\\]|\\.)*"\s*:|"[\s\[]*\{\s*\\"')
 """The beginning of a JSON object, or of one in a JSON string: text and templates have no quoted name there."""
+_JSON_START = re.compile(rb'\s*[\[{]\s*["\]}]')
 _BETWEEN = re.compile(r"[\s\x1e]*(?=\S)")
 _REPR = re.compile(rb"[\[({]+\s*'")
 _STRINGIFIED = re.compile(
@@ -132,6 +134,22 @@ def examine(data: bytes, *, keep_bytes: int = PEEK_BYTES) -> Encoding:
 def encoding_of(data: bytes) -> str:
     """Return the guessed encoding, outermost layer first: ``json``, ``gzip > json``, ``pickle``."""
     return str(examine(data))
+
+
+def unreadable_cause(data: bytes) -> str:
+    """Return why a known store's decoder cannot read a payload.
+
+    ``encoding_changed`` for one that is whole in another known encoding, ``partly_decoded`` for other text or bytes,
+    and ``corrupt`` for what begins like the store's JSON, or what its own format proves to be damaged.
+    """
+    if _JSON_START.match(data):
+        return "corrupt"
+    found = examine(data)
+    if found.fault or found.layers[-1] in ("stringified object", "empty"):
+        return "corrupt"
+    if found.layers[0] in ("text", "binary"):
+        return "partly_decoded" if parse(data).fault else "corrupt"  # null, or a number
+    return "corrupt" if found.layers[0] == "json" else "encoding_changed"
 
 
 def looks_like(data: bytes) -> str:
@@ -446,6 +464,7 @@ _MAGIC: tuple[tuple[bytes, _Read], ...] = (
     (b"\x04\x22\x4d\x18", _lz4),
     (b"\x80", _pickle),
     (b"\xac\xed\x00\x05", lambda _, __: _Layer("java")),
+    (b"\x04\x08{", lambda _, __: _Layer("ruby marshal")),
 )
 
 

@@ -10,10 +10,11 @@ import orjson
 from memkit.formats.model import Item, LikeProblems, Problem, Turn
 from memkit.formats.parsing.bounded_json import Fault, parse
 from memkit.formats.parsing.element_shapes import store_of
-from memkit.formats.parsing.encodings import looks_like
+from memkit.formats.parsing.encodings import encoding_of, looks_like, unreadable_cause
 from memkit.readonly.values import RedisValue
 
 _SAMPLED_BYTES = 64 << 10
+UNREADABLE = ("corrupt", "truncated", "encoding_changed", "partly_decoded")
 Convert = Callable[[dict[str, Any], str], Sequence[Turn] | str | None]
 
 
@@ -99,12 +100,16 @@ class Faults:
         return parsed.value
 
     def _corrupt(self, index: int, element: bytes, fault: Fault, after: int = 0) -> None:
+        cause = "truncated" if fault.byte is None else unreadable_cause(element)
+
         def reason() -> str:
+            if cause == "encoding_changed":
+                return f"is {encoding_of(element)}, and not the store's JSON"
             place = "" if fault.byte is None else f" at byte {fault.byte + after:,} of {len(element) + after:,}"
             return f"is unreadable: {fault.message}{place}{looks_like(element)}"
 
         self._bad += 1
-        self.add("truncated" if fault.byte is None else "corrupt", index, reason)
+        self.add(cause, index, reason)
 
     def foreign(self, index: int, value: Any, lacks: str) -> None:
         """Note an element that is JSON and no message of this store."""
@@ -122,6 +127,10 @@ class Faults:
     def problems(self) -> Iterator[Problem]:
         """Yield the faults as problems."""
         readable = f" ({self._count - self._bad:,} of {self._count:,} elements are readable)"
-        for problem in self._found.report("more elements"):
-            tail = readable if problem.cause in ("corrupt", "truncated") else ""
-            yield problem._replace(message=problem.message + tail)
+        problems = list(self._found.report("more elements"))
+        # One other text among the store's own elements is damage.
+        mixed = self._bad < self._count or any(problem.cause == "corrupt" for problem in problems)
+        for problem in problems:
+            cause = "corrupt" if problem.cause == "partly_decoded" and mixed else problem.cause
+            tail = readable if cause in UNREADABLE else ""
+            yield problem._replace(cause=cause, message=problem.message + tail)
