@@ -152,6 +152,7 @@ def _regex(prefix: str, pattern: str, session: str | None, colon: str, before: s
     return re.compile(f"(?P<prefix>{before}{_translated(prefix, None)}){named}", re.DOTALL)
 
 
+@lru_cache(maxsize=1_024)
 def _translated(pattern: str, session: str | None, colon: str = ":") -> str:
     any_id = "(?P<id>.+)" if pattern.endswith("{id}") else "(?P<id>.+?)"
     own = re.escape(session or "").replace(":", f"(?:{re.escape(colon)}|:)")
@@ -198,8 +199,9 @@ def _looks_alike(layout: Layout, key: Key, raw: RedisValue) -> bool:
     if 2 * sum(_looks(layout, key, value) for value in found) > len(found):
         return True
     # A damaged document is recognised by a name that no other store uses: one under the library's own prefix.
-    named = re.compile(_translated(layout.prefix + key.pattern, None), re.DOTALL)
-    if not (layout.id_field and layout.prefix and named.fullmatch(raw.name)):
+    if not (layout.id_field and layout.prefix):
+        return False
+    if not re.fullmatch(_translated(layout.prefix + key.pattern, None), raw.name, re.DOTALL):
         return False
     if raw.data.strip() in _NOTHING:
         return not raw.unread_reason
