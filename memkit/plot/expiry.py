@@ -212,7 +212,7 @@ def _label(ax: Axes, text: str, at: tuple[float, float], **look: Any) -> Annotat
 
 def _place_labels(ax: Axes, labels: Sequence[Annotation], points: Any) -> None:
     """Move each label to the place near its mark that covers least: marks, lines, other labels, the axes' edge."""
-    ax.figure.canvas.draw()
+    ax.figure.get_figure(root=True).draw_without_rendering()  # lays the figure out
     rows = np.linspace(0, len(points.ttl) - 1, min(len(points.ttl), MAX_OBSTACLES)).astype(int)
     marks = np.column_stack([points.ttl, np.maximum(points.lifetime, SHORTEST_S)])[rows]
     lines = [np.repeat(np.geomspace(*ax.get_xlim(), 60)[:, None], 2, axis=1)]
