@@ -30,6 +30,15 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     sys.dont_write_bytecode = False
 
 
+def pytest_configure() -> None:
+    from hypothesis import HealthCheck, settings  # here, so that its bytecode is kept for the workers
+
+    # How long an example takes is no failure on a busy machine; the examples of a test may share a server.
+    suppressed = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    settings.register_profile("memkit", deadline=None, suppress_health_check=suppressed)
+    settings.load_profile("memkit")
+
+
 @pytest.fixture(params=every_server())
 def any_server(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Iterator[RedisServer]:
     """A fresh private server, once for each server program found (6-40 ms to start)."""

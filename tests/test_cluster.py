@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import redis
 import redis.cluster
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -139,7 +139,7 @@ def test_warnings_and_decode_errors_on_a_cluster(store: MemoryStore, client: red
 @example("{}")
 @example("{}{a}")
 @example("}{a}")
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25)
 def test_vectors_are_in_the_session_s_slot(client: redis.RedisCluster, key: str) -> None:
     vectors = vectors_key(key)
     assert vectors != key.encode()

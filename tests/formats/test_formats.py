@@ -1091,7 +1091,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_no_json_stops_a_decoder(data: st.DataObject) -> None:
     stored = known_of(raws_of(data.draw(st.sampled_from(CAPTURES))))
@@ -1104,7 +1104,7 @@ def test_no_json_stops_a_decoder(data: st.DataObject) -> None:
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_no_mutation_of_a_capture_stops_a_decoder(data: st.DataObject) -> None:
     stored = known_of(raws_of(data.draw(st.sampled_from(CAPTURES))))
@@ -1118,7 +1118,7 @@ def test_no_mutation_of_a_capture_stops_a_decoder(data: st.DataObject) -> None:
     survive(SessionValues(stored.owner, keys))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=200))
 def test_no_bytes_stop_the_readers(data: bytes) -> None:
     parse(data)
@@ -1187,7 +1187,7 @@ def test_characters_a_terminal_acts_on_are_escaped() -> None:
     assert render.printable("Привет 👨‍👩‍👧 Zürich 你好 ☀️ é") == "Привет 👨‍👩‍👧 Zürich 你好 ☀️ é"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=40))
 def test_printable_text_is_one_line_without_controls(text: str) -> None:
     shown = render.printable(text)
@@ -1203,7 +1203,7 @@ def test_a_long_text_is_cut_with_its_length() -> None:
     assert render.escaped('<script>"&') == "&lt;script&gt;&quot;&amp;"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=30))
 def test_a_name_that_was_quoted_is_had_back(name: bytes) -> None:
     assert unquoted(quoted(to_name(name))) == to_name(name)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import redis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from redis.backoff import NoBackoff
@@ -1292,7 +1292,7 @@ def test_a_session_follows_the_model(server: RedisServer) -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20)
 def test_any_id_is_listed_and_found(client: redis.Redis, session_id: str) -> None:
     store = MemoryStore(client, prefix="any:", ttl="7d")
     store.save(session_id, [HI])
