@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import importlib
 import os
 import shutil
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,9 +27,6 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = folder
     sys.dont_write_bytecode = False
-
-# See nbval_hooks: nbformat's import takes a third of the time without it.
-sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 
 @pytest.fixture(params=every_server())
@@ -59,10 +59,28 @@ NOT_QUICK = (
     *("sentinel", "conformance_of", "shifted_keys", "the_verdict_is_the_truth", "the_wheel"),
 )
 """Tests that take seconds each, by their names: whole notebooks, many processes, thousands of sessions."""
-FIRST = ("test_notebooks.py", "test_notebook_truth.py", "test_browser.py")
-"""The longest tests, so that no worker is left alone with them at the end."""
-ALONE = ("test_notebooks.py", "test_stores.py")
+FIRST = ("test_notebooks.py",)
+"""The longest file, so that no worker is left alone with it at the end. One worker runs its kernels in turn: together
+they would each compile IPython, matplotlib and pandas (4 s of CPU) before one of them has."""
+ALONE = ("test_stores.py",)
 """Files without a shared server: each of their tests goes to the next free worker. The other files stay together."""
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Import another part of the test modules in each worker of xdist, before all workers import all of them.
+
+    Without bytecode, as in a fresh clone, each worker would compile each module: 7 s of CPU in each of four workers.
+    What one worker has compiled the others read: 4 s. An error in a module is left for the collection to report.
+    """
+    worker = getattr(session.config, "workerinput", None)
+    if not worker:
+        return
+    paths = [Path(argument.partition("::")[0]) for argument in session.config.args]
+    modules = sorted(module for path in paths for module in ([path] if path.is_file() else path.rglob("test_*.py")))
+    for module in modules[int(worker["workerid"].removeprefix("gw")) :: worker["workercount"]]:
+        sys.path.insert(0, str(module.parent))
+        with contextlib.suppress(Exception, pytest.skip.Exception):
+            importlib.import_module(module.stem)
 
 
 @pytest.hookimpl(tryfirst=True)

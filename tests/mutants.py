@@ -19,6 +19,8 @@ import redis
 from redis.exceptions import RedisError, ResponseError
 from right_stores import KeyPerMessage, ListScript, NoTtl, RawList, Right, Stream, StringWatch, retrying
 
+from memkit.connect import NO_DRIVER_INFO
+
 Messages = list[tuple[str, str]]
 
 
@@ -520,7 +522,7 @@ class DatabaseZero(ListScript):
     found_by = "database_of_the_url"
 
     def client(self, url: str) -> redis.Redis:
-        return redis.Redis.from_url(re.sub(r"/\d+$", "", url), **retrying())
+        return redis.Redis.from_url(re.sub(r"/\d+$", "", url), **NO_DRIVER_INFO, **retrying())
 
 
 class OneHashForAll(Right):
@@ -561,7 +563,7 @@ class SelectsOnce(ListScript):
 
     def client(self, url: str) -> redis.Redis:
         base, _, database = url.rpartition("/")
-        client = redis.Redis.from_url(base, single_connection_client=True, **retrying())
+        client = redis.Redis.from_url(base, single_connection_client=True, **NO_DRIVER_INFO, **retrying())
         client.execute_command("SELECT", database)
         return client
 

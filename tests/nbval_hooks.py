@@ -9,20 +9,15 @@ The notebook is saved with what its cells put out, as ``executed.ipynb``: the br
 from __future__ import annotations
 
 import re
-import sys
 import time
 from collections.abc import Generator
 from queue import Empty
 from typing import Any
 
+import nbformat
 import pytest
-
-# jsonschema can check IRIs with a package that compiles grammars for a second. Notebooks have none.
-sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
-
-import nbformat  # noqa: E402
-from nbval.kernel import RunningKernel  # noqa: E402
-from nbval.plugin import IPyNbCell, NbCellError  # noqa: E402
+from nbval.kernel import RunningKernel
+from nbval.plugin import IPyNbCell, NbCellError
 
 LOOKS_EVERY_S = 0.5
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")

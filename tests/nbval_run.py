@@ -17,8 +17,9 @@ SANITIZE = HERE / "nbval_sanitize.cfg"
 # Strict: stored outputs are compared, but for pytest's own words. The first failure ends a run: later ones
 # may only follow from it.
 NBVAL = (
-    f"--nbval --nbval-current-env --nbval-sanitize-with {SANITIZE} -x -q -c {os.devnull} --rootdir=. -p nbval_hooks "
-    "-p no:cacheprovider -p no:xdist -p no:hypothesispytest -p no:valkey -p no:asyncio -p no:memkit --color=no"
+    f"--nbval --nbval-current-env --nbval-sanitize-with {SANITIZE} -x -q -c {os.devnull} --rootdir=. --confcutdir=. "
+    "-p nbval_hooks -p no:cacheprovider -p no:xdist -p no:hypothesispytest -p no:valkey -p no:asyncio -p no:memkit "
+    "--color=no"
 ).split()
 Run = subprocess.CompletedProcess[str]
 

@@ -22,7 +22,11 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes 
 
 def alive(pid: int) -> bool:
     """Whether a process runs; a zombie, which answers kill -0, does not."""
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    if sys.platform == "linux":
+        state = _text(Path(f"/proc/{pid}/stat")).rpartition(") ")[2]
+    else:
+        command = ["ps", "-o", "stat=", "-p", str(pid)]
+        state = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     return bool(state.strip()) and not state.startswith("Z")
 
 

@@ -21,6 +21,8 @@ from redis.backoff import ConstantBackoff
 from redis.exceptions import WatchError
 from redis.retry import Retry
 
+from memkit.connect import NO_DRIVER_INFO
+
 
 class Right:
     """Open and close; a TTL in whole milliseconds, 0 for none; refuses what is not above zero."""
@@ -39,7 +41,7 @@ class Right:
         return handle
 
     def client(self, url: str) -> redis.Redis:
-        return redis.Redis.from_url(url, **self.options)
+        return redis.Redis.from_url(url, **NO_DRIVER_INFO | self.options)
 
     def key_of(self, session_id: str) -> str:
         return "right:" + session_id
@@ -103,7 +105,7 @@ class SharedPool(ListScript):
     def client(self, url: str) -> redis.Redis:
         with self.lock:
             pool = self.pools.setdefault(
-                url, redis.BlockingConnectionPool.from_url(url, max_connections=20, **self.options)
+                url, redis.BlockingConnectionPool.from_url(url, max_connections=20, **NO_DRIVER_INFO | self.options)
             )
         return redis.Redis(connection_pool=pool)
 

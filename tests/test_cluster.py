@@ -28,7 +28,7 @@ from test_store import STRANGE, calls
 from topology import CALM_MS, HASTY_MS, PRIMARIES, Cluster, cluster, cluster_ports, known_nodes, settle
 from waiting import wait_for
 
-from memkit.connect import connect, connect_async
+from memkit.connect import NO_DRIVER_INFO, connect, connect_async
 from memkit.errors import Conflict, DecodeError, PolicyShortenedWarning, ProductionGuardError, SandboxError
 from memkit.policy import ExpiryPolicy
 from memkit.server import Sandbox, find_server
@@ -234,7 +234,7 @@ def foreign_cluster(folder: Path, binary: Path | str) -> Iterator[str]:
 
 def takes_writes(port: int) -> bool:
     try:
-        with redis.Redis(port=port) as node:
+        with redis.Redis(port=port, **NO_DRIVER_INFO) as node:
             return bool(re.search(r"cluster_state\W+ok", str(node.execute_command("CLUSTER INFO"))))  # text or dict
     except redis.ConnectionError:
         return False
@@ -297,7 +297,7 @@ def test_load_with_resharding_and_a_failover() -> None:
     """What is lost is the newest of the killed primary, and nothing that a replica has confirmed."""
     binary = next(binary for binary in every_server().values() if binary)
     with cluster(binary.path) as made:
-        outcome = cluster_load.run(made, seconds=4, writers=2, wait=True)
+        outcome = cluster_load.run(made, seconds=3, writers=2, wait=True)
     assert outcome.faults == []
     assert outcome.confirmed > 100
     assert outcome.slots > 5
@@ -308,7 +308,7 @@ def test_exactly_once_on_a_cluster_under_faults(capsys: pytest.CaptureFixture[st
     binary = every_server()[name] if name else None
     if not binary:
         pytest.skip("no server for a cluster on this machine")
-    plan = Plan(writer="cluster", seconds=5, acknowledged=50, faults=10, writers=3)
+    plan = Plan(writer="cluster", seconds=3, acknowledged=50, faults=10, writers=3)
     with capsys.disabled():
         result = stressed(plan, binary.path)
         print(f"\n{name} cluster: {result}", file=sys.stderr)

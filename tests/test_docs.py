@@ -101,8 +101,8 @@ def test_the_test_block_passes_as_it_stands(tmp_path):
     for number, block in enumerate(blocks("python")[:2]):
         (tmp_path / f"test_readme_{number}.py").write_text(block)
     plain = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    run = [sys.executable, "-m", "pytest", "-p", "memkit.pytest_plugin", "-c", os.devnull, "--rootdir", str(tmp_path)]
-    done = subprocess.run([*run, str(tmp_path)], capture_output=True, text=True, check=False, env=plain)
+    run = [sys.executable, "-m", "pytest", "-p", "memkit.pytest_plugin", "-c", os.devnull, "--confcutdir=."]
+    done = subprocess.run(run, capture_output=True, text=True, check=False, env=plain, cwd=tmp_path)
     assert "2 passed" in done.stdout, done.stdout
 
 

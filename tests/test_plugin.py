@@ -47,7 +47,7 @@ def test_the_summary_names_the_private_server(pytester, monkeypatch):
     monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
     monkeypatch.delenv("PYTEST_ADDOPTS")
     pytester.makepyfile(ARTICLE)
-    result = pytester.runpytest_subprocess()
+    result = pytester.runpytest_subprocess("-p", "no:nbval")  # which takes a second to load
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(["memkit: * (*), private, time moved by *"])
 

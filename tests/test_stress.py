@@ -11,7 +11,7 @@ from stress.exactly_once import CONTROLS, Plan, run_standalone
 from stress.ttl_histories import confidence_of, draw_history
 
 FIRST = next((name for name in ("redis-8.2", "valkey-9", "redis-7.0") if every_server().get(name)), "redis-8.2")
-SHORT = Plan(FIRST, seconds=5, acknowledged=100, faults=20, writers=4, rate=0.05)
+SHORT = Plan(FIRST, seconds=3, acknowledged=100, faults=20, writers=4, rate=0.05)
 
 
 @pytest.mark.parametrize("writer", ["sync", "async"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import redis
 
 from memkit.conformance.adapter import Messages
+from memkit.connect import NO_DRIVER_INFO
 from memkit.store.store import MemoryStore
 
 
@@ -15,7 +16,7 @@ class MemkitAdapter:
 
     def open(self, url: str, session_id: str, ttl_s: float | None) -> MemkitHandle:
         """Return a handle with a client of its own."""
-        client = redis.Redis.from_url(url)
+        client = redis.Redis.from_url(url, **NO_DRIVER_INFO)
         return MemkitHandle(client, MemoryStore(client, prefix="session:", ttl=ttl_s), session_id)
 
 

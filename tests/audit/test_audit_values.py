@@ -284,7 +284,7 @@ def shared(name: str) -> bool:
 @pytest.mark.parametrize("store", SEVERAL_PARTS)
 def test_loss_in_one_session_is_the_only_finding(store: str, prefix: str, server: RedisServer) -> None:
     with server.client() as client:
-        parts = [copy_of(client, store, n, prefix=prefix) for n in range(12)][3]
+        parts = [copy_of(client, store, n, prefix=prefix) for n in range(6)][3]
         dropped = 0
         for name in parts[:: 1 if len(parts) < 12 else 3]:
             if shared(name):

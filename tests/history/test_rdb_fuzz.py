@@ -31,8 +31,8 @@ def test_changed_files_raise_source_errors_only(files: list[bytes], tmp_path: Pa
         dice = random.Random(step)
         path.write_bytes(changed(dice.choice(files), files, dice))
         assert failure(path) == "", f"step {step}"
-        readable += read(path)
-    assert readable > STEPS / 20  # the changes reach what comes behind the checksum
+        readable += step % 10 == 0 and read(path)
+    assert readable > STEPS / 10 / 20  # the changes reach what comes behind the checksum
 
 
 def test_truncated_files_raise_source_errors_only(files: list[bytes], tmp_path: Path) -> None:

@@ -442,7 +442,7 @@ def test_a_big_value_is_found_and_read(client: redis.Redis) -> None:
 
 def test_values_over_the_limits_are_cut_and_reported(client: redis.Redis) -> None:
     client.rpush(
-        "message_store:many", *[json.dumps({"type": "human", "data": {"content": str(at)}}) for at in range(120_000)]
+        "message_store:many", *[json.dumps({"type": "human", "data": {"content": str(at)}}) for at in range(100_500)]
     )
     report = inspect_session(client, "many")
     assert len(report.messages) == 100_000
@@ -452,11 +452,11 @@ def test_values_over_the_limits_are_cut_and_reported(client: redis.Redis) -> Non
         client.rpush("message_store:big", "x" * (8 << 20))
     report = inspect_session(client, "big")
     assert "truncated" in causes(report)
-    client.zadd("z", {f"member {at}": at for at in range(120_000)})
+    client.zadd("z", {f"member {at}": at for at in range(100_500)})
     assert causes(inspect_session(client, "z")) == ["no_ttl", "truncated"]
-    client.hset("h", mapping={f"field {at}": at for at in range(120_000)})
+    client.hset("h", mapping={f"field {at}": at for at in range(100_500)})
     (_, problem) = inspect_session(client, "h").problems
-    assert problem.message == "its 120,000 elements are over the 100,000 that are read"
+    assert problem.message == "its 100,500 elements are over the 100,000 that are read"
     client.set("k", b"\x00" * (65 << 20))
     assert causes(inspect_session(client, "k")) == ["no_ttl", "unreadable"]
 
@@ -546,7 +546,7 @@ inspect_session(url, "warm")
 before = resource.getrusage(resource.RUSAGE_SELF)
 report = inspect_session(url, key)
 after = resource.getrusage(resource.RUSAGE_SELF)
-sum(range(15_000_000))
+sum(range(5_000_000))
 reference_s = resource.getrusage(resource.RUSAGE_SELF).ru_utime - after.ru_utime
 took = (after.ru_utime - before.ru_utime) / reference_s
 print(took, (after.ru_maxrss - before.ru_maxrss) * 1024, len(report.problems))
@@ -576,8 +576,8 @@ def test_a_hostile_session_takes_bounded_resources(client: redis.Redis, server: 
     python = [sys.executable, "-c", MEASURE, server.url, key]
     took, more_bytes, found = map(float, subprocess.run(python, capture_output=True, check=True).stdout.split())
     assert found
-    # A second of the processor, if the reference takes 0.2 s.
-    assert took <= 5
+    # A second of the processor, if the reference takes 0.07 s.
+    assert took <= 15
     assert more_bytes <= (64 << 20) + payload_bytes
 
 

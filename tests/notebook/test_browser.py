@@ -2,7 +2,7 @@
 
 The notebooks are shown as nbval executed them; the first one is run in the lab itself, with Run All.
 
-Screenshots go to MEMKIT_ARTEFACTS, or else stay in pytest's temporary directory.
+Screenshots of both themes go to MEMKIT_ARTEFACTS; without it none are made, because no test reads them (4 s of CPU).
 """
 
 from __future__ import annotations
@@ -120,15 +120,18 @@ def visitor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visitor]:
     elsewhere = Elsewhere()
     folder = tmp_path_factory.mktemp("browser")
     configure(folder)
-    shots = Path(os.environ.get("MEMKIT_ARTEFACTS") or folder) / "screenshots"
-    shots.mkdir(parents=True, exist_ok=True)
+    artefacts = os.environ.get("MEMKIT_ARTEFACTS")
+    shots = Path(artefacts, "screenshots") if artefacts else None
+    if shots:
+        shots.mkdir(parents=True, exist_ok=True)
     lab = Lab(folder, env=elsewhere.environment())
     try:
         with playwright() as driver:
             visitor = Visitor(driver, lab, shots, folder, elsewhere)
             with closing(visitor.notary.store):
                 yield visitor
-            visitor.look_again_in_the_dark()
+            if shots:
+                visitor.look_again_in_the_dark()
     finally:
         lab.end()
 
@@ -156,7 +159,7 @@ def configure(folder: Path) -> None:
 class Visitor:
     """A browser in the lab."""
 
-    def __init__(self, driver: Any, lab: Lab, shots: Path, home: Path, elsewhere: Elsewhere) -> None:
+    def __init__(self, driver: Any, lab: Lab, shots: Path | None, home: Path, elsewhere: Elsewhere) -> None:
         self.shots = shots
         self.notebooks = home / "notebooks"
         self.notary = NotebookNotary(data_dir=str(home / "jupyter_data_dir"))
@@ -189,6 +192,8 @@ class Visitor:
             self._shoot(name, "dark")
 
     def _shoot(self, name: str, theme: str) -> None:
+        if not self.shots:
+            return
         height = self.evaluate(SHOW, name)
         self.page.set_viewport_size({"width": WIDTH, "height": min(height + 150, TALLEST)})
         self.page.screenshot(path=self.shots / f"{name.removesuffix('.ipynb')}-{theme}.png")
@@ -262,7 +267,8 @@ def test_the_triage_page_fits_a_phone_and_one_screen(scheme: str, visitor: Visit
     page.goto(f"file://{tmp_path / 'report.html'}")
     for width, height in ((400, 800), (1280, 900)):
         page.set_viewport_size({"width": width, "height": height})
-        page.screenshot(path=visitor.shots / f"triage-{scheme}-{width}.png", full_page=width == 400)
+        if visitor.shots:
+            page.screenshot(path=visitor.shots / f"triage-{scheme}-{width}.png", full_page=width == 400)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
     # The affected sessions, after verdict, numbers, figure, findings and evidence, are on the first screen.
     assert page.evaluate("document.querySelector('table').getBoundingClientRect().top") < 900

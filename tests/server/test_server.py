@@ -152,7 +152,7 @@ def test_a_run_under_xdist_leaves_no_server(tmp_path):
     )
     options = ["-p", "memkit.pytest_plugin", "-p", "xdist", "-n", "2", "-rP", "-p", "no:cacheprovider"]
     output = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, "-c", os.devnull, str(tmp_path)],
+        [sys.executable, "-m", "pytest", *options, "-c", os.devnull, "--confcutdir=.", str(tmp_path)],
         capture_output=True,
         text=True,
         check=True,

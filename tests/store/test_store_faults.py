@@ -377,7 +377,7 @@ def test_wait_confirms_a_write_on_its_connection() -> None:
 def test_no_read_sees_half_a_session_at_its_deadline(any_server: RedisServer, client: redis.Redis) -> None:
     store = MemoryStore(client, prefix="session:", ttl="30ms")
     before = after = 0
-    for _ in range(40):
+    for _ in range(15):
         store.save("a", [{"n": n} for n in range(50)])
         while True:
             found, messages = store.get("a"), store.load("a", 20)
