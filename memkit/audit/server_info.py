@@ -27,6 +27,8 @@ RESTORES = ("restore", "restore-asking")
 DELETES = ("del", "unlink", "getdel")
 FLUSHES = ("flushall", "flushdb", "swapdb", "replicaof", "slaveof", "move")
 """A server that begins to replicate another one removes all of its own keys."""
+REDIRECTIONS = ("MOVED", "ASK")
+"""A cluster's node counts a redirected command as rejected; the client sends it to the right node."""
 RELATIVE_DEADLINES = ("expire", "pexpire", "setex", "psetex")
 ABSOLUTE_DEADLINES = ("expireat", "pexpireat")
 RENEWALS = (*RELATIVE_DEADLINES, *ABSOLUTE_DEADLINES, "getex", "set", "setnx", "mset")
@@ -154,7 +156,8 @@ class ServerFacts:
         """How many writes of values or TTLs failed or were rejected (Redis 6.2); same period."""
         names = VALUE_WRITES.union(RELATIVE_DEADLINES, ABSOLUTE_DEADLINES)
         counts = [self.fields(f"cmdstat_{name}") for name in names]
-        return sum(int(one.get(name, 0)) for one in counts for name in ("failed_calls", "rejected_calls"))
+        refused = sum(int(one.get(name, 0)) for one in counts for name in ("failed_calls", "rejected_calls"))
+        return max(0, refused - sum(map(self.errors, REDIRECTIONS)))
 
     @property
     def databases(self) -> dict[str, dict[str, int]]:

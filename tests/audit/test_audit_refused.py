@@ -166,6 +166,15 @@ def test_files_in_info(info: Mapping[str, str], cause: str | None) -> None:
     assert [one.cause for one in found] == ([cause] if cause else [])
 
 
+@pytest.mark.parametrize(("code", "found"), [("MOVED", False), ("CLUSTERDOWN", True)])
+def test_redirected_writes_are_not_refused(code: str, found: bool) -> None:
+    calls = "calls=1000,usec=1,usec_per_call=1,rejected_calls=500,failed_calls=0"
+    facts = ServerFacts({"cmdstat_set": calls, f"errorstat_{code}": "count=500"}, {"save": "3600 1"})
+    assert [one.cause for one in server_findings(facts, context_of(facts), [], after={})] == (
+        ["writes_refused"] if found else []
+    )
+
+
 @pytest.mark.parametrize(("moved_s", "found"), [(0.0, True), (600.0, False), (300.0, True)])
 def test_clock_moved_by_memkit_as_far_is_no_finding(moved_s: float, found: bool) -> None:
     now = 1_800_000_000_000

@@ -14,7 +14,7 @@ from memkit.audit.checks.ttl_peaks import FEWEST
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import Finding
 from memkit.audit.sampling import KeyFacts
-from memkit.audit.server_info import ABSOLUTE_DEADLINES, FLUSHES, ServerFacts
+from memkit.audit.server_info import ABSOLUTE_DEADLINES, FLUSHES, REDIRECTIONS, ServerFacts
 from memkit.config import Expectation
 from memkit.render import counted, duration
 
@@ -23,8 +23,7 @@ FULL = 0.95
 """One large write or one client's buffers fill the rest."""
 REFUSED_SHARE = 0.01
 """A failover refuses the writes of some seconds, hardly a hundredth of all."""
-USUAL_ERRORS, MOST_CODES = ("LOADING", "MOVED", "ASK", "NOSCRIPT"), 3
-"""What clients see at a server's start, in a cluster and before a script is loaded; the most codes that are shown."""
+MOST_CODES = 3
 SURE_ERRORS = 3
 """The clocks differ if their difference is so many times the error of measuring it."""
 SKEW_MS = 2_000.0
@@ -146,10 +145,11 @@ def _writes_refused(server: ServerFacts) -> Finding | None:
 
 
 def _errors(server: ServerFacts) -> str:
-    """Return the codes of the most frequent errors with their counts, without those of every start and redirection."""
+    """Return the codes of the most frequent errors with their counts."""
     counts = {code: server.errors(code) for name in server.info if (code := name.partition("errorstat_")[2])}
-    found = sorted((-count, code) for code, count in counts.items() if code not in USUAL_ERRORS)
-    return ", ".join(f"{code} {-count:,}" for count, code in found[:MOST_CODES])
+    most = max(counts.values(), default=0)
+    found = sorted((-count, code) for code, count in counts.items() if code not in REDIRECTIONS)
+    return ", ".join(f"{code} {-count:,}" for count, code in found[:MOST_CODES] if -count >= REFUSED_SHARE * most)
 
 
 def _evicted(server: ServerFacts, after: Mapping[str, str], ttl_ms: int) -> Finding | None:
