@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, combinations, product
+from itertools import chain, combinations, pairwise, product
 
 from memkit.audit.checks.auxiliary_keys import TOGETHER_MS
 from memkit.audit.checks.ttl_inference import FINEST_JITTER, NEARLY_ALL, rounded
@@ -86,25 +86,14 @@ def _are_parts(sessions: Sequence[Sequence[Member]], mixed: Sequence[Sequence[Me
     Some sessions at least were written or read whole at one moment, more than keys of different ones. If none was, one
     part ends before the other in all of them: of several sessions, each is the first one to end as often.
     """
-    gaps: defaultdict[tuple[str, str], Counter[int]] = defaultdict(Counter)
     some = [[one for one in members if one.facts.deadline_ms is not None] for members in sessions[:MOST_COMPARED]]
-    for members in some:
-        for one, other in combinations(members, 2):
-            gaps[one.part, other.part][_between(one, other) // TOGETHER_MS] += 1
-    usual = {parts: found.most_common(1)[0] for parts, found in gaps.items()}
 
     def at_once(one: Member, other: Member) -> bool:
-        bucket, count = usual.get((one.part, other.part), (0, 0))
-        times = one.facts.touched_ms, other.facts.touched_ms
-        near = None not in times and abs((times[1] or 0) - (times[0] or 0)) <= TOGETHER_MS
-        gap = _between(one, other)
-        return near or abs(gap) <= TOGETHER_MS or (count >= FEWEST and gap // TOGETHER_MS == bucket)
+        near = _are_near(one.facts.deadline_ms, other.facts.deadline_ms)
+        return one.part != other.part and (near or _are_near(one.facts.touched_ms, other.facts.touched_ms))
 
     together = sum(any(at_once(*pair) for pair in combinations(members, 2)) for members in some)
-    different = zip(some, some[1:] if len(some) > 1 else (), strict=False)
-    apart = sum(
-        any(at_once(*pair) for pair in product(one, other) if pair[0].part != pair[1].part) for one, other in different
-    )
+    apart = sum(any(at_once(*pair) for pair in product(*pairs)) for pairs in pairwise(some))
     if together - apart >= PARTS_SHARE * len(some):
         return "proven"
     first_last = Counter(_gap(members)[1:] for members in mixed)
@@ -112,8 +101,8 @@ def _are_parts(sessions: Sequence[Sequence[Member]], mixed: Sequence[Sequence[Me
     return "possible" if reversed_ <= (1 - NEARLY_ALL) * len(mixed) else None
 
 
-def _between(one: Member, other: Member) -> int:
-    return (other.facts.deadline_ms or 0) - (one.facts.deadline_ms or 0)
+def _are_near(one: int | None, other: int | None) -> bool:
+    return one is not None and other is not None and abs(one - other) <= TOGETHER_MS
 
 
 def _is_mixed(members: Sequence[Member], expected: Expectation) -> bool:

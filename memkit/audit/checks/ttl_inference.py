@@ -318,10 +318,7 @@ class LifetimeAnalysis:
         old = [one for one in self.short if one.given < UNREAD_SHARE * self.ttl and one.known]
         old = [one for one in old if one.accessed > (history.started_ms or history.now_ms)]
         unread = history.idle_known and history.reads is not None and history.reads < len(old) / 2
-        return old if self.sliding and unread and self._are_some(old) else []
-
-    def _are_some(self, keys: Sequence[KeyLifetime]) -> bool:
-        return len(keys) >= max(FEWEST, SOME * len(self.all))
+        return old if self.sliding and unread and len(old) >= max(FEWEST, SOME * len(self.all)) else []
 
     # -- too long ------------------------------------------------------------------------------------------------------
 
