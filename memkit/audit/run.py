@@ -439,7 +439,7 @@ class _Audit:
             first = [one for one in diagnosis.keys if one.deadline_ms is not None][:SECOND_LOOK_KEYS]
             finding, note = measured_renewals(expected, first, self._sampler.look_up([one.key for one in first]))
             self._notes.append(note)
-            found += [finding] if finding and expected.prefix not in short else []
+            found += [finding] if finding and finding.prefix not in short else []
         return found
 
     def _weigh(self, names: Sequence[bytes]) -> list[int]:
