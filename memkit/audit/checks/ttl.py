@@ -28,6 +28,7 @@ from memkit.audit.checks.ttl_inference import (
     lifetimes_of,
     rounded,
     spread,
+    whole_minutes,
 )
 from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST, IDLE_GRAIN_MS
 from memkit.audit.context import AuditContext
@@ -160,7 +161,7 @@ def _count(groups: Iterable[Group]) -> int:
 
 def _ignored(expected: Expectation, group: Group) -> str:
     volatile = [one for one in group.keys if one.deadline_ms is not None]
-    longest = rounded(longest_given(volatile))
+    longest = rounded(whole_minutes(longest_given(volatile)))
     given = f"are given up to {duration(longest)}" if volatile else "have no TTL"
     many, shape = counted(len(group.members), "key"), f"{expected.prefix}{group.part}"
     ttl = ttl_text(round(longest)) if volatile else "never"
