@@ -374,8 +374,8 @@ class _Audit:
 
     def _set_back_ms(self, accesses: Sequence[int]) -> int:
         """Return how far the clock was set back at least: accesses in the future are idle for nearly 194 days."""
-        now, started = self._servers[0].now_ms, self._servers[0].started_ms or 0
-        longest = max(NEARLY_WRAPPED * IDLE_WRAP_MS, now - started)
+        now, started = self._servers[0].now_ms, self._servers[0].started_ms
+        longest = max(NEARLY_WRAPPED * IDLE_WRAP_MS, now - (started or now))
         back = max((IDLE_WRAP_MS - (now - at) for at in accesses if now - at > longest), default=0)
         if back > 0:
             self._notes.append(

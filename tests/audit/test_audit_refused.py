@@ -11,6 +11,7 @@ import pytest
 import redis
 from servers import every_server, start
 from waiting import wait_for
+from worlds import draw_world, false_alarms
 
 from memkit.audit import parse_expectation
 from memkit.audit.checks.server import server_findings
@@ -107,6 +108,16 @@ def test_without_info_nothing_is_guessed(any_server: RedisServer) -> None:
         "CONFIG",
         "SLOWLOG",
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "denied"),
+    [("field_ttls", "-info"), ("clock_set_back", "-info"), ("never_with_locks", "-memory"), ("batches", "-object")],
+)
+def test_healthy_world_is_healthy_with_few_rights(name: str, denied: str) -> None:
+    world = draw_world(name, 81)
+    with world.played() as server:
+        assert false_alarms(audit(as_user(server, denied), expect=world.expect, duty=1)) == []
 
 
 def test_invalid_arguments_raise_before_any_command() -> None:
