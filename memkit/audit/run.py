@@ -514,6 +514,8 @@ class _Audit:
                 ttl = duration(expected.ttl_ms)
                 keys = counted(one.sessions, "key")
                 return f"none of {keys} matching {expected.pattern} shows that {ttl} is given; {settle}"
+        if not self._snapshot and not all(one.info for one in self._servers):
+            return "INFO is refused, so it is not known whether the server lost keys; to settle it, allow +info (--acl)"
         return None
 
     def _server(self) -> dict[str, Any]:
