@@ -172,9 +172,12 @@ class ServerFacts:
 
     @property
     def has_field_ttls(self) -> bool:
-        """Whether a key has fields with TTLs (``subexpiry``: Redis 7.4; ``keys_with_volatile_items``: Valkey 9)."""
+        """Whether a key has fields with TTLs (``subexpiry``: Redis 7.4; ``keys_with_volatile_items``: Valkey 9).
+
+        It may have if INFO is refused.
+        """
         counts = self.databases.values()
-        return any(one.get("subexpiry") or one.get("keys_with_volatile_items") for one in counts)
+        return not self.info or any(one.get("subexpiry") or one.get("keys_with_volatile_items") for one in counts)
 
     @property
     def may_be_reset(self) -> bool:

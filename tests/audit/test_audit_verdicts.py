@@ -538,22 +538,31 @@ def test_hash_tags_in_all_names_are_no_finding(traffic: Traffic) -> None:
 # -- second look -------------------------------------------------------------------------------------------------------
 
 
-def test_second_look_measures_the_ttl_that_writes_give() -> None:
-    with RedisServer(persist=True, config=NO_FSYNC) as server, server.client() as client:
-        for n in range(20):
-            client.rpush(f"chat:{n}", "{}")
-            client.expire(f"chat:{n}", round(WEEK))
-        looks = 0
+@pytest.mark.parametrize(
+    ("part", "ttl_s", "confidence"),
+    [
+        ("", WEEK, "proven"),  # sessions: they had the expected TTL before
+        ("draft:", 1_800.0, "possible"),  # another shape, which never had it
+    ],
+)
+def test_second_look_measures_the_ttl_that_writes_give(
+    part: str, ttl_s: float, confidence: str, traffic: Traffic
+) -> None:
+    keys = [f"chat:{part}{traffic.uid()}" for _ in range(8)]
+    events = traffic.sessions()
+    for key in keys:
+        events += traffic.write(key, 60.0, ttl_s=ttl_s)
+    with traffic.world(events).played() as server, server.client() as client:
 
-        def renew(_done: int, _of: int) -> None:
-            nonlocal looks
-            looks += 1
-            if looks == 1:
-                for n in range(5):
-                    client.expire(f"chat:{n}", 300)
+        def renew(done: int, of: int) -> None:
+            if done >= of:
+                for key in keys:
+                    client.expire(key, 1_800)
 
         report = audit(server.url, expect={"chat:*": "7d"}, duty=1, watch_s=0.2, progress=renew)
-    assert any("second look after" in note for note in report.notes)
+    assert any("8 to about 30m" in note for note in report.notes)
+    found = {(one.prefix, one.confidence) for one in report.findings if one.cause == "ttl_too_short"}
+    assert found == {(f"chat:{part}", confidence)}
 
 
 def test_second_look_leaves_out_short_lived_keys(traffic: Traffic) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain, combinations, pairwise, product
 
 from memkit.audit.checks.auxiliary_keys import TOGETHER_MS
-from memkit.audit.checks.ttl_inference import FINEST_JITTER, NEARLY_ALL, rounded
+from memkit.audit.checks.ttl_inference import FINEST_JITTER, NEARLY_ALL, rounded, whole_minutes
 from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST, IDLE_GRAIN_MS
 from memkit.audit.finding import Confidence, Finding
 from memkit.audit.key_shapes import Group, Member
@@ -126,4 +126,4 @@ def _longest(sessions: Sequence[Sequence[Member]]) -> dict[str, int]:
     for member in chain.from_iterable(sessions):
         if member.facts.set_ms is not None:
             found[member.part] = max(found.get(member.part, 0), member.facts.set_ms)
-    return {part: round(rounded(ttl)) for part, ttl in found.items()}
+    return {part: round(rounded(whole_minutes(ttl))) for part, ttl in found.items()}
