@@ -565,9 +565,9 @@ def _total(counts: Iterable[int | None]) -> int | None:
 
 
 def _in_order(findings: Sequence[Finding]) -> list[Finding]:
-    """Return findings with the one that matters most first; of the same cause and prefix, the surest."""
+    """Return findings with the one that matters most first; of the same cause, prefix and expected TTL, the surest."""
     surest = sorted(findings, key=lambda one: CONFIDENCE_RANKS[one.confidence])
-    once: dict[tuple[str, str | None], Finding] = {}
+    once: dict[tuple[str, str | None, float | None], Finding] = {}
     for finding in surest:
-        once.setdefault((finding.cause, finding.prefix), finding)
+        once.setdefault((finding.cause, finding.prefix, finding.expected_ttl_s), finding)
     return sorted(once.values(), key=lambda one: one.order)

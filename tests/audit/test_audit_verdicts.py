@@ -581,6 +581,16 @@ def test_second_look_leaves_out_short_lived_keys(traffic: Traffic) -> None:
     assert any("0 of 60 keys" in note for note in report.notes)
 
 
+def test_two_patterns_of_one_prefix_are_both_reported(traffic: Traffic) -> None:
+    events = []
+    for age_s in traffic.times(0, 290):
+        key = f"chat:{traffic.uid()}"
+        events += traffic.write(key, age_s, ttl_s=HOUR) + traffic.write(f"{key}:summary", age_s, ttl_s=300)
+    report = traffic.world(events, expect={"chat:*": WEEK, "chat:*:summary": DAY}).audited()
+    short = {one.expected_ttl_s: one.observed_ttl_s for one in report.findings if one.cause == "ttl_too_short"}
+    assert short == {WEEK: HOUR, DAY: 300}
+
+
 @pytest.mark.parametrize("other", ["chat:guest:*", "chat:*:state"])
 @pytest.mark.parametrize("first", [True, False])
 def test_each_check_takes_the_narrowest_pattern(other: str, first: bool, traffic: Traffic) -> None:
