@@ -152,12 +152,13 @@ class ServerFacts:
         return int(self.fields(f"errorstat_{code}").get("count", 0))
 
     @property
-    def refused_writes(self) -> int:
-        """How many writes of values or TTLs failed or were rejected (Redis 6.2); same period."""
-        names = VALUE_WRITES.union(RELATIVE_DEADLINES, ABSOLUTE_DEADLINES)
-        counts = [self.fields(f"cmdstat_{name}") for name in names]
-        refused = sum(int(one.get(name, 0)) for one in counts for name in ("failed_calls", "rejected_calls"))
-        return max(0, refused - sum(map(self.errors, REDIRECTIONS)))
+    def refused_writes(self) -> dict[str, int]:
+        """How many calls of each command that writes values or TTLs failed or were rejected (Redis 6.2)."""
+        found = {}
+        for name in VALUE_WRITES.union(RELATIVE_DEADLINES, ABSOLUTE_DEADLINES):
+            counts = self.fields(f"cmdstat_{name}")
+            found[name] = int(counts.get("failed_calls", 0)) + int(counts.get("rejected_calls", 0))
+        return {name: count for name, count in sorted(found.items(), key=lambda one: -one[1]) if count}
 
     @property
     def databases(self) -> dict[str, dict[str, int]]:

@@ -71,6 +71,7 @@ def test_writes_refused_while_saving_fails(traffic: Traffic) -> None:
     assert (found.severity, found.confidence) == ("critical", "proven")
     assert "30 writes" in found.message
     assert "MISCONF 30" in found.message
+    assert found.evidence[0].endswith("failed or rejected: set 30")
 
 
 @pytest.mark.parametrize(("errors", "cause"), [(30, "writes_refused"), (2, None)])

@@ -99,7 +99,7 @@ def server_notes(server: ServerFacts, expectations: Sequence[Expectation], *, wh
     if flushes:
         names = " or ".join(name.upper() for name in FLUSHES if server.called(name))
         notes.append(f"{names} was called {counted(flushes, 'time')} since the start or a reset")
-    if (refused := server.refused_writes) or server.errors("OOM"):
+    if (refused := _refused(server)) or server.errors("OOM"):
         notes.append(
             f"{counted(refused, 'write')} failed or were refused since the start or a reset: {_errors(server)}"
         )
@@ -128,20 +128,25 @@ def _writes_refused(server: ServerFacts) -> Finding | None:
             evidence=(f"errorstat_OOM: {out_of_memory:,} since the start or the last reset", state),
             next="raise maxmemory, or delete what is not needed; sessions are not stored until then",
         )
-    refused = server.refused_writes
+    refused = _refused(server)
     if refused < max(FEWEST, REFUSED_SHARE * (server.writes + refused)):
         return None
     failed = "err" in (server.info.get("rdb_last_bgsave_status"), server.info.get("aof_last_write_status"))
     still = bool(server.errors("MISCONF")) and failed
+    commands = ", ".join(f"{name} {count:,}" for name, count in server.refused_writes.items())
     return Finding(
         "writes_refused",
         message=f"{refused:,} writes of values or TTLs failed or were refused ({_errors(server)})"
         + ("; the server refuses every write until its data can be saved" if still else ""),
         # If the state has passed, or is one client's, it may have been a failover or no session's write.
         confidence="proven" if still else "possible",
-        evidence=(f"INFO commandstats: {refused:,} failed and rejected calls beside {server.writes:,} writes",),
-        next="INFO commandstats names the commands, the application's log has the texts of the errors",
+        evidence=(f"INFO commandstats: {server.writes:,} writes were called; failed or rejected: {commands}",),
+        next="the application's log has the texts of the errors",
     )
+
+
+def _refused(server: ServerFacts) -> int:
+    return max(0, sum(server.refused_writes.values()) - sum(map(server.errors, REDIRECTIONS)))
 
 
 def _errors(server: ServerFacts) -> str:
