@@ -197,6 +197,16 @@ def test_clock_moved_by_memkit_as_far_is_no_finding(moved_s: float, found: bool)
     )
 
 
+@pytest.mark.parametrize(("deadline_ms", "found"), [(1_800_000_001_000, True), (None, False)])
+def test_clock_skew_ends_no_key_without_a_deadline(deadline_ms: int | None, found: bool) -> None:
+    now = 1_800_000_000_000
+    keys = [KeyFacts(b"chat:1", "string", deadline_ms, now, now, None)]
+    facts = ServerFacts({}, {"save": "3600 1"}, skew_ms=600_000.0, skew_error_ms=1.0, now_ms=now)
+    assert [one.cause for one in server_findings(facts, context_of(facts, keys), [], after={})] == (
+        ["clock_skew"] if found else []
+    )
+
+
 @pytest.mark.parametrize("by_s", [90, 7_200, 43_200, 54_000])
 @pytest.mark.parametrize("kind", ["list", "string"])
 def test_clock_moved_after_the_writes_is_no_finding(kind: str, by_s: int, server: RedisServer) -> None:

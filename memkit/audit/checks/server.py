@@ -65,7 +65,7 @@ def server_findings(
     existing = sum(len(expected.of(context.keys)) for expected, _ in sessions)
     written = sorted(at for expected, keys in sessions for at in _written_ms(server, expected, keys))
     oldest = min([server.now_ms, *written, *(one.touched_ms for one in context.keys if one.touched_ms is not None)])
-    # Sessions without TTLs are spared by a policy that evicts volatile keys only.
+    # Sessions without TTLs are spared by a policy that evicts volatile keys only, and no clock ends them.
     volatile = any(one.deadline_ms is not None for one in own or context.keys)
     spared = bool(context.keys) and not volatile and str(server.policy).startswith("volatile")
     found = [
@@ -75,7 +75,7 @@ def server_findings(
         _restarted(server, context, ttl_ms, written),
         _replica_stale(server, context),
         _persistence_risk(server, context),
-        _skewed(server, oldest if context.keys else 0),
+        _skewed(server, oldest if context.keys else 0) if volatile or not context.keys else None,
     ]
     return [finding for finding in found if finding]
 
