@@ -338,7 +338,10 @@ def _report(reader: Reader, found: _Found, expected: Sequence[Expectation], *, r
     stored = SessionValues(found.owner, values)
     messages, problems, notes, configured = _decoded(stored, Redactor(reveal=reveal))
     loaded = {name: loaded for name, loaded in found.keys.items() if loaded}
-    loaded, fields_without_ttl = _with_field_ttls(reader, loaded)
+    keys, fields_without_ttl = _with_field_ttls(reader, loaded)
+    if ended := sum(each.metadata.ttl_ms is None and keys[name] is not each for name, each in loaded.items()):
+        notes.append(f"the TTL of {counted(ended, 'hash', 'hashes')} is that of its last field (HPTTL)")
+    loaded = keys
     own = {name: each for name, each in loaded.items() if name not in found.shared}
     store = unknown.STORE if is_unknown else _shielded(lambda: formats.store_name(stored), found.owner.store)
     option = "" if is_unknown else formats.format_of(found.owner.store).ttl_option

@@ -118,10 +118,11 @@ def test_ttls_of_fields_are_the_hash_s(name: str, ttls_s: tuple[int | None, ...]
             client.hset("chat:1", f"m{number}", json.dumps({"role": "user", "content": "hi"}))
             if ttl_s:
                 client.hexpire("chat:1", ttl_s, f"m{number}")
-        problems = found(client, WEEK)
-    assert [one for one, _ in problems] == ([cause] if cause else [])
+        report = inspect_session(client, "chat:1", expect=WEEK)
+    assert [one.cause for one in report.problems] == ([cause] if cause else [])
+    assert any("1 hash is that of its last field" in note for note in report.notes) == (cause != "no_ttl")
     if cause == "no_ttl":
-        assert problems[0][1].startswith("1 of its 2 fields have no TTL")
+        assert report.problems[0].message.startswith("1 of its 2 fields have no TTL")
 
 
 @pytest.mark.parametrize(("beside", "cause"), [("3", None), ("words", "mixed_ttl")])
