@@ -13,7 +13,9 @@ from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST, IDLE_GRAIN_MS
 from memkit.audit.finding import Confidence, Finding
 from memkit.audit.key_shapes import Group, Member
 from memkit.config import Expectation
+from memkit.formats import superseded
 from memkit.policy import PartEnd, ends_apart, ttl_text
+from memkit.readonly.values import to_name
 from memkit.render import duration
 
 MOST_COMPARED = 1_000
@@ -46,6 +48,7 @@ def mixed_ttl(expected: Expectation, sessions: Sequence[Sequence[Member]], *, kn
         known: Whether a known store wrote them: what has one id is one session.
     """
     mixed = [members for members in sessions if _is_mixed(members, expected)]
+    mixed = [needed for members in mixed if _is_mixed(needed := _needed(members, expected), expected)]
     if not mixed or len(mixed) < max(min(FEWEST, len(sessions)), FEWEST_SHARE * len(sessions)):
         return MixedTtl(None)
     sure: Confidence | None = "proven" if known else _are_parts(sessions, mixed)
@@ -113,6 +116,17 @@ def _is_mixed(members: Sequence[Member], expected: Expectation) -> bool:
     return len(ends) > 1 and ends_apart(
         ends[0], ends[-1], (*expected.other_ttls_ms, expected.ttl_ms or 0), jitter=expected.jitter
     )
+
+
+def _needed(members: Sequence[Member], expected: Expectation) -> Sequence[Member]:
+    """Return the keys of a session without old checkpoints that were given the whole TTL: no saver renews these."""
+    floor = (expected.ttl_ms or 0) * (1 - max(expected.jitter, FINEST_JITTER)) - IDLE_GRAIN_MS
+    old = superseded(to_name(one.facts.key) for one in members)
+    return [
+        one
+        for one in members
+        if to_name(one.facts.key) not in old or (one.facts.touched_ms is not None and (one.facts.set_ms or 0) < floor)
+    ]
 
 
 def _gap(members: Sequence[Member]) -> tuple[int, str, str]:
