@@ -272,11 +272,7 @@ class _Audit:
             notes=tuple(dict.fromkeys(self._notes)),
             seen=() if self._expected else tuple(prefix_summaries(context)),
             expectations=tuple(self._expected),
-            ignored=tuple(
-                f"{expected.prefix}{group.part}"
-                for expected, one in zip(self._expected, diagnoses, strict=True)
-                for group in one.ignored
-            ),
+            ignored=tuple(pattern for one in diagnoses for pattern in one.ignored_patterns),
             at=datetime.fromtimestamp(self._servers[0].now_ms / 1000, UTC),
             keys=sample.keys,
             scales={"": sample.of / max(len(sample.keys) - sample.extra, 1), **sample.scales},

@@ -181,7 +181,7 @@ def _drawn(report: AuditReport) -> _Drawn:
 
     A finding that is only possible is not drawn as a fact.
     """
-    volatile = [one for one in report.keys if one.deadline_ms is not None]
+    volatile = [one for one in report.sessions if one.deadline_ms is not None]
     if not report.expectations:
         return _Drawn(volatile, counted(len(volatile), "key"), None, None)
     found = [(expectation.of(volatile), expectation) for expectation in report.expectations]

@@ -11,6 +11,7 @@ import pytest
 import redis
 from incidents import Incident, draw
 from servers import NO_FSYNC
+from worlds import draw_world
 
 from memkit.audit import AuditReport, audit
 from memkit.audit.finding import Finding
@@ -179,6 +180,15 @@ def test_affected_sessions_are_hashed_or_revealed(server: RedisServer) -> None:
     name = triage.affected(audit(server.url), reveal=True).rows[0][0]
     assert name.startswith("chat:🦊")
     assert name.isprintable()
+
+
+def test_locks_are_no_affected_sessions() -> None:
+    world = draw_world("locks_under_the_prefix", 3, 40)
+    with world.played() as server:
+        report = audit(server.url, expect=world.expect, duty=1)
+    assert report.ignored
+    assert [row[0] for row in triage.affected(report, reveal=True).rows if row[0].endswith(":lock")] == []
+    assert "0% have less than 10m left" in plot.show(plot.plot_ttl_now(report)).alt
 
 
 def test_timeline_of_a_session_from_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

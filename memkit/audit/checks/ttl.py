@@ -75,6 +75,7 @@ class Diagnosis:
         sessions: How many keys of sessions were looked at.
         reached: How many of them were seen to have been given the expected TTL.
         ignored: Groups of keys that are no sessions.
+        ignored_patterns: The patterns of names that no session among these keys has.
         keys: The others; the audit fills it in. A key belongs to the first expectation that it matches.
         unexplained: Why these keys cannot be called healthy although nothing is wrong for sure.
     """
@@ -84,6 +85,7 @@ class Diagnosis:
     sessions: int = 0
     reached: int = 0
     ignored: Sequence[Group] = ()
+    ignored_patterns: Sequence[str] = ()
     unexplained: str | None = None
     keys: Sequence[KeyFacts] = ()
 
@@ -105,7 +107,8 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
         if not found and (shape := new_shape(expected, sessions, context)):
             found.append(shape)
         reached = sum(one.deadline_ms is None for group in sessions for one in group.keys)
-        return Diagnosis(found, [_ignored(expected, group) for group in helpers], _count(sessions), reached, helpers)
+        notes = [_ignored(expected, group) for group in helpers]
+        return Diagnosis(found, notes, _count(sessions), reached, helpers, _patterns(expected, helpers, sessions))
     mixed = mixed_ttl(expected, list(sessions_of(sessions)))
     anomalies, short_groups = _anomalies(expected, sessions, context)
     ignored_groups = [*helpers, *(group for group, _ in short_groups)]
@@ -139,8 +142,14 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
         _count(sessions),
         sum(len(one.reached) for one in analyses),
         ignored_groups,
+        _patterns(expected, ignored_groups, sessions),
         unexplained,
     )
+
+
+def _patterns(expected: Expectation, ignored: Sequence[Group], sessions: Sequence[Group]) -> list[str]:
+    parts = {group.part for group in ignored} - {group.part for group in sessions}
+    return [f"{expected.prefix}{part}" for part in sorted(parts)]
 
 
 def _too_long_note(expected: Expectation, analysis: LifetimeAnalysis) -> list[str]:
