@@ -284,6 +284,17 @@ def parts(*shapes: str) -> Callable[[Traffic], World]:
     return make
 
 
+def channels(t: Traffic) -> World:
+    """A user has a session on each channel, and uses them at different times."""
+    shape = t.dice.choice(("{}:web {}:app {}:slack", "web:{} app:{}", "{} {}_support", "{}:planner:log {}:coder:log"))
+    events = []
+    for _ in range(t.count):
+        uid = t.uid()
+        for part in shape.split():
+            events += t.write(t.prefix + part.format(uid), t.dice.uniform(0, 0.98) * t.ttl_s)
+    return t.world(events, steps=500)
+
+
 def buffers(t: Traffic) -> World:
     """Each write leaves a part with a short TTL of its own, on purpose."""
     buffer_s = t.dice.choice((MINUTE, 5 * MINUTE, HOUR))
@@ -823,7 +834,7 @@ HEALTHY: dict[str, Callable[[Traffic], World]] = {
             flush_of_another_database, flush_before_the_first_session, another_database, throttled_renewal,
             read_at_one_age, flushed_at_launch, counters_of_sessions, nightly_batches, migrated_by_restore,
             migrated_by_copy, scripts, few_deletions, nearly_full, names_of_people, spring_session, renewed_by_reads,
-            migrated_by_replication, absolute_deadlines, buffers, always_in_use,
+            migrated_by_replication, absolute_deadlines, buffers, always_in_use, channels,
             job_at_one_age, read_in_batches, lazy_migration, quiet_and_backup, one_year, binary_names,
             clock_set_back, batch_before_a_restart, one_session_at_night, evicted_caches, drafts, setting_without_ttl,
             evicted_long_ago, one_large_session_ended, texts_under_a_store_s_name,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from memkit.audit.finding import SHORTENED, Finding, PrefixSummary, Verdict
 from memkit.audit.sampling import KeyFacts
-from memkit.config import Expectation
+from memkit.config import Expectation, glob_expression
 from memkit.render import Table, ago, colored, counted, duration, escaped, printable, utc_text, wrapped
 
 if TYPE_CHECKING:
@@ -76,6 +76,14 @@ class AuditReport:
     def expected(self) -> tuple[str, ...]:
         """The expectations as texts."""
         return tuple(map(str, self.expectations))
+
+    @property
+    def sessions(self) -> list[KeyFacts]:
+        """The keys that match an expectation, without those that are no sessions; without expectations all keys."""
+        matching = {one.key: one for expectation in self.expectations for one in expectation.of(self.keys)}
+        no_sessions = [glob_expression(pattern) for pattern in self.ignored]
+        shown = matching.values() if self.expectations else self.keys
+        return [one for one in shown if not any(pattern.fullmatch(one.key) for pattern in no_sessions)]
 
     @property
     def exit_code(self) -> int:

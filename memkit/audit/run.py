@@ -272,11 +272,7 @@ class _Audit:
             notes=tuple(dict.fromkeys(self._notes)),
             seen=() if self._expected else tuple(prefix_summaries(context)),
             expectations=tuple(self._expected),
-            ignored=tuple(
-                f"{expected.prefix}{group.part}"
-                for expected, one in zip(self._expected, diagnoses, strict=True)
-                for group in one.ignored
-            ),
+            ignored=tuple(pattern for one in diagnoses for pattern in one.ignored_patterns),
             at=datetime.fromtimestamp(self._servers[0].now_ms / 1000, UTC),
             keys=sample.keys,
             scales={"": sample.of / max(len(sample.keys) - sample.extra, 1), **sample.scales},
@@ -374,8 +370,8 @@ class _Audit:
 
     def _set_back_ms(self, accesses: Sequence[int]) -> int:
         """Return how far the clock was set back at least: accesses in the future are idle for nearly 194 days."""
-        now, started = self._servers[0].now_ms, self._servers[0].started_ms or 0
-        longest = max(NEARLY_WRAPPED * IDLE_WRAP_MS, now - started)
+        now, started = self._servers[0].now_ms, self._servers[0].started_ms
+        longest = max(NEARLY_WRAPPED * IDLE_WRAP_MS, now - (started or now))
         back = max((IDLE_WRAP_MS - (now - at) for at in accesses if now - at > longest), default=0)
         if back > 0:
             self._notes.append(
@@ -439,7 +435,7 @@ class _Audit:
             first = [one for one in diagnosis.keys if one.deadline_ms is not None][:SECOND_LOOK_KEYS]
             finding, note = measured_renewals(expected, first, self._sampler.look_up([one.key for one in first]))
             self._notes.append(note)
-            found += [finding] if finding and expected.prefix not in short else []
+            found += [finding] if finding and finding.prefix not in short else []
         return found
 
     def _weigh(self, names: Sequence[bytes]) -> list[int]:
@@ -514,6 +510,8 @@ class _Audit:
                 ttl = duration(expected.ttl_ms)
                 keys = counted(one.sessions, "key")
                 return f"none of {keys} matching {expected.pattern} shows that {ttl} is given; {settle}"
+        if not self._snapshot and not all(one.info for one in self._servers):
+            return "INFO is refused, so it is not known whether the server lost keys; to settle it, allow +info (--acl)"
         return None
 
     def _server(self) -> dict[str, Any]:
@@ -563,9 +561,9 @@ def _total(counts: Iterable[int | None]) -> int | None:
 
 
 def _in_order(findings: Sequence[Finding]) -> list[Finding]:
-    """Return findings with the one that matters most first; of the same cause and prefix, the surest."""
+    """Return findings with the one that matters most first; of the same cause, prefix and expected TTL, the surest."""
     surest = sorted(findings, key=lambda one: CONFIDENCE_RANKS[one.confidence])
-    once: dict[tuple[str, str | None], Finding] = {}
+    once: dict[tuple[str, str | None, float | None], Finding] = {}
     for finding in surest:
-        once.setdefault((finding.cause, finding.prefix), finding)
+        once.setdefault((finding.cause, finding.prefix, finding.expected_ttl_s), finding)
     return sorted(once.values(), key=lambda one: one.order)

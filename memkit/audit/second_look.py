@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from memkit.audit.checks.ttl_inference import rounded
 from memkit.audit.finding import Finding
+from memkit.audit.key_shapes import groups_of, narrowest_prefix
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
 from memkit.render import counted, duration
@@ -21,7 +22,8 @@ def measured_renewals(
     """Return the finding of renewals that give less than the expected TTL, and a note of what was measured.
 
     A key with another deadline at the second look was given a TTL between ``deadline - second`` and
-    ``deadline - first``.
+    ``deadline - first``. A short TTL of one shape of names that never had the expected one, beside others, may be on
+    purpose, such as that of drafts.
 
     Args:
         expected: The expectation.
@@ -29,11 +31,12 @@ def measured_renewals(
         after: Those that still existed at the second.
     """
     first = {one.key: one for one in before}
-    bounds = [
-        (one.deadline_ms - one.seen_ms, one.deadline_ms - first[one.key].seen_ms)
+    renewed = {
+        one.key: (one.deadline_ms - one.seen_ms, one.deadline_ms - first[one.key].seen_ms)
         for one in after
         if one.deadline_ms is not None and one.deadline_ms != first[one.key].deadline_ms
-    ]
+    }
+    bounds = list(renewed.values())
     seconds = (after[0].seen_ms - before[0].seen_ms) / 1000 if after else 0
     note = f"second look after {seconds:,.0f} s: {len(bounds):,} of {counted(len(before), 'key')} under "
     note += f"{expected.prefix} were renewed"
@@ -43,21 +46,32 @@ def measured_renewals(
     note += ": " + ", ".join(f"{count:,} to about {ttl}" for ttl, count in given.most_common(3))
     spread = expected.jitter
     ttls = [(ttl * (1 - spread), ttl * (1 + spread)) for ttl in (*expected.other_ttls_ms, expected.ttl_ms)]
-    other = [one for one in bounds if not any(one[0] <= top and one[1] >= floor for floor, top in ttls)]
-    short = [one for one in other if one[1] < ttls[-1][0]]
+    short = {
+        key: one
+        for key, one in renewed.items()
+        if one[1] < ttls[-1][0] and not any(one[0] <= top and one[1] >= floor for floor, top in ttls)
+    }
     if not short:
         return None, note
-    low, high = sorted(short)[len(short) // 2]
+    low, high = sorted(short.values())[len(short) // 2]
+    groups = groups_of(before, expected.prefix)
+    own = [one for group in groups if any(one.key in short for one in group.keys) for one in group.keys]
+    on_purpose = len(own) < len(before) and not any((one.set_ms or 0) >= ttls[0][0] for one in own)
+    prefix = narrowest_prefix(list(short), list(first), expected.prefix)
     observed = rounded((low + high) / 2)
     finding = Finding.of(
         expected,
         "ttl_too_short",
+        prefix=prefix,
         keys=len(short),
-        message=f"writes under {expected.prefix} give {duration(observed)} instead of {duration(expected.ttl_ms)}, "
+        message=f"writes under {prefix} give {duration(observed)} instead of {duration(expected.ttl_ms)}, "
         "measured during the audit",
-        confidence="proven" if len(short) >= FEWEST_SHORT else "possible",
+        confidence="proven" if len(short) >= FEWEST_SHORT and not on_purpose else "possible",
         observed_ms=observed,
-        evidence=(f"{counted(len(short), 'key')} got a new deadline between two looks {seconds:,.0f} s apart",),
+        evidence=(
+            f"{counted(len(short), 'key')} got a new deadline between two looks {seconds:,.0f} s apart",
+            *(["no key of their shape had the expected TTL before; others had it"] if on_purpose else []),
+        ),
         next="redis-cli CLIENT LIST names the clients that set a TTL",
     )
     return finding, note

@@ -27,6 +27,8 @@ RESTORES = ("restore", "restore-asking")
 DELETES = ("del", "unlink", "getdel")
 FLUSHES = ("flushall", "flushdb", "swapdb", "replicaof", "slaveof", "move")
 """A server that begins to replicate another one removes all of its own keys."""
+REDIRECTIONS = ("MOVED", "ASK")
+"""A cluster's node counts a redirected command as rejected; the client sends it to the right node."""
 RELATIVE_DEADLINES = ("expire", "pexpire", "setex", "psetex")
 ABSOLUTE_DEADLINES = ("expireat", "pexpireat")
 RENEWALS = (*RELATIVE_DEADLINES, *ABSOLUTE_DEADLINES, "getex", "set", "setnx", "mset")
@@ -150,11 +152,13 @@ class ServerFacts:
         return int(self.fields(f"errorstat_{code}").get("count", 0))
 
     @property
-    def refused_writes(self) -> int:
-        """How many writes of values or TTLs failed or were rejected (Redis 6.2); same period."""
-        names = VALUE_WRITES.union(RELATIVE_DEADLINES, ABSOLUTE_DEADLINES)
-        counts = [self.fields(f"cmdstat_{name}") for name in names]
-        return sum(int(one.get(name, 0)) for one in counts for name in ("failed_calls", "rejected_calls"))
+    def refused_writes(self) -> dict[str, int]:
+        """How many calls of each command that writes values or TTLs failed or were rejected (Redis 6.2)."""
+        found = {}
+        for name in VALUE_WRITES.union(RELATIVE_DEADLINES, ABSOLUTE_DEADLINES):
+            counts = self.fields(f"cmdstat_{name}")
+            found[name] = int(counts.get("failed_calls", 0)) + int(counts.get("rejected_calls", 0))
+        return {name: count for name, count in sorted(found.items(), key=lambda one: -one[1]) if count}
 
     @property
     def databases(self) -> dict[str, dict[str, int]]:
@@ -169,9 +173,12 @@ class ServerFacts:
 
     @property
     def has_field_ttls(self) -> bool:
-        """Whether a key has fields with TTLs (``subexpiry``: Redis 7.4; ``keys_with_volatile_items``: Valkey 9)."""
+        """Whether a key has fields with TTLs (``subexpiry``: Redis 7.4; ``keys_with_volatile_items``: Valkey 9).
+
+        It may have if INFO is refused.
+        """
         counts = self.databases.values()
-        return any(one.get("subexpiry") or one.get("keys_with_volatile_items") for one in counts)
+        return not self.info or any(one.get("subexpiry") or one.get("keys_with_volatile_items") for one in counts)
 
     @property
     def may_be_reset(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memkit.formats.parsing.langgraph_common import deletes_own_keys, is_housekeeping
+from memkit.formats.parsing.langgraph_common import deletes_own_keys, is_housekeeping, superseded
 from memkit.formats.registry import (
     FORMATS,
     VOCABULARY,
@@ -26,5 +26,6 @@ __all__ = [
     "leads",
     "recognise",
     "store_name",
+    "superseded",
     "written",
 ]

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from memkit.formats import superseded
 from memkit.formats.model import Problem
 from memkit.inspect.redaction import Message
-from memkit.policy import PartEnd, ends_apart
+from memkit.policy import JITTER, PartEnd, ends_apart
 from memkit.render import SHOWN_CHARS, Table, counted, duration, escaped, printable, wrapped
 
 if TYPE_CHECKING:
@@ -174,9 +175,14 @@ def early_ends(parts: Mapping[str, tuple[float, int | None]], ttl_s: float | Non
     }
     if len(ends) < 2:
         return []
+    longest = max(one.deadline_ms - (one.accessed_ms or 0) for one in ends.values())
+    for name in superseded(ends):
+        # No saver renews old checkpoints: they end earlier, after the whole TTL.
+        accessed_ms = ends[name].accessed_ms
+        if accessed_ms is None or ends[name].deadline_ms - accessed_ms >= (1 - JITTER) * longest:
+            del ends[name]
     last = max(ends.values(), key=lambda one: one.deadline_ms)
-    given = max(one.deadline_ms - (one.accessed_ms or 0) for one in ends.values())
-    ttls_ms = [given if ttl_s is None else round(ttl_s * 1000)]
+    ttls_ms = [longest if ttl_s is None else round(ttl_s * 1000)]
     early = [name for name, end in ends.items() if ends_apart(end, last, ttls_ms)]
     return sorted(early, key=lambda name: ends[name].deadline_ms)
 

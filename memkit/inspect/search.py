@@ -35,8 +35,8 @@ MAX_NAMES = 50_000
 MIN_UNSEPARATED = 5
 """A shorter id ends too many names by chance."""
 _MAX_SIBLINGS = 1_000
-MAX_HASHES = 100
-"""Of so many hashes the fields' TTLs are read: two round trips each."""
+MAX_HASHES = 20
+"""Of so many hashes the TTLs of fields are read, with two round trips each; a store writes all its hashes alike."""
 _ROUNDS = 5
 _LEADS = 20
 _BETWEEN = r"[:/|{}.#_-]"
@@ -338,7 +338,10 @@ def _report(reader: Reader, found: _Found, expected: Sequence[Expectation], *, r
     stored = SessionValues(found.owner, values)
     messages, problems, notes, configured = _decoded(stored, Redactor(reveal=reveal))
     loaded = {name: loaded for name, loaded in found.keys.items() if loaded}
-    loaded, fields_without_ttl = _with_field_ttls(reader, loaded)
+    keys, fields_without_ttl = _with_field_ttls(reader, loaded)
+    if ended := sum(each.metadata.ttl_ms is None and keys[name] is not each for name, each in loaded.items()):
+        notes.append(f"the TTL of {counted(ended, 'hash', 'hashes')} is that of its last field (HPTTL)")
+    loaded = keys
     own = {name: each for name, each in loaded.items() if name not in found.shared}
     store = unknown.STORE if is_unknown else _shielded(lambda: formats.store_name(stored), found.owner.store)
     option = "" if is_unknown else formats.format_of(found.owner.store).ttl_option

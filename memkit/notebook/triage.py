@@ -110,9 +110,8 @@ def affected(report: AuditReport, *, reveal: bool = False, limit: int = MAX_ROWS
         reveal: Show the keys' names. Otherwise they are hashed with a random key, so that the table can be passed on.
         limit: The number of rows.
     """
-    matching = {one.key: one for expectation in report.expectations for one in expectation.of(report.keys)}
-    shown = matching.values() if report.expectations else report.keys
-    volatile = sorted((one for one in shown if one.deadline_ms is not None), key=lambda one: one.deadline_ms or 0)
+    shown = (one for one in report.sessions if one.deadline_ms is not None)
+    volatile = sorted(shown, key=lambda one: one.deadline_ms or 0)
     salt = token_bytes(8)
 
     def row(one: KeyFacts) -> tuple[str, ...]:

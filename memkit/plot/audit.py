@@ -6,7 +6,7 @@ No figure shows a key's name.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,6 +21,8 @@ from memkit.render import counted, duration
 DAY_S = 86_400.0
 SOON_S = 600.0
 """Sessions that expire within ten minutes are those that people are using now."""
+REACHED = 0.9
+"""A last deadline this near to the expected TTL was given a moment ago, or has its jitter."""
 HEADROOM = 1.3
 """The height of the axes relative to the tallest bar: labels of lines stand above the bars."""
 
@@ -36,7 +38,7 @@ def plot_ttl_now(report: AuditReport, ax: Axes | None = None) -> Axes:
         The axes; ``show(ax)`` displays them with alt text.
     """
     ax = style.own_axes(ax, (8.0, 4.0))
-    keys, which, expected = _drawn(report)
+    keys, which, expected, short = _drawn(report)
     left = np.array([(one.left_ms or 0) / 1000 for one in keys])
     left = left[left > 0]
     low = max(0.5, left.min() / 2) if len(left) else 0.5
@@ -44,7 +46,6 @@ def plot_ttl_now(report: AuditReport, ax: Axes | None = None) -> Axes:
     _histogram(ax, left, np.geomspace(low, high, 60))
     if expected:
         _vertical(ax, expected, style.GREEN, "--", f"expected {duration(expected * 1000)}", ha="right")
-    short = _shortened(report)
     if short and short.observed_ttl_s:
         _vertical(ax, short.observed_ttl_s, style.VERMILLION, "-.", f"set now: {duration(short.observed_ttl_s * 1000)}")
     ax.set(xlabel="remaining TTL (log)", ylabel="keys", xlim=(low, high))
@@ -70,16 +71,17 @@ def plot_deadlines(report: AuditReport, ax: Axes | None = None) -> Axes:
     """
     ax = style.own_axes(ax, (8.0, 4.0))
     now_s = report.at.timestamp()
-    keys, which, expected = _drawn(report)
+    keys, which, expected, short = _drawn(report)
     days = np.array([((one.deadline_ms or 0) / 1000 - now_s) / DAY_S for one in keys])
     horizon = 1.15 * max([(expected or DAY_S) / DAY_S, *days[days < 400]])
     _histogram(ax, np.clip(days, 0, horizon), np.linspace(0, horizon, 80))
-    conclusion = f"{which}: the last deadline is in {duration(1000 * DAY_S * max([0.0, *days]))}"
-    short = _shortened(report)
+    last_s = DAY_S * max([0.0, *days])
+    conclusion = f"{which}: the last deadline is in {duration(1000 * last_s)}"
     if expected:
-        conclusion = "deadlines reach as far as the expected TTL"
+        if last_s >= REACHED * expected:
+            conclusion = "deadlines reach as far as the expected TTL"
         _vertical(ax, expected / DAY_S, style.GREEN, "--", "a write now should\nexpire here")
-    if short and short.since and expected:
+    if short and short.since and expected and short.since_is != "until":
         change = (short.since.timestamp() + expected - now_s) / DAY_S
         _vertical(ax, change, style.VERMILLION, "-.", "last write that set\nthe expected TTL", ha="right")
         conclusion = f"no later deadlines: writes have set another TTL since {_minute(short.since)}"
@@ -100,7 +102,7 @@ def plot_future(report: AuditReport, ax: Axes | None = None) -> Axes:
         The axes; ``show(ax)`` displays them with alt text.
     """
     ax = style.own_axes(ax, (8.0, 4.0))
-    keys, _, expected = _drawn(report)
+    keys, _, expected, short = _drawn(report)
     left = np.sort([(one.left_ms or 0) / 1000 for one in keys])
     low, high = 1.0, 2 * max([expected or 60.0, *left[-1:]])
     times = np.geomspace(low, high, 400)
@@ -115,8 +117,7 @@ def plot_future(report: AuditReport, ax: Axes | None = None) -> Axes:
     ax.legend(loc="lower left", **style.LEGEND)
     soon = int(np.sum(left < SOON_S))
     conclusion = f"{soon:,} of {counted(len(left), 'key')} will expire within {duration(SOON_S * 1000)} unless renewed"
-    short = _shortened(report)
-    if short and short.observed_ttl_s:
+    if short and short.observed_ttl_s and short.since_is != "until":
         conclusion += f"; each key written now expires {duration(1000 * short.observed_ttl_s)} later"
     style.finish(ax, conclusion, _source(report))
     ax.set_label(f"Share of the keys that still exist after a time without writes. {conclusion}.")
@@ -134,7 +135,8 @@ def plot_ends(report: AuditReport, ax: Axes | None = None) -> Axes:
         The axes; ``show(ax)`` displays them with alt text.
     """
     ax = style.own_axes(ax, (8.0, 2.4))
-    counts = [report.counters.get(name) or 0 for name in ("expired_keys", "evicted_keys")]
+    reported = [report.counters.get(name) for name in ("expired_keys", "evicted_keys")]
+    counts = [count or 0 for count in reported]
     ax.barh([0, 1], counts, color=[style.SKY, style.ORANGE], edgecolor=style.INK, hatch=["", "//"], height=0.6)
     for place, count in enumerate(counts):
         ax.annotate(f"{count:,}", (count, place), (5, 0), textcoords="offset points", va="center", color=style.INK)
@@ -142,9 +144,11 @@ def plot_ends(report: AuditReport, ax: Axes | None = None) -> Axes:
     ax.set_xlim(0, max(1, *counts) * 1.15)
     style.count_axis(ax.xaxis)
     ax.invert_yaxis()
-    conclusion = "no key was evicted: missing keys expired or were deleted"
+    conclusion = "no key was evicted since the server started"
     if counts[1]:
-        conclusion = "keys are evicted because memory is full"
+        conclusion = f"{counted(counts[1], 'key')} evicted since the server started: memory was full"
+    if None in reported:
+        conclusion = "the source does not report how many keys expired or were evicted"
     style.finish(ax, conclusion, _source(report))
     ax.set_label(f"Expired: {counted(counts[0], 'key')}; evicted: {counted(counts[1], 'key')}. {conclusion}.")
     return ax
@@ -163,23 +167,35 @@ def _vertical(ax: Axes, x: float, colour: str, line: Any, text: str, *, ha: str 
     ax.annotate(text, (x, 0.98), (4 if ha == "left" else -4, 0), fontsize=9, color=style.INK, **look)
 
 
-def _drawn(report: AuditReport) -> tuple[list[KeyFacts], str, float | None]:
-    """Return the keys with a TTL of the first expectation that has any, their number as text, and the expected TTL.
+class _Drawn(NamedTuple):
+    """What is drawn: the keys, their number as text, their expected TTL, and the finding of a short TTL among them."""
 
-    Without expectations these are all keys with a TTL.
+    keys: list[KeyFacts]
+    which: str
+    expected_s: float | None
+    short: Finding | None
+
+
+def _drawn(report: AuditReport) -> _Drawn:
+    """Return the keys with a TTL of the first expectation that has any; without expectations all keys with a TTL.
+
+    A finding that is only possible is not drawn as a fact.
     """
-    volatile = [one for one in report.keys if one.deadline_ms is not None]
+    volatile = [one for one in report.sessions if one.deadline_ms is not None]
     if not report.expectations:
-        return volatile, counted(len(volatile), "key"), None
+        return _Drawn(volatile, counted(len(volatile), "key"), None, None)
     found = [(expectation.of(volatile), expectation) for expectation in report.expectations]
     keys, expectation = next((pair for pair in found if pair[0]), found[0])
     expected_s = None if expectation.ttl_ms is None else expectation.ttl_ms / 1000
-    return keys, f"{counted(len(keys), 'key')} {expectation.pattern}", expected_s
-
-
-def _shortened(report: AuditReport) -> Finding | None:
-    causes = ("ttl_too_short", "unit_mistake")
-    return next((finding for finding in report.findings if finding.cause in causes), None)
+    short = (
+        finding
+        for finding in report.findings
+        if finding.cause in ("ttl_too_short", "unit_mistake")
+        and finding.confidence != "possible"
+        and (finding.prefix or "").startswith(expectation.prefix)
+        and (finding.observed_ttl_s or 0) < (expected_s or 0)
+    )
+    return _Drawn(keys, f"{counted(len(keys), 'key')} {expectation.pattern}", expected_s, next(short, None))
 
 
 def _share_below(left: Any, expected: float | None) -> str:

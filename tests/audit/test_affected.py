@@ -82,3 +82,14 @@ def test_nothing_is_written_to_the_server(incident: RedisServer, tmp_path: Path)
         added = {name.removeprefix("cmdstat_") for name in client.info("commandstats").keys() - before}
     assert isinstance(client, redis.Redis)
     assert not added & {"expire", "set", "del", "persist"}
+
+
+def test_index_of_the_sessions_shape_hides_none(tmp_path: Path) -> None:
+    path = tmp_path / "affected"
+    with RedisServer(persist=True) as server, server.client() as client:
+        for number in range(40):
+            client.rpush(f"chat:user-{number}", "{}")
+            client.expire(f"chat:user-{number}", 300)
+        client.sadd("chat:sessions", *range(40))
+        assert main(["audit", server.url, "--expect", "chat:*=7d", "--duty", "1", "--affected", str(path)]) == 1
+    assert len(path.read_text().splitlines()) == 40

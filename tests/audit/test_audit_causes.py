@@ -277,6 +277,22 @@ def test_part_that_is_not_renewed_is_mixed_ttl(server: RedisServer) -> None:
     assert the_finding(audited(server, writes, {"chat:*": "7d"})).cause == "mixed_ttl"
 
 
+@pytest.mark.parametrize("shape", ["chat:{}:web", "chat:web:{}", "chat:{}"])
+@pytest.mark.parametrize("all_read", [False, True])
+def test_sessions_of_one_user_are_no_parts(shape: str, all_read: bool, server: RedisServer) -> None:
+    """A user has a session on each channel, and uses them at different times."""
+    dice = random.Random(3)
+    other = shape.replace("web", "app") if "web" in shape else f"{shape}_support"
+    given = {"read_s": 30} if all_read else {}
+    writes = [
+        Write(form.format(n), dice.uniform(MINUTE, 6.8 * DAY), WEEK, **given)
+        for form in (shape, other)
+        for n in range(60)
+    ]
+    report = audited(server, writes, {"chat:*": "7d"})
+    assert (report.verdict.status, report.findings) == ("healthy", ())
+
+
 # -- without idle clocks -----------------------------------------------------------------------------------------------
 
 

@@ -54,6 +54,7 @@ class World:
     keep_newest: bool = True
     as_list: bool = False
     as_zset: bool = False
+    due: bool = False
     sessions: int = 40
 
 
@@ -140,6 +141,7 @@ HEALTHY: dict[str, World] = {
     "throttled-day": World(messages("ts", lambda at: at), renew_below=6 / 7, gap_s=DAY_S / 4),
     "window": World(messages("ts", lambda at: at), most=4, gap_s=DAY_S / 4, as_list=True),
     "zset": World(messages("text", iso), as_zset=True),
+    "zset-plan": World(messages("text", iso), as_zset=True, due=True, gap_s=WEEK_S, sessions=80),
     "zset-index": World(lambda times, _dice: [f"id-{at}" for at in times], as_zset=True, renew_below=0),
     "no-times": World(lambda _times, _dice: {"messages": [{"role": "user", "content": "hi"}]}),
 }  # fmt: skip
@@ -174,7 +176,11 @@ def play(server: RedisServer, worlds: Mapping[str, World], seed: int) -> AuditRe
                     pipe.rpush(f"{name}:{n}", *map(json.dumps, found))
                 elif world.as_zset and isinstance(found, list):
                     members = (one if isinstance(one, str) else json.dumps(one) for one in found)
-                    pipe.zadd(f"{name}:{n}", dict(zip(members, shown, strict=True)))
+                    scores = [at + (2 * ahead(dice) if world.due else 0) for at in shown]
+                    pipe.zadd(
+                        f"{name}:{n}",
+                        dict(zip(members, scores, strict=True)) | ({"next time": now + DAY_S} if world.due else {}),
+                    )
                 else:
                     pipe.set(f"{name}:{n}", json.dumps(found))
                 pipe.dump(f"{name}:{n}")

@@ -71,6 +71,7 @@ def test_writes_refused_while_saving_fails(traffic: Traffic) -> None:
     assert (found.severity, found.confidence) == ("critical", "proven")
     assert "30 writes" in found.message
     assert "MISCONF 30" in found.message
+    assert found.evidence[0].endswith("failed or rejected: set 30")
 
 
 @pytest.mark.parametrize(("errors", "cause"), [(30, "writes_refused"), (2, None)])
@@ -538,22 +539,31 @@ def test_hash_tags_in_all_names_are_no_finding(traffic: Traffic) -> None:
 # -- second look -------------------------------------------------------------------------------------------------------
 
 
-def test_second_look_measures_the_ttl_that_writes_give() -> None:
-    with RedisServer(persist=True, config=NO_FSYNC) as server, server.client() as client:
-        for n in range(20):
-            client.rpush(f"chat:{n}", "{}")
-            client.expire(f"chat:{n}", round(WEEK))
-        looks = 0
+@pytest.mark.parametrize(
+    ("part", "ttl_s", "confidence"),
+    [
+        ("", WEEK, "proven"),  # sessions: they had the expected TTL before
+        ("draft:", 1_800.0, "possible"),  # another shape, which never had it
+    ],
+)
+def test_second_look_measures_the_ttl_that_writes_give(
+    part: str, ttl_s: float, confidence: str, traffic: Traffic
+) -> None:
+    keys = [f"chat:{part}{traffic.uid()}" for _ in range(8)]
+    events = traffic.sessions()
+    for key in keys:
+        events += traffic.write(key, 60.0, ttl_s=ttl_s)
+    with traffic.world(events).played() as server, server.client() as client:
 
-        def renew(_done: int, _of: int) -> None:
-            nonlocal looks
-            looks += 1
-            if looks == 1:
-                for n in range(5):
-                    client.expire(f"chat:{n}", 300)
+        def renew(done: int, of: int) -> None:
+            if done >= of:
+                for key in keys:
+                    client.expire(key, 1_800)
 
         report = audit(server.url, expect={"chat:*": "7d"}, duty=1, watch_s=0.2, progress=renew)
-    assert any("second look after" in note for note in report.notes)
+    assert any("8 to about 30m" in note for note in report.notes)
+    found = {(one.prefix, one.confidence) for one in report.findings if one.cause == "ttl_too_short"}
+    assert found == {(f"chat:{part}", confidence)}
 
 
 def test_second_look_leaves_out_short_lived_keys(traffic: Traffic) -> None:
@@ -570,6 +580,16 @@ def test_second_look_leaves_out_short_lived_keys(traffic: Traffic) -> None:
         report = audit(server.url, expect={"chat:*": "7d"}, duty=1, watch_s=0.2, progress=renew)
     assert (report.verdict.status, false_alarms(report)) == ("healthy", [])
     assert any("0 of 60 keys" in note for note in report.notes)
+
+
+def test_two_patterns_of_one_prefix_are_both_reported(traffic: Traffic) -> None:
+    events = []
+    for age_s in traffic.times(0, 290):
+        key = f"chat:{traffic.uid()}"
+        events += traffic.write(key, age_s, ttl_s=HOUR) + traffic.write(f"{key}:summary", age_s, ttl_s=300)
+    report = traffic.world(events, expect={"chat:*": WEEK, "chat:*:summary": DAY}).audited()
+    short = {one.expected_ttl_s: one.observed_ttl_s for one in report.findings if one.cause == "ttl_too_short"}
+    assert short == {WEEK: HOUR, DAY: 300}
 
 
 @pytest.mark.parametrize("other", ["chat:guest:*", "chat:*:state"])

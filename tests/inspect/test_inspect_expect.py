@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +14,17 @@ import redis
 from servers import start
 
 from memkit import cli
+from memkit.audit import audit
 from memkit.errors import PolicyError
+from memkit.formats import capture
 from memkit.inspect import inspect_session, load_capture
 from memkit.server import RedisServer
 from memkit.store import MemoryStore
 
 DAY_S = 86_400
 WEEK = {"chat:*": "7d"}
+UUID6 = re.compile(rb"1f1e[0-9a-f]{4}-[0-9a-f]{4}-6[0-9a-f]{3}-[0-9a-f-]{17}")
+VERSION = re.compile(rb"blob:.*:(\d+)$")
 
 
 @pytest.fixture(scope="module")
@@ -118,10 +123,11 @@ def test_ttls_of_fields_are_the_hash_s(name: str, ttls_s: tuple[int | None, ...]
             client.hset("chat:1", f"m{number}", json.dumps({"role": "user", "content": "hi"}))
             if ttl_s:
                 client.hexpire("chat:1", ttl_s, f"m{number}")
-        problems = found(client, WEEK)
-    assert [one for one, _ in problems] == ([cause] if cause else [])
+        report = inspect_session(client, "chat:1", expect=WEEK)
+    assert [one.cause for one in report.problems] == ([cause] if cause else [])
+    assert any("1 hash is that of its last field" in note for note in report.notes) == (cause != "no_ttl")
     if cause == "no_ttl":
-        assert problems[0][1].startswith("1 of its 2 fields have no TTL")
+        assert report.problems[0].message.startswith("1 of its 2 fields have no TTL")
 
 
 @pytest.mark.parametrize(("beside", "cause"), [("3", None), ("words", "mixed_ttl")])
@@ -139,6 +145,36 @@ def test_hash_of_spring_session_ends_later(client: redis.Redis, marker: str, cau
     client.expire("chat:1", 35 * 60)
     client.set(f"chat:{marker}", "", ex=30 * 60)
     assert [one for one, _ in found(client, {"chat:*": "30m"})] == ([cause] if cause else [])
+
+
+@pytest.mark.parametrize("name", ["langgraph-redis", "langgraph-plainredis", "langgraph-aws-valkey", "langgraph-js"])
+def test_old_checkpoints_end_earlier(name: str) -> None:
+    """A thread of two turns: each checkpoint got the whole TTL when it was written, and is not renewed."""
+    with start("redis-8.2") as server, server.client() as client:
+        load_capture(client, name, json_as_text=True)
+        values = {key: client.dump(key) for key in client.keys("*")}
+        client.unlink(*values)
+        steps = sorted({found[0] for key in values for found in [UUID6.search(key)] if found})
+        turns: tuple[list[bytes], list[bytes]] = ([], [])
+        for key in values:
+            step, version = UUID6.search(key), VERSION.search(key)
+            at = steps.index(step[0]) if step else int(version[1]) if version else len(steps)
+            turns[at >= len(steps) // 2].append(key)
+        for keys in turns:
+            server.clock.shift("4d")
+            for key in keys:
+                client.restore(key, 7 * DAY_S * 1000, values[key])
+        session = capture.capture(name)["session_id"]
+        assert "mixed_ttl" not in {one.cause for one in inspect_session(server.url, session, expect="*=7d").problems}
+        report = audit(server.url, expect={"*": "7d"}, full=True, duty=1)
+        assert "mixed_ttl" not in {one.cause for one in report.findings}
+        client.expire(turns[0][0], 300)
+        cut = [
+            one.key for one in inspect_session(server.url, session, expect="*=7d").problems if one.cause == "mixed_ttl"
+        ]
+        assert cut == [turns[0][0].decode()]
+        report = audit(server.url, expect={"*": "7d"}, full=True, duty=1)
+        assert "mixed_ttl" in {one.cause for one in report.findings}
 
 
 def test_parts_within_an_expected_jitter(client: redis.Redis) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 import redis
 from incidents import Incident, draw
 from servers import NO_FSYNC
+from worlds import draw_world
 
 from memkit.audit import AuditReport, audit
+from memkit.audit.finding import Finding
 from memkit.errors import MemkitError, PolicyError
 from memkit.server import RedisServer
 
@@ -73,6 +76,24 @@ def test_a_figure_names_the_pattern_of_its_keys(memkit_server: RedisServer) -> N
     ax = plot.plot_ttl_now(report)
     assert plot.show(ax).alt.startswith("Number of keys by remaining TTL. 1 key b:* with a TTL")
     assert "expected 30d" in [text.get_text() for text in ax.texts]
+
+
+def test_figures_claim_no_more_than_the_report(memkit_server: RedisServer) -> None:
+    with memkit_server.client() as client:
+        for number in range(4):
+            client.set(f"chat:{number}", "x", ex=(2 + number) * 86_400)
+        report = audit(memkit_server.url, expect={"chat:*": "30d"}, duty=1)
+        client.unlink(*client.keys("chat:*"))
+    found = Finding("ttl_too_short", message="short", prefix="chat:", keys=4, confidence="possible")
+    possible = replace(found, expected_ttl_s=2_592_000, observed_ttl_s=432_000, since=report.at, since_is="until")
+    for findings in ((), (possible,)):
+        seen = replace(report, findings=findings, counters={})
+        texts = [plot.show(draw(seen)).alt for draw in (plot.plot_ttl_now, plot.plot_deadlines, plot.plot_future)]
+        assert not [text for text in texts if "instead of" in text or "reach" in text or "written now" in text]
+        assert "the source does not report" in plot.show(plot.plot_ends(seen)).alt
+    likely = replace(report, findings=(replace(possible, confidence="likely"),))
+    assert "have a TTL of 5d instead of 30d" in plot.show(plot.plot_ttl_now(likely)).alt
+    assert "writes have set another TTL" not in plot.show(plot.plot_deadlines(likely)).alt
 
 
 def test_the_page_of_a_live_server_is_safe_to_pass_on(tmp_path: Path) -> None:
@@ -159,6 +180,15 @@ def test_affected_sessions_are_hashed_or_revealed(server: RedisServer) -> None:
     name = triage.affected(audit(server.url), reveal=True).rows[0][0]
     assert name.startswith("chat:🦊")
     assert name.isprintable()
+
+
+def test_locks_are_no_affected_sessions() -> None:
+    world = draw_world("locks_under_the_prefix", 3, 40)
+    with world.played() as server:
+        report = audit(server.url, expect=world.expect, duty=1)
+    assert report.ignored
+    assert [row[0] for row in triage.affected(report, reveal=True).rows if row[0].endswith(":lock")] == []
+    assert "0% have less than 10m left" in plot.show(plot.plot_ttl_now(report)).alt
 
 
 def test_timeline_of_a_session_from_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

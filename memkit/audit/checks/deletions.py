@@ -57,7 +57,6 @@ def deleted_finding(
         of: How many keys the database has.
         sessions: How many keys of sessions were looked at.
     """
-    vanished = [one for one in vanished if not is_housekeeping(to_name(one.key))]
     if vanished:
         return _vanished_finding(server, expectations, vanished, looked=looked)
     if found := _logged_finding(server, expectations):

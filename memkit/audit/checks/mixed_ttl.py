@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, combinations, pairwise, product
 
-from memkit.audit.checks.ttl_inference import FINEST_JITTER, rounded
+from memkit.audit.checks.auxiliary_keys import TOGETHER_MS
+from memkit.audit.checks.ttl_inference import FINEST_JITTER, NEARLY_ALL, rounded, whole_minutes
 from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST, IDLE_GRAIN_MS
-from memkit.audit.finding import Finding
+from memkit.audit.finding import Confidence, Finding
 from memkit.audit.key_shapes import Group, Member
 from memkit.config import Expectation
+from memkit.formats import superseded
 from memkit.policy import PartEnd, ends_apart, ttl_text
+from memkit.readonly.values import to_name
 from memkit.render import duration
 
+MOST_COMPARED = 1_000
+PARTS_SHARE = 0.1
+"""Of sessions with a part that is not renewed, those with one write, or read since, still show that it is a part."""
 FEWEST_SHARE = 0.02
 """Fewer sessions than this share can be caught between two commands of one write."""
 
@@ -33,10 +39,20 @@ class MixedTtl:
         return sum(key in self.keys for key in compared) > len(compared) / 2
 
 
-def mixed_ttl(expected: Expectation, sessions: Sequence[Sequence[Member]]) -> MixedTtl:
-    """Return the finding of sessions, each given by its keys, with parts that end apart; a few among many are none."""
+def mixed_ttl(expected: Expectation, sessions: Sequence[Sequence[Member]], *, known: bool = False) -> MixedTtl:
+    """Return the finding of sessions with parts that end apart; a few among many are none.
+
+    Args:
+        expected: The expectation.
+        sessions: The keys of each session.
+        known: Whether a known store wrote them: what has one id is one session.
+    """
     mixed = [members for members in sessions if _is_mixed(members, expected)]
+    mixed = [needed for members in mixed if _is_mixed(needed := _needed(members, expected), expected)]
     if not mixed or len(mixed) < max(min(FEWEST, len(sessions)), FEWEST_SHARE * len(sessions)):
+        return MixedTtl(None)
+    sure: Confidence | None = "proven" if known else _are_parts(sessions, mixed)
+    if sure is None:
         return MixedTtl(None)
     keys = frozenset(member.facts.key for members in mixed for member in members)
     gap, first, last = max((_gap(members) for members in mixed), key=lambda one: one[0])
@@ -46,6 +62,8 @@ def mixed_ttl(expected: Expectation, sessions: Sequence[Sequence[Member]]) -> Mi
     jitter = max(expected.jitter, FINEST_JITTER)
     floor = min((*expected.other_ttls_ms, expected.ttl_ms or 0)) * (1 - jitter) - IDLE_GRAIN_MS
     own = {part: ttl for part, ttl in _longest(sessions).items() if ttl < floor}
+    if sure == "possible":
+        evidence.append("no session was written whole at one moment: these may be several sessions of one user")
     # A part that was never given the expected TTL may have one of its own, such as a buffer; others were not renewed.
     on_purpose = all(_gap(members)[1] in own for members in mixed)
     for part, ttl in own.items() if on_purpose else ():
@@ -57,12 +75,37 @@ def mixed_ttl(expected: Expectation, sessions: Sequence[Sequence[Member]]) -> Mi
         keys=len(keys),
         message=f"parts of {len(mixed):,} of {len(sessions):,} sessions under {expected.prefix} expire up to "
         f"{duration(gap)} apart ({first} before {last})",
-        confidence="possible" if on_purpose else "proven",
+        confidence="possible" if on_purpose else sure,
         observed_ms=second * 1000 if count > COMMON_SHARE * len(shortest) else sorted(shortest)[len(shortest) // 2],
         evidence=evidence,
         next="renew all keys of a session in one write (MULTI or a script): memkit inspect URL SESSION",
     )
     return MixedTtl(finding, keys, frozenset(member.facts.key for members in sessions for member in members))
+
+
+def _are_parts(sessions: Sequence[Sequence[Member]], mixed: Sequence[Sequence[Member]]) -> Confidence | None:
+    """Return how sure it is that what has one id is one session; None if a user has several, on each channel say.
+
+    Some sessions at least were written or read whole at one moment, more than keys of different ones. If none was, one
+    part ends before the other in all of them: of several sessions, each is the first one to end as often.
+    """
+    some = [[one for one in members if one.facts.deadline_ms is not None] for members in sessions[:MOST_COMPARED]]
+
+    def at_once(one: Member, other: Member) -> bool:
+        near = _are_near(one.facts.deadline_ms, other.facts.deadline_ms)
+        return one.part != other.part and (near or _are_near(one.facts.touched_ms, other.facts.touched_ms))
+
+    together = sum(any(at_once(*pair) for pair in combinations(members, 2)) for members in some)
+    apart = sum(any(at_once(*pair) for pair in product(*pairs)) for pairs in pairwise(some))
+    if together - apart >= PARTS_SHARE * len(some):
+        return "proven"
+    first_last = Counter(_gap(members)[1:] for members in mixed)
+    reversed_ = sum(min(count, first_last[last, first]) for (first, last), count in first_last.items()) / 2
+    return "possible" if reversed_ <= (1 - NEARLY_ALL) * len(mixed) else None
+
+
+def _are_near(one: int | None, other: int | None) -> bool:
+    return one is not None and other is not None and abs(one - other) <= TOGETHER_MS
 
 
 def _is_mixed(members: Sequence[Member], expected: Expectation) -> bool:
@@ -73,6 +116,17 @@ def _is_mixed(members: Sequence[Member], expected: Expectation) -> bool:
     return len(ends) > 1 and ends_apart(
         ends[0], ends[-1], (*expected.other_ttls_ms, expected.ttl_ms or 0), jitter=expected.jitter
     )
+
+
+def _needed(members: Sequence[Member], expected: Expectation) -> Sequence[Member]:
+    """Return the keys of a session without old checkpoints that were given the whole TTL: no saver renews these."""
+    floor = (expected.ttl_ms or 0) * (1 - max(expected.jitter, FINEST_JITTER)) - IDLE_GRAIN_MS
+    old = superseded(to_name(one.facts.key) for one in members)
+    return [
+        one
+        for one in members
+        if to_name(one.facts.key) not in old or (one.facts.touched_ms is not None and (one.facts.set_ms or 0) < floor)
+    ]
 
 
 def _gap(members: Sequence[Member]) -> tuple[int, str, str]:
@@ -86,4 +140,4 @@ def _longest(sessions: Sequence[Sequence[Member]]) -> dict[str, int]:
     for member in chain.from_iterable(sessions):
         if member.facts.set_ms is not None:
             found[member.part] = max(found.get(member.part, 0), member.facts.set_ms)
-    return {part: round(rounded(ttl)) for part, ttl in found.items()}
+    return {part: round(rounded(whole_minutes(ttl))) for part, ttl in found.items()}

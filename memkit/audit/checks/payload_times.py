@@ -104,9 +104,10 @@ def dated_session(value: RedisValue, facts: KeyFacts, owner: KeyOwner | None) ->
         stated = [StatedTime(at_ms, at_ms) for at_ms in ids if seconds(at_ms)]
         lengths = [value.total]
     elif value.kind == "zset":
-        # An id with a time is an entry of an index.
-        scores = [seconds(score) for member, score in value.scores.items() if " " in member]
-        stated = [StatedTime(at_s * 1000, at_s * 1000) for at_s in scores if at_s]
+        # An id with a time is an entry of an index; with a time in the future, a sorted set is a plan.
+        scores = [seconds(score) or 0 for member, score in value.scores.items() if " " in member]
+        past = max(scores, default=0) * 1000 <= facts.seen_ms + SAME_MS
+        stated = [StatedTime(at_s * 1000, at_s * 1000) for at_s in scores if at_s and past]
         lengths = [value.total]
     else:
         document = _document(value)

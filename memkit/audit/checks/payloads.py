@@ -404,7 +404,7 @@ def _mixed_ttl(expected: Expectation, content: _Contents) -> Finding | None:
     several = [members for members in sessions if len(members) > 1]
     if not expected.ttl_ms or len(several) < SEVERAL_SHARE * len(sessions):
         return None
-    return mixed_ttl(expected, several).finding
+    return mixed_ttl(expected, several, known=True).finding
 
 
 CHECKS: dict[str, Callable[[Expectation, _Contents], Finding | None]] = {

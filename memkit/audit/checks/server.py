@@ -14,7 +14,7 @@ from memkit.audit.checks.ttl_peaks import FEWEST
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import Finding
 from memkit.audit.sampling import KeyFacts
-from memkit.audit.server_info import ABSOLUTE_DEADLINES, FLUSHES, ServerFacts
+from memkit.audit.server_info import ABSOLUTE_DEADLINES, FLUSHES, REDIRECTIONS, ServerFacts
 from memkit.config import Expectation
 from memkit.render import counted, duration
 
@@ -23,8 +23,7 @@ FULL = 0.95
 """One large write or one client's buffers fill the rest."""
 REFUSED_SHARE = 0.01
 """A failover refuses the writes of some seconds, hardly a hundredth of all."""
-USUAL_ERRORS, MOST_CODES = ("LOADING", "MOVED", "ASK", "NOSCRIPT"), 3
-"""What clients see at a server's start, in a cluster and before a script is loaded; the most codes that are shown."""
+MOST_CODES = 3
 SURE_ERRORS = 3
 """The clocks differ if their difference is so many times the error of measuring it."""
 SKEW_MS = 2_000.0
@@ -66,7 +65,7 @@ def server_findings(
     existing = sum(len(expected.of(context.keys)) for expected, _ in sessions)
     written = sorted(at for expected, keys in sessions for at in _written_ms(server, expected, keys))
     oldest = min([server.now_ms, *written, *(one.touched_ms for one in context.keys if one.touched_ms is not None)])
-    # Sessions without TTLs are spared by a policy that evicts volatile keys only.
+    # Sessions without TTLs are spared by a policy that evicts volatile keys only, and no clock ends them.
     volatile = any(one.deadline_ms is not None for one in own or context.keys)
     spared = bool(context.keys) and not volatile and str(server.policy).startswith("volatile")
     found = [
@@ -76,7 +75,7 @@ def server_findings(
         _restarted(server, context, ttl_ms, written),
         _replica_stale(server, context),
         _persistence_risk(server, context),
-        _skewed(server, oldest if context.keys else 0),
+        _skewed(server, oldest if context.keys else 0) if volatile or not context.keys else None,
     ]
     return [finding for finding in found if finding]
 
@@ -100,7 +99,7 @@ def server_notes(server: ServerFacts, expectations: Sequence[Expectation], *, wh
     if flushes:
         names = " or ".join(name.upper() for name in FLUSHES if server.called(name))
         notes.append(f"{names} was called {counted(flushes, 'time')} since the start or a reset")
-    if (refused := server.refused_writes) or server.errors("OOM"):
+    if (refused := _refused(server)) or server.errors("OOM"):
         notes.append(
             f"{counted(refused, 'write')} failed or were refused since the start or a reset: {_errors(server)}"
         )
@@ -129,27 +128,33 @@ def _writes_refused(server: ServerFacts) -> Finding | None:
             evidence=(f"errorstat_OOM: {out_of_memory:,} since the start or the last reset", state),
             next="raise maxmemory, or delete what is not needed; sessions are not stored until then",
         )
-    refused = server.refused_writes
+    refused = _refused(server)
     if refused < max(FEWEST, REFUSED_SHARE * (server.writes + refused)):
         return None
     failed = "err" in (server.info.get("rdb_last_bgsave_status"), server.info.get("aof_last_write_status"))
     still = bool(server.errors("MISCONF")) and failed
+    commands = ", ".join(f"{name} {count:,}" for name, count in server.refused_writes.items())
     return Finding(
         "writes_refused",
         message=f"{refused:,} writes of values or TTLs failed or were refused ({_errors(server)})"
         + ("; the server refuses every write until its data can be saved" if still else ""),
         # If the state has passed, or is one client's, it may have been a failover or no session's write.
         confidence="proven" if still else "possible",
-        evidence=(f"INFO commandstats: {refused:,} failed and rejected calls beside {server.writes:,} writes",),
-        next="INFO commandstats names the commands, the application's log has the texts of the errors",
+        evidence=(f"INFO commandstats: {server.writes:,} writes were called; failed or rejected: {commands}",),
+        next="the application's log has the texts of the errors",
     )
 
 
+def _refused(server: ServerFacts) -> int:
+    return max(0, sum(server.refused_writes.values()) - sum(map(server.errors, REDIRECTIONS)))
+
+
 def _errors(server: ServerFacts) -> str:
-    """Return the codes of the most frequent errors with their counts, without those of every start and redirection."""
+    """Return the codes of the most frequent errors with their counts."""
     counts = {code: server.errors(code) for name in server.info if (code := name.partition("errorstat_")[2])}
-    found = sorted((-count, code) for code, count in counts.items() if code not in USUAL_ERRORS)
-    return ", ".join(f"{code} {-count:,}" for count, code in found[:MOST_CODES])
+    most = max(counts.values(), default=0)
+    found = sorted((-count, code) for code, count in counts.items() if code not in REDIRECTIONS)
+    return ", ".join(f"{code} {-count:,}" for count, code in found[:MOST_CODES] if -count >= REFUSED_SHARE * most)
 
 
 def _evicted(server: ServerFacts, after: Mapping[str, str], ttl_ms: int) -> Finding | None:

@@ -6,7 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from memkit.audit.checks.auxiliary_keys import FEWEST_SESSIONS, auxiliary_groups, is_other_shape, longest_given
+from memkit.audit.checks.auxiliary_keys import (
+    FEWEST_SESSIONS,
+    auxiliary_groups,
+    is_other_shape,
+    longest_given,
+    usual_bytes,
+)
 from memkit.audit.checks.mixed_ttl import MixedTtl, mixed_ttl
 from memkit.audit.checks.payload_times import ZONE_MS
 from memkit.audit.checks.persistent_keys import persistent_finding
@@ -28,6 +34,7 @@ from memkit.audit.checks.ttl_inference import (
     lifetimes_of,
     rounded,
     spread,
+    whole_minutes,
 )
 from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST, IDLE_GRAIN_MS
 from memkit.audit.context import AuditContext
@@ -68,6 +75,7 @@ class Diagnosis:
         sessions: How many keys of sessions were looked at.
         reached: How many of them were seen to have been given the expected TTL.
         ignored: Groups of keys that are no sessions.
+        ignored_patterns: The patterns of names that no session among these keys has.
         keys: The others; the audit fills it in. A key belongs to the first expectation that it matches.
         unexplained: Why these keys cannot be called healthy although nothing is wrong for sure.
     """
@@ -77,6 +85,7 @@ class Diagnosis:
     sessions: int = 0
     reached: int = 0
     ignored: Sequence[Group] = ()
+    ignored_patterns: Sequence[str] = ()
     unexplained: str | None = None
     keys: Sequence[KeyFacts] = ()
 
@@ -98,7 +107,8 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
         if not found and (shape := new_shape(expected, sessions, context)):
             found.append(shape)
         reached = sum(one.deadline_ms is None for group in sessions for one in group.keys)
-        return Diagnosis(found, [_ignored(expected, group) for group in helpers], _count(sessions), reached, helpers)
+        notes = [_ignored(expected, group) for group in helpers]
+        return Diagnosis(found, notes, _count(sessions), reached, helpers, _patterns(expected, helpers, sessions))
     mixed = mixed_ttl(expected, list(sessions_of(sessions)))
     anomalies, short_groups = _anomalies(expected, sessions, context)
     ignored_groups = [*helpers, *(group for group, _ in short_groups)]
@@ -132,8 +142,14 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
         _count(sessions),
         sum(len(one.reached) for one in analyses),
         ignored_groups,
+        _patterns(expected, ignored_groups, sessions),
         unexplained,
     )
+
+
+def _patterns(expected: Expectation, ignored: Sequence[Group], sessions: Sequence[Group]) -> list[str]:
+    parts = {group.part for group in ignored} - {group.part for group in sessions}
+    return [f"{expected.prefix}{part}" for part in sorted(parts)]
 
 
 def _too_long_note(expected: Expectation, analysis: LifetimeAnalysis) -> list[str]:
@@ -160,7 +176,7 @@ def _count(groups: Iterable[Group]) -> int:
 
 def _ignored(expected: Expectation, group: Group) -> str:
     volatile = [one for one in group.keys if one.deadline_ms is not None]
-    longest = rounded(longest_given(volatile))
+    longest = rounded(whole_minutes(longest_given(volatile)))
     given = f"are given up to {duration(longest)}" if volatile else "have no TTL"
     many, shape = counted(len(group.members), "key"), f"{expected.prefix}{group.part}"
     ttl = ttl_text(round(longest)) if volatile else "never"
@@ -369,9 +385,12 @@ def _unwanted_deadlines(expected: Expectation, sessions: Sequence[Group], contex
     keys = [one for group in shared or volatile for one in group.keys if one.deadline_ms is not None]
     if not keys:
         return None
-    sure = bool(shared) or not persistent
+    # Locks and counters share the ids of sessions; their sizes show what they are.
+    unknown = persistent and all(one.kind == "string" for one in keys) and usual_bytes(keys, context) is None
+    sure = not unknown and (bool(shared) or not persistent)
     prefix = narrowest_prefix([one.key for one in keys], [one.key for one in context.keys], expected.prefix)
     apart = "they share neither shape nor ids with the sessions without a TTL, so they may be no sessions"
+    apart = "the server does not report their sizes, so they may be locks or counters" if unknown else apart
     return Finding.of(
         expected,
         "ttl_too_short",

@@ -318,10 +318,7 @@ class LifetimeAnalysis:
         old = [one for one in self.short if one.given < UNREAD_SHARE * self.ttl and one.known]
         old = [one for one in old if one.accessed > (history.started_ms or history.now_ms)]
         unread = history.idle_known and history.reads is not None and history.reads < len(old) / 2
-        return old if self.sliding and unread and self._are_some(old) else []
-
-    def _are_some(self, keys: Sequence[KeyLifetime]) -> bool:
-        return len(keys) >= max(FEWEST, SOME * len(self.all))
+        return old if self.sliding and unread and len(old) >= max(FEWEST, SOME * len(self.all)) else []
 
     # -- too long ------------------------------------------------------------------------------------------------------
 
@@ -712,11 +709,16 @@ def _ttl_of(members: Sequence[KeyLifetime], peak: TtlPeak, *, idle_known: bool) 
 
 def _sharpened(members: Sequence[KeyLifetime]) -> float:
     """Return the TTL more exactly than the idle clock's grain: its error evens out."""
-    near = sum(one.given for one in members) / len(members)
-    # Both ends of the idle clock err in one direction if the server is busy: 301 s is a TTL that hardly anyone
-    # configures, five minutes is.
-    minutes = float(round(near / MINUTE_MS) * MINUTE_MS)
-    return minutes if minutes and abs(near - minutes) <= IDLE_GRAIN_MS else near
+    return whole_minutes(sum(one.given for one in members) / len(members))
+
+
+def whole_minutes(ms: float) -> float:
+    """Return a TTL of whole minutes if it is within the idle clock's grain, otherwise the same.
+
+    Both ends of the idle clock err in one direction if the server is busy, and hardly anyone configures 301 s.
+    """
+    minutes = float(round(ms / MINUTE_MS) * MINUTE_MS)
+    return minutes if minutes and abs(ms - minutes) <= IDLE_GRAIN_MS else ms
 
 
 def _onset(peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]) -> float:

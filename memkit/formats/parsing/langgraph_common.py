@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple
@@ -27,6 +28,11 @@ _PYDANTIC = (4, 5)
 _BY_KEYWORDS = 2
 _UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _NAMED_SUBGRAPH = re.compile(rf"(?<!:):[^:]+(?::{_UUID})?$")
+_UUID6 = "[0-9a-f]{8}-[0-9a-f]{4}-6[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}"
+_KEPT_KINDS = "checkpoint|checkpoint_write|write_keys_zset|writes|cp|wr"
+_CHECKPOINT = re.compile(rf"(?:.*[:/])?(?:{_KEPT_KINDS}):(?P<thread>.*?):(?P<id>{_UUID6})(?::|$)", re.DOTALL)
+_CHANNEL = re.compile(r"(?P<channel>(?:.*[:/])?(?:checkpoint_blob|blob):.*):(?P<version>[\d.]+)$", re.DOTALL)
+_VERSION_DIGITS = 64
 _WRITE_NAME = re.compile(rf".*:{_UUID}:{_UUID}:\d+", re.DOTALL)
 
 
@@ -112,6 +118,21 @@ def deletes_own_keys(name: str) -> bool:
     """Return whether a key belongs to a saver that deletes keys by itself: a shallow one, by its name."""
     pieces = name_parts(name, REDIS_KINDS) or Pieces("", "", "")
     return pieces.kind == "write_registry" or (pieces.kind == "checkpoint" and pieces.rest.endswith((":", ":shallow")))
+
+
+def superseded(names: Iterable[str]) -> set[str]:
+    """Return the keys of LangGraph's checkpoints that later ones of the same thread have replaced.
+
+    No saver renews them: they are needed to go back in time only. An id is a UUID of version 6, which begins with the
+    time; a channel's value has a version of its own, and the latest checkpoint needs the last one.
+    """
+    series: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+    for name in names:
+        if found := _CHECKPOINT.match(name):
+            series[found["thread"]].append((found["id"], name))
+        elif found := _CHANNEL.match(name):
+            series[found["channel"]].append((found["version"].zfill(_VERSION_DIGITS), name))
+    return {name for each in series.values() for order, name in each if order < max(each)[0]}
 
 
 def is_housekeeping(name: str) -> bool:
