@@ -79,17 +79,17 @@ def corrupt(name: str, data: bytes, parsed: Parsed) -> Problem:
         return Problem("truncated", name, f"the document is not shown: {fault.message}")
     share = fault.byte / len(data) if data else 0
     where = f"at byte {fault.byte:,} of {len(data):,} ({share:.0%} of it is readable)"
-    reason = f"the document is unreadable: {fault.message} {where}{looks_like(data)}"
-    return Problem("corrupt", name, reason)
+    return Problem("corrupt", name, f"the document is unreadable: {fault.message} {where}{looks_like(data)}")
 
 
 def _unreadable(raw: RedisValue, parsed: Parsed) -> Problem:
     """Return the problem of a whole document that is not JSON: it may be of another encoding."""
-    problem = corrupt(raw.name, raw.data, parsed)
+    if parsed.fault and parsed.fault.byte is None:
+        return corrupt(raw.name, raw.data, parsed)
     cause = unreadable_cause(raw.data)
     if cause == "encoding_changed":
         return Problem(cause, raw.name, f"the document is {encoding_of(raw.data)}, and not the store's JSON")
-    return problem if problem.cause == "truncated" else problem._replace(cause=cause)
+    return corrupt(raw.name, raw.data, parsed)._replace(cause=cause)
 
 
 def wrong_kind(raw: RedisValue, expected: str) -> Problem:

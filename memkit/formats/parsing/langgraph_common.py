@@ -132,7 +132,8 @@ def superseded(names: Iterable[str]) -> set[str]:
             series[found["thread"]].append((found["id"], name))
         elif found := _CHANNEL.match(name):
             series[found["channel"]].append((found["version"].zfill(_VERSION_DIGITS), name))
-    return {name for each in series.values() for order, name in each if order < max(each)[0]}
+    newest = {key: max(order for order, _ in each) for key, each in series.items()}
+    return {name for key, each in series.items() for order, name in each if order < newest[key]}
 
 
 def is_housekeeping(name: str) -> bool:
