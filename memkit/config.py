@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeVar, cast
 
 from memkit.errors import PolicyError
-from memkit.policy import JITTER, Duration, ExpiryPolicy, ttl_text
+from memkit.policy import FINEST_JITTER, JITTER, Duration, ExpiryPolicy, ttl_text
 
 SHAPE = "expected PATTERN=TTL[|TTL][,sliding|absolute][,jitter=10%], such as 'chat:*=7d'"
 CONFIG_VARIABLE = "MEMKIT_CONFIG"
 SPRING_MARGIN_MS = 300_000
 """Spring Session keeps a session's hash so much longer than its ``expires`` key (RedisIndexedSessionRepository)."""
-SPRING_JITTER = 0.01
-"""Its TTLs vary by the time that a write takes."""
 
 _ENTRY = re.compile(r"(?P<pattern>.+?)=(?P<ttl>[^=,]+)(?P<options>(?:,[^,]+)*)")
 _PERCENT = re.compile(r"(?:jitter=)?(\d+(?:\.\d+)?) ?%")
@@ -91,7 +89,7 @@ class Expectation:
             return self
         ttls_ms = {self.ttl_ms - SPRING_MARGIN_MS, self.ttl_ms, self.ttl_ms + SPRING_MARGIN_MS}
         *others, longest = sorted(one for one in ttls_ms if one > 0)
-        policy, jitter = replace(self.policy, ttl_ms=longest), min(self.jitter, SPRING_JITTER)
+        policy, jitter = replace(self.policy, ttl_ms=longest), min(self.jitter, FINEST_JITTER)
         return replace(self, policy=policy, other_ttls_ms=tuple(others), jitter=jitter)
 
     def __str__(self) -> str:

@@ -79,6 +79,8 @@ def ttl_text(ms: float) -> str:
     return f"{whole}ms"
 
 
+FINEST_JITTER = 0.01
+"""Deadlines that clients compute vary by the time that a write takes."""
 JITTER = 0.10
 """Many applications spread deadlines by up to this share of the TTL, so that keys do not expire together."""
 APART_MS, APART_SHARE = 5_000, 0.01

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from memkit.config import Expectation
 from memkit.formats.model import Problem, few
 from memkit.inspect.report import early_ends
-from memkit.policy import ExpiryPolicy
+from memkit.policy import FINEST_JITTER, ExpiryPolicy
 from memkit.readonly.reader import LoadedKey
 from memkit.readonly.values import to_bytes
 from memkit.render import duration
@@ -17,8 +17,6 @@ BIG_VALUE_BYTES = 1 << 20
 """A read of 1 MB takes Redis about a millisecond, in which it serves no other client."""
 IMPROBABLE = 0.005
 """Highest chance at which one session near its deadline is reported: 50 minutes left of 7 days."""
-_WRITE_SHARE = 0.01
-"""A TTL may exceed the configured one by the time that a write takes."""
 _GRAIN_MS = 5_000
 """Clocks of several servers with NTP, and idle clocks, differ by less."""
 _ZONES_MS = 14 * 3_600_000
@@ -105,7 +103,7 @@ def _against(expected: Expectation, name: str, loaded: LoadedKey, facts: Session
     shortest = min(expected.ttl_ms, *expected.other_ttls_ms, expected.ttl_ms)
     ttls = " or ".join(map(duration, (*expected.other_ttls_ms, expected.ttl_ms)))
     what = f"the {'expected TTL' if asked else 'TTL in its payload'}, {ttls}"
-    if left_ms > expected.ttl_ms * (1 + max(expected.jitter, _WRITE_SHARE)):
+    if left_ms > expected.ttl_ms * (1 + max(expected.jitter, FINEST_JITTER)):
         return Problem("ttl_too_long", name, f"{left}, more than {what}")
     floor_ms = shortest * (1 - expected.jitter) - _GRAIN_MS
     if left_ms + (idle_s or 0) * 1000 >= floor_ms:

@@ -398,14 +398,16 @@ def _with_field_ttls(
 ) -> tuple[dict[str, LoadedKey], dict[str, tuple[int, int]]]:
     """Return the keys, hashes that end with their last field with that TTL; and how many fields of a hash lack one."""
     found, without = dict(loaded), {}
-    for name in [name for name, each in loaded.items() if each.metadata.kind == "hash"][:MAX_HASHES]:
+    hashes = [name for name, each in loaded.items() if each.metadata.kind == "hash"][:MAX_HASHES]
+    now_ms = reader.now_ms() if hashes else 0.0
+    for name in hashes:
         key = to_bytes(name)
         times = field_deadlines(reader.target.route(key), key)
         metadata = loaded[name].metadata
         if lacking := sum(at <= 0 for at in times):
             without[name] = (lacking, len(times))
         elif times:
-            left_ms = max(0, round(max(times) - reader.now_ms()))
+            left_ms = max(0, round(max(times) - now_ms))
             left_ms = left_ms if metadata.ttl_ms is None else min(left_ms, metadata.ttl_ms)
             found[name] = loaded[name]._replace(metadata=metadata._replace(ttl_ms=left_ms))
     return found, without

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from itertools import chain, combinations, pairwise, product
 
 from memkit.audit.checks.auxiliary_keys import TOGETHER_MS
-from memkit.audit.checks.ttl_inference import FINEST_JITTER, NEARLY_ALL, rounded, whole_minutes
+from memkit.audit.checks.ttl_inference import NEARLY_ALL, rounded, whole_minutes
 from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST, IDLE_GRAIN_MS
 from memkit.audit.finding import Confidence, Finding
 from memkit.audit.key_shapes import Group, Member
 from memkit.config import Expectation
 from memkit.formats import superseded
-from memkit.policy import PartEnd, ends_apart, ttl_text
+from memkit.policy import FINEST_JITTER, PartEnd, ends_apart, ttl_text
 from memkit.readonly.values import to_name
 from memkit.render import duration
 

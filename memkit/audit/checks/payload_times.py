@@ -26,7 +26,7 @@ from memkit.render import counted, duration, utc_text
 _WHEN = "(at|on|time|date|timestamp|ts|ms|utc)"
 _SESSION_TIME = f"""
 (last)?(updated?|modified|modification|edited|changed){_WHEN}*
-|last(message|active|activity|access(ed)?|seen|write|written|use[d]?|touch(ed)?|interaction|request|turn){_WHEN}*
+|last(message|active|activity|access(ed)?|seen|write|written|used?|touch(ed)?|interaction|request|turn){_WHEN}*
 |(created?|creation|written|saved|started|accessed|touched){_WHEN}+
 |date(created|updated|modified)|mtime|timestamp(ms)?|ts
 """

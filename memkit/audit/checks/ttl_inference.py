@@ -37,7 +37,7 @@ from memkit.audit.checks.ttl_peaks import (
 from memkit.audit.finding import Confidence, Since
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
-from memkit.policy import MAX_TTL_MS
+from memkit.policy import FINEST_JITTER, MAX_TTL_MS
 from memkit.render import duration
 
 ENOUGH_SHORT = 5_000
@@ -86,8 +86,6 @@ TICK_MS, TICK_SHARE = 1_000, 1 / 7
 as up to 8. Shorter TTLs may be off by a seventh.
 """
 JITTERED_SHARE = 0.015
-FINEST_JITTER = 0.01
-"""Deadlines that clients compute vary by the time that a write takes."""
 READ_LATER_TIMES = 4
 """Traffic is hardly ever four times that of the stretches around it: by day it is two to three times that by night."""
 UNREAD_SHARE = 1 / 3
