@@ -40,6 +40,9 @@ RECONNECT_EVERY_S = 0.5
 SCAN_COUNT = 1_000
 BATCH_KEYS = 1_000
 ROUND_MS = 1_000
+MINUTE_MS = 60_000
+"""Beside a RENAME, only a TTL of whole minutes is taken for one that was given. What is left of another key's TTL fits
+a whole second in a third of all looks, and a whole minute in one of 200."""
 PUSH_DELAY_MS = 100
 """A name arrives up to this much after its key was written: the server sends pushes between its turns."""
 # Commands after which a key may no longer exist, by what became of it; scripts count as the commands that they call.
@@ -393,7 +396,7 @@ class _Recorder:
         ttl_ms = _ttl(deadline_ms, moment) if changed and deadline_ms is not None else None
         event: EventName = "renewed" if before is not None and changed else "written"
         added = self._ledger.add(KeyEvent(self._db, name, event, moment, "", deadline_ms, ttl_ms))
-        if (ttl_ms or 0) % ROUND_MS:
+        if (ttl_ms or 0) % MINUTE_MS:
             self._odd_ttls.append(added)
 
     def _explain(self) -> None:

@@ -254,19 +254,23 @@ def test_renamed_key_states_no_ttl(tmp_path: Path) -> None:
     """The time that is left is not the TTL that was given, and no change of the prefix's TTL."""
     path = tmp_path / "incident.db"
     with start("redis-8.2") as server, server.client() as client:
-        client.set("temp:1", CANARY, pxat=(client.time()[0] + WEEK_S) * 1_000 - 500_500)
+        for number in range(10):  # at any moment, what is left of one of them is close to a whole number of seconds
+            deadline_ms = (client.time()[0] + WEEK_S) * 1_000 - 500_500 - 100 * number
+            client.set(f"temp:{number}", CANARY, pxat=deadline_ms)
         with recording(server, path, b"chat:"):
             client.set("chat:0", CANARY, ex=WEEK_S)
             recorded(path, has(b"chat:0", "written"))
-            client.rename("temp:1", "chat:1")
-            recorded(path, has(b"chat:1", "written"))
+            for number in range(10):
+                client.rename(f"temp:{number}", f"chat:renamed:{number}")
+            recorded(path, has(b"chat:renamed:9", "written"))
             client.delete("chat:0")
             recorded(path, lambda seen: (b"chat:0", "deleted") in seen)
-            client.set("chat:2", CANARY, px=1_500)
-            recorded(path, has(b"chat:2", "written"))
-    (renamed,) = history(path, session="1").events
-    assert (renamed.deadline_ms is not None, renamed.ttl_ms) == (True, None)
-    assert history(path, session="2").events[0].ttl_ms == pytest.approx(1_500, abs=100)
+            client.set("chat:short", CANARY, px=1_500)
+            recorded(path, has(b"chat:short", "written"))
+    for number in range(10):
+        (renamed,) = history(path, session=f"renamed:{number}").events
+        assert (renamed.deadline_ms is not None, renamed.ttl_ms) == (True, None)
+    assert history(path, session="short").events[0].ttl_ms == pytest.approx(1_500, abs=100)
     assert history(path).changes[0].to_ttl_ms == pytest.approx(1_500, abs=100)
 
 
