@@ -507,7 +507,7 @@ class LifetimeAnalysis:
         if not self.history.idle_known or (not peak.wide and self._read_at_one_age(peak, members, others)):
             return None, ""
         if self._is_unlike(peak, members, others):
-            return "likely", "readers of the other sessions would not have met so many with such deadlines"
+            return "likely", "reads of older sessions would explain far fewer keys with such deadlines"
         accesses = [one.accessed for one in members]
         if (peak.wide and spread(accesses) > SOME * peak.low) or self._has_untouched(members):
             return None, ""
@@ -520,7 +520,7 @@ class LifetimeAnalysis:
         return "likely", f"no key without a read has such a deadline, and at most {share:.0%} of the others were read"
 
     def _is_unlike(self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]) -> bool:
-        """Whether readers of sessions like the others would not have met so many with such deadlines.
+        """Whether reads of sessions like the others would explain far fewer keys with such deadlines.
 
         Not for what was written in one go and accessed in one go: one event, however many keys.
         """
