@@ -148,12 +148,12 @@ def test_idle_clocks_are_kept_if_the_server_allows(any_server: RedisServer, name
         report = inspect_session(client, session)
         touched = [key for key in before if client.object("IDLETIME", key) < 1]
         spared = any_server.flavour == "valkey" or any_server.version >= "7.2"
-        notes = [note for note in report.notes if "idle clocks" in note]
+        notes = [note for note in report.notes if "idle times" in note]
         if spared:
             assert (touched, notes) == ([], [])
         else:
             assert len(touched) > keys // 2
-            assert notes == [f"reading reset the idle clocks of {keys} keys: CLIENT NO-TOUCH needs Redis 7.2 or Valkey"]
+            assert notes == [f"reading reset the idle times of {keys} keys: CLIENT NO-TOUCH needs Redis 7.2 or Valkey"]
         used = {command for command, stats in client.info("commandstats").items() if stats != calls.get(command)}
         assert used <= READING
         assert _digest(client) == before
@@ -233,7 +233,7 @@ def test_a_key_always_wins_over_an_id(client: redis.Redis) -> None:
     load(client, "langchain-community")
     report = inspect_session(client, "sess-A")
     assert report.store == "llama-index"
-    assert "this is a key; as an id it also fits sessions of langchain-community" in report.notes
+    assert "this is a key name, and also the id of a session of langchain-community" in report.notes
     assert inspect_session(client, "message_store:sess-A").store == "langchain-community"
 
 
@@ -289,7 +289,7 @@ def test_a_part_of_an_id_finds_nothing(client: redis.Redis) -> None:
 
 def test_what_is_not_there_is_not_found(client: redis.Redis) -> None:
     client.set("something", "else")
-    with pytest.raises(SessionNotFound, match="none of 1 key has it in its name"):
+    with pytest.raises(SessionNotFound, match="none of 1 key name contains this id"):
         inspect_session(client, "sess-A")
 
 
@@ -522,7 +522,7 @@ def test_a_user_with_few_rights_gets_what_is_readable(client: redis.Redis, serve
     with redis.Redis(unix_socket_path=server.socket_path, username="poor", password="x") as mine:
         report = inspect_session(mine, "sess-A")
     assert len(report.messages) == 3
-    assert any("reset the idle clocks of 1 key: " in note for note in report.notes)
+    assert any("reset the idle times of 1 key: " in note for note in report.notes)
     client.acl_deluser("poor")
 
 
@@ -532,7 +532,7 @@ def test_a_refused_scan_does_not_deny_the_session(client: redis.Redis, server: R
     client.acl_setuser("poor", enabled=True, nopass=True, keys=["*"], commands=["+@read", "-scan"])
     with (
         redis.Redis(unix_socket_path=server.socket_path, username="poor", password="x") as mine,
-        pytest.raises(SessionNotFound, match=r"the server refused SCAN \(.+\)\. Give a full key"),
+        pytest.raises(SessionNotFound, match=r"SCAN, which the server refused \(.+\)\. Give the full key"),
     ):
         inspect_session(mine, "sess-A")
     client.acl_deluser("poor")
