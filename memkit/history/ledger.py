@@ -118,6 +118,8 @@ class Ledger:
                 opened.pop_all()
         except sqlite3.Error as error:
             what = "the file cannot be read as a recording" if reading else "the recording cannot be made"
+            if not reading:
+                path.unlink(missing_ok=True)
             raise SourceError(f"{path}: {what}: {error}") from None
 
     def __enter__(self) -> Self:
