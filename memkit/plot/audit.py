@@ -54,9 +54,8 @@ def plot_ttl_now(report: AuditReport, ax: Axes | None = None) -> Axes:
     if short and short.observed_ttl_s and short.expected_ttl_s:
         ttls = [duration(1000 * ttl_s) for ttl_s in (short.observed_ttl_s, short.expected_ttl_s)]
         conclusion = f"{short.keys:,} of {which} have a TTL of {ttls[0]} instead of {ttls[1]}"
-    style.finish(ax, conclusion, _source(report))
-    ax.set_label(f"Number of keys by remaining TTL. {conclusion}. {report.verdict.sentence}")
-    return ax
+    alt = f"Number of keys by remaining TTL. {conclusion}. {report.verdict.sentence}"
+    return style.finish(ax, conclusion, _source(report), alt=alt)
 
 
 def plot_deadlines(report: AuditReport, ax: Axes | None = None) -> Axes:
@@ -86,9 +85,7 @@ def plot_deadlines(report: AuditReport, ax: Axes | None = None) -> Axes:
         _vertical(ax, change, style.VERMILLION, "-.", "last write that set\nthe expected TTL", ha="right")
         conclusion = f"no later deadlines: writes have set another TTL since {_minute(short.since)}"
     ax.set(xlabel="deadline (days after the audit)", ylabel="keys", xlim=(0, horizon))
-    style.finish(ax, conclusion, _source(report))
-    ax.set_label(f"Number of keys by deadline. {conclusion}.")
-    return ax
+    return style.finish(ax, conclusion, _source(report), alt=f"Number of keys by deadline. {conclusion}.")
 
 
 def plot_future(report: AuditReport, ax: Axes | None = None) -> Axes:
@@ -119,9 +116,8 @@ def plot_future(report: AuditReport, ax: Axes | None = None) -> Axes:
     conclusion = f"{soon:,} of {counted(len(left), 'key')} will expire within {duration(SOON_S * 1000)} unless renewed"
     if short and short.observed_ttl_s and short.since_is != "until":
         conclusion += f"; each key written now expires {duration(1000 * short.observed_ttl_s)} later"
-    style.finish(ax, conclusion, _source(report))
-    ax.set_label(f"Share of the keys that still exist after a time without writes. {conclusion}.")
-    return ax
+    alt = f"Share of the keys that still exist after a time without writes. {conclusion}."
+    return style.finish(ax, conclusion, _source(report), alt=alt)
 
 
 def plot_ends(report: AuditReport, ax: Axes | None = None) -> Axes:
@@ -149,9 +145,8 @@ def plot_ends(report: AuditReport, ax: Axes | None = None) -> Axes:
         conclusion = f"{counted(counts[1], 'key')} evicted since the server started: memory was full"
     if None in reported:
         conclusion = "the source does not report how many keys expired or were evicted"
-    style.finish(ax, conclusion, _source(report))
-    ax.set_label(f"Expired: {counted(counts[0], 'key')}; evicted: {counted(counts[1], 'key')}. {conclusion}.")
-    return ax
+    alt = f"Expired: {counted(counts[0], 'key')}; evicted: {counted(counts[1], 'key')}. {conclusion}."
+    return style.finish(ax, conclusion, _source(report), alt=alt)
 
 
 def _histogram(ax: Axes, values: Any, edges: Any) -> None:

@@ -133,12 +133,9 @@ def plot_expiry(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     style.time_axis(ax.yaxis)
     typical, worst = log.exact_to_ms
     source = f"{log.server}, {log.clock}; lifetimes exact to {duration(typical)} (worst {duration(worst)})"
-    style.finish(ax, log.verdict, source)
+    alt = "Observed lifetime against configured TTL, both from seconds to weeks on logarithmic axes. "
+    style.finish(ax, log.verdict, source, alt=f"{alt}{log.verdict} Observed on {log.server}.")
     _place_labels(ax, labels, points)
-    ax.set_label(
-        "Observed lifetime against configured TTL, both from seconds to weeks on logarithmic axes. "
-        f"{log.verdict} Observed on {log.server}."
-    )
     return ax
 
 
@@ -332,11 +329,8 @@ def plot_survival(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     style.time_axis(ax.xaxis)
     if ttls:
         ax.legend(loc="lower left", **style.LEGEND)
-    style.finish(ax, log.verdict, f"{log.server}, {log.clock}; dotted: configured TTL")
-    ax.set_label(
-        f"Share of {counted(len(log), 'key')} that can still be read over time, one line per TTL. {log.verdict}"
-    )
-    return ax
+    alt = f"Share of {counted(len(log), 'key')} that can still be read over time, one line per TTL. {log.verdict}"
+    return style.finish(ax, log.verdict, f"{log.server}, {log.clock}; dotted: configured TTL", alt=alt)
 
 
 def _survival_line(ax: Axes, some: Any, label: str, number: int, limits: tuple[float, float]) -> None:
@@ -411,9 +405,8 @@ def plot_lateness(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     ax.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=style.INK)
     beside = f", {log.sweep.expired_keys:,} expired keys among {log.sweep.other_keys:,} others" if log.sweep else ""
     conclusion = f"{text[:1].upper()}{text[1:]}."
-    style.finish(ax, conclusion, f"{log.server}{beside}")
-    ax.set_label(f"Share of events received over the time after the deadline. {conclusion}")
-    return ax
+    alt = f"Share of events received over the time after the deadline. {conclusion}"
+    return style.finish(ax, conclusion, f"{log.server}{beside}", alt=alt)
 
 
 def _range(values: Any) -> tuple[float, float]:

@@ -160,10 +160,12 @@ def count_axis(axis: Any) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
-def finish(ax: Axes, conclusion: str, source: str) -> None:
-    """Set the title to the conclusion; the line under it, small, names the source."""
+def finish(ax: Axes, conclusion: str, source: str, *, alt: str) -> Axes:
+    """Set the title to the conclusion, and the alt text; the line under the title, small, names the source."""
     title = "\n".join(textwrap.wrap(conclusion, 62, break_on_hyphens=False))
     ax.set_title(f"{title}\n", loc="left", fontsize=11.5, fontweight="bold", color=INK)
     ax.text(0, 1.012, source, transform=ax.transAxes, fontsize=9, color=GREY, va="bottom")
     ax.xaxis.label.set_color(INK)
     ax.yaxis.label.set_color(INK)
+    ax.set_label(alt)
+    return ax
