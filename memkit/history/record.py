@@ -113,7 +113,6 @@ class _WatchedServer:
         self._connection.close()
 
     def ask(self, *words: str | bytes | int) -> Any:
-        """Return the reply to one command."""
         reply = self._connection.ask(*words)
         if refused(reply):
             raise reply

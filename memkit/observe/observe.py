@@ -385,7 +385,6 @@ class _Observation:
             self._listen(all_sent=True)  # each TTL that is set is an event, too
 
     def remove_leftovers(self) -> None:
-        """Remove the written keys that still exist."""
         left = (name for name, missing in zip(self._names, self._log.missing_us, strict=True) if missing == NONE)
         for names in chunks(left, GROUP):
             self._client.unlink(*names)
@@ -581,7 +580,6 @@ class _Events:
 
     @classmethod
     def open(cls, client: redis.Redis, names: Sequence[bytes], stack: ExitStack) -> _Events:
-        """Subscribe on a separate connection."""
         connection = ReadOnlyConnection(client, keep_idle_times=False)
         stack.callback(connection.close)
         database = client.connection_pool.connection_kwargs.get("db") or 0
