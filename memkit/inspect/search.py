@@ -24,8 +24,6 @@ from memkit.readonly.values import KeyRequest, RedisValue, to_bytes, to_name
 from memkit.render import counted, printable, utc_text
 from memkit.server.clock import escape_glob
 
-__all__ = ["SessionReport", "inspect_session"]
-
 SCAN_FREELY_KEYS = 1_000_000
 """Up to here the database is always searched for further sessions of the same id: about a second of SCAN."""
 SCAN_TWICE_KEYS = 100_000
