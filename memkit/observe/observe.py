@@ -646,8 +646,7 @@ def _event_status(client: redis.Redis, stack: ExitStack) -> EventStatus:
 
 
 def _config(client: redis.Redis, name: str) -> str:
-    answer = cast("dict[Any, Any]", client.config_get(name))
-    return "".join(value.decode() if isinstance(value, bytes) else str(value) for value in answer.values())
+    return cast("dict[str, str]", client.config_get(name)).get(name, "")
 
 
 def _evicted_keys(client: redis.Redis) -> int | None:
