@@ -5,7 +5,6 @@ No figure shows a key's name.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ from memkit.audit.finding import Finding
 from memkit.audit.report import AuditReport
 from memkit.audit.sampling import KeyFacts
 from memkit.plot import style
-from memkit.render import counted, duration
+from memkit.render import counted, duration, utc_text
 
 DAY_S = 86_400.0
 SOON_S = 600.0
@@ -83,7 +82,7 @@ def plot_deadlines(report: AuditReport, ax: Axes | None = None) -> Axes:
     if short and short.since and expected and short.since_is != "until":
         change = (short.since.timestamp() + expected - now_s) / DAY_S
         _vertical(ax, change, style.VERMILLION, "-.", "last write that set\nthe expected TTL", ha="right")
-        conclusion = f"no later deadlines: writes have set another TTL since {_minute(short.since)}"
+        conclusion = f"no later deadlines: writes have set another TTL since {utc_text(short.since)}"
     ax.set(xlabel="deadline (days after the audit)", ylabel="keys", xlim=(0, horizon))
     return style.finish(ax, conclusion, _source(report), alt=f"Number of keys by deadline. {conclusion}.")
 
@@ -204,9 +203,5 @@ def _source(report: AuditReport) -> str:
     server, sample = report.server, report.sample
     return (
         f"{server['flavour']} {server['version']}, {sample['keys']:,} of {counted(sample['of'], 'key')} checked, "
-        f"{_minute(report.at)}"
+        f"{utc_text(report.at)}"
     )
-
-
-def _minute(at: datetime) -> str:
-    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
