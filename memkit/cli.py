@@ -211,7 +211,7 @@ def _add_audit(commands: Any) -> None:
     audit.add_argument(
         "--affected", type=Path, metavar="FILE", help="write the affected keys' names there (implies --full)"
     )
-    audit.add_argument("--touch", action="store_true", help="let --full read values even if that resets idle clocks")
+    audit.add_argument("--touch", action="store_true", help="let --full read values even if that resets idle times")
     audit.add_argument(
         "--duty", type=float, default=0.25, metavar="F", help="share of the time spent querying (default: 0.25)"
     )

@@ -16,7 +16,6 @@ import sqlite3
 from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from memkit.errors import SourceError
@@ -125,9 +124,7 @@ class Ledger:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         try:
             if error is None or not isinstance(error, sqlite3.Error):
                 self.close()

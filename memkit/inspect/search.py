@@ -19,13 +19,10 @@ from memkit.history.snapshots import open_source
 from memkit.inspect.key_checks import SessionFacts, key_problems
 from memkit.inspect.redaction import Message, Redactor, masked_repair, name_mask
 from memkit.inspect.report import KeyReport, SessionReport
-from memkit.readonly.hash_fields import field_deadlines
-from memkit.readonly.reader import LoadedKey, Reader
+from memkit.readonly.reader import LoadedKey, Reader, field_deadlines
 from memkit.readonly.values import KeyRequest, RedisValue, to_bytes, to_name
 from memkit.render import counted, printable, utc_text
 from memkit.server.clock import escape_glob
-
-__all__ = ["SessionReport", "inspect_session"]
 
 SCAN_FREELY_KEYS = 1_000_000
 """Up to here the database is always searched for further sessions of the same id: about a second of SCAN."""
@@ -62,7 +59,7 @@ def inspect_session(
     """Find a session by its id or by any of its keys, decode it, and report what is wrong with it.
 
     Reads on a connection of its own, with CLIENT NO-TOUCH if the server has it (Redis 7.2, Valkey; in a cluster
-    Valkey 9); otherwise a note states how many idle clocks were reset. At most 64 MB and 100,000 elements are read.
+    Valkey 9); otherwise a note states how many idle times were reset. At most 64 MB and 100,000 elements are read.
 
     Args:
         source: A Redis URL, a synchronous client, an RDB file, a directory of RDB files, or an append-only directory.
@@ -367,7 +364,7 @@ def _report(reader: Reader, found: _Found, expected: Sequence[Expectation], *, r
     if reader.scanned_keys:
         notes.append(f"SCAN examined {counted(reader.scanned_keys, 'key')} to find it")
     if why := reader.target.touches_because:
-        notes.append(f"reading reset the idle clocks of {counted(reader.read_keys, 'key')}: {why}")
+        notes.append(f"reading reset the idle times of {counted(reader.read_keys, 'key')}: {why}")
     mask = (lambda name: name) if reveal else name_mask(loaded, found.wanted)
     return SessionReport(
         store=store,

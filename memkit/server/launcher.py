@@ -434,7 +434,6 @@ def _end(write_end: int, shell: subprocess.Popen[bytes], pid: int, directory: st
 
 
 def _words(name: str, value: object) -> list[str]:
-    """Return the words of a directive's line."""
     if not (isinstance(value, str) and SEVERAL_WORDS.fullmatch(name)):
         return [str(value)]
     try:

@@ -148,12 +148,12 @@ def test_idle_clocks_are_kept_if_the_server_allows(any_server: RedisServer, name
         report = inspect_session(client, session)
         touched = [key for key in before if client.object("IDLETIME", key) < 1]
         spared = any_server.flavour == "valkey" or any_server.version >= "7.2"
-        notes = [note for note in report.notes if "idle clocks" in note]
+        notes = [note for note in report.notes if "idle times" in note]
         if spared:
             assert (touched, notes) == ([], [])
         else:
             assert len(touched) > keys // 2
-            assert notes == [f"reading reset the idle clocks of {keys} keys: CLIENT NO-TOUCH needs Redis 7.2 or Valkey"]
+            assert notes == [f"reading reset the idle times of {keys} keys: CLIENT NO-TOUCH needs Redis 7.2 or Valkey"]
         used = {command for command, stats in client.info("commandstats").items() if stats != calls.get(command)}
         assert used <= READING
         assert _digest(client) == before
@@ -522,7 +522,7 @@ def test_a_user_with_few_rights_gets_what_is_readable(client: redis.Redis, serve
     with redis.Redis(unix_socket_path=server.socket_path, username="poor", password="x") as mine:
         report = inspect_session(mine, "sess-A")
     assert len(report.messages) == 3
-    assert any("reset the idle clocks of 1 key: " in note for note in report.notes)
+    assert any("reset the idle times of 1 key: " in note for note in report.notes)
     client.acl_deluser("poor")
 
 

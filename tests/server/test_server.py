@@ -41,8 +41,9 @@ def spawn():
 
 def _spawn(body, **options):
     """A Python process that starts a server, prints its PID and directory, and goes on with ``body``."""
-    # A shell that runs the tests in the background makes them, and all they start, ignore SIGINT.
+    # A shell that runs the tests in the background makes them, and all they start, ignore SIGINT; nohup, SIGHUP.
     head = "import os, signal, sys, threading\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    head += "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
     start = "from memkit import RedisServer\nserver = RedisServer().start()\n"
     script = head + start + "print(server.pid, server.directory, flush=True)\n" + textwrap.dedent(body)
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, **options)
