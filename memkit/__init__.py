@@ -16,7 +16,7 @@ Imports go down this map only::
                         (encoding operations store)
       readonly/         Read a Redis without changing it: one connection class, one way to open a
                         target; every command is counted
-                        (connection hash_fields pace reader target values)
+                        (connection pace reader target values)
       formats/          How memory stores lay out their keys: pure decoders without I/O, one module
                         or one data entry a store
                         (ag2 agent_framework_redis agno capture langchain langgraph_aws langgraph_js

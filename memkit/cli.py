@@ -1,7 +1,9 @@
 """The command line. Exit codes: 0 nothing wrong, 1 findings, 2 no verdict: could not run, or too little to judge."""
 
 import argparse
+import errno
 import getpass
+import io
 import os
 import re
 import shutil
@@ -47,26 +49,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "run" not in given:
         _parser().print_help(sys.stderr)
         return NO_VERDICT
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115  # None if it was closed
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not have every character
+    file, option = getattr(given, "affected", None), "--affected"
+    if file is None:
+        file, option = getattr(given, "output", None), "-o"
     try:
-        if "source" in given:
-            given.source = given.source or next(filter(None, map(os.environ.get, URL_VARIABLES)), None)
-            if given.source:
-                given.source = _with_password(given.source, askpass=given.askpass)
-            elif given.source_required and not getattr(given, "acl", False):
-                raise MemkitError(f"no Redis URL: give one, or set {' or '.join(URL_VARIABLES)}")
-        if getattr(given, "at", None):
-            from memkit.history.sources import parse_moment
-
-            given.at = parse_moment(given.at)
+        _complete(given)
+        if file and not file.absolute().parent.is_dir():
+            raise MemkitError(f"the folder {file.parent} does not exist; make it, or give {option} another file")
         return int(given.run(given))
     except BrokenPipeError:
         # The reader closed the pipe; the interpreter's last flush must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return NO_VERDICT
     except (MemkitError, *REDIS_ERRORS, OSError) as error:
+        if file and getattr(error, "errno", None) == errno.ENOSPC:
+            error = MemkitError(f"{file} is not complete: no space left; delete it and give {option} another file")
         return _report_error(error, getattr(given, "source", None))
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _complete(given: argparse.Namespace) -> None:
+    """Fill in the URL and the password from the environment, and parse the moment."""
+    if "source" in given:
+        given.source = given.source or next(filter(None, map(os.environ.get, URL_VARIABLES)), None)
+        if given.source:
+            given.source = _with_password(given.source, askpass=given.askpass)
+        elif given.source_required and not getattr(given, "acl", False):
+            raise MemkitError(f"no Redis URL: give one, or set {' or '.join(URL_VARIABLES)}")
+    if getattr(given, "at", None):
+        from memkit.history.sources import parse_moment
+
+        given.at = parse_moment(given.at)
 
 
 def _with_password(url: str, *, askpass: bool) -> str:
@@ -383,8 +400,6 @@ def _triage(given: argparse.Namespace) -> int:
     """Audit a Redis, or the demo incident without a source, and write the report as one HTML file (read-only)."""
     from memkit.notebook.triage import triage
 
-    if not given.output.absolute().parent.is_dir():
-        raise MemkitError(f"the folder {given.output.parent} does not exist; make it, or give -o another file")
     with progress("auditing", "keys") as show:
         report = triage(given.source, expect=given.expect, output=given.output, at=given.at, db=given.db, progress=show)
     print(f"{wrapped(report.verdict.sentence)}\nreport: {given.output}")

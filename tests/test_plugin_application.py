@@ -235,8 +235,9 @@ def test_workers_on_one_real_database_are_refused(pytester, dedicated):
     assert client.acl_users() == ["default"]
 
 
-def test_two_runs_on_one_database_are_refused(pytester, dedicated):
-    _, url = dedicated
+@pytest.mark.parametrize("query", ["", "?protocol=3"])
+def test_two_runs_on_one_database_are_refused(pytester, dedicated, query):
+    url = dedicated[1] + query
     pytester.makepyfile(
         test_first="def test_first(redis_client): print('ready', flush=True); input()",
         test_second="def test_second(redis_client): pass",

@@ -48,7 +48,7 @@ class Affected:
         """Return the counts, and the shell lines on lines of their own."""
         text = f"affected: {counted(self.keys, 'key')} in {self.path}, {self.soon:,} of them expire within 5 minutes"
         if self.unprintable:
-            text += f"; {counted(self.unprintable, 'name')} with a line end left out"
+            text += f"; {counted(self.unprintable, 'name')} with a line end were left out"
         if not self.commands:
             return wrapped(text)
         advice = f"to renew them, after the cause is fixed, review and run ({RENEWALS_PER_S} keys a second):"

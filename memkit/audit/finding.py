@@ -49,6 +49,8 @@ SHORTENED = ("ttl_too_short", "unit_mistake", "two_ttls", "not_refreshed")
 JITTER = 1.1
 """A TTL may be a tenth longer than the observed one (the default jitter of an expectation)."""
 RANKS = {"critical": 0, "warning": 1, "info": 2}
+BOUND_TEXTS = {"lower bound": ", at the earliest", "upper bound": ", at the latest"}
+"""How ``since_is`` is printed behind the time; the others need no words."""
 CONFIDENCE_RANKS = {"proven": 0, "likely": 1, "possible": 2}
 
 

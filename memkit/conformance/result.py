@@ -71,7 +71,7 @@ class Result:
 
     def to_json(self) -> str:
         """Return to_dict() as text."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+        return json.dumps(self.to_dict(), indent=2)
 
     def to_text(self, *, color: bool = False) -> str:
         """Return the result as text of 80 columns: root causes, a line a case, each failure in full, a summary."""

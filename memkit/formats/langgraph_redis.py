@@ -186,7 +186,6 @@ class _Thread:
         return there[:1] or list(dict.fromkeys(names))
 
     def exists(self, *kinds: str) -> bool:
-        """Return whether the thread has a key of one of these kinds."""
         return any(raw is not None for kind in kinds for raw in self.kinds[kind].values())
 
     def lost(self, names: Iterable[str]) -> bool:

@@ -59,7 +59,6 @@ def decode(stored: SessionValues) -> Iterator[Item]:
 
 
 def _lacks(raw: RedisValue) -> str | None:
-    """Return what is wrong with a message's fields."""
     if raw.unread_reason:
         return None
     for field in ("role", "content", "entry_id", "session_tag", "timestamp"):

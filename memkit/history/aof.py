@@ -210,5 +210,4 @@ class _Stream:
         )
 
     def damaged(self, what: str) -> SourceError:
-        """Return the error for something that is not part of the format."""
         return SourceError(f"{self._path}: the append-only file is damaged near byte {self.offset:,}: {what}")

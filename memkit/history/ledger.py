@@ -16,7 +16,6 @@ import sqlite3
 from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from memkit.errors import SourceError
@@ -118,14 +117,14 @@ class Ledger:
                 opened.pop_all()
         except sqlite3.Error as error:
             what = "the file cannot be read as a recording" if reading else "the recording cannot be made"
+            if not reading:
+                path.unlink(missing_ok=True)
             raise SourceError(f"{path}: {what}: {error}") from None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         try:
             if error is None or not isinstance(error, sqlite3.Error):
                 self.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -113,7 +113,6 @@ class _WatchedServer:
         self._connection.close()
 
     def ask(self, *words: str | bytes | int) -> Any:
-        """Return the reply to one command."""
         reply = self._connection.ask(*words)
         if refused(reply):
             raise reply
@@ -261,7 +260,9 @@ class _Recorder:
         server, version, log = self._server.version()
         kind = "replication" if self._replication else "tracking"
         self._ledger.begin_source(kind=kind, name=self._url, server=server, version=version, began_ms=self._looked_ms)
-        self._states = KeyStates(server=log, wanted=self._server.watches, keys_of=self._keys_of)
+        watches = self._server.watches
+        # The keys of other databases are not recorded.
+        self._states = KeyStates(server=log, wanted=watches, keys_of=lambda db: self._present if db == self._db else {})
         self._find_new()
         self._looked_s = time.monotonic()
         self._ledger.commit()
@@ -274,10 +275,6 @@ class _Recorder:
             f"recording {prefixes} on {place(self._client)} ({how[0]}); {counted(len(self._present), 'key')} now. "
             f"While recording, {how[1]} times its usual CPU{primary}"
         )
-
-    def _keys_of(self, db: int) -> MutableMapping[bytes, KeyState]:
-        """Return where the states of a database are kept: those of others are not recorded."""
-        return self._present if db == self._db else {}
 
     def close(self) -> None:
         self._server.close()

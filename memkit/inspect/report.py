@@ -42,9 +42,8 @@ class KeyReport(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the key as ``inspect --json`` shows it."""
-        shown: dict[str, Any] = {name: getattr(self, name) for name in self._fields[:7]}
-        optional = {"payload": self.payload, "preview": self.preview}
-        return shown | {name: value for name, value in optional.items() if value is not None}
+        optional = ("payload", "preview")
+        return {name: value for name, value in self._asdict().items() if value is not None or name not in optional}
 
 
 @dataclass(frozen=True, slots=True)

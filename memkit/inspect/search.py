@@ -19,13 +19,10 @@ from memkit.history.snapshots import open_source
 from memkit.inspect.key_checks import SessionFacts, key_problems
 from memkit.inspect.redaction import Message, Redactor, masked_repair, name_mask
 from memkit.inspect.report import KeyReport, SessionReport
-from memkit.readonly.hash_fields import field_deadlines
-from memkit.readonly.reader import LoadedKey, Reader
+from memkit.readonly.reader import LoadedKey, Reader, field_deadlines
 from memkit.readonly.values import KeyRequest, RedisValue, to_bytes, to_name
 from memkit.render import counted, printable, utc_text
 from memkit.server.clock import escape_glob
-
-__all__ = ["SessionReport", "inspect_session"]
 
 SCAN_FREELY_KEYS = 1_000_000
 """Up to here the database is always searched for further sessions of the same id: about a second of SCAN."""

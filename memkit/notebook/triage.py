@@ -13,7 +13,7 @@ from secrets import token_bytes
 from string import Template
 from typing import Any
 
-from memkit.audit.finding import Finding
+from memkit.audit.finding import BOUND_TEXTS, Finding
 from memkit.audit.report import AuditReport
 from memkit.audit.run import audit
 from memkit.audit.sampling import KeyFacts, Progress
@@ -225,7 +225,8 @@ def _numbers(report: AuditReport) -> Iterable[tuple[str, str]]:
         yield "observed TTL", duration(None if first.observed_ttl_s is None else first.observed_ttl_s * 1000)
     if first and first.since:
         since = utc_text(first.since, round_up=first.since_is == "upper bound")
-        yield f"since ({first.since_is})", f"{since} ({ago(first.since, report.at)})"
+        name = "until" if first.since_is == "until" else "since"
+        yield name, f"{since} ({ago(first.since, report.at)}{BOUND_TEXTS.get(first.since_is or '', '')})"
     yield "checked", f"{report.sample['keys']:,} of {counted(report.sample['of'], 'key')}"
     yield "server", f"{report.server['flavour']} {report.server['version']}"
     yield "audited at", utc_text(report.at)

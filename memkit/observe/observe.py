@@ -385,7 +385,6 @@ class _Observation:
             self._listen(all_sent=True)  # each TTL that is set is an event, too
 
     def remove_leftovers(self) -> None:
-        """Remove the written keys that still exist."""
         left = (name for name, missing in zip(self._names, self._log.missing_us, strict=True) if missing == NONE)
         for names in chunks(left, GROUP):
             self._client.unlink(*names)
@@ -581,7 +580,6 @@ class _Events:
 
     @classmethod
     def open(cls, client: redis.Redis, names: Sequence[bytes], stack: ExitStack) -> _Events:
-        """Subscribe on a separate connection."""
         connection = ReadOnlyConnection(client, keep_idle_times=False)
         stack.callback(connection.close)
         database = client.connection_pool.connection_kwargs.get("db") or 0
@@ -648,8 +646,7 @@ def _event_status(client: redis.Redis, stack: ExitStack) -> EventStatus:
 
 
 def _config(client: redis.Redis, name: str) -> str:
-    answer = cast("dict[Any, Any]", client.config_get(name))
-    return "".join(value.decode() if isinstance(value, bytes) else str(value) for value in answer.values())
+    return cast("dict[str, str]", client.config_get(name)).get(name, "")
 
 
 def _evicted_keys(client: redis.Redis) -> int | None:

@@ -5,7 +5,6 @@ No figure shows a key's name.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ from memkit.audit.finding import Finding
 from memkit.audit.report import AuditReport
 from memkit.audit.sampling import KeyFacts
 from memkit.plot import style
-from memkit.render import counted, duration
+from memkit.render import counted, duration, utc_text
 
 DAY_S = 86_400.0
 SOON_S = 600.0
@@ -53,9 +52,8 @@ def plot_ttl_now(report: AuditReport, ax: Axes | None = None) -> Axes:
         ttls = [duration(1000 * ttl_s) for ttl_s in (short.observed_ttl_s, short.expected_ttl_s)]
         _vertical(ax, short.observed_ttl_s, style.VERMILLION, "-.", f"observed: {ttls[0]}")
         conclusion = f"{short.keys:,} of {which} have a TTL of {ttls[0]} instead of {ttls[1]}"
-    style.finish(ax, conclusion, _source(report))
-    ax.set_label(f"Number of keys by remaining TTL. {conclusion}. {report.verdict.sentence}")
-    return ax
+    alt = f"Number of keys by remaining TTL. {conclusion}. {report.verdict.sentence}"
+    return style.finish(ax, conclusion, _source(report), alt=alt)
 
 
 def plot_deadlines(report: AuditReport, ax: Axes | None = None) -> Axes:
@@ -83,11 +81,9 @@ def plot_deadlines(report: AuditReport, ax: Axes | None = None) -> Axes:
     if short and short.since and expected and short.since_is != "until":
         change = (short.since.timestamp() + expected - now_s) / DAY_S
         _vertical(ax, change, style.VERMILLION, "-.", "last write that set\nthe expected TTL", ha="right")
-        conclusion = f"writes have set another TTL since {_minute(short.since)}: no key has a later deadline"
+        conclusion = f"writes have set another TTL since {utc_text(short.since)}: no key has a later deadline"
     ax.set(xlabel="deadline (days after the audit)", ylabel="keys", xlim=(0, horizon))
-    style.finish(ax, conclusion, _source(report))
-    ax.set_label(f"Number of keys by deadline. {conclusion}.")
-    return ax
+    return style.finish(ax, conclusion, _source(report), alt=f"Number of keys by deadline. {conclusion}.")
 
 
 def plot_future(report: AuditReport, ax: Axes | None = None) -> Axes:
@@ -118,9 +114,8 @@ def plot_future(report: AuditReport, ax: Axes | None = None) -> Axes:
     conclusion = f"{soon:,} of {counted(len(left), 'key')} will expire within {duration(SOON_S * 1000)} unless renewed"
     if short and short.observed_ttl_s and short.since_is != "until":
         conclusion += f"; each key written now expires {duration(1000 * short.observed_ttl_s)} later"
-    style.finish(ax, conclusion, _source(report))
-    ax.set_label(f"Share of the keys that still exist after a time without writes. {conclusion}.")
-    return ax
+    alt = f"Share of the keys that still exist after a time without writes. {conclusion}."
+    return style.finish(ax, conclusion, _source(report), alt=alt)
 
 
 def plot_ends(report: AuditReport, ax: Axes | None = None) -> Axes:
@@ -148,9 +143,8 @@ def plot_ends(report: AuditReport, ax: Axes | None = None) -> Axes:
         conclusion = f"{counted(counts[1], 'key')} evicted since the server started: memory was full"
     if None in reported:
         conclusion = "the source does not report how many keys expired or were evicted"
-    style.finish(ax, conclusion, _source(report))
-    ax.set_label(f"Expired: {counted(counts[0], 'key')}; evicted: {counted(counts[1], 'key')}. {conclusion}.")
-    return ax
+    alt = f"Expired: {counted(counts[0], 'key')}; evicted: {counted(counts[1], 'key')}. {conclusion}."
+    return style.finish(ax, conclusion, _source(report), alt=alt)
 
 
 def _histogram(ax: Axes, values: Any, edges: Any) -> None:
@@ -208,9 +202,5 @@ def _source(report: AuditReport) -> str:
     server, sample = report.server, report.sample
     return (
         f"{server['flavour']} {server['version']}, {sample['keys']:,} of {counted(sample['of'], 'key')} checked, "
-        f"{_minute(report.at)}"
+        f"{utc_text(report.at)}"
     )
-
-
-def _minute(at: datetime) -> str:
-    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"

@@ -69,12 +69,12 @@ def plot_timeline(history: History, ax: Axes | None = None) -> Axes:
     unique = dict(zip(labels, handles, strict=True))
     ax.legend(unique.values(), unique.keys(), loc="upper left", bbox_to_anchor=(1, 1), **LEGEND)
     sources = ", ".join(source.kind for source in history.sources)
-    finish(ax, history.fate.sentence.replace("$", r"\$"), f"session {printable(history.session, 40)} from {sources}")
-    ax.set_label(
-        f"Timeline of {printable(history.session, 40)}: {counted(len(history.events), 'event')}, "
-        f"{counted(len(history.changes), 'change')} of the TTL under its prefix. {history.fate.sentence}."
+    session, sentence = printable(history.session, 40), history.fate.sentence
+    alt = (
+        f"Timeline of {session}: {counted(len(history.events), 'event')}, "
+        f"{counted(len(history.changes), 'change')} of the TTL under its prefix. {sentence}."
     )
-    return ax
+    return finish(ax, sentence.replace("$", r"\$"), f"session {session} from {sources}", alt=alt)
 
 
 def _at(moment: Moment) -> datetime | None:

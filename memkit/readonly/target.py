@@ -135,7 +135,7 @@ def _open_servers(
     by_id: dict[bytes, ReadOnlyConnection] = {}
     by_slot: dict[int, ReadOnlyConnection] = {}
     for start, end, *nodes in sorted(slots, key=lambda one: one[0]):
-        host, port, node_id, *_ = _chosen(nodes, replicas)
+        host, port, node_id, *_ = nodes[1] if replicas and len(nodes) > 1 else nodes[0]  # the primary comes first
         if node_id == own_id and not replicas:
             by_id[node_id] = first
         elif node_id not in by_id:
@@ -151,11 +151,6 @@ def _open_servers(
             first.close()  # not chosen, or a primary without slots: its keys are those of another server, or none
         opened[:] = by_id.values()
     return lambda key: by_slot.get(key_slot(key), opened[0]) if by_slot else first, slots
-
-
-def _chosen(nodes: Sequence[Any], replicas: bool) -> Any:
-    """Return the primary, which comes first, or with ``replicas`` its first replica if it has one."""
-    return nodes[1] if replicas and len(nodes) > 1 else nodes[0]
 
 
 def _at(client: redis.Redis, address: dict[str, Any]) -> redis.Redis:

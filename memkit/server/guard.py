@@ -48,9 +48,7 @@ def started_by_memkit(client: AnyClient) -> bool:
         directory = cast("dict[str, str]", client.config_get("dir"))
     except redis.ResponseError:
         return False
-    return is_server_directory(
-        directory.get("dir") or cast("dict[bytes, bytes]", directory).get(b"dir", b"").decode(errors="replace")
-    )
+    return is_server_directory(directory.get("dir", ""))
 
 
 def guard_write(client_or_url: AnyClient | str) -> None:

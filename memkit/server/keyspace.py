@@ -2,11 +2,12 @@
 
 import re
 import secrets
-from typing import Self, cast
+from typing import Self
 
 import redis
 import redis.asyncio
 from redis.exceptions import RedisError, ResponseError
+from redis.utils import str_if_bytes
 
 from memkit.connect import (
     NO_DRIVER_INFO,
@@ -190,7 +191,7 @@ class DedicatedDatabase:
         """Remove users without a connection: a run keeps one open. Refuse the database if another run uses it."""
         for node in all_nodes(self._admin):
             connected = {client["name"]: client["db"] for client in execute_undecoded(node, "CLIENT LIST")}
-            for user in cast("list[str]", node.acl_users()):
+            for user in map(str_if_bytes, node.acl_users()):  # bytes if the URL has protocol=3
                 if not user.startswith(f"{DATABASE_USER}-") or user == self._user:
                     continue
                 if user not in connected:

@@ -312,7 +312,6 @@ class _Tracker:
         self._connection.connect()
 
     def names(self) -> set[bytes]:
-        """Return the names that have been pushed so far."""
         try:
             self._receive()
         except (redis.ConnectionError, redis.TimeoutError):
@@ -484,7 +483,6 @@ def unlink(admin: AnyClient, names: Iterable[bytes]) -> None:
 
 
 def _each(admin: AnyClient, command: str, names: Iterable[bytes]) -> Iterator[int]:
-    """Run a command on each key; yield the replies."""
     with admin.pipeline(transaction=False) as pipe:
         for some in chunks(names, KEYS_PER_PIPELINE):
             for name in some:
@@ -525,7 +523,6 @@ def is_refusal(error: ResponseError) -> bool:
 
 
 def _explain(connection: Any, *, explain: Explain, then: Callable[[Any], None] | None) -> None:
-    """Make a new connection raise the errors of ``explain``."""
     read = type(connection).read_response  # the class's: a connection that reconnects is not wrapped twice
 
     def read_response(*args: Any, **options: Any) -> Any:

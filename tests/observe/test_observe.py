@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from importlib import import_module
-from itertools import pairwise
 from threading import Timer
 from typing import Any
 
@@ -572,9 +571,9 @@ def test_progress_on_a_terminal_after_a_second(memkit_server: RedisServer) -> No
     assert b"keys" in shown
 
 
-def test_keys_end_in_the_order_of_their_deadlines(client: redis.Redis) -> None:
+def test_no_key_ends_before_its_deadline(client: redis.Redis) -> None:
+    """Among keys past their deadlines, the server removes them in any order."""
     log = observe_expiry(client, ttls=[n / 100 for n in range(1, 40)], wait_s=5)
     assert log.counts() == {"expired": 39}
-    order = sorted(range(39), key=lambda index: log.deadline_us[index])
-    assert all(log.missing_us[a] <= log.missing_us[b] for a, b in pairwise(order))
-    assert all(log.seen_us[i] < log.missing_us[i] for i in order)
+    assert all(log.missing_us[index] >= log.deadline_us[index] for index in range(39))
+    assert all(log.seen_us[index] < log.missing_us[index] for index in range(39))

@@ -196,7 +196,6 @@ def _is_document(data: bytes) -> bool:
 
 
 def _is_repr(data: bytes) -> bool:
-    """Return whether the bytes are the Python repr of a container."""
     if len(data) > PEEK_BYTES:
         return data.rstrip()[-1:] in (b"}", b"]", b")")
     try:
