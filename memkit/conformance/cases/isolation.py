@@ -180,7 +180,7 @@ def clear_no_other_session(env: TestEnvironment) -> str:
     fix="Read from Redis at every read(), write to it before append() returns; if you cache, check a version in Redis.",
 )
 def second_client(env: TestEnvironment) -> str:
-    """Other clients read at once what one stored: in this process, a fork, or a new process (of a named factory)."""
+    """Other clients read at once what one stored: in this process, in a fork, and in a new process."""
     # Hashes of text differ between processes in production, too; a fixed seed would hide that.
     seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
     # Started first: Python and the adapter's imports take their time.
