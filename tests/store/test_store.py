@@ -1104,7 +1104,7 @@ def test_redis_errors_pass_through(server: RedisServer, client: redis.Redis) -> 
         store.append("a", HI)
     assert failed.value.__notes__ == [
         "memkit: while accessing 'session:a'. Connections in the client's pool: 1 in use, 0 idle, at most 1. "
-        "The client retries a command 0 times after a lost connection"
+        "Retries of a command after a lost connection: 0"
     ]
     pool.release(busy)
     pool.disconnect()
