@@ -181,9 +181,7 @@ def test_lateness_shows_the_predicted_delay() -> None:
     log.event_us[0] = -1
     ax = plot_lateness(log)
     assert "predicted for the last: 25.1s" in texts(ax)
-    assert "3 of 4 events received, half within 12s, the last 20s late; predicted for the last: 25.1s." in alt_text(
-        ax
-    )
+    assert "3 of 4 events received, half within 12s, the last 20s late; predicted for the last: 25.1s." in alt_text(ax)
     assert max(ax.lines[0].get_ydata()) == 0.75
     assert ax.get_xlim()[1] > 25.1
 
