@@ -1,7 +1,5 @@
 """history: what happened to a session, or to the keys under each prefix, from logs, snapshots and recordings."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter, deque
