@@ -51,8 +51,8 @@ class TtlChange:
     def __str__(self) -> str:
         at = self.to_dict()["at"]
         when = f"at {at}" if self.exact else f"between {time_text(time_of(self.last_before.earliest_ms))} and {at}"
-        prefix = printable(self.prefix) or "(no prefix)"
-        return f"{prefix} {duration(self.from_ttl_ms)} → {duration(self.to_ttl_ms)} {when}"
+        prefix = f"{printable(self.prefix)}*" if self.prefix else "(no prefix)"
+        return f"{prefix}  {duration(self.from_ttl_ms)} → {duration(self.to_ttl_ms)} {when}"
 
 
 @dataclass(slots=True)

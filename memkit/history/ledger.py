@@ -109,12 +109,14 @@ class Ledger:
                 names = ("application_id", "user_version")
                 application, schema = (self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in names)
                 if application != APPLICATION_ID:
-                    raise SourceError(f"{path}: this SQLite file is no recording of memkit")
+                    raise SourceError(f"{path}: this SQLite file is not a memkit recording")
                 if schema != SCHEMA:
                     raise SourceError(f"{path}: the recording has schema {schema}; this memkit reads schema {SCHEMA}")
                 opened.pop_all()
         except sqlite3.Error as error:
             what = "the file cannot be read as a recording" if reading else "the recording cannot be made"
+            if not reading:
+                path.unlink(missing_ok=True)
             raise SourceError(f"{path}: {what}: {error}") from None
 
     def __enter__(self) -> Self:

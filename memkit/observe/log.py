@@ -94,7 +94,7 @@ class DeadlineChange:
             change = f"ended with {previous}"
         else:
             change = "expired"
-        return f"{self.key}: {change}, by {self.before:%Y-%m-%d %H:%M:%S} UTC"
+        return f"{self.key}: {change}, noticed at {self.before:%Y-%m-%d %H:%M:%S} UTC"
 
 
 @dataclass(frozen=True, slots=True)
