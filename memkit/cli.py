@@ -22,7 +22,7 @@ Command = Callable[[argparse.Namespace], int]
 NO_VERDICT, INTERRUPTED = 2, 130
 REDIS_ERRORS = (redis.RedisError, redis.exceptions.RedisClusterException)
 """RedisClusterException is not a RedisError in redis-py 8."""
-FILES = ", an RDB file, a directory of RDB files (one a shard) or an append-only directory"
+FILES = ", an RDB file, a directory of RDB files (one for each shard) or an append-only directory"
 URL_VARIABLES = ("MEMKIT_REDIS_URL", "REDIS_URL")
 PASSWORD_VARIABLE = "REDISCLI_AUTH"  # noqa: S105  # the name of redis-cli's own variable
 ASKPASS = f"ask for the password (or set the variable {PASSWORD_VARIABLE})"
@@ -172,7 +172,8 @@ def _command(
         added.add_argument("source", nargs="?", metavar=source, help=f"{sources} (default: {default})")
         added.add_argument("--askpass", action="store_true", help=ASKPASS)
     if source == "SOURCE":
-        added.add_argument("--at", metavar="TIME", help="read an append-only directory as of then (ISO form, UTC)")
+        at = "read an append-only directory as of this time, such as 2026-11-28T02:17:03Z"
+        added.add_argument("--at", metavar="TIME", help=at)
         file_db = "the database of a file (default: 0, or the one with most keys if 0 has none)"
         added.add_argument("--db", type=int, metavar="N", help=file_db)
     if expect:
@@ -182,7 +183,8 @@ def _command(
             default=[],
             metavar="PATTERN=TTL",
             help="the expected TTL of keys, such as 'chat:*=7d', with [,sliding|absolute][,jitter=10%%]; may be "
-            "repeated (default: [tool.memkit.expect] in pyproject.toml, or memkit.toml)",
+            "repeated (default: [tool.memkit.expect] in pyproject.toml, or memkit.toml). sliding (the default): every "
+            "write renews the TTL; absolute: only the first write sets it; jitter: how much a TTL may differ",
         )
     if json:
         added.add_argument("--json", action="store_true", help="print one JSON object")
@@ -206,17 +208,18 @@ def _add_audit(commands: Any) -> None:
     example = "redis://localhost:6379/0 --expect 'chat:*=7d'"
     audit = _command(commands, _audit, example, source="SOURCE", expect=True, json=True)
     audit.add_argument(
-        "--full", action="store_true", help="scan every key, judge up to 40,000 of them, and read values"
+        "--full", action="store_true", help="scan every key, check a fair sample of up to 40,000, and read values"
     )
     audit.add_argument(
-        "--affected", type=Path, metavar="FILE", help="write the affected keys' names there (implies --full)"
+        "--affected", type=Path, metavar="FILE", help="write the names of the affected keys to FILE (implies --full)"
     )
     audit.add_argument("--touch", action="store_true", help="let --full read values even if that resets idle times")
     audit.add_argument(
         "--duty", type=float, default=0.25, metavar="F", help="share of the time spent querying (default: 0.25)"
     )
     audit.add_argument("--watch", metavar="T", help="look again after T (30s, 5m) and measure the TTL of renewals")
-    audit.add_argument("--replica", metavar="URL", help="read idle times there: on a primary, clients reset them")
+    replica = "read the keys from this replica: reads by clients on the primary do not reset its idle times"
+    audit.add_argument("--replica", metavar="URL", help=replica)
     audit.add_argument("--acl", action="store_true", help="print the ACL user that an audit needs, and do nothing else")
 
 
@@ -236,7 +239,7 @@ def _add_history(commands: Any) -> None:
         help="an append-only directory, a recording, two or more RDB files, or a replica's URL with --replication; "
         "the last argument may be a session id or a key's name",
     )
-    history.add_argument("--since", metavar="T", help="leave out what happened before, such as 2026-11-28T02:00:00Z")
+    history.add_argument("--since", metavar="T", help="leave out events before this time, such as 2026-11-28T02:00:00Z")
     _add_replication(history, "read the replication backlog of a replica")
     history.add_argument("--askpass", action="store_true", help=ASKPASS)
 
@@ -251,7 +254,7 @@ def _add_record(commands: Any) -> None:
 
 
 def _add_replication(command: argparse.ArgumentParser, what: str) -> None:
-    primary = "=primary: of a primary, which then lists memkit as a replica"
+    primary = "with =primary, that of a primary, which then lists memkit as a replica"
     choices = ["replica", "primary"]
     command.add_argument("--replication", nargs="?", const="replica", choices=choices, help=f"{what}; {primary}")
 

@@ -137,7 +137,7 @@ def parse_expectation(text: object) -> Expectation:
     except PolicyError as error:
         raise PolicyError(f"in {text!r}: {error}") from None
     if pattern[-1] in ":/|#" and pattern == expectation.prefix:
-        raise PolicyError(f"in {text!r}: {pattern!r} names one key; for all that begin so: '{pattern}*={ttl}'")
+        raise PolicyError(f"in {text!r}: {pattern!r} matches one key only; for the prefix write '{pattern}*={ttl}'")
     return expectation
 
 
@@ -146,7 +146,7 @@ def _with_ttls(pattern: str, ttls: Sequence[Duration | ExpiryPolicy | None]) -> 
         raise PolicyError(f"no TTL for {pattern!r}; {SHAPE}")
     policies = [ExpiryPolicy.never() if one == "never" else ExpiryPolicy.of(one) for one in ttls]
     if len(policies) > 1 and any(one.ttl_ms is None for one in policies):
-        raise PolicyError(f"{pattern!r} expects never beside a TTL; give them patterns of their own")
+        raise PolicyError(f"{pattern!r} has both 'never' and a TTL; use a separate pattern for each")
     in_order = sorted(policies, key=lambda one: one.ttl_ms or 0)
     others = tuple(one.ttl_ms for one in in_order[:-1] if one.ttl_ms is not None)
     return Expectation(pattern, in_order[-1], other_ttls_ms=others)
@@ -179,7 +179,7 @@ def expectations(expect: Expect) -> list[Expectation]:
         raise PolicyError(f"{expect!r} is not an expectation; expected {{pattern: TTL}}, such as {{'chat:*': '7d'}}")
     twice = [pattern for pattern, count in Counter(one.pattern for one in found).items() if count > 1]
     if twice:
-        raise PolicyError(f"{twice[0]!r} is expected twice; several TTLs on purpose are written '{twice[0]}=1d|30d'")
+        raise PolicyError(f"{twice[0]!r} is given twice; if both TTLs are intended, write '{twice[0]}=1d|30d'")
     return sorted(found, key=lambda one: (-len(one.prefix), -len(one.pattern.replace("*", ""))))
 
 
@@ -204,8 +204,8 @@ def _of_pair(pattern: object, ttl: object) -> Expectation:
 def configured_expectations(directory: Path | None = None) -> list[Expectation]:
     """Return the expectations of the configuration file; none if there is no such file.
 
-    The file that ``MEMKIT_CONFIG`` names, or the nearest upwards of ``memkit.toml`` (table ``[expect]``) and
-    ``pyproject.toml`` (table ``[tool.memkit.expect]``).
+    The file that ``MEMKIT_CONFIG`` names, or the nearest ``memkit.toml`` (table ``[expect]``) or ``pyproject.toml``
+    (table ``[tool.memkit.expect]``) in this or a parent folder.
 
     Raises:
         PolicyError: Names the file, and the pattern or the line that could not be read.

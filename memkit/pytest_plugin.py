@@ -68,7 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
         shown = redact(f"://{given}")[3:]
         raise pytest.UsageError(
             f"--real-redis was given {shown!r}, which is not a URL. Name the server as --real-redis=URL, such as "
-            f"--real-redis={DEFAULT_REAL}; to use that one without typing it, put --real-redis behind the files"
+            f"--real-redis={DEFAULT_REAL}; to use this default, put --real-redis after the file names"
         )
     config.stash[REAL_URL], config.stash[RAN_ON] = given, set()
 
@@ -281,8 +281,9 @@ def redis_client_url(_memkit_keyspace: PrivateKeyspace | DedicatedDatabase) -> s
 def memkit_clock(request: pytest.FixtureRequest) -> Iterator[ServerClock]:
     """The clock of the server under test; set back afterwards.
 
-    On a private server the next test finds real time: expired keys stay expired, and deadlines in the future are as far
-    away again as time went back. On a real server only the deadlines of the test's own keys are moved.
+    After a test on a private server, the server has real time again. Keys that expired do not come back. The remaining
+    TTL of other keys grows by the time that the clock goes back. On a real server only the deadlines of the test's own
+    keys are moved.
     """
     names = set(request.fixturenames)
     servers: list[RedisServer] = []

@@ -242,7 +242,7 @@ def test_a_database_with_foreign_keys_is_refused(pytester, dedicated, monkeypatc
     result = pytester.runpytest_inprocess(f"--real-redis={url}")
     result.assert_outcomes(errors=2)
     port = client.connection_pool.connection_kwargs["port"]
-    result.stdout.fnmatch_lines([f"*has 1 key of others*redis-cli -h localhost -p {port} -n 15 FLUSHDB"])
+    result.stdout.fnmatch_lines([f"*is not empty: it has 1 key.*redis-cli -h localhost -p {port} -n 15 FLUSHDB"])
     assert client.keys("*") == ["customer:1"]
     assert client.acl_users() == ["default"]
     client.delete("customer:1")
@@ -263,7 +263,7 @@ def test_keys_of_a_killed_run_are_refused(pytester, dedicated):
     pytester.runpytest_subprocess("test_killed.py", f"--real-redis={url}")
     result = pytester.runpytest_inprocess("test_next.py", f"--real-redis={url}")
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*has 1 key of others*left from a killed run*FLUSHDB"])
+    result.stdout.fnmatch_lines(["*it has 1 key.*left from a killed run*FLUSHDB"])
     assert client.delete("left")
     pytester.runpytest_inprocess("test_next.py", f"--real-redis={url}").assert_outcomes(passed=1)
     assert client.acl_users() == ["default"]

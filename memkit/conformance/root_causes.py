@@ -58,7 +58,7 @@ _RULES = (
         symptoms=frozenset({Symptom.EARLY_EXPIRY, Symptom.EMPTY}),
     ),
     _Rule(
-        "an append does not renew the TTL of the whole session: it expires in the middle of a dialogue",
+        "an append does not renew the TTL of the whole session, so it expires in the middle of a dialogue",
         found_by=("append_renews", "long_talk_stays_whole", "long_dialogue_expires_as_one"),
         symptoms=frozenset({Symptom.EARLY_EXPIRY}),
         explains=(
@@ -72,7 +72,7 @@ _RULES = (
         symptoms=frozenset({Symptom.ERROR_HIDDEN}),
     ),
     _Rule(
-        "an append is several commands: a fault between them leaves a part of it",
+        "an append is several commands, and a fault between them leaves half a write",
         found_by=("crash_in_append", "expire_denied"),
         symptoms=frozenset(Symptom) - {Symptom.ERROR_HIDDEN},
         explains=("crash_in_append", "expire_denied", "write_denied", "full_memory", "lost_reply"),

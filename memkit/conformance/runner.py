@@ -28,8 +28,8 @@ TRIES = 3
 """How often an inconclusive case is run."""
 FIRST_CONTACT = "at the first contact: open(), append(), read(), clear(), close()"
 CLIENT_CLOCK = (
-    "deadlines come from the client's clock, not the server's: correct only while the two agree; tested by moving the "
-    "keys' deadlines instead of the clock"
+    "the store computes deadlines from the client's clock, so they are correct only while both clocks agree; this case "
+    "therefore moved the keys' deadlines, not the server's clock"
 )
 
 
@@ -134,7 +134,7 @@ def _outcome(found: object) -> tuple[Outcome, str, str]:
         return "failed", str(found), "hung"
     if isinstance(found, CaseFailed):
         return "failed", str(found), found.symptom
-    return "failed", f"raised without a fault: {error_line(found)}", f"raised {type(found).__name__}"
+    return "failed", f"raised although no fault was injected: {error_line(found)}", f"raised {type(found).__name__}"
 
 
 def run_cases(

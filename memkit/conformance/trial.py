@@ -177,7 +177,7 @@ def long_text(env: TestEnvironment) -> str:
 def difference(expected: Messages, read: Messages) -> str:
     """Describe how what was read differs from what was expected."""
     if not read:
-        return f"expected {counted(len(expected), 'message')}, the session reads as empty"
+        return f"expected {counted(len(expected), 'message')}, read none"
     text = f"expected {counted(len(expected), 'message')}, read {len(read):,}"
     missing = [message for message in expected if read.count(message) < expected.count(message)]
     surplus = [message for message in read if read.count(message) > expected.count(message)]

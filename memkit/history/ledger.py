@@ -10,8 +10,6 @@ Tables (all times are Unix times in milliseconds on the server's clock):
 - ``gap``: times that were not observed, with the reason.
 """
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import ExitStack, closing, suppress
@@ -111,7 +109,7 @@ class Ledger:
                 names = ("application_id", "user_version")
                 application, schema = (self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in names)
                 if application != APPLICATION_ID:
-                    raise SourceError(f"{path}: this SQLite file is no recording of memkit")
+                    raise SourceError(f"{path}: this SQLite file is not a memkit recording")
                 if schema != SCHEMA:
                     raise SourceError(f"{path}: the recording has schema {schema}; this memkit reads schema {SCHEMA}")
                 opened.pop_all()

@@ -5,8 +5,6 @@ writes, renewals and expiries. Why a key ended before its deadline follows from 
 second. Nothing is written to the server, and no value is read.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -267,13 +265,13 @@ class _Recorder:
         self._looked_s = time.monotonic()
         self._ledger.commit()
         prefixes = ", ".join(prefix.decode("utf-8", "replace") + "*" for prefix in self._prefixes)
-        how = "CLIENT TRACKING and PEXPIRETIME", "1.2 to 1.8 times the CPU of each write to them"
+        how = "CLIENT TRACKING, PEXPIRETIME", "a write to these keys takes 1.2 to 1.8"
         if self._replication:
-            how = "its replication stream", "0.9 to 1.4 times the CPU of each write"
-        primary = "; the primary lists this connection as a replica" if self._replication == "primary" else ""
+            how = "replication stream", "each write takes 0.9 to 1.4"
+        primary = ". The primary lists this connection as a replica" if self._replication == "primary" else ""
         return (
-            f"recording {prefixes} of {place(self._client)} by {how[0]}: {counted(len(self._present), 'key')} now; it "
-            f"costs the server {how[1]}{primary}"
+            f"recording {prefixes} on {place(self._client)} ({how[0]}); {counted(len(self._present), 'key')} now. "
+            f"While recording, {how[1]} times its usual CPU{primary}"
         )
 
     def close(self) -> None:

@@ -1,7 +1,5 @@
 """``%load_ext memkit``, ``memkit lab``, the triage report, the demo incident, the TTL semantics cases."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -99,7 +99,7 @@ def open_target(url_or_client: str | Any, *, tolerant: bool = False, replicas: b
         except (redis.TimeoutError, redis.ConnectionError) as error:
             if isinstance(error, redis.AuthenticationError) or not str(url_or_client).startswith("rediss"):
                 raise
-            raise type(error)(f"{error}: does that port speak TLS? redis:// is without") from None
+            raise type(error)(f"{error}. The port may not use TLS: redis:// connects without it") from None
         url = redact(url_or_client) if isinstance(url_or_client, str) else opened[0].name
         for connection in opened:
             connection.tolerant = tolerant and len(opened) > 1

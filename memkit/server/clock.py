@@ -45,7 +45,6 @@ NOT_SIMULATED = {
     "deadline shift": (
         "TIME and whatever computes a deadline from it",
         "OBJECT IDLETIME, LRU and LFU",
-        "expired keys that exist again after time moves back",
     ),
 }
 
@@ -55,7 +54,7 @@ class ServerClock:
 
     There are two methods. ``"preload"`` moves the server's wall clock itself; it needs a server that memkit started
     with its preload. ``"deadline shift"`` moves the deadlines of the keys under ``prefix``, and of hash fields, by the
-    same duration. ``method`` is the clock's own; ``cannot_simulate`` lists what it leaves out.
+    same duration. ``method`` is the method of this clock; ``cannot_simulate`` lists what that method does not change.
 
     Args:
         url_or_client: The server.
@@ -101,7 +100,7 @@ class ServerClock:
         if self.method != "preload":
             raise ClockUnavailable(
                 f"this needs a server that has its own movable clock. Here time is moved by {self.method}, which does "
-                f"not move {'; '.join(self.cannot_simulate)}. Expected: a private server on Linux, and memkit "
+                f"not change {'; '.join(self.cannot_simulate)}. Expected: a private server on Linux, and memkit "
                 "installed with a C compiler"
             )
 

@@ -185,11 +185,11 @@ class DedicatedDatabase:
             host, _, port = place(self._admin).rpartition("/")[0].rpartition(":")
             address = f"-h {host} -p {port}" if host else f"-s {port}"
             raise SandboxError(
-                f"the database at {place(self._admin)} has {keys} of others. redis_client, async_redis_client and "
-                "redis_client_url need an empty database, because an application may use any key name. Name another "
-                "one, such as --real-redis=redis://host:port/15, or leave out --real-redis for a private server. If "
-                "the keys are left from a killed run, or from a thread of an earlier test, and can be lost, this "
-                f"empties the database: redis-cli {address} -n {database_of(self._admin)} FLUSHDB"
+                f"the database at {place(self._admin)} is not empty: it has {keys}. redis_client, async_redis_client "
+                "and redis_client_url need an empty database, because an application may use any key name. Name "
+                "another one, such as --real-redis=redis://host:port/15, or leave out --real-redis for a private "
+                "server. If the keys are left from a killed run, or from a thread of an earlier test, and can be lost, "
+                f"this empties the database: redis-cli {address} -n {database_of(self._admin)} FLUSHDB"
             )
 
     def _remove_users_of_killed_runs(self) -> None:

@@ -174,7 +174,7 @@ def free_port() -> int:
         with socket.socket() as probe_socket, contextlib.suppress(OSError):
             probe_socket.bind(("127.0.0.1", port))
             return port
-    raise ServerError("no free port on 127.0.0.1 (1,000 of 10,000 to 20,999 tried); omit port=0 to use the unix socket")
+    raise ServerError("no free port on 127.0.0.1: 1,000 were tried; without port=0 the server uses a unix socket")
 
 
 def _shim() -> str:

@@ -169,8 +169,8 @@ class _Store(_ClientChecked, Generic[C]):
         if isinstance(error, redis.ConnectionError | redis.TimeoutError) and hasattr(pool, "get_connection_count"):
             idle, busy = (count for count, _ in pool.get_connection_count())
             error.add_note(
-                f"memkit, at {key!r}: of at most {pool.max_connections} connections in the client's pool, {busy} in "
-                f"use and {idle} idle; a command is sent again {self.retries} times after a lost connection"
+                f"memkit: while accessing {key!r}. Connections in the client's pool: {busy} in use, {idle} idle, at "
+                f"most {pool.max_connections}. Retries of a command after a lost connection: {self.retries}"
             )
 
     def __repr__(self) -> str:

@@ -277,11 +277,11 @@ def test_expectations_are_read_as_written() -> None:
 
 
 def test_single_key_or_repeated_expectation_is_refused() -> None:
-    with pytest.raises(PolicyError, match=r"'chat:' names one key; for all that begin so: 'chat:\*=7d'"):
+    with pytest.raises(PolicyError, match=r"'chat:' matches one key only; for the prefix write 'chat:\*=7d'"):
         parse_expectation("chat:=7d,absolute")
     assert parse_expectation("the-only-session=7d").pattern == "the-only-session"
     assert [one.policy for one in expectations({"chat:*": "never"})] == [ExpiryPolicy.never()]
-    with pytest.raises(PolicyError, match=r"'chat:\*' is expected twice"):
+    with pytest.raises(PolicyError, match=r"'chat:\*' is given twice"):
         expectations([parse_expectation("chat:*=7d"), parse_expectation("chat:*=5m")])
 
 

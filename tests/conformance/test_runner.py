@@ -289,7 +289,7 @@ def test_error_without_a_fault_fails_the_case(env: TestEnvironment) -> None:
         raise KeyError("lost")
 
     result = run_case(a_case("breaks", breaks), env)
-    assert (result.outcome, result.message) == ("failed", "raised without a fault: KeyError: 'lost'")
+    assert (result.outcome, result.message) == ("failed", "raised although no fault was injected: KeyError: 'lost'")
 
 
 def test_inconclusive_case_runs_three_times(env: TestEnvironment) -> None:

@@ -262,7 +262,7 @@ def test_missing_renewal_is_one_root_cause() -> None:
     result = run_named(OnceOnly, *names)
     assert causes_of(result) == {"append_renews": {*names[1:4]}}
     first = result.to_text().splitlines()[0]
-    assert first.startswith("likely root cause: append_renews: an append does not renew the TTL")
+    assert first.startswith("likely root cause: an append does not renew the TTL")
 
 
 class NoTtlAtAll(RawList):

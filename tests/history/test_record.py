@@ -465,7 +465,7 @@ def test_other_sqlite_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.db"
     with closing(sqlite3.connect(path)) as file:
         file.execute("CREATE TABLE t (a)")
-    with pytest.raises(SourceError, match="no recording of memkit"):
+    with pytest.raises(SourceError, match="not a memkit recording"):
         history(path)
 
 

@@ -233,7 +233,7 @@ def test_a_key_always_wins_over_an_id(client: redis.Redis) -> None:
     load(client, "langchain-community")
     report = inspect_session(client, "sess-A")
     assert report.store == "llama-index"
-    assert "this is a key; as an id it also fits sessions of langchain-community" in report.notes
+    assert "this is a key name, and also the id of a session of langchain-community" in report.notes
     assert inspect_session(client, "message_store:sess-A").store == "langchain-community"
 
 
@@ -289,7 +289,7 @@ def test_a_part_of_an_id_finds_nothing(client: redis.Redis) -> None:
 
 def test_what_is_not_there_is_not_found(client: redis.Redis) -> None:
     client.set("something", "else")
-    with pytest.raises(SessionNotFound, match="none of 1 key has it in its name"):
+    with pytest.raises(SessionNotFound, match="none of 1 key name contains this id"):
         inspect_session(client, "sess-A")
 
 
@@ -532,7 +532,7 @@ def test_a_refused_scan_does_not_deny_the_session(client: redis.Redis, server: R
     client.acl_setuser("poor", enabled=True, nopass=True, keys=["*"], commands=["+@read", "-scan"])
     with (
         redis.Redis(unix_socket_path=server.socket_path, username="poor", password="x") as mine,
-        pytest.raises(SessionNotFound, match=r"the server refused SCAN \(.+\)\. Give a full key"),
+        pytest.raises(SessionNotFound, match=r"SCAN, which the server refused \(.+\)\. Give the full key"),
     ):
         inspect_session(mine, "sess-A")
     client.acl_deluser("poor")

@@ -351,7 +351,7 @@ def test_require_preload_raises_without_it(any_server: RedisServer, monkeypatch:
     with (
         RedisServer(binary=any_server._binary.path) as server,
         pytest.raises(
-            ClockUnavailable, match="by deadline shift, which does not move TIME and .* Linux, and .* a C compiler"
+            ClockUnavailable, match="by deadline shift, which does not change TIME and .* Linux, and .* a C compiler"
         ),
     ):
         server.clock.require_preload()

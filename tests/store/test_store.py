@@ -1103,8 +1103,8 @@ def test_redis_errors_pass_through(server: RedisServer, client: redis.Redis) -> 
     with pytest.raises(redis.ConnectionError, match="Too many connections") as failed:
         store.append("a", HI)
     assert failed.value.__notes__ == [
-        "memkit, at 'session:a': of at most 1 connections in the client's pool, 1 in use and 0 idle; "
-        "a command is sent again 0 times after a lost connection"
+        "memkit: while accessing 'session:a'. Connections in the client's pool: 1 in use, 0 idle, at most 1. "
+        "Retries of a command after a lost connection: 0"
     ]
     pool.release(busy)
     pool.disconnect()
@@ -1112,7 +1112,7 @@ def test_redis_errors_pass_through(server: RedisServer, client: redis.Redis) -> 
     with server.client(socket_timeout=0.05) as slow, pytest.raises(redis.TimeoutError) as failed:
         MemoryStore(slow, prefix="session:", ttl="7d").append("a", HI)
     client.client_unpause()
-    assert "0 in use and 1 idle" in failed.value.__notes__[0]
+    assert "0 in use, 1 idle" in failed.value.__notes__[0]
 
 
 def test_a_pool_error_shows_how_busy_the_pool_is(server: RedisServer) -> None:
@@ -1120,7 +1120,7 @@ def test_a_pool_error_shows_how_busy_the_pool_is(server: RedisServer) -> None:
     busy = [pool.get_connection(), pool.get_connection()]
     with pytest.raises(redis.ConnectionError, match="No connection available") as failed:
         MemoryStore(redis.Redis(connection_pool=pool), prefix="session:", ttl=None).load("a")
-    assert "of at most 2 connections in the client's pool, 2 in use and 0 idle" in failed.value.__notes__[0]
+    assert "2 in use, 0 idle, at most 2." in failed.value.__notes__[0]
     for connection in busy:
         pool.release(connection)
     pool.disconnect()

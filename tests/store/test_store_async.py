@@ -197,7 +197,7 @@ async def test_pool_exhaustion_and_timeouts_pass_through(server: RedisServer) ->
         busy = await pool.get_connection()
         with pytest.raises(redis.ConnectionError, match="Too many connections") as failed:
             await store.append("a", HI)
-        assert "of at most 1 connections in the client's pool, 1 in use and 0 idle" in failed.value.__notes__[0]
+        assert "1 in use, 0 idle, at most 1." in failed.value.__notes__[0]
         await pool.release(busy)
     await pool.aclose()
     async with server.async_client(socket_timeout=0.05) as slow:

@@ -57,7 +57,7 @@ APPENDS_FOR = 0.5
 
 
 @case(
-    why="A text that comes back altered is a false memory; one that is missing is a gap in the dialogue.",
+    why="A text that comes back altered is wrong; one that is missing is a gap in the dialogue.",
     fix="Store the text as one JSON string (or length-prefixed UTF-8) and return it unchanged: no strip, no split, no "
     "parsing of what looks like data, no `if text`.",
 )

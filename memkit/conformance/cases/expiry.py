@@ -39,8 +39,8 @@ def ttl_boundary(env: TestEnvironment) -> None:
         for session in (read, unread):
             session.append()
             session.append(role="assistant")
-        read.expect_until(ttl_s, f"{MARGIN_S:g} s before the deadline of a session of {duration(ttl_s * 1000)}")
-        unread.expect_empty_after(ttl_s, f"{MARGIN_S:g} s after the deadline of a session of {duration(ttl_s * 1000)}")
+        read.expect_until(ttl_s, f"{MARGIN_S:g} s before the end of a TTL of {duration(ttl_s * 1000)}")
+        unread.expect_empty_after(ttl_s, f"{MARGIN_S:g} s after the end of a TTL of {duration(ttl_s * 1000)}")
 
 
 @case(
@@ -103,7 +103,7 @@ def append_renews(env: TestEnvironment) -> None:
         if env.sliding:
             deadlines = [session.appended_at for session in (read, unread)]
         which = "new deadline" if env.sliding else "deadline of an absolute expiry"
-        when = f"appended to again ({role}) {pause_s:g} s after the first messages, ttl_s {TTL_S:g}"
+        when = f"a session with a TTL of {TTL_S:g} s, one more append ({role}) {pause_s:g} s after the first messages"
         read.expect_until(TTL_S, f"{when}, {MARGIN_S:g} s before the {which}", since=deadlines[0])
         unread.expect_empty_after(TTL_S, f"{when}, {MARGIN_S:g} s after the {which}", since=deadlines[1])
         if not env.sliding:
@@ -140,7 +140,7 @@ def long_talk_stays_whole(env: TestEnvironment) -> None:
         role = ("system", "user", "assistant", "tool")[turn % 4]
         session.append(long if turn == 1 else None, role, by=session.open_again() if turn % 3 == 1 else None)
         env.move_to(session.appended_at[0] + TTL_S * 0.7)
-        session.expect(f"after turn {turn + 1}, {0.7 * TTL_S:g} s apart (ttl_s {TTL_S:g})")
+        session.expect(f"a session with a TTL of {TTL_S:g} s, {0.7 * TTL_S:g} s after append {turn + 1}")
         keys.expect_ttl_on_every_key(f"after turn {turn + 1}")
 
 
@@ -195,12 +195,12 @@ def reads_do_not_shorten(env: TestEnvironment) -> None:
                 raise
             continue  # refused, which another case reports
         for _ in range(2):
-            session.expect(f"read by a handle of {ttl_s} s", by=handle)
+            session.expect(f"read by a handle with ttl_s={ttl_s}", by=handle)
         env.close(handle)
         keys.expect_ttl_on_every_key(f"read by a handle with ttl_s {ttl_s}")
     env.move_to(session.appended_at[1] + SHORT_S + MARGIN_S)
-    session.expect(f"{SHORT_S + MARGIN_S:g} s later: a session of 7d, read through one of {SHORT_S:g} s")
-    session.expect_until(WEEK_S, f"{MARGIN_S:g} s before the deadline of a session of 7d that was read")
+    session.expect(f"a session with a TTL of 7d, {SHORT_S + MARGIN_S:g} s after it was read with ttl_s={SHORT_S:g}")
+    session.expect_until(WEEK_S, f"a session with a TTL of 7d that was read, {MARGIN_S:g} s before its deadline")
 
 
 @case(
@@ -221,14 +221,14 @@ def reopen_shorter(env: TestEnvironment) -> None:
         session.append(by=shorter)
     keys.expect_ttl_on_every_key("opened again with a shorter TTL and appended to")
     env.move_to(session.appended_at[1] + SHORT_S + MARGIN_S)
-    later = f"a session of 7d, opened again with {SHORT_S:g} s and appended to, {SHORT_S + MARGIN_S:g} s later"
+    later = f"a session with a TTL of 7d, opened again with {SHORT_S:g} s, two appends, {SHORT_S + MARGIN_S:g} s later"
     if env.may_shorten:
         # Whole or expired, never a part of it.
         if env.read(session.id, WEEK_S):
             session.expect(later)
         raise CaseSkipped("the store declares that a shorter TTL may shorten a session (may_shorten = True)")
     session.expect(later)
-    session.expect_until(WEEK_S, f"{MARGIN_S:g} s before the longer deadline, 7d after the first messages", since=began)
+    session.expect_until(WEEK_S, f"the same session, {MARGIN_S:g} s before its 7d end", since=began)
 
 
 @case(
@@ -244,7 +244,7 @@ def reopen_near_the_end(env: TestEnvironment) -> None:
     session.append()
     env.move_to(session.appended_at[0] + TTL_S - 10)
     session.append(by=session.open_again(SHORT_S))
-    session.expect_until(SHORT_S, f"{SHORT_S - MARGIN_S:g} s after an append through a handle of {SHORT_S:g} s")
+    session.expect_until(SHORT_S, f"{SHORT_S - MARGIN_S:g} s after an append through a handle with ttl_s={SHORT_S:g}")
 
 
 @case(
@@ -261,7 +261,7 @@ def reopen_longer(env: TestEnvironment) -> None:
         session.append()
         session.append(role="assistant")
         session.append(by=session.open_again(WEEK_S))
-    when = f"a session of {SHORT_S:g} s, opened again with 7d and appended to"
+    when = f"a session with a TTL of {SHORT_S:g} s, opened again with 7d, one append"
     read.expect_until(WEEK_S, f"{when}, {MARGIN_S:g} s before the 7d")
     unread.expect_empty_after(WEEK_S, f"{when}, {MARGIN_S:g} s after the 7d")
 
@@ -296,7 +296,7 @@ def none_leaves_the_deadline(env: TestEnvironment) -> None:
     for session in (read, unread):
         session.append("a note", by=session.open_again(None))
     keys.expect_ttl_on_every_key("opened again without a TTL and appended to")
-    when = f"a session of {TTL_S:g} s, appended to through a handle without a TTL"
+    when = f"a session with a TTL of {TTL_S:g} s, one append through a handle without a TTL"
     read.expect_until(TTL_S, f"{when}, {MARGIN_S:g} s before its deadline", since=first[0])
     unread.expect_empty_after(TTL_S, f"{when}, {MARGIN_S:g} s after its deadline", since=first[1])
 

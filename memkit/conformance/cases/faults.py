@@ -70,7 +70,7 @@ def expire_denied(env: TestEnvironment) -> None:
 
 
 @case(
-    why="A refused read that is shown as 'no memory' makes the bot greet a known user as a new one; no alarm rings.",
+    why="A refused read that is shown as 'no memory' makes the bot greet a known user as a new one, without an error.",
     fix=RAISE + " Catch only the error that means 'there is no such session'.",
 )
 def read_denied(env: TestEnvironment) -> None:

@@ -95,7 +95,7 @@ def _refusals(env: TestEnvironment, refused: dict[str, str]) -> str:
     "pattern query in which *, ?, [, {, or a comma have a meaning.",
 )
 def ids_apart(env: TestEnvironment) -> str:
-    """Ids that differ in case, by a suffix, a separator, white space, an accent or late have separate memories."""
+    """Ids that differ only in case, suffix, separator, white space, accent or late character are separate sessions."""
     sessions, refused = _write_all(env, IDS)
     for session in sessions:
         session.expect(f"the session {_id_text(session.id)} among {len(sessions) - 1} others")
@@ -103,7 +103,7 @@ def ids_apart(env: TestEnvironment) -> str:
 
 
 @case(
-    why="A new user who is shown another user's memory is the worst day of a chat service.",
+    why="An id that is used as a pattern shows one person's data to another.",
     fix="Read by the exact key, never by KEYS, SCAN MATCH or a query that contains the id.",
 )
 def ids_are_no_patterns(env: TestEnvironment) -> None:
@@ -180,7 +180,7 @@ def clear_no_other_session(env: TestEnvironment) -> str:
     fix="Read from Redis at every read(), write to it before append() returns; if you cache, check a version in Redis.",
 )
 def second_client(env: TestEnvironment) -> str:
-    """Other clients read at once what one stored: in this process, in a fork, in a fresh process (given its name)."""
+    """Other clients read at once what one stored: in this process, in a fork, and in a new process."""
     # Hashes of text differ between processes in production, too; a fixed seed would hide that.
     seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
     # Started first: Python and the adapter's imports take their time.
