@@ -5,8 +5,6 @@ Keys are ``<prefix>:sessions:<id>``, ``<prefix>:runs:<uuid>``, ``<prefix>:runs:b
 oldest runs expire first, and the index sets never get one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 

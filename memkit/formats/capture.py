@@ -5,8 +5,6 @@ was given. The texts are made up. Files named ``homemade-*`` are layouts that pe
 ``unknown``.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 from functools import cache

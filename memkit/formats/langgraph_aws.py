@@ -4,8 +4,6 @@
 newest first). The braces are a hash tag. Old checkpoints are not renewed, and the list goes on naming them.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 

@@ -6,8 +6,6 @@ and there is no pointer to the latest checkpoint. ShallowRedisSaver: one ``check
 messages inside; it deletes its old writes. The TTL is given in minutes.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 

@@ -4,8 +4,6 @@
 ``lg:idx:<thread>:<ns>`` (ZSET, the order); ``lg:threads`` (HASH) and ``lg:seq`` belong to all threads and never expire.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 

@@ -12,8 +12,6 @@ EXPIRE of its own; old checkpoints are not renewed. Writes look alike in both sa
 by its other keys.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any

@@ -4,8 +4,6 @@ To add one, write its entry here and put a captured session of the real library 
 library and the version that wrote the capture.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """redisvl's MessageHistory: one HASH a message, ``<index>:<session>:<time>:<hash>``; the library has no TTL option."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from memkit.formats.model import (

@@ -5,8 +5,6 @@ and increments (commands). A single ``appendonly.aof`` of an older server is rea
 stream; of a long argument only its beginning is kept, because no value is needed.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 from collections import deque

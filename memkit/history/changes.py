@@ -1,7 +1,5 @@
 """Every change of the TTL that the keys under a prefix get, with the moment."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from dataclasses import dataclass, field, replace

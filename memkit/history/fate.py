@@ -1,7 +1,5 @@
 """What became of a session or of the keys under a prefix, with the evidence for it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime

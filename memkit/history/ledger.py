@@ -10,8 +10,6 @@ Tables (all times are Unix times in milliseconds on the server's clock):
 - ``gap``: times that were not observed, with the reason.
 """
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import ExitStack, closing, suppress

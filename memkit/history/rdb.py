@@ -5,8 +5,6 @@ verified. The format is that of ``src/rdb.c`` in Redis (versions 1 to 12) and Va
 read as long as the file holds nothing that these versions do not have.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator, Mapping

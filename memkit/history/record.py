@@ -5,8 +5,6 @@ writes, renewals and expiries. Why a key ended before its deadline follows from 
 second. Nothing is written to the server, and no value is read.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence

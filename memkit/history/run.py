@@ -1,7 +1,5 @@
 """history: what happened to a session, or to the keys under each prefix, from logs, snapshots and recordings."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter, deque
@@ -75,7 +73,7 @@ class History:
 
     def to_json(self) -> str:
         """Return to_dict() as text."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+        return json.dumps(self.to_dict(), indent=2)
 
     def to_text(self) -> str:
         """Return the history for a terminal of 80 columns."""

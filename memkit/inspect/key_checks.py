@@ -1,7 +1,5 @@
 """Problems of a session's keys, whatever store wrote them: TTLs, sizes, keys that were not read."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Find, decode and check one session, whatever wrote it. Read-only."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """``%load_ext memkit``, ``memkit lab``, the HTML report, the demo incident, the tables of the notebooks."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -5,8 +5,6 @@ test fails; it also fails if no test was collected, if all were skipped, or if i
 the tests of the cell above again. With ``--must-fail`` either passes only if a test fails, and shows the assertion.
 """
 
-from __future__ import annotations
-
 import bisect
 import contextlib
 import io

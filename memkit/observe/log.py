@@ -158,7 +158,7 @@ class ExpiryLog:
     seen_us: array[int] = field(default_factory=_column)
     missing_us: array[int] = field(default_factory=_column)
     event_us: array[int] = field(default_factory=_column)
-    ends: bytearray = field(default_factory=bytearray)
+    ends: list[End] = field(default_factory=list)
     changes: list[DeadlineChange] = field(default_factory=list)
     active_expiry: ActiveExpiry | None = None
     events: EventStatus = "received"
@@ -175,7 +175,7 @@ class ExpiryLog:
             time_at(self.seen_us[index]),
             _time_or_none(self.missing_us[index]),
             _time_or_none(self.event_us[index]),
-            ENDS[self.ends[index]],
+            self.ends[index],
         )
 
     def __iter__(self) -> Iterator[Expiry]:
@@ -184,7 +184,7 @@ class ExpiryLog:
     def counts(self) -> dict[End, int]:
         """Return the number of keys per end."""
         found = Counter(self.ends)
-        return {end: found[code] for code, end in enumerate(ENDS) if found[code]}
+        return {end: found[end] for end in ENDS if found[end]}
 
     @property
     def exact_to_ms(self) -> tuple[float, float]:
@@ -241,7 +241,7 @@ class ExpiryLog:
                 "last_seen_at": times(self.seen_us),
                 "first_missing_at": times(self.missing_us),
                 "event_at": times(self.event_us),
-                "end": pd.Categorical.from_codes(list(self.ends), categories=list(ENDS)),
+                "end": pd.Categorical(self.ends, categories=ENDS),
             }
         )
 
@@ -323,7 +323,7 @@ class TtlGroup:
         intervals = [log.lifetime_ms(index) for index in ended]
         middles = [(shortest + longest) / 2 for shortest, longest in intervals]
         timed = [i for i in ended if NONE not in (log.event_us[i], log.deadline_us[i])]
-        ends = Counter(ENDS[log.ends[index]] for index in rows)
+        ends = Counter(log.ends[index] for index in rows)
         deviating = [index for index in rows if _deviates(log, index, ttl)] if compare and ttl != NONE else []
         return cls(
             _configured(ttl),
@@ -428,7 +428,7 @@ def _time_or_none(us: int) -> datetime | None:
 
 
 def _deviates(log: ExpiryLog, index: int, ttl: int) -> bool:
-    end = ENDS[log.ends[index]]
+    end = log.ends[index]
     if ttl == NEVER:
         return end != "not expired" or log.deadline_us[index] != NONE
     shortest, longest = log.lifetime_ms(index)

@@ -21,7 +21,6 @@ import redis
 
 from memkit.errors import PolicyError
 from memkit.observe.log import (
-    ENDS,
     NEVER,
     NONE,
     WHY_NO_EVENTS,
@@ -57,7 +56,6 @@ EVENTS_LIMIT_S = PONG_LIMIT_S = PROBE_LIMIT_S = 60.0
 MAX_CHANGES = 1_000
 MAX_USELESS_JUMPS = 100
 """Jumps of the clock after which no key ended: the clock does not move these keys."""
-NOT_EXPIRED: Final = ENDS.index("not expired")
 NO_KEY: Final = -2
 """In place of a deadline: the key does not exist."""
 Names = Iterable[str] | Iterable[bytes]
@@ -332,7 +330,7 @@ class _Observation:
             log.seen_us[index], log.deadline_us[index] = seen.from_us, max(seen.deadline_us, NONE)
             log.started_us[index], log.started_by_us[index] = _start_us(seen, log.ttl_ms[index], idle_s)
             if seen.deadline_us == NO_KEY:
-                log.ends[index] = ENDS.index("absent")
+                log.ends[index] = "absent"
 
     def _row(self, name: bytes, ttl: int) -> None:
         log = self._log
@@ -341,7 +339,7 @@ class _Observation:
         log.ttl_ms.append(ttl)
         for column in (log.started_us, log.started_by_us, log.deadline_us, log.seen_us, log.missing_us, log.event_us):
             column.append(NONE)
-        log.ends.append(NOT_EXPIRED)
+        log.ends.append("not expired")
 
     def subscribe(self, stack: ExitStack) -> None:
         """Hear the keys' events from now on, where the server sends them."""
@@ -442,11 +440,11 @@ class _Observation:
 
     def _may_expire(self, index: int) -> bool:
         log = self._log
-        return log.missing_us[index] == NONE and log.deadline_us[index] != NONE and ENDS[log.ends[index]] != "absent"
+        return log.missing_us[index] == NONE and log.deadline_us[index] != NONE and log.ends[index] != "absent"
 
     def _existing(self) -> list[int]:
-        absent, log = ENDS.index("absent"), self._log
-        return [index for index, missing in enumerate(log.missing_us) if missing == NONE and log.ends[index] != absent]
+        rows = enumerate(zip(self._log.missing_us, self._log.ends, strict=True))
+        return [index for index, (missing, end) in rows if missing == NONE and end != "absent"]
 
     def _may_continue(self) -> bool:
         return time.monotonic() < self._stop_at and self._useless_jumps < MAX_USELESS_JUMPS
@@ -486,7 +484,7 @@ class _Observation:
                         self._record_end(index, by)
                 elif existing == len(group) and all(since < log.deadline_us[index] for index in group):
                     for index in group:
-                        log.seen_us[index], log.event_us[index], log.ends[index] = since, NONE, NOT_EXPIRED
+                        log.seen_us[index], log.event_us[index], log.ends[index] = since, NONE, "not expired"
                 else:
                     doubtful += group
             for index, seen in zip(doubtful, self._reader.deadlines([self._names[i] for i in doubtful]), strict=True):
@@ -501,7 +499,7 @@ class _Observation:
             return
         log = self._log
         was = _Check(log.seen_us[index], log.seen_us[index], log.deadline_us[index])
-        log.seen_us[index], log.event_us[index], log.ends[index] = seen.from_us, NONE, NOT_EXPIRED
+        log.seen_us[index], log.event_us[index], log.ends[index] = seen.from_us, NONE, "not expired"
         first = was.deadline_us == NONE and log.started_us[index] == was.from_us
         change = None if first else _change(log.keys[index], was, seen)
         if first or change:
@@ -523,7 +521,7 @@ class _Observation:
         for some in chunks(self.events.receive(wait_s, all_sent=all_sent), GROUP):
             now = self._reader.now_us()
             for index, end in some:
-                self._log.event_us[index], self._log.ends[index] = now, ENDS.index(end)
+                self._log.event_us[index], self._log.ends[index] = now, end
                 if self._events_count_as_end:
                     self._record_end(index, now)
             self._log.events = "received"
@@ -543,9 +541,9 @@ class _Observation:
         evicted = _evicted_keys(self._client)
         early: End = "deleted" if evicted is not None and evicted == self._evicted else "evicted or deleted"
         for index, missing in enumerate(log.missing_us):
-            if missing != NONE and ENDS[log.ends[index]] == "not expired":
+            if missing != NONE and log.ends[index] == "not expired":
                 late = NONE != log.deadline_us[index] < missing
-                log.ends[index] = ENDS.index("expired" if late else early)
+                log.ends[index] = "expired" if late else early
             self._correct_end_before_deadline(index)
 
     def _correct_end_before_deadline(self, index: int) -> None:
@@ -555,7 +553,7 @@ class _Observation:
         if seen < event < log.missing_us[index]:
             log.missing_us[index] = event
         missing = log.missing_us[index]
-        if NONE in (missing, event, deadline) or ENDS[log.ends[index]] != "expired" or missing > deadline - SAME_US:
+        if NONE in (missing, event, deadline) or log.ends[index] != "expired" or missing > deadline - SAME_US:
             return
         log.deadline_us[index] = NONE
         if len(log.changes) < MAX_CHANGES:

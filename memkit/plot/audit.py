@@ -3,8 +3,6 @@
 No figure shows a key's name.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Figures of an ExpiryLog: observed lifetimes against configured TTLs, survival, and how late events are."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

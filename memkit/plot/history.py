@@ -1,7 +1,5 @@
 """A figure of one session's history: the TTLs that it got, its end, and the TTL changes of its prefix."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any

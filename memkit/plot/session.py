@@ -1,7 +1,5 @@
 """A figure of one session: how long each of its keys still has."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

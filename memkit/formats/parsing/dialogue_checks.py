@@ -1,7 +1,5 @@
 """Checks that hold for any store's dialogue: results follow their calls, no message occurs twice, none is cut off."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 from memkit.formats.model import Item, LikeProblems, Tool, Turn

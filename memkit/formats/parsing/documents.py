@@ -4,8 +4,6 @@ Layers are compression, base64, msgpack, JSON, and one JSON object a line. Seria
 named and never loaded. Every step is bounded: a compressed payload is not unfolded beyond ``MAX_OPEN_BYTES``.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Sequence

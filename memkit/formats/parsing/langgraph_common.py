@@ -1,7 +1,5 @@
 """What LangGraph's savers share: names of keys, the state's messages, chains of checkpoints, serialised values."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 import re

@@ -1,7 +1,5 @@
 """Decode list elements one at a time, so that only one is in memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
