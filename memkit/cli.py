@@ -390,10 +390,11 @@ def _record(given: argparse.Namespace) -> int:
 
 def _triage(given: argparse.Namespace) -> int:
     """Audit a Redis, or the demo incident without a source, and write the report as one HTML file (read-only)."""
-    from memkit.notebook.triage import triage
+    from memkit.notebook.html_report import write_html_report
 
     with progress("auditing", "keys") as show:
-        report = triage(given.source, expect=given.expect, output=given.output, at=given.at, db=given.db, progress=show)
+        given_source = {"expect": given.expect, "at": given.at, "db": given.db}
+        report = write_html_report(given.source, output=given.output, progress=show, **given_source)
     print(f"{wrapped(report.verdict.sentence)}\nreport: {given.output}")
     return report.exit_code
 

@@ -144,6 +144,49 @@ def test_changes_of_the_server_do_not_last(pytester):
     pytester.runpytest_inprocess().assert_outcomes(passed=7)
 
 
+def test_changes_beside_the_clock_do_not_last(pytester):
+    pytester.makepyfile(
+        """
+        import os
+
+        def test_changes(redis_client, memkit_clock):
+            redis_client.config_set("maxmemory", 1)
+
+        def test_next(redis_client, memkit_clock):
+            assert redis_client.config_get("maxmemory") == {"maxmemory": "0"}
+            os.environ["PID_BEFORE"] = str(redis_client.info("server")["process_id"])
+
+        def test_no_restart_without_a_change(redis_client):
+            assert os.environ.pop("PID_BEFORE") == str(redis_client.info("server")["process_id"])
+        """
+    )
+    pytester.runpytest_inprocess().assert_outcomes(passed=3)
+
+
+@pytest.mark.parametrize("how", ["os.kill(server.pid, signal.SIGKILL); wait_for_end(server)", "server.restart()"])
+def test_after_a_server_ended_the_next_test_has_one(pytester, how):
+    pytester.makepyfile(
+        f"""
+        import os, signal, time
+
+        def wait_for_end(server):
+            while server.running:
+                pass
+
+        def test_ends(memory_store, redis_client, memkit_server, memkit_clock, _memkit_keyspace):
+            memkit_clock.shift("1d")
+            for server in (memkit_server, _memkit_keyspace.server):
+                {how}
+
+        def test_next(memory_store, redis_client, memkit_clock):
+            assert memory_store.save("s", [])
+            assert redis_client.set("k", 1)
+            assert abs(redis_client.time()[0] - time.time()) < 3600
+        """
+    )
+    pytester.runpytest_inprocess().assert_outcomes(passed=2)
+
+
 def test_both_kinds_of_fixtures_share_the_clock(pytester):
     pytester.makepyfile(
         """

@@ -73,7 +73,7 @@ class History:
 
     def to_json(self) -> str:
         """Return to_dict() as text."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+        return json.dumps(self.to_dict(), indent=2)
 
     def to_text(self) -> str:
         """Return the history for a terminal of 80 columns."""

@@ -2,7 +2,8 @@
 
 import re
 import secrets
-from typing import Self
+from collections.abc import Callable
+from typing import Self, TypeVar
 
 import redis
 import redis.asyncio
@@ -37,6 +38,7 @@ from memkit.server.sandbox import (
     url_for_user,
 )
 
+Result = TypeVar("Result")
 # Commands that change more than keys: after one of them, the next test gets a restarted server.
 SERVER_CHANGES = re.compile(
     rb"cmdstat_(acl|client\|pause|config|config\|(set|rewrite|resetstat)|debug|failover|function|function\|(load|delete|restore)"
@@ -83,9 +85,12 @@ class PrivateKeyspace:
     def end(self) -> None:
         """Do nothing: the next test begins with an empty server."""
 
-    def accept_changes(self) -> None:
-        """Count memkit's own changes of the configuration as no reason to restart."""
-        self._changes = self._server_changes()
+    def accept_changes(self, work: Callable[[], Result]) -> Result:
+        """Do work of memkit's own that changes the configuration: only changes of the test are a reason to restart."""
+        unchanged = self._server_changes() == self._changes
+        result = work()
+        self._changes = self._server_changes() if unchanged else self._changes
+        return result
 
     def client(self) -> redis.Redis:
         """Return a plain client."""

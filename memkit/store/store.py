@@ -88,7 +88,9 @@ class _ClientChecked:
     _asynchronous: ClassVar[bool]
 
     def __new__(cls, client: object = None, *_: object, **__: object) -> Self:
-        if isinstance(client, type) or not callable(getattr(client, "execute_command", None)):
+        # A pipeline, which has a command_stack, would only collect the store's commands.
+        no_client = isinstance(client, type) or hasattr(client, "command_stack")
+        if no_client or not callable(getattr(client, "execute_command", None)):
             raise TypeError(
                 f"expected a redis-py client; got {type(client).__name__}. memkit.connect(url) makes one from a URL"
             )

@@ -88,7 +88,7 @@ def test_time_back_restores_ttls_not_expired_keys(clock: ServerClock, client: re
 
 @pytest.mark.parametrize("decode_responses", [True, False])
 def test_expired_keys_stay_expired_in_every_database(any_server: RedisServer, decode_responses: bool) -> None:
-    # 2,000 other keys: the server's own sweep has not found the expired one yet.
+    # 2,000 other keys: the server's active expiry has not found the expired one yet.
     with any_server.client(decode_responses=decode_responses) as client:
         clock = ServerClock(client, offset_file=any_server.directory / "clock")
         assert clock.method == "preload"
