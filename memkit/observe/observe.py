@@ -4,8 +4,6 @@ An ``expired`` event is not the time of the expiry: Redis sends it when it frees
 the first access, which may be long after the deadline. The log keeps it as an upper bound.
 """
 
-from __future__ import annotations
-
 import heapq
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +13,7 @@ from datetime import timedelta
 from posixpath import commonprefix
 from secrets import token_hex
 from ssl import SSLWantReadError
-from typing import Any, Final, cast
+from typing import Any, Final, Self, cast
 
 import redis
 
@@ -342,7 +340,7 @@ class _Observation:
         log.ends.append("not expired")
 
     def subscribe(self, stack: ExitStack) -> None:
-        """Hear the keys' events from now on, where the server sends them."""
+        """Hear the keys' events from now on, if the server sends them."""
         self._log.events = _event_status(self._client, stack)
         if self._log.events != "not sent":
             try:
@@ -577,7 +575,7 @@ class _Events:
         self.lost = False
 
     @classmethod
-    def open(cls, client: redis.Redis, names: Sequence[bytes], stack: ExitStack) -> _Events:
+    def open(cls, client: redis.Redis, names: Sequence[bytes], stack: ExitStack) -> Self:
         connection = ReadOnlyConnection(client, keep_idle_times=False)
         stack.callback(connection.close)
         database = client.connection_pool.connection_kwargs.get("db") or 0

@@ -63,8 +63,6 @@ OUTCOMES = {
     "evicted or deleted": Outcome("evicted or deleted", style.ORANGE, "D", filled=False),
     "not expired": Outcome("not expired", style.SKY, "^", filled=False),
 }
-
-
 ENDED = {"early": "expired", "late": "expired"}
 
 
