@@ -68,7 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
         shown = redact(f"://{given}")[3:]
         raise pytest.UsageError(
             f"--real-redis was given {shown!r}, which is not a URL. Name the server as --real-redis=URL, such as "
-            f"--real-redis={DEFAULT_REAL}; to use that one without typing it, put --real-redis behind the files"
+            f"--real-redis={DEFAULT_REAL}; to use this default, put --real-redis after the file names"
         )
     config.stash[REAL_URL], config.stash[RAN_ON] = given, set()
 
@@ -173,7 +173,7 @@ def _memkit_target(request: pytest.FixtureRequest) -> RedisServer | str:
 
 @pytest.fixture(scope="session")
 def _memkit_sandboxes() -> Iterator[dict[str, Sandbox]]:
-    """The sandbox of the whole run, by URL: a private server that was stopped and started has a new URL."""
+    """The sandbox of the whole run, one for each time that a private server was started."""
     with contextlib.ExitStack() as stack:
         sandboxes: dict[str, Sandbox] = {}
         yield sandboxes
@@ -184,10 +184,13 @@ def _memkit_sandboxes() -> Iterator[dict[str, Sandbox]]:
 @pytest.fixture
 def memkit_sandbox(_memkit_target: RedisServer | str, _memkit_sandboxes: dict[str, Sandbox]) -> Iterator[Sandbox]:
     """A random key prefix, enforced by the server, removed without trace."""
-    url = _memkit_target if isinstance(_memkit_target, str) else _memkit_target.url
-    if url not in _memkit_sandboxes:
-        _memkit_sandboxes[url] = Sandbox(_memkit_target).open()
-    with Sandbox(_memkit_target, parent=_memkit_sandboxes[url]) as sandbox:
+    if isinstance(_memkit_target, RedisServer) and not _memkit_target.running:
+        _memkit_target.start()  # an earlier test has ended it
+    # A private server that was started again has no users.
+    server = _memkit_target if isinstance(_memkit_target, str) else f"{_memkit_target.url} {_memkit_target.pid}"
+    if server not in _memkit_sandboxes:
+        _memkit_sandboxes[server] = Sandbox(_memkit_target).open()
+    with Sandbox(_memkit_target, parent=_memkit_sandboxes[server]) as sandbox:
         yield sandbox
 
 
@@ -278,19 +281,21 @@ def redis_client_url(_memkit_keyspace: PrivateKeyspace | DedicatedDatabase) -> s
 def memkit_clock(request: pytest.FixtureRequest) -> Iterator[ServerClock]:
     """The clock of the server under test; set back afterwards.
 
-    On a private server the next test finds real time: expired keys stay expired, and deadlines in the future are as far
-    away again as time went back. On a real server only the deadlines of the test's own keys are moved.
+    After a test on a private server, the server has real time again. Keys that expired do not come back. The remaining
+    TTL of other keys grows by the time that the clock goes back. On a real server only the deadlines of the test's own
+    keys are moved.
     """
     names = set(request.fixturenames)
     servers: list[RedisServer] = []
     clocks: list[ServerClock] = []
+    accept: Callable[[Callable[[], Any]], Any] = lambda work: work()  # noqa: E731
     with contextlib.ExitStack() as stack:
         if names & APPLICATION_FIXTURES:
             keyspace: PrivateKeyspace | DedicatedDatabase = request.getfixturevalue("_memkit_keyspace")
             clocks.append(keyspace.clock)
             if isinstance(keyspace, PrivateKeyspace):
                 servers.append(keyspace.server)
-                stack.callback(keyspace.accept_changes)
+                accept = keyspace.accept_changes
         if names & SANDBOX_FIXTURES or not clocks:
             target: RedisServer | str = request.getfixturevalue("_memkit_target")
             if isinstance(target, RedisServer):
@@ -299,10 +304,17 @@ def memkit_clock(request: pytest.FixtureRequest) -> Iterator[ServerClock]:
             else:
                 clocks.append(request.getfixturevalue("memkit_sandbox").clock)
         movable = [server for server in servers if server.clock.method == "preload"]
-        request.node.stash[EXPLAIN] = [stack.enter_context(explained_deadlines(server)) for server in movable]
+        explaining = contextlib.ExitStack()
+        request.node.stash[EXPLAIN] = accept(
+            lambda: [explaining.enter_context(explained_deadlines(server)) for server in movable]
+        )
+        stack.callback(accept, explaining.close)
         before = [clock.offset for clock in clocks]
         with clocks[0].together_with(clocks[1:]):
             yield clocks[0]
+        for server in servers:
+            if not server.running:
+                server.start()
         if servers:
             for clock, offset in zip(clocks, before, strict=True):
                 if clock.offset != offset:

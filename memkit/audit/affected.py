@@ -52,7 +52,7 @@ class Affected:
         """Return the counts, and the shell lines on lines of their own."""
         text = f"affected: {counted(self.keys, 'key')} in {self.path}, {self.soon:,} of them expire within 5 minutes"
         if self.unprintable:
-            text += f"; {counted(self.unprintable, 'name')} with a line end left out"
+            text += f"; {counted(self.unprintable, 'name')} with a line end were left out"
         if self.field_ttls:
             text += "; TTLs of hash fields are renewed by HEXPIRE, not by EXPIRE"
         if not self.commands:

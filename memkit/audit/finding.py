@@ -50,6 +50,8 @@ COLUMNS = tuple(_COLUMNS.split())
 JITTER = 1.1
 """A TTL may be a tenth longer than the observed one (the default jitter of an expectation)."""
 RANKS = {"critical": 0, "warning": 1, "info": 2}
+BOUND_TEXTS = {"lower bound": ", at the earliest", "upper bound": ", at the latest"}
+"""How ``since_is`` is printed behind the time; the others need no words."""
 CONFIDENCE_RANKS = {"proven": 0, "likely": 1, "possible": 2}
 
 

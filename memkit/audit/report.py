@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from memkit.audit.finding import COLUMNS, Finding, PrefixSummary, Verdict
+from memkit.audit.finding import BOUND_TEXTS, COLUMNS, Finding, PrefixSummary, Verdict
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation, glob_expression
 from memkit.render import Table, ago, colored, counted, duration, escaped, printable, utc_text, wrapped
@@ -121,9 +121,7 @@ class AuditReport:
             return None
         about = "" if self.sample["error_bound"] == 0 else "about "
         expired = counts["expired_at_most"]
-        already = (
-            "" if expired is None else f"; at most {expired:,} expired already" if expired else "; none expired yet"
-        )
+        already = "" if expired is None else f"; on the whole server {counted(expired, 'key')} expired since it started"
         return f"{about}{counted(counts['now'] or 0, 'key')}; {counts['within_5_min']:,} expire within 5 min{already}"
 
     def __repr__(self) -> str:
@@ -185,22 +183,22 @@ class AuditReport:
             rows.append(("TTL", f"expected {duration(expected)}, observed {duration(observed)}"))
         if finding.since:
             name = "until" if finding.since_is == "until" else "since"
-            bound = "" if finding.since_is in ("until", "exact") else f", {finding.since_is}"
+            bound = BOUND_TEXTS.get(finding.since_is or "", "")
             text = utc_text(finding.since, round_up=finding.since_is == "upper bound")
             rows.append((name, f"{text} ({ago(finding.since, self.at)}{bound})"))
         if finding.keys:
-            rows.append(("keys", f"{finding.keys:,} of {finding.sampled:,} looked at"))
+            rows.append(("keys", f"{finding.keys:,} of {finding.sampled:,} checked"))
         return [*rows, *(("evidence", one) for one in finding.evidence), ("next", finding.next)]
 
     def proof_sentence(self) -> str:
         """Return what the audit did to the server, in one sentence."""
         proof = self.proof
         expired = proof.expired_during_audit
-        meanwhile = "" if expired is None else f"; {counted(expired, 'key')} expired meanwhile"
+        meanwhile = "" if expired is None else f"; {counted(expired, 'key')} expired during the audit"
         return (
-            f"looked at {self.sample['keys']:,} of {self.sample['of']:,} keys in {proof.seconds:.1f} s with "
+            f"checked {self.sample['keys']:,} of {self.sample['of']:,} keys in {proof.seconds:.1f} s with "
             f"{sum(proof.commands.values()):,} commands: {proof.writes} writes, {proof.idle_clocks_touched} idle "
-            f"clocks touched{meanwhile}"
+            f"times reset{meanwhile}"
         )
 
     def _repr_html_(self) -> str:
@@ -214,8 +212,8 @@ class AuditReport:
 
 
 def _title(finding: Finding) -> str:
-    scope = "the whole server" if finding.prefix is None else printable(finding.prefix)
-    return f"{finding.severity} {finding.cause} ({scope}; confidence: {finding.confidence})"
+    scope = "the whole server" if finding.prefix is None else printable(f"{finding.prefix}*")
+    return f"{finding.severity} {finding.cause} ({scope}, confidence: {finding.confidence})"
 
 
 def _row(name: str, value: str) -> str:

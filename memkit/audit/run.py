@@ -57,7 +57,7 @@ NETWORK_S = 0.001
 """From this round trip on, batches are as large as without rests: a neighbour waits longer for the network anyway."""
 BYTES_A_KEY = 10_000
 """A twentieth of the room below maxmemory is enough for the query and reply buffers of one batch (500 bytes a key)."""
-NEED_VALUES = ", ".join([*CHECKS, "stale_index"])
+NEED_VALUES = ", ".join([*CHECKS, "stale indexes"])
 METADATA = (
     "+ping +info +time +dbsize +scan +randomkey +type +pttl +exists +object|idletime +object|encoding +memory|usage "
     "+config|get +slowlog|get +client|list +client|setname +cluster|slots +cluster|myid +readonly +command "
@@ -121,8 +121,8 @@ def audit(
         full: Scan every key, judge a fair part of up to 40,000 of them, and run the checks that read values; these need
             CLIENT NO-TOUCH (Redis 7.2, Valkey; in a cluster Valkey 9) or ``touch``.
         duty: The share of time spent asking, above 0, at most 1.
-        replica: Read keys there: reads on the primary have not reset its idle clocks.
-        touch: Let ``full`` read values even if that resets idle clocks.
+        replica: Read keys there: reads on the primary have not reset its idle times.
+        touch: Let ``full`` read values even if that resets idle times.
         watch_s: Look a second time after so many seconds: the TTLs of keys that were renewed meanwhile are measured.
         at: A timezone-aware moment of an append-only directory; None: its end.
         db: The database of a file; None: 0, or the one with most keys if 0 has none.
@@ -193,7 +193,7 @@ class _Audit:
             self._servers = [facts_of_snapshot(snapshot, target.connections)]
         else:
             self._servers = [read_server_facts(connection) for connection in target.connections]
-        self._notes = list(dict.fromkeys(f"could not see {what}" for one in self._servers for what in one.refused))
+        self._notes = list(dict.fromkeys(f"the server refused {what}" for one in self._servers for what in one.refused))
         own = source is target
         same = {one.name for one in target.connections} & {one.name for one in source.connections}
         if same and not own:
@@ -216,7 +216,7 @@ class _Audit:
         for at in guarded:
             now = counters(self._target.connections[at]).get("evicted_keys")
             if now is not None and int(now) > (self._servers[at].number("evicted_keys") or 0):
-                return "the server is evicting keys; the audit adds nothing to that"
+                return "the server began to evict keys, and the audit must not add load"
         return None
 
     def report(self) -> AuditReport:
@@ -313,8 +313,8 @@ class _Audit:
                 self._unjudged = hashes
                 sample.keys = [one for one in sample.keys if one.kind != "hash" or one.deadline_ms is not None]
                 self._notes.append(
-                    f"not checked: {counted(len(hashes), 'hash', 'hashes')} without a TTL, because their fields may "
-                    f"have one ({touches_because}); --touch allows it"
+                    f"not checked: {counted(len(hashes), 'hash', 'hashes')} without a TTL; their fields may have TTLs, "
+                    f"but reading these resets idle times ({touches_because}); --touch allows it"
                 )
             else:
                 sample.keys, fields = with_field_deadlines(sample.keys, self._source.route)
@@ -367,7 +367,8 @@ class _Audit:
         back = max((IDLE_WRAP_MS - (now - at) for at in accesses if now - at > longest), default=0)
         if back > 0:
             self._notes.append(
-                f"the server's clock was set back by {duration(back)} or more: what was written before expires later"
+                f"the server's clock was set back by {duration(back)} or more: keys written before that expire later "
+                "than configured"
             )
         return max(back, 0)
 
@@ -454,7 +455,8 @@ class _Audit:
         return [one for one in far if one.key in lost], len(far)
 
     def _note_limits(self, sample: Sample, context: AuditContext) -> None:
-        self._notes += [f"could not see {one}" for one in sorted(sample.blind) if not one.startswith("pexpiretime")]
+        refused = (one for one in sorted(sample.blind) if not one.startswith("pexpiretime"))
+        self._notes += [f"the server refused {one}" for one in refused]
         for name, error in sample.failed.items():
             self._notes.append(f"{name} failed during the audit, and not all of its keys were read: {error}")
         if moved_slots := self._target.moved_slots():
@@ -472,38 +474,41 @@ class _Audit:
             lfu = "lfu" in (self._servers[0].policy or "") or any("LFU" in one for one in sample.blind)
             why = "LFU" if lfu else "OBJECT IDLETIME is refused to this user"
             why = "the file has no idle times" if self._snapshot else f"the server does not report idle times ({why})"
-            self._notes.append(f"{why}: TTLs are judged by what is left alone")
+            self._notes.append(f"{why}, so TTLs are judged by the remaining TTL only")
         if not self._full:
-            self._notes.append(f"not checked without --full, which reads values: {NEED_VALUES}")
+            self._notes.append(f"--full also reads values, and checks for: {NEED_VALUES}")
 
     def _healthy(self, diagnoses: Sequence[Diagnosis]) -> str:
         sessions, reached = (sum(getattr(one, name) for one in diagnoses) for name in ("sessions", "reached"))
         left_out = (key for one in diagnoses for group in one.ignored for key in group.keys)
         ignored = sum(key.deadline_ms is not None for key in left_out)
         text = (
-            f"{counted(sessions, 'key')} of sessions looked at, none against {', '.join(map(str, self._expected))}; "
-            f"{reached:,} of them were seen to be given the expected TTL"
+            f"checked {counted(sessions, 'session key')}: none contradicts {', '.join(map(str, self._expected))}, and "
+            f"{reached:,} of them show the expected TTL"
         )
         return text + (f"; {counted(ignored, 'short-lived key')} ignored" if ignored else "")
 
     def _undetermined(self, sample: Sample, diagnoses: Sequence[Diagnosis]) -> str | None:
         """Return why the sessions cannot be called healthy, and what would settle it."""
-        settle = "to settle it, look again while sessions are written (--watch 30s) or use --full"
+        settle = "to find out, run again with --watch 30s while sessions are written, or with --full"
         if self._snapshot:
-            settle = "to settle it, audit the live server, or compare with another RDB file (memkit history)"
+            settle = "to find out, audit the live server, or compare with another RDB file (memkit history)"
         if not self._expected:
-            return f"{counted(sample.seen, 'key')} seen; state with --expect what their TTLs should be"
+            return f"checked {counted(sample.seen, 'key')}, but no TTL is expected; give one: --expect 'chat:*=7d'"
         if self._unexplained:
-            return f"{self._unexplained}; to settle it, read such a session with the application"
+            return f"{self._unexplained}; to find out, read such a session with the application"
         for expected, one in zip(self._expected, diagnoses, strict=True):
             if one.unexplained:
                 return f"{expected.pattern}: {one.unexplained}; {settle}"
             if not one.reached:
                 ttl = duration(expected.ttl_ms)
                 keys = counted(one.sessions, "key")
-                return f"none of {keys} matching {expected.pattern} shows that {ttl} is given; {settle}"
+                return f"none of {keys} matching {expected.pattern} shows that writes set a TTL of {ttl}; {settle}"
         if not self._snapshot and not all(one.info for one in self._servers):
-            return "INFO is refused, so it is not known whether the server lost keys; to settle it, allow +info (--acl)"
+            return (
+                "INFO is refused, so it is not known whether the server lost keys; to find out, use a user that may "
+                "call it (memkit audit URL --acl prints the rule)"
+            )
         return None
 
     def _server(self) -> dict[str, Any]:

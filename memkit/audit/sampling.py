@@ -517,7 +517,7 @@ class Sampler:
             raise
 
 
-INTERRUPTED = "interrupted (Ctrl-C): findings so far"
+INTERRUPTED = "Ctrl-C; the findings cover the keys that were read until then"
 
 
 class _Job(NamedTuple):

@@ -38,8 +38,8 @@ def measured_renewals(
     }
     bounds = list(renewed.values())
     seconds = (after[0].seen_ms - before[0].seen_ms) / 1000 if after else 0
-    note = f"second look after {seconds:,.0f} s: {len(bounds):,} of {counted(len(before), 'key')} under "
-    note += f"{expected.prefix} were renewed"
+    note = f"second look after {seconds:,.0f} s: {len(bounds):,} of {counted(len(before), 'key')} matching "
+    note += f"{expected.pattern} were renewed"
     if not bounds or expected.ttl_ms is None:
         return None, note
     given = Counter(duration(rounded((low + high) / 2)) for low, high in bounds)
@@ -64,14 +64,14 @@ def measured_renewals(
         "ttl_too_short",
         prefix=prefix,
         keys=len(short),
-        message=f"writes under {prefix} give {duration(observed)} instead of {duration(expected.ttl_ms)}, "
-        "measured during the audit",
+        message=f"writes to keys matching {prefix}* set a TTL of {duration(observed)} instead of "
+        f"{duration(expected.ttl_ms)}, measured during the audit",
         confidence="proven" if len(short) >= FEWEST_SHORT and not on_purpose else "possible",
         observed_ms=observed,
         evidence=(
-            f"{counted(len(short), 'key')} got a new deadline between two looks {seconds:,.0f} s apart",
-            *(["no key of their shape had the expected TTL before; others had it"] if on_purpose else []),
+            f"{counted(len(short), 'key')} got a new deadline within {seconds:,.0f} s",
+            *(["keys with names of this shape never had the expected TTL; other keys had it"] if on_purpose else []),
         ),
-        next="redis-cli CLIENT LIST names the clients that set a TTL",
+        next="redis-cli CLIENT LIST shows each client's last command: look for cmd=expire, cmd=setex and cmd=set",
     )
     return finding, note

@@ -25,7 +25,7 @@ SLOWLOG_ENTRIES = 128
 SECTIONS = ("server", "stats", "memory", "persistence", "replication", "commandstats", "keyspace", "cluster")
 RESTORES = ("restore", "restore-asking")
 DELETES = ("del", "unlink", "getdel")
-FLUSHES = ("flushall", "flushdb", "swapdb", "replicaof", "slaveof", "move")
+FLUSHES = ("flushall", "flushdb", "swapdb", "replicaof", "slaveof")
 """A server that begins to replicate another one removes all of its own keys."""
 REDIRECTIONS = ("MOVED", "ASK")
 """A cluster's node counts a redirected command as rejected; the client sends it to the right node."""

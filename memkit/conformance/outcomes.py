@@ -9,6 +9,7 @@ class Symptom(StrEnum):
     NO_EXPIRY = "no_expiry"
     EARLY_EXPIRY = "early_expiry"
     LOST = "lost"
+    EMPTY = "empty"
     ERROR_HIDDEN = "error_hidden"
     OTHER = "other"
 

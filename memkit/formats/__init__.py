@@ -1,7 +1,5 @@
 """How memory stores lay out their keys: pure decoders without I/O, one module or one data entry a store."""
 
-from __future__ import annotations
-
 from memkit.formats.parsing.langgraph_common import deletes_own_keys, is_housekeeping, superseded
 from memkit.formats.registry import (
     FORMATS,

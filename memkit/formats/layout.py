@@ -3,8 +3,6 @@
 A pattern holds ``{id}`` for the session's id, ``{#}`` for digits, ``{ulid}`` for a ULID and ``{*}`` for any text.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass

@@ -4,8 +4,6 @@ Pure data. Names of keys are text. Bytes that are not UTF-8 are kept as surrogat
 to Redis exactly as it was read.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping

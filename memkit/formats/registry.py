@@ -1,7 +1,5 @@
 """All formats, and which of them a key belongs to."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 

@@ -4,8 +4,6 @@ Servers log effects: relative TTLs as absolute ones (``PXAT``, ``PEXPIREAT``; Re
 a script as the commands it ran, an expired or evicted key as ``DEL`` or ``UNLINK``.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """What became of a session or of the keys under a prefix, with the evidence for it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -61,7 +59,9 @@ def fate_of(key: bytes, events: Sequence[KeyEvent], state: KeyState | None, *, e
     """
     name = printable(key.decode("utf-8", "replace"))
     if not events and state is None:
-        sentence = f"never seen: {name} does not occur in the sources: nothing was written in the time that they cover"
+        sentence = (
+            f"never seen: the sources do not contain {name}: it was probably not written in the time that they cover"
+        )
         return Fate("never_seen", sentence, "likely")
     last = None if state is not None or events[-1].name not in ENDS else events[-1]
     events = events if last is None else events[:-1]
@@ -103,9 +103,10 @@ def _fate_of_existing(
         doubts += [event] if len(event.possible) > 1 else []
     cause: Cause = "exists" if lost is None else "overwritten"
     if state.is_sure and state.least and lost is None:
-        until = "without a TTL" if state.deadline_ms is None else f"until {utc_text(time_of(state.deadline_ms))}"
+        at = state.deadline_ms
+        until = ", without a TTL" if at is None else f"; its deadline is {utc_text(time_of(at))}"
         confidence: Confidence = "proven" if all(event.proven for event in events) else "likely"
-        return _fate(("exists",), f"{name} exists at the end of the sources, {until}", known, confidence)
+        return _fate(("exists",), f"{name} exists at the end of the sources{until}", known, confidence)
     if state.is_sure and state.least and lost is not None and not doubts:
         what = f"{lost.command or 'a write'} replaced it{_when(lost.moment)} and dropped its TTL: it never expires"
         confidence = "proven" if lost.proven else "likely"
@@ -116,14 +117,15 @@ def _fate_of_existing(
         expires = state.fields_expire or (bool(events) and "expired" in events[-1].possible)
         either: tuple[Cause, ...] = (cause, "exists", "deleted") if created_anew else (cause, "deleted")
         either += ("expired",) if expires else ()
-        return _fate(either, f"{name} exists, if {by} left an element in it", known)
+        otherwise = "it was deleted or expired" if expires else "it was deleted"
+        return _fate(either, f"{name} exists if {by} left an element in it; otherwise {otherwise}", known)
     if lost is not None:
-        how = f"{lost.command}, if it was not deleted and created anew" if lost.command else "a write or by PERSIST"
+        how = f"{lost.command}, or it was deleted and created again" if lost.command else "a write or by PERSIST"
         text = f"{name} exists, but lost its TTL{_when(lost.moment)}, by {how}"
         return _fate(("overwritten", "exists"), text, known, moment=lost.moment)
     if state.deadline_ms is not None and ends_ms is not None and state.deadline_ms <= ends_ms:
-        text = f"{name} had a deadline at {utc_text(time_of(state.deadline_ms))}; the sources do not show whether it "
-        return _fate(("exists", "expired"), text + "still had it", known)
+        text = f"{name} had a deadline at {utc_text(time_of(state.deadline_ms))}; the sources do not show whether "
+        return _fate(("exists", "expired"), text + "this deadline still applied", known)
     text = f"{name} exists at the end of the sources; its deadline is not known"
     return _fate(("exists",), text, known, "likely")
 
@@ -145,7 +147,7 @@ def _fate_of_deleted(name: str, last: KeyEvent, known: Mapping[str, Any]) -> Fat
     by = f" by {last.command}" if last.command else ""
     tail = _when(moment) + ("" if deadline is None else f"; its deadline was {utc_text(time_of(deadline))}")
     if len(possible) > 1:
-        return _fate(possible, f"{name} ceased to exist{by}{tail}", known, moment=moment)
+        return _fate(possible, f"{name} was removed{by}{tail}", known, moment=moment)
     (cause,) = possible
     what = {"expired": "expired with its last field", "flushed": "was deleted"}.get(cause, f"was {cause}")
     by = by or (" by a flush of the database" if cause == "flushed" else "")

@@ -5,11 +5,9 @@ writes, renewals and expiries. Why a key ended before its deadline follows from 
 second. Nothing is written to the server, and no value is read.
 """
 
-from __future__ import annotations
-
 import threading
 import time
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -113,7 +111,6 @@ class _WatchedServer:
         self._connection.close()
 
     def ask(self, *words: str | bytes | int) -> Any:
-        """Return the reply to one command."""
         reply = self._connection.ask(*words)
         if refused(reply):
             raise reply
@@ -242,7 +239,6 @@ class _Recorder:
         """Keys that no longer exist or lost their TTL; why is known after the next reading of the counters."""
         self._evicted: set[bytes] = set()
         self._odd_ttls: list[int] = []
-        self._looked_s = time.monotonic()
         try:
             self._connect()
         except redis.RedisError as error:
@@ -261,23 +257,21 @@ class _Recorder:
         server, version, log = self._server.version()
         kind = "replication" if self._replication else "tracking"
         self._ledger.begin_source(kind=kind, name=self._url, server=server, version=version, began_ms=self._looked_ms)
-        self._states = KeyStates(server=log, wanted=self._server.watches, keys_of=self._keys_of)
+        watches = self._server.watches
+        # The keys of other databases are not recorded.
+        self._states = KeyStates(server=log, wanted=watches, keys_of=lambda db: self._present if db == self._db else {})
         self._find_new()
         self._looked_s = time.monotonic()
         self._ledger.commit()
         prefixes = ", ".join(prefix.decode("utf-8", "replace") + "*" for prefix in self._prefixes)
-        how = "CLIENT TRACKING and PEXPIRETIME", "1.2 to 1.8 times the CPU of each write to them"
+        how = "CLIENT TRACKING, PEXPIRETIME", "a write to these keys takes 1.2 to 1.8"
         if self._replication:
-            how = "its replication stream", "0.9 to 1.4 times the CPU of each write"
-        primary = "; the primary lists this connection as a replica" if self._replication == "primary" else ""
+            how = "replication stream", "each write takes 0.9 to 1.4"
+        primary = ". The primary lists this connection as a replica" if self._replication == "primary" else ""
         return (
-            f"recording {prefixes} of {place(self._client)} by {how[0]}: {counted(len(self._present), 'key')} now; it "
-            f"costs the server {how[1]}{primary}"
+            f"recording {prefixes} on {place(self._client)} ({how[0]}); {counted(len(self._present), 'key')} now. "
+            f"While recording, {how[1]} times its usual CPU{primary}"
         )
-
-    def _keys_of(self, db: int) -> MutableMapping[bytes, KeyState]:
-        """Return where the states of a database are kept: those of others are not recorded."""
-        return self._present if db == self._db else {}
 
     def close(self) -> None:
         self._server.close()

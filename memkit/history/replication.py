@@ -6,8 +6,6 @@ nothing is sent if the backlog moves too fast. Sources: INFO replication, and ``
 ``src/replication.c``.
 """
 
-from __future__ import annotations
-
 import re
 import time
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """history: what happened to a session, or to the keys under each prefix, from logs, snapshots and recordings."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter, deque
@@ -75,7 +73,7 @@ class History:
 
     def to_json(self) -> str:
         """Return to_dict() as text."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+        return json.dumps(self.to_dict(), indent=2)
 
     def to_text(self) -> str:
         """Return the history for a terminal of 80 columns."""
@@ -86,7 +84,8 @@ class History:
         else:
             for prefix, counts in sorted(self.fates.items()):
                 parts = ", ".join(f"{count:,} {cause}" for cause, count in Counter(counts).most_common())
-                lines.append(f"{printable(prefix) or '(no prefix)'}  {counted(sum(counts.values()), 'key')}: {parts}")
+                pattern = f"{printable(prefix)}*" if prefix else "(no prefix)"
+                lines.append(f"{pattern}  {counted(sum(counts.values()), 'key')}: {parts}")
         if self.changes:
             lines += ["", "changes of the TTL:", *(wrapped(f"  {change}", indent="    ") for change in self.changes)]
         lines.append("")
@@ -97,8 +96,7 @@ class History:
         lines += [wrapped(f"note: {note}", indent="  ") for note in self.notes]
         return "\n".join(lines)
 
-    def __repr__(self) -> str:
-        return self.to_text()
+    __repr__ = to_text
 
 
 def history(
@@ -275,7 +273,7 @@ class _Timeline:
 def _fate_of_session(
     session: str, events: Sequence[KeyEvent], existing: dict[tuple[int, bytes], KeyState], ends_ms: int | None
 ) -> Fate:
-    """Return the fate of the session's keys: of the one that ended last, if any does not exist; otherwise of any."""
+    """Return the fate of the key that ended last; if all keys exist, of the first one, or of one that lost its TTL."""
     by_key: dict[tuple[int, bytes], list[KeyEvent]] = {key: [] for key in existing}
     for event in events:
         by_key.setdefault((event.db, event.key), []).append(event)
@@ -289,8 +287,9 @@ def _fate_of_session(
     others = Counter(other.cause for name, other in fates.items() if name != key)
     if not others:
         return fates[key]
-    counts = ", ".join(f"{count:,} {cause}" for cause, count in others.most_common())
-    return replace(fates[key], sentence=f"{fates[key].sentence}; of its other keys: {counts}")
+    exist = {"exists": "exist"}
+    counts = ", ".join(f"{n:,} {cause if n == 1 else exist.get(cause, cause)}" for cause, n in others.most_common())
+    return replace(fates[key], sentence=f"{fates[key].sentence}; the session's other keys: {counts}")
 
 
 # Logs
@@ -391,7 +390,7 @@ def _from_snapshots(sources: Sequence[Source], question: _Question) -> History:
     for (db, name), state in last.items():
         states.keys_of(db)[name] = state
     spans = tuple(Span("rdb", source.name, time_of(begin), time_of(end)) for begin, end, source, _ in snapshots)
-    note = "between two snapshots a key may have been written and deleted again: that does not show"
+    note = "a key that was written and deleted between two snapshots is not visible"
     return timeline.finish(states, "snapshot", spans, note, ends=Moment(begins_ms, ends_ms))
 
 
@@ -461,7 +460,7 @@ def _from_recording(source: Source, question: _Question) -> History:
     found = timeline.finish(states, kind, (span,), ends=Moment.at(ended_ms))
     fate = found.fate
     if fate and fate.cause in ENDS and fate.at and any(gap.ends and gap.ends > fate.at for gap in gaps):
-        sentence = f"{fate.sentence}; in a gap after that it may have been created anew"
+        sentence = f"{fate.sentence}; in a gap after that it may have been created again"
         fate = replace(fate, sentence=sentence, confidence="possible" if fate.confidence == "possible" else "likely")
     return replace(found, fate=fate, gaps=gaps)
 
@@ -487,5 +486,7 @@ def _event_line(event: KeyEvent) -> str:
     at = time_text(time_of(event.moment.earliest_ms)) or f"before {time_text(time_of(event.moment.latest_ms))}"
     name = " or ".join(event.possible) if len(event.possible) > 1 else event.name
     ttl = f", TTL {duration(event.ttl_ms)}" if event.ttl_ms is not None else ""
+    if name == "renewed":  # the deadline changed, perhaps to an earlier one
+        name, ttl = f"TTL set to {duration(event.ttl_ms)}" if ttl else "deadline changed", ""
     command = f" by {event.command}" if event.command else ""
     return f"{at}  {printable(event.key.decode('utf-8', 'replace'))}  {name}{command}{ttl}"

@@ -6,8 +6,6 @@ servers: of 4,000 keys in a file of three days ago a server at the present time 
 every second.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections import Counter

@@ -1,7 +1,5 @@
 """Find, decode and check one session, whatever wrote it. Read-only."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,13 +17,10 @@ from memkit.history.snapshots import open_source
 from memkit.inspect.key_checks import SessionFacts, key_problems
 from memkit.inspect.redaction import Message, Redactor, masked_repair, name_mask
 from memkit.inspect.report import KeyReport, SessionReport
-from memkit.readonly.hash_fields import field_deadlines
-from memkit.readonly.reader import LoadedKey, Reader
+from memkit.readonly.reader import LoadedKey, Reader, field_deadlines
 from memkit.readonly.values import KeyRequest, RedisValue, to_bytes, to_name
 from memkit.render import counted, printable, utc_text
 from memkit.server.clock import escape_glob
-
-__all__ = ["SessionReport", "inspect_session"]
 
 SCAN_FREELY_KEYS = 1_000_000
 """Up to here the database is always searched for further sessions of the same id: about a second of SCAN."""
@@ -62,7 +57,7 @@ def inspect_session(
     """Find a session by its id or by any of its keys, decode it, and report what is wrong with it.
 
     Reads on a connection of its own, with CLIENT NO-TOUCH if the server has it (Redis 7.2, Valkey; in a cluster
-    Valkey 9); otherwise a note states how many idle clocks were reset. At most 64 MB and 100,000 elements are read.
+    Valkey 9); otherwise a note states how many idle times were reset. At most 64 MB and 100,000 elements are read.
 
     Args:
         source: A Redis URL, a synchronous client, an RDB file, a directory of RDB files, or an append-only directory.
@@ -137,7 +132,10 @@ class _Search:
                 self._scan(written)
             groups = self._groups()
         else:
-            self._notes.append(f"over {SCAN_FREELY_KEYS:,} keys: other stores' sessions of this id were not looked for")
+            self._notes.append(
+                f"the database has over {SCAN_FREELY_KEYS:,} keys, so sessions of other stores with this id were not "
+                "searched for"
+            )
         return self._by_id(groups)
 
     def _load(self, requests: Iterable[KeyRequest]) -> None:
@@ -196,15 +194,15 @@ class _Search:
                 return found
         if not names and self._reader.scan_refused:
             raise SessionNotFound(
-                f"no known store's default key has {printable(self._wanted, 200)!r}, and others cannot be looked for: "
-                f"the server refused SCAN ({self._reader.scan_refused}). Give a full key, or a user that may scan: "
-                "`memkit audit URL --acl` prints one"
+                f"no key with a known store's default name exists for {printable(self._wanted, 200)!r}, and other "
+                f"names need SCAN, which the server refused ({self._reader.scan_refused}). Give the full key, or use a "
+                "user that may run SCAN: `memkit audit URL --acl` prints one"
             )
         if not names:
             raise SessionNotFound(
-                f"no session {printable(self._wanted, 200)!r} here: no known store's key has it, and none of "
-                f"{counted(self._reader.scanned_keys, 'key')} has it in its name: expired, evicted, deleted, another "
-                "database?"
+                f"no session {printable(self._wanted, 200)!r} found: none of "
+                f"{counted(self._reader.scanned_keys, 'key name')} contains this id. It may have expired, been evicted "
+                "or deleted, or be in another database"
             )
         self._refuse_several({name: alone.split(name, maxsplit=1)[0] for name in names})
         return self._as_unknown(self._wanted, names)
@@ -245,7 +243,7 @@ class _Search:
             return self._as_unknown(name, [name, *self._beside(name)])
         others = {group[0] for group in self._groups()} - {owner.store}
         if others:
-            self._notes.append(f"this is a key; as an id it also fits sessions of {', '.join(sorted(others))}")
+            self._notes.append(f"this is a key name, and also the id of a session of {', '.join(sorted(others))}")
         return self._complete(owner)
 
     def _led_to(self, name: str) -> KeyOwner | None:
@@ -359,7 +357,7 @@ def _report(reader: Reader, found: _Found, expected: Sequence[Expectation], *, r
         # As in an audit: an integer holds no dialogue.
         own = {name: each for name, each in own.items() if name not in counters}
         notes.append(
-            f"TTLs of {counted(len(counters), 'counter')} beside the session were not compared: an integer each"
+            f"TTLs were not compared with those of {counted(len(counters), 'counter')}: a counter holds only an integer"
         )
     problems += key_problems(own, facts)
     if expected and not any(one.matches.fullmatch(to_bytes(name)) for name in own for one in expected):
@@ -367,7 +365,7 @@ def _report(reader: Reader, found: _Found, expected: Sequence[Expectation], *, r
     if reader.scanned_keys:
         notes.append(f"SCAN examined {counted(reader.scanned_keys, 'key')} to find it")
     if why := reader.target.touches_because:
-        notes.append(f"reading reset the idle clocks of {counted(reader.read_keys, 'key')}: {why}")
+        notes.append(f"reading reset the idle times of {counted(reader.read_keys, 'key')}: {why}")
     mask = (lambda name: name) if reveal else name_mask(loaded, found.wanted)
     return SessionReport(
         store=store,

@@ -5,8 +5,6 @@ so that removing them costs the same beside a million foreign keys. A registry, 
 next run remove what a killed run left.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json
@@ -97,7 +95,7 @@ class Sandbox:
         SandboxError: The server does not allow making a user.
     """
 
-    def __init__(self, where: RedisServer | str, *, parent: Sandbox | None = None) -> None:
+    def __init__(self, where: RedisServer | str, *, parent: Self | None = None) -> None:
         self._where = where
         self._parent = parent
         self._host: SandboxHost = parent._host if parent else SandboxHost(where)
@@ -196,13 +194,6 @@ class Sandbox:
         return f"<Sandbox {self.prefix!r} on {redact(self._host.url)}>"
 
 
-def _remove_in_owner(host: SandboxHost, prefix: str, pid: int) -> None:
-    # A forked child must not remove its parent's sandbox; a server that has ended has no keys.
-    if os.getpid() == pid:
-        with contextlib.suppress(redis.ConnectionError):
-            host.remove(prefix)
-
-
 class SandboxHost:
     """The user, the lease and the connections of a sandbox; the sandboxes within it share them."""
 
@@ -286,6 +277,13 @@ class SandboxHost:
                     tracker.listen()
 
 
+def _remove_in_owner(host: SandboxHost, prefix: str, pid: int) -> None:
+    # A forked child must not remove its parent's sandbox; a server that has ended has no keys.
+    if os.getpid() == pid:
+        with contextlib.suppress(redis.ConnectionError):
+            host.remove(prefix)
+
+
 class _Tracker:
     """A connection on which the server pushes the names of keys that change. ``missed``: it was lost meanwhile."""
 
@@ -312,7 +310,6 @@ class _Tracker:
         self._connection.connect()
 
     def names(self) -> set[bytes]:
-        """Return the names that have been pushed so far."""
         try:
             self._receive()
         except (redis.ConnectionError, redis.TimeoutError):
@@ -484,7 +481,6 @@ def unlink(admin: AnyClient, names: Iterable[bytes]) -> None:
 
 
 def _each(admin: AnyClient, command: str, names: Iterable[bytes]) -> Iterator[int]:
-    """Run a command on each key; yield the replies."""
     with admin.pipeline(transaction=False) as pipe:
         for some in chunks(names, KEYS_PER_PIPELINE):
             for name in some:
@@ -525,7 +521,6 @@ def is_refusal(error: ResponseError) -> bool:
 
 
 def _explain(connection: Any, *, explain: Explain, then: Callable[[Any], None] | None) -> None:
-    """Make a new connection raise the errors of ``explain``."""
     read = type(connection).read_response  # the class's: a connection that reconnects is not wrapped twice
 
     def read_response(*args: Any, **options: Any) -> Any:

@@ -112,7 +112,7 @@ def test_full_reads_no_value_if_that_would_touch_it() -> None:
             assert "lrange" not in report.proof.commands
 
 
-def test_what_touched_is_counted(any_server: RedisServer) -> None:
+def test_idle_times_reset_by_touch_are_counted(any_server: RedisServer) -> None:
     with any_server.client() as client:
         for number in range(20):
             client.rpush(f"chat:{number}", '{"type":"human","data":{"content":"x"}}')
@@ -277,11 +277,11 @@ def test_expectations_are_read_as_written() -> None:
 
 
 def test_single_key_or_repeated_expectation_is_refused() -> None:
-    with pytest.raises(PolicyError, match=r"'chat:' names one key; for all that begin so: 'chat:\*=7d'"):
+    with pytest.raises(PolicyError, match=r"'chat:' matches one key only; for the prefix write 'chat:\*=7d'"):
         parse_expectation("chat:=7d,absolute")
     assert parse_expectation("the-only-session=7d").pattern == "the-only-session"
     assert [one.policy for one in expectations({"chat:*": "never"})] == [ExpiryPolicy.never()]
-    with pytest.raises(PolicyError, match=r"'chat:\*' is expected twice"):
+    with pytest.raises(PolicyError, match=r"'chat:\*' is given twice"):
         expectations([parse_expectation("chat:*=7d"), parse_expectation("chat:*=5m")])
 
 
@@ -451,7 +451,7 @@ def test_a_server_that_evicts_is_left_alone(duty: float, monkeypatch: pytest.Mon
             client.ping()  # a command has the server evict first
 
         report = audit(server.url, expect={"chat:*": "7d"}, progress=fill, duty=duty)
-        assert any("the server is evicting keys" in note for note in report.notes)
+        assert any("the server began to evict keys" in note for note in report.notes)
         assert len(looked_at) == 2, "one more batch, and it is noticed"
 
 

@@ -218,7 +218,7 @@ def test_short_keys_of_other_type_or_size_are_ignored(kind: str, value: str, cou
     report = audited(server, writes, {"chat:*": "7d"})
     assert report.findings == ()
     assert report.verdict.status == "healthy"
-    assert report.verdict.sentence.startswith("120 keys of sessions looked at, none against chat:*=sliding 7d; 120 of")
+    assert report.verdict.sentence.startswith("checked 120 session keys: none contradicts chat:*=sliding 7d, and 120")
     assert report.verdict.sentence.endswith(f"; {count} short-lived keys ignored")
     assert any("hint" in note for note in report.notes)
 
@@ -234,8 +234,8 @@ def test_flags_set_with_each_message_are_no_parts(shape: str, kind: str, server:
     flags = shaped(shape, 12, 0, 25, 30, kind="string", value="yes")
     report = audited(server, [*now, *writes[12:], *flags], {"chat:*": "7d"})
     assert report.findings == ()
-    assert any("beside sessions" in note for note in report.notes)
-    assert "200 keys of sessions looked at" in report.verdict.sentence
+    assert any("differs from that of sessions" in note for note in report.notes)
+    assert "checked 200 session keys" in report.verdict.sentence
 
 
 @pytest.mark.parametrize("value", ["7", "typing since 12:04"])

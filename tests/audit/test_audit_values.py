@@ -141,7 +141,7 @@ def test_invalid_or_future_date_is_ignored(date: object, server: RedisServer) ->
     report = full(server)
     # The commands that the server counted show it; the payloads do not.
     assert [(one.keys, one.confidence) for one in of(report, "not_refreshed")] == [(SESSIONS, "likely")]
-    assert any(note.startswith("not_refreshed") for note in report.notes)
+    assert any(note.startswith("not checked whether writes renew the TTL") for note in report.notes)
 
 
 def test_list_of_missing_keys_of_a_store_is_found(server: RedisServer) -> None:

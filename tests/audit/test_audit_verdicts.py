@@ -96,7 +96,7 @@ def test_keys_removed_to_replicate_another_server(traffic: Traffic) -> None:
                 client.set(f"chat:{n}", traffic.message(), px=round(1000 * WEEK))
 
     found = of(traffic.world(traffic.sessions(), after=replicate, stops_s=HOUR).audited(), "flushed")
-    assert "REPLICAOF removed all keys" in found.message
+    assert "REPLICAOF may have removed all keys" in found.message
 
 
 def test_keys_copied_from_the_primary_are_healthy(traffic: Traffic) -> None:
@@ -189,7 +189,7 @@ def test_file_that_lacks_the_last_hours_is_reported(traffic: Traffic) -> None:
     world = replace(traffic.world(sessions, after=restart, stops_s=30 * HOUR, config={"save": ""}), persist=False)
     found = of(world.audited(), "restarted")
     assert (found.confidence, found.since_is) == ("possible", "exact")
-    assert "and has no session of the 1d 4h before it" in found.message
+    assert "and has no session of the 1d 4h before" in found.message
 
 
 def test_replica_that_lost_its_primary() -> None:
@@ -281,7 +281,9 @@ def test_a_risk_of_the_server_hides_no_suspicion(traffic: Traffic) -> None:
         ("short", 7 * 24 * HOUR_MS, 5 * MINUTE_MS, None),
     ],
 )
-def test_unit_factor(kind: Any, expected_ms: int, observed_ms: float, factor: int | None) -> None:
+def test_unit_factor_of_a_ttl_in_a_wrong_unit(
+    kind: Any, expected_ms: int, observed_ms: float, factor: int | None
+) -> None:
     anomaly = TtlAnomaly(kind, observed_ms, 0.0, 50, "proven", None, None, ("",))
     assert anomaly.unit_factor(expected_ms) == factor
 
@@ -524,7 +526,7 @@ def test_unlike_prefix_since_the_former_one_ended(old_s: float, traffic: Traffic
     if old_s:
         found = of(report, "wrong_prefix")
         assert (found.keys, found.confidence, found.since_is) == (60, "possible", "lower bound")
-        assert "under :2:memory.cache instead of chat:" in found.message
+        assert "to :2:memory.cache* instead of chat:*" in found.message
     else:
         assert report.verdict.status == "healthy"
 
@@ -646,7 +648,7 @@ def test_changed_ttl_without_expectation_is_first(traffic: Traffic) -> None:
         None,
         300,
     )
-    assert "keys under chat: were given 5m, the others 7d, since" in report.verdict.sentence
+    assert "keys matching chat:* got a TTL of 5m, the others 7d, since" in report.verdict.sentence
     assert (report.verdict.status, report.exit_code) == ("findings", 1)
     counts = report.affected
     assert counts
@@ -720,8 +722,8 @@ def test_few_short_keys_of_another_shape_are_possible(traffic: Traffic) -> None:
 
 
 def test_note_names_every_check_that_needs_values(traffic: Traffic) -> None:
-    note = next(one for one in traffic.world(traffic.sessions()).audited().notes if one.startswith("not checked"))
-    assert all(check in note for check in (*CHECKS, "stale_index"))
+    note = next(one for one in traffic.world(traffic.sessions()).audited().notes if one.startswith("--full"))
+    assert all(check in note for check in (*CHECKS, "stale indexes"))
 
 
 @pytest.mark.parametrize("longer", [60, 150])

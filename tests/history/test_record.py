@@ -309,6 +309,15 @@ def test_flush_after_the_deadline_is_an_expiry(tmp_path: Path) -> None:
     assert cause(path, "1") == "expired"
 
 
+def test_file_of_a_failed_start_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "incident.db"
+    # As on a full disk: the file exists, and nothing can be written to it.
+    monkeypatch.setattr("memkit.history.ledger._NEW_FILE", "PRAGMA max_page_count = 1; CREATE TABLE a (b)")
+    with pytest.raises(SourceError, match="the recording cannot be made: database or disk is full"):
+        Ledger(path)
+    assert not path.exists()
+
+
 def test_end_before_a_gap_is_not_proven(tmp_path: Path) -> None:
     """In the gap the key may have been created anew, and may have ended again."""
     path = tmp_path / "incident.db"
@@ -456,7 +465,7 @@ def test_other_sqlite_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.db"
     with closing(sqlite3.connect(path)) as file:
         file.execute("CREATE TABLE t (a)")
-    with pytest.raises(SourceError, match="no recording of memkit"):
+    with pytest.raises(SourceError, match="not a memkit recording"):
         history(path)
 
 

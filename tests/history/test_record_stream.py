@@ -116,7 +116,7 @@ def test_what_commands_do_not_show_is_looked_at(tmp_path: Path) -> None:
     for session in ("renamed", "moved"):
         fate = history(path, session=session).fate
         assert fate is not None
-        assert "until" in fate.sentence
+        assert "its deadline is" in fate.sentence
     assert [cause(path, session) for session in ("popped", "stored")] == ["exists", "deleted"]
 
 

@@ -41,8 +41,9 @@ def spawn():
 
 def _spawn(body, **options):
     """A Python process that starts a server, prints its PID and directory, and goes on with ``body``."""
-    # A shell that runs the tests in the background makes them, and all they start, ignore SIGINT.
+    # A shell that runs the tests in the background makes them, and all they start, ignore SIGINT; nohup, SIGHUP.
     head = "import os, signal, sys, threading\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    head += "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
     start = "from memkit import RedisServer\nserver = RedisServer().start()\n"
     script = head + start + "print(server.pid, server.directory, flush=True)\n" + textwrap.dedent(body)
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, **options)
@@ -251,6 +252,11 @@ def test_a_server_with_a_password_in_an_acl(any_server):
             client.ping()
         with server.client(password="secret") as client:
             assert client.info("server")["process_id"] == server.pid
+
+
+def test_a_port_in_use_is_named_without_the_log():
+    with RedisServer(port=0) as first, pytest.raises(ServerError, match=f"^port {first.port} is in use: stop"):
+        RedisServer(port=first.port).start()
 
 
 def test_an_error_does_not_show_the_password():

@@ -75,13 +75,13 @@ def _vanished_finding(
         "deleted",
         prefix=prefix,
         keys=len(vanished),
-        message=f"{counted(len(vanished), 'key')} under {prefix} disappeared during the audit, long before their "
+        message=f"{counted(len(vanished), 'key')} matching {prefix}* disappeared during the audit, long before their "
         "deadline",
         confidence="proven" if many else "possible",
         evidence=(
             "they existed at the first look and no longer at the second; evicted_keys did not change",
             *([] if many else ["users may have ended so few of their sessions themselves"]),
-            *(f"a client that deleted last: {name}" for name in deleters[:3]),
+            *(f"a client with DEL, UNLINK or GETDEL as its last command: {name}" for name in deleters[:3]),
         ),
         next="redis-cli CLIENT LIST: clients with cmd=del or cmd=unlink",
     )
@@ -102,7 +102,7 @@ def _logged_finding(server: ServerFacts, expectations: Sequence[Expectation]) ->
         "deleted",
         prefix=prefixes[first],
         keys=count,
-        message=f"{first.command.upper()} deletes sessions under {prefixes[first]}, not their TTL: at least "
+        message=f"{first.command.upper()} ended sessions matching {prefixes[first]}* before their TTL did: at least "
         f"{counted(count, 'key')}",
         confidence="proven" if many else "possible",  # a user may have ended a large session
         since=datetime.fromtimestamp(first.at_s + 1, UTC),
@@ -133,7 +133,7 @@ def _counted(
     elif any(deletes_own_keys(to_name(one.key)) for one in own):
         why = "LangGraph's shallow savers delete their old writes"
     elif count > FAR_MORE * max(sessions, FEWEST_SESSIONS):
-        why = "far more than there are sessions"
+        why = "they are far more than there are sessions"
     elif not strings:
         covered = _strings_removed(server, expectations, own, context, scale=scale)
         why = "as many strings were set that no longer exist" if count - covered < enough else None
@@ -141,17 +141,17 @@ def _counted(
     elif own and _short_strings(server, expectations, context, scale=scale) >= count:
         why = "short-lived strings beside the sessions are set and deleted as often"
     if why:
-        return f"keys were deleted by command ({shown}); the server does not report which: {why}"
+        return f"keys were deleted by command ({shown}), probably no sessions: {why}"
     return Finding(
         "deleted",
         prefix=expectations[0].prefix if len(expectations) == 1 else None,
         keys=count,
-        message=f"commands delete keys before their TTL ends: about {count:,}; {sessions:,} sessions exist",
+        message=f"about {count:,} keys were deleted by command before their deadline; {sessions:,} session keys exist",
         confidence="possible",
         evidence=(
             f"INFO commandstats: {shown}; expired_keys {server.info.get('expired_keys', '?')}, evicted_keys "
             f"{server.info.get('evicted_keys', '?')}",
-            "the server does not count by prefix: the deleted keys may be others",
+            "the server does not count by prefix, so these may be other keys",
         ),
         next="redis-cli CLIENT LIST: clients with cmd=del or cmd=unlink; then search that application for it",
     )

@@ -58,27 +58,27 @@ def mixed_ttl(expected: Expectation, sessions: Sequence[Sequence[Member]], *, kn
     gap, first, last = max((_gap(members) for members in mixed), key=lambda one: one[0])
     shortest = [min(one.facts.set_ms or 0 for one in members if one.facts.deadline_ms) for members in mixed]
     second, count = Counter(round(value / 1000) for value in shortest).most_common(1)[0]
-    evidence = [f"deadlines of the keys of one session, compared: {len(sessions):,} sessions have several keys"]
+    evidence = [f"{len(sessions):,} sessions have several keys; their deadlines were compared"]
     jitter = max(expected.jitter, FINEST_JITTER)
     floor = min((*expected.other_ttls_ms, expected.ttl_ms or 0)) * (1 - jitter) - IDLE_GRAIN_MS
     own = {part: ttl for part, ttl in _longest(sessions).items() if ttl < floor}
     if sure == "possible":
-        evidence.append("no session was written whole at one moment: these may be several sessions of one user")
+        evidence.append("in no session were all keys written at once, so these may be several sessions of one user")
     # A part that was never given the expected TTL may have one of its own, such as a buffer; others were not renewed.
     on_purpose = all(_gap(members)[1] in own for members in mixed)
     for part, ttl in own.items() if on_purpose else ():
         text = f"{expected.prefix}{part}"
-        evidence.append(f"{text} is given at most {duration(ttl)}; if intended: --expect '{text}={ttl_text(ttl)}'")
+        evidence.append(f"{text} has a TTL of at most {duration(ttl)}; if intended: --expect '{text}={ttl_text(ttl)}'")
     finding = Finding.of(
         expected,
         "mixed_ttl",
         keys=len(keys),
-        message=f"parts of {len(mixed):,} of {len(sessions):,} sessions under {expected.prefix} expire up to "
+        message=f"parts of {len(mixed):,} of {len(sessions):,} sessions matching {expected.pattern} expire up to "
         f"{duration(gap)} apart ({first} before {last})",
         confidence="possible" if on_purpose else sure,
         observed_ms=second * 1000 if count > COMMON_SHARE * len(shortest) else sorted(shortest)[len(shortest) // 2],
         evidence=evidence,
-        next="renew all keys of a session in one write (MULTI or a script): memkit inspect URL SESSION",
+        next="renew all keys of a session in one MULTI or script; memkit inspect URL SESSION shows one session",
     )
     return MixedTtl(finding, keys, frozenset(member.facts.key for members in sessions for member in members))
 

@@ -211,7 +211,9 @@ def not_refreshed(expected: Expectation, sessions: Sequence[DatedSession], notes
         if one.facts.deadline_ms and one.first and one.newest
     ]
     if not dated:
-        notes.append(f"not_refreshed: no payload of keys matching {expected.pattern} states when it was written")
+        notes.append(
+            f"not checked whether writes renew the TTL: no payload matching {expected.pattern} has a time of writing"
+        )
         return None
     late = [one for one in dated if one[2].earliest - one[0] > tolerance]
     if len(late) < max(min(FEWEST_LATE, len(dated)), LATE_SHARE * len(dated)):
@@ -219,8 +221,8 @@ def not_refreshed(expected: Expectation, sessions: Sequence[DatedSession], notes
     ahead = [newest.at - begin for begin, _, newest in late]
     if _two_clocks(ahead):
         notes.append(
-            f"times in payloads of keys matching {expected.pattern} are {duration(median(ahead))} ahead of what the "
-            f"deadlines allow, all alike: another clock, or a time zone"
+            f"times in payloads of keys matching {expected.pattern} are {duration(median(ahead))} later than the "
+            f"deadlines allow, all by as much: another clock, or a time zone"
         )
         return None
     left = sorted(1 - each / ttl for each in ahead)
@@ -272,7 +274,7 @@ def _late_finding(
         evidence=(
             f"the payloads of {len(times):,} of {counted(of, 'session')} state a write later than the deadline "
             f"minus the TTL",
-            f"{counted(fixed, 'deadline')} of them still count from the first message",
+            f"{counted(fixed, 'deadline')} of these still one TTL after the first message",
             f"the first such write that still exists was at {utc_text(datetime.fromtimestamp(first_late / 1000, UTC))}",
         ),
         next="set the TTL in the same command or transaction as every write (EXPIRE after RPUSH, or SET with EX)",

@@ -264,11 +264,11 @@ def _fragments(expected: Expectation, content: _Contents) -> Finding | None:
         expected,
         "corrupt",
         keys=len(found),
-        message=f"{counted(len(found), 'hash', 'hashes')} matching {expected.pattern} lack {fields}: a field that is "
-        "written after a session has expired creates the key anew, as such a fragment",
+        message=f"{counted(len(found), 'hash', 'hashes')} matching {expected.pattern} lack {fields}: after a session "
+        "expired, a write of one field created its key again",
         confidence="likely" if 2 * persistent > len(found) else "possible",
         evidence=(f"the other hashes have {fields}", f"{persistent:,} of the fragments have no TTL"),
-        next="write fields and TTL in one script that does nothing if the key no longer exists",
+        next="write the fields and the TTL in one script that does nothing if the key does not exist",
     )
 
 
@@ -285,8 +285,8 @@ def _emptied(expected: Expectation, content: _Contents) -> Finding | None:
         expected,
         "corrupt",
         keys=len(empty),
-        message=f"{counted(len(empty), 'session')} matching {expected.pattern} hold no messages: of those written "
-        f"since {utc_text(datetime.fromtimestamp(first / 1000, UTC))} nearly all, of those before none",
+        message=f"{counted(len(empty), 'session')} matching {expected.pattern} hold no messages: nearly all "
+        f"written since {utc_text(datetime.fromtimestamp(first / 1000, UTC))}, and none from before",
         confidence="possible",
         since=Since(first, "upper bound"),
         evidence=(f"{before:,} sessions that were written before hold messages",),
@@ -348,11 +348,12 @@ def _encoded_twice(expected: Expectation, content: _Contents) -> str | None:
     """Return why sessions that readers of JSON, or of a known store, may refuse cannot be called healthy."""
     refused = {one.key for one in content.known.problems.values() if one.cause in REFUSED}
     if refused:
-        return f"{counted(len(refused), 'key')} matching {expected.pattern} have a store's names, not its payloads"
+        many = counted(len(refused), "key")
+        return f"{many} matching {expected.pattern} have the names of a known store, but other payloads"
     for payloads in content.places.values():
         for encoding in (name for one in payloads if not one.known for name in one.encodings):
             if not UNUSUAL.isdisjoint(encoding.split(" > ")):
-                return f"a payload matching {expected.pattern} is {_named(encoding)}: readers may take it for text"
+                return f"a payload matching {expected.pattern} is {_named(encoding)}: readers may read it as text"
     return None
 
 
@@ -375,7 +376,7 @@ def _missing_parts(expected: Expectation, content: _Contents) -> Finding | None:
         expected,
         "dangling",
         keys=len(keys),
-        message=f"{counted(len(keys), 'key')} to which sessions matching {expected.pattern} point no longer exist",
+        message=f"sessions matching {expected.pattern} refer to {counted(len(keys), 'key')} that no longer exist",
         confidence="possible" if content.pops and all(problem.pop_explains for problem in problems) else "proven",
         evidence=tuple(
             f"{counted(count, 'key')}: {text}"
@@ -402,13 +403,13 @@ def _mixed_ttl(expected: Expectation, content: _Contents) -> Finding | None:
 
 
 CHECKS: dict[str, Callable[[Expectation, _Contents], Finding | None]] = {
-    "corrupt": _corrupt,
-    "fragments": _fragments,
-    "emptied": _emptied,
-    "dangling": _missing_parts,
-    "mixed_ttl of known stores": _mixed_ttl,
-    "encoding_changed": _encoding_changed,
-    "trimmed": lambda expected, content: trimmed(expected, content.dated),
-    "not_refreshed": lambda expected, content: not_refreshed(expected, content.dated, content.notes),
+    "damaged payloads": _corrupt,
+    "fragments of expired sessions": _fragments,
+    "emptied sessions": _emptied,
+    "missing parts": _missing_parts,
+    "mixed TTLs of known stores": _mixed_ttl,
+    "changed encodings": _encoding_changed,
+    "trimmed sessions": lambda expected, content: trimmed(expected, content.dated),
+    "writes that do not renew the TTL": lambda expected, content: not_refreshed(expected, content.dated, content.notes),
 }
 """What values are checked for; ``index_findings`` adds stale_index, for all expectations together."""

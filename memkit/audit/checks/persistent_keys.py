@@ -36,23 +36,21 @@ def persistent_finding(expected: Expectation, sessions: Sequence[Group], context
     since = _since(expected, keys, everything, context) if like_sessions else None
     share = "all" if len(keys) == len(everything) else f"{len(keys):,} of {len(everything):,}"
     message = f"{share} keys of sessions matching {expected.pattern} have no TTL; expected {duration(expected.ttl_ms)}"
-    evidence = [
-        f"PTTL is -1 for {len(keys):,} of {len(context.keys):,} keys looked at, such as {', '.join(shapes[:3])}"
-    ]
+    evidence = [f"PTTL is -1 for {len(keys):,} of {len(context.keys):,} checked keys, such as {', '.join(shapes[:3])}"]
     if not like_sessions:
-        evidence.append("none of their shape and type has a TTL, so they may be no sessions")
+        evidence.append("no key of this shape and type has a TTL, so these may not be sessions")
     fields = [context.fields_without_ttl[one.key] for one in keys if one.key in context.fields_without_ttl]
     if fields:
         without, total = (sum(column) for column in zip(*fields, strict=True))
         evidence.append(
-            f"{without:,} of {total:,} fields in {counted(len(fields), 'hash', 'hashes')} have no TTL and the others "
-            "have: HSET removes a field's TTL"
+            f"{without:,} of {total:,} fields in {counted(len(fields), 'hash', 'hashes')} have no TTL; the others "
+            "have one: HSET removes the TTL of a field"
         )
         message += f"; {counted(without, 'field')} lost theirs"
     if since and since.bound == "until":
         evidence.append(f"every key written since {context.when(since.at_ms)} has a TTL: the fault has ended")
     if prefix != expected.prefix:
-        evidence.append(f"all of them are under {prefix}")
+        evidence.append(f"all of them match {prefix}*")
     return Finding.of(
         expected,
         "no_ttl",
@@ -62,7 +60,7 @@ def persistent_finding(expected: Expectation, sessions: Sequence[Group], context
         confidence="proven" if like_sessions else "possible",
         since=since,
         evidence=evidence,
-        next="give the keys that are left a TTL once: EXPIRE KEY SECONDS NX"
+        next="set a TTL on the remaining keys once: EXPIRE KEY SECONDS NX"
         if since and since.bound == "until"
         else "find the write that leaves no TTL (SET without EX; a crash before EXPIRE): memkit inspect URL KEY",
     )

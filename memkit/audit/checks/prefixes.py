@@ -224,13 +224,13 @@ def missing(expected: Expectation, context: AuditContext) -> list[Finding]:
         message=f"no key matches {expected.pattern}{stored}{ended}",
         confidence="proven",
         evidence=(
-            f"{len(context.keys):,} keys looked at",
+            f"{len(context.keys):,} keys checked",
             f"expired_keys is {expired:,}",
             *([f"EXPIREAT or PEXPIREAT was called {counted(clients, 'time')}: {PAST}"] if ended and clients else []),
         ),
         next="check the pattern, the database number and the server in the URL"
         if not ended
-        else "if these sessions existed: memkit record URL shows which TTL the next ones are given",
+        else "if there were sessions before: memkit record URL -o FILE.db shows which TTL new sessions get",
     )
     return [no_data, *suspects[:1]]
 
@@ -292,22 +292,21 @@ def _wrong_prefix(
     if since is None and lifetimes and context.history.idle_known:
         first = min(one.accessed for one in lifetimes) + 1_000
         since = Since(min(first, context.history.now_ms), "upper bound")
-    name = prefix or "(no prefix)"
+    name = f"{prefix}*" if prefix else "keys without a prefix"
     return Finding.of(
         expected,
         "wrong_prefix",
         keys=len(keys),
-        message=f"sessions are written under {name} instead of {expected.prefix}"
+        message=f"sessions are written to {name} instead of {expected.prefix}*"
         + ("" if since is None else f", {context.since_text(since)}"),
         confidence=confidence,
         observed_ms=ttl,
         since=since,
         evidence=(
-            f"{len(keys):,} keys under {name}, given {'no single TTL' if ttl is None else duration(ttl)}; those "
-            "expected are not written",
+            f"{len(keys):,} such keys, with {'various TTLs' if ttl is None else f'a TTL of {duration(ttl)}'}; no key "
+            f"matching {expected.pattern} is written",
         ),
-        next=f"compare the prefix in the application's settings with {expected.prefix} (and this expectation with "
-        "both): readers and writers need the same one",
+        next="compare the prefixes of the writers, of the readers, and of --expect: all three must be the same",
     )
 
 
@@ -329,14 +328,14 @@ def _summary(prefix: str, own: Sequence[KeyFacts], history: ServerHistory) -> Pr
     if not lifetimes:
         message += ", without TTL"
     elif not ttls:
-        message += ", of various TTLs"
+        message += ", with various TTLs"
     else:
-        message += f", given {duration(ttls[0])}"
+        message += f", TTL {duration(ttls[0])}"
         longest = max(one.left for one in lifetimes)
         if len(ttls) > 1:
             message += f" and {duration(ttls[1])}: two TTLs under one prefix"
         elif longest > JITTER * ttls[0]:
-            message += f", others more: up to {duration(longest)} left: two TTLs under one prefix"
+            message += f", and some have up to {duration(longest)} left: two TTLs under one prefix"
     message += f", {persistent:,} of them without TTL" if persistent and lifetimes else ""
     if ttls:
         message += (

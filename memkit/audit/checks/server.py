@@ -94,7 +94,7 @@ def server_notes(server: ServerFacts, expectations: Sequence[Expectation], *, wh
     if server.started_ms is not None and server.now_ms - server.started_ms < _longest_ms(expectations):
         loaded = f"it loaded {counted(server.loaded_keys, 'key')} from a file"
         dropped = f", {server.expired_at_load:,} of its keys were past their deadline" if server.expired_at_load else ""
-        notes.append(f"the server started {when}, within the expected TTL: {loaded}{dropped}")
+        notes.append(f"the server started {when}, less than one expected TTL ago: {loaded}{dropped}")
     flushes = server.called(*FLUSHES)
     if flushes:
         names = " or ".join(name.upper() for name in FLUSHES if server.called(name))
@@ -131,7 +131,9 @@ def _writes_refused(server: ServerFacts) -> Finding | None:
             else f"memory is full and {server.policy} refuses writes",
             confidence="proven" if full and out_of_memory else "likely" if full else "possible",
             evidence=(f"errorstat_OOM: {out_of_memory:,} since the start or the last reset", state),
-            next="raise maxmemory, or delete what is not needed; sessions are not stored until then",
+            next="raise maxmemory, or delete what is not needed; until then, new sessions are not stored"
+            if full
+            else "memory has room again: look for the time of these errors in the application's log",
         )
     refused = _refused(server)
     if refused < max(FEWEST, REFUSED_SHARE * (server.writes + refused)):
@@ -146,7 +148,9 @@ def _writes_refused(server: ServerFacts) -> Finding | None:
         # If the state has passed, or is one client's, it may have been a failover or no session's write.
         confidence="proven" if still else "possible",
         evidence=(f"INFO commandstats: {server.writes:,} writes were called; failed or rejected: {commands}",),
-        next="the application's log has the texts of the errors",
+        next="check the server's disk and its log: it cannot save its data"
+        if still
+        else "read the texts of these errors in the application's log",
     )
 
 
@@ -224,7 +228,8 @@ def _flushed(
     oldest_key = f"no key is older than {duration(age)}" if context.keys else "no key exists"
     return Finding(
         "flushed",
-        message=f"{names} removed all keys from the database, {shown_at}; {counted(existing, 'session')} exist",
+        message=f"{names} {'removed' if logged else 'may have removed'} all keys from the database, {shown_at}; "
+        f"{counted(existing, 'session key')} exist",
         # The counters do not tell whether sessions existed: a server is flushed before a launch, too.
         confidence="proven" if logged else "possible",
         expected_ttl_s=None if ttl_ms == math.inf else ttl_ms / 1000,
@@ -236,8 +241,8 @@ def _flushed(
             f"{oldest_key}, the server is {duration(server.now_ms - started)} old and sessions should be up to "
             f"{duration(min(ttl_ms, server.now_ms - started))} old",
         ),
-        next="find the client that flushes (a cache that is cleared?) and give sessions a database or server of "
-        "their own; deny these commands by ACL",
+        next="find the client that flushes, often a job that clears a cache; keep sessions on a server of their own, "
+        "or deny these commands by ACL",
     )
 
 
@@ -252,13 +257,13 @@ def _restarted(server: ServerFacts, context: AuditContext, ttl_ms: float, writte
     pause = started - before[-1] if before else 0
     empty = context.history.empty_start_ms is not None and YOUNG_MS <= uptime < ttl_ms
     if dropped >= max(FEWEST, DROPPED_SHARE * (dropped + loaded)):
-        what = f"dropped {dropped:,} of {dropped + loaded:,} keys as expired: an old file, or it was stopped for long"
+        what = f"dropped {dropped:,} of {dropped + loaded:,} keys as expired: the file was old, or it was down long"
         evidence = [f"rdb_last_load_keys_expired {dropped:,}, rdb_last_load_keys_loaded {loaded:,}"]
     elif loaded and len(written) > len(before) >= STEADY_SESSIONS and pause > max(YOUNG_MS, PAUSES * longest):
-        what = f"has no session of the {duration(pause)} before it: its file was old, or none was written"
+        what = f"has no session of the {duration(pause)} before: it loaded an old file, or no session was written then"
         evidence = [f"before that, the longest time without a write was {duration(longest)}"]
     elif empty and len(written) >= STEADY_SESSIONS and written[0] - started <= STEADY_GAPS * uptime / len(written):
-        what = "was empty, and sessions were written from the first moment on: what was stored before may be lost"
+        what = "was empty; sessions were written from the start on, so sessions from before may be lost"
         first = duration(max(written[0] - started, 0))
         evidence = [f"{len(written):,} sessions within {duration(uptime)}, the first written {first} after the start"]
     else:
@@ -271,8 +276,8 @@ def _restarted(server: ServerFacts, context: AuditContext, ttl_ms: float, writte
         since=datetime.fromtimestamp(started / 1000, UTC),
         since_is="exact",
         evidence=evidence,
-        next="if this was not the first start, compare the file's age with the time of the stop: writes between both "
-        "are lost; keep an append-only file",
+        next="if this was not the first start, compare when the file was saved with when the server stopped: writes "
+        "between the two are lost; an append-only file prevents that",
     )
 
 
@@ -285,7 +290,7 @@ def _replica_stale(server: ServerFacts, context: AuditContext) -> Finding | None
     shown = "" if since is None else f" since {context.when(since)}"
     return Finding(
         "replica_stale",
-        message=f"this replica has lost its primary{shown}: it does not show what was written or expired since",
+        message=f"this replica has had no connection to its primary{shown}: later writes and expiries are missing",
         confidence="proven",
         since=None if since is None else datetime.fromtimestamp(since / 1000, UTC),
         since_is=None if since is None else "exact",
@@ -322,7 +327,9 @@ def _persistence_risk(server: ServerFacts, context: AuditContext) -> Finding | N
             f"rdb_last_bgsave_status {info.get('rdb_last_bgsave_status', '?')}",
             f"rdb_changes_since_last_save {changes:,}",
         ),
-        next="redis-cli CONFIG SET appendonly yes, and in redis.conf; this forks once to write all data",
+        next="read the server's log, and check its free disk space and file permissions"
+        if "failed" in why
+        else "run redis-cli CONFIG SET appendonly yes, and set it in redis.conf; Redis forks once to write all data",
     )
 
 

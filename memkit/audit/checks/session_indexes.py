@@ -223,12 +223,12 @@ def _judge(
             expires = entry.at_ms + begins + ttl * (1 - sessions.expected.jitter) - SLACK_MS
             lost += [name] if expires > facts.seen_ms else []
     if len(lost) >= max(min(FEWEST_LOST, len(existing)), LOST_SHARE * (len(existing) + len(lost))):
-        yield "dangling", lost, f"{len(lost):,} of them with a time less than {duration(ttl)} ago"
+        yield "dangling", lost, f"{len(lost):,} sessions that do not exist, with a time less than {duration(ttl)} ago"
     # An index that expires soon after its sessions is pruned by that.
     kept = [name for name in missing if not ttl or (left := found[name][0].left_ms) is None or left > 2 * ttl]
     stale = [name for name in kept if name not in set(lost)]
     if stale:
-        yield "stale_index", stale, f"{len(stale):,} of them beside {len(existing):,} that exist"
+        yield "stale_index", stale, f"{len(stale):,} sessions that do not exist and {len(existing):,} that do"
 
 
 def _begins(expected: Expectation, existing: Sequence[tuple[float | None, KeyFacts]]) -> float | None:
@@ -268,8 +268,8 @@ def _finding(
         expected,
         cause,
         keys=len(set(names)),
-        message=f"{counted(len(set(names)), 'session')} matching {expected.pattern} are still listed and no longer "
-        f"exist: {ended}",
+        message=f"indexes list {counted(len(set(names)), 'session')} matching {expected.pattern} that no longer exist: "
+        f"{ended}",
         confidence="likely" if lost and not deleted else "possible",
         evidence=(*facts[:3], *deleted),
         next="find what removed them: memkit history, or memkit record"

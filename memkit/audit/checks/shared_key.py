@@ -76,8 +76,8 @@ def shared_key(expected: Expectation, keys: Sequence[KeyFacts]) -> Finding | Non
         expected,
         "shared_key",
         keys=len(sessions[largest]),
-        message=f"many users {'' if likely else 'may '}share the session {name}, among "
-        f"{counted(len(sizes) - 1, 'other session')}: each sees what the others write",
+        message=f"many users {'' if likely else 'may '}write to the one session {name}, beside "
+        f"{counted(len(sizes) - 1, 'other session')}: they see each other's messages",
         confidence="likely" if likely else "possible",
         since=Since(times[-1], "lower bound") if alone else None,
         evidence=facts,

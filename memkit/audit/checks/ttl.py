@@ -64,6 +64,8 @@ RENEWED_TOGETHER = 0.05
 FEWEST_RENEWED = 20
 HEARTBEAT_TTL_MS = HOUR_MS
 """Heartbeats renew TTLs of seconds to minutes (Socket.IO: 25 s); those of more than an hour need none."""
+SHOWN_JITTER = 0.005
+"""A smaller jitter would be printed as 0%."""
 LONG_COPY = 0.2
 """A script that copies sessions to another server takes less than this share of their TTL."""
 
@@ -141,7 +143,9 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
     long = [] if any(one.kind == "long" for _, one in anomalies) else analyses[-1].long
     if long:
         most = duration(max(one.left for one in long))
-        notes.append(f"{counted(len(long), 'key')} under {expected.prefix} have up to {most} left, more than expected")
+        notes.append(
+            f"{counted(len(long), 'key')} matching {expected.pattern} have up to {most} left, more than expected"
+        )
     doubts = (*(one.unexplained() for one in analyses), _written_elsewhere(analyses[-1], context))
     unexplained = None if findings else next((text for text in doubts if text), None)
     if not findings and not unexplained and context.history.idle_known:
@@ -178,18 +182,21 @@ def _reads_note(expected: Expectation, analysis: LifetimeAnalysis) -> list[str]:
         return []
     longest = duration(max(one.left for one in soon))
     many = counted(len(soon), "key")
-    return [f"reads do not renew the TTL: {many} under {expected.prefix}, read since, will expire within {longest}"]
+    return [
+        f"reads do not renew the TTL: {many} matching {expected.pattern} were read after their last write, and will "
+        f"expire within {longest}"
+    ]
 
 
 def _ignored(expected: Expectation, group: Group) -> str:
     volatile = [one for one in group.keys if one.deadline_ms is not None]
     longest = rounded(whole_minutes(longest_given(volatile)))
-    given = f"are given up to {duration(longest)}" if volatile else "have no TTL"
+    given = f"have a TTL of at most {duration(longest)}" if volatile else "have no TTL"
     many, shape = counted(len(group.members), "key"), f"{expected.prefix}{group.part}"
     ttl = ttl_text(round(longest)) if volatile else "never"
     return (
-        f"ignored {many} matching {shape}: they {given}, beside sessions of another type, size or time of writing; "
-        f"--expect '{shape}={ttl}' checks them"
+        f"ignored {many} matching {shape}: they {given}, and their type, size or time of writing differs from that of "
+        f"sessions; to check them: --expect '{shape}={ttl}'"
     )
 
 
@@ -282,18 +289,18 @@ def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, conte
     prefix = narrowest_prefix(affected, [one.key for one in context.keys], expected.prefix)
     given, wanted = _given(anomaly, context), _ttls(expected)
     since = "" if anomaly.since is None else f", {context.since_text(anomaly.since)}"
-    message = f"sessions under {prefix} are given {given} instead of {wanted}{since}"
+    message = f"sessions matching {prefix}* get a TTL of {given} instead of {wanted}{since}"
     if both:
-        message = f"sessions under {prefix} are given {given} and {wanted} at the same time; expected {wanted}"
+        message = f"sessions matching {prefix}* get TTLs of {given} and {wanted} at the same time; expected {wanted}"
     evidence = _ttl_evidence(expected, anomaly, context, both=both)
     if prefix != expected.prefix:
-        evidence.append(f"all of them are under {prefix}; the other keys of {expected.pattern} are not affected")
+        evidence.append(f"all of them match {prefix}*; the other keys matching {expected.pattern} are not affected")
     if clock:
         calls, skew_s = context.server.called(*ABSOLUTE_DEADLINES), context.server.skew_ms / 1000
         evidence.append(f"EXPIREAT or PEXPIREAT was called {counted(calls, 'time')}: clients compute the deadlines")
         evidence += [f"TIME against this machine's clock: {skew_s:+,.3f} s"] if cause == "clock_skew" else []
     if anomaly.kind == "long" and expected.policy.kind == "sliding" and not unit:
-        evidence.append("keys with more than the expected TTL left do not depend on the idle clock")
+        evidence.append("this needs no idle times: these keys have more than the expected TTL left")
     return Finding.of(
         expected,
         cause,
@@ -313,21 +320,21 @@ def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, conte
 def _ttl_evidence(expected: Expectation, anomaly: TtlAnomaly, context: AuditContext, *, both: bool) -> list[str]:
     """Return what was seen of these keys. ``both``: the expected TTL is given at the same time."""
     given, wanted = _given(anomaly, context), _ttls(expected)
-    spread = f", give or take {anomaly.jitter:.0%}" if anomaly.jitter else ""
+    spread = f", varying by up to {anomaly.jitter:.0%}" if anomaly.jitter >= SHOWN_JITTER else ""
     evidence = [
         *anomaly.reasons[:1],
-        f"{anomaly.keys:,} of {len(context.keys):,} keys looked at were given {given}{spread}",
+        f"{anomaly.keys:,} of {len(context.keys):,} checked keys got a TTL of {given}{spread}",
         *anomaly.reasons[1:],
     ]
     if both:
         evidence.append(
-            f"{anomaly.still_expected:,} keys were given {wanted} after the first of these was written: two kinds of "
+            f"{anomaly.still_expected:,} keys got a TTL of {wanted} after the first of these was written: two kinds of "
             "writers or of sessions, not a release"
         )
         names = [one.name for one in context.server.clients if one.last_command in RENEWALS]
-        evidence += [f"clients that set a TTL last: {', '.join(names[:5])}"] if names else []
+        evidence += [f"clients with a last command that can set a TTL: {', '.join(names[:5])}"] if names else []
     elif anomaly.since and anomaly.since.bound == "lower bound":
-        evidence.append(f"the last write that got the expected TTL was {context.when(anomaly.since.at_ms)}")
+        evidence.append(f"the last write that set the expected TTL was {context.when(anomaly.since.at_ms)}")
     if anomaly.first_seen_ms is not None:
         evidence.append(f"the oldest of them that still exists was written {context.when(anomaly.first_seen_ms)}")
     return evidence
@@ -357,7 +364,7 @@ def _unit_mistake(anomaly: TtlAnomaly, expected_ms: int, context: AuditContext) 
         _, longer, shorter = UNIT_FACTORS[factor]
         taken = f"{longer} taken for {shorter}" if anomaly.kind == "short" else f"{shorter} taken for {longer}"
         exact_ms = expected_ms * factor if anomaly.kind == "long" else expected_ms / factor
-        return exact_ms, f"off by exactly {factor:,}, {taken}"
+        return exact_ms, f"too {anomaly.kind} by a factor of exactly {factor:,}: {taken}"
     ttl_ms = anomaly.ttl_ms if anomaly.jitter else rounded(anomaly.ttl_ms)
     wrapped_ms = expected_ms % (UINT_MAX + 1)
     for held_ms, how in ((wrapped_ms, "overflow"), (INT_MAX, "are cut to"), (UINT_MAX, "are cut to")):
@@ -373,17 +380,18 @@ def _unit_mistake(anomaly: TtlAnomaly, expected_ms: int, context: AuditContext) 
 
 def _next_for_ttl(expected: Expectation, anomaly: TtlAnomaly, context: AuditContext, *, both: bool) -> str:
     if both:
+        ttls = f"{ttl_text(round(anomaly.ttl_ms))}|{ttl_text(expected.ttl_ms or 0)}"
         return (
-            f"redis-cli CLIENT LIST names the clients that set a TTL; if both are intended: "
-            f"--expect '{expected.pattern}={ttl_text(round(anomaly.ttl_ms))}|{ttl_text(expected.ttl_ms or 0)}'"
+            f"redis-cli CLIENT LIST shows each client's last command (cmd=expire, cmd=setex, cmd=set); if both are "
+            f"intended: --expect '{expected.pattern}={ttls}'"
         )
     around = "" if anomaly.since is None else f" around {context.when(anomaly.since.at_ms)}"
     then = (
-        "memory grows until it is right again"
+        "until then, memory grows"
         if anomaly.kind == "long"
-        else "roll it back; the next write renews a session that still exists"
+        else "existing sessions get the right TTL at their next write"
     )
-    return f"look for the release{around} that changed the TTL of {expected.pattern}; {then}"
+    return f"look for the release{around} that changed the TTL of {expected.pattern}, and roll it back; {then}"
 
 
 def _unwanted_deadlines(expected: Expectation, sessions: Sequence[Group], context: AuditContext) -> Finding | None:
@@ -398,14 +406,14 @@ def _unwanted_deadlines(expected: Expectation, sessions: Sequence[Group], contex
     unknown = persistent and all(one.kind == "string" for one in keys) and usual_bytes(keys, context) is None
     sure = not unknown and (bool(shared) or not persistent)
     prefix = narrowest_prefix([one.key for one in keys], [one.key for one in context.keys], expected.prefix)
-    apart = "they share neither shape nor ids with the sessions without a TTL, so they may be no sessions"
+    apart = "they share neither shape nor ids with the sessions without a TTL, so they may not be sessions"
     apart = "the server does not report their sizes, so they may be locks or counters" if unknown else apart
     return Finding.of(
         expected,
         "ttl_too_short",
         prefix=prefix,
         keys=len(keys),
-        message=f"{counted(len(keys), 'key')} of sessions under {prefix} that should never expire have a deadline",
+        message=f"{counted(len(keys), 'session key')} matching {prefix}* that should never expire have a deadline",
         confidence="proven" if sure else "possible",
         observed_ms=common_ttl(lifetimes_of(keys, context.history)),
         evidence=(f"PTTL of {counted(len(keys), 'key')}", *([] if sure else [apart])),
@@ -468,8 +476,8 @@ def _persistent_renewal(expected: Expectation, analysis: LifetimeAnalysis, conte
         expected,
         "persistent_renewal",
         keys=len(analysis.all),
-        message=f"something renews all {len(analysis.all):,} sessions under {expected.prefix}: each got a whole TTL "
-        f"within the last {since}, and no key has expired since the server started",
+        message=f"something renews all {len(analysis.all):,} session keys matching {expected.pattern}: each got a "
+        f"whole TTL within the last {since}, and no key has expired since the server started",
         confidence="likely" if by_job else "possible",
         observed_ms=analysis.ttl,
         evidence=(
@@ -503,14 +511,14 @@ def _unrenewed(expected: Expectation, analysis: LifetimeAnalysis, context: Audit
         expected,
         "not_refreshed",
         keys=len(old),
-        message=f"writes under {expected.prefix} do not renew the TTL: {len(old):,} keys were accessed long after it "
-        "was set",
+        message=f"writes to keys matching {expected.pattern} do not renew the TTL: {len(old):,} keys were accessed "
+        "long after it was set",
         confidence="possible" if copied else "likely",
         observed_ms=analysis.ttl,
         evidence=(
-            f"{reads} other than writes accessed values since the server started: these accesses were writes",
+            f"only {reads} other than writes accessed values since the server started, so these accesses were writes",
             f"{server.writes:,} commands wrote values, for {counted(server.keys, 'key')}",
-            *(["or a script has copied them with what was left of their TTLs: --watch 30s shows it"] if copied else []),
+            *(["or a script copied these keys with their remaining TTLs: --watch 30s shows it"] if copied else []),
         ),
         next="set the TTL in the same command or transaction as every write (EXPIRE after RPUSH, or SET with EX)",
     )
@@ -543,9 +551,9 @@ def changed_ttls(context: AuditContext) -> list[Finding]:
                         cause="two_ttls",
                         expected_ttl_s=None,
                         confidence="possible",
-                        message=f"{one.keys:,} of {len(keys):,} keys under {one.prefix} were given {given}, the others "
-                        f"{duration(former.ttl_ms)}, {since}",
-                        next=f"if this is no change on purpose, look for the release that made it, and state what is "
+                        message=f"{one.keys:,} of {len(keys):,} keys matching {one.prefix}* got a TTL of {given}, the "
+                        f"others {duration(former.ttl_ms)}, {since}",
+                        next=f"if this change is not intended, look for the release that made it, and state what is "
                         f"expected: --expect '{prefix}*={ttl_text(former.ttl_ms or 0)}'",
                     )
                 )

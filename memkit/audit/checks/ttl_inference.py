@@ -64,6 +64,8 @@ CONFIGURED_STEP_MS = 300_000
 CHANCE = 0.05
 IMPROBABLE = 0.001
 """Highest chance at which a few keys near their deadline are called too short: 300 s left of 7 d are 0.0005."""
+SHOWN_CHANCE = 0.0001
+"""A smaller chance would be printed as 0.00%."""
 RARE = 0.005
 """If reads alone put fewer keys than this so near to their deadline, one such key is reason to look again."""
 STOPPED_GAPS = 5
@@ -302,9 +304,9 @@ class LifetimeAnalysis:
 
     def _given_at_most(self, given: float, members: Sequence[KeyLifetime]) -> str:
         most = f"{duration(given)} of the expected {duration(self.ttl)}"
-        got = "got" if self.history.idle_known and all(one.known for one in self.all) else "have"
-        unlike = "which reads and chance do not explain"
-        return f"{len(members):,} of {len(self.all):,} keys {got} at most {most}, {unlike}"
+        known = self.history.idle_known and all(one.known for one in self.all)
+        left = "had at most {} left at their last access" if known else "have at most {} left"
+        return f"{len(members):,} of {len(self.all):,} keys {left.format(most)}, which reads and chance do not explain"
 
     def unrenewed(self) -> list[KeyLifetime]:
         """Return keys that were accessed long after their TTL was set, if the server's reads do not explain that."""
@@ -374,7 +376,7 @@ class LifetimeAnalysis:
         if confidence is None:
             return None
         if self._may_be_copied(members) and not self._is_configured(peak, members):
-            confidence, reason = "possible", f"{reason}; or a script has copied them with what was left of their TTLs"
+            confidence, reason = "possible", f"{reason}; or a script copied these keys with their remaining TTLs"
         return self._short_anomaly(peak, members, below, others, confidence, reason)
 
     def _evidence(
@@ -382,7 +384,7 @@ class LifetimeAnalysis:
     ) -> tuple[Confidence | None, str]:
         history = self.history
         if self._younger_than_the_server(members):
-            return "proven", "the server started empty and is younger than sessions with the expected TTL would be"
+            return "proven", "the server started empty, so recently that keys with the expected TTL would expire later"
         if history.idle_known and self._is_no_chance(peak):
             return self._constant_difference(peak, members, others)
         return self._written_at_once(peak, members, others)
@@ -426,7 +428,7 @@ class LifetimeAnalysis:
     def _constant_difference(
         self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]
     ) -> tuple[Confidence | None, str]:
-        reason = "deadline and last access differ from key to key, their difference is one TTL: reads cannot do that"
+        reason = "deadlines and last accesses vary, but their difference is the same for all keys; reads cannot do that"
         # People who come back at the same hour every day make a wide heap of reads; but not one that began when the
         # writes under the expected TTL ended, and none near the short end.
         switched = self._when(peak, members, others).bound == "lower bound"
@@ -503,7 +505,7 @@ class LifetimeAnalysis:
         if not self.history.idle_known or (not peak.wide and self._read_at_one_age(peak, members, others)):
             return None, ""
         if self._is_unlike(peak, members, others):
-            return "likely", "readers of the other sessions would not have met so many with such deadlines"
+            return "likely", "reads of older sessions would explain far fewer keys with such deadlines"
         accesses = [one.accessed for one in members]
         if (peak.wide and spread(accesses) > SOME * peak.low) or self._has_untouched(members):
             return None, ""
@@ -513,10 +515,10 @@ class LifetimeAnalysis:
         share = (len(known) - exact + 1) / (len(known) + 1)
         if len(members) * -math.log(share) < FEW_READS_NATS:
             return None, ""
-        return "likely", f"no key without a read has such a deadline, and at most {share:.0%} of the others were read"
+        return "likely", f"no unread key has such a deadline, and at most {share:.0%} of the others were read"
 
     def _is_unlike(self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]) -> bool:
-        """Whether readers of sessions like the others would not have met so many with such deadlines.
+        """Whether reads of sessions like the others would explain far fewer keys with such deadlines.
 
         Not for what was written in one go and accessed in one go: one event, however many keys.
         """
@@ -559,9 +561,9 @@ class LifetimeAnalysis:
         young = self._younger_than_the_server(members) and not self._may_be_copied(members)
         if len(members) < count or not (others or young or self.history.expired >= count):
             return None
-        reason = "no key has more left"
+        reason = "no key has a longer remaining TTL"
         if others:
-            reason = f"{count:,} keys have up to {top / 1000:,.0f} s left, then none up to {lefts[count] / 1000:,.0f} s"
+            reason = f"{count:,} keys have at most {duration(top)} left, the others at least {duration(lefts[count])}"
         peak = TtlPeak(quantile(lefts[:count], 0.5), top, count, wide=True)
         # It may be that hardly anything was written for long, and that the expired keys had the expected TTL.
         paused = top > RARE * self.ttl
@@ -584,8 +586,9 @@ class LifetimeAnalysis:
         chance = top / self.ttl
         if chance > IMPROBABLE:
             return None
-        more = "was given more" if self.history.idle_known else "has more left"
-        reason = f"none {more}; if the TTL were the expected one, the chance of that would be {chance:.2%}"
+        when = "had more left at its last access" if self.history.idle_known else "has more left"
+        reason = f"no key {when} than {duration(top)}; with a TTL of {duration(self.ttl)}, the chance of that is "
+        reason += "below 0.01%" if chance < SHOWN_CHANCE else f"{chance:.2%}"
         first = min(one.accessed for one in known) if self.history.idle_known else None
         since = None if first is None else Since(first + 1_000, "upper bound")
         return TtlAnomaly("short", whole_minutes(top), 0.0, len(known), "likely", since, first, (reason,), top)

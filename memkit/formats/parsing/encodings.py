@@ -5,8 +5,6 @@ a decompression bomb stays small. A fault needs proof by the format: an end that
 fails. Bytes that merely look unusual have no fault.
 """
 
-from __future__ import annotations
-
 import ast
 import base64
 import binascii
