@@ -41,9 +41,9 @@ Imports go down this map only::
       plot/             Figures: every function takes ax=None and returns Axes; show(ax) displays it
                         with alt text
                         (audit conformance expiry history session style)
-      notebook/         %load_ext memkit, memkit lab, the triage report, the demo incident, the TTL
-                        semantics cases
-                        (demo extension lab triage ttl_semantics)
+      notebook/         %load_ext memkit, memkit lab, the HTML report, the demo incident, the tables
+                        of the notebooks
+                        (demo extension html_report lab triage ttl_semantics)
       pytest_plugin.py  The pytest plugin: fixtures on a private Redis, or on a real one with
                         --real-redis
       cli.py            The command line

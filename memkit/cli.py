@@ -15,8 +15,13 @@ from urllib.parse import quote
 
 import redis
 
+import memkit
+from memkit.config import expected
+from memkit.connect import redact
 from memkit.errors import MemkitError
+from memkit.policy import duration_ms, ttl_ms
 from memkit.render import COLUMNS, progress, wrapped
+from memkit.server.launcher import RedisServer, ended_by_signals
 
 Command = Callable[[argparse.Namespace], int]
 NO_VERDICT, INTERRUPTED = 2, 130
@@ -97,8 +102,6 @@ def _with_password(url: str, *, askpass: bool) -> str:
 
 
 def _report_error(error: Exception, url: str | None) -> int:
-    from memkit.connect import redact
-
     # memkit's own messages contain no password, and redact() would change texts that only look like URLs.
     message = str(error) if isinstance(error, MemkitError) else redact(str(error))
     message = " ".join(message.partition(" : <redis")[0].split()) or type(error).__name__
@@ -124,8 +127,6 @@ def _advice(error: Exception, url: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    import memkit
-
     parser = argparse.ArgumentParser(
         prog="memkit",
         description=wrapped(
@@ -285,8 +286,6 @@ def _lab(given: argparse.Namespace) -> int:
 
 def _server(given: argparse.Namespace) -> int:
     """Run a private Redis until Ctrl-C and print its URL."""
-    from memkit.server.launcher import RedisServer, ended_by_signals
-
     ended = ended_by_signals()
     with RedisServer(port=given.port) as server:
         print(server.url, flush=True)
@@ -300,8 +299,6 @@ def _server(given: argparse.Namespace) -> int:
 def _audit(given: argparse.Namespace) -> int:
     """Find sessions that expire too early, since when and why (read-only)."""
     from memkit.audit.run import acl_rule, audit
-    from memkit.config import expected
-    from memkit.policy import duration_ms
 
     watch_s = duration_ms(given.watch) / 1000 if given.watch else 0.0
     expect = expected(given.expect)
@@ -337,7 +334,6 @@ def _print(report: Any, *, json: bool) -> None:
 
 def _inspect(given: argparse.Namespace) -> int:
     """Show one session of any known store: messages, keys, TTLs, problems (read-only)."""
-    from memkit.config import expected
     from memkit.inspect import inspect_session
 
     expect = expected(given.expect)
@@ -348,7 +344,6 @@ def _inspect(given: argparse.Namespace) -> int:
 
 def _history(given: argparse.Namespace) -> int:
     """Show what happened to a session, or to the keys under each prefix, and when TTLs changed (read-only)."""
-    from memkit.config import expected
     from memkit.history import history
     from memkit.history.sources import is_source, parse_moment
 
@@ -370,10 +365,7 @@ def _history(given: argparse.Namespace) -> int:
 
 def _record(given: argparse.Namespace) -> int:
     """Record what happens to keys on a live Redis, for memkit history (read-only)."""
-    from memkit.config import expected
     from memkit.history.record import acl_rule, record
-    from memkit.policy import ttl_ms
-    from memkit.server.launcher import ended_by_signals
 
     expect = expected(given.expect)
     prefixes = [one.prefix.encode("utf-8", "surrogateescape") for one in expect]
@@ -398,10 +390,11 @@ def _record(given: argparse.Namespace) -> int:
 
 def _triage(given: argparse.Namespace) -> int:
     """Audit a Redis, or the demo incident without a source, and write the report as one HTML file (read-only)."""
-    from memkit.notebook.triage import triage
+    from memkit.notebook.html_report import write_html_report
 
     with progress("auditing", "keys") as show:
-        report = triage(given.source, expect=given.expect, output=given.output, at=given.at, db=given.db, progress=show)
+        given_source = {"expect": given.expect, "at": given.at, "db": given.db}
+        report = write_html_report(given.source, output=given.output, progress=show, **given_source)
     print(f"{wrapped(report.verdict.sentence)}\nreport: {given.output}")
     return report.exit_code
 

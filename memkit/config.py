@@ -1,7 +1,5 @@
 """Expected TTLs by pattern: ``chat:*=7d,sliding,jitter=10%``, from the command line, Python or a configuration file."""
 
-from __future__ import annotations
-
 import os
 import re
 import tomllib
@@ -10,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar, cast
+from typing import Literal, Protocol, Self, TypeVar, cast
 
 from memkit.errors import PolicyError
 from memkit.policy import FINEST_JITTER, JITTER, Duration, ExpiryPolicy, ttl_text
@@ -83,7 +81,7 @@ class Expectation:
         matches = self.matches.fullmatch
         return [one for one in keys if matches(one.key)]
 
-    def of_spring_session(self) -> Expectation:
+    def of_spring_session(self) -> Self:
         """Return the expectation with the TTLs that Spring Session's layout gives on purpose."""
         if self.ttl_ms is None:
             return self

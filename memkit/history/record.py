@@ -239,7 +239,6 @@ class _Recorder:
         """Keys that no longer exist or lost their TTL; why is known after the next reading of the counters."""
         self._evicted: set[bytes] = set()
         self._odd_ttls: list[int] = []
-        self._looked_s = time.monotonic()
         try:
             self._connect()
         except redis.RedisError as error:

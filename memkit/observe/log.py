@@ -29,8 +29,8 @@ it."""
 TOLERANCE = 0.01
 MIN_TOLERANCE_MS = 2.0
 """A lifetime deviates if it differs from the TTL by more than 1 %, and by more than Redis's own resolution."""
-SWEEP_KEYS_PER_S = 20_000
-"""The least rate, measured on four servers, at which the sweep removes expired keys once it has found them."""
+EXPIRED_KEYS_PER_S = 20_000
+"""The least rate, measured on four servers, at which active expiry removes expired keys once it has found them."""
 MAX_ROWS = 20
 NONE: Final = -1
 """In a column: unknown, or not yet."""
@@ -98,7 +98,7 @@ class DeadlineChange:
 
 
 @dataclass(frozen=True, slots=True)
-class Sweep:
+class ActiveExpiry:
     """What the server's active expiry had to do, and how long that should take.
 
     Attributes:
@@ -124,7 +124,7 @@ class Sweep:
         took up to twice as long.
         """
         round_s = self.other_keys / (self.hz * (20 + 5 * (self.effort - 1)))
-        return 1 / self.hz + self.expired_keys / SWEEP_KEYS_PER_S + round_s
+        return 1 / self.hz + self.expired_keys / EXPIRED_KEYS_PER_S + round_s
 
 
 def _column() -> array[int]:
@@ -142,7 +142,7 @@ class ExpiryLog:
         clock: How time passed: ``by jumps`` or ``in real time``.
         resolution_ms: The step with which deadlines were crossed, in milliseconds.
         changes: Deadlines that moved during the observation, at most 1,000.
-        sweep: What the server's sweep had to do, if the keys were left to it.
+        active_expiry: What the server's active expiry had to do, if the keys were left to it.
         events: Whether the server's events were received. ``lost``: the server ended the subscription, so missing
             events may have been sent.
     """
@@ -160,7 +160,7 @@ class ExpiryLog:
     event_us: array[int] = field(default_factory=_column)
     ends: list[End] = field(default_factory=list)
     changes: list[DeadlineChange] = field(default_factory=list)
-    sweep: Sweep | None = None
+    active_expiry: ActiveExpiry | None = None
     events: EventStatus = "received"
 
     def __len__(self) -> int:

@@ -1,10 +1,8 @@
 """observe_expiry and Watch: when keys expired, as intervals [last seen, first missing] on the server's clock.
 
-An ``expired`` event is not the time of the expiry: Redis sends it when it frees the memory, in its sweep or at the
-first access, which may be long after the deadline. The log keeps it as an upper bound.
+An ``expired`` event is not the time of the expiry: Redis sends it when it frees the memory, by active expiry or at
+the first access, which may be long after the deadline. The log keeps it as an upper bound.
 """
-
-from __future__ import annotations
 
 import heapq
 import time
@@ -15,7 +13,7 @@ from datetime import timedelta
 from posixpath import commonprefix
 from secrets import token_hex
 from ssl import SSLWantReadError
-from typing import Any, Final, cast
+from typing import Any, Final, Self, cast
 
 import redis
 
@@ -24,11 +22,11 @@ from memkit.observe.log import (
     NEVER,
     NONE,
     WHY_NO_EVENTS,
+    ActiveExpiry,
     DeadlineChange,
     End,
     EventStatus,
     ExpiryLog,
-    Sweep,
     time_at,
 )
 from memkit.policy import UNIT_MS, Duration, ttl_ms, ttl_text
@@ -42,8 +40,8 @@ GROUP = 100
 """Keys between two readings of TIME. Checking them takes 0.2 ms (measured), the least width of an interval."""
 NEAR_US = 40_000
 """Deadlines this close are checked first: checking thousands of keys takes longer (measured)."""
-BEFORE_SWEEP_US = 500_000
-"""The last check before keys are left to the sweep: a busy machine must not check after the deadline."""
+BEFORE_DEADLINES_US = 500_000
+"""The last check before a deadline, after which keys are left to active expiry: a busy machine must not check later."""
 ROUND_US = 300_000
 """The assumed time of the first round of checks after a jump; later rounds use the time of the last one."""
 BLUR_US = 1_500
@@ -51,7 +49,7 @@ BLUR_US = 1_500
 SAME_US = 5_000
 """Smaller moves of a deadline are within the clock's own resolution."""
 WAIT_LIMIT_MS = 3_600_000
-SWEEP_LIMIT_S = PONG_LIMIT_S = PROBE_LIMIT_S = 60.0
+EVENTS_LIMIT_S = PONG_LIMIT_S = PROBE_LIMIT_S = 60.0
 """More means that the server hangs or sends no event."""
 MAX_CHANGES = 1_000
 MAX_USELESS_JUMPS = 100
@@ -72,7 +70,7 @@ def observe_expiry(
     resolution_ms: float = 5.0,
     clock: ServerClock | None = None,
     wait_s: float | None = None,
-    leave_to_sweep: bool = False,
+    wait_for_events: bool = False,
 ) -> ExpiryLog:
     """Observe when keys can no longer be read, as intervals on the server's clock.
 
@@ -89,8 +87,8 @@ def observe_expiry(
         resolution_ms: The step with which deadlines are crossed, in milliseconds (0.1 to a day).
         clock: The server's clock, to jump to shortly before each deadline. Without it the observation waits.
         wait_s: The longest time to wait, in seconds.
-        leave_to_sweep: Do not check a key between its deadline and its event, to measure the delay of the server's
-            sweep (a check would make the key expire at once).
+        wait_for_events: Do not check a key between its deadline and its event, to measure how long the server's
+            active expiry takes (a check would make the key expire at once).
 
     Returns:
         The log. ``log.events`` is ``received`` if keyspace events were: they need ``notify-keyspace-events``, which
@@ -120,11 +118,11 @@ def observe_expiry(
         else:
             run.follow_existing(configured)
         run.subscribe(stack)
-        if leave_to_sweep:
+        if wait_for_events:
             run.require_events(may_write=bool(wanted))
         if wanted:
             run.write()
-        (run.leave_to_sweep if leave_to_sweep else run.cross_deadlines)()
+        (run.wait_for_events if wait_for_events else run.cross_deadlines)()
     return log
 
 
@@ -342,7 +340,7 @@ class _Observation:
         log.ends.append("not expired")
 
     def subscribe(self, stack: ExitStack) -> None:
-        """Hear the keys' events from now on, where the server sends them."""
+        """Hear the keys' events from now on, if the server sends them."""
         self._log.events = _event_status(self._client, stack)
         if self._log.events != "not sent":
             try:
@@ -361,8 +359,8 @@ class _Observation:
             log.events = "received" if (0, "expired") in self.events.receive(0, all_sent=True) else "not sent"
         if log.events != "received":
             raise PolicyError(
-                f"leave_to_sweep needs keyspace events, but {WHY_NO_EVENTS[log.events]}; set notify-keyspace-events to "
-                "Kgxe, allow the user the channels __keyspace@*, and allow CONFIG GET or pass ttls="
+                f"wait_for_events needs keyspace events, but {WHY_NO_EVENTS[log.events]}. Set notify-keyspace-events "
+                "to Kgxe. Allow the user the channels __keyspace@*. Allow CONFIG GET, or pass ttls="
             )
 
     def write(self) -> None:
@@ -418,19 +416,19 @@ class _Observation:
         for index in filter(self._may_expire, due):
             heapq.heappush(heap, (self._log.deadline_us[index], index))
 
-    def leave_to_sweep(self) -> None:
+    def wait_for_events(self) -> None:
         """Pass the deadlines of keys that end together without checking them, and wait for each event."""
         self._events_count_as_end, log = True, self._log
         order = sorted(filter(self._may_expire, range(len(log))), key=log.deadline_us.__getitem__)
         while order and self._may_continue():
             together = log.deadline_us[order[0]] + 10_000_000
             expiring = [index for index in order if log.deadline_us[index] <= together]
-            log.sweep = _sweep(self._client, len(expiring))
+            log.active_expiry = _active_expiry(self._client, len(expiring))
             # Early: a check after the deadline would make the keys expire.
-            self._reach(log.deadline_us[expiring[0]] - max(BEFORE_SWEEP_US, 2 * self._step_us))
+            self._reach(log.deadline_us[expiring[0]] - max(BEFORE_DEADLINES_US, 2 * self._step_us))
             self._check_keys(expiring)
             self._reach(log.deadline_us[expiring[-1]] + 1_000, checkpoints=False)
-            give_up_at = min(time.monotonic() + SWEEP_LIMIT_S, self._stop_at)
+            give_up_at = min(time.monotonic() + EVENTS_LIMIT_S, self._stop_at)
             while log.events != "lost" and any(map(self._may_expire, expiring)) and time.monotonic() < give_up_at:
                 self._listen(0.02)
             self._listen(all_sent=True)
@@ -577,7 +575,7 @@ class _Events:
         self.lost = False
 
     @classmethod
-    def open(cls, client: redis.Redis, names: Sequence[bytes], stack: ExitStack) -> _Events:
+    def open(cls, client: redis.Redis, names: Sequence[bytes], stack: ExitStack) -> Self:
         connection = ReadOnlyConnection(client, keep_idle_times=False)
         stack.callback(connection.close)
         database = client.connection_pool.connection_kwargs.get("db") or 0
@@ -654,14 +652,14 @@ def _evicted_keys(client: redis.Redis) -> int | None:
         return None
 
 
-def _sweep(client: redis.Redis, expiring: int) -> Sweep:
-    """Return what the sweep will have to do; INFO still counts the keys that are about to expire."""
+def _active_expiry(client: redis.Redis, expiring: int) -> ActiveExpiry:
+    """Return what active expiry will have to do; INFO still counts the keys that are about to expire."""
     database = f"db{client.connection_pool.connection_kwargs.get('db') or 0}"
     with_ttl = client.info("keyspace").get(database, {}).get("expires", 0)
     effort = "1"
     with suppress(redis.ResponseError):
         effort = _config(client, "active-expire-effort") or "1"
-    return Sweep(expiring, max(0, with_ttl - expiring), client.info("server").get("hz", 10), int(effort))
+    return ActiveExpiry(expiring, max(0, with_ttl - expiring), client.info("server").get("hz", 10), int(effort))
 
 
 def _check_arguments(

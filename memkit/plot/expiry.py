@@ -63,8 +63,6 @@ OUTCOMES = {
     "evicted or deleted": Outcome("evicted or deleted", style.ORANGE, "D", filled=False),
     "not expired": Outcome("not expired", style.SKY, "^", filled=False),
 }
-
-
 ENDED = {"early": "expired", "late": "expired"}
 
 
@@ -357,10 +355,10 @@ def _steps(some: Any, limits: tuple[float, float]) -> tuple[Any, ...]:
 def plot_lateness(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     """Draw how late ``expired`` events arrive after the deadline, which is when the memory is freed.
 
-    The predicted delay is not a bound: it is the time of one round of the sweep on a machine that is not busy.
+    The predicted delay is not a bound: it is the time of one round of active expiry on a machine that is not busy.
 
     Args:
-        log: What ``observe_expiry(leave_to_sweep=True)`` returned; without it the checks make the keys expire.
+        log: What ``observe_expiry(wait_for_events=True)`` returned; without it the checks make the keys expire.
         ax: Axes to draw on; None: a new figure.
 
     Returns:
@@ -368,7 +366,8 @@ def plot_lateness(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     """
     ax = style.own_axes(ax, (7.6, 4.2))
     late = np.sort(np.maximum(log.to_frame()["event_late_max_s"].dropna(), 1e-4))
-    bound_s = log.sweep.predicted_s if log.sweep else 1.0
+    work = log.active_expiry
+    bound_s = work.predicted_s if work else 1.0
     limits = 1e-3, max(10.0, 2 * bound_s, 2 * float(late[-1]) if len(late) else 1)
     if len(late):
         # From the left edge to the right one: the step of a single event is a line, too.
@@ -379,12 +378,10 @@ def plot_lateness(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     if len(late):
         half, last = (duration(1000 * float(seconds)) for seconds in (np.median(late), late[-1]))
         text += f", half within {half}, the last {last} late"
-    if log.sweep:
-        predicted = duration(1000 * log.sweep.predicted_s)
-        ax.axvline(
-            log.sweep.predicted_s, color=style.VERMILLION, lw=1.5, ls="--", label=f"predicted for the last: {predicted}"
-        )
-        text += f"; {predicted} is predicted for the last"
+    if work:
+        predicted = f"predicted for the last: {duration(1000 * work.predicted_s)}"
+        ax.axvline(work.predicted_s, color=style.VERMILLION, lw=1.5, ls="--", label=predicted)
+        text += f"; {predicted}"
     ax.axvspan(1e-4, 2e-3, color=style.PALE, alpha=0.6, lw=0, label="from here on no client can read the key")
     ax.set(xscale="log", ylim=(0, 1.05), ylabel="keys with an event")
     ax.set_xlabel("time after the deadline (log)")
@@ -392,7 +389,7 @@ def plot_lateness(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     style.time_axis(ax.xaxis)
     ax.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=style.INK)
-    beside = f", {log.sweep.expired_keys:,} expired keys among {log.sweep.other_keys:,} others" if log.sweep else ""
+    beside = f", {work.expired_keys:,} expired keys among {work.other_keys:,} others" if work else ""
     conclusion = f"{text[:1].upper()}{text[1:]}."
     alt = f"Share of events received over the time after the deadline. {conclusion}"
     return style.finish(ax, conclusion, f"{log.server}{beside}", alt=alt)

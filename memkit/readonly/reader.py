@@ -1,7 +1,5 @@
 """Reader: the type, TTL, idle time, encoding, size and value of keys, read within a budget of bytes and elements."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections import defaultdict
@@ -29,6 +27,8 @@ _HASH_FIELDS = 1_000
 """Of so many fields of a hash the deadlines are read."""
 STREAM_ENTRIES = 50_000
 """Half of the elements that are read of a session: an entry counts as its id and its fields."""
+_Sent = tuple[Sequence[int], KeyCommands, PendingReplies]
+"""Commands for keys on one connection, with the positions of these keys among all that were asked about."""
 _METADATA = ("type", "pttl", "object|idletime", "object|encoding", "memory|usage")
 
 
@@ -195,10 +195,6 @@ class Reader:
             elements += reply
             size += sum(map(len, reply))
         return RedisValue(name, "list", elements=elements, total=total, partial=len(elements) < total)
-
-
-_Sent = tuple[Sequence[int], KeyCommands, PendingReplies]
-"""Commands for keys on one connection, with the positions of these keys among all that were asked about."""
 
 
 def _columns(sent: Iterable[_Sent], count: int, names: Sequence[str]) -> dict[str, list[Reply]]:

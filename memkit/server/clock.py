@@ -1,7 +1,5 @@
 """Move time on a real Redis: the server's own clock if memkit started it, otherwise the deadlines of the keys."""
 
-from __future__ import annotations
-
 import ctypes
 import re
 import struct
@@ -13,7 +11,7 @@ from functools import cache, partial
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import Any, AnyStr, TypeVar, cast
+from typing import Any, AnyStr, Self, TypeVar, cast
 
 import redis
 from redis.client import NEVER_DECODE
@@ -149,7 +147,7 @@ class ServerClock:
             other.shift(by)
 
     @contextmanager
-    def together_with(self, others: Iterable[ServerClock]) -> Iterator[None]:
+    def together_with(self, others: Iterable[Self]) -> Iterator[None]:
         """Move other servers' clocks by the same durations, within a with statement."""
         self._others = tuple(others)
         try:

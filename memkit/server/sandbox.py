@@ -5,8 +5,6 @@ so that removing them costs the same beside a million foreign keys. A registry, 
 next run remove what a killed run left.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json
@@ -97,7 +95,7 @@ class Sandbox:
         SandboxError: The server does not allow making a user.
     """
 
-    def __init__(self, where: RedisServer | str, *, parent: Sandbox | None = None) -> None:
+    def __init__(self, where: RedisServer | str, *, parent: Self | None = None) -> None:
         self._where = where
         self._parent = parent
         self._host: SandboxHost = parent._host if parent else SandboxHost(where)
@@ -196,13 +194,6 @@ class Sandbox:
         return f"<Sandbox {self.prefix!r} on {redact(self._host.url)}>"
 
 
-def _remove_in_owner(host: SandboxHost, prefix: str, pid: int) -> None:
-    # A forked child must not remove its parent's sandbox; a server that has ended has no keys.
-    if os.getpid() == pid:
-        with contextlib.suppress(redis.ConnectionError):
-            host.remove(prefix)
-
-
 class SandboxHost:
     """The user, the lease and the connections of a sandbox; the sandboxes within it share them."""
 
@@ -284,6 +275,13 @@ class SandboxHost:
                     self._write_lease()
                 for tracker in self._trackers if not self._closed.is_set() else ():
                     tracker.listen()
+
+
+def _remove_in_owner(host: SandboxHost, prefix: str, pid: int) -> None:
+    # A forked child must not remove its parent's sandbox; a server that has ended has no keys.
+    if os.getpid() == pid:
+        with contextlib.suppress(redis.ConnectionError):
+            host.remove(prefix)
 
 
 class _Tracker:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from expiry_logs import WEEK_MS, Row, early, made_log, on_time
 
-from memkit.observe.log import ExpiryLog, Sweep
+from memkit.observe.log import ActiveExpiry, ExpiryLog
 from memkit.plot import alt_text, plot_expiry, plot_lateness, plot_survival, show
 from memkit.plot.expiry import OUTCOMES
 from memkit.plot.style import DARK, ORANGE, PURPLE, SKY
@@ -41,7 +41,7 @@ def late_log(late_s: list[float]) -> ExpiryLog:
     log = made_log([on_time(3_600_000)] * len(late_s))
     for index, late in enumerate(late_s):
         log.event_us[index] = log.deadline_us[index] + round(late * 1e6)
-    log.sweep = Sweep(len(late_s), 5_000, 10, 1)
+    log.active_expiry = ActiveExpiry(len(late_s), 5_000, 10, 1)
     return log
 
 
@@ -181,9 +181,7 @@ def test_lateness_shows_the_predicted_delay() -> None:
     log.event_us[0] = -1
     ax = plot_lateness(log)
     assert "predicted for the last: 25.1s" in texts(ax)
-    assert "3 of 4 events received, half within 12s, the last 20s late; 25.1s is predicted for the last." in alt_text(
-        ax
-    )
+    assert "3 of 4 events received, half within 12s, the last 20s late; predicted for the last: 25.1s." in alt_text(ax)
     assert max(ax.lines[0].get_ydata()) == 0.75
     assert ax.get_xlim()[1] > 25.1
 
