@@ -313,13 +313,13 @@ def test_a_full_disk_is_an_error_that_names_the_file(capsys, client):
     assert err == "memkit: /dev/full is not complete: no space left; delete it and give -o another file\n"
 
 
-def test_the_module_runs_too():
+def test_python_m_memkit_runs_the_command_line():
     printed = subprocess.run([sys.executable, "-m", "memkit", "--version"], capture_output=True, text=True, check=True)
     assert printed.stdout.startswith("memkit ")
     assert os.linesep in printed.stdout
 
 
-def test_record_then_ask(capsys, client, tmp_path):
+def test_history_reads_what_record_wrote(capsys, client, tmp_path):
     path = str(tmp_path / "incident.db")
     stop = ["--for", "300ms", "--expect", "chat:*=7d"]
     client.set("chat:user-42", "hi", ex=604_800)

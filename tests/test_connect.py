@@ -128,7 +128,7 @@ def test_a_server_started_by_memkit_is_recognised(memkit_server, client):
         ("rediss://h:1/5", "h:1/5"),
     ],
 )
-def test_places(url, where):
+def test_place_of_a_url_is_host_port_and_database(url, where):
     assert place(connect(url)) == where
 
 

@@ -52,7 +52,7 @@ def test_the_summary_names_the_private_server(pytester, monkeypatch):
     result.stdout.fnmatch_lines(["memkit: * (*), private, time moved by *"])
 
 
-def test_under_xdist_too(pytester):
+def test_article_tests_pass_under_xdist(pytester):
     pytester.makepyfile(ARTICLE)
     result = pytester.runpytest_subprocess("-p", "xdist", "-n", "2")
     result.assert_outcomes(passed=2)
@@ -122,7 +122,7 @@ FIXTURES = """
 """
 
 
-def test_the_fixtures(pytester):
+def test_each_fixture_works_without_warnings(pytester):
     pytester.makepyfile(FIXTURES)
     pytester.runpytest_subprocess(*ASYNCIO, "-W", "error").assert_outcomes(passed=8)
 

@@ -112,7 +112,7 @@ def test_full_reads_no_value_if_that_would_touch_it() -> None:
             assert "lrange" not in report.proof.commands
 
 
-def test_what_touched_is_counted(any_server: RedisServer) -> None:
+def test_idle_times_reset_by_touch_are_counted(any_server: RedisServer) -> None:
     with any_server.client() as client:
         for number in range(20):
             client.rpush(f"chat:{number}", '{"type":"human","data":{"content":"x"}}')

@@ -166,7 +166,7 @@ def test_the_result_of_a_tool_is_linked_to_its_call(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "session"), [(name, IDS[at % len(IDS)]) for at, name in enumerate(CAPTURES * 6)])
-def test_ids_are_opaque(name: str, session: str) -> None:
+def test_id_with_any_characters_is_recognised(name: str, session: str) -> None:
     stored = known_of(raws_of(name, session), session)
     assert stored.owner.session == session
     items = list(formats.decode(stored))

@@ -99,7 +99,7 @@ def test_durations_are_written_for_people(client: redis.Redis) -> None:
         ("chat:*=5m,jitter=0%", []),
     ],
 )
-def test_which_expectation_counts(client: redis.Redis, expect: Any, causes: list[str]) -> None:
+def test_most_specific_expectation_is_applied(client: redis.Redis, expect: Any, causes: list[str]) -> None:
     write(client, 300)
     report = inspect_session(client, "chat:1", expect=expect)
     assert [one.cause for one in report.problems] == causes

@@ -332,7 +332,7 @@ def test_a_clock_of_other_keys_ends_the_observation(server: RedisServer, client:
     assert log.counts() == {"not expired": 1}
 
 
-def test_in_a_sandbox(server: RedisServer) -> None:
+def test_observation_in_a_sandbox_keeps_to_its_prefix(server: RedisServer) -> None:
     with Sandbox(server) as sandbox:
         client: Any = sandbox.client()
         log = observe_expiry(client, ttls=["7d"], clock=sandbox.clock)

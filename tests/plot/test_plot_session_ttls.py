@@ -45,7 +45,7 @@ def test_similar_keys_share_a_line() -> None:
     plot.show(axes)
 
 
-def test_it_draws_on_given_axes() -> None:
+def test_session_ttls_are_drawn_on_given_axes() -> None:
     from matplotlib import pyplot as plt
 
     _, axes = plt.subplots()

@@ -47,7 +47,7 @@ def test_ttls_the_end_and_the_prefix_are_drawn() -> None:
     assert b"<svg" in show(ax).svg
 
 
-def test_gap_is_shaded() -> None:
+def test_gap_is_shaded_as_not_recorded() -> None:
     begin = datetime.fromtimestamp(BEGIN_MS / 1000, UTC)
     gap = Span("gap", "the connection broke", begin, begin.replace(hour=(begin.hour + 1) % 24))
     ax = plot_timeline(replace(a_history(events()), gaps=(gap,)))

@@ -102,7 +102,7 @@ def test_expired_keys_stay_expired_in_every_database(any_server: RedisServer, de
             assert client.eval(f"redis.call('SELECT', {number}) {read}", 0) == [0, 2001]
 
 
-def test_fractions_add_up(clock: ServerClock, client: redis.Redis) -> None:
+def test_shifts_below_a_millisecond_add_up(clock: ServerClock, client: redis.Redis) -> None:
     client.set("session:1", "x", ex=3600)
     begun, before = time.perf_counter(), client.pttl("session:1")
     for _ in range(100):
@@ -234,7 +234,7 @@ def test_a_clock_set_back_takes_no_cpu_time(any_server: RedisServer, client: red
 
 @pytest.mark.parametrize("decode_responses", [True, False])
 @pytest.mark.parametrize("protocol", [2, 3])
-def test_any_client_works(any_server: RedisServer, decode_responses: bool, protocol: int) -> None:
+def test_clock_works_with_any_client_options(any_server: RedisServer, decode_responses: bool, protocol: int) -> None:
     with any_server.client(decode_responses=decode_responses, protocol=protocol) as client:
         client.set("session:1", "x", ex=60)
         clock = ServerClock(client, prefix="session:")

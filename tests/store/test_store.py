@@ -503,7 +503,7 @@ def test_absolute_is_not_renewed(client: redis.Redis, server: RedisServer, name:
 
 
 @pytest.mark.parametrize("name", WRITES)
-def test_never_gets_no_deadline(client: redis.Redis, name: str) -> None:
+def test_write_under_never_sets_no_ttl(client: redis.Redis, name: str) -> None:
     store = policed(client, None)
     store.append("a", {"id": "x"})
     writes(store)[name]()
@@ -660,7 +660,7 @@ def test_a_removed_deadline_in_the_past_is_renewed(client: redis.Redis, server: 
 
 @pytest.mark.parametrize("name", WRITES)
 @pytest.mark.parametrize("before", ["7d", None])
-def test_only_shorten_shortens(client: redis.Redis, name: str, before: Any) -> None:
+def test_shorten_true_applies_shorter_ttl(client: redis.Redis, name: str, before: Any) -> None:
     policed(client, before).append("a", {"id": "x"})
     store = policed(client, "5m", shorten=True)
     with warnings.catch_warnings():
@@ -691,7 +691,7 @@ def test_a_deadline_that_others_shortened_is_renewed(client: redis.Redis, policy
     assert left_ms(client) > 604_790_000
 
 
-def test_milliseconds_count(client: redis.Redis, server: RedisServer) -> None:
+def test_ttl_of_1500ms_is_exact(client: redis.Redis, server: RedisServer) -> None:
     store = policed(client, "1500ms")
     store.append("a", HI)
     server.clock.shift("1400ms")
@@ -955,7 +955,7 @@ STRANGE += [" ", "session:", ":", "a" * 5_000, "é", "\u202e", "%s", "';--"]
 
 
 @pytest.mark.parametrize("prefix", ["session:", "", "a[b]*?\\{:", "{tag}:", "🦜 "])
-def test_ids_are_opaque(client: redis.Redis, prefix: str) -> None:
+def test_id_with_any_characters_is_stored(client: redis.Redis, prefix: str) -> None:
     store = MemoryStore(client, prefix=prefix, ttl="7d")
     client.rpush(b"session\xff", "not ours")
     for n, session_id in enumerate(STRANGE):
@@ -1033,7 +1033,7 @@ def test_an_invalid_store_is_refused(options: Any) -> None:
 @pytest.mark.parametrize("decode_responses", [True, False])
 @pytest.mark.parametrize("protocol", [2, 3])
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
-def test_any_client_works(
+def test_store_works_with_any_client_options(
     server: RedisServer, client: redis.Redis, decode_responses: bool, protocol: int, encoding: str
 ) -> None:
     options: dict[str, Any] = {"decode_responses": decode_responses, "protocol": protocol, "encoding": encoding}
@@ -1300,7 +1300,7 @@ def test_any_id_is_listed_and_found(client: redis.Redis, session_id: str) -> Non
     assert store.load(session_id) == [HI]
 
 
-def test_times_are_utc(store: MemoryStore) -> None:
+def test_times_of_a_session_are_in_utc(store: MemoryStore) -> None:
     store.append("a", HI)
     found = store.get("a")
     assert found is not None
