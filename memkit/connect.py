@@ -6,6 +6,7 @@ URLs: ``redis://``, ``rediss://``, ``unix://`` as redis-py reads them; ``redis+c
 """
 
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -124,6 +125,25 @@ def place(client: AnyClient) -> str:
         return f"{host}:{port}/{options.get('db') or 0}"
     where = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
     return f"{where}/{options.get('db') or 0}"
+
+
+def cli_command(url: str, server: str) -> str:
+    """Return ``redis-cli`` with the options for a server, without the password, which it reads from REDISCLI_AUTH.
+
+    Args:
+        url: The URL that was given; empty for a client.
+        server: The server and its database, as ``place`` returns them; a cluster's node without a database.
+    """
+    server, _, database = server.rpartition("/") if "/" in server else (server, "", "0")
+    scheme, _, rest = url.partition("://")
+    name = unquote(rest.rpartition("@")[0].partition(":")[0])
+    if server.startswith("/"):  # redis-cli -u refuses the path of a socket
+        options = f"-s {shlex.quote(server)} -n {database}"
+    else:
+        server = f"{scheme.partition('+')[0] or 'redis'}://{server}"
+        options = f"-u {shlex.quote(f'{server}/{database}')}"
+        options += " -c" if scheme.endswith("+cluster") else ""
+    return f"redis-cli {options}" + (f" --user {shlex.quote(name)}" if name else "")
 
 
 def scan(node: redis.Redis, match: str = "*") -> Iterator[bytes]:

@@ -34,6 +34,7 @@ FIXTURES = APPLICATION_FIXTURES | SANDBOX_FIXTURES
 FIXTURES |= {"redis_url", "memkit_server", "memkit_clock", "memkit_server_factory"}
 # 'v' == b'v', b'v' == 'v', or a method that only bytes have.
 BYTES_EXPECTED = re.compile(r"""['"] == b['"]|\bb(['"]).*\1 == ['"]|'str' object has no attribute 'decode'""")
+DATABASE_KEY = pytest.StashKey[DedicatedDatabase]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -241,9 +242,6 @@ def _memkit_keyspaces(request: pytest.FixtureRequest) -> Iterator[PrivateKeyspac
         )
     with contextlib.closing(DedicatedDatabase(real)) as database:
         yield database.open()
-
-
-DATABASE_KEY = pytest.StashKey[DedicatedDatabase]()
 
 
 @pytest.fixture

@@ -86,6 +86,13 @@ class Normalises(ListScript):
         super().append(role, unicodedata.normalize("NFC", text))
 
 
+class TextsAsBytes(ListScript):
+    found_by = "round_trip"
+
+    def read(self) -> Messages:
+        return [(role, str(text.encode(errors="surrogatepass"))) for role, text in super().read()]
+
+
 class UniversalNewlines(ListScript):
     found_by = "round_trip"
 
@@ -458,6 +465,17 @@ class LeavesMetadata(ListScript):
     def append(self, role: str, text: str) -> None:
         super().append(role, text)
         self.r.set(self.key + ":seen", role, px=self.ttl_ms or None)
+
+
+class LeavesLongTexts(ListScript):
+    """A long text has a key of its own, which clear() leaves."""
+
+    found_by = "clear_all_of_it"
+
+    def append(self, role: str, text: str) -> None:
+        if len(text) > 10_000:
+            self.r.set(self.key + ":long", text, px=self.ttl_ms or None)
+        super().append(role, text)
 
 
 class LeavesItsIndexEntry(ListScript):
@@ -1535,6 +1553,24 @@ class OpensElsewhere(ListScript):
 
     def read(self) -> Messages:
         return super().read() if self.local is None else list(self.local)
+
+
+class ReadOnlySwallowed(ListScript):
+    found_by = "full_memory"
+
+    def append(self, role: str, text: str) -> None:
+        with contextlib.suppress(redis.exceptions.ReadOnlyError):
+            super().append(role, text)
+
+
+class NoPrimaryNoMemory(ListScript):
+    found_by = "full_memory"
+
+    def read(self) -> Messages:
+        try:
+            return super().read()
+        except redis.exceptions.MasterDownError:
+            return []
 
 
 class DeletesFirst(StringWatch):

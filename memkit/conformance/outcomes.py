@@ -10,6 +10,7 @@ class Symptom(StrEnum):
     EARLY_EXPIRY = "early_expiry"
     LOST = "lost"
     EMPTY = "empty"
+    NOT_STORED = "not_stored"
     ERROR_HIDDEN = "error_hidden"
     OTHER = "other"
 

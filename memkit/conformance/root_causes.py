@@ -22,7 +22,8 @@ class _Rule:
     """A cause that several cases observe; the first of ``found_by`` that failed names it.
 
     ``explains`` has the other cases that can follow from it; all with one of its symptoms if it is empty. ``least`` is
-    how many of ``found_by`` have to fail. Without a sentence, the message of the case that names it is the sentence.
+    how many of ``found_by`` have to fail, ``shown_as`` the symptom that they need (any if empty). Without a sentence,
+    the message of the case that names it is the sentence.
     """
 
     sentence: str
@@ -31,6 +32,7 @@ class _Rule:
     symptoms: frozenset[str]
     explains: tuple[str, ...] = ()
     least: int = 1
+    shown_as: str = ""
 
 
 _CONTENT = ("round_trip", "identical_messages", "roles", "order", "long_dialogue", "long_text")
@@ -39,6 +41,7 @@ _RULES = (
     _Rule(
         "append() returns before the message is stored",
         found_by=("stored_when_acknowledged",),
+        shown_as=Symptom.NOT_STORED,
         symptoms=frozenset(Symptom),
     ),
     _Rule("", found_by=_CONTENT, symptoms=frozenset(Symptom) - {Symptom.EMPTY}, least=3),
@@ -115,7 +118,7 @@ def root_causes(results: Sequence[CaseResult]) -> list[RootCause]:
         group([trims.name, *others], sentence)
     for rule in _RULES:
         same = [name for name, case in left.items() if case.symptom in rule.symptoms]
-        by = [name for name in rule.found_by if name in same]
+        by = [name for name in rule.found_by if name in same and rule.shown_as in ("", left[name].symptom)]
         if len(by) >= rule.least:
             others = [name for name in same if name != by[0] and name in (rule.explains or same)]
             group([by[0], *others], rule.sentence or left[by[0]].message)

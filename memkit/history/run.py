@@ -28,6 +28,10 @@ from memkit.render import counted, duration, printable, wrapped
 
 WORD_ENDS = rb":/|.#{}\-_"
 """What may stand beside a session's id in the name of a key, as a regular expression has it."""
+MOST_WITNESSES = 1_000
+"""One key of a database that has kept its deadline is enough; most sessions are there in the next snapshot."""
+SnapshotKeys = dict[tuple[int, bytes], KeyState]
+"""The keys of a snapshot, by database and name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,12 +396,6 @@ def _from_snapshots(sources: Sequence[Source], query: _Query) -> History:
     spans = tuple(Span("rdb", source.name, time_of(begin), time_of(end)) for begin, end, source, _ in snapshots)
     note = "a key that was written and deleted between two snapshots is not visible"
     return timeline.finish(states, "snapshot", spans, note, ends=Moment(begins_ms, ends_ms))
-
-
-MOST_WITNESSES = 1_000
-"""One key of a database that has kept its deadline is enough; most sessions are there in the next snapshot."""
-SnapshotKeys = dict[tuple[int, bytes], KeyState]
-"""The keys of a snapshot, by database and name."""
 
 
 def _evidence(

@@ -69,12 +69,16 @@ def key_problems(own: Mapping[str, LoadedKey], facts: SessionFacts) -> list[Prob
         count = "the key remains" if len(persistent) == 1 else f"all {len(persistent):,} keys remain"
         reason = f"no key of the session has a TTL: {count} until deleted or evicted{facts.ttl_option}"
         problems.append(Problem("no_ttl", persistent[0], reason))
-    parts = {name: (end_s, own[name].metadata.idle_s) for name, end_s in ends_s.items()}
-    ttls_ms = [one.ttl_ms for one in expected.values() if one.ttl_ms]
-    early = early_ends(parts, max(ttls_ms) / 1000 if ttls_ms else None)
-    last = duration(1000 * max(ends_s.values(), default=0.0))
-    reason = "expires in {}; the last key of the session expires in " + last
-    problems += few(Problem("mixed_ttl", name, reason.format(duration(1000 * ends_s[name]))) for name in early)
+    early: set[str] = set()
+    policies: set[Expectation | None] = {*expected.values()} or {None}
+    for policy in policies:  # parts with expected TTLs of their own end apart on purpose
+        names = [name for name in ends_s if len(policies) == 1 or expected.get(name) == policy]
+        parts = {name: (ends_s[name], own[name].metadata.idle_s) for name in names}
+        soon = early_ends(parts, policy.ttl_ms / 1000 if policy and policy.ttl_ms else None)
+        last = duration(1000 * max((end_s for end_s, _ in parts.values()), default=0.0))
+        reason = "expires in {}; the last key of the session expires in " + last
+        problems += few(Problem("mixed_ttl", name, reason.format(duration(1000 * ends_s[name]))) for name in soon)
+        early.update(soon)
     judged = {name: one for name, one in expected.items() if name in ends_s and name not in early}
     problems += few([found for name, one in judged.items() if (found := _against(one, name, own[name], facts))])
     unread = [(name, each.value.unread_reason) for name, each in own.items() if each.value.unread_reason]

@@ -60,6 +60,7 @@ RULES = """
     +client|reply +client|tracking +client|caching
     -cluster +cluster|slots +cluster|shards +cluster|nodes +cluster|info +cluster|myid +cluster|keyslot
 """.split()  # noqa: SIM905  # read as the words that redis.conf takes
+Explain = Callable[[ResponseError], ResponseError]
 
 
 @dataclass(frozen=True, slots=True)
@@ -486,9 +487,6 @@ def _each(admin: AnyClient, command: str, names: Iterable[bytes]) -> Iterator[in
             for name in some:
                 pipe.execute_command(command, name)
             yield from pipe.execute()
-
-
-Explain = Callable[[ResponseError], ResponseError]
 
 
 def explain_refusals(client: AnyClient, explain: Explain) -> None:

@@ -275,6 +275,8 @@ def test_a_risk_of_the_server_hides_no_suspicion(traffic: Traffic) -> None:
         ("short", 7 * 24 * HOUR_MS, 7_990, 86_400),
         ("short", 24 * HOUR_MS, 26_000, None),
         ("long", HOUR_MS, 3_600_000 * 1_000_000, 1_000_000),
+        ("long", HOUR_MS, 3_600_000 * 10_000_000, 10_000_000),
+        ("long", HOUR_MS, 3_600_000 * 1_000_000_000, 1_000_000_000),
         ("short", 2 * HOUR_MS, 5 * MINUTE_MS, None),
         ("short", 7 * 24 * HOUR_MS, 5 * MINUTE_MS, None),
     ],

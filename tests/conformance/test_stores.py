@@ -14,6 +14,7 @@ from mutants import (
     OwnCopy,
     PythonsHash,
     ReadErrorIsEmpty,
+    TextsAsBytes,
     Trims,
     WritesBehind,
 )
@@ -288,6 +289,7 @@ def test_hidden_errors_are_one_root_cause() -> None:
         (OwnCopy, ("open_handle_sees_expiry", "ttl_on_every_key", "append_after_expiry")),
         (MergesNeighbours, ("roles", "order", "connection_lost", "read_denied")),
         (OnceOnly, ("expire_denied",)),
+        (TextsAsBytes, ("identical_messages", "roles", "stored_when_acknowledged")),
     ],
 )
 def test_first_root_cause_is_the_right_one(store: type[Any], others: tuple[str, ...]) -> None:

@@ -320,14 +320,17 @@ def _clear_with_loss(env: TestEnvironment, loss: Loss, nth: int) -> None:
 )
 def stored_when_acknowledged(env: TestEnvironment) -> None:
     """append() does not return while the server takes no writes (CLIENT PAUSE): what is acknowledged is stored."""
-    for session in (_begin(env), TrialSession(env)):
+    old = TrialSession(env)
+    old.append()
+    for session in (old, TrialSession(env)):
         message = ("user", "appended in a pause")
         handle = session.handle
         env.control.client_pause(20_000, all=False)
         try:
             appending = in_thread(partial(handle.append, *message))
             if outcome(appending, within_s=PAUSE_S) is None:
-                raise CaseFailed("append() reported the message as stored while the server was taking no writes")
+                early = "append() reported the message as stored while the server was taking no writes"
+                raise CaseFailed(early, symptom=Symptom.NOT_STORED)
         finally:
             env.control.client_unpause()
         result = outcome(appending)
@@ -344,20 +347,28 @@ def stored_when_acknowledged(env: TestEnvironment) -> None:
     fix="Never delete before the new state is written: append, or replace in one MULTI or script; " + RAISE,
 )
 def full_memory(env: TestEnvironment) -> None:
-    """On a server that is full (maxmemory, noeviction) an append raises, and what was stored stays."""
-    old, new = _begin(env, 3), TrialSession(env)
-    new.handle  # noqa: B018  # opened before the fault
-    text = "appended on a full server"
-    try:
-        env.control.config_set("maxmemory", 1)
-        errors = {session: session.try_append(text) for session in (old, new)}
-        if errors[old]:
-            _expect_right_or_raised(old, old.handle, "the server is full")
-    finally:
-        env.control.config_set("maxmemory", 0)
-    for session, error in errors.items():
-        which = "an existing" if session is old else "a new"
-        session.expect_after(text, error, f"the server was full, {which} session")
+    """On a full server, or a replica without its primary, an append raises, and what was stored stays."""
+    for what in ("full", "a replica without its primary"):
+        old, new = _begin(env, 3), TrialSession(env)
+        new.handle  # noqa: B018  # opened before the fault
+        text = "appended to a server that refuses writes"
+        try:
+            if what == "full":
+                env.control.config_set("maxmemory", 1)
+            else:
+                env.control.replicaof("127.0.0.1", 1)
+            errors = {session: session.try_append(text) for session in (old, new)}
+            # A replica refuses writes as READONLY, and with this setting reads as MASTERDOWN.
+            env.control.config_set("replica-serve-stale-data", "no")
+            if errors[old]:
+                _expect_right_or_raised(old, old.handle, f"the server is {what}")
+        finally:
+            env.control.config_set("maxmemory", 0)
+            env.control.config_set("replica-serve-stale-data", "yes")
+            env.control.replicaof("NO", "ONE")
+        for session, error in errors.items():
+            which = "an existing" if session is old else "a new"
+            session.expect_after(text, error, f"the server was {what}, {which} session")
 
 
 # Damage
