@@ -56,7 +56,7 @@ def test_gap_is_shaded() -> None:
 
 def test_session_without_events_is_drawn_too() -> None:
     ax = plot_timeline(a_history([]))
-    assert "does not occur in the sources" in ax.get_title(loc="left").replace("\n", " ")
+    assert "the sources do not contain" in ax.get_title(loc="left").replace("\n", " ")
 
 
 def test_history_of_all_sessions_is_refused() -> None:
