@@ -16,15 +16,15 @@ Imports go down this map only::
                         (encoding operations store)
       readonly/         Read a Redis without changing it: one connection class, one way to open a
                         target; every command is counted
-                        (connection hash_fields pace reader target values)
+                        (connection pace reader target values)
       formats/          How memory stores lay out their keys: pure decoders without I/O, one module
                         or one data entry a store
                         (ag2 agent_framework_redis agno capture langchain langgraph_aws langgraph_js
-                        langgraph_plainredis langgraph_redis layout layouts memkit_store model
-                        openai_agents redisvl registry unknown parsing/)
+                        langgraph_plainredis langgraph_redis layout memkit_store model openai_agents
+                        redisvl registry store_layouts unknown parsing/)
       history/          history: what happened to a session, from logs, snapshots, a replica's
                         backlog and recordings
-                        (aof changes commands fate ledger log_clock rdb record replication run
+                        (aof changes commands fate log_clock rdb record recording replication run
                         snapshots sources states tracking)
       inspect/          inspect_session: one session, decoded, redacted and checked
                         (key_checks redaction report search)
@@ -41,9 +41,9 @@ Imports go down this map only::
       plot/             Figures: every function takes ax=None and returns Axes; show(ax) displays it
                         with alt text
                         (audit conformance expiry history session style)
-      notebook/         %load_ext memkit, memkit lab, the triage report, the demo incident, the TTL
-                        semantics cases
-                        (demo extension lab triage ttl_semantics)
+      notebook/         %load_ext memkit, memkit lab, the HTML report, the demo incident, the tables
+                        of the notebooks
+                        (demo extension html_report lab triage ttl_semantics)
       pytest_plugin.py  The pytest plugin: fixtures on a private Redis, or on a real one with
                         --real-redis
       cli.py            The command line

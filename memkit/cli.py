@@ -1,7 +1,9 @@
 """The command line. Exit codes: 0 nothing wrong, 1 findings, 2 no verdict: could not run, or too little to judge."""
 
 import argparse
+import errno
 import getpass
+import io
 import os
 import re
 import shutil
@@ -13,14 +15,19 @@ from urllib.parse import quote
 
 import redis
 
+import memkit
+from memkit.config import expected
+from memkit.connect import redact
 from memkit.errors import MemkitError
+from memkit.policy import duration_ms, ttl_ms
 from memkit.render import COLUMNS, progress, wrapped
+from memkit.server.launcher import RedisServer, ended_by_signals
 
 Command = Callable[[argparse.Namespace], int]
 NO_VERDICT, INTERRUPTED = 2, 130
 REDIS_ERRORS = (redis.RedisError, redis.exceptions.RedisClusterException)
 """RedisClusterException is not a RedisError in redis-py 8."""
-FILES = ", an RDB file, a directory of RDB files (one a shard) or an append-only directory"
+FILES = ", an RDB file, a directory of RDB files (one for each shard) or an append-only directory"
 URL_VARIABLES = ("MEMKIT_REDIS_URL", "REDIS_URL")
 PASSWORD_VARIABLE = "REDISCLI_AUTH"  # noqa: S105  # the name of redis-cli's own variable
 ASKPASS = f"ask for the password (or set the variable {PASSWORD_VARIABLE})"
@@ -47,26 +54,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "run" not in given:
         _parser().print_help(sys.stderr)
         return NO_VERDICT
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115  # None if it was closed
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not have every character
+    file, option = getattr(given, "affected", None), "--affected"
+    if file is None:
+        file, option = getattr(given, "output", None), "-o"
     try:
-        if "source" in given:
-            given.source = given.source or next(filter(None, map(os.environ.get, URL_VARIABLES)), None)
-            if given.source:
-                given.source = _with_password(given.source, askpass=given.askpass)
-            elif given.source_required and not getattr(given, "acl", False):
-                raise MemkitError(f"no Redis URL: give one, or set {' or '.join(URL_VARIABLES)}")
-        if getattr(given, "at", None):
-            from memkit.history.sources import parse_moment
-
-            given.at = parse_moment(given.at)
+        _complete(given)
+        if file and not file.absolute().parent.is_dir():
+            raise MemkitError(f"the folder {file.parent} does not exist; make it, or give {option} another file")
         return int(given.run(given))
     except BrokenPipeError:
         # The reader closed the pipe; the interpreter's last flush must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return NO_VERDICT
     except (MemkitError, *REDIS_ERRORS, OSError) as error:
+        if file and getattr(error, "errno", None) == errno.ENOSPC:
+            error = MemkitError(f"{file} is not complete: no space left; delete it and give {option} another file")
         return _report_error(error, getattr(given, "source", None))
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _complete(given: argparse.Namespace) -> None:
+    """Fill in the URL and the password from the environment, and parse the moment."""
+    if "source" in given:
+        given.source = given.source or next(filter(None, map(os.environ.get, URL_VARIABLES)), None)
+        if given.source:
+            given.source = _with_password(given.source, askpass=given.askpass)
+        elif given.source_required and not getattr(given, "acl", False):
+            raise MemkitError(f"no Redis URL: give one, or set {' or '.join(URL_VARIABLES)}")
+    if getattr(given, "at", None):
+        from memkit.history.sources import parse_moment
+
+        given.at = parse_moment(given.at)
 
 
 def _with_password(url: str, *, askpass: bool) -> str:
@@ -80,8 +102,6 @@ def _with_password(url: str, *, askpass: bool) -> str:
 
 
 def _report_error(error: Exception, url: str | None) -> int:
-    from memkit.connect import redact
-
     # memkit's own messages contain no password, and redact() would change texts that only look like URLs.
     message = str(error) if isinstance(error, MemkitError) else redact(str(error))
     message = " ".join(message.partition(" : <redis")[0].split()) or type(error).__name__
@@ -107,8 +127,6 @@ def _advice(error: Exception, url: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    import memkit
-
     parser = argparse.ArgumentParser(
         prog="memkit",
         description=wrapped(
@@ -155,7 +173,8 @@ def _command(
         added.add_argument("source", nargs="?", metavar=source, help=f"{sources} (default: {default})")
         added.add_argument("--askpass", action="store_true", help=ASKPASS)
     if source == "SOURCE":
-        added.add_argument("--at", metavar="TIME", help="read an append-only directory as of then (ISO form, UTC)")
+        at = "read an append-only directory as of this time, such as 2026-11-28T02:17:03Z"
+        added.add_argument("--at", metavar="TIME", help=at)
         file_db = "the database of a file (default: 0, or the one with most keys if 0 has none)"
         added.add_argument("--db", type=int, metavar="N", help=file_db)
     if expect:
@@ -165,7 +184,8 @@ def _command(
             default=[],
             metavar="PATTERN=TTL",
             help="the expected TTL of keys, such as 'chat:*=7d', with [,sliding|absolute][,jitter=10%%]; may be "
-            "repeated (default: [tool.memkit.expect] in pyproject.toml, or memkit.toml)",
+            "repeated (default: [tool.memkit.expect] in pyproject.toml, or memkit.toml). sliding (the default): every "
+            "write renews the TTL; absolute: only the first write sets it; jitter: how much a TTL may differ",
         )
     if json:
         added.add_argument("--json", action="store_true", help="print one JSON object")
@@ -189,17 +209,18 @@ def _add_audit(commands: Any) -> None:
     example = "redis://localhost:6379/0 --expect 'chat:*=7d'"
     audit = _command(commands, _audit, example, source="SOURCE", expect=True, json=True)
     audit.add_argument(
-        "--full", action="store_true", help="scan every key, judge up to 40,000 of them, and read values"
+        "--full", action="store_true", help="scan every key, check a fair sample of up to 40,000, and read values"
     )
     audit.add_argument(
-        "--affected", type=Path, metavar="FILE", help="write the affected keys' names there (implies --full)"
+        "--affected", type=Path, metavar="FILE", help="write the names of the affected keys to FILE (implies --full)"
     )
     audit.add_argument("--touch", action="store_true", help="let --full read values even if that resets idle times")
     audit.add_argument(
         "--duty", type=float, default=0.25, metavar="F", help="share of the time spent querying (default: 0.25)"
     )
     audit.add_argument("--watch", metavar="T", help="look again after T (30s, 5m) and measure the TTL of renewals")
-    audit.add_argument("--replica", metavar="URL", help="read idle times there: on a primary, clients reset them")
+    replica = "read the keys from this replica: reads by clients on the primary do not reset its idle times"
+    audit.add_argument("--replica", metavar="URL", help=replica)
     audit.add_argument("--acl", action="store_true", help="print the ACL user that an audit needs, and do nothing else")
 
 
@@ -219,7 +240,7 @@ def _add_history(commands: Any) -> None:
         help="an append-only directory, a recording, two or more RDB files, or a replica's URL with --replication; "
         "the last argument may be a session id or a key's name",
     )
-    history.add_argument("--since", metavar="T", help="leave out what happened before, such as 2026-11-28T02:00:00Z")
+    history.add_argument("--since", metavar="T", help="leave out events before this time, such as 2026-11-28T02:00:00Z")
     _add_replication(history, "read the replication backlog of a replica")
     history.add_argument("--askpass", action="store_true", help=ASKPASS)
 
@@ -234,7 +255,7 @@ def _add_record(commands: Any) -> None:
 
 
 def _add_replication(command: argparse.ArgumentParser, what: str) -> None:
-    primary = "=primary: of a primary, which then lists memkit as a replica"
+    primary = "with =primary, that of a primary, which then lists memkit as a replica"
     choices = ["replica", "primary"]
     command.add_argument("--replication", nargs="?", const="replica", choices=choices, help=f"{what}; {primary}")
 
@@ -265,8 +286,6 @@ def _lab(given: argparse.Namespace) -> int:
 
 def _server(given: argparse.Namespace) -> int:
     """Run a private Redis until Ctrl-C and print its URL."""
-    from memkit.server.launcher import RedisServer, ended_by_signals
-
     ended = ended_by_signals()
     with RedisServer(port=given.port) as server:
         print(server.url, flush=True)
@@ -280,8 +299,6 @@ def _server(given: argparse.Namespace) -> int:
 def _audit(given: argparse.Namespace) -> int:
     """Find sessions that expire too early, since when and why (read-only)."""
     from memkit.audit.run import acl_rule, audit
-    from memkit.config import expected
-    from memkit.policy import duration_ms
 
     watch_s = duration_ms(given.watch) / 1000 if given.watch else 0.0
     expect = expected(given.expect)
@@ -317,7 +334,6 @@ def _print(report: Any, *, json: bool) -> None:
 
 def _inspect(given: argparse.Namespace) -> int:
     """Show one session of any known store: messages, keys, TTLs, problems (read-only)."""
-    from memkit.config import expected
     from memkit.inspect import inspect_session
 
     expect = expected(given.expect)
@@ -328,7 +344,6 @@ def _inspect(given: argparse.Namespace) -> int:
 
 def _history(given: argparse.Namespace) -> int:
     """Show what happened to a session, or to the keys under each prefix, and when TTLs changed (read-only)."""
-    from memkit.config import expected
     from memkit.history import history
     from memkit.history.sources import is_source, parse_moment
 
@@ -350,10 +365,7 @@ def _history(given: argparse.Namespace) -> int:
 
 def _record(given: argparse.Namespace) -> int:
     """Record what happens to keys on a live Redis, for memkit history (read-only)."""
-    from memkit.config import expected
     from memkit.history.record import acl_rule, record
-    from memkit.policy import ttl_ms
-    from memkit.server.launcher import ended_by_signals
 
     expect = expected(given.expect)
     prefixes = [one.prefix.encode("utf-8", "surrogateescape") for one in expect]
@@ -378,12 +390,11 @@ def _record(given: argparse.Namespace) -> int:
 
 def _triage(given: argparse.Namespace) -> int:
     """Audit a Redis, or the demo incident without a source, and write the report as one HTML file (read-only)."""
-    from memkit.notebook.triage import triage
+    from memkit.notebook.html_report import write_html_report
 
-    if not given.output.absolute().parent.is_dir():
-        raise MemkitError(f"the folder {given.output.parent} does not exist; make it, or give -o another file")
     with progress("auditing", "keys") as show:
-        report = triage(given.source, expect=given.expect, output=given.output, at=given.at, db=given.db, progress=show)
+        given_source = {"expect": given.expect, "at": given.at, "db": given.db}
+        report = write_html_report(given.source, output=given.output, progress=show, **given_source)
     print(f"{wrapped(report.verdict.sentence)}\nreport: {given.output}")
     return report.exit_code
 

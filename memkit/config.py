@@ -1,7 +1,5 @@
 """Expected TTLs by pattern: ``chat:*=7d,sliding,jitter=10%``, from the command line, Python or a configuration file."""
 
-from __future__ import annotations
-
 import os
 import re
 import tomllib
@@ -10,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar, cast
+from typing import Literal, Protocol, Self, TypeVar, cast
 
 from memkit.errors import PolicyError
 from memkit.policy import FINEST_JITTER, JITTER, Duration, ExpiryPolicy, ttl_text
@@ -83,7 +81,7 @@ class Expectation:
         matches = self.matches.fullmatch
         return [one for one in keys if matches(one.key)]
 
-    def of_spring_session(self) -> Expectation:
+    def of_spring_session(self) -> Self:
         """Return the expectation with the TTLs that Spring Session's layout gives on purpose."""
         if self.ttl_ms is None:
             return self
@@ -137,7 +135,7 @@ def parse_expectation(text: object) -> Expectation:
     except PolicyError as error:
         raise PolicyError(f"in {text!r}: {error}") from None
     if pattern[-1] in ":/|#" and pattern == expectation.prefix:
-        raise PolicyError(f"in {text!r}: {pattern!r} names one key; for all that begin so: '{pattern}*={ttl}'")
+        raise PolicyError(f"in {text!r}: {pattern!r} matches one key only; for the prefix write '{pattern}*={ttl}'")
     return expectation
 
 
@@ -146,7 +144,7 @@ def _with_ttls(pattern: str, ttls: Sequence[Duration | ExpiryPolicy | None]) -> 
         raise PolicyError(f"no TTL for {pattern!r}; {SHAPE}")
     policies = [ExpiryPolicy.never() if one == "never" else ExpiryPolicy.of(one) for one in ttls]
     if len(policies) > 1 and any(one.ttl_ms is None for one in policies):
-        raise PolicyError(f"{pattern!r} expects never beside a TTL; give them patterns of their own")
+        raise PolicyError(f"{pattern!r} has both 'never' and a TTL; use a separate pattern for each")
     in_order = sorted(policies, key=lambda one: one.ttl_ms or 0)
     others = tuple(one.ttl_ms for one in in_order[:-1] if one.ttl_ms is not None)
     return Expectation(pattern, in_order[-1], other_ttls_ms=others)
@@ -179,7 +177,7 @@ def expectations(expect: Expect) -> list[Expectation]:
         raise PolicyError(f"{expect!r} is not an expectation; expected {{pattern: TTL}}, such as {{'chat:*': '7d'}}")
     twice = [pattern for pattern, count in Counter(one.pattern for one in found).items() if count > 1]
     if twice:
-        raise PolicyError(f"{twice[0]!r} is expected twice; several TTLs on purpose are written '{twice[0]}=1d|30d'")
+        raise PolicyError(f"{twice[0]!r} is given twice; if both TTLs are intended, write '{twice[0]}=1d|30d'")
     return sorted(found, key=lambda one: (-len(one.prefix), -len(one.pattern.replace("*", ""))))
 
 
@@ -204,8 +202,8 @@ def _of_pair(pattern: object, ttl: object) -> Expectation:
 def configured_expectations(directory: Path | None = None) -> list[Expectation]:
     """Return the expectations of the configuration file; none if there is no such file.
 
-    The file that ``MEMKIT_CONFIG`` names, or the nearest upwards of ``memkit.toml`` (table ``[expect]``) and
-    ``pyproject.toml`` (table ``[tool.memkit.expect]``).
+    The file that ``MEMKIT_CONFIG`` names, or the nearest ``memkit.toml`` (table ``[expect]``) or ``pyproject.toml``
+    (table ``[tool.memkit.expect]``) in this or a parent folder.
 
     Raises:
         PolicyError: Names the file, and the pattern or the line that could not be read.

@@ -6,9 +6,10 @@ URLs: ``redis://``, ``rediss://``, ``unix://`` as redis-py reads them; ``redis+c
 """
 
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, cast
 from urllib.parse import unquote, urlsplit
 
 import redis
@@ -28,7 +29,6 @@ NO_DRIVER_INFO: Final[dict[str, Any]] = {"driver_info": None}
 _accepted_options: set[tuple[object, ...]] = set()
 """Options that redis-py has accepted: a trial takes 0.3 ms (measured)."""
 
-Standalone = TypeVar("Standalone", redis.Redis, redis.asyncio.Redis)
 AnyClient = redis.Redis | redis.RedisCluster
 AnyAsyncClient = redis.asyncio.Redis | redis.asyncio.cluster.RedisCluster
 
@@ -57,34 +57,31 @@ def connect(url: str, **options: Any) -> AnyClient:
         ServerError: The URL is invalid.
         PolicyError: The URL has an invalid database number.
     """
-    topology = _topology(url)
-    if topology == "standalone":
-        return _standalone(redis.Redis, url, options)
-    address = _address(url)
-    if topology == "sentinel":
-        sentinel = redis.sentinel.Sentinel(address.hosts, **address.options | options)
-        return cast("redis.Redis", sentinel.master_for(address.service))
-    nodes = [redis.cluster.ClusterNode(host, port) for host, port in address.hosts]
-    return redis.RedisCluster(startup_nodes=nodes, **address.options | options)
+    return cast("AnyClient", _connect(redis, url, options))
 
 
 def connect_async(url: str, **options: Any) -> AnyAsyncClient:
     """Return an asyncio client; the arguments and errors are those of ``connect``."""
+    return cast("AnyAsyncClient", _connect(redis.asyncio, url, options, connection_pool_class=_SentinelPool))
+
+
+def _connect(api: Any, url: str, options: dict[str, Any], **of_sentinel: Any) -> Any:
+    """Return a client of ``redis`` or ``redis.asyncio``; ``of_sentinel`` are options of a Sentinel's client alone."""
     topology = _topology(url)
     if topology == "standalone":
-        return _standalone(redis.asyncio.Redis, url, options)
+        return _standalone(api.Redis, url, options)
     address = _address(url)
+    options = address.options | options
     if topology == "sentinel":
-        sentinel = redis.asyncio.sentinel.Sentinel(list(address.hosts), **address.options | options)
-        return cast("redis.asyncio.Redis", sentinel.master_for(address.service, connection_pool_class=_SentinelPool))
-    nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in address.hosts]
-    return redis.asyncio.cluster.RedisCluster(startup_nodes=nodes, **address.options | options)
+        return api.sentinel.Sentinel(address.hosts, **options).master_for(address.service, **of_sentinel)
+    nodes = [api.cluster.ClusterNode(host, port) for host, port in address.hosts]
+    return api.cluster.RedisCluster(startup_nodes=nodes, **options)
 
 
-def _standalone(kind: type[Standalone], url: str, options: dict[str, Any]) -> Standalone:
+def _standalone(kind: Any, url: str, options: dict[str, Any]) -> Any:
     try:
         client = kind.from_url(url, **options)
-        pool: Any = client.connection_pool
+        pool = client.connection_pool
         names = (pool.connection_class, *sorted(pool.connection_kwargs))
         if names not in _accepted_options:
             pool.connection_class(**pool.connection_kwargs)  # not connected; redis-py takes any option until then
@@ -128,6 +125,25 @@ def place(client: AnyClient) -> str:
         return f"{host}:{port}/{options.get('db') or 0}"
     where = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
     return f"{where}/{options.get('db') or 0}"
+
+
+def cli_command(url: str, server: str) -> str:
+    """Return ``redis-cli`` with the options for a server, without the password, which it reads from REDISCLI_AUTH.
+
+    Args:
+        url: The URL that was given; empty for a client.
+        server: The server and its database, as ``place`` returns them; a cluster's node without a database.
+    """
+    server, _, database = server.rpartition("/") if "/" in server else (server, "", "0")
+    scheme, _, rest = url.partition("://")
+    name = unquote(rest.rpartition("@")[0].partition(":")[0])
+    if server.startswith("/"):  # redis-cli -u refuses the path of a socket
+        options = f"-s {shlex.quote(server)} -n {database}"
+    else:
+        server = f"{scheme.partition('+')[0] or 'redis'}://{server}"
+        options = f"-u {shlex.quote(f'{server}/{database}')}"
+        options += " -c" if scheme.endswith("+cluster") else ""
+    return f"redis-cli {options}" + (f" --user {shlex.quote(name)}" if name else "")
 
 
 def scan(node: redis.Redis, match: str = "*") -> Iterator[bytes]:

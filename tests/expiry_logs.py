@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memkit.observe.log import ENDS, ExpiryLog
+from memkit.observe.log import ExpiryLog
 
 WEEK_MS = 7 * 86_400_000
 
@@ -21,7 +21,7 @@ def made_log(rows: list[Row]) -> ExpiryLog:
         log.seen_us.append(round(seen * 1000))
         log.missing_us.append(-1 if end in ("not expired", "absent") else round(gone * 1000))
         log.event_us.append(-1)
-        log.ends.append(ENDS.index(end))  # type: ignore[arg-type]
+        log.ends.append(end)  # type: ignore[arg-type]
     return log
 
 

@@ -13,6 +13,7 @@ import threading
 import time
 import unicodedata
 import uuid
+import zlib
 from typing import Any, ClassVar
 
 import redis
@@ -85,6 +86,13 @@ class Normalises(ListScript):
         super().append(role, unicodedata.normalize("NFC", text))
 
 
+class TextsAsBytes(ListScript):
+    found_by = "round_trip"
+
+    def read(self) -> Messages:
+        return [(role, str(text.encode(errors="surrogatepass"))) for role, text in super().read()]
+
+
 class UniversalNewlines(ListScript):
     found_by = "round_trip"
 
@@ -92,11 +100,45 @@ class UniversalNewlines(ListScript):
         super().append(role, text.replace("\r\n", "\n"))
 
 
+class DropsLoneSurrogates(ListScript):
+    found_by = "round_trip"
+
+    def append(self, role: str, text: str) -> None:
+        super().append(role, text.encode(errors="ignore").decode())
+
+
+class JoinedByBars(ListScript):
+    """Role and text with three bars between them."""
+
+    found_by = "round_trip"
+
+    def append(self, role: str, text: str) -> None:
+        super().append(role, f"{role}|||{text}")
+
+    def read(self) -> Messages:
+        return [(role, text.split("|||")[1]) for role, text in super().read()]
+
+
 class CutsLongTexts(ListScript):
     found_by = "long_text"
 
     def append(self, role: str, text: str) -> None:
         super().append(role, text[:65_536])
+
+
+class MergesNeighbours(ListScript):
+    """Consecutive messages of one role are read as one, as some providers of models want them."""
+
+    found_by = "identical_messages"
+
+    def read(self) -> Messages:
+        merged: Messages = []
+        for role, text in super().read():
+            if merged and merged[-1][0] == role:
+                merged[-1] = role, f"{merged[-1][1]}\n{text}"
+            else:
+                merged.append((role, text))
+        return merged
 
 
 class DropsRepeats(ListScript):
@@ -228,6 +270,13 @@ class Trims(ListScript):
     script = ListScript.script.replace("return 1", "redis.call('LTRIM', KEYS[1], -250, -1)")
 
 
+class ReadsAThousand(ListScript):
+    found_by = "long_dialogue"
+
+    def read(self) -> Messages:
+        return super().read()[:1000]
+
+
 class ClearsAHundred(NoTtl):
     found_by = "long_dialogue"
 
@@ -271,6 +320,27 @@ class CutsIds(ListScript):
 
     def key_of(self, session_id: str) -> str:
         return "wrong:" + session_id[:255]
+
+
+class CutsIdsAtTwoThousand(ListScript):
+    found_by = "ids_apart"
+
+    def key_of(self, session_id: str) -> str:
+        return super().key_of(session_id[:2000])
+
+
+class ChecksumOfIds(ListScript):
+    found_by = "ids_apart"
+
+    def key_of(self, session_id: str) -> str:
+        return super().key_of(str(zlib.crc32(session_id.encode())))
+
+
+class EmptyIdIsTheDefault(ListScript):
+    found_by = "ids_apart"
+
+    def key_of(self, session_id: str) -> str:
+        return super().key_of(session_id or "default")
 
 
 class NormalisesIds(ListScript):
@@ -397,6 +467,27 @@ class LeavesMetadata(ListScript):
         self.r.set(self.key + ":seen", role, px=self.ttl_ms or None)
 
 
+class LeavesLongTexts(ListScript):
+    """A long text has a key of its own, which clear() leaves."""
+
+    found_by = "clear_all_of_it"
+
+    def append(self, role: str, text: str) -> None:
+        if len(text) > 10_000:
+            self.r.set(self.key + ":long", text, px=self.ttl_ms or None)
+        super().append(role, text)
+
+
+class LeavesItsIndexEntry(ListScript):
+    """clear() does not remove the session from the set of all sessions."""
+
+    found_by = "clear_all_of_it"
+
+    def append(self, role: str, text: str) -> None:
+        super().append(role, text)
+        self.r.sadd("right-sessions", self.session_id)
+
+
 class ClearsForItself(ListScript):
     """clear() only makes this handle forget."""
 
@@ -465,6 +556,19 @@ class OwnCopy(ListScript):
     def clear(self) -> None:
         super().clear()
         self.seen = []
+
+
+class CachesByLength(ListScript):
+    """A copy is right if Redis has as many messages: not if the session ended and has as many again."""
+
+    found_by = "no_private_copy"
+
+    def read(self) -> Messages:
+        copies = self.__dict__.setdefault("copies", {})
+        length = self.r.llen(self.key)
+        if length not in copies:
+            copies[length] = super().read()
+        return copies[length]
 
 
 class StaleAfterExpiry(OwnCopy):
@@ -737,6 +841,39 @@ class ReadSetsTtl(ListScript):
         if self.ttl_ms:
             self.r.pexpire(self.key, self.ttl_ms)
         return super().read()
+
+
+class ReadWithoutTtlPersists(ListScript):
+    found_by = "reads_do_not_shorten"
+
+    def read(self) -> Messages:
+        if not self.ttl_ms:
+            self.r.persist(self.key)
+        return super().read()
+
+
+class AbsoluteRenewedByReads(ListScript):
+    """Declares a deadline that is set once; a read renews it."""
+
+    found_by = "append_renews"
+    expiry = "absolute"
+    script = ListScript.script.replace("redis.call('PEXPIRE', KEYS[1], ttl, 'GT')", "redis.call('PTTL', KEYS[1])")
+
+    def read(self) -> Messages:
+        if self.ttl_ms:
+            self.r.pexpire(self.key, self.ttl_ms, gt=True)
+        return super().read()
+
+
+class DeadlineOfTheHandle(ListScript):
+    """The deadline is computed when the handle is opened, from the client's clock."""
+
+    found_by = "append_renews"
+    script = ListScript.script.replace("'PEXPIRE'", "'PEXPIREAT'")
+
+    def ms(self, ttl_s: float | None) -> int:
+        ttl_ms = super().ms(ttl_s)
+        return ttl_ms and ttl_ms + round(time.time() * 1000)
 
 
 class OpenSetsTtl(ListScript):
@@ -1043,6 +1180,16 @@ class CrashLeavesPersistent(TwoCommands):
     found_by = "crash_in_append"
 
 
+class AsksBeforeItWrites(ListScript):
+    """Whether the session is new is asked for in a command of its own; it may expire before the script runs."""
+
+    found_by = "append_after_expiry"
+
+    def append(self, role: str, text: str) -> None:
+        script = self.script.replace("redis.call('EXISTS', KEYS[1])", str(self.r.exists(self.key)))
+        self.r.eval(script, 1, self.key, packed(role, text), self.ttl_ms)
+
+
 class RenewalSwallowed(Right):
     """A new session is right; when a renewal fails, the append reports success."""
 
@@ -1166,6 +1313,28 @@ class ClearErrorSwallowed(ListScript):
     def clear(self) -> None:
         with contextlib.suppress(RedisError):
             super().clear()
+
+
+class ClearsItsIndexFirst(Right):
+    """clear() deletes the index, then the messages: if that fails, they cannot be found again."""
+
+    found_by = "clear_denied"
+
+    def append(self, role: str, text: str) -> None:
+        place = f"{self.key}:{uuid.uuid4().hex}"
+        with self.r.pipeline() as pipe:
+            pipe.rpush(self.key, place).set(place, json.dumps([role, text])).execute()
+
+    def places(self) -> list[bytes]:
+        return self.r.lrange(self.key, 0, -1)
+
+    def read(self) -> Messages:
+        return [tuple(json.loads(self.r.get(place))) for place in self.places()]
+
+    def clear(self) -> None:
+        places = self.places()
+        self.r.delete(self.key)
+        self.r.unlink(*places)
 
 
 class ClearsWhenOnline(ListScript):
@@ -1386,6 +1555,24 @@ class OpensElsewhere(ListScript):
         return super().read() if self.local is None else list(self.local)
 
 
+class ReadOnlySwallowed(ListScript):
+    found_by = "full_memory"
+
+    def append(self, role: str, text: str) -> None:
+        with contextlib.suppress(redis.exceptions.ReadOnlyError):
+            super().append(role, text)
+
+
+class NoPrimaryNoMemory(ListScript):
+    found_by = "full_memory"
+
+    def read(self) -> Messages:
+        try:
+            return super().read()
+        except redis.exceptions.MasterDownError:
+            return []
+
+
 class DeletesFirst(StringWatch):
     """A list that is rewritten whole at each append, DEL first, outside MULTI."""
 
@@ -1498,6 +1685,14 @@ class WrongTypeIsEmpty(ListScript):
 
     def read(self) -> Messages:
         return super().read() if self.r.type(self.key) == b"list" else []
+
+
+class IgnoresErrorsInMulti(RawList):
+    found_by = "foreign_key"
+
+    def append(self, role: str, text: str) -> None:
+        with self.r.pipeline() as pipe:
+            pipe.rpush(self.key, role.encode() + b"\0" + text.encode()).execute(raise_on_error=False)
 
 
 class OverwritesForeign(StringWatch):

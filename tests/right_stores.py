@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import threading
 import time
 import uuid
@@ -588,6 +589,70 @@ class ClientClock(StringWatch):
         return {"pxat": max(at, round(time.time() * 1000) + self.ttl_ms)} if renew else {"keepttl": True}
 
 
+class RefusesLongTexts(ListScript):
+    """A text of more than 100,000 characters is refused."""
+
+    def append(self, role: str, text: str) -> None:
+        if len(text) > 100_000:
+            raise ValueError("too long")
+        super().append(role, text)
+
+
+class OneConnection(ListScript):
+    """One connection a URL for the process; it raises once when that is lost."""
+
+    clients: ClassVar[dict[tuple[int, str], redis.Redis]] = {}
+
+    def client(self, url: str) -> redis.Redis:
+        options: dict[str, Any] = NO_DRIVER_INFO | {"retry": Retry(ConstantBackoff(0), 0)}
+        client = redis.Redis.from_url(url, single_connection_client=True, **options)
+        return self.clients.setdefault((os.getpid(), url), client)
+
+    def close(self) -> None:
+        pass
+
+
+class Chunks(Right):
+    """A counter, and a list a hundred messages, all in one script; the chunk is written before the counter."""
+
+    script = """
+        local ttl, count = tonumber(ARGV[2]), tonumber(redis.call('GET', KEYS[1]) or '0')
+        local left, chunk = redis.call('PTTL', KEYS[1]), KEYS[1] .. '/' .. math.floor(count / 100)
+        if ttl > 0 then
+          redis.call('PEXPIRE', KEYS[1], ttl, 'GT')
+          for i = 0, math.floor(count / 100) do redis.call('PEXPIRE', KEYS[1] .. '/' .. i, ttl, 'GT') end
+        end
+        redis.call('RPUSH', chunk, ARGV[1])
+        redis.call('INCR', KEYS[1])
+        if ttl > 0 and left == -2 then redis.call('PEXPIRE', KEYS[1], ttl) end
+        local at = redis.call('PEXPIRETIME', KEYS[1])
+        if at > 0 then redis.call('PEXPIREAT', chunk, at) end"""
+    reading = """
+        local count, found = tonumber(redis.call('GET', KEYS[1]) or '0'), {}
+        for i = 0, math.floor(count / 100) do
+          for _, item in ipairs(redis.call('LRANGE', KEYS[1] .. '/' .. i, 0, -1)) do found[#found + 1] = item end
+        end
+        if #found ~= count then return {err = 'DAMAGED'} end
+        return found"""
+    clearing = """
+        for i = 0, math.floor(tonumber(redis.call('GET', KEYS[1]) or '0') / 100) do
+          redis.call('DEL', KEYS[1] .. '/' .. i)
+        end
+        redis.call('DEL', KEYS[1])"""
+
+    def key_of(self, session_id: str) -> str:
+        return super().key_of(session_id.encode().hex())
+
+    def append(self, role: str, text: str) -> None:
+        self.r.eval(self.script, 1, self.key, json.dumps([role, text]), self.ttl_ms)
+
+    def read(self) -> list[tuple[str, str]]:
+        return [tuple(json.loads(item)) for item in self.r.eval(self.reading, 1, self.key)]
+
+    def clear(self) -> None:
+        self.r.eval(self.clearing, 1, self.key)
+
+
 RIGHT = (
     *(ListScript, Resp3Text, SharedPool, HashedKeys, RenewsOnRead, WholeSecondsOnly, PlainIdsOnly, StringWatch),
     *(
@@ -604,4 +669,5 @@ RIGHT = (
         SharedHash,
     ),
     *(Absolute, MayShorten, TwoLists, CheckedCache, PartsApart, Compacts, BeginsOnce, NewestOnTheLeft, ClientClock),
+    *(RefusesLongTexts, OneConnection, Chunks),
 )

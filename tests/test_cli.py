@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -105,8 +106,11 @@ def test_the_password_may_come_from_the_environment(capsys, monkeypatch, user):
         ["triage", "redis://u:hunter2@localhost:1/0"],
         ["triage", "redis://localhost:1", "--expect", "chat"],
         ["triage", "-o", "/no/such/folder/report.html"],
+        ["record", "redis://localhost:1", "-o", "/no/such/folder/incident.db"],
+        ["audit", "redis://localhost:1", "--affected", "/no/such/folder/keys.txt"],
         ["conformance", "no.such:thing"],
         ["conformance", "nocolon"],
+        ["conformance", "redis://localhost:6379/0"],
     ],
 )
 def test_an_error_is_one_line_without_a_traceback(capsys, arguments):
@@ -287,13 +291,35 @@ def test_a_closed_pipe_is_no_traceback(client):
         assert process.stderr.read() == ""
 
 
-def test_the_module_runs_too():
+def test_text_is_escaped_for_other_encodings(client):
+    MemoryStore(client, prefix="chat:", ttl=None).save("caf\u00e9", [{"role": "user", "content": "hi"}])
+    inspect = [sys.executable, "-m", "memkit", "inspect", client.url, "chat:caf\u00e9"]
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+    printed = subprocess.run(inspect, capture_output=True, env=ascii_only, text=True, check=False)
+    assert (printed.returncode, printed.stderr) == (0, "")
+    assert "chat:caf\\xe9" in printed.stdout
+
+
+def test_a_closed_stdout_is_no_traceback(client):
+    command = f"exec {sys.executable} -m memkit audit {client.url} >&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is of Linux")
+def test_a_full_disk_is_an_error_that_names_the_file(capsys, client):
+    code, _, err = run(capsys, "triage", client.url, "--expect", "chat:*=7d", "-o", "/dev/full")
+    assert code == 2
+    assert err == "memkit: /dev/full is not complete: no space left; delete it and give -o another file\n"
+
+
+def test_python_m_memkit_runs_the_command_line():
     printed = subprocess.run([sys.executable, "-m", "memkit", "--version"], capture_output=True, text=True, check=True)
     assert printed.stdout.startswith("memkit ")
     assert os.linesep in printed.stdout
 
 
-def test_record_then_ask(capsys, client, tmp_path):
+def test_history_reads_what_record_wrote(capsys, client, tmp_path):
     path = str(tmp_path / "incident.db")
     stop = ["--for", "300ms", "--expect", "chat:*=7d"]
     client.set("chat:user-42", "hi", ex=604_800)

@@ -41,7 +41,7 @@ TABLE = """
 """
 
 
-def test_nearest_configuration_upwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nearest_parent_configuration_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MEMKIT_CONFIG", raising=False)
     below = tmp_path / "service" / "tests"
     below.mkdir(parents=True)
@@ -66,7 +66,7 @@ def test_unreadable_configuration_is_named(table: str, tmp_path: Path, monkeypat
         configured_expectations(tmp_path)
 
 
-def test_no_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_file_gives_no_expectations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MEMKIT_CONFIG", raising=False)
     (tmp_path / "pyproject.toml").write_text("[project]\nname = 'x'\n")
     assert configured_expectations(tmp_path) == []

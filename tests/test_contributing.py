@@ -23,7 +23,7 @@ def test_the_two_commands_are_the_readmes() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:memkit|tests|notebooks)/[\w./*]+", CONTRIBUTING))))
-def test_every_path_exists(path: str) -> None:
+def test_every_path_in_contributing_exists(path: str) -> None:
     assert list(ROOT.glob(path.rstrip("."))) or "NAME" in path
 
 

@@ -72,7 +72,7 @@ def test_checks_and_cases_know_no_assembly():
     assert {name: found for name in judged if (found := own_imports(name) & assembly[name])} == {}
 
 
-def test_no_circle():
+def test_imports_have_no_cycle():
     arrows = {name: own_imports(name) for name in PARTS}
     try:
         TopologicalSorter(arrows).prepare()

@@ -115,7 +115,7 @@ def test_the_wheel_has_notebooks_scripts_and_types(wheel):
         notebooks
         | scripts
         | captures
-        | {"memkit/py.typed", "memkit/server/clock_shim.c", "memkit/notebook/triage.html"}
+        | {"memkit/py.typed", "memkit/server/clock_shim.c", "memkit/notebook/html_report.html"}
         <= names
     )
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "memkit").rglob("*.py")}

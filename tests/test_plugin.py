@@ -52,7 +52,7 @@ def test_the_summary_names_the_private_server(pytester, monkeypatch):
     result.stdout.fnmatch_lines(["memkit: * (*), private, time moved by *"])
 
 
-def test_under_xdist_too(pytester):
+def test_article_tests_pass_under_xdist(pytester):
     pytester.makepyfile(ARTICLE)
     result = pytester.runpytest_subprocess("-p", "xdist", "-n", "2")
     result.assert_outcomes(passed=2)
@@ -122,7 +122,7 @@ FIXTURES = """
 """
 
 
-def test_the_fixtures(pytester):
+def test_each_fixture_works_without_warnings(pytester):
     pytester.makepyfile(FIXTURES)
     pytester.runpytest_subprocess(*ASYNCIO, "-W", "error").assert_outcomes(passed=8)
 
@@ -242,7 +242,7 @@ def test_a_server_with_foreign_keys_is_refused(pytester, prepared, monkeypatch):
     try:
         result = pytester.runpytest_inprocess(f"--real-redis={url}")
         result.assert_outcomes(errors=2)
-        result.stdout.fnmatch_lines(["*ProductionGuardError*1 key of others*MEMKIT_ALLOW=*"])
+        result.stdout.fnmatch_lines(["*ProductionGuardError*1 key outside*MEMKIT_ALLOW=*"])
         assert client.keys("*") == ["customer:1"]
         monkeypatch.setenv("MEMKIT_ALLOW", url.removeprefix("redis://"))
         pytester.runpytest_inprocess(f"--real-redis={url}").assert_outcomes(passed=2)

@@ -144,6 +144,49 @@ def test_changes_of_the_server_do_not_last(pytester):
     pytester.runpytest_inprocess().assert_outcomes(passed=7)
 
 
+def test_changes_beside_the_clock_do_not_last(pytester):
+    pytester.makepyfile(
+        """
+        import os
+
+        def test_changes(redis_client, memkit_clock):
+            redis_client.config_set("maxmemory", 1)
+
+        def test_next(redis_client, memkit_clock):
+            assert redis_client.config_get("maxmemory") == {"maxmemory": "0"}
+            os.environ["PID_BEFORE"] = str(redis_client.info("server")["process_id"])
+
+        def test_no_restart_without_a_change(redis_client):
+            assert os.environ.pop("PID_BEFORE") == str(redis_client.info("server")["process_id"])
+        """
+    )
+    pytester.runpytest_inprocess().assert_outcomes(passed=3)
+
+
+@pytest.mark.parametrize("how", ["os.kill(server.pid, signal.SIGKILL); wait_for_end(server)", "server.restart()"])
+def test_after_a_server_ended_the_next_test_has_one(pytester, how):
+    pytester.makepyfile(
+        f"""
+        import os, signal, time
+
+        def wait_for_end(server):
+            while server.running:
+                pass
+
+        def test_ends(memory_store, redis_client, memkit_server, memkit_clock, _memkit_keyspace):
+            memkit_clock.shift("1d")
+            for server in (memkit_server, _memkit_keyspace.server):
+                {how}
+
+        def test_next(memory_store, redis_client, memkit_clock):
+            assert memory_store.save("s", [])
+            assert redis_client.set("k", 1)
+            assert abs(redis_client.time()[0] - time.time()) < 3600
+        """
+    )
+    pytester.runpytest_inprocess().assert_outcomes(passed=2)
+
+
 def test_both_kinds_of_fixtures_share_the_clock(pytester):
     pytester.makepyfile(
         """
@@ -199,7 +242,7 @@ def test_a_database_with_foreign_keys_is_refused(pytester, dedicated, monkeypatc
     result = pytester.runpytest_inprocess(f"--real-redis={url}")
     result.assert_outcomes(errors=2)
     port = client.connection_pool.connection_kwargs["port"]
-    result.stdout.fnmatch_lines([f"*has 1 key of others*redis-cli -h localhost -p {port} -n 15 FLUSHDB"])
+    result.stdout.fnmatch_lines([f"*is not empty: it has 1 key.*redis-cli -h localhost -p {port} -n 15 FLUSHDB"])
     assert client.keys("*") == ["customer:1"]
     assert client.acl_users() == ["default"]
     client.delete("customer:1")
@@ -220,7 +263,7 @@ def test_keys_of_a_killed_run_are_refused(pytester, dedicated):
     pytester.runpytest_subprocess("test_killed.py", f"--real-redis={url}")
     result = pytester.runpytest_inprocess("test_next.py", f"--real-redis={url}")
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*has 1 key of others*left from a killed run*FLUSHDB"])
+    result.stdout.fnmatch_lines(["*it has 1 key.*left from a killed run*FLUSHDB"])
     assert client.delete("left")
     pytester.runpytest_inprocess("test_next.py", f"--real-redis={url}").assert_outcomes(passed=1)
     assert client.acl_users() == ["default"]
@@ -235,8 +278,9 @@ def test_workers_on_one_real_database_are_refused(pytester, dedicated):
     assert client.acl_users() == ["default"]
 
 
-def test_two_runs_on_one_database_are_refused(pytester, dedicated):
-    _, url = dedicated
+@pytest.mark.parametrize("query", ["", "?protocol=3"])
+def test_two_runs_on_one_database_are_refused(pytester, dedicated, query):
+    url = dedicated[1] + query
     pytester.makepyfile(
         test_first="def test_first(redis_client): print('ready', flush=True); input()",
         test_second="def test_second(redis_client): pass",

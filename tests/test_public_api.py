@@ -107,7 +107,9 @@ def test_the_version_is_the_packages():
 
 @pytest.mark.parametrize("arguments", [{}, {"prefix": "chat:", "ttl": "7d"}])
 @pytest.mark.parametrize("store", [MemoryStore, AsyncMemoryStore])
-@pytest.mark.parametrize("client", ["redis://localhost", b"redis://localhost", None, redis.Redis])
+@pytest.mark.parametrize(
+    "client", ["redis://localhost", b"redis://localhost", None, redis.Redis, redis.Redis().pipeline()]
+)
 def test_what_is_not_a_client_is_a_type_error(store, client, arguments):
     with pytest.raises(TypeError, match=r"redis-py client; got .*memkit\.connect"):
         store(client, **arguments)

@@ -32,7 +32,7 @@ from memkit.render import Table, ago, colored, counted, duration, progress, utc_
         (-90_000, "-90s"),
     ],
 )
-def test_duration(ms, text):
+def test_duration_has_at_most_two_units(ms, text):
     assert duration(ms) == text
 
 
@@ -47,7 +47,7 @@ def test_utc_text_keeps_an_upper_bound():
     assert utc_text(at, round_up=True) == "2026-11-22T02:17:04Z"
 
 
-def test_counted():
+def test_counted_noun_has_its_plural():
     assert [counted(n, "key") for n in (0, 1, 1_240)] == ["0 keys", "1 key", "1,240 keys"]
     assert counted(2, "entry", "entries") == "2 entries"
 

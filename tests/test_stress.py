@@ -22,17 +22,17 @@ def test_exactly_once_while_everything_goes_wrong(writer: str, capsys: pytest.Ca
     assert result.clean, result
 
 
-@pytest.mark.parametrize("says", sorted(CONTROLS))
-def test_the_harness_sees(says: str) -> None:
+@pytest.mark.parametrize("fault", sorted(CONTROLS))
+def test_stress_finds_each_known_fault(fault: str) -> None:
     for seed in range(5):
-        result = run_standalone(replace(CONTROLS[says], server=FIRST, seconds=0.8, acknowledged=50, seed=seed))
+        result = run_standalone(replace(CONTROLS[fault], server=FIRST, seconds=0.8, acknowledged=50, seed=seed))
         if not result.clean:
             return
-    pytest.fail(f"{says}, but it was not seen: {result}")
+    pytest.fail(f"{fault}, but it was not seen: {result}")
 
 
 @pytest.mark.parametrize("short", [False, True])
-def test_simulated_histories(short: bool) -> None:
+def test_short_ttls_are_found_in_drawn_histories(short: bool) -> None:
     drawn = [analysis for seed in range(500) if (analysis := draw_history(seed, short=short))]
     counts = Counter(map(confidence_of, drawn))
     if short:

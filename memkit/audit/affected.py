@@ -11,10 +11,10 @@ from pathlib import Path
 
 import redis
 
-from memkit.audit.finding import JITTER, SHORTENED, Finding
+from memkit.audit.finding import JITTER, Finding
 from memkit.audit.report import SOON_MS, AuditReport
 from memkit.config import glob_expression
-from memkit.connect import AnyClient, redact
+from memkit.connect import AnyClient, cli_command
 from memkit.errors import MemkitError
 from memkit.history.snapshots import open_source
 from memkit.readonly.connection import ReadOnlyConnection, command, refused
@@ -35,6 +35,8 @@ class Affected:
         keys: The number of names in it.
         soon: How many of them expire within five minutes.
         unprintable: Affected keys that are not in it, because their names contain a line end.
+        field_ttls: Whether a finding's keys have no TTL to renew: their fields have TTLs of their own.
+        password: Whether the server asks for one, which the lines do not contain.
         commands: Shell lines that renew the keys in the file; memkit does not run them.
     """
 
@@ -42,6 +44,8 @@ class Affected:
     keys: int = 0
     soon: int = 0
     unprintable: int = 0
+    field_ttls: bool = False
+    password: bool = False
     commands: list[str] = field(default_factory=list)
 
     def to_text(self) -> str:
@@ -49,9 +53,12 @@ class Affected:
         text = f"affected: {counted(self.keys, 'key')} in {self.path}, {self.soon:,} of them expire within 5 minutes"
         if self.unprintable:
             text += f"; {counted(self.unprintable, 'name')} with a line end were left out"
+        if self.field_ttls:
+            text += "; TTLs of hash fields are renewed by HEXPIRE, not by EXPIRE"
         if not self.commands:
             return wrapped(text)
-        advice = f"to renew them, after the cause is fixed, review and run ({RENEWALS_PER_S} keys a second):"
+        advice = f"to renew them, after the cause is fixed, review and run ({RENEWALS_PER_S} keys a second"
+        advice += "; put the password into REDISCLI_AUTH):" if self.password else "):"
         return "\n".join([wrapped(text), wrapped(advice), *self.commands])
 
 
@@ -80,14 +87,17 @@ def write_affected(
     """
     done = Affected(Path(path))
     left_out = [glob_expression(one) for one in report.ignored]
-    findings = [one for one in report.findings if one.cause in SHORTENED and one.expected_ttl_s and one.observed_ttl_s]
+    findings = [one for one in report.findings if one.is_short and one.expected_ttl_s and one.observed_ttl_s]
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
         raise MemkitError(f"cannot write {path}: {error.strerror}; give a new file") from None
     with os.fdopen(descriptor, "wb") as file, open_source(source, at=at, db=db) as target:
+        client = "redis-cli -u redis://HOST:PORT/DB"
+        if not target.snapshot:
+            client = cli_command(source if isinstance(source, str) else "", target.connections[0].name)
         for finding in findings:
-            bound_ms = JITTER * 1000 * (finding.observed_ttl_s or 0)
+            before, bound_ms = done.keys, JITTER * 1000 * (finding.observed_ttl_s or 0)
             prefix = (finding.prefix or "").encode("utf-8", "surrogateescape")
             for connection in target.connections:
                 for name, left_ms in _keys_with_ttl(connection, prefix, bound_ms):
@@ -100,9 +110,11 @@ def write_affected(
                     file.write(name + b"\n")
                     done.keys += 1
                     done.soon += left_ms <= SOON_MS
-        address = redact(source) if isinstance(source, str) else target.url
-        address = f"redis://HOST:PORT/{target.snapshot.database}" if target.snapshot else address
-        done.commands = [_renewal(finding, report, address, done.path, len(findings)) for finding in findings]
+            if done.keys > before:
+                done.commands.append(_renewal(finding, report, client, done.path))
+            elif finding.keys and not done.unprintable:
+                done.field_ttls = True
+        done.password = isinstance(source, str) and "@" in source
     return done
 
 
@@ -123,16 +135,12 @@ def _keys_with_ttl(connection: ReadOnlyConnection, prefix: bytes, bound_ms: floa
             return
 
 
-def _renewal(finding: Finding, report: AuditReport, address: str, path: Path, findings: int) -> str:
-    """Return a shell line that sets the expected TTL of the keys in the file, and never shortens one."""
+def _renewal(finding: Finding, report: AuditReport, client: str, path: Path) -> str:
+    """Return a shell line that sets the expected TTL of a finding's keys in the file, and never shortens one."""
     flavour, version = report.server["flavour"], str(report.server["version"])
     condition = " GT" if flavour == "valkey" or int(version.partition(".")[0]) >= 7 else ""
-    keys = shlex.quote(str(path))
-    if findings > 1:
-        keys = f"<(grep -a '^{finding.prefix}' {keys})"
-    cluster = " -c" if address.startswith("redis+cluster") else ""
     return (
-        f"while IFS= read -r key; do redis-cli{cluster} -u {shlex.quote(address.replace('+cluster', ''))} "
-        f'EXPIRE "$key" {round(finding.expected_ttl_s or 0)}{condition} </dev/null; sleep {1 / RENEWALS_PER_S:g}; '
-        f"done < {keys}"
+        f'while IFS= read -r key; do case "$key" in {shlex.quote(finding.prefix or "")}*) '
+        f'{client} EXPIRE "$key" {round(finding.expected_ttl_s or 0)}{condition} </dev/null; '
+        f"sleep {1 / RENEWALS_PER_S:g};; esac; done < {shlex.quote(str(path))}"
     )

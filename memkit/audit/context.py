@@ -23,7 +23,7 @@ class AuditContext:
         server: The report of the (first) server.
         siblings: Looks up keys by name that a sample has missed.
         weigh: Returns the bytes that values take, 0 for an integer, of those keys of which the server reports the size.
-        unclaimed: The keys that match no expectation; None if there is one expectation only.
+        other_keys: The keys among which sessions may be that are expected under another prefix.
         fields_without_ttl: For hashes with field TTLs, how many of their fields have none.
     """
 
@@ -32,18 +32,8 @@ class AuditContext:
     server: ServerFacts
     siblings: Callable[[Sequence[bytes]], Sequence[KeyFacts]]
     weigh: Callable[[Sequence[bytes]], Sequence[int]] = lambda _: ()
-    unclaimed: Sequence[KeyFacts] | None = None
+    other_keys: Sequence[KeyFacts] = ()
     fields_without_ttl: Mapping[bytes, tuple[int, int]] = field(default_factory=dict)
-
-    @property
-    def other_keys(self) -> Sequence[KeyFacts]:
-        """The keys among which sessions may be that are expected under another prefix."""
-        return self.keys if self.unclaimed is None else self.unclaimed
-
-    @property
-    def sampled(self) -> int:
-        """How many keys were looked at."""
-        return len(self.keys)
 
     def when(self, at_ms: float) -> str:
         """Return a time as UTC and as how long ago: ``2026-11-22T02:17:03Z (42 min ago)``."""

@@ -44,8 +44,9 @@ SEVERITIES: dict[str, Severity] = {
     "no_data": "info",
 }
 """Every cause, in the order in which findings of equal weight are reported."""
-SHORTENED = ("ttl_too_short", "unit_mistake", "two_ttls", "not_refreshed")
-"""Causes with keys that expire before the expected TTL."""
+_SHORTENED = ("ttl_too_short", "unit_mistake", "two_ttls", "not_refreshed")
+_COLUMNS = "cause severity confidence prefix keys sampled expected_ttl_s observed_ttl_s since since_is"
+COLUMNS = tuple(_COLUMNS.split())
 JITTER = 1.1
 """A TTL may be a tenth longer than the observed one (the default jitter of an expectation)."""
 RANKS = {"critical": 0, "warning": 1, "info": 2}
@@ -127,6 +128,12 @@ class Finding:
         severity = SEVERITIES[self.cause]
         return "warning" if severity == "critical" and self.confidence == "possible" else severity
 
+    @property
+    def is_short(self) -> bool:
+        """Whether its keys expire before the expected TTL."""
+        longer = self.expected_ttl_s is not None and (self.observed_ttl_s or 0) > self.expected_ttl_s
+        return self.cause in _SHORTENED and not longer
+
     def affects(self, key: bytes, given_ms: int | None) -> bool:
         """Return whether this finding is about a key: under its prefix, and given at most the observed TTL.
 
@@ -134,7 +141,7 @@ class Finding:
             key: The key's name.
             given_ms: The TTL that it was given, or what is left of it; None: it has none.
         """
-        if self.cause not in SHORTENED or not self.observed_ttl_s or given_ms is None:
+        if not self.is_short or not self.observed_ttl_s or given_ms is None:
             return False
         prefix = (self.prefix or "").encode("utf-8", "surrogateescape")
         return given_ms <= JITTER * 1000 * self.observed_ttl_s and key.startswith(prefix)
@@ -148,20 +155,11 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the finding as ``audit --json`` shows it."""
-        return {
-            "cause": self.cause,
-            "severity": self.severity,
-            "confidence": self.confidence,
-            "prefix": self.prefix,
-            "keys": self.keys,
-            "sampled": self.sampled,
+        return {name: getattr(self, name) for name in (*COLUMNS, "message", "evidence", "next")} | {
             "expected_ttl_s": _plain(self.expected_ttl_s),
             "observed_ttl_s": _plain(self.observed_ttl_s),
             "since": None if self.since is None else utc_text(self.since, round_up=self.since_is == "upper bound"),
-            "since_is": self.since_is,
-            "message": self.message,
             "evidence": list(self.evidence),
-            "next": self.next,
         }
 
 

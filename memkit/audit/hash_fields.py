@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from memkit.audit.sampling import KeyFacts
 from memkit.readonly.connection import ReadOnlyConnection
-from memkit.readonly.hash_fields import field_deadlines
+from memkit.readonly.reader import field_deadlines
 
 HASHES = 1_000
 """As many hashes are looked at: a share of them is known to 4 %."""

@@ -28,7 +28,6 @@ WORD_SHARE, MOST_WORDS, DEEPEST = 0.02, 8, 3
 many: others are ids, such as the names of users or tenants.
 """
 _WORD = re.compile(r"[A-Za-z_-]{2,24}")
-_KINDS_WITH_CONTENT = frozenset(("list", "hash", "string", "stream", "zset", "set", "ReJSON-RL"))
 
 
 class Member(NamedTuple):
@@ -172,11 +171,6 @@ def narrowest_prefix(affected: Sequence[bytes], everything: Sequence[bytes], def
             default = best.decode("utf-8", "surrogateescape")
         others = left
     return default
-
-
-def is_content(facts: KeyFacts) -> bool:
-    """Whether a key's type can hold a dialogue."""
-    return facts.kind in _KINDS_WITH_CONTENT
 
 
 def alike(expected: str, seen: str) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from memkit.audit.finding import BOUND_TEXTS, SHORTENED, Finding, PrefixSummary, Verdict
+from memkit.audit.finding import BOUND_TEXTS, COLUMNS, Finding, PrefixSummary, Verdict
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation, glob_expression
 from memkit.render import Table, ago, colored, counted, duration, escaped, printable, utc_text, wrapped
@@ -96,7 +96,7 @@ class AuditReport:
 
         Of a sample, the first two are estimates for all keys. None if no finding is of TTLs that are too short.
         """
-        findings = [one for one in self.findings if one.cause in SHORTENED and one.keys]
+        findings = [one for one in self.findings if one.is_short and one.keys]
         if not findings:
             return None
         left = [one for one in self.keys if one.left_ms is not None and one.left_ms <= SOON_MS]
@@ -151,11 +151,8 @@ class AuditReport:
         """Return the findings as a data frame, one row each."""
         import pandas as pd
 
-        columns = (
-            "cause severity confidence prefix keys sampled expected_ttl_s observed_ttl_s since since_is".split()  # noqa: SIM905
-        )
-        rows = [[getattr(finding, column) for column in columns] for finding in self.findings]
-        return pd.DataFrame(rows, columns=columns)
+        rows = [[getattr(finding, column) for column in COLUMNS] for finding in self.findings]
+        return pd.DataFrame(rows, columns=list(COLUMNS))
 
     def to_text(self, *, color: bool = False) -> str:
         """Return the report for a terminal: the verdict first, then each finding, then notes and what was read."""

@@ -150,15 +150,7 @@ def audit(
         keys_of = target if replica is None else stack.enter_context(open_target(replica, tolerant=True, replicas=True))
         duty = 1.0 if target.snapshot else duty
         run = _Audit(
-            target,
-            keys_of,
-            found,
-            stored=stored,
-            duty=duty,
-            full=full,
-            touch=touch,
-            watch_s=watch_s,
-            progress=progress,
+            target, keys_of, found, stored=stored, duty=duty, full=full, touch=touch, watch_s=watch_s, progress=progress
         )
         return run.report()
 
@@ -346,7 +338,7 @@ class _Audit:
             self._servers[0],
             lambda names: [] if complete else [one.with_known_access(load) for one in self._keys.look_up(names)],
             self._stored.weigh if self._stored else self._weigh,
-            [one for one in sample.keys if one.key not in claimed] if len(self._expected) > 1 else None,
+            [one for one in sample.keys if one.key not in claimed] if len(self._expected) > 1 else sample.keys,
             fields,
         )
 
@@ -507,7 +499,7 @@ class _Audit:
             return f"{self._unexplained}; to find out, read such a session with the application"
         for expected, one in zip(self._expected, diagnoses, strict=True):
             if one.unexplained:
-                return f"{expected.pattern}: {one.unexplained}, which reads and chance do not explain; {settle}"
+                return f"{expected.pattern}: {one.unexplained}; {settle}"
             if not one.reached:
                 ttl = duration(expected.ttl_ms)
                 keys = counted(one.sessions, "key")

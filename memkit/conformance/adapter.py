@@ -74,7 +74,7 @@ def load(spec: str) -> StoreAdapter:
         AdapterError: It cannot be imported or made, or lacks a member; one line.
     """
     module_name, _, attribute = spec.partition(":")
-    if not module_name or not attribute:
+    if not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
         raise AdapterError(f"{spec!r} does not name an adapter; expected package.module:factory")
     directory = str(Path.cwd())
     if directory not in sys.path and "" not in sys.path:

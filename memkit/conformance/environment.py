@@ -66,6 +66,8 @@ class TestEnvironment:
         self.roles: tuple[str, ...] = tuple(getattr(adapter, "roles", ROLES))
         self.works_when_forked: bool | None = None
         """Whether the store answers in a forked process; None: not tried yet."""
+        self.long_text = ""
+        """A long text that the store does not refuse; empty: not tried yet."""
         return self
 
     def start(self) -> Self:

@@ -4,15 +4,20 @@ import contextlib
 import select
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal, Self
 
+from memkit.conformance.adapter import Handle
+from memkit.conformance.environment import messages_of
+from memkit.conformance.trial import TrialSession
 from memkit.server.launcher import RedisServer
 
-Loss = Literal["request", "reply", "reply twice", "late reply", "hold", "every request"]
+Loss = Literal["request", "reply", "reply twice", "late reply", "hold", "every request", "late request"]
 """``request``: it never arrives; ``reply``: it was carried out, and the client gets no reply; ``reply twice``: nor to
 the same request's retry; ``late reply``: no reply for LATE_S, then the connection breaks; ``hold``: the request stays
-in the proxy, for the client to be killed meanwhile; ``every request``: the network is down."""
+in the proxy, for the client to be killed meanwhile; ``every request``: the network is down; ``late request``: it is
+carried out, after what is done meanwhile."""
+MOST_ROUND_TRIPS = 40
 LATE_S = 2.5
 """Longer than the timeouts that clients have in small examples (1 or 2 s)."""
 
@@ -49,7 +54,7 @@ class FaultProxy:
     def lose(self, loss: Loss | None, nth: int = 1, *, meanwhile: Callable[[], object] | None = None) -> None:
         """Make the nth request from now on fail (None: none), and count ``requests`` from zero again.
 
-        ``meanwhile`` is called when a reply is lost, before the connection breaks.
+        ``meanwhile`` is called when a reply is lost, before the connection breaks, or before a late request is sent.
         """
         with self._lock:
             self._meanwhile = meanwhile
@@ -84,11 +89,11 @@ class FaultProxy:
         if loss in ("reply", "reply twice", "late reply"):
             server.sendall(request)
             select.select([server], [], [], 2)
-            if self._meanwhile:
-                self._meanwhile()
+        if loss and self._meanwhile:
+            self._meanwhile()
         if loss in ("hold", "late reply"):
             select.select([client], [], [], LATE_S if loss == "late reply" else None)
-        if loss or not request:
+        if (loss and loss != "late request") or not request:
             return False
         server.sendall(request)
         return True
@@ -104,6 +109,15 @@ class FaultProxy:
                 self._again = b""
                 return "reply"
             return None
+
+
+@contextlib.contextmanager
+def through_proxy(session: TrialSession) -> Iterator[tuple[FaultProxy, Handle]]:
+    """Yield a proxy, and a handle on a session that has connected through it."""
+    with FaultProxy(session.env.server) as proxy:
+        handle = session.env.open(session.id, url=proxy.url)
+        messages_of(handle)
+        yield proxy, handle
 
 
 def _shut(one: socket.socket) -> None:

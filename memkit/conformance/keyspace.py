@@ -28,9 +28,8 @@ class SessionKeys:
         self._env = env
         self._not_own: set[Key] = set()
         self._known_shared: set[Key] = set()
-        before = env.keys()
         self._write_other_sessions(WARM_UP_SESSIONS)
-        self._not_own |= env.keys() - before
+        self._not_own |= env.keys()
         self._reports = env.has_ttl
         if env.has_ttl and not report_at_rest:
             self._write_other_sessions(1)

@@ -9,6 +9,8 @@ class Symptom(StrEnum):
     NO_EXPIRY = "no_expiry"
     EARLY_EXPIRY = "early_expiry"
     LOST = "lost"
+    EMPTY = "empty"
+    NOT_STORED = "not_stored"
     ERROR_HIDDEN = "error_hidden"
     OTHER = "other"
 

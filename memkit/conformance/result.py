@@ -71,7 +71,7 @@ class Result:
 
     def to_json(self) -> str:
         """Return to_dict() as text."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+        return json.dumps(self.to_dict(), indent=2)
 
     def to_text(self, *, color: bool = False) -> str:
         """Return the result as text of 80 columns: root causes, a line a case, each failure in full, a summary."""
@@ -81,7 +81,7 @@ class Result:
         causes, by_name = self.root_causes, {case.name: case for case in self.cases}
         if causes:
             first, *others = causes
-            yield wrapped(f"likely root cause: {first.case}: {printable(first.sentence)}", indent=INDENT)
+            yield wrapped(f"likely root cause: {printable(first.sentence)} (case {first.case})", indent=INDENT)
             if first.cases:
                 yield wrapped(f"may follow from it: {', '.join(first.cases)}", indent=INDENT)
             if others:
@@ -110,7 +110,7 @@ class Result:
         return self.to_text()
 
     def _repr_html_(self) -> str:
-        likely = "".join(f". Likely root cause: {cause.case}: {cause.sentence}" for cause in self.root_causes[:1])
+        likely = "".join(f". Likely root cause: {cause.sentence} (case {cause.case})" for cause in self.root_causes[:1])
         rows = [
             (case.name, case.outcome, case.message, case.fix if case.outcome == "failed" else "")
             for case in self._remarkable

@@ -21,7 +21,9 @@ class RootCause:
 class _Rule:
     """A cause that several cases observe; the first of ``found_by`` that failed names it.
 
-    ``explains`` has the other cases that can follow from it; all with one of its symptoms if it is empty.
+    ``explains`` has the other cases that can follow from it; all with one of its symptoms if it is empty. ``least`` is
+    how many of ``found_by`` have to fail, ``shown_as`` the symptom that they need (any if empty). Without a sentence,
+    the message of the case that names it is the sentence.
     """
 
     sentence: str
@@ -29,9 +31,25 @@ class _Rule:
     found_by: tuple[str, ...]
     symptoms: frozenset[str]
     explains: tuple[str, ...] = ()
+    least: int = 1
+    shown_as: str = ""
 
 
+_CONTENT = ("round_trip", "identical_messages", "roles", "order", "long_dialogue", "long_text")
+"""Cases without a fault, and without time moved: what is wrong in them comes first."""
 _RULES = (
+    _Rule(
+        "append() returns before the message is stored",
+        found_by=("stored_when_acknowledged",),
+        shown_as=Symptom.NOT_STORED,
+        symptoms=frozenset(Symptom),
+    ),
+    _Rule("", found_by=_CONTENT, symptoms=frozenset(Symptom) - {Symptom.EMPTY}, least=3),
+    _Rule(
+        "a handle reads, or writes back, a copy in its process instead of what is in Redis",
+        found_by=("no_private_copy",),
+        symptoms=frozenset(Symptom) - {Symptom.EARLY_EXPIRY, Symptom.EMPTY},
+    ),
     _Rule(
         "keys have no TTL, or too long a one: sessions do not expire when they should",
         found_by=("ttl_on_every_key", "ttl_boundary"),
@@ -40,15 +58,15 @@ _RULES = (
     _Rule(
         "the TTL that is set is shorter than the configured one: sessions expire early",
         found_by=("ttl_boundary",),
-        symptoms=frozenset({Symptom.EARLY_EXPIRY}),
+        symptoms=frozenset({Symptom.EARLY_EXPIRY, Symptom.EMPTY}),
     ),
     _Rule(
-        "an append does not renew the TTL of the whole session: it expires in the middle of a dialogue",
+        "an append does not renew the TTL of the whole session, so it expires in the middle of a dialogue",
         found_by=("append_renews", "long_talk_stays_whole", "long_dialogue_expires_as_one"),
         symptoms=frozenset({Symptom.EARLY_EXPIRY}),
         explains=(
             *("append_renews", "long_talk_stays_whole", "long_dialogue_expires_as_one", "reopen_near_the_end"),
-            *("reopen_longer", "append_after_expiry"),
+            *("reopen_longer", "append_after_expiry", "expire_denied"),
         ),
     ),
     _Rule(
@@ -57,10 +75,16 @@ _RULES = (
         symptoms=frozenset({Symptom.ERROR_HIDDEN}),
     ),
     _Rule(
-        "an append is several commands: a fault between them leaves a part of it",
+        "an append is several commands, and a fault between them leaves half a write",
         found_by=("crash_in_append", "expire_denied"),
-        symptoms=frozenset({Symptom.NO_EXPIRY, Symptom.EARLY_EXPIRY, Symptom.LOST, Symptom.OTHER}),
+        symptoms=frozenset(Symptom) - {Symptom.ERROR_HIDDEN},
         explains=("crash_in_append", "expire_denied", "write_denied", "full_memory", "lost_reply"),
+    ),
+    _Rule(
+        "writers at the same time lose each other's messages",
+        found_by=("eight_writers",),
+        symptoms=frozenset({Symptom.LOST, Symptom.OTHER}),
+        explains=("lost_reply",),
     ),
 )
 _TRIMS = ("long_dialogue", "order", "round_trip")
@@ -88,14 +112,15 @@ def root_causes(results: Sequence[CaseResult]) -> list[RootCause]:
     if trims:
         others = [name for name, case in left.items() if case.kept == trims.kept and name != trims.name]
         sentence = (
-            f"only {trims.kept} messages of a session are kept (if these are the last ones and that is intended, "
-            f"declare window = {trims.kept} in the adapter)"
+            f"{trims.kept} messages of a session are kept (if these are the last ones and that is intended, declare "
+            f"window = {trims.kept} in the adapter)"
         )
         group([trims.name, *others], sentence)
     for rule in _RULES:
         same = [name for name, case in left.items() if case.symptom in rule.symptoms]
-        first = next((name for name in rule.found_by if name in same), "")
-        others = [name for name in same if name != first and name in (rule.explains or same)]
-        group([first, *others] if first else [], rule.sentence)
+        by = [name for name in rule.found_by if name in same and rule.shown_as in ("", left[name].symptom)]
+        if len(by) >= rule.least:
+            others = [name for name in same if name != by[0] and name in (rule.explains or same)]
+            group([by[0], *others], rule.sentence or left[by[0]].message)
     found += [RootCause(name, sentence=case.message) for name, case in left.items()]
-    return sorted(found, key=lambda cause: (-len(cause.cases), cause.case in _OPTIONAL))
+    return sorted(found, key=lambda cause: (cause.case not in _CONTENT, -len(cause.cases), cause.case in _OPTIONAL))

@@ -28,8 +28,8 @@ TRIES = 3
 """How often an inconclusive case is run."""
 FIRST_CONTACT = "at the first contact: open(), append(), read(), clear(), close()"
 CLIENT_CLOCK = (
-    "deadlines come from the client's clock, not the server's: correct only while the two agree; tested by moving the "
-    "keys' deadlines instead of the clock"
+    "the store computes deadlines from the client's clock, so they are correct only while both clocks agree; this case "
+    "therefore moved the keys' deadlines, not the server's clock"
 )
 
 
@@ -134,7 +134,7 @@ def _outcome(found: object) -> tuple[Outcome, str, str]:
         return "failed", str(found), "hung"
     if isinstance(found, CaseFailed):
         return "failed", str(found), found.symptom
-    return "failed", f"raised without a fault: {error_line(found)}", f"raised {type(found).__name__}"
+    return "failed", f"raised although no fault was injected: {error_line(found)}", f"raised {type(found).__name__}"
 
 
 def run_cases(
@@ -212,7 +212,7 @@ def _run_rest(
     on_case: Callable[[CaseResult], None],
 ) -> None:
     """Run the named cases until the process hangs or ends or all are done; there is a result for at least one."""
-    count, patience_s, error = len(results), IMPORT_LIMIT_S, ""
+    count, patience_s, error, ends_within_s = len(results), IMPORT_LIMIT_S, "", 0.0
     worker = Interpreter(spec, str(limit_s), *names)
     try:
         while line := worker.receive(patience_s):
@@ -227,6 +227,7 @@ def _run_rest(
                 on_case(results[-1])
             else:
                 about.update(line)
+        ends_within_s = READY_WITHIN_S
     except TimeoutError:
         if patience_s == IMPORT_LIMIT_S and not count:
             raise AdapterError(
@@ -234,7 +235,7 @@ def _run_rest(
             ) from None
         error = f"nothing happened for {patience_s:g} s"
     finally:
-        ended = worker.stop(within_s=0.0 if error else READY_WITHIN_S)
+        ended = worker.stop(within_s=ends_within_s)
     if len(results) == count:
         if about["step"] and not count:
             raise AdapterError(f"{spec}: the process ended {about['step']}: {error or ended}")

@@ -11,6 +11,7 @@ from memkit.conformance.outcomes import CaseFailed, Inconclusive, Symptom
 from memkit.render import counted
 
 LONG_TEXT = "a pasted document " * 20_000
+SHORTER_CHARS = 2_000
 CLOCK_STEP_S = 0.05
 """A server reads its clock once an event loop: its present time may be this old on a busy machine."""
 SAME_TTL = -1.0
@@ -20,10 +21,15 @@ class TrialSession:
     """A session with a fresh id, the messages appended to it, and a handle that is opened at first use and kept."""
 
     def __init__(
-        self, env: TestEnvironment, label: str = "session", ttl_s: float | None = TTL_S, *, session_id: str = ""
+        self,
+        env: TestEnvironment,
+        label: str = "session",
+        ttl_s: float | None = TTL_S,
+        *,
+        session_id: str | None = None,
     ) -> None:
         self.env = env
-        self.id = session_id or env.new_id(label)
+        self.id = env.new_id(label) if session_id is None else session_id
         self.ttl_s = ttl_s
         self.messages: Messages = []
         self.appended_at = (0.0, 0.0)
@@ -60,7 +66,7 @@ class TrialSession:
         """Append a message of each role, and a long one: a store may keep some of them in keys of their own."""
         for role in ("system", "user", "assistant", "tool"):
             self.append(role=role)
-        self.append(LONG_TEXT)
+        self.append(long_text(self.env))
 
     def role(self, role: str) -> str:
         """Return a role that the store has: the first of its own replaces the others."""
@@ -102,7 +108,7 @@ class TrialSession:
         read = self._read(when, by)
         if read:
             symptom = Symptom.NO_EXPIRY if self._time_moved else Symptom.OTHER
-            found = f"{len(read)} of {counted(len(self.messages), 'message')} can still be read"
+            found = f"expected an empty session, read {counted(len(read), 'message')}, such as {_short(read[0])}"
             raise CaseFailed(f"{when}: {found}", symptom=symptom)
 
     def _read(self, when: str, by: Handle | None) -> Messages:
@@ -120,10 +126,10 @@ class TrialSession:
     def failure(self, when: str, read: Messages) -> CaseFailed:
         """Return the failure for a read that differs from what is expected."""
         expected, missing = self.expected, Counter(self.expected) - Counter(read)
-        symptom = Symptom.LOST if missing else Symptom.OTHER
+        symptom = (Symptom.LOST if read else Symptom.EMPTY) if missing else Symptom.OTHER
         if self._time_moved:
             symptom = Symptom.NO_EXPIRY if Counter(read) - Counter(expected) else Symptom.EARLY_EXPIRY
-        kept = len(read) if read and read in (expected[: len(read)], expected[-len(read) :]) else None
+        kept = len(read) if read and read in (expected[: len(read)], self.messages[-len(read) :]) else None
         return CaseFailed(f"{when}: {difference(expected, read)}", symptom=symptom, kept=kept)
 
     # Deadlines, counted from the last append; ``since`` takes any earlier value of ``appended_at``.
@@ -160,10 +166,18 @@ def check_before(
         raise
 
 
+def long_text(env: TestEnvironment) -> str:
+    """Return a long text, which a store may keep apart; a shorter one if the store refuses it."""
+    if not env.long_text:
+        refused = TrialSession(env, "long").try_append(LONG_TEXT)
+        env.long_text = LONG_TEXT[:SHORTER_CHARS] if refused else LONG_TEXT
+    return env.long_text
+
+
 def difference(expected: Messages, read: Messages) -> str:
     """Describe how what was read differs from what was expected."""
     if not read:
-        return f"expected {counted(len(expected), 'message')}, the session reads as empty"
+        return f"expected {counted(len(expected), 'message')}, read none"
     text = f"expected {counted(len(expected), 'message')}, read {len(read):,}"
     missing = [message for message in expected if read.count(message) < expected.count(message)]
     surplus = [message for message in read if read.count(message) > expected.count(message)]

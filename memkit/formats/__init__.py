@@ -1,7 +1,5 @@
 """How memory stores lay out their keys: pure decoders without I/O, one module or one data entry a store."""
 
-from __future__ import annotations
-
 from memkit.formats.parsing.langgraph_common import deletes_own_keys, is_housekeeping, superseded
 from memkit.formats.registry import (
     FORMATS,
@@ -11,8 +9,8 @@ from memkit.formats.registry import (
     lacking,
     leads,
     recognise,
+    spellings_of_id,
     store_name,
-    written,
 )
 
 __all__ = [
@@ -25,7 +23,7 @@ __all__ = [
     "lacking",
     "leads",
     "recognise",
+    "spellings_of_id",
     "store_name",
     "superseded",
-    "written",
 ]

@@ -1,7 +1,5 @@
 """The events of ag2's Redis stream; ``__event__`` is the event's class path."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from memkit.formats.model import Tool, Turn, a_dict, seconds, text_or_none

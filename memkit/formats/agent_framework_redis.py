@@ -3,8 +3,6 @@
 The key is ``chat_messages|v2|<tenant>|<app>|<user>|redis_memory|<session>``; a part that is not set is ``~none``.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 import re

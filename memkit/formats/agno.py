@@ -5,8 +5,6 @@ Keys are ``<prefix>:sessions:<id>``, ``<prefix>:runs:<uuid>``, ``<prefix>:runs:b
 oldest runs expire first, and the index sets never get one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -131,7 +129,7 @@ def _runs(stored: SessionValues) -> Iterator[Item]:
         name = f"{stored.owner.prefix}runs:{run}"
         raw = stored.get(name)
         if raw is None:
-            yield Problem("dangling", name, "the order lists this run and it no longer exists, with its messages")
+            yield Problem("dangling", name, "the order lists this run, which no longer exists; its messages are lost")
             continue
         document, problems = read(raw)
         yield from problems

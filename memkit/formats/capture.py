@@ -5,8 +5,6 @@ was given. The texts are made up. Files named ``homemade-*`` are layouts that pe
 ``unknown``.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 from functools import cache
@@ -16,23 +14,21 @@ from typing import Any
 from memkit.errors import DecodeError, MemkitError
 from memkit.readonly.values import JSON_KIND, to_bytes
 
+_FOLDER = resources.files("memkit.formats") / "captures"
+
 
 @cache
 def names() -> tuple[str, ...]:
     """Return the captures' names."""
-    return tuple(sorted(path.name.removesuffix(".json") for path in _folder().iterdir() if path.name.endswith(".json")))
+    return tuple(sorted(path.name.removesuffix(".json") for path in _FOLDER.iterdir() if path.name.endswith(".json")))
 
 
 def capture(name: str) -> dict[str, Any]:
     """Return one capture; raises DecodeError for a name there is none of."""
     if name not in names():
         raise DecodeError(f"there is no capture {name!r}; there are {', '.join(names())}")
-    loaded: dict[str, Any] = json.loads((_folder() / f"{name}.json").read_text("utf-8"))
+    loaded: dict[str, Any] = json.loads((_FOLDER / f"{name}.json").read_text("utf-8"))
     return loaded
-
-
-def _folder() -> Any:
-    return resources.files("memkit.formats") / "captures"
 
 
 def payload_of(value: Any) -> bytes:

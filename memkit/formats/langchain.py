@@ -5,8 +5,6 @@ LangChain.js (n8n and Flowise use it) put the newest message at the head (LPUSH)
 appends at the tail (RPUSH). The content decides which it is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

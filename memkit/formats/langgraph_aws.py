@@ -4,8 +4,6 @@
 newest first). The braces are a hash tag. Old checkpoints are not renewed, and the list goes on naming them.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 
@@ -16,7 +14,6 @@ from memkit.readonly.values import KeyRequest, RedisValue, to_name
 from memkit.render import counted
 
 STORE = "langgraph-aws-valkey"
-_PARTS = {"checkpoint": "checkpoint", "writes": "writes", "thread": "order"}
 _FIELDS = frozenset({"thread_id", "checkpoint_id", "checkpoint"})
 
 
@@ -29,7 +26,7 @@ def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
         return None
     if found[2] == "checkpoint" and not peek(raw).keys() >= _FIELDS and raw.data[:1] == b"{":
         return None
-    return KeyOwner(STORE, found[3], found[1], _PARTS[found[2]])
+    return KeyOwner(STORE, found[3], found[1], "order" if found[2] == "thread" else found[2])
 
 
 def _base(stored: SessionValues, kind: str) -> str:

@@ -6,8 +6,6 @@ and there is no pointer to the latest checkpoint. ShallowRedisSaver: one ``check
 messages inside; it deletes its old writes. The TTL is given in minutes.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
@@ -82,7 +80,7 @@ def decode(stored: SessionValues) -> Iterator[Item]:
         yield from state_items(documents[name], name, stored, names)
         lost = names.get("messages", "")  # other channels are written only if they hold a value
         if lost in stored.keys and stored.get(lost) is None:
-            yield Problem("dangling", lost, "the latest checkpoint names this blob, and it no longer exists")
+            yield Problem("dangling", lost, "the latest checkpoint refers to this blob, which no longer exists")
     yield from missing_parents(stored, {key: each.get("parent_checkpoint_id") for key, each in full.items()})
     for raw in filter(None, found["checkpoint_blob"].values()):
         yield from read(raw)[1]

@@ -4,8 +4,6 @@
 ``lg:idx:<thread>:<ns>`` (ZSET, the order); ``lg:threads`` (HASH) and ``lg:seq`` belong to all threads and never expire.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -134,7 +132,7 @@ def _dialogue(stored: SessionValues, points: Mapping[str, Checkpoint]) -> Iterat
         channels = next(iter(points.values())).blobs if points else {}
         yield from message_items({channel: blobs[name] for channel, name in channels.items() if name in blobs}, "")
     lost = sorted({name for point in points.values() for name in point.blobs.values() if not stored.get(name)})
-    reason = "a checkpoint names this blob and it no longer exists, with the channel's value"
+    reason = "a checkpoint refers to this blob, which no longer exists; the channel's value is lost with it"
     yield from few(Problem("dangling", name, reason) for name in lost)
 
 
@@ -152,11 +150,11 @@ def _index_problems(stored: SessionValues, points: Mapping[str, Checkpoint]) -> 
     for uid in listed.scores if listed else ():
         name = f"{base}cp:{thread}::{uid}"
         if stored.get(name) is None:
-            yield Problem("dangling", name, "the thread's order lists this checkpoint and it no longer exists")
+            yield Problem("dangling", name, "the thread's order lists this checkpoint, which no longer exists")
     if threads is None or order not in threads.fields:
         yield Problem("dangling", f"{base}threads", "the list of threads does not name this one")
     if stored.get(f"{base}seq") is None:
-        reason = "the counter that orders checkpoints no longer exists: the next ones will sort before the others"
+        reason = "the counter that orders checkpoints no longer exists: new ones will sort before the existing ones"
         yield Problem("dangling", f"{base}seq", reason)
 
 

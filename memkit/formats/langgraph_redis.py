@@ -12,8 +12,6 @@ EXPIRE of its own; old checkpoints are not renewed. Writes look alike in both sa
 by its other keys.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -186,7 +184,6 @@ class _Thread:
         return there[:1] or list(dict.fromkeys(names))
 
     def exists(self, *kinds: str) -> bool:
-        """Return whether the thread has a key of one of these kinds."""
         return any(raw is not None for kind in kinds for raw in self.kinds[kind].values())
 
     def lost(self, names: Iterable[str]) -> bool:
@@ -278,7 +275,7 @@ def _decode_shallow(thread: _Thread) -> Iterator[Item]:
         yield from state_items(document, name, thread.stored)
     if thread.lost(thread.registries) and thread.indexed and writes:
         registry = thread.registries[0]
-        reason = f"the list of the thread's {len(writes)} pending writes no longer exists; recoverable: the writes do"
+        reason = f"the list of {len(writes)} pending writes no longer exists; recoverable: the writes still exist"
         members = " ".join(f"{name.rpartition(':')[2]} {quoted(name)}" for name in writes)
         yield Problem("dangling", registry, reason, f"ZADD {quoted(registry)} {members}")
 

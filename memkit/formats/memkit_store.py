@@ -1,7 +1,5 @@
 """memkit's own MemoryStore: one LIST a session, a header and then what each call added; see memkit.store.encoding."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 

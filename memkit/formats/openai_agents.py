@@ -1,7 +1,5 @@
 """The items of openai-agents' RedisSession that are no messages: reasoning, hosted tools' items, encrypted ones."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """redisvl's MessageHistory: one HASH a message, ``<index>:<session>:<time>:<hash>``; the library has no TTL option."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from memkit.formats.model import (
@@ -59,7 +57,6 @@ def decode(stored: SessionValues) -> Iterator[Item]:
 
 
 def _lacks(raw: RedisValue) -> str | None:
-    """Return what is wrong with a message's fields."""
     if raw.unread_reason:
         return None
     for field in ("role", "content", "entry_id", "session_tag", "timestamp"):
@@ -71,7 +68,7 @@ def _lacks(raw: RedisValue) -> str | None:
             return f"the {field} of this message is not valid UTF-8 at byte {error.start:,} of {len(error.object):,}"
         if not text and field != "content":
             return f"the {field} of this message is empty"
-    return None if _number(raw) is not None else "the timestamp of this message is no number: its place is unknown"
+    return None if _number(raw) is not None else "this message's timestamp is not a number: its position is unknown"
 
 
 def _text(raw: RedisValue, field: str) -> str:

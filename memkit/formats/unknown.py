@@ -5,8 +5,6 @@ sorted set by time, a stream, or a key a message; see ``parsing.chat`` for the f
 the encodings. If the content does not show the order, a note reports it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """history: what happened to a session, from logs, snapshots, a replica's backlog and recordings."""
 
-from __future__ import annotations
-
 from memkit.history.record import RecordingSummary, record
 from memkit.history.run import History, history
 

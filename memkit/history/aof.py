@@ -5,8 +5,6 @@ and increments (commands). A single ``appendonly.aof`` of an older server is rea
 stream; of a long argument only its beginning is kept, because no value is needed.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 from collections import deque
@@ -210,5 +208,4 @@ class _Stream:
         )
 
     def damaged(self, what: str) -> SourceError:
-        """Return the error for something that is not part of the format."""
         return SourceError(f"{self._path}: the append-only file is damaged near byte {self.offset:,}: {what}")

@@ -1,7 +1,5 @@
 """Every change of the TTL that the keys under a prefix get, with the moment."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -53,8 +51,8 @@ class TtlChange:
     def __str__(self) -> str:
         at = self.to_dict()["at"]
         when = f"at {at}" if self.exact else f"between {time_text(time_of(self.last_before.earliest_ms))} and {at}"
-        prefix = printable(self.prefix) or "(no prefix)"
-        return f"{prefix} {duration(self.from_ttl_ms)} → {duration(self.to_ttl_ms)} {when}"
+        prefix = f"{printable(self.prefix)}*" if self.prefix else "(no prefix)"
+        return f"{prefix}  {duration(self.from_ttl_ms)} → {duration(self.to_ttl_ms)} {when}"
 
 
 @dataclass(slots=True)

@@ -1,7 +1,5 @@
 """What became of a session or of the keys under a prefix, with the evidence for it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -68,7 +66,12 @@ def fate_of(
     last = None if state is not None or events[-1].name not in ENDS else events[-1]
     events = events if last is None else events[:-1]
     events = list(takewhile(lambda event: event.name not in ENDS, reversed(events)))[::-1]  # since it was created
-    given = _ttl_of(events)
+    given = None  # the event that gave the key its last TTL, if that TTL is known
+    for event in events:
+        if event.ttl_ms is not None:
+            given = event
+        elif given is not None and event.deadline_ms not in (None, given.deadline_ms):
+            given = None
     known: dict[str, Any] = {}
     if given is not None:
         set_at = (given.ttl_given or given.moment).earliest_ms
@@ -83,17 +86,6 @@ def fate_of(
     return _fate(("renamed",), f"{name} was renamed{target}{_when(last.moment)}", known, "proven", last.moment)
 
 
-def _ttl_of(events: Sequence[KeyEvent]) -> KeyEvent | None:
-    """Return the event that gave a key its last TTL, if that TTL is known."""
-    given = None
-    for event in events:
-        if event.ttl_ms is not None:
-            given = event
-        elif given is not None and event.deadline_ms not in (None, given.deadline_ms):
-            given = None
-    return given
-
-
 def _fate_of_existing(
     name: str, events: Sequence[KeyEvent], state: KeyState, known: Mapping[str, Any], ends_ms: int | None
 ) -> Fate:
@@ -105,9 +97,10 @@ def _fate_of_existing(
         doubts += [event] if len(event.possible) > 1 else []
     cause: Cause = "exists" if lost is None else "overwritten"
     if state.is_sure and state.least and lost is None:
-        until = "without a TTL" if state.deadline_ms is None else f"until {utc_text(time_of(state.deadline_ms))}"
+        at = state.deadline_ms
+        until = ", without a TTL" if at is None else f"; its deadline is {utc_text(time_of(at))}"
         confidence: Confidence = "proven" if all(event.proven for event in events) else "likely"
-        return _fate(("exists",), f"{name} exists at the end of the sources, {until}", known, confidence)
+        return _fate(("exists",), f"{name} exists at the end of the sources{until}", known, confidence)
     if state.is_sure and state.least and lost is not None and not doubts:
         what = f"{lost.command or 'a write'} replaced it{_when(lost.moment)} and dropped its TTL: it never expires"
         confidence = "proven" if lost.proven else "likely"
@@ -118,14 +111,15 @@ def _fate_of_existing(
         expires = state.fields_expire or (bool(events) and "expired" in events[-1].possible)
         either: tuple[Cause, ...] = (cause, "exists", "deleted") if created_anew else (cause, "deleted")
         either += ("expired",) if expires else ()
-        return _fate(either, f"{name} exists, if {by} left an element in it", known)
+        otherwise = "it was deleted or expired" if expires else "it was deleted"
+        return _fate(either, f"{name} exists if {by} left an element in it; otherwise {otherwise}", known)
     if lost is not None:
-        how = f"{lost.command}, if it was not deleted and created anew" if lost.command else "a write or by PERSIST"
+        how = f"{lost.command}, or it was deleted and created again" if lost.command else "a write or by PERSIST"
         text = f"{name} exists, but lost its TTL{_when(lost.moment)}, by {how}"
         return _fate(("overwritten", "exists"), text, known, moment=lost.moment)
     if state.deadline_ms is not None and ends_ms is not None and state.deadline_ms <= ends_ms:
-        text = f"{name} had a deadline at {utc_text(time_of(state.deadline_ms))}; the sources do not show whether it "
-        return _fate(("exists", "expired"), text + "still had it", known)
+        text = f"{name} had a deadline at {utc_text(time_of(state.deadline_ms))}; the sources do not show whether "
+        return _fate(("exists", "expired"), text + "this deadline still applied", known)
     text = f"{name} exists at the end of the sources; its deadline is not known"
     return _fate(("exists",), text, known, "likely")
 
@@ -147,7 +141,7 @@ def _fate_of_deleted(name: str, last: KeyEvent, known: Mapping[str, Any]) -> Fat
     by = f" by {last.command}" if last.command else ""
     tail = _when(moment) + ("" if deadline is None else f"; its deadline was {utc_text(time_of(deadline))}")
     if len(possible) > 1:
-        return _fate(possible, f"{name} ceased to exist{by}{tail}", known, moment=moment)
+        return _fate(possible, f"{name} was removed{by}{tail}", known, moment=moment)
     (cause,) = possible
     what = {"expired": "expired with its last field", "flushed": "was deleted"}.get(cause, f"was {cause}")
     by = by or (" by a flush of the database" if cause == "flushed" else "")

@@ -6,8 +6,6 @@ expected. Measured on three servers: the last write under the old TTL and the fi
 the millisecond.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from memkit.history.commands import Effect

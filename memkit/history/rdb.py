@@ -5,11 +5,8 @@ verified. The format is that of ``src/rdb.c`` in Redis (versions 1 to 12) and Va
 read as long as the file holds nothing that these versions do not have.
 """
 
-from __future__ import annotations
-
 import os
 import re
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -361,8 +358,7 @@ class RdbReader:
         return length
 
     def _int(self, size: int) -> int:
-        value: int = struct.unpack({1: "<b", 2: "<h", 4: "<i", 8: "<q"}[size], self._take(size))[0]
-        return value
+        return int.from_bytes(self._take(size), "little", signed=True)
 
     def _peek(self) -> int:
         if self._at >= len(self._buffer):

@@ -6,8 +6,6 @@ nothing is sent if the backlog moves too fast. Sources: INFO replication, and ``
 ``src/replication.c``.
 """
 
-from __future__ import annotations
-
 import re
 import time
 from dataclasses import dataclass
@@ -34,8 +32,8 @@ _COMMAND_START = re.compile(rb"\*[1-9][0-9]{0,6}\r\n\$[0-9]{1,9}\r\n")
 ACKNOWLEDGE_EVERY_S = 1.0
 """A server drops a replica that is silent for repl-timeout (60 s by default); a replica answers each second."""
 NOT_NAMED = -1
-COMMANDS_THAT_CONFIRM = 2
-"""A start that is followed by this many commands is no text inside a value."""
+COMMANDS_AFTER_A_START = 2
+"""A start that is followed by this many commands is not text inside a value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +233,7 @@ def _first_command(data: bytes) -> int | None:
         reader = hiredis.Reader()
         reader.feed(data[match.start() :])
         try:
-            found = [reader.gets() for _ in range(COMMANDS_THAT_CONFIRM)]
+            found = [reader.gets() for _ in range(COMMANDS_AFTER_A_START)]
         except hiredis.ProtocolError:
             continue
         if found[0] is not False and all(one is False or isinstance(one, list) for one in found):

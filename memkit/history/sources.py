@@ -1,7 +1,5 @@
 """Tell what a source is from its content: RDB files, an append-only directory, a recording or a server."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime

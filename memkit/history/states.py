@@ -1,9 +1,7 @@
 """Follow keys through logged commands: which exist, until when, and what ended each of those that do not."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 from memkit.history.commands import Effect
 
@@ -35,7 +33,7 @@ class Moment(NamedTuple):
     stated: bool = True
 
     @classmethod
-    def at(cls, ms: int) -> Moment:
+    def at(cls, ms: int) -> Self:
         """Return a moment that is known to the millisecond."""
         return cls(ms, ms)
 
@@ -62,7 +60,7 @@ class KeyEvent(NamedTuple):
     ttl_given: Moment | None = None
     proven: bool = True
 
-    def belongs_to(self, write: KeyEvent) -> bool:
+    def belongs_to(self, write: Self) -> bool:
         """Return whether this is the deadline that a write got: set within a second after it."""
         if self.name != "renewed" or write.name != "written" or write.ttl_ms is not None:
             return False

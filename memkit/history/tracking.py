@@ -5,8 +5,6 @@ evicted or deleted, without the reason. If the server publishes ``evicted`` even
 not turn them on. Measured: 1.2 to 1.8 times the server's CPU per write (MONITOR: 1.5 to 3.5).
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """inspect_session: one session, decoded, redacted and checked."""
 
-from __future__ import annotations
-
 from memkit.formats.capture import load_capture
 from memkit.inspect.report import SessionReport
 from memkit.inspect.search import inspect_session

@@ -1,7 +1,5 @@
 """Problems of a session's keys, whatever store wrote them: TTLs, sizes, keys that were not read."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +16,7 @@ BIG_VALUE_BYTES = 1 << 20
 IMPROBABLE = 0.005
 """Highest chance at which one session near its deadline is reported: 50 minutes left of 7 days."""
 _GRAIN_MS = 5_000
-"""Clocks of several servers with NTP, and idle clocks, differ by less."""
+"""Clocks of several servers with NTP, and idle times, differ by less."""
 _ZONES_MS = 14 * 3_600_000
 
 
@@ -71,12 +69,16 @@ def key_problems(own: Mapping[str, LoadedKey], facts: SessionFacts) -> list[Prob
         count = "the key remains" if len(persistent) == 1 else f"all {len(persistent):,} keys remain"
         reason = f"no key of the session has a TTL: {count} until deleted or evicted{facts.ttl_option}"
         problems.append(Problem("no_ttl", persistent[0], reason))
-    parts = {name: (end_s, own[name].metadata.idle_s) for name, end_s in ends_s.items()}
-    ttls_ms = [one.ttl_ms for one in expected.values() if one.ttl_ms]
-    early = early_ends(parts, max(ttls_ms) / 1000 if ttls_ms else None)
-    last = duration(1000 * max(ends_s.values(), default=0.0))
-    reason = "expires in {}, the session's last key in " + last
-    problems += few(Problem("mixed_ttl", name, reason.format(duration(1000 * ends_s[name]))) for name in early)
+    early: set[str] = set()
+    policies: set[Expectation | None] = {*expected.values()} or {None}
+    for policy in policies:  # parts with expected TTLs of their own end apart on purpose
+        names = [name for name in ends_s if len(policies) == 1 or expected.get(name) == policy]
+        parts = {name: (ends_s[name], own[name].metadata.idle_s) for name in names}
+        soon = early_ends(parts, policy.ttl_ms / 1000 if policy and policy.ttl_ms else None)
+        last = duration(1000 * max((end_s for end_s, _ in parts.values()), default=0.0))
+        reason = "expires in {}; the last key of the session expires in " + last
+        problems += few(Problem("mixed_ttl", name, reason.format(duration(1000 * ends_s[name]))) for name in soon)
+        early.update(soon)
     judged = {name: one for name, one in expected.items() if name in ends_s and name not in early}
     problems += few([found for name, one in judged.items() if (found := _against(one, name, own[name], facts))])
     unread = [(name, each.value.unread_reason) for name, each in own.items() if each.value.unread_reason]
@@ -98,11 +100,11 @@ def _against(expected: Expectation, name: str, loaded: LoadedKey, facts: Session
     left = f"has {duration(left_ms)} left"
     asked = expected in facts.expect
     if expected.ttl_ms is None:
-        reason = f"{left}, and should never expire: {expected}"
+        reason = f"{left}, but keys matching {expected.pattern} are expected never to expire"
         return Problem("ttl_too_short", name, reason) if asked else None
     shortest = min(expected.ttl_ms, *expected.other_ttls_ms, expected.ttl_ms)
     ttls = " or ".join(map(duration, (*expected.other_ttls_ms, expected.ttl_ms)))
-    what = f"the {'expected TTL' if asked else 'TTL in its payload'}, {ttls}"
+    what = f"the expected TTL of {ttls}" if asked else f"the TTL of {ttls} in its payload"
     if left_ms > expected.ttl_ms * (1 + max(expected.jitter, FINEST_JITTER)):
         return Problem("ttl_too_long", name, f"{left}, more than {what}")
     floor_ms = shortest * (1 - expected.jitter) - _GRAIN_MS
@@ -118,5 +120,5 @@ def _against(expected: Expectation, name: str, loaded: LoadedKey, facts: Session
             return Problem("ttl_too_short", name, reason)
     if asked and left_ms <= IMPROBABLE * shortest:
         share = f"{left_ms / shortest:.2%} of {what}"
-        return Problem("ttl_too_short", name, f"{left}, {share}: likely, it was given less")
+        return Problem("ttl_too_short", name, f"{left}, {share}; it probably got a shorter TTL")
     return None

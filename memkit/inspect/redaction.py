@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from memkit import formats
 from memkit.formats.model import Tool, Turn, is_uuid, unquoted
+from memkit.render import counted
 
 _HASH_BYTES = 5
 _WORDS = re.compile(r"([:|/{}\0]+)")
@@ -47,8 +48,7 @@ class Message(NamedTuple):
     @property
     def shape(self) -> str:
         """The size of the text, which shows none of it."""
-        lines = "line" if self.lines == 1 else "lines"
-        return f"{self.chars:,} chars, {self.lines:,} {lines}" if self.chars else "empty"
+        return f"{self.chars:,} chars, {counted(self.lines, 'line')}" if self.chars else "empty"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the message as ``inspect --json`` shows it."""

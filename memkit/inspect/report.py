@@ -25,6 +25,12 @@ SHARED = "shared"
 """How the parts begin that hold other sessions' entries too, and may be persistent."""
 _MAX_ROWS = 200
 _CELL_CHARS = 300
+_COLUMNS = {
+    "messages": ("role", "text", "chars", "tool", "at", "hash"),
+    "keys": ("key", "type", "part", "ttl_s", "idle_s", "bytes", "encoding"),
+    "problems": ("cause", "key", "message"),
+}
+_TITLES = {"ttl_s": "TTL", "idle_s": "idle", "at": "at (UTC)"}
 
 
 class KeyReport(NamedTuple):
@@ -42,9 +48,8 @@ class KeyReport(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the key as ``inspect --json`` shows it."""
-        shown: dict[str, Any] = {name: getattr(self, name) for name in self._fields[:7]}
-        optional = {"payload": self.payload, "preview": self.preview}
-        return shown | {name: value for name, value in optional.items() if value is not None}
+        optional = ("payload", "preview")
+        return {name: value for name, value in self._asdict().items() if value is not None or name not in optional}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,7 @@ class SessionReport:
 
     def to_text(self) -> str:
         """Return the report as plain text that no terminal acts on; at most 200 rows a table, JSON has all."""
-        parts = [f"{self._store} session {printable(self.session, 200)}"]
+        parts = [f"session {printable(self.session, 200)} ({self._store})"]
         for name in ("messages", "keys"):
             table = self._table(name)
             parts.append(f"{table.caption}\n{table.to_text()}" if table.rows else f"no {name}")
@@ -120,12 +125,12 @@ class SessionReport:
         notes = [f"<p>{escaped(note)}</p>" for note in self.notes]
         lines = [map(escaped, key.preview.splitlines()) for key in self._previewed()]
         previews = [f"<pre>{chr(10).join(each)}</pre>" for each in lines]
-        head = f"<p><strong>{escaped(self._store)}</strong> session <code>{escaped(self.session, 200)}</code></p>"
+        head = f"<p>session <code>{escaped(self.session, 200)}</code> (<strong>{escaped(self._store)}</strong>)</p>"
         return f'<div class="memkit">{head}{"".join([*shown, *repairs, *notes, *previews])}</div>'
 
     @property
     def _store(self) -> str:
-        return "In a format that memkit does not know:" if self.store == "unknown" else self.store
+        return "format not known to memkit" if self.store == "unknown" else self.store
 
     def _previewed(self) -> Iterator[Any]:
         return (key for key in self.keys if key.preview)
@@ -152,14 +157,6 @@ class SessionReport:
             return "–"
         limit = SHOWN_CHARS if self.revealed else _CELL_CHARS
         return printable(value, limit) if isinstance(value, str) else f"{value:,}"
-
-
-_COLUMNS = {
-    "messages": ("role", "text", "chars", "tool", "at", "hash"),
-    "keys": ("key", "type", "part", "ttl_s", "idle_s", "bytes", "encoding"),
-    "problems": ("cause", "key", "message"),
-}
-_TITLES = {"ttl_s": "TTL", "idle_s": "idle", "at": "at (UTC)"}
 
 
 def early_ends(parts: Mapping[str, tuple[float, int | None]], ttl_s: float | None = None) -> list[str]:

@@ -1,7 +1,5 @@
 """Find, decode and check one session, whatever wrote it. Read-only."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,13 +17,10 @@ from memkit.history.snapshots import open_source
 from memkit.inspect.key_checks import SessionFacts, key_problems
 from memkit.inspect.redaction import Message, Redactor, masked_repair, name_mask
 from memkit.inspect.report import KeyReport, SessionReport
-from memkit.readonly.hash_fields import field_deadlines
-from memkit.readonly.reader import LoadedKey, Reader
+from memkit.readonly.reader import LoadedKey, Reader, field_deadlines
 from memkit.readonly.values import KeyRequest, RedisValue, to_bytes, to_name
 from memkit.render import counted, printable, utc_text
 from memkit.server.clock import escape_glob
-
-__all__ = ["SessionReport", "inspect_session"]
 
 SCAN_FREELY_KEYS = 1_000_000
 """Up to here the database is always searched for further sessions of the same id: about a second of SCAN."""
@@ -133,11 +128,14 @@ class _Search:
         groups, size = self._groups(), self._reader.database_keys()
         if size <= SCAN_FREELY_KEYS or not groups:
             self._scan(self._wanted)
-            for written in formats.written(self._wanted) if size <= SCAN_TWICE_KEYS or not self._groups() else ():
-                self._scan(written)
+            for name in formats.spellings_of_id(self._wanted) if size <= SCAN_TWICE_KEYS or not self._groups() else ():
+                self._scan(name)
             groups = self._groups()
         else:
-            self._notes.append(f"over {SCAN_FREELY_KEYS:,} keys: other stores' sessions of this id were not looked for")
+            self._notes.append(
+                f"the database has over {SCAN_FREELY_KEYS:,} keys, so sessions of other stores with this id were not "
+                "searched for"
+            )
         return self._by_id(groups)
 
     def _load(self, requests: Iterable[KeyRequest]) -> None:
@@ -174,14 +172,14 @@ class _Search:
 
     def _by_id(self, groups: Mapping[Group, Mapping[str, KeyOwner]]) -> _Found:
         if len(groups) > 1:
-            groups = {group: owners for group, owners in groups.items() if not self._ends_other(owners)} or groups
+            groups = {group: owners for group, owners in groups.items() if not self._ends_another_id(owners)} or groups
         if len(groups) > 1:
             raise _ambiguous(self._wanted, [(group[0], next(iter(owners))) for group, owners in groups.items()])
         if groups:
             return self._complete(next(iter(next(iter(groups.values())).values())))
         return self._unknown_keys()
 
-    def _ends_other(self, names: Iterable[str]) -> bool:
+    def _ends_another_id(self, names: Iterable[str]) -> bool:
         """Return whether the id only ends another one: ``1`` that of ``message_store:session:1``."""
         owners = [owner for name in names if (owner := self._owner(name, None))]
         return any(owner.prefix and owner.session != self._wanted for owner in owners)
@@ -196,15 +194,15 @@ class _Search:
                 return found
         if not names and self._reader.scan_refused:
             raise SessionNotFound(
-                f"no known store's default key has {printable(self._wanted, 200)!r}, and others cannot be looked for: "
-                f"the server refused SCAN ({self._reader.scan_refused}). Give a full key, or a user that may scan: "
-                "`memkit audit URL --acl` prints one"
+                f"no key with a known store's default name exists for {printable(self._wanted, 200)!r}, and other "
+                f"names need SCAN, which the server refused ({self._reader.scan_refused}). Give the full key, or use a "
+                "user that may run SCAN: `memkit audit URL --acl` prints one"
             )
         if not names:
             raise SessionNotFound(
-                f"no session {printable(self._wanted, 200)!r} here: no known store's key has it, and none of "
-                f"{counted(self._reader.scanned_keys, 'key')} has it in its name: expired, evicted, deleted, another "
-                "database?"
+                f"no session {printable(self._wanted, 200)!r} found: none of "
+                f"{counted(self._reader.scanned_keys, 'key name')} contains this id. It may have expired, been evicted "
+                "or deleted, or be in another database"
             )
         self._refuse_several({name: alone.split(name, maxsplit=1)[0] for name in names})
         return self._as_unknown(self._wanted, names)
@@ -240,15 +238,15 @@ class _Search:
         return _Found(self._wanted, owner, keys, parts, notes=tuple(self._notes))
 
     def _by_key(self, name: str) -> _Found:
-        owner = self._owner(name, None) or self._led_to(name)
+        owner = self._owner(name, None) or self._owner_by_index(name)
         if owner is None:
-            return self._as_unknown(name, [name, *self._beside(name)])
+            return self._as_unknown(name, [name, *self._keys_beside(name)])
         others = {group[0] for group in self._groups()} - {owner.store}
         if others:
-            self._notes.append(f"this is a key; as an id it also fits sessions of {', '.join(sorted(others))}")
+            self._notes.append(f"this is a key name, and also the id of a session of {', '.join(sorted(others))}")
         return self._complete(owner)
 
-    def _led_to(self, name: str) -> KeyOwner | None:
+    def _owner_by_index(self, name: str) -> KeyOwner | None:
         """Return the session that a shared index, or a sibling, names for a key."""
         names = formats.leads(self._there[name].value)[:_LEADS]
         self._load(KeyRequest(each, "") for each in names)
@@ -258,7 +256,7 @@ class _Search:
             raise _ambiguous(name, [(owner.store, each) for each, owner in owners.values()])
         return next((owner for _, owner in owners.values()), None)
 
-    def _beside(self, name: str) -> list[str]:
+    def _keys_beside(self, name: str) -> list[str]:
         """Return the unknown keys beside one: ``chat:7:meta`` beside ``chat:7:messages`` or ``chat:7``."""
         shorter = _SUFFIX.sub("", name)
         base = shorter if re.search(_BETWEEN, shorter) else name
@@ -283,7 +281,7 @@ class _Search:
         shared: set[str] = set()
         for _ in range(_ROUNDS):
             values = {name: loaded.value if (loaded := self._loaded[name]) else None for name in parts}
-            new: list[KeyRequest] = _shielded(partial(formats.lacking, SessionValues(owner, values)), [])
+            new: list[KeyRequest] = _or_default(partial(formats.lacking, SessionValues(owner, values)), [])
             if not new:
                 break
             self._load(new)
@@ -307,7 +305,7 @@ class _Search:
             # The payload decides which store wrote a key, and the id that is searched where the name's prefix ends.
             first = None if wanted is None else self._owner(name, None)
             store = first.store if first else ""
-            seen[name] = _shielded(lambda: formats.recognise(raw, wanted, store=store), None)
+            seen[name] = _or_default(lambda: formats.recognise(raw, wanted, store=store), None)
         return seen[name]
 
 
@@ -318,7 +316,7 @@ def _part_of(name: str, session: str, names: Sequence[str]) -> str:
     return found[0].strip(":/|{}.#_-") if found and len(names) > 1 and not found[0][-1:].isdigit() else unknown.STORE
 
 
-def _shielded(call: Callable[[], T], otherwise: T) -> T:
+def _or_default(call: Callable[[], T], otherwise: T) -> T:
     """Return what a decoder returns; hostile bytes must not stop an inspection, whatever they do to a decoder."""
     try:
         return call()
@@ -343,7 +341,7 @@ def _report(reader: Reader, found: _Found, expected: Sequence[Expectation], *, r
         notes.append(f"the TTL of {counted(ended, 'hash', 'hashes')} is that of its last field (HPTTL)")
     loaded = keys
     own = {name: each for name, each in loaded.items() if name not in found.shared}
-    store = unknown.STORE if is_unknown else _shielded(lambda: formats.store_name(stored), found.owner.store)
+    store = unknown.STORE if is_unknown else _or_default(lambda: formats.store_name(stored), found.owner.store)
     option = "" if is_unknown else formats.format_of(found.owner.store).ttl_option
     newest_s = max((one.at_s for one in messages if one.at_s is not None), default=None)
     facts = SessionFacts(
@@ -359,7 +357,7 @@ def _report(reader: Reader, found: _Found, expected: Sequence[Expectation], *, r
         # As in an audit: an integer holds no dialogue.
         own = {name: each for name, each in own.items() if name not in counters}
         notes.append(
-            f"TTLs of {counted(len(counters), 'counter')} beside the session were not compared: an integer each"
+            f"TTLs were not compared with those of {counted(len(counters), 'counter')}: a counter holds only an integer"
         )
     problems += key_problems(own, facts)
     if expected and not any(one.matches.fullmatch(to_bytes(name)) for name in own for one in expected):

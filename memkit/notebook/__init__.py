@@ -1,6 +1,4 @@
-"""``%load_ext memkit``, ``memkit lab``, the triage report, the demo incident, the TTL semantics cases."""
-
-from __future__ import annotations
+"""``%load_ext memkit``, ``memkit lab``, the HTML report, the demo incident, the tables of the notebooks."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -5,14 +5,11 @@ test fails; it also fails if no test was collected, if all were skipped, or if i
 the tests of the cell above again. With ``--must-fail`` either passes only if a test fails, and shows the assertion.
 """
 
-from __future__ import annotations
-
 import bisect
 import contextlib
 import io
 import os
 import shlex
-import textwrap
 from functools import cache
 from math import ceil
 from typing import Any
@@ -27,7 +24,7 @@ from memkit.connect import connect, redact
 from memkit.errors import ServerNotFound
 from memkit.notebook import ttl_semantics as semantics
 from memkit.notebook.demo import EXPECTATIONS, LAB_EXPECT, LAB_URL, continue_incident, demo_server, load_incident
-from memkit.render import Table, counted, escaped
+from memkit.render import Table, counted, escaped, wrapped
 from memkit.server.guard import started_by_memkit
 from memkit.server.launcher import RedisServer
 
@@ -246,7 +243,7 @@ def _named(what: str, tests: list[str]) -> str:
         name, _, case = test.partition("[")
         cases.setdefault(name, []).append(case.removesuffix("]"))
     names = [f"{name}[{', '.join(some)}]" if some[0] else name for name, some in cases.items()]
-    return textwrap.fill(f"{what}: {', '.join(names)}", 96, subsequent_indent="  ", break_on_hyphens=False)
+    return wrapped(f"{what}: {', '.join(names)}", indent="  ", columns=96)
 
 
 class _Outcomes:

@@ -1,33 +1,24 @@
-"""The triage report: one audit of a live server as one HTML page for a ticket, and the tables of notebook 02.
+"""The tables and the question of notebook 02: which sessions of a live server are affected, since when and why."""
 
-The page loads nothing and shows no message, no password and no session's name.
-"""
-
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
 from hashlib import blake2b
-from importlib import resources
 from pathlib import Path
 from secrets import token_bytes
-from string import Template
 from typing import Any
 
-from memkit.audit.finding import BOUND_TEXTS, Finding
 from memkit.audit.report import AuditReport
 from memkit.audit.run import audit
-from memkit.audit.sampling import KeyFacts, Progress
+from memkit.audit.sampling import KeyFacts
 from memkit.config import expected
-from memkit.errors import MemkitError, PolicyError
+from memkit.errors import PolicyError
 from memkit.history.changes import time_of
 from memkit.history.run import history
 from memkit.notebook.demo import EXPECTATIONS, demo_server, load_incident
 from memkit.readonly.values import to_name
-from memkit.render import Table, ago, counted, duration, escaped, printable, utc_text
+from memkit.render import Table, counted, duration, printable
 
 MAX_ROWS = 20
-FIRST_ROWS = 5
-"""The rows of affected sessions on the page's first screen."""
 
 
 class ExpectationNeeded(PolicyError):
@@ -59,46 +50,6 @@ def examine(url: str, expectations: Iterable[str] = ()) -> AuditReport:
             "Which TTL should these sessions have? Set expectations in the cell above, such as "
             f"['chat:*=7d'], or start with: memkit lab --url URL --expect 'chat:*=7d'\n\nFound on the server:\n{found}"
         )
-    return report
-
-
-def triage(
-    url: str | None,
-    *,
-    expect: Sequence[str] = (),
-    output: str | Path = "triage.html",
-    at: datetime | None = None,
-    db: int | None = None,
-    progress: Progress | None = None,
-) -> AuditReport:
-    """Audit a server or a file, read-only, and write the report as one HTML file.
-
-    Args:
-        url: A Redis URL, or a file as for ``audit``; None: the demo incident on a private server.
-        expect: The expected TTLs, such as ``"chat:*=7d"``; none: those of the configuration file.
-        output: The file to write.
-        at: A timezone-aware moment of an append-only directory; None: its end.
-        db: The database of a file; None: 0, or the one with most keys if 0 has none.
-        progress: Called with the number of checked keys and of all keys.
-
-    Returns:
-        The audit in the report.
-
-    Raises:
-        PolicyError: An expectation is invalid.
-        MemkitError: The file cannot be written, or matplotlib is not installed.
-    """
-    expectations = expected(expect) if url or expect else []
-    path = Path(output)
-    if path.is_dir():
-        raise MemkitError(f"{output} is a folder; give -o the name of a file, such as {path / 'triage.html'}")
-    if url:
-        report = audit(url, expect=expectations, at=at, db=db, progress=progress)
-    else:
-        with demo_server() as server:
-            incident = load_incident(server)
-            report = audit(incident.url, expect=expectations or expected(EXPECTATIONS), progress=progress)
-    path.write_text(page(report), "utf-8")
     return report
 
 
@@ -183,69 +134,3 @@ def five_minutes_later(url: str) -> str:
     short = sum(finding.keys for finding in before.findings if finding.cause == "ttl_too_short")
     ended = f"{len(sessions - remaining):,} of {counted(len(sessions), 'session')}"
     return f"On a copy of the demo, five minutes later: {ended} expired; {short:,} had the short TTL."
-
-
-# -- the page ----------------------------------------------------------------------------------------------------------
-
-
-def page(report: AuditReport) -> str:
-    """Return the report as one HTML page; MemkitError if matplotlib is not installed."""
-    try:
-        from memkit import plot
-        from memkit.plot.style import DARK
-    except ImportError:
-        raise MemkitError("the report has figures; type: pip install 'redis-memkit[lab]'") from None
-    template = Template((resources.files("memkit.notebook") / "triage.html").read_text("utf-8"))
-    draws = (plot.plot_ttl_now, plot.plot_deadlines, plot.plot_future, plot.plot_ends)
-    first, *others = (f"<figure>{plot.show(draw(report)).to_svg()}</figure>" for draw in draws)
-    notes = [*(one.message for one in report.seen), *report.notes, report.proof_sentence()]
-    return template.substitute(
-        title=_html(report.verdict.sentence),
-        status=report.findings[0].severity if report.verdict.status == "findings" else report.verdict.status,
-        light="; ".join(f"--memkit-{colour[1:]}: {colour}" for colour in DARK),
-        dark="; ".join(f"--memkit-{colour[1:]}: {dark}" for colour, dark in DARK.items()),
-        numbers="".join(f"<div><dt>{name}</dt><dd>{_html(value)}</dd></div>" for name, value in _numbers(report)),
-        figure=first,
-        findings="".join(_finding(one, report.verdict.sentence) for one in report.findings) or "<p>No findings.</p>",
-        affected=affected(report, limit=FIRST_ROWS).to_html(),
-        figures="".join(others),
-        tables=server_table(report).to_html(),
-        notes=f"<ul>{''.join(f'<li>{_html(note)}</li>' for note in notes)}</ul>",
-    )
-
-
-def _numbers(report: AuditReport) -> Iterable[tuple[str, str]]:
-    first = report.findings[0] if report.findings else None
-    if report.affected_text:
-        yield "affected", report.affected_text
-    elif first and first.keys:
-        yield "affected", f"{first.keys:,} of {counted(first.sampled, 'key')}"
-    if first and first.expected_ttl_s is not None:
-        yield "expected TTL", duration(first.expected_ttl_s * 1000)
-        yield "observed TTL", duration(None if first.observed_ttl_s is None else first.observed_ttl_s * 1000)
-    if first and first.since:
-        since = utc_text(first.since, round_up=first.since_is == "upper bound")
-        name = "until" if first.since_is == "until" else "since"
-        yield name, f"{since} ({ago(first.since, report.at)}{BOUND_TEXTS.get(first.since_is or '', '')})"
-    yield "checked", f"{report.sample['keys']:,} of {counted(report.sample['of'], 'key')}"
-    yield "server", f"{report.server['flavour']} {report.server['version']}"
-    yield "audited at", utc_text(report.at)
-
-
-def _finding(finding: Finding, verdict: str) -> str:
-    rows = [
-        ("message", "" if finding.message == verdict else finding.message),
-        ("confidence", finding.confidence),
-        *(("evidence", one) for one in finding.evidence),
-        ("next", finding.next),
-    ]
-    cells = "".join(f"<dt>{name}</dt><dd>{_html(value)}</dd>" for name, value in rows if value)
-    scope = "the whole server" if finding.prefix is None else finding.prefix
-    severity = finding.severity
-    title = f'<span class="status {severity}">{severity}</span> <strong>{finding.cause}</strong> {escaped(scope)}'
-    return f'{title}<dl class="finding">{cells}</dl>'
-
-
-def _html(text: str) -> str:
-    """Return text as HTML in which no time is broken over two lines."""
-    return re.sub(r"\d{4}-\d\d-\d\d[T ][\d:]+Z?", r"<time>\g<0></time>", escaped(text))

@@ -29,8 +29,8 @@ it."""
 TOLERANCE = 0.01
 MIN_TOLERANCE_MS = 2.0
 """A lifetime deviates if it differs from the TTL by more than 1 %, and by more than Redis's own resolution."""
-SWEEP_KEYS_PER_S = 20_000
-"""The least rate, measured on four servers, at which the sweep removes expired keys once it has found them."""
+EXPIRED_KEYS_PER_S = 20_000
+"""The least rate, measured on four servers, at which active expiry removes expired keys once it has found them."""
 MAX_ROWS = 20
 NONE: Final = -1
 """In a column: unknown, or not yet."""
@@ -94,11 +94,11 @@ class DeadlineChange:
             change = f"ended with {previous}"
         else:
             change = "expired"
-        return f"{self.key}: {change}, by {self.before:%Y-%m-%d %H:%M:%S} UTC"
+        return f"{self.key}: {change}, noticed at {self.before:%Y-%m-%d %H:%M:%S} UTC"
 
 
 @dataclass(frozen=True, slots=True)
-class Sweep:
+class ActiveExpiry:
     """What the server's active expiry had to do, and how long that should take.
 
     Attributes:
@@ -124,7 +124,7 @@ class Sweep:
         took up to twice as long.
         """
         round_s = self.other_keys / (self.hz * (20 + 5 * (self.effort - 1)))
-        return 1 / self.hz + self.expired_keys / SWEEP_KEYS_PER_S + round_s
+        return 1 / self.hz + self.expired_keys / EXPIRED_KEYS_PER_S + round_s
 
 
 def _column() -> array[int]:
@@ -142,7 +142,7 @@ class ExpiryLog:
         clock: How time passed: ``by jumps`` or ``in real time``.
         resolution_ms: The step with which deadlines were crossed, in milliseconds.
         changes: Deadlines that moved during the observation, at most 1,000.
-        sweep: What the server's sweep had to do, if the keys were left to it.
+        active_expiry: What the server's active expiry had to do, if the keys were left to it.
         events: Whether the server's events were received. ``lost``: the server ended the subscription, so missing
             events may have been sent.
     """
@@ -158,9 +158,9 @@ class ExpiryLog:
     seen_us: array[int] = field(default_factory=_column)
     missing_us: array[int] = field(default_factory=_column)
     event_us: array[int] = field(default_factory=_column)
-    ends: bytearray = field(default_factory=bytearray)
+    ends: list[End] = field(default_factory=list)
     changes: list[DeadlineChange] = field(default_factory=list)
-    sweep: Sweep | None = None
+    active_expiry: ActiveExpiry | None = None
     events: EventStatus = "received"
 
     def __len__(self) -> int:
@@ -175,7 +175,7 @@ class ExpiryLog:
             time_at(self.seen_us[index]),
             _time_or_none(self.missing_us[index]),
             _time_or_none(self.event_us[index]),
-            ENDS[self.ends[index]],
+            self.ends[index],
         )
 
     def __iter__(self) -> Iterator[Expiry]:
@@ -184,7 +184,7 @@ class ExpiryLog:
     def counts(self) -> dict[End, int]:
         """Return the number of keys per end."""
         found = Counter(self.ends)
-        return {end: found[code] for code, end in enumerate(ENDS) if found[code]}
+        return {end: found[end] for end in ENDS if found[end]}
 
     @property
     def exact_to_ms(self) -> tuple[float, float]:
@@ -241,7 +241,7 @@ class ExpiryLog:
                 "last_seen_at": times(self.seen_us),
                 "first_missing_at": times(self.missing_us),
                 "event_at": times(self.event_us),
-                "end": pd.Categorical.from_codes(list(self.ends), categories=list(ENDS)),
+                "end": pd.Categorical(self.ends, categories=ENDS),
             }
         )
 
@@ -323,7 +323,7 @@ class TtlGroup:
         intervals = [log.lifetime_ms(index) for index in ended]
         middles = [(shortest + longest) / 2 for shortest, longest in intervals]
         timed = [i for i in ended if NONE not in (log.event_us[i], log.deadline_us[i])]
-        ends = Counter(ENDS[log.ends[index]] for index in rows)
+        ends = Counter(log.ends[index] for index in rows)
         deviating = [index for index in rows if _deviates(log, index, ttl)] if compare and ttl != NONE else []
         return cls(
             _configured(ttl),
@@ -428,7 +428,7 @@ def _time_or_none(us: int) -> datetime | None:
 
 
 def _deviates(log: ExpiryLog, index: int, ttl: int) -> bool:
-    end = ENDS[log.ends[index]]
+    end = log.ends[index]
     if ttl == NEVER:
         return end != "not expired" or log.deadline_us[index] != NONE
     shortest, longest = log.lifetime_ms(index)

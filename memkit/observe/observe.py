@@ -1,10 +1,8 @@
 """observe_expiry and Watch: when keys expired, as intervals [last seen, first missing] on the server's clock.
 
-An ``expired`` event is not the time of the expiry: Redis sends it when it frees the memory, in its sweep or at the
-first access, which may be long after the deadline. The log keeps it as an upper bound.
+An ``expired`` event is not the time of the expiry: Redis sends it when it frees the memory, by active expiry or at
+the first access, which may be long after the deadline. The log keeps it as an upper bound.
 """
-
-from __future__ import annotations
 
 import heapq
 import time
@@ -15,21 +13,20 @@ from datetime import timedelta
 from posixpath import commonprefix
 from secrets import token_hex
 from ssl import SSLWantReadError
-from typing import Any, Final, cast
+from typing import Any, Final, Self, cast
 
 import redis
 
 from memkit.errors import PolicyError
 from memkit.observe.log import (
-    ENDS,
     NEVER,
     NONE,
     WHY_NO_EVENTS,
+    ActiveExpiry,
     DeadlineChange,
     End,
     EventStatus,
     ExpiryLog,
-    Sweep,
     time_at,
 )
 from memkit.policy import UNIT_MS, Duration, ttl_ms, ttl_text
@@ -39,25 +36,24 @@ from memkit.server.clock import ServerClock, chunks, escape_glob, knows
 from memkit.server.guard import guard_write, started_by_memkit
 
 EVENTS: Final[Mapping[bytes, End]] = {b"expired": "expired", b"evicted": "evicted", b"del": "deleted"}
-GROUP = 100
+GROUP_KEYS = 100
 """Keys between two readings of TIME. Checking them takes 0.2 ms (measured), the least width of an interval."""
-NEAR_US = 40_000
+NEAR_DEADLINE_US = 40_000
 """Deadlines this close are checked first: checking thousands of keys takes longer (measured)."""
-BEFORE_SWEEP_US = 500_000
-"""The last check before keys are left to the sweep: a busy machine must not check after the deadline."""
+BEFORE_DEADLINES_US = 500_000
+"""The last check before a deadline, after which keys are left to active expiry: a busy machine must not check later."""
 ROUND_US = 300_000
 """The assumed time of the first round of checks after a jump; later rounds use the time of the last one."""
-BLUR_US = 1_500
+WIDE_READING_US = 1_500
 """TIME and PTTL further apart than this are asked again (Redis 6.2 only)."""
 SAME_US = 5_000
 """Smaller moves of a deadline are within the clock's own resolution."""
 WAIT_LIMIT_MS = 3_600_000
-SWEEP_LIMIT_S = PONG_LIMIT_S = PROBE_LIMIT_S = 60.0
+EVENTS_LIMIT_S = PONG_LIMIT_S = PROBE_LIMIT_S = 60.0
 """More means that the server hangs or sends no event."""
 MAX_CHANGES = 1_000
 MAX_USELESS_JUMPS = 100
 """Jumps of the clock after which no key ended: the clock does not move these keys."""
-NOT_EXPIRED: Final = ENDS.index("not expired")
 NO_KEY: Final = -2
 """In place of a deadline: the key does not exist."""
 Names = Iterable[str] | Iterable[bytes]
@@ -74,7 +70,7 @@ def observe_expiry(
     resolution_ms: float = 5.0,
     clock: ServerClock | None = None,
     wait_s: float | None = None,
-    leave_to_sweep: bool = False,
+    wait_for_events: bool = False,
 ) -> ExpiryLog:
     """Observe when keys can no longer be read, as intervals on the server's clock.
 
@@ -91,8 +87,8 @@ def observe_expiry(
         resolution_ms: The step with which deadlines are crossed, in milliseconds (0.1 to a day).
         clock: The server's clock, to jump to shortly before each deadline. Without it the observation waits.
         wait_s: The longest time to wait, in seconds.
-        leave_to_sweep: Do not check a key between its deadline and its event, to measure the delay of the server's
-            sweep (a check would make the key expire at once).
+        wait_for_events: Do not check a key between its deadline and its event, to measure how long the server's
+            active expiry takes (a check would make the key expire at once).
 
     Returns:
         The log. ``log.events`` is ``received`` if keyspace events were: they need ``notify-keyspace-events``, which
@@ -122,11 +118,11 @@ def observe_expiry(
         else:
             run.follow_existing(configured)
         run.subscribe(stack)
-        if leave_to_sweep:
+        if wait_for_events:
             run.require_events(may_write=bool(wanted))
         if wanted:
             run.write()
-        (run.leave_to_sweep if leave_to_sweep else run.cross_deadlines)()
+        (run.wait_for_events if wait_for_events else run.cross_deadlines)()
     return log
 
 
@@ -220,7 +216,7 @@ def _width_us(check: _Check) -> int:
 
 
 class _KeyReader:
-    """Read keys without touching their idle clocks: each deadline, or how many of a group exist."""
+    """Read keys without resetting their idle times: each deadline, or how many of a group exist."""
 
     def __init__(self, client: redis.Redis, clock: ServerClock | None) -> None:
         if isinstance(client, redis.RedisCluster):
@@ -237,17 +233,17 @@ class _KeyReader:
 
     def deadlines(self, keys: Sequence[bytes]) -> Iterator[_Check]:
         """Yield each key's deadline; Redis 6.2 has no PEXPIRETIME, so there it is the sum of TIME and PTTL."""
-        for part in chunks(keys, GROUP * 10):
+        for part in chunks(keys, GROUP_KEYS * 10):
             seen = list(self._request(part))
             # Ask again for keys with a gap between TIME and PTTL: their sum is wrong by as much.
             for _ in range(0 if self._exact else 5):
-                blurred = [i for i, one in enumerate(seen) if one.deadline_us >= 0 and _width_us(one) > BLUR_US]
+                blurred = [i for i, one in enumerate(seen) if one.deadline_us >= 0 and _width_us(one) > WIDE_READING_US]
                 for i, again in zip(blurred, self._request([part[i] for i in blurred]), strict=True):
                     seen[i] = min(again, seen[i], key=_width_us)
             yield from seen
 
     def _request(self, keys: Sequence[bytes]) -> Iterator[_Check]:
-        each = GROUP if self._exact else 1
+        each = GROUP_KEYS if self._exact else 1
         with self._client.pipeline(transaction=False) as pipe:
             for index, key in enumerate(keys):
                 if index % each == 0:
@@ -268,7 +264,7 @@ class _KeyReader:
 
     def idle_times_s(self, keys: Sequence[bytes]) -> Iterator[int | None]:
         """Yield the seconds since each key's last access; None if the server does not keep them (LFU) or refuses."""
-        for part in chunks(keys, GROUP * 10):
+        for part in chunks(keys, GROUP_KEYS * 10):
             with self._client.pipeline(transaction=False) as pipe:
                 for key in part:
                     pipe.object("idletime", key)
@@ -276,10 +272,10 @@ class _KeyReader:
                     yield reply if isinstance(reply, int) else None
 
     def count_existing(self, keys: Sequence[bytes]) -> Iterator[tuple[int, int, int]]:
-        """Yield for each GROUP of keys two server times and how many existed between them (EXISTS, no idle clock)."""
-        for part in chunks(keys, GROUP * 10):
+        """Yield for each GROUP_KEYS keys two server times and how many existed in between (EXISTS keeps idle times)."""
+        for part in chunks(keys, GROUP_KEYS * 10):
             with self._client.pipeline(transaction=False) as pipe:
-                for group in chunks(part, GROUP):
+                for group in chunks(part, GROUP_KEYS):
                     pipe.time()
                     pipe.exists(*group)
                 pipe.time()
@@ -332,7 +328,7 @@ class _Observation:
             log.seen_us[index], log.deadline_us[index] = seen.from_us, max(seen.deadline_us, NONE)
             log.started_us[index], log.started_by_us[index] = _start_us(seen, log.ttl_ms[index], idle_s)
             if seen.deadline_us == NO_KEY:
-                log.ends[index] = ENDS.index("absent")
+                log.ends[index] = "absent"
 
     def _row(self, name: bytes, ttl: int) -> None:
         log = self._log
@@ -341,10 +337,10 @@ class _Observation:
         log.ttl_ms.append(ttl)
         for column in (log.started_us, log.started_by_us, log.deadline_us, log.seen_us, log.missing_us, log.event_us):
             column.append(NONE)
-        log.ends.append(NOT_EXPIRED)
+        log.ends.append("not expired")
 
     def subscribe(self, stack: ExitStack) -> None:
-        """Hear the keys' events from now on, where the server sends them."""
+        """Hear the keys' events from now on, if the server sends them."""
         self._log.events = _event_status(self._client, stack)
         if self._log.events != "not sent":
             try:
@@ -363,13 +359,13 @@ class _Observation:
             log.events = "received" if (0, "expired") in self.events.receive(0, all_sent=True) else "not sent"
         if log.events != "received":
             raise PolicyError(
-                f"leave_to_sweep needs keyspace events, but {WHY_NO_EVENTS[log.events]}; set notify-keyspace-events to "
-                "Kgxe, allow the user the channels __keyspace@*, and allow CONFIG GET or pass ttls="
+                f"wait_for_events needs keyspace events, but {WHY_NO_EVENTS[log.events]}. Set notify-keyspace-events "
+                "to Kgxe. Allow the user the channels __keyspace@*. Allow CONFIG GET, or pass ttls="
             )
 
     def write(self) -> None:
         """SET the keys, each with its TTL, and read the deadline that it got."""
-        for rows in chunks(range(len(self._log)), GROUP):
+        for rows in chunks(range(len(self._log)), GROUP_KEYS):
             with self._client.pipeline(transaction=False) as pipe:
                 pipe.time()
                 for index in rows:
@@ -385,9 +381,8 @@ class _Observation:
             self._listen(all_sent=True)  # each TTL that is set is an event, too
 
     def remove_leftovers(self) -> None:
-        """Remove the written keys that still exist."""
         left = (name for name, missing in zip(self._names, self._log.missing_us, strict=True) if missing == NONE)
-        for names in chunks(left, GROUP):
+        for names in chunks(left, GROUP_KEYS):
             self._client.unlink(*names)
 
     def cross_deadlines(self) -> None:
@@ -403,7 +398,7 @@ class _Observation:
                 self._check_near(heap, self._reach(heap[0][0] - early_us) + 60 * early_us)
                 now, round_us = self._reach(heap[0][0] - ahead_us) if heap else self._reader.now_us(), ROUND_US
                 # The nearest keys first: checking thousands takes longer than they still have.
-                self._check_near(heap, now + ahead_us + NEAR_US)
+                self._check_near(heap, now + ahead_us + NEAR_DEADLINE_US)
             # Three rounds ahead, so that a key with a deadline during a round was checked shortly before.
             self._check_near(heap, now + ahead_us + self._step_us + 3 * round_us)
             self._listen()
@@ -421,19 +416,19 @@ class _Observation:
         for index in filter(self._may_expire, due):
             heapq.heappush(heap, (self._log.deadline_us[index], index))
 
-    def leave_to_sweep(self) -> None:
+    def wait_for_events(self) -> None:
         """Pass the deadlines of keys that end together without checking them, and wait for each event."""
         self._events_count_as_end, log = True, self._log
         order = sorted(filter(self._may_expire, range(len(log))), key=log.deadline_us.__getitem__)
         while order and self._may_continue():
             together = log.deadline_us[order[0]] + 10_000_000
             expiring = [index for index in order if log.deadline_us[index] <= together]
-            log.sweep = _sweep(self._client, len(expiring))
+            log.active_expiry = _active_expiry(self._client, len(expiring))
             # Early: a check after the deadline would make the keys expire.
-            self._reach(log.deadline_us[expiring[0]] - max(BEFORE_SWEEP_US, 2 * self._step_us))
+            self._reach(log.deadline_us[expiring[0]] - max(BEFORE_DEADLINES_US, 2 * self._step_us))
             self._check_keys(expiring)
             self._reach(log.deadline_us[expiring[-1]] + 1_000, checkpoints=False)
-            give_up_at = min(time.monotonic() + SWEEP_LIMIT_S, self._stop_at)
+            give_up_at = min(time.monotonic() + EVENTS_LIMIT_S, self._stop_at)
             while log.events != "lost" and any(map(self._may_expire, expiring)) and time.monotonic() < give_up_at:
                 self._listen(0.02)
             self._listen(all_sent=True)
@@ -443,11 +438,11 @@ class _Observation:
 
     def _may_expire(self, index: int) -> bool:
         log = self._log
-        return log.missing_us[index] == NONE and log.deadline_us[index] != NONE and ENDS[log.ends[index]] != "absent"
+        return log.missing_us[index] == NONE and log.deadline_us[index] != NONE and log.ends[index] != "absent"
 
     def _existing(self) -> list[int]:
-        absent, log = ENDS.index("absent"), self._log
-        return [index for index, missing in enumerate(log.missing_us) if missing == NONE and log.ends[index] != absent]
+        rows = enumerate(zip(self._log.missing_us, self._log.ends, strict=True))
+        return [index for index, (missing, end) in rows if missing == NONE and end != "absent"]
 
     def _may_continue(self) -> bool:
         return time.monotonic() < self._stop_at and self._useless_jumps < MAX_USELESS_JUMPS
@@ -478,22 +473,22 @@ class _Observation:
         jump is longer than that, and 100,000 keys that expire send about 10 MB.
         """
         log = self._log
-        for some in chunks(rows, GROUP * 10):
+        for some in chunks(rows, GROUP_KEYS * 10):
             doubtful: list[int] = []
             checks = self._reader.count_existing([self._names[i] for i in some])
-            for group, (since, by, existing) in zip(chunks(some, GROUP), checks, strict=True):
+            for group, (since, by, existing) in zip(chunks(some, GROUP_KEYS), checks, strict=True):
                 if not existing:
                     for index in group:
                         self._record_end(index, by)
                 elif existing == len(group) and all(since < log.deadline_us[index] for index in group):
                     for index in group:
-                        log.seen_us[index], log.event_us[index], log.ends[index] = since, NONE, NOT_EXPIRED
+                        log.seen_us[index], log.event_us[index], log.ends[index] = since, NONE, "not expired"
                 else:
                     doubtful += group
             for index, seen in zip(doubtful, self._reader.deadlines([self._names[i] for i in doubtful]), strict=True):
                 self._record(index, seen)
             self._show(self._ended_keys, len(log))
-            if len(rows) > GROUP:
+            if len(rows) > GROUP_KEYS:
                 self._listen(all_sent=True)
 
     def _record(self, index: int, seen: _Check) -> None:
@@ -502,7 +497,7 @@ class _Observation:
             return
         log = self._log
         was = _Check(log.seen_us[index], log.seen_us[index], log.deadline_us[index])
-        log.seen_us[index], log.event_us[index], log.ends[index] = seen.from_us, NONE, NOT_EXPIRED
+        log.seen_us[index], log.event_us[index], log.ends[index] = seen.from_us, NONE, "not expired"
         first = was.deadline_us == NONE and log.started_us[index] == was.from_us
         change = None if first else _change(log.keys[index], was, seen)
         if first or change:
@@ -517,14 +512,14 @@ class _Observation:
             self._useless_jumps = 0
 
     def _listen(self, wait_s: float = 0.0, *, all_sent: bool = False) -> None:
-        """Record the time of the events that arrived, GROUP by GROUP; without checks, an event also ends its key."""
+        """Record the times of received events, GROUP_KEYS at a time; without checks, an event also ends its key."""
         if not self.events or self.events.lost:
             time.sleep(wait_s)  # between two checks, not for an expiry
             return
-        for some in chunks(self.events.receive(wait_s, all_sent=all_sent), GROUP):
+        for some in chunks(self.events.receive(wait_s, all_sent=all_sent), GROUP_KEYS):
             now = self._reader.now_us()
             for index, end in some:
-                self._log.event_us[index], self._log.ends[index] = now, ENDS.index(end)
+                self._log.event_us[index], self._log.ends[index] = now, end
                 if self._events_count_as_end:
                     self._record_end(index, now)
             self._log.events = "received"
@@ -544,9 +539,9 @@ class _Observation:
         evicted = _evicted_keys(self._client)
         early: End = "deleted" if evicted is not None and evicted == self._evicted else "evicted or deleted"
         for index, missing in enumerate(log.missing_us):
-            if missing != NONE and ENDS[log.ends[index]] == "not expired":
+            if missing != NONE and log.ends[index] == "not expired":
                 late = NONE != log.deadline_us[index] < missing
-                log.ends[index] = ENDS.index("expired" if late else early)
+                log.ends[index] = "expired" if late else early
             self._correct_end_before_deadline(index)
 
     def _correct_end_before_deadline(self, index: int) -> None:
@@ -556,7 +551,7 @@ class _Observation:
         if seen < event < log.missing_us[index]:
             log.missing_us[index] = event
         missing = log.missing_us[index]
-        if NONE in (missing, event, deadline) or ENDS[log.ends[index]] != "expired" or missing > deadline - SAME_US:
+        if NONE in (missing, event, deadline) or log.ends[index] != "expired" or missing > deadline - SAME_US:
             return
         log.deadline_us[index] = NONE
         if len(log.changes) < MAX_CHANGES:
@@ -580,13 +575,12 @@ class _Events:
         self.lost = False
 
     @classmethod
-    def open(cls, client: redis.Redis, names: Sequence[bytes], stack: ExitStack) -> _Events:
-        """Subscribe on a separate connection."""
+    def open(cls, client: redis.Redis, names: Sequence[bytes], stack: ExitStack) -> Self:
         connection = ReadOnlyConnection(client, keep_idle_times=False)
         stack.callback(connection.close)
         database = client.connection_pool.connection_kwargs.get("db") or 0
         channel = f"__keyspace@{database}__:".encode()
-        if len(names) <= GROUP:
+        if len(names) <= GROUP_KEYS:
             reply = connection.ask("SUBSCRIBE", *(channel + name for name in names))
         else:
             # Latin-1 has one character per byte, because names need not be text.
@@ -648,8 +642,7 @@ def _event_status(client: redis.Redis, stack: ExitStack) -> EventStatus:
 
 
 def _config(client: redis.Redis, name: str) -> str:
-    answer = cast("dict[Any, Any]", client.config_get(name))
-    return "".join(value.decode() if isinstance(value, bytes) else str(value) for value in answer.values())
+    return cast("dict[str, str]", client.config_get(name)).get(name, "")
 
 
 def _evicted_keys(client: redis.Redis) -> int | None:
@@ -659,14 +652,14 @@ def _evicted_keys(client: redis.Redis) -> int | None:
         return None
 
 
-def _sweep(client: redis.Redis, expiring: int) -> Sweep:
-    """Return what the sweep will have to do; INFO still counts the keys that are about to expire."""
+def _active_expiry(client: redis.Redis, expiring: int) -> ActiveExpiry:
+    """Return what active expiry will have to do; INFO still counts the keys that are about to expire."""
     database = f"db{client.connection_pool.connection_kwargs.get('db') or 0}"
     with_ttl = client.info("keyspace").get(database, {}).get("expires", 0)
     effort = "1"
     with suppress(redis.ResponseError):
         effort = _config(client, "active-expire-effort") or "1"
-    return Sweep(expiring, max(0, with_ttl - expiring), client.info("server").get("hz", 10), int(effort))
+    return ActiveExpiry(expiring, max(0, with_ttl - expiring), client.info("server").get("hz", 10), int(effort))
 
 
 def _check_arguments(

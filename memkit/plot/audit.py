@@ -3,9 +3,6 @@
 No figure shows a key's name.
 """
 
-from __future__ import annotations
-
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +13,7 @@ from memkit.audit.finding import Finding
 from memkit.audit.report import AuditReport
 from memkit.audit.sampling import KeyFacts
 from memkit.plot import style
-from memkit.render import counted, duration
+from memkit.render import counted, duration, utc_text
 
 DAY_S = 86_400.0
 SOON_S = 600.0
@@ -27,7 +24,7 @@ HEADROOM = 1.3
 """The height of the axes relative to the tallest bar: labels of lines stand above the bars."""
 
 
-def plot_ttl_now(report: AuditReport, ax: Axes | None = None) -> Axes:
+def plot_remaining_ttls(report: AuditReport, ax: Axes | None = None) -> Axes:
     """Draw the number of keys by remaining TTL, on a log axis; the dashed line is the expected TTL.
 
     Args:
@@ -46,17 +43,15 @@ def plot_ttl_now(report: AuditReport, ax: Axes | None = None) -> Axes:
     _histogram(ax, left, np.geomspace(low, high, 60))
     if expected:
         _vertical(ax, expected, style.GREEN, "--", f"expected {duration(expected * 1000)}", ha="right")
-    if short and short.observed_ttl_s:
-        _vertical(ax, short.observed_ttl_s, style.VERMILLION, "-.", f"set now: {duration(short.observed_ttl_s * 1000)}")
     ax.set(xlabel="remaining TTL (log)", ylabel="keys", xlim=(low, high))
     style.time_axis(ax.xaxis)
-    conclusion = f"{which} with a TTL: {_share_below(left, expected)}"
+    conclusion = _share_below(left, expected, which)
     if short and short.observed_ttl_s and short.expected_ttl_s:
         ttls = [duration(1000 * ttl_s) for ttl_s in (short.observed_ttl_s, short.expected_ttl_s)]
+        _vertical(ax, short.observed_ttl_s, style.VERMILLION, "-.", f"observed: {ttls[0]}")
         conclusion = f"{short.keys:,} of {which} have a TTL of {ttls[0]} instead of {ttls[1]}"
-    style.finish(ax, conclusion, _source(report))
-    ax.set_label(f"Number of keys by remaining TTL. {conclusion}. {report.verdict.sentence}")
-    return ax
+    alt = f"Number of keys by remaining TTL. {conclusion}. {report.verdict.sentence}"
+    return style.finish(ax, conclusion, _source(report), alt=alt)
 
 
 def plot_deadlines(report: AuditReport, ax: Axes | None = None) -> Axes:
@@ -76,22 +71,20 @@ def plot_deadlines(report: AuditReport, ax: Axes | None = None) -> Axes:
     horizon = 1.15 * max([(expected or DAY_S) / DAY_S, *days[days < 400]])
     _histogram(ax, np.clip(days, 0, horizon), np.linspace(0, horizon, 80))
     last_s = DAY_S * max([0.0, *days])
-    conclusion = f"{which}: the last deadline is in {duration(1000 * last_s)}"
+    conclusion = f"the last deadline of {which} is in {duration(1000 * last_s)}"
     if expected:
         if last_s >= REACHED * expected:
             conclusion = "deadlines reach as far as the expected TTL"
-        _vertical(ax, expected / DAY_S, style.GREEN, "--", "a write now should\nexpire here")
+        _vertical(ax, expected / DAY_S, style.GREEN, "--", "expected deadline of\na write now")
     if short and short.since and expected and short.since_is != "until":
         change = (short.since.timestamp() + expected - now_s) / DAY_S
         _vertical(ax, change, style.VERMILLION, "-.", "last write that set\nthe expected TTL", ha="right")
-        conclusion = f"no later deadlines: writes have set another TTL since {_minute(short.since)}"
+        conclusion = f"writes have set another TTL since {utc_text(short.since)}: no key has a later deadline"
     ax.set(xlabel="deadline (days after the audit)", ylabel="keys", xlim=(0, horizon))
-    style.finish(ax, conclusion, _source(report))
-    ax.set_label(f"Number of keys by deadline. {conclusion}.")
-    return ax
+    return style.finish(ax, conclusion, _source(report), alt=f"Number of keys by deadline. {conclusion}.")
 
 
-def plot_future(report: AuditReport, ax: Axes | None = None) -> Axes:
+def plot_keys_without_writes(report: AuditReport, ax: Axes | None = None) -> Axes:
     """Draw the share of today's keys that still exist after a time without writes.
 
     Args:
@@ -107,7 +100,7 @@ def plot_future(report: AuditReport, ax: Axes | None = None) -> Axes:
     low, high = 1.0, 2 * max([expected or 60.0, *left[-1:]])
     times = np.geomspace(low, high, 400)
     existing = 1 - np.searchsorted(left, times, side="right") / max(len(left), 1)
-    ax.step(times, existing, where="post", color=style.BLUE, lw=2, ls="-", label="as found")
+    ax.step(times, existing, where="post", color=style.BLUE, lw=2, ls="-", label="observed keys")
     if expected:
         ideal = np.clip(1 - times / expected, 0, 1)
         ax.plot(times, ideal, color=style.GREEN, lw=2, ls="--", label="steady traffic with the expected TTL")
@@ -119,12 +112,11 @@ def plot_future(report: AuditReport, ax: Axes | None = None) -> Axes:
     conclusion = f"{soon:,} of {counted(len(left), 'key')} will expire within {duration(SOON_S * 1000)} unless renewed"
     if short and short.observed_ttl_s and short.since_is != "until":
         conclusion += f"; each key written now expires {duration(1000 * short.observed_ttl_s)} later"
-    style.finish(ax, conclusion, _source(report))
-    ax.set_label(f"Share of the keys that still exist after a time without writes. {conclusion}.")
-    return ax
+    alt = f"Share of the keys that still exist after a time without writes. {conclusion}."
+    return style.finish(ax, conclusion, _source(report), alt=alt)
 
 
-def plot_ends(report: AuditReport, ax: Axes | None = None) -> Axes:
+def plot_expired_and_evicted(report: AuditReport, ax: Axes | None = None) -> Axes:
     """Draw the server's counters of expired and evicted keys.
 
     Args:
@@ -149,9 +141,8 @@ def plot_ends(report: AuditReport, ax: Axes | None = None) -> Axes:
         conclusion = f"{counted(counts[1], 'key')} evicted since the server started: memory was full"
     if None in reported:
         conclusion = "the source does not report how many keys expired or were evicted"
-    style.finish(ax, conclusion, _source(report))
-    ax.set_label(f"Expired: {counted(counts[0], 'key')}; evicted: {counted(counts[1], 'key')}. {conclusion}.")
-    return ax
+    alt = f"Expired: {counted(counts[0], 'key')}; evicted: {counted(counts[1], 'key')}. {conclusion}."
+    return style.finish(ax, conclusion, _source(report), alt=alt)
 
 
 def _histogram(ax: Axes, values: Any, edges: Any) -> None:
@@ -195,23 +186,19 @@ def _drawn(report: AuditReport) -> _Drawn:
         and (finding.prefix or "").startswith(expectation.prefix)
         and (finding.observed_ttl_s or 0) < (expected_s or 0)
     )
-    return _Drawn(keys, f"{counted(len(keys), 'key')} {expectation.pattern}", expected_s, next(short, None))
+    return _Drawn(keys, f"{counted(len(keys), 'key')} matching {expectation.pattern}", expected_s, next(short, None))
 
 
-def _share_below(left: Any, expected: float | None) -> str:
+def _share_below(left: Any, expected: float | None, which: str) -> str:
     if not len(left):
-        return "none"
+        return f"{which} have a TTL"
     edge = SOON_S if expected is None or expected > 2 * SOON_S else expected / 2
-    return f"{np.mean(left < edge):.0%} have less than {duration(edge * 1000)} left"
+    return f"{np.mean(left < edge):.0%} of {which} with a TTL have less than {duration(edge * 1000)} left"
 
 
 def _source(report: AuditReport) -> str:
     server, sample = report.server, report.sample
     return (
         f"{server['flavour']} {server['version']}, {sample['keys']:,} of {counted(sample['of'], 'key')} checked, "
-        f"{_minute(report.at)}"
+        f"{utc_text(report.at)}"
     )
-
-
-def _minute(at: datetime) -> str:
-    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"

@@ -1,7 +1,5 @@
 """Figures of an ExpiryLog: observed lifetimes against configured TTLs, survival, and how late events are."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from matplotlib.text import Annotation, Text
 from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import Bbox
 
-from memkit.observe.log import ENDS, MIN_TOLERANCE_MS, NONE, TOLERANCE, ExpiryLog
+from memkit.observe.log import MIN_TOLERANCE_MS, TOLERANCE, ExpiryLog
 from memkit.plot import style
 from memkit.render import counted, duration
 
@@ -65,8 +63,6 @@ OUTCOMES = {
     "evicted or deleted": Outcome("evicted or deleted", style.ORANGE, "D", filled=False),
     "not expired": Outcome("not expired", style.SKY, "^", filled=False),
 }
-
-
 ENDED = {"early": "expired", "late": "expired"}
 
 
@@ -76,23 +72,18 @@ def _points(log: ExpiryLog) -> Any:
     ``ttl`` is the granted TTL if the configured one is unknown. ``lifetime`` is the middle of the interval from ``low``
     to ``high``; for a key that has not expired it is ``low``, and ``high`` is NaN.
     """
-    started, started_by, seen, missing, deadline = (
-        np.array(column, dtype=float) / 1e6
-        for column in (log.started_us, log.started_by_us, log.seen_us, log.missing_us, log.deadline_us)
-    )
-    configured = np.array(log.ttl_ms, dtype=float)
-    granted = np.where(np.array(log.deadline_us) == NONE, np.nan, deadline - started)
-    ttl = np.where(configured == NONE, granted, configured / 1e3)
-    low = np.maximum(seen - started_by, 0)
-    high = np.where(np.array(log.missing_us) == NONE, np.nan, missing - started)
+    frame = log.to_frame()
+    frame["ttl"] = frame["configured_ttl_s"].fillna(frame["granted_ttl_s"])
+    # A key without a TTL has no place on the axis.
+    frame = frame[np.isfinite(frame["ttl"]) & (frame["ttl"] > 0) & (frame["end"] != "absent")]
+    ttl, low, high = (frame[name].to_numpy() for name in ("ttl", "lifetime_min_s", "lifetime_max_s"))
     lifetime = np.where(np.isnan(high), low, (low + high) / 2)
-    ends = np.array(ENDS)[np.frombuffer(bytes(log.ends), dtype=np.uint8)]
+    ends = frame["end"].to_numpy(dtype=str)
     slack = np.maximum(ttl * TOLERANCE, MIN_TOLERANCE_MS / 1000)
     outcome = np.where(high < ttl - slack, "early", np.where(low > ttl + slack, "late", "on time"))
     outcome = np.where(ends == "expired", outcome, ends)
-    rows = (ttl > 0) & (ends != "absent")  # a key without a TTL has no place on the axis
     columns = [ttl, low, high, lifetime, outcome]
-    return np.rec.fromarrays(columns, names="ttl,low,high,lifetime,outcome")[rows]  # type: ignore[call-overload]
+    return np.rec.fromarrays(columns, names="ttl,low,high,lifetime,outcome")  # type: ignore[call-overload]
 
 
 def _by_outcome(points: Any) -> Iterator[tuple[str, Any]]:
@@ -133,12 +124,9 @@ def plot_expiry(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     style.time_axis(ax.yaxis)
     typical, worst = log.exact_to_ms
     source = f"{log.server}, {log.clock}; lifetimes exact to {duration(typical)} (worst {duration(worst)})"
-    style.finish(ax, log.verdict, source)
+    alt = "Observed lifetime against configured TTL, both from seconds to weeks on logarithmic axes. "
+    style.finish(ax, log.verdict, source, alt=f"{alt}{log.verdict} Observed on {log.server}.")
     _place_labels(ax, labels, points)
-    ax.set_label(
-        "Observed lifetime against configured TTL, both from seconds to weeks on logarithmic axes. "
-        f"{log.verdict} Observed on {log.server}."
-    )
     return ax
 
 
@@ -247,7 +235,22 @@ def _draw_many(ax: Axes, points: Any, low: float, high: float) -> None:
     """Draw the keys on time as a density, and all others by marks, because a density would hide a few among many."""
     on_time = points[points.outcome == "on time"]
     if len(on_time.ttl):
-        _draw_density(ax, on_time, low, high)
+        drawn = ax.hexbin(
+            on_time.ttl,
+            np.maximum(on_time.lifetime, SHORTEST_S),
+            xscale="log",
+            yscale="log",
+            gridsize=60,
+            bins="log",
+            mincnt=1,
+            extent=(np.log10(low), np.log10(high)) * 2,
+            cmap=LinearSegmentedColormap.from_list("memkit", ["#a5d3f2", style.BLUE, "#00568f"]),
+            linewidths=0.2,
+            zorder=2,
+        )
+        bar = ax.figure.colorbar(drawn, ax=ax, shrink=0.6, pad=0.02)
+        bar.set_label("keys", color=style.INK)
+        bar.ax.tick_params(colors=style.INK)
         label = f"{OUTCOMES['on time'].name}: {counted(len(on_time.ttl), 'key')}"
         ax.scatter([], [], s=70, marker="h", facecolor=style.BLUE, edgecolor=style.PAPER, label=label)
     cell_size = math.log(high / low) / 40
@@ -270,38 +273,15 @@ def _label_outcomes(ax: Axes, points: Any) -> Iterator[Annotation]:
             middle = np.argsort(some.ttl)[len(some.ttl) // 2]
             x, y = float(some.ttl[middle]), max(float(some.lifetime[middle]), SHORTEST_S)
             keys = f"{counted(len(some.ttl), 'key')} configured {_range_text(some.ttl)}"
+            text = f"{keys},\n{ENDED.get(name, name)} after {_range_text(some.lifetime)}"
+            colour = style.RUST if name == "early" else style.INK
             arrow = {"arrowstyle": "-|>", "color": OUTCOMES[name].colour, "lw": 1.2, "shrinkB": 6}
-            look: Any = {
-                "color": style.RUST if name == "early" else style.INK,
-                "fontweight": "bold",
-                "arrowprops": arrow,
-            }
-            yield _label(ax, f"{keys},\n{ENDED.get(name, name)} after {_range_text(some.lifetime)}", (x, y), **look)
+            yield _label(ax, text, (x, y), color=colour, fontweight="bold", arrowprops=arrow)
 
 
 def _range_text(values_s: Any) -> str:
     ends = (duration(1000 * float(values_s.min())), duration(1000 * float(values_s.max())))
     return " to ".join(dict.fromkeys(ends))
-
-
-def _draw_density(ax: Axes, points: Any, low: float, high: float) -> None:
-    colours = LinearSegmentedColormap.from_list("memkit", ["#a5d3f2", style.BLUE, "#00568f"])
-    drawn = ax.hexbin(
-        points.ttl,
-        np.maximum(points.lifetime, SHORTEST_S),
-        xscale="log",
-        yscale="log",
-        gridsize=60,
-        bins="log",
-        mincnt=1,
-        extent=(np.log10(low), np.log10(high)) * 2,
-        cmap=colours,
-        linewidths=0.2,
-        zorder=2,
-    )
-    bar = ax.figure.colorbar(drawn, ax=ax, shrink=0.6, pad=0.02)
-    bar.set_label("keys", color=style.INK)
-    bar.ax.tick_params(colors=style.INK)
 
 
 def plot_survival(log: ExpiryLog, ax: Axes | None = None) -> Axes:
@@ -332,17 +312,25 @@ def plot_survival(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     style.time_axis(ax.xaxis)
     if ttls:
         ax.legend(loc="lower left", **style.LEGEND)
-    style.finish(ax, log.verdict, f"{log.server}, {log.clock}; dotted: configured TTL")
-    ax.set_label(
-        f"Share of {counted(len(log), 'key')} that can still be read over time, one line per TTL. {log.verdict}"
-    )
-    return ax
+    alt = f"Share of {counted(len(log), 'key')} that can still be read over time, one line per TTL. {log.verdict}"
+    return style.finish(ax, log.verdict, f"{log.server}, {log.clock}; dotted: configured TTL", alt=alt)
 
 
 def _survival_line(ax: Axes, some: Any, label: str, number: int, limits: tuple[float, float]) -> None:
     early = np.isin(some.outcome, ["on time", "not expired"]).mean() < 0.5
     colour = style.VERMILLION if early else (style.BLUE, style.GREEN, style.SKY, style.PURPLE)[number % 4]
-    share, middle, configured, shortest, longest = _steps(some, limits)
+    count, exists = len(some.ttl), np.isnan(some.high)
+    # The share of the keys that did not expire is one of the steps.
+    rows = np.unique(np.append(np.linspace(0, count, min(count, MAX_STEPS) + 1).astype(int), count - int(exists.sum())))
+    share = 1 - rows / count
+
+    def reached(values: Any) -> Any:
+        """Return when each share was reached; infinity if it was not, because keys did not expire."""
+        ordered = np.concatenate([[limits[0]], np.sort(values)])[rows]
+        return np.where(np.isfinite(ordered), np.clip(ordered, *limits), np.inf)
+
+    middle, longest = (reached(np.where(exists, np.inf, values)) for values in (some.lifetime, some.high))
+    configured, shortest = reached(some.ttl), reached(some.low)
     ended = np.isfinite(middle)
     times, shares = middle[ended], share[ended]
     if not ended.all():
@@ -352,40 +340,22 @@ def _survival_line(ax: Axes, some: Any, label: str, number: int, limits: tuple[f
     ax.fill_betweenx(share[ended], shortest[ended], longest[ended], step="pre", color=colour, alpha=0.2, lw=0)
 
 
-def _steps(some: Any, limits: tuple[float, float]) -> tuple[Any, ...]:
-    """Return shares and the times when they were reached: observed, configured, earliest, latest.
-
-    Infinity: not reached, because keys did not expire.
-    """
-    count = len(some.ttl)
-    exists = np.isnan(some.high)
-    # The share of the keys that did not expire is one of the steps.
-    rows = np.unique(np.append(np.linspace(0, count, min(count, MAX_STEPS) + 1).astype(int), count - int(exists.sum())))
-
-    def reached(values: Any) -> Any:
-        ordered = np.concatenate([[limits[0]], np.sort(values)])[rows]
-        return np.where(np.isfinite(ordered), np.clip(ordered, *limits), np.inf)
-
-    times = (np.where(exists, np.inf, some.lifetime), some.ttl, some.low, np.where(exists, np.inf, some.high))
-    return (1 - rows / count, *map(reached, times))
-
-
 def plot_lateness(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     """Draw how late ``expired`` events arrive after the deadline, which is when the memory is freed.
 
-    The predicted delay is not a bound: it is the time of one round of the sweep on a machine that is not busy.
+    The predicted delay is not a bound: it is the time of one round of active expiry on a machine that is not busy.
 
     Args:
-        log: What ``observe_expiry(leave_to_sweep=True)`` returned; without it the checks make the keys expire.
+        log: What ``observe_expiry(wait_for_events=True)`` returned; without it the checks make the keys expire.
         ax: Axes to draw on; None: a new figure.
 
     Returns:
         The axes; ``show(ax)`` displays them with alt text.
     """
     ax = style.own_axes(ax, (7.6, 4.2))
-    late = np.array([(e - d) / 1e6 for e, d in zip(log.event_us, log.deadline_us, strict=True) if NONE not in (e, d)])
-    late = np.sort(np.maximum(late, 1e-4))
-    bound_s = log.sweep.predicted_s if log.sweep else 1.0
+    late = np.sort(np.maximum(log.to_frame()["event_late_max_s"].dropna(), 1e-4))
+    work = log.active_expiry
+    bound_s = work.predicted_s if work else 1.0
     limits = 1e-3, max(10.0, 2 * bound_s, 2 * float(late[-1]) if len(late) else 1)
     if len(late):
         # From the left edge to the right one: the step of a single event is a line, too.
@@ -396,12 +366,10 @@ def plot_lateness(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     if len(late):
         half, last = (duration(1000 * float(seconds)) for seconds in (np.median(late), late[-1]))
         text += f", half within {half}, the last {last} late"
-    if log.sweep:
-        predicted = duration(1000 * log.sweep.predicted_s)
-        ax.axvline(
-            log.sweep.predicted_s, color=style.VERMILLION, lw=1.5, ls="--", label=f"predicted for the last: {predicted}"
-        )
-        text += f"; {predicted} is predicted for the last"
+    if work:
+        predicted = f"predicted for the last: {duration(1000 * work.predicted_s)}"
+        ax.axvline(work.predicted_s, color=style.VERMILLION, lw=1.5, ls="--", label=predicted)
+        text += f"; {predicted}"
     ax.axvspan(1e-4, 2e-3, color=style.PALE, alpha=0.6, lw=0, label="from here on no client can read the key")
     ax.set(xscale="log", ylim=(0, 1.05), ylabel="keys with an event")
     ax.set_xlabel("time after the deadline (log)")
@@ -409,11 +377,10 @@ def plot_lateness(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     style.time_axis(ax.xaxis)
     ax.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=style.INK)
-    beside = f", {log.sweep.expired_keys:,} expired keys among {log.sweep.other_keys:,} others" if log.sweep else ""
+    beside = f", {work.expired_keys:,} expired keys among {work.other_keys:,} others" if work else ""
     conclusion = f"{text[:1].upper()}{text[1:]}."
-    style.finish(ax, conclusion, f"{log.server}{beside}")
-    ax.set_label(f"Share of events received over the time after the deadline. {conclusion}")
-    return ax
+    alt = f"Share of events received over the time after the deadline. {conclusion}"
+    return style.finish(ax, conclusion, f"{log.server}{beside}", alt=alt)
 
 
 def _range(values: Any) -> tuple[float, float]:

@@ -1,7 +1,5 @@
 """A figure of one session's history: the TTLs that it got, its end, and the TTL changes of its prefix."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -22,7 +20,7 @@ ROOM = 0.06
 """Free space at both ends of the time axis, as a part of it."""
 LOOKS: dict[str, tuple[str, str, str]] = {
     "written": (BLUE, "o", "written"),
-    "renewed": (GREEN, "^", "renewed"),
+    "renewed": (GREEN, "^", "TTL set"),
     "overwritten": (VERMILLION, "s", "overwritten"),
     "ttl_removed": (VERMILLION, "D", "TTL removed"),
 }
@@ -69,12 +67,12 @@ def plot_timeline(history: History, ax: Axes | None = None) -> Axes:
     unique = dict(zip(labels, handles, strict=True))
     ax.legend(unique.values(), unique.keys(), loc="upper left", bbox_to_anchor=(1, 1), **LEGEND)
     sources = ", ".join(source.kind for source in history.sources)
-    finish(ax, history.fate.sentence.replace("$", r"\$"), f"session {printable(history.session, 40)} from {sources}")
-    ax.set_label(
-        f"Timeline of {printable(history.session, 40)}: {counted(len(history.events), 'event')}, "
-        f"{counted(len(history.changes), 'change')} of the TTL under its prefix. {history.fate.sentence}."
+    session, sentence = printable(history.session, 40), history.fate.sentence
+    alt = (
+        f"Timeline of {session}: {counted(len(history.events), 'event')}, "
+        f"{counted(len(history.changes), 'change')} of the TTL under its prefix. {sentence}."
     )
-    return ax
+    return finish(ax, sentence.replace("$", r"\$"), f"session {session} from {sources}", alt=alt)
 
 
 def _at(moment: Moment) -> datetime | None:
@@ -111,7 +109,7 @@ def _draw_prefix(
     times: list[Any] = [begin, *(_at(change.at) or begin for change in steps), end]
     ttls = [change.from_ttl_ms for change in steps[:1]] + [change.to_ttl_ms for change in steps]
     heights = [NO_TTL_S if ttl is None else max(ttl / 1_000, 1.0) for ttl in ttls]
-    label = f"TTL under {printable(steps[0].prefix)}".replace("$", r"\$")
+    label = f"TTL of {printable(steps[0].prefix)}*".replace("$", r"\$")
     ax.step(times, [*heights, heights[-1]], where="post", color=GREY, lw=2, ls="--", label=label)
 
 

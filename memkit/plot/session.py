@@ -1,7 +1,5 @@
 """A figure of one session: how long each of its keys still has."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ TTL_STEPS_PER_E = 30
 """TTLs within about 3 % of one another share a line."""
 
 
-def plot_lifetimes(report: SessionReport, ax: Axes | None = None) -> Axes:
+def plot_session_ttls(report: SessionReport, ax: Axes | None = None) -> Axes:
     """Draw the remaining TTL of each key of a session; similar keys share a line with their number.
 
     A triangle that points down marks a key that expires before the others, an open one a key without TTL.
@@ -48,7 +46,7 @@ def plot_lifetimes(report: SessionReport, ax: Axes | None = None) -> Axes:
         ax.hlines(place, low, end, color=colour, lw=2, ls="-" if row.ttl_s else ":")
         face = colour if row.ttl_s else PAPER
         ax.plot(end, place, marker, color=colour, mfc=face, ms=8, mew=1.5, clip_on=False)
-        ax.annotate(_ttl_text(row.ttl_s), (end, place), (9, 0), **look)
+        ax.annotate(duration(None if row.ttl_s is None else row.ttl_s * 1000), (end, place), (9, 0), **look)
     ax.set(xlim=(low, high), ylim=(len(rows) - 0.4, -0.6))
     ax.set(yticks=range(len(rows)), yticklabels=[row.label for row in rows])
     for label in ax.get_yticklabels():
@@ -56,9 +54,9 @@ def plot_lifetimes(report: SessionReport, ax: Axes | None = None) -> Axes:
     ax.set_xlabel("remaining TTL (log)")
     time_axis(ax.xaxis)
     conclusion = _lifetime_conclusion(own, len(early))
-    finish(ax, conclusion, f"{report.store} session {printable(report.session, 40)}".replace("$", r"\$"))
-    ax.set_label(f"Remaining TTL of {counted(len(report.keys), 'key')} of one session of {report.store}. {conclusion}")
-    return ax
+    source = f"{report.store} session {printable(report.session, 40)}".replace("$", r"\$")
+    alt = f"Remaining TTL of {counted(len(report.keys), 'key')} of one session of {report.store}. {conclusion}"
+    return finish(ax, conclusion, source, alt=alt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,21 +91,17 @@ def _short(name: str) -> str:
     return shown if len(shown) <= 28 else f"{shown[:15]}…{shown[-12:]}"
 
 
-def _ttl_text(ttl_s: float | None) -> str:
-    return duration(None if ttl_s is None else ttl_s * 1000)
-
-
 def _lifetime_conclusion(own: Sequence[KeyReport], early: int) -> str:
-    ttls = [key.ttl_s for key in own if key.ttl_s is not None]
-    if not ttls:
+    ttls_ms = [key.ttl_s * 1000 for key in own if key.ttl_s is not None]
+    if not ttls_ms:
         return "No key has a TTL: the session never expires."
     if early:
         verb = "expire" if early > 1 else "expires"
         return (
-            f"{early} of {counted(len(own), 'key')} {verb} in {_ttl_text(min(ttls))}, the last in "
-            f"{_ttl_text(max(ttls))}: the session will be partly expired."
+            f"{early} of {counted(len(own), 'key')} {verb} in {duration(min(ttls_ms))}, the last in "
+            f"{duration(max(ttls_ms))}: the session will be partly expired."
         )
-    together = f"All {len(ttls)} keys with a TTL expire together" if len(ttls) > 1 else "The session expires"
-    without = len(own) - len(ttls)
+    together = f"All {len(ttls_ms)} keys with a TTL expire together" if len(ttls_ms) > 1 else "The session expires"
+    without = len(own) - len(ttls_ms)
     rest = f" {counted(without, 'key')} {'has' if without == 1 else 'have'} no TTL." if without else ""
-    return f"{together}, in {_ttl_text(max(ttls))}.{rest}"
+    return f"{together}, in {duration(max(ttls_ms))}.{rest}"

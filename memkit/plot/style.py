@@ -15,7 +15,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from memkit.render import escaped
+from memkit.render import duration, escaped
 
 PAPER, INK, GREY, PALE, GRID, SHADE = "#ffffff", "#1a1a1a", "#6e6e6e", "#d9d9d9", "#ececec", "#f6f1ee"
 RUST = "#a84600"
@@ -46,21 +46,7 @@ STYLE: Any = {
     "svg.fonttype": "path",
 }
 LEGEND: Any = {"framealpha": 0.85, "edgecolor": "none", "facecolor": PAPER, "fontsize": 9, "labelcolor": INK}
-TICKS_S = {
-    0.001: "1 ms",
-    0.01: "10 ms",
-    0.1: "100 ms",
-    1: "1 s",
-    10: "10 s",
-    60: "1 min",
-    600: "10 min",
-    3_600: "1 h",
-    21_600: "6 h",
-    86_400: "1 d",
-    604_800: "1 wk",
-    2_592_000: "30 d",
-    31_536_000: "1 y",
-}
+TICKS_S = (0.001, 0.01, 0.1, 1, 10, 60, 600, 3_600, 21_600, 86_400, 604_800, 2_592_000, 31_536_000)
 THEMES = (
     ".memkit-figure{margin:0;background:var(--memkit-ffffff);display:table}"
     ".memkit-figure svg{max-width:100%;height:auto}"
@@ -147,10 +133,10 @@ def own_axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
 
 
 def time_axis(axis: Any) -> None:
-    """Make an axis of seconds logarithmic, with ticks at 1 s, 1 min, 1 h, 1 d and so on."""
+    """Make an axis of seconds logarithmic, with ticks at 1s, 1m, 1h, 1d and so on."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_major_locator(FixedLocator(list(TICKS_S)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: TICKS_S.get(value, "")))
+    axis.set_major_locator(FixedLocator(TICKS_S))
+    axis.set_major_formatter(FuncFormatter(lambda seconds, _: duration(seconds * 1000)))
     axis.set_minor_locator(NullLocator())
 
 
@@ -160,10 +146,12 @@ def count_axis(axis: Any) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
-def finish(ax: Axes, conclusion: str, source: str) -> None:
-    """Set the title to the conclusion; the line under it, small, names the source."""
+def finish(ax: Axes, conclusion: str, source: str, *, alt: str) -> Axes:
+    """Set the title to the conclusion, and the alt text; the line under the title, small, names the source."""
     title = "\n".join(textwrap.wrap(conclusion, 62, break_on_hyphens=False))
     ax.set_title(f"{title}\n", loc="left", fontsize=11.5, fontweight="bold", color=INK)
     ax.text(0, 1.012, source, transform=ax.transAxes, fontsize=9, color=GREY, va="bottom")
     ax.xaxis.label.set_color(INK)
     ax.yaxis.label.set_color(INK)
+    ax.set_label(alt)
+    return ax

@@ -1,7 +1,5 @@
 """Reader: the type, TTL, idle time, encoding, size and value of keys, read within a budget of bytes and elements."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections import defaultdict
@@ -25,9 +23,23 @@ _LIST_CHUNK = 1_000
 _COUNTED_BYTES = 1 << 20
 """A hash or set of this size may have more elements than the budget: its elements are counted before it is read."""
 _SCAN_COUNT = 1_000
+_HASH_FIELDS = 1_000
+"""Of so many fields of a hash the deadlines are read."""
 STREAM_ENTRIES = 50_000
 """Half of the elements that are read of a session: an entry counts as its id and its fields."""
+_Sent = tuple[Sequence[int], KeyCommands, PendingReplies]
+"""Commands for keys on one connection, with the positions of these keys among all that were asked about."""
 _METADATA = ("type", "pttl", "object|idletime", "object|encoding", "memory|usage")
+_COUNT = {"hash": b"HLEN", "set": b"SCARD"}
+_SOME = {"hash": b"HMGET", "set": b"SMISMEMBER", "zset": b"ZMSCORE"}
+_ALL: dict[str, tuple[bytes, ...]] = {
+    "hash": (b"HGETALL",),
+    "set": (b"SMEMBERS",),
+    "zset": (b"ZRANGE", b"0", b"-1", b"WITHSCORES"),
+    "stream": (b"XRANGE", b"-", b"+", b"COUNT", b"%d" % STREAM_ENTRIES),
+    JSON_KIND: (b"JSON.GET",),
+}
+"""The command that reads all of a value (of a stream its first entries), and its arguments after the key."""
 
 
 class KeyMetadata(NamedTuple):
@@ -195,10 +207,6 @@ class Reader:
         return RedisValue(name, "list", elements=elements, total=total, partial=len(elements) < total)
 
 
-_Sent = tuple[Sequence[int], KeyCommands, PendingReplies]
-"""Commands for keys on one connection, with the positions of these keys among all that were asked about."""
-
-
 def _columns(sent: Iterable[_Sent], count: int, names: Sequence[str]) -> dict[str, list[Reply]]:
     """Receive the replies of every connection; by the name of the command, one for each key, in the keys' order."""
     columns: dict[str, list[Reply]] = {name: [None] * count for name in names}
@@ -265,21 +273,8 @@ def _plan(key: bytes, metadata: KeyMetadata, request: KeyRequest, budget: Budget
 
 
 def _whole(key: bytes, kind: str) -> Command:
-    """Return the command that reads all of a key."""
     name, *arguments = _ALL[kind]
     return command(name, key, *arguments)
-
-
-_COUNT = {"hash": b"HLEN", "set": b"SCARD"}
-_SOME = {"hash": b"HMGET", "set": b"SMISMEMBER", "zset": b"ZMSCORE"}
-_ALL: dict[str, tuple[bytes, ...]] = {
-    "hash": (b"HGETALL",),
-    "set": (b"SMEMBERS",),
-    "zset": (b"ZRANGE", b"0", b"-1", b"WITHSCORES"),
-    "stream": (b"XRANGE", b"-", b"+", b"COUNT", b"%d" % STREAM_ENTRIES),
-    JSON_KIND: (b"JSON.GET",),
-}
-"""The command that reads all of a value (of a stream its first entries), and its arguments after the key."""
 
 
 def _built(name: str, kind: str, request: KeyRequest, replies: list[Reply]) -> RedisValue:
@@ -313,3 +308,14 @@ def _built(name: str, kind: str, request: KeyRequest, replies: list[Reply]) -> R
 def _pairs(parts: Sequence[bytes]) -> dict[str, bytes]:
     """Return names and values, which RESP2 lists in turn."""
     return dict(zip(map(to_name, parts[::2]), parts[1::2], strict=False))
+
+
+def field_deadlines(connection: ReadOnlyConnection, key: bytes) -> Sequence[int]:
+    """Return the deadlines of a hash's fields in ms since 1970, 0 or less for a field without one.
+
+    Empty if no field has one, or if the server does not report it (before Redis 7.4 and Valkey 9).
+    """
+    page = connection.ask("HSCAN", key, 0, "COUNT", _HASH_FIELDS, "NOVALUES")
+    names = [] if refused(page) else page[1][:_HASH_FIELDS]
+    times: Reply = connection.ask("HPEXPIRETIME", key, "FIELDS", len(names), *names) if names else []
+    return [] if refused(times) or not times or max(times) <= 0 else times

@@ -16,6 +16,9 @@ from memkit.errors import PolicyError
 from memkit.readonly.connection import ReadOnlyConnection, refused
 
 CONNECT_TIMEOUT_S = 5.0
+Route = Callable[[bytes], ReadOnlyConnection]
+Slots = Sequence[Any]
+"""The reply to CLUSTER SLOTS: first and last slot, then the primary (host, port, id), then its replicas."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class Target:
 
     url: str
     connections: tuple[ReadOnlyConnection, ...]
-    route: Callable[[bytes], ReadOnlyConnection]
+    route: Route
     slot_owners: Mapping[int, bytes] = field(default_factory=dict)
     prefix: str = ""
     snapshot: Snapshot | None = None
@@ -99,7 +102,7 @@ def open_target(url_or_client: str | Any, *, tolerant: bool = False, replicas: b
         except (redis.TimeoutError, redis.ConnectionError) as error:
             if isinstance(error, redis.AuthenticationError) or not str(url_or_client).startswith("rediss"):
                 raise
-            raise type(error)(f"{error}: does that port speak TLS? redis:// is without") from None
+            raise type(error)(f"{error}. The port may not use TLS: redis:// connects without it") from None
         url = redact(url_or_client) if isinstance(url_or_client, str) else opened[0].name
         for connection in opened:
             connection.tolerant = tolerant and len(opened) > 1
@@ -110,11 +113,6 @@ def open_target(url_or_client: str | Any, *, tolerant: bool = False, replicas: b
                 connection.close()
         if isinstance(url_or_client, str):
             client.close()
-
-
-Route = Callable[[bytes], ReadOnlyConnection]
-Slots = Sequence[Any]
-"""The reply to CLUSTER SLOTS: first and last slot, then the primary (host, port, id), then its replicas."""
 
 
 def _open_servers(
@@ -135,7 +133,7 @@ def _open_servers(
     by_id: dict[bytes, ReadOnlyConnection] = {}
     by_slot: dict[int, ReadOnlyConnection] = {}
     for start, end, *nodes in sorted(slots, key=lambda one: one[0]):
-        host, port, node_id, *_ = _chosen(nodes, replicas)
+        host, port, node_id, *_ = nodes[1] if replicas and len(nodes) > 1 else nodes[0]  # the primary comes first
         if node_id == own_id and not replicas:
             by_id[node_id] = first
         elif node_id not in by_id:
@@ -151,11 +149,6 @@ def _open_servers(
             first.close()  # not chosen, or a primary without slots: its keys are those of another server, or none
         opened[:] = by_id.values()
     return lambda key: by_slot.get(key_slot(key), opened[0]) if by_slot else first, slots
-
-
-def _chosen(nodes: Sequence[Any], replicas: bool) -> Any:
-    """Return the primary, which comes first, or with ``replicas`` its first replica if it has one."""
-    return nodes[1] if replicas and len(nodes) > 1 else nodes[0]
 
 
 def _at(client: redis.Redis, address: dict[str, Any]) -> redis.Redis:

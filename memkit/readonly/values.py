@@ -5,8 +5,6 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 JSON_KIND = "ReJSON-RL"
-
-
 DOCUMENT_KINDS = ("string", JSON_KIND)
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 

@@ -1,7 +1,5 @@
 """Move time on a real Redis: the server's own clock if memkit started it, otherwise the deadlines of the keys."""
 
-from __future__ import annotations
-
 import ctypes
 import re
 import struct
@@ -13,7 +11,7 @@ from functools import cache, partial
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import Any, AnyStr, TypeVar, cast
+from typing import Any, AnyStr, Self, TypeVar, cast
 
 import redis
 from redis.client import NEVER_DECODE
@@ -45,7 +43,6 @@ NOT_SIMULATED = {
     "deadline shift": (
         "TIME and whatever computes a deadline from it",
         "OBJECT IDLETIME, LRU and LFU",
-        "expired keys that exist again after time moves back",
     ),
 }
 
@@ -55,7 +52,7 @@ class ServerClock:
 
     There are two methods. ``"preload"`` moves the server's wall clock itself; it needs a server that memkit started
     with its preload. ``"deadline shift"`` moves the deadlines of the keys under ``prefix``, and of hash fields, by the
-    same duration. ``method`` is the clock's own; ``cannot_simulate`` lists what it leaves out.
+    same duration. ``method`` is the method of this clock; ``cannot_simulate`` lists what that method does not change.
 
     Args:
         url_or_client: The server.
@@ -101,7 +98,7 @@ class ServerClock:
         if self.method != "preload":
             raise ClockUnavailable(
                 f"this needs a server that has its own movable clock. Here time is moved by {self.method}, which does "
-                f"not move {'; '.join(self.cannot_simulate)}. Expected: a private server on Linux, and memkit "
+                f"not change {'; '.join(self.cannot_simulate)}. Expected: a private server on Linux, and memkit "
                 "installed with a C compiler"
             )
 
@@ -150,7 +147,7 @@ class ServerClock:
             other.shift(by)
 
     @contextmanager
-    def together_with(self, others: Iterable[ServerClock]) -> Iterator[None]:
+    def together_with(self, others: Iterable[Self]) -> Iterator[None]:
         """Move other servers' clocks by the same durations, within a with statement."""
         self._others = tuple(others)
         try:

@@ -48,9 +48,7 @@ def started_by_memkit(client: AnyClient) -> bool:
         directory = cast("dict[str, str]", client.config_get("dir"))
     except redis.ResponseError:
         return False
-    return is_server_directory(
-        directory.get("dir") or cast("dict[bytes, bytes]", directory).get(b"dir", b"").decode(errors="replace")
-    )
+    return is_server_directory(directory.get("dir", ""))
 
 
 def guard_write(client_or_url: AnyClient | str) -> None:
@@ -77,9 +75,9 @@ def guard_write(client_or_url: AnyClient | str) -> None:
     signs = _signs_of_use(client, places)
     if signs:
         raise ProductionGuardError(
-            f"memkit did not start the Redis at {target} and will not write to it: it has {', '.join(signs)}. Expected "
-            "a private server, or an empty database on loopback. Without --real-redis and MEMKIT_REDIS_URL memkit "
-            f"starts its own server. To allow writing a sandbox to this one, set MEMKIT_ALLOW={target}"
+            f"memkit will not write to the Redis at {target}, because it may be in use: {'; '.join(signs)}. Expected a "
+            "private server, or an empty database on loopback. Without --real-redis and MEMKIT_REDIS_URL memkit starts "
+            f"its own server. To allow writing a sandbox to this one, set MEMKIT_ALLOW={target}"
         )
 
 
@@ -133,27 +131,27 @@ def _exists(node: redis.Redis, name: bytes) -> bool:
 
 def _signs_of_use(client: AnyClient, places: Sequence[str]) -> list[str]:
     hosts = [one.rpartition("/")[0].rpartition(":")[0] for one in places if not one.startswith("/")]
-    signs = [] if all(map(LOOPBACK.fullmatch, hosts)) else ["an address that is not this machine's loopback"]
+    signs = [] if all(map(LOOPBACK.fullmatch, hosts)) else ["its address is not this machine's loopback"]
     if keys := foreign_keys(client):
-        signs.append(f"{keys} of others in this database")
+        signs.append(f"this database has {keys} outside memkit's sandboxes")
     for node in primaries(client):
         try:
             info = node.info("everything")
         except redis.ResponseError:
-            signs.append("no permission for INFO, which would show further signs of use")
+            signs.append("INFO is refused, which would show further signs of use")
             continue
         replicas = info.get("connected_slaves", 0)
         if replicas and not info.get("cluster_enabled"):
-            signs.append(counted(replicas, "replica"))
+            signs.append(f"it has {counted(replicas, 'replica')}")
         if info.get("role") == "slave":
-            signs.append("a primary that it replicates")
+            signs.append("it replicates a primary")
         if info.get("aof_enabled"):
-            signs.append("persistence (an append-only file)")
+            signs.append("it has an append-only file")
         others = info.get("connected_clients", 1) - 1
         if others >= MANY_CLIENTS:
             others = _foreign_clients(node, others)
         if others >= MANY_CLIENTS:
-            signs.append(f"{others} other clients")
+            signs.append(f"it has {others} other clients")
     return list(dict.fromkeys(signs))
 
 

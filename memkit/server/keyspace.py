@@ -2,11 +2,13 @@
 
 import re
 import secrets
-from typing import Self, cast
+from collections.abc import Callable
+from typing import Self, TypeVar
 
 import redis
 import redis.asyncio
 from redis.exceptions import RedisError, ResponseError
+from redis.utils import str_if_bytes
 
 from memkit.connect import (
     NO_DRIVER_INFO,
@@ -36,6 +38,7 @@ from memkit.server.sandbox import (
     url_for_user,
 )
 
+Result = TypeVar("Result")
 # Commands that change more than keys: after one of them, the next test gets a restarted server.
 SERVER_CHANGES = re.compile(
     rb"cmdstat_(acl|client\|pause|config|config\|(set|rewrite|resetstat)|debug|failover|function|function\|(load|delete|restore)"
@@ -82,9 +85,12 @@ class PrivateKeyspace:
     def end(self) -> None:
         """Do nothing: the next test begins with an empty server."""
 
-    def accept_changes(self) -> None:
-        """Count memkit's own changes of the configuration as no reason to restart."""
-        self._changes = self._server_changes()
+    def accept_changes(self, work: Callable[[], Result]) -> Result:
+        """Do work of memkit's own that changes the configuration: only changes of the test are a reason to restart."""
+        unchanged = self._server_changes() == self._changes
+        result = work()
+        self._changes = self._server_changes() if unchanged else self._changes
+        return result
 
     def client(self) -> redis.Redis:
         """Return a plain client."""
@@ -179,18 +185,18 @@ class DedicatedDatabase:
             host, _, port = place(self._admin).rpartition("/")[0].rpartition(":")
             address = f"-h {host} -p {port}" if host else f"-s {port}"
             raise SandboxError(
-                f"the database at {place(self._admin)} has {keys} of others. redis_client, async_redis_client and "
-                "redis_client_url need an empty database, because an application may use any key name. Name another "
-                "one, such as --real-redis=redis://host:port/15, or leave out --real-redis for a private server. If "
-                "the keys are left from a killed run, or from a thread of an earlier test, and can be lost, this "
-                f"empties the database: redis-cli {address} -n {database_of(self._admin)} FLUSHDB"
+                f"the database at {place(self._admin)} is not empty: it has {keys}. redis_client, async_redis_client "
+                "and redis_client_url need an empty database, because an application may use any key name. Name "
+                "another one, such as --real-redis=redis://host:port/15, or leave out --real-redis for a private "
+                "server. If the keys are left from a killed run, or from a thread of an earlier test, and can be lost, "
+                f"this empties the database: redis-cli {address} -n {database_of(self._admin)} FLUSHDB"
             )
 
     def _remove_users_of_killed_runs(self) -> None:
         """Remove users without a connection: a run keeps one open. Refuse the database if another run uses it."""
         for node in all_nodes(self._admin):
             connected = {client["name"]: client["db"] for client in execute_undecoded(node, "CLIENT LIST")}
-            for user in cast("list[str]", node.acl_users()):
+            for user in map(str_if_bytes, node.acl_users()):  # bytes if the URL has protocol=3
                 if not user.startswith(f"{DATABASE_USER}-") or user == self._user:
                     continue
                 if user not in connected:

@@ -37,6 +37,7 @@ READY_WITHIN_S = 60.0
 """A server answers after 6-41 ms (measured); an append-only file or a busy machine takes longer."""
 PROBE_WITHIN_S = 60
 LOG_LINES = 15
+IN_USE = "bind: Address already in use"
 FREE_PORTS = range(10_000, 21_000)
 """Below the ports that outgoing connections are given (from 32,768 on, on Linux), which could take one meanwhile."""
 LONGEST_BASE_BYTES = 70
@@ -173,7 +174,7 @@ def free_port() -> int:
         with socket.socket() as probe_socket, contextlib.suppress(OSError):
             probe_socket.bind(("127.0.0.1", port))
             return port
-    raise ServerError("no free port on 127.0.0.1 (1,000 of 10,000 to 20,999 tried); omit port=0 to use the unix socket")
+    raise ServerError("no free port on 127.0.0.1: 1,000 were tried; without port=0 the server uses a unix socket")
 
 
 def _shim() -> str:
@@ -317,6 +318,9 @@ class RedisServer:
             if self._ended(0.001) or time.monotonic() > deadline:
                 log = self._last_log()
                 self.stop()
+                if IN_USE in log:
+                    message = f"port {self.port} is in use: stop what uses it, or choose another (0: any free one)"
+                    raise ServerError(message)
                 raise ServerError(f"{self._binary.path} {self.version} did not start; expected PONG. Its log:\n{log}")
         self.pid = int((self.directory / "pid").read_text())
         return self
@@ -430,7 +434,6 @@ def _end(write_end: int, shell: subprocess.Popen[bytes], pid: int, directory: st
 
 
 def _words(name: str, value: object) -> list[str]:
-    """Return the words of a directive's line."""
     if not (isinstance(value, str) and SEVERAL_WORDS.fullmatch(name)):
         return [str(value)]
     try:

@@ -298,7 +298,8 @@ class Operations:
                 raise _not_found(key)
             raise Conflict(
                 f"{key!r} is at version {int(reply.split()[1], 16)}, not at the given one: another client has written "
-                "since, or the session expired and was created again; get() it again and decide"
+                "since, or the session expired and was created again; read the session again with get(), and repeat "
+                "the change with its new version"
             )
         words = reply.split(b" ", 2)
         kept = len(words) > 2

@@ -88,7 +88,9 @@ class _ClientChecked:
     _asynchronous: ClassVar[bool]
 
     def __new__(cls, client: object = None, *_: object, **__: object) -> Self:
-        if isinstance(client, type) or not callable(getattr(client, "execute_command", None)):
+        # A pipeline, which has a command_stack, would only collect the store's commands.
+        no_client = isinstance(client, type) or hasattr(client, "command_stack")
+        if no_client or not callable(getattr(client, "execute_command", None)):
             raise TypeError(
                 f"expected a redis-py client; got {type(client).__name__}. memkit.connect(url) makes one from a URL"
             )
@@ -167,8 +169,8 @@ class _Store(_ClientChecked, Generic[C]):
         if isinstance(error, redis.ConnectionError | redis.TimeoutError) and hasattr(pool, "get_connection_count"):
             idle, busy = (count for count, _ in pool.get_connection_count())
             error.add_note(
-                f"memkit, at {key!r}: of at most {pool.max_connections} connections in the client's pool, {busy} in "
-                f"use and {idle} idle; a command is sent again {self.retries} times after a lost connection"
+                f"memkit: while accessing {key!r}. Connections in the client's pool: {busy} in use, {idle} idle, at "
+                f"most {pool.max_connections}. Retries of a command after a lost connection: {self.retries}"
             )
 
     def __repr__(self) -> str:

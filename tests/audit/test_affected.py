@@ -46,12 +46,41 @@ def test_the_file_has_the_names_and_the_line_renews(
         assert client.ttl("chat:0") <= 300  # memkit did not run it
         few = tmp_path / "few"
         few.write_text("chat:0\nchat:a b'$(id)\n")
-        socket = client.connection_pool.connection_kwargs["path"]
-        line = line.replace(line[line.index("-u ") : line.index(" EXPIRE")], f"-s {socket}")
-        subprocess.run(["bash", "-c", line.replace(f"'{path}'", f"'{few}'")], check=True, capture_output=True)
+        subprocess.run(["sh", "-c", line.replace(f"'{path}'", f"'{few}'")], check=True, capture_output=True)
         assert client.ttl("chat:0") > 604_000
         assert client.ttl("chat:a b'$(id)") > 604_000
         assert client.ttl("other:1") <= 60
+
+
+def test_lines_for_two_findings_renew_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prefixes = ("it's.b:", "chat[1]:")
+    expect = [text for one in ("it's.b:*=7d", r"chat\[1\]:*=7d") for text in ("--expect", one)]
+    with RedisServer(persist=True, config={"requirepass": "a:b@c"}) as server, server.client() as client:
+        for prefix, ttl_s in zip(prefixes, (300, 600), strict=True):
+            for number in range(30):
+                client.set(f"{prefix}{number}", "{}", ex=ttl_s)
+        main(["audit", server.url, *expect, "--duty", "1", "--affected", str(tmp_path / "affected")])
+        out = capsys.readouterr().out
+        lines = [line for line in out.splitlines() if line.startswith("while")]
+        assert "a:b@c" not in out
+        assert "REDISCLI_AUTH" in out
+        if not shutil.which("redis-cli"):
+            pytest.skip("no redis-cli to run the lines with")
+        for line in lines:
+            command = ["sh", "-c", line.replace("sleep 0.01", ":")]
+            subprocess.run(command, check=True, env={**os.environ, "REDISCLI_AUTH": "a:b@c"})
+        assert {client.ttl(f"{prefix}{number}") > 604_000 for prefix in prefixes for number in range(30)} == {True}
+
+
+def test_sessions_with_long_ttls_are_not_affected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RedisServer(persist=True) as server, server.client() as client:
+        for number in range(30):
+            client.set(f"chat:{number}", "{}", ex=3_600_000)
+        main(["audit", server.url, "--expect", "chat:*=1h", "--duty", "1", "--affected", str(tmp_path / "affected")])
+    out = capsys.readouterr().out
+    assert "milliseconds taken for seconds" in " ".join(out.split())
+    assert "EXPIRE" not in out
+    assert (tmp_path / "affected").read_text() == ""
 
 
 def test_locks_and_other_expectations_are_left_out(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_full_reads_no_value_if_that_would_touch_it() -> None:
             assert "lrange" not in report.proof.commands
 
 
-def test_what_touched_is_counted(any_server: RedisServer) -> None:
+def test_idle_times_reset_by_touch_are_counted(any_server: RedisServer) -> None:
     with any_server.client() as client:
         for number in range(20):
             client.rpush(f"chat:{number}", '{"type":"human","data":{"content":"x"}}')
@@ -277,11 +277,11 @@ def test_expectations_are_read_as_written() -> None:
 
 
 def test_single_key_or_repeated_expectation_is_refused() -> None:
-    with pytest.raises(PolicyError, match=r"'chat:' names one key; for all that begin so: 'chat:\*=7d'"):
+    with pytest.raises(PolicyError, match=r"'chat:' matches one key only; for the prefix write 'chat:\*=7d'"):
         parse_expectation("chat:=7d,absolute")
     assert parse_expectation("the-only-session=7d").pattern == "the-only-session"
     assert [one.policy for one in expectations({"chat:*": "never"})] == [ExpiryPolicy.never()]
-    with pytest.raises(PolicyError, match=r"'chat:\*' is expected twice"):
+    with pytest.raises(PolicyError, match=r"'chat:\*' is given twice"):
         expectations([parse_expectation("chat:*=7d"), parse_expectation("chat:*=5m")])
 
 

@@ -172,7 +172,7 @@ def test_volatile_policy_spares_persistent_keys(server: RedisServer) -> None:
         ({}, None),
     ],
 )
-def test_files_in_info(info: Mapping[str, str], cause: str | None) -> None:
+def test_failed_save_in_info_is_a_finding(info: Mapping[str, str], cause: str | None) -> None:
     facts = ServerFacts(info, {"save": "3600 1"})
     found = server_findings(facts, context_of(facts), [], after={})
     assert [one.cause for one in found] == ([cause] if cause else [])

@@ -275,11 +275,15 @@ def test_a_risk_of_the_server_hides_no_suspicion(traffic: Traffic) -> None:
         ("short", 7 * 24 * HOUR_MS, 7_990, 86_400),
         ("short", 24 * HOUR_MS, 26_000, None),
         ("long", HOUR_MS, 3_600_000 * 1_000_000, 1_000_000),
+        ("long", HOUR_MS, 3_600_000 * 10_000_000, 10_000_000),
+        ("long", HOUR_MS, 3_600_000 * 1_000_000_000, 1_000_000_000),
         ("short", 2 * HOUR_MS, 5 * MINUTE_MS, None),
         ("short", 7 * 24 * HOUR_MS, 5 * MINUTE_MS, None),
     ],
 )
-def test_unit_factor(kind: Any, expected_ms: int, observed_ms: float, factor: int | None) -> None:
+def test_unit_factor_of_a_ttl_in_a_wrong_unit(
+    kind: Any, expected_ms: int, observed_ms: float, factor: int | None
+) -> None:
     anomaly = TtlAnomaly(kind, observed_ms, 0.0, 50, "proven", None, None, ("",))
     assert anomaly.unit_factor(expected_ms) == factor
 

@@ -81,7 +81,7 @@ def test_contract_class_in_a_users_suite(tmp_path: Path) -> None:
     assert "4 failed, 4 passed, 6 skipped" in text
 
 
-def test_option_adds_the_suite(tmp_path: Path) -> None:
+def test_memkit_store_option_adds_the_cases(tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text("def test_mine(): pass")
     text = run_pytest(tmp_path, "--memkit-store=mutants:TheIncident", "-k", "reopen_shorter or mine or roles")
     assert "PASSED test_mine.py::test_mine" in text

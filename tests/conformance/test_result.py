@@ -55,7 +55,7 @@ def test_json_has_the_documented_form() -> None:
 
 def test_text_begins_with_the_root_cause() -> None:
     lines = FAILED.to_text().splitlines()
-    assert lines[0].startswith("likely root cause: append_renews: an append does not renew")
+    assert lines[0].startswith("likely root cause: an append does not renew")
     assert "may follow from it: reopen_longer" in lines
     for part in ("observed: ", "tested: ", "why it loses memory: ", "usual fix: ", "passed growth: a remark"):
         assert any(line.startswith(part) for line in lines)
@@ -89,7 +89,7 @@ def test_text_of_a_passed_run() -> None:
 def test_html_is_escaped() -> None:
     page = FAILED._repr_html_()
     assert "observed &lt;b&gt;" in page
-    assert "Likely root cause: append_renews" in page
+    assert "Likely root cause: an append" in page
     assert "round_trip" not in page
 
 

@@ -22,6 +22,7 @@ from memkit.conformance.case import Case
 from memkit.conformance.cases.all_cases import CASES
 from memkit.conformance.environment import TestEnvironment
 from memkit.conformance.outcomes import Inconclusive
+from memkit.conformance.processes import Interpreter
 from memkit.conformance.runner import first_contact, run_case, run_cases
 
 NAMES = {case.name: case for case in CASES}
@@ -288,7 +289,7 @@ def test_error_without_a_fault_fails_the_case(env: TestEnvironment) -> None:
         raise KeyError("lost")
 
     result = run_case(a_case("breaks", breaks), env)
-    assert (result.outcome, result.message) == ("failed", "raised without a fault: KeyError: 'lost'")
+    assert (result.outcome, result.message) == ("failed", "raised although no fault was injected: KeyError: 'lost'")
 
 
 def test_inconclusive_case_runs_three_times(env: TestEnvironment) -> None:
@@ -323,6 +324,23 @@ def test_no_server_stays_when_open_ends_the_process(monkeypatch: pytest.MonkeyPa
 
 
 @linux
+def test_interrupted_run_does_not_wait_for_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    stop = Interpreter.stop
+
+    def stopped(self: Interpreter, *, within_s: float = 0.0) -> str:
+        waits.append(within_s)
+        return stop(self)
+
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Interpreter, "stop", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run("right_stores:ListScript", names=["roles", "order"], on_case=interrupt)
+    assert waits == [0.0]
+
+
 def test_no_server_stays_when_the_run_is_killed() -> None:
     script = "from memkit.conformance import run; run('adapters_to_try:HangsInACase', limit_s=600, names=['roles'])"
     with temporary_directory() as temporary:

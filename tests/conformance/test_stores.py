@@ -6,13 +6,36 @@ from functools import cache
 from typing import Any, ClassVar
 
 import pytest
-from mutants import MUTANTS, IsASet, OnceOnly, PythonsHash, ReadErrorIsEmpty, Trims
-from right_stores import RIGHT, Compacts, KeyPerMessage, ListScript, NoTtl, RawList, Right
+from mutants import (
+    MUTANTS,
+    IsASet,
+    MergesNeighbours,
+    OnceOnly,
+    OwnCopy,
+    PythonsHash,
+    ReadErrorIsEmpty,
+    TextsAsBytes,
+    Trims,
+    WritesBehind,
+)
+from right_stores import (
+    RIGHT,
+    Chunks,
+    Compacts,
+    KeyPerMessage,
+    ListScript,
+    NoTtl,
+    OneConnection,
+    RawList,
+    RefusesLongTexts,
+    Right,
+)
 
 from memkit.conformance import CASES, CaseResult, Result
 from memkit.conformance.cases import concurrency
 from memkit.conformance.environment import TestEnvironment
 from memkit.conformance.examples import ListAndScript, ListThenExpire
+from memkit.conformance.outcomes import CaseFailed
 from memkit.conformance.processes import LIMIT_S, Interpreter
 from memkit.conformance.runner import run_case
 
@@ -196,6 +219,31 @@ def test_dropped_messages_are_one_root_cause() -> None:
     assert "declare window = 20" in result.root_causes[0].sentence
 
 
+class KeepsOneMore(LastTwenty):
+    window = 19
+
+
+class Summarises(ListScript):
+    """Shows a summary in place of all but the last ten messages."""
+
+    def read(self) -> list[tuple[str, str]]:
+        read = super().read()
+        return [("system", "what was agreed"), *read[-10:]] if len(read) > 20 else read
+
+
+def test_window_larger_than_declared_is_named() -> None:
+    result = run_named(KeepsOneMore, "order", "long_dialogue", "long_dialogue_expires_as_one")
+    assert causes_of(result) == {"long_dialogue": {"order", "long_dialogue_expires_as_one"}}
+    assert result.root_causes[0].sentence.startswith("20 messages of a session are kept")
+
+
+def test_eight_writers_names_a_text_of_no_writer() -> None:
+    session_texts = ["writer 0 number 0", "what was agreed"]
+    with pytest.raises(CaseFailed, match="1 message read that no writer appended, such as 'what was agreed'"):
+        concurrency._expect_all_once(environment().use(ListScript()), session_texts[:1], [], session_texts, "")
+    assert run_named(Summarises, "eight_writers").cases[0].outcome == "skipped"
+
+
 class KeepsFirst(Trims):
     """Drops the newest messages."""
 
@@ -215,7 +263,7 @@ def test_missing_renewal_is_one_root_cause() -> None:
     result = run_named(OnceOnly, *names)
     assert causes_of(result) == {"append_renews": {*names[1:4]}}
     first = result.to_text().splitlines()[0]
-    assert first.startswith("likely root cause: append_renews: an append does not renew the TTL")
+    assert first.startswith("likely root cause: an append does not renew the TTL")
 
 
 class NoTtlAtAll(RawList):
@@ -232,6 +280,33 @@ def test_hidden_errors_are_one_root_cause() -> None:
     assert causes_of(run_named(ReadErrorIsEmpty, "read_denied", "foreign_key", "restart", "round_trip")) == {
         "read_denied": {"foreign_key", "restart"}
     }
+
+
+@pytest.mark.parametrize(
+    ("store", "others"),
+    [
+        (WritesBehind, ("round_trip", "order", "crash_in_append", "foreign_key")),
+        (OwnCopy, ("open_handle_sees_expiry", "ttl_on_every_key", "append_after_expiry")),
+        (MergesNeighbours, ("roles", "order", "connection_lost", "read_denied")),
+        (OnceOnly, ("expire_denied",)),
+        (TextsAsBytes, ("identical_messages", "roles", "stored_when_acknowledged")),
+    ],
+)
+def test_first_root_cause_is_the_right_one(store: type[Any], others: tuple[str, ...]) -> None:
+    result = run_named(store, *others, store.found_by)
+    assert [cause.case for cause in result.root_causes] == [store.found_by]
+
+
+@pytest.mark.parametrize(
+    ("store", "names"),
+    [
+        (RefusesLongTexts, ("long_text", "ttl_on_every_key", "append_renews", "none_means_no_deadline")),
+        (OneConnection, ("database_of_the_url", "connection_lost")),
+        (Chunks, ("write_denied",)),
+    ],
+)
+def test_right_store_passes_the_case(store: type[Any], names: tuple[str, ...]) -> None:
+    assert failures(run_named(store, *names)) == {}
 
 
 class TwoMistakes(OnceOnly):

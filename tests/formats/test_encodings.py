@@ -27,6 +27,10 @@ FIELDS = b"\x0a\x05hello\x10\x96\x01"
         # Begins like gzip or zlib, and is neither.
         (b"\x1f\x8b\xff\xff\xff\xff", "binary"),
         (b"xylophone", "text"),
+        (b"HumanMessage(content='hi', additional_kwargs={})", "python repr"),
+        (b"[HumanMessage(content='hi'), AIMessage(content='yes')]", "python repr"),
+        (b"Message(content='hi') is how to call it", "text"),
+        (b"Search(query='weather')", "text"),
         (base64.b64encode(b'{"role": "user", "content": "hi"}'), "base64 > json"),
         (base64.urlsafe_b64encode(gzip.compress(b'{"a": "??>>"}', mtime=0)).rstrip(b"="), "base64 > gzip > json"),
         # A digest in hex is base64 by its letters; five letters too many are not base64 by their number.

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from stress.fuzz_formats import Fuzzer, value_of
 
 from memkit import formats, render
-from memkit.formats import agent_framework_redis, capture, layouts, unknown
+from memkit.formats import agent_framework_redis, capture, store_layouts, unknown
 from memkit.formats.model import (
     ConfiguredTtl,
     Item,
@@ -166,7 +166,7 @@ def test_the_result_of_a_tool_is_linked_to_its_call(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "session"), [(name, IDS[at % len(IDS)]) for at, name in enumerate(CAPTURES * 6)])
-def test_ids_are_opaque(name: str, session: str) -> None:
+def test_id_with_any_characters_is_recognised(name: str, session: str) -> None:
     stored = known_of(raws_of(name, session), session)
     assert stored.owner.session == session
     items = list(formats.decode(stored))
@@ -353,7 +353,7 @@ def test_one_foreign_element_in_a_list(name: str, other: str, at: int) -> None:
         assert stored.owner.store == name
         items = list(formats.decode(stored))
         (problem,) = [problem for problem in problems(items) if problem.cause == "corrupt"]
-        assert f"element {at} of 4 (counted from the head) is no message of {name}: it has no " in problem.message
+        assert f"element {at} of 4 (counted from the head) is not a message of {name}: it has no " in problem.message
         hint = "" if other == "openai-agents" else f"; it looks like one of {other}"  # anybody writes role and content
         assert f"{hint} (3 of 4 elements are readable)" in problem.message
         assert plainly(turns(items)) == expected_of(name)
@@ -472,13 +472,13 @@ def test_a_document_of_the_wrong_shape_is_corrupt(name: str, key: str, data: byt
         ("google-adk-redis", PARTS[0][1], '"author"', ""),
         ("agno", PARTS[1][1], '"session_id"', "it has no session_id"),
         ("agno", PARTS[2][1], '"run_data"', "it has no run_data"),
-        ("agno", PARTS[2][1], '"role"', "message 0 of 1 (from 0) is none: it has no role"),
+        ("agno", PARTS[2][1], '"role"', "entry 0 of 1 (counted from 0) is not a valid message: it has no role"),
         ("langchain-redis", PARTS[3][1], '"type"', "it has no type"),
         ("langchain-redis", PARTS[3][1], '"data"', "it has no data"),
         ("langchain-redis", PARTS[3][1], '"content"', "it has no content"),
         ("langchain-redis", PARTS[3][1], '"session_id"', "it has no session_id"),
         ("langgraph-redis-shallow", PARTS[4][1], '"checkpoint"', "it has no checkpoint"),
-        ("langgraph-redis-shallow", PARTS[4][1], '"content"', "message 0 of 3 (from 0) is none: it has no content"),
+        ("langgraph-redis-shallow", PARTS[4][1], '"content"', "is not a valid message: it has no content"),
         ("langgraph-redis", PARTS[5][1], '"checkpoint"', "it has no checkpoint"),
         ("langgraph-redis", PARTS[6][1], '"channel"', "it has no channel"),
         ("langgraph-plainredis", PARTS[7][1], '"d"', "it has no d"),
@@ -505,7 +505,7 @@ def test_an_event_of_the_wrong_shape_is_corrupt(event: Any) -> None:
     document["events"][1] = event
     items = decoded([raw._replace(data=json.dumps(document).encode())])
     (problem,) = [problem for problem in problems(items) if problem.cause == "corrupt"]
-    assert "event 1 of 3 (from 0) is none: " in problem.message
+    assert "entry 1 of 3 (counted from 0) is not a valid event: " in problem.message
     assert len(turns(items)) == 2
 
 
@@ -632,7 +632,7 @@ def test_a_hash_without_a_field_is_corrupt(field: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [("content", b"a\xff\xfe", "content of this message is not valid UTF-8 at byte 1 of 3"), ("role", b"\xff", "UTF-8"),
-     ("role", b"", "the role of this message is empty"), ("timestamp", b"x", "no number")],
+     ("role", b"", "the role of this message is empty"), ("timestamp", b"x", "not a number")],
 )  # fmt: skip
 def test_a_hash_with_a_damaged_field_is_corrupt(field: str, value: bytes, message: str) -> None:
     raws = raws_of("redisvl")[:1]
@@ -1356,8 +1356,10 @@ def test_keys_that_a_library_deletes_are_housekeeping() -> None:
 
 def test_a_layout_is_an_entry_of_at_most_15_lines() -> None:
     calls = [
-        node for node in ast.walk(ast.parse(Path(layouts.__file__).read_text("utf-8"))) if isinstance(node, ast.Call)
+        node
+        for node in ast.walk(ast.parse(Path(store_layouts.__file__).read_text("utf-8")))
+        if isinstance(node, ast.Call)
     ]
     entries = [node for node in calls if isinstance(node.func, ast.Name) and node.func.id == "Layout"]
-    assert len(entries) == len(layouts.LAYOUTS)
+    assert len(entries) == len(store_layouts.LAYOUTS)
     assert max((node.end_lineno or 0) - node.lineno + 1 for node in entries) <= 15

@@ -247,19 +247,19 @@ NUMBERED = [
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_any_name_of_a_role(role: str) -> None:
+def test_role_field_of_any_name_is_read(role: str) -> None:
     name, _, (user, _, assistant) = (*role.partition("=")[:2], role.partition("=")[2].partition("/"))
     assert turns(decoded(elements({name: user, "content": "hi"}, {name: assistant, "content": "ho"}))) == BOTH
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_any_name_of_a_text(text: str) -> None:
+def test_text_field_of_any_name_is_read(text: str) -> None:
     assert turns(decoded(elements({"role": "user", text: "hi"}, {"role": "bot", text: "ho"}))) == BOTH
 
 
 @pytest.mark.parametrize("more", [{}, {"timestamp": 1795884000, "model": "gpt-4o", "user_id": "u1"}], ids=["", "more"])
 @pytest.mark.parametrize("pair", PAIRS)
-def test_any_name_of_a_pair(pair: str, more: dict[str, Any]) -> None:
+def test_question_and_answer_of_any_names_are_read(pair: str, more: dict[str, Any]) -> None:
     asked, _, answered = pair.partition("/")
     assert turns(decoded(string([{asked: "hi", answered: "ho"} | more]))) == BOTH
 

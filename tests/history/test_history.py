@@ -306,7 +306,7 @@ def test_databases_of_one_log_are_told_apart(server: RedisServer, client: redis.
     fate = history_of(server, "user-42").fate
     assert fate is not None
     assert fate.cause == "renamed"
-    assert fate.sentence.endswith("of its other keys: 1 exists")
+    assert fate.sentence.endswith("the session's other keys: 1 exists")
 
 
 @pytest.mark.parametrize("sources", [[], ["nothing.rdb"], ["redis://127.0.0.1:1/0"]])

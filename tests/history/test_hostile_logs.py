@@ -51,7 +51,7 @@ def test_deadline_in_another_millennium_is_shown(tmp_path: Path) -> None:
     path.write_bytes(packed(b"SET", b"chat:1", CANARY, b"PXAT", b"1732500000000000000"))
     found = history(path, session="1")
     assert found.fate is not None
-    assert "until 9999-12-31" in found.fate.sentence
+    assert "its deadline is 9999-12-31" in found.fate.sentence
 
 
 def test_other_keys_of_the_session_are_counted(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_other_keys_of_the_session_are_counted(tmp_path: Path) -> None:
     found = history(path, session="1")
     assert found.fate is not None
     assert found.fate.cause == "renamed"
-    assert found.fate.sentence.endswith("; of its other keys: 1 exists")
+    assert found.fate.sentence.endswith("; the session's other keys: 1 exists")
 
 
 def test_since_leaves_out_earlier_ends(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_every_encoding_is_read(any_server: RedisServer) -> None:
         assert keys[3, b"in another database"].deadline_ms == 4_000_000_000_000
 
 
-def test_header(any_server: RedisServer) -> None:
+def test_rdb_header_states_version_and_time(any_server: RedisServer) -> None:
     with any_server.client() as client:
         path = saved(any_server, client)
     with RdbReader(path) as reader:

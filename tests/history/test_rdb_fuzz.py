@@ -17,7 +17,7 @@ def files() -> list[bytes]:
     return corpus()
 
 
-def test_corpus_is_readable(files: list[bytes], tmp_path: Path) -> None:
+def test_unchanged_rdb_files_are_readable(files: list[bytes], tmp_path: Path) -> None:
     for data in files:
         path = tmp_path / "dump.rdb"
         path.write_bytes(with_checksum(data))

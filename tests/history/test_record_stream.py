@@ -16,8 +16,8 @@ from waiting import wait_for
 
 from memkit.cli import main
 from memkit.errors import ServerError
-from memkit.history.ledger import Ledger
 from memkit.history.record import Replication, record
+from memkit.history.recording import Recording
 from memkit.history.run import history
 from memkit.server import RedisServer
 
@@ -119,7 +119,7 @@ def test_what_commands_do_not_show_is_looked_at(tmp_path: Path) -> None:
     for session in ("renamed", "moved"):
         fate = history(path, session=session).fate
         assert fate is not None
-        assert "until" in fate.sentence
+        assert "its deadline is" in fate.sentence
     causes = [cause(path, session) for session in ("popped", "stored", "replaced")]
     assert causes == ["exists", "deleted", "overwritten"]
 
@@ -135,7 +135,7 @@ def test_cut_connection_is_a_gap(tmp_path: Path) -> None:
             recorded(path, has(b"chat:1", "deleted"))
             client.set("chat:2", CANARY)
             recorded(path, has(b"chat:2", "written"))
-    with Ledger(path, reading=True) as ledger:
+    with Recording(path, reading=True) as ledger:
         assert len(ledger.gaps()) == 1
     assert cause(path, "1") == "unknown"
     assert cause(path, "2") == "exists"

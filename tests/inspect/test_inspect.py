@@ -113,7 +113,9 @@ def test_a_capture_is_found_by_any_of_its_keys(client: redis.Redis, name: str) -
 @pytest.mark.parametrize(
     "options", [{"decode_responses": True}, {"protocol": 3}, {"protocol": 2, "encoding": "latin-1"}]
 )
-def test_any_client_will_do(client: redis.Redis, server: RedisServer, options: dict[str, Any]) -> None:
+def test_inspect_works_with_any_client_options(
+    client: redis.Redis, server: RedisServer, options: dict[str, Any]
+) -> None:
     load(client, "openai-agents")
     with server.client(**options) as mine:
         report = inspect_session(mine, b"sess-A", reveal=True)
@@ -122,7 +124,7 @@ def test_any_client_will_do(client: redis.Redis, server: RedisServer, options: d
 
 
 @pytest.mark.parametrize("name", ["langchain-community", "agno", "langgraph-plainredis"])
-def test_on_every_server(any_server: RedisServer, name: str) -> None:
+def test_capture_is_decoded_on_every_server(any_server: RedisServer, name: str) -> None:
     with any_server.client() as client:
         report = inspect_session(client, load(client, name), reveal=True)
     assert plainly(report) == expected_of(name)
@@ -233,7 +235,7 @@ def test_a_key_always_wins_over_an_id(client: redis.Redis) -> None:
     load(client, "langchain-community")
     report = inspect_session(client, "sess-A")
     assert report.store == "llama-index"
-    assert "this is a key; as an id it also fits sessions of langchain-community" in report.notes
+    assert "this is a key name, and also the id of a session of langchain-community" in report.notes
     assert inspect_session(client, "message_store:sess-A").store == "langchain-community"
 
 
@@ -268,7 +270,7 @@ def test_two_prefixes_of_one_store_are_ambiguous(client: redis.Redis) -> None:
 @pytest.mark.parametrize(
     "session", ["a:b", "a/b", "{a}", "🧠", "a*b?[c]\\^", "new\nline", "with space", "x|y", "*", "..", "a" * 3000]
 )
-def test_ids_are_opaque(client: redis.Redis, session: str) -> None:
+def test_id_with_any_characters_is_found(client: redis.Redis, session: str) -> None:
     MemoryStore(client, prefix="chat:", ttl="1h").save(session, [{"role": "user", "content": "mine"}])
     MemoryStore(client, prefix="chat:", ttl="1h").save("other", [{"role": "user", "content": "not mine"}])
     (entry,) = capture.capture("ag2")["keys"]
@@ -289,7 +291,7 @@ def test_a_part_of_an_id_finds_nothing(client: redis.Redis) -> None:
 
 def test_what_is_not_there_is_not_found(client: redis.Redis) -> None:
     client.set("something", "else")
-    with pytest.raises(SessionNotFound, match="none of 1 key has it in its name"):
+    with pytest.raises(SessionNotFound, match="none of 1 key name contains this id"):
         inspect_session(client, "sess-A")
 
 
@@ -532,7 +534,7 @@ def test_a_refused_scan_does_not_deny_the_session(client: redis.Redis, server: R
     client.acl_setuser("poor", enabled=True, nopass=True, keys=["*"], commands=["+@read", "-scan"])
     with (
         redis.Redis(unix_socket_path=server.socket_path, username="poor", password="x") as mine,
-        pytest.raises(SessionNotFound, match=r"the server refused SCAN \(.+\)\. Give a full key"),
+        pytest.raises(SessionNotFound, match=r"SCAN, which the server refused \(.+\)\. Give the full key"),
     ):
         inspect_session(mine, "sess-A")
     client.acl_deluser("poor")
@@ -620,12 +622,12 @@ def test_json_is_as_promised(client: redis.Redis) -> None:
     assert [(message["text"], message["chars"]) for message in hidden] == [(None, 40), ("", 0), (None, 23)]
 
 
-def test_times_are_utc(client: redis.Redis) -> None:
+def test_times_of_messages_are_in_utc(client: redis.Redis) -> None:
     load(client, "ag2")
     assert inspect_session(client, "sess-A").to_dict()["messages"][0]["at"] == "2026-11-22T21:07:56.699844Z"
 
 
-def test_tables_are_frames_for_those_who_want_them(client: redis.Redis) -> None:
+def test_tables_are_data_frames_if_pandas_is_there(client: redis.Redis) -> None:
     pytest.importorskip("pandas")
     load(client, "langgraph-plainredis")
     report = inspect_session(client, "sess-A")

@@ -29,7 +29,7 @@ VERSION = re.compile(rb"blob:.*:(\d+)$")
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RedisServer]:
-    """A server with CLIENT NO-TOUCH: reading leaves the idle clocks as they are."""
+    """A server with CLIENT NO-TOUCH: reading leaves the idle times as they are."""
     with start("redis-8.2") as running:
         yield running
 
@@ -82,7 +82,7 @@ def test_durations_are_written_for_people(client: redis.Redis) -> None:
     write(client, 6.55 * DAY_S, written_s=60)
     ((_, message),) = found(client, {"chat:*": "30d"})
     assert message.startswith("has 6d 13h left, and its newest message was written ")
-    assert message.endswith(" ago: its TTL was at most 6d 13h, less than the expected TTL, 30d")
+    assert message.endswith(" ago: its TTL was at most 6d 13h, less than the expected TTL of 30d")
     report = inspect_session(client, "chat:1")
     assert "6d 13h" in report.to_text()
     assert "6d 13h" in report._repr_html_()
@@ -99,7 +99,7 @@ def test_durations_are_written_for_people(client: redis.Redis) -> None:
         ("chat:*=5m,jitter=0%", []),
     ],
 )
-def test_which_expectation_counts(client: redis.Redis, expect: Any, causes: list[str]) -> None:
+def test_most_specific_expectation_is_applied(client: redis.Redis, expect: Any, causes: list[str]) -> None:
     write(client, 300)
     report = inspect_session(client, "chat:1", expect=expect)
     assert [one.cause for one in report.problems] == causes
@@ -136,7 +136,7 @@ def test_counter_beside_a_session_is_not_compared(client: redis.Redis, beside: s
     client.set("chat:1:count", beside, ex=7 * DAY_S)
     report = inspect_session(client, "chat:1", expect=WEEK)
     assert [one.cause for one in report.problems] == ([cause] if cause else [])
-    assert any("1 counter beside the session" in note for note in report.notes) == (cause is None)
+    assert any("with those of 1 counter: " in note for note in report.notes) == (cause is None)
 
 
 @pytest.mark.parametrize(("marker", "cause"), [("expires:1", None), ("other:1", "ttl_too_long")])

@@ -31,7 +31,7 @@ from test_lab import Lab
 from test_notebooks import NOTEBOOKS
 
 from memkit.notebook.demo import QUESTIONS
-from memkit.notebook.triage import triage
+from memkit.notebook.html_report import write_html_report
 from memkit.server import RedisServer
 
 pytestmark = linux
@@ -261,7 +261,7 @@ def test_the_triage_page_fits_a_phone_and_one_screen(scheme: str, visitor: Visit
     with RedisServer(persist=True, config=NO_FSYNC) as server, server.client() as client:
         for number in range(60):
             client.set(f"chat:{number}", "{}", ex=300 if number % 2 else 604_800)
-        triage(server.url, expect=["chat:*=7d"], output=tmp_path / "report.html")
+        write_html_report(server.url, expect=["chat:*=7d"], output=tmp_path / "report.html")
     context = visitor.page.context.browser.new_context(color_scheme=scheme)
     page = context.new_page()
     page.goto(f"file://{tmp_path / 'report.html'}")

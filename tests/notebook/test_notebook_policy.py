@@ -46,7 +46,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def test_a_good_one_is_left_alone(write: Callable[..., Path]) -> None:
+def test_notebook_within_the_policy_is_not_changed(write: Callable[..., Path]) -> None:
     path = write()
     assert complaints(path) == []
     before = path.read_bytes()

@@ -15,7 +15,7 @@ NEED_THE_PRELOAD = {"01_redis_ttl_semantics", "03_expiry_vs_policy"}
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs_as_stored(notebook: Path, executed: Callable[[Path], Executed]) -> None:
+def test_notebook_runs_twice_as_stored(notebook: Path, executed: Callable[[Path], Executed]) -> None:
     if notebook.stem in NEED_THE_PRELOAD and not memkit.server.launcher._shim():
         pytest.skip("it needs a server whose own clock moves (Linux, a C compiler when memkit is installed)")
     returncode, log, _ = executed(notebook)

@@ -20,6 +20,7 @@ from memkit.server import RedisServer
 
 plot = pytest.importorskip("memkit.plot")
 triage = pytest.importorskip("memkit.notebook.triage")
+html_report = pytest.importorskip("memkit.notebook.html_report")
 SECRET, NAME, TEXT = "hunter2-secret", "somebodys-name", "a private message"
 
 
@@ -37,7 +38,10 @@ def incident() -> Iterator[tuple[Incident, AuditReport]]:
         yield drawn, audit(server.url, expect=drawn.expect, duty=1)
 
 
-@pytest.mark.parametrize("name", ["plot_ttl_now", "plot_deadlines", "plot_future", "plot_ends"])
+DRAWN_KEYS = "plot_remaining_ttls", "plot_deadlines", "plot_keys_without_writes"
+
+
+@pytest.mark.parametrize("name", [*DRAWN_KEYS, "plot_expired_and_evicted"])
 def test_a_figure_has_alt_text_and_no_key_name(name: str, incident: tuple[Incident, AuditReport]) -> None:
     ax = getattr(plot, name)(incident[1])
     shown = plot.show(ax)
@@ -47,15 +51,15 @@ def test_a_figure_has_alt_text_and_no_key_name(name: str, incident: tuple[Incide
     assert shown.svg.startswith(b"<?xml")
 
 
-@pytest.mark.parametrize("name", ["plot_ttl_now", "plot_deadlines", "plot_ends"])
+@pytest.mark.parametrize("name", ["plot_remaining_ttls", "plot_deadlines", "plot_expired_and_evicted"])
 def test_axes_of_counts_have_whole_ticks(name: str, incident: tuple[Incident, AuditReport]) -> None:
     ax = getattr(plot, name)(incident[1])
-    axis = ax.xaxis if name == "plot_ends" else ax.yaxis
+    axis = ax.xaxis if name == "plot_expired_and_evicted" else ax.yaxis
     assert all(tick == int(tick) for tick in axis.get_ticklocs())
     plot.show(ax)
 
 
-@pytest.mark.parametrize("name", ["plot_ttl_now", "plot_deadlines"])
+@pytest.mark.parametrize("name", ["plot_remaining_ttls", "plot_deadlines"])
 def test_labels_stand_above_the_bars(name: str, incident: tuple[Incident, AuditReport]) -> None:
     ax = getattr(plot, name)(incident[1])
     ax.figure.canvas.draw()
@@ -73,8 +77,8 @@ def test_a_figure_names_the_pattern_of_its_keys(memkit_server: RedisServer) -> N
         client.set("b:1", "x", ex=86_400)
         report = audit(memkit_server.url, expect={"a:*": "7d", "b:*": "30d"}, duty=1)
         client.delete("a:1", "b:1")
-    ax = plot.plot_ttl_now(report)
-    assert plot.show(ax).alt.startswith("Number of keys by remaining TTL. 1 key b:* with a TTL")
+    ax = plot.plot_remaining_ttls(report)
+    assert plot.show(ax).alt.startswith("Number of keys by remaining TTL. 0% of 1 key matching b:*")
     assert "expected 30d" in [text.get_text() for text in ax.texts]
 
 
@@ -88,11 +92,11 @@ def test_figures_claim_no_more_than_the_report(memkit_server: RedisServer) -> No
     possible = replace(found, expected_ttl_s=2_592_000, observed_ttl_s=432_000, since=report.at, since_is="until")
     for findings in ((), (possible,)):
         seen = replace(report, findings=findings, counters={})
-        texts = [plot.show(draw(seen)).alt for draw in (plot.plot_ttl_now, plot.plot_deadlines, plot.plot_future)]
+        texts = [plot.show(getattr(plot, name)(seen)).alt for name in DRAWN_KEYS]
         assert not [text for text in texts if "instead of" in text or "reach" in text or "written now" in text]
-        assert "the source does not report" in plot.show(plot.plot_ends(seen)).alt
+        assert "the source does not report" in plot.show(plot.plot_expired_and_evicted(seen)).alt
     likely = replace(report, findings=(replace(possible, confidence="likely"),))
-    assert "have a TTL of 5d instead of 30d" in plot.show(plot.plot_ttl_now(likely)).alt
+    assert "have a TTL of 5d instead of 30d" in plot.show(plot.plot_remaining_ttls(likely)).alt
     assert "writes have set another TTL" not in plot.show(plot.plot_deadlines(likely)).alt
 
 
@@ -105,7 +109,7 @@ def test_the_page_of_a_live_server_is_safe_to_pass_on(tmp_path: Path) -> None:
             before = client.dbsize()
             client.config_set("requirepass", SECRET)
         url = f"redis://:{SECRET}@127.0.0.1:{server.port}/0"
-        report = triage.triage(url, expect=["chat:*=7d"], output=tmp_path / "report.html")
+        report = html_report.write_html_report(url, expect=["chat:*=7d"], output=tmp_path / "report.html")
         with redis.Redis.from_url(url) as client:
             assert client.dbsize() == before
             assert client.info("commandstats").get("cmdstat_flushall") is None
@@ -114,12 +118,12 @@ def test_the_page_of_a_live_server_is_safe_to_pass_on(tmp_path: Path) -> None:
     assert page.count('<svg role="img" aria-label=') == 4
     for unwanted in (SECRET, NAME, TEXT, "<script", 'src="', 'href="http', ".ipynb", "demo"):
         assert unwanted not in page
-    assert "20 of 40 keys chat:* have a TTL of 5m instead of 7d" in page
+    assert "20 of 40 keys matching chat:* have a TTL of 5m instead of 7d" in page
 
 
 def test_the_page_has_the_parts_of_a_ticket_in_order(incident: tuple[Incident, AuditReport]) -> None:
     report = incident[1]
-    page = triage.page(report)
+    page = html_report.page(report)
     parts = [
         f'class="status {report.findings[0].severity}"',
         'class="numbers"',
@@ -140,18 +144,18 @@ def test_one_triage_is_one_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         calls.append(url)
         return audit(url, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(triage, "audit", counting)
-    triage.triage(server.url, expect=["chat:*=7d"], output=tmp_path / "report.html")
+    monkeypatch.setattr(html_report, "audit", counting)
+    html_report.write_html_report(server.url, expect=["chat:*=7d"], output=tmp_path / "report.html")
     assert calls == [server.url]
 
 
 def test_invalid_arguments_write_no_page(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match="expected PATTERN=TTL"):
-        triage.triage(None, expect=["chat"], output=tmp_path / "report.html")
+        html_report.write_html_report(None, expect=["chat"], output=tmp_path / "report.html")
     with pytest.raises(redis.ConnectionError):
-        triage.triage("redis://127.0.0.1:1/0", output=tmp_path / "report.html")
+        html_report.write_html_report("redis://127.0.0.1:1/0", output=tmp_path / "report.html")
     with pytest.raises(MemkitError, match="is a folder; give -o the name of a file"):
-        triage.triage(None, output=tmp_path)
+        html_report.write_html_report(None, output=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -188,7 +192,9 @@ def test_locks_are_no_affected_sessions() -> None:
         report = audit(server.url, expect=world.expect, duty=1)
     assert report.ignored
     assert [row[0] for row in triage.affected(report, reveal=True).rows if row[0].endswith(":lock")] == []
-    assert "0% have less than 10m left" in plot.show(plot.plot_ttl_now(report)).alt
+    alt = plot.show(plot.plot_remaining_ttls(report)).alt
+    assert "0% of " in alt
+    assert "have less than 10m left" in alt
 
 
 def test_timeline_of_a_session_from_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

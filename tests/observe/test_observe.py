@@ -24,7 +24,7 @@ from waiting import wait_for
 import memkit.observe.observe
 from memkit.errors import PolicyError, ProductionGuardError
 from memkit.observe import Watch, observe_expiry
-from memkit.observe.log import ExpiryLog, Sweep
+from memkit.observe.log import ActiveExpiry, ExpiryLog
 from memkit.server import RedisServer, Sandbox, ServerClock
 
 SLOW_S = 60
@@ -202,7 +202,8 @@ def test_a_deadline_shortened_between_checks_is_listed(
     assert log.counts() == {"expired": 2}
     (change,) = log.changes
     assert (change.key, change.kind, change.current_ttl_ms) == ("shortened", "shortened", 0)
-    assert re.match(r"shortened: shortened, from (59m \d+s|1h|\d+m( \d+s)?) left to 0ms left, by 20", str(change))
+    expected = r"shortened: shortened, from (59m \d+s|1h|\d+m( \d+s)?) left to 0ms left, noticed at 20"
+    assert re.match(expected, str(change))
     assert log[0].deadline_at is None
     late_s = log.to_frame()["event_late_max_s"].tolist()
     assert math.isnan(late_s[0])
@@ -298,7 +299,7 @@ def test_names_that_are_not_utf_8_are_escaped(server: RedisServer, client: redis
     assert log.keys == looker.keys == ["\\xff", "ä", "*[\\"]
     assert log.verdict == "As configured: 3 keys expired after their TTL of 5m."
     assert log.events_text == "3 of 3 events received"
-    assert str(looker.look()[0]).startswith("\\xff: expired, by ")
+    assert str(looker.look()[0]).startswith("\\xff: expired, noticed at ")
 
 
 def test_a_ttl_of_none_means_never(server: RedisServer, client: redis.Redis) -> None:
@@ -331,7 +332,7 @@ def test_a_clock_of_other_keys_ends_the_observation(server: RedisServer, client:
     assert log.counts() == {"not expired": 1}
 
 
-def test_in_a_sandbox(server: RedisServer) -> None:
+def test_observation_in_a_sandbox_keeps_to_its_prefix(server: RedisServer) -> None:
     with Sandbox(server) as sandbox:
         client: Any = sandbox.client()
         log = observe_expiry(client, ttls=["7d"], clock=sandbox.clock)
@@ -339,47 +340,47 @@ def test_in_a_sandbox(server: RedisServer) -> None:
         assert log.verdict == "As configured: 1 key expired after its TTL of 7d."
 
 
-def test_the_sweeps_delay_is_measured(server: RedisServer, client: redis.Redis) -> None:
+def test_delay_of_active_expiry_is_measured(server: RedisServer, client: redis.Redis) -> None:
     client.config_set("hz", 100)
     with client.pipeline(transaction=False) as pipe:
         for n in range(2_000):
             pipe.set(f"live:{n}", "x", ex=10**6)
         pipe.execute()
-    log = observe_expiry(client, ttls=["1h"], keys_per_ttl=10, clock=server.clock, leave_to_sweep=True)
-    assert log.sweep == Sweep(10, 2_000, 100, 1)
-    assert log.sweep.predicted_s == pytest.approx(1.0105)
+    log = observe_expiry(client, ttls=["1h"], keys_per_ttl=10, clock=server.clock, wait_for_events=True)
+    assert log.active_expiry == ActiveExpiry(10, 2_000, 100, 1)
+    assert log.active_expiry.predicted_s == pytest.approx(1.0105)
     late_s = [(event - deadline) / 1e6 for event, deadline in zip(log.event_us, log.deadline_us, strict=True)]
     assert log.counts() == {"expired": 10}
     assert min(late_s) > 0
-    assert max(late_s) < SLOW_S  # the sweep finds them all; a machine that is busy takes longer than predicted
-    assert max(late_s) > 0.1 * log.sweep.predicted_s  # and no look of ours made them expire
+    assert max(late_s) < SLOW_S  # it finds them all; a machine that is busy takes longer than predicted
+    assert max(late_s) > 0.1 * log.active_expiry.predicted_s  # and no check made them expire
 
 
-def test_the_sweep_needs_events(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_events_needs_events(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memkit.observe.observe, "started_by_memkit", lambda _: False)
-    with pytest.raises(PolicyError, match="the server sends none; set notify-keyspace-events to Kgxe"):
-        observe_expiry(client, ttls=["10ms"], leave_to_sweep=True)
+    with pytest.raises(PolicyError, match="the server sends none. Set notify-keyspace-events to Kgxe"):
+        observe_expiry(client, ttls=["10ms"], wait_for_events=True)
     assert client.dbsize() == 0
 
 
-def test_the_sweep_is_refused_at_once_in_a_sandbox(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memkit.observe.observe, "SWEEP_LIMIT_S", 10 * SLOW_S)
+def test_sandbox_without_events_is_refused_at_once(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memkit.observe.observe, "EVENTS_LIMIT_S", 10 * SLOW_S)
     begun = time.monotonic()
     with Sandbox(server) as sandbox:
         client: Any = sandbox.client()
-        with pytest.raises(PolicyError, match="leave_to_sweep needs keyspace events, but the server sends none"):
-            observe_expiry(client, ttls=["1s"], leave_to_sweep=True)
+        with pytest.raises(PolicyError, match="wait_for_events needs keyspace events, but the server sends none"):
+            observe_expiry(client, ttls=["1s"], wait_for_events=True)
         client.set(f"{sandbox.prefix}a", "x", ex=1)
         with pytest.raises(PolicyError, match="it is not known whether the server sends any"):
-            observe_expiry(client, keys=[f"{sandbox.prefix}a"], leave_to_sweep=True)
+            observe_expiry(client, keys=[f"{sandbox.prefix}a"], wait_for_events=True)
     assert time.monotonic() - begun < 5 * SLOW_S
 
 
-def test_the_sweep_in_a_sandbox_with_events(server: RedisServer, client: redis.Redis) -> None:
+def test_events_in_a_sandbox_end_the_observation(server: RedisServer, client: redis.Redis) -> None:
     client.config_set("notify-keyspace-events", "KA")
     with Sandbox(server) as sandbox:
         sandboxed: Any = sandbox.client()
-        log = observe_expiry(sandboxed, ttls=["1s"], keys_per_ttl=3, leave_to_sweep=True, clock=sandbox.clock)
+        log = observe_expiry(sandboxed, ttls=["1s"], keys_per_ttl=3, wait_for_events=True, clock=sandbox.clock)
         assert log.events_text == "3 of 3 events received"
         assert log.verdict == "As configured: 3 keys expired after their TTL of 1s."
 
@@ -391,7 +392,7 @@ def test_a_user_without_channels_gets_no_events(server: RedisServer, client: red
         assert log.verdict == "As configured: 1 key expired after its TTL of 1h."
         assert log.events_text == "no events received: the subscription was refused"
         with pytest.raises(PolicyError, match="the subscription was refused"):
-            observe_expiry(deaf, ttls=["1h"], clock=server.clock, leave_to_sweep=True)
+            observe_expiry(deaf, ttls=["1h"], clock=server.clock, wait_for_events=True)
 
 
 def test_events_are_read_while_keys_are_checked(server: RedisServer, client: redis.Redis) -> None:
@@ -414,10 +415,10 @@ def test_a_lost_subscription_is_reported(server: RedisServer, client: redis.Redi
 
 
 def test_a_lost_subscription_is_not_waited_for(server: RedisServer, client: redis.Redis, monkeypatch: Any) -> None:
-    monkeypatch.setattr(memkit.observe.observe, "SWEEP_LIMIT_S", 10 * SLOW_S)
+    monkeypatch.setattr(memkit.observe.observe, "EVENTS_LIMIT_S", 10 * SLOW_S)
     clock = at_first_shift(monkeypatch, server.clock, lambda: client.client_kill_filter(_type="pubsub"))
     begun = time.monotonic()
-    log = observe_expiry(client, ttls=["1h"], clock=clock, leave_to_sweep=True)
+    log = observe_expiry(client, ttls=["1h"], clock=clock, wait_for_events=True)
     assert log.events == "lost"
     assert time.monotonic() - begun < 5 * SLOW_S
 
@@ -470,7 +471,7 @@ def test_watch_returns_previous_and_current_ttls(server: RedisServer, client: re
     assert [(change.key, change.kind) for change in changes] == [
         (kind, kind) for kind in ("renewed", "shortened", "TTL removed", "ended", "TTL set", "created")
     ]
-    assert re.match(r"shortened: shortened, from (6d|5d 23h) left to 5m left, by 20\d\d-", str(changes[1]))
+    assert re.match(r"shortened: shortened, from (6d|5d 23h) left to 5m left, noticed at 20\d\d-", str(changes[1]))
     assert changes[2].current_ttl_ms is changes[3].current_ttl_ms is changes[4].previous_ttl_ms is None
     assert changes[0].after < changes[0].before
     assert looker.look() == []

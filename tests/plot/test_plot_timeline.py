@@ -40,14 +40,14 @@ def a_history(found: list[KeyEvent]) -> History:
 def test_ttls_the_end_and_the_prefix_are_drawn() -> None:
     ax = plot_timeline(a_history(events()))
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert labels == ["TTL under chat:", "written", "renewed", "expired"]
+    assert labels == ["TTL of chat:*", "written", "TTL set", "expired"]
     assert "expired: chat:user-42" in ax.get_title(loc="left").replace("\n", " ")
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("time (UTC)", "TTL (log)")
     assert "3 events, 1 change of the TTL under its prefix" in alt_text(ax)
     assert b"<svg" in show(ax).svg
 
 
-def test_gap_is_shaded() -> None:
+def test_gap_is_shaded_as_not_recorded() -> None:
     begin = datetime.fromtimestamp(BEGIN_MS / 1000, UTC)
     gap = Span("gap", "the connection broke", begin, begin.replace(hour=(begin.hour + 1) % 24))
     ax = plot_timeline(replace(a_history(events()), gaps=(gap,)))

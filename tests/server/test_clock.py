@@ -88,7 +88,7 @@ def test_time_back_restores_ttls_not_expired_keys(clock: ServerClock, client: re
 
 @pytest.mark.parametrize("decode_responses", [True, False])
 def test_expired_keys_stay_expired_in_every_database(any_server: RedisServer, decode_responses: bool) -> None:
-    # 2,000 other keys: the server's own sweep has not found the expired one yet.
+    # 2,000 other keys: the server's active expiry has not found the expired one yet.
     with any_server.client(decode_responses=decode_responses) as client:
         clock = ServerClock(client, offset_file=any_server.directory / "clock")
         assert clock.method == "preload"
@@ -102,7 +102,7 @@ def test_expired_keys_stay_expired_in_every_database(any_server: RedisServer, de
             assert client.eval(f"redis.call('SELECT', {number}) {read}", 0) == [0, 2001]
 
 
-def test_fractions_add_up(clock: ServerClock, client: redis.Redis) -> None:
+def test_shifts_below_a_millisecond_add_up(clock: ServerClock, client: redis.Redis) -> None:
     client.set("session:1", "x", ex=3600)
     begun, before = time.perf_counter(), client.pttl("session:1")
     for _ in range(100):
@@ -234,7 +234,7 @@ def test_a_clock_set_back_takes_no_cpu_time(any_server: RedisServer, client: red
 
 @pytest.mark.parametrize("decode_responses", [True, False])
 @pytest.mark.parametrize("protocol", [2, 3])
-def test_any_client_works(any_server: RedisServer, decode_responses: bool, protocol: int) -> None:
+def test_clock_works_with_any_client_options(any_server: RedisServer, decode_responses: bool, protocol: int) -> None:
     with any_server.client(decode_responses=decode_responses, protocol=protocol) as client:
         client.set("session:1", "x", ex=60)
         clock = ServerClock(client, prefix="session:")
@@ -351,7 +351,7 @@ def test_require_preload_raises_without_it(any_server: RedisServer, monkeypatch:
     with (
         RedisServer(binary=any_server._binary.path) as server,
         pytest.raises(
-            ClockUnavailable, match="by deadline shift, which does not move TIME and .* Linux, and .* a C compiler"
+            ClockUnavailable, match="by deadline shift, which does not change TIME and .* Linux, and .* a C compiler"
         ),
     ):
         server.clock.require_preload()

@@ -21,7 +21,7 @@ from waiting import nothing, wait_for
 from memkit import AsyncMemoryStore, MemoryStore, Sandbox
 from memkit.errors import ProductionGuardError, SandboxError
 from memkit.server.guard import REGISTRY
-from memkit.server.sandbox import Lease, _machine, _process_started, reap
+from memkit.server.sandbox import Lease, _machine, _process_started, remove_ended_runs
 
 
 @pytest.fixture
@@ -283,7 +283,7 @@ def test_a_sandbox_is_reaped_if_its_process_has_ended(memkit_server, changed, ov
     with memkit_server.client(decode_responses=True) as admin:
         admin.set(f"{prefix}1", 1)
         admin.hset(REGISTRY, user, lease_of(user, prefix, **changed))
-        assert reap(admin) == ([prefix] if over else [])
+        assert remove_ended_runs(admin) == ([prefix] if over else [])
         assert admin.exists(f"{prefix}1") == (not over)
         admin.delete(f"{prefix}1", REGISTRY)
 
@@ -294,7 +294,7 @@ def test_a_foreign_registry_entry_removes_nothing(memkit_server, prefix):
     with memkit_server.client(decode_responses=True) as admin:
         admin.set(f"{prefix}1", "theirs")
         admin.hset(REGISTRY, user, lease_of(user, prefix, started="1"))
-        assert reap(admin) == []
+        assert remove_ended_runs(admin) == []
         assert admin.exists(f"{prefix}1")
         admin.delete(f"{prefix}1", REGISTRY)
 
@@ -416,7 +416,7 @@ def test_foreign_keys_are_seen_beside_a_sandbox(real, name):
     killed = killed_run(url)
     client.set(name, 1)
     before = client.dbsize()
-    with pytest.raises(ProductionGuardError, match="it has 1 key of others.*MEMKIT_ALLOW=127"), Sandbox(url):
+    with pytest.raises(ProductionGuardError, match="this database has 1 key outside.*MEMKIT_ALLOW=127"), Sandbox(url):
         pass
     assert client.dbsize() == before
     assert len(client.acl_users()) == 2
@@ -433,14 +433,14 @@ def test_many_clients_are_seen_beside_a_sandbox(real):
         assert client.ping()
         with pytest.raises(ProductionGuardError, match="it has 5 other clients.") as caught, Sandbox(url):
             pass
-        assert "keys of others" not in str(caught.value)
+        assert "outside memkit's sandboxes" not in str(caught.value)
 
 
 def test_the_count_of_foreign_keys_is_limited(real):
     client, url = real
     client.eval("for i = 1, 20000 do redis.call('SET', 'foreign:' .. i, i) end", 0)
     client.config_resetstat()
-    with pytest.raises(ProductionGuardError, match="more than 1,000 keys of others"), Sandbox(url):
+    with pytest.raises(ProductionGuardError, match="more than 1,000 keys outside"), Sandbox(url):
         pass
     assert client.info("commandstats")["cmdstat_scan"]["calls"] < 5
     client.flushdb()

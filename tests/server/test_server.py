@@ -254,6 +254,11 @@ def test_a_server_with_a_password_in_an_acl(any_server):
             assert client.info("server")["process_id"] == server.pid
 
 
+def test_a_port_in_use_is_named_without_the_log():
+    with RedisServer(port=0) as first, pytest.raises(ServerError, match=f"^port {first.port} is in use: stop"):
+        RedisServer(port=first.port).start()
+
+
 def test_an_error_does_not_show_the_password():
     with pytest.raises(ServerError, match="did not start") as caught:
         RedisServer(config={"requirepass": "swordfish", "no-such-directive": "swordfish"}).start()

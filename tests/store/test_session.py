@@ -197,7 +197,7 @@ def test_a_refusal_never_shows_a_text() -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_kinds_of_dict_are_dicts() -> None:
+def test_message_of_a_dict_subclass_is_stored() -> None:
     assert decode_messages(stored(encode_messages([OrderedDict(a=1), HI]), saved=False), KEY) == [{"a": 1}, HI]
 
 

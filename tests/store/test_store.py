@@ -503,7 +503,7 @@ def test_absolute_is_not_renewed(client: redis.Redis, server: RedisServer, name:
 
 
 @pytest.mark.parametrize("name", WRITES)
-def test_never_gets_no_deadline(client: redis.Redis, name: str) -> None:
+def test_write_under_never_sets_no_ttl(client: redis.Redis, name: str) -> None:
     store = policed(client, None)
     store.append("a", {"id": "x"})
     writes(store)[name]()
@@ -660,7 +660,7 @@ def test_a_removed_deadline_in_the_past_is_renewed(client: redis.Redis, server: 
 
 @pytest.mark.parametrize("name", WRITES)
 @pytest.mark.parametrize("before", ["7d", None])
-def test_only_shorten_shortens(client: redis.Redis, name: str, before: Any) -> None:
+def test_shorten_true_applies_shorter_ttl(client: redis.Redis, name: str, before: Any) -> None:
     policed(client, before).append("a", {"id": "x"})
     store = policed(client, "5m", shorten=True)
     with warnings.catch_warnings():
@@ -691,7 +691,7 @@ def test_a_deadline_that_others_shortened_is_renewed(client: redis.Redis, policy
     assert left_ms(client) > 604_790_000
 
 
-def test_milliseconds_count(client: redis.Redis, server: RedisServer) -> None:
+def test_ttl_of_1500ms_is_exact(client: redis.Redis, server: RedisServer) -> None:
     store = policed(client, "1500ms")
     store.append("a", HI)
     server.clock.shift("1400ms")
@@ -955,7 +955,7 @@ STRANGE += [" ", "session:", ":", "a" * 5_000, "é", "\u202e", "%s", "';--"]
 
 
 @pytest.mark.parametrize("prefix", ["session:", "", "a[b]*?\\{:", "{tag}:", "🦜 "])
-def test_ids_are_opaque(client: redis.Redis, prefix: str) -> None:
+def test_id_with_any_characters_is_stored(client: redis.Redis, prefix: str) -> None:
     store = MemoryStore(client, prefix=prefix, ttl="7d")
     client.rpush(b"session\xff", "not ours")
     for n, session_id in enumerate(STRANGE):
@@ -1033,7 +1033,7 @@ def test_an_invalid_store_is_refused(options: Any) -> None:
 @pytest.mark.parametrize("decode_responses", [True, False])
 @pytest.mark.parametrize("protocol", [2, 3])
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
-def test_any_client_works(
+def test_store_works_with_any_client_options(
     server: RedisServer, client: redis.Redis, decode_responses: bool, protocol: int, encoding: str
 ) -> None:
     options: dict[str, Any] = {"decode_responses": decode_responses, "protocol": protocol, "encoding": encoding}
@@ -1103,8 +1103,8 @@ def test_redis_errors_pass_through(server: RedisServer, client: redis.Redis) -> 
     with pytest.raises(redis.ConnectionError, match="Too many connections") as failed:
         store.append("a", HI)
     assert failed.value.__notes__ == [
-        "memkit, at 'session:a': of at most 1 connections in the client's pool, 1 in use and 0 idle; "
-        "a command is sent again 0 times after a lost connection"
+        "memkit: while accessing 'session:a'. Connections in the client's pool: 1 in use, 0 idle, at most 1. "
+        "Retries of a command after a lost connection: 0"
     ]
     pool.release(busy)
     pool.disconnect()
@@ -1112,7 +1112,7 @@ def test_redis_errors_pass_through(server: RedisServer, client: redis.Redis) -> 
     with server.client(socket_timeout=0.05) as slow, pytest.raises(redis.TimeoutError) as failed:
         MemoryStore(slow, prefix="session:", ttl="7d").append("a", HI)
     client.client_unpause()
-    assert "0 in use and 1 idle" in failed.value.__notes__[0]
+    assert "0 in use, 1 idle" in failed.value.__notes__[0]
 
 
 def test_a_pool_error_shows_how_busy_the_pool_is(server: RedisServer) -> None:
@@ -1120,7 +1120,7 @@ def test_a_pool_error_shows_how_busy_the_pool_is(server: RedisServer) -> None:
     busy = [pool.get_connection(), pool.get_connection()]
     with pytest.raises(redis.ConnectionError, match="No connection available") as failed:
         MemoryStore(redis.Redis(connection_pool=pool), prefix="session:", ttl=None).load("a")
-    assert "of at most 2 connections in the client's pool, 2 in use and 0 idle" in failed.value.__notes__[0]
+    assert "2 in use, 0 idle, at most 2." in failed.value.__notes__[0]
     for connection in busy:
         pool.release(connection)
     pool.disconnect()
@@ -1300,7 +1300,7 @@ def test_any_id_is_listed_and_found(client: redis.Redis, session_id: str) -> Non
     assert store.load(session_id) == [HI]
 
 
-def test_times_are_utc(store: MemoryStore) -> None:
+def test_times_of_a_session_are_in_utc(store: MemoryStore) -> None:
     store.append("a", HI)
     found = store.get("a")
     assert found is not None

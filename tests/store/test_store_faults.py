@@ -242,7 +242,7 @@ def test_a_grown_dialogue_is_not_replicated_whole() -> None:
         assert len(store.load("a") or []) == 1_001
 
 
-def test_rights_without_vectors(client: redis.Redis, any_server: RedisServer) -> None:
+def test_user_without_vector_keys_can_store_messages(client: redis.Redis, any_server: RedisServer) -> None:
     client.acl_setuser("own", reset=True, enabled=True, nopass=True, keys=["session:*"], commands=["+@all"])
     with any_server.client(username="own", password="x") as limited:
         store = MemoryStore(limited, prefix="session:", ttl="7d")

@@ -456,11 +456,11 @@ def main() -> int:
         result = run_standalone(replace(plan, seed=options.seed))
         print(f"{name} {options.writer}: {result}", flush=True)
         right &= result.clean
-    for says, plan in CONTROLS.items():
+    for fault, plan in CONTROLS.items():
         result = run_standalone(replace(plan, seconds=5))
-        print(f"control, {says}: {result}", flush=True)
+        print(f"control, {fault}: {result}", flush=True)
         right &= not result.clean
-    print("as it should be" if right else "NOT AS IT SHOULD BE")
+    print("as expected" if right else "NOT AS EXPECTED")
     return not right
 
 

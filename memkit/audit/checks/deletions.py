@@ -175,7 +175,7 @@ def _strings_removed(
     if any(one.left_ms is not None and one.left_ms < SOME * ttl_ms for one in own):
         # Sessions expire, too: at most as many as were written and no longer exist.
         others = server.called(*MAKE_OTHERS)
-        expired = max(0, expired - max(0, round(others - scale * context.sampled + existing)))
+        expired = max(0, expired - max(0, round(others - scale * len(context.keys) + existing)))
     return max(0, round(server.called(*STRING_WRITES) - existing - expired))
 
 

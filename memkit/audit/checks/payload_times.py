@@ -46,7 +46,7 @@ MESSAGE_TEXTS = frozenset(_TEXTS.split())
 """A message has one of these fields; an appointment, a token or an order in a list of its own has none."""
 CONTAINERS = frozenset(_CONTAINERS.split())
 """The fields inside which times are looked for; what tools are given and return is none of them."""
-NOTHING = frozenset((b"", b"null", b"{}", b'""', b"None"))
+NOTHING = frozenset((b"", b"null", b"{}", b'""', b"None", b"undefined"))
 """What applications write for a session without content."""
 MOST_DEPTH = 6
 ENDS = 3

@@ -19,7 +19,6 @@ from memkit.audit.checks.known_stores import KnownSessions, ValueReader
 from memkit.audit.checks.mixed_ttl import mixed_ttl
 from memkit.audit.checks.payload_times import DatedSession, dated_session, not_refreshed, trimmed, written_ms
 from memkit.audit.checks.session_indexes import index_findings
-from memkit.audit.checks.shared_key import shared_key
 from memkit.audit.checks.ttl_inference import NEARLY_ALL
 from memkit.audit.finding import Confidence, Finding, Since
 from memkit.audit.key_shapes import Member
@@ -275,11 +274,10 @@ def _fragments(expected: Expectation, content: _Contents) -> Finding | None:
 
 def _emptied(expected: Expectation, content: _Contents) -> Finding | None:
     """Return the finding of sessions without messages, if nearly all that were written since some time are such."""
-    known = [one for one in content.dated if one.messages >= 0]
-    empty = [one for one in known if not one.messages]
+    empty = [one for one in content.dated if not one.messages]
     first = min((written_ms(expected, one.facts) for one in empty), default=0.0)
-    since = [one for one in known if written_ms(expected, one.facts) >= first]
-    before = len(known) - len(since)
+    since = [one for one in content.dated if written_ms(expected, one.facts) >= first]
+    before = len(content.dated) - len(since)
     # Sessions that have just begun are empty too, beside others that go on.
     if len(empty) < max(FEWEST_EMPTY, NEARLY_ALL * len(since)) or before < FEWEST_EMPTY:
         return None
@@ -300,11 +298,7 @@ def _emptied(expected: Expectation, content: _Contents) -> Finding | None:
 
 
 def _changes(
-    expected: Expectation,
-    payloads: Sequence[_Payload],
-    *,
-    chance: float = CHANCE,
-    unreadable: Container[str] = (),
+    expected: Expectation, payloads: Sequence[_Payload], *, chance: float = CHANCE, unreadable: Container[str] = ()
 ) -> Iterator[tuple[str, list[_Payload], float | None]]:
     """Yield encodings that only keys from some time on have, or that are unusual; with these keys and the time in ms.
 
@@ -415,7 +409,6 @@ CHECKS: dict[str, Callable[[Expectation, _Contents], Finding | None]] = {
     "missing parts": _missing_parts,
     "mixed TTLs of known stores": _mixed_ttl,
     "changed encodings": _encoding_changed,
-    "shared keys": lambda expected, content: shared_key(expected, content.keys),
     "trimmed sessions": lambda expected, content: trimmed(expected, content.dated),
     "writes that do not renew the TTL": lambda expected, content: not_refreshed(expected, content.dated, content.notes),
 }

@@ -36,7 +36,7 @@ def persistent_finding(expected: Expectation, sessions: Sequence[Group], context
     since = _since(expected, keys, everything, context) if like_sessions else None
     share = "all" if len(keys) == len(everything) else f"{len(keys):,} of {len(everything):,}"
     message = f"{share} keys of sessions matching {expected.pattern} have no TTL; expected {duration(expected.ttl_ms)}"
-    evidence = [f"PTTL is -1 for {len(keys):,} of {context.sampled:,} checked keys, such as {', '.join(shapes[:3])}"]
+    evidence = [f"PTTL is -1 for {len(keys):,} of {len(context.keys):,} checked keys, such as {', '.join(shapes[:3])}"]
     if not like_sessions:
         evidence.append("no key of this shape and type has a TTL, so these may not be sessions")
     fields = [context.fields_without_ttl[one.key] for one in keys if one.key in context.fields_without_ttl]

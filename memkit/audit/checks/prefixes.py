@@ -32,7 +32,7 @@ from memkit.audit.checks.ttl_inference import (
 from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import JITTER, Confidence, Finding, PrefixSummary, Since
-from memkit.audit.key_shapes import Group, alike, by_prefix, groups_of, is_content
+from memkit.audit.key_shapes import Group, alike, by_prefix, groups_of
 from memkit.audit.sampling import KeyFacts
 from memkit.audit.server_info import ABSOLUTE_DEADLINES
 from memkit.config import Expectation
@@ -55,6 +55,8 @@ ODD_NAMES = (
     ("a line end or white space before or after the id", re.compile(rb"(?:^|(?<=[:/|]))\s+|\s+$|\\n$"), b"", True),
     ("a doubled separator", re.compile(rb"([:/|])\1+"), rb"\1", False),
     ("a hash tag ({…})", re.compile(rb"\{([^{}]+)\}"), rb"\1", False),
+    ("a Java serialization header", re.compile(rb"^\xac\xed\x00\x05t..", re.DOTALL), b"", True),
+    ("the text of an object", re.compile(rb"(?:^|(?<=[:/|]))<[\w.<> ]+ at 0x[0-9a-f]+>(?=$|[:/|])"), b"*", True),
     ("percent-encoding", re.compile(rb"%3A|%2F", re.IGNORECASE), lambda found: unquote_to_bytes(found[0]), False),
 )
 """What is odd about a name, the expression that finds it, what a usual name has instead, and whether it is a mistake
@@ -64,14 +66,19 @@ whenever it occurs."""
 def odd_names(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext) -> Finding | None:
     """Return the finding of sessions with names of a new shape: without it, the names would match the pattern."""
     own = {one.key for one in keys}
+    prefix = expected.prefix.encode("utf-8", "surrogateescape")
+    joined = re.compile(b"^%b(?![:/|#])" % re.escape(prefix.rstrip(b":/|#") or prefix))
+    without = ("no separator behind the prefix", joined, lambda _: prefix, False)
     candidates = [*keys, *(one for one in context.other_keys if one.key not in own)]
-    candidates = [one for one in candidates if not PLAIN_NAME.fullmatch(one.key)]
-    for what, expression, usual, mistake in ODD_NAMES:
+    candidates = [
+        one for one in candidates if not PLAIN_NAME.fullmatch(one.key) or (one.key not in own and joined.match(one.key))
+    ]
+    for what, expression, usual, mistake in (*ODD_NAMES, without):
         odd = [
             one
             for one in candidates
             if expression.search(one.key)
-            and one.key.isascii()  # the last byte of a binary id may be any
+            and (one.key.isascii() or one.key not in own)  # the last byte of a binary id may be any
             and expected.matches.fullmatch(expression.sub(usual, one.key))
             and not expression.search(expected.pattern.encode("utf-8", "surrogateescape"))
         ]
@@ -118,10 +125,11 @@ def new_shape(expected: Expectation, groups: Sequence[Group], context: AuditCont
         former, later = (
             [one for group, _ in part for one in group.members] for part in (times[:change], times[change:])
         )
-        # The parts of one session may have ids of their own beside the session's.
-        ids = {word for one in later for word in one.session.split(":")}
-        known = {word for one in former for word in one.session.split(":")}
-        if min(len({one.session for one in later}), len(former)) < FEWEST or not ids.isdisjoint(known):
+        # The parts of one session may have ids of their own beside the session's, and a user has several sessions.
+        ids, known = ({word for one in part for word in one.session.split(":")} for part in (later, former))
+        parts = any(known.issuperset(one.session.split(":")) for one in later)
+        parts = parts or any(ids.issuperset(one.session.split(":")) for one in former)
+        if min(len({one.session for one in later}), len(former)) < FEWEST or parts:
             continue
         new = max((group for group, _ in times[change:]), key=lambda group: len(group.members))
         shape = f"{expected.prefix}{new.part}"
@@ -216,7 +224,7 @@ def missing(expected: Expectation, context: AuditContext) -> list[Finding]:
         message=f"no key matches {expected.pattern}{stored}{ended}",
         confidence="proven",
         evidence=(
-            f"{context.sampled:,} keys checked",
+            f"{len(context.keys):,} keys checked",
             f"expired_keys is {expired:,}",
             *([f"EXPIREAT or PEXPIREAT was called {counted(clients, 'time')}: {PAST}"] if ended and clients else []),
         ),
@@ -238,7 +246,7 @@ def moved(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext
     stopped = have_stopped(ends, context.history.now_ms - last)
     for prefix, others in by_prefix([one for one in context.other_keys if one.key not in own]).items():
         near = bool(prefix) and alike(expected.prefix, prefix)
-        suspicion = _suspicion(expected, prefix, others, context) if near or (prefix and stopped) else None
+        suspicion = _suspicion(expected, prefix, others, context) if near or stopped else None
         if suspicion != ("likely" if near else "possible"):
             continue
         written = [one.accessed for one in LifetimeAnalysis(others, expected, context.history).right]
@@ -258,14 +266,13 @@ def _suspicion(
     expected: Expectation, prefix: str, keys: Sequence[KeyFacts], context: AuditContext
 ) -> Confidence | None:
     """Return how likely it is that these keys are the sessions that are expected under another prefix."""
-    fits = [one for one in keys if is_content(one)]
-    if len(fits) < FEWEST:
+    if len(keys) < FEWEST:
         return None
     near = alike(expected.prefix, prefix)
     if expected.ttl_ms is None:
-        return "likely" if near and sum(one.deadline_ms is not None for one in fits) < SOME * len(fits) else None
-    analysis = LifetimeAnalysis(fits, expected, context.history)
-    as_expected = len(analysis.right) >= max(FEWEST, COMMON_SHARE * len(fits))
+        return "likely" if near and sum(one.deadline_ms is not None for one in keys) < SOME * len(keys) else None
+    analysis = LifetimeAnalysis(keys, expected, context.history)
+    as_expected = len(analysis.right) >= max(FEWEST, COMMON_SHARE * len(keys))
     if near:
         return "likely" if as_expected else "possible"
     return "possible" if as_expected and context.history.idle_known else None

@@ -5,6 +5,7 @@ Each check names the facts that it uses. What the server reports and what is no 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -61,7 +62,7 @@ def server_findings(
         after: INFO's counters at the end of the audit.
     """
     own = [one for _, keys in sessions for one in keys]
-    ttl_ms = max((expected.ttl_ms or 0 for expected, _ in sessions), default=0)
+    ttl_ms = _longest_ms([expected for expected, _ in sessions])
     existing = sum(len(expected.of(context.keys)) for expected, _ in sessions)
     written = sorted(at for expected, keys in sessions for at in _written_ms(server, expected, keys))
     oldest = min([server.now_ms, *written, *(one.touched_ms for one in context.keys if one.touched_ms is not None)])
@@ -90,8 +91,7 @@ def server_notes(server: ServerFacts, expectations: Sequence[Expectation], *, wh
         database: The number of the database that was audited.
     """
     notes = []
-    longest = max((one.ttl_ms or 0 for one in expectations), default=0)
-    if server.started_ms is not None and server.now_ms - server.started_ms < longest:
+    if server.started_ms is not None and server.now_ms - server.started_ms < _longest_ms(expectations):
         loaded = f"it loaded {counted(server.loaded_keys, 'key')} from a file"
         dropped = f", {server.expired_at_load:,} of its keys were past their deadline" if server.expired_at_load else ""
         notes.append(f"the server started {when}, less than one expected TTL ago: {loaded}{dropped}")
@@ -109,6 +109,11 @@ def server_notes(server: ServerFacts, expectations: Sequence[Expectation], *, wh
     if others:
         notes.append(f"other databases have keys: {', '.join(f'{name} ({keys:,})' for name, keys in others.items())}")
     return notes
+
+
+def _longest_ms(expectations: Sequence[Expectation]) -> float:
+    """Return the longest expected TTL; infinite if one is never."""
+    return max((math.inf if one.ttl_ms is None else one.ttl_ms for one in expectations), default=0)
 
 
 def _writes_refused(server: ServerFacts) -> Finding | None:
@@ -161,7 +166,7 @@ def _errors(server: ServerFacts) -> str:
     return ", ".join(f"{code} {-count:,}" for count, code in found[:MOST_CODES] if -count >= REFUSED_SHARE * most)
 
 
-def _evicted(server: ServerFacts, after: Mapping[str, str], ttl_ms: int) -> Finding | None:
+def _evicted(server: ServerFacts, after: Mapping[str, str], ttl_ms: float) -> Finding | None:
     """Uses evicted_keys at the start and the end, used_memory, maxmemory, uptime_in_seconds and the policy."""
     now = int(after.get("evicted_keys") or server.number("evicted_keys") or 0)
     if not now or server.policy in (None, "noeviction"):
@@ -201,7 +206,7 @@ def _eviction_risk(server: ServerFacts) -> Finding | None:
 
 
 def _flushed(
-    server: ServerFacts, context: AuditContext, ttl_ms: int, oldest: int, *, dated: int, existing: int
+    server: ServerFacts, context: AuditContext, ttl_ms: float, oldest: int, *, dated: int, existing: int
 ) -> Finding | None:
     """Uses the calls of FLUSHALL and FLUSHDB, the slow log, and the oldest access of any key."""
     calls, started = server.called(*FLUSHES), server.started_ms
@@ -227,21 +232,21 @@ def _flushed(
         f"{counted(existing, 'session key')} exist",
         # The counters do not tell whether sessions existed: a server is flushed before a launch, too.
         confidence="proven" if logged else "possible",
-        expected_ttl_s=ttl_ms / 1000,
+        expected_ttl_s=None if ttl_ms == math.inf else ttl_ms / 1000,
         since=datetime.fromtimestamp(since_ms / 1000, UTC),
         since_is="exact" if at is not None else "upper bound",
         evidence=(
             *([f"slow log: {logged[-1].command.upper()}{by}"] if logged else []),
             f"INFO commandstats: {names} called {counted(calls, 'time')} since the start or the last reset",
             f"{oldest_key}, the server is {duration(server.now_ms - started)} old and sessions should be up to "
-            f"{duration(ttl_ms)} old",
+            f"{duration(min(ttl_ms, server.now_ms - started))} old",
         ),
         next="find the client that flushes, often a job that clears a cache; keep sessions on a server of their own, "
         "or deny these commands by ACL",
     )
 
 
-def _restarted(server: ServerFacts, context: AuditContext, ttl_ms: int, written: Sequence[int]) -> Finding | None:
+def _restarted(server: ServerFacts, context: AuditContext, ttl_ms: float, written: Sequence[int]) -> Finding | None:
     """Uses uptime_in_seconds, rdb_last_load_keys_loaded and _expired (Redis 7.0), and the sessions' deadlines."""
     started, uptime = server.started_ms, server.now_ms - (server.started_ms or 0)
     if started is None or server.is_replica:

@@ -80,10 +80,17 @@ def index_findings(
     loads.renew_budget()
     values = loads.load(KeyRequest(to_name(one.key), "") for one in found)
     indexes: defaultdict[tuple[str, str, str], list[tuple[KeyFacts, _Entry]]] = defaultdict(list)
+    present = {to_name(one.key) for one in keys}
     for group in groups_of(found, ""):
         for facts in group.keys:
             value = values.get(to_name(facts.key))
-            if value and not value.unread_reason and not formats.recognise(value) and not formats.leads(value):
+            # An index is a known store's if a key that the store would write for one of its entries exists.
+            if (
+                value
+                and not value.unread_reason
+                and not formats.recognise(value)
+                and present.isdisjoint(formats.leads(value))
+            ):
                 name = group.part if len(group.keys) > 1 else value.name
                 for entry in _entries(value):
                     indexes[name, group.kind, entry.place].append((facts, entry))

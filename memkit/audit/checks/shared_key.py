@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
@@ -13,8 +14,10 @@ from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
 from memkit.render import counted, duration
 
-NO_VALUES = frozenset(("", "none", "null", "undefined", "nan", "nil", "[object object]"))
+NO_VALUES = frozenset(("", "none", "null", "undefined", "nan", "nil"))
 """What programming languages write for a missing value: such a session id proves that none reached the store."""
+NO_ID = re.compile(rb"(?:^|[:/|#])(?:\[object \w+\]|\$\{[\w.]+\}|\{\{[^{}]+\}\}|\{(?:\w+_id|[a-z]+I[dD]|id)\}|%s)$")
+"""The text of an object, or a template that was not filled in; ``{alice}`` is a hash tag."""
 LARGER = 10
 """The shared key is so many times larger than the largest other session; 1,800 messages against 6 in one report."""
 FEWEST_OTHERS = 10
@@ -29,10 +32,10 @@ def shared_key(expected: Expectation, keys: Sequence[KeyFacts]) -> Finding | Non
 
     Args:
         expected: The expectation that the keys match.
-        keys: Its keys, with their sizes.
+        keys: Its keys; only ``--full`` asks for their sizes.
 
     Returns:
-        The finding if a session's id is the word for a missing value, or if one session, by far the largest, is the
+        The finding if a session's id is the text of no id, or if one session, by far the largest, is the
         only one still written to; else None.
     """
     sessions: defaultdict[str, list[KeyFacts]] = defaultdict(list)
@@ -43,7 +46,8 @@ def shared_key(expected: Expectation, keys: Sequence[KeyFacts]) -> Finding | Non
     # The last part of an id may stand behind a tenant's. An id is missing only behind a separator.
     empty = expected.prefix.endswith((":", "/", "|", "#"))
     words = {one: one.rpartition(":")[2].lower() for one in sizes if (not one.endswith(":") if one else empty)}
-    nameless = [one for one, word in words.items() if word in NO_VALUES] if expected.prefix else []
+    none = (one for one in words if words[one] in NO_VALUES or any(NO_ID.search(each.key) for each in sessions[one]))
+    nameless = list(none) if expected.prefix else []
     largest = max(nameless or sizes, key=lambda one: sizes[one], default=None)
     if largest is None or (len(sizes) <= FEWEST_OTHERS and not nameless):
         return None
@@ -59,13 +63,14 @@ def shared_key(expected: Expectation, keys: Sequence[KeyFacts]) -> Finding | Non
     name = sessions[largest][0].key.decode("utf-8", "surrogateescape")
     facts = []
     if nameless:
-        facts.append(f"the id in {name!r} is the word for a missing value, not a session's id")
+        facts.append(f"the id in {name!r} is the text of a missing value, of an object or of a template")
     if alone:
         facts.append(
             f"only {name} was written to in the last {duration(silence)}; before, the longest time without a write to "
             f"another session was {duration(longest)}"
         )
-    facts.append(f"it takes {sizes[largest]:,} bytes, the largest other session {rest:,}")
+    if sizes[largest]:
+        facts.append(f"it takes {sizes[largest]:,} bytes, the largest other session {rest:,}")
     likely = (nameless and sizes[largest] > LARGER * rest) or (alone and silence > max(WEEKEND_MS, LONGER * longest))
     return Finding.of(
         expected,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -18,6 +18,7 @@ from memkit.audit.checks.payload_times import ZONE_MS
 from memkit.audit.checks.persistent_keys import persistent_finding
 from memkit.audit.checks.prefixes import SHOWN_PREFIXES, missing, moved, new_shape, odd_names, ttls_given
 from memkit.audit.checks.server import SKEW_MS
+from memkit.audit.checks.shared_key import shared_key
 from memkit.audit.checks.ttl_inference import (
     EXACT_SHARE,
     HOUR_MS,
@@ -52,6 +53,8 @@ MOST_SHAPES = 10
 """Of so many shapes of names, the largest, missed parts are looked up: 18,000 keys at most."""
 UNIX_TIME_S = 1_000_000_000
 """A TTL over 31 years that is near the current Unix time is a point in time (2001 and later)."""
+INT_MAX, UINT_MAX = 2**31 - 1, 2**32 - 1
+"""24.9 and 49.7 days in milliseconds: what an ``int`` of Java or C and an unsigned one hold."""
 HALF_HOUR_MS = HOUR_MS // 2
 """Every time zone in use but three is a multiple of it away from UTC."""
 SOON = 0.05
@@ -103,14 +106,17 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
         _add_missed_siblings(sessions, expected, context)
     helpers = auxiliary_groups(expected, sessions, context)
     sessions = [group for group in sessions if group not in helpers]
+    shared = shared_key(expected, [one for group in sessions for one in group.keys])
     names = odd or moved(expected, keys, context)
     if expected.ttl_ms is None:
         found = [one for one in (_unwanted_deadlines(expected, sessions, context), names) if one]
         if not found and (shape := new_shape(expected, sessions, context)):
             found.append(shape)
+        found += [shared] if shared else []
         reached = sum(one.deadline_ms is None for group in sessions for one in group.keys)
         notes = [_ignored(expected, group) for group in helpers]
-        return Diagnosis(found, notes, _count(sessions), reached, helpers, _patterns(expected, helpers, sessions))
+        count = sum(len(group.members) for group in sessions)
+        return Diagnosis(found, notes, count, reached, helpers, _patterns(expected, helpers, sessions))
     mixed = mixed_ttl(expected, list(sessions_of(sessions)))
     anomalies, short_groups = _anomalies(expected, sessions, context)
     ignored_groups = [*helpers, *(group for group, _ in short_groups)]
@@ -132,16 +138,22 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
     ]
     if not findings and (shape := new_shape(expected, sessions, context)):
         findings.append(shape)
+    findings += [shared] if shared else []
     notes += [layout_note] if layout_note else []
-    if not any(one.kind == "long" for _, one in anomalies):
-        notes += _too_long_note(expected, analyses[-1])
-    unexplained = None if findings else next((text for one in analyses if (text := one.unexplained())), None)
+    long = [] if any(one.kind == "long" for _, one in anomalies) else analyses[-1].long
+    if long:
+        most = duration(max(one.left for one in long))
+        notes.append(
+            f"{counted(len(long), 'key')} matching {expected.pattern} have up to {most} left, more than expected"
+        )
+    doubts = (*(one.unexplained() for one in analyses), _written_elsewhere(analyses[-1], context))
+    unexplained = None if findings else next((text for text in doubts if text), None)
     if not findings and not unexplained and context.history.idle_known:
         notes += _reads_note(expected, analyses[-1])
     return Diagnosis(
         findings,
         notes,
-        _count(sessions),
+        len(everything),
         sum(len(one.reached) for one in analyses),
         ignored_groups,
         _patterns(expected, ignored_groups, sessions),
@@ -149,17 +161,18 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
     )
 
 
+def _written_elsewhere(analysis: LifetimeAnalysis, context: AuditContext) -> str | None:
+    """Return why sessions that have not been written for long may be written to another database."""
+    last, others = analysis.last_write(analysis.within), context.server.databases.values()
+    stopped = last and have_stopped([one.deadline for one in analysis.within], context.history.now_ms - last)
+    if not stopped or sum(one.get("expires", 0) > 0 for one in others) < 2:
+        return None
+    return f"no key was written since {context.when(last or 0)}, while another database has keys with a TTL"
+
+
 def _patterns(expected: Expectation, ignored: Sequence[Group], sessions: Sequence[Group]) -> list[str]:
     parts = {group.part for group in ignored} - {group.part for group in sessions}
     return [f"{expected.prefix}{part}" for part in sorted(parts)]
-
-
-def _too_long_note(expected: Expectation, analysis: LifetimeAnalysis) -> list[str]:
-    if not analysis.long:
-        return []
-    longest = duration(max(one.left for one in analysis.long))
-    many = counted(len(analysis.long), "key")
-    return [f"{many} matching {expected.pattern} have up to {longest} left, more than expected"]
 
 
 def _reads_note(expected: Expectation, analysis: LifetimeAnalysis) -> list[str]:
@@ -173,10 +186,6 @@ def _reads_note(expected: Expectation, analysis: LifetimeAnalysis) -> list[str]:
         f"reads do not renew the TTL: {many} matching {expected.pattern} were read after their last write, and will "
         f"expire within {longest}"
     ]
-
-
-def _count(groups: Iterable[Group]) -> int:
-    return sum(len(group.members) for group in groups)
 
 
 def _ignored(expected: Expectation, group: Group) -> str:
@@ -269,13 +278,8 @@ def _merged(anomalies: Sequence[tuple[Group, TtlAnomaly]], mixed: MixedTtl) -> I
 
 def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, context: AuditContext) -> Finding:
     expected_ms = expected.ttl_ms or 0
-    factor = anomaly.unit_factor(expected_ms)
-    if factor:
-        exact = expected_ms * factor if anomaly.kind == "long" else expected_ms / factor
-        anomaly = replace(anomaly, ttl_ms=exact)
-    elif not anomaly.jitter:
-        anomaly = replace(anomaly, ttl_ms=rounded(anomaly.ttl_ms))
-    unit = _unit_mistake(anomaly, factor, context)
+    exact_ms, unit = _unit_mistake(anomaly, expected_ms, context)
+    anomaly = replace(anomaly, ttl_ms=exact_ms)
     clock = None if unit or anomaly.jitter else _other_clock(expected, anomaly.ttl_ms, context)
     unit = clock[1] if clock else unit
     both = anomaly.kind == "short" and anomaly.still_expected >= max(FEWEST, SOME * anomaly.keys)
@@ -319,7 +323,7 @@ def _ttl_evidence(expected: Expectation, anomaly: TtlAnomaly, context: AuditCont
     spread = f", varying by up to {anomaly.jitter:.0%}" if anomaly.jitter >= SHOWN_JITTER else ""
     evidence = [
         *anomaly.reasons[:1],
-        f"{anomaly.keys:,} of {context.sampled:,} checked keys got a TTL of {given}{spread}",
+        f"{anomaly.keys:,} of {len(context.keys):,} checked keys got a TTL of {given}{spread}",
         *anomaly.reasons[1:],
     ]
     if both:
@@ -354,17 +358,24 @@ def _is_affected(one: KeyFacts, anomaly: TtlAnomaly) -> bool:
     return low <= given <= max(anomaly.top_ms, anomaly.ttl_ms + IDLE_GRAIN_MS)
 
 
-def _unit_mistake(anomaly: TtlAnomaly, factor: int | None, context: AuditContext) -> str | None:
-    """Return the unit mistake that explains a TTL exactly, if there is one."""
-    if factor:
+def _unit_mistake(anomaly: TtlAnomaly, expected_ms: int, context: AuditContext) -> tuple[float, str | None]:
+    """Return the TTL, exactly if a unit mistake explains it, and that mistake."""
+    if factor := anomaly.unit_factor(expected_ms):
         _, longer, shorter = UNIT_FACTORS[factor]
         taken = f"{longer} taken for {shorter}" if anomaly.kind == "short" else f"{shorter} taken for {longer}"
-        return f"too {anomaly.kind} by a factor of exactly {factor:,}: {taken}"
-    now_s, ttl_s = context.history.now_ms / 1000, anomaly.ttl_ms / 1000
-    for unit, size in (("seconds", 1), ("milliseconds", 1_000)):
-        if anomaly.kind == "long" and ttl_s > UNIX_TIME_S and abs(ttl_s / size - now_s) < SOME * now_s:
-            return f"the TTL is a Unix time in {unit}: a point in time was given as a duration (EXPIREAT, EXAT)"
-    return None
+        exact_ms = expected_ms * factor if anomaly.kind == "long" else expected_ms / factor
+        return exact_ms, f"too {anomaly.kind} by a factor of exactly {factor:,}: {taken}"
+    ttl_ms = anomaly.ttl_ms if anomaly.jitter else rounded(anomaly.ttl_ms)
+    wrapped_ms = expected_ms % (UINT_MAX + 1)
+    for held_ms, how in ((wrapped_ms, "overflow"), (INT_MAX, "are cut to"), (UINT_MAX, "are cut to")):
+        if held_ms < expected_ms and abs(anomaly.ttl_ms - held_ms) <= 2 * IDLE_GRAIN_MS and not anomaly.jitter:
+            left = f"a 32-bit integer, which leaves {held_ms:,}"
+            return held_ms, f"the expected {expected_ms:,} milliseconds {how} {left}"
+    now_s = context.history.now_ms / 1000
+    for unit, size in (("seconds", 1_000), ("milliseconds", 1_000_000)):
+        if anomaly.kind == "long" and ttl_ms > 1_000 * UNIX_TIME_S and abs(ttl_ms / size - now_s) < SOME * now_s:
+            return ttl_ms, f"the TTL is a Unix time in {unit}: a point in time was given as a duration (EXPIREAT, EXAT)"
+    return ttl_ms, None
 
 
 def _next_for_ttl(expected: Expectation, anomaly: TtlAnomaly, context: AuditContext, *, both: bool) -> str:
@@ -484,7 +495,7 @@ def _unrenewed(expected: Expectation, analysis: LifetimeAnalysis, context: Audit
     each string once.
     """
     old = [] if analysis.long else analysis.unrenewed()
-    server, scale = context.server, context.server.keys / max(context.sampled, 1)
+    server, scale = context.server, context.server.keys / max(len(context.keys), 1)
     rewritten = scale * len(old) / 2
     # If no key was written twice, or each write set a TTL, each was given what it has.
     alone = (server.touches or 0) - (server.reads or 0)

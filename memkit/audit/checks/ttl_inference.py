@@ -16,7 +16,6 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -103,6 +102,8 @@ UNIT_FACTORS = {
     60_000: (MINUTE_MS, "minutes", "milliseconds"),
     86_400: (DAY_MS, "days", "seconds"),
     1_000_000: (1, "seconds", "microseconds"),
+    10_000_000: (1, "seconds", "ticks of 100 ns"),
+    1_000_000_000: (1, "seconds", "nanoseconds"),
 }
 """Factor: the longer TTL is a whole number of this unit, such as days that were taken for hours."""
 
@@ -296,7 +297,7 @@ class LifetimeAnalysis:
             if not peak.wide and peak.high <= LATEST_READ * self.ttl:
                 return self._given_at_most(peak.high, [one for one in self.short if one.given <= peak.high])
         unread = [one for one in self.short if one.known and one.accessed > (self.history.started_ms or math.inf)]
-        if unread and self.history.idle_known and self.too_few_touches(unread):
+        if unread and self.history.idle_known and self.too_few_touches(unread, NEARLY_ALL):
             return self._given_at_most(unread[-1].given, unread)
         old = self._unread()
         return self._given_at_most(UNREAD_SHARE * self.ttl, old) if old else None
@@ -305,7 +306,7 @@ class LifetimeAnalysis:
         most = f"{duration(given)} of the expected {duration(self.ttl)}"
         known = self.history.idle_known and all(one.known for one in self.all)
         left = "had at most {} left at their last access" if known else "have at most {} left"
-        return f"{len(members):,} of {len(self.all):,} keys {left.format(most)}"
+        return f"{len(members):,} of {len(self.all):,} keys {left.format(most)}, which reads and chance do not explain"
 
     def unrenewed(self) -> list[KeyLifetime]:
         """Return keys that were accessed long after their TTL was set, if the server's reads do not explain that."""
@@ -361,11 +362,10 @@ class LifetimeAnalysis:
         apart = {(one.given // EVENT_MS, one.deadline // EVENT_MS): one.given for one in some}
         found = ttl_peaks(values, sorted(apart.values()), spread_over=self.floor)
         # A jitter spreads deadlines; the sessions of a few batches, read at random, have few.
-        found = [one for one in found if not one.wide or self._deadlines_in(one) >= FEWEST_WIDE]
+        for peak in [one for one in found if one.wide]:
+            deadlines = {one.deadline // EVENT_MS for one in self.short if peak.low <= one.given <= peak.high}
+            found = [one for one in found if one is not peak or len(deadlines) >= FEWEST_WIDE]
         return sorted(found, key=lambda one: (one.wide, -one.count))
-
-    def _deadlines_in(self, peak: TtlPeak) -> int:
-        return len({one.deadline // EVENT_MS for one in self.short if peak.low <= one.given <= peak.high})
 
     def _judge(self, peak: TtlPeak) -> TtlAnomaly | None:
         """Decide whether a peak of short values is a short TTL or can be sessions that were read."""
@@ -405,18 +405,13 @@ class LifetimeAnalysis:
         off = abs(middle - round(middle / CONFIGURED_STEP_MS) * CONFIGURED_STEP_MS)
         return off <= IDLE_GRAIN_MS
 
-    @cached_property
-    def _events(self) -> list[KeyLifetime]:
-        """One short lifetime of each event."""
-        return list({one.event: one for one in self.short}.values())
-
     def _is_no_chance(self, peak: TtlPeak) -> bool:
         """Whether reads that are independent of the writes before them would not put so many keys here.
 
         Every deadline is paired with every access: what is written on a grid and read on a grid (each hour, each day,
         all at once) has many pairs there, and a TTL has few, for deadline and access are one moment there.
         """
-        events = self._events
+        events = list({one.event: one for one in self.short}.values())
         count = sum(peak.low <= one.given <= peak.high for one in events)
         accesses = [one.accessed for one in events]
         usual = _paired([one.deadline for one in events], accesses, peak, self.floor) * len(events)
@@ -498,10 +493,10 @@ class LifetimeAnalysis:
         lacking = len(after) - inside + (inside * math.log(inside / len(after)) if inside else 0)
         return lacking > SURE_NATS
 
-    def too_few_touches(self, members: Sequence[KeyLifetime]) -> bool:
-        """Whether the server has executed too few commands that leave the TTL to explain these keys."""
+    def too_few_touches(self, members: Sequence[KeyLifetime], share: float = 0.5) -> bool:
+        """Whether the server has executed too few commands that leave the TTL to explain this share of these keys."""
         touches = self.history.touches if self.sliding else None
-        return touches is not None and touches < len(members) / 2
+        return touches is not None and touches < share * len(members)
 
     def _written_at_once(
         self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]
@@ -596,7 +591,7 @@ class LifetimeAnalysis:
         reason += "below 0.01%" if chance < SHOWN_CHANCE else f"{chance:.2%}"
         first = min(one.accessed for one in known) if self.history.idle_known else None
         since = None if first is None else Since(first + 1_000, "upper bound")
-        return TtlAnomaly("short", top, 0.0, len(known), "likely", since, first, (reason,), top)
+        return TtlAnomaly("short", whole_minutes(top), 0.0, len(known), "likely", since, first, (reason,), top)
 
     def _short_anomaly(
         self,
@@ -703,15 +698,11 @@ def _ttl_of(members: Sequence[KeyLifetime], peak: TtlPeak, *, idle_known: bool) 
     if not idle_known:
         return rounded(values[-1]), 0.0
     if not peak.wide:
-        return _sharpened(members), 0.0
+        # More exact than the idle clock's grain: its errors even out.
+        return whole_minutes(sum(one.given for one in members) / len(members)), 0.0
     low, high = quantile(values, CHANCE), values[-1]  # reads put a few below
     center = (low + high) / 2
     return center, (high - low) / 2 / center
-
-
-def _sharpened(members: Sequence[KeyLifetime]) -> float:
-    """Return the TTL more exactly than the idle clock's grain: its error evens out."""
-    return whole_minutes(sum(one.given for one in members) / len(members))
 
 
 def whole_minutes(ms: float) -> float:

@@ -1,5 +1,8 @@
 """Cases of content: what was stored is what is read."""
 
+import time
+
+from memkit.conformance.adapter import error_line
 from memkit.conformance.case import case
 from memkit.conformance.environment import ROLES, TestEnvironment
 from memkit.conformance.outcomes import CaseFailed
@@ -18,6 +21,8 @@ TEXTS = (
     "\x1e\x1f\x1d separators",
     "user: hello\nassistant: hello\n",
     "a|b;c,d:e/f\\g",
+    "|| ||| :: ;; -- --- ### *** <sep> </s> [SEP] <|im_end|> <|endoftext|>",
+    "line and paragraph separators: \x85 \u2028 \u2029 \n\n end",
     "Zürich, naïve, Привет, こんにちは, שלום, العربية",
     "composed \u00e9, decomposed e\u0301, ligature \ufb01, fullwidth \uff21",
     "emoji 👋🏽 👩‍👩‍👧 🏳️‍🌈",
@@ -42,11 +47,17 @@ TEXTS = (
     "==base64==",
     "gASVBQAAAAAAAACMAXiULg==",
 )
+SURROGATE = "half of an emoji: \ud83e"
+"""A lone surrogate, as from a text that was cut within an emoji: UTF-8 cannot encode it."""
 LONG = 1_000_000
+LONG_DIALOGUE = 1_100
+"""More messages than the usual limits of 1,000 and 1,024."""
+APPENDS_FOR = 0.5
+"""The part of a case's time limit in which the long dialogue is written; a slow store gets a shorter one."""
 
 
 @case(
-    why="A text that comes back altered is a false memory; one that is missing is a gap in the dialogue.",
+    why="A text that comes back altered is wrong; one that is missing is a gap in the dialogue.",
     fix="Store the text as one JSON string (or length-prefixed UTF-8) and return it unchanged: no strip, no split, no "
     "parsing of what looks like data, no `if text`.",
 )
@@ -63,21 +74,25 @@ def round_trip(env: TestEnvironment) -> None:
         alone = TrialSession(env, "alone")
         alone.append(text)
         alone.expect("the only message of a session")
+    error = alone.try_append(SURROGATE, "assistant")
+    alone.expect_after(SURROGATE, error, "a text with a lone surrogate", "assistant")
 
 
 @case(
     why="A long answer or a pasted document that is cut is lost from the cut on, without an error.",
     fix="Store the whole text, or refuse what is too long with an error.",
 )
-def long_text(env: TestEnvironment) -> None:
-    """A text of 1 MB comes back whole, in ASCII and in other scripts."""
-    session = TrialSession(env)
+def long_text(env: TestEnvironment) -> str:
+    """A text of 1 MB comes back whole, in ASCII and in other scripts, or is refused."""
+    session, refusals = TrialSession(env), []
     for text in ("0123456789" * (LONG // 10), "ж🧠é" * (LONG // 8)):
-        session.append(text)
+        error = session.try_append(text)
+        refusals += [f"a text of {len(text):,} characters is refused ({error_line(error)})"] if error else []
         read = env.read(session.id)
-        if len(read) == len(session.expected) and read[-1][1] != text:
+        if not error and len(read) == len(session.expected) and read[-1][1] != text:
             raise CaseFailed(f"a text of {len(text):,} characters came back with {len(read[-1][1]):,}, or altered")
         session.expect("long texts")
+    return "; ".join(refusals)
 
 
 @case(
@@ -140,10 +155,10 @@ def order(env: TestEnvironment) -> None:
     "window = N.",
 )
 def long_dialogue(env: TestEnvironment) -> None:
-    """A dialogue of 500 messages comes back whole (the last N of it with window = N), and clear() removes it all."""
-    session = TrialSession(env)
-    for _ in range(500):
+    """A dialogue of 1,100 messages comes back whole (the last N of it with window = N), and clear() removes it all."""
+    session, until = TrialSession(env), time.monotonic() + env.limit_s * APPENDS_FOR
+    while len(session.messages) < LONG_DIALOGUE and time.monotonic() < until:
         session.append_fast()
-    session.expect(f"{len(session.messages)} messages")
+    session.expect(f"a dialogue of {len(session.messages):,} messages")
     session.handle.clear()
-    session.expect_empty(f"after clear() of {len(session.messages)} messages")
+    session.expect_empty(f"after clear() of {len(session.messages):,} messages")

@@ -1,11 +1,15 @@
 """Cases of expiry: the observed lifetime of a session is its configured TTL."""
 
+import time
+from functools import partial
+
 from memkit.conformance.adapter import error_line
 from memkit.conformance.case import case
 from memkit.conformance.environment import MARGIN_S, ROLES, TTL_S, TestEnvironment
+from memkit.conformance.fault_proxy import MOST_ROUND_TRIPS, through_proxy
 from memkit.conformance.keyspace import SessionKeys
-from memkit.conformance.outcomes import CaseFailed, CaseSkipped
-from memkit.conformance.trial import LONG_TEXT, TrialSession
+from memkit.conformance.outcomes import CaseFailed, CaseSkipped, Symptom
+from memkit.conformance.trial import TrialSession, difference, long_text
 from memkit.render import duration
 
 DAY_S = 86_400.0
@@ -16,6 +20,7 @@ FEW_KEYS = 40
 """A store with more keys than this is checked less often: each check reads them all."""
 LEFT_BEHIND_AFTER_S = 60.0
 """How long after a session's deadline its other keys may exist."""
+OPEN_FOR_S = 1.5 * MARGIN_S
 NARROW_S = 0.25
 """How long before and after a deadline of a fraction of a second the suite reads."""
 NOT_SLIDING = 'the store declares that appends do not renew the TTL (expiry = "absolute")'
@@ -34,8 +39,8 @@ def ttl_boundary(env: TestEnvironment) -> None:
         for session in (read, unread):
             session.append()
             session.append(role="assistant")
-        read.expect_until(ttl_s, f"{MARGIN_S:g} s before the deadline of a session of {duration(ttl_s * 1000)}")
-        unread.expect_empty_after(ttl_s, f"{MARGIN_S:g} s after the deadline of a session of {duration(ttl_s * 1000)}")
+        read.expect_until(ttl_s, f"{MARGIN_S:g} s before the end of a TTL of {duration(ttl_s * 1000)}")
+        unread.expect_empty_after(ttl_s, f"{MARGIN_S:g} s after the end of a TTL of {duration(ttl_s * 1000)}")
 
 
 @case(
@@ -63,12 +68,13 @@ def open_handle_sees_expiry(env: TestEnvironment) -> None:
 )
 def ttl_on_every_key(env: TestEnvironment) -> None:
     """Every key of a session has a TTL from the first append on, and none exists after the session has expired."""
+    long = long_text(env)
     keys = SessionKeys(env, report_at_rest=True)
     session = TrialSession(env)
     session.expect_empty("opened and read before the first message", by=session.open_again())
     keys.expect_ttl_on_every_key("opened and read before the first message")
     for number, role in enumerate((*ROLES, "user")):
-        text = LONG_TEXT if number == 4 else f"message {number + 1}"
+        text = long if number == 4 else f"message {number + 1}"
         session.append(text, role, by=session.open_again() if number == 2 else None)
         keys.expect_ttl_on_every_key(f"after append number {number + 1} ({role}, {len(text)} characters)")
     session.expect("read meanwhile", by=session.handle)
@@ -97,9 +103,25 @@ def append_renews(env: TestEnvironment) -> None:
         if env.sliding:
             deadlines = [session.appended_at for session in (read, unread)]
         which = "new deadline" if env.sliding else "deadline of an absolute expiry"
-        when = f"appended to again ({role}) {pause_s:g} s after the first messages, ttl_s {TTL_S:g}"
+        when = f"a session with a TTL of {TTL_S:g} s, one more append ({role}) {pause_s:g} s after the first messages"
         read.expect_until(TTL_S, f"{when}, {MARGIN_S:g} s before the {which}", since=deadlines[0])
         unread.expect_empty_after(TTL_S, f"{when}, {MARGIN_S:g} s after the {which}", since=deadlines[1])
+        if not env.sliding:
+            read.expect_empty(f"{when}, read before the {which}, {MARGIN_S:g} s after it")
+    if env.clock.method == "deadline shift":
+        _expect_deadline_from_append(env)
+
+
+def _expect_deadline_from_append(env: TestEnvironment) -> None:
+    """Raise CaseFailed if a deadline counts from open(), on the client's clock: that clock can only be waited for."""
+    session, before = TrialSession(env), env.keys()
+    session.handle  # noqa: B018  # opened now
+    time.sleep(OPEN_FOR_S)
+    session.append()
+    left_ms = [env.control.pttl(name) for database, name in env.keys() - before if database == 0]
+    if left_ms and 0 <= max(left_ms) < (TTL_S - MARGIN_S) * 1000:
+        message = f"appended {OPEN_FOR_S:g} s after open(): {duration(max(left_ms))} left of {TTL_S:g} s"
+        raise CaseFailed(message, symptom=Symptom.EARLY_EXPIRY)
 
 
 @case(
@@ -111,13 +133,14 @@ def long_talk_stays_whole(env: TestEnvironment) -> None:
     """A dialogue with a message now and then, for five times its TTL, keeps messages of every role and length."""
     if not env.sliding:
         raise CaseSkipped(NOT_SLIDING)
+    long = long_text(env)
     keys = SessionKeys(env)
     session = TrialSession(env)
     for turn in range(8):
         role = ("system", "user", "assistant", "tool")[turn % 4]
-        session.append(LONG_TEXT if turn == 1 else None, role, by=session.open_again() if turn % 3 == 1 else None)
+        session.append(long if turn == 1 else None, role, by=session.open_again() if turn % 3 == 1 else None)
         env.move_to(session.appended_at[0] + TTL_S * 0.7)
-        session.expect(f"after turn {turn + 1}, {0.7 * TTL_S:g} s apart (ttl_s {TTL_S:g})")
+        session.expect(f"a session with a TTL of {TTL_S:g} s, {0.7 * TTL_S:g} s after append {turn + 1}")
         keys.expect_ttl_on_every_key(f"after turn {turn + 1}")
 
 
@@ -159,7 +182,8 @@ def long_dialogue_expires_as_one(env: TestEnvironment) -> None:
     needs_ttl=True,
 )
 def reads_do_not_shorten(env: TestEnvironment) -> None:
-    """Reading, also through a handle with a shorter TTL or none, never shortens a session's TTL."""
+    """Reading, also through a handle with a shorter TTL or none, never shortens or removes a session's TTL."""
+    keys = SessionKeys(env)
     session = TrialSession(env, ttl_s=WEEK_S)
     for _ in range(3):
         session.append()
@@ -171,11 +195,12 @@ def reads_do_not_shorten(env: TestEnvironment) -> None:
                 raise
             continue  # refused, which another case reports
         for _ in range(2):
-            session.expect(f"read by a handle of {ttl_s} s", by=handle)
+            session.expect(f"read by a handle with ttl_s={ttl_s}", by=handle)
         env.close(handle)
+        keys.expect_ttl_on_every_key(f"read by a handle with ttl_s {ttl_s}")
     env.move_to(session.appended_at[1] + SHORT_S + MARGIN_S)
-    session.expect(f"{SHORT_S + MARGIN_S:g} s later: a session of 7d, read through one of {SHORT_S:g} s")
-    session.expect_until(WEEK_S, f"{MARGIN_S:g} s before the deadline of a session of 7d that was read")
+    session.expect(f"a session with a TTL of 7d, {SHORT_S + MARGIN_S:g} s after it was read with ttl_s={SHORT_S:g}")
+    session.expect_until(WEEK_S, f"a session with a TTL of 7d that was read, {MARGIN_S:g} s before its deadline")
 
 
 @case(
@@ -196,14 +221,14 @@ def reopen_shorter(env: TestEnvironment) -> None:
         session.append(by=shorter)
     keys.expect_ttl_on_every_key("opened again with a shorter TTL and appended to")
     env.move_to(session.appended_at[1] + SHORT_S + MARGIN_S)
-    later = f"a session of 7d, opened again with {SHORT_S:g} s and appended to, {SHORT_S + MARGIN_S:g} s later"
+    later = f"a session with a TTL of 7d, opened again with {SHORT_S:g} s, two appends, {SHORT_S + MARGIN_S:g} s later"
     if env.may_shorten:
         # Whole or expired, never a part of it.
         if env.read(session.id, WEEK_S):
             session.expect(later)
         raise CaseSkipped("the store declares that a shorter TTL may shorten a session (may_shorten = True)")
     session.expect(later)
-    session.expect_until(WEEK_S, f"{MARGIN_S:g} s before the longer deadline, 7d after the first messages", since=began)
+    session.expect_until(WEEK_S, f"the same session, {MARGIN_S:g} s before its 7d end", since=began)
 
 
 @case(
@@ -219,7 +244,7 @@ def reopen_near_the_end(env: TestEnvironment) -> None:
     session.append()
     env.move_to(session.appended_at[0] + TTL_S - 10)
     session.append(by=session.open_again(SHORT_S))
-    session.expect_until(SHORT_S, f"{SHORT_S - MARGIN_S:g} s after an append through a handle of {SHORT_S:g} s")
+    session.expect_until(SHORT_S, f"{SHORT_S - MARGIN_S:g} s after an append through a handle with ttl_s={SHORT_S:g}")
 
 
 @case(
@@ -236,7 +261,7 @@ def reopen_longer(env: TestEnvironment) -> None:
         session.append()
         session.append(role="assistant")
         session.append(by=session.open_again(WEEK_S))
-    when = f"a session of {SHORT_S:g} s, opened again with 7d and appended to"
+    when = f"a session with a TTL of {SHORT_S:g} s, opened again with 7d, one append"
     read.expect_until(WEEK_S, f"{when}, {MARGIN_S:g} s before the 7d")
     unread.expect_empty_after(WEEK_S, f"{when}, {MARGIN_S:g} s after the 7d")
 
@@ -271,7 +296,7 @@ def none_leaves_the_deadline(env: TestEnvironment) -> None:
     for session in (read, unread):
         session.append("a note", by=session.open_again(None))
     keys.expect_ttl_on_every_key("opened again without a TTL and appended to")
-    when = f"a session of {TTL_S:g} s, appended to through a handle without a TTL"
+    when = f"a session with a TTL of {TTL_S:g} s, one append through a handle without a TTL"
     read.expect_until(TTL_S, f"{when}, {MARGIN_S:g} s before its deadline", since=first[0])
     unread.expect_empty_after(TTL_S, f"{when}, {MARGIN_S:g} s after its deadline", since=first[1])
 
@@ -323,11 +348,12 @@ def ttl_not_positive(env: TestEnvironment) -> None:
 
 @case(
     why="A user comes back the next morning and goes on writing: what is reported as stored has to be.",
-    fix="Let append create a session that is missing, with its TTL; or raise. Keep no state of it in the handle.",
+    fix="Let append create a session that is missing, with its TTL; or raise. Keep no state of it in the handle; find "
+    "out whether it exists in the script or MULTI that writes, or WATCH it.",
     needs_ttl=True,
 )
 def append_after_expiry(env: TestEnvironment) -> None:
-    """An append to an expired session begins a new one, with a TTL, or raises; the old messages do not come back."""
+    """An append to a session that has expired, or expires meanwhile, begins a new one, with a TTL, or raises."""
     keys = SessionKeys(env)
     for by_open_handle in (True, False):
         session = TrialSession(env)
@@ -347,3 +373,25 @@ def append_after_expiry(env: TestEnvironment) -> None:
         keys.expect_ttl_on_every_key(when)
         session.append("and on")
         session.expect_until(TTL_S, f"{when}, {MARGIN_S:g} s before the new deadline")
+    for nth in range(1, MOST_ROUND_TRIPS):
+        if not _expire_in_append(env, keys, nth):
+            break
+
+
+def _expire_in_append(env: TestEnvironment, keys: SessionKeys, nth: int) -> bool:
+    """Let a session expire before the nth request of an append; return False if that needs fewer."""
+    session, text = TrialSession(env), "appended while the session expired"
+    session.append()
+    before, after_s = list(session.messages), session.appended_at[1] + TTL_S + MARGIN_S
+    with through_proxy(session) as (proxy, handle):
+        proxy.lose("late request", nth, meanwhile=partial(env.move_to, after_s))
+        error = session.try_append(text, by=handle)
+        if not proxy.lost.is_set():
+            return False
+    when = f"the session expired before round trip {nth} of an append"
+    keys.expect_ttl_on_every_key(when)
+    new, read = (session.role("user"), text), env.read(session.id)
+    # An append that had read the session before it expired may write it back.
+    if read not in ([new], env.kept([*before, new]), *([[], before] if error else [])):
+        raise CaseFailed(f"{when}: {difference([new], read)}")
+    return True

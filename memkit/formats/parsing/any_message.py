@@ -5,8 +5,6 @@ and of sessions that people build themselves. They are compared in lower case an
 ``userMessage``, ``user_message`` and ``UserMessage`` are one name.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Mapping, Sequence

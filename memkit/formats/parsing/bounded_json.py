@@ -1,7 +1,5 @@
 """Parse what may be hostile: JSON with a bound on the memory it unfolds to, and faults that say where without what."""
 
-from __future__ import annotations
-
 import json
 from typing import Any, NamedTuple
 

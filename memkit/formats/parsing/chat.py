@@ -1,7 +1,5 @@
 """The vocabulary that known stores share: roles, texts in parts, tool calls and their results."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Mapping

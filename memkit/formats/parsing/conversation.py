@@ -1,7 +1,5 @@
 """Find the messages in any decoded payload, and tell from their content in which order they stand."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise

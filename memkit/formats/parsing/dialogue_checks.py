@@ -1,7 +1,5 @@
 """Checks that hold for any store's dialogue: results follow their calls, no message occurs twice, none is cut off."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 from memkit.formats.model import Item, LikeProblems, Tool, Turn
@@ -33,12 +31,13 @@ class Dialogue:
         for item in items:
             yield self._seen(item) if isinstance(item, Turn) else item
             del item  # a text may have 10 MB: release it before the next one is parsed
+        lost = "no result is stored: the tool is still running, or the result was lost"
         for key, count in self._open.values():
             place = "the last message" if count == self._count else f"message {count:,}"
-            self._found.add("gap", key, f"{place} calls a tool and no result is stored: still running, or lost")
+            self._found.add("gap", key, f"{place} calls a tool, and {lost}")
         if self._loses_calls and self._empty_at is not None:
-            reason = "the last message is an assistant's without text, so a tool call, and no result is stored"
-            self._found.add("gap", self._empty_at, f"{reason}: still running, or lost")
+            reason = "the last message is the assistant's and has no text, so it is probably a tool call, and"
+            self._found.add("gap", self._empty_at, f"{reason} {lost}")
         yield from self._found.report()
 
     def _seen(self, turn: Turn) -> Turn:

@@ -4,8 +4,6 @@ Layers are compression, base64, msgpack, JSON, and one JSON object a line. Seria
 named and never loaded. Every step is bounded: a compressed payload is not unfolded beyond ``MAX_OPEN_BYTES``.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -115,7 +113,8 @@ def messages(entries: Sequence[Any], key: str, convert: Convert, what: str = "me
     for index, entry in enumerate(entries):
         found = convert(entry, key) if isinstance(entry, dict) else f"it is {kind_of(entry)}"
         if isinstance(found, str):
-            bad.append(Problem("corrupt", key, f"{what} {index:,} of {len(entries):,} (from 0) is none: {found}"))
+            place = f"entry {index:,} of {len(entries):,} (counted from 0)"
+            bad.append(Problem("corrupt", key, f"{place} is not a valid {what}: {found}"))
         elif found is not None:
             yield from found
     yield from few(bad)

@@ -4,8 +4,6 @@
 they return None if it lacks nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 

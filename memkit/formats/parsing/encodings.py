@@ -5,8 +5,6 @@ a decompression bomb stays small. A fault needs proof by the format: an end that
 fails. Bytes that merely look unusual have no fault.
 """
 
-from __future__ import annotations
-
 import ast
 import base64
 import binascii
@@ -61,7 +59,7 @@ _JSON_OBJECT = re.compile(r'[\s\[]*\{\s*"(?:[^"\\]|\\.)*"\s*:|"[\s\[]*\{\s*\\"')
 """The beginning of a JSON object, or of one in a JSON string: text and templates have no quoted name there."""
 _JSON_START = re.compile(rb'\s*[\[{]\s*["\]}]')
 _BETWEEN = re.compile(r"[\s\x1e]*(?=\S)")
-_REPR = re.compile(rb"[\[({]+\s*'")
+_REPR = re.compile(rb"[\[({]+\s*'|\[?\w*Message\w*\(\w+=")
 _STRINGIFIED = re.compile(
     r"(\[object [A-Z]\w*\],?)+"  # JavaScript
     r"|<[\w.]+( [\w.<>]+)* at 0x[0-9a-f]+>"  # Python
@@ -80,6 +78,7 @@ FEWEST_REPLACED, REPLACED_SHARE = 8, 0.2
 _PHP_TOKEN = re.compile(rb"N;|[bidrR]:[^;]*;|s:(\d+):\"|a:\d+:\{|O:\d+:\"[^\"]*\":\d+:\{|\}")
 _CUT_PHP_TOKEN = re.compile(rb"[abdiNOrRs](:[\d.eE+-]*)?(:\"?)?|O:\d+:[^:]*(:\d*)?:?|")
 _CUT_WORD = re.compile(r"-?|t|tr|tru|f|fa|fal|fals|n|nu|nul")
+_NAMED = frozenset(("json", "gzip", "zlib", "zstd", "lz4", "pickle", "msgpack", "java"))
 
 
 class Encoding(NamedTuple):
@@ -196,7 +195,7 @@ def _is_document(data: bytes) -> bool:
 
 
 def _is_repr(data: bytes) -> bool:
-    """Return whether the bytes are the Python repr of a container."""
+    """Return whether the bytes are the Python repr of a container or of an object with fields."""
     if len(data) > PEEK_BYTES:
         return data.rstrip()[-1:] in (b"}", b"]", b")")
     try:
@@ -207,7 +206,7 @@ def _is_repr(data: bytes) -> bool:
     nodes = list(ast.walk(tree))
     names, heads = (sum(isinstance(one, kind) for one in nodes) for kind in (ast.Name, ast.Call | ast.Attribute))
     known = all(isinstance(one, (*_REPR_NODES, *_REPR_CALLS)) for one in nodes)
-    return known and names <= heads and isinstance(tree, ast.Dict | ast.List | ast.Tuple)
+    return known and names <= heads and isinstance(tree, ast.Dict | ast.List | ast.Tuple | ast.Call)
 
 
 def _bytes_repr(data: bytes) -> _Layer | None:
@@ -271,6 +270,8 @@ def _text_layer(data: bytes) -> _Layer:
         return _Layer(ENCRYPTED)
     if data[0] in _OLD_PICKLES and _is_old_pickle(data):
         return _Layer("pickle")
+    if _REPR.match(data) and _is_repr(data):
+        return _Layer("python repr")
     if _PHP.match(data):
         return _Layer("php", fault="ends early" if _php_ends_early(data) else "")
     if found := _bytes_repr(data):
@@ -310,9 +311,6 @@ def _unbase64(data: bytes) -> _Layer | None:
     if len(inner) <= 8 or layer.name not in _NAMED:
         return None
     return _Layer("base64", fault="ends early") if left == 1 else _Layer("base64", inner)
-
-
-_NAMED = frozenset(("json", "gzip", "zlib", "zstd", "lz4", "pickle", "msgpack", "java"))
 
 
 # -- binary ------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,5 @@
 """What LangGraph's savers share: names of keys, the state's messages, chains of checkpoints, serialised values."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 import re
@@ -286,6 +284,6 @@ def write_problems(writes: Mapping[str, RedisValue | None]) -> Iterator[Problem]
     """Yield what is wrong with pending writes: those that a list names and that do not exist, and damaged ones."""
     for name, raw in writes.items():
         if raw is None:
-            yield Problem("dangling", name, "a list of pending writes names this write, and it no longer exists")
+            yield Problem("dangling", name, "a list of pending writes names this write, which no longer exists")
         else:
             yield from read_with(raw, "channel")[1]

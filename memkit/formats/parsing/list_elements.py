@@ -1,7 +1,5 @@
 """Decode list elements one at a time, so that only one is in memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -117,7 +115,7 @@ class Faults:
         looks = store_of(value)
         hint = f"; it looks like one of {looks}" if looks and looks != self._store else ""
         of = f" of {self._store}" if self._store else ""
-        self.add("corrupt", index, f"is no message{of}: {lacks}{hint}")
+        self.add("corrupt", index, f"is not a message{of}: {lacks}{hint}")
 
     def add(self, cause: str, index: int, reason: str | Callable[[], str]) -> None:
         """Note one fault of an element."""

@@ -5,8 +5,6 @@ of each container (``max_array_len``), not the number of all values: 8 MB of sma
 million objects.
 """
 
-from __future__ import annotations
-
 import struct
 from typing import Any, NamedTuple
 

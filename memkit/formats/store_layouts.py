@@ -4,8 +4,6 @@ To add one, write its entry here and put a captured session of the real library 
 library and the version that wrote the capture.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -30,7 +28,7 @@ _MAX_SPRING_MESSAGES = 1_000
 
 def _lost_calls_note(stored: SessionValues) -> Iterable[str]:
     if any(raw and peek(raw).get("type") == "tool" for raw in stored.keys.values()):
-        yield "langchain-redis does not store an assistant's tool calls: results stand alone, which is not damage"
+        yield "langchain-redis does not store an assistant's tool calls, so tool results without a call are normal here"
 
 
 def _spring_notes(stored: SessionValues) -> Iterable[str]:

@@ -10,13 +10,10 @@ Tables (all times are Unix times in milliseconds on the server's clock):
 - ``gap``: times that were not observed, with the reason.
 """
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from memkit.errors import SourceError
@@ -88,7 +85,7 @@ class RecordedKeys(MutableMapping[bytes, KeyState]):
             yield {name: KeyState(deadline_ms) for _, name, deadline_ms in rows}
 
 
-class Ledger:
+class Recording:
     """An open recording.
 
     Args:
@@ -112,20 +109,20 @@ class Ledger:
                 names = ("application_id", "user_version")
                 application, schema = (self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in names)
                 if application != APPLICATION_ID:
-                    raise SourceError(f"{path}: this SQLite file is no recording of memkit")
+                    raise SourceError(f"{path}: this SQLite file is not a memkit recording")
                 if schema != SCHEMA:
                     raise SourceError(f"{path}: the recording has schema {schema}; this memkit reads schema {SCHEMA}")
                 opened.pop_all()
         except sqlite3.Error as error:
             what = "the file cannot be read as a recording" if reading else "the recording cannot be made"
+            if not reading:
+                path.unlink(missing_ok=True)
             raise SourceError(f"{path}: {what}: {error}") from None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         try:
             if error is None or not isinstance(error, sqlite3.Error):
                 self.close()

@@ -1,0 +1,144 @@
+"""Faults that users have reported of session stores and caches, each beside traffic that looks nearly the same."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from worlds import DAY, HOUR, MINUTE, Event, Traffic, World, false_alarms
+
+from memkit.audit.report import AuditReport
+from memkit.server import RedisServer
+
+
+@pytest.fixture
+def traffic() -> Traffic:
+    return Traffic(random.Random(11), 60)
+
+
+def causes(report: AuditReport) -> set[str]:
+    return {one.cause for one in report.findings}
+
+
+def java(text: str) -> bytes:
+    return b"\xac\xed\x00\x05t" + len(text).to_bytes(2, "big") + text.encode()
+
+
+# -- TTLs --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ttl_ms", "said"),
+    [
+        (60 * 86_400_000 % 2**32, "5,184,000,000 milliseconds overflow a 32-bit integer, which leaves 889,032,704"),
+        (2**31 - 1, "5,184,000,000 milliseconds are cut to a 32-bit integer, which leaves 2,147,483,647"),
+        (10 * 86_400_000, None),
+    ],
+)
+def test_milliseconds_over_32_bits(ttl_ms: int, said: str | None, traffic: Traffic) -> None:
+    short = replace(traffic, ttl_s=ttl_ms / 1000).sessions(reads=0)
+    (found,) = replace(traffic, ttl_s=60 * DAY).world(short).audited().findings
+    assert found.cause == ("unit_mistake" if said else "ttl_too_short")
+    assert found.observed_ttl_s == ttl_ms / 1000
+    assert said in found.message if said else "32-bit" not in found.message
+
+
+def test_deadlines_at_midnight_are_not_healthy(traffic: Traffic) -> None:
+    midnight = round(datetime.now(UTC).timestamp() + 5 * HOUR)
+    traffic, events = replace(traffic, ttl_s=DAY), list[Event]()
+    for age_s in traffic.times(0, 18.9 * HOUR):
+        key = f"chat:{traffic.uid()}"
+        events += [(age_s, ("RPUSH", key, "{}")), (age_s, ("EXPIREAT", key, midnight))]
+        events += [traffic.read(key, age_s)] if traffic.dice.random() < 0.5 else []
+    assert traffic.world(events).audited().verdict.status == "undetermined"
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+def renamed(traffic: Traffic, new: str | Callable[[str], bytes], *, both: bool) -> World:
+    """Return sessions that have another name since two days, or half of them always."""
+    events: list[Event] = []
+    for age_s in traffic.times():
+        is_new = traffic.dice.random() < 0.5 if both else age_s < 2 * DAY
+        usual, uid = f"chat:{traffic.uid()}", traffic.uid()
+        name = (new(usual) if callable(new) else new.format(uid)) if is_new else usual
+        events += traffic.write(name, age_s, kind="string")
+    return traffic.world(events)
+
+
+@pytest.mark.parametrize("new", ["chat{}", "chat_{}", "{}", java, "chat:<coroutine object get_id at 0x{}>"])
+def test_sessions_under_other_names_since(new: str | Callable[[str], bytes], traffic: Traffic) -> None:
+    report = renamed(traffic, new, both=False).audited()
+    assert causes(report) == {"wrong_prefix"}
+    assert report.findings[0].confidence == ("possible" if new == "{}" else "likely")
+
+
+@pytest.mark.parametrize("other", ["chat{}", "chat_{}", "{}"])
+def test_other_names_beside_the_sessions(other: str, traffic: Traffic) -> None:
+    assert renamed(traffic, other, both=True).audited().verdict.status == "healthy"
+
+
+def test_java_names_that_are_expected_are_healthy(traffic: Traffic) -> None:
+    events = [one for age_s in traffic.times() for one in traffic.write(java(f"chat:{traffic.uid()}"), age_s)]
+    assert traffic.world(events, expect={"*chat:*": "7d"}).audited().verdict.status == "healthy"
+
+
+@pytest.mark.parametrize("name", ["undefined", "{session_id}", "${id}", "[object Promise]", "{alice}"])
+def test_text_without_an_id_is_a_shared_key(name: str, traffic: Traffic) -> None:
+    events = traffic.sessions() + traffic.write(f"chat:{name}", MINUTE)
+    report = traffic.world(events).audited()
+    assert causes(report) == (set() if name == "{alice}" else {"shared_key"})
+    assert [one.severity for one in report.findings] == ["warning"] * len(report.findings)
+
+
+# -- the server --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("age_s", [HOUR, 20 * DAY])
+def test_flush_of_sessions_that_never_expire(age_s: float, traffic: Traffic) -> None:
+    sessions = [(at_s, ("RPUSH", f"chat:{traffic.uid()}", "{}")) for at_s in traffic.times(0, 19 * DAY)]
+    world = traffic.world([*sessions, (age_s, ("FLUSHALL",))], expect={"chat:*": None}, age_s=21 * DAY)
+    report = replace(world, steps=500).audited()
+    assert causes(report) == ({"flushed"} if age_s == HOUR else set())
+    assert any("the server started" in one for one in report.notes)
+
+
+@pytest.mark.parametrize("newest_s", [0.0, 2 * DAY])
+def test_sessions_that_go_on_in_another_database(newest_s: float, traffic: Traffic) -> None:
+    def fill(server: RedisServer) -> None:
+        with server.client() as client:
+            client.select(1)
+            client.set("chat:1", "{}", ex=round(traffic.ttl_s))
+
+    verdict = traffic.world(traffic.sessions(newest_s=newest_s), after=fill).audited().verdict
+    assert verdict.status == ("undetermined" if newest_s else "healthy")
+    assert ("another database" in verdict.sentence) == bool(newest_s)
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+
+
+def test_principals_of_spring_session_are_an_index(traffic: Traffic) -> None:
+    traffic = replace(traffic, prefix="spring:session:sessions:", ttl_s=35 * MINUTE)
+    index, events = "spring:session:index:PRINCIPAL_NAME_INDEX_NAME:user", list[Event]()
+    for age_s in traffic.times(0, 3 * HOUR):
+        uid = traffic.uid()
+        events += [*traffic.write(traffic.prefix + uid, age_s, kind="hash"), (age_s, ("SADD", index, java(uid)))]
+    report = traffic.world(events, age_s=4 * HOUR, full=True).audited()
+    assert causes(report) == {"stale_index"}
+
+
+@pytest.mark.parametrize("share", [0.1, 1.0])
+def test_sessions_that_hold_undefined_since(share: float, traffic: Traffic) -> None:
+    events: list[Event] = []
+    for age_s in traffic.times():
+        lost = age_s < 3 * DAY and traffic.dice.random() < share
+        value = "undefined" if lost else traffic.message()
+        events += traffic.write(f"chat:{traffic.uid()}", age_s, kind="string", value=value)
+    report = traffic.world(events, full=True).audited()
+    assert causes(report) - {"encoding_changed"} == ({"corrupt"} if share == 1 else set())
+    assert not false_alarms(report)
