@@ -32,8 +32,8 @@ _COMMAND_START = re.compile(rb"\*[1-9][0-9]{0,6}\r\n\$[0-9]{1,9}\r\n")
 ACKNOWLEDGE_EVERY_S = 1.0
 """A server drops a replica that is silent for repl-timeout (60 s by default); a replica answers each second."""
 NOT_NAMED = -1
-COMMANDS_THAT_CONFIRM = 2
-"""A start that is followed by this many commands is no text inside a value."""
+COMMANDS_AFTER_A_START = 2
+"""A start that is followed by this many commands is not text inside a value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +230,7 @@ def _first_command(data: bytes) -> int | None:
         reader = hiredis.Reader()
         reader.feed(data[match.start() :])
         try:
-            found = [reader.gets() for _ in range(COMMANDS_THAT_CONFIRM)]
+            found = [reader.gets() for _ in range(COMMANDS_AFTER_A_START)]
         except hiredis.ProtocolError:
             continue
         if found[0] is not False and all(one is False or isinstance(one, list) for one in found):
