@@ -20,11 +20,11 @@ Imports go down this map only::
       formats/          How memory stores lay out their keys: pure decoders without I/O, one module
                         or one data entry a store
                         (ag2 agent_framework_redis agno capture langchain langgraph_aws langgraph_js
-                        langgraph_plainredis langgraph_redis layout layouts memkit_store model
-                        openai_agents redisvl registry unknown parsing/)
+                        langgraph_plainredis langgraph_redis layout memkit_store model openai_agents
+                        redisvl registry store_layouts unknown parsing/)
       history/          history: what happened to a session, from logs, snapshots, a replica's
                         backlog and recordings
-                        (aof changes commands fate ledger log_clock rdb record replication run
+                        (aof changes commands fate log_clock rdb record recording replication run
                         snapshots sources states tracking)
       inspect/          inspect_session: one session, decoded, redacted and checked
                         (key_checks redaction report search)

@@ -24,9 +24,9 @@ from memkit.server.sandbox import Sandbox
 from memkit.store.store import AsyncMemoryStore, MemoryStore
 
 DEFAULT_REAL = "redis://localhost:6379/15"
-REAL_URL = pytest.StashKey[str | None]()
-RAN_ON = pytest.StashKey["set[str]"]()
-EXPLAIN = pytest.StashKey["list[Callable[[], str | None]]"]()
+REAL_URL_KEY = pytest.StashKey[str | None]()
+RAN_ON_KEY = pytest.StashKey["set[str]"]()
+EXPLANATIONS_KEY = pytest.StashKey["list[Callable[[], str | None]]"]()
 APPLICATION_FIXTURES = {"redis_client", "async_redis_client", "redis_client_url"}
 DECODING_FIXTURES = {"redis_memory_store", "memory_store"}
 SANDBOX_FIXTURES = {"redis_memory_store", "memory_store", "async_memory_store", "memkit_sandbox"}
@@ -34,6 +34,7 @@ FIXTURES = APPLICATION_FIXTURES | SANDBOX_FIXTURES
 FIXTURES |= {"redis_url", "memkit_server", "memkit_clock", "memkit_server_factory"}
 # 'v' == b'v', b'v' == 'v', or a method that only bytes have.
 BYTES_EXPECTED = re.compile(r"""['"] == b['"]|\bb(['"]).*\1 == ['"]|'str' object has no attribute 'decode'""")
+DATABASE_KEY = pytest.StashKey[DedicatedDatabase]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -70,7 +71,7 @@ def pytest_configure(config: pytest.Config) -> None:
             f"--real-redis was given {shown!r}, which is not a URL. Name the server as --real-redis=URL, such as "
             f"--real-redis={DEFAULT_REAL}; to use this default, put --real-redis after the file names"
         )
-    config.stash[REAL_URL], config.stash[RAN_ON] = given, set()
+    config.stash[REAL_URL_KEY], config.stash[RAN_ON_KEY] = given, set()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -94,7 +95,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if error is None or not names or isinstance(error, pytest.skip.Exception):
         return
     with contextlib.suppress(redis.RedisError, MemkitError, OSError):
-        explanation = next(filter(None, (explain() for explain in item.stash.get(EXPLAIN, []))), None)
+        explanation = next(filter(None, (explain() for explain in item.stash.get(EXPLANATIONS_KEY, []))), None)
         if explanation:
             error.add_note(explanation)
     if names & DECODING_FIXTURES and (isinstance(error, UnicodeDecodeError) or BYTES_EXPECTED.search(str(error))):
@@ -102,7 +103,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             f"memkit: the client of {min(names & DECODING_FIXTURES)} decodes replies as UTF-8 (decode_responses=True). "
             "For values that are bytes use the fixture redis_client, which has decode_responses=False"
         )
-    database = item.stash.get(DATABASE, None)
+    database = item.stash.get(DATABASE_KEY, None)
     if database and isinstance(error, NoPermissionError) and not isinstance(error, LeftSandboxError):
         error.add_note(f"memkit: {database.limits}")
 
@@ -111,20 +112,20 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 def pytest_testnodedown(node: Any) -> None:
     """Collect what an xdist worker ran on."""
     output = getattr(node, "workeroutput", {})
-    node.config.stash[RAN_ON].update(output.get("memkit_ran_on", ()))
+    node.config.stash[RAN_ON_KEY].update(output.get("memkit_ran_on", ()))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """In an xdist worker, send what the tests ran on to the controller."""
     output = getattr(session.config, "workeroutput", None)
     if output is not None:
-        ran_on: set[str] = session.config.stash[RAN_ON]
+        ran_on: set[str] = session.config.stash[RAN_ON_KEY]
         output["memkit_ran_on"] = sorted(ran_on)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print the servers of the results."""
-    ran_on: set[str] = config.stash[RAN_ON]
+    ran_on: set[str] = config.stash[RAN_ON_KEY]
     for line in sorted(ran_on):
         terminalreporter.write_line(f"memkit: {line}")
 
@@ -136,7 +137,7 @@ def _started(pytest_config: pytest.Config, /, **options: Any) -> RedisServer:
         if pytest_config.getoption("--memkit-require-server"):
             pytest.fail(str(error), pytrace=False)
         pytest.skip(str(error))
-    pytest_config.stash[RAN_ON].add(
+    pytest_config.stash[RAN_ON_KEY].add(
         f"{server.flavour} {server.version} ({server.source}), private, time moved by {server.clock.method}"
     )
     return server
@@ -152,7 +153,7 @@ def memkit_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
 @pytest.fixture(scope="session")
 def _memkit_target(request: pytest.FixtureRequest) -> RedisServer | str:
     """The server of this run: a private one, or the URL of a real one."""
-    real = request.config.stash[REAL_URL]
+    real = request.config.stash[REAL_URL_KEY]
     if not real:
         return cast("RedisServer", request.getfixturevalue("memkit_server"))
     try:
@@ -164,7 +165,7 @@ def _memkit_target(request: pytest.FixtureRequest) -> RedisServer | str:
             "start it, name another, or leave both out for a private server",
             pytrace=False,
         )
-    request.config.stash[RAN_ON].add(
+    request.config.stash[RAN_ON_KEY].add(
         f"{info.get('server_name', 'redis')} {info.get('valkey_version', info['redis_version'])} at {redact(real)}, "
         "in sandboxes, time moved by deadline shift"
     )
@@ -224,7 +225,7 @@ def async_memory_store(memkit_sandbox: Sandbox) -> AsyncMemoryStore:
 
 @pytest.fixture(scope="session")
 def _memkit_keyspaces(request: pytest.FixtureRequest) -> Iterator[PrivateKeyspace | DedicatedDatabase]:
-    real = request.config.stash[REAL_URL]
+    real = request.config.stash[REAL_URL_KEY]
     if not real:
         with _started(request.config, port=0) as server, contextlib.closing(PrivateKeyspace(server)) as keyspace:
             yield keyspace
@@ -243,16 +244,13 @@ def _memkit_keyspaces(request: pytest.FixtureRequest) -> Iterator[PrivateKeyspac
         yield database.open()
 
 
-DATABASE = pytest.StashKey[DedicatedDatabase]()
-
-
 @pytest.fixture
 def _memkit_keyspace(
     request: pytest.FixtureRequest, _memkit_keyspaces: PrivateKeyspace | DedicatedDatabase
 ) -> Iterator[PrivateKeyspace | DedicatedDatabase]:
     _memkit_keyspaces.begin()
     if isinstance(_memkit_keyspaces, DedicatedDatabase):
-        request.node.stash[DATABASE] = _memkit_keyspaces
+        request.node.stash[DATABASE_KEY] = _memkit_keyspaces
     yield _memkit_keyspaces
     _memkit_keyspaces.end()
 
@@ -305,7 +303,7 @@ def memkit_clock(request: pytest.FixtureRequest) -> Iterator[ServerClock]:
                 clocks.append(request.getfixturevalue("memkit_sandbox").clock)
         movable = [server for server in servers if server.clock.method == "preload"]
         explaining = contextlib.ExitStack()
-        request.node.stash[EXPLAIN] = accept(
+        request.node.stash[EXPLANATIONS_KEY] = accept(
             lambda: [explaining.enter_context(explained_deadlines(server)) for server in movable]
         )
         stack.callback(accept, explaining.close)

@@ -22,6 +22,17 @@ SHOWN_CHARS = 2_000
 _UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _JOINERS = frozenset("\u200c\u200d")
 _PLAIN = re.compile(r"[ -~\u00a1-\u00ac\u00ae-\u0377\u0400-\u052f\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5]*")
+_UNITS_S = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
+_CODES = {
+    "critical": "1;31",
+    "failed": "31",
+    "warning": "1;33",
+    "skipped": "33",
+    "healthy": "1;32",
+    "undetermined": "1;33",
+    "no_data": "1;33",
+    "passed": "32",
+}
 
 
 def printable(text: str, limit: int = SHOWN_CHARS) -> str:
@@ -78,9 +89,6 @@ def duration(ms: float | None) -> str:
     (unit, size), (smaller_unit, smaller) = _UNITS_S[place : place + 2]
     whole, rest = divmod(round(seconds / smaller) * smaller, size)
     return f"{sign}{whole}{unit} {rest // smaller}{smaller_unit}" if rest else f"{sign}{whole}{unit}"
-
-
-_UNITS_S = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 
 
 def utc_text(at: datetime, *, round_up: bool = False) -> str:
@@ -148,18 +156,6 @@ class Table:
 def wrapped(text: str, *, indent: str = "", columns: int = COLUMNS) -> str:
     """Return a paragraph broken at words; a longer word, such as a command, stays whole."""
     return textwrap.fill(text, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-
-
-_CODES = {
-    "critical": "1;31",
-    "failed": "31",
-    "warning": "1;33",
-    "skipped": "33",
-    "healthy": "1;32",
-    "undetermined": "1;33",
-    "no_data": "1;33",
-    "passed": "32",
-}
 
 
 def colored(text: str, style: str, *, color: bool) -> str:

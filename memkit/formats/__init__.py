@@ -9,8 +9,8 @@ from memkit.formats.registry import (
     lacking,
     leads,
     recognise,
+    spellings_of_id,
     store_name,
-    written,
 )
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
     "lacking",
     "leads",
     "recognise",
+    "spellings_of_id",
     "store_name",
     "superseded",
-    "written",
 ]

@@ -1,4 +1,4 @@
-"""Stores with keys and messages of a known shape, described as data: see ``layouts`` for the entries.
+"""Stores with keys and messages of a known shape, described as data: see ``store_layouts`` for the entries.
 
 A pattern holds ``{id}`` for the session's id, ``{#}`` for digits, ``{ulid}`` for a ULID and ``{*}`` for any text.
 """

@@ -25,6 +25,7 @@ _EARLIEST_S, _LATEST_S = 6.3e8, 4.1e9
 _MILLISECONDS = 1e11
 """In seconds this is the year 5138; every larger number is a time in milliseconds."""
 _MICROSECONDS = 1e14
+NO_TTL_OPTION = "has no TTL option"
 
 
 def quoted(name: str) -> str:
@@ -146,9 +147,6 @@ class SessionValues(NamedTuple):
     def get(self, name: str) -> RedisValue | None:
         """Return the key if it exists."""
         return self.keys.get(name)
-
-
-NO_TTL_OPTION = "has no TTL option"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,15 +10,15 @@ from memkit.formats import (
     langgraph_js,
     langgraph_plainredis,
     langgraph_redis,
-    layouts,
     memkit_store,
     redisvl,
+    store_layouts,
 )
-from memkit.formats.layouts import LAYOUTS
 from memkit.formats.model import Format, Item, KeyOwner, SessionValues
 from memkit.formats.parsing.dialogue_checks import Dialogue
 from memkit.formats.parsing.documents import first_object, wrong_kind
 from memkit.formats.parsing.langgraph_common import REDIS_KINDS
+from memkit.formats.store_layouts import LAYOUTS
 from memkit.readonly.values import KeyRequest, RedisValue
 
 FORMATS: tuple[Format, ...] = (
@@ -74,7 +74,7 @@ def recognise(raw: RedisValue, wanted: str | None = None, *, store: str = "") ->
 
 def leads(raw: RedisValue) -> tuple[str, ...]:
     """Return the keys that show which sessions a key belongs to: those that an index shared by sessions points to."""
-    return agno.leads(raw) or langgraph_plainredis.leads(raw) or layouts.leads(raw)
+    return agno.leads(raw) or langgraph_plainredis.leads(raw) or store_layouts.leads(raw)
 
 
 def format_of(store: str) -> Format:
@@ -97,7 +97,7 @@ def store_name(stored: SessionValues) -> str:
     return found.name_of(stored) if found.name_of else found.store
 
 
-def written(session: str) -> Iterable[str]:
+def spellings_of_id(session: str) -> Iterable[str]:
     """Return how stores write an id into names, if not as it is."""
     colons = {each.colon for each in FORMATS} if ":" in session else set()
     return (agent_framework_redis.encoded(session), *(session.replace(":", colon) for colon in colons - {":"}))

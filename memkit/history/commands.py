@@ -28,6 +28,8 @@ Action = Literal[
     "flush all",
     "swap databases",
 ]
+_DEADLINE_UNITS_MS = {b"EXAT": 1_000, b"PXAT": 1}
+_TTL_UNITS_MS = {b"EX": 1_000, b"PX": 1}
 
 
 class Effect(NamedTuple):
@@ -107,10 +109,6 @@ def _set_options(options: Sequence[bytes]) -> tuple[int | None, int | None, bool
         elif word in (b"IFEQ", b"IFNE", b"IFDEQ", b"IFDNE"):  # a condition and its value
             next(words, b"")
     return deadline, ttl, keeps
-
-
-_DEADLINE_UNITS_MS = {b"EXAT": 1_000, b"PXAT": 1}
-_TTL_UNITS_MS = {b"EX": 1_000, b"PX": 1}
 
 
 def _set(rest: Sequence[bytes]) -> Iterator[Effect]:

@@ -17,7 +17,7 @@ import redis
 from memkit.connect import connect, place, redact
 from memkit.errors import ServerError
 from memkit.history.commands import Action, Executed
-from memkit.history.ledger import Ledger
+from memkit.history.recording import Recording
 from memkit.history.replication import CommandStream
 from memkit.history.states import EventName, KeyEvent, KeyState, KeyStates, Moment, logs_like, possible_ends
 from memkit.history.tracking import Tracker
@@ -54,6 +54,7 @@ _DELETING = frozenset(_DELETING_NAMES.split())
 _RENAMING = frozenset({"rename", "renamenx", "move"})
 _KEEPING_DEADLINE = frozenset({"rename", "renamenx", "move", "copy", "restore"})
 """A key that gets its deadline from another one: the time until then is not the TTL that was given."""
+A_RENAME = "a rename"
 _FLUSHING = frozenset({"flushdb", "flushall", "swapdb"})
 _REMOVING_TTL = frozenset({"persist", "getex"})
 _REPLACING_NAMES = """
@@ -98,6 +99,9 @@ class _WatchedServer:
         self.pushed: Tracker | CommandStream
         self._connection = ReadOnlyConnection(client, name=url, keep_idle_times=False)
         try:
+            reply = self._connection.ask("PEXPIRETIME", self._prefixes[0])
+            if refused(reply) and "unknown command" in str(reply):
+                raise ServerError(f"{url}: a recording needs PEXPIRETIME (Redis 7.0 or newer, or Valkey)")
             if replication:
                 self.pushed = CommandStream(client, name=url, primary=replication == "primary")
             else:
@@ -192,18 +196,18 @@ def record(
     if isinstance(client, redis.RedisCluster):
         raise ServerError("a recording is of one server; record each node of a cluster by its own URL")
     began_s = time.monotonic()
-    with Ledger(Path(output)) as ledger:
+    with Recording(Path(output)) as file:
         try:
-            recorder = _Recorder(client, ledger, url=redact(url), prefixes=prefixes or (b"",), replication=replication)
+            recorder = _Recorder(client, file, url=redact(url), prefixes=prefixes or (b"",), replication=replication)
         except ServerError:
-            ledger.discard()
+            file.discard()
             raise
         try:
             began(recorder.begin())
             recorder.run(for_s, stop or threading.Event())
         finally:
             recorder.close()
-        return RecordingSummary(*ledger.counts(), time.monotonic() - began_s)
+        return RecordingSummary(*file.counts(), time.monotonic() - began_s)
 
 
 def acl_rule(prefixes: Sequence[bytes] = (), *, replication: bool = False) -> str:
@@ -225,16 +229,16 @@ class _Recorder:
     def __init__(
         self,
         client: redis.Redis,
-        ledger: Ledger,
+        file: Recording,
         *,
         url: str,
         prefixes: Sequence[bytes],
         replication: Replication | None,
     ) -> None:
-        self._client, self._ledger, self._url, self._prefixes = client, ledger, url, prefixes
+        self._client, self._file, self._url, self._prefixes = client, file, url, prefixes
         self._replication = replication
         self._db = int(client.connection_pool.connection_kwargs.get("db") or 0)
-        self._present = ledger.keys(self._db)
+        self._present = file.keys(self._db)
         self._vanished: list[tuple[bytes, KeyState, Moment]] = []
         """Keys that no longer exist or lost their TTL; why is known after the next reading of the counters."""
         self._evicted: set[bytes] = set()
@@ -256,13 +260,13 @@ class _Recorder:
         """Record the keys that exist; return what is recorded and what it costs."""
         server, version, log = self._server.version()
         kind = "replication" if self._replication else "tracking"
-        self._ledger.begin_source(kind=kind, name=self._url, server=server, version=version, began_ms=self._looked_ms)
+        self._file.begin_source(kind=kind, name=self._url, server=server, version=version, began_ms=self._looked_ms)
         watches = self._server.watches
         # The keys of other databases are not recorded.
         self._states = KeyStates(server=log, wanted=watches, keys_of=lambda db: self._present if db == self._db else {})
         self._find_new()
         self._looked_s = time.monotonic()
-        self._ledger.commit()
+        self._file.commit()
         prefixes = ", ".join(prefix.decode("utf-8", "replace") + "*" for prefix in self._prefixes)
         how = "CLIENT TRACKING, PEXPIRETIME", "a write to these keys takes 1.2 to 1.8"
         if self._replication:
@@ -299,14 +303,14 @@ class _Recorder:
             except redis.RedisError as error:  # also LOADING and MASTERDOWN, which a failover brings
                 self._reconnect(str(error), until, stop)
             if time.monotonic() >= next_commit:
-                self._ledger.observed_until(self._looked_ms)
-                self._ledger.commit()
+                self._file.observed_until(self._looked_ms)
+                self._file.commit()
                 next_commit = time.monotonic() + COMMIT_EVERY_S
         try:
             self._explain()
         except redis.RedisError:
             self._record_vanished()
-        self._ledger.observed_until(self._looked_ms)
+        self._file.observed_until(self._looked_ms)
 
     def _looked(self) -> Moment:
         """Return the time between the last look and now; a long time without a look is a gap."""
@@ -314,7 +318,7 @@ class _Recorder:
         paused_s = time.monotonic() - self._looked_s
         self._looked_s = time.monotonic()
         if paused_s > GAP_S + COUNTERS_EVERY_S:
-            self._ledger.add_gap(after_ms, self._looked_ms, "the recorder was paused or the server did not answer")
+            self._file.add_gap(after_ms, self._looked_ms, "the recorder was paused or the server did not answer")
         return Moment(after_ms, self._looked_ms)
 
     def _changes(self, commands: Sequence[Executed], moment: Moment) -> Iterator[tuple[KeyEvent, str, Action]]:
@@ -336,7 +340,7 @@ class _Recorder:
         for event, name, action in self._changes(commands, moment):
             events.append(event)
             unsure |= {event.key: name} if action in _LOOK_AFTER else {}
-        unsure |= {key: "a rename" for db, key in self._states.unknown_sources if db == self._db}
+        unsure |= {key: A_RENAME for db, key in self._states.unknown_sources if db == self._db}
         self._states.unknown_sources.clear()
         for db, keys in self._states.databases.items():
             if db != self._db:
@@ -345,7 +349,7 @@ class _Recorder:
         existing = {key for key, now in states if now is not None}
         for event in events:
             is_write = event.name in ("written", "overwritten") and event.key in existing
-            self._ledger.add(_dated(event._replace(possible=()) if is_write else event, moment))
+            self._file.add(_dated(event._replace(possible=()) if is_write else event, moment))
         for key, now in states:
             self._correct(key, now, moment, command=unsure[key])
 
@@ -355,11 +359,13 @@ class _Recorder:
         if before is None or before == now:
             return
         del self._present[key]
-        if now is None or (now.deadline_ms is None and before.deadline_ms is not None):
+        lost_ttl = now is not None and now.deadline_ms is None and before.deadline_ms is not None
+        if now is None or (lost_ttl and command != A_RENAME):
             self._add_end(key, before, moment, "deleted", command=command)
         if now is not None:  # created anew, or renamed from a key that was not recorded
             self._present[key] = now
-            self._ledger.add(KeyEvent(self._db, key, "written", moment, "", now.deadline_ms))
+            name: EventName = "overwritten" if lost_ttl and command == A_RENAME else "written"
+            self._file.add(KeyEvent(self._db, key, name, moment, "", now.deadline_ms))
 
     def _look(self, names: Sequence[bytes], *, flushed: bool) -> None:
         states = self._server.states([name for name in names if self._server.watches(name)])
@@ -389,7 +395,7 @@ class _Recorder:
         changed = before is None or before.deadline_ms != deadline_ms
         ttl_ms = _ttl(deadline_ms, moment) if changed and deadline_ms is not None else None
         event: EventName = "renewed" if before is not None and changed else "written"
-        added = self._ledger.add(KeyEvent(self._db, name, event, moment, "", deadline_ms, ttl_ms))
+        added = self._file.add(KeyEvent(self._db, name, event, moment, "", deadline_ms, ttl_ms))
         if (ttl_ms or 0) % MINUTE_MS:
             self._odd_ttls.append(added)
 
@@ -408,7 +414,7 @@ class _Recorder:
         vanished, self._vanished = self._vanished, []
         evicted, self._evicted = self._evicted, set()
         if called & _KEEPING_DEADLINE:
-            self._ledger.remove_ttls(self._odd_ttls)
+            self._file.remove_ttls(self._odd_ttls)
         self._odd_ttls.clear()
         for name, was, moment in vanished:
             state = self._present.get(name)
@@ -417,7 +423,7 @@ class _Recorder:
                 lost: list[EventName] = ["overwritten"] if replaced or not persisted else []
                 lost += ["ttl_removed"] if persisted else []
                 proven = not called & _DELETING  # otherwise it may also have been deleted and created anew
-                self._ledger.add(KeyEvent(self._db, name, lost[0], moment, "", possible=tuple(lost), proven=proven))
+                self._file.add(KeyEvent(self._db, name, lost[0], moment, "", possible=tuple(lost), proven=proven))
             elif name in evicted:
                 self._add_end(name, was, moment, "evicted")
             elif was.deadline_ms is not None and (moment.latest_ms or 0) >= was.deadline_ms:
@@ -438,7 +444,7 @@ class _Recorder:
         self, name: bytes, state: KeyState, moment: Moment, *possible: EventName, command: str = "", proven: bool = True
     ) -> None:
         event = KeyEvent(self._db, name, possible[0], moment, command, state.deadline_ms, possible=possible)
-        self._ledger.add(event._replace(proven=proven))
+        self._file.add(event._replace(proven=proven))
 
     def _reconnect(self, reason: str, until: float | None, stop: threading.Event) -> None:
         """Connect again, as often as it takes; what was not observed is a gap, up to the end of the recording."""
@@ -454,10 +460,10 @@ class _Recorder:
             except (redis.RedisError, ServerError) as error:
                 self._looked_ms, why = lost_ms, str(error)
                 continue
-            self._ledger.add_gap(lost_ms, self._looked_ms, reason)
+            self._file.add_gap(lost_ms, self._looked_ms, reason)
             self._looked_s = time.monotonic()
             return
-        self._ledger.add_gap(lost_ms, lost_ms + round((time.monotonic() - lost_s) * 1_000), f"{reason}; {why}")
+        self._file.add_gap(lost_ms, lost_ms + round((time.monotonic() - lost_s) * 1_000), f"{reason}; {why}")
 
     def _catch_up(self, gap_began_ms: int) -> None:
         """Record what became of the recorded keys in a gap."""
@@ -488,7 +494,7 @@ class _Recorder:
         else:
             lost: tuple[EventName, ...] = ("overwritten", "ttl_removed") if now.deadline_ms is None else ()
             event: EventName = lost[0] if lost else "renewed"
-            self._ledger.add(KeyEvent(self._db, name, event, moment, "", now.deadline_ms, possible=lost))
+            self._file.add(KeyEvent(self._db, name, event, moment, "", now.deadline_ms, possible=lost))
 
     def _find_new(self) -> None:
         for names in self._server.scan():

@@ -32,8 +32,8 @@ _COMMAND_START = re.compile(rb"\*[1-9][0-9]{0,6}\r\n\$[0-9]{1,9}\r\n")
 ACKNOWLEDGE_EVERY_S = 1.0
 """A server drops a replica that is silent for repl-timeout (60 s by default); a replica answers each second."""
 NOT_NAMED = -1
-COMMANDS_THAT_CONFIRM = 2
-"""A start that is followed by this many commands is no text inside a value."""
+COMMANDS_AFTER_A_START = 2
+"""A start that is followed by this many commands is not text inside a value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +74,8 @@ def read_backlog(url: str, *, primary: bool = False) -> BacklogCommands:
     shown = redact(url)
     if isinstance(client, redis.RedisCluster):
         raise ServerError("a backlog is one server's; give the URL of a replica")
-    try:
+    with client:
         connection = ReadOnlyConnection(client, name=shown, keep_idle_times=False)
-    finally:
-        client.close()
     try:
         backlog = _backlog(connection, primary=primary)
         info = info_fields(_reply(connection, "INFO", "server"))
@@ -156,8 +154,7 @@ def _reply(connection: ReadOnlyConnection, *words: str | int) -> bytes:
     reply = connection.ask(*words)
     if refused(reply):
         raise ServerError(f"{connection.name}: {' '.join(map(str, words))} was refused: {reply}")
-    found: bytes = reply
-    return found
+    return bytes(reply)
 
 
 def _backlog(connection: ReadOnlyConnection, *, primary: bool) -> Backlog:
@@ -233,7 +230,7 @@ def _first_command(data: bytes) -> int | None:
         reader = hiredis.Reader()
         reader.feed(data[match.start() :])
         try:
-            found = [reader.gets() for _ in range(COMMANDS_THAT_CONFIRM)]
+            found = [reader.gets() for _ in range(COMMANDS_AFTER_A_START)]
         except hiredis.ProtocolError:
             continue
         if found[0] is not False and all(one is False or isinstance(one, list) for one in found):

@@ -18,9 +18,9 @@ from memkit.history.aof import AofFiles, find_aof, read_commands
 from memkit.history.changes import TtlChange, TtlChanges, plain_seconds, prefix_of, time_of, time_text
 from memkit.history.commands import execute
 from memkit.history.fate import ENDS, Fate, fate_of
-from memkit.history.ledger import Ledger
 from memkit.history.log_clock import LogClock
 from memkit.history.rdb import RdbReader, SnapshotKey, read_header
+from memkit.history.recording import Recording
 from memkit.history.replication import read_backlog
 from memkit.history.sources import Source, find_source
 from memkit.history.states import SAME_SECOND_MS, EventName, KeyEvent, KeyState, KeyStates, Moment, possible_ends
@@ -28,6 +28,10 @@ from memkit.render import counted, duration, printable, wrapped
 
 WORD_ENDS = rb":/|.#{}\-_"
 """What may stand beside a session's id in the name of a key, as a regular expression has it."""
+MOST_WITNESSES = 1_000
+"""One key of a database that has kept its deadline is enough; most sessions are there in the next snapshot."""
+SnapshotKeys = dict[tuple[int, bytes], KeyState]
+"""The keys of a snapshot, by database and name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,15 +126,15 @@ def history(
     """
     found = [find_source(source) for source in sources]
     kinds = {source.kind for source in found}
-    question = _Question(session, expectations(expect), since)
+    query = _Query(session, expectations(expect), since)
     if kinds == {"aof"} and len(found) == 1:
-        answer = _from_aof(found[0], question, progress)
+        answer = _from_aof(found[0], query, progress)
     elif kinds == {"rdb"} and len(found) > 1:
-        answer = _from_snapshots(found, question)
+        answer = _from_snapshots(found, query)
     elif kinds == {"recording"} and len(found) == 1:
-        answer = _from_recording(found[0], question)
+        answer = _from_recording(found[0], query)
     elif kinds == {"live"} and len(found) == 1 and replication:
-        answer = _from_backlog(found[0].name, question, primary=replication == "primary")
+        answer = _from_backlog(found[0].name, query, primary=replication == "primary")
     elif "live" in kinds:
         raise SourceError(
             "a server keeps no history: add --replication to read a replica's backlog, or record it with memkit record"
@@ -140,12 +144,12 @@ def history(
             read_header(path)  # a file that is no RDB file is named
         given = ", ".join(f"{source.name} ({source.kind})" for source in found) or "nothing"
         raise SourceError(f"expected one append-only directory, one recording, or two or more RDB files; got {given}")
-    events = tuple(event for event in answer.events if question.is_recent(event.moment))
-    return replace(answer, events=events, changes=tuple(one for one in answer.changes if question.is_recent(one.at)))
+    events = tuple(event for event in answer.events if query.is_recent(event.moment))
+    return replace(answer, events=events, changes=tuple(one for one in answer.changes if query.is_recent(one.at)))
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
+class _Query:
     """What is asked: about a session or about all keys, from when on, and which TTLs keys should get.
 
     ``renamed`` are keys that were renamed or copied to the session's: they are followed for their deadlines.
@@ -185,19 +189,19 @@ def _named_in_keys(session: str) -> re.Pattern[bytes]:
 class _Timeline:
     """Collects events: all of them for one session, their counts for a whole keyspace."""
 
-    def __init__(self, question: _Question, *, exact: bool = True) -> None:
+    def __init__(self, query: _Query, *, exact: bool = True) -> None:
         self.changes = TtlChanges(exact=exact)
-        self._question = question
+        self._query = query
         self._events: list[KeyEvent] = []
         self._counts: dict[str, Counter[str]] = {}
         self._fates: dict[int, str] = {}  # by the hash of the database and name: a tenth of the memory of the names
         self._lost_ttl: set[int] = set()
 
     def add(self, event: KeyEvent) -> None:
-        if not self._question.wants(event.key):
+        if not self._query.wants(event.key):
             return
         self.changes.add(event)
-        if self._question.session is not None:
+        if self._query.session is not None:
             if self._events and event.belongs_to(self._events[-1]):
                 write = self._events.pop()
                 if write.created:
@@ -207,7 +211,7 @@ class _Timeline:
             self._events.append(event)
         elif event.name in ENDS:
             self._lost_ttl.discard(hash((event.db, event.key)))
-            if self._question.is_recent(event.moment):
+            if self._query.is_recent(event.moment):
                 self._count(event.db, event.key, fate_of(event.key, [event], None).cause)
         elif event.name == "overwritten" or (
             event.name == "written" and len(event.possible) > 1 and hash((event.db, event.key)) in self._lost_ttl
@@ -243,7 +247,7 @@ class _Timeline:
     def finish(self, states: KeyStates, source: str, spans: tuple[Span, ...], *notes: str, ends: Moment) -> History:
         """Return what was collected; a key that was past its deadline when the source ended has expired."""
         existing: dict[tuple[int, bytes], KeyState] = {}
-        ends_ms, session = ends.latest_ms, self._question.session
+        ends_ms, session = ends.latest_ms, self._query.session
         for db, keys in states.databases.items():
             for key, state in keys.items():
                 deadline_ms = state.deadline_ms
@@ -257,7 +261,7 @@ class _Timeline:
                     self.add(KeyEvent(db, key, "expired", at, "", deadline_ms, possible=possible))
         changes = tuple(self.changes.found())
         if session is not None:
-            existing = {key: state for key, state in existing.items() if self._question.wants(key[1])}
+            existing = {key: state for key, state in existing.items() if self._query.wants(key[1])}
             fate = _fate_of_session(session, self._events, existing, ends_ms)
             return History(session, fate, tuple(self._events), {}, changes, (), spans, source, notes)
         for (db, key), state in existing.items():
@@ -280,7 +284,7 @@ def _fate_of_session(
     keys = sorted(by_key, key=lambda key: not by_key[key])  # keys with events first
     if not keys:
         return fate_of(session.encode("utf-8", "surrogateescape"), [], None)
-    fates = {key: fate_of(key[1], by_key[key], existing.get(key), ends_ms=ends_ms) for key in keys}
+    fates = {key: fate_of(key[1], by_key[key], existing.get(key), db=key[0], ends_ms=ends_ms) for key in keys}
     ends = ((event.db, event.key) for event in reversed(events) if event.name in ENDS)
     ended = [key for key in ends if key not in existing]
     key = next(iter(ended), next((key for key, fate in fates.items() if fate.cause == "overwritten"), keys[0]))
@@ -295,16 +299,16 @@ def _fate_of_session(
 # Logs
 
 
-def _from_aof(source: Source, question: _Question, progress: Callable[[int, int], None] | None) -> History:
+def _from_aof(source: Source, query: _Query, progress: Callable[[int, int], None] | None) -> History:
     files = find_aof(source.files[0])
     server, begins_ms = "redis", None
     last_modified_ms = max(int(path.stat().st_mtime_ns // 1_000_000) for path in files.all)
     if files.base:
         header = read_header(files.base)
         server, begins_ms = header.flavour, None if header.created_s is None else header.created_s * 1_000
-    states, timeline = KeyStates(server=server, wanted=question.follows), _Timeline(question)
+    states, timeline = KeyStates(server=server, wanted=query.follows), _Timeline(query)
     if files.base:
-        for key in (key for key in _all_keys([files.base]) if question.follows(key.name)):
+        for key in (key for key in _all_keys([files.base]) if query.follows(key.name)):
             states.keys_of(key.db)[key.name] = KeyState(key.deadline_ms, None, Moment(None, begins_ms))
     elif files.base_has_commands:
         db, second = 0, None
@@ -315,10 +319,10 @@ def _from_aof(source: Source, question: _Question, progress: Callable[[int, int]
                 deque(states.apply(db, effect, Moment(None, None, stated=False), name), maxlen=0)
         begins_ms = None if second is None else second * 1_000
         files = replace(files, logs=files.logs[1:])
-    clock = LogClock(begins_ms=begins_ms, ends_ms=last_modified_ms, expected_ttl_ms=question.expected_ttl_ms)
+    clock = LogClock(begins_ms=begins_ms, ends_ms=last_modified_ms, expected_ttl_ms=query.expected_ttl_ms)
     timeline.add_commands(_logged(files, progress), states, clock)
-    if question.follows_more(states):
-        return _from_aof(source, question, progress)
+    if query.follows_more(states):
+        return _from_aof(source, query, progress)
     timeline.changes.exact = clock.has_timestamps
     note = "the log has no timestamps (aof-timestamp-enabled is off): times are bounds, or follow from deadlines"
     latest_ms = last_modified_ms
@@ -349,14 +353,14 @@ def _logged(
         done += path.stat().st_size
 
 
-def _from_backlog(url: str, question: _Question, *, primary: bool) -> History:
+def _from_backlog(url: str, query: _Query, *, primary: bool) -> History:
     backlog = read_backlog(url, primary=primary)
     while True:
-        states = KeyStates(server=backlog.server, wanted=question.follows, complete=False)
-        timeline = _Timeline(question, exact=False)
-        clock = LogClock(begins_ms=None, ends_ms=backlog.read_at_ms, expected_ttl_ms=question.expected_ttl_ms)
+        states = KeyStates(server=backlog.server, wanted=query.follows, complete=False)
+        timeline = _Timeline(query, exact=False)
+        clock = LogClock(begins_ms=None, ends_ms=backlog.read_at_ms, expected_ttl_ms=query.expected_ttl_ms)
         timeline.add_commands(((arguments, None) for arguments in backlog.commands), states, clock, db=backlog.db)
-        if not question.follows_more(states):
+        if not query.follows_more(states):
             break
     note = f"the backlog held {counted(len(backlog.commands), 'command')}; it has no timestamps: times are bounds, or "
     span = Span("replication", redact(url), None, time_of(backlog.read_at_ms))
@@ -367,7 +371,7 @@ def _from_backlog(url: str, question: _Question, *, primary: bool) -> History:
 # RDB files
 
 
-def _from_snapshots(sources: Sequence[Source], question: _Question) -> History:
+def _from_snapshots(sources: Sequence[Source], query: _Query) -> History:
     """Compare snapshots: what is missing in a later one was deleted, evicted or expired in between."""
     snapshots = []
     for source in sources:
@@ -375,11 +379,11 @@ def _from_snapshots(sources: Sequence[Source], question: _Question) -> History:
         if None in created:
             raise SourceError(f"{source.name}: the file does not state when it was saved (ctime)")
         saved = [one * 1_000 for one in created if one is not None]
-        followed = (key for key in _all_keys(source.files) if question.follows(key.name))
+        followed = (key for key in _all_keys(source.files) if query.follows(key.name))
         keys = {(key.db, key.name): KeyState(key.deadline_ms) for key in followed}
         snapshots.append((min(saved), max(saved), source, keys))
     snapshots.sort(key=lambda snapshot: snapshot[0])
-    states, timeline = KeyStates(server="redis"), _Timeline(question, exact=False)
+    states, timeline = KeyStates(server="redis"), _Timeline(query, exact=False)
     for (begins_ms, _, old, before), (_, ends_ms, new, after) in pairwise(snapshots):
         evidence = _evidence(
             old, new, {state.deadline_ms for key, state in before.items() if key not in after}, ends_ms
@@ -392,12 +396,6 @@ def _from_snapshots(sources: Sequence[Source], question: _Question) -> History:
     spans = tuple(Span("rdb", source.name, time_of(begin), time_of(end)) for begin, end, source, _ in snapshots)
     note = "a key that was written and deleted between two snapshots is not visible"
     return timeline.finish(states, "snapshot", spans, note, ends=Moment(begins_ms, ends_ms))
-
-
-MOST_WITNESSES = 1_000
-"""One key of a database that has kept its deadline is enough; most sessions are there in the next snapshot."""
-SnapshotKeys = dict[tuple[int, bytes], KeyState]
-"""The keys of a snapshot, by database and name."""
 
 
 def _evidence(
@@ -428,7 +426,7 @@ def _between(
         if now is None:
             possible = possible_ends(state, moment, "deleted", "evicted")
             if possible != ("expired",):
-                possible += ("renamed",) if state.deadline_ms in deadlines else ()
+                possible = ("renamed", *possible) if state.deadline_ms in deadlines else (*possible, "renamed")
                 possible += () if db in not_flushed else ("flushed",)
                 possible += () if "expired" in possible else ("expired",)  # with a shorter TTL than in the snapshot
             at = Moment.at(state.deadline_ms or 0) if possible == ("expired",) else moment
@@ -445,21 +443,24 @@ def _between(
 # Recordings
 
 
-def _from_recording(source: Source, question: _Question) -> History:
-    states, timeline = KeyStates(server="redis"), _Timeline(question)
-    with Ledger(source.files[0], reading=True) as ledger:
-        kind, name, began_ms, ended_ms = ledger.source()
-        gaps = tuple(Span("gap", reason, time_of(began), time_of(ended)) for began, ended, reason in ledger.gaps())
-        for event in ledger.events():
-            if question.wants(event.key):
+def _from_recording(source: Source, query: _Query) -> History:
+    states, timeline = KeyStates(server="redis"), _Timeline(query)
+    with Recording(source.files[0], reading=True) as recording:
+        kind, name, began_ms, ended_ms = recording.source()
+        gaps = tuple(Span("gap", reason, time_of(began), time_of(ended)) for began, ended, reason in recording.gaps())
+        for event in recording.events():
+            if query.wants(event.key):
                 timeline.add(event)
-        for db, keys in ledger.databases().items():
+        for db, keys in recording.databases().items():
             existing = (item for batch in keys.batches() for item in batch.items())
-            states.databases[db] = {key: state for key, state in existing if question.wants(key)}
+            states.databases[db] = {key: state for key, state in existing if query.wants(key)}
     span = Span("recording", name, time_of(began_ms), time_of(ended_ms))
     found = timeline.finish(states, kind, (span,), ends=Moment.at(ended_ms))
     fate = found.fate
-    if fate and fate.cause in ENDS and fate.at and any(gap.ends and gap.ends > fate.at for gap in gaps):
+    if fate and fate.cause == "never_seen" and gaps:
+        sentence = f"{fate.sentence}; it may have been written and deleted in a gap of the recording"
+        fate = replace(fate, sentence=sentence, confidence="possible")
+    elif fate and fate.cause in ENDS and fate.at and any(gap.ends and gap.ends > fate.at for gap in gaps):
         sentence = f"{fate.sentence}; in a gap after that it may have been created again"
         fate = replace(fate, sentence=sentence, confidence="possible" if fate.confidence == "possible" else "likely")
     return replace(found, fate=fate, gaps=gaps)

@@ -26,7 +26,7 @@ from memkit.readonly.target import Snapshot, Target, open_target
 from memkit.render import utc_text
 from memkit.server.launcher import OLDEST, RedisServer, ServerBinary, installed_servers
 
-AS_A_REPLICA = {"replicaof": "127.0.0.1 1", "databases": str(MOST_DATABASES)}
+REPLICA_CONFIG = {"replicaof": "127.0.0.1 1", "databases": str(MOST_DATABASES)}
 """Port 1 (tcpmux) is reserved: the connection is refused at once, and the replica keeps its data."""
 READS_VERSION = {
     "redis": (((7, 4), 12), ((7, 2), 11), ((7, 0), 10), ((6, 2), 9)),
@@ -35,12 +35,12 @@ READS_VERSION = {
 """The newest version of its own RDB format that each release reads, from the newest release on."""
 VALKEY_READS_REDIS_VERSION = 11
 """Valkey reads what Redis 7.2 wrote; later versions of Redis's format it refuses."""
-DEBUG_NEEDS_LEAVE = (7, 0)
+DEBUG_IS_OFF_FROM = (7, 0)
 """From Redis 7.0 on DEBUG, which loads a second file beside the first, is off by default."""
-TIMES_ARE_ROUNDED_BY = timedelta(seconds=1)
+SAVE_TIME_RESOLUTION = timedelta(seconds=1)
 """A file states its moment as a whole second, rounded down: a key that ends in that second counts as expired."""
 PROGRESS_EVERY_KEYS = 10_000
-KINDS_OF_SERVERS = frozenset({"string", "list", "set", "zset", "hash", "stream"})
+CORE_TYPES = frozenset({"string", "list", "set", "zset", "hash", "stream"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class RdbContents:
             name: What was given.
             db: The database to read; None: 0, or the one with most keys if that is empty.
         """
-        taken_at = datetime.fromtimestamp(self.now_ms / 1_000, UTC) - TIMES_ARE_ROUNDED_BY
+        taken_at = datetime.fromtimestamp(self.now_ms / 1_000, UTC) - SAVE_TIME_RESOLUTION
         database = _database(name, self.databases, db)
         header, keys = self.newest[1], self.databases.get(database, 0)
         written_by = (header.flavour, header.server_version)
@@ -103,7 +103,7 @@ def read_rdb(files: Sequence[Path], *, progress: Callable[[int, int], None] | No
         with RdbReader(path) as reader:
             for key in reader:
                 has_idle_times = has_idle_times and key.idle_s is not None
-                if key.kind not in KINDS_OF_SERVERS:
+                if key.kind not in CORE_TYPES:
                     module = (path, key.kind)
                 databases[key.db] += _exists(key, now_ms)
                 if progress and reader.keys_read % PROGRESS_EVERY_KEYS == 0:
@@ -208,8 +208,8 @@ def serve_rdb(files: Sequence[Path]) -> Iterator[tuple[RedisServer, Snapshot]]:
         )
     path, header = contents.newest
     binary = server_for(header, path)
-    debug = {"enable-debug-command": "local"} if binary.release >= DEBUG_NEEDS_LEAVE else {}
-    with RedisServer(binary=binary.path, config=AS_A_REPLICA | debug) as server:
+    debug = {"enable-debug-command": "local"} if binary.release >= DEBUG_IS_OFF_FROM else {}
+    with RedisServer(binary=binary.path, config=REPLICA_CONFIG | debug) as server:
         server.clock.require_preload()
         dump = server.directory / "dump.rdb"
         for number, (path, header) in enumerate(contents.headers.items()):
@@ -221,7 +221,7 @@ def serve_rdb(files: Sequence[Path]) -> Iterator[tuple[RedisServer, Snapshot]]:
                 continue
             with server.client() as client:
                 client.execute_command("DEBUG", "RELOAD", "MERGE", "NOFLUSH", "NOSAVE")
-        server.clock.shift(TIMES_ARE_ROUNDED_BY)
+        server.clock.shift(SAVE_TIME_RESOLUTION)
         yield server, contents.snapshot(str(path), None)
 
 
@@ -249,9 +249,9 @@ def serve_aof(files: AofFiles, *, until: datetime | None) -> Iterator[tuple[Redi
     modified_s = max(path.stat().st_mtime for path in files.logs or files.all)
     taken_at = until or datetime.fromtimestamp(int(modified_s) if second is None else second, UTC)
     binary = server_for(header, files.directory) if header else _newest(files.directory)
-    with RedisServer(binary=binary.path, config=AS_A_REPLICA, persist=True) as server:
+    with RedisServer(binary=binary.path, config=REPLICA_CONFIG, persist=True) as server:
         server.clock.require_preload()
-        server.clock.move_to(taken_at if until else taken_at + TIMES_ARE_ROUNDED_BY)
+        server.clock.move_to(taken_at if until else taken_at + SAVE_TIME_RESOLUTION)
         server.kill()
         folder = server.directory / "appendonlydir"
         shutil.rmtree(folder)

@@ -25,6 +25,12 @@ SHARED = "shared"
 """How the parts begin that hold other sessions' entries too, and may be persistent."""
 _MAX_ROWS = 200
 _CELL_CHARS = 300
+_COLUMNS = {
+    "messages": ("role", "text", "chars", "tool", "at", "hash"),
+    "keys": ("key", "type", "part", "ttl_s", "idle_s", "bytes", "encoding"),
+    "problems": ("cause", "key", "message"),
+}
+_TITLES = {"ttl_s": "TTL", "idle_s": "idle", "at": "at (UTC)"}
 
 
 class KeyReport(NamedTuple):
@@ -151,14 +157,6 @@ class SessionReport:
             return "–"
         limit = SHOWN_CHARS if self.revealed else _CELL_CHARS
         return printable(value, limit) if isinstance(value, str) else f"{value:,}"
-
-
-_COLUMNS = {
-    "messages": ("role", "text", "chars", "tool", "at", "hash"),
-    "keys": ("key", "type", "part", "ttl_s", "idle_s", "bytes", "encoding"),
-    "problems": ("cause", "key", "message"),
-}
-_TITLES = {"ttl_s": "TTL", "idle_s": "idle", "at": "at (UTC)"}
 
 
 def early_ends(parts: Mapping[str, tuple[float, int | None]], ttl_s: float | None = None) -> list[str]:

@@ -128,8 +128,8 @@ class _Search:
         groups, size = self._groups(), self._reader.database_keys()
         if size <= SCAN_FREELY_KEYS or not groups:
             self._scan(self._wanted)
-            for written in formats.written(self._wanted) if size <= SCAN_TWICE_KEYS or not self._groups() else ():
-                self._scan(written)
+            for name in formats.spellings_of_id(self._wanted) if size <= SCAN_TWICE_KEYS or not self._groups() else ():
+                self._scan(name)
             groups = self._groups()
         else:
             self._notes.append(
@@ -172,14 +172,14 @@ class _Search:
 
     def _by_id(self, groups: Mapping[Group, Mapping[str, KeyOwner]]) -> _Found:
         if len(groups) > 1:
-            groups = {group: owners for group, owners in groups.items() if not self._ends_other(owners)} or groups
+            groups = {group: owners for group, owners in groups.items() if not self._ends_another_id(owners)} or groups
         if len(groups) > 1:
             raise _ambiguous(self._wanted, [(group[0], next(iter(owners))) for group, owners in groups.items()])
         if groups:
             return self._complete(next(iter(next(iter(groups.values())).values())))
         return self._unknown_keys()
 
-    def _ends_other(self, names: Iterable[str]) -> bool:
+    def _ends_another_id(self, names: Iterable[str]) -> bool:
         """Return whether the id only ends another one: ``1`` that of ``message_store:session:1``."""
         owners = [owner for name in names if (owner := self._owner(name, None))]
         return any(owner.prefix and owner.session != self._wanted for owner in owners)
@@ -238,15 +238,15 @@ class _Search:
         return _Found(self._wanted, owner, keys, parts, notes=tuple(self._notes))
 
     def _by_key(self, name: str) -> _Found:
-        owner = self._owner(name, None) or self._led_to(name)
+        owner = self._owner(name, None) or self._owner_by_index(name)
         if owner is None:
-            return self._as_unknown(name, [name, *self._beside(name)])
+            return self._as_unknown(name, [name, *self._keys_beside(name)])
         others = {group[0] for group in self._groups()} - {owner.store}
         if others:
             self._notes.append(f"this is a key name, and also the id of a session of {', '.join(sorted(others))}")
         return self._complete(owner)
 
-    def _led_to(self, name: str) -> KeyOwner | None:
+    def _owner_by_index(self, name: str) -> KeyOwner | None:
         """Return the session that a shared index, or a sibling, names for a key."""
         names = formats.leads(self._there[name].value)[:_LEADS]
         self._load(KeyRequest(each, "") for each in names)
@@ -256,7 +256,7 @@ class _Search:
             raise _ambiguous(name, [(owner.store, each) for each, owner in owners.values()])
         return next((owner for _, owner in owners.values()), None)
 
-    def _beside(self, name: str) -> list[str]:
+    def _keys_beside(self, name: str) -> list[str]:
         """Return the unknown keys beside one: ``chat:7:meta`` beside ``chat:7:messages`` or ``chat:7``."""
         shorter = _SUFFIX.sub("", name)
         base = shorter if re.search(_BETWEEN, shorter) else name
@@ -281,7 +281,7 @@ class _Search:
         shared: set[str] = set()
         for _ in range(_ROUNDS):
             values = {name: loaded.value if (loaded := self._loaded[name]) else None for name in parts}
-            new: list[KeyRequest] = _shielded(partial(formats.lacking, SessionValues(owner, values)), [])
+            new: list[KeyRequest] = _or_default(partial(formats.lacking, SessionValues(owner, values)), [])
             if not new:
                 break
             self._load(new)
@@ -305,7 +305,7 @@ class _Search:
             # The payload decides which store wrote a key, and the id that is searched where the name's prefix ends.
             first = None if wanted is None else self._owner(name, None)
             store = first.store if first else ""
-            seen[name] = _shielded(lambda: formats.recognise(raw, wanted, store=store), None)
+            seen[name] = _or_default(lambda: formats.recognise(raw, wanted, store=store), None)
         return seen[name]
 
 
@@ -316,7 +316,7 @@ def _part_of(name: str, session: str, names: Sequence[str]) -> str:
     return found[0].strip(":/|{}.#_-") if found and len(names) > 1 and not found[0][-1:].isdigit() else unknown.STORE
 
 
-def _shielded(call: Callable[[], T], otherwise: T) -> T:
+def _or_default(call: Callable[[], T], otherwise: T) -> T:
     """Return what a decoder returns; hostile bytes must not stop an inspection, whatever they do to a decoder."""
     try:
         return call()
@@ -341,7 +341,7 @@ def _report(reader: Reader, found: _Found, expected: Sequence[Expectation], *, r
         notes.append(f"the TTL of {counted(ended, 'hash', 'hashes')} is that of its last field (HPTTL)")
     loaded = keys
     own = {name: each for name, each in loaded.items() if name not in found.shared}
-    store = unknown.STORE if is_unknown else _shielded(lambda: formats.store_name(stored), found.owner.store)
+    store = unknown.STORE if is_unknown else _or_default(lambda: formats.store_name(stored), found.owner.store)
     option = "" if is_unknown else formats.format_of(found.owner.store).ttl_option
     newest_s = max((one.at_s for one in messages if one.at_s is not None), default=None)
     facts = SessionFacts(

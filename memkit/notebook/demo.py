@@ -17,8 +17,8 @@ from pathlib import Path
 import redis
 
 from memkit.errors import ServerError
-from memkit.history.ledger import Ledger
 from memkit.history.record import record
+from memkit.history.recording import Recording
 from memkit.server.launcher import RedisServer
 
 WEEK_S, FIVE_MINUTES_S = 604_800, 300
@@ -121,8 +121,8 @@ def _wait_for_recorder(server: RedisServer, path: Path) -> None:
     now_ms = int(server.clock.now().timestamp() * 1_000)
     give_up = time.monotonic() + RECORDER_WITHIN_S
     while time.monotonic() < give_up:
-        with Ledger(path, reading=True) as ledger:
-            if ledger.source()[3] > now_ms:
+        with Recording(path, reading=True) as recording:
+            if recording.source()[3] > now_ms:
                 return
         time.sleep(RECORDER_LOOKS_EVERY_S)
     raise ServerError(f"the recorder did not look at the server within {RECORDER_WITHIN_S:g} s")

@@ -36,15 +36,15 @@ from memkit.server.clock import ServerClock, chunks, escape_glob, knows
 from memkit.server.guard import guard_write, started_by_memkit
 
 EVENTS: Final[Mapping[bytes, End]] = {b"expired": "expired", b"evicted": "evicted", b"del": "deleted"}
-GROUP = 100
+GROUP_KEYS = 100
 """Keys between two readings of TIME. Checking them takes 0.2 ms (measured), the least width of an interval."""
-NEAR_US = 40_000
+NEAR_DEADLINE_US = 40_000
 """Deadlines this close are checked first: checking thousands of keys takes longer (measured)."""
 BEFORE_DEADLINES_US = 500_000
 """The last check before a deadline, after which keys are left to active expiry: a busy machine must not check later."""
 ROUND_US = 300_000
 """The assumed time of the first round of checks after a jump; later rounds use the time of the last one."""
-BLUR_US = 1_500
+WIDE_READING_US = 1_500
 """TIME and PTTL further apart than this are asked again (Redis 6.2 only)."""
 SAME_US = 5_000
 """Smaller moves of a deadline are within the clock's own resolution."""
@@ -216,7 +216,7 @@ def _width_us(check: _Check) -> int:
 
 
 class _KeyReader:
-    """Read keys without touching their idle clocks: each deadline, or how many of a group exist."""
+    """Read keys without resetting their idle times: each deadline, or how many of a group exist."""
 
     def __init__(self, client: redis.Redis, clock: ServerClock | None) -> None:
         if isinstance(client, redis.RedisCluster):
@@ -233,17 +233,17 @@ class _KeyReader:
 
     def deadlines(self, keys: Sequence[bytes]) -> Iterator[_Check]:
         """Yield each key's deadline; Redis 6.2 has no PEXPIRETIME, so there it is the sum of TIME and PTTL."""
-        for part in chunks(keys, GROUP * 10):
+        for part in chunks(keys, GROUP_KEYS * 10):
             seen = list(self._request(part))
             # Ask again for keys with a gap between TIME and PTTL: their sum is wrong by as much.
             for _ in range(0 if self._exact else 5):
-                blurred = [i for i, one in enumerate(seen) if one.deadline_us >= 0 and _width_us(one) > BLUR_US]
+                blurred = [i for i, one in enumerate(seen) if one.deadline_us >= 0 and _width_us(one) > WIDE_READING_US]
                 for i, again in zip(blurred, self._request([part[i] for i in blurred]), strict=True):
                     seen[i] = min(again, seen[i], key=_width_us)
             yield from seen
 
     def _request(self, keys: Sequence[bytes]) -> Iterator[_Check]:
-        each = GROUP if self._exact else 1
+        each = GROUP_KEYS if self._exact else 1
         with self._client.pipeline(transaction=False) as pipe:
             for index, key in enumerate(keys):
                 if index % each == 0:
@@ -264,7 +264,7 @@ class _KeyReader:
 
     def idle_times_s(self, keys: Sequence[bytes]) -> Iterator[int | None]:
         """Yield the seconds since each key's last access; None if the server does not keep them (LFU) or refuses."""
-        for part in chunks(keys, GROUP * 10):
+        for part in chunks(keys, GROUP_KEYS * 10):
             with self._client.pipeline(transaction=False) as pipe:
                 for key in part:
                     pipe.object("idletime", key)
@@ -272,10 +272,10 @@ class _KeyReader:
                     yield reply if isinstance(reply, int) else None
 
     def count_existing(self, keys: Sequence[bytes]) -> Iterator[tuple[int, int, int]]:
-        """Yield for each GROUP of keys two server times and how many existed between them (EXISTS, no idle clock)."""
-        for part in chunks(keys, GROUP * 10):
+        """Yield for each GROUP_KEYS keys two server times and how many existed in between (EXISTS keeps idle times)."""
+        for part in chunks(keys, GROUP_KEYS * 10):
             with self._client.pipeline(transaction=False) as pipe:
-                for group in chunks(part, GROUP):
+                for group in chunks(part, GROUP_KEYS):
                     pipe.time()
                     pipe.exists(*group)
                 pipe.time()
@@ -365,7 +365,7 @@ class _Observation:
 
     def write(self) -> None:
         """SET the keys, each with its TTL, and read the deadline that it got."""
-        for rows in chunks(range(len(self._log)), GROUP):
+        for rows in chunks(range(len(self._log)), GROUP_KEYS):
             with self._client.pipeline(transaction=False) as pipe:
                 pipe.time()
                 for index in rows:
@@ -382,7 +382,7 @@ class _Observation:
 
     def remove_leftovers(self) -> None:
         left = (name for name, missing in zip(self._names, self._log.missing_us, strict=True) if missing == NONE)
-        for names in chunks(left, GROUP):
+        for names in chunks(left, GROUP_KEYS):
             self._client.unlink(*names)
 
     def cross_deadlines(self) -> None:
@@ -398,7 +398,7 @@ class _Observation:
                 self._check_near(heap, self._reach(heap[0][0] - early_us) + 60 * early_us)
                 now, round_us = self._reach(heap[0][0] - ahead_us) if heap else self._reader.now_us(), ROUND_US
                 # The nearest keys first: checking thousands takes longer than they still have.
-                self._check_near(heap, now + ahead_us + NEAR_US)
+                self._check_near(heap, now + ahead_us + NEAR_DEADLINE_US)
             # Three rounds ahead, so that a key with a deadline during a round was checked shortly before.
             self._check_near(heap, now + ahead_us + self._step_us + 3 * round_us)
             self._listen()
@@ -473,10 +473,10 @@ class _Observation:
         jump is longer than that, and 100,000 keys that expire send about 10 MB.
         """
         log = self._log
-        for some in chunks(rows, GROUP * 10):
+        for some in chunks(rows, GROUP_KEYS * 10):
             doubtful: list[int] = []
             checks = self._reader.count_existing([self._names[i] for i in some])
-            for group, (since, by, existing) in zip(chunks(some, GROUP), checks, strict=True):
+            for group, (since, by, existing) in zip(chunks(some, GROUP_KEYS), checks, strict=True):
                 if not existing:
                     for index in group:
                         self._record_end(index, by)
@@ -488,7 +488,7 @@ class _Observation:
             for index, seen in zip(doubtful, self._reader.deadlines([self._names[i] for i in doubtful]), strict=True):
                 self._record(index, seen)
             self._show(self._ended_keys, len(log))
-            if len(rows) > GROUP:
+            if len(rows) > GROUP_KEYS:
                 self._listen(all_sent=True)
 
     def _record(self, index: int, seen: _Check) -> None:
@@ -512,11 +512,11 @@ class _Observation:
             self._useless_jumps = 0
 
     def _listen(self, wait_s: float = 0.0, *, all_sent: bool = False) -> None:
-        """Record the time of the events that arrived, GROUP by GROUP; without checks, an event also ends its key."""
+        """Record the times of received events, GROUP_KEYS at a time; without checks, an event also ends its key."""
         if not self.events or self.events.lost:
             time.sleep(wait_s)  # between two checks, not for an expiry
             return
-        for some in chunks(self.events.receive(wait_s, all_sent=all_sent), GROUP):
+        for some in chunks(self.events.receive(wait_s, all_sent=all_sent), GROUP_KEYS):
             now = self._reader.now_us()
             for index, end in some:
                 self._log.event_us[index], self._log.ends[index] = now, end
@@ -580,7 +580,7 @@ class _Events:
         stack.callback(connection.close)
         database = client.connection_pool.connection_kwargs.get("db") or 0
         channel = f"__keyspace@{database}__:".encode()
-        if len(names) <= GROUP:
+        if len(names) <= GROUP_KEYS:
             reply = connection.ask("SUBSCRIBE", *(channel + name for name in names))
         else:
             # Latin-1 has one character per byte, because names need not be text.

@@ -235,7 +235,22 @@ def _draw_many(ax: Axes, points: Any, low: float, high: float) -> None:
     """Draw the keys on time as a density, and all others by marks, because a density would hide a few among many."""
     on_time = points[points.outcome == "on time"]
     if len(on_time.ttl):
-        _draw_density(ax, on_time, low, high)
+        drawn = ax.hexbin(
+            on_time.ttl,
+            np.maximum(on_time.lifetime, SHORTEST_S),
+            xscale="log",
+            yscale="log",
+            gridsize=60,
+            bins="log",
+            mincnt=1,
+            extent=(np.log10(low), np.log10(high)) * 2,
+            cmap=LinearSegmentedColormap.from_list("memkit", ["#a5d3f2", style.BLUE, "#00568f"]),
+            linewidths=0.2,
+            zorder=2,
+        )
+        bar = ax.figure.colorbar(drawn, ax=ax, shrink=0.6, pad=0.02)
+        bar.set_label("keys", color=style.INK)
+        bar.ax.tick_params(colors=style.INK)
         label = f"{OUTCOMES['on time'].name}: {counted(len(on_time.ttl), 'key')}"
         ax.scatter([], [], s=70, marker="h", facecolor=style.BLUE, edgecolor=style.PAPER, label=label)
     cell_size = math.log(high / low) / 40
@@ -267,26 +282,6 @@ def _label_outcomes(ax: Axes, points: Any) -> Iterator[Annotation]:
 def _range_text(values_s: Any) -> str:
     ends = (duration(1000 * float(values_s.min())), duration(1000 * float(values_s.max())))
     return " to ".join(dict.fromkeys(ends))
-
-
-def _draw_density(ax: Axes, points: Any, low: float, high: float) -> None:
-    colours = LinearSegmentedColormap.from_list("memkit", ["#a5d3f2", style.BLUE, "#00568f"])
-    drawn = ax.hexbin(
-        points.ttl,
-        np.maximum(points.lifetime, SHORTEST_S),
-        xscale="log",
-        yscale="log",
-        gridsize=60,
-        bins="log",
-        mincnt=1,
-        extent=(np.log10(low), np.log10(high)) * 2,
-        cmap=colours,
-        linewidths=0.2,
-        zorder=2,
-    )
-    bar = ax.figure.colorbar(drawn, ax=ax, shrink=0.6, pad=0.02)
-    bar.set_label("keys", color=style.INK)
-    bar.ax.tick_params(colors=style.INK)
 
 
 def plot_survival(log: ExpiryLog, ax: Axes | None = None) -> Axes:
@@ -324,7 +319,18 @@ def plot_survival(log: ExpiryLog, ax: Axes | None = None) -> Axes:
 def _survival_line(ax: Axes, some: Any, label: str, number: int, limits: tuple[float, float]) -> None:
     early = np.isin(some.outcome, ["on time", "not expired"]).mean() < 0.5
     colour = style.VERMILLION if early else (style.BLUE, style.GREEN, style.SKY, style.PURPLE)[number % 4]
-    share, middle, configured, shortest, longest = _steps(some, limits)
+    count, exists = len(some.ttl), np.isnan(some.high)
+    # The share of the keys that did not expire is one of the steps.
+    rows = np.unique(np.append(np.linspace(0, count, min(count, MAX_STEPS) + 1).astype(int), count - int(exists.sum())))
+    share = 1 - rows / count
+
+    def reached(values: Any) -> Any:
+        """Return when each share was reached; infinity if it was not, because keys did not expire."""
+        ordered = np.concatenate([[limits[0]], np.sort(values)])[rows]
+        return np.where(np.isfinite(ordered), np.clip(ordered, *limits), np.inf)
+
+    middle, longest = (reached(np.where(exists, np.inf, values)) for values in (some.lifetime, some.high))
+    configured, shortest = reached(some.ttl), reached(some.low)
     ended = np.isfinite(middle)
     times, shares = middle[ended], share[ended]
     if not ended.all():
@@ -332,24 +338,6 @@ def _survival_line(ax: Axes, some: Any, label: str, number: int, limits: tuple[f
     ax.step(times, shares, where="post", color=colour, ls=style.LINES[number], lw=2, label=label)
     ax.step(configured, share, where="post", color=colour, ls=":", lw=1.2)
     ax.fill_betweenx(share[ended], shortest[ended], longest[ended], step="pre", color=colour, alpha=0.2, lw=0)
-
-
-def _steps(some: Any, limits: tuple[float, float]) -> tuple[Any, ...]:
-    """Return shares and the times when they were reached: observed, configured, earliest, latest.
-
-    Infinity: not reached, because keys did not expire.
-    """
-    count = len(some.ttl)
-    exists = np.isnan(some.high)
-    # The share of the keys that did not expire is one of the steps.
-    rows = np.unique(np.append(np.linspace(0, count, min(count, MAX_STEPS) + 1).astype(int), count - int(exists.sum())))
-
-    def reached(values: Any) -> Any:
-        ordered = np.concatenate([[limits[0]], np.sort(values)])[rows]
-        return np.where(np.isfinite(ordered), np.clip(ordered, *limits), np.inf)
-
-    times = (np.where(exists, np.inf, some.lifetime), some.ttl, some.low, np.where(exists, np.inf, some.high))
-    return (1 - rows / count, *map(reached, times))
 
 
 def plot_lateness(log: ExpiryLog, ax: Axes | None = None) -> Axes:

@@ -30,6 +30,16 @@ STREAM_ENTRIES = 50_000
 _Sent = tuple[Sequence[int], KeyCommands, PendingReplies]
 """Commands for keys on one connection, with the positions of these keys among all that were asked about."""
 _METADATA = ("type", "pttl", "object|idletime", "object|encoding", "memory|usage")
+_COUNT = {"hash": b"HLEN", "set": b"SCARD"}
+_SOME = {"hash": b"HMGET", "set": b"SMISMEMBER", "zset": b"ZMSCORE"}
+_ALL: dict[str, tuple[bytes, ...]] = {
+    "hash": (b"HGETALL",),
+    "set": (b"SMEMBERS",),
+    "zset": (b"ZRANGE", b"0", b"-1", b"WITHSCORES"),
+    "stream": (b"XRANGE", b"-", b"+", b"COUNT", b"%d" % STREAM_ENTRIES),
+    JSON_KIND: (b"JSON.GET",),
+}
+"""The command that reads all of a value (of a stream its first entries), and its arguments after the key."""
 
 
 class KeyMetadata(NamedTuple):
@@ -265,18 +275,6 @@ def _plan(key: bytes, metadata: KeyMetadata, request: KeyRequest, budget: Budget
 def _whole(key: bytes, kind: str) -> Command:
     name, *arguments = _ALL[kind]
     return command(name, key, *arguments)
-
-
-_COUNT = {"hash": b"HLEN", "set": b"SCARD"}
-_SOME = {"hash": b"HMGET", "set": b"SMISMEMBER", "zset": b"ZMSCORE"}
-_ALL: dict[str, tuple[bytes, ...]] = {
-    "hash": (b"HGETALL",),
-    "set": (b"SMEMBERS",),
-    "zset": (b"ZRANGE", b"0", b"-1", b"WITHSCORES"),
-    "stream": (b"XRANGE", b"-", b"+", b"COUNT", b"%d" % STREAM_ENTRIES),
-    JSON_KIND: (b"JSON.GET",),
-}
-"""The command that reads all of a value (of a stream its first entries), and its arguments after the key."""
 
 
 def _built(name: str, kind: str, request: KeyRequest, replies: list[Reply]) -> RedisValue:

@@ -16,6 +16,9 @@ from memkit.errors import PolicyError
 from memkit.readonly.connection import ReadOnlyConnection, refused
 
 CONNECT_TIMEOUT_S = 5.0
+Route = Callable[[bytes], ReadOnlyConnection]
+Slots = Sequence[Any]
+"""The reply to CLUSTER SLOTS: first and last slot, then the primary (host, port, id), then its replicas."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class Target:
 
     url: str
     connections: tuple[ReadOnlyConnection, ...]
-    route: Callable[[bytes], ReadOnlyConnection]
+    route: Route
     slot_owners: Mapping[int, bytes] = field(default_factory=dict)
     prefix: str = ""
     snapshot: Snapshot | None = None
@@ -110,11 +113,6 @@ def open_target(url_or_client: str | Any, *, tolerant: bool = False, replicas: b
                 connection.close()
         if isinstance(url_or_client, str):
             client.close()
-
-
-Route = Callable[[bytes], ReadOnlyConnection]
-Slots = Sequence[Any]
-"""The reply to CLUSTER SLOTS: first and last slot, then the primary (host, port, id), then its replicas."""
 
 
 def _open_servers(

@@ -60,6 +60,7 @@ RULES = """
     +client|reply +client|tracking +client|caching
     -cluster +cluster|slots +cluster|shards +cluster|nodes +cluster|info +cluster|myid +cluster|keyslot
 """.split()  # noqa: SIM905  # read as the words that redis.conf takes
+Explain = Callable[[ResponseError], ResponseError]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ class Sandbox:
     against accidents, not against attackers. ``url`` has the sandbox's user.
 
     Args:
-        where: A RedisServer, or the URL of another server, which must pass the production guard.
+        server_or_url: A RedisServer, or the URL of another server, which must pass the production guard.
         parent: An open sandbox on the same server. The new one has a prefix within it, and shares its user and its
             connections; opening it costs nothing, and only its keys are removed.
 
@@ -95,10 +96,10 @@ class Sandbox:
         SandboxError: The server does not allow making a user.
     """
 
-    def __init__(self, where: RedisServer | str, *, parent: Self | None = None) -> None:
-        self._where = where
+    def __init__(self, server_or_url: RedisServer | str, *, parent: Self | None = None) -> None:
+        self._server_or_url = server_or_url
         self._parent = parent
-        self._host: SandboxHost = parent._host if parent else SandboxHost(where)
+        self._host: SandboxHost = parent._host if parent else SandboxHost(server_or_url)
         self.url = url_for_user(self._host.url, self._host.user, self._host.password)
         self.prefix: str = f"{parent.prefix}{secrets.token_hex(3)}:" if parent else self._host.prefix
         self._pools: dict[bool, redis.ConnectionPool] = {}
@@ -110,7 +111,7 @@ class Sandbox:
     @property
     def clock(self) -> ServerClock:
         """The private server's clock; on another server, one that shifts the deadlines of this sandbox's keys."""
-        return self._where.clock if isinstance(self._where, RedisServer) else self._clock
+        return self._server_or_url.clock if isinstance(self._server_or_url, RedisServer) else self._clock
 
     def open(self) -> Self:
         """Remove what killed runs left on this server, make the user, and start to renew the lease.
@@ -197,9 +198,9 @@ class Sandbox:
 class SandboxHost:
     """The user, the lease and the connections of a sandbox; the sandboxes within it share them."""
 
-    def __init__(self, where: RedisServer | str) -> None:
-        self._is_private = isinstance(where, RedisServer)
-        self.url = where.url if isinstance(where, RedisServer) else where
+    def __init__(self, server_or_url: RedisServer | str) -> None:
+        self._is_private = isinstance(server_or_url, RedisServer)
+        self.url = server_or_url.url if isinstance(server_or_url, RedisServer) else server_or_url
         self.token = secrets.token_hex(6)
         self.user, self.password = f"{NAME}-{self.token}", secrets.token_urlsafe(18)
         self.prefix = f"{NAME}:{self.token}:"
@@ -213,7 +214,7 @@ class SandboxHost:
         if not self._is_private:
             guard_write(self.admin)  # first: where memkit may not write, it removes nothing of its own either
         self._trackers = [_Tracker(node, own_prefixes(self.prefix)) for node in primaries(self.admin)]
-        reap(self.admin)
+        remove_ended_runs(self.admin)
         keys = [f"~{pattern}*" for pattern in own_prefixes(escape_glob(self.prefix))]
         events = f"&__keyspace@{database_of(self.admin)}__:{self.prefix}*"
         try:
@@ -355,7 +356,7 @@ class _Tracker:
         return reply
 
 
-def reap(admin: AnyClient) -> list[str]:
+def remove_ended_runs(admin: AnyClient) -> list[str]:
     """Remove the sandboxes of runs that have ended; return their prefixes.
 
     A run has ended if its process, on this machine, no longer exists. If that cannot be looked up, the lease decides. A
@@ -486,9 +487,6 @@ def _each(admin: AnyClient, command: str, names: Iterable[bytes]) -> Iterator[in
             for name in some:
                 pipe.execute_command(command, name)
             yield from pipe.execute()
-
-
-Explain = Callable[[ResponseError], ResponseError]
 
 
 def explain_refusals(client: AnyClient, explain: Explain) -> None:

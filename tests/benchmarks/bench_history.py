@@ -33,7 +33,7 @@ from pathlib import Path
 import redis
 
 from memkit.history import history
-from memkit.history.ledger import Ledger
+from memkit.history.recording import Recording
 from memkit.history.snapshots import serve_rdb
 from memkit.server import RedisServer
 
@@ -117,8 +117,8 @@ def of_recording(writes: int, folder: Path) -> None:
         print(f"{name}: server {seconds / spent['none']:.2f} times none")
     for name, kind in (("record", "tracking"), ("record --replication", "stream")):
         path = folder / f"{kind}-{ROUNDS - 1}.db"
-        with Ledger(path, reading=True) as ledger:
-            events = sum(1 for _ in ledger.events())
+        with Recording(path, reading=True) as recording:
+            events = sum(1 for _ in recording.events())
         size = path.stat().st_size / events
         print(f"{name}: {events:,} events, {used[name] / events * 1e6:.0f} s and {size:.0f} MB a million events")
 

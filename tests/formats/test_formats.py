@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from stress.fuzz_formats import Fuzzer, value_of
 
 from memkit import formats, render
-from memkit.formats import agent_framework_redis, capture, layouts, unknown
+from memkit.formats import agent_framework_redis, capture, store_layouts, unknown
 from memkit.formats.model import (
     ConfiguredTtl,
     Item,
@@ -1356,8 +1356,10 @@ def test_keys_that_a_library_deletes_are_housekeeping() -> None:
 
 def test_a_layout_is_an_entry_of_at_most_15_lines() -> None:
     calls = [
-        node for node in ast.walk(ast.parse(Path(layouts.__file__).read_text("utf-8"))) if isinstance(node, ast.Call)
+        node
+        for node in ast.walk(ast.parse(Path(store_layouts.__file__).read_text("utf-8")))
+        if isinstance(node, ast.Call)
     ]
     entries = [node for node in calls if isinstance(node.func, ast.Name) and node.func.id == "Layout"]
-    assert len(entries) == len(layouts.LAYOUTS)
+    assert len(entries) == len(store_layouts.LAYOUTS)
     assert max((node.end_lineno or 0) - node.lineno + 1 for node in entries) <= 15

@@ -19,8 +19,8 @@ from test_history import CANARY
 from waiting import wait_for
 
 from memkit.errors import ServerError, SourceError
-from memkit.history.ledger import Ledger
-from memkit.history.record import GAP_S, RecordingSummary, _Recorder, record
+from memkit.history.record import GAP_S, RecordingSummary, Replication, _Recorder, record
+from memkit.history.recording import Recording
 from memkit.history.run import history
 from memkit.history.states import KeyEvent, KeyState, Moment
 from memkit.history.tracking import Tracker
@@ -66,7 +66,7 @@ def recorded(path: Path, done: Callable[[dict[tuple[bytes, str], int]], object])
 
     def events() -> dict[tuple[bytes, str], int]:
         counts: dict[tuple[bytes, str], int] = {}
-        with Ledger(path, reading=True) as ledger:
+        with Recording(path, reading=True) as ledger:
             for event in ledger.events():
                 counts[event.key, event.name] = counts.get((event.key, event.name), 0) + 1
         return counts
@@ -235,7 +235,7 @@ def test_swapped_databases_are_a_gap(tmp_path: Path) -> None:
 
 def test_command_is_counted_before_its_name_arrives(tmp_path: Path) -> None:
     """The server pushes a name between its turns: the counters may have been read since the command."""
-    with start("redis-8.2") as server, server.client() as client, Ledger(tmp_path / "incident.db") as ledger:
+    with start("redis-8.2") as server, server.client() as client, Recording(tmp_path / "incident.db") as ledger:
         client.set("chat:1", CANARY, ex=WEEK_S)
         recorder = _Recorder(client, ledger, url=server.url, prefixes=[b""], replication=None)
         recorder.begin()
@@ -248,6 +248,13 @@ def test_command_is_counted_before_its_name_arrives(tmp_path: Path) -> None:
         (ended,) = ledger.events()
         recorder.close()
     assert ended.possible == ("deleted",)
+
+
+@pytest.mark.parametrize("replication", [None, "primary"])
+def test_server_without_pexpiretime_is_refused(replication: Replication | None, tmp_path: Path) -> None:
+    with start("redis-6.2") as server, pytest.raises(ServerError, match="needs PEXPIRETIME .Redis 7.0 or newer"):
+        record(server.url, tmp_path / "incident.db", replication=replication)
+    assert not (tmp_path / "incident.db").exists()
 
 
 def test_renamed_key_states_no_ttl(tmp_path: Path) -> None:
@@ -312,16 +319,16 @@ def test_flush_after_the_deadline_is_an_expiry(tmp_path: Path) -> None:
 def test_file_of_a_failed_start_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "incident.db"
     # As on a full disk: the file exists, and nothing can be written to it.
-    monkeypatch.setattr("memkit.history.ledger._NEW_FILE", "PRAGMA max_page_count = 1; CREATE TABLE a (b)")
+    monkeypatch.setattr("memkit.history.recording._NEW_FILE", "PRAGMA max_page_count = 1; CREATE TABLE a (b)")
     with pytest.raises(SourceError, match="the recording cannot be made: database or disk is full"):
-        Ledger(path)
+        Recording(path)
     assert not path.exists()
 
 
 def test_end_before_a_gap_is_not_proven(tmp_path: Path) -> None:
     """In the gap the key may have been created anew, and may have ended again."""
     path = tmp_path / "incident.db"
-    with Ledger(path) as ledger:
+    with Recording(path) as ledger:
         ledger.begin_source(kind="tracking", name="redis://", server="redis", version="8", began_ms=1_000)
         for name in (b"chat:1", b"chat:2"):
             ledger.keys(0)[name] = KeyState()
@@ -335,7 +342,7 @@ def test_end_before_a_gap_is_not_proven(tmp_path: Path) -> None:
 
 
 def gaps(path: Path) -> list[tuple[int, int, str]]:
-    with Ledger(path, reading=True) as ledger:
+    with Recording(path, reading=True) as ledger:
         return ledger.gaps()
 
 
@@ -411,7 +418,7 @@ def test_full_disk_ends_the_recording_in_one_line(tmp_path: Path) -> None:
         assert error.startswith(f"memkit: {path}: the recording ended, and keeps ")
         assert error.count("\n") == 1
         assert len(client.client_list()) == 1
-    with Ledger(path, reading=True) as ledger:
+    with Recording(path, reading=True) as ledger:
         assert ledger.source()
     assert cause(path, f"{0:0100}") == "exists"
 
@@ -449,7 +456,7 @@ def test_file_that_is_no_recording_is_refused(tmp_path: Path, data: bytes) -> No
 
 def test_damaged_recording_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "incident.db"
-    with Ledger(path) as ledger:
+    with Recording(path) as ledger:
         ledger.begin_source(kind="tracking", name="redis://", server="redis", version="8", began_ms=1)
         for number in range(2_000):
             ledger.keys(0)[b"chat:%d" % number] = KeyState()
@@ -471,7 +478,7 @@ def test_other_sqlite_file_is_refused(tmp_path: Path) -> None:
 
 def test_an_event_takes_under_60_bytes(tmp_path: Path) -> None:
     path = tmp_path / "incident.db"
-    with Ledger(path) as ledger:
+    with Recording(path) as ledger:
         ledger.begin_source(kind="tracking", name="x", server="redis", version="8", began_ms=0)
         for number in range(20_000):
             key, deadline_ms = b"chat:user-%d" % (number % 2_000), 1_800_000_000_000

@@ -21,7 +21,7 @@ from waiting import nothing, wait_for
 from memkit import AsyncMemoryStore, MemoryStore, Sandbox
 from memkit.errors import ProductionGuardError, SandboxError
 from memkit.server.guard import REGISTRY
-from memkit.server.sandbox import Lease, _machine, _process_started, reap
+from memkit.server.sandbox import Lease, _machine, _process_started, remove_ended_runs
 
 
 @pytest.fixture
@@ -283,7 +283,7 @@ def test_a_sandbox_is_reaped_if_its_process_has_ended(memkit_server, changed, ov
     with memkit_server.client(decode_responses=True) as admin:
         admin.set(f"{prefix}1", 1)
         admin.hset(REGISTRY, user, lease_of(user, prefix, **changed))
-        assert reap(admin) == ([prefix] if over else [])
+        assert remove_ended_runs(admin) == ([prefix] if over else [])
         assert admin.exists(f"{prefix}1") == (not over)
         admin.delete(f"{prefix}1", REGISTRY)
 
@@ -294,7 +294,7 @@ def test_a_foreign_registry_entry_removes_nothing(memkit_server, prefix):
     with memkit_server.client(decode_responses=True) as admin:
         admin.set(f"{prefix}1", "theirs")
         admin.hset(REGISTRY, user, lease_of(user, prefix, started="1"))
-        assert reap(admin) == []
+        assert remove_ended_runs(admin) == []
         assert admin.exists(f"{prefix}1")
         admin.delete(f"{prefix}1", REGISTRY)
 

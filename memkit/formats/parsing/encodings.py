@@ -78,6 +78,7 @@ FEWEST_REPLACED, REPLACED_SHARE = 8, 0.2
 _PHP_TOKEN = re.compile(rb"N;|[bidrR]:[^;]*;|s:(\d+):\"|a:\d+:\{|O:\d+:\"[^\"]*\":\d+:\{|\}")
 _CUT_PHP_TOKEN = re.compile(rb"[abdiNOrRs](:[\d.eE+-]*)?(:\"?)?|O:\d+:[^:]*(:\d*)?:?|")
 _CUT_WORD = re.compile(r"-?|t|tr|tru|f|fa|fal|fals|n|nu|nul")
+_NAMED = frozenset(("json", "gzip", "zlib", "zstd", "lz4", "pickle", "msgpack", "java"))
 
 
 class Encoding(NamedTuple):
@@ -310,9 +311,6 @@ def _unbase64(data: bytes) -> _Layer | None:
     if len(inner) <= 8 or layer.name not in _NAMED:
         return None
     return _Layer("base64", fault="ends early") if left == 1 else _Layer("base64", inner)
-
-
-_NAMED = frozenset(("json", "gzip", "zlib", "zstd", "lz4", "pickle", "msgpack", "java"))
 
 
 # -- binary ------------------------------------------------------------------------------------------------------------

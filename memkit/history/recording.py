@@ -85,7 +85,7 @@ class RecordedKeys(MutableMapping[bytes, KeyState]):
             yield {name: KeyState(deadline_ms) for _, name, deadline_ms in rows}
 
 
-class Ledger:
+class Recording:
     """An open recording.
 
     Args:
