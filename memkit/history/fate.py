@@ -48,21 +48,21 @@ class Fate:
         }
 
 
-def fate_of(key: bytes, events: Sequence[KeyEvent], state: KeyState | None, *, ends_ms: int | None = None) -> Fate:
+def fate_of(
+    key: bytes, events: Sequence[KeyEvent], state: KeyState | None, *, db: int = 0, ends_ms: int | None = None
+) -> Fate:
     """Return what became of one key.
 
     Args:
         key: Its name.
         events: What happened to it, in order.
         state: The key at the end of the sources, None if it does not exist then.
+        db: The number of its database.
         ends_ms: When the sources end, as a Unix time, if that is known.
     """
-    name = printable(key.decode("utf-8", "replace"))
+    name = printable(key.decode("utf-8", "replace")) + (f" in database {db}" if db else "")
     if not events and state is None:
-        sentence = (
-            f"never seen: the sources do not contain {name}: it was probably not written in the time that they cover"
-        )
-        return Fate("never_seen", sentence, "likely")
+        return Fate("never_seen", f"never seen: the sources do not contain {name}", "likely")
     last = None if state is not None or events[-1].name not in ENDS else events[-1]
     events = events if last is None else events[:-1]
     events = list(takewhile(lambda event: event.name not in ENDS, reversed(events)))[::-1]  # since it was created

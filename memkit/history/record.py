@@ -54,6 +54,7 @@ _DELETING = frozenset(_DELETING_NAMES.split())
 _RENAMING = frozenset({"rename", "renamenx", "move"})
 _KEEPING_DEADLINE = frozenset({"rename", "renamenx", "move", "copy", "restore"})
 """A key that gets its deadline from another one: the time until then is not the TTL that was given."""
+A_RENAME = "a rename"
 _FLUSHING = frozenset({"flushdb", "flushall", "swapdb"})
 _REMOVING_TTL = frozenset({"persist", "getex"})
 _REPLACING_NAMES = """
@@ -98,6 +99,9 @@ class _WatchedServer:
         self.pushed: Tracker | CommandStream
         self._connection = ReadOnlyConnection(client, name=url, keep_idle_times=False)
         try:
+            reply = self._connection.ask("PEXPIRETIME", self._prefixes[0])
+            if refused(reply) and "unknown command" in str(reply):
+                raise ServerError(f"{url}: a recording needs PEXPIRETIME (Redis 7.0 or newer, or Valkey)")
             if replication:
                 self.pushed = CommandStream(client, name=url, primary=replication == "primary")
             else:
@@ -336,7 +340,7 @@ class _Recorder:
         for event, name, action in self._changes(commands, moment):
             events.append(event)
             unsure |= {event.key: name} if action in _LOOK_AFTER else {}
-        unsure |= {key: "a rename" for db, key in self._states.unknown_sources if db == self._db}
+        unsure |= {key: A_RENAME for db, key in self._states.unknown_sources if db == self._db}
         self._states.unknown_sources.clear()
         for db, keys in self._states.databases.items():
             if db != self._db:
@@ -355,11 +359,13 @@ class _Recorder:
         if before is None or before == now:
             return
         del self._present[key]
-        if now is None or (now.deadline_ms is None and before.deadline_ms is not None):
+        lost_ttl = now is not None and now.deadline_ms is None and before.deadline_ms is not None
+        if now is None or (lost_ttl and command != A_RENAME):
             self._add_end(key, before, moment, "deleted", command=command)
         if now is not None:  # created anew, or renamed from a key that was not recorded
             self._present[key] = now
-            self._file.add(KeyEvent(self._db, key, "written", moment, "", now.deadline_ms))
+            name: EventName = "overwritten" if lost_ttl and command == A_RENAME else "written"
+            self._file.add(KeyEvent(self._db, key, name, moment, "", now.deadline_ms))
 
     def _look(self, names: Sequence[bytes], *, flushed: bool) -> None:
         states = self._server.states([name for name in names if self._server.watches(name)])

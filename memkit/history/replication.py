@@ -74,10 +74,8 @@ def read_backlog(url: str, *, primary: bool = False) -> BacklogCommands:
     shown = redact(url)
     if isinstance(client, redis.RedisCluster):
         raise ServerError("a backlog is one server's; give the URL of a replica")
-    try:
+    with client:
         connection = ReadOnlyConnection(client, name=shown, keep_idle_times=False)
-    finally:
-        client.close()
     try:
         backlog = _backlog(connection, primary=primary)
         info = info_fields(_reply(connection, "INFO", "server"))
@@ -156,8 +154,7 @@ def _reply(connection: ReadOnlyConnection, *words: str | int) -> bytes:
     reply = connection.ask(*words)
     if refused(reply):
         raise ServerError(f"{connection.name}: {' '.join(map(str, words))} was refused: {reply}")
-    found: bytes = reply
-    return found
+    return bytes(reply)
 
 
 def _backlog(connection: ReadOnlyConnection, *, primary: bool) -> Backlog:

@@ -284,7 +284,7 @@ def _fate_of_session(
     keys = sorted(by_key, key=lambda key: not by_key[key])  # keys with events first
     if not keys:
         return fate_of(session.encode("utf-8", "surrogateescape"), [], None)
-    fates = {key: fate_of(key[1], by_key[key], existing.get(key), ends_ms=ends_ms) for key in keys}
+    fates = {key: fate_of(key[1], by_key[key], existing.get(key), db=key[0], ends_ms=ends_ms) for key in keys}
     ends = ((event.db, event.key) for event in reversed(events) if event.name in ENDS)
     ended = [key for key in ends if key not in existing]
     key = next(iter(ended), next((key for key, fate in fates.items() if fate.cause == "overwritten"), keys[0]))
@@ -426,7 +426,7 @@ def _between(
         if now is None:
             possible = possible_ends(state, moment, "deleted", "evicted")
             if possible != ("expired",):
-                possible += ("renamed",) if state.deadline_ms in deadlines else ()
+                possible = ("renamed", *possible) if state.deadline_ms in deadlines else (*possible, "renamed")
                 possible += () if db in not_flushed else ("flushed",)
                 possible += () if "expired" in possible else ("expired",)  # with a shorter TTL than in the snapshot
             at = Moment.at(state.deadline_ms or 0) if possible == ("expired",) else moment
@@ -457,7 +457,10 @@ def _from_recording(source: Source, query: _Query) -> History:
     span = Span("recording", name, time_of(began_ms), time_of(ended_ms))
     found = timeline.finish(states, kind, (span,), ends=Moment.at(ended_ms))
     fate = found.fate
-    if fate and fate.cause in ENDS and fate.at and any(gap.ends and gap.ends > fate.at for gap in gaps):
+    if fate and fate.cause == "never_seen" and gaps:
+        sentence = f"{fate.sentence}; it may have been written and deleted in a gap of the recording"
+        fate = replace(fate, sentence=sentence, confidence="possible")
+    elif fate and fate.cause in ENDS and fate.at and any(gap.ends and gap.ends > fate.at for gap in gaps):
         sentence = f"{fate.sentence}; in a gap after that it may have been created again"
         fate = replace(fate, sentence=sentence, confidence="possible" if fate.confidence == "possible" else "likely")
     return replace(found, fate=fate, gaps=gaps)

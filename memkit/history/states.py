@@ -177,7 +177,8 @@ class KeyStates:
         if may_be_empty and before is not None and "expired" in possible_ends(before, moment, "deleted"):
             possible = (*possible, "expired")
         keys[key] = KeyState(deadline, ttl, moment, 0 if may_be_empty else 1, is_sure=is_sure)
-        proven = is_known or deadline is not None  # otherwise the key may have had a TTL
+        # Otherwise the key may have had a TTL.
+        proven = deadline is not None or (is_known and (before is None or before.is_sure))
         yield KeyEvent(db, key, name, moment, command, deadline, ttl, possible, proven=proven)
 
     def _set_deadline(self, db: int, effect: Effect, moment: Moment, command: str) -> Iterator[KeyEvent]:
@@ -225,8 +226,11 @@ class KeyStates:
         if self._wanted is None or self._wanted(target):
             if state is None:
                 self.unknown_sources[goal_db, target] = source
-            new = KeyState(is_sure=False) if state is None else state._replace(least=max(state.least, 1))
-            name = _name_of_write(goal.get(target), new.deadline_ms) if new.is_sure else "written"
+            replaced = goal.get(target)
+            # Of a source that is not known, the deadline may be the replaced key's own, or another one, or none.
+            unknown = KeyState(None if replaced is None else replaced.deadline_ms, is_sure=False)
+            new = unknown if state is None else state._replace(least=max(state.least, 1))
+            name = _name_of_write(replaced, new.deadline_ms) if new.is_sure else "written"
             goal[target] = new
             yield KeyEvent(goal_db, target, name, moment, command, new.deadline_ms, new.ttl_ms, ttl_given=new.given)
         if effect.action == "rename" and (self._wanted is None or self._wanted(source)):

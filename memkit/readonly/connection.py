@@ -8,7 +8,7 @@ private attribute of redis-py.
 
 from __future__ import annotations
 
-import time
+import timeit
 from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -173,12 +173,7 @@ class ReadOnlyConnection:
 
     def round_trip_s(self) -> float:
         """Return the shortest of a few round trips: the time that a command takes besides the server's work."""
-        taken = []
-        for _ in range(PINGS):
-            began = time.perf_counter()
-            self.ask("PING")
-            taken.append(time.perf_counter() - began)
-        return min(taken)
+        return min(timeit.repeat(lambda: self.ask("PING"), repeat=PINGS, number=1))
 
     def send(self, *parts: Sequence[Command] | KeyCommands) -> PendingReplies:
         """Send commands together."""

@@ -19,7 +19,7 @@ from test_history import CANARY
 from waiting import wait_for
 
 from memkit.errors import ServerError, SourceError
-from memkit.history.record import GAP_S, RecordingSummary, _Recorder, record
+from memkit.history.record import GAP_S, RecordingSummary, Replication, _Recorder, record
 from memkit.history.recording import Recording
 from memkit.history.run import history
 from memkit.history.states import KeyEvent, KeyState, Moment
@@ -248,6 +248,13 @@ def test_command_is_counted_before_its_name_arrives(tmp_path: Path) -> None:
         (ended,) = ledger.events()
         recorder.close()
     assert ended.possible == ("deleted",)
+
+
+@pytest.mark.parametrize("replication", [None, "primary"])
+def test_server_without_pexpiretime_is_refused(replication: Replication | None, tmp_path: Path) -> None:
+    with start("redis-6.2") as server, pytest.raises(ServerError, match="needs PEXPIRETIME .Redis 7.0 or newer"):
+        record(server.url, tmp_path / "incident.db", replication=replication)
+    assert not (tmp_path / "incident.db").exists()
 
 
 def test_renamed_key_states_no_ttl(tmp_path: Path) -> None:

@@ -98,6 +98,8 @@ def test_what_commands_do_not_show_is_looked_at(tmp_path: Path) -> None:
     path = tmp_path / "incident.db"
     with pair("redis-7.0") as (primary, replica), primary.client() as client, replica.client() as reader:
         client.set("temp:1", CANARY, ex=WEEK_S)
+        client.set("temp:2", CANARY)
+        client.set("chat:replaced", CANARY, ex=WEEK_S)
         client.rpush("chat:popped", 1, 2)
         client.sadd("chat:stored", 1)
         client.expire("chat:stored", WEEK_S)
@@ -108,6 +110,7 @@ def test_what_commands_do_not_show_is_looked_at(tmp_path: Path) -> None:
             with recording(replica.url, path, b"chat:"):
                 client.set("chat:first", CANARY)
                 client.rename("temp:1", "chat:renamed")
+                client.rename("temp:2", "chat:replaced")
                 third.move("chat:moved", 0)
                 client.lpop("chat:popped")
                 client.sinterstore("chat:stored", ["chat:stored", "other:1"])
@@ -117,7 +120,8 @@ def test_what_commands_do_not_show_is_looked_at(tmp_path: Path) -> None:
         fate = history(path, session=session).fate
         assert fate is not None
         assert "its deadline is" in fate.sentence
-    assert [cause(path, session) for session in ("popped", "stored")] == ["exists", "deleted"]
+    causes = [cause(path, session) for session in ("popped", "stored", "replaced")]
+    assert causes == ["exists", "deleted", "overwritten"]
 
 
 def test_cut_connection_is_a_gap(tmp_path: Path) -> None:
