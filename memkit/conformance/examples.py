@@ -52,7 +52,7 @@ class ListThenExpire:
 
 
 class ListAndScript(ListThenExpire):
-    """The same list, corrected: each write is a script, ids prevent duplicates, the TTL only grows, errors are raised."""
+    """The same list, corrected: each write is a script, ids prevent duplicates, TTLs only grow, errors are raised."""
 
     name = "ListAndScript"
 
