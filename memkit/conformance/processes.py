@@ -30,10 +30,6 @@ LONGEST_S = 120.0
 Result = TypeVar("Result")
 
 
-class NoAnswer(RuntimeError):
-    """A forked process did not answer in time, or ended without an answer."""
-
-
 def in_thread(work: Callable[[], Result]) -> Future[Result]:
     """Start work in a daemon thread: a ThreadPoolExecutor would wait at exit for a store that hangs."""
     future: Future[Result] = Future()
@@ -84,7 +80,7 @@ class ForkedProcess:
         return self._receiver.poll(within_s)
 
     def result(self, *, limit_s: float = LIMIT_S) -> Any:
-        """Return what the work returned, as JSON types; raise NoAnswer, or RuntimeError with the error of the work."""
+        """Return what the work returned, as JSON types; raise RuntimeError without an answer, or with the work's error."""
         try:
             answer = json.loads(self._receiver.recv_bytes()) if self.is_done(within_s=limit_s) else None
         except EOFError:
@@ -92,7 +88,7 @@ class ForkedProcess:
         finally:
             self.kill()
         if answer is None:
-            raise NoAnswer(f"another process did not answer within {limit_s:g} s")
+            raise RuntimeError(f"another process did not answer within {limit_s:g} s")
         if "error" in answer:
             raise RuntimeError(answer["error"])
         return answer["result"]
