@@ -80,7 +80,7 @@ class ForkedProcess:
         return self._receiver.poll(within_s)
 
     def result(self, *, limit_s: float = LIMIT_S) -> Any:
-        """Return what the work returned, as JSON types; raise RuntimeError without an answer, or with the work's error."""
+        """Return what the work returned, as JSON types; RuntimeError: no answer, or the work's error."""
         try:
             answer = json.loads(self._receiver.recv_bytes()) if self.is_done(within_s=limit_s) else None
         except EOFError:

@@ -1,4 +1,4 @@
-"""The stores with messages of a known shape: one entry a store.
+"""The stores with messages of a known shape: one entry for each store.
 
 To add one, write its entry here and put a captured session of the real library into ``captures/``. Each entry names the
 library and the version that wrote the capture.

@@ -25,7 +25,7 @@ class Moment(NamedTuple):
     """When something happened: no earlier and no later than these Unix times; None if nothing bounds it.
 
     ``stated`` is whether the log states the time. A log without timestamps bounds a moment by its neighbours, and by
-    deadlines if their TTLs are the expected ones: such bounds may be close, but they are no statement.
+    deadlines if their TTLs are the expected ones: such bounds may be close, but the log does not state them.
     """
 
     earliest_ms: int | None

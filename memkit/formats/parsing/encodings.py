@@ -124,7 +124,7 @@ def examine(data: bytes, *, keep_bytes: int = PEEK_BYTES) -> Encoding:
         layer = _layer(data, keep_bytes, whole=whole)
         layers.append(layer.name)
         if layer.fault or not layer.inner or len(layers) == MAX_LAYERS:
-            # Of a large layer only the beginning is kept: that it ends early is no fault of what it holds.
+            # Of a large layer only the beginning is kept: that it ends early is not a fault of what it holds.
             fault = f"{layer.name} {layer.fault}" if layer.fault and whole else ""
             return Encoding(tuple(layers), fault, layer.inner or data)
         data, whole = layer.inner, whole and layer.whole
