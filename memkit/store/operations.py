@@ -375,9 +375,7 @@ def _version_argument(version: int | None) -> bytes:
     if version is None:
         return b""
     if isinstance(version, bool) or not isinstance(version, int) or version < 0:
-        raise PolicyError(
-            f"version={version!r}: expected Session.version, 0 for a session that must not exist, or None"
-        )
+        raise PolicyError(f"version={version!r}: expected Session.version, 0 if the session must not exist, or None")
     born = version.born if isinstance(version, Version) else ""
     return f"{int(version)} {born}".rstrip().encode()
 
