@@ -138,6 +138,11 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
     ]
     if not findings and (shape := new_shape(expected, sessions, context)):
         findings.append(shape)
+    fields = expected.of(context.first_fields) if not findings else []
+    for one in LifetimeAnalysis(fields, expected, context.history).anomalies():
+        group = Group("*", "hash", [Member(each, "", "*") for each in fields])
+        short = _ttl_finding(expected, group, one, context)  # a field may have a TTL of its own, such as a lock
+        findings.append(replace(short, message=f"fields of {short.message}", confidence="possible"))
     findings += [shared] if shared else []
     notes += [layout_note] if layout_note else []
     long = [] if any(one.kind == "long" for _, one in anomalies) else analyses[-1].long
