@@ -82,7 +82,7 @@ LAYOUTS: tuple[Layout, ...] = (
         looks=SHAPES["llama-index"],
         convert=lambda value, key: llama_index_lacks(value) or read_any(value, key),
     ),
-    # openai-agents 0.24.0: both keys are renewed in one MULTI. A list under another prefix may be anybody's.
+    # openai-agents 0.24.0: both keys are renewed in one MULTI. A list under another prefix may be of another store.
     Layout(
         store=openai_agents.STORE,
         prefix="agents:session:",

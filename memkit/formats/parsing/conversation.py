@@ -116,7 +116,7 @@ def _spoken(values: Mapping[str, Any], key: str) -> dict[str, Entry]:
     ``{"user": "hi"}`` is one only beside one of the other side: it may name a user.
     """
     found = {name: entry for name, value in values.items() if (entry := entry_of(value, key))}
-    # An object with the fields of a message is one, whoever its sender is.
+    # An object with the fields of a message is one, whatever its sender is called.
     shapes = {frozenset(values[name]) for name in found if isinstance(values[name], dict)}
     if shapes and len(found) < len(values):
         found = {name: entry for name, value in values.items()

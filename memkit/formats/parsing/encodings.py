@@ -33,7 +33,7 @@ HEX_BYTES = 256
 ENCRYPTED = "fernet (encrypted)"
 
 MOST_DOCUMENTS = 10_000
-"""So many JSON documents in one payload are looked at: 0.03 s."""
+"""At most this many JSON documents of one payload are read: 0.03 s."""
 MOST_OPCODES = 500_000
 """A pickle is disassembled so far: 0.2 s."""
 FEWEST_OPCODES = 8
