@@ -7,18 +7,18 @@ Imports go down this map only::
       policy.py         TTLs in the units that people write, and the expiry policy of a store
       config.py         Expected TTLs by pattern: chat:*=7d,sliding,jitter=10%, from the command
                         line, Python or a configuration file
-      render.py         How memkit writes for people: one duration, one table, one escaping, one
-                        colour, one progress bar
+      render.py         Text for people: durations, times, counts, tables, escaping, colours,
+                        progress
       connect.py        A Redis URL to a client: standalone, Sentinel or Cluster
       server/           A private Redis for tests: launcher, movable clock, sandbox
                         (client_deadlines clock guard keyspace launcher sandbox)
-      store/            MemoryStore: LLM sessions in Redis, one list a session
+      store/            MemoryStore: LLM sessions in Redis, one list for each session
                         (encoding operations store)
       readonly/         Read a Redis without changing it: one connection class, one way to open a
                         target; every command is counted
                         (connection pace reader target values)
       formats/          How memory stores lay out their keys: pure decoders without I/O, one module
-                        or one data entry a store
+                        or data entry for each store
                         (ag2 agent_framework_redis agno capture langchain langgraph_aws langgraph_js
                         langgraph_plainredis langgraph_redis layout memkit_store model openai_agents
                         redisvl registry store_layouts unknown parsing/)

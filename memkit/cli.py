@@ -39,6 +39,11 @@ ADVICE = (
     ("noperm|no permissions", "use another user, or create the one that memkit audit URL --acl prints"),
     ("db index|select is not allowed", "check the database number at the end of the URL; /0 always exists"),
     ("name or service|name resolution|nodename", "the host name is unknown: check it in the URL"),
+    (
+        "unknown command .sentinel",
+        "this server is no Sentinel: give a Sentinel's port (26379 by default), or use redis:// instead of "
+        "redis+sentinel://",
+    ),
     ("cluster mode is not enabled", "this server is not a cluster: use redis:// instead of redis+cluster://"),
     (
         "no master found",

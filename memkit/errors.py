@@ -75,7 +75,7 @@ class ProductionGuardError(SandboxError):
 
 
 class SourceError(MemkitError, ValueError):
-    """A file or directory that cannot be read as a source: truncated, damaged, foreign, too new; it is as it was."""
+    """A file or directory that cannot be read as a source: truncated, damaged, foreign, too new; it is not changed."""
 
 
 class ServerError(MemkitError):

@@ -89,7 +89,7 @@ two writes."""
 BOTH_WAYS = 2.2
 """With a jitter either way two parts end up to twice that apart, and the longer TTL has the longer jitter."""
 IDLE_GRAIN_MS = 3_000
-"""The difference of two idle clocks, each off by up to a second at both ends."""
+"""The difference of two idle times, each off by up to a second at both ends."""
 
 
 class PartEnd(NamedTuple):

@@ -1,6 +1,6 @@
-"""How memkit writes for people: one duration, one table, one escaping, one colour, one progress bar.
+"""Text for people: durations, times, counts, tables, escaping, colours, progress.
 
-Names and values come from anybody's database: whatever is shown passes through ``printable`` or ``escaped``.
+Names and values come from databases that may hold any bytes: all that is shown passes ``printable`` or ``escaped``.
 """
 
 import html

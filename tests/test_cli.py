@@ -132,6 +132,7 @@ REACH = [
     ("redis+cluster://127.0.0.1:{free}", "try: redis-cli -u 'redis://127.0.0.1:{free}' ping"),
     ("redis+cluster://127.0.0.1:{port}", "redis:// instead of redis+cluster://"),
     ("redis+sentinel://127.0.0.1:{free}/svc", "redis-cli -p PORT sentinel masters"),
+    ("redis+sentinel://127.0.0.1:{port}/svc", "this server is no Sentinel"),
 ]
 
 

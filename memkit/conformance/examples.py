@@ -52,7 +52,7 @@ class ListThenExpire:
 
 
 class ListAndScript(ListThenExpire):
-    """The same list, corrected: one script a write, ids against duplicates, a TTL that only grows, errors raised."""
+    """The same list, corrected: each write is a script, ids prevent duplicates, TTLs only grow, errors are raised."""
 
     name = "ListAndScript"
 

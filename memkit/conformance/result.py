@@ -74,7 +74,7 @@ class Result:
         return json.dumps(self.to_dict(), indent=2)
 
     def to_text(self, *, color: bool = False) -> str:
-        """Return the result as text of 80 columns: root causes, a line a case, each failure in full, a summary."""
+        """Return the result as text: root causes, each case in a line, each failure in full, a summary."""
         return "\n".join(self._lines(color))
 
     def _lines(self, color: bool) -> Iterator[str]:

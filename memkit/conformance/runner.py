@@ -109,7 +109,7 @@ def run_case(case: Case, env: TestEnvironment, *, limit_s: float = CASE_LIMIT_S)
 def uses_client_clock(env: TestEnvironment) -> bool:
     """Return whether the store computes deadlines from its process's clock: a day later, its sessions expire at once.
 
-    The suite moves the server's clock; in production the two agree, so this is no failure.
+    The suite moves the server's clock; in production the two agree, so this is not a failure.
     """
 
     def is_empty() -> bool:

@@ -1,4 +1,4 @@
-"""How memory stores lay out their keys: pure decoders without I/O, one module or one data entry a store."""
+"""How memory stores lay out their keys: pure decoders without I/O, one module or data entry for each store."""
 
 from memkit.formats.parsing.langgraph_common import deletes_own_keys, is_housekeeping, superseded
 from memkit.formats.registry import (

@@ -1,8 +1,8 @@
 """Sessions that the real libraries wrote to a real Redis, kept as JSON for tests and notebooks.
 
-One file a store: its versions, its keys with type, PTTL in milliseconds (−1 for none) and value, and the messages it
-was given. The texts are made up. Files named ``homemade-*`` are layouts that people write themselves; their store is
-``unknown``.
+One file for each store: its versions, its keys with type, PTTL in milliseconds (−1 for none) and value, and the
+messages it was given. The texts are made up. Files named ``homemade-*`` are layouts that people write themselves; their
+store is ``unknown``.
 """
 
 import base64

@@ -47,7 +47,7 @@ _FIELDS = {
 _SINCE = ("checkpoint_ts", "run_id")
 """The fields of checkpoints since these versions, 0.1 of RedisSaver and 0.3 of ShallowRedisSaver."""
 MOST_NAME_BYTES = 10_000
-"""A longer value of a pointer is no key's name: the expressions for names take 0.1 s for 9 MB (measured)."""
+"""A longer value of a pointer is not a key's name: the expressions for names take 0.1 s for 9 MB (measured)."""
 _PARTS = {"checkpoint": "checkpoint", "checkpoint_write": "write", "checkpoint_latest": "pointer",
           "write_keys_zset": "write list", "write_registry": "write list"}  # fmt: skip
 

@@ -101,7 +101,7 @@ def decode(stored: SessionValues) -> Iterator[Item]:
             if isinstance(message, dict):
                 yield from (turn._replace(at_s=at_s) for turn in _turns(message, raw.name))
             else:
-                faults.foreign(index, {}, "a message in it is no JSON object")
+                faults.foreign(index, {}, "a message in it is not a JSON object")
     yield from faults.problems()
 
 

@@ -69,7 +69,7 @@ class Turn(NamedTuple):
 class Problem(NamedTuple):
     """A fault of a session. ``repair`` is a command for a person to review; memkit never runs it.
 
-    ``pop_explains``: it is no fault if the application itself removed the last element.
+    ``pop_explains``: it is not a fault if the application itself removed the last element.
     """
 
     cause: str

@@ -1,4 +1,4 @@
-"""The items of openai-agents' RedisSession that are no messages: reasoning, hosted tools' items, encrypted ones."""
+"""The items of openai-agents' RedisSession that are not messages: reasoning, hosted tools' items, encrypted ones."""
 
 import base64
 import binascii
@@ -18,7 +18,7 @@ ENCRYPTED_TTL_S = 600
 
 
 def turns(item: dict[str, Any], key: str) -> Sequence[Turn] | str | None:
-    """Return an item's messages; None if it is no part of the dialogue, or EncryptedSession's."""
+    """Return an item's messages; None if it is not part of the dialogue, or EncryptedSession's."""
     if lacks := openai_lacks(item):
         return lacks
     is_encrypted = item.get("__enc__") == 1 and "payload" in item

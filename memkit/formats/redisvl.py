@@ -22,7 +22,7 @@ from memkit.readonly.values import RedisValue
 
 STORE = "redisvl"
 FIELDS = frozenset({"entry_id", "session_tag", "role", "content", "timestamp"})
-_ENOUGH = 3  # of these fields: what lacks one or two is a damaged message, what has only two is somebody else's
+_ENOUGH = 3  # of these fields: what lacks one or two is a damaged message, what has only two is not a message
 
 
 def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:

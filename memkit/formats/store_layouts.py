@@ -1,4 +1,4 @@
-"""The stores with messages of a known shape: one entry a store.
+"""The stores with messages of a known shape: one entry for each store.
 
 To add one, write its entry here and put a captured session of the real library into ``captures/``. Each entry names the
 library and the version that wrote the capture.
@@ -82,7 +82,7 @@ LAYOUTS: tuple[Layout, ...] = (
         looks=SHAPES["llama-index"],
         convert=lambda value, key: llama_index_lacks(value) or read_any(value, key),
     ),
-    # openai-agents 0.24.0: both keys are renewed in one MULTI. A list under another prefix may be anybody's.
+    # openai-agents 0.24.0: both keys are renewed in one MULTI. A list under another prefix may be of another store.
     Layout(
         store=openai_agents.STORE,
         prefix="agents:session:",

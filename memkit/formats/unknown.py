@@ -1,8 +1,8 @@
 """Sessions of no known store: roles, texts, tools, times and order as far as the content shows them.
 
-People keep a conversation as a string (a JSON array or object), a list, a hash (one field, or a field a message), a
-sorted set by time, a stream, or a key a message; see ``parsing.chat`` for the field names and ``parsing.documents`` for
-the encodings. If the content does not show the order, a note reports it.
+People keep a conversation as a string (a JSON array or object), a list, a hash (one field, or one for each message), a
+sorted set by time, a stream, or a key for each message; see ``parsing.chat`` for the field names and
+``parsing.documents`` for the encodings. If the content does not show the order, a note reports it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,7 +55,7 @@ def decode(stored: SessionValues) -> Iterator[Item]:
     faults = [fault for each in read for fault in (*each.faults, *few(_damaged(each.raw) if each.entries else ()))]
     roles = [turn.role for each in found for entry in each.entries for turn in entry.turns]
     if roles == ["other"] or (len(roles) > 1 and set(roles) == {"system"}):
-        found = []  # one text by anybody is no conversation, and neither is a log
+        found = []  # one text is not a conversation, and neither is a log
     several = [each for each in found if len(each.entries) > 1 or each.raw.kind in ("list", "zset", "stream")]
     single = [each for each in found if each not in several]
     for each in several:
@@ -164,7 +164,7 @@ def _of_list(raw: RedisValue) -> _Found:
             faults.read(index, element)
         else:
             others += 1
-    note = Note(f"{counted(others, 'element')} of {len(raw.elements):,} are no messages and are not shown")
+    note = Note(f"{counted(others, 'element')} of {len(raw.elements):,} could not be read as messages")
     return _Found(raw, entries, faults=[*faults.problems(), *([note] if others else [])])
 
 

@@ -128,7 +128,7 @@ def read_commands(path: Path, *, second: int | None = None) -> Iterator[AofComma
         second: The Unix time that was last stated before this file.
 
     Raises:
-        SourceError: The file ends in the middle of a command, or holds something that is no command.
+        SourceError: The file ends in the middle of a command, or holds something that is not a command.
     """
     begins = 0
     if is_rdb(path):  # a single file of an old server may begin with an RDB file
@@ -180,7 +180,7 @@ class _Stream:
         digits = line[1:]
         if digits.isdigit() and (number := int(digits)) <= most:
             return number
-        raise self.damaged("a length that is no number or too large")
+        raise self.damaged("a length that is not a number, or too large")
 
     def argument(self) -> bytes:
         """Return the next argument, or its first 4,096 bytes."""

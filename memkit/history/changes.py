@@ -13,7 +13,7 @@ SAME_TTL = 0.01
 """TTLs that differ by less are one TTL: a log's second is rounded down, and clients compute deadlines themselves."""
 SAME_TTL_MS = 1_500
 MOST_CHANGES = 10
-"""More changes than this are no releases but several TTLs at the same time."""
+"""More changes than this are not releases, but several TTLs at the same time."""
 FEWEST_RETURNS = 2
 """A release and its rollback return to the former TTL once; after few writes each, two returns are two TTLs."""
 MOST_SHAPES = 1_000
@@ -105,7 +105,7 @@ class TtlChanges:
     _given: dict[tuple[str, Shape], _Given] = field(default_factory=dict)
 
     def add(self, event: KeyEvent) -> None:
-        """Take an event into account if it gave a TTL: a key that lost its own is no change of what others get.
+        """Take an event into account if it gave a TTL: a key that lost its own does not change what others get.
 
         RESTORE gives a copy what is left of a TTL.
         """

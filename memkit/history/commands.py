@@ -71,7 +71,7 @@ def execute(arguments: Sequence[bytes], db: int, *, in_multi: bool = False) -> E
     """Return what a logged command does.
 
     Args:
-        arguments: The command's name and its arguments. An argument that is no key may have been cut.
+        arguments: The command's name and its arguments. An argument that is not a key may have been cut.
         db: The database that the log had selected before it.
         in_multi: Whether it is in a transaction.
     """

@@ -147,7 +147,7 @@ def is_rdb(path: Path) -> bool:
 
 
 def read_header(path: str | Path) -> RdbHeader:
-    """Return what an RDB file states before its first key; raises SourceError if it is no RDB file."""
+    """Return what an RDB file states before its first key; raises SourceError if it is not an RDB file."""
     with RdbReader(path) as reader:
         return reader.header
 
@@ -161,7 +161,7 @@ class RdbReader:
         path: The file. It is only read.
 
     Raises:
-        SourceError: The file is no RDB file, or its version is unknown.
+        SourceError: The file is not an RDB file, or its version is unknown.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -433,7 +433,7 @@ class RdbReader:
 
 
 def _what_else(start: bytes) -> str:
-    """Return what a file is that is no RDB file, as far as its first bytes tell."""
+    """Return what a file is that is not an RDB file, as far as its first bytes show."""
     for magic, name in COMPRESSED.items():
         if start.startswith(magic):
             return f"the file is compressed with {name}; decompress it first"

@@ -93,7 +93,7 @@ class Recording:
         reading: Open for reading; the file is not changed.
 
     Raises:
-        SourceError: The file exists (when recording), or is no recording (when reading).
+        SourceError: The file exists (when recording), or is not a recording (when reading).
     """
 
     def __init__(self, path: Path, *, reading: bool = False) -> None:

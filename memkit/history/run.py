@@ -141,7 +141,7 @@ def history(
         )
     else:
         for path in (path for source in found if source.kind == "rdb" for path in source.files):
-            read_header(path)  # a file that is no RDB file is named
+            read_header(path)  # a file that is not an RDB file is named
         given = ", ".join(f"{source.name} ({source.kind})" for source in found) or "nothing"
         raise SourceError(f"expected one append-only directory, one recording, or two or more RDB files; got {given}")
     events = tuple(event for event in answer.events if query.is_recent(event.moment))

@@ -45,7 +45,7 @@ CORE_TYPES = frozenset({"string", "list", "set", "zset", "hash", "stream"})
 
 @dataclass(frozen=True, slots=True)
 class RdbContents:
-    """What RDB files hold, one or one a shard, as of the newest save; it was found by reading each file once.
+    """What one RDB file holds, or one for each shard, as of the newest save; it was found by reading each file once.
 
     ``headers`` begin with the oldest save. ``databases`` counts the keys that existed at ``now_ms``, the end of the
     second of the newest save. ``module`` is a file with a module's key, and the key's type; None if there is none.
@@ -89,7 +89,7 @@ def read_rdb(files: Sequence[Path], *, progress: Callable[[int, int], None] | No
     """Read RDB files as a stream, verify their checksums, and return what they hold.
 
     Args:
-        files: One file, or one a shard.
+        files: One file, or one for each shard.
         progress: Called now and then with how many keys have been read, and with 0: how many there are is not known.
 
     Raises:
@@ -157,7 +157,8 @@ def open_source(
     """Open a live server, or a file as a private server.
 
     Args:
-        source: A Redis URL, a client, an RDB file, a directory of RDB files (one a shard), or an append-only directory.
+        source: A Redis URL, a client, an RDB file, a directory of RDB files (one for each shard), or an append-only
+            directory.
         at: A timezone-aware moment of an append-only directory; None: its end.
         db: The database of a file to read; None: 0, or the one with most keys if that is empty.
         tolerant: See ``open_target``.
@@ -190,7 +191,7 @@ def serve_rdb(files: Sequence[Path]) -> Iterator[tuple[RedisServer, Snapshot]]:
     """Serve RDB files, which are only read.
 
     Args:
-        files: One file, or one a shard. Their checksums are verified before a server loads them.
+        files: One file, or one for each shard. Their checksums are verified before a server loads them.
 
     Yields:
         A running private server with the data of all files, its clock at the moment of the newest save.

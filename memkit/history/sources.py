@@ -21,7 +21,8 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 class Source:
     """Something that shows what happened to keys.
 
-    ``name`` is what was given; ``files`` are the RDB files (one a shard), the recording, or the append-only directory.
+    ``name`` is what was given; ``files`` are the RDB files (one for each shard), the recording, or the append-only
+    directory.
     """
 
     kind: SourceKind
@@ -44,7 +45,7 @@ def find_source(given: str | Path) -> Source:
     """Return what a source is, by its content, not by its name.
 
     Args:
-        given: A Redis URL; an RDB file; a directory with RDB files, one a shard; an append-only directory, its
+        given: A Redis URL; an RDB file; a directory with one RDB file for each shard; an append-only directory, its
             manifest or a single append-only file; a recording.
 
     Raises:
@@ -78,7 +79,7 @@ def parse_moment(text: str) -> datetime:
     """Return a moment from text in ISO form; without a zone it is UTC.
 
     Raises:
-        SourceError: The text is no moment.
+        SourceError: The text is not a moment.
     """
     try:
         at = datetime.fromisoformat(text)

@@ -25,7 +25,7 @@ class Moment(NamedTuple):
     """When something happened: no earlier and no later than these Unix times; None if nothing bounds it.
 
     ``stated`` is whether the log states the time. A log without timestamps bounds a moment by its neighbours, and by
-    deadlines if their TTLs are the expected ones: such bounds may be close, but they are no statement.
+    deadlines if their TTLs are the expected ones: such bounds may be close, but the log does not state them.
     """
 
     earliest_ms: int | None
@@ -41,10 +41,14 @@ class Moment(NamedTuple):
 class KeyEvent(NamedTuple):
     """One thing that happened to one key.
 
-    ``ttl_ms`` is the TTL that the event gave, if it is known; ``deadline_ms`` the deadline after it, or for an end the
-    deadline that the key had. ``possible`` are the ends that the log cannot tell apart, the likeliest first, which is
-    also the ``name``. ``target`` is the name after a rename. ``created``: the key did not exist before. ``ttl_given``
-    is when the key got its TTL if it got it under another name. ``proven``: an only possible end is certain.
+    Attributes:
+        deadline_ms: The deadline after the event; if it ended the key, the deadline that the key had.
+        ttl_ms: The TTL that the event set, if it is known.
+        possible: The ends that the log cannot tell apart, the likeliest first, which is also the ``name``.
+        target: The key's name after a rename.
+        created: The key did not exist before.
+        ttl_given: When the key got its TTL, if it had another name then.
+        proven: If there is only one possible end, it is certain.
     """
 
     db: int
@@ -71,9 +75,12 @@ class KeyEvent(NamedTuple):
 class KeyState(NamedTuple):
     """A key that exists: its deadline, None for a persistent key, its TTL, and when it got that.
 
-    ``least`` and ``most`` are how many elements it has, as far as that is known; if there may be none, the key may not
-    exist, and the next write may create it without a TTL. ``is_sure``: the deadline is known. ``fields_expire``: it is
-    a hash with TTLs of its fields.
+    Attributes:
+        least: The smallest number of elements that it can have. With 0 the key may not exist, and the next write may
+            create it without a TTL.
+        most: The largest number of elements that it can have; None: not known.
+        is_sure: The deadline is known.
+        fields_expire: It is a hash with TTLs of its fields.
     """
 
     deadline_ms: int | None = None

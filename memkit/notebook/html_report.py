@@ -116,7 +116,7 @@ def _finding(finding: Finding, verdict: str) -> str:
         ("next", finding.next),
     ]
     cells = "".join(f"<dt>{name}</dt><dd>{_html(value)}</dd>" for name, value in rows if value)
-    scope = "the whole server" if finding.prefix is None else finding.prefix
+    scope = "the whole server" if finding.prefix is None else f"{finding.prefix}*"
     severity = finding.severity
     title = f'<span class="status {severity}">{severity}</span> <strong>{finding.cause}</strong> {escaped(scope)}'
     return f'{title}<dl class="finding">{cells}</dl>'

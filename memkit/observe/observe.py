@@ -340,7 +340,7 @@ class _Observation:
         log.ends.append("not expired")
 
     def subscribe(self, stack: ExitStack) -> None:
-        """Hear the keys' events from now on, if the server sends them."""
+        """Receive the keys' events from now on, if the server sends them."""
         self._log.events = _event_status(self._client, stack)
         if self._log.events != "not sent":
             try:

@@ -20,7 +20,7 @@ from memkit.connect import NO_DRIVER_INFO
 
 READ_BYTES = 1 << 17
 REPLY_TIMEOUT_S = 30.0
-"""More than the time to connect: a slow command of another client may delay a batch, which is no reason to give up."""
+"""More than the time to connect: a slow command of another client may delay a batch."""
 
 PINGS = 5
 SAFE_IN_A_CLUSTER = 9
@@ -111,10 +111,15 @@ class ReadOnlyConnection:
     """A connection for commands that read, in RESP2, made with the client's own settings (TLS, socket, user, Sentinel).
 
     It is not taken from the client's pool: CLIENT NO-TOUCH belongs to a connection and must not reach the application's
-    commands. ``sent`` counts the commands. ``touches_because`` is empty if NO-TOUCH is on, so that reading a value does
-    not reset its idle time, and the reason otherwise. If ``tolerant``, a broken connection raises nothing: the error is
-    ``failure`` and the reply to every command from then on. ``socket`` and ``reader`` (hiredis) are for a subscription:
-    its messages are not replies. With ``replica``, a cluster's replica answers for its primary's keys (READONLY).
+    commands. With ``replica``, a cluster's replica answers for its primary's keys (READONLY).
+
+    Attributes:
+        sent: How often each command was sent.
+        touches_because: Why reading a value resets its idle time; empty if NO-TOUCH is on, so that it does not.
+        tolerant: Whether a broken connection raises nothing.
+        failure: The error of a broken connection that is tolerant; it is the reply to every later command.
+        socket: The socket, for a subscription: its messages are not replies.
+        reader: The parser of the replies (hiredis), for a subscription.
     """
 
     def __init__(

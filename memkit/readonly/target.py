@@ -46,8 +46,8 @@ class Target:
     """An open Redis: ``connections`` has the one server, or one for each shard of a cluster, in the order of the slots.
 
     Keys of RDB files that are read as a stream have no server, and the target no connection. ``route`` returns the
-    connection for a key. ``slot_owners`` has the id of each slot's primary when the target was opened; it is empty if
-    this is no cluster. ``prefix`` is that of a sandbox's client, else empty. ``url`` has no password. ``snapshot`` is
+    connection for a key. ``slot_owners`` has the id of each slot's primary when the target was opened; it is empty
+    without a cluster. ``prefix`` is that of a sandbox's client, else empty. ``url`` has no password. ``snapshot`` is
     None for a live server.
     """
 

@@ -1,4 +1,4 @@
-"""MemoryStore: LLM sessions in Redis, one list a session."""
+"""MemoryStore: LLM sessions in Redis, one list for each session."""
 
 from __future__ import annotations
 

@@ -1,10 +1,13 @@
-"""MemoryStore and AsyncMemoryStore: an LLM application's sessions in Redis, one LIST a session (see encoding).
+"""MemoryStore and AsyncMemoryStore: an LLM application's sessions in Redis, one LIST for each session (see encoding).
 
-Promised: a write that is sent again, by redis-py's or the application's retries, is done once, while fewer than 255
-other writes of its session come in between (an append: 1,024). A message with its own ``"id"`` is stored once among its
-session's last 1,024. An append that is sent again after a save does not bring back what the save replaced (the last 64
-appends). The messages of one writer keep their order. Every acknowledged write survives a crash of the server with
-``appendonly yes`` and ``appendfsync always``.
+Promised:
+
+- A write that is sent again, by redis-py's or the application's retries, is applied once if fewer than 255 other writes
+  of the session came between (for an append: 1,024).
+- A message with its own ``"id"`` is stored once among its session's last 1,024.
+- An append that is sent again after a save does not bring back what the save replaced (the last 64 appends).
+- The messages of one writer keep their order.
+- Every acknowledged write survives a crash of the server with ``appendonly yes`` and ``appendfsync always``.
 
 Not promised, because replication is asynchronous: that a replica which takes over (Sentinel, Cluster) has the last
 acknowledged writes, or knows a call that was under way. ``WAIT`` closes most of that gap. It counts the writes of its
@@ -80,7 +83,7 @@ _NO_TTL: Final = _NoTtl()
 
 
 class _ClientChecked:
-    """Refuses what is no client of the right kind, before an argument that is missing is reported.
+    """Refuses what is not a client of the right kind, before a missing argument is reported.
 
     It is a class of its own because ``inspect.signature`` prefers a ``__new__`` to an ``__init__`` beside it.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import Any, ClassVar
 
@@ -24,6 +25,7 @@ from right_stores import (
     Compacts,
     KeyPerMessage,
     ListScript,
+    LoopInAThread,
     NoTtl,
     OneConnection,
     RawList,
@@ -100,6 +102,24 @@ def test_second_process_is_a_fork_without_spec() -> None:
     result = run_named(PythonsHash, "second_client")
     assert result.cases[0].outcome == "passed"
     assert result.cases[0].message.startswith("another process is a fork here")
+
+
+class RefusesForks(ListScript):
+    owner = os.getpid()
+
+    def append(self, role: str, text: str) -> None:
+        if os.getpid() != self.owner:
+            raise RuntimeError("the client was made in another process")
+        super().append(role, text)
+
+
+@pytest.mark.parametrize("store", [LoopInAThread, RefusesForks])
+def test_store_that_does_not_work_forked_passes(store: type[Any]) -> None:
+    env = environment().use(store())
+    limit_s = 16.0  # a quarter of it is waited for
+    result = run_case(NAMES["second_client"], env, limit_s=limit_s)
+    assert (result.outcome, result.took_s < limit_s) == ("passed", True)
+    assert "not tested from a forked process: the store does not answer in one" in result.message
 
 
 def test_interpreter_that_has_ended_still_answers() -> None:

@@ -282,7 +282,7 @@ def test_the_last_readable_checkpoint_is_shown() -> None:
     assert {problem.cause for problem in problems(items)} >= {"dangling", "gap"}
 
 
-# Stores with three messages in a list; memkit's own elements are no JSON objects and have tests of their own.
+# Stores with three messages in a list; memkit's own elements are not JSON objects and have tests of their own.
 LISTS = ["langchain-community", "llama-index", "openai-agents", "agent-framework-redis", "ag2"]
 
 
@@ -664,7 +664,7 @@ def test_a_memkit_message_may_be_any_object() -> None:
     items = decoded([_sessions(odd)], "s")
     assert [turn.text for turn in turns(items)] == ["{}", '{"q": "why", "a": 7}', "hi"]
     (problem,) = problems(items)
-    assert "a message in it is no JSON object" in problem.message
+    assert "a message in it is not a JSON object" in problem.message
 
 
 OTHER_ENCODINGS = {

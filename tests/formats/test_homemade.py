@@ -357,7 +357,7 @@ def test_a_sender_without_a_role_is_shown() -> None:
 
 def test_elements_that_are_no_messages_are_counted() -> None:
     items = decoded(elements(ASKED, [1], ANSWERED | {"ts": 2}))
-    assert items[-1] == Note("1 element of 3 are no messages and are not shown")
+    assert items[-1] == Note("1 element of 3 could not be read as messages")
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ SURROGATE = "half of an emoji: \ud83e"
 LONG = 1_000_000
 LONG_DIALOGUE = 1_100
 """More messages than the usual limits of 1,000 and 1,024."""
-APPENDS_FOR = 0.5
+APPENDS_FOR = 0.4
 """The part of a case's time limit in which the long dialogue is written; a slow store gets a shorter one."""
 
 

@@ -145,7 +145,7 @@ def long_talk_stays_whole(env: TestEnvironment) -> None:
 
 
 @case(
-    why="Long dialogues are stored in chunks or one key a message; EXPIRE or clear() can miss the old ones.",
+    why="Long dialogues are stored in chunks or in one key for each message; EXPIRE or clear() can miss the old ones.",
     fix="Renew and delete every chunk of the session, or keep it in one key.",
     needs_ttl=True,
 )

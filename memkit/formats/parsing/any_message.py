@@ -100,7 +100,7 @@ def any_role(value: Any) -> str:
 
 
 def read_any(value: dict[str, Any], key: str) -> Sequence[Turn] | str:
-    """Return an object's messages, whatever its fields are called, or the reason if it is none."""
+    """Return an object's messages, whatever its fields are called, or why it is not a message."""
     return _plain(value, key) or _messages(_unwrapped(value), key) or "no field of it gives a role and a text"
 
 
@@ -414,7 +414,7 @@ def spoken_line(text: str, key: str) -> Turn | None:
 
 
 def spoken_lines(text: str, key: str) -> list[Turn]:
-    """Return the messages of a transcript, each of which begins a line; empty if it is none."""
+    """Return the messages of a transcript, each of which begins a line; empty if it is not one."""
     parts = [part for part in _LINE_START.split(text[:_TRANSCRIPT_CHARS]) if part.strip()]
     found: list[Turn] = []
     for part in parts:

@@ -116,7 +116,7 @@ def _spoken(values: Mapping[str, Any], key: str) -> dict[str, Entry]:
     ``{"user": "hi"}`` is one only beside one of the other side: it may name a user.
     """
     found = {name: entry for name, value in values.items() if (entry := entry_of(value, key))}
-    # An object with the fields of a message is one, whoever its sender is.
+    # An object with the fields of a message is one, whatever its sender is called.
     shapes = {frozenset(values[name]) for name in found if isinstance(values[name], dict)}
     if shapes and len(found) < len(values):
         found = {name: entry for name, value in values.items()
@@ -128,7 +128,7 @@ def _spoken(values: Mapping[str, Any], key: str) -> dict[str, Entry]:
 
 
 def _pairs(value: Any, key: str) -> list[Entry]:
-    """Return questions and answers without names; empty if the value is no array of such pairs."""
+    """Return questions and answers without names; empty if the value is not an array of such pairs."""
     pairs = [each for each in value if isinstance(each, list) and len(each) == 2] if isinstance(value, list) else []
     texts = [text for pair in pairs for text in pair if text is not None]
     if not texts or len(pairs) < len(value):

@@ -101,7 +101,7 @@ def misshapen(name: str, lacks: str) -> Problem:
 
 
 def messages(entries: Sequence[Any], key: str, convert: Convert, what: str = "message") -> Iterator[Turn | Problem]:
-    """Yield the messages of a document's array, and a problem for each entry that is none.
+    """Yield the messages of a document's array, and a problem for each entry that is not a message.
 
     Args:
         entries: The array.

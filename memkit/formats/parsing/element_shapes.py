@@ -15,7 +15,7 @@ TYPES = frozenset(name for name in ROLES if not name.endswith("Message")) | {"ch
 CALLS = frozenset({"function_call", "custom_tool_call", "computer_call", "mcp_call", "shell_call"})
 RESULTS = frozenset({"function_call_output", "custom_tool_call_output", "computer_call_output", "shell_call_output"})
 HIDDEN = frozenset({"reasoning", "compaction", "item_reference", "mcp_list_tools"})
-"""The Responses API's items: tool calls, their results, and some of those that are no part of a dialogue."""
+"""The Responses API's items: tool calls, their results, and some of those that are not part of a dialogue."""
 _INSTEAD = (
     *("tool_calls", "invalid_tool_calls", "function_call", "additional_kwargs", "refusal", "reasoning_content"),
     *("images", "audio", "videos", "files", "image_output", "audio_output", "video_output", "file_output"),

@@ -33,7 +33,7 @@ HEX_BYTES = 256
 ENCRYPTED = "fernet (encrypted)"
 
 MOST_DOCUMENTS = 10_000
-"""So many JSON documents in one payload are looked at: 0.03 s."""
+"""At most this many JSON documents of one payload are read: 0.03 s."""
 MOST_OPCODES = 500_000
 """A pickle is disassembled so far: 0.2 s."""
 FEWEST_OPCODES = 8
@@ -124,7 +124,7 @@ def examine(data: bytes, *, keep_bytes: int = PEEK_BYTES) -> Encoding:
         layer = _layer(data, keep_bytes, whole=whole)
         layers.append(layer.name)
         if layer.fault or not layer.inner or len(layers) == MAX_LAYERS:
-            # Of a large layer only the beginning is kept: that it ends early is no fault of what it holds.
+            # Of a large layer only the beginning is kept: that it ends early is not a fault of what it holds.
             fault = f"{layer.name} {layer.fault}" if layer.fault and whole else ""
             return Encoding(tuple(layers), fault, layer.inner or data)
         data, whole = layer.inner, whole and layer.whole

@@ -39,7 +39,7 @@ def turns(raw: RedisValue, convert: Convert, *, store: str = "", newest_first: b
 
     Args:
         raw: The list.
-        convert: Turns an element and the key's name into messages; None if the element of ``store`` is no part of the
+        convert: Turns an element and the key's name into messages; None if the element of ``store`` is not part of the
             dialogue, and the reason as text if it lacks something.
         store: The store that wrote the list, for the problems.
         newest_first: Whether the head of the list is the newest message.
