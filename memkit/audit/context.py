@@ -25,6 +25,7 @@ class AuditContext:
         weigh: Returns the bytes that values take, 0 for an integer, of those keys of which the server reports the size.
         other_keys: The keys among which sessions may be that are expected under another prefix.
         fields_without_ttl: For hashes with field TTLs, how many of their fields have none.
+        first_fields: Hashes of which a field ends before the key, with the deadline of the first such field.
     """
 
     keys: Sequence[KeyFacts]
@@ -34,6 +35,7 @@ class AuditContext:
     weigh: Callable[[Sequence[bytes]], Sequence[int]] = lambda _: ()
     other_keys: Sequence[KeyFacts] = ()
     fields_without_ttl: Mapping[bytes, tuple[int, int]] = field(default_factory=dict)
+    first_fields: Sequence[KeyFacts] = ()
 
     def when(self, at_ms: float) -> str:
         """Return a time as UTC and as how long ago: ``2026-11-22T02:17:03Z (42 min ago)``."""

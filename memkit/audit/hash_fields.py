@@ -14,22 +14,28 @@ HASHES = 1_000
 
 def with_field_deadlines(
     keys: Sequence[KeyFacts], route: Callable[[bytes], ReadOnlyConnection]
-) -> tuple[list[KeyFacts], dict[bytes, tuple[int, int]]]:
-    """Return the keys, hashes that end with their last field with that deadline, and the fields that have no TTL.
+) -> tuple[list[KeyFacts], dict[bytes, tuple[int, int]], list[KeyFacts]]:
+    """Return the keys, hashes that end with their last field with that deadline, and what ends otherwise.
 
     Args:
         keys: The keys; of those that are hashes, the first 1,000 are looked at.
         route: Returns the connection for a key.
 
     Returns:
-        The keys; and for each hash in which only some fields have a TTL, how many have none, of how many.
+        The keys; for each hash in which only some fields have a TTL, how many have none, of how many; and the hashes
+        of which a field ends before the key, with the deadline of the first such field.
     """
     deadlines: dict[bytes, int] = {}
     without: dict[bytes, tuple[int, int]] = {}
-    for key, end in [(one.key, one.deadline_ms) for one in keys if one.kind == "hash"][:HASHES]:
+    first: list[KeyFacts] = []
+    for one in [one for one in keys if one.kind == "hash"][:HASHES]:
+        key, end = one.key, one.deadline_ms
         times = field_deadlines(route(key), key)
         if lacking := sum(at <= 0 for at in times):
             without[key] = (lacking, len(times))
         elif times:
-            deadlines[key] = max(times) if end is None else min(end, max(times))
-    return [one._replace(deadline_ms=deadlines.get(one.key, one.deadline_ms)) for one in keys], without
+            end = deadlines[key] = max(times) if end is None else min(end, max(times))
+        earliest = min((at for at in times if at > 0), default=None)
+        if earliest is not None and (end is None or earliest < end):
+            first.append(one._replace(deadline_ms=earliest))
+    return [one._replace(deadline_ms=deadlines.get(one.key, one.deadline_ms)) for one in keys], without, first

@@ -103,8 +103,7 @@ class AuditReport:
         now = soon = 0.0
         for finding in findings:
             own = [one for one in left if finding.affects(one.key, one.set_ms)]
-            taken = {one.key for one in own}
-            left = [one for one in left if one.key not in taken]
+            left = [one for one in left if not finding.affects(one.key, one.set_ms)]
             # How many keys there are for each one under the prefix that was looked at.
             known = [one for one in self.scales if (finding.prefix or "").startswith(one)]
             scale = self.scales.get(max(known, key=len, default=""), 1.0) if self.sample["error_bound"] else 1.0

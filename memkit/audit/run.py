@@ -237,7 +237,10 @@ class _Audit:
         findings += self._values(sample, findings, diagnoses)
         findings += self._second_look(findings, diagnoses)
         after = [counters(connection) for connection in self._target.connections] or [{}]
-        own = [[key for key in one.keys if not _is_of(short, key)] for one in diagnoses]
+        own = [
+            [key for key in each.keys if not any(one.affects(key.key, key.set_ms) for one in short)]
+            for each in diagnoses
+        ]
         findings += self._of_servers(context, list(zip(self._expected, own, strict=True)), after)
         vanished, looked = self._vanished(diagnoses, after)
         deleted = deleted_finding(
@@ -306,6 +309,7 @@ class _Audit:
 
     def _context(self, sample: Sample) -> AuditContext:
         fields: dict[bytes, tuple[int, int]] = {}
+        first: list[KeyFacts] = []
         if any(one.has_field_ttls for one in self._servers):
             touches_because = self._source.touches_because
             hashes = [one for one in sample.keys if one.kind == "hash" and one.deadline_ms is None]
@@ -317,13 +321,10 @@ class _Audit:
                     f"but reading these resets idle times ({touches_because}); --touch allows it"
                 )
             else:
-                sample.keys, fields = with_field_deadlines(sample.keys, self._source.route)
+                sample.keys, fields, first = with_field_deadlines(sample.keys, self._source.route)
                 self._touched += min(len(hashes), HASHES) if touches_because else 0
-                parts = sum(one.deadline_ms is not None and one.key in fields for one in sample.keys)
-                if parts:
-                    self._notes.append(
-                        f"some fields of {counted(parts, 'hash', 'hashes')} expire before the key (HPTTL)"
-                    )
+                many = counted(len(first), "hash", "hashes")
+                self._notes += [f"some fields of {many} expire before the key (HPTTL)"] if first else []
         # A shard's replicas are in the same order; if one has failed, the keys of each server are not known.
         each_known = len(sample.of_each) == len(self._servers)
         own = sample.of_each if each_known else [sample.of] * len(self._servers)
@@ -340,6 +341,7 @@ class _Audit:
             self._stored.weigh if self._stored else self._weigh,
             [one for one in sample.keys if one.key not in claimed] if len(self._expected) > 1 else sample.keys,
             fields,
+            [one.with_known_access(load) for one in first],
         )
 
     def _history(self, keys: Sequence[int], accesses: Sequence[int], *, loaded: bool) -> ServerHistory:
@@ -401,7 +403,7 @@ class _Audit:
                 self._expected,
                 [one for one in sample.keys if self._target.route(one.key).name not in sample.failed],
                 sessions=[one.keys for one in diagnoses],
-                short=lambda key: _is_of(short, key),
+                short=lambda key: any(one.affects(key.key, key.set_ms) for one in short),
                 within_s=VALUES_SHARE * (time.monotonic() - self._began),
                 deletions=sum(one.called("del", "unlink") for one in self._servers),
                 pops=sum(one.called("rpop", "lpop", "lmpop") for one in self._servers),
@@ -539,10 +541,6 @@ def _batch(servers: Sequence[ServerFacts], duty: float, round_trip_s: float) -> 
     ]
     usual = RESTING_BATCH_KEYS if duty < 1 and round_trip_s < NETWORK_S else RESTLESS_BATCH_KEYS
     return max(LEAST_BATCH_KEYS, min(usual, min(room, default=usual * BYTES_A_KEY) // BYTES_A_KEY))
-
-
-def _is_of(findings: Sequence[Finding], key: KeyFacts) -> bool:
-    return any(one.affects(key.key, key.set_ms) for one in findings)
 
 
 def _risen(before: Sequence[ServerFacts], after: Sequence[Mapping[str, str]], name: str) -> int | None:

@@ -146,41 +146,36 @@ class Reservoir:
     """
 
     def __init__(self, capacity: int, dice: random.Random) -> None:
-        self._capacity, self._dice = max(capacity, 1), dice
+        self.capacity, self._dice = max(capacity, 1), dice
         self._kept: list[KeyFacts | None] = []
-        self._offered = 0
+        self.offered = 0
         self._weight = 1.0
-        self._next = self._capacity - 1
+        self._next = self.capacity - 1
         self._skip()
-
-    @property
-    def keys_per_pick(self) -> float:
-        """How many keys of the stream there are now for each that is drawn."""
-        return max(self._offered / self._capacity, 1.0)
 
     def picks(self, count: int) -> list[int]:
         """Return which of the next ``count`` keys of the stream are to be put."""
-        first = self._offered
-        self._offered += count
-        picked = list(range(min(count, max(self._capacity - first, 0))))
-        while self._next < self._offered:
+        first = self.offered
+        self.offered += count
+        picked = list(range(min(count, max(self.capacity - first, 0))))
+        while self._next < self.offered:
             picked.append(self._next - first)
             self._skip()
         return picked
 
     def put(self, facts: KeyFacts | None) -> None:
         """Keep a key that was picked; None if it no longer exists."""
-        if len(self._kept) < self._capacity:
+        if len(self._kept) < self.capacity:
             self._kept.append(facts)
         else:
-            self._kept[int(self._dice.random() * self._capacity)] = facts
+            self._kept[int(self._dice.random() * self.capacity)] = facts
 
     def kept(self) -> list[KeyFacts]:
         """Return the sample."""
         return [facts for facts in self._kept if facts]
 
     def _skip(self) -> None:
-        self._weight *= math.exp(math.log(self._dice.random() or 1e-12) / self._capacity)
+        self._weight *= math.exp(math.log(self._dice.random() or 1e-12) / self.capacity)
         self._next += int(math.log(self._dice.random() or 1e-12) / math.log1p(-self._weight)) + 1
 
 
@@ -311,7 +306,8 @@ class ServerKeys:
         SCAN returns only keys that exist, so that nothing is asked about the others: of a million keys, one in six is
         drawn, and fewer of more.
         """
-        larger = min(reservoir.keys_per_pick, LARGER_PAGES)
+        # So many keys of the stream there are now for each that is drawn.
+        larger = min(max(reservoir.offered / reservoir.capacity, 1.0), LARGER_PAGES)
         page = [_scan_command(cursor, min(int(self._pace.batch * larger), MOST_OF_A_PAGE))] if cursor else []
         commands = KeyCommands([keys[at] for at in reservoir.picks(len(keys))], self._columns)
         now = [command("TIME")]

@@ -12,6 +12,7 @@ from memkit.render import counted
 
 LONG_TEXT = "a pasted document " * 20_000
 SHORTER_CHARS = 2_000
+SHOWN_CHARS = 60
 CLOCK_STEP_S = 0.05
 """A server reads its clock once an event loop: its present time may be this old on a busy machine."""
 SAME_TTL = -1.0
@@ -194,6 +195,10 @@ def _some(messages: Messages) -> str:
 
 
 def _short(message: tuple[str, str]) -> str:
-    role, text = message
+    return f"{message[0]}: {quoted(message[1])}"
+
+
+def quoted(text: str) -> str:
+    """Return a text in quotes, or the beginning of a long one and its length."""
     shown = repr(text)
-    return f"{role}: {shown if len(shown) <= 60 else shown[:57] + '...'}"
+    return shown if len(shown) <= SHOWN_CHARS else f"{shown[:SHOWN_CHARS]}... ({len(text):,} characters)"

@@ -56,6 +56,15 @@ def test_deadlines_at_midnight_are_not_healthy(traffic: Traffic) -> None:
     assert traffic.world(events).audited().verdict.status == "undetermined"
 
 
+def test_field_that_ends_before_its_hash(traffic: Traffic) -> None:
+    events: list[Event] = []
+    for age_s in traffic.times(0, 0.9 * HOUR):
+        events += traffic.write(key := f"chat:{traffic.uid()}", age_s, kind="hash")
+        events.append((age_s, ("HEXPIRE", key, 3_600, "FIELDS", 1, "messages")))
+    (found,) = traffic.world(events, oldest_server=("redis-7.4", "valkey-9")).audited().findings
+    assert (found.cause, found.confidence, found.observed_ttl_s) == ("ttl_too_short", "possible", HOUR)
+
+
 # -- names -------------------------------------------------------------------------------------------------------------
 
 

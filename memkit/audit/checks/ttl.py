@@ -138,18 +138,14 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
     ]
     if not findings and (shape := new_shape(expected, sessions, context)):
         findings.append(shape)
+    findings += [] if findings else _field_findings(expected, context)
     findings += [shared] if shared else []
     notes += [layout_note] if layout_note else []
-    long = [] if any(one.kind == "long" for _, one in anomalies) else analyses[-1].long
-    if long:
-        most = duration(max(one.left for one in long))
-        notes.append(
-            f"{counted(len(long), 'key')} matching {expected.pattern} have up to {most} left, more than expected"
-        )
     doubts = (*(one.unexplained() for one in analyses), _written_elsewhere(analyses[-1], context))
     unexplained = None if findings else next((text for text in doubts if text), None)
-    if not findings and not unexplained and context.history.idle_known:
-        notes += _reads_note(expected, analyses[-1])
+    too_long = any(one.kind == "long" for _, one in anomalies)
+    healthy = not findings and not unexplained and context.history.idle_known
+    notes += _notes(expected, analyses[-1], too_long=too_long, healthy=healthy)
     return Diagnosis(
         findings,
         notes,
@@ -159,6 +155,28 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
         _patterns(expected, ignored_groups, sessions),
         unexplained,
     )
+
+
+def _field_findings(expected: Expectation, context: AuditContext) -> list[Finding]:
+    """Return the findings of fields that end before their hash; these may have TTLs of their own, such as a lock."""
+    fields = expected.of(context.first_fields)
+    group = Group("*", "hash", [Member(one, "", "*") for one in fields])
+    anomalies = LifetimeAnalysis(fields, expected, context.history).anomalies()
+    found = [_ttl_finding(expected, group, one, context) for one in anomalies]
+    return [replace(one, message=f"fields of {one.message}", confidence="possible") for one in found]
+
+
+def _notes(expected: Expectation, analysis: LifetimeAnalysis, *, too_long: bool, healthy: bool) -> list[str]:
+    """Return notes of longer TTLs that are no finding, and of sessions that are read and will expire soon."""
+    notes = []
+    if analysis.long and not too_long:
+        many, longest = counted(len(analysis.long), "key"), duration(max(one.left for one in analysis.long))
+        notes.append(f"{many} matching {expected.pattern} have up to {longest} left, more than expected")
+    soon = [one.left for one in analysis.short if healthy and one.known and one.left < SOON * analysis.ttl]
+    if soon and expected.policy.kind == "sliding" and not expected.policy.refresh_on_read:
+        read = f"{counted(len(soon), 'key')} matching {expected.pattern} were read after their last write"
+        notes.append(f"reads do not renew the TTL: {read}, and will expire within {duration(max(soon))}")
+    return notes
 
 
 def _written_elsewhere(analysis: LifetimeAnalysis, context: AuditContext) -> str | None:
@@ -173,19 +191,6 @@ def _written_elsewhere(analysis: LifetimeAnalysis, context: AuditContext) -> str
 def _patterns(expected: Expectation, ignored: Sequence[Group], sessions: Sequence[Group]) -> list[str]:
     parts = {group.part for group in ignored} - {group.part for group in sessions}
     return [f"{expected.prefix}{part}" for part in sorted(parts)]
-
-
-def _reads_note(expected: Expectation, analysis: LifetimeAnalysis) -> list[str]:
-    """Return a note if sessions are read and will expire soon nevertheless."""
-    soon = [one for one in analysis.short if one.known and one.left < SOON * analysis.ttl]
-    if not soon or expected.policy.kind != "sliding" or expected.policy.refresh_on_read:
-        return []
-    longest = duration(max(one.left for one in soon))
-    many = counted(len(soon), "key")
-    return [
-        f"reads do not renew the TTL: {many} matching {expected.pattern} were read after their last write, and will "
-        f"expire within {longest}"
-    ]
 
 
 def _ignored(expected: Expectation, group: Group) -> str:

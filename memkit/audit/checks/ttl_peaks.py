@@ -10,7 +10,6 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 IDLE_GRAIN_MS = 1_500
 """The idle clock counts whole seconds, so the start and the end are each off by up to one."""
@@ -91,15 +90,13 @@ def _windows(values: Sequence[int], spread_over: float, *, ratio: float, at_leas
         first, last = bisect_left(values, low), bisect_right(values, high)
         others = [other for other, at, end in peers if end < low or high < at]
         peer = sum(others[:FEWEST_PEERS]) / FEWEST_PEERS if len(others) >= FEWEST_PEERS else 0.0
-        around = _around(values, low, high, spread_over, wide=wide)
+        below, above, overall = _around(values, low, high, spread_over, wide=wide)
         # Reads only lower values, so those below a sharp edge may belong to it; a jitter has no sharp edge.
-        usual = (
-            max(around.below, around.overall) if wide and high >= spread_over / 2 else max(around.above, around.overall)
-        )
+        usual = max(below if wide and high >= spread_over / 2 else above, overall)
         enough = SURE_NATS + math.log(max(spread_over / (high - low), 1))
         steep = STEEP_WIDE if wide and high < spread_over / 2 else STEEP
-        stands_out = count > steep * around.below and count > (HIGH_WIDE * around.above if wide else HIGH * usual)
-        sharp = wide or surprise(count, around.below) > SHARP_NATS
+        stands_out = count > steep * below and count > (HIGH_WIDE * above if wide else HIGH * usual)
+        sharp = wide or surprise(count, below) > SHARP_NATS
         if stands_out and sharp and surprise(count, usual) > enough and surprise(count, peer) > SURE_NATS:
             found.append((count, values[first], values[last - 1]))
     return [TtlPeak(low, high, count, wide) for count, low, high in _apart(found)]
@@ -114,21 +111,14 @@ def _starts(values: Sequence[int], *, wide: bool) -> list[float]:
     return sorted(float(STEP_MS * step) for step in full)
 
 
-class _Around(NamedTuple):
-    """How many values a window would have by the density below it, above it and overall."""
-
-    below: float
-    above: float
-    overall: float
-
-
-def _around(values: Sequence[int], low: float, high: float, spread_over: float, *, wide: bool) -> _Around:
+def _around(values: Sequence[int], low: float, high: float, spread_over: float, *, wide: bool) -> tuple[float, ...]:
+    """Return how many values a window would have by the density below it, above it and overall."""
     width = high - low
     reach = width if wide else AROUND * width
     first = max(low - reach, 0)
     below = (bisect_left(values, low) - bisect_left(values, first)) / max(low - first, width)
     above = (bisect_right(values, high + reach) - bisect_right(values, high)) / reach
-    return _Around(below * width, above * width, len(values) / max(spread_over, width) * width)
+    return below * width, above * width, len(values) / max(spread_over, width) * width
 
 
 def _apart(full: Sequence[tuple[int, float, float]]) -> list[tuple[int, float, float]]:

@@ -10,7 +10,7 @@ from memkit.conformance.environment import MARGIN_S, TTL_S, TestEnvironment, att
 from memkit.conformance.keyspace import SessionKeys, holds, key_text
 from memkit.conformance.outcomes import CaseFailed, CaseSkipped
 from memkit.conformance.processes import ForkedProcess, Interpreter, works_when_forked
-from memkit.conformance.trial import TrialSession, check_before, difference, long_text
+from memkit.conformance.trial import TrialSession, check_before, difference, long_text, quoted
 from memkit.render import counted
 
 LONG_ID = "tenant-" + "0123456789" * 250
@@ -32,7 +32,6 @@ CLEARED = (
     *("user", "user1", "user*", "us?r", "use[r]", "*", "[a-z]*", "user,1", "User", "{user}", "user:1", "cafe\u0301"),
     "user ",
 )
-ID_CHARS = 40
 FOREIGN = "memkit-foreign"
 OTHER_DATABASE = 3
 STARTS_WITHIN = 0.6
@@ -59,15 +58,8 @@ def _write_all(env: TestEnvironment, ids: Iterable[str]) -> tuple[list[TrialSess
         for session in sessions:
             error = attempt(partial(session.append_fast, text, role))
             if error:  # an id is refused at its first message, or not
-                raise CaseFailed(
-                    f"the session {_id_text(session.id)} among others: append() raises {error_line(error)}"
-                )
+                raise CaseFailed(f"the session {quoted(session.id)} among others: append() raises {error_line(error)}")
     return sessions, refused
-
-
-def _id_text(session_id: str) -> str:
-    text = repr(session_id)
-    return text if len(text) <= ID_CHARS else f"{text[:ID_CHARS]}… ({len(session_id):,} characters)"
 
 
 def _accepts(env: TestEnvironment, session_id: str) -> bool:
@@ -80,11 +72,11 @@ def _refusals(env: TestEnvironment, refused: dict[str, str]) -> str:
     for session_id, error in refused.items():
         alone = TrialSession(env, session_id=session_id)
         if alone.try_append("alone") is None:
-            among = f"the session {_id_text(session_id)} among others"
+            among = f"the session {quoted(session_id)} among others"
             raise CaseFailed(f"{among}: append() raises {error}; alone it does not")
         stored = attempt(partial(env.read, session_id))
         if stored and not isinstance(stored, Exception):
-            raise CaseFailed(f"the session {_id_text(session_id)} is refused ({error}), and its message is stored")
+            raise CaseFailed(f"the session {quoted(session_id)} is refused ({error}), and its message is stored")
     ids = ", ".join(map(repr, refused))[:200]
     return f"refuses {counted(len(refused), 'id')} with an error: {ids}" if refused else ""
 
@@ -98,7 +90,7 @@ def ids_apart(env: TestEnvironment) -> str:
     """Ids that differ only in case, suffix, separator, white space, accent or late character are separate sessions."""
     sessions, refused = _write_all(env, IDS)
     for session in sessions:
-        session.expect(f"the session {_id_text(session.id)} among {len(sessions) - 1} others")
+        session.expect(f"the session {quoted(session.id)} among {len(sessions) - 1} others")
     return _refusals(env, refused)
 
 
@@ -166,7 +158,7 @@ def clear_no_other_session(env: TestEnvironment) -> str:
         if session.id in cleared:
             session.expect_empty(f"after clear(), the session {session.id!r}")
         else:
-            session.expect(f"the session {_id_text(session.id)} after clear() of {len(cleared)} others")
+            session.expect(f"the session {quoted(session.id)} after clear() of {len(cleared)} others")
     for key in sorted(env.keys() & deadlines.keys()):
         before, now = deadlines[key], env.deadline_ms(key)
         if before is not None and (now is None or now < before - MARGIN_S * 1000):
