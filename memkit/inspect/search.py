@@ -31,7 +31,7 @@ MIN_UNSEPARATED = 5
 """A shorter id ends too many names by chance."""
 _MAX_SIBLINGS = 1_000
 MAX_HASHES = 20
-"""Of so many hashes the TTLs of fields are read, with two round trips each; a store writes all its hashes alike."""
+"""The TTLs of fields are read for this many hashes, with two round trips each; a store writes all its hashes alike."""
 _ROUNDS = 5
 _LEADS = 20
 _BETWEEN = r"[:/|{}.#_-]"

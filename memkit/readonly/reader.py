@@ -24,7 +24,7 @@ _COUNTED_BYTES = 1 << 20
 """A hash or set of this size may have more elements than the budget: its elements are counted before it is read."""
 _SCAN_COUNT = 1_000
 _HASH_FIELDS = 1_000
-"""Of so many fields of a hash the deadlines are read."""
+"""The deadlines of at most this many fields of a hash are read."""
 STREAM_ENTRIES = 50_000
 """Half of the elements that are read of a session: an entry counts as its id and its fields."""
 _Sent = tuple[Sequence[int], KeyCommands, PendingReplies]

@@ -50,7 +50,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 Argument = bytes | str | int
 REMEMBERED_SESSIONS: Final = 4096
-"""A store remembers the last seen version of so many sessions; an append then searches newer elements only."""
+"""A store remembers the last seen version of this many sessions; an append then searches newer elements only."""
 MOST_ELEMENTS: Final = 2**32
 """More than a list of Redis has; Redis refuses numbers of more than 64 bits."""
 SAME_MOMENT_MS: Final = 10

@@ -222,7 +222,7 @@ class MemoryStore(_Store[redis.Redis | redis.RedisCluster]):
 
         Args:
             session_id: The session.
-            last: Only the last so many messages; None: all.
+            last: Return only this many of the newest messages; None: all.
 
         Returns:
             The messages, or None if the session does not exist.
