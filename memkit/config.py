@@ -73,7 +73,7 @@ class Expectation:
         longest = "never" if self.policy.ttl_ms is None else ttl_text(self.policy.ttl_ms)
         return "|".join([*map(ttl_text, self.other_ttls_ms), longest])
 
-    def of(self, keys: Iterable[_Keyed]) -> list[_Keyed]:
+    def matching(self, keys: Iterable[_Keyed]) -> list[_Keyed]:
         """Return the keys that match."""
         if self.pattern == f"{self.prefix}*":
             begin = self.prefix.encode("utf-8", "surrogateescape")

@@ -22,7 +22,7 @@ class AuditContext:
         history: What the TTL checks use of the server's report.
         server: The report of the (first) server.
         siblings: Looks up keys by name that a sample has missed.
-        weigh: Returns the bytes that values take, 0 for an integer, of those keys of which the server reports the size.
+        value_bytes: Returns the bytes of values, 0 for an integer, of those keys of which the server reports the size.
         other_keys: The keys among which sessions may be that are expected under another prefix.
         fields_without_ttl: For hashes with field TTLs, how many of their fields have none.
         first_fields: Hashes of which a field ends before the key, with the deadline of the first such field.
@@ -32,7 +32,7 @@ class AuditContext:
     history: ServerHistory
     server: ServerFacts
     siblings: Callable[[Sequence[bytes]], Sequence[KeyFacts]]
-    weigh: Callable[[Sequence[bytes]], Sequence[int]] = lambda _: ()
+    value_bytes: Callable[[Sequence[bytes]], Sequence[int]] = lambda _: ()
     other_keys: Sequence[KeyFacts] = ()
     fields_without_ttl: Mapping[bytes, tuple[int, int]] = field(default_factory=dict)
     first_fields: Sequence[KeyFacts] = ()

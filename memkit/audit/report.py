@@ -80,7 +80,7 @@ class AuditReport:
     @property
     def sessions(self) -> list[KeyFacts]:
         """The keys that match an expectation, without those that are no sessions; without expectations all keys."""
-        matching = {one.key: one for expectation in self.expectations for one in expectation.of(self.keys)}
+        matching = {one.key: one for expectation in self.expectations for one in expectation.matching(self.keys)}
         no_sessions = [glob_expression(pattern) for pattern in self.ignored]
         shown = matching.values() if self.expectations else self.keys
         return [one for one in shown if not any(pattern.fullmatch(one.key) for pattern in no_sessions)]
@@ -102,8 +102,8 @@ class AuditReport:
         left = [one for one in self.keys if one.left_ms is not None and one.left_ms <= SOON_MS]
         now = soon = 0.0
         for finding in findings:
-            own = [one for one in left if finding.affects(one.key, one.set_ms)]
-            left = [one for one in left if not finding.affects(one.key, one.set_ms)]
+            own = [one for one in left if finding.affects(one.key, one.ttl_at_last_access_ms)]
+            left = [one for one in left if not finding.affects(one.key, one.ttl_at_last_access_ms)]
             # How many keys there are for each one under the prefix that was looked at.
             known = [one for one in self.scales if (finding.prefix or "").startswith(one)]
             scale = self.scales.get(max(known, key=len, default=""), 1.0) if self.sample["error_bound"] else 1.0

@@ -238,7 +238,7 @@ class _Audit:
         findings += self._second_look(findings, diagnoses)
         after = [counters(connection) for connection in self._target.connections] or [{}]
         own = [
-            [key for key in each.keys if not any(one.affects(key.key, key.set_ms) for one in short)]
+            [key for key in each.keys if not any(one.affects(key.key, key.ttl_at_last_access_ms) for one in short)]
             for each in diagnoses
         ]
         findings += self._of_servers(context, list(zip(self._expected, own, strict=True)), after)
@@ -300,7 +300,7 @@ class _Audit:
         for expected in self._expected:
             if sample.complete or sample.stopped or self._full:
                 break
-            own = len(expected.of(sample.keys))
+            own = len(expected.matching(sample.keys))
             if own < ENOUGH_OF_A_PATTERN / 2:
                 more = self._keys.more_of(sample, expected.pattern, expected.matches.fullmatch)
                 enough = ENOUGH_OF_A_PATTERN / max(len(self._source.connections), 1)
@@ -311,18 +311,18 @@ class _Audit:
         fields: dict[bytes, tuple[int, int]] = {}
         first: list[KeyFacts] = []
         if any(one.has_field_ttls for one in self._servers):
-            touches_because = self._source.touches_because
+            why_idle_times_reset = self._source.why_idle_times_reset
             hashes = [one for one in sample.keys if one.kind == "hash" and one.deadline_ms is None]
-            if touches_because and not self._touch:
+            if why_idle_times_reset and not self._touch:
                 self._unjudged = hashes
                 sample.keys = [one for one in sample.keys if one.kind != "hash" or one.deadline_ms is not None]
                 self._notes.append(
                     f"not checked: {counted(len(hashes), 'hash', 'hashes')} without a TTL; their fields may have TTLs, "
-                    f"but reading these resets idle times ({touches_because}); --touch allows it"
+                    f"but reading these resets idle times ({why_idle_times_reset}); --touch allows it"
                 )
             else:
                 sample.keys, fields, first = with_field_deadlines(sample.keys, self._source.route)
-                self._touched += min(len(hashes), HASHES) if touches_because else 0
+                self._touched += min(len(hashes), HASHES) if why_idle_times_reset else 0
                 many = counted(len(first), "hash", "hashes")
                 self._notes += [f"some fields of {many} expire before the key (HPTTL)"] if first else []
         # A shard's replicas are in the same order; if one has failed, the keys of each server are not known.
@@ -331,14 +331,14 @@ class _Audit:
         accesses = [one.touched_ms for one in sample.keys if one.touched_ms is not None]
         load = self._servers[0].load_ms(own[0], accesses)
         sample.keys = [one.with_known_access(load) for one in sample.keys]
-        claimed = {one.key for expected in self._expected for one in expected.of(sample.keys)}
+        claimed = {one.key for expected in self._expected for one in expected.matching(sample.keys)}
         complete = sample.complete and not self._full
         return AuditContext(
             sample.keys,
             self._history(own, accesses, loaded=load is not None),
             self._servers[0],
             lambda names: [] if complete else [one.with_known_access(load) for one in self._keys.look_up(names)],
-            self._stored.weigh if self._stored else self._weigh,
+            self._stored.value_bytes if self._stored else self._value_bytes,
             [one for one in sample.keys if one.key not in claimed] if len(self._expected) > 1 else sample.keys,
             fields,
             [one.with_known_access(load) for one in first],
@@ -379,9 +379,9 @@ class _Audit:
         found = []
         taken: set[bytes] = set()
         for expected in self._expected:
-            own = [one for one in expected.of(context.keys) if one.key not in taken]
+            own = [one for one in expected.matching(context.keys) if one.key not in taken]
             taken.update([one.key for one in own] if len(self._expected) > 1 else ())
-            unjudged = 0 if own else len(expected.of(self._unjudged))
+            unjudged = 0 if own else len(expected.matching(self._unjudged))
             diagnosis = Diagnosis([], sessions=unjudged) if unjudged else diagnose(expected, own, context)
             ignored = {one.key for group in diagnosis.ignored for one in group.keys}
             diagnosis.keys = [one for one in own if one.key not in ignored]
@@ -392,9 +392,9 @@ class _Audit:
         """Return what values show, if they may be read without resetting idle times, or if that is allowed."""
         if not self._full or not self._expected or sample.stopped:
             return []
-        touches_because = self._target.touches_because
-        if touches_because and not self._touch:
-            self._notes.append(f"not checked: {NEED_VALUES} ({touches_because}); --touch allows it")
+        why_idle_times_reset = self._target.why_idle_times_reset
+        if why_idle_times_reset and not self._touch:
+            self._notes.append(f"not checked: {NEED_VALUES} ({why_idle_times_reset}); --touch allows it")
             return []
         short = [one for one in findings if one.cause in SHORT_CAUSES]
         try:
@@ -403,7 +403,7 @@ class _Audit:
                 self._expected,
                 [one for one in sample.keys if self._target.route(one.key).name not in sample.failed],
                 sessions=[one.keys for one in diagnoses],
-                short=lambda key: any(one.affects(key.key, key.set_ms) for one in short),
+                short=lambda key: any(one.affects(key.key, key.ttl_at_last_access_ms) for one in short),
                 within_s=VALUES_SHARE * (time.monotonic() - self._began),
                 deletions=sum(one.called("del", "unlink") for one in self._servers),
                 pops=sum(one.called("rpop", "lpop", "lmpop") for one in self._servers),
@@ -413,7 +413,7 @@ class _Audit:
                 raise
             self._notes.append(f"not checked: {NEED_VALUES} ({error})")
             return []
-        self._touched += values.read if touches_because else 0
+        self._touched += values.read if why_idle_times_reset else 0
         self._notes += values.notes
         self._unexplained = values.unexplained
         mixed = {finding.prefix for finding in [*findings, *values.findings] if finding.cause == "mixed_ttl"}
@@ -433,7 +433,7 @@ class _Audit:
             found += [finding] if finding and finding.prefix not in short else []
         return found
 
-    def _weigh(self, names: Sequence[bytes]) -> list[int]:
+    def _value_bytes(self, names: Sequence[bytes]) -> list[int]:
         """Return the bytes that values take, 0 for an integer; of the keys of which the node reports them."""
         weights: dict[bytes, int] = {}
         commands = KeyCommands(names, ("object|encoding", "memory|usage"))
@@ -457,7 +457,7 @@ class _Audit:
         return [one for one in far if one.key in lost], len(far)
 
     def _note_limits(self, sample: Sample, context: AuditContext) -> None:
-        refused = (one for one in sorted(sample.blind) if not one.startswith("pexpiretime"))
+        refused = (one for one in sorted(sample.refused_commands) if not one.startswith("pexpiretime"))
         self._notes += [f"the server refused {one}" for one in refused]
         for name, error in sample.failed.items():
             self._notes.append(f"{name} failed during the audit, and not all of its keys were read: {error}")
@@ -473,7 +473,7 @@ class _Audit:
         if sample.stopped:
             self._notes.append(f"stopped early: {sample.stopped}")
         if sample.keys and not context.history.idle_known:
-            lfu = "lfu" in (self._servers[0].policy or "") or any("LFU" in one for one in sample.blind)
+            lfu = "lfu" in (self._servers[0].policy or "") or any("LFU" in one for one in sample.refused_commands)
             why = "LFU" if lfu else "OBJECT IDLETIME is refused to this user"
             why = "the file has no idle times" if self._snapshot else f"the server does not report idle times ({why})"
             self._notes.append(f"{why}, so TTLs are judged by the remaining TTL only")

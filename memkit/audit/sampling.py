@@ -91,7 +91,7 @@ class KeyFacts(NamedTuple):
         return None if self.deadline_ms is None else self.deadline_ms - self.seen_ms
 
     @property
-    def set_ms(self) -> int | None:
+    def ttl_at_last_access_ms(self) -> int | None:
         """Deadline minus last access: the TTL that was last set, or less if the key was read since."""
         if self.deadline_ms is None:
             return None
@@ -116,7 +116,7 @@ class Sample:
     moved: int = 0
     complete: bool = False
     stopped: str | None = None
-    blind: set[str] = field(default_factory=set)
+    refused_commands: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
     extra: int = 0
     scales: dict[str, float] = field(default_factory=dict)
@@ -362,7 +362,7 @@ class ServerKeys:
                 continue
             if name == "type":
                 raise replies[0]
-            sample.blind.add(f"{name}: {replies[0]}")
+            sample.refused_commands.add(f"{name}: {replies[0]}")
             instead = ("pttl",) if name == "pexpiretime" else ()
             self._columns = (*instead, *(one for one in self._columns if one != name))
 
@@ -534,7 +534,7 @@ def _merged(parts: Sequence[Sample]) -> Sample:
         sum(part.moved for part in parts),
         all(part.complete and not part.moved for part in parts),
         next((part.stopped for part in parts if part.stopped), None),
-        set().union(*(part.blind for part in parts)),
+        set().union(*(part.refused_commands for part in parts)),
         {name: error for part in parts for name, error in part.failed.items()},
     )
     merged.of_each = [part.of for part in parts]

@@ -56,7 +56,7 @@ def measured_renewals(
     low, high = sorted(short.values())[len(short) // 2]
     groups = groups_of(before, expected.prefix)
     own = [one for group in groups if any(one.key in short for one in group.keys) for one in group.keys]
-    on_purpose = len(own) < len(before) and not any((one.set_ms or 0) >= ttls[0][0] for one in own)
+    on_purpose = len(own) < len(before) and not any((one.ttl_at_last_access_ms or 0) >= ttls[0][0] for one in own)
     prefix = narrowest_prefix(list(short), list(first), expected.prefix)
     observed = rounded((low + high) / 2)
     finding = Finding.of(

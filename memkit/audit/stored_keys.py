@@ -50,7 +50,7 @@ class StoredKeys:
         """Return the facts of those of the named keys that exist."""
         return self._read(len(names), frozenset(names).__contains__) if names else []
 
-    def weigh(self, names: Sequence[bytes]) -> list[int]:
+    def value_bytes(self, names: Sequence[bytes]) -> list[int]:
         """Return the bytes that the values take, 0 for an integer; of those keys that are strings."""
         return [self._weights[name] for name in names if name in self._weights]
 

@@ -181,7 +181,7 @@ def open_source(
         client = redis.Redis(unix_socket_path=server.socket_path, db=database)
         with client, open_target(client) as target:
             for connection in target.connections:
-                connection.touches_because = ""  # the idle times of a copy
+                connection.why_idle_times_reset = ""  # the idle times of a copy
             keys = sum(1 for _ in scan(client))  # unlike DBSIZE without those that are past their deadline
             yield replace(target, snapshot=replace(snapshot, name=found.name, keys=keys, database=database))
 

@@ -361,7 +361,7 @@ def _report(reader: Reader, found: _Found, expected: Sequence[Expectation], *, r
         notes.append("no expectation matches a key of this session: " + ", ".join(one.pattern for one in expected))
     if reader.scanned_keys:
         notes.append(f"SCAN examined {counted(reader.scanned_keys, 'key')} to find it")
-    if why := reader.target.touches_because:
+    if why := reader.target.why_idle_times_reset:
         notes.append(f"reading reset the idle times of {counted(reader.read_keys, 'key')}: {why}")
     mask = (lambda name: name) if reveal else name_mask(loaded, found.wanted)
     return SessionReport(

@@ -70,7 +70,7 @@ def affected(report: AuditReport, *, reveal: bool = False, limit: int = MAX_ROWS
         if reveal:
             name = printable(to_name(one.key))
         expires_at: datetime = time_of(one.deadline_ms or 0)
-        last_set = "unknown" if one.set_ms is None else duration(one.set_ms)
+        last_set = "unknown" if one.ttl_at_last_access_ms is None else duration(one.ttl_at_last_access_ms)
         return name, one.kind, duration(one.left_ms), last_set, f"{expires_at:%Y-%m-%d %H:%M:%S}"
 
     title = f"The sessions that expire first{'' if reveal else ', names hashed'}"
@@ -130,7 +130,7 @@ def five_minutes_later(url: str) -> str:
         server.clock.shift("5m")
         after = examine(incident.url, EXPECTATIONS)
     remaining = {one.key for one in after.keys}
-    sessions = {one.key for expectation in before.expectations for one in expectation.of(before.keys)}
+    sessions = {one.key for expectation in before.expectations for one in expectation.matching(before.keys)}
     short = sum(finding.keys for finding in before.findings if finding.cause == "ttl_too_short")
     ended = f"{len(sessions - remaining):,} of {counted(len(sessions), 'session')}"
     return f"On a copy of the demo, five minutes later: {ended} expired; {short:,} had the short TTL."

@@ -175,7 +175,7 @@ def _drawn(report: AuditReport) -> _Drawn:
     volatile = [one for one in report.sessions if one.deadline_ms is not None]
     if not report.expectations:
         return _Drawn(volatile, counted(len(volatile), "key"), None, None)
-    found = [(expectation.of(volatile), expectation) for expectation in report.expectations]
+    found = [(expectation.matching(volatile), expectation) for expectation in report.expectations]
     keys, expectation = next((pair for pair in found if pair[0]), found[0])
     expected_s = None if expectation.ttl_ms is None else expectation.ttl_ms / 1000
     short = (

@@ -115,7 +115,7 @@ class ReadOnlyConnection:
 
     Attributes:
         sent: How often each command was sent.
-        touches_because: Why reading a value resets its idle time; empty if NO-TOUCH is on, so that it does not.
+        why_idle_times_reset: Why reading a value resets its idle time; empty if NO-TOUCH is on, so that it does not.
         tolerant: Whether a broken connection raises nothing.
         failure: The error of a broken connection that is tolerant; it is the reply to every later command.
         socket: The socket, for a subscription: its messages are not replies.
@@ -149,7 +149,9 @@ class ReadOnlyConnection:
         self._pending: deque[PendingReplies] = deque()
         if self._replica:
             self.ask("READONLY")
-        self.touches_because = self._turn_no_touch_on() if self._keep_idle_times else "CLIENT NO-TOUCH was not sent"
+        self.why_idle_times_reset = (
+            self._turn_no_touch_on() if self._keep_idle_times else "CLIENT NO-TOUCH was not sent"
+        )
 
     def _turn_no_touch_on(self) -> str:
         """Send CLIENT NO-TOUCH if that is safe; return why reading a value resets its idle time nevertheless."""

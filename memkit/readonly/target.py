@@ -68,9 +68,9 @@ class Target:
         return 0
 
     @property
-    def touches_because(self) -> str:
+    def why_idle_times_reset(self) -> str:
         """Why reading a value resets its idle time; empty if it does not."""
-        return next((each.touches_because for each in self.connections if each.touches_because), "")
+        return next((each.why_idle_times_reset for each in self.connections if each.why_idle_times_reset), "")
 
 
 @contextmanager

@@ -224,7 +224,7 @@ def test_shards_are_one_source(tmp_path: Path) -> None:
     report = audit(str(tmp_path), expect={"chat:*": "7d"})
     assert report.sample["of"] == 60
     assert report.verdict.status == "healthy"
-    assert all(abs((one.set_ms or 0) - WEEK_S * 1_000) < 3_000 for one in report.keys)
+    assert all(abs((one.ttl_at_last_access_ms or 0) - WEEK_S * 1_000) < 3_000 for one in report.keys)
 
 
 def test_module_data_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -258,8 +258,8 @@ def test_keys_of_a_file_are_looked_up(tmp_path: Path) -> None:
     contents = read_rdb([path])
     keys = StoredKeys(contents, contents.snapshot("dump.rdb", None), None)
     (found,) = keys.look_up([b"chat:1", b"chat:expired", b"chat:none"])
-    assert (found.key, found.left_ms, found.set_ms) == (b"chat:1", 199_000, 249_500)
-    assert keys.weigh([b"chat:1", b"chat:none"]) == [100 + STRING_OVERHEAD_BYTES]
+    assert (found.key, found.left_ms, found.ttl_at_last_access_ms) == (b"chat:1", 199_000, 249_500)
+    assert keys.value_bytes([b"chat:1", b"chat:none"]) == [100 + STRING_OVERHEAD_BYTES]
 
 
 def test_hash_with_field_ttls_is_read_by_a_server(tmp_path: Path) -> None:

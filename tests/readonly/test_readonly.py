@@ -136,7 +136,7 @@ def test_reading_a_value_keeps_its_idle_time(any_server: RedisServer) -> None:
             reader = Reader(target)
             assert reader.load([KeyRequest("k", "")])["k"]
             kept = client.object("idletime", "k") >= 3_599
-            assert kept == (target.touches_because == "")
+            assert kept == (target.why_idle_times_reset == "")
 
 
 # -- a target ----------------------------------------------------------------------------------------------------------

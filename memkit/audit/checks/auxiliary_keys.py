@@ -29,7 +29,7 @@ SETS = ("set", "zset")
 """A set keeps no order, so it holds no dialogue; a sorted set that shares no id with sessions is an index of them."""
 TOGETHER_MS = 3_000
 """The idle clock's grain at both ends."""
-WEIGHED_KEYS = 40
+SIZED_KEYS = 40
 RECENT_KEYS = 200
 FEWEST_SESSIONS = 5
 """Fewer keys show little: of five sessions, a share is known to a fifth."""
@@ -75,7 +75,7 @@ class _Comparison:
         self.mains = [member for one in groups if one.part in parts for member in one.members]
         self.longest = longest_given(group.keys)
         # Deadlines show when sessions were written if none has more than the TTL, as with a jitter every other has.
-        over = sum((member.facts.set_ms or 0) > self.ttl + TOGETHER_MS for member in self.mains)
+        over = sum((member.facts.ttl_at_last_access_ms or 0) > self.ttl + TOGETHER_MS for member in self.mains)
         self.exact = over <= SOME * len(self.mains)
 
     def is_auxiliary(self) -> bool:
@@ -150,13 +150,13 @@ class _Comparison:
 
 def longest_given(keys: Sequence[KeyFacts]) -> int:
     """Return the TTL that keys were given at most; not by the very longest, which a jump of the clock may have made."""
-    given = sorted(one.set_ms or 0 for one in keys)
+    given = sorted(one.ttl_at_last_access_ms or 0 for one in keys)
     return given[int(NEARLY_ALL * (len(given) - 1))] if given else 0
 
 
 def usual_bytes(keys: Sequence[KeyFacts], context: AuditContext) -> int | None:
     """Return the median bytes of such keys' values, 0 for integers; None if the server does not report it."""
-    weights = context.weigh([one.key for one in keys[:: len(keys) // WEIGHED_KEYS + 1]])
+    weights = context.value_bytes([one.key for one in keys[:: len(keys) // SIZED_KEYS + 1]])
     return median_low(weights) if weights else None
 
 

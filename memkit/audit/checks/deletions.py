@@ -118,7 +118,7 @@ def _counted(
     server: ServerFacts, expectations: Sequence[Expectation], context: AuditContext, *, scale: float, sessions: int
 ) -> Finding | str | None:
     """Judge by commandstats alone, which does not name keys: a suspicion if the count is large and unexplained."""
-    own = [one for expected in expectations for one in expected.of(context.keys)]
+    own = [one for expected in expectations for one in expected.matching(context.keys)]
     strings = not own or sum(one.kind == "string" for one in own) >= STRING_SHARE * len(own)
     # GETDEL is refused for all but strings.
     calls = {name: server.called(name) for name in DELETES if strings or name != "getdel"}
@@ -187,8 +187,8 @@ def _short_strings(
     As many as exist are set anew within one TTL.
     """
     uptime_ms = 1000 * (server.number("uptime_in_seconds") or 0)
-    claimed = {one.key for expected in expectations for one in expected.of(context.keys)}
-    ttls = [one.set_ms for one in context.keys if one.kind == "string" and one.key not in claimed]
+    claimed = {one.key for expected in expectations for one in expected.matching(context.keys)}
+    ttls = [one.ttl_at_last_access_ms for one in context.keys if one.kind == "string" and one.key not in claimed]
     return scale * sum(uptime_ms / max(ttl, 1_000) for ttl in ttls if ttl is not None and ttl <= SHORT_MS)
 
 

@@ -56,7 +56,9 @@ def mixed_ttl(expected: Expectation, sessions: Sequence[Sequence[Member]], *, kn
         return MixedTtl(None)
     keys = frozenset(member.facts.key for members in mixed for member in members)
     gap, first, last = max((_gap(members) for members in mixed), key=lambda one: one[0])
-    shortest = [min(one.facts.set_ms or 0 for one in members if one.facts.deadline_ms) for members in mixed]
+    shortest = [
+        min(one.facts.ttl_at_last_access_ms or 0 for one in members if one.facts.deadline_ms) for members in mixed
+    ]
     second, count = Counter(round(value / 1000) for value in shortest).most_common(1)[0]
     evidence = [f"{len(sessions):,} sessions have several keys; their deadlines were compared"]
     jitter = max(expected.jitter, FINEST_JITTER)
@@ -125,7 +127,8 @@ def _needed(members: Sequence[Member], expected: Expectation) -> Sequence[Member
     return [
         one
         for one in members
-        if to_name(one.facts.key) not in old or (one.facts.touched_ms is not None and (one.facts.set_ms or 0) < floor)
+        if to_name(one.facts.key) not in old
+        or (one.facts.touched_ms is not None and (one.facts.ttl_at_last_access_ms or 0) < floor)
     ]
 
 
@@ -138,6 +141,6 @@ def _longest(sessions: Sequence[Sequence[Member]]) -> dict[str, int]:
     """Return the longest TTL that each part was given, to the idle clock's grain."""
     found: dict[str, int] = {}
     for member in chain.from_iterable(sessions):
-        if member.facts.set_ms is not None:
-            found[member.part] = max(found.get(member.part, 0), member.facts.set_ms)
+        if member.facts.ttl_at_last_access_ms is not None:
+            found[member.part] = max(found.get(member.part, 0), member.facts.ttl_at_last_access_ms)
     return {part: round(rounded(whole_minutes(ttl))) for part, ttl in found.items()}

@@ -63,7 +63,7 @@ def server_findings(
     """
     own = [one for _, keys in sessions for one in keys]
     ttl_ms = _longest_ms([expected for expected, _ in sessions])
-    existing = sum(len(expected.of(context.keys)) for expected, _ in sessions)
+    existing = sum(len(expected.matching(context.keys)) for expected, _ in sessions)
     written = sorted(at for expected, keys in sessions for at in _written_ms(server, expected, keys))
     oldest = min([server.now_ms, *written, *(one.touched_ms for one in context.keys if one.touched_ms is not None)])
     # Sessions without TTLs are spared by a policy that evicts volatile keys only, and no clock ends them.
@@ -366,7 +366,9 @@ def _moved_on_purpose(server: ServerFacts, oldest: int) -> bool:
 def _written_ms(server: ServerFacts, expected: Expectation, keys: Sequence[KeyFacts]) -> Iterator[int]:
     """Yield when keys were written, by their deadlines: surely, or if no jitter and no client moved these."""
     ttl_ms = expected.ttl_ms or 0
-    given = [(one.deadline_ms, one.set_ms or 0) for one in keys if one.deadline_ms is not None and ttl_ms]
+    given = [
+        (one.deadline_ms, one.ttl_at_last_access_ms or 0) for one in keys if one.deadline_ms is not None and ttl_ms
+    ]
     over = sum(ttl > ttl_ms + SKEW_MS for _, ttl in given)
     exact = over <= SOME * len(given) and not server.called(*ABSOLUTE_DEADLINES)
     for deadline, ttl in given:

@@ -171,7 +171,7 @@ class _Sessions:
     @classmethod
     def of(cls, expected: Expectation, keys: Sequence[KeyFacts]) -> _Sessions:
         """Return the sessions among the keys."""
-        own = [one for one in expected.of(keys) if one.kind not in ("set", "zset")]
+        own = [one for one in expected.matching(keys) if one.kind not in ("set", "zset")]
         groups = groups_of(own, expected.prefix)
         shapes = [group.part.partition("*") for group in groups if group.part.count("*") == 1]
         pairs = [(expected.prefix + before, behind) for before, _, behind in shapes[:MOST_SHAPES]]

@@ -159,7 +159,7 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
 
 def _field_findings(expected: Expectation, context: AuditContext) -> list[Finding]:
     """Return the findings of fields that end before their hash; these may have TTLs of their own, such as a lock."""
-    fields = expected.of(context.first_fields)
+    fields = expected.matching(context.first_fields)
     group = Group("*", "hash", [Member(one, "", "*") for one in fields])
     anomalies = LifetimeAnalysis(fields, expected, context.history).anomalies()
     found = [_ttl_finding(expected, group, one, context) for one in anomalies]
@@ -354,7 +354,7 @@ def _ttls(expected: Expectation) -> str:
 
 
 def _is_affected(one: KeyFacts, anomaly: TtlAnomaly) -> bool:
-    given = one.set_ms
+    given = one.ttl_at_last_access_ms
     if given is None:
         return False
     if anomaly.kind == "long":
@@ -506,7 +506,7 @@ def _unrenewed(expected: Expectation, analysis: LifetimeAnalysis, context: Audit
     alone = (server.touches or 0) - (server.reads or 0)
     if not old or min(server.writes - server.keys, alone) < rewritten:
         return None
-    own = expected.of(context.keys)
+    own = expected.matching(context.keys)
     strings = all(one.kind == "string" for one in own)
     twice = strings and server.called(*STRING_WRITES) - scale * len(own) >= rewritten
     apart = max(LONG_COPY * analysis.ttl, spread([one.deadline for one in old]) / 2)

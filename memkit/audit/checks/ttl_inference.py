@@ -668,9 +668,9 @@ def analyses_of(keys: Sequence[KeyFacts], expected: Expectation, history: Server
     found = []
     for ttl_ms in expected.other_ttls_ms:
         top = ttl_ms * (1 + max(expected.jitter, FINEST_JITTER)) + SLACK_MS
-        shorter = [one for one in keys if (one.set_ms or 0) <= top]
+        shorter = [one for one in keys if (one.ttl_at_last_access_ms or 0) <= top]
         found.append(LifetimeAnalysis(shorter, expected, history, ttl_ms=ttl_ms))
-        keys = [one for one in keys if (one.set_ms or 0) > top]
+        keys = [one for one in keys if (one.ttl_at_last_access_ms or 0) > top]
     return [*found, LifetimeAnalysis(keys, expected, history)]
 
 
