@@ -212,21 +212,15 @@ def _add_server(commands: Any) -> None:
 
 def _add_audit(commands: Any) -> None:
     example = "redis://localhost:6379/0 --expect 'chat:*=7d'"
-    audit = _command(commands, _audit, example, source="SOURCE", expect=True, json=True)
-    audit.add_argument(
-        "--full", action="store_true", help="scan every key, check a fair sample of up to 40,000, and read values"
-    )
-    audit.add_argument(
-        "--affected", type=Path, metavar="FILE", help="write the names of the affected keys to FILE (implies --full)"
-    )
-    audit.add_argument("--touch", action="store_true", help="let --full read values even if that resets idle times")
-    audit.add_argument(
-        "--duty", type=float, default=0.25, metavar="F", help="share of the time spent querying (default: 0.25)"
-    )
-    audit.add_argument("--watch", metavar="T", help="look again after T (30s, 5m) and measure the TTL of renewals")
+    add = _command(commands, _audit, example, source="SOURCE", expect=True, json=True).add_argument
+    add("--full", action="store_true", help="scan every key, check a fair sample of up to 40,000, and read values")
+    add("--affected", type=Path, metavar="FILE", help="write the names of the affected keys to FILE (implies --full)")
+    add("--touch", action="store_true", help="let --full read values even if that resets idle times")
+    add("--duty", type=float, default=0.25, metavar="F", help="share of the time spent querying (default: 0.25)")
+    add("--watch", metavar="T", help="look again after T (30s, 5m) and measure the TTL of renewals")
     replica = "read the keys from this replica: reads by clients on the primary do not reset its idle times"
-    audit.add_argument("--replica", metavar="URL", help=replica)
-    audit.add_argument("--acl", action="store_true", help="print the ACL user that an audit needs, and do nothing else")
+    add("--replica", metavar="URL", help=replica)
+    add("--acl", action="store_true", help="print the ACL user that an audit needs, and do nothing else")
 
 
 def _add_inspect(commands: Any) -> None:
@@ -269,10 +263,8 @@ def _add_triage(commands: Any) -> None:
     example = "redis://localhost:6379/0 --expect 'chat:*=7d' -o report.html"
     triage = _command(commands, _triage, example, source="SOURCE", expect=True)
     triage.set_defaults(source_required=False)
-    output = Path("triage.html")
-    triage.add_argument(
-        "-o", "--output", type=Path, default=output, metavar="FILE", help=f"the report (default: {output})"
-    )
+    about = "the report (default: triage.html)"
+    triage.add_argument("-o", "--output", type=Path, default=Path("triage.html"), metavar="FILE", help=about)
 
 
 def _add_conformance(commands: Any) -> None:

@@ -16,7 +16,7 @@ from memkit.policy import FINEST_JITTER, JITTER, Duration, ExpiryPolicy, ttl_tex
 SHAPE = "expected PATTERN=TTL[|TTL][,sliding|absolute][,jitter=10%], such as 'chat:*=7d'"
 CONFIG_VARIABLE = "MEMKIT_CONFIG"
 SPRING_MARGIN_MS = 300_000
-"""Spring Session keeps a session's hash so much longer than its ``expires`` key (RedisIndexedSessionRepository)."""
+"""How much longer Spring Session keeps a session's hash than its ``expires`` key (RedisIndexedSessionRepository)."""
 
 _ENTRY = re.compile(r"(?P<pattern>.+?)=(?P<ttl>[^=,]+)(?P<options>(?:,[^,]+)*)")
 _PERCENT = re.compile(r"(?:jitter=)?(\d+(?:\.\d+)?) ?%")

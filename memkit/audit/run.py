@@ -39,17 +39,17 @@ from memkit.readonly.target import Target, open_target
 from memkit.render import counted, duration, utc_text
 
 SECOND_LOOK_KEYS = 1_000
-"""Of so many sessions a second look finds a loss of 0.3 % with a chance of 95 %."""
+"""A second look at this many sessions finds a loss of 0.3 % with a chance of 95 %."""
 FAR_FROM_THE_END_MS = 600_000
-"""A key that has so much left and no longer exists did not expire."""
+"""A key that had more left than this and no longer exists did not expire."""
 MOST_WATCHED_S = 3_600
 VALUES_SHARE = 0.25
-"""Reading values takes at most so much of the time that reading the keys has taken."""
+"""Reading values takes at most this share of the time that reading the keys has taken."""
 SHORT_CAUSES = ("ttl_too_short", "unit_mistake", "two_ttls")
 NEARLY_WRAPPED = 0.9
-"""No access was 175 days ago on a server that is younger than that."""
+"""An idle time of over 175 days on a younger server is an access in the future: the idle clock wraps at 194 days."""
 COUNTERS = ("expired_keys", "evicted_keys", "used_memory", "maxmemory")
-RESTING_BATCH_KEYS, RESTLESS_BATCH_KEYS, LEAST_BATCH_KEYS = 60, 350, 10
+BATCH_KEYS_WITH_RESTS, BATCH_KEYS_WITHOUT_RESTS, SMALLEST_BATCH_KEYS = 60, 350, 10
 """60 keys with two commands each take the server 0.08 ms, 350 take it 0.6 ms, as 50 and 250 keys with four commands
 did, for which a neighbour's p99 was 2.2 and 3.4 times idle; at twice as many it was 3.0 and more than 10 (Redis 8.2).
 """
@@ -347,7 +347,7 @@ class _Audit:
     def _history(self, keys: Sequence[int], accesses: Sequence[int], *, loaded: bool) -> ServerHistory:
         starts = [None if loaded else one.empty_start_ms(count) for one, count in zip(self._servers, keys, strict=True)]
         earliest = None if None in starts else min(one for one in starts if one is not None)
-        # What a server loads gets idle clocks that begin with it; only at first are there others so old.
+        # Keys that a server loads have idle times that begin with the load, and so have keys written soon after it.
         old = earliest is not None and self._servers[0].now_ms - earliest > YOUNG_MS
         if earliest and min(accesses, default=earliest) < earliest + (LOAD_GRAIN_MS if old else 0):
             earliest = None
@@ -539,8 +539,8 @@ def _batch(servers: Sequence[ServerFacts], duty: float, round_trip_s: float) -> 
     room = [
         (one.number("maxmemory") or 0) - (one.number("used_memory") or 0) for one in servers if one.number("maxmemory")
     ]
-    usual = RESTING_BATCH_KEYS if duty < 1 and round_trip_s < NETWORK_S else RESTLESS_BATCH_KEYS
-    return max(LEAST_BATCH_KEYS, min(usual, min(room, default=usual * BYTES_A_KEY) // BYTES_A_KEY))
+    usual = BATCH_KEYS_WITH_RESTS if duty < 1 and round_trip_s < NETWORK_S else BATCH_KEYS_WITHOUT_RESTS
+    return max(SMALLEST_BATCH_KEYS, min(usual, min(room, default=usual * BYTES_A_KEY) // BYTES_A_KEY))
 
 
 def _risen(before: Sequence[ServerFacts], after: Sequence[Mapping[str, str]], name: str) -> int | None:

@@ -36,10 +36,11 @@ ENOUGH_KEYS = 26_500
 KEPT_OF_ALL = 40_000
 """How many keys a full pass keeps, whatever the number of keys: memory does not grow with the keyspace."""
 ENOUGH_OF_A_PATTERN = 3_000
-HARDLY_MORE = 1.2
-"""If a keyspace has hardly more keys than enough, all are read."""
+READ_ALL_UP_TO = 1.2
+"""A keyspace with up to this many times enough keys is read whole."""
 WRITTEN_MEANWHILE, MOST_WRITTEN = 100, 500_000
-"""Keys that are written to a server while it is read: those of a server that has few are kept, and scanning ends."""
+"""How many keys may be added while a server is read: the first number is kept besides those of a small server; at the
+second a scan ends, which would otherwise never end."""
 PATTERN_PAGE_KEYS, LEAST_PAGES = 1_000, 200
 MOST_AT_FIRST = 20
 """The first batch is small: it shows which commands the server refuses."""
@@ -408,7 +409,7 @@ class Sampler:
         total = sum(sizes)
         jobs = []
         for server, size in zip(self._servers, sizes, strict=True):
-            if total <= HARDLY_MORE * enough:
+            if total <= READ_ALL_UP_TO * enough:
                 part = Sample("scan", size)
                 walk = server.all(part, capacity=2 * (size + WRITTEN_MEANWHILE), unique=True)
             elif cluster:

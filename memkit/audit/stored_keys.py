@@ -5,11 +5,19 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from memkit.audit.sampling import ENOUGH_KEYS, ENOUGH_OF_A_PATTERN, HARDLY_MORE, KeyFacts, Progress, Reservoir, Sample
+from memkit.audit.sampling import (
+    ENOUGH_KEYS,
+    ENOUGH_OF_A_PATTERN,
+    READ_ALL_UP_TO,
+    KeyFacts,
+    Progress,
+    Reservoir,
+    Sample,
+)
 from memkit.history.snapshots import PROGRESS_EVERY_KEYS, RdbContents
 from memkit.readonly.target import Snapshot
 
-ALL_KEYS = int(HARDLY_MORE * ENOUGH_KEYS)
+ALL_KEYS = int(READ_ALL_UP_TO * ENOUGH_KEYS)
 """If there are hardly more than enough, every key is kept, as ``Sampler`` does."""
 HALF_SECOND_MS = 500
 """Saves and idle times are whole seconds of one clock: their difference is the second in which a key was accessed."""

@@ -23,7 +23,7 @@ _NO_LIST = "the hash with the session's dates exists, its list of messages does 
 _LANGCHAIN4J_TYPES = frozenset({"USER", "AI", "SYSTEM", "TOOL_EXECUTION_RESULT", "CUSTOM"})
 _ESCAPED_COLON = "\\:"
 _MAX_SPRING_MESSAGES = 1_000
-"""RedisChatMemoryRepository.findByConversationId asks the index for so many messages, the oldest first."""
+"""RedisChatMemoryRepository.findByConversationId asks the index for this many messages, the oldest first."""
 
 
 def _lost_calls_note(stored: SessionValues) -> Iterable[str]:

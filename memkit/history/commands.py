@@ -11,12 +11,12 @@ from itertools import takewhile
 from typing import Literal, NamedTuple
 
 Action = Literal[
-    "write",  # creates the key or changes its value, with up to so many new elements; an existing TTL stays
-    "add elements",  # the same, with so many new elements
+    "write",  # creates the key or changes its value, with at most ``elements`` new elements; an existing TTL stays
+    "add elements",  # the same, with ``elements`` new elements
     "expire fields",  # the same, and gives its fields TTLs
-    "remove elements",  # at least one and up to so many; the key no longer exists if they were the last ones
-    "pop elements",  # the same, with so many elements
-    "trim",  # at most so many elements stay, and at least one
+    "remove elements",  # one to ``elements`` of them; the key no longer exists if they were the last ones
+    "pop elements",  # the same, with ``elements`` elements
+    "trim",  # at most ``elements`` elements stay, and at least one
     "replace",  # a new value; the old TTL is dropped
     "store",  # the same; if the result is empty, the key no longer exists
     "set deadline",

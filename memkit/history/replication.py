@@ -129,7 +129,7 @@ class CommandStream:
         self.subscription = Subscription(self._connection, self._receive, each_turn=self._acknowledge)
 
     def take(self, timeout_s: float) -> list[Executed]:
-        """Return the commands that have arrived; wait for the first one, at most so many seconds."""
+        """Return the commands that have arrived; wait at most ``timeout_s`` for the first one."""
         self.subscription.wait(timeout_s)
         with self.subscription.lock:
             commands, self._commands = self._commands, []

@@ -288,11 +288,10 @@ def _fate_of_session(
     ends = ((event.db, event.key) for event in reversed(events) if event.name in ENDS)
     ended = [key for key in ends if key not in existing]
     key = next(iter(ended), next((key for key, fate in fates.items() if fate.cause == "overwritten"), keys[0]))
-    others = Counter(other.cause for name, other in fates.items() if name != key)
+    others = dict(Counter(other.cause for name, other in fates.items() if name != key).most_common())
     if not others:
         return fates[key]
-    exist = {"exists": "exist"}
-    counts = ", ".join(f"{n:,} {cause if n == 1 else exist.get(cause, cause)}" for cause, n in others.most_common())
+    counts = ", ".join(f"{n:,} {cause if n == 1 else cause.replace('exists', 'exist')}" for cause, n in others.items())
     return replace(fates[key], sentence=f"{fates[key].sentence}; the session's other keys: {counts}")
 
 

@@ -47,7 +47,7 @@ class Subscription:
         self._thread.start()
 
     def wait(self, timeout_s: float) -> None:
-        """Wait until something has arrived, at most so many seconds."""
+        """Wait until something has arrived, at most ``timeout_s`` seconds."""
         self._arrived.wait(timeout_s)
         self._arrived.clear()
 

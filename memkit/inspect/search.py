@@ -31,7 +31,7 @@ MIN_UNSEPARATED = 5
 """A shorter id ends too many names by chance."""
 _MAX_SIBLINGS = 1_000
 MAX_HASHES = 20
-"""Of so many hashes the TTLs of fields are read, with two round trips each; a store writes all its hashes alike."""
+"""The TTLs of fields are read for this many hashes, with two round trips each; a store writes all its hashes alike."""
 _ROUNDS = 5
 _LEADS = 20
 _BETWEEN = r"[:/|{}.#_-]"
@@ -133,8 +133,7 @@ class _Search:
             groups = self._groups()
         else:
             self._notes.append(
-                f"the database has over {SCAN_FREELY_KEYS:,} keys, so sessions of other stores with this id were not "
-                "searched for"
+                f"over {SCAN_FREELY_KEYS:,} keys exist, so other stores' keys were not searched for this id"
             )
         return self._by_id(groups)
 
@@ -356,9 +355,7 @@ def _report(reader: Reader, found: _Found, expected: Sequence[Expectation], *, r
     if counters and len(counters) < len(own):
         # As in an audit: an integer holds no dialogue.
         own = {name: each for name, each in own.items() if name not in counters}
-        notes.append(
-            f"TTLs were not compared with those of {counted(len(counters), 'counter')}: a counter holds only an integer"
-        )
+        notes.append(f"TTLs were not compared with {counted(len(counters), 'counter')}: a counter is only an integer")
     problems += key_problems(own, facts)
     if expected and not any(one.matches.fullmatch(to_bytes(name)) for name in own for one in expected):
         notes.append("no expectation matches a key of this session: " + ", ".join(one.pattern for one in expected))

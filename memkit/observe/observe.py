@@ -157,9 +157,7 @@ class Watch:
 
 def _encoded_names(keys: Iterable[Any]) -> list[bytes]:
     if isinstance(keys, str | bytes):
-        raise PolicyError(
-            f"keys={keys!r} is a single name; expected several, as in keys=[{keys!r}] or client.scan_iter()"
-        )
+        raise PolicyError(f"keys={keys!r} is one name; expected several, as in keys=[{keys!r}] or client.scan_iter()")
     names = list(keys)
     for name in names:
         if not isinstance(name, str | bytes):
@@ -220,9 +218,7 @@ class _KeyReader:
 
     def __init__(self, client: redis.Redis, clock: ServerClock | None) -> None:
         if isinstance(client, redis.RedisCluster):
-            raise PolicyError(
-                "a cluster has a clock per node; pass one node's client: client.get_redis_connection(node)"
-            )
+            raise PolicyError("a cluster has a clock per node; pass a node's client: client.get_redis_connection(node)")
         self._client = client
         # A deadline shift leaves TIME as it is, so the shift is added to it.
         self._virtual = clock if clock and clock.method != "preload" else None

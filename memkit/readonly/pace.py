@@ -3,11 +3,11 @@
 import time
 
 SLOWED_TIMES = 4
-"""A batch is slow if it takes several times as long a key as usual …"""
+"""A batch is slow if a key takes more than this many times as long as usual, and the batch over ``NOTICED_S``."""
 NOTICED_S = 0.02
-"""… and so long that other clients notice."""
+"""A delay that other clients notice: the server works for the batch, and they wait."""
 SLOW_BATCHES = 8
-"""So many slow batches in a row end the audit: the server has other trouble."""
+"""This many slow batches in a row end the audit: the server has other trouble."""
 FEWEST_KEYS = 10
 LONGEST_REST_S = 1.0
 

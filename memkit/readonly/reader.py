@@ -24,7 +24,7 @@ _COUNTED_BYTES = 1 << 20
 """A hash or set of this size may have more elements than the budget: its elements are counted before it is read."""
 _SCAN_COUNT = 1_000
 _HASH_FIELDS = 1_000
-"""Of so many fields of a hash the deadlines are read."""
+"""The deadlines of at most this many fields of a hash are read."""
 STREAM_ENTRIES = 50_000
 """Half of the elements that are read of a session: an entry counts as its id and its fields."""
 _Sent = tuple[Sequence[int], KeyCommands, PendingReplies]
@@ -179,13 +179,13 @@ class Reader:
         if refusals:
             return RedisValue(name, kind, unread_reason=f"the server refused to read it ({refusals[0]})")
         if not replies:
-            over = f"its {size_bytes:,} bytes are over the {MAX_BYTES >> 20} MB that are read"
+            over = f"its {size_bytes:,} bytes exceed the limit of {MAX_BYTES >> 20} MB"
             return RedisValue(name, kind, unread_reason=over if kind in _ALL else f"keys of type {kind} are not read")
         if kind == "list" and len(replies) == 1:
             return self._long_list(name, replies[0], size_bytes)
         if kind in _COUNT and isinstance(replies[0], int):
             if replies[0] > self.budget.elements_left:
-                over = f"its {replies[0]:,} elements are over the {MAX_ELEMENTS:,} that are read"
+                over = f"its {replies[0]:,} elements exceed the limit of {MAX_ELEMENTS:,}"
                 return RedisValue(name, kind, total=replies[0], unread_reason=over)
             key = to_bytes(name)
             replies = self.target.route(key).send([_whole(key, kind)]).take()
@@ -281,9 +281,7 @@ def _built(name: str, kind: str, request: KeyRequest, replies: list[Reply]) -> R
     """Return a value from the replies to the commands of its plan."""
     total, value = replies if len(replies) == 2 else (0, replies[0])
     if kind == "string":
-        over = (
-            f"its {total:,} bytes are over the {MAX_BYTES >> 20} MB that are read" if len(value or b"") < total else ""
-        )
+        over = f"its {total:,} bytes exceed the limit of {MAX_BYTES >> 20} MB" if len(value or b"") < total else ""
         return RedisValue(name, kind, data=value or b"", total=total, unread_reason=over)
     if kind == JSON_KIND:
         return RedisValue(name, kind, data=value or b"", total=len(value or b""))

@@ -50,7 +50,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 Argument = bytes | str | int
 REMEMBERED_SESSIONS: Final = 4096
-"""A store remembers the last seen version of so many sessions; an append then searches newer elements only."""
+"""A store remembers the last seen version of this many sessions; an append then searches newer elements only."""
 MOST_ELEMENTS: Final = 2**32
 """More than a list of Redis has; Redis refuses numbers of more than 64 bits."""
 SAME_MOMENT_MS: Final = 10
@@ -375,9 +375,7 @@ def _version_argument(version: int | None) -> bytes:
     if version is None:
         return b""
     if isinstance(version, bool) or not isinstance(version, int) or version < 0:
-        raise PolicyError(
-            f"version={version!r}: expected Session.version, 0 for a session that must not exist, or None"
-        )
+        raise PolicyError(f"version={version!r}: expected Session.version, 0 if the session must not exist, or None")
     born = version.born if isinstance(version, Version) else ""
     return f"{int(version)} {born}".rstrip().encode()
 

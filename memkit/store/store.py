@@ -94,9 +94,7 @@ class _ClientChecked:
         # A pipeline, which has a command_stack, would only collect the store's commands.
         no_client = isinstance(client, type) or hasattr(client, "command_stack")
         if no_client or not callable(getattr(client, "execute_command", None)):
-            raise TypeError(
-                f"expected a redis-py client; got {type(client).__name__}. memkit.connect(url) makes one from a URL"
-            )
+            raise TypeError(f"expected a redis-py client; got {type(client).__name__}. memkit.connect(url) makes one")
         if isinstance(client, redis.asyncio.Redis | redis.asyncio.RedisCluster) and not cls._asynchronous:
             raise TypeError(f"{cls.__name__} got an asyncio client; use AsyncMemoryStore")
         if isinstance(client, redis.Redis | redis.RedisCluster) and cls._asynchronous:
@@ -224,7 +222,7 @@ class MemoryStore(_Store[redis.Redis | redis.RedisCluster]):
 
         Args:
             session_id: The session.
-            last: Only the last so many messages; None: all.
+            last: Return only this many of the newest messages; None: all.
 
         Returns:
             The messages, or None if the session does not exist.

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from servers import every_server
 
-from memkit.audit.run import RESTLESS_BATCH_KEYS
+from memkit.audit.run import BATCH_KEYS_WITHOUT_RESTS
 from memkit.audit.sampling import KEPT_OF_ALL, MOST_OF_A_PAGE, Sample, Sampler, ServerKeys
 from memkit.readonly import ReadOnlyConnection
 from memkit.readonly.pace import Pace
@@ -141,7 +141,7 @@ class RecordedConnection(ReadOnlyConnection):
 def audit_of(recording: Recording, keys: int, shards: int) -> tuple[Sample, int, float]:
     """Return the sample, how many keys were asked about, and the true share of keys with the short TTL."""
     connections = [RecordedConnection(recording, keys // shards, at) for at in range(shards)]
-    readers = [ServerKeys(each, pace=Pace(1.0, batch=RESTLESS_BATCH_KEYS), sizes=True) for each in connections]
+    readers = [ServerKeys(each, pace=Pace(1.0, batch=BATCH_KEYS_WITHOUT_RESTS), sizes=True) for each in connections]
     sample = Sampler(readers).full()
     sockets = [each.socket for each in connections]
     share = sum(each.short for each in sockets) / sum(each.sent for each in sockets)

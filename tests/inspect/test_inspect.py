@@ -458,7 +458,7 @@ def test_values_over_the_limits_are_cut_and_reported(client: redis.Redis) -> Non
     assert causes(inspect_session(client, "z")) == ["no_ttl", "truncated"]
     client.hset("h", mapping={f"field {at}": at for at in range(100_500)})
     (_, problem) = inspect_session(client, "h").problems
-    assert problem.message == "its 100,500 elements are over the 100,000 that are read"
+    assert problem.message == "its 100,500 elements exceed the limit of 100,000"
     client.set("k", b"\x00" * (65 << 20))
     assert causes(inspect_session(client, "k")) == ["no_ttl", "unreadable"]
 

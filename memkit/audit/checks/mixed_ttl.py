@@ -20,7 +20,7 @@ from memkit.render import duration
 
 MOST_COMPARED = 1_000
 PARTS_SHARE = 0.1
-"""Of sessions with a part that is not renewed, those with one write, or read since, still show that it is a part."""
+"""Even if one part is not renewed, sessions with a single write, or read as a whole later, show that it is a part."""
 FEWEST_SHARE = 0.02
 """Fewer sessions than this share can be caught between two commands of one write."""
 
@@ -84,10 +84,10 @@ def mixed_ttl(expected: Expectation, sessions: Sequence[Sequence[Member]], *, kn
 
 
 def _are_parts(sessions: Sequence[Sequence[Member]], mixed: Sequence[Sequence[Member]]) -> Confidence | None:
-    """Return how sure it is that what has one id is one session; None if a user has several, on each channel say.
+    """Return how sure it is that keys with one id are one session; None if a user has several, one on each channel say.
 
-    Some sessions at least were written or read whole at one moment, more than keys of different ones. If none was, one
-    part ends before the other in all of them: of several sessions, each is the first one to end as often.
+    It is certain if some ids have keys that were written or read at one moment, more often than keys of different ids.
+    Otherwise it is possible if the same part ends first in all of them: of separate sessions, any would end first.
     """
     some = [[one for one in members if one.facts.deadline_ms is not None] for members in sessions[:MOST_COMPARED]]
 

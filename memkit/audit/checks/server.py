@@ -26,9 +26,9 @@ REFUSED_SHARE = 0.01
 """A failover refuses the writes of some seconds, hardly a hundredth of all."""
 MOST_CODES = 3
 SURE_ERRORS = 3
-"""The clocks differ if their difference is so many times the error of measuring it."""
+"""The clocks differ if their difference is this many times the error of measuring it."""
 SKEW_MS = 2_000.0
-"""Less is what NTP leaves and what a slow network hides."""
+"""NTP leaves a smaller difference, and a slow network hides one."""
 UNSAVED_MS = 86_400_000
 """Save points in use are minutes to an hour; changes that are a day old are not being saved."""
 DROPPED_SHARE = 0.2

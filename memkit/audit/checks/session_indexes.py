@@ -30,11 +30,11 @@ MOST_LOOKUPS = 100_000
 MOST_SHAPES = 5
 ID_CHARS = 300
 PLAIN_ID_CHARS, FEWEST_PLAIN = 8, 5
-"""Shorter ids (``en``, ``17``) may name anything; so many of them that exist are needed, and none is a number."""
+"""Shorter ids (``en``, ``17``) may name anything: at least this many must exist as sessions, and no number counts."""
 LISTED_SHARE = 0.5
-"""Bare ids are those of sessions if so many of the existing sessions are listed; some users, say, are fewer."""
+"""Bare ids are those of sessions if this share of the existing sessions is listed; a list of users has fewer."""
 AGREE_SHARE = 0.9
-"""The times in an index are understood if they agree with the deadlines of so many of the sessions that exist."""
+"""The times in an index are understood if they agree with the deadlines of this share of the existing sessions."""
 LOST_SHARE, FEWEST_LOST = 0.05, 3
 """Fewer sessions that no longer exist may have been deleted on purpose."""
 SLACK_MS = 60_000

@@ -19,11 +19,11 @@ NO_VALUES = frozenset(("", "none", "null", "undefined", "nan", "nil"))
 NO_ID = re.compile(rb"(?:^|[:/|#])(?:\[object \w+\]|\$\{[\w.]+\}|\{\{[^{}]+\}\}|\{(?:\w+_id|[a-z]+I[dD]|id)\}|%s)$")
 """The text of an object, or a template that was not filled in; ``{alice}`` is a hash tag."""
 LARGER = 10
-"""The shared key is so many times larger than the largest other session; 1,800 messages against 6 in one report."""
+"""The shared key is this many times larger than the largest other session; 1,800 messages against 6 in one report."""
 FEWEST_OTHERS = 10
 LONGER, WEEKEND_MS = 2, 72 * 3_600_000
-"""Others that are silent for longer than a weekend, and for twice their longest silence before, are not written any
-more. In less time, a night or a weekend, a large session that is always in use is the only one too.
+"""The other sessions are no longer written if nothing was written to them for longer than a weekend, and for twice the
+longest time before. In a night or a weekend, one large session that is always in use may be the only one written.
 """
 
 

@@ -25,13 +25,13 @@ FEWEST, FEWEST_WIDE = 3, 8
 """Two values agree by chance; a jitter shows in more of them."""
 FEWEST_PEERS = 4
 AROUND = 3
-"""A stretch is compared with what is around it, before and after, so many times as long."""
+"""A window is compared with the values before and after it, this many times its length."""
 STEEP, STEEP_WIDE = 1.7, 1.2
-"""So many times as many as below: most sessions are read soon after a write, so reads alone make more values the nearer
-to the TTL. Far from the TTL they hardly do.
+"""A window holds this many times the values of the window below it: most sessions are read soon after a write, so reads
+alone make more values the nearer to the TTL. Far from the TTL they hardly do.
 """
 HIGH, HIGH_WIDE = 4, 5
-"""So many times as many as above, where few values are of one short TTL."""
+"""A window holds this many times the values of the window above it, if one short TTL explains it."""
 SHARP_NATS = 5.0
 MOSTLY_NARROW = 0.4
 STEP_RATIO, STEP_MS = 1.03, 500

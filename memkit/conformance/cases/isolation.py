@@ -103,9 +103,7 @@ def ids_are_no_patterns(env: TestEnvironment) -> None:
     _write_all(env, IDS[:36])
     for session_id in UNWRITTEN:
         if _accepts(env, session_id):
-            TrialSession(env, session_id=session_id).expect_empty(
-                f"the session {session_id!r}, which was never written"
-            )
+            TrialSession(env, session_id=session_id).expect_empty(f"the unwritten session {session_id!r}")
 
 
 @case(
@@ -254,9 +252,7 @@ def no_private_copy(env: TestEnvironment) -> None:
     session.expect("appended after the deletion, read by the open handle", by=session.handle)
     for _ in range(2):  # then as many as before
         session.append_by_new_client()
-    session.expect(
-        "as many as before the deletion, appended by other clients, read by the open handle", by=session.handle
-    )
+    session.expect("as many as before the deletion, appended by others, read by the open handle", by=session.handle)
 
 
 @case(

@@ -22,7 +22,7 @@ MAX_DEPTH = 5
 _CLEAR_MAJORITY = 4
 """How many pairs of neighbours must be in one order for one that is not: a few clocks are always skewed."""
 _JUDGED = 200
-"""The order is judged by so many entries of each end; a list is written in one direction."""
+"""The order is judged by this many entries at each end; a list is written in one direction."""
 
 _LETTER = re.compile(r"[^\W\d_]")
 _TRAILING_NUMBER = re.compile(r"(\d{1,20})$", re.ASCII)

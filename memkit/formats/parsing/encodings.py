@@ -35,13 +35,13 @@ ENCRYPTED = "fernet (encrypted)"
 MOST_DOCUMENTS = 10_000
 """At most this many JSON documents of one payload are read: 0.03 s."""
 MOST_OPCODES = 500_000
-"""A pickle is disassembled so far: 0.2 s."""
+"""At most this much of a pickle is disassembled: 0.2 s."""
 FEWEST_OPCODES = 8
-"""Random bytes are valid pickle opcodes for so long in one of 40,000 cases (68 of 256 bytes are opcodes)."""
+"""Random bytes begin with this many valid pickle opcodes in one of 40,000 cases (68 of 256 bytes are opcodes)."""
 MOST_FRAME_BYTES = 1 << 24
 """Python's pickler ends a frame at 64 KB, or after the object that exceeds it."""
 FEWEST_INFLATED_BYTES = 8
-"""Random bytes have a zlib header and inflate to so much readable text in one of ten million cases."""
+"""Random bytes have a zlib header and inflate to this much readable text in one of ten million cases."""
 FEWEST_NAMES = 2
 """Two names of fields in broken msgpack maps: random bytes hold them in one of ten million cases."""
 
