@@ -434,6 +434,7 @@ class LifetimeAnalysis:
         switched = self._when(peak, members, others).bound == "lower bound"
         if peak.wide and others and not switched and peak.low > LATEST_READ * self.ttl:
             return None, ""
+        untouched = any(one.left < peak.low for one in others if one.given >= self.floor)
         # Without other sessions, a job that reads them before half of their TTL has passed explains these keys too.
         shown = len(others) >= FEWEST or peak.low <= self.ttl / 2 or self.too_few_touches(members)
         if not self._read_at_one_age(peak, members, others) and shown:
@@ -441,9 +442,10 @@ class LifetimeAnalysis:
             # that goes on reading sessions at one age looks like a new TTL.
             last_end = max((one.deadline for one in self.right), default=0)
             by_job = peak.low > LATEST_READ * self.ttl and not self.too_few_touches(members)
+            if by_job and len(others) >= FEWEST and not untouched:
+                return "possible", reason  # each session that is older than that age may have been read at it
             by_job = by_job and (switched or self._read_at_one_age(peak, members, others, last_end))
             return "likely" if peak.wide or by_job else "proven", reason
-        untouched = any(one.left < peak.low for one in others if one.given >= self.floor)
         return ("possible", reason) if untouched or len(others) < FEWEST else (None, "")
 
     def _read_at_one_age(
