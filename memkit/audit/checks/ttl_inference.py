@@ -434,19 +434,29 @@ class LifetimeAnalysis:
         switched = self._when(peak, members, others).bound == "lower bound"
         if peak.wide and others and not switched and peak.low > LATEST_READ * self.ttl:
             return None, ""
-        untouched = any(one.left < peak.low for one in others if one.given >= self.floor)
         # Without other sessions, a job that reads them before half of their TTL has passed explains these keys too.
         shown = len(others) >= FEWEST or peak.low <= self.ttl / 2 or self.too_few_touches(members)
         if not self._read_at_one_age(peak, members, others) and shown:
             # Chance can imitate a jitter (3 of 77,000 healthy samples, simulated). If all writes have paused, a job
             # that goes on reading sessions at one age looks like a new TTL.
             last_end = max((one.deadline for one in self.right), default=0)
+            if self._may_be_a_job(peak, members, others):
+                return "possible", reason
             by_job = peak.low > LATEST_READ * self.ttl and not self.too_few_touches(members)
-            if by_job and len(others) >= FEWEST and not untouched:
-                return "possible", reason  # each session that is older than that age may have been read at it
             by_job = by_job and (switched or self._read_at_one_age(peak, members, others, last_end))
             return "likely" if peak.wide or by_job else "proven", reason
+        untouched = self._has_older_unread(peak, others)
         return ("possible", reason) if untouched or len(others) < FEWEST else (None, "")
+
+    def _has_older_unread(self, peak: TtlPeak, others: Sequence[KeyLifetime]) -> bool:
+        """Whether a session is older than the reads that would explain these keys, and was not read."""
+        return any(one.left < peak.low for one in others if one.given >= self.floor)
+
+    def _may_be_a_job(self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]) -> bool:
+        """Whether a job may have read each session that is older than one age, and the others are younger."""
+        if peak.low <= LATEST_READ * self.ttl or self.too_few_touches(members):
+            return False
+        return len(others) >= FEWEST and not self._has_older_unread(peak, others)
 
     def _read_at_one_age(
         self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime], end: int | None = None
@@ -506,8 +516,9 @@ class LifetimeAnalysis:
         """Decide between keys written in one go and old ones of one go that were all read in one go."""
         if not self.history.idle_known or (not peak.wide and self._read_at_one_age(peak, members, others)):
             return None, ""
+        sure: Confidence = "possible" if self._may_be_a_job(peak, members, others) else "likely"
         if self._is_unlike(peak, members, others):
-            return "likely", "reads of older sessions would explain far fewer keys with such deadlines"
+            return sure, "reads of older sessions would explain far fewer keys with such deadlines"
         accesses = [one.accessed for one in members]
         if (peak.wide and spread(accesses) > SOME * peak.low) or self._has_untouched(members):
             return None, ""
@@ -517,7 +528,7 @@ class LifetimeAnalysis:
         share = (len(known) - exact + 1) / (len(known) + 1)
         if len(members) * -math.log(share) < FEW_READS_NATS:
             return None, ""
-        return "likely", f"no unread key has such a deadline, and at most {share:.0%} of the others were read"
+        return sure, f"no unread key has such a deadline, and at most {share:.0%} of the others were read"
 
     def _is_unlike(self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]) -> bool:
         """Whether reads of sessions like the others would explain far fewer keys with such deadlines.
