@@ -72,7 +72,7 @@ def page(report: AuditReport) -> str:
     except ImportError:
         raise MemkitError("the report has figures; type: pip install 'redis-memkit[lab]'") from None
     template = Template((resources.files("memkit.notebook") / "html_report.html").read_text("utf-8"))
-    draws = plot.plot_remaining_ttls, plot.plot_deadlines, plot.plot_keys_without_writes, plot.plot_expired_and_evicted
+    draws = plot.plot_ttl_now, plot.plot_deadlines, plot.plot_future, plot.plot_ends
     first, *others = (f"<figure>{plot.show(draw(report)).to_svg()}</figure>" for draw in draws)
     notes = [*(one.message for one in report.seen), *report.notes, report.proof_sentence()]
     return template.substitute(

@@ -98,7 +98,7 @@ class DeadlineChange:
 
 
 @dataclass(frozen=True, slots=True)
-class ActiveExpiry:
+class Sweep:
     """What the server's active expiry had to do, and how long that should take.
 
     Attributes:
@@ -142,7 +142,7 @@ class ExpiryLog:
         clock: How time passed: ``by jumps`` or ``in real time``.
         resolution_ms: The step with which deadlines were crossed, in milliseconds.
         changes: Deadlines that moved during the observation, at most 1,000.
-        active_expiry: What the server's active expiry had to do, if the keys were left to it.
+        sweep: What the server's active expiry had to do, if the keys were left to it.
         events: Whether the server's events were received. ``lost``: the server ended the subscription, so missing
             events may have been sent.
     """
@@ -160,7 +160,7 @@ class ExpiryLog:
     event_us: array[int] = field(default_factory=_column)
     ends: list[End] = field(default_factory=list)
     changes: list[DeadlineChange] = field(default_factory=list)
-    active_expiry: ActiveExpiry | None = None
+    sweep: Sweep | None = None
     events: EventStatus = "received"
 
     def __len__(self) -> int:

@@ -22,11 +22,11 @@ from memkit.observe.log import (
     NEVER,
     NONE,
     WHY_NO_EVENTS,
-    ActiveExpiry,
     DeadlineChange,
     End,
     EventStatus,
     ExpiryLog,
+    Sweep,
     time_at,
 )
 from memkit.policy import UNIT_MS, Duration, ttl_ms, ttl_text
@@ -70,7 +70,7 @@ def observe_expiry(
     resolution_ms: float = 5.0,
     clock: ServerClock | None = None,
     wait_s: float | None = None,
-    wait_for_events: bool = False,
+    leave_to_sweep: bool = False,
 ) -> ExpiryLog:
     """Observe when keys can no longer be read, as intervals on the server's clock.
 
@@ -87,7 +87,7 @@ def observe_expiry(
         resolution_ms: The step with which deadlines are crossed, in milliseconds (0.1 to a day).
         clock: The server's clock, to jump to shortly before each deadline. Without it the observation waits.
         wait_s: The longest time to wait, in seconds.
-        wait_for_events: Do not check a key between its deadline and its event, to measure how long the server's
+        leave_to_sweep: Do not check a key between its deadline and its event, to measure how long the server's
             active expiry takes (a check would make the key expire at once).
 
     Returns:
@@ -118,11 +118,11 @@ def observe_expiry(
         else:
             run.follow_existing(configured)
         run.subscribe(stack)
-        if wait_for_events:
+        if leave_to_sweep:
             run.require_events(may_write=bool(wanted))
         if wanted:
             run.write()
-        (run.wait_for_events if wait_for_events else run.cross_deadlines)()
+        (run.leave_to_sweep if leave_to_sweep else run.cross_deadlines)()
     return log
 
 
@@ -355,7 +355,7 @@ class _Observation:
             log.events = "received" if (0, "expired") in self.events.receive(0, all_sent=True) else "not sent"
         if log.events != "received":
             raise PolicyError(
-                f"wait_for_events needs keyspace events, but {WHY_NO_EVENTS[log.events]}. Set notify-keyspace-events "
+                f"leave_to_sweep needs keyspace events, but {WHY_NO_EVENTS[log.events]}. Set notify-keyspace-events "
                 "to Kgxe. Allow the user the channels __keyspace@*. Allow CONFIG GET, or pass ttls="
             )
 
@@ -412,14 +412,14 @@ class _Observation:
         for index in filter(self._may_expire, due):
             heapq.heappush(heap, (self._log.deadline_us[index], index))
 
-    def wait_for_events(self) -> None:
+    def leave_to_sweep(self) -> None:
         """Pass the deadlines of keys that end together without checking them, and wait for each event."""
         self._events_count_as_end, log = True, self._log
         order = sorted(filter(self._may_expire, range(len(log))), key=log.deadline_us.__getitem__)
         while order and self._may_continue():
             together = log.deadline_us[order[0]] + 10_000_000
             expiring = [index for index in order if log.deadline_us[index] <= together]
-            log.active_expiry = _active_expiry(self._client, len(expiring))
+            log.sweep = _sweep(self._client, len(expiring))
             # Early: a check after the deadline would make the keys expire.
             self._reach(log.deadline_us[expiring[0]] - max(BEFORE_DEADLINES_US, 2 * self._step_us))
             self._check_keys(expiring)
@@ -648,14 +648,14 @@ def _evicted_keys(client: redis.Redis) -> int | None:
         return None
 
 
-def _active_expiry(client: redis.Redis, expiring: int) -> ActiveExpiry:
+def _sweep(client: redis.Redis, expiring: int) -> Sweep:
     """Return what active expiry will have to do; INFO still counts the keys that are about to expire."""
     database = f"db{client.connection_pool.connection_kwargs.get('db') or 0}"
     with_ttl = client.info("keyspace").get(database, {}).get("expires", 0)
     effort = "1"
     with suppress(redis.ResponseError):
         effort = _config(client, "active-expire-effort") or "1"
-    return ActiveExpiry(expiring, max(0, with_ttl - expiring), client.info("server").get("hz", 10), int(effort))
+    return Sweep(expiring, max(0, with_ttl - expiring), client.info("server").get("hz", 10), int(effort))
 
 
 def _check_arguments(

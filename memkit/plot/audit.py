@@ -24,7 +24,7 @@ HEADROOM = 1.3
 """The height of the axes relative to the tallest bar: labels of lines stand above the bars."""
 
 
-def plot_remaining_ttls(report: AuditReport, ax: Axes | None = None) -> Axes:
+def plot_ttl_now(report: AuditReport, ax: Axes | None = None) -> Axes:
     """Draw the number of keys by remaining TTL, on a log axis; the dashed line is the expected TTL.
 
     Args:
@@ -84,7 +84,7 @@ def plot_deadlines(report: AuditReport, ax: Axes | None = None) -> Axes:
     return style.finish(ax, conclusion, _source(report), alt=f"Number of keys by deadline. {conclusion}.")
 
 
-def plot_keys_without_writes(report: AuditReport, ax: Axes | None = None) -> Axes:
+def plot_future(report: AuditReport, ax: Axes | None = None) -> Axes:
     """Draw the share of today's keys that still exist after a time without writes.
 
     Args:
@@ -116,7 +116,7 @@ def plot_keys_without_writes(report: AuditReport, ax: Axes | None = None) -> Axe
     return style.finish(ax, conclusion, _source(report), alt=alt)
 
 
-def plot_expired_and_evicted(report: AuditReport, ax: Axes | None = None) -> Axes:
+def plot_ends(report: AuditReport, ax: Axes | None = None) -> Axes:
     """Draw the server's counters of expired and evicted keys.
 
     Args:

@@ -346,7 +346,7 @@ def plot_lateness(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     The predicted delay is not a bound: it is the time of one round of active expiry on a machine that is not busy.
 
     Args:
-        log: What ``observe_expiry(wait_for_events=True)`` returned; without it the checks make the keys expire.
+        log: What ``observe_expiry(leave_to_sweep=True)`` returned; without it the checks make the keys expire.
         ax: Axes to draw on; None: a new figure.
 
     Returns:
@@ -354,7 +354,7 @@ def plot_lateness(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     """
     ax = style.own_axes(ax, (7.6, 4.2))
     late = np.sort(np.maximum(log.to_frame()["event_late_max_s"].dropna(), 1e-4))
-    work = log.active_expiry
+    work = log.sweep
     bound_s = work.predicted_s if work else 1.0
     limits = 1e-3, max(10.0, 2 * bound_s, 2 * float(late[-1]) if len(late) else 1)
     if len(late):

@@ -16,7 +16,7 @@ TTL_STEPS_PER_E = 30
 """TTLs within about 3 % of one another share a line."""
 
 
-def plot_session_ttls(report: SessionReport, ax: Axes | None = None) -> Axes:
+def plot_lifetimes(report: SessionReport, ax: Axes | None = None) -> Axes:
     """Draw the remaining TTL of each key of a session; similar keys share a line with their number.
 
     A triangle that points down marks a key that expires before the others, an open one a key without TTL.

@@ -38,10 +38,10 @@ def incident() -> Iterator[tuple[Incident, AuditReport]]:
         yield drawn, audit(server.url, expect=drawn.expect, duty=1)
 
 
-DRAWN_KEYS = "plot_remaining_ttls", "plot_deadlines", "plot_keys_without_writes"
+DRAWN_KEYS = "plot_ttl_now", "plot_deadlines", "plot_future"
 
 
-@pytest.mark.parametrize("name", [*DRAWN_KEYS, "plot_expired_and_evicted"])
+@pytest.mark.parametrize("name", [*DRAWN_KEYS, "plot_ends"])
 def test_a_figure_has_alt_text_and_no_key_name(name: str, incident: tuple[Incident, AuditReport]) -> None:
     ax = getattr(plot, name)(incident[1])
     shown = plot.show(ax)
@@ -51,15 +51,15 @@ def test_a_figure_has_alt_text_and_no_key_name(name: str, incident: tuple[Incide
     assert shown.svg.startswith(b"<?xml")
 
 
-@pytest.mark.parametrize("name", ["plot_remaining_ttls", "plot_deadlines", "plot_expired_and_evicted"])
+@pytest.mark.parametrize("name", ["plot_ttl_now", "plot_deadlines", "plot_ends"])
 def test_axes_of_counts_have_whole_ticks(name: str, incident: tuple[Incident, AuditReport]) -> None:
     ax = getattr(plot, name)(incident[1])
-    axis = ax.xaxis if name == "plot_expired_and_evicted" else ax.yaxis
+    axis = ax.xaxis if name == "plot_ends" else ax.yaxis
     assert all(tick == int(tick) for tick in axis.get_ticklocs())
     plot.show(ax)
 
 
-@pytest.mark.parametrize("name", ["plot_remaining_ttls", "plot_deadlines"])
+@pytest.mark.parametrize("name", ["plot_ttl_now", "plot_deadlines"])
 def test_labels_stand_above_the_bars(name: str, incident: tuple[Incident, AuditReport]) -> None:
     ax = getattr(plot, name)(incident[1])
     ax.figure.canvas.draw()
@@ -77,7 +77,7 @@ def test_a_figure_names_the_pattern_of_its_keys(memkit_server: RedisServer) -> N
         client.set("b:1", "x", ex=86_400)
         report = audit(memkit_server.url, expect={"a:*": "7d", "b:*": "30d"}, duty=1)
         client.delete("a:1", "b:1")
-    ax = plot.plot_remaining_ttls(report)
+    ax = plot.plot_ttl_now(report)
     assert plot.show(ax).alt.startswith("Number of keys by remaining TTL. 0% of 1 key matching b:*")
     assert "expected 30d" in [text.get_text() for text in ax.texts]
 
@@ -94,9 +94,9 @@ def test_figures_claim_no_more_than_the_report(memkit_server: RedisServer) -> No
         seen = replace(report, findings=findings, counters={})
         texts = [plot.show(getattr(plot, name)(seen)).alt for name in DRAWN_KEYS]
         assert not [text for text in texts if "instead of" in text or "reach" in text or "written now" in text]
-        assert "the source does not report" in plot.show(plot.plot_expired_and_evicted(seen)).alt
+        assert "the source does not report" in plot.show(plot.plot_ends(seen)).alt
     likely = replace(report, findings=(replace(possible, confidence="likely"),))
-    assert "have a TTL of 5d instead of 30d" in plot.show(plot.plot_remaining_ttls(likely)).alt
+    assert "have a TTL of 5d instead of 30d" in plot.show(plot.plot_ttl_now(likely)).alt
     assert "writes have set another TTL" not in plot.show(plot.plot_deadlines(likely)).alt
 
 
@@ -192,7 +192,7 @@ def test_locks_are_no_affected_sessions() -> None:
         report = audit(server.url, expect=world.expect, duty=1)
     assert report.ignored
     assert [row[0] for row in triage.affected(report, reveal=True).rows if row[0].endswith(":lock")] == []
-    alt = plot.show(plot.plot_remaining_ttls(report)).alt
+    alt = plot.show(plot.plot_ttl_now(report)).alt
     assert "0% of " in alt
     assert "have less than 10m left" in alt
 

@@ -24,7 +24,7 @@ from waiting import wait_for
 import memkit.observe.observe
 from memkit.errors import PolicyError, ProductionGuardError
 from memkit.observe import Watch, observe_expiry
-from memkit.observe.log import ActiveExpiry, ExpiryLog
+from memkit.observe.log import ExpiryLog, Sweep
 from memkit.server import RedisServer, Sandbox, ServerClock
 
 SLOW_S = 60
@@ -346,20 +346,20 @@ def test_delay_of_active_expiry_is_measured(server: RedisServer, client: redis.R
         for n in range(2_000):
             pipe.set(f"live:{n}", "x", ex=10**6)
         pipe.execute()
-    log = observe_expiry(client, ttls=["1h"], keys_per_ttl=10, clock=server.clock, wait_for_events=True)
-    assert log.active_expiry == ActiveExpiry(10, 2_000, 100, 1)
-    assert log.active_expiry.predicted_s == pytest.approx(1.0105)
+    log = observe_expiry(client, ttls=["1h"], keys_per_ttl=10, clock=server.clock, leave_to_sweep=True)
+    assert log.sweep == Sweep(10, 2_000, 100, 1)
+    assert log.sweep.predicted_s == pytest.approx(1.0105)
     late_s = [(event - deadline) / 1e6 for event, deadline in zip(log.event_us, log.deadline_us, strict=True)]
     assert log.counts() == {"expired": 10}
     assert min(late_s) > 0
     assert max(late_s) < SLOW_S  # it finds them all; a machine that is busy takes longer than predicted
-    assert max(late_s) > 0.1 * log.active_expiry.predicted_s  # and no check made them expire
+    assert max(late_s) > 0.1 * log.sweep.predicted_s  # and no check made them expire
 
 
 def test_waiting_for_events_needs_events(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memkit.observe.observe, "started_by_memkit", lambda _: False)
     with pytest.raises(PolicyError, match="the server sends none. Set notify-keyspace-events to Kgxe"):
-        observe_expiry(client, ttls=["10ms"], wait_for_events=True)
+        observe_expiry(client, ttls=["10ms"], leave_to_sweep=True)
     assert client.dbsize() == 0
 
 
@@ -368,11 +368,11 @@ def test_sandbox_without_events_is_refused_at_once(server: RedisServer, monkeypa
     begun = time.monotonic()
     with Sandbox(server) as sandbox:
         client: Any = sandbox.client()
-        with pytest.raises(PolicyError, match="wait_for_events needs keyspace events, but the server sends none"):
-            observe_expiry(client, ttls=["1s"], wait_for_events=True)
+        with pytest.raises(PolicyError, match="leave_to_sweep needs keyspace events, but the server sends none"):
+            observe_expiry(client, ttls=["1s"], leave_to_sweep=True)
         client.set(f"{sandbox.prefix}a", "x", ex=1)
         with pytest.raises(PolicyError, match="it is not known whether the server sends any"):
-            observe_expiry(client, keys=[f"{sandbox.prefix}a"], wait_for_events=True)
+            observe_expiry(client, keys=[f"{sandbox.prefix}a"], leave_to_sweep=True)
     assert time.monotonic() - begun < 5 * SLOW_S
 
 
@@ -380,7 +380,7 @@ def test_events_in_a_sandbox_end_the_observation(server: RedisServer, client: re
     client.config_set("notify-keyspace-events", "KA")
     with Sandbox(server) as sandbox:
         sandboxed: Any = sandbox.client()
-        log = observe_expiry(sandboxed, ttls=["1s"], keys_per_ttl=3, wait_for_events=True, clock=sandbox.clock)
+        log = observe_expiry(sandboxed, ttls=["1s"], keys_per_ttl=3, leave_to_sweep=True, clock=sandbox.clock)
         assert log.events_text == "3 of 3 events received"
         assert log.verdict == "As configured: 3 keys expired after their TTL of 1s."
 
@@ -392,7 +392,7 @@ def test_a_user_without_channels_gets_no_events(server: RedisServer, client: red
         assert log.verdict == "As configured: 1 key expired after its TTL of 1h."
         assert log.events_text == "no events received: the subscription was refused"
         with pytest.raises(PolicyError, match="the subscription was refused"):
-            observe_expiry(deaf, ttls=["1h"], clock=server.clock, wait_for_events=True)
+            observe_expiry(deaf, ttls=["1h"], clock=server.clock, leave_to_sweep=True)
 
 
 def test_events_are_read_while_keys_are_checked(server: RedisServer, client: redis.Redis) -> None:
@@ -418,7 +418,7 @@ def test_a_lost_subscription_is_not_waited_for(server: RedisServer, client: redi
     monkeypatch.setattr(memkit.observe.observe, "EVENTS_LIMIT_S", 10 * SLOW_S)
     clock = at_first_shift(monkeypatch, server.clock, lambda: client.client_kill_filter(_type="pubsub"))
     begun = time.monotonic()
-    log = observe_expiry(client, ttls=["1h"], clock=clock, wait_for_events=True)
+    log = observe_expiry(client, ttls=["1h"], clock=clock, leave_to_sweep=True)
     assert log.events == "lost"
     assert time.monotonic() - begun < 5 * SLOW_S
 

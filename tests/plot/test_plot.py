@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from expiry_logs import WEEK_MS, Row, early, made_log, on_time
 
-from memkit.observe.log import ActiveExpiry, ExpiryLog
+from memkit.observe.log import ExpiryLog, Sweep
 from memkit.plot import alt_text, plot_expiry, plot_lateness, plot_survival, show
 from memkit.plot.expiry import OUTCOMES
 from memkit.plot.style import DARK, ORANGE, PURPLE, SKY
@@ -41,7 +41,7 @@ def late_log(late_s: list[float]) -> ExpiryLog:
     log = made_log([on_time(3_600_000)] * len(late_s))
     for index, late in enumerate(late_s):
         log.event_us[index] = log.deadline_us[index] + round(late * 1e6)
-    log.active_expiry = ActiveExpiry(len(late_s), 5_000, 10, 1)
+    log.sweep = Sweep(len(late_s), 5_000, 10, 1)
     return log
 
 

@@ -30,13 +30,13 @@ def report(*keys: tuple[str, str, float | None]) -> SessionReport:
     ],
 )  # fmt: skip
 def test_the_alt_text_ends_with_the_conclusion(keys: list[tuple[str, str, float | None]], conclusion: str) -> None:
-    figure = plot.show(plot.plot_session_ttls(report(*keys)))
+    figure = plot.show(plot.plot_lifetimes(report(*keys)))
     assert repr(figure) == f"Remaining TTL of {counted(len(keys), 'key')} of one session of agno. {conclusion}"
 
 
 def test_similar_keys_share_a_line() -> None:
     keys = [(f"run:{at}", "run", 1000.0 + at / 10) for at in range(40)]
-    axes = plot.plot_session_ttls(report(*keys, ("agno:sessions:$x$" * 3, "primary", 5.0), ("i", "shared index", None)))
+    axes = plot.plot_lifetimes(report(*keys, ("agno:sessions:$x$" * 3, "primary", 5.0), ("i", "shared index", None)))
     assert [label.get_text() for label in axes.get_yticklabels()] == [
         "primary  agno:sessions:$…sessions:$x$", "run  × 40", "shared index  i",
     ]  # fmt: skip
@@ -49,5 +49,5 @@ def test_session_ttls_are_drawn_on_given_axes() -> None:
     from matplotlib import pyplot as plt
 
     _, axes = plt.subplots()
-    assert plot.plot_session_ttls(report(("a", "run", 60.0)), ax=axes) is axes
+    assert plot.plot_lifetimes(report(("a", "run", 60.0)), ax=axes) is axes
     plt.close()
