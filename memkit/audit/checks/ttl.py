@@ -64,6 +64,8 @@ RENEWED_TOGETHER = 0.05
 FEWEST_RENEWED = 20
 HEARTBEAT_TTL_MS = HOUR_MS
 """Heartbeats renew TTLs of seconds to minutes (Socket.IO: 25 s); those of more than an hour need none."""
+PAUSE_CHANCE = 0.003
+"""Highest chance of a pause that shows that a shape of names is no longer written: eight hours of 7 d with 120 keys."""
 SHOWN_JITTER = 0.005
 """A smaller jitter would be printed as 0%."""
 LONG_COPY = 0.2
@@ -265,6 +267,9 @@ def _as_new_shape(anomaly: TtlAnomaly, healthy: Sequence[LifetimeAnalysis], now_
     like = "their type and size are those of the sessions with the expected TTL, and they share no ids with these"
     few = anomaly.keys < FEWEST_SESSIONS
     first = anomaly.first_seen_ms
+    # With few sessions, a pause of a day or two is usual.
+    chance = 1.0 if last is None else max(0.0, 1 - (now_ms - last) / healthy[-1].ttl) ** len(ends)
+    few = few or chance > PAUSE_CHANCE
     if few or last is None or first is None or last > first + SLACK_MS or not have_stopped(ends, now_ms - last):
         return replace(anomaly, confidence="possible", reasons=(*anomaly.reasons, like))
     reasons = (*anomaly.reasons, like, "the other shape is not written since")
