@@ -184,8 +184,8 @@ class KeyStates:
         if may_be_empty and before is not None and "expired" in possible_ends(before, moment, "deleted"):
             possible = (*possible, "expired")
         keys[key] = KeyState(deadline, ttl, moment, 0 if may_be_empty else 1, is_sure=is_sure)
-        # Otherwise the key may have had a TTL.
-        proven = deadline is not None or (is_known and (before is None or before.is_sure))
+        # Otherwise the key may have had a TTL, or may not have existed.
+        proven = deadline is not None or (is_known and (before is None or (before.is_sure and before.least > 0)))
         yield KeyEvent(db, key, name, moment, command, deadline, ttl, possible, proven=proven)
 
     def _set_deadline(self, db: int, effect: Effect, moment: Moment, command: str) -> Iterator[KeyEvent]:

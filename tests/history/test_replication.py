@@ -53,6 +53,19 @@ def backlog_of(replica: RedisServer, session: str | None = None) -> History:
     return history(replica.url, session=session, expect={"*": "7d"}, replication="replica")
 
 
+def test_emptied_key_was_perhaps_not_overwritten() -> None:
+    """The backlog does not show whether the set had other members before."""
+    with pair("redis-7.0") as (primary, replica), primary.client() as writer, replica.client() as reader:
+        writer.sadd("chat:1", "a")
+        writer.expire("chat:1", 604_800)
+        writer.srem("chat:1", "a")
+        writer.set("chat:1", CANARY)
+        in_step(writer, reader)
+        fate = backlog_of(replica, "1").fate
+    assert fate is not None
+    assert (fate.cause, fate.confidence) == ("overwritten", "likely")
+
+
 def test_replica_shows_the_recent_past(servers: tuple[RedisServer, RedisServer]) -> None:
     primary, replica = servers
     with primary.client() as writer, replica.client() as reader:

@@ -147,6 +147,7 @@ class World:
         key, to = self.dice.sample(KEYS, 2)
         if command == "time passes":
             self.server.clock.shift(f"{self.dice.choice((1, 60, 600, 7_200))}s")
+            time.sleep(0.15)  # the server dates its log by a time that it reads ten times a second
             for one in KEYS:
                 self.client.exists(one)
         else:
