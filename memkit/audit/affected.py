@@ -93,9 +93,10 @@ def write_affected(
     except OSError as error:
         raise MemkitError(f"cannot write {path}: {error.strerror}; give a new file") from None
     with os.fdopen(descriptor, "wb") as file, open_source(source, at=at, db=db) as target:
-        client = "redis-cli -u redis://HOST:PORT/DB"
-        if not target.snapshot:
-            client = cli_command(source if isinstance(source, str) else "", target.connections[0].name)
+        url = source if isinstance(source, str) and not target.snapshot else ""
+        client = cli_command(url, target.connections[0].name)
+        if target.snapshot:
+            client = f"redis-cli -u redis://HOST:PORT/{target.snapshot.database}"
         for finding in findings:
             before, bound_ms = done.keys, JITTER * 1000 * (finding.observed_ttl_s or 0)
             prefix = (finding.prefix or "").encode("utf-8", "surrogateescape")
@@ -112,9 +113,11 @@ def write_affected(
                     done.soon += left_ms <= SOON_MS
             if done.keys > before:
                 done.commands.append(_renewal(finding, report, client, done.path))
-            elif finding.keys and not done.unprintable:
-                done.field_ttls = True
-        done.password = isinstance(source, str) and "@" in source
+            else:  # a hash that ends with its last field has no TTL of its own
+                done.field_ttls |= any(
+                    one.kind == "hash" and finding.affects(one.key, one.ttl_at_last_access_ms) for one in report.keys
+                )
+        done.password = "@" in url
     return done
 
 

@@ -141,7 +141,7 @@ def _counted(
     elif own and _short_strings(server, expectations, context, scale=scale) >= count:
         why = "short-lived strings beside the sessions are set and deleted as often"
     if why:
-        return f"keys were deleted by command ({shown}), probably no sessions: {why}"
+        return f"keys were deleted by command ({shown}), probably not sessions: {why}"
     return Finding(
         "deleted",
         prefix=expectations[0].prefix if len(expectations) == 1 else None,

@@ -274,7 +274,7 @@ def _late_finding(
         evidence=(
             f"the payloads of {len(times):,} of {counted(of, 'session')} state a write later than the deadline "
             f"minus the TTL",
-            f"{counted(fixed, 'deadline')} of these still one TTL after the first message",
+            f"of their deadlines, {fixed:,} are still one TTL after the first message",
             f"the first such write that still exists was at {utc_text(datetime.fromtimestamp(first_late / 1000, UTC))}",
         ),
         next="set the TTL in the same command or transaction as every write (EXPIRE after RPUSH, or SET with EX)",

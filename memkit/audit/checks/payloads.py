@@ -264,8 +264,8 @@ def _fragments(expected: Expectation, content: _Contents) -> Finding | None:
         expected,
         "corrupt",
         keys=len(found),
-        message=f"{counted(len(found), 'hash', 'hashes')} matching {expected.pattern} lack {fields}: after a session "
-        "expired, a write of one field created its key again",
+        message=f"{counted(len(found), 'hash', 'hashes')} matching {expected.pattern} lack {fields}: probably the "
+        "sessions had expired, and a later write of a field created their keys again",
         confidence="likely" if 2 * persistent > len(found) else "possible",
         evidence=(f"the other hashes have {fields}", f"{persistent:,} of the fragments have no TTL"),
         next="write the fields and the TTL in one script that does nothing if the key does not exist",

@@ -91,10 +91,11 @@ def server_notes(server: ServerFacts, expectations: Sequence[Expectation], *, wh
         database: The number of the database that was audited.
     """
     notes = []
-    if server.started_ms is not None and server.now_ms - server.started_ms < _longest_ms(expectations):
+    if server.started_ms is not None and server.now_ms - server.started_ms < (longest := _longest_ms(expectations)):
         loaded = f"it loaded {counted(server.loaded_keys, 'key')} from a file"
         dropped = f", {server.expired_at_load:,} of its keys were past their deadline" if server.expired_at_load else ""
-        notes.append(f"the server started {when}, less than one expected TTL ago: {loaded}{dropped}")
+        young = "" if longest == math.inf else ", less than one expected TTL ago"
+        notes.append(f"the server started {when}{young}: {loaded}{dropped}")
     flushes = server.called(*FLUSHES)
     if flushes:
         names = " or ".join(name.upper() for name in FLUSHES if server.called(name))
@@ -257,7 +258,8 @@ def _restarted(server: ServerFacts, context: AuditContext, ttl_ms: float, writte
     pause = started - before[-1] if before else 0
     empty = context.history.empty_start_ms is not None and YOUNG_MS <= uptime < ttl_ms
     if dropped >= max(FEWEST, DROPPED_SHARE * (dropped + loaded)):
-        what = f"dropped {dropped:,} of {dropped + loaded:,} keys as expired: the file was old, or it was down long"
+        what = f"dropped {dropped:,} of {dropped + loaded:,} keys as expired: "
+        what += "the file was old, or the server was stopped for long"
         evidence = [f"rdb_last_load_keys_expired {dropped:,}, rdb_last_load_keys_loaded {loaded:,}"]
     elif loaded and len(written) > len(before) >= STEADY_SESSIONS and pause > max(YOUNG_MS, PAUSES * longest):
         what = f"has no session of the {duration(pause)} before: it loaded an old file, or no session was written then"
@@ -307,11 +309,10 @@ def _persistence_risk(server: ServerFacts, context: AuditContext) -> Finding | N
         return None
     info, aof = server.info, server.info.get("aof_enabled") == "1"
     changes, saved_s = server.number("rdb_changes_since_last_save") or 0, server.number("rdb_last_save_time")
+    failed = info.get("aof_last_write_status" if aof else "rdb_last_bgsave_status", "ok") != "ok"
     why = None
-    if aof and info.get("aof_last_write_status", "ok") != "ok":
-        why = "the last write to the append-only file failed"
-    elif not aof and info.get("rdb_last_bgsave_status", "ok") != "ok":
-        why = "the last RDB save failed"
+    if failed:
+        why = f"the last {'write to the append-only file' if aof else 'RDB save'} failed"
     elif not aof and server.config.get("save") == "":
         why = "neither an append-only file nor RDB save points are on"
     elif not aof and saved_s and changes and server.now_ms - saved_s * 1000 > UNSAVED_MS:
@@ -328,7 +329,7 @@ def _persistence_risk(server: ServerFacts, context: AuditContext) -> Finding | N
             f"rdb_changes_since_last_save {changes:,}",
         ),
         next="read the server's log, and check its free disk space and file permissions"
-        if "failed" in why
+        if failed
         else "run redis-cli CONFIG SET appendonly yes, and set it in redis.conf; Redis forks once to write all data",
     )
 
