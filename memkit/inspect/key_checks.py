@@ -70,7 +70,7 @@ def key_problems(own: Mapping[str, LoadedKey], facts: SessionFacts) -> list[Prob
         reason = f"no key of the session has a TTL: {count} until deleted or evicted{facts.ttl_option}"
         problems.append(Problem("no_ttl", persistent[0], reason))
     early: set[str] = set()
-    policies: set[Expectation | None] = {*expected.values()} or {None}
+    policies: list[Expectation | None] = [*dict.fromkeys(expected.values())] or [None]
     for policy in policies:  # parts with expected TTLs of their own end apart on purpose
         names = [name for name in ends_s if len(policies) == 1 or expected.get(name) == policy]
         parts = {name: (ends_s[name], own[name].metadata.idle_s) for name in names}
