@@ -12,6 +12,8 @@ import pytest
 import redis
 from servers import every_server, start
 
+from memkit.audit import audit
+from memkit.audit.affected import write_affected
 from memkit.cli import main
 from memkit.server import RedisServer
 
@@ -122,3 +124,22 @@ def test_index_of_the_sessions_shape_hides_none(tmp_path: Path) -> None:
         client.sadd("chat:sessions", *range(40))
         assert main(["audit", server.url, "--expect", "chat:*=7d", "--duty", "1", "--affected", str(path)]) == 1
     assert len(path.read_text().splitlines()) == 40
+
+
+@pytest.mark.parametrize("kind", ["hash", "string"])
+def test_ttls_of_fields_are_renewed_otherwise(kind: str, tmp_path: Path) -> None:
+    """EXPIRE does not renew the TTL of a field; keys that were deleted since the audit need no advice."""
+    with start("redis-8.2") as server, server.client() as client:
+        for number in range(60):
+            if kind == "hash":
+                client.hset(f"chat:{number}", "text", "{}")
+                client.hexpire(f"chat:{number}", 300, "text")
+            else:
+                client.set(f"chat:{number}", "{}", ex=300)
+        report = audit(server.url, expect={"chat:*": "7d"}, full=True, duty=1)
+        if kind == "string":
+            client.delete(*(f"chat:{number}" for number in range(60)))
+        affected = write_affected(server.url, report, tmp_path / "affected")
+    assert report.verdict.cause == "ttl_too_short"
+    assert (affected.keys, affected.commands) == (0, [])
+    assert ("HEXPIRE" in affected.to_text()) == (kind == "hash")
