@@ -1,17 +1,17 @@
--- KEYS: keys to shift; ARGV[1]: milliseconds by which their deadlines move; ARGV[2]: 1 if hash fields have TTLs.
--- A deadline that would be in the past is set to LAST milliseconds from now: the key then expires (event "expired"); a
--- past deadline would delete it (event "del"). 1 ms is too short: the clock of 6.2 and 7.0 advances within a script. For
--- the same reason everything is relative: PTTL, then PEXPIRE.
+-- KEYS: keys to shift; ARGV[1]: milliseconds by which their deadlines move; ARGV[2]: 1 if hash fields have TTLs;
+-- ARGV[3]: LAST. A deadline that would be in the past is set to LAST milliseconds from now, unless it is nearer already:
+-- the key then expires (event "expired"); a past deadline would delete it (event "del"). 1 ms is past: the clock of 6.2
+-- and 7.0 advances within a script. For the same reason everything is relative: PTTL, then PEXPIRE.
 -- Returns the keys, and {key, field} pairs, that are about to expire.
-local LAST = 2
-local delta = tonumber(ARGV[1])
+local PAST = 2
+local delta, LAST = tonumber(ARGV[1]), tonumber(ARGV[3])
 local expiring = {}
 
 local function shifted(left, name)
   local now_left = left - delta
-  if now_left > LAST then return string.format('%.0f', now_left) end
+  if now_left > PAST then return string.format('%.0f', now_left) end
   expiring[#expiring + 1] = name
-  return LAST
+  return math.max(PAST, math.min(left, LAST))
 end
 
 for _, key in ipairs(KEYS) do
