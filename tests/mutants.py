@@ -1556,7 +1556,7 @@ class OpensElsewhere(ListScript):
 
 
 class ReadOnlySwallowed(ListScript):
-    found_by = "full_memory"
+    found_by = "replica_without_primary"
 
     def append(self, role: str, text: str) -> None:
         with contextlib.suppress(redis.exceptions.ReadOnlyError):
@@ -1564,7 +1564,7 @@ class ReadOnlySwallowed(ListScript):
 
 
 class NoPrimaryNoMemory(ListScript):
-    found_by = "full_memory"
+    found_by = "replica_without_primary"
 
     def read(self) -> Messages:
         try:
