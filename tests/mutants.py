@@ -14,6 +14,7 @@ import time
 import unicodedata
 import uuid
 import zlib
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
 import redis
@@ -874,6 +875,25 @@ class DeadlineOfTheHandle(ListScript):
     def ms(self, ttl_s: float | None) -> int:
         ttl_ms = super().ms(ttl_s)
         return ttl_ms and ttl_ms + round(time.time() * 1000)
+
+
+class NaiveUtcDeadline(ListScript):
+    found_by = "time_zone"
+
+    def append(self, role: str, text: str) -> None:
+        super().append(role, text)
+        if self.ttl_ms:
+            self.r.pexpireat(self.key, self.now() + timedelta(milliseconds=self.ttl_ms))
+
+    def now(self) -> datetime:
+        seconds, micros = self.r.time()
+        return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None, microsecond=micros)
+
+
+class LocalDeadlineAsUtc(NaiveUtcDeadline):
+    def now(self) -> datetime:
+        seconds, micros = self.r.time()
+        return datetime.fromtimestamp(seconds).replace(tzinfo=UTC, microsecond=micros)  # noqa: DTZ006  # the fault
 
 
 class OpenSetsTtl(ListScript):
