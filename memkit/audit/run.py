@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from memkit.readonly.connection import KeyCommands, ReadOnlyConnection
 from memkit.readonly.pace import Pace
 from memkit.readonly.reader import Reader
 from memkit.readonly.target import Target, open_target
-from memkit.render import counted, duration, utc_text
+from memkit.render import counted, duration, utc_text, utc_time
 
 SECOND_LOOK_KEYS = 1_000
 """A second look at this many sessions finds a loss of 0.3 % with a chance of 95 %."""
@@ -268,7 +268,7 @@ class _Audit:
             seen=() if self._expected else tuple(prefix_summaries(context)),
             expectations=tuple(self._expected),
             ignored=tuple(pattern for one in diagnoses for pattern in one.ignored_patterns),
-            at=datetime.fromtimestamp(self._servers[0].now_ms / 1000, UTC),
+            at=utc_time(self._servers[0].now_ms),
             keys=sample.keys,
             scales={"": sample.of / max(len(sample.keys) - sample.extra, 1), **sample.scales},
             counters={name: self._servers[0].number(name) for name in COUNTERS},
@@ -520,7 +520,7 @@ class _Audit:
     def _server(self) -> dict[str, Any]:
         server, snapshot = self._servers[0], self._snapshot
         url = snapshot.name if snapshot else self._target.url
-        taken_at = utc_text(datetime.fromtimestamp(server.now_ms / 1000, UTC))
+        taken_at = utc_text(utc_time(server.now_ms))
         source = {"kind": snapshot.kind if snapshot else "live", "name": url, "taken_at": taken_at}
         return {"flavour": server.flavour, "version": server.version, "url": url, "source": source}
 

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from itertools import pairwise
 
 from memkit.audit.checks.ttl_inference import SOME
 from memkit.audit.checks.ttl_peaks import FEWEST, SURE_NATS, surprise
 from memkit.audit.context import AuditContext
-from memkit.audit.finding import Finding
+from memkit.audit.finding import Finding, Since
 from memkit.audit.sampling import KeyFacts
 from memkit.audit.server_info import ABSOLUTE_DEADLINES, FLUSHES, REDIRECTIONS, ServerFacts
 from memkit.config import Expectation
-from memkit.render import counted, duration
+from memkit.render import counted, duration, utc_time
 
 NEAR_FULL = 0.8
 FULL = 0.95
@@ -270,8 +269,8 @@ def _flushed(
         # The counters do not tell whether sessions existed: a server is flushed before a launch, too.
         confidence="proven" if logged else "possible",
         expected_ttl_s=None if ttl_ms == math.inf else ttl_ms / 1000,
-        since=datetime.fromtimestamp(since_ms / 1000, UTC),
-        since_is="exact" if at is not None else "upper bound",
+        since=utc_time(since_ms),
+        since_is="upper bound" if at is None else "exact",
         evidence=(
             *([f"slow log: {logged[-1].command.upper()}{by}"] if logged else []),
             f"INFO commandstats: {names} called {counted(calls, 'time')} since the start or the last reset",
@@ -306,13 +305,13 @@ def _restarted(server: ServerFacts, context: AuditContext, ttl_ms: float, writte
         evidence = [f"{len(written):,} sessions within {duration(uptime)}, the first written {first} after the start"]
     else:
         return None
-    return Finding(
+    return Finding.of(
+        None,
         "restarted",
         keys=dropped,
         message=f"the server started {context.when(started)} and {what}",
         confidence="possible",
-        since=datetime.fromtimestamp(started / 1000, UTC),
-        since_is="exact",
+        since=Since(started, "exact"),
         evidence=evidence,
         next="if this was not the first start, compare when the file was saved with when the server stopped: writes "
         "between the two are lost; an append-only file prevents that",
@@ -324,14 +323,14 @@ def _replica_stale(server: ServerFacts, context: AuditContext) -> Finding | None
     if not server.is_replica or server.info.get("master_link_status", "up") == "up":
         return None
     down_s = server.number("master_link_down_since_seconds")
-    since = None if down_s is None or down_s < 0 else server.now_ms - down_s * 1000
-    shown = "" if since is None else f" since {context.when(since)}"
-    return Finding(
+    since = None if down_s is None or down_s < 0 else Since(server.now_ms - down_s * 1000, "exact")
+    shown = "" if since is None else f" since {context.when(since.at_ms)}"
+    return Finding.of(
+        None,
         "replica_stale",
         message=f"this replica has had no connection to its primary{shown}: later writes and expiries are missing",
         confidence="proven",
-        since=None if since is None else datetime.fromtimestamp(since / 1000, UTC),
-        since_is=None if since is None else "exact",
+        since=since,
         evidence=(f"master_link_status {server.info['master_link_status']}, down for {down_s} s",),
         next=f"check the primary {server.info.get('master_host', '?')}:{server.info.get('master_port', '?')} and the "
         "network; read from another server until the link is up",

@@ -45,6 +45,7 @@ from memkit.audit.sampling import KeyFacts
 from memkit.audit.server_info import ABSOLUTE_DEADLINES, RELATIVE_DEADLINES, RENEWALS, STRING_WRITES
 from memkit.config import SPRING_MARGIN_MS, Expectation
 from memkit.policy import ExpiryPolicy, ttl_text
+from memkit.readonly.values import to_bytes
 from memkit.render import counted, duration
 
 LOOKED_UP = 200
@@ -356,7 +357,7 @@ def _given(anomaly: TtlAnomaly, context: AuditContext) -> str:
 
 
 def _ttls(expected: Expectation) -> str:
-    return " or ".join(map(duration, (*expected.other_ttls_ms, expected.ttl_ms)))
+    return " or ".join(map(duration, expected.ttls_ms))
 
 
 def _is_affected(one: KeyFacts, anomaly: TtlAnomaly) -> bool:
@@ -583,7 +584,7 @@ def _add_missed_siblings(groups: Sequence[Group], expected: Expectation, context
             lacking = [member.session for member in other.members[: 2 * LOOKED_UP] if member.session not in have]
             for session in lacking[:LOOKED_UP] if other is not group else ():
                 name = f"{expected.prefix}{group.part.replace('*', session, 1)}"
-                wanted[name.encode("utf-8", "surrogateescape")] = (group, session)
+                wanted[to_bytes(name)] = (group, session)
     for facts in context.siblings(list(wanted)) if wanted else ():
         group, session = wanted[facts.key]
         if facts.kind == group.kind:

@@ -36,7 +36,7 @@ from memkit.audit.checks.ttl_peaks import (
 from memkit.audit.finding import Confidence, Since
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
-from memkit.policy import FINEST_JITTER, MAX_TTL_MS
+from memkit.policy import MAX_TTL_MS
 from memkit.render import duration
 
 ENOUGH_SHORT = 5_000
@@ -248,7 +248,7 @@ class LifetimeAnalysis:
         self, keys: Sequence[KeyFacts], expected: Expectation, history: ServerHistory, *, ttl_ms: int | None = None
     ) -> None:
         self.ttl = ttl_ms or expected.ttl_ms or MAX_TTL_MS
-        self.jitter = max(expected.jitter, FINEST_JITTER)
+        self.jitter = expected.tolerance
         self.sliding = expected.policy.kind == "sliding"
         self.history = history
         slack = min(SLACK_MS, SOME * self.ttl)
@@ -683,7 +683,7 @@ def analyses_of(keys: Sequence[KeyFacts], expected: Expectation, history: Server
     """Return one analysis for each expected TTL, the longest last: of the keys that were not given more than it."""
     found = []
     for ttl_ms in expected.other_ttls_ms:
-        top = ttl_ms * (1 + max(expected.jitter, FINEST_JITTER)) + SLACK_MS
+        top = ttl_ms * (1 + expected.tolerance) + SLACK_MS
         shorter = [one for one in keys if (one.ttl_at_last_access_ms or 0) <= top]
         found.append(LifetimeAnalysis(shorter, expected, history, ttl_ms=ttl_ms))
         keys = [one for one in keys if (one.ttl_at_last_access_ms or 0) > top]
