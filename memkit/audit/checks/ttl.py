@@ -346,7 +346,7 @@ def _ttl_evidence(expected: Expectation, anomaly: TtlAnomaly, context: AuditCont
         names = [one.name for one in context.server.clients if one.last_command in RENEWALS]
         evidence += [f"clients with a last command that can set a TTL: {', '.join(names[:5])}"] if names else []
     elif anomaly.since and anomaly.since.bound == "lower bound":
-        evidence.append(f"the last write that set the expected TTL was {context.when(anomaly.since.at_ms)}")
+        evidence.append(f"the last write that set a TTL of {wanted} was {context.when(anomaly.since.at_ms)}")
     if anomaly.first_seen_ms is not None:
         evidence.append(f"the oldest of them that still exists was written {context.when(anomaly.first_seen_ms)}")
     return evidence
