@@ -20,6 +20,7 @@ from memkit.config import expected
 from memkit.connect import redact
 from memkit.errors import MemkitError
 from memkit.policy import duration_ms, ttl_ms
+from memkit.readonly.values import to_bytes
 from memkit.render import COLUMNS, progress, wrapped
 from memkit.server.launcher import RedisServer, ended_by_signals
 
@@ -365,7 +366,7 @@ def _record(given: argparse.Namespace) -> int:
     from memkit.history.record import acl_rule, record
 
     expect = expected(given.expect)
-    prefixes = [one.prefix.encode("utf-8", "surrogateescape") for one in expect]
+    prefixes = [to_bytes(one.prefix) for one in expect]
     if given.acl:
         print(acl_rule(prefixes, replication=given.replication is not None))
         return 0

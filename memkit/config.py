@@ -52,6 +52,16 @@ class Expectation:
         return self.policy.ttl_ms
 
     @property
+    def ttls_ms(self) -> tuple[int, ...]:
+        """All expected TTLs in milliseconds, the longest last; none for never."""
+        return () if self.ttl_ms is None else (*self.other_ttls_ms, self.ttl_ms)
+
+    @property
+    def tolerance(self) -> float:
+        """How far a deadline may differ from the expected one, as a share of the TTL: clients compute some."""
+        return max(self.jitter, FINEST_JITTER)
+
+    @property
     def prefix(self) -> str:
         """The literal text that every matching key begins with."""
         literal = re.match(r"(?:[^*?\[\\]|\\.)*", self.pattern, re.DOTALL)
@@ -70,8 +80,7 @@ class Expectation:
 
     @property
     def _ttls(self) -> str:
-        longest = "never" if self.policy.ttl_ms is None else ttl_text(self.policy.ttl_ms)
-        return "|".join([*map(ttl_text, self.other_ttls_ms), longest])
+        return "|".join(map(ttl_text, self.ttls_ms)) or "never"
 
     def matching(self, keys: Iterable[_Keyed]) -> list[_Keyed]:
         """Return the keys that match."""

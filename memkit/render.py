@@ -22,6 +22,8 @@ SHOWN_CHARS = 2_000
 _UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _JOINERS = frozenset("\u200c\u200d")
 _PLAIN = re.compile(r"[ -~\u00a1-\u00ac\u00ae-\u0377\u0400-\u052f\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5]*")
+_EARLIEST_MS, _LATEST_MS = -62_135_596_800_000, 253_402_300_799_000
+"""The years 1 to 9999 of ``datetime``: a Unix time that is taken for a TTL gives later deadlines."""
 _UNITS_S = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 _CODES = {
     "critical": "1;31",
@@ -89,6 +91,11 @@ def duration(ms: float | None) -> str:
     (unit, size), (smaller_unit, smaller) = _UNITS_S[place : place + 2]
     whole, rest = divmod(round(seconds / smaller) * smaller, size)
     return f"{sign}{whole}{unit} {rest // smaller}{smaller_unit}" if rest else f"{sign}{whole}{unit}"
+
+
+def utc_time(ms: float) -> datetime:
+    """Return a Unix time in milliseconds as a datetime, within the years 1 to 9999."""
+    return datetime.fromtimestamp(max(_EARLIEST_MS, min(ms, _LATEST_MS)) / 1_000, UTC)
 
 
 def utc_text(at: datetime, *, round_up: bool = False) -> str:

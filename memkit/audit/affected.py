@@ -18,6 +18,7 @@ from memkit.connect import AnyClient, cli_command
 from memkit.errors import MemkitError
 from memkit.history.snapshots import open_source
 from memkit.readonly.connection import ReadOnlyConnection, command, refused
+from memkit.readonly.values import to_bytes
 from memkit.render import counted, wrapped
 from memkit.server.clock import escape_glob
 
@@ -99,7 +100,7 @@ def write_affected(
             client = f"redis-cli -u redis://HOST:PORT/{target.snapshot.database}"
         for finding in findings:
             before, bound_ms = done.keys, JITTER * 1000 * (finding.observed_ttl_s or 0)
-            prefix = (finding.prefix or "").encode("utf-8", "surrogateescape")
+            prefix = to_bytes(finding.prefix or "")
             for connection in target.connections:
                 for name, left_ms in _keys_with_ttl(connection, prefix, bound_ms):
                     own = next((one.prefix for one in report.expectations if one.matches.fullmatch(name)), "")

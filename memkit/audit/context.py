@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 from memkit.audit.checks.ttl_inference import ServerHistory
 from memkit.audit.finding import Since
 from memkit.audit.sampling import KeyFacts
 from memkit.audit.server_info import ServerFacts
-from memkit.render import ago, utc_text
+from memkit.render import ago, utc_text, utc_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +38,8 @@ class AuditContext:
 
     def when(self, at_ms: float) -> str:
         """Return a time as UTC and as how long ago: ``2026-11-22T02:17:03Z (42 min ago)``."""
-        at, now = (datetime.fromtimestamp(ms / 1000, UTC) for ms in (at_ms, self.history.now_ms))
-        return f"{utc_text(at)} ({ago(at, now)})"
+        at = utc_time(at_ms)
+        return f"{utc_text(at)} ({ago(at, utc_time(self.history.now_ms))})"
 
     def since_text(self, since: Since) -> str:
         """Return a change's time in words."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 from memkit.config import Expectation
-from memkit.render import utc_text
+from memkit.readonly.values import to_bytes
+from memkit.render import utc_text, utc_time
 
 Severity = Literal["critical", "warning", "info"]
 Confidence = Literal["proven", "likely", "possible"]
@@ -99,7 +100,7 @@ class Finding:
     @classmethod
     def of(
         cls,
-        expected: Expectation,
+        expected: Expectation | None,
         cause: str,
         *,
         prefix: str | None = None,
@@ -107,13 +108,16 @@ class Finding:
         since: Since | None = None,
         **given: Any,
     ) -> Finding:
-        """Return a finding about the keys of an expectation; ``prefix`` is a narrower one than the expectation's."""
+        """Return a finding about the keys of an expectation, or about the server.
+
+        ``prefix`` is a narrower one than the expectation's.
+        """
         return cls(
             cause,
-            prefix=expected.prefix if prefix is None else prefix,
-            expected_ttl_s=None if expected.ttl_ms is None else expected.ttl_ms / 1000,
+            prefix=expected.prefix if prefix is None and expected else prefix,
+            expected_ttl_s=expected.policy.ttl_s if expected else None,
             observed_ttl_s=None if observed_ms is None else round(observed_ms / 1000, 3),
-            since=None if since is None else datetime.fromtimestamp(since.at_ms / 1000, UTC),
+            since=None if since is None else utc_time(since.at_ms),
             since_is=None if since is None else since.bound,
             **given,
         )
@@ -143,8 +147,7 @@ class Finding:
         """
         if not self.is_short or not self.observed_ttl_s or given_ms is None:
             return False
-        prefix = (self.prefix or "").encode("utf-8", "surrogateescape")
-        return given_ms <= JITTER * 1000 * self.observed_ttl_s and key.startswith(prefix)
+        return given_ms <= JITTER * 1000 * self.observed_ttl_s and key.startswith(to_bytes(self.prefix or ""))
 
     @property
     def order(self) -> tuple[int, ...]:

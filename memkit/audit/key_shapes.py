@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from memkit.audit.checks.ttl_peaks import FEWEST
 from memkit.audit.sampling import KeyFacts
+from memkit.readonly.values import to_bytes, to_name
 
 _DELIMITER = re.compile(r"([:/|#])")
 _SUFFIX = re.compile(r"(.*[^._~@-])([._~@-]+)([A-Za-z]{2,24})", re.DOTALL)
@@ -77,7 +78,7 @@ def groups_of(keys: Sequence[KeyFacts], prefix: str) -> list[Group]:
 
 
 def _name(key: bytes, prefix: str) -> str:
-    name = key.decode("utf-8", "surrogateescape")
+    name = to_name(key)
     return (name.replace("{", "").replace("}", "") if "{" in name else name).removeprefix(prefix)
 
 
@@ -131,7 +132,7 @@ def sessions_of(groups: Iterable[Group]) -> Iterator[list[Member]]:
 def by_prefix(keys: Iterable[KeyFacts]) -> dict[str, list[KeyFacts]]:
     """Return keys by the literal beginning they share with others: up to the id, at most three words deep."""
     found: dict[str, list[KeyFacts]] = {}
-    _deepen("", [(_DELIMITER.split(one.key.decode("utf-8", "surrogateescape")), one) for one in keys], 0, found)
+    _deepen("", [(_DELIMITER.split(to_name(one.key)), one) for one in keys], 0, found)
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
@@ -157,7 +158,7 @@ def narrowest_prefix(affected: Sequence[bytes], everything: Sequence[bytes], def
         everything: The names of all keys that were looked at.
         default: The prefix of the expectation, returned if there is no narrower one.
     """
-    best = default.encode("utf-8", "surrogateescape")
+    best = to_bytes(default)
     needed = NEARLY_ALL * len(affected)
     others = [key for key in set(everything).difference(affected) if key.startswith(best)]
     while len(affected) >= FEWEST:  # fewer may be the parts of one session
@@ -168,7 +169,7 @@ def narrowest_prefix(affected: Sequence[bytes], everything: Sequence[bytes], def
             break
         best += head
         if len(left) < len(others):
-            default = best.decode("utf-8", "surrogateescape")
+            default = to_name(best)
         others = left
     return default
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import redis
 from memkit.audit.checks.deletions import deleted_finding
 from memkit.audit.checks.payloads import CHECKS, check_values
 from memkit.audit.checks.prefixes import prefix_summaries
-from memkit.audit.checks.server import YOUNG_MS, server_findings, server_notes
+from memkit.audit.checks.server import YOUNG_MS, expired_early, server_findings, server_notes
 from memkit.audit.checks.ttl import Diagnosis, changed_ttls, diagnose
 from memkit.audit.checks.ttl_inference import IDLE_WRAP_MS, ServerHistory
 from memkit.audit.context import AuditContext
@@ -36,7 +36,7 @@ from memkit.readonly.connection import KeyCommands, ReadOnlyConnection
 from memkit.readonly.pace import Pace
 from memkit.readonly.reader import Reader
 from memkit.readonly.target import Target, open_target
-from memkit.render import counted, duration, utc_text
+from memkit.render import counted, duration, utc_text, utc_time
 
 SECOND_LOOK_KEYS = 1_000
 """A second look at this many sessions finds a loss of 0.3 % with a chance of 95 %."""
@@ -249,7 +249,7 @@ class _Audit:
         self._notes += [deleted] if isinstance(deleted, str) else []
         findings = _in_order([*findings, *([deleted] if isinstance(deleted, Finding) else [])])
         findings = [replace(one, sampled=len(sample.keys)) for one in findings]
-        undetermined = self._undetermined(sample, diagnoses)
+        undetermined = self._undetermined(sample, diagnoses, context)
         if undetermined and findings and all(one.prefix is None for one in findings):
             self._notes.insert(0, undetermined)  # what is wrong with the server must not hide it
         self._note_limits(sample, context)
@@ -268,7 +268,7 @@ class _Audit:
             seen=() if self._expected else tuple(prefix_summaries(context)),
             expectations=tuple(self._expected),
             ignored=tuple(pattern for one in diagnoses for pattern in one.ignored_patterns),
-            at=datetime.fromtimestamp(self._servers[0].now_ms / 1000, UTC),
+            at=utc_time(self._servers[0].now_ms),
             keys=sample.keys,
             scales={"": sample.of / max(len(sample.keys) - sample.extra, 1), **sample.scales},
             counters={name: self._servers[0].number(name) for name in COUNTERS},
@@ -490,7 +490,7 @@ class _Audit:
         )
         return text + (f"; {counted(ignored, 'short-lived key')} ignored" if ignored else "")
 
-    def _undetermined(self, sample: Sample, diagnoses: Sequence[Diagnosis]) -> str | None:
+    def _undetermined(self, sample: Sample, diagnoses: Sequence[Diagnosis], context: AuditContext) -> str | None:
         """Return why the sessions cannot be called healthy, and what would settle it."""
         settle = "to find out, run again with --watch 30s while sessions are written, or with --full"
         if self._snapshot:
@@ -506,6 +506,10 @@ class _Audit:
                 ttl = duration(expected.ttl_ms)
                 keys = counted(one.sessions, "key")
                 return f"none of {keys} matching {expected.pattern} shows that writes set a TTL of {ttl}; {settle}"
+        if early := expired_early(
+            self._servers, self._expected, [key for one in diagnoses for key in one.keys], context
+        ):
+            return early
         if not self._snapshot and not all(one.info for one in self._servers):
             return (
                 "INFO is refused, so it is not known whether the server lost keys; to find out, use a user that may "
@@ -516,7 +520,7 @@ class _Audit:
     def _server(self) -> dict[str, Any]:
         server, snapshot = self._servers[0], self._snapshot
         url = snapshot.name if snapshot else self._target.url
-        taken_at = utc_text(datetime.fromtimestamp(server.now_ms / 1000, UTC))
+        taken_at = utc_text(utc_time(server.now_ms))
         source = {"kind": snapshot.kind if snapshot else "live", "name": url, "taken_at": taken_at}
         return {"flavour": server.flavour, "version": server.version, "url": url, "source": source}
 

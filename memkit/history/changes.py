@@ -3,11 +3,11 @@
 import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from memkit.history.states import KeyEvent, Moment
-from memkit.render import duration, printable, utc_text
+from memkit.render import duration, printable, utc_text, utc_time
 
 SAME_TTL = 0.01
 """TTLs that differ by less are one TTL: a log's second is rounded down, and clients compute deadlines themselves."""
@@ -22,8 +22,6 @@ Shape = int | tuple[bytes, ...]
 _SEPARATOR = re.compile(rb"[:/|.#]")
 _WORD = re.compile(rb"[A-Za-z][A-Za-z_-]*")
 _PREFIX = re.compile(rb"[^:/|.#]*[:/|.#]")
-EARLIEST_MS, LATEST_MS = -62_135_596_800_000, 253_402_300_799_000
-"""The years 1 to 9999 of ``datetime``: a Unix time that is taken for a TTL gives later deadlines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +152,7 @@ def prefix_of(key: bytes) -> str:
 
 def time_of(ms: int | None) -> Any:
     """Return a Unix time in milliseconds as a datetime, in the years 1 to 9999; None stays None."""
-    return None if ms is None else datetime.fromtimestamp(max(EARLIEST_MS, min(ms, LATEST_MS)) / 1_000, UTC)
+    return None if ms is None else utc_time(ms)
 
 
 def time_text(at: datetime | None) -> str | None:

@@ -23,6 +23,7 @@ from memkit.history.replication import CommandStream
 from memkit.history.states import EventName, KeyEvent, KeyState, KeyStates, Moment, logs_like, possible_ends
 from memkit.history.tracking import Tracker
 from memkit.readonly.connection import KeyCommands, ReadOnlyConnection, info_fields, refused
+from memkit.readonly.values import to_name
 from memkit.render import counted, duration
 from memkit.server.clock import escape_glob
 
@@ -226,7 +227,7 @@ def acl_rule(prefixes: Sequence[bytes] = (), *, replication: bool = False) -> st
         prefixes: Beginnings of the keys to record; all keys by default.
         replication: For a recording of the replication stream, which has all data.
     """
-    keys = " ".join(f"%R~{prefix.decode('utf-8', 'surrogateescape')}*" for prefix in prefixes or (b"",))
+    keys = " ".join(f"%R~{to_name(prefix)}*" for prefix in prefixes or (b"",))
     source = "+psync +replconf" if replication else "&__keyevent@* +hello +client|tracking +subscribe"
     commands = f"{source} +ping +time +info +scan +pexpiretime"
     return f"ACL SETUSER memkit-record on >PASSWORD resetchannels -@all {keys} {commands}"

@@ -24,6 +24,7 @@ from memkit.history.recording import Recording
 from memkit.history.replication import read_backlog
 from memkit.history.sources import Source, find_source
 from memkit.history.states import SAME_SECOND_MS, EventName, KeyEvent, KeyState, KeyStates, Moment, possible_ends
+from memkit.readonly.values import to_bytes
 from memkit.render import counted, duration, printable, wrapped
 
 WORD_ENDS = rb":/|.#{}\-_"
@@ -182,7 +183,7 @@ class _Query:
 
 @cache
 def _named_in_keys(session: str) -> re.Pattern[bytes]:
-    text = re.escape(session.encode("utf-8", "surrogateescape"))
+    text = re.escape(to_bytes(session))
     return re.compile(b"(?<![^%b])%b(?![^%b])" % (WORD_ENDS, text, WORD_ENDS))
 
 
@@ -283,7 +284,7 @@ def _fate_of_session(
         by_key.setdefault((event.db, event.key), []).append(event)
     keys = sorted(by_key, key=lambda key: not by_key[key])  # keys with events first
     if not keys:
-        return fate_of(session.encode("utf-8", "surrogateescape"), [], None)
+        return fate_of(to_bytes(session), [], None)
     fates = {key: fate_of(key[1], by_key[key], existing.get(key), db=key[0], ends_ms=ends_ms) for key in keys}
     ends = ((event.db, event.key) for event in reversed(events) if event.name in ENDS)
     ended = [key for key in ends if key not in existing]

@@ -23,7 +23,7 @@ from memkit.history.aof import AofFiles, find_aof, read_commands
 from memkit.history.rdb import MOST_DATABASES, RdbHeader, RdbReader, SnapshotKey, read_header
 from memkit.history.sources import Source, find_source, is_file_source
 from memkit.readonly.target import Snapshot, Target, open_target
-from memkit.render import utc_text
+from memkit.render import utc_text, utc_time
 from memkit.server.launcher import OLDEST, RedisServer, ServerBinary, installed_servers
 
 REPLICA_CONFIG = {"replicaof": "127.0.0.1 1", "databases": str(MOST_DATABASES)}
@@ -78,7 +78,7 @@ class RdbContents:
             name: What was given.
             db: The database to read; None: 0, or the one with most keys if that is empty.
         """
-        taken_at = datetime.fromtimestamp(self.now_ms / 1_000, UTC) - SAVE_TIME_RESOLUTION
+        taken_at = utc_time(self.now_ms) - SAVE_TIME_RESOLUTION
         database = _database(name, self.databases, db)
         header, keys = self.newest[1], self.databases.get(database, 0)
         written_by = (header.flavour, header.server_version)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from memkit.config import Expectation
 from memkit.formats.model import Problem, few
 from memkit.inspect.report import early_ends
-from memkit.policy import FINEST_JITTER, ExpiryPolicy
+from memkit.policy import ExpiryPolicy
 from memkit.readonly.reader import LoadedKey
 from memkit.readonly.values import to_bytes
 from memkit.render import duration
@@ -102,10 +102,10 @@ def _against(expected: Expectation, name: str, loaded: LoadedKey, facts: Session
     if expected.ttl_ms is None:
         reason = f"{left}, but keys matching {expected.pattern} are expected never to expire"
         return Problem("ttl_too_short", name, reason) if asked else None
-    shortest = min(expected.ttl_ms, *expected.other_ttls_ms, expected.ttl_ms)
-    ttls = " or ".join(map(duration, (*expected.other_ttls_ms, expected.ttl_ms)))
+    shortest = expected.ttls_ms[0]
+    ttls = " or ".join(map(duration, expected.ttls_ms))
     what = f"the expected TTL of {ttls}" if asked else f"the TTL of {ttls} in its payload"
-    if left_ms > expected.ttl_ms * (1 + max(expected.jitter, FINEST_JITTER)):
+    if left_ms > expected.ttl_ms * (1 + expected.tolerance):
         return Problem("ttl_too_long", name, f"{left}, more than {what}")
     floor_ms = shortest * (1 - expected.jitter) - _GRAIN_MS
     if left_ms + (idle_s or 0) * 1000 >= floor_ms:

@@ -1,7 +1,7 @@
 """A figure of one session's history: the TTLs that it got, its end, and the TTL changes of its prefix."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from matplotlib import dates
@@ -12,7 +12,7 @@ from memkit.history.fate import ENDS, Fate
 from memkit.history.run import History
 from memkit.history.states import KeyEvent, Moment
 from memkit.plot.style import BLUE, GREEN, GREY, INK, LEGEND, PALE, RUST, VERMILLION, finish, own_axes, time_axis
-from memkit.render import counted, printable
+from memkit.render import counted, printable, utc_time
 
 NO_TTL_S = 31_536_000.0
 """Where a key without TTL is drawn: at the top, above every TTL that people configure."""
@@ -77,7 +77,7 @@ def plot_timeline(history: History, ax: Axes | None = None) -> Axes:
 
 def _at(moment: Moment) -> datetime | None:
     ms = moment.latest_ms if moment.earliest_ms is None else moment.earliest_ms
-    return None if ms is None else datetime.fromtimestamp(ms / 1_000, UTC)
+    return None if ms is None else utc_time(ms)
 
 
 def _ttl_s(event: KeyEvent) -> float:
@@ -96,7 +96,7 @@ def _limits(history: History, shown: Sequence[KeyEvent]) -> tuple[datetime, date
     if not times:
         times = [at for source in history.sources for at in (source.begins, source.ends) if at]
     begin, end = min(times), max(times)
-    return (begin, end) if begin < end else (begin, datetime.fromtimestamp(begin.timestamp() + 60, UTC))
+    return (begin, end) if begin < end else (begin, begin + timedelta(minutes=1))
 
 
 def _draw_prefix(

@@ -4,12 +4,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise
 
 from memkit.connect import execute_undecoded
-from memkit.render import duration, printable, utc_text
+from memkit.render import duration, printable, utc_text, utc_time
 from memkit.server.launcher import RedisServer
 
 UNITS_MS = {"EXPIREAT": 1_000, "PEXPIREAT": 1, "EXAT": 1_000, "PXAT": 1}
@@ -61,7 +60,7 @@ def _explanation(server: RedisServer, started_s: float) -> str | None:
                 left = "already past" if passed else f"{duration(deadline_ms - sent_ms)} away"
                 return (
                     f"memkit: the test sent {command} {printable(key)} with the deadline "
-                    f"{utc_text(datetime.fromtimestamp(deadline_ms / 1000, UTC))} while memkit_clock was "
+                    f"{utc_text(utc_time(deadline_ms))} while memkit_clock was "
                     f"{duration(abs(ahead_ms))} {'ahead' if ahead_ms > 0 else 'behind'}. For the server that was "
                     f"{left}. memkit_clock moves the server's clock only, and the deadline came from the client's "
                     "clock. Use EXPIRE or EX, or move the client's clock too, for example with time-machine"

@@ -17,6 +17,7 @@ from memkit.audit.context import AuditContext
 from memkit.audit.key_shapes import Group, Member
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
+from memkit.readonly.values import to_bytes
 
 FLAG_MS = 120_000
 FLAG_BYTES = 128
@@ -143,7 +144,7 @@ class _Comparison:
         names = []
         if self.group.part.count("*") == 1:
             shape = f"{self.expected.prefix}{self.group.part}"
-            names = [shape.replace("*", one, 1).encode("utf-8", "surrogateescape") for one in lacking]
+            names = [to_bytes(shape.replace("*", one, 1)) for one in lacking]
         found = len(recent) - len(lacking) + len(self.context.siblings(names))
         return found >= len(recent) / 2
 

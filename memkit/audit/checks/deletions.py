@@ -7,11 +7,10 @@ command everywhere, so calls alone are a suspicion only if nothing else explains
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 from memkit.audit.checks.ttl_inference import SOME
 from memkit.audit.context import AuditContext
-from memkit.audit.finding import Finding
+from memkit.audit.finding import Finding, Since
 from memkit.audit.sampling import KeyFacts
 from memkit.audit.server_info import DELETES, STRING_WRITES, ServerFacts
 from memkit.config import Expectation
@@ -98,15 +97,15 @@ def _logged_finding(server: ServerFacts, expectations: Sequence[Expectation]) ->
     first = min(logged, key=lambda one: one.at_s)
     count = sum(len(one.keys) for one in logged)
     many = count >= FEWEST_DELETED or any(len(one.keys) >= FEWEST_VANISHED for one in logged)
-    return Finding(
+    return Finding.of(
+        None,
         "deleted",
         prefix=prefixes[first],
         keys=count,
         message=f"{first.command.upper()} ended sessions matching {prefixes[first]}* before their TTL did: at least "
         f"{counted(count, 'key')}",
         confidence="proven" if many else "possible",  # a user may have ended a large session
-        since=datetime.fromtimestamp(first.at_s + 1, UTC),
-        since_is="upper bound",
+        since=Since(1_000 * (first.at_s + 1), "upper bound"),
         evidence=tuple(
             f"slow log: {one.command} of {counted(len(one.keys), 'key')} by {one.client}" for one in logged[:3]
         ),

@@ -14,7 +14,7 @@ from memkit.audit.finding import Confidence, Finding
 from memkit.audit.key_shapes import Group, Member
 from memkit.config import Expectation
 from memkit.formats import superseded
-from memkit.policy import FINEST_JITTER, PartEnd, ends_apart, ttl_text
+from memkit.policy import PartEnd, ends_apart, ttl_text
 from memkit.readonly.values import to_name
 from memkit.render import duration
 
@@ -61,8 +61,7 @@ def mixed_ttl(expected: Expectation, sessions: Sequence[Sequence[Member]], *, kn
     ]
     second, count = Counter(round(value / 1000) for value in shortest).most_common(1)[0]
     evidence = [f"{len(sessions):,} sessions have several keys; their deadlines were compared"]
-    jitter = max(expected.jitter, FINEST_JITTER)
-    floor = min((*expected.other_ttls_ms, expected.ttl_ms or 0)) * (1 - jitter) - IDLE_GRAIN_MS
+    floor = expected.ttls_ms[0] * (1 - expected.tolerance) - IDLE_GRAIN_MS
     own = {part: ttl for part, ttl in _longest(sessions).items() if ttl < floor}
     if sure == "possible":
         evidence.append("in no session were all keys written at once, so these may be several sessions of one user")
@@ -115,14 +114,12 @@ def _is_mixed(members: Sequence[Member], expected: Expectation) -> bool:
         PartEnd(one.facts.deadline_ms, one.facts.touched_ms) for one in members if one.facts.deadline_ms is not None
     ]
     ends.sort(key=lambda one: one.deadline_ms)
-    return len(ends) > 1 and ends_apart(
-        ends[0], ends[-1], (*expected.other_ttls_ms, expected.ttl_ms or 0), jitter=expected.jitter
-    )
+    return len(ends) > 1 and ends_apart(ends[0], ends[-1], expected.ttls_ms, jitter=expected.jitter)
 
 
 def _needed(members: Sequence[Member], expected: Expectation) -> Sequence[Member]:
     """Return the keys of a session without old checkpoints that were given the whole TTL: no saver renews these."""
-    floor = (expected.ttl_ms or 0) * (1 - max(expected.jitter, FINEST_JITTER)) - IDLE_GRAIN_MS
+    floor = (expected.ttl_ms or 0) * (1 - expected.tolerance) - IDLE_GRAIN_MS
     old = superseded(to_name(one.facts.key) for one in members)
     return [
         one

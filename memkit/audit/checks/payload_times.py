@@ -21,7 +21,7 @@ from memkit.formats import memkit_store
 from memkit.formats.model import KeyOwner, SessionValues, Turn, seconds
 from memkit.formats.parsing.bounded_json import parse
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
-from memkit.render import counted, duration, utc_text
+from memkit.render import counted, duration, utc_text, utc_time
 
 _WHEN = "(at|on|time|date|timestamp|ts|ms|utc)"
 _SESSION_TIME = f"""
@@ -203,7 +203,7 @@ def not_refreshed(expected: Expectation, sessions: Sequence[DatedSession], notes
     """
     if expected.policy.kind != "sliding" or expected.ttl_ms is None or not sessions:
         return None
-    ttl = min((expected.ttl_ms, *expected.other_ttls_ms))
+    ttl = expected.ttls_ms[0]
     tolerance = LATE_MS + expected.jitter * ttl
     dated = [
         (one.facts.deadline_ms - ttl, one.first.at, one.newest)
@@ -275,7 +275,7 @@ def _late_finding(
             f"the payloads of {len(times):,} of {counted(of, 'session')} state a write later than the deadline "
             f"minus the TTL",
             f"of their deadlines, {fixed:,} are still one TTL after the first message",
-            f"the first such write that still exists was at {utc_text(datetime.fromtimestamp(first_late / 1000, UTC))}",
+            f"the first such write that still exists was at {utc_text(utc_time(first_late))}",
         ),
         next="set the TTL in the same command or transaction as every write (EXPIRE after RPUSH, or SET with EX)",
     )

@@ -11,7 +11,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import NamedTuple
 
 from memkit import formats
@@ -28,7 +27,7 @@ from memkit.formats.model import KeyOwner
 from memkit.formats.parsing.encodings import ENCRYPTED, examine
 from memkit.readonly.reader import Reader
 from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue, to_bytes, to_name
-from memkit.render import counted, utc_text
+from memkit.render import counted, utc_text, utc_time
 
 FEWEST_VALUES = 5_000
 BATCH_KEYS = 200
@@ -286,7 +285,7 @@ def _emptied(expected: Expectation, content: _Contents) -> Finding | None:
         "corrupt",
         keys=len(empty),
         message=f"{counted(len(empty), 'session')} matching {expected.pattern} hold no messages: nearly all "
-        f"written since {utc_text(datetime.fromtimestamp(first / 1000, UTC))}, and none from before",
+        f"written since {utc_text(utc_time(first))}, and none from before",
         confidence="possible",
         since=Since(first, "upper bound"),
         evidence=(f"{before:,} sessions that were written before hold messages",),
@@ -326,7 +325,7 @@ def _encoding_changed(expected: Expectation, content: _Contents) -> Finding | No
         intact = [one for one in payloads if not one.fault]
         for encoding, having, first in _changes(expected, intact, unreadable=unreadable):
             keys |= dict.fromkeys(one.facts.key for one in having)
-            since = "" if first is None else f" since {utc_text(datetime.fromtimestamp(first / 1000, UTC))}"
+            since = "" if first is None else f" since {utc_text(utc_time(first))}"
             instead = f" instead of {usual}" if usual != encoding else ""
             evidence.append(f"{counted(len(having), 'key')} hold {_named(encoding)}{instead}{since}")
             dates += [first] if first else []

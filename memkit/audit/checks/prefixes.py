@@ -37,7 +37,7 @@ from memkit.audit.sampling import KeyFacts
 from memkit.audit.server_info import ABSOLUTE_DEADLINES
 from memkit.config import Expectation
 from memkit.policy import ttl_text
-from memkit.readonly.values import to_name
+from memkit.readonly.values import to_bytes, to_name
 from memkit.render import counted, duration, printable
 
 CHANCE = 0.01
@@ -66,7 +66,7 @@ whenever it occurs."""
 def odd_names(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext) -> Finding | None:
     """Return the finding of sessions with names of a new shape: without it, the names would match the pattern."""
     own = {one.key for one in keys}
-    prefix = expected.prefix.encode("utf-8", "surrogateescape")
+    prefix = to_bytes(expected.prefix)
     joined = re.compile(b"^%b(?![:/|#])" % re.escape(prefix.rstrip(b":/|#") or prefix))
     without = ("no separator behind the prefix", joined, lambda _: prefix, False)
     candidates = [*keys, *(one for one in context.other_keys if one.key not in own)]
@@ -80,7 +80,7 @@ def odd_names(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCon
             if expression.search(one.key)
             and (one.key.isascii() or one.key not in own)  # the last byte of a binary id may be any
             and expected.matches.fullmatch(expression.sub(usual, one.key))
-            and not expression.search(expected.pattern.encode("utf-8", "surrogateescape"))
+            and not expression.search(to_bytes(expected.pattern))
         ]
         found = {one.key for one in odd}
         plain = [one for one in keys if one.key not in found] if odd else []

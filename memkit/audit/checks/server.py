@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from itertools import pairwise
 
 from memkit.audit.checks.ttl_inference import SOME
-from memkit.audit.checks.ttl_peaks import FEWEST
+from memkit.audit.checks.ttl_peaks import FEWEST, SURE_NATS, surprise
 from memkit.audit.context import AuditContext
-from memkit.audit.finding import Finding
+from memkit.audit.finding import Finding, Since
 from memkit.audit.sampling import KeyFacts
 from memkit.audit.server_info import ABSOLUTE_DEADLINES, FLUSHES, REDIRECTIONS, REPLICATES, ServerFacts
 from memkit.config import Expectation
-from memkit.render import counted, duration
+from memkit.render import counted, duration, utc_time
 
 NEAR_FULL = 0.8
 FULL = 0.95
@@ -44,6 +43,8 @@ FLUSH_CHANCE = 0.01
 """The chance that no session is older, if there was no flush. FLUSHDB is counted for all databases together."""
 OLD_SHARE = 0.9
 FAILOVER = "; if this server was a replica then, the writes that had not reached it are lost"
+EXPIRED_TIMES = 3
+"""Traffic is hardly ever more than three times that of another time: by day it is two to three times that by night."""
 
 
 def server_findings(
@@ -117,6 +118,40 @@ def server_notes(server: ServerFacts, expectations: Sequence[Expectation], *, wh
     if others:
         notes.append(f"other databases have keys: {', '.join(f'{name} ({keys:,})' for name, keys in others.items())}")
     return notes
+
+
+def expired_early(
+    servers: Sequence[ServerFacts],
+    expectations: Sequence[Expectation],
+    sessions: Sequence[KeyFacts],
+    context: AuditContext,
+) -> str | None:
+    """Return why more keys expired than sessions with the expected TTL would have; None if other keys explain it.
+
+    Uses expired_keys, uptime_in_seconds and the keyspace: on a server that started empty, no session can expire within
+    its first TTL, and later as many do in one TTL as exist.
+    """
+    volatile = sum(one.deadline_ms is not None for one in context.keys)
+    own = sum(one.deadline_ms is not None for one in sessions)
+    databases = sum(one.get("expires", 0) > 0 for one in servers[0].databases.values())
+    started, now = servers[0].started_ms, context.history.now_ms
+    if own < volatile or databases > 1 or started is None or servers[0].is_replica:
+        return None
+    ttl_ms = min((min(one.ttl_ms, *one.other_ttls_ms, one.ttl_ms) for one in expectations if one.ttl_ms), default=0)
+    empty = context.history.empty_start_ms
+    # A server that was stopped for long finds sessions past their deadline in its append-only file.
+    if not ttl_ms or (empty is None and now - started < ttl_ms):
+        return None
+    existing = sum(count.get("expires", 0) for one in servers for count in one.databases.values())
+    times = (now - started if empty is None else max(0.0, now - empty - ttl_ms)) / ttl_ms
+    expired, usual = context.history.expired, existing * times
+    if expired < max(min(FEWEST, existing), SOME * existing) or surprise(expired, EXPIRED_TIMES * usual) < SURE_NATS:
+        return None
+    return (
+        f"{counted(expired, 'key')} expired since the server started {context.when(started)}, and at the rate at which "
+        f"sessions are written now, about {usual:,.0f} would have with a TTL of {duration(ttl_ms)}; to find out which "
+        "keys expire: memkit record URL -o FILE.db"
+    )
 
 
 def _longest_ms(expectations: Sequence[Expectation]) -> float:
@@ -241,8 +276,8 @@ def _flushed(
         # The counters do not tell whether sessions existed: a server is flushed before a launch, too.
         confidence="proven" if logged else "possible",
         expected_ttl_s=None if ttl_ms == math.inf else ttl_ms / 1000,
-        since=datetime.fromtimestamp(since_ms / 1000, UTC),
-        since_is="exact" if at is not None else "upper bound",
+        since=utc_time(since_ms),
+        since_is="upper bound" if at is None else "exact",
         evidence=(
             *([f"slow log: {logged[-1].command.upper()}{by}"] if logged else []),
             f"INFO commandstats: {names} called {counted(calls, 'time')} since the start or the last reset",
@@ -279,13 +314,13 @@ def _restarted(
         evidence = [f"{len(written):,} sessions within {duration(uptime)}, the first written {first} after the start"]
     else:
         return None
-    return Finding(
+    return Finding.of(
+        None,
         "restarted",
         keys=dropped,
         message=f"the server started {context.when(started)} and {what}",
         confidence="possible",
-        since=datetime.fromtimestamp(started / 1000, UTC),
-        since_is="exact",
+        since=Since(started, "exact"),
         evidence=evidence,
         next="if this was not the first start, compare when the file was saved with when the server stopped: writes "
         "between the two are lost; an append-only file prevents that",
@@ -297,14 +332,14 @@ def _replica_stale(server: ServerFacts, context: AuditContext) -> Finding | None
     if not server.is_replica or server.info.get("master_link_status", "up") == "up":
         return None
     down_s = server.number("master_link_down_since_seconds")
-    since = None if down_s is None or down_s < 0 else server.now_ms - down_s * 1000
-    shown = "" if since is None else f" since {context.when(since)}"
-    return Finding(
+    since = None if down_s is None or down_s < 0 else Since(server.now_ms - down_s * 1000, "exact")
+    shown = "" if since is None else f" since {context.when(since.at_ms)}"
+    return Finding.of(
+        None,
         "replica_stale",
         message=f"this replica has had no connection to its primary{shown}: later writes and expiries are missing",
         confidence="proven",
-        since=None if since is None else datetime.fromtimestamp(since / 1000, UTC),
-        since_is=None if since is None else "exact",
+        since=since,
         evidence=(f"master_link_status {server.info['master_link_status']}, down for {down_s} s",),
         next=f"check the primary {server.info.get('master_host', '?')}:{server.info.get('master_port', '?')} and the "
         "network; read from another server until the link is up",

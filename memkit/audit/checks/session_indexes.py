@@ -215,7 +215,7 @@ def _judge(
         for name in _missing(loads, sessions, absent)
         if not any(key in explained for key in sessions.keys_of(name))
     ]
-    ttl = min((sessions.expected.ttl_ms or 0, *sessions.expected.other_ttls_ms))
+    ttl = min(sessions.expected.ttls_ms, default=0)
     lost = []
     for name in missing:
         facts, entry = found[name]

@@ -12,6 +12,7 @@ from memkit.audit.finding import Finding, Since
 from memkit.audit.key_shapes import groups_of
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
+from memkit.readonly.values import to_name
 from memkit.render import counted, duration
 
 NO_VALUES = frozenset(("", "none", "null", "undefined", "nan", "nil"))
@@ -60,7 +61,7 @@ def shared_key(expected: Expectation, keys: Sequence[KeyFacts]) -> Finding | Non
     alone = len(times) >= FEWEST_OTHERS and sizes[largest] > LARGER * rest and silence > longest
     if not nameless and not alone:
         return None
-    name = sessions[largest][0].key.decode("utf-8", "surrogateescape")
+    name = to_name(sessions[largest][0].key)
     facts = []
     if nameless:
         facts.append(f"the id in {name!r} is the text of a missing value, of an object or of a template")

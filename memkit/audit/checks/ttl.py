@@ -45,6 +45,7 @@ from memkit.audit.sampling import KeyFacts
 from memkit.audit.server_info import ABSOLUTE_DEADLINES, RELATIVE_DEADLINES, RENEWALS, STRING_WRITES
 from memkit.config import SPRING_MARGIN_MS, Expectation
 from memkit.policy import ExpiryPolicy, ttl_text
+from memkit.readonly.values import to_bytes
 from memkit.render import counted, duration
 
 LOOKED_UP = 200
@@ -304,7 +305,8 @@ def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, conte
     prefix = narrowest_prefix(affected, [one.key for one in context.keys], expected.prefix)
     given, wanted = _given(anomaly, context), _ttls(expected)
     since = "" if anomaly.since is None else f", {context.since_text(anomaly.since)}"
-    message = f"sessions matching {prefix}* get a TTL of {given} instead of {wanted}{since}"
+    verb = "got" if anomaly.since and anomaly.since.bound == "until" else "get"
+    message = f"sessions matching {prefix}* {verb} a TTL of {given} instead of {wanted}{since}"
     if both:
         message = f"sessions matching {prefix}* get TTLs of {given} and {wanted} at the same time; expected {wanted}"
     evidence = _ttl_evidence(expected, anomaly, context, both=both)
@@ -349,7 +351,7 @@ def _ttl_evidence(expected: Expectation, anomaly: TtlAnomaly, context: AuditCont
         names = [one.name for one in context.server.clients if one.last_command in RENEWALS]
         evidence += [f"clients with a last command that can set a TTL: {', '.join(names[:5])}"] if names else []
     elif anomaly.since and anomaly.since.bound == "lower bound":
-        evidence.append(f"the last write that set the expected TTL was {context.when(anomaly.since.at_ms)}")
+        evidence.append(f"the last write that set a TTL of {wanted} was {context.when(anomaly.since.at_ms)}")
     if anomaly.first_seen_ms is not None:
         evidence.append(f"the oldest of them that still exists was written {context.when(anomaly.first_seen_ms)}")
     return evidence
@@ -360,7 +362,7 @@ def _given(anomaly: TtlAnomaly, context: AuditContext) -> str:
 
 
 def _ttls(expected: Expectation) -> str:
-    return " or ".join(map(duration, (*expected.other_ttls_ms, expected.ttl_ms)))
+    return " or ".join(map(duration, expected.ttls_ms))
 
 
 def _is_affected(one: KeyFacts, anomaly: TtlAnomaly) -> bool:
@@ -400,12 +402,11 @@ def _next_for_ttl(expected: Expectation, anomaly: TtlAnomaly, context: AuditCont
             f"redis-cli CLIENT LIST shows each client's last command (cmd=expire, cmd=setex, cmd=set); if both are "
             f"intended: --expect '{expected.pattern}={ttls}'"
         )
+    if anomaly.since and anomaly.since.bound == "until":
+        return "nothing to roll back: sessions written since get the expected TTL, existing ones at their next write"
     around = "" if anomaly.since is None else f" around {context.when(anomaly.since.at_ms)}"
-    then = (
-        "until then, memory grows"
-        if anomaly.kind == "long"
-        else "existing sessions get the right TTL at their next write"
-    )
+    then = "existing sessions get the right TTL at their next write"
+    then = "until then, memory grows" if anomaly.kind == "long" else then
     return f"look for the release{around} that changed the TTL of {expected.pattern}, and roll it back; {then}"
 
 
@@ -588,7 +589,7 @@ def _add_missed_siblings(groups: Sequence[Group], expected: Expectation, context
             lacking = [member.session for member in other.members[: 2 * LOOKED_UP] if member.session not in have]
             for session in lacking[:LOOKED_UP] if other is not group else ():
                 name = f"{expected.prefix}{group.part.replace('*', session, 1)}"
-                wanted[name.encode("utf-8", "surrogateescape")] = (group, session)
+                wanted[to_bytes(name)] = (group, session)
     for facts in context.siblings(list(wanted)) if wanted else ():
         group, session = wanted[facts.key]
         if facts.kind == group.kind:

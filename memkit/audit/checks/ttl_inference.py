@@ -36,7 +36,7 @@ from memkit.audit.checks.ttl_peaks import (
 from memkit.audit.finding import Confidence, Since
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
-from memkit.policy import FINEST_JITTER, MAX_TTL_MS
+from memkit.policy import MAX_TTL_MS
 from memkit.render import duration
 
 ENOUGH_SHORT = 5_000
@@ -248,7 +248,7 @@ class LifetimeAnalysis:
         self, keys: Sequence[KeyFacts], expected: Expectation, history: ServerHistory, *, ttl_ms: int | None = None
     ) -> None:
         self.ttl = ttl_ms or expected.ttl_ms or MAX_TTL_MS
-        self.jitter = max(expected.jitter, FINEST_JITTER)
+        self.jitter = expected.tolerance
         self.sliding = expected.policy.kind == "sliding"
         self.history = history
         slack = min(SLACK_MS, SOME * self.ttl)
@@ -341,6 +341,9 @@ class LifetimeAnalysis:
         last = None if hidden else self.last_write(before)
         if last is not None and last <= first + SLACK_MS:
             since = Since(last, "lower bound")
+        written = [round(one.deadline - peak.low) for one in members]
+        ended = self._ended(written, [round(one.deadline - self.ttl) for one in exact])
+        since = since if ended is None else Since(ended, "until")
         reasons = (f"{len(self.long):,} keys have more time left than the expected TTL",)
         found = TtlAnomaly("long", ttl, jitter, len(self.long), "proven", since, round(first), reasons, peak.high)
         return found if self.history.idle_known else replace(found, since=None, first_seen_ms=None)
@@ -622,17 +625,17 @@ class LifetimeAnalysis:
         if since.bound == "upper bound":
             top = self._longest_expected(self.right)
             both = sum(one.deadline - top > first + SLACK_MS for one in self.right)
-            ended = self._ended(members, [round(one.deadline - top) for one in self.right])
+            ended = self._ended([one.accessed for one in members], [round(one.deadline - top) for one in self.right])
             since = Since(ended, "until") if ended is not None else since
         return TtlAnomaly("short", ttl, jitter, len(below), confidence, since, first, (reason,), peak.high, both)
 
-    def _ended(self, members: Sequence[KeyLifetime], expected_writes: Sequence[int]) -> int | None:
-        """Return when the last of these was written, if they stopped and the expected TTL is given since."""
-        accesses = [one.accessed for one in members]
-        after = sum(one > max(accesses) + SLACK_MS for one in expected_writes)
+    def _ended(self, writes: Sequence[int], expected_writes: Sequence[int]) -> int | None:
+        """Return when the last of these writes was, if they stopped and the expected TTL is given since."""
+        last = max(writes)
+        after = sum(one > last + SLACK_MS for one in expected_writes)
         # Twice the usual proof: with ten times the usual gap, the chance is 0.00005 while they are still written.
-        stopped = have_stopped(accesses, (self.history.now_ms - max(accesses) - SLACK_MS) / 2)
-        return max(accesses) if stopped and after >= FEWEST else None
+        stopped = have_stopped(writes, (self.history.now_ms - last - SLACK_MS) / 2)
+        return last if stopped and after >= FEWEST else None
 
     def _when(self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]) -> Since:
         """Return since when TTLs are short: after the last write of the former TTL, or no later than the first seen.
@@ -680,7 +683,7 @@ def analyses_of(keys: Sequence[KeyFacts], expected: Expectation, history: Server
     """Return one analysis for each expected TTL, the longest last: of the keys that were not given more than it."""
     found = []
     for ttl_ms in expected.other_ttls_ms:
-        top = ttl_ms * (1 + max(expected.jitter, FINEST_JITTER)) + SLACK_MS
+        top = ttl_ms * (1 + expected.tolerance) + SLACK_MS
         shorter = [one for one in keys if (one.ttl_at_last_access_ms or 0) <= top]
         found.append(LifetimeAnalysis(shorter, expected, history, ttl_ms=ttl_ms))
         keys = [one for one in keys if (one.ttl_at_last_access_ms or 0) > top]
