@@ -120,6 +120,28 @@ def test_java_names_that_are_expected_are_healthy(traffic: Traffic) -> None:
     assert traffic.world(events, expect={"*chat:*": "7d"}).audited().verdict.status == "healthy"
 
 
+@pytest.mark.parametrize("encoded", ["since", "always", "never"])
+def test_names_that_are_percent_encoded(encoded: str, traffic: Traffic) -> None:
+    events: list[Event] = []
+    for age_s in traffic.times():
+        at = "%40" if encoded == "always" or (encoded == "since" and age_s < 2 * DAY) else "@"
+        events += traffic.write(f"chat:{traffic.uid()}{at}example.org", age_s)
+    assert causes(traffic.world(events).audited()) == ({"wrong_prefix"} if encoded == "since" else set())
+
+
+@pytest.mark.parametrize(("shape", "confidence"), [("by-user:{}", "possible"), ("{}:title", "proven")])
+def test_persistent_names_beside_the_sessions(shape: str, confidence: str, traffic: Traffic) -> None:
+    events: list[Event] = []
+    for age_s in traffic.times():
+        uid, owner = traffic.uid(), traffic.uid()
+        events += traffic.write(f"chat:{uid}", age_s, kind="string")
+        name = shape.format(owner if "user" in shape else uid)
+        events += traffic.write(f"chat:{name}", age_s, kind="string", ttl_s=None, value=f"chat:{uid}")
+    (found,) = traffic.world(events).audited().findings
+    assert (found.cause, found.confidence) == ("no_ttl", confidence)
+    assert ("--expect 'chat:by-user:*=never'" in found.next) == (confidence == "possible")
+
+
 @pytest.mark.parametrize("name", ["undefined", "{session_id}", "${id}", "[object Promise]", "{alice}"])
 def test_text_without_an_id_is_a_shared_key(name: str, traffic: Traffic) -> None:
     events = traffic.sessions() + traffic.write(f"chat:{name}", MINUTE)
