@@ -80,6 +80,19 @@ def test_keys_that_expired_before_a_whole_ttl(short_s: float, beside: bool, traf
     assert verdict.status == "healthy" or "keys expired since the server started" in verdict.sentence
 
 
+@pytest.mark.parametrize(("least", "status"), [(0.35, "findings"), (0.55, "healthy")])
+def test_writes_that_leave_the_ttl_by_the_counters(least: float, status: str, traffic: Traffic) -> None:
+    events: list[Event] = []
+    for age_s in traffic.times(0.65 * traffic.ttl_s, 0.9 * traffic.ttl_s):
+        events += traffic.write(key := f"chat:{traffic.uid()}", age_s, kind="string")
+        left = traffic.dice.uniform(least, 0.9)
+        events.append((age_s - (1 - left) * traffic.ttl_s, ("SET", key, traffic.message(), "KEEPTTL")))
+    report = traffic.world([*events, *traffic.write("chat:new", MINUTE)], steps=500).audited()
+    assert report.verdict.status == status
+    assert causes(report) == ({"not_refreshed"} if status == "findings" else set())
+    assert not any("were read" in one for one in report.notes)
+
+
 def test_field_that_ends_before_its_hash(traffic: Traffic) -> None:
     events: list[Event] = []
     for age_s in traffic.times(0, 0.9 * HOUR):
