@@ -206,10 +206,7 @@ class ServerKeys:
 
     def count(self) -> int:
         """Return the number of keys by DBSIZE."""
-        reply = self.connection.ask("DBSIZE")
-        if refused(reply):
-            raise reply
-        return int(reply)
+        return int(self.connection.require("DBSIZE"))
 
     def all(self, sample: Sample, *, capacity: int, unique: bool) -> Walk:
         """Scan every key, and read the facts of a fair part of them; ``unique``: skip keys that SCAN repeats."""
