@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -52,8 +53,6 @@ LOOKED_UP = 200
 """Of a sample's sessions so many have their other parts looked up: enough for a share to 10 %."""
 MOST_SHAPES = 10
 """Of so many shapes of names, the largest, missed parts are looked up: 18,000 keys at most."""
-UNIX_TIME_S = 1_000_000_000
-"""A TTL over 31 years that is near the current Unix time is a point in time (2001 and later)."""
 INT_MAX, UINT_MAX = 2**31 - 1, 2**32 - 1
 """24.9 and 49.7 days in milliseconds: what an ``int`` of Java or C and an unsigned one hold."""
 HALF_HOUR_MS = HOUR_MS // 2
@@ -175,7 +174,7 @@ def _notes(expected: Expectation, analysis: LifetimeAnalysis, *, too_long: bool,
     if analysis.long and not too_long:
         many, longest = counted(len(analysis.long), "key"), duration(max(one.left for one in analysis.long))
         notes.append(f"{many} matching {expected.pattern} have up to {longest} left, more than expected")
-    soon = [one.left for one in analysis.short if healthy and one.known and one.left < SOON * analysis.ttl]
+    soon = [one.left for one in analysis.short if healthy and one.left < SOON * analysis.ttl]
     if soon and expected.policy.kind == "sliding" and not expected.policy.refresh_on_read:
         read = f"{counted(len(soon), 'key')} matching {expected.pattern} were read after their last write"
         notes.append(f"reads do not renew the TTL: {read}, and will expire within {duration(max(soon))}")
@@ -263,15 +262,14 @@ def _anomalies(
 
 def _as_new_shape(anomaly: TtlAnomaly, healthy: Sequence[LifetimeAnalysis], now_ms: int) -> TtlAnomaly:
     """Return the anomaly of sessions of a new shape: likely if the old one is not written since."""
-    last = max((at for one in healthy if (at := one.last_write(one.within))), default=None)
+    last = max(one.last_write(one.within) or 0 for one in healthy)
     ends = [each.deadline for one in healthy for each in one.within]
     like = "their type and size are those of the sessions with the expected TTL, and they share no ids with these"
-    few = anomaly.keys < FEWEST_SESSIONS
-    first = anomaly.first_seen_ms
+    first = anomaly.first_seen_ms or 0
     # With few sessions, a pause of a day or two is usual.
-    chance = 1.0 if last is None else max(0.0, 1 - (now_ms - last) / healthy[-1].ttl) ** len(ends)
-    few = few or chance > PAUSE_CHANCE
-    if few or last is None or first is None or last > first + SLACK_MS or not have_stopped(ends, now_ms - last):
+    chance = max(0.0, 1 - (now_ms - last) / healthy[-1].ttl) ** len(ends)
+    few = anomaly.keys < FEWEST_SESSIONS or chance > PAUSE_CHANCE
+    if few or last > first + SLACK_MS or not have_stopped(ends, now_ms - last):
         return replace(anomaly, confidence="possible", reasons=(*anomaly.reasons, like))
     reasons = (*anomaly.reasons, like, "the other shape is not written since")
     confidence = anomaly.confidence if anomaly.confidence == "possible" else "likely"
@@ -293,8 +291,7 @@ def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, conte
     anomaly = replace(anomaly, ttl_ms=exact_ms)
     clock = None if unit or anomaly.jitter else _other_clock(expected, anomaly.ttl_ms, context)
     unit = clock[1] if clock else unit
-    both = anomaly.kind == "short" and anomaly.still_expected >= max(FEWEST, SOME * anomaly.keys)
-    both = both and anomaly.since is not None and anomaly.since.bound == "upper bound"
+    both = anomaly.still_expected >= max(FEWEST, SOME * anomaly.keys)
     cause = clock[0] if clock else "unit_mistake" if unit else "two_ttls" if both else f"ttl_too_{anomaly.kind}"
     affected = [one.key for one in group.keys if _is_affected(one, anomaly)]
     prefix = narrowest_prefix(affected, [one.key for one in context.keys], expected.prefix)
@@ -361,12 +358,9 @@ def _ttls(expected: Expectation) -> str:
 
 def _is_affected(one: KeyFacts, anomaly: TtlAnomaly) -> bool:
     given = one.ttl_at_last_access_ms
-    if given is None:
-        return False
-    if anomaly.kind == "long":
-        return given >= anomaly.ttl_ms * (1 - anomaly.jitter) - 2 * IDLE_GRAIN_MS
     low = anomaly.ttl_ms * (1 - anomaly.jitter) - 2 * IDLE_GRAIN_MS
-    return low <= given <= max(anomaly.top_ms, anomaly.ttl_ms + IDLE_GRAIN_MS)
+    high = math.inf if anomaly.kind == "long" else max(anomaly.top_ms, anomaly.ttl_ms + IDLE_GRAIN_MS)
+    return given is not None and low <= given <= high
 
 
 def _unit_mistake(anomaly: TtlAnomaly, expected_ms: int, context: AuditContext) -> tuple[float, str | None]:
@@ -384,7 +378,7 @@ def _unit_mistake(anomaly: TtlAnomaly, expected_ms: int, context: AuditContext) 
             return held_ms, f"the expected {expected_ms:,} milliseconds {how} {left}"
     now_s = context.history.now_ms / 1000
     for unit, size in (("seconds", 1_000), ("milliseconds", 1_000_000)):
-        if anomaly.kind == "long" and ttl_ms > 1_000 * UNIX_TIME_S and abs(ttl_ms / size - now_s) < SOME * now_s:
+        if abs(ttl_ms / size - now_s) < SOME * now_s:
             return ttl_ms, f"the TTL is a Unix time in {unit}: a point in time was given as a duration (EXPIREAT, EXAT)"
     return ttl_ms, None
 

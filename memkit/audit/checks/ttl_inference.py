@@ -190,8 +190,7 @@ class TtlAnomaly:
             if max(exact, expected_ms) % unit_ms:
                 continue
             near = JITTERED_SHARE * exact if self.jitter else max(_error_ms(exact), min(TICK_MS, TICK_SHARE * exact))
-            off = abs(self.ttl_ms - exact)
-            if off <= near and not (self.jitter and abs(self.ttl_ms - rounded(self.ttl_ms)) < off):
+            if abs(self.ttl_ms - exact) <= near:
                 return factor
         return None
 
@@ -215,9 +214,8 @@ def lifetimes_of(keys: Sequence[KeyFacts], history: ServerHistory) -> list[KeyLi
     found = []
     for _, _, deadline, touched, seen, _ in keys:
         if deadline is not None:
-            accessed = seen if touched is None else min(touched, seen)
             known = touched is not None or not history.idle_known
-            found.append(KeyLifetime(deadline - seen, deadline - accessed, deadline, known))
+            found.append(KeyLifetime(deadline - seen, deadline - (touched or seen), deadline, known))
     return found
 
 
@@ -268,6 +266,7 @@ class LifetimeAnalysis:
         self.right = [one for one in self.all if self.floor <= one.given <= top]
         # A load that reset the idle clock makes the value too low, never too high.
         self.reached = [one for one in lifetimes if self.floor <= one.given <= self.ceiling]
+        # Each has an idle clock of its own: without one, a key counts as given a whole TTL.
         self.short = sorted((one for one in self.all if one.given < self.floor), key=lambda one: one.given)
 
     @property
@@ -296,8 +295,8 @@ class LifetimeAnalysis:
         for peak in self._peaks() if self.history.idle_known else ():
             if not peak.wide and peak.high <= LATEST_READ * self.ttl:
                 return self._given_at_most(peak.high, [one for one in self.short if one.given <= peak.high])
-        unread = [one for one in self.short if one.known and one.accessed > (self.history.started_ms or math.inf)]
-        if unread and self.history.idle_known and self.too_few_touches(unread, NEARLY_ALL):
+        unread = [one for one in self.short if one.accessed > (self.history.started_ms or math.inf)]
+        if self.history.idle_known and self.too_few_touches(unread, NEARLY_ALL):
             return self._given_at_most(unread[-1].given, unread)
         old = self._unread()
         return self._given_at_most(UNREAD_SHARE * self.ttl, old) if old else None
@@ -317,8 +316,8 @@ class LifetimeAnalysis:
     def _unread(self) -> list[KeyLifetime]:
         """Return keys with little of the TTL left after their last access, if the server has hardly read values."""
         history = self.history
-        old = [one for one in self.short if one.given < UNREAD_SHARE * self.ttl and one.known]
-        old = [one for one in old if one.accessed > (history.started_ms or history.now_ms)]
+        started = history.started_ms or history.now_ms
+        old = [one for one in self.short if one.given < UNREAD_SHARE * self.ttl and one.accessed > started]
         unread = history.idle_known and history.reads is not None and history.reads < len(old) / 2
         return old if self.sliding and unread and len(old) >= max(FEWEST, SOME * len(self.all)) else []
 
@@ -382,10 +381,9 @@ class LifetimeAnalysis:
     def _evidence(
         self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]
     ) -> tuple[Confidence | None, str]:
-        history = self.history
         if self._younger_than_the_server(members):
             return "proven", "the server started empty, so recently that keys with the expected TTL would expire later"
-        if history.idle_known and self._is_no_chance(peak):
+        if self._is_no_chance(peak):
             return self._constant_difference(peak, members, others)
         return self._written_at_once(peak, members, others)
 
@@ -483,9 +481,10 @@ class LifetimeAnalysis:
         high = min(self.history.now_ms + self.ttl if end is None else end, last + AROUND * width)
         near = [one for one in ends if low <= one <= high]
         inside = sum(first <= one <= last for one in near)
-        if end is not None and high - low - width < IDLE_GRAIN_MS:
+        around = high - low - width
+        if around < IDLE_GRAIN_MS:
             return True
-        usual = (len(near) - inside) * width / max(high - low - width, IDLE_GRAIN_MS)
+        usual = (len(near) - inside) * width / around
         count = round((1 - 2 * CHANCE) * len(members) + inside)
         more = surprise(count, READ_LATER_TIMES * usual) > 0
         return not (more and surprise(count, usual) > SURE_NATS)
@@ -584,17 +583,14 @@ class LifetimeAnalysis:
         found = self._short_anomaly(peak, members, members, others, confidence, reason)
         if others and found.since and found.since.bound == "upper bound":
             return None
-        # Of evenly spread values the longest is short of the TTL by one part; unless it is a round one already.
-        snapped = rounded(top) if rounded(top) != top else rounded(top * (1 + 1 / count))
         first = found.first_seen_ms if self.history.idle_known else None
-        return TtlAnomaly("short", snapped, 0.0, count, confidence, found.since, first, found.reasons, top)
+        return TtlAnomaly("short", rounded(top), 0.0, count, confidence, found.since, first, found.reasons, top)
 
     def _nearly_expired(self) -> TtlAnomaly | None:
         """Judge few keys by probability: none was given much, and of the expected TTL so little is improbable."""
-        known = [one for one in self.short if one.known]
-        if not known or self.right or self.reached or self.long:
+        if not self.short or self.right or self.long:
             return None
-        top = known[-1].given
+        top = self.short[-1].given
         # However many they are: if nothing has been written for long, all are as near to their end.
         chance = top / self.ttl
         if chance > IMPROBABLE:
@@ -602,9 +598,9 @@ class LifetimeAnalysis:
         when = "had more left at its last access" if self.history.idle_known else "has more left"
         reason = f"no key {when} than {duration(top)}; with a TTL of {duration(self.ttl)}, the chance of that is "
         reason += "below 0.01%" if chance < SHOWN_CHANCE else f"{chance:.2%}"
-        first = min(one.accessed for one in known) if self.history.idle_known else None
+        first = min(one.accessed for one in self.short) if self.history.idle_known else None
         since = None if first is None else Since(first + 1_000, "upper bound")
-        return TtlAnomaly("short", whole_minutes(top), 0.0, len(known), "likely", since, first, (reason,), top)
+        return TtlAnomaly("short", whole_minutes(top), 0.0, len(self.short), "likely", since, first, (reason,), top)
 
     def _short_anomaly(
         self,
@@ -623,7 +619,8 @@ class LifetimeAnalysis:
             top = self._longest_expected(self.right)
             both = sum(one.deadline - top > first + SLACK_MS for one in self.right)
             ended = self._ended(members, [round(one.deadline - top) for one in self.right])
-            since = Since(ended, "until") if ended is not None else since
+            if ended is not None:
+                since, both = Since(ended, "until"), 0
         return TtlAnomaly("short", ttl, jitter, len(below), confidence, since, first, (reason,), peak.high, both)
 
     def _ended(self, members: Sequence[KeyLifetime], expected_writes: Sequence[int]) -> int | None:
@@ -653,7 +650,7 @@ class LifetimeAnalysis:
             ends = sorted(one.deadline for one in old)
             # By the gaps between the last eleven.
             gap = (ends[-1] - ends[-11:][0]) / max(len(ends[-11:]) - 1, 1)
-            latest = round(ends[-1] - min(self.ceiling, max(one.given for one in old)) + LATEST_GAPS * gap)
+            latest = round(ends[-1] - max(one.given for one in old) + LATEST_GAPS * gap)
         pause_ms = self.history.now_ms - latest
         stopped = not self.history.idle_known or have_stopped([one.deadline for one in others], pause_ms)
         return Since(last, "lower bound") if latest <= first + SLACK_MS and stopped else upper
@@ -702,7 +699,7 @@ def _paired(deadlines: Sequence[int], accesses: Sequence[int], peak: TtlPeak, fl
 def spread(values: Sequence[int]) -> float:
     """Return how far values are apart, without a twentieth at each end."""
     ordered = sorted(values)
-    return quantile(ordered, 1 - SOME) - quantile(ordered, SOME) if ordered else 0.0
+    return quantile(ordered, 1 - SOME) - quantile(ordered, SOME)
 
 
 def _ttl_of(members: Sequence[KeyLifetime], peak: TtlPeak, *, idle_known: bool) -> tuple[float, float]:

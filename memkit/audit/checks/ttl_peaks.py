@@ -132,15 +132,17 @@ def _apart(full: Sequence[tuple[int, float, float]]) -> list[tuple[int, float, f
 
 def longest(values: Sequence[int]) -> TtlPeak:
     """Return the window in which most of sorted long TTLs agree: to the grain if a fifth does, else to a jitter."""
-    grain = _densest(values, 1.0, 2 * IDLE_GRAIN_MS)
-    spread = _densest(values, WIDE_RATIO, 2 * IDLE_GRAIN_MS, nearly=NEARLY_AS_MANY)
+    grain = _densest(values, 1.0)
+    spread = _densest(values, WIDE_RATIO, nearly=NEARLY_AS_MANY)
     enough = min(max(FEWEST, COMMON_SHARE * len(values)), len(values))
     return grain if grain.count >= enough else replace(spread, wide=True)
 
 
-def _densest(values: Sequence[int], ratio: float, more_ms: float, *, nearly: float = 1.0) -> TtlPeak:
+def _densest(values: Sequence[int], ratio: float, *, nearly: float = 1.0) -> TtlPeak:
     """Return the window with the most values; of those with nearly as many the highest, as reads only lower values."""
-    windows = [(bisect_right(values, low * ratio + more_ms) - first, first) for first, low in enumerate(values)]
+    windows = [
+        (bisect_right(values, low * ratio + 2 * IDLE_GRAIN_MS) - first, first) for first, low in enumerate(values)
+    ]
     most, _ = max(windows)
     first, count = max((first, count) for count, first in windows if count >= nearly * most)
     return TtlPeak(values[first], values[first + count - 1], count, wide=False)
@@ -167,9 +169,9 @@ def start_of(values: Sequence[int]) -> float:
 
 def _fit(count: int, width: float) -> float:
     """Return the log likelihood of so many values spread evenly over a width."""
-    return count * math.log(count / max(width, 2 * IDLE_GRAIN_MS)) if count else 0.0
+    return count * math.log(count / max(width, 2 * IDLE_GRAIN_MS))
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """Return the value at a share of sorted values."""
-    return values[min(int(share * len(values)), len(values) - 1)]
+    """Return the value at a share, below 1, of sorted values."""
+    return values[int(share * len(values))]
