@@ -77,6 +77,7 @@ class Diagnosis:
     """The result for one expectation.
 
     Args:
+        expected: The expectation.
         findings: What is wrong.
         notes: What was left out, and facts that are no findings.
         sessions: How many keys of sessions were looked at.
@@ -87,6 +88,7 @@ class Diagnosis:
         unexplained: Why these keys cannot be called healthy although nothing is wrong for sure.
     """
 
+    expected: Expectation
     findings: list[Finding]
     notes: list[str] = field(default_factory=list)
     sessions: int = 0
@@ -101,61 +103,68 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
     """Return what is wrong with the keys of one pattern, or that it has none."""
     odd = odd_names(expected, keys, context)
     if not keys:
-        return Diagnosis([odd] if odd else missing(expected, context))
-    sessions = groups_of(keys, expected.prefix)
+        return Diagnosis(expected, [odd] if odd else missing(expected, context))
+    groups = groups_of(keys, expected.prefix)
     if expected.ttl_ms is not None:
-        expected, layout_note = _with_known_layout(expected, sessions)
-        _add_missed_siblings(sessions, expected, context)
-    helpers = auxiliary_groups(expected, sessions, context)
-    sessions = [group for group in sessions if group not in helpers]
-    shared = shared_key(expected, [one for group in sessions for one in group.keys])
+        expected, layout_note = _with_known_layout(expected, groups)
+        _add_missed_siblings(groups, expected, context)
+    ignored = auxiliary_groups(expected, groups, context)
+    groups = [group for group in groups if group not in ignored]
+    shared = shared_key(expected, [one for group in groups for one in group.keys])
     names = odd or moved(expected, keys, context)
     if expected.ttl_ms is None:
-        found = [one for one in (_unwanted_deadlines(expected, sessions, context), names) if one]
-        if not found and (shape := new_shape(expected, sessions, context)):
-            found.append(shape)
-        found += [shared] if shared else []
-        reached = sum(one.deadline_ms is None for group in sessions for one in group.keys)
-        notes = [_ignored(expected, group) for group in helpers]
-        count = sum(len(group.members) for group in sessions)
-        return Diagnosis(found, notes, count, reached, helpers, _patterns(expected, helpers, sessions))
-    mixed = mixed_ttl(expected, list(sessions_of(sessions)))
-    anomalies, short_groups = _anomalies(expected, sessions, context)
-    ignored_groups = [*helpers, *(group for group, _ in short_groups)]
-    notes = [_ignored(expected, group) for group in ignored_groups]
-    sessions = [group for group in sessions if group not in ignored_groups]
-    findings = [_ttl_finding(expected, group, anomaly, context) for group, anomaly in _merged(anomalies, mixed)]
-    everything = [one for group in sessions for one in group.keys]
-    analyses = analyses_of(everything, expected, context.history)
-    findings += [
-        finding
-        for finding in (
-            persistent_finding(expected, sessions, context),
-            mixed.finding,
-            names,
-            _persistent_renewal(expected, analyses[-1], context),
-            None if anomalies or mixed.finding else _unrenewed(expected, analyses[0], context),
-        )
-        if finding
+        found = [_unwanted_deadlines(expected, groups, context), names]
+        return _diagnosis(expected, groups, ignored, found, shared, context)
+    mixed = mixed_ttl(expected, list(sessions_of(groups)))
+    anomalies, short_groups = _anomalies(expected, groups, context)
+    ignored += [group for group, _ in short_groups]
+    groups = [group for group in groups if group not in ignored]
+    analyses = analyses_of([one for group in groups for one in group.keys], expected, context.history)
+    found = [
+        *(_ttl_finding(expected, group, anomaly, context) for group, anomaly in _merged(anomalies, mixed)),
+        persistent_finding(expected, groups, context),
+        mixed.finding,
+        names,
+        _persistent_renewal(expected, analyses[-1], context),
+        None if anomalies or mixed.finding else _unrenewed(expected, analyses[0], context),
     ]
-    if not findings and (shape := new_shape(expected, sessions, context)):
-        findings.append(shape)
-    findings += [] if findings else _field_findings(expected, context)
-    findings += [shared] if shared else []
-    notes += [layout_note] if layout_note else []
-    doubts = (*(one.unexplained() for one in analyses), _written_elsewhere(analyses[-1], context))
-    unexplained = None if findings else next((text for text in doubts if text), None)
+    diagnosis = _diagnosis(expected, groups, ignored, found, shared, context)
+    if not diagnosis.findings:
+        doubts = (*(one.unexplained() for one in analyses), _written_elsewhere(analyses[-1], context))
+        diagnosis.unexplained = next(filter(None, doubts), None)
+    diagnosis.reached = sum(len(one.reached) for one in analyses)
+    diagnosis.notes += [layout_note] if layout_note else []
     too_long = any(one.kind == "long" for _, one in anomalies)
-    healthy = not findings and not unexplained and context.history.idle_known
-    notes += _notes(expected, analyses[-1], too_long=too_long, healthy=healthy)
+    healthy = not diagnosis.findings and not diagnosis.unexplained and context.history.idle_known
+    diagnosis.notes += _notes(expected, analyses[-1], too_long=too_long, healthy=healthy)
+    return diagnosis
+
+
+def _diagnosis(
+    expected: Expectation,
+    groups: Sequence[Group],
+    ignored: Sequence[Group],
+    found: Sequence[Finding | None],
+    shared: Finding | None,
+    context: AuditContext,
+) -> Diagnosis:
+    """Return what was found of these groups; if nothing was, what only then is looked for."""
+    findings = [one for one in found if one]
+    if not findings and (shape := new_shape(expected, groups, context)):
+        findings.append(shape)
+    if not findings and expected.ttl_ms is not None:
+        findings += _field_findings(expected, context)
+    findings += [shared] if shared else []
+    keys = [one for group in groups for one in group.keys]
+    parts = {group.part for group in ignored} - {group.part for group in groups}
     return Diagnosis(
+        expected,
         findings,
-        notes,
-        len(everything),
-        sum(len(one.reached) for one in analyses),
-        ignored_groups,
-        _patterns(expected, ignored_groups, sessions),
-        unexplained,
+        [_ignored(expected, group) for group in ignored],
+        len(keys),
+        sum(one.deadline_ms is None for one in keys),
+        ignored,
+        [f"{expected.prefix}{part}" for part in sorted(parts)],
     )
 
 
@@ -188,11 +197,6 @@ def _written_elsewhere(analysis: LifetimeAnalysis, context: AuditContext) -> str
     if not stopped or sum(one.get("expires", 0) > 0 for one in others) < 2:
         return None
     return f"no key was written since {context.when(last or 0)}, while another database has keys with a TTL"
-
-
-def _patterns(expected: Expectation, ignored: Sequence[Group], sessions: Sequence[Group]) -> list[str]:
-    parts = {group.part for group in ignored} - {group.part for group in sessions}
-    return [f"{expected.prefix}{part}" for part in sorted(parts)]
 
 
 def _ignored(expected: Expectation, group: Group) -> str:
