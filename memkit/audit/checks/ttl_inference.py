@@ -22,7 +22,6 @@ from typing import Literal, NamedTuple
 from memkit.audit.checks.ttl_peaks import (
     AROUND,
     FEWEST,
-    FEWEST_WIDE,
     IDLE_GRAIN_MS,
     SURE_NATS,
     TtlPeak,
@@ -39,8 +38,6 @@ from memkit.config import Expectation
 from memkit.policy import MAX_TTL_MS
 from memkit.render import duration
 
-ENOUGH_SHORT = 5_000
-"""Of more short values every nth is searched for peaks: a window needs tens of keys, not thousands."""
 PAIRED = 600
 """Of more deadlines or accesses every nth is paired: 600 give a chance to 0.3 %."""
 EVENT_MS = 4_000
@@ -357,13 +354,8 @@ class LifetimeAnalysis:
     def _peaks(self) -> list[TtlPeak]:
         values = [one.given for one in self.short]
         # Keys written together and read together are one witness of a TTL with jitter, not many.
-        some = self.short[:: len(self.short) // ENOUGH_SHORT + 1]
-        apart = {(one.given // EVENT_MS, one.deadline // EVENT_MS): one.given for one in some}
+        apart = {(one.given // EVENT_MS, one.deadline // EVENT_MS): one.given for one in self.short}
         found = ttl_peaks(values, sorted(apart.values()), spread_over=self.floor)
-        # A jitter spreads deadlines; the sessions of a few batches, read at random, have few.
-        for peak in [one for one in found if one.wide]:
-            deadlines = {one.deadline // EVENT_MS for one in self.short if peak.low <= one.given <= peak.high}
-            found = [one for one in found if one is not peak or len(deadlines) >= FEWEST_WIDE]
         return sorted(found, key=lambda one: (one.wide, -one.count))
 
     def _judge(self, peak: TtlPeak) -> TtlAnomaly | None:

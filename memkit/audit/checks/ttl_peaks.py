@@ -33,7 +33,6 @@ alone make more values the nearer to the TTL. Far from the TTL they hardly do.
 HIGH, HIGH_WIDE = 4, 5
 """A window holds this many times the values of the window above it, if one short TTL explains it."""
 SHARP_NATS = 5.0
-MOSTLY_NARROW = 0.4
 STEP_RATIO, STEP_MS = 1.03, 500
 """The distances at which windows begin."""
 COMMON_SHARE = 0.2
@@ -64,15 +63,8 @@ def ttl_peaks(values: Sequence[int], apart: Sequence[int], spread_over: float) -
     """
     narrow = _windows(values, spread_over, ratio=1.0, at_least=FEWEST)
     wide = _windows(apart, spread_over, ratio=WIDE_RATIO, at_least=FEWEST_WIDE)
-    # A wide peak may be mostly a narrow one: reads only lower values, so that this is its upper edge.
-    return narrow + [
-        one
-        for one in wide
-        if not any(
-            one.low - 1 <= part.low and part.high <= one.high + 1 and part.count >= MOSTLY_NARROW * one.count
-            for part in narrow
-        )
-    ]
+    # A wide peak with a narrow one in it is that one: reads only lower values.
+    return narrow + [one for one in wide if not any(one.low <= part.low and part.high <= one.high for part in narrow)]
 
 
 def _windows(values: Sequence[int], spread_over: float, *, ratio: float, at_least: int) -> list[TtlPeak]:
