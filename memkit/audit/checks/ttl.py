@@ -192,11 +192,10 @@ def _notes(expected: Expectation, analysis: LifetimeAnalysis, *, too_long: bool,
 
 def _written_elsewhere(analysis: LifetimeAnalysis, context: AuditContext) -> str | None:
     """Return why sessions that have not been written for long may be written to another database."""
-    last, others = analysis.last_write(analysis.within), context.server.databases.values()
-    stopped = last and have_stopped([one.deadline for one in analysis.within], context.history.now_ms - last)
-    if not stopped or sum(one.get("expires", 0) > 0 for one in others) < 2:
+    last, others = analysis.stopped_at(), context.server.databases.values()
+    if last is None or sum(one.get("expires", 0) > 0 for one in others) < 2:
         return None
-    return f"no key was written since {context.when(last or 0)}, while another database has keys with a TTL"
+    return f"no key was written since {context.when(last)}, while another database has keys with a TTL"
 
 
 def _ignored(expected: Expectation, group: Group) -> str:

@@ -49,6 +49,10 @@ class TtlPeak:
     count: int
     wide: bool
 
+    def holds(self, value: float) -> bool:
+        """Whether a value lies in the window."""
+        return self.low <= value <= self.high
+
 
 def surprise(count: int, usual: float) -> float:
     """Return by how many nats a count is more than a Poisson's of this mean; 0 if it is not more."""
