@@ -14,6 +14,7 @@ import time
 import unicodedata
 import uuid
 import zlib
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
 import redis
@@ -876,6 +877,25 @@ class DeadlineOfTheHandle(ListScript):
         return ttl_ms and ttl_ms + round(time.time() * 1000)
 
 
+class NaiveUtcDeadline(ListScript):
+    found_by = "time_zone"
+
+    def append(self, role: str, text: str) -> None:
+        super().append(role, text)
+        if self.ttl_ms:
+            self.r.pexpireat(self.key, self.now() + timedelta(milliseconds=self.ttl_ms))
+
+    def now(self) -> datetime:
+        seconds, micros = self.r.time()
+        return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None, microsecond=micros)
+
+
+class LocalDeadlineAsUtc(NaiveUtcDeadline):
+    def now(self) -> datetime:
+        seconds, micros = self.r.time()
+        return datetime.fromtimestamp(seconds).replace(tzinfo=UTC, microsecond=micros)  # noqa: DTZ006  # the fault
+
+
 class OpenSetsTtl(ListScript):
     found_by = "reads_do_not_shorten"
 
@@ -1556,7 +1576,7 @@ class OpensElsewhere(ListScript):
 
 
 class ReadOnlySwallowed(ListScript):
-    found_by = "full_memory"
+    found_by = "replica_without_primary"
 
     def append(self, role: str, text: str) -> None:
         with contextlib.suppress(redis.exceptions.ReadOnlyError):
@@ -1564,7 +1584,7 @@ class ReadOnlySwallowed(ListScript):
 
 
 class NoPrimaryNoMemory(ListScript):
-    found_by = "full_memory"
+    found_by = "replica_without_primary"
 
     def read(self) -> Messages:
         try:

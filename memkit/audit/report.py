@@ -199,7 +199,7 @@ class AuditReport:
         expired = proof.expired_during_audit
         meanwhile = "" if expired is None else f"; {counted(expired, 'key')} expired during the audit"
         return (
-            f"checked {self.sample['keys']:,} of {self.sample['of']:,} keys in {proof.seconds:.1f} s with "
+            f"checked {self.sample['keys']:,} of {self.sample['of']:,} keys in {duration(proof.seconds * 1000)} with "
             f"{sum(proof.commands.values()):,} commands: {proof.writes} writes, {proof.idle_clocks_touched} idle "
             f"times reset{meanwhile}"
         )

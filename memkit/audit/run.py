@@ -17,7 +17,7 @@ import redis
 from memkit.audit.checks.deletions import deleted_finding
 from memkit.audit.checks.payloads import CHECKS, check_values
 from memkit.audit.checks.prefixes import prefix_summaries
-from memkit.audit.checks.server import YOUNG_MS, server_findings, server_notes
+from memkit.audit.checks.server import YOUNG_MS, expired_early, server_findings, server_notes
 from memkit.audit.checks.ttl import Diagnosis, changed_ttls, diagnose
 from memkit.audit.checks.ttl_inference import IDLE_WRAP_MS, ServerHistory
 from memkit.audit.context import AuditContext
@@ -240,7 +240,7 @@ class _Audit:
         )
         self._notes += notes
         findings = [replace(one, sampled=len(sample.keys)) for one in _in_order([*findings, *deleted])]
-        undetermined = self._undetermined(sample, diagnoses)
+        undetermined = self._undetermined(sample, diagnoses, context)
         if undetermined and findings and all(one.prefix is None for one in findings):
             self._notes.insert(0, undetermined)  # what is wrong with the server must not hide it
         self._note_limits(sample, context)
@@ -488,7 +488,7 @@ class _Audit:
         )
         return text + (f"; {counted(ignored, 'short-lived key')} ignored" if ignored else "")
 
-    def _undetermined(self, sample: Sample, diagnoses: Sequence[Diagnosis]) -> str | None:
+    def _undetermined(self, sample: Sample, diagnoses: Sequence[Diagnosis], context: AuditContext) -> str | None:
         """Return why the sessions cannot be called healthy, and what would settle it."""
         settle = "to find out, run again with --watch 30s while sessions are written, or with --full"
         if self._snapshot:
@@ -503,6 +503,9 @@ class _Audit:
             if not one.reached:
                 keys, ttl = f"{counted(one.sessions, 'key')} matching {one.expected.pattern}", one.expected.ttl_ms
                 return f"none of {keys} shows that writes set a TTL of {duration(ttl)}; {settle}"
+        keys_of_sessions = [key for one in diagnoses for key in one.keys]
+        if early := expired_early(self._servers, self._expected, keys_of_sessions, context):
+            return early
         if not self._snapshot and not all(one.info for one in self._servers):
             return (
                 "INFO is refused, so it is not known whether the server lost keys; to find out, use a user that may "

@@ -78,7 +78,10 @@ _RULES = (
         "an append is several commands, and a fault between them leaves half a write",
         found_by=("crash_in_append", "expire_denied"),
         symptoms=frozenset(Symptom) - {Symptom.ERROR_HIDDEN},
-        explains=("crash_in_append", "expire_denied", "write_denied", "full_memory", "lost_reply"),
+        explains=(
+            *("crash_in_append", "expire_denied", "write_denied", "full_memory", "replica_without_primary"),
+            *("lost_reply", "append_after_expiry"),
+        ),
     ),
     _Rule(
         "writers at the same time lose each other's messages",

@@ -56,6 +56,30 @@ def test_deadlines_at_midnight_are_not_healthy(traffic: Traffic) -> None:
     assert traffic.world(events).audited().verdict.status == "undetermined"
 
 
+@pytest.mark.parametrize(("former_s", "cause"), [(30 * DAY, "ttl_too_long"), (3 * DAY, "ttl_too_short")])
+@pytest.mark.parametrize("ended", [True, False])
+def test_wrong_ttl_until_a_release(former_s: float, cause: str, ended: bool, traffic: Traffic) -> None:
+    events: list[Event] = []
+    for age_s in traffic.times(0, 2.9 * DAY):
+        ttl_s = traffic.ttl_s if (age_s < DAY) == ended else former_s
+        events += traffic.write(f"chat:{traffic.uid()}", age_s, ttl_s=ttl_s)
+    (found,) = traffic.world(events, steps=500).audited().findings
+    assert (found.cause, found.since_is == "until") == (cause, ended)
+    assert ("roll it back" not in found.next) == ended
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("short_s", [HOUR, 7 * DAY])
+def test_keys_that_expired_before_a_whole_ttl(short_s: float, beside: bool, traffic: Traffic) -> None:
+    events = traffic.sessions(reads=0)
+    for age_s in traffic.times(2 * HOUR, 7.9 * DAY):
+        events += traffic.write(f"chat:{traffic.uid()}", age_s, ttl_s=short_s)
+    events += traffic.write("cache:1", MINUTE, ttl_s=HOUR) if beside else []
+    verdict = traffic.world(events, age_s=8 * DAY).audited().verdict
+    assert verdict.status == ("undetermined" if short_s == HOUR and not beside else "healthy")
+    assert verdict.status == "healthy" or "keys expired since the server started" in verdict.sentence
+
+
 def test_field_that_ends_before_its_hash(traffic: Traffic) -> None:
     events: list[Event] = []
     for age_s in traffic.times(0, 0.9 * HOUR):

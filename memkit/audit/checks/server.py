@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from memkit.audit.checks.ttl_inference import SOME
-from memkit.audit.checks.ttl_peaks import FEWEST
+from memkit.audit.checks.ttl_peaks import FEWEST, SURE_NATS, surprise
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import Finding, Since
 from memkit.audit.sampling import KeyFacts
@@ -42,6 +42,8 @@ YOUNG_MS = 600_000
 FLUSH_CHANCE = 0.01
 """The chance that no session is older, if there was no flush. FLUSHDB is counted for all databases together."""
 OLD_SHARE = 0.9
+EXPIRED_TIMES = 3
+"""Traffic is hardly ever more than three times that of another time: by day it is two to three times that by night."""
 
 
 def server_findings(
@@ -109,6 +111,40 @@ def server_notes(server: ServerFacts, expectations: Sequence[Expectation], *, wh
     if others:
         notes.append(f"other databases have keys: {', '.join(f'{name} ({keys:,})' for name, keys in others.items())}")
     return notes
+
+
+def expired_early(
+    servers: Sequence[ServerFacts],
+    expectations: Sequence[Expectation],
+    sessions: Sequence[KeyFacts],
+    context: AuditContext,
+) -> str | None:
+    """Return why more keys expired than sessions with the expected TTL would have; None if other keys explain it.
+
+    Uses expired_keys, uptime_in_seconds and the keyspace: on a server that started empty, no session can expire within
+    its first TTL, and later as many do in one TTL as exist.
+    """
+    volatile = sum(one.deadline_ms is not None for one in context.keys)
+    own = sum(one.deadline_ms is not None for one in sessions)
+    databases = sum(one.get("expires", 0) > 0 for one in servers[0].databases.values())
+    started, now = servers[0].started_ms, context.history.now_ms
+    if own < volatile or databases > 1 or started is None or servers[0].is_replica:
+        return None
+    ttl_ms = min((min(one.ttl_ms, *one.other_ttls_ms, one.ttl_ms) for one in expectations if one.ttl_ms), default=0)
+    empty = context.history.empty_start_ms
+    # A server that was stopped for long finds sessions past their deadline in its append-only file.
+    if not ttl_ms or (empty is None and now - started < ttl_ms):
+        return None
+    existing = sum(count.get("expires", 0) for one in servers for count in one.databases.values())
+    times = (now - started if empty is None else max(0.0, now - empty - ttl_ms)) / ttl_ms
+    expired, usual = context.history.expired, existing * times
+    if expired < max(min(FEWEST, existing), SOME * existing) or surprise(expired, EXPIRED_TIMES * usual) < SURE_NATS:
+        return None
+    return (
+        f"{counted(expired, 'key')} expired since the server started {context.when(started)}, and at the rate at which "
+        f"sessions are written now, about {usual:,.0f} would have with a TTL of {duration(ttl_ms)}; to find out which "
+        "keys expire: memkit record URL -o FILE.db"
+    )
 
 
 def _longest_ms(expectations: Sequence[Expectation]) -> float:

@@ -300,7 +300,8 @@ def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, conte
     prefix = narrowest_prefix(affected, [one.key for one in context.keys], expected.prefix)
     given, wanted = _given(anomaly, context), _ttls(expected)
     since = "" if anomaly.since is None else f", {context.since_text(anomaly.since)}"
-    message = f"sessions matching {prefix}* get a TTL of {given} instead of {wanted}{since}"
+    verb = "got" if anomaly.since and anomaly.since.bound == "until" else "get"
+    message = f"sessions matching {prefix}* {verb} a TTL of {given} instead of {wanted}{since}"
     if both:
         message = f"sessions matching {prefix}* get TTLs of {given} and {wanted} at the same time; expected {wanted}"
     evidence = _ttl_evidence(expected, anomaly, context, both=both)
@@ -345,7 +346,7 @@ def _ttl_evidence(expected: Expectation, anomaly: TtlAnomaly, context: AuditCont
         names = [one.name for one in context.server.clients if one.last_command in RENEWALS]
         evidence += [f"clients with a last command that can set a TTL: {', '.join(names[:5])}"] if names else []
     elif anomaly.since and anomaly.since.bound == "lower bound":
-        evidence.append(f"the last write that set the expected TTL was {context.when(anomaly.since.at_ms)}")
+        evidence.append(f"the last write that set a TTL of {wanted} was {context.when(anomaly.since.at_ms)}")
     if anomaly.first_seen_ms is not None:
         evidence.append(f"the oldest of them that still exists was written {context.when(anomaly.first_seen_ms)}")
     return evidence
@@ -393,12 +394,11 @@ def _next_for_ttl(expected: Expectation, anomaly: TtlAnomaly, context: AuditCont
             f"redis-cli CLIENT LIST shows each client's last command (cmd=expire, cmd=setex, cmd=set); if both are "
             f"intended: --expect '{expected.pattern}={ttls}'"
         )
+    if anomaly.since and anomaly.since.bound == "until":
+        return "nothing to roll back: sessions written since get the expected TTL, existing ones at their next write"
     around = "" if anomaly.since is None else f" around {context.when(anomaly.since.at_ms)}"
-    then = (
-        "until then, memory grows"
-        if anomaly.kind == "long"
-        else "existing sessions get the right TTL at their next write"
-    )
+    then = "existing sessions get the right TTL at their next write"
+    then = "until then, memory grows" if anomaly.kind == "long" else then
     return f"look for the release{around} that changed the TTL of {expected.pattern}, and roll it back; {then}"
 
 

@@ -349,6 +349,9 @@ class LifetimeAnalysis:
         hidden = len(exact) - len(before) > max(2, SOME * len(exact))
         last = None if hidden else self.last_write(before)
         since = Since(math.ceil(first), "upper bound") if last is None else Since(last, "lower bound")
+        written = [round(one.deadline - peak.low) for one in members]
+        ended = self._ended(written, [round(one.deadline - self.ttl) for one in exact])
+        since = since if ended is None else Since(ended, "until")
         reasons = (f"{len(self.long):,} keys have more time left than the expected TTL",)
         found = TtlAnomaly("long", ttl, jitter, len(self.long), "proven", since, round(first), reasons, peak.high)
         return found if self.history.idle_known else replace(found, since=None, first_seen_ms=None)
@@ -610,18 +613,18 @@ class LifetimeAnalysis:
         if since.bound == "upper bound":
             top = self._longest_expected(self.right)
             both = sum(one.deadline - top > first + SLACK_MS for one in self.right)
-            ended = self._ended(members, [round(one.deadline - top) for one in self.right])
+            ended = self._ended([one.accessed for one in members], [round(one.deadline - top) for one in self.right])
             if ended is not None:
                 since, both = Since(ended, "until"), 0
         return TtlAnomaly("short", ttl, jitter, count, confidence, since, first, (reason,), peak.high, both)
 
-    def _ended(self, members: Sequence[KeyLifetime], expected_writes: Sequence[int]) -> int | None:
-        """Return when the last of these was written, if they stopped and the expected TTL is given since."""
-        accesses = [one.accessed for one in members]
-        after = sum(one > max(accesses) + SLACK_MS for one in expected_writes)
+    def _ended(self, writes: Sequence[int], expected_writes: Sequence[int]) -> int | None:
+        """Return when the last of these writes was, if they stopped and the expected TTL is given since."""
+        last = max(writes)
+        after = sum(one > last + SLACK_MS for one in expected_writes)
         # Twice the usual proof: with ten times the usual gap, the chance is 0.00005 while they are still written.
-        stopped = have_stopped(accesses, (self.history.now_ms - max(accesses) - SLACK_MS) / 2)
-        return max(accesses) if stopped and after >= FEWEST else None
+        stopped = have_stopped(writes, (self.history.now_ms - last - SLACK_MS) / 2)
+        return last if stopped and after >= FEWEST else None
 
     def _when(self, suspects: Suspects) -> Since:
         """Return since when TTLs are short: after the last write of the former TTL, or no later than the first seen.

@@ -1,5 +1,6 @@
 """Cases of expiry: the observed lifetime of a session is its configured TTL."""
 
+import os
 import time
 from functools import partial
 
@@ -23,6 +24,8 @@ LEFT_BEHIND_AFTER_S = 60.0
 OPEN_FOR_S = 1.5 * MARGIN_S
 NARROW_S = 0.25
 """How long before and after a deadline of a fraction of a second the suite reads."""
+AHEAD_OF_UTC = "<+0530>-5:30"
+"""A time zone as POSIX writes it: five and a half hours ahead of UTC."""
 NOT_SLIDING = 'the store declares that appends do not renew the TTL (expiry = "absolute")'
 
 
@@ -41,6 +44,34 @@ def ttl_boundary(env: TestEnvironment) -> None:
             session.append(role="assistant")
         read.expect_until(ttl_s, f"{MARGIN_S:g} s before the end of a TTL of {duration(ttl_s * 1000)}")
         unread.expect_empty_after(ttl_s, f"{MARGIN_S:g} s after the end of a TTL of {duration(ttl_s * 1000)}")
+
+
+@case(
+    why="A naive datetime (utcnow) is taken for local time: right if the machine's time zone is UTC, otherwise the "
+    "session expires hours early or late.",
+    fix="Pass a TTL (EX, PX, EXPIRE), or compute the deadline from time.time() or an aware datetime.",
+    needs_ttl=True,
+)
+def time_zone(env: TestEnvironment) -> None:
+    """A session expires at its deadline on a machine that is five and a half hours ahead of UTC too."""
+    if not hasattr(time, "tzset"):
+        raise CaseSkipped("this platform cannot change the time zone of a process")
+    before = os.environ.get("TZ")
+    os.environ["TZ"] = AHEAD_OF_UTC
+    time.tzset()
+    try:
+        # Two sessions: reading one just before its deadline may rightly extend it.
+        read, unread = TrialSession(env, "read", DAY_S), TrialSession(env, "unread", DAY_S)
+        for session in (read, unread):
+            session.append()
+            session.append(role="assistant")
+        read.expect_until(DAY_S, "the machine is 5.5 hours ahead of UTC, shortly before the deadline")
+        unread.expect_empty_after(DAY_S, "the machine is 5.5 hours ahead of UTC, shortly after the deadline")
+    finally:
+        os.environ.pop("TZ")
+        if before is not None:
+            os.environ["TZ"] = before
+        time.tzset()
 
 
 @case(

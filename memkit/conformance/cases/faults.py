@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 
@@ -347,28 +348,43 @@ def stored_when_acknowledged(env: TestEnvironment) -> None:
     fix="Never delete before the new state is written: append, or replace in one MULTI or script; " + RAISE,
 )
 def full_memory(env: TestEnvironment) -> None:
-    """On a full server, or a replica without its primary, an append raises, and what was stored stays."""
-    for what in ("full", "a replica without its primary"):
-        old, new = _begin(env, 3), TrialSession(env)
-        new.handle  # noqa: B018  # opened before the fault
-        text = "appended to a server that refuses writes"
-        try:
-            if what == "full":
-                env.control.config_set("maxmemory", 1)
-            else:
-                env.control.replicaof("127.0.0.1", 1)
-            errors = {session: session.try_append(text) for session in (old, new)}
-            # A replica refuses writes as READONLY, and with this setting reads as MASTERDOWN.
-            env.control.config_set("replica-serve-stale-data", "no")
-            if errors[old]:
-                _expect_right_or_raised(old, old.handle, f"the server is {what}")
-        finally:
-            env.control.config_set("maxmemory", 0)
-            env.control.config_set("replica-serve-stale-data", "yes")
-            env.control.replicaof("NO", "ONE")
-        for session, error in errors.items():
-            which = "an existing" if session is old else "a new"
-            session.expect_after(text, error, f"the server was {what}, {which} session")
+    """On a full server, an append raises, and what was stored stays."""
+    _append_refused(env, "the server is full", partial(env.control.config_set, "maxmemory", 1))
+
+
+@case(
+    why="After a failover a client may still be connected to the old primary: READONLY is an error, not a message that "
+    "was stored, and MASTERDOWN is not an empty session.",
+    fix=RAISE,
+)
+def replica_without_primary(env: TestEnvironment) -> None:
+    """On a replica that has lost its primary, an append raises, and a read is right or raises."""
+    control, when = env.control, "the server is a replica without its primary"
+    # Writes are refused as READONLY, and with the setting reads as MASTERDOWN.
+    refuse_reads = partial(control.config_set, "replica-serve-stale-data", "no")
+    _append_refused(env, when, partial(control.replicaof, "127.0.0.1", 1), refuse_reads)
+
+
+def _append_refused(
+    env: TestEnvironment, when: str, refuse: Callable[[], object], refuse_reads: Callable[[], object] | None = None
+) -> None:
+    """Append to an existing and to a new session while the server refuses writes; then read."""
+    old, new = _begin(env, 3), TrialSession(env)
+    new.handle  # noqa: B018  # opened before the fault
+    text = "appended to a server that refuses writes"
+    try:
+        refuse()
+        errors = {session: session.try_append(text) for session in (old, new)}
+        if refuse_reads:
+            refuse_reads()
+        if errors[old]:
+            _expect_right_or_raised(old, old.handle, when)
+    finally:
+        env.control.config_set("maxmemory", 0)
+        env.control.config_set("replica-serve-stale-data", "yes")
+        env.control.replicaof("NO", "ONE")
+    for session, error in errors.items():
+        session.expect_after(text, error, f"{when}, {'an existing' if session is old else 'a new'} session")
 
 
 # Damage
