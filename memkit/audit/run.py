@@ -307,13 +307,13 @@ class _Audit:
             if why_idle_times_reset and not self._touch:
                 self._unjudged = hashes
                 sample.keys = [one for one in sample.keys if one.kind != "hash" or one.deadline_ms is not None]
-                self._notes.append(
-                    f"not checked: {counted(len(hashes), 'hash', 'hashes')} without a TTL; their fields may have TTLs, "
-                    f"but reading these resets idle times ({why_idle_times_reset}); --touch allows it"
-                )
+                text = f"not checked: {counted(len(hashes), 'hash', 'hashes')} without a TTL; their fields may have "
+                text += f"TTLs, but reading these resets idle times ({why_idle_times_reset}); --touch allows it"
+                self._notes += [text] if hashes else []
             else:
+                read = min(sum(one.kind == "hash" for one in sample.keys), HASHES)
                 sample.keys, fields, first = with_field_deadlines(sample.keys, self._source.route)
-                self._touched += min(len(hashes), HASHES) if why_idle_times_reset else 0
+                self._touched += read if why_idle_times_reset else 0
                 many = counted(len(first), "hash", "hashes")
                 self._notes += [f"some fields of {many} expire before the key (HPTTL)"] if first else []
         # A shard's replicas are in the same order; if one has failed, the keys of each server are not known.

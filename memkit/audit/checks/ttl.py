@@ -136,7 +136,9 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
     diagnosis.notes += [layout_note] if layout_note else []
     too_long = any(one.kind == "long" for _, one in anomalies)
     healthy = not diagnosis.findings and not diagnosis.unexplained and context.history.idle_known
-    diagnosis.notes += _notes(expected, analyses[-1], too_long=too_long, healthy=healthy)
+    # A replica's idle times begin with the copy from its primary.
+    are_reads = healthy and not context.server.may_have_synced
+    diagnosis.notes += _notes(expected, analyses[-1], too_long=too_long, are_reads=are_reads)
     return diagnosis
 
 
@@ -177,13 +179,16 @@ def _field_findings(expected: Expectation, context: AuditContext) -> list[Findin
     return [replace(one, message=f"fields of {one.message}", confidence="possible") for one in found]
 
 
-def _notes(expected: Expectation, analysis: LifetimeAnalysis, *, too_long: bool, healthy: bool) -> list[str]:
-    """Return notes of longer TTLs that are no finding, and of sessions that are read and will expire soon."""
+def _notes(expected: Expectation, analysis: LifetimeAnalysis, *, too_long: bool, are_reads: bool) -> list[str]:
+    """Return notes of longer TTLs that are no finding, and of sessions that are read and will expire soon.
+
+    ``are_reads`` is whether an access without a renewal is surely a read.
+    """
     notes = []
     if analysis.long and not too_long:
         many, longest = counted(len(analysis.long), "key"), duration(max(one.left for one in analysis.long))
         notes.append(f"{many} matching {expected.pattern} have up to {longest} left, more than expected")
-    soon = [one.left for one in analysis.short if healthy and one.left < SOON * analysis.ttl]
+    soon = [one.left for one in analysis.short if are_reads and one.left < SOON * analysis.ttl]
     if soon and expected.policy.kind == "sliding" and not expected.policy.refresh_on_read:
         read = f"{counted(len(soon), 'key')} matching {expected.pattern} were read after their last write"
         notes.append(f"reads do not renew the TTL: {read}, and will expire within {duration(max(soon))}")
