@@ -141,7 +141,7 @@ class _WatchedServer:
 
     def has_field_ttls(self) -> bool:
         """Return whether a hash has fields with TTLs (Redis 7.4, Valkey 9)."""
-        return _FIELD_TTLS.search(self.ask("INFO", "keyspace")) is not None
+        return _FIELD_TTLS.search(self._connection.require("INFO", "keyspace")) is not None
 
     def watches(self, name: bytes) -> bool:
         return name.startswith(self._prefixes)
