@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any, cast
 
 import pytest
@@ -20,20 +21,19 @@ from memkit.server.clock import ServerClock
 from memkit.server.guard import NAME
 from memkit.server.keyspace import DedicatedDatabase, PrivateKeyspace
 from memkit.server.launcher import RedisServer
-from memkit.server.sandbox import Sandbox
+from memkit.server.sandbox import Sandbox, close_async_connections
 from memkit.store.store import AsyncMemoryStore, MemoryStore
 
 DEFAULT_REAL = "redis://localhost:6379/15"
 REAL_URL_KEY = pytest.StashKey[str | None]()
 RAN_ON_KEY = pytest.StashKey["set[str]"]()
-EXPLANATIONS_KEY = pytest.StashKey["list[Callable[[], str | None]]"]()
 APPLICATION_FIXTURES = {"redis_client", "async_redis_client", "redis_client_url"}
 DECODING_FIXTURES = {"redis_memory_store", "memory_store"}
-SANDBOX_FIXTURES = {"redis_memory_store", "memory_store", "async_memory_store", "memkit_sandbox"}
-FIXTURES = APPLICATION_FIXTURES | SANDBOX_FIXTURES
-FIXTURES |= {"redis_url", "memkit_server", "memkit_clock", "memkit_server_factory"}
+TARGET_FIXTURES = {"redis_memory_store", "memory_store", "async_memory_store", "memkit_sandbox", "redis_url"}
+FIXTURES = APPLICATION_FIXTURES | TARGET_FIXTURES | {"memkit_server", "memkit_clock", "memkit_server_factory"}
 # 'v' == b'v', b'v' == 'v', or a method that only bytes have.
 BYTES_EXPECTED = re.compile(r"""['"] == b['"]|\bb(['"]).*\1 == ['"]|'str' object has no attribute 'decode'""")
+MOVED_KEY = pytest.StashKey["_MovedClocks"]()
 DATABASE_KEY = pytest.StashKey[DedicatedDatabase]()
 
 
@@ -95,7 +95,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if error is None or not names or isinstance(error, pytest.skip.Exception):
         return
     with contextlib.suppress(redis.RedisError, MemkitError, OSError):
-        explanation = next(filter(None, (explain() for explain in item.stash.get(EXPLANATIONS_KEY, []))), None)
+        moved = item.stash.get(MOVED_KEY, None)
+        explanation = next(filter(None, (explain() for explain in moved.explanations)), None) if moved else None
         if explanation:
             error.add_note(explanation)
     if names & DECODING_FIXTURES and (isinstance(error, UnicodeDecodeError) or BYTES_EXPECTED.search(str(error))):
@@ -143,6 +144,51 @@ def _started(pytest_config: pytest.Config, /, **options: Any) -> RedisServer:
     return server
 
 
+class _MovedClocks:
+    """What memkit_clock moves: the clock of each server or keyspace that the test uses."""
+
+    def __init__(self) -> None:
+        self.clocks: list[ServerClock] = []
+        self.explanations: list[Callable[[], str | None]] = []
+        self._before: list[tuple[RedisServer, timedelta]] = []
+        self._logs = contextlib.ExitStack()
+
+    def add(self, part: PrivateKeyspace | DedicatedDatabase | RedisServer | Sandbox) -> None:
+        """Move one more clock, if it is not moved already."""
+        if part.clock in self.clocks:
+            return
+        server = part.server if isinstance(part, PrivateKeyspace) else part
+        if isinstance(server, RedisServer):
+            self._before.append((server, server.clock.offset))
+            if server.clock.method == "preload":
+                accept = part.accept_changes if isinstance(part, PrivateKeyspace) else lambda work: work()
+                log = contextlib.ExitStack()
+                self._logs.callback(accept, log.close)
+                self.explanations.append(accept(lambda: log.enter_context(explained_deadlines(server))))
+        self.clocks.append(part.clock)
+
+    @contextlib.contextmanager
+    def moving(self) -> Iterator[ServerClock]:
+        """Yield the first clock, which moves the others; set back the private servers' clocks afterwards."""
+        with self._logs:
+            with self.clocks[0].together_with(self.clocks):
+                yield self.clocks[0]
+            for server, offset in self._before:
+                if not server.running:
+                    server.start()
+                if server.clock.offset != offset:
+                    server.clock.shift(offset - server.clock.offset)
+
+
+def _move_too(
+    request: pytest.FixtureRequest, part: PrivateKeyspace | DedicatedDatabase | RedisServer | Sandbox
+) -> None:
+    """Let a memkit_clock that exists already move this too: ``getfixturevalue`` may request fixtures in any order."""
+    moved = request.node.stash.get(MOVED_KEY, None)
+    if moved:
+        moved.add(part)
+
+
 @pytest.fixture(scope="session")
 def memkit_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     """A private real server for the whole run, whatever --real-redis is; started at first use."""
@@ -183,7 +229,9 @@ def _memkit_sandboxes() -> Iterator[dict[str, Sandbox]]:
 
 
 @pytest.fixture
-def memkit_sandbox(_memkit_target: RedisServer | str, _memkit_sandboxes: dict[str, Sandbox]) -> Iterator[Sandbox]:
+def memkit_sandbox(
+    request: pytest.FixtureRequest, _memkit_target: RedisServer | str, _memkit_sandboxes: dict[str, Sandbox]
+) -> Iterator[Sandbox]:
     """A random key prefix, enforced by the server, removed without trace."""
     if isinstance(_memkit_target, RedisServer) and not _memkit_target.running:
         _memkit_target.start()  # an earlier test has ended it
@@ -192,6 +240,7 @@ def memkit_sandbox(_memkit_target: RedisServer | str, _memkit_sandboxes: dict[st
     if server not in _memkit_sandboxes:
         _memkit_sandboxes[server] = Sandbox(_memkit_target).open()
     with Sandbox(_memkit_target, parent=_memkit_sandboxes[server]) as sandbox:
+        _move_too(request, _memkit_target if isinstance(_memkit_target, RedisServer) else sandbox)
         yield sandbox
 
 
@@ -218,9 +267,11 @@ def memory_store(redis_memory_store: Any) -> MemoryStore:
 
 
 @pytest.fixture
-def async_memory_store(memkit_sandbox: Sandbox) -> AsyncMemoryStore:
+def async_memory_store(memkit_sandbox: Sandbox) -> Iterator[AsyncMemoryStore]:
     """An AsyncMemoryStore in a sandbox: prefix ``session:``, 7 days, sliding."""
-    return AsyncMemoryStore(memkit_sandbox.async_client(decode_responses=True), prefix="session:", ttl="7d")
+    client = memkit_sandbox.async_client(decode_responses=True)
+    yield AsyncMemoryStore(client, prefix="session:", ttl="7d")
+    close_async_connections(client)
 
 
 @pytest.fixture(scope="session")
@@ -246,11 +297,17 @@ def _memkit_keyspaces(request: pytest.FixtureRequest) -> Iterator[PrivateKeyspac
 
 @pytest.fixture
 def _memkit_keyspace(
-    request: pytest.FixtureRequest, _memkit_keyspaces: PrivateKeyspace | DedicatedDatabase
+    request: pytest.FixtureRequest,
+    _memkit_keyspaces: PrivateKeyspace | DedicatedDatabase,
+    _memkit_sandboxes: dict[str, Sandbox],
 ) -> Iterator[PrivateKeyspace | DedicatedDatabase]:
-    _memkit_keyspaces.begin()
     if isinstance(_memkit_keyspaces, DedicatedDatabase):
         request.node.stash[DATABASE_KEY] = _memkit_keyspaces
+        # The sandbox of earlier tests has a key in the same database, the registry.
+        while _memkit_sandboxes and "memkit_sandbox" not in request.fixturenames:
+            _memkit_sandboxes.popitem()[1].close()
+    _memkit_keyspaces.begin()
+    _move_too(request, _memkit_keyspaces)
     yield _memkit_keyspaces
     _memkit_keyspaces.end()
 
@@ -264,9 +321,11 @@ def redis_client(_memkit_keyspace: PrivateKeyspace | DedicatedDatabase) -> Itera
 
 
 @pytest.fixture
-def async_redis_client(_memkit_keyspace: PrivateKeyspace | DedicatedDatabase) -> Any:
+def async_redis_client(_memkit_keyspace: PrivateKeyspace | DedicatedDatabase) -> Iterator[Any]:
     """A plain redis.asyncio.Redis (``decode_responses`` off) on the same keyspace as ``redis_client``."""
-    return _memkit_keyspace.async_client()
+    client = _memkit_keyspace.async_client()
+    yield client
+    close_async_connections(client)
 
 
 @pytest.fixture
@@ -284,39 +343,17 @@ def memkit_clock(request: pytest.FixtureRequest) -> Iterator[ServerClock]:
     keys are moved.
     """
     names = set(request.fixturenames)
-    servers: list[RedisServer] = []
-    clocks: list[ServerClock] = []
-    accept: Callable[[Callable[[], Any]], Any] = lambda work: work()  # noqa: E731
-    with contextlib.ExitStack() as stack:
-        if names & APPLICATION_FIXTURES:
-            keyspace: PrivateKeyspace | DedicatedDatabase = request.getfixturevalue("_memkit_keyspace")
-            clocks.append(keyspace.clock)
-            if isinstance(keyspace, PrivateKeyspace):
-                servers.append(keyspace.server)
-                accept = keyspace.accept_changes
-        if names & SANDBOX_FIXTURES or not clocks:
-            target: RedisServer | str = request.getfixturevalue("_memkit_target")
-            if isinstance(target, RedisServer):
-                servers.append(target)
-                clocks.append(target.clock)
-            else:
-                clocks.append(request.getfixturevalue("memkit_sandbox").clock)
-        movable = [server for server in servers if server.clock.method == "preload"]
-        explaining = contextlib.ExitStack()
-        request.node.stash[EXPLANATIONS_KEY] = accept(
-            lambda: [explaining.enter_context(explained_deadlines(server)) for server in movable]
-        )
-        stack.callback(accept, explaining.close)
-        before = [clock.offset for clock in clocks]
-        with clocks[0].together_with(clocks[1:]):
-            yield clocks[0]
-        for server in servers:
-            if not server.running:
-                server.start()
-        if servers:
-            for clock, offset in zip(clocks, before, strict=True):
-                if clock.offset != offset:
-                    clock.shift(offset - clock.offset)
+    moved = _MovedClocks()
+    if names & APPLICATION_FIXTURES:
+        moved.add(request.getfixturevalue("_memkit_keyspace"))
+    if names & TARGET_FIXTURES or not (moved.clocks or "memkit_server" in names):
+        target: RedisServer | str = request.getfixturevalue("_memkit_target")
+        moved.add(target if isinstance(target, RedisServer) else request.getfixturevalue("memkit_sandbox"))
+    if "memkit_server" in names:
+        moved.add(request.getfixturevalue("memkit_server"))
+    request.node.stash[MOVED_KEY] = moved
+    with moved.moving() as clock:
+        yield clock
 
 
 @pytest.fixture

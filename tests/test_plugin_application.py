@@ -207,6 +207,70 @@ def test_both_kinds_of_fixtures_share_the_clock(pytester):
     pytester.runpytest_inprocess().assert_outcomes(passed=1)
 
 
+CLOCK_FIRST = """
+    import pytest
+
+    @pytest.mark.parametrize("last", ["redis_client", "redis_memory_store"])
+    def test_requested_later(memkit_clock, request, last):
+        client = request.getfixturevalue(last)
+        key = getattr(client, "_test_prefix", "") + "k"
+        client.set(key, 1, ex=60)
+        memkit_clock.shift("61s")
+        assert client.get(key) is None
+
+    def test_server_beside_a_keyspace(memkit_clock, memkit_server, redis_client):
+        with memkit_server.client() as client:
+            client.set("k", 1, ex=60)
+            redis_client.set("k", 1, ex=60)
+            memkit_clock.shift("61s")
+            assert client.get("k") is redis_client.get("k") is None
+
+    def test_server_alone(memkit_clock, memkit_server):
+        with memkit_server.client() as client:
+            client.set("k", 1, ex=60)
+            memkit_clock.shift("61s")
+            assert client.get("k") is None
+"""
+
+
+@pytest.mark.parametrize("real", [False, True], ids=["private", "dedicated"])
+def test_the_clock_moves_whatever_a_test_uses(pytester, dedicated, real):
+    pytester.makepyfile(CLOCK_FIRST)
+    pytester.runpytest_inprocess(*([f"--real-redis={dedicated[1]}"] if real else [])).assert_outcomes(passed=4)
+
+
+def test_no_registry_is_left_in_the_keyspace(pytester, dedicated):
+    pytester.makepyfile(
+        """
+        def test_in_a_sandbox(memory_store): memory_store.save("s", [])
+        def test_empty(redis_client): assert redis_client.dbsize() == 0
+        def test_in_another_sandbox(memory_store): memory_store.save("s", [])
+        """
+    )
+    pytester.runpytest_inprocess(f"--real-redis={dedicated[1]}").assert_outcomes(passed=3)
+
+
+def test_connections_in_a_loop_of_the_session_close(pytester):
+    pytester.makepyfile(
+        """
+        import pytest
+
+        CONNECTIONS = []
+
+        @pytest.mark.parametrize("n", range(3))
+        @pytest.mark.asyncio(loop_scope="session")
+        async def test_sets(redis_client, async_redis_client, async_memory_store, n):
+            CONNECTIONS.append(len(redis_client.client_list()))
+            await async_redis_client.set("k", n)
+            await async_memory_store.save("s", [])
+
+        def test_none_is_left():
+            assert CONNECTIONS == CONNECTIONS[:1] * 3
+        """
+    )
+    pytester.runpytest_subprocess(*ASYNCIO, "-W", "error").assert_outcomes(passed=4)
+
+
 REFUSED = """
     import pytest, redis
 

@@ -4,7 +4,7 @@ import ctypes
 import re
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
@@ -87,7 +87,7 @@ class ServerClock:
         self.cannot_simulate = NOT_SIMULATED[self.method]
         self._dedicated = dedicated
         self._shifted_ms = 0.0
-        self._others: tuple[ServerClock, ...] = ()
+        self._together_with: Sequence[ServerClock] = ()
 
     def require_preload(self) -> None:
         """Return if the server's own clock moves.
@@ -146,17 +146,18 @@ class ServerClock:
             # Deadlines are whole milliseconds: fractions add up instead of being lost.
             self._shift_deadlines(round(total_ms) - round(self._shifted_ms))
             self._shifted_ms = total_ms
-        for other in self._others:
-            other.shift(by)
+        for other in self._together_with:
+            if other is not self:
+                other.shift(by)
 
     @contextmanager
-    def together_with(self, others: Iterable[Self]) -> Iterator[None]:
-        """Move other servers' clocks by the same durations, within a with statement."""
-        self._others = tuple(others)
+    def together_with(self, clocks: Sequence[Self]) -> Iterator[None]:
+        """Move other servers' clocks by the same durations, within a with statement, in which the list may grow."""
+        self._together_with = clocks
         try:
             yield
         finally:
-            self._others = ()
+            self._together_with = ()
 
     def move_to(self, when: datetime) -> None:
         """Move time to an instant.

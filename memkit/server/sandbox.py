@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import redis
@@ -513,6 +513,15 @@ def explain_refusals_async(client: AnyAsyncClient, explain: Explain) -> None:
             node.connection_class = options["connection_class"]
 
 
+def close_async_connections(client: AnyAsyncClient) -> None:
+    """Close a client's connections after its test, in event loops that go on, such as a module's or a session's."""
+    pool: Any = getattr(client, "connection_pool", None)  # a cluster's client has one for each node
+    explaining = pool.connection_class if pool else cast("Any", client).connection_kwargs["connection_class"]
+    for connection in tuple(explaining.connected):
+        if not (connection.loop.is_closed() or connection.loop.is_running()):
+            connection.loop.run_until_complete(connection.disconnect())
+
+
 def is_refusal(error: ResponseError) -> bool:
     """Whether the server refused a command because of the user's rights; within a script it is a plain error."""
     return isinstance(error, NoPermissionError) or bool(re.search(r"NOPERM|can't (run|access)|permission", str(error)))
@@ -543,12 +552,20 @@ def _explaining_async(base: type[Any], explain: Explain) -> type[Any]:
     """Return an asyncio connection class that raises the errors of ``explain`` and closes with its event loop."""
 
     class Explaining(base):  # type: ignore[misc]
+        # Kept: a connection that is collected while its event loop goes on is not closed, and Python warns.
+        connected: ClassVar[set[Any]] = set()
+
         async def connect(self) -> None:
             await super().connect()
             loop = asyncio.get_running_loop()
             if getattr(self, "loop", None) is not loop:
                 self.loop, self.until_the_loop_ends = loop, _until_the_loop_ends(self)
                 await anext(self.until_the_loop_ends)
+            self.connected.add(self)
+
+        async def disconnect(self, *args: Any, **options: Any) -> None:
+            self.connected.discard(self)
+            await super().disconnect(*args, **options)
 
         async def read_response(self, *args: Any, **options: Any) -> Any:
             try:
