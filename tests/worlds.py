@@ -43,6 +43,8 @@ class World:
     config: dict[str, object] = field(default_factory=dict)
     after: Callable[[RedisServer], None] | None = None
     oldest_server: tuple[str, ...] = ()
+    lane: str = ""
+    """The server to use; empty: Redis 7.0, or a newer one if it is needed."""
     steps: int = STEPS
     """Events that are closer than their age divided by it happen at once."""
     stops_s: float = 0.0
@@ -55,7 +57,7 @@ class World:
         name = next((one for one in ("redis-7.0", "redis-8.2", "valkey-9", "redis-6.2") if lanes[one]), "redis-7.0")
         if self.oldest_server or self.full:
             name = next((one for one in ("redis-8.2", "valkey-9") if lanes[one]), name)
-        binary = lanes[name]
+        binary = lanes[self.lane or name]
         assert binary
         with RedisServer(
             binary=binary.path, port=self.port, persist=self.persist, config=self.config | NO_FSYNC

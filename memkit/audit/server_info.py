@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from struct import error, unpack
 
-from memkit.readonly.connection import ReadOnlyConnection, Reply, refused
+from memkit.readonly.connection import ReadOnlyConnection, info_fields, refused
 from memkit.readonly.target import Snapshot
 from memkit.server.guard import is_server_directory
 
@@ -25,8 +25,11 @@ SLOWLOG_ENTRIES = 128
 SECTIONS = ("server", "stats", "memory", "persistence", "replication", "commandstats", "keyspace", "cluster")
 RESTORES = ("restore", "restore-asking")
 DELETES = ("del", "unlink", "getdel")
-FLUSHES = ("flushall", "flushdb", "swapdb", "replicaof", "slaveof")
+REPLICATES = ("replicaof", "slaveof")
+FLUSHES = ("flushall", "flushdb", "swapdb", *REPLICATES)
 """A server that begins to replicate another one removes all of its own keys."""
+REPLICATED_BYTES = 1_000
+"""A primary sends its replicas fewer bytes only if it has had them for minutes and no write: a ping is 14 bytes."""
 REDIRECTIONS = ("MOVED", "ASK")
 """A cluster's node counts a redirected command as rejected; the client sends it to the right node."""
 RELATIVE_DEADLINES = ("expire", "pexpire", "setex", "psetex")
@@ -126,6 +129,11 @@ class ServerFacts:
         return self.info.get("role") == "slave"
 
     @property
+    def may_have_synced(self) -> bool:
+        """Whether the server may have received its keys from a primary at any time, which started their idle clocks."""
+        return self.is_replica or self.called(*REPLICATES) > 0 or (self.number("second_repl_offset") or 0) > 0
+
+    @property
     def flavour(self) -> str:
         """``"redis"`` or ``"valkey"``."""
         return "valkey" if "valkey_version" in self.info else "redis"
@@ -146,6 +154,16 @@ class ServerFacts:
         limit = self.number("maxmemory")
         limit = int(self.config.get("maxmemory") or 0) if limit is None else limit
         return (self.number("used_memory") or 0) - (self.number("mem_not_counted_for_evict") or 0), limit
+
+    @property
+    def flushes(self) -> list[str]:
+        """Which commands were called that may have removed all sessions.
+
+        A failover calls REPLICAOF, too: the server then has the keys and the writes of its primary.
+        """
+        promoted_at = self.number("second_repl_offset") or 0
+        received = self.is_replica or self.loaded_keys or promoted_at > REPLICATED_BYTES
+        return [name for name in FLUSHES if self.called(name) and not (received and name in REPLICATES)]
 
     def errors(self, code: str) -> int:
         """Return how many errors with this code were sent (Redis 6.2), since the start or the last CONFIG RESETSTAT."""
@@ -246,6 +264,10 @@ class ServerFacts:
         # Commands that are replayed from an append-only file count as changes and not as calls (all four servers).
         return False if self.unexplained_changes == 0 else None
 
+    def must_have_loaded(self, keys: int) -> bool:
+        """Return whether the server loaded keys when it started: INFO shows it, or it wrote fewer than the ``keys``."""
+        return bool(self.loaded) or (self.loaded is None and self.writes + self.called(*RESTORES) < keys)
+
     @property
     def has_aof(self) -> bool:
         """Whether the server has an append-only file."""
@@ -278,8 +300,7 @@ class ServerFacts:
         count = sum(first <= one <= last for one in accesses)
         usual = len(accesses) * (last - first) / max(self.now_ms - first, 1)
         together = count >= FEWEST_LOADED and count > LOADED_TOGETHER * usual
-        unexplained = self.loaded is None and self.writes + self.called(*RESTORES) < keys
-        return (first, last) if self.loaded or unexplained or together else None
+        return (first, last) if self.must_have_loaded(keys) or together else None
 
 
 def read_server_facts(connection: ReadOnlyConnection) -> ServerFacts:
@@ -298,33 +319,23 @@ def facts_of_snapshot(snapshot: Snapshot, connections: Sequence[ReadOnlyConnecti
     info = {f"{snapshot.flavour}_version": snapshot.version}
     info |= {f"db{db}": f"keys={keys}" for db, keys in snapshot.databases.items()}
     for connection in connections:
-        info |= _lines(connection.ask("INFO", "keyspace"))
+        info |= info_fields(connection.ask("INFO", "keyspace"))
     return ServerFacts(info, {}, now_ms=int(snapshot.taken_at.timestamp() * 1000))
 
 
 def counters(connection: ReadOnlyConnection) -> dict[str, str]:
     """Return INFO's counters as they are now; empty if INFO is refused."""
-    return _lines(connection.ask("INFO", "stats"))
+    return info_fields(connection.ask("INFO", "stats"))
 
 
 def _info(connection: ReadOnlyConnection, refusals: list[str]) -> dict[str, str]:
     reply = connection.ask("INFO", "all")
-    if refused(reply):
-        # Some managed services refuse the large request and answer section by section.
-        found: dict[str, str] = {}
-        for section in (*SECTIONS, "errorstats"):
-            found |= _lines(connection.ask("INFO", section))
-        if not found:
-            refusals.append("INFO (expired and evicted keys, memory, persistence)")
-        return found
-    return _lines(reply)
-
-
-def _lines(reply: Reply) -> dict[str, str]:
-    if not isinstance(reply, bytes):
-        return {}
-    pairs = (line.partition(":") for line in reply.decode(errors="replace").splitlines())
-    return {name: value for name, colon, value in pairs if colon}
+    # Some managed services refuse the large request and answer section by section.
+    replies = [connection.ask("INFO", section) for section in (*SECTIONS, "errorstats")] if refused(reply) else [reply]
+    found = {name: value for one in replies for name, value in info_fields(one).items()}
+    if not found:
+        refusals.append("INFO (expired and evicted keys, memory, persistence)")
+    return found
 
 
 def _config(connection: ReadOnlyConnection, refusals: list[str]) -> dict[str, str]:

@@ -220,7 +220,7 @@ _HANDLERS: dict[bytes, Handler] = {
     **_named(
         "APPEND INCR DECR INCRBY DECRBY INCRBYFLOAT SETRANGE SETBIT BITFIELD SETNX LSET HSETNX HINCRBY HINCRBYFLOAT "
         "HPERSIST ZINCRBY XADD XSETID XCLAIM XAUTOCLAIM XACK "
-        "XGROUP PFADD PFMERGE JSON.SET JSON.MERGE JSON.ARRAPPEND JSON.ARRINSERT JSON.ARRPOP JSON.ARRTRIM "
+        "PFADD PFMERGE JSON.SET JSON.MERGE JSON.ARRAPPEND JSON.ARRINSERT JSON.ARRPOP JSON.ARRTRIM "
         "JSON.NUMINCRBY JSON.STRAPPEND JSON.TOGGLE JSON.CLEAR",
         _first_key("write"),
     ),
@@ -238,6 +238,7 @@ _HANDLERS: dict[bytes, Handler] = {
     **_named(
         "LREM HGETDEL ZREMRANGEBYRANK ZREMRANGEBYSCORE ZREMRANGEBYLEX", _first_key("remove elements", elements=ALL)
     ),
+    b"XGROUP": lambda rest: [Effect("write", rest[1])],
     # A stream that has lost its last entry still exists.
     **_named("XDEL XTRIM XDELEX XACKDEL", _first_key("write")),
     **_named("LMOVE RPOPLPUSH BLMOVE BRPOPLPUSH", _move_element),

@@ -95,7 +95,7 @@ class SnapshotKey(NamedTuple):
 
     ``deadline_ms`` is a Unix time, None for a persistent key. ``idle_s`` is None if the file has no idle times (it
     has them only under a ``*-lru`` maxmemory-policy). ``string_bytes`` is the length of a string's value; None for an
-    integer and for other types.
+    integer and for other types. ``fields_expire`` is whether it is a hash with TTLs of its fields.
     """
 
     db: int
@@ -104,6 +104,7 @@ class SnapshotKey(NamedTuple):
     deadline_ms: int | None
     idle_s: int | None
     string_bytes: int | None
+    fields_expire: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +156,6 @@ def read_header(path: str | Path) -> RdbHeader:
 class RdbReader:
     """An open RDB file: its header, then its keys as a stream.
 
-    ``has_field_ttls`` is whether a hash that has been read can have TTLs of its fields.
-
     Args:
         path: The file. It is only read.
 
@@ -170,7 +169,7 @@ class RdbReader:
         self._size = os.fstat(self._file.fileno()).st_size
         self._checksum = anycrc.Model("CRC64-REDIS")
         self._buffer, self._at, self._before, self._crc = b"", 0, 0, 0
-        self.keys_read, self.has_field_ttls = 0, False
+        self.keys_read = 0
         try:
             self.header = self._read_header()
         except BaseException:
@@ -207,7 +206,7 @@ class RdbReader:
                     self._pass_over_rest(opcode)
                     kind = KINDS[opcode]
                 self.keys_read += 1
-                yield SnapshotKey(db, name, kind, deadline, idle, size)
+                yield SnapshotKey(db, name, kind, deadline, idle, size, opcode in _WITH_FIELD_TTLS)
                 deadline = idle = None
             elif opcode == _EXPIRE_MS:
                 deadline = self._int(8)
@@ -261,8 +260,6 @@ class RdbReader:
         parts = _PARTS.get(number) or _PARTS_OF_SERVER[self.header.server].get(number)
         if parts is None:
             raise self._undocumented(f"the {'value type' if number < _SLOT_IMPORT else 'opcode'} {number}")
-        if number in _WITH_FIELD_TTLS:
-            self.has_field_ttls = True
         self._pass_over(parts)
 
     def _pass_over(self, parts: _Parts, times: int = 1) -> None:

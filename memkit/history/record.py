@@ -5,12 +5,13 @@ writes, renewals and expiries. Why a key ended before its deadline follows from 
 second. Nothing is written to the server, and no value is read.
 """
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import redis
 
@@ -36,7 +37,6 @@ GAP_S = 1.0
 """A longer time without a look at the server is a gap in the record: time of this machine, because a server's clock may
 be set."""
 RECONNECT_EVERY_S = 0.5
-SCAN_COUNT = 1_000
 BATCH_KEYS = 1_000
 ROUND_MS = 1_000
 MINUTE_MS = 60_000
@@ -63,8 +63,12 @@ set getset mset msetex setnx restore sort sunionstore sinterstore sdiffstore zun
 zrangestore geosearchstore georadius bitop copy rename renamenx
 """
 _REPLACING = frozenset(_REPLACING_NAMES.split())
+_FIELD_TTLS = re.compile(rb"(subexpiry|keys_with_volatile_items)=[1-9]")
 _LOOK_AFTER = frozenset({"remove elements", "pop elements", "store"})
 """After these the key may have no element left, and no longer exist."""
+
+
+_LAST_FIELD: tuple[EventName, ...] = ("expired", "deleted")
 
 
 class _Counters(NamedTuple):
@@ -115,18 +119,12 @@ class _WatchedServer:
         self.pushed.subscription.close()
         self._connection.close()
 
-    def ask(self, *words: str | bytes | int) -> Any:
-        reply = self._connection.ask(*words)
-        if refused(reply):
-            raise reply
-        return reply
-
     def now_ms(self) -> int:
-        seconds, microseconds = self.ask("TIME")
+        seconds, microseconds = self._connection.require("TIME")
         return int(seconds) * 1_000 + int(microseconds) // 1_000
 
     def counters(self) -> _Counters:
-        stats, commands = info_fields(self.ask("INFO", "stats")), info_fields(self.ask("INFO", "commandstats"))
+        stats, commands = (info_fields(self._connection.require("INFO", name)) for name in ("stats", "commandstats"))
         calls = {
             name.removeprefix("cmdstat_"): int(text.partition("calls=")[2].partition(",")[0])
             for name, text in commands.items()
@@ -137,9 +135,13 @@ class _WatchedServer:
 
     def version(self) -> tuple[str, str, str]:
         """Return the kind of server, its version, and as which kind it logs the ends of keys."""
-        info = info_fields(self.ask("INFO", "server"))
+        info = info_fields(self._connection.require("INFO", "server"))
         flavour = "valkey" if "valkey_version" in info else "redis"
         return flavour, info[f"{flavour}_version"], logs_like(info)
+
+    def has_field_ttls(self) -> bool:
+        """Return whether a hash has fields with TTLs (Redis 7.4, Valkey 9)."""
+        return _FIELD_TTLS.search(self._connection.require("INFO", "keyspace")) is not None
 
     def watches(self, name: bytes) -> bool:
         return name.startswith(self._prefixes)
@@ -159,12 +161,7 @@ class _WatchedServer:
     def scan(self) -> Iterator[list[bytes]]:
         """Yield the names of the watched keys that exist, in batches; a name may come twice."""
         for prefix in self._prefixes:
-            cursor, pattern = b"0", escape_glob(prefix) + b"*"
-            while True:
-                cursor, names = self.ask("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT)
-                yield names
-                if cursor == b"0":
-                    break
+            yield from self._connection.scan(escape_glob(prefix) + b"*")
 
 
 def record(
@@ -244,6 +241,8 @@ class _Recorder:
         """Keys that no longer exist or lost their TTL; why is known after the next reading of the counters."""
         self._evicted: set[bytes] = set()
         self._odd_ttls: list[int] = []
+        self._fields_expire = False
+        """A hash has had fields with TTLs: a server logs that the last one expired as it logs a deletion."""
         try:
             self._connect()
         except redis.RedisError as error:
@@ -254,6 +253,7 @@ class _Recorder:
             self._client, url=self._url, prefixes=self._prefixes, replication=self._replication
         )
         self._looked_ms = self._server.now_ms()
+        self._fields_expire = self._fields_expire or self._server.has_field_ttls()
         counters = self._server.counters()
         self._readings = counters, counters
 
@@ -328,8 +328,11 @@ class _Recorder:
             if name == "SWAPDB":
                 raise redis.ConnectionError("SWAPDB exchanged two databases")
             for effect in effects:
+                self._fields_expire = self._fields_expire or effect.action == "expire fields"
                 if self._db in (db, effect.db) or effect.action == "flush all":
                     for event in self._states.apply(db, effect, moment, name, in_multi=in_multi):
+                        if event.possible == ("deleted",) and in_multi and self._fields_expire:
+                            event = event._replace(name=_LAST_FIELD[0], possible=_LAST_FIELD)
                         if event.db == self._db:
                             yield event, name, effect.action
 
@@ -362,7 +365,8 @@ class _Recorder:
         del self._present[key]
         lost_ttl = now is not None and now.deadline_ms is None and before.deadline_ms is not None
         if now is None or (lost_ttl and command != A_RENAME):
-            self._add_end(key, before, moment, "deleted", command=command)
+            fields_expired = command == "HDEL" and self._fields_expire
+            self._add_end(key, before, moment, *(_LAST_FIELD if fields_expired else ("deleted",)), command=command)
         if now is not None:  # created anew, or renamed from a key that was not recorded
             self._present[key] = now
             name: EventName = "overwritten" if lost_ttl and command == A_RENAME else "written"
@@ -489,9 +493,9 @@ class _Recorder:
     def _add_vanished(self, name: bytes, was: KeyState, moment: Moment, now: KeyState | None) -> None:
         """Record a key that changed when the counters were not read: why is not known."""
         if now is None:
-            ended = was.deadline_ms is not None and was.deadline_ms <= (moment.latest_ms or 0)
-            expired: tuple[EventName, ...] = ("expired",) if ended else ()
-            self._add_end(name, was, moment, *expired, "deleted", "evicted", "renamed", "flushed")
+            possible = possible_ends(was, moment, "deleted", "evicted", "renamed", "flushed")
+            possible += () if "expired" in possible else ("expired",)  # with a TTL that was not seen
+            self._add_end(name, was, moment, *possible)
         else:
             lost: tuple[EventName, ...] = ("overwritten", "ttl_removed") if now.deadline_ms is None else ()
             event: EventName = lost[0] if lost else "renewed"

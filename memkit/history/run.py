@@ -309,7 +309,8 @@ def _from_aof(source: Source, query: _Query, progress: Callable[[int, int], None
     states, timeline = KeyStates(server=server, wanted=query.follows), _Timeline(query)
     if files.base:
         for key in (key for key in _all_keys([files.base]) if query.follows(key.name)):
-            states.keys_of(key.db)[key.name] = KeyState(key.deadline_ms, None, Moment(None, begins_ms))
+            state = KeyState(key.deadline_ms, given=Moment(None, begins_ms), fields_expire=key.fields_expire)
+            states.keys_of(key.db)[key.name] = state
     elif files.base_has_commands:
         db, second = 0, None
         for command in read_commands(files.logs[0]):  # the keys as they were when the base was made

@@ -103,12 +103,12 @@ def read_rdb(files: Sequence[Path], *, progress: Callable[[int, int], None] | No
         with RdbReader(path) as reader:
             for key in reader:
                 has_idle_times = has_idle_times and key.idle_s is not None
+                has_field_ttls = has_field_ttls or key.fields_expire
                 if key.kind not in CORE_TYPES:
                     module = (path, key.kind)
                 databases[key.db] += _exists(key, now_ms)
                 if progress and reader.keys_read % PROGRESS_EVERY_KEYS == 0:
                     progress(databases.total(), 0)
-            has_field_ttls = has_field_ttls or reader.has_field_ttls
         if headers[path].created_s is None:
             raise SourceError(f"{path}: the file does not state when it was saved (ctime)")
     headers = dict(sorted(headers.items(), key=lambda item: item[1].created_s or 0))

@@ -294,11 +294,12 @@ class KeyStates:
                 moment = moment._replace(earliest_ms=state.given.earliest_ms)
         else:
             possible = possible_ends(state, moment, "deleted", *(() if in_multi else ("evicted",)))
-            if self._valkey and command == "DEL" and possible != ("expired",):
-                # lazyfree-lazy-eviction may be off, as the redis.conf of many servers has it
-                possible, proven = ("deleted",), possible == ("deleted",)
-            elif in_multi and not state.least and possible == ("deleted",):
+            if in_multi and not state.least and possible == ("deleted",):
                 possible = ("expired", "deleted")  # Valkey logs so that the last field of a hash expired
+            elif self._valkey and command == "DEL" and possible != ("expired",):
+                # lazyfree-lazy-expire and -eviction may be off, as the redis.conf of many servers has it.
+                proven = possible == ("deleted",)
+                possible = ("deleted", "expired") if "expired" in possible else ("deleted",)
         yield KeyEvent(db, key, possible[0], moment, command, state.deadline_ms, possible=possible, proven=proven)
 
 

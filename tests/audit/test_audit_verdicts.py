@@ -99,6 +99,31 @@ def test_keys_removed_to_replicate_another_server(traffic: Traffic) -> None:
     assert "REPLICAOF may have removed all keys" in found.message
 
 
+def test_failover_removes_no_keys(traffic: Traffic) -> None:
+    """All sessions are young, because they are renewed every hour; the replica is promoted in between."""
+    with (
+        RedisServer(port=free_port(), config=NO_FSYNC) as primary,
+        RedisServer(persist=True, config=NO_FSYNC) as server,
+        primary.client() as writer,
+        server.client() as client,
+    ):
+        for one in primary, server:
+            one.clock.shift("-6d")
+            one.restart()
+        client.replicaof("127.0.0.1", primary.port)
+        wait_for("a copy", lambda: client.info("replication")["master_link_status"], "up".__eq__)
+        for n in range(60):
+            writer.set(f"chat:{n}", traffic.message(), ex=round(WEEK))
+        wait_for("the last session", lambda: client.exists("chat:59"), bool)
+        client.replicaof("NO", "ONE")
+        server.clock.shift("6d")
+        for n in range(60):
+            client.set(f"chat:{n}", traffic.message(), ex=round(WEEK))
+        report = audit(server.url, expect={"chat:*": WEEK}, duty=1)
+    assert (report.verdict.status, report.findings) == ("healthy", ())
+    assert "the writes that had not reached it are lost" in text_of(report).replace("\n  ", " ")
+
+
 def test_keys_copied_from_the_primary_are_healthy(traffic: Traffic) -> None:
     world = traffic.world(traffic.sessions(), port=free_port())
     with world.played() as primary, RedisServer(config=NO_FSYNC, persist=True) as server, server.client() as client:
@@ -170,7 +195,8 @@ def test_expired_keys_dropped_at_load_of_an_old_file(traffic: Traffic) -> None:
     assert "rdb_last_load_keys_expired" in found.evidence[0]
 
 
-def test_file_that_lacks_the_last_hours_is_reported(traffic: Traffic) -> None:
+@pytest.mark.parametrize("lane", ["redis-6.2", "redis-7.0"])
+def test_file_that_lacks_the_last_hours_is_reported(lane: str, traffic: Traffic) -> None:
     """The server loads a file that is 30 hours old; sessions are written before and after that."""
 
     def restart(server: RedisServer) -> None:
@@ -187,6 +213,7 @@ def test_file_that_lacks_the_last_hours_is_reported(traffic: Traffic) -> None:
     traffic = replace(traffic, count=300)
     sessions = traffic.sessions(newest_s=30 * HOUR, kind="string")
     world = replace(traffic.world(sessions, after=restart, stops_s=30 * HOUR, config={"save": ""}), persist=False)
+    world.lane = lane
     found = of(world.audited(), "restarted")
     assert (found.confidence, found.since_is) == ("possible", "exact")
     assert "and has no session of the 1d 4h before" in found.message

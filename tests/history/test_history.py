@@ -287,6 +287,22 @@ def test_key_past_its_deadline_has_expired(tmp_path: Path) -> None:
     assert (fate.cause, fate.confidence, fate.at_is, fate.ttl_s) == ("expired", "proven", "exact", 60)
 
 
+@pytest.mark.parametrize("name", ["redis-8.2", "valkey-9"])
+def test_hash_of_the_base_may_end_with_its_fields(name: str) -> None:
+    with logging(name) as server, server.client() as client:
+        client.hset("chat:hash", "f", CANARY)
+        client.hexpire("chat:hash", 60, "f")
+        client.hset("chat:kept", "f", CANARY)
+        client.bgrewriteaof()
+        wait_for("the rewrite", lambda: client.info("persistence")["aof_rewrite_in_progress"], (0).__eq__)
+        server.clock.shift("2m")
+        wait_for("the end of the hash", lambda: client.dbsize(), (1).__eq__)
+        fate = history_of(server, "hash").fate
+        assert fate is not None
+        assert "expired" in (fate.cause, *(fate.either or ()))
+        assert cause(server, "kept") == "exists"
+
+
 def test_key_that_was_made_again_is_not_overwritten(server: RedisServer, client: redis.Redis) -> None:
     client.set("chat:user-42", 1, ex=300)
     client.set("chat:user-42", 1)

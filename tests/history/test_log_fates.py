@@ -72,6 +72,7 @@ def causes(path: Path, session: str = "1") -> tuple[str, ...]:
         ("0 HSET chat:1 f v\n1 HDEL chat:1 f", ["deleted"]),
         ("0 HSET chat:1 f v\n1 HPEXPIREAT chat:1 +9 FIELDS 1 f\n9 HDEL chat:1 f", ["expired", "deleted"]),
         ("0 HSETEX chat:1 PXAT +9 FIELDS 2 f v g v\n9 HDEL chat:1 f", ["exists"]),
+        ("0 XGROUP CREATE chat:1 g $ MKSTREAM", ["exists"]),
         ("0 SINTERSTORE chat:1 a b", ["exists"]),
         ("0 SET chat:1 v\n1 SINTERSTORE chat:1 a b", ["exists", "deleted"]),
         ("0 SET chat:1 v PXAT +300\n1 SINTERSTORE chat:1 a b", ["overwritten", "deleted"]),
@@ -119,6 +120,23 @@ def test_deletion_is_told_from_eviction(
     ):
         fate = fate_of(path)
         assert (fate.either or (fate.cause, fate.confidence)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0 SET chat:1 v PXAT +5\n5 DEL chat:1", ["expired"]),
+        ("0 SET chat:1 v PXAT +5.5\n5 DEL chat:1", ["deleted", "expired"]),
+        (
+            "0 HSETEX chat:1 PXAT +5 FIELDS 1 f v\n5 MULTI\n5 HDEL chat:1 f g\n5 DEL chat:1\n5 EXEC",
+            ["expired", "deleted"],
+        ),
+        ("0 SET chat:1 v PXAT +5\n1 DEL chat:1", ["deleted"]),
+    ],
+)
+def test_valkey_may_log_an_expiry_as_del(text: str, expected: list[str], tmp_path: Path) -> None:
+    """It does with lazyfree-lazy-expire off, as the redis.conf of many servers has it."""
+    assert list(causes(valkey_log(tmp_path / "valkey", text))) == expected
 
 
 def test_expiry_may_be_logged_before_its_second(tmp_path: Path) -> None:

@@ -230,7 +230,7 @@ def test_swapped_databases_are_a_gap(tmp_path: Path) -> None:
             recorded(path, has(b"chat:2", "written"))
     fate = history(path, session="1").fate
     assert fate is not None
-    assert (fate.cause, fate.either) == ("unknown", ("deleted", "evicted", "renamed", "flushed"))
+    assert fate.either == ("deleted", "evicted", "renamed", "flushed", "expired")
 
 
 def test_command_is_counted_before_its_name_arrives(tmp_path: Path) -> None:

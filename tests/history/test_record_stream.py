@@ -215,6 +215,24 @@ def test_backlog_is_read_while_a_replica_is_promoted() -> None:
     assert all(one == {"kept": "exists", "renamed": "renamed"} for one in found)
 
 
+@pytest.mark.parametrize("name", ["redis-8.2", "valkey-9"])
+def test_last_field_that_expired_is_no_deletion(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "incident.db"
+    with pair(name) as (primary, replica), primary.client() as client, replica.client() as reader:
+        client.hset("chat:deleted", "f", CANARY)
+        in_step(client, reader)
+        with recording(replica.url, path, b"chat:"):
+            client.hdel("chat:deleted", "f")
+            recorded(path, has(b"chat:deleted", "deleted"))
+            client.hset("chat:expired", "f", CANARY)
+            client.hpexpire("chat:expired", 300, "f")
+            recorded(path, has(b"chat:expired", "expired"))
+    assert cause(path, "deleted") == "deleted"
+    fate = history(path, session="expired").fate
+    assert fate is not None
+    assert fate.either == ("expired", "deleted")
+
+
 def test_other_databases_are_told_apart(tmp_path: Path) -> None:
     path = tmp_path / "incident.db"
     with pair("redis-7.0") as (primary, replica), primary.client() as client, replica.client() as reader:

@@ -22,10 +22,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import redis
 
@@ -46,70 +45,67 @@ TTLS_S = [90, 300, 3_600, 86_400, 604_800]
 STEPS = 60
 SAME_MS = 1_500
 """Logs are dated to the second, and a recording by its looks at the server."""
-HIDDEN = {"never_seen": ("deleted", "expired", "flushed", "renamed"), "exists": ("overwritten",)}
-"""What happened between two snapshots may not be visible in them."""
+HIDDEN = {"never_seen": ("deleted", "evicted", "expired", "flushed", "renamed"), "exists": ("overwritten",)}
+"""What happened between two snapshots, before a log was rewritten, or between two looks may not be visible."""
 ALIKE = ("exists", "overwritten")
 """A key without a TTL: a write may have removed that, or the key was deleted before the write."""
-KEEP_DEADLINES = ("RENAME", "RENAMENX", "COPY", "SORT STORE")
-Do = Callable[[Any, random.Random, str, str], object]
-
-
-def multi(client: redis.Redis, key: str, ttl_s: int) -> None:
-    with client.pipeline(transaction=True) as pipe:
-        pipe.delete(key)
-        pipe.rpush(key, "a", "b", "c")
-        pipe.expire(key, ttl_s)
-        pipe.execute()
-
-
-def script(client: redis.Redis, key: str, ttl_s: int) -> None:
-    client.eval("redis.call('SET', KEYS[1], 'a') redis.call('EXPIRE', KEYS[1], ARGV[1])", 1, key, str(ttl_s))
-
-
-def restore(client: redis.Redis, source: str, target: str, ttl_ms: int) -> None:
-    client.restore(target, ttl_ms, client.dump(source) or b"", replace=True)
-
-
-ACTS: dict[str, Do] = {
-    "SET": lambda client, _dice, key, _to: client.set(key, "v"),
-    "SET EX": lambda client, dice, key, _to: client.set(key, "v", ex=dice.choice(TTLS_S)),
-    "SET PX": lambda client, dice, key, _to: client.set(key, "v", px=dice.randrange(60_000, 10**8)),
-    "SET KEEPTTL": lambda client, _dice, key, _to: client.set(key, "w", keepttl=True),
-    "SETEX": lambda client, dice, key, _to: client.execute_command("SETEX", key, dice.choice(TTLS_S), "v"),
-    "SETNX": lambda client, _dice, key, _to: client.set(key, "1", nx=True),
-    "GETSET": lambda client, _dice, key, _to: client.execute_command("GETSET", key, "w"),
-    "APPEND": lambda client, _dice, key, _to: client.append(key, "w"),
-    "RPUSH": lambda client, _dice, key, _to: client.rpush(key, "a", "b"),
-    "LPOP": lambda client, _dice, key, _to: client.lpop(key),
-    "LTRIM": lambda client, _dice, key, _to: client.ltrim(key, 0, 0),
-    "LREM": lambda client, _dice, key, _to: client.lrem(key, 0, "a"),
-    "HSET": lambda client, _dice, key, _to: client.hset(key, "f", "v"),
-    "HDEL": lambda client, _dice, key, _to: client.hdel(key, "f"),
-    "SADD": lambda client, _dice, key, _to: client.sadd(key, "m"),
-    "SREM": lambda client, _dice, key, _to: client.srem(key, "m"),
-    "EXPIRE": lambda client, dice, key, _to: client.expire(key, dice.choice(TTLS_S)),
-    "PEXPIRE": lambda client, dice, key, _to: client.pexpire(key, dice.randrange(60_000, 10**8)),
-    "EXPIRE 0": lambda client, _dice, key, _to: client.expire(key, 0),
-    "EXPIREAT": lambda client, dice, key, _to: client.expireat(key, client.time()[0] + dice.choice(TTLS_S)),
-    "PERSIST": lambda client, _dice, key, _to: client.persist(key),
-    "GETEX": lambda client, dice, key, _to: client.getex(key, ex=dice.choice(TTLS_S)),
-    "GETEX PERSIST": lambda client, _dice, key, _to: client.getex(key, persist=True),
-    "GETDEL": lambda client, _dice, key, _to: client.getdel(key),
-    "DEL": lambda client, _dice, key, _to: client.delete(key),
-    "UNLINK": lambda client, _dice, key, _to: client.unlink(key),
-    "DEL and SET": lambda client, _dice, key, _to: (client.delete(key), client.set(key, "v")),
-    "RENAME": lambda client, _dice, key, to: client.rename(key, to),
-    "RENAMENX": lambda client, _dice, key, to: client.renamenx(key, to),
-    "COPY": lambda client, _dice, key, to: client.copy(key, to, replace=True),
-    "RESTORE": lambda client, dice, key, to: restore(client, key, to, dice.choice((0, 60_000))),
-    "MOVE": lambda client, _dice, key, _to: client.move(key, 1),
-    "script": lambda client, dice, key, _to: script(client, key, dice.choice(TTLS_S)),
-    "MULTI": lambda client, dice, key, _to: multi(client, key, dice.choice(TTLS_S)),
-    "SORT STORE": lambda client, _dice, key, to: client.sort(key, store=to, alpha=True),
-    "SINTERSTORE": lambda client, _dice, key, to: client.sinterstore(to, [key, "none"]),
-    "FLUSHDB": lambda client, dice, _key, _to: dice.random() < 0.2 and client.flushdb(),
+WITHOUT_TTL = ("PERSIST KEY", "GETEX KEY PERSIST")
+KEEP_DEADLINES = ("RENAME", "RENAMENX", "COPY", "SORT", "MOVE", "SWAPDB")
+"""After these a key has the deadline that another key had."""
+MOVES = ("RENAME", "RENAMENX", "MOVE", "SWAPDB")
+ACTS = (
+    """
+SET KEY v|SET KEY v EX TTL|SET KEY v PX MS|SET KEY w KEEPTTL|SET KEY v PXAT AT GET|SET KEY v NX EX TTL|SET KEY 1 NX
+SETEX KEY TTL v|PSETEX KEY MS v|GETSET KEY w|APPEND KEY w|SETRANGE KEY 2 x|INCR KEY|MSET KEY v TO w|MSETNX KEY v TO w
+RPUSH KEY a b|LPUSHX KEY a|LPOP KEY|LPOP KEY 2|LTRIM KEY 0 0|LTRIM KEY 1 -1|LTRIM KEY 5 2|LREM KEY 0 a|BLPOP KEY 0.01
+LMPOP 2 KEY TO LEFT COUNT 2|LMOVE KEY TO LEFT RIGHT|BLMOVE KEY TO LEFT LEFT 0.01|LINSERT KEY BEFORE a z|LSET KEY 0 q
+HSET KEY f v|HSET KEY f v g w|HDEL KEY f|HDEL KEY f g|HEXPIRE KEY TTL FIELDS 1 f|HEXPIRE KEY 0 FIELDS 1 f
+HSETEX KEY EX TTL FIELDS 1 f v|HGETEX KEY EX TTL FIELDS 1 f|HPERSIST KEY FIELDS 1 f|HGETDEL KEY FIELDS 1 f
+SADD KEY m|SADD KEY m n|SREM KEY m|SPOP KEY|SPOP KEY 5|SMOVE KEY TO m|ZADD KEY 1 m 2 n|ZREM KEY m|ZPOPMIN KEY 2
+ZMPOP 1 KEY MIN|ZREMRANGEBYRANK KEY 0 0|ZADD KEY XX 3 m|GEOADD KEY 1 1 m|PFADD KEY a|PFMERGE TO KEY
+XADD KEY * f v|XADD KEY NOMKSTREAM * f v|XTRIM KEY MAXLEN 0|XGROUP CREATE KEY g $ MKSTREAM
+XREADGROUP GROUP g c STREAMS KEY >
+EXPIRE KEY TTL|EXPIRE KEY TTL|EXPIRE KEY TTL NX|EXPIRE KEY TTL XX|EXPIRE KEY TTL GT|EXPIRE KEY TTL LT|PEXPIRE KEY MS
+EXPIRE KEY 0|EXPIRE KEY -5|PEXPIREAT KEY AT|PEXPIREAT KEY 5|PERSIST KEY|GETEX KEY EX TTL|GETEX KEY PXAT AT
+GETEX KEY PXAT 5|GETEX KEY PERSIST|GETDEL KEY|DEL KEY|UNLINK KEY|DEL KEY TO|DEL KEY; SET KEY v|SET KEY v; EXPIRE KEY TTL
+DEL KEY; RPUSH KEY a b c; EXPIRE KEY TTL|SET KEY v; DEL KEY|SET KEY v EX TTL; PERSIST KEY
+RENAME KEY TO|RENAMENX KEY TO|COPY KEY TO REPLACE|COPY KEY TO
+RESTORE TO 0 DUMP REPLACE|RESTORE TO MS DUMP REPLACE|RESTORE TO AT DUMP REPLACE ABSTTL|RESTORE TO 5 DUMP REPLACE ABSTTL
+SORT KEY ALPHA STORE TO|SINTERSTORE TO KEY none|SUNIONSTORE TO KEY|ZUNIONSTORE TO 1 KEY|ZRANGESTORE TO KEY 0 -1
+BITOP NOT TO KEY|BITOP AND TO none none2|GEOSEARCHSTORE TO KEY FROMLONLAT 1 1 BYRADIUS 1 km|SDIFFSTORE TO KEY KEY
+""".strip()
+    .replace("\n", "|")
+    .split("|")
+)
+OTHER_DATABASE = (
+    """
+MOVE KEY 1|COPY KEY KEY DB 1 REPLACE|1> MOVE KEY 0|1> COPY KEY TO DB 0 REPLACE|1> SET KEY v EX TTL|1> SET KEY v
+1> DEL KEY|1> EXPIRE KEY TTL|SWAPDB 0 1|SWAPDB 1 0
+""".strip()
+    .replace("\n", "|")
+    .split("|")
+)
+FLUSHES = ["FLUSHDB", "FLUSHALL", "FLUSHDB ASYNC", "1> FLUSHDB"]
+EVICTION = "eviction"
+MADE_AND_DELETED = "made and deleted"
+TIME = "time passes"
+SCRIPT = """
+local at = 1
+while at <= #ARGV do
+  redis.call(unpack(ARGV, at + 1, at + ARGV[at]))
+  at = at + ARGV[at] + 1
+end
+"""
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "lazyfree-lazy-eviction": ("yes", "no"),
+    "lazyfree-lazy-expire": ("yes", "no"),
+    "lazyfree-lazy-user-del": ("yes", "no"),
+    "lazyfree-lazy-server-del": ("yes", "no"),
+    "aof-use-rdb-preamble": ("yes", "yes", "no"),
+    "notify-keyspace-events": ("", "", "Exe"),
+    "maxmemory-policy": ("allkeys-lru", "allkeys-lfu", "allkeys-random", "volatile-lru", "volatile-ttl"),
 }
-CAUSES = {"RENAME": "renamed", "RENAMENX": "renamed", "MOVE": "renamed"}
+"""Settings that change what a server logs; one value of each is drawn for a world."""
 
 
 @dataclass
@@ -125,10 +121,18 @@ class Truth:
 class World:
     """A server, random commands on it, and the truth about each key."""
 
-    def __init__(self, seed: int, server: RedisServer, client: redis.Redis) -> None:
+    def __init__(self, seed: int, server: RedisServer, client: redis.Redis, other: redis.Redis) -> None:
         self.dice = random.Random(seed)
-        self.server, self.client = server, client
+        self.server, self.client, self.other = server, client, other
         self.truth = {key: Truth() for key in KEYS}
+        self.acts = [*ACTS, *[TIME] * 4]
+        self.has_databases = self.dice.random() < 0.5
+        if self.has_databases:
+            self.acts += OTHER_DATABASE
+        if self.dice.random() < 0.5:
+            self.acts += FLUSHES
+        if self.dice.random() < 0.5:
+            self.acts += [EVICTION] * 3
 
     def look(self) -> tuple[dict[str, int | None], int]:
         """Return each key that exists with its deadline (None without one), and the server's time, in milliseconds."""
@@ -143,50 +147,92 @@ class World:
     def step(self) -> None:
         """Do one thing, and keep what it changed."""
         before, began = self.look()
-        command = self.dice.choice([*ACTS, "EXPIRE", "SET EX", "time passes"])
+        act = self.dice.choice(self.acts)
         key, to = self.dice.sample(KEYS, 2)
-        if command == "time passes":
+        if act == TIME:
             self.server.clock.shift(f"{self.dice.choice((1, 60, 600, 7_200))}s")
             time.sleep(0.15)  # the server dates its log by a time that it reads ten times a second
             for one in KEYS:
                 self.client.exists(one)
+        elif act == EVICTION:
+            self._evict()
         else:
-            try:
-                ACTS[command](self.client, self.dice, key, to)
-            except (redis.ResponseError, redis.DataError):
-                return
+            with suppress(redis.ResponseError, redis.DataError):
+                self._do(act, key, to)
         after, ended = self.look()
+        name = act.removeprefix("1> ").partition(" ")[0]
         for one in KEYS:
-            cause = CAUSES.get(command, "deleted") if one == key else "deleted"
-            cause = {"time passes": "expired", "FLUSHDB": "flushed"}.get(command, cause)
-            self._keep(one, command, cause, before.get(one, -1), after.get(one, -1), (began, ended))
+            cause = "renamed" if name in MOVES and (one == key or name == "SWAPDB") else "deleted"
+            cause = MADE_AND_DELETED if one == key and act.endswith("; DEL KEY") and one not in before else cause
+            cause = {TIME: "expired", EVICTION: "evicted"}.get(act, "flushed" if "FLUSH" in act else cause)
+            self._keep(one, act, cause, before.get(one, -1), after.get(one, -1), (began, ended))
 
-    def _keep(
-        self, key: str, command: str, cause: str, was: int | None, now: int | None, moment: tuple[int, int]
-    ) -> None:
+    def _do(self, act: str, key: str, to: str) -> None:
+        client = self.other if act.startswith("1> ") else self.client
+        seconds, micros = client.time()
+        words: dict[str, object] = {
+            "KEY": key,
+            "TO": to,
+            "TTL": self.dice.choice(TTLS_S),
+            "MS": self.dice.randrange(60_000, 10**8),
+            "AT": seconds * 1_000 + micros // 1_000 + self.dice.randrange(60_000, 10**8),
+            "DUMP": client.dump(key) or b"",
+        }
+        commands = [[words.get(word, word) for word in one.split()] for one in act.removeprefix("1> ").split(";")]
+        how = self.dice.choice(("one by one", "one by one", "transaction", "script"))
+        if how == "script" and "BLPOP" not in act:
+            client.eval(SCRIPT, 0, *(word for one in commands for word in (len(one), *one)))
+        elif how == "transaction":
+            with client.pipeline(transaction=True) as pipe:
+                for one in commands:
+                    pipe.execute_command(*one)
+                pipe.execute()
+        else:
+            for one in commands:
+                client.execute_command(*one)
+
+    def _evict(self) -> None:
+        """Set a limit so far below the memory in use that a write evicts some keys."""
+        memory = self.client.info("memory")
+        limit = memory["used_memory"] - memory["mem_not_counted_for_evict"] - self.dice.randrange(200, 1_500)
+        self.client.config_set("maxmemory", limit)
+        with suppress(redis.ResponseError):
+            self.client.set("filler", "v")
+        self.client.config_set("maxmemory", 0)
+        self.client.delete("filler")
+
+    def _keep(self, key: str, act: str, cause: str, was: int | None, now: int | None, moment: tuple[int, int]) -> None:
         """Keep what a command did to a key, by its deadline before and after: -1 if it does not exist."""
         truth = self.truth[key]
-        if was == now:
+        if was == now and cause != MADE_AND_DELETED:
             return
-        truth.commands.append(command)
+        truth.commands.append(act)
         if now == -1:
-            truth.cause, truth.moment = cause, (was, was) if cause == "expired" and was is not None else moment
+            on_time = cause == "expired" and was is not None and was <= moment[1]  # otherwise its last field expired
+            truth.cause, truth.moment = cause.removeprefix("made and "), (was, was) if on_time else moment
         elif was == -1:
             truth.cause, truth.moment, truth.ttl_s = "exists", moment, None
         elif now is None:
-            replaced = command not in ("PERSIST", "GETEX PERSIST", "DEL and SET")
+            replaced = act not in WITHOUT_TTL and "DEL KEY;" not in act and "PERSIST" not in act
             truth.cause, truth.moment = "overwritten" if replaced else "exists", moment
+            truth.ttl_s = None if ";" in act else truth.ttl_s
         if now not in (None, -1) and (was is None or abs(now - was) > SAME_MS / 300):
             truth.cause = "exists"
-            truth.ttl_s = None if command in KEEP_DEADLINES else (now - moment[1]) / 1_000
+            keeps = act.removeprefix("1> ").startswith(KEEP_DEADLINES)
+            truth.ttl_s = None if keeps else (now - moment[1]) / 1_000
 
 
 def fault(truth: Truth, fate: Fate, source: str) -> str:
     """Return what is wrong with a fate; empty if nothing is."""
     possible: tuple[str, ...] = fate.either or (fate.cause,)
-    possible += HIDDEN.get(fate.cause, ()) if source == "snapshots" else ()
+    if any(text in fate.sentence for text in ("in database 1", "in a gap", "the session's other keys")):
+        return ""
+    possible += HIDDEN.get(fate.cause, ()) if source in ("snapshots", "aof", "names") else ()
     possible += ALIKE if fate.cause in ALIKE and fate.confidence != "proven" else ()
-    possible += ("renamed",) if fate.cause == "exists" and "in database 1" in fate.sentence else ()
+    # Valkey logs an eviction as DEL if lazyfree-lazy-eviction is off, which the log does not show.
+    possible += ("evicted",) if fate.cause == "deleted" and fate.confidence == "likely" else ()
+    # A log names all keys of DEL, also those that did not exist.
+    possible += ("never_seen",) if fate.cause == "deleted" and fate.confidence == "likely" else ()
     if truth.cause not in possible and (fate.cause != "unknown" or fate.either):
         return f"is {truth.cause}"
     if fate.at and truth.cause == fate.cause != "exists":
@@ -194,7 +240,7 @@ def fault(truth: Truth, fate: Fate, source: str) -> str:
         earliest = latest if fate.at_is == "exact" else fate.not_before.timestamp() * 1_000 if fate.not_before else 0
         if truth.moment[0] > latest + SAME_MS or truth.moment[1] < earliest - SAME_MS:
             return f"{truth.cause} between {truth.moment} ms"
-    if fate.ttl_s and truth.ttl_s and abs(fate.ttl_s - truth.ttl_s) > SAME_MS / 1_000:
+    if fate.cause != "unknown" and fate.ttl_s and truth.ttl_s and abs(fate.ttl_s - truth.ttl_s) > SAME_MS / 1_000:
         return f"got a TTL of {truth.ttl_s} s"
     return ""
 
@@ -225,6 +271,7 @@ def live(world: World, folder: Path, sources: set[str]) -> None:
     """Run the commands of a world while it is recorded; take snapshots before, in the middle and after."""
     server, client = world.server, world.client
     take_snapshot(server, client, folder / "0.rdb")
+    rewrites = "aof" in sources and world.dice.random() < 0.5
     with ExitStack() as recordings:
         if "names" in sources:
             recordings.enter_context(recording(server.url, folder / "names.db", None))
@@ -236,11 +283,16 @@ def live(world: World, folder: Path, sources: set[str]) -> None:
                 time.sleep(world.dice.random() * 0.3)
             if step == STEPS // 2:
                 take_snapshot(server, client, folder / "1.rdb")
-        time.sleep(0.6)  # the recorder reads the counters that explain an end every 0.2 s
+                if rewrites:
+                    client.bgrewriteaof()
+                    wait_for(
+                        "a rewritten log", lambda: client.info("persistence")["aof_rewrite_in_progress"], (0).__eq__
+                    )
+        time.sleep(1.5)  # the recorder reads the counters every 0.2 s, and connects again 0.5 s after SWAPDB
     take_snapshot(server, client, folder / "2.rdb")
 
 
-def answer(source: str, key: str, server: RedisServer, folder: Path) -> History:
+def answer(source: str, server: RedisServer, folder: Path, key: str | None = None) -> History:
     if source == "backlog":
         return history(server.url, session=key, replication="primary")
     if source == "snapshots":
@@ -260,30 +312,41 @@ def run(seed: int, kind: str, sources: set[str], answers: Counter[str]) -> list[
     config: dict[str, object] = {"appendonly": "yes", "appendfsync": "no", "auto-aof-rewrite-percentage": "0"}
     # With the usual time-out, a moved clock ends the connection of a replica and of a recording.
     config |= {"repl-diskless-sync-delay": 0, "repl-timeout": 10**6}
+    dice = random.Random(seed)
+    config |= {name: dice.choice(values) for name, values in SETTINGS.items()}
     if kind.startswith("redis-6"):
         sources = sources - NEWER_ONLY
     else:
-        config["aof-timestamp-enabled"] = "yes"
+        config["aof-timestamp-enabled"] = dice.choice(("yes", "yes", "no"))
     found = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         server = stack.enter_context(RedisServer(binary=binary.path, port=0, config=config))
-        client = stack.enter_context(server.client(decode_responses=True))
+        client, other = (stack.enter_context(server.client(db=db)) for db in (0, 1))
         replica = RedisServer(binary=binary.path, config={"replicaof": f"127.0.0.1 {server.port}"})
         reader = stack.enter_context(stack.enter_context(replica).client())
         wait_for("a replica", lambda: reader.info("replication")["master_link_status"], "up".__eq__)
-        world = World(seed, server, client)
+        world = World(seed, server, client, other)
         live(world, folder, sources)
         for source in sorted(sources):
+            fates: Counter[str] = Counter()
             for key, truth in world.truth.items():
                 if source in ("names", "stream") and not key.startswith("chat:"):
                     continue
-                fate = answer(source, key, server, folder).fate
+                fate = answer(source, server, folder, key).fate
                 assert fate is not None
+                if key.startswith("chat:"):
+                    fates[fate.cause] += 1
                 answers[f"{source} {'open' if fate.cause == 'unknown' else 'named'}"] += 1
                 if wrong := fault(truth, fate, source):
                     last = ", ".join(truth.commands[-4:])
                     found.append(f"seed {seed} on {kind}, {source}: {key} {wrong} ({last}); {fate.to_dict()}")
+            counts = Counter(answer(source, server, folder).fates.get("chat:", {}))
+            del fates["never_seen"]
+            if counts != fates and not world.has_databases:
+                found.append(
+                    f"seed {seed} on {kind}, {source}: {dict(counts)} without a session; {dict(fates)} with one"
+                )
     return found
 
 
@@ -292,15 +355,17 @@ def main() -> int:
     parser.add_argument("--worlds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--source", choices=SOURCES)
+    parser.add_argument("--jobs", type=int, default=3, help="worlds at a time")
     given = parser.parse_args()
     kinds = [kind for kind, binary in every_server().items() if binary]
     sources = {given.source} if given.source else set(SOURCES)
     answers: Counter[str] = Counter()
     wrong = 0
-    for seed in range(given.seed, given.seed + given.worlds):
-        for one in run(seed, kinds[seed % len(kinds)], sources, answers):
-            wrong += 1
-            print(one, flush=True)
+    with ThreadPoolExecutor(given.jobs) as pool:
+        seeds = range(given.seed, given.seed + given.worlds)
+        for found in pool.map(lambda seed: run(seed, kinds[seed % len(kinds)], sources, answers), seeds):
+            wrong += len(found)
+            print(*found, sep="\n", end="\n" if found else "", flush=True)
     counts = ", ".join(f"{name} {count:,}" for name, count in sorted(answers.items()))
     print(f"{given.worlds} worlds, {wrong} wrong answers ({counts})")
     return 1 if wrong else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memkit.audit.checks.auxiliary_keys import FEWEST_SESSIONS
-from memkit.audit.checks.ttl_inference import SLACK_MS, LifetimeAnalysis, have_stopped
+from memkit.audit.checks.ttl_inference import SLACK_MS, LifetimeAnalysis
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import Finding, Since
 from memkit.audit.key_shapes import Group, narrowest_prefix
@@ -74,9 +74,8 @@ def _since(
     if not accesses:
         return None
     analysis = LifetimeAnalysis(everything, expected, context.history)
-    first, last = accesses[0], analysis.last_write(analysis.within)
-    ends = [one.deadline for one in analysis.within]
-    if last is not None and last <= first + SLACK_MS and have_stopped(ends, context.history.now_ms - last):
+    first, last = accesses[0], analysis.stopped_at()
+    if last is not None and last <= first + SLACK_MS:
         return Since(last, "lower bound")
     ended = _ended(accesses, analysis, context.history.now_ms)
     return Since(min(first + 1_000, context.history.now_ms), "upper bound") if ended is None else Since(ended, "until")

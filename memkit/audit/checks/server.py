@@ -14,7 +14,7 @@ from memkit.audit.checks.ttl_peaks import FEWEST, SURE_NATS, surprise
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import Finding, Since
 from memkit.audit.sampling import KeyFacts
-from memkit.audit.server_info import ABSOLUTE_DEADLINES, FLUSHES, REDIRECTIONS, ServerFacts
+from memkit.audit.server_info import ABSOLUTE_DEADLINES, FLUSHES, REDIRECTIONS, REPLICATES, ServerFacts
 from memkit.config import Expectation
 from memkit.render import counted, duration, utc_time
 
@@ -42,6 +42,7 @@ YOUNG_MS = 600_000
 FLUSH_CHANCE = 0.01
 """The chance that no session is older, if there was no flush. FLUSHDB is counted for all databases together."""
 OLD_SHARE = 0.9
+FAILOVER = "; if this server was a replica then, the writes that had not reached it are lost"
 EXPIRED_TIMES = 3
 """Traffic is hardly ever more than three times that of another time: by day it is two to three times that by night."""
 
@@ -74,7 +75,7 @@ def server_findings(
         _writes_refused(server),
         None if spared else _evicted(server, after, ttl_ms) or _eviction_risk(server),
         _flushed(server, context, ttl_ms, oldest, dated=len(own), existing=existing),
-        _restarted(server, context, ttl_ms, written),
+        _restarted(server, context, ttl_ms, written, loaded=server.must_have_loaded(existing)),
         _replica_stale(server, context),
         _persistence_risk(server, context),
         _skewed(server, oldest if context.keys else 0) if volatile or not context.keys else None,
@@ -93,14 +94,20 @@ def server_notes(server: ServerFacts, expectations: Sequence[Expectation], *, wh
     """
     notes = []
     if server.started_ms is not None and server.now_ms - server.started_ms < (longest := _longest_ms(expectations)):
-        loaded = f"it loaded {counted(server.loaded_keys, 'key')} from a file"
-        dropped = f", {server.expired_at_load:,} of its keys were past their deadline" if server.expired_at_load else ""
+        loaded = ""
+        if "rdb_last_load_keys_loaded" in server.info:
+            origin = "an RDB file or its primary" if server.may_have_synced else "an RDB file"
+            besides = ", besides its append-only file" if server.has_aof else ""
+            loaded = f": it loaded {counted(server.loaded_keys, 'key')} from {origin}{besides}"
+            if server.expired_at_load:
+                loaded += f"; {server.expired_at_load:,} keys of the file were past their deadline"
         young = "" if longest == math.inf else ", less than one expected TTL ago"
-        notes.append(f"the server started {when}{young}: {loaded}{dropped}")
+        notes.append(f"the server started {when}{young}{loaded}")
     flushes = server.called(*FLUSHES)
     if flushes:
         names = " or ".join(name.upper() for name in FLUSHES if server.called(name))
-        notes.append(f"{names} was called {counted(flushes, 'time')} since the start or a reset")
+        failover = "" if server.is_replica or not server.called(*REPLICATES) else FAILOVER
+        notes.append(f"{names} was called {counted(flushes, 'time')} since the start or a reset{failover}")
     if (refused := _refused(server)) or server.errors("OOM"):
         notes.append(
             f"{counted(refused, 'write')} failed or were refused since the start or a reset: {_errors(server)}"
@@ -245,18 +252,18 @@ def _flushed(
     server: ServerFacts, context: AuditContext, ttl_ms: float, oldest: int, *, dated: int, existing: int
 ) -> Finding | None:
     """Uses the calls of FLUSHALL and FLUSHDB, the slow log, and the oldest access of any key."""
-    calls, started = server.called(*FLUSHES), server.started_ms
+    calls, started = server.called(*server.flushes), server.started_ms
     if not calls or not ttl_ms or started is None:
         return None
     # The log does not name the database; sessions from before a flush that is older than the TTL have ended by it.
-    named = FLUSHES if len(server.databases) < 2 else ("flushall",)
+    named = server.flushes if len(server.databases) < 2 else ["flushall"]
     logged = [one for one in server.slow_commands if one.command in named and one.at_s * 1000 <= oldest]
     logged = [one for one in logged if one.at_s * 1000 > server.now_ms - ttl_ms]
     age, possible_age = server.now_ms - oldest, min(ttl_ms, server.now_ms - started)
     chance = min(age / possible_age, 1.0) ** dated if possible_age > 0 else 1.0
     if not logged and (age >= OLD_SHARE * possible_age or chance > FLUSH_CHANCE) and existing:
         return None
-    names = " and ".join(name.upper() for name in FLUSHES if server.called(name))
+    names = " and ".join(map(str.upper, server.flushes))
     at = max((one.at_s * 1000 for one in logged), default=None)
     by = f" by {logged[-1].client}" if logged and logged[-1].client else ""
     since_ms = oldest if at is None else at
@@ -282,20 +289,22 @@ def _flushed(
     )
 
 
-def _restarted(server: ServerFacts, context: AuditContext, ttl_ms: float, written: Sequence[int]) -> Finding | None:
+def _restarted(
+    server: ServerFacts, context: AuditContext, ttl_ms: float, written: Sequence[int], *, loaded: bool
+) -> Finding | None:
     """Uses uptime_in_seconds, rdb_last_load_keys_loaded and _expired (Redis 7.0), and the sessions' deadlines."""
     started, uptime = server.started_ms, server.now_ms - (server.started_ms or 0)
     if started is None or server.is_replica:
         return None
-    dropped, loaded = server.expired_at_load, server.loaded_keys
+    dropped = server.expired_at_load
     before = [at for at in written if at < started]
     longest = max((after - at for at, after in pairwise(before)), default=0)
     pause = started - before[-1] if before else 0
     empty = context.history.empty_start_ms is not None and YOUNG_MS <= uptime < ttl_ms
-    if dropped >= max(FEWEST, DROPPED_SHARE * (dropped + loaded)):
-        what = f"dropped {dropped:,} of {dropped + loaded:,} keys as expired: "
+    if dropped >= max(FEWEST, DROPPED_SHARE * (dropped + server.loaded_keys)):
+        what = f"dropped {dropped:,} of {dropped + server.loaded_keys:,} keys as expired: "
         what += "the file was old, or the server was stopped for long"
-        evidence = [f"rdb_last_load_keys_expired {dropped:,}, rdb_last_load_keys_loaded {loaded:,}"]
+        evidence = [f"rdb_last_load_keys_expired {dropped:,}, rdb_last_load_keys_loaded {server.loaded_keys:,}"]
     elif loaded and len(written) > len(before) >= STEADY_SESSIONS and pause > max(YOUNG_MS, PAUSES * longest):
         what = f"has no session of the {duration(pause)} before: it loaded an old file, or no session was written then"
         evidence = [f"before that, the longest time without a write was {duration(longest)}"]
