@@ -9,20 +9,17 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-import redis
-
 from memkit.audit.finding import JITTER, Finding
 from memkit.audit.report import SOON_MS, AuditReport
 from memkit.config import glob_expression
 from memkit.connect import AnyClient, cli_command
 from memkit.errors import MemkitError
 from memkit.history.snapshots import open_source
-from memkit.readonly.connection import ReadOnlyConnection, command, refused
+from memkit.readonly.connection import KeyCommands, ReadOnlyConnection
 from memkit.readonly.values import to_bytes
 from memkit.render import counted, wrapped
 from memkit.server.clock import escape_glob
 
-SCAN_COUNT = 1_000
 RENEWALS_PER_S = 100
 """A redis-cli per key: a server has no noticeable load from 100 commands a second."""
 
@@ -124,19 +121,11 @@ def write_affected(
 
 def _keys_with_ttl(connection: ReadOnlyConnection, prefix: bytes, bound_ms: float) -> Iterator[tuple[bytes, int]]:
     """Yield each key under a prefix with a remaining TTL up to a bound; a key may come twice, as from SCAN."""
-    cursor = b"0"
-    pattern = escape_glob(prefix) + b"*"
-    while True:
-        reply = connection.ask("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT)
-        if refused(reply):
-            raise redis.ResponseError(str(reply))
-        cursor, names = reply
-        ttls = connection.send([command("PTTL", name) for name in names]).take() if names else []
+    for names in connection.scan(escape_glob(prefix) + b"*"):
+        ttls = connection.send(KeyCommands(names, ["pttl"])).take()
         for name, left_ms in zip(names, ttls, strict=True):
             if isinstance(left_ms, int) and 0 <= left_ms <= bound_ms:
                 yield name, left_ms
-        if cursor == b"0":
-            return
 
 
 def _renewal(finding: Finding, report: AuditReport, client: str, path: Path) -> str:

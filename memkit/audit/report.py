@@ -180,14 +180,18 @@ class AuditReport:
             rows.append(("TTL", f"observed {duration(observed)}; nothing was expected"))
         elif observed is not None or finding.cause == "no_ttl":
             rows.append(("TTL", f"expected {duration(expected)}, observed {duration(observed)}"))
-        if finding.since:
-            name = "until" if finding.since_is == "until" else "since"
-            bound = BOUND_TEXTS.get(finding.since_is or "", "")
-            text = utc_text(finding.since, round_up=finding.since_is == "upper bound")
-            rows.append((name, f"{text} ({ago(finding.since, self.at)}{bound})"))
+        rows += self.since_rows(finding)
         if finding.keys:
             rows.append(("keys", f"{finding.keys:,} of {finding.sampled:,} checked"))
         return [*rows, *(("evidence", one) for one in finding.evidence), ("next", finding.next)]
+
+    def since_rows(self, finding: Finding) -> list[tuple[str, str]]:
+        """Return "since" or "until" and the time of a finding's change, or nothing."""
+        if finding.since is None:
+            return []
+        name = "until" if finding.since_is == "until" else "since"
+        text = utc_text(finding.since, round_up=finding.since_is == "upper bound")
+        return [(name, f"{text} ({ago(finding.since, self.at)}{BOUND_TEXTS.get(finding.since_is or '', '')})")]
 
     def proof_sentence(self) -> str:
         """Return what the audit did to the server, in one sentence."""

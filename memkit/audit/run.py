@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
@@ -227,29 +227,20 @@ class _Audit:
         diagnoses = self._diagnose(context)
         sessions = sum(one.sessions for one in diagnoses)
         findings = [found for one in diagnoses for found in one.findings]
-        if not self._expected:
-            findings += changed_ttls(context)
-        if not self._expected and not sample.keys:
-            step = "check the database number and the server in the URL"
-            text = "the database is empty: there is nothing to audit"
-            findings.append(Finding("no_data", message=text, confidence="proven", evidence=("DBSIZE is 0",), next=step))
+        findings += [] if self._expected else _without_expectations(context)
         self._notes += [note for one in diagnoses for note in one.notes]
-        short = [one for one in findings if one.cause in SHORT_CAUSES]
-        findings += self._values(sample, findings, diagnoses)
+        is_short = partial(_is_short, [one for one in findings if one.cause in SHORT_CAUSES])
+        findings += self._values(sample, findings, diagnoses, is_short)
         findings += self._second_look(findings, diagnoses)
         after = [counters(connection) for connection in self._target.connections] or [{}]
-        own = [
-            [key for key in each.keys if not any(one.affects(key.key, key.ttl_at_last_access_ms) for one in short)]
-            for each in diagnoses
-        ]
-        findings += self._of_servers(context, list(zip(self._expected, own, strict=True)), after)
+        own = [(one.expected, [key for key in one.keys if not is_short(key)]) for one in diagnoses]
+        findings += self._of_servers(context, own, after)
         vanished, looked = self._vanished(diagnoses, after)
-        deleted = deleted_finding(
+        deleted, notes = deleted_finding(
             self._servers[0], self._expected, vanished, context, looked=looked, of=sample.of, sessions=sessions
         )
-        self._notes += [deleted] if isinstance(deleted, str) else []
-        findings = _in_order([*findings, *([deleted] if isinstance(deleted, Finding) else [])])
-        findings = [replace(one, sampled=len(sample.keys)) for one in findings]
+        self._notes += notes
+        findings = [replace(one, sampled=len(sample.keys)) for one in _in_order([*findings, *deleted])]
         undetermined = self._undetermined(sample, diagnoses, context)
         if undetermined and findings and all(one.prefix is None for one in findings):
             self._notes.insert(0, undetermined)  # what is wrong with the server must not hide it
@@ -383,13 +374,19 @@ class _Audit:
             own = [one for one in expected.matching(context.keys) if one.key not in taken]
             taken.update([one.key for one in own] if len(self._expected) > 1 else ())
             unjudged = 0 if own else len(expected.matching(self._unjudged))
-            diagnosis = Diagnosis([], sessions=unjudged) if unjudged else diagnose(expected, own, context)
+            diagnosis = Diagnosis(expected, [], sessions=unjudged) if unjudged else diagnose(expected, own, context)
             ignored = {one.key for group in diagnosis.ignored for one in group.keys}
             diagnosis.keys = [one for one in own if one.key not in ignored]
             found.append(diagnosis)
         return found
 
-    def _values(self, sample: Sample, findings: Sequence[Finding], diagnoses: Sequence[Diagnosis]) -> list[Finding]:
+    def _values(
+        self,
+        sample: Sample,
+        findings: Sequence[Finding],
+        diagnoses: Sequence[Diagnosis],
+        is_short: Callable[[KeyFacts], bool],
+    ) -> list[Finding]:
         """Return what values show, if they may be read without resetting idle times, or if that is allowed."""
         if not self._full or not self._expected or sample.stopped:
             return []
@@ -397,14 +394,13 @@ class _Audit:
         if why_idle_times_reset and not self._touch:
             self._notes.append(f"not checked: {NEED_VALUES} ({why_idle_times_reset}); --touch allows it")
             return []
-        short = [one for one in findings if one.cause in SHORT_CAUSES]
         try:
             values = check_values(
                 Reader(self._target),
                 self._expected,
                 [one for one in sample.keys if not self._target.route(one.key).failure],
                 sessions=[one.keys for one in diagnoses],
-                short=lambda key: any(one.affects(key.key, key.ttl_at_last_access_ms) for one in short),
+                short=is_short,
                 within_s=VALUES_SHARE * (time.monotonic() - self._began),
                 deletions=sum(one.called("del", "unlink") for one in self._servers),
                 pops=sum(one.called("rpop", "lpop", "lmpop") for one in self._servers),
@@ -427,9 +423,11 @@ class _Audit:
         time.sleep(self._watch_s)
         short = {one.prefix for one in findings if one.cause in SHORT_CAUSES}
         found: list[Finding] = []
-        for expected, diagnosis in zip(self._expected, diagnoses, strict=True):
+        for diagnosis in diagnoses:
             first = [one for one in diagnosis.keys if one.deadline_ms is not None][:SECOND_LOOK_KEYS]
-            finding, note = measured_renewals(expected, first, self._sampler.look_up([one.key for one in first]))
+            finding, note = measured_renewals(
+                diagnosis.expected, first, self._sampler.look_up([one.key for one in first])
+            )
             self._notes.append(note)
             found += [finding] if finding and finding.prefix not in short else []
         return found
@@ -508,16 +506,14 @@ class _Audit:
             return f"{many} did not answer, so their sessions are not known ({names}); to find out, start them again"
         if self._unexplained:
             return f"{self._unexplained}; to find out, read such a session with the application"
-        for expected, one in zip(self._expected, diagnoses, strict=True):
+        for one in diagnoses:
             if one.unexplained:
-                return f"{expected.pattern}: {one.unexplained}; {settle}"
+                return f"{one.expected.pattern}: {one.unexplained}; {settle}"
             if not one.reached:
-                ttl = duration(expected.ttl_ms)
-                keys = counted(one.sessions, "key")
-                return f"none of {keys} matching {expected.pattern} shows that writes set a TTL of {ttl}; {settle}"
-        if early := expired_early(
-            self._servers, self._expected, [key for one in diagnoses for key in one.keys], context
-        ):
+                keys, ttl = f"{counted(one.sessions, 'key')} matching {one.expected.pattern}", one.expected.ttl_ms
+                return f"none of {keys} shows that writes set a TTL of {duration(ttl)}; {settle}"
+        keys_of_sessions = [key for one in diagnoses for key in one.keys]
+        if early := expired_early(self._servers, self._expected, keys_of_sessions, context):
             return early
         if not self._snapshot and not all(one.info for one in self._servers):
             return (
@@ -566,6 +562,20 @@ def _total(counts: Iterable[int | None]) -> int | None:
     """Return the sum of the servers' counts; None if one of them does not report it."""
     known = list(counts)
     return None if None in known else sum(one or 0 for one in known)
+
+
+def _without_expectations(context: AuditContext) -> list[Finding]:
+    """Return what is found if nothing is expected."""
+    if context.keys:
+        return changed_ttls(context)
+    step = "check the database number and the server in the URL"
+    text = "the database is empty: there is nothing to audit"
+    return [Finding("no_data", message=text, confidence="proven", evidence=("DBSIZE is 0",), next=step)]
+
+
+def _is_short(short: Sequence[Finding], key: KeyFacts) -> bool:
+    """Return whether a key is one of those that these findings report as given a shorter TTL."""
+    return any(one.affects(key.key, key.ttl_at_last_access_ms) for one in short)
 
 
 def _in_order(findings: Sequence[Finding]) -> list[Finding]:

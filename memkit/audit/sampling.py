@@ -93,10 +93,7 @@ class KeyFacts(NamedTuple):
     @property
     def ttl_at_last_access_ms(self) -> int | None:
         """Deadline minus last access: the TTL that was last set, or less if the key was read since."""
-        if self.deadline_ms is None:
-            return None
-        touched = self.seen_ms if self.touched_ms is None else min(self.touched_ms, self.seen_ms)
-        return self.deadline_ms - touched
+        return None if self.deadline_ms is None else self.deadline_ms - (self.touched_ms or self.seen_ms)
 
 
 @dataclass
@@ -205,12 +202,7 @@ class ServerKeys:
 
     def count(self) -> int:
         """Return the number of keys by DBSIZE; 0 of a server that does not answer."""
-        reply = self.connection.ask("DBSIZE")
-        if self.connection.failure:
-            return 0
-        if refused(reply):
-            raise reply
-        return int(reply)
+        return 0 if self.connection.failure else int(self.connection.require("DBSIZE"))
 
     def all(self, sample: Sample, *, capacity: int, unique: bool) -> Walk:
         """Scan every key, and read the facts of a fair part of them; ``unique``: skip keys that SCAN repeats."""

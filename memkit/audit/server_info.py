@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from struct import error, unpack
 
-from memkit.readonly.connection import ReadOnlyConnection, Reply, refused
+from memkit.readonly.connection import ReadOnlyConnection, info_fields, refused
 from memkit.readonly.target import Snapshot
 from memkit.server.guard import is_server_directory
 
@@ -319,33 +319,23 @@ def facts_of_snapshot(snapshot: Snapshot, connections: Sequence[ReadOnlyConnecti
     info = {f"{snapshot.flavour}_version": snapshot.version}
     info |= {f"db{db}": f"keys={keys}" for db, keys in snapshot.databases.items()}
     for connection in connections:
-        info |= _lines(connection.ask("INFO", "keyspace"))
+        info |= info_fields(connection.ask("INFO", "keyspace"))
     return ServerFacts(info, {}, now_ms=int(snapshot.taken_at.timestamp() * 1000))
 
 
 def counters(connection: ReadOnlyConnection) -> dict[str, str]:
     """Return INFO's counters as they are now; empty if INFO is refused."""
-    return _lines(connection.ask("INFO", "stats"))
+    return info_fields(connection.ask("INFO", "stats"))
 
 
 def _info(connection: ReadOnlyConnection, refusals: list[str]) -> dict[str, str]:
     reply = connection.ask("INFO", "all")
-    if refused(reply):
-        # Some managed services refuse the large request and answer section by section.
-        found: dict[str, str] = {}
-        for section in (*SECTIONS, "errorstats"):
-            found |= _lines(connection.ask("INFO", section))
-        if not found:
-            refusals.append("INFO (expired and evicted keys, memory, persistence)")
-        return found
-    return _lines(reply)
-
-
-def _lines(reply: Reply) -> dict[str, str]:
-    if not isinstance(reply, bytes):
-        return {}
-    pairs = (line.partition(":") for line in reply.decode(errors="replace").splitlines())
-    return {name: value for name, colon, value in pairs if colon}
+    # Some managed services refuse the large request and answer section by section.
+    replies = [connection.ask("INFO", section) for section in (*SECTIONS, "errorstats")] if refused(reply) else [reply]
+    found = {name: value for one in replies for name, value in info_fields(one).items()}
+    if not found:
+        refusals.append("INFO (expired and evicted keys, memory, persistence)")
+    return found
 
 
 def _config(connection: ReadOnlyConnection, refusals: list[str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import redis
 
@@ -37,7 +37,6 @@ GAP_S = 1.0
 """A longer time without a look at the server is a gap in the record: time of this machine, because a server's clock may
 be set."""
 RECONNECT_EVERY_S = 0.5
-SCAN_COUNT = 1_000
 BATCH_KEYS = 1_000
 ROUND_MS = 1_000
 MINUTE_MS = 60_000
@@ -120,18 +119,12 @@ class _WatchedServer:
         self.pushed.subscription.close()
         self._connection.close()
 
-    def ask(self, *words: str | bytes | int) -> Any:
-        reply = self._connection.ask(*words)
-        if refused(reply):
-            raise reply
-        return reply
-
     def now_ms(self) -> int:
-        seconds, microseconds = self.ask("TIME")
+        seconds, microseconds = self._connection.require("TIME")
         return int(seconds) * 1_000 + int(microseconds) // 1_000
 
     def counters(self) -> _Counters:
-        stats, commands = info_fields(self.ask("INFO", "stats")), info_fields(self.ask("INFO", "commandstats"))
+        stats, commands = (info_fields(self._connection.require("INFO", name)) for name in ("stats", "commandstats"))
         calls = {
             name.removeprefix("cmdstat_"): int(text.partition("calls=")[2].partition(",")[0])
             for name, text in commands.items()
@@ -142,13 +135,13 @@ class _WatchedServer:
 
     def version(self) -> tuple[str, str, str]:
         """Return the kind of server, its version, and as which kind it logs the ends of keys."""
-        info = info_fields(self.ask("INFO", "server"))
+        info = info_fields(self._connection.require("INFO", "server"))
         flavour = "valkey" if "valkey_version" in info else "redis"
         return flavour, info[f"{flavour}_version"], logs_like(info)
 
     def has_field_ttls(self) -> bool:
         """Return whether a hash has fields with TTLs (Redis 7.4, Valkey 9)."""
-        return _FIELD_TTLS.search(self.ask("INFO", "keyspace")) is not None
+        return _FIELD_TTLS.search(self._connection.require("INFO", "keyspace")) is not None
 
     def watches(self, name: bytes) -> bool:
         return name.startswith(self._prefixes)
@@ -168,12 +161,7 @@ class _WatchedServer:
     def scan(self) -> Iterator[list[bytes]]:
         """Yield the names of the watched keys that exist, in batches; a name may come twice."""
         for prefix in self._prefixes:
-            cursor, pattern = b"0", escape_glob(prefix) + b"*"
-            while True:
-                cursor, names = self.ask("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT)
-                yield names
-                if cursor == b"0":
-                    break
+            yield from self._connection.scan(escape_glob(prefix) + b"*")
 
 
 def record(

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-from memkit.audit.finding import BOUND_TEXTS, Finding
+from memkit.audit.finding import Finding
 from memkit.audit.report import AuditReport
 from memkit.audit.run import audit
 from memkit.audit.sampling import Progress
@@ -18,7 +18,7 @@ from memkit.config import expected
 from memkit.errors import MemkitError
 from memkit.notebook.demo import EXPECTATIONS, demo_server, load_incident
 from memkit.notebook.triage import affected, server_table
-from memkit.render import ago, counted, duration, escaped, utc_text
+from memkit.render import counted, duration, escaped, utc_text
 
 FIRST_ROWS = 5
 """The rows of affected sessions on the page's first screen."""
@@ -99,10 +99,8 @@ def _numbers(report: AuditReport) -> Iterable[tuple[str, str]]:
     if first and first.expected_ttl_s is not None:
         yield "expected TTL", duration(first.expected_ttl_s * 1000)
         yield "observed TTL", duration(None if first.observed_ttl_s is None else first.observed_ttl_s * 1000)
-    if first and first.since:
-        since = utc_text(first.since, round_up=first.since_is == "upper bound")
-        name = "until" if first.since_is == "until" else "since"
-        yield name, f"{since} ({ago(first.since, report.at)}{BOUND_TEXTS.get(first.since_is or '', '')})"
+    if first:
+        yield from report.since_rows(first)
     yield "checked", f"{report.sample['keys']:,} of {counted(report.sample['of'], 'key')}"
     yield "server", f"{report.server['flavour']} {report.server['version']}"
     yield "audited at", utc_text(report.at)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import timeit
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import hiredis
@@ -21,7 +21,7 @@ from memkit.connect import NO_DRIVER_INFO
 READ_BYTES = 1 << 17
 REPLY_TIMEOUT_S = 30.0
 """More than the time to connect: a slow command of another client may delay a batch."""
-
+SCAN_COUNT = 1_000
 PINGS = 5
 SAFE_IN_A_CLUSTER = 9
 """The Valkey from which on CLIENT NO-TOUCH is safe in a cluster. With it, Redis 8.2.3 crashes at a command for a key of
@@ -72,9 +72,10 @@ def redirected(reply: Reply) -> bool:
     return isinstance(reply, Exception) and str(reply).startswith(("MOVED ", "ASK ", "TRYAGAIN "))
 
 
-def info_fields(text: bytes) -> dict[str, str]:
-    """Return the fields of a reply to INFO."""
-    lines = (line.partition(":") for line in text.decode("utf-8", "replace").splitlines() if not line.startswith("#"))
+def info_fields(reply: Reply) -> dict[str, str]:
+    """Return the fields of a reply to INFO; none if it was refused."""
+    text = "" if refused(reply) else reply.decode("utf-8", "replace")
+    lines = (line.partition(":") for line in text.splitlines() if not line.startswith("#"))
     return {name: value for name, colon, value in lines if colon}
 
 
@@ -173,7 +174,7 @@ class ReadOnlyConnection:
             raise redis.AuthenticationError(str(reply))
         if "cluster support disabled" not in str(reply):
             about = self.ask("INFO", "server")
-            version = "" if refused(about) else info_fields(about).get("valkey_version", "")
+            version = info_fields(about).get("valkey_version", "")
             if int(version.partition(".")[0] or 0) < SAFE_IN_A_CLUSTER:
                 unknown = "CLUSTER MYID is refused, and " if refused(reply) else ""
                 return f"{unknown}in a cluster before Valkey {SAFE_IN_A_CLUSTER}, CLIENT NO-TOUCH can crash a server"
@@ -185,6 +186,20 @@ class ReadOnlyConnection:
     def ask(self, *args: str | bytes | int) -> Reply:
         """Send one command and return its reply."""
         return self.send([command(*args)]).take()[0]
+
+    def require(self, *args: str | bytes | int) -> Reply:
+        """Send one command and return its reply; raise the error if the server refuses it."""
+        reply = self.ask(*args)
+        if refused(reply):
+            raise reply
+        return reply
+
+    def scan(self, pattern: bytes) -> Iterator[list[bytes]]:
+        """Yield the names that match a glob, a page of SCAN at a time; a name may come twice."""
+        cursor = None
+        while cursor != b"0":
+            cursor, names = self.require("SCAN", cursor or b"0", "MATCH", pattern, "COUNT", SCAN_COUNT)
+            yield names
 
     def round_trip_s(self) -> float:
         """Return the shortest of a few round trips: the time that a command takes besides the server's work."""

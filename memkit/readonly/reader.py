@@ -31,7 +31,6 @@ _BATCH_BYTES = 4 << 20
 _LIST_CHUNK = 1_000
 _COUNTED_BYTES = 1 << 20
 """A hash or set of this size may have more elements than the budget: its elements are counted before it is read."""
-_SCAN_COUNT = 1_000
 _HASH_FIELDS = 1_000
 """The deadlines of at most this many fields of a hash are read."""
 STREAM_ENTRIES = 50_000
@@ -115,16 +114,13 @@ class Reader:
         """Return up to ``limit`` names that match a glob and ``keep``, sorted."""
         found: set[str] = set()
         for connection in self.target.connections:
-            cursor = b"0"
-            while len(found) < limit:
-                reply = connection.ask("SCAN", cursor, "MATCH", to_bytes(pattern), "COUNT", _SCAN_COUNT)
-                if refused(reply):
-                    self.scan_refused = str(reply).split(" ")[0]
-                    break
-                cursor, names = reply
-                found.update(name for name in map(to_name, names) if keep.search(name))
-                if cursor == b"0":
-                    break
+            try:
+                for page in connection.scan(to_bytes(pattern)):
+                    found.update(name for name in map(to_name, page) if keep.search(name))
+                    if len(found) >= limit:
+                        break
+            except redis.ResponseError as error:
+                self.scan_refused = str(error).split(" ")[0]
         self.scanned_keys = max(self.scanned_keys, self.database_keys())
         return sorted(found)[:limit]
 

@@ -44,8 +44,8 @@ def deleted_finding(
     looked: int,
     of: int,
     sessions: int,
-) -> Finding | str | None:
-    """Return the finding of sessions that were deleted; a note if keys were and sessions are unlikely.
+) -> tuple[list[Finding], list[str]]:
+    """Return the finding of sessions that were deleted; or a note if keys were and sessions are unlikely.
 
     Args:
         server: The server's report.
@@ -57,9 +57,9 @@ def deleted_finding(
         sessions: How many keys of sessions were looked at.
     """
     if vanished:
-        return _vanished_finding(server, expectations, vanished, looked=looked)
+        return [_vanished_finding(server, expectations, vanished, looked=looked)], []
     if found := _logged_finding(server, expectations):
-        return found
+        return [found], []
     scale = of / len(context.keys) if context.keys else 0.0
     return _counted(server, expectations, context, scale=scale, sessions=sessions)
 
@@ -115,7 +115,7 @@ def _logged_finding(server: ServerFacts, expectations: Sequence[Expectation]) ->
 
 def _counted(
     server: ServerFacts, expectations: Sequence[Expectation], context: AuditContext, *, scale: float, sessions: int
-) -> Finding | str | None:
+) -> tuple[list[Finding], list[str]]:
     """Judge by commandstats alone, which does not name keys: a suspicion if the count is large and unexplained."""
     own = [one for expected in expectations for one in expected.matching(context.keys)]
     strings = not own or sum(one.kind == "string" for one in own) >= STRING_SHARE * len(own)
@@ -124,7 +124,7 @@ def _counted(
     count = _deleted_keys(server, calls)
     enough = max(FEWEST_DELETED, DELETED_SHARE * sessions)
     if not expectations or count < enough:
-        return None
+        return [], []
     shown = ", ".join(f"{name} {number:,}" for name, number in calls.items() if number)
     why = None
     if sum(calls.values()) <= server.called("evalsha", "eval"):
@@ -140,8 +140,8 @@ def _counted(
     elif own and _short_strings(server, expectations, context, scale=scale) >= count:
         why = "short-lived strings beside the sessions are set and deleted as often"
     if why:
-        return f"keys were deleted by command ({shown}), probably not sessions: {why}"
-    return Finding(
+        return [], [f"keys were deleted by command ({shown}), probably not sessions: {why}"]
+    finding = Finding(
         "deleted",
         prefix=expectations[0].prefix if len(expectations) == 1 else None,
         keys=count,
@@ -154,6 +154,7 @@ def _counted(
         ),
         next="redis-cli CLIENT LIST: clients with cmd=del or cmd=unlink; then search that application for it",
     )
+    return [finding], []
 
 
 def _strings_removed(

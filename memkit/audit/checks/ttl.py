@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -52,8 +53,6 @@ LOOKED_UP = 200
 """Of a sample's sessions so many have their other parts looked up: enough for a share to 10 %."""
 MOST_SHAPES = 10
 """Of so many shapes of names, the largest, missed parts are looked up: 18,000 keys at most."""
-UNIX_TIME_S = 1_000_000_000
-"""A TTL over 31 years that is near the current Unix time is a point in time (2001 and later)."""
 INT_MAX, UINT_MAX = 2**31 - 1, 2**32 - 1
 """24.9 and 49.7 days in milliseconds: what an ``int`` of Java or C and an unsigned one hold."""
 HALF_HOUR_MS = HOUR_MS // 2
@@ -78,6 +77,7 @@ class Diagnosis:
     """The result for one expectation.
 
     Args:
+        expected: The expectation.
         findings: What is wrong.
         notes: What was left out, and facts that are no findings.
         sessions: How many keys of sessions were looked at.
@@ -88,6 +88,7 @@ class Diagnosis:
         unexplained: Why these keys cannot be called healthy although nothing is wrong for sure.
     """
 
+    expected: Expectation
     findings: list[Finding]
     notes: list[str] = field(default_factory=list)
     sessions: int = 0
@@ -102,63 +103,70 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
     """Return what is wrong with the keys of one pattern, or that it has none."""
     odd = odd_names(expected, keys, context)
     if not keys:
-        return Diagnosis([odd] if odd else missing(expected, context))
-    sessions = groups_of(keys, expected.prefix)
+        return Diagnosis(expected, [odd] if odd else missing(expected, context))
+    groups = groups_of(keys, expected.prefix)
     if expected.ttl_ms is not None:
-        expected, layout_note = _with_known_layout(expected, sessions)
-        _add_missed_siblings(sessions, expected, context)
-    helpers = auxiliary_groups(expected, sessions, context)
-    sessions = [group for group in sessions if group not in helpers]
-    shared = shared_key(expected, [one for group in sessions for one in group.keys])
+        expected, layout_note = _with_known_layout(expected, groups)
+        _add_missed_siblings(groups, expected, context)
+    ignored = auxiliary_groups(expected, groups, context)
+    groups = [group for group in groups if group not in ignored]
+    shared = shared_key(expected, [one for group in groups for one in group.keys])
     names = odd or moved(expected, keys, context)
     if expected.ttl_ms is None:
-        found = [one for one in (_unwanted_deadlines(expected, sessions, context), names) if one]
-        if not found and (shape := new_shape(expected, sessions, context)):
-            found.append(shape)
-        found += [shared] if shared else []
-        reached = sum(one.deadline_ms is None for group in sessions for one in group.keys)
-        notes = [_ignored(expected, group) for group in helpers]
-        count = sum(len(group.members) for group in sessions)
-        return Diagnosis(found, notes, count, reached, helpers, _patterns(expected, helpers, sessions))
-    mixed = mixed_ttl(expected, list(sessions_of(sessions)))
-    anomalies, short_groups = _anomalies(expected, sessions, context)
-    ignored_groups = [*helpers, *(group for group, _ in short_groups)]
-    notes = [_ignored(expected, group) for group in ignored_groups]
-    sessions = [group for group in sessions if group not in ignored_groups]
-    findings = [_ttl_finding(expected, group, anomaly, context) for group, anomaly in _merged(anomalies, mixed)]
-    everything = [one for group in sessions for one in group.keys]
-    analyses = analyses_of(everything, expected, context.history)
-    findings += [
-        finding
-        for finding in (
-            persistent_finding(expected, sessions, context),
-            mixed.finding,
-            names,
-            _persistent_renewal(expected, analyses[-1], context),
-            None if anomalies or mixed.finding else _unrenewed(expected, analyses[0], context),
-        )
-        if finding
+        found = [_unwanted_deadlines(expected, groups, context), names]
+        return _diagnosis(expected, groups, ignored, found, shared, context)
+    mixed = mixed_ttl(expected, list(sessions_of(groups)))
+    anomalies, short_groups = _anomalies(expected, groups, context)
+    ignored += [group for group, _ in short_groups]
+    groups = [group for group in groups if group not in ignored]
+    analyses = analyses_of([one for group in groups for one in group.keys], expected, context.history)
+    found = [
+        *(_ttl_finding(expected, group, anomaly, context) for group, anomaly in _merged(anomalies, mixed)),
+        persistent_finding(expected, groups, context),
+        mixed.finding,
+        names,
+        _persistent_renewal(expected, analyses[-1], context),
+        None if anomalies or mixed.finding else _unrenewed(expected, analyses[0], context),
     ]
-    if not findings and (shape := new_shape(expected, sessions, context)):
-        findings.append(shape)
-    findings += [] if findings else _field_findings(expected, context)
-    findings += [shared] if shared else []
-    notes += [layout_note] if layout_note else []
-    doubts = (*(one.unexplained() for one in analyses), _written_elsewhere(analyses[-1], context))
-    unexplained = None if findings else next((text for text in doubts if text), None)
+    diagnosis = _diagnosis(expected, groups, ignored, found, shared, context)
+    if not diagnosis.findings:
+        doubts = (*(one.unexplained() for one in analyses), _written_elsewhere(analyses[-1], context))
+        diagnosis.unexplained = next(filter(None, doubts), None)
+    diagnosis.reached = sum(len(one.reached) for one in analyses)
+    diagnosis.notes += [layout_note] if layout_note else []
     too_long = any(one.kind == "long" for _, one in anomalies)
-    healthy = not findings and not unexplained and context.history.idle_known
+    healthy = not diagnosis.findings and not diagnosis.unexplained and context.history.idle_known
     # A replica's idle times begin with the copy from its primary.
     are_reads = healthy and not context.server.may_have_synced
-    notes += _notes(expected, analyses[-1], too_long=too_long, are_reads=are_reads)
+    diagnosis.notes += _notes(expected, analyses[-1], too_long=too_long, are_reads=are_reads)
+    return diagnosis
+
+
+def _diagnosis(
+    expected: Expectation,
+    groups: Sequence[Group],
+    ignored: Sequence[Group],
+    found: Sequence[Finding | None],
+    shared: Finding | None,
+    context: AuditContext,
+) -> Diagnosis:
+    """Return what was found of these groups; if nothing was, what only then is looked for."""
+    findings = [one for one in found if one]
+    if not findings and (shape := new_shape(expected, groups, context)):
+        findings.append(shape)
+    if not findings and expected.ttl_ms is not None:
+        findings += _field_findings(expected, context)
+    findings += [shared] if shared else []
+    keys = [one for group in groups for one in group.keys]
+    parts = {group.part for group in ignored} - {group.part for group in groups}
     return Diagnosis(
+        expected,
         findings,
-        notes,
-        len(everything),
-        sum(len(one.reached) for one in analyses),
-        ignored_groups,
-        _patterns(expected, ignored_groups, sessions),
-        unexplained,
+        [_ignored(expected, group) for group in ignored],
+        len(keys),
+        sum(one.deadline_ms is None for one in keys),
+        ignored,
+        [f"{expected.prefix}{part}" for part in sorted(parts)],
     )
 
 
@@ -180,8 +188,10 @@ def _notes(expected: Expectation, analysis: LifetimeAnalysis, *, too_long: bool,
     if analysis.long and not too_long:
         many, longest = counted(len(analysis.long), "key"), duration(max(one.left for one in analysis.long))
         notes.append(f"{many} matching {expected.pattern} have up to {longest} left, more than expected")
-    soon = [one.left for one in analysis.short if are_reads and one.known and one.left < SOON * analysis.ttl]
-    if soon and expected.policy.kind == "sliding" and not expected.policy.refresh_on_read:
+    soon = [one.left for one in analysis.short if are_reads and one.left < SOON * analysis.ttl]
+    reads = analysis.history.reads
+    read_enough = reads is None or reads >= len(soon)
+    if soon and read_enough and expected.policy.kind == "sliding" and not expected.policy.refresh_on_read:
         read = f"{counted(len(soon), 'key')} matching {expected.pattern} were read after their last write"
         notes.append(f"reads do not renew the TTL: {read}, and will expire within {duration(max(soon))}")
     return notes
@@ -189,16 +199,10 @@ def _notes(expected: Expectation, analysis: LifetimeAnalysis, *, too_long: bool,
 
 def _written_elsewhere(analysis: LifetimeAnalysis, context: AuditContext) -> str | None:
     """Return why sessions that have not been written for long may be written to another database."""
-    last, others = analysis.last_write(analysis.within), context.server.databases.values()
-    stopped = last and have_stopped([one.deadline for one in analysis.within], context.history.now_ms - last)
-    if not stopped or sum(one.get("expires", 0) > 0 for one in others) < 2:
+    last, others = analysis.stopped_at(), context.server.databases.values()
+    if last is None or sum(one.get("expires", 0) > 0 for one in others) < 2:
         return None
-    return f"no key was written since {context.when(last or 0)}, while another database has keys with a TTL"
-
-
-def _patterns(expected: Expectation, ignored: Sequence[Group], sessions: Sequence[Group]) -> list[str]:
-    parts = {group.part for group in ignored} - {group.part for group in sessions}
-    return [f"{expected.prefix}{part}" for part in sorted(parts)]
+    return f"no key was written since {context.when(last)}, while another database has keys with a TTL"
 
 
 def _ignored(expected: Expectation, group: Group) -> str:
@@ -268,15 +272,14 @@ def _anomalies(
 
 def _as_new_shape(anomaly: TtlAnomaly, healthy: Sequence[LifetimeAnalysis], now_ms: int) -> TtlAnomaly:
     """Return the anomaly of sessions of a new shape: likely if the old one is not written since."""
-    last = max((at for one in healthy if (at := one.last_write(one.within))), default=None)
+    last = max(one.last_write(one.within) or 0 for one in healthy)
     ends = [each.deadline for one in healthy for each in one.within]
     like = "their type and size are those of the sessions with the expected TTL, and they share no ids with these"
-    few = anomaly.keys < FEWEST_SESSIONS
-    first = anomaly.first_seen_ms
+    first = anomaly.first_seen_ms or 0
     # With few sessions, a pause of a day or two is usual.
-    chance = 1.0 if last is None else max(0.0, 1 - (now_ms - last) / healthy[-1].ttl) ** len(ends)
-    few = few or chance > PAUSE_CHANCE
-    if few or last is None or first is None or last > first + SLACK_MS or not have_stopped(ends, now_ms - last):
+    chance = max(0.0, 1 - (now_ms - last) / healthy[-1].ttl) ** len(ends)
+    few = anomaly.keys < FEWEST_SESSIONS or chance > PAUSE_CHANCE
+    if few or last > first + SLACK_MS or not have_stopped(ends, now_ms - last):
         return replace(anomaly, confidence="possible", reasons=(*anomaly.reasons, like))
     reasons = (*anomaly.reasons, like, "the other shape is not written since")
     confidence = anomaly.confidence if anomaly.confidence == "possible" else "likely"
@@ -298,8 +301,7 @@ def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, conte
     anomaly = replace(anomaly, ttl_ms=exact_ms)
     clock = None if unit or anomaly.jitter else _other_clock(expected, anomaly.ttl_ms, context)
     unit = clock[1] if clock else unit
-    both = anomaly.kind == "short" and anomaly.still_expected >= max(FEWEST, SOME * anomaly.keys)
-    both = both and anomaly.since is not None and anomaly.since.bound == "upper bound"
+    both = anomaly.still_expected >= max(FEWEST, SOME * anomaly.keys)
     cause = clock[0] if clock else "unit_mistake" if unit else "two_ttls" if both else f"ttl_too_{anomaly.kind}"
     affected = [one.key for one in group.keys if _is_affected(one, anomaly)]
     prefix = narrowest_prefix(affected, [one.key for one in context.keys], expected.prefix)
@@ -367,12 +369,9 @@ def _ttls(expected: Expectation) -> str:
 
 def _is_affected(one: KeyFacts, anomaly: TtlAnomaly) -> bool:
     given = one.ttl_at_last_access_ms
-    if given is None:
-        return False
-    if anomaly.kind == "long":
-        return given >= anomaly.ttl_ms * (1 - anomaly.jitter) - 2 * IDLE_GRAIN_MS
     low = anomaly.ttl_ms * (1 - anomaly.jitter) - 2 * IDLE_GRAIN_MS
-    return low <= given <= max(anomaly.top_ms, anomaly.ttl_ms + IDLE_GRAIN_MS)
+    high = math.inf if anomaly.kind == "long" else max(anomaly.top_ms, anomaly.ttl_ms + IDLE_GRAIN_MS)
+    return given is not None and low <= given <= high
 
 
 def _unit_mistake(anomaly: TtlAnomaly, expected_ms: int, context: AuditContext) -> tuple[float, str | None]:
@@ -390,7 +389,7 @@ def _unit_mistake(anomaly: TtlAnomaly, expected_ms: int, context: AuditContext) 
             return held_ms, f"the expected {expected_ms:,} milliseconds {how} {left}"
     now_s = context.history.now_ms / 1000
     for unit, size in (("seconds", 1_000), ("milliseconds", 1_000_000)):
-        if anomaly.kind == "long" and ttl_ms > 1_000 * UNIX_TIME_S and abs(ttl_ms / size - now_s) < SOME * now_s:
+        if abs(ttl_ms / size - now_s) < SOME * now_s:
             return ttl_ms, f"the TTL is a Unix time in {unit}: a point in time was given as a duration (EXPIREAT, EXAT)"
     return ttl_ms, None
 

@@ -22,7 +22,6 @@ from typing import Literal, NamedTuple
 from memkit.audit.checks.ttl_peaks import (
     AROUND,
     FEWEST,
-    FEWEST_WIDE,
     IDLE_GRAIN_MS,
     SURE_NATS,
     TtlPeak,
@@ -39,8 +38,6 @@ from memkit.config import Expectation
 from memkit.policy import MAX_TTL_MS
 from memkit.render import duration
 
-ENOUGH_SHORT = 5_000
-"""Of more short values every nth is searched for peaks: a window needs tens of keys, not thousands."""
 PAIRED = 600
 """Of more deadlines or accesses every nth is paired: 600 give a chance to 0.3 %."""
 EVENT_MS = 4_000
@@ -89,8 +86,10 @@ as up to 8. Shorter TTLs may be off by a seventh.
 JITTERED_SHARE = 0.015
 READ_LATER_TIMES = 4
 """Traffic is hardly ever four times that of the stretches around it: by day it is two to three times that by night."""
-UNREAD_SHARE = 1 / 3
-"""Renewal that is throttled on purpose leaves more than this share of the TTL (thresholds in use: 0.5, 0.6, 0.9)."""
+LEAST_LEFT, UNREAD_SHARE = 0.5, 0.45
+"""Renewal throttled on purpose leaves at least half of the TTL (ASP.NET Core: half; langgraph-redis: 60 %), and with a
+tenth for clocks that were set meanwhile more than UNREAD_SHARE.
+"""
 IDLE_WRAP_MS = (1 << 24) * 1_000
 """The idle clock has 24 bits of seconds: 194 days."""
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
@@ -128,6 +127,14 @@ class KeyLifetime(NamedTuple):
     def event(self) -> tuple[int, int]:
         """The moment of its deadline and of its last access; equal for keys that were handled together."""
         return self.deadline // EVENT_MS, self.accessed // EVENT_MS
+
+
+class Suspects(NamedTuple):
+    """Keys in one peak of short values, and the other keys: those that were given more, up to the expected TTL."""
+
+    peak: TtlPeak
+    members: Sequence[KeyLifetime]
+    others: Sequence[KeyLifetime]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +197,7 @@ class TtlAnomaly:
             if max(exact, expected_ms) % unit_ms:
                 continue
             near = JITTERED_SHARE * exact if self.jitter else max(_error_ms(exact), min(TICK_MS, TICK_SHARE * exact))
-            off = abs(self.ttl_ms - exact)
-            if off <= near and not (self.jitter and abs(self.ttl_ms - rounded(self.ttl_ms)) < off):
+            if abs(self.ttl_ms - exact) <= near:
                 return factor
         return None
 
@@ -215,9 +221,8 @@ def lifetimes_of(keys: Sequence[KeyFacts], history: ServerHistory) -> list[KeyLi
     found = []
     for _, _, deadline, touched, seen, _ in keys:
         if deadline is not None:
-            accessed = seen if touched is None else min(touched, seen)
             known = touched is not None or not history.idle_known
-            found.append(KeyLifetime(deadline - seen, deadline - accessed, deadline, known))
+            found.append(KeyLifetime(deadline - seen, deadline - (touched or seen), deadline, known))
     return found
 
 
@@ -230,7 +235,7 @@ def common_ttl(lifetimes: Sequence[KeyLifetime]) -> float | None:
     peak = best_peak(values, spread_over=values[-1])
     if peak is None:
         return None
-    members = [one for one in lifetimes if peak.low <= one.given <= peak.high]
+    members = [one for one in lifetimes if peak.holds(one.given)]
     return rounded(_ttl_of(members, peak, idle_known=True)[0])
 
 
@@ -268,12 +273,19 @@ class LifetimeAnalysis:
         self.right = [one for one in self.all if self.floor <= one.given <= top]
         # A load that reset the idle clock makes the value too low, never too high.
         self.reached = [one for one in lifetimes if self.floor <= one.given <= self.ceiling]
+        # Each has an idle clock of its own: without one, a key counts as given a whole TTL.
         self.short = sorted((one for one in self.all if one.given < self.floor), key=lambda one: one.given)
 
     @property
     def within(self) -> list[KeyLifetime]:
         """The lifetimes that are not longer than expected."""
         return [one for one in self.all if one.given <= self.ceiling or not self.long]
+
+    def stopped_at(self) -> int | None:
+        """Return when the last key that is not longer than expected was written, if such writes have stopped since."""
+        last = self.last_write(self.within)
+        stopped = last is not None and have_stopped([one.deadline for one in self.within], self.history.now_ms - last)
+        return last if stopped else None
 
     def anomalies(self) -> list[TtlAnomaly]:
         """Return what is wrong with these lifetimes; nothing if all may have been given the expected TTL."""
@@ -296,8 +308,8 @@ class LifetimeAnalysis:
         for peak in self._peaks() if self.history.idle_known else ():
             if not peak.wide and peak.high <= LATEST_READ * self.ttl:
                 return self._given_at_most(peak.high, [one for one in self.short if one.given <= peak.high])
-        unread = [one for one in self.short if one.known and one.accessed > (self.history.started_ms or math.inf)]
-        if unread and self.history.idle_known and self.too_few_touches(unread, NEARLY_ALL):
+        unread = [one for one in self.short if one.accessed > (self.history.started_ms or math.inf)]
+        if self.history.idle_known and self.too_few_touches(unread, NEARLY_ALL):
             return self._given_at_most(unread[-1].given, unread)
         old = self._unread()
         return self._given_at_most(UNREAD_SHARE * self.ttl, old) if old else None
@@ -317,8 +329,8 @@ class LifetimeAnalysis:
     def _unread(self) -> list[KeyLifetime]:
         """Return keys with little of the TTL left after their last access, if the server has hardly read values."""
         history = self.history
-        old = [one for one in self.short if one.given < UNREAD_SHARE * self.ttl and one.known]
-        old = [one for one in old if one.accessed > (history.started_ms or history.now_ms)]
+        started = history.started_ms or history.now_ms
+        old = [one for one in self.short if one.given < UNREAD_SHARE * self.ttl and one.accessed > started]
         unread = history.idle_known and history.reads is not None and history.reads < len(old) / 2
         return old if self.sliding and unread and len(old) >= max(FEWEST, SOME * len(self.all)) else []
 
@@ -329,18 +341,16 @@ class LifetimeAnalysis:
         if not self.long or len(self.long) < min(FEWEST, len(self.all)):
             return None
         peak = longest(sorted(one.given for one in self.long))
-        members = [one for one in self.long if peak.low <= one.given <= peak.high]
+        members = [one for one in self.long if peak.holds(one.given)]
         ttl, jitter = _ttl_of(members, peak, idle_known=self.history.idle_known)
         first = min(one.deadline for one in members) - peak.low
-        since = Since(math.ceil(first), "upper bound")
         # A key of the longer TTL that was read looks like one of the expected: only exact ones count, and of these
         # only those from before, if there are hardly any others.
         exact = [one for one in self.right if abs(one.given - self.ttl) <= IDLE_GRAIN_MS]
         before = [one for one in exact if one.deadline - self.ttl <= first + SLACK_MS]
         hidden = len(exact) - len(before) > max(2, SOME * len(exact))
         last = None if hidden else self.last_write(before)
-        if last is not None and last <= first + SLACK_MS:
-            since = Since(last, "lower bound")
+        since = Since(math.ceil(first), "upper bound") if last is None else Since(last, "lower bound")
         written = [round(one.deadline - peak.low) for one in members]
         ended = self._ended(written, [round(one.deadline - self.ttl) for one in exact])
         since = since if ended is None else Since(ended, "until")
@@ -361,36 +371,26 @@ class LifetimeAnalysis:
     def _peaks(self) -> list[TtlPeak]:
         values = [one.given for one in self.short]
         # Keys written together and read together are one witness of a TTL with jitter, not many.
-        some = self.short[:: len(self.short) // ENOUGH_SHORT + 1]
-        apart = {(one.given // EVENT_MS, one.deadline // EVENT_MS): one.given for one in some}
+        apart = {(one.given // EVENT_MS, one.deadline // EVENT_MS): one.given for one in self.short}
         found = ttl_peaks(values, sorted(apart.values()), spread_over=self.floor)
-        # A jitter spreads deadlines; the sessions of a few batches, read at random, have few.
-        for peak in [one for one in found if one.wide]:
-            deadlines = {one.deadline // EVENT_MS for one in self.short if peak.low <= one.given <= peak.high}
-            found = [one for one in found if one is not peak or len(deadlines) >= FEWEST_WIDE]
         return sorted(found, key=lambda one: (one.wide, -one.count))
 
     def _judge(self, peak: TtlPeak) -> TtlAnomaly | None:
         """Decide whether a peak of short values is a short TTL or can be sessions that were read."""
-        members = [one for one in self.short if peak.low <= one.given <= peak.high]
-        below = [one for one in self.short if one.given <= peak.high]
+        members = [one for one in self.short if peak.holds(one.given)]
         others = [one for one in self.all if peak.high < one.given <= self.ceiling]
-        confidence, reason = self._evidence(peak, members, others)
+        suspects = Suspects(peak, members, others)
+        confidence: Confidence | None = "proven"
+        reason = "the server started empty, so recently that keys with the expected TTL would expire later"
+        if not self._younger_than_the_server(members):
+            explain = self._constant_difference if self._is_no_chance(peak) else self._written_at_once
+            confidence, reason = explain(suspects)
         if confidence is None:
             return None
         if self._may_be_copied(members) and not self._is_configured(peak, members):
             confidence, reason = "possible", f"{reason}; or a script copied these keys with their remaining TTLs"
-        return self._short_anomaly(peak, members, below, others, confidence, reason)
-
-    def _evidence(
-        self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]
-    ) -> tuple[Confidence | None, str]:
-        history = self.history
-        if self._younger_than_the_server(members):
-            return "proven", "the server started empty, so recently that keys with the expected TTL would expire later"
-        if history.idle_known and self._is_no_chance(peak):
-            return self._constant_difference(peak, members, others)
-        return self._written_at_once(peak, members, others)
+        count = sum(one.given <= peak.high for one in self.short)
+        return self._short_anomaly(suspects, count, confidence, reason)
 
     def _may_be_copied(self, members: Sequence[KeyLifetime]) -> bool:
         """Whether a script may have written these with what was left of their TTLs elsewhere: in a migration, say.
@@ -415,7 +415,7 @@ class LifetimeAnalysis:
         all at once) has many pairs there, and a TTL has few, for deadline and access are one moment there.
         """
         events = list({one.event: one for one in self.short}.values())
-        count = sum(peak.low <= one.given <= peak.high for one in events)
+        count = sum(peak.holds(one.given) for one in events)
         accesses = [one.accessed for one in events]
         usual = _paired([one.deadline for one in events], accesses, peak, self.floor) * len(events)
         return surprise(count, usual) > SURE_NATS
@@ -428,25 +428,24 @@ class LifetimeAnalysis:
         own = sum(one.left + age < self.floor for one in members)
         return own > NEARLY_ALL * len(members)
 
-    def _constant_difference(
-        self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]
-    ) -> tuple[Confidence | None, str]:
+    def _constant_difference(self, suspects: Suspects) -> tuple[Confidence | None, str]:
+        peak, members, others = suspects
         reason = "deadlines and last accesses vary, but their difference is the same for all keys; reads cannot do that"
         # People who come back at the same hour every day make a wide heap of reads; but not one that began when the
         # writes under the expected TTL ended, and none near the short end.
-        switched = self._when(peak, members, others).bound == "lower bound"
+        switched = self._when(suspects).bound == "lower bound"
         if peak.wide and others and not switched and peak.low > LATEST_READ * self.ttl:
             return None, ""
         # Without other sessions, a job that reads them before half of their TTL has passed explains these keys too.
         shown = len(others) >= FEWEST or peak.low <= self.ttl / 2 or self.too_few_touches(members)
-        if not self._read_at_one_age(peak, members, others) and shown:
+        if not self._read_at_one_age(suspects) and shown:
             # Chance can imitate a jitter (3 of 77,000 healthy samples, simulated). If all writes have paused, a job
             # that goes on reading sessions at one age looks like a new TTL.
             last_end = max((one.deadline for one in self.right), default=0)
-            if self._may_be_a_job(peak, members, others):
+            if self._may_be_a_job(suspects):
                 return "possible", reason
             by_job = peak.low > LATEST_READ * self.ttl and not self.too_few_touches(members)
-            by_job = by_job and (switched or self._read_at_one_age(peak, members, others, last_end))
+            by_job = by_job and (switched or self._read_at_one_age(suspects, last_end))
             return "likely" if peak.wide or by_job else "proven", reason
         untouched = self._has_older_unread(peak, others)
         return ("possible", reason) if untouched or len(others) < FEWEST else (None, "")
@@ -455,28 +454,28 @@ class LifetimeAnalysis:
         """Whether a session is older than the reads that would explain these keys, and was not read."""
         return any(one.left < peak.low for one in others if one.given >= self.floor)
 
-    def _may_be_a_job(self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]) -> bool:
+    def _may_be_a_job(self, suspects: Suspects) -> bool:
         """Whether a job may have read each session that is older than one age, and the others are younger."""
+        peak, members, others = suspects
         if peak.low <= LATEST_READ * self.ttl or self.too_few_touches(members):
             return False
         return len(others) >= FEWEST and not self._has_older_unread(peak, others)
 
-    def _read_at_one_age(
-        self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime], end: int | None = None
-    ) -> bool:
+    def _read_at_one_age(self, suspects: Suspects, end: int | None = None) -> bool:
         """Whether a job that accesses sessions a fixed time after their TTL was set explains these keys.
 
         It does if these are the oldest sessions. It does not near the end of the TTL, without as many commands that
         leave the TTL, if writes under the expected TTL have ended since, or if far more sessions would have to have
         been written in the time that these deadlines imply than around it: up to ``end``, if no later ones were set.
         """
+        peak, members, _ = suspects
         if self.too_few_touches(members):
             return False
         if self._are_the_oldest(peak, members):
             return True
         if peak.low <= LATEST_READ * self.ttl:
             return False
-        if self._when(peak, members, others).bound == "lower bound":
+        if self._when(suspects).bound == "lower bound":
             return False
         ends = sorted(one.deadline for one in self.right)
         deadlines = sorted(one.deadline for one in members)
@@ -486,9 +485,10 @@ class LifetimeAnalysis:
         high = min(self.history.now_ms + self.ttl if end is None else end, last + AROUND * width)
         near = [one for one in ends if low <= one <= high]
         inside = sum(first <= one <= last for one in near)
-        if end is not None and high - low - width < IDLE_GRAIN_MS:
+        around = high - low - width
+        if around < IDLE_GRAIN_MS:
             return True
-        usual = (len(near) - inside) * width / max(high - low - width, IDLE_GRAIN_MS)
+        usual = (len(near) - inside) * width / around
         count = round((1 - 2 * CHANCE) * len(members) + inside)
         more = surprise(count, READ_LATER_TIMES * usual) > 0
         return not (more and surprise(count, usual) > SURE_NATS)
@@ -500,7 +500,7 @@ class LifetimeAnalysis:
         """
         ends = [one.deadline for one in members]
         first, last, width = min(ends), max(ends), max(ends) - min(ends)
-        others = [one.deadline for one in self.all if not peak.low <= one.given <= peak.high]
+        others = [one.deadline for one in self.all if not peak.holds(one.given)]
         inside = sum(first <= one <= last for one in others)
         after = [one - last for one in others if last < one <= last + width]
         if inside >= len(after) or min(after) > STOPPED_GAPS * width / len(after):
@@ -513,14 +513,13 @@ class LifetimeAnalysis:
         touches = self.history.touches if self.sliding else None
         return touches is not None and touches < share * len(members)
 
-    def _written_at_once(
-        self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]
-    ) -> tuple[Confidence | None, str]:
+    def _written_at_once(self, suspects: Suspects) -> tuple[Confidence | None, str]:
         """Decide between keys written in one go and old ones of one go that were all read in one go."""
-        if not self.history.idle_known or (not peak.wide and self._read_at_one_age(peak, members, others)):
+        peak, members, others = suspects
+        if not self.history.idle_known or (not peak.wide and self._read_at_one_age(suspects)):
             return None, ""
-        sure: Confidence = "possible" if self._may_be_a_job(peak, members, others) else "likely"
-        if self._is_unlike(peak, members, others):
+        sure: Confidence = "possible" if self._may_be_a_job(suspects) else "likely"
+        if self._is_unlike(suspects):
             return sure, "reads of older sessions would explain far fewer keys with such deadlines"
         accesses = [one.accessed for one in members]
         if (peak.wide and spread(accesses) > SOME * peak.low) or self._has_untouched(members):
@@ -533,12 +532,13 @@ class LifetimeAnalysis:
             return None, ""
         return sure, f"no unread key has such a deadline, and at most {share:.0%} of the others were read"
 
-    def _is_unlike(self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]) -> bool:
+    def _is_unlike(self, suspects: Suspects) -> bool:
         """Whether reads of sessions like the others would explain far fewer keys with such deadlines.
 
         Not for what was written in one go and accessed in one go: one event, however many keys.
         """
-        first = _onset(peak, members, others)
+        peak, members, others = suspects
+        first = _onset(suspects)
         accesses = [one.accessed for one in members]
         at_once = max(spread(accesses), spread([one.deadline for one in members])) <= ONE_WRITE_MS
         if at_once or len({one.deadline // ONE_WRITE_MS for one in others}) < FEWEST_OTHERS:
@@ -584,20 +584,17 @@ class LifetimeAnalysis:
         # It may be that hardly anything was written for long, and that the expired keys had the expected TTL.
         paused = top > RARE * self.ttl
         confidence: Confidence = "likely" if ((others and not paused) or young) and count >= FEWEST_EVEN else "possible"
-        found = self._short_anomaly(peak, members, members, others, confidence, reason)
+        found = self._short_anomaly(Suspects(peak, members, others), len(members), confidence, reason)
         if others and found.since and found.since.bound == "upper bound":
             return None
-        # Of evenly spread values the longest is short of the TTL by one part; unless it is a round one already.
-        snapped = rounded(top) if rounded(top) != top else rounded(top * (1 + 1 / count))
         first = found.first_seen_ms if self.history.idle_known else None
-        return TtlAnomaly("short", snapped, 0.0, count, confidence, found.since, first, found.reasons, top)
+        return TtlAnomaly("short", rounded(top), 0.0, count, confidence, found.since, first, found.reasons, top)
 
     def _nearly_expired(self) -> TtlAnomaly | None:
         """Judge few keys by probability: none was given much, and of the expected TTL so little is improbable."""
-        known = [one for one in self.short if one.known]
-        if not known or self.right or self.reached or self.long:
+        if not self.short or self.right or self.long:
             return None
-        top = known[-1].given
+        top = self.short[-1].given
         # However many they are: if nothing has been written for long, all are as near to their end.
         chance = top / self.ttl
         if chance > IMPROBABLE:
@@ -605,29 +602,23 @@ class LifetimeAnalysis:
         when = "had more left at its last access" if self.history.idle_known else "has more left"
         reason = f"no key {when} than {duration(top)}; with a TTL of {duration(self.ttl)}, the chance of that is "
         reason += "below 0.01%" if chance < SHOWN_CHANCE else f"{chance:.2%}"
-        first = min(one.accessed for one in known) if self.history.idle_known else None
+        first = min(one.accessed for one in self.short) if self.history.idle_known else None
         since = None if first is None else Since(first + 1_000, "upper bound")
-        return TtlAnomaly("short", whole_minutes(top), 0.0, len(known), "likely", since, first, (reason,), top)
+        return TtlAnomaly("short", whole_minutes(top), 0.0, len(self.short), "likely", since, first, (reason,), top)
 
-    def _short_anomaly(
-        self,
-        peak: TtlPeak,
-        members: Sequence[KeyLifetime],
-        below: Sequence[KeyLifetime],
-        others: Sequence[KeyLifetime],
-        confidence: Confidence,
-        reason: str,
-    ) -> TtlAnomaly:
+    def _short_anomaly(self, suspects: Suspects, count: int, confidence: Confidence, reason: str) -> TtlAnomaly:
+        peak, members, _ = suspects
         ttl, jitter = _ttl_of(members, peak, idle_known=True)
-        since = self._when(peak, members, others)
-        first = round(_onset(peak, members, others))
+        since = self._when(suspects)
+        first = round(_onset(suspects))
         both = 0
         if since.bound == "upper bound":
             top = self._longest_expected(self.right)
             both = sum(one.deadline - top > first + SLACK_MS for one in self.right)
             ended = self._ended([one.accessed for one in members], [round(one.deadline - top) for one in self.right])
-            since = Since(ended, "until") if ended is not None else since
-        return TtlAnomaly("short", ttl, jitter, len(below), confidence, since, first, (reason,), peak.high, both)
+            if ended is not None:
+                since, both = Since(ended, "until"), 0
+        return TtlAnomaly("short", ttl, jitter, count, confidence, since, first, (reason,), peak.high, both)
 
     def _ended(self, writes: Sequence[int], expected_writes: Sequence[int]) -> int | None:
         """Return when the last of these writes was, if they stopped and the expected TTL is given since."""
@@ -637,16 +628,16 @@ class LifetimeAnalysis:
         stopped = have_stopped(writes, (self.history.now_ms - last - SLACK_MS) / 2)
         return last if stopped and after >= FEWEST else None
 
-    def _when(self, peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]) -> Since:
+    def _when(self, suspects: Suspects) -> Since:
         """Return since when TTLs are short: after the last write of the former TTL, or no later than the first seen.
 
         The former only if such writes have stopped since: a chance pause of one of two kinds of writers is not that.
         """
-        first = _onset(peak, members, others)
+        first = _onset(suspects)
         upper = Since(math.ceil(first), "upper bound")
         # Of a jittered new TTL some values are over the peak: only those that fit the former are surely of it.
-        right = [one for one in others if one.given >= self.floor]
-        old = right if len(right) >= FEWEST else others
+        right = [one for one in suspects.others if one.given >= self.floor]
+        old = right if len(right) >= FEWEST else suspects.others
         last = self.last_write(old)
         if last is None:
             return upper
@@ -656,9 +647,9 @@ class LifetimeAnalysis:
             ends = sorted(one.deadline for one in old)
             # By the gaps between the last eleven.
             gap = (ends[-1] - ends[-11:][0]) / max(len(ends[-11:]) - 1, 1)
-            latest = round(ends[-1] - min(self.ceiling, max(one.given for one in old)) + LATEST_GAPS * gap)
+            latest = round(ends[-1] - max(one.given for one in old) + LATEST_GAPS * gap)
         pause_ms = self.history.now_ms - latest
-        stopped = not self.history.idle_known or have_stopped([one.deadline for one in others], pause_ms)
+        stopped = not self.history.idle_known or have_stopped([one.deadline for one in suspects.others], pause_ms)
         return Since(last, "lower bound") if latest <= first + SLACK_MS and stopped else upper
 
     def _is_jittered(self, old: Sequence[KeyLifetime]) -> bool:
@@ -705,7 +696,7 @@ def _paired(deadlines: Sequence[int], accesses: Sequence[int], peak: TtlPeak, fl
 def spread(values: Sequence[int]) -> float:
     """Return how far values are apart, without a twentieth at each end."""
     ordered = sorted(values)
-    return quantile(ordered, 1 - SOME) - quantile(ordered, SOME) if ordered else 0.0
+    return quantile(ordered, 1 - SOME) - quantile(ordered, SOME)
 
 
 def _ttl_of(members: Sequence[KeyLifetime], peak: TtlPeak, *, idle_known: bool) -> tuple[float, float]:
@@ -730,12 +721,12 @@ def whole_minutes(ms: float) -> float:
     return minutes if minutes and abs(ms - minutes) <= IDLE_GRAIN_MS else ms
 
 
-def _onset(peak: TtlPeak, members: Sequence[KeyLifetime], others: Sequence[KeyLifetime]) -> float:
+def _onset(suspects: Suspects) -> float:
     """Return when the first of these was written, without a few that were read before: old ones by chance."""
-    accesses = sorted(one.accessed for one in members)
-    if not others:
+    accesses = sorted(one.accessed for one in suspects.members)
+    if not suspects.others:
         return accesses[0]
-    return max(start_of(accesses), quantile(accesses, CHANCE)) if peak.wide else start_of(accesses)
+    return max(start_of(accesses), quantile(accesses, CHANCE)) if suspects.peak.wide else start_of(accesses)
 
 
 def _edge(lefts: Sequence[int], ttl: int) -> int:

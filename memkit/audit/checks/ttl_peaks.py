@@ -33,7 +33,6 @@ alone make more values the nearer to the TTL. Far from the TTL they hardly do.
 HIGH, HIGH_WIDE = 4, 5
 """A window holds this many times the values of the window above it, if one short TTL explains it."""
 SHARP_NATS = 5.0
-MOSTLY_NARROW = 0.4
 STEP_RATIO, STEP_MS = 1.03, 500
 """The distances at which windows begin."""
 COMMON_SHARE = 0.2
@@ -50,6 +49,10 @@ class TtlPeak:
     count: int
     wide: bool
 
+    def holds(self, value: float) -> bool:
+        """Whether a value lies in the window."""
+        return self.low <= value <= self.high
+
 
 def surprise(count: int, usual: float) -> float:
     """Return by how many nats a count is more than a Poisson's of this mean; 0 if it is not more."""
@@ -64,15 +67,8 @@ def ttl_peaks(values: Sequence[int], apart: Sequence[int], spread_over: float) -
     """
     narrow = _windows(values, spread_over, ratio=1.0, at_least=FEWEST)
     wide = _windows(apart, spread_over, ratio=WIDE_RATIO, at_least=FEWEST_WIDE)
-    # A wide peak may be mostly a narrow one: reads only lower values, so that this is its upper edge.
-    return narrow + [
-        one
-        for one in wide
-        if not any(
-            one.low - 1 <= part.low and part.high <= one.high + 1 and part.count >= MOSTLY_NARROW * one.count
-            for part in narrow
-        )
-    ]
+    # A wide peak with a narrow one in it is that one: reads only lower values.
+    return narrow + [one for one in wide if not any(one.low <= part.low and part.high <= one.high for part in narrow)]
 
 
 def _windows(values: Sequence[int], spread_over: float, *, ratio: float, at_least: int) -> list[TtlPeak]:
@@ -132,15 +128,17 @@ def _apart(full: Sequence[tuple[int, float, float]]) -> list[tuple[int, float, f
 
 def longest(values: Sequence[int]) -> TtlPeak:
     """Return the window in which most of sorted long TTLs agree: to the grain if a fifth does, else to a jitter."""
-    grain = _densest(values, 1.0, 2 * IDLE_GRAIN_MS)
-    spread = _densest(values, WIDE_RATIO, 2 * IDLE_GRAIN_MS, nearly=NEARLY_AS_MANY)
+    grain = _densest(values, 1.0)
+    spread = _densest(values, WIDE_RATIO, nearly=NEARLY_AS_MANY)
     enough = min(max(FEWEST, COMMON_SHARE * len(values)), len(values))
     return grain if grain.count >= enough else replace(spread, wide=True)
 
 
-def _densest(values: Sequence[int], ratio: float, more_ms: float, *, nearly: float = 1.0) -> TtlPeak:
+def _densest(values: Sequence[int], ratio: float, *, nearly: float = 1.0) -> TtlPeak:
     """Return the window with the most values; of those with nearly as many the highest, as reads only lower values."""
-    windows = [(bisect_right(values, low * ratio + more_ms) - first, first) for first, low in enumerate(values)]
+    windows = [
+        (bisect_right(values, low * ratio + 2 * IDLE_GRAIN_MS) - first, first) for first, low in enumerate(values)
+    ]
     most, _ = max(windows)
     first, count = max((first, count) for count, first in windows if count >= nearly * most)
     return TtlPeak(values[first], values[first + count - 1], count, wide=False)
@@ -167,9 +165,9 @@ def start_of(values: Sequence[int]) -> float:
 
 def _fit(count: int, width: float) -> float:
     """Return the log likelihood of so many values spread evenly over a width."""
-    return count * math.log(count / max(width, 2 * IDLE_GRAIN_MS)) if count else 0.0
+    return count * math.log(count / max(width, 2 * IDLE_GRAIN_MS))
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """Return the value at a share of sorted values."""
-    return values[min(int(share * len(values)), len(values) - 1)]
+    """Return the value at a share, below 1, of sorted values."""
+    return values[int(share * len(values))]
