@@ -142,6 +142,20 @@ class MergesNeighbours(ListScript):
         return merged
 
 
+class KeepsTheLastState(ListScript):
+    """An answer that continues the one before it is taken for its next state, as it is streamed."""
+
+    found_by = "identical_messages"
+
+    def read(self) -> Messages:
+        kept: Messages = []
+        for role, text in super().read():
+            if kept and role == kept[-1][0] == "assistant" and text.startswith(kept[-1][1]):
+                kept.pop()
+            kept.append((role, text))
+        return kept
+
+
 class DropsRepeats(ListScript):
     found_by = "identical_messages"
 
@@ -508,6 +522,29 @@ class ClearsForItself(ListScript):
         return [] if self.cleared else super().read()
 
 
+class ReadsOnce(ListScript):
+    """Reads what this handle has not read yet, as a queue's consumer does."""
+
+    found_by = "second_client"
+    at = 0
+
+    def read(self) -> Messages:
+        new = super().read()[self.at :]
+        self.at += len(new)
+        return new
+
+
+class ClosesForAll(ListScript):
+    """close() ends the session, and so does the end of a with statement."""
+
+    found_by = "second_client"
+
+    def close(self) -> None:
+        with contextlib.suppress(RedisError):
+            self.clear()
+        super().close()
+
+
 class CachesInTheHandle(ListScript):
     found_by = "second_client"
     seen: Messages | None = None
@@ -686,6 +723,19 @@ class OneTtlForAll(ListScript):
     def append(self, role: str, text: str) -> None:
         self.ttl_ms = self.last_ms
         super().append(role, text)
+
+
+class RenewsByPattern(ListScript):
+    """Renews the keys that begin with the session's, and with them those of other sessions."""
+
+    found_by = "lifetimes_apart"
+    script = (
+        ListScript.script.removesuffix("return 1")
+        + """
+        for _, key in ipairs(ttl > 0 and redis.call('KEYS', KEYS[1] .. '*') or {}) do
+          redis.call('PEXPIRE', key, ttl, 'GT')
+        end"""
+    )
 
 
 # Expiry
@@ -973,6 +1023,24 @@ class OldPartsExpire(Right):
 
     def clear(self) -> None:
         self.r.delete(self.key, *self.parts())
+
+
+class AMonthInAll(ListScript):
+    """Each append renews a session until it is a month old."""
+
+    found_by = "long_talk_stays_whole"
+    longest_ms = 30 * 86_400_000
+
+    def append(self, role: str, text: str) -> None:
+        items = self.r.lrange(self.key, 0, 0)
+        now_ms = self.r.time()[0] * 1000
+        began_ms = json.loads(items[0][32:])[2] if items else now_ms
+        item = uuid.uuid4().hex.encode() + json.dumps([role, text, began_ms]).encode()
+        ttl_ms = min(self.ttl_ms, max(1, began_ms + self.longest_ms - now_ms)) if items else self.ttl_ms
+        self.r.register_script(self.script)([self.key], [item, ttl_ms])
+
+    def read(self) -> Messages:
+        return [tuple(json.loads(item[32:])[:2]) for item in self.r.lrange(self.key, 0, -1)]
 
 
 class Chunks(Right):

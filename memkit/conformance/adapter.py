@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -108,6 +108,7 @@ def checked(adapter: object, label: str) -> StoreAdapter:
     kind = type(adapter).__name__
     if not callable(getattr(adapter, "open", None)):
         raise AdapterError(f"{label}: {kind} lacks the method {_signature(StoreAdapter, 'open')}")
+    _refuse_async(adapter, ["open"], label)
     if not isinstance(getattr(adapter, "name", None), str):
         raise AdapterError(f"{label}: {kind} lacks the attribute name: str, the name of the store")
     expiry = getattr(adapter, "expiry", "sliding")
@@ -116,16 +117,41 @@ def checked(adapter: object, label: str) -> StoreAdapter:
     window = getattr(adapter, "window", None)
     if window is not None and (type(window) is not int or window < 1):
         raise AdapterError(f"{label}: window is {window!r}; expected how many messages are kept, an int of at least 1")
+    for name in ("has_ttl", "may_shorten"):
+        if not isinstance(getattr(adapter, name, False), bool):
+            raise AdapterError(f"{label}: {name} is {getattr(adapter, name)!r}; expected True or False")
+    roles = getattr(adapter, "roles", ("user",))
+    if isinstance(roles, str) or not roles or not all(isinstance(role, str) for role in roles):
+        raise AdapterError(f"{label}: roles is {roles!r}; expected a tuple of names, such as ('user', 'assistant')")
     return adapter  # type: ignore[return-value]
 
 
 def checked_handle(handle: object, label: str) -> Handle:
     """Return the handle if its methods are complete; raise AdapterError otherwise."""
-    names = ("append", "read", "clear", "close")
+    names = ["append", "read", "clear", "close"]
     missing = [_signature(Handle, name) for name in names if not callable(getattr(handle, name, None))]
     if missing:
         raise AdapterError(f"{label}: open() returned {type(handle).__name__}, which lacks {', '.join(missing)}")
+    _refuse_async(handle, names, label)
     return handle  # type: ignore[return-value]
+
+
+def check_pairs(messages: Iterable[object], label: str) -> None:
+    """Raise AdapterError if messages are no pairs; the cases check what is in a pair."""
+    for one in messages:
+        if not isinstance(one, list | tuple) or len(one) != 2:
+            shown = printable(repr(one), ERROR_CHARS)
+            raise AdapterError(f"{label}: read() returned the message {shown}; expected a pair (role, text)")
+
+
+def _refuse_async(owner: object, names: Sequence[str], label: str) -> None:
+    for name in names:
+        method = getattr(owner, name)
+        if inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method):
+            raise AdapterError(
+                f"{label}: {name}() is async; expected a plain method that runs the coroutine to its end, for example "
+                "with asyncio.run()"
+            )
 
 
 def _signature(protocol: type, method: str) -> str:

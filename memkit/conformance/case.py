@@ -52,7 +52,7 @@ class CaseResult:
         fix: The usual fix.
         took_s: Seconds that it took.
         symptom: The kind of a failure: a Symptom, ``hung``, or ``raised`` and the type of the error.
-        kept: How many messages were read if they are the oldest or the newest of those that were appended.
+        kept: How many messages were read if they are the newest of those that were appended; negative: the oldest.
     """
 
     name: str

@@ -12,6 +12,7 @@ class Symptom(StrEnum):
     EMPTY = "empty"
     NOT_STORED = "not_stored"
     ERROR_HIDDEN = "error_hidden"
+    REFUSAL_HIDDEN = "refusal_hidden"
     OTHER = "other"
 
 
@@ -19,7 +20,7 @@ class CaseFailed(Exception):
     """The store gave a wrong answer.
 
     ``symptom`` is a Symptom, or ``raised`` and the type of an error. ``kept`` is the number of messages that were read
-    if they are the oldest or the newest of those that were appended.
+    if they are the newest of those that were appended, and the negative number if they are the oldest.
     """
 
     def __init__(self, message: str, *, symptom: str = Symptom.OTHER, kept: int | None = None) -> None:

@@ -5,6 +5,7 @@ from dataclasses import KW_ONLY, dataclass
 
 from memkit.conformance.case import CaseResult
 from memkit.conformance.outcomes import Symptom
+from memkit.render import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,11 @@ _RULES = (
     ),
     _Rule("", found_by=_CONTENT, symptoms=frozenset(Symptom) - {Symptom.EMPTY}, least=3),
     _Rule(
+        "",
+        found_by=("second_client",),
+        symptoms=frozenset({Symptom.LOST, Symptom.EMPTY, Symptom.EARLY_EXPIRY, Symptom.ERROR_HIDDEN}),
+    ),
+    _Rule(
         "a handle reads, or writes back, a copy in its process instead of what is in Redis",
         found_by=("no_private_copy",),
         symptoms=frozenset(Symptom) - {Symptom.EARLY_EXPIRY, Symptom.EMPTY},
@@ -73,6 +79,11 @@ _RULES = (
         "read() turns an error into an empty or partial memory",
         found_by=("read_denied", "connection_lost", "restart", "foreign_key"),
         symptoms=frozenset({Symptom.ERROR_HIDDEN}),
+    ),
+    _Rule(
+        "append() reports a message as stored that Redis does not have",
+        found_by=("write_denied", "expire_denied", "full_memory", "foreign_key", "lost_reply"),
+        symptoms=frozenset({Symptom.REFUSAL_HIDDEN}),
     ),
     _Rule(
         "an append is several commands, and a fault between them leaves half a write",
@@ -111,14 +122,13 @@ def root_causes(results: Sequence[CaseResult]) -> list[RootCause]:
         same = [name for name, case in left.items() if case.symptom == symptom]
         if symptom.startswith(("raised", "hung")) and len(same) > 1:
             group(same, left[same[0]].message)
-    trims = next((left[name] for name in _TRIMS if name in left and left[name].kept), None)
-    if trims:
-        others = [name for name, case in left.items() if case.kept == trims.kept and name != trims.name]
-        sentence = (
-            f"{trims.kept} messages of a session are kept (if these are the last ones and that is intended, declare "
-            f"window = {trims.kept} in the adapter)"
-        )
-        group([trims.name, *others], sentence)
+    kept = {case.kept for name, case in left.items() if name in _TRIMS}
+    if len(kept) == 1 and (count := kept.pop()):
+        trimmed = [name for name, case in left.items() if case.kept == count]
+        trimmed.sort(key=lambda name: (*_TRIMS, name).index(name))
+        declare = f" (if that is intended, declare window = {count} in the adapter)" if count > 0 else ""
+        which = "last" if count > 0 else "first"
+        group(trimmed, f"only the {which} {counted(abs(count), 'message')} of a session are kept{declare}")
     for rule in _RULES:
         same = [name for name, case in left.items() if case.symptom in rule.symptoms]
         by = [name for name in rule.found_by if name in same and rule.shown_as in ("", left[name].symptom)]

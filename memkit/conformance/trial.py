@@ -97,7 +97,11 @@ class TrialSession:
     def expect_after(self, text: str, error: Exception | None, when: str, role: str = "user") -> None:
         """Check an append after its fault: stored once if it was acknowledged, once or not at all if it raised."""
         if error is None:
-            self.expect(f"{when}, append reported the message as stored")
+            when = f"{when}, append reported the message as stored"
+            read = self._read(when, None)
+            if read != self.expected:
+                hidden = read == self.env.kept(self.messages[:-1])
+                raise self.failure(when, read, symptom=Symptom.REFUSAL_HIDDEN if hidden else None)
             return
         when = f"{when} (append raised {error_line(error)})"
         read = self._read(when, None)
@@ -124,13 +128,16 @@ class TrialSession:
         """Whether the clock was moved after the first append."""
         return self._clock_offset not in (None, self.env.clock.offset)
 
-    def failure(self, when: str, read: Messages) -> CaseFailed:
+    def failure(self, when: str, read: Messages, *, symptom: Symptom | None = None) -> CaseFailed:
         """Return the failure for a read that differs from what is expected."""
-        expected, missing = self.expected, Counter(self.expected) - Counter(read)
-        symptom = (Symptom.LOST if read else Symptom.EMPTY) if missing else Symptom.OTHER
-        if self._time_moved:
-            symptom = Symptom.NO_EXPIRY if Counter(read) - Counter(expected) else Symptom.EARLY_EXPIRY
-        kept = len(read) if read and read in (expected[: len(read)], self.messages[-len(read) :]) else None
+        expected, count = self.expected, len(read)
+        missing, surplus = Counter(expected) - Counter(read), Counter(read) - Counter(expected)
+        if symptom is None and self._time_moved and (missing or surplus):
+            symptom = Symptom.NO_EXPIRY if surplus else Symptom.EARLY_EXPIRY
+        elif symptom is None:
+            symptom = (Symptom.LOST if read else Symptom.EMPTY) if missing else Symptom.OTHER
+        newest, oldest = read == self.messages[-count:], read == expected[:count]
+        kept = (count if newest else -count if oldest else None) if read else None
         return CaseFailed(f"{when}: {difference(expected, read)}", symptom=symptom, kept=kept)
 
     # Deadlines, counted from the last append; ``since`` takes any earlier value of ``appended_at``.

@@ -76,6 +76,27 @@ class BadWindow(ListScript):
 class BadExpiry(ListScript):
     expiry = "sometimes"
 
+class BadRoles(ListScript):
+    roles = "user"
+
+class BadFlag(ListScript):
+    has_ttl = "no"
+
+class AsyncOpen(ListScript):
+    async def open(self, url, session_id, ttl_s): ...
+
+class AsyncAppend(ListScript):
+    async def append(self, role, text): ...
+
+class AsyncRead(ListScript):
+    async def read(self): yield
+
+class ReadsObjects(ListScript):
+    def read(self): return [{"role": role, "content": text} for role, text in super().read()]
+
+class ReadsLazily(ListScript):
+    def read(self): yield from super().read()
+
 class OpenEnds(ListScript):
     def open(self, url, session_id, ttl_s): os._exit(3)
 
@@ -124,6 +145,10 @@ def test_run_finds_adapters_in_the_current_directory() -> None:
     assert result.server.startswith(("redis ", "valkey "))
 
 
+def test_read_may_return_any_iterable() -> None:
+    assert run("adapters_to_try:ReadsLazily", names=["round_trip"]).exit_code == 0
+
+
 def test_current_directory_does_not_replace_the_stdlib(tmp_path: Path) -> None:
     os.chdir(tmp_path)
     (tmp_path / "json.py").write_text("raise AssertionError('the json of the current directory')")
@@ -151,6 +176,9 @@ def test_current_directory_does_not_replace_the_stdlib(tmp_path: Path) -> None:
         ("adapters_to_try:NoName", "lacks the attribute name: str"),
         ("adapters_to_try:BadExpiry", "expected 'sliding' or 'absolute'"),
         ("adapters_to_try:BadWindow", "window is '20'; expected how many messages are kept"),
+        ("adapters_to_try:BadRoles", "roles is 'user'; expected a tuple of names"),
+        ("adapters_to_try:BadFlag", "has_ttl is 'no'; expected True or False"),
+        ("adapters_to_try:AsyncOpen", "open() is async; expected a plain method"),
     ],
 )
 def test_load_error_names_what_is_missing(spec: str, message: str) -> None:
@@ -168,6 +196,9 @@ def test_load_error_names_what_is_missing(spec: str, message: str) -> None:
         ("adapters_to_try:HangsAtOnce", "open() hangs: no answer within 1 s"),
         ("adapters_to_try:factory_ends", "the process ended while the adapter was imported: exit status 5"),
         ("adapters_to_try:OpenEnds", "the process ended at the first contact: "),
+        ("adapters_to_try:AsyncAppend", "append() is async; expected a plain method"),
+        ("adapters_to_try:AsyncRead", "read() is async; expected a plain method"),
+        ("adapters_to_try:ReadsObjects", "the message {'role': 'user', 'content': 'first contact'}; expected a pair"),
     ],
 )
 def test_run_error_names_the_reason_in_one_line(spec: str, message: str) -> None:

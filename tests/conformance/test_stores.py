@@ -9,14 +9,17 @@ from typing import Any, ClassVar
 import pytest
 from mutants import (
     MUTANTS,
+    ClosesForAll,
     IsASet,
     MergesNeighbours,
     OnceOnly,
     OwnCopy,
     PythonsHash,
     ReadErrorIsEmpty,
+    ReadsOnce,
     TextsAsBytes,
     Trims,
+    WriteErrorSwallowed,
     WritesBehind,
 )
 from right_stores import (
@@ -37,7 +40,7 @@ from memkit.conformance import CASES, CaseResult, Result
 from memkit.conformance.cases import concurrency
 from memkit.conformance.environment import TestEnvironment
 from memkit.conformance.examples import ListAndScript, ListThenExpire
-from memkit.conformance.outcomes import CaseFailed
+from memkit.conformance.outcomes import CaseFailed, Symptom
 from memkit.conformance.processes import LIMIT_S, Interpreter
 from memkit.conformance.runner import run_case
 
@@ -171,6 +174,17 @@ class LastTwenty(RawList):
             pipe.execute()
 
 
+class LastOneByScript(ListScript):
+    """Trimmed by the last command of its script."""
+
+    window = 1
+    script = ListScript.script.replace("return 1", "return redis.call('LTRIM', KEYS[1], -1, -1)")
+
+
+def test_window_of_a_script_that_was_refused() -> None:
+    assert failures(run_named(LastOneByScript, "write_denied", "lost_reply")) == {}
+
+
 class LastTwo(LastTwenty):
     window = 2
 
@@ -254,7 +268,12 @@ class Summarises(ListScript):
 def test_window_larger_than_declared_is_named() -> None:
     result = run_named(KeepsOneMore, "order", "long_dialogue", "long_dialogue_expires_as_one")
     assert causes_of(result) == {"long_dialogue": {"order", "long_dialogue_expires_as_one"}}
-    assert result.root_causes[0].sentence.startswith("20 messages of a session are kept")
+    assert result.root_causes[0].sentence.startswith("only the last 20 messages of a session are kept")
+
+
+def test_window_is_not_proposed_if_the_first_are_kept() -> None:
+    sentence = run_named(KeepsFirst, "round_trip", "long_dialogue").root_causes[0].sentence
+    assert sentence == "only the first 20 messages of a session are kept"
 
 
 def test_eight_writers_names_a_text_of_no_writer() -> None:
@@ -310,6 +329,9 @@ def test_hidden_errors_are_one_root_cause() -> None:
         (MergesNeighbours, ("roles", "order", "connection_lost", "read_denied")),
         (OnceOnly, ("expire_denied",)),
         (TextsAsBytes, ("identical_messages", "roles", "stored_when_acknowledged")),
+        (ReadsOnce, ("round_trip", "roles", "order", "connection_lost")),
+        (ClosesForAll, ("round_trip", "roles", "order", "reads_do_not_shorten", "read_denied", "restart")),
+        (WriteErrorSwallowed, ("expire_denied", "full_memory")),
     ],
 )
 def test_first_root_cause_is_the_right_one(store: type[Any], others: tuple[str, ...]) -> None:
@@ -347,6 +369,15 @@ class AlwaysRaises(Right):
 
     def read(self) -> list[tuple[str, str]]:
         return []
+
+
+class NewestFirst(ListScript):
+    def read(self) -> list[tuple[str, str]]:
+        return super().read()[::-1]
+
+
+def test_another_order_is_no_early_expiry() -> None:
+    assert run_named(NewestFirst, "ttl_boundary").cases[0].symptom == Symptom.OTHER
 
 
 def test_same_error_in_every_case_is_one_root_cause() -> None:

@@ -171,3 +171,10 @@ def is_other_shape(group: Group, healthy: Sequence[Group], context: AuditContext
         return True
     own, usual = usual_bytes(group.keys, context), usual_bytes(like[0].keys, context)
     return own is None or usual is None or (own > 0 and (own > FLAG_BYTES or usual < TINY * own))
+
+
+def is_tiny(group: Group, groups: Sequence[Group], context: AuditContext) -> bool:
+    """Whether these are strings of at most FLAG_BYTES, and the keys of the other groups are larger."""
+    own = usual_bytes(group.keys, context) if group.kind == "string" else None
+    others = [usual_bytes(one.keys, context) or 0 for one in groups if one is not group and one.kind == "string"]
+    return own is not None and own <= FLAG_BYTES < min(others, default=FLAG_BYTES + 1)

@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from memkit import formats
+from memkit.audit.checks.ttl_inference import LEAST_LEFT
 from memkit.audit.finding import Confidence, Finding, Since
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
@@ -61,8 +62,6 @@ SAME_MS, ALIKE_SHARE = 60_000, 0.9
 """If nearly all times are ahead of deadlines by one value, give or take this, two clocks differ."""
 LATE_SHARE, FEWEST_LATE = 0.05, 3
 """Fewer late sessions may be clocks that were set."""
-LEAST_LEFT = 0.5
-"""Renewal throttled on purpose leaves at least half of the TTL (ASP.NET Core: half; langgraph-redis: 60 %)."""
 FEWEST_TRIMMED, TRIMMED_SHARE, OTHERS_SHARE = 3, 0.5, 0.1
 """So many sessions of exactly n messages, and at least this share of them, are older than their last write, and at
 most OTHERS_SHARE of the shorter ones. If reads renew the TTL, the shorter ones are older too."""

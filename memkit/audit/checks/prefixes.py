@@ -57,7 +57,7 @@ ODD_NAMES = (
     ("a hash tag ({…})", re.compile(rb"\{([^{}]+)\}"), rb"\1", False),
     ("a Java serialization header", re.compile(rb"^\xac\xed\x00\x05t..", re.DOTALL), b"", True),
     ("the text of an object", re.compile(rb"(?:^|(?<=[:/|]))<[\w.<> ]+ at 0x[0-9a-f]+>(?=$|[:/|])"), b"*", True),
-    ("percent-encoding", re.compile(rb"%3A|%2F", re.IGNORECASE), lambda found: unquote_to_bytes(found[0]), False),
+    ("percent-encoding", re.compile(rb"(?:%[0-9A-Fa-f]{2})+"), lambda found: unquote_to_bytes(found[0]), False),
 )
 """What is odd about a name, the expression that finds it, what a usual name has instead, and whether it is a mistake
 whenever it occurs."""

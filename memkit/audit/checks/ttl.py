@@ -189,7 +189,9 @@ def _notes(expected: Expectation, analysis: LifetimeAnalysis, *, too_long: bool,
         many, longest = counted(len(analysis.long), "key"), duration(max(one.left for one in analysis.long))
         notes.append(f"{many} matching {expected.pattern} have up to {longest} left, more than expected")
     soon = [one.left for one in analysis.short if are_reads and one.left < SOON * analysis.ttl]
-    if soon and expected.policy.kind == "sliding" and not expected.policy.refresh_on_read:
+    reads = analysis.history.reads
+    read_enough = reads is None or reads >= len(soon)
+    if soon and read_enough and expected.policy.kind == "sliding" and not expected.policy.refresh_on_read:
         read = f"{counted(len(soon), 'key')} matching {expected.pattern} were read after their last write"
         notes.append(f"reads do not renew the TTL: {read}, and will expire within {duration(max(soon))}")
     return notes

@@ -86,8 +86,10 @@ as up to 8. Shorter TTLs may be off by a seventh.
 JITTERED_SHARE = 0.015
 READ_LATER_TIMES = 4
 """Traffic is hardly ever four times that of the stretches around it: by day it is two to three times that by night."""
-UNREAD_SHARE = 1 / 3
-"""Renewal that is throttled on purpose leaves more than this share of the TTL (thresholds in use: 0.5, 0.6, 0.9)."""
+LEAST_LEFT, UNREAD_SHARE = 0.5, 0.45
+"""Renewal throttled on purpose leaves at least half of the TTL (ASP.NET Core: half; langgraph-redis: 60 %), and with a
+tenth for clocks that were set meanwhile more than UNREAD_SHARE.
+"""
 IDLE_WRAP_MS = (1 << 24) * 1_000
 """The idle clock has 24 bits of seconds: 194 days."""
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000

@@ -107,6 +107,8 @@ def identical_messages(env: TestEnvironment) -> None:
     session.append("yes", "assistant")
     session.append("yes")
     session.append("yes", by=session.open_again())
+    for text in ("yes", "yes", "yes, that one", "yes, that one and the other"):
+        session.append(text, "assistant")  # an answer is no later state of the one before it
     session.expect("the same text several times")
 
 

@@ -161,18 +161,20 @@ def _expect_deadline_from_append(env: TestEnvironment) -> None:
     needs_ttl=True,
 )
 def long_talk_stays_whole(env: TestEnvironment) -> None:
-    """A dialogue with a message now and then, for five times its TTL, keeps messages of every role and length."""
+    """A dialogue with a message now and then, for five times its TTL, keeps every message (10 minutes, 7 days)."""
     if not env.sliding:
         raise CaseSkipped(NOT_SLIDING)
     long = long_text(env)
     keys = SessionKeys(env)
-    session = TrialSession(env)
-    for turn in range(8):
-        role = ("system", "user", "assistant", "tool")[turn % 4]
-        session.append(long if turn == 1 else None, role, by=session.open_again() if turn % 3 == 1 else None)
-        env.move_to(session.appended_at[0] + TTL_S * 0.7)
-        session.expect(f"a session with a TTL of {TTL_S:g} s, {0.7 * TTL_S:g} s after append {turn + 1}")
-        keys.expect_ttl_on_every_key(f"after turn {turn + 1}")
+    for ttl_s in (TTL_S, WEEK_S):
+        session, pause_s = TrialSession(env, ttl_s=ttl_s), 0.7 * ttl_s
+        for turn in range(8):
+            role = ("system", "user", "assistant", "tool")[turn % 4]
+            session.append(long if turn == 1 else None, role, by=session.open_again() if turn % 3 == 1 else None)
+            env.move_to(session.appended_at[0] + pause_s)
+            of = f"a session with a TTL of {duration(ttl_s * 1000)}"
+            session.expect(f"{of}, {duration(pause_s * 1000)} after append {turn + 1}")
+            keys.expect_ttl_on_every_key(f"{of}, after turn {turn + 1}")
 
 
 @case(

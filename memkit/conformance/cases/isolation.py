@@ -189,7 +189,11 @@ def _in_this_process_and_a_fork(env: TestEnvironment) -> tuple[TrialSession, str
     early = session.open_again()
     session.expect_empty("before the first message", by=early)
     session.append()
-    session.expect("read by a handle opened before", by=early)
+    for count in ("first", "second"):
+        session.expect(f"read for the {count} time by the handle that wrote", by=session.handle)
+        session.expect(f"read for the {count} time by a handle opened before", by=early)
+    env.close(session.open_again())
+    session.expect("after another handle was closed")
     session.append(role="assistant", by=early)
     session.expect("read by the first handle", by=session.handle)
     session.append(by=session.open_again())
@@ -262,19 +266,22 @@ def no_private_copy(env: TestEnvironment) -> None:
 )
 def lifetimes_apart(env: TestEnvironment) -> None:
     """Each session has its own TTL, whatever is appended to the others meanwhile."""
-    quiet, busy = TrialSession(env, "user1"), TrialSession(env, "user10")
+    busy = TrialSession(env, "user10")
+    # A pattern or a prefix made from the busy session's id matches some of the quiet ones.
+    quiet = [TrialSession(env, session_id=name) for name in (env.new_id("user1"), f"{busy.id}1", f"1{busy.id}")]
     durable, brief = TrialSession(env, "durable", 7 * 86_400.0), TrialSession(env, "brief", 300.0)
     # All are opened before any is written to: what handles share is the last one's.
-    for session in (durable, brief, busy, quiet):
+    for session in (durable, brief, busy, *quiet):
         session.handle  # noqa: B018
-    for session in (durable, quiet, brief, busy):
+    for session in (durable, *quiet, brief, busy):
         session.append()
     began_s = env.now_s()
     for _ in range(3):
         env.move_to(began_s + TTL_S / 2)
         busy.append() if env.sliding else busy.expect("read meanwhile")
         brief.open_again().read()
-    quiet.expect_empty_after(TTL_S, f"{MARGIN_S:g} s after its deadline, while another session was appended to")
+    for session in quiet:
+        session.expect_empty_after(TTL_S, f"{MARGIN_S:g} s after its deadline, while another session was appended to")
     deadline_s = durable.appended_at[0] + 7 * 86_400
     check_before(env, deadline_s, lambda: durable.expect("a session of 7d next to one of 300 s"))
 
