@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from statistics import median_low
 
 from memkit.audit.checks.ttl_inference import NEARLY_ALL, SOME, LifetimeAnalysis
-from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST
+from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST, TOGETHER_MS
 from memkit.audit.context import AuditContext
 from memkit.audit.key_shapes import Group, Member
 from memkit.audit.sampling import KeyFacts
@@ -28,8 +28,6 @@ SHORT_SHARE = 1 / 20
 """Far below the expected TTL, whatever the distribution."""
 SETS = ("set", "zset")
 """A set keeps no order, so it holds no dialogue; a sorted set that shares no id with sessions is an index of them."""
-TOGETHER_MS = 3_000
-"""The idle clock's grain at both ends."""
 SIZED_KEYS = 40
 RECENT_KEYS = 200
 FEWEST_SESSIONS = 5

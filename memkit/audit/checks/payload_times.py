@@ -19,7 +19,7 @@ from memkit.audit.finding import Confidence, Finding, Since
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
 from memkit.formats import memkit_store
-from memkit.formats.model import KeyOwner, SessionValues, Turn, seconds
+from memkit.formats.model import ZONE_MS, KeyOwner, SessionValues, Turn, seconds
 from memkit.formats.parsing.bounded_json import parse
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
 from memkit.render import counted, duration, utc_text, utc_time
@@ -56,8 +56,6 @@ MOST_PAYLOAD_BYTES = 1 << 20
 
 LATE_MS = 5_000
 """Two commands of one write are less apart; so are the clocks of servers with NTP."""
-ZONE_MS = 14 * 3_600_000
-"""No time zone is further from UTC."""
 QUARTER_HOUR_MS = 900_000
 """Every time zone in use is a multiple of it away from UTC."""
 SAME_MS, ALIKE_SHARE = 60_000, 0.9

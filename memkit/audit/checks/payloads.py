@@ -31,7 +31,7 @@ from memkit.render import counted, utc_text, utc_time
 
 FEWEST_VALUES = 5_000
 BATCH_KEYS = 200
-CHANCE, LARGER_CHANCE = 0.01, 0.1
+ENCODING_CHANCE, LARGER_CHANCE = 0.01, 0.1
 """An encoding began at a time if a random mixture would leave so many earlier keys without it less often than this. A
 larger chance is enough to explain bytes of no known encoding.
 """
@@ -48,7 +48,7 @@ MOST_ODD, MOSTLY_PRINTABLE = 0.25, 0.6
 SEVERAL_SHARE = 0.02
 """If fewer sessions have several keys, these may be different sessions of which the ids are alike."""
 FEWEST_EMPTY = 10
-FEWEST_HASHES, COMMON_SHARE = 10, 0.8
+FEWEST_HASHES, LAYOUT_SHARE = 10, 0.8
 """A field is one of the layout if so many hashes have it; a fragment has half of these fields at most, and no other."""
 
 
@@ -250,7 +250,7 @@ def _fragments(expected: Expectation, content: _Contents) -> Finding | None:
     lacking: Counter[str] = Counter()
     for hashes in content.hashes.values():
         counts = Counter(name for _, names in hashes for name in names)
-        common = {name for name, count in counts.items() if count >= COMMON_SHARE * len(hashes)}
+        common = {name for name, count in counts.items() if count >= LAYOUT_SHARE * len(hashes)}
         few = [(one, names) for one, names in hashes if names and names < common and 2 * len(names) <= len(common)]
         if len(hashes) >= FEWEST_HASHES:
             found += [one for one, _ in few]
@@ -297,7 +297,11 @@ def _emptied(expected: Expectation, content: _Contents) -> Finding | None:
 
 
 def _changes(
-    expected: Expectation, payloads: Sequence[_Payload], *, chance: float = CHANCE, unreadable: Container[str] = ()
+    expected: Expectation,
+    payloads: Sequence[_Payload],
+    *,
+    chance: float = ENCODING_CHANCE,
+    unreadable: Container[str] = (),
 ) -> Iterator[tuple[str, list[_Payload], float | None]]:
     """Yield encodings that only keys from some time on have, or that are unusual; with these keys and the time in ms.
 
