@@ -202,7 +202,10 @@ class ServerKeys:
 
     def count(self) -> int:
         """Return the number of keys by DBSIZE; 0 of a server that does not answer."""
-        return 0 if self.connection.failure else int(self.connection.require("DBSIZE"))
+        reply = self.connection.ask("DBSIZE")
+        if refused(reply) and not self.connection.failure:
+            raise reply
+        return 0 if refused(reply) else int(reply)
 
     def all(self, sample: Sample, *, capacity: int, unique: bool) -> Walk:
         """Scan every key, and read the facts of a fair part of them; ``unique``: skip keys that SCAN repeats."""

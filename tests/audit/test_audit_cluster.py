@@ -144,7 +144,7 @@ def test_shard_without_a_server_is_not_healthy() -> None:
             assert f"127.0.0.1:{lost.port}" in report.verdict.sentence
 
 
-def test_session_in_a_slot_that_moves_is_not_called_lost() -> None:
+def test_session_in_a_moving_slot_is_not_called_lost() -> None:
     assert BINARY
     with cluster(BINARY.path, replicas=False) as made:
         fill(made, 1)
