@@ -124,6 +124,8 @@ def _advice(error: Exception, url: str) -> str:
         if re.search(words, message):
             return advice
     scheme, _, rest = url.partition("://")
+    failed = re.search(r"connecting to (\S+:\d+)", message)  # of a cluster it may be another server
+    rest = failed[1] if failed else rest
     ping = f"redis-cli -u '{scheme.partition('+')[0]}://{rest.partition(',')[0]}' ping"
     if scheme == "unix":
         ping = f"redis-cli -s {rest.rpartition('@')[2].partition('?')[0]} ping"

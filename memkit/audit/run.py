@@ -193,7 +193,8 @@ class _Audit:
             self._servers = [facts_of_snapshot(snapshot, target.connections)]
         else:
             self._servers = [read_server_facts(connection) for connection in target.connections]
-        self._notes = list(dict.fromkeys(f"the server refused {what}" for one in self._servers for what in one.refused))
+        answered = [one for one, of in zip(self._servers, target.connections, strict=False) if not of.failure]
+        self._notes = list(dict.fromkeys(f"the server refused {what}" for one in answered for what in one.refused))
         own = source is target
         same = {one.name for one in target.connections} & {one.name for one in source.connections}
         if same and not own:
@@ -397,7 +398,7 @@ class _Audit:
             values = check_values(
                 Reader(self._target),
                 self._expected,
-                [one for one in sample.keys if self._target.route(one.key).name not in sample.failed],
+                [one for one in sample.keys if not self._target.route(one.key).failure],
                 sessions=[one.keys for one in diagnoses],
                 short=is_short,
                 within_s=VALUES_SHARE * (time.monotonic() - self._began),
@@ -454,11 +455,15 @@ class _Audit:
         lost = self._sampler.missing([one.key for one in far])
         return [one for one in far if one.key in lost], len(far)
 
+    def _failed(self) -> list[ReadOnlyConnection]:
+        """Return the connections to servers that did not answer, or stopped."""
+        return [one for one in self._source.connections if one.failure]
+
     def _note_limits(self, sample: Sample, context: AuditContext) -> None:
         refused = (one for one in sorted(sample.refused_commands) if not one.startswith("pexpiretime"))
         self._notes += [f"the server refused {one}" for one in refused]
-        for name, error in sample.failed.items():
-            self._notes.append(f"{name} failed during the audit, and not all of its keys were read: {error}")
+        for one in self._failed():
+            self._notes.append(f"{one.name} failed during the audit, and not all of its keys were read: {one.failure}")
         if moved_slots := self._target.moved_slots():
             self._notes.append(
                 f"{counted(moved_slots, 'slot')} of the cluster moved to another server during the audit: keys in them "
@@ -495,6 +500,10 @@ class _Audit:
             settle = "to find out, audit the live server, or compare with another RDB file (memkit history)"
         if not self._expected:
             return f"checked {counted(sample.seen, 'key')}, but no TTL is expected; give one: --expect 'chat:*=7d'"
+        if failed := self._failed():
+            names = ", ".join(one.name for one in failed)
+            many = f"{len(failed)} of {len(self._source.connections)} servers of the cluster"
+            return f"{many} did not answer, so their sessions are not known ({names}); to find out, start them again"
         if self._unexplained:
             return f"{self._unexplained}; to find out, read such a session with the application"
         for one in diagnoses:

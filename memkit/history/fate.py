@@ -99,6 +99,7 @@ def _fate_of_existing(
     if state.is_sure and state.least and lost is None:
         at = state.deadline_ms
         until = ", without a TTL" if at is None else f"; its deadline is {utc_text(time_of(at))}"
+        until += "; fields of it have TTLs of their own" if state.fields_expire else ""
         confidence: Confidence = "proven" if all(event.proven for event in events) else "likely"
         return _fate(("exists",), f"{name} exists at the end of the sources{until}", known, confidence)
     if state.is_sure and state.least and lost is not None and not doubts:

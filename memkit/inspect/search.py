@@ -197,6 +197,11 @@ class _Search:
                 f"names need SCAN, which the server refused ({self._reader.scan_refused}). Give the full key, or use a "
                 "user that may run SCAN: `memkit audit URL --acl` prints one"
             )
+        if not names and self._reader.moving:
+            raise SessionNotFound(
+                f"it is not known whether {printable(self._reader.moving[0], 200)!r} exists: its slot is being moved "
+                "to another server of the cluster; try again when that is done (redis-cli --cluster check)"
+            )
         if not names:
             raise SessionNotFound(
                 f"no session {printable(self._wanted, 200)!r} found: none of "

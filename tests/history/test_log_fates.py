@@ -79,6 +79,8 @@ def causes(path: Path, session: str = "1") -> tuple[str, ...]:
         ("0 SET chat:1 v PXAT +300\n1 SINTERSTORE chat:1 a b\n2 SADD chat:1 a", ["overwritten", "exists"]),
         ("0 SADD chat:1 v\n1 SINTERSTORE chat:1 a b\n2 PEXPIREAT chat:1 +300", ["exists"]),
         ("0 SADD chat:1 v\n1 SINTERSTORE chat:1 a b\n2 FLUSHALL", ["flushed", "deleted"]),
+        ("0 HSETEX chat:1 PXAT +9 FIELDS 1 f v\n9 HDEL chat:1 f\n9 FLUSHALL", ["expired", "deleted"]),
+        ("0 HSETEX chat:1 PXAT +9 FIELDS 2 f v g v\n9 HDEL chat:1 f g\n9 FLUSHALL", ["flushed", "deleted", "expired"]),
     ],
 )
 def test_key_that_may_have_no_element_left(text: str, expected: list[str], tmp_path: Path) -> None:
@@ -126,7 +128,7 @@ def test_deletion_is_told_from_eviction(
     ("text", "expected"),
     [
         ("0 SET chat:1 v PXAT +5\n5 DEL chat:1", ["expired"]),
-        ("0 SET chat:1 v PXAT +5.5\n5 DEL chat:1", ["deleted", "expired"]),
+        ("0 SET chat:1 v PXAT +5.5\n5 DEL chat:1", ["deleted", "expired", "evicted"]),
         (
             "0 HSETEX chat:1 PXAT +5 FIELDS 1 f v\n5 MULTI\n5 HDEL chat:1 f g\n5 DEL chat:1\n5 EXEC",
             ["expired", "deleted"],

@@ -227,7 +227,10 @@ def fault(truth: Truth, fate: Fate, source: str) -> str:
     possible: tuple[str, ...] = fate.either or (fate.cause,)
     if any(text in fate.sentence for text in ("in database 1", "in a gap", "the session's other keys")):
         return ""
-    possible += HIDDEN.get(fate.cause, ()) if source in ("snapshots", "aof", "names") else ()
+    if source in ("snapshots", "aof", "names"):
+        possible += tuple(one for cause in possible for one in HIDDEN.get(cause, ()))
+    if source == "names" and truth.commands and truth.commands[-1].endswith("; DEL KEY"):
+        return ""  # between two looks
     possible += ALIKE if fate.cause in ALIKE and fate.confidence != "proven" else ()
     # Valkey logs an eviction as DEL if lazyfree-lazy-eviction is off, which the log does not show.
     possible += ("evicted",) if fate.cause == "deleted" and fate.confidence == "likely" else ()
