@@ -46,6 +46,17 @@ def test_milliseconds_over_32_bits(ttl_ms: int, said: str | None, traffic: Traff
     assert said in found.message if said else "32-bit" not in found.message
 
 
+@pytest.mark.parametrize("reads", [0.3, 0.8])
+def test_minutes_as_seconds_among_reads(reads: float, traffic: Traffic) -> None:
+    events: list[Event] = []
+    for age_s in traffic.times(0, 3 * MINUTE):
+        events += traffic.write(key := f"chat:{traffic.uid()}", age_s, ttl_s=MINUTE)
+        if traffic.dice.random() < reads:
+            events.append((max(0, age_s - traffic.dice.uniform(0, MINUTE)), ("LRANGE", key, 0, -1)))
+    (found,) = replace(traffic, ttl_s=HOUR).world(events, age_s=6 * HOUR, steps=10_000).audited().findings
+    assert (found.cause, found.observed_ttl_s) == ("unit_mistake", MINUTE)
+
+
 def test_deadlines_at_midnight_are_not_healthy(traffic: Traffic) -> None:
     midnight = round(datetime.now(UTC).timestamp() + 5 * HOUR)
     traffic, events = replace(traffic, ttl_s=DAY), list[Event]()

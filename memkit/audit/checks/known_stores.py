@@ -20,7 +20,7 @@ from memkit.readonly.values import KeyRequest, RedisValue
 
 BATCH_KEYS = 200
 BATCH_BYTES = 8 << 20
-READ_AT_LEAST = 1_000
+FEWEST_SESSIONS = 1_000
 ROUNDS = 5
 """LangGraph's parts name each other over four steps: pointer, checkpoint, blobs, writes."""
 
@@ -78,7 +78,7 @@ class KnownSessions:
         left = [owners for group, owners in self.owners.items() if group in self.incomplete]
         until, done = time.monotonic() + within_s, 0
         for batch in _batches(left, sizes):
-            if done >= READ_AT_LEAST and time.monotonic() > until:
+            if done >= FEWEST_SESSIONS and time.monotonic() > until:
                 break
             for found in _confirmed(loads, batch):
                 self.problems |= found

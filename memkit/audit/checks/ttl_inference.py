@@ -588,7 +588,9 @@ class LifetimeAnalysis:
         if others and found.since and found.since.bound == "upper bound":
             return None
         first = found.first_seen_ms if self.history.idle_known else None
-        return TtlAnomaly("short", rounded(top), 0.0, count, confidence, found.since, first, found.reasons, top)
+        # Reads lower most values, and an old session that was read is above them.
+        ttl = quantile(sorted(one.given for one in members), NEARLY_ALL) if self.history.idle_known else top
+        return TtlAnomaly("short", rounded(ttl), 0.0, count, confidence, found.since, first, found.reasons, top)
 
     def _nearly_expired(self) -> TtlAnomaly | None:
         """Judge few keys by probability: none was given much, and of the expected TTL so little is improbable."""
