@@ -128,7 +128,11 @@ def _advice(error: Exception, url: str) -> str:
         if re.search(words, message):
             return advice
     scheme, _, rest = url.partition("://")
-    ping = f"redis-cli -u '{scheme.partition('+')[0]}://{rest.partition(',')[0]}' ping"
+    first = rest.partition(",")[0]
+    failed = re.search(r"connecting to (\S+:\d+)", message)
+    if failed and failed[1] not in first:  # another server of a cluster
+        first = failed[1]
+    ping = f"redis-cli -u '{scheme.partition('+')[0]}://{first}' ping"
     if scheme == "unix":
         ping = f"redis-cli -s {rest.rpartition('@')[2].partition('?')[0]} ping"
     if isinstance(error, redis.TimeoutError):

@@ -88,8 +88,10 @@ APART_MS, APART_SHARE = 5_000, 0.01
 two writes."""
 BOTH_WAYS = 2.2
 """With a jitter either way two parts end up to twice that apart, and the longer TTL has the longer jitter."""
-IDLE_GRAIN_MS = 3_000
+IDLE_TIMES_APART_MS = 3_000
 """The difference of two idle times, each off by up to a second at both ends."""
+IDLE_TIMES_APART_SHARE = 0.002
+"""The same for large gaps, as a share of them: three minutes of a day."""
 
 
 class PartEnd(NamedTuple):
@@ -116,7 +118,7 @@ def ends_apart(early: PartEnd, late: PartEnd, ttls_ms: Sequence[int], *, jitter:
     if gap > BOTH_WAYS * jitter * longest or early.accessed_ms is None or late.accessed_ms is None:
         return gap > BOTH_WAYS * jitter * longest
     # Within the jitter: the parts were renewed apart if the later one was also accessed later by as much.
-    return abs((late.accessed_ms - early.accessed_ms) - gap) <= max(IDLE_GRAIN_MS, 0.002 * gap)
+    return abs((late.accessed_ms - early.accessed_ms) - gap) <= max(IDLE_TIMES_APART_MS, IDLE_TIMES_APART_SHARE * gap)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from memkit.readonly.values import to_bytes, to_name
 _DELIMITER = re.compile(r"([:/|#])")
 _SUFFIX = re.compile(r"(.*[^._~@-])([._~@-]+)([A-Za-z]{2,24})", re.DOTALL)
 _HEAD = re.compile(rb"[^:/|#]*[:/|#]")
-NEARLY_ALL = 0.95
+PREFIX_SHARE = 0.95
 """A read of an unaffected session may look like an affected one."""
 ALIKE_RATIO = 0.75
 """One letter of four may differ."""
@@ -159,7 +159,7 @@ def narrowest_prefix(affected: Sequence[bytes], everything: Sequence[bytes], def
         default: The prefix of the expectation, returned if there is no narrower one.
     """
     best = to_bytes(default)
-    needed = NEARLY_ALL * len(affected)
+    needed = PREFIX_SHARE * len(affected)
     others = [key for key in set(everything).difference(affected) if key.startswith(best)]
     while len(affected) >= FEWEST:  # fewer may be the parts of one session
         heads = Counter(found[0] for key in affected if key.startswith(best) and (found := _HEAD.match(key, len(best))))

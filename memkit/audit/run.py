@@ -193,7 +193,8 @@ class _Audit:
             self._servers = [facts_of_snapshot(snapshot, target.connections)]
         else:
             self._servers = [read_server_facts(connection) for connection in target.connections]
-        self._notes = list(dict.fromkeys(f"the server refused {what}" for one in self._servers for what in one.refused))
+        answered = [one for one, of in zip(self._servers, target.connections, strict=False) if not of.failure]
+        self._notes = list(dict.fromkeys(f"the server refused {what}" for one in answered for what in one.refused))
         own = source is target
         same = {one.name for one in target.connections} & {one.name for one in source.connections}
         if same and not own:
@@ -299,23 +300,7 @@ class _Audit:
         return sample
 
     def _context(self, sample: Sample) -> AuditContext:
-        fields: dict[bytes, tuple[int, int]] = {}
-        first: list[KeyFacts] = []
-        if any(one.has_field_ttls for one in self._servers):
-            why_idle_times_reset = self._source.why_idle_times_reset
-            hashes = [one for one in sample.keys if one.kind == "hash" and one.deadline_ms is None]
-            if why_idle_times_reset and not self._touch:
-                self._unjudged = hashes
-                sample.keys = [one for one in sample.keys if one.kind != "hash" or one.deadline_ms is not None]
-                text = f"not checked: {counted(len(hashes), 'hash', 'hashes')} without a TTL; their fields may have "
-                text += f"TTLs, but reading these resets idle times ({why_idle_times_reset}); --touch allows it"
-                self._notes += [text] if hashes else []
-            else:
-                read = min(sum(one.kind == "hash" for one in sample.keys), HASHES)
-                sample.keys, fields, first = with_field_deadlines(sample.keys, self._source.route)
-                self._touched += read if why_idle_times_reset else 0
-                many = counted(len(first), "hash", "hashes")
-                self._notes += [f"some fields of {many} expire before the key (HPTTL)"] if first else []
+        fields, first = self._field_deadlines(sample) if any(one.has_field_ttls for one in self._servers) else ({}, [])
         # A shard's replicas are in the same order; if one has failed, the keys of each server are not known.
         each_known = len(sample.of_each) == len(self._servers)
         own = sample.of_each if each_known else [sample.of] * len(self._servers)
@@ -328,12 +313,36 @@ class _Audit:
             sample.keys,
             self._history(own, accesses, loaded=load is not None),
             self._servers[0],
-            lambda names: [] if complete else [one.with_known_access(load) for one in self._keys.look_up(names)],
-            self._stored.value_bytes if self._stored else self._value_bytes,
-            [one for one in sample.keys if one.key not in claimed] if len(self._expected) > 1 else sample.keys,
-            fields,
-            [one.with_known_access(load) for one in first],
+            siblings=lambda names: (
+                [] if complete else [one.with_known_access(load) for one in self._keys.look_up(names)]
+            ),
+            value_bytes=self._stored.value_bytes if self._stored else self._value_bytes,
+            other_keys=[one for one in sample.keys if one.key not in claimed]
+            if len(self._expected) > 1
+            else sample.keys,
+            fields_without_ttl=fields,
+            first_fields=[one.with_known_access(load) for one in first],
         )
+
+    def _field_deadlines(self, sample: Sample) -> tuple[dict[bytes, tuple[int, int]], list[KeyFacts]]:
+        """Give hashes the deadlines of their fields, or leave them out if their fields may not be read.
+
+        Returns what ``with_field_deadlines`` returns beside the keys.
+        """
+        why_idle_times_reset = self._source.why_idle_times_reset
+        if why_idle_times_reset and not self._touch:
+            self._unjudged = [one for one in sample.keys if one.kind == "hash" and one.deadline_ms is None]
+            sample.keys = [one for one in sample.keys if one.kind != "hash" or one.deadline_ms is not None]
+            text = f"not checked: {counted(len(self._unjudged), 'hash', 'hashes')} without a TTL; their fields may "
+            text += f"have TTLs, but reading these resets idle times ({why_idle_times_reset}); --touch allows it"
+            self._notes += [text] if self._unjudged else []
+            return {}, []
+        read = min(sum(one.kind == "hash" for one in sample.keys), HASHES)
+        self._touched += read if why_idle_times_reset else 0
+        sample.keys, fields, first = with_field_deadlines(sample.keys, self._source.route)
+        many = counted(len(first), "hash", "hashes")
+        self._notes += [f"some fields of {many} expire before the key (HPTTL)"] if first else []
+        return fields, first
 
     def _history(self, keys: Sequence[int], accesses: Sequence[int], *, loaded: bool) -> ServerHistory:
         starts = [None if loaded else one.empty_start_ms(count) for one, count in zip(self._servers, keys, strict=True)]
@@ -360,8 +369,8 @@ class _Audit:
         back = max((IDLE_WRAP_MS - (now - at) for at in accesses if now - at > longest), default=0)
         if back > 0:
             self._notes.append(
-                f"the server's clock was set back by {duration(back)} or more: keys written before that expire later "
-                "than configured"
+                f"the server's clock was ahead until it was set back by {duration(back)} or more: keys that had less "
+                "than that left then expired early, and keys written then expire later than configured"
             )
         return max(back, 0)
 
@@ -397,7 +406,7 @@ class _Audit:
             values = check_values(
                 Reader(self._target),
                 self._expected,
-                [one for one in sample.keys if self._target.route(one.key).name not in sample.failed],
+                [one for one in sample.keys if not self._target.route(one.key).failure],
                 sessions=[one.keys for one in diagnoses],
                 short=is_short,
                 within_s=VALUES_SHARE * (time.monotonic() - self._began),
@@ -454,11 +463,15 @@ class _Audit:
         lost = self._sampler.missing([one.key for one in far])
         return [one for one in far if one.key in lost], len(far)
 
+    def _failed(self) -> list[ReadOnlyConnection]:
+        """Return the connections to servers that did not answer, or stopped."""
+        return [one for one in self._source.connections if one.failure]
+
     def _note_limits(self, sample: Sample, context: AuditContext) -> None:
         refused = (one for one in sorted(sample.refused_commands) if not one.startswith("pexpiretime"))
         self._notes += [f"the server refused {one}" for one in refused]
-        for name, error in sample.failed.items():
-            self._notes.append(f"{name} failed during the audit, and not all of its keys were read: {error}")
+        for one in self._failed():
+            self._notes.append(f"{one.name} failed during the audit, and not all of its keys were read: {one.failure}")
         if moved_slots := self._target.moved_slots():
             self._notes.append(
                 f"{counted(moved_slots, 'slot')} of the cluster moved to another server during the audit: keys in them "
@@ -495,6 +508,10 @@ class _Audit:
             settle = "to find out, audit the live server, or compare with another RDB file (memkit history)"
         if not self._expected:
             return f"checked {counted(sample.seen, 'key')}, but no TTL is expected; give one: --expect 'chat:*=7d'"
+        if failed := self._failed():
+            names = ", ".join(one.name for one in failed)
+            many = f"{len(failed)} of {len(self._source.connections)} servers of the cluster"
+            return f"{many} did not answer, so their sessions are not known ({names}); to find out, start them again"
         if self._unexplained:
             return f"{self._unexplained}; to find out, read such a session with the application"
         for one in diagnoses:

@@ -101,7 +101,7 @@ class Sample:
     """Keys that were seen on one server, or on all. ``seen`` counts those that existed; ``keys`` has those kept.
 
     ``of`` is the number of keys by DBSIZE, ``of_each`` that of each server. ``moved`` counts keys that moved to
-    another server while they were read. ``failed`` has the servers that stopped answering, each with the error.
+    another server while they were read.
     ``extra`` counts the keys that were read because the fair sample has too few of their pattern, and ``scales`` has
     how many keys there are for each one of a prefix that was looked at.
     """
@@ -114,7 +114,6 @@ class Sample:
     complete: bool = False
     stopped: str | None = None
     refused_commands: set[str] = field(default_factory=set)
-    failed: dict[str, str] = field(default_factory=dict)
     extra: int = 0
     scales: dict[str, float] = field(default_factory=dict)
     of_each: list[int] = field(init=False)
@@ -202,8 +201,11 @@ class ServerKeys:
         self._known: set[bytes] | None = None
 
     def count(self) -> int:
-        """Return the number of keys by DBSIZE."""
-        return int(self.connection.require("DBSIZE"))
+        """Return the number of keys by DBSIZE; 0 of a server that does not answer."""
+        reply = self.connection.ask("DBSIZE")
+        if refused(reply) and not self.connection.failure:
+            raise reply
+        return 0 if refused(reply) else int(reply)
 
     def all(self, sample: Sample, *, capacity: int, unique: bool) -> Walk:
         """Scan every key, and read the facts of a fair part of them; ``unique``: skip keys that SCAN repeats."""
@@ -502,7 +504,6 @@ class Sampler:
                     job.part.stopped = INTERRUPTED
         except (redis.ConnectionError, redis.TimeoutError, redis.exceptions.ClusterDownError) as error:
             job.server.connection.failure = error
-            job.part.failed[job.server.connection.name] = str(error)
         except BaseException:
             self._interrupted.set()
             raise
@@ -529,7 +530,6 @@ def _merged(parts: Sequence[Sample]) -> Sample:
         all(part.complete and not part.moved for part in parts),
         next((part.stopped for part in parts if part.stopped), None),
         set().union(*(part.refused_commands for part in parts)),
-        {name: error for part in parts for name, error in part.failed.items()},
     )
     merged.of_each = [part.of for part in parts]
     return merged

@@ -25,6 +25,8 @@ _EARLIEST_S, _LATEST_S = 6.3e8, 4.1e9
 _MILLISECONDS = 1e11
 """In seconds this is the year 5138; every larger number is a time in milliseconds."""
 _MICROSECONDS = 1e14
+ZONE_MS = 14 * 3_600_000
+"""No time zone is further from UTC."""
 NO_TTL_OPTION = "has no TTL option"
 
 

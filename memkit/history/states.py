@@ -37,6 +37,13 @@ class Moment(NamedTuple):
         """Return a moment that is known to the millisecond."""
         return cls(ms, ms)
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether the source states the moment to the second."""
+        if self.earliest_ms is None or self.latest_ms is None:
+            return False
+        return self.stated and self.latest_ms - self.earliest_ms < SAME_SECOND_MS
+
 
 class KeyEvent(NamedTuple):
     """One thing that happened to one key.
@@ -255,7 +262,7 @@ class KeyStates:
         for db, other in (first, second), (second, first):
             for key, state in before[db].items():
                 deadline_ms, replaced = state.deadline_ms, before[other].get(key)
-                possible = possible_ends(state, moment, "renamed", *(() if state.least else ("deleted",)))
+                possible = possible_ends(state, moment, "renamed", *_ends_before(state))
                 if possible != ("renamed",):
                     self.databases[other][key] = state._replace(is_sure=False)
                 if replaced is None:
@@ -269,9 +276,7 @@ class KeyStates:
             keys = self.keys_of(number)
             for key, state in list(keys.items()):
                 del keys[key]
-                possible = possible_ends(state, moment, "flushed")
-                if not state.least:
-                    possible = (*possible, "deleted")
+                possible = possible_ends(state, moment, "flushed", *_ends_before(state))
                 yield KeyEvent(number, key, possible[0], moment, command, state.deadline_ms, possible=possible)
 
     def _delete(self, db: int, effect: Effect, moment: Moment, command: str, *, in_multi: bool) -> Iterator[KeyEvent]:
@@ -299,7 +304,7 @@ class KeyStates:
             elif self._valkey and command == "DEL" and possible != ("expired",):
                 # lazyfree-lazy-expire and -eviction may be off, as the redis.conf of many servers has it.
                 proven = possible == ("deleted",)
-                possible = ("deleted", "expired") if "expired" in possible else ("deleted",)
+                possible = ("deleted", *(one for one in possible if one != "deleted" and "expired" in possible))
         yield KeyEvent(db, key, possible[0], moment, command, state.deadline_ms, possible=possible, proven=proven)
 
 
@@ -316,6 +321,13 @@ def _with_elements(state: KeyState, effect: Effect) -> KeyState:
     fields_expire = state.fields_expire or effect.action == "expire fields"
     most = None if most is None else most + count
     return state._replace(least=least, most=most, is_sure=is_sure, fields_expire=fields_expire)
+
+
+def _ends_before(state: KeyState) -> tuple[EventName, ...]:
+    """Return how a key may have ended already if it may have no element left."""
+    if state.least:
+        return ()
+    return ("deleted", "expired") if state.fields_expire and state.is_sure else ("deleted",)
 
 
 def _name_of_write(before: KeyState | None, deadline_ms: int | None) -> EventName:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from memkit.config import Expectation
-from memkit.formats.model import Problem, few
+from memkit.formats.model import ZONE_MS, Problem, few
 from memkit.inspect.report import early_ends
 from memkit.policy import ExpiryPolicy
 from memkit.readonly.reader import LoadedKey
@@ -13,11 +13,10 @@ from memkit.render import duration
 
 BIG_VALUE_BYTES = 1 << 20
 """A read of 1 MB takes Redis about a millisecond, in which it serves no other client."""
-IMPROBABLE = 0.005
+NEAR_DEADLINE_CHANCE = 0.005
 """Highest chance at which one session near its deadline is reported: 50 minutes left of 7 days."""
 _GRAIN_MS = 5_000
 """Clocks of several servers with NTP, and idle times, differ by less."""
-_ZONES_MS = 14 * 3_600_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,12 +112,12 @@ def _against(expected: Expectation, name: str, loaded: LoadedKey, facts: Session
     newest_ms = facts.newest_ms
     if expected.policy.kind == "sliding" and newest_ms is not None and newest_ms <= facts.now_ms + _GRAIN_MS:
         given_ms = left_ms + facts.now_ms - newest_ms
-        # A time without a zone may be a local one: no zone is further from UTC than 14 hours.
-        if given_ms + _ZONES_MS < floor_ms:
+        # A time without a zone may be a local one.
+        if given_ms + ZONE_MS < floor_ms:
             written = f"its newest message was written {duration(facts.now_ms - newest_ms)} ago"
             reason = f"{left}, and {written}: its TTL was at most {duration(given_ms)}, less than {what}"
             return Problem("ttl_too_short", name, reason)
-    if asked and left_ms <= IMPROBABLE * shortest:
+    if asked and left_ms <= NEAR_DEADLINE_CHANCE * shortest:
         share = f"{left_ms / shortest:.2%} of {what}"
         return Problem("ttl_too_short", name, f"{left}, {share}; it probably got a shorter TTL")
     return None

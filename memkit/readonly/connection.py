@@ -124,7 +124,13 @@ class ReadOnlyConnection:
     """
 
     def __init__(
-        self, client: redis.Redis, *, name: str = "", keep_idle_times: bool = True, replica: bool = False
+        self,
+        client: redis.Redis,
+        *,
+        name: str = "",
+        keep_idle_times: bool = True,
+        replica: bool = False,
+        tolerant: bool = False,
     ) -> None:
         pool = client.connection_pool
         # Maintenance notifications need RESP3 (redis-py 7 and later) and belong to the client's own pool.
@@ -136,18 +142,25 @@ class ReadOnlyConnection:
         self.database = int(options.get("db") or 0)
         self._keep_idle_times, self._replica = keep_idle_times, replica
         self.sent: Counter[str] = Counter()
-        self.tolerant = False
+        self.tolerant = tolerant
         self.failure: redis.RedisError | None = None
         self.reconnect()
 
     def reconnect(self) -> None:
         """Connect, or connect again if replies that were not received are no longer wanted."""
-        self._connection.disconnect()
-        self._connection.connect()
+        self._pending: deque[PendingReplies] = deque()
+        self.why_idle_times_reset = ""
+        try:
+            self._connection.disconnect()
+            self._connection.connect()
+        except redis.AuthenticationError:
+            raise
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            self._fail(error)
+            return
         self.socket = self._connection._sock
         self.socket.settimeout(REPLY_TIMEOUT_S)
         self.reader = hiredis.Reader(protocolError=redis.InvalidResponse, replyError=redis.ResponseError)
-        self._pending: deque[PendingReplies] = deque()
         if self._replica:
             self.ask("READONLY")
         self.why_idle_times_reset = (

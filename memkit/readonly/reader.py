@@ -9,7 +9,16 @@ from typing import NamedTuple
 
 import redis
 
-from memkit.readonly.connection import Command, KeyCommands, PendingReplies, ReadOnlyConnection, Reply, command, refused
+from memkit.readonly.connection import (
+    Command,
+    KeyCommands,
+    PendingReplies,
+    ReadOnlyConnection,
+    Reply,
+    command,
+    redirected,
+    refused,
+)
 from memkit.readonly.target import Target
 from memkit.readonly.values import JSON_KIND, KeyRequest, RedisValue, to_bytes, to_name
 
@@ -78,9 +87,14 @@ class Budget:
 
 @dataclass
 class Reader:
-    """Reads keys of an open target. ``scan_refused`` is the error that SCAN was refused with, if it was."""
+    """Reads keys of an open target.
+
+    ``scan_refused`` is the error that SCAN was refused with, if it was. ``moving`` has the keys that could not be read
+    because their slot is being moved to another server of the cluster.
+    """
 
     target: Target
+    moving: list[str] = field(default_factory=list)
     read_keys: int = 0
     scanned_keys: int = 0
     scan_refused: str = ""
@@ -124,6 +138,7 @@ class Reader:
         sent = self._send(list(map(to_bytes, steps[0])), _METADATA) if steps else []
         for step, following in zip(steps, [*steps[1:], []], strict=False):
             columns = _columns(sent, len(step), _METADATA)
+            self.moving += [name for name, kind in zip(step, columns["type"], strict=True) if redirected(kind)]
             answers = zip(step, *columns.values(), strict=True)
             metadata = {name: found for name, *each in answers if (found := _metadata(*each))}
             if self.target.snapshot and not self.target.snapshot.has_idle_times:

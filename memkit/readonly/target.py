@@ -80,7 +80,7 @@ def open_target(url_or_client: str | Any, *, tolerant: bool = False, replicas: b
     Args:
         url_or_client: A Redis URL (standalone, Sentinel, cluster, or one node of a cluster), or a synchronous redis-py
             client. A client's pool is not used: the connections are new ones with its settings.
-        tolerant: Of a cluster, go on without a server that stops answering: see ReadOnlyConnection.
+        tolerant: Of a cluster, go on without a server that does not answer, or stops: see ReadOnlyConnection.
         replicas: Of a cluster, open a replica of each primary that has one.
 
     Raises:
@@ -98,11 +98,13 @@ def open_target(url_or_client: str | Any, *, tolerant: bool = False, replicas: b
     opened: list[ReadOnlyConnection] = []
     try:
         try:
-            route, slots = _open_servers(client, opened, replicas)
+            route, slots = _open_servers(client, opened, replicas=replicas, tolerant=tolerant)
         except (redis.TimeoutError, redis.ConnectionError) as error:
             if isinstance(error, redis.AuthenticationError) or not str(url_or_client).startswith("rediss"):
                 raise
             raise type(error)(f"{error}. The port may not use TLS: redis:// connects without it") from None
+        if all(one.failure for one in opened):
+            raise next(one.failure for one in opened if one.failure)
         url = redact(url_or_client) if isinstance(url_or_client, str) else opened[0].name
         for connection in opened:
             connection.tolerant = tolerant and len(opened) > 1
@@ -116,16 +118,20 @@ def open_target(url_or_client: str | Any, *, tolerant: bool = False, replicas: b
 
 
 def _open_servers(
-    client: redis.Redis | RedisCluster, opened: list[ReadOnlyConnection], replicas: bool
+    client: redis.Redis | RedisCluster, opened: list[ReadOnlyConnection], *, replicas: bool, tolerant: bool
 ) -> tuple[Route, Slots]:
     """Open the server; of a cluster, or of a node of one, the primaries that have slots, or a replica of each."""
-    node: Any = client.get_default_node() if isinstance(client, RedisCluster) else None
-    seed = client.get_redis_connection(node) if isinstance(client, RedisCluster) else client
-    first = ReadOnlyConnection(seed, name=place(seed))
+    seeds: list[redis.Redis] = [client] if isinstance(client, redis.Redis) else []
+    seeds += [] if isinstance(client, redis.Redis) else map(client.get_redis_connection, client.get_nodes())
+    for seed in seeds:
+        first = ReadOnlyConnection(seed, name=place(seed), tolerant=seed is not seeds[-1])
+        if not first.failure:
+            break
+    first.tolerant = False
     opened.append(first)
     options = seed.connection_pool.connection_kwargs
     info = first.ask("INFO", "cluster")
-    in_cluster = node is not None or (not refused(info) and b"cluster_enabled:1" in info)
+    in_cluster = isinstance(client, RedisCluster) or (not refused(info) and b"cluster_enabled:1" in info)
     slots = _slots(first) if in_cluster else []
     own_id = first.ask("CLUSTER", "MYID") if slots else b""
     if slots:
@@ -141,13 +147,15 @@ def _open_servers(
             if isinstance(client, RedisCluster):
                 host, port = client.nodes_manager.remap_host_port(host, port)
             address = {"host": host, "port": port}
-            by_id[node_id] = ReadOnlyConnection(_at(seed, address), name=f"{host}:{port}", replica=replicas)
+            by_id[node_id] = ReadOnlyConnection(
+                _at(seed, address), name=f"{host}:{port}", replica=replicas, tolerant=tolerant
+            )
             opened.append(by_id[node_id])
         by_slot |= dict.fromkeys(range(start, end + 1), by_id[node_id])
     if by_id:
         if first not in by_id.values():
             first.close()  # not chosen, or a primary without slots: its keys are those of another server, or none
-        opened[:] = by_id.values()
+        opened[:] = sorted(by_id.values(), key=lambda one: one.failure is not None)
     return lambda key: by_slot.get(key_slot(key), opened[0]) if by_slot else first, slots
 
 

@@ -13,6 +13,7 @@ from waiting import wait_for
 
 from memkit.audit import audit
 from memkit.audit.sampling import KEPT_OF_ALL
+from memkit.errors import SessionNotFound
 from memkit.inspect import inspect_session
 from memkit.server import RedisServer
 
@@ -123,6 +124,35 @@ def test_failing_shard_is_reported_and_the_others_read(nodes: Cluster) -> None:
     assert 12_000 - lost <= report.sample["keys"] < 12_000
     assert report.sample["error_bound"] > 0
     assert report.findings[0].prefix == "chat:"
+
+
+def test_shard_without_a_server_is_not_healthy() -> None:
+    assert BINARY
+    with cluster(BINARY.path, replicas=False, persist=True) as made:
+        for server in made.servers:
+            server.clock.shift("-3s")  # the cluster was started with its clocks ahead
+        fill(made, 300)
+        assert audit(made.url, expect={"chat:*": "7d"}, duty=1).verdict.status == "healthy"
+        lost = made.primaries[0]
+        with lost.client() as client:
+            keys = client.dbsize()
+        lost.kill()
+        for url in made.url, f"redis://127.0.0.1:{made.primaries[2].port}":
+            report = audit(url, expect={"chat:*": "7d"}, duty=1)
+            assert (report.verdict.status, report.exit_code, report.sample["keys"]) == ("undetermined", 2, 300 - keys)
+            assert report.verdict.sentence.startswith("1 of 3 servers of the cluster did not answer")
+            assert f"127.0.0.1:{lost.port}" in report.verdict.sentence
+
+
+def test_session_in_a_moving_slot_is_not_called_lost() -> None:
+    assert BINARY
+    with cluster(BINARY.path, replicas=False) as made:
+        fill(made, 1)
+        move_slot(made, redis.crc.key_slot(b"chat:0"), finish=False)
+        with pytest.raises(SessionNotFound, match="its slot is being moved"):
+            inspect_session(made.url, "chat:0")
+        with pytest.raises(SessionNotFound, match="It may have expired"):
+            inspect_session(made.url, "chat:9")
 
 
 def test_slots_that_move_are_reported(nodes: Cluster) -> None:

@@ -46,6 +46,17 @@ def test_milliseconds_over_32_bits(ttl_ms: int, said: str | None, traffic: Traff
     assert said in found.message if said else "32-bit" not in found.message
 
 
+@pytest.mark.parametrize("reads", [0.3, 0.8])
+def test_minutes_as_seconds_among_reads(reads: float, traffic: Traffic) -> None:
+    events: list[Event] = []
+    for age_s in traffic.times(0, 3 * MINUTE):
+        events += traffic.write(key := f"chat:{traffic.uid()}", age_s, ttl_s=MINUTE)
+        if traffic.dice.random() < reads:
+            events.append((max(0, age_s - traffic.dice.uniform(0, MINUTE)), ("LRANGE", key, 0, -1)))
+    (found,) = replace(traffic, ttl_s=HOUR).world(events, age_s=6 * HOUR, steps=10_000).audited().findings
+    assert (found.cause, found.observed_ttl_s) == ("unit_mistake", MINUTE)
+
+
 def test_deadlines_at_midnight_are_not_healthy(traffic: Traffic) -> None:
     midnight = round(datetime.now(UTC).timestamp() + 5 * HOUR)
     traffic, events = replace(traffic, ttl_s=DAY), list[Event]()
@@ -78,6 +89,19 @@ def test_keys_that_expired_before_a_whole_ttl(short_s: float, beside: bool, traf
     verdict = traffic.world(events, age_s=8 * DAY).audited().verdict
     assert verdict.status == ("undetermined" if short_s == HOUR and not beside else "healthy")
     assert verdict.status == "healthy" or "keys expired since the server started" in verdict.sentence
+
+
+@pytest.mark.parametrize(("least", "status"), [(0.35, "findings"), (0.55, "healthy")])
+def test_writes_that_leave_the_ttl_by_the_counters(least: float, status: str, traffic: Traffic) -> None:
+    events: list[Event] = []
+    for age_s in traffic.times(0.65 * traffic.ttl_s, 0.9 * traffic.ttl_s):
+        events += traffic.write(key := f"chat:{traffic.uid()}", age_s, kind="string")
+        left = traffic.dice.uniform(least, 0.9)
+        events.append((age_s - (1 - left) * traffic.ttl_s, ("SET", key, traffic.message(), "KEEPTTL")))
+    report = traffic.world([*events, *traffic.write("chat:new", MINUTE)], steps=500).audited()
+    assert report.verdict.status == status
+    assert causes(report) == ({"not_refreshed"} if status == "findings" else set())
+    assert not any("were read" in one for one in report.notes)
 
 
 def test_field_that_ends_before_its_hash(traffic: Traffic) -> None:
@@ -118,6 +142,28 @@ def test_other_names_beside_the_sessions(other: str, traffic: Traffic) -> None:
 def test_java_names_that_are_expected_are_healthy(traffic: Traffic) -> None:
     events = [one for age_s in traffic.times() for one in traffic.write(java(f"chat:{traffic.uid()}"), age_s)]
     assert traffic.world(events, expect={"*chat:*": "7d"}).audited().verdict.status == "healthy"
+
+
+@pytest.mark.parametrize("encoded", ["since", "always", "never"])
+def test_names_that_are_percent_encoded(encoded: str, traffic: Traffic) -> None:
+    events: list[Event] = []
+    for age_s in traffic.times():
+        at = "%40" if encoded == "always" or (encoded == "since" and age_s < 2 * DAY) else "@"
+        events += traffic.write(f"chat:{traffic.uid()}{at}example.org", age_s)
+    assert causes(traffic.world(events).audited()) == ({"wrong_prefix"} if encoded == "since" else set())
+
+
+@pytest.mark.parametrize(("shape", "confidence"), [("by-user:{}", "possible"), ("{}:title", "proven")])
+def test_persistent_names_beside_the_sessions(shape: str, confidence: str, traffic: Traffic) -> None:
+    events: list[Event] = []
+    for age_s in traffic.times():
+        uid, owner = traffic.uid(), traffic.uid()
+        events += traffic.write(f"chat:{uid}", age_s, kind="string")
+        name = shape.format(owner if "user" in shape else uid)
+        events += traffic.write(f"chat:{name}", age_s, kind="string", ttl_s=None, value=f"chat:{uid}")
+    (found,) = traffic.world(events).audited().findings
+    assert (found.cause, found.confidence) == ("no_ttl", confidence)
+    assert ("--expect 'chat:by-user:*=never'" in found.next) == (confidence == "possible")
 
 
 @pytest.mark.parametrize("name", ["undefined", "{session_id}", "${id}", "[object Promise]", "{alice}"])

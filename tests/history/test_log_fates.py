@@ -79,6 +79,8 @@ def causes(path: Path, session: str = "1") -> tuple[str, ...]:
         ("0 SET chat:1 v PXAT +300\n1 SINTERSTORE chat:1 a b\n2 SADD chat:1 a", ["overwritten", "exists"]),
         ("0 SADD chat:1 v\n1 SINTERSTORE chat:1 a b\n2 PEXPIREAT chat:1 +300", ["exists"]),
         ("0 SADD chat:1 v\n1 SINTERSTORE chat:1 a b\n2 FLUSHALL", ["flushed", "deleted"]),
+        ("0 HSETEX chat:1 PXAT +9 FIELDS 1 f v\n9 HDEL chat:1 f\n9 FLUSHALL", ["expired", "deleted"]),
+        ("0 HSETEX chat:1 PXAT +9 FIELDS 2 f v g v\n9 HDEL chat:1 f g\n9 FLUSHALL", ["flushed", "deleted", "expired"]),
     ],
 )
 def test_key_that_may_have_no_element_left(text: str, expected: list[str], tmp_path: Path) -> None:
@@ -126,7 +128,7 @@ def test_deletion_is_told_from_eviction(
     ("text", "expected"),
     [
         ("0 SET chat:1 v PXAT +5\n5 DEL chat:1", ["expired"]),
-        ("0 SET chat:1 v PXAT +5.5\n5 DEL chat:1", ["deleted", "expired"]),
+        ("0 SET chat:1 v PXAT +5.5\n5 DEL chat:1", ["deleted", "expired", "evicted"]),
         (
             "0 HSETEX chat:1 PXAT +5 FIELDS 1 f v\n5 MULTI\n5 HDEL chat:1 f g\n5 DEL chat:1\n5 EXEC",
             ["expired", "deleted"],
@@ -285,6 +287,13 @@ def test_time_that_no_log_shows_is_a_bound(tmp_path: Path) -> None:
     assert event.moment.earliest_ms == BEGAN_S * 1_000
     assert event.moment.latest_ms == (BEGAN_S + 7_260) * 1_000
     assert event.ttl_ms is None
+
+
+def test_text_of_a_bound_has_both_ends(tmp_path: Path) -> None:
+    text = sparse_log(tmp_path / "appendonly.aof", {"*": "7d"}).to_text()
+    assert "2027-01-15T08:00:00Z to 2027-01-15T10:01:00Z  chat:2  written by SET" in text
+    exact = history(log_of(tmp_path / "exact.aof", "0 SET chat:2 v PXAT +60"), session="2").to_text()
+    assert "2027-01-15T08:00:00Z  chat:2  written by SET" in exact
 
 
 def test_longer_ttl_than_expected_dates_nothing(tmp_path: Path) -> None:

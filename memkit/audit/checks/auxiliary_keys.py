@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from statistics import median_low
 
 from memkit.audit.checks.ttl_inference import NEARLY_ALL, SOME, LifetimeAnalysis
-from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST
+from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST, TOGETHER_MS
 from memkit.audit.context import AuditContext
 from memkit.audit.key_shapes import Group, Member
 from memkit.audit.sampling import KeyFacts
@@ -28,8 +28,6 @@ SHORT_SHARE = 1 / 20
 """Far below the expected TTL, whatever the distribution."""
 SETS = ("set", "zset")
 """A set keeps no order, so it holds no dialogue; a sorted set that shares no id with sessions is an index of them."""
-TOGETHER_MS = 3_000
-"""The idle clock's grain at both ends."""
 SIZED_KEYS = 40
 RECENT_KEYS = 200
 FEWEST_SESSIONS = 5
@@ -173,3 +171,10 @@ def is_other_shape(group: Group, healthy: Sequence[Group], context: AuditContext
         return True
     own, usual = usual_bytes(group.keys, context), usual_bytes(like[0].keys, context)
     return own is None or usual is None or (own > 0 and (own > FLAG_BYTES or usual < TINY * own))
+
+
+def is_tiny(group: Group, groups: Sequence[Group], context: AuditContext) -> bool:
+    """Whether these are strings of at most FLAG_BYTES, and the keys of the other groups are larger."""
+    own = usual_bytes(group.keys, context) if group.kind == "string" else None
+    others = [usual_bytes(one.keys, context) or 0 for one in groups if one is not group and one.kind == "string"]
+    return own is not None and own <= FLAG_BYTES < min(others, default=FLAG_BYTES + 1)

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations, pairwise, product
 
-from memkit.audit.checks.auxiliary_keys import TOGETHER_MS
 from memkit.audit.checks.ttl_inference import NEARLY_ALL, rounded, whole_minutes
-from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST, IDLE_GRAIN_MS
+from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST, IDLE_GRAIN_MS, TOGETHER_MS
 from memkit.audit.finding import Confidence, Finding
 from memkit.audit.key_shapes import Group, Member
 from memkit.config import Expectation

@@ -14,11 +14,12 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from memkit import formats
+from memkit.audit.checks.ttl_inference import LEAST_LEFT
 from memkit.audit.finding import Confidence, Finding, Since
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
 from memkit.formats import memkit_store
-from memkit.formats.model import KeyOwner, SessionValues, Turn, seconds
+from memkit.formats.model import ZONE_MS, KeyOwner, SessionValues, Turn, seconds
 from memkit.formats.parsing.bounded_json import parse
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
 from memkit.render import counted, duration, utc_text, utc_time
@@ -55,16 +56,12 @@ MOST_PAYLOAD_BYTES = 1 << 20
 
 LATE_MS = 5_000
 """Two commands of one write are less apart; so are the clocks of servers with NTP."""
-ZONE_MS = 14 * 3_600_000
-"""No time zone is further from UTC."""
 QUARTER_HOUR_MS = 900_000
 """Every time zone in use is a multiple of it away from UTC."""
 SAME_MS, ALIKE_SHARE = 60_000, 0.9
 """If nearly all times are ahead of deadlines by one value, give or take this, two clocks differ."""
 LATE_SHARE, FEWEST_LATE = 0.05, 3
 """Fewer late sessions may be clocks that were set."""
-LEAST_LEFT = 0.5
-"""Renewal throttled on purpose leaves at least half of the TTL (ASP.NET Core: half; langgraph-redis: 60 %)."""
 FEWEST_TRIMMED, TRIMMED_SHARE, OTHERS_SHARE = 3, 0.5, 0.1
 """So many sessions of exactly n messages, and at least this share of them, are older than their last write, and at
 most OTHERS_SHARE of the shorter ones. If reads renew the TTL, the shorter ones are older too."""

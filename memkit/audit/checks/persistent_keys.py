@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memkit.audit.checks.auxiliary_keys import FEWEST_SESSIONS
+from memkit.audit.checks.auxiliary_keys import FEWEST_SESSIONS, is_tiny
 from memkit.audit.checks.ttl_inference import SLACK_MS, LifetimeAnalysis
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import Finding, Since
@@ -28,7 +28,11 @@ def persistent_finding(expected: Expectation, sessions: Sequence[Group], context
         if own and (len(group.members) > 1 or len(sessions) == 1) and ("*" in group.part or len(sessions) == 1):
             keys += own
             shapes.append(f"{expected.prefix}{group.part}")
-            like_sessions |= len(own) < len(group.members) or len(own) >= FEWEST_SESSIONS or len(sessions) == 1
+            ids = {member.session for one in sessions if one is not group for member in one.members}
+            # Strings that hold no more than a name, and share no id with the sessions, may be an index of them.
+            names = ids.isdisjoint(member.session for member in group.members) and is_tiny(group, sessions, context)
+            many = len(own) >= FEWEST_SESSIONS and not names
+            like_sessions |= len(own) < len(group.members) or many or len(sessions) == 1
     if not keys:
         return None
     everything = [one for group in sessions for one in group.keys]
@@ -62,6 +66,8 @@ def persistent_finding(expected: Expectation, sessions: Sequence[Group], context
         evidence=evidence,
         next="set a TTL on the remaining keys once: EXPIRE KEY SECONDS NX"
         if since and since.bound == "until"
+        else f"memkit inspect URL KEY shows one; if these are no sessions: --expect '{shapes[0]}=never'"
+        if not like_sessions
         else "find the write that leaves no TTL (SET without EX; a crash before EXPIRE): memkit inspect URL KEY",
     )
 

@@ -40,7 +40,7 @@ from memkit.policy import ttl_text
 from memkit.readonly.values import to_bytes, to_name
 from memkit.render import counted, duration, printable
 
-CHANCE = 0.01
+RENAMED_CHANCE = 0.01
 SHOWN_PREFIXES = 20
 LEAST_ALIKE = 0.4
 """Less alike than a typo leaves it: names that are shown as the nearest may also be another plural or word."""
@@ -57,7 +57,7 @@ ODD_NAMES = (
     ("a hash tag ({…})", re.compile(rb"\{([^{}]+)\}"), rb"\1", False),
     ("a Java serialization header", re.compile(rb"^\xac\xed\x00\x05t..", re.DOTALL), b"", True),
     ("the text of an object", re.compile(rb"(?:^|(?<=[:/|]))<[\w.<> ]+ at 0x[0-9a-f]+>(?=$|[:/|])"), b"*", True),
-    ("percent-encoding", re.compile(rb"%3A|%2F", re.IGNORECASE), lambda found: unquote_to_bytes(found[0]), False),
+    ("percent-encoding", re.compile(rb"(?:%[0-9A-Fa-f]{2})+"), lambda found: unquote_to_bytes(found[0]), False),
 )
 """What is odd about a name, the expression that finds it, what a usual name has instead, and whether it is a mistake
 whenever it occurs."""
@@ -157,7 +157,7 @@ def _odd_finding(
     last = _last_written(expected, plain, context)
     # Names that were all written at one time replace none; two kinds of writers write in any order.
     replaced = first is not None and last is not None and last <= first + SLACK_MS and newest > last + SLACK_MS
-    replaced = replaced and (mistake or math.comb(len(plain) + len(odd), len(odd)) > 1 / CHANCE)
+    replaced = replaced and (mistake or math.comb(len(plain) + len(odd), len(odd)) > 1 / RENAMED_CHANCE)
     if not replaced and not mistake:
         return None
     since = None
@@ -255,7 +255,7 @@ def moved(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext
         began_then = bool(times) and last <= min(times) + SLACK_MS and max(times) > last + SLACK_MS
         # Names unlike these are of other sessions, unless none of them was written before by more than chance.
         share = (context.history.now_ms - last) / (expected.ttl_ms or math.inf)
-        if began_then and len(times) >= len(others) / 2 and (near or share ** len(times) < CHANCE):
+        if began_then and len(times) >= len(others) / 2 and (near or share ** len(times) < RENAMED_CHANCE):
             sure: Confidence = "likely" if stopped and near else "possible"
             name = prefix if near else commonprefix([to_name(one.key) for one in others])  # noqa: RUF071
             return _wrong_prefix(expected, name, others, context, sure, since=Since(last, "lower bound"))

@@ -37,7 +37,7 @@ AGREE_SHARE = 0.9
 """The times in an index are understood if they agree with the deadlines of this share of the existing sessions."""
 LOST_SHARE, FEWEST_LOST = 0.05, 3
 """Fewer sessions that no longer exist may have been deleted on purpose."""
-SLACK_MS = 60_000
+INDEX_SLACK_MS = 60_000
 """An index is written a moment before or after its session."""
 
 _JAVA_TEXT = "\udcac\udced\x00\x05t"
@@ -220,7 +220,7 @@ def _judge(
     for name in missing:
         facts, entry = found[name]
         if begins is not None and entry.at_ms is not None and ttl:
-            expires = entry.at_ms + begins + ttl * (1 - sessions.expected.jitter) - SLACK_MS
+            expires = entry.at_ms + begins + ttl * (1 - sessions.expected.jitter) - INDEX_SLACK_MS
             lost += [name] if expires > facts.seen_ms else []
     if len(lost) >= max(min(FEWEST_LOST, len(existing)), LOST_SHARE * (len(existing) + len(lost))):
         yield "dangling", lost, f"{len(lost):,} sessions that do not exist, with a time less than {duration(ttl)} ago"
@@ -237,7 +237,7 @@ def _begins(expected: Expectation, existing: Sequence[tuple[float | None, KeyFac
     timed = [(at, one.deadline_ms) for at, one in existing if at is not None and one.deadline_ms is not None]
     if not timed or not ttl:
         return None
-    slack = SLACK_MS + expected.jitter * ttl
+    slack = INDEX_SLACK_MS + expected.jitter * ttl
     for shift in (-ttl, 0):  # the time of the deadline, or of a write
         agree = sum(
             (abs(at - deadline) <= slack) if shift else (at <= deadline - ttl + slack) for at, deadline in timed

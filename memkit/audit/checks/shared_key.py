@@ -21,7 +21,7 @@ NO_ID = re.compile(rb"(?:^|[:/|#])(?:\[object \w+\]|\$\{[\w.]+\}|\{\{[^{}]+\}\}|
 """The text of an object, or a template that was not filled in; ``{alice}`` is a hash tag."""
 LARGER = 10
 """The shared key is this many times larger than the largest other session; 1,800 messages against 6 in one report."""
-FEWEST_OTHERS = 10
+FEWEST_OTHER_SESSIONS = 10
 LONGER, WEEKEND_MS = 2, 72 * 3_600_000
 """The other sessions are no longer written if nothing was written to them for longer than a weekend, and for twice the
 longest time before. In a night or a weekend, one large session that is always in use may be the only one written.
@@ -50,7 +50,7 @@ def shared_key(expected: Expectation, keys: Sequence[KeyFacts]) -> Finding | Non
     none = (one for one in words if words[one] in NO_VALUES or any(NO_ID.search(each.key) for each in sessions[one]))
     nameless = list(none) if expected.prefix else []
     largest = max(nameless or sizes, key=lambda one: sizes[one], default=None)
-    if largest is None or (len(sizes) <= FEWEST_OTHERS and not nameless):
+    if largest is None or (len(sizes) <= FEWEST_OTHER_SESSIONS and not nameless):
         return None
     others = [one for session, own in sessions.items() if session != largest for one in own]
     rest = max((size for session, size in sizes.items() if session != largest), default=0)
@@ -58,7 +58,7 @@ def shared_key(expected: Expectation, keys: Sequence[KeyFacts]) -> Finding | Non
     newest = max(written_ms(expected, one) for one in sessions[largest])
     silence = newest - times[-1] if times else 0
     longest = max((after - before for before, after in pairwise(times)), default=0)
-    alone = len(times) >= FEWEST_OTHERS and sizes[largest] > LARGER * rest and silence > longest
+    alone = len(times) >= FEWEST_OTHER_SESSIONS and sizes[largest] > LARGER * rest and silence > longest
     if not nameless and not alone:
         return None
     name = to_name(sessions[largest][0].key)

@@ -15,7 +15,6 @@ from memkit.audit.checks.auxiliary_keys import (
     usual_bytes,
 )
 from memkit.audit.checks.mixed_ttl import MixedTtl, mixed_ttl
-from memkit.audit.checks.payload_times import ZONE_MS
 from memkit.audit.checks.persistent_keys import persistent_finding
 from memkit.audit.checks.prefixes import SHOWN_PREFIXES, missing, moved, new_shape, odd_names, ttls_given
 from memkit.audit.checks.server import SKEW_MS
@@ -38,13 +37,14 @@ from memkit.audit.checks.ttl_inference import (
     spread,
     whole_minutes,
 )
-from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST, IDLE_GRAIN_MS
+from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST, IDLE_GRAIN_MS, TOGETHER_MS
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import Finding, Since
 from memkit.audit.key_shapes import Group, Member, by_prefix, groups_of, narrowest_prefix, sessions_of
 from memkit.audit.sampling import KeyFacts
 from memkit.audit.server_info import ABSOLUTE_DEADLINES, RELATIVE_DEADLINES, RENEWALS, STRING_WRITES
 from memkit.config import SPRING_MARGIN_MS, Expectation
+from memkit.formats.model import ZONE_MS
 from memkit.policy import ExpiryPolicy, ttl_text
 from memkit.readonly.values import to_bytes
 from memkit.render import counted, duration
@@ -189,7 +189,9 @@ def _notes(expected: Expectation, analysis: LifetimeAnalysis, *, too_long: bool,
         many, longest = counted(len(analysis.long), "key"), duration(max(one.left for one in analysis.long))
         notes.append(f"{many} matching {expected.pattern} have up to {longest} left, more than expected")
     soon = [one.left for one in analysis.short if are_reads and one.left < SOON * analysis.ttl]
-    if soon and expected.policy.kind == "sliding" and not expected.policy.refresh_on_read:
+    reads = analysis.history.reads
+    read_enough = reads is None or reads >= len(soon)
+    if soon and read_enough and expected.policy.kind == "sliding" and not expected.policy.refresh_on_read:
         read = f"{counted(len(soon), 'key')} matching {expected.pattern} were read after their last write"
         notes.append(f"reads do not renew the TTL: {read}, and will expire within {duration(max(soon))}")
     return notes
@@ -367,7 +369,7 @@ def _ttls(expected: Expectation) -> str:
 
 def _is_affected(one: KeyFacts, anomaly: TtlAnomaly) -> bool:
     given = one.ttl_at_last_access_ms
-    low = anomaly.ttl_ms * (1 - anomaly.jitter) - 2 * IDLE_GRAIN_MS
+    low = anomaly.ttl_ms * (1 - anomaly.jitter) - TOGETHER_MS
     high = math.inf if anomaly.kind == "long" else max(anomaly.top_ms, anomaly.ttl_ms + IDLE_GRAIN_MS)
     return given is not None and low <= given <= high
 
@@ -382,7 +384,7 @@ def _unit_mistake(anomaly: TtlAnomaly, expected_ms: int, context: AuditContext) 
     ttl_ms = anomaly.ttl_ms if anomaly.jitter else rounded(anomaly.ttl_ms)
     wrapped_ms = expected_ms % (UINT_MAX + 1)
     for held_ms, how in ((wrapped_ms, "overflow"), (INT_MAX, "are cut to"), (UINT_MAX, "are cut to")):
-        if held_ms < expected_ms and abs(anomaly.ttl_ms - held_ms) <= 2 * IDLE_GRAIN_MS and not anomaly.jitter:
+        if held_ms < expected_ms and abs(anomaly.ttl_ms - held_ms) <= TOGETHER_MS and not anomaly.jitter:
             left = f"a 32-bit integer, which leaves {held_ms:,}"
             return held_ms, f"the expected {expected_ms:,} milliseconds {how} {left}"
     now_s = context.history.now_ms / 1000

@@ -24,6 +24,7 @@ from memkit.audit.checks.ttl_peaks import (
     FEWEST,
     IDLE_GRAIN_MS,
     SURE_NATS,
+    TOGETHER_MS,
     TtlPeak,
     best_peak,
     longest,
@@ -52,13 +53,12 @@ FEW_READS_NATS = math.log(10_000)
 """Reads of the others at their rate would have met exactly these keys with a chance of less than 1 in 10,000."""
 LARGEST_GAP_NATS = 3.0
 """Of evenly spread values a larger gap has a chance of 5 %."""
-FEWEST_OTHERS = 10
+FEWEST_MOMENTS = 10
 """Fewer other moments of writing do not show when sessions are written and read."""
 FEWEST_EVEN = 20
 """Fewer values of a few batches may look evenly spread."""
 CONFIGURED_STEP_MS = 300_000
 """A TTL of a multiple of five minutes, to the idle clock's grain, is a coincidence with a chance of 1 %."""
-CHANCE = 0.05
 IMPROBABLE = 0.001
 """Highest chance at which a few keys near their deadline are called too short: 300 s left of 7 d are 0.0005."""
 SHOWN_CHANCE = 0.0001
@@ -86,8 +86,10 @@ as up to 8. Shorter TTLs may be off by a seventh.
 JITTERED_SHARE = 0.015
 READ_LATER_TIMES = 4
 """Traffic is hardly ever four times that of the stretches around it: by day it is two to three times that by night."""
-UNREAD_SHARE = 1 / 3
-"""Renewal that is throttled on purpose leaves more than this share of the TTL (thresholds in use: 0.5, 0.6, 0.9)."""
+LEAST_LEFT, UNREAD_SHARE = 0.5, 0.45
+"""Renewal throttled on purpose leaves at least half of the TTL (ASP.NET Core: half; langgraph-redis: 60 %), and with a
+tenth for clocks that were set meanwhile more than UNREAD_SHARE.
+"""
 IDLE_WRAP_MS = (1 << 24) * 1_000
 """The idle clock has 24 bits of seconds: 194 days."""
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
@@ -396,7 +398,7 @@ class LifetimeAnalysis:
         Then what was left varies as much as the times of writing do. One TTL for all does not vary with them.
         """
         given, accesses = spread([one.given for one in members]), spread([one.accessed for one in members])
-        return accesses < max(2 * given, 2 * IDLE_GRAIN_MS)
+        return accesses < max(2 * given, TOGETHER_MS)
 
     def _is_configured(self, peak: TtlPeak, members: Sequence[KeyLifetime]) -> bool:
         """Whether this TTL is one that people configure, or so short that hardly any copied session would have it."""
@@ -477,8 +479,8 @@ class LifetimeAnalysis:
             return False
         ends = sorted(one.deadline for one in self.right)
         deadlines = sorted(one.deadline for one in members)
-        first, last = quantile(deadlines, CHANCE), quantile(deadlines, 1 - CHANCE)
-        width = max(last - first, 2 * IDLE_GRAIN_MS)
+        first, last = quantile(deadlines, SOME), quantile(deadlines, 1 - SOME)
+        width = max(last - first, TOGETHER_MS)
         low = max(self.history.now_ms, first - AROUND * width)
         high = min(self.history.now_ms + self.ttl if end is None else end, last + AROUND * width)
         near = [one for one in ends if low <= one <= high]
@@ -487,7 +489,7 @@ class LifetimeAnalysis:
         if around < IDLE_GRAIN_MS:
             return True
         usual = (len(near) - inside) * width / around
-        count = round((1 - 2 * CHANCE) * len(members) + inside)
+        count = round((1 - 2 * SOME) * len(members) + inside)
         more = surprise(count, READ_LATER_TIMES * usual) > 0
         return not (more and surprise(count, usual) > SURE_NATS)
 
@@ -524,7 +526,7 @@ class LifetimeAnalysis:
             return None, ""
         # A key without an idle clock of its own may have been read before the server loaded it.
         known = [one for one in others if one.known]
-        exact = sum(abs(one.given - self.ttl) < 2 * IDLE_GRAIN_MS for one in known)
+        exact = sum(abs(one.given - self.ttl) < TOGETHER_MS for one in known)
         share = (len(known) - exact + 1) / (len(known) + 1)
         if len(members) * -math.log(share) < FEW_READS_NATS:
             return None, ""
@@ -539,9 +541,9 @@ class LifetimeAnalysis:
         first = _onset(suspects)
         accesses = [one.accessed for one in members]
         at_once = max(spread(accesses), spread([one.deadline for one in members])) <= ONE_WRITE_MS
-        if at_once or len({one.deadline // ONE_WRITE_MS for one in others}) < FEWEST_OTHERS:
+        if at_once or len({one.deadline // ONE_WRITE_MS for one in others}) < FEWEST_MOMENTS:
             return False
-        renewed = sum(one.accessed > first + 2 * IDLE_GRAIN_MS for one in others if one.given >= self.floor)
+        renewed = sum(one.accessed > first + TOGETHER_MS for one in others if one.given >= self.floor)
         if renewed > SOME * len(members):
             return False
         after = [one.accessed for one in self.short if one.accessed >= first]
@@ -553,7 +555,7 @@ class LifetimeAnalysis:
         """Whether sessions of the expected TTL have these deadlines too and were not accessed: more than by chance."""
         deadlines = sorted(one.deadline for one in members)
         first, last = deadlines[0], deadlines[-1]
-        margin = 2 * IDLE_GRAIN_MS
+        margin = TOGETHER_MS
         right = [one.deadline for one in self.right if one.known]
         beside = sum(first - margin <= one <= last + margin for one in right)
         stretch = max(right, default=0) - min(right, default=0)
@@ -586,7 +588,9 @@ class LifetimeAnalysis:
         if others and found.since and found.since.bound == "upper bound":
             return None
         first = found.first_seen_ms if self.history.idle_known else None
-        return TtlAnomaly("short", rounded(top), 0.0, count, confidence, found.since, first, found.reasons, top)
+        # Reads lower most values, and an old session that was read is above them.
+        ttl = quantile(sorted(one.given for one in members), NEARLY_ALL) if self.history.idle_known else top
+        return TtlAnomaly("short", rounded(ttl), 0.0, count, confidence, found.since, first, found.reasons, top)
 
     def _nearly_expired(self) -> TtlAnomaly | None:
         """Judge few keys by probability: none was given much, and of the expected TTL so little is improbable."""
@@ -652,7 +656,7 @@ class LifetimeAnalysis:
 
     def _is_jittered(self, old: Sequence[KeyLifetime]) -> bool:
         """Whether the expected TTL has jitter: a longer one was seen."""
-        return max(one.given for one in old) > self.ttl + 2 * IDLE_GRAIN_MS
+        return max(one.given for one in old) > self.ttl + TOGETHER_MS
 
     def _longest_expected(self, old: Sequence[KeyLifetime]) -> float:
         """Return the longest TTL that was given under the expected one and its jitter."""
@@ -705,7 +709,7 @@ def _ttl_of(members: Sequence[KeyLifetime], peak: TtlPeak, *, idle_known: bool) 
     if not peak.wide:
         # More exact than the idle clock's grain: its errors even out.
         return whole_minutes(sum(one.given for one in members) / len(members)), 0.0
-    low, high = quantile(values, CHANCE), values[-1]  # reads put a few below
+    low, high = quantile(values, SOME), values[-1]  # reads put a few below
     center = (low + high) / 2
     return center, (high - low) / 2 / center
 
@@ -724,7 +728,7 @@ def _onset(suspects: Suspects) -> float:
     accesses = sorted(one.accessed for one in suspects.members)
     if not suspects.others:
         return accesses[0]
-    return max(start_of(accesses), quantile(accesses, CHANCE)) if suspects.peak.wide else start_of(accesses)
+    return max(start_of(accesses), quantile(accesses, SOME)) if suspects.peak.wide else start_of(accesses)
 
 
 def _edge(lefts: Sequence[int], ttl: int) -> int:

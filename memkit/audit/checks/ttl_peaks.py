@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 
 IDLE_GRAIN_MS = 1_500
 """The idle clock counts whole seconds, so the start and the end are each off by up to one."""
+TOGETHER_MS = 2 * IDLE_GRAIN_MS
+"""The difference of two values by idle clocks that are one value."""
 SURE_NATS = 10.0
 """The surprise, if there were reads only, that makes a peak: a chance of 1 in 20,000 that any window has as many."""
 EDGES = 60
@@ -77,7 +79,7 @@ def _windows(values: Sequence[int], spread_over: float, *, ratio: float, at_leas
     found: list[tuple[int, float, float]] = []
     full = []
     for low in _starts(values, wide=wide):
-        high = low * ratio + 2 * IDLE_GRAIN_MS
+        high = low * ratio + TOGETHER_MS
         first, last = bisect_left(values, low), bisect_right(values, high)
         if last - first >= at_least:
             full.append((last - first, low, high))
@@ -136,9 +138,7 @@ def longest(values: Sequence[int]) -> TtlPeak:
 
 def _densest(values: Sequence[int], ratio: float, *, nearly: float = 1.0) -> TtlPeak:
     """Return the window with the most values; of those with nearly as many the highest, as reads only lower values."""
-    windows = [
-        (bisect_right(values, low * ratio + 2 * IDLE_GRAIN_MS) - first, first) for first, low in enumerate(values)
-    ]
+    windows = [(bisect_right(values, low * ratio + TOGETHER_MS) - first, first) for first, low in enumerate(values)]
     most, _ = max(windows)
     first, count = max((first, count) for count, first in windows if count >= nearly * most)
     return TtlPeak(values[first], values[first + count - 1], count, wide=False)
@@ -165,7 +165,7 @@ def start_of(values: Sequence[int]) -> float:
 
 def _fit(count: int, width: float) -> float:
     """Return the log likelihood of so many values spread evenly over a width."""
-    return count * math.log(count / max(width, 2 * IDLE_GRAIN_MS))
+    return count * math.log(count / max(width, TOGETHER_MS))
 
 
 def quantile(values: Sequence[float], share: float) -> float:
