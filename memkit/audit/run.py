@@ -372,7 +372,7 @@ class _Audit:
                 f"the server's clock was set back by {duration(back)} or more: keys written before that expire later "
                 "than configured"
             )
-        return max(back, 0)
+        return back
 
     def _diagnose(self, context: AuditContext) -> list[Diagnosis]:
         """Return the diagnosis of each expectation; a key belongs to the first that it matches."""
