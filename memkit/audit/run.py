@@ -300,23 +300,7 @@ class _Audit:
         return sample
 
     def _context(self, sample: Sample) -> AuditContext:
-        fields: dict[bytes, tuple[int, int]] = {}
-        first: list[KeyFacts] = []
-        if any(one.has_field_ttls for one in self._servers):
-            why_idle_times_reset = self._source.why_idle_times_reset
-            hashes = [one for one in sample.keys if one.kind == "hash" and one.deadline_ms is None]
-            if why_idle_times_reset and not self._touch:
-                self._unjudged = hashes
-                sample.keys = [one for one in sample.keys if one.kind != "hash" or one.deadline_ms is not None]
-                text = f"not checked: {counted(len(hashes), 'hash', 'hashes')} without a TTL; their fields may have "
-                text += f"TTLs, but reading these resets idle times ({why_idle_times_reset}); --touch allows it"
-                self._notes += [text] if hashes else []
-            else:
-                read = min(sum(one.kind == "hash" for one in sample.keys), HASHES)
-                sample.keys, fields, first = with_field_deadlines(sample.keys, self._source.route)
-                self._touched += read if why_idle_times_reset else 0
-                many = counted(len(first), "hash", "hashes")
-                self._notes += [f"some fields of {many} expire before the key (HPTTL)"] if first else []
+        fields, first = self._field_deadlines(sample) if any(one.has_field_ttls for one in self._servers) else ({}, [])
         # A shard's replicas are in the same order; if one has failed, the keys of each server are not known.
         each_known = len(sample.of_each) == len(self._servers)
         own = sample.of_each if each_known else [sample.of] * len(self._servers)
@@ -329,12 +313,36 @@ class _Audit:
             sample.keys,
             self._history(own, accesses, loaded=load is not None),
             self._servers[0],
-            lambda names: [] if complete else [one.with_known_access(load) for one in self._keys.look_up(names)],
-            self._stored.value_bytes if self._stored else self._value_bytes,
-            [one for one in sample.keys if one.key not in claimed] if len(self._expected) > 1 else sample.keys,
-            fields,
-            [one.with_known_access(load) for one in first],
+            siblings=lambda names: (
+                [] if complete else [one.with_known_access(load) for one in self._keys.look_up(names)]
+            ),
+            value_bytes=self._stored.value_bytes if self._stored else self._value_bytes,
+            other_keys=[one for one in sample.keys if one.key not in claimed]
+            if len(self._expected) > 1
+            else sample.keys,
+            fields_without_ttl=fields,
+            first_fields=[one.with_known_access(load) for one in first],
         )
+
+    def _field_deadlines(self, sample: Sample) -> tuple[dict[bytes, tuple[int, int]], list[KeyFacts]]:
+        """Give hashes the deadlines of their fields, or leave them out if their fields may not be read.
+
+        Returns what ``with_field_deadlines`` returns beside the keys.
+        """
+        why_idle_times_reset = self._source.why_idle_times_reset
+        if why_idle_times_reset and not self._touch:
+            self._unjudged = [one for one in sample.keys if one.kind == "hash" and one.deadline_ms is None]
+            sample.keys = [one for one in sample.keys if one.kind != "hash" or one.deadline_ms is not None]
+            text = f"not checked: {counted(len(self._unjudged), 'hash', 'hashes')} without a TTL; their fields may "
+            text += f"have TTLs, but reading these resets idle times ({why_idle_times_reset}); --touch allows it"
+            self._notes += [text] if self._unjudged else []
+            return {}, []
+        read = min(sum(one.kind == "hash" for one in sample.keys), HASHES)
+        self._touched += read if why_idle_times_reset else 0
+        sample.keys, fields, first = with_field_deadlines(sample.keys, self._source.route)
+        many = counted(len(first), "hash", "hashes")
+        self._notes += [f"some fields of {many} expire before the key (HPTTL)"] if first else []
+        return fields, first
 
     def _history(self, keys: Sequence[int], accesses: Sequence[int], *, loaded: bool) -> ServerHistory:
         starts = [None if loaded else one.empty_start_ms(count) for one, count in zip(self._servers, keys, strict=True)]
@@ -361,8 +369,8 @@ class _Audit:
         back = max((IDLE_WRAP_MS - (now - at) for at in accesses if now - at > longest), default=0)
         if back > 0:
             self._notes.append(
-                f"the server's clock was set back by {duration(back)} or more: keys written before that expire later "
-                "than configured"
+                f"the server's clock was ahead until it was set back by {duration(back)} or more: keys that had less "
+                "than that left then expired early, and keys written then expire later than configured"
             )
         return max(back, 0)
 

@@ -340,10 +340,10 @@ def _report(reader: Reader, found: _Found, expected: Sequence[Expectation], *, r
     stored = SessionValues(found.owner, values)
     messages, problems, notes, configured = _decoded(stored, Redactor(reveal=reveal))
     loaded = {name: loaded for name, loaded in found.keys.items() if loaded}
-    keys, fields_without_ttl = _with_field_ttls(reader, loaded)
-    if ended := sum(each.metadata.ttl_ms is None and keys[name] is not each for name, each in loaded.items()):
+    stored_keys = loaded
+    loaded, fields_without_ttl = _with_field_ttls(reader, stored_keys)
+    if ended := sum(each.metadata.ttl_ms is None and loaded[name] is not each for name, each in stored_keys.items()):
         notes.append(f"the TTL of {counted(ended, 'hash', 'hashes')} is that of its last field (HPTTL)")
-    loaded = keys
     own = {name: each for name, each in loaded.items() if name not in found.shared}
     store = unknown.STORE if is_unknown else _or_default(lambda: formats.store_name(stored), found.owner.store)
     option = "" if is_unknown else formats.format_of(found.owner.store).ttl_option
@@ -356,11 +356,7 @@ def _report(reader: Reader, found: _Found, expected: Sequence[Expectation], *, r
         now_ms=reader.now_ms() if expected or configured else 0.0,
         fields_without_ttl=fields_without_ttl,
     )
-    counters = {name for name, each in own.items() if each.metadata.encoding == "int"} if is_unknown else set()
-    if counters and len(counters) < len(own):
-        # As in an audit: an integer holds no dialogue.
-        own = {name: each for name, each in own.items() if name not in counters}
-        notes.append(f"TTLs were not compared with {counted(len(counters), 'counter')}: a counter is only an integer")
+    own = _without_counters(own, notes) if is_unknown else own
     problems += key_problems(own, facts)
     if expected and not any(one.matches.fullmatch(to_bytes(name)) for name in own for one in expected):
         notes.append("no expectation matches a key of this session: " + ", ".join(one.pattern for one in expected))
@@ -384,6 +380,15 @@ def _report(reader: Reader, found: _Found, expected: Sequence[Expectation], *, r
         notes=tuple(dict.fromkeys((*found.notes, *notes))),
         revealed=reveal,
     )
+
+
+def _without_counters(own: dict[str, LoadedKey], notes: list[str]) -> dict[str, LoadedKey]:
+    """Return the keys without counters, and note them: as in an audit, an integer holds no dialogue."""
+    counters = {name for name, each in own.items() if each.metadata.encoding == "int"}
+    if not counters or len(counters) == len(own):
+        return own
+    notes.append(f"TTLs were not compared with {counted(len(counters), 'counter')}: a counter is only an integer")
+    return {name: each for name, each in own.items() if name not in counters}
 
 
 def _is_spring(reader: Reader, own: Mapping[str, LoadedKey]) -> bool:

@@ -25,6 +25,7 @@ def incident(request: pytest.FixtureRequest) -> RedisServer:
             for number in range(300):
                 pipe.set(f"chat:{number}", "{}", ex=300 if number % 3 == 0 else 604_800)
             pipe.set("chat:a b'$(id)", "{}", ex=300)
+            pipe.set("chat:two\nlines", "{}", ex=300)
             pipe.set("other:1", "x", ex=60)
             pipe.execute()
         yield server
@@ -41,7 +42,9 @@ def test_the_file_has_the_names_and_the_line_renews(
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     line = out.splitlines()[-1]
     assert ("604800 GT" in line) == (incident.version >= "7")
-    assert "101 keys in" in " ".join(out.split())
+    words = " ".join(out.split())
+    assert "101 keys in" in words
+    assert "1 name with a line end were left out" in words
     if not shutil.which("redis-cli"):
         pytest.skip("no redis-cli to run the line with")
     with incident.client() as client:

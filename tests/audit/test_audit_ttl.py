@@ -89,6 +89,25 @@ def test_reads_at_one_age_before_a_pause_prove_nothing(seed: int) -> None:
     assert {one.confidence for one in found} <= {"possible"}
 
 
+# -- too long ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("goes_on", "bound"), [(False, "lower bound"), (True, "upper bound")])
+def test_longer_ttl_is_dated_by_the_last_former_write(goes_on: bool, bound: str) -> None:
+    now, hour = 1_795_000_000_000, 3_600_000
+    # An hour ago some writes began to set 30 days; the others stopped, or go on with 7 days.
+    former = [(age * hour, 7 * 24 * hour) for age in range(0 if goes_on else 1, 100)]
+    former += [(minute * 60_000, 7 * 24 * hour) for minute in range(60) if goes_on]
+    longer = [(minute * 60_000, 30 * 24 * hour) for minute in range(60)]
+    keys = [
+        KeyFacts(b"chat:%d" % number, "list", now - age + ttl, now - age, now, None)
+        for number, (age, ttl) in enumerate([*former, *longer])
+    ]
+    history = ServerHistory(now, now - 1_000 * hour)
+    (found,) = LifetimeAnalysis(keys, Expectation("chat:*", ExpiryPolicy.sliding("7d")), history).anomalies()
+    assert (found.kind, found.since and found.since.bound) == ("long", bound)
+
+
 # -- too short ---------------------------------------------------------------------------------------------------------
 
 

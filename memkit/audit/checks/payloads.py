@@ -19,7 +19,7 @@ from memkit.audit.checks.mixed_ttl import mixed_ttl
 from memkit.audit.checks.payload_times import DatedSession, dated_session, not_refreshed, trimmed, written_ms
 from memkit.audit.checks.session_indexes import index_findings
 from memkit.audit.checks.ttl_inference import NEARLY_ALL
-from memkit.audit.finding import Confidence, Finding, Since
+from memkit.audit.finding import Finding, Since
 from memkit.audit.key_shapes import Member
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
@@ -212,26 +212,9 @@ def _assign_problems(expected: Sequence[Expectation], contents: Sequence[_Conten
 
 
 def _corrupt(expected: Expectation, content: _Contents) -> Finding | None:
-    """Return the finding of payloads that their own format proves to be damaged."""
-    broken = {one.key: one.message for one in content.known.problems.values() if one.cause == "corrupt"}
-    odd: dict[str, str] = {}
-    for (shape, _), payloads in content.places.items():
-        unknown = sum(any(name == "binary" or name.endswith("?") for name in one.encodings) for one in payloads)
-        # A text may begin like JSON and end early, such as an answer of a model at its limit.
-        texts = sum("text" in one.encodings for one in payloads)
-        proven = [one for one in payloads if one.fault]
-        faulty = [one for one in proven if not one.fault.startswith("json") or texts <= len(proven)]
-        for one in faulty if unknown <= len(faulty) else [one for one in faulty if not one.fault.startswith(WEAK)]:
-            broken.setdefault(to_name(one.facts.key), one.fault)
-        known = content.places.get((shape.partition(" ")[2], ""), [])
-        documents = sum("json" in one.encodings for one in payloads) + len(known)
-        if documents >= (1 - MOST_ODD) * (len(payloads) + len(known)):
-            changes = _changes(expected, [*payloads, *known], chance=LARGER_CHANCE)
-            changed = {one.facts.key for _, having, _ in changes for one in having}
-            names = [to_name(one.facts.key) for one in payloads if one.odd and one.facts.key not in changed]
-            odd |= dict.fromkeys(names, "holds bytes of no known encoding; the other keys hold JSON")
-    confidence: Confidence = "proven" if broken else "possible"
-    found = broken or odd
+    """Return the finding of payloads that their own format proves to be damaged, or that look damaged."""
+    proven = _proven_damage(content)
+    found = proven or _odd_bytes(expected, content)
     if not found:
         return None
     reasons = Counter(found.values()).most_common(3)
@@ -241,10 +224,40 @@ def _corrupt(expected: Expectation, content: _Contents) -> Finding | None:
         keys=len(found),
         message=f"{len(found):,} of {counted(len(content.dated), 'key')} matching {expected.pattern} hold a payload "
         f"that cannot be read",
-        confidence=confidence,
+        confidence="proven" if proven else "possible",
         evidence=tuple(f"{counted(count, 'key')}: {why}" for why, count in reasons),
         next="memkit inspect URL KEY shows which element and byte, and how much is readable",
     )
+
+
+def _proven_damage(content: _Contents) -> dict[str, str]:
+    """Return the keys with a payload that its own format proves to be damaged, each with the fault."""
+    broken = {one.key: one.message for one in content.known.problems.values() if one.cause == "corrupt"}
+    for payloads in content.places.values():
+        faulty = [one for one in payloads if one.fault]
+        # A text may begin like JSON and end early, such as an answer of a model at its limit.
+        if sum("text" in one.encodings for one in payloads) > len(faulty):
+            faulty = [one for one in faulty if not one.fault.startswith("json")]
+        unknown = sum(any(name == "binary" or name.endswith("?") for name in one.encodings) for one in payloads)
+        if unknown > len(faulty):
+            faulty = [one for one in faulty if not one.fault.startswith(WEAK)]
+        for one in faulty:
+            broken.setdefault(to_name(one.facts.key), one.fault)
+    return broken
+
+
+def _odd_bytes(expected: Expectation, content: _Contents) -> dict[str, str]:
+    """Return the keys with bytes of no known encoding in a place in which most keys hold JSON, with that reason."""
+    odd: list[str] = []
+    for (shape, _), payloads in content.places.items():
+        known = content.places.get((shape.partition(" ")[2], ""), [])
+        documents = sum("json" in one.encodings for one in payloads) + len(known)
+        if documents < (1 - MOST_ODD) * (len(payloads) + len(known)):
+            continue
+        changes = _changes(expected, [*payloads, *known], chance=LARGER_CHANCE)
+        changed = {one.facts.key for _, having, _ in changes for one in having}
+        odd += [to_name(one.facts.key) for one in payloads if one.odd and one.facts.key not in changed]
+    return dict.fromkeys(odd, "holds bytes of no known encoding; the other keys hold JSON")
 
 
 def _fragments(expected: Expectation, content: _Contents) -> Finding | None:

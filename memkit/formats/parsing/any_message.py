@@ -138,14 +138,7 @@ def _messages(fields: Mapping[str, Any], key: str) -> list[Turn]:
     # The AI SDK repeats a text in ``parts``, or has the calls beside it; LangChain and llama-index keep OpenAI's form.
     parts = [_taken_apart(fields[each]) for each in (name, "parts", "toolinvocations") if each and each in fields]
     extra = plain_fields(a_dict(fields.get("additionalkwargs")))
-    made = [tool for field in _CALL_FIELDS if field in fields for tool in calls(fields[field])]
-    made = made or next((each.calls for each in parts if each.calls), [])
-    if not made and (extra or "functioncall" in fields):
-        made = list(calls([*a_list(extra.get("toolcalls")), extra.get("functioncall"), fields.get("functioncall")]))
-    answers = [plain_fields(each) for field in _RESULT_FIELDS if field in fields for each in a_list(fields[field])
-               if isinstance(each, dict)]  # fmt: skip
-    results = [(tool_in(each), _result_text(each)) for each in answers]
-    results = results or next((each.results for each in parts if each.results), [])
+    made, results = _calls_of(fields, extra, parts), _results_of(fields, parts)
     text = parts[0].text if name else ""
     if name is None and not made and not results and "content" not in fields:
         only = _only_text(fields)
@@ -176,6 +169,23 @@ class _Parts(NamedTuple):
     calls: list[Tool]
     results: list[tuple[Tool, str]]
     instructions: list[str]
+
+
+def _calls_of(fields: Mapping[str, Any], extra: Mapping[str, Any], parts: Sequence[_Parts]) -> list[Tool]:
+    """Return a message's calls: from fields of their own, else from its parts, else from OpenAI's older fields."""
+    made = [tool for field in _CALL_FIELDS if field in fields for tool in calls(fields[field])]
+    made = made or next((each.calls for each in parts if each.calls), [])
+    if made or not (extra or "functioncall" in fields):
+        return made
+    return list(calls([*a_list(extra.get("toolcalls")), extra.get("functioncall"), fields.get("functioncall")]))
+
+
+def _results_of(fields: Mapping[str, Any], parts: Sequence[_Parts]) -> list[tuple[Tool, str]]:
+    """Return the results of tools in a message: from fields of their own, else from its parts."""
+    answers = [each for field in _RESULT_FIELDS if field in fields for each in a_list(fields[field])]
+    plain = [plain_fields(each) for each in answers if isinstance(each, dict)]
+    found = [(tool_in(each), _result_text(each)) for each in plain]
+    return found or next((each.results for each in parts if each.results), [])
 
 
 def _taken_apart(content: Any) -> _Parts:
