@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import redis
@@ -78,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (MemkitError, *REDIS_ERRORS, OSError) as error:
         if file and getattr(error, "errno", None) == errno.ENOSPC:
             error = MemkitError(f"{file} is not complete: no space left; delete it and give {option} another file")
-        return _report_error(error, getattr(given, "source", None))
+        urls = [one for one in getattr(given, "sources", [getattr(given, "source", None)]) if one and "://" in one]
+        return _report_error(error, next(iter(urls), None))
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -111,8 +112,11 @@ def _report_error(error: Exception, url: str | None) -> int:
     # memkit's own messages contain no password, and redact() would change texts that only look like URLs.
     message = str(error) if isinstance(error, MemkitError) else redact(str(error))
     message = " ".join(message.partition(" : <redis")[0].split()) or type(error).__name__
+    cause: Any = error.__cause__
     if url and isinstance(error, REDIS_ERRORS):
         message += f" (server: {redact(url)}); {_advice(error, redact(url))}"
+    elif url and (isinstance(cause, redis.ConnectionError | redis.TimeoutError) or "NOAUTH" in str(cause)):
+        message = f"{message.removesuffix('.')}; {_advice(cause, redact(url))}"
     print(f"memkit: {message}", file=sys.stderr)
     return NO_VERDICT
 
@@ -124,9 +128,11 @@ def _advice(error: Exception, url: str) -> str:
         if re.search(words, message):
             return advice
     scheme, _, rest = url.partition("://")
-    failed = re.search(r"connecting to (\S+:\d+)", message)  # of a cluster it may be another server
-    rest = failed[1] if failed else rest
-    ping = f"redis-cli -u '{scheme.partition('+')[0]}://{rest.partition(',')[0]}' ping"
+    first = rest.partition(",")[0]
+    failed = re.search(r"connecting to (\S+:\d+)", message)
+    if failed and failed[1] not in first:  # another server of a cluster
+        first = failed[1]
+    ping = f"redis-cli -u '{scheme.partition('+')[0]}://{first}' ping"
     if scheme == "unix":
         ping = f"redis-cli -s {rest.rpartition('@')[2].partition('?')[0]} ping"
     if isinstance(error, redis.TimeoutError):
@@ -134,8 +140,14 @@ def _advice(error: Exception, url: str) -> str:
     return f"check that it is running and that the {'socket' if scheme == 'unix' else 'port'} is right; try: {ping}"
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Print one line, without the usage."""
+        self.exit(NO_VERDICT, f"{self.prog}: {message}; see {self.prog} -h\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="memkit",
         description=wrapped(
             "Test, audit and explain LLM session memory in Redis: whether sessions exist as long as their configured "

@@ -369,8 +369,8 @@ class _Audit:
         back = max((IDLE_WRAP_MS - (now - at) for at in accesses if now - at > longest), default=0)
         if back > 0:
             self._notes.append(
-                f"the server's clock was set back by {duration(back)} or more: keys written before that expire later "
-                "than configured"
+                f"the server's clock was ahead until it was set back by {duration(back)} or more: keys that had less "
+                "than that left then expired early, and keys written then expire later than configured"
             )
         return back
 

@@ -132,7 +132,7 @@ def _fate_of_deleted(name: str, last: KeyEvent, known: Mapping[str, Any]) -> Fat
     if possible[0] == "expired" and deadline is not None:
         only = possible == ("expired",)
         # Within a second of the deadline an expiry is far likelier than a deletion.
-        is_close = _is_exact(moment) and abs(deadline - (moment.earliest_ms or 0)) < 2 * SAME_SECOND_MS
+        is_close = moment.is_exact and abs(deadline - (moment.earliest_ms or 0)) < 2 * SAME_SECOND_MS
         if only or is_close:
             at = time_of(deadline)
             sentence = f"expired: {name}, written{ttl}, reached its deadline at {utc_text(at)}"
@@ -163,14 +163,8 @@ def _fate(
     return Fate(causes[0], sentence, confidence, **at, **known)
 
 
-def _is_exact(moment: Moment) -> bool:
-    if moment.earliest_ms is None or moment.latest_ms is None:
-        return False
-    return moment.stated and moment.latest_ms - moment.earliest_ms < SAME_SECOND_MS
-
-
 def _at(moment: Moment) -> dict[str, Any]:
-    if _is_exact(moment):
+    if moment.is_exact:
         return {"at": time_of(moment.earliest_ms), "at_is": "exact"}
     return {"at": time_of(moment.latest_ms), "at_is": "between", "not_before": time_of(moment.earliest_ms)}
 

@@ -246,7 +246,7 @@ class _Recorder:
         try:
             self._connect()
         except redis.RedisError as error:
-            raise ServerError(f"{url}: the recording cannot begin: {error}") from None
+            raise ServerError(f"{url}: the recording cannot begin: {error}") from error
 
     def _connect(self) -> None:
         self._server = _WatchedServer(
@@ -325,8 +325,6 @@ class _Recorder:
     def _changes(self, commands: Sequence[Executed], moment: Moment) -> Iterator[tuple[KeyEvent, str, Action]]:
         """Yield what commands did in the recorded database, each with the command and its action."""
         for db, name, effects, in_multi in commands:
-            if name == "SWAPDB":
-                raise redis.ConnectionError("SWAPDB exchanged two databases")
             for effect in effects:
                 self._fields_expire = self._fields_expire or effect.action == "expire fields"
                 if self._db in (db, effect.db) or effect.action == "flush all":
@@ -339,23 +337,30 @@ class _Recorder:
     def _apply(self, commands: Sequence[Executed]) -> None:
         """Record what the commands of a replication stream did; look at keys that may have been emptied."""
         moment = self._looked()
+        names = [one.name for one in commands]
+        is_swapped = "SWAPDB" in names  # then the keys are those of another database
+        commands = commands[: names.index("SWAPDB")] if is_swapped else commands
         unsure: dict[bytes, str] = {}
         events: list[KeyEvent] = []
         for event, name, action in self._changes(commands, moment):
             events.append(event)
             unsure |= {event.key: name} if action in _LOOK_AFTER else {}
+        self._present.unsure.clear()
         unsure |= {key: A_RENAME for db, key in self._states.unknown_sources if db == self._db}
         self._states.unknown_sources.clear()
         for db, keys in self._states.databases.items():
             if db != self._db:
                 keys.clear()
-        states = self._server.states(list(unsure))
+        states = [] if is_swapped else self._server.states(list(unsure))
         existing = {key for key, now in states if now is not None}
         for event in events:
             is_write = event.name in ("written", "overwritten") and event.key in existing
             self._file.add(_dated(event._replace(possible=()) if is_write else event, moment))
         for key, now in states:
             self._correct(key, now, moment, command=unsure[key])
+        if is_swapped:
+            self._looked_ms = moment.earliest_ms or 0
+            raise redis.ConnectionError("SWAPDB exchanged two databases")
 
     def _correct(self, key: bytes, now: KeyState | None, moment: Moment, *, command: str) -> None:
         """Record what became of a key if it is not in the state that the commands show."""

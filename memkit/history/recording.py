@@ -44,12 +44,18 @@ BEGIN;
 
 
 class RecordedKeys(MutableMapping[bytes, KeyState]):
-    """The keys of one database that exist, as the recording has them: the memory does not grow with their number."""
+    """The keys of one database that exist, as the recording has them: the memory does not grow with their number.
+
+    ``unsure`` has those that may not exist, until it is known: the recording has no number of elements.
+    """
 
     def __init__(self, file: sqlite3.Connection, db: int) -> None:
         self._file, self._db = file, db
+        self.unsure: dict[bytes, KeyState] = {}
 
     def __getitem__(self, name: bytes) -> KeyState:
+        if name in self.unsure:
+            return self.unsure[name]
         found = self._file.execute(
             "SELECT deadline_ms FROM key WHERE db = ? AND name = ? AND present = 1", (self._db, name)
         ).fetchone()
@@ -58,6 +64,9 @@ class RecordedKeys(MutableMapping[bytes, KeyState]):
         return KeyState(found[0])
 
     def __setitem__(self, name: bytes, state: KeyState) -> None:
+        self.unsure.pop(name, None)
+        if not state.least:
+            self.unsure[name] = state
         self._file.execute(
             "INSERT INTO key (db, name, present, deadline_ms) VALUES (?, ?, 1, ?) ON CONFLICT (db, name) "
             "DO UPDATE SET present = 1, deadline_ms = excluded.deadline_ms",
@@ -65,6 +74,7 @@ class RecordedKeys(MutableMapping[bytes, KeyState]):
         )
 
     def __delitem__(self, name: bytes) -> None:
+        self.unsure.pop(name, None)
         self._file.execute("UPDATE key SET present = 0, deadline_ms = NULL WHERE db = ? AND name = ?", (self._db, name))
 
     def __iter__(self) -> Iterator[bytes]:

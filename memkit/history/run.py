@@ -461,7 +461,12 @@ def _from_recording(source: Source, query: _Query) -> History:
     if fate and fate.cause == "never_seen" and gaps:
         sentence = f"{fate.sentence}; it may have been written and deleted in a gap of the recording"
         fate = replace(fate, sentence=sentence, confidence="possible")
-    elif fate and fate.cause in ENDS and fate.at and any(gap.ends and gap.ends > fate.at for gap in gaps):
+    elif (
+        fate
+        and (fate.cause in ENDS or fate.either)
+        and fate.at
+        and any(gap.ends and gap.ends > fate.at for gap in gaps)
+    ):
         sentence = f"{fate.sentence}; in a gap after that it may have been created again"
         fate = replace(fate, sentence=sentence, confidence="possible" if fate.confidence == "possible" else "likely")
     return replace(found, fate=fate, gaps=gaps)
@@ -485,7 +490,11 @@ def _event_dict(event: KeyEvent, source: str) -> dict[str, Any]:
 
 
 def _event_line(event: KeyEvent) -> str:
-    at = time_text(time_of(event.moment.earliest_ms)) or f"before {time_text(time_of(event.moment.latest_ms))}"
+    at, latest = (time_text(time_of(ms)) for ms in event.moment[:2])
+    if at is None:
+        at = f"before {latest}"
+    elif not event.moment.is_exact and latest not in (None, at):
+        at = f"{at} to {latest}"
     name = " or ".join(event.possible) if len(event.possible) > 1 else event.name
     ttl = f", TTL {duration(event.ttl_ms)}" if event.ttl_ms is not None else ""
     if name == "renewed":  # the deadline changed, perhaps to an earlier one

@@ -37,6 +37,13 @@ class Moment(NamedTuple):
         """Return a moment that is known to the millisecond."""
         return cls(ms, ms)
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether the source states the moment to the second."""
+        if self.earliest_ms is None or self.latest_ms is None:
+            return False
+        return self.stated and self.latest_ms - self.earliest_ms < SAME_SECOND_MS
+
 
 class KeyEvent(NamedTuple):
     """One thing that happened to one key.

@@ -289,6 +289,13 @@ def test_time_that_no_log_shows_is_a_bound(tmp_path: Path) -> None:
     assert event.ttl_ms is None
 
 
+def test_text_of_a_bound_has_both_ends(tmp_path: Path) -> None:
+    text = sparse_log(tmp_path / "appendonly.aof", {"*": "7d"}).to_text()
+    assert "2027-01-15T08:00:00Z to 2027-01-15T10:01:00Z  chat:2  written by SET" in text
+    exact = history(log_of(tmp_path / "exact.aof", "0 SET chat:2 v PXAT +60"), session="2").to_text()
+    assert "2027-01-15T08:00:00Z  chat:2  written by SET" in exact
+
+
 def test_longer_ttl_than_expected_dates_nothing(tmp_path: Path) -> None:
     """The deadline minus the expected TTL would be after the end of the log."""
     found = sparse_log(tmp_path / "appendonly.aof", {"*": "1m"})

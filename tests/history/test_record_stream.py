@@ -215,6 +215,38 @@ def test_backlog_is_read_while_a_replica_is_promoted() -> None:
     assert all(one == {"kept": "exists", "renamed": "renamed"} for one in found)
 
 
+def test_emptied_key_is_not_flushed_too(tmp_path: Path) -> None:
+    """Both commands come at once: whether the first one left the key cannot be looked at."""
+    path = tmp_path / "incident.db"
+    with pair("redis-7.0") as (primary, replica), primary.client() as client, replica.client() as reader:
+        in_step(client, reader)
+        with recording(replica.url, path):
+            pipe = client.pipeline()
+            pipe.sadd("chat:1", CANARY).sadd("chat:2", CANARY).sinterstore("chat:1", ["none"]).flushdb().execute()
+            recorded(path, has(b"chat:2", "flushed"))
+    fate = history(path, session="1").fate
+    assert fate is not None
+    assert fate.either == ("flushed", "deleted")
+    assert cause(path, "2") == "flushed"
+
+
+def test_writes_before_a_swap_are_recorded(tmp_path: Path) -> None:
+    path = tmp_path / "incident.db"
+    with pair("redis-7.0") as (primary, replica), primary.client() as client, replica.client() as reader:
+        client.set("chat:0", CANARY)
+        in_step(client, reader)
+        with recording(replica.url, path):
+            pipe = client.pipeline()
+            pipe.set("chat:1", CANARY)
+            pipe.swapdb(0, 1)
+            pipe.execute()
+            wait_for("the gap in the recording", lambda: gaps(path))
+    found = history(path, session="1")
+    assert found.events[0].command == "SET"
+    assert found.fate is not None
+    assert "renamed" in (found.fate.either or ())
+
+
 @pytest.mark.parametrize("name", ["redis-8.2", "valkey-9"])
 def test_last_field_that_expired_is_no_deletion(name: str, tmp_path: Path) -> None:
     path = tmp_path / "incident.db"

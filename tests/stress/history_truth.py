@@ -222,12 +222,12 @@ class World:
             truth.ttl_s = None if keeps else (now - moment[1]) / 1_000
 
 
-def fault(truth: Truth, fate: Fate, source: str) -> str:
+def fault(truth: Truth, fate: Fate, source: str, *, has_gaps: bool) -> str:
     """Return what is wrong with a fate; empty if nothing is."""
     possible: tuple[str, ...] = fate.either or (fate.cause,)
     if any(text in fate.sentence for text in ("in database 1", "in a gap", "the session's other keys")):
         return ""
-    if source in ("snapshots", "aof", "names"):
+    if has_gaps or source in ("snapshots", "aof", "names"):
         possible += tuple(one for cause in possible for one in HIDDEN.get(cause, ()))
     if source == "names" and truth.commands and truth.commands[-1].endswith("; DEL KEY"):
         return ""  # between two looks
@@ -336,12 +336,13 @@ def run(seed: int, kind: str, sources: set[str], answers: Counter[str]) -> list[
             for key, truth in world.truth.items():
                 if source in ("names", "stream") and not key.startswith("chat:"):
                     continue
-                fate = answer(source, server, folder, key).fate
+                shown = answer(source, server, folder, key)
+                fate = shown.fate
                 assert fate is not None
                 if key.startswith("chat:"):
                     fates[fate.cause] += 1
                 answers[f"{source} {'open' if fate.cause == 'unknown' else 'named'}"] += 1
-                if wrong := fault(truth, fate, source):
+                if wrong := fault(truth, fate, source, has_gaps=bool(shown.gaps)):
                     last = ", ".join(truth.commands[-4:])
                     found.append(f"seed {seed} on {kind}, {source}: {key} {wrong} ({last}); {fate.to_dict()}")
             counts = Counter(answer(source, server, folder).fates.get("chat:", {}))
