@@ -199,7 +199,7 @@ def not_refreshed(expected: Expectation, sessions: Sequence[DatedSession], notes
     Returns:
         The finding, or None if writes renew the TTL, or if clocks or throttled renewal explain what was seen.
     """
-    if expected.policy.kind != "sliding" or expected.ttl_ms is None or not sessions:
+    if expected.policy.kind != "sliding" or not sessions:
         return None
     ttl = expected.ttls_ms[0]
     tolerance = LATE_MS + expected.jitter * ttl
@@ -330,9 +330,9 @@ def prolonged(expected: Expectation, sessions: Sequence[DatedSession]) -> Findin
 
 def trimmed(expected: Expectation, sessions: Sequence[DatedSession]) -> Finding | None:
     """Find sessions of exactly n messages, the most there are, of which the newest is older than the last write."""
-    if expected.ttl_ms is None or expected.other_ttls_ms or expected.policy.kind != "sliding":
+    if expected.policy.kind != "sliding" or expected.other_ttls_ms:
         return None
-    ttl = expected.ttl_ms
+    (ttl,) = expected.ttls_ms
     dated = [
         (one.messages, one.facts.deadline_ms - ttl - one.newest.at)
         for one in sessions
