@@ -16,7 +16,7 @@ from typing import NamedTuple
 from memkit import formats
 from memkit.audit.checks.known_stores import KnownSessions, ValueReader
 from memkit.audit.checks.mixed_ttl import mixed_ttl
-from memkit.audit.checks.payload_times import DatedSession, dated_session, not_refreshed, trimmed, written_ms
+from memkit.audit.checks.payload_times import DatedSession, dated_session, not_refreshed, prolonged, trimmed, written_ms
 from memkit.audit.checks.session_indexes import index_findings
 from memkit.audit.checks.ttl_inference import NEARLY_ALL
 from memkit.audit.finding import Finding, Since
@@ -437,6 +437,7 @@ CHECKS: dict[str, Callable[[Expectation, _Contents], Finding | None]] = {
     "missing parts": _missing_parts,
     "mixed TTLs of known stores": _mixed_ttl,
     "changed encodings": _encoding_changed,
+    "renewed absolute TTLs": lambda expected, content: prolonged(expected, content.dated),
     "trimmed sessions": lambda expected, content: trimmed(expected, content.dated),
     "writes that do not renew the TTL": lambda expected, content: not_refreshed(expected, content.dated, content.notes),
 }
