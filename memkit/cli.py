@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import redis
@@ -22,7 +22,7 @@ from memkit.errors import MemkitError
 from memkit.policy import duration_ms, ttl_ms
 from memkit.readonly.values import to_bytes
 from memkit.render import COLUMNS, progress, wrapped
-from memkit.server.launcher import RedisServer, ended_by_signals
+from memkit.server.launcher import RedisServer, ended_by_signals, modules_config
 
 Command = Callable[[argparse.Namespace], int]
 NO_VERDICT, INTERRUPTED = 2, 130
@@ -78,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (MemkitError, *REDIS_ERRORS, OSError) as error:
         if file and getattr(error, "errno", None) == errno.ENOSPC:
             error = MemkitError(f"{file} is not complete: no space left; delete it and give {option} another file")
-        return _report_error(error, getattr(given, "source", None))
+        urls = [one for one in getattr(given, "sources", [getattr(given, "source", None)]) if one and "://" in one]
+        return _report_error(error, next(iter(urls), None))
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -111,8 +112,11 @@ def _report_error(error: Exception, url: str | None) -> int:
     # memkit's own messages contain no password, and redact() would change texts that only look like URLs.
     message = str(error) if isinstance(error, MemkitError) else redact(str(error))
     message = " ".join(message.partition(" : <redis")[0].split()) or type(error).__name__
+    cause: Any = error.__cause__
     if url and isinstance(error, REDIS_ERRORS):
         message += f" (server: {redact(url)}); {_advice(error, redact(url))}"
+    elif url and (isinstance(cause, redis.ConnectionError | redis.TimeoutError) or "NOAUTH" in str(cause)):
+        message = f"{message.removesuffix('.')}; {_advice(cause, redact(url))}"
     print(f"memkit: {message}", file=sys.stderr)
     return NO_VERDICT
 
@@ -136,8 +140,14 @@ def _advice(error: Exception, url: str) -> str:
     return f"check that it is running and that the {'socket' if scheme == 'unix' else 'port'} is right; try: {ping}"
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Print one line, without the usage."""
+        self.exit(NO_VERDICT, f"{self.prog}: {message}; see {self.prog} -h\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="memkit",
         description=wrapped(
             "Test, audit and explain LLM session memory in Redis: whether sessions exist as long as their configured "
@@ -289,7 +299,7 @@ def _lab(given: argparse.Namespace) -> int:
 def _server(given: argparse.Namespace) -> int:
     """Run a private Redis until Ctrl-C and print its URL."""
     ended = ended_by_signals()
-    with RedisServer(port=given.port) as server:
+    with RedisServer(port=given.port, config=modules_config()) as server:
         print(server.url, flush=True)
         about = f"{server.flavour} {server.version} ({server.source}), private, without persistence"
         print(f"{about}; Ctrl-C stops it", file=sys.stderr)

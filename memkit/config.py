@@ -150,10 +150,10 @@ def parse_expectation(text: object) -> Expectation:
 
 def _with_ttls(pattern: str, ttls: Sequence[Duration | ExpiryPolicy | None]) -> Expectation:
     if not ttls:
-        raise PolicyError(f"no TTL for {pattern!r}; {SHAPE}")
+        raise PolicyError(f"there is no TTL; {SHAPE}")
     policies = [ExpiryPolicy.never() if one == "never" else ExpiryPolicy.of(one) for one in ttls]
     if len(policies) > 1 and any(one.ttl_ms is None for one in policies):
-        raise PolicyError(f"{pattern!r} has both 'never' and a TTL; use a separate pattern for each")
+        raise PolicyError("there are both 'never' and a TTL; use a separate pattern for each")
     in_order = sorted(policies, key=lambda one: one.ttl_ms or 0)
     others = tuple(one.ttl_ms for one in in_order[:-1] if one.ttl_ms is not None)
     return Expectation(pattern, in_order[-1], other_ttls_ms=others)
@@ -196,16 +196,19 @@ def _of_pair(pattern: object, ttl: object) -> Expectation:
         return ttl
     if not isinstance(pattern, str) or not pattern:
         raise PolicyError(f"{pattern!r} is not a pattern; expected text, as in {{'chat:*': '7d'}}")
-    if isinstance(ttl, Mapping):
-        if "ttl" not in ttl or not set(ttl) <= {"ttl", "kind", "jitter"}:
-            raise PolicyError(f"{pattern!r}: expected {{ttl = '7d', kind = 'sliding', jitter = '10%'}}, got {ttl!r}")
-        expectation = _of_pair(pattern, ttl["ttl"])
-        for option in (name for name in ("kind", "jitter") if name in ttl):
-            expectation = _with_option(expectation, str(ttl[option]))
-        return expectation
-    if isinstance(ttl, str):
-        return _with_ttls(pattern, [one.strip() for one in ttl.split("|")])
-    return _with_ttls(pattern, ttl if isinstance(ttl, list) else [cast(Duration, ttl)])
+    table = ttl if isinstance(ttl, Mapping) else {"ttl": ttl}
+    try:
+        if "ttl" not in table or not set(table) <= {"ttl", "kind", "jitter"}:
+            raise PolicyError(f"expected {{ttl = '7d', kind = 'sliding', jitter = '10%'}}, got {ttl!r}")
+        ttls = table["ttl"]
+        if isinstance(ttls, str):
+            ttls = [one.strip() for one in ttls.split("|")]
+        expectation = _with_ttls(pattern, ttls if isinstance(ttls, list) else [cast(Duration, ttls)])
+        for option in (name for name in ("kind", "jitter") if name in table):
+            expectation = _with_option(expectation, str(table[option]))
+    except PolicyError as error:
+        raise PolicyError(f"{pattern!r}: {error}") from None
+    return expectation
 
 
 def configured_expectations(directory: Path | None = None) -> list[Expectation]:
@@ -239,15 +242,19 @@ def _read_toml(path: Path) -> list[Expectation] | None:
         document = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise PolicyError(f"cannot read the configuration {path}: {error}") from None
-    if path.name == "pyproject.toml" or "expect" not in document:
+    settings: object = document
+    of_a_project = path.name == "pyproject.toml" or "tool" in document
+    if of_a_project:
         tool = document.get("tool")
-        document = tool.get("memkit") if isinstance(tool, dict) else None  # type: ignore[assignment]
-        if document is None and path.name == "pyproject.toml":
+        settings = tool.get("memkit") if isinstance(tool, dict) else None
+        if settings is None:
             return None
-    table = document.get("expect", {}) if isinstance(document, dict) else {}
+    table = settings.get("expect", {}) if isinstance(settings, dict) else settings
+    unknown = sorted(set(settings) - {"expect"}) if isinstance(settings, dict) else []
     try:
-        if not isinstance(table, Mapping):
-            raise PolicyError(f"expect is not a table but {table!r}")
+        if unknown or not isinstance(table, Mapping):
+            name = "[tool.memkit.expect]" if of_a_project else "[expect]"
+            raise PolicyError(f"expected the table {name} alone; got {unknown[0] if unknown else table!r}")
         return expectations(table)
     except PolicyError as error:
         raise PolicyError(f"{path}: {error}") from None

@@ -58,7 +58,9 @@ def test_wrong_use_is_exit_2(capsys, arguments):
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
-    assert "usage: memkit" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("memkit")
+    assert line.endswith(" -h")
 
 
 @pytest.fixture(autouse=True)
@@ -153,11 +155,13 @@ ASKED = [
     for command in ("audit", "inspect", "triage")
     if command == "audit" or not ("sentinel" in one[0] or (command == "inspect" and "noscan" in one[0]))
 ]
+ASKED += [(command, *one) for one in REACH[:5] for command in ("history", "record")]
 
 
 @pytest.mark.parametrize(("command", "url", "advice"), ASKED)
 def test_a_connection_error_has_advice(capsys, ports, tmp_path, command, url, advice):
     more = {"inspect": ["s"], "triage": ["-o", str(tmp_path / "report.html")], "audit": ["--expect", "chat:*=7d"]}
+    more |= {"history": ["s", "--replication"], "record": ["-o", str(tmp_path / "incident.db"), "--for", "1s"]}
     code, out, err = run(capsys, command, url.format(**ports), *more[command])
     assert (code, out) == (2, "")
     assert err.startswith("memkit: ")

@@ -58,11 +58,37 @@ def test_nearest_parent_configuration_is_read(tmp_path: Path, monkeypatch: pytes
     assert len(configured_expectations(below)) == 4
 
 
-@pytest.mark.parametrize("table", ['"chat:*" = "soon"', '"chat:*" = {kind = "absolute"}', '"chat:*" = 0', "chat ="])
-def test_unreadable_configuration_is_named(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+UNREADABLE = [
+    *("'soon'", "0", "[]", "['1d', 'never']", "{kind = 'absolute'}", "{ttl = '7d', kind = 'slide'}"),
+    *("{ttl = '7d', jitter = 0.1}", "{ttl = '7d', k = 1}"),
+]
+
+
+@pytest.mark.parametrize("ttl", UNREADABLE)
+def test_unreadable_ttl_is_named(ttl: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MEMKIT_CONFIG", raising=False)
-    (tmp_path / "memkit.toml").write_text(f"[expect]\n{table}\n")
-    with pytest.raises(PolicyError, match=r"memkit\.toml"):
+    (tmp_path / "memkit.toml").write_text(f"[expect]\n'chat:*' = {ttl}\n")
+    with pytest.raises(PolicyError, match=r"memkit\.toml: 'chat:\*': "):
+        configured_expectations(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("memkit.toml", "[expect]\nchat =", "cannot read the configuration"),
+        ("memkit.toml", "[expects]", r"memkit\.toml: expected the table \[expect\] alone; got 'expects'"),
+        ("memkit.toml", "'chat:*' = '7d'", r"alone; got 'chat:\*"),
+        ("memkit.toml", "expect = '7d'", "alone; got '7d'"),
+        ("pyproject.toml", "[tool.memkit.expects]", r"the table \[tool\.memkit\.expect\] alone; got 'expects'"),
+        ("pyproject.toml", "[tool]\nmemkit = '7d'", "alone; got '7d'"),
+    ],
+)
+def test_unreadable_configuration_is_named(
+    name: str, text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MEMKIT_CONFIG", raising=False)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(PolicyError, match=message):
         configured_expectations(tmp_path)
 
 

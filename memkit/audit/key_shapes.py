@@ -165,7 +165,7 @@ def narrowest_prefix(affected: Sequence[bytes], everything: Sequence[bytes], def
         heads = Counter(found[0] for key in affected if key.startswith(best) and (found := _HEAD.match(key, len(best))))
         head, count = heads.most_common(1)[0] if heads else (b"", 0)
         left = [key for key in others if key.startswith(best + head)]
-        if not count or count < needed:
+        if count < needed:
             break
         best += head
         if len(left) < len(others):

@@ -372,7 +372,7 @@ class _Audit:
                 f"the server's clock was ahead until it was set back by {duration(back)} or more: keys that had less "
                 "than that left then expired early, and keys written then expire later than configured"
             )
-        return max(back, 0)
+        return back
 
     def _diagnose(self, context: AuditContext) -> list[Diagnosis]:
         """Return the diagnosis of each expectation; a key belongs to the first that it matches."""

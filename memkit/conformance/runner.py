@@ -49,8 +49,14 @@ def run_limited(work: Callable[[], object], limit_s: float) -> object:
 
 
 def first_contact(env: TestEnvironment, label: str, *, limit_s: float = CASE_LIMIT_S) -> None:
-    """Open a session, use it and close it; AdapterError, one line, if open() raises or a method hangs."""
+    """Open a session, use it and close it.
+
+    Raises:
+        AdapterError: open() raises, a method hangs, messages are no pairs, or the server receives no command; one line.
+    """
     steps = ["open()"]
+    errors: list[str] = []
+    results: list[object] = []
 
     def work() -> None:
         handle = checked_handle(env.adapter.open(env.server.url, env.new_id("first"), env.ttl(TTL_S)), label)
@@ -61,19 +67,25 @@ def first_contact(env: TestEnvironment, label: str, *, limit_s: float = CASE_LIM
             ("close()", handle.close),
         ):
             steps.append(step)
-            # The cases report what it raises or forgets; here only hanging, and messages that are no pairs, count.
+            # What it raises or forgets the cases report.
             returned = attempt(method)
             if isinstance(returned, list):
                 check_pairs(returned, label)
+            if isinstance(returned, Exception):
+                errors.append(f"; {step} raised {error_line(returned)}")
 
     env.reset()
-    error = run_limited(work, limit_s)
+    commands = env.commands_of(lambda: results.append(run_limited(work, limit_s)))
+    error = results[0]
     if isinstance(error, AdapterError):
         raise error
     if isinstance(error, Hung):
         raise AdapterError(f"{label}: {steps[-1]} hangs: {error}")
     if isinstance(error, BaseException):
         raise AdapterError(f"{label}: {steps[-1]} raised {error_line(error)}")
+    if not commands:
+        first = "".join(errors[:1])
+        raise AdapterError(f"{label}: no command reached the server of the URL that open() was given{first}")
 
 
 def run_case(case: Case, env: TestEnvironment, *, limit_s: float = CASE_LIMIT_S) -> CaseResult:

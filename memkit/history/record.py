@@ -246,7 +246,7 @@ class _Recorder:
         try:
             self._connect()
         except redis.RedisError as error:
-            raise ServerError(f"{url}: the recording cannot begin: {error}") from None
+            raise ServerError(f"{url}: the recording cannot begin: {error}") from error
 
     def _connect(self) -> None:
         self._server = _WatchedServer(

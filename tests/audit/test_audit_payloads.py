@@ -428,10 +428,12 @@ def test_damage_is_possible_beside_a_known_store(server: RedisServer) -> None:
     assert found == [("corrupt", "possible", 4)]
 
 
-def test_a_field_written_after_the_end_is_a_fragment(server: RedisServer) -> None:
-    def whole(_dice: random.Random, at: float) -> Value:
-        fields = {"created": b"1", "user": b"u", "messages": b"[]", "last_seen": b"5"}
-        return {"last_seen": b"5"} if round(at * COUNT) % 10 == 4 else fields
+@pytest.mark.parametrize("optional", [False, True])
+def test_a_field_written_after_the_end_is_a_fragment(optional: bool, server: RedisServer) -> None:
+    def whole(dice: random.Random, at: float) -> Value:
+        fields = {"created": b"1", "user": b"u", "messages": b"[]"}
+        last_seen = {} if optional and dice.random() < 0.5 else {"last_seen": b"5"}
+        return {"last_seen": b"5"} if round(at * COUNT) % 10 == 4 else fields | last_seen
 
     report = play(server, {"sess": whole, "twin": lambda dice, _at: whole(dice, 0)}, 6)
     (found,) = report.findings

@@ -11,6 +11,7 @@ import pytest
 from worlds import DAY, HOUR, MINUTE, Event, Traffic, World, false_alarms
 
 from memkit.audit.report import AuditReport
+from memkit.policy import ExpiryPolicy
 from memkit.server import RedisServer
 
 
@@ -221,3 +222,16 @@ def test_sessions_that_hold_undefined_since(share: float, traffic: Traffic) -> N
     report = traffic.world(events, full=True).audited()
     assert causes(report) - {"encoding_changed"} == ({"corrupt"} if share == 1 else set())
     assert not false_alarms(report)
+
+
+@pytest.mark.parametrize("renewed", [True, False])
+def test_absolute_ttl_that_writes_renew(renewed: bool, traffic: Traffic) -> None:
+    now, events = datetime.now(UTC).timestamp(), list[Event]()
+    for age_s in traffic.times(0.3 * traffic.ttl_s):
+        key, value = f"chat:{traffic.uid()}", traffic.message(created=round(now - age_s))
+        events += traffic.write(key, age_s, kind="string", value=value)
+        ttl = ("EX", round(traffic.ttl_s)) if renewed else ("KEEPTTL",)
+        events.append((age_s * traffic.dice.uniform(0, 0.5), ("SET", key, value, *ttl)))
+    expect = {"chat:*": ExpiryPolicy.absolute("7d")}
+    report = traffic.world(events, expect=expect, full=True, steps=10_000).audited()
+    assert causes(report) == ({"ttl_too_long"} if renewed else set())

@@ -94,6 +94,9 @@ class AsyncRead(ListScript):
 class ReadsObjects(ListScript):
     def read(self): return [{"role": role, "content": text} for role, text in super().read()]
 
+class ElsewhereOnly(ListScript):
+    def client(self, url): return super().client("redis://127.0.0.1:1/0")
+
 class ReadsLazily(ListScript):
     def read(self): yield from super().read()
 
@@ -198,6 +201,10 @@ def test_load_error_names_what_is_missing(spec: str, message: str) -> None:
         ("adapters_to_try:OpenEnds", "the process ended at the first contact: "),
         ("adapters_to_try:AsyncAppend", "append() is async; expected a plain method"),
         ("adapters_to_try:AsyncRead", "read() is async; expected a plain method"),
+        (
+            "adapters_to_try:ElsewhereOnly",
+            "no command reached the server of the URL that open() was given; append() raised ConnectionError",
+        ),
         ("adapters_to_try:ReadsObjects", "the message {'role': 'user', 'content': 'first contact'}; expected a pair"),
     ],
 )

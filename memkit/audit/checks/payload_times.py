@@ -21,6 +21,7 @@ from memkit.config import Expectation
 from memkit.formats import memkit_store
 from memkit.formats.model import ZONE_MS, KeyOwner, SessionValues, Turn, seconds
 from memkit.formats.parsing.bounded_json import parse
+from memkit.policy import ttl_text
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
 from memkit.render import counted, duration, utc_text, utc_time
 
@@ -29,7 +30,7 @@ _SESSION_TIME = f"""
 (last)?(updated?|modified|modification|edited|changed){_WHEN}*
 |last(message|active|activity|access(ed)?|seen|write|written|used?|touch(ed)?|interaction|request|turn){_WHEN}*
 |(created?|creation|written|saved|started|accessed|touched){_WHEN}+
-|date(created|updated|modified)|mtime|timestamp(ms)?|ts
+|created|date(created|updated|modified)|mtime|timestamp(ms)?|ts
 """
 _TEXTS = """
 content contents text message parts body blocks data prompt response question answer query reply input output user
@@ -41,7 +42,7 @@ memory log transcript
 """
 SESSION_FIELD = re.compile(_SESSION_TIME, re.VERBOSE)
 """Names of fields, in lower case without ``_`` and ``-``, that state when a session was written."""
-MESSAGE_FIELD = re.compile(f"{_SESSION_TIME}|at|created|date|time|datetime|(date|time)sent|sent{_WHEN}+", re.VERBOSE)
+MESSAGE_FIELD = re.compile(f"{_SESSION_TIME}|at|date|time|datetime|(date|time)sent|sent{_WHEN}+", re.VERBOSE)
 """Those that state when a message was written."""
 MESSAGE_TEXTS = frozenset(_TEXTS.split())
 """A message has one of these fields; an appointment, a token or an order in a list of its own has none."""
@@ -198,7 +199,7 @@ def not_refreshed(expected: Expectation, sessions: Sequence[DatedSession], notes
     Returns:
         The finding, or None if writes renew the TTL, or if clocks or throttled renewal explain what was seen.
     """
-    if expected.policy.kind != "sliding" or expected.ttl_ms is None or not sessions:
+    if expected.policy.kind != "sliding" or not sessions:
         return None
     ttl = expected.ttls_ms[0]
     tolerance = LATE_MS + expected.jitter * ttl
@@ -291,14 +292,47 @@ def _are_alike(times: Sequence[float]) -> bool:
     return len(times) >= FEWEST_LATE and same >= ALIKE_SHARE * len(times)
 
 
+# -- renewed although absolute -----------------------------------------------------------------------------------------
+
+
+def prolonged(expected: Expectation, sessions: Sequence[DatedSession]) -> Finding | None:
+    """Find absolute deadlines that were moved: sessions that expire later than one TTL after their first time."""
+    ttl = expected.ttl_ms
+    if expected.policy.kind != "absolute" or ttl is None:
+        return None
+    dated = [
+        one.facts.deadline_ms - ttl - one.first.at
+        for one in sessions
+        if one.facts.deadline_ms and one.first and one.first.at == one.first.earliest
+    ]
+    later = [each for each in dated if each > LATE_MS + expected.jitter * ttl]
+    if len(later) < max(min(FEWEST_LATE, len(dated)), LATE_SHARE * len(dated)) or not later or _two_clocks(later):
+        return None
+    return Finding.of(
+        expected,
+        "ttl_too_long",
+        keys=len(later),
+        message=f"{counted(len(later), 'session')} matching {expected.pattern} expire up to {duration(max(later))} "
+        f"after their absolute TTL of {duration(ttl)}: writes or reads renew it",
+        confidence="likely" if len(later) >= FEWEST_LATE else "possible",
+        observed_ms=round(ttl + median(later), -3),
+        evidence=(
+            f"the payloads of {len(later):,} of {counted(len(dated), 'session')} state a first time more than one TTL "
+            "before the deadline",
+        ),
+        next=f"set the TTL of new keys only (EXPIRE NX, SET with KEEPTTL); if it slides on purpose: --expect "
+        f"'{expected.pattern}={ttl_text(ttl)}'",
+    )
+
+
 # -- trimmed -----------------------------------------------------------------------------------------------------------
 
 
 def trimmed(expected: Expectation, sessions: Sequence[DatedSession]) -> Finding | None:
     """Find sessions of exactly n messages, the most there are, of which the newest is older than the last write."""
-    if expected.ttl_ms is None or expected.other_ttls_ms or expected.policy.kind != "sliding":
+    if expected.policy.kind != "sliding" or expected.other_ttls_ms:
         return None
-    ttl = expected.ttl_ms
+    (ttl,) = expected.ttls_ms
     dated = [
         (one.messages, one.facts.deadline_ms - ttl - one.newest.at)
         for one in sessions

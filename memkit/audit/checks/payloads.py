@@ -16,7 +16,7 @@ from typing import NamedTuple
 from memkit import formats
 from memkit.audit.checks.known_stores import KnownSessions, ValueReader
 from memkit.audit.checks.mixed_ttl import mixed_ttl
-from memkit.audit.checks.payload_times import DatedSession, dated_session, not_refreshed, trimmed, written_ms
+from memkit.audit.checks.payload_times import DatedSession, dated_session, not_refreshed, prolonged, trimmed, written_ms
 from memkit.audit.checks.session_indexes import index_findings
 from memkit.audit.checks.ttl_inference import NEARLY_ALL
 from memkit.audit.finding import Finding, Since
@@ -48,8 +48,11 @@ MOST_ODD, MOSTLY_PRINTABLE = 0.25, 0.6
 SEVERAL_SHARE = 0.02
 """If fewer sessions have several keys, these may be different sessions of which the ids are alike."""
 FEWEST_EMPTY = 10
-FEWEST_HASHES, LAYOUT_SHARE = 10, 0.8
-"""A field is one of the layout if so many hashes have it; a fragment has half of these fields at most, and no other."""
+FEWEST_HASHES, USUAL_SHARE, LAYOUT_SHARE = 10, 0.6, 0.8
+"""A field is one of the layout if so many hashes have it; a fragment has half of these fields at most, and no other.
+Or, if fragments are many, it has no field of the layout of whole hashes, and only fields that some of these have. A
+whole hash has half of the fields that most hashes have.
+"""
 
 
 @dataclass
@@ -264,10 +267,19 @@ def _fragments(expected: Expectation, content: _Contents) -> Finding | None:
     for hashes in content.hashes.values():
         counts = Counter(name for _, names in hashes for name in names)
         common = {name for name, count in counts.items() if count >= LAYOUT_SHARE * len(hashes)}
-        few = [(one, names) for one, names in hashes if names and names < common and 2 * len(names) <= len(common)]
+        usual = {name for name, count in counts.items() if count >= USUAL_SHARE * len(hashes)}
+        whole = [names for _, names in hashes if 2 * len(names & usual) >= len(usual)]
+        known = Counter(name for names in whole for name in names)
+        core = {name for name, count in known.items() if count >= LAYOUT_SHARE * len(whole)}
+        few = [
+            (one, names)
+            for one, names in hashes
+            if (names < common and 2 * len(names) <= len(common)) or (core.isdisjoint(names) and names <= set(known))
+        ]
+        few = [(one, names) for one, names in few if names and core]
         if len(hashes) >= FEWEST_HASHES:
             found += [one for one, _ in few]
-            lacking.update(name for _, names in few for name in common - names)
+            lacking.update(name for _, names in few for name in core - names)
     if not found:
         return None
     persistent = sum(one.deadline_ms is None for one in found) if expected.ttl_ms else 0
@@ -425,6 +437,7 @@ CHECKS: dict[str, Callable[[Expectation, _Contents], Finding | None]] = {
     "missing parts": _missing_parts,
     "mixed TTLs of known stores": _mixed_ttl,
     "changed encodings": _encoding_changed,
+    "renewed absolute TTLs": lambda expected, content: prolonged(expected, content.dated),
     "trimmed sessions": lambda expected, content: trimmed(expected, content.dated),
     "writes that do not renew the TTL": lambda expected, content: not_refreshed(expected, content.dated, content.notes),
 }

@@ -25,7 +25,7 @@ def persistent_finding(expected: Expectation, sessions: Sequence[Group], context
     like_sessions = False
     for group in sessions:
         own = [one for one in group.keys if one.deadline_ms is None]
-        if own and (len(group.members) > 1 or len(sessions) == 1) and ("*" in group.part or len(sessions) == 1):
+        if own and (len(group.members) > 1 or len(sessions) == 1):
             keys += own
             shapes.append(f"{expected.prefix}{group.part}")
             ids = {member.session for one in sessions if one is not group for member in one.members}
@@ -94,7 +94,7 @@ def _ended(accesses: Sequence[int], analysis: LifetimeAnalysis, now_ms: int) -> 
         return None
     began = min(one.accessed for one in exact)
     before, after = sum(one < began for one in accesses), sum(one >= began for one in accesses)
-    if not before or began <= accesses[0]:
+    if not before:
         return None
     rate_before = before / (began - accesses[0])
     quiet = after <= QUIETER * rate_before * (now_ms - began) and after < len(exact)

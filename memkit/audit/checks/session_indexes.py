@@ -219,7 +219,7 @@ def _judge(
     lost = []
     for name in missing:
         facts, entry = found[name]
-        if begins is not None and entry.at_ms is not None and ttl:
+        if begins is not None and entry.at_ms is not None:
             expires = entry.at_ms + begins + ttl * (1 - sessions.expected.jitter) - INDEX_SLACK_MS
             lost += [name] if expires > facts.seen_ms else []
     if len(lost) >= max(min(FEWEST_LOST, len(existing)), LOST_SHARE * (len(existing) + len(lost))):

@@ -71,8 +71,8 @@ NEARLY_ALL, SOME = 0.9, 0.05
 """One cause explains nearly all keys; some have been read meanwhile, or belong to another."""
 LATEST_READ = 0.1
 """Jobs that read sessions at one age do so before less than this share of the TTL is left."""
-LATEST_GAPS = 3
-"""The last write was no later than so many usual gaps after the last one that is known."""
+LATEST_GAPS, RECENT_ENDS = 3, 11
+"""The last write was no later than so many usual gaps, those between the last deadlines, after the last known one."""
 CROWDED, DESERTED = 10, 1.5
 """Short times left are so many times as dense as longer ones, and none follows up to so many times the longest."""
 FILLED = 0.2
@@ -647,8 +647,8 @@ class LifetimeAnalysis:
         latest = last
         if self._is_jittered(old):
             ends = sorted(one.deadline for one in old)
-            # By the gaps between the last eleven.
-            gap = (ends[-1] - ends[-11:][0]) / max(len(ends[-11:]) - 1, 1)
+            recent = ends[-RECENT_ENDS:]
+            gap = (recent[-1] - recent[0]) / max(len(recent) - 1, 1)
             latest = round(ends[-1] - max(one.given for one in old) + LATEST_GAPS * gap)
         pause_ms = self.history.now_ms - latest
         stopped = not self.history.idle_known or have_stopped([one.deadline for one in suspects.others], pause_ms)

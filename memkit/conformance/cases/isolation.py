@@ -192,7 +192,9 @@ def _in_this_process_and_a_fork(env: TestEnvironment) -> tuple[TrialSession, str
     for count in ("first", "second"):
         session.expect(f"read for the {count} time by the handle that wrote", by=session.handle)
         session.expect(f"read for the {count} time by a handle opened before", by=early)
-    env.close(session.open_again())
+    other = session.open_again()
+    session.expect("read by another handle", by=other)
+    env.close(other)
     session.expect("after another handle was closed")
     session.append(role="assistant", by=early)
     session.expect("read by the first handle", by=session.handle)
