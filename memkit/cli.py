@@ -22,7 +22,7 @@ from memkit.errors import MemkitError
 from memkit.policy import duration_ms, ttl_ms
 from memkit.readonly.values import to_bytes
 from memkit.render import COLUMNS, progress, wrapped
-from memkit.server.launcher import RedisServer, ended_by_signals
+from memkit.server.launcher import RedisServer, ended_by_signals, modules_config
 
 Command = Callable[[argparse.Namespace], int]
 NO_VERDICT, INTERRUPTED = 2, 130
@@ -299,7 +299,7 @@ def _lab(given: argparse.Namespace) -> int:
 def _server(given: argparse.Namespace) -> int:
     """Run a private Redis until Ctrl-C and print its URL."""
     ended = ended_by_signals()
-    with RedisServer(port=given.port) as server:
+    with RedisServer(port=given.port, config=modules_config()) as server:
         print(server.url, flush=True)
         about = f"{server.flavour} {server.version} ({server.source}), private, without persistence"
         print(f"{about}; Ctrl-C stops it", file=sys.stderr)

@@ -20,7 +20,7 @@ from memkit.server.client_deadlines import explained_deadlines
 from memkit.server.clock import ServerClock
 from memkit.server.guard import NAME
 from memkit.server.keyspace import DedicatedDatabase, PrivateKeyspace
-from memkit.server.launcher import RedisServer
+from memkit.server.launcher import RedisServer, modules_config
 from memkit.server.sandbox import Sandbox, close_async_connections
 from memkit.store.store import AsyncMemoryStore, MemoryStore
 
@@ -192,7 +192,7 @@ def _move_too(
 @pytest.fixture(scope="session")
 def memkit_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     """A private real server for the whole run, whatever --real-redis is; started at first use."""
-    with _started(request.config) as server:
+    with _started(request.config, config=modules_config()) as server:
         yield server
 
 
@@ -278,7 +278,8 @@ def async_memory_store(memkit_sandbox: Sandbox) -> Iterator[AsyncMemoryStore]:
 def _memkit_keyspaces(request: pytest.FixtureRequest) -> Iterator[PrivateKeyspace | DedicatedDatabase]:
     real = request.config.stash[REAL_URL_KEY]
     if not real:
-        with _started(request.config, port=0) as server, contextlib.closing(PrivateKeyspace(server)) as keyspace:
+        server = _started(request.config, port=0, config=modules_config())
+        with server, contextlib.closing(PrivateKeyspace(server)) as keyspace:
             yield keyspace
         return
     request.getfixturevalue("_memkit_target")

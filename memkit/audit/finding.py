@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 from memkit.config import Expectation
+from memkit.policy import JITTER
 from memkit.readonly.values import to_bytes
 from memkit.render import utc_text, utc_time
 
@@ -48,7 +49,7 @@ SEVERITIES: dict[str, Severity] = {
 _SHORTENED = ("ttl_too_short", "unit_mistake", "two_ttls", "not_refreshed")
 _COLUMNS = "cause severity confidence prefix keys sampled expected_ttl_s observed_ttl_s since since_is"
 COLUMNS = tuple(_COLUMNS.split())
-JITTER = 1.1
+WITH_JITTER = 1 + JITTER
 """A TTL may be a tenth longer than the observed one (the default jitter of an expectation)."""
 RANKS = {"critical": 0, "warning": 1, "info": 2}
 BOUND_TEXTS = {"lower bound": ", at the earliest", "upper bound": ", at the latest"}
@@ -147,7 +148,12 @@ class Finding:
         """
         if not self.is_short or not self.observed_ttl_s or given_ms is None:
             return False
-        return given_ms <= JITTER * 1000 * self.observed_ttl_s and key.startswith(to_bytes(self.prefix or ""))
+        return given_ms <= self.longest_ms and key.startswith(to_bytes(self.prefix or ""))
+
+    @property
+    def longest_ms(self) -> float:
+        """The longest TTL that its keys may have been given, in milliseconds."""
+        return WITH_JITTER * 1000 * (self.observed_ttl_s or 0)
 
     @property
     def order(self) -> tuple[int, ...]:

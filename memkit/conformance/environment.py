@@ -13,7 +13,7 @@ from memkit.conformance.adapter import Handle, Messages, StoreAdapter, checked_h
 from memkit.conformance.outcomes import CaseSkipped
 from memkit.errors import ServerError
 from memkit.server.clock import ServerClock
-from memkit.server.launcher import RedisServer
+from memkit.server.launcher import RedisServer, modules_config
 
 CONTROL_USER = "memkit-suite"
 CONTROL_PASSWORD = "suite"  # noqa: S105  # of a private server on loopback
@@ -72,9 +72,8 @@ class TestEnvironment:
 
     def start(self) -> Self:
         """Start the server."""
-        modules = [path for path in os.environ.get("MEMKIT_REDIS_MODULES", "").split(os.pathsep) if path]
         for left in reversed(range(START_TRIES)):
-            self.server = RedisServer(port=0, persist=self._persist, config={"loadmodule": modules} if modules else {})
+            self.server = RedisServer(port=0, persist=self._persist, config=modules_config())
             try:
                 self.server.start()
                 break

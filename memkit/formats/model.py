@@ -126,6 +126,10 @@ class ConfiguredTtl(NamedTuple):
 Item = Turn | Problem | Note | ConfiguredTtl
 
 
+SessionKey = tuple[str, str, str]
+"""A session's store, its id and the prefix before the id: equal for all keys of one session."""
+
+
 class KeyOwner(NamedTuple):
     """The session that a key belongs to: its store, its id, the prefix before the id, and the key's part in it."""
 
@@ -135,7 +139,7 @@ class KeyOwner(NamedTuple):
     part: str
 
     @property
-    def group(self) -> tuple[str, str, str]:
+    def group(self) -> SessionKey:
         """Equal for all keys of one session."""
         return self.store, self.session, self.prefix
 

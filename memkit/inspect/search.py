@@ -11,7 +11,7 @@ from memkit import formats
 from memkit.config import Expect, Expectation, expectations
 from memkit.errors import AmbiguousSession, PolicyError, SessionNotFound
 from memkit.formats import unknown
-from memkit.formats.model import SEPARATORS, ConfiguredTtl, KeyOwner, Note, Problem, SessionValues, Turn
+from memkit.formats.model import SEPARATORS, ConfiguredTtl, KeyOwner, Note, Problem, SessionKey, SessionValues, Turn
 from memkit.formats.parsing.encodings import encoding_of, hex_view
 from memkit.history.snapshots import open_source
 from memkit.inspect.key_checks import SessionFacts, key_problems
@@ -42,7 +42,6 @@ _WORD = (
 _SUFFIX = re.compile(rf"{_BETWEEN}+{_WORD}(?:{_BETWEEN}+\d+)?$", re.IGNORECASE)
 """What people write behind a session's id to name one of its keys; a number alone may be the id."""
 T = TypeVar("T")
-Group = tuple[str, str, str]
 
 
 def inspect_session(
@@ -154,9 +153,9 @@ class _Search:
         # Names end with times and counters: read the newest first, because the budget may not last.
         self._load(KeyRequest(name, "") for name in reversed(names))
 
-    def _groups(self) -> dict[Group, dict[str, KeyOwner]]:
+    def _groups(self) -> dict[SessionKey, dict[str, KeyOwner]]:
         """Return the keys of each session of this id; a strong boundary before the id beats a weak one."""
-        groups: dict[Group, dict[str, KeyOwner]] = {}
+        groups: dict[SessionKey, dict[str, KeyOwner]] = {}
         for name in self._there:
             owner = self._owner(name, self._wanted)
             if owner is None or owner.session != self._wanted:
@@ -169,7 +168,7 @@ class _Search:
         strong = {group: owners for group, owners in groups.items() if group[2][-1:] in SEPARATORS}
         return strong or groups
 
-    def _by_id(self, groups: Mapping[Group, Mapping[str, KeyOwner]]) -> _Found:
+    def _by_id(self, groups: Mapping[SessionKey, Mapping[str, KeyOwner]]) -> _Found:
         if len(groups) > 1:
             groups = {group: owners for group, owners in groups.items() if not self._ends_another_id(owners)} or groups
         if len(groups) > 1:

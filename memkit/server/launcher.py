@@ -162,6 +162,12 @@ def _given(path: str | Path) -> ServerBinary:
     return binary
 
 
+def modules_config() -> dict[str, list[str]]:
+    """Return the configuration of a server for tests: it loads the modules that MEMKIT_REDIS_MODULES names."""
+    modules = [path for path in os.environ.get("MEMKIT_REDIS_MODULES", "").split(os.pathsep) if path]
+    return {"loadmodule": modules} if modules else {}
+
+
 def short_directory(prefix: str, longest_base_bytes: int) -> Path:
     """Make a temporary directory with a path short enough for unix sockets: in /tmp if TMPDIR is too long."""
     base = tempfile.gettempdir()

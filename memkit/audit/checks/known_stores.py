@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from memkit import formats
 from memkit.audit.sampling import KeyFacts
-from memkit.formats.model import KeyOwner, Problem, SessionValues
+from memkit.formats.model import KeyOwner, Problem, SessionKey, SessionValues
 from memkit.readonly.reader import Budget, Reader
 from memkit.readonly.values import KeyRequest, RedisValue
 
@@ -24,7 +24,6 @@ FEWEST_SESSIONS = 1_000
 ROUNDS = 5
 """LangGraph's parts name each other over four steps: pointer, checkpoint, blobs, writes."""
 
-SessionKey = tuple[str, str, str]
 Owners = Mapping[str, KeyOwner]
 Problems = dict[tuple[str, str], Problem]
 

@@ -31,7 +31,7 @@ from memkit.audit.checks.ttl_inference import (
 )
 from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST
 from memkit.audit.context import AuditContext
-from memkit.audit.finding import JITTER, Confidence, Finding, PrefixSummary, Since
+from memkit.audit.finding import WITH_JITTER, Confidence, Finding, PrefixSummary, Since
 from memkit.audit.key_shapes import Group, alike, by_prefix, groups_of
 from memkit.audit.sampling import KeyFacts
 from memkit.audit.server_info import ABSOLUTE_DEADLINES
@@ -334,7 +334,7 @@ def _summary(prefix: str, own: Sequence[KeyFacts], history: ServerHistory) -> Pr
         longest = max(one.left for one in lifetimes)
         if len(ttls) > 1:
             message += f" and {duration(ttls[1])}: two TTLs under one prefix"
-        elif longest > JITTER * ttls[0]:
+        elif longest > WITH_JITTER * ttls[0]:
             message += f", and some have up to {duration(longest)} left: two TTLs under one prefix"
     message += f", {persistent:,} of them without TTL" if persistent and lifetimes else ""
     if ttls:
