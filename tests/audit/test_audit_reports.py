@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -228,7 +229,7 @@ def test_sessions_that_hold_undefined_since(share: float, traffic: Traffic) -> N
 
 
 @pytest.mark.parametrize("start", [True, False])
-def test_trimmed_sessions_that_are_dated_before_the_write(start: bool, traffic: Traffic) -> None:
+def test_trimmed_sessions_dated_before_the_write(start: bool, traffic: Traffic) -> None:
     now, events = datetime.now(UTC).timestamp(), list[Event]()
     for age_s in traffic.times(0, 6.9 * DAY):
         key = f"chat:{traffic.uid()}"
@@ -251,3 +252,16 @@ def test_absolute_ttl_that_writes_renew(renewed: bool, traffic: Traffic) -> None
     expect = {"chat:*": ExpiryPolicy.absolute("7d")}
     report = traffic.world(events, expect=expect, full=True, steps=10_000).audited()
     assert causes(report) == ({"ttl_too_long"} if renewed else set())
+
+
+@pytest.mark.parametrize(("least", "confidence"), [(0.55, "possible"), (0.2, "proven")])
+def test_deadlines_of_the_first_write(least: float, confidence: str, traffic: Traffic) -> None:
+    now, events = datetime.now(UTC).timestamp(), list[Event]()
+    for age_s in traffic.times(0.85 * traffic.ttl_s):
+        key = f"chat:{traffic.uid()}"
+        last_s = age_s - traffic.ttl_s * traffic.dice.uniform(0.1, 1 - least)
+        value = json.dumps({"createdAt": now - age_s, "updatedAt": now - last_s})
+        events += [(age_s, ("SET", key, value, "EX", 604_800)), (last_s, ("SET", key, value, "KEEPTTL"))]
+        events.append((traffic.dice.uniform(0, last_s), ("GET", key)))
+    (found,) = traffic.world(events, full=True, steps=10_000).audited().findings
+    assert (found.cause, found.confidence) == ("not_refreshed", confidence)

@@ -258,9 +258,9 @@ def _late_finding(
 
     ``fixed``: how many deadlines still count from the first message; ``short``: some have hardly any TTL left.
     """
-    confidence: Confidence = "possible" if not (fixed or short) else "likely"
-    if len(times) >= FEWEST_LATE and confidence == "likely":
-        confidence = "proven"
+    # If each has half of its TTL left, renewal may be throttled, and no session may have been renewed yet.
+    sure: Confidence = "proven" if len(times) >= FEWEST_LATE else "likely"
+    confidence: Confidence = sure if short else "possible"
     first_late = min(times)
     given = ttl - median(ahead)
     # Without a deadline that counts from the first message, one distance for all sessions is their TTL.
