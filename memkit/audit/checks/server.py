@@ -76,7 +76,7 @@ def server_findings(
         None if spared else _evicted(server, after, ttl_ms) or _eviction_risk(server),
         _flushed(server, context, ttl_ms, oldest, dated=len(own), existing=existing),
         _restarted(server, context, ttl_ms, written, loaded=server.must_have_loaded(existing)),
-        _replica_stale(server, context),
+        replica_stale(server, context),
         _persistence_risk(server, context),
         _skewed(server, oldest if context.keys else 0) if volatile or not context.keys else None,
     ]
@@ -334,8 +334,15 @@ def _restarted(
     )
 
 
-def _replica_stale(server: ServerFacts, context: AuditContext) -> Finding | None:
-    """Uses role, master_link_status and master_link_down_since_seconds."""
+def replica_stale(server: ServerFacts, context: AuditContext) -> Finding | None:
+    """Return the finding of a replica without its primary.
+
+    Uses role, master_link_status and master_link_down_since_seconds.
+
+    Args:
+        server: The replica's report.
+        context: The keys.
+    """
     if not server.is_replica or server.info.get("master_link_status", "up") == "up":
         return None
     down_s = server.number("master_link_down_since_seconds")
