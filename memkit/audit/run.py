@@ -17,7 +17,7 @@ import redis
 from memkit.audit.checks.deletions import deleted_finding
 from memkit.audit.checks.payloads import CHECKS, check_values
 from memkit.audit.checks.prefixes import prefix_summaries
-from memkit.audit.checks.server import YOUNG_MS, expired_early, server_findings, server_notes
+from memkit.audit.checks.server import YOUNG_MS, expired_early, replica_stale, server_findings, server_notes
 from memkit.audit.checks.ttl import Diagnosis, changed_ttls, diagnose
 from memkit.audit.checks.ttl_inference import IDLE_WRAP_MS, ServerHistory
 from memkit.audit.context import AuditContext
@@ -196,6 +196,7 @@ class _Audit:
         answered = [one for one, of in zip(self._servers, target.connections, strict=False) if not of.failure]
         self._notes = list(dict.fromkeys(f"the server refused {what}" for one in answered for what in one.refused))
         own = source is target
+        self._replicas = [] if own else [read_server_facts(connection) for connection in source.connections]
         same = {one.name for one in target.connections} & {one.name for one in source.connections}
         if same and not own:
             self._notes.append(f"read on {', '.join(sorted(same))}, not on a replica: no replica of it was found")
@@ -279,7 +280,7 @@ class _Audit:
             findings += server_findings(server, context, sessions, after=now)
             started = "" if server.started_ms is None else context.when(server.started_ms)
             self._notes += server_notes(server, self._expected, when=started, database=database)
-        return findings
+        return findings + [found for one in self._replicas if (found := replica_stale(one, context))]
 
     def _sample(self) -> Sample:
         cluster = len(self._source.connections) > 1 or self._servers[0].info.get("cluster_enabled") == "1"
@@ -501,6 +502,21 @@ class _Audit:
         )
         return text + (f"; {counted(ignored, 'short-lived key')} ignored" if ignored else "")
 
+    def _unread(self) -> str | None:
+        """Return why the keys that were read are not all keys of the target."""
+        if failed := self._failed():
+            names = ", ".join(one.name for one in failed)
+            many = f"{len(failed)} of {len(self._source.connections)} servers of the cluster"
+            return f"{many} did not answer, so their sessions are not known ({names}); to find out, start them again"
+        replicated = {one.info.get("master_replid") for one in self._servers}
+        read = {one.info.get("master_replid") for one in self._replicas}
+        if None in replicated | read or read <= replicated:
+            return None
+        return (
+            f"the keys were read on a server that does not replicate {self._target.url} (it has another replication "
+            "id); to find out, run again with the URL of a replica"
+        )
+
     def _undetermined(self, sample: Sample, diagnoses: Sequence[Diagnosis], context: AuditContext) -> str | None:
         """Return why the sessions cannot be called healthy, and what would settle it."""
         settle = "to find out, run again with --watch 30s while sessions are written, or with --full"
@@ -508,10 +524,8 @@ class _Audit:
             settle = "to find out, audit the live server, or compare with another RDB file (memkit history)"
         if not self._expected:
             return f"checked {counted(sample.seen, 'key')}, but no TTL is expected; give one: --expect 'chat:*=7d'"
-        if failed := self._failed():
-            names = ", ".join(one.name for one in failed)
-            many = f"{len(failed)} of {len(self._source.connections)} servers of the cluster"
-            return f"{many} did not answer, so their sessions are not known ({names}); to find out, start them again"
+        if unread := self._unread():
+            return unread
         if self._unexplained:
             return f"{self._unexplained}; to find out, read such a session with the application"
         for one in diagnoses:

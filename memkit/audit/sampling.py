@@ -259,9 +259,10 @@ class ServerKeys:
     def named(self, sample: Sample, names: Sequence[bytes]) -> Walk:
         """Read the keys of these names that exist."""
         with self._reservoir(sample, len(names)) as reservoir:
-            for start in range(0, len(names), self._pace.batch):
+            left = list(names)
+            while left:
                 began = time.monotonic()
-                batch = names[start : start + self._pace.batch]
+                batch, left = left[: self._pace.batch], left[self._pace.batch :]  # which the pace may change
                 server_s = self._read(batch, sample, reservoir)
                 self._pace.after(server_s, time.monotonic() - began, len(batch))
                 yield len(batch)

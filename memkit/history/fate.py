@@ -82,8 +82,15 @@ def fate_of(
         return _fate(("unknown",), f"{name} does not exist at the end, and no source shows why", known)
     if last.name != "renamed" or last.possible:
         return _fate_of_deleted(name, last, known)
-    target = f" to {printable((last.target or b'').decode('utf-8', 'replace'))}" if last.target is not None else ""
-    return _fate(("renamed",), f"{name} was renamed{target}{_when(last.moment)}", known, "proven", last.moment)
+    return _fate(("renamed",), f"{name} was {_how_renamed(last)}{_when(last.moment)}", known, "proven", last.moment)
+
+
+def _how_renamed(event: KeyEvent) -> str:
+    if event.target is None:
+        return "renamed"
+    if event.target == event.key:
+        return f"moved to another database by {event.command}"
+    return f"renamed to {printable(event.target.decode('utf-8', 'replace'))}"
 
 
 def _fate_of_existing(

@@ -25,7 +25,7 @@ from memkit.history.tracking import Tracker
 from memkit.readonly.connection import KeyCommands, ReadOnlyConnection, info_fields, refused
 from memkit.readonly.values import to_name
 from memkit.render import counted, duration
-from memkit.server.clock import escape_glob
+from memkit.server.clock import chunks, escape_glob
 
 Replication = Literal["replica", "primary"]
 COUNTERS_EVERY_S = 0.2
@@ -149,8 +149,7 @@ class _WatchedServer:
     def states(self, names: Sequence[bytes]) -> list[tuple[bytes, KeyState | None]]:
         """Return each key's deadline as its state; None for a key that does not exist."""
         found: list[tuple[bytes, KeyState | None]] = []
-        for start in range(0, len(names), BATCH_KEYS):
-            batch = names[start : start + BATCH_KEYS]
+        for batch in chunks(names, BATCH_KEYS):
             replies = self._connection.send(KeyCommands(batch, ["pexpiretime"])).take()
             for reply in filter(refused, replies):
                 raise reply

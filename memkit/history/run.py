@@ -500,4 +500,5 @@ def _event_line(event: KeyEvent) -> str:
     if name == "renewed":  # the deadline changed, perhaps to an earlier one
         name, ttl = f"TTL set to {duration(event.ttl_ms)}" if ttl else "deadline changed", ""
     command = f" by {event.command}" if event.command else ""
+    command += f" in database {event.db}" if event.db else ""
     return f"{at}  {printable(event.key.decode('utf-8', 'replace'))}  {name}{command}{ttl}"

@@ -3,9 +3,9 @@
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import redis
 
@@ -21,7 +21,9 @@ from memkit.readonly.connection import (
 )
 from memkit.readonly.target import Target
 from memkit.readonly.values import JSON_KIND, KeyRequest, RedisValue, to_bytes, to_name
+from memkit.server.clock import chunks
 
+Item = TypeVar("Item")
 MAX_BYTES = 64 << 20
 MAX_ELEMENTS = 100_000
 PEEK_BYTES = 64 << 10
@@ -134,7 +136,7 @@ class Reader:
         by_name = {request.name: request for request in requests}
         loaded: dict[str, LoadedKey | None] = dict.fromkeys(by_name)
         names = list(by_name)
-        steps = [names[start : start + _BATCH_KEYS] for start in range(0, len(names), _BATCH_KEYS)]
+        steps = list(chunks(names, _BATCH_KEYS))
         sent = self._send(list(map(to_bytes, steps[0])), _METADATA) if steps else []
         for step, following in zip(steps, [*steps[1:], []], strict=False):
             columns = _columns(sent, len(step), _METADATA)
@@ -143,10 +145,12 @@ class Reader:
             metadata = {name: found for name, *each in answers if (found := _metadata(*each))}
             if self.target.snapshot and not self.target.snapshot.has_idle_times:
                 metadata = {name: found._replace(idle_s=None) for name, found in metadata.items()}
-            batches = list(_batches(metadata)) or [[]]
-            for number, batch in enumerate(batches, start=1):
+            sizes = {name: each.size_bytes or 0 for name, each in metadata.items()}
+            # No reply waits in memory with all the others.
+            parts = list(batches(sizes, sizes.__getitem__, _BATCH_BYTES)) or [[]]
+            for number, batch in enumerate(parts, start=1):
                 pending = self._send_for_values(batch, metadata, by_name)
-                if number == len(batches):
+                if number == len(parts):
                     # The server works on the next keys while this process decodes these values.
                     sent = self._send(list(map(to_bytes, following)), _METADATA)
                 for name, (replies, count) in zip(batch, pending, strict=True):
@@ -248,16 +252,16 @@ def _metadata(kind: Reply, pttl: Reply, idle: Reply, encoding: Reply, size: Repl
     )
 
 
-def _batches(metadata: Mapping[str, KeyMetadata]) -> Iterator[list[str]]:
-    """Cut keys into batches of about 4 MB, so that no reply waits in memory with all the others."""
-    batch: list[str] = []
-    size = 0
-    for name, each in metadata.items():
-        batch.append(name)
-        size += each.size_bytes or 0
-        if size >= _BATCH_BYTES:
+def batches(items: Iterable[Item], cost: Callable[[Item], float], most: float) -> Iterator[list[Item]]:
+    """Cut items into lists: each ends with the item with which its cost reaches so much."""
+    batch: list[Item] = []
+    total = 0.0
+    for one in items:
+        batch.append(one)
+        total += cost(one)
+        if total >= most:
             yield batch
-            batch, size = [], 0
+            batch, total = [], 0.0
     if batch:
         yield batch
 

@@ -46,6 +46,21 @@ def server() -> Iterator[RedisServer]:
         yield server
 
 
+class SlowingPace(Pace):
+    """A pace whose batches are halved each time, as if the server slowed down."""
+
+    def after(self, server_s: float | None, took_s: float, keys: int) -> None:
+        super().after(server_s, took_s, keys)
+        self.batch = max(keys // 2, 1)
+
+
+def test_look_up_misses_no_key_if_batches_shrink(server: RedisServer) -> None:
+    with server.client() as client, sampler_of(server, pace=SlowingPace(1, batch=100)) as sampler:
+        fill(client, "chat:", range(250), WEEK_S)
+        names = [b"chat:%d" % number for number in range(250)]
+        assert {one.key for one in sampler.look_up(names)} == set(names)
+
+
 # -- shares ------------------------------------------------------------------------------------------------------------
 
 

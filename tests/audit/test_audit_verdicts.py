@@ -124,6 +124,53 @@ def test_failover_removes_no_keys(traffic: Traffic) -> None:
     assert "the writes that had not reached it are lost" in text_of(report).replace("\n  ", " ")
 
 
+def test_replica_counts_no_expiry_and_has_no_limit(traffic: Traffic) -> None:
+    """It executes a DEL for each key that expires on the primary, and ignores maxmemory."""
+    config = {"repl-timeout": 10**6, **NO_FSYNC}
+    with (
+        RedisServer(port=free_port(), config=config) as primary,
+        RedisServer(config=config | {"replicaof": f"127.0.0.1 {primary.port}"}) as replica,
+        primary.client() as client,
+        replica.client() as reader,
+    ):
+        wait_for("a copy", lambda: reader.info("replication")["master_link_status"], "up".__eq__)
+        for ahead in "-2h", "2h":
+            for server in primary, replica:
+                server.clock.shift(ahead)
+            wait_for("no key", reader.dbsize, (0).__eq__)
+            for n in range(60):
+                client.set(f"chat:{n}", traffic.message(), ex=round(HOUR))
+            wait_for("the sessions", reader.dbsize, (60).__eq__)
+        reader.config_set("maxmemory", reader.info("memory")["used_memory"] - 50_000)
+        report = audit(replica.url, expect={"chat:*": HOUR}, duty=1)
+    assert (report.verdict.status, report.findings) == ("healthy", ())
+    assert "a replica counts those that expired on its primary, too" in text_of(report)
+
+
+def test_keys_of_another_server_are_not_healthy(traffic: Traffic) -> None:
+    def read_on(server: RedisServer) -> AuditReport:
+        return audit(primary.url, expect={"chat:*": WEEK}, replica=server.url, duty=1)
+
+    with (
+        RedisServer(port=free_port(), persist=True, config=NO_FSYNC) as primary,
+        RedisServer(config=NO_FSYNC | {"replicaof": f"127.0.0.1 {primary.port}"}) as replica,
+        RedisServer(persist=True, config=NO_FSYNC) as another,
+        primary.client() as client,
+        replica.client() as reader,
+        another.client() as other,
+    ):
+        wait_for("a copy", lambda: reader.info("replication")["master_link_status"], "up".__eq__)
+        for one in client, other:
+            for n in range(60):
+                one.set(f"chat:{n}", traffic.message(), ex=round(WEEK))
+        wait_for("the sessions", reader.dbsize, (60).__eq__)
+        assert read_on(replica).verdict.status == "healthy"
+        assert read_on(another).verdict.status == "undetermined"
+        assert "does not replicate" in read_on(another).verdict.sentence
+        reader.replicaof("127.0.0.1", 1)
+        assert of(read_on(replica), "replica_stale").confidence == "proven"
+
+
 def test_keys_copied_from_the_primary_are_healthy(traffic: Traffic) -> None:
     world = traffic.world(traffic.sessions(), port=free_port())
     with world.played() as primary, RedisServer(config=NO_FSYNC, persist=True) as server, server.client() as client:

@@ -212,6 +212,12 @@ def test_swap_renames_the_keys_of_two_databases(tmp_path: Path) -> None:
     assert (found.fate.cause, found.fate.ttl_s) == ("expired", 300)
 
 
+def test_moved_key_is_not_renamed_to_itself(tmp_path: Path) -> None:
+    path = log_of(tmp_path / "appendonly.aof", "0 SELECT 0\n0 SET chat:1 v\n1 MOVE chat:1 5")
+    assert "chat:1 was moved to another database by MOVE" in fate_of(path).sentence
+    assert "chat:1  written by MOVE in database 5" in history(path, session="1").to_text()
+
+
 def test_expiry_states_when_its_ttl_was_given(tmp_path: Path) -> None:
     text = "0 SET chat:1 v PXAT +60\n9 SET chat:1 v PXAT +309\n400 DEL chat:1"
     fate = fate_of(log_of(tmp_path / "appendonly.aof", text))

@@ -160,6 +160,8 @@ class World:
             with suppress(redis.ResponseError, redis.DataError):
                 self._do(act, key, to)
         after, ended = self.look()
+        if act.startswith("DEL KEY; SET") and key in after:
+            self.truth[key].cause = "exists"  # also if it lost its TTL before
         name = act.removeprefix("1> ").partition(" ")[0]
         for one in KEYS:
             cause = "renamed" if name in MOVES and (one == key or name == "SWAPDB") else "deleted"

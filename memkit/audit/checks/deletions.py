@@ -69,6 +69,7 @@ def _vanished_finding(
 ) -> Finding:
     prefix = next((one.prefix for one in expectations if one.matches.fullmatch(vanished[0].key)), None)
     deleters = [one.name for one in server.clients if one.last_command in DELETES]
+    evicted = "a replica does not count what its primary evicts" if server.is_replica else "evicted_keys did not change"
     many = len(vanished) >= max(FEWEST_VANISHED, VANISHED_SHARE * looked)
     return Finding(
         "deleted",
@@ -76,9 +77,9 @@ def _vanished_finding(
         keys=len(vanished),
         message=f"{counted(len(vanished), 'key')} matching {prefix}* disappeared during the audit, long before their "
         "deadline",
-        confidence="proven" if many else "possible",
+        confidence="proven" if many and not server.is_replica else "possible",
         evidence=(
-            "they existed at the first look and no longer at the second; evicted_keys did not change",
+            f"they existed at the first look and no longer at the second; {evicted}",
             *([] if many else ["users may have ended so few of their sessions themselves"]),
             *(f"a client with DEL, UNLINK or GETDEL as its last command: {name}" for name in deleters[:3]),
         ),
@@ -127,6 +128,8 @@ def _counted(
         return [], []
     shown = ", ".join(f"{name} {number:,}" for name, number in calls.items() if number)
     why = None
+    if server.may_have_synced:
+        return [], [f"keys were removed ({shown}): a replica counts those that expired on its primary, too"]
     if sum(calls.values()) <= server.called("evalsha", "eval"):
         why = "as many scripts were called, and locks are released by a script that calls DEL"
     elif any(deletes_own_keys(to_name(one.key)) for one in own):

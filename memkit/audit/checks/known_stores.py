@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from memkit import formats
 from memkit.audit.sampling import KeyFacts
 from memkit.formats.model import KeyOwner, Problem, SessionKey, SessionValues
-from memkit.readonly.reader import Budget, Reader
+from memkit.readonly.reader import Budget, Reader, batches
 from memkit.readonly.values import KeyRequest, RedisValue
 
 BATCH_KEYS = 200
@@ -76,7 +76,12 @@ class KnownSessions:
         """Read the incomplete sessions, each completely; return how many were read in time, and how many there are."""
         left = [owners for group, owners in self.owners.items() if group in self.incomplete]
         until, done = time.monotonic() + within_s, 0
-        for batch in _batches(left, sizes):
+
+        def share_of_batch(owners: Owners) -> float:
+            size = sum(sizes[name].size_bytes or 0 for name in owners if name in sizes)
+            return len(owners) / BATCH_KEYS + size / BATCH_BYTES
+
+        for batch in batches(left, share_of_batch, 1.0):
             if done >= FEWEST_SESSIONS and time.monotonic() > until:
                 break
             for found in _confirmed(loads, batch):
@@ -87,21 +92,6 @@ class KnownSessions:
 
 def _first(owners: Owners) -> KeyOwner:
     return next(iter(owners.values()))
-
-
-def _batches(sessions: Sequence[Owners], sizes: Mapping[str, KeyFacts]) -> Iterator[list[Owners]]:
-    """Cut sessions into batches that fit into memory; no session is cut."""
-    batch: list[Owners] = []
-    keys = size = 0
-    for owners in sessions:
-        batch.append(owners)
-        keys += len(owners)
-        size += sum(sizes[name].size_bytes or 0 for name in owners if name in sizes)
-        if keys >= BATCH_KEYS or size >= BATCH_BYTES:
-            yield batch
-            batch, keys, size = [], 0, 0
-    if batch:
-        yield batch
 
 
 def _confirmed(loads: ValueReader, sessions: Sequence[Owners]) -> list[Problems]:

@@ -28,6 +28,7 @@ from memkit.formats.parsing.encodings import ENCRYPTED, examine
 from memkit.readonly.reader import Reader
 from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue, to_bytes, to_name
 from memkit.render import counted, utc_text, utc_time
+from memkit.server.clock import chunks
 
 FEWEST_VALUES = 5_000
 BATCH_KEYS = 200
@@ -178,13 +179,13 @@ def _read(loads: ValueReader, expected: Expectation, content: _Contents, *, with
     """Read values batch by batch and keep what they show; then the sessions with parts outside one batch."""
     until = time.monotonic() + within_s
     in_order = sorted(content.keys)  # by name, so that most sessions' keys are together
-    for start in range(0, len(in_order), BATCH_KEYS):
+    for some in chunks(in_order, BATCH_KEYS):
         if content.tried >= FEWEST_VALUES and time.monotonic() > until:
             content.notes.append(
                 f"values of {content.tried:,} of {len(in_order):,} keys matching {expected.pattern} were read"
             )
             break
-        batch = {to_name(one.key): one for one in in_order[start : start + BATCH_KEYS]}
+        batch = {to_name(one.key): one for one in some}
         content.tried += len(batch)
         loads.renew_budget()
         loaded = loads.load(KeyRequest(name, "") for name in batch).values()

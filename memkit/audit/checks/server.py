@@ -76,7 +76,7 @@ def server_findings(
         None if spared else _evicted(server, after, ttl_ms) or _eviction_risk(server),
         _flushed(server, context, ttl_ms, oldest, dated=len(own), existing=existing),
         _restarted(server, context, ttl_ms, written, loaded=server.must_have_loaded(existing)),
-        _replica_stale(server, context),
+        replica_stale(server, context),
         _persistence_risk(server, context),
         _skewed(server, oldest if context.keys else 0) if volatile or not context.keys else None,
     ]
@@ -103,6 +103,11 @@ def server_notes(server: ServerFacts, expectations: Sequence[Expectation], *, wh
                 loaded += f"; {server.expired_at_load:,} keys of the file were past their deadline"
         young = "" if longest == math.inf else ", less than one expected TTL ago"
         notes.append(f"the server started {when}{young}{loaded}")
+    if server.is_replica:
+        primary = f"{server.info.get('master_host', '?')}:{server.info.get('master_port', '?')}"
+        notes.append(
+            f"this is a replica: it does not count what its primary ({primary}) evicts or refuses; audit that, too"
+        )
     flushes = server.called(*FLUSHES)
     if flushes:
         names = " or ".join(name.upper() for name in FLUSHES if server.called(name))
@@ -165,7 +170,9 @@ def _writes_refused(server: ServerFacts) -> Finding | None:
     state = f"used_memory {used:,} of maxmemory {limit:,} bytes" if limit else "maxmemory is 0: no limit now"
     out_of_memory = server.errors("OOM")
     full = bool(limit) and used >= FULL * limit
-    if out_of_memory or (limit and used >= limit and server.policy == "noeviction"):
+    # A replica ignores maxmemory (replica-ignore-maxmemory).
+    refuses = bool(limit) and used >= limit and server.policy == "noeviction" and not server.is_replica
+    if out_of_memory or refuses:
         now = "and memory is full" if full else "and memory has room now"
         return Finding(
             "out_of_memory",
@@ -237,7 +244,7 @@ def _eviction_risk(server: ServerFacts) -> Finding | None:
     """Uses used_memory, maxmemory and the policy."""
     used, limit = server.memory
     policy = server.policy
-    if not limit or used < NEAR_FULL * limit or policy in (None, "noeviction"):
+    if server.is_replica or not limit or used < NEAR_FULL * limit or policy in (None, "noeviction"):
         return None
     return Finding(
         "eviction_risk",
@@ -327,8 +334,15 @@ def _restarted(
     )
 
 
-def _replica_stale(server: ServerFacts, context: AuditContext) -> Finding | None:
-    """Uses role, master_link_status and master_link_down_since_seconds."""
+def replica_stale(server: ServerFacts, context: AuditContext) -> Finding | None:
+    """Return the finding of a replica without its primary.
+
+    Uses role, master_link_status and master_link_down_since_seconds.
+
+    Args:
+        server: The replica's report.
+        context: The keys.
+    """
     if not server.is_replica or server.info.get("master_link_status", "up") == "up":
         return None
     down_s = server.number("master_link_down_since_seconds")
