@@ -95,12 +95,16 @@ def write_affected(
         client = cli_command(url, target.connections[0].name)
         if target.snapshot:
             client = f"redis-cli -u redis://HOST:PORT/{target.snapshot.database}"
-        for finding in findings:
+        for number, finding in enumerate(findings):
             before, prefix = done.keys, to_bytes(finding.prefix or "")
             for connection in target.connections:
                 for name, left_ms in _keys_with_ttl(connection, prefix, finding.longest_ms):
                     own = next((one.prefix for one in report.expectations if one.matches.fullmatch(name)), "")
-                    if not (finding.prefix or "").startswith(own) or any(one.fullmatch(name) for one in left_out):
+                    about = [one for one in findings[: number + 1] if (one.prefix or "").startswith(own)]
+                    # If an earlier finding is about the key too, the file has it.
+                    if next((one for one in about if one.affects(name, left_ms)), None) is not finding:
+                        continue
+                    if any(one.fullmatch(name) for one in left_out):
                         continue
                     if b"\n" in name:
                         done.unprintable += 1

@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,19 @@ def test_the_file_has_the_names_and_the_line_renews(
         assert client.ttl("chat:0") > 604_000
         assert client.ttl("chat:a b'$(id)") > 604_000
         assert client.ttl("other:1") <= 60
+
+
+def test_a_key_of_two_findings_is_written_once(tmp_path: Path) -> None:
+    with RedisServer() as server, server.client() as client:
+        for number in range(60):
+            client.set(f"chat:{number}", "{}", ex=300 if number < 30 else 604_800)
+        report = audit(server.url, expect={"chat:*": "7d"}, duty=1)
+        short = next(one for one in report.findings if one.cause == "ttl_too_short")
+        late = replace(short, cause="not_refreshed", observed_ttl_s=604_800)
+        done = write_affected(server.url, replace(report, findings=(short, late)), tmp_path / "affected")
+        names = (tmp_path / "affected").read_text().splitlines()
+    assert sorted(names) == sorted({f"chat:{number}" for number in range(60)})
+    assert (done.keys, done.soon) == (60, 30)
 
 
 def test_lines_for_two_findings_renew_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -154,14 +155,17 @@ def test_names_that_are_percent_encoded(encoded: str, traffic: Traffic) -> None:
     assert causes(traffic.world(events).audited()) == ({"wrong_prefix"} if encoded == "since" else set())
 
 
-@pytest.mark.parametrize(("shape", "confidence"), [("by-user:{}", "possible"), ("{}:title", "proven")])
-def test_persistent_names_beside_the_sessions(shape: str, confidence: str, traffic: Traffic) -> None:
+@pytest.mark.parametrize(
+    ("shape", "kind", "confidence"),
+    [("by-user:{}", "string", "possible"), ("by-user:{}", "hash", "possible"), ("{}:title", "string", "proven")],
+)
+def test_persistent_keys_beside_the_sessions(shape: str, kind: str, confidence: str, traffic: Traffic) -> None:
     events: list[Event] = []
     for age_s in traffic.times():
         uid, owner = traffic.uid(), traffic.uid()
         events += traffic.write(f"chat:{uid}", age_s, kind="string")
         name = shape.format(owner if "user" in shape else uid)
-        events += traffic.write(f"chat:{name}", age_s, kind="string", ttl_s=None, value=f"chat:{uid}")
+        events += traffic.write(f"chat:{name}", age_s, kind=kind, ttl_s=None, value=f"chat:{uid}")
     (found,) = traffic.world(events).audited().findings
     assert (found.cause, found.confidence) == ("no_ttl", confidence)
     assert ("--expect 'chat:by-user:*=never'" in found.next) == (confidence == "possible")
@@ -224,6 +228,19 @@ def test_sessions_that_hold_undefined_since(share: float, traffic: Traffic) -> N
     assert not false_alarms(report)
 
 
+@pytest.mark.parametrize("start", [True, False])
+def test_trimmed_sessions_dated_before_the_write(start: bool, traffic: Traffic) -> None:
+    now, events = datetime.now(UTC).timestamp(), list[Event]()
+    for age_s in traffic.times(0, 6.9 * DAY):
+        key = f"chat:{traffic.uid()}"
+        for at_s in (age_s * 0.9**turn for turn in range(traffic.dice.choice((3, 5, 20, 30)))):
+            dated_s = now - at_s - traffic.dice.uniform(0, 10 * MINUTE)
+            events.append((at_s, ("RPUSH", key, traffic.message(timestamp=dated_s))))
+            events += [(at_s, ("LTRIM", key, *((0, 9) if start else (-10, -1)))), (at_s, ("EXPIRE", key, 604_800))]
+    report = traffic.world(events, full=True, steps=10_000).audited()
+    assert causes(report) == ({"trimmed"} if start else set())
+
+
 @pytest.mark.parametrize("renewed", [True, False])
 def test_absolute_ttl_that_writes_renew(renewed: bool, traffic: Traffic) -> None:
     now, events = datetime.now(UTC).timestamp(), list[Event]()
@@ -235,3 +252,16 @@ def test_absolute_ttl_that_writes_renew(renewed: bool, traffic: Traffic) -> None
     expect = {"chat:*": ExpiryPolicy.absolute("7d")}
     report = traffic.world(events, expect=expect, full=True, steps=10_000).audited()
     assert causes(report) == ({"ttl_too_long"} if renewed else set())
+
+
+@pytest.mark.parametrize(("least", "confidence"), [(0.55, "possible"), (0.2, "proven")])
+def test_deadlines_of_the_first_write(least: float, confidence: str, traffic: Traffic) -> None:
+    now, events = datetime.now(UTC).timestamp(), list[Event]()
+    for age_s in traffic.times(0.85 * traffic.ttl_s):
+        key = f"chat:{traffic.uid()}"
+        last_s = age_s - traffic.ttl_s * traffic.dice.uniform(0.1, 1 - least)
+        value = json.dumps({"createdAt": now - age_s, "updatedAt": now - last_s})
+        events += [(age_s, ("SET", key, value, "EX", 604_800)), (last_s, ("SET", key, value, "KEEPTTL"))]
+        events.append((traffic.dice.uniform(0, last_s), ("GET", key)))
+    (found,) = traffic.world(events, full=True, steps=10_000).audited().findings
+    assert (found.cause, found.confidence) == ("not_refreshed", confidence)

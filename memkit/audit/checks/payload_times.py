@@ -6,6 +6,7 @@ Only fields that state when the session or a message was written count. What a d
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 from memkit import formats
 from memkit.audit.checks.ttl_inference import LEAST_LEFT
+from memkit.audit.checks.ttl_peaks import quantile
 from memkit.audit.finding import Confidence, Finding, Since
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
@@ -63,9 +65,13 @@ SAME_MS, ALIKE_SHARE = 60_000, 0.9
 """If nearly all times are ahead of deadlines by one value, give or take this, two clocks differ."""
 LATE_SHARE, FEWEST_LATE = 0.05, 3
 """Fewer late sessions may be clocks that were set."""
+DATED_BEFORE = 0.1
+"""A session may be dated while it is begun, and written later: by less than this share of its TTL."""
 FEWEST_TRIMMED, TRIMMED_SHARE, OTHERS_SHARE = 3, 0.5, 0.1
-"""So many sessions of exactly n messages, and at least this share of them, are older than their last write, and at
-most OTHERS_SHARE of the shorter ones. If reads renew the TTL, the shorter ones are older too."""
+"""So many sessions of exactly n messages, and at least this share of them, have a newest message that is older than the
+last write by more than those of all but OTHERS_SHARE of the shorter ones: a message may be dated before its answer is
+written. If reads renew the TTL, the shorter ones are as old.
+"""
 
 _ISO = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
 _HTTP = re.compile(r"[A-Z][a-z]{2}, \d\d? [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d ")
@@ -252,9 +258,9 @@ def _late_finding(
 
     ``fixed``: how many deadlines still count from the first message; ``short``: some have hardly any TTL left.
     """
-    confidence: Confidence = "possible" if not (fixed or short) else "likely"
-    if len(times) >= FEWEST_LATE and confidence == "likely":
-        confidence = "proven"
+    # If each has half of its TTL left, renewal may be throttled, and no session may have been renewed yet.
+    sure: Confidence = "proven" if len(times) >= FEWEST_LATE else "likely"
+    confidence: Confidence = sure if short else "possible"
     first_late = min(times)
     given = ttl - median(ahead)
     # Without a deadline that counts from the first message, one distance for all sessions is their TTL.
@@ -305,7 +311,7 @@ def prolonged(expected: Expectation, sessions: Sequence[DatedSession]) -> Findin
         for one in sessions
         if one.facts.deadline_ms and one.first and one.first.at == one.first.earliest
     ]
-    later = [each for each in dated if each > LATE_MS + expected.jitter * ttl]
+    later = [each for each in dated if each > max(expected.jitter, DATED_BEFORE) * ttl]
     if len(later) < max(min(FEWEST_LATE, len(dated)), LATE_SHARE * len(dated)) or not later or _two_clocks(later):
         return None
     return Finding.of(
@@ -340,12 +346,11 @@ def trimmed(expected: Expectation, sessions: Sequence[DatedSession]) -> Finding 
     ]
     most = max((messages for messages, _ in dated), default=0)
     full = [gap for messages, gap in dated if messages == most]
-    others = [gap for messages, gap in dated if messages < most]
-    older = [gap for gap in full if gap > LATE_MS]
-    if len(older) < max(FEWEST_TRIMMED, TRIMMED_SHARE * len(full)) or _two_clocks(older):
-        return None
+    others = sorted(gap for messages, gap in dated if messages < most)
     # Without shorter sessions nothing shows that messages here are as new as their write: it may be a copy of old data.
-    if not others or sum(gap > LATE_MS for gap in others) > OTHERS_SHARE * len(others):
+    usual = quantile(others, 1 - OTHERS_SHARE) if others else math.inf
+    older = [gap for gap in full if gap > LATE_MS + max(0.0, usual)]
+    if len(older) < max(FEWEST_TRIMMED, TRIMMED_SHARE * len(full)) or _two_clocks(older):
         return None
     return Finding.of(
         expected,
@@ -357,7 +362,8 @@ def trimmed(expected: Expectation, sessions: Sequence[DatedSession]) -> Finding 
         evidence=(
             f"no session holds more than {most:,} messages",
             f"the newest message is up to {duration(max(older))} older than the last write (deadline minus TTL)",
-            f"{counted(len(others), 'session')} hold fewer messages; the newest is as old as the last write",
+            f"{counted(len(others), 'session')} hold fewer messages; of nearly all, the newest is at most "
+            f"{duration(max(LATE_MS, usual))} older than that",
         ),
         next="after RPUSH keep the newest messages: LTRIM key -n -1, not LTRIM key 0 n-1",
     )

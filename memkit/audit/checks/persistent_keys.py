@@ -28,10 +28,12 @@ def persistent_finding(expected: Expectation, sessions: Sequence[Group], context
         if own and (len(group.members) > 1 or len(sessions) == 1):
             keys += own
             shapes.append(f"{expected.prefix}{group.part}")
-            ids = {member.session for one in sessions if one is not group for member in one.members}
-            # Strings that hold no more than a name, and share no id with the sessions, may be an index of them.
-            names = ids.isdisjoint(member.session for member in group.members) and is_tiny(group, sessions, context)
-            many = len(own) >= FEWEST_SESSIONS and not names
+            others = [one for one in sessions if one is not group]
+            kinds, ids = {one.kind for one in others}, {member.session for one in others for member in one.members}
+            # What shares no id with the sessions and is of another type, or no longer than a name, may be no session.
+            unlike = group.kind not in kinds or is_tiny(group, sessions, context)
+            unlike = unlike and ids.isdisjoint(member.session for member in group.members)
+            many = len(own) >= FEWEST_SESSIONS and not unlike
             like_sessions |= len(own) < len(group.members) or many or len(sessions) == 1
     if not keys:
         return None

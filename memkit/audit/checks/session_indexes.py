@@ -23,10 +23,12 @@ from memkit.formats.model import seconds
 from memkit.formats.parsing.bounded_json import parse
 from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue, to_bytes, to_name
 from memkit.render import counted, duration
+from memkit.server.clock import chunks
 
 MOST_INDEXES = 3_000
 MOST_INDEX_BYTES = 1 << 20
 MOST_LOOKUPS = 100_000
+BATCH_NAMES = 1_000
 MOST_SHAPES = 5
 ID_CHARS = 300
 PLAIN_ID_CHARS, FEWEST_PLAIN = 8, 5
@@ -250,11 +252,11 @@ def _begins(expected: Expectation, existing: Sequence[tuple[float | None, KeyFac
 def _missing(loads: ValueReader, sessions: _Sessions, names: Sequence[str]) -> list[str]:
     """Return the names of which no key exists, as far as there are look-ups left."""
     found: list[str] = []
-    for start in range(0, min(len(names), MOST_LOOKUPS // len(sessions.shapes)), 1_000):
-        asked = [(name, to_bytes(key)) for name in names[start : start + 1_000] for key in sessions.keys_of(name)]
+    for some in chunks(names[: MOST_LOOKUPS // len(sessions.shapes)], BATCH_NAMES):
+        asked = [(name, to_bytes(key)) for name in some for key in sessions.keys_of(name)]
         exist = loads.reader.exist([key for _, key in asked])
         there = {name for (name, _), exists in zip(asked, exist, strict=True) if exists}
-        found += [name for name in names[start : start + 1_000] if name not in there]
+        found += [name for name in some if name not in there]
     return found
 
 
