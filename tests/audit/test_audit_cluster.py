@@ -164,9 +164,12 @@ def test_slow_log_of_each_shard_is_read() -> None:
             client.config_set("slowlog-log-slower-than", 0)
             for key in client.keys()[:20]:
                 client.delete(key)
+            client.set("{" + key.decode() + "}:short", "x", px=1)
+            wait_for("its end", lambda: client.info("stats")["expired_keys"], (1).__eq__)
         report = audit(made.url, expect={"chat:*": "7d"}, duty=1)
     (found,) = (one for one in report.findings if one.cause == "deleted")
     assert (found.confidence, found.keys) == ("proven", 20)
+    assert report.counters["expired_keys"] == 1
 
 
 def test_slots_that_move_are_reported(nodes: Cluster) -> None:

@@ -146,6 +146,7 @@ def test_replica_counts_no_expiry_and_has_no_limit(traffic: Traffic) -> None:
         report = audit(replica.url, expect={"chat:*": HOUR}, duty=1)
     assert (report.verdict.status, report.findings) == ("healthy", ())
     assert "a replica counts those that expired on its primary, too" in text_of(report)
+    assert (report.counters["expired_keys"], report.counters["evicted_keys"]) == (None, None)
 
 
 def test_keys_of_another_server_are_not_healthy(traffic: Traffic) -> None:
