@@ -410,6 +410,19 @@ class PartsFromZero(PartsNamedLikeSessions):
     first = 0
 
 
+class KeepsAHundredSessions(ListScript):
+    """Deletes the session that was written longest ago when there are more than a hundred."""
+
+    found_by = "ids_apart"
+    script = (
+        ListScript.script.removesuffix("return 1")
+        + """
+        redis.call('LREM', 'right-latest', 0, KEYS[1])
+        redis.call('RPUSH', 'right-latest', KEYS[1])
+        if redis.call('LLEN', 'right-latest') > 100 then redis.call('DEL', redis.call('LPOP', 'right-latest')) end"""
+    )
+
+
 class TextsByContent(ListScript):
     """Each text is kept once, for all sessions; clear() deletes those of the session."""
 

@@ -238,7 +238,7 @@ class _Audit:
         findings += self._of_servers(context, own, after)
         vanished, looked = self._vanished(diagnoses, after)
         deleted, notes = deleted_finding(
-            self._servers[0], self._expected, vanished, context, looked=looked, of=sample.of, sessions=sessions
+            self._servers, self._expected, vanished, context, looked=looked, of=sample.of, sessions=sessions
         )
         self._notes += notes
         findings = [replace(one, sampled=len(sample.keys)) for one in _in_order([*findings, *deleted])]
