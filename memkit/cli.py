@@ -45,6 +45,13 @@ ADVICE = (
         "this server is no Sentinel: give a Sentinel's port (26379 by default), or use redis:// instead of "
         "redis+sentinel://",
     ),
+    ("^busy ", "a script blocks it: wait until that has ended, and look for it in redis-cli SLOWLOG GET"),
+    (
+        "^masterdown",
+        "this replica has no connection to its primary and does not answer (replica-serve-stale-data no): read from "
+        "another server",
+    ),
+    ("^clusterdown", "no server has some of the cluster's slots: redis-cli --cluster check HOST:PORT names them"),
     ("cluster mode is not enabled", "this server is not a cluster: use redis:// instead of redis+cluster://"),
     (
         "no master found",

@@ -171,6 +171,19 @@ def test_a_connection_error_has_advice(capsys, ports, tmp_path, command, url, ad
     assert "<redis" not in err
 
 
+def test_replica_that_does_not_answer_hides_no_session(capsys):
+    with RedisServer(port=0) as server, server.client() as client:
+        client.set("chat:1", "x", ex=100)
+        commands = ["inspect", server.url, "chat:1"], ["audit", server.url, "--expect", "chat:*=7d"]
+        assert run(capsys, *commands[0])[0] == 0
+        client.config_set("replica-serve-stale-data", "no")
+        client.replicaof("127.0.0.1", 1)
+        for command in commands:
+            code, out, err = run(capsys, *command)
+            assert (code, out) == (2, "")
+            assert "this replica has no connection to its primary and does not answer" in err
+
+
 UNENCODED = [
     "redis://u:hun@ter#ca?ts@127.0.0.1:{free}/0", "redis://u:hun/ter@127.0.0.1:{free}/0", "redis://:hun?ter@h/0",
     "redis://u:hun#ter@127.0.0.1:{free}", "redis://u:hun#ter", "redis://u:12345/hunter@h", "redis://u:hun ter@h",

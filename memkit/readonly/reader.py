@@ -240,8 +240,8 @@ def _metadata(kind: Reply, pttl: Reply, idle: Reply, encoding: Reply, size: Repl
     if not isinstance(kind, bytes) or kind == b"none" or pttl == -2:
         if refused(kind) and str(kind).startswith("LOADING"):
             raise redis.BusyLoadingError(str(kind))
-        if isinstance(kind, redis.ConnectionError | redis.TimeoutError):
-            raise kind
+        if refused(kind) and not (redirected(kind) or str(kind).startswith("NOPERM")):
+            raise kind  # BUSY, MASTERDOWN, CLUSTERDOWN, a broken connection: nothing is known about any key
         return None
     return KeyMetadata(
         kind.decode(),
