@@ -238,7 +238,7 @@ class _Audit:
         findings += self._of_servers(context, own, after)
         vanished, looked = self._vanished(diagnoses, after)
         deleted, notes = deleted_finding(
-            self._servers[0], self._expected, vanished, context, looked=looked, of=sample.of, sessions=sessions
+            self._servers, self._expected, vanished, context, looked=looked, of=sample.of, sessions=sessions
         )
         self._notes += notes
         findings = [replace(one, sampled=len(sample.keys)) for one in _in_order([*findings, *deleted])]
@@ -264,7 +264,7 @@ class _Audit:
             at=utc_time(self._servers[0].now_ms),
             keys=sample.keys,
             scales={"": sample.of / max(len(sample.keys) - sample.extra, 1), **sample.scales},
-            counters={name: self._servers[0].number(name) for name in COUNTERS},
+            counters={name: _total(one.own_number(name) for one in self._servers) for name in COUNTERS},
         )
 
     def _of_servers(

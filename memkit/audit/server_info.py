@@ -109,6 +109,10 @@ class ServerFacts:
         text = self.info.get(name, "")
         return int(text) if re.fullmatch(r"-?\d+", text) else None
 
+    def own_number(self, name: str) -> int | None:
+        """Return an integer of INFO; None if the server is a replica, which does not count what its primary removes."""
+        return None if self.is_replica and name in ("expired_keys", "evicted_keys") else self.number(name)
+
     def fields(self, name: str) -> dict[str, str]:
         """Return the parts of one of INFO's lists, such as ``calls=1,usec=12`` of a command."""
         return dict(pair.partition("=")[::2] for pair in self.info.get(name, "").split(",") if "=" in pair)

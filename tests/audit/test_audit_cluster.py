@@ -155,6 +155,23 @@ def test_session_in_a_moving_slot_is_not_called_lost() -> None:
             inspect_session(made.url, "chat:9")
 
 
+def test_slow_log_of_each_shard_is_read() -> None:
+    assert BINARY
+    with cluster(BINARY.path, replicas=False, persist=True) as made:
+        fill(made, 300)
+        last = made.primaries[2]
+        with last.client() as client:
+            client.config_set("slowlog-log-slower-than", 0)
+            for key in client.keys()[:20]:
+                client.delete(key)
+            client.set("{" + key.decode() + "}:short", "x", px=1)
+            wait_for("its end", lambda: client.info("stats")["expired_keys"], (1).__eq__)
+        report = audit(made.url, expect={"chat:*": "7d"}, duty=1)
+    (found,) = (one for one in report.findings if one.cause == "deleted")
+    assert (found.confidence, found.keys) == ("proven", 20)
+    assert report.counters["expired_keys"] == 1
+
+
 def test_slots_that_move_are_reported(nodes: Cluster) -> None:
     fill(nodes, 12_000, short=6_000)
     moved: list[int] = []

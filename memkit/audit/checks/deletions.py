@@ -36,7 +36,7 @@ MAKE_OTHERS = ("rpush", "lpush", "hset", "hmset", "hsetnx", "hsetex", "sadd", "z
 
 
 def deleted_finding(
-    server: ServerFacts,
+    servers: Sequence[ServerFacts],
     expectations: Sequence[Expectation],
     vanished: Sequence[KeyFacts],
     context: AuditContext,
@@ -48,7 +48,7 @@ def deleted_finding(
     """Return the finding of sessions that were deleted; or a note if keys were and sessions are unlikely.
 
     Args:
-        server: The server's report.
+        servers: The report of each server; of a cluster the counters of the first one are judged.
         expectations: What is expected.
         vanished: Sessions that existed at a first look and no longer at the second.
         context: The keys.
@@ -57,19 +57,20 @@ def deleted_finding(
         sessions: How many keys of sessions were looked at.
     """
     if vanished:
-        return [_vanished_finding(server, expectations, vanished, looked=looked)], []
-    if found := _logged_finding(server, expectations):
+        return [_vanished_finding(servers, expectations, vanished, looked=looked)], []
+    if found := _logged_finding(servers, expectations):
         return [found], []
     scale = of / len(context.keys) if context.keys else 0.0
-    return _counted(server, expectations, context, scale=scale, sessions=sessions)
+    return _counted(servers[0], expectations, context, scale=scale, sessions=sessions)
 
 
 def _vanished_finding(
-    server: ServerFacts, expectations: Sequence[Expectation], vanished: Sequence[KeyFacts], *, looked: int
+    servers: Sequence[ServerFacts], expectations: Sequence[Expectation], vanished: Sequence[KeyFacts], *, looked: int
 ) -> Finding:
     prefix = next((one.prefix for one in expectations if one.matches.fullmatch(vanished[0].key)), None)
-    deleters = [one.name for one in server.clients if one.last_command in DELETES]
-    evicted = "a replica does not count what its primary evicts" if server.is_replica else "evicted_keys did not change"
+    deleters = [one.name for server in servers for one in server.clients if one.last_command in DELETES]
+    on_replica = any(server.is_replica for server in servers)
+    evicted = "a replica does not count what its primary evicts" if on_replica else "evicted_keys did not change"
     many = len(vanished) >= max(FEWEST_VANISHED, VANISHED_SHARE * looked)
     return Finding(
         "deleted",
@@ -77,7 +78,7 @@ def _vanished_finding(
         keys=len(vanished),
         message=f"{counted(len(vanished), 'key')} matching {prefix}* disappeared during the audit, long before their "
         "deadline",
-        confidence="proven" if many and not server.is_replica else "possible",
+        confidence="proven" if many and not on_replica else "possible",
         evidence=(
             f"they existed at the first look and no longer at the second; {evicted}",
             *([] if many else ["users may have ended so few of their sessions themselves"]),
@@ -87,9 +88,16 @@ def _vanished_finding(
     )
 
 
-def _logged_finding(server: ServerFacts, expectations: Sequence[Expectation]) -> Finding | None:
+def _logged_finding(servers: Sequence[ServerFacts], expectations: Sequence[Expectation]) -> Finding | None:
     """Return the finding of deletions in the slow log that name sessions."""
-    named = [(one, key) for one in server.slow_commands if one.command in DELETES for key in one.keys]
+    named = [
+        (one, key)
+        for server in servers
+        for one in server.slow_commands
+        for key in one.keys
+        # Keys that expire or are evicted on the primary are deleted on its replicas, each with a command of its own.
+        if one.command in DELETES and (len(one.keys) > 1 or not server.may_have_synced)
+    ]
     named = [(one, key) for one, key in named if not is_housekeeping(to_name(key))]
     prefixes = {one: each.prefix for each in expectations for one, key in named if each.matches.fullmatch(key)}
     logged = list(prefixes)

@@ -20,23 +20,13 @@ QUIETER = 0.5
 
 def persistent_finding(expected: Expectation, sessions: Sequence[Group], context: AuditContext) -> Finding | None:
     """Return the finding of sessions without TTL; a lone key that all sessions share may be persistent."""
-    keys: list[KeyFacts] = []
-    shapes: list[str] = []
-    like_sessions = False
-    for group in sessions:
-        own = [one for one in group.keys if one.deadline_ms is None]
-        if own and (len(group.members) > 1 or len(sessions) == 1):
-            keys += own
-            shapes.append(f"{expected.prefix}{group.part}")
-            others = [one for one in sessions if one is not group]
-            kinds, ids = {one.kind for one in others}, {member.session for one in others for member in one.members}
-            # What shares no id with the sessions and is of another type, or no longer than a name, may be no session.
-            unlike = group.kind not in kinds or is_tiny(group, sessions, context)
-            unlike = unlike and ids.isdisjoint(member.session for member in group.members)
-            many = len(own) >= FEWEST_SESSIONS and not unlike
-            like_sessions |= len(own) < len(group.members) or many or len(sessions) == 1
-    if not keys:
+    groups = [group for group in sessions if len(group.members) > 1 or len(sessions) == 1]
+    groups = [group for group in groups if any(one.deadline_ms is None for one in group.keys)]
+    if not groups:
         return None
+    keys = [one for group in groups for one in group.keys if one.deadline_ms is None]
+    shapes = [f"{expected.prefix}{group.part}" for group in groups]
+    like_sessions = any(_are_like_sessions(group, sessions, context) for group in groups)
     everything = [one for group in sessions for one in group.keys]
     prefix = narrowest_prefix([one.key for one in keys], [one.key for one in context.keys], expected.prefix)
     since = _since(expected, keys, everything, context) if like_sessions else None
@@ -53,7 +43,11 @@ def persistent_finding(expected: Expectation, sessions: Sequence[Group], context
             "have one: HSET removes the TTL of a field"
         )
         message += f"; {counted(without, 'field')} lost theirs"
+    step = "find the write that leaves no TTL (SET without EX; a crash before EXPIRE): memkit inspect URL KEY"
+    if not like_sessions:
+        step = f"memkit inspect URL KEY shows one; if these are no sessions: --expect '{shapes[0]}=never'"
     if since and since.bound == "until":
+        step = "set a TTL on the remaining keys once: EXPIRE KEY SECONDS NX"
         evidence.append(f"every key written since {context.when(since.at_ms)} has a TTL: the fault has ended")
     if prefix != expected.prefix:
         evidence.append(f"all of them match {prefix}*")
@@ -66,12 +60,23 @@ def persistent_finding(expected: Expectation, sessions: Sequence[Group], context
         confidence="proven" if like_sessions else "possible",
         since=since,
         evidence=evidence,
-        next="set a TTL on the remaining keys once: EXPIRE KEY SECONDS NX"
-        if since and since.bound == "until"
-        else f"memkit inspect URL KEY shows one; if these are no sessions: --expect '{shapes[0]}=never'"
-        if not like_sessions
-        else "find the write that leaves no TTL (SET without EX; a crash before EXPIRE): memkit inspect URL KEY",
+        next=step,
     )
+
+
+def _are_like_sessions(group: Group, sessions: Sequence[Group], context: AuditContext) -> bool:
+    """Whether keys without TTL are surely sessions: some of their shape have a TTL, or there is no other shape.
+
+    What shares no id with the sessions and is of another type, or no longer than a name, may be no session.
+    """
+    persistent = sum(one.deadline_ms is None for one in group.keys)
+    if persistent < len(group.members) or len(sessions) == 1:
+        return True
+    others = [one for one in sessions if one is not group]
+    kinds, ids = {one.kind for one in others}, {member.session for one in others for member in one.members}
+    unlike = group.kind not in kinds or is_tiny(group, sessions, context)
+    unlike = unlike and ids.isdisjoint(member.session for member in group.members)
+    return persistent >= FEWEST_SESSIONS and not unlike
 
 
 def _since(
