@@ -1038,6 +1038,20 @@ class OldPartsExpire(Right):
         self.r.delete(self.key, *self.parts())
 
 
+class OldMessagesAreExpired(ListScript):
+    """Encrypted messages have a lifetime of their own, by the clock of the machine that reads them."""
+
+    found_by = "messages_have_no_other_ttl"
+
+    def append(self, role: str, text: str) -> None:
+        item = uuid.uuid4().hex.encode() + json.dumps([role, text, time.time()]).encode()
+        self.r.register_script(self.script)([self.key], [item, self.ttl_ms])
+
+    def read(self) -> Messages:
+        items = [json.loads(item[32:]) for item in self.r.lrange(self.key, 0, -1)]
+        return [(role, text) for role, text, at in items if time.time() - at < 600]
+
+
 class AMonthInAll(ListScript):
     """Each append renews a session until it is a month old."""
 

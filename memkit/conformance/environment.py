@@ -13,7 +13,7 @@ from memkit.conformance.adapter import Handle, Messages, StoreAdapter, checked_h
 from memkit.conformance.outcomes import CaseSkipped
 from memkit.errors import ServerError
 from memkit.server.clock import ServerClock
-from memkit.server.launcher import RedisServer, modules_config
+from memkit.server.launcher import PRELOAD, RedisServer, modules_config
 
 CONTROL_USER = "memkit-suite"
 CONTROL_PASSWORD = "suite"  # noqa: S105  # of a private server on loopback
@@ -186,6 +186,15 @@ class TestEnvironment:
             yield
         finally:
             self.clock = clock
+
+    def clock_variables(self) -> dict[str, str]:
+        """Return the variables of a process that has the server's moved clock; none if deadlines are moved."""
+        if self.clock.method != "preload":
+            return {}
+        return {
+            "LD_PRELOAD": str(self.server.directory / PRELOAD),
+            "MEMKIT_CLOCK": str(self.server.directory / "clock"),
+        }
 
     # What the server holds
 

@@ -6,10 +6,12 @@ from functools import partial
 
 from memkit.conformance.adapter import error_line
 from memkit.conformance.case import case
+from memkit.conformance.cases.isolation import in_a_fresh_process
 from memkit.conformance.environment import MARGIN_S, ROLES, TTL_S, TestEnvironment
 from memkit.conformance.fault_proxy import MOST_ROUND_TRIPS, through_proxy
 from memkit.conformance.keyspace import SessionKeys
 from memkit.conformance.outcomes import CaseFailed, CaseSkipped, Symptom
+from memkit.conformance.processes import Interpreter
 from memkit.conformance.trial import TrialSession, difference, long_text
 from memkit.render import duration
 
@@ -72,6 +74,30 @@ def time_zone(env: TestEnvironment) -> None:
         if before is not None:
             os.environ["TZ"] = before
         time.tzset()
+
+
+@case(
+    why="Encrypted or signed messages often have a lifetime of their own: Fernet's ttl is 600 s in some libraries, and "
+    "what is older is left out, although the session exists.",
+    fix="Check no age of a message when reading, or the session's TTL; let Redis expire the session.",
+    needs_ttl=True,
+)
+def messages_have_no_other_ttl(env: TestEnvironment) -> str:
+    """A process that reads the session 6 days after its last message, by its own clock too, gets every message of 7."""
+    session = TrialSession(env, ttl_s=WEEK_S)
+    for role in ("user", "assistant", "user"):
+        session.append(role=role)
+    env.move_to(session.appended_at[0] + 6 * DAY_S)
+    variables = env.clock_variables()
+    if not variables or not env.spec:
+        raise CaseSkipped(
+            "a process with a clock that moves needs the preload and the adapter's package.module:factory"
+        )
+    later = Interpreter(env.spec, **variables)
+    try:
+        return in_a_fresh_process(session, later, when=", 6 days later by its clock")
+    finally:
+        later.stop()
 
 
 @case(

@@ -189,7 +189,7 @@ def second_client(env: TestEnvironment) -> str:
     fresh = Interpreter(env.spec, PYTHONHASHSEED=seed) if env.spec else None
     try:
         session, remark = _in_this_process_and_a_fork(env)
-        return "; ".join(filter(None, (remark, _in_a_fresh_process(session, fresh))))
+        return "; ".join(filter(None, (remark, in_a_fresh_process(session, fresh))))
     finally:
         if fresh:
             fresh.stop()
@@ -227,7 +227,8 @@ def _in_this_process_and_a_fork(env: TestEnvironment) -> tuple[TrialSession, str
     return session, ""
 
 
-def _in_a_fresh_process(session: TrialSession, fresh: Interpreter | None) -> str:
+def in_a_fresh_process(session: TrialSession, fresh: Interpreter | None, *, when: str = "") -> str:
+    """Read and append in another process; return why that was not possible, or nothing."""
     env = session.env
     if fresh is None:
         return "another process is a fork here: a fresh one imports the adapter by package.module:factory"
@@ -244,7 +245,7 @@ def _in_a_fresh_process(session: TrialSession, fresh: Interpreter | None) -> str
         raise RuntimeError(answer["raised"])
     read = [(role, text) for role, text in answer["read"]]
     if read != session.expected:
-        raise CaseFailed(f"read by a fresh process: {difference(session.expected, read)}")
+        raise CaseFailed(f"read by a fresh process{when}: {difference(session.expected, read)}")
     session.messages.append(message)
     session.expect("appended by a fresh process, read by the first handle", by=session.handle)
     return ""
