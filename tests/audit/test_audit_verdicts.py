@@ -120,8 +120,13 @@ def test_failover_removes_no_keys(traffic: Traffic) -> None:
         for n in range(60):
             client.set(f"chat:{n}", traffic.message(), ex=round(WEEK))
         report = audit(server.url, expect={"chat:*": WEEK}, duty=1)
+        client.config_set("slowlog-log-slower-than", 0)
+        for n in range(20):
+            client.delete(f"chat:{n}")
+        deleted = audit(server.url, expect={"chat:*": WEEK}, duty=1)
     assert (report.verdict.status, report.findings) == ("healthy", ())
     assert "the writes that had not reached it are lost" in text_of(report).replace("\n  ", " ")
+    assert of(deleted, "deleted").confidence == "likely"  # it may have logged them as a replica
 
 
 def test_replica_counts_no_expiry_and_has_no_limit(traffic: Traffic) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from memkit.audit.checks.ttl_inference import SOME
 from memkit.audit.context import AuditContext
-from memkit.audit.finding import Finding, Since
+from memkit.audit.finding import Confidence, Finding, Since
 from memkit.audit.sampling import KeyFacts
 from memkit.audit.server_info import DELETES, STRING_WRITES, ServerFacts
 from memkit.config import Expectation
@@ -96,7 +96,7 @@ def _logged_finding(servers: Sequence[ServerFacts], expectations: Sequence[Expec
         for one in server.slow_commands
         for key in one.keys
         # Keys that expire or are evicted on the primary are deleted on its replicas, each with a command of its own.
-        if one.command in DELETES and (len(one.keys) > 1 or not server.may_have_synced)
+        if one.command in DELETES and (len(one.keys) > 1 or not server.is_replica)
     ]
     named = [(one, key) for one, key in named if not is_housekeeping(to_name(key))]
     prefixes = {one: each.prefix for each in expectations for one, key in named if each.matches.fullmatch(key)}
@@ -105,6 +105,8 @@ def _logged_finding(servers: Sequence[ServerFacts], expectations: Sequence[Expec
         return None
     first = min(logged, key=lambda one: one.at_s)
     count = sum(len(one.keys) for one in logged)
+    # They may have been logged when a server was a replica.
+    surest: Confidence = "likely" if any(server.may_have_synced for server in servers) else "proven"
     many = count >= FEWEST_DELETED or any(len(one.keys) >= FEWEST_VANISHED for one in logged)
     return Finding.of(
         None,
@@ -113,7 +115,7 @@ def _logged_finding(servers: Sequence[ServerFacts], expectations: Sequence[Expec
         keys=count,
         message=f"{first.command.upper()} ended sessions matching {prefixes[first]}* before their TTL did: at least "
         f"{counted(count, 'key')}",
-        confidence="proven" if many else "possible",  # a user may have ended a large session
+        confidence=surest if many else "possible",  # a user may have ended a large session
         since=Since(1_000 * (first.at_s + 1), "upper bound"),
         evidence=tuple(
             f"slow log: {one.command} of {counted(len(one.keys), 'key')} by {one.client}" for one in logged[:3]
