@@ -135,7 +135,15 @@ class ServerFacts:
     @property
     def may_have_synced(self) -> bool:
         """Whether the server may have received its keys from a primary at any time, which started their idle clocks."""
-        return self.is_replica or self.called(*REPLICATES) > 0 or (self.number("second_repl_offset") or 0) > 0
+        return self.is_replica or self.called(*REPLICATES) > 0 or self.replicated_bytes > 0
+
+    @property
+    def replicated_bytes(self) -> int:
+        """How many bytes the server received from a primary.
+
+        Redis 6.2 shows them only after a promotion, and no longer if it has had no replica for an hour since.
+        """
+        return max(self.number("total_net_repl_input_bytes") or 0, self.number("second_repl_offset") or 0)
 
     @property
     def flavour(self) -> str:
@@ -165,8 +173,7 @@ class ServerFacts:
 
         A failover calls REPLICAOF, too: the server then has the keys and the writes of its primary.
         """
-        promoted_at = self.number("second_repl_offset") or 0
-        received = self.is_replica or self.loaded_keys or promoted_at > REPLICATED_BYTES
+        received = self.is_replica or self.loaded_keys or self.replicated_bytes > REPLICATED_BYTES
         return [name for name in FLUSHES if self.called(name) and not (received and name in REPLICATES)]
 
     def errors(self, code: str) -> int:
