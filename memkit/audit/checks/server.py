@@ -142,7 +142,7 @@ def expired_early(
     started, now = servers[0].started_ms, context.history.now_ms
     if own < volatile or databases > 1 or started is None or servers[0].is_replica:
         return None
-    ttl_ms = min((min(one.ttl_ms, *one.other_ttls_ms, one.ttl_ms) for one in expectations if one.ttl_ms), default=0)
+    ttl_ms = min((one.ttls_ms[0] for one in expectations if one.ttls_ms), default=0)
     empty = context.history.empty_start_ms
     # A server that was stopped for long finds sessions past their deadline in its append-only file.
     if not ttl_ms or (empty is None and now - started < ttl_ms):
