@@ -491,9 +491,10 @@ def absolute_deadlines(t: Traffic) -> World:
 def migrated_by_replication(t: Traffic) -> World:
     """The server has become a primary after it was the replica of another, which sent it all sessions."""
     gap_s = t.dice.choice((HOUR, 5 * MINUTE, DAY))
+    at_once: dict[str, object] = {"repl-diskless-sync-delay": 0}
 
     def migrate(server: RedisServer) -> None:
-        with RedisServer(port=0) as other, server.client() as client, other.client() as source:
+        with RedisServer(port=0, config=at_once) as other, server.client() as client, other.client() as source:
             other.clock.move_to(server.clock.now())
             for one, of in ((source, server), (client, other)):
                 one.replicaof(*of.url.removeprefix("redis://").removesuffix("/0").split(":"))
@@ -502,7 +503,7 @@ def migrated_by_replication(t: Traffic) -> World:
         server.clock.shift(gap_s)
 
     sessions = t.sessions(newest_s=gap_s + t.dice.choice((MINUTE, 0.5 * t.ttl_s)), reads=0.3)
-    return t.world(sessions, after=migrate, stops_s=gap_s, port=0)
+    return t.world(sessions, after=migrate, stops_s=gap_s, port=0, config=at_once)
 
 
 def migrated_by_copy(t: Traffic) -> World:
