@@ -39,13 +39,18 @@ NOT_SLIDING = 'the store declares that appends do not renew the TTL (expiry = "a
 def ttl_boundary(env: TestEnvironment) -> None:
     """A session is whole until 2 s before its deadline and expired 2 s after it, for 10 minutes, 7 days and 90 days."""
     for ttl_s in (TTL_S, WEEK_S, 90 * DAY_S):
-        # Two sessions: reading one just before its deadline may rightly extend it.
-        read, unread = TrialSession(env, "read", ttl_s), TrialSession(env, "unread", ttl_s)
-        for session in (read, unread):
-            session.append()
-            session.append(role="assistant")
-        read.expect_until(ttl_s, f"{MARGIN_S:g} s before the end of a TTL of {duration(ttl_s * 1000)}")
-        unread.expect_empty_after(ttl_s, f"{MARGIN_S:g} s after the end of a TTL of {duration(ttl_s * 1000)}")
+        _expect_lifetime(env, ttl_s, f"a TTL of {duration(ttl_s * 1000)}")
+
+
+def _expect_lifetime(env: TestEnvironment, ttl_s: float, of: str) -> None:
+    """Raise CaseFailed if a session does not exist until its deadline, or exists after it."""
+    # Two sessions: reading one just before its deadline may rightly extend it.
+    read, unread = TrialSession(env, "read", ttl_s), TrialSession(env, "unread", ttl_s)
+    for session in (read, unread):
+        session.append()
+        session.append(role="assistant")
+    read.expect_until(ttl_s, f"{MARGIN_S:g} s before the end of {of}")
+    unread.expect_empty_after(ttl_s, f"{MARGIN_S:g} s after the end of {of}")
 
 
 @case(
@@ -62,13 +67,7 @@ def time_zone(env: TestEnvironment) -> None:
     os.environ["TZ"] = AHEAD_OF_UTC
     time.tzset()
     try:
-        # Two sessions: reading one just before its deadline may rightly extend it.
-        read, unread = TrialSession(env, "read", DAY_S), TrialSession(env, "unread", DAY_S)
-        for session in (read, unread):
-            session.append()
-            session.append(role="assistant")
-        read.expect_until(DAY_S, "the machine is 5.5 hours ahead of UTC, shortly before the deadline")
-        unread.expect_empty_after(DAY_S, "the machine is 5.5 hours ahead of UTC, shortly after the deadline")
+        _expect_lifetime(env, DAY_S, f"a TTL of {duration(DAY_S * 1000)}, on a machine 5.5 hours ahead of UTC")
     finally:
         os.environ.pop("TZ")
         if before is not None:
